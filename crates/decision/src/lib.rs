@@ -1,1 +1,54 @@
-//! To be written.
+//! What a proxy decides, as pure functions over an immutable snapshot: which listener and rule take a request, what
+//! their filters make of it, which backend and endpoint it goes to, whether a failed attempt is repeated. No I/O, no
+//! async, no globals; time and chance are given.
+//!
+//! ```text
+//! messages ─▶ SnapshotBuilder ─▶ Arc<Snapshot>
+//!                                   │ bindings()                   one per address and port
+//!                                   ▼
+//!   request ─▶ Binding::route ─▶ Matched{listener, route, rule, policy}
+//!                                   │ rule().filters()             edits, redirect, rewrite: data and pure functions
+//!                                   │ rule().choose_backend(rng)   by weight
+//!                                   ▼
+//!                                Cluster::pick(now, rng, tried) ─▶ Arc<Endpoint>
+//! ```
+//!
+//! The same functions serve live traffic and `explain`: [`Reasons`] is a parameter, and [`NoReasons`] compiles to
+//! nothing. Every local failure is a [`Cause`], which one table maps to Envoy's flag and a status.
+
+mod balance;
+mod binding;
+mod builder;
+mod cause;
+mod cluster;
+mod endpoint;
+mod filter;
+mod hostname;
+mod matching;
+mod origin;
+mod policy;
+mod reasons;
+mod request;
+mod retry;
+mod route;
+mod snapshot;
+mod table;
+
+pub use binding::{Binding, Listener, Matched, Protocol, Routed, Secret};
+pub use builder::{Change, Rejection, Severity, SnapshotBuilder};
+pub use cause::{Cause, ResponseFlag};
+pub use cluster::{Algorithm, AppProtocol, Cluster, ClusterKey};
+pub use endpoint::{Endpoint, EndpointSet, EndpointStats, Exclusion, Health, InFlight, Transport};
+pub use filter::{Filter, HeaderEdit, HeaderEdits, PathEdit, Redirect, Rewrite};
+pub use hostname::{HostPattern, HostPatternError};
+pub use matching::{FieldMatch, PathMatch, Pattern, PatternError, RouteMatch, ValueMatch};
+pub use origin::Origin;
+pub use policy::{RulePolicy, Timeouts};
+pub use reasons::{Explanation, NoReasons, Outcome, Phase, Reason, Reasons};
+pub use request::{OwnedRequest, RequestView, Scheme, split_authority};
+pub use retry::{RetryBudget, RetryPolicy};
+pub use route::{Backend, Route, Rule, Target};
+pub use snapshot::Snapshot;
+
+#[cfg(test)]
+mod tests;

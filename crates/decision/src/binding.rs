@@ -1,0 +1,247 @@
+//! A binding: one port of one address, with all listeners that share it.
+//!
+//! Listeners of one port are told apart as Gateway API says ("Listeners that are distinct only by Hostname"): plain HTTP
+//! by the most specific listener hostname for the request's host, and only that listener's routes count. Under TLS the
+//! connection belongs to the listener that SNI chose; a request whose host belongs to another listener is answered 421.
+//!
+//! Within a listener all routes whose hostnames fit apply, the more specific hostname first; a request that no rule of
+//! the more specific one takes falls to the next, since hostnames order matches and do not end the search.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use crate::cause::Cause;
+use crate::hostname::{Host, HostMap, HostPattern};
+use crate::matching::PathMatch;
+use crate::origin::Origin;
+use crate::policy::RulePolicy;
+use crate::reasons::{Outcome, Phase, Reason, Reasons};
+use crate::request::RequestView;
+use crate::route::{Route, Rule};
+use crate::table::{Entry, HostTable};
+
+/// What a listener carries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Protocol {
+    /// Plaintext HTTP.
+    Http,
+    /// HTTP over TLS that ends here.
+    Https,
+}
+
+/// A certificate chain with its key, as given; PEM.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret {
+    /// `NAMESPACE/NAME`.
+    pub name: Arc<str>,
+    /// The chain, the leaf first.
+    pub certificate_chain_pem: Bytes,
+    /// The leaf's private key.
+    pub private_key_pem: Bytes,
+}
+
+impl std::fmt::Debug for Secret {
+    /// Never shows the key.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Secret").field("name", &self.name).finish_non_exhaustive()
+    }
+}
+
+/// One listener of one Gateway.
+#[derive(Debug)]
+pub struct Listener {
+    /// `NAMESPACE/GATEWAY/LISTENER`.
+    pub name: Arc<str>,
+    /// The Gateway.
+    pub origin: Arc<Origin>,
+    /// The port as the Gateway says, which redirects name.
+    pub port: u16,
+    /// What it carries.
+    pub protocol: Protocol,
+    /// For which hosts.
+    pub hostname: HostPattern,
+    /// Its certificates in the order of preference; those that have been delivered. An unchanged secret is the same
+    /// `Arc` in the next snapshot, so parsed forms may be kept by pointer.
+    pub secrets: Box<[Arc<Secret>]>,
+    pub(crate) routes: Arc<HostMap<Arc<HostTable>>>,
+}
+
+/// One port of one address.
+#[derive(Debug)]
+pub struct Binding {
+    /// The address to bind; absent: the proxy's own listen address.
+    pub address: Option<IpAddr>,
+    /// The port to bind.
+    pub port: u16,
+    /// What is spoken there.
+    pub protocol: Protocol,
+    /// Its listeners, the oldest Gateway first.
+    pub listeners: Box<[Arc<Listener>]>,
+    /// By hostname; several only when Gateways share a port and a hostname, the oldest first.
+    pub(crate) by_host: HostMap<Arc<[Arc<Listener>]>>,
+}
+
+/// What became of a request.
+#[derive(Debug)]
+pub enum Routed<'s> {
+    /// A rule takes it.
+    Matched(Matched<'s>),
+    /// Nothing takes it.
+    NotFound {
+        /// Why, with flag and status.
+        cause: Cause,
+        /// The listener that looked, when one was found.
+        listener: Option<&'s Arc<Listener>>,
+    },
+}
+
+/// The rule that takes a request, borrowed from the snapshot.
+#[derive(Clone, Copy, Debug)]
+pub struct Matched<'s> {
+    /// The listener; absent on the outbound side.
+    pub listener: Option<&'s Arc<Listener>>,
+    pub(crate) entry: &'s Entry,
+}
+
+impl<'s> Matched<'s> {
+    /// The route.
+    #[must_use]
+    pub fn route(&self) -> &'s Arc<Route> {
+        &self.entry.route
+    }
+
+    /// The rule.
+    #[must_use]
+    pub fn rule(&self) -> &'s Rule {
+        self.entry.rule()
+    }
+
+    /// Its position in [`Route::rules`].
+    #[must_use]
+    pub fn rule_index(&self) -> usize {
+        self.entry.rule_index()
+    }
+
+    /// The position in [`Rule::matches`] of the match that held.
+    #[must_use]
+    pub fn match_index(&self) -> usize {
+        self.entry.match_index()
+    }
+
+    /// What applies to this request.
+    #[must_use]
+    pub fn policy(&self) -> &'s Arc<RulePolicy> {
+        &self.entry.policy
+    }
+
+    /// The path prefix that matched, without a final `/`: what [`crate::PathEdit::Prefix`] replaces.
+    #[must_use]
+    pub fn prefix(&self) -> Option<&'s str> {
+        match &self.entry.matched().path {
+            PathMatch::Prefix(prefix) => Some(prefix),
+            PathMatch::Exact(_) | PathMatch::Regex(_) => None,
+        }
+    }
+}
+
+impl Binding {
+    /// The certificates to offer to a client that names this host in its handshake (or none), in the order of
+    /// preference, with the listener that SNI chose; `None` refuses the handshake with `unrecognized_name`.
+    #[must_use]
+    pub fn certificates_for(&self, sni: Option<&str>) -> Option<&Arc<Listener>> {
+        self.by_sni(sni).and_then(|group| group.first())
+    }
+
+    fn by_sni(&self, sni: Option<&str>) -> Option<&Arc<[Arc<Listener>]>> {
+        match sni {
+            Some(name) => self.by_host.matching(Host::new(name).as_str()).next(),
+            None => self.by_host.get(&HostPattern::Any),
+        }
+    }
+
+    /// Finds the rule for a request. `sni` is the server name of its TLS connection; plaintext ignores it.
+    pub fn route(
+        &self,
+        request: &impl RequestView,
+        sni: Option<&str>,
+        reasons: &mut impl Reasons,
+    ) -> Routed<'_> {
+        let host = Host::new(request.host());
+        let group = match self.listeners_for(&host, sni, reasons) {
+            Ok(group) => group,
+            Err(cause) => return Routed::NotFound { cause, listener: None },
+        };
+        let mut cause = Cause::NoHost;
+        for listener in group {
+            match find_rule(&listener.routes, &host, request, reasons) {
+                Ok(entry) => return Routed::Matched(Matched { listener: Some(listener), entry }),
+                Err(Cause::NoRule) => cause = Cause::NoRule,
+                Err(_) => {}
+            }
+        }
+        Routed::NotFound { cause, listener: group.first() }
+    }
+
+    fn listeners_for(
+        &self,
+        host: &Host<'_>,
+        sni: Option<&str>,
+        reasons: &mut impl Reasons,
+    ) -> Result<&[Arc<Listener>], Cause> {
+        let note = |group: Option<&Arc<[Arc<Listener>]>>, outcome, why: &str| Reason {
+            phase: Phase::Listener,
+            subject: group
+                .and_then(|g| g.first())
+                .map_or_else(|| format!("port {}", self.port), |l| l.name.to_string()),
+            outcome,
+            why: why.to_owned(),
+        };
+        let Some(best) = self.by_host.matching(host.as_str()).next() else {
+            reasons.note(|| note(None, Outcome::Refused, "no listener takes this host"));
+            return Err(Cause::NoListener);
+        };
+        if self.protocol == Protocol::Https
+            && !self.by_sni(sni).is_some_and(|current| Arc::ptr_eq(current, best))
+        {
+            reasons.note(|| {
+                note(
+                    Some(best),
+                    Outcome::Refused,
+                    "the host belongs here, but the TLS connection was made for another listener",
+                )
+            });
+            return Err(Cause::MisdirectedRequest);
+        }
+        reasons.note(|| note(Some(best), Outcome::Chosen, "most specific listener for this host"));
+        Ok(best)
+    }
+}
+
+/// Walks the host tables that fit, the most specific first.
+pub(crate) fn find_rule<'s>(
+    routes: &'s HostMap<Arc<HostTable>>,
+    host: &Host<'_>,
+    request: &impl RequestView,
+    reasons: &mut impl Reasons,
+) -> Result<&'s Entry, Cause> {
+    let mut cause = Cause::NoHost;
+    for table in routes.matching(host.as_str()) {
+        if let Some(entry) = table.find(request, reasons) {
+            reasons.note(|| entry.reason(Outcome::Chosen, entry.matched().path.to_string()));
+            return Ok(entry);
+        }
+        cause = Cause::NoRule;
+    }
+    reasons.note(|| Reason {
+        phase: Phase::Route,
+        subject: "routes".to_owned(),
+        outcome: Outcome::Refused,
+        why: match cause {
+            Cause::NoRule => "no rule of the routes for this host takes the request".to_owned(),
+            _ => "no route takes this host".to_owned(),
+        },
+    });
+    Err(cause)
+}

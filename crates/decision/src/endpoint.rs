@@ -1,0 +1,299 @@
+//! Endpoints: an instance's address in a service, what is known of it, and what is counted about it.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
+use meshwork_base::{SpiffeId, Tick};
+use smallvec::SmallVec;
+
+/// What the registry or the cluster says about an endpoint's health.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Health {
+    /// It serves.
+    Healthy,
+    /// It fails its checks.
+    Unhealthy,
+    /// It is leaving: what runs may finish, nothing new begins.
+    Draining,
+    /// The registry lost sight of it and keeps it; it serves until more is known.
+    Suspect,
+}
+
+/// How an endpoint is spoken to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Transport {
+    /// Directly, in the application's own protocol.
+    Plaintext,
+    /// Through the sidecar beside it.
+    Mesh {
+        /// mTLS HTTP/2 for HTTP traffic.
+        http: SocketAddr,
+        /// HBONE for opaque TCP, where the instance can.
+        hbone: Option<SocketAddr>,
+        /// Who the peer must prove to be.
+        spiffe_id: SpiffeId,
+    },
+}
+
+/// Why an endpoint is in view but never picked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Exclusion {
+    /// [`Health::Unhealthy`].
+    Unhealthy,
+    /// [`Health::Draining`].
+    Draining,
+    /// The service is served by named identities, and this endpoint has none of them.
+    WrongIdentity,
+}
+
+/// One address of one instance in one cluster.
+#[derive(Debug)]
+pub struct Endpoint {
+    /// Unique in the process, and kept across updates as long as what a connection depends on (addresses, transport,
+    /// identity, protocol) stays the same: connection pools may be keyed by it.
+    pub id: u64,
+    /// Where the application listens, the preferred address first; never empty.
+    pub addresses: SmallVec<[SocketAddr; 1]>,
+    /// How it is spoken to.
+    pub transport: Transport,
+    /// What is known of its health.
+    pub health: Health,
+    /// Why it is never picked, if so.
+    pub excluded: Option<Exclusion>,
+    /// Its share; at least 1.
+    pub weight: u32,
+    /// The instance's id.
+    pub instance: Arc<str>,
+    /// The workload's name.
+    pub workload: Arc<str>,
+    /// The workload's version.
+    pub version: Arc<str>,
+    /// The zone.
+    pub zone: Arc<str>,
+    /// The region.
+    pub region: Arc<str>,
+    /// Labels, for subsets.
+    pub labels: Arc<BTreeMap<String, String>>,
+    /// What is counted; belongs to the address and survives updates.
+    pub stats: Arc<EndpointStats>,
+}
+
+impl Endpoint {
+    /// The preferred address of the application.
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        self.addresses[0]
+    }
+
+    /// Where to connect for HTTP: the sidecar's port when there is one, the application's otherwise.
+    #[must_use]
+    pub fn http_address(&self) -> SocketAddr {
+        match &self.transport {
+            Transport::Plaintext => self.address(),
+            Transport::Mesh { http, .. } => *http,
+        }
+    }
+
+    /// Who the peer must prove to be, in the mesh.
+    #[must_use]
+    pub fn spiffe_id(&self) -> Option<&SpiffeId> {
+        match &self.transport {
+            Transport::Plaintext => None,
+            Transport::Mesh { spiffe_id, .. } => Some(spiffe_id),
+        }
+    }
+
+    /// Counts a request on its way to this endpoint until the guard is dropped.
+    #[must_use]
+    pub fn begin(&self) -> InFlight {
+        self.stats.in_flight.fetch_add(1, Ordering::Relaxed);
+        InFlight { stats: Arc::clone(&self.stats) }
+    }
+
+    /// Whether outlier detection has taken it out for now.
+    #[must_use]
+    pub fn is_ejected(&self, now: Tick) -> bool {
+        self.stats.is_ejected(now)
+    }
+}
+
+/// What is counted about one address, across workers and updates. All relaxed: each number stands alone.
+#[derive(Debug, Default)]
+pub struct EndpointStats {
+    in_flight: AtomicU32,
+    pub(crate) consecutive_5xx: AtomicU32,
+    pub(crate) ejections: AtomicU32,
+    /// Nanoseconds of the clock's [`Tick`]; 0 means never.
+    pub(crate) ejected_until: AtomicU64,
+}
+
+impl EndpointStats {
+    /// Requests on their way to it.
+    #[must_use]
+    pub fn in_flight(&self) -> u32 {
+        self.in_flight.load(Ordering::Relaxed)
+    }
+
+    /// Failures in a row, as outlier detection counts them.
+    #[must_use]
+    pub fn consecutive_5xx(&self) -> u32 {
+        self.consecutive_5xx.load(Ordering::Relaxed)
+    }
+
+    /// How often it has been ejected, less what good behaviour has taken off.
+    #[must_use]
+    pub fn ejections(&self) -> u32 {
+        self.ejections.load(Ordering::Relaxed)
+    }
+
+    /// Until when it is ejected; a time in the past means that it no longer is.
+    #[must_use]
+    pub fn ejected_until(&self) -> Tick {
+        Tick::from_nanos(self.ejected_until.load(Ordering::Relaxed))
+    }
+
+    /// Whether outlier detection has taken it out for now.
+    #[must_use]
+    pub fn is_ejected(&self, now: Tick) -> bool {
+        self.ejected_until() > now
+    }
+}
+
+/// One request on its way; dropping it ends the count.
+#[derive(Debug)]
+pub struct InFlight {
+    stats: Arc<EndpointStats>,
+}
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        let before = self.stats.in_flight.fetch_sub(1, Ordering::Relaxed);
+        debug_assert!(before > 0, "a guard ends what it began");
+    }
+}
+
+/// All endpoints of a cluster at one moment; replaced as a whole.
+#[derive(Debug, Default)]
+pub struct EndpointSet {
+    all: Box<[Arc<Endpoint>]>,
+    pickable: Box<[Arc<Endpoint>]>,
+    /// Positions in `pickable`, each as often as its weight says, evenly spread; empty when all weights are equal.
+    schedule: Box<[u32]>,
+}
+
+/// More slots than this make a schedule coarser rather than longer.
+const MAX_SCHEDULE: u64 = 4096;
+
+impl EndpointSet {
+    /// A set of these endpoints.
+    #[must_use]
+    pub fn new(all: Vec<Arc<Endpoint>>) -> Self {
+        let pickable: Box<[_]> = all.iter().filter(|e| e.excluded.is_none()).cloned().collect();
+        let weights: Vec<u32> = pickable.iter().map(|e| e.weight.max(1)).collect();
+        Self { all: all.into(), schedule: schedule(&weights), pickable }
+    }
+
+    /// Every endpoint in view, also those that are never picked.
+    #[must_use]
+    pub fn all(&self) -> &[Arc<Endpoint>] {
+        &self.all
+    }
+
+    /// Those that may be picked, ejected ones included.
+    #[must_use]
+    pub fn pickable(&self) -> &[Arc<Endpoint>] {
+        &self.pickable
+    }
+
+    /// The number of slots over which a picker walks or draws.
+    pub(crate) fn slots(&self) -> usize {
+        if self.schedule.is_empty() { self.pickable.len() } else { self.schedule.len() }
+    }
+
+    /// The endpoint of a slot below [`Self::slots`].
+    pub(crate) fn slot(&self, slot: usize) -> &Arc<Endpoint> {
+        match self.schedule.get(slot) {
+            Some(&position) => &self.pickable[position as usize],
+            None => &self.pickable[slot],
+        }
+    }
+}
+
+/// Smooth weighted round robin, unrolled: over one pass each position comes up as often as its weight, never bunched.
+/// Equal weights need no schedule.
+fn schedule(weights: &[u32]) -> Box<[u32]> {
+    let Some(&first) = weights.first() else { return Box::default() };
+    if weights.iter().all(|&w| w == first) {
+        return Box::default();
+    }
+    let divisor = weights.iter().fold(0, |a, &b| gcd(a, u64::from(b)));
+    let total: u64 = weights.iter().map(|&w| u64::from(w) / divisor).sum();
+    let shares: Vec<i64> = weights
+        .iter()
+        .map(|&w| {
+            let share = u64::from(w) / divisor;
+            // Coarser beyond the bound, but nobody with a weight falls out.
+            let share = if total > MAX_SCHEDULE { (share * MAX_SCHEDULE / total).max(1) } else { share };
+            i64::try_from(share).expect("a share is at most a 32-bit weight")
+        })
+        .collect();
+    let total: i64 = shares.iter().sum();
+    let mut current = vec![0i64; shares.len()];
+    (0..total)
+        .map(|_| {
+            let mut best = 0;
+            for (i, share) in shares.iter().enumerate() {
+                current[i] += share;
+                if current[i] > current[best] {
+                    best = i;
+                }
+            }
+            current[best] -= total;
+            u32::try_from(best).expect("fewer than 2^32 endpoints")
+        })
+        .collect()
+}
+
+fn gcd(a: u64, b: u64) -> u64 {
+    if b == 0 { a } else { gcd(b, a % b) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn the_schedule_is_nginx_s_smooth_order() {
+        assert_eq!(&*schedule(&[5, 1, 1]), &[0, 0, 1, 0, 2, 0, 0]);
+        assert!(schedule(&[3, 3, 3]).is_empty(), "equal weights need none");
+        assert!(schedule(&[]).is_empty());
+    }
+
+    proptest! {
+        #[test]
+        fn every_weight_gets_its_share(weights in prop::collection::vec(1u32..2000, 2..12)) {
+            let schedule = schedule(&weights);
+            prop_assume!(!schedule.is_empty());
+            let total: f64 = weights.iter().map(|&w| f64::from(w)).sum();
+            for (i, &w) in weights.iter().enumerate() {
+                let got = schedule.iter().filter(|&&p| p as usize == i).count();
+                let want = f64::from(w) / total * schedule.len() as f64;
+                prop_assert!(got >= 1);
+                prop_assert!((got as f64 - want).abs() <= 1.0 + want * 0.01, "{got} for {want}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_guard_counts_until_it_is_dropped() {
+        let endpoint = crate::tests::endpoint(1, 1);
+        let (a, b) = (endpoint.begin(), endpoint.begin());
+        assert_eq!(endpoint.stats.in_flight(), 2);
+        drop(a);
+        drop(b);
+        assert_eq!(endpoint.stats.in_flight(), 0);
+    }
+}
