@@ -1,0 +1,171 @@
+//! Request heads (RFC 9112 section 3).
+
+use http::Method;
+
+use crate::error::ParseError;
+use crate::fields::Fields;
+use crate::framing::{BodyLength, Survey, Version};
+use crate::limits::{Limit, Limits};
+use crate::name::KnownName;
+use crate::scan::{HeadScan, Parsed, Phase};
+use crate::target::{Authority, Target};
+
+/// The head of a request, in memory that the next request of the connection uses again.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RequestHead {
+    /// The method; those that nobody registered pass too.
+    pub method: Method,
+    /// The target.
+    pub target: Target,
+    /// The version the client spoke.
+    pub version: Version,
+    /// The header fields as received, framing and hop-by-hop ones included.
+    pub fields: Fields,
+    /// How long the body is.
+    pub body: BodyLength,
+    /// Whether the client wants to send another request afterwards.
+    pub keep_alive: bool,
+    /// Whether the client waits for `100 Continue` before it sends the body.
+    pub expect_continue: bool,
+    /// Whether the client offers to change the protocol (Upgrade nominated by Connection).
+    pub upgrade: bool,
+}
+
+impl RequestHead {
+    /// An empty head, which holds no memory yet.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Empties the head and keeps its memory.
+    pub fn clear(&mut self) {
+        self.method = Method::GET;
+        self.target.clear();
+        self.version = Version::Http11;
+        self.fields.clear();
+        self.body = BodyLength::None;
+        self.keep_alive = false;
+        self.expect_continue = false;
+        self.upgrade = false;
+    }
+
+    /// Empties the head and gives its memory back, for a connection that idles.
+    pub fn release(&mut self) {
+        *self = Self::default();
+    }
+
+    /// `host[:port]` that the request is for: the target's if it has one, else Host's. `None` only for HTTP/1.0
+    /// without Host.
+    #[must_use]
+    pub fn authority(&self) -> Option<&str> {
+        self.target.authority().or_else(|| std::str::from_utf8(self.fields.known(KnownName::Host)?).ok())
+    }
+
+    /// The host that the request is for, without port; IPv6 addresses keep their brackets.
+    #[must_use]
+    pub fn host(&self) -> Option<&str> {
+        let authority = self.authority()?;
+        let colon = authority.rfind(':').filter(|at| authority.as_bytes().get(at - 1).is_some());
+        match colon {
+            Some(at) if !authority[at..].contains(']') => Some(&authority[..at]),
+            _ => Some(authority),
+        }
+    }
+}
+
+/// Reads a request head from the beginning of `buf`.
+///
+/// # Errors
+/// [`ParseError`]: answer with its status and close. `out` holds what was read before the fault, for the log.
+pub fn parse_request(
+    buf: &[u8],
+    limits: &Limits,
+    scan: &mut HeadScan,
+    out: &mut RequestHead,
+) -> Result<Parsed, ParseError> {
+    if scan.phase == Phase::Fresh {
+        out.clear();
+        scan.phase = Phase::StartLine;
+    }
+    while scan.phase != Phase::Fields {
+        let Some(line) = scan.line(buf, Limit::RequestLine, limits.request_line)? else {
+            return Ok(Parsed::Incomplete);
+        };
+        if !line.is_empty() {
+            request_line(line, out)?;
+            scan.begin_fields();
+        } else if scan.phase == Phase::StartLine {
+            scan.phase = Phase::AfterEmptyLine;
+        } else {
+            return Err(ParseError::EmptyLines);
+        }
+    }
+    let section = (Limit::HeaderBytes, limits.header_bytes);
+    let Some(consumed) = scan.fields(buf, limits, section, &mut out.fields)? else {
+        return Ok(Parsed::Incomplete);
+    };
+    finish(out)?;
+    Ok(Parsed::Done { consumed })
+}
+
+fn request_line(line: &[u8], out: &mut RequestHead) -> Result<(), ParseError> {
+    let malformed = || {
+        if line.contains(&b'\r') { ParseError::BareCr } else { ParseError::BadRequestLine }
+    };
+    let space = memchr::memchr(b' ', line).ok_or_else(malformed)?;
+    let (method, rest) = (&line[..space], &line[space + 1..]);
+    let space = memchr::memrchr(b' ', rest).ok_or_else(malformed)?;
+    let (target, version) = (&rest[..space], &rest[space + 1..]);
+    if method.is_empty() || target.is_empty() || target.contains(&b' ') {
+        return Err(malformed());
+    }
+    out.method = Method::from_bytes(method).map_err(|_| ParseError::BadMethod)?;
+    out.version = parse_version(version)?;
+    out.target.set(&out.method, target)
+}
+
+pub(crate) fn parse_version(bytes: &[u8]) -> Result<Version, ParseError> {
+    match bytes {
+        b"HTTP/1.1" => Ok(Version::Http11),
+        b"HTTP/1.0" => Ok(Version::Http10),
+        [b'H', b'T', b'T', b'P', b'/', b'1', b'.', b'2'..=b'9'] => Ok(Version::Http11),
+        [b'H', b'T', b'T', b'P', b'/', b'0'..=b'9', b'.', b'0'..=b'9'] => Err(ParseError::UnsupportedVersion),
+        _ if bytes.contains(&b'\r') => Err(ParseError::BareCr),
+        _ => Err(ParseError::BadVersion),
+    }
+}
+
+/// What can be judged only when all fields are known.
+fn finish(out: &mut RequestHead) -> Result<(), ParseError> {
+    let survey = Survey::of(&out.fields);
+    check_host(&survey, out)?;
+    let body = survey.framing(out.version)?.unwrap_or(BodyLength::None);
+    let expect_continue = survey.expect_continue && out.version == Version::Http11 && !body.is_empty();
+    let (keep_alive, upgrade) = (survey.persists(out.version), survey.upgrades(out.version));
+    out.body = body;
+    out.expect_continue = expect_continue;
+    out.keep_alive = keep_alive;
+    out.upgrade = upgrade;
+    Ok(())
+}
+
+fn check_host(survey: &Survey<'_>, out: &RequestHead) -> Result<(), ParseError> {
+    let Some(host) = survey.host else {
+        let missing = out.version == Version::Http11;
+        return if missing { Err(ParseError::MissingHost) } else { Ok(()) };
+    };
+    if survey.hosts > 1 {
+        return Err(ParseError::RepeatedHost);
+    }
+    let host = Authority::parse(host)?;
+    let Some(authority) = out.target.authority() else { return Ok(()) };
+    let authority = Authority::parse(authority.as_bytes())?;
+    let default = match out.target.scheme() {
+        Some(scheme) if scheme.eq_ignore_ascii_case("https") => Some(443),
+        Some(_) => Some(80),
+        // Clients leave the port out of the Host of a CONNECT; the target alone says where it goes.
+        None => authority.port,
+    };
+    if authority.same(&host, default) { Ok(()) } else { Err(ParseError::HostMismatch) }
+}
