@@ -1,1 +1,22 @@
-//! To be written.
+//! What the process of every role has, whatever it does: settings, readiness, signals, drain, an admin port and the
+//! shape of API errors.
+//!
+//! ```text
+//! arguments, MESHWORK_*, --settings FILE ──► parse_args ──► CommonArgs ──► role starts
+//!                                                                          │ Readiness: conditions become true
+//! SIGTERM ──► Drain: stop accepting ─► GOAWAY ─► wait until idle or timeout ─► exit 0
+//! AdminServer (own thread): /healthz/live /healthz/ready /metrics /loglevel + what the role adds
+//! ```
+
+pub mod admin;
+pub mod cpus;
+pub mod drain;
+pub mod problem;
+pub mod readiness;
+pub mod settings;
+
+pub use admin::{AdminAddresses, AdminError, AdminServer, AdminState};
+pub use drain::{Drain, DrainGuard, Drained};
+pub use problem::Problem;
+pub use readiness::{Condition, Readiness};
+pub use settings::{CommonArgs, SettingsError, parse_args, parse_duration};

@@ -1,1 +1,27 @@
-//! To be written.
+//! What a process tells about itself: one [`Record`] per request, the access log written from it, the metrics
+//! counted from it, and the process log.
+//!
+//! ```text
+//!                            ┌─► AccessLogWriter (per worker) ──buffer──► one writer thread ──► stdout or file
+//! proxy: Record, when the    │
+//! last byte is gone ─────────┤
+//!                            └─► RequestSeries (per worker) ──cells──► MetricsRegistry ──► text, summed at scrape
+//! ```
+//!
+//! A worker writes only to what it alone owns: metric cells are its own and are summed when somebody scrapes, log
+//! lines go into its own buffer which one thread empties. Every metric and every field of the access log is named
+//! once, in [`inventory`].
+
+pub mod access_log;
+pub mod inventory;
+pub mod logging;
+pub mod metrics;
+pub mod record;
+
+pub use access_log::{AccessLogError, AccessLogSink, AccessLogTarget, AccessLogWriter};
+pub use logging::{LogFormat, LogHandle, LoggingError, init_logging};
+pub use metrics::{
+    Counter, Format, Gauge, MetricsRegistry, RequestLabels, RequestSeries, WorkerCounter, WorkerGauge,
+    WorkerMetrics,
+};
+pub use record::{Protocol, Record, RequestText, TraceId};

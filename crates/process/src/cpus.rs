@@ -1,0 +1,137 @@
+//! How many workers fit: the quota of the control group, rounded up, else the cores this process may run on.
+
+use std::fs;
+use std::path::Path;
+
+/// One worker per core of the quota, at least one.
+#[must_use]
+pub fn default_workers() -> usize {
+    workers_below(Path::new("/"))
+}
+
+/// As [`default_workers`], reading `/proc` and `/sys` below `root`.
+fn workers_below(root: &Path) -> usize {
+    let cores = allowed_cores(root).unwrap_or(1);
+    let quota = cpu_quota(root).map_or(cores, ceiling);
+    cores.min(quota).max(1)
+}
+
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "quotas are small and positive; `as` saturates"
+)]
+fn ceiling(quota: f64) -> usize {
+    quota.ceil() as usize
+}
+
+/// `Cpus_allowed_list: 0-3,8`.
+fn allowed_cores(root: &Path) -> Option<usize> {
+    let status = fs::read_to_string(root.join("proc/self/status")).ok()?;
+    let list = status.lines().find_map(|l| l.strip_prefix("Cpus_allowed_list:"))?;
+    list.trim().split(',').try_fold(0, |sum, range| {
+        let (first, last) = range.split_once('-').unwrap_or((range, range));
+        let (first, last): (usize, usize) = (first.parse().ok()?, last.parse().ok()?);
+        Some(sum + (last + 1).checked_sub(first)?)
+    })
+}
+
+/// The smallest quota of this process's group and the groups above it, in cores.
+fn cpu_quota(root: &Path) -> Option<f64> {
+    let groups = fs::read_to_string(root.join("proc/self/cgroup")).ok()?;
+    let mut smallest: Option<f64> = None;
+    for line in groups.lines() {
+        let mut parts = line.splitn(3, ':');
+        let (Some(_), Some(controllers), Some(path)) = (parts.next(), parts.next(), parts.next()) else {
+            continue;
+        };
+        let (mount, read): (&str, fn(&Path) -> Option<f64>) = if controllers.is_empty() {
+            ("sys/fs/cgroup", quota_v2)
+        } else if controllers.split(',').any(|c| c == "cpu") {
+            ("sys/fs/cgroup/cpu", quota_v1)
+        } else {
+            continue;
+        };
+        let mount = root.join(mount);
+        // In a container with its own view the path may not exist below the mount; its ancestors do.
+        for group in Path::new(path.trim_start_matches('/')).ancestors() {
+            if let Some(quota) = read(&mount.join(group)) {
+                smallest = Some(smallest.map_or(quota, |s| s.min(quota)));
+            }
+        }
+    }
+    smallest
+}
+
+/// `cpu.max`: `QUOTA PERIOD`, or `max PERIOD`.
+fn quota_v2(group: &Path) -> Option<f64> {
+    let text = fs::read_to_string(group.join("cpu.max")).ok()?;
+    let (quota, period) = text.trim().split_once(' ')?;
+    Some(quota.parse::<f64>().ok()? / period.parse::<f64>().ok()?)
+}
+
+/// `cpu.cfs_quota_us`, -1 when there is none, and `cpu.cfs_period_us`.
+fn quota_v1(group: &Path) -> Option<f64> {
+    let read = |file: &str| fs::read_to_string(group.join(file)).ok()?.trim().parse::<f64>().ok();
+    let quota = read("cpu.cfs_quota_us").filter(|q| *q > 0.0)?;
+    Some(quota / read("cpu.cfs_period_us")?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn machine(files: &[(&str, &str)]) -> tempfile::TempDir {
+        let root = tempfile::tempdir().expect("a temporary folder");
+        for (path, text) in files {
+            let file = root.path().join(path);
+            fs::create_dir_all(file.parent().expect("files lie in folders")).expect("folders can be made");
+            fs::write(file, text).expect("files can be written");
+        }
+        root
+    }
+
+    const EIGHT: (&str, &str) = ("proc/self/status", "Name:\tx\nCpus_allowed_list:\t0-5,8,10\n");
+
+    #[test]
+    fn without_a_quota_every_core_gets_a_worker() {
+        assert_eq!(workers_below(machine(&[EIGHT]).path()), 8);
+        let unlimited = [EIGHT, ("proc/self/cgroup", "0::/a\n"), ("sys/fs/cgroup/a/cpu.max", "max 100000\n")];
+        assert_eq!(workers_below(machine(&unlimited).path()), 8);
+    }
+
+    #[test]
+    fn a_quota_is_rounded_up_and_the_smallest_on_the_way_up_counts() {
+        let files = [
+            EIGHT,
+            ("proc/self/cgroup", "0::/a/b\n"),
+            ("sys/fs/cgroup/a/cpu.max", "250000 100000\n"),
+            ("sys/fs/cgroup/a/b/cpu.max", "400000 100000\n"),
+        ];
+        assert_eq!(workers_below(machine(&files).path()), 3);
+    }
+
+    #[test]
+    fn version_one_is_read_too() {
+        let files = [
+            EIGHT,
+            ("proc/self/cgroup", "5:memory:/x\n4:cpu,cpuacct:/x\n"),
+            ("sys/fs/cgroup/cpu/x/cpu.cfs_quota_us", "150000\n"),
+            ("sys/fs/cgroup/cpu/x/cpu.cfs_period_us", "100000\n"),
+            ("sys/fs/cgroup/cpu/cpu.cfs_quota_us", "-1\n"),
+        ];
+        assert_eq!(workers_below(machine(&files).path()), 2);
+    }
+
+    #[test]
+    fn a_tiny_quota_or_an_unreadable_machine_still_gets_one() {
+        let files = [EIGHT, ("proc/self/cgroup", "0::/\n"), ("sys/fs/cgroup/cpu.max", "5000 100000\n")];
+        assert_eq!(workers_below(machine(&files).path()), 1);
+        assert_eq!(workers_below(machine(&[]).path()), 1);
+    }
+
+    #[test]
+    fn this_machine_has_at_least_one() {
+        assert!(default_workers() >= 1);
+    }
+}

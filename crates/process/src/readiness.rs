@@ -1,0 +1,110 @@
+//! Whether the process should get work.
+
+use std::collections::BTreeMap;
+
+use tokio::sync::watch;
+
+/// Named conditions; the process is ready when all of them are true. Cheap to clone; clones share.
+#[derive(Clone, Debug)]
+pub struct Readiness {
+    conditions: watch::Sender<BTreeMap<&'static str, bool>>,
+}
+
+/// One condition of readiness; whoever holds it says when it is true.
+#[derive(Clone, Debug)]
+pub struct Condition {
+    name: &'static str,
+    conditions: watch::Sender<BTreeMap<&'static str, bool>>,
+}
+
+impl Default for Readiness {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Readiness {
+    /// No conditions: ready.
+    #[must_use]
+    pub fn new() -> Self {
+        Self { conditions: watch::Sender::new(BTreeMap::new()) }
+    }
+
+    /// One more condition, not true yet; asked for by its old name it is the old one.
+    #[must_use]
+    pub fn condition(&self, name: &'static str) -> Condition {
+        self.conditions.send_if_modified(|all| {
+            let fresh = !all.contains_key(name);
+            all.entry(name).or_insert(false);
+            fresh
+        });
+        Condition { name, conditions: self.conditions.clone() }
+    }
+
+    /// Whether all conditions are true.
+    #[must_use]
+    pub fn is_ready(&self) -> bool {
+        self.conditions.borrow().values().all(|&met| met)
+    }
+
+    /// Names of the conditions that are not true.
+    #[must_use]
+    pub fn unmet(&self) -> Vec<&'static str> {
+        self.conditions.borrow().iter().filter(|(_, met)| !**met).map(|(name, _)| *name).collect()
+    }
+
+    /// Returns when all conditions are true.
+    pub async fn wait(&self) {
+        let mut watch = self.conditions.subscribe();
+        // The channel cannot close: `self` holds the sender.
+        drop(watch.wait_for(|all| all.values().all(|&met| met)).await);
+    }
+}
+
+impl Condition {
+    /// Says whether the condition is true now.
+    pub fn set(&self, met: bool) {
+        self.conditions.send_if_modified(|all| all.insert(self.name, met) != Some(met));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn is_ready_only_while_every_condition_is_true() {
+        let readiness = Readiness::new();
+        assert!(readiness.is_ready());
+        let (listeners, config) = (readiness.condition("listeners"), readiness.condition("config"));
+        assert_eq!(readiness.unmet(), ["config", "listeners"]);
+        listeners.set(true);
+        assert!(!readiness.is_ready());
+        config.set(true);
+        assert!(readiness.is_ready());
+        listeners.set(false);
+        assert_eq!(readiness.unmet(), ["listeners"]);
+    }
+
+    #[test]
+    fn asking_again_for_a_condition_does_not_unset_it() {
+        let readiness = Readiness::new();
+        readiness.condition("config").set(true);
+        let again = readiness.condition("config");
+        assert!(readiness.is_ready());
+        again.set(false);
+        assert!(!readiness.is_ready());
+    }
+
+    #[tokio::test]
+    async fn waiters_wake_when_the_last_condition_becomes_true() {
+        let readiness = Readiness::new();
+        let condition = readiness.condition("config");
+        let waiter = tokio::spawn({
+            let readiness = readiness.clone();
+            async move { readiness.wait().await }
+        });
+        condition.set(true);
+        waiter.await.expect("the waiter returns");
+    }
+}

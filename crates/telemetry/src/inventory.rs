@@ -1,0 +1,168 @@
+//! Every metric and every field of the access log, named once. Documentation, dashboards and tests read this list;
+//! what is not in it cannot be exported.
+
+/// What kind of numbers a metric holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Only grows.
+    Counter,
+    /// Goes up and down.
+    Gauge,
+    /// Observations by size.
+    Histogram,
+}
+
+/// One metric: its contract with everyone who queries it.
+#[derive(Debug)]
+pub struct MetricDef {
+    /// The name, with unit and `_total` where the conventions ask for them.
+    pub name: &'static str,
+    /// What kind of numbers.
+    pub kind: Kind,
+    /// The unit, as OpenMetrics names it; empty when there is none. It is the name's suffix (before `_total`).
+    pub unit: &'static str,
+    /// One sentence for people.
+    pub help: &'static str,
+    /// Label names, in the order in which values are given.
+    pub labels: &'static [&'static str],
+}
+
+/// Istio's labels of every request metric, in the order in which they are written.
+pub const REQUEST_LABELS: &[&str] = &[
+    "reporter",
+    "source_workload",
+    "source_workload_namespace",
+    "source_principal",
+    "destination_workload",
+    "destination_workload_namespace",
+    "destination_principal",
+    "destination_service",
+    "destination_service_name",
+    "destination_service_namespace",
+    "request_protocol",
+    "connection_security_policy",
+    "response_code",
+    "response_flags",
+    "grpc_response_status",
+];
+
+macro_rules! metrics {
+    ($($(#[$doc:meta])* $id:ident = $name:literal, $kind:ident, $unit:literal, $labels:expr, $help:literal;)*) => {
+        $(
+            #[doc = $help]
+            $(#[$doc])*
+            pub static $id: MetricDef =
+                MetricDef { name: $name, kind: Kind::$kind, unit: $unit, help: $help, labels: $labels };
+        )*
+        /// All of them.
+        pub static ALL: &[&MetricDef] = &[$(&$id),*];
+    };
+}
+
+metrics! {
+    REQUESTS = "istio_requests_total", Counter, "", REQUEST_LABELS,
+        "Requests that ended, by who called whom and how it went.";
+    REQUEST_DURATION = "istio_request_duration_milliseconds", Histogram, "milliseconds", REQUEST_LABELS,
+        "Time from the first byte of a request to the last byte of its response.";
+    REQUEST_BYTES = "istio_request_bytes", Histogram, "bytes", REQUEST_LABELS,
+        "Bytes of request bodies.";
+    RESPONSE_BYTES = "istio_response_bytes", Histogram, "bytes", REQUEST_LABELS,
+        "Bytes of response bodies.";
+    DOWNSTREAM_CONNECTIONS = "meshwork_downstream_connections_total", Counter, "", &["listener"],
+        "Connections accepted.";
+    DOWNSTREAM_CONNECTIONS_ACTIVE = "meshwork_downstream_connections_active", Gauge, "", &["listener"],
+        "Connections open to clients.";
+    UPSTREAM_CONNECTIONS = "meshwork_upstream_connections_total", Counter, "", &[],
+        "Connections opened to endpoints.";
+    UPSTREAM_CONNECTIONS_ACTIVE = "meshwork_upstream_connections_active", Gauge, "", &[],
+        "Connections open to endpoints.";
+    UPSTREAM_CONNECT_FAILURES = "meshwork_upstream_connect_failures_total", Counter, "", &["cause"],
+        "Connections to endpoints that could not be opened.";
+    CONFIG_REVISION = "meshwork_config_revision_info", Gauge, "", &["revision"],
+        "The revision in effect, as a label; the value is 1.";
+    CONFIG_UPDATES = "meshwork_config_updates_total", Counter, "", &[],
+        "Snapshots that took effect.";
+    CONFIG_REJECTIONS = "meshwork_config_rejections_total", Counter, "", &["type"],
+        "Resources refused, by type; their last good version stays in effect.";
+    ACCESS_LOG_DROPPED = "meshwork_access_log_dropped_total", Counter, "", &[],
+        "Access log lines lost because the output was slower than the traffic or failed.";
+    SERIES_FOLDED = "meshwork_metric_series_folded_total", Counter, "", &[],
+        "Label sets counted under `other` because the limit of series was reached.";
+    BUILD_INFO = "meshwork_build_info", Gauge, "", &["version", "role"],
+        "Version and role of this process, as labels; the value is 1.";
+    PROCESS_START_TIME = "process_start_time_seconds", Gauge, "seconds", &[],
+        "When the process started, since the Unix epoch.";
+    PROCESS_CPU = "process_cpu_seconds_total", Counter, "seconds", &[],
+        "User and system CPU time spent.";
+    PROCESS_RESIDENT = "process_resident_memory_bytes", Gauge, "bytes", &[],
+        "Resident memory.";
+    PROCESS_VIRTUAL = "process_virtual_memory_bytes", Gauge, "bytes", &[],
+        "Virtual memory.";
+    PROCESS_OPEN_FDS = "process_open_fds", Gauge, "", &[],
+        "Open file descriptors.";
+    PROCESS_MAX_FDS = "process_max_fds", Gauge, "", &[],
+        "Limit of open file descriptors.";
+}
+
+/// One field of the access log: its key and what it means.
+pub type LogField = (&'static str, &'static str);
+
+/// The fields of an access log line, in order. The names are Envoy's where Envoy has the thing. Those marked
+/// "where known" are left out when there is nothing to say.
+pub const ACCESS_LOG_FIELDS: &[LogField] = &[
+    ("start_time", "when the first byte came, RFC 3339, UTC, milliseconds"),
+    ("method", "method as received"),
+    ("path", "target as received, query included"),
+    ("authority", "Host or :authority"),
+    ("protocol", "HTTP/1.0, HTTP/1.1, HTTP/2, HTTP/3 or TCP"),
+    ("response_code", "status sent; 0 when none was"),
+    ("response_flags", "Envoy's response flag; - when nothing failed on our side"),
+    ("cause", "which decision or observation of ours made the outcome, where known"),
+    ("cause_detail", "what the cause names: a policy, a limit, an address, where known"),
+    ("duration", "milliseconds from the first byte of the request to the last of the response"),
+    ("upstream_service_time", "milliseconds to the first byte of the upstream's response, where known"),
+    ("bytes_received", "bytes of the request's body"),
+    ("bytes_sent", "bytes of the response's body"),
+    ("attempts", "attempts begun; 0 when the answer is our own"),
+    ("grpc_status", "grpc-status, where known"),
+    ("listener", "listener, where known"),
+    ("route_name", "route as namespace/name, where known"),
+    ("rule", "rule in the route, where known"),
+    ("upstream_cluster", "upstream service as namespace/name:port, where known"),
+    ("upstream_host", "address of the endpoint of the last attempt, where known"),
+    ("upstream_protocol", "protocol to the endpoint, where known"),
+    ("upstream_peer_id", "SPIFFE ID the upstream proved, where known"),
+    ("downstream_remote_address", "who connected, where known"),
+    ("downstream_peer_id", "SPIFFE ID the client proved, where known"),
+    ("request_id", "X-Request-Id, where known"),
+    ("trace_id", "W3C trace id, where known"),
+    ("user_agent", "User-Agent, where known"),
+    ("revision", "revision of the configuration that decided, where known"),
+];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::HashSet;
+
+    #[test]
+    fn names_are_unique_and_follow_the_conventions() {
+        let mut seen = HashSet::new();
+        for def in ALL {
+            assert!(seen.insert(def.name), "{} is defined twice", def.name);
+            let known = ["istio_", "meshwork_", "process_"].iter().any(|p| def.name.starts_with(p));
+            assert!(known, "{} has no prefix of ours", def.name);
+            assert_eq!(def.kind == Kind::Counter, def.name.ends_with("_total"), "{}", def.name);
+            let base = def.name.trim_end_matches("_total");
+            assert!(def.unit.is_empty() || base.ends_with(def.unit), "{} lacks its unit", def.name);
+            assert!(def.help.ends_with('.'), "{}", def.name);
+            assert_eq!(def.labels.iter().collect::<HashSet<_>>().len(), def.labels.len(), "{}", def.name);
+        }
+    }
+
+    #[test]
+    fn log_fields_are_unique() {
+        let keys: HashSet<_> = ACCESS_LOG_FIELDS.iter().map(|(key, _)| key).collect();
+        assert_eq!(keys.len(), ACCESS_LOG_FIELDS.len());
+    }
+}

@@ -1,0 +1,185 @@
+//! Metrics: cells that one worker writes, a registry that sums them when somebody scrapes.
+//!
+//! A worker never touches what another worker writes: its cells are plain relaxed atomics, added to by load and
+//! store. The registry's lock is taken when a new series appears and at scrape, never per request.
+
+mod cells;
+mod exposition;
+mod procfs;
+mod requests;
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+
+pub use cells::{Counter, Gauge, WorkerCounter, WorkerGauge};
+pub use exposition::Format;
+pub use requests::{RequestLabels, RequestSeries};
+
+use crate::inventory::{self, Kind, MetricDef};
+use cells::Cell;
+use requests::RequestTable;
+
+/// Time series a process exports at most unless it is told otherwise.
+pub const DEFAULT_MAX_SERIES: usize = 600;
+
+/// Every number of this process. Cheap to clone; clones share.
+#[derive(Clone, Debug)]
+pub struct MetricsRegistry {
+    shared: Arc<Mutex<Families>>,
+    folded: Counter,
+}
+
+/// Behind the registry's lock.
+#[derive(Debug)]
+struct Families {
+    scalars: HashMap<&'static str, Family>,
+    requests: RequestTable,
+    workers: usize,
+}
+
+#[derive(Debug)]
+struct Family {
+    def: &'static MetricDef,
+    /// By label values; one label set may have cells of several workers.
+    series: Vec<(Box<[Box<str>]>, Vec<Arc<Cell>>)>,
+}
+
+impl Default for MetricsRegistry {
+    fn default() -> Self {
+        Self::new(DEFAULT_MAX_SERIES)
+    }
+}
+
+impl MetricsRegistry {
+    /// A registry that exports at most about `max_series` time series; label sets of requests beyond that are
+    /// counted together, under `other`, and `meshwork_metric_series_folded_total` says how many.
+    #[must_use]
+    pub fn new(max_series: usize) -> Self {
+        let families =
+            Families { scalars: HashMap::new(), requests: RequestTable::new(max_series), workers: 0 };
+        let shared = Arc::new(Mutex::new(families));
+        let folded = Counter(shared.lock().cell(&inventory::SERIES_FOLDED, &[]));
+        Self { shared, folded }
+    }
+
+    /// The metrics of one more worker; stays on the worker's thread.
+    #[must_use]
+    pub fn worker(&self) -> WorkerMetrics {
+        let mut shared = self.shared.lock();
+        let index = shared.workers;
+        shared.workers += 1;
+        WorkerMetrics { registry: self.clone(), index, requests: RefCell::default() }
+    }
+
+    /// A counter that any thread may add to; for what is rare. `values` are the label values in the definition's order.
+    ///
+    /// # Panics
+    /// When `def` is no counter or the number of values is not that of its labels: a mistake in the program.
+    #[must_use]
+    pub fn counter(&self, def: &'static MetricDef, values: &[&str]) -> Counter {
+        assert_eq!(def.kind, Kind::Counter, "{} is no counter", def.name);
+        Counter(self.shared.lock().cell(def, values))
+    }
+
+    /// A gauge that any thread may change; for what is rare.
+    ///
+    /// # Panics
+    /// As [`Self::counter`].
+    #[must_use]
+    pub fn gauge(&self, def: &'static MetricDef, values: &[&str]) -> Gauge {
+        assert_eq!(def.kind, Kind::Gauge, "{} is no gauge", def.name);
+        Gauge(self.shared.lock().cell(def, values))
+    }
+
+    /// Makes this gauge a statement: of all label sets of `def` only this one is exported, with the value 1. For
+    /// `_info` metrics whose label is the news.
+    pub fn set_info(&self, def: &'static MetricDef, values: &[&str]) {
+        let mut shared = self.shared.lock();
+        shared.scalars.remove(def.name);
+        shared.cell(def, values).add(1);
+    }
+
+    /// All metrics as text, the process's own (`process_*`) included.
+    #[must_use]
+    pub fn render(&self, format: Format) -> String {
+        exposition::render(&self.shared.lock(), format)
+    }
+}
+
+impl Families {
+    /// A fresh cell, listed under the definition and these label values.
+    fn cell(&mut self, def: &'static MetricDef, values: &[&str]) -> Arc<Cell> {
+        assert_eq!(def.labels.len(), values.len(), "{} has the labels {:?}", def.name, def.labels);
+        let family = self.scalars.entry(def.name).or_insert_with(|| Family { def, series: Vec::new() });
+        let cell = Arc::new(Cell::default());
+        let same =
+            |(v, _): &&mut (Box<[Box<str>]>, _)| v.iter().map(AsRef::as_ref).eq(values.iter().copied());
+        if let Some((_, cells)) = family.series.iter_mut().find(same) {
+            cells.push(Arc::clone(&cell));
+        } else {
+            self.requests.reserve(1);
+            family.series.push((values.iter().map(|&v| v.into()).collect(), vec![Arc::clone(&cell)]));
+        }
+        cell
+    }
+}
+
+/// One worker's metrics. Not `Send`: its cells are written by its worker alone.
+#[derive(Debug)]
+pub struct WorkerMetrics {
+    registry: MetricsRegistry,
+    index: usize,
+    requests: RefCell<HashMap<RequestLabels, Rc<RequestSeries>>>,
+}
+
+/// Label sets a worker remembers; beyond it starts afresh, which costs a look-up and loses nothing.
+const REMEMBERED: usize = 4096;
+
+impl WorkerMetrics {
+    /// The request metrics of one pair of caller and callee. Hashes the labels: keep the answer next to what the
+    /// labels came from (connection and upstream service), and call [`RequestSeries::observe`] per request.
+    #[must_use]
+    pub fn requests(&self, labels: &RequestLabels) -> Rc<RequestSeries> {
+        let mut known = self.requests.borrow_mut();
+        if let Some(series) = known.get(labels) {
+            return Rc::clone(series);
+        }
+        if known.len() >= REMEMBERED {
+            known.clear();
+        }
+        let series = Rc::new(RequestSeries::new(self.registry.clone(), self.index, labels.clone()));
+        known.insert(labels.clone(), Rc::clone(&series));
+        series
+    }
+
+    /// This worker's part of a counter. `values` are the label values in the definition's order.
+    ///
+    /// # Panics
+    /// As [`MetricsRegistry::counter`].
+    #[must_use]
+    pub fn counter(&self, def: &'static MetricDef, values: &[&str]) -> WorkerCounter {
+        WorkerCounter::new(self.registry.counter(def, values).0)
+    }
+
+    /// This worker's part of a gauge: the parts are summed.
+    ///
+    /// # Panics
+    /// As [`MetricsRegistry::gauge`].
+    #[must_use]
+    pub fn gauge(&self, def: &'static MetricDef, values: &[&str]) -> WorkerGauge {
+        WorkerGauge::new(self.registry.gauge(def, values).0)
+    }
+
+    /// The registry, for what is not the worker's own.
+    #[must_use]
+    pub fn registry(&self) -> &MetricsRegistry {
+        &self.registry
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,193 @@
+//! Request metrics: Istio's labels, cells per worker, a bounded number of series.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use super::MetricsRegistry;
+use super::cells::{Cell, RequestHistograms, SERIES_PER_HISTOGRAMS};
+use crate::record::Record;
+
+/// Who called whom: Istio's labels apart from those that tell how it went. [`Default`] is `unknown` everywhere.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct RequestLabels {
+    /// `source` for the proxy at the caller's side and for gateways, `destination` for the one at the callee's.
+    pub reporter: &'static str,
+    /// The caller's workload.
+    pub source_workload: Arc<str>,
+    /// Its namespace.
+    pub source_workload_namespace: Arc<str>,
+    /// The SPIFFE ID it proved.
+    pub source_principal: Arc<str>,
+    /// The callee's workload.
+    pub destination_workload: Arc<str>,
+    /// Its namespace.
+    pub destination_workload_namespace: Arc<str>,
+    /// The SPIFFE ID it proved.
+    pub destination_principal: Arc<str>,
+    /// The service that was called, as a host name.
+    pub destination_service: Arc<str>,
+    /// The service's name.
+    pub destination_service_name: Arc<str>,
+    /// The service's namespace.
+    pub destination_service_namespace: Arc<str>,
+    /// `http` or `grpc`.
+    pub request_protocol: &'static str,
+    /// `mutual_tls`, `none` or `unknown`.
+    pub connection_security_policy: &'static str,
+}
+
+impl Default for RequestLabels {
+    fn default() -> Self {
+        Self::all("unknown")
+    }
+}
+
+impl RequestLabels {
+    fn all(value: &'static str) -> Self {
+        let text: Arc<str> = value.into();
+        Self {
+            reporter: value,
+            source_workload: text.clone(),
+            source_workload_namespace: text.clone(),
+            source_principal: text.clone(),
+            destination_workload: text.clone(),
+            destination_workload_namespace: text.clone(),
+            destination_principal: text.clone(),
+            destination_service: text.clone(),
+            destination_service_name: text.clone(),
+            destination_service_namespace: text,
+            request_protocol: value,
+            connection_security_policy: value,
+        }
+    }
+
+    /// In the order of [`crate::inventory::REQUEST_LABELS`], without the last three.
+    pub(super) fn values(&self) -> [&str; 12] {
+        [
+            self.reporter,
+            &self.source_workload,
+            &self.source_workload_namespace,
+            &self.source_principal,
+            &self.destination_workload,
+            &self.destination_workload_namespace,
+            &self.destination_principal,
+            &self.destination_service,
+            &self.destination_service_name,
+            &self.destination_service_namespace,
+            self.request_protocol,
+            self.connection_security_policy,
+        ]
+    }
+}
+
+/// How it went, as labels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Outcome {
+    pub(super) code: u16,
+    pub(super) flag: &'static str,
+    pub(super) grpc: Option<u8>,
+}
+
+/// One worker's request metrics of one pair of caller and callee; stays on its thread.
+#[derive(Debug)]
+pub struct RequestSeries {
+    registry: MetricsRegistry,
+    worker: usize,
+    labels: RequestLabels,
+    /// The outcomes seen so far: few, so a scan beats a hash.
+    outcomes: RefCell<Vec<(Outcome, Arc<Cell>, Arc<RequestHistograms>)>>,
+}
+
+impl RequestSeries {
+    pub(super) fn new(registry: MetricsRegistry, worker: usize, labels: RequestLabels) -> Self {
+        Self { registry, worker, labels, outcomes: RefCell::default() }
+    }
+
+    /// Counts one request. Takes no lock unless the outcome is new to this worker.
+    pub fn observe(&self, record: &Record) {
+        let outcome = Outcome { code: record.status, flag: record.flag, grpc: record.grpc_status };
+        let mut outcomes = self.outcomes.borrow_mut();
+        let index = outcomes.iter().position(|(o, ..)| *o == outcome).unwrap_or_else(|| {
+            let (count, histograms) = self.cells(outcome);
+            outcomes.push((outcome, count, histograms));
+            outcomes.len() - 1
+        });
+        let (_, count, histograms) = &outcomes[index];
+        count.add_alone(1);
+        histograms.observe(record);
+    }
+
+    fn cells(&self, outcome: Outcome) -> (Arc<Cell>, Arc<RequestHistograms>) {
+        let mut shared = self.registry.shared.lock();
+        let (cells, folded) = shared.requests.cells(self.worker, &self.labels, outcome);
+        if folded {
+            self.registry.folded.increment();
+        }
+        cells
+    }
+}
+
+pub(super) type Key = (RequestLabels, Outcome);
+
+/// All request series, with the cells of every worker.
+#[derive(Debug)]
+pub(super) struct RequestTable {
+    max: usize,
+    used: usize,
+    pub(super) counts: HashMap<Key, HashMap<usize, Arc<Cell>>>,
+    pub(super) histograms: HashMap<Key, HashMap<usize, Arc<RequestHistograms>>>,
+}
+
+/// What the sum of everything beyond the limit is called in each label.
+const OTHER: &str = "other";
+
+impl RequestTable {
+    pub(super) fn new(max: usize) -> Self {
+        // The process's own metrics, and the `other` series, always have room.
+        let used = 8 + 1 + SERIES_PER_HISTOGRAMS;
+        Self { max, used, counts: HashMap::new(), histograms: HashMap::new() }
+    }
+
+    /// Notes time series that are exported elsewhere and count against the limit.
+    pub(super) fn reserve(&mut self, series: usize) {
+        self.used += series;
+    }
+
+    fn other() -> Key {
+        (RequestLabels::all(OTHER), Outcome { code: 0, flag: OTHER, grpc: None })
+    }
+
+    /// The worker's cells for a label set, and whether it had to be folded into `other` for want of room.
+    ///
+    /// Counts are one series each and decide what a caller is billed for an error, so a third of the room is
+    /// kept for them: histograms are folded first.
+    fn cells(
+        &mut self,
+        worker: usize,
+        labels: &RequestLabels,
+        outcome: Outcome,
+    ) -> ((Arc<Cell>, Arc<RequestHistograms>), bool) {
+        let key = (labels.clone(), outcome);
+        let mut folded = false;
+        let mut admit = |known: bool, series: usize, room: usize| {
+            if known {
+                return true;
+            }
+            let fits = self.used + series <= room;
+            if fits {
+                self.used += series;
+            }
+            folded |= !fits;
+            fits
+        };
+        let count_key =
+            if admit(self.counts.contains_key(&key), 1, self.max) { key.clone() } else { Self::other() };
+        let room = self.max - self.max / 3;
+        let known = self.histograms.contains_key(&key);
+        let histogram_key = if admit(known, SERIES_PER_HISTOGRAMS, room) { key } else { Self::other() };
+        let count = self.counts.entry(count_key).or_default().entry(worker).or_default();
+        let histograms = self.histograms.entry(histogram_key).or_default().entry(worker).or_default();
+        ((Arc::clone(count), Arc::clone(histograms)), folded)
+    }
+}

@@ -1,0 +1,224 @@
+use std::io::Write;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use super::*;
+use crate::record::{Record, TraceId};
+
+fn request(status: u16, millis: u64) -> Record {
+    Record { status, duration: Duration::from_millis(millis), bytes_sent: 1024, ..Record::default() }
+}
+
+fn to(service: &str) -> RequestLabels {
+    RequestLabels { reporter: "source", destination_service_name: service.into(), ..RequestLabels::default() }
+}
+
+/// The value of the only sample that starts with `name` and has all the labels.
+fn value(text: &str, name: &str, labels: &[&str]) -> f64 {
+    let hits: Vec<&str> = text
+        .lines()
+        .filter(|l| l.starts_with(&format!("{name}{{")) || l.starts_with(&format!("{name} ")))
+        .filter(|l| labels.iter().all(|label| l.contains(label)))
+        .collect();
+    let [line] = hits[..] else { panic!("{} samples of {name} {labels:?}:\n{text}", hits.len()) };
+    line.rsplit(' ').next().and_then(|v| v.parse().ok()).unwrap_or_else(|| panic!("no number: {line}"))
+}
+
+/// Every sample of this name, summed.
+fn total(text: &str, name: &str) -> f64 {
+    let samples = text.lines().filter(|l| l.starts_with(&format!("{name}{{")));
+    samples.map(|l| l.rsplit(' ').next().unwrap().parse::<f64>().unwrap()).sum()
+}
+
+fn series(text: &str) -> usize {
+    text.lines().filter(|l| !l.starts_with('#')).count()
+}
+
+#[test]
+fn a_scrape_sums_what_all_workers_counted_while_they_run() {
+    let registry = MetricsRegistry::default();
+    std::thread::scope(|scope| {
+        for worker in 0..4_u64 {
+            let registry = &registry;
+            scope.spawn(move || {
+                let mine = registry.worker();
+                let (reviews, stock) = (mine.requests(&to("reviews")), mine.requests(&to("stock")));
+                let connections = mine.gauge(&inventory::UPSTREAM_CONNECTIONS_ACTIVE, &[]);
+                for i in 0..1000 {
+                    reviews.observe(&request(200, i % 20));
+                    stock.observe(&request(if i % 10 == 0 { 503 } else { 200 }, worker));
+                    connections.increment();
+                    connections.decrement();
+                }
+                connections.increment();
+            });
+        }
+    });
+    let text = registry.render(Format::Prometheus);
+    assert_eq!(value(&text, "istio_requests_total", &[r#"service_name="reviews""#]), 4000.0);
+    assert_eq!(value(&text, "istio_requests_total", &["stock", r#"response_code="503""#]), 400.0);
+    assert_eq!(value(&text, "istio_requests_total", &["stock", r#"response_code="200""#]), 3600.0);
+    assert_eq!(value(&text, "istio_request_duration_milliseconds_count", &["reviews"]), 4000.0);
+    assert_eq!(value(&text, "istio_request_duration_milliseconds_sum", &["reviews"]), 4.0 * 50.0 * 190.0);
+    assert_eq!(
+        value(&text, "istio_request_duration_milliseconds_bucket", &["reviews", r#"le="5""#]),
+        4.0 * 50.0 * 6.0
+    );
+    assert_eq!(value(&text, "istio_response_bytes_sum", &["reviews"]), 4000.0 * 1024.0);
+    assert_eq!(value(&text, "meshwork_upstream_connections_active", &[]), 4.0);
+}
+
+#[test]
+fn what_a_worker_counted_outlives_it() {
+    let registry = MetricsRegistry::default();
+    for _ in 0..3 {
+        registry.worker().requests(&to("a")).observe(&request(200, 1));
+    }
+    assert_eq!(total(&registry.render(Format::Prometheus), "istio_requests_total"), 3.0);
+}
+
+#[test]
+fn a_worker_finds_its_cells_again_after_it_forgot_them() {
+    let registry = MetricsRegistry::new(usize::MAX / 2);
+    let worker = registry.worker();
+    let early = worker.requests(&to("0"));
+    for n in 0..=REMEMBERED {
+        worker.requests(&to(&n.to_string())).observe(&request(200, 1));
+    }
+    early.observe(&request(200, 1));
+    worker.requests(&to("0")).observe(&request(200, 1));
+    let text = registry.render(Format::Prometheus);
+    assert_eq!(value(&text, "istio_requests_total", &[r#"service_name="0""#]), 3.0);
+}
+
+#[test]
+fn series_are_bounded_and_no_request_is_lost_by_it() {
+    let registry = MetricsRegistry::default();
+    let worker = registry.worker();
+    for service in 0..500 {
+        for status in [200, 404, 503] {
+            worker.requests(&to(&format!("s{service}"))).observe(&request(status, 3));
+        }
+    }
+    let text = registry.render(Format::Prometheus);
+    assert!(series(&text) <= DEFAULT_MAX_SERIES, "{} series", series(&text));
+    assert_eq!(total(&text, "istio_requests_total"), 1500.0);
+    assert_eq!(total(&text, "istio_request_duration_milliseconds_count"), 1500.0);
+    let folded = value(&text, "meshwork_metric_series_folded_total", &[]);
+    let other = value(&text, "istio_requests_total", &[r#"destination_service_name="other""#]);
+    assert!(folded >= other && other > 0.0, "{folded} folded, {other} counted under other");
+    assert!(
+        text.lines().filter(|l| l.starts_with("istio_requests_total")).count() > 150,
+        "counts keep a third of the room"
+    );
+}
+
+#[test]
+fn a_gauge_of_a_worker_may_be_negative_and_the_sum_is_right() {
+    let registry = MetricsRegistry::default();
+    let (a, b) = (registry.worker(), registry.worker());
+    a.gauge(&inventory::UPSTREAM_CONNECTIONS_ACTIVE, &[]).add(-2);
+    b.gauge(&inventory::UPSTREAM_CONNECTIONS_ACTIVE, &[]).add(5);
+    assert_eq!(value(&registry.render(Format::Prometheus), "meshwork_upstream_connections_active", &[]), 3.0);
+}
+
+#[test]
+fn an_info_metric_tells_only_the_latest() {
+    let registry = MetricsRegistry::default();
+    registry.set_info(&inventory::CONFIG_REVISION, &["r1"]);
+    registry.set_info(&inventory::CONFIG_REVISION, &["r2"]);
+    let text = registry.render(Format::Prometheus);
+    assert_eq!(value(&text, "meshwork_config_revision_info", &[]), 1.0);
+    assert!(text.contains(r#"revision="r2""#) && !text.contains(r#"revision="r1""#));
+}
+
+#[test]
+#[should_panic(expected = "has the labels")]
+fn label_values_must_match_the_definition() {
+    drop(MetricsRegistry::default().counter(&inventory::CONFIG_REJECTIONS, &[]));
+}
+
+#[test]
+fn the_scraper_gets_the_format_it_prefers() {
+    let prometheus_2_42 = "application/openmetrics-text;version=1.0.0,application/openmetrics-text;version=0.0.1;q=0.75,text/plain;version=0.0.4;q=0.5,*/*;q=0.1";
+    for (accept, format) in [
+        (None, Format::Prometheus),
+        (Some("*/*"), Format::Prometheus),
+        (Some("text/plain"), Format::Prometheus),
+        (Some(prometheus_2_42), Format::OpenMetrics),
+        (Some("application/openmetrics-text;q=0.2, text/plain"), Format::Prometheus),
+        (Some("application/openmetrics-text;q=0"), Format::Prometheus),
+        (Some("application/openmetrics-text; version=9.0.0"), Format::Prometheus),
+        (Some("Application/OpenMetrics-Text"), Format::OpenMetrics),
+    ] {
+        assert_eq!(Format::negotiate(accept), format, "{accept:?}");
+    }
+}
+
+/// A registry in which something of everything happened, with label values that need escaping.
+fn busy() -> MetricsRegistry {
+    let registry = MetricsRegistry::default();
+    let worker = registry.worker();
+    let odd = RequestLabels { destination_workload: "a\"b\\c\nd".into(), ..to("reviews") };
+    let trace_id = TraceId::parse(b"4bf92f3577b34da6a3ce929d0e0e4736");
+    worker.requests(&odd).observe(&Record {
+        trace_id,
+        start: Duration::from_secs(1_700_000_000),
+        ..request(200, 30)
+    });
+    worker.requests(&to("stock")).observe(&Record { flag: "UF", grpc_status: Some(14), ..request(503, 1) });
+    for def in inventory::ALL.iter().filter(|d| d.name.starts_with("meshwork_")) {
+        let values = vec!["x"; def.labels.len()];
+        match def.kind {
+            Kind::Counter => registry.counter(def, &values).increment(),
+            Kind::Gauge => registry.gauge(def, &values).set(1),
+            Kind::Histogram => unreachable!("only requests have histograms"),
+        }
+    }
+    registry
+}
+
+#[test]
+fn every_metric_of_the_inventory_can_be_seen() {
+    let text = busy().render(Format::Prometheus);
+    for def in inventory::ALL {
+        assert!(text.contains(&format!("# TYPE {} ", def.name)), "{} is missing", def.name);
+    }
+}
+
+#[test]
+fn openmetrics_has_exemplars_units_canonical_bounds_and_an_end() {
+    let text = busy().render(Format::OpenMetrics);
+    assert!(text.ends_with("# EOF\n"));
+    assert!(text.contains("# TYPE istio_requests counter\n"), "a counter's family has no _total");
+    assert!(text.contains("# UNIT istio_request_duration_milliseconds milliseconds\n"));
+    assert!(text.contains(r#"le="1.0""#) && !text.contains(r#"le="1""#));
+    let exemplar = "# {trace_id=\"4bf92f3577b34da6a3ce929d0e0e4736\"} 30 1700000000.030";
+    let line = text.lines().find(|l| l.contains(exemplar)).expect("an exemplar");
+    assert!(line.contains("_bucket") && line.contains(r#"le="50.0""#), "{line}");
+    assert!(!busy().render(Format::Prometheus).contains("trace_id"), "the older format has no exemplars");
+}
+
+/// Istio's name has a unit that is not Prometheus' base unit; that is the one thing the linter may say.
+const ISTIOS_NAME: &str =
+    r#"istio_request_duration_milliseconds use base unit "seconds" instead of "milliseconds""#;
+
+#[test]
+fn promtool_accepts_the_text_and_says_nothing_but_istios_unit() {
+    let Some(promtool) = meshwork_testkit::tool("promtool") else { return };
+    let mut child = Command::new(promtool)
+        .args(["check", "metrics"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("promtool starts");
+    let text = busy().render(Format::Prometheus);
+    child.stdin.take().expect("piped").write_all(text.as_bytes()).expect("promtool reads");
+    let output = child.wait_with_output().expect("promtool ends");
+    let said = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
+    let complaints: Vec<&str> = said.lines().filter(|l| !l.is_empty() && *l != ISTIOS_NAME).collect();
+    assert_eq!(complaints, [""; 0], "{:?}\n{text}", output.status);
+    // 3 is promtool's "valid, with remarks"; a text that does not parse is 1.
+    assert_eq!(output.status.code(), Some(3));
+}
