@@ -1,0 +1,12 @@
+//! The storefront service's process; see `commerce::storefront`.
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use commerce::storefront::{Settings, main as serve};
+use commerce::service::run;
+
+fn main() -> ExitCode {
+    let settings = Settings::parse();
+    run("storefront", |shutdown| serve(settings, shutdown))
+}
