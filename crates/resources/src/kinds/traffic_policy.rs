@@ -1,0 +1,230 @@
+//! `TrafficPolicy`: how calls to a target behave.
+
+use std::fmt;
+
+use super::target::{self, PolicyTarget};
+use crate::codes;
+use crate::decode::duration::GatewayDuration;
+use crate::decode::fields::{list, nearest, shorten};
+use crate::decode::node::{Node, Value};
+use crate::decode::{Cx, Decode, choice, record};
+use crate::kinds::{Body, in_spec};
+use crate::object::{ObjectKind, ObjectMeta};
+use crate::span::Spanned;
+
+record! {
+    /// How calls to a target behave. What is absent is said by a policy of a less specific target, or by the default.
+    pub struct TrafficPolicy {
+        /// What it is attached to.
+        pub target_refs: Vec<Spanned<PolicyTarget>> as "targetRefs" [1..=16],
+        /// Which endpoint is called.
+        pub load_balancer: Option<LoadBalancer> as "loadBalancer",
+        /// How much may be under way.
+        pub limits: Option<TrafficLimits>,
+        /// When an endpoint is left out for a while.
+        pub outlier_detection: Option<OutlierDetection> as "outlierDetection",
+        /// Whether a failed attempt is repeated.
+        pub retry: Option<Spanned<TrafficRetry>>,
+        /// How long things may take.
+        pub timeouts: Option<TrafficTimeouts>,
+    }
+}
+
+record! {
+    /// Which endpoint is called.
+    pub struct LoadBalancer {
+        /// The rule of choice.
+        pub algorithm: LoadBalancerAlgorithm,
+    }
+}
+
+choice! {
+    /// The rule by which an endpoint is chosen.
+    pub enum LoadBalancerAlgorithm {
+        /// Of two drawn by chance, the one with fewer requests under way.
+        LeastRequest = "LeastRequest",
+        /// One after the other.
+        RoundRobin = "RoundRobin",
+    }
+}
+
+record! {
+    /// How much may be under way to a service, in each proxy.
+    pub struct TrafficLimits {
+        /// Connections.
+        pub max_connections: Option<u32> as "maxConnections" [1..=u32::MAX.into()],
+        /// Requests that wait for a connection.
+        pub max_pending_requests: Option<u32> as "maxPendingRequests" [1..=u32::MAX.into()],
+        /// Requests.
+        pub max_requests: Option<u32> as "maxRequests" [1..=u32::MAX.into()],
+        /// Retries.
+        pub max_retries: Option<u32> as "maxRetries" [1..=u32::MAX.into()],
+    }
+}
+
+record! {
+    /// When an endpoint is left out for a while.
+    pub struct OutlierDetection {
+        /// After so many failures in a row.
+        pub consecutive_5xx: Option<u32> as "consecutive5xx" [1..=u32::MAX.into()],
+        /// For so long, multiplied by how often it happened.
+        pub base_ejection_time: Option<GatewayDuration> as "baseEjectionTime",
+        /// Never more than this share of the endpoints.
+        pub max_ejection_percent: Option<u32> as "maxEjectionPercent" [1..=100],
+    }
+}
+
+record! {
+    /// Whether a failed attempt is repeated.
+    pub struct TrafficRetry {
+        /// How often after the first attempt.
+        pub attempts: Option<u32> [0..=100],
+        /// After which failures; `reset`, `connect-failure` and `refused-stream` when empty.
+        pub on: Vec<Spanned<RetryOn>> [0..=64],
+        /// How long one attempt may take.
+        pub per_try_timeout: Option<GatewayDuration> as "perTryTimeout",
+        /// How long to wait between attempts.
+        pub backoff: Option<Spanned<Backoff>>,
+        /// How many retries there may be in relation to requests.
+        pub budget: Option<RetryBudget>,
+    }
+}
+
+record! {
+    /// How long to wait between attempts: a random time that grows from `base` to `max`.
+    pub struct Backoff {
+        /// Before the first retry.
+        pub base: Option<GatewayDuration>,
+        /// Before any retry.
+        pub max: Option<GatewayDuration>,
+    }
+}
+
+record! {
+    /// How many retries there may be in relation to requests.
+    pub struct RetryBudget {
+        /// Of the requests of the last ten seconds.
+        pub percent: Option<u32> [0..=100],
+        /// So many are always allowed.
+        pub min_per_second: Option<u32> as "minPerSecond",
+    }
+}
+
+record! {
+    /// How long things may take.
+    pub struct TrafficTimeouts {
+        /// A request, all attempts included.
+        pub request: Option<GatewayDuration>,
+        /// Making a connection.
+        pub connect: Option<GatewayDuration>,
+        /// A connection without a request, or a stream without a byte.
+        pub idle: Option<GatewayDuration>,
+    }
+}
+
+/// A failure after which an attempt may be repeated. The words are Envoy's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum RetryOn {
+    /// `5xx`: any status from 500.
+    ServerError,
+    /// `gateway-error`: 502, 503, 504.
+    GatewayError,
+    /// `reset`: the connection broke before the response began.
+    Reset,
+    /// `connect-failure`: there was no connection.
+    ConnectFailure,
+    /// `refused-stream`: the peer said that it processed nothing.
+    RefusedStream,
+    /// A status, 400 to 599.
+    Status(u16),
+    /// A gRPC status by its name (`unavailable`, …): its number.
+    Grpc(u8),
+}
+
+const FAILURES: [(&str, RetryOn); 10] = [
+    ("5xx", RetryOn::ServerError),
+    ("gateway-error", RetryOn::GatewayError),
+    ("reset", RetryOn::Reset),
+    ("connect-failure", RetryOn::ConnectFailure),
+    ("refused-stream", RetryOn::RefusedStream),
+    ("cancelled", RetryOn::Grpc(1)),
+    ("deadline-exceeded", RetryOn::Grpc(4)),
+    ("resource-exhausted", RetryOn::Grpc(8)),
+    ("internal", RetryOn::Grpc(13)),
+    ("unavailable", RetryOn::Grpc(14)),
+];
+
+impl fmt::Display for RetryOn {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (self, FAILURES.iter().find(|(_, failure)| failure == self)) {
+            (Self::Status(status), _) => write!(f, "{status}"),
+            (_, Some((name, _))) => f.write_str(name),
+            (Self::Grpc(code), None) => write!(f, "gRPC status {code}"),
+            (_, None) => unreachable!("every failure but a status has a name"),
+        }
+    }
+}
+
+impl serde::Serialize for RetryOn {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Self::Status(status) => serializer.serialize_u16(*status),
+            other => serializer.collect_str(other),
+        }
+    }
+}
+
+impl Decode for RetryOn {
+    fn decode(node: &Node, cx: &mut Cx) -> Option<Self> {
+        let written = match &node.value {
+            Value::Int(number) => number.to_string(),
+            Value::Text(text) => text.clone(),
+            _ => return cx.wrong_type(node, "a failure's name or a status"),
+        };
+        if let Some((_, failure)) = FAILURES.iter().find(|(name, _)| *name == written) {
+            return Some(*failure);
+        }
+        if let Some(status) = written.parse().ok().filter(|status| (400..=599).contains(status)) {
+            return Some(Self::Status(status));
+        }
+        let names = FAILURES.map(|(name, _)| name);
+        let message = format!(
+            "`{}` cannot be `{}`; it is a status from 400 to 599 or one of {}",
+            cx.path(),
+            shorten(&written),
+            list(&names)
+        );
+        cx.error(node.span, codes::UNKNOWN_VALUE, message).help =
+            nearest(&written, &names).map(|name| format!("did you mean `{name}`?"));
+        None
+    }
+}
+
+/// Where traffic policies can be attached.
+const TARGETS: [ObjectKind; 4] =
+    [ObjectKind::Service, ObjectKind::HTTPRoute, ObjectKind::Gateway, ObjectKind::Namespace];
+
+impl Body for TrafficPolicy {
+    in_spec!();
+
+    fn validate(&self, meta: &ObjectMeta, cx: &mut Cx) {
+        target::validate(&self.target_refs, &TARGETS, meta, cx);
+        let Some(retry) = &self.retry else { return };
+        let request = self.timeouts.as_ref().and_then(|timeouts| timeouts.request);
+        if let (Some(attempt), Some(request)) = (retry.per_try_timeout, request)
+            && !request.is_zero()
+            && attempt > request
+        {
+            let message =
+                format!("`retry.perTryTimeout` ({attempt}) is longer than `timeouts.request` ({request})");
+            cx.error(retry.span, codes::CONFLICTING_FIELDS, message);
+        }
+        if let Some(backoff) = &retry.backoff
+            && let (Some(base), Some(max)) = (backoff.base, backoff.max)
+            && base > max
+        {
+            let message = format!("`retry.backoff.base` ({base}) is longer than `max` ({max})");
+            cx.error(backoff.span, codes::CONFLICTING_FIELDS, message);
+        }
+    }
+}

@@ -1,0 +1,132 @@
+//! From files to objects, one bad object never hiding the others.
+
+mod document;
+mod metadata;
+mod split;
+mod yaml;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use crate::codes;
+use crate::decode::cap;
+use crate::diagnostic::{Diagnostic, Severity};
+use crate::limits;
+use crate::object::{Object, ObjectKey};
+use crate::span::{FileName, Source, Span};
+
+/// What files hold.
+#[derive(Clone, Debug, Default)]
+pub struct Loaded {
+    /// The objects without an error, in the order of the files.
+    pub objects: Vec<Arc<Object>>,
+    /// What is wrong, file by file, in the order of lines.
+    pub diagnostics: Vec<Diagnostic>,
+}
+
+impl Loaded {
+    /// Whether an object was refused.
+    #[must_use]
+    pub fn has_errors(&self) -> bool {
+        self.diagnostics.iter().any(|found| found.severity == Severity::Error)
+    }
+
+    /// Puts files together that were loaded one by one, as after an edit of one of them. Of two objects with the same
+    /// kind, namespace and name, the first stays and the second is refused.
+    #[must_use]
+    pub fn merge<'l>(files: impl IntoIterator<Item = &'l Self>) -> Self {
+        let mut all = Self::default();
+        let mut places: HashMap<ObjectKey, Source> = HashMap::new();
+        for file in files {
+            all.diagnostics.extend_from_slice(&file.diagnostics);
+            for object in &file.objects {
+                let key = object.key();
+                match places.get(&key) {
+                    Some(first) => all.diagnostics.push(duplicate(object, &key, first)),
+                    None => {
+                        places.insert(key, object.source.clone());
+                        all.objects.push(Arc::clone(object));
+                    }
+                }
+            }
+        }
+        all
+    }
+}
+
+fn duplicate(object: &Object, key: &ObjectKey, first: &Source) -> Diagnostic {
+    let span = Span { line: object.source.line, column: object.source.column, len: 0 };
+    Diagnostic::error(
+        &object.source.file,
+        span,
+        codes::DUPLICATE_OBJECT,
+        format!("{key} is already written at {first}"),
+    )
+    .with_help("remove one of the two, or give it another name")
+}
+
+/// Reads files: YAML or JSON, several documents in one. The text need not be valid in any way.
+pub fn load<N: Into<FileName>, T: AsRef<[u8]>>(files: impl IntoIterator<Item = (N, T)>) -> Loaded {
+    let loaded: Vec<Loaded> =
+        files.into_iter().map(|(name, bytes)| load_file(&name.into(), bytes.as_ref())).collect();
+    Loaded::merge(&loaded)
+}
+
+/// Reads one file. Objects that the file defines twice are found by [`Loaded::merge`].
+#[must_use]
+pub fn load_file(file: &FileName, bytes: &[u8]) -> Loaded {
+    let mut loaded = Loaded::default();
+    match text_of(file, bytes) {
+        Ok(text) => read_documents(file, text, &mut loaded),
+        Err(found) => loaded.diagnostics.push(found),
+    }
+    loaded.diagnostics.sort_by_key(|found| (found.line, found.column));
+    loaded.diagnostics = cap(loaded.diagnostics);
+    loaded
+}
+
+fn text_of<'t>(file: &FileName, bytes: &'t [u8]) -> Result<&'t str, Diagnostic> {
+    if bytes.len() > limits::FILE_BYTES {
+        let message = format!("the file has {} bytes; at most {} are read", bytes.len(), limits::FILE_BYTES);
+        let found = Diagnostic::error(file, Span::default(), codes::LIMIT_EXCEEDED, message);
+        return Err(found.with_help("split it into several files"));
+    }
+    std::str::from_utf8(bytes).map_err(|error| {
+        let good = String::from_utf8_lossy(&bytes[..error.valid_up_to()]);
+        let line = good.matches('\n').count() + 1;
+        let column = good.rsplit('\n').next().unwrap_or_default().chars().count() + 1;
+        let place = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
+        let span = Span { line: place(line), column: place(column), len: 1 };
+        let message = format!("byte {:#04x} is not UTF-8 text", bytes[error.valid_up_to()]);
+        Diagnostic::error(file, span, codes::NOT_TEXT, message).with_help("save the file as UTF-8")
+    })
+}
+
+fn read_documents(file: &FileName, text: &str, loaded: &mut Loaded) {
+    for (index, part) in split::documents(text).enumerate() {
+        let start = Span { line: part.line, column: 1, len: 0 };
+        if index == limits::DOCUMENTS {
+            let message = format!("the file has more than {} documents", limits::DOCUMENTS);
+            let found = Diagnostic::error(file, start, codes::LIMIT_EXCEEDED, message);
+            loaded.diagnostics.push(found.with_help("split it into several files"));
+            return;
+        }
+        if part.text.len() > limits::DOCUMENT_BYTES {
+            let message = format!(
+                "the document has {} bytes; at most {} are read",
+                part.text.len(),
+                limits::DOCUMENT_BYTES
+            );
+            loaded.diagnostics.push(Diagnostic::error(file, start, codes::LIMIT_EXCEEDED, message));
+            continue;
+        }
+        match yaml::parse(file, part.text, part.line) {
+            Ok(Some(node)) => document::read(file, &node, loaded),
+            Ok(None) => {}
+            Err(found) => loaded.diagnostics.push(*found),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,119 @@
+//! One document's node as an object, or as a `List` of them.
+
+use std::sync::Arc;
+
+use super::{Loaded, metadata};
+use crate::codes;
+use crate::decode::fields::{Fields, list, nearest};
+use crate::decode::{Cx, Decode, Node, Value};
+use crate::object::{Kind, Object, ObjectKind};
+use crate::span::{FileName, Source};
+
+pub(super) fn read(file: &FileName, node: &Node, loaded: &mut Loaded) {
+    let mut cx = Cx::new(file, node.span);
+    if let Some(items) = list_items(node, &mut cx) {
+        loaded.diagnostics.append(&mut cx.found);
+        for item in items {
+            read(file, item, loaded);
+        }
+        return;
+    }
+    let object = object(node, &mut cx).filter(|_| !cx.has_errors());
+    if let Some(object) = object {
+        loaded.objects.push(Arc::new(object));
+    }
+    loaded.diagnostics.append(&mut cx.found);
+}
+
+/// The items of a `List`: of Kubernetes' own, or of one kind, as `HTTPRouteList`.
+fn list_items<'n>(node: &'n Node, cx: &mut Cx) -> Option<&'n [Node]> {
+    let Value::Map(entries) = &node.value else { return None };
+    let text = |name: &str| {
+        entries.iter().find(|entry| entry.key == name).and_then(|entry| match &entry.value.value {
+            Value::Text(text) => Some(text.as_str()),
+            _ => None,
+        })
+    };
+    let of = text("kind")?.strip_suffix("List")?;
+    let known = match ObjectKind::parse(of) {
+        Some(kind) => kind.api_versions().any(|version| Some(version.as_str()) == text("apiVersion")),
+        None => of.is_empty() && text("apiVersion") == Some("v1"),
+    };
+    if !known {
+        return None;
+    }
+    let mut fields = Fields::open(node, cx)?;
+    for name in ["apiVersion", "kind", "metadata"] {
+        fields.take(name);
+    }
+    let items = match fields.take("items") {
+        Some(Node { value: Value::Seq(items), .. }) => items.as_slice(),
+        Some(other) => cx.in_field("items", |cx| cx.wrong_type(other, "a list")).unwrap_or_default(),
+        None => fields.missing(cx, "items").unwrap_or_default(),
+    };
+    fields.close(cx);
+    Some(items)
+}
+
+fn object(node: &Node, cx: &mut Cx) -> Option<Object> {
+    if !matches!(node.value, Value::Map(_)) {
+        let message = format!("the document is {}, not an object", node.describe(false));
+        cx.error(node.span, codes::NOT_AN_OBJECT, message).help =
+            Some("an object is a mapping with `apiVersion`, `kind` and `metadata`".to_owned());
+        return None;
+    }
+    let mut fields = Fields::open(node, cx)?;
+    let kind = object_kind(&mut fields, cx)?;
+    let meta = match fields.take("metadata") {
+        Some(node) => cx.in_field("metadata", |cx| metadata::read(node, kind, cx)),
+        None => fields.missing(cx, "metadata"),
+    };
+    let body = Kind::decode(kind, &mut fields, cx);
+    // Kubernetes writes it; it says nothing that the user wants.
+    fields.take("status");
+    fields.close(cx);
+    let (meta, body) = (meta?, body?);
+    // Rules that span fields are judged only on what was read whole: a missing field would be blamed twice.
+    if !cx.has_errors() {
+        body.validate(&meta, cx);
+    }
+    let start = cx.start();
+    let source = Source { file: Arc::clone(cx.file()), line: start.line, column: start.column };
+    Some(Object { meta, source, kind: body })
+}
+
+/// What `apiVersion` and `kind` say.
+fn object_kind(fields: &mut Fields<'_>, cx: &mut Cx) -> Option<ObjectKind> {
+    let version_node = fields.take("apiVersion");
+    let kind_node = fields.take("kind");
+    let (Some(version_node), Some(kind_node)) = (version_node, kind_node) else {
+        let absent = match (version_node, kind_node) {
+            (None, None) => "neither `apiVersion` nor `kind`",
+            (None, _) => "no `apiVersion`",
+            _ => "no `kind`",
+        };
+        cx.error(fields.span(), codes::NOT_AN_OBJECT, format!("the document has {absent}")).help =
+            Some("an object is a mapping with `apiVersion`, `kind` and `metadata`".to_owned());
+        return None;
+    };
+    let version = cx.in_field("apiVersion", |cx| String::decode(version_node, cx));
+    let name = cx.in_field("kind", |cx| String::decode(kind_node, cx));
+    let (version, name) = (version?, name?);
+    let names: Vec<&str> = ObjectKind::ALL.iter().map(|kind| kind.as_str()).collect();
+    let Some(kind) = ObjectKind::parse(&name) else {
+        let message = format!("Meshwork knows no kind `{}`", crate::kinds::shown(&name));
+        cx.error(kind_node.span, codes::UNKNOWN_KIND, message).help = Some(match nearest(&name, &names) {
+            Some(meant) => format!("did you mean `{meant}`?"),
+            None => format!("it knows {}", list(&names)),
+        });
+        return None;
+    };
+    if kind.api_versions().any(|known| known == version) {
+        return Some(kind);
+    }
+    let known: Vec<String> = kind.api_versions().collect();
+    let message = format!("`{kind}` is not of apiVersion `{}`", crate::kinds::shown(&version));
+    cx.error(version_node.span, codes::UNKNOWN_KIND, message).help =
+        Some(format!("write {}", list(&known).replace(", ", " or ")));
+    None
+}
