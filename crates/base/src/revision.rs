@@ -43,6 +43,18 @@ impl ContentHash {
     pub fn combine(hashes: impl IntoIterator<Item = Self>) -> Self {
         Self(hashes.into_iter().fold(0, |sum, hash| sum.wrapping_add(hash.0)))
     }
+
+    /// This combined hash with one more hash in it.
+    #[must_use]
+    pub fn with(self, hash: Self) -> Self {
+        Self(self.0.wrapping_add(hash.0))
+    }
+
+    /// This combined hash with one hash taken out again.
+    #[must_use]
+    pub fn without(self, hash: Self) -> Self {
+        Self(self.0.wrapping_sub(hash.0))
+    }
 }
 
 impl fmt::Display for ContentHash {
@@ -66,5 +78,7 @@ mod tests {
         let [a, b] = [ContentHash::of(b"a"), ContentHash::of(b"b")];
         assert_eq!(ContentHash::combine([a, b]), ContentHash::combine([b, a]));
         assert_ne!(ContentHash::combine([a]), ContentHash::combine([a, b]));
+        assert_eq!(ContentHash::default().with(a).with(b), ContentHash::combine([a, b]));
+        assert_eq!(ContentHash::combine([a, b]).without(b), ContentHash::combine([a]));
     }
 }

@@ -1,0 +1,631 @@
+//! The proxy's end of the stream, as a state machine: responses, answers of the consumer and the time go in, requests
+//! and [`Event`]s come out.
+//!
+//! What arrives is staged until a `Commit` closes it, then handed to the consumer as one [`Batch`]. The consumer builds
+//! a snapshot from it and answers with [`Client::settle`], naming what it refused; once all workers use the snapshot it
+//! says so with [`Client::effective`].
+
+mod backoff;
+mod driver;
+#[cfg(test)]
+mod tests;
+mod watches;
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use meshwork_base::Tick;
+use meshwork_messages::v1::{self, DiscoveryRequest, DiscoveryResponse, Report, Resource};
+use prost::Message as _;
+
+pub use backoff::Backoff;
+pub use driver::{Gone, Handle, Updates, start};
+use watches::Watches;
+pub use watches::{Answer, WaiterId, Watching};
+
+use crate::key::{Offers, ResourceKey, commit_type};
+
+/// Names in one request, so that a message stays far below gRPC's limit of 4 MiB.
+const NAMES_PER_REQUEST: usize = 2000;
+
+/// What a proxy asks for, and how it waits.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Who asks.
+    pub node: v1::Node,
+    /// What it always wants; names may be patterns.
+    pub subscriptions: Vec<ResourceKey>,
+    /// Types whose resources are asked for by name as traffic needs them; those in the cache count as asked for.
+    pub on_demand: BTreeSet<Arc<str>>,
+    /// How long a "no such name" is believed.
+    pub absent_for: Duration,
+    /// After how long without use a name asked for on demand is given up.
+    pub idle_after: Duration,
+    /// How long the first answer may take before the proxy starts from its cache.
+    pub cache_after: Duration,
+}
+
+impl Settings {
+    /// Settings with the design's defaults: 5 s, 10 min, 1 s.
+    #[must_use]
+    pub fn new(node: v1::Node) -> Self {
+        Self {
+            node,
+            subscriptions: Vec::new(),
+            on_demand: BTreeSet::new(),
+            absent_for: Duration::from_secs(5),
+            idle_after: Duration::from_secs(600),
+            cache_after: Duration::from_secs(1),
+        }
+    }
+
+    /// Subscribes to every resource of these types.
+    #[must_use]
+    pub fn all_of(mut self, types: impl IntoIterator<Item = String>) -> Self {
+        self.subscriptions.extend(types.into_iter().map(|url| ResourceKey::new(url, "*")));
+        self
+    }
+}
+
+/// The resources a proxy had in effect when it last wrote them down.
+#[derive(Clone, Debug, Default)]
+pub struct Preload {
+    /// By key.
+    pub resources: BTreeMap<ResourceKey, Arc<Resource>>,
+    /// The revision they made up.
+    pub revision: u64,
+}
+
+/// One change to what the consumer holds.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Change {
+    /// New, or another version.
+    Upsert(ResourceKey, Arc<Resource>),
+    /// Gone.
+    Remove(ResourceKey),
+    /// A version that needs features this binary lacks. It is refused already; the consumer must fail closed where the
+    /// resource protects something.
+    Unsupported {
+        /// Which resource.
+        key: ResourceKey,
+        /// The features it lacks.
+        missing: Vec<String>,
+        /// The resource itself.
+        resource: Arc<Resource>,
+    },
+}
+
+impl Change {
+    /// Which resource.
+    #[must_use]
+    pub const fn key(&self) -> &ResourceKey {
+        match self {
+            Self::Upsert(key, _) | Self::Remove(key) | Self::Unsupported { key, .. } => key,
+        }
+    }
+}
+
+/// Names a batch until it is settled.
+pub type BatchId = u64;
+
+/// Changes that take effect together.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Batch {
+    /// For [`Client::settle`]. Batches are settled in the order in which they came.
+    pub id: BatchId,
+    /// At most one per key.
+    pub changes: Vec<Change>,
+    /// The revision that is complete with this batch; none for endpoints, which pass at once.
+    pub revision: Option<u64>,
+    /// Whether it comes from the cache and not from the control plane.
+    pub from_cache: bool,
+}
+
+/// What a consumer refused of a batch, or applied with a warning.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rejection {
+    /// Which resource.
+    pub key: ResourceKey,
+    /// `Error`: not applied, the previous version stays. `Warning`: applied.
+    pub severity: v1::rejection::Severity,
+    /// What is wrong and what to do.
+    pub message: String,
+}
+
+/// What the machine has to say to its driver.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Event {
+    /// For the consumer, in order.
+    Batch(Batch),
+    /// A waiter's answer.
+    Answer(WaiterId, Answer),
+    /// The first whole change of this connection has arrived: reconnecting need not wait long next time.
+    Joined,
+}
+
+/// The stream contradicts itself; it must be closed and joined again.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum StreamFault {
+    /// What was received does not add up to what the commit counts.
+    #[error(
+        "revision {revision} should have {expected} resources, {received} arrived; all are asked for again"
+    )]
+    Diverged {
+        /// Of the commit.
+        revision: u64,
+        /// By the commit.
+        expected: u32,
+        /// In hand.
+        received: u32,
+    },
+    /// A commit without a readable body.
+    #[error("the commit that closes a change cannot be read: {0}")]
+    Commit(String),
+}
+
+/// What a settled batch leaves to be written down.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Settled {
+    /// Accepted versions and removals.
+    pub accepted: Vec<Change>,
+    /// The revision that is complete with them.
+    pub revision: Option<u64>,
+}
+
+#[derive(Debug)]
+struct Outstanding {
+    batch: Batch,
+    type_url: Arc<str>,
+    nonce: String,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct Client {
+    settings: Settings,
+    connected: bool,
+    /// Versions that the consumer has accepted.
+    held: BTreeMap<ResourceKey, Arc<str>>,
+    /// What the control plane believes to have given us on this stream.
+    offered: Offers,
+    staged: BTreeMap<ResourceKey, Option<Arc<Resource>>>,
+    preload: Option<Preload>,
+    preload_due: Option<Tick>,
+    outstanding: VecDeque<Outstanding>,
+    refused: BTreeMap<ResourceKey, String>,
+    watches: Watches,
+    report: Report,
+    report_due: bool,
+    requests: VecDeque<DiscoveryRequest>,
+    events: VecDeque<Event>,
+    next_batch: BatchId,
+    joined: bool,
+    resync: bool,
+}
+
+impl Client {
+    /// A client that holds nothing, or what its cache remembers.
+    #[must_use]
+    pub fn new(settings: Settings, preload: Option<Preload>, now: Tick) -> Self {
+        let preload = preload.filter(|preload| !preload.resources.is_empty());
+        let mut watches = Watches::new(settings.absent_for, settings.idle_after);
+        for key in preload.iter().flat_map(|preload| preload.resources.keys()) {
+            if settings.on_demand.contains(&key.type_url) {
+                watches.ask(key, now);
+            }
+        }
+        Self {
+            preload_due: preload.as_ref().map(|_| now.after(settings.cache_after)),
+            preload,
+            watches,
+            settings,
+            connected: false,
+            held: BTreeMap::new(),
+            offered: Offers::default(),
+            staged: BTreeMap::new(),
+            outstanding: VecDeque::new(),
+            refused: BTreeMap::new(),
+            report: Report::default(),
+            report_due: false,
+            requests: VecDeque::new(),
+            events: VecDeque::new(),
+            next_batch: 1,
+            joined: false,
+            resync: false,
+        }
+    }
+
+    /// The next message to send.
+    pub fn poll_request(&mut self) -> Option<DiscoveryRequest> {
+        if !self.connected {
+            return None;
+        }
+        if let Some(request) = self.requests.pop_front() {
+            return Some(request);
+        }
+        std::mem::take(&mut self.report_due)
+            .then(|| DiscoveryRequest { report: Some(self.report.clone()), ..DiscoveryRequest::default() })
+    }
+
+    /// Whether [`Client::poll_request`] has something.
+    #[must_use]
+    pub fn has_request(&self) -> bool {
+        self.connected && (self.report_due || !self.requests.is_empty())
+    }
+
+    /// The next event.
+    pub fn poll_event(&mut self) -> Option<Event> {
+        self.events.pop_front()
+    }
+
+    /// When [`Client::tick`] must be called next.
+    #[must_use]
+    pub fn deadline(&self) -> Option<Tick> {
+        self.preload_due.into_iter().chain(self.watches.deadline()).min()
+    }
+
+    /// Lets time pass: waiters give up, unused names are dropped, a start that takes too long falls back to the cache.
+    pub fn tick(&mut self, now: Tick) {
+        if self.preload_due.is_some_and(|due| due <= now) {
+            self.start_from_cache();
+        }
+        for (waiter, answer) in self.watches.expire(now) {
+            self.events.push_back(Event::Answer(waiter, answer));
+        }
+        for key in self.watches.drop_idle(now) {
+            self.request(&key.type_url, |request| request.unsubscribe.push(key.name.to_string()));
+        }
+    }
+
+    /// The control plane could not be reached: a proxy that has nothing yet starts from its cache at once.
+    pub fn connection_failed(&mut self) {
+        self.start_from_cache();
+    }
+
+    /// A stream is open: says who we are, what we want and what we hold.
+    pub fn connected(&mut self) {
+        self.connected = true;
+        self.requests.clear();
+        self.offered.clear();
+        if !self.resync {
+            for (key, version) in self.versions() {
+                self.offered.insert(key, version);
+            }
+        }
+        let mut types: BTreeMap<Arc<str>, (Vec<String>, Vec<(String, String)>)> = BTreeMap::new();
+        for key in self.settings.subscriptions.iter().chain(self.watches.keys()) {
+            types.entry(Arc::clone(&key.type_url)).or_default().0.push(key.name.to_string());
+        }
+        for (key, version) in self.offered.iter() {
+            let held = &mut types.entry(Arc::clone(&key.type_url)).or_default().1;
+            held.push((key.name.to_string(), version.to_string()));
+        }
+        let mut node = Some(self.settings.node.clone());
+        for (type_url, (subscribe, held)) in types {
+            let mut subscribe = subscribe.chunks(NAMES_PER_REQUEST);
+            let mut held = held.chunks(NAMES_PER_REQUEST);
+            loop {
+                let (names, versions) = (subscribe.next(), held.next());
+                if names.is_none() && versions.is_none() {
+                    break;
+                }
+                self.requests.push_back(DiscoveryRequest {
+                    node: node.take(),
+                    type_url: type_url.to_string(),
+                    subscribe: names.unwrap_or_default().to_vec(),
+                    initial_versions: versions.unwrap_or_default().iter().cloned().collect(),
+                    ..DiscoveryRequest::default()
+                });
+            }
+        }
+        let report = Some(self.report.clone());
+        self.requests.push_back(DiscoveryRequest { node, report, ..DiscoveryRequest::default() });
+        self.report_due = false;
+    }
+
+    /// The stream is gone. A change that was not closed yet is forgotten; everything in effect stays.
+    pub fn disconnected(&mut self) {
+        self.connected = false;
+        self.joined = false;
+        self.requests.clear();
+        self.staged.clear();
+        for outstanding in &mut self.outstanding {
+            outstanding.nonce.clear();
+        }
+    }
+
+    /// Takes a message of the control plane.
+    ///
+    /// # Errors
+    /// [`StreamFault`] when the stream contradicts itself: the caller closes it and connects again.
+    pub fn receive(&mut self, response: DiscoveryResponse, now: Tick) -> Result<(), StreamFault> {
+        if response.type_url == commit_type() {
+            return self.commit(&response);
+        }
+        let type_url: Arc<str> = response.type_url.into();
+        for resource in response.resources {
+            let key = ResourceKey::new(Arc::clone(&type_url), resource.name.as_str());
+            let version: Arc<str> = resource.version.as_str().into();
+            let known = self.version(&key).is_some_and(|held| held == version);
+            self.offered.insert(key.clone(), version);
+            if known && !self.resync {
+                self.staged.remove(&key);
+                self.refused.remove(&key);
+            } else {
+                self.staged.insert(key, Some(Arc::new(resource)));
+            }
+        }
+        for name in response.removed {
+            let key = ResourceKey::new(Arc::clone(&type_url), name);
+            self.offered.remove(&key);
+            self.staged.insert(key, None);
+        }
+        for name in response.absent {
+            let key = ResourceKey::new(Arc::clone(&type_url), name);
+            self.answer(&key, &Answer::Absent, now);
+        }
+        let at_once = self.preload.is_none()
+            && !self.resync
+            && !self.staged.is_empty()
+            && self.staged.keys().all(ResourceKey::is_endpoints);
+        if at_once {
+            self.hand_over(None, &type_url, response.nonce);
+        } else {
+            self.acknowledge(&type_url, response.nonce, Vec::new());
+        }
+        Ok(())
+    }
+
+    /// Asks for one resource by name, with all it refers to. One subscription serves all waiters; the answer comes as
+    /// an [`Event::Answer`] once the consumer holds the resource, at `deadline` at the latest.
+    pub fn watch(&mut self, key: &ResourceKey, now: Tick, deadline: Tick) -> Watching {
+        if !self.watches.knows(key) {
+            // It may have come with another resource: then the control plane has nothing left to answer.
+            let refused = self.refused.get(key).map(|why| Answer::Refused(why.clone()));
+            let known = if self.held.contains_key(key) { Some(Answer::Present) } else { refused };
+            if let Some(answer) = known {
+                self.watches.ask(key, now);
+                self.watches.answer(key, &answer, now);
+                self.subscribe(key);
+            }
+        }
+        let (watching, ask) = self.watches.watch(key, now, deadline);
+        if ask {
+            self.subscribe(key);
+        }
+        watching
+    }
+
+    /// Says that a name asked for on demand is in use.
+    pub fn touch(&mut self, key: &ResourceKey, now: Tick) {
+        self.watches.touch(key, now);
+    }
+
+    /// Takes the consumer's verdict on a batch. What it refused keeps its previous version and is reported.
+    ///
+    /// # Panics
+    /// When batches are not settled in the order in which they were handed over.
+    pub fn settle(&mut self, id: BatchId, mut rejections: Vec<Rejection>, now: Tick) -> Settled {
+        let Outstanding { batch, type_url, nonce } =
+            self.outstanding.pop_front().expect("a batch is settled once, after it was handed over");
+        assert_eq!(batch.id, id, "batches are settled in order");
+        rejections.extend(batch.changes.iter().filter_map(|change| match change {
+            Change::Unsupported { key, missing, .. } => Some(unsupported(key, missing)),
+            Change::Upsert(..) | Change::Remove(_) => None,
+        }));
+        let mut settled = Settled { accepted: Vec::new(), revision: batch.revision };
+        let mut verdicts = Vec::new();
+        for change in batch.changes {
+            let verdict = rejections.iter().find(|rejection| rejection.key == *change.key());
+            verdicts.extend(verdict.map(|verdict| to_message(verdict, &change)));
+            let refused = verdict.filter(|verdict| verdict.severity == v1::rejection::Severity::Error);
+            self.settle_change(&change, refused, now);
+            if refused.is_none() {
+                settled.accepted.push(change);
+            }
+        }
+        if let Some(revision) = batch.revision.filter(|_| !batch.from_cache) {
+            self.report.valid_revision = revision;
+        }
+        let refused = self.refused.iter().next();
+        self.report.last_error = refused.map(|(key, why)| format!("{key}: {why}")).unwrap_or_default();
+        self.report_due = true;
+        self.acknowledge(&type_url, nonce, verdicts);
+        settled
+    }
+
+    /// All workers use the snapshot of this revision.
+    pub fn effective(&mut self, revision: u64) {
+        self.report.effective_revision = revision;
+        self.report_due = true;
+    }
+
+    /// The listeners that accept connections now.
+    pub fn bound(&mut self, mut listeners: Vec<String>) {
+        listeners.sort_unstable();
+        if self.report.bound != listeners {
+            self.report.bound = listeners;
+            self.report_due = true;
+        }
+    }
+
+    /// What this proxy reports.
+    #[must_use]
+    pub const fn report(&self) -> &Report {
+        &self.report
+    }
+
+    fn settle_change(&mut self, change: &Change, refused: Option<&Rejection>, now: Tick) {
+        let key = change.key();
+        match (change, refused) {
+            (_, Some(rejection)) => {
+                self.refused.insert(key.clone(), rejection.message.clone());
+                self.answer(key, &Answer::Refused(rejection.message.clone()), now);
+            }
+            (Change::Upsert(_, resource), None) => {
+                self.held.insert(key.clone(), resource.version.as_str().into());
+                self.refused.remove(key);
+                self.answer(key, &Answer::Present, now);
+            }
+            (Change::Remove(_), None) => {
+                self.held.remove(key);
+                self.refused.remove(key);
+                self.answer(key, &Answer::Absent, now);
+            }
+            (Change::Unsupported { .. }, None) => unreachable!("what is unsupported is refused above"),
+        }
+    }
+
+    fn commit(&mut self, response: &DiscoveryResponse) -> Result<(), StreamFault> {
+        let body = response.resources.first().map(|resource| resource.body.clone()).unwrap_or_default();
+        let commit = v1::Commit::decode(body).map_err(|error| StreamFault::Commit(error.to_string()))?;
+        let tally = self.offered.tally();
+        if !tally.matches(&commit) {
+            self.resync = true;
+            let v1::Commit { revision, count: expected, .. } = commit;
+            return Err(StreamFault::Diverged { revision, expected, received: tally.count });
+        }
+        if std::mem::take(&mut self.resync) {
+            for (key, _) in self.versions() {
+                if self.offered.version(&key).is_none() {
+                    self.staged.insert(key, None);
+                }
+            }
+        }
+        self.preload_due = None;
+        for (key, resource) in self.preload.take().map(|preload| preload.resources).unwrap_or_default() {
+            self.staged.entry(key).or_insert(Some(resource));
+        }
+        self.report.received_revision = commit.revision;
+        self.report_due = true;
+        self.hand_over(Some(commit.revision), commit_type(), response.nonce.clone());
+        if !std::mem::replace(&mut self.joined, true) {
+            self.events.push_back(Event::Joined);
+        }
+        Ok(())
+    }
+
+    fn start_from_cache(&mut self) {
+        self.preload_due = None;
+        let Some(preload) = self.preload.take() else { return };
+        let staged = preload.resources.into_iter().map(|(key, resource)| (key, Some(resource))).collect();
+        let under_way = std::mem::replace(&mut self.staged, staged);
+        self.hand_over(Some(preload.revision), "", String::new());
+        self.staged = under_way;
+        if let Some(Outstanding { batch, .. }) = self.outstanding.back_mut() {
+            batch.from_cache = true;
+        }
+        if let Some(Event::Batch(batch)) = self.events.back_mut() {
+            batch.from_cache = true;
+        }
+    }
+
+    /// Hands everything staged to the consumer as one batch.
+    fn hand_over(&mut self, revision: Option<u64>, type_url: &str, nonce: String) {
+        let features: BTreeSet<&str> = self.settings.node.features.iter().map(String::as_str).collect();
+        let changes = std::mem::take(&mut self.staged).into_iter().map(|(key, resource)| match resource {
+            None => Change::Remove(key),
+            Some(resource) => {
+                let lacks = |feature: &&String| !features.contains(feature.as_str());
+                let missing: Vec<String> = resource.requires.iter().filter(lacks).cloned().collect();
+                if missing.is_empty() {
+                    Change::Upsert(key, resource)
+                } else {
+                    Change::Unsupported { key, missing, resource }
+                }
+            }
+        });
+        let batch = Batch { id: self.next_batch, changes: changes.collect(), revision, from_cache: false };
+        self.next_batch += 1;
+        self.outstanding.push_back(Outstanding { batch: batch.clone(), type_url: type_url.into(), nonce });
+        self.events.push_back(Event::Batch(batch));
+    }
+
+    /// The version of one key that is held or about to be.
+    fn version(&self, key: &ResourceKey) -> Option<Arc<str>> {
+        for outstanding in self.outstanding.iter().rev() {
+            match outstanding.batch.changes.iter().find(|change| change.key() == key) {
+                Some(Change::Upsert(_, resource)) => return Some(resource.version.as_str().into()),
+                Some(Change::Remove(_)) => return None,
+                Some(Change::Unsupported { .. }) | None => {}
+            }
+        }
+        let preloaded = || self.preload.as_ref()?.resources.get(key).map(|held| held.version.as_str().into());
+        self.held.get(key).cloned().or_else(preloaded)
+    }
+
+    /// All versions that are held or about to be.
+    fn versions(&self) -> BTreeMap<ResourceKey, Arc<str>> {
+        let mut versions = self.held.clone();
+        for (key, resource) in self.preload.iter().flat_map(|preload| &preload.resources) {
+            versions.insert(key.clone(), resource.version.as_str().into());
+        }
+        for change in self.outstanding.iter().flat_map(|outstanding| &outstanding.batch.changes) {
+            match change {
+                Change::Upsert(key, resource) => {
+                    versions.insert(key.clone(), resource.version.as_str().into());
+                }
+                Change::Remove(key) => {
+                    versions.remove(key);
+                }
+                Change::Unsupported { .. } => {}
+            }
+        }
+        versions
+    }
+
+    fn answer(&mut self, key: &ResourceKey, answer: &Answer, now: Tick) {
+        for waiter in self.watches.answer(key, answer, now) {
+            self.events.push_back(Event::Answer(waiter, answer.clone()));
+        }
+    }
+
+    fn acknowledge(&mut self, type_url: &str, nonce: String, rejected: Vec<v1::Rejection>) {
+        if nonce.is_empty() && rejected.is_empty() {
+            return;
+        }
+        self.request(type_url, |request| {
+            request.response_nonce = nonce;
+            request.rejected = rejected;
+        });
+    }
+
+    fn subscribe(&mut self, key: &ResourceKey) {
+        self.request(&key.type_url, |request| request.subscribe.push(key.name.to_string()));
+    }
+
+    /// Queues a request; without a stream there is nobody to ask, and joining says it all.
+    fn request(&mut self, type_url: &str, fill: impl FnOnce(&mut DiscoveryRequest)) {
+        if self.connected {
+            // A request without type closes the joining, so the rejections of a cached batch ride on the commit's type.
+            let type_url = if type_url.is_empty() { commit_type() } else { type_url };
+            let mut request =
+                DiscoveryRequest { type_url: type_url.to_owned(), ..DiscoveryRequest::default() };
+            fill(&mut request);
+            self.requests.push_back(request);
+        }
+    }
+}
+
+fn unsupported(key: &ResourceKey, missing: &[String]) -> Rejection {
+    let message = format!(
+        "this proxy lacks the feature {}; upgrade it, or take back what needs it",
+        missing.join(", ")
+    );
+    Rejection { key: key.clone(), severity: v1::rejection::Severity::Error, message }
+}
+
+fn to_message(verdict: &Rejection, change: &Change) -> v1::Rejection {
+    let version = match change {
+        Change::Upsert(_, resource) | Change::Unsupported { resource, .. } => resource.version.clone(),
+        Change::Remove(_) => String::new(),
+    };
+    v1::Rejection {
+        type_url: verdict.key.type_url.to_string(),
+        name: verdict.key.name.to_string(),
+        version,
+        severity: verdict.severity.into(),
+        message: verdict.message.clone(),
+    }
+}

@@ -1,0 +1,283 @@
+use super::*;
+use crate::key::endpoint_type;
+use meshwork_messages::type_url;
+use v1::rejection::Severity;
+
+const AT: fn(u64) -> Tick = |ms| Tick::ZERO.after(Duration::from_millis(ms));
+
+fn route_type() -> String {
+    type_url::<v1::Route>()
+}
+
+fn route(name: &str) -> ResourceKey {
+    ResourceKey::new(route_type(), name)
+}
+
+fn settings() -> Settings {
+    let node = v1::Node { id: "test/one".into(), features: vec!["basics".into()], ..v1::Node::default() };
+    Settings::new(node).all_of([route_type(), endpoint_type().to_owned()])
+}
+
+/// A control plane's pen: writes responses whose commits add up.
+#[derive(Default)]
+struct Pen {
+    offers: Offers,
+}
+
+impl Pen {
+    fn send(&mut self, client: &mut Client, type_url: &str, names: &[(&str, &str)], now: Tick) {
+        let resources = names.iter().map(|(name, version)| {
+            self.offers.insert(ResourceKey::new(type_url, *name), (*version).into());
+            Resource { name: (*name).to_owned(), version: (*version).to_owned(), ..Resource::default() }
+        });
+        let resources = resources.collect();
+        let response = DiscoveryResponse { type_url: type_url.to_owned(), resources, ..Default::default() };
+        client.receive(response, now).unwrap();
+    }
+
+    fn commit(&self, revision: u64) -> DiscoveryResponse {
+        let tally = self.offers.tally();
+        let commit = v1::Commit { revision, count: tally.count, hash: tally.hash.to_string() };
+        let resource = Resource { body: commit.encode_to_vec().into(), ..Resource::default() };
+        let (type_url, nonce) = (commit_type().to_owned(), format!("commit-{revision}"));
+        DiscoveryResponse { type_url, resources: vec![resource], nonce, ..Default::default() }
+    }
+}
+
+fn joined() -> (Client, Pen) {
+    let mut client = Client::new(settings(), None, AT(0));
+    client.connected();
+    while client.poll_request().is_some() {}
+    (client, Pen::default())
+}
+
+fn batch(client: &mut Client) -> Option<Batch> {
+    std::iter::from_fn(|| client.poll_event()).find_map(|event| match event {
+        Event::Batch(batch) => Some(batch),
+        Event::Answer(..) | Event::Joined => None,
+    })
+}
+
+fn answers(client: &mut Client) -> Vec<Answer> {
+    let events = std::iter::from_fn(|| client.poll_event());
+    let answers = events.filter_map(|event| match event {
+        Event::Answer(_, answer) => Some(answer),
+        Event::Batch(_) | Event::Joined => None,
+    });
+    answers.collect()
+}
+
+fn requests(client: &mut Client) -> Vec<DiscoveryRequest> {
+    std::iter::from_fn(|| client.poll_request()).collect()
+}
+
+fn names(batch: &Batch) -> Vec<&str> {
+    batch.changes.iter().map(|change| &*change.key().name).collect()
+}
+
+fn error(key: ResourceKey) -> Rejection {
+    Rejection { key, severity: Severity::Error, message: "bad".to_owned() }
+}
+
+fn initial(client: &mut Client, type_url: &str) -> BTreeMap<String, String> {
+    client.disconnected();
+    client.connected();
+    let mut found = BTreeMap::new();
+    for request in requests(client).into_iter().filter(|request| request.type_url == type_url) {
+        found.extend(request.initial_versions);
+    }
+    found
+}
+
+#[test]
+fn hands_configuration_over_when_its_change_is_closed() {
+    let (mut client, mut pen) = joined();
+    pen.send(&mut client, &route_type(), &[("a", "1")], AT(0));
+    pen.send(&mut client, &route_type(), &[("b", "1")], AT(0));
+    assert_eq!(batch(&mut client), None, "half a change is nothing");
+    client.receive(pen.commit(7), AT(0)).unwrap();
+    let whole = batch(&mut client).unwrap();
+    assert_eq!((names(&whole), whole.revision), (vec!["a", "b"], Some(7)));
+}
+
+#[test]
+fn endpoints_pass_at_once_but_not_ahead_of_the_change_they_belong_to() {
+    let (mut client, mut pen) = joined();
+    pen.send(&mut client, endpoint_type(), &[("slice", "1")], AT(0));
+    let alone = batch(&mut client).unwrap();
+    assert_eq!((names(&alone), alone.revision), (vec!["slice"], None));
+    pen.send(&mut client, &route_type(), &[("a", "1")], AT(0));
+    pen.send(&mut client, endpoint_type(), &[("slice", "2")], AT(0));
+    assert_eq!(batch(&mut client), None);
+    client.receive(pen.commit(1), AT(0)).unwrap();
+    assert_eq!(names(&batch(&mut client).unwrap()).len(), 2);
+}
+
+#[test]
+fn a_refused_version_is_reported_and_not_remembered_as_held() {
+    let (mut client, mut pen) = joined();
+    pen.send(&mut client, &route_type(), &[("a", "1"), ("b", "1")], AT(0));
+    client.receive(pen.commit(1), AT(0)).unwrap();
+    let first = batch(&mut client).unwrap();
+    client.settle(first.id, Vec::new(), AT(0));
+    pen.send(&mut client, &route_type(), &[("a", "2"), ("b", "2")], AT(0));
+    client.receive(pen.commit(2), AT(0)).unwrap();
+    let second = batch(&mut client).unwrap();
+    requests(&mut client);
+    let settled = client.settle(second.id, vec![error(route("a"))], AT(0));
+    assert_eq!(settled.accepted.iter().map(Change::key).collect::<Vec<_>>(), [&route("b")]);
+    let sent = requests(&mut client);
+    let verdicts: Vec<_> = sent.iter().flat_map(|request| &request.rejected).collect();
+    assert_eq!((verdicts.len(), &*verdicts[0].name, &*verdicts[0].version), (1, "a", "2"));
+    let report = sent.iter().find_map(|request| request.report.clone()).unwrap();
+    assert_eq!((report.valid_revision, &*report.last_error), (2, "Route a: bad"));
+    let held = initial(&mut client, &route_type());
+    assert_eq!(held, BTreeMap::from([("a".into(), "1".into()), ("b".into(), "2".into())]));
+}
+
+#[test]
+fn going_back_to_the_version_in_effect_changes_nothing_and_heals() {
+    let (mut client, mut pen) = joined();
+    for (version, bad) in [("1", false), ("2", true)] {
+        pen.send(&mut client, &route_type(), &[("a", version)], AT(0));
+        client.receive(pen.commit(1), AT(0)).unwrap();
+        let id = batch(&mut client).unwrap().id;
+        client.settle(id, bad.then(|| error(route("a"))).into_iter().collect(), AT(0));
+    }
+    pen.send(&mut client, &route_type(), &[("a", "1")], AT(0));
+    client.receive(pen.commit(2), AT(0)).unwrap();
+    let back = batch(&mut client).unwrap();
+    assert_eq!(back.changes, []);
+    client.settle(back.id, Vec::new(), AT(0));
+    assert_eq!(client.report().last_error, "");
+}
+
+#[test]
+fn a_change_that_was_cut_off_is_asked_for_again() {
+    let (mut client, mut pen) = joined();
+    pen.send(&mut client, &route_type(), &[("a", "1")], AT(0));
+    assert_eq!(initial(&mut client, &route_type()), BTreeMap::new(), "it never took effect");
+    let mut pen = Pen::default();
+    pen.send(&mut client, &route_type(), &[("b", "1")], AT(0));
+    client.receive(pen.commit(2), AT(0)).unwrap();
+    assert_eq!(names(&batch(&mut client).unwrap()), ["b"]);
+}
+
+#[test]
+fn a_commit_that_does_not_add_up_makes_it_ask_for_all_and_drop_the_rest() {
+    let (mut client, mut pen) = joined();
+    pen.send(&mut client, &route_type(), &[("a", "1"), ("b", "1")], AT(0));
+    client.receive(pen.commit(1), AT(0)).unwrap();
+    let id = batch(&mut client).unwrap().id;
+    client.settle(id, Vec::new(), AT(0));
+    pen.offers.insert(route("lost"), "1".into());
+    let fault = client.receive(pen.commit(2), AT(0)).unwrap_err();
+    assert_eq!(fault, StreamFault::Diverged { revision: 2, expected: 3, received: 2 });
+    assert_eq!(initial(&mut client, &route_type()), BTreeMap::new());
+    let mut pen = Pen::default();
+    pen.send(&mut client, &route_type(), &[("a", "1")], AT(0));
+    client.receive(pen.commit(3), AT(0)).unwrap();
+    let whole = batch(&mut client).unwrap();
+    assert!(whole.changes.contains(&Change::Remove(route("b"))), "{whole:?}");
+}
+
+#[test]
+fn one_subscription_serves_all_waiters_and_answers_when_the_consumer_has_it() {
+    let (mut client, mut pen) = joined();
+    let key = ResourceKey::new(type_url::<v1::Service>(), "shop/reviews");
+    assert!(matches!(client.watch(&key, AT(0), AT(1000)), Watching::Waiting(_)));
+    assert!(matches!(client.watch(&key, AT(1), AT(1000)), Watching::Waiting(_)));
+    let asked: Vec<_> = requests(&mut client).into_iter().flat_map(|request| request.subscribe).collect();
+    assert_eq!(asked, ["shop/reviews"]);
+    pen.send(&mut client, &key.type_url, &[("shop/reviews", "1")], AT(2));
+    client.receive(pen.commit(1), AT(2)).unwrap();
+    let found = batch(&mut client).unwrap();
+    assert_eq!(answers(&mut client), [], "not before the consumer holds it");
+    client.settle(found.id, Vec::new(), AT(3));
+    assert_eq!(answers(&mut client), [Answer::Present, Answer::Present]);
+    assert_eq!(client.watch(&key, AT(4), AT(5)), Watching::Now(Answer::Present));
+}
+
+#[test]
+fn a_no_is_believed_for_five_seconds_and_then_asked_again() {
+    let (mut client, _) = joined();
+    let key = ResourceKey::new(type_url::<v1::Service>(), "shop/nobody");
+    client.watch(&key, AT(0), AT(10_000));
+    let absent = vec!["shop/nobody".to_owned()];
+    let no = DiscoveryResponse { type_url: key.type_url.to_string(), absent, ..Default::default() };
+    client.receive(no, AT(10)).unwrap();
+    assert_eq!(answers(&mut client), [Answer::Absent]);
+    requests(&mut client);
+    assert_eq!(client.watch(&key, AT(5_009), AT(9_000)), Watching::Now(Answer::Absent));
+    assert_eq!(requests(&mut client), []);
+    assert!(matches!(client.watch(&key, AT(5_010), AT(9_000)), Watching::Waiting(_)));
+    assert_eq!(requests(&mut client)[0].subscribe, ["shop/nobody"]);
+}
+
+#[test]
+fn a_waiter_gives_up_at_its_deadline_and_an_unused_name_is_dropped() {
+    let (mut client, _) = joined();
+    let key = ResourceKey::new(type_url::<v1::Service>(), "shop/slow");
+    client.watch(&key, AT(0), AT(100));
+    assert_eq!(client.deadline(), Some(AT(100)));
+    client.tick(AT(99));
+    assert_eq!(answers(&mut client), []);
+    client.tick(AT(100));
+    assert_eq!(answers(&mut client), [Answer::Unavailable]);
+    client.touch(&key, AT(1000));
+    requests(&mut client);
+    client.tick(client.deadline().unwrap());
+    assert_eq!(requests(&mut client)[0].unsubscribe, ["shop/slow"]);
+    assert_eq!(client.deadline(), None);
+}
+
+fn preload() -> Preload {
+    let resource = |name: &str| Resource { name: name.into(), version: "1".into(), ..Resource::default() };
+    let resources = ["a", "b"].map(|name| (route(name), Arc::new(resource(name))));
+    Preload { resources: resources.into(), revision: 3 }
+}
+
+#[test]
+fn starts_from_the_cache_when_the_control_plane_is_away() {
+    let mut client = Client::new(settings(), Some(preload()), AT(0));
+    assert_eq!(batch(&mut client), None, "the control plane has a second to answer");
+    client.tick(client.deadline().unwrap());
+    let cached = batch(&mut client).unwrap();
+    assert!(cached.from_cache && names(&cached) == ["a", "b"] && cached.revision == Some(3));
+    client.settle(cached.id, vec![error(route("b"))], AT(1000));
+    assert_eq!(initial(&mut client, &route_type()), BTreeMap::from([("a".into(), "1".into())]));
+}
+
+#[test]
+fn merges_the_cache_with_what_changed_meanwhile_into_one_first_change() {
+    let mut client = Client::new(settings(), Some(preload()), AT(0));
+    client.connected();
+    let mut pen = Pen::default();
+    pen.offers.insert(route("a"), "1".into());
+    pen.send(&mut client, &route_type(), &[("b", "2")], AT(5));
+    client.receive(pen.commit(9), AT(5)).unwrap();
+    let first = batch(&mut client).unwrap();
+    assert!(!first.from_cache && first.revision == Some(9), "{first:?}");
+    let versions = first.changes.iter().map(|change| match change {
+        Change::Upsert(_, resource) => resource.version.as_str(),
+        other => panic!("{other:?}"),
+    });
+    assert_eq!(versions.collect::<Vec<_>>(), ["1", "2"]);
+    assert_eq!(client.deadline(), None);
+}
+
+#[test]
+fn what_needs_a_missing_feature_is_refused_and_shown_to_the_consumer() {
+    let (mut client, mut pen) = joined();
+    pen.offers.insert(route("new"), "1".into());
+    let requires = vec!["basics".to_owned(), "magic".to_owned()];
+    let resource = Resource { name: "new".into(), version: "1".into(), requires, ..Resource::default() };
+    let response =
+        DiscoveryResponse { type_url: route_type(), resources: vec![resource], ..Default::default() };
+    client.receive(response, AT(0)).unwrap();
+    client.receive(pen.commit(1), AT(0)).unwrap();
+    let whole = batch(&mut client).unwrap();
+    assert!(matches!(&whole.changes[..], [Change::Unsupported { missing, .. }] if *missing == ["magic"]));
+    assert_eq!(client.settle(whole.id, Vec::new(), AT(0)).accepted, []);
+    assert!(client.report().last_error.contains("magic"));
+}

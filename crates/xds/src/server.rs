@@ -1,0 +1,219 @@
+//! The control plane's end of all streams, as a state machine: publications and requests go in, responses come out.
+//!
+//! It knows resources by key, version and what they refer to (`links`), never what they mean. For each stream it keeps
+//! what the proxy was offered, and sends the difference to what the proxy wants of the latest publication, one whole
+//! change at a time.
+
+mod hub;
+mod proxy;
+mod stream;
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use meshwork_base::{SpiffeId, Tick};
+use meshwork_messages::v1::{DiscoveryRequest, DiscoveryResponse, Node, Resource};
+
+pub use hub::{EffectiveError, Hub};
+pub use proxy::{Proxy, ProxyRejection};
+use stream::Stream;
+
+use crate::key::ResourceKey;
+
+/// How long a proxy that went away is remembered.
+const REMEMBERED: Duration = Duration::from_secs(3600);
+
+/// Who is at the other end of a stream.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Viewer {
+    /// From its certificate; none within one process.
+    pub identity: Option<SpiffeId>,
+    /// As it introduces itself.
+    pub node: Node,
+}
+
+/// Who may join, and who may see what. Follows from the SPIFFE ID.
+pub trait Access: Send + Sync {
+    /// Whether this proxy may join under the node it claims to be.
+    ///
+    /// # Errors
+    /// [`Refusal`] with the reason, which the proxy is told.
+    fn admit(&self, viewer: &Viewer) -> Result<(), Refusal>;
+
+    /// Whether this resource may be shown. What may not be seen is absent.
+    fn visible(&self, viewer: &Viewer, key: &ResourceKey) -> bool;
+}
+
+/// Everybody may see everything: within one process, where the proxy is the control plane's own.
+#[derive(Clone, Copy, Debug)]
+pub struct Open;
+
+impl Access for Open {
+    fn admit(&self, _: &Viewer) -> Result<(), Refusal> {
+        Ok(())
+    }
+    fn visible(&self, _: &Viewer, _: &ResourceKey) -> bool {
+        true
+    }
+}
+
+/// Why a stream is ended by the control plane.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    /// The first request does not say who asks.
+    #[error("the first request of a stream must name its node")]
+    NoNode,
+    /// This proxy may not join.
+    #[error("{0}")]
+    Denied(String),
+}
+
+/// All resources at one revision.
+#[derive(Clone, Debug, Default)]
+pub struct Publication {
+    /// Grows with each publication.
+    pub revision: u64,
+    /// Everything there is; what is missing is removed from proxies.
+    pub resources: BTreeMap<ResourceKey, Arc<Resource>>,
+    /// What comes with a resource when somebody subscribes to it by name: a service's routes, policies, endpoints and
+    /// the services behind it. Followed transitively.
+    pub links: BTreeMap<ResourceKey, Vec<ResourceKey>>,
+}
+
+/// What a publication changed.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Published {
+    /// New resources and new versions.
+    pub changed: Vec<ResourceKey>,
+    /// Gone.
+    pub removed: Vec<ResourceKey>,
+}
+
+/// Names a stream.
+pub type StreamId = u64;
+
+/// See the module.
+pub struct Server {
+    access: Arc<dyn Access>,
+    world: Option<Arc<Publication>>,
+    streams: BTreeMap<StreamId, Stream>,
+    gone: BTreeMap<String, (Proxy, Tick)>,
+    next_stream: StreamId,
+}
+
+impl fmt::Debug for Server {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let revision = self.revision();
+        f.debug_struct("Server").field("revision", &revision).field("streams", &self.streams.len()).finish()
+    }
+}
+
+impl Server {
+    /// A server without resources; it answers nobody before the first publication.
+    #[must_use]
+    pub fn new(access: Arc<dyn Access>) -> Self {
+        Self { access, world: None, streams: BTreeMap::new(), gone: BTreeMap::new(), next_stream: 1 }
+    }
+
+    /// The revision published last; none before the first.
+    #[must_use]
+    pub fn revision(&self) -> Option<u64> {
+        self.world.as_ref().map(|world| world.revision)
+    }
+
+    /// The publication in force.
+    #[must_use]
+    pub fn world(&self) -> Option<&Arc<Publication>> {
+        self.world.as_ref()
+    }
+
+    /// Puts these resources in the place of all before.
+    ///
+    /// # Panics
+    /// When the revision is below the one before: revisions only grow.
+    pub fn publish(&mut self, publication: Publication) -> Published {
+        let before = self.world.take().unwrap_or_default();
+        assert!(publication.revision >= before.revision, "revisions only grow");
+        let mut published = Published::default();
+        for (key, resource) in &publication.resources {
+            if before.resources.get(key).is_none_or(|old| old.version != resource.version) {
+                published.changed.push(key.clone());
+            }
+        }
+        let gone = before.resources.keys().filter(|key| !publication.resources.contains_key(*key));
+        published.removed.extend(gone.cloned());
+        let relinked = before.links != publication.links;
+        let world = Arc::new(publication);
+        for stream in self.streams.values_mut() {
+            stream.published(published.changed.iter().chain(&published.removed), relinked);
+        }
+        self.world = Some(world);
+        published
+    }
+
+    /// A stream was opened.
+    pub fn connect(&mut self, identity: Option<SpiffeId>) -> StreamId {
+        let id = self.next_stream;
+        self.next_stream += 1;
+        self.streams.insert(id, Stream::new(identity));
+        id
+    }
+
+    /// A stream was closed.
+    pub fn disconnect(&mut self, id: StreamId, now: Tick) {
+        if let Some(stream) = self.streams.remove(&id) {
+            let mut proxy = stream.proxy();
+            proxy.connected = false;
+            let still_there = self.streams.values().any(|other| other.viewer().node.id == proxy.node.id);
+            if !proxy.node.id.is_empty() && !still_there {
+                self.gone.insert(proxy.node.id.clone(), (proxy, now));
+            }
+        }
+        self.gone.retain(|_, (_, since)| now.since(*since) < REMEMBERED);
+    }
+
+    /// Takes a request.
+    ///
+    /// # Errors
+    /// [`Refusal`]: the stream must be closed with this reason.
+    pub fn receive(&mut self, id: StreamId, request: DiscoveryRequest) -> Result<(), Refusal> {
+        let Some(stream) = self.streams.get_mut(&id) else { return Ok(()) };
+        stream.receive(request, &*self.access)?;
+        self.gone.remove(&stream.viewer().node.id);
+        Ok(())
+    }
+
+    /// The next response for a stream, if there is something to say.
+    pub fn next_response(&mut self, id: StreamId) -> Option<DiscoveryResponse> {
+        self.streams.get_mut(&id)?.next_response(self.world.as_ref()?, &*self.access)
+    }
+
+    /// Every proxy that is connected or was within the last hour, by id.
+    #[must_use]
+    pub fn proxies(&self) -> Vec<Proxy> {
+        let mut proxies: BTreeMap<&str, Proxy> =
+            self.gone.iter().map(|(id, (proxy, _))| (id.as_str(), proxy.clone())).collect();
+        for stream in self.streams.values().filter(|stream| !stream.viewer().node.id.is_empty()) {
+            // A younger stream of the same node replaces the older, which has not noticed its end yet.
+            proxies.insert(&stream.viewer().node.id, stream.proxy());
+        }
+        proxies.into_values().collect()
+    }
+
+    /// The proxies in which this revision is not in effect yet: connected ones, and those that went away less than
+    /// `grace` ago and may be about to return.
+    #[must_use]
+    pub fn behind(&self, revision: u64, grace: Duration, now: Tick) -> BTreeSet<String> {
+        let streams = self.streams.values().filter(|stream| !stream.viewer().node.id.is_empty());
+        let connected = streams.filter(|stream| stream.effective() < Some(revision));
+        let gone = self.gone.values().filter(|(_, since)| now.since(*since) < grace);
+        connected
+            .map(|stream| stream.viewer().node.id.clone())
+            .chain(gone.map(|(proxy, _)| proxy.node.id.clone()))
+            .collect()
+    }
+}

@@ -1,0 +1,191 @@
+//! Drives a [`Server`] over transports.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use meshwork_base::{Clock, SpiffeId};
+use parking_lot::Mutex;
+use tokio::sync::watch;
+
+use super::{Access, Proxy, Publication, Published, Server, StreamId};
+use crate::transport::{ClientTransport, ServerTransport, StreamError, in_memory};
+
+/// How long a proxy whose stream broke is waited for.
+const GRACE: Duration = Duration::from_secs(5);
+
+/// A revision is not in effect everywhere.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("revision {revision} is not in effect yet in {}; see their lastError", Names(behind))]
+pub struct EffectiveError {
+    /// The revision waited for.
+    pub revision: u64,
+    /// Ids of the proxies that have not reported it; empty when it was not published at all.
+    pub behind: BTreeSet<String>,
+}
+
+struct Names<'a>(&'a BTreeSet<String>);
+
+impl fmt::Display for Names<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.0.is_empty() {
+            return f.write_str("the control plane itself, which has not published it");
+        }
+        for (at, name) in self.0.iter().enumerate() {
+            write!(f, "{}{name}", if at == 0 { "" } else { ", " })?;
+        }
+        Ok(())
+    }
+}
+
+/// A [`Server`] shared by the tasks of its streams; cheap to clone.
+#[derive(Clone)]
+pub struct Hub {
+    server: Arc<Mutex<Server>>,
+    clock: Arc<dyn Clock>,
+    published: watch::Sender<()>,
+    activity: watch::Sender<()>,
+}
+
+impl fmt::Debug for Hub {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.server.lock().fmt(f)
+    }
+}
+
+impl Hub {
+    /// A hub without resources; streams wait for the first publication.
+    #[must_use]
+    pub fn new(access: Arc<dyn Access>, clock: Arc<dyn Clock>) -> Self {
+        let server = Arc::new(Mutex::new(Server::new(access)));
+        Self { server, clock, published: watch::Sender::new(()), activity: watch::Sender::new(()) }
+    }
+
+    /// See [`Server::publish`].
+    ///
+    /// # Panics
+    /// When the revision is below the one before.
+    pub fn publish(&self, publication: Publication) -> Published {
+        let published = self.server.lock().publish(publication);
+        self.published.send_replace(());
+        self.activity.send_replace(());
+        published
+    }
+
+    /// The revision published last.
+    #[must_use]
+    pub fn revision(&self) -> Option<u64> {
+        self.server.lock().revision()
+    }
+
+    /// See [`Server::proxies`].
+    #[must_use]
+    pub fn proxies(&self) -> Vec<Proxy> {
+        self.server.lock().proxies()
+    }
+
+    /// Wakes when a proxy joined, left or reported, or when something was published.
+    #[must_use]
+    pub fn activity(&self) -> watch::Receiver<()> {
+        self.activity.subscribe()
+    }
+
+    /// Waits until a revision is in effect on all workers of all proxies.
+    ///
+    /// # Errors
+    /// [`EffectiveError`] with those that are behind when time is up.
+    pub async fn effective(&self, revision: u64, patience: Duration) -> Result<(), EffectiveError> {
+        let mut activity = self.activity();
+        let behind = || {
+            let server = self.server.lock();
+            let published = server.revision() >= Some(revision);
+            (published, server.behind(revision, GRACE, self.clock.now()))
+        };
+        let wait = async {
+            loop {
+                let (published, behind) = behind();
+                if published && behind.is_empty() {
+                    return;
+                }
+                // Besides what happens, the grace of a proxy that went away may end.
+                tokio::select! {
+                    _ = activity.changed() => {}
+                    () = tokio::time::sleep(GRACE) => {}
+                }
+            }
+        };
+        if tokio::time::timeout(patience, wait).await.is_ok() {
+            return Ok(());
+        }
+        match behind() {
+            (true, behind) if behind.is_empty() => Ok(()),
+            (true, behind) => Err(EffectiveError { revision, behind }),
+            (false, _) => Err(EffectiveError { revision, behind: BTreeSet::new() }),
+        }
+    }
+
+    /// Opens a stream within this process. Must be called on a tokio runtime, which then serves it.
+    #[must_use]
+    pub fn connect_in_memory(&self) -> ClientTransport {
+        let (client, server) = in_memory();
+        let hub = self.clone();
+        tokio::spawn(async move { hub.serve(None, server).await });
+        client
+    }
+
+    /// Serves one stream until it ends.
+    pub async fn serve(&self, identity: Option<SpiffeId>, transport: ServerTransport) {
+        let id = self.server.lock().connect(identity);
+        // Subscribed before the first look, so that no publication falls between.
+        let published = self.published.subscribe();
+        let open = Open { hub: self, id };
+        open.converse(transport, published).await;
+    }
+}
+
+/// A stream that is forgotten when its task ends, however it ends.
+struct Open<'a> {
+    hub: &'a Hub,
+    id: StreamId,
+}
+
+impl Drop for Open<'_> {
+    fn drop(&mut self) {
+        self.hub.server.lock().disconnect(self.id, self.hub.clock.now());
+        self.hub.activity.send_replace(());
+    }
+}
+
+impl Open<'_> {
+    async fn converse(&self, mut transport: ServerTransport, mut published: watch::Receiver<()>) {
+        // Whether there may be something to send; an empty answer of the server clears it.
+        let mut pending = true;
+        loop {
+            tokio::select! {
+                request = transport.rx.recv() => {
+                    let Some(request) = request else { return };
+                    let taken = self.hub.server.lock().receive(self.id, request);
+                    self.hub.activity.send_replace(());
+                    if let Err(refusal) = taken {
+                        let error = StreamError::Refused(refusal.to_string());
+                        drop(transport.tx.send(Err(error)).await);
+                        return;
+                    }
+                    pending = true;
+                }
+                permit = transport.tx.reserve(), if pending => {
+                    let Ok(permit) = permit else { return };
+                    match self.hub.server.lock().next_response(self.id) {
+                        Some(response) => permit.send(Ok(response)),
+                        None => pending = false,
+                    }
+                }
+                changed = published.changed() => {
+                    if changed.is_err() { return }
+                    pending = true;
+                }
+            }
+        }
+    }
+}
