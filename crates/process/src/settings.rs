@@ -188,15 +188,12 @@ fn under(command: Command, subcommands: &[String], path: &Path) -> Result<Comman
     }
     let text =
         fs::read_to_string(path).map_err(|source| SettingsError::Read { path: path.to_owned(), source })?;
-    let entries: Entries = if text.trim().is_empty() {
-        Entries(Vec::new())
-    } else {
-        serde_saphyr::from_str(&text)
-            .map_err(|e| SettingsError::Syntax { path: path.to_owned(), why: e.to_string() })?
-    };
+    let entries: Option<Entries> = serde_saphyr::from_str(&text)
+        .map_err(|e| SettingsError::Syntax { path: path.to_owned(), why: e.to_string() })?;
+    let entries = entries.map_or_else(Vec::new, |e| e.0);
     let mut seen: Vec<&str> = Vec::new();
     let mut command = command;
-    for (key, values) in &entries.0 {
+    for (key, values) in &entries {
         let line = key.referenced.line();
         let wrong =
             |why: String| SettingsError::Key { path: path.to_owned(), line, key: key.value.clone(), why };

@@ -27,7 +27,7 @@ use json::LineWriter;
 /// Bytes after which a buffer is handed over at once.
 const HAND_OVER: usize = 64 * 1024;
 /// Bytes a buffer holds at most; lines beyond are dropped.
-const FULL: usize = 1024 * 1024;
+const FULL: usize = 4 * 1024 * 1024;
 /// How long a line waits at most before it is handed over.
 const AGE: Duration = Duration::from_millis(100);
 
@@ -307,6 +307,7 @@ impl Drainer {
                 self.report(result, lines);
             }
             self.spare.clear();
+            self.spare.shrink_to(2 * HAND_OVER);
         }
         drop(workers);
         // A worker that ended leaves its buffer behind: ours is then the only hold on it, and it is empty.

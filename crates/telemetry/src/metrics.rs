@@ -41,11 +41,13 @@ struct Families {
     workers: usize,
 }
 
+/// Label values, and the cells of every worker that counts under them.
+type Series = (Box<[Box<str>]>, Vec<Arc<Cell>>);
+
 #[derive(Debug)]
 struct Family {
     def: &'static MetricDef,
-    /// By label values; one label set may have cells of several workers.
-    series: Vec<(Box<[Box<str>]>, Vec<Arc<Cell>>)>,
+    series: Vec<Series>,
 }
 
 impl Default for MetricsRegistry {
@@ -116,8 +118,7 @@ impl Families {
         assert_eq!(def.labels.len(), values.len(), "{} has the labels {:?}", def.name, def.labels);
         let family = self.scalars.entry(def.name).or_insert_with(|| Family { def, series: Vec::new() });
         let cell = Arc::new(Cell::default());
-        let same =
-            |(v, _): &&mut (Box<[Box<str>]>, _)| v.iter().map(AsRef::as_ref).eq(values.iter().copied());
+        let same = |(v, _): &&mut Series| v.iter().map(AsRef::as_ref).eq(values.iter().copied());
         if let Some((_, cells)) = family.series.iter_mut().find(same) {
             cells.push(Arc::clone(&cell));
         } else {

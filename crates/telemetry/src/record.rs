@@ -115,6 +115,13 @@ impl RequestText {
         }
     }
 
+    /// Replaces the request id alone, when it was made after the other texts were noted.
+    pub fn set_request_id(&mut self, id: &[u8]) {
+        self.buffer.truncate(self.ends[3] as usize);
+        self.buffer.extend_from_slice(id);
+        self.ends[4] = u32::try_from(self.buffer.len()).expect("heads of requests are limited far below 4 GiB");
+    }
+
     fn piece(&self, index: usize) -> &[u8] {
         let start = if index == 0 { 0 } else { self.ends[index - 1] as usize };
         &self.buffer[start..self.ends[index] as usize]

@@ -154,8 +154,10 @@ fn the_remembered_second_follows_the_clock_both_ways() {
 fn lines_of_all_workers_reach_the_file_whole() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("access.log");
-    let metrics = MetricsRegistry::default();
-    let sink = AccessLogSink::open(&AccessLogTarget::File(path.clone()), &metrics).unwrap();
+    let sink =
+        AccessLogSink::open(&AccessLogTarget::File(path.clone()), &MetricsRegistry::default()).unwrap();
+    // 2000 lines fit a worker's buffer even if the thread never comes by meanwhile.
+    assert!(2000 * line(&full()).len() < FULL);
     std::thread::scope(|scope| {
         for _ in 0..3 {
             let mut writer = sink.worker();
@@ -164,8 +166,7 @@ fn lines_of_all_workers_reach_the_file_whole() {
     });
     sink.flush();
     let written = fs::read_to_string(&path).unwrap();
-    let dropped = metrics.counter(&inventory::ACCESS_LOG_DROPPED, &[]);
-    assert_eq!(written.lines().count(), 6000, "{dropped:?} dropped");
+    assert_eq!(written.lines().count(), 6000);
     assert!(written.lines().all(|l| l.as_bytes() == line(&full()).trim_end().as_bytes()));
     drop(sink);
 }

@@ -1,6 +1,6 @@
 //! The numbers themselves.
 
-use std::rc::Rc;
+use std::marker::PhantomData;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -77,13 +77,16 @@ impl Gauge {
     }
 }
 
+/// Keeps what has a single writer on that writer's thread.
+type OneThread = PhantomData<*const ()>;
+
 /// One worker's part of a counter; stays on its thread.
 #[derive(Clone, Debug)]
-pub struct WorkerCounter(Rc<Arc<Cell>>);
+pub struct WorkerCounter(Arc<Cell>, OneThread);
 
 impl WorkerCounter {
     pub(crate) fn new(cell: Arc<Cell>) -> Self {
-        Self(Rc::new(cell))
+        Self(cell, PhantomData)
     }
 
     /// Adds one.
@@ -99,11 +102,11 @@ impl WorkerCounter {
 
 /// One worker's part of a gauge; stays on its thread.
 #[derive(Clone, Debug)]
-pub struct WorkerGauge(Rc<Arc<Cell>>);
+pub struct WorkerGauge(Arc<Cell>, OneThread);
 
 impl WorkerGauge {
     pub(crate) fn new(cell: Arc<Cell>) -> Self {
-        Self(Rc::new(cell))
+        Self(cell, PhantomData)
     }
 
     /// Adds one.

@@ -89,6 +89,9 @@ pub(super) struct Outcome {
     pub(super) grpc: Option<u8>,
 }
 
+/// One worker's cells of one label set.
+type Cells = (Arc<Cell>, Arc<RequestHistograms>);
+
 /// One worker's request metrics of one pair of caller and callee; stays on its thread.
 #[derive(Debug)]
 pub struct RequestSeries {
@@ -96,7 +99,7 @@ pub struct RequestSeries {
     worker: usize,
     labels: RequestLabels,
     /// The outcomes seen so far: few, so a scan beats a hash.
-    outcomes: RefCell<Vec<(Outcome, Arc<Cell>, Arc<RequestHistograms>)>>,
+    outcomes: RefCell<Vec<(Outcome, Cells)>>,
 }
 
 impl RequestSeries {
@@ -109,16 +112,15 @@ impl RequestSeries {
         let outcome = Outcome { code: record.status, flag: record.flag, grpc: record.grpc_status };
         let mut outcomes = self.outcomes.borrow_mut();
         let index = outcomes.iter().position(|(o, ..)| *o == outcome).unwrap_or_else(|| {
-            let (count, histograms) = self.cells(outcome);
-            outcomes.push((outcome, count, histograms));
+            outcomes.push((outcome, self.cells(outcome)));
             outcomes.len() - 1
         });
-        let (_, count, histograms) = &outcomes[index];
+        let (_, (count, histograms)) = &outcomes[index];
         count.add_alone(1);
         histograms.observe(record);
     }
 
-    fn cells(&self, outcome: Outcome) -> (Arc<Cell>, Arc<RequestHistograms>) {
+    fn cells(&self, outcome: Outcome) -> Cells {
         let mut shared = self.registry.shared.lock();
         let (cells, folded) = shared.requests.cells(self.worker, &self.labels, outcome);
         if folded {
@@ -162,12 +164,7 @@ impl RequestTable {
     ///
     /// Counts are one series each and decide what a caller is billed for an error, so a third of the room is
     /// kept for them: histograms are folded first.
-    fn cells(
-        &mut self,
-        worker: usize,
-        labels: &RequestLabels,
-        outcome: Outcome,
-    ) -> ((Arc<Cell>, Arc<RequestHistograms>), bool) {
+    fn cells(&mut self, worker: usize, labels: &RequestLabels, outcome: Outcome) -> (Cells, bool) {
         let key = (labels.clone(), outcome);
         let mut folded = false;
         let mut admit = |known: bool, series: usize, room: usize| {
