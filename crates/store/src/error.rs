@@ -1,0 +1,108 @@
+//! What can go wrong with a store.
+
+use std::io;
+
+use meshwork_base::Code;
+
+/// Why a store did not do what it was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// Another process has the store open.
+    #[error(
+        "store {path} is in use by another process; stop that one first (`meshwork down` for `meshwork up`), or give this one a data directory of its own"
+    )]
+    InUse {
+        /// The store's file.
+        path: String,
+    },
+    /// The file is not what was acknowledged.
+    #[error(
+        "store {path} is damaged: {what}; move it and {path}.seal aside and restore the last snapshot into a new store"
+    )]
+    Damaged {
+        /// The store's file.
+        path: String,
+        /// What was found.
+        what: String,
+    },
+    /// The file was written by a newer version.
+    #[error("store {path} has format {found}, this version reads {supported}; start the newer version again")]
+    Format {
+        /// The store's file.
+        path: String,
+        /// Format in the file.
+        found: u32,
+        /// Newest format read.
+        supported: u32,
+    },
+    /// More than every engine can hold.
+    #[error("{found} {what} are more than the store takes; at most {max}")]
+    Limit {
+        /// What was counted.
+        what: &'static str,
+        /// How many came.
+        found: usize,
+        /// How many may come.
+        max: usize,
+    },
+    /// A request that has no meaning.
+    #[error("the store refuses the request: {why}")]
+    Invalid {
+        /// What is wrong with it.
+        why: String,
+    },
+    /// Reading or opening failed; nothing was written.
+    #[error("store {path}: {doing} failed: {source}; check the disk's space, health and permissions")]
+    Io {
+        /// The store's file.
+        path: String,
+        /// What was being done.
+        doing: &'static str,
+        /// The system's answer.
+        source: io::Error,
+    },
+    /// A write failed so late that it may or may not be kept.
+    #[error(
+        "store {path}: the disk failed while committing ({cause}); the write may or may not be kept: read before you retry"
+    )]
+    Uncertain {
+        /// The store's file.
+        path: String,
+        /// The system's answer.
+        cause: String,
+    },
+    /// The store was closed.
+    #[error("the store is closed; its process is stopping")]
+    Closed,
+    /// A lease that is not there (any more).
+    #[error("lease {lease} does not exist or has run out; grant a new one")]
+    UnknownLease {
+        /// Its number.
+        lease: u64,
+    },
+    /// A snapshot that cannot be used.
+    #[error("the snapshot cannot be used: {why}; nothing was changed")]
+    Snapshot {
+        /// What is wrong with it.
+        why: String,
+    },
+}
+
+impl StoreError {
+    /// The code of its page.
+    #[must_use]
+    pub const fn code(&self) -> Code {
+        Code::new(match self {
+            Self::InUse { .. } => 5001,
+            Self::Damaged { .. } => 5002,
+            Self::Format { .. } => 5003,
+            Self::Limit { .. } => 5004,
+            Self::Invalid { .. } => 5005,
+            Self::Io { .. } => 5006,
+            Self::Uncertain { .. } => 5007,
+            Self::Closed => 5008,
+            Self::UnknownLease { .. } => 5009,
+            Self::Snapshot { .. } => 5010,
+        })
+    }
+}
