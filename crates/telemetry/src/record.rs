@@ -119,7 +119,8 @@ impl RequestText {
     pub fn set_request_id(&mut self, id: &[u8]) {
         self.buffer.truncate(self.ends[3] as usize);
         self.buffer.extend_from_slice(id);
-        self.ends[4] = u32::try_from(self.buffer.len()).expect("heads of requests are limited far below 4 GiB");
+        self.ends[4] =
+            u32::try_from(self.buffer.len()).expect("heads of requests are limited far below 4 GiB");
     }
 
     fn piece(&self, index: usize) -> &[u8] {
