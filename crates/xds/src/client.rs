@@ -192,6 +192,8 @@ pub struct Client {
     staged: BTreeMap<ResourceKey, Option<Arc<Resource>>>,
     preload: Option<Preload>,
     preload_due: Option<Tick>,
+    /// Cached versions that newer ones replaced before the consumer saw them: what stays if those are refused.
+    fallback: BTreeMap<ResourceKey, Arc<Resource>>,
     outstanding: VecDeque<Outstanding>,
     refused: BTreeMap<ResourceKey, String>,
     watches: Watches,
@@ -222,6 +224,7 @@ impl Client {
             settings,
             connected: false,
             held: BTreeMap::new(),
+            fallback: BTreeMap::new(),
             offered: Offers::default(),
             staged: BTreeMap::new(),
             outstanding: VecDeque::new(),
@@ -415,12 +418,13 @@ impl Client {
             Change::Upsert(..) | Change::Remove(_) => None,
         }));
         let mut settled = Settled { accepted: Vec::new(), revision: batch.revision };
-        let mut verdicts = Vec::new();
+        let (mut verdicts, mut kept) = (Vec::new(), Vec::new());
         for change in batch.changes {
             let verdict = rejections.iter().find(|rejection| rejection.key == *change.key());
             verdicts.extend(verdict.map(|verdict| to_message(verdict, &change)));
             let refused = verdict.filter(|verdict| verdict.severity == v1::rejection::Severity::Error);
             self.settle_change(&change, refused, now);
+            kept.extend(self.keep_cached(change.key(), refused.is_some()));
             if refused.is_none() {
                 settled.accepted.push(change);
             }
@@ -432,6 +436,10 @@ impl Client {
         self.report.last_error = refused.map(|(key, why)| format!("{key}: {why}")).unwrap_or_default();
         self.report_due = true;
         self.acknowledge(&type_url, nonce, verdicts);
+        if !kept.is_empty() {
+            let batch = Batch { id: 0, changes: kept, revision: None, from_cache: true };
+            self.push_batch(batch, "", String::new());
+        }
         settled
     }
 
@@ -456,6 +464,23 @@ impl Client {
         &self.report
     }
 
+    /// The cached version of what was refused, unless a later batch that is under way decides.
+    fn keep_cached(&mut self, key: &ResourceKey, refused: bool) -> Option<Change> {
+        let cached = self.fallback.remove(key)?;
+        if !refused {
+            return None;
+        }
+        let mut under_way = self.outstanding.iter().flat_map(|outstanding| &outstanding.batch.changes);
+        match under_way.find(|change| change.key() == key) {
+            None => Some(self.upsert(key.clone(), cached)),
+            Some(Change::Remove(_)) => None,
+            Some(Change::Upsert(..) | Change::Unsupported { .. }) => {
+                self.fallback.insert(key.clone(), cached);
+                None
+            }
+        }
+    }
+
     fn settle_change(&mut self, change: &Change, refused: Option<&Rejection>, now: Tick) {
         let key = change.key();
         match (change, refused) {
@@ -465,7 +490,10 @@ impl Client {
             }
             (Change::Upsert(_, resource), None) => {
                 self.held.insert(key.clone(), resource.version.as_str().into());
-                self.refused.remove(key);
+                // A cached version that stays in the place of a refused one heals nothing.
+                if self.offered.version(key).is_some_and(|offered| **offered == *resource.version) {
+                    self.refused.remove(key);
+                }
                 self.answer(key, &Answer::Present, now);
             }
             (Change::Remove(_), None) => {
@@ -495,7 +523,11 @@ impl Client {
         }
         self.preload_due = None;
         for (key, resource) in self.preload.take().map(|preload| preload.resources).unwrap_or_default() {
-            self.staged.entry(key).or_insert(Some(resource));
+            match self.staged.get(&key) {
+                Some(Some(_)) => drop(self.fallback.insert(key, resource)),
+                Some(None) => {}
+                None => drop(self.staged.insert(key, Some(resource))),
+            }
         }
         self.report.received_revision = commit.revision;
         self.report_due = true;
@@ -509,34 +541,35 @@ impl Client {
     fn start_from_cache(&mut self) {
         self.preload_due = None;
         let Some(preload) = self.preload.take() else { return };
-        let staged = preload.resources.into_iter().map(|(key, resource)| (key, Some(resource))).collect();
-        let under_way = std::mem::replace(&mut self.staged, staged);
-        self.hand_over(Some(preload.revision), "", String::new());
-        self.staged = under_way;
-        if let Some(Outstanding { batch, .. }) = self.outstanding.back_mut() {
-            batch.from_cache = true;
-        }
-        if let Some(Event::Batch(batch)) = self.events.back_mut() {
-            batch.from_cache = true;
-        }
+        let changes =
+            preload.resources.into_iter().map(|(key, resource)| self.upsert(key, resource)).collect();
+        let batch = Batch { id: 0, changes, revision: Some(preload.revision), from_cache: true };
+        self.push_batch(batch, "", String::new());
     }
 
     /// Hands everything staged to the consumer as one batch.
     fn hand_over(&mut self, revision: Option<u64>, type_url: &str, nonce: String) {
-        let features: BTreeSet<&str> = self.settings.node.features.iter().map(String::as_str).collect();
-        let changes = std::mem::take(&mut self.staged).into_iter().map(|(key, resource)| match resource {
+        let staged = std::mem::take(&mut self.staged);
+        let changes = staged.into_iter().map(|(key, resource)| match resource {
             None => Change::Remove(key),
-            Some(resource) => {
-                let lacks = |feature: &&String| !features.contains(feature.as_str());
-                let missing: Vec<String> = resource.requires.iter().filter(lacks).cloned().collect();
-                if missing.is_empty() {
-                    Change::Upsert(key, resource)
-                } else {
-                    Change::Unsupported { key, missing, resource }
-                }
-            }
+            Some(resource) => self.upsert(key, resource),
         });
-        let batch = Batch { id: self.next_batch, changes: changes.collect(), revision, from_cache: false };
+        let batch = Batch { id: 0, changes: changes.collect(), revision, from_cache: false };
+        self.push_batch(batch, type_url, nonce);
+    }
+
+    fn upsert(&self, key: ResourceKey, resource: Arc<Resource>) -> Change {
+        let lacks = |feature: &&String| !self.settings.node.features.contains(feature);
+        let missing: Vec<String> = resource.requires.iter().filter(lacks).cloned().collect();
+        if missing.is_empty() {
+            Change::Upsert(key, resource)
+        } else {
+            Change::Unsupported { key, missing, resource }
+        }
+    }
+
+    fn push_batch(&mut self, mut batch: Batch, type_url: &str, nonce: String) {
+        batch.id = self.next_batch;
         self.next_batch += 1;
         self.outstanding.push_back(Outstanding { batch: batch.clone(), type_url: type_url.into(), nonce });
         self.events.push_back(Event::Batch(batch));

@@ -267,6 +267,26 @@ fn merges_the_cache_with_what_changed_meanwhile_into_one_first_change() {
 }
 
 #[test]
+fn the_cached_version_stays_when_the_first_change_is_bad() {
+    let mut client = Client::new(settings(), Some(preload()), AT(0));
+    client.connected();
+    let mut pen = Pen::default();
+    pen.offers.insert(route("a"), "1".into());
+    pen.send(&mut client, &route_type(), &[("b", "2")], AT(5));
+    client.receive(pen.commit(9), AT(5)).unwrap();
+    let first = batch(&mut client).unwrap();
+    client.settle(first.id, vec![error(route("b"))], AT(5));
+    let kept = batch(&mut client).unwrap();
+    assert!(
+        matches!(&kept.changes[..], [Change::Upsert(key, old)] if *key == route("b") && old.version == "1")
+    );
+    client.settle(kept.id, Vec::new(), AT(5));
+    assert_eq!(client.report().last_error, "Route b: bad");
+    let held = initial(&mut client, &route_type());
+    assert_eq!(held, BTreeMap::from([("a".into(), "1".into()), ("b".into(), "1".into())]));
+}
+
+#[test]
 fn what_needs_a_missing_feature_is_refused_and_shown_to_the_consumer() {
     let (mut client, mut pen) = joined();
     pen.offers.insert(route("new"), "1".into());

@@ -1,1 +1,265 @@
+use super::*;
+use crate::client::{Change, Client, Event, Settings};
+use crate::key::endpoint_type;
+use meshwork_messages::{type_url, v1};
+use prost::Message as _;
 
+fn key(kind: &str, name: &str) -> ResourceKey {
+    ResourceKey::new(format!("type.meshwork.dev/meshwork.v1.{kind}"), name)
+}
+
+fn world(
+    revision: u64,
+    resources: &[(&str, &str, &str)],
+    links: &[(&str, &str, &[(&str, &str)])],
+) -> Publication {
+    let resource = |&(kind, name, version): &(&str, &str, &str)| {
+        let resource = Resource { name: name.into(), version: version.into(), ..Resource::default() };
+        (key(kind, name), Arc::new(resource))
+    };
+    let link = |&(kind, name, to): &(&str, &str, &[(&str, &str)])| {
+        (key(kind, name), to.iter().map(|(kind, name)| key(kind, name)).collect())
+    };
+    Publication {
+        revision,
+        resources: resources.iter().map(resource).collect(),
+        links: links.iter().map(link).collect(),
+    }
+}
+
+fn join(kind: &str, names: &[&str], held: &[(&str, &str)]) -> Vec<DiscoveryRequest> {
+    let first = DiscoveryRequest {
+        node: Some(Node { id: "test/one".into(), ..Node::default() }),
+        type_url: key(kind, "").type_url.to_string(),
+        subscribe: names.iter().map(|&name| name.into()).collect(),
+        initial_versions: held.iter().map(|&(name, version)| (name.into(), version.into())).collect(),
+        ..DiscoveryRequest::default()
+    };
+    vec![first, report(0)]
+}
+
+fn report(effective_revision: u64) -> DiscoveryRequest {
+    let report = v1::Report { effective_revision, ..v1::Report::default() };
+    DiscoveryRequest { report: Some(report), ..DiscoveryRequest::default() }
+}
+
+fn open(server: &mut Server, requests: Vec<DiscoveryRequest>) -> StreamId {
+    let id = server.connect(None);
+    for request in requests {
+        server.receive(id, request).unwrap();
+    }
+    id
+}
+
+fn sent(server: &mut Server, id: StreamId) -> Vec<String> {
+    let responses = std::iter::from_fn(|| server.next_response(id));
+    let text = |response: DiscoveryResponse| {
+        let kind = response.type_url.rsplit('.').next().unwrap().to_owned();
+        let mut lines = Vec::new();
+        for resource in response.resources {
+            let commit = (kind == "Commit").then(|| v1::Commit::decode(resource.body).unwrap());
+            lines.push(match commit {
+                Some(commit) => format!("Commit {} of {}", commit.revision, commit.count),
+                None => format!("{kind} {}@{}", resource.name, resource.version),
+            });
+        }
+        lines.extend(response.removed.iter().map(|name| format!("-{kind} {name}")));
+        lines.extend(response.absent.iter().map(|name| format!("?{kind} {name}")));
+        lines
+    };
+    responses.flat_map(text).collect()
+}
+
+fn server(publication: Publication) -> Server {
+    let mut server = Server::new(Arc::new(Open));
+    server.publish(publication);
+    server
+}
+
+#[test]
+fn answers_nobody_before_the_first_publication() {
+    let mut server = Server::new(Arc::new(Open));
+    let id = open(&mut server, join("Route", &["*"], &[("old", "1")]));
+    assert_eq!(sent(&mut server, id), Vec::<String>::new(), "what is not known yet is not gone");
+    server.publish(world(1, &[("Route", "a", "1")], &[]));
+    assert_eq!(sent(&mut server, id), ["Route a@1", "-Route old", "Commit 1 of 1"]);
+}
+
+#[test]
+fn answers_nobody_who_has_not_said_all_it_holds() {
+    let mut server = server(world(1, &[("Route", "a", "1")], &[]));
+    let mut requests = join("Route", &["*"], &[]);
+    let last = requests.pop().unwrap();
+    let id = open(&mut server, requests);
+    assert_eq!(sent(&mut server, id), Vec::<String>::new());
+    server.receive(id, last).unwrap();
+    assert_eq!(sent(&mut server, id), ["Route a@1", "Commit 1 of 1"]);
+}
+
+#[test]
+fn an_edit_sends_one_message_and_a_reconnect_nothing_that_is_held() {
+    let mut server = server(world(1, &[("Route", "a", "1"), ("Route", "b", "1")], &[]));
+    let id = open(&mut server, join("Route", &["*"], &[]));
+    sent(&mut server, id);
+    server.publish(world(2, &[("Route", "a", "1"), ("Route", "b", "2")], &[]));
+    assert_eq!(sent(&mut server, id), ["Route b@2", "Commit 2 of 2"]);
+    server.disconnect(id, Tick::ZERO);
+    let id = open(&mut server, join("Route", &["*"], &[("a", "1"), ("b", "2")]));
+    assert_eq!(sent(&mut server, id), ["Commit 2 of 2"]);
+}
+
+#[test]
+fn configuration_comes_before_endpoints_and_the_commit_last() {
+    let slice = endpoint_type().rsplit('.').next().unwrap();
+    let mut server = server(world(1, &[(slice, "s", "1"), ("Route", "a", "1")], &[]));
+    let mut requests = join("Route", &["*"], &[]);
+    requests.insert(0, join(slice, &["*"], &[]).remove(0));
+    let id = open(&mut server, requests);
+    assert_eq!(sent(&mut server, id), ["Route a@1", "EndpointSlice s@1", "Commit 1 of 1"]);
+}
+
+const SHOP: &[(&str, &str, &str)] = &[
+    ("Service", "shop/web", "1"),
+    ("Route", "HTTPRoute/shop/web", "1"),
+    ("Service", "shop/api", "1"),
+    ("EndpointSlice", "shop/api-1", "1"),
+    ("Service", "shop/other", "1"),
+];
+const SHOP_LINKS: &[(&str, &str, &[(&str, &str)])] = &[
+    ("Service", "shop/web", &[("Route", "HTTPRoute/shop/web")]),
+    ("Route", "HTTPRoute/shop/web", &[("Service", "shop/api")]),
+    ("Service", "shop/api", &[("EndpointSlice", "shop/api-1"), ("Service", "shop/web")]),
+];
+
+#[test]
+fn a_name_comes_with_all_it_refers_to_and_leaves_with_it() {
+    let mut server = server(world(1, SHOP, SHOP_LINKS));
+    let id = open(&mut server, join("Service", &["shop/web", "shop/nobody"], &[]));
+    let expected = [
+        "Route HTTPRoute/shop/web@1",
+        "Service shop/api@1",
+        "Service shop/web@1",
+        "EndpointSlice shop/api-1@1",
+        "Commit 1 of 3",
+        "?Service shop/nobody",
+    ];
+    assert_eq!(sent(&mut server, id), expected);
+    let unsubscribe = DiscoveryRequest {
+        type_url: key("Service", "").type_url.to_string(),
+        unsubscribe: vec!["shop/web".into()],
+        ..DiscoveryRequest::default()
+    };
+    server.receive(id, unsubscribe).unwrap();
+    assert_eq!(sent(&mut server, id).last().unwrap(), "Commit 1 of 0");
+    let mut grown = SHOP.to_vec();
+    grown.push(("Service", "shop/nobody", "1"));
+    server.publish(world(2, &grown, SHOP_LINKS));
+    assert_eq!(sent(&mut server, id), ["Service shop/nobody@1", "Commit 2 of 1"], "it was asked for once");
+}
+
+#[test]
+fn a_prefix_means_all_below() {
+    let listeners = [("Listener", "shop/edge/http", "1"), ("Listener", "shop/edge2/http", "1")];
+    let mut server = server(world(1, &listeners, &[]));
+    let id = open(&mut server, join("Listener", &["shop/edge/*"], &[]));
+    assert_eq!(sent(&mut server, id), ["Listener shop/edge/http@1", "Commit 1 of 1"]);
+}
+
+struct OwnNamespace;
+
+impl Access for OwnNamespace {
+    fn admit(&self, viewer: &Viewer) -> Result<(), Refusal> {
+        let named = viewer.node.id.starts_with("test/");
+        if named { Ok(()) } else { Err(Refusal::Denied(format!("{} is not of test", viewer.node.id))) }
+    }
+    fn visible(&self, _: &Viewer, key: &ResourceKey) -> bool {
+        key.name.starts_with("test/")
+    }
+}
+
+#[test]
+fn what_may_not_be_seen_is_absent_and_who_may_not_join_is_told_why() {
+    let mut server = Server::new(Arc::new(OwnNamespace));
+    server.publish(world(1, &[("Service", "test/a", "1"), ("Service", "other/a", "1")], &[]));
+    let id = open(&mut server, join("Service", &["other/a", "test/a"], &[]));
+    assert_eq!(sent(&mut server, id), ["Service test/a@1", "Commit 1 of 1", "?Service other/a"]);
+    let stranger = server.connect(None);
+    let mut request = join("Service", &["*"], &[]).remove(0);
+    request.node = Some(Node { id: "evil/one".into(), ..Node::default() });
+    let refusal = server.receive(stranger, request).unwrap_err();
+    assert_eq!(refusal.to_string(), "evil/one is not of test");
+    let nameless = server.connect(None);
+    assert_eq!(server.receive(nameless, report(0)), Err(Refusal::NoNode));
+}
+
+#[test]
+fn effective_counts_only_what_is_said_on_this_stream() {
+    let mut server = server(world(5, &[], &[]));
+    let behind = |server: &Server, revision| server.behind(revision, Duration::ZERO, Tick::ZERO).len();
+    let mut requests = join("Route", &["*"], &[]);
+    requests[1] = report(99);
+    let id = open(&mut server, requests);
+    let commit = server.next_response(id).unwrap();
+    assert_eq!(behind(&server, 5), 1, "99 is of a control plane before");
+    let (type_url, response_nonce) = (commit.type_url, commit.nonce);
+    server.receive(id, DiscoveryRequest { type_url, response_nonce, ..Default::default() }).unwrap();
+    server.receive(id, report(5)).unwrap();
+    assert_eq!((behind(&server, 5), behind(&server, 6)), (0, 1));
+    server.disconnect(id, Tick::ZERO);
+    assert_eq!(server.behind(6, Duration::from_secs(5), Tick::ZERO.after(Duration::from_secs(4))).len(), 1);
+    assert_eq!(server.behind(6, Duration::from_secs(5), Tick::ZERO.after(Duration::from_secs(6))).len(), 0);
+}
+
+#[test]
+fn remembers_what_a_proxy_refused_until_another_version_is_sent() {
+    let mut server = server(world(1, &[("Route", "a", "1")], &[]));
+    let id = open(&mut server, join("Route", &["*"], &[]));
+    sent(&mut server, id);
+    let rejection = |version: &str| v1::Rejection {
+        type_url: type_url::<v1::Route>(),
+        name: "a".into(),
+        version: version.into(),
+        message: "no".into(),
+        ..v1::Rejection::default()
+    };
+    let rejected = vec![rejection("1"), rejection("0")];
+    let type_url = crate::commit_type().to_owned();
+    server.receive(id, DiscoveryRequest { type_url, rejected, ..DiscoveryRequest::default() }).unwrap();
+    let proxies = server.proxies();
+    assert_eq!(proxies[0].rejections.len(), 1);
+    assert_eq!((&*proxies[0].rejections[0].version, &*proxies[0].rejections[0].message), ("1", "no"));
+    assert_eq!(sent(&mut server, id), Vec::<String>::new(), "a refused version is not sent again");
+    server.publish(world(2, &[("Route", "a", "2")], &[]));
+    assert_eq!(sent(&mut server, id), ["Route a@2", "Commit 2 of 1"]);
+    assert_eq!(server.proxies()[0].rejections, []);
+}
+
+#[test]
+fn a_large_set_is_cut_into_messages_and_still_one_change() {
+    let names: Vec<String> = (0..3000).map(|n| format!("r{n:04}")).collect();
+    let body = |name: &str| Resource {
+        name: name.into(),
+        version: "1".into(),
+        body: vec![0; 1000].into(),
+        ..Resource::default()
+    };
+    let resources = names.iter().map(|name| (key("Route", name), Arc::new(body(name)))).collect();
+    let mut server = server(Publication { revision: 1, resources, ..Publication::default() });
+    let settings = Settings::new(Node { id: "test/one".into(), ..Node::default() });
+    let mut client = Client::new(settings.all_of([type_url::<v1::Route>()]), None, Tick::ZERO);
+    let id = server.connect(None);
+    client.connected();
+    while let Some(request) = client.poll_request() {
+        server.receive(id, request).unwrap();
+    }
+    let mut messages = 0;
+    while let Some(response) = server.next_response(id) {
+        assert!(response.encoded_len() < 1024 * 1024);
+        messages += 1;
+        client.receive(response, Tick::ZERO).unwrap();
+    }
+    assert!(messages > 5, "{messages}");
+    let Some(Event::Batch(batch)) = client.poll_event() else { panic!("one batch") };
+    assert_eq!(batch.changes.len(), 3000);
+    assert!(batch.changes.iter().all(|change| matches!(change, Change::Upsert(..))));
+}
