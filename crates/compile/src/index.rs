@@ -1,0 +1,225 @@
+//! The objects by kind and name, looked up once for the whole compilation.
+
+use std::cmp::Ordering;
+use std::collections::{BTreeMap, HashMap, HashSet};
+
+use meshwork_base::Code;
+use meshwork_messages::v1;
+use meshwork_resources::{
+    Diagnostic, EndpointSlice, Gateway, GatewayClass, HTTPRoute, Kind, Object, ReferenceGrant, Secret,
+    Service, Severity, Span,
+};
+
+use crate::input::Input;
+
+/// Gateway API's group.
+pub(crate) const GATEWAY_GROUP: &str = "gateway.networking.k8s.io";
+
+/// `(namespace, name)`.
+pub(crate) type Name<'a> = (&'a str, &'a str);
+
+/// An object with its body.
+pub(crate) struct Entry<'a, T> {
+    pub(crate) object: &'a Object,
+    pub(crate) spec: &'a T,
+}
+
+impl<T> Clone for Entry<'_, T> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<T> Copy for Entry<'_, T> {}
+
+impl<'a, T> Entry<'a, T> {
+    pub(crate) fn namespace(&self) -> &'a str {
+        self.object.meta.namespace.as_str()
+    }
+
+    pub(crate) fn name(&self) -> &'a str {
+        self.object.meta.name.as_str()
+    }
+}
+
+/// `NAMESPACE/NAME`.
+pub(crate) fn qualified((namespace, name): Name<'_>) -> String {
+    format!("{namespace}/{name}")
+}
+
+/// Everything by name. Of two objects with one name the one that stands first (by file and line) counts; that there
+/// are two was told when they were read.
+#[derive(Default)]
+pub(crate) struct Index<'a> {
+    pub(crate) namespaces: HashMap<&'a str, &'a BTreeMap<String, String>>,
+    pub(crate) classes: BTreeMap<&'a str, Entry<'a, GatewayClass>>,
+    pub(crate) gateways: BTreeMap<Name<'a>, Entry<'a, Gateway>>,
+    pub(crate) routes: BTreeMap<Name<'a>, Entry<'a, HTTPRoute>>,
+    pub(crate) services: BTreeMap<Name<'a>, Entry<'a, Service>>,
+    pub(crate) slices: BTreeMap<Name<'a>, Entry<'a, EndpointSlice>>,
+    pub(crate) secrets: BTreeMap<Name<'a>, Entry<'a, Secret>>,
+    pub(crate) policies: Vec<&'a Object>,
+    grants: HashMap<&'a str, Vec<&'a ReferenceGrant>>,
+}
+
+/// Who refers to what, for a [`ReferenceGrant`] to permit.
+#[derive(Clone, Copy)]
+pub(crate) struct Reference<'a> {
+    /// Group, kind and namespace of the object that refers.
+    pub(crate) from: (&'a str, &'a str, &'a str),
+    /// Group, kind, namespace and name of the object referred to.
+    pub(crate) to: (&'a str, &'a str, &'a str, &'a str),
+}
+
+impl<'a> Index<'a> {
+    pub(crate) fn new(input: &Input<'a>) -> Self {
+        let mut objects = input.objects.clone();
+        objects.sort_by(|a, b| order(a).cmp(&order(b)));
+        objects.dedup_by(|b, a| identity(a) == identity(b));
+        let mut index = Self::default();
+        for object in objects {
+            index.insert(object);
+        }
+        index
+    }
+
+    fn insert(&mut self, object: &'a Object) {
+        let name = (object.meta.namespace.as_str(), object.meta.name.as_str());
+        match &object.kind {
+            Kind::Namespace(_) => {
+                self.namespaces.insert(name.1, &object.meta.labels);
+            }
+            Kind::GatewayClass(spec) => {
+                self.classes.insert(name.1, Entry { object, spec });
+            }
+            Kind::Gateway(spec) => {
+                self.gateways.insert(name, Entry { object, spec });
+            }
+            Kind::HTTPRoute(spec) => {
+                self.routes.insert(name, Entry { object, spec });
+            }
+            Kind::Service(spec) => {
+                self.services.insert(name, Entry { object, spec });
+            }
+            Kind::EndpointSlice(spec) => {
+                self.slices.insert(name, Entry { object, spec });
+            }
+            Kind::Secret(spec) => {
+                self.secrets.insert(name, Entry { object, spec });
+            }
+            Kind::ReferenceGrant(grant) => self.grants.entry(name.0).or_default().push(grant),
+            Kind::TrafficPolicy(_) | Kind::AuthorizationPolicy(_) | Kind::InboundPolicy(_) => {
+                self.policies.push(object);
+            }
+            // Nothing refers to a ConfigMap yet.
+            Kind::ConfigMap(_) => {}
+        }
+    }
+
+    /// Whether the reference stays in its namespace or is permitted by a grant in the other.
+    pub(crate) fn permits(&self, reference: Reference<'_>) -> bool {
+        let (from_group, from_kind, from_namespace) = reference.from;
+        let (to_group, to_kind, to_namespace, to_name) = reference.to;
+        from_namespace == to_namespace
+            || self.grants.get(to_namespace).into_iter().flatten().any(|grant| {
+                grant.from.iter().any(|from| {
+                    from.group == from_group
+                        && from.kind == from_kind
+                        && from.namespace.as_str() == from_namespace
+                }) && grant.to.iter().any(|to| {
+                    to.group == to_group
+                        && to.kind == to_kind
+                        && to.name.as_ref().is_none_or(|name| name.as_str() == to_name)
+                })
+            })
+    }
+
+    /// The labels of a namespace. Kubernetes gives each one its name as a label; so do we, also where no `Namespace`
+    /// object is.
+    pub(crate) fn namespace_labels(&self, namespace: &str) -> BTreeMap<String, String> {
+        let mut labels = self.namespaces.get(namespace).map(|labels| (*labels).clone()).unwrap_or_default();
+        labels.insert("kubernetes.io/metadata.name".to_owned(), namespace.to_owned());
+        labels
+    }
+}
+
+fn identity(object: &Object) -> (meshwork_resources::ObjectKind, &str, &str) {
+    let kind = object.kind.name();
+    let namespace = if kind.is_namespaced() { object.meta.namespace.as_str() } else { "" };
+    (kind, namespace, object.meta.name.as_str())
+}
+
+fn order(object: &Object) -> impl Ord + '_ {
+    (identity(object), &object.source.file, object.source.line, object.source.column)
+}
+
+/// Gateway API's order among equals: older first, then by `namespace/name`.
+pub(crate) fn precedence(a: &Object, b: &Object) -> Ordering {
+    let full_name = |o: &'_ Object| {
+        let (namespace, name) = (o.meta.namespace.clone(), o.meta.name.clone());
+        format!("{namespace}/{name}")
+    };
+    created(a).cmp(&created(b)).then_with(|| full_name(a).cmp(&full_name(b)))
+}
+
+/// Milliseconds since the Unix epoch; 0 where nobody knows, which counts as oldest.
+pub(crate) fn created(object: &Object) -> i64 {
+    object.meta.creation_timestamp.as_ref().map_or(0, meshwork_resources::Timestamp::unix_ms)
+}
+
+/// `metadata.generation`; 0 where no store counts it.
+pub(crate) fn generation(object: &Object) -> i64 {
+    object.meta.generation.unwrap_or_default()
+}
+
+/// Where a message's object was written.
+pub(crate) fn source(object: &Object) -> v1::Source {
+    let kind = object.kind.name();
+    v1::Source {
+        kind: kind.as_str().to_owned(),
+        namespace: if kind.is_namespaced() {
+            object.meta.namespace.as_str().to_owned()
+        } else {
+            String::new()
+        },
+        name: object.meta.name.as_str().to_owned(),
+        file: object.source.file.to_string(),
+        line: object.source.line,
+        generation: generation(object),
+        created_unix_ms: created(object),
+    }
+}
+
+/// Collects diagnostics.
+#[derive(Default)]
+pub(crate) struct Report {
+    found: Vec<Diagnostic>,
+}
+
+impl Report {
+    /// Tells something about a place in an object; a place that nobody wrote is the object's beginning.
+    pub(crate) fn tell(
+        &mut self,
+        object: &Object,
+        span: Span,
+        severity: Severity,
+        code: Code,
+        message: impl Into<String>,
+    ) -> &mut Diagnostic {
+        let whole = Span { line: object.source.line, column: object.source.column, len: 0 };
+        let span = if span.line == 0 { whole } else { span };
+        let mut diagnostic = Diagnostic::error(&object.source.file, span, code, message);
+        diagnostic.severity = severity;
+        self.found.push(diagnostic);
+        self.found.last_mut().expect("one was pushed")
+    }
+
+    /// All of them, by file and line, none twice.
+    pub(crate) fn finish(mut self) -> Vec<Diagnostic> {
+        let place = |d: &Diagnostic| (d.file.clone(), d.line, d.column, d.code, d.message.clone());
+        self.found.sort_by_cached_key(place);
+        let mut seen = HashSet::new();
+        self.found.retain(|d| seen.insert(place(d)));
+        self.found
+    }
+}

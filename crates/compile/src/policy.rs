@@ -1,0 +1,314 @@
+//! Meshwork's policies: what they are attached to, which of two wins, and their messages.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use meshwork_base::Code;
+use meshwork_messages::v1;
+use meshwork_messages::v1::authorization_policy::Action;
+use meshwork_messages::v1::authorization_rule::{Operation, Peer};
+use meshwork_messages::v1::inbound_policy::Mtls;
+use meshwork_messages::v1::policy::{Spec, Target};
+use meshwork_messages::v1::traffic_policy::Algorithm;
+use meshwork_resources::{
+    AuthorizationAction, AuthorizationPolicy, InboundMtls, InboundPolicy, Kind, LoadBalancerAlgorithm,
+    Object, ObjectKind, PolicyTarget, RetryOn, Severity, Spanned, TrafficPolicy, TrafficRetry,
+};
+
+use crate::Cx;
+use crate::codes;
+use crate::gateway::Gateways;
+use crate::index::{precedence, qualified, source};
+use crate::output::{ResourceKey, ResourceType};
+use crate::rule::{millis, timeout_ms};
+use crate::service::ports_of;
+use crate::status::{AncestorStatus, ParentReference, Status};
+
+/// Retries after the first attempt where nobody says how many.
+pub(crate) const DEFAULT_ATTEMPTS: u32 = 2;
+/// The wait before the first retry where nobody says it (Envoy's).
+pub(crate) const BACKOFF_BASE_MS: u32 = 25;
+/// Always on, so that retries never multiply an outage.
+pub(crate) const DEFAULT_BUDGET: v1::RetryBudget = v1::RetryBudget { percent: 20, min_per_second: 10 };
+
+/// The longest wait between retries where nobody says it (Envoy's): ten times the first.
+pub(crate) const fn backoff_max_ms(base: u32) -> u32 {
+    base.saturating_mul(10)
+}
+
+/// Compiles every policy, in order of precedence.
+pub(crate) fn policies(cx: &mut Cx<'_>, gateways: &Gateways<'_>) {
+    let mut policies = cx.index.policies.clone();
+    policies.sort_by(|a, b| precedence(a, b));
+    let mut taken = HashMap::new();
+    for object in policies {
+        let (targets, spec) = match &object.kind {
+            Kind::TrafficPolicy(policy) => (&policy.target_refs, Spec::Traffic(traffic(policy))),
+            Kind::AuthorizationPolicy(policy) => {
+                (&policy.target_refs, Spec::Authorization(authorization(policy)))
+            }
+            Kind::InboundPolicy(policy) => (&policy.target_refs, Spec::Inbound(inbound(policy))),
+            _ => continue,
+        };
+        policy(cx, gateways, object, targets, spec, &mut taken);
+    }
+}
+
+/// What a policy has claimed: kind, target kind, target name, section, part → who claimed it.
+type Taken = HashMap<(ObjectKind, (String, String, String), &'static str), String>;
+
+fn policy(
+    cx: &mut Cx<'_>,
+    gateways: &Gateways<'_>,
+    object: &Object,
+    targets: &[Spanned<PolicyTarget>],
+    spec: Spec,
+    taken: &mut Taken,
+) {
+    let name = (object.meta.namespace.as_str(), object.meta.name.as_str());
+    let (mut accepted, mut parents, mut ancestors) = (Vec::new(), Vec::new(), Vec::new());
+    for target in targets {
+        let found = find(cx, gateways, name.0, target)
+            .and_then(|found| claim(object, &spec, &found.0, taken).map(|()| found));
+        let condition = match found {
+            Ok((target, found_parents)) => {
+                accepted.push(target);
+                parents.extend(found_parents);
+                cx.condition(object, "Accepted", true, "Accepted", "The policy is attached.")
+            }
+            Err(Unattached::NotOurs) => continue,
+            Err(Unattached::Because { code, reason, message }) => {
+                cx.report.tell(object, target.span, Severity::Error, code, message.clone());
+                cx.condition(object, "Accepted", false, reason, message)
+            }
+        };
+        ancestors.push(AncestorStatus {
+            ancestor_ref: ParentReference {
+                group: target.group.to_string(),
+                kind: target.kind.to_string(),
+                name: target.name.to_string(),
+                section_name: target.section_name.as_ref().map(ToString::to_string),
+                ..ParentReference::default()
+            },
+            controller_name: cx.input.settings.controller_name.clone(),
+            conditions: vec![condition],
+        });
+    }
+    if !ancestors.is_empty() {
+        cx.set_status(object, Status::Policy { ancestors });
+    }
+    if !accepted.is_empty() {
+        let message = v1::Policy { source: Some(source(object)), targets: accepted, spec: Some(spec) };
+        cx.resources.add(format!("{}/{}", object.kind.name(), qualified(name)), message, parents, vec![]);
+    }
+}
+
+enum Unattached {
+    /// A gateway of another controller.
+    NotOurs,
+    Because {
+        code: Code,
+        reason: &'static str,
+        message: String,
+    },
+}
+
+fn not_found(message: String) -> Unattached {
+    Unattached::Because { code: codes::TARGET_NOT_FOUND, reason: "TargetNotFound", message }
+}
+
+/// Looks up a target and its section; gives the resources that the policy hangs on too.
+fn find(
+    cx: &Cx<'_>,
+    gateways: &Gateways<'_>,
+    namespace: &str,
+    target: &PolicyTarget,
+) -> Result<(Target, Vec<ResourceKey>), Unattached> {
+    let name = (namespace, target.name.as_str());
+    let full = qualified(name);
+    let section = target.section_name.as_ref().map(|section| section.as_str());
+    let absent = || not_found(format!("There is no {} {full}.", target.kind));
+    let has_section = |known: Vec<&str>| section.is_none_or(|section| known.contains(&section));
+    let (found, parents) = match target.object_kind() {
+        Some(ObjectKind::Namespace) => (true, within(cx, namespace)),
+        Some(ObjectKind::Gateway) => {
+            let Some(gateway) = gateways.get(&name) else {
+                let known = cx.index.gateways.contains_key(&name);
+                return Err(if known { Unattached::NotOurs } else { absent() });
+            };
+            let names = gateway.listeners.iter().map(|l| l.spec.name.as_str()).collect();
+            let open =
+                gateway.open_listeners().filter(|l| section.is_none_or(|section| *l.spec.name == *section));
+            let parents = open.map(|l| ResourceKey::new(ResourceType::Listener, Arc::clone(&l.name)));
+            (has_section(names), parents.collect())
+        }
+        Some(ObjectKind::Service) => {
+            let ports = ports_of(cx, name).ok_or_else(absent)?;
+            (
+                has_section(ports.into_values().collect()),
+                vec![ResourceKey::new(ResourceType::Service, full.clone())],
+            )
+        }
+        Some(ObjectKind::HTTPRoute) => {
+            let route = cx.index.routes.get(&name).ok_or_else(absent)?;
+            let names = route.spec.rules.iter().filter_map(|rule| Some(rule.name.as_ref()?.as_str()));
+            (
+                has_section(names.collect()),
+                vec![ResourceKey::new(ResourceType::Route, format!("HTTPRoute/{full}"))],
+            )
+        }
+        _ => return Err(not_found(format!("Policies are not attached to a {}.", target.kind))),
+    };
+    if !found {
+        let section = section.unwrap_or_default();
+        return Err(not_found(format!("{} {full} has no section `{section}`.", target.kind)));
+    }
+    let name =
+        if target.object_kind() == Some(ObjectKind::Namespace) { target.name.to_string() } else { full };
+    let section = section.unwrap_or_default().to_owned();
+    Ok((Target { kind: target.kind.to_string(), name, section }, parents))
+}
+
+/// Every resource of a namespace that policies act on.
+fn within(cx: &Cx<'_>, namespace: &str) -> Vec<ResourceKey> {
+    let of = |key: &&ResourceKey| match key.kind {
+        ResourceType::Service | ResourceType::Listener => key.name.split('/').next() == Some(namespace),
+        ResourceType::Route => key.name.split('/').nth(1) == Some(namespace),
+        ResourceType::Secret | ResourceType::EndpointSlice | ResourceType::Policy => false,
+    };
+    cx.resources.all.keys().filter(of).cloned().collect()
+}
+
+/// Claims the parts that a policy sets at a target; an older policy may hold one. Authorization adds up.
+fn claim(object: &Object, spec: &Spec, target: &Target, taken: &mut Taken) -> Result<(), Unattached> {
+    let parts: Vec<&'static str> = match spec {
+        Spec::Authorization(_) => return Ok(()),
+        Spec::Inbound(_) => vec!["mtls"],
+        Spec::Traffic(policy) => [
+            ("loadBalancer", policy.algorithm != 0),
+            ("limits", policy.limits.is_some()),
+            ("outlierDetection", policy.outlier_detection.is_some()),
+            ("retry", policy.retry.is_some()),
+            ("timeouts", policy.timeouts.is_some()),
+        ]
+        .into_iter()
+        .filter_map(|(part, set)| set.then_some(part))
+        .collect(),
+    };
+    let kind = object.kind.name();
+    let key =
+        |part: &'static str| (kind, (target.kind.clone(), target.name.clone(), target.section.clone()), part);
+    for part in &parts {
+        if let Some(holder) = taken.get(&key(*part)) {
+            let message = format!(
+                "{kind} {holder} goes first and sets `{part}` of {} {} too.",
+                target.kind, target.name
+            );
+            return Err(Unattached::Because { code: codes::POLICY_CONFLICT, reason: "Conflicted", message });
+        }
+    }
+    let holder = qualified((object.meta.namespace.as_str(), object.meta.name.as_str()));
+    taken.extend(parts.into_iter().map(|part| (key(part), holder.clone())));
+    Ok(())
+}
+
+fn traffic(spec: &TrafficPolicy) -> v1::TrafficPolicy {
+    let algorithm = match spec.load_balancer.as_ref().map(|balancer| balancer.algorithm) {
+        None => Algorithm::Unspecified,
+        Some(LoadBalancerAlgorithm::LeastRequest) => Algorithm::LeastRequest,
+        Some(LoadBalancerAlgorithm::RoundRobin) => Algorithm::RoundRobin,
+    };
+    v1::TrafficPolicy {
+        algorithm: algorithm.into(),
+        limits: spec.limits.as_ref().map(|limits| v1::Limits {
+            max_connections: limits.max_connections.unwrap_or_default(),
+            max_pending_requests: limits.max_pending_requests.unwrap_or_default(),
+            max_requests: limits.max_requests.unwrap_or_default(),
+            max_retries: limits.max_retries.unwrap_or_default(),
+        }),
+        // Envoy's defaults for what is not said.
+        outlier_detection: spec.outlier_detection.as_ref().map(|outlier| v1::OutlierDetection {
+            consecutive_5xx: outlier.consecutive_5xx.unwrap_or(5),
+            base_ejection_time_ms: outlier.base_ejection_time.map_or(30_000, millis),
+            max_ejection_percent: outlier.max_ejection_percent.unwrap_or(10),
+        }),
+        retry: spec.retry.as_ref().map(|found| retry(found)),
+        timeouts: spec.timeouts.as_ref().map(|timeouts| v1::Timeouts {
+            request_ms: timeouts.request.map_or(0, timeout_ms),
+            connect_ms: timeouts.connect.map_or(0, timeout_ms),
+            idle_ms: timeouts.idle.map_or(0, timeout_ms),
+        }),
+    }
+}
+
+fn retry(spec: &TrafficRetry) -> v1::Retry {
+    let backoff = spec.backoff.as_ref();
+    let base = backoff.and_then(|backoff| backoff.base).map_or(BACKOFF_BASE_MS, millis);
+    let max = backoff.and_then(|backoff| backoff.max).map_or(backoff_max_ms(base), millis);
+    let budget = spec.budget.as_ref();
+    let mut retry = v1::Retry {
+        attempts: spec.attempts.unwrap_or(DEFAULT_ATTEMPTS),
+        per_try_timeout_ms: spec.per_try_timeout.map_or(0, timeout_ms),
+        // A wait of at most `max` begins with no more than that.
+        backoff_base_ms: base.min(max),
+        backoff_max_ms: max,
+        budget: Some(v1::RetryBudget {
+            percent: budget.and_then(|budget| budget.percent).unwrap_or(DEFAULT_BUDGET.percent),
+            min_per_second: budget.and_then(|b| b.min_per_second).unwrap_or(DEFAULT_BUDGET.min_per_second),
+        }),
+        ..v1::Retry::default()
+    };
+    let default = [RetryOn::Reset, RetryOn::ConnectFailure, RetryOn::RefusedStream];
+    let written: Vec<RetryOn> = spec.on.iter().map(|on| on.inner).collect();
+    for on in if written.is_empty() { &default[..] } else { &written[..] } {
+        match *on {
+            RetryOn::ServerError => retry.status_codes.extend(500..=599),
+            RetryOn::GatewayError => retry.status_codes.extend(502..=504),
+            RetryOn::Reset => retry.on_reset = true,
+            RetryOn::ConnectFailure => retry.on_connect_failure = true,
+            RetryOn::RefusedStream => retry.on_refused = true,
+            RetryOn::Status(status) => retry.status_codes.push(u32::from(status)),
+            RetryOn::Grpc(code) => retry.grpc_codes.push(u32::from(code)),
+        }
+    }
+    retry.status_codes.sort_unstable();
+    retry.status_codes.dedup();
+    retry
+}
+
+fn authorization(spec: &AuthorizationPolicy) -> v1::AuthorizationPolicy {
+    let action = match spec.action.inner {
+        AuthorizationAction::Allow => Action::Allow,
+        AuthorizationAction::Deny => Action::Deny,
+        AuthorizationAction::Audit => Action::Audit,
+    };
+    let rules = spec.rules.iter().map(|rule| v1::AuthorizationRule {
+        from: rule
+            .from
+            .iter()
+            .map(|from| Peer { spiffe_ids: texts(&from.spiffe_ids), namespaces: texts(&from.namespaces) })
+            .collect(),
+        to: rule
+            .to
+            .iter()
+            .map(|to| Operation {
+                hosts: texts(&to.hosts),
+                methods: texts(&to.methods),
+                paths: texts(&to.paths),
+            })
+            .collect(),
+    });
+    v1::AuthorizationPolicy { action: action.into(), rules: rules.collect() }
+}
+
+fn texts<T: ToString>(values: &[Spanned<T>]) -> Vec<String> {
+    values.iter().map(|value| value.inner.to_string()).collect()
+}
+
+fn inbound(spec: &InboundPolicy) -> v1::InboundPolicy {
+    let mtls = match spec.mtls {
+        InboundMtls::Strict => Mtls::Strict,
+        InboundMtls::Permissive => Mtls::Permissive,
+    };
+    v1::InboundPolicy { mtls: mtls.into() }
+}

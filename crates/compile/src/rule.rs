@@ -1,0 +1,123 @@
+//! Rules of routes as messages: every default written out.
+
+use meshwork_messages::v1;
+use meshwork_messages::v1::{filter, path_edit, string_match};
+use meshwork_resources::{
+    GatewayDuration, HTTPHeader, HTTPHeaderFilter, HTTPPathModifier, HTTPRouteFilter, HTTPRouteMatch,
+    HTTPRouteRetry, HTTPRouteRule, PathMatchType, Spanned, ValueMatchType,
+};
+
+use crate::policy::{BACKOFF_BASE_MS, DEFAULT_ATTEMPTS, DEFAULT_BUDGET, backoff_max_ms};
+
+/// A rule without its backends.
+pub(crate) fn rule(spec: &HTTPRouteRule) -> v1::Rule {
+    let timeouts = spec.timeouts.as_ref();
+    v1::Rule {
+        name: spec.name.as_ref().map(|name| name.to_string()).unwrap_or_default(),
+        matches: spec.matches.iter().map(|found| r#match(found)).collect(),
+        filters: spec.filters.iter().map(|found| filter(found)).collect(),
+        backends: Vec::new(),
+        request_timeout_ms: timeouts.and_then(|t| t.request).map_or(0, timeout_ms),
+        backend_request_timeout_ms: timeouts.and_then(|t| t.backend_request).map_or(0, timeout_ms),
+        retry: spec.retry.as_ref().map(|found| retry(found)),
+    }
+}
+
+/// Milliseconds of a timeout that someone wrote. A written zero switches the timeout off, also where a policy sets one,
+/// and so becomes the longest time; the message's 0 means that nobody said anything.
+pub(crate) fn timeout_ms(duration: GatewayDuration) -> u32 {
+    if duration.is_zero() { u32::MAX } else { millis(duration) }
+}
+
+/// Milliseconds; the longest that can be written (99,999 h) does not fit and becomes 49 days.
+pub(crate) fn millis(duration: GatewayDuration) -> u32 {
+    u32::try_from(duration.get().as_millis()).unwrap_or(u32::MAX)
+}
+
+/// What an `HTTPRoute` says of retries. The standard leaves open how often when `attempts` is absent; connection errors
+/// are retried whenever there is a `retry`.
+fn retry(spec: &HTTPRouteRetry) -> v1::Retry {
+    let base = spec.backoff.map_or(BACKOFF_BASE_MS, millis);
+    v1::Retry {
+        attempts: spec.attempts.unwrap_or(DEFAULT_ATTEMPTS),
+        status_codes: spec.codes.iter().map(|code| u32::from(code.inner)).collect(),
+        on_reset: true,
+        on_connect_failure: true,
+        on_refused: true,
+        grpc_codes: Vec::new(),
+        per_try_timeout_ms: 0,
+        backoff_base_ms: base,
+        backoff_max_ms: backoff_max_ms(base),
+        budget: Some(DEFAULT_BUDGET),
+    }
+}
+
+fn r#match(spec: &HTTPRouteMatch) -> v1::Match {
+    let path = spec.path.value.clone();
+    let path = match spec.path.match_type {
+        PathMatchType::Exact => string_match::Kind::Exact(path),
+        PathMatchType::PathPrefix => string_match::Kind::Prefix(path),
+        PathMatchType::RegularExpression => string_match::Kind::Regex(path),
+    };
+    let headers = spec.headers.iter().map(|h| field(h.name.to_ascii_lowercase(), h.match_type, &h.value));
+    let query = spec.query_params.iter().map(|q| field(q.name.to_string(), q.match_type, &q.value));
+    v1::Match {
+        path: Some(v1::StringMatch { kind: Some(path) }),
+        headers: headers.collect(),
+        query: query.collect(),
+        method: spec.method.map(|method| method.to_string()).unwrap_or_default(),
+    }
+}
+
+fn field(name: String, kind: ValueMatchType, value: &str) -> v1::FieldMatch {
+    let kind = match kind {
+        ValueMatchType::Exact => string_match::Kind::Exact(value.to_owned()),
+        ValueMatchType::RegularExpression => string_match::Kind::Regex(value.to_owned()),
+    };
+    v1::FieldMatch { name, value: Some(v1::StringMatch { kind: Some(kind) }) }
+}
+
+/// A filter of a rule or a backend.
+pub(crate) fn filter(spec: &HTTPRouteFilter) -> v1::Filter {
+    let kind = match spec {
+        HTTPRouteFilter::RequestHeaderModifier(edits) => filter::Kind::RequestHeaders(header_edits(edits)),
+        HTTPRouteFilter::ResponseHeaderModifier(edits) => filter::Kind::ResponseHeaders(header_edits(edits)),
+        HTTPRouteFilter::RequestRedirect(redirect) => filter::Kind::Redirect(v1::Redirect {
+            scheme: redirect.scheme.map(|scheme| scheme.to_string()).unwrap_or_default(),
+            hostname: redirect.hostname.as_ref().map(ToString::to_string).unwrap_or_default(),
+            path: redirect.path.as_ref().map(path_edit),
+            port: redirect.port.unwrap_or_default().into(),
+            status: redirect.status_code.get().into(),
+        }),
+        HTTPRouteFilter::URLRewrite(rewrite) => filter::Kind::Rewrite(v1::Rewrite {
+            hostname: rewrite.hostname.as_ref().map(ToString::to_string).unwrap_or_default(),
+            path: rewrite.path.as_ref().map(path_edit),
+        }),
+    };
+    v1::Filter { kind: Some(kind) }
+}
+
+fn header_edits(spec: &HTTPHeaderFilter) -> v1::FieldEdits {
+    let fields = |headers: &[Spanned<HTTPHeader>]| {
+        headers
+            .iter()
+            .map(|header| v1::Field {
+                name: header.name.to_ascii_lowercase(),
+                value: header.value.to_string(),
+            })
+            .collect()
+    };
+    v1::FieldEdits {
+        set: fields(&spec.set),
+        add: fields(&spec.add),
+        remove: spec.remove.iter().map(|name| name.to_ascii_lowercase()).collect(),
+    }
+}
+
+fn path_edit(spec: &HTTPPathModifier) -> v1::PathEdit {
+    let kind = match spec {
+        HTTPPathModifier::ReplaceFullPath { path } => path_edit::Kind::Full(path.clone()),
+        HTTPPathModifier::ReplacePrefixMatch { prefix } => path_edit::Kind::Prefix(prefix.clone()),
+    };
+    v1::PathEdit { kind: Some(kind) }
+}
