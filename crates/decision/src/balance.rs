@@ -22,7 +22,7 @@ use crate::endpoint::{Endpoint, EndpointSet};
 const DRAWS: usize = 3;
 
 /// The less loaded of two drawn by weight.
-pub fn least_request<'s>(
+pub(crate) fn least_request<'s>(
     set: &'s EndpointSet,
     now: Tick,
     rng: &mut impl Rng,
@@ -58,7 +58,7 @@ fn load_is_less(a: &Endpoint, b: &Endpoint) -> bool {
 }
 
 /// The next of the schedule.
-pub fn round_robin<'s>(
+pub(crate) fn round_robin<'s>(
     set: &'s EndpointSet,
     now: Tick,
     cursor: &AtomicUsize,

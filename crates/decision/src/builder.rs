@@ -1,10 +1,23 @@
 //! From messages to snapshots.
 
+mod assemble;
+mod endpoints;
+
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use bytes::Bytes;
+use meshwork_messages::v1;
 
+use crate::binding::Secret;
+use crate::convert::{self, ConvertError, Interner, ListenerSpec, ServiceSpec, SliceSpec, WorkloadSpec};
+use crate::policy::{PolicySpec, TargetKey};
+use crate::route::RouteSpec;
 use crate::snapshot::Snapshot;
+use crate::trust::Bundle;
+
+use assemble::Built;
+use endpoints::EndpointIds;
 
 /// One change of a resource.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -80,7 +93,40 @@ pub struct Rejection {
 ///                     └─ the rest: marked as changed ──build──▶ Arc<Snapshot>, unchanged parts shared
 /// ```
 #[derive(Debug, Default)]
-pub struct SnapshotBuilder {}
+pub struct SnapshotBuilder {
+    held: Held,
+    changed: Changed,
+    built: Built,
+    endpoints: EndpointIds,
+}
+
+/// What the control plane told us, converted.
+#[derive(Debug, Default)]
+struct Held {
+    revision: u64,
+    listeners: BTreeMap<Arc<str>, Arc<ListenerSpec>>,
+    secrets: BTreeMap<Arc<str>, Arc<Secret>>,
+    routes: BTreeMap<Arc<str>, Arc<RouteSpec>>,
+    services: BTreeMap<Arc<str>, Arc<ServiceSpec>>,
+    slices: BTreeMap<Arc<str>, Arc<SliceSpec>>,
+    slices_of: BTreeMap<Arc<str>, BTreeSet<Arc<str>>>,
+    policies: BTreeMap<Arc<str>, Arc<PolicySpec>>,
+    workloads: BTreeMap<Arc<str>, Arc<WorkloadSpec>>,
+    bundles: BTreeMap<Arc<str>, Arc<Bundle>>,
+    strings: Interner,
+}
+
+/// What has changed since the last snapshot.
+#[derive(Debug, Default)]
+struct Changed {
+    any: bool,
+    services: BTreeSet<Arc<str>>,
+    routes: BTreeSet<Arc<str>>,
+    /// Targets of policies that came, went or changed.
+    targets: BTreeSet<TargetKey>,
+    listeners: bool,
+    workloads: bool,
+}
 
 impl SnapshotBuilder {
     /// A builder that holds nothing.
@@ -92,18 +138,218 @@ impl SnapshotBuilder {
     /// Takes changes. Endpoint changes are in effect when this returns, also in snapshots built before; everything
     /// else waits for [`Self::build`].
     pub fn apply(&mut self, changes: impl IntoIterator<Item = Change>) -> Vec<Rejection> {
-        let _ = changes;
-        Vec::new()
+        let mut rejections = Vec::new();
+        let mut services = BTreeSet::new();
+        for change in changes {
+            match change {
+                Change::Upsert { type_url, name, version, body } => {
+                    if let Err((severity, error)) = self.upsert(&type_url, &name, body, &mut services) {
+                        let message = format!("{name}: {error}");
+                        rejections.push(Rejection { type_url, name, version, severity, message });
+                    }
+                }
+                Change::Remove { type_url, name } => self.remove(&type_url, &name, &mut services),
+            }
+        }
+        for service in services {
+            for cluster in self.built.snapshot.clusters_of(&service) {
+                self.endpoints.update(&self.held, cluster);
+            }
+        }
+        rejections
     }
 
     /// Whether [`Self::build`] would make a snapshot that differs from its last.
     #[must_use]
     pub fn is_stale(&self) -> bool {
-        false
+        self.changed.any
     }
 
     /// The snapshot of what is held now, sharing with the previous one what did not change.
     pub fn build(&mut self) -> Arc<Snapshot> {
-        Arc::new(Snapshot::default())
+        if self.changed.any {
+            let changed = std::mem::take(&mut self.changed);
+            self.built.update(&self.held, changed, &mut self.endpoints);
+        }
+        Arc::clone(&self.built.snapshot)
+    }
+
+    fn upsert(
+        &mut self,
+        type_url: &str,
+        name: &Arc<str>,
+        body: Bytes,
+        services: &mut BTreeSet<Arc<str>>,
+    ) -> Result<(), (Severity, ConvertError)> {
+        let error = |e: ConvertError| (Severity::Error, e);
+        let name = Arc::clone(name);
+        let (held, changed) = (&mut self.held, &mut self.changed);
+        match Kind::of(type_url).map_err(error)? {
+            Kind::Listener => {
+                let spec = convert::listener(&name, &decode(body).map_err(error)?).map_err(error)?;
+                held.listeners.insert(name, Arc::new(spec));
+                changed.listeners = true;
+            }
+            Kind::Secret => {
+                let secret = convert::secret(&name, decode(body).map_err(error)?).map_err(error)?;
+                if held.secrets.get(&name).is_some_and(|old| **old == secret) {
+                    return Ok(());
+                }
+                held.secrets.insert(name, Arc::new(secret));
+                changed.listeners = true;
+            }
+            Kind::Route => {
+                let spec = convert::route(&name, &decode(body).map_err(error)?).map_err(error)?;
+                held.routes.insert(Arc::clone(&name), Arc::new(spec));
+                changed.routes.insert(name);
+            }
+            Kind::Service => {
+                let spec = convert::service(&name, &decode(body).map_err(error)?).map_err(error)?;
+                held.services.insert(Arc::clone(&name), Arc::new(spec));
+                changed.services.insert(name);
+            }
+            Kind::EndpointSlice => {
+                let spec = convert::slice(&decode(body).map_err(error)?, &mut held.strings).map_err(error)?;
+                held.put_slice(name, Some(spec), services);
+                return Ok(());
+            }
+            Kind::Policy => return self.put_policy(name, body),
+            Kind::Workload => {
+                let spec = convert::workload(&name, &decode(body).map_err(error)?).map_err(error)?;
+                held.workloads.insert(name, Arc::new(spec));
+                changed.workloads = true;
+            }
+            Kind::Bundle => {
+                let bundle = convert::bundle(&name, decode(body).map_err(error)?).map_err(error)?;
+                held.bundles.insert(name, Arc::new(bundle));
+            }
+            Kind::Commit => held.revision = decode::<v1::Commit>(body).map_err(error)?.revision,
+        }
+        changed.any = true;
+        Ok(())
+    }
+
+    fn put_policy(&mut self, name: Arc<str>, body: Bytes) -> Result<(), (Severity, ConvertError)> {
+        let message = decode(body).map_err(|e| (Severity::Error, e))?;
+        let (spec, refusal) = match convert::policy(&name, &message) {
+            Ok(spec) => (spec, None),
+            // What a previous version protects stays protected by it.
+            Err((error, _)) if self.held.policies.contains_key(&name) => {
+                return Err((Severity::Error, error));
+            }
+            Err((error, None)) => return Err((Severity::Error, error)),
+            Err((error, Some(closed))) => (closed, Some((Severity::Closed, error))),
+        };
+        self.changed.targets.extend(spec.targets.iter().cloned());
+        if let Some(old) = self.held.policies.insert(name, Arc::new(spec)) {
+            self.changed.targets.extend(old.targets.iter().cloned());
+        }
+        self.changed.any = true;
+        refusal.map_or(Ok(()), Err)
+    }
+
+    fn remove(&mut self, type_url: &str, name: &Arc<str>, services: &mut BTreeSet<Arc<str>>) {
+        let (held, changed) = (&mut self.held, &mut self.changed);
+        let Ok(kind) = Kind::of(type_url) else { return };
+        changed.any |= match kind {
+            Kind::Listener => {
+                changed.listeners = true;
+                held.listeners.remove(name).is_some()
+            }
+            Kind::Secret => {
+                changed.listeners = true;
+                held.secrets.remove(name).is_some()
+            }
+            Kind::Route => {
+                changed.routes.insert(Arc::clone(name));
+                held.routes.remove(name).is_some()
+            }
+            Kind::Service => {
+                changed.services.insert(Arc::clone(name));
+                held.services.remove(name).is_some()
+            }
+            Kind::EndpointSlice => {
+                held.put_slice(Arc::clone(name), None, services);
+                false
+            }
+            Kind::Policy => {
+                let old = held.policies.remove(name);
+                changed.targets.extend(old.iter().flat_map(|p| p.targets.iter().cloned()));
+                old.is_some()
+            }
+            Kind::Workload => {
+                changed.workloads = true;
+                held.workloads.remove(name).is_some()
+            }
+            Kind::Bundle => held.bundles.remove(name).is_some(),
+            Kind::Commit => false,
+        };
     }
 }
+
+impl Held {
+    /// Replaces a slice and tells which services' endpoints change by it.
+    fn put_slice(&mut self, name: Arc<str>, spec: Option<SliceSpec>, services: &mut BTreeSet<Arc<str>>) {
+        if let Some(spec) = &spec {
+            let service = Arc::clone(&spec.service);
+            self.slices_of.entry(Arc::clone(&service)).or_default().insert(Arc::clone(&name));
+            services.insert(service);
+        }
+        let new_service = spec.as_ref().map(|s| Arc::clone(&s.service));
+        let old = match spec {
+            Some(spec) => self.slices.insert(Arc::clone(&name), Arc::new(spec)),
+            None => self.slices.remove(&name),
+        };
+        let Some(old) = old.filter(|old| Some(&old.service) != new_service.as_ref()) else { return };
+        if let Some(of) = self.slices_of.get_mut(&old.service) {
+            of.remove(&name);
+            if of.is_empty() {
+                self.slices_of.remove(&old.service);
+            }
+        }
+        services.insert(Arc::clone(&old.service));
+    }
+
+    fn slices_of(&self, service: &str) -> impl Iterator<Item = &SliceSpec> {
+        let names = self.slices_of.get(service).into_iter().flatten();
+        names.filter_map(|name| self.slices.get(name).map(|s| &**s))
+    }
+}
+
+/// The resources that a builder knows.
+#[derive(Clone, Copy)]
+enum Kind {
+    Listener,
+    Secret,
+    Route,
+    Service,
+    EndpointSlice,
+    Policy,
+    Workload,
+    Bundle,
+    Commit,
+}
+
+impl Kind {
+    fn of(type_url: &str) -> Result<Self, ConvertError> {
+        Ok(match type_url.strip_prefix("type.meshwork.dev/meshwork.v1.") {
+            Some("Listener") => Self::Listener,
+            Some("Secret") => Self::Secret,
+            Some("Route") => Self::Route,
+            Some("Service") => Self::Service,
+            Some("EndpointSlice") => Self::EndpointSlice,
+            Some("Policy") => Self::Policy,
+            Some("Workload") => Self::Workload,
+            Some("Bundle") => Self::Bundle,
+            Some("Commit") => Self::Commit,
+            _ => return Err(ConvertError::Unknown { at: format!("type `{type_url}`") }),
+        })
+    }
+}
+
+fn decode<M: prost::Message + Default>(body: Bytes) -> Result<M, ConvertError> {
+    Ok(M::decode(body)?)
+}
+
+#[cfg(test)]
+mod tests;

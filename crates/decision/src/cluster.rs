@@ -1,14 +1,19 @@
 //! A cluster: one port of one service, with what must be known to send a request there.
 
+use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::{AtomicBool, AtomicUsize};
 
 use arc_swap::{ArcSwap, Guard};
 use meshwork_base::{Rng, Tick};
 
 use crate::balance;
+use crate::cause::Cause;
 use crate::endpoint::{Endpoint, EndpointSet};
+use crate::limits::{Limited, Limits, Permit, Usage};
+use crate::outlier::{AttemptOutcome, Ejection, OutlierDetection};
 use crate::policy::RequestPolicy;
+use crate::retry::BudgetWindow;
 
 /// A service's name: `NAMESPACE/NAME`, and its port.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -17,6 +22,12 @@ pub struct ClusterKey {
     pub service: Arc<str>,
     /// The service's port.
     pub port: u16,
+}
+
+impl fmt::Display for ClusterKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.service, self.port)
+    }
 }
 
 /// What the application speaks on a port.
@@ -61,8 +72,14 @@ pub struct Cluster {
     pub protocol: AppProtocol,
     /// How an endpoint is chosen.
     pub algorithm: Algorithm,
+    /// How much may be under way at once.
+    pub limits: Limits,
+    /// When an endpoint is left alone for a while; absent: never.
+    pub outlier_detection: Option<OutlierDetection>,
     /// What policies attached to the service say about its requests; asked through [`crate::RulePolicy`].
     pub(crate) requests: RequestPolicy,
+    /// What policies attached to its namespace say: the widest of all.
+    pub(crate) namespace: RequestPolicy,
     pub(crate) shared: Arc<ClusterShared>,
 }
 
@@ -72,6 +89,10 @@ pub(crate) struct ClusterShared {
     pub(crate) endpoints: ArcSwap<EndpointSet>,
     /// Where round robin stands, for all workers together.
     pub(crate) cursor: AtomicUsize,
+    pub(crate) usage: Usage,
+    pub(crate) budget: BudgetWindow,
+    /// One worker at a time decides about ejections.
+    pub(crate) ejecting: AtomicBool,
 }
 
 impl Cluster {
@@ -90,5 +111,37 @@ impl Cluster {
             Algorithm::RoundRobin => balance::round_robin(&set, now, &self.shared.cursor, tried),
         };
         picked.cloned()
+    }
+
+    /// Counts something that begins, within the service's limits.
+    ///
+    /// # Errors
+    /// The cause when its limit is reached.
+    pub fn admit(&self, what: Limited) -> Result<Permit, Cause> {
+        Permit::take(&self.shared, &self.limits, what)
+    }
+
+    /// How much is under way.
+    #[must_use]
+    pub fn in_use(&self, what: Limited) -> u32 {
+        self.shared.usage.get(what)
+    }
+
+    /// Tells outlier detection what became of an attempt; an ejection that this causes is returned for log and metric.
+    pub fn record(&self, endpoint: &Endpoint, outcome: AttemptOutcome, now: Tick) -> Option<Ejection> {
+        let config = self.outlier_detection.as_ref()?;
+        config.record(&self.endpoints(), &self.shared.ejecting, endpoint, outcome, now)
+    }
+
+    /// Whether its configuration is that of another, so that the other may stay in place.
+    pub(crate) fn says_the_same(&self, other: &Self) -> bool {
+        self.key == other.key
+            && self.port_name == other.port_name
+            && self.protocol == other.protocol
+            && self.algorithm == other.algorithm
+            && self.limits == other.limits
+            && self.outlier_detection == other.outlier_detection
+            && self.requests == other.requests
+            && self.namespace == other.namespace
     }
 }

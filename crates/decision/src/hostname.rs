@@ -47,6 +47,11 @@ impl HostPattern {
         Ok(if wild { Self::Wildcard(lower[1..].into()) } else { Self::Exact(lower.into()) })
     }
 
+    /// Sorts before all others.
+    pub(crate) fn lowest() -> Self {
+        Self::Exact("".into())
+    }
+
     /// Whether a normalized host fits.
     #[must_use]
     pub fn matches(&self, host: &str) -> bool {
@@ -150,10 +155,6 @@ impl<T> HostMap<T> {
             .flatten()
             .filter_map(move |(at, _)| self.wildcard.get(&host[at..]));
         exact.into_iter().chain(wild).chain(self.any.as_ref())
-    }
-
-    pub(crate) fn values(&self) -> impl Iterator<Item = &T> {
-        self.exact.values().chain(self.wildcard.values()).chain(self.any.as_ref())
     }
 
     pub(crate) fn is_empty(&self) -> bool {

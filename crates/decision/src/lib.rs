@@ -16,16 +16,23 @@
 //! The same functions serve live traffic and `explain`: [`Reasons`] is a parameter, and [`NoReasons`] compiles to
 //! nothing. Every local failure is a [`Cause`], which one table maps to Envoy's flag and a status.
 
+mod authorization;
 mod balance;
 mod binding;
 mod builder;
 mod cause;
 mod cluster;
+mod convert;
 mod endpoint;
 mod filter;
 mod hostname;
+mod inbound;
+pub mod invariants;
+mod limits;
 mod matching;
 mod origin;
+mod outbound;
+mod outlier;
 mod policy;
 mod reasons;
 mod request;
@@ -33,7 +40,9 @@ mod retry;
 mod route;
 mod snapshot;
 mod table;
+mod trust;
 
+pub use authorization::{Action, Authorization, AuthorizationPolicy, Denied};
 pub use binding::{Binding, Listener, Matched, Protocol, Routed, Secret};
 pub use builder::{Change, Rejection, Severity, SnapshotBuilder};
 pub use cause::{Cause, ResponseFlag};
@@ -41,14 +50,21 @@ pub use cluster::{Algorithm, AppProtocol, Cluster, ClusterKey};
 pub use endpoint::{Endpoint, EndpointSet, EndpointStats, Exclusion, Health, InFlight, Transport};
 pub use filter::{Filter, HeaderEdit, HeaderEdits, PathEdit, Redirect, Rewrite};
 pub use hostname::{HostPattern, HostPatternError};
+pub use inbound::{Inbound, InboundPort, Mtls, mesh_sni};
+pub use limits::{Limited, Limits, Permit};
 pub use matching::{FieldMatch, PathMatch, Pattern, PatternError, RouteMatch, ValueMatch};
 pub use origin::Origin;
+pub use outbound::{OutboundPort, OutboundService};
+pub use outlier::{AttemptOutcome, Ejection, OutlierDetection};
 pub use policy::{RulePolicy, Timeouts};
 pub use reasons::{Explanation, NoReasons, Outcome, Phase, Reason, Reasons};
 pub use request::{OwnedRequest, RequestView, Scheme, split_authority};
-pub use retry::{RetryBudget, RetryPolicy};
+pub use retry::{
+    AttemptFailure, Decision, RequestFacts, Retry, RetryBudget, RetryPolicy, StopReason, is_idempotent,
+};
 pub use route::{Backend, Route, Rule, Target};
 pub use snapshot::Snapshot;
+pub use trust::Bundle;
 
 #[cfg(test)]
 mod tests;

@@ -73,6 +73,8 @@ impl PathMatch {
         Self::Prefix(text.trim_end_matches('/').into())
     }
 
+    /// What the index must agree with.
+    #[cfg(test)]
     pub(crate) fn matches(&self, path: &str) -> bool {
         match self {
             Self::Exact(text) => **text == *path,

@@ -1,15 +1,28 @@
 //! What applies to the requests of one rule under one parent, merged when the snapshot is built: a request asks one
 //! struct and walks no attachments.
+//!
+//! Levels, from wide to narrow: namespace, gateway, listener; service and its port, route and its rule; the route's own
+//! words. The narrower wins field by field; between policies of one level the older wins, then the first in
+//! alphabetical order. Gateway and route are known when rules are indexed, the service only when the backend is
+//! chosen, so a merged policy is kept in three layers: `near` (route), the cluster's own, and `far` (gateway, namespace).
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::cluster::Cluster;
+use crate::authorization::{Authorization, AuthorizationPolicy};
+use crate::cluster::{Algorithm, Cluster};
+use crate::inbound::Mtls;
+use crate::limits::Limits;
+use crate::origin::Origin;
+use crate::outlier::OutlierDetection;
 use crate::retry::RetryPolicy;
 
 /// What applies to the requests of one rule. Equal results are shared between rules.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct RulePolicy {
+    /// Who may use this rule.
+    pub authorization: Authorization,
     /// What the route itself, or a policy attached to it, says: it wins over the service's.
     pub(crate) near: RequestPolicy,
     /// What gateway and namespace say: the service's wins over it.
@@ -24,6 +37,20 @@ pub(crate) struct RequestPolicy {
     pub(crate) idle_timeout: Option<Duration>,
     pub(crate) connect_timeout: Option<Duration>,
     pub(crate) retry: Option<Arc<RetryPolicy>>,
+}
+
+impl RequestPolicy {
+    /// Fills what is not said here from a wider policy.
+    #[must_use]
+    pub(crate) fn or(&self, wider: &Self) -> Self {
+        Self {
+            request_timeout: self.request_timeout.or(wider.request_timeout),
+            backend_request_timeout: self.backend_request_timeout.or(wider.backend_request_timeout),
+            idle_timeout: self.idle_timeout.or(wider.idle_timeout),
+            connect_timeout: self.connect_timeout.or(wider.connect_timeout),
+            retry: self.retry.as_ref().or(wider.retry.as_ref()).cloned(),
+        }
+    }
 }
 
 /// The times of one request. Absent means that nothing was said: the proxy's default for `connect` and `idle`, no
@@ -44,9 +71,11 @@ impl RulePolicy {
     /// The times that apply when a request goes to this cluster (or is answered without one).
     #[must_use]
     pub fn timeouts(&self, cluster: Option<&Cluster>) -> Timeouts {
-        let service = cluster.map(|c| &c.requests);
         let pick = |field: fn(&RequestPolicy) -> Option<Duration>| {
-            field(&self.near).or_else(|| service.and_then(field)).or_else(|| field(&self.far))
+            field(&self.near)
+                .or_else(|| cluster.and_then(|c| field(&c.requests)))
+                .or_else(|| field(&self.far))
+                .or_else(|| cluster.and_then(|c| field(&c.namespace)))
         };
         Timeouts {
             request: pick(|p| p.request_timeout),
@@ -59,7 +88,191 @@ impl RulePolicy {
     /// How failed attempts to this cluster are repeated; absent: not at all.
     #[must_use]
     pub fn retry<'p>(&'p self, cluster: Option<&'p Cluster>) -> Option<&'p Arc<RetryPolicy>> {
-        let service = cluster.and_then(|c| c.requests.retry.as_ref());
-        self.near.retry.as_ref().or(service).or(self.far.retry.as_ref())
+        let near = self.near.retry.as_ref();
+        near.or_else(|| cluster.and_then(|c| c.requests.retry.as_ref()))
+            .or(self.far.retry.as_ref())
+            .or_else(|| cluster.and_then(|c| c.namespace.retry.as_ref()))
     }
+}
+
+/// What a policy hangs on.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct TargetKey {
+    pub(crate) kind: TargetKind,
+    /// `NAMESPACE` or `NAMESPACE/NAME`.
+    pub(crate) name: Arc<str>,
+    /// Listener, port or rule; empty: all.
+    pub(crate) section: Arc<str>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) enum TargetKind {
+    Namespace,
+    Gateway,
+    Service,
+    HttpRoute,
+}
+
+/// One policy, converted.
+#[derive(Debug)]
+pub(crate) struct PolicySpec {
+    pub(crate) name: Arc<str>,
+    pub(crate) origin: Arc<Origin>,
+    pub(crate) targets: Box<[TargetKey]>,
+    pub(crate) said: Said,
+}
+
+#[derive(Debug)]
+pub(crate) enum Said {
+    Traffic(Box<TrafficSpec>),
+    Authorization(Arc<AuthorizationPolicy>),
+    Inbound(Mtls),
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct TrafficSpec {
+    pub(crate) algorithm: Option<Algorithm>,
+    pub(crate) limits: Limits,
+    pub(crate) outlier: Option<OutlierDetection>,
+    pub(crate) requests: RequestPolicy,
+}
+
+impl TrafficSpec {
+    fn or(&self, wider: &Self) -> Self {
+        Self {
+            algorithm: self.algorithm.or(wider.algorithm),
+            limits: self.limits.or(wider.limits),
+            outlier: self.outlier.or(wider.outlier),
+            requests: self.requests.or(&wider.requests),
+        }
+    }
+}
+
+/// All policies by what they hang on, in the order of precedence.
+#[derive(Debug, Default)]
+pub(crate) struct Attached(BTreeMap<TargetKey, Vec<Arc<PolicySpec>>>);
+
+impl Attached {
+    pub(crate) fn new<'p>(policies: impl Iterator<Item = &'p Arc<PolicySpec>>) -> Self {
+        let mut map: BTreeMap<TargetKey, Vec<Arc<PolicySpec>>> = BTreeMap::new();
+        for policy in policies {
+            for target in &policy.targets {
+                map.entry(target.clone()).or_default().push(Arc::clone(policy));
+            }
+        }
+        for list in map.values_mut() {
+            list.sort_by(|a, b| a.origin.precedence(&b.origin).then_with(|| a.name.cmp(&b.name)));
+            list.dedup_by(|a, b| Arc::ptr_eq(a, b));
+        }
+        Self(map)
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    fn at(&self, kind: TargetKind, name: &str, section: &str) -> &[Arc<PolicySpec>] {
+        let key = TargetKey { kind, name: name.into(), section: section.into() };
+        self.0.get(&key).map_or(&[], Vec::as_slice)
+    }
+
+    /// What traffic policies say at these levels, the narrowest first.
+    fn traffic<'a>(&'a self, levels: impl IntoIterator<Item = Level<'a>>) -> TrafficSpec {
+        let mut merged = TrafficSpec::default();
+        for (kind, name, section) in levels {
+            for policy in self.at(kind, name, section) {
+                if let Said::Traffic(said) = &policy.said {
+                    merged = merged.or(said);
+                }
+            }
+        }
+        merged
+    }
+
+    /// All authorization policies at these levels.
+    fn authorization<'a>(&'a self, levels: impl IntoIterator<Item = Level<'a>>) -> Authorization {
+        let policies = levels.into_iter().flat_map(|(kind, name, section)| self.at(kind, name, section));
+        Authorization::new(policies.filter_map(|policy| match &policy.said {
+            Said::Authorization(said) => Some(Arc::clone(said)),
+            Said::Traffic(_) | Said::Inbound(_) => None,
+        }))
+    }
+
+    /// What applies to clusters of a service: its own and its namespace's words, the latter apart.
+    pub(crate) fn of_service(&self, service: &str, port: &str) -> (TrafficSpec, RequestPolicy) {
+        let [namespace, all, section] = service_levels(service, port);
+        let wide = self.traffic([namespace]);
+        let own = self.traffic([section, all]);
+        let requests = own.requests.clone();
+        (TrafficSpec { requests, ..own.or(&wide) }, wide.requests)
+    }
+
+    /// What applies to a rule under a listener of a gateway.
+    pub(crate) fn of_gateway_rule(
+        &self,
+        gateway: &str,
+        listener: &str,
+        route: &str,
+        rule: &str,
+    ) -> RulePolicy {
+        let gateway_levels = [
+            (TargetKind::Gateway, gateway, listener),
+            (TargetKind::Gateway, gateway, ""),
+            (TargetKind::Namespace, namespace_of(gateway), ""),
+        ];
+        let route_levels = route_levels(route, rule);
+        let route_namespace = (TargetKind::Namespace, namespace_of(route), "");
+        let [listener, all, gateway_namespace] = gateway_levels;
+        RulePolicy {
+            authorization: self.authorization(gateway_levels.into_iter().chain(route_levels)),
+            near: self.traffic(route_levels).requests,
+            far: self.traffic([listener, all, route_namespace, gateway_namespace]).requests,
+        }
+    }
+
+    /// What applies to a rule of a route that hangs on a service. Who may call a service is decided at its inbound side,
+    /// where the peer is proven.
+    pub(crate) fn of_mesh_rule(&self, service: &str, port: &str, route: &str, rule: &str) -> RulePolicy {
+        let [namespace, all, section] = service_levels(service, port);
+        let route_namespace = (TargetKind::Namespace, namespace_of(route), "");
+        RulePolicy {
+            authorization: Authorization::default(),
+            near: self.traffic(route_levels(route, rule)).requests,
+            far: self.traffic([section, all, route_namespace, namespace]).requests,
+        }
+    }
+
+    /// Who may call a service, and whether only by mTLS.
+    pub(crate) fn of_inbound(&self, service: &str, port: &str) -> (Authorization, Mtls) {
+        let [namespace, all, section] = service_levels(service, port);
+        let levels = [section, all, namespace];
+        let mtls = levels
+            .into_iter()
+            .flat_map(|(kind, name, section)| self.at(kind, name, section))
+            .find_map(|policy| match policy.said {
+                Said::Inbound(mtls) => Some(mtls),
+                Said::Traffic(_) | Said::Authorization(_) => None,
+            });
+        (self.authorization(levels), mtls.unwrap_or_default())
+    }
+}
+
+type Level<'a> = (TargetKind, &'a str, &'a str);
+
+pub(crate) fn namespace_of(qualified: &str) -> &str {
+    qualified.split_once('/').map_or(qualified, |(namespace, _)| namespace)
+}
+
+/// From wide to narrow. A section that is empty would repeat the level above it, which merging does not mind.
+fn service_levels<'a>(service: &'a str, port: &'a str) -> [Level<'a>; 3] {
+    [
+        (TargetKind::Namespace, namespace_of(service), ""),
+        (TargetKind::Service, service, ""),
+        (TargetKind::Service, service, port),
+    ]
+}
+
+/// From narrow to wide.
+fn route_levels<'a>(route: &'a str, rule: &'a str) -> [Level<'a>; 2] {
+    [(TargetKind::HttpRoute, route, rule), (TargetKind::HttpRoute, route, "")]
 }

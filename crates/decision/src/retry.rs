@@ -1,6 +1,35 @@
-//! Repeating what failed.
+//! Repeating what failed, and not making it worse.
+//!
+//! *What calls for a retry.* An attempt ends as an [`AttemptFailure`], or with a status that the policy names. Connection
+//! failures, resets, refusals, statuses and gRPC codes are each switched on by the policy.
+//!
+//! *What may be repeated.* A request of an idempotent method; any request of which nothing was sent; any request that
+//! the upstream says it did not process. A `POST` that was sent and answered 503 was perhaps processed, and is not
+//! repeated. A request whose body is gone (`replayable` false) is never repeated once some of it was sent.
+//!
+//! *How often.* At most `attempts` after the first, within the request's deadline, within the service's budget over ten
+//! seconds and its limit of retries under way; budget and limit are process-wide. A request that is itself a retry of
+//! the hop before (`nested`) is not repeated here, or attempts would multiply from hop to hop.
+//!
+//! *When.* After a back-off drawn evenly between zero and `base × 2^n`, capped: spread matters more than the mean. A
+//! reused connection that the peer closed before any byte of the response says nothing about the endpoint: it is
+//! repeated at once on a fresh connection, without counting as an attempt, but only once for each endpoint tried.
+//!
+//! *Ties.* A deadline that ends exactly when the back-off would is over: nothing could be sent any more.
 
+use std::array;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
+
+use meshwork_base::{Rng, Tick};
+use smallvec::SmallVec;
+
+use crate::cause::Cause;
+use crate::cluster::Cluster;
+use crate::invariants;
+use crate::limits::{Limited, Permit};
+use crate::reasons::{Outcome, Phase, Reason, Reasons};
 
 /// When and how often an attempt is repeated. Values are as the user wrote them, defaults written out.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -23,8 +52,35 @@ pub struct RetryPolicy {
     pub backoff_base: Duration,
     /// The longest back-off.
     pub backoff_max: Duration,
-    /// How many retries there may be besides ordinary requests.
+    /// How many retries there may be besides ordinary requests; absent: only the other bounds.
     pub budget: Option<RetryBudget>,
+}
+
+impl RetryPolicy {
+    /// The longest that the back-off before the `retry`-th retry (from 1) may be.
+    #[must_use]
+    pub fn backoff_ceiling(&self, retry: u32) -> Duration {
+        let doubled = 1u32.checked_shl(retry.saturating_sub(1)).unwrap_or(u32::MAX);
+        self.backoff_base.saturating_mul(doubled).min(self.backoff_max)
+    }
+
+    fn backoff(&self, retry: u32, rng: &mut impl Rng) -> Duration {
+        let ceiling = u64::try_from(self.backoff_ceiling(retry).as_nanos()).unwrap_or(u64::MAX);
+        let chosen = Duration::from_nanos(rng.below(ceiling.saturating_add(1)));
+        debug_assert_eq!(invariants::backoff(self, retry, chosen), Ok(()));
+        chosen
+    }
+
+    fn calls_for(&self, failure: AttemptFailure) -> bool {
+        match failure {
+            AttemptFailure::Connect => self.on_connect_failure,
+            AttemptFailure::Refused => self.on_refused,
+            AttemptFailure::Reset | AttemptFailure::PerTryTimeout => self.on_reset,
+            AttemptFailure::Status(status) => self.status_codes.contains(&status),
+            AttemptFailure::Grpc(code) => self.grpc_codes.contains(&code),
+            AttemptFailure::StaleConnection => true,
+        }
+    }
 }
 
 /// Bounds retries by what goes on besides them.
@@ -32,6 +88,311 @@ pub struct RetryPolicy {
 pub struct RetryBudget {
     /// Percent of the requests of the last ten seconds.
     pub percent: u32,
-    /// Retries that are always allowed each second.
+    /// Retries that are allowed besides, per second of the window.
     pub min_per_second: u32,
 }
+
+impl RetryBudget {
+    /// How many retries there may be in ten seconds with so many requests.
+    #[must_use]
+    pub fn allowed(self, requests: u64) -> u64 {
+        requests.saturating_mul(self.percent.into()) / 100 + WINDOW as u64 * u64::from(self.min_per_second)
+    }
+}
+
+/// Seconds of a budget's window.
+const WINDOW: usize = 10;
+
+/// Requests and retries of the last ten seconds. Each second is one word, `second:24 requests:22 retries:18`, so that a
+/// count and the second it belongs to change together; counts stop at their ends rather than wrap.
+#[derive(Debug)]
+pub(crate) struct BudgetWindow([AtomicU64; WINDOW]);
+
+const REQUEST: u64 = 1 << 18;
+const RETRIES: u64 = REQUEST - 1;
+const REQUESTS: u64 = ((1 << 22) - 1) << 18;
+const SECOND_SHIFT: u32 = 40;
+
+impl Default for BudgetWindow {
+    fn default() -> Self {
+        Self(array::from_fn(|_| AtomicU64::new(0)))
+    }
+}
+
+impl BudgetWindow {
+    fn second(now: Tick) -> u64 {
+        // From 1, so that a word of zeros belongs to no second.
+        (now.as_nanos() / 1_000_000_000 + 1) & ((1 << 24) - 1)
+    }
+
+    fn add(&self, now: Tick, field: u64, unit: u64) {
+        let second = Self::second(now);
+        let slot = &self.0[usize::try_from(second).expect("24 bits") % WINDOW];
+        let step = |word: u64| {
+            let word = if word >> SECOND_SHIFT == second { word } else { second << SECOND_SHIFT };
+            Some(if word & field == field { word } else { word + unit })
+        };
+        // The closure always gives a value, so the update cannot fail.
+        let _ = slot.fetch_update(Ordering::Relaxed, Ordering::Relaxed, step);
+    }
+
+    /// Requests and retries in the window.
+    pub(crate) fn sums(&self, now: Tick) -> (u64, u64) {
+        let second = Self::second(now);
+        self.0.iter().map(|slot| slot.load(Ordering::Relaxed)).fold((0, 0), |(requests, retries), word| {
+            let age = second.wrapping_sub(word >> SECOND_SHIFT);
+            if word == 0 || age >= WINDOW as u64 {
+                return (requests, retries);
+            }
+            (requests + ((word & REQUESTS) >> 18), retries + (word & RETRIES))
+        })
+    }
+
+    pub(crate) fn request(&self, now: Tick) {
+        self.add(now, REQUESTS, REQUEST);
+    }
+
+    /// Takes one retry from the budget, if there is one. Counting comes after looking, so workers that come together
+    /// may overdraw it by one each.
+    fn retry(&self, budget: RetryBudget, now: Tick) -> bool {
+        let (requests, retries) = self.sums(now);
+        if retries >= budget.allowed(requests) {
+            return false;
+        }
+        debug_assert_eq!(invariants::retry_budget(budget, requests, retries + 1), Ok(()));
+        self.add(now, RETRIES, 1);
+        true
+    }
+}
+
+/// How an attempt failed, or what it answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AttemptFailure {
+    /// No connection; nothing was sent.
+    Connect,
+    /// The upstream says that it processed nothing (`REFUSED_STREAM`, GOAWAY below the stream).
+    Refused,
+    /// A reused connection was closed before any byte of the response.
+    StaleConnection,
+    /// Reset or closed before the response began.
+    Reset,
+    /// The attempt's time is over.
+    PerTryTimeout,
+    /// A response of this status.
+    Status(u16),
+    /// A gRPC response that is only trailers, with this code.
+    Grpc(u16),
+}
+
+impl AttemptFailure {
+    /// The cause that is reported when this failure is final; `None` for a response, which is passed on.
+    #[must_use]
+    pub const fn cause(self) -> Option<Cause> {
+        match self {
+            Self::Connect => Some(Cause::ConnectFailure),
+            Self::Refused => Some(Cause::UpstreamRefused),
+            Self::StaleConnection => Some(Cause::UpstreamClosed),
+            Self::Reset => Some(Cause::UpstreamReset),
+            Self::PerTryTimeout => Some(Cause::PerTryTimeout),
+            Self::Status(_) | Self::Grpc(_) => None,
+        }
+    }
+}
+
+/// What is known about the request when an attempt has failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RequestFacts {
+    /// Its method is idempotent, see [`is_idempotent`].
+    pub idempotent: bool,
+    /// Some of it was handed to the upstream in this attempt.
+    pub sent: bool,
+    /// It can be sent again: without body, or the body is still kept.
+    pub replayable: bool,
+    /// It carries the attempt header of a retry of the hop before.
+    pub nested: bool,
+    /// When its time is over.
+    pub deadline: Option<Tick>,
+}
+
+/// Whether repeating a request of this method has no effect of its own (RFC 9110, 9.2.2).
+#[must_use]
+pub fn is_idempotent(method: &str) -> bool {
+    matches!(method, "GET" | "HEAD" | "OPTIONS" | "TRACE" | "PUT" | "DELETE")
+}
+
+/// What follows a failed attempt.
+#[derive(Debug)]
+pub enum Decision {
+    /// Another attempt, after this time, best on an endpoint not in [`Retry::tried`]. The permit is kept until that
+    /// attempt ends.
+    Again {
+        /// How long to wait first.
+        after: Duration,
+        /// Counts the retry; absent for one that costs nothing.
+        permit: Option<Permit>,
+    },
+    /// No more; the last response is passed on, or the last failure reported.
+    Stop(StopReason),
+}
+
+/// Why there is no other attempt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum StopReason {
+    /// No retry policy applies, or it does not name this failure.
+    NotCalledFor,
+    /// The request may have been processed and is not idempotent.
+    NotRepeatable,
+    /// Its body is gone.
+    NotReplayable,
+    /// The hop before repeats it already.
+    Nested,
+    /// The policy's attempts are used up.
+    Attempts,
+    /// The budget is spent.
+    Budget,
+    /// Too many retries are under way.
+    MaxRetries,
+    /// Its time would be over before.
+    Deadline,
+}
+
+impl StopReason {
+    /// The cause to report instead of the last failure's own; `None`: the failure's own.
+    #[must_use]
+    pub const fn cause(self) -> Option<Cause> {
+        match self {
+            Self::Attempts => Some(Cause::RetriesExhausted),
+            Self::Budget => Some(Cause::RetryBudget),
+            Self::MaxRetries => Some(Cause::MaxRetries),
+            Self::Deadline => Some(Cause::RequestTimeout),
+            Self::NotCalledFor | Self::NotRepeatable | Self::NotReplayable | Self::Nested => None,
+        }
+    }
+
+    const fn why(self) -> &'static str {
+        match self {
+            Self::NotCalledFor => "no retry policy names this failure",
+            Self::NotRepeatable => "the request may have been processed and its method is not idempotent",
+            Self::NotReplayable => "the request's body is gone",
+            Self::Nested => "the request is a retry of the hop before",
+            Self::Attempts => "the policy's attempts are used up",
+            Self::Budget => "the retry budget is spent",
+            Self::MaxRetries => "as many retries as the limit allows are under way",
+            Self::Deadline => "the request's time would be over before",
+        }
+    }
+}
+
+/// The attempts of one request.
+#[derive(Debug)]
+pub struct Retry {
+    policy: Option<Arc<RetryPolicy>>,
+    cluster: Arc<Cluster>,
+    retries: u32,
+    tried: SmallVec<[u64; 4]>,
+    stale: SmallVec<[u64; 2]>,
+}
+
+impl Retry {
+    /// Begins a request; it counts for the budget.
+    #[must_use]
+    pub fn begin(policy: Option<&Arc<RetryPolicy>>, cluster: &Arc<Cluster>, now: Tick) -> Self {
+        if policy.is_some_and(|p| p.budget.is_some()) {
+            cluster.shared.budget.request(now);
+        }
+        let cluster = Arc::clone(cluster);
+        Self { policy: policy.cloned(), cluster, retries: 0, tried: SmallVec::new(), stale: SmallVec::new() }
+    }
+
+    /// Endpoints that have failed this request.
+    #[must_use]
+    pub fn tried(&self) -> &[u64] {
+        &self.tried
+    }
+
+    /// Retries so far, without those of stale connections.
+    #[must_use]
+    pub fn retries(&self) -> u32 {
+        self.retries
+    }
+
+    /// The time of one attempt: the policy's.
+    #[must_use]
+    pub fn per_try_timeout(&self) -> Option<Duration> {
+        self.policy.as_ref().and_then(|p| p.per_try_timeout)
+    }
+
+    /// Decides what follows a failure. `endpoint` is the id of the endpoint that failed, when one was picked.
+    pub fn after(
+        &mut self,
+        failure: AttemptFailure,
+        endpoint: Option<u64>,
+        facts: &RequestFacts,
+        now: Tick,
+        rng: &mut impl Rng,
+        reasons: &mut impl Reasons,
+    ) -> Decision {
+        let decision = match self.decide(failure, endpoint, facts, now, rng) {
+            Ok((after, permit)) => Decision::Again { after, permit },
+            Err(stop) => Decision::Stop(stop),
+        };
+        reasons.note(|| {
+            let (outcome, why) = match &decision {
+                Decision::Again { after, .. } => (Outcome::Chosen, format!("again after {after:?}")),
+                Decision::Stop(stop) => (Outcome::Refused, stop.why().to_owned()),
+            };
+            Reason { phase: Phase::Retry, subject: format!("{failure:?}"), outcome, why }
+        });
+        decision
+    }
+
+    fn decide(
+        &mut self,
+        failure: AttemptFailure,
+        endpoint: Option<u64>,
+        facts: &RequestFacts,
+        now: Tick,
+        rng: &mut impl Rng,
+    ) -> Result<(Duration, Option<Permit>), StopReason> {
+        let processed_nothing = matches!(failure, AttemptFailure::Connect | AttemptFailure::Refused);
+        if !(facts.idempotent || !facts.sent || processed_nothing) {
+            return Err(StopReason::NotRepeatable);
+        }
+        if facts.sent && !facts.replayable {
+            return Err(StopReason::NotReplayable);
+        }
+        if facts.deadline.is_some_and(|d| d <= now) {
+            return Err(StopReason::Deadline);
+        }
+        if failure == AttemptFailure::StaleConnection
+            && let Some(id) = endpoint
+            && !self.stale.contains(&id)
+        {
+            self.stale.push(id);
+            return Ok((Duration::ZERO, None));
+        }
+        let Some(policy) = self.policy.as_ref().filter(|p| p.calls_for(failure)) else {
+            return Err(StopReason::NotCalledFor);
+        };
+        if facts.nested {
+            return Err(StopReason::Nested);
+        }
+        if self.retries >= policy.attempts {
+            return Err(StopReason::Attempts);
+        }
+        let after = policy.backoff(self.retries + 1, rng);
+        if facts.deadline.is_some_and(|d| d <= now.after(after)) {
+            return Err(StopReason::Deadline);
+        }
+        let permit = self.cluster.admit(Limited::Retry).map_err(|_| StopReason::MaxRetries)?;
+        if policy.budget.is_some_and(|b| !self.cluster.shared.budget.retry(b, now)) {
+            return Err(StopReason::Budget);
+        }
+        self.retries += 1;
+        self.tried.extend(endpoint);
+        Ok((after, Some(permit)))
+    }
+}
+
+#[cfg(test)]
+mod tests;

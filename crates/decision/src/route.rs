@@ -9,7 +9,7 @@ use crate::cause::Cause;
 use crate::cluster::{Cluster, ClusterKey};
 use crate::filter::Filter;
 use crate::hostname::HostPattern;
-use crate::matching::RouteMatch;
+use crate::matching::{PathMatch, RouteMatch};
 use crate::origin::Origin;
 use crate::reasons::{Outcome, Phase, Reason, Reasons};
 use crate::retry::RetryPolicy;
@@ -114,6 +114,35 @@ impl Route {
     }
 }
 
+impl Route {
+    /// Stands for the routes of a service that has none: everything goes to one cluster.
+    pub(crate) fn direct(service: &Arc<Origin>, cluster: &Arc<Cluster>) -> Self {
+        let backend = BackendSpec { key: cluster.key.clone(), weight: 1, filters: [].into(), invalid: None };
+        let any = RouteMatch {
+            path: PathMatch::prefix("/"),
+            method: None,
+            headers: Box::default(),
+            query: Box::default(),
+        };
+        let rule = RuleSpec {
+            name: "".into(),
+            matches: Box::new([any]),
+            filters: Box::default(),
+            backends: Box::new([backend]),
+            request_timeout: None,
+            backend_request_timeout: None,
+            retry: None,
+        };
+        let spec = RouteSpec {
+            name: Arc::clone(&cluster.key.service),
+            origin: Arc::clone(service),
+            attachments: Box::default(),
+            rules: Box::new([Arc::new(rule)]),
+        };
+        Self::resolve(&Arc::new(spec), |_| Some(Arc::clone(cluster)))
+    }
+}
+
 impl Rule {
     fn resolve(spec: &Arc<RuleSpec>, find: impl Fn(&ClusterKey) -> Option<Arc<Cluster>>) -> Self {
         let backends: Box<[_]> = spec
@@ -131,23 +160,6 @@ impl Rule {
             .collect();
         let total_weight = backends.iter().map(|b| u64::from(b.weight)).sum();
         Self { spec: Arc::clone(spec), backends, total_weight }
-    }
-
-    /// The rule of a service without routes: everything goes to one cluster.
-    pub(crate) fn direct(cluster: &Arc<Cluster>) -> Self {
-        let key = cluster.key.clone();
-        let spec = RuleSpec {
-            name: "".into(),
-            matches: Box::default(),
-            filters: Box::default(),
-            backends: Box::default(),
-            request_timeout: None,
-            backend_request_timeout: None,
-            retry: None,
-        };
-        let backend =
-            Backend { weight: 1, filters: [].into(), key, target: Target::Cluster(Arc::clone(cluster)) };
-        Self { spec: Arc::new(spec), backends: Box::new([backend]), total_weight: 1 }
     }
 
     /// The section name, may be empty.

@@ -5,7 +5,11 @@ use std::sync::Arc;
 
 use crate::binding::{Binding, Listener};
 use crate::cluster::{Cluster, ClusterKey};
+use crate::hostname::{Host, HostMap};
+use crate::inbound::Inbound;
+use crate::outbound::OutboundService;
 use crate::route::Route;
+use crate::trust::Bundle;
 
 /// Everything a proxy decides by. A request takes the pointer once and keeps to it.
 #[derive(Debug, Default)]
@@ -15,6 +19,10 @@ pub struct Snapshot {
     pub(crate) unbound: Box<[(Arc<Listener>, String)]>,
     pub(crate) clusters: BTreeMap<ClusterKey, Arc<Cluster>>,
     pub(crate) routes: BTreeMap<Arc<str>, Arc<Route>>,
+    pub(crate) outbound: HostMap<Arc<OutboundService>>,
+    pub(crate) services: BTreeMap<Arc<str>, Arc<OutboundService>>,
+    pub(crate) inbound: BTreeMap<Arc<str>, Arc<Inbound>>,
+    pub(crate) bundles: BTreeMap<Arc<str>, Arc<Bundle>>,
 }
 
 impl Snapshot {
@@ -50,5 +58,43 @@ impl Snapshot {
     /// All routes, by resource name.
     pub fn routes(&self) -> impl Iterator<Item = &Arc<Route>> {
         self.routes.values()
+    }
+
+    /// The clusters of one service, by port.
+    pub fn clusters_of<'s>(&'s self, service: &'s str) -> impl Iterator<Item = &'s Arc<Cluster>> {
+        let first = ClusterKey { service: service.into(), port: 0 };
+        self.clusters
+            .range(first..)
+            .map(|(_, cluster)| cluster)
+            .take_while(move |c| *c.key.service == *service)
+    }
+
+    /// The service that callers in the mesh know by this host (without port, in any case).
+    #[must_use]
+    pub fn outbound(&self, host: &str) -> Option<&Arc<OutboundService>> {
+        self.outbound.matching(Host::new(host).as_str()).next()
+    }
+
+    /// A service by its resource's name, `NAMESPACE/NAME`.
+    #[must_use]
+    pub fn service(&self, name: &str) -> Option<&Arc<OutboundService>> {
+        self.services.get(name)
+    }
+
+    /// What the instance beside a sidecar serves; the first by name where several were delivered.
+    #[must_use]
+    pub fn inbound(&self) -> Option<&Arc<Inbound>> {
+        self.inbound.values().next()
+    }
+
+    /// Roots and deny entries of a trust domain.
+    #[must_use]
+    pub fn bundle(&self, trust_domain: &str) -> Option<&Arc<Bundle>> {
+        self.bundles.get(trust_domain)
+    }
+
+    /// All trust domains.
+    pub fn bundles(&self) -> impl Iterator<Item = &Arc<Bundle>> {
+        self.bundles.values()
     }
 }

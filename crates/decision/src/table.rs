@@ -32,6 +32,11 @@ pub(crate) struct Entry {
 }
 
 impl Entry {
+    pub(crate) fn new(route: &Arc<Route>, policy: Arc<RulePolicy>, rule: usize, matched: usize) -> Self {
+        let constrained = route.rules[rule].matches()[matched].is_constrained();
+        Self { route: Arc::clone(route), policy, rule: index(rule), matched: index(matched), constrained }
+    }
+
     pub(crate) fn rule(&self) -> &Rule {
         &self.route.rules[usize::from(self.rule)]
     }
@@ -104,13 +109,7 @@ impl HostTable {
             for (r, rule) in route.rules.iter().enumerate() {
                 let policy = policy(route, r);
                 for (m, matched) in rule.matches().iter().enumerate() {
-                    let entry = Entry {
-                        route: Arc::clone(route),
-                        policy: Arc::clone(&policy),
-                        rule: index(r),
-                        matched: index(m),
-                        constrained: matched.is_constrained(),
-                    };
+                    let entry = Entry::new(route, Arc::clone(&policy), r, m);
                     match &matched.path {
                         PathMatch::Exact(path) => exact.entry(path.clone()).or_default().push(entry),
                         PathMatch::Prefix(path) => prefix.entry(path.clone()).or_default().push(entry),
@@ -156,11 +155,6 @@ impl HostTable {
 
     fn may_have(&self, length: usize) -> bool {
         length <= self.longest && (length >= 128 || self.lengths & (1 << length) != 0)
-    }
-
-    /// Every entry, in no particular order: for views and checks.
-    pub(crate) fn entries(&self) -> impl Iterator<Item = &Entry> {
-        self.exact.values().chain(self.prefix.values()).flatten().chain(&self.regex)
     }
 }
 

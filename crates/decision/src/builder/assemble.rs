@@ -1,0 +1,331 @@
+//! Building a snapshot from what is held, touching only what changed.
+//!
+//! ```text
+//! services, policies ─▶ clusters ─▶ routes that use them ─▶ host tables that hold those ─▶ listeners, outbound
+//! ```
+//!
+//! Each step tells the next what it replaced; what it did not replace is the same `Arc` as in the snapshot before.
+
+mod listeners;
+mod mesh;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use super::endpoints::EndpointIds;
+use super::{Changed, Held};
+use crate::cluster::{Cluster, ClusterKey};
+use crate::convert::{PortSpec, ServiceSpec};
+use crate::hostname::{HostMap, HostPattern};
+use crate::policy::{Attached, RequestPolicy, RulePolicy, TargetKey, TargetKind, namespace_of};
+use crate::route::{Attachment, Parent, Route, RouteSpec, RuleSpec};
+use crate::snapshot::Snapshot;
+use crate::table::HostTable;
+
+/// All host tables of one parent.
+type Tables = Arc<HostMap<Arc<HostTable>>>;
+
+/// A parent and one of its ports; listeners have only one, called 0.
+type Place = (Parent, u16);
+
+/// The last snapshot, and what is kept to make the next one quickly.
+#[derive(Debug, Default)]
+pub(super) struct Built {
+    pub(super) snapshot: Arc<Snapshot>,
+    policies: Attached,
+    /// Which routes each host of a parent has, by attachment.
+    routes_at: BTreeMap<(Parent, HostPattern), BTreeSet<Arc<str>>>,
+    tables: BTreeMap<Place, Tables>,
+    nothing_said: Arc<RulePolicy>,
+}
+
+/// What has been replaced so far.
+#[derive(Debug, Default)]
+struct Replaced {
+    clusters: BTreeSet<ClusterKey>,
+    tables: BTreeSet<(Parent, HostPattern)>,
+    parents: BTreeSet<Parent>,
+}
+
+impl Built {
+    pub(super) fn update(&mut self, held: &Held, changed: Changed, ids: &mut EndpointIds) {
+        let old = Arc::clone(&self.snapshot);
+        let mut replaced = Replaced::default();
+        if !changed.targets.is_empty() {
+            self.policies = Attached::new(held.policies.values());
+        }
+        let clusters = self.clusters(held, &old, &changed, ids, &mut replaced);
+        let routes = self.routes(held, &old, &changed, &clusters, &mut replaced);
+        self.mark_policies(held, &changed.targets, &mut replaced);
+        self.rebuild_tables(held, &routes, &changed, &mut replaced);
+        let listeners = self.listeners(held, &old, changed.listeners, &replaced);
+        let (bindings, unbound) = listeners::bindings(&listeners, &old.bindings);
+        let services = self.services(held, &old, &clusters, &changed, &replaced);
+        let inbound = self.inbound(held, &old);
+        let outbound = mesh::by_host(held, &services);
+        self.snapshot = Arc::new(Snapshot {
+            revision: held.revision,
+            bindings,
+            unbound,
+            clusters,
+            routes,
+            outbound,
+            services,
+            inbound,
+            bundles: held.bundles.clone(),
+        });
+    }
+
+    fn clusters(
+        &self,
+        held: &Held,
+        old: &Snapshot,
+        changed: &Changed,
+        ids: &mut EndpointIds,
+        replaced: &mut Replaced,
+    ) -> BTreeMap<ClusterKey, Arc<Cluster>> {
+        let mut clusters = old.clusters.clone();
+        let targeted = held.services.keys().filter(|name| {
+            changed.targets.iter().any(|t| match t.kind {
+                TargetKind::Namespace => *t.name == *namespace_of(name),
+                TargetKind::Service => t.name == **name,
+                TargetKind::Gateway | TargetKind::HttpRoute => false,
+            })
+        });
+        let touched: BTreeSet<&Arc<str>> = changed.services.iter().chain(targeted).collect();
+        for name in touched {
+            let spec = held.services.get(name);
+            let ports = spec.map_or(&[][..], |s| &s.ports);
+            for gone in old.clusters_of(name).filter(|c| ports.iter().all(|p| p.port != c.key.port)) {
+                clusters.remove(&gone.key);
+                replaced.clusters.insert(gone.key.clone());
+            }
+            let Some(spec) = spec else { continue };
+            for port in ports {
+                let key = ClusterKey { service: Arc::clone(name), port: port.port };
+                let before = old.clusters.get(&key);
+                let cluster = self.cluster(spec, port, key.clone(), before);
+                if before.is_some_and(|b| b.says_the_same(&cluster)) {
+                    ids.update(held, &cluster);
+                    continue;
+                }
+                ids.update(held, &cluster);
+                clusters.insert(key.clone(), Arc::new(cluster));
+                replaced.clusters.insert(key);
+            }
+        }
+        clusters
+    }
+
+    fn cluster(
+        &self,
+        service: &ServiceSpec,
+        port: &PortSpec,
+        key: ClusterKey,
+        before: Option<&Arc<Cluster>>,
+    ) -> Cluster {
+        let (said, namespace) = self.policies.of_service(&service.name, &port.name);
+        // Connections are kept by endpoint and are of one protocol: with another protocol, everything begins anew.
+        let shared = before.filter(|b| b.protocol == port.protocol).map(|b| Arc::clone(&b.shared));
+        Cluster {
+            key,
+            port_name: Arc::clone(&port.name),
+            protocol: port.protocol,
+            algorithm: said.algorithm.unwrap_or_default(),
+            limits: said.limits,
+            outlier_detection: said.outlier,
+            requests: said.requests,
+            namespace,
+            shared: shared.unwrap_or_default(),
+        }
+    }
+
+    fn routes(
+        &mut self,
+        held: &Held,
+        old: &Snapshot,
+        changed: &Changed,
+        clusters: &BTreeMap<ClusterKey, Arc<Cluster>>,
+        replaced: &mut Replaced,
+    ) -> BTreeMap<Arc<str>, Arc<Route>> {
+        let mut routes = old.routes.clone();
+        let uses_replaced = |spec: &RouteSpec| {
+            let mut backends = spec.rules.iter().flat_map(|r| &r.backends);
+            !replaced.clusters.is_empty() && backends.any(|b| replaced.clusters.contains(&b.key))
+        };
+        let using = held.routes.values().filter(|spec| uses_replaced(spec)).map(|spec| &spec.name);
+        let touched: BTreeSet<&Arc<str>> = changed.routes.iter().chain(using).collect();
+        for name in touched {
+            if let Some(before) = routes.remove(name) {
+                self.attach(&before.spec, replaced, |of, name| of.remove(name));
+            }
+            if let Some(spec) = held.routes.get(name) {
+                let route = Route::resolve(spec, |key| clusters.get(key).cloned());
+                self.attach(spec, replaced, |of, name| of.insert(Arc::clone(name)));
+                routes.insert(Arc::clone(name), Arc::new(route));
+            }
+        }
+        routes
+    }
+
+    /// Changes what the index says about one route, at each of its places.
+    fn attach(
+        &mut self,
+        spec: &RouteSpec,
+        replaced: &mut Replaced,
+        change: impl Fn(&mut BTreeSet<Arc<str>>, &Arc<str>) -> bool,
+    ) {
+        for key in places(spec) {
+            let of = self.routes_at.entry(key.clone()).or_default();
+            change(of, &spec.name);
+            if of.is_empty() {
+                self.routes_at.remove(&key);
+            }
+            replaced.tables.insert(key);
+        }
+    }
+
+    /// Tables hold merged policies: those that a changed policy speaks of are made anew.
+    fn mark_policies(&self, held: &Held, targets: &BTreeSet<TargetKey>, replaced: &mut Replaced) {
+        if targets.is_empty() {
+            return;
+        }
+        for spec in held.routes.values() {
+            for attachment in &spec.attachments {
+                if targets.iter().any(|t| concerns(t, &attachment.parent, spec)) {
+                    replaced.tables.extend(hosts(attachment));
+                }
+            }
+        }
+    }
+
+    fn rebuild_tables(
+        &mut self,
+        held: &Held,
+        routes: &BTreeMap<Arc<str>, Arc<Route>>,
+        changed: &Changed,
+        replaced: &mut Replaced,
+    ) {
+        for name in &changed.services {
+            // Ports may have come, gone or been renamed.
+            let parent = Parent::Service(Arc::clone(name));
+            let all = self.routes_at.range((parent.clone(), HostPattern::lowest())..);
+            replaced.tables.extend(all.map(|(key, _)| key.clone()).take_while(|(p, _)| *p == parent));
+            self.tables.retain(|(p, port), _| {
+                *p != parent
+                    || held.services.get(name).is_some_and(|s| s.ports.iter().any(|p| p.port == *port))
+            });
+            replaced.parents.insert(parent);
+        }
+        for (parent, host) in &replaced.tables {
+            replaced.parents.insert(parent.clone());
+            for (port, section) in ports(held, parent) {
+                let table = self.table(routes, parent, host, (port, &section));
+                let place = (parent.clone(), port);
+                let tables = Arc::make_mut(self.tables.entry(place.clone()).or_default());
+                match table {
+                    Some(table) => tables.insert(host, Arc::new(table)),
+                    None => tables.remove(host),
+                }
+                if tables.is_empty() {
+                    self.tables.remove(&place);
+                }
+            }
+        }
+    }
+
+    fn table(
+        &self,
+        routes: &BTreeMap<Arc<str>, Arc<Route>>,
+        parent: &Parent,
+        host: &HostPattern,
+        (port, section): (u16, &str),
+    ) -> Option<HostTable> {
+        let names = self.routes_at.get(&(parent.clone(), host.clone()))?;
+        let here =
+            |route: &&Arc<Route>| {
+                route.spec.attachments.iter().any(|a| {
+                    a.parent == *parent && (a.port == 0 || a.port == port) && a.hostnames.contains(host)
+                })
+            };
+        let mut routes = names.iter().filter_map(|name| routes.get(name)).filter(here).peekable();
+        routes.peek()?;
+        let mut last = Arc::clone(&self.nothing_said);
+        Some(HostTable::new(routes, |route, rule| {
+            let policy = self.rule_policy(parent, section, route, &route.rules[rule].spec);
+            // Neighbours mostly say the same.
+            if *last != policy {
+                last = if policy == *self.nothing_said {
+                    Arc::clone(&self.nothing_said)
+                } else {
+                    Arc::new(policy)
+                };
+            }
+            Arc::clone(&last)
+        }))
+    }
+
+    fn rule_policy(&self, parent: &Parent, section: &str, route: &Route, rule: &RuleSpec) -> RulePolicy {
+        let own = RequestPolicy {
+            request_timeout: rule.request_timeout,
+            backend_request_timeout: rule.backend_request_timeout,
+            retry: rule.retry.clone(),
+            ..RequestPolicy::default()
+        };
+        if self.policies.is_empty() {
+            return RulePolicy { near: own, ..RulePolicy::default() };
+        }
+        let name = route_target(&route.spec);
+        let mut merged = match parent {
+            Parent::Listener(listener) => {
+                let (gateway, listener) = listener.rsplit_once('/').unwrap_or((listener, ""));
+                self.policies.of_gateway_rule(gateway, listener, name, &rule.name)
+            }
+            Parent::Service(service) => self.policies.of_mesh_rule(service, section, name, &rule.name),
+        };
+        merged.near = own.or(&merged.near);
+        merged
+    }
+}
+
+/// `NAMESPACE/NAME` of an HTTPRoute's resource name, as policies name it.
+fn route_target(spec: &RouteSpec) -> &str {
+    spec.name.strip_prefix("HTTPRoute/").unwrap_or_default()
+}
+
+/// Where a route is to be found.
+fn places(spec: &RouteSpec) -> impl Iterator<Item = (Parent, HostPattern)> {
+    spec.attachments.iter().flat_map(hosts)
+}
+
+fn hosts(attachment: &Attachment) -> impl Iterator<Item = (Parent, HostPattern)> {
+    attachment.hostnames.iter().map(|h| (attachment.parent.clone(), h.clone()))
+}
+
+/// Ports of a parent, with the section names by which policies know them.
+fn ports(held: &Held, parent: &Parent) -> Vec<(u16, Arc<str>)> {
+    match parent {
+        Parent::Listener(_) => vec![(0, "".into())],
+        Parent::Service(name) => held
+            .services
+            .get(name)
+            .map_or_else(Vec::new, |s| s.ports.iter().map(|p| (p.port, Arc::clone(&p.name))).collect()),
+    }
+}
+
+/// Whether a policy on this target may change what applies to a route under a parent.
+fn concerns(target: &TargetKey, parent: &Parent, route: &RouteSpec) -> bool {
+    let of_parent = match parent {
+        Parent::Listener(name) | Parent::Service(name) => namespace_of(name),
+    };
+    match target.kind {
+        TargetKind::Namespace => {
+            *target.name == *of_parent || *target.name == *namespace_of(route_target(route))
+        }
+        TargetKind::Gateway => {
+            matches!(parent, Parent::Listener(l) if l.rsplit_once('/').is_some_and(|(g, _)| *g == *target.name))
+        }
+        TargetKind::Service => matches!(parent, Parent::Service(s) if *s == target.name),
+        TargetKind::HttpRoute => *target.name == *route_target(route),
+    }
+}

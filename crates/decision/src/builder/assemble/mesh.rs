@@ -1,0 +1,120 @@
+//! The two sides of a sidecar.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use super::{Built, Changed, Held, Replaced, ports};
+use crate::cluster::{Cluster, ClusterKey};
+use crate::convert::ServiceSpec;
+use crate::hostname::{HostMap, HostPattern};
+use crate::inbound::{Inbound, InboundPort, mesh_sni};
+use crate::outbound::{OutboundPort, OutboundService};
+use crate::policy::{RulePolicy, namespace_of};
+use crate::route::{Parent, Route};
+use crate::snapshot::Snapshot;
+use crate::table::Entry;
+
+impl Built {
+    /// Services as callers see them.
+    pub(super) fn services(
+        &self,
+        held: &Held,
+        old: &Snapshot,
+        clusters: &BTreeMap<ClusterKey, Arc<Cluster>>,
+        changed: &Changed,
+        replaced: &Replaced,
+    ) -> BTreeMap<Arc<str>, Arc<OutboundService>> {
+        let all_of = |spec: &ServiceSpec| {
+            let ports = spec.ports.iter().filter_map(|port| {
+                let key = ClusterKey { service: Arc::clone(&spec.name), port: port.port };
+                clusters.get(&key).map(|cluster| self.outbound_port(spec, cluster))
+            });
+            OutboundService {
+                name: Arc::clone(&spec.name),
+                origin: Arc::clone(&spec.origin),
+                ports: ports.collect(),
+            }
+        };
+        let touched = |spec: &ServiceSpec| {
+            changed.services.contains(&spec.name)
+                || replaced.parents.contains(&Parent::Service(Arc::clone(&spec.name)))
+                || spec.ports.iter().any(|p| {
+                    replaced.clusters.contains(&ClusterKey { service: Arc::clone(&spec.name), port: p.port })
+                })
+        };
+        let with_ports = held.services.values().filter(|spec| !spec.ports.is_empty());
+        with_ports
+            .map(|spec| {
+                let service = match old.services.get(&spec.name) {
+                    Some(kept) if !touched(spec) => Arc::clone(kept),
+                    _ => Arc::new(all_of(spec)),
+                };
+                (Arc::clone(&spec.name), service)
+            })
+            .collect()
+    }
+
+    fn outbound_port(&self, service: &ServiceSpec, cluster: &Arc<Cluster>) -> OutboundPort {
+        let parent = Parent::Service(Arc::clone(&service.name));
+        let route = Arc::new(Route::direct(&service.origin, cluster));
+        OutboundPort {
+            cluster: Arc::clone(cluster),
+            routes: self.tables.get(&(parent, cluster.key.port)).cloned(),
+            // The cluster's own layers say all there is to say.
+            direct: Entry::new(&route, Arc::<RulePolicy>::clone(&self.nothing_said), 0, 0),
+        }
+    }
+
+    /// What the instance beside us serves.
+    pub(super) fn inbound(&self, held: &Held, old: &Snapshot) -> BTreeMap<Arc<str>, Arc<Inbound>> {
+        let port = |served: &crate::convert::ServedSpec| {
+            let parent = Parent::Service(Arc::clone(&served.key.service));
+            let sections = ports(held, &parent);
+            let section = sections.iter().find(|(port, _)| *port == served.key.port);
+            let (authorization, mtls) =
+                self.policies.of_inbound(&served.key.service, section.map_or("", |(_, name)| name));
+            InboundPort {
+                key: served.key.clone(),
+                app_port: served.app_port,
+                protocol: served.protocol,
+                mtls,
+                authorization,
+                sni: mesh_sni(&served.key).into(),
+            }
+        };
+        held.workloads
+            .values()
+            .map(|spec| {
+                let ports = spec.served.iter().map(port).collect();
+                let new = Inbound { name: Arc::clone(&spec.name), spiffe_id: spec.spiffe_id.clone(), ports };
+                let kept = old.inbound.get(&spec.name).filter(|kept| ***kept == new).cloned();
+                (Arc::clone(&spec.name), kept.unwrap_or_else(|| Arc::new(new)))
+            })
+            .collect()
+    }
+}
+
+/// Services by the names that callers use. Where two claim a name, the one in the namespace of the instance beside us
+/// has it, then the older.
+pub(super) fn by_host(
+    held: &Held,
+    services: &BTreeMap<Arc<str>, Arc<OutboundService>>,
+) -> HostMap<Arc<OutboundService>> {
+    let home: Option<&str> = held.workloads.values().next().map(|w| w.spiffe_id.namespace());
+    let mut specs: Vec<_> = held.services.values().collect();
+    specs.sort_by(|a, b| {
+        let away = |s: &ServiceSpec| Some(namespace_of(&s.name)) != home;
+        away(a).cmp(&away(b)).then_with(|| a.origin.precedence(&b.origin)).then_with(|| a.name.cmp(&b.name))
+    });
+    let mut map = HostMap::default();
+    for spec in specs {
+        let Some(service) = services.get(&spec.name) else { continue };
+        for host in &spec.hostnames {
+            let pattern = HostPattern::Exact(Arc::clone(host));
+            if map.get(&pattern).is_none() {
+                map.insert(&pattern, Arc::clone(service));
+            }
+        }
+    }
+    map
+}

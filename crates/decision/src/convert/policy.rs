@@ -1,0 +1,153 @@
+//! Policies and what they are attached to.
+
+use std::sync::Arc;
+
+use meshwork_messages::v1;
+
+use super::{ConvertError, Result, request_policy, unknown, value};
+use crate::authorization::{
+    Action, AuthorizationPolicy, AuthorizationRule, HostRule, Operation, Peers, TextRule,
+};
+use crate::cluster::Algorithm;
+use crate::hostname::HostPattern;
+use crate::inbound::Mtls;
+use crate::limits::Limits;
+use crate::origin::Origin;
+use crate::outlier::OutlierDetection;
+use crate::policy::{PolicySpec, Said, TargetKey, TargetKind, TrafficSpec};
+
+/// Converts a policy. When its authorization cannot be understood, but its targets can, the second half of the result
+/// is a policy that closes them.
+pub(crate) fn policy(
+    name: &Arc<str>,
+    message: &v1::Policy,
+) -> std::result::Result<PolicySpec, (ConvertError, Option<PolicySpec>)> {
+    let origin = Arc::new(Origin::from_message(message.source.as_ref()));
+    let targets: Vec<_> = message.targets.iter().map(target).collect();
+    // Only what is attached as an authorization policy protects something; an unknown kind of policy may be one.
+    let protects = !matches!(message.spec, Some(v1::policy::Spec::Traffic(_) | v1::policy::Spec::Inbound(_)));
+    let known: Box<[TargetKey]> = targets.iter().filter_map(|t| t.as_ref().ok().cloned()).collect();
+    let convert = || -> Result<PolicySpec> {
+        let targets = targets.into_iter().collect::<Result<_>>()?;
+        let said = said(&origin, message.spec.as_ref().ok_or_else(|| unknown("spec"))?)?;
+        Ok(PolicySpec { name: Arc::clone(name), origin: Arc::clone(&origin), targets, said })
+    };
+    convert().map_err(|error| {
+        let said = Said::Authorization(Arc::new(AuthorizationPolicy::closed(Arc::clone(&origin))));
+        let closed = PolicySpec { name: Arc::clone(name), origin: Arc::clone(&origin), targets: known, said };
+        (error, protects.then_some(closed))
+    })
+}
+
+fn target(message: &v1::policy::Target) -> Result<TargetKey> {
+    let kind = match message.kind.as_str() {
+        "Namespace" => TargetKind::Namespace,
+        "Gateway" => TargetKind::Gateway,
+        "Service" => TargetKind::Service,
+        "HTTPRoute" => TargetKind::HttpRoute,
+        other => return value("targets.kind", other, "write Namespace, Gateway, Service or HTTPRoute"),
+    };
+    Ok(TargetKey { kind, name: message.name.as_str().into(), section: message.section.as_str().into() })
+}
+
+fn said(origin: &Arc<Origin>, spec: &v1::policy::Spec) -> Result<Said> {
+    use v1::policy::Spec;
+    Ok(match spec {
+        Spec::Traffic(traffic) => Said::Traffic(Box::new(traffic_policy(traffic)?)),
+        Spec::Authorization(policy) => Said::Authorization(Arc::new(authorization(origin, policy)?)),
+        Spec::Inbound(inbound) => Said::Inbound(match v1::inbound_policy::Mtls::try_from(inbound.mtls) {
+            Ok(v1::inbound_policy::Mtls::Strict) => Mtls::Strict,
+            Ok(v1::inbound_policy::Mtls::Permissive) => Mtls::Permissive,
+            Ok(v1::inbound_policy::Mtls::Unspecified) | Err(_) => return Err(unknown("inbound.mtls")),
+        }),
+    })
+}
+
+fn traffic_policy(message: &v1::TrafficPolicy) -> Result<TrafficSpec> {
+    use v1::traffic_policy::Algorithm as Wire;
+    let algorithm = match Wire::try_from(message.algorithm) {
+        Ok(Wire::Unspecified) => None,
+        Ok(Wire::LeastRequest) => Some(Algorithm::LeastRequest),
+        Ok(Wire::RoundRobin) => Some(Algorithm::RoundRobin),
+        Err(_) => return Err(unknown("algorithm")),
+    };
+    let limit = |field: fn(&v1::Limits) -> u32| message.limits.as_ref().map(field).filter(|&n| n > 0);
+    let limits = Limits {
+        max_connections: limit(|l| l.max_connections),
+        max_pending_requests: limit(|l| l.max_pending_requests),
+        max_requests: limit(|l| l.max_requests),
+        max_retries: limit(|l| l.max_retries),
+    };
+    let requests = request_policy(message.timeouts.as_ref(), message.retry.as_ref())?;
+    let outlier = message.outlier_detection.as_ref().map(outlier).transpose()?;
+    Ok(TrafficSpec { algorithm, limits, outlier, requests })
+}
+
+fn outlier(message: &v1::OutlierDetection) -> Result<OutlierDetection> {
+    if message.max_ejection_percent > 100 {
+        return value(
+            "outlier_detection.max_ejection_percent",
+            message.max_ejection_percent,
+            "write 0 to 100",
+        );
+    }
+    Ok(OutlierDetection {
+        consecutive_5xx: message.consecutive_5xx,
+        base_ejection_time: std::time::Duration::from_millis(message.base_ejection_time_ms.into()),
+        max_ejection_percent: message.max_ejection_percent,
+    })
+}
+
+fn authorization(origin: &Arc<Origin>, message: &v1::AuthorizationPolicy) -> Result<AuthorizationPolicy> {
+    use v1::authorization_policy::Action as Wire;
+    let action = match Wire::try_from(message.action) {
+        Ok(Wire::Allow) => Action::Allow,
+        Ok(Wire::Deny) => Action::Deny,
+        Ok(Wire::Audit) => Action::Audit,
+        Ok(Wire::Unspecified) | Err(_) => return Err(unknown("authorization.action")),
+    };
+    let rules = message
+        .rules
+        .iter()
+        .map(|r| {
+            Ok(AuthorizationRule {
+                from: r.from.iter().map(peers).collect::<Result<_>>()?,
+                to: r.to.iter().map(operation).collect::<Result<_>>()?,
+            })
+        })
+        .collect::<Result<_>>()?;
+    Ok(AuthorizationPolicy { origin: Arc::clone(origin), action, rules, understood: true })
+}
+
+fn peers(message: &v1::authorization_rule::Peer) -> Result<Peers> {
+    let id = |text: &String| match text.starts_with("spiffe://") || text == "*" {
+        true => text_rule("from.spiffe_ids", text),
+        false => value("from.spiffe_ids", text, "write spiffe://…, exact or with a `*` at the end"),
+    };
+    Ok(Peers {
+        spiffe_ids: message.spiffe_ids.iter().map(id).collect::<Result<_>>()?,
+        namespaces: message.namespaces.iter().map(|n| n.as_str().into()).collect(),
+    })
+}
+
+fn operation(message: &v1::authorization_rule::Operation) -> Result<Operation> {
+    let host = |text: &String| match super::hostname("to.hosts", text)? {
+        HostPattern::Any => value("to.hosts", text, "write a host, or leave hosts away for every host"),
+        pattern => Ok(HostRule(pattern)),
+    };
+    Ok(Operation {
+        hosts: message.hosts.iter().map(host).collect::<Result<_>>()?,
+        methods: message.methods.iter().map(|m| m.as_str().into()).collect(),
+        paths: message.paths.iter().map(|p| text_rule("to.paths", p)).collect::<Result<_>>()?,
+    })
+}
+
+fn text_rule(at: &str, text: &str) -> Result<TextRule> {
+    match text.strip_suffix('*') {
+        _ if text.is_empty() => value(at, text, "write a value"),
+        Some(start) if start.contains('*') => value(at, text, "only one `*`, at the end, is understood"),
+        Some(start) => Ok(TextRule::Prefix(start.into())),
+        None if text.contains('*') => value(at, text, "only one `*`, at the end, is understood"),
+        None => Ok(TextRule::Exact(text.into())),
+    }
+}

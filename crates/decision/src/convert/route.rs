@@ -1,0 +1,279 @@
+//! Routes: rules, matches, filters, backends, retries.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use meshwork_messages::v1;
+
+use super::{ConvertError, Result, hostname, port, unknown, value};
+use crate::cluster::ClusterKey;
+use crate::filter::{Filter, HeaderEdits, PathEdit, Redirect, Rewrite};
+use crate::hostname::HostPattern;
+use crate::matching::{FieldMatch, PathMatch, Pattern, RouteMatch, ValueMatch};
+use crate::origin::Origin;
+use crate::policy::RequestPolicy;
+use crate::request::Scheme;
+use crate::retry::{RetryBudget, RetryPolicy};
+use crate::route::{Attachment, BackendSpec, Parent, RouteSpec, RuleSpec};
+
+pub(crate) fn route(name: &Arc<str>, message: &v1::Route) -> Result<RouteSpec> {
+    if message.rules.len() > usize::from(u16::MAX) {
+        return value("rules", message.rules.len(), "write at most 65,535 rules");
+    }
+    Ok(RouteSpec {
+        name: Arc::clone(name),
+        origin: Arc::new(Origin::from_message(message.source.as_ref())),
+        attachments: each("attachments", &message.attachments, attachment)?,
+        rules: each("rules", &message.rules, |at, r| rule(at, r).map(Arc::new))?,
+    })
+}
+
+/// Converts every element, telling each its place.
+fn each<T, U>(at: &str, list: &[T], convert: impl Fn(&str, &T) -> Result<U>) -> Result<Box<[U]>> {
+    list.iter().enumerate().map(|(i, x)| convert(&format!("{at}[{i}]"), x)).collect()
+}
+
+fn attachment(at: &str, message: &v1::route::Attachment) -> Result<Attachment> {
+    use v1::route::attachment::Parent as Wire;
+    let parent = match message.parent.as_ref().ok_or_else(|| unknown(format!("{at}.parent")))? {
+        Wire::Listener(name) => Parent::Listener(name.as_str().into()),
+        Wire::Service(name) => Parent::Service(name.as_str().into()),
+    };
+    let port = match message.service_port {
+        0 => 0,
+        number => port(&format!("{at}.service_port"), number)?,
+    };
+    let mut hostnames = each(&format!("{at}.hostnames"), &message.hostnames, |at, h| hostname(at, h))?;
+    if hostnames.is_empty() {
+        hostnames = Box::new([HostPattern::Any]);
+    }
+    Ok(Attachment { parent, port, hostnames })
+}
+
+fn rule(at: &str, message: &v1::Rule) -> Result<RuleSpec> {
+    if message.matches.len() > usize::from(u16::MAX) {
+        return value(format!("{at}.matches"), message.matches.len(), "write at most 65,535 matches");
+    }
+    let matches = each(&format!("{at}.matches"), &message.matches, route_match)?;
+    let prefixes_only = matches.iter().all(|m| matches!(m.path, PathMatch::Prefix(_)));
+    let filters = |at: &str, list: &[v1::Filter]| {
+        each(&format!("{at}.filters"), list, |at, f| {
+            let filter = filter(at, f)?;
+            if replaces_prefix(&filter) && !prefixes_only {
+                return value(at, "ReplacePrefixMatch", "every match of the rule must be a PathPrefix");
+            }
+            Ok(filter)
+        })
+    };
+    Ok(RuleSpec {
+        name: message.name.as_str().into(),
+        filters: filters(at, &message.filters)?,
+        backends: each(&format!("{at}.backends"), &message.backends, |at, b| {
+            Ok(BackendSpec { filters: filters(at, &b.filters)?.into(), ..backend(at, b)? })
+        })?,
+        matches,
+        request_timeout: millis(message.request_timeout_ms),
+        backend_request_timeout: millis(message.backend_request_timeout_ms),
+        retry: message.retry.as_ref().map(|r| retry(&format!("{at}.retry"), r)).transpose()?.map(Arc::new),
+    })
+}
+
+pub(super) fn millis(ms: u32) -> Option<Duration> {
+    (ms > 0).then(|| Duration::from_millis(ms.into()))
+}
+
+fn replaces_prefix(filter: &Filter) -> bool {
+    match filter {
+        Filter::Redirect(Redirect { path, .. }) | Filter::Rewrite(Rewrite { path, .. }) => {
+            matches!(path, Some(PathEdit::Prefix(_)))
+        }
+        Filter::RequestHeaders(_) | Filter::ResponseHeaders(_) => false,
+    }
+}
+
+fn backend(at: &str, message: &v1::Backend) -> Result<BackendSpec> {
+    let invalid = (!message.invalid.is_empty()).then(|| message.invalid.as_str().into());
+    if message.service.is_empty() && invalid.is_none() {
+        return value(
+            format!("{at}.service"),
+            "",
+            "write the NAMESPACE/NAME of a service, or why it is invalid",
+        );
+    }
+    let number = match (message.port, &invalid) {
+        (0, Some(_)) => 0,
+        (number, _) => port(&format!("{at}.port"), number)?,
+    };
+    Ok(BackendSpec {
+        key: ClusterKey { service: message.service.as_str().into(), port: number },
+        weight: message.weight,
+        filters: [].into(),
+        invalid,
+    })
+}
+
+fn pattern(at: &str, text: &str) -> Result<Pattern> {
+    Pattern::new(text).map_err(|error| ConvertError::Pattern { at: at.to_owned(), error })
+}
+
+fn route_match(at: &str, message: &v1::Match) -> Result<RouteMatch> {
+    use v1::string_match::Kind;
+    let here = format!("{at}.path");
+    let path = message.path.as_ref().and_then(|p| p.kind.as_ref()).ok_or_else(|| unknown(&here))?;
+    let path = match path {
+        Kind::Exact(text) | Kind::Prefix(text) if !text.starts_with('/') => {
+            return value(here, text, "a path begins with `/`");
+        }
+        Kind::Exact(text) => PathMatch::Exact(text.as_str().into()),
+        Kind::Prefix(text) => PathMatch::prefix(text),
+        Kind::Regex(text) => PathMatch::Regex(pattern(&here, text)?),
+    };
+    let method = (!message.method.is_empty()).then(|| message.method.as_str().into());
+    Ok(RouteMatch {
+        path,
+        method,
+        headers: each(&format!("{at}.headers"), &message.headers, |at, f| {
+            let mut field = field_match(at, f)?;
+            field.name = field.name.to_ascii_lowercase().into();
+            Ok(field)
+        })?,
+        query: each(&format!("{at}.query"), &message.query, field_match)?,
+    })
+}
+
+fn field_match(at: &str, message: &v1::FieldMatch) -> Result<FieldMatch> {
+    use v1::string_match::Kind;
+    let value = match message.value.as_ref().and_then(|v| v.kind.as_ref()) {
+        Some(Kind::Exact(text)) => ValueMatch::Exact(text.as_str().into()),
+        Some(Kind::Regex(text)) => ValueMatch::Regex(pattern(at, text)?),
+        Some(Kind::Prefix(_)) | None => return Err(unknown(format!("{at}.value"))),
+    };
+    Ok(FieldMatch { name: message.name.as_str().into(), value })
+}
+
+fn filter(at: &str, message: &v1::Filter) -> Result<Filter> {
+    use v1::filter::Kind;
+    Ok(match message.kind.as_ref().ok_or_else(|| unknown(at))? {
+        Kind::RequestHeaders(edits) => Filter::RequestHeaders(header_edits(at, edits)?),
+        Kind::ResponseHeaders(edits) => Filter::ResponseHeaders(header_edits(at, edits)?),
+        Kind::Redirect(r) => Filter::Redirect(redirect(at, r)?),
+        Kind::Rewrite(r) => Filter::Rewrite(Rewrite {
+            hostname: host(at, &r.hostname)?,
+            path: path_edit(at, r.path.as_ref())?,
+        }),
+    })
+}
+
+fn redirect(at: &str, message: &v1::Redirect) -> Result<Redirect> {
+    let scheme = match message.scheme.as_str() {
+        "" => None,
+        "http" => Some(Scheme::Http),
+        "https" => Some(Scheme::Https),
+        other => return value(format!("{at}.scheme"), other, "write http or https"),
+    };
+    let status = match message.status {
+        301 | 302 | 303 | 307 | 308 => u16::try_from(message.status).expect("one of five numbers"),
+        other => return value(format!("{at}.status"), other, "write 301, 302, 303, 307 or 308"),
+    };
+    let port = match message.port {
+        0 => None,
+        number => Some(port(&format!("{at}.port"), number)?),
+    };
+    let hostname = host(at, &message.hostname)?;
+    Ok(Redirect { scheme, hostname, path: path_edit(at, message.path.as_ref())?, port, status })
+}
+
+/// A host that goes into a message: a name without wildcard.
+fn host(at: &str, text: &str) -> Result<Option<Box<str>>> {
+    if text.is_empty() {
+        return Ok(None);
+    }
+    match hostname(&format!("{at}.hostname"), text)? {
+        HostPattern::Exact(name) => Ok(Some((*name).into())),
+        HostPattern::Wildcard(_) | HostPattern::Any => {
+            value(format!("{at}.hostname"), text, "write a name without a wildcard")
+        }
+    }
+}
+
+fn path_edit(at: &str, message: Option<&v1::PathEdit>) -> Result<Option<PathEdit>> {
+    use v1::path_edit::Kind;
+    let Some(message) = message else { return Ok(None) };
+    let (text, edit): (_, fn(Box<str>) -> PathEdit) = match message.kind.as_ref() {
+        Some(Kind::Full(text)) => (text, PathEdit::Full),
+        Some(Kind::Prefix(text)) => (text, PathEdit::Prefix),
+        None => return Err(unknown(format!("{at}.path"))),
+    };
+    let fits = text.is_empty() || text.starts_with('/');
+    if !fits || text.bytes().any(|b| b <= b' ' || matches!(b, 0x7f | b'?' | b'#')) {
+        return value(
+            format!("{at}.path"),
+            text,
+            "write a path that begins with `/`, without spaces or query",
+        );
+    }
+    let text = if text.is_empty() && matches!(message.kind, Some(Kind::Full(_))) { "/" } else { text };
+    Ok(Some(edit(text.into())))
+}
+
+fn header_edits(at: &str, message: &v1::FieldEdits) -> Result<HeaderEdits> {
+    let pairs = |list: &[v1::Field]| {
+        each(at, list, |at, f| {
+            if f.value.bytes().any(|b| (b < b' ' && b != b'\t') || b == 0x7f) {
+                return value(at, f.value.escape_debug(), "a field's value has no control characters");
+            }
+            Ok((field_name(at, &f.name)?, f.value.trim().into()))
+        })
+    };
+    Ok(HeaderEdits {
+        remove: each(at, &message.remove, |at, n| field_name(at, n))?,
+        set: pairs(&message.set)?,
+        add: pairs(&message.add)?,
+    })
+}
+
+/// A token (RFC 9110, 5.6.2), in lower case. Fields that frame messages are not the user's to edit.
+fn field_name(at: &str, name: &str) -> Result<Box<str>> {
+    let token = |b: u8| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b);
+    if name.is_empty() || !name.bytes().all(token) {
+        return value(at, name.escape_debug(), "write a field name of letters, digits and `-`");
+    }
+    let lower = name.to_ascii_lowercase();
+    if matches!(lower.as_str(), "content-length" | "transfer-encoding" | "connection" | "upgrade" | "te") {
+        return value(at, name, "this field frames the message and is set by the proxy; choose another");
+    }
+    Ok(lower.into())
+}
+
+pub(crate) fn retry(at: &str, message: &v1::Retry) -> Result<RetryPolicy> {
+    let code = |want| move |at: &str, &c: &u32| u16::try_from(c).or_else(|_| value(at, c, want));
+    let budget =
+        message.budget.as_ref().map(|b| RetryBudget { percent: b.percent, min_per_second: b.min_per_second });
+    Ok(RetryPolicy {
+        attempts: message.attempts,
+        status_codes: each(at, &message.status_codes, code("write statuses from 400 to 599"))?,
+        grpc_codes: each(at, &message.grpc_codes, code("write gRPC codes from 1 to 16"))?,
+        on_reset: message.on_reset,
+        on_connect_failure: message.on_connect_failure,
+        on_refused: message.on_refused,
+        per_try_timeout: millis(message.per_try_timeout_ms),
+        backoff_base: Duration::from_millis(message.backoff_base_ms.into()),
+        backoff_max: Duration::from_millis(message.backoff_max_ms.max(message.backoff_base_ms).into()),
+        budget,
+    })
+}
+
+/// What a traffic policy says about requests.
+pub(crate) fn request_policy(
+    timeouts: Option<&v1::Timeouts>,
+    retries: Option<&v1::Retry>,
+) -> Result<RequestPolicy> {
+    let time = |field: fn(&v1::Timeouts) -> u32| timeouts.map(field).and_then(millis);
+    Ok(RequestPolicy {
+        request_timeout: time(|t| t.request_ms),
+        backend_request_timeout: None,
+        idle_timeout: time(|t| t.idle_ms),
+        connect_timeout: time(|t| t.connect_ms),
+        retry: retries.map(|r| retry("retry", r)).transpose()?.map(Arc::new),
+    })
+}

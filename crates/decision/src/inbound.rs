@@ -1,0 +1,91 @@
+//! The inbound side of a sidecar: which of its application's ports serves which service, and who may call it.
+
+use std::sync::Arc;
+
+use meshwork_base::SpiffeId;
+
+use crate::authorization::Authorization;
+use crate::cause::Cause;
+use crate::cluster::{AppProtocol, ClusterKey};
+
+/// Whether callers must prove who they are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Mtls {
+    /// Plaintext is refused.
+    #[default]
+    Strict,
+    /// Plaintext is taken too; its peer is nobody.
+    Permissive,
+}
+
+/// What one instance serves.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Inbound {
+    /// `NAMESPACE/INSTANCE`.
+    pub name: Arc<str>,
+    /// Who it is.
+    pub spiffe_id: SpiffeId,
+    /// Its services' ports, in the order of the message.
+    pub ports: Box<[InboundPort]>,
+}
+
+/// One port of one service that this instance serves.
+#[derive(Debug, PartialEq, Eq)]
+pub struct InboundPort {
+    /// The service and its port.
+    pub key: ClusterKey,
+    /// Where the application listens.
+    pub app_port: u16,
+    /// What the application speaks there.
+    pub protocol: AppProtocol,
+    /// Whether callers must prove who they are.
+    pub mtls: Mtls,
+    /// Who may call.
+    pub authorization: Authorization,
+    /// `PORT.SERVICE.NAMESPACE.mesh`, which callers name in their TLS handshake.
+    pub sni: Arc<str>,
+}
+
+impl Inbound {
+    /// The port that a TLS handshake names.
+    #[must_use]
+    pub fn by_sni(&self, sni: &str) -> Option<&InboundPort> {
+        self.ports.iter().find(|p| p.sni.eq_ignore_ascii_case(sni))
+    }
+
+    /// The port of a connection without a name that tells: when the instance serves only one, that one; otherwise the
+    /// one whose service or application port the request's authority names.
+    ///
+    /// # Errors
+    /// [`Cause::UnknownAppPort`] when that is not clear.
+    pub fn by_port(&self, port: Option<u16>) -> Result<&InboundPort, Cause> {
+        if let [only] = &*self.ports {
+            return Ok(only);
+        }
+        let named = |field: fn(&InboundPort) -> u16| {
+            let mut fits = self.ports.iter().filter(|p| Some(field(p)) == port);
+            fits.next().filter(|_| fits.next().is_none())
+        };
+        named(|p| p.key.port).or_else(|| named(|p| p.app_port)).ok_or(Cause::UnknownAppPort)
+    }
+}
+
+impl InboundPort {
+    /// Whether a connection may go on.
+    ///
+    /// # Errors
+    /// [`Cause::PeerUnauthenticated`] when it came without identity and must not.
+    pub fn admit(&self, peer: Option<&SpiffeId>) -> Result<(), Cause> {
+        match (peer, self.mtls) {
+            (None, Mtls::Strict) => Err(Cause::PeerUnauthenticated),
+            (Some(_), _) | (None, Mtls::Permissive) => Ok(()),
+        }
+    }
+}
+
+/// The name that callers put into their TLS handshake for a port of a service.
+#[must_use]
+pub fn mesh_sni(key: &ClusterKey) -> String {
+    let (namespace, name) = key.service.split_once('/').unwrap_or(("default", &key.service));
+    format!("{}.{name}.{namespace}.mesh", key.port)
+}

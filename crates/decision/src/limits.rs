@@ -1,0 +1,160 @@
+//! Limits of a service: how much may be under way at once, across all workers of the process.
+//!
+//! A permit is taken by adding first and looking then: what is over the limit is taken back. So a limit is never
+//! exceeded; two that come at the very edge together may both be refused, which errs on the side of the limit.
+//! Counting goes on where no limit is set, so that a limit that comes later starts from the truth.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use crate::cause::Cause;
+use crate::cluster::ClusterShared;
+
+/// What a policy limits; absent: no limit.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Limits {
+    /// Connections to all endpoints together.
+    pub max_connections: Option<u32>,
+    /// Requests that wait for a connection.
+    pub max_pending_requests: Option<u32>,
+    /// Requests under way.
+    pub max_requests: Option<u32>,
+    /// Retries under way.
+    pub max_retries: Option<u32>,
+}
+
+impl Limits {
+    /// Fills what is not said here from a wider policy.
+    #[must_use]
+    pub(crate) fn or(self, wider: Self) -> Self {
+        Self {
+            max_connections: self.max_connections.or(wider.max_connections),
+            max_pending_requests: self.max_pending_requests.or(wider.max_pending_requests),
+            max_requests: self.max_requests.or(wider.max_requests),
+            max_retries: self.max_retries.or(wider.max_retries),
+        }
+    }
+
+    fn of(&self, what: Limited) -> Option<u32> {
+        match what {
+            Limited::Connection => self.max_connections,
+            Limited::Pending => self.max_pending_requests,
+            Limited::Request => self.max_requests,
+            Limited::Retry => self.max_retries,
+        }
+    }
+}
+
+/// What is counted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Limited {
+    /// An open connection.
+    Connection,
+    /// A request that waits for a connection.
+    Pending,
+    /// A request under way, its retries included.
+    Request,
+    /// A retry under way.
+    Retry,
+}
+
+impl Limited {
+    /// The cause when its limit is reached.
+    #[must_use]
+    pub const fn cause(self) -> Cause {
+        match self {
+            Self::Connection => Cause::MaxConnections,
+            Self::Pending => Cause::MaxPendingRequests,
+            Self::Request => Cause::MaxRequests,
+            Self::Retry => Cause::MaxRetries,
+        }
+    }
+}
+
+/// How much is under way.
+#[derive(Debug, Default)]
+pub(crate) struct Usage([AtomicU32; 4]);
+
+impl Usage {
+    pub(crate) fn get(&self, what: Limited) -> u32 {
+        self.0[what as usize].load(Ordering::Relaxed)
+    }
+}
+
+/// Something under way; dropping it ends the count.
+#[derive(Debug)]
+pub struct Permit {
+    shared: Arc<ClusterShared>,
+    what: Limited,
+}
+
+impl Permit {
+    /// # Errors
+    /// The cause when the limit is reached.
+    pub(crate) fn take(shared: &Arc<ClusterShared>, limits: &Limits, what: Limited) -> Result<Self, Cause> {
+        let before = shared.usage.0[what as usize].fetch_add(1, Ordering::Relaxed);
+        let permit = Self { shared: Arc::clone(shared), what };
+        match limits.of(what) {
+            Some(limit) if before >= limit => Err(what.cause()),
+            _ => Ok(permit),
+        }
+    }
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        let before = self.shared.usage.0[self.what as usize].fetch_sub(1, Ordering::Relaxed);
+        debug_assert!(before > 0, "a permit ends what it began");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const ALL: [Limited; 4] = [Limited::Connection, Limited::Pending, Limited::Request, Limited::Retry];
+
+    #[test]
+    fn a_limit_is_reached_and_freed_again() {
+        let shared = Arc::default();
+        let limits = Limits { max_requests: Some(2), ..Limits::default() };
+        let first = Permit::take(&shared, &limits, Limited::Request).unwrap();
+        let _second = Permit::take(&shared, &limits, Limited::Request).unwrap();
+        assert_eq!(Permit::take(&shared, &limits, Limited::Request).unwrap_err(), Cause::MaxRequests);
+        assert!(Permit::take(&shared, &limits, Limited::Retry).is_ok(), "each is counted apart");
+        drop(first);
+        assert!(Permit::take(&shared, &limits, Limited::Request).is_ok());
+    }
+
+    proptest! {
+        /// Whatever is taken and dropped in whatever order: never over the limit, and what is counted is what is held.
+        #[test]
+        fn never_over_the_limit(
+            max in prop::option::of(0u32..5),
+            steps in prop::collection::vec((0usize..4, any::<bool>(), any::<usize>()), 0..60),
+        ) {
+            let shared: Arc<ClusterShared> = Arc::default();
+            let limits = Limits {
+                max_connections: max, max_pending_requests: max, max_requests: max, max_retries: max,
+            };
+            let mut held: Vec<Permit> = Vec::new();
+            for (what, take, which) in steps {
+                let what = ALL[what];
+                if take {
+                    let count = shared.usage.get(what);
+                    let taken = Permit::take(&shared, &limits, what);
+                    prop_assert_eq!(taken.is_ok(), max.is_none_or(|m| count < m));
+                    held.extend(taken);
+                } else if !held.is_empty() {
+                    held.swap_remove(which % held.len());
+                }
+                for what in ALL {
+                    let count = held.iter().filter(|p| p.what == what).count();
+                    prop_assert_eq!(shared.usage.get(what) as usize, count);
+                    prop_assert!(max.is_none_or(|m| shared.usage.get(what) <= m));
+                }
+            }
+        }
+    }
+}
