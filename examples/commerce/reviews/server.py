@@ -53,7 +53,7 @@ CREATE INDEX IF NOT EXISTS review_by_sku ON review (sku, id);
 def log(level, message, **fields):
     """One JSON line on stderr."""
     now = datetime.now(timezone.utc).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-    line = json.dumps({"timestamp": now, "level": level, "message": message, **fields}, ensure_ascii=False)
+    line = json.dumps({"timestamp": now, "level": level, "message": message, **fields})
     sys.stderr.write(line + "\n")
     sys.stderr.flush()
 
@@ -196,13 +196,14 @@ class Handler(BaseHTTPRequestHandler):
     def parse_request(self):
         # The request line has come: from here to the end of the answer the connection is at work.
         self.began = time.monotonic()
-        if self.server.works(self) is False:
-            self.close_connection = True
-        stopping = self.server.stopping
-        parsed = super().parse_request()
-        if stopping:
-            self.close_connection = True
-        return parsed
+        self.server.works(self)
+        return super().parse_request()
+
+    def handle_expect_100(self):
+        # The client waits for this line, so it cannot wait in our buffer.
+        proceed = super().handle_expect_100()
+        self.wfile.flush()
+        return proceed
 
     def do_GET(self):
         self.answer(self.get)
@@ -217,25 +218,34 @@ class Handler(BaseHTTPRequestHandler):
 
     do_PUT = do_DELETE = do_PATCH = do_OPTIONS = do_other
 
-    def refuse(self, path, query):
+    def refuse(self, path, query, body):
         raise Problem(405, f"{path} does not take {self.command}.", headers=[("Allow", "GET, HEAD, POST")])
 
     def answer(self, handle):
-        target = urlsplit(self.path)
         try:
             try:
                 body = self.read_body()
-                query = dict(parse_qsl(target.query, keep_blank_values=True))
-                status, value, headers = handle(target.path, query if handle != self.post else body)
+                target = urlsplit(self.path)
+                status, value, headers = handle(target.path, dict(parse_qsl(target.query, keep_blank_values=True)), body)
             except sqlite3.Error as error:
                 log("ERROR", "database request failed", error=str(error))
                 raise Problem(500, "The database could not answer; the service's log says why.") from error
+            except ValueError as error:
+                raise Problem(400, f"The request's target cannot be read: {error}.") from error
             self.send(status, value, "application/json", headers)
         except Problem as problem:
-            value = {"status": problem.status, "title": self.responses[problem.status][0], "detail": problem.detail}
-            if problem.errors:
-                value["errors"] = problem.errors
-            self.send(problem.status, value, "application/problem+json", problem.headers)
+            self.send_problem(problem)
+
+    def send_problem(self, problem):
+        value = {"status": problem.status, "title": self.responses[problem.status][0], "detail": problem.detail}
+        if problem.errors:
+            value["errors"] = problem.errors
+        self.send(problem.status, value, "application/problem+json", problem.headers)
+
+    def send_error(self, code, message=None, explain=None):
+        """What the library refuses before a method of ours is called: bad request lines, unknown methods."""
+        self.close_connection = True
+        self.send_problem(Problem(int(code), message or self.responses[int(code)][1]))
 
     def read_body(self):
         """The body, always read whole, because what is left of it would be taken for the next request."""
@@ -285,7 +295,7 @@ class Handler(BaseHTTPRequestHandler):
             raise Problem(400, "The body ended too early.")
         return data
 
-    def get(self, path, query):
+    def get(self, path, query, body):
         store = self.server.store
         if path == "/healthz":
             return 200, {"status": "ok", "reviews": store.check()}, []
@@ -304,7 +314,7 @@ class Handler(BaseHTTPRequestHandler):
             raise Problem(404, f"There is nothing at {path}.")
         return 200, review, []
 
-    def post(self, path, body):
+    def post(self, path, query, body):
         if path != "/reviews":
             known = path == "/healthz" or re.fullmatch(r"/reviews/[0-9]+", path)
             if known:
@@ -321,7 +331,7 @@ class Handler(BaseHTTPRequestHandler):
         return (201 if created else 200), review, [("Location", f"/reviews/{review['id']}")]
 
     def send(self, status, value, kind, headers):
-        body = json.dumps(value, ensure_ascii=False).encode()
+        body = json.dumps(value).encode()
         self.send_response(status)
         self.send_header("Content-Type", kind)
         self.send_header("Content-Length", str(len(body)))
@@ -345,6 +355,11 @@ class Handler(BaseHTTPRequestHandler):
             if getattr(self, "headers", None) and self.headers.get(header):
                 fields[field] = self.headers[header]
         log("INFO", "request", **fields)
+
+    def log_error(self, format, *args):
+        # That a client lets a connection rest for long is no error.
+        if not (args and isinstance(args[0], TimeoutError)):
+            super().log_error(format, *args)
 
     def log_message(self, format, *args):
         log("WARN", format % args)
