@@ -54,7 +54,7 @@ fn resolve(
     route: Entry<'_, HTTPRoute>,
     reference: &HTTPBackendRef,
 ) -> Result<(String, u16), Broken> {
-    if reference.group != "" || reference.kind != "Service" {
+    if !reference.group.is_empty() || reference.kind != "Service" {
         let message =
             format!("Backends of kind {} (group `{}`) are not known.", reference.kind, reference.group);
         return Err(broken(

@@ -36,6 +36,9 @@ pub mod input;
 pub mod output;
 pub mod status;
 
+#[cfg(test)]
+mod tests;
+
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::sync::Arc;

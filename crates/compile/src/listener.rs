@@ -132,7 +132,7 @@ fn certificate(
             Some(help.to_owned());
         Err((reason, message))
     };
-    if reference.group != "" || reference.kind != "Secret" {
+    if !reference.group.is_empty() || reference.kind != "Secret" {
         let message = format!("Certificates of kind {} are not known.", reference.kind);
         return fail(
             codes::INVALID_KIND,

@@ -199,7 +199,7 @@ fn claim(object: &Object, spec: &Spec, target: &Target, taken: &mut Taken) -> Re
     let key =
         |part: &'static str| (kind, (target.kind.clone(), target.name.clone(), target.section.clone()), part);
     for part in &parts {
-        if let Some(holder) = taken.get(&key(*part)) {
+        if let Some(holder) = taken.get(&key(part)) {
             let message = format!(
                 "{kind} {holder} goes first and sets `{part}` of {} {} too.",
                 target.kind, target.name

@@ -87,7 +87,7 @@ fn emit(
                 parents.push(ResourceKey::new(ResourceType::Listener, Arc::clone(name)));
             }
             AttachedTo::Service(name, _) => {
-                parents.push(ResourceKey::new(ResourceType::Service, Arc::clone(name)))
+                parents.push(ResourceKey::new(ResourceType::Service, Arc::clone(name)));
             }
         }
     }

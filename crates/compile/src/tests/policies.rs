@@ -1,0 +1,105 @@
+use super::{HTTP, attachments, compiled, conditions, diagnostics, gateway, resource, route, service};
+use meshwork_messages::v1;
+
+fn policy(kind: &str, name: &str, created: u32, spec: &str) -> String {
+    format!(
+        "---\napiVersion: meshwork.dev/v1alpha1\nkind: {kind}\n\
+         metadata: {{name: {name}, namespace: shop, creationTimestamp: '2026-01-0{created}T00:00:00Z'}}\nspec: {spec}\n"
+    )
+}
+
+fn shop() -> String {
+    let named = "{parentRefs: [{name: web}], rules: [{name: cart}]}";
+    [gateway(HTTP), service("shop", "reviews"), route("shop", "r", named)].concat()
+}
+
+#[test]
+fn targets_are_found_or_told() {
+    let gateway_group = "group: gateway.networking.k8s.io";
+    let cases = [
+        ("group: '', kind: Service, name: reviews".to_owned(), "True Accepted", "Service shop/reviews "),
+        ("group: '', kind: Service, name: reviws".to_owned(), "False TargetNotFound", ""),
+        ("group: '', kind: Service, name: reviews, sectionName: grpc".to_owned(), "False TargetNotFound", ""),
+        ("group: '', kind: Namespace, name: shop".to_owned(), "True Accepted", "Namespace shop "),
+        (format!("{gateway_group}, kind: Gateway, name: web"), "True Accepted", "Gateway shop/web "),
+        (
+            format!("{gateway_group}, kind: Gateway, name: web, sectionName: http"),
+            "True Accepted",
+            "Gateway shop/web http",
+        ),
+        (format!("{gateway_group}, kind: Gateway, name: web, sectionName: htp"), "False TargetNotFound", ""),
+        (
+            format!("{gateway_group}, kind: HTTPRoute, name: r, sectionName: cart"),
+            "True Accepted",
+            "HTTPRoute shop/r cart",
+        ),
+        (format!("{gateway_group}, kind: HTTPRoute, name: r, sectionName: card"), "False TargetNotFound", ""),
+    ];
+    for (target, expected, compiled_target) in cases {
+        let spec = format!("{{targetRefs: [{{{target}}}], timeouts: {{request: 2s}}}}");
+        let output = compiled(&[shop(), policy("TrafficPolicy", "p", 1, &spec)].concat());
+        let told = conditions(&output, "TrafficPolicy shop/p");
+        assert!(told[0].ends_with(&format!("Accepted={expected}")), "{target}: {told:?}");
+        let message = resource::<v1::Policy>(&output, "TrafficPolicy/shop/p");
+        let targets = message.iter().flat_map(|policy| &policy.targets);
+        let targets: Vec<_> = targets.map(|t| format!("{} {} {}", t.kind, t.name, t.section)).collect();
+        assert_eq!(targets.concat(), compiled_target, "{target}");
+        let codes = if compiled_target.is_empty() { vec!["MW2016"] } else { vec![] };
+        let found: Vec<_> =
+            diagnostics(&output).iter().map(|d| d.split(' ').nth(1).unwrap().to_owned()).collect();
+        assert_eq!(found, codes, "{target}");
+    }
+}
+
+#[test]
+fn of_two_policies_that_say_the_same_the_older_wins() {
+    let at = "targetRefs: [{group: '', kind: Service, name: reviews}]";
+    let timeouts = format!("{{{at}, timeouts: {{request: 2s}}}}");
+    let limits = format!("{{{at}, limits: {{maxRequests: 10}}}}");
+    let output = compiled(
+        &[
+            shop(),
+            policy("TrafficPolicy", "a-young", 2, &timeouts),
+            policy("TrafficPolicy", "z-old", 1, &timeouts),
+            policy("TrafficPolicy", "other-part", 3, &limits),
+        ]
+        .concat(),
+    );
+    let accepted = |name: &str| conditions(&output, &format!("TrafficPolicy shop/{name}")).concat();
+    assert_eq!(accepted("z-old"), "reviews Accepted=True Accepted");
+    assert_eq!(accepted("a-young"), "reviews Accepted=False Conflicted");
+    assert_eq!(accepted("other-part"), "reviews Accepted=True Accepted", "different parts are merged");
+    assert!(resource::<v1::Policy>(&output, "TrafficPolicy/shop/a-young").is_none());
+
+    let deny = format!("{{{at}, action: Deny, rules: [{{to: [{{methods: [DELETE]}}]}}]}}");
+    let both = ["a", "b"].map(|name| policy("AuthorizationPolicy", name, 1, &deny)).concat();
+    let output = compiled(&[shop(), both].concat());
+    for name in ["a", "b"] {
+        let told = conditions(&output, &format!("AuthorizationPolicy shop/{name}"));
+        assert_eq!(told, ["reviews Accepted=True Accepted"], "authorization adds up");
+    }
+    assert_eq!(attachments(&output, "HTTPRoute/shop/r"), ["shop/web/http"]);
+}
+
+#[test]
+fn what_a_retry_leaves_out_is_written_out() {
+    let spec = "{targetRefs: [{group: '', kind: Service, name: reviews}], retry: {on: [gateway-error, 500, unavailable]},
+  outlierDetection: {}, timeouts: {request: 0s}}";
+    let output = compiled(&[shop(), policy("TrafficPolicy", "p", 1, spec)].concat());
+    let message = resource::<v1::Policy>(&output, "TrafficPolicy/shop/p").unwrap();
+    let Some(v1::policy::Spec::Traffic(traffic)) = message.spec else { panic!("a traffic policy") };
+    let retry = traffic.retry.unwrap();
+    assert_eq!(retry.status_codes, [500, 502, 503, 504]);
+    assert_eq!((retry.attempts, retry.backoff_base_ms, retry.backoff_max_ms), (2, 25, 250));
+    assert_eq!((retry.on_reset, retry.grpc_codes), (false, vec![14]));
+    assert_eq!(retry.budget, Some(v1::RetryBudget { percent: 20, min_per_second: 10 }));
+    let outlier = traffic.outlier_detection.unwrap();
+    let said = (outlier.consecutive_5xx, outlier.base_ejection_time_ms, outlier.max_ejection_percent);
+    assert_eq!(said, (5, 30_000, 10));
+    let timeouts = traffic.timeouts.unwrap();
+    assert_eq!(
+        (timeouts.request_ms, timeouts.connect_ms),
+        (u32::MAX, 0),
+        "zero switches off, absent says nothing"
+    );
+}
