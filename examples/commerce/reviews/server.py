@@ -181,12 +181,13 @@ class Handler(BaseHTTPRequestHandler):
     """One connection."""
 
     protocol_version = "HTTP/1.1"
-    server_version = "commerce-reviews"
-    sys_version = ""
     timeout = IDLE_SECONDS
     # An answer leaves in one segment, without waiting for the next.
     wbufsize = -1
     disable_nagle_algorithm = True
+
+    def version_string(self):
+        return "commerce-reviews"
 
     def handle_one_request(self):
         self.began = None

@@ -54,8 +54,9 @@ impl Health for HealthService {
         let shutdown = self.shutdown.clone();
         let last = stream::once(async move {
             shutdown.begun().await;
-            Ok(answer(ServingStatus::NotServing))
-        });
+            known.then(|| Ok(answer(ServingStatus::NotServing)))
+        })
+        .filter_map(std::future::ready);
         Ok(Response::new(Box::pin(stream::iter([Ok(answer(first))]).chain(last))))
     }
 }
