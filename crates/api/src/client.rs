@@ -1,0 +1,323 @@
+//! One request, one answer, over whichever way leads to the role.
+
+use std::convert::Infallible;
+use std::fmt;
+
+use bytes::Bytes;
+use http::{HeaderMap, Method, Request, Response, StatusCode, Uri, header};
+use http_body_util::{BodyExt, Full, Limited};
+use hyper_util::client::legacy::Client as Pool;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::TokioExecutor;
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use tower::util::BoxCloneSyncService;
+use tower::{Service, ServiceExt};
+
+/// Bytes of an answer that are read; more is an error.
+const MAX_ANSWER: usize = 256 << 20;
+
+/// What a role says when it refuses (RFC 9457).
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub struct ProblemDetails {
+    /// The kind of refusal, the same each time.
+    pub title: String,
+    /// What is wrong this time and what to do.
+    pub detail: Option<String>,
+    /// The code of its page, as `MW5021`.
+    pub code: Option<String>,
+    /// Members that this kind of refusal has.
+    #[serde(flatten)]
+    pub more: serde_json::Map<String, serde_json::Value>,
+}
+
+impl fmt::Display for ProblemDetails {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.detail.as_deref().unwrap_or(&self.title))?;
+        self.code.as_ref().map_or(Ok(()), |code| write!(f, " ({code})"))
+    }
+}
+
+/// Why a call gave no answer of the expected kind.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    /// The role could not be reached.
+    #[error("{server} cannot be reached: {cause}; check that it runs and that the address is right")]
+    Unreachable {
+        /// Whom we called.
+        server: String,
+        /// What the system said.
+        cause: String,
+    },
+    /// It refused.
+    #[error("{server} refused with {status}: {problem}")]
+    Refused {
+        /// Whom we called.
+        server: String,
+        /// Its status.
+        status: StatusCode,
+        /// What it said.
+        problem: Box<ProblemDetails>,
+    },
+    /// It answered something else than its API promises.
+    #[error("{server} answered what this version does not understand: {why}; compare the versions of both")]
+    Unexpected {
+        /// Whom we called.
+        server: String,
+        /// What was wrong.
+        why: String,
+    },
+}
+
+impl ClientError {
+    /// The status of a refusal.
+    #[must_use]
+    pub const fn status(&self) -> Option<StatusCode> {
+        match self {
+            Self::Refused { status, .. } => Some(*status),
+            _ => None,
+        }
+    }
+}
+
+/// A successful answer.
+#[derive(Clone, Debug)]
+pub struct Answer {
+    /// Its status.
+    pub status: StatusCode,
+    /// Its headers.
+    pub headers: HeaderMap,
+    /// Its body, whole.
+    pub body: Bytes,
+}
+
+type InMemory = BoxCloneSyncService<Request<Bytes>, Response<Bytes>, String>;
+
+#[derive(Clone)]
+enum Way {
+    Http(Pool<HttpConnector, Full<Bytes>>),
+    InMemory(InMemory),
+}
+
+/// A client of one role; shared by cloning.
+#[derive(Clone)]
+pub struct Client {
+    server: String,
+    way: Way,
+    token: Option<String>,
+}
+
+impl fmt::Debug for Client {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Client").field("server", &self.server).finish_non_exhaustive()
+    }
+}
+
+impl Client {
+    /// A client over HTTP/1.1 to a base URL such as `http://127.0.0.1:8500`.
+    ///
+    /// # Errors
+    /// [`ClientError::Unexpected`] when the URL is not `http://HOST[:PORT]`.
+    pub fn http(base: &str) -> Result<Self, ClientError> {
+        let server = base.trim_end_matches('/').to_owned();
+        let wrong = |why: String| ClientError::Unexpected { server: server.clone(), why };
+        let uri: Uri = server.parse().map_err(|e| wrong(format!("it is no URL: {e}")))?;
+        if uri.scheme_str() != Some("http") || uri.authority().is_none() || uri.path() != "/" {
+            return Err(wrong("the address must read http://HOST:PORT".to_owned()));
+        }
+        let pool = Pool::builder(TokioExecutor::new()).build_http();
+        Ok(Self { server, way: Way::Http(pool), token: None })
+    }
+
+    /// A client that calls a role of the same process, such as an axum `Router`, without a socket.
+    pub fn in_memory<S, B, R>(name: &str, role: S) -> Self
+    where
+        S: Service<Request<B>, Response = Response<R>, Error = Infallible> + Clone + Send + Sync + 'static,
+        S::Future: Send + 'static,
+        B: From<Bytes> + Send + 'static,
+        R: http_body::Body<Data = Bytes> + Send + 'static,
+        R::Error: fmt::Display,
+    {
+        let way = tower::service_fn(move |request: Request<Bytes>| {
+            let role = role.clone();
+            async move {
+                let response = match role.oneshot(request.map(B::from)).await {
+                    Ok(response) => response,
+                    Err(never) => match never {},
+                };
+                let (head, body) = response.into_parts();
+                let body = body.collect().await.map_err(|error| error.to_string())?;
+                Ok(Response::from_parts(head, body.to_bytes()))
+            }
+        });
+        Self { server: name.to_owned(), way: Way::InMemory(BoxCloneSyncService::new(way)), token: None }
+    }
+
+    /// The same client, naming itself by this token.
+    #[must_use]
+    pub fn with_token(mut self, token: impl Into<String>) -> Self {
+        self.token = Some(token.into());
+        self
+    }
+
+    /// Whom it calls.
+    #[must_use]
+    pub fn server(&self) -> &str {
+        &self.server
+    }
+
+    /// Sends a request to a path; an answer outside 2xx and 304 is an error. A call that waits (`wait=`) takes as long
+    /// as it asks for: a deadline is the caller's.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn send(
+        &self,
+        method: Method,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: Bytes,
+    ) -> Result<Answer, ClientError> {
+        let unexpected = |why: String| ClientError::Unexpected { server: self.server.clone(), why };
+        let uri = match self.way {
+            Way::Http(_) => format!("{}{path}", self.server),
+            Way::InMemory(_) => path.to_owned(),
+        };
+        let mut request = Request::builder().method(method).uri(uri);
+        if !body.is_empty() {
+            request = request.header(header::CONTENT_TYPE, "application/json");
+        }
+        if let Some(token) = &self.token {
+            request = request.header(header::AUTHORIZATION, format!("Bearer {token}"));
+        }
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        let request = request.body(body).map_err(|error| unexpected(error.to_string()))?;
+        let answer = self.carry(request).await?;
+        if answer.status.is_success() || answer.status == StatusCode::NOT_MODIFIED {
+            return Ok(answer);
+        }
+        let problem = serde_json::from_slice(&answer.body).unwrap_or_else(|_| ProblemDetails {
+            title: String::from_utf8_lossy(&answer.body).trim().to_owned(),
+            ..ProblemDetails::default()
+        });
+        Err(ClientError::Refused {
+            server: self.server.clone(),
+            status: answer.status,
+            problem: Box::new(problem),
+        })
+    }
+
+    async fn carry(&self, request: Request<Bytes>) -> Result<Answer, ClientError> {
+        let unreachable = |cause: String| ClientError::Unreachable { server: self.server.clone(), cause };
+        let (head, body) = match &self.way {
+            Way::Http(pool) => {
+                let sent = pool.request(request.map(Full::new)).await;
+                let (head, body) = sent.map_err(|error| unreachable(whole(&error)))?.into_parts();
+                let body = Limited::new(body, MAX_ANSWER).collect().await;
+                (head, body.map_err(|error| unreachable(error.to_string()))?.to_bytes())
+            }
+            Way::InMemory(role) => role.clone().oneshot(request).await.map_err(unreachable)?.into_parts(),
+        };
+        Ok(Answer { status: head.status, headers: head.headers, body })
+    }
+
+    /// Sends a request and reads the answer as JSON.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn json<T: DeserializeOwned>(
+        &self,
+        method: Method,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: Bytes,
+    ) -> Result<T, ClientError> {
+        let answer = self.send(method, path, headers, body).await?;
+        serde_json::from_slice(&answer.body)
+            .map_err(|error| ClientError::Unexpected { server: self.server.clone(), why: error.to_string() })
+    }
+}
+
+/// An error with its causes: the pool's own says only that it failed.
+fn whole(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text = format!("{text}: {error}");
+        cause = error.source();
+    }
+    text
+}
+
+/// A path segment with what must not stand in one percent-encoded.
+pub(crate) fn segment(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for &byte in text.as_bytes() {
+        if byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b'~') {
+            out.push(char::from(byte));
+        } else {
+            out.push_str(&format!("%{byte:02X}"));
+        }
+    }
+    out
+}
+
+/// A JSON body.
+pub(crate) fn body(value: &impl serde::Serialize) -> Bytes {
+    serde_json::to_vec(value).expect("the API's types have text keys and no failing serializer").into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use axum::Router;
+    use axum::response::IntoResponse;
+    use axum::routing::get;
+
+    fn role() -> Router {
+        Router::new()
+            .route("/ok", get(|| async { axum::Json(7) }))
+            .route(
+                "/no",
+                get(|| async {
+                    let body = r#"{"title":"taken","status":409,"detail":"it is taken; ask its owner","code":"MW5021","owner":"a"}"#;
+                    (StatusCode::CONFLICT, body).into_response()
+                }),
+            )
+            .route("/text", get(|| async { (StatusCode::BAD_REQUEST, "plain words\n") }))
+    }
+
+    async fn same_answers(client: Client) {
+        assert_eq!(client.json::<u32>(Method::GET, "/ok", &[], Bytes::new()).await.unwrap(), 7);
+        let error = client.send(Method::GET, "/no", &[], Bytes::new()).await.unwrap_err();
+        assert_eq!(error.status(), Some(StatusCode::CONFLICT));
+        assert!(error.to_string().ends_with("409 Conflict: it is taken; ask its owner (MW5021)"), "{error}");
+        let error = client.send(Method::GET, "/text", &[], Bytes::new()).await.unwrap_err();
+        assert!(error.to_string().ends_with("plain words"), "{error}");
+        let error = client.json::<String>(Method::GET, "/ok", &[], Bytes::new()).await.unwrap_err();
+        assert!(matches!(error, ClientError::Unexpected { .. }), "{error}");
+    }
+
+    #[tokio::test]
+    async fn a_socket_and_a_direct_call_give_the_same_answers() {
+        same_answers(Client::in_memory("role", role())).await;
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let base = format!("http://{}", listener.local_addr().unwrap());
+        let server = tokio::spawn(async move { axum::serve(listener, role()).await });
+        same_answers(Client::http(&base).unwrap()).await;
+        server.abort();
+        _ = server.await;
+        let error =
+            Client::http(&base).unwrap().send(Method::GET, "/ok", &[], Bytes::new()).await.unwrap_err();
+        assert!(matches!(error, ClientError::Unreachable { .. }), "{error}");
+        assert!(Client::http("https://x").is_err() && Client::http("x:1").is_err());
+    }
+
+    #[test]
+    fn a_segment_cannot_leave_its_place() {
+        assert_eq!(segment("a/b?c#d%é"), "a%2Fb%3Fc%23d%25%C3%A9");
+    }
+}

@@ -1,0 +1,12 @@
+//! The roles' HTTP APIs as types, and clients that speak them. Roles know each other by these alone: over a socket
+//! when they are processes of their own, over a direct call when they share one ([`Client::in_memory`]).
+//!
+//! Field names are camelCase in JSON; keys are only ever added.
+
+mod client;
+pub mod config;
+pub mod registry;
+
+pub use client::{Answer, Client, ClientError, ProblemDetails};
+pub use config::ConfigClient;
+pub use registry::RegistryClient;

@@ -1,0 +1,223 @@
+//! The registry's own API (`/v1/meshwork/…`): who is where. The Consul-compatible one beside it has Consul's shapes.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::Method;
+use serde::{Deserialize, Serialize};
+
+use crate::client::{Client, ClientError, body, segment};
+
+/// A service and all its instances.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Service {
+    /// The name callers use.
+    pub name: String,
+    /// Its namespace.
+    pub namespace: String,
+    /// Its instances, by id.
+    pub instances: Vec<Instance>,
+}
+
+/// One running copy.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Instance {
+    /// Unique in its namespace and node.
+    pub id: String,
+    /// IP address or host name.
+    pub address: String,
+    /// Its ports by name.
+    pub ports: BTreeMap<String, Port>,
+    /// The program it is a copy of.
+    pub workload: Option<String>,
+    /// The version of that program.
+    pub version: Option<String>,
+    /// Where it stands.
+    pub zone: Option<String>,
+    /// Its share of requests, relative to the others'.
+    pub weight: u32,
+    /// Free labels, as Consul has them.
+    pub tags: Vec<String>,
+    /// Free keys and values.
+    pub metadata: BTreeMap<String, String>,
+    /// What its checks and its lease say.
+    pub health: Health,
+    /// When its lease ends unless renewed (RFC 3339); absent without a lease.
+    pub lease_expires: Option<String>,
+    /// The SPIFFE ID it registered with; absent: external, reached in plaintext.
+    pub identity: Option<String>,
+    /// The node it was registered on.
+    pub node: String,
+}
+
+/// A port and what is spoken on it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Port {
+    /// 1 to 65535.
+    pub port: u16,
+    /// `http`, `http2`, `grpc`, `tls`, `tcp`; absent: detected.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub protocol: Option<String>,
+}
+
+/// What is known of an instance's health.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Health {
+    /// All checks pass.
+    Passing,
+    /// Its lease ran out together with those of more than half of its service: it may well be alive.
+    Suspect,
+    /// A check warns.
+    Warning,
+    /// A check fails.
+    Critical,
+    /// Its owner took it out.
+    Maintenance,
+}
+
+impl Health {
+    /// Whether requests may be sent to it: a suspect is kept in use, because silence is no proof.
+    #[must_use]
+    pub const fn usable(self) -> bool {
+        matches!(self, Self::Passing | Self::Suspect | Self::Warning)
+    }
+}
+
+/// What is sent to register an instance.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Registration {
+    /// IP address or host name.
+    pub address: String,
+    /// Its ports by name.
+    #[serde(default)]
+    pub ports: BTreeMap<String, Port>,
+    /// The program it is a copy of.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub workload: Option<String>,
+    /// The version of that program.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub version: Option<String>,
+    /// Where it stands.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub zone: Option<String>,
+    /// Its share of requests; absent: 1.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub weight: Option<u32>,
+    /// Free labels.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tags: Vec<String>,
+    /// Free keys and values.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub metadata: BTreeMap<String, String>,
+    /// It must be renewed within so many seconds; absent: it stays until deregistered.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lease_seconds: Option<u64>,
+}
+
+/// The name of a service.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ServiceRef {
+    /// Its namespace.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+}
+
+/// What changed since a revision.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Changes {
+    /// Which life of the registry the revision belongs to.
+    pub epoch: String,
+    /// Where the registry is; ask from here next.
+    pub revision: u64,
+    /// `services` is everything: forget what is not in it.
+    pub reset: bool,
+    /// Services that changed, whole.
+    pub services: Vec<Service>,
+    /// Services whose last instance was removed.
+    pub removed: Vec<ServiceRef>,
+}
+
+/// A place in the registry's history.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Since {
+    /// From [`Changes::epoch`].
+    pub epoch: String,
+    /// From [`Changes::revision`].
+    pub revision: u64,
+}
+
+/// A client of the registry's own API.
+#[derive(Clone, Debug)]
+pub struct RegistryClient(pub Client);
+
+impl RegistryClient {
+    fn instance(namespace: &str, service: &str, id: &str) -> String {
+        format!("/v1/meshwork/instances/{}/{}/{}", segment(namespace), segment(service), segment(id))
+    }
+
+    /// All services.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn services(&self) -> Result<Vec<Service>, ClientError> {
+        self.0.json(Method::GET, "/v1/meshwork/services", &[], Bytes::new()).await
+    }
+
+    /// Registers an instance, or replaces it.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn register(
+        &self,
+        namespace: &str,
+        service: &str,
+        id: &str,
+        registration: &Registration,
+    ) -> Result<Instance, ClientError> {
+        self.0.json(Method::PUT, &Self::instance(namespace, service, id), &[], body(registration)).await
+    }
+
+    /// Renews an instance's lease.
+    ///
+    /// # Errors
+    /// [`ClientError`]; status 404 means that it must register again.
+    pub async fn renew(&self, namespace: &str, service: &str, id: &str) -> Result<(), ClientError> {
+        let path = Self::instance(namespace, service, id) + "/renew";
+        self.0.send(Method::PUT, &path, &[], Bytes::new()).await.map(drop)
+    }
+
+    /// Removes an instance.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn deregister(&self, namespace: &str, service: &str, id: &str) -> Result<(), ClientError> {
+        self.0
+            .send(Method::DELETE, &Self::instance(namespace, service, id), &[], Bytes::new())
+            .await
+            .map(drop)
+    }
+
+    /// What changed since then; waits up to `wait` for a change. Without a place, everything.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn changes(&self, since: Option<&Since>, wait: Duration) -> Result<Changes, ClientError> {
+        let path = since.map_or_else(
+            || "/v1/meshwork/watch".to_owned(),
+            |at| {
+                let wait = wait.as_millis();
+                format!("/v1/meshwork/watch?epoch={}&since={}&wait={wait}ms", segment(&at.epoch), at.revision)
+            },
+        );
+        self.0.json(Method::GET, &path, &[], Bytes::new()).await
+    }
+}
