@@ -89,8 +89,9 @@ impl<'n> Fields<'n> {
             _ => None,
         };
         let span = first_over.map_or(entry.value.span, |item| item.span);
-        let message =
-            cx.in_field(name, |cx| format!("`{}` has {size}{unit}; {} allowed", cx.path(), allowed(&bounds)));
+        let message = cx.in_field(name, |cx| {
+            format!("`{}` has {size}{unit}; {} allowed", cx.path(), allowed(&bounds, 0))
+        });
         cx.error(span, codes::OUT_OF_RANGE, message);
     }
 
@@ -98,8 +99,9 @@ impl<'n> Fields<'n> {
         if i64::try_from(number).is_ok_and(|number| bounds.contains(&number)) {
             return;
         }
-        let message = cx
-            .in_field(&entry.key, |cx| format!("`{}` is {number}; {} allowed", cx.path(), allowed(&bounds)));
+        let message = cx.in_field(&entry.key, |cx| {
+            format!("`{}` is {number}; {} allowed", cx.path(), allowed(&bounds, i64::MIN))
+        });
         cx.error(entry.value.span, codes::OUT_OF_RANGE, message);
     }
 
@@ -115,7 +117,7 @@ impl<'n> Fields<'n> {
                 format!("`{}` is not implemented by this version of Meshwork", cx.path())
             });
             cx.error(entry.key_span, codes::NOT_IMPLEMENTED, message).help =
-                Some(format!("remove `{name}`; it would have no effect"));
+                Some(format!("remove `{name}`, if the object is right without it"));
         }
     }
 
@@ -136,10 +138,11 @@ fn in_ticks(path: &str) -> String {
     if path == "the object" { path.to_owned() } else { format!("`{path}`") }
 }
 
-fn allowed(bounds: &RangeInclusive<i64>) -> String {
+/// The bounds in words; the lower one goes without saying when it is the least there can be.
+fn allowed(bounds: &RangeInclusive<i64>, least: i64) -> String {
     match (*bounds.start(), *bounds.end()) {
         (start, i64::MAX) => format!("at least {start} is"),
-        (i64::MIN | 0, end) => format!("at most {end} is"),
+        (start, end) if start == least => format!("at most {end} is"),
         (start, end) => format!("{start} to {end} is"),
     }
 }
@@ -172,6 +175,7 @@ pub(crate) fn shorten(text: &str) -> String {
 /// The word that was probably meant: a third of its letters may be wrong; case and separators do not count.
 pub(crate) fn nearest<'w>(written: &str, known: &[&'w str]) -> Option<&'w str> {
     const LONGEST: usize = 64;
+    const TELLING: usize = 4;
     if written.len() > LONGEST {
         return None;
     }
@@ -185,6 +189,12 @@ pub(crate) fn nearest<'w>(written: &str, known: &[&'w str]) -> Option<&'w str> {
         .filter(|(distance, word)| *distance <= word.len().max(3) / 3)
         .min_by_key(|(distance, _)| *distance)
         .map(|(_, word)| word)
+        .or_else(|| {
+            // `Prefix` for `PathPrefix`: a part of exactly one word.
+            let part: String = written.iter().collect();
+            let mut holders = known.iter().filter(|word| word.to_lowercase().contains(&part));
+            holders.next().filter(|_| part.len() >= TELLING && holders.next().is_none()).copied()
+        })
 }
 
 /// Edits between two words where swapping neighbours counts once (optimal string alignment).
@@ -220,6 +230,7 @@ mod tests {
             ("bakcendRefs", Some("backendRefs")),
             ("match", Some("matches")),
             ("nmae", Some("name")),
+            ("refs", Some("backendRefs")),
             ("zebra", None),
         ] {
             assert_eq!(nearest(written, &known), meant, "{written}");

@@ -35,7 +35,7 @@ impl Node {
     /// What a user would call it.
     pub(crate) fn describe(&self, confidential: bool) -> String {
         match &self.value {
-            Value::Null => "nothing".to_owned(),
+            Value::Null => "`null`".to_owned(),
             Value::Text(_) if confidential => "a text".to_owned(),
             Value::Bool(_) | Value::Int(_) | Value::Float(_) if confidential => {
                 "a value without quotes".to_owned()

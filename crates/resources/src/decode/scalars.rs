@@ -24,13 +24,18 @@ impl Decode for String {
         if let Value::Text(text) = &node.value {
             return Some(text.clone());
         }
-        let quotable = matches!(node.value, Value::Bool(_) | Value::Int(_) | Value::Float(_));
-        cx.wrong_type::<()>(node, "a text");
-        if quotable && let Some(last) = cx.found.last_mut() {
-            last.help = Some("put it in quotes".to_owned());
-        }
-        None
+        no_text(node, cx, "put it in quotes")
     }
+}
+
+/// Reports what is no text; a number or truth value gets advice.
+pub(crate) fn no_text<T>(node: &Node, cx: &mut Cx, advice: &str) -> Option<T> {
+    cx.wrong_type::<()>(node, "a text");
+    let quotable = matches!(node.value, Value::Bool(_) | Value::Int(_) | Value::Float(_));
+    if quotable && let Some(last) = cx.found.last_mut() {
+        last.help = Some(advice.to_owned());
+    }
+    None
 }
 
 impl Decode for bool {
@@ -47,7 +52,7 @@ macro_rules! whole_numbers {
         impl Decode for $ty {
             fn decode(node: &Node, cx: &mut Cx) -> Option<Self> {
                 let Value::Int(number) = node.value else {
-                    return cx.wrong_type(node, "a whole number");
+                    return no_number(node, cx);
                 };
                 match Self::try_from(number) {
                     Ok(number) => Some(number),
@@ -58,6 +63,15 @@ macro_rules! whole_numbers {
     )*};
 }
 whole_numbers!(u16, u32, i64);
+
+fn no_number<T>(node: &Node, cx: &mut Cx) -> Option<T> {
+    cx.wrong_type::<()>(node, "a whole number");
+    let quoted = matches!(&node.value, Value::Text(text) if text.parse::<i64>().is_ok());
+    if quoted && let Some(last) = cx.found.last_mut() {
+        last.help = Some("remove the quotes, and leading zeros".to_owned());
+    }
+    None
+}
 
 fn out_of_type<T>(node: &Node, cx: &mut Cx, number: i128, range: &str) -> Option<T> {
     // A field with bounds of its own has already said so, and more precisely.

@@ -6,6 +6,7 @@ use meshwork_base::{Namespace, ObjectName, SpiffeId};
 
 use super::fields::shorten;
 use super::node::{Node, Value};
+use super::scalars::no_text;
 use super::{Cx, Decode};
 use crate::codes;
 
@@ -141,6 +142,9 @@ pub(crate) fn is_subdomain(text: &str) -> bool {
 }
 
 fn check_hostname(text: &str, wildcard: bool) -> Result<(), &'static str> {
+    if text == "*" {
+        return Err("to mean every host, leave it out");
+    }
     if text.parse::<std::net::IpAddr>().is_ok() || text.contains(':') {
         return Err("a host name is neither an IP address nor has a port");
     }
@@ -162,8 +166,11 @@ pub(crate) fn parsed<T, E: fmt::Display>(
     parse: impl FnOnce(&str) -> Result<T, E>,
 ) -> Option<T> {
     let Value::Text(text) = &node.value else {
-        String::decode(node, cx);
-        return None;
+        // Quotes alone would not make a duration of `10`.
+        let written = node.to_json().to_string();
+        let advice =
+            parse(&written).err().map_or_else(|| "put it in quotes".to_owned(), |error| error.to_string());
+        return no_text(node, cx, &advice);
     };
     match parse(text) {
         Ok(value) => Some(value),

@@ -87,17 +87,12 @@ record! {
 
 record! {
     /// Which routes may attach to a listener.
+    #[derive(Default)]
     pub struct AllowedRoutes {
         /// From which namespaces.
         pub namespaces: RouteNamespaces = RouteNamespaces::default(),
         /// Of which kinds; those that fit the protocol when empty.
         pub kinds: Vec<Spanned<RouteGroupKind>> [0..=8],
-    }
-}
-
-impl Default for AllowedRoutes {
-    fn default() -> Self {
-        Self { namespaces: RouteNamespaces::default(), kinds: Vec::new() }
     }
 }
 

@@ -94,10 +94,8 @@ impl Decode for HTTPRouteFilter {
             _ => {
                 let message =
                     format!("filter `{}` is not implemented by this version of Meshwork", TYPES[index]);
-                cx.error(type_node.span, codes::NOT_IMPLEMENTED, message).help = Some(
-                    "remove the filter; without it the rule would do something else, so the route is refused"
-                        .to_owned(),
-                );
+                cx.error(type_node.span, codes::NOT_IMPLEMENTED, message).help =
+                    Some("remove the filter, if the rule is right without it".to_owned());
                 fields.take(FIELDS[index]);
                 None
             }
@@ -122,7 +120,7 @@ impl Serialize for HTTPRouteFilter {
         let field = FIELDS[self.index()];
         match self {
             Self::RequestHeaderModifier(config) | Self::ResponseHeaderModifier(config) => {
-                map.serialize_entry(field, config)?
+                map.serialize_entry(field, config)?;
             }
             Self::RequestRedirect(config) => map.serialize_entry(field, config)?,
             Self::URLRewrite(config) => map.serialize_entry(field, config)?,
@@ -293,7 +291,7 @@ fn replacement(node: &Node, cx: &mut Cx) -> Option<String> {
 /// The rules of a list of filters, be it a rule's or a backend's.
 pub(super) fn validate(filters: &[Spanned<HTTPRouteFilter>], cx: &mut Cx) {
     let mut seen: Vec<usize> = Vec::new();
-    for filter in filters {
+    for (index, filter) in filters.iter().enumerate() {
         if seen.contains(&filter.index()) {
             let message = format!("filter `{}` stands in `{}` twice", filter.type_name(), cx.path());
             cx.error(filter.span, codes::DUPLICATE_ENTRY, message).help =
@@ -303,7 +301,7 @@ pub(super) fn validate(filters: &[Spanned<HTTPRouteFilter>], cx: &mut Cx) {
         if let HTTPRouteFilter::RequestHeaderModifier(edits)
         | HTTPRouteFilter::ResponseHeaderModifier(edits) = &filter.inner
         {
-            edits.validate(cx);
+            cx.in_item(index, |cx| cx.in_field(FIELDS[filter.index()], |cx| edits.validate(cx)));
         }
     }
     let find = |wanted: fn(&HTTPRouteFilter) -> bool| filters.iter().find(|filter| wanted(filter));
@@ -320,23 +318,11 @@ pub(super) fn validate(filters: &[Spanned<HTTPRouteFilter>], cx: &mut Cx) {
 impl HTTPHeaderFilter {
     fn validate(&self, cx: &mut Cx) {
         let lower = |name: &HeaderName| name.to_ascii_lowercase();
-        refuse_repeated(
-            self.set.iter().map(|header| (&header.name, header.span)),
-            lower,
-            "header in `set`",
-            cx,
-        );
-        refuse_repeated(
-            self.add.iter().map(|header| (&header.name, header.span)),
-            lower,
-            "header in `add`",
-            cx,
-        );
-        refuse_repeated(
-            self.remove.iter().map(|name| (&name.inner, name.span)),
-            lower,
-            "header in `remove`",
-            cx,
-        );
+        for (field, headers) in [("set", &self.set), ("add", &self.add)] {
+            let names = headers.iter().map(|header| (&header.name, header.span));
+            cx.in_field(field, |cx| refuse_repeated(names, lower, "header", cx));
+        }
+        let names = self.remove.iter().map(|name| (&name.inner, name.span));
+        cx.in_field("remove", |cx| refuse_repeated(names, lower, "header", cx));
     }
 }

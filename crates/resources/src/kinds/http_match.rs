@@ -185,7 +185,7 @@ pub(super) fn path_fault(path: &str) -> Option<String> {
     while let Some(byte) = bytes.next() {
         let escaped = byte == b'%'
             && [bytes.next(), bytes.next()].iter().all(|b| b.is_some_and(|b| b.is_ascii_hexdigit()));
-        if !escaped && !(byte.is_ascii_alphanumeric() || b"-/._~!$&'()*+,;=:@".contains(&byte)) {
+        if !(escaped || byte.is_ascii_alphanumeric() || b"-/._~!$&'()*+,;=:@".contains(&byte)) {
             return Some(
                 "characters other than `A-Za-z0-9-/._~!$&'()*+,;=:@` must be percent-encoded".to_owned(),
             );

@@ -34,8 +34,8 @@ pub(super) fn read(node: &Node, kind: ObjectKind, cx: &mut Cx) -> Option<ObjectM
             Some("remove `namespace`".to_owned());
     }
     let namespace = fields.field_or(cx, "namespace", Namespace::default);
-    let labels = fields.field(cx, "labels");
-    let annotations: Option<BTreeMap<String, String>> = fields.field(cx, "annotations");
+    let labels: Option<Texts> = fields.field(cx, "labels");
+    let annotations: Option<Texts> = fields.field(cx, "annotations");
     let generation = fields.field(cx, "generation");
     let creation_timestamp: Option<Option<Timestamp>> = fields.field(cx, "creationTimestamp");
     let lifecycle = LIFECYCLE
@@ -44,6 +44,7 @@ pub(super) fn read(node: &Node, kind: ObjectKind, cx: &mut Cx) -> Option<ObjectM
         .collect();
     fields.take("managedFields");
     fields.close(cx);
+    validate_labels(node, labels.as_ref(), annotations.as_ref(), cx);
     let mut meta = ObjectMeta {
         name: name?,
         namespace: namespace?,
@@ -56,12 +57,13 @@ pub(super) fn read(node: &Node, kind: ObjectKind, cx: &mut Cx) -> Option<ObjectM
     if kind == ObjectKind::Secret {
         meta.annotations.remove(LAST_APPLIED);
     }
-    validate_labels(node, &meta, cx);
     Some(meta)
 }
 
-fn validate_labels(node: &Node, meta: &ObjectMeta, cx: &mut Cx) {
-    for (key, value) in &meta.labels {
+type Texts = BTreeMap<String, String>;
+
+fn validate_labels(node: &Node, labels: Option<&Texts>, annotations: Option<&Texts>, cx: &mut Cx) {
+    for (key, value) in labels.into_iter().flatten() {
         if !(is_qualified(key) && (value.is_empty() || is_label_name(value))) {
             let message =
                 format!("`{}` is no label: `{}`", crate::kinds::shown(key), crate::kinds::shown(value));
@@ -69,7 +71,7 @@ fn validate_labels(node: &Node, meta: &ObjectMeta, cx: &mut Cx) {
                 Some("key (after an optional DNS prefix and `/`) and value have at most 63 letters, digits, `-`, `_` and `.`, and begin and end with a letter or digit".to_owned());
         }
     }
-    for key in meta.annotations.keys().filter(|key| !is_qualified(key)) {
+    for key in annotations.into_iter().flat_map(BTreeMap::keys).filter(|key| !is_qualified(key)) {
         let message = format!("`{}` is no name of an annotation", crate::kinds::shown(key));
         cx.error(node.span, codes::INVALID_VALUE, message).help = Some(
             "write at most 63 letters, digits, `-`, `_` and `.`, perhaps after a DNS prefix and `/`"

@@ -106,7 +106,10 @@ impl Builder<'_> {
     fn syntax_error(&self, error: &granit_parser::ScanError) -> Box<Diagnostic> {
         let marker = *error.marker();
         let at = self.place(&granit_parser::Span::new(marker, marker));
-        if matches!(error.kind(), ErrorKind::UnknownAnchor { .. }) {
+        if matches!(error.kind(), ErrorKind::RecursionLimitExceeded) {
+            return Box::new(Diagnostic::error(self.file, at, codes::LIMIT_EXCEEDED, too_deep()));
+        }
+        if matches!(error.kind(), ErrorKind::UnknownAnchor) {
             let found = Diagnostic::error(
                 self.file,
                 at,
@@ -144,8 +147,7 @@ impl Builder<'_> {
             return self.fail(span, codes::SYNTAX, format!("the tag `{tag}` is not supported"));
         }
         if self.open.len() == limits::DEPTH {
-            let message = format!("mappings and lists are nested more than {} deep", limits::DEPTH);
-            return self.fail(span, codes::LIMIT_EXCEEDED, message);
+            return self.fail(span, codes::LIMIT_EXCEEDED, too_deep());
         }
         if self.awaits_key() {
             return self.fail(span, codes::SYNTAX, "a key must be a text");
@@ -291,6 +293,10 @@ impl Builder<'_> {
         }
         Ok(())
     }
+}
+
+fn too_deep() -> String {
+    format!("mappings and lists are nested more than {} deep", limits::DEPTH)
 }
 
 /// A plain scalar by the core schema (YAML 1.2.2, section 10.3.2). A number with a leading zero stays a text: readers
