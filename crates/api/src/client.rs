@@ -1,18 +1,18 @@
 //! One request, one answer, over whichever way leads to the role.
 
-use std::convert::Infallible;
 use std::fmt;
 
+use axum::Router;
+use axum::body::Body;
 use bytes::Bytes;
-use http::{HeaderMap, Method, Request, Response, StatusCode, Uri, header};
+use http::{HeaderMap, Method, Request, StatusCode, Uri, header};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper_util::client::legacy::Client as Pool;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
-use tower::util::BoxCloneSyncService;
-use tower::{Service, ServiceExt};
+use tower::ServiceExt;
 
 /// Bytes of an answer that are read; more is an error.
 const MAX_ANSWER: usize = 256 << 20;
@@ -92,12 +92,10 @@ pub struct Answer {
     pub body: Bytes,
 }
 
-type InMemory = BoxCloneSyncService<Request<Bytes>, Response<Bytes>, String>;
-
 #[derive(Clone)]
 enum Way {
-    Http(Pool<HttpConnector, Full<Bytes>>),
-    InMemory(InMemory),
+    Http(Box<Pool<HttpConnector, Full<Bytes>>>),
+    InMemory(Router),
 }
 
 /// A client of one role; shared by cloning.
@@ -127,31 +125,13 @@ impl Client {
             return Err(wrong("the address must read http://HOST:PORT".to_owned()));
         }
         let pool = Pool::builder(TokioExecutor::new()).build_http();
-        Ok(Self { server, way: Way::Http(pool), token: None })
+        Ok(Self { server, way: Way::Http(Box::new(pool)), token: None })
     }
 
-    /// A client that calls a role of the same process, such as an axum `Router`, without a socket.
-    pub fn in_memory<S, B, R>(name: &str, role: S) -> Self
-    where
-        S: Service<Request<B>, Response = Response<R>, Error = Infallible> + Clone + Send + Sync + 'static,
-        S::Future: Send + 'static,
-        B: From<Bytes> + Send + 'static,
-        R: http_body::Body<Data = Bytes> + Send + 'static,
-        R::Error: fmt::Display,
-    {
-        let way = tower::service_fn(move |request: Request<Bytes>| {
-            let role = role.clone();
-            async move {
-                let response = match role.oneshot(request.map(B::from)).await {
-                    Ok(response) => response,
-                    Err(never) => match never {},
-                };
-                let (head, body) = response.into_parts();
-                let body = body.collect().await.map_err(|error| error.to_string())?;
-                Ok(Response::from_parts(head, body.to_bytes()))
-            }
-        });
-        Self { server: name.to_owned(), way: Way::InMemory(BoxCloneSyncService::new(way)), token: None }
+    /// A client that calls a role of the same process without a socket.
+    #[must_use]
+    pub fn in_memory(name: &str, role: Router) -> Self {
+        Self { server: name.to_owned(), way: Way::InMemory(role), token: None }
     }
 
     /// The same client, naming itself by this token.
@@ -219,7 +199,14 @@ impl Client {
                 let body = Limited::new(body, MAX_ANSWER).collect().await;
                 (head, body.map_err(|error| unreachable(error.to_string()))?.to_bytes())
             }
-            Way::InMemory(role) => role.clone().oneshot(request).await.map_err(unreachable)?.into_parts(),
+            Way::InMemory(role) => {
+                let response = match role.clone().oneshot(request.map(Body::from)).await {
+                    Ok(response) => response,
+                    Err(never) => match never {},
+                };
+                let (head, body) = response.into_parts();
+                (head, axum::body::to_bytes(body, MAX_ANSWER).await.map_err(|e| unreachable(e.to_string()))?)
+            }
         };
         Ok(Answer { status: head.status, headers: head.headers, body })
     }
@@ -273,7 +260,6 @@ pub(crate) fn body(value: &impl serde::Serialize) -> Bytes {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use axum::Router;
     use axum::response::IntoResponse;
     use axum::routing::get;
 
