@@ -1,0 +1,141 @@
+"""Processes of a run: started, watched, measured, and gone at the end, whatever happens."""
+
+import atexit
+import ctypes
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+TICK = os.sysconf("SC_CLK_TCK")
+
+
+class BenchError(Exception):
+    """Something that makes the run's figures worthless; the text says what and what to do."""
+
+
+def _child_setup(cpu):
+    """In the child, before exec: dies with us, stays on its core."""
+
+    def setup():
+        PR_SET_PDEATHSIG = 1
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+        if cpu is not None:
+            os.sched_setaffinity(0, {cpu})
+
+    return setup
+
+
+class Process:
+    """A program with its descendants, in a process group of its own."""
+
+    running = []
+
+    def __init__(self, name, argv, cwd, cpu=None, stdout="stdout.log", env=None):
+        self.name = name
+        self.cwd = Path(cwd)
+        self.output = self.cwd / stdout
+        self.errors = self.cwd / "stderr.log"
+        with open(self.output, "ab") as out, open(self.errors, "ab") as err:
+            self.popen = subprocess.Popen(
+                [str(a) for a in argv],
+                cwd=cwd,
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=err,
+                start_new_session=True,
+                preexec_fn=_child_setup(cpu),
+                env={**os.environ, **(env or {})},
+            )
+        Process.running.append(self)
+
+    def check(self):
+        if self.popen.poll() is not None:
+            raise BenchError(f"{self.name} ended with status {self.popen.returncode}: {self.tail()}")
+
+    def tail(self):
+        text = self.errors.read_text(errors="replace") + self.output.read_text(errors="replace")
+        return text[-2000:].strip() or "it said nothing"
+
+    def tree(self):
+        """Process ids of the program and its descendants."""
+        children = {}
+        for stat in Path("/proc").glob("[0-9]*/stat"):
+            try:
+                fields = stat.read_text().rsplit(")", 1)[1].split()
+            except (OSError, IndexError):
+                continue
+            children.setdefault(int(fields[1]), []).append(int(stat.parent.name))
+        found, queue = [], [self.popen.pid]
+        while queue:
+            pid = queue.pop()
+            found.append(pid)
+            queue.extend(children.get(pid, []))
+        return found
+
+    def cpu_seconds(self):
+        """User and system time spent so far by the whole tree."""
+        user = system = 0
+        for pid in self.tree():
+            fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+            # proc(5): utime and stime are fields 14 and 15; the first one here is field 3.
+            user += int(fields[11])
+            system += int(fields[12])
+        return user / TICK, system / TICK
+
+    def pss_mib(self):
+        """Proportional set size of the whole tree."""
+        kib = 0
+        for pid in self.tree():
+            for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+                if line.startswith("Pss:"):
+                    kib += int(line.split()[1])
+        return kib / 1024
+
+    def stop(self, sig=signal.SIGTERM, patience=10):
+        """Ends the program, by force after `patience` seconds, and whatever of its group is left."""
+        if self not in Process.running:
+            return
+        if self.popen.poll() is None:
+            self.popen.send_signal(sig)
+            try:
+                self.popen.wait(patience)
+            except subprocess.TimeoutExpired:
+                pass
+        try:
+            os.killpg(self.popen.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+        self.popen.wait()
+        Process.running.remove(self)
+
+    @classmethod
+    def stop_all(cls):
+        for process in list(cls.running):
+            process.stop(patience=2)
+
+
+atexit.register(Process.stop_all)
+
+
+def end_on_signals():
+    """A signal becomes an exit, so that `atexit` runs."""
+
+    def leave(number, _frame):
+        raise SystemExit(128 + number)
+
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, leave)
+
+
+def wait_until(what, condition, process, seconds=15):
+    """Polls until `condition` holds; an end of the process or of the time is an error."""
+    deadline = time.monotonic() + seconds
+    while True:
+        process.check()
+        if condition():
+            return
+        if time.monotonic() > deadline:
+            raise BenchError(f"{process.name}: not within {seconds} s: {what}; {process.tail()}")
+        time.sleep(0.02)

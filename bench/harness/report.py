@@ -1,0 +1,45 @@
+"""Medians and the table."""
+
+from statistics import median
+
+FIGURES = ("cpu", "user", "system", "rate", "p50", "p99", "idle", "after")
+
+
+def medians(rounds):
+    """One row per peer: the median of each figure over the rounds."""
+    return {peer: {figure: median(r[figure] for r in runs) for figure in FIGURES} for peer, runs in rounds.items()}
+
+
+def table(rows, spread, out):
+    head = ("proxy", "CPU µs/req", "user", "system", "spread", "req/s", "p50 µs", "p99 µs", "PSS idle", "PSS after MiB")
+    lines = [head]
+    for peer, row in sorted(rows.items(), key=lambda item: item[1]["cpu"]):
+        lines.append((
+            peer, f"{row['cpu']:.2f}", f"{row['user']:.2f}", f"{row['system']:.2f}", f"±{spread[peer]:.0%}",
+            f"{row['rate']:,.0f}", f"{row['p50']:,.0f}", f"{row['p99']:,.0f}", f"{row['idle']:.1f}", f"{row['after']:.1f}",
+        ))
+    widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
+    for line in lines:
+        cells = [line[0].ljust(widths[0])] + [cell.rjust(width) for cell, width in zip(line[1:], widths[1:])]
+        print("  ".join(cells), file=out)
+
+
+def ratios(rows):
+    """Meshwork's CPU per request over each peer's, and over the better of HAProxy and nginx."""
+    if "meshwork" not in rows:
+        return {}
+    own = rows["meshwork"]["cpu"]
+    found = {peer: own / row["cpu"] for peer, row in rows.items() if peer != "meshwork"}
+    pair = [rows[peer]["cpu"] for peer in ("haproxy", "nginx") if peer in rows]
+    if len(pair) == 2:
+        found["better of haproxy and nginx"] = own / min(pair)
+    return found
+
+
+def spread(rounds):
+    """How far the rounds lie apart, of their median: half the range."""
+    result = {}
+    for peer, runs in rounds.items():
+        values = [r["cpu"] for r in runs]
+        result[peer] = (max(values) - min(values)) / 2 / median(values)
+    return result
