@@ -1,0 +1,159 @@
+//! The two sides of a sidecar, and what backends lead to.
+
+use meshwork_base::{SeededRng, SpiffeId};
+
+use super::*;
+
+fn with_hosts(name: &str, ports: &[(&str, u32)], hosts: &[&str]) -> Change {
+    let hostnames = hosts.iter().map(|h| (*h).to_owned()).collect();
+    service_change(&v1::Service { hostnames, ..service(name, ports) })
+}
+
+fn to(service: &str, port: u32) -> Vec<v1::Rule> {
+    vec![v1::Rule { backends: vec![backend(service, port, 1)], ..rule(vec![path(prefix("/v2"))]) }]
+}
+
+fn mesh_route(qualified: &str, service: &str, port: u32, rules: Vec<v1::Rule>) -> Change {
+    let message = route_message(qualified, 1, vec![at_service(service, port)], rules);
+    Change::upsert(&format!("HTTPRoute/{qualified}"), "1", &message)
+}
+
+/// Where an outbound request goes.
+fn outbound(snapshot: &Snapshot, authority: &str, target: &str) -> Result<String, Cause> {
+    let request = OwnedRequest::get(authority, target);
+    let service = snapshot.outbound(&request.host).ok_or(Cause::UnknownService)?;
+    let port = service.port(request.port)?;
+    match port.route(&request, &mut Explanation::default()) {
+        Routed::Matched(m) => {
+            let (_, cluster) = m.rule().choose_backend(&mut SeededRng::new(1), &mut NoReasons)?;
+            Ok(cluster.key.to_string())
+        }
+        Routed::NotFound { cause, .. } => Err(cause),
+    }
+}
+
+#[test]
+fn an_outbound_request_finds_its_service_by_host_and_port() {
+    let snapshot = snapshot([
+        with_hosts("shop/reviews", &[("grpc", 9000), ("http", 80)], &["reviews", "Reviews.shop"]),
+        with_hosts("shop/single", &[("http", 9080)], &["single"]),
+    ]);
+    let of = |authority| outbound(&snapshot, authority, "/");
+    assert_eq!(of("reviews").unwrap(), "shop/reviews:80");
+    assert_eq!(of("REVIEWS.shop:9000").unwrap(), "shop/reviews:9000");
+    assert_eq!(of("single").unwrap(), "shop/single:9080");
+    assert_eq!(of("single:80").unwrap_err(), Cause::UnknownService);
+    assert_eq!(of("absent").unwrap_err(), Cause::UnknownService);
+}
+
+#[test]
+fn routes_on_a_service_replace_its_default() {
+    let mut builder = SnapshotBuilder::new();
+    let services = [
+        with_hosts("shop/a", &[("http", 80), ("other", 81)], &["a"]),
+        with_hosts("shop/b", &[("http", 80)], &["b"]),
+    ];
+    let before = build(&mut builder, services);
+    assert_eq!(outbound(&before, "a", "/v2").unwrap(), "shop/a:80");
+    let with = build(&mut builder, [mesh_route("shop/r", "shop/a", 80, to("shop/b", 80))]);
+    assert_eq!(outbound(&with, "a", "/v2").unwrap(), "shop/b:80");
+    assert_eq!(outbound(&with, "a", "/v1").unwrap_err(), Cause::NoRule, "routes leave no default behind");
+    assert_eq!(outbound(&with, "a:81", "/v1").unwrap(), "shop/a:81", "another port has no routes");
+    assert!(Arc::ptr_eq(before.outbound("b").unwrap(), with.outbound("b").unwrap()));
+
+    let all_ports = build(&mut builder, [mesh_route("shop/r", "shop/a", 0, to("shop/b", 80))]);
+    assert_eq!(outbound(&all_ports, "a:81", "/v2").unwrap(), "shop/b:80");
+    let renumbered = build(&mut builder, [with_hosts("shop/a", &[("http", 80), ("new", 82)], &["a"])]);
+    assert_eq!(
+        outbound(&renumbered, "a:82", "/v2").unwrap(),
+        "shop/b:80",
+        "a new port has the routes of all"
+    );
+    assert_eq!(outbound(&renumbered, "a:81", "/v2").unwrap_err(), Cause::UnknownService);
+
+    let without = build(&mut builder, [Change::remove::<v1::Route>("HTTPRoute/shop/r")]);
+    assert_eq!(outbound(&without, "a:82", "/v1").unwrap(), "shop/a:82");
+}
+
+#[test]
+fn a_name_that_two_services_claim_is_the_neighbour_s() {
+    let mut builder = SnapshotBuilder::new();
+    let both = [
+        with_hosts("aaa/reviews", &[("http", 80)], &["reviews"]),
+        with_hosts("shop/reviews", &[("http", 80)], &["reviews"]),
+    ];
+    let stranger = build(&mut builder, both);
+    assert_eq!(outbound(&stranger, "reviews", "/").unwrap(), "aaa/reviews:80");
+    let workload = v1::Workload { spiffe_id: "spiffe://m/ns/shop/sa/web".into(), ..Default::default() };
+    let neighbour = build(&mut builder, [Change::upsert("shop/web-1", "1", &workload)]);
+    assert_eq!(outbound(&neighbour, "reviews", "/").unwrap(), "shop/reviews:80");
+}
+
+#[test]
+fn backends_are_chosen_by_weight_and_bad_ones_take_their_share() {
+    let invalid = v1::Backend { weight: 1, invalid: "BackendNotFound".into(), ..Default::default() };
+    let rules = vec![v1::Rule {
+        backends: vec![backend("ns/a", 80, 6), backend("ns/b", 80, 3), invalid, backend("ns/zero", 80, 0)],
+        ..rule(vec![path(prefix("/"))])
+    }];
+    let snapshot = snapshot([
+        listener("ns/gw/web", 80, ""),
+        route("ns/r", 1, &[], rules),
+        service_change(&service("ns/a", &[("", 80)])),
+        service_change(&service("ns/b", &[("", 80)])),
+        service_change(&service("ns/zero", &[("", 80)])),
+    ]);
+    let rule = &snapshot.routes().next().unwrap().rules[0];
+    let mut rng = SeededRng::new(7);
+    let mut counts = std::collections::BTreeMap::new();
+    for _ in 0..10_000 {
+        let got = match rule.choose_backend(&mut rng, &mut NoReasons) {
+            Ok((backend, _)) => backend.key.service.to_string(),
+            Err(cause) => cause.to_string(),
+        };
+        *counts.entry(got).or_insert(0u32) += 1;
+    }
+    assert_eq!(counts.len(), 3, "weight 0 is never chosen: {counts:?}");
+    for (name, share) in [("ns/a", 6000), ("ns/b", 3000), ("invalid_backend", 1000)] {
+        assert!(counts[name].abs_diff(share) < 200, "{counts:?}");
+    }
+}
+
+#[test]
+fn a_rule_that_leads_nowhere_says_why() {
+    let of = |backends: Vec<v1::Backend>| {
+        let rules = vec![v1::Rule { backends, ..rule(vec![path(prefix("/"))]) }];
+        let snapshot = snapshot([listener("ns/gw/web", 80, ""), route("ns/r", 1, &[], rules)]);
+        let rule = &snapshot.routes().next().unwrap().rules[0];
+        rule.choose_backend(&mut SeededRng::new(1), &mut NoReasons).map(|_| ()).unwrap_err()
+    };
+    assert_eq!(of(vec![]), Cause::NoBackends);
+    assert_eq!(of(vec![backend("ns/a", 80, 0)]), Cause::ZeroWeight);
+    assert_eq!(of(vec![backend("ns/a", 80, 1)]), Cause::ClusterNotFound);
+}
+
+#[test]
+fn the_inbound_side_knows_its_ports_by_server_name() {
+    let served = |service: &str, port, app| v1::workload::Served {
+        service: service.into(),
+        service_port: port,
+        app_port: app,
+        protocol: v1::service_port::AppProtocol::Http1.into(),
+    };
+    let workload = v1::Workload {
+        spiffe_id: "spiffe://m/ns/shop/sa/web".into(),
+        services: vec![served("shop/web", 80, 8080), served("shop/admin", 81, 8081)],
+        ..Default::default()
+    };
+    let snapshot = snapshot([Change::upsert("shop/web-1", "1", &workload)]);
+    let inbound = snapshot.inbound().unwrap();
+    let web = inbound.by_sni("80.WEB.shop.mesh").unwrap();
+    assert_eq!((web.app_port, &*web.key.service), (8080, "shop/web"));
+    assert!(inbound.by_sni("80.admin.shop.mesh").is_none());
+    assert_eq!(inbound.by_port(Some(81)).unwrap().app_port, 8081);
+    assert_eq!(inbound.by_port(Some(8080)).unwrap().app_port, 8080);
+    assert_eq!(inbound.by_port(None).unwrap_err(), Cause::UnknownAppPort);
+    let peer = SpiffeId::parse("spiffe://m/ns/shop/sa/cart").unwrap();
+    assert_eq!(web.admit(None).unwrap_err(), Cause::PeerUnauthenticated, "strict unless told otherwise");
+    assert!(web.admit(Some(&peer)).is_ok());
+}
