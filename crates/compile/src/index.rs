@@ -54,7 +54,7 @@ pub(crate) struct Index<'a> {
     pub(crate) namespaces: HashMap<&'a str, &'a BTreeMap<String, String>>,
     pub(crate) classes: BTreeMap<&'a str, Entry<'a, GatewayClass>>,
     pub(crate) gateways: BTreeMap<Name<'a>, Entry<'a, Gateway>>,
-    pub(crate) routes: BTreeMap<Name<'a>, Entry<'a, HTTPRoute>>,
+    pub(crate) routes: HashMap<Name<'a>, Entry<'a, HTTPRoute>>,
     pub(crate) services: BTreeMap<Name<'a>, Entry<'a, Service>>,
     pub(crate) slices: BTreeMap<Name<'a>, Entry<'a, EndpointSlice>>,
     pub(crate) secrets: BTreeMap<Name<'a>, Entry<'a, Secret>>,
@@ -73,14 +73,26 @@ pub(crate) struct Reference<'a> {
 
 impl<'a> Index<'a> {
     pub(crate) fn new(input: &Input<'a>) -> Self {
-        let mut objects = input.objects.clone();
-        objects.sort_by(|a, b| order(a).cmp(&order(b)));
-        objects.dedup_by(|b, a| identity(a) == identity(b));
+        let mut firsts: HashMap<_, &'a Object> = HashMap::with_capacity(input.objects.len());
+        for object in input.objects {
+            let first = firsts.entry(identity(object)).or_insert(object);
+            if place(object) < place(first) {
+                *first = object;
+            }
+        }
         let mut index = Self::default();
-        for object in objects {
+        for object in firsts.into_values() {
             index.insert(object);
         }
+        index.policies.sort_unstable_by(|a, b| precedence(a, b));
         index
+    }
+
+    /// The routes in order of precedence.
+    pub(crate) fn routes_by_precedence(&self) -> Vec<Entry<'a, HTTPRoute>> {
+        let mut routes: Vec<_> = self.routes.values().copied().collect();
+        routes.sort_unstable_by(|a, b| precedence(a.object, b.object));
+        routes
     }
 
     fn insert(&mut self, object: &'a Object) {
@@ -149,17 +161,23 @@ fn identity(object: &Object) -> (meshwork_resources::ObjectKind, &str, &str) {
     (kind, namespace, object.meta.name.as_str())
 }
 
-fn order(object: &Object) -> impl Ord + '_ {
-    (identity(object), &object.source.file, object.source.line, object.source.column)
+fn place(object: &Object) -> (&str, u32, u32) {
+    (&object.source.file, object.source.line, object.source.column)
 }
 
 /// Gateway API's order among equals: older first, then by `namespace/name`.
 pub(crate) fn precedence(a: &Object, b: &Object) -> Ordering {
-    let full_name = |o: &'_ Object| {
-        let (namespace, name) = (o.meta.namespace.clone(), o.meta.name.clone());
-        format!("{namespace}/{name}")
+    // As text: `a-b/x` comes before `a/x`, since `-` comes before `/`.
+    fn full_name(o: &Object) -> impl Iterator<Item = u8> {
+        o.meta.namespace.as_str().bytes().chain([b'/']).chain(o.meta.name.as_str().bytes())
+    }
+    let by_name = || {
+        if a.meta.namespace == b.meta.namespace {
+            return a.meta.name.cmp(&b.meta.name);
+        }
+        full_name(a).cmp(full_name(b))
     };
-    created(a).cmp(&created(b)).then_with(|| full_name(a).cmp(&full_name(b)))
+    created(a).cmp(&created(b)).then_with(by_name).then_with(|| a.kind.name().cmp(&b.kind.name()))
 }
 
 /// Milliseconds since the Unix epoch; 0 where nobody knows, which counts as oldest.
@@ -221,5 +239,35 @@ impl Report {
         let mut seen = HashSet::new();
         self.found.retain(|d| seen.insert(place(d)));
         self.found
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn older_comes_first_then_the_name_as_text() {
+        let object = |namespace: &str, name: &str, created: &str| {
+            let yaml = format!(
+                "apiVersion: v1\nkind: ConfigMap\n\
+                 metadata: {{name: {name}, namespace: {namespace}, creationTimestamp: '{created}'}}"
+            );
+            let loaded = meshwork_resources::load([("f.yaml", yaml)]);
+            loaded.objects.into_iter().next().expect("the object is valid")
+        };
+        let (early, late) = ("2026-01-01T00:00:00Z", "2026-01-02T00:00:00Z");
+        let first_to_last = [
+            object("z", "z", early),
+            object("a-b", "x", late), // `-` comes before `/`
+            object("a", "x", late),
+            object("a", "y", late),
+            object("b", "a", late),
+        ];
+        for (at, a) in first_to_last.iter().enumerate() {
+            for (other, b) in first_to_last.iter().enumerate() {
+                assert_eq!(precedence(a, b), at.cmp(&other), "{} and {}", a.key(), b.key());
+            }
+        }
     }
 }

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use meshwork_base::{InstanceId, QualifiedName, SpiffeId};
@@ -10,10 +11,10 @@ use meshwork_resources::Object;
 use crate::output::Output;
 
 /// Everything a compilation looks at. Nothing else enters: no clock, no file, no network.
-#[derive(Clone, Debug)]
+#[derive(Clone, Copy, Debug)]
 pub struct Input<'a> {
-    /// What users wrote, in any order.
-    pub objects: Vec<&'a Object>,
+    /// What users wrote, in any order (`resources::Loaded::objects`).
+    pub objects: &'a [Arc<Object>],
     /// Who is where, from the registry.
     pub catalog: &'a Catalog,
     /// Who compiles, and for whom.

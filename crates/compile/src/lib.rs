@@ -40,7 +40,6 @@ pub mod status;
 mod tests;
 
 use std::borrow::Cow;
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use meshwork_resources::{Object, ObjectKey};
@@ -61,7 +60,7 @@ pub fn compile(input: &Input<'_>) -> Output {
         input,
         index: &index,
         resources: Resources::new(input.previous),
-        statuses: BTreeMap::new(),
+        statuses: Vec::new(),
         report: Report::default(),
         verdicts: Verdicts::new(),
     };
@@ -73,8 +72,8 @@ pub fn compile(input: &Input<'_>) -> Output {
     policy::policies(&mut cx, &gateways);
     gateway::finish(&mut cx, &gateways);
     Output {
-        resources: cx.resources.all,
-        statuses: cx.statuses,
+        resources: cx.resources.finish(),
+        statuses: cx.statuses.into_iter().collect(),
         diagnostics: cx.report.finish(),
         verdicts: cx.verdicts,
     }
@@ -85,7 +84,7 @@ struct Cx<'a> {
     input: &'a Input<'a>,
     index: &'a Index<'a>,
     resources: Resources<'a>,
-    statuses: BTreeMap<ObjectKey, Arc<Status>>,
+    statuses: Vec<(ObjectKey, Arc<Status>)>,
     report: Report,
     verdicts: Verdicts,
 }
@@ -120,7 +119,7 @@ impl Cx<'_> {
             Some(previous) if **previous == status => Arc::clone(previous),
             _ => Arc::new(status),
         };
-        self.statuses.insert(key, status);
+        self.statuses.push((key, status));
     }
 }
 

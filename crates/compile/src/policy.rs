@@ -18,7 +18,7 @@ use meshwork_resources::{
 use crate::Cx;
 use crate::codes;
 use crate::gateway::Gateways;
-use crate::index::{precedence, qualified, source};
+use crate::index::{qualified, source};
 use crate::output::{ResourceKey, ResourceType};
 use crate::rule::{millis, timeout_ms};
 use crate::service::ports_of;
@@ -38,10 +38,8 @@ pub(crate) const fn backoff_max_ms(base: u32) -> u32 {
 
 /// Compiles every policy, in order of precedence.
 pub(crate) fn policies(cx: &mut Cx<'_>, gateways: &Gateways<'_>) {
-    let mut policies = cx.index.policies.clone();
-    policies.sort_by(|a, b| precedence(a, b));
     let mut taken = HashMap::new();
-    for object in policies {
+    for object in cx.index.policies.iter().copied() {
         let (targets, spec) = match &object.kind {
             Kind::TrafficPolicy(policy) => (&policy.target_refs, Spec::Traffic(traffic(policy))),
             Kind::AuthorizationPolicy(policy) => {
@@ -176,7 +174,7 @@ fn within(cx: &Cx<'_>, namespace: &str) -> Vec<ResourceKey> {
         ResourceType::Route => key.name.split('/').nth(1) == Some(namespace),
         ResourceType::Secret | ResourceType::EndpointSlice | ResourceType::Policy => false,
     };
-    cx.resources.all.keys().filter(of).cloned().collect()
+    cx.resources.keys().filter(of).cloned().collect()
 }
 
 /// Claims the parts that a policy sets at a target; an older policy may hold one. Authorization adds up.

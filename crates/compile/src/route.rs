@@ -11,7 +11,7 @@ use crate::attach::{Attached, AttachedTo, Outcome, echo, judge};
 use crate::backend;
 use crate::codes;
 use crate::gateway::Gateways;
-use crate::index::{Entry, precedence, source};
+use crate::index::{Entry, source};
 use crate::listener::Fault;
 use crate::output::{ResourceKey, ResourceType};
 use crate::rule;
@@ -24,14 +24,9 @@ const LISTED: usize = 8;
 /// Compiles every route, oldest first, and counts it at the listeners that accept it.
 pub(crate) fn routes(cx: &mut Cx<'_>, gateways: &mut Gateways<'_>) {
     let index = cx.index;
-    let mut routes: Vec<Entry<'_, HTTPRoute>> = index.routes.values().copied().collect();
-    routes.sort_by_cached_key(|route| {
-        (crate::index::created(route.object), crate::index::qualified((route.namespace(), route.name())))
-    });
-    debug_assert!(routes.is_sorted_by(|a, b| precedence(a.object, b.object).is_le()));
     let mut shadows = Shadows::default();
     let mut attached_routes: BTreeMap<Arc<str>, u32> = BTreeMap::new();
-    for route in routes {
+    for route in index.routes_by_precedence() {
         let outcomes: Vec<Outcome> =
             route.spec.parent_refs.iter().map(|reference| judge(cx, gateways, route, reference)).collect();
         for (outcome, reference) in outcomes.iter().zip(&route.spec.parent_refs) {

@@ -35,7 +35,7 @@ struct World {
 impl World {
     fn compile_at(&self, objects: &[Arc<Object>], previous: Option<&Output>, seconds: u64) -> Output {
         compile(&Input {
-            objects: objects.iter().map(|object| &**object).collect(),
+            objects,
             catalog: &self.catalog,
             settings: &self.settings,
             proxies: &self.proxies,
