@@ -1,0 +1,441 @@
+//! The certificate authority: a root that is used once in a while and an intermediate that signs SVIDs.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use meshwork_base::clock::rfc3339_millis;
+use meshwork_base::{Clock, Code, SpiffeId, TrustDomain};
+use rcgen::{
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer,
+    KeyPair, KeyUsagePurpose, PublicKeyData, SanType, SerialNumber,
+};
+use rustls_pki_types::pem::PemObject;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
+use x509_parser::prelude::GeneralName;
+
+use crate::csr::{CsrError, public_key};
+use crate::files::{pem, read_secret, write_secret};
+use crate::token::Pin;
+use crate::verify::{parse, signed_by, unix};
+
+/// How long an SVID lives unless asked otherwise: 72 hours.
+pub const DEFAULT_SVID_TTL: Duration = Duration::from_hours(72);
+/// How long the intermediate lives: half a year; it is renewed when a third remains.
+pub const INTERMEDIATE_LIFETIME: Duration = Duration::from_hours(180 * 24);
+/// How long a root of ours lives: ten years.
+pub const ROOT_LIFETIME: Duration = Duration::from_hours(3650 * 24);
+/// How far certificates are dated back, for peers whose clocks are behind: one minute.
+pub const BACKDATE: Duration = Duration::from_mins(1);
+
+const ROOT_FILE: &str = "root.pem";
+const INTERMEDIATE_FILE: &str = "intermediate.pem";
+
+/// Why the authority cannot be opened or does not sign.
+#[derive(Debug, thiserror::Error)]
+pub enum AuthorityError {
+    /// The disk.
+    #[error("{}: {error}", path.display())]
+    Io {
+        /// Which file.
+        path: PathBuf,
+        /// What happened.
+        error: std::io::Error,
+    },
+    /// A file or a given root does not parse.
+    #[error("{what} cannot be read: {why}; expected a PEM certificate with its PEM private key")]
+    Malformed {
+        /// Which.
+        what: String,
+        /// What is wrong.
+        why: String,
+    },
+    /// A root that is none.
+    #[error("{what} is no usable root: {why}")]
+    Unusable {
+        /// Which.
+        what: String,
+        /// What is wrong and what would be right.
+        why: String,
+    },
+    /// The folder holds the authority of another mesh, or another root.
+    #[error("{} already holds an authority for {found}; give another folder, or remove it to begin a new mesh", path.display())]
+    Occupied {
+        /// The folder.
+        path: PathBuf,
+        /// What it holds.
+        found: String,
+    },
+    /// An identity of another trust domain was asked for.
+    #[error("this authority signs for trust domain {expected}, not for {id}")]
+    ForeignIdentity {
+        /// Ours.
+        expected: TrustDomain,
+        /// Asked for.
+        id: SpiffeId,
+    },
+    /// The request is bad.
+    #[error(transparent)]
+    Csr(#[from] CsrError),
+    /// The intermediate's time is over.
+    #[error("the intermediate certificate expired at {}; renew it with the root's key", rfc3339_millis(*.not_after))]
+    Expired {
+        /// When, since the Unix epoch.
+        not_after: Duration,
+    },
+    /// The cryptography library failed.
+    #[error("signing failed: {0}")]
+    Sign(String),
+}
+
+impl AuthorityError {
+    /// Its page.
+    #[must_use]
+    pub const fn code(&self) -> Code {
+        match self {
+            Self::Csr(error) => error.code(),
+            Self::Io { .. } | Self::Malformed { .. } | Self::Occupied { .. } => Code::new(6030),
+            Self::Unusable { .. } => Code::new(6031),
+            Self::ForeignIdentity { .. } | Self::Sign(_) => Code::new(6032),
+            Self::Expired { .. } => Code::new(6033),
+        }
+    }
+}
+
+fn sign_error(error: rcgen::Error) -> AuthorityError {
+    AuthorityError::Sign(error.to_string())
+}
+
+/// A certificate that signs others, with its key.
+struct Signer {
+    certificate: CertificateDer<'static>,
+    issuer: Issuer<'static, KeyPair>,
+    not_after: Duration,
+    pin: Pin,
+}
+
+/// What the authority answers to a signing request.
+#[derive(Clone, Debug)]
+pub struct Issued {
+    /// Leaf and intermediate.
+    pub chain: Vec<CertificateDer<'static>>,
+    /// Since the Unix epoch.
+    pub not_before: Duration,
+    /// Since the Unix epoch.
+    pub not_after: Duration,
+}
+
+/// Signs SVIDs for one trust domain. Keys lie in one folder, mode 0600.
+pub struct Authority {
+    trust_domain: TrustDomain,
+    folder: PathBuf,
+    root: Signer,
+    intermediate: ArcSwap<Signer>,
+    clock: Arc<dyn Clock>,
+}
+
+impl Authority {
+    /// Opens the authority in a folder, or begins a new one with a root of its own.
+    ///
+    /// # Errors
+    /// [`AuthorityError`], also when the folder belongs to another trust domain.
+    pub fn open_or_create(
+        folder: &Path,
+        trust_domain: &TrustDomain,
+        clock: Arc<dyn Clock>,
+    ) -> Result<Self, AuthorityError> {
+        let path = folder.join(ROOT_FILE);
+        let root = match read(&path)? {
+            Some(text) => Signer::from_pem(&text, &path.display().to_string())?,
+            None => {
+                let root = new_root(trust_domain, clock.wall())?;
+                root.save(&path)?;
+                root
+            }
+        };
+        Self::with_root(folder, trust_domain, root, clock)
+    }
+
+    /// Begins an authority under a platform team's own root: a PEM certificate and its PEM private key, in any order.
+    /// Opening it again with the same root is fine.
+    ///
+    /// # Errors
+    /// [`AuthorityError::Unusable`] says what the root lacks; [`AuthorityError::Occupied`] when the folder holds
+    /// another one.
+    pub fn import(
+        folder: &Path,
+        trust_domain: &TrustDomain,
+        root_pem: &str,
+        clock: Arc<dyn Clock>,
+    ) -> Result<Self, AuthorityError> {
+        let root = Signer::from_pem(root_pem, "the given root")?;
+        root.check_is_root("the given root", clock.wall())?;
+        let path = folder.join(ROOT_FILE);
+        match read(&path)? {
+            None => root.save(&path)?,
+            Some(text) => {
+                let held = Signer::from_pem(&text, &path.display().to_string())?;
+                if held.certificate != root.certificate {
+                    let found = format!("another root ({})", held.pin);
+                    return Err(AuthorityError::Occupied { path: folder.to_owned(), found });
+                }
+            }
+        }
+        Self::with_root(folder, trust_domain, root, clock)
+    }
+
+    fn with_root(
+        folder: &Path,
+        trust_domain: &TrustDomain,
+        root: Signer,
+        clock: Arc<dyn Clock>,
+    ) -> Result<Self, AuthorityError> {
+        root.check_is_root(&folder.join(ROOT_FILE).display().to_string(), clock.wall())?;
+        let path = folder.join(INTERMEDIATE_FILE);
+        let intermediate = match read(&path)? {
+            Some(text) => {
+                let held = Signer::from_pem(&text, &path.display().to_string())?;
+                let found = trust_domain_of(&held.certificate);
+                if found.as_deref() != Some(trust_domain.as_str()) {
+                    let found = format!("trust domain {}", found.as_deref().unwrap_or("(none)"));
+                    return Err(AuthorityError::Occupied { path: folder.to_owned(), found });
+                }
+                held
+            }
+            None => new_intermediate(&root, trust_domain, &path, clock.wall())?,
+        };
+        let folder = folder.to_owned();
+        let this = Self {
+            trust_domain: trust_domain.clone(),
+            folder,
+            root,
+            intermediate: ArcSwap::from_pointee(intermediate),
+            clock,
+        };
+        this.maintain()?;
+        Ok(this)
+    }
+
+    /// Renews the intermediate when less than a third of its life remains; says whether it did. Call it daily.
+    ///
+    /// # Errors
+    /// [`AuthorityError`] when signing or the disk fails.
+    pub fn maintain(&self) -> Result<bool, AuthorityError> {
+        let now = self.clock.wall();
+        if self.intermediate.load().not_after > now + INTERMEDIATE_LIFETIME / 3 {
+            return Ok(false);
+        }
+        if self.root.not_after <= now {
+            return Err(AuthorityError::Expired { not_after: self.root.not_after });
+        }
+        let renewed =
+            new_intermediate(&self.root, &self.trust_domain, &self.folder.join(INTERMEDIATE_FILE), now)?;
+        self.intermediate.store(Arc::new(renewed));
+        Ok(true)
+    }
+
+    /// The trust domain it signs for.
+    #[must_use]
+    pub const fn trust_domain(&self) -> &TrustDomain {
+        &self.trust_domain
+    }
+
+    /// The root certificate: what the bundle holds.
+    #[must_use]
+    pub const fn root(&self) -> &CertificateDer<'static> {
+        &self.root.certificate
+    }
+
+    /// The hash of the root's key: what join tokens carry.
+    #[must_use]
+    pub const fn pin(&self) -> Pin {
+        self.root.pin
+    }
+
+    /// Signs an SVID: the key is the request's, everything else is decided here. It lives for `ttl`, but not longer
+    /// than the intermediate.
+    ///
+    /// # Errors
+    /// [`AuthorityError`] when the request is bad or the identity is of another trust domain.
+    pub fn issue(&self, csr: &[u8], id: &SpiffeId, ttl: Duration) -> Result<Issued, AuthorityError> {
+        if id.trust_domain() != self.trust_domain.as_str() {
+            return Err(AuthorityError::ForeignIdentity {
+                expected: self.trust_domain.clone(),
+                id: id.clone(),
+            });
+        }
+        let key = public_key(csr)?;
+        let signer = self.intermediate.load_full();
+        let now = self.clock.wall();
+        if signer.not_after <= now {
+            return Err(AuthorityError::Expired { not_after: signer.not_after });
+        }
+        let (not_before, not_after) = (now.saturating_sub(BACKDATE), (now + ttl).min(signer.not_after));
+        let mut params = base_params("Meshwork workload", not_before, not_after)?;
+        params.subject_alt_names = vec![uri(id.as_str())?];
+        params.is_ca = IsCa::ExplicitNoCa;
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        params.extended_key_usages =
+            vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+        let leaf = params.signed_by(&key, &signer.issuer).map_err(sign_error)?;
+        Ok(Issued { chain: vec![leaf.der().clone(), signer.certificate.clone()], not_before, not_after })
+    }
+}
+
+fn read(path: &Path) -> Result<Option<String>, AuthorityError> {
+    read_secret(path).map_err(|error| AuthorityError::Io { path: path.to_owned(), error })
+}
+
+fn uri(text: &str) -> Result<SanType, AuthorityError> {
+    Ok(SanType::URI(text.try_into().map_err(sign_error)?))
+}
+
+/// What all our certificates have in common.
+fn base_params(name: &str, from: Duration, to: Duration) -> Result<CertificateParams, AuthorityError> {
+    let epoch = rcgen::date_time_ymd(1970, 1, 1);
+    let mut params = CertificateParams::default();
+    params.distinguished_name = DistinguishedName::new();
+    params.distinguished_name.push(DnType::OrganizationName, "Meshwork");
+    params.distinguished_name.push(DnType::CommonName, name);
+    params.not_before = epoch + Duration::from_secs(from.as_secs());
+    params.not_after = epoch + Duration::from_secs(to.as_secs());
+    params.use_authority_key_identifier_extension = true;
+    let mut serial = [0u8; 16];
+    aws_lc_rs::rand::fill(&mut serial).map_err(|_| AuthorityError::Sign("no randomness".to_owned()))?;
+    // Positive, and never shorter: RFC 5280 section 4.1.2.2.
+    serial[0] = serial[0] & 0x7f | 0x40;
+    params.serial_number = Some(SerialNumber::from_slice(&serial));
+    Ok(params)
+}
+
+fn ca_params(
+    name: &str,
+    trust_domain: &TrustDomain,
+    path_len: u8,
+    from: Duration,
+    to: Duration,
+) -> Result<CertificateParams, AuthorityError> {
+    let mut params = base_params(name, from, to)?;
+    params.subject_alt_names = vec![uri(&format!("spiffe://{trust_domain}"))?];
+    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(path_len));
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+    Ok(params)
+}
+
+fn new_root(trust_domain: &TrustDomain, now: Duration) -> Result<Signer, AuthorityError> {
+    let key = KeyPair::generate().map_err(sign_error)?;
+    let (from, to) = (now.saturating_sub(BACKDATE), now + ROOT_LIFETIME);
+    let params = ca_params(&format!("{trust_domain} root"), trust_domain, 1, from, to)?;
+    let certificate = params.self_signed(&key).map_err(sign_error)?.der().clone();
+    Signer::new(certificate, key, "the new root")
+}
+
+fn new_intermediate(
+    root: &Signer,
+    trust_domain: &TrustDomain,
+    path: &Path,
+    now: Duration,
+) -> Result<Signer, AuthorityError> {
+    let key = KeyPair::generate().map_err(sign_error)?;
+    let (from, to) = (now.saturating_sub(BACKDATE), (now + INTERMEDIATE_LIFETIME).min(root.not_after));
+    let params = ca_params(&format!("{trust_domain} intermediate"), trust_domain, 0, from, to)?;
+    let certificate = params.signed_by(&key, &root.issuer).map_err(sign_error)?.der().clone();
+    let signer = Signer::new(certificate, key, "the new intermediate")?;
+    // A root made elsewhere may have a name or constraints that our chain does not satisfy: better now than later.
+    let unusable = |why: String| AuthorityError::Unusable { what: "the root".to_owned(), why };
+    let mut anchors = rustls::RootCertStore::empty();
+    anchors.add(root.certificate.clone()).map_err(|error| unusable(error.to_string()))?;
+    check_chain(&signer, &anchors, trust_domain, now).map_err(unusable)?;
+    signer.save(path)?;
+    Ok(signer)
+}
+
+/// Signs a throw-away leaf and verifies it.
+fn check_chain(
+    signer: &Signer,
+    anchors: &rustls::RootCertStore,
+    trust_domain: &TrustDomain,
+    now: Duration,
+) -> Result<(), String> {
+    let text = |error: AuthorityError| error.to_string();
+    let key = KeyPair::generate().map_err(|error| error.to_string())?;
+    let mut params = base_params("probe", now.saturating_sub(BACKDATE), now + BACKDATE).map_err(text)?;
+    params.subject_alt_names =
+        vec![uri(&format!("spiffe://{trust_domain}/ns/probe/sa/probe")).map_err(text)?];
+    let leaf = params.signed_by(&key, &signer.issuer).map_err(|error| error.to_string())?;
+    signed_by(anchors, leaf.der(), std::slice::from_ref(&signer.certificate), UnixTime::since_unix_epoch(now))
+        .map_err(|error| format!("a certificate issued under it does not verify: {error}"))
+}
+
+/// The trust domain that an intermediate of ours is for.
+fn trust_domain_of(certificate: &CertificateDer<'_>) -> Option<String> {
+    let parsed = parse(certificate).ok()?;
+    let names = parsed.subject_alternative_name().ok()??;
+    names.value.general_names.iter().find_map(|name| match name {
+        GeneralName::URI(uri) => uri.strip_prefix("spiffe://").map(str::to_owned),
+        _ => None,
+    })
+}
+
+impl Signer {
+    fn new(certificate: CertificateDer<'static>, key: KeyPair, what: &str) -> Result<Self, AuthorityError> {
+        let malformed = |why: String| AuthorityError::Malformed { what: what.to_owned(), why };
+        let not_after = {
+            let parsed = parse(&certificate).map_err(|error| malformed(error.to_string()))?;
+            if *parsed.public_key().subject_public_key.data != *key.der_bytes() {
+                let why = "its private key belongs to another certificate".to_owned();
+                return Err(AuthorityError::Unusable { what: what.to_owned(), why });
+            }
+            unix(parsed.validity().not_after.timestamp())
+        };
+        let pin = Pin::of(&certificate).map_err(|error| malformed(error.to_string()))?;
+        let issuer =
+            Issuer::from_ca_cert_der(&certificate, key).map_err(|error| malformed(error.to_string()))?;
+        Ok(Self { certificate, issuer, not_after, pin })
+    }
+
+    fn from_pem(text: &str, what: &str) -> Result<Self, AuthorityError> {
+        let malformed = |why: String| AuthorityError::Malformed { what: what.to_owned(), why };
+        let bytes = text.as_bytes();
+        let certificate =
+            CertificateDer::from_pem_slice(bytes).map_err(|error| malformed(error.to_string()))?;
+        let key = PrivateKeyDer::from_pem_slice(bytes).map_err(|error| malformed(error.to_string()))?;
+        let key = KeyPair::try_from(&key).map_err(|error| malformed(error.to_string()))?;
+        Self::new(certificate, key, what)
+    }
+
+    fn save(&self, path: &Path) -> Result<(), AuthorityError> {
+        let text =
+            pem("PRIVATE KEY", self.issuer.key().serialized_der()) + &pem("CERTIFICATE", &self.certificate);
+        write_secret(path, text.as_bytes())
+            .map_err(|error| AuthorityError::Io { path: path.to_owned(), error })
+    }
+
+    fn check_is_root(&self, what: &str, now: Duration) -> Result<(), AuthorityError> {
+        let unusable =
+            |why: &str| Err(AuthorityError::Unusable { what: what.to_owned(), why: why.to_owned() });
+        let malformed = |why: String| AuthorityError::Malformed { what: what.to_owned(), why };
+        let parsed = parse(&self.certificate).map_err(|error| malformed(error.to_string()))?;
+        let constraints = parsed.basic_constraints().map_err(|error| malformed(error.to_string()))?;
+        let Some(constraints) = constraints.filter(|found| found.value.ca) else {
+            return unusable("it is not marked as a certificate authority (basicConstraints CA:TRUE)");
+        };
+        if constraints.value.path_len_constraint == Some(0) {
+            return unusable(
+                "its path length is 0, but an intermediate stands between it and the workloads; give 1 or more",
+            );
+        }
+        let usage = parsed.key_usage().map_err(|error| malformed(error.to_string()))?;
+        if usage.is_some_and(|usage| !usage.value.key_cert_sign()) {
+            return unusable("its key usage does not allow to sign certificates (keyCertSign)");
+        }
+        if unix(parsed.validity().not_before.timestamp()) > now {
+            return unusable("it is not valid yet; compare the machine's clock");
+        }
+        if self.not_after <= now {
+            return unusable("it has expired; make a new one");
+        }
+        Ok(())
+    }
+}
