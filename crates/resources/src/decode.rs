@@ -75,8 +75,16 @@ impl Cx {
 
     /// Reports an error; the help may be added to what is returned.
     pub(crate) fn error(&mut self, span: Span, code: Code, message: impl Into<String>) -> &mut Diagnostic {
+        if self.is_full() {
+            self.found.pop();
+        }
         self.found.push(Diagnostic::error(&self.file, span, code, message));
         self.found.last_mut().expect("one was just pushed")
+    }
+
+    /// Whether so much was reported that further reports only replace the last one.
+    pub(crate) fn is_full(&self) -> bool {
+        self.found.len() > limits::DIAGNOSTICS
     }
 
     /// Reports a value of the wrong type at the current path.
@@ -158,7 +166,6 @@ impl<T: Decode> Decode for BTreeMap<String, T> {
 /// Caps what one file may report: 10 MB of nonsense must not become a gigabyte of complaints.
 pub(crate) fn cap(mut found: Vec<Diagnostic>) -> Vec<Diagnostic> {
     if found.len() > limits::DIAGNOSTICS {
-        let more = found.len() - limits::DIAGNOSTICS;
         found.truncate(limits::DIAGNOSTICS);
         if let Some(last) = found.last().cloned() {
             let span = Span { line: last.line, column: last.column, len: last.len };
@@ -167,7 +174,7 @@ pub(crate) fn cap(mut found: Vec<Diagnostic>) -> Vec<Diagnostic> {
                     &last.file,
                     span,
                     codes::LIMIT_EXCEEDED,
-                    format!("{more} more problems follow"),
+                    "there are more problems than are told",
                 )
                 .with_help("mend the first ones and check again"),
             );

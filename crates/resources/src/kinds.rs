@@ -53,6 +53,9 @@ pub use traffic_policy::{
 };
 
 pub(crate) use crate::decode::fields::shorten as shown;
+use std::collections::HashMap;
+use std::hash::Hash;
+
 use crate::decode::{Cx, Fields};
 use crate::object::ObjectMeta;
 
@@ -96,14 +99,13 @@ macro_rules! at_top {
 pub(crate) use {at_top, in_spec};
 
 /// The place of the first item that equals an earlier one by this measure, and the earlier one's place in the list.
-pub(crate) fn first_repeated<T, K: PartialEq>(
+pub(crate) fn first_repeated<T, K: Eq + Hash>(
     items: &[T],
     measure: impl Fn(&T) -> Option<K>,
 ) -> Option<(usize, usize)> {
-    let keys: Vec<Option<K>> = items.iter().map(measure).collect();
-    (1..keys.len()).find_map(|later| {
-        let key = keys[later].as_ref()?;
-        let earlier = keys[..later].iter().position(|earlier| earlier.as_ref() == Some(key))?;
-        Some((later, earlier))
-    })
+    let mut seen = HashMap::new();
+    items
+        .iter()
+        .enumerate()
+        .find_map(|(place, item)| seen.insert(measure(item)?, place).map(|earlier| (place, earlier)))
 }

@@ -21,5 +21,5 @@ pub const ALIASES: usize = 1_000;
 /// Values that aliases may add to one document.
 pub const ALIASED_NODES: usize = 20_000;
 
-/// Diagnostics per file; the rest is counted in the last one.
+/// Diagnostics per file; a last one says that there are more.
 pub const DIAGNOSTICS: usize = 200;

@@ -5,6 +5,7 @@ use std::ops::RangeInclusive;
 use super::node::{Entry, Node, Value};
 use super::{Cx, Decode};
 use crate::codes;
+use crate::limits;
 use crate::span::Span;
 
 /// A mapping being read.
@@ -123,14 +124,16 @@ impl<'n> Fields<'n> {
 
     /// Ends the reading: whatever was not asked for is unknown. `None` when there was such a field.
     pub(crate) fn close(self, cx: &mut Cx) -> Option<()> {
-        let before = cx.found.len();
-        for entry in self.entries {
+        let is_known = |entry: &Entry| {
             let name = entry.key.as_str();
-            if !self.known.contains(&name) && !self.refused.contains(&name) {
-                unknown_field(cx, entry, &self.known);
-            }
-        }
-        (cx.found.len() == before).then_some(())
+            self.known.contains(&name) || self.refused.contains(&name)
+        };
+        let mut unknown = self.entries.iter().filter(|entry| !is_known(entry)).peekable();
+        unknown.peek().is_none().then_some(()).or_else(|| {
+            // One more than is told, so that the file's list ends with saying so.
+            unknown.take(limits::DIAGNOSTICS + 1).for_each(|entry| unknown_field(cx, entry, &self.known));
+            None
+        })
     }
 }
 

@@ -206,7 +206,8 @@ impl Gateway {
             cx.error(self.listeners[later].span, codes::DUPLICATE_ENTRY, message).help =
                 Some("give one of them another `port` or `hostname`".to_owned());
         }
-        let written = |a: &Spanned<GatewayAddress>| (!a.value.is_empty()).then(|| a.inner.clone());
+        let written =
+            |a: &Spanned<GatewayAddress>| (!a.value.is_empty()).then(|| (a.address_type, a.value.clone()));
         if let Some((later, _)) = first_repeated(&self.addresses, written) {
             let address = &self.addresses[later];
             let message = format!("address `{}` stands above", address.value);

@@ -321,7 +321,16 @@ fn refuses_what_would_eat_memory() {
 fn caps_what_it_tells() {
     let loaded = load_text(&"- x\n---\n".repeat(1000));
     assert_eq!(loaded.diagnostics.len(), limits::DIAGNOSTICS + 1);
-    assert_eq!(loaded.diagnostics.last().unwrap().message, "800 more problems follow");
+    assert_eq!(loaded.diagnostics.last().unwrap().message, "there are more problems than are told");
+    let keys = (0..150_000)
+        .fold("apiVersion: v1\nkind: Namespace\nmetadata:\n name: a\n".to_owned(), |text, n| {
+            text + &format!(" x{n}: 1\n")
+        });
+    assert_eq!(load_text(&keys).diagnostics.len(), limits::DIAGNOSTICS + 1);
+    let ports = "{port: 1},".repeat(60_000);
+    let service =
+        format!("{{apiVersion: v1, kind: Service, metadata: {{name: a}}, spec: {{ports: [{ports}]}}}}");
+    assert_eq!(load_text(&service).diagnostics.len(), limits::DIAGNOSTICS + 1);
     let loaded = load_text(&"---\nx\n".repeat(limits::DOCUMENTS + 5));
     assert!(loaded.has_errors());
 }
