@@ -27,6 +27,21 @@ pub fn tool(name: &str) -> Option<PathBuf> {
     found
 }
 
+/// The Python that has the packages of `tests/requirements.txt`, or `None` as in [`tool`].
+///
+/// # Panics
+/// When it is missing and `MESHWORK_REQUIRE=all` is set.
+#[must_use]
+#[track_caller]
+pub fn python() -> Option<PathBuf> {
+    let python = workspace().join("target/tools/venv/bin/python");
+    if is_executable(&python) {
+        return Some(python);
+    }
+    skip("the Python environment of tests/setup is not there");
+    None
+}
+
 /// Says visibly that the calling test is skipped and why; the test returns after this.
 ///
 /// # Panics

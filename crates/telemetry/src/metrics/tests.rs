@@ -203,22 +203,40 @@ fn openmetrics_has_exemplars_units_canonical_bounds_and_an_end() {
 const ISTIOS_NAME: &str =
     r#"istio_request_duration_milliseconds use base unit "seconds" instead of "milliseconds""#;
 
+/// Gives the text to a program's standard input: its status and everything it said.
+fn feed(program: &mut Command, text: &str) -> (Option<i32>, String) {
+    let piped = program.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = piped.spawn().expect("the program starts");
+    child.stdin.take().expect("piped").write_all(text.as_bytes()).expect("the program reads");
+    let output = child.wait_with_output().expect("the program ends");
+    let said = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
+    (output.status.code(), said.into_owned())
+}
+
 #[test]
 fn promtool_accepts_the_text_and_says_nothing_but_istios_unit() {
     let Some(promtool) = meshwork_testkit::tool("promtool") else { return };
-    let mut child = Command::new(promtool)
-        .args(["check", "metrics"])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .expect("promtool starts");
     let text = busy().render(Format::Prometheus);
-    child.stdin.take().expect("piped").write_all(text.as_bytes()).expect("promtool reads");
-    let output = child.wait_with_output().expect("promtool ends");
-    let said = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
+    let (status, said) = feed(Command::new(promtool).args(["check", "metrics"]), &text);
     let complaints: Vec<&str> = said.lines().filter(|l| !l.is_empty() && *l != ISTIOS_NAME).collect();
-    assert_eq!(complaints, [""; 0], "{:?}\n{text}", output.status);
+    assert_eq!(complaints, [""; 0], "{status:?}\n{text}");
     // 3 is promtool's "valid, with remarks"; a text that does not parse is 1.
-    assert_eq!(output.status.code(), Some(3));
+    assert_eq!(status, Some(3));
+}
+
+#[test]
+fn the_reference_parser_of_openmetrics_reads_every_sample_and_the_exemplar() {
+    const PARSE: &str = "
+import sys
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse
+samples = [s for family in parse(sys.stdin.read()) for s in family.samples]
+print(len(samples), [s.exemplar.labels['trace_id'] for s in samples if s.exemplar],
+      [s.labels['destination_workload'] for s in samples if s.name == 'istio_requests_total'])
+";
+    let Some(python) = meshwork_testkit::python() else { return };
+    let text = busy().render(Format::OpenMetrics);
+    let (status, said) = feed(Command::new(python).args(["-c", PARSE]), &text);
+    let expected =
+        format!("{} ['4bf92f3577b34da6a3ce929d0e0e4736'] ['a\"b\\\\c\\nd', 'unknown']\n", series(&text));
+    assert_eq!((status, said), (Some(0), expected), "{text}");
 }
