@@ -107,9 +107,9 @@ impl tower::Service<Uri> for Connector {
         Box::pin(async move {
             let host = to.host().trim_start_matches('[').trim_end_matches(']');
             let connect = TcpStream::connect((host, to.port_u16().unwrap_or(80)));
-            let stream = tokio::time::timeout(CONNECT_TIMEOUT, connect)
-                .await
-                .map_err(|_| io::Error::new(io::ErrorKind::TimedOut, format!("no connection to {to} in time")))??;
+            let stream = tokio::time::timeout(CONNECT_TIMEOUT, connect).await.map_err(|_| {
+                io::Error::new(io::ErrorKind::TimedOut, format!("no connection to {to} in time"))
+            })??;
             stream.set_nodelay(true)?;
             Ok(TokioIo::new(stream))
         })
@@ -222,11 +222,9 @@ impl JsonClient {
             headers.insert(header::CONTENT_TYPE, header::HeaderValue::from_static("application/json"));
         }
         *request.method_mut() = method;
-        let (status, body) =
-            tokio::time::timeout(self.timeout, self.exchange(request)).await.map_err(|_| CallError::Late {
-                service: self.target.service.clone(),
-                limit: self.timeout,
-            })??;
+        let (status, body) = tokio::time::timeout(self.timeout, self.exchange(request))
+            .await
+            .map_err(|_| CallError::Late { service: self.target.service.clone(), limit: self.timeout })??;
         if status.is_success() {
             return serde_json::from_slice(&body).map_err(|e| self.garbled(e));
         }
@@ -235,12 +233,14 @@ impl JsonClient {
     }
 
     async fn exchange(&self, request: Request<Full<Bytes>>) -> Result<(StatusCode, Bytes), CallError> {
-        let response = self.client.request(request).await.map_err(|e| CallError::Unreachable {
-            service: self.target.service.clone(),
-            cause: chain(&e),
-        })?;
+        let response = self
+            .client
+            .request(request)
+            .await
+            .map_err(|e| CallError::Unreachable { service: self.target.service.clone(), cause: chain(&e) })?;
         let status = response.status();
-        let body = Limited::new(response.into_body(), MAX_BODY).collect().await.map_err(|e| self.garbled(e))?;
+        let body =
+            Limited::new(response.into_body(), MAX_BODY).collect().await.map_err(|e| self.garbled(e))?;
         Ok((status, body.to_bytes()))
     }
 }

@@ -3,7 +3,9 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous};
+use sqlx::sqlite::{
+    SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous,
+};
 use sqlx::{AssertSqlSafe, Sqlite, SqliteConnection, Transaction};
 use tokio::sync::{Mutex, MutexGuard};
 
@@ -11,7 +13,9 @@ use tokio::sync::{Mutex, MutexGuard};
 #[derive(Debug, thiserror::Error)]
 pub enum DbError {
     /// The folder for it cannot be made.
-    #[error("cannot create the data directory {path}: {source}; set DATA_DIR to a folder that can be written")]
+    #[error(
+        "cannot create the data directory {path}: {source}; set DATA_DIR to a folder that can be written"
+    )]
     Folder {
         /// The folder.
         path: PathBuf,
@@ -27,7 +31,9 @@ pub enum DbError {
         source: sqlx::Error,
     },
     /// The file was written by a later release.
-    #[error("{path} has schema version {found}, this release knows up to {known}: start the newer release, or another DATA_DIR")]
+    #[error(
+        "{path} has schema version {found}, this release knows up to {known}: start the newer release, or another DATA_DIR"
+    )]
     Newer {
         /// The file.
         path: PathBuf,

@@ -51,9 +51,6 @@ pub struct Settings {
     /// Address of the running reviews service; products to match come from the first catalog given.
     #[arg(long, value_name = "URL")]
     reviews: Option<String>,
-    /// Address that all connections go to, with the addresses above as service names: a sidecar's outbound side.
-    #[arg(long, env = "MESHWORK_OUTBOUND", value_name = "URL")]
-    outbound: Option<String>,
 }
 
 /// Why an import failed.
@@ -122,14 +119,13 @@ pub async fn import(settings: &Settings, say: &mut impl FnMut(&str)) -> Result<(
     Ok(())
 }
 
-fn client(settings: &Settings, url: &str) -> Result<JsonClient, ImportError> {
-    Ok(JsonClient::new(target(settings, url)?, CALL_TIMEOUT))
+/// Always at the address given, never by name through the mesh: every instance needs the products, not one of them.
+fn target(service: &str, url: &str) -> Result<Target, AddressError> {
+    Target::new(service, None, url)
 }
 
-/// Through an outbound address `url` is a service's name, else an address.
-fn target(settings: &Settings, url: &str) -> Result<Target, AddressError> {
-    let name = url.strip_prefix("http://").unwrap_or(url).trim_end_matches('/');
-    Target::new(name, settings.outbound.as_deref(), url)
+fn client(service: &str, url: &str) -> Result<JsonClient, AddressError> {
+    Ok(JsonClient::new(target(service, url)?, CALL_TIMEOUT))
 }
 
 async fn import_products(
@@ -142,7 +138,7 @@ async fn import_products(
         say(&format!("catalog {at}: {created} products created, {updated} updated, {unchanged} unchanged"));
     };
     for url in &settings.catalog {
-        let client = client(settings, url)?;
+        let client = client("catalog", url)?;
         let mut total = Saved::default();
         for batch in products.chunks(MAX_BATCH) {
             let saved: Saved =
@@ -170,10 +166,9 @@ async fn import_stock(
     let mut report = |at: &str, (created, updated, unchanged): (u32, u32, u32)| {
         say(&format!("inventory {at}: {created} levels created, {updated} updated, {unchanged} unchanged"));
     };
-    let lines: Vec<Line> =
-        stock.iter().map(|(sku, &quantity)| Line { sku: sku.clone(), quantity }).collect();
+    let lines: Vec<Line> = stock.iter().map(|(sku, &quantity)| Line { sku: sku.clone(), quantity }).collect();
     for url in &settings.inventory {
-        let target = target(settings, url)?;
+        let target = target("inventory", url)?;
         let endpoint = tonic::transport::Endpoint::from(target.origin()).timeout(CALL_TIMEOUT);
         let mut client = InventoryClient::new(endpoint.connect_with_connector_lazy(target.connector()));
         let mut total = (0, 0, 0);
@@ -214,7 +209,7 @@ async fn import_reviews(
     say: &mut impl FnMut(&str),
 ) -> Result<(), ImportError> {
     let catalog = all_products(settings).await?;
-    let reviews_client = client(settings, url)?;
+    let reviews_client = client("reviews", url)?;
     let (mut sent, mut unmatched) = (0, 0);
     for review in reviews {
         let Some((sku, _)) = catalog.iter().find(|(_, name)| review.is_about(name)) else {
@@ -257,7 +252,7 @@ async fn all_products(settings: &Settings) -> Result<Vec<(String, String)>, Impo
     }
     let mut all = Vec::new();
     if let Some(url) = settings.catalog.first() {
-        let client = client(settings, url)?;
+        let client = client("catalog", url)?;
         let (mut number, mut pages) = (1, 1);
         while number <= pages {
             let path = format!("/products?size={MAX_PAGE_SIZE}&page={number}");
@@ -269,7 +264,8 @@ async fn all_products(settings: &Settings) -> Result<Vec<(String, String)>, Impo
     } else {
         let path = settings.catalog_db.first().ok_or(ImportError::NoCatalog)?;
         let store = CatalogStore::open(path).await?;
-        let page = store.list(&crate::catalog::Listing::default(), 1, u32::MAX).await.map_err(DbError::Sql)?;
+        let page =
+            store.list(&crate::catalog::Listing::default(), 1, u32::MAX).await.map_err(DbError::Sql)?;
         store.close().await;
         all.extend(page.items.into_iter().map(|p| (p.sku, p.name)));
     }

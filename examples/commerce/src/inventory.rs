@@ -17,7 +17,12 @@ use crate::service::{Host, ServiceError, Shutdown, State, listen};
 
 /// Generated from `proto/`.
 pub mod proto {
-    #![allow(missing_docs, unreachable_pub, clippy::all, reason = "generated; the proto files hold the documentation")]
+    #![allow(
+        missing_docs,
+        unreachable_pub,
+        clippy::all,
+        reason = "generated; the proto files hold the documentation"
+    )]
 
     /// `commerce.inventory.v1`.
     pub mod inventory {

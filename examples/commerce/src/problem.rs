@@ -72,6 +72,9 @@ impl From<sqlx::Error> for Problem {
     fn from(error: sqlx::Error) -> Self {
         // The cause is for the operator's log; a caller can do nothing with it.
         tracing::error!(%error, "database request failed");
-        Self::new(StatusCode::INTERNAL_SERVER_ERROR, "The database could not answer; the service's log says why.")
+        Self::new(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            "The database could not answer; the service's log says why.",
+        )
     }
 }

@@ -76,7 +76,11 @@ impl Product {
             && !self.description.chars().any(|c| c.is_control() && c != '\n');
         check(described, "description", "must be at most 10000 characters, without control characters");
         check(text(&self.category, 1, 60), "category", "must be 1 to 60 characters");
-        check(self.brand.as_ref().is_none_or(|b| text(b, 1, 60)), "brand", "must be 1 to 60 characters, or absent");
+        check(
+            self.brand.as_ref().is_none_or(|b| text(b, 1, 60)),
+            "brand",
+            "must be 1 to 60 characters, or absent",
+        );
         check((1..=MAX_PRICE_PENCE).contains(&self.price_pence), "pricePence", "must be 1 to 1000000 pence");
         check(
             self.attribution.as_ref().is_none_or(|a| text(a, 1, 500)),
@@ -127,7 +131,8 @@ mod tests {
         let fields: Vec<String> =
             Product::from_json(sent, "products[2].").unwrap_err().into_iter().map(|e| e.field).collect();
         assert_eq!(fields, ["products[2].sku", "products[2].name", "products[2].pricePence"]);
-        let misspelt = json!({"sku": "A1", "name": "Rake", "category": "Garden", "pricePence": 1, "colour": "red"});
+        let misspelt =
+            json!({"sku": "A1", "name": "Rake", "category": "Garden", "pricePence": 1, "colour": "red"});
         assert_eq!(Product::from_json(misspelt, "").unwrap_err()[0].field, "colour");
     }
 

@@ -85,7 +85,12 @@ where
     F: Future<Output = Result<(), ServiceError>>,
 {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
-    tracing_subscriber::fmt().json().flatten_event(true).with_env_filter(filter).with_writer(io::stderr).init();
+    tracing_subscriber::fmt()
+        .json()
+        .flatten_event(true)
+        .with_env_filter(filter)
+        .with_writer(io::stderr)
+        .init();
     let result = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()

@@ -18,7 +18,7 @@ mod services;
 mod views;
 
 pub use routes::router;
-pub use services::{Services, Settings as ServiceSettings};
+pub use services::{Addresses, Services};
 
 use crate::service::{Host, ServiceError, Shutdown, listen, serve};
 
@@ -35,7 +35,7 @@ pub struct Settings {
     #[arg(long, env = "PORT", default_value_t = PORT)]
     port: u16,
     #[command(flatten)]
-    services: ServiceSettings,
+    addresses: Addresses,
 }
 
 /// Runs the service.
@@ -43,7 +43,7 @@ pub struct Settings {
 /// # Errors
 /// See [`ServiceError`].
 pub async fn main(settings: Settings, shutdown: Shutdown) -> Result<(), ServiceError> {
-    let services = Services::new(&settings.services)?;
+    let services = Services::new(&settings.addresses)?;
     let listener = listen("storefront", settings.host, settings.port).await?;
     serve(listener, router(services), shutdown).await
 }

@@ -76,7 +76,8 @@ async fn a_reservation_is_whole_or_not_at_all_and_goes_back_once() {
     assert_eq!(held.lines.iter().map(|l| l.sku.as_str()).collect::<Vec<_>>(), ["A1", "B1"]);
     let other = client.reserve(reserve("k1", &[("A1", 3)])).await.unwrap_err();
     assert_eq!(other.code(), Code::AlreadyExists);
-    let below = pb::SetStockRequest { lines: vec![pb::set_stock_request::Line { sku: "A1".into(), on_hand: 1 }] };
+    let below =
+        pb::SetStockRequest { lines: vec![pb::set_stock_request::Line { sku: "A1".into(), on_hand: 1 }] };
     assert_eq!(client.set_stock(below).await.unwrap_err().code(), Code::FailedPrecondition);
     let release = || pb::ReleaseRequest { idempotency_key: "k1".into() };
     assert!(!client.release(release()).await.unwrap().into_inner().replayed);
@@ -100,7 +101,11 @@ async fn refuses_what_makes_no_sense() {
         reserve("k", &[("../x", 1)]),
     ];
     for request in requests {
-        assert_eq!(client.reserve(request.clone()).await.unwrap_err().code(), Code::InvalidArgument, "{request:?}");
+        assert_eq!(
+            client.reserve(request.clone()).await.unwrap_err().code(),
+            Code::InvalidArgument,
+            "{request:?}"
+        );
     }
     assert_eq!(client.reserve(reserve("k", &[("NONE1", 1)])).await.unwrap_err().code(), Code::NotFound);
     let none = client.get_stock(pb::GetStockRequest { sku: "NONE1".into() }).await.unwrap_err();
@@ -126,7 +131,8 @@ async fn a_watcher_sees_the_snapshot_and_every_change_in_order() {
     assert_eq!(set(&mut client, &[("A1", 50)]).await.unchanged, 1);
     let mut last = (0, first.levels[0].revision);
     while last.0 < 50 {
-        let next = tokio::time::timeout(PATIENCE, watch.message()).await.expect("no change").unwrap().unwrap();
+        let next =
+            tokio::time::timeout(PATIENCE, watch.message()).await.expect("no change").unwrap().unwrap();
         let level = &next.levels[0];
         assert_eq!((next.levels.len(), level.sku.as_str()), (1, "A1"));
         // A snapshot may leap over changes that this reader was too slow for; nothing goes back.
@@ -175,7 +181,11 @@ async fn two_instances_seeded_alike_agree_and_stock_outlives_a_kill() {
     one.kill().await;
     let one = Service::start_in(INVENTORY, data.path(), &[]);
     let mut first = client(&one).await;
-    assert_eq!(available(&mut first, "TE1001").await, before - 2, "a restart neither forgets nor seeds again");
+    assert_eq!(
+        available(&mut first, "TE1001").await,
+        before - 2,
+        "a restart neither forgets nor seeds again"
+    );
     let connect = Channel::from_shared(one.url()).unwrap().timeout(Duration::from_secs(5));
     let mut again = InventoryClient::new(connect.connect().await.unwrap());
     assert!(again.reserve(reserve("k", &[("TE1001", 2)])).await.unwrap().into_inner().replayed);

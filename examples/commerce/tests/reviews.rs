@@ -64,7 +64,7 @@ async fn refuses_with_problem_documents() {
         let problem = post_json(&url, &wrong).await.problem(422);
         assert_eq!(problem["errors"][0]["field"], field, "{problem}");
     }
-    post(&url, "application/json", "{\"sku\": \"\\ud800\", \"\\udfff\": 1}").await.problem(422);
+    post(&url, "application/json", "{\"sku\": \"\\ud800\", \"\\udfff\": 1}").await.problem(400);
     post(&url, "application/json", "[]").await.problem(422);
     post(&url, "application/json", "{").await.problem(400);
     post(&url, "application/json", "[".repeat(60_000)).await.problem(400);
@@ -75,7 +75,6 @@ async fn refuses_with_problem_documents() {
     }
     get(&format!("{url}/999999")).await.problem(404);
     post_json(&format!("{url}/1"), &json!({})).await.problem(405);
-    get(&format!("{}//[", service.url())).await.problem(400);
 }
 
 /// Reads one answer with a Content-Length from a connection that stays open.
@@ -86,14 +85,19 @@ async fn answer(stream: &mut TcpStream) -> String {
             let head = text.windows(4).position(|w: &[u8]| w == b"\r\n\r\n");
             if let Some(head) = head {
                 let lower = String::from_utf8_lossy(&text[..head]).to_lowercase();
-                let length = lower.split("content-length: ").nth(1).map_or(0, |l| {
-                    l.lines().next().unwrap().trim().parse::<usize>().unwrap()
-                });
+                let length = lower
+                    .split("content-length: ")
+                    .nth(1)
+                    .map_or(0, |l| l.lines().next().unwrap().trim().parse::<usize>().unwrap());
                 if text.len() >= head + 4 + length {
                     return;
                 }
             }
-            assert!(stream.read_buf(&mut text).await.unwrap() > 0, "closed: {}", String::from_utf8_lossy(&text));
+            assert!(
+                stream.read_buf(&mut text).await.unwrap() > 0,
+                "closed: {}",
+                String::from_utf8_lossy(&text)
+            );
         }
     };
     tokio::time::timeout(PATIENCE, read).await.expect("no answer");
@@ -109,9 +113,12 @@ async fn keeps_connections_takes_chunks_and_answers_an_expectation() {
     let mut stream = TcpStream::connect(&service.address).await.unwrap();
     stream.write_all(b"GET /healthz HTTP/1.1\r\nHost: reviews\r\n\r\n").await.unwrap();
     assert!(answer(&mut stream).await.starts_with("HTTP/1.1 200"));
+    stream.write_all(b"GET http://[ HTTP/1.1\r\nHost: reviews\r\n\r\n").await.unwrap();
+    assert!(answer(&mut stream).await.starts_with("HTTP/1.1 400"));
     let body = review("Chunked").to_string();
     let (one, two) = body.split_at(10);
-    let chunks = format!("{:x}\r\n{one}\r\n{:X};x=y\r\n{two}\r\n0\r\nTrailer: 1\r\n\r\n", one.len(), two.len());
+    let chunks =
+        format!("{:x}\r\n{one}\r\n{:X};x=y\r\n{two}\r\n0\r\nTrailer: 1\r\n\r\n", one.len(), two.len());
     let head = "POST /reviews HTTP/1.1\r\nHost: reviews\r\nContent-Type: application/json\r\n";
     stream.write_all(format!("{head}Transfer-Encoding: chunked\r\n\r\n{chunks}").as_bytes()).await.unwrap();
     assert!(answer(&mut stream).await.starts_with("HTTP/1.1 201"));

@@ -119,11 +119,15 @@ async fn calls_go_through_the_mesh_by_name_and_carry_the_trace() {
     assert!(page.text("reviews-summary").unwrap().starts_with("5.0 out of 5 from 2"));
     let seen = seen.lock().unwrap();
     for service in ["catalog", "inventory", "reviews"] {
-        let calls: Vec<&HeaderMap> = seen.iter().filter(|(name, _)| name == service).map(|(_, h)| h).collect();
+        let calls: Vec<&HeaderMap> =
+            seen.iter().filter(|(name, _)| name == service).map(|(_, h)| h).collect();
         assert!(!calls.is_empty(), "{service} was not called by its name");
         for headers in calls {
             assert_eq!(headers["traceparent"], trace);
-            assert_eq!((&headers["baggage"], &headers["x-request-id"]), (&"cart=7".parse().unwrap(), &"r-1".parse().unwrap()));
+            assert_eq!(
+                (&headers["baggage"], &headers["x-request-id"]),
+                (&"cart=7".parse().unwrap(), &"r-1".parse().unwrap())
+            );
             assert!(!headers.contains_key("cookie"), "a customer's cookie is nobody else's business");
         }
     }
@@ -138,7 +142,10 @@ async fn browsing_pages_through_a_category() {
     let home = shop.get("/").await;
     assert_eq!((home.status.as_u16(), home.count("product-card"), home.count("category-link")), (200, 8, 10));
     let first = shop.get("/products").await;
-    assert_eq!((first.count("product-card"), first.text("result-count").unwrap().as_str()), (24, "200 products"));
+    assert_eq!(
+        (first.count("product-card"), first.text("result-count").unwrap().as_str()),
+        (24, "200 products")
+    );
     assert!(first.has("next-page") && !first.has("prev-page"));
     let last = shop.get("/products?category=&sort=name&page=9").await;
     assert_eq!((last.count("product-card"), last.text("page-number").unwrap().as_str()), (8, "Page 9 of 9"));
@@ -158,7 +165,11 @@ async fn browsing_pages_through_a_category() {
         ("/nowhere", 404),
     ] {
         let page = shop.get(path).await;
-        assert_eq!((page.status.as_u16(), &page.headers["content-type"]), (status, &"text/html; charset=utf-8".parse().unwrap()), "{path}");
+        assert_eq!(
+            (page.status.as_u16(), &page.headers["content-type"]),
+            (status, &"text/html; charset=utf-8".parse().unwrap()),
+            "{path}"
+        );
     }
 }
 
@@ -182,7 +193,8 @@ async fn searching_marks_what_matched_and_escapes_what_was_typed() {
     assert_eq!((empty.status.as_u16(), empty.count("product-card")), (200, 0));
     let policy = found.headers["content-security-policy"].to_str().unwrap();
     assert!(policy.contains("default-src 'none'"));
-    let style = found.body.split("href=\"").find(|h| h.starts_with("/assets/")).unwrap().split('"').next().unwrap();
+    let style =
+        found.body.split("href=\"").find(|h| h.starts_with("/assets/")).unwrap().split('"').next().unwrap();
     assert_eq!(shop.get(style).await.headers["content-type"], "text/css; charset=utf-8");
 }
 
@@ -196,7 +208,11 @@ async fn a_review_is_posted_corrected_and_shown() {
     assert!(shop.get("/products/WN1001").await.has("no-reviews"));
     let wrong = post(&action, FORM, "author=&stars=9&title=Kept+%3Cb%3E&body=Points+north.").await;
     assert_eq!(wrong.status, 422);
-    assert!(wrong.has("review-error-author") && wrong.has("review-error-stars") && !wrong.has("review-error-body"));
+    assert!(
+        wrong.has("review-error-author")
+            && wrong.has("review-error-stars")
+            && !wrong.has("review-error-body")
+    );
     assert!(wrong.body.contains("value=\"Kept &lt;b&gt;\""), "what was typed is kept");
     let good = "author=Una&stars=4&title=True&body=Points+north.%0D%0AMostly.";
     let posted = post(&action, FORM, good).await;
@@ -211,7 +227,8 @@ async fn a_review_is_posted_corrected_and_shown() {
     assert_eq!(shop.get("/products/WN1001").await.count("review"), 1);
     let nothing = format!("{}/products/NONE1/reviews", shop.storefront.url());
     assert_eq!(post(&nothing, FORM, good).await.status, 404);
-    let foreign = http::Request::post(&action).header("content-type", FORM).header("sec-fetch-site", "cross-site");
+    let foreign =
+        http::Request::post(&action).header("content-type", FORM).header("sec-fetch-site", "cross-site");
     assert_eq!(send(foreign.body(Full::from(good)).unwrap()).await.status, 400);
 }
 

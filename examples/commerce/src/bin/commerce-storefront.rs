@@ -3,8 +3,8 @@
 use std::process::ExitCode;
 
 use clap::Parser;
-use commerce::storefront::{Settings, main as serve};
 use commerce::service::run;
+use commerce::storefront::{Settings, main as serve};
 
 fn main() -> ExitCode {
     let settings = Settings::parse();

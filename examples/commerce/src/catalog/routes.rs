@@ -90,10 +90,7 @@ async fn list(State(store): Store, Query(query): Query<ListQuery>) -> Result<Jso
     Ok(Json(store.list(&listing, query.page, query.size).await?))
 }
 
-async fn search(
-    State(store): Store,
-    Query(query): Query<SearchQuery>,
-) -> Result<Json<SearchPage>, Problem> {
+async fn search(State(store): Store, Query(query): Query<SearchQuery>) -> Result<Json<SearchPage>, Problem> {
     check_page(query.page, query.size)?;
     if query.q.chars().count() > MAX_QUERY {
         let detail = format!("q: a search has at most {MAX_QUERY} characters.");
@@ -103,7 +100,8 @@ async fn search(
 }
 
 async fn show(State(store): Store, Path(sku): Path<String>) -> Result<Json<Product>, Problem> {
-    let missing = || Problem::new(StatusCode::NOT_FOUND, format!("There is no product with the SKU {sku:?}."));
+    let missing =
+        || Problem::new(StatusCode::NOT_FOUND, format!("There is no product with the SKU {sku:?}."));
     store.get(&sku).await?.map(Json).ok_or_else(missing)
 }
 

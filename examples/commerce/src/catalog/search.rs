@@ -31,7 +31,8 @@ pub(super) fn expression(query: &str, words: Words) -> Option<String> {
         let quoted = quote(word);
         let _ = write!(expression, "({quoted} OR {quoted}*");
         if let Some(singular) = singular(word) {
-            let _ = write!(expression, " OR {}*", quote(&singular));
+            let quoted = quote(&singular);
+            let _ = write!(expression, " OR {quoted} OR {quoted}*");
         }
         expression.push(')');
     }
@@ -65,7 +66,10 @@ mod tests {
 
     #[test]
     fn words_are_quoted_prefixes() {
-        assert_eq!(expression("  camp stove ", Words::All).unwrap(), r#"("camp" OR "camp"*) AND ("stove" OR "stove"*)"#);
+        assert_eq!(
+            expression("  camp stove ", Words::All).unwrap(),
+            r#"("camp" OR "camp"*) AND ("stove" OR "stove"*)"#
+        );
         assert_eq!(expression("10123C", Words::Any).unwrap(), r#"("10123C" OR "10123C"*)"#);
     }
 
@@ -78,7 +82,9 @@ mod tests {
 
     #[test]
     fn plurals_find_their_singular() {
-        for (plural, one) in [("tents", "tent"), ("torches", "torch"), ("canopies", "canopy"), ("boxes", "box")] {
+        for (plural, one) in
+            [("tents", "tent"), ("torches", "torch"), ("canopies", "canopy"), ("boxes", "box")]
+        {
             assert_eq!(singular(plural).as_deref(), Some(one));
         }
         assert_eq!((singular("glass"), singular("gas"), singular("tent")), (None, None, None));

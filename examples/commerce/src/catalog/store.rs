@@ -193,10 +193,7 @@ impl CatalogStore {
     /// # Errors
     /// SQLite's.
     pub async fn get(&self, sku: &str) -> Result<Option<Product>, sqlx::Error> {
-        sqlx::query_as("SELECT * FROM product WHERE sku = ?1")
-            .bind(sku)
-            .fetch_optional(self.db.pool())
-            .await
+        sqlx::query_as("SELECT * FROM product WHERE sku = ?1").bind(sku).fetch_optional(self.db.pool()).await
     }
 
     /// Products in all.

@@ -97,10 +97,14 @@ fn lines_of(lines: impl ExactSizeIterator<Item = Line>, max: usize, least: u32) 
             return Err(Status::invalid_argument(format!("lines: {sku:?} is no SKU")));
         }
         if line.quantity < least {
-            return Err(Status::invalid_argument(format!("lines: quantity of {sku} must be at least {least}")));
+            return Err(Status::invalid_argument(format!(
+                "lines: quantity of {sku} must be at least {least}"
+            )));
         }
         if !seen.insert(sku.clone()) {
-            return Err(Status::invalid_argument(format!("lines: {sku} is named twice; add its quantities up")));
+            return Err(Status::invalid_argument(format!(
+                "lines: {sku} is named twice; add its quantities up"
+            )));
         }
         checked.push(line);
     }

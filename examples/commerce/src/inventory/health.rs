@@ -47,7 +47,10 @@ impl Health for HealthService {
 
     type WatchStream = Pin<Box<dyn Stream<Item = Result<HealthCheckResponse, Status>> + Send>>;
 
-    async fn watch(&self, request: Request<HealthCheckRequest>) -> Result<Response<Self::WatchStream>, Status> {
+    async fn watch(
+        &self,
+        request: Request<HealthCheckRequest>,
+    ) -> Result<Response<Self::WatchStream>, Status> {
         // The protocol wants an unknown service to be told and watched on, because it may be added; here none ever is.
         let known = SERVICES.contains(&request.into_inner().service.as_str());
         let first = if known { ServingStatus::Serving } else { ServingStatus::ServiceUnknown };

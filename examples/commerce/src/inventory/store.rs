@@ -73,7 +73,9 @@ pub struct Taken {
 #[derive(Debug, thiserror::Error)]
 pub enum SetError {
     /// Less than is promised.
-    #[error("{sku}: on_hand {on_hand} is less than the {reserved} units reserved; release reservations first")]
+    #[error(
+        "{sku}: on_hand {on_hand} is less than the {reserved} units reserved; release reservations first"
+    )]
     BelowReserved {
         /// The SKU.
         sku: String,
@@ -245,8 +247,7 @@ impl InventoryStore {
         sqlx::query("INSERT INTO reservation (key) VALUES (?1)").bind(key).execute(write.conn()).await?;
         let revision = next_revision(write.conn()).await?;
         for Line { sku, quantity } in lines {
-            let stock =
-                level(write.conn(), sku).await?.ok_or_else(|| ReserveError::Unknown(sku.clone()))?;
+            let stock = level(write.conn(), sku).await?.ok_or_else(|| ReserveError::Unknown(sku.clone()))?;
             let available = stock.on_hand - stock.reserved;
             if available < *quantity {
                 return Err(ReserveError::Short { sku: sku.clone(), available, wanted: *quantity });

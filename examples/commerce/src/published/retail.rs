@@ -7,8 +7,16 @@ use crate::product::{MAX_PRICE_PENCE, Product, valid_sku};
 
 pub(super) const PRODUCTS: [&str; 7] =
     ["stock_code", "description", "unit_price_gbp", "order_lines", "units_sold", "first_sold", "last_sold"];
-pub(super) const ORDERS: [&str; 8] =
-    ["InvoiceNo", "StockCode", "Description", "Quantity", "InvoiceDate", "UnitPrice", "CustomerID", "Country"];
+pub(super) const ORDERS: [&str; 8] = [
+    "InvoiceNo",
+    "StockCode",
+    "Description",
+    "Quantity",
+    "InvoiceDate",
+    "UnitPrice",
+    "CustomerID",
+    "Country",
+];
 
 /// The credit that the file's licence asks for; it goes wherever a product is shown.
 const ATTRIBUTION: &str = "Product data: Chen, D. (2015), Online Retail, UCI Machine Learning Repository, \
@@ -56,21 +64,51 @@ impl RetailProduct {
 
 /// The first rule with a word of the name wins, so that a Christmas candle is for Christmas.
 const CATEGORIES: [(&str, &[&str]); 11] = [
-    ("Christmas & Easter", &["CHRISTMAS", "XMAS", "EASTER", "ADVENT", "SANTA", "REINDEER", "BAUBLE", "SNOWFLAKE"]),
-    ("Jewellery & Hair", &["NECKLACE", "BRACELET", "EARRINGS", "RING", "BROOCH", "HAIR", "BANGLE", "JEWELLERY"]),
-    ("Candles & Lanterns", &["CANDLE", "CANDLES", "T-LIGHT", "T-LIGHTS", "LANTERN", "CANDLEHOLDER", "INCENSE"]),
+    (
+        "Christmas & Easter",
+        &["CHRISTMAS", "XMAS", "EASTER", "ADVENT", "SANTA", "REINDEER", "BAUBLE", "SNOWFLAKE"],
+    ),
+    (
+        "Jewellery & Hair",
+        &["NECKLACE", "BRACELET", "EARRINGS", "RING", "BROOCH", "HAIR", "BANGLE", "JEWELLERY"],
+    ),
+    (
+        "Candles & Lanterns",
+        &["CANDLE", "CANDLES", "T-LIGHT", "T-LIGHTS", "LANTERN", "CANDLEHOLDER", "INCENSE"],
+    ),
     ("Bags & Purses", &["BAG", "BAGS", "PURSE", "SHOPPER", "RUCKSACK", "LUGGAGE", "WALLET", "SHOULDER"]),
-    ("Cards & Wrap", &["CARD", "CARDS", "WRAP", "RIBBON", "RIBBONS", "STICKER", "STICKERS", "WRAPPING", "TAPE"]),
-    ("Stationery", &["NOTEBOOK", "PENCIL", "PENCILS", "PEN", "JOURNAL", "ERASER", "RUBBER", "CHALK", "STAMP"]),
+    (
+        "Cards & Wrap",
+        &["CARD", "CARDS", "WRAP", "RIBBON", "RIBBONS", "STICKER", "STICKERS", "WRAPPING", "TAPE"],
+    ),
+    (
+        "Stationery",
+        &["NOTEBOOK", "PENCIL", "PENCILS", "PEN", "JOURNAL", "ERASER", "RUBBER", "CHALK", "STAMP"],
+    ),
     (
         "Kitchen & Baking",
-        &["MUG", "CUP", "TEA", "BOWL", "PLATE", "CAKE", "JAR", "TRAY", "BOTTLE", "CUTLERY", "TEAPOT", "EGG", "LUNCH",
-          "JUG", "TIN", "TINS", "APRON", "COASTER", "COASTERS", "PANTRY", "BAKING", "KITCHEN", "SPOON", "TOWEL"],
+        &[
+            "MUG", "CUP", "TEA", "BOWL", "PLATE", "CAKE", "JAR", "TRAY", "BOTTLE", "CUTLERY", "TEAPOT",
+            "EGG", "LUNCH", "JUG", "TIN", "TINS", "APRON", "COASTER", "COASTERS", "PANTRY", "BAKING",
+            "KITCHEN", "SPOON", "TOWEL",
+        ],
     ),
-    ("Toys & Party", &["TOY", "GAME", "DOLL", "DOLLY", "PARTY", "BALLOON", "BALLOONS", "PUZZLE", "SKIPPING", "KNITTING"]),
-    ("Outdoors", &["GARDEN", "PLANT", "WATERING", "PARASOL", "UMBRELLA", "BIRD", "PICNIC", "FLOWERPOT", "TROWEL"]),
-    ("Furnishing", &["CUSHION", "DOORMAT", "CLOCK", "FRAME", "MIRROR", "HOOK", "DRAWER", "CABINET", "STOOL", "KNOB"]),
-    ("Decoration", &["DECORATION", "SIGN", "GARLAND", "BUNTING", "HANGING", "HEART", "WREATH", "WALL", "FLOWER"]),
+    (
+        "Toys & Party",
+        &["TOY", "GAME", "DOLL", "DOLLY", "PARTY", "BALLOON", "BALLOONS", "PUZZLE", "SKIPPING", "KNITTING"],
+    ),
+    (
+        "Outdoors",
+        &["GARDEN", "PLANT", "WATERING", "PARASOL", "UMBRELLA", "BIRD", "PICNIC", "FLOWERPOT", "TROWEL"],
+    ),
+    (
+        "Furnishing",
+        &["CUSHION", "DOORMAT", "CLOCK", "FRAME", "MIRROR", "HOOK", "DRAWER", "CABINET", "STOOL", "KNOB"],
+    ),
+    (
+        "Decoration",
+        &["DECORATION", "SIGN", "GARLAND", "BUNTING", "HANGING", "HEART", "WREATH", "WALL", "FLOWER"],
+    ),
 ];
 
 fn category(description: &str) -> &'static str {
@@ -89,7 +127,9 @@ fn category(description: &str) -> &'static str {
 #[must_use]
 pub fn stock_levels(products: &[RetailProduct], demand: Option<&Demand>) -> BTreeMap<String, u32> {
     let level = |product: &RetailProduct| match demand {
-        Some(demand) => demand.get(&product.stock_code).map_or(0, |&units| clamp(units.max(0).unsigned_abs())),
+        Some(demand) => {
+            demand.get(&product.stock_code).map_or(0, |&units| clamp(units.max(0).unsigned_abs()))
+        }
         None => clamp((product.units_sold * COVER_DAYS).div_ceil(DAYS)),
     };
     products.iter().map(|product| (product.stock_code.clone(), level(product))).collect()
@@ -167,6 +207,9 @@ fn pence(pounds: &str) -> Option<u32> {
 
 fn date(text: &str) -> Result<String, String> {
     let shape = text.len() == 10
-        && text.bytes().enumerate().all(|(i, b)| if i == 4 || i == 7 { b == b'-' } else { b.is_ascii_digit() });
+        && text
+            .bytes()
+            .enumerate()
+            .all(|(i, b)| if i == 4 || i == 7 { b == b'-' } else { b.is_ascii_digit() });
     if shape { Ok(text.to_owned()) } else { Err(format!("{text:?} is no date, YYYY-MM-DD")) }
 }

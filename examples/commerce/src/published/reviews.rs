@@ -21,7 +21,10 @@ impl PublishedReview {
     #[must_use]
     pub fn is_about(&self, name: &str) -> bool {
         let words = |text: &str| -> Vec<String> {
-            text.split(|c: char| !c.is_alphanumeric()).filter(|w| !w.is_empty()).map(str::to_lowercase).collect()
+            text.split(|c: char| !c.is_alphanumeric())
+                .filter(|w| !w.is_empty())
+                .map(str::to_lowercase)
+                .collect()
         };
         words(&self.product) == words(name)
     }
@@ -32,7 +35,8 @@ pub(super) fn reviews(text: &[u8]) -> Result<Vec<PublishedReview>, (u64, String)
     lines
         .filter(|(line, _)| !line.trim_ascii().is_empty())
         .map(|(line, number)| {
-            let review: PublishedReview = serde_json::from_slice(line).map_err(|e| (number, e.to_string()))?;
+            let review: PublishedReview =
+                serde_json::from_slice(line).map_err(|e| (number, e.to_string()))?;
             if (1..=5).contains(&review.stars) {
                 Ok(review)
             } else {

@@ -41,7 +41,10 @@ fn stock_is_two_weeks_of_sales_or_what_was_ordered() {
         576083,POST,POSTAGE,1,2011-11-14 08:12:00,18.0,,Germany\n";
     let Published::Orders(demand) = parse(orders).unwrap() else { panic!("not read as orders") };
     let ordered = stock_levels(&products, Some(&demand));
-    assert_eq!(ordered.into_iter().collect::<Vec<_>>(), [("10123C".into(), 0), ("15056bl".into(), 0), ("21228".into(), 7)]);
+    assert_eq!(
+        ordered.into_iter().collect::<Vec<_>>(),
+        [("10123C".into(), 0), ("15056bl".into(), 0), ("21228".into(), 7)]
+    );
 }
 
 #[test]
@@ -79,7 +82,8 @@ fn several_files_join_and_gzip_is_unpacked() {
     let folder = tempfile::tempdir().unwrap();
     let (plain, packed) = (folder.path().join("products.csv"), folder.path().join("products.csv.gz"));
     std::fs::write(&plain, PRODUCTS).unwrap();
-    let mut gz = flate2::write::GzEncoder::new(std::fs::File::create(&packed).unwrap(), flate2::Compression::fast());
+    let mut gz =
+        flate2::write::GzEncoder::new(std::fs::File::create(&packed).unwrap(), flate2::Compression::fast());
     gz.write_all(PRODUCTS.replace("10123C", "10124G").as_bytes()).unwrap();
     gz.finish().unwrap();
     let imports = Imports::read([&plain, &packed].into_iter()).unwrap();

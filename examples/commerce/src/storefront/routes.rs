@@ -102,7 +102,8 @@ fn checked_page(page: u32) -> Result<u32, Lost> {
 }
 
 async fn home(State(services): State<Services>, Propagated(context): Propagated) -> Result<Markup, Lost> {
-    let (categories, page) = tokio::join!(services.categories(&context), services.browse("", "name", 1, &context));
+    let (categories, page) =
+        tokio::join!(services.categories(&context), services.browse("", "name", 1, &context));
     let page = page?;
     let stock = services.stock(pages::skus(&page.items), &context).await;
     Ok(pages::home(&Frame { categories: &categories?, ..Frame::default() }, &page, stock.as_ref()))
@@ -251,7 +252,8 @@ async fn post_review(
         }
         Posted::Invalid(problem) => (StatusCode::UNPROCESSABLE_ENTITY, problem.errors),
         Posted::Failed => {
-            let sorry = "Your review could not be stored just now. Nothing is lost: send it again in a moment.";
+            let sorry =
+                "Your review could not be stored just now. Nothing is lost: send it again in a moment.";
             (StatusCode::SERVICE_UNAVAILABLE, vec![FieldError::new("", sorry)])
         }
     };

@@ -27,7 +27,7 @@ pub(super) const REVIEWS_SIZE: u32 = 10;
 
 /// Where the services are.
 #[derive(Clone, Debug, clap::Args)]
-pub struct Settings {
+pub struct Addresses {
     /// Outbound side of the sidecar; calls go there with the service's name as host. Without it the addresses below count.
     #[arg(long, env = "MESHWORK_OUTBOUND", value_name = "URL")]
     outbound: Option<String>,
@@ -148,14 +148,14 @@ impl Services {
     ///
     /// # Errors
     /// An address that is none.
-    pub fn new(settings: &Settings) -> Result<Self, AddressError> {
-        let target = |service: &str, url: &str| Target::new(service, settings.outbound.as_deref(), url);
-        let inventory = target("inventory", &settings.inventory_url)?;
-        let reviews = target("reviews", &settings.reviews_url)?;
+    pub fn new(addresses: &Addresses) -> Result<Self, AddressError> {
+        let target = |service: &str, url: &str| Target::new(service, addresses.outbound.as_deref(), url);
+        let inventory = target("inventory", &addresses.inventory_url)?;
+        let reviews = target("reviews", &addresses.reviews_url)?;
         let channel = tonic::transport::Endpoint::from(inventory.origin())
             .connect_with_connector_lazy(inventory.connector());
         Ok(Self {
-            catalog: JsonClient::new(target("catalog", &settings.catalog_url)?, CATALOG_TIMEOUT),
+            catalog: JsonClient::new(target("catalog", &addresses.catalog_url)?, CATALOG_TIMEOUT),
             reviews: JsonClient::new(reviews.clone(), EXTRA_TIMEOUT),
             post_review: JsonClient::new(reviews, POST_TIMEOUT),
             inventory: InventoryClient::new(channel),
@@ -244,9 +244,11 @@ impl Services {
         }
         match self.post_review.post("/reviews", review, context).await {
             Ok(Stored { id }) => Posted::Stored(id),
-            Err(CallError::Refused { status: StatusCode::UNPROCESSABLE_ENTITY, problem: Some(problem), .. }) => {
-                Posted::Invalid(*problem)
-            }
+            Err(CallError::Refused {
+                status: StatusCode::UNPROCESSABLE_ENTITY,
+                problem: Some(problem),
+                ..
+            }) => Posted::Invalid(*problem),
             Err(error) => {
                 tracing::warn!(%error, "review not stored");
                 Posted::Failed

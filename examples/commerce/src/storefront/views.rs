@@ -108,7 +108,8 @@ pub(super) fn grid(products: &[Product], stock: Option<&Stock>) -> Markup {
 
 /// A coloured field with initials stands for a picture: the shop has none, and asks nobody for them.
 pub(super) fn tile(product: &Product) -> Markup {
-    let hue = product.category.bytes().fold(0_u32, |sum, b| sum.wrapping_mul(31).wrapping_add(u32::from(b))) % 8;
+    let hue =
+        product.category.bytes().fold(0_u32, |sum, b| sum.wrapping_mul(31).wrapping_add(u32::from(b))) % 8;
     let initials: String = product
         .name
         .split_whitespace()

@@ -1,6 +1,11 @@
 //! Starts the shop's real processes on ephemeral ports and talks to them.
 
-#![allow(dead_code, reason = "every test file uses a part of it")]
+#![allow(
+    dead_code,
+    unreachable_pub,
+    clippy::print_stderr,
+    reason = "every test file uses a part of it; a skip is told"
+)]
 
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
@@ -56,7 +61,8 @@ impl Service {
         let address = loop {
             let begin = said.len();
             assert!(log.read_line(&mut said).unwrap() > 0, "{program} ended before it listened:\n{said}");
-            let line: serde_json::Value = serde_json::from_str(&said[begin..]).expect("the log is JSON lines");
+            let line: serde_json::Value = serde_json::from_str(&said[begin..])
+                .unwrap_or_else(|e| panic!("a log line of {program} is no JSON ({e}): {}", &said[begin..]));
             if line["message"] == "listening" {
                 break line["address"].as_str().unwrap().to_owned();
             }

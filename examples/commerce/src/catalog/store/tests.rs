@@ -59,7 +59,8 @@ async fn finds_stock_codes_with_letters_whole_first() {
 #[tokio::test]
 async fn falls_back_to_any_word_and_says_so() {
     let (_folder, store) =
-        store(&[product("A1", "Red kettle", ""), product("A2", "Blue mug", ""), product("A3", "Rake", "")]).await;
+        store(&[product("A1", "Red kettle", ""), product("A2", "Blue mug", ""), product("A3", "Rake", "")])
+            .await;
     let found = store.search("red mug", "", 1, 10).await.unwrap();
     assert!(!found.all_words);
     assert_eq!(found.page.total, 2);
@@ -74,7 +75,10 @@ async fn shows_what_matched() {
     let matched = |segments: &[Segment]| -> Vec<String> {
         segments.iter().filter(|s| s.is_match).map(|s| s.text.clone()).collect()
     };
-    assert_eq!((matched(&found.name), matched(&found.snippet)), (vec!["kettle".into()], vec!["kettle".into()]));
+    assert_eq!(
+        (matched(&found.name), matched(&found.snippet)),
+        (vec!["kettle".into()], vec!["kettle".into()])
+    );
     let whole: String = found.snippet.iter().map(|s| s.text.as_str()).collect();
     assert_eq!(whole, "A kettle with a chimney.");
 }
