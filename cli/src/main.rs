@@ -1,1 +1,50 @@
-fn main() {}
+//! The `meshwork` binary: arguments in, output out. What it does lives in the roles and crates below.
+//!
+//! Exit codes: 0 done, 1 failed, 2 used wrongly.
+
+mod commands;
+mod output;
+mod server;
+
+use std::process::ExitCode;
+
+use clap::{CommandFactory, FromArgMatches, Parser};
+use meshwork_process::{SettingsError, parse_args};
+
+/// The allocator keeps freed blocks per thread, which is what workers want.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// A service mesh and API gateway in one binary
+#[derive(Parser, Debug)]
+#[command(name = "meshwork", version, propagate_version = true)]
+struct Arguments {
+    #[command(subcommand)]
+    command: commands::Command,
+}
+
+fn main() -> ExitCode {
+    let arguments = match parse_args(Arguments::command(), std::env::args_os()) {
+        Ok(matches) => Arguments::from_arg_matches(&matches).map_err(SettingsError::from),
+        Err(error) => Err(error),
+    };
+    let arguments = match arguments {
+        Ok(arguments) => arguments,
+        // Prints help to stdout and errors to stderr, and ends with 0 or 2.
+        Err(SettingsError::Arguments(error)) => error.exit(),
+        Err(error) => {
+            output::failure(&error);
+            return ExitCode::from(2);
+        }
+    };
+    rustls::crypto::aws_lc_rs::default_provider()
+        .install_default()
+        .expect("nothing installed a TLS provider before main");
+    match commands::run(arguments.command) {
+        Ok(code) => code,
+        Err(error) => {
+            output::failure(&*error);
+            ExitCode::FAILURE
+        }
+    }
+}

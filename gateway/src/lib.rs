@@ -1,1 +1,163 @@
-//! To be written.
+//! The gateway: the proxy at the edge. It joins a control plane, keeps a snapshot of what it is told, listens as its
+//! `Gateway`s say, and reports what is in effect.
+//!
+//! ```text
+//! control plane ──xds──▶ batch ──decision──▶ snapshot ──▶ proxy engine (workers) ──▶ effective, bound ──▶ control plane
+//! ```
+//!
+//! Where the control plane is (another process, or this one with a folder) is the caller's business: it comes in as a
+//! [`Connector`].
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use meshwork_base::{Clock, ThreadRng};
+use meshwork_decision::Snapshot;
+use meshwork_messages::{type_url, v1};
+use meshwork_process::{AdminAddresses, AdminError, AdminServer, AdminState, CommonArgs, Drain, Readiness};
+use meshwork_proxy::{Engine, Follower, Settings, Shared};
+use meshwork_telemetry::{AccessLogError, AccessLogSink, LogHandle, MetricsRegistry, RequestLabels, inventory};
+use meshwork_xds::client;
+use meshwork_xds::transport::Connector;
+
+/// Flags of the gateway beyond every process's.
+#[derive(clap::Args, Clone, Debug)]
+pub struct GatewayArgs {
+    /// Where the admin port listens [default: port 15000 of the listen address if that is loopback, else of 127.0.0.1]
+    #[arg(long, value_name = "ADDRESS", env = "MESHWORK_ADMIN_ADDRESS")]
+    pub admin_address: Option<SocketAddr>,
+
+    /// Where metrics are scraped [default: port 15020 of the listen address]
+    #[arg(long, value_name = "ADDRESS", env = "MESHWORK_METRICS_ADDRESS")]
+    pub metrics_address: Option<SocketAddr>,
+
+    /// Where readiness is asked for [default: port 15021 of the listen address]
+    #[arg(long, value_name = "ADDRESS", env = "MESHWORK_READY_ADDRESS")]
+    pub ready_address: Option<SocketAddr>,
+}
+
+impl GatewayArgs {
+    fn addresses(&self, listen: IpAddr) -> AdminAddresses {
+        let standard = AdminAddresses::standard(listen);
+        AdminAddresses {
+            admin: self.admin_address.unwrap_or(standard.admin),
+            metrics: self.metrics_address.or(standard.metrics),
+            ready: self.ready_address.or(standard.ready),
+        }
+    }
+}
+
+/// What the gateway is started with.
+pub struct Parts {
+    /// Every process's flags.
+    pub common: CommonArgs,
+    /// The gateway's own.
+    pub args: GatewayArgs,
+    /// How to reach the control plane.
+    pub connector: Connector,
+    /// Routes for the admin port, beside the process's own.
+    pub admin: axum::Router,
+    /// The process log.
+    pub log: Option<LogHandle>,
+    /// Where time comes from.
+    pub clock: Arc<dyn Clock>,
+    /// The process's numbers.
+    pub metrics: MetricsRegistry,
+}
+
+/// Why the gateway cannot run.
+#[derive(Debug, thiserror::Error)]
+pub enum GatewayError {
+    /// The admin ports.
+    #[error(transparent)]
+    Admin(#[from] AdminError),
+    /// The access log.
+    #[error(transparent)]
+    AccessLog(#[from] AccessLogError),
+    /// The system gave no threads or no signals.
+    #[error("the gateway cannot start its workers: {0}; raise the limits of threads and open files")]
+    Start(#[from] std::io::Error),
+    /// What was in flight did not finish.
+    #[error("the drain time ended with requests in flight; raise --drain-timeout if they may take longer")]
+    CutOff,
+}
+
+/// The types a gateway is told about.
+fn types() -> [String; 7] {
+    [
+        type_url::<v1::Listener>(),
+        type_url::<v1::Secret>(),
+        type_url::<v1::Route>(),
+        type_url::<v1::Service>(),
+        type_url::<v1::EndpointSlice>(),
+        type_url::<v1::Policy>(),
+        type_url::<v1::Bundle>(),
+    ]
+}
+
+/// Runs a gateway until it is told to stop and has drained.
+///
+/// # Errors
+/// [`GatewayError`].
+pub async fn run(parts: Parts) -> Result<(), GatewayError> {
+    let Parts { common, args, connector, admin, log, clock, metrics } = parts;
+    let access_log = AccessLogSink::open(&common.access_log, &metrics)?;
+    metrics.set_info(&inventory::BUILD_INFO, &[env!("CARGO_PKG_VERSION"), "gateway"]);
+    let shared = Arc::new(Shared {
+        snapshot: ArcSwap::from_pointee(Snapshot::default()),
+        clock: Arc::clone(&clock),
+        settings: Settings {
+            workers: common.worker_count(),
+            listen_address: common.listen_address,
+            ..Settings::default()
+        },
+        metrics: metrics.clone(),
+        access_log: access_log.clone(),
+        labels: RequestLabels { reporter: "source", request_protocol: "http", ..RequestLabels::default() },
+    });
+    let engine = Engine::start(shared)?;
+    let readiness = Readiness::new();
+    let configured = readiness.condition("configuration");
+    let serving = readiness.condition("serving");
+    serving.set(true);
+    let addresses = args.addresses(common.listen_address);
+    let state = AdminState { readiness, metrics: metrics.clone(), log };
+    let server = AdminServer::start(addresses, state, admin)?;
+    tracing::info!(admin = %server.admin_address(), workers = common.worker_count(), "gateway started");
+
+    let settings = client::Settings::new(node(&common, server.admin_address())).all_of(types());
+    let (handle, updates, driver) = client::start(settings, None, connector, clock, ThreadRng::new());
+    let driver = tokio::spawn(driver);
+    let drain = Drain::new(common.drain_timeout);
+    let signals = drain.clone();
+    let reopened = access_log.clone();
+    let signals = tokio::spawn(async move { signals.on_signals(|| reopened.reopen()).await });
+
+    let follower = Follower::new(engine, handle, metrics, configured);
+    let engine = follower.run(updates, drain.draining()).await;
+    serving.set(false);
+    let finished = tokio::select! {
+        finished = engine.drain(common.drain_timeout) => finished,
+        () = drain.cut_off().cancelled() => false,
+    };
+    driver.abort();
+    signals.abort();
+    access_log.flush();
+    drop(server);
+    if finished { Ok(()) } else { Err(GatewayError::CutOff) }
+}
+
+fn node(common: &CommonArgs, admin: SocketAddr) -> v1::Node {
+    let pid = std::process::id();
+    v1::Node {
+        id: format!("gateway/{}/{pid}", admin.ip()),
+        role: "gateway".to_owned(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        features: Vec::new(),
+        workers: u32::try_from(common.worker_count()).unwrap_or(u32::MAX),
+        pid,
+        address: admin.to_string(),
+        service: String::new(),
+    }
+}

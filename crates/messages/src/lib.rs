@@ -11,7 +11,7 @@
 use std::fmt;
 
 /// The types of `meshwork.v1`.
-#[expect(missing_docs, unreachable_pub, clippy::all, reason = "generated; the .proto files carry the comments")]
+#[expect(missing_docs, clippy::all, reason = "generated; the .proto files carry the comments")]
 pub mod v1 {
     include!(concat!(env!("OUT_DIR"), "/meshwork.v1.rs"));
 }

@@ -1,1 +1,42 @@
-//! To be written.
+//! The engine that carries bytes. It listens, ends TLS, speaks HTTP both ways, keeps connections to endpoints and asks
+//! `meshwork_decision` at each step; it knows neither files nor Gateway API nor who runs it.
+//!
+//! ```text
+//! listen ── one socket per worker and address           listen.rs, worker.rs
+//! detect ── HTTP/2 preface or HTTP/1                     downstream/detect.rs
+//! tls ───── certificate by SNI, ALPN                     tls.rs
+//! http ──── server connection                            downstream/{connection,h1,h2}.rs
+//! route ─┐
+//! filters│
+//! attempt├─ one request, phase by phase                  request/
+//! record ┘
+//! pool ──── connections to endpoints, per worker         upstream/
+//! ```
+//!
+//! [`Follower`] joins it with a control plane: each batch of changes becomes a snapshot, takes effect on all workers and
+//! is reported.
+//!
+//! Each worker is a thread with a runtime of its own; a connection lives and dies on one worker, so nothing on a
+//! request's way is locked. The snapshot that decides is one pointer, taken once per request.
+
+mod connections;
+mod downstream;
+mod engine;
+mod error;
+mod follow;
+mod gauges;
+mod http;
+mod io;
+mod listen;
+mod replay;
+mod request;
+mod tls;
+mod upstream;
+mod wire;
+mod worker;
+
+pub use connections::DownstreamTimeouts;
+pub use engine::{BindKey, Engine, Settings, Shared};
+pub use follow::Follower;
+pub use listen::ListenError;
+pub use tls::{SecretError, certified_key};

@@ -1,0 +1,85 @@
+//! What commands print. A pipe that was closed is no error: nobody wants the rest.
+
+use std::io::{self, Write};
+
+use comfy_table::presets::NOTHING;
+use comfy_table::{ContentArrangement, Table};
+use serde::Serialize;
+
+/// How a command's answer is printed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Format {
+    /// For people.
+    #[default]
+    Table,
+    /// A JSON array, or object where one thing was asked for.
+    Json,
+    /// The same as YAML.
+    Yaml,
+}
+
+/// Writes text to stdout.
+///
+/// # Errors
+/// Whatever the system says, except that the reader has gone.
+pub(crate) fn print(text: &str) -> io::Result<()> {
+    let mut out = io::stdout().lock();
+    ignore_closed(out.write_all(text.as_bytes()).and_then(|()| out.flush()))
+}
+
+fn ignore_closed(result: io::Result<()>) -> io::Result<()> {
+    match result {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        other => other,
+    }
+}
+
+/// Prints a value as JSON or YAML.
+///
+/// # Errors
+/// The system refuses the bytes.
+pub(crate) fn value(format: Format, value: &impl Serialize) -> Result<(), Box<dyn std::error::Error>> {
+    match format {
+        Format::Yaml => print(&serde_saphyr::to_string(value)?)?,
+        Format::Json | Format::Table => print(&format!("{}\n", serde_json::to_string_pretty(value)?))?,
+    }
+    Ok(())
+}
+
+/// Prints rows below headers.
+///
+/// # Errors
+/// The system refuses the bytes.
+pub(crate) fn table(headers: &[&str], rows: impl IntoIterator<Item = Vec<String>>) -> io::Result<()> {
+    let mut table = Table::new();
+    table.load_preset(NOTHING).set_content_arrangement(ContentArrangement::Disabled).set_header(headers.to_vec());
+    for row in rows {
+        table.add_row(row);
+    }
+    for column in table.column_iter_mut() {
+        column.set_padding((0, 2));
+    }
+    let text: String = table.lines().map(|line| format!("{}\n", line.trim_end())).collect();
+    print(&text)
+}
+
+/// Tells on stderr what went wrong, with its causes.
+pub(crate) fn failure(error: &dyn std::error::Error) {
+    let mut text = format!("error: {error}");
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        if !text.contains(&cause_text) {
+            text.push_str(": ");
+            text.push_str(&cause_text);
+        }
+        source = cause.source();
+    }
+    note(&text);
+}
+
+/// Writes a line to stderr.
+pub(crate) fn note(text: &str) {
+    // Where stderr is closed there is nobody to tell.
+    let _ = writeln!(io::stderr().lock(), "{text}");
+}

@@ -1,0 +1,57 @@
+//! Which server a command asks: `--server`, `MESHWORK_SERVER`, the platform that runs here, or the default address.
+
+use std::path::{Path, PathBuf};
+
+use meshwork_api::{Client, ClientError};
+use serde::Deserialize;
+
+const DEFAULT: &str = "http://127.0.0.1:15014";
+
+/// Flags of every command that asks a server.
+#[derive(clap::Args, Clone, Debug)]
+pub(crate) struct ServerArgs {
+    /// The control plane, or the admin port of a gateway that runs from a folder [default: what `meshwork up` started here, else http://127.0.0.1:15014]
+    #[arg(long, value_name = "URL", env = "MESHWORK_SERVER")]
+    pub(crate) server: Option<String>,
+
+    /// Folder of the platform that `meshwork up` started
+    #[arg(long, value_name = "DIR", env = "MESHWORK_DATA_DIR", default_value = ".meshwork")]
+    pub(crate) data_dir: PathBuf,
+
+    /// A token, where the server wants one
+    #[arg(long, value_name = "TOKEN", env = "MESHWORK_TOKEN", hide_env_values = true)]
+    pub(crate) token: Option<String>,
+}
+
+/// The part of `endpoints.json` that commands need.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Endpoints {
+    control_plane: String,
+}
+
+impl ServerArgs {
+    /// A client for the server.
+    ///
+    /// # Errors
+    /// The address is none.
+    pub(crate) fn client(&self) -> Result<Client, ClientError> {
+        let server = self
+            .server
+            .clone()
+            .or_else(|| running(&self.data_dir))
+            .unwrap_or_else(|| DEFAULT.to_owned());
+        let client = Client::http(&server)?;
+        Ok(match &self.token {
+            Some(token) => client.with_token(token),
+            None => client,
+        })
+    }
+}
+
+fn running(data_dir: &Path) -> Option<String> {
+    let text = std::fs::read_to_string(data_dir.join("endpoints.json")).ok()?;
+    let endpoints: Endpoints = serde_json::from_str(&text).ok()?;
+    let address = endpoints.control_plane;
+    Some(if address.contains("://") { address } else { format!("http://{address}") })
+}

@@ -1,0 +1,69 @@
+//! Which version of HTTP a plaintext caller speaks: HTTP/2 by prior knowledge begins with a fixed preface
+//! (RFC 9113 section 3.4), and no HTTP/1 request can begin with it.
+
+use std::future::poll_fn;
+use std::task::Poll;
+
+use crate::connections::{Entry, Order};
+use crate::http::stream::StreamError;
+use crate::wire::Wire;
+
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+/// What a plaintext connection turned out to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Detected {
+    Http1,
+    Http2,
+    /// It closed, or was told to, before it said anything.
+    Nothing,
+}
+
+/// Reads until the first bytes tell. They stay in the wire's buffer.
+///
+/// # Errors
+/// The socket failed.
+pub(crate) async fn detect(wire: &mut Wire, entry: &Entry) -> Result<Detected, StreamError> {
+    poll_fn(|cx| {
+        loop {
+            if let Some(found) = judge(&wire.read) {
+                return Poll::Ready(Ok(found));
+            }
+            if wire.eof || entry.order().is_some_and(|order| order != Order::Drain || wire.read.is_empty()) {
+                return Poll::Ready(Ok(Detected::Nothing));
+            }
+            match wire.poll_fill(cx) {
+                Poll::Ready(Ok(_)) => {}
+                Poll::Ready(Err(error)) => return Poll::Ready(Err(error.into())),
+                Poll::Pending => {
+                    entry.watch(cx);
+                    return Poll::Pending;
+                }
+            }
+        }
+    })
+    .await
+}
+
+/// `None` while the bytes are a beginning of the preface and could still become it.
+fn judge(bytes: &[u8]) -> Option<Detected> {
+    let common = bytes.len().min(PREFACE.len());
+    if bytes[..common] != PREFACE[..common] {
+        return Some(Detected::Http1);
+    }
+    (common == PREFACE.len()).then_some(Detected::Http2)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_differing_byte_decides() {
+        assert_eq!(judge(b""), None);
+        assert_eq!(judge(b"PRI * HT"), None);
+        assert_eq!(judge(PREFACE), Some(Detected::Http2));
+        assert_eq!(judge(b"GET "), Some(Detected::Http1));
+        assert_eq!(judge(b"PROPFIND / HTTP/1.1"), Some(Detected::Http1));
+    }
+}

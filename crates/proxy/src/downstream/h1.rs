@@ -1,0 +1,246 @@
+//! HTTP/1.1 towards the caller: one connection, requests one after the other, answered in order.
+
+use std::task::{Context, Poll, ready};
+
+use bytes::{Buf, Bytes};
+use meshwork_http1::{
+    BodyDecoder, BodyLength, ConnectionOption, Decoded, Fields, HeadScan, Limits, ParseError, Parsed, RequestHead,
+    RequestKind, ResponseHead, Version, parse_request, write_last_chunk, write_response_head,
+};
+
+use crate::http::stream::{Frame, StreamError};
+use crate::wire::Wire;
+
+/// Of a request's body that nobody wanted, so much is read to keep the connection.
+const DRAIN_BYTES: u64 = 64 * 1024;
+
+/// See the module's text.
+#[derive(Debug)]
+pub(crate) struct H1Server {
+    pub(crate) wire: Wire,
+    limits: Limits,
+    scan: HeadScan,
+    body: BodyDecoder,
+    kind: RequestKind,
+    version: Version,
+    /// Whether the connection goes on after the present exchange.
+    pub(crate) keep_alive: bool,
+    asked_to_keep: bool,
+    head_sent: bool,
+    framing: BodyLength,
+    ended: bool,
+    aborted: bool,
+}
+
+impl H1Server {
+    pub(crate) fn new(wire: Wire, limits: Limits) -> Self {
+        Self {
+            wire,
+            limits,
+            scan: HeadScan::default(),
+            body: BodyDecoder::new(BodyLength::None),
+            kind: RequestKind::Other,
+            version: Version::Http11,
+            keep_alive: true,
+            asked_to_keep: false,
+            head_sent: false,
+            framing: BodyLength::None,
+            ended: false,
+            aborted: false,
+        }
+    }
+
+    /// Reads a request's head. `Ready(false)`: the caller closed between two requests.
+    pub(crate) fn poll_head(
+        &mut self,
+        cx: &mut Context<'_>,
+        head: &mut RequestHead,
+    ) -> Poll<Result<bool, StreamError>> {
+        loop {
+            if !self.wire.read.is_empty() {
+                match parse_request(&self.wire.read, &self.limits, &mut self.scan, head)? {
+                    Parsed::Done { consumed } => {
+                        self.wire.read.advance(consumed);
+                        self.begin(head);
+                        return Poll::Ready(Ok(true));
+                    }
+                    Parsed::Incomplete => {}
+                }
+            }
+            if self.wire.eof {
+                let clean = self.wire.read.is_empty();
+                return Poll::Ready(if clean { Ok(false) } else { Err(StreamError::Closed) });
+            }
+            ready!(self.wire.poll_fill(cx))?;
+        }
+    }
+
+    fn begin(&mut self, head: &RequestHead) {
+        self.scan = HeadScan::default();
+        self.body = BodyDecoder::new(head.body);
+        self.kind = RequestKind::from(&head.method);
+        self.version = head.version;
+        self.keep_alive = head.keep_alive;
+        self.asked_to_keep = head.keep_alive && head.version == Version::Http10;
+        self.head_sent = false;
+        self.ended = false;
+        self.framing = BodyLength::None;
+    }
+
+    /// Whether bytes of a head have arrived, but not all.
+    pub(crate) fn has_partial_head(&self) -> bool {
+        !self.wire.read.is_empty()
+    }
+
+    /// A head was refused: its answer is the last on this connection.
+    pub(crate) fn refuse(&mut self) {
+        self.scan = HeadScan::default();
+        self.kind = RequestKind::Other;
+        self.version = Version::Http11;
+        self.keep_alive = false;
+        self.head_sent = false;
+        self.ended = false;
+    }
+
+    pub(crate) fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Result<Frame, StreamError>> {
+        loop {
+            match self.body.decode(&mut self.wire.read, &self.limits)? {
+                Decoded::Data(data) => return Poll::Ready(Ok(Frame::Data(data))),
+                Decoded::End { trailers } => return Poll::Ready(Ok(Frame::End(trailers.map(Box::new)))),
+                Decoded::NeedMore => {}
+            }
+            if self.wire.eof || ready!(self.wire.poll_fill(cx))? == 0 {
+                return Poll::Ready(Err(StreamError::Closed));
+            }
+        }
+    }
+
+    /// While the upstream works, the caller's hanging up shows as the end of its stream. Bytes of a pipelined request
+    /// are read once and then left alone, so that a caller cannot fill our memory by not waiting.
+    pub(crate) fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<StreamError> {
+        if !self.body.is_done() || !self.wire.read.is_empty() {
+            return Poll::Pending;
+        }
+        match ready!(self.wire.poll_fill(cx)) {
+            Ok(0) => Poll::Ready(StreamError::Closed),
+            Ok(_) => Poll::Pending,
+            Err(error) => Poll::Ready(error.into()),
+        }
+    }
+
+    pub(crate) fn send_interim(&mut self, head: &ResponseHead) {
+        if self.version == Version::Http11 {
+            let (status, reason) = (head.status, &head.reason);
+            write_response_head(
+                self.wire.out(),
+                status,
+                reason,
+                &head.fields,
+                BodyLength::None,
+                ConnectionOption::None,
+            );
+        }
+    }
+
+    pub(crate) fn send_head(&mut self, head: &ResponseHead, end: bool) {
+        self.framing = self.framing_of(head, end);
+        if self.framing == BodyLength::UntilClose || (!self.body.is_done() && !self.may_drain()) {
+            self.keep_alive = false;
+        }
+        let connection = match (head.tunnel, self.keep_alive) {
+            (true, _) => ConnectionOption::Upgrade,
+            (false, false) => ConnectionOption::Close,
+            (false, true) if self.asked_to_keep => ConnectionOption::KeepAlive,
+            (false, true) => ConnectionOption::None,
+        };
+        write_response_head(self.wire.out(), head.status, &head.reason, &head.fields, self.framing, connection);
+        self.head_sent = true;
+        self.ended = self.framing.is_empty();
+    }
+
+    /// What tells the caller where the body ends (RFC 9112 section 6.3).
+    fn framing_of(&self, head: &ResponseHead, end: bool) -> BodyLength {
+        let bodiless = self.kind == RequestKind::Head || head.status / 100 == 1 || matches!(head.status, 204 | 304);
+        match head.body {
+            _ if bodiless || head.tunnel => BodyLength::None,
+            BodyLength::Known(length) => BodyLength::Known(length),
+            _ if end => BodyLength::Known(0),
+            BodyLength::None => BodyLength::Known(0),
+            BodyLength::Chunked | BodyLength::UntilClose if self.version == Version::Http11 => BodyLength::Chunked,
+            BodyLength::Chunked | BodyLength::UntilClose => BodyLength::UntilClose,
+        }
+    }
+
+    pub(crate) fn head_sent(&self) -> bool {
+        self.head_sent
+    }
+
+    pub(crate) fn queue(&mut self, data: Bytes) {
+        match self.framing {
+            BodyLength::Chunked => self.wire.queue_chunk(data),
+            // A body behind HEAD or 304 was never asked for.
+            BodyLength::None => {}
+            BodyLength::Known(_) | BodyLength::UntilClose => self.wire.queue(data),
+        }
+    }
+
+    pub(crate) fn end(&mut self, trailers: Option<&Fields>) {
+        if self.framing == BodyLength::Chunked && !self.ended {
+            write_last_chunk(self.wire.out(), trailers);
+        }
+        self.ended = true;
+    }
+
+    pub(crate) fn abort(&mut self) {
+        self.aborted = true;
+        self.keep_alive = false;
+        if self.head_sent && self.framing == BodyLength::UntilClose {
+            // Only a reset tells this caller that the body is not whole: a plain close would say that it is.
+            let socket = socket2::SockRef::from(self.wire.io.tcp());
+            if let Err(error) = socket.set_linger(Some(std::time::Duration::ZERO)) {
+                tracing::debug!(%error, "cannot reset a downstream connection");
+            }
+        }
+    }
+
+    pub(crate) fn was_aborted(&self) -> bool {
+        self.aborted
+    }
+
+    fn may_drain(&self) -> bool {
+        self.body.remaining().is_some_and(|bytes| bytes <= DRAIN_BYTES)
+    }
+
+    /// Reads the rest of a body that nobody wanted, so that the next request can be found behind it.
+    pub(crate) fn poll_drain(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), StreamError>> {
+        while !self.body.is_done() {
+            ready!(self.poll_frame(cx))?;
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// Reads and drops what still arrives, up to a bound, so that closing does not reset the connection before the
+    /// caller has read the last response (RFC 9112 section 9.6).
+    pub(crate) fn poll_linger(&mut self, cx: &mut Context<'_>, left: &mut u64) -> Poll<()> {
+        loop {
+            self.wire.read.clear();
+            match ready!(self.wire.poll_fill(cx)) {
+                Ok(count @ 1..) if (count as u64) < *left => *left -= count as u64,
+                _ => return Poll::Ready(()),
+            }
+        }
+    }
+
+    /// Whether the caller may still be sending.
+    pub(crate) fn has_unread_input(&self) -> bool {
+        !self.body.is_done() || !self.wire.read.is_empty()
+    }
+}
+
+/// The refusal of a head, if that is what ended the reading.
+pub(crate) fn refusal(error: &StreamError) -> Option<ParseError> {
+    match error {
+        StreamError::Http1(error) => Some(*error),
+        _ => None,
+    }
+}

@@ -1,0 +1,68 @@
+//! HTTP/2 towards the caller: one stream of a connection.
+
+use std::task::{Context, Poll, ready};
+
+use bytes::Bytes;
+use h2::server::SendResponse;
+use meshwork_http1::ResponseHead;
+
+use crate::http::convert;
+use crate::http::h2_body::{H2Sink, H2Source};
+use crate::http::stream::StreamError;
+
+/// See the module's text.
+pub(crate) struct H2Stream {
+    pub(crate) source: H2Source,
+    respond: SendResponse<Bytes>,
+    sink: Option<H2Sink>,
+    head_request: bool,
+}
+
+impl H2Stream {
+    pub(crate) fn new(recv: h2::RecvStream, respond: SendResponse<Bytes>, head_request: bool) -> Self {
+        Self { source: H2Source::new(recv), respond, sink: None, head_request }
+    }
+
+    pub(crate) fn sink(&self) -> Option<&H2Sink> {
+        self.sink.as_ref()
+    }
+
+    pub(crate) fn sink_mut(&mut self) -> &mut H2Sink {
+        self.sink.as_mut().expect("a body follows its head")
+    }
+
+    pub(crate) fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<StreamError> {
+        if let Some(sink) = &mut self.sink {
+            return sink.poll_reset(cx);
+        }
+        match ready!(self.respond.poll_reset(cx)) {
+            Ok(reason) => Poll::Ready(StreamError::Http2(reason.into())),
+            Err(error) => Poll::Ready(error.into()),
+        }
+    }
+
+    pub(crate) fn send_interim(&mut self, head: &ResponseHead) -> Result<(), StreamError> {
+        Ok(self.respond.send_informational(convert::response(head))?)
+    }
+
+    pub(crate) fn send_head(&mut self, head: &ResponseHead, end: bool) -> Result<(), StreamError> {
+        let end = end || self.head_request || matches!(head.status, 204 | 304);
+        let send = self.respond.send_response(convert::response(head), end)?;
+        self.sink = Some(H2Sink::new(send, end));
+        Ok(())
+    }
+
+    pub(crate) fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), StreamError>> {
+        match &mut self.sink {
+            Some(sink) => sink.poll_flush(cx),
+            None => Poll::Ready(Ok(())),
+        }
+    }
+
+    pub(crate) fn reset(&mut self, reason: h2::Reason) {
+        match &mut self.sink {
+            Some(sink) => sink.reset(reason),
+            None => self.respond.send_reset(reason),
+        }
+    }
+}

@@ -1,0 +1,111 @@
+//! One request's stream towards its caller, whatever version of HTTP the caller speaks.
+//!
+//! ```text
+//! (head was read) ──▶ poll_frame … End ──▶ send_interim* ──▶ send_head ──▶ queue/end/flush body
+//! ```
+
+pub(crate) mod connection;
+pub(crate) mod detect;
+pub(crate) mod h1;
+pub(crate) mod h2;
+
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use meshwork_http1::{Fields, ResponseHead};
+
+use crate::http::stream::{Frame, StreamError};
+use h1::H1Server;
+use h2::H2Stream;
+
+/// See the module's text.
+pub(crate) enum Down<'a> {
+    /// The connection itself carries one request at a time.
+    H1(&'a mut H1Server),
+    /// One of many streams.
+    H2(Box<H2Stream>),
+}
+
+impl Down<'_> {
+    /// The next frame of the request's body.
+    pub(crate) fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Result<Frame, StreamError>> {
+        match self {
+            Self::H1(server) => server.poll_frame(cx),
+            Self::H2(stream) => stream.source.poll_frame(cx),
+        }
+    }
+
+    /// Ready when the caller is gone and nobody waits for a response any more.
+    pub(crate) fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<StreamError> {
+        match self {
+            Self::H1(server) => server.poll_gone(cx),
+            Self::H2(stream) => stream.poll_gone(cx),
+        }
+    }
+
+    /// Passes on an informational response; where the caller cannot take one, nothing happens.
+    pub(crate) fn send_interim(&mut self, head: &ResponseHead) -> Result<(), StreamError> {
+        match self {
+            Self::H1(server) => {
+                server.send_interim(head);
+                Ok(())
+            }
+            Self::H2(stream) => stream.send_interim(head),
+        }
+    }
+
+    /// Queues the final head. `end`: no body follows.
+    pub(crate) fn send_head(&mut self, head: &ResponseHead, end: bool) -> Result<(), StreamError> {
+        match self {
+            Self::H1(server) => {
+                server.send_head(head, end);
+                Ok(())
+            }
+            Self::H2(stream) => stream.send_head(head, end),
+        }
+    }
+
+    pub(crate) fn has_room(&self) -> bool {
+        match self {
+            Self::H1(server) => server.wire.has_room(),
+            Self::H2(stream) => stream.sink().is_none_or(|sink| sink.has_room()),
+        }
+    }
+
+    pub(crate) fn queue(&mut self, data: Bytes) {
+        match self {
+            Self::H1(server) => server.queue(data),
+            Self::H2(stream) => stream.sink_mut().queue(data),
+        }
+    }
+
+    pub(crate) fn end(&mut self, trailers: Option<Box<Fields>>) {
+        match self {
+            Self::H1(server) => server.end(trailers.as_deref()),
+            Self::H2(stream) => stream.sink_mut().end(trailers),
+        }
+    }
+
+    pub(crate) fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), StreamError>> {
+        match self {
+            Self::H1(server) => server.wire.poll_flush(cx).map_err(StreamError::from),
+            Self::H2(stream) => stream.poll_flush(cx),
+        }
+    }
+
+    /// Breaks a response off in the middle, so that the caller never takes it for complete.
+    pub(crate) fn abort(&mut self) {
+        match self {
+            Self::H1(server) => server.abort(),
+            Self::H2(stream) => stream.reset(::h2::Reason::INTERNAL_ERROR),
+        }
+    }
+
+    /// Whether the final head has left.
+    pub(crate) fn head_sent(&self) -> bool {
+        match self {
+            Self::H1(server) => server.head_sent(),
+            Self::H2(stream) => stream.sink().is_some(),
+        }
+    }
+}

@@ -1,0 +1,207 @@
+//! The engine: workers, the snapshot they share, and the listening sockets that follow the snapshot.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use meshwork_base::Clock;
+use meshwork_decision::{Binding, Snapshot};
+use meshwork_http1::Limits;
+use meshwork_telemetry::{AccessLogSink, MetricsRegistry, RequestLabels};
+use tokio::sync::mpsc;
+
+use crate::connections::DownstreamTimeouts;
+use crate::listen::{self, ListenError};
+use crate::worker::{self, Command};
+
+/// What the engine is told at its start.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// How many workers, at least 1.
+    pub workers: usize,
+    /// Where listeners without an address of their own listen.
+    pub listen_address: IpAddr,
+    /// Bounds on heads.
+    pub limits: Limits,
+    /// How long downstream connections may wait.
+    pub timeouts: DownstreamTimeouts,
+    /// Downstream connections per worker; more are closed at once.
+    pub max_connections: usize,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            workers: 1,
+            listen_address: Ipv6Addr::UNSPECIFIED.into(),
+            limits: Limits::default(),
+            timeouts: DownstreamTimeouts::default(),
+            max_connections: 100_000,
+        }
+    }
+}
+
+/// What all workers share.
+pub struct Shared {
+    /// What is decided by; replaced as a whole.
+    pub snapshot: ArcSwap<Snapshot>,
+    /// Where time comes from.
+    pub clock: Arc<dyn Clock>,
+    /// As given at the start.
+    pub settings: Settings,
+    /// Where finished requests are counted.
+    pub metrics: MetricsRegistry,
+    /// Where finished requests are written.
+    pub access_log: AccessLogSink,
+    /// Who we are in the metrics; the callee's side is filled in per request.
+    pub labels: RequestLabels,
+}
+
+/// Which port of which address: how a binding is recognised from snapshot to snapshot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct BindKey {
+    /// Absent: the engine's own listen address.
+    pub address: Option<IpAddr>,
+    /// The port.
+    pub port: u16,
+}
+
+impl BindKey {
+    /// The key of a binding.
+    #[must_use]
+    pub fn of(binding: &Binding) -> Self {
+        Self { address: binding.address, port: binding.port }
+    }
+}
+
+impl fmt::Display for BindKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.address {
+            Some(address) => write!(f, "{}", SocketAddr::new(address, self.port)),
+            None => write!(f, "*:{}", self.port),
+        }
+    }
+}
+
+struct WorkerHandle {
+    commands: mpsc::Sender<Command>,
+    thread: JoinHandle<()>,
+}
+
+/// See the module's text.
+pub struct Engine {
+    shared: Arc<Shared>,
+    workers: Vec<WorkerHandle>,
+    bound: BTreeMap<BindKey, SocketAddr>,
+    /// Replaced snapshots, dropped here once no worker holds them, so that no request pays for it.
+    replaced: Vec<Arc<Snapshot>>,
+}
+
+impl Engine {
+    /// Starts the workers; nothing listens before the first [`Self::apply`].
+    ///
+    /// # Errors
+    /// The system gives no thread or no event queue.
+    pub fn start(shared: Arc<Shared>) -> std::io::Result<Self> {
+        let workers = (0..shared.settings.workers.max(1))
+            .map(|index| start_worker(index, Arc::clone(&shared)))
+            .collect::<std::io::Result<_>>()?;
+        Ok(Self { shared, workers, bound: BTreeMap::new(), replaced: Vec::new() })
+    }
+
+    /// Puts a snapshot into effect on all workers: new sockets are bound and old ones closed, then every request that
+    /// begins is decided by it. Returns what could not be bound; everything else is in effect.
+    pub async fn apply(&mut self, snapshot: Arc<Snapshot>) -> Vec<ListenError> {
+        let wanted: Vec<BindKey> = snapshot.bindings().iter().map(|binding| BindKey::of(binding)).collect();
+        // The snapshot first: a connection on a new socket finds its binding.
+        self.replaced.push(self.shared.snapshot.swap(snapshot));
+        let gone: Vec<BindKey> = self.bound.keys().filter(|key| !wanted.contains(key)).copied().collect();
+        for key in gone {
+            self.bound.remove(&key);
+            for worker in &self.workers {
+                // A worker that is gone has closed its sockets.
+                let _ = worker.commands.send(Command::Unlisten(key)).await;
+            }
+        }
+        let mut errors = Vec::new();
+        for key in wanted {
+            if let std::collections::btree_map::Entry::Vacant(entry) = self.bound.entry(key) {
+                let address = SocketAddr::new(key.address.unwrap_or(self.shared.settings.listen_address), key.port);
+                match listen::bind(address, self.workers.len()) {
+                    Ok(sockets) => {
+                        let actual = sockets.first().and_then(|s| s.local_addr().ok()).unwrap_or(address);
+                        entry.insert(actual);
+                        for (worker, socket) in self.workers.iter().zip(sockets) {
+                            let _ = worker.commands.send(Command::Listen(key, socket)).await;
+                        }
+                    }
+                    Err(error) => errors.push(error),
+                }
+            }
+        }
+        self.drop_replaced();
+        errors
+    }
+
+    /// Drops replaced snapshots that no request uses any more.
+    pub fn drop_replaced(&mut self) {
+        self.replaced.retain(|snapshot| Arc::strong_count(snapshot) > 1);
+    }
+
+    /// What is bound, and to which address.
+    #[must_use]
+    pub fn bound(&self) -> &BTreeMap<BindKey, SocketAddr> {
+        &self.bound
+    }
+
+    /// What the workers share.
+    #[must_use]
+    pub fn shared(&self) -> &Arc<Shared> {
+        &self.shared
+    }
+
+    /// Stops accepting, lets what runs finish, and after `timeout` ends the rest. Returns whether all finished.
+    pub async fn drain(self, timeout: Duration) -> bool {
+        for worker in &self.workers {
+            let _ = worker.commands.send(Command::Drain).await;
+        }
+        let finished = tokio::time::timeout(timeout, async {
+            for worker in &self.workers {
+                worker.commands.closed().await;
+            }
+        })
+        .await
+        .is_ok();
+        for worker in &self.workers {
+            let _ = worker.commands.send(Command::Stop).await;
+        }
+        let threads: Vec<_> = self.workers.into_iter().map(|worker| worker.thread).collect();
+        let joined = tokio::task::spawn_blocking(move || threads.into_iter().all(|t| t.join().is_ok())).await;
+        finished && joined.unwrap_or(false)
+    }
+}
+
+fn start_worker(index: usize, shared: Arc<Shared>) -> std::io::Result<WorkerHandle> {
+    let (commands, receiver) = mpsc::channel(64);
+    let (started, wait) = std::sync::mpsc::sync_channel(1);
+    let thread = std::thread::Builder::new().name(format!("worker-{index}")).spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build_local(tokio::runtime::LocalOptions::default());
+        match runtime {
+            Ok(runtime) => {
+                let _ = started.send(Ok(()));
+                runtime.block_on(worker::run(shared, receiver));
+            }
+            Err(error) => {
+                let _ = started.send(Err(error));
+            }
+        }
+    })?;
+    wait.recv().map_err(|_| std::io::Error::other("the worker's thread ended before it began"))??;
+    Ok(WorkerHandle { commands, thread })
+}

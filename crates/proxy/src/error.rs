@@ -1,0 +1,128 @@
+//! What goes wrong with a request: what, whose fault, and whether another attempt may follow.
+
+use std::sync::Arc;
+
+use meshwork_decision::Cause;
+use meshwork_http1::ParseError;
+
+use crate::http::stream::StreamError;
+
+/// Whose fault a failure is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Fault {
+    /// The caller's.
+    Downstream,
+    /// The endpoint's.
+    Upstream,
+    /// Ours, or our configuration's.
+    Local,
+}
+
+/// Whether another attempt may follow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Retry {
+    /// Never.
+    No,
+    /// Always: no byte of the request left, or the peer says that it processed nothing.
+    NothingSent,
+    /// A connection kept from an earlier request broke before any byte of the response: the peer had closed it
+    /// meanwhile. Once more on a fresh connection, whatever the policy, if the method allows it.
+    Reused,
+    /// As the policy says.
+    Policy,
+}
+
+/// A request failed here.
+#[derive(Clone, Debug)]
+pub(crate) struct Failure {
+    pub(crate) cause: Cause,
+    pub(crate) fault: Fault,
+    pub(crate) retry: Retry,
+    pub(crate) detail: Option<Arc<str>>,
+}
+
+impl Failure {
+    pub(crate) fn upstream(cause: Cause, retry: Retry) -> Self {
+        Self { cause, fault: Fault::Upstream, retry, detail: None }
+    }
+
+    pub(crate) fn downstream(cause: Cause) -> Self {
+        Self { cause, fault: Fault::Downstream, retry: Retry::No, detail: None }
+    }
+
+    pub(crate) fn local(cause: Cause) -> Self {
+        Self { cause, fault: Fault::Local, retry: Retry::No, detail: None }
+    }
+
+    /// Adds what exactly: an address, a policy, the system's words.
+    pub(crate) fn because(mut self, detail: impl Into<Arc<str>>) -> Self {
+        self.detail = Some(detail.into());
+        self
+    }
+
+    /// A request whose head breaks HTTP.
+    pub(crate) fn refused(error: ParseError) -> Self {
+        Self::downstream(downstream_cause(error)).because(format!("{}: {error}", error.cause()))
+    }
+
+    /// The request's own stream broke.
+    pub(crate) fn of_downstream(error: &StreamError) -> Self {
+        let cause = match error {
+            StreamError::Http1(parse) => downstream_cause(*parse),
+            StreamError::Io(_) | StreamError::Closed | StreamError::ClosedBefore => Cause::DownstreamClosed,
+            StreamError::Http2(error) if error.is_io() => Cause::DownstreamClosed,
+            StreamError::Http2(error) if error.is_library() => Cause::DownstreamProtocolError,
+            StreamError::Http2(_) => Cause::DownstreamReset,
+        };
+        Self::downstream(cause).because(error.to_string())
+    }
+
+    /// The endpoint's stream broke. `began`: a byte of the response had arrived; `reused`: the connection had carried
+    /// an earlier request.
+    pub(crate) fn of_upstream(error: &StreamError, began: bool, reused: bool) -> Self {
+        let (cause, retry) = match error {
+            _ if error.refused() => (Cause::UpstreamRefused, Retry::NothingSent),
+            StreamError::Http1(ParseError::OverLimit { .. }) => (Cause::UpstreamHeadersTooLarge, Retry::No),
+            _ if error.is_protocol() => (Cause::UpstreamProtocolError, Retry::No),
+            StreamError::ClosedBefore if reused => (Cause::UpstreamClosed, Retry::Reused),
+            StreamError::Io(_) if reused && !began => (Cause::UpstreamReset, Retry::Reused),
+            StreamError::Closed | StreamError::ClosedBefore => (Cause::UpstreamClosed, Retry::Policy),
+            StreamError::Io(_) | StreamError::Http1(_) | StreamError::Http2(_) => {
+                (Cause::UpstreamReset, Retry::Policy)
+            }
+        };
+        let retry = if began { Retry::No } else { retry };
+        Self::upstream(cause, retry).because(error.to_string())
+    }
+}
+
+/// The cause of a refused HTTP/1 request; its status follows from the cause.
+pub(crate) fn downstream_cause(error: ParseError) -> Cause {
+    match error.status() {
+        414 => Cause::UriTooLong,
+        431 => Cause::RequestHeadersTooLarge,
+        501 => Cause::NotImplemented,
+        _ => Cause::DownstreamProtocolError,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stale_pooled_connection_is_tried_again_but_never_after_the_response_began() {
+        let reset = || StreamError::Io(std::io::ErrorKind::ConnectionReset.into());
+        assert_eq!(Failure::of_upstream(&reset(), false, true).retry, Retry::Reused);
+        assert_eq!(Failure::of_upstream(&reset(), false, false).retry, Retry::Policy);
+        assert_eq!(Failure::of_upstream(&reset(), true, true).retry, Retry::No);
+        assert_eq!(Failure::of_upstream(&StreamError::ClosedBefore, false, true).retry, Retry::Reused);
+    }
+
+    #[test]
+    fn a_refused_stream_may_always_go_elsewhere() {
+        let refused = StreamError::Http2(h2::Reason::REFUSED_STREAM.into());
+        let failure = Failure::of_upstream(&refused, false, false);
+        assert_eq!((failure.cause, failure.retry), (Cause::UpstreamRefused, Retry::NothingSent));
+    }
+}

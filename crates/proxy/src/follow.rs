@@ -1,0 +1,139 @@
+//! Following the control plane: each batch becomes a snapshot, takes effect, and is reported.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use meshwork_decision::{Change, Protocol, Severity, SnapshotBuilder};
+use meshwork_messages::v1::rejection;
+use meshwork_process::Condition;
+use meshwork_telemetry::{Counter, MetricsRegistry, inventory};
+use meshwork_xds::client::{self, Batch, Handle, Updates};
+use meshwork_xds::ResourceKey;
+
+use crate::engine::{BindKey, Engine};
+use crate::tls::certified_key;
+
+/// How often replaced snapshots are dropped, and ports that were taken are tried again.
+const TIDY: Duration = Duration::from_secs(1);
+
+/// See the module's text.
+pub struct Follower {
+    engine: Engine,
+    handle: Handle,
+    builder: SnapshotBuilder,
+    metrics: MetricsRegistry,
+    updates_applied: Counter,
+    configured: Condition,
+    revision: u64,
+    unbound: bool,
+}
+
+impl Follower {
+    /// A follower that puts what `handle`'s client receives into effect on `engine`; `configured` becomes true with
+    /// the first whole change.
+    #[must_use]
+    pub fn new(engine: Engine, handle: Handle, metrics: MetricsRegistry, configured: Condition) -> Self {
+        let updates_applied = metrics.counter(&inventory::CONFIG_UPDATES, &[]);
+        let builder = SnapshotBuilder::new();
+        Self { engine, handle, builder, metrics, updates_applied, configured, revision: 0, unbound: false }
+    }
+
+    /// Runs until `stop`; gives the engine back to be drained.
+    pub async fn run(
+        mut self,
+        mut updates: Updates,
+        stop: &tokio_util::sync::CancellationToken,
+    ) -> Engine {
+        let mut tidy = tokio::time::interval(TIDY);
+        tidy.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => return self.engine,
+                batch = updates.next() => match batch {
+                    Some(batch) => self.take(batch).await,
+                    // The driver ends only with its consumer; what is in effect stays.
+                    None => {
+                        stop.cancelled().await;
+                        return self.engine;
+                    }
+                },
+                _ = tidy.tick() => self.tidy().await,
+            }
+        }
+    }
+
+    async fn take(&mut self, batch: Batch) {
+        let mut rejections = Vec::new();
+        let changes = batch.changes.into_iter().filter_map(|change| match change {
+            client::Change::Upsert(key, resource) => Some(Change::Upsert {
+                type_url: key.type_url,
+                name: key.name,
+                version: resource.version.as_str().into(),
+                body: resource.body.clone(),
+            }),
+            client::Change::Remove(key) => Some(Change::Remove { type_url: key.type_url, name: key.name }),
+            // Refused by the client already, which reports it.
+            client::Change::Unsupported { .. } => None,
+        });
+        for refused in self.builder.apply(changes.collect::<Vec<_>>()) {
+            tracing::warn!(kind = %refused.type_url, name = %refused.name, why = %refused.message, "resource refused");
+            self.metrics.counter(&inventory::CONFIG_REJECTIONS, &[&refused.type_url]).increment();
+            rejections.push(client::Rejection {
+                key: ResourceKey::new(refused.type_url, refused.name),
+                severity: match refused.severity {
+                    Severity::Error | Severity::Closed => rejection::Severity::Error,
+                },
+                message: refused.message,
+            });
+        }
+        // A handle whose client is gone has nobody to report to.
+        let _ = self.handle.settle(batch.id, rejections).await;
+        if let Some(revision) = batch.revision {
+            self.revision = revision;
+        }
+        if self.builder.is_stale() || batch.revision.is_some() {
+            self.put_into_effect().await;
+        }
+        if batch.revision.is_some() {
+            let _ = self.handle.effective(self.revision).await;
+            self.configured.set(true);
+        }
+    }
+
+    async fn put_into_effect(&mut self) {
+        let snapshot = self.builder.build();
+        for (listener, why) in snapshot.unbound() {
+            tracing::warn!(listener = %listener.name, why, "listener cannot be served");
+        }
+        let errors = self.engine.apply(Arc::clone(&snapshot)).await;
+        self.unbound = !errors.is_empty();
+        for error in errors {
+            tracing::error!(%error, "listener not bound");
+        }
+        self.updates_applied.increment();
+        self.metrics.set_info(&inventory::CONFIG_REVISION, &[&self.revision.to_string()]);
+        let _ = self.handle.bound(self.bound()).await;
+        tracing::info!(revision = self.revision, "configuration in effect");
+    }
+
+    /// The listeners that serve: their port is bound, and under TLS they have a certificate that works.
+    fn bound(&self) -> Vec<String> {
+        let snapshot = self.engine.shared().snapshot.load();
+        let bound: BTreeSet<BindKey> = self.engine.bound().keys().copied().collect();
+        let bindings = snapshot.bindings().iter().filter(|binding| bound.contains(&BindKey::of(binding)));
+        bindings
+            .flat_map(|binding| binding.listeners.iter())
+            .filter(|l| l.protocol == Protocol::Http || l.secrets.iter().any(|s| certified_key(s).is_ok()))
+            .map(|listener| listener.name.to_string())
+            .collect()
+    }
+
+    async fn tidy(&mut self) {
+        self.engine.drop_replaced();
+        if self.unbound {
+            self.put_into_effect().await;
+        }
+    }
+}

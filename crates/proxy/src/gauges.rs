@@ -1,0 +1,89 @@
+//! A worker's own counts of connections. What is open is counted by guards, so that no path forgets to count down.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::rc::Rc;
+
+use meshwork_decision::Cause;
+use meshwork_telemetry::{WorkerCounter, WorkerGauge, WorkerMetrics, inventory};
+
+use crate::engine::BindKey;
+
+/// See the module's text.
+pub(crate) struct Gauges {
+    downstream: RefCell<HashMap<BindKey, Rc<Downstream>>>,
+    upstream: Rc<Upstream>,
+    connect_failures: RefCell<HashMap<Cause, WorkerCounter>>,
+}
+
+struct Downstream {
+    total: WorkerCounter,
+    active: WorkerGauge,
+}
+
+struct Upstream {
+    total: WorkerCounter,
+    active: WorkerGauge,
+}
+
+impl Gauges {
+    pub(crate) fn new(metrics: &WorkerMetrics) -> Self {
+        Self {
+            downstream: RefCell::default(),
+            upstream: Rc::new(Upstream {
+                total: metrics.counter(&inventory::UPSTREAM_CONNECTIONS, &[]),
+                active: metrics.gauge(&inventory::UPSTREAM_CONNECTIONS_ACTIVE, &[]),
+            }),
+            connect_failures: RefCell::default(),
+        }
+    }
+
+    /// Counts a connection that was accepted.
+    pub(crate) fn accepted(&self, key: BindKey, metrics: &WorkerMetrics) -> OpenDownstream {
+        let mut known = self.downstream.borrow_mut();
+        let counts = known.entry(key).or_insert_with(|| {
+            let listener = key.to_string();
+            Rc::new(Downstream {
+                total: metrics.counter(&inventory::DOWNSTREAM_CONNECTIONS, &[&listener]),
+                active: metrics.gauge(&inventory::DOWNSTREAM_CONNECTIONS_ACTIVE, &[&listener]),
+            })
+        });
+        counts.total.increment();
+        counts.active.increment();
+        OpenDownstream(Rc::clone(counts))
+    }
+
+    /// Counts a connection that was opened to an endpoint.
+    pub(crate) fn connected(&self) -> OpenUpstream {
+        self.upstream.total.increment();
+        self.upstream.active.increment();
+        OpenUpstream(Rc::clone(&self.upstream))
+    }
+
+    /// Counts a connection that could not be opened.
+    pub(crate) fn connect_failed(&self, cause: Cause, metrics: &WorkerMetrics) {
+        let mut known = self.connect_failures.borrow_mut();
+        let counter = known
+            .entry(cause)
+            .or_insert_with(|| metrics.counter(&inventory::UPSTREAM_CONNECT_FAILURES, &[cause.as_str()]));
+        counter.increment();
+    }
+}
+
+/// A connection from a caller, open as long as this lives.
+pub(crate) struct OpenDownstream(Rc<Downstream>);
+
+impl Drop for OpenDownstream {
+    fn drop(&mut self) {
+        self.0.active.decrement();
+    }
+}
+
+/// A connection to an endpoint, open as long as this lives.
+pub(crate) struct OpenUpstream(Rc<Upstream>);
+
+impl Drop for OpenUpstream {
+    fn drop(&mut self) {
+        self.0.active.decrement();
+    }
+}

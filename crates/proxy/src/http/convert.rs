@@ -1,0 +1,202 @@
+//! Crossing between HTTP/2's header maps and the proxy's own heads (RFC 9113 section 8).
+//!
+//! Inside the proxy a request looks as HTTP/1.1 would write it: the authority is Host, cookie crumbs are one field.
+//! What HTTP/2 does not know (connection fields) was removed before; what HTTP/1.1 does not know (pseudo-fields) is
+//! in the head's own members.
+
+use bytes::Bytes;
+use http::header::{HeaderMap, HeaderName, HeaderValue};
+use http::uri::{Authority, PathAndQuery};
+use http::{Method, Request, Response, StatusCode, Uri};
+use meshwork_http1::{BodyLength, Fields, KnownName, ParseError, RequestHead, ResponseHead, Version};
+
+use crate::upstream::Head;
+
+/// The fields of a map, in its order. HTTP/2's decoder has checked names and values.
+pub(crate) fn fields_of(map: &HeaderMap) -> Fields {
+    let mut fields = Fields::new();
+    fill(map, &mut fields);
+    fields
+}
+
+fn fill(map: &HeaderMap, fields: &mut Fields) {
+    for (name, value) in map {
+        // A value with a byte that HTTP/1 cannot carry was refused by the decoder already.
+        let _ = fields.push(name.as_str(), value.as_bytes());
+    }
+}
+
+/// The map of these fields; what HTTP/2 forbids (connection-specific fields, Host) is left out.
+pub(crate) fn map_of(fields: &Fields) -> HeaderMap {
+    let mut map = HeaderMap::with_capacity(fields.len());
+    for (known, name, value) in fields.iter_known() {
+        if is_connection_specific(known) {
+            continue;
+        }
+        if let (Ok(name), Ok(value)) = (HeaderName::from_bytes(name), HeaderValue::from_bytes(value)) {
+            map.append(name, value);
+        }
+    }
+    map
+}
+
+/// RFC 9113 section 8.2.2; Host goes as `:authority`.
+fn is_connection_specific(name: Option<KnownName>) -> bool {
+    matches!(
+        name,
+        Some(
+            KnownName::Connection
+                | KnownName::KeepAlive
+                | KnownName::ProxyConnection
+                | KnownName::TransferEncoding
+                | KnownName::Upgrade
+                | KnownName::Te
+                | KnownName::Host
+        )
+    )
+}
+
+/// Reads an HTTP/2 request into a head. `end`: no body follows.
+///
+/// # Errors
+/// What of the request is not HTTP (RFC 9113 section 8.3.1).
+pub(crate) fn request_into(request: &Request<h2::RecvStream>, head: &mut RequestHead) -> Result<(), ParseError> {
+    head.clear();
+    head.method = request.method().clone();
+    head.version = Version::Http11;
+    head.keep_alive = true;
+    let target = match request.uri().path_and_query() {
+        Some(path) => path.as_str().as_bytes(),
+        None if head.method == Method::CONNECT => {
+            request.uri().authority().ok_or(ParseError::MissingHost)?.as_str().as_bytes()
+        }
+        None => return Err(ParseError::BadTarget),
+    };
+    let method = head.method.clone();
+    head.target.set(&method, target)?;
+    let declared = request.headers().get_all(http::header::HOST).iter().collect::<Vec<_>>();
+    let authority = request.uri().authority().map(Authority::as_str);
+    match (authority, declared.as_slice()) {
+        (None, []) => return Err(ParseError::MissingHost),
+        (_, [_, _, ..]) => return Err(ParseError::RepeatedHost),
+        (Some(authority), [host]) if !host.as_bytes().eq_ignore_ascii_case(authority.as_bytes()) => {
+            return Err(ParseError::HostMismatch);
+        }
+        (Some(authority), _) => {
+            head.fields.push_known(KnownName::Host, authority).map_err(|_| ParseError::BadHost)?;
+        }
+        (None, [_]) => {}
+    }
+    fill_request(request.headers(), authority.is_some(), head);
+    let length = head.fields.known(KnownName::ContentLength).map(declared_length);
+    head.body = match length {
+        Some(None) => return Err(ParseError::BadLength),
+        Some(Some(length)) => BodyLength::Known(length),
+        None if request.body().is_end_stream() => BodyLength::None,
+        None => BodyLength::Chunked,
+    };
+    head.expect_continue = !head.body.is_empty()
+        && head.fields.known(KnownName::Expect).is_some_and(|e| e.eq_ignore_ascii_case(b"100-continue"));
+    Ok(())
+}
+
+fn declared_length(value: &[u8]) -> Option<u64> {
+    let plain = !value.is_empty() && value.len() <= 18 && value.iter().all(u8::is_ascii_digit);
+    if plain { std::str::from_utf8(value).ok()?.parse().ok() } else { None }
+}
+
+fn fill_request(map: &HeaderMap, has_authority: bool, head: &mut RequestHead) {
+    let mut cookies: Vec<u8> = Vec::new();
+    for (name, value) in map {
+        if *name == http::header::HOST && has_authority {
+            continue;
+        }
+        if *name == http::header::COOKIE {
+            // Crumbs are joined before they reach HTTP/1 (RFC 9113 section 8.2.3).
+            if !cookies.is_empty() {
+                cookies.extend_from_slice(b"; ");
+            }
+            cookies.extend_from_slice(value.as_bytes());
+            continue;
+        }
+        let _ = head.fields.push(name.as_str(), value.as_bytes());
+    }
+    if !cookies.is_empty() {
+        let _ = head.fields.push_known(KnownName::Cookie, &cookies);
+    }
+}
+
+/// The HTTP/2 form of a request.
+///
+/// # Errors
+/// What of it HTTP/2 cannot carry; a filter wrote it.
+pub(crate) fn request(head: &Head<'_>) -> Result<Request<()>, String> {
+    let mut request = Request::new(());
+    *request.method_mut() = head.method.clone();
+    *request.version_mut() = http::Version::HTTP_2;
+    let mut uri = http::uri::Parts::default();
+    let authority = Authority::try_from(head.authority);
+    uri.authority = Some(authority.map_err(|e| format!("authority `{}`: {e}", head.authority))?);
+    if *head.method != Method::CONNECT {
+        uri.scheme = Some(if head.https { http::uri::Scheme::HTTPS } else { http::uri::Scheme::HTTP });
+        let path = PathAndQuery::from_maybe_shared(Bytes::copy_from_slice(head.path.as_bytes()));
+        uri.path_and_query = Some(path.map_err(|e| format!("path `{}`: {e}", head.path))?);
+    }
+    *request.uri_mut() = Uri::from_parts(uri).map_err(|e| format!("target `{}`: {e}", head.path))?;
+    let map = request.headers_mut();
+    *map = map_of(head.fields);
+    if head.te_trailers {
+        map.insert(http::header::TE, HeaderValue::from_static("trailers"));
+    }
+    Ok(request)
+}
+
+/// Reads an HTTP/2 response head. `end`: no body follows.
+pub(crate) fn response_into(response: &Response<()>, end: bool, head: &mut ResponseHead) {
+    head.clear();
+    head.status = response.status().as_u16();
+    head.version = Version::Http11;
+    head.keep_alive = true;
+    fill(response.headers(), &mut head.fields);
+    let declared = head.fields.known(KnownName::ContentLength).and_then(declared_length);
+    head.body = match declared {
+        _ if end => BodyLength::None,
+        Some(length) => BodyLength::Known(length),
+        None => BodyLength::Chunked,
+    };
+}
+
+/// The HTTP/2 form of a response.
+pub(crate) fn response(head: &ResponseHead) -> Response<()> {
+    let mut response = Response::new(());
+    *response.version_mut() = http::Version::HTTP_2;
+    *response.status_mut() = StatusCode::from_u16(head.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    *response.headers_mut() = map_of(&head.fields);
+    response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn connection_fields_do_not_cross_into_http2() {
+        let mut fields = Fields::new();
+        for (name, value) in [("Host", "a"), ("Connection", "x"), ("TE", "gzip"), ("X-Kept", "1"), ("x-kept", "2")] {
+            fields.push(name, value).unwrap();
+        }
+        let map = map_of(&fields);
+        assert_eq!(map.len(), 2);
+        assert_eq!(map.get_all("x-kept").iter().collect::<Vec<_>>(), ["1", "2"]);
+    }
+
+    #[test]
+    fn a_response_keeps_status_and_fields_both_ways() {
+        let mut head = ResponseHead::new();
+        head.status = 418;
+        head.fields.push("X-A", "1").unwrap();
+        let mut back = ResponseHead::new();
+        response_into(&response(&head), true, &mut back);
+        assert_eq!((back.status, back.fields.get("x-a")), (418, Some(&b"1"[..])));
+    }
+}

@@ -1,0 +1,120 @@
+//! The two halves of an HTTP/2 stream as a source and a sink of body frames; both sides of the proxy use them.
+
+use std::task::{Context, Poll, ready};
+
+use bytes::Bytes;
+use h2::{RecvStream, SendStream};
+use meshwork_http1::Fields;
+
+use super::convert;
+use super::stream::{Frame, StreamError};
+
+/// Frames that arrive.
+#[derive(Debug)]
+pub(crate) struct H2Source {
+    recv: RecvStream,
+    data_ended: bool,
+}
+
+impl H2Source {
+    pub(crate) fn new(recv: RecvStream) -> Self {
+        Self { recv, data_ended: false }
+    }
+
+    /// No frame will follow.
+    pub(crate) fn is_end(&self) -> bool {
+        self.recv.is_end_stream()
+    }
+
+    /// The next frame. The window is opened again as soon as a frame is taken: whoever takes it has room for it, and
+    /// takes no further one before that is sent on.
+    pub(crate) fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Result<Frame, StreamError>> {
+        while !self.data_ended {
+            match ready!(self.recv.poll_data(cx)) {
+                Some(data) => {
+                    let data = data?;
+                    self.recv.flow_control().release_capacity(data.len())?;
+                    if !data.is_empty() {
+                        return Poll::Ready(Ok(Frame::Data(data)));
+                    }
+                }
+                None => self.data_ended = true,
+            }
+        }
+        let trailers = ready!(self.recv.poll_trailers(cx))?;
+        Poll::Ready(Ok(Frame::End(trailers.map(|map| Box::new(convert::fields_of(&map))))))
+    }
+}
+
+/// Frames that leave. One chunk at most waits for the window, so a slow reader costs one chunk.
+pub(crate) struct H2Sink {
+    send: SendStream<Bytes>,
+    waiting: Bytes,
+    end: Option<Option<Box<Fields>>>,
+    ended: bool,
+}
+
+impl H2Sink {
+    /// `ended`: the head carried END_STREAM already.
+    pub(crate) fn new(send: SendStream<Bytes>, ended: bool) -> Self {
+        Self { send, waiting: Bytes::new(), end: None, ended }
+    }
+
+    pub(crate) fn has_room(&self) -> bool {
+        self.waiting.is_empty()
+    }
+
+    pub(crate) fn queue(&mut self, data: Bytes) {
+        debug_assert!(self.waiting.is_empty(), "a source is asked only while the sink has room");
+        self.send.reserve_capacity(data.len());
+        self.waiting = data;
+    }
+
+    pub(crate) fn end(&mut self, trailers: Option<Box<Fields>>) {
+        self.end = Some(trailers);
+    }
+
+    /// Hands what is queued to the connection, as far as the window allows.
+    pub(crate) fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), StreamError>> {
+        if self.ended {
+            return Poll::Ready(Ok(()));
+        }
+        while !self.waiting.is_empty() {
+            let mut capacity = self.send.capacity();
+            if capacity == 0 {
+                capacity = match ready!(self.send.poll_capacity(cx)) {
+                    Some(capacity) => capacity?,
+                    None => return Poll::Ready(Err(StreamError::Closed)),
+                };
+            }
+            let chunk = self.waiting.split_to(capacity.min(self.waiting.len()));
+            let last = self.waiting.is_empty() && matches!(self.end, Some(None));
+            self.send.send_data(chunk, last)?;
+            self.ended = last;
+        }
+        if let Some(trailers) = self.end.take()
+            && !self.ended
+        {
+            match trailers {
+                Some(trailers) => self.send.send_trailers(convert::map_of(&trailers))?,
+                None => self.send.send_data(Bytes::new(), true)?,
+            }
+            self.ended = true;
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// Breaks the stream off, so that the peer never takes it for complete.
+    pub(crate) fn reset(&mut self, reason: h2::Reason) {
+        self.send.send_reset(reason);
+        self.ended = true;
+    }
+
+    /// Ready when the peer has reset the stream.
+    pub(crate) fn poll_reset(&mut self, cx: &mut Context<'_>) -> Poll<StreamError> {
+        match ready!(self.send.poll_reset(cx)) {
+            Ok(reason) => Poll::Ready(StreamError::Http2(reason.into())),
+            Err(error) => Poll::Ready(StreamError::Http2(error)),
+        }
+    }
+}

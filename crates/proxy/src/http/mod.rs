@@ -1,0 +1,5 @@
+//! HTTP as both sides of the proxy speak it: frames of bodies and the crossing between versions.
+
+pub(crate) mod convert;
+pub(crate) mod h2_body;
+pub(crate) mod stream;

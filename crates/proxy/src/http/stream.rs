@@ -1,0 +1,57 @@
+//! What a body is made of, and how it can break, whatever the version of HTTP.
+
+use bytes::Bytes;
+use meshwork_http1::{Fields, ParseError};
+
+/// A piece of a body.
+#[derive(Debug)]
+pub(crate) enum Frame {
+    /// Bytes.
+    Data(Bytes),
+    /// The clean end, with trailers if there were any.
+    End(Option<Box<Fields>>),
+}
+
+/// How a message broke off.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum StreamError {
+    /// The socket failed.
+    #[error("the connection failed: {0}")]
+    Io(#[from] std::io::Error),
+    /// The peer closed before the message was complete.
+    #[error("the connection was closed in the middle of a message")]
+    Closed,
+    /// The peer closed without a byte of this message.
+    #[error("the connection was closed before a message began")]
+    ClosedBefore,
+    /// The message violates HTTP/1.1.
+    #[error("malformed HTTP/1.1: {0}")]
+    Http1(#[from] ParseError),
+    /// The HTTP/2 stream or its connection failed.
+    #[error("HTTP/2: {0}")]
+    Http2(h2::Error),
+}
+
+impl From<h2::Error> for StreamError {
+    fn from(error: h2::Error) -> Self {
+        Self::Http2(error)
+    }
+}
+
+impl StreamError {
+    /// The peer says that it has processed nothing of this stream (RFC 9113 section 8.7).
+    pub(crate) fn refused(&self) -> bool {
+        let Self::Http2(error) = self else { return false };
+        error.reason() == Some(h2::Reason::REFUSED_STREAM)
+            || (error.is_go_away() && error.is_remote() && error.reason() == Some(h2::Reason::NO_ERROR))
+    }
+
+    /// The peer spoke, and it was no HTTP.
+    pub(crate) fn is_protocol(&self) -> bool {
+        match self {
+            Self::Http1(_) => true,
+            Self::Http2(error) => error.is_library(),
+            Self::Io(_) | Self::Closed | Self::ClosedBefore => false,
+        }
+    }
+}

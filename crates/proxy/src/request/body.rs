@@ -1,0 +1,142 @@
+//! A request's body on its way, kept as far as another attempt may need it.
+
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use meshwork_http1::{Fields, RequestHead};
+
+use crate::downstream::Down;
+use crate::http::stream::{Frame, StreamError};
+use crate::upstream::Exchange;
+
+/// Of a body so much is kept for another attempt; a longer one is sent once.
+const REPLAY_BYTES: usize = 64 * 1024;
+
+/// Which side broke while the body was moved.
+pub(crate) enum Side {
+    Down(StreamError),
+    Up(StreamError),
+}
+
+/// See the module's text.
+pub(crate) struct RequestBody {
+    kept: Vec<Bytes>,
+    kept_bytes: usize,
+    /// More has been passed on than is kept.
+    overflowed: bool,
+    /// How many kept chunks the present attempt has got.
+    sent: usize,
+    ended: Option<Option<Box<Fields>>>,
+    end_sent: bool,
+    keep: bool,
+    pub(crate) received: u64,
+}
+
+impl RequestBody {
+    pub(crate) fn new(head: &RequestHead) -> Self {
+        Self {
+            kept: Vec::new(),
+            kept_bytes: 0,
+            overflowed: false,
+            sent: 0,
+            ended: head.body.is_empty().then_some(None),
+            end_sent: false,
+            keep: true,
+            received: 0,
+        }
+    }
+
+    /// There is none.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.kept.is_empty() && !self.overflowed && matches!(self.ended, Some(None))
+    }
+
+    /// Whether another attempt can get the whole of it.
+    pub(crate) fn is_replayable(&self) -> bool {
+        !self.overflowed
+    }
+
+    /// A new attempt gets it from its beginning.
+    pub(crate) fn rewind(&mut self) {
+        debug_assert!(self.is_replayable(), "what was not kept cannot be sent again");
+        self.sent = 0;
+        self.end_sent = false;
+    }
+
+    /// There will be no other attempt: nothing more is kept.
+    pub(crate) fn settle(&mut self) {
+        self.keep = false;
+    }
+
+    /// The present attempt has got all of it.
+    pub(crate) fn is_sent(&self) -> bool {
+        self.end_sent
+    }
+
+    /// Moves what there is and what there is room for, then writes it out. Never completes: bodies end when the
+    /// exchange does.
+    pub(crate) fn poll_pump(
+        &mut self,
+        cx: &mut Context<'_>,
+        down: &mut Down<'_>,
+        up: &mut Exchange,
+    ) -> Result<(), Side> {
+        loop {
+            if !up.has_room() && up.poll_flush(cx).or_fail(Side::Up)?.is_pending() {
+                return Ok(());
+            }
+            if let Some(chunk) = self.kept.get(self.sent) {
+                up.queue(chunk.clone());
+                self.sent += 1;
+                continue;
+            }
+            match &self.ended {
+                Some(_) if self.end_sent => break,
+                Some(trailers) => {
+                    up.end(trailers.clone());
+                    self.end_sent = true;
+                    break;
+                }
+                None => {}
+            }
+            match down.poll_frame(cx).or_fail(Side::Down)? {
+                Poll::Ready(Frame::Data(data)) => self.take(data, up),
+                Poll::Ready(Frame::End(trailers)) => self.ended = Some(trailers),
+                Poll::Pending => break,
+            }
+        }
+        match up.poll_flush(cx) {
+            Poll::Ready(Err(error)) => Err(Side::Up(error)),
+            Poll::Ready(Ok(())) | Poll::Pending => Ok(()),
+        }
+    }
+
+    fn take(&mut self, data: Bytes, up: &mut Exchange) {
+        self.received += data.len() as u64;
+        if self.keep && !self.overflowed && self.kept_bytes + data.len() <= REPLAY_BYTES {
+            self.kept_bytes += data.len();
+            self.kept.push(data.clone());
+            self.sent = self.kept.len();
+        } else {
+            self.overflowed = true;
+            self.kept = Vec::new();
+            self.sent = 0;
+        }
+        up.queue(data);
+    }
+}
+
+/// `poll` in a shape that `?` can take apart: errors first, readiness after.
+trait Transpose<T, E> {
+    fn or_fail<F>(self, into: impl FnOnce(E) -> F) -> Result<Poll<T>, F>;
+}
+
+impl<T, E> Transpose<T, E> for Poll<Result<T, E>> {
+    fn or_fail<F>(self, into: impl FnOnce(E) -> F) -> Result<Poll<T>, F> {
+        match self {
+            Poll::Ready(Ok(value)) => Ok(Poll::Ready(value)),
+            Poll::Ready(Err(error)) => Err(into(error)),
+            Poll::Pending => Ok(Poll::Pending),
+        }
+    }
+}

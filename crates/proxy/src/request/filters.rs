@@ -1,0 +1,216 @@
+//! Doing what the rule's filters say: to the request before it is sent, to the response before it is passed on.
+
+use std::net::IpAddr;
+
+use meshwork_base::Rng;
+use meshwork_decision::{Backend, Cause, Filter, HeaderEdit, HeaderEdits, Matched, Rewrite};
+use meshwork_http1::{FieldError, Fields, HopByHop, KnownName, RequestHead, ResponseHead, strip_hop_by_hop};
+
+use super::journey::Journey;
+use super::route::Seen;
+use crate::downstream::connection::Conn;
+use crate::error::Failure;
+use crate::upstream::Head;
+
+/// What the rule's filters make of a request.
+pub(crate) enum Verdict {
+    /// It is answered here.
+    Answer { status: u16, location: String },
+    /// It goes on.
+    Forward(Outgoing),
+}
+
+/// How the request leaves, where that differs from how it came.
+pub(crate) struct Outgoing {
+    path: Option<String>,
+    hop: HopByHop,
+    https: bool,
+}
+
+impl Outgoing {
+    /// The head to send.
+    pub(crate) fn head<'a>(&'a self, head: &'a RequestHead) -> Head<'a> {
+        Head {
+            method: &head.method,
+            https: self.https,
+            authority: host(head),
+            path: self.path.as_deref().unwrap_or_else(|| head.target.path_and_query()),
+            fields: &head.fields,
+            body: head.body,
+            te_trailers: self.hop.te_trailers,
+            upgrade: self.hop.upgrade.as_deref(),
+        }
+    }
+}
+
+/// Host as a filter may have changed it; the target's authority was copied there.
+fn host(head: &RequestHead) -> &str {
+    head.fields.known(KnownName::Host).and_then(|host| std::str::from_utf8(host).ok()).unwrap_or_default()
+}
+
+fn internal(error: &FieldError) -> Failure {
+    Failure::local(Cause::Internal).because(error.to_string())
+}
+
+/// Applies the rule's filters, in their order, and what every proxy does to a request.
+///
+/// # Errors
+/// A filter wrote what no field can hold.
+pub(crate) fn request(
+    conn: &Conn,
+    matched: &Matched<'_>,
+    head: &mut RequestHead,
+    journey: &mut Journey<'_>,
+) -> Result<Verdict, Failure> {
+    let hop = strip_hop_by_hop(&mut head.fields);
+    if let Some(protocol) = &hop.upgrade {
+        // HTTP/1.1 upstreams are asked again; towards HTTP/2 the field is left out.
+        head.fields.push_known(KnownName::Upgrade, protocol).map_err(|error| internal(&error))?;
+    }
+    let mut outgoing = Outgoing { path: None, hop, https: conn.https };
+    own_host(head).map_err(|error| internal(&error))?;
+    for filter in matched.rule().filters() {
+        match filter {
+            Filter::RequestHeaders(edits) => edit(&mut head.fields, edits).map_err(|error| internal(&error))?,
+            Filter::ResponseHeaders(_) => {}
+            Filter::Redirect(redirect) => {
+                let port = matched.listener.map_or(conn.key.port, |listener| listener.port);
+                let location = redirect.location(&Seen::new(conn, head), port, matched.prefix());
+                return Ok(Verdict::Answer { status: redirect.status, location });
+            }
+            Filter::Rewrite(rewrite) => apply_rewrite(rewrite, matched, head, &mut outgoing)?,
+        }
+    }
+    forwarded(conn, &mut head.fields, journey).map_err(|error| internal(&error))?;
+    Ok(Verdict::Forward(outgoing))
+}
+
+/// An absolute target overrides Host (RFC 9112 section 3.2.2); HTTP/1.0 may come without one.
+fn own_host(head: &mut RequestHead) -> Result<(), FieldError> {
+    match head.target.authority() {
+        Some(authority) => head.fields.set_known(KnownName::Host, authority),
+        None if head.fields.known(KnownName::Host).is_none() => head.fields.push_known(KnownName::Host, ""),
+        None => Ok(()),
+    }
+}
+
+fn apply_rewrite(
+    rewrite: &Rewrite,
+    matched: &Matched<'_>,
+    head: &mut RequestHead,
+    outgoing: &mut Outgoing,
+) -> Result<(), Failure> {
+    if let Some(edit) = &rewrite.path {
+        let mut path = edit.apply(head.target.path(), matched.prefix());
+        if let Some(query) = head.target.query() {
+            path.push('?');
+            path.push_str(query);
+        }
+        outgoing.path = Some(path);
+    }
+    match &rewrite.hostname {
+        Some(host) => head.fields.set_known(KnownName::Host, host.as_ref()).map_err(|error| internal(&error)),
+        None => Ok(()),
+    }
+}
+
+/// What upstreams learn of the caller's connection: `X-Forwarded-For`, `X-Forwarded-Proto`, `X-Request-Id`.
+fn forwarded(conn: &Conn, fields: &mut Fields, journey: &mut Journey<'_>) -> Result<(), FieldError> {
+    let peer = match conn.peer.ip() {
+        IpAddr::V6(ip) => ip.to_canonical(),
+        ip @ IpAddr::V4(_) => ip,
+    };
+    let before: Vec<&[u8]> = fields.known_all(KnownName::XForwardedFor).collect();
+    let mut chain = before.join(&b", "[..]);
+    if !chain.is_empty() {
+        chain.extend_from_slice(b", ");
+    }
+    chain.extend_from_slice(peer.to_string().as_bytes());
+    fields.set_known(KnownName::XForwardedFor, &chain)?;
+    fields.set_known(KnownName::XForwardedProto, if conn.https { "https" } else { "http" })?;
+    if fields.known(KnownName::XRequestId).is_none() {
+        let id = request_id(&mut *conn.worker.rng.borrow_mut());
+        fields.push_known(KnownName::XRequestId, id)?;
+        journey.identified(&id);
+    }
+    Ok(())
+}
+
+/// A random UUID (version 4, RFC 9562 section 5.4).
+fn request_id(rng: &mut impl Rng) -> [u8; 36] {
+    const DIGITS: &[u8; 16] = b"0123456789abcdef";
+    let bits = u128::from(rng.next_u64()) << 64 | u128::from(rng.next_u64());
+    let bits = bits & !(0xF << 76) & !(0x3 << 62) | 0x4 << 76 | 0x2 << 62;
+    let mut text = [b'-'; 36];
+    let mut shift = 128;
+    for (at, byte) in text.iter_mut().enumerate() {
+        if !matches!(at, 8 | 13 | 18 | 23) {
+            shift -= 4;
+            *byte = DIGITS[usize::try_from(bits >> shift & 0xF).expect("four bits")];
+        }
+    }
+    text
+}
+
+/// The chosen backend's own request filters.
+///
+/// # Errors
+/// A filter wrote what no field can hold.
+pub(crate) fn backend(backend: &Backend, head: &mut RequestHead) -> Result<(), Failure> {
+    for filter in &*backend.filters {
+        if let Filter::RequestHeaders(edits) = filter {
+            edit(&mut head.fields, edits).map_err(|error| internal(&error))?;
+        }
+    }
+    Ok(())
+}
+
+/// Applies the response's filters: the backend's, then the rule's.
+///
+/// # Errors
+/// A filter wrote what no field can hold.
+pub(crate) fn response(
+    matched: &Matched<'_>,
+    backend: &Backend,
+    response: &mut ResponseHead,
+) -> Result<(), FieldError> {
+    let hop = strip_hop_by_hop(&mut response.fields);
+    if let Some(protocol) = hop.upgrade.filter(|_| response.tunnel) {
+        response.fields.push_known(KnownName::Upgrade, protocol)?;
+    }
+    for filter in backend.filters.iter().chain(matched.rule().filters()) {
+        if let Filter::ResponseHeaders(edits) = filter {
+            edit(&mut response.fields, edits)?;
+        }
+    }
+    Ok(())
+}
+
+fn edit(fields: &mut Fields, edits: &HeaderEdits) -> Result<(), FieldError> {
+    for edit in edits.iter() {
+        match edit {
+            HeaderEdit::Remove(name) => {
+                fields.remove(name);
+            }
+            HeaderEdit::Set(name, value) => fields.set(name, value)?,
+            HeaderEdit::Add(name, value) => fields.push(name, value)?,
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use meshwork_base::SeededRng;
+
+    #[test]
+    fn request_ids_are_version_4_uuids() {
+        let id = String::from_utf8(request_id(&mut SeededRng::new(1)).to_vec()).unwrap();
+        let parts: Vec<_> = id.split('-').map(str::len).collect();
+        assert_eq!(parts, [8, 4, 4, 4, 12], "{id}");
+        assert_eq!(&id[14..15], "4", "{id}");
+        assert!(matches!(&id[19..20], "8" | "9" | "a" | "b"), "{id}");
+        assert_ne!(request_id(&mut SeededRng::new(1)), request_id(&mut SeededRng::new(2)));
+    }
+}

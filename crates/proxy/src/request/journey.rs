@@ -1,0 +1,141 @@
+//! What is known of a request so far, and its one [`Record`], written when the journey ends, however it ends.
+
+use std::sync::Arc;
+
+use meshwork_base::{Clock, Tick};
+use meshwork_decision::{Cause, Cluster, Endpoint, InFlight, Matched};
+use meshwork_http1::{KnownName, RequestHead, ResponseHead, Version};
+use meshwork_telemetry::{Protocol, Record, TraceId};
+
+use crate::downstream::connection::Conn;
+use crate::error::Failure;
+
+/// See the module's text. Dropping it writes the record: also a request that is cancelled is written once.
+pub(crate) struct Journey<'c> {
+    conn: &'c Conn,
+    pub(crate) record: &'c mut Record,
+    started: Tick,
+    cluster: Option<Arc<Cluster>>,
+    endpoint: Option<Arc<Endpoint>>,
+    in_flight: Option<InFlight>,
+    finished: bool,
+}
+
+impl<'c> Journey<'c> {
+    pub(crate) fn begin(
+        conn: &'c Conn,
+        head: &RequestHead,
+        protocol: Protocol,
+        record: &'c mut Record,
+        started: Tick,
+    ) -> Self {
+        let fields = &head.fields;
+        record.reset();
+        record.start = conn.worker.shared.clock.wall();
+        record.protocol = match (protocol, head.version) {
+            (Protocol::Http11, Version::Http10) => Protocol::Http10,
+            (protocol, _) => protocol,
+        };
+        record.peer = Some(conn.peer);
+        record.trace_id = fields.known(KnownName::TraceParent).and_then(trace_id);
+        record.text.set(
+            head.method.as_str().as_bytes(),
+            head.target.path_and_query().as_bytes(),
+            head.authority().unwrap_or_default().as_bytes(),
+            fields.known(KnownName::UserAgent).unwrap_or_default(),
+            fields.known(KnownName::XRequestId).unwrap_or_default(),
+        );
+        Self { conn, record, started, cluster: None, endpoint: None, in_flight: None, finished: false }
+    }
+
+    /// The request got its id from us.
+    pub(crate) fn identified(&mut self, id: &[u8]) {
+        self.record.text.set_request_id(id);
+    }
+
+    pub(crate) fn matched(&mut self, matched: &Matched<'_>) {
+        self.record.listener = matched.listener.map(|listener| Arc::clone(&listener.name));
+        self.record.route = Some(Arc::clone(&matched.route().name));
+        let name = matched.rule().name();
+        self.record.rule = (!name.is_empty()).then(|| name.into());
+    }
+
+    pub(crate) fn cluster(&mut self, cluster: &Arc<Cluster>) {
+        self.record.service = Some(Arc::clone(&cluster.key.service));
+        self.cluster = Some(Arc::clone(cluster));
+    }
+
+    /// An attempt begins.
+    pub(crate) fn attempt(&mut self, endpoint: &Arc<Endpoint>, protocol: Protocol) {
+        self.record.attempts += 1;
+        self.record.endpoint = Some(endpoint.http_address());
+        self.record.upstream_protocol = Some(protocol);
+        self.in_flight = Some(endpoint.begin());
+        self.endpoint = Some(Arc::clone(endpoint));
+    }
+
+    /// The final head of the upstream's response is there.
+    pub(crate) fn responded(&mut self, response: &ResponseHead) {
+        self.record.status = response.status;
+        self.record.time_to_first_byte = Some(self.conn.worker.now().since(self.started));
+        self.grpc_status(response.fields.known(KnownName::GrpcStatus));
+    }
+
+    /// `grpc-status`, from the head or the trailers.
+    pub(crate) fn grpc_status(&mut self, value: Option<&[u8]>) {
+        let code = value.and_then(|value| std::str::from_utf8(value).ok()?.parse().ok());
+        if code.is_some() {
+            self.record.grpc_status = code;
+        }
+    }
+
+    /// What went wrong; the last word counts.
+    pub(crate) fn failed(&mut self, failure: &Failure) {
+        self.record.cause = failure.cause.as_str();
+        self.record.flag = failure.cause.flag().as_str();
+        self.record.cause_detail.clone_from(&failure.detail);
+    }
+
+    /// Writes the record now; the moment is the end of the request.
+    pub(crate) fn finish(&mut self) {
+        if !std::mem::replace(&mut self.finished, true) {
+            let worker = &self.conn.worker;
+            self.record.duration = worker.now().since(self.started);
+            self.in_flight = None;
+            worker.report(self.record, self.cluster.as_ref(), self.endpoint.as_ref());
+        }
+    }
+}
+
+impl Drop for Journey<'_> {
+    fn drop(&mut self) {
+        if !self.finished {
+            if self.record.cause.is_empty() && self.record.status == 0 {
+                self.failed(&Failure::local(Cause::Draining));
+            }
+            self.finish();
+        }
+    }
+}
+
+/// The trace id of a `traceparent` (W3C Trace Context, section 3.2.2).
+fn trace_id(traceparent: &[u8]) -> Option<TraceId> {
+    let mut parts = traceparent.split(|&b| b == b'-');
+    let version = parts.next()?;
+    (version.len() == 2 && version != b"ff").then_some(())?;
+    TraceId::parse(parts.next()?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_the_trace_of_a_traceparent() {
+        let id = trace_id(b"00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01").unwrap();
+        assert_eq!(id.to_string(), "4bf92f3577b34da6a3ce929d0e0e4736");
+        for bad in [&b"ff-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"[..], b"", b"00-zz-1-1", b"00"] {
+            assert_eq!(trace_id(bad), None);
+        }
+    }
+}

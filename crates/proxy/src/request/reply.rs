@@ -1,0 +1,148 @@
+//! What we answer ourselves: redirects, and the one place where a failure becomes a response.
+
+use std::future::poll_fn;
+use std::time::UNIX_EPOCH;
+
+use meshwork_base::Clock;
+use meshwork_decision::Cause;
+use meshwork_http1::{BodyLength, FieldError, KnownName, RequestHead, ResponseHead};
+
+use super::journey::Journey;
+use crate::connections::Order;
+use crate::downstream::Down;
+use crate::downstream::connection::Conn;
+use crate::error::Failure;
+use crate::http::stream::StreamError;
+
+/// Whether the caller speaks gRPC and must be answered in its terms.
+pub(crate) fn is_grpc(head: &RequestHead) -> bool {
+    head.fields.known(KnownName::ContentType).is_some_and(|value| value.starts_with(b"application/grpc"))
+}
+
+/// Answers with another place.
+pub(crate) async fn redirect(
+    conn: &Conn,
+    down: &mut Down<'_>,
+    response: &mut ResponseHead,
+    journey: &mut Journey<'_>,
+    status: u16,
+    location: &str,
+) {
+    begin(conn, response, status);
+    let written = response.fields.push("location", location);
+    let sent = match written {
+        Ok(()) => send(conn, down, response, journey, b"").await,
+        Err(_) => Err(StreamError::Closed),
+    };
+    end(journey, sent);
+}
+
+/// Tells the caller, if it can still be told, and writes down what happened.
+pub(crate) async fn fail(
+    conn: &Conn,
+    down: &mut Down<'_>,
+    response: &mut ResponseHead,
+    journey: &mut Journey<'_>,
+    failure: &Failure,
+    grpc: bool,
+) {
+    journey.failed(failure);
+    let Failure { cause, fault, detail, .. } = failure;
+    tracing::debug!(%cause, ?fault, ?detail, listener = %conn.key, "request failed");
+    let status = failure.cause.status().filter(|_| !down.head_sent());
+    let Some(status) = status else {
+        down.abort();
+        journey.finish();
+        return;
+    };
+    begin(conn, response, status);
+    let text = format!("{}\n", failure.cause);
+    let written = if grpc { grpc_head(response, failure.cause, status) } else { text_head(response) };
+    let sent = match written {
+        Ok(()) => send(conn, down, response, journey, if grpc { b"" } else { text.as_bytes() }).await,
+        Err(_) => Err(StreamError::Closed),
+    };
+    end(journey, sent);
+}
+
+fn begin(conn: &Conn, response: &mut ResponseHead, status: u16) {
+    response.clear();
+    response.status = status;
+    let date = httpdate::fmt_http_date(UNIX_EPOCH + conn.worker.shared.clock.wall());
+    let fields = &mut response.fields;
+    fields.push_known(KnownName::Server, "meshwork").expect("a constant is a field value");
+    fields.push_known(KnownName::Date, date).expect("a date is a field value");
+}
+
+fn text_head(response: &mut ResponseHead) -> Result<(), FieldError> {
+    response.fields.push_known(KnownName::ContentType, "text/plain; charset=utf-8")
+}
+
+/// A response of trailers only (gRPC over HTTP2, "Responses").
+fn grpc_head(response: &mut ResponseHead, cause: Cause, status: u16) -> Result<(), FieldError> {
+    response.status = 200;
+    response.fields.push_known(KnownName::ContentType, "application/grpc")?;
+    response.fields.push_known(KnownName::GrpcStatus, grpc_code(cause, status).to_string())?;
+    response.fields.push("grpc-message", cause.as_str())
+}
+
+/// gRPC's table of HTTP statuses, sharpened where we know more.
+fn grpc_code(cause: Cause, status: u16) -> u8 {
+    const DEADLINE_EXCEEDED: u8 = 4;
+    const PERMISSION_DENIED: u8 = 7;
+    const RESOURCE_EXHAUSTED: u8 = 8;
+    const UNIMPLEMENTED: u8 = 12;
+    const INTERNAL: u8 = 13;
+    const UNAVAILABLE: u8 = 14;
+    const UNAUTHENTICATED: u8 = 16;
+    const UNKNOWN: u8 = 2;
+    match (cause, status) {
+        (Cause::RequestTimeout | Cause::PerTryTimeout, _) => DEADLINE_EXCEEDED,
+        (Cause::RateLimited, _) => RESOURCE_EXHAUSTED,
+        (_, 400) => INTERNAL,
+        (_, 401) => UNAUTHENTICATED,
+        (_, 403) => PERMISSION_DENIED,
+        (_, 404) => UNIMPLEMENTED,
+        (_, 429 | 502..=504) => UNAVAILABLE,
+        _ => UNKNOWN,
+    }
+}
+
+/// Sends a response of our own. Its bytes count as sent, as an upstream's would.
+async fn send(
+    conn: &Conn,
+    down: &mut Down<'_>,
+    response: &mut ResponseHead,
+    journey: &mut Journey<'_>,
+    text: &[u8],
+) -> Result<(), StreamError> {
+    journey.record.status = response.status;
+    response.body = BodyLength::Known(text.len() as u64);
+    response.keep_alive = true;
+    down.send_head(response, text.is_empty())?;
+    if !text.is_empty() && journey.record.text.method() != b"HEAD" {
+        journey.record.bytes_sent = text.len() as u64;
+        down.queue(bytes::Bytes::copy_from_slice(text));
+    }
+    down.end(None);
+    poll_fn(|cx| {
+        if let std::task::Poll::Ready(done) = down.poll_flush(cx) {
+            return std::task::Poll::Ready(done);
+        }
+        if matches!(conn.entry.order(), Some(Order::Stop | Order::TimedOut(_))) {
+            return std::task::Poll::Ready(Err(StreamError::Closed));
+        }
+        conn.entry.watch(cx);
+        std::task::Poll::Pending
+    })
+    .await
+}
+
+fn end(journey: &mut Journey<'_>, sent: Result<(), StreamError>) {
+    if let Err(error) = sent
+        && journey.record.cause.is_empty()
+    {
+        journey.failed(&Failure::of_downstream(&error));
+    }
+    journey.finish();
+}

@@ -1,0 +1,243 @@
+//! Bodies both ways at the same time, in one task: whatever arrives is moved on as far as the other side has room, and
+//! what was gathered is written once before waiting.
+
+use std::future::poll_fn;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use meshwork_decision::Cause;
+use meshwork_http1::{KnownName, ResponseHead};
+
+use super::body::{RequestBody, Side};
+use super::deadline::Deadlines;
+use super::journey::Journey;
+use crate::connections::{Order, Phase};
+use crate::downstream::Down;
+use crate::downstream::connection::Conn;
+use crate::error::Failure;
+use crate::http::stream::{Frame, StreamError};
+use crate::upstream::Exchange;
+
+/// What interrupts an exchange from outside: its time, the caller leaving, the process stopping.
+pub(crate) fn poll_interrupted(
+    cx: &mut Context<'_>,
+    conn: &Conn,
+    down: &mut Down<'_>,
+    deadlines: &mut Deadlines,
+) -> Poll<Failure> {
+    if let Poll::Ready(cause) = deadlines.poll(cx) {
+        return Poll::Ready(Failure::local(cause));
+    }
+    if let Poll::Ready(error) = down.poll_gone(cx) {
+        return Poll::Ready(Failure::of_downstream(&error));
+    }
+    match conn.entry.order() {
+        Some(Order::TimedOut(Phase::Exchange)) => return Poll::Ready(Failure::local(Cause::StreamIdleTimeout)),
+        Some(Order::Stop) => return Poll::Ready(Failure::local(Cause::Draining)),
+        Some(Order::Drain | Order::TimedOut(_)) | None => {}
+    }
+    conn.entry.watch(cx);
+    Poll::Pending
+}
+
+/// Sends the request's body until the final head of the response is there. Informational heads are passed on.
+///
+/// # Errors
+/// Either side broke, or the exchange was interrupted.
+pub(crate) async fn until_head(
+    conn: &Conn,
+    exchange: &mut Exchange,
+    down: &mut Down<'_>,
+    body: &mut RequestBody,
+    response: &mut ResponseHead,
+    deadlines: &mut Deadlines,
+) -> Result<(), Failure> {
+    let reused = exchange.is_reused();
+    let limits = conn.worker.shared.settings.limits;
+    let mut sending: Result<(), StreamError> = Ok(());
+    poll_fn(|cx| {
+        let received = body.received;
+        if sending.is_ok() {
+            match body.poll_pump(cx, down, exchange) {
+                Ok(()) => {}
+                Err(Side::Down(error)) => return Poll::Ready(Err(Failure::of_downstream(&error))),
+                // An upstream may answer and close without reading the request: its answer counts.
+                Err(Side::Up(error)) => sending = Err(error),
+            }
+        }
+        loop {
+            match exchange.poll_head(cx, &limits, response) {
+                Poll::Ready(Ok(())) if response.is_informational() => {
+                    if let Err(error) = down.send_interim(response) {
+                        return Poll::Ready(Err(Failure::of_downstream(&error)));
+                    }
+                    if let Poll::Ready(Err(error)) = down.poll_flush(cx) {
+                        return Poll::Ready(Err(Failure::of_downstream(&error)));
+                    }
+                }
+                Poll::Ready(Ok(())) => return Poll::Ready(Ok(())),
+                Poll::Ready(Err(error)) => {
+                    let error = std::mem::replace(&mut sending, Ok(())).err().unwrap_or(error);
+                    return Poll::Ready(Err(Failure::of_upstream(&error, false, reused)));
+                }
+                Poll::Pending => break,
+            }
+        }
+        if body.received != received {
+            conn.entry.progress(conn.worker.now());
+        }
+        poll_interrupted(cx, conn, down, deadlines).map(Err)
+    })
+    .await
+}
+
+/// Passes the response on to its end, and what is left of the request's body with it.
+///
+/// # Errors
+/// Either side broke, or the exchange was interrupted; the response may have begun.
+pub(crate) async fn response(
+    conn: &Conn,
+    mut exchange: Exchange,
+    down: &mut Down<'_>,
+    body: &mut RequestBody,
+    head: &ResponseHead,
+    journey: &mut Journey<'_>,
+    deadlines: &mut Deadlines,
+) -> Result<(), Failure> {
+    body.settle();
+    let mut ended = exchange.is_end();
+    down.send_head(head, ended).map_err(|error| Failure::of_downstream(&error))?;
+    if ended {
+        down.end(None);
+    }
+    let mut request_open = !body.is_sent();
+    let moved = poll_fn(|cx| {
+        let before = (body.received, journey.record.bytes_sent);
+        loop {
+            if request_open && body.poll_pump(cx, down, &mut exchange).is_err() {
+                // The response goes on without it; the connection cannot be used again.
+                request_open = false;
+            }
+            let flushed = poll_response(cx, &mut exchange, down, &mut ended, journey)?;
+            if ended && flushed {
+                return Poll::Ready(Ok(()));
+            }
+            // After a full flush there is room again: what the upstream has ready is taken in this turn.
+            if !flushed || !down.has_room() || ended {
+                break;
+            }
+            if !poll_ready_frame(cx, &mut exchange, down, &mut ended, journey)? {
+                break;
+            }
+        }
+        if before != (body.received, journey.record.bytes_sent) {
+            conn.entry.progress(conn.worker.now());
+        }
+        poll_interrupted(cx, conn, down, deadlines).map(Err)
+    })
+    .await;
+    journey.record.bytes_received = body.received;
+    match moved {
+        Ok(()) if body.is_sent() => exchange.finish(conn.worker.now()),
+        Ok(()) => exchange.abort(),
+        Err(failure) => {
+            exchange.abort();
+            return Err(failure);
+        }
+    }
+    journey.finish();
+    Ok(())
+}
+
+/// Takes frames as long as there are any and there is room, then flushes; true when nothing is left to write.
+fn poll_response(
+    cx: &mut Context<'_>,
+    exchange: &mut Exchange,
+    down: &mut Down<'_>,
+    ended: &mut bool,
+    journey: &mut Journey<'_>,
+) -> Result<bool, Failure> {
+    while !*ended && down.has_room() && poll_ready_frame(cx, exchange, down, ended, journey)? {}
+    match down.poll_flush(cx) {
+        Poll::Ready(Ok(())) => Ok(true),
+        Poll::Ready(Err(error)) => Err(Failure::of_downstream(&error)),
+        Poll::Pending => Ok(false),
+    }
+}
+
+/// Moves one frame if it is there.
+fn poll_ready_frame(
+    cx: &mut Context<'_>,
+    exchange: &mut Exchange,
+    down: &mut Down<'_>,
+    ended: &mut bool,
+    journey: &mut Journey<'_>,
+) -> Result<bool, Failure> {
+    match exchange.poll_frame(cx) {
+        Poll::Ready(Ok(Frame::Data(data))) => {
+            journey.record.bytes_sent += data.len() as u64;
+            down.queue(data);
+            Ok(true)
+        }
+        Poll::Ready(Ok(Frame::End(trailers))) => {
+            if let Some(trailers) = &trailers {
+                journey.grpc_status(trailers.known(KnownName::GrpcStatus));
+            }
+            down.end(trailers);
+            *ended = true;
+            Ok(true)
+        }
+        Poll::Ready(Err(error)) => Err(Failure::of_upstream(&error, true, false)),
+        Poll::Pending => Ok(false),
+    }
+}
+
+/// After a switch of protocols: bytes both ways until both sides are done.
+///
+/// # Errors
+/// Either side broke.
+pub(crate) async fn tunnel(
+    conn: &Conn,
+    exchange: Exchange,
+    down: &mut Down<'_>,
+    head: &ResponseHead,
+    journey: &mut Journey<'_>,
+) -> Result<(), Failure> {
+    down.send_head(head, false).map_err(|error| Failure::of_downstream(&error))?;
+    let (Down::H1(server), Exchange::H1 { mut client, .. }) = (down, exchange) else {
+        return Err(Failure::upstream(Cause::UpstreamProtocolError, crate::error::Retry::No)
+            .because("a switch of protocols that was not asked for"));
+    };
+    server.keep_alive = false;
+    // What either side sent ahead of the switch goes first.
+    let ahead = client.wire.read.split().freeze();
+    journey.record.bytes_sent += ahead.len() as u64;
+    server.wire.queue(ahead);
+    let ahead = server.wire.read.split().freeze();
+    journey.record.bytes_received += ahead.len() as u64;
+    client.wire.queue(ahead);
+    poll_fn(|cx| server.wire.poll_flush(cx)).await.map_err(|error| Failure::of_downstream(&error.into()))?;
+    poll_fn(|cx| client.wire.poll_flush(cx))
+        .await
+        .map_err(|error| Failure::of_upstream(&error.into(), true, false))?;
+    let (caller, endpoint) = (&mut server.wire.io, &mut client.wire.io);
+    let mut copy = Box::pin(tokio::io::copy_bidirectional(caller, endpoint));
+    let copied = poll_fn(|cx| {
+        // A tunnel may be silent for long: it is ended by its ends, or with the process.
+        conn.entry.progress(conn.worker.now());
+        if let Poll::Ready(done) = Pin::as_mut(&mut copy).poll(cx) {
+            return Poll::Ready(done.map_err(|error| Failure::of_upstream(&error.into(), true, false)));
+        }
+        if matches!(conn.entry.order(), Some(Order::Stop | Order::TimedOut(_))) {
+            return Poll::Ready(Err(Failure::local(Cause::StreamIdleTimeout)));
+        }
+        conn.entry.watch(cx);
+        Poll::Pending
+    })
+    .await;
+    let (received, sent) = copied?;
+    journey.record.bytes_received += received;
+    journey.record.bytes_sent += sent;
+    journey.finish();
+    Ok(())
+}

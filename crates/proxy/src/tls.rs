@@ -1,0 +1,123 @@
+//! TLS that ends here: the certificate that SNI chooses, parsed once per worker and secret.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::Arc;
+
+use meshwork_decision::{Listener, Secret};
+use rustls::server::{ClientHello, ResolvesServerCert};
+use rustls::sign::CertifiedKey;
+use rustls::{ServerConfig, SignatureScheme};
+use rustls_pki_types::pem::PemObject;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+
+/// Why a secret cannot serve.
+#[derive(Debug, thiserror::Error)]
+pub enum SecretError {
+    /// A part of it is no PEM of the right kind.
+    #[error("secret {name}: {part}: {why}")]
+    Pem {
+        /// `NAMESPACE/NAME`.
+        name: Arc<str>,
+        /// `tls.crt` or `tls.key`.
+        part: &'static str,
+        /// What is wrong.
+        why: String,
+    },
+    /// Key and certificate do not belong together, or the key's kind is unknown.
+    #[error("secret {name}: {source}; tls.key must be the private key of the first certificate in tls.crt")]
+    Key {
+        /// `NAMESPACE/NAME`.
+        name: Arc<str>,
+        /// What rustls said.
+        #[source]
+        source: rustls::Error,
+    },
+}
+
+/// Parses a secret and checks that its halves belong together.
+///
+/// # Errors
+/// [`SecretError`] names the secret and the part.
+pub fn certified_key(secret: &Secret) -> Result<CertifiedKey, SecretError> {
+    let pem = |part, why: String| SecretError::Pem { name: Arc::clone(&secret.name), part, why };
+    let chain: Vec<CertificateDer<'static>> = CertificateDer::pem_slice_iter(&secret.certificate_chain_pem)
+        .collect::<Result<_, _>>()
+        .map_err(|error| pem("tls.crt", error.to_string()))?;
+    if chain.is_empty() {
+        return Err(pem("tls.crt", "holds no certificate".to_owned()));
+    }
+    let key = PrivateKeyDer::from_pem_slice(&secret.private_key_pem)
+        .map_err(|error| pem("tls.key", error.to_string()))?;
+    let provider = rustls::crypto::aws_lc_rs::default_provider();
+    CertifiedKey::from_der(chain, key, &provider)
+        .map_err(|source| SecretError::Key { name: Arc::clone(&secret.name), source })
+}
+
+/// One worker's TLS configurations, by the listener's first secret.
+#[derive(Default)]
+pub(crate) struct TlsConfigs {
+    by_secrets: RefCell<HashMap<Vec<usize>, Parsed>>,
+}
+
+struct Parsed {
+    /// Keeps the secrets' addresses, which are the key, from being used again.
+    secrets: Box<[Arc<Secret>]>,
+    config: Arc<ServerConfig>,
+}
+
+impl TlsConfigs {
+    /// The configuration for a listener; one without a usable certificate refuses every handshake.
+    pub(crate) fn of(&self, listener: Option<&Arc<Listener>>) -> Arc<ServerConfig> {
+        let secrets: &[Arc<Secret>] = listener.map_or(&[], |listener| &listener.secrets);
+        let key: Vec<usize> = secrets.iter().map(|secret| Arc::as_ptr(secret).addr()).collect();
+        let mut known = self.by_secrets.borrow_mut();
+        let parsed = known
+            .entry(key)
+            .or_insert_with(|| Parsed { secrets: secrets.into(), config: Arc::new(server_config(secrets)) });
+        Arc::clone(&parsed.config)
+    }
+
+    /// Forgets the certificates that no snapshot has any more.
+    pub(crate) fn sweep(&self) {
+        self.by_secrets.borrow_mut().retain(|_, parsed| parsed.secrets.iter().all(|s| Arc::strong_count(s) > 1));
+    }
+}
+
+fn server_config(secrets: &[Arc<Secret>]) -> ServerConfig {
+    let parse = |secret: &Arc<Secret>| match certified_key(secret) {
+        Ok(key) => Some(Arc::new(key)),
+        // The control plane has refused it with a condition; here it is only left out.
+        Err(error) => {
+            tracing::warn!(%error, "certificate is left out");
+            None
+        }
+    };
+    let keys = Certificates(secrets.iter().filter_map(parse).collect());
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let mut config = ServerConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])
+        .expect("the provider knows TLS 1.2 and 1.3")
+        .with_no_client_auth()
+        .with_cert_resolver(Arc::new(keys));
+    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    config
+}
+
+/// Certificates in the order of preference; the first that the client can verify is offered.
+struct Certificates(Vec<Arc<CertifiedKey>>);
+
+impl fmt::Debug for Certificates {
+    /// Never shows a key.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Certificates({})", self.0.len())
+    }
+}
+
+impl ResolvesServerCert for Certificates {
+    fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        let schemes: &[SignatureScheme] = hello.signature_schemes();
+        self.0.iter().find(|key| key.key.choose_scheme(schemes).is_some()).cloned()
+    }
+}

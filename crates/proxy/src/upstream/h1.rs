@@ -1,0 +1,158 @@
+//! HTTP/1.1 towards an endpoint: one connection, one exchange at a time.
+
+use std::task::{Context, Poll, ready};
+
+use bytes::{Buf, Bytes};
+use meshwork_decision::Cause;
+use meshwork_http1::{
+    BodyDecoder, BodyLength, ConnectionOption, Decoded, Fields, HeadScan, Limits, Parsed, RequestKind, ResponseHead,
+    parse_response, write_last_chunk, write_request_head,
+};
+
+use super::Head;
+use crate::error::Failure;
+use crate::gauges::OpenUpstream;
+use crate::http::stream::{Frame, StreamError};
+use crate::io::Io;
+use crate::wire::Wire;
+
+/// See the module's text.
+pub(crate) struct H1Client {
+    pub(crate) wire: Wire,
+    scan: HeadScan,
+    kind: RequestKind,
+    response: BodyDecoder,
+    limits: Limits,
+    request: BodyLength,
+    request_done: bool,
+    head_done: bool,
+    keep_alive: bool,
+    carried: u64,
+    _open: OpenUpstream,
+}
+
+impl H1Client {
+    pub(crate) fn new(io: Io, open: OpenUpstream) -> Self {
+        Self {
+            wire: Wire::new(io),
+            scan: HeadScan::default(),
+            kind: RequestKind::Other,
+            response: BodyDecoder::new(BodyLength::None),
+            limits: Limits::default(),
+            request: BodyLength::None,
+            request_done: true,
+            head_done: true,
+            keep_alive: true,
+            carried: 0,
+            _open: open,
+        }
+    }
+
+    /// Whether it has carried a request before the present one.
+    pub(crate) fn is_reused(&self) -> bool {
+        self.carried > 1
+    }
+
+    /// Whether the peer has neither closed it nor sent anything unasked. Costs no system call while the socket is
+    /// quiet: the runtime's own readiness answers.
+    pub(crate) fn is_usable(&self) -> bool {
+        let mut byte = [0];
+        matches!(self.wire.io.tcp().try_read(&mut byte), Err(error) if error.kind() == std::io::ErrorKind::WouldBlock)
+    }
+
+    /// Gives its buffers back until the next request.
+    pub(crate) fn rest(&mut self) {
+        self.wire.release_buffers();
+    }
+
+    /// Queues a request's head.
+    ///
+    /// # Errors
+    /// A filter made a target that cannot be sent.
+    pub(crate) fn send(&mut self, head: &Head<'_>, limits: &Limits) -> Result<(), Failure> {
+        self.scan = HeadScan::default();
+        self.kind = RequestKind::from(head.method);
+        self.limits = *limits;
+        self.request = head.body;
+        self.request_done = head.body.is_empty();
+        self.head_done = false;
+        self.keep_alive = true;
+        self.carried += 1;
+        let connection =
+            if head.upgrade.is_some() { ConnectionOption::Upgrade } else { ConnectionOption::None };
+        write_request_head(self.wire.out(), head.method, head.path, head.fields, head.body, connection)
+            .map_err(|error| Failure::local(Cause::Internal).because(format!("`{}`: {error}", head.path)))
+    }
+
+    pub(crate) fn queue(&mut self, data: Bytes) {
+        match self.request {
+            BodyLength::Chunked => self.wire.queue_chunk(data),
+            _ => self.wire.queue(data),
+        }
+    }
+
+    pub(crate) fn end(&mut self, trailers: Option<&Fields>) {
+        if self.request == BodyLength::Chunked {
+            write_last_chunk(self.wire.out(), trailers);
+        }
+        self.request_done = true;
+    }
+
+    pub(crate) fn poll_head(
+        &mut self,
+        cx: &mut Context<'_>,
+        limits: &Limits,
+        head: &mut ResponseHead,
+    ) -> Poll<Result<(), StreamError>> {
+        loop {
+            if !self.wire.read.is_empty() {
+                match parse_response(&self.wire.read, limits, self.kind, &mut self.scan, head)? {
+                    Parsed::Done { consumed } => {
+                        self.wire.read.advance(consumed);
+                        break;
+                    }
+                    Parsed::Incomplete => {}
+                }
+            }
+            if ready!(self.wire.poll_fill(cx))? == 0 {
+                let began = !self.wire.read.is_empty();
+                return Poll::Ready(Err(if began { StreamError::Closed } else { StreamError::ClosedBefore }));
+            }
+        }
+        if !head.is_informational() {
+            self.head_done = true;
+            self.keep_alive = head.keep_alive;
+            self.response = BodyDecoder::new(head.body);
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    pub(crate) fn is_end(&self) -> bool {
+        self.response.is_done()
+    }
+
+    pub(crate) fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Result<Frame, StreamError>> {
+        loop {
+            match self.response.decode(&mut self.wire.read, &self.limits)? {
+                Decoded::Data(data) => return Poll::Ready(Ok(Frame::Data(data))),
+                Decoded::End { trailers } => return Poll::Ready(Ok(Frame::End(trailers.map(Box::new)))),
+                Decoded::NeedMore => {}
+            }
+            if ready!(self.wire.poll_fill(cx))? == 0 {
+                self.keep_alive = false;
+                self.response.finish_eof().map_err(|_| StreamError::Closed)?;
+            }
+        }
+    }
+
+    /// Both directions are done and both sides want to go on.
+    pub(crate) fn may_be_kept(&self) -> bool {
+        self.keep_alive
+            && self.request_done
+            && self.head_done
+            && self.response.is_done()
+            && !self.wire.has_output()
+            && self.wire.read.is_empty()
+            && !self.wire.eof
+    }
+}

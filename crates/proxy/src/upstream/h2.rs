@@ -1,0 +1,184 @@
+//! HTTP/2 towards an endpoint: a connection that many requests share, and one request's stream on it.
+
+use std::cell::{Cell, RefCell};
+use std::future::Future;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::Bytes;
+use h2::client::{ResponseFuture, SendRequest};
+use meshwork_base::{Clock, Tick};
+use meshwork_decision::Cause;
+use meshwork_http1::ResponseHead;
+
+use super::Head;
+use crate::error::{Failure, Retry};
+use crate::gauges::OpenUpstream;
+use crate::http::convert;
+use crate::http::h2_body::{H2Sink, H2Source};
+use crate::http::stream::{Frame, StreamError};
+use crate::io::Io;
+
+/// Bytes of one response that may be on the way to us unread.
+const STREAM_WINDOW: u32 = 256 * 1024;
+/// The same for all responses of one connection.
+const CONNECTION_WINDOW: u32 = 4 * 1024 * 1024;
+/// Bytes of one request's body that wait here for the connection.
+const SEND_BUFFER: usize = 64 * 1024;
+/// Bytes of a response's header list, decoded.
+const HEADER_LIST: u32 = 64 * 1024;
+
+/// A connection to one endpoint.
+pub(crate) struct H2Connection {
+    send: RefCell<SendRequest<Bytes>>,
+    streams: Cell<usize>,
+    used: Cell<Tick>,
+    carried: Cell<u64>,
+    closed: Cell<bool>,
+    _open: OpenUpstream,
+}
+
+impl H2Connection {
+    /// Speaks HTTP/2 over `io` and leaves a task behind that carries its frames.
+    ///
+    /// # Errors
+    /// The preface could not be exchanged; nothing of a request was sent.
+    pub(crate) async fn start(io: Io, open: OpenUpstream, now: Tick) -> Result<Rc<Self>, Failure> {
+        let mut builder = h2::client::Builder::new();
+        builder
+            .initial_window_size(STREAM_WINDOW)
+            .initial_connection_window_size(CONNECTION_WINDOW)
+            .max_send_buffer_size(SEND_BUFFER)
+            .max_header_list_size(HEADER_LIST)
+            .enable_push(false);
+        let (send, connection) = builder.handshake(io).await.map_err(|error| {
+            Failure::upstream(Cause::ConnectFailure, Retry::NothingSent).because(error.to_string())
+        })?;
+        let this = Rc::new(Self {
+            send: RefCell::new(send),
+            streams: Cell::new(0),
+            used: Cell::new(now),
+            carried: Cell::new(0),
+            closed: Cell::new(false),
+            _open: open,
+        });
+        let watched = Rc::downgrade(&this);
+        tokio::task::spawn_local(async move {
+            // Each stream learns of the connection's end by itself.
+            if let Err(error) = connection.await {
+                tracing::debug!(%error, "upstream HTTP/2 connection ended");
+            }
+            if let Some(connection) = watched.upgrade() {
+                connection.closed.set(true);
+            }
+        });
+        Ok(this)
+    }
+
+    pub(crate) fn is_closed(&self) -> bool {
+        self.closed.get()
+    }
+
+    pub(crate) fn has_room(&self) -> bool {
+        !self.closed.get() && self.streams.get() < self.send.borrow().current_max_send_streams()
+    }
+
+    /// Whether it has carried a request before.
+    pub(crate) fn is_reused(&self) -> bool {
+        self.carried.get() > 0
+    }
+
+    /// How long no stream has been open; zero while one is.
+    pub(crate) fn idle_for(&self, now: Tick) -> Duration {
+        if self.streams.get() > 0 { Duration::ZERO } else { now.since(self.used.get()) }
+    }
+
+    /// Sends a request's head. `end`: it has no body.
+    ///
+    /// # Errors
+    /// The connection takes no more streams; nothing was sent.
+    pub(crate) async fn send(
+        self: &Rc<Self>,
+        head: &Head<'_>,
+        end: bool,
+        clock: &dyn Clock,
+    ) -> Result<H2Exchange, Failure> {
+        let stream = Stream::open(self, clock);
+        let nothing_sent = |error: h2::Error| {
+            Failure::upstream(Cause::UpstreamReset, Retry::NothingSent).because(error.to_string())
+        };
+        let handle = self.send.borrow().clone();
+        let mut send = match handle.ready().await {
+            Ok(send) => send,
+            Err(error) => {
+                self.closed.set(true);
+                return Err(nothing_sent(error));
+            }
+        };
+        let request = convert::request(head)
+            .map_err(|why| Failure::local(Cause::Internal).because(why))?;
+        let reused = self.is_reused();
+        let (response, sink) = send.send_request(request, end).map_err(nothing_sent)?;
+        self.carried.set(self.carried.get() + 1);
+        Ok(H2Exchange { response: Some(response), sink: H2Sink::new(sink, end), source: None, reused, _stream: stream })
+    }
+}
+
+/// Counts a stream as long as it lives.
+struct Stream {
+    connection: Rc<H2Connection>,
+    opened: Tick,
+}
+
+impl Stream {
+    fn open(connection: &Rc<H2Connection>, clock: &dyn Clock) -> Self {
+        connection.streams.set(connection.streams.get() + 1);
+        Self { connection: Rc::clone(connection), opened: clock.now() }
+    }
+}
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        self.connection.streams.set(self.connection.streams.get() - 1);
+        self.connection.used.set(self.connection.used.get().max(self.opened));
+    }
+}
+
+/// One request and its response.
+pub(crate) struct H2Exchange {
+    response: Option<ResponseFuture>,
+    pub(crate) sink: H2Sink,
+    source: Option<H2Source>,
+    pub(crate) reused: bool,
+    _stream: Stream,
+}
+
+impl H2Exchange {
+    /// The next head of the response: informational ones first, then the final one.
+    pub(crate) fn poll_head(
+        &mut self,
+        cx: &mut Context<'_>,
+        head: &mut ResponseHead,
+    ) -> Poll<Result<(), StreamError>> {
+        let response = self.response.as_mut().expect("asked for no head after the final one");
+        if let Poll::Ready(Some(interim)) = response.poll_informational(cx) {
+            convert::response_into(&interim?, true, head);
+            return Poll::Ready(Ok(()));
+        }
+        let (parts, recv) = ready!(Pin::new(response).poll(cx))?.into_parts();
+        convert::response_into(&http::Response::from_parts(parts, ()), recv.is_end_stream(), head);
+        self.source = Some(H2Source::new(recv));
+        self.response = None;
+        Poll::Ready(Ok(()))
+    }
+
+    pub(crate) fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Result<Frame, StreamError>> {
+        self.source.as_mut().expect("a body follows its head").poll_frame(cx)
+    }
+
+    pub(crate) fn is_end(&self) -> bool {
+        self.source.as_ref().is_some_and(H2Source::is_end)
+    }
+}

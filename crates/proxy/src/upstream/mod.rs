@@ -1,0 +1,130 @@
+//! One attempt's exchange with an endpoint, whatever version of HTTP the endpoint speaks.
+//!
+//! ```text
+//! send head ──▶ queue/end/flush body ──▶ poll_head (1xx …, then the final one) ──▶ poll_frame … End ──▶ finish
+//! ```
+
+pub(crate) mod connect;
+pub(crate) mod h1;
+pub(crate) mod h2;
+pub(crate) mod pool;
+
+use std::rc::Rc;
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use http::Method;
+use meshwork_base::Tick;
+use meshwork_http1::{BodyLength, Fields, Limits, ResponseHead};
+
+use crate::http::stream::{Frame, StreamError};
+use h1::H1Client;
+use h2::H2Exchange;
+use pool::EndpointPool;
+
+/// A request's head as it leaves: what routing and filters made of the one that came in.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Head<'a> {
+    pub(crate) method: &'a Method,
+    pub(crate) https: bool,
+    pub(crate) authority: &'a str,
+    /// Path and query, or `*`.
+    pub(crate) path: &'a str,
+    /// Without connection-specific fields; Host may be among them and is written from `authority`.
+    pub(crate) fields: &'a Fields,
+    pub(crate) body: BodyLength,
+    /// The caller takes trailers.
+    pub(crate) te_trailers: bool,
+    /// The protocol that the caller offers to change to.
+    pub(crate) upgrade: Option<&'a [u8]>,
+}
+
+/// One attempt under way.
+pub(crate) enum Exchange {
+    /// On an HTTP/1.1 connection that is ours alone until the exchange is done.
+    H1 { client: Box<H1Client>, pool: Rc<EndpointPool> },
+    /// On a stream of a shared HTTP/2 connection.
+    H2(Box<H2Exchange>),
+}
+
+impl Exchange {
+    /// Whether the connection had carried a request before this one.
+    pub(crate) fn is_reused(&self) -> bool {
+        match self {
+            Self::H1 { client, .. } => client.is_reused(),
+            Self::H2(exchange) => exchange.reused,
+        }
+    }
+
+    /// The next head of the response, informational ones included.
+    pub(crate) fn poll_head(
+        &mut self,
+        cx: &mut Context<'_>,
+        limits: &Limits,
+        head: &mut ResponseHead,
+    ) -> Poll<Result<(), StreamError>> {
+        match self {
+            Self::H1 { client, .. } => client.poll_head(cx, limits, head),
+            Self::H2(exchange) => exchange.poll_head(cx, head),
+        }
+    }
+
+    /// The next frame of the response's body.
+    pub(crate) fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Result<Frame, StreamError>> {
+        match self {
+            Self::H1 { client, .. } => client.poll_frame(cx),
+            Self::H2(exchange) => exchange.poll_frame(cx),
+        }
+    }
+
+    /// The response has no body behind its head.
+    pub(crate) fn is_end(&self) -> bool {
+        match self {
+            Self::H1 { client, .. } => client.is_end(),
+            Self::H2(exchange) => exchange.is_end(),
+        }
+    }
+
+    pub(crate) fn has_room(&self) -> bool {
+        match self {
+            Self::H1 { client, .. } => client.wire.has_room(),
+            Self::H2(exchange) => exchange.sink.has_room(),
+        }
+    }
+
+    pub(crate) fn queue(&mut self, data: Bytes) {
+        match self {
+            Self::H1 { client, .. } => client.queue(data),
+            Self::H2(exchange) => exchange.sink.queue(data),
+        }
+    }
+
+    pub(crate) fn end(&mut self, trailers: Option<Box<Fields>>) {
+        match self {
+            Self::H1 { client, .. } => client.end(trailers.as_deref()),
+            Self::H2(exchange) => exchange.sink.end(trailers),
+        }
+    }
+
+    pub(crate) fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), StreamError>> {
+        match self {
+            Self::H1 { client, .. } => client.wire.poll_flush(cx).map_err(StreamError::from),
+            Self::H2(exchange) => exchange.sink.poll_flush(cx),
+        }
+    }
+
+    /// Both directions are completely done: the connection may carry another request.
+    pub(crate) fn finish(self, now: Tick) {
+        match self {
+            Self::H1 { client, pool } if client.may_be_kept() => pool.give_back(client, now),
+            Self::H1 { .. } | Self::H2(_) => {}
+        }
+    }
+
+    /// The request will not be completed: the endpoint must not take it for whole.
+    pub(crate) fn abort(self) {
+        if let Self::H2(mut exchange) = self {
+            exchange.sink.reset(::h2::Reason::CANCEL);
+        }
+    }
+}

@@ -1,0 +1,164 @@
+//! The buffered bytes of one HTTP/1 connection, the same for both sides.
+//!
+//! Writes are gathered: heads and small bodies are copied behind each other into one buffer, a large chunk of a body
+//! is kept as it came and written after it in the same call. Reads go into a buffer that is given back to the worker
+//! while the connection idles, so an idle connection holds no buffer.
+
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use bytes::{Buf, Bytes, BytesMut};
+use meshwork_http1::{ChunkHeader, write_chunk};
+use tokio::io::{AsyncWrite, ReadBuf};
+
+use crate::io::Io;
+
+/// Bytes read at once. One read of this size carries an ordinary request or response whole.
+const READ_CHUNK: usize = 16 * 1024;
+/// Bytes read at once while a large body passes.
+const READ_CHUNK_LARGE: usize = 64 * 1024;
+/// Below this a chunk of a body is copied behind the head, so that both leave in one segment.
+const COPY_BELOW: usize = 8 * 1024;
+/// Above this much unsent output the source of it is not read any further.
+const OUT_HIGH_WATER: usize = 64 * 1024;
+
+/// See the module's text.
+#[derive(Debug)]
+pub(crate) struct Wire {
+    pub(crate) io: Io,
+    pub(crate) read: BytesMut,
+    pub(crate) out: BytesMut,
+    big: Bytes,
+    /// Follows `big`: the end of its chunk.
+    tail: &'static [u8],
+    /// The peer has closed its writing side.
+    pub(crate) eof: bool,
+    /// The last read filled the whole buffer: a large body is on its way.
+    full_reads: bool,
+    pub(crate) bytes_in: u64,
+    pub(crate) bytes_out: u64,
+}
+
+impl Wire {
+    pub(crate) fn new(io: Io) -> Self {
+        Self {
+            io,
+            read: BytesMut::new(),
+            out: BytesMut::new(),
+            big: Bytes::new(),
+            tail: b"",
+            eof: false,
+            full_reads: false,
+            bytes_in: 0,
+            bytes_out: 0,
+        }
+    }
+
+    /// Reads once; `Ready(0)` is the end of the stream.
+    pub(crate) fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        let chunk = if self.full_reads { READ_CHUNK_LARGE } else { READ_CHUNK };
+        if self.read.capacity() - self.read.len() < chunk / 4 {
+            self.read.reserve(chunk);
+        }
+        let spare = self.read.spare_capacity_mut();
+        let mut buf = ReadBuf::uninit(spare);
+        ready!(tokio::io::AsyncRead::poll_read(Pin::new(&mut self.io), cx, &mut buf))?;
+        let count = buf.filled().len();
+        self.full_reads = buf.remaining() == 0;
+        // SAFETY: `poll_read` initialised the first `count` bytes of the spare capacity, as `ReadBuf` tracks.
+        #[expect(unsafe_code, reason = "the standard way to read into spare capacity without zeroing it")]
+        unsafe {
+            self.read.set_len(self.read.len() + count);
+        }
+        if count == 0 {
+            self.eof = true;
+        }
+        self.bytes_in += count as u64;
+        Poll::Ready(Ok(count))
+    }
+
+    /// Whether more may be queued before a flush.
+    pub(crate) fn has_room(&self) -> bool {
+        self.big.is_empty() && self.out.len() < OUT_HIGH_WATER
+    }
+
+    /// Queues bytes of a body.
+    pub(crate) fn queue(&mut self, data: Bytes) {
+        if self.big.is_empty() && data.len() >= COPY_BELOW {
+            self.big = data;
+        } else {
+            self.out().extend_from_slice(&data);
+        }
+    }
+
+    /// Queues bytes of a body as one chunk.
+    pub(crate) fn queue_chunk(&mut self, data: Bytes) {
+        if data.len() < COPY_BELOW {
+            write_chunk(self.out(), &data);
+        } else {
+            self.out().extend_from_slice(ChunkHeader::new(data.len()).as_bytes());
+            self.big = data;
+            self.tail = b"\r\n";
+        }
+    }
+
+    /// The buffer that heads and chunk lines are written into; whatever is queued as large is moved before it.
+    pub(crate) fn out(&mut self) -> &mut BytesMut {
+        if !self.big.is_empty() || !self.tail.is_empty() {
+            self.out.extend_from_slice(&std::mem::take(&mut self.big));
+            self.out.extend_from_slice(std::mem::take(&mut self.tail));
+        }
+        &mut self.out
+    }
+
+    pub(crate) fn has_output(&self) -> bool {
+        !self.out.is_empty() || !self.big.is_empty() || !self.tail.is_empty()
+    }
+
+    /// Writes all that is queued.
+    pub(crate) fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if !self.has_output() {
+            return Poll::Ready(Ok(()));
+        }
+        while self.has_output() {
+            let io = Pin::new(&mut self.io);
+            let count = if self.big.is_empty() && self.tail.is_empty() {
+                ready!(io.poll_write(cx, &self.out))?
+            } else {
+                let slices = [&self.out[..], &self.big[..], self.tail].map(io::IoSlice::new);
+                ready!(io.poll_write_vectored(cx, &slices))?
+            };
+            if count == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+            }
+            self.bytes_out += count as u64;
+            self.advance_output(count);
+        }
+        // TLS may hold records back until it is flushed; on TCP this does nothing.
+        Pin::new(&mut self.io).poll_flush(cx)
+    }
+
+    fn advance_output(&mut self, count: usize) {
+        let of_out = count.min(self.out.len());
+        self.out.advance(of_out);
+        let of_big = (count - of_out).min(self.big.len());
+        self.big.advance(of_big);
+        self.tail = &self.tail[count - of_out - of_big..];
+    }
+
+    /// Gives the buffers back when nothing is in them. The allocator keeps such blocks per thread, so taking one
+    /// again is a few instructions.
+    pub(crate) fn release_buffers(&mut self) {
+        if self.read.is_empty() {
+            self.read = BytesMut::new();
+        }
+        if !self.has_output() {
+            self.out = BytesMut::new();
+        }
+        self.full_reads = false;
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,243 @@
+//! HTTP/1.1 through the engine, byte for byte.
+
+mod support;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use meshwork_messages::v1;
+use meshwork_messages::v1::service_port::AppProtocol;
+use meshwork_proxy::Settings;
+use parking_lot::Mutex;
+use support::{Harness, exchange, is_head, read_until, rule, upstream};
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpStream;
+
+const OK: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nhello";
+
+#[tokio::test]
+async fn carries_a_request_and_keeps_both_connections() {
+    let up = upstream(|got| is_head(got).then(|| OK.to_vec())).await;
+    let mut harness = Harness::start(Settings::default());
+    harness.service("web", AppProtocol::Http1, &[up.address]).await;
+    let address = harness.route(vec![rule(&[("web", 1)], vec![])]).await;
+    let mut tcp = TcpStream::connect(address).await.unwrap();
+    for _ in 0..3 {
+        tcp.write_all(b"GET /a?b HTTP/1.1\r\nHost: shop\r\n\r\n").await.unwrap();
+        let response = read_until(&mut tcp, "hello").await;
+        assert!(response.starts_with("HTTP/1.1 200 OK\r\n"), "{response}");
+    }
+    assert_eq!(up.connections.load(Ordering::SeqCst), 1, "the upstream connection is used again");
+    let lines = harness.lines(3).await;
+    assert!(lines[0].contains("\"/a?b\"") && lines[0].contains("HTTPRoute/default/r"), "{}", lines[0]);
+}
+
+#[tokio::test]
+async fn what_the_upstream_sees() {
+    let seen = Arc::new(Mutex::new(String::new()));
+    let note = Arc::clone(&seen);
+    let up = upstream(move |got| {
+        is_head(got).then(|| {
+            *note.lock() = String::from_utf8_lossy(got).into_owned();
+            OK.to_vec()
+        })
+    })
+    .await;
+    let mut harness = Harness::start(Settings::default());
+    harness.service("web", AppProtocol::Http1, &[up.address]).await;
+    let edits = v1::FieldEdits {
+        set: vec![v1::Field { name: "x-set".into(), value: "new".into() }],
+        remove: vec!["x-gone".into()],
+        ..Default::default()
+    };
+    let filter = v1::Filter { kind: Some(v1::filter::Kind::RequestHeaders(edits)) };
+    let address = harness.route(vec![rule(&[("web", 1)], vec![filter])]).await;
+    let request = b"GET http://shop.example/p?q=1 HTTP/1.1\r\nHost: shop.example\r\nX-Gone: 1\r\nx-set: old\r\n\
+        Connection: close, x-hop\r\nX-Hop: 1\r\nX-Forwarded-For: 10.0.0.1\r\nX-Kept: Case\r\n\r\n";
+    let response = exchange(address, request).await;
+    assert!(response.contains("connection: close\r\n"), "{response}");
+    let seen = seen.lock().clone();
+    assert!(seen.starts_with("GET /p?q=1 HTTP/1.1\r\n"), "{seen}");
+    for present in ["host: shop.example\r\n", "x-set: new\r\n", "X-Kept: Case\r\n", "x-forwarded-for: 10.0.0.1, 127.0.0.1\r\n", "x-forwarded-proto: http\r\n"] {
+        assert!(seen.to_lowercase().contains(&present.to_lowercase()), "{present} is missing: {seen}");
+    }
+    for absent in ["x-gone", "old", "x-hop", "connection"] {
+        assert!(!seen.to_lowercase().contains(absent), "{absent} passed: {seen}");
+    }
+}
+
+#[tokio::test]
+async fn bodies_pass_both_ways_whole_whatever_their_framing() {
+    let body = vec![b'x'; 300_000];
+    let expected = body.clone();
+    let up = upstream(move |got| {
+        let end = got.windows(4).position(|w| w == b"\r\n\r\n")? + 4;
+        let whole = got.len() - end == expected.len() || got.ends_with(b"0\r\n\r\n");
+        let mut out = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n".to_vec();
+        for part in expected.chunks(70_000) {
+            out.extend_from_slice(format!("{:x}\r\n", part.len()).as_bytes());
+            out.extend_from_slice(part);
+            out.extend_from_slice(b"\r\n");
+        }
+        out.extend_from_slice(b"0\r\nx-sum: 1\r\n\r\n");
+        whole.then_some(out)
+    })
+    .await;
+    let mut harness = Harness::start(Settings::default());
+    harness.service("web", AppProtocol::Http1, &[up.address]).await;
+    let address = harness.route(vec![rule(&[("web", 1)], vec![])]).await;
+    let known = [format!("POST / HTTP/1.1\r\nHost: a\r\nConnection: close\r\nContent-Length: {}\r\n\r\n", body.len()).as_bytes(), &body].concat();
+    let chunked = [
+        b"POST / HTTP/1.1\r\nHost: a\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n".as_slice(),
+        format!("{:x}\r\n", body.len()).as_bytes(),
+        &body,
+        b"\r\n0\r\n\r\n",
+    ]
+    .concat();
+    for request in [known, chunked] {
+        let response = exchange(address, &request).await;
+        assert!(response.ends_with("0\r\nx-sum: 1\r\n\r\n"), "the end and its trailer pass");
+        assert_eq!(response.matches('x').count(), body.len() + 1, "every byte passes");
+    }
+}
+
+#[tokio::test]
+async fn a_truncated_response_never_ends_cleanly() {
+    let up = upstream(|got| {
+        is_head(got).then(|| b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n5\r\nhello\r\n<close>".to_vec())
+    })
+    .await;
+    let mut harness = Harness::start(Settings::default());
+    harness.service("web", AppProtocol::Http1, &[up.address]).await;
+    let address = harness.route(vec![rule(&[("web", 1)], vec![])]).await;
+    let response = exchange(address, b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").await;
+    assert!(!response.ends_with("0\r\n\r\n"), "{response}");
+    let lines = harness.lines(1).await;
+    assert!(lines[0].contains("upstream_protocol_error") || lines[0].contains("upstream_closed"), "{}", lines[0]);
+}
+
+#[tokio::test]
+async fn a_stale_pooled_connection_costs_no_request() {
+    let count = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&count);
+    // Each connection serves one request, then closes without saying so.
+    let up = upstream(move |got| {
+        is_head(got).then(|| {
+            counted.fetch_add(1, Ordering::SeqCst);
+            b"HTTP/1.1 200 OK\r\ncontent-length: 7\r\n\r\n<close>".to_vec()
+        })
+    })
+    .await;
+    let mut harness = Harness::start(Settings::default());
+    harness.service("web", AppProtocol::Http1, &[up.address]).await;
+    let address = harness.route(vec![rule(&[("web", 1)], vec![])]).await;
+    for _ in 0..20 {
+        let response = exchange(address, b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").await;
+        assert!(response.starts_with("HTTP/1.1 200"), "{response}");
+    }
+    assert_eq!(count.load(Ordering::SeqCst), 20);
+}
+
+#[tokio::test]
+async fn failures_name_their_cause_and_nothing_hangs() {
+    let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let mut harness = Harness::start(Settings::default());
+    harness.service("gone", AppProtocol::Http1, &[closed]).await;
+    harness.service("empty", AppProtocol::Http1, &[]).await;
+    let mut to_empty = rule(&[("empty", 1)], vec![]);
+    to_empty.matches[0].path = Some(v1::StringMatch { kind: Some(v1::string_match::Kind::Exact("/empty".into())) });
+    let address = harness.route(vec![rule(&[("gone", 1)], vec![]), to_empty]).await;
+    let mut count = 0;
+    for (request, status, cause) in [
+        ("GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n", "503", "connect_failure"),
+        ("GET /empty HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n", "503", "no_healthy_upstream"),
+        ("GET / HTTP/1.1\r\n\r\n", "400", "downstream_protocol_error"),
+        ("BAD\r\n\r\n", "400", "downstream_protocol_error"),
+        ("CONNECT a:1 HTTP/1.1\r\nHost: a:1\r\nConnection: close\r\n\r\n", "501", "not_implemented"),
+    ] {
+        let response = exchange(address, request.as_bytes()).await;
+        assert!(response.starts_with(&format!("HTTP/1.1 {status}")), "{request}: {response}");
+        assert!(response.ends_with(&format!("{cause}\n")), "{request}: {response}");
+        count += 1;
+        assert!(harness.lines(count).await[count - 1].contains(cause));
+    }
+}
+
+#[tokio::test]
+async fn pipelined_requests_are_answered_in_order() {
+    let up = upstream(|got| {
+        let text = String::from_utf8_lossy(got).into_owned();
+        is_head(got).then(|| {
+            let path = text.split(' ').nth(1).unwrap().to_owned();
+            format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{path}", path.len()).into_bytes()
+        })
+    })
+    .await;
+    let mut harness = Harness::start(Settings::default());
+    harness.service("web", AppProtocol::Http1, &[up.address]).await;
+    let address = harness.route(vec![rule(&[("web", 1)], vec![])]).await;
+    let mut tcp = TcpStream::connect(address).await.unwrap();
+    let get = |path: &str| format!("GET {path} HTTP/1.1\r\nHost: a\r\n\r\n");
+    tcp.write_all([get("/1"), get("/2"), get("/3")].concat().as_bytes()).await.unwrap();
+    let text = read_until(&mut tcp, "/3").await;
+    let at = |path| text.find(path).unwrap();
+    assert!(at("/1") < at("/2") && at("/2") < at("/3"), "{text}");
+}
+
+#[tokio::test]
+async fn an_upgrade_becomes_a_tunnel() {
+    let up = upstream(|got| {
+        if got.starts_with(b"GET ") {
+            assert!(String::from_utf8_lossy(got).to_lowercase().contains("upgrade: websocket"));
+            return is_head(got).then(|| {
+                b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\nfirst".to_vec()
+            });
+        }
+        Some(got.to_vec())
+    })
+    .await;
+    let mut harness = Harness::start(Settings::default());
+    harness.service("web", AppProtocol::Http1, &[up.address]).await;
+    let address = harness.route(vec![rule(&[("web", 1)], vec![])]).await;
+    let mut tcp = TcpStream::connect(address).await.unwrap();
+    tcp.write_all(b"GET /ws HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n").await.unwrap();
+    let head = read_until(&mut tcp, "first").await;
+    assert!(head.starts_with("HTTP/1.1 101") && head.to_lowercase().contains("upgrade: websocket"), "{head}");
+    tcp.write_all(b"ping").await.unwrap();
+    assert_eq!(read_until(&mut tcp, "ping").await, "ping");
+}
+
+#[tokio::test]
+async fn informational_responses_pass() {
+    let up = upstream(|got| {
+        if is_head(got) {
+            return Some(b"HTTP/1.1 100 Continue\r\n\r\n".to_vec());
+        }
+        got.ends_with(b"body").then(|| OK.to_vec())
+    })
+    .await;
+    let mut harness = Harness::start(Settings::default());
+    harness.service("web", AppProtocol::Http1, &[up.address]).await;
+    let address = harness.route(vec![rule(&[("web", 1)], vec![])]).await;
+    let mut tcp = TcpStream::connect(address).await.unwrap();
+    tcp.write_all(b"POST / HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\nContent-Length: 4\r\n\r\n").await.unwrap();
+    assert!(read_until(&mut tcp, "\r\n\r\n").await.starts_with("HTTP/1.1 100 Continue"));
+    tcp.write_all(b"body").await.unwrap();
+    assert!(read_until(&mut tcp, "hello").await.starts_with("HTTP/1.1 200"));
+}
+
+#[tokio::test]
+async fn drain_finishes_what_runs_and_closes_what_idles() {
+    let up = upstream(|got| is_head(got).then(|| OK.to_vec())).await;
+    let mut harness = Harness::start(Settings::default());
+    harness.service("web", AppProtocol::Http1, &[up.address]).await;
+    let address = harness.route(vec![rule(&[("web", 1)], vec![])]).await;
+    let mut idle = TcpStream::connect(address).await.unwrap();
+    idle.write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").await.unwrap();
+    read_until(&mut idle, "hello").await;
+    assert!(harness.engine.drain(std::time::Duration::from_secs(5)).await, "nothing was cut off");
+    let mut rest = Vec::new();
+    tokio::io::AsyncReadExt::read_to_end(&mut idle, &mut rest).await.unwrap();
+    assert!(rest.is_empty());
+    assert!(TcpStream::connect(address).await.is_err(), "nobody accepts any more");
+}

@@ -1,0 +1,207 @@
+//! An engine in this process with routes made from messages, and small upstreams that show what reached them.
+#![allow(dead_code, unreachable_pub, missing_docs, reason = "each test file uses its part")]
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use arc_swap::ArcSwap;
+use meshwork_base::SystemClock;
+use meshwork_decision::{Change, Snapshot, SnapshotBuilder};
+use meshwork_messages::v1;
+use meshwork_proxy::{Engine, Settings, Shared};
+use meshwork_telemetry::{AccessLogSink, AccessLogTarget, MetricsRegistry, RequestLabels};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+
+pub struct Harness {
+    pub engine: Engine,
+    pub builder: SnapshotBuilder,
+    pub metrics: MetricsRegistry,
+    pub log: std::path::PathBuf,
+    sink: AccessLogSink,
+    _dir: tempfile::TempDir,
+}
+
+/// A rule that sends everything to these services (name, weight), with filters.
+pub fn rule(backends: &[(&str, u32)], filters: Vec<v1::Filter>) -> v1::Rule {
+    let any = v1::Match {
+        path: Some(v1::StringMatch { kind: Some(v1::string_match::Kind::Prefix("/".into())) }),
+        ..Default::default()
+    };
+    v1::Rule {
+        matches: vec![any],
+        filters,
+        backends: backends
+            .iter()
+            .map(|(service, weight)| v1::Backend {
+                service: format!("default/{service}"),
+                port: 80,
+                weight: *weight,
+                ..Default::default()
+            })
+            .collect(),
+        ..Default::default()
+    }
+}
+
+impl Harness {
+    pub fn start(settings: Settings) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let log = dir.path().join("access.log");
+        let metrics = MetricsRegistry::default();
+        let sink = AccessLogSink::open(&AccessLogTarget::File(log.clone()), &metrics).unwrap();
+        let shared = Arc::new(Shared {
+            snapshot: ArcSwap::from_pointee(Snapshot::default()),
+            clock: Arc::new(SystemClock::new()),
+            settings: Settings { listen_address: [127, 0, 0, 1].into(), ..settings },
+            metrics: metrics.clone(),
+            access_log: sink.clone(),
+            labels: RequestLabels { reporter: "source", ..RequestLabels::default() },
+        });
+        let engine = Engine::start(shared).unwrap();
+        Self { engine, builder: SnapshotBuilder::new(), metrics, log, sink, _dir: dir }
+    }
+
+    /// One HTTP listener on a port that was free, one route with these rules; gives the address.
+    pub async fn route(&mut self, rules: Vec<v1::Rule>) -> SocketAddr {
+        let listener = v1::Listener {
+            port: free_port().into(),
+            source: Some(v1::Source { kind: "Gateway".into(), name: "gw".into(), namespace: "default".into(), ..Default::default() }),
+            protocol: v1::listener::Protocol::Http.into(),
+            ..Default::default()
+        };
+        let parent = v1::route::attachment::Parent::Listener("default/gw/http".into());
+        let route = v1::Route {
+            source: Some(v1::Source { kind: "HTTPRoute".into(), name: "r".into(), namespace: "default".into(), ..Default::default() }),
+            attachments: vec![v1::route::Attachment { parent: Some(parent), ..Default::default() }],
+            rules,
+        };
+        let changes =
+            [Change::upsert("default/gw/http", "1", &listener), Change::upsert("HTTPRoute/default/r", "1", &route)];
+        let rejected = self.builder.apply(changes);
+        assert!(rejected.is_empty(), "{rejected:?}");
+        self.apply().await;
+        *self.engine.bound().values().next().expect("bound")
+    }
+
+    pub async fn service(&mut self, name: &str, protocol: v1::service_port::AppProtocol, endpoints: &[SocketAddr]) {
+        let service = v1::Service {
+            ports: vec![v1::ServicePort { name: "http".into(), port: 80, protocol: protocol.into() }],
+            ..Default::default()
+        };
+        let name = format!("default/{name}");
+        let mut changes = vec![Change::upsert(&name, "1", &service)];
+        for (index, endpoint) in endpoints.iter().enumerate() {
+            let slice = v1::EndpointSlice {
+                service: name.clone(),
+                ports: vec![v1::EndpointPort { name: "http".into(), port: endpoint.port().into() }],
+                endpoints: vec![v1::Endpoint {
+                    addresses: vec![endpoint.ip().to_string()],
+                    health: v1::endpoint::Health::Healthy.into(),
+                    weight: 1,
+                    instance: format!("i{index}"),
+                    ..Default::default()
+                }],
+                ..Default::default()
+            };
+            changes.push(Change::upsert(&format!("{name}-{index}"), "1", &slice));
+        }
+        let rejected = self.builder.apply(changes);
+        assert!(rejected.is_empty(), "{rejected:?}");
+        self.apply().await;
+    }
+
+    pub async fn apply(&mut self) {
+        let snapshot = self.builder.build();
+        let errors = self.engine.apply(snapshot).await;
+        assert!(errors.is_empty(), "{errors:?}");
+    }
+
+    /// The access log, once it has so many lines: a line is written after its response has left.
+    pub async fn lines(&self, count: usize) -> Vec<String> {
+        let read = async {
+            loop {
+                self.sink.flush();
+                let text = std::fs::read_to_string(&self.log).unwrap_or_default();
+                if text.lines().count() >= count {
+                    return text.lines().map(str::to_owned).collect();
+                }
+                tokio::time::sleep(std::time::Duration::from_millis(2)).await;
+            }
+        };
+        tokio::time::timeout(std::time::Duration::from_secs(10), read).await.expect("the lines are written")
+    }
+}
+
+/// An upstream that answers each connection's bytes as `answer` says: it gets all bytes received so far and gives the
+/// bytes to send once they are a whole request; `None` waits for more.
+pub struct Upstream {
+    pub address: SocketAddr,
+    pub connections: Arc<AtomicUsize>,
+}
+
+pub async fn upstream(answer: impl Fn(&[u8]) -> Option<Vec<u8>> + Send + Sync + 'static) -> Upstream {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let connections = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&connections);
+    let answer = Arc::new(answer);
+    tokio::spawn(async move {
+        while let Ok((mut tcp, _)) = listener.accept().await {
+            counted.fetch_add(1, Ordering::SeqCst);
+            let answer = Arc::clone(&answer);
+            tokio::spawn(async move {
+                let mut held = Vec::new();
+                let mut chunk = [0; 65536];
+                loop {
+                    match tcp.read(&mut chunk).await {
+                        Ok(0) | Err(_) => return,
+                        Ok(count) => held.extend_from_slice(&chunk[..count]),
+                    }
+                    if let Some(out) = answer(&held) {
+                        held.clear();
+                        if tcp.write_all(&out).await.is_err() {
+                            return;
+                        }
+                        if out.ends_with(b"<close>") {
+                            return;
+                        }
+                    }
+                }
+            });
+        }
+    });
+    Upstream { address, connections }
+}
+
+/// A port that nobody has at this moment.
+pub fn free_port() -> u16 {
+    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+/// Whether the bytes end a request without body.
+pub fn is_head(bytes: &[u8]) -> bool {
+    bytes.ends_with(b"\r\n\r\n")
+}
+
+/// Sends bytes and reads until the peer closes.
+pub async fn exchange(address: SocketAddr, request: &[u8]) -> String {
+    let mut tcp = TcpStream::connect(address).await.unwrap();
+    tcp.write_all(request).await.unwrap();
+    let mut out = Vec::new();
+    let _ = tcp.read_to_end(&mut out).await;
+    String::from_utf8_lossy(&out).into_owned()
+}
+
+/// Reads until the text contains `end`.
+pub async fn read_until(tcp: &mut TcpStream, end: &str) -> String {
+    let mut out = Vec::new();
+    let mut chunk = [0; 4096];
+    while !String::from_utf8_lossy(&out).contains(end) {
+        let count = tcp.read(&mut chunk).await.unwrap();
+        assert!(count > 0, "closed early: {}", String::from_utf8_lossy(&out));
+        out.extend_from_slice(&chunk[..count]);
+    }
+    String::from_utf8_lossy(&out).into_owned()
+}
