@@ -1,7 +1,7 @@
 //! Which endpoint takes the next attempt.
 //!
 //! *Least request* draws two endpoints, each with the chance its weight gives it, and takes the one with fewer requests
-//! in flight per weight; a tie goes to the first drawn, so that an idle fleet is loaded by weight and not by position.
+//! in flight per weight; when one has nearly all the weight, the second is drawn among the others. A tie goes to the first drawn, so that an idle fleet is loaded by weight and not by position.
 //! Two choices suffice to avoid herding on one endpoint when many proxies see the same numbers.
 //!
 //! *Round robin* walks the smooth weighted schedule of the set with one cursor for all workers. Skipping an endpoint
@@ -33,7 +33,9 @@ pub(crate) fn least_request<'s>(
         return set.pickable().first();
     }
     let Some(first) = draw(set, now, rng, tried, None) else { return any_wanted(set, now, rng, tried) };
-    let Some(second) = draw(set, now, rng, tried, Some(first.id)) else { return Some(first) };
+    let second = draw(set, now, rng, tried, Some(first.id))
+        .or_else(|| choose(set, rng, |e| e.id != first.id && wanted(e, now, tried)));
+    let Some(second) = second else { return Some(first) };
     Some(if load_is_less(second, first) { second } else { first })
 }
 
@@ -92,16 +94,25 @@ fn any_wanted<'s>(
     rng: &mut impl Rng,
     tried: &[u64],
 ) -> Option<&'s Arc<Endpoint>> {
-    let choose = |rng: &mut dyn Rng, fits: &dyn Fn(&Endpoint) -> bool| {
-        let count = set.pickable().iter().filter(|e| fits(e)).count();
-        let nth = usize::try_from(rng.below(count as u64)).expect("below a length");
-        set.pickable().iter().filter(|e| fits(e)).nth(nth)
-    };
-    choose(rng, &|e| wanted(e, now, tried))
-        .or_else(|| choose(rng, &|e| !e.is_ejected(now)))
-        .or_else(|| choose(rng, &|_| true))
+    choose(set, rng, |e| wanted(e, now, tried))
+        .or_else(|| choose(set, rng, |e| !e.is_ejected(now)))
+        .or_else(|| choose(set, rng, |_| true))
+}
+
+/// A uniform choice among those that fit.
+fn choose<'s>(
+    set: &'s EndpointSet,
+    rng: &mut impl Rng,
+    fits: impl Fn(&Endpoint) -> bool,
+) -> Option<&'s Arc<Endpoint>> {
+    let count = set.pickable().iter().filter(|e| fits(e)).count();
+    let nth = below(rng, count);
+    set.pickable().iter().filter(|e| fits(e)).nth(nth)
 }
 
 fn below(rng: &mut impl Rng, bound: usize) -> usize {
     usize::try_from(rng.below(bound as u64)).expect("below a length")
 }
+
+#[cfg(test)]
+mod tests;

@@ -169,7 +169,7 @@ impl SnapshotBuilder {
     pub fn build(&mut self) -> Arc<Snapshot> {
         if self.changed.any {
             let changed = std::mem::take(&mut self.changed);
-            self.built.update(&self.held, changed, &mut self.endpoints);
+            self.built.update(&self.held, &changed, &mut self.endpoints);
         }
         Arc::clone(&self.built.snapshot)
     }
@@ -210,7 +210,7 @@ impl SnapshotBuilder {
             }
             Kind::EndpointSlice => {
                 let spec = convert::slice(&decode(body).map_err(error)?, &mut held.strings).map_err(error)?;
-                held.put_slice(name, Some(spec), services);
+                held.put_slice(&name, Some(spec), services);
                 return Ok(());
             }
             Kind::Policy => return self.put_policy(name, body),
@@ -233,12 +233,13 @@ impl SnapshotBuilder {
         let message = decode(body).map_err(|e| (Severity::Error, e))?;
         let (spec, refusal) = match convert::policy(&name, &message) {
             Ok(spec) => (spec, None),
-            // What a previous version protects stays protected by it.
-            Err((error, _)) if self.held.policies.contains_key(&name) => {
-                return Err((Severity::Error, error));
-            }
-            Err((error, None)) => return Err((Severity::Error, error)),
-            Err((error, Some(closed))) => (closed, Some((Severity::Closed, error))),
+            Err(refused) => match refused.closed {
+                // What a previous version protects stays protected by it.
+                Some(closed) if self.held.policies.get(&name).is_none_or(|p| p.is_closed()) => {
+                    (closed, Some((Severity::Closed, refused.error)))
+                }
+                _ => return Err((Severity::Error, refused.error)),
+            },
         };
         self.changed.targets.extend(spec.targets.iter().cloned());
         if let Some(old) = self.held.policies.insert(name, Arc::new(spec)) {
@@ -269,7 +270,7 @@ impl SnapshotBuilder {
                 held.services.remove(name).is_some()
             }
             Kind::EndpointSlice => {
-                held.put_slice(Arc::clone(name), None, services);
+                held.put_slice(name, None, services);
                 false
             }
             Kind::Policy => {
@@ -289,20 +290,20 @@ impl SnapshotBuilder {
 
 impl Held {
     /// Replaces a slice and tells which services' endpoints change by it.
-    fn put_slice(&mut self, name: Arc<str>, spec: Option<SliceSpec>, services: &mut BTreeSet<Arc<str>>) {
+    fn put_slice(&mut self, name: &Arc<str>, spec: Option<SliceSpec>, services: &mut BTreeSet<Arc<str>>) {
         if let Some(spec) = &spec {
             let service = Arc::clone(&spec.service);
-            self.slices_of.entry(Arc::clone(&service)).or_default().insert(Arc::clone(&name));
+            self.slices_of.entry(Arc::clone(&service)).or_default().insert(Arc::clone(name));
             services.insert(service);
         }
         let new_service = spec.as_ref().map(|s| Arc::clone(&s.service));
         let old = match spec {
-            Some(spec) => self.slices.insert(Arc::clone(&name), Arc::new(spec)),
-            None => self.slices.remove(&name),
+            Some(spec) => self.slices.insert(Arc::clone(name), Arc::new(spec)),
+            None => self.slices.remove(name),
         };
         let Some(old) = old.filter(|old| Some(&old.service) != new_service.as_ref()) else { return };
         if let Some(of) = self.slices_of.get_mut(&old.service) {
-            of.remove(&name);
+            of.remove(name);
             if of.is_empty() {
                 self.slices_of.remove(&old.service);
             }

@@ -40,7 +40,11 @@ pub(crate) enum ConvertError {
 
 pub(crate) type Result<T> = std::result::Result<T, ConvertError>;
 
-pub(crate) fn value<T>(at: impl Into<String>, value: impl ToString, want: &'static str) -> Result<T> {
+pub(crate) fn value<T>(
+    at: impl Into<String>,
+    value: impl std::fmt::Display,
+    want: &'static str,
+) -> Result<T> {
     Err(ConvertError::Value { at: at.into(), value: value.to_string(), want })
 }
 

@@ -122,6 +122,13 @@ pub(crate) struct PolicySpec {
     pub(crate) said: Said,
 }
 
+impl PolicySpec {
+    /// It stands for a policy that could not be understood.
+    pub(crate) fn is_closed(&self) -> bool {
+        matches!(&self.said, Said::Authorization(policy) if !policy.understood)
+    }
+}
+
 #[derive(Debug)]
 pub(crate) enum Said {
     Traffic(Box<TrafficSpec>),

@@ -48,19 +48,19 @@ struct Replaced {
 }
 
 impl Built {
-    pub(super) fn update(&mut self, held: &Held, changed: Changed, ids: &mut EndpointIds) {
+    pub(super) fn update(&mut self, held: &Held, changed: &Changed, ids: &mut EndpointIds) {
         let old = Arc::clone(&self.snapshot);
         let mut replaced = Replaced::default();
         if !changed.targets.is_empty() {
             self.policies = Attached::new(held.policies.values());
         }
-        let clusters = self.clusters(held, &old, &changed, ids, &mut replaced);
-        let routes = self.routes(held, &old, &changed, &clusters, &mut replaced);
+        let clusters = self.clusters(held, &old, changed, ids, &mut replaced);
+        let routes = self.routes(held, &old, changed, &clusters, &mut replaced);
         self.mark_policies(held, &changed.targets, &mut replaced);
-        self.rebuild_tables(held, &routes, &changed, &mut replaced);
+        self.rebuild_tables(held, &routes, changed, &mut replaced);
         let listeners = self.listeners(held, &old, changed.listeners, &replaced);
         let (bindings, unbound) = listeners::bindings(&listeners, &old.bindings);
-        let services = self.services(held, &old, &clusters, &changed, &replaced);
+        let services = self.services(held, &old, &clusters, changed, &replaced);
         let inbound = self.inbound(held, &old);
         let outbound = mesh::by_host(held, &services);
         self.snapshot = Arc::new(Snapshot {

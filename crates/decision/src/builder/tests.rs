@@ -1,1 +1,323 @@
+use std::time::Duration;
 
+use meshwork_base::{SeededRng, Tick};
+
+use super::*;
+use crate::tests::{
+    at_listener, backend, build, key, listener, path, prefix, regex, route, route_message, routed, rule,
+    service, service_change, slice, source, wire_endpoint,
+};
+use crate::{AttemptOutcome, Cluster, Endpoint, Exclusion, OwnedRequest};
+
+fn to(at: &str, service: &str) -> Vec<v1::Rule> {
+    vec![v1::Rule { backends: vec![backend(service, 80, 1)], ..rule(vec![path(prefix(at))]) }]
+}
+
+#[test]
+fn a_bad_resource_is_rejected_alone_and_its_last_version_stays() {
+    let mut builder = SnapshotBuilder::new();
+    build(&mut builder, [listener("ns/gw/web", 80, ""), route("ns/r", 1, &[], to("/old", "ns/a"))]);
+    let bad = route("ns/r", 1, &[], vec![rule(vec![path(prefix("/ok")), path(regex("/a(b"))])]);
+    let good = route("ns/other", 1, &[], to("/new", "ns/a"));
+    let rejections = builder.apply([bad, good]);
+    let [rejection] = &rejections[..] else { panic!("one is rejected: {rejections:?}") };
+    assert_eq!(&*rejection.name, "HTTPRoute/ns/r");
+    assert!(rejection.message.contains("rules[0].matches[1].path"), "{}", rejection.message);
+    assert!(rejection.message.contains("/a(b"), "{}", rejection.message);
+    let snapshot = builder.build();
+    assert_eq!(routed(&snapshot, &OwnedRequest::get("h", "/old")), "ns/r#0.0");
+    assert_eq!(routed(&snapshot, &OwnedRequest::get("h", "/new")), "ns/other#0.0");
+}
+
+#[test]
+fn what_a_proxy_cannot_do_is_refused_with_its_place() {
+    let with_filter = |filter: Option<v1::filter::Kind>, matched| {
+        let filters = vec![v1::Filter { kind: filter }];
+        vec![v1::Rule { filters, ..rule(vec![path(matched)]) }]
+    };
+    let swap = v1::PathEdit { kind: Some(v1::path_edit::Kind::Prefix("/x".into())) };
+    let rewrite = v1::Rewrite { hostname: String::new(), path: Some(swap) };
+    let framing = v1::FieldEdits { remove: vec!["Content-Length".into()], ..Default::default() };
+    let header = |value: &str| {
+        let set = vec![v1::Field { name: "x".into(), value: value.into() }];
+        v1::filter::Kind::RequestHeaders(v1::FieldEdits { set, ..Default::default() })
+    };
+    use v1::filter::Kind;
+    for (rules, place) in [
+        (with_filter(None, prefix("/")), "rules[0].filters[0] is absent"),
+        (with_filter(Some(Kind::Rewrite(rewrite)), regex("/a")), "PathPrefix"),
+        (with_filter(Some(Kind::RequestHeaders(framing)), prefix("/")), "frames the message"),
+        (with_filter(Some(header("a\r\nb: c")), prefix("/")), "control characters"),
+        (
+            with_filter(
+                Some(Kind::Redirect(v1::Redirect { status: 200, ..Default::default() })),
+                prefix("/"),
+            ),
+            "301",
+        ),
+        (vec![rule(vec![path(prefix("a"))])], "begins with `/`"),
+        (vec![rule(vec![v1::Match::default()])], "matches[0].path is absent"),
+        (vec![v1::Rule { backends: vec![backend("", 80, 1)], ..Default::default() }], "backends[0].service"),
+    ] {
+        let rejections = SnapshotBuilder::new().apply([route("ns/r", 1, &[], rules)]);
+        assert!(rejections.len() == 1 && rejections[0].message.contains(place), "{place}: {rejections:?}");
+    }
+    let garbage = Change::Upsert {
+        type_url: "type.meshwork.dev/meshwork.v1.Service".into(),
+        name: "a/b".into(),
+        version: "7".into(),
+        body: b"\xff\xff\xff".as_slice().into(),
+    };
+    let unknown = Change::Upsert {
+        type_url: "type.example/Else".into(),
+        name: "a".into(),
+        version: "8".into(),
+        body: Bytes::new(),
+    };
+    let rejections = SnapshotBuilder::new().apply([garbage, unknown]);
+    assert_eq!(rejections.iter().map(|r| &*r.version).collect::<Vec<_>>(), ["7", "8"]);
+}
+
+/// Ten hosts with ten routes each, two listeners.
+fn many() -> Vec<Change> {
+    let mut changes = vec![listener("ns/gw/web", 80, ""), listener("ns/gw/other", 81, "")];
+    for host in 0..10 {
+        for r in 0..10 {
+            let at = format!("/r{r}");
+            let hosts = [format!("h{host}.example")];
+            let listener = if host == 0 { "ns/gw/other" } else { "ns/gw/web" };
+            let message = route_message(
+                &format!("ns/h{host}-r{r}"),
+                1,
+                vec![at_listener(listener, &[&hosts[0]])],
+                to(&at, if r == 0 { "ns/b" } else { "ns/a" }),
+            );
+            changes.push(Change::upsert(&format!("HTTPRoute/ns/h{host}-r{r}"), "1", &message));
+        }
+    }
+    changes.extend(["ns/a", "ns/b"].map(|name| service_change(&service(name, &[("", 80)]))));
+    changes
+}
+
+fn tables(snapshot: &Snapshot, port: u16) -> Vec<Option<Arc<crate::table::HostTable>>> {
+    let binding = snapshot.bindings().iter().find(|b| b.port == port).expect("bound");
+    let of = |h: usize| crate::HostPattern::parse(&format!("h{h}.example")).expect("a host");
+    (0..10).map(|h| binding.listeners[0].routes.get(&of(h)).cloned()).collect()
+}
+
+#[test]
+fn an_edit_of_one_route_rebuilds_only_what_it_touches() {
+    let mut builder = SnapshotBuilder::new();
+    let before = build(&mut builder, many());
+    assert!(!builder.is_stale());
+    let edit = route("ns/h3-r5", 1, &["h3.example"], to("/changed", "ns/a"));
+    assert_eq!(builder.apply([edit]), []);
+    assert!(builder.is_stale());
+    let after = builder.build();
+    for (h, (a, b)) in tables(&before, 80).iter().zip(&tables(&after, 80)).enumerate().skip(1) {
+        let same = Arc::ptr_eq(a.as_ref().unwrap(), b.as_ref().unwrap());
+        assert_eq!(same, h != 3, "table of h{h}");
+    }
+    for (name, route) in &after.routes {
+        assert_eq!(Arc::ptr_eq(route, &before.routes[name]), !name.ends_with("h3-r5"), "{name}");
+    }
+    for (key, cluster) in &after.clusters {
+        assert!(Arc::ptr_eq(cluster, &before.clusters[key]), "{key}");
+    }
+    let other = |s: &Snapshot| Arc::clone(s.bindings().iter().find(|b| b.port == 81).expect("bound"));
+    assert!(Arc::ptr_eq(&other(&before), &other(&after)), "another port is untouched");
+    assert!(Arc::ptr_eq(&after, &builder.build()), "nothing changed, nothing is built");
+    let request = OwnedRequest::get("h3.example", "/changed");
+    assert_eq!(routed(&after, &request), "ns/h3-r5#0.0");
+    assert_eq!(routed(&before, &request), "no_rule", "the old snapshot is what it was");
+}
+
+#[test]
+fn a_route_that_moves_leaves_its_old_host() {
+    let mut builder = SnapshotBuilder::new();
+    build(&mut builder, many());
+    let moved = build(&mut builder, [route("ns/h3-r5", 1, &["h4.example"], to("/moved", "ns/a"))]);
+    assert_eq!(routed(&moved, &OwnedRequest::get("h4.example", "/moved")), "ns/h3-r5#0.0");
+    assert_eq!(routed(&moved, &OwnedRequest::get("h3.example", "/r5")), "no_rule");
+    let gone: Vec<_> =
+        (0..10).map(|r| Change::remove::<v1::Route>(&format!("HTTPRoute/ns/h7-r{r}"))).collect();
+    let without = build(&mut builder, gone);
+    assert_eq!(routed(&without, &OwnedRequest::get("h7.example", "/r1")), "no_host");
+    assert!(tables(&without, 80)[7].is_none());
+}
+
+#[test]
+fn a_service_that_comes_late_reaches_the_routes_that_wait_for_it() {
+    let mut builder = SnapshotBuilder::new();
+    let cluster = |s: &Snapshot| s.routes["HTTPRoute/ns/r"].rules[0].backends[0].cluster().cloned();
+    let early = build(&mut builder, [listener("ns/gw/web", 80, ""), route("ns/r", 1, &[], to("/", "ns/a"))]);
+    assert!(cluster(&early).is_none());
+    let late = build(&mut builder, [service_change(&service("ns/a", &[("", 80)]))]);
+    assert!(Arc::ptr_eq(&cluster(&late).unwrap(), late.cluster(&key("ns/a", 80)).unwrap()));
+    let gone = build(&mut builder, [Change::remove::<v1::Service>("ns/a")]);
+    assert!(cluster(&gone).is_none() && gone.cluster(&key("ns/a", 80)).is_none());
+}
+
+fn cluster(snapshot: &Snapshot) -> Arc<Cluster> {
+    Arc::clone(snapshot.cluster(&key("ns/a", 80)).expect("delivered"))
+}
+
+fn endpoints(cluster: &Cluster) -> Vec<Arc<Endpoint>> {
+    cluster.endpoints().all().to_vec()
+}
+
+#[test]
+fn endpoint_changes_are_in_effect_without_a_new_snapshot() {
+    let mut builder = SnapshotBuilder::new();
+    let snapshot = build(&mut builder, [service_change(&service("ns/a", &[("http", 80), ("admin", 81)]))]);
+    let cluster = cluster(&snapshot);
+    assert!(cluster.pick(Tick::ZERO, &mut SeededRng::new(1), &[]).is_none());
+    let one =
+        slice("ns/a-1", "ns/a", ("http", 8080), vec![wire_endpoint("10.0.0.1"), wire_endpoint("10.0.0.2")]);
+    let two = slice("ns/a-2", "ns/a", ("http", 9090), vec![wire_endpoint("10.0.0.3")]);
+    assert_eq!(builder.apply([one, two]), []);
+    assert!(!builder.is_stale());
+    let addresses: Vec<_> = endpoints(&cluster).iter().map(|e| e.address().to_string()).collect();
+    assert_eq!(addresses, ["10.0.0.1:8080", "10.0.0.2:8080", "10.0.0.3:9090"], "slices are merged");
+    assert!(snapshot.cluster(&key("ns/a", 81)).unwrap().endpoints().all().is_empty(), "another port");
+
+    let before = endpoints(&cluster);
+    let _running = before[1].begin();
+    let draining =
+        v1::Endpoint { health: v1::endpoint::Health::Draining.into(), ..wire_endpoint("10.0.0.2") };
+    let suspect = v1::Endpoint { health: v1::endpoint::Health::Suspect.into(), ..wire_endpoint("10.0.0.4") };
+    builder.apply([slice(
+        "ns/a-1",
+        "ns/a",
+        ("http", 8080),
+        vec![wire_endpoint("10.0.0.1"), draining, suspect],
+    )]);
+    let after = endpoints(&cluster);
+    assert!(Arc::ptr_eq(&before[0], &after[0]), "unchanged endpoints are shared");
+    assert_eq!((after[1].id, after[1].excluded), (before[1].id, Some(Exclusion::Draining)));
+    assert_eq!(after[1].stats.in_flight(), 1, "counts belong to the address");
+    let pickable: Vec<_> =
+        cluster.endpoints().pickable().iter().map(|e| e.address().ip().to_string()).collect();
+    assert_eq!(pickable, ["10.0.0.1", "10.0.0.4", "10.0.0.3"]);
+
+    builder.apply([Change::remove::<v1::EndpointSlice>("ns/a-1")]);
+    assert_eq!(endpoints(&cluster).len(), 1);
+    builder.apply([slice("ns/a-2", "ns/b", ("http", 9090), vec![wire_endpoint("10.0.0.3")])]);
+    assert!(endpoints(&cluster).is_empty(), "a slice that changes its service leaves the old one");
+}
+
+#[test]
+fn an_instance_in_two_slices_counts_once_and_serves_if_either_says_so() {
+    let mut builder = SnapshotBuilder::new();
+    let unhealthy =
+        v1::Endpoint { health: v1::endpoint::Health::Unhealthy.into(), ..wire_endpoint("10.0.0.1") };
+    let snapshot = build(
+        &mut builder,
+        [
+            service_change(&service("ns/a", &[("", 80)])),
+            slice("ns/1", "ns/a", ("", 8080), vec![unhealthy]),
+            slice("ns/2", "ns/a", ("", 8080), vec![wire_endpoint("10.0.0.1")]),
+        ],
+    );
+    assert_eq!(
+        (cluster(&snapshot).endpoints().all().len(), cluster(&snapshot).endpoints().pickable().len()),
+        (1, 1)
+    );
+}
+
+#[test]
+fn only_the_named_identities_serve_a_service() {
+    let mesh = |address: &str, id: &str| v1::Endpoint {
+        transport: v1::endpoint::Transport::Mesh.into(),
+        mesh_port: 15006,
+        spiffe_id: id.into(),
+        ..wire_endpoint(address)
+    };
+    let (good, bad) = ("spiffe://m/ns/ns/sa/a", "spiffe://m/ns/ns/sa/thief");
+    let owned = v1::Service { spiffe_ids: vec![good.into()], ..service("ns/a", &[("", 80)]) };
+    let all = vec![mesh("10.0.0.1", good), mesh("10.0.0.2", bad), wire_endpoint("10.0.0.3")];
+    let mut builder = SnapshotBuilder::new();
+    let snapshot = build(&mut builder, [service_change(&owned), slice("ns/1", "ns/a", ("", 8080), all)]);
+    let excluded: Vec<_> = endpoints(&cluster(&snapshot)).iter().map(|e| e.excluded).collect();
+    assert_eq!(excluded, [None, Some(Exclusion::WrongIdentity), Some(Exclusion::WrongIdentity)]);
+    let first = endpoints(&cluster(&snapshot)).remove(0);
+    assert_eq!((first.http_address().port(), first.spiffe_id().unwrap().as_str()), (15006, good));
+
+    // Another identity at the same address: its connections must not be reused, its counts may.
+    let owned = v1::Service { spiffe_ids: vec![good.into(), bad.into()], ..service("ns/a", &[("", 80)]) };
+    let snapshot = build(&mut builder, [service_change(&owned)]);
+    builder.apply([slice("ns/1", "ns/a", ("", 8080), vec![mesh("10.0.0.1", bad)])]);
+    let replaced = endpoints(&cluster(&snapshot)).remove(0);
+    assert_ne!(replaced.id, first.id);
+    assert!(Arc::ptr_eq(&replaced.stats, &first.stats));
+
+    let broken = v1::Endpoint { spiffe_id: String::new(), ..mesh("10.0.0.9", good) };
+    let rejections = builder.apply([slice("ns/1", "ns/a", ("", 8080), vec![broken])]);
+    assert!(rejections[0].message.contains("endpoints[0].spiffe_id"), "{rejections:?}");
+    assert_eq!(endpoints(&cluster(&snapshot)).len(), 1, "the last good slice stays");
+}
+
+#[test]
+fn another_protocol_means_other_connections() {
+    let mut builder = SnapshotBuilder::new();
+    let of = |protocol: v1::service_port::AppProtocol| {
+        let mut message = service("ns/a", &[("", 80)]);
+        message.ports[0].protocol = protocol.into();
+        service_change(&message)
+    };
+    let http1 = of(v1::service_port::AppProtocol::Http1);
+    let first =
+        build(&mut builder, [http1, slice("ns/1", "ns/a", ("", 8080), vec![wire_endpoint("10.0.0.1")])]);
+    let second = build(&mut builder, [of(v1::service_port::AppProtocol::Http2)]);
+    let id = |s: &Snapshot| endpoints(&cluster(s))[0].id;
+    assert_ne!(id(&first), id(&second));
+    assert_eq!(endpoints(&cluster(&second)).len(), 1);
+}
+
+#[test]
+fn ejections_survive_updates() {
+    let mut builder = SnapshotBuilder::new();
+    let outlier =
+        v1::OutlierDetection { consecutive_5xx: 2, base_ejection_time_ms: 30_000, max_ejection_percent: 50 };
+    let policy = v1::Policy {
+        source: source("TrafficPolicy", "ns/p", 0),
+        targets: vec![v1::policy::Target {
+            kind: "Service".into(),
+            name: "ns/a".into(),
+            section: String::new(),
+        }],
+        spec: Some(v1::policy::Spec::Traffic(v1::TrafficPolicy {
+            outlier_detection: Some(outlier),
+            ..Default::default()
+        })),
+    };
+    let set = |weight| {
+        let heavy = v1::Endpoint { weight, ..wire_endpoint("10.0.0.1") };
+        slice("ns/1", "ns/a", ("", 8080), vec![heavy, wire_endpoint("10.0.0.2")])
+    };
+    let changes = [
+        service_change(&service("ns/a", &[("", 80)])),
+        set(1),
+        Change::upsert("TrafficPolicy/ns/p", "1", &policy),
+    ];
+    let snapshot = build(&mut builder, changes);
+    let cluster = cluster(&snapshot);
+    let now = Tick::ZERO.after(Duration::from_secs(1));
+    let first = endpoints(&cluster).remove(0);
+    assert_eq!(cluster.record(&first, AttemptOutcome::Failure, now), None);
+    let ejection = cluster.record(&first, AttemptOutcome::Failure, now).expect("the second failure ejects");
+    assert_eq!((ejection.until.since(now), ejection.count), (Duration::from_secs(30), 1));
+    builder.apply([set(5)]);
+    let mut rng = SeededRng::new(3);
+    for _ in 0..100 {
+        assert_eq!(cluster.pick(now, &mut rng, &[]).unwrap().address().ip().to_string(), "10.0.0.2");
+    }
+    assert!(!endpoints(&cluster)[0].is_ejected(ejection.until), "by time it is back");
+}
+
+#[test]
+fn a_commit_names_the_revision() {
+    let mut builder = SnapshotBuilder::new();
+    let commit = v1::Commit { revision: 42, count: 0, hash: String::new() };
+    assert_eq!(build(&mut builder, [Change::upsert("commit", "1", &commit)]).revision(), 42);
+}

@@ -16,12 +16,15 @@ use crate::origin::Origin;
 use crate::outlier::OutlierDetection;
 use crate::policy::{PolicySpec, Said, TargetKey, TargetKind, TrafficSpec};
 
-/// Converts a policy. When its authorization cannot be understood, but its targets can, the second half of the result
-/// is a policy that closes them.
-pub(crate) fn policy(
-    name: &Arc<str>,
-    message: &v1::Policy,
-) -> std::result::Result<PolicySpec, (ConvertError, Option<PolicySpec>)> {
+/// A policy that cannot be taken.
+pub(crate) struct Refused {
+    pub(crate) error: ConvertError,
+    /// When it may be about authorization: what closes its targets instead.
+    pub(crate) closed: Option<PolicySpec>,
+}
+
+/// Converts a policy.
+pub(crate) fn policy(name: &Arc<str>, message: &v1::Policy) -> std::result::Result<PolicySpec, Box<Refused>> {
     let origin = Arc::new(Origin::from_message(message.source.as_ref()));
     let targets: Vec<_> = message.targets.iter().map(target).collect();
     // Only what is attached as an authorization policy protects something; an unknown kind of policy may be one.
@@ -35,7 +38,7 @@ pub(crate) fn policy(
     convert().map_err(|error| {
         let said = Said::Authorization(Arc::new(AuthorizationPolicy::closed(Arc::clone(&origin))));
         let closed = PolicySpec { name: Arc::clone(name), origin: Arc::clone(&origin), targets: known, said };
-        (error, protects.then_some(closed))
+        Box::new(Refused { error, closed: protects.then_some(closed) })
     })
 }
 

@@ -1,1 +1,237 @@
+use meshwork_base::SeededRng;
+use proptest::prelude::*;
 
+use super::*;
+use crate::limits::Limits;
+use crate::reasons::NoReasons;
+use crate::tests::{build, key, service, service_change};
+
+fn policy() -> RetryPolicy {
+    RetryPolicy {
+        attempts: 2,
+        status_codes: [503].into(),
+        grpc_codes: [14].into(),
+        on_reset: true,
+        on_connect_failure: true,
+        on_refused: true,
+        per_try_timeout: None,
+        backoff_base: Duration::from_millis(25),
+        backoff_max: Duration::from_millis(250),
+        budget: None,
+    }
+}
+
+fn cluster(max_retries: Option<u32>) -> Arc<Cluster> {
+    let snapshot = build(&mut crate::SnapshotBuilder::new(), [service_change(&service("ns/a", &[("", 80)]))]);
+    let made = Arc::clone(snapshot.cluster(&key("ns/a", 80)).unwrap());
+    drop(snapshot);
+    let mut cluster = Arc::try_unwrap(made).expect("nobody else holds it");
+    cluster.limits = Limits { max_retries, ..Limits::default() };
+    Arc::new(cluster)
+}
+
+const GET: RequestFacts =
+    RequestFacts { idempotent: true, sent: true, replayable: true, nested: false, deadline: None };
+const POST: RequestFacts = RequestFacts { idempotent: false, ..GET };
+
+fn after(policy: RetryPolicy, failure: AttemptFailure, facts: &RequestFacts) -> Result<(), StopReason> {
+    let mut retry = Retry::begin(Some(&Arc::new(policy)), &cluster(None), Tick::ZERO);
+    match retry.after(failure, Some(1), facts, Tick::ZERO, &mut SeededRng::new(1), &mut NoReasons) {
+        Decision::Again { .. } => Ok(()),
+        Decision::Stop(reason) => Err(reason),
+    }
+}
+
+#[test]
+fn repeats_only_what_the_policy_names() {
+    use AttemptFailure::{Connect, Grpc, PerTryTimeout, Refused, Reset, Status};
+    let nothing = || RetryPolicy {
+        status_codes: [].into(),
+        grpc_codes: [].into(),
+        on_reset: false,
+        on_connect_failure: false,
+        on_refused: false,
+        ..policy()
+    };
+    for failure in [Connect, Refused, Reset, PerTryTimeout, Status(503), Grpc(14)] {
+        assert_eq!(after(policy(), failure, &GET), Ok(()), "{failure:?}");
+        assert_eq!(after(nothing(), failure, &GET), Err(StopReason::NotCalledFor), "{failure:?}");
+    }
+    assert_eq!(after(policy(), Status(500), &GET), Err(StopReason::NotCalledFor));
+    assert_eq!(after(RetryPolicy { on_connect_failure: true, ..nothing() }, Connect, &GET), Ok(()));
+    assert_eq!(after(RetryPolicy { on_refused: true, ..nothing() }, Refused, &GET), Ok(()));
+    assert_eq!(after(RetryPolicy { on_reset: true, ..nothing() }, Reset, &GET), Ok(()));
+}
+
+#[test]
+fn repeats_only_what_may_be_repeated() {
+    use AttemptFailure::{Connect, Refused, Reset, Status};
+    assert_eq!(after(policy(), Reset, &POST), Err(StopReason::NotRepeatable));
+    assert_eq!(after(policy(), Status(503), &POST), Err(StopReason::NotRepeatable));
+    assert_eq!(after(policy(), AttemptFailure::StaleConnection, &POST), Err(StopReason::NotRepeatable));
+    assert_eq!(after(policy(), Refused, &POST), Ok(()), "the upstream did not process it");
+    let unsent = RequestFacts { sent: false, ..POST };
+    assert_eq!(after(policy(), Connect, &unsent), Ok(()));
+    assert_eq!(after(policy(), Reset, &unsent), Ok(()));
+    let gone = RequestFacts { replayable: false, ..GET };
+    assert_eq!(after(policy(), Reset, &gone), Err(StopReason::NotReplayable));
+    assert_eq!(after(policy(), Connect, &RequestFacts { sent: false, ..gone }), Ok(()));
+    assert_eq!(after(policy(), Reset, &RequestFacts { nested: true, ..GET }), Err(StopReason::Nested));
+    assert!(
+        is_idempotent("PUT") && is_idempotent("GET") && !is_idempotent("POST") && !is_idempotent("PATCH")
+    );
+}
+
+#[test]
+fn stops_after_its_attempts_and_remembers_endpoints() {
+    let mut retry = Retry::begin(Some(&Arc::new(policy())), &cluster(None), Tick::ZERO);
+    let mut rng = SeededRng::new(1);
+    let mut fail = |retry: &mut Retry, id| {
+        retry.after(AttemptFailure::Reset, Some(id), &GET, Tick::ZERO, &mut rng, &mut NoReasons)
+    };
+    assert!(matches!(fail(&mut retry, 7), Decision::Again { .. }));
+    assert!(matches!(fail(&mut retry, 9), Decision::Again { .. }));
+    assert!(matches!(fail(&mut retry, 7), Decision::Stop(StopReason::Attempts)));
+    assert_eq!((retry.tried(), retry.retries()), (&[7, 9][..], 2));
+    assert_eq!(StopReason::Attempts.cause(), Some(Cause::RetriesExhausted));
+}
+
+#[test]
+fn a_stale_connection_is_repeated_at_once_and_once_for_each_endpoint_also_without_policy() {
+    let mut retry = Retry::begin(None, &cluster(None), Tick::ZERO);
+    let mut rng = SeededRng::new(1);
+    let mut stale = |id| {
+        retry.after(AttemptFailure::StaleConnection, Some(id), &GET, Tick::ZERO, &mut rng, &mut NoReasons)
+    };
+    for id in [1, 2] {
+        let Decision::Again { after: Duration::ZERO, permit: None } = stale(id) else { panic!("once each") };
+    }
+    assert!(matches!(stale(1), Decision::Stop(StopReason::NotCalledFor)));
+}
+
+#[test]
+fn the_limit_of_retries_is_held_until_the_attempt_ends() {
+    let cluster = cluster(Some(1));
+    let policy = Arc::new(policy());
+    let mut rng = SeededRng::new(1);
+    let mut fail = || {
+        Retry::begin(Some(&policy), &cluster, Tick::ZERO).after(
+            AttemptFailure::Reset,
+            Some(1),
+            &GET,
+            Tick::ZERO,
+            &mut rng,
+            &mut NoReasons,
+        )
+    };
+    let first = fail();
+    assert!(matches!(first, Decision::Again { permit: Some(_), .. }));
+    assert!(matches!(fail(), Decision::Stop(StopReason::MaxRetries)));
+    drop(first);
+    assert!(matches!(fail(), Decision::Again { .. }));
+}
+
+#[test]
+fn a_deadline_ends_retries() {
+    let at = |ms: u64| Tick::ZERO.after(Duration::from_millis(ms));
+    let facts = |ms| RequestFacts { deadline: Some(at(ms)), ..GET };
+    let no_wait = RetryPolicy { backoff_base: Duration::ZERO, backoff_max: Duration::ZERO, ..policy() };
+    assert_eq!(after(no_wait.clone(), AttemptFailure::Reset, &facts(1)), Ok(()));
+    assert_eq!(after(no_wait, AttemptFailure::Reset, &facts(0)), Err(StopReason::Deadline));
+    let far = RetryPolicy {
+        backoff_base: Duration::from_secs(3600),
+        backoff_max: Duration::from_secs(3600),
+        ..policy()
+    };
+    assert_eq!(after(far, AttemptFailure::Reset, &facts(1)), Err(StopReason::Deadline));
+}
+
+/// With every attempt failing, retries stay within the budget over any ten seconds, and grow with the traffic.
+#[test]
+fn a_failing_service_sees_no_more_retries_than_the_budget_allows() {
+    let budget = RetryBudget { percent: 20, min_per_second: 1 };
+    let policy = Arc::new(RetryPolicy { attempts: 5, budget: Some(budget), ..policy() });
+    let cluster = cluster(None);
+    let mut rng = SeededRng::new(1);
+    let mut retries = 0u64;
+    let mut budget_stops = 0;
+    for n in 0..10_000u64 {
+        let now = Tick::from_nanos(n * 10_000_000);
+        let mut retry = Retry::begin(Some(&policy), &cluster, now);
+        loop {
+            match retry.after(AttemptFailure::Reset, Some(1), &GET, now, &mut rng, &mut NoReasons) {
+                Decision::Again { .. } => retries += 1,
+                Decision::Stop(reason) => {
+                    budget_stops += u32::from(reason == StopReason::Budget);
+                    break;
+                }
+            }
+        }
+    }
+    assert!(budget_stops > 0);
+    // 100 requests a second for 100 s: 20 % of them, and one a second besides.
+    assert!((1_900..=2_200).contains(&retries), "{retries}");
+}
+
+proptest! {
+    #[test]
+    fn backoff_grows_is_capped_and_jittered(seed: u64, base in 0u64..1000, max in 0u64..5000, retry in 1u32..80) {
+        let policy = RetryPolicy {
+            backoff_base: Duration::from_millis(base),
+            backoff_max: Duration::from_millis(max.max(base)),
+            ..policy()
+        };
+        let chosen = policy.backoff(retry, &mut SeededRng::new(seed));
+        prop_assert_eq!(invariants::backoff(&policy, retry, chosen), Ok(()));
+        prop_assert!(policy.backoff_ceiling(retry) <= policy.backoff_ceiling(retry + 1));
+    }
+
+    /// The window counts like a list of moments does.
+    #[test]
+    fn the_window_counts_the_last_ten_seconds(
+        steps in prop::collection::vec((0u64..3_000, any::<bool>()), 0..200),
+    ) {
+        let window = BudgetWindow::default();
+        let unlimited = RetryBudget { percent: 100, min_per_second: 1_000 };
+        let mut now = Tick::ZERO;
+        let mut events: Vec<(u64, bool)> = Vec::new();
+        for (ms, is_retry) in steps {
+            now = now.after(Duration::from_millis(ms));
+            let second = now.as_nanos() / 1_000_000_000;
+            if is_retry {
+                prop_assert!(window.retry(unlimited, now));
+            } else {
+                window.request(now);
+            }
+            events.push((second, is_retry));
+            let recent = |kind| events.iter().filter(|(s, r)| *r == kind && second - s < 10).count() as u64;
+            prop_assert_eq!(window.sums(now), (recent(false), recent(true)));
+        }
+    }
+
+    /// At the moment of every grant, the budget holds.
+    #[test]
+    fn every_grant_is_within_the_budget(
+        percent in 0u32..100,
+        min_per_second in 0u32..3,
+        steps in prop::collection::vec((0u64..2_000, any::<bool>()), 0..200),
+    ) {
+        let window = BudgetWindow::default();
+        let budget = RetryBudget { percent, min_per_second };
+        let mut now = Tick::ZERO;
+        for (ms, is_retry) in steps {
+            now = now.after(Duration::from_millis(ms));
+            if !is_retry {
+                window.request(now);
+                continue;
+            }
+            let (requests, before) = window.sums(now);
+            let granted = window.retry(budget, now);
+            prop_assert_eq!(granted, before < budget.allowed(requests));
+            if granted {
+                let (requests, retries) = window.sums(now);
+                prop_assert_eq!(invariants::retry_budget(budget, requests, retries), Ok(()));
+            }
+        }
+    }
+}

@@ -11,6 +11,9 @@ use crate::hostname::{HostMap, HostPattern};
 use crate::route::Parent;
 use crate::snapshot::Snapshot;
 
+/// Listeners without a binding, and why.
+type Unbound = Box<[(Arc<Listener>, String)]>;
+
 /// A listener and the addresses it wants.
 pub(super) type Placed = (Arc<Listener>, Arc<ListenerSpec>);
 
@@ -50,10 +53,7 @@ impl Built {
 
 /// Groups listeners by address and port. The oldest decides what a port speaks; others that speak something else are
 /// left out, with the reason.
-pub(super) fn bindings(
-    listeners: &[Placed],
-    old: &[Arc<Binding>],
-) -> (Box<[Arc<Binding>]>, Box<[(Arc<Listener>, String)]>) {
+pub(super) fn bindings(listeners: &[Placed], old: &[Arc<Binding>]) -> (Box<[Arc<Binding>]>, Unbound) {
     let mut groups: BTreeMap<(Option<IpAddr>, u16), Vec<&Placed>> = BTreeMap::new();
     for placed in listeners {
         let addresses = &placed.1.addresses;
