@@ -103,8 +103,10 @@ impl AuthorityError {
     }
 }
 
-fn sign_error(error: rcgen::Error) -> AuthorityError {
-    AuthorityError::Sign(error.to_string())
+impl From<rcgen::Error> for AuthorityError {
+    fn from(error: rcgen::Error) -> Self {
+        Self::Sign(error.to_string())
+    }
 }
 
 /// A certificate that signs others, with its key.
@@ -278,7 +280,7 @@ impl Authority {
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         params.extended_key_usages =
             vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
-        let leaf = params.signed_by(&key, &signer.issuer).map_err(sign_error)?;
+        let leaf = params.signed_by(&key, &signer.issuer)?;
         Ok(Issued { chain: vec![leaf.der().clone(), signer.certificate.clone()], not_before, not_after })
     }
 }
@@ -288,7 +290,7 @@ fn read(path: &Path) -> Result<Option<String>, AuthorityError> {
 }
 
 fn uri(text: &str) -> Result<SanType, AuthorityError> {
-    Ok(SanType::URI(text.try_into().map_err(sign_error)?))
+    Ok(SanType::URI(text.try_into()?))
 }
 
 /// What all our certificates have in common.
@@ -324,10 +326,10 @@ fn ca_params(
 }
 
 fn new_root(trust_domain: &TrustDomain, now: Duration) -> Result<Signer, AuthorityError> {
-    let key = KeyPair::generate().map_err(sign_error)?;
+    let key = KeyPair::generate()?;
     let (from, to) = (now.saturating_sub(BACKDATE), now + ROOT_LIFETIME);
     let params = ca_params(&format!("{trust_domain} root"), trust_domain, 1, from, to)?;
-    let certificate = params.self_signed(&key).map_err(sign_error)?.der().clone();
+    let certificate = params.self_signed(&key)?.der().clone();
     Signer::new(certificate, key, "the new root")
 }
 
@@ -337,10 +339,10 @@ fn new_intermediate(
     path: &Path,
     now: Duration,
 ) -> Result<Signer, AuthorityError> {
-    let key = KeyPair::generate().map_err(sign_error)?;
+    let key = KeyPair::generate()?;
     let (from, to) = (now.saturating_sub(BACKDATE), (now + INTERMEDIATE_LIFETIME).min(root.not_after));
     let params = ca_params(&format!("{trust_domain} intermediate"), trust_domain, 0, from, to)?;
-    let certificate = params.signed_by(&key, &root.issuer).map_err(sign_error)?.der().clone();
+    let certificate = params.signed_by(&key, &root.issuer)?.der().clone();
     let signer = Signer::new(certificate, key, "the new intermediate")?;
     // A root made elsewhere may have a name or constraints that our chain does not satisfy: better now than later.
     let unusable = |why: String| AuthorityError::Unusable { what: "the root".to_owned(), why };
@@ -429,6 +431,12 @@ impl Signer {
         let usage = parsed.key_usage().map_err(|error| malformed(error.to_string()))?;
         if usage.is_some_and(|usage| !usage.value.key_cert_sign()) {
             return unusable("its key usage does not allow to sign certificates (keyCertSign)");
+        }
+        let extended = parsed.extended_key_usage().map_err(|error| malformed(error.to_string()))?;
+        if extended
+            .is_some_and(|found| !(found.value.any || found.value.server_auth && found.value.client_auth))
+        {
+            return unusable("its extended key usage does not allow TLS servers and clients; leave it out");
         }
         if unix(parsed.validity().not_before.timestamp()) > now {
             return unusable("it is not valid yet; compare the machine's clock");
