@@ -349,7 +349,7 @@ class Handler(BaseHTTPRequestHandler):
             self.wfile.write(body)
 
     def log_request(self, code="-", size="-"):
-        path = urlsplit(getattr(self, "path", "")).path
+        path = getattr(self, "path", "").partition("?")[0]
         if path == "/healthz":
             return
         micros = int((time.monotonic() - self.began) * 1e6) if self.began else 0

@@ -198,11 +198,11 @@ impl JsonClient {
         body: &impl Serialize,
         context: &HeaderMap,
     ) -> Result<T, CallError> {
-        let body = serde_json::to_vec(body).map_err(|e| self.garbled(e))?;
+        let body = serde_json::to_vec(body).map_err(|e| self.garbled(&e))?;
         self.call(Method::POST, path, body.into(), context).await
     }
 
-    fn garbled(&self, cause: impl ToString) -> CallError {
+    fn garbled(&self, cause: &impl ToString) -> CallError {
         CallError::Garbled { service: self.target.service.clone(), cause: cause.to_string() }
     }
 
@@ -214,7 +214,7 @@ impl JsonClient {
         context: &HeaderMap,
     ) -> Result<T, CallError> {
         let mut request = Request::new(Full::new(body));
-        *request.uri_mut() = self.target.uri(path).map_err(|e| self.garbled(e))?;
+        *request.uri_mut() = self.target.uri(path).map_err(|e| self.garbled(&e))?;
         let headers = request.headers_mut();
         headers.clone_from(context);
         headers.insert(header::ACCEPT, header::HeaderValue::from_static("application/json"));
@@ -226,7 +226,7 @@ impl JsonClient {
             .await
             .map_err(|_| CallError::Late { service: self.target.service.clone(), limit: self.timeout })??;
         if status.is_success() {
-            return serde_json::from_slice(&body).map_err(|e| self.garbled(e));
+            return serde_json::from_slice(&body).map_err(|e| self.garbled(&e));
         }
         let problem = serde_json::from_slice(&body).ok().map(Box::new);
         Err(CallError::Refused { service: self.target.service.clone(), status, problem })
@@ -240,7 +240,7 @@ impl JsonClient {
             .map_err(|e| CallError::Unreachable { service: self.target.service.clone(), cause: chain(&e) })?;
         let status = response.status();
         let body =
-            Limited::new(response.into_body(), MAX_BODY).collect().await.map_err(|e| self.garbled(e))?;
+            Limited::new(response.into_body(), MAX_BODY).collect().await.map_err(|e| self.garbled(&e))?;
         Ok((status, body.to_bytes()))
     }
 }

@@ -21,6 +21,9 @@ pub mod proto {
         missing_docs,
         unreachable_pub,
         clippy::all,
+        clippy::allow_attributes_without_reason,
+        clippy::needless_pass_by_value,
+        clippy::too_many_lines,
         reason = "generated; the proto files hold the documentation"
     )]
 

@@ -1,5 +1,7 @@
 //! The catalog as its clients see it.
 
+#![allow(clippy::unwrap_used, reason = "a helper that fails is a test that fails")]
+
 mod common;
 
 use common::{CATALOG, PATIENCE, Service, get, post, post_json};

@@ -1,5 +1,7 @@
 //! `commerce-import`, on a small sample in the published layout and on the published files themselves.
 
+#![allow(clippy::unwrap_used, reason = "a helper that fails is a test that fails")]
+
 mod common;
 
 use std::path::Path;

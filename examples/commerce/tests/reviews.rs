@@ -1,5 +1,7 @@
 //! The reviews service, in Python, as its clients see it.
 
+#![allow(clippy::unwrap_used, reason = "a helper that fails is a test that fails")]
+
 mod common;
 
 use common::{PATIENCE, Service, get, post, post_json, python, reviews_script};

@@ -1,8 +1,10 @@
 //! The storefront as a browser sees it, with and without the services behind it.
 
+#![allow(clippy::unwrap_used, reason = "a helper that fails is a test that fails")]
+
 mod common;
 
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use axum::body::Body;
 use axum::extract::{Request, State};
@@ -12,6 +14,7 @@ use common::{CATALOG, INVENTORY, STOREFRONT, Service, get, post, python, reviews
 use http_body_util::Full;
 use hyper_util::client::legacy::Client;
 use hyper_util::rt::TokioExecutor;
+use parking_lot::Mutex;
 
 const FORM: &str = "application/x-www-form-urlencoded";
 /// Nothing listens on the discard port of a loopback address of no one's.
@@ -40,7 +43,7 @@ async fn pass(State(outbound): State<Outbound>, mut request: Request) -> Respons
     let authority = request.uri().authority().map(ToString::to_string);
     let host = request.headers().get("host").map(|h| h.to_str().unwrap().to_owned());
     let name = authority.or(host).unwrap();
-    outbound.seen.lock().unwrap().push((name.clone(), request.headers().clone()));
+    outbound.seen.lock().push((name.clone(), request.headers().clone()));
     let (to, h2) = match name.as_str() {
         "catalog" => (&outbound.catalog, false),
         "inventory" => (&outbound.inventory, true),
@@ -117,7 +120,7 @@ async fn calls_go_through_the_mesh_by_name_and_carry_the_trace() {
     assert_eq!(page.text("stock-quantity").unwrap(), "17");
     assert_eq!(page.count("review"), 2);
     assert!(page.text("reviews-summary").unwrap().starts_with("5.0 out of 5 from 2"));
-    let seen = seen.lock().unwrap();
+    let seen = seen.lock();
     for service in ["catalog", "inventory", "reviews"] {
         let calls: Vec<&HeaderMap> =
             seen.iter().filter(|(name, _)| name == service).map(|(_, h)| h).collect();

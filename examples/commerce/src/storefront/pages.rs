@@ -45,7 +45,7 @@ pub(super) fn home(frame: &Frame<'_>, page: &Page, stock: Option<&Stock>) -> Mar
             (grid(shown, stock))
         }
     };
-    layout("Welcome", frame, main)
+    layout("Welcome", frame, &main)
 }
 
 fn count(number: u64, what: &str) -> String {
@@ -80,7 +80,7 @@ pub(super) fn browse(frame: &Frame<'_>, browse: &Browse<'_>) -> Markup {
         (grid(&page.items, *stock))
         (pagination("Pages of products", &path, "", page.page, page.pages))
     };
-    layout(title, frame, main)
+    layout(title, frame, &main)
 }
 
 pub(super) fn search(frame: &Frame<'_>, page: &Page, stock: Option<&Stock>) -> Markup {
@@ -105,7 +105,7 @@ pub(super) fn search(frame: &Frame<'_>, page: &Page, stock: Option<&Stock>) -> M
         (grid(&page.items, stock))
         (pagination("Pages of results", &path, "", page.page, page.pages))
     };
-    layout("Search", frame, main)
+    layout("Search", frame, &main)
 }
 
 /// What a product's page shows; `None` is what a service did not say.
@@ -155,7 +155,7 @@ pub(super) fn product(frame: &Frame<'_>, page: &ProductPage<'_>) -> Markup {
         }
         (reviews_section(page))
     };
-    layout(&product.name, frame, main)
+    layout(&product.name, frame, &main)
 }
 
 fn stock_line(product: &Product, stock: Option<&Stock>) -> Markup {
@@ -297,5 +297,5 @@ fn plain(title: &str, id: &str, heading: &str, text: &str) -> Markup {
             p { a.button href="/" { "To the front door" } }
         }
     };
-    layout(title, &Frame::default(), main)
+    layout(title, &Frame::default(), &main)
 }

@@ -21,7 +21,7 @@ pub(super) struct Frame<'a> {
 }
 
 /// A whole page.
-pub(super) fn layout(title: &str, frame: &Frame<'_>, main: Markup) -> Markup {
+pub(super) fn layout(title: &str, frame: &Frame<'_>, main: &Markup) -> Markup {
     let style = format!("/assets/shop.css?v={}", &crate::catalogue::digest(STYLE.as_bytes())[..12]);
     html! {
         (DOCTYPE)
@@ -108,8 +108,9 @@ pub(super) fn grid(products: &[Product], stock: Option<&Stock>) -> Markup {
 
 /// A coloured field with initials stands for a picture: the shop has none, and asks nobody for them.
 pub(super) fn tile(product: &Product) -> Markup {
-    let hue =
-        product.category.bytes().fold(0_u32, |sum, b| sum.wrapping_mul(31).wrapping_add(u32::from(b))) % 8;
+    // Multiplying by the golden ratio and keeping the top three bits spreads names that differ little.
+    let sum = product.category.bytes().fold(0_u32, |sum, b| sum.wrapping_mul(31).wrapping_add(u32::from(b)));
+    let hue = sum.wrapping_mul(0x9E37_79B1) >> 29;
     let initials: String = product
         .name
         .split_whitespace()
