@@ -1,1 +1,158 @@
-//! To be written.
+//! The control plane: it reads what users wrote, works out what that means for each proxy, tells the proxies, and tells
+//! the users what became of it.
+//!
+//! It runs within a gateway that serves a folder, or as a process of its own; the parts are the same.
+//!
+//! ```text
+//! folder ─▶ files by content ─▶ objects (last good version of each) ─compile─▶ resources ─publish─▶ xds::Hub ─▶ proxies
+//!              watch                 │ diagnostics                     │ statuses                      │
+//!                                    └──────────────▶ Model ◀──────────┘◀──── listeners bound ─────────┘
+//!                                                       │
+//!                                              HTTP API below /v1 (get, check, proxies, apply --wait)
+//! ```
+//!
+//! Nothing is published before every source has been read once, and nothing is removed because something could not be
+//! read: a bad object keeps its last good version and is reported at its line.
+
+pub mod api;
+mod check;
+pub mod codes;
+pub mod folder;
+mod model;
+mod objects;
+mod pipeline;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use meshwork_base::Clock;
+use meshwork_xds::server::{Access, Hub, Open};
+use meshwork_xds::transport::Connector;
+use tokio::sync::mpsc;
+use tokio::task::AbortHandle;
+
+pub use check::{Checked, check};
+pub use model::Model;
+
+use folder::{Folder, FolderError};
+use pipeline::{Pipeline, Shared, Update};
+
+/// Updates of one source that may wait while a compilation runs.
+const UPDATES: usize = 8;
+
+/// What a control plane works with.
+pub struct Settings {
+    /// Folders of resources. Where two define one object, the earlier folder's stays.
+    pub folders: Vec<PathBuf>,
+    /// Who compiles, and for whom.
+    pub compile: meshwork_compile::Settings,
+    /// Who may join, and see what.
+    pub access: Arc<dyn Access>,
+}
+
+impl Settings {
+    /// For a gateway that serves one folder from within its own process.
+    #[must_use]
+    pub fn folder(path: impl Into<PathBuf>) -> Self {
+        let compile = meshwork_compile::Settings::folder();
+        Self { folders: vec![path.into()], compile, access: Arc::new(Open) }
+    }
+}
+
+/// A running control plane; it ends when the last clone is dropped.
+#[derive(Clone, Debug)]
+pub struct ControlPlane {
+    hub: Hub,
+    shared: Shared,
+    _tasks: Arc<Tasks>,
+}
+
+#[derive(Debug)]
+struct Tasks(Vec<AbortHandle>);
+
+impl Drop for Tasks {
+    fn drop(&mut self) {
+        for task in &self.0 {
+            task.abort();
+        }
+    }
+}
+
+impl ControlPlane {
+    /// Starts on the current tokio runtime, which should carry no traffic: files are read on it, and compilation runs
+    /// on it.
+    ///
+    /// # Errors
+    /// [`FolderError`] when a folder is not there or may not be read. What is wrong inside of it is no error: see
+    /// [`Model::diagnostics`].
+    pub fn start(settings: Settings, clock: Arc<dyn Clock>) -> Result<Self, FolderError> {
+        let folders: Vec<Folder> =
+            settings.folders.iter().map(Folder::open).collect::<Result<_, FolderError>>()?;
+        let hub = Hub::new(settings.access, Arc::clone(&clock));
+        let shared = Shared::default();
+        let names = folders.iter().map(|folder| folder.root().display().to_string()).collect();
+        let (updates, inbox) = mpsc::channel(UPDATES);
+        let mut tasks = Vec::new();
+        for (source, folder) in (0..).zip(folders) {
+            let (changes, mut seen) = mpsc::channel(UPDATES);
+            tasks.push(tokio::spawn(folder::follow(folder, Arc::clone(&clock), changes)).abort_handle());
+            let updates = updates.clone();
+            let forward = async move {
+                while let Some(changes) = seen.recv().await {
+                    if updates.send(Update { source, changes }).await.is_err() {
+                        return;
+                    }
+                }
+            };
+            tasks.push(tokio::spawn(forward).abort_handle());
+        }
+        let pipeline = Pipeline::new(settings.compile, clock, hub.clone(), shared.clone(), names);
+        tasks.push(tokio::spawn(pipeline.run(inbox)).abort_handle());
+        Ok(Self { hub, shared, _tasks: Arc::new(Tasks(tasks)) })
+    }
+
+    /// Opens streams within this process, for a client's driver on a tokio runtime.
+    #[must_use]
+    pub fn connector(&self) -> Connector {
+        let hub = self.hub.clone();
+        Box::new(move || {
+            let transport = hub.connect_in_memory();
+            Box::pin(async move { Ok(transport) })
+        })
+    }
+
+    /// The streams to proxies, for serving them over a network.
+    #[must_use]
+    pub const fn hub(&self) -> &Hub {
+        &self.hub
+    }
+
+    /// What is known now.
+    #[must_use]
+    pub fn model(&self) -> Arc<Model> {
+        self.shared.model.load_full()
+    }
+
+    /// Returns when every source has been read once and the result is published.
+    pub async fn synced(&self) {
+        self.until(|model| model.revision > 0).await;
+    }
+
+    /// Returns the first model, from now on, of which this is true.
+    pub async fn until(&self, mut is_it: impl FnMut(&Model) -> bool) -> Arc<Model> {
+        let mut replaced = self.shared.replaced.subscribe();
+        loop {
+            let model = self.model();
+            if is_it(&model) {
+                return model;
+            }
+            // The sender lives in `self`.
+            drop(replaced.changed().await);
+        }
+    }
+
+    /// The HTTP API, for an admin port or the control plane's own.
+    pub fn router(&self) -> axum::Router {
+        api::router(self.clone())
+    }
+}

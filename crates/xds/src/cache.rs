@@ -109,7 +109,7 @@ impl Cache {
             let start = bytes.len();
             match change {
                 Change::Upsert(key, resource) => {
-                    Record::Upsert(key.clone(), Arc::clone(resource)).encode(&mut bytes)
+                    Record::Upsert(key.clone(), Arc::clone(resource)).encode(&mut bytes);
                 }
                 Change::Remove(key) => Record::Remove(key.clone()).encode(&mut bytes),
                 Change::Unsupported { .. } => continue,

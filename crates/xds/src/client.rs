@@ -180,6 +180,9 @@ struct Outstanding {
     nonce: String,
 }
 
+/// What is said of one type when joining: names subscribed to, and versions held.
+type Joining = (Vec<String>, Vec<(String, String)>);
+
 /// See the module.
 #[derive(Debug)]
 pub struct Client {
@@ -296,7 +299,7 @@ impl Client {
                 self.offered.insert(key, version);
             }
         }
-        let mut types: BTreeMap<Arc<str>, (Vec<String>, Vec<(String, String)>)> = BTreeMap::new();
+        let mut types: BTreeMap<Arc<str>, Joining> = BTreeMap::new();
         for key in self.settings.subscriptions.iter().chain(self.watches.keys()) {
             types.entry(Arc::clone(&key.type_url)).or_default().0.push(key.name.to_string());
         }

@@ -1,5 +1,7 @@
 //! What a resource is called, and what a `Commit` counts.
 
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::fmt;
 use std::sync::{Arc, LazyLock};
 
@@ -121,7 +123,7 @@ impl Tally {
 /// What one side believes the other was offered: versions by key, with their tally.
 #[derive(Debug, Default)]
 pub(crate) struct Offers {
-    versions: std::collections::BTreeMap<ResourceKey, (Arc<str>, ContentHash)>,
+    versions: BTreeMap<ResourceKey, (Arc<str>, ContentHash)>,
     tally: Tally,
 }
 
@@ -129,8 +131,12 @@ impl Offers {
     pub(crate) fn insert(&mut self, key: ResourceKey, version: Arc<str>) {
         let mark = mark(&key, &version);
         self.tally.add(&key, mark);
-        if let Some((_, old)) = self.versions.insert(key.clone(), (version, mark)) {
-            self.tally.take(&key, old);
+        match self.versions.entry(key) {
+            Entry::Vacant(entry) => drop(entry.insert((version, mark))),
+            Entry::Occupied(mut entry) => {
+                let (_, old) = entry.insert((version, mark));
+                self.tally.take(entry.key(), old);
+            }
         }
     }
 

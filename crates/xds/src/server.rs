@@ -103,6 +103,7 @@ pub struct Server {
     streams: BTreeMap<StreamId, Stream>,
     gone: BTreeMap<String, (Proxy, Tick)>,
     next_stream: StreamId,
+    verdicts: u64,
 }
 
 impl fmt::Debug for Server {
@@ -116,7 +117,14 @@ impl Server {
     /// A server without resources; it answers nobody before the first publication.
     #[must_use]
     pub fn new(access: Arc<dyn Access>) -> Self {
-        Self { access, world: None, streams: BTreeMap::new(), gone: BTreeMap::new(), next_stream: 1 }
+        Self {
+            access,
+            world: None,
+            streams: BTreeMap::new(),
+            gone: BTreeMap::new(),
+            next_stream: 1,
+            verdicts: 0,
+        }
     }
 
     /// The revision published last; none before the first.
@@ -166,6 +174,7 @@ impl Server {
     /// A stream was closed.
     pub fn disconnect(&mut self, id: StreamId, now: Tick) {
         if let Some(stream) = self.streams.remove(&id) {
+            self.verdicts += stream.verdicts() + 1;
             let mut proxy = stream.proxy();
             proxy.connected = false;
             let still_there = self.streams.values().any(|other| other.viewer().node.id == proxy.node.id);
@@ -202,6 +211,12 @@ impl Server {
             proxies.insert(&stream.viewer().node.id, stream.proxy());
         }
         proxies.into_values().collect()
+    }
+
+    /// A number that changes when what proxies say of resources changes: listeners bound, resources refused.
+    #[must_use]
+    pub fn verdicts(&self) -> u64 {
+        self.verdicts + self.streams.values().map(Stream::verdicts).sum::<u64>()
     }
 
     /// The proxies in which this revision is not in effect yet: connected ones, and those that went away less than

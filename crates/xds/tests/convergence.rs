@@ -1,6 +1,8 @@
 //! Client and server over a network that loses streams at any moment: whatever happens in between, the consumer ends
 //! with exactly the accepted resources of the server, and on the way it never sees half of a change.
 
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
@@ -123,12 +125,12 @@ impl World {
         }
     }
 
-    fn step(&mut self, step: Step) {
+    fn step(&mut self, step: &Step) {
         self.now = self.now.after(Duration::from_millis(10));
-        match step {
-            Step::Publish(versions) => {
+        match *step {
+            Step::Publish(ref versions) => {
                 self.revision += 1;
-                let publication = publication(&versions, self.revision);
+                let publication = publication(versions, self.revision);
                 let of =
                     |(key, resource): (&ResourceKey, &Arc<Resource>)| (key.clone(), resource.version.clone());
                 self.published.insert(self.revision, publication.resources.iter().map(of).collect());
@@ -222,7 +224,7 @@ impl World {
                     rejections.push(Rejection { key: key.clone(), severity, message });
                 }
                 Change::Upsert(key, resource) => {
-                    drop(self.held.insert(key.clone(), resource.version.clone()))
+                    drop(self.held.insert(key.clone(), resource.version.clone()));
                 }
                 Change::Remove(key) => drop(self.held.remove(key)),
                 Change::Unsupported { .. } => panic!("nothing requires anything"),
@@ -241,7 +243,7 @@ impl World {
         for change in &settled.accepted {
             match change {
                 Change::Upsert(key, resource) => {
-                    drop(self.disk.resources.insert(key.clone(), Arc::clone(resource)))
+                    drop(self.disk.resources.insert(key.clone(), Arc::clone(resource)));
                 }
                 Change::Remove(key) => drop(self.disk.resources.remove(key)),
                 Change::Unsupported { .. } => panic!("never accepted"),
@@ -270,7 +272,7 @@ impl World {
 
     /// Lets everything arrive.
     fn quiesce(&mut self) {
-        self.step(Step::Connect);
+        self.step(&Step::Connect);
         for _ in 0..20 {
             self.requests(u8::MAX);
             self.responses(u8::MAX);
@@ -297,7 +299,7 @@ impl World {
     }
 }
 
-fn run(wildcard: bool, steps: Vec<Step>) {
+fn run(wildcard: bool, steps: &[Step]) {
     let mut world = World::new(wildcard);
     for step in steps {
         world.step(step);
@@ -334,11 +336,11 @@ proptest! {
 
     #[test]
     fn a_gateway_ends_with_exactly_the_accepted_resources(steps in steps()) {
-        run(true, steps);
+        run(true, &steps);
     }
 
     #[test]
     fn a_sidecar_ends_with_exactly_what_its_names_refer_to(steps in steps()) {
-        run(false, steps);
+        run(false, &steps);
     }
 }

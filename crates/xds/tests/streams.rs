@@ -1,5 +1,7 @@
 //! The drivers over real transports: within the process, and over gRPC on a socket.
 
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;

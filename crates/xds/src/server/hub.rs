@@ -85,6 +85,18 @@ impl Hub {
         self.server.lock().proxies()
     }
 
+    /// See [`Server::verdicts`].
+    #[must_use]
+    pub fn verdicts(&self) -> u64 {
+        self.server.lock().verdicts()
+    }
+
+    /// The publication in force.
+    #[must_use]
+    pub fn world(&self) -> Option<Arc<Publication>> {
+        self.server.lock().world().cloned()
+    }
+
     /// Wakes when a proxy joined, left or reported, or when something was published.
     #[must_use]
     pub fn activity(&self) -> watch::Receiver<()> {

@@ -15,6 +15,9 @@ const RESPONSE_BYTES: usize = 512 * 1024;
 /// Names of removed resources in one response.
 const RESPONSE_NAMES: usize = 4096;
 
+/// What differs of one type: resources to send, names to remove.
+type Difference = (Vec<Arc<Resource>>, Vec<String>);
+
 #[derive(Debug, Default)]
 pub(super) struct Stream {
     viewer: Viewer,
@@ -38,6 +41,8 @@ pub(super) struct Stream {
     nonce: u64,
     report: Report,
     rejections: BTreeMap<ResourceKey, ProxyRejection>,
+    /// How often the bound listeners or the rejections have changed.
+    verdicts: u64,
 }
 
 impl Stream {
@@ -47,6 +52,10 @@ impl Stream {
 
     pub(super) const fn viewer(&self) -> &Viewer {
         &self.viewer
+    }
+
+    pub(super) const fn verdicts(&self) -> u64 {
+        self.verdicts
     }
 
     /// The revision in effect, once it speaks of this stream.
@@ -84,6 +93,7 @@ impl Stream {
             return Err(Refusal::NoNode);
         }
         if let Some(report) = request.report {
+            self.verdicts += u64::from(report.bound != self.report.bound);
             self.report = report;
         }
         if request.type_url.is_empty() {
@@ -127,6 +137,7 @@ impl Stream {
             // It speaks of a version that another has replaced meanwhile.
             return;
         }
+        self.verdicts += 1;
         let (version, message) = (rejection.version, rejection.message);
         self.rejections.insert(key.clone(), ProxyRejection { key, version, severity, message });
     }
@@ -154,7 +165,7 @@ impl Stream {
             let keys: Vec<_> = wanted.chain(self.offered.keys()).cloned().collect();
             self.dirty.extend(keys);
         }
-        let mut changes: BTreeMap<(bool, Arc<str>), (Vec<Arc<Resource>>, Vec<String>)> = BTreeMap::new();
+        let mut changes: BTreeMap<(bool, Arc<str>), Difference> = BTreeMap::new();
         for key in std::mem::take(&mut self.dirty) {
             let wanted = self.wants(&key) && access.visible(&self.viewer, &key);
             let target = world.resources.get(&key).filter(|_| wanted);
@@ -163,7 +174,7 @@ impl Stream {
                 continue;
             }
             let group = changes.entry((key.is_endpoints(), Arc::clone(&key.type_url))).or_default();
-            self.rejections.remove(&key);
+            self.verdicts += u64::from(self.rejections.remove(&key).is_some());
             match target {
                 Some(resource) => {
                     group.0.push(Arc::clone(resource));

@@ -8,16 +8,14 @@ fn key(kind: &str, name: &str) -> ResourceKey {
     ResourceKey::new(format!("type.meshwork.dev/meshwork.v1.{kind}"), name)
 }
 
-fn world(
-    revision: u64,
-    resources: &[(&str, &str, &str)],
-    links: &[(&str, &str, &[(&str, &str)])],
-) -> Publication {
+type Link<'a> = (&'a str, &'a str, &'a [(&'a str, &'a str)]);
+
+fn world(revision: u64, resources: &[(&str, &str, &str)], links: &[Link<'_>]) -> Publication {
     let resource = |&(kind, name, version): &(&str, &str, &str)| {
         let resource = Resource { name: name.into(), version: version.into(), ..Resource::default() };
         (key(kind, name), Arc::new(resource))
     };
-    let link = |&(kind, name, to): &(&str, &str, &[(&str, &str)])| {
+    let link = |&(kind, name, to): &Link<'_>| {
         (key(kind, name), to.iter().map(|(kind, name)| key(kind, name)).collect())
     };
     Publication {
@@ -125,7 +123,7 @@ const SHOP: &[(&str, &str, &str)] = &[
     ("EndpointSlice", "shop/api-1", "1"),
     ("Service", "shop/other", "1"),
 ];
-const SHOP_LINKS: &[(&str, &str, &[(&str, &str)])] = &[
+const SHOP_LINKS: &[Link<'_>] = &[
     ("Service", "shop/web", &[("Route", "HTTPRoute/shop/web")]),
     ("Route", "HTTPRoute/shop/web", &[("Service", "shop/api")]),
     ("Service", "shop/api", &[("EndpointSlice", "shop/api-1"), ("Service", "shop/web")]),

@@ -1,0 +1,337 @@
+//! A folder of resources as a source: every `*.yaml`, `*.yml` and `*.json` below it, hidden ones apart.
+//!
+//! Files are told apart by content, so an event without a new content changes nothing. Nothing vanishes because an
+//! editor or a mount is half-way: a file that somebody is writing keeps its last content until it is closed, a file that
+//! is missing keeps it until it stays missing, a file that cannot be read keeps it and is reported. Kubernetes mounts a
+//! `ConfigMap` as links into a hidden directory that is replaced by one rename; the links are followed, so the whole
+//! mount changes at once.
+
+mod watch;
+
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::io::{self, Read as _};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+use meshwork_base::{ContentHash, Tick};
+use meshwork_resources::{FileName, limits};
+
+pub use watch::follow;
+
+/// How long a missing file may be on its way back: editors move the old one away before they write the new one.
+const GONE_AFTER: Duration = Duration::from_millis(100);
+/// How long a file that was written to and not closed keeps its old content.
+const WRITTEN_AFTER: Duration = Duration::from_secs(1);
+/// Directories within directories; deeper ones are most likely links in a circle.
+const DEPTH: usize = 32;
+
+/// Why a folder cannot be a source.
+#[derive(Debug, thiserror::Error)]
+#[error("{path} cannot be read: {source}; name a folder (or a file) of resources that this user may read", path = path.display())]
+pub struct FolderError {
+    path: PathBuf,
+    source: io::Error,
+}
+
+/// What became of a file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum FileChange {
+    /// It is new, or has another content.
+    Content(Vec<u8>),
+    /// It is there and cannot be read; its last content stays.
+    Unreadable(String),
+    /// It is gone.
+    Gone,
+}
+
+/// What a look at the folder found.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Changes {
+    /// Files that are not as they were.
+    pub files: BTreeMap<FileName, FileChange>,
+    /// The folder itself cannot be listed any more (everything stays), or can again.
+    pub folder: Option<Result<(), String>>,
+}
+
+impl Changes {
+    /// Whether nothing changed.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.files.is_empty() && self.folder.is_none()
+    }
+}
+
+#[derive(Debug, PartialEq, Eq)]
+struct Stamp {
+    modified: Option<SystemTime>,
+    len: u64,
+    inode: u64,
+}
+
+impl Stamp {
+    fn of(meta: &fs::Metadata) -> Self {
+        use std::os::unix::fs::MetadataExt as _;
+        Self { modified: meta.modified().ok(), len: meta.len(), inode: meta.ino() }
+    }
+}
+
+#[derive(Debug)]
+struct Known {
+    /// Where its bytes are, links followed.
+    real: PathBuf,
+    stamp: Option<Stamp>,
+    /// None: it could not be read, for this reason.
+    content: Result<ContentHash, String>,
+    missing_since: Option<Tick>,
+}
+
+/// A folder and what was last seen in it. Looks at files when told to; [`follow`] tells it when.
+#[derive(Debug)]
+pub struct Folder {
+    root: PathBuf,
+    /// Before each name: empty for a folder of its own, the path as the user wrote it for `check`.
+    prefix: String,
+    known: BTreeMap<FileName, Known>,
+    /// Files (real paths) that were written to and not closed, since when.
+    writing: BTreeMap<PathBuf, Tick>,
+    unreadable: Option<String>,
+    directories: BTreeSet<PathBuf>,
+}
+
+/// What a walk found: names with the paths as listed, and the real paths of directories.
+#[derive(Default)]
+struct Walk {
+    files: BTreeMap<FileName, PathBuf>,
+    directories: BTreeSet<PathBuf>,
+}
+
+impl Folder {
+    /// A folder, or one file. Names of files are their paths below it.
+    ///
+    /// # Errors
+    /// [`FolderError`] when it cannot be listed now.
+    pub fn open(root: impl Into<PathBuf>) -> Result<Self, FolderError> {
+        let root = root.into();
+        let readable = fs::metadata(&root).and_then(|meta| match meta.is_dir() {
+            true => fs::read_dir(&root).map(drop),
+            false => fs::File::open(&root).map(drop),
+        });
+        if let Err(source) = readable {
+            return Err(FolderError { path: root, source });
+        }
+        Ok(Self {
+            root,
+            prefix: String::new(),
+            known: BTreeMap::new(),
+            writing: BTreeMap::new(),
+            unreadable: None,
+            directories: BTreeSet::new(),
+        })
+    }
+
+    /// The same, with names as the user would write them: the folder's own path before each.
+    ///
+    /// # Errors
+    /// [`FolderError`] when it cannot be listed now.
+    pub fn open_by_path(root: impl Into<PathBuf>) -> Result<Self, FolderError> {
+        let mut folder = Self::open(root)?;
+        let path = folder.root.to_string_lossy();
+        folder.prefix = match folder.root.is_dir() {
+            true => format!("{}/", path.trim_end_matches('/')),
+            false => {
+                folder.root.parent().map(|up| up.join("").to_string_lossy().into_owned()).unwrap_or_default()
+            }
+        };
+        Ok(folder)
+    }
+
+    /// The folder.
+    #[must_use]
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// Real paths of the directories in which something may happen.
+    #[must_use]
+    pub const fn directories(&self) -> &BTreeSet<PathBuf> {
+        &self.directories
+    }
+
+    /// Somebody writes to this file (its real path) and has not closed it.
+    pub fn written(&mut self, real: PathBuf, now: Tick) {
+        self.writing.insert(real, now);
+    }
+
+    /// Nobody writes to this file any more.
+    pub fn closed(&mut self, real: &Path) {
+        self.writing.remove(real);
+    }
+
+    /// Whether it can be listed.
+    #[must_use]
+    pub const fn is_readable(&self) -> bool {
+        self.unreadable.is_none()
+    }
+
+    /// Whether a file with this real path is one of ours, or may become one.
+    #[must_use]
+    pub fn may_know(&self, real: &Path) -> bool {
+        self.knows(real) || real.file_name().is_some_and(|name| is_resource_file(&name.to_string_lossy()))
+    }
+
+    /// Whether a file with this real path is one of ours.
+    #[must_use]
+    pub fn knows(&self, real: &Path) -> bool {
+        self.known.values().any(|known| known.real == real)
+    }
+
+    /// When to look again although nothing happens: a missing file may have to go, one that is written to be read.
+    #[must_use]
+    pub fn recheck(&self) -> Option<Tick> {
+        let missing = self.known.values().filter_map(|known| known.missing_since);
+        let gone = missing.map(|since| since.after(GONE_AFTER));
+        gone.chain(self.writing.values().map(|since| since.after(WRITTEN_AFTER))).min()
+    }
+
+    /// Looks at files whose content may have changed, by real path.
+    pub fn refresh(&mut self, touched: &BTreeSet<PathBuf>, now: Tick) -> Changes {
+        let known = self.known.iter().filter(|(_, known)| touched.contains(&known.real));
+        let files: Vec<_> = known.map(|(name, known)| (name.clone(), known.real.clone())).collect();
+        let mut changes = Changes::default();
+        for (name, path) in files {
+            if let Some(known) = self.known.get_mut(&name) {
+                known.stamp = None;
+            }
+            self.look(&name, &path, now, &mut changes);
+        }
+        changes
+    }
+
+    /// Looks at everything.
+    pub fn scan(&mut self, now: Tick) -> Changes {
+        self.writing.retain(|_, since| now.since(*since) < WRITTEN_AFTER);
+        let mut changes = Changes::default();
+        let mut walk = Walk::default();
+        let listed = walk.root(&self.root, &self.prefix).map_err(|error| {
+            format!("{} cannot be listed: {error}; its last good objects stay", self.root.display())
+        });
+        if listed.as_ref().err() != self.unreadable.as_ref() {
+            self.unreadable = listed.as_ref().err().cloned();
+            changes.folder = Some(listed.clone());
+        }
+        if listed.is_err() {
+            return changes;
+        }
+        for (name, path) in &walk.files {
+            self.look(name, path, now, &mut changes);
+        }
+        self.directories = walk.directories;
+        let parents = self.known.values().filter_map(|known| known.real.parent().map(Path::to_owned));
+        self.directories.extend(parents);
+        self.miss(&walk.files, now, &mut changes);
+        changes
+    }
+
+    fn miss(&mut self, listed: &BTreeMap<FileName, PathBuf>, now: Tick, changes: &mut Changes) {
+        self.known.retain(|name, known| {
+            if listed.contains_key(name) {
+                known.missing_since = None;
+                return true;
+            }
+            let since = *known.missing_since.get_or_insert(now);
+            let gone = now.since(since) >= GONE_AFTER;
+            if gone {
+                changes.files.insert(name.clone(), FileChange::Gone);
+            }
+            !gone
+        });
+    }
+
+    fn look(&mut self, name: &FileName, path: &Path, now: Tick, changes: &mut Changes) {
+        let found = fs::canonicalize(path).and_then(|real| fs::metadata(&real).map(|meta| (real, meta)));
+        let (real, stamp) = match found {
+            Ok((real, meta)) => (real, Ok(Stamp::of(&meta))),
+            Err(error) => (path.to_owned(), Err(error)),
+        };
+        if self.writing.get(&real).is_some_and(|since| now.since(*since) < WRITTEN_AFTER) {
+            return;
+        }
+        let known = self.known.get(name);
+        let unchanged =
+            known.is_some_and(|known| known.stamp.is_some() && known.stamp.as_ref() == stamp.as_ref().ok());
+        if unchanged && known.is_some_and(|known| known.real == real) {
+            return;
+        }
+        let read = match &stamp {
+            Ok(_) => read(&real),
+            Err(error) => Err(io::Error::new(error.kind(), error.to_string())),
+        };
+        let (content, change) = match read {
+            Ok(bytes) => (Ok(ContentHash::of(&bytes)), FileChange::Content(bytes)),
+            Err(error) => {
+                let why = format!("{} cannot be read: {error}; its last good objects stay", path.display());
+                (Err(why.clone()), FileChange::Unreadable(why))
+            }
+        };
+        if known.is_none_or(|known| known.content != content) {
+            changes.files.insert(name.clone(), change);
+        }
+        let stamp = stamp.ok().filter(|_| content.is_ok());
+        self.known.insert(name.clone(), Known { real, stamp, content, missing_since: None });
+    }
+}
+
+/// One byte more than a file may have tells that it has too many.
+fn read(path: &Path) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    fs::File::open(path)?.take(limits::FILE_BYTES as u64 + 1).read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
+impl Walk {
+    fn root(&mut self, root: &Path, prefix: &str) -> io::Result<()> {
+        if fs::metadata(root)?.is_dir() {
+            return self.directory(root, prefix, 0);
+        }
+        let name = root.file_name().unwrap_or(root.as_os_str()).to_string_lossy();
+        self.files.insert(format!("{prefix}{name}").into(), root.to_owned());
+        Ok(())
+    }
+
+    fn directory(&mut self, path: &Path, prefix: &str, depth: usize) -> io::Result<()> {
+        let real = fs::canonicalize(path)?;
+        // A link back to a directory that was walked already shows nothing new.
+        if depth > DEPTH || !self.directories.insert(real) {
+            return Ok(());
+        }
+        let mut entries: Vec<_> = fs::read_dir(path)?.collect::<io::Result<_>>()?;
+        entries.sort_by_key(fs::DirEntry::file_name);
+        for entry in entries {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            if name.starts_with('.') {
+                continue;
+            }
+            let path = entry.path();
+            let kind = fs::metadata(&path);
+            if kind.as_ref().is_ok_and(fs::Metadata::is_dir) {
+                // A directory that goes while it is walked is missing like its files.
+                match self.directory(&path, &format!("{prefix}{name}/"), depth + 1) {
+                    Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                    _ => {}
+                }
+            } else if is_resource_file(&name) {
+                self.files.insert(format!("{prefix}{name}").into(), path);
+            }
+        }
+        Ok(())
+    }
+}
+
+fn is_resource_file(name: &str) -> bool {
+    let extension = Path::new(name).extension().and_then(|extension| extension.to_str());
+    matches!(extension, Some("yaml" | "yml" | "json"))
+}

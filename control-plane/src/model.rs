@@ -1,0 +1,135 @@
+//! What the control plane knows at one moment: objects, what became of them, and what proxies are told.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, LazyLock};
+
+use meshwork_compile::{Output, ProxyReports, ResourceType};
+use meshwork_messages::v1::{Resource, rejection::Severity};
+use meshwork_resources::{Diagnostic, Object, ObjectKey};
+use meshwork_xds::ResourceKey;
+use meshwork_xds::server::{Proxy, Publication};
+
+/// Objects, statuses, diagnostics and messages of one moment; never changed, only replaced.
+#[derive(Debug, Default)]
+pub struct Model {
+    /// The revision of what proxies are told; 0 before every source has been read.
+    pub revision: u64,
+    /// The objects in force.
+    pub objects: BTreeMap<ObjectKey, Arc<Object>>,
+    /// What compilation made of them.
+    pub output: Arc<Output>,
+    /// What is wrong, in the order of files and lines.
+    pub diagnostics: Vec<Diagnostic>,
+}
+
+impl Model {
+    /// `status` of an object as JSON; none where this controller has nothing to say.
+    #[must_use]
+    pub fn status(&self, key: &ObjectKey) -> Option<serde_json::Value> {
+        let status = self.output.statuses.get(key)?;
+        Some(serde_json::to_value(&**status).expect("a status has only text keys and numbers"))
+    }
+
+    /// The object as `get -o json` prints it: with `metadata.generation`, `status` and `source`.
+    #[must_use]
+    pub fn to_json(&self, object: &Object) -> serde_json::Value {
+        let mut json = meshwork_resources::to_json(object);
+        let fields = json.as_object_mut().expect("an object is a mapping");
+        if let Some(status) = self.status(&object.key()) {
+            fields.insert("status".to_owned(), status);
+        }
+        let source = serde_json::to_value(&object.source).expect("a source is text and numbers");
+        fields.insert("source".to_owned(), source);
+        json
+    }
+}
+
+static LISTENER: LazyLock<Arc<str>> = LazyLock::new(|| ResourceType::Listener.type_url().into());
+
+/// The messages as the stream takes them. What is as before keeps its pointers.
+pub(crate) fn publication(output: &Output, revision: u64, before: &Publication) -> Publication {
+    let mut types: BTreeMap<ResourceType, Arc<str>> = BTreeMap::new();
+    let mut key = |key: &meshwork_compile::ResourceKey| {
+        let type_url = types.entry(key.kind).or_insert_with(|| key.kind.type_url().into());
+        ResourceKey::new(Arc::clone(type_url), Arc::clone(&key.name))
+    };
+    let mut publication = Publication { revision, ..Publication::default() };
+    for (of, compiled) in &output.resources {
+        let of = key(of);
+        for parent in &compiled.parents {
+            publication.links.entry(key(parent)).or_default().push(of.clone());
+        }
+        let needs = compiled.needs.iter().map(&mut key);
+        if !compiled.needs.is_empty() {
+            publication.links.entry(of.clone()).or_default().extend(needs);
+        }
+        let same = before.resources.get(&of).filter(|before| before.version == compiled.version);
+        let resource = same.cloned().unwrap_or_else(|| {
+            Arc::new(Resource {
+                name: of.name.to_string(),
+                version: compiled.version.clone(),
+                body: compiled.body.clone(),
+                requires: compiled.requires.clone(),
+            })
+        });
+        publication.resources.insert(of, resource);
+    }
+    publication
+}
+
+/// What proxies say of listeners, for `Programmed`.
+pub(crate) fn reports(proxies: &[Proxy]) -> ProxyReports {
+    let mut reports = ProxyReports::default();
+    for proxy in proxies.iter().filter(|proxy| proxy.connected) {
+        for listener in &proxy.bound {
+            let bound = reports.bound.entry(listener.clone()).or_default();
+            // The addresses are those of the Gateway's spec, or the proxy's own, which it does not tell.
+            bound.insert(proxy.node.id.clone(), BTreeSet::new());
+        }
+        let refused = proxy.rejections.iter().filter(|rejection| rejection.severity == Severity::Error);
+        for rejection in refused.filter(|rejection| rejection.key.type_url == *LISTENER) {
+            let why = format!("{}: {}", proxy.node.id, rejection.message);
+            reports.refused.entry(rejection.key.name.to_string()).or_insert(why);
+        }
+    }
+    reports
+}
+
+/// What proxies refused, told at the objects' places.
+pub(crate) fn refusals(proxies: &[Proxy], publication: &Publication) -> Vec<Diagnostic> {
+    let mut found: BTreeMap<(ResourceKey, String), (Severity, Vec<&str>)> = BTreeMap::new();
+    for proxy in proxies {
+        for rejection in &proxy.rejections {
+            let entry = found.entry((rejection.key.clone(), rejection.message.clone()));
+            entry.or_insert((rejection.severity, Vec::new())).1.push(&proxy.node.id);
+        }
+    }
+    let tell = |((key, message), (severity, proxies)): (&(ResourceKey, String), &(Severity, Vec<&str>))| {
+        let source = publication.resources.get(key).and_then(|resource| source_of(key, resource));
+        let (file, line) = source.unwrap_or_default();
+        let span = meshwork_resources::Span { line, column: 1, len: 0 };
+        let message = format!("{key} is refused by {}: {message}", proxies.join(", "));
+        let diagnostic = Diagnostic::error(&file.into(), span, crate::codes::REFUSED_BY_PROXY, message)
+            .with_help("its previous version stays in effect there; correct it, or upgrade the proxies");
+        if *severity == Severity::Warning { diagnostic.as_warning() } else { diagnostic }
+    };
+    found.iter().map(tell).collect()
+}
+
+/// File and line of the object behind a message.
+fn source_of(key: &ResourceKey, resource: &Resource) -> Option<(String, u32)> {
+    use meshwork_messages::v1;
+    use prost::Message as _;
+    let kind = key.type_url.rsplit('.').next()?;
+    let body = resource.body.clone();
+    let source = match kind {
+        "Listener" => v1::Listener::decode(body).ok()?.source,
+        "Route" => v1::Route::decode(body).ok()?.source,
+        "Service" => v1::Service::decode(body).ok()?.source,
+        "EndpointSlice" => v1::EndpointSlice::decode(body).ok()?.source,
+        "Policy" => v1::Policy::decode(body).ok()?.source,
+        "Secret" => v1::Secret::decode(body).ok()?.source,
+        _ => None,
+    }?;
+    Some((source.file, source.line))
+}

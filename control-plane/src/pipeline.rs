@@ -1,0 +1,185 @@
+//! From sources to proxies: collects what changed, compiles everything, publishes the difference.
+//!
+//! It runs on a task of its own. Changes that came while it was compiling are taken together; what proxies say of
+//! listeners flows back into `status`.
+
+#[cfg(test)]
+pub(crate) mod tests;
+
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use meshwork_base::Clock;
+use meshwork_compile::{Catalog, Input, Output, ProxyReports, compile};
+use meshwork_resources::{Diagnostic, FileName, Loaded, Span};
+use meshwork_xds::server::{Hub, Publication};
+use tokio::sync::{mpsc, watch};
+
+use crate::codes;
+use crate::folder::Changes;
+use crate::model::{Model, publication, refusals, reports};
+use crate::objects::Objects;
+
+/// What a source has to say.
+#[derive(Debug)]
+pub(crate) struct Update {
+    /// Which source.
+    pub(crate) source: u8,
+    /// What changed there; the first one of a source is everything it holds.
+    pub(crate) changes: Changes,
+}
+
+/// The model in force, and a bell that rings when it is replaced.
+#[derive(Clone, Debug)]
+pub(crate) struct Shared {
+    pub(crate) model: Arc<ArcSwap<Model>>,
+    pub(crate) replaced: watch::Sender<()>,
+}
+
+impl Default for Shared {
+    fn default() -> Self {
+        Self { model: Arc::default(), replaced: watch::Sender::new(()) }
+    }
+}
+
+#[derive(Debug, Default)]
+struct Source {
+    name: String,
+    synced: bool,
+    /// Why it cannot be read as a whole.
+    problem: Option<String>,
+}
+
+/// See the module.
+pub(crate) struct Pipeline {
+    settings: meshwork_compile::Settings,
+    catalog: Catalog,
+    clock: Arc<dyn Clock>,
+    hub: Hub,
+    shared: Shared,
+    sources: Vec<Source>,
+    objects: Objects,
+    loaded: Loaded,
+    output: Arc<Output>,
+    published: Arc<Publication>,
+    reports: ProxyReports,
+    verdicts: u64,
+}
+
+impl Pipeline {
+    pub(crate) fn new(
+        settings: meshwork_compile::Settings,
+        clock: Arc<dyn Clock>,
+        hub: Hub,
+        shared: Shared,
+        sources: Vec<String>,
+    ) -> Self {
+        let source = |name| Source { name, ..Source::default() };
+        Self {
+            settings,
+            catalog: Catalog::default(),
+            clock,
+            hub,
+            shared,
+            sources: sources.into_iter().map(source).collect(),
+            objects: Objects::default(),
+            loaded: Loaded::default(),
+            output: Arc::default(),
+            published: Arc::default(),
+            reports: ProxyReports::default(),
+            verdicts: 0,
+        }
+    }
+
+    /// Runs until every source has ended.
+    pub(crate) async fn run(mut self, mut updates: mpsc::Receiver<Update>) {
+        let mut activity = self.hub.activity();
+        if self.sources.is_empty() {
+            self.rebuild();
+        }
+        loop {
+            tokio::select! {
+                update = updates.recv() => {
+                    let Some(update) = update else { return };
+                    self.take(update);
+                    while let Ok(update) = updates.try_recv() {
+                        self.take(update);
+                    }
+                    self.loaded = self.objects.all();
+                    self.rebuild();
+                }
+                _ = activity.changed() => self.listen(),
+            }
+        }
+    }
+
+    fn take(&mut self, update: Update) {
+        let source = &mut self.sources[usize::from(update.source)];
+        source.synced = true;
+        if let Some(folder) = update.changes.folder {
+            source.problem = folder.err();
+        }
+        for (name, change) in update.changes.files {
+            self.objects.take((update.source, name), change);
+        }
+    }
+
+    /// Takes what proxies say of listeners.
+    fn listen(&mut self) {
+        let verdicts = self.hub.verdicts();
+        if self.verdicts == verdicts {
+            return;
+        }
+        self.verdicts = verdicts;
+        self.reports = reports(&self.hub.proxies());
+        self.rebuild();
+    }
+
+    /// Compiles all, publishes what proxies need to know, and puts the new model in the place of the old one.
+    fn rebuild(&mut self) {
+        if !self.sources.iter().all(|source| source.synced) {
+            // What has not been read yet is not gone.
+            return;
+        }
+        let output = compile(&Input {
+            objects: &self.loaded.objects,
+            catalog: &self.catalog,
+            settings: &self.settings,
+            proxies: &self.reports,
+            previous: Some(&self.output),
+            now: self.clock.wall(),
+        });
+        let changed = self.published.revision == 0 || output.resources != self.output.resources;
+        self.output = Arc::new(output);
+        if changed {
+            let revision = self.published.revision + 1;
+            let published = self.hub.publish(publication(&self.output, revision, &self.published));
+            self.published = self.hub.world().expect("it was published in the line above");
+            let (changed, removed) = (published.changed.len(), published.removed.len());
+            tracing::info!(revision, changed, removed, "configuration published");
+        }
+        let model = Model {
+            revision: self.published.revision,
+            objects: self.loaded.objects.iter().map(|object| (object.key(), Arc::clone(object))).collect(),
+            output: Arc::clone(&self.output),
+            diagnostics: self.diagnostics(),
+        };
+        self.shared.model.store(Arc::new(model));
+        self.shared.replaced.send_replace(());
+    }
+
+    fn diagnostics(&self) -> Vec<Diagnostic> {
+        let unread = |source: &Source| {
+            let why = source.problem.as_ref()?;
+            let file: FileName = source.name.as_str().into();
+            let found = Diagnostic::error(&file, Span::default(), codes::SOURCE_UNREADABLE, why);
+            Some(found.with_help("bring it back; until then nothing is removed"))
+        };
+        let mut all: Vec<Diagnostic> = self.sources.iter().filter_map(unread).collect();
+        all.extend_from_slice(&self.loaded.diagnostics);
+        all.extend_from_slice(&self.output.diagnostics);
+        all.extend(refusals(&self.hub.proxies(), &self.published));
+        all.sort_by(|a, b| (&a.file, a.line, a.column).cmp(&(&b.file, b.line, b.column)));
+        all
+    }
+}

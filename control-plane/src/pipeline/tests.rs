@@ -1,0 +1,270 @@
+//! From a folder to a proxy and back, through the real watcher, compiler and stream.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use meshwork_base::{SeededRng, SystemClock};
+use meshwork_messages::{type_url, v1};
+use meshwork_resources::{ObjectKey, ObjectKind};
+use meshwork_xds::client::{self, Batch, Change, Handle, Updates};
+use serde_json::Value;
+
+use crate::{ControlPlane, Model, Settings, check};
+
+pub(crate) const GATEWAY: &str = "
+apiVersion: gateway.networking.k8s.io/v1
+kind: Gateway
+metadata: {name: edge, namespace: shop}
+spec:
+  gatewayClassName: meshwork
+  listeners:
+    - {name: http, port: 8080, protocol: HTTP}
+";
+
+pub(crate) fn route(name: &str, path: &str) -> String {
+    format!(
+        "
+apiVersion: gateway.networking.k8s.io/v1
+kind: HTTPRoute
+metadata: {{name: {name}, namespace: shop}}
+spec:
+  parentRefs: [{{name: edge}}]
+  rules:
+    - matches: [{{path: {{type: PathPrefix, value: {path}}}}}]
+      backendRefs: [{{name: web, port: 80}}]
+---"
+    )
+}
+
+const SERVICE: &str = "
+apiVersion: v1
+kind: Service
+metadata: {name: web, namespace: shop}
+spec:
+  ports: [{name: http, port: 80}]
+---
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: {name: web-1, namespace: shop, labels: {kubernetes.io/service-name: web}}
+addressType: IPv4
+ports: [{name: http, port: 9000}]
+endpoints: [{addresses: [127.0.0.1]}]
+";
+
+pub(crate) fn shop(folder: &Path) {
+    fs::write(folder.join("gateway.yaml"), GATEWAY).unwrap();
+    fs::write(folder.join("routes.yaml"), format!("{}{}", route("a", "/a"), route("b", "/b"))).unwrap();
+    fs::write(folder.join("service.yaml"), SERVICE).unwrap();
+}
+
+pub(crate) fn start(folder: &Path) -> ControlPlane {
+    ControlPlane::start(Settings::folder(folder), Arc::new(SystemClock::new())).unwrap()
+}
+
+/// A gateway that applies whatever it is told.
+pub(crate) struct Gateway {
+    pub(crate) handle: Handle,
+    updates: Updates,
+    pub(crate) held: BTreeMap<String, Arc<v1::Resource>>,
+}
+
+impl Gateway {
+    pub(crate) fn join(plane: &ControlPlane) -> Self {
+        let node = v1::Node {
+            id: "gateway/shop/edge/1".into(),
+            role: "gateway".into(),
+            version: "0.1.0".into(),
+            workers: 2,
+            pid: 42,
+            address: "127.0.0.1:15000".into(),
+            ..v1::Node::default()
+        };
+        let types = [
+            type_url::<v1::Listener>(),
+            type_url::<v1::Secret>(),
+            type_url::<v1::Route>(),
+            type_url::<v1::Service>(),
+            type_url::<v1::EndpointSlice>(),
+            type_url::<v1::Policy>(),
+        ];
+        let settings = client::Settings::new(node).all_of(types);
+        let clock = Arc::new(SystemClock::new());
+        let (handle, updates, driver) =
+            client::start(settings, None, plane.connector(), clock, SeededRng::new(1));
+        tokio::spawn(driver);
+        Self { handle, updates, held: BTreeMap::new() }
+    }
+
+    /// Takes batches up to the next commit; gives all of them.
+    pub(crate) async fn commit(&mut self) -> Vec<Batch> {
+        let mut batches = Vec::new();
+        loop {
+            let next = tokio::time::timeout(Duration::from_secs(30), self.updates.next()).await;
+            let batch = next.expect("a change arrives").expect("the driver lives");
+            for change in &batch.changes {
+                match change {
+                    Change::Upsert(key, resource) => {
+                        drop(self.held.insert(key.to_string(), Arc::clone(resource)));
+                    }
+                    Change::Remove(key) => drop(self.held.remove(&key.to_string())),
+                    Change::Unsupported { .. } => panic!("nothing requires anything"),
+                }
+            }
+            self.handle.settle(batch.id, Vec::new()).await.unwrap();
+            let revision = batch.revision;
+            batches.push(batch);
+            if let Some(revision) = revision {
+                self.handle.effective(revision).await.unwrap();
+                return batches;
+            }
+        }
+    }
+
+    fn names(&self) -> Vec<&str> {
+        self.held.keys().map(String::as_str).collect()
+    }
+}
+
+fn changes(batches: &[Batch]) -> Vec<String> {
+    let changes = batches.iter().flat_map(|batch| &batch.changes);
+    let tell = |change: &Change| match change {
+        Change::Upsert(key, _) => format!("+{key}"),
+        Change::Remove(key) => format!("-{key}"),
+        Change::Unsupported { key, .. } => format!("?{key}"),
+    };
+    changes.map(tell).collect()
+}
+
+async fn until(plane: &ControlPlane, is_it: impl FnMut(&Model) -> bool) -> Arc<Model> {
+    let found = tokio::time::timeout(Duration::from_secs(30), plane.until(is_it)).await;
+    found.expect("the model gets there")
+}
+
+fn key(kind: ObjectKind, name: &str) -> ObjectKey {
+    let namespace = Some(meshwork_base::Namespace::new("shop").unwrap());
+    ObjectKey { kind, namespace, name: meshwork_base::ObjectName::new(name).unwrap() }
+}
+
+#[tokio::test]
+async fn an_edit_of_one_route_is_one_resource_and_a_commit() {
+    let folder = tempfile::tempdir().unwrap();
+    shop(folder.path());
+    let plane = start(folder.path());
+    let mut gateway = Gateway::join(&plane);
+    gateway.commit().await;
+    assert_eq!(
+        gateway.names(),
+        [
+            "EndpointSlice shop/web-1",
+            "Listener shop/edge/http",
+            "Route HTTPRoute/shop/a",
+            "Route HTTPRoute/shop/b",
+            "Service shop/web",
+        ]
+    );
+    // The line of b changes too: where an object stands is no change of what it says.
+    let edited = format!("# edited\n{}{}", route("a", "/new"), route("b", "/b"));
+    fs::write(folder.path().join("routes.yaml"), edited).unwrap();
+    let batches = gateway.commit().await;
+    assert_eq!(changes(&batches), ["+Route HTTPRoute/shop/a"]);
+    assert_eq!(batches.last().unwrap().revision, Some(2));
+    plane.hub().effective(2, Duration::from_secs(30)).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_bad_edit_keeps_what_was_and_is_told_at_its_line() {
+    let folder = tempfile::tempdir().unwrap();
+    shop(folder.path());
+    let plane = start(folder.path());
+    let mut gateway = Gateway::join(&plane);
+    gateway.commit().await;
+    let bad = format!("{}{}", route("a", "/new"), route("b", "/b").replace("matches", "matchez"));
+    fs::write(folder.path().join("routes.yaml"), bad).unwrap();
+    assert_eq!(changes(&gateway.commit().await), ["+Route HTTPRoute/shop/a"]);
+    let model = until(&plane, |model| !model.diagnostics.is_empty()).await;
+    let found = &model.diagnostics[0];
+    assert_eq!((&*found.file, found.line, model.diagnostics.len()), ("routes.yaml", 17, 1), "{found:?}");
+    assert!(found.message.contains("matchez"), "{found:?}");
+    assert!(model.objects.contains_key(&key(ObjectKind::HTTPRoute, "b")));
+    fs::write(folder.path().join("routes.yaml"), route("a", "/new")).unwrap();
+    assert_eq!(
+        changes(&gateway.commit().await),
+        ["-Route HTTPRoute/shop/b"],
+        "removed by the file, not by the error"
+    );
+    assert!(until(&plane, |model| model.diagnostics.is_empty()).await.revision > 0);
+}
+
+#[tokio::test]
+async fn a_deleted_file_is_an_explicit_removal() {
+    let folder = tempfile::tempdir().unwrap();
+    shop(folder.path());
+    let plane = start(folder.path());
+    let mut gateway = Gateway::join(&plane);
+    gateway.commit().await;
+    fs::remove_file(folder.path().join("routes.yaml")).unwrap();
+    assert_eq!(changes(&gateway.commit().await), ["-Route HTTPRoute/shop/a", "-Route HTTPRoute/shop/b"]);
+}
+
+fn condition<'s>(status: &'s Value, kind: &str) -> &'s str {
+    let conditions = status["conditions"].as_array().unwrap();
+    let found = conditions.iter().find(|condition| condition["type"] == kind);
+    found.unwrap_or_else(|| panic!("no {kind} in {status}"))["status"].as_str().unwrap()
+}
+
+#[tokio::test]
+async fn a_gateway_is_programmed_when_its_listeners_are_bound() {
+    let folder = tempfile::tempdir().unwrap();
+    shop(folder.path());
+    let plane = start(folder.path());
+    plane.synced().await;
+    let edge = key(ObjectKind::Gateway, "edge");
+    let status = plane.model().status(&edge).unwrap();
+    assert_eq!(condition(&status, "Accepted"), "True");
+    assert_ne!(condition(&status, "Programmed"), "True");
+    assert_eq!(status["listeners"][0]["attachedRoutes"], 2);
+    let mut gateway = Gateway::join(&plane);
+    gateway.commit().await;
+    gateway.handle.bound(vec!["shop/edge/http".into()]).await.unwrap();
+    let programmed = |model: &Model| condition(&model.status(&edge).unwrap(), "Programmed") == "True";
+    let model = until(&plane, programmed).await;
+    assert_eq!(model.revision, 1, "a status is nothing proxies need to know");
+    drop(gateway);
+    until(&plane, |model| condition(&model.status(&edge).unwrap(), "Programmed") != "True").await;
+}
+
+#[tokio::test]
+async fn what_a_proxy_refuses_is_told_at_the_objects_line() {
+    let folder = tempfile::tempdir().unwrap();
+    shop(folder.path());
+    let plane = start(folder.path());
+    let mut gateway = Gateway::join(&plane);
+    let batch = gateway.updates.next().await.unwrap();
+    let refused = client::Rejection {
+        key: meshwork_xds::ResourceKey::new(type_url::<v1::Route>(), "HTTPRoute/shop/b"),
+        severity: v1::rejection::Severity::Error,
+        message: "not for me".into(),
+    };
+    gateway.handle.settle(batch.id, vec![refused]).await.unwrap();
+    let model = until(&plane, |model| !model.diagnostics.is_empty()).await;
+    let found = &model.diagnostics[0];
+    assert_eq!((&*found.file, found.line), ("routes.yaml", 11));
+    assert!(found.message.contains("gateway/shop/edge/1: not for me"), "{found:?}");
+}
+
+#[test]
+fn check_reads_folders_and_files_and_names_them_as_given() {
+    let folder = tempfile::tempdir().unwrap();
+    shop(folder.path());
+    let clean = check(&[folder.path()]).unwrap();
+    assert_eq!((clean.diagnostics.len(), clean.objects), (0, 5), "{:?}", clean.diagnostics);
+    let alone = folder.path().join("routes.yaml");
+    let found = check(&[&alone]).unwrap();
+    assert!(!found.diagnostics.is_empty(), "a gateway that is not there");
+    assert_eq!(*found.diagnostics[0].file, *alone.to_string_lossy());
+    assert!(found.texts.values().all(|text| text.contains("HTTPRoute")));
+    assert!(check(&[folder.path().join("nothing")]).is_err());
+}
