@@ -436,7 +436,11 @@ def main():
     settings = parser.parse_args()
     try:
         store = Store(settings.data_dir / "reviews.sqlite")
-        seeds = json.loads(CATALOGUE.read_text(encoding="utf-8"))["reviews"] if CATALOGUE.exists() else []
+        seeds = []
+        if CATALOGUE.exists():
+            seeds = json.loads(CATALOGUE.read_text(encoding="utf-8"))["reviews"]
+        else:
+            log("WARN", "no catalogue beside the program: a new database starts without reviews", path=str(CATALOGUE))
         store.start(seeds)
         server = Server((settings.host, settings.port), store)
     except (OSError, ValueError, KeyError, sqlite3.Error) as error:
