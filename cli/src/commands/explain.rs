@@ -9,7 +9,7 @@ use crate::output;
 
 /// The pages, compiled in.
 #[derive(RustEmbed)]
-#[folder = "$CARGO_MANIFEST_DIR/../docs/errors"]
+#[folder = "../docs/errors"]
 struct Pages;
 
 /// Explain an error code
