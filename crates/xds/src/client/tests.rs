@@ -1,6 +1,7 @@
 use super::*;
 use crate::key::endpoint_type;
 use meshwork_messages::type_url;
+use std::time::Duration;
 use v1::rejection::Severity;
 
 const AT: fn(u64) -> Tick = |ms| Tick::ZERO.after(Duration::from_millis(ms));
