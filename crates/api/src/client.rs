@@ -1,6 +1,7 @@
 //! One request, one answer, over whichever way leads to the role.
 
 use std::fmt;
+use std::sync::Arc;
 
 use axum::Router;
 use axum::body::Body;
@@ -13,6 +14,8 @@ use hyper_util::rt::TokioExecutor;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use tower::ServiceExt;
+
+use crate::tls::TlsWay;
 
 /// Bytes of an answer that are read; more is an error.
 const MAX_ANSWER: usize = 256 << 20;
@@ -95,6 +98,7 @@ pub struct Answer {
 #[derive(Clone)]
 enum Way {
     Http(Box<Pool<HttpConnector, Full<Bytes>>>),
+    Tls(Arc<TlsWay>),
     InMemory(Router),
 }
 
@@ -126,6 +130,18 @@ impl Client {
         }
         let pool = Pool::builder(TokioExecutor::new()).build_http();
         Ok(Self { server, way: Way::Http(Box::new(pool)), token: None })
+    }
+
+    /// A client over HTTP/2 and TLS to a base URL such as `https://127.0.0.1:15012`; whom to trust and who we are is
+    /// the configuration's matter, which must offer ALPN `h2`. One connection is kept while it works.
+    ///
+    /// # Errors
+    /// [`ClientError::Unexpected`] when the URL is not `https://HOST:PORT`.
+    pub fn tls(base: &str, config: Arc<rustls::ClientConfig>) -> Result<Self, ClientError> {
+        let server = base.trim_end_matches('/').to_owned();
+        let way = TlsWay::new(&server, config)
+            .map_err(|why| ClientError::Unexpected { server: server.clone(), why })?;
+        Ok(Self { server, way: Way::Tls(Arc::new(way)), token: None })
     }
 
     /// A client that calls a role of the same process without a socket.
@@ -161,7 +177,7 @@ impl Client {
     ) -> Result<Answer, ClientError> {
         let unexpected = |why: String| ClientError::Unexpected { server: self.server.clone(), why };
         let uri = match self.way {
-            Way::Http(_) => format!("{}{path}", self.server),
+            Way::Http(_) | Way::Tls(_) => format!("{}{path}", self.server),
             Way::InMemory(_) => path.to_owned(),
         };
         let mut request = Request::builder().method(method).uri(uri);
@@ -199,6 +215,11 @@ impl Client {
                 let body = Limited::new(body, MAX_ANSWER).collect().await;
                 (head, body.map_err(|error| unreachable(error.to_string()))?.to_bytes())
             }
+            Way::Tls(way) => {
+                let (head, body) = way.send(request).await.map_err(unreachable)?.into_parts();
+                let body = Limited::new(body, MAX_ANSWER).collect().await;
+                (head, body.map_err(|error| unreachable(error.to_string()))?.to_bytes())
+            }
             Way::InMemory(role) => {
                 let response = match role.clone().oneshot(request.map(Body::from)).await {
                     Ok(response) => response,
@@ -229,7 +250,7 @@ impl Client {
 }
 
 /// An error with its causes: the pool's own says only that it failed.
-fn whole(error: &dyn std::error::Error) -> String {
+pub(crate) fn whole(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {

@@ -5,8 +5,11 @@
 
 mod client;
 pub mod config;
+pub mod identity;
 pub mod registry;
+mod tls;
 
 pub use client::{Answer, Client, ClientError, ProblemDetails};
 pub use config::ConfigClient;
+pub use identity::IdentityClient;
 pub use registry::RegistryClient;

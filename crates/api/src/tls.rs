@@ -1,0 +1,79 @@
+//! HTTP/2 over TLS to one server, on one connection that is opened when it is needed and again when it has broken.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{Request, Response, Uri};
+use http_body_util::Full;
+use hyper::body::Incoming;
+use hyper::client::conn::http2::{self, SendRequest};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use rustls::ClientConfig;
+use rustls_pki_types::ServerName;
+use tokio::net::TcpStream;
+use tokio::sync::Mutex;
+use tokio_rustls::TlsConnector;
+
+use crate::client::whole;
+
+/// Longest time that TCP and TLS may take together.
+const CONNECT: Duration = Duration::from_secs(5);
+
+pub(crate) struct TlsWay {
+    host: String,
+    port: u16,
+    name: ServerName<'static>,
+    connector: TlsConnector,
+    open: Mutex<Option<SendRequest<Full<Bytes>>>>,
+}
+
+impl TlsWay {
+    pub(crate) fn new(base: &str, config: Arc<ClientConfig>) -> Result<Self, String> {
+        let uri: Uri = base.parse().map_err(|error| format!("it is no URL: {error}"))?;
+        let (Some("https"), Some(host), Some(port)) = (uri.scheme_str(), uri.host(), uri.port_u16()) else {
+            return Err("the address must read https://HOST:PORT".to_owned());
+        };
+        let host = host.trim_start_matches('[').trim_end_matches(']').to_owned();
+        let name = ServerName::try_from(host.clone()).map_err(|error| format!("{host}: {error}"))?;
+        Ok(Self { host, port, name, connector: TlsConnector::from(config), open: Mutex::new(None) })
+    }
+
+    pub(crate) async fn send(&self, request: Request<Bytes>) -> Result<Response<Incoming>, String> {
+        let request = request.map(Full::new);
+        let mut sender = self.sender().await?;
+        match sender.try_send_request(request).await {
+            Ok(response) => Ok(response),
+            // The connection had ended and nothing was sent: once more, on a new one.
+            Err(mut error) => match error.take_message() {
+                Some(request) => {
+                    *self.open.lock().await = None;
+                    let mut sender = self.sender().await?;
+                    sender.send_request(request).await.map_err(|error| whole(&error))
+                }
+                None => Err(whole(error.error())),
+            },
+        }
+    }
+
+    async fn sender(&self) -> Result<SendRequest<Full<Bytes>>, String> {
+        let mut open = self.open.lock().await;
+        if let Some(sender) = open.as_ref().filter(|sender| !sender.is_closed()) {
+            return Ok(sender.clone());
+        }
+        let connecting = tokio::time::timeout(CONNECT, self.connect()).await;
+        let sender = connecting.map_err(|_| format!("no connection within {} s", CONNECT.as_secs()))??;
+        *open = Some(sender.clone());
+        Ok(sender)
+    }
+
+    async fn connect(&self) -> Result<SendRequest<Full<Bytes>>, String> {
+        let tcp = TcpStream::connect((self.host.as_str(), self.port)).await.map_err(|e| whole(&e))?;
+        let tls = self.connector.connect(self.name.clone(), tcp).await.map_err(|e| whole(&e))?;
+        let (sender, connection) =
+            http2::handshake(TokioExecutor::new(), TokioIo::new(tls)).await.map_err(|e| whole(&e))?;
+        // Its end shows in the sender.
+        tokio::spawn(async move { drop(connection.await) });
+        Ok(sender)
+    }
+}
