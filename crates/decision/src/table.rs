@@ -9,8 +9,11 @@
 //! The order between the three kinds of path is exact, then prefix, then expression; between prefixes the longer wins.
 //! Prefixes are hash entries too: a path is cut at its slashes, and only cuts of a length that some prefix has are
 //! looked up, so that the number of look-ups is bounded by the configuration and not by who writes the path.
+//!
+//! A table is never changed; an edit makes a new one that shares every bucket in which nothing changed, so that one
+//! route among thousands of one host costs a copy of pointers.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use foldhash::fast::FixedState;
@@ -19,13 +22,15 @@ use crate::matching::{PathMatch, RouteMatch};
 use crate::policy::RulePolicy;
 use crate::reasons::{Outcome, Phase, Reason, Reasons};
 use crate::request::RequestView;
-use crate::route::{Route, Rule};
+use crate::route::{Route, Rule, RuleSpec};
 
 /// One match of one rule of one route under one parent.
 #[derive(Clone, Debug)]
 pub(crate) struct Entry {
     pub(crate) route: Arc<Route>,
     pub(crate) policy: Arc<RulePolicy>,
+    /// What the match is in, without the way through the route.
+    spec: Arc<RuleSpec>,
     rule: u16,
     matched: u16,
     constrained: bool,
@@ -33,8 +38,16 @@ pub(crate) struct Entry {
 
 impl Entry {
     pub(crate) fn new(route: &Arc<Route>, policy: Arc<RulePolicy>, rule: usize, matched: usize) -> Self {
-        let constrained = route.rules[rule].matches()[matched].is_constrained();
-        Self { route: Arc::clone(route), policy, rule: index(rule), matched: index(matched), constrained }
+        let spec = Arc::clone(&route.rules[rule].spec);
+        let constrained = spec.matches[matched].is_constrained();
+        Self {
+            route: Arc::clone(route),
+            policy,
+            spec,
+            rule: index(rule),
+            matched: index(matched),
+            constrained,
+        }
     }
 
     pub(crate) fn rule(&self) -> &Rule {
@@ -50,7 +63,7 @@ impl Entry {
     }
 
     pub(crate) fn matched(&self) -> &RouteMatch {
-        &self.rule().matches()[usize::from(self.matched)]
+        &self.spec.matches[usize::from(self.matched)]
     }
 
     fn holds(&self, request: &impl RequestView, reasons: &mut impl Reasons) -> bool {
@@ -86,42 +99,43 @@ impl Entry {
 }
 
 /// All rules for one host pattern of one parent. Immutable; shared between snapshots while nothing in it changes.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct HostTable {
-    exact: HashMap<Box<str>, Box<[Entry]>, FixedState>,
-    prefix: HashMap<Box<str>, Box<[Entry]>, FixedState>,
+    exact: Buckets,
+    prefix: Buckets,
     /// Which lengths below 128 some prefix has.
     lengths: u128,
     longest: usize,
-    regex: Box<[Entry]>,
+    regex: Arc<[Entry]>,
 }
 
+type Buckets = HashMap<Arc<str>, Arc<[Entry]>, FixedState>;
+
 impl HostTable {
-    /// A table over these routes, each with the policy that applies to its rules here.
-    pub(crate) fn new<'r>(
-        routes: impl Iterator<Item = &'r Arc<Route>>,
+    /// This table without the entries of some routes (as they are in it) and with those of others, each with the policy
+    /// that applies to its rules here.
+    pub(crate) fn edit<'r>(
+        &'r self,
+        gone: impl Iterator<Item = &'r Arc<Route>>,
+        come: impl Iterator<Item = &'r Arc<Route>>,
         mut policy: impl FnMut(&Arc<Route>, usize) -> Arc<RulePolicy>,
     ) -> Self {
-        let mut exact: HashMap<Box<str>, Vec<Entry>> = HashMap::new();
-        let mut prefix: HashMap<Box<str>, Vec<Entry>> = HashMap::new();
-        let mut regex = Vec::new();
-        for route in routes {
+        let mut edit = Edit::new(self);
+        for route in gone {
+            edit.gone.insert(&route.name);
+            for matched in route.rules.iter().flat_map(|r| r.matches()) {
+                edit.bucket(&matched.path);
+            }
+        }
+        for route in come {
             for (r, rule) in route.rules.iter().enumerate() {
                 let policy = policy(route, r);
                 for (m, matched) in rule.matches().iter().enumerate() {
-                    let entry = Entry::new(route, Arc::clone(&policy), r, m);
-                    match &matched.path {
-                        PathMatch::Exact(path) => exact.entry(path.clone()).or_default().push(entry),
-                        PathMatch::Prefix(path) => prefix.entry(path.clone()).or_default().push(entry),
-                        PathMatch::Regex(_) => regex.push(entry),
-                    }
+                    edit.bucket(&matched.path).push(Entry::new(route, Arc::clone(&policy), r, m));
                 }
             }
         }
-        regex.sort_by(Entry::order);
-        let lengths = prefix.keys().map(|p| p.len()).filter(|&l| l < 128).fold(0, |set, l| set | 1 << l);
-        let longest = prefix.keys().map(|p| p.len()).max().unwrap_or(0);
-        Self { exact: buckets(exact), prefix: buckets(prefix), lengths, longest, regex: regex.into() }
+        edit.finish()
     }
 
     /// The entry that wins for a request, if any.
@@ -153,18 +167,71 @@ impl HostTable {
         self.regex.iter().filter(fits).find(|e| e.holds(request, reasons))
     }
 
+    /// Whether nothing is in it.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.exact.is_empty() && self.prefix.is_empty() && self.regex.is_empty()
+    }
+
     fn may_have(&self, length: usize) -> bool {
         length <= self.longest && (length >= 128 || self.lengths & (1 << length) != 0)
     }
 }
 
-fn buckets(from: HashMap<Box<str>, Vec<Entry>>) -> HashMap<Box<str>, Box<[Entry]>, FixedState> {
-    from.into_iter()
-        .map(|(path, mut entries)| {
-            entries.sort_by(Entry::order);
-            (path, entries.into_boxed_slice())
-        })
-        .collect()
+/// A table in the making: which buckets change, and what comes into them.
+struct Edit<'t> {
+    table: &'t HostTable,
+    gone: HashSet<&'t Arc<str>>,
+    exact: HashMap<&'t str, Vec<Entry>>,
+    prefix: HashMap<&'t str, Vec<Entry>>,
+    regex: Option<Vec<Entry>>,
+}
+
+impl<'t> Edit<'t> {
+    fn new(table: &'t HostTable) -> Self {
+        Self { table, gone: HashSet::new(), exact: HashMap::new(), prefix: HashMap::new(), regex: None }
+    }
+
+    /// What comes into the bucket of a path, which is made anew even if that is nothing.
+    fn bucket(&mut self, path: &'t PathMatch) -> &mut Vec<Entry> {
+        match path {
+            PathMatch::Exact(path) => self.exact.entry(path).or_default(),
+            PathMatch::Prefix(path) => self.prefix.entry(path).or_default(),
+            PathMatch::Regex(_) => self.regex.get_or_insert_default(),
+        }
+    }
+
+    fn finish(self) -> HostTable {
+        let mut table = self.table.clone();
+        merge(&mut table.exact, self.exact, &self.gone);
+        merge(&mut table.prefix, self.prefix, &self.gone);
+        if let Some(come) = self.regex {
+            table.regex = merged(&table.regex, come, &self.gone);
+        }
+        let lengths = || table.prefix.keys().map(|p| p.len());
+        table.longest = lengths().max().unwrap_or(0);
+        table.lengths = lengths().filter(|&l| l < 128).fold(0, |set, l| set | 1 << l);
+        table
+    }
+}
+
+fn merge(buckets: &mut Buckets, come: HashMap<&str, Vec<Entry>>, gone: &HashSet<&Arc<str>>) {
+    for (path, come) in come {
+        let there = buckets.get(path).cloned().unwrap_or_default();
+        let entries = merged(&there, come, gone);
+        if entries.is_empty() {
+            buckets.remove(path);
+        } else if let Some(bucket) = buckets.get_mut(path) {
+            *bucket = entries;
+        } else {
+            buckets.insert(path.into(), entries);
+        }
+    }
+}
+
+fn merged(there: &[Entry], mut come: Vec<Entry>, gone: &HashSet<&Arc<str>>) -> Arc<[Entry]> {
+    come.extend(there.iter().filter(|e| !gone.contains(&e.route.name)).cloned());
+    come.sort_by(Entry::order);
+    come.into()
 }
 
 fn index(at: usize) -> u16 {

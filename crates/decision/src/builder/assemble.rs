@@ -25,6 +25,8 @@ use crate::table::HostTable;
 /// All host tables of one parent.
 type Tables = Arc<HostMap<Arc<HostTable>>>;
 
+type Routes = BTreeMap<Arc<str>, Arc<Route>>;
+
 /// A parent and one of its ports; listeners have only one, called 0.
 type Place = (Parent, u16);
 
@@ -43,7 +45,8 @@ pub(super) struct Built {
 #[derive(Debug, Default)]
 struct Replaced {
     clusters: BTreeSet<ClusterKey>,
-    tables: BTreeSet<(Parent, HostPattern)>,
+    /// Tables, and the routes in them that came, went or changed.
+    tables: BTreeMap<(Parent, HostPattern), BTreeSet<Arc<str>>>,
     parents: BTreeSet<Parent>,
 }
 
@@ -57,7 +60,7 @@ impl Built {
         let clusters = self.clusters(held, &old, changed, ids, &mut replaced);
         let routes = self.routes(held, &old, changed, &clusters, &mut replaced);
         self.mark_policies(held, &changed.targets, &mut replaced);
-        self.rebuild_tables(held, &routes, changed, &mut replaced);
+        self.rebuild_tables(held, &old, &routes, changed, &mut replaced);
         let listeners = self.listeners(held, &old, changed.listeners, &replaced);
         let (bindings, unbound) = listeners::bindings(&listeners, &old.bindings);
         let services = self.services(held, &old, &clusters, changed, &replaced);
@@ -181,7 +184,7 @@ impl Built {
             if of.is_empty() {
                 self.routes_at.remove(&key);
             }
-            replaced.tables.insert(key);
+            replaced.tables.entry(key).or_default().insert(Arc::clone(&spec.name));
         }
     }
 
@@ -193,7 +196,9 @@ impl Built {
         for spec in held.routes.values() {
             for attachment in &spec.attachments {
                 if targets.iter().any(|t| concerns(t, &attachment.parent, spec)) {
-                    replaced.tables.extend(hosts(attachment));
+                    for key in hosts(attachment) {
+                        replaced.tables.entry(key).or_default().insert(Arc::clone(&spec.name));
+                    }
                 }
             }
         }
@@ -202,30 +207,32 @@ impl Built {
     fn rebuild_tables(
         &mut self,
         held: &Held,
+        old: &Snapshot,
         routes: &BTreeMap<Arc<str>, Arc<Route>>,
         changed: &Changed,
         replaced: &mut Replaced,
     ) {
         for name in &changed.services {
-            // Ports may have come, gone or been renamed.
+            // Ports may have come, gone or been renamed: all routes count as new.
             let parent = Parent::Service(Arc::clone(name));
+            self.tables.retain(|(p, _), _| *p != parent);
             let all = self.routes_at.range((parent.clone(), HostPattern::lowest())..);
-            replaced.tables.extend(all.map(|(key, _)| key.clone()).take_while(|(p, _)| *p == parent));
-            self.tables.retain(|(p, port), _| {
-                *p != parent
-                    || held.services.get(name).is_some_and(|s| s.ports.iter().any(|p| p.port == *port))
-            });
+            for (key, names) in all.take_while(|((p, _), _)| *p == parent) {
+                replaced.tables.entry(key.clone()).or_default().extend(names.iter().cloned());
+            }
             replaced.parents.insert(parent);
         }
-        for (parent, host) in &replaced.tables {
+        for ((parent, host), names) in &replaced.tables {
             replaced.parents.insert(parent.clone());
             for (port, section) in ports(held, parent) {
-                let table = self.table(routes, parent, host, (port, &section));
                 let place = (parent.clone(), port);
+                let before = self.tables.get(&place).and_then(|t| t.get(host)).cloned().unwrap_or_default();
+                let table = self.table(&before, (&old.routes, routes, names), parent, host, (port, &section));
                 let tables = Arc::make_mut(self.tables.entry(place.clone()).or_default());
-                match table {
-                    Some(table) => tables.insert(host, Arc::new(table)),
-                    None => tables.remove(host),
+                if table.is_empty() {
+                    tables.remove(host);
+                } else {
+                    tables.insert(host, Arc::new(table));
                 }
                 if tables.is_empty() {
                     self.tables.remove(&place);
@@ -236,22 +243,22 @@ impl Built {
 
     fn table(
         &self,
-        routes: &BTreeMap<Arc<str>, Arc<Route>>,
+        before: &HostTable,
+        (old, new, names): (&Routes, &Routes, &BTreeSet<Arc<str>>),
         parent: &Parent,
         host: &HostPattern,
         (port, section): (u16, &str),
-    ) -> Option<HostTable> {
-        let names = self.routes_at.get(&(parent.clone(), host.clone()))?;
+    ) -> HostTable {
         let here =
             |route: &&Arc<Route>| {
                 route.spec.attachments.iter().any(|a| {
                     a.parent == *parent && (a.port == 0 || a.port == port) && a.hostnames.contains(host)
                 })
             };
-        let mut routes = names.iter().filter_map(|name| routes.get(name)).filter(here).peekable();
-        routes.peek()?;
+        let gone = names.iter().filter_map(|name| old.get(name));
+        let come = names.iter().filter_map(|name| new.get(name)).filter(here);
         let mut last = Arc::clone(&self.nothing_said);
-        Some(HostTable::new(routes, |route, rule| {
+        before.edit(gone, come, |route, rule| {
             let policy = self.rule_policy(parent, section, route, &route.rules[rule].spec);
             // Neighbours mostly say the same.
             if *last != policy {
@@ -262,7 +269,7 @@ impl Built {
                 };
             }
             Arc::clone(&last)
-        }))
+        })
     }
 
     fn rule_policy(&self, parent: &Parent, section: &str, route: &Route, rule: &RuleSpec) -> RulePolicy {
