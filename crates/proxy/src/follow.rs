@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use meshwork_decision::{Change, Protocol, Severity, SnapshotBuilder};
-use meshwork_messages::v1::rejection;
+use meshwork_messages::v1::{self, rejection};
 use meshwork_process::Condition;
 use meshwork_telemetry::{Counter, MetricsRegistry, inventory};
 use meshwork_xds::client::{self, Batch, Handle, Updates};
@@ -77,7 +77,12 @@ impl Follower {
             // Refused by the client already, which reports it.
             client::Change::Unsupported { .. } => None,
         });
-        for refused in self.builder.apply(changes.collect::<Vec<_>>()) {
+        let mut changes: Vec<Change> = changes.collect();
+        if let Some(revision) = batch.revision {
+            let commit = v1::Commit { revision, ..v1::Commit::default() };
+            changes.push(Change::upsert("commit", &revision.to_string(), &commit));
+        }
+        for refused in self.builder.apply(changes) {
             tracing::warn!(kind = %refused.type_url, name = %refused.name, why = %refused.message, "resource refused");
             self.metrics.counter(&inventory::CONFIG_REJECTIONS, &[&refused.type_url]).increment();
             rejections.push(client::Rejection {

@@ -177,6 +177,11 @@ fn poll_ready_frame(
         Poll::Ready(Ok(Frame::Data(data))) => {
             journey.record.bytes_sent += data.len() as u64;
             down.queue(data);
+            if exchange.is_end() {
+                // The end leaves with the last bytes instead of in a frame of its own.
+                down.end(None);
+                *ended = true;
+            }
             Ok(true)
         }
         Poll::Ready(Ok(Frame::End(trailers))) => {
