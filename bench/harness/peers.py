@@ -28,7 +28,6 @@ class Peer:
     not_requests = ()
     # What its metrics count besides, over the two scrapes and two runs of wrk of one round.
     counted_besides = 0
-    metrics_port = METRICS_PORT
     metrics_path = "/metrics"
     requests_metric = ""
     # What ends it after it has written its log.
@@ -55,7 +54,7 @@ class Peer:
 
     def requests_counted(self):
         """Requests by the proxy's own metrics; the proof that they are on."""
-        url = f"http://127.0.0.1:{self.metrics_port}{self.metrics_path}"
+        url = f"http://127.0.0.1:{METRICS_PORT}{self.metrics_path}"
         try:
             with urllib.request.urlopen(url, timeout=5) as answer:
                 text = answer.read().decode()
@@ -108,7 +107,6 @@ class Envoy(Peer):
 class Meshwork(Peer):
     name = "meshwork"
     get_it = "build it with: cargo build --profile dist -p meshwork"
-    metrics_port = 15020
     requests_metric = r"^istio_requests_total\{.*\} (\S+)"
 
     def path(self):
@@ -117,7 +115,10 @@ class Meshwork(Peer):
 
     def start(self, scenario, run, cpu):
         argv = [self.path(), "gateway", "--resources", BENCH / "meshwork" / scenario, "--workers", "1",
-                "--access-log", Path(run) / self.log]
+                "--access-log", Path(run) / self.log,
+                # Beside a Meshwork that somebody runs on the standard ports.
+                "--metrics-address", f"127.0.0.1:{METRICS_PORT}", "--admin-address", "127.0.0.1:0",
+                "--ready-address", "127.0.0.1:0"]
         return Process(self.name, argv, run, cpu)
 
 

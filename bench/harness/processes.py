@@ -32,7 +32,7 @@ class Process:
 
     running = []
 
-    def __init__(self, name, argv, cwd, cpu=None, stdout="stdout.log", env=None):
+    def __init__(self, name, argv, cwd, cpu=None, stdout="stdout.log"):
         self.name = name
         self.cwd = Path(cwd)
         self.output = self.cwd / stdout
@@ -46,7 +46,8 @@ class Process:
                 stderr=err,
                 start_new_session=True,
                 preexec_fn=_child_setup(cpu),
-                env={**os.environ, **(env or {})},
+                # Nobody's own settings get into the comparison.
+                env={k: v for k, v in os.environ.items() if not k.startswith("MESHWORK_")},
             )
         Process.running.append(self)
 
