@@ -157,7 +157,8 @@ impl Connections {
     pub(crate) fn sweep(&self, now: Tick, timeouts: &DownstreamTimeouts) {
         for entry in self.entries.borrow().values() {
             let phase = entry.phase.get();
-            if now.since(entry.since.get()) >= timeouts.of(phase) && !matches!(entry.order(), Some(Order::TimedOut(_)))
+            if now.since(entry.since.get()) >= timeouts.of(phase)
+                && !matches!(entry.order(), Some(Order::TimedOut(_)))
             {
                 entry.give(Order::TimedOut(phase));
             }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -16,6 +16,7 @@ use tokio::sync::mpsc;
 
 use crate::connections::DownstreamTimeouts;
 use crate::listen::{self, ListenError};
+use crate::mesh::{Mesh, Place, Side};
 use crate::worker::{self, Command};
 
 /// What the engine is told at its start.
@@ -31,6 +32,10 @@ pub struct Settings {
     pub timeouts: DownstreamTimeouts,
     /// Downstream connections per worker; more are closed at once.
     pub max_connections: usize,
+    /// Where the application beside us listens; its ports come with the snapshot.
+    pub app_address: IpAddr,
+    /// How long a request waits for a service that is asked for on demand.
+    pub discovery_timeout: Duration,
 }
 
 impl Default for Settings {
@@ -41,6 +46,8 @@ impl Default for Settings {
             limits: Limits::default(),
             timeouts: DownstreamTimeouts::default(),
             max_connections: 100_000,
+            app_address: Ipv4Addr::LOCALHOST.into(),
+            discovery_timeout: Duration::from_secs(5),
         }
     }
 }
@@ -57,8 +64,11 @@ pub struct Shared {
     pub metrics: MetricsRegistry,
     /// Where finished requests are written.
     pub access_log: AccessLogSink,
-    /// Who we are in the metrics; the callee's side is filled in per request.
+    /// Who we are in the metrics, as a caller (`source_*`). The other side is filled in per request; what calls the
+    /// application beside us is reported with us as the destination.
     pub labels: RequestLabels,
+    /// What joins us to a mesh.
+    pub mesh: Mesh,
 }
 
 /// Which port of which address: how a binding is recognised from snapshot to snapshot.
@@ -124,27 +134,46 @@ impl Engine {
             self.bound.remove(&key);
             for worker in &self.workers {
                 // A worker that is gone has closed its sockets.
-                let _ = worker.commands.send(Command::Unlisten(key)).await;
+                let _ = worker.commands.send(Command::Unlisten(Place::Gateway(key))).await;
             }
         }
         let mut errors = Vec::new();
         for key in wanted {
-            if let std::collections::btree_map::Entry::Vacant(entry) = self.bound.entry(key) {
-                let address = SocketAddr::new(key.address.unwrap_or(self.shared.settings.listen_address), key.port);
-                match listen::bind(address, self.workers.len()) {
-                    Ok(sockets) => {
-                        let actual = sockets.first().and_then(|s| s.local_addr().ok()).unwrap_or(address);
-                        entry.insert(actual);
-                        for (worker, socket) in self.workers.iter().zip(sockets) {
-                            let _ = worker.commands.send(Command::Listen(key, socket)).await;
-                        }
-                    }
-                    Err(error) => errors.push(error),
-                }
+            if self.bound.contains_key(&key) {
+                continue;
+            }
+            let address =
+                SocketAddr::new(key.address.unwrap_or(self.shared.settings.listen_address), key.port);
+            match self.bind(|_| Place::Gateway(key), address).await {
+                Ok(actual) => drop(self.bound.insert(key, actual)),
+                Err(error) => errors.push(error),
             }
         }
         self.drop_replaced();
         errors
+    }
+
+    /// Listens for one side of an application, whatever the snapshot says, until the engine drains. Returns the address,
+    /// which tells the port where `address` left it open; connections are accepted from now on.
+    ///
+    /// # Errors
+    /// The address cannot be bound.
+    pub async fn listen(&mut self, side: Side, address: SocketAddr) -> Result<SocketAddr, ListenError> {
+        self.bind(|actual| Place::of(side, actual), address).await
+    }
+
+    async fn bind(
+        &self,
+        place: impl Fn(SocketAddr) -> Place,
+        address: SocketAddr,
+    ) -> Result<SocketAddr, ListenError> {
+        let sockets = listen::bind(address, self.workers.len())?;
+        let actual = sockets.first().and_then(|s| s.local_addr().ok()).unwrap_or(address);
+        for (worker, socket) in self.workers.iter().zip(sockets) {
+            // A worker that is gone has closed its sockets.
+            let _ = worker.commands.send(Command::Listen(place(actual), socket)).await;
+        }
+        Ok(actual)
     }
 
     /// Drops replaced snapshots that no request uses any more.

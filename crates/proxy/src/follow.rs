@@ -8,8 +8,8 @@ use meshwork_decision::{Change, Protocol, Severity, SnapshotBuilder};
 use meshwork_messages::v1::{self, rejection};
 use meshwork_process::Condition;
 use meshwork_telemetry::{Counter, MetricsRegistry, inventory};
-use meshwork_xds::client::{self, Batch, Handle, Updates};
 use meshwork_xds::ResourceKey;
+use meshwork_xds::client::{self, Batch, Handle, Updates};
 
 use crate::engine::{BindKey, Engine};
 use crate::tls::certified_key;
@@ -40,11 +40,7 @@ impl Follower {
     }
 
     /// Runs until `stop`; gives the engine back to be drained.
-    pub async fn run(
-        mut self,
-        mut updates: Updates,
-        stop: &tokio_util::sync::CancellationToken,
-    ) -> Engine {
+    pub async fn run(mut self, mut updates: Updates, stop: &tokio_util::sync::CancellationToken) -> Engine {
         let mut tidy = tokio::time::interval(TIDY);
         tidy.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {

@@ -7,11 +7,11 @@ use std::rc::Rc;
 use meshwork_decision::Cause;
 use meshwork_telemetry::{WorkerCounter, WorkerGauge, WorkerMetrics, inventory};
 
-use crate::engine::BindKey;
+use crate::mesh::Place;
 
 /// See the module's text.
 pub(crate) struct Gauges {
-    downstream: RefCell<HashMap<BindKey, Rc<Downstream>>>,
+    downstream: RefCell<HashMap<Place, Rc<Downstream>>>,
     upstream: Rc<Upstream>,
     connect_failures: RefCell<HashMap<Cause, WorkerCounter>>,
 }
@@ -39,10 +39,10 @@ impl Gauges {
     }
 
     /// Counts a connection that was accepted.
-    pub(crate) fn accepted(&self, key: BindKey, metrics: &WorkerMetrics) -> OpenDownstream {
+    pub(crate) fn accepted(&self, place: Place, metrics: &WorkerMetrics) -> OpenDownstream {
         let mut known = self.downstream.borrow_mut();
-        let counts = known.entry(key).or_insert_with(|| {
-            let listener = key.to_string();
+        let counts = known.entry(place).or_insert_with(|| {
+            let listener = place.to_string();
             Rc::new(Downstream {
                 total: metrics.counter(&inventory::DOWNSTREAM_CONNECTIONS, &[&listener]),
                 active: metrics.gauge(&inventory::DOWNSTREAM_CONNECTIONS_ACTIVE, &[&listener]),

@@ -101,6 +101,9 @@ mod tests {
     #[test]
     fn a_port_shared_by_reuseport_is_refused_too() {
         let first = bind("127.0.0.1:0".parse().unwrap(), 1).unwrap();
-        assert!(bind(first[0].local_addr().unwrap(), 1).is_err(), "two meshes on one port would split traffic");
+        assert!(
+            bind(first[0].local_addr().unwrap(), 1).is_err(),
+            "two meshes on one port would split traffic"
+        );
     }
 }

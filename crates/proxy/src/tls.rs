@@ -81,7 +81,9 @@ impl TlsConfigs {
 
     /// Forgets the certificates that no snapshot has any more.
     pub(crate) fn sweep(&self) {
-        self.by_secrets.borrow_mut().retain(|_, parsed| parsed.secrets.iter().all(|s| Arc::strong_count(s) > 1));
+        self.by_secrets
+            .borrow_mut()
+            .retain(|_, parsed| parsed.secrets.iter().all(|s| Arc::strong_count(s) > 1));
     }
 }
 

@@ -19,6 +19,7 @@ use crate::connections::{Connections, Order};
 use crate::downstream;
 use crate::engine::{BindKey, Shared};
 use crate::gauges::{Gauges, OpenDownstream, OpenUpstream};
+use crate::mesh::Place;
 use crate::tls::TlsConfigs;
 use crate::upstream::pool::{BuildId, Pools};
 
@@ -30,9 +31,9 @@ const REMEMBERED_SERIES: usize = 8192;
 /// What the engine tells a worker.
 pub(crate) enum Command {
     /// Accept on this socket.
-    Listen(BindKey, std::net::TcpListener),
+    Listen(Place, std::net::TcpListener),
     /// Stop accepting; connections go on.
-    Unlisten(BindKey),
+    Unlisten(Place),
     /// Finish what runs and take nothing new.
     Drain,
     /// End now.
@@ -52,7 +53,8 @@ impl View {
     }
 
     /// The binding that a connection came in by; absent when its listeners are gone.
-    pub(crate) fn binding(&self, key: BindKey) -> Option<&Arc<Binding>> {
+    pub(crate) fn binding(&self, place: Place) -> Option<&Arc<Binding>> {
+        let Place::Gateway(key) = place else { return None };
         self.snapshot.bindings().iter().find(|binding| BindKey::of(binding) == key)
     }
 }
@@ -94,8 +96,8 @@ impl Worker {
         self.shared.clock.now()
     }
 
-    pub(crate) fn accepted(&self, key: BindKey) -> OpenDownstream {
-        self.gauges.accepted(key, &self.metrics)
+    pub(crate) fn accepted(&self, place: Place) -> OpenDownstream {
+        self.gauges.accepted(place, &self.metrics)
     }
 
     pub(crate) fn connected(&self) -> OpenUpstream {
@@ -117,7 +119,12 @@ impl Worker {
     }
 
     /// Writes down a finished request, once.
-    pub(crate) fn report(&self, record: &Record, cluster: Option<&Arc<Cluster>>, endpoint: Option<&Arc<Endpoint>>) {
+    pub(crate) fn report(
+        &self,
+        record: &Record,
+        cluster: Option<&Arc<Cluster>>,
+        endpoint: Option<&Arc<Endpoint>>,
+    ) {
         self.log.borrow_mut().write(record);
         self.series(cluster, endpoint).observe(record);
     }
@@ -141,7 +148,8 @@ impl Worker {
     fn labels(&self, cluster: Option<&Arc<Cluster>>, endpoint: Option<&Arc<Endpoint>>) -> RequestLabels {
         let mut labels = self.shared.labels.clone();
         if let Some(cluster) = cluster {
-            let (namespace, name) = cluster.key.service.split_once('/').unwrap_or(("unknown", &cluster.key.service));
+            let (namespace, name) =
+                cluster.key.service.split_once('/').unwrap_or(("unknown", &cluster.key.service));
             labels.destination_service = format!("{name}.{namespace}").into();
             labels.destination_service_name = name.into();
             labels.destination_service_namespace = namespace.into();
@@ -162,19 +170,19 @@ impl Worker {
 /// Runs a worker until it is told to stop, or has drained.
 pub(crate) async fn run(shared: Arc<Shared>, mut commands: mpsc::Receiver<Command>) {
     let worker = Worker::new(shared);
-    let mut accepting: HashMap<BindKey, tokio::task::JoinHandle<()>> = HashMap::new();
+    let mut accepting: HashMap<Place, tokio::task::JoinHandle<()>> = HashMap::new();
     let mut sweep = tokio::time::interval(SWEEP);
     sweep.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         tokio::select! {
             command = commands.recv() => match command {
-                Some(Command::Listen(key, socket)) => {
-                    if let Some(task) = listen(&worker, key, socket) {
-                        accepting.insert(key, task);
+                Some(Command::Listen(place, socket)) => {
+                    if let Some(task) = listen(&worker, place, socket) {
+                        accepting.insert(place, task);
                     }
                 }
-                Some(Command::Unlisten(key)) => {
-                    if let Some(task) = accepting.remove(&key) {
+                Some(Command::Unlisten(place)) => {
+                    if let Some(task) = accepting.remove(&place) {
                         task.abort();
                     }
                 }
@@ -210,32 +218,38 @@ fn sweep_once(worker: &Rc<Worker>) {
     worker.tls.sweep();
 }
 
-fn listen(worker: &Rc<Worker>, key: BindKey, socket: std::net::TcpListener) -> Option<tokio::task::JoinHandle<()>> {
+fn listen(
+    worker: &Rc<Worker>,
+    place: Place,
+    socket: std::net::TcpListener,
+) -> Option<tokio::task::JoinHandle<()>> {
     match TcpListener::from_std(socket) {
-        Ok(listener) => Some(tokio::task::spawn_local(accept(Rc::clone(worker), key, listener))),
+        Ok(listener) => Some(tokio::task::spawn_local(accept(Rc::clone(worker), place, listener))),
         Err(error) => {
-            tracing::error!(?key, %error, "cannot register a listening socket");
+            tracing::error!(%place, %error, "cannot register a listening socket");
             None
         }
     }
 }
 
-async fn accept(worker: Rc<Worker>, key: BindKey, listener: TcpListener) {
+async fn accept(worker: Rc<Worker>, place: Place, listener: TcpListener) {
     loop {
         match listener.accept().await {
             Ok((tcp, peer)) => {
                 if worker.connections.len() >= worker.shared.settings.max_connections {
-                    tracing::warn!(?key, %peer, "maximum of connections reached: closed");
+                    tracing::warn!(%place, %peer, "maximum of connections reached: closed");
                     continue;
                 }
                 let worker = Rc::clone(&worker);
-                tokio::task::spawn_local(async move { downstream::connection::serve(worker, key, tcp, peer).await });
+                tokio::task::spawn_local(async move {
+                    downstream::connection::serve(worker, place, tcp, peer).await
+                });
             }
             // The caller went away before it was accepted.
             Err(error) if error.kind() == std::io::ErrorKind::ConnectionAborted => {}
             Err(error) => {
                 // Out of file descriptors or memory: others must end first.
-                tracing::warn!(?key, %error, "cannot accept");
+                tracing::warn!(%place, %error, "cannot accept");
                 tokio::time::sleep(Duration::from_millis(20)).await;
             }
         }

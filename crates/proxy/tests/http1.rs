@@ -52,13 +52,20 @@ async fn what_the_upstream_sees() {
     };
     let filter = v1::Filter { kind: Some(v1::filter::Kind::RequestHeaders(edits)) };
     let address = harness.route(vec![rule(&[("web", 1)], vec![filter])]).await;
-    let request = b"GET http://shop.example/p?q=1 HTTP/1.1\r\nHost: shop.example\r\nX-Gone: 1\r\nx-set: old\r\n\
+    let request =
+        b"GET http://shop.example/p?q=1 HTTP/1.1\r\nHost: shop.example\r\nX-Gone: 1\r\nx-set: old\r\n\
         Connection: close, x-hop\r\nX-Hop: 1\r\nX-Forwarded-For: 10.0.0.1\r\nX-Kept: Case\r\n\r\n";
     let response = exchange(address, request).await;
     assert!(response.contains("connection: close\r\n"), "{response}");
     let seen = seen.lock().clone();
     assert!(seen.starts_with("GET /p?q=1 HTTP/1.1\r\n"), "{seen}");
-    for present in ["host: shop.example\r\n", "x-set: new\r\n", "X-Kept: Case\r\n", "x-forwarded-for: 10.0.0.1, 127.0.0.1\r\n", "x-forwarded-proto: http\r\n"] {
+    for present in [
+        "host: shop.example\r\n",
+        "x-set: new\r\n",
+        "X-Kept: Case\r\n",
+        "x-forwarded-for: 10.0.0.1, 127.0.0.1\r\n",
+        "x-forwarded-proto: http\r\n",
+    ] {
         assert!(seen.to_lowercase().contains(&present.to_lowercase()), "{present} is missing: {seen}");
     }
     for absent in ["x-gone", "old", "x-hop", "connection"] {
@@ -86,7 +93,12 @@ async fn bodies_pass_both_ways_whole_whatever_their_framing() {
     let mut harness = Harness::start(Settings::default());
     harness.service("web", AppProtocol::Http1, &[up.address]).await;
     let address = harness.route(vec![rule(&[("web", 1)], vec![])]).await;
-    let known = [format!("POST / HTTP/1.1\r\nHost: a\r\nConnection: close\r\nContent-Length: {}\r\n\r\n", body.len()).as_bytes(), &body].concat();
+    let known = [
+        format!("POST / HTTP/1.1\r\nHost: a\r\nConnection: close\r\nContent-Length: {}\r\n\r\n", body.len())
+            .as_bytes(),
+        &body,
+    ]
+    .concat();
     let chunked = [
         b"POST / HTTP/1.1\r\nHost: a\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n".as_slice(),
         format!("{:x}\r\n", body.len()).as_bytes(),
@@ -104,7 +116,8 @@ async fn bodies_pass_both_ways_whole_whatever_their_framing() {
 #[tokio::test]
 async fn a_truncated_response_never_ends_cleanly() {
     let up = upstream(|got| {
-        is_head(got).then(|| b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n5\r\nhello\r\n<close>".to_vec())
+        is_head(got)
+            .then(|| b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n5\r\nhello\r\n<close>".to_vec())
     })
     .await;
     let mut harness = Harness::start(Settings::default());
@@ -113,7 +126,11 @@ async fn a_truncated_response_never_ends_cleanly() {
     let response = exchange(address, b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").await;
     assert!(!response.ends_with("0\r\n\r\n"), "{response}");
     let lines = harness.lines(1).await;
-    assert!(lines[0].contains("upstream_protocol_error") || lines[0].contains("upstream_closed"), "{}", lines[0]);
+    assert!(
+        lines[0].contains("upstream_protocol_error") || lines[0].contains("upstream_closed"),
+        "{}",
+        lines[0]
+    );
 }
 
 #[tokio::test]
@@ -145,7 +162,8 @@ async fn failures_name_their_cause_and_nothing_hangs() {
     harness.service("gone", AppProtocol::Http1, &[closed]).await;
     harness.service("empty", AppProtocol::Http1, &[]).await;
     let mut to_empty = rule(&[("empty", 1)], vec![]);
-    to_empty.matches[0].path = Some(v1::StringMatch { kind: Some(v1::string_match::Kind::Exact("/empty".into())) });
+    to_empty.matches[0].path =
+        Some(v1::StringMatch { kind: Some(v1::string_match::Kind::Exact("/empty".into())) });
     let address = harness.route(vec![rule(&[("gone", 1)], vec![]), to_empty]).await;
     let mut count = 0;
     for (request, status, cause) in [
@@ -200,7 +218,9 @@ async fn an_upgrade_becomes_a_tunnel() {
     harness.service("web", AppProtocol::Http1, &[up.address]).await;
     let address = harness.route(vec![rule(&[("web", 1)], vec![])]).await;
     let mut tcp = TcpStream::connect(address).await.unwrap();
-    tcp.write_all(b"GET /ws HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n").await.unwrap();
+    tcp.write_all(b"GET /ws HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n")
+        .await
+        .unwrap();
     let head = read_until(&mut tcp, "first").await;
     assert!(head.starts_with("HTTP/1.1 101") && head.to_lowercase().contains("upgrade: websocket"), "{head}");
     tcp.write_all(b"ping").await.unwrap();
@@ -220,7 +240,9 @@ async fn informational_responses_pass() {
     harness.service("web", AppProtocol::Http1, &[up.address]).await;
     let address = harness.route(vec![rule(&[("web", 1)], vec![])]).await;
     let mut tcp = TcpStream::connect(address).await.unwrap();
-    tcp.write_all(b"POST / HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\nContent-Length: 4\r\n\r\n").await.unwrap();
+    tcp.write_all(b"POST / HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\nContent-Length: 4\r\n\r\n")
+        .await
+        .unwrap();
     assert!(read_until(&mut tcp, "\r\n\r\n").await.starts_with("HTTP/1.1 100 Continue"));
     tcp.write_all(b"body").await.unwrap();
     assert!(read_until(&mut tcp, "hello").await.starts_with("HTTP/1.1 200"));

@@ -17,12 +17,12 @@ use super::detect::{Detected, detect};
 use super::h1::{self, H1Server};
 use super::h2::H2Stream;
 use crate::connections::{Order, Phase, Registration};
-use crate::engine::BindKey;
 use crate::error::Failure;
 use crate::gauges::OpenDownstream;
 use crate::http::convert;
 use crate::http::stream::StreamError;
 use crate::io::Io;
+use crate::mesh::Place;
 use crate::replay::Replayed;
 use crate::request::{self, Scratch};
 use crate::wire::Wire;
@@ -42,7 +42,7 @@ const LINGER_BYTES: u64 = 1024 * 1024;
 /// What all requests of a connection have in common.
 pub(crate) struct Conn {
     pub(crate) worker: Rc<Worker>,
-    pub(crate) key: BindKey,
+    pub(crate) place: Place,
     pub(crate) peer: SocketAddr,
     /// The server name of the TLS handshake.
     pub(crate) sni: Option<Arc<str>>,
@@ -52,16 +52,16 @@ pub(crate) struct Conn {
 }
 
 /// Serves a connection until it ends.
-pub(crate) async fn serve(worker: Rc<Worker>, key: BindKey, tcp: TcpStream, peer: SocketAddr) {
-    let open = worker.accepted(key);
+pub(crate) async fn serve(worker: Rc<Worker>, place: Place, tcp: TcpStream, peer: SocketAddr) {
+    let open = worker.accepted(place);
     let entry = worker.connections.register(worker.now());
-    let mut conn = Conn { worker, key, peer, sni: None, https: false, entry, _open: open };
+    let mut conn = Conn { worker, place, peer, sni: None, https: false, entry, _open: open };
     if let Err(error) = tcp.set_nodelay(true) {
         tracing::debug!(%peer, %error, "a connection ended before it began");
         return;
     }
     let view = conn.worker.view();
-    let Some(binding) = view.binding(key) else { return };
+    let Some(binding) = view.binding(place) else { return };
     let https = binding.protocol == meshwork_decision::Protocol::Https;
     drop(view);
     if https {
@@ -71,7 +71,7 @@ pub(crate) async fn serve(worker: Rc<Worker>, key: BindKey, tcp: TcpStream, peer
             Ok(Some((io, true))) => serve_h2(Rc::new(conn), Replayed::new(BytesMut::new(), io)).await,
             Ok(Some((io, false))) => serve_h1(conn, Wire::new(io)).await,
             Ok(None) => {}
-            Err(error) => tracing::debug!(%peer, listener = %key, %error, "TLS handshake failed"),
+            Err(error) => tracing::debug!(%peer, listener = %place, %error, "TLS handshake failed"),
         }
         return;
     }
@@ -95,7 +95,7 @@ async fn handshake(conn: &mut Conn, tcp: TcpStream) -> std::io::Result<Option<(I
     let hello = hello?;
     let sni: Option<Arc<str>> = hello.client_hello().server_name().map(Into::into);
     let view = conn.worker.view();
-    let binding = view.binding(conn.key);
+    let binding = view.binding(conn.place);
     let listener = binding.and_then(|binding| binding.certificates_for(sni.as_deref()));
     let config = conn.worker.tls.of(listener);
     drop(view);
@@ -132,7 +132,8 @@ async fn serve_h1(conn: Conn, wire: Wire) {
             Next::Close => return,
             Next::Refuse(failure, started) => {
                 server.refuse();
-                request::refuse(&conn, &head, &mut Down::H1(&mut server), &mut scratch, &failure, started).await;
+                request::refuse(&conn, &head, &mut Down::H1(&mut server), &mut scratch, &failure, started)
+                    .await;
                 linger(&conn, &mut server).await;
                 return;
             }
@@ -161,7 +162,12 @@ enum Next {
 }
 
 /// Waits for the next head. While nothing has come, no buffer is held.
-async fn next_head(conn: &Conn, server: &mut H1Server, head: &mut RequestHead, scratch: &mut Scratch) -> Next {
+async fn next_head(
+    conn: &Conn,
+    server: &mut H1Server,
+    head: &mut RequestHead,
+    scratch: &mut Scratch,
+) -> Next {
     let mut started = conn.worker.now();
     conn.entry.enter(if server.has_partial_head() { Phase::Head } else { Phase::Idle }, started);
     poll_fn(|cx| {
@@ -172,7 +178,9 @@ async fn next_head(conn: &Conn, server: &mut H1Server, head: &mut RequestHead, s
         }
         match read {
             Poll::Ready(Ok(true)) => return Poll::Ready(Next::Request(started)),
-            Poll::Ready(Ok(false) | Err(StreamError::Io(_) | StreamError::Closed)) => return Poll::Ready(Next::Close),
+            Poll::Ready(Ok(false) | Err(StreamError::Io(_) | StreamError::Closed)) => {
+                return Poll::Ready(Next::Close);
+            }
             Poll::Ready(Err(error)) => {
                 let Some(refusal) = h1::refusal(&error) else { return Poll::Ready(Next::Close) };
                 return Poll::Ready(Next::Refuse(Failure::refused(refusal), started));
@@ -210,7 +218,9 @@ async fn linger(conn: &Conn, server: &mut H1Server) {
     conn.entry.enter(Phase::Head, conn.worker.now());
     let mut left = LINGER_BYTES;
     poll_fn(|cx| {
-        if server.poll_linger(cx, &mut left).is_ready() || conn.entry.order().is_some_and(|o| o != Order::Drain) {
+        if server.poll_linger(cx, &mut left).is_ready()
+            || conn.entry.order().is_some_and(|o| o != Order::Drain)
+        {
             return Poll::Ready(());
         }
         conn.entry.watch(cx);
@@ -228,7 +238,8 @@ async fn serve_h2(conn: Rc<Conn>, io: Replayed) {
         .max_send_buffer_size(SEND_BUFFER)
         .max_header_list_size(conn.worker.shared.settings.limits.header_bytes);
     conn.entry.enter(Phase::Handshake, conn.worker.now());
-    let Some(Ok(mut connection)) = unless_ordered(&conn, builder.handshake::<_, bytes::Bytes>(io)).await else {
+    let Some(Ok(mut connection)) = unless_ordered(&conn, builder.handshake::<_, bytes::Bytes>(io)).await
+    else {
         return;
     };
     conn.entry.enter(Phase::Idle, conn.worker.now());
@@ -244,7 +255,9 @@ async fn serve_h2(conn: Rc<Conn>, io: Replayed) {
                     going_away = true;
                     connection.graceful_shutdown();
                 }
-                Some(Order::Stop | Order::TimedOut(Phase::Handshake | Phase::Head)) => return Poll::Ready(None),
+                Some(Order::Stop | Order::TimedOut(Phase::Handshake | Phase::Head)) => {
+                    return Poll::Ready(None);
+                }
                 _ => {}
             }
             let accepted = connection.poll_accept(cx);

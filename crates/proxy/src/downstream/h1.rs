@@ -4,8 +4,8 @@ use std::task::{Context, Poll, ready};
 
 use bytes::{Buf, Bytes};
 use meshwork_http1::{
-    BodyDecoder, BodyLength, ConnectionOption, Decoded, Fields, HeadScan, Limits, ParseError, Parsed, RequestHead,
-    RequestKind, ResponseHead, Version, parse_request, write_last_chunk, write_response_head,
+    BodyDecoder, BodyLength, ConnectionOption, Decoded, Fields, HeadScan, Limits, ParseError, Parsed,
+    RequestHead, RequestKind, ResponseHead, Version, parse_request, write_last_chunk, write_response_head,
 };
 
 use crate::http::stream::{Frame, StreamError};
@@ -153,20 +153,30 @@ impl H1Server {
             (false, true) if self.asked_to_keep => ConnectionOption::KeepAlive,
             (false, true) => ConnectionOption::None,
         };
-        write_response_head(self.wire.out(), head.status, &head.reason, &head.fields, self.framing, connection);
+        write_response_head(
+            self.wire.out(),
+            head.status,
+            &head.reason,
+            &head.fields,
+            self.framing,
+            connection,
+        );
         self.head_sent = true;
         self.ended = self.framing.is_empty();
     }
 
     /// What tells the caller where the body ends (RFC 9112 section 6.3).
     fn framing_of(&self, head: &ResponseHead, end: bool) -> BodyLength {
-        let bodiless = self.kind == RequestKind::Head || head.status / 100 == 1 || matches!(head.status, 204 | 304);
+        let bodiless =
+            self.kind == RequestKind::Head || head.status / 100 == 1 || matches!(head.status, 204 | 304);
         match head.body {
             _ if bodiless || head.tunnel => BodyLength::None,
             BodyLength::Known(length) => BodyLength::Known(length),
             _ if end => BodyLength::Known(0),
             BodyLength::None => BodyLength::Known(0),
-            BodyLength::Chunked | BodyLength::UntilClose if self.version == Version::Http11 => BodyLength::Chunked,
+            BodyLength::Chunked | BodyLength::UntilClose if self.version == Version::Http11 => {
+                BodyLength::Chunked
+            }
             BodyLength::Chunked | BodyLength::UntilClose => BodyLength::UntilClose,
         }
     }

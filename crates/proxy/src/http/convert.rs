@@ -60,7 +60,10 @@ fn is_connection_specific(name: Option<KnownName>) -> bool {
 ///
 /// # Errors
 /// What of the request is not HTTP (RFC 9113 section 8.3.1).
-pub(crate) fn request_into(request: &Request<h2::RecvStream>, head: &mut RequestHead) -> Result<(), ParseError> {
+pub(crate) fn request_into(
+    request: &Request<h2::RecvStream>,
+    head: &mut RequestHead,
+) -> Result<(), ParseError> {
     head.clear();
     head.method = request.method().clone();
     head.version = Version::Http11;
@@ -182,7 +185,9 @@ mod tests {
     #[test]
     fn connection_fields_do_not_cross_into_http2() {
         let mut fields = Fields::new();
-        for (name, value) in [("Host", "a"), ("Connection", "x"), ("TE", "gzip"), ("X-Kept", "1"), ("x-kept", "2")] {
+        for (name, value) in
+            [("Host", "a"), ("Connection", "x"), ("TE", "gzip"), ("X-Kept", "1"), ("x-kept", "2")]
+        {
             fields.push(name, value).unwrap();
         }
         let map = map_of(&fields);

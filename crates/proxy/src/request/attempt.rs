@@ -40,7 +40,12 @@ pub(crate) struct Attempts<'a> {
 }
 
 impl<'a> Attempts<'a> {
-    pub(crate) fn new(conn: &'a Conn, cluster: &'a Arc<Cluster>, _policy: &RulePolicy, timeouts: Timeouts) -> Self {
+    pub(crate) fn new(
+        conn: &'a Conn,
+        cluster: &'a Arc<Cluster>,
+        _policy: &RulePolicy,
+        timeouts: Timeouts,
+    ) -> Self {
         Self { conn, cluster, timeouts, tried: SmallVec::new(), unseen: 0, fresh: false }
     }
 
@@ -99,10 +104,10 @@ impl<'a> Attempts<'a> {
         deadlines: &mut Deadlines,
     ) -> Result<Exchange, Failure> {
         let worker = &self.conn.worker;
-        let endpoint = self
-            .cluster
-            .pick(worker.now(), &mut *worker.rng.borrow_mut(), &self.tried)
-            .ok_or_else(|| Failure::local(Cause::NoHealthyUpstream).because(Arc::clone(&self.cluster.key.service)))?;
+        let endpoint =
+            self.cluster.pick(worker.now(), &mut *worker.rng.borrow_mut(), &self.tried).ok_or_else(|| {
+                Failure::local(Cause::NoHealthyUpstream).because(Arc::clone(&self.cluster.key.service))
+            })?;
         self.tried.push(endpoint.id);
         let http2 = matches!(self.cluster.protocol, AppProtocol::Http2 | AppProtocol::Grpc);
         journey.attempt(&endpoint, if http2 { Protocol::Http2 } else { Protocol::Http11 });
@@ -162,7 +167,11 @@ impl<'a> Attempts<'a> {
         Ok(Exchange::H2(Box::new(exchange)))
     }
 
-    async fn shared(&self, endpoint: &Arc<Endpoint>, pool: &EndpointPool) -> Result<Rc<H2Connection>, Failure> {
+    async fn shared(
+        &self,
+        endpoint: &Arc<Endpoint>,
+        pool: &EndpointPool,
+    ) -> Result<Rc<H2Connection>, Failure> {
         let worker = &self.conn.worker;
         pool.share(|| async {
             let io = connect(endpoint.http_address(), self.connect_timeout()).await?;

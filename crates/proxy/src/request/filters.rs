@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use meshwork_base::Rng;
-use meshwork_decision::{Backend, Cause, Filter, HeaderEdit, HeaderEdits, Matched, Rewrite};
+use meshwork_decision::{Backend, Cause, Filter, HeaderEdit, HeaderEdits, Matched, RequestView, Rewrite};
 use meshwork_http1::{FieldError, Fields, HopByHop, KnownName, RequestHead, ResponseHead, strip_hop_by_hop};
 
 use super::journey::Journey;
@@ -71,11 +71,16 @@ pub(crate) fn request(
     own_host(head).map_err(|error| internal(&error))?;
     for filter in matched.rule().filters() {
         match filter {
-            Filter::RequestHeaders(edits) => edit(&mut head.fields, edits).map_err(|error| internal(&error))?,
+            Filter::RequestHeaders(edits) => {
+                edit(&mut head.fields, edits).map_err(|error| internal(&error))?
+            }
             Filter::ResponseHeaders(_) => {}
             Filter::Redirect(redirect) => {
-                let port = matched.listener.map_or(conn.key.port, |listener| listener.port);
-                let location = redirect.location(&Seen::new(conn, head), port, matched.prefix());
+                let seen = Seen::new(conn, head);
+                // A service's own routes are redirected to where the request went.
+                let port =
+                    matched.listener.map_or_else(|| seen.port().unwrap_or(80), |listener| listener.port);
+                let location = redirect.location(&seen, port, matched.prefix());
                 return Ok(Verdict::Answer { status: redirect.status, location });
             }
             Filter::Rewrite(rewrite) => apply_rewrite(rewrite, matched, head, &mut outgoing)?,

@@ -134,7 +134,8 @@ mod tests {
     fn reads_the_trace_of_a_traceparent() {
         let id = trace_id(b"00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01").unwrap();
         assert_eq!(id.to_string(), "4bf92f3577b34da6a3ce929d0e0e4736");
-        for bad in [&b"ff-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"[..], b"", b"00-zz-1-1", b"00"] {
+        for bad in [&b"ff-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"[..], b"", b"00-zz-1-1", b"00"]
+        {
             assert_eq!(trace_id(bad), None);
         }
     }

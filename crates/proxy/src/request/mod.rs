@@ -113,7 +113,10 @@ async fn run(
 }
 
 /// The second half: the response's way back.
-#[expect(clippy::too_many_arguments, reason = "the driver's locals; a struct of them would only rename the list")]
+#[expect(
+    clippy::too_many_arguments,
+    reason = "the driver's locals; a struct of them would only rename the list"
+)]
 async fn respond(
     conn: &Conn,
     matched: &Matched<'_>,

@@ -48,7 +48,7 @@ pub(crate) async fn fail(
 ) {
     journey.failed(failure);
     let Failure { cause, fault, detail, .. } = failure;
-    tracing::debug!(%cause, ?fault, ?detail, listener = %conn.key, "request failed");
+    tracing::debug!(%cause, ?fault, ?detail, listener = %conn.place, "request failed");
     let status = failure.cause.status().filter(|_| !down.head_sent());
     let Some(status) = status else {
         down.abort();

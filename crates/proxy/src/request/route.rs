@@ -3,7 +3,9 @@
 use std::sync::Arc;
 
 use meshwork_base::SpiffeId;
-use meshwork_decision::{Backend, Cause, Cluster, Matched, NoReasons, RequestView, Routed, Scheme, split_authority};
+use meshwork_decision::{
+    Backend, Cause, Cluster, Matched, NoReasons, RequestView, Routed, Scheme, split_authority,
+};
 use meshwork_http1::RequestHead;
 
 use super::journey::Journey;
@@ -64,9 +66,11 @@ pub(crate) fn find<'v>(
     journey: &mut Journey<'_>,
 ) -> Result<Matched<'v>, Failure> {
     if head.method == http::Method::CONNECT {
-        return Err(Failure::downstream(Cause::NotImplemented).because("CONNECT is not carried by this listener"));
+        return Err(
+            Failure::downstream(Cause::NotImplemented).because("CONNECT is not carried by this listener")
+        );
     }
-    let Some(binding) = view.binding(conn.key) else {
+    let Some(binding) = view.binding(conn.place) else {
         return Err(Failure::local(Cause::NoListener).because("the listener was removed"));
     };
     match binding.route(&Seen::new(conn, head), conn.sni.as_deref(), &mut NoReasons) {

@@ -32,7 +32,9 @@ pub(crate) fn poll_interrupted(
         return Poll::Ready(Failure::of_downstream(&error));
     }
     match conn.entry.order() {
-        Some(Order::TimedOut(Phase::Exchange)) => return Poll::Ready(Failure::local(Cause::StreamIdleTimeout)),
+        Some(Order::TimedOut(Phase::Exchange)) => {
+            return Poll::Ready(Failure::local(Cause::StreamIdleTimeout));
+        }
         Some(Order::Stop) => return Poll::Ready(Failure::local(Cause::Draining)),
         Some(Order::Drain | Order::TimedOut(_)) | None => {}
     }

@@ -5,8 +5,8 @@ use std::task::{Context, Poll, ready};
 use bytes::{Buf, Bytes};
 use meshwork_decision::Cause;
 use meshwork_http1::{
-    BodyDecoder, BodyLength, ConnectionOption, Decoded, Fields, HeadScan, Limits, Parsed, RequestKind, ResponseHead,
-    parse_response, write_last_chunk, write_request_head,
+    BodyDecoder, BodyLength, ConnectionOption, Decoded, Fields, HeadScan, Limits, Parsed, RequestKind,
+    ResponseHead, parse_response, write_last_chunk, write_request_head,
 };
 
 use super::Head;

@@ -117,12 +117,17 @@ impl H2Connection {
                 return Err(nothing_sent(error));
             }
         };
-        let request = convert::request(head)
-            .map_err(|why| Failure::local(Cause::Internal).because(why))?;
+        let request = convert::request(head).map_err(|why| Failure::local(Cause::Internal).because(why))?;
         let reused = self.is_reused();
         let (response, sink) = send.send_request(request, end).map_err(nothing_sent)?;
         self.carried.set(self.carried.get() + 1);
-        Ok(H2Exchange { response: Some(response), sink: H2Sink::new(sink, end), source: None, reused, _stream: stream })
+        Ok(H2Exchange {
+            response: Some(response),
+            sink: H2Sink::new(sink, end),
+            source: None,
+            reused,
+            _stream: stream,
+        })
     }
 }
 

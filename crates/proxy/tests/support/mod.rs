@@ -9,7 +9,7 @@ use arc_swap::ArcSwap;
 use meshwork_base::SystemClock;
 use meshwork_decision::{Change, Snapshot, SnapshotBuilder};
 use meshwork_messages::v1;
-use meshwork_proxy::{Engine, Settings, Shared};
+use meshwork_proxy::{Engine, Mesh, Settings, Shared};
 use meshwork_telemetry::{AccessLogSink, AccessLogTarget, MetricsRegistry, RequestLabels};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -58,6 +58,7 @@ impl Harness {
             metrics: metrics.clone(),
             access_log: sink.clone(),
             labels: RequestLabels { reporter: "source", ..RequestLabels::default() },
+            mesh: Mesh::default(),
         });
         let engine = Engine::start(shared).unwrap();
         Self { engine, builder: SnapshotBuilder::new(), metrics, log, sink, _dir: dir }
@@ -67,25 +68,42 @@ impl Harness {
     pub async fn route(&mut self, rules: Vec<v1::Rule>) -> SocketAddr {
         let listener = v1::Listener {
             port: free_port().into(),
-            source: Some(v1::Source { kind: "Gateway".into(), name: "gw".into(), namespace: "default".into(), ..Default::default() }),
+            source: Some(v1::Source {
+                kind: "Gateway".into(),
+                name: "gw".into(),
+                namespace: "default".into(),
+                ..Default::default()
+            }),
             protocol: v1::listener::Protocol::Http.into(),
             ..Default::default()
         };
         let parent = v1::route::attachment::Parent::Listener("default/gw/http".into());
         let route = v1::Route {
-            source: Some(v1::Source { kind: "HTTPRoute".into(), name: "r".into(), namespace: "default".into(), ..Default::default() }),
+            source: Some(v1::Source {
+                kind: "HTTPRoute".into(),
+                name: "r".into(),
+                namespace: "default".into(),
+                ..Default::default()
+            }),
             attachments: vec![v1::route::Attachment { parent: Some(parent), ..Default::default() }],
             rules,
         };
-        let changes =
-            [Change::upsert("default/gw/http", "1", &listener), Change::upsert("HTTPRoute/default/r", "1", &route)];
+        let changes = [
+            Change::upsert("default/gw/http", "1", &listener),
+            Change::upsert("HTTPRoute/default/r", "1", &route),
+        ];
         let rejected = self.builder.apply(changes);
         assert!(rejected.is_empty(), "{rejected:?}");
         self.apply().await;
         *self.engine.bound().values().next().expect("bound")
     }
 
-    pub async fn service(&mut self, name: &str, protocol: v1::service_port::AppProtocol, endpoints: &[SocketAddr]) {
+    pub async fn service(
+        &mut self,
+        name: &str,
+        protocol: v1::service_port::AppProtocol,
+        endpoints: &[SocketAddr],
+    ) {
         let service = v1::Service {
             ports: vec![v1::ServicePort { name: "http".into(), port: 80, protocol: protocol.into() }],
             ..Default::default()
