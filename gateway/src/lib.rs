@@ -16,7 +16,7 @@ use meshwork_base::{Clock, ThreadRng};
 use meshwork_decision::Snapshot;
 use meshwork_messages::{type_url, v1};
 use meshwork_process::{AdminAddresses, AdminError, AdminServer, AdminState, CommonArgs, Drain, Readiness};
-use meshwork_proxy::{Engine, Follower, Settings, Shared};
+use meshwork_proxy::{Engine, Follower, Mesh, Settings, Shared};
 use meshwork_telemetry::{AccessLogError, AccessLogSink, LogHandle, MetricsRegistry, RequestLabels, inventory};
 use meshwork_xds::client;
 use meshwork_xds::transport::Connector;
@@ -115,6 +115,7 @@ pub async fn run(parts: Parts) -> Result<(), GatewayError> {
         metrics: metrics.clone(),
         access_log: access_log.clone(),
         labels: RequestLabels { reporter: "source", request_protocol: "http", ..RequestLabels::default() },
+        mesh: Mesh::default(),
     });
     let engine = Engine::start(shared)?;
     let readiness = Readiness::new();
