@@ -9,6 +9,19 @@ use serde::{Deserialize, Serialize};
 
 use crate::client::{Client, ClientError, body, segment};
 
+/// The port by this name is where an instance's metrics are scraped; it is no port of the service.
+pub const METRICS_PORT: &str = "metrics";
+
+/// What the sidecar beside an instance writes into the instance's metadata when it registers it. Its ports are then
+/// where the *application* listens; the instance is reached through the sidecar, by mTLS, as its identity says.
+pub mod sidecar {
+    /// Where the sidecar takes mTLS HTTP/2 (15006). Its presence means that there is a sidecar.
+    pub const MESH_PORT: &str = "meshwork.dev/mesh-port";
+    /// The number by which callers know the service's port, whatever the application listens on: the same for every
+    /// instance of a service. Absent: the port's own number.
+    pub const SERVICE_PORT: &str = "meshwork.dev/service-port";
+}
+
 /// A service and all its instances.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
