@@ -1,6 +1,7 @@
 //! What carries a stream: two bounded channels, whatever is between them.
 
 pub mod grpc;
+pub mod mtls;
 
 use std::future::Future;
 use std::pin::Pin;

@@ -72,8 +72,23 @@ where
     Ok(client)
 }
 
+/// An error with all its sources: the first alone says "transport error".
+pub(super) fn whole(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        let more = error.to_string();
+        if !text.contains(&more) {
+            text = format!("{text}: {more}");
+        }
+        source = error.source();
+    }
+    text
+}
+
 fn from_status(status: &Status, target: &str) -> StreamError {
-    let why = status.message().to_owned();
+    let source = std::error::Error::source(status).map(|error| format!(": {}", whole(error)));
+    let why = format!("{}{}", status.message(), source.unwrap_or_default());
     match status.code() {
         Code::PermissionDenied | Code::Unauthenticated => StreamError::Refused(why),
         Code::Unavailable => StreamError::Unreachable { target: target.to_owned(), why },
