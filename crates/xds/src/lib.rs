@@ -24,6 +24,7 @@
 
 pub mod cache;
 pub mod client;
+pub mod join;
 mod key;
 pub mod server;
 pub mod transport;

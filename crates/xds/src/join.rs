@@ -1,0 +1,283 @@
+//! Joining a mesh: how a process gets its SVID from the control plane, keeps it in its data directory, renews it, and
+//! opens streams with it.
+//!
+//! ```text
+//! data directory ─SVID in force──────────────────────────▶ Identity ──▶ connector (mTLS, gRPC)
+//!        │ none                                              ▲   │
+//!        └─ token ─ pinned TLS ─ POST /v1/identity/join ─────┤   └─ a third of its life ─ POST /v1/identity/renew ─┐
+//!                                                            └──────────────────────────────────────────────────┘
+//! ```
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::StatusCode;
+use meshwork_api::identity::{CONTROL_PLANE, Der, Issued, JoinRequest, RenewRequest};
+use meshwork_api::{Client, ClientError, IdentityClient};
+use meshwork_base::{Clock, Namespace, ObjectName, Rng, SpiffeId, TrustDomain};
+use meshwork_identity::{
+    Action, Bundle, BundleError, CsrError, Expected, Identity, IdentityError, JoinToken, Loaded, PendingSvid,
+    Rotation, StoreError, Svid, SvidError, SvidStore, TokenError, pinned_client_config,
+};
+use rustls_pki_types::CertificateDer;
+
+use crate::client::Backoff;
+use crate::transport::{Connector, mtls};
+
+/// A wall clock may be set: a wait for it is never longer than this.
+const LONGEST_WAIT: Duration = Duration::from_mins(1);
+
+/// Where an identity comes from.
+#[derive(Clone, Debug)]
+pub struct Joining {
+    /// Where the control plane serves mTLS: `HOST:PORT`.
+    pub control_plane: String,
+    /// Where the SVID, its key and the bundle are kept.
+    pub data_dir: PathBuf,
+    /// A file with a join token; not read while an SVID in force is kept.
+    pub token_file: Option<PathBuf>,
+    /// Who we must turn out to be: namespace and workload. None takes whatever the token gives.
+    pub expected: Option<(Namespace, ObjectName)>,
+}
+
+/// Why there is no identity.
+#[derive(Debug, thiserror::Error)]
+pub enum JoinError {
+    /// What is kept cannot be used.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// Neither an SVID nor a token.
+    #[error(
+        "there is no identity in {}{why}, and no join token was given; make one with `meshwork token create` and pass it with --token-file",
+        data_dir.display()
+    )]
+    NoToken {
+        /// Where an SVID would be kept.
+        data_dir: PathBuf,
+        /// What is there instead.
+        why: String,
+    },
+    /// The token's file.
+    #[error("token file {} cannot be read: {error}", path.display())]
+    TokenFile {
+        /// Which file.
+        path: PathBuf,
+        /// What the system said.
+        error: std::io::Error,
+    },
+    /// The token's form.
+    #[error(transparent)]
+    Token(#[from] TokenError),
+    /// No key could be made.
+    #[error(transparent)]
+    Csr(#[from] CsrError),
+    /// The control plane did not answer, or refused.
+    #[error(transparent)]
+    Client(#[from] ClientError),
+    /// What it issued is no SVID for our key.
+    #[error("the control plane issued what is no SVID: {0}")]
+    Svid(#[from] SvidError),
+    /// What it sent as bundle is none.
+    #[error("the control plane sent what is no bundle: {0}")]
+    Bundle(#[from] BundleError),
+    /// SVID and bundle do not go together.
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
+    /// The identity is another workload's.
+    #[error("the identity {what} is {id}, but this instance is of workload {namespace}/{workload}; {advice}")]
+    Other {
+        /// Where it came from.
+        what: String,
+        /// Whose it is.
+        id: SpiffeId,
+        /// Expected.
+        namespace: Namespace,
+        /// Expected.
+        workload: ObjectName,
+        /// What to do.
+        advice: &'static str,
+    },
+}
+
+impl JoinError {
+    /// Whether the same may succeed later.
+    #[must_use]
+    pub fn is_temporary(&self) -> bool {
+        match self {
+            Self::Client(ClientError::Unreachable { cause, .. }) => !cause.contains(PINNED_TO_ANOTHER),
+            Self::Client(error) => error.status().is_some_and(|status| {
+                status.is_server_error() || status == StatusCode::TOO_MANY_REQUESTS
+            }),
+            _ => false,
+        }
+    }
+}
+
+/// Part of `Refusal::PinMismatch`, which reaches us through HTTP and TLS as text.
+const PINNED_TO_ANOTHER: &str = "is not the one that the join token names";
+
+impl Joining {
+    /// The identity that is kept, or one that a token gives. While the control plane is away it is asked again, for as
+    /// long as the caller waits.
+    ///
+    /// # Errors
+    /// [`JoinError`] when waiting does not help.
+    pub async fn identity(&self, clock: Arc<dyn Clock>, rng: &mut impl Rng) -> Result<Arc<Identity>, JoinError> {
+        let store = SvidStore::new(&self.data_dir);
+        let why = match store.load(clock.wall())? {
+            Loaded::Valid(svid, bundle) => {
+                let advice = "give each workload a data directory of its own";
+                self.check(svid.id(), format!("kept in {}", self.data_dir.display()), advice)?;
+                tracing::info!(id = %svid.id(), "identity kept from before");
+                return Ok(Identity::new(*svid, *bundle, clock)?);
+            }
+            Loaded::Missing => String::new(),
+            Loaded::Expired { id, .. } => format!(" in force (that of {id} has expired)"),
+        };
+        let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(5));
+        loop {
+            match self.join(&clock, &why).await {
+                Ok((svid, bundle)) => {
+                    self.check(svid.id(), "that the token gives".to_owned(), "give it a token of its own")?;
+                    // The bundle first: an SVID without one counts as none, and the token may have been used up.
+                    store.save_bundle(&bundle)?;
+                    store.save_svid(&svid)?;
+                    tracing::info!(id = %svid.id(), "joined");
+                    return Ok(Identity::new(svid, bundle, clock)?);
+                }
+                Err(error) if error.is_temporary() => {
+                    tracing::warn!(%error, "cannot join yet; asking again");
+                    tokio::time::sleep(backoff.next(rng)).await;
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    fn check(&self, id: &SpiffeId, what: String, advice: &'static str) -> Result<(), JoinError> {
+        match &self.expected {
+            Some((namespace, workload))
+                if (id.namespace(), id.workload()) != (namespace.as_str(), workload.as_str()) =>
+            {
+                let (namespace, workload) = (namespace.clone(), workload.clone());
+                Err(JoinError::Other { what, id: id.clone(), namespace, workload, advice })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    async fn join(&self, clock: &Arc<dyn Clock>, why: &str) -> Result<(Svid, Bundle), JoinError> {
+        let Some(path) = &self.token_file else {
+            return Err(JoinError::NoToken { data_dir: self.data_dir.clone(), why: why.to_owned() });
+        };
+        let read = std::fs::read_to_string(path);
+        let text = read.map_err(|error| JoinError::TokenFile { path: path.clone(), error })?;
+        let token = JoinToken::parse(&text)?;
+        let server = (namespace(CONTROL_PLANE.0), workload(CONTROL_PLANE.1));
+        let config = pinned_client_config(token.pin(), server, h2(), Arc::clone(clock));
+        let client = IdentityClient(Client::tls(&self.url(), config)?);
+        let pending = PendingSvid::generate()?;
+        let csr = Der(pending.csr().to_vec());
+        complete(pending, client.join(&JoinRequest { token: token.to_string(), csr }).await?)
+    }
+
+    fn url(&self) -> String {
+        format!("https://{}", self.control_plane)
+    }
+
+    /// Renews the SVID for as long as it is polled, and keeps what is renewed.
+    pub async fn keep(self, identity: Arc<Identity>, clock: Arc<dyn Clock>, mut rng: impl Rng) {
+        let svid = identity.svid();
+        let mut rotation = Rotation::new(svid.not_before(), svid.not_after(), &mut rng);
+        loop {
+            let now = clock.wall();
+            match rotation.action(now) {
+                Action::Wait { until } => {
+                    tokio::time::sleep(until.saturating_sub(now).min(LONGEST_WAIT)).await;
+                }
+                Action::Renew => match self.renew(&identity, &clock).await {
+                    Ok(svid) => {
+                        tracing::info!(id = %svid.id(), "SVID renewed");
+                        rotation.renewed(svid.not_before(), svid.not_after(), &mut rng);
+                    }
+                    Err(error) => {
+                        let remaining_seconds = identity.remaining().as_secs();
+                        tracing::warn!(%error, remaining_seconds, "SVID not renewed; asking again");
+                        rotation.failed(clock.wall(), &mut rng);
+                    }
+                },
+            }
+        }
+    }
+
+    async fn renew(&self, identity: &Arc<Identity>, clock: &Arc<dyn Clock>) -> Result<Arc<Svid>, JoinError> {
+        let (svid, bundle) = if identity.check_own().is_ok() {
+            let config = identity.client_config(h2(), control_plane_of(identity));
+            let client = IdentityClient(Client::tls(&self.url(), config)?);
+            let pending = PendingSvid::generate()?;
+            let csr = Der(pending.csr().to_vec());
+            complete(pending, client.renew(&RenewRequest { csr }).await?)?
+        } else {
+            // Nobody takes an expired SVID; a token may still be good.
+            self.join(clock, " in force (ours has expired)").await?
+        };
+        match identity.trust(bundle) {
+            // A newer one came over the stream meanwhile.
+            Ok(()) | Err(IdentityError::Stale { .. }) => {}
+            Err(error) => return Err(error.into()),
+        }
+        let store = SvidStore::new(&self.data_dir);
+        store.save_bundle(&identity.bundle())?;
+        store.save_svid(&svid)?;
+        identity.renew(svid)?;
+        Ok(identity.svid())
+    }
+
+    /// Opens streams to the control plane, proven on both sides.
+    #[must_use]
+    pub fn connector(&self, identity: &Arc<Identity>, clock: Arc<dyn Clock>) -> Connector {
+        let expected = control_plane_of(identity);
+        mtls::connector(self.control_plane.clone(), Arc::clone(identity), expected, clock)
+    }
+}
+
+/// Where a role of the mesh with this well-known identity may be called over mTLS, by whoever has joined.
+///
+/// # Errors
+/// [`ClientError::Unexpected`] when the address is none.
+pub fn role_client(
+    address: &str,
+    identity: &Arc<Identity>,
+    role: (&'static str, &'static str),
+) -> Result<Client, ClientError> {
+    let config = identity.client_config(h2(), Expected::one(role_of(identity.bundle().trust_domain(), role)));
+    Client::tls(&format!("https://{address}"), config)
+}
+
+/// The SPIFFE ID of a role, from its well-known namespace and workload.
+#[must_use]
+pub fn role_of(domain: &TrustDomain, role: (&'static str, &'static str)) -> SpiffeId {
+    SpiffeId::new(domain, &namespace(role.0), &workload(role.1))
+}
+
+fn control_plane_of(identity: &Identity) -> Expected {
+    Expected::one(role_of(identity.bundle().trust_domain(), CONTROL_PLANE))
+}
+
+fn namespace(text: &'static str) -> Namespace {
+    Namespace::new(text).expect("the well-known namespace is a name")
+}
+
+fn workload(text: &'static str) -> ObjectName {
+    ObjectName::new(text).expect("the well-known workload is a name")
+}
+
+fn h2() -> Vec<Vec<u8>> {
+    vec![b"h2".to_vec()]
+}
+
+fn complete(pending: PendingSvid, issued: Issued) -> Result<(Svid, Bundle), JoinError> {
+    let chain = issued.chain.into_iter().map(|der| CertificateDer::from(der.0)).collect();
+    Ok((pending.complete(chain)?, Bundle::from_json(&issued.bundle.to_string())?))
+}
