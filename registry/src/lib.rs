@@ -1,1 +1,36 @@
-//! To be written.
+//! The registry: who is where, and how well.
+//!
+//! A service team's process (or its sidecar) registers an instance of a service; callers, the control plane and
+//! Prometheus ask where the instances are and are told when that changes. Clients speak Consul's HTTP API or the
+//! registry's own (`/v1/meshwork/…`); both show the same catalog.
+//!
+//! ```text
+//!   HTTP ──► Registry::register, check, session, kv … ── compare-and-set ──► store
+//!                                                                              │ watch
+//!   HTTP ◄── blocking queries ◄── Topics ◄── Model (in memory, follows the store) ◄──┘
+//!                                              ▲
+//!   Keeper: TTLs and leases, in memory ────────┤ transitions only are written
+//!   Prober: HTTP, TCP, gRPC checks ────────────┘
+//! ```
+//!
+//! What holds: a name belongs to the identity that registered it first ([`Caller`]); renewals are never written; the
+//! time of a lease does not run while the registry is down; a service that would lose more than half of its instances
+//! at once by silence keeps them as *suspect*.
+
+mod caller;
+mod doc;
+mod error;
+mod fields;
+mod http;
+mod keeper;
+mod kv;
+mod model;
+mod ops;
+mod probe;
+mod service;
+mod session;
+mod topics;
+
+pub use caller::Caller;
+pub use error::RegistryError;
+pub use service::{Options, Registry};
