@@ -24,6 +24,20 @@ codes! {
     NOT_EFFECTIVE = 4105;
     /// A proxy refused a resource.
     REFUSED_BY_PROXY = 4106;
+    /// The body of a request cannot be read.
+    BAD_BODY = 4120;
+    /// No such join token.
+    NO_SUCH_TOKEN = 4121;
+    /// No such deny entry.
+    NO_SUCH_DENY_ENTRY = 4122;
+    /// The API wants a token.
+    UNAUTHORIZED = 4123;
+    /// The API would listen for others than this machine without a token.
+    OPEN_API = 4124;
+    /// The control plane's own identity is neither given away nor denied.
+    OWN_IDENTITY = 4125;
+    /// The trust anchor cannot start, or cannot keep what it was told.
+    TRUST_ANCHOR = 4126;
 }
 
 #[cfg(test)]

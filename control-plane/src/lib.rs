@@ -17,11 +17,15 @@
 pub mod api;
 mod check;
 pub mod codes;
+mod feed;
 pub mod folder;
 mod model;
 mod objects;
 mod pipeline;
+mod serve;
+mod trust;
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -32,10 +36,13 @@ use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
 
 pub use check::{Checked, check};
+pub use feed::{Ended, Feed};
 pub use model::Model;
+pub use serve::{ApiError, ApiServer};
+pub use trust::{RootFiles, Secure, Trust, TrustError};
 
 use folder::{Folder, FolderError};
-use pipeline::{Pipeline, Shared, Update};
+use pipeline::{Pipeline, Shared};
 
 /// Updates of one source that may wait while a compilation runs.
 const UPDATES: usize = 8;
@@ -44,9 +51,11 @@ const UPDATES: usize = 8;
 pub struct Settings {
     /// Folders of resources. Where two define one object, the earlier folder's stays.
     pub folders: Vec<PathBuf>,
+    /// Sources that live elsewhere, by name; they come after the folders. See [`ControlPlane::feed`].
+    pub feeds: Vec<String>,
     /// Who compiles, and for whom.
     pub compile: meshwork_compile::Settings,
-    /// Who may join, and see what.
+    /// Who may join within this process, and see what. Over a network it follows from the SPIFFE ID.
     pub access: Arc<dyn Access>,
 }
 
@@ -55,8 +64,19 @@ impl Settings {
     #[must_use]
     pub fn folder(path: impl Into<PathBuf>) -> Self {
         let compile = meshwork_compile::Settings::folder();
-        Self { folders: vec![path.into()], compile, access: Arc::new(Open) }
+        Self { folders: vec![path.into()], feeds: Vec::new(), compile, access: Arc::new(Open) }
     }
+}
+
+/// Why a control plane that proxies reach over a network cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// A folder.
+    #[error(transparent)]
+    Folder(#[from] FolderError),
+    /// Keys, tokens, the port.
+    #[error(transparent)]
+    Trust(#[from] TrustError),
 }
 
 /// A running control plane; it ends when the last clone is dropped.
@@ -64,6 +84,8 @@ impl Settings {
 pub struct ControlPlane {
     hub: Hub,
     shared: Shared,
+    trust: Option<Trust>,
+    feeds: Arc<BTreeMap<String, Feed>>,
     _tasks: Arc<Tasks>,
 }
 
@@ -86,29 +108,62 @@ impl ControlPlane {
     /// [`FolderError`] when a folder is not there or may not be read. What is wrong inside of it is no error: see
     /// [`Model::diagnostics`].
     pub fn start(settings: Settings, clock: Arc<dyn Clock>) -> Result<Self, FolderError> {
+        let access = Arc::clone(&settings.access);
+        Self::assemble(settings, access, None, clock)
+    }
+
+    /// Starts as [`ControlPlane::start`] does, and as the trust anchor of the mesh: it issues SVIDs, and serves proxies
+    /// over mTLS on a port of its own.
+    ///
+    /// # Errors
+    /// [`StartError`] when a folder, the keys, the store or the port cannot be had.
+    pub async fn start_secure(
+        settings: Settings,
+        secure: Secure,
+        clock: Arc<dyn Clock>,
+    ) -> Result<Self, StartError> {
+        let opened = trust::open(secure, Arc::clone(&settings.access), Arc::clone(&clock)).await?;
+        let mut plane =
+            Self::assemble(settings, opened.access.clone(), Some(opened.beside()), Arc::clone(&clock))?;
+        plane.trust = Some(opened.serve(&plane.hub)?);
+        Ok(plane)
+    }
+
+    fn assemble(
+        settings: Settings,
+        access: Arc<dyn Access>,
+        beside: Option<Beside>,
+        clock: Arc<dyn Clock>,
+    ) -> Result<Self, FolderError> {
         let folders: Vec<Folder> =
             settings.folders.iter().map(Folder::open).collect::<Result<_, FolderError>>()?;
-        let hub = Hub::new(settings.access, Arc::clone(&clock));
+        let hub = Hub::new(access, Arc::clone(&clock));
         let shared = Shared::default();
-        let names = folders.iter().map(|folder| folder.root().display().to_string()).collect();
         let (updates, inbox) = mpsc::channel(UPDATES);
+        let mut names: Vec<String> =
+            folders.iter().map(|folder| folder.root().display().to_string()).collect();
         let mut tasks = Vec::new();
         for (source, folder) in (0..).zip(folders) {
+            let feed = Feed { source, updates: updates.clone() };
             let (changes, mut seen) = mpsc::channel(UPDATES);
             tasks.push(tokio::spawn(folder::follow(folder, Arc::clone(&clock), changes)).abort_handle());
-            let updates = updates.clone();
             let forward = async move {
                 while let Some(changes) = seen.recv().await {
-                    if updates.send(Update { source, changes }).await.is_err() {
+                    if feed.documents(changes).await.is_err() {
                         return;
                     }
                 }
             };
             tasks.push(tokio::spawn(forward).abort_handle());
         }
-        let pipeline = Pipeline::new(settings.compile, clock, hub.clone(), shared.clone(), names);
+        let feed = |(source, name)| (name, Feed { source, updates: updates.clone() });
+        let first = u8::try_from(names.len()).expect("a handful of folders");
+        let feeds: BTreeMap<String, Feed> = (first..).zip(settings.feeds.iter().cloned()).map(feed).collect();
+        names.extend(settings.feeds);
+        let pipeline =
+            Pipeline::new(settings.compile, clock, hub.clone(), shared.clone(), names).with(beside);
         tasks.push(tokio::spawn(pipeline.run(inbox)).abort_handle());
-        Ok(Self { hub, shared, _tasks: Arc::new(Tasks(tasks)) })
+        Ok(Self { hub, shared, feeds: Arc::new(feeds), _tasks: Arc::new(Tasks(tasks)) })
     }
 
     /// Opens streams within this process, for a client's driver on a tokio runtime.
@@ -121,10 +176,22 @@ impl ControlPlane {
         })
     }
 
+    /// The end of a feed that the settings declare.
+    #[must_use]
+    pub fn feed(&self, name: &str) -> Option<Feed> {
+        self.feeds.get(name).cloned()
+    }
+
     /// The streams to proxies, for serving them over a network.
     #[must_use]
     pub const fn hub(&self) -> &Hub {
         &self.hub
+    }
+
+    /// The trust anchor, where this control plane is one.
+    #[must_use]
+    pub const fn trust(&self) -> Option<&Trust> {
+        self.trust.as_ref()
     }
 
     /// What is known now.
@@ -153,6 +220,10 @@ impl ControlPlane {
 
     /// The HTTP API, for an admin port or the control plane's own.
     pub fn router(&self) -> axum::Router {
-        api::router(self.clone())
+        let router = api::router(self.clone());
+        match &self.trust {
+            Some(trust) => router.merge(trust.router()),
+            None => router,
+        }
     }
 }

@@ -6,12 +6,17 @@
 #[cfg(test)]
 pub(crate) mod tests;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 use meshwork_base::Clock;
 use meshwork_compile::{Catalog, Input, Output, ProxyReports, compile};
+use meshwork_messages::v1::Resource;
+use meshwork_messages::v1::Resource;
 use meshwork_resources::{Diagnostic, FileName, Loaded, Span};
+use meshwork_xds::ResourceKey;
+use meshwork_xds::ResourceKey;
 use meshwork_xds::server::{Hub, Publication};
 use tokio::sync::{mpsc, watch};
 
@@ -20,13 +25,31 @@ use crate::folder::Changes;
 use crate::model::{Model, publication, refusals, reports};
 use crate::objects::Objects;
 
-/// What a source has to say.
+/// What a source has to say. Its first word is everything it holds: only then it counts as read.
 #[derive(Debug)]
 pub(crate) struct Update {
     /// Which source.
     pub(crate) source: u8,
-    /// What changed there; the first one of a source is everything it holds.
-    pub(crate) changes: Changes,
+    pub(crate) what: What,
+}
+
+#[derive(Debug)]
+pub(crate) enum What {
+    /// Documents that changed.
+    Documents(Changes),
+    /// Who is where, whole.
+    Catalog(Catalog),
+    /// Messages that are not compiled from documents (a trust bundle, a workload), whole.
+    Messages(BTreeMap<ResourceKey, Arc<Resource>>),
+}
+
+/// Resources that are published beside what is compiled.
+pub(crate) type Extra = Arc<Vec<(ResourceKey, Arc<Resource>)>>;
+
+/// What is published beside what is compiled, and who looks at each publication before proxies do.
+pub(crate) struct Beside {
+    pub(crate) resources: watch::Receiver<Extra>,
+    pub(crate) before: Arc<dyn Fn(&Publication) + Send + Sync>,
 }
 
 /// The model in force, and a bell that rings when it is replaced.
@@ -48,6 +71,7 @@ struct Source {
     synced: bool,
     /// Why it cannot be read as a whole.
     problem: Option<String>,
+    messages: BTreeMap<ResourceKey, Arc<Resource>>,
 }
 
 /// See the module.
@@ -56,6 +80,7 @@ pub(crate) struct Pipeline {
     catalog: Catalog,
     clock: Arc<dyn Clock>,
     hub: Hub,
+    beside: Option<Beside>,
     shared: Shared,
     sources: Vec<Source>,
     objects: Objects,
@@ -64,6 +89,7 @@ pub(crate) struct Pipeline {
     published: Arc<Publication>,
     reports: ProxyReports,
     verdicts: u64,
+    messages_changed: bool,
 }
 
 impl Pipeline {
@@ -80,6 +106,7 @@ impl Pipeline {
             catalog: Catalog::default(),
             clock,
             hub,
+            beside: None,
             shared,
             sources: sources.into_iter().map(source).collect(),
             objects: Objects::default(),
@@ -88,12 +115,20 @@ impl Pipeline {
             published: Arc::default(),
             reports: ProxyReports::default(),
             verdicts: 0,
+            messages_changed: false,
         }
+    }
+
+    /// Publishes this too.
+    pub(crate) fn with(mut self, beside: Option<Beside>) -> Self {
+        self.beside = beside;
+        self
     }
 
     /// Runs until every source has ended.
     pub(crate) async fn run(mut self, mut updates: mpsc::Receiver<Update>) {
         let mut activity = self.hub.activity();
+        let mut beside = self.beside.as_ref().map(|beside| beside.resources.clone());
         if self.sources.is_empty() {
             self.rebuild();
         }
@@ -105,10 +140,10 @@ impl Pipeline {
                     while let Ok(update) = updates.try_recv() {
                         self.take(update);
                     }
-                    self.loaded = self.objects.all();
                     self.rebuild();
                 }
                 _ = activity.changed() => self.listen(),
+                Some(_) = changed(&mut beside) => self.rebuild(),
             }
         }
     }
@@ -116,11 +151,21 @@ impl Pipeline {
     fn take(&mut self, update: Update) {
         let source = &mut self.sources[usize::from(update.source)];
         source.synced = true;
-        if let Some(folder) = update.changes.folder {
-            source.problem = folder.err();
-        }
-        for (name, change) in update.changes.files {
-            self.objects.take((update.source, name), change);
+        match update.what {
+            What::Catalog(catalog) => self.catalog = catalog,
+            What::Messages(messages) => {
+                source.messages = messages;
+                self.messages_changed = true;
+            }
+            What::Documents(changes) => {
+                if let Some(folder) = changes.folder {
+                    source.problem = folder.err();
+                }
+                for (name, change) in changes.files {
+                    self.objects.take((update.source, name), change);
+                }
+                self.loaded = self.objects.all();
+            }
         }
     }
 
@@ -149,11 +194,15 @@ impl Pipeline {
             previous: Some(&self.output),
             now: self.clock.wall(),
         });
-        let changed = self.published.revision == 0 || output.resources != self.output.resources;
+        let messages_changed = std::mem::take(&mut self.messages_changed);
+        let first = self.published.revision == 0;
+        let changed = first || messages_changed || output.resources != self.output.resources;
         self.output = Arc::new(output);
         if changed {
             let revision = self.published.revision + 1;
-            let published = self.hub.publish(publication(&self.output, revision, &self.published));
+            let mut publication = publication(&self.output, revision, &self.published);
+            publication.resources.extend(self.sources.iter().flat_map(|source| source.messages.clone()));
+            let published = self.hub.publish(publication);
             self.published = self.hub.world().expect("it was published in the line above");
             let (changed, removed) = (published.changed.len(), published.removed.len());
             tracing::info!(revision, changed, removed, "configuration published");
@@ -181,5 +230,13 @@ impl Pipeline {
         all.extend(refusals(&self.hub.proxies(), &self.published));
         all.sort_by(|a, b| (&a.file, a.line, a.column).cmp(&(&b.file, b.line, b.column)));
         all
+    }
+}
+
+/// Whether there is something new beside; for ever silent where nobody tells, or the teller is gone.
+async fn changed(beside: &mut Option<watch::Receiver<Extra>>) -> Option<()> {
+    match beside {
+        Some(resources) => resources.changed().await.ok(),
+        None => None,
     }
 }

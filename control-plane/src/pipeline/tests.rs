@@ -7,11 +7,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use meshwork_base::{SeededRng, SystemClock};
+use meshwork_compile::{
+    Catalog,
+    input::{CatalogPort, CatalogService},
+};
 use meshwork_messages::{type_url, v1};
 use meshwork_resources::{ObjectKey, ObjectKind};
 use meshwork_xds::client::{self, Batch, Change, Handle, Updates};
 use serde_json::Value;
 
+use crate::folder::{Changes, FileChange};
 use crate::{ControlPlane, Model, Settings, check};
 
 pub(crate) const GATEWAY: &str = "
@@ -89,6 +94,7 @@ impl Gateway {
             type_url::<v1::Service>(),
             type_url::<v1::EndpointSlice>(),
             type_url::<v1::Policy>(),
+            type_url::<v1::Bundle>(),
         ];
         let settings = client::Settings::new(node).all_of(types);
         let clock = Arc::new(SystemClock::new());
@@ -267,4 +273,35 @@ fn check_reads_folders_and_files_and_names_them_as_given() {
     assert_eq!(*found.diagnostics[0].file, *alone.to_string_lossy());
     assert!(found.texts.values().all(|text| text.contains("HTTPRoute")));
     assert!(check(&[folder.path().join("nothing")]).is_err());
+}
+
+#[tokio::test]
+async fn waits_for_every_feed_and_then_compiles_all_together() {
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join("gateway.yaml"), GATEWAY).unwrap();
+    let feeds = vec!["registry".to_owned(), "config".to_owned(), "ca".to_owned()];
+    let settings = Settings { feeds, ..Settings::folder(folder.path()) };
+    let plane = ControlPlane::start(settings, Arc::new(SystemClock::new())).unwrap();
+    let mut gateway = Gateway::join(&plane);
+    let feed = |name: &str| plane.feed(name).unwrap();
+    let port = CatalogPort { port: 80, ..CatalogPort::default() };
+    let service = CatalogService { ports: vec![port], ..CatalogService::default() };
+    let name = meshwork_base::QualifiedName::parse("shop/web").unwrap();
+    feed("registry").catalog(Catalog { services: [(name, service)].into() }).await.unwrap();
+    let content = FileChange::Content(route("a", "/a").into_bytes());
+    let files = [("shop/HTTPRoute/a".into(), content)].into();
+    feed("config").documents(Changes { files, folder: None }).await.unwrap();
+    assert_eq!((plane.model().revision, plane.feed("other").is_none()), (0, true), "one has not spoken");
+    let bundle = |version: &str| {
+        let resource =
+            v1::Resource { name: "mesh.local".into(), version: version.into(), ..v1::Resource::default() };
+        [(meshwork_xds::ResourceKey::new(type_url::<v1::Bundle>(), "mesh.local"), Arc::new(resource))].into()
+    };
+    feed("ca").messages(bundle("1")).await.unwrap();
+    gateway.commit().await;
+    let names =
+        ["Bundle mesh.local", "Listener shop/edge/http", "Route HTTPRoute/shop/a", "Service shop/web"];
+    assert_eq!(gateway.names(), names);
+    feed("ca").messages(bundle("2")).await.unwrap();
+    assert_eq!(changes(&gateway.commit().await), ["+Bundle mesh.local"]);
 }

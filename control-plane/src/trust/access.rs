@@ -1,0 +1,140 @@
+//! Who may subscribe to what: it follows from the SPIFFE ID that the connection has proven, never from what a proxy
+//! says of itself.
+//!
+//! | resource | who sees it |
+//! |---|---|
+//! | `Service`, `Route`, `Policy`, `EndpointSlice`, `Bundle` | every workload: any may call any |
+//! | `Listener` | the workload that is named like its `Gateway`, and the platform's gateway |
+//! | `Secret` | those of the listeners that refer to it |
+//! | `Workload` | the instance it describes, if its identity is the one it says |
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, LazyLock};
+
+use arc_swap::ArcSwap;
+use meshwork_api::identity::GATEWAY;
+use meshwork_base::{SpiffeId, TrustDomain};
+use meshwork_messages::type_url;
+use meshwork_messages::v1::{self, Resource};
+use meshwork_xds::ResourceKey;
+use meshwork_xds::server::{Access, Publication, Refusal, Viewer};
+use prost::Message as _;
+
+/// Namespace and name of a `Gateway`.
+type Gateway = (String, String);
+
+static LISTENER: LazyLock<String> = LazyLock::new(type_url::<v1::Listener>);
+static SECRET: LazyLock<String> = LazyLock::new(type_url::<v1::Secret>);
+static WORKLOAD: LazyLock<String> = LazyLock::new(type_url::<v1::Workload>);
+static OPEN: LazyLock<[String; 5]> = LazyLock::new(|| {
+    [
+        type_url::<v1::Service>(),
+        type_url::<v1::Route>(),
+        type_url::<v1::Policy>(),
+        type_url::<v1::EndpointSlice>(),
+        type_url::<v1::Bundle>(),
+    ]
+});
+
+/// See the module.
+pub(crate) struct MeshAccess {
+    domain: TrustDomain,
+    /// For streams within this process, which have no identity. The network brings none without one.
+    inside: Arc<dyn Access>,
+    /// Which gateways refer to a secret.
+    referring: ArcSwap<BTreeMap<Arc<str>, BTreeSet<Gateway>>>,
+}
+
+impl MeshAccess {
+    pub(crate) fn new(domain: TrustDomain, inside: Arc<dyn Access>) -> Self {
+        Self { domain, inside, referring: ArcSwap::default() }
+    }
+
+    /// Looks at what is about to be published.
+    pub(crate) fn look(&self, publication: &Publication) {
+        let mut referring: BTreeMap<Arc<str>, BTreeSet<Gateway>> = BTreeMap::new();
+        for (listener, needs) in publication.links.iter().filter(|(key, _)| *key.type_url == **LISTENER) {
+            let Some(gateway) = gateway_of(&listener.name) else { continue };
+            for secret in needs.iter().filter(|key| *key.type_url == **SECRET) {
+                let of = referring.entry(Arc::clone(&secret.name)).or_default();
+                of.insert((gateway.0.to_owned(), gateway.1.to_owned()));
+            }
+        }
+        self.referring.store(Arc::new(referring));
+    }
+
+    fn admit_as(&self, id: &SpiffeId, node: &v1::Node) -> Result<(), String> {
+        if id.trust_domain() != self.domain.as_str() {
+            return Err(format!("{id} is not of trust domain {}", self.domain));
+        }
+        let parts: Vec<&str> = node.id.split('/').collect();
+        let namespace = match (node.role.as_str(), &parts[..]) {
+            ("gateway", ["gateway", _, ..]) if is_platform_gateway(id) => return Ok(()),
+            ("gateway", ["gateway", namespace, _, ..]) | ("sidecar", [namespace, _]) => namespace,
+            ("gateway" | "sidecar", _) => {
+                return Err(format!(
+                    "`{}` is no id of a {}; write NAMESPACE/INSTANCE for a sidecar, gateway/NAMESPACE/… for a gateway",
+                    node.id, node.role
+                ));
+            }
+            (role, _) => return Err(format!("`{role}` is no role that takes configuration")),
+        };
+        let of_service = node.service.split_once('/').map(|(namespace, _)| namespace);
+        if *namespace == id.namespace() && of_service.is_none_or(|namespace| namespace == id.namespace()) {
+            return Ok(());
+        }
+        let service =
+            if node.service.is_empty() { String::new() } else { format!(" of service {}", node.service) };
+        Err(format!(
+            "{id} may not speak for {} {}{service}, which is of another namespace",
+            node.role, node.id
+        ))
+    }
+}
+
+/// `NAMESPACE/GATEWAY/LISTENER`.
+fn gateway_of(listener: &str) -> Option<(&str, &str)> {
+    let mut parts = listener.split('/');
+    Some((parts.next()?, parts.next()?))
+}
+
+fn is_platform_gateway(id: &SpiffeId) -> bool {
+    (id.namespace(), id.workload()) == GATEWAY
+}
+
+fn is_gateway(id: &SpiffeId, (namespace, name): (&str, &str)) -> bool {
+    (id.namespace(), id.workload()) == (namespace, name) || is_platform_gateway(id)
+}
+
+impl Access for MeshAccess {
+    fn admit(&self, viewer: &Viewer) -> Result<(), Refusal> {
+        let Some(id) = &viewer.identity else { return self.inside.admit(viewer) };
+        self.admit_as(id, &viewer.node).map_err(Refusal::Denied)
+    }
+
+    fn visible(&self, viewer: &Viewer, key: &ResourceKey) -> bool {
+        let Some(id) = &viewer.identity else { return self.inside.visible(viewer, key) };
+        let type_url = &*key.type_url;
+        if OPEN.iter().any(|open| open == type_url) {
+            return true;
+        }
+        if type_url == *LISTENER {
+            return gateway_of(&key.name).is_some_and(|gateway| is_gateway(id, gateway));
+        }
+        if type_url == *SECRET {
+            let referring = self.referring.load();
+            let mut gateways = referring.get(&key.name).into_iter().flatten();
+            return gateways.any(|(namespace, name)| is_gateway(id, (namespace, name)));
+        }
+        type_url == *WORKLOAD && *key.name == *viewer.node.id
+    }
+
+    fn shows(&self, viewer: &Viewer, key: &ResourceKey, resource: &Resource) -> bool {
+        let Some(id) = &viewer.identity else { return self.inside.shows(viewer, key, resource) };
+        let is_own = || {
+            let workload = v1::Workload::decode(resource.body.clone()).ok();
+            workload.is_some_and(|said| id.as_str() == said.spiffe_id)
+        };
+        self.visible(viewer, key) && (*key.type_url != **WORKLOAD || is_own())
+    }
+}

@@ -1,0 +1,128 @@
+//! What proxies ask the authority for, on the mTLS port: the first SVID with a token, the next with the one they have.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::extract::rejection::JsonRejection;
+use axum::extract::{DefaultBodyLimit, Extension, State};
+use axum::http::StatusCode;
+use axum::routing::post;
+use axum::{Json, Router};
+use meshwork_api::identity::{Der, Issued, JoinRequest, RenewRequest};
+use meshwork_base::{Clock, SpiffeId};
+use meshwork_identity::{Authority, AuthorityError, Identity, JoinToken, Peer, Refusal, TokenError};
+use meshwork_process::Problem;
+use meshwork_xds::transport::mtls::Caller;
+
+use super::api::{bad_body, failed};
+use super::tokens::{RedeemError, Tokens};
+
+/// A token and a signing request are far below this.
+const LIMIT: usize = 32 * 1024;
+
+/// What issuing takes; it does not keep the port open.
+pub(crate) struct Issuer {
+    pub(crate) authority: Arc<Authority>,
+    pub(crate) identity: Arc<Identity>,
+    pub(crate) tokens: Tokens,
+    pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) svid_ttl: Duration,
+}
+
+pub(crate) fn router(issuer: Arc<Issuer>) -> Router {
+    Router::new()
+        .route("/v1/identity/join", post(join))
+        .route("/v1/identity/renew", post(renew))
+        .layer(DefaultBodyLimit::max(LIMIT))
+        .with_state(issuer)
+}
+
+pub(crate) fn token_problem(error: TokenError) -> Problem {
+    Problem::new(StatusCode::FORBIDDEN, "the join token is refused")
+        .detail(error.to_string())
+        .code(error.code())
+        .with("cause", error.cause())
+}
+
+fn refused(status: StatusCode, refusal: &Refusal) -> Problem {
+    Problem::new(status, "the peer is refused")
+        .detail(refusal.to_string())
+        .code(refusal.code())
+        .with("cause", refusal.cause())
+}
+
+fn redeem_problem(error: RedeemError) -> Problem {
+    match error {
+        RedeemError::Token(error) => {
+            tracing::warn!(cause = error.cause(), "a join is refused");
+            token_problem(error)
+        }
+        RedeemError::Trust(error) => failed(&error),
+    }
+}
+
+async fn join(
+    State(issuer): State<Arc<Issuer>>,
+    body: Result<Json<JoinRequest>, JsonRejection>,
+) -> Result<Json<Issued>, Problem> {
+    let Json(request) = body.map_err(|why| bad_body(&why))?;
+    let token = JoinToken::parse(&request.token).map_err(token_problem)?;
+    let csr = &request.csr.0;
+    let id = issuer.tokens.holder(&token, csr).await.map_err(redeem_problem)?;
+    // Signed before the use is taken: a bad request costs none.
+    let issued = issuer.issue(csr, &id)?;
+    issuer.tokens.redeem(&token, csr).await.map_err(redeem_problem)?;
+    tracing::info!(%id, token = token.id(), "a workload has joined");
+    Ok(Json(issued))
+}
+
+async fn renew(
+    State(issuer): State<Arc<Issuer>>,
+    caller: Option<Extension<Caller>>,
+    body: Result<Json<RenewRequest>, JsonRejection>,
+) -> Result<Json<Issued>, Problem> {
+    let Some(Extension(Caller(Some(peer)))) = caller else {
+        return Err(refused(StatusCode::UNAUTHORIZED, &Refusal::NoCertificate));
+    };
+    let Json(request) = body.map_err(|why| bad_body(&why))?;
+    if issuer.clock.wall() > peer.not_after {
+        let refusal = Refusal::SvidExpired { id: peer.id, not_after: peer.not_after };
+        return Err(refused(StatusCode::FORBIDDEN, &refusal));
+    }
+    issuer.check_denied(&peer)?;
+    let issued = issuer.issue(&request.csr.0, &peer.id)?;
+    tracing::debug!(id = %peer.id, "an SVID is renewed");
+    Ok(Json(issued))
+}
+
+impl Issuer {
+    fn check_denied(&self, peer: &Peer) -> Result<(), Problem> {
+        let denied = self.identity.bundle().check_denied(peer);
+        denied.map_err(|refusal| refused(StatusCode::FORBIDDEN, &refusal))
+    }
+
+    fn issue(&self, csr: &[u8], id: &SpiffeId) -> Result<Issued, Problem> {
+        let issued =
+            self.authority.issue(csr, id, self.svid_ttl).map_err(|error| authority_problem(&error))?;
+        // An identity that is denied altogether gets no SVID that all would refuse.
+        let peer = issued.chain.first().map(Peer::read).transpose();
+        let peer = peer.map_err(|refusal| refused(StatusCode::INTERNAL_SERVER_ERROR, &refusal))?;
+        peer.map_or(Ok(()), |peer| self.check_denied(&peer))?;
+        let bundle = serde_json::from_str(&self.identity.bundle().to_json());
+        Ok(Issued {
+            chain: issued.chain.iter().map(|certificate| Der(certificate.to_vec())).collect(),
+            bundle: bundle.expect("a bundle is written as JSON"),
+        })
+    }
+}
+
+fn authority_problem(error: &AuthorityError) -> Problem {
+    let status = match error {
+        AuthorityError::Csr(_) => StatusCode::BAD_REQUEST,
+        _ => StatusCode::INTERNAL_SERVER_ERROR,
+    };
+    if status.is_server_error() {
+        tracing::error!(%error, "no SVID could be issued");
+    }
+    Problem::new(status, "no SVID is issued").detail(error.to_string()).code(error.code())
+}
