@@ -1,1 +1,371 @@
-//! To be written.
+//! The sidecar: the proxy beside one running copy of an application. What the application calls goes out through it,
+//! what calls the application comes in through it, both by mTLS; it registers the application when it accepts
+//! connections and takes it out again before it stops it.
+//!
+//! ```text
+//!                 ┌────────────────── sidecar ──────────────────┐
+//!   peers ──mTLS──▶ inbound 15006 ──▶ authorize ──▶ PORT        │──▶ application
+//!   peers ◀─mTLS──┤ attempt ◀── route ◀── outbound 15001 ◀──────│◀── MESHWORK_OUTBOUND, HTTP_PROXY
+//!                 └───▲──────────────────▲──────────────────▲───┘
+//!           discovery │ (on demand)      │ SVID             │ register, renew, deregister
+//!                control plane 15012 ────┘               registry
+//! ```
+//!
+//! The order is the point. Start: identity, configuration (from the cache when the control plane is away), outbound
+//! side, application, its port accepts, inbound side, registration. Stop: deregistration, what is in flight finishes,
+//! application, end, with the application's exit code.
+
+mod app;
+mod args;
+mod discovery;
+mod registration;
+mod signals;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use meshwork_api::identity::REGISTRY;
+use meshwork_api::registry::{METRICS_PORT, Port, Registration, sidecar};
+use meshwork_api::{ClientError, RegistryClient};
+use meshwork_base::{Clock, ThreadRng};
+use meshwork_decision::Snapshot;
+use meshwork_identity::Identity;
+use meshwork_messages::{type_url, v1};
+use meshwork_process::{AdminError, AdminServer, AdminState, CommonArgs, Drain, Readiness};
+use meshwork_proxy::{Engine, Follower, ListenError, Listening, Mesh, Settings, Shared, Side};
+use meshwork_telemetry::{AccessLogError, AccessLogSink, LogHandle, MetricsRegistry, RequestLabels, inventory};
+use meshwork_xds::ResourceKey;
+use meshwork_xds::cache::{Cache, CacheError};
+use meshwork_xds::client::{self, Handle};
+use meshwork_xds::join::{JoinError, Joining, role_client};
+use tokio::task::JoinHandle;
+
+pub use app::{App, AppError, Exit, Spec, assign_port};
+pub use args::SidecarArgs;
+use discovery::Discovery;
+use registration::{LEASE_SECONDS, Registrar};
+use signals::{Received, Signals};
+
+/// How long an instance waits for its own workload before it takes requests without.
+const WORKLOAD: Duration = Duration::from_secs(5);
+
+/// What the sidecar is started with.
+pub struct Parts {
+    /// Every process's flags; the data directory is this instance's own.
+    pub common: CommonArgs,
+    /// The sidecar's own.
+    pub args: SidecarArgs,
+    /// The name of this instance.
+    pub instance: String,
+    /// The process log.
+    pub log: Option<LogHandle>,
+    /// Where time comes from.
+    pub clock: Arc<dyn Clock>,
+    /// The process's numbers.
+    pub metrics: MetricsRegistry,
+}
+
+/// Why the sidecar cannot run.
+#[derive(Debug, thiserror::Error)]
+pub enum SidecarError {
+    /// The identity.
+    #[error(transparent)]
+    Join(#[from] JoinError),
+    /// The application.
+    #[error(transparent)]
+    App(#[from] AppError),
+    /// A listener.
+    #[error(transparent)]
+    Listen(#[from] ListenError),
+    /// The admin ports.
+    #[error(transparent)]
+    Admin(#[from] AdminError),
+    /// The access log.
+    #[error(transparent)]
+    AccessLog(#[from] AccessLogError),
+    /// The cache of last good resources.
+    #[error(transparent)]
+    Cache(#[from] CacheError),
+    /// An address of the control plane or the registry.
+    #[error(transparent)]
+    Address(#[from] ClientError),
+    /// The system gave no threads or no signals.
+    #[error("the sidecar cannot start its workers: {0}; raise the limits of threads and open files")]
+    Start(#[from] std::io::Error),
+}
+
+/// Runs a sidecar and its application until the application ends or a signal asks for the end; gives what the process
+/// is to exit with. It must be polled by the thread that lives as long as the process (`block_on` of `main`): see
+/// [`App::start`].
+///
+/// # Errors
+/// [`SidecarError`].
+pub async fn run(parts: Parts) -> Result<u8, SidecarError> {
+    let mut signals = Signals::new()?;
+    let joining = parts.args.joining(&parts.common.data_dir);
+    let mut rng = ThreadRng::new();
+    let identity = tokio::select! {
+        identity = joining.identity(Arc::clone(&parts.clock), &mut rng) => identity?,
+        () = signals.end() => return Ok(0),
+    };
+    let mut running = Running::start(parts, &joining, &identity).await?;
+    let result = running.serve(&mut signals).await;
+    running.finish(&mut signals).await;
+    result
+}
+
+/// A sidecar that carries bytes.
+struct Running {
+    parts: Parts,
+    drain: Drain,
+    readiness: Readiness,
+    access_log: AccessLogSink,
+    handle: Handle,
+    listening: Listening,
+    outbound: SocketAddr,
+    app_address: SocketAddr,
+    registrar: Registrar,
+    follower: Option<JoinHandle<Engine>>,
+    tasks: Vec<JoinHandle<()>>,
+    _admin: AdminServer,
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.tasks.iter().for_each(JoinHandle::abort);
+    }
+}
+
+impl Running {
+    async fn start(parts: Parts, joining: &Joining, identity: &Arc<Identity>) -> Result<Self, SidecarError> {
+        let Parts { common, args, clock, metrics, .. } = &parts;
+        let app_address = assign_port(&common.data_dir, args.app_host(), args.port)?;
+        let access_log = AccessLogSink::open(&common.access_log, metrics)?;
+        metrics.set_info(&inventory::BUILD_INFO, &[env!("CARGO_PKG_VERSION"), "sidecar"]);
+        let readiness = Readiness::new();
+        let configured = readiness.condition("configuration");
+        let _ = (readiness.condition("application"), readiness.condition("serving"));
+        let state = AdminState {
+            readiness: readiness.clone(),
+            metrics: metrics.clone(),
+            log: parts.log.clone(),
+        };
+        let admin = AdminServer::start(args.admin_addresses(), state, axum::Router::new())?;
+        let mut node = args.node(&parts.instance, common.worker_count());
+        node.address = admin.admin_address().to_string();
+        let (cache, contents) = Cache::open(&common.data_dir)?;
+        for damage in &contents.damage {
+            tracing::warn!(offset = damage.offset, length = damage.length, "the cache of last good resources is damaged; the control plane is asked again");
+        }
+        let connector = joining.connector(identity, Arc::clone(clock));
+        let cached = Some((cache, contents.preload));
+        let settings = discovery_settings(node, args, &parts.instance);
+        let (handle, updates, driver) =
+            client::start(settings, cached, connector, Arc::clone(clock), ThreadRng::new());
+        let mut tasks = vec![tokio::spawn(driver)];
+        tasks.push(tokio::spawn(joining.clone().keep(Arc::clone(identity), Arc::clone(clock), ThreadRng::new())));
+        let mut engine = Engine::start(shared(&parts, identity, &handle, &access_log, app_address))?;
+        let outbound = engine.listen(Side::Outbound, args.outbound_address()).await?;
+        let drain = Drain::new(common.drain_timeout);
+        let follower = Follower::new(engine, handle.clone(), metrics.clone(), configured);
+        let listening = follower.listening();
+        let stop = drain.draining().clone();
+        let follower = Some(tokio::spawn(async move { follower.run(updates, &stop).await }));
+        let registrar = registrar(&parts, identity, app_address)?;
+        Ok(Self {
+            drain,
+            readiness,
+            access_log,
+            handle,
+            listening,
+            outbound,
+            app_address,
+            registrar,
+            follower,
+            tasks,
+            _admin: admin,
+            parts,
+        })
+    }
+
+    /// From the first configuration to the end of the application.
+    async fn serve(&mut self, signals: &mut Signals) -> Result<u8, SidecarError> {
+        let configured = self.readiness.clone();
+        tokio::select! {
+            () = configured.wait_for("configuration") => {}
+            () = signals.end() => return Ok(0),
+        }
+        let spec = Spec {
+            command: self.parts.args.command.clone(),
+            address: self.app_address,
+            outbound: self.outbound,
+        };
+        let mut app = App::start(&spec)?;
+        let pid = app.pid();
+        tracing::info!(pid, address = %spec.address, "application started");
+        self.note_pid(pid);
+        let accepted = tokio::select! {
+            accepted = app.accepts() => accepted?,
+            () = signals.end() => return self.stop(app, signals).await,
+        };
+        if let Some(exit) = accepted {
+            tracing::error!(%exit, "the application ended before it accepted connections");
+            return Ok(exit.code());
+        }
+        self.readiness.condition("application").set(true);
+        let inbound = self.parts.args.inbound_address();
+        self.listening.open(Side::Inbound, inbound).await.transpose()?;
+        let keeping = tokio::spawn(self.registrar.clone().keep(self.workload_held(), ThreadRng::new()));
+        self.readiness.condition("serving").set(true);
+        let exit = self.watch(&mut app, signals).await;
+        self.readiness.condition("serving").set(false);
+        keeping.abort();
+        self.registrar.deregister().await;
+        match exit? {
+            Some(exit) => {
+                tracing::error!(%exit, "the application ended by itself");
+                Ok(exit.code())
+            }
+            None => self.stop(app, signals).await,
+        }
+    }
+
+    /// Waits for the application's end, or for the signal to end it.
+    async fn watch(&self, app: &mut App, signals: &mut Signals) -> Result<Option<Exit>, AppError> {
+        loop {
+            tokio::select! {
+                exit = app.wait() => return exit.map(Some),
+                received = signals.next() => match received {
+                    Received::End => return Ok(None),
+                    Received::HangUp => {
+                        self.access_log.reopen();
+                        app.signal(Signals::HANG_UP);
+                    }
+                },
+            }
+        }
+    }
+
+    /// Lets what is in flight finish, then ends the application.
+    async fn stop(&mut self, mut app: App, signals: &mut Signals) -> Result<u8, SidecarError> {
+        self.finish(signals).await;
+        let signal = signals.first();
+        let timeout = self.parts.common.drain_timeout;
+        let patience = async {
+            tokio::select! {
+                () = signals.second() => {}
+                () = tokio::time::sleep(timeout) => {}
+            }
+        };
+        Ok(app.stop(signal, patience).await?.code())
+    }
+
+    /// Closes the listeners and waits for what is in flight; a second time it does nothing.
+    async fn finish(&mut self, signals: &mut Signals) {
+        self.drain.begin();
+        let Some(follower) = self.follower.take() else { return };
+        let Ok(engine) = follower.await else { return };
+        let finished = tokio::select! {
+            finished = engine.drain(self.parts.common.drain_timeout) => finished,
+            () = signals.second() => false,
+        };
+        if !finished {
+            tracing::warn!("requests in flight were cut off; raise --drain-timeout if they may take longer");
+        }
+        self.access_log.flush();
+    }
+
+    /// Where `up` and people find the application's process.
+    fn note_pid(&self, pid: u32) {
+        let path = self.parts.common.data_dir.join("app.pid");
+        if let Err(error) = std::fs::write(&path, format!("{pid}\n")) {
+            tracing::warn!(path = %path.display(), %error, "the application's process id was not written down");
+        }
+    }
+
+    /// Comes true when the inbound side knows what this instance serves.
+    fn workload_held(&self) -> impl Future<Output = ()> + Send + use<> {
+        let handle = self.handle.clone();
+        let key = workload(&self.parts.args, &self.parts.instance);
+        async move {
+            let answer = handle.watch(key, WORKLOAD).await;
+            if answer != client::Answer::Present {
+                tracing::warn!(?answer, "the control plane has not said what this instance serves; requests are refused until it does");
+            }
+        }
+    }
+}
+
+fn workload(args: &SidecarArgs, instance: &str) -> ResourceKey {
+    ResourceKey::of::<v1::Workload>(format!("{}/{instance}", args.namespace))
+}
+
+/// What a sidecar is told without asking: who it is and whom to trust. Services come on demand.
+fn discovery_settings(node: v1::Node, args: &SidecarArgs, instance: &str) -> client::Settings {
+    let mut settings = client::Settings::new(node).all_of([type_url::<v1::Bundle>()]);
+    settings.subscriptions.push(workload(args, instance));
+    settings.on_demand.insert(type_url::<v1::Service>().into());
+    settings
+}
+
+fn shared(
+    parts: &Parts,
+    identity: &Arc<Identity>,
+    handle: &Handle,
+    access_log: &AccessLogSink,
+    app: SocketAddr,
+) -> Arc<Shared> {
+    let (id, namespace) = (identity.id(), parts.args.namespace.clone());
+    let discovery = Discovery { handle: handle.clone(), namespace };
+    Arc::new(Shared {
+        snapshot: ArcSwap::from_pointee(Snapshot::default()),
+        clock: Arc::clone(&parts.clock),
+        settings: Settings {
+            workers: parts.common.worker_count(),
+            listen_address: parts.args.address,
+            app_address: app.ip(),
+            ..Settings::default()
+        },
+        metrics: parts.metrics.clone(),
+        access_log: access_log.clone(),
+        labels: RequestLabels {
+            reporter: "source",
+            source_workload: id.workload().into(),
+            source_workload_namespace: id.namespace().into(),
+            source_principal: id.as_str().into(),
+            request_protocol: "http",
+            ..RequestLabels::default()
+        },
+        mesh: Mesh { identity: Some(Arc::clone(identity)), on_demand: Some(Arc::new(discovery)) },
+    })
+}
+
+fn registrar(parts: &Parts, identity: &Arc<Identity>, app: SocketAddr) -> Result<Registrar, SidecarError> {
+    let args = &parts.args;
+    let mut ports =
+        [("http".to_owned(), Port { port: app.port(), protocol: args.protocol.clone() })].into_iter().collect::<std::collections::BTreeMap<_, _>>();
+    let metrics = args.admin_addresses().metrics.map_or(0, |address| address.port());
+    ports.insert(METRICS_PORT.to_owned(), Port { port: metrics, protocol: Some("http".to_owned()) });
+    let metadata = [
+        (sidecar::MESH_PORT.to_owned(), args.inbound_address().port().to_string()),
+        (sidecar::SERVICE_PORT.to_owned(), args.service_port.to_string()),
+    ];
+    Ok(Registrar {
+        registry: RegistryClient(role_client(&args.registry, identity, REGISTRY)?),
+        namespace: args.namespace.to_string(),
+        service: args.service.to_string(),
+        instance: parts.instance.clone(),
+        registration: Registration {
+            address: args.address.to_string(),
+            ports,
+            workload: Some(identity.id().workload().to_owned()),
+            version: args.app_version.clone(),
+            metadata: metadata.into_iter().collect(),
+            lease_seconds: Some(LEASE_SECONDS),
+            maintenance: Some("its sidecar is starting".to_owned()),
+            ..Registration::default()
+        },
+    })
+}

@@ -25,6 +25,10 @@ pub const CONTROL_PLANE: (&str, &str) = ("meshwork", "control-plane");
 /// Namespace and workload of the registry's own SPIFFE ID.
 pub const REGISTRY: (&str, &str) = ("meshwork", "registry");
 
+/// Namespace and workload of the platform's gateway, which may serve every `Gateway`. Another gateway has the namespace
+/// and the name of the one `Gateway` that it serves.
+pub const GATEWAY: (&str, &str) = ("meshwork", "gateway");
+
 /// Bytes in DER, base64 in JSON.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Der(pub Vec<u8>);

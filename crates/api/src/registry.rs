@@ -131,6 +131,10 @@ pub struct Registration {
     /// It must be renewed within so many seconds; absent: it stays until deregistered.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lease_seconds: Option<u64>,
+    /// A new instance begins out of use, for this reason, until its owner ends that; an instance that is there already
+    /// stays as it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub maintenance: Option<String>,
 }
 
 /// The name of a service.
@@ -217,6 +221,15 @@ impl RegistryClient {
             .send(Method::DELETE, &Self::instance(namespace, service, id), &[], Bytes::new())
             .await
             .map(drop)
+    }
+
+    /// Takes an instance into use.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn end_maintenance(&self, namespace: &str, service: &str, id: &str) -> Result<(), ClientError> {
+        let path = Self::instance(namespace, service, id) + "/maintenance";
+        self.0.send(Method::DELETE, &path, &[], Bytes::new()).await.map(drop)
     }
 
     /// What changed since then; waits up to `wait` for a change. Without a place, everything.

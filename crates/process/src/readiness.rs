@@ -53,6 +53,13 @@ impl Readiness {
         self.conditions.borrow().iter().filter(|(_, met)| !**met).map(|(name, _)| *name).collect()
     }
 
+    /// Returns when this condition is there and true, whatever the others are.
+    pub async fn wait_for(&self, name: &str) {
+        let mut watch = self.conditions.subscribe();
+        // The channel cannot close: `self` holds the sender.
+        drop(watch.wait_for(|all| all.get(name) == Some(&true)).await);
+    }
+
     /// Returns when all conditions are true.
     pub async fn wait(&self) {
         let mut watch = self.conditions.subscribe();

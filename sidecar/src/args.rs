@@ -1,0 +1,146 @@
+//! Flags of a sidecar beyond every process's.
+
+use std::ffi::OsString;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+
+use meshwork_base::{Namespace, ObjectName};
+use meshwork_messages::v1;
+use meshwork_process::AdminAddresses;
+use meshwork_xds::join::Joining;
+
+/// Flags of the sidecar.
+#[derive(clap::Args, Clone, Debug)]
+pub struct SidecarArgs {
+    /// The service that the application serves
+    #[arg(long, value_name = "NAME", env = "MESHWORK_SERVICE", value_parser = name)]
+    pub service: ObjectName,
+
+    /// Its namespace
+    #[arg(short, long, value_name = "NAMESPACE", env = "MESHWORK_NAMESPACE", default_value = "default", value_parser = namespace)]
+    pub namespace: Namespace,
+
+    /// The workload that the token is for [default: the service's name]
+    #[arg(long, value_name = "NAME", env = "MESHWORK_WORKLOAD", value_parser = name)]
+    pub workload: Option<ObjectName>,
+
+    /// The port that the application listens on [default: a free one, told to it as PORT and {port}]
+    #[arg(long, value_name = "PORT", env = "MESHWORK_PORT", value_parser = clap::value_parser!(u16).range(1..))]
+    pub port: Option<u16>,
+
+    /// What the application speaks: http, http2, grpc, tcp [default: as callers do]
+    #[arg(long, value_name = "PROTOCOL", env = "MESHWORK_PROTOCOL", value_parser = ["http", "http2", "grpc", "tcp"])]
+    pub protocol: Option<String>,
+
+    /// The port of the service that callers name; the same for all instances of it
+    #[arg(long, value_name = "PORT", env = "MESHWORK_SERVICE_PORT", default_value_t = 80, value_parser = clap::value_parser!(u16).range(1..))]
+    pub service_port: u16,
+
+    /// The application's version, for routing and metrics
+    #[arg(long, value_name = "VERSION", env = "MESHWORK_APP_VERSION")]
+    pub app_version: Option<String>,
+
+    /// This instance's own address, at which its sidecar listens
+    #[arg(long, value_name = "IP", env = "MESHWORK_ADDRESS", default_value_t = IpAddr::V4(Ipv4Addr::LOCALHOST))]
+    pub address: IpAddr,
+
+    /// File with a join token; needed at the first start only
+    #[arg(long, value_name = "FILE", env = "MESHWORK_TOKEN_FILE")]
+    pub token_file: Option<PathBuf>,
+
+    /// Where the control plane takes proxies
+    #[arg(long, value_name = "HOST:PORT", env = "MESHWORK_CONTROL_PLANE", default_value = "127.0.0.1:15012")]
+    pub control_plane: String,
+
+    /// Where the registry takes instances, by mTLS
+    #[arg(long, value_name = "HOST:PORT", env = "MESHWORK_REGISTRY", default_value = "127.0.0.1:8501")]
+    pub registry: String,
+
+    /// Port of the outbound side
+    #[arg(long, value_name = "PORT", env = "MESHWORK_OUTBOUND_PORT", default_value_t = 15001)]
+    pub outbound_port: u16,
+
+    /// Port of the inbound side
+    #[arg(long, value_name = "PORT", env = "MESHWORK_INBOUND_PORT", default_value_t = 15006)]
+    pub inbound_port: u16,
+
+    /// Where the admin port listens [default: port 15000 of the address if that is loopback, else of 127.0.0.1]
+    #[arg(long, value_name = "ADDRESS", env = "MESHWORK_ADMIN_ADDRESS")]
+    pub admin_address: Option<SocketAddr>,
+
+    /// Where metrics are scraped [default: port 15020 of the address]
+    #[arg(long, value_name = "ADDRESS", env = "MESHWORK_METRICS_ADDRESS")]
+    pub metrics_address: Option<SocketAddr>,
+
+    /// Where readiness is asked for [default: port 15021 of the address]
+    #[arg(long, value_name = "ADDRESS", env = "MESHWORK_READY_ADDRESS")]
+    pub ready_address: Option<SocketAddr>,
+
+    /// The application: its command and arguments; {port} in them becomes its port
+    #[arg(last = true, required = true, value_name = "COMMAND")]
+    pub command: Vec<OsString>,
+}
+
+fn name(text: &str) -> Result<ObjectName, String> {
+    ObjectName::new(text).map_err(|error| error.to_string())
+}
+
+fn namespace(text: &str) -> Result<Namespace, String> {
+    Namespace::new(text).map_err(|error| error.to_string())
+}
+
+impl SidecarArgs {
+    /// Who joins, and where.
+    #[must_use]
+    pub fn joining(&self, data_dir: &Path) -> Joining {
+        Joining {
+            control_plane: self.control_plane.clone(),
+            data_dir: data_dir.to_owned(),
+            token_file: self.token_file.clone(),
+            expected: Some((self.namespace.clone(), self.workload().clone())),
+        }
+    }
+
+    /// The workload whose identity this instance has.
+    #[must_use]
+    pub fn workload(&self) -> &ObjectName {
+        self.workload.as_ref().unwrap_or(&self.service)
+    }
+
+    /// Where the application listens: at the instance's loopback address, else on 127.0.0.1, so that nobody from
+    /// another machine passes the sidecar by.
+    pub(crate) const fn app_host(&self) -> IpAddr {
+        if self.address.is_loopback() { self.address } else { IpAddr::V4(Ipv4Addr::LOCALHOST) }
+    }
+
+    /// Where the application's calls go: like the application itself, out of other machines' reach.
+    pub(crate) const fn outbound_address(&self) -> SocketAddr {
+        SocketAddr::new(self.app_host(), self.outbound_port)
+    }
+
+    pub(crate) const fn inbound_address(&self) -> SocketAddr {
+        SocketAddr::new(self.address, self.inbound_port)
+    }
+
+    pub(crate) fn admin_addresses(&self) -> AdminAddresses {
+        let standard = AdminAddresses::standard(self.address);
+        AdminAddresses {
+            admin: self.admin_address.unwrap_or(standard.admin),
+            metrics: self.metrics_address.or(standard.metrics),
+            ready: self.ready_address.or(standard.ready),
+        }
+    }
+
+    pub(crate) fn node(&self, instance: &str, workers: usize) -> v1::Node {
+        v1::Node {
+            id: format!("{}/{instance}", self.namespace),
+            role: "sidecar".to_owned(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            features: Vec::new(),
+            workers: u32::try_from(workers).unwrap_or(u32::MAX),
+            pid: std::process::id(),
+            address: String::new(),
+            service: format!("{}/{}", self.namespace, self.service),
+        }
+    }
+}

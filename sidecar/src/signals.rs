@@ -1,0 +1,70 @@
+//! The signals of a process that has an application to pass them on to.
+
+use std::io;
+
+use rustix::process::Signal;
+use tokio::signal::unix::{self, SignalKind, signal};
+
+/// What a signal asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Received {
+    /// SIGTERM or SIGINT: end.
+    End,
+    /// SIGHUP: open logs anew, and tell the application.
+    HangUp,
+}
+
+/// Listens from its making on; signals that come while nobody waits are kept.
+pub(crate) struct Signals {
+    terminate: unix::Signal,
+    interrupt: unix::Signal,
+    hang_up: unix::Signal,
+    first: Option<Signal>,
+}
+
+impl Signals {
+    pub(crate) const HANG_UP: Signal = Signal::HUP;
+
+    pub(crate) fn new() -> io::Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            hang_up: signal(SignalKind::hangup())?,
+            first: None,
+        })
+    }
+
+    /// The next one. Cancelling this loses nothing.
+    pub(crate) async fn next(&mut self) -> Received {
+        let (received, signal, name) = tokio::select! {
+            _ = self.terminate.recv() => (Received::End, Signal::TERM, "SIGTERM"),
+            _ = self.interrupt.recv() => (Received::End, Signal::INT, "SIGINT"),
+            _ = self.hang_up.recv() => return Received::HangUp,
+        };
+        if self.first.is_some() {
+            tracing::warn!(signal = name, "stopping at once: this is the second signal");
+        } else {
+            tracing::info!(signal = name, "draining; a second signal stops at once");
+            self.first = Some(signal);
+        }
+        received
+    }
+
+    /// Waits for a signal that asks for the end.
+    pub(crate) async fn end(&mut self) {
+        while self.next().await != Received::End {}
+    }
+
+    /// Waits for one more such signal after the first; where none has come yet, for two.
+    pub(crate) async fn second(&mut self) {
+        if self.first.is_none() {
+            self.end().await;
+        }
+        self.end().await;
+    }
+
+    /// How the application is asked to end: as we were.
+    pub(crate) fn first(&self) -> Signal {
+        self.first.unwrap_or(Signal::TERM)
+    }
+}
