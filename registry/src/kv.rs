@@ -318,6 +318,9 @@ impl Inner {
         }
         let now = self.look(draft, key).await?;
         let index = now.as_ref().map_or(0, |now| now.modified);
+        if let Some(what) = unmet(key, verb, now.as_ref()) {
+            return Ok(Err(what));
+        }
         Ok(match verb {
             Verb::Put(mode, value, flags) => {
                 if let Mode::Acquire(session) | Mode::Release(session) = mode {
@@ -343,29 +346,41 @@ impl Inner {
                 None if *required => Err(format!("key {key:?} doesn't exist")),
                 None => Ok(()),
             },
-            Verb::CheckIndex(expected) if now.is_none() => Err(format!(
-                "current modify index 0 is not the expected {expected}: key {key:?} doesn't exist"
-            )),
-            Verb::CheckIndex(expected) if index != *expected => {
-                Err(format!("current modify index of key {key:?} is {index}, not {expected}"))
-            }
-            Verb::CheckSession(session) => {
-                let holder = now.and_then(|now| now.pair.head.session);
-                let holds = holder.as_ref() == Some(session);
-                if holds { Ok(()) } else { Err(format!("session {session:?} does not hold key {key:?}")) }
-            }
-            Verb::CheckNotExists if now.is_some() => Err(format!("key {key:?} exists")),
-            Verb::DeleteCas(expected) if index != *expected => {
-                Err(format!("failed to delete key {key:?}, index is stale"))
-            }
             Verb::Delete | Verb::DeleteCas(_) => {
                 if now.is_some() {
                     draft.write(key, None);
                 }
                 Ok(())
             }
-            Verb::CheckIndex(_) | Verb::CheckNotExists | Verb::GetTree | Verb::DeleteTree => Ok(()),
+            Verb::CheckIndex(_)
+            | Verb::CheckSession(_)
+            | Verb::CheckNotExists
+            | Verb::GetTree
+            | Verb::DeleteTree => Ok(()),
         })
+    }
+}
+
+/// The expectation of a verb that does not hold.
+fn unmet(key: &str, verb: &Verb, now: Option<&Found>) -> Option<String> {
+    let index = now.map_or(0, |now| now.modified);
+    match verb {
+        Verb::CheckIndex(expected) if now.is_none() => {
+            Some(format!("current modify index 0 is not the expected {expected}: key {key:?} doesn't exist"))
+        }
+        Verb::CheckIndex(expected) if index != *expected => {
+            Some(format!("current modify index of key {key:?} is {index}, not {expected}"))
+        }
+        Verb::CheckSession(session)
+            if now.is_none_or(|now| now.pair.head.session.as_ref() != Some(session)) =>
+        {
+            Some(format!("session {session:?} does not hold key {key:?}"))
+        }
+        Verb::CheckNotExists if now.is_some() => Some(format!("key {key:?} exists")),
+        Verb::DeleteCas(expected) if index != *expected => {
+            Some(format!("failed to delete key {key:?}, index is stale"))
+        }
+        _ => None,
     }
 }
 

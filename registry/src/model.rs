@@ -107,7 +107,7 @@ impl Model {
         let entry = change.entry.as_ref();
         match Subject::parse(&change.key) {
             Some(Subject::Instance(place)) => {
-                self.instance(place, entry.and_then(stored), change.revision.0, touched)
+                self.instance(&place, entry.and_then(stored), change.revision.0, touched);
             }
             Some(Subject::Check(place)) => {
                 // What it was about before may be another instance than now.
@@ -144,18 +144,18 @@ impl Model {
 
     fn instance(
         &mut self,
-        place: Place,
+        place: &Place,
         found: Option<Stored<Instance>>,
         revision: u64,
         touched: &mut Touched,
     ) {
-        self.touch_place(&place, touched);
+        self.touch_place(place, touched);
         let before =
-            self.instances.remove(&place).map(|old| ServiceName::new(&place.namespace, &old.doc.service));
+            self.instances.remove(place).map(|old| ServiceName::new(&place.namespace, &old.doc.service));
         if let Some(name) = before
             && let Some(places) = self.services.get_mut(&name)
         {
-            places.remove(&place);
+            places.remove(place);
             if places.is_empty() {
                 self.services.remove(&name);
                 self.removed.entry(revision).or_default().insert(name);
@@ -166,7 +166,7 @@ impl Model {
             self.services.entry(name).or_default().insert(place.clone());
             self.instances.insert(place.clone(), new);
         }
-        self.touch_place(&place, touched);
+        self.touch_place(place, touched);
         touched.insert(Topic::Services);
     }
 

@@ -216,7 +216,8 @@ impl Client {
                 (head, body.map_err(|error| unreachable(error.to_string()))?.to_bytes())
             }
             Way::Tls(way) => {
-                let (head, body) = way.send(request).await.map_err(unreachable)?.into_parts();
+                // Boxed: a handshake's state is large, and most calls of most clients never need it.
+                let (head, body) = Box::pin(way.send(request)).await.map_err(unreachable)?.into_parts();
                 let body = Limited::new(body, MAX_ANSWER).collect().await;
                 (head, body.map_err(|error| unreachable(error.to_string()))?.to_bytes())
             }
