@@ -42,7 +42,7 @@ pub use serve::{ApiError, ApiServer};
 pub use trust::{RootFiles, Secure, Trust, TrustError};
 
 use folder::{Folder, FolderError};
-use pipeline::{Pipeline, Shared};
+use pipeline::{Look, Pipeline, Shared};
 
 /// Updates of one source that may wait while a compilation runs.
 const UPDATES: usize = 8;
@@ -118,21 +118,22 @@ impl ControlPlane {
     /// # Errors
     /// [`StartError`] when a folder, the keys, the store or the port cannot be had.
     pub async fn start_secure(
-        settings: Settings,
+        mut settings: Settings,
         secure: Secure,
         clock: Arc<dyn Clock>,
     ) -> Result<Self, StartError> {
         let opened = trust::open(secure, Arc::clone(&settings.access), Arc::clone(&clock)).await?;
-        let mut plane =
-            Self::assemble(settings, opened.access.clone(), Some(opened.beside()), Arc::clone(&clock))?;
-        plane.trust = Some(opened.serve(&plane.hub)?);
+        settings.feeds.push(trust::FEED.to_owned());
+        let mut plane = Self::assemble(settings, opened.access.clone(), Some(opened.look()), clock)?;
+        let feed = plane.feed(trust::FEED).expect("it was declared above");
+        plane.trust = Some(opened.serve(&plane.hub, feed)?);
         Ok(plane)
     }
 
     fn assemble(
         settings: Settings,
         access: Arc<dyn Access>,
-        beside: Option<Beside>,
+        look: Option<Look>,
         clock: Arc<dyn Clock>,
     ) -> Result<Self, FolderError> {
         let folders: Vec<Folder> =
@@ -160,10 +161,9 @@ impl ControlPlane {
         let first = u8::try_from(names.len()).expect("a handful of folders");
         let feeds: BTreeMap<String, Feed> = (first..).zip(settings.feeds.iter().cloned()).map(feed).collect();
         names.extend(settings.feeds);
-        let pipeline =
-            Pipeline::new(settings.compile, clock, hub.clone(), shared.clone(), names).with(beside);
+        let pipeline = Pipeline::new(settings.compile, clock, hub.clone(), shared.clone(), names).with(look);
         tasks.push(tokio::spawn(pipeline.run(inbox)).abort_handle());
-        Ok(Self { hub, shared, feeds: Arc::new(feeds), _tasks: Arc::new(Tasks(tasks)) })
+        Ok(Self { hub, shared, trust: None, feeds: Arc::new(feeds), _tasks: Arc::new(Tasks(tasks)) })
     }
 
     /// Opens streams within this process, for a client's driver on a tokio runtime.

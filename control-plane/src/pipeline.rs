@@ -13,9 +13,7 @@ use arc_swap::ArcSwap;
 use meshwork_base::Clock;
 use meshwork_compile::{Catalog, Input, Output, ProxyReports, compile};
 use meshwork_messages::v1::Resource;
-use meshwork_messages::v1::Resource;
 use meshwork_resources::{Diagnostic, FileName, Loaded, Span};
-use meshwork_xds::ResourceKey;
 use meshwork_xds::ResourceKey;
 use meshwork_xds::server::{Hub, Publication};
 use tokio::sync::{mpsc, watch};
@@ -43,14 +41,8 @@ pub(crate) enum What {
     Messages(BTreeMap<ResourceKey, Arc<Resource>>),
 }
 
-/// Resources that are published beside what is compiled.
-pub(crate) type Extra = Arc<Vec<(ResourceKey, Arc<Resource>)>>;
-
-/// What is published beside what is compiled, and who looks at each publication before proxies do.
-pub(crate) struct Beside {
-    pub(crate) resources: watch::Receiver<Extra>,
-    pub(crate) before: Arc<dyn Fn(&Publication) + Send + Sync>,
-}
+/// Looks at each publication before proxies see it.
+pub(crate) type Look = Arc<dyn Fn(&Publication) + Send + Sync>;
 
 /// The model in force, and a bell that rings when it is replaced.
 #[derive(Clone, Debug)]
@@ -80,7 +72,7 @@ pub(crate) struct Pipeline {
     catalog: Catalog,
     clock: Arc<dyn Clock>,
     hub: Hub,
-    beside: Option<Beside>,
+    look: Option<Look>,
     shared: Shared,
     sources: Vec<Source>,
     objects: Objects,
@@ -106,7 +98,7 @@ impl Pipeline {
             catalog: Catalog::default(),
             clock,
             hub,
-            beside: None,
+            look: None,
             shared,
             sources: sources.into_iter().map(source).collect(),
             objects: Objects::default(),
@@ -119,16 +111,15 @@ impl Pipeline {
         }
     }
 
-    /// Publishes this too.
-    pub(crate) fn with(mut self, beside: Option<Beside>) -> Self {
-        self.beside = beside;
+    /// Shows each publication to this before proxies see it.
+    pub(crate) fn with(mut self, look: Option<Look>) -> Self {
+        self.look = look;
         self
     }
 
     /// Runs until every source has ended.
     pub(crate) async fn run(mut self, mut updates: mpsc::Receiver<Update>) {
         let mut activity = self.hub.activity();
-        let mut beside = self.beside.as_ref().map(|beside| beside.resources.clone());
         if self.sources.is_empty() {
             self.rebuild();
         }
@@ -143,7 +134,6 @@ impl Pipeline {
                     self.rebuild();
                 }
                 _ = activity.changed() => self.listen(),
-                Some(_) = changed(&mut beside) => self.rebuild(),
             }
         }
     }
@@ -202,6 +192,9 @@ impl Pipeline {
             let revision = self.published.revision + 1;
             let mut publication = publication(&self.output, revision, &self.published);
             publication.resources.extend(self.sources.iter().flat_map(|source| source.messages.clone()));
+            if let Some(look) = &self.look {
+                look(&publication);
+            }
             let published = self.hub.publish(publication);
             self.published = self.hub.world().expect("it was published in the line above");
             let (changed, removed) = (published.changed.len(), published.removed.len());
@@ -230,13 +223,5 @@ impl Pipeline {
         all.extend(refusals(&self.hub.proxies(), &self.published));
         all.sort_by(|a, b| (&a.file, a.line, a.column).cmp(&(&b.file, b.line, b.column)));
         all
-    }
-}
-
-/// Whether there is something new beside; for ever silent where nobody tells, or the teller is gone.
-async fn changed(beside: &mut Option<watch::Receiver<Extra>>) -> Option<()> {
-    match beside {
-        Some(resources) => resources.changed().await.ok(),
-        None => None,
     }
 }

@@ -5,7 +5,6 @@
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
 
 use aws_lc_rs::constant_time::verify_slices_are_equal;
 use axum::extract::{Request, State};
@@ -69,7 +68,7 @@ impl Drop for ApiServer {
 #[derive(Clone)]
 struct Guard {
     /// SHA-256 of the token, so that comparing takes the same time for all lengths.
-    token: Option<Arc<[u8]>>,
+    token: Option<[u8; 32]>,
 }
 
 impl ApiServer {
@@ -91,7 +90,7 @@ impl ApiServer {
         let bind = |error| ApiError::Bind { address: listen, error };
         let listener = tokio::net::TcpListener::bind(listen).await.map_err(bind)?;
         let address = listener.local_addr().map_err(bind)?;
-        let guard = Guard { token: token.map(|token| Sha256::digest(token).as_slice().into()) };
+        let guard = Guard { token: token.map(|token| <[u8; 32]>::from(Sha256::digest(token))) };
         let routes = admin_routes(state, plane.router()).layer(from_fn_with_state(guard, admit));
         // An accept error is retried inside; serving itself does not fail.
         let task = tokio::spawn(async move { drop(axum::serve(listener, routes).await) }).abort_handle();

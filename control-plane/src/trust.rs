@@ -49,12 +49,15 @@ use deny::Deny;
 use issue::Issuer;
 use tokens::Tokens;
 
+use crate::Feed;
 use crate::codes;
-use crate::pipeline::Beside;
+use crate::pipeline::Look;
 
 /// The folder of the authority's keys, and the file of tokens and deny entries, in the data directory.
 const CA: &str = "ca";
 const STORE: &str = "store.redb";
+/// The pipeline's source of the bundle.
+pub(crate) const FEED: &str = "trust bundle";
 /// How often it is looked at what has to be renewed or forgotten.
 const UPKEEP: Duration = Duration::from_mins(10);
 /// How long connections may take to end when the control plane does.
@@ -238,15 +241,14 @@ fn own_svid(authority: &Authority, ttl: Duration) -> Result<Svid, TrustError> {
 }
 
 impl Opened {
-    /// What the pipeline publishes for us, and shows us first.
-    pub(crate) fn beside(&self) -> Beside {
+    /// What is to see each publication first.
+    pub(crate) fn look(&self) -> Look {
         let access = Arc::clone(&self.access);
-        let before = Arc::new(move |publication: &_| access.look(publication));
-        Beside { resources: self.trust.inner.deny.published(), before }
+        Arc::new(move |publication| access.look(publication))
     }
 
     /// Begins to serve proxies.
-    pub(crate) fn serve(self, hub: &Hub) -> Result<Trust, TrustError> {
+    pub(crate) fn serve(self, hub: &Hub, feed: Feed) -> Result<Trust, TrustError> {
         let Self { trust, listener, connections, stop, .. } = self;
         let address = trust.inner.address;
         let listener = tokio::net::TcpListener::from_std(listener)
@@ -274,9 +276,21 @@ impl Opened {
                 else => {}
             }
         });
+        tokio::spawn(tell(trust.inner.deny.bundles(), feed));
         tokio::spawn(upkeep(Arc::downgrade(&trust.inner.issuer), ThreadRng::new()));
         tracing::info!(%address, id = %trust.inner.issuer.identity.id(), "proxies are served over mTLS");
         Ok(trust)
+    }
+}
+
+/// Tells the pipeline each bundle, for as long as there are new ones.
+async fn tell(mut bundles: watch::Receiver<Arc<Bundle>>, feed: Feed) {
+    loop {
+        let message = deny::resource(&bundles.borrow_and_update());
+        let told = feed.messages([message].into()).await;
+        if told.is_err() || bundles.changed().await.is_err() {
+            return;
+        }
     }
 }
 
@@ -352,6 +366,3 @@ impl Trust {
         api::router(self.clone())
     }
 }
-
-/// Resources that the pipeline publishes beside what it compiled.
-pub(crate) type Published = watch::Receiver<crate::pipeline::Extra>;

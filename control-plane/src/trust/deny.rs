@@ -13,8 +13,7 @@ use prost::Message as _;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Mutex, watch};
 
-use super::{Published, TrustError};
-use crate::pipeline::Extra;
+use super::TrustError;
 
 const KEY: &str = "trust";
 
@@ -58,7 +57,7 @@ fn bundle(record: &Record, authority: &Authority) -> Result<Bundle, TrustError> 
 }
 
 /// The bundle as proxies are told.
-fn resource(bundle: &Bundle) -> (ResourceKey, Arc<v1::Resource>) {
+pub(crate) fn resource(bundle: &Bundle) -> (ResourceKey, Arc<v1::Resource>) {
     let denied = |denied| match denied {
         Denied::Identity { id, issued_before } => v1::bundle::Denied {
             spiffe_id: id.to_string(),
@@ -93,7 +92,7 @@ pub(crate) struct Deny {
     authority: Arc<Authority>,
     identity: Arc<Identity>,
     connections: Connections,
-    published: watch::Sender<Extra>,
+    bundles: watch::Sender<Arc<Bundle>>,
 }
 
 impl Deny {
@@ -104,13 +103,13 @@ impl Deny {
         identity: Arc<Identity>,
         connections: Connections,
     ) -> Self {
-        let published = watch::Sender::new(Arc::new(vec![resource(&identity.bundle())]));
-        Self { store, record: Mutex::new(record), authority, identity, connections, published }
+        let bundles = watch::Sender::new(identity.bundle());
+        Self { store, record: Mutex::new(record), authority, identity, connections, bundles }
     }
 
-    /// The bundle as a resource, now and after each change.
-    pub(crate) fn published(&self) -> Published {
-        self.published.subscribe()
+    /// The bundle, now and after each change.
+    pub(crate) fn bundles(&self) -> watch::Receiver<Arc<Bundle>> {
+        self.bundles.subscribe()
     }
 
     pub(crate) async fn list(&self) -> Vec<Entry> {
@@ -156,11 +155,10 @@ impl Deny {
             return Err(TrustError::Record { what: "list of deny entries".to_owned(), why });
         }
         *held = next;
-        let closed = {
-            self.published.send_replace(Arc::new(vec![resource(&bundle)]));
-            self.identity.trust(bundle)?;
-            self.connections.review(&self.identity.bundle())
-        };
+        self.identity.trust(bundle)?;
+        let bundle = self.identity.bundle();
+        let closed = self.connections.review(&bundle);
+        self.bundles.send_replace(bundle);
         tracing::info!(
             sequence = held.sequence,
             entries = held.entries.len(),

@@ -106,9 +106,9 @@ impl JoinError {
     pub fn is_temporary(&self) -> bool {
         match self {
             Self::Client(ClientError::Unreachable { cause, .. }) => !cause.contains(PINNED_TO_ANOTHER),
-            Self::Client(error) => error.status().is_some_and(|status| {
-                status.is_server_error() || status == StatusCode::TOO_MANY_REQUESTS
-            }),
+            Self::Client(error) => error
+                .status()
+                .is_some_and(|status| status.is_server_error() || status == StatusCode::TOO_MANY_REQUESTS),
             _ => false,
         }
     }
@@ -123,7 +123,11 @@ impl Joining {
     ///
     /// # Errors
     /// [`JoinError`] when waiting does not help.
-    pub async fn identity(&self, clock: Arc<dyn Clock>, rng: &mut impl Rng) -> Result<Arc<Identity>, JoinError> {
+    pub async fn identity(
+        &self,
+        clock: Arc<dyn Clock>,
+        rng: &mut impl Rng,
+    ) -> Result<Arc<Identity>, JoinError> {
         let store = SvidStore::new(&self.data_dir);
         let why = match store.load(clock.wall())? {
             Loaded::Valid(svid, bundle) => {
@@ -136,9 +140,12 @@ impl Joining {
             Loaded::Expired { id, .. } => format!(" in force (that of {id} has expired)"),
         };
         let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(5));
+        // One request for all attempts: where only the answer was lost, asking again takes no second use of the token.
+        let pending = PendingSvid::generate()?;
         loop {
-            match self.join(&clock, &why).await {
-                Ok((svid, bundle)) => {
+            match self.join(&pending, &clock, &why).await {
+                Ok(issued) => {
+                    let (svid, bundle) = complete(pending, issued)?;
                     self.check(svid.id(), "that the token gives".to_owned(), "give it a token of its own")?;
                     // The bundle first: an SVID without one counts as none, and the token may have been used up.
                     store.save_bundle(&bundle)?;
@@ -167,7 +174,12 @@ impl Joining {
         }
     }
 
-    async fn join(&self, clock: &Arc<dyn Clock>, why: &str) -> Result<(Svid, Bundle), JoinError> {
+    async fn join(
+        &self,
+        pending: &PendingSvid,
+        clock: &Arc<dyn Clock>,
+        why: &str,
+    ) -> Result<Issued, JoinError> {
         let Some(path) = &self.token_file else {
             return Err(JoinError::NoToken { data_dir: self.data_dir.clone(), why: why.to_owned() });
         };
@@ -177,9 +189,8 @@ impl Joining {
         let server = (namespace(CONTROL_PLANE.0), workload(CONTROL_PLANE.1));
         let config = pinned_client_config(token.pin(), server, h2(), Arc::clone(clock));
         let client = IdentityClient(Client::tls(&self.url(), config)?);
-        let pending = PendingSvid::generate()?;
         let csr = Der(pending.csr().to_vec());
-        complete(pending, client.join(&JoinRequest { token: token.to_string(), csr }).await?)
+        Ok(client.join(&JoinRequest { token: token.to_string(), csr }).await?)
     }
 
     fn url(&self) -> String {
@@ -212,16 +223,16 @@ impl Joining {
     }
 
     async fn renew(&self, identity: &Arc<Identity>, clock: &Arc<dyn Clock>) -> Result<Arc<Svid>, JoinError> {
-        let (svid, bundle) = if identity.check_own().is_ok() {
+        let pending = PendingSvid::generate()?;
+        let issued = if identity.check_own().is_ok() {
             let config = identity.client_config(h2(), control_plane_of(identity));
             let client = IdentityClient(Client::tls(&self.url(), config)?);
-            let pending = PendingSvid::generate()?;
-            let csr = Der(pending.csr().to_vec());
-            complete(pending, client.renew(&RenewRequest { csr }).await?)?
+            client.renew(&RenewRequest { csr: Der(pending.csr().to_vec()) }).await?
         } else {
             // Nobody takes an expired SVID; a token may still be good.
-            self.join(clock, " in force (ours has expired)").await?
+            self.join(&pending, clock, " in force (ours has expired)").await?
         };
+        let (svid, bundle) = complete(pending, issued)?;
         match identity.trust(bundle) {
             // A newer one came over the stream meanwhile.
             Ok(()) | Err(IdentityError::Stale { .. }) => {}

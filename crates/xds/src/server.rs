@@ -46,6 +46,11 @@ pub trait Access: Send + Sync {
 
     /// Whether this resource may be shown. What may not be seen is absent.
     fn visible(&self, viewer: &Viewer, key: &ResourceKey) -> bool;
+
+    /// The same where it depends on what the resource says.
+    fn shows(&self, viewer: &Viewer, key: &ResourceKey, _: &Resource) -> bool {
+        self.visible(viewer, key)
+    }
 }
 
 /// Everybody may see everything: within one process, where the proxy is the control plane's own.

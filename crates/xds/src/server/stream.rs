@@ -167,8 +167,9 @@ impl Stream {
         }
         let mut changes: BTreeMap<(bool, Arc<str>), Difference> = BTreeMap::new();
         for key in std::mem::take(&mut self.dirty) {
-            let wanted = self.wants(&key) && access.visible(&self.viewer, &key);
-            let target = world.resources.get(&key).filter(|_| wanted);
+            let wanted = self.wants(&key);
+            let shown = |resource: &&Arc<Resource>| wanted && access.shows(&self.viewer, &key, resource);
+            let target = world.resources.get(&key).filter(shown);
             let offered = self.offered.version(&key);
             if offered.map(|version| &**version) == target.map(|target| target.version.as_str()) {
                 continue;
@@ -200,7 +201,8 @@ impl Stream {
     fn push_absent(&mut self, world: &Publication, access: &dyn Access) {
         let mut absent: BTreeMap<Arc<str>, Vec<String>> = BTreeMap::new();
         for key in std::mem::take(&mut self.asked) {
-            if !world.resources.contains_key(&key) || !access.visible(&self.viewer, &key) {
+            let found = world.resources.get(&key);
+            if found.is_none_or(|resource| !access.shows(&self.viewer, &key, resource)) {
                 absent.entry(key.type_url).or_default().push(key.name.to_string());
             }
         }

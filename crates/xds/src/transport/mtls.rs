@@ -33,6 +33,8 @@ const ALPN: &[u8] = b"h2";
 const HANDSHAKE: Duration = Duration::from_secs(10);
 /// Handshakes at a time; more wait in the listener's queue.
 const HANDSHAKES: usize = 256;
+/// How long a client without SVID may stay.
+const JOINING: Duration = Duration::from_secs(30);
 /// How often an idle connection is asked whether it lives, and how long the answer may take.
 const KEEP_ALIVE: Duration = Duration::from_secs(10);
 const KEEP_ALIVE_ANSWER: Duration = Duration::from_secs(5);
@@ -56,6 +58,15 @@ impl Connections {
         let denied = live.peers.extract_if(.., |_, (peer, _)| bundle.check_denied(peer).is_err());
         let closed = denied.filter_map(|(_, (peer, end))| end.send(Refusal::Revoked { id: peer.id }).ok());
         closed.count()
+    }
+
+    /// Closes all, because this process ends: clients then look for another one.
+    pub fn close_all(&self) {
+        let peers = std::mem::take(&mut self.live.lock().peers);
+        for (peer, end) in peers.into_values() {
+            let why = format!("this process ends; {} may connect again", peer.id);
+            drop(end.send(Refusal::Handshake { why }));
+        }
     }
 
     /// How many there are.
@@ -82,6 +93,15 @@ impl Connections {
     }
 }
 
+/// When a connection of a client without SVID must end: it came to join, which takes no time.
+fn end_of_joining(connections: &Connections) -> End {
+    let over = Box::pin(async {
+        tokio::time::sleep(JOINING).await;
+        Refusal::NoCertificate
+    });
+    End { connections: connections.clone(), id: 0, over }
+}
+
 /// When a connection must end.
 struct End {
     connections: Connections,
@@ -106,6 +126,7 @@ struct Proven<S> {
 impl<S> Proven<S> {
     fn new(stream: S, peer: Option<Peer>, connections: &Connections, clock: &dyn Clock) -> Self {
         let end = peer.clone().map(|peer| connections.open(peer, clock));
+        let end = Some(end.unwrap_or_else(|| end_of_joining(connections)));
         Self { stream, peer, end, refused: None }
     }
 
@@ -232,7 +253,10 @@ async fn accept(listener: TcpListener, endpoints: Endpoints, proven: mpsc::Sende
             let handshake = meshwork_identity::accept(&identity, &acceptor, tcp);
             match tokio::time::timeout(HANDSHAKE, handshake).await {
                 Ok(Ok((stream, peer))) => {
-                    drop(proven.send(Ok(Proven::new(stream, peer, &connections, &*clock))).await);
+                    let admitted = Proven::new(stream, peer, &connections, &*clock);
+                    // For a deny entry that came between the handshake's look at the bundle and this line.
+                    connections.review(&identity.bundle());
+                    drop(proven.send(Ok(admitted)).await);
                 }
                 Ok(Err(refusal)) => tracing::warn!(%from, %refusal, "connection refused"),
                 Err(_) => tracing::warn!(%from, "connection refused: the handshake took over 10 s"),
