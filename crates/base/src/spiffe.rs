@@ -116,6 +116,12 @@ impl SpiffeId {
         &self.text
     }
 
+    /// The whole ID, shared: keeping it costs no copy.
+    #[must_use]
+    pub const fn shared(&self) -> &Arc<str> {
+        &self.text
+    }
+
     /// The trust domain.
     #[must_use]
     pub fn trust_domain(&self) -> &str {

@@ -205,6 +205,21 @@ causes! {
     Internal, "internal", LocalReset, Some(500);
 }
 
+impl Cause {
+    /// Whether it says that no connection to an upstream could be made: nothing of the request was sent.
+    #[must_use]
+    pub const fn is_connecting(self) -> bool {
+        matches!(
+            self,
+            Self::ConnectFailure
+                | Self::ConnectTimeout
+                | Self::UpstreamTlsFailure
+                | Self::UpstreamIdentityMismatch
+                | Self::SvidExpired
+        )
+    }
+}
+
 impl fmt::Display for Cause {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.as_str())

@@ -50,6 +50,14 @@ pub enum AppProtocol {
     WebSocket,
 }
 
+impl AppProtocol {
+    /// Whether it is HTTP/2.
+    #[must_use]
+    pub const fn is_http2(self) -> bool {
+        matches!(self, Self::Http2 | Self::Grpc)
+    }
+}
+
 /// How an endpoint is chosen.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Algorithm {

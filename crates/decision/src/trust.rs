@@ -52,6 +52,17 @@ impl Bundle {
         bundle
     }
 
+    /// Denied identities, and before when (milliseconds since the Unix epoch) an SVID must have been issued to be denied;
+    /// none: whenever.
+    pub fn denied_ids(&self) -> impl Iterator<Item = (&str, Option<i64>)> {
+        self.ids.iter().map(|(id, &before)| (&**id, (before != i64::MAX).then_some(before)))
+    }
+
+    /// Denied serial numbers, in hexadecimal.
+    pub fn denied_serials(&self) -> impl Iterator<Item = &str> {
+        self.serials.iter().map(|serial| &**serial)
+    }
+
     /// Whether anything is denied: nothing need be looked up when not.
     #[must_use]
     pub fn denies_any(&self) -> bool {

@@ -1,16 +1,20 @@
-//! The downstream connections of one worker: what each waits for, since when, and how to end it.
+//! The downstream connections of one worker, and the streams of those that carry several requests: what each waits
+//! for, since when, and how to end it.
 //!
-//! A timer per wait would cost every request; instead each connection notes in a cell what it waits for and since
-//! when, and a sweep of the worker, twice a second, wakes those that have waited too long. The connection then finds
-//! its order to close. Drain uses the same way.
+//! A timer per wait would cost every request; instead each notes in a cell what it waits for and since when, and a
+//! sweep of the worker, twice a second, wakes those that have waited too long. They then find their order to close.
+//! Drain, expired and revoked identities use the same way.
 
-use std::cell::{Cell, RefCell};
-use std::collections::HashMap;
+use std::cell::{Cell, OnceCell, RefCell};
 use std::rc::Rc;
 use std::task::{Context, Waker};
 use std::time::Duration;
 
 use meshwork_base::Tick;
+use meshwork_decision::Cause;
+use meshwork_identity::Peer;
+
+use crate::mesh::retires_at;
 
 /// What a connection waits for; each has a time limit of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,8 +36,8 @@ pub(crate) enum Order {
     Drain,
     /// The phase has taken longer than its limit.
     TimedOut(Phase),
-    /// Its listener is gone or the process stops: end at once.
-    Stop,
+    /// End at once, for this reason.
+    Close(Cause),
 }
 
 /// How long a downstream connection may stay in each phase.
@@ -71,14 +75,19 @@ impl DownstreamTimeouts {
     }
 }
 
-/// One connection's entry.
+/// One connection's entry, or one stream's.
 #[derive(Debug)]
 pub(crate) struct Entry {
-    id: u64,
+    slot: usize,
+    is_stream: bool,
     phase: Cell<Phase>,
     since: Cell<Tick>,
+    /// How long its exchange may stand still, where a policy says so.
+    patience: Cell<Option<Duration>>,
     order: Cell<Option<Order>>,
     waker: RefCell<Option<Waker>>,
+    /// Whom the connection is with; it lives no longer than that SVID.
+    svid: OnceCell<Rc<Peer>>,
 }
 
 impl Entry {
@@ -94,6 +103,23 @@ impl Entry {
 
     /// Something moved: the time of the phase starts again.
     pub(crate) fn progress(&self, now: Tick) {
+        self.since.set(now);
+    }
+
+    /// How long an exchange may stand still; absent: as long as settings say.
+    pub(crate) fn be_patient(&self, patience: Option<Duration>) {
+        self.patience.set(patience);
+    }
+
+    /// The connection turned out to be with this peer.
+    pub(crate) fn is_with(&self, peer: &Rc<Peer>) {
+        // A handshake happens once per connection.
+        let _ = self.svid.set(Rc::clone(peer));
+    }
+
+    /// An order that does not apply any more: what it was about began to move again.
+    pub(crate) fn disregard(&self, now: Tick) {
+        self.order.set(None);
         self.since.set(now);
     }
 
@@ -117,52 +143,116 @@ impl Entry {
             waker.wake();
         }
     }
+
+    fn is_closing(&self) -> bool {
+        matches!(self.order.get(), Some(Order::Close(_)))
+    }
+
+    fn judge_time(&self, now: Tick, timeouts: &DownstreamTimeouts) {
+        let phase = self.phase.get();
+        let limit = match phase {
+            Phase::Exchange => self.patience.get().unwrap_or(timeouts.stream_idle),
+            other => timeouts.of(other),
+        };
+        if now.since(self.since.get()) >= limit && !matches!(self.order(), Some(Order::TimedOut(_))) {
+            self.give(Order::TimedOut(phase));
+        }
+    }
+
+    /// A peer's connection takes nothing new shortly before its SVID expires, and ends with it.
+    fn judge_svid(&self, wall: Duration) {
+        let Some(peer) = self.svid.get() else { return };
+        if wall >= peer.not_after {
+            self.give(Order::Close(Cause::PeerUnauthenticated));
+        } else if wall >= retires_at(peer) && self.order().is_none() {
+            self.give(Order::Drain);
+        }
+    }
 }
 
-/// All downstream connections of a worker.
+/// All downstream connections of a worker, and their streams.
 #[derive(Debug, Default)]
 pub(crate) struct Connections {
-    entries: RefCell<HashMap<u64, Rc<Entry>>>,
-    next_id: Cell<u64>,
+    entries: RefCell<Vec<Option<Rc<Entry>>>>,
+    free: RefCell<Vec<usize>>,
+    connections: Cell<usize>,
+    streams: Cell<usize>,
 }
 
 impl Connections {
     /// Notes a new connection; the guard forgets it on drop.
     pub(crate) fn register(self: &Rc<Self>, now: Tick) -> Registration {
-        let id = self.next_id.get();
-        self.next_id.set(id + 1);
+        self.connections.set(self.connections.get() + 1);
+        self.add(now, false)
+    }
+
+    /// Notes a new stream of a connection with this peer.
+    pub(crate) fn register_stream(self: &Rc<Self>, now: Tick, peer: Option<&Rc<Peer>>) -> Registration {
+        self.streams.set(self.streams.get() + 1);
+        let registration = self.add(now, true);
+        registration.enter(Phase::Exchange, now);
+        if let Some(peer) = peer {
+            registration.is_with(peer);
+        }
+        registration
+    }
+
+    fn add(self: &Rc<Self>, now: Tick, is_stream: bool) -> Registration {
+        let mut entries = self.entries.borrow_mut();
+        let slot = self.free.borrow_mut().pop().unwrap_or_else(|| {
+            entries.push(None);
+            entries.len() - 1
+        });
         let entry = Rc::new(Entry {
-            id,
+            slot,
+            is_stream,
             phase: Cell::new(Phase::Handshake),
             since: Cell::new(now),
+            patience: Cell::new(None),
             order: Cell::new(None),
             waker: RefCell::new(None),
+            svid: OnceCell::new(),
         });
-        self.entries.borrow_mut().insert(id, Rc::clone(&entry));
+        entries[slot] = Some(Rc::clone(&entry));
         Registration { entry, connections: Rc::clone(self) }
     }
 
+    /// How many connections are open.
     pub(crate) fn len(&self) -> usize {
-        self.entries.borrow().len()
+        self.connections.get()
+    }
+
+    /// Neither connections nor streams are left.
+    pub(crate) fn is_done(&self) -> bool {
+        self.connections.get() == 0 && self.streams.get() == 0
     }
 
     /// Gives every connection an order.
     pub(crate) fn order_all(&self, order: Order) {
-        for entry in self.entries.borrow().values() {
-            entry.give(order);
-        }
+        self.each(|entry| entry.give(order));
     }
 
-    /// Ends what has waited too long.
-    pub(crate) fn sweep(&self, now: Tick, timeouts: &DownstreamTimeouts) {
-        for entry in self.entries.borrow().values() {
-            let phase = entry.phase.get();
-            if now.since(entry.since.get()) >= timeouts.of(phase)
-                && !matches!(entry.order(), Some(Order::TimedOut(_)))
-            {
-                entry.give(Order::TimedOut(phase));
+    /// Ends the connections whose peer is not trusted any more.
+    pub(crate) fn close_denied(&self, is_denied: impl Fn(&Peer) -> bool) {
+        self.each(|entry| {
+            if entry.svid.get().is_some_and(|peer| is_denied(peer)) {
+                entry.give(Order::Close(Cause::PeerRevoked));
             }
-        }
+        });
+    }
+
+    /// Ends what has waited too long, and what is with a peer whose SVID has expired at `wall`.
+    pub(crate) fn sweep(&self, now: Tick, wall: Duration, timeouts: &DownstreamTimeouts) {
+        self.each(|entry| {
+            if !entry.is_closing() {
+                entry.judge_time(now, timeouts);
+                entry.judge_svid(wall);
+            }
+        });
+    }
+
+    fn each(&self, act: impl Fn(&Entry)) {
+        self.entries.borrow().iter().flatten().for_each(|entry| act(entry));
     }
 }
 
@@ -171,6 +261,13 @@ impl Connections {
 pub(crate) struct Registration {
     entry: Rc<Entry>,
     connections: Rc<Connections>,
+}
+
+impl Registration {
+    /// The entry, for those who may outlive the connection.
+    pub(crate) fn entry(&self) -> Rc<Entry> {
+        Rc::clone(&self.entry)
+    }
 }
 
 impl std::ops::Deref for Registration {
@@ -182,7 +279,11 @@ impl std::ops::Deref for Registration {
 
 impl Drop for Registration {
     fn drop(&mut self) {
-        self.connections.entries.borrow_mut().remove(&self.entry.id);
+        let count =
+            if self.entry.is_stream { &self.connections.streams } else { &self.connections.connections };
+        count.set(count.get() - 1);
+        self.connections.entries.borrow_mut()[self.entry.slot] = None;
+        self.connections.free.borrow_mut().push(self.entry.slot);
     }
 }
 
@@ -202,7 +303,7 @@ mod tests {
         head.enter(Phase::Head, at(0));
         let idle = connections.register(at(0));
         idle.enter(Phase::Idle, at(0));
-        connections.sweep(at(10), &timeouts);
+        connections.sweep(at(10), Duration::ZERO, &timeouts);
         assert_eq!(head.order(), Some(Order::TimedOut(Phase::Head)));
         assert_eq!(idle.order(), None, "an idle connection has 75 s");
         drop((head, idle));
@@ -215,10 +316,48 @@ mod tests {
         let exchange = connections.register(at(0));
         exchange.enter(Phase::Exchange, at(0));
         exchange.progress(at(299));
-        connections.sweep(at(598), &DownstreamTimeouts::default());
+        connections.sweep(at(598), Duration::ZERO, &DownstreamTimeouts::default());
         assert_eq!(exchange.order(), None);
-        connections.sweep(at(599), &DownstreamTimeouts::default());
+        connections.sweep(at(599), Duration::ZERO, &DownstreamTimeouts::default());
         assert_eq!(exchange.order(), Some(Order::TimedOut(Phase::Exchange)));
+    }
+
+    #[test]
+    fn a_policy_s_patience_counts_for_its_exchange() {
+        let connections = Rc::new(Connections::default());
+        let exchange = connections.register_stream(at(0), None);
+        exchange.be_patient(Some(Duration::from_secs(2)));
+        connections.sweep(at(1), Duration::ZERO, &DownstreamTimeouts::default());
+        assert_eq!(exchange.order(), None);
+        connections.sweep(at(2), Duration::ZERO, &DownstreamTimeouts::default());
+        assert_eq!(exchange.order(), Some(Order::TimedOut(Phase::Exchange)));
+    }
+
+    #[test]
+    fn a_connection_ends_with_its_peer_s_svid_and_takes_nothing_new_shortly_before() {
+        let connections = Rc::new(Connections::default());
+        let peer = Rc::new(Peer {
+            id: meshwork_base::SpiffeId::parse("spiffe://m/ns/a/sa/b").unwrap(),
+            not_before: Duration::ZERO,
+            not_after: Duration::from_secs(3600),
+            serial: vec![1],
+        });
+        let link = connections.register(at(0));
+        link.is_with(&peer);
+        let stream = connections.register_stream(at(0), Some(&peer));
+        let sweep =
+            |wall| connections.sweep(at(0), Duration::from_secs(wall), &DownstreamTimeouts::default());
+        sweep(3500);
+        assert_eq!((link.order(), stream.order()), (None, None));
+        sweep(3540);
+        assert_eq!(link.order(), Some(Order::Drain));
+        sweep(3600);
+        assert_eq!(stream.order(), Some(Order::Close(Cause::PeerUnauthenticated)));
+        assert_eq!((connections.len(), connections.is_done()), (1, false));
+        drop(link);
+        assert!(!connections.is_done(), "a stream is left");
+        drop(stream);
+        assert!(connections.is_done());
     }
 
     #[test]

@@ -9,14 +9,14 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use meshwork_base::Clock;
-use meshwork_decision::{Binding, Snapshot};
+use meshwork_decision::{Binding, Bundle, Snapshot};
 use meshwork_http1::Limits;
 use meshwork_telemetry::{AccessLogSink, MetricsRegistry, RequestLabels};
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 
 use crate::connections::DownstreamTimeouts;
 use crate::listen::{self, ListenError};
-use crate::mesh::{Mesh, Place, Side};
+use crate::mesh::{self, Mesh, Place, Side};
 use crate::worker::{self, Command};
 
 /// What the engine is told at its start.
@@ -107,6 +107,10 @@ pub struct Engine {
     shared: Arc<Shared>,
     workers: Vec<WorkerHandle>,
     bound: BTreeMap<BindKey, SocketAddr>,
+    /// Wakes requests that wait for a snapshot with their service.
+    applied: Arc<Notify>,
+    /// The bundle that our identity has got.
+    trusted: Option<Arc<Bundle>>,
     /// Replaced snapshots, dropped here once no worker holds them, so that no request pays for it.
     replaced: Vec<Arc<Snapshot>>,
 }
@@ -117,25 +121,28 @@ impl Engine {
     /// # Errors
     /// The system gives no thread or no event queue.
     pub fn start(shared: Arc<Shared>) -> std::io::Result<Self> {
+        let applied = Arc::new(Notify::new());
         let workers = (0..shared.settings.workers.max(1))
-            .map(|index| start_worker(index, Arc::clone(&shared)))
+            .map(|index| start_worker(index, Arc::clone(&shared), Arc::clone(&applied)))
             .collect::<std::io::Result<_>>()?;
-        Ok(Self { shared, workers, bound: BTreeMap::new(), replaced: Vec::new() })
+        Ok(Self { shared, workers, bound: BTreeMap::new(), applied, trusted: None, replaced: Vec::new() })
     }
 
     /// Puts a snapshot into effect on all workers: new sockets are bound and old ones closed, then every request that
     /// begins is decided by it. Returns what could not be bound; everything else is in effect.
     pub async fn apply(&mut self, snapshot: Arc<Snapshot>) -> Vec<ListenError> {
         let wanted: Vec<BindKey> = snapshot.bindings().iter().map(|binding| BindKey::of(binding)).collect();
+        let distrusts = self.trust(&snapshot);
         // The snapshot first: a connection on a new socket finds its binding.
         self.replaced.push(self.shared.snapshot.swap(snapshot));
+        self.applied.notify_waiters();
+        if distrusts {
+            self.tell_all(|| Command::Recheck).await;
+        }
         let gone: Vec<BindKey> = self.bound.keys().filter(|key| !wanted.contains(key)).copied().collect();
         for key in gone {
             self.bound.remove(&key);
-            for worker in &self.workers {
-                // A worker that is gone has closed its sockets.
-                let _ = worker.commands.send(Command::Unlisten(Place::Gateway(key))).await;
-            }
+            self.tell_all(|| Command::Unlisten(Place::Gateway(key))).await;
         }
         let mut errors = Vec::new();
         for key in wanted {
@@ -151,6 +158,27 @@ impl Engine {
         }
         self.drop_replaced();
         errors
+    }
+
+    /// Gives our identity the snapshot's bundle; true when live connections must be looked at again.
+    fn trust(&mut self, snapshot: &Snapshot) -> bool {
+        let Some(identity) = &self.shared.mesh.identity else { return false };
+        let Some(said) = snapshot.bundle(identity.bundle().trust_domain().as_str()) else { return false };
+        if self.trusted.as_ref().is_some_and(|held| Arc::ptr_eq(held, said)) {
+            return false;
+        }
+        if let Err(error) = mesh::trust(identity, said) {
+            tracing::warn!(%error, "the trust bundle of the configuration is not used; the one before stays");
+        }
+        self.trusted = Some(Arc::clone(said));
+        true
+    }
+
+    async fn tell_all(&self, command: impl Fn() -> Command) {
+        for worker in &self.workers {
+            // A worker that is gone has closed its sockets and connections.
+            let _ = worker.commands.send(command()).await;
+        }
     }
 
     /// Listens for one side of an application, whatever the snapshot says, until the engine drains. Returns the address,
@@ -195,9 +223,7 @@ impl Engine {
 
     /// Stops accepting, lets what runs finish, and after `timeout` ends the rest. Returns whether all finished.
     pub async fn drain(self, timeout: Duration) -> bool {
-        for worker in &self.workers {
-            let _ = worker.commands.send(Command::Drain).await;
-        }
+        self.tell_all(|| Command::Drain).await;
         let finished = tokio::time::timeout(timeout, async {
             for worker in &self.workers {
                 worker.commands.closed().await;
@@ -205,16 +231,14 @@ impl Engine {
         })
         .await
         .is_ok();
-        for worker in &self.workers {
-            let _ = worker.commands.send(Command::Stop).await;
-        }
+        self.tell_all(|| Command::Stop).await;
         let threads: Vec<_> = self.workers.into_iter().map(|worker| worker.thread).collect();
         let joined = tokio::task::spawn_blocking(move || threads.into_iter().all(|t| t.join().is_ok())).await;
         finished && joined.unwrap_or(false)
     }
 }
 
-fn start_worker(index: usize, shared: Arc<Shared>) -> std::io::Result<WorkerHandle> {
+fn start_worker(index: usize, shared: Arc<Shared>, applied: Arc<Notify>) -> std::io::Result<WorkerHandle> {
     let (commands, receiver) = mpsc::channel(64);
     let (started, wait) = std::sync::mpsc::sync_channel(1);
     let thread = std::thread::Builder::new().name(format!("worker-{index}")).spawn(move || {
@@ -224,7 +248,7 @@ fn start_worker(index: usize, shared: Arc<Shared>) -> std::io::Result<WorkerHand
         match runtime {
             Ok(runtime) => {
                 let _ = started.send(Ok(()));
-                runtime.block_on(worker::run(shared, receiver));
+                runtime.block_on(worker::run(shared, applied, receiver));
             }
             Err(error) => {
                 let _ = started.send(Err(error));

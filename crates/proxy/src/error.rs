@@ -1,5 +1,6 @@
 //! What goes wrong with a request: what, whose fault, and whether another attempt may follow.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use meshwork_decision::Cause;
@@ -60,6 +61,13 @@ impl Failure {
         self
     }
 
+    /// Adds with whom.
+    pub(crate) fn at(mut self, address: SocketAddr) -> Self {
+        let detail = self.detail.as_deref().unwrap_or_default();
+        self.detail = Some(format!("{address}: {detail}").into());
+        self
+    }
+
     /// A request whose head breaks HTTP.
     pub(crate) fn refused(error: ParseError) -> Self {
         Self::downstream(downstream_cause(error)).because(format!("{}: {error}", error.cause()))
@@ -86,6 +94,7 @@ impl Failure {
             _ if error.is_protocol() => (Cause::UpstreamProtocolError, Retry::No),
             StreamError::ClosedBefore if reused => (Cause::UpstreamClosed, Retry::Reused),
             StreamError::Io(_) if reused && !began => (Cause::UpstreamReset, Retry::Reused),
+            StreamError::Http2(error) if reused && error.is_io() => (Cause::UpstreamReset, Retry::Reused),
             StreamError::Closed | StreamError::ClosedBefore => (Cause::UpstreamClosed, Retry::Policy),
             StreamError::Io(_) | StreamError::Http1(_) | StreamError::Http2(_) => {
                 (Cause::UpstreamReset, Retry::Policy)

@@ -1,6 +1,7 @@
 //! Following the control plane: each batch becomes a snapshot, takes effect, and is reported.
 
 use std::collections::BTreeSet;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,12 +11,35 @@ use meshwork_process::Condition;
 use meshwork_telemetry::{Counter, MetricsRegistry, inventory};
 use meshwork_xds::ResourceKey;
 use meshwork_xds::client::{self, Batch, Handle, Updates};
+use tokio::sync::{mpsc, oneshot};
 
 use crate::engine::{BindKey, Engine};
+use crate::listen::ListenError;
+use crate::mesh::Side;
 use crate::tls::certified_key;
 
 /// How often replaced snapshots are dropped, and ports that were taken are tried again.
 const TIDY: Duration = Duration::from_secs(1);
+
+type Opened = oneshot::Sender<Result<SocketAddr, ListenError>>;
+
+/// Opens fixed listeners on an engine that a [`Follower`] has.
+#[derive(Clone, Debug)]
+pub struct Listening {
+    orders: mpsc::Sender<(Side, SocketAddr, Opened)>,
+}
+
+impl Listening {
+    /// As [`Engine::listen`]. `None` when the follower has ended.
+    ///
+    /// # Errors
+    /// The address cannot be bound.
+    pub async fn open(&self, side: Side, address: SocketAddr) -> Option<Result<SocketAddr, ListenError>> {
+        let (opened, answer) = oneshot::channel();
+        self.orders.send((side, address, opened)).await.ok()?;
+        answer.await.ok()
+    }
+}
 
 /// See the module's text.
 pub struct Follower {
@@ -27,6 +51,7 @@ pub struct Follower {
     configured: Condition,
     revision: u64,
     unbound: bool,
+    listening: (mpsc::Sender<(Side, SocketAddr, Opened)>, mpsc::Receiver<(Side, SocketAddr, Opened)>),
 }
 
 impl Follower {
@@ -36,7 +61,24 @@ impl Follower {
     pub fn new(engine: Engine, handle: Handle, metrics: MetricsRegistry, configured: Condition) -> Self {
         let updates_applied = metrics.counter(&inventory::CONFIG_UPDATES, &[]);
         let builder = SnapshotBuilder::new();
-        Self { engine, handle, builder, metrics, updates_applied, configured, revision: 0, unbound: false }
+        let listening = mpsc::channel(1);
+        Self {
+            engine,
+            handle,
+            builder,
+            metrics,
+            updates_applied,
+            configured,
+            revision: 0,
+            unbound: false,
+            listening,
+        }
+    }
+
+    /// For listeners that are opened while it runs.
+    #[must_use]
+    pub fn listening(&self) -> Listening {
+        Listening { orders: self.listening.0.clone() }
     }
 
     /// Runs until `stop`; gives the engine back to be drained.
@@ -54,6 +96,10 @@ impl Follower {
                         stop.cancelled().await;
                         return self.engine;
                     }
+                },
+                order = self.listening.1.recv() => if let Some((side, address, opened)) = order {
+                    // Who has stopped waiting finds the listener open all the same.
+                    let _ = opened.send(self.engine.listen(side, address).await);
                 },
                 _ = tidy.tick() => self.tidy().await,
             }

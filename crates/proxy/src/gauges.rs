@@ -14,6 +14,7 @@ pub(crate) struct Gauges {
     downstream: RefCell<HashMap<Place, Rc<Downstream>>>,
     upstream: Rc<Upstream>,
     connect_failures: RefCell<HashMap<Cause, WorkerCounter>>,
+    handshake_failures: RefCell<HashMap<(Place, &'static str), WorkerCounter>>,
 }
 
 struct Downstream {
@@ -35,6 +36,7 @@ impl Gauges {
                 active: metrics.gauge(&inventory::UPSTREAM_CONNECTIONS_ACTIVE, &[]),
             }),
             connect_failures: RefCell::default(),
+            handshake_failures: RefCell::default(),
         }
     }
 
@@ -66,6 +68,15 @@ impl Gauges {
         let counter = known
             .entry(cause)
             .or_insert_with(|| metrics.counter(&inventory::UPSTREAM_CONNECT_FAILURES, &[cause.as_str()]));
+        counter.increment();
+    }
+
+    /// Counts a connection that was refused before its first request.
+    pub(crate) fn handshake_failed(&self, place: Place, cause: &'static str, metrics: &WorkerMetrics) {
+        let mut known = self.handshake_failures.borrow_mut();
+        let counter = known.entry((place, cause)).or_insert_with(|| {
+            metrics.counter(&inventory::TLS_HANDSHAKE_FAILURES, &[&place.to_string(), cause])
+        });
         counter.increment();
     }
 }

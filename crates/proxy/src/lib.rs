@@ -4,7 +4,7 @@
 //! ```text
 //! listen ── one socket per worker and address           listen.rs, worker.rs
 //! detect ── HTTP/2 preface or HTTP/1                     downstream/detect.rs
-//! tls ───── certificate by SNI, ALPN                     tls.rs
+//! tls ───── certificate by SNI, ALPN; mTLS in the mesh    downstream/handshake.rs, tls.rs
 //! http ──── server connection                            downstream/{connection,h1,h2}.rs
 //! route ─┐
 //! filters│
@@ -31,6 +31,7 @@ mod listen;
 mod mesh;
 mod replay;
 mod request;
+mod series;
 mod tls;
 mod upstream;
 mod wire;
@@ -38,7 +39,7 @@ mod worker;
 
 pub use connections::DownstreamTimeouts;
 pub use engine::{BindKey, Engine, Settings, Shared};
-pub use follow::Follower;
+pub use follow::{Follower, Listening};
 pub use listen::ListenError;
 pub use mesh::{Found, Mesh, OnDemand, Side};
 pub use tls::{SecretError, certified_key};

@@ -7,7 +7,9 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use meshwork_identity::Identity;
+use meshwork_base::SpiffeId;
+use meshwork_identity::{Bundle, BundleError, Denied, Identity, IdentityError, Peer};
+use rustls_pki_types::CertificateDer;
 
 use crate::engine::BindKey;
 
@@ -86,5 +88,67 @@ impl fmt::Display for Place {
             Self::Outbound(_) => f.write_str("outbound"),
             Self::Inbound(_) => f.write_str("inbound"),
         }
+    }
+}
+
+/// Before a peer's SVID expires, a connection takes nothing new for so long.
+const RETIREMENT: Duration = Duration::from_secs(60);
+
+/// From when on a connection with this peer takes no new requests, so that what runs on it can end before the SVID
+/// does. An SVID that lives only shortly keeps nine tenths of its life.
+pub(crate) fn retires_at(peer: &Peer) -> Duration {
+    let life = peer.not_after.saturating_sub(peer.not_before);
+    peer.not_after.saturating_sub(RETIREMENT.min(life / 10))
+}
+
+/// Why a snapshot's bundle is not used.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum TrustError {
+    #[error(transparent)]
+    Bundle(#[from] BundleError),
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
+}
+
+/// Trusts what the snapshot says, and no longer what it denies.
+pub(crate) fn trust(identity: &Identity, said: &meshwork_decision::Bundle) -> Result<(), TrustError> {
+    let roots = said.roots_der.iter().map(|root| CertificateDer::from(root.to_vec())).collect();
+    let ids = said.denied_ids().filter_map(|(id, before)| {
+        let issued_before = before.map(|ms| Duration::from_millis(u64::try_from(ms).unwrap_or(0)));
+        Some(Denied::Identity { id: SpiffeId::parse(id).ok()?, issued_before })
+    });
+    let serials = said.denied_serials().map(|hex| Denied::Serial { serial: bytes_of(hex) });
+    let domain = identity.bundle().trust_domain().clone();
+    identity.trust(Bundle::new(domain, said.sequence, roots, ids.chain(serials))?)?;
+    Ok(())
+}
+
+/// The bytes of a hexadecimal number of any length; what is no digit counts as zero, and names no serial then.
+fn bytes_of(hex: &str) -> Vec<u8> {
+    let digit = |b: u8| char::from(b).to_digit(16).and_then(|d| u8::try_from(d).ok()).unwrap_or(0);
+    hex.as_bytes().rchunks(2).rev().map(|pair| pair.iter().fold(0, |byte, &b| byte << 4 | digit(b))).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn serials_of_odd_length_keep_their_value() {
+        assert_eq!(bytes_of("abc"), [0x0a, 0xbc]);
+        assert_eq!(bytes_of("01ff"), [0x01, 0xff]);
+        assert!(bytes_of("").is_empty());
+    }
+
+    #[test]
+    fn a_short_lived_svid_keeps_most_of_its_life() {
+        let peer = |life: u64| Peer {
+            id: SpiffeId::parse("spiffe://m/ns/a/sa/b").unwrap(),
+            not_before: Duration::from_secs(1000),
+            not_after: Duration::from_secs(1000 + life),
+            serial: vec![1],
+        };
+        assert_eq!(retires_at(&peer(100)), Duration::from_secs(1090));
+        assert_eq!(retires_at(&peer(3600)), Duration::from_secs(4540));
     }
 }

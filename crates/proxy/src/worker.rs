@@ -10,10 +10,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use meshwork_base::{Clock, ThreadRng, Tick};
-use meshwork_decision::{Binding, Cause, Cluster, Endpoint, Snapshot};
-use meshwork_telemetry::{AccessLogWriter, Record, RequestLabels, RequestSeries, WorkerMetrics};
+use meshwork_decision::{Binding, Cause, Cluster, Ejection, Endpoint, Snapshot};
+use meshwork_identity::ServerOptions;
+use meshwork_telemetry::{AccessLogWriter, Record, RequestLabels, RequestSeries, WorkerMetrics, inventory};
 use tokio::net::TcpListener;
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
+use tokio_rustls::TlsAcceptor;
 
 use crate::connections::{Connections, Order};
 use crate::downstream;
@@ -21,10 +23,13 @@ use crate::engine::{BindKey, Shared};
 use crate::gauges::{Gauges, OpenDownstream, OpenUpstream};
 use crate::mesh::Place;
 use crate::tls::TlsConfigs;
+use crate::upstream::open::is_app;
 use crate::upstream::pool::{BuildId, Pools};
 
 /// How often connections that wait are looked at.
 const SWEEP: Duration = Duration::from_millis(500);
+/// How often services in use are said to be.
+const SAY_USED: Duration = Duration::from_secs(30);
 /// Endpoints whose metric cells a worker remembers; beyond it starts afresh.
 const REMEMBERED_SERIES: usize = 8192;
 
@@ -34,6 +39,8 @@ pub(crate) enum Command {
     Listen(Place, std::net::TcpListener),
     /// Stop accepting; connections go on.
     Unlisten(Place),
+    /// Close the connections whose peer is not trusted any more.
+    Recheck,
     /// Finish what runs and take nothing new.
     Drain,
     /// End now.
@@ -68,6 +75,13 @@ pub(crate) struct Worker {
     gauges: Gauges,
     pub(crate) tls: TlsConfigs,
     pub(crate) draining: Cell<bool>,
+    /// Told when a new snapshot is in effect.
+    pub(crate) applied: Arc<Notify>,
+    /// Ends TLS of peers in the mesh.
+    pub(crate) acceptor: Option<TlsAcceptor>,
+    /// Services (by address of their name) that were used since they were last said to be.
+    used: RefCell<HashSet<usize, BuildId>>,
+    said: Cell<Tick>,
     view: RefCell<Rc<View>>,
     metrics: WorkerMetrics,
     series: RefCell<HashMap<u64, Rc<RequestSeries>, BuildId>>,
@@ -75,8 +89,12 @@ pub(crate) struct Worker {
 }
 
 impl Worker {
-    fn new(shared: Arc<Shared>) -> Rc<Self> {
+    fn new(shared: Arc<Shared>, applied: Arc<Notify>) -> Rc<Self> {
         let metrics = shared.metrics.worker();
+        let acceptor = shared.mesh.identity.as_ref().map(|identity| {
+            let alpn = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+            TlsAcceptor::from(identity.server_config(ServerOptions { alpn, ..ServerOptions::default() }))
+        });
         Rc::new(Self {
             pools: Pools::default(),
             connections: Rc::new(Connections::default()),
@@ -84,6 +102,10 @@ impl Worker {
             gauges: Gauges::new(&metrics),
             tls: TlsConfigs::default(),
             draining: Cell::new(false),
+            applied,
+            acceptor,
+            used: RefCell::default(),
+            said: Cell::new(Tick::ZERO),
             view: RefCell::new(View::new(shared.snapshot.load_full())),
             metrics,
             series: RefCell::default(),
@@ -118,58 +140,56 @@ impl Worker {
         Rc::clone(&view)
     }
 
-    /// Writes down a finished request, once.
-    pub(crate) fn report(
-        &self,
-        record: &Record,
-        cluster: Option<&Arc<Cluster>>,
-        endpoint: Option<&Arc<Endpoint>>,
-    ) {
+    /// Counts a connection that was refused before its first request.
+    pub(crate) fn handshake_failed(&self, place: Place, cause: &'static str) {
+        self.gauges.handshake_failed(place, cause, &self.metrics);
+    }
+
+    /// Counts and logs an endpoint that is left alone for a while.
+    pub(crate) fn ejected(&self, cluster: &Cluster, endpoint: &Endpoint, ejection: Ejection) {
+        let Ejection { until, count } = ejection;
+        let (service, seconds) = (&*cluster.key.service, until.since(self.now()).as_secs());
+        tracing::info!(service, instance = %endpoint.instance, count, seconds, "endpoint ejected");
+        self.metrics.registry().counter(&inventory::ENDPOINT_EJECTIONS, &[service]).increment();
+    }
+
+    /// An application has called this service: whoever asks for services on demand must keep it.
+    pub(crate) fn uses(&self, service: &Arc<str>) {
+        if let Some(on_demand) = &self.shared.mesh.on_demand
+            && self.used.borrow_mut().insert(Arc::as_ptr(service).addr())
+        {
+            on_demand.touch(service);
+        }
+    }
+
+    /// Writes a finished request to the access log.
+    pub(crate) fn log(&self, record: &Record) {
         self.log.borrow_mut().write(record);
-        self.series(cluster, endpoint).observe(record);
     }
 
-    fn series(&self, cluster: Option<&Arc<Cluster>>, endpoint: Option<&Arc<Endpoint>>) -> Rc<RequestSeries> {
-        let id = endpoint.map(|e| e.id);
-        if let Some(known) = id.and_then(|id| self.series.borrow().get(&id).cloned()) {
-            return known;
+    /// The series of these labels.
+    pub(crate) fn requests(&self, labels: &RequestLabels) -> Rc<RequestSeries> {
+        self.metrics.requests(labels)
+    }
+
+    /// The series of this key, made when it is not known.
+    pub(crate) fn series(&self, key: u64, labels: impl FnOnce() -> RequestLabels) -> Rc<RequestSeries> {
+        if let Some(known) = self.series.borrow().get(&key) {
+            return Rc::clone(known);
         }
-        let series = self.metrics.requests(&self.labels(cluster, endpoint));
-        if let Some(id) = id {
-            let mut known = self.series.borrow_mut();
-            if known.len() >= REMEMBERED_SERIES {
-                known.clear();
-            }
-            known.insert(id, Rc::clone(&series));
+        let series = self.requests(&labels());
+        let mut known = self.series.borrow_mut();
+        if known.len() >= REMEMBERED_SERIES {
+            known.clear();
         }
+        known.insert(key, Rc::clone(&series));
         series
-    }
-
-    fn labels(&self, cluster: Option<&Arc<Cluster>>, endpoint: Option<&Arc<Endpoint>>) -> RequestLabels {
-        let mut labels = self.shared.labels.clone();
-        if let Some(cluster) = cluster {
-            let (namespace, name) =
-                cluster.key.service.split_once('/').unwrap_or(("unknown", &cluster.key.service));
-            labels.destination_service = format!("{name}.{namespace}").into();
-            labels.destination_service_name = name.into();
-            labels.destination_service_namespace = namespace.into();
-            labels.destination_workload_namespace = namespace.into();
-        }
-        if let Some(endpoint) = endpoint {
-            if !endpoint.workload.is_empty() {
-                labels.destination_workload = Arc::clone(&endpoint.workload);
-            }
-            if let Some(id) = endpoint.spiffe_id() {
-                labels.destination_principal = id.as_str().into();
-            }
-        }
-        labels
     }
 }
 
 /// Runs a worker until it is told to stop, or has drained.
-pub(crate) async fn run(shared: Arc<Shared>, mut commands: mpsc::Receiver<Command>) {
-    let worker = Worker::new(shared);
+pub(crate) async fn run(shared: Arc<Shared>, applied: Arc<Notify>, mut commands: mpsc::Receiver<Command>) {
+    let worker = Worker::new(shared, applied);
     let mut accepting: HashMap<Place, tokio::task::JoinHandle<()>> = HashMap::new();
     let mut sweep = tokio::time::interval(SWEEP);
     sweep.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -186,6 +206,7 @@ pub(crate) async fn run(shared: Arc<Shared>, mut commands: mpsc::Receiver<Comman
                         task.abort();
                     }
                 }
+                Some(Command::Recheck) => recheck(&worker),
                 Some(Command::Drain) => {
                     accepting.drain().for_each(|(_, task)| task.abort());
                     worker.draining.set(true);
@@ -193,13 +214,13 @@ pub(crate) async fn run(shared: Arc<Shared>, mut commands: mpsc::Receiver<Comman
                     worker.pools.clear();
                 }
                 Some(Command::Stop) | None => {
-                    worker.connections.order_all(Order::Stop);
+                    worker.connections.order_all(Order::Close(Cause::Draining));
                     return;
                 }
             },
             _ = sweep.tick() => sweep_once(&worker),
         }
-        if worker.draining.get() && worker.connections.len() == 0 {
+        if worker.draining.get() && worker.connections.is_done() {
             return;
         }
     }
@@ -209,13 +230,26 @@ fn sweep_once(worker: &Rc<Worker>) {
     let now = worker.now();
     // An idle worker, too, lets go of a snapshot that was replaced.
     let view = worker.view();
-    worker.connections.sweep(now, &worker.shared.settings.timeouts);
+    let wall = worker.shared.clock.wall();
+    worker.connections.sweep(now, wall, &worker.shared.settings.timeouts);
+    if now.since(worker.said.get()) >= SAY_USED {
+        worker.said.set(now);
+        worker.used.borrow_mut().clear();
+    }
     if !worker.pools.is_empty() {
         let ids = |cluster: &Arc<Cluster>| cluster.endpoints().all().iter().map(|e| e.id).collect::<Vec<_>>();
         let current: HashSet<u64> = view.snapshot.clusters().flat_map(ids).collect();
-        worker.pools.sweep(now, |id| current.contains(&id));
+        worker.pools.sweep(now, wall, |id| current.contains(&id) || is_app(id));
     }
     worker.tls.sweep();
+}
+
+/// Closes connections, in and out, to peers that the trust bundle denies now.
+fn recheck(worker: &Rc<Worker>) {
+    let Some(identity) = &worker.shared.mesh.identity else { return };
+    let bundle = identity.bundle();
+    worker.connections.close_denied(|peer| bundle.check_denied(peer).is_err());
+    worker.pools.close_denied(|peer| bundle.check_denied(peer).is_err());
 }
 
 fn listen(

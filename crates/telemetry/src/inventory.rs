@@ -78,6 +78,10 @@ metrics! {
         "Connections open to endpoints.";
     UPSTREAM_CONNECT_FAILURES = "meshwork_upstream_connect_failures_total", Counter, "", &["cause"],
         "Connections to endpoints that could not be opened.";
+    TLS_HANDSHAKE_FAILURES = "meshwork_tls_handshake_failures_total", Counter, "", &["listener", "cause"],
+        "Connections from clients that were refused before their first request, by reason.";
+    ENDPOINT_EJECTIONS = "meshwork_endpoint_ejections_total", Counter, "", &["service"],
+        "Endpoints that outlier detection left alone for a while.";
     CONFIG_REVISION = "meshwork_config_revision_info", Gauge, "", &["revision"],
         "The revision in effect, as a label; the value is 1.";
     CONFIG_UPDATES = "meshwork_config_updates_total", Counter, "", &[],

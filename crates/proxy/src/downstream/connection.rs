@@ -1,13 +1,13 @@
 //! A downstream connection's life: handshake, which version, requests, end.
 
+use std::cell::RefCell;
 use std::future::poll_fn;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::Poll;
 
-use bytes::BytesMut;
-use meshwork_base::Tick;
+use meshwork_base::{SpiffeId, Tick};
 use meshwork_http1::RequestHead;
 use meshwork_telemetry::Protocol;
 use tokio::net::TcpStream;
@@ -16,15 +16,16 @@ use super::Down;
 use super::detect::{Detected, detect};
 use super::h1::{self, H1Server};
 use super::h2::H2Stream;
-use crate::connections::{Order, Phase, Registration};
+use super::handshake::{self, Caller, Opened, Refused};
+use crate::connections::{Entry, Order, Phase, Registration};
 use crate::error::Failure;
 use crate::gauges::OpenDownstream;
 use crate::http::convert;
 use crate::http::stream::StreamError;
-use crate::io::Io;
 use crate::mesh::Place;
 use crate::replay::Replayed;
 use crate::request::{self, Scratch};
+use crate::series::LastSeries;
 use crate::wire::Wire;
 use crate::worker::Worker;
 
@@ -40,86 +41,97 @@ const SEND_BUFFER: usize = 64 * 1024;
 const LINGER_BYTES: u64 = 1024 * 1024;
 
 /// What all requests of a connection have in common.
-pub(crate) struct Conn {
+pub(crate) struct Link {
     pub(crate) worker: Rc<Worker>,
     pub(crate) place: Place,
     pub(crate) peer: SocketAddr,
     /// The server name of the TLS handshake.
     pub(crate) sni: Option<Arc<str>>,
+    /// TLS ended here, as callers at the edge see it.
     pub(crate) https: bool,
-    pub(crate) entry: Registration,
+    /// Who called, where that was proven.
+    pub(crate) caller: Option<Caller>,
+    pub(crate) series: RefCell<Option<LastSeries>>,
     _open: OpenDownstream,
+}
+
+impl Link {
+    /// Who called, where that was proven.
+    pub(crate) fn peer_id(&self) -> Option<&SpiffeId> {
+        self.caller.as_ref().map(|caller| &caller.peer.id)
+    }
+}
+
+/// What carries one request at a time: a connection of HTTP/1, a stream of HTTP/2.
+pub(crate) struct Conn {
+    link: Rc<Link>,
+    pub(crate) entry: Registration,
+}
+
+impl std::ops::Deref for Conn {
+    type Target = Link;
+    fn deref(&self) -> &Link {
+        &self.link
+    }
 }
 
 /// Serves a connection until it ends.
 pub(crate) async fn serve(worker: Rc<Worker>, place: Place, tcp: TcpStream, peer: SocketAddr) {
     let open = worker.accepted(place);
     let entry = worker.connections.register(worker.now());
-    let mut conn = Conn { worker, place, peer, sni: None, https: false, entry, _open: open };
     if let Err(error) = tcp.set_nodelay(true) {
         tracing::debug!(%peer, %error, "a connection ended before it began");
         return;
     }
-    let view = conn.worker.view();
-    let Some(binding) = view.binding(place) else { return };
-    let https = binding.protocol == meshwork_decision::Protocol::Https;
-    drop(view);
-    if https {
-        conn.https = true;
-        // A handshake's state is large; it is gone when the requests come.
-        match Box::pin(handshake(&mut conn, tcp)).await {
-            Ok(Some((io, true))) => serve_h2(Rc::new(conn), Replayed::new(BytesMut::new(), io)).await,
-            Ok(Some((io, false))) => serve_h1(conn, Wire::new(io)).await,
-            Ok(None) => {}
-            Err(error) => tracing::debug!(%peer, listener = %place, %error, "TLS handshake failed"),
+    // A handshake's state is large; it is gone when the requests come.
+    let opened = match place {
+        Place::Outbound(_) => Ok(Some(Opened::plain(tcp))),
+        Place::Inbound(_) => Box::pin(handshake::mesh(&worker, &entry, tcp)).await,
+        Place::Gateway(_) => match worker.view().binding(place).map(|binding| binding.protocol) {
+            None => return,
+            Some(meshwork_decision::Protocol::Http) => Ok(Some(Opened::plain(tcp))),
+            Some(meshwork_decision::Protocol::Https) => {
+                Box::pin(handshake::edge(&worker, place, &entry, tcp)).await
+            }
+        },
+    };
+    let Opened { io, sni, http2, https, caller } = match opened {
+        Ok(Some(opened)) => opened,
+        Ok(None) => return,
+        Err(Refused { cause, why }) => {
+            worker.handshake_failed(place, cause);
+            tracing::debug!(%peer, listener = %place, cause, why, "connection refused");
+            return;
         }
-        return;
-    }
-    let mut wire = Wire::new(Io::Tcp(tcp));
-    conn.entry.enter(Phase::Idle, conn.worker.now());
-    match detect(&mut wire, &conn.entry).await {
-        Ok(Detected::Http1) => serve_h1(conn, wire).await,
-        Ok(Detected::Http2) => {
-            let read = std::mem::take(&mut wire.read);
-            serve_h2(Rc::new(conn), Replayed::new(read, wire.io)).await;
-        }
-        Ok(Detected::Nothing) => {}
-        Err(error) => tracing::debug!(%peer, %error, "a connection broke before its first request"),
+    };
+    let link =
+        Rc::new(Link { worker, place, peer, sni, https, caller, series: RefCell::default(), _open: open });
+    let mut wire = Wire::new(io);
+    let http2 = match http2 {
+        Some(agreed) => agreed,
+        None => match detected(&link, &entry, &mut wire).await {
+            Some(Detected::Http1) => false,
+            Some(Detected::Http2) => true,
+            Some(Detected::Nothing) | None => return,
+        },
+    };
+    if http2 {
+        let read = std::mem::take(&mut wire.read);
+        serve_h2(link, entry, Replayed::new(read, wire.io)).await;
+    } else {
+        serve_h1(Conn { link, entry }, wire).await;
     }
 }
 
-/// Ends TLS; the second part says whether HTTP/2 was agreed on. `None`: told to close meanwhile.
-async fn handshake(conn: &mut Conn, tcp: TcpStream) -> std::io::Result<Option<(Io, bool)>> {
-    let acceptor = tokio_rustls::LazyConfigAcceptor::new(rustls::server::Acceptor::default(), tcp);
-    let Some(hello) = unless_ordered(conn, acceptor).await else { return Ok(None) };
-    let hello = hello?;
-    let sni: Option<Arc<str>> = hello.client_hello().server_name().map(Into::into);
-    let view = conn.worker.view();
-    let binding = view.binding(conn.place);
-    let listener = binding.and_then(|binding| binding.certificates_for(sni.as_deref()));
-    let config = conn.worker.tls.of(listener);
-    drop(view);
-    conn.sni = sni;
-    let Some(stream) = unless_ordered(conn, hello.into_stream(config)).await else { return Ok(None) };
-    let stream = stream?;
-    let http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
-    Ok(Some((Io::TlsServer(Box::new(stream)), http2)))
-}
-
-/// Runs a step of the handshake unless its time is over or the process stops.
-async fn unless_ordered<F: Future>(conn: &Conn, step: F) -> Option<F::Output> {
-    let mut step = std::pin::pin!(step);
-    poll_fn(|cx| {
-        if let Poll::Ready(done) = step.as_mut().poll(cx) {
-            return Poll::Ready(Some(done));
+async fn detected(link: &Link, entry: &Entry, wire: &mut Wire) -> Option<Detected> {
+    entry.enter(Phase::Idle, link.worker.now());
+    match detect(wire, entry).await {
+        Ok(found) => Some(found),
+        Err(error) => {
+            tracing::debug!(peer = %link.peer, %error, "a connection broke before its first request");
+            None
         }
-        if conn.entry.order().is_some() {
-            return Poll::Ready(None);
-        }
-        conn.entry.watch(cx);
-        Poll::Pending
-    })
-    .await
+    }
 }
 
 async fn serve_h1(conn: Conn, wire: Wire) {
@@ -229,51 +241,52 @@ async fn linger(conn: &Conn, server: &mut H1Server) {
     .await;
 }
 
-async fn serve_h2(conn: Rc<Conn>, io: Replayed) {
+async fn serve_h2(link: Rc<Link>, entry: Registration, io: Replayed) {
+    let worker = &link.worker;
     let mut builder = ::h2::server::Builder::new();
     builder
         .initial_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_concurrent_streams(MAX_STREAMS)
         .max_send_buffer_size(SEND_BUFFER)
-        .max_header_list_size(conn.worker.shared.settings.limits.header_bytes);
-    conn.entry.enter(Phase::Handshake, conn.worker.now());
-    let Some(Ok(mut connection)) = unless_ordered(&conn, builder.handshake::<_, bytes::Bytes>(io)).await
-    else {
-        return;
-    };
-    conn.entry.enter(Phase::Idle, conn.worker.now());
+        .max_header_list_size(worker.shared.settings.limits.header_bytes);
+    entry.enter(Phase::Handshake, worker.now());
+    let shaken = handshake::unless_ordered(&entry, builder.handshake::<_, bytes::Bytes>(io)).await;
+    let Ok(Some(Ok(mut connection))) = shaken else { return };
+    entry.enter(Phase::Idle, worker.now());
+    let peer = link.caller.as_ref().map(|caller| &caller.peer);
     let mut going_away = false;
     loop {
         let accepted = poll_fn(|cx| {
-            match conn.entry.order() {
-                Some(Order::Drain) if !going_away => {
+            match entry.order() {
+                Some(Order::TimedOut(Phase::Idle)) if connection.has_streams() => {
+                    entry.disregard(worker.now())
+                }
+                Some(Order::Drain | Order::TimedOut(Phase::Idle)) if !going_away => {
                     going_away = true;
                     connection.graceful_shutdown();
                 }
-                Some(Order::TimedOut(Phase::Idle)) if !connection.has_streams() && !going_away => {
-                    going_away = true;
-                    connection.graceful_shutdown();
-                }
-                Some(Order::Stop | Order::TimedOut(Phase::Handshake | Phase::Head)) => {
+                Some(Order::Close(_) | Order::TimedOut(Phase::Handshake | Phase::Head)) => {
                     return Poll::Ready(None);
                 }
                 _ => {}
             }
             let accepted = connection.poll_accept(cx);
             if accepted.is_pending() {
-                conn.entry.watch(cx);
+                entry.watch(cx);
             }
             accepted
         })
         .await;
         match accepted {
             Some(Ok((request, respond))) => {
-                conn.entry.progress(conn.worker.now());
-                tokio::task::spawn_local(serve_stream(Rc::clone(&conn), request, respond));
+                entry.progress(worker.now());
+                let own = worker.connections.register_stream(worker.now(), peer);
+                let conn = Conn { link: Rc::clone(&link), entry: own };
+                tokio::task::spawn_local(serve_stream(conn, entry.entry(), request, respond));
             }
             Some(Err(error)) => {
-                tracing::debug!(peer = %conn.peer, %error, "HTTP/2 connection ended");
+                tracing::debug!(peer = %link.peer, %error, "HTTP/2 connection ended");
                 return;
             }
             None => return,
@@ -282,7 +295,8 @@ async fn serve_h2(conn: Rc<Conn>, io: Replayed) {
 }
 
 async fn serve_stream(
-    conn: Rc<Conn>,
+    conn: Conn,
+    connection: Rc<Entry>,
     request: http::Request<::h2::RecvStream>,
     respond: ::h2::server::SendResponse<bytes::Bytes>,
 ) {
@@ -299,5 +313,5 @@ async fn serve_stream(
             request::refuse(&conn, &head, &mut down, &mut scratch, &failure, started).await;
         }
     }
-    conn.entry.progress(conn.worker.now());
+    connection.progress(conn.worker.now());
 }

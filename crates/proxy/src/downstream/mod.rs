@@ -8,6 +8,7 @@ pub(crate) mod connection;
 pub(crate) mod detect;
 pub(crate) mod h1;
 pub(crate) mod h2;
+pub(crate) mod handshake;
 
 use std::task::{Context, Poll};
 
@@ -98,6 +99,18 @@ impl Down<'_> {
         match self {
             Self::H1(server) => server.abort(),
             Self::H2(stream) => stream.reset(::h2::Reason::INTERNAL_ERROR),
+        }
+    }
+
+    /// Tells a caller that understands it that nothing was done with its request: it may be sent elsewhere (RFC 9113
+    /// section 8.7). False where the caller's protocol cannot say so.
+    pub(crate) fn refuse(&mut self) -> bool {
+        match self {
+            Self::H1(_) => false,
+            Self::H2(stream) => {
+                stream.reset(::h2::Reason::REFUSED_STREAM);
+                true
+            }
         }
     }
 

@@ -1,52 +1,65 @@
 //! Attempts: an endpoint is picked, a connection found or made, the request sent, the response's head awaited; and
-//! when that fails, whether it is done again.
+//! when that fails, or the response calls for it, whether it is done again.
 
 use std::future::poll_fn;
-use std::rc::Rc;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
-use meshwork_decision::{AppProtocol, Cause, Cluster, Endpoint, RulePolicy, Timeouts};
-use meshwork_http1::ResponseHead;
+use meshwork_decision::{AttemptOutcome, Cause, Endpoint, Permit, Transport};
+use meshwork_http1::{Fields, KnownName, ResponseHead};
 use meshwork_telemetry::Protocol;
 use smallvec::SmallVec;
+use tokio::time::sleep;
 
 use super::body::RequestBody;
 use super::deadline::Deadlines;
 use super::journey::Journey;
+use super::retry::{Again, Repeats};
+use super::route::Target;
 use super::transfer;
 use crate::downstream::Down;
 use crate::downstream::connection::Conn;
-use crate::error::{Failure, Retry};
-use crate::upstream::connect::{CONNECT_TIMEOUT, connect};
-use crate::upstream::h1::H1Client;
-use crate::upstream::h2::H2Connection;
-use crate::upstream::pool::EndpointPool;
+use crate::error::{Failure, Fault, Retry};
+use crate::upstream::connect::CONNECT_TIMEOUT;
+use crate::upstream::open::{self, Destination, Speaks, app_id};
 use crate::upstream::{Exchange, Head};
-
-/// How often a request that no endpoint has seen is sent elsewhere when no policy says otherwise.
-const UNSEEN_RETRIES: u32 = 2;
 
 /// The attempts of one request.
 pub(crate) struct Attempts<'a> {
     conn: &'a Conn,
-    cluster: &'a Arc<Cluster>,
-    timeouts: Timeouts,
+    target: Target<'a>,
+    repeats: Repeats<'a>,
+    connect_timeout: Duration,
+    attempt_timeout: Option<Duration>,
     tried: SmallVec<[u64; 4]>,
-    unseen: u32,
+    endpoint: Option<Arc<Endpoint>>,
     /// A kept connection turned out to be stale: the next one is new.
     fresh: bool,
+    /// Counts a retry while it is under way.
+    permit: Option<Permit>,
 }
 
 impl<'a> Attempts<'a> {
-    pub(crate) fn new(
-        conn: &'a Conn,
-        cluster: &'a Arc<Cluster>,
-        _policy: &RulePolicy,
-        timeouts: Timeouts,
-    ) -> Self {
-        Self { conn, cluster, timeouts, tried: SmallVec::new(), unseen: 0, fresh: false }
+    pub(crate) fn new(conn: &'a Conn, target: Target<'a>) -> Self {
+        let timeouts = target.timeouts();
+        let repeats = Repeats::new(conn, target);
+        let attempt_timeout = match (timeouts.backend_request, repeats.per_try_timeout()) {
+            (Some(one), Some(other)) => Some(one.min(other)),
+            (one, other) => one.or(other),
+        };
+        Self {
+            conn,
+            target,
+            repeats,
+            connect_timeout: timeouts.connect.unwrap_or(CONNECT_TIMEOUT),
+            attempt_timeout,
+            tried: SmallVec::new(),
+            endpoint: None,
+            fresh: false,
+            permit: None,
+        }
     }
 
     /// Runs attempts until a response's final head is in `response`.
@@ -62,35 +75,86 @@ impl<'a> Attempts<'a> {
         journey: &mut Journey<'_>,
         deadlines: &mut Deadlines,
     ) -> Result<Exchange, Failure> {
+        let mut again: Option<Box<Fields>> = None;
         loop {
-            let failure = match self.once(head, down, body, response, journey, deadlines).await {
-                Ok(exchange) => return Ok(exchange),
-                Err(failure) => failure,
-            };
+            let head = Head { fields: again.as_deref().unwrap_or(head.fields), ..*head };
+            let outcome = self.once(&head, down, body, response, journey, deadlines).await;
             journey.record.bytes_received = body.received;
-            if !self.again(&failure, head, body) {
-                return Err(failure);
-            }
+            self.observe(outcome.as_ref().map(|_| response.status));
+            let endpoint = self.endpoint.as_ref().map(|endpoint| endpoint.id);
+            let repeat = match outcome {
+                Ok(exchange) => {
+                    match self.repeats.after_response(response, &head, body, deadlines, endpoint, journey) {
+                        None => return Ok(exchange),
+                        Some(repeat) => {
+                            let now = self.conn.worker.now();
+                            if exchange.is_end() && body.is_sent() {
+                                exchange.finish(now)
+                            } else {
+                                exchange.abort()
+                            }
+                            repeat
+                        }
+                    }
+                }
+                Err(failure) => self.repeats.after_failure(failure, &head, body, deadlines, endpoint)?,
+            };
+            self.prepare(repeat, down, deadlines).await?;
             body.rewind();
+            if let Some(count) = self.repeats.counted() {
+                again = Some(Box::new(numbered(head.fields, count)?));
+            }
         }
     }
 
-    /// Whether another attempt follows, and to whom.
-    fn again(&mut self, failure: &Failure, head: &Head<'_>, body: &RequestBody) -> bool {
-        if !body.is_replayable() {
-            return false;
-        }
-        match failure.retry {
-            Retry::No | Retry::Policy => false,
-            Retry::NothingSent => {
-                self.unseen += 1;
-                self.unseen <= UNSEEN_RETRIES
-            }
-            // The endpoint may have seen the request and died of it: only what may be repeated is.
-            Retry::Reused => {
+    /// Gets ready for another attempt, after its back-off.
+    async fn prepare(
+        &mut self,
+        repeat: Again,
+        down: &mut Down<'_>,
+        deadlines: &mut Deadlines,
+    ) -> Result<(), Failure> {
+        match repeat {
+            Again::SameEndpoint => {
                 self.tried.pop();
-                !std::mem::replace(&mut self.fresh, true) && (head.method.is_idempotent() || body.is_empty())
+                self.fresh = true;
             }
+            Again::Elsewhere { after, permit } => {
+                self.permit = permit;
+                if !after.is_zero() {
+                    self.unless_interrupted(
+                        Box::pin(async {
+                            sleep(after).await;
+                            Ok(())
+                        }),
+                        down,
+                        deadlines,
+                    )
+                    .await?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Tells outlier detection, once per attempt.
+    fn observe(&self, outcome: Result<u16, &Failure>) {
+        let (Target::Service { cluster, .. }, Some(endpoint)) = (self.target, &self.endpoint) else { return };
+        if cluster.outlier_detection.is_none() {
+            return;
+        }
+        let outcome = match outcome {
+            Ok(status) => AttemptOutcome::of_status(status),
+            // A stale connection says nothing about its endpoint, and what is our own or the caller's fault neither.
+            Err(Failure { retry: Retry::Reused, .. }) => return,
+            Err(Failure { fault: Fault::Upstream, .. }) => AttemptOutcome::Failure,
+            Err(Failure { cause: Cause::PerTryTimeout | Cause::RequestTimeout, .. }) => {
+                AttemptOutcome::Failure
+            }
+            Err(_) => return,
+        };
+        if let Some(ejection) = cluster.record(endpoint, outcome, self.conn.worker.now()) {
+            self.conn.worker.ejected(cluster, endpoint, ejection);
         }
     }
 
@@ -103,20 +167,20 @@ impl<'a> Attempts<'a> {
         journey: &mut Journey<'_>,
         deadlines: &mut Deadlines,
     ) -> Result<Exchange, Failure> {
-        let worker = &self.conn.worker;
-        let endpoint =
-            self.cluster.pick(worker.now(), &mut *worker.rng.borrow_mut(), &self.tried).ok_or_else(|| {
-                Failure::local(Cause::NoHealthyUpstream).because(Arc::clone(&self.cluster.key.service))
-            })?;
-        self.tried.push(endpoint.id);
-        let http2 = matches!(self.cluster.protocol, AppProtocol::Http2 | AppProtocol::Grpc);
-        journey.attempt(&endpoint, if http2 { Protocol::Http2 } else { Protocol::Http11 });
-        deadlines.attempt(self.timeouts.backend_request);
-        let mut exchange = if http2 {
-            self.open_h2(&endpoint, head, down, body, deadlines).await?
-        } else {
-            self.open_h1(&endpoint, head, down, deadlines).await?
+        self.pick()?;
+        let to = self.destination();
+        let protocol = if matches!(to.speaks, Speaks::Http1) { Protocol::Http11 } else { Protocol::Http2 };
+        journey.attempt(to.address, self.endpoint.as_ref(), protocol);
+        deadlines.attempt(self.attempt_timeout);
+        let mut exchange = match to.speaks {
+            Speaks::Http1 => self.open_h1(&to, head, down, deadlines).await?,
+            Speaks::Http2 | Speaks::Mesh { .. } => {
+                self.open_h2(&to, head, down, body.is_empty(), deadlines).await?
+            }
         };
+        if let Speaks::Mesh { id, .. } = to.speaks {
+            journey.record.upstream_id = Some(Arc::clone(id.shared()));
+        }
         match transfer::until_head(self.conn, &mut exchange, down, body, response, deadlines).await {
             Ok(()) => Ok(exchange),
             Err(failure) => {
@@ -126,23 +190,57 @@ impl<'a> Attempts<'a> {
         }
     }
 
+    fn pick(&mut self) -> Result<(), Failure> {
+        let Target::Service { cluster, .. } = self.target else { return Ok(()) };
+        let worker = &self.conn.worker;
+        let picked = cluster.pick(worker.now(), &mut *worker.rng.borrow_mut(), &self.tried);
+        let Some(endpoint) = picked else {
+            self.endpoint = None;
+            return Err(Failure::local(Cause::NoHealthyUpstream).because(Arc::clone(&cluster.key.service)));
+        };
+        self.tried.push(endpoint.id);
+        self.endpoint = Some(endpoint);
+        Ok(())
+    }
+
+    fn destination(&self) -> Destination<'_> {
+        let connect_timeout = self.connect_timeout;
+        match (self.target, &self.endpoint) {
+            (Target::Service { cluster, .. }, Some(endpoint)) => Destination {
+                pool: endpoint.id,
+                address: endpoint.http_address(),
+                speaks: match &endpoint.transport {
+                    Transport::Mesh { spiffe_id, .. } => Speaks::Mesh { key: &cluster.key, id: spiffe_id },
+                    Transport::Plaintext if cluster.protocol.is_http2() => Speaks::Http2,
+                    Transport::Plaintext => Speaks::Http1,
+                },
+                cluster: Some(cluster),
+                connect_timeout,
+            },
+            (Target::App { port, http2 }, _) => Destination {
+                pool: app_id(port.app_port, http2),
+                address: (self.conn.worker.shared.settings.app_address, port.app_port).into(),
+                speaks: if http2 { Speaks::Http2 } else { Speaks::Http1 },
+                cluster: None,
+                connect_timeout,
+            },
+            (Target::Service { .. }, None) => unreachable!("an endpoint was picked before"),
+        }
+    }
+
     async fn open_h1(
         &self,
-        endpoint: &Arc<Endpoint>,
+        to: &Destination<'_>,
         head: &Head<'_>,
         down: &mut Down<'_>,
         deadlines: &mut Deadlines,
     ) -> Result<Exchange, Failure> {
         let worker = &self.conn.worker;
-        let pool = worker.pools.of(endpoint.id);
+        let pool = worker.pools.of(to.pool);
         let kept = if self.fresh { None } else { pool.take_idle() };
         let mut client = match kept {
             Some(client) => client,
-            None => {
-                let dial = Box::pin(connect(endpoint.http_address(), self.connect_timeout()));
-                let io = self.unless_interrupted(dial, down, deadlines).await?;
-                Box::new(H1Client::new(io, worker.connected()))
-            }
+            None => self.unless_interrupted(Box::pin(open::h1(worker, to, &pool)), down, deadlines).await?,
         };
         client.send(head, &worker.shared.settings.limits)?;
         Ok(Exchange::H1 { client, pool })
@@ -150,44 +248,23 @@ impl<'a> Attempts<'a> {
 
     async fn open_h2(
         &self,
-        endpoint: &Arc<Endpoint>,
+        to: &Destination<'_>,
         head: &Head<'_>,
         down: &mut Down<'_>,
-        body: &RequestBody,
+        end: bool,
         deadlines: &mut Deadlines,
     ) -> Result<Exchange, Failure> {
         let worker = &self.conn.worker;
-        let pool = worker.pools.of(endpoint.id);
-        let end = body.is_empty();
-        let open = async {
-            let connection = self.shared(endpoint, &pool).await?;
-            connection.send(head, end, &*worker.shared.clock).await
-        };
-        let exchange = self.unless_interrupted(Box::pin(open), down, deadlines).await?;
+        let pool = worker.pools.of(to.pool);
+        let opening = Box::pin(open::h2(worker, to, &pool, head, end));
+        let exchange = self.unless_interrupted(opening, down, deadlines).await?;
         Ok(Exchange::H2(Box::new(exchange)))
     }
 
-    async fn shared(
-        &self,
-        endpoint: &Arc<Endpoint>,
-        pool: &EndpointPool,
-    ) -> Result<Rc<H2Connection>, Failure> {
-        let worker = &self.conn.worker;
-        pool.share(|| async {
-            let io = connect(endpoint.http_address(), self.connect_timeout()).await?;
-            H2Connection::start(io, worker.connected(), worker.now()).await
-        })
-        .await
-    }
-
-    fn connect_timeout(&self) -> Duration {
-        self.timeouts.connect.unwrap_or(CONNECT_TIMEOUT)
-    }
-
-    /// Waits for a connection, unless the request's time is over or nobody waits for it any more.
+    /// Waits, unless the request's time is over or nobody waits for it any more.
     async fn unless_interrupted<T>(
         &self,
-        mut step: std::pin::Pin<Box<impl Future<Output = Result<T, Failure>>>>,
+        mut step: Pin<Box<impl Future<Output = Result<T, Failure>>>>,
         down: &mut Down<'_>,
         deadlines: &mut Deadlines,
     ) -> Result<T, Failure> {
@@ -199,10 +276,19 @@ impl<'a> Attempts<'a> {
         })
         .await;
         if let Err(failure) = &done
-            && matches!(failure.cause, Cause::ConnectFailure | Cause::ConnectTimeout)
+            && failure.cause.is_connecting()
         {
             self.conn.worker.connect_failed(failure.cause);
         }
         done
     }
+}
+
+/// A retry says so: the next hop does not retry what is one already.
+fn numbered(fields: &Fields, count: u32) -> Result<Fields, Failure> {
+    let mut fields = fields.clone();
+    fields
+        .set_known(KnownName::XEnvoyAttemptCount, count.to_string())
+        .map_err(|error| Failure::local(Cause::Internal).because(error.to_string()))?;
+    Ok(fields)
 }

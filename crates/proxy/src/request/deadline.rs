@@ -5,6 +5,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use meshwork_base::Tick;
 use meshwork_decision::{Cause, Timeouts};
 use tokio::time::{Sleep, sleep};
 
@@ -12,13 +13,20 @@ use tokio::time::{Sleep, sleep};
 #[derive(Default)]
 pub(crate) struct Deadlines {
     request: Option<Pin<Box<Sleep>>>,
+    end: Option<Tick>,
     attempt: Option<(Pin<Box<Sleep>>, Cause)>,
 }
 
 impl Deadlines {
     /// The request's time begins now.
-    pub(crate) fn new(timeouts: &Timeouts) -> Self {
-        Self { request: timeouts.request.map(|limit| Box::pin(sleep(limit))), attempt: None }
+    pub(crate) fn new(timeouts: &Timeouts, now: Tick) -> Self {
+        let request = timeouts.request.map(|limit| Box::pin(sleep(limit)));
+        Self { request, end: timeouts.request.map(|limit| now.after(limit)), attempt: None }
+    }
+
+    /// When the request's time is over.
+    pub(crate) fn end(&self) -> Option<Tick> {
+        self.end
     }
 
     /// An attempt's time begins now.

@@ -3,13 +3,14 @@
 use std::net::IpAddr;
 
 use meshwork_base::Rng;
-use meshwork_decision::{Backend, Cause, Filter, HeaderEdit, HeaderEdits, Matched, RequestView, Rewrite};
+use meshwork_decision::{Cause, Filter, HeaderEdit, HeaderEdits, Matched, RequestView, Rewrite};
 use meshwork_http1::{FieldError, Fields, HopByHop, KnownName, RequestHead, ResponseHead, strip_hop_by_hop};
 
 use super::journey::Journey;
-use super::route::Seen;
+use super::route::{Seen, Target, Way};
 use crate::downstream::connection::Conn;
 use crate::error::Failure;
+use crate::mesh::Place;
 use crate::upstream::Head;
 
 /// What the rule's filters make of a request.
@@ -25,6 +26,7 @@ pub(crate) struct Outgoing {
     path: Option<String>,
     hop: HopByHop,
     https: bool,
+    nested: bool,
 }
 
 impl Outgoing {
@@ -39,6 +41,7 @@ impl Outgoing {
             body: head.body,
             te_trailers: self.hop.te_trailers,
             upgrade: self.hop.upgrade.as_deref(),
+            nested: self.nested,
         }
     }
 }
@@ -58,7 +61,7 @@ fn internal(error: &FieldError) -> Failure {
 /// A filter wrote what no field can hold.
 pub(crate) fn request(
     conn: &Conn,
-    matched: &Matched<'_>,
+    way: &Way<'_>,
     head: &mut RequestHead,
     journey: &mut Journey<'_>,
 ) -> Result<Verdict, Failure> {
@@ -67,8 +70,33 @@ pub(crate) fn request(
         // HTTP/1.1 upstreams are asked again; towards HTTP/2 the field is left out.
         head.fields.push_known(KnownName::Upgrade, protocol).map_err(|error| internal(&error))?;
     }
-    let mut outgoing = Outgoing { path: None, hop, https: conn.https };
+    let mut outgoing = Outgoing { path: None, hop, https: conn.https, nested: is_nested(conn, head) };
     own_host(head).map_err(|error| internal(&error))?;
+    if let Way::Rule(matched) = way
+        && let Some((status, location)) = apply(conn, matched, head, &mut outgoing)?
+    {
+        return Ok(Verdict::Answer { status, location });
+    }
+    forwarded(conn, &mut head.fields, journey).map_err(|error| internal(&error))?;
+    Ok(Verdict::Forward(outgoing))
+}
+
+/// Whether it is a retry of the hop before. From outside of the mesh nobody is believed.
+fn is_nested(conn: &Conn, head: &RequestHead) -> bool {
+    let count = match conn.place {
+        Place::Gateway(_) => None,
+        Place::Outbound(_) | Place::Inbound(_) => head.fields.known(KnownName::XEnvoyAttemptCount),
+    };
+    count.and_then(|count| std::str::from_utf8(count).ok()?.parse().ok()).is_some_and(|count: u32| count > 1)
+}
+
+/// Applies the rule's filters in their order; gives the redirect that answers, if one does.
+fn apply(
+    conn: &Conn,
+    matched: &Matched<'_>,
+    head: &mut RequestHead,
+    outgoing: &mut Outgoing,
+) -> Result<Option<(u16, String)>, Failure> {
     for filter in matched.rule().filters() {
         match filter {
             Filter::RequestHeaders(edits) => {
@@ -81,13 +109,12 @@ pub(crate) fn request(
                 let port =
                     matched.listener.map_or_else(|| seen.port().unwrap_or(80), |listener| listener.port);
                 let location = redirect.location(&seen, port, matched.prefix());
-                return Ok(Verdict::Answer { status: redirect.status, location });
+                return Ok(Some((redirect.status, location)));
             }
-            Filter::Rewrite(rewrite) => apply_rewrite(rewrite, matched, head, &mut outgoing)?,
+            Filter::Rewrite(rewrite) => apply_rewrite(rewrite, matched, head, outgoing)?,
         }
     }
-    forwarded(conn, &mut head.fields, journey).map_err(|error| internal(&error))?;
-    Ok(Verdict::Forward(outgoing))
+    Ok(None)
 }
 
 /// An absolute target overrides Host (RFC 9112 section 3.2.2); HTTP/1.0 may come without one.
@@ -119,8 +146,24 @@ fn apply_rewrite(
     }
 }
 
-/// What upstreams learn of the caller's connection: `X-Forwarded-For`, `X-Forwarded-Proto`, `X-Request-Id`.
+/// What the next hop learns of the caller. Where the mesh begins, what callers claim about themselves is replaced by
+/// what we know; inside, only the inbound side has something to add.
 fn forwarded(conn: &Conn, fields: &mut Fields, journey: &mut Journey<'_>) -> Result<(), FieldError> {
+    match conn.place {
+        Place::Gateway(_) => edge(conn, fields)?,
+        Place::Inbound(_) => client_certificate(conn, fields)?,
+        Place::Outbound(_) => {}
+    }
+    if fields.known(KnownName::XRequestId).is_none() {
+        let id = request_id(&mut *conn.worker.rng.borrow_mut());
+        fields.push_known(KnownName::XRequestId, id)?;
+        journey.identified(&id);
+    }
+    Ok(())
+}
+
+/// `X-Forwarded-For` and `X-Forwarded-Proto`; fields that only proxies of the mesh may set are removed.
+fn edge(conn: &Conn, fields: &mut Fields) -> Result<(), FieldError> {
     let peer = match conn.peer.ip() {
         IpAddr::V6(ip) => ip.to_canonical(),
         ip @ IpAddr::V4(_) => ip,
@@ -133,12 +176,23 @@ fn forwarded(conn: &Conn, fields: &mut Fields, journey: &mut Journey<'_>) -> Res
     chain.extend_from_slice(peer.to_string().as_bytes());
     fields.set_known(KnownName::XForwardedFor, &chain)?;
     fields.set_known(KnownName::XForwardedProto, if conn.https { "https" } else { "http" })?;
-    if fields.known(KnownName::XRequestId).is_none() {
-        let id = request_id(&mut *conn.worker.rng.borrow_mut());
-        fields.push_known(KnownName::XRequestId, id)?;
-        journey.identified(&id);
+    for ours in [KnownName::XForwardedClientCert, KnownName::XEnvoyAttemptCount] {
+        if fields.known(ours).is_some() {
+            fields.remove_known(ours);
+        }
     }
     Ok(())
+}
+
+/// The application learns who called from us alone (Envoy's `SANITIZE_SET`).
+fn client_certificate(conn: &Conn, fields: &mut Fields) -> Result<(), FieldError> {
+    match &conn.caller {
+        Some(caller) => fields.set_known(KnownName::XForwardedClientCert, caller.certificate.as_bytes()),
+        None => {
+            fields.remove_known(KnownName::XForwardedClientCert);
+            Ok(())
+        }
+    }
 }
 
 /// A random UUID (version 4, RFC 9562 section 5.4).
@@ -161,8 +215,8 @@ fn request_id(rng: &mut impl Rng) -> [u8; 36] {
 ///
 /// # Errors
 /// A filter wrote what no field can hold.
-pub(crate) fn backend(backend: &Backend, head: &mut RequestHead) -> Result<(), Failure> {
-    for filter in &*backend.filters {
+pub(crate) fn backend(target: &Target<'_>, head: &mut RequestHead) -> Result<(), Failure> {
+    for filter in target.filters() {
         if let Filter::RequestHeaders(edits) = filter {
             edit(&mut head.fields, edits).map_err(|error| internal(&error))?;
         }
@@ -175,15 +229,15 @@ pub(crate) fn backend(backend: &Backend, head: &mut RequestHead) -> Result<(), F
 /// # Errors
 /// A filter wrote what no field can hold.
 pub(crate) fn response(
-    matched: &Matched<'_>,
-    backend: &Backend,
+    way: &Way<'_>,
+    target: &Target<'_>,
     response: &mut ResponseHead,
 ) -> Result<(), FieldError> {
     let hop = strip_hop_by_hop(&mut response.fields);
     if let Some(protocol) = hop.upgrade.filter(|_| response.tunnel) {
         response.fields.push_known(KnownName::Upgrade, protocol)?;
     }
-    for filter in backend.filters.iter().chain(matched.rule().filters()) {
+    for filter in target.filters().iter().chain(way.filters()) {
         if let Filter::ResponseHeaders(edits) = filter {
             edit(&mut response.fields, edits)?;
         }

@@ -1,22 +1,26 @@
 //! What is known of a request so far, and its one [`Record`], written when the journey ends, however it ends.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use meshwork_base::{Clock, Tick};
-use meshwork_decision::{Cause, Cluster, Endpoint, InFlight, Matched};
+use meshwork_decision::{Cause, Cluster, Endpoint, InFlight, Limited, Matched, Permit};
 use meshwork_http1::{KnownName, RequestHead, ResponseHead, Version};
 use meshwork_telemetry::{Protocol, Record, TraceId};
 
+use super::reply::is_grpc;
 use crate::downstream::connection::Conn;
 use crate::error::Failure;
+use crate::series::{self, Called};
 
 /// See the module's text. Dropping it writes the record: also a request that is cancelled is written once.
 pub(crate) struct Journey<'c> {
     conn: &'c Conn,
     pub(crate) record: &'c mut Record,
     started: Tick,
-    cluster: Option<Arc<Cluster>>,
-    endpoint: Option<Arc<Endpoint>>,
+    called: Called,
+    /// Counts the request among those of its service, where that has a limit.
+    permit: Option<Permit>,
     in_flight: Option<InFlight>,
     finished: bool,
 }
@@ -45,7 +49,9 @@ impl<'c> Journey<'c> {
             fields.known(KnownName::UserAgent).unwrap_or_default(),
             fields.known(KnownName::XRequestId).unwrap_or_default(),
         );
-        Self { conn, record, started, cluster: None, endpoint: None, in_flight: None, finished: false }
+        record.peer_id = conn.peer_id().map(|id| Arc::clone(id.shared()));
+        let called = Called { grpc: is_grpc(head), ..Called::default() };
+        Self { conn, record, started, called, permit: None, in_flight: None, finished: false }
     }
 
     /// The request got its id from us.
@@ -60,18 +66,44 @@ impl<'c> Journey<'c> {
         self.record.rule = (!name.is_empty()).then(|| name.into());
     }
 
-    pub(crate) fn cluster(&mut self, cluster: &Arc<Cluster>) {
+    /// The caller speaks gRPC and must be answered in its terms.
+    pub(crate) fn is_grpc(&self) -> bool {
+        self.called.grpc
+    }
+
+    /// A service is called.
+    ///
+    /// # Errors
+    /// As many requests as its limit allows are under way.
+    pub(crate) fn cluster(&mut self, cluster: &Arc<Cluster>) -> Result<(), Failure> {
         self.record.service = Some(Arc::clone(&cluster.key.service));
-        self.cluster = Some(Arc::clone(cluster));
+        self.called.cluster = Some(Arc::clone(cluster));
+        if cluster.limits.max_requests.is_some() {
+            let over = |cause| Failure::local(cause).because(Arc::clone(&cluster.key.service));
+            self.permit = Some(cluster.admit(Limited::Request).map_err(over)?);
+        }
+        Ok(())
+    }
+
+    /// Our own application is called, as this service.
+    pub(crate) fn own(&mut self, service: &Arc<str>) {
+        self.record.service = Some(Arc::clone(service));
+        self.called.own = Some(Arc::clone(service));
     }
 
     /// An attempt begins.
-    pub(crate) fn attempt(&mut self, endpoint: &Arc<Endpoint>, protocol: Protocol) {
+    pub(crate) fn attempt(
+        &mut self,
+        address: SocketAddr,
+        endpoint: Option<&Arc<Endpoint>>,
+        protocol: Protocol,
+    ) {
         self.record.attempts += 1;
-        self.record.endpoint = Some(endpoint.http_address());
+        self.record.endpoint = Some(address);
         self.record.upstream_protocol = Some(protocol);
-        self.in_flight = Some(endpoint.begin());
-        self.endpoint = Some(Arc::clone(endpoint));
+        self.record.upstream_id = None;
+        self.in_flight = endpoint.map(|endpoint| endpoint.begin());
+        self.called.endpoint = endpoint.cloned();
     }
 
     /// The final head of the upstream's response is there.
@@ -102,7 +134,9 @@ impl<'c> Journey<'c> {
             let worker = &self.conn.worker;
             self.record.duration = worker.now().since(self.started);
             self.in_flight = None;
-            worker.report(self.record, self.cluster.as_ref(), self.endpoint.as_ref());
+            self.permit = None;
+            worker.log(self.record);
+            series::of(self.conn, &self.called).observe(self.record);
         }
     }
 }

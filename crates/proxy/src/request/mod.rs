@@ -1,9 +1,11 @@
 //! A request's way, phase by phase. [`run`] is the driver: it calls the phases in order and contains no policy.
 //!
 //! ```text
-//! route    decision: listener, rule                                 route.rs
+//! discover a service called for the first time is asked for         discover.rs
+//! route    decision: listener, rule; who may; which backend         route.rs
 //! filters  decision says what, here it is done                      filters.rs
-//! attempt  endpoint, connection, head out, head back, once more?    attempt.rs
+//! attempt  endpoint, connection, head out, head back                attempt.rs
+//! retry    once more?                                               retry.rs
 //! transfer bodies both ways at the same time                        transfer.rs
 //! record   one Record, whatever happened                            journey.rs
 //! ```
@@ -13,21 +15,22 @@
 pub(crate) mod attempt;
 mod body;
 mod deadline;
+mod discover;
 mod filters;
 mod journey;
 mod reply;
+mod retry;
 mod route;
 mod transfer;
 
 use meshwork_base::Tick;
-use meshwork_decision::{Cause, Matched};
+use meshwork_decision::Cause;
 use meshwork_http1::{RequestHead, ResponseHead};
 use meshwork_telemetry::{Protocol, Record};
 
 use crate::downstream::Down;
 use crate::downstream::connection::Conn;
 use crate::error::Failure;
-use crate::upstream::Exchange;
 use crate::worker::View;
 use attempt::Attempts;
 use body::RequestBody;
@@ -61,13 +64,19 @@ pub(crate) async fn serve(
     scratch: &mut Scratch,
     started: Tick,
 ) {
-    let view = conn.worker.view();
+    let mut view = conn.worker.view();
     let mut journey = Journey::begin(conn, head, scratch.protocol, &mut scratch.record, started);
+    let found = match discover::missing(conn, &view, head) {
+        Some(missing) => Box::pin(discover::wait(conn, down, missing)).await.map(|newer| view = newer),
+        None => Ok(()),
+    };
     journey.record.revision = Some(view.revision.clone());
-    let grpc = reply::is_grpc(head);
-    let ran = run(conn, &view, head, down, &mut scratch.response, &mut journey).await;
+    let ran = match found {
+        Ok(()) => run(conn, &view, head, down, &mut scratch.response, &mut journey).await,
+        Err(failure) => Err(failure),
+    };
     if let Err(failure) = ran {
-        reply::fail(conn, down, &mut scratch.response, &mut journey, &failure, grpc).await;
+        reply::fail(conn, down, &mut scratch.response, &mut journey, &failure).await;
     }
 }
 
@@ -81,7 +90,7 @@ pub(crate) async fn refuse(
     started: Tick,
 ) {
     let mut journey = Journey::begin(conn, head, scratch.protocol, &mut scratch.record, started);
-    reply::fail(conn, down, &mut scratch.response, &mut journey, failure, false).await;
+    reply::fail(conn, down, &mut scratch.response, &mut journey, failure).await;
 }
 
 /// The driver. The snapshot was taken once and is all that decides.
@@ -93,46 +102,29 @@ async fn run(
     response: &mut ResponseHead,
     journey: &mut Journey<'_>,
 ) -> Result<(), Failure> {
-    let matched = route::find(conn, view, head, journey)?;
-    let outgoing = match filters::request(conn, &matched, head, journey)? {
+    let way = route::find(conn, view, head, journey)?;
+    route::authorize(conn, &way, head)?;
+    let outgoing = match filters::request(conn, &way, head, journey)? {
         filters::Verdict::Answer { status, location } => {
             reply::redirect(conn, down, response, journey, status, &location).await;
             return Ok(());
         }
         filters::Verdict::Forward(outgoing) => outgoing,
     };
-    let (backend, cluster) = route::backend(conn, &matched, journey)?;
-    filters::backend(backend, head)?;
-    let timeouts = matched.policy().timeouts(Some(cluster));
-    let mut deadlines = Deadlines::new(&timeouts);
+    let target = route::target(conn, &way, head, journey)?;
+    filters::backend(&target, head)?;
+    let timeouts = target.timeouts();
+    conn.entry.be_patient(timeouts.idle);
+    let mut deadlines = Deadlines::new(&timeouts, conn.worker.now());
     let mut body = RequestBody::new(head);
-    let target = outgoing.head(head);
-    let mut attempts = Attempts::new(conn, cluster, matched.policy(), timeouts);
-    let exchange = attempts.run(&target, down, &mut body, response, journey, &mut deadlines).await?;
-    respond(conn, &matched, backend, exchange, down, &mut body, response, journey, &mut deadlines).await
-}
-
-/// The second half: the response's way back.
-#[expect(
-    clippy::too_many_arguments,
-    reason = "the driver's locals; a struct of them would only rename the list"
-)]
-async fn respond(
-    conn: &Conn,
-    matched: &Matched<'_>,
-    backend: &meshwork_decision::Backend,
-    exchange: Exchange,
-    down: &mut Down<'_>,
-    body: &mut RequestBody,
-    response: &mut ResponseHead,
-    journey: &mut Journey<'_>,
-    deadlines: &mut Deadlines,
-) -> Result<(), Failure> {
-    filters::response(matched, backend, response)
+    let sent = outgoing.head(head);
+    let mut attempts = Attempts::new(conn, target);
+    let exchange = attempts.run(&sent, down, &mut body, response, journey, &mut deadlines).await?;
+    filters::response(&way, &target, response)
         .map_err(|error| Failure::local(Cause::Internal).because(error.to_string()))?;
     journey.responded(response);
     if response.tunnel {
         return transfer::tunnel(conn, exchange, down, response, journey).await;
     }
-    transfer::response(conn, exchange, down, body, response, journey, deadlines).await
+    transfer::response(conn, exchange, down, &mut body, response, journey, &mut deadlines).await
 }

@@ -11,7 +11,7 @@ use super::journey::Journey;
 use crate::connections::Order;
 use crate::downstream::Down;
 use crate::downstream::connection::Conn;
-use crate::error::Failure;
+use crate::error::{Failure, Retry};
 use crate::http::stream::StreamError;
 
 /// Whether the caller speaks gRPC and must be answered in its terms.
@@ -44,11 +44,16 @@ pub(crate) async fn fail(
     response: &mut ResponseHead,
     journey: &mut Journey<'_>,
     failure: &Failure,
-    grpc: bool,
 ) {
+    let grpc = journey.is_grpc();
     journey.failed(failure);
     let Failure { cause, fault, detail, .. } = failure;
     tracing::debug!(%cause, ?fault, ?detail, listener = %conn.place, "request failed");
+    // A caller in the mesh may send elsewhere what our application has not seen.
+    if failure.retry == Retry::NothingSent && conn.caller.is_some() && !down.head_sent() && down.refuse() {
+        journey.finish();
+        return;
+    }
     let status = failure.cause.status().filter(|_| !down.head_sent());
     let Some(status) = status else {
         down.abort();
@@ -129,7 +134,7 @@ async fn send(
         if let std::task::Poll::Ready(done) = down.poll_flush(cx) {
             return std::task::Poll::Ready(done);
         }
-        if matches!(conn.entry.order(), Some(Order::Stop | Order::TimedOut(_))) {
+        if matches!(conn.entry.order(), Some(Order::Close(_) | Order::TimedOut(_))) {
             return std::task::Poll::Ready(Err(StreamError::Closed));
         }
         conn.entry.watch(cx);

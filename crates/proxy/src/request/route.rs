@@ -1,16 +1,19 @@
-//! Where a request goes: the decision's answer for the head at hand.
+//! Where a request goes: the decision's answer for the head at hand, on each side of the mesh.
 
 use std::sync::Arc;
 
 use meshwork_base::SpiffeId;
 use meshwork_decision::{
-    Backend, Cause, Cluster, Matched, NoReasons, RequestView, Routed, Scheme, split_authority,
+    AppProtocol, Authorization, Backend, Cause, Cluster, Filter, InboundPort, Matched, NoReasons,
+    RequestView, Routed, RulePolicy, Scheme, Timeouts, split_authority,
 };
 use meshwork_http1::RequestHead;
+use meshwork_telemetry::Protocol;
 
 use super::journey::Journey;
 use crate::downstream::connection::Conn;
 use crate::error::Failure;
+use crate::mesh::Place;
 use crate::worker::View;
 
 /// A head as decisions see it.
@@ -19,12 +22,13 @@ pub(crate) struct Seen<'a> {
     host: &'a str,
     port: Option<u16>,
     https: bool,
+    peer: Option<&'a SpiffeId>,
 }
 
 impl<'a> Seen<'a> {
-    pub(crate) fn new(conn: &Conn, head: &'a RequestHead) -> Self {
+    pub(crate) fn new(conn: &'a Conn, head: &'a RequestHead) -> Self {
         let (host, port) = split_authority(head.authority().unwrap_or_default());
-        Self { head, host, port, https: conn.https }
+        Self { head, host, port, https: conn.https, peer: conn.peer_id() }
     }
 }
 
@@ -51,32 +55,82 @@ impl RequestView for Seen<'_> {
         self.head.fields.get_all(name.as_bytes())
     }
     fn peer(&self) -> Option<&SpiffeId> {
-        None
+        self.peer
     }
 }
 
-/// Finds the rule.
+/// What takes a request.
+#[derive(Clone, Copy)]
+pub(crate) enum Way<'v> {
+    /// A rule, of a gateway's or of a service's route.
+    Rule(Matched<'v>),
+    /// A port of the application beside us.
+    App(&'v InboundPort),
+}
+
+impl<'v> Way<'v> {
+    /// The rule's filters, in the user's order.
+    pub(crate) fn filters(&self) -> &'v [Filter] {
+        match self {
+            Self::Rule(matched) => matched.rule().filters(),
+            Self::App(_) => &[],
+        }
+    }
+
+    fn authorization(&self) -> &'v Authorization {
+        match self {
+            Self::Rule(matched) => &matched.policy().authorization,
+            Self::App(port) => &port.authorization,
+        }
+    }
+}
+
+/// Finds what takes the request.
 ///
 /// # Errors
-/// No listener, host or rule takes the request, or its method is one we do not carry.
+/// No listener, host, service or rule takes it, or its method is one we do not carry.
 pub(crate) fn find<'v>(
     conn: &Conn,
     view: &'v View,
     head: &RequestHead,
     journey: &mut Journey<'_>,
-) -> Result<Matched<'v>, Failure> {
+) -> Result<Way<'v>, Failure> {
     if head.method == http::Method::CONNECT {
         return Err(
             Failure::downstream(Cause::NotImplemented).because("CONNECT is not carried by this listener")
         );
     }
-    let Some(binding) = view.binding(conn.place) else {
-        return Err(Failure::local(Cause::NoListener).because("the listener was removed"));
+    let seen = Seen::new(conn, head);
+    let routed = match conn.place {
+        Place::Inbound(_) => {
+            let port = app_port(conn, view, &seen)?;
+            journey.own(&port.key.service);
+            return Ok(Way::App(port));
+        }
+        Place::Outbound(_) => {
+            let unknown = || Failure::local(Cause::UnknownService).because(seen.host);
+            let service = view.snapshot.outbound(seen.host).ok_or_else(unknown)?;
+            conn.worker.uses(&service.name);
+            let port = service.port(seen.port).map_err(|cause| {
+                Failure::local(cause).because(format!(
+                    "{} has no port {}",
+                    service.name,
+                    seen.port.unwrap_or(80)
+                ))
+            })?;
+            port.route(&seen, &mut NoReasons)
+        }
+        Place::Gateway(_) => {
+            let Some(binding) = view.binding(conn.place) else {
+                return Err(Failure::local(Cause::NoListener).because("the listener was removed"));
+            };
+            binding.route(&seen, conn.sni.as_deref(), &mut NoReasons)
+        }
     };
-    match binding.route(&Seen::new(conn, head), conn.sni.as_deref(), &mut NoReasons) {
+    match routed {
         Routed::Matched(matched) => {
             journey.matched(&matched);
-            Ok(matched)
+            Ok(Way::Rule(matched))
         }
         Routed::NotFound { cause, listener } => {
             journey.record.listener = listener.map(|listener| Arc::clone(&listener.name));
@@ -85,19 +139,100 @@ pub(crate) fn find<'v>(
     }
 }
 
-/// Chooses a backend by weight.
+/// The port of the application that is called: by the name of the TLS handshake, which callers in the mesh set; for
+/// others by the authority. Whoever comes without identity must be allowed to.
+fn app_port<'v>(conn: &Conn, view: &'v View, seen: &Seen<'_>) -> Result<&'v InboundPort, Failure> {
+    let Some(inbound) = view.snapshot.inbound() else {
+        return Err(Failure::local(Cause::UnknownAppPort).because("nothing is served here yet"));
+    };
+    let of_mesh = conn.sni.as_deref().filter(|sni| sni.ends_with(".mesh"));
+    let port = match of_mesh {
+        Some(sni) => inbound.by_sni(sni).ok_or_else(|| Failure::local(Cause::UnknownAppPort).because(sni)),
+        None => inbound.by_port(seen.port).map_err(|cause| Failure::local(cause).because(seen.host)),
+    }?;
+    port.admit(seen.peer).map_err(|cause| Failure::downstream(cause).because(&*port.sni))?;
+    Ok(port)
+}
+
+/// Whether the request may pass.
+///
+/// # Errors
+/// A policy refuses it; the failure names the policy.
+pub(crate) fn authorize(conn: &Conn, way: &Way<'_>, head: &RequestHead) -> Result<(), Failure> {
+    let authorization = way.authorization();
+    if authorization.is_empty() {
+        return Ok(());
+    }
+    let seen = Seen::new(conn, head);
+    for policy in authorization.audits(&seen) {
+        let peer = seen.peer.map_or("nobody", SpiffeId::as_str);
+        tracing::info!(policy = %policy.origin, peer, host = seen.host, path = seen.path(), "audited");
+    }
+    authorization.check(&seen, &mut NoReasons).map_err(|denied| {
+        let peer = seen.peer.map_or("an unproven peer", SpiffeId::as_str);
+        Failure::downstream(denied.cause).because(format!("{} for {peer}", denied.policy.origin))
+    })
+}
+
+/// What a request is sent to.
+#[derive(Clone, Copy)]
+pub(crate) enum Target<'v> {
+    /// An endpoint of a service.
+    Service { backend: &'v Backend, cluster: &'v Arc<Cluster>, policy: &'v RulePolicy },
+    /// The application beside us.
+    App { port: &'v InboundPort, http2: bool },
+}
+
+impl<'v> Target<'v> {
+    pub(crate) fn timeouts(&self) -> Timeouts {
+        match self {
+            Self::Service { cluster, policy, .. } => policy.timeouts(Some(cluster)),
+            Self::App { .. } => Timeouts::default(),
+        }
+    }
+
+    /// The backend's own filters.
+    pub(crate) fn filters(&self) -> &'v [Filter] {
+        match self {
+            Self::Service { backend, .. } => &backend.filters,
+            Self::App { .. } => &[],
+        }
+    }
+}
+
+/// Chooses a backend by weight; or the application.
 ///
 /// # Errors
 /// There is none, or the chosen one leads nowhere.
-pub(crate) fn backend<'v>(
+pub(crate) fn target<'v>(
     conn: &Conn,
-    matched: &Matched<'v>,
+    way: &Way<'v>,
+    head: &RequestHead,
     journey: &mut Journey<'_>,
-) -> Result<(&'v Backend, &'v Arc<Cluster>), Failure> {
+) -> Result<Target<'v>, Failure> {
+    let matched = match way {
+        Way::Rule(matched) => matched,
+        Way::App(port) => {
+            return Ok(Target::App { port, http2: speaks_http2(port.protocol, conn, head, journey) });
+        }
+    };
     let chosen = matched.rule().choose_backend(&mut *conn.worker.rng.borrow_mut(), &mut NoReasons);
     let (backend, cluster) = chosen.map_err(|cause| {
         Failure::local(cause).because(format!("{} rule {}", matched.route().name, matched.rule_index()))
     })?;
-    journey.cluster(cluster);
-    Ok((backend, cluster))
+    journey.cluster(cluster)?;
+    Ok(Target::Service { backend, cluster, policy: matched.policy() })
+}
+
+/// The application gets what it declared. Where it declared nothing: between proxies everything is HTTP/2, so only
+/// gRPC tells that the application speaks it; a plaintext caller is passed on in its own version.
+fn speaks_http2(declared: AppProtocol, conn: &Conn, head: &RequestHead, journey: &Journey<'_>) -> bool {
+    match declared {
+        AppProtocol::Http2 | AppProtocol::Grpc => true,
+        AppProtocol::Http1 | AppProtocol::WebSocket => false,
+        AppProtocol::Detect | AppProtocol::Tcp | AppProtocol::Tls => {
+            let direct = conn.caller.is_none() && journey.record.protocol == Protocol::Http2;
+            direct || super::reply::is_grpc(head)
+        }
+    }
 }

@@ -35,7 +35,7 @@ pub(crate) fn poll_interrupted(
         Some(Order::TimedOut(Phase::Exchange)) => {
             return Poll::Ready(Failure::local(Cause::StreamIdleTimeout));
         }
-        Some(Order::Stop) => return Poll::Ready(Failure::local(Cause::Draining)),
+        Some(Order::Close(cause)) => return Poll::Ready(Failure::local(cause)),
         Some(Order::Drain | Order::TimedOut(_)) | None => {}
     }
     conn.entry.watch(cx);
@@ -235,7 +235,7 @@ pub(crate) async fn tunnel(
         if let Poll::Ready(done) = Pin::as_mut(&mut copy).poll(cx) {
             return Poll::Ready(done.map_err(|error| Failure::of_upstream(&error.into(), true, false)));
         }
-        if matches!(conn.entry.order(), Some(Order::Stop | Order::TimedOut(_))) {
+        if matches!(conn.entry.order(), Some(Order::Close(_) | Order::TimedOut(_))) {
             return Poll::Ready(Err(Failure::local(Cause::StreamIdleTimeout)));
         }
         conn.entry.watch(cx);

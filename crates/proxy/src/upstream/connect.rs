@@ -7,7 +7,6 @@ use meshwork_decision::Cause;
 use tokio::net::TcpStream;
 
 use crate::error::{Failure, Retry};
-use crate::io::Io;
 
 /// How long a TCP connection may take when no policy says otherwise; Envoy's default.
 pub(crate) const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -16,7 +15,7 @@ pub(crate) const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 ///
 /// # Errors
 /// [`Cause::ConnectTimeout`] or [`Cause::ConnectFailure`]; nothing was sent, so another attempt is always allowed.
-pub(crate) async fn connect(address: SocketAddr, timeout: Duration) -> Result<Io, Failure> {
+pub(crate) async fn connect(address: SocketAddr, timeout: Duration) -> Result<TcpStream, Failure> {
     let fail = |cause, error: &dyn std::fmt::Display| {
         Failure::upstream(cause, Retry::NothingSent).because(format!("{address}: {error}"))
     };
@@ -26,7 +25,7 @@ pub(crate) async fn connect(address: SocketAddr, timeout: Duration) -> Result<Io
         Ok(Ok(tcp)) => {
             // Heads and bodies are gathered here already; Nagle would only hold the last segment back.
             tcp.set_nodelay(true).map_err(|error| fail(Cause::ConnectFailure, &error))?;
-            Ok(Io::Tcp(tcp))
+            Ok(tcp)
         }
     }
 }

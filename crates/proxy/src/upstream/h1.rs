@@ -10,8 +10,8 @@ use meshwork_http1::{
 };
 
 use super::Head;
+use super::pool::Opened;
 use crate::error::Failure;
-use crate::gauges::OpenUpstream;
 use crate::http::stream::{Frame, StreamError};
 use crate::io::Io;
 use crate::wire::Wire;
@@ -28,11 +28,11 @@ pub(crate) struct H1Client {
     head_done: bool,
     keep_alive: bool,
     carried: u64,
-    _open: OpenUpstream,
+    _open: Opened,
 }
 
 impl H1Client {
-    pub(crate) fn new(io: Io, open: OpenUpstream) -> Self {
+    pub(crate) fn new(io: Io, open: Opened) -> Self {
         Self {
             wire: Wire::new(io),
             scan: HeadScan::default(),

@@ -12,14 +12,17 @@ use h2::client::{ResponseFuture, SendRequest};
 use meshwork_base::{Clock, Tick};
 use meshwork_decision::Cause;
 use meshwork_http1::ResponseHead;
+use meshwork_identity::Peer;
+use tokio::task::AbortHandle;
 
 use super::Head;
+use super::mesh::Validity;
+use super::pool::Opened;
 use crate::error::{Failure, Retry};
-use crate::gauges::OpenUpstream;
 use crate::http::convert;
 use crate::http::h2_body::{H2Sink, H2Source};
 use crate::http::stream::{Frame, StreamError};
-use crate::io::Io;
+use crate::replay::Replayed;
 
 /// Bytes of one response that may be on the way to us unread.
 const STREAM_WINDOW: u32 = 256 * 1024;
@@ -36,8 +39,14 @@ pub(crate) struct H2Connection {
     streams: Cell<usize>,
     used: Cell<Tick>,
     carried: Cell<u64>,
-    closed: Cell<bool>,
-    _open: OpenUpstream,
+    /// Its task has ended.
+    ended: Rc<Cell<bool>>,
+    /// It takes no more requests.
+    retired: Cell<bool>,
+    svid: Option<Validity>,
+    /// Carries its frames.
+    task: AbortHandle,
+    _open: Opened,
 }
 
 impl H2Connection {
@@ -45,7 +54,12 @@ impl H2Connection {
     ///
     /// # Errors
     /// The preface could not be exchanged; nothing of a request was sent.
-    pub(crate) async fn start(io: Io, open: OpenUpstream, now: Tick) -> Result<Rc<Self>, Failure> {
+    pub(crate) async fn start(
+        io: Replayed,
+        open: Opened,
+        now: Tick,
+        svid: Option<Validity>,
+    ) -> Result<Rc<Self>, Failure> {
         let mut builder = h2::client::Builder::new();
         builder
             .initial_window_size(STREAM_WINDOW)
@@ -56,33 +70,62 @@ impl H2Connection {
         let (send, connection) = builder.handshake(io).await.map_err(|error| {
             Failure::upstream(Cause::ConnectFailure, Retry::NothingSent).because(error.to_string())
         })?;
-        let this = Rc::new(Self {
-            send: RefCell::new(send),
-            streams: Cell::new(0),
-            used: Cell::new(now),
-            carried: Cell::new(0),
-            closed: Cell::new(false),
-            _open: open,
-        });
-        let watched = Rc::downgrade(&this);
-        tokio::task::spawn_local(async move {
+        let ended = Rc::new(Cell::new(false));
+        let end = Rc::clone(&ended);
+        let task = tokio::task::spawn_local(async move {
             // Each stream learns of the connection's end by itself.
             if let Err(error) = connection.await {
                 tracing::debug!(%error, "upstream HTTP/2 connection ended");
             }
-            if let Some(connection) = watched.upgrade() {
-                connection.closed.set(true);
-            }
+            end.set(true);
         });
-        Ok(this)
+        Ok(Rc::new(Self {
+            send: RefCell::new(send),
+            streams: Cell::new(0),
+            used: Cell::new(now),
+            carried: Cell::new(0),
+            ended,
+            retired: Cell::new(false),
+            svid,
+            task: task.abort_handle(),
+            _open: open,
+        }))
     }
 
+    /// It takes no more requests.
     pub(crate) fn is_closed(&self) -> bool {
-        self.closed.get()
+        self.ended.get() || self.retired.get()
+    }
+
+    /// Looks at the time (since the Unix epoch): shortly before an SVID of its handshake expires it takes no more
+    /// requests, and with it, it ends.
+    pub(crate) fn judge(&self, wall: Duration) {
+        let Some(svid) = &self.svid else { return };
+        if wall >= svid.ends {
+            self.cut();
+        } else if wall >= svid.retires {
+            self.retired.set(true);
+        }
+    }
+
+    /// Whom it is with, where that was proven.
+    pub(crate) fn peer(&self) -> Option<&Peer> {
+        self.svid.as_ref().map(|svid| &svid.peer)
+    }
+
+    /// Ends it, and what runs on it.
+    pub(crate) fn cut(&self) {
+        self.retired.set(true);
+        self.task.abort();
+    }
+
+    /// It can be let go: what runs on it, if anything, has ended with it.
+    pub(crate) fn is_over(&self) -> bool {
+        self.ended.get() || self.task.is_finished() || (self.retired.get() && self.streams.get() == 0)
     }
 
     pub(crate) fn has_room(&self) -> bool {
-        !self.closed.get() && self.streams.get() < self.send.borrow().current_max_send_streams()
+        !self.is_closed() && self.streams.get() < self.send.borrow().current_max_send_streams()
     }
 
     /// Whether it has carried a request before.
@@ -90,9 +133,14 @@ impl H2Connection {
         self.carried.get() > 0
     }
 
-    /// How long no stream has been open; zero while one is.
+    /// Whether a stream is open.
+    pub(crate) fn is_busy(&self) -> bool {
+        self.streams.get() > 0
+    }
+
+    /// Since its last stream was opened.
     pub(crate) fn idle_for(&self, now: Tick) -> Duration {
-        if self.streams.get() > 0 { Duration::ZERO } else { now.since(self.used.get()) }
+        now.since(self.used.get())
     }
 
     /// Sends a request's head. `end`: it has no body.
@@ -113,7 +161,7 @@ impl H2Connection {
         let mut send = match handle.ready().await {
             Ok(send) => send,
             Err(error) => {
-                self.closed.set(true);
+                self.retired.set(true);
                 return Err(nothing_sent(error));
             }
         };

@@ -7,6 +7,8 @@
 pub(crate) mod connect;
 pub(crate) mod h1;
 pub(crate) mod h2;
+pub(crate) mod mesh;
+pub(crate) mod open;
 pub(crate) mod pool;
 
 use std::rc::Rc;
@@ -37,6 +39,8 @@ pub(crate) struct Head<'a> {
     pub(crate) te_trailers: bool,
     /// The protocol that the caller offers to change to.
     pub(crate) upgrade: Option<&'a [u8]>,
+    /// It is a retry of the hop before, which therefore is not repeated here.
+    pub(crate) nested: bool,
 }
 
 /// One attempt under way.

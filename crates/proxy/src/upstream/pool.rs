@@ -8,15 +8,18 @@
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::future::Future;
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 use std::time::Duration;
 
 use meshwork_base::Tick;
+use meshwork_decision::Permit;
+use meshwork_identity::Peer;
 use tokio::sync::Notify;
 
 use super::h1::H1Client;
 use super::h2::H2Connection;
 use crate::error::Failure;
+use crate::gauges::OpenUpstream;
 
 /// How long a connection may wait for its next request.
 pub(crate) const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
@@ -34,8 +37,37 @@ pub(crate) struct Pools {
 pub(crate) struct EndpointPool {
     idle: RefCell<Vec<(Tick, Box<H1Client>)>>,
     shared: RefCell<Vec<Rc<H2Connection>>>,
+    open: Cell<usize>,
     dialing: Cell<bool>,
     dialed: Notify,
+    /// How the last dial that others waited for failed, and how many dials there have been.
+    failed: RefCell<Option<(u64, Failure)>>,
+    dials: Cell<u64>,
+    freed: Notify,
+    waiting: Cell<usize>,
+}
+
+/// A connection's place among those that are open, as long as it lives.
+pub(crate) struct Opened {
+    pool: Weak<EndpointPool>,
+    _permit: Option<Permit>,
+    _gauge: OpenUpstream,
+}
+
+impl Opened {
+    pub(crate) fn new(pool: &Rc<EndpointPool>, permit: Option<Permit>, gauge: OpenUpstream) -> Self {
+        pool.open.set(pool.open.get() + 1);
+        Self { pool: Rc::downgrade(pool), _permit: permit, _gauge: gauge }
+    }
+}
+
+impl Drop for Opened {
+    fn drop(&mut self) {
+        if let Some(pool) = self.pool.upgrade() {
+            pool.open.set(pool.open.get() - 1);
+            pool.wake_one();
+        }
+    }
 }
 
 impl Pools {
@@ -47,25 +79,75 @@ impl Pools {
         self.endpoints.borrow().is_empty()
     }
 
-    /// Lets go of what has idled too long, and of all idle connections to endpoints that are gone.
-    pub(crate) fn sweep(&self, now: Tick, is_current: impl Fn(u64) -> bool) {
+    /// Lets go of what has idled too long, of what may not be used at `wall` any more, and of all idle connections to
+    /// endpoints that are gone.
+    pub(crate) fn sweep(&self, now: Tick, wall: Duration, is_current: impl Fn(u64) -> bool) {
         self.endpoints.borrow_mut().retain(|&id, pool| {
             let keep = if is_current(id) { IDLE_TIMEOUT } else { Duration::ZERO };
-            pool.idle.borrow_mut().retain(|(since, _)| now.since(*since) < keep);
-            pool.shared.borrow_mut().retain(|c| !c.is_closed() && c.idle_for(now) < keep);
+            drop(pool.take_idle_since(now, keep));
+            pool.shared.borrow_mut().retain(|connection| {
+                connection.judge(wall);
+                !connection.is_over() && (connection.is_busy() || connection.idle_for(now) < keep)
+            });
             Rc::strong_count(pool) > 1 || !pool.is_empty() || keep > Duration::ZERO && pool.dialing.get()
         });
     }
 
+    /// Ends connections to peers that are not trusted any more.
+    pub(crate) fn close_denied(&self, is_denied: impl Fn(&Peer) -> bool) {
+        for pool in self.endpoints.borrow().values() {
+            let shared = pool.shared.borrow();
+            shared
+                .iter()
+                .filter(|c| c.peer().is_some_and(&is_denied))
+                .for_each(|connection| connection.cut());
+        }
+    }
+
+    /// Lets go of one idle connection, if there is one, to make room for another.
+    pub(crate) fn evict_idle(&self, endpoint: u64) -> bool {
+        let pool = self.endpoints.borrow().get(&endpoint).map(Rc::clone);
+        pool.is_some_and(|pool| {
+            let oldest = (!pool.idle.borrow().is_empty()).then(|| pool.idle.borrow_mut().remove(0));
+            oldest.is_some()
+        })
+    }
+
     /// Lets go of every idle connection: the worker drains.
     pub(crate) fn clear(&self) {
-        self.endpoints.borrow_mut().clear();
+        for pool in self.endpoints.borrow().values() {
+            drop(pool.take_idle_since(Tick::ZERO, Duration::ZERO));
+            pool.shared.borrow_mut().retain(|connection| connection.is_busy());
+        }
     }
 }
 
 impl EndpointPool {
     fn is_empty(&self) -> bool {
         self.idle.borrow().is_empty() && self.shared.borrow().is_empty()
+    }
+
+    /// Takes those out that have waited for so long. Dropping them tells the pool, so it must not be borrowed then.
+    fn take_idle_since(&self, now: Tick, keep: Duration) -> Vec<(Tick, Box<H1Client>)> {
+        self.idle.borrow_mut().extract_if(.., |(since, _)| now.since(*since) >= keep).collect()
+    }
+
+    /// How many connections are open, idle or not.
+    pub(crate) fn open(&self) -> usize {
+        self.open.get()
+    }
+
+    /// Waits until a connection is given back or ends.
+    pub(crate) async fn freed(&self) {
+        self.waiting.set(self.waiting.get() + 1);
+        let _waiting = Waiting(&self.waiting);
+        self.freed.notified().await;
+    }
+
+    fn wake_one(&self) {
+        if self.waiting.get() > 0 {
+            self.freed.notify_one();
+        }
     }
 
     /// The warmest idle connection that its peer has not closed.
@@ -85,31 +167,66 @@ impl EndpointPool {
         if idle.len() < MAX_IDLE {
             idle.push((now, client));
         }
+        drop(idle);
+        self.wake_one();
     }
 
     /// A shared connection with room for one more stream; `dial` is called by one caller at a time, the others wait
-    /// for its result and then look again, so that a hundred waiters start one dial and not a hundred.
+    /// for its result, so that a hundred waiters start one dial and not a hundred. `wall` is since the Unix epoch.
     ///
     /// # Errors
-    /// The failure of this caller's own dial.
-    pub(crate) async fn share<F>(&self, dial: impl Fn() -> F) -> Result<Rc<H2Connection>, Failure>
+    /// The failure of the dial.
+    pub(crate) async fn share<F>(
+        &self,
+        wall: Duration,
+        dial: impl Fn() -> F,
+    ) -> Result<Rc<H2Connection>, Failure>
     where
         F: Future<Output = Result<Rc<H2Connection>, Failure>>,
     {
         loop {
-            self.shared.borrow_mut().retain(|connection| !connection.is_closed());
-            if let Some(connection) = self.shared.borrow().iter().find(|c| c.has_room()) {
-                return Ok(Rc::clone(connection));
+            if let Some(connection) = self.with_room(wall) {
+                return Ok(connection);
             }
             if self.dialing.get() {
+                let awaited = self.dials.get();
                 self.dialed.notified().await;
-                continue;
+                match &*self.failed.borrow() {
+                    Some((dial, failure)) if *dial == awaited => return Err(failure.clone()),
+                    _ => continue,
+                }
             }
             let _dialing = Dialing::begin(self);
-            let connection = dial().await?;
-            self.shared.borrow_mut().push(Rc::clone(&connection));
-            return Ok(connection);
+            let dialed = dial().await;
+            match dialed {
+                Ok(connection) => {
+                    self.shared.borrow_mut().push(Rc::clone(&connection));
+                    return Ok(connection);
+                }
+                Err(failure) => {
+                    *self.failed.borrow_mut() = Some((self.dials.get(), failure.clone()));
+                    return Err(failure);
+                }
+            }
         }
+    }
+
+    fn with_room(&self, wall: Duration) -> Option<Rc<H2Connection>> {
+        let shared = self.shared.borrow();
+        shared
+            .iter()
+            .inspect(|connection| connection.judge(wall))
+            .find(|connection| connection.has_room())
+            .cloned()
+    }
+}
+
+/// One who waits for a connection, as long as it does.
+struct Waiting<'a>(&'a Cell<usize>);
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.set(self.0.get() - 1);
     }
 }
 
@@ -119,6 +236,7 @@ struct Dialing<'a>(&'a EndpointPool);
 impl<'a> Dialing<'a> {
     fn begin(pool: &'a EndpointPool) -> Self {
         pool.dialing.set(true);
+        pool.dials.set(pool.dials.get() + 1);
         Self(pool)
     }
 }

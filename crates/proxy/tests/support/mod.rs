@@ -1,16 +1,18 @@
 //! An engine in this process with routes made from messages, and small upstreams that show what reached them.
 #![allow(dead_code, unreachable_pub, missing_docs, reason = "each test file uses its part")]
 
+pub mod mesh;
+
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use arc_swap::ArcSwap;
-use meshwork_base::SystemClock;
+use meshwork_base::{Clock, SystemClock};
 use meshwork_decision::{Change, Snapshot, SnapshotBuilder};
 use meshwork_messages::v1;
 use meshwork_proxy::{Engine, Mesh, Settings, Shared};
-use meshwork_telemetry::{AccessLogSink, AccessLogTarget, MetricsRegistry, RequestLabels};
+use meshwork_telemetry::{AccessLogSink, AccessLogTarget, Format, MetricsRegistry, RequestLabels};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
@@ -47,18 +49,28 @@ pub fn rule(backends: &[(&str, u32)], filters: Vec<v1::Filter>) -> v1::Rule {
 
 impl Harness {
     pub fn start(settings: Settings) -> Self {
+        Self::join(settings, Mesh::default(), Arc::new(SystemClock::new()), "gateway")
+    }
+
+    /// An engine in a mesh, as this workload of namespace `shop`.
+    pub fn join(settings: Settings, mesh: Mesh, clock: Arc<dyn Clock>, workload: &str) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let log = dir.path().join("access.log");
         let metrics = MetricsRegistry::default();
         let sink = AccessLogSink::open(&AccessLogTarget::File(log.clone()), &metrics).unwrap();
         let shared = Arc::new(Shared {
             snapshot: ArcSwap::from_pointee(Snapshot::default()),
-            clock: Arc::new(SystemClock::new()),
+            clock,
             settings: Settings { listen_address: [127, 0, 0, 1].into(), ..settings },
             metrics: metrics.clone(),
             access_log: sink.clone(),
-            labels: RequestLabels { reporter: "source", ..RequestLabels::default() },
-            mesh: Mesh::default(),
+            labels: RequestLabels {
+                source_workload: workload.into(),
+                source_workload_namespace: "shop".into(),
+                source_principal: mesh.identity.as_ref().map_or("unknown".into(), |i| i.id().as_str().into()),
+                ..RequestLabels::default()
+            },
+            mesh,
         });
         let engine = Engine::start(shared).unwrap();
         Self { engine, builder: SnapshotBuilder::new(), metrics, log, sink, _dir: dir }
@@ -128,6 +140,39 @@ impl Harness {
         let rejected = self.builder.apply(changes);
         assert!(rejected.is_empty(), "{rejected:?}");
         self.apply().await;
+    }
+
+    /// Puts more resources into effect.
+    pub async fn change(&mut self, changes: impl IntoIterator<Item = Change>) {
+        let rejected = self.builder.apply(changes);
+        assert!(rejected.is_empty(), "{rejected:?}");
+        self.apply().await;
+    }
+
+    /// The value of a metric's series with these labels in its text; 0 when there is none.
+    pub fn metric(&self, name: &str, labels: &[&str]) -> u64 {
+        let text = self.metrics.render(Format::OpenMetrics);
+        let fits = |line: &&str| line.starts_with(name) && labels.iter().all(|label| line.contains(label));
+        let value = |line: &str| {
+            let value = line.split(" # ").next().and_then(|line| line.rsplit(' ').next()).unwrap();
+            value.parse::<f64>().unwrap() as u64
+        };
+        text.lines().filter(fits).map(value).sum()
+    }
+
+    /// Waits until a metric has this value.
+    pub async fn wait_metric(&self, name: &str, labels: &[&str], expected: u64) {
+        let reached = async {
+            while self.metric(name, labels) != expected {
+                tokio::time::sleep(std::time::Duration::from_millis(2)).await;
+            }
+        };
+        let waited = tokio::time::timeout(std::time::Duration::from_secs(10), reached).await;
+        assert!(
+            waited.is_ok(),
+            "{name}{labels:?} is no {expected}:\n{}",
+            self.metrics.render(Format::OpenMetrics)
+        );
     }
 
     pub async fn apply(&mut self) {

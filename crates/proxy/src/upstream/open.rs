@@ -1,0 +1,162 @@
+//! From "where to" to an open exchange: a kept connection if there is one, else a new one within the service's limits.
+
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::time::Duration;
+
+use meshwork_base::SpiffeId;
+use meshwork_decision::{Cause, Cluster, ClusterKey, Limited, Permit};
+use tokio::time::{sleep, timeout};
+
+use super::connect::connect;
+use super::h1::H1Client;
+use super::h2::{H2Connection, H2Exchange};
+use super::pool::{EndpointPool, Opened};
+use super::{Head, mesh};
+use crate::error::Failure;
+use crate::io::Io;
+use crate::replay::Replayed;
+use crate::worker::Worker;
+
+/// Where an attempt goes.
+#[derive(Clone, Copy)]
+pub(crate) struct Destination<'a> {
+    /// Whose pool: [`meshwork_decision::Endpoint::id`], or [`app_id`].
+    pub(crate) pool: u64,
+    pub(crate) address: SocketAddr,
+    pub(crate) speaks: Speaks<'a>,
+    /// Whose limits count; none for the application beside us.
+    pub(crate) cluster: Option<&'a Cluster>,
+    pub(crate) connect_timeout: Duration,
+}
+
+/// What is spoken there.
+#[derive(Clone, Copy)]
+pub(crate) enum Speaks<'a> {
+    Http1,
+    Http2,
+    /// HTTP/2 over mutual TLS, with a peer that must prove to be `id`.
+    Mesh {
+        key: &'a ClusterKey,
+        id: &'a SpiffeId,
+    },
+}
+
+const APP: u64 = 1 << 63;
+
+/// The pool of a port of the application beside us. Endpoints' ids count from one and never come here.
+pub(crate) const fn app_id(port: u16, http2: bool) -> u64 {
+    APP | (http2 as u64) << 16 | port as u64
+}
+
+/// Whether a pool is one of the application beside us.
+pub(crate) const fn is_app(pool: u64) -> bool {
+    pool & APP != 0
+}
+
+impl Destination<'_> {
+    fn admit(&self, what: Limited) -> Result<Option<Permit>, Cause> {
+        self.cluster.map(|cluster| cluster.admit(what)).transpose()
+    }
+
+    fn over_limit(&self, cause: Cause) -> Failure {
+        let service = self.cluster.map_or("", |cluster| &*cluster.key.service);
+        Failure::local(cause).because(service)
+    }
+}
+
+/// A new HTTP/1.1 connection, or one that became free while a limit kept us waiting.
+///
+/// # Errors
+/// A limit, or the connection could not be made.
+pub(crate) async fn h1(
+    worker: &Worker,
+    to: &Destination<'_>,
+    pool: &Rc<EndpointPool>,
+) -> Result<Box<H1Client>, Failure> {
+    let _pending = to.admit(Limited::Pending).map_err(|cause| to.over_limit(cause))?;
+    let permit = match admitted(worker, to, pool).await? {
+        Turn::Connect(permit) => permit,
+        Turn::Reuse(client) => return Ok(client),
+    };
+    let tcp = connect(to.address, to.connect_timeout).await?;
+    let opened = Opened::new(pool, permit, worker.connected());
+    Ok(Box::new(H1Client::new(Io::Tcp(tcp), opened)))
+}
+
+enum Turn {
+    Connect(Option<Permit>),
+    Reuse(Box<H1Client>),
+}
+
+/// Waits until a new connection is within the limit, or a kept one is free. Idle connections to other endpoints of the
+/// service make room; when none of this worker's connections could ever become free, there is nothing to wait for.
+async fn admitted(worker: &Worker, to: &Destination<'_>, pool: &Rc<EndpointPool>) -> Result<Turn, Failure> {
+    let mut patience = std::pin::pin!(sleep(to.connect_timeout));
+    loop {
+        let cause = match to.admit(Limited::Connection) {
+            Ok(permit) => return Ok(Turn::Connect(permit)),
+            Err(cause) => cause,
+        };
+        if let Some(client) = pool.take_idle() {
+            return Ok(Turn::Reuse(client));
+        }
+        let cluster = to.cluster.expect("only a service has limits");
+        if cluster.endpoints().all().iter().any(|endpoint| worker.pools.evict_idle(endpoint.id)) {
+            continue;
+        }
+        if pool.open() == 0 {
+            return Err(to.over_limit(cause));
+        }
+        tokio::select! {
+            () = pool.freed() => {}
+            () = &mut patience => return Err(to.over_limit(cause)),
+        }
+    }
+}
+
+/// A stream on a shared HTTP/2 connection. A connection that its peer is closing takes none; nothing was sent then, and
+/// another connection is found.
+///
+/// # Errors
+/// A limit, or no connection could be made that takes the request.
+pub(crate) async fn h2(
+    worker: &Worker,
+    to: &Destination<'_>,
+    pool: &Rc<EndpointPool>,
+    head: &Head<'_>,
+    end: bool,
+) -> Result<H2Exchange, Failure> {
+    let clock = &*worker.shared.clock;
+    loop {
+        let connection = pool.share(clock.wall(), || dial(worker, to, pool)).await?;
+        let reused = connection.is_reused();
+        match connection.send(head, end, clock).await {
+            // It is closed and not found again, so this ends.
+            Err(failure) if reused && connection.is_closed() && failure.cause == Cause::UpstreamReset => {}
+            other => return other,
+        }
+    }
+}
+
+async fn dial(
+    worker: &Worker,
+    to: &Destination<'_>,
+    pool: &Rc<EndpointPool>,
+) -> Result<Rc<H2Connection>, Failure> {
+    let _pending = to.admit(Limited::Pending).map_err(|cause| to.over_limit(cause))?;
+    let permit = to.admit(Limited::Connection).map_err(|cause| to.over_limit(cause))?;
+    let tcp = connect(to.address, to.connect_timeout).await?;
+    let (io, svid) = match to.speaks {
+        Speaks::Mesh { key, id } => {
+            let securing = mesh::secure(worker, key, id, tcp);
+            let secured = timeout(to.connect_timeout, securing).await;
+            let secured = secured.unwrap_or_else(|_| Err(mesh::too_slow(to.connect_timeout)));
+            let mesh::Secured { io, svid } = secured.map_err(|failure| failure.at(to.address))?;
+            (io, Some(svid))
+        }
+        Speaks::Http1 | Speaks::Http2 => (Replayed::new(bytes::BytesMut::new(), Io::Tcp(tcp)), None),
+    };
+    let opened = Opened::new(pool, permit, worker.connected());
+    H2Connection::start(io, opened, worker.now(), svid).await
+}

@@ -1,0 +1,164 @@
+//! A mesh in this process: an authority, workloads by name, proxies on both sides of a call.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use meshwork_base::{Clock, ManualClock, SpiffeId, TrustDomain};
+use meshwork_decision::Change;
+use meshwork_identity::{Authority, Bundle, DEFAULT_SVID_TTL, Identity, PendingSvid, Svid};
+use meshwork_messages::v1;
+use meshwork_messages::v1::service_port::AppProtocol;
+use meshwork_proxy::{Mesh, OnDemand, Settings, Side};
+
+use super::Harness;
+
+/// One trust domain. Its clock moves when told to.
+pub struct TestMesh {
+    pub clock: ManualClock,
+    pub authority: Authority,
+    _folder: tempfile::TempDir,
+}
+
+impl TestMesh {
+    pub fn new() -> Self {
+        let clock = ManualClock::new();
+        clock.advance(Duration::from_secs(1_800_000_000));
+        Self::of("mesh.local", clock)
+    }
+
+    pub fn of(domain: &str, clock: ManualClock) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let domain = TrustDomain::new(domain).unwrap();
+        let authority = Authority::open_or_create(folder.path(), &domain, Arc::new(clock.clone())).unwrap();
+        Self { clock, authority, _folder: folder }
+    }
+
+    pub fn id(&self, workload: &str) -> SpiffeId {
+        SpiffeId::parse(&format!("spiffe://{}/ns/shop/sa/{workload}", self.authority.trust_domain())).unwrap()
+    }
+
+    pub fn svid(&self, workload: &str) -> Svid {
+        let pending = PendingSvid::generate().unwrap();
+        let issued = self.authority.issue(pending.csr(), &self.id(workload), DEFAULT_SVID_TTL).unwrap();
+        pending.complete(issued.chain).unwrap()
+    }
+
+    pub fn identity(&self, workload: &str) -> Arc<Identity> {
+        let clock: Arc<dyn Clock> = Arc::new(self.clock.clone());
+        let domain = self.authority.trust_domain().clone();
+        let bundle = Bundle::new(domain, 1, vec![self.authority.root().clone()], []).unwrap();
+        Identity::new(self.svid(workload), bundle, clock).unwrap()
+    }
+
+    /// The bundle as proxies get it, with denied identities.
+    pub fn bundle(&self, sequence: u64, denied: &[&str]) -> Change {
+        let denied = denied.iter().map(|workload| v1::bundle::Denied {
+            spiffe_id: self.id(workload).as_str().to_owned(),
+            ..Default::default()
+        });
+        let message = v1::Bundle {
+            roots_der: vec![self.authority.root().to_vec().into()],
+            sequence,
+            denied: denied.collect(),
+        };
+        Change::upsert(self.authority.trust_domain().as_str(), &sequence.to_string(), &message)
+    }
+
+    /// A proxy with this identity, without listeners.
+    pub fn proxy(
+        &self,
+        identity: &Arc<Identity>,
+        on_demand: Option<Arc<dyn OnDemand>>,
+        settings: Settings,
+    ) -> Harness {
+        let mesh = Mesh { identity: Some(Arc::clone(identity)), on_demand };
+        Harness::join(settings, mesh, Arc::new(self.clock.clone()), identity.id().workload())
+    }
+}
+
+/// What the proxy beside an application of this workload is told.
+pub fn serving(id: &SpiffeId, service: &str, app: SocketAddr, protocol: AppProtocol) -> Change {
+    let served = v1::workload::Served {
+        service: format!("shop/{service}"),
+        service_port: 80,
+        app_port: app.port().into(),
+        protocol: protocol.into(),
+    };
+    let workload =
+        v1::Workload { spiffe_id: id.as_str().to_owned(), services: vec![served], ..Default::default() };
+    Change::upsert(&format!("shop/{}-1", id.workload()), "1", &workload)
+}
+
+/// A service of the mesh with one endpoint behind a proxy at `mesh`, which must prove to be `id`.
+pub fn service_at(service: &str, id: &SpiffeId, mesh: SocketAddr) -> [Change; 2] {
+    let name = format!("shop/{service}");
+    let message = v1::Service {
+        ports: vec![v1::ServicePort { name: "http".into(), port: 80, protocol: AppProtocol::Http1.into() }],
+        hostnames: vec![service.to_owned(), format!("{service}.shop")],
+        ..Default::default()
+    };
+    let slice = v1::EndpointSlice {
+        service: name.clone(),
+        ports: vec![v1::EndpointPort { name: "http".into(), port: 80 }],
+        endpoints: vec![v1::Endpoint {
+            addresses: vec![mesh.ip().to_string()],
+            weight: 1,
+            instance: format!("{service}-1"),
+            workload: id.workload().to_owned(),
+            transport: v1::endpoint::Transport::Mesh.into(),
+            mesh_port: mesh.port().into(),
+            spiffe_id: id.as_str().to_owned(),
+            ..Default::default()
+        }],
+        ..Default::default()
+    };
+    [Change::upsert(&name, "1", &message), Change::upsert(&format!("{name}-1"), "1", &slice)]
+}
+
+/// A policy attached to a service.
+pub fn policy(name: &str, service: &str, spec: v1::policy::Spec) -> Change {
+    let (namespace, name) = ("shop", name);
+    let source = v1::Source {
+        kind: "Policy".into(),
+        name: name.into(),
+        namespace: namespace.into(),
+        ..Default::default()
+    };
+    let target = v1::policy::Target {
+        kind: "Service".into(),
+        name: format!("{namespace}/{service}"),
+        section: String::new(),
+    };
+    let message = v1::Policy { source: Some(source), targets: vec![target], spec: Some(spec) };
+    Change::upsert(&format!("{namespace}/{name}"), "1", &message)
+}
+
+/// `web` calls `reviews`, each with its proxy.
+pub struct Pair {
+    pub mesh: TestMesh,
+    pub web: Arc<Identity>,
+    pub reviews: Arc<Identity>,
+    pub outbound: Harness,
+    pub inbound: Harness,
+    /// Where `web` sends what it calls.
+    pub proxy: SocketAddr,
+    /// Where `reviews` is called by the mesh.
+    pub peer: SocketAddr,
+}
+
+impl Pair {
+    pub async fn start(app: SocketAddr, protocol: AppProtocol) -> Self {
+        let mesh = TestMesh::new();
+        let (web, reviews) = (mesh.identity("web"), mesh.identity("reviews"));
+        let mut inbound = mesh.proxy(&reviews, None, Settings::default());
+        inbound.change([mesh.bundle(1, &[]), serving(&reviews.id(), "reviews", app, protocol)]).await;
+        let peer = inbound.engine.listen(Side::Inbound, "127.0.0.1:0".parse().unwrap()).await.unwrap();
+        let mut outbound = mesh.proxy(&web, None, Settings::default());
+        outbound
+            .change([mesh.bundle(1, &[])].into_iter().chain(service_at("reviews", &reviews.id(), peer)))
+            .await;
+        let proxy = outbound.engine.listen(Side::Outbound, "127.0.0.1:0".parse().unwrap()).await.unwrap();
+        Self { mesh, web, reviews, outbound, inbound, proxy, peer }
+    }
+}
