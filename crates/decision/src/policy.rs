@@ -6,7 +6,7 @@
 //! alphabetical order. Gateway and route are known when rules are indexed, the service only when the backend is
 //! chosen, so a merged policy is kept in three layers: `near` (route), the cluster's own, and `far` (gateway, namespace).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -92,6 +92,27 @@ impl RulePolicy {
         near.or_else(|| cluster.and_then(|c| c.requests.retry.as_ref()))
             .or(self.far.retry.as_ref())
             .or_else(|| cluster.and_then(|c| c.namespace.retry.as_ref()))
+    }
+}
+
+/// Shares equal policies: thousands of rules say one of a few things.
+#[derive(Debug, Default)]
+pub(crate) struct PolicyPool {
+    recent: VecDeque<Arc<RulePolicy>>,
+}
+
+impl PolicyPool {
+    const SIZE: usize = 16;
+
+    /// An `Arc` of an equal policy that was asked for lately, or a new one.
+    pub(crate) fn share(&mut self, policy: RulePolicy) -> Arc<RulePolicy> {
+        if let Some(known) = self.recent.iter().find(|known| ***known == policy) {
+            return Arc::clone(known);
+        }
+        self.recent.truncate(Self::SIZE - 1);
+        let new = Arc::new(policy);
+        self.recent.push_front(Arc::clone(&new));
+        new
     }
 }
 

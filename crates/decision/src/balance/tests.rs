@@ -79,7 +79,11 @@ proptest! {
         for (endpoint, _) in set.pickable().iter().zip(&ejected).filter(|(_, out)| **out) {
             eject(endpoint);
         }
-        let class = |e: &Endpoint| if wanted(e, now, &tried) { 0 } else if e.is_ejected(now) { 2 } else { 1 };
+        let class = |e: &Endpoint| match (e.is_ejected(now), tried.contains(&e.id)) {
+            (false, false) => 0,
+            (false, true) => 1,
+            (true, _) => 2,
+        };
         let best = set.pickable().iter().map(|e| class(e)).min().expect("not empty");
         let mut rng = SeededRng::new(seed);
         let cursor = AtomicUsize::new(seed as usize % 1000);

@@ -17,7 +17,7 @@ use super::{Changed, Held};
 use crate::cluster::{Cluster, ClusterKey};
 use crate::convert::{PortSpec, ServiceSpec};
 use crate::hostname::{HostMap, HostPattern};
-use crate::policy::{Attached, RequestPolicy, RulePolicy, TargetKey, TargetKind, namespace_of};
+use crate::policy::{Attached, PolicyPool, RequestPolicy, RulePolicy, TargetKey, TargetKind, namespace_of};
 use crate::route::{Attachment, Parent, Route, RouteSpec, RuleSpec};
 use crate::snapshot::Snapshot;
 use crate::table::HostTable;
@@ -38,7 +38,7 @@ pub(super) struct Built {
     /// Which routes each host of a parent has, by attachment.
     routes_at: BTreeMap<(Parent, HostPattern), BTreeSet<Arc<str>>>,
     tables: BTreeMap<Place, Tables>,
-    nothing_said: Arc<RulePolicy>,
+    pool: PolicyPool,
 }
 
 /// What has been replaced so far.
@@ -242,7 +242,7 @@ impl Built {
     }
 
     fn table(
-        &self,
+        &mut self,
         before: &HostTable,
         (old, new, names): (&Routes, &Routes, &BTreeSet<Arc<str>>),
         parent: &Parent,
@@ -257,42 +257,40 @@ impl Built {
             };
         let gone = names.iter().filter_map(|name| old.get(name));
         let come = names.iter().filter_map(|name| new.get(name)).filter(here);
-        let mut last = Arc::clone(&self.nothing_said);
+        let (policies, pool) = (&self.policies, &mut self.pool);
         before.edit(gone, come, |route, rule| {
-            let policy = self.rule_policy(parent, section, route, &route.rules[rule].spec);
-            // Neighbours mostly say the same.
-            if *last != policy {
-                last = if policy == *self.nothing_said {
-                    Arc::clone(&self.nothing_said)
-                } else {
-                    Arc::new(policy)
-                };
-            }
-            Arc::clone(&last)
+            pool.share(rule_policy(policies, parent, section, route, &route.rules[rule].spec))
         })
     }
+}
 
-    fn rule_policy(&self, parent: &Parent, section: &str, route: &Route, rule: &RuleSpec) -> RulePolicy {
-        let own = RequestPolicy {
-            request_timeout: rule.request_timeout,
-            backend_request_timeout: rule.backend_request_timeout,
-            retry: rule.retry.clone(),
-            ..RequestPolicy::default()
-        };
-        if self.policies.is_empty() {
-            return RulePolicy { near: own, ..RulePolicy::default() };
-        }
-        let name = route_target(&route.spec);
-        let mut merged = match parent {
-            Parent::Listener(listener) => {
-                let (gateway, listener) = listener.rsplit_once('/').unwrap_or((listener, ""));
-                self.policies.of_gateway_rule(gateway, listener, name, &rule.name)
-            }
-            Parent::Service(service) => self.policies.of_mesh_rule(service, section, name, &rule.name),
-        };
-        merged.near = own.or(&merged.near);
-        merged
+/// What applies to a rule of a route at one place.
+fn rule_policy(
+    policies: &Attached,
+    parent: &Parent,
+    section: &str,
+    route: &Route,
+    rule: &RuleSpec,
+) -> RulePolicy {
+    let own = RequestPolicy {
+        request_timeout: rule.request_timeout,
+        backend_request_timeout: rule.backend_request_timeout,
+        retry: rule.retry.clone(),
+        ..RequestPolicy::default()
+    };
+    if policies.is_empty() {
+        return RulePolicy { near: own, ..RulePolicy::default() };
     }
+    let name = route_target(&route.spec);
+    let mut merged = match parent {
+        Parent::Listener(listener) => {
+            let (gateway, listener) = listener.rsplit_once('/').unwrap_or((listener, ""));
+            policies.of_gateway_rule(gateway, listener, name, &rule.name)
+        }
+        Parent::Service(service) => policies.of_mesh_rule(service, section, name, &rule.name),
+    };
+    merged.near = own.or(&merged.near);
+    merged
 }
 
 /// `NAMESPACE/NAME` of an HTTPRoute's resource name, as policies name it.

@@ -62,6 +62,8 @@ fn what_a_proxy_cannot_do_is_refused_with_its_place() {
         let rejections = SnapshotBuilder::new().apply([route("ns/r", 1, &[], rules)]);
         assert!(rejections.len() == 1 && rejections[0].message.contains(place), "{place}: {rejections:?}");
     }
+    let twice = service_change(&service("ns/a", &[("x", 80), ("y", 80)]));
+    assert!(SnapshotBuilder::new().apply([twice])[0].message.contains("each port once"));
     let garbage = Change::Upsert {
         type_url: "type.meshwork.dev/meshwork.v1.Service".into(),
         name: "a/b".into(),

@@ -19,7 +19,7 @@ pub(crate) struct ServiceSpec {
     pub(crate) name: Arc<str>,
     pub(crate) origin: Arc<Origin>,
     pub(crate) ports: Box<[PortSpec]>,
-    /// In lower case.
+    /// In lower case; virtual addresses are names too, as a request's host writes them.
     pub(crate) hostnames: Box<[Arc<str>]>,
     pub(crate) spiffe_ids: Box<[SpiffeId]>,
 }
@@ -109,11 +109,23 @@ pub(crate) fn service(name: &Arc<str>, message: &v1::Service) -> Result<ServiceS
             })
         })
         .collect::<Result<_>>()?;
+    let ports: Box<[PortSpec]> = ports;
+    if let Some(twice) = ports.iter().enumerate().find(|(i, p)| ports[..*i].iter().any(|q| q.port == p.port))
+    {
+        return value("ports.port", twice.1.port, "write each port once");
+    }
+    let named = message.hostnames.iter().map(|h| Ok(h.to_ascii_lowercase().into()));
+    let addressed = message.addresses.iter().map(|a| {
+        Ok(match address("addresses", a)? {
+            IpAddr::V4(v4) => v4.to_string().into(),
+            IpAddr::V6(v6) => format!("[{v6}]").into(),
+        })
+    });
     Ok(ServiceSpec {
         name: Arc::clone(name),
         origin: Arc::new(Origin::from_message(message.source.as_ref())),
         ports,
-        hostnames: message.hostnames.iter().map(|h| h.to_ascii_lowercase().into()).collect(),
+        hostnames: named.chain(addressed).collect::<Result<_>>()?,
         spiffe_ids: message.spiffe_ids.iter().map(|id| identity("spiffe_ids", id)).collect::<Result<_>>()?,
     })
 }

@@ -52,6 +52,16 @@ fn ejects_an_endpoint_after_five_consecutive_failures() {
 }
 
 #[test]
+fn an_endpoint_that_returns_has_its_whole_row_again() {
+    let mut world = World::new(config(3, 50), 4);
+    let ejection = world.fail(0, 3).expect("the third in a row");
+    assert_eq!(world.fail(0, 2), None, "what was under way still fails");
+    world.now = ejection.until;
+    assert_eq!(world.fail(0, 2), None);
+    assert!(world.fail(0, 1).is_some());
+}
+
+#[test]
 fn each_ejection_is_longer_and_good_behaviour_is_remembered() {
     let mut world = World::new(config(1, 50), 4);
     for count in 1..=3 {

@@ -44,6 +44,12 @@ fn an_outbound_request_finds_its_service_by_host_and_port() {
     assert_eq!(of("single").unwrap(), "shop/single:9080");
     assert_eq!(of("single:80").unwrap_err(), Cause::UnknownService);
     assert_eq!(of("absent").unwrap_err(), Cause::UnknownService);
+    let addresses = vec!["10.9.0.1".to_owned(), "FD00::1".to_owned()];
+    let virtual_service = v1::Service { addresses, ..service("shop/v", &[("http", 80)]) };
+    let snapshot = build(&mut SnapshotBuilder::new(), [service_change(&virtual_service)]);
+    for authority in ["10.9.0.1", "[fd00::1]:80"] {
+        assert_eq!(outbound(&snapshot, authority, "/").unwrap(), "shop/v:80");
+    }
 }
 
 #[test]
@@ -73,6 +79,18 @@ fn routes_on_a_service_replace_its_default() {
 
     let without = build(&mut builder, [Change::remove::<v1::Route>("HTTPRoute/shop/r")]);
     assert_eq!(outbound(&without, "a:82", "/v1").unwrap(), "shop/a:82");
+}
+
+#[test]
+fn a_port_that_comes_back_has_only_the_routes_of_today() {
+    let mut builder = SnapshotBuilder::new();
+    let both = || with_hosts("shop/a", &[("http", 80), ("other", 81)], &["a"]);
+    let with = build(&mut builder, [both(), mesh_route("shop/r", "shop/a", 0, to("shop/a", 80))]);
+    assert_eq!(outbound(&with, "a:81", "/v2").unwrap(), "shop/a:80");
+    build(&mut builder, [with_hosts("shop/a", &[("http", 80)], &["a"])]);
+    build(&mut builder, [Change::remove::<v1::Route>("HTTPRoute/shop/r")]);
+    let back = build(&mut builder, [both()]);
+    assert_eq!(outbound(&back, "a:81", "/v2").unwrap(), "shop/a:81");
 }
 
 #[test]

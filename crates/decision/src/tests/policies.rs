@@ -80,6 +80,9 @@ fn the_narrower_target_wins_field_by_field() {
     assert_eq!(one, [Some(4), Some(3), Some(1), Some(5)]);
     let (one, ..) = step(traffic("p/6", target("Service", "app/s", "http"), times(6, 6, 0)));
     assert_eq!(one, [Some(6), Some(6), Some(1), Some(5)]);
+    let (one, ..) = step(traffic("p/5", target("Service", "app/s", ""), times(5, 5, 0)));
+    assert_eq!(one, [Some(6), Some(6), Some(1), Some(2)], "the port's word before the service's");
+    step(traffic("p/5", target("Service", "app/s", ""), retries(5)));
     let (one, ..) = step(traffic("p/7", target("HTTPRoute", "app/r", ""), times(7, 0, 0)));
     assert_eq!(one, [Some(7), Some(6), Some(1), Some(5)]);
     let (one, two, own) = step(traffic("p/8", target("HTTPRoute", "app/r", "one"), retries(8)));

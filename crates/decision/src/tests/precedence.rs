@@ -100,6 +100,20 @@ fn a_better_match_that_does_not_hold_falls_to_the_next() {
 }
 
 #[test]
+fn prefixes_of_every_length_are_found() {
+    let at = |length: usize| format!("/{}", "p".repeat(length - 1));
+    for length in [2, 63, 64, 65, 127, 128, 129, 300] {
+        let snapshot = snapshot([
+            listener("ns/gw/web", 80, ""),
+            route("a/this", 1, ANY, one(path(prefix(&at(length))))),
+            route("a/longest", 1, ANY, one(path(prefix(&at(400))))),
+        ]);
+        let of = |length: usize| routed(&snapshot, &OwnedRequest::get("h", &format!("{}/x", at(length))));
+        assert_eq!((of(length), of(length + 1)), ("a/this#0.0".into(), "no_rule".into()), "{length}");
+    }
+}
+
+#[test]
 fn long_prefixes_and_long_paths() {
     let long = format!("/{}", "s/".repeat(100));
     let snapshot = snapshot([

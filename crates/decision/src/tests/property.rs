@@ -135,7 +135,7 @@ fn found(snapshot: &Snapshot, request: &OwnedRequest) -> Option<String> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(400))]
+    #![proptest_config(ProptestConfig::with_cases(120))]
 
     #[test]
     fn the_index_agrees_with_looking_at_everything(

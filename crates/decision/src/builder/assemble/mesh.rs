@@ -24,10 +24,12 @@ impl Built {
         changed: &Changed,
         replaced: &Replaced,
     ) -> BTreeMap<Arc<str>, Arc<OutboundService>> {
+        // The cluster's own layers say all there is to say about a service without routes.
+        let direct = Arc::new(RulePolicy::default());
         let all_of = |spec: &ServiceSpec| {
             let ports = spec.ports.iter().filter_map(|port| {
                 let key = ClusterKey { service: Arc::clone(&spec.name), port: port.port };
-                clusters.get(&key).map(|cluster| self.outbound_port(spec, cluster))
+                clusters.get(&key).map(|cluster| self.outbound_port(spec, cluster, &direct))
             });
             OutboundService {
                 name: Arc::clone(&spec.name),
@@ -54,14 +56,18 @@ impl Built {
             .collect()
     }
 
-    fn outbound_port(&self, service: &ServiceSpec, cluster: &Arc<Cluster>) -> OutboundPort {
+    fn outbound_port(
+        &self,
+        service: &ServiceSpec,
+        cluster: &Arc<Cluster>,
+        policy: &Arc<RulePolicy>,
+    ) -> OutboundPort {
         let parent = Parent::Service(Arc::clone(&service.name));
         let route = Arc::new(Route::direct(&service.origin, cluster));
         OutboundPort {
             cluster: Arc::clone(cluster),
             routes: self.tables.get(&(parent, cluster.key.port)).cloned(),
-            // The cluster's own layers say all there is to say.
-            direct: Entry::new(&route, Arc::<RulePolicy>::clone(&self.nothing_said), 0, 0),
+            direct: Entry::new(&route, Arc::clone(policy), 0, 0),
         }
     }
 
