@@ -4,7 +4,11 @@ mod check;
 mod explain;
 mod gateway;
 mod get;
+mod platform;
 mod proxies;
+mod run;
+mod services;
+mod token;
 
 use std::error::Error;
 use std::process::ExitCode;
@@ -14,12 +18,24 @@ use std::process::ExitCode;
 pub(crate) enum Command {
     /// Run the proxy at the edge
     Gateway(Box<gateway::Arguments>),
+    /// Run a program in the mesh
+    Run(Box<run::Arguments>),
+    /// Run registry and control plane in one process
+    Server(Box<platform::ServerArguments>),
+    /// Run the registry alone
+    Registry(Box<platform::RegistryArguments>),
+    /// Run the control plane alone
+    ControlPlane(Box<platform::ControlPlaneArguments>),
     /// Say what is wrong with resources before they are used
     Check(check::Arguments),
     /// Show objects with their status
     Get(get::Arguments),
     /// Show the proxies and what they have in effect
     Proxies(proxies::Arguments),
+    /// Show services and their instances
+    Services(services::Arguments),
+    /// Make join tokens
+    Token(token::Arguments),
     /// Explain an error code
     Explain(explain::Arguments),
 }
@@ -30,9 +46,15 @@ type Outcome = Result<ExitCode, Box<dyn Error>>;
 pub(crate) fn run(command: Command) -> Outcome {
     match command {
         Command::Gateway(arguments) => gateway::run(*arguments),
+        Command::Run(arguments) => run::run(*arguments),
+        Command::Server(arguments) => platform::server(*arguments),
+        Command::Registry(arguments) => platform::registry(*arguments),
+        Command::ControlPlane(arguments) => platform::control_plane(*arguments),
         Command::Check(arguments) => check::run(&arguments),
         Command::Get(arguments) => get::run(&arguments),
         Command::Proxies(arguments) => proxies::run(&arguments),
+        Command::Services(arguments) => services::run(&arguments),
+        Command::Token(arguments) => token::run(&arguments),
         Command::Explain(arguments) => explain::run(&arguments),
     }
 }

@@ -4,7 +4,9 @@
 
 mod commands;
 mod output;
+mod private;
 mod server;
+mod token;
 
 use std::process::ExitCode;
 

@@ -10,13 +10,20 @@ const DEFAULT: &str = "http://127.0.0.1:15014";
 /// Flags of every command that asks a server.
 #[derive(clap::Args, Clone, Debug)]
 pub(crate) struct ServerArgs {
-    /// The control plane, or the admin port of a gateway that runs from a folder [default: what `meshwork up` started here, else http://127.0.0.1:15014]
-    #[arg(long, value_name = "URL", env = "MESHWORK_SERVER")]
-    pub(crate) server: Option<String>,
+    #[command(flatten)]
+    pub(crate) api: ApiArgs,
 
     /// Folder of the platform that `meshwork up` started
     #[arg(long, value_name = "DIR", env = "MESHWORK_DATA_DIR", default_value = ".meshwork")]
     pub(crate) data_dir: PathBuf,
+}
+
+/// Flags of every process that asks a server now and then.
+#[derive(clap::Args, Clone, Debug)]
+pub(crate) struct ApiArgs {
+    /// The control plane's API, or the admin port of a gateway that runs from a folder [default: what `meshwork up` started here, else http://127.0.0.1:15014]
+    #[arg(long, value_name = "URL", env = "MESHWORK_SERVER")]
+    pub(crate) server: Option<String>,
 
     /// A token, where the server wants one
     #[arg(long, value_name = "TOKEN", env = "MESHWORK_TOKEN", hide_env_values = true)]
@@ -36,11 +43,17 @@ impl ServerArgs {
     /// # Errors
     /// The address is none.
     pub(crate) fn client(&self) -> Result<Client, ClientError> {
-        let server = self
-            .server
-            .clone()
-            .or_else(|| running(&self.data_dir))
-            .unwrap_or_else(|| DEFAULT.to_owned());
+        self.api.client_of(&self.data_dir)
+    }
+}
+
+impl ApiArgs {
+    /// A client for the server that was named, or that runs in this folder, or at the default address.
+    ///
+    /// # Errors
+    /// The address is none.
+    pub(crate) fn client_of(&self, data_dir: &Path) -> Result<Client, ClientError> {
+        let server = self.server.clone().or_else(|| running(data_dir)).unwrap_or_else(|| DEFAULT.to_owned());
         let client = Client::http(&server)?;
         Ok(match &self.token {
             Some(token) => client.with_token(token),

@@ -6,6 +6,7 @@
 //! | `GET /v1/resources/KIND[?namespace=NS]` | all objects of a kind |
 //! | `GET /v1/resources/KIND/NS` | those of a namespace; for kinds without namespace, the object of this name |
 //! | `GET /v1/resources/KIND/NS/NAME` | one object with `metadata.generation`, `status`, `source` |
+//! | `GET /v1/services` | who is registered, as the registry said last |
 //! | `GET /v1/proxies` | every proxy with what is in effect there |
 //! | `GET /v1/diagnostics` | what is wrong, by file and line |
 //! | `GET /v1/revision[?wait=effective&revision=N&timeout=30s]` | the revision, and whether it is in effect everywhere |
@@ -40,6 +41,7 @@ pub(crate) fn router(plane: ControlPlane) -> Router {
         .route("/v1/resources/{kind}/{namespace}", get(list_namespace))
         .route("/v1/resources/{kind}/{namespace}/{name}", get(one))
         .route("/v1/proxies", get(proxies))
+        .route("/v1/services", get(services))
         .route("/v1/diagnostics", get(diagnostics))
         .route("/v1/revision", get(revision))
         .with_state(plane)
@@ -81,6 +83,10 @@ async fn one(
         return Err(absent("no such object").detail(detail));
     }
     find(&plane.model(), kind, Some(&namespace), &name).map(Json)
+}
+
+async fn services(State(plane): State<ControlPlane>) -> Json<Vec<meshwork_api::registry::Service>> {
+    Json(plane.services.load().to_vec())
 }
 
 fn known(kind: &str) -> Result<ObjectKind, Problem> {

@@ -22,6 +22,7 @@ pub mod folder;
 mod model;
 mod objects;
 mod pipeline;
+pub mod registry;
 mod serve;
 mod trust;
 
@@ -29,6 +30,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use arc_swap::ArcSwap;
 use meshwork_base::Clock;
 use meshwork_xds::server::{Access, Hub, Open};
 use meshwork_xds::transport::Connector;
@@ -86,6 +88,8 @@ pub struct ControlPlane {
     shared: Shared,
     trust: Option<Trust>,
     feeds: Arc<BTreeMap<String, Feed>>,
+    /// What the registry said last, for people.
+    services: Arc<ArcSwap<Vec<meshwork_api::registry::Service>>>,
     _tasks: Arc<Tasks>,
 }
 
@@ -163,7 +167,15 @@ impl ControlPlane {
         names.extend(settings.feeds);
         let pipeline = Pipeline::new(settings.compile, clock, hub.clone(), shared.clone(), names).with(look);
         tasks.push(tokio::spawn(pipeline.run(inbox)).abort_handle());
-        Ok(Self { hub, shared, trust: None, feeds: Arc::new(feeds), _tasks: Arc::new(Tasks(tasks)) })
+        let services = Arc::default();
+        Ok(Self {
+            hub,
+            shared,
+            trust: None,
+            feeds: Arc::new(feeds),
+            services,
+            _tasks: Arc::new(Tasks(tasks)),
+        })
     }
 
     /// Opens streams within this process, for a client's driver on a tokio runtime.

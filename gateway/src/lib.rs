@@ -9,16 +9,19 @@
 //! [`Connector`].
 
 use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 use meshwork_base::{Clock, ThreadRng};
 use meshwork_decision::Snapshot;
+use meshwork_identity::Identity;
 use meshwork_messages::{type_url, v1};
 use meshwork_process::{AdminAddresses, AdminError, AdminServer, AdminState, CommonArgs, Drain, Readiness};
 use meshwork_proxy::{Engine, Follower, Mesh, Settings, Shared};
 use meshwork_telemetry::{AccessLogError, AccessLogSink, LogHandle, MetricsRegistry, RequestLabels, inventory};
-use meshwork_xds::client;
+use meshwork_xds::cache::{Cache, CacheError};
+use meshwork_xds::client::{self, Preload};
 use meshwork_xds::transport::Connector;
 
 /// Flags of the gateway beyond every process's.
@@ -56,6 +59,11 @@ pub struct Parts {
     pub args: GatewayArgs,
     /// How to reach the control plane.
     pub connector: Connector,
+    /// Who we are in the mesh; without it, services that ask for mTLS cannot be reached.
+    pub identity: Option<Arc<Identity>>,
+    /// Where the last good resources are kept, to start from them while the control plane is away. Without, nothing is
+    /// kept: the control plane is in this process.
+    pub cache: Option<PathBuf>,
     /// Routes for the admin port, beside the process's own.
     pub admin: axum::Router,
     /// The process log.
@@ -75,6 +83,9 @@ pub enum GatewayError {
     /// The access log.
     #[error(transparent)]
     AccessLog(#[from] AccessLogError),
+    /// The cache of last good resources.
+    #[error(transparent)]
+    Cache(#[from] CacheError),
     /// The system gave no threads or no signals.
     #[error("the gateway cannot start its workers: {0}; raise the limits of threads and open files")]
     Start(#[from] std::io::Error),
@@ -101,7 +112,8 @@ fn types() -> [String; 7] {
 /// # Errors
 /// [`GatewayError`].
 pub async fn run(parts: Parts) -> Result<(), GatewayError> {
-    let Parts { common, args, connector, admin, log, clock, metrics } = parts;
+    let Parts { common, args, connector, identity, cache, admin, log, clock, metrics } = parts;
+    let cache = cache.map(|directory| open_cache(&directory)).transpose()?;
     let access_log = AccessLogSink::open(&common.access_log, &metrics)?;
     metrics.set_info(&inventory::BUILD_INFO, &[env!("CARGO_PKG_VERSION"), "gateway"]);
     let shared = Arc::new(Shared {
@@ -114,8 +126,8 @@ pub async fn run(parts: Parts) -> Result<(), GatewayError> {
         },
         metrics: metrics.clone(),
         access_log: access_log.clone(),
-        labels: RequestLabels { reporter: "source", request_protocol: "http", ..RequestLabels::default() },
-        mesh: Mesh::default(),
+        labels: labels(identity.as_deref()),
+        mesh: Mesh { identity, on_demand: None },
     });
     let engine = Engine::start(shared)?;
     let readiness = Readiness::new();
@@ -128,7 +140,7 @@ pub async fn run(parts: Parts) -> Result<(), GatewayError> {
     tracing::info!(admin = %server.admin_address(), workers = common.worker_count(), "gateway started");
 
     let settings = client::Settings::new(node(&common, server.admin_address())).all_of(types());
-    let (handle, updates, driver) = client::start(settings, None, connector, clock, ThreadRng::new());
+    let (handle, updates, driver) = client::start(settings, cache, connector, clock, ThreadRng::new());
     let driver = tokio::spawn(driver);
     let drain = Drain::new(common.drain_timeout);
     let signals = drain.clone();
@@ -147,6 +159,25 @@ pub async fn run(parts: Parts) -> Result<(), GatewayError> {
     access_log.flush();
     drop(server);
     if finished { Ok(()) } else { Err(GatewayError::CutOff) }
+}
+
+fn labels(identity: Option<&Identity>) -> RequestLabels {
+    let labels = RequestLabels { reporter: "source", request_protocol: "http", ..RequestLabels::default() };
+    let Some(id) = identity.map(Identity::id) else { return labels };
+    RequestLabels {
+        source_workload: id.workload().into(),
+        source_workload_namespace: id.namespace().into(),
+        source_principal: id.as_str().into(),
+        ..labels
+    }
+}
+
+fn open_cache(directory: &Path) -> Result<(Cache, Preload), CacheError> {
+    let (cache, contents) = Cache::open(directory)?;
+    for damage in &contents.damage {
+        tracing::warn!(offset = damage.offset, length = damage.length, "the cache of last good resources is damaged; the control plane is asked again");
+    }
+    Ok((cache, contents.preload))
 }
 
 fn node(common: &CommonArgs, admin: SocketAddr) -> v1::Node {

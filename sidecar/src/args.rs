@@ -40,9 +40,9 @@ pub struct SidecarArgs {
     #[arg(long, value_name = "VERSION", env = "MESHWORK_APP_VERSION")]
     pub app_version: Option<String>,
 
-    /// This instance's own address, at which its sidecar listens
-    #[arg(long, value_name = "IP", env = "MESHWORK_ADDRESS", default_value_t = IpAddr::V4(Ipv4Addr::LOCALHOST))]
-    pub address: IpAddr,
+    /// This instance's own address, at which its sidecar listens and the registry finds it [default: a loopback address that is free]
+    #[arg(long, value_name = "IP", env = "MESHWORK_ADDRESS")]
+    pub address: Option<IpAddr>,
 
     /// File with a join token; needed at the first start only
     #[arg(long, value_name = "FILE", env = "MESHWORK_TOKEN_FILE")]
@@ -107,30 +107,6 @@ impl SidecarArgs {
         self.workload.as_ref().unwrap_or(&self.service)
     }
 
-    /// Where the application listens: at the instance's loopback address, else on 127.0.0.1, so that nobody from
-    /// another machine passes the sidecar by.
-    pub(crate) const fn app_host(&self) -> IpAddr {
-        if self.address.is_loopback() { self.address } else { IpAddr::V4(Ipv4Addr::LOCALHOST) }
-    }
-
-    /// Where the application's calls go: like the application itself, out of other machines' reach.
-    pub(crate) const fn outbound_address(&self) -> SocketAddr {
-        SocketAddr::new(self.app_host(), self.outbound_port)
-    }
-
-    pub(crate) const fn inbound_address(&self) -> SocketAddr {
-        SocketAddr::new(self.address, self.inbound_port)
-    }
-
-    pub(crate) fn admin_addresses(&self) -> AdminAddresses {
-        let standard = AdminAddresses::standard(self.address);
-        AdminAddresses {
-            admin: self.admin_address.unwrap_or(standard.admin),
-            metrics: self.metrics_address.or(standard.metrics),
-            ready: self.ready_address.or(standard.ready),
-        }
-    }
-
     pub(crate) fn node(&self, instance: &str, workers: usize) -> v1::Node {
         v1::Node {
             id: format!("{}/{instance}", self.namespace),
@@ -141,6 +117,35 @@ impl SidecarArgs {
             pid: std::process::id(),
             address: String::new(),
             service: format!("{}/{}", self.namespace, self.service),
+        }
+    }
+}
+
+/// Where a sidecar listens.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Places {
+    /// Where the application listens: at the instance's loopback address, else on 127.0.0.1, so that nobody from
+    /// another machine passes the sidecar by.
+    pub(crate) app_host: IpAddr,
+    /// Like the application, out of other machines' reach.
+    pub(crate) outbound: SocketAddr,
+    pub(crate) inbound: SocketAddr,
+    pub(crate) admin: AdminAddresses,
+}
+
+impl Places {
+    pub(crate) fn new(args: &SidecarArgs, address: IpAddr) -> Self {
+        let app_host = if address.is_loopback() { address } else { IpAddr::V4(Ipv4Addr::LOCALHOST) };
+        let standard = AdminAddresses::standard(address);
+        Self {
+            app_host,
+            outbound: SocketAddr::new(app_host, args.outbound_port),
+            inbound: SocketAddr::new(address, args.inbound_port),
+            admin: AdminAddresses {
+                admin: args.admin_address.unwrap_or(standard.admin),
+                metrics: args.metrics_address.or(standard.metrics),
+                ready: args.ready_address.or(standard.ready),
+            },
         }
     }
 }

@@ -21,7 +21,8 @@ mod discovery;
 mod registration;
 mod signals;
 
-use std::net::SocketAddr;
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -43,6 +44,7 @@ use meshwork_xds::join::{JoinError, Joining, role_client};
 use tokio::task::JoinHandle;
 
 pub use app::{App, AppError, Exit, Spec, assign_port};
+use args::Places;
 pub use args::SidecarArgs;
 use discovery::Discovery;
 use registration::{LEASE_SECONDS, Registrar};
@@ -59,6 +61,8 @@ pub struct Parts {
     pub args: SidecarArgs,
     /// The name of this instance.
     pub instance: String,
+    /// Its own address.
+    pub address: IpAddr,
     /// The process log.
     pub log: Option<LogHandle>,
     /// Where time comes from.
@@ -141,7 +145,8 @@ impl Drop for Running {
 impl Running {
     async fn start(parts: Parts, joining: &Joining, identity: &Arc<Identity>) -> Result<Self, SidecarError> {
         let Parts { common, args, clock, metrics, .. } = &parts;
-        let app_address = assign_port(&common.data_dir, args.app_host(), args.port)?;
+        let places = Places::new(args, parts.address);
+        let app_address = assign_port(&common.data_dir, places.app_host, args.port)?;
         let access_log = AccessLogSink::open(&common.access_log, metrics)?;
         metrics.set_info(&inventory::BUILD_INFO, &[env!("CARGO_PKG_VERSION"), "sidecar"]);
         let readiness = Readiness::new();
@@ -152,7 +157,7 @@ impl Running {
             metrics: metrics.clone(),
             log: parts.log.clone(),
         };
-        let admin = AdminServer::start(args.admin_addresses(), state, axum::Router::new())?;
+        let admin = AdminServer::start(places.admin, state, axum::Router::new())?;
         let mut node = args.node(&parts.instance, common.worker_count());
         node.address = admin.admin_address().to_string();
         let (cache, contents) = Cache::open(&common.data_dir)?;
@@ -167,13 +172,13 @@ impl Running {
         let mut tasks = vec![tokio::spawn(driver)];
         tasks.push(tokio::spawn(joining.clone().keep(Arc::clone(identity), Arc::clone(clock), ThreadRng::new())));
         let mut engine = Engine::start(shared(&parts, identity, &handle, &access_log, app_address))?;
-        let outbound = engine.listen(Side::Outbound, args.outbound_address()).await?;
+        let outbound = engine.listen(Side::Outbound, places.outbound).await?;
         let drain = Drain::new(common.drain_timeout);
         let follower = Follower::new(engine, handle.clone(), metrics.clone(), configured);
         let listening = follower.listening();
         let stop = drain.draining().clone();
         let follower = Some(tokio::spawn(async move { follower.run(updates, &stop).await }));
-        let registrar = registrar(&parts, identity, app_address)?;
+        let registrar = registrar(&parts, &places, identity, app_address)?;
         Ok(Self {
             drain,
             readiness,
@@ -215,7 +220,7 @@ impl Running {
             return Ok(exit.code());
         }
         self.readiness.condition("application").set(true);
-        let inbound = self.parts.args.inbound_address();
+        let inbound = Places::new(&self.parts.args, self.parts.address).inbound;
         self.listening.open(Side::Inbound, inbound).await.transpose()?;
         let keeping = tokio::spawn(self.registrar.clone().keep(self.workload_held(), ThreadRng::new()));
         self.readiness.condition("serving").set(true);
@@ -324,7 +329,7 @@ fn shared(
         clock: Arc::clone(&parts.clock),
         settings: Settings {
             workers: parts.common.worker_count(),
-            listen_address: parts.args.address,
+            listen_address: parts.address,
             app_address: app.ip(),
             ..Settings::default()
         },
@@ -342,14 +347,23 @@ fn shared(
     })
 }
 
-fn registrar(parts: &Parts, identity: &Arc<Identity>, app: SocketAddr) -> Result<Registrar, SidecarError> {
+fn registrar(
+    parts: &Parts,
+    places: &Places,
+    identity: &Arc<Identity>,
+    app: SocketAddr,
+) -> Result<Registrar, SidecarError> {
     let args = &parts.args;
-    let mut ports =
-        [("http".to_owned(), Port { port: app.port(), protocol: args.protocol.clone() })].into_iter().collect::<std::collections::BTreeMap<_, _>>();
-    let metrics = args.admin_addresses().metrics.map_or(0, |address| address.port());
-    ports.insert(METRICS_PORT.to_owned(), Port { port: metrics, protocol: Some("http".to_owned()) });
+    let mut ports = BTreeMap::from([(
+        "http".to_owned(),
+        Port { port: app.port(), protocol: args.protocol.clone() },
+    )]);
+    if let Some(metrics) = places.admin.metrics {
+        let port = Port { port: metrics.port(), protocol: Some("http".to_owned()) };
+        ports.insert(METRICS_PORT.to_owned(), port);
+    }
     let metadata = [
-        (sidecar::MESH_PORT.to_owned(), args.inbound_address().port().to_string()),
+        (sidecar::MESH_PORT.to_owned(), places.inbound.port().to_string()),
         (sidecar::SERVICE_PORT.to_owned(), args.service_port.to_string()),
     ];
     Ok(Registrar {
@@ -358,7 +372,7 @@ fn registrar(parts: &Parts, identity: &Arc<Identity>, app: SocketAddr) -> Result
         service: args.service.to_string(),
         instance: parts.instance.clone(),
         registration: Registration {
-            address: args.address.to_string(),
+            address: parts.address.to_string(),
             ports,
             workload: Some(identity.id().workload().to_owned()),
             version: args.app_version.clone(),

@@ -1,23 +1,45 @@
-//! `meshwork gateway`: the proxy at the edge, from a folder of its own.
+//! `meshwork gateway`: the proxy at the edge, from a folder of its own, or in the mesh of a control plane.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use meshwork_base::{Clock, SystemClock};
+use meshwork_api::identity::GATEWAY;
+use meshwork_base::{Clock, Namespace, ObjectName, SystemClock, ThreadRng};
 use meshwork_control_plane::{ControlPlane, Settings};
 use meshwork_gateway::{GatewayArgs, Parts};
 use meshwork_process::CommonArgs;
 use meshwork_telemetry::{MetricsRegistry, init_logging};
+use meshwork_xds::join::Joining;
 
 use super::Outcome;
+use crate::private;
+use crate::server::ApiArgs;
+use crate::token::token_file;
 
 /// Run the proxy at the edge
 #[derive(clap::Args, Debug)]
 pub(crate) struct Arguments {
-    /// Folder of resources (YAML or JSON, subfolders included); edits take effect at once
-    #[arg(long, value_name = "DIR", env = "MESHWORK_RESOURCES")]
-    resources: PathBuf,
+    /// Folder of resources (YAML or JSON, subfolders included); edits take effect at once. Nothing else is needed
+    #[arg(
+        long,
+        value_name = "DIR",
+        env = "MESHWORK_RESOURCES",
+        conflicts_with = "control_plane",
+        required_unless_present = "control_plane"
+    )]
+    resources: Option<PathBuf>,
+    /// Where the control plane takes proxies, as 127.0.0.1:15012: resources come from there, and services are called by mTLS
+    #[arg(long, value_name = "HOST:PORT", env = "MESHWORK_CONTROL_PLANE")]
+    control_plane: Option<String>,
+    /// File with a join token; needed at the first start only, and not where the control plane's API is this machine's
+    #[arg(long, value_name = "FILE", env = "MESHWORK_TOKEN_FILE", requires = "control_plane")]
+    token_file: Option<PathBuf>,
+    /// Whose identity it has, as NAMESPACE/NAME: that of the one `Gateway` it serves, or of the platform's, which serves all
+    #[arg(long, value_name = "NAME", env = "MESHWORK_WORKLOAD", requires = "control_plane", default_value = "meshwork/gateway")]
+    workload: String,
+    #[command(flatten)]
+    api: ApiArgs,
     #[command(flatten)]
     gateway: GatewayArgs,
     #[command(flatten)]
@@ -30,17 +52,69 @@ pub(crate) fn run(arguments: Arguments) -> Outcome {
     // Traffic has threads of its own: this runtime reads files and compiles.
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
     runtime.block_on(async {
-        let plane = ControlPlane::start(Settings::folder(arguments.resources), Arc::clone(&clock))?;
+        let Arguments { resources, control_plane, token_file, workload, api, gateway, common } = arguments;
         let parts = Parts {
-            common: arguments.common,
-            args: arguments.gateway,
-            connector: plane.connector(),
-            admin: plane.router(),
+            common,
+            args: gateway,
+            connector: Box::new(|| Box::pin(std::future::pending())),
+            identity: None,
+            cache: None,
+            admin: axum::Router::new(),
             log: Some(log),
-            clock,
+            clock: Arc::clone(&clock),
             metrics: MetricsRegistry::default(),
         };
-        meshwork_gateway::run(parts).await?;
+        match (control_plane, resources) {
+            (Some(control_plane), _) => {
+                let member = Member { control_plane, token_file, workload, api };
+                meshwork_gateway::run(member.join(parts).await?).await?;
+            }
+            (None, Some(folder)) => {
+                let plane = ControlPlane::start(Settings::folder(folder), clock)?;
+                let parts = Parts { connector: plane.connector(), admin: plane.router(), ..parts };
+                meshwork_gateway::run(parts).await?;
+            }
+            (None, None) => unreachable!("clap wants one of the two"),
+        }
         Ok(ExitCode::SUCCESS)
     })
+}
+
+/// A gateway in a mesh.
+struct Member {
+    control_plane: String,
+    token_file: Option<PathBuf>,
+    workload: String,
+    api: ApiArgs,
+}
+
+impl Member {
+    async fn join(self, parts: Parts) -> Result<Parts, Box<dyn std::error::Error>> {
+        let (namespace, name) = self.workload.split_once('/').unwrap_or(GATEWAY);
+        let expected = (Namespace::new(namespace)?, ObjectName::new(name)?);
+        let data_dir = parts.common.data_dir.join("gateway");
+        private::folder(&data_dir)?;
+        let token_file = self.token((&parts.common.data_dir, &data_dir), &expected, &*parts.clock).await?;
+        let joining = Joining {
+            control_plane: self.control_plane,
+            data_dir: data_dir.clone(),
+            token_file,
+            expected: Some(expected),
+        };
+        let identity = joining.identity(Arc::clone(&parts.clock), &mut ThreadRng::new()).await?;
+        let connector = joining.connector(&identity, Arc::clone(&parts.clock));
+        tokio::spawn(joining.keep(Arc::clone(&identity), Arc::clone(&parts.clock), ThreadRng::new()));
+        Ok(Parts { connector, identity: Some(identity), cache: Some(data_dir), ..parts })
+    }
+
+    async fn token(
+        &self,
+        (platform, data_dir): (&Path, &Path),
+        expected: &(Namespace, ObjectName),
+        clock: &dyn Clock,
+    ) -> Result<Option<PathBuf>, Box<dyn std::error::Error>> {
+        let (namespace, workload) = expected;
+        let given = self.token_file.clone();
+        Ok(token_file(&self.api, (platform, data_dir), given, (namespace.as_str(), workload.as_str()), clock.wall()).await?)
+    }
 }

@@ -1,0 +1,105 @@
+//! The control plane as a process has it.
+
+use std::error::Error;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use meshwork_api::RegistryClient;
+use meshwork_base::TrustDomain;
+use meshwork_control_plane::{ApiServer, ControlPlane, RootFiles, Secure, Settings, registry};
+use meshwork_process::{AdminState, Readiness};
+use meshwork_telemetry::inventory;
+use meshwork_xds::server::Open;
+
+use super::{Process, follow};
+
+/// Flags of the control plane.
+#[derive(clap::Args, Clone, Debug)]
+pub(crate) struct PlaneArgs {
+    /// Folder of resources (YAML or JSON, subfolders included); may be repeated, edits take effect at once
+    #[arg(long, value_name = "DIR", env = "MESHWORK_RESOURCES")]
+    pub(crate) resources: Vec<PathBuf>,
+
+    /// Where proxies join and are told what to do, by mTLS [default: port 15012 of the listen address]
+    #[arg(long, value_name = "ADDRESS", env = "MESHWORK_PROXY_ADDRESS")]
+    pub(crate) proxy_address: Option<SocketAddr>,
+
+    /// Where the API, metrics and readiness are served [default: port 15014 of the listen address if that is loopback, else of 127.0.0.1]
+    #[arg(long, value_name = "ADDRESS", env = "MESHWORK_API_ADDRESS")]
+    pub(crate) api_address: Option<SocketAddr>,
+
+    /// A token that callers of the API must bring; needed where the API is not on loopback
+    #[arg(long, value_name = "TOKEN", env = "MESHWORK_API_TOKEN", hide_env_values = true)]
+    pub(crate) api_token: Option<String>,
+
+    /// For whom identities are issued
+    #[arg(long, value_name = "DOMAIN", env = "MESHWORK_TRUST_DOMAIN", default_value = "mesh.local", value_parser = trust_domain)]
+    pub(crate) trust_domain: TrustDomain,
+
+    /// Certificate (PEM) of a root of your own, under which identities are issued [default: one is made at the first start]
+    #[arg(long, value_name = "FILE", env = "MESHWORK_CA_CERT", requires = "ca_key")]
+    pub(crate) ca_cert: Option<PathBuf>,
+
+    /// Its private key (PEM)
+    #[arg(long, value_name = "FILE", env = "MESHWORK_CA_KEY", requires = "ca_cert")]
+    pub(crate) ca_key: Option<PathBuf>,
+}
+
+fn trust_domain(text: &str) -> Result<TrustDomain, String> {
+    TrustDomain::new(text).map_err(|error| error.to_string())
+}
+
+/// A running control plane with its API; it ends when it is dropped.
+pub(super) struct Plane {
+    pub(super) plane: ControlPlane,
+    pub(super) proxy_address: SocketAddr,
+    _api: ApiServer,
+}
+
+impl Plane {
+    /// Returns when proxies are told what there is.
+    pub(super) async fn synced(&self) {
+        self.plane.synced().await;
+    }
+}
+
+pub(super) async fn start(
+    process: &Process,
+    args: PlaneArgs,
+    followed: Option<RegistryClient>,
+) -> Result<Plane, Box<dyn Error>> {
+    let proxy_address =
+        args.proxy_address.unwrap_or_else(|| SocketAddr::new(process.common.listen_address, 15012));
+    let secure = Secure {
+        trust_domain: args.trust_domain,
+        root: args.ca_cert.zip(args.ca_key).map(|(certificate, key)| RootFiles { certificate, key }),
+        listen: proxy_address,
+        ..Secure::new(process.folder("control-plane")?)
+    };
+    let feeds = if followed.is_some() { registry::FEEDS.map(str::to_owned).to_vec() } else { Vec::new() };
+    let settings = Settings {
+        folders: args.resources,
+        feeds,
+        compile: meshwork_compile::Settings::folder(),
+        access: Arc::new(Open),
+    };
+    let plane = ControlPlane::start_secure(settings, secure, Arc::clone(&process.clock)).await?;
+    if let Some(followed) = followed {
+        follow(&plane, followed);
+    }
+    process.metrics.set_info(&inventory::BUILD_INFO, &[env!("CARGO_PKG_VERSION"), "control-plane"]);
+    let readiness = Readiness::new();
+    let synced = readiness.condition("synced");
+    let waited = plane.clone();
+    tokio::spawn(async move {
+        waited.synced().await;
+        synced.set(true);
+    });
+    let state =
+        AdminState { readiness, metrics: process.metrics.clone(), log: Some(process.log.clone()) };
+    let api_address = args.api_address.unwrap_or_else(|| SocketAddr::new(process.plain_address(), 15014));
+    let api = ApiServer::start(&plane, state, api_address, args.api_token.as_deref()).await?;
+    tracing::info!(api = %api.address(), proxies = %proxy_address, "control plane started");
+    Ok(Plane { plane, proxy_address, _api: api })
+}

@@ -1,0 +1,139 @@
+//! `meshwork run`: a program in the mesh, with a sidecar beside it.
+
+use std::fs::{File, OpenOptions};
+use std::net::{IpAddr, Ipv4Addr, TcpListener};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use meshwork_base::{Clock, InstanceId, NameError, SystemClock};
+use meshwork_process::CommonArgs;
+use meshwork_sidecar::{Parts, SidecarArgs};
+use meshwork_telemetry::{MetricsRegistry, init_logging};
+use rustix::fs::{FlockOperation, flock};
+
+use super::Outcome;
+use crate::private;
+use crate::server::ApiArgs;
+use crate::token::token_file;
+
+/// Run a program in the mesh: registered, reached and calling by mTLS, with metrics
+#[derive(clap::Args, Debug)]
+pub(crate) struct Arguments {
+    /// The name of this instance [default: the service's name and the first number that is free]
+    #[arg(long, value_name = "NAME", env = "MESHWORK_INSTANCE")]
+    instance: Option<String>,
+    #[command(flatten)]
+    api: ApiArgs,
+    #[command(flatten)]
+    sidecar: SidecarArgs,
+    #[command(flatten)]
+    common: CommonArgs,
+}
+
+/// Why an instance cannot have its folder or its address.
+#[derive(Debug, thiserror::Error)]
+enum RunError {
+    #[error("instance {instance} runs already, with the folder {}; stop it, or give this one another --instance", folder.display())]
+    Running { instance: String, folder: PathBuf },
+    #[error("{} cannot be locked: {error}", path.display())]
+    Lock { path: PathBuf, error: std::io::Error },
+    #[error("no loopback address of 127.65.0.0/16 is free for this instance; give it one with --address")]
+    NoAddress,
+    #[error(transparent)]
+    Name(#[from] NameError),
+    #[error(transparent)]
+    Private(#[from] private::PrivateError),
+}
+
+pub(crate) fn run(arguments: Arguments) -> Outcome {
+    let Arguments { instance, api, sidecar: mut args, mut common } = arguments;
+    let log = init_logging(common.log_format, &common.log)?;
+    let (instance, _lock) = claim(&common.data_dir, &args, instance)?;
+    let platform = std::mem::take(&mut common.data_dir);
+    common.data_dir = folder(&platform, &args, &instance);
+    let address = args.address.map_or_else(|| free_address(&args), Ok)?;
+    let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
+    // On this thread, which lives as long as the process: the application dies with the thread that started it.
+    let code = runtime.block_on(async {
+        let workload = args.workload().clone();
+        let who = (args.namespace.as_str(), workload.as_str());
+        args.token_file = token_file(&api, (&platform, &common.data_dir), args.token_file.clone(), who, clock.wall()).await?;
+        let metrics = MetricsRegistry::default();
+        let parts = Parts { common, args, instance, address, log: Some(log), clock, metrics };
+        Ok::<_, Box<dyn std::error::Error>>(meshwork_sidecar::run(parts).await?)
+    })?;
+    Ok(ExitCode::from(code))
+}
+
+fn folder(data_dir: &Path, args: &SidecarArgs, instance: &str) -> PathBuf {
+    // Instances of other namespaces may have the same name; a dot stands in no namespace.
+    match args.namespace.as_str() {
+        "default" => data_dir.join(instance),
+        namespace => data_dir.join(format!("{namespace}.{instance}")),
+    }
+}
+
+/// The instance's name, with its folder locked for as long as the file lives.
+fn claim(data_dir: &Path, args: &SidecarArgs, asked: Option<String>) -> Result<(String, File), RunError> {
+    if let Some(instance) = asked {
+        InstanceId::new(&instance)?;
+        let folder = folder(data_dir, args, &instance);
+        return match lock(&folder)? {
+            Some(file) => Ok((instance, file)),
+            None => Err(RunError::Running { instance, folder }),
+        };
+    }
+    for number in 1u32.. {
+        let instance = format!("{}-{number}", args.service);
+        if let Some(file) = lock(&folder(data_dir, args, &instance))? {
+            return Ok((instance, file));
+        }
+    }
+    unreachable!("a machine has fewer processes than there are numbers")
+}
+
+fn lock(folder: &Path) -> Result<Option<File>, RunError> {
+    private::folder(folder)?;
+    let path = folder.join("lock");
+    let failed = |error: std::io::Error| RunError::Lock { path: path.clone(), error };
+    let file = OpenOptions::new().write(true).create(true).truncate(false).open(&path).map_err(failed)?;
+    match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(Some(file)),
+        Err(rustix::io::Errno::WOULDBLOCK) => Ok(None),
+        Err(error) => Err(failed(error.into())),
+    }
+}
+
+/// A loopback address on which no sidecar listens yet.
+fn free_address(args: &SidecarArgs) -> Result<IpAddr, RunError> {
+    let ports = [args.inbound_port, args.outbound_port, 15000, 15020, 15021];
+    let mut addresses = (1..=250).map(|last| IpAddr::V4(Ipv4Addr::new(127, 65, 0, last)));
+    let is_free = |address: &IpAddr| ports.iter().all(|port| TcpListener::bind((*address, *port)).is_ok());
+    addresses.find(is_free).ok_or(RunError::NoAddress)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_instance_is_claimed_once_and_numbers_are_used_again() {
+        #[derive(clap::Parser)]
+        struct Parser {
+            #[command(flatten)]
+            args: SidecarArgs,
+        }
+        let data = tempfile::tempdir().unwrap();
+        let args = <Parser as clap::Parser>::parse_from(["run", "--service", "web", "--", "true"]).args;
+        let (first, lock) = claim(data.path(), &args, None).unwrap();
+        let (second, _second) = claim(data.path(), &args, None).unwrap();
+        assert_eq!((first.as_str(), second.as_str()), ("web-1", "web-2"));
+        let taken = claim(data.path(), &args, Some("web-1".to_owned()));
+        assert!(matches!(taken, Err(RunError::Running { .. })), "{taken:?}");
+        drop(lock);
+        assert_eq!(claim(data.path(), &args, None).unwrap().0, "web-1");
+        assert!(claim(data.path(), &args, Some("../x".to_owned())).is_err());
+    }
+}

@@ -1,0 +1,247 @@
+//! The registry as a source: who is where becomes the catalog that is compiled, and one `Workload` for each instance
+//! that has a sidecar.
+//!
+//! What the registry said last stays while it is away: nothing vanishes by silence.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use meshwork_api::registry::{Changes, Health, Instance, METRICS_PORT, Service, ServiceRef, Since, sidecar};
+use meshwork_api::{ClientError, RegistryClient};
+use meshwork_base::{ContentHash, InstanceId, QualifiedName, Rng, SpiffeId};
+use meshwork_compile::Catalog;
+use meshwork_compile::input::{
+    self as compile, AppProtocol, CatalogInstance, CatalogPort, CatalogService, Transport,
+};
+use meshwork_messages::v1::{self, Resource, service_port};
+use meshwork_xds::ResourceKey;
+use meshwork_xds::client::Backoff;
+use prost::Message as _;
+
+use crate::{ControlPlane, Ended, Feed};
+
+/// The names of the feeds, to be declared in [`crate::Settings::feeds`]. Both have spoken before anything is published:
+/// a catalog without workloads would take every sidecar its own.
+pub const FEEDS: [&str; 2] = ["registry", "workloads"];
+
+/// How long one question waits for a change.
+const WAIT: Duration = Duration::from_secs(60);
+/// How long the answer may take beyond that.
+const GRACE: Duration = Duration::from_secs(10);
+
+/// Follows a registry for as long as it is polled and the control plane lives.
+pub async fn follow(plane: ControlPlane, registry: RegistryClient, mut rng: impl Rng) {
+    let [Some(catalog), Some(workloads)] = FEEDS.map(|name| plane.feed(name)) else { return };
+    let services = Arc::clone(&plane.services);
+    // The plane ends with its last holder, and must not be kept by who feeds it.
+    drop(plane);
+    let mut source = Source { registry, since: None, services: BTreeMap::new() };
+    let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
+    loop {
+        match source.step().await {
+            Ok(changed) => {
+                backoff.reset();
+                if changed {
+                    services.store(Arc::new(source.services.values().cloned().collect()));
+                    if source.tell(&catalog, &workloads).await.is_err() {
+                        return;
+                    }
+                }
+            }
+            Err(error) => {
+                tracing::warn!(%error, "the registry is not followed; what it said last stays");
+                tokio::time::sleep(backoff.next(&mut rng)).await;
+            }
+        }
+    }
+}
+
+struct Source {
+    registry: RegistryClient,
+    since: Option<Since>,
+    services: BTreeMap<(String, String), Service>,
+}
+
+impl Source {
+    /// Asks once; says whether there is something new.
+    async fn step(&mut self) -> Result<bool, ClientError> {
+        let asked = self.registry.changes(self.since.as_ref(), WAIT);
+        let answered = tokio::time::timeout(WAIT + GRACE, asked).await;
+        let Changes { epoch, revision, reset, services, removed } = answered.unwrap_or_else(|_| {
+            let server = self.registry.0.server().to_owned();
+            Err(ClientError::Unreachable { server, cause: "it does not answer".to_owned() })
+        })?;
+        let changed = reset || !services.is_empty() || !removed.is_empty();
+        self.since = Some(Since { epoch, revision });
+        if reset {
+            self.services.clear();
+        }
+        for ServiceRef { namespace, name } in removed {
+            self.services.remove(&(namespace, name));
+        }
+        for service in services {
+            self.services.insert((service.namespace.clone(), service.name.clone()), service);
+        }
+        Ok(changed)
+    }
+
+    /// Workloads first: an instance knows what it serves before others call it.
+    async fn tell(&self, catalog: &Feed, workloads: &Feed) -> Result<(), Ended> {
+        workloads.messages(workload_messages(self.services.values())).await?;
+        catalog.catalog(catalog_of(self.services.values())).await
+    }
+}
+
+/// What an instance's sidecar has proven: who it is, and where it takes mTLS.
+fn mesh(instance: &Instance) -> Option<(SpiffeId, u16)> {
+    let id = SpiffeId::parse(instance.identity.as_deref()?).ok()?;
+    let port = instance.metadata.get(sidecar::MESH_PORT)?.parse().ok()?;
+    Some((id, port))
+}
+
+/// An instance's ports, without that of its metrics: name, number that callers use, number that the application uses.
+fn ports(instance: &Instance) -> impl Iterator<Item = (&str, u16, u16, Option<&str>)> {
+    let service_port = instance.metadata.get(sidecar::SERVICE_PORT).and_then(|text| text.parse().ok());
+    let ports = instance.ports.iter().filter(|(name, _)| *name != METRICS_PORT);
+    // One number names one port; an instance with several is called on each by its own.
+    let service_port: Option<u16> = service_port.filter(|_| ports.clone().count() == 1);
+    ports.map(move |(name, port)| {
+        (name.as_str(), service_port.unwrap_or(port.port), port.port, port.protocol.as_deref())
+    })
+}
+
+fn catalog_of<'a>(services: impl Iterator<Item = &'a Service>) -> Catalog {
+    let mut catalog = Catalog::default();
+    for service in services {
+        match QualifiedName::new(&service.namespace, &service.name) {
+            Ok(name) => drop(catalog.services.insert(name, catalog_service(service))),
+            Err(error) => tracing::warn!(%error, "a registered service cannot be called: its name is none"),
+        }
+    }
+    catalog
+}
+
+fn catalog_service(service: &Service) -> CatalogService {
+    let is_mesh = service.instances.iter().any(|instance| mesh(instance).is_some());
+    // Who is proven and who is not are never mixed: otherwise anybody could step in for a workload of the mesh.
+    let (used, left): (Vec<_>, Vec<_>) =
+        service.instances.iter().partition(|instance| !is_mesh || mesh(instance).is_some());
+    for instance in left {
+        tracing::warn!(service = %service.name, instance = %instance.id, "an instance without identity is not called, because others of its service have one");
+    }
+    let mut ports_by_name: BTreeMap<&str, CatalogPort> = BTreeMap::new();
+    for (name, port, _, protocol) in used.iter().flat_map(|instance| ports(instance)) {
+        let known = ports_by_name.entry(name).or_insert_with(|| CatalogPort {
+            name: name.to_owned(),
+            port,
+            protocol: AppProtocol::Detect,
+        });
+        if known.protocol == AppProtocol::Detect {
+            known.protocol = protocol.map_or(AppProtocol::Detect, app_protocol);
+        }
+    }
+    let spiffe_ids: BTreeSet<SpiffeId> = used.iter().filter_map(|i| Some(mesh(i)?.0)).collect();
+    CatalogService {
+        ports: ports_by_name.into_values().collect(),
+        spiffe_ids: spiffe_ids.into_iter().collect(),
+        addresses: Vec::new(),
+        instances: used.into_iter().filter_map(catalog_instance).collect(),
+    }
+}
+
+fn catalog_instance(instance: &Instance) -> Option<CatalogInstance> {
+    let (Ok(id), Ok(address)) = (InstanceId::new(&instance.id), instance.address.parse::<IpAddr>()) else {
+        tracing::warn!(instance = %instance.id, address = %instance.address, "an instance is not called: its id is no name, or its address no IP address");
+        return None;
+    };
+    let transport = mesh(instance).map_or(Transport::Plaintext, |(spiffe_id, mesh_port)| Transport::Mesh {
+        mesh_port,
+        hbone_port: 0,
+        spiffe_id,
+    });
+    Some(CatalogInstance {
+        id,
+        addresses: vec![address],
+        ports: ports(instance).map(|(name, _, port, _)| (name.to_owned(), port)).collect(),
+        health: match instance.health {
+            Health::Passing | Health::Warning => compile::Health::Healthy,
+            Health::Suspect => compile::Health::Suspect,
+            Health::Critical | Health::Maintenance => compile::Health::Unhealthy,
+        },
+        weight: instance.weight,
+        workload: instance.workload.clone().unwrap_or_default(),
+        version: instance.version.clone().unwrap_or_default(),
+        zone: instance.zone.clone().unwrap_or_default(),
+        region: String::new(),
+        transport,
+        labels: BTreeMap::new(),
+    })
+}
+
+/// As Consul's users and Kubernetes' write it; a word that is not known is carried as TCP.
+fn app_protocol(text: &str) -> AppProtocol {
+    match text.to_ascii_lowercase().as_str() {
+        "" => AppProtocol::Detect,
+        "http" | "http1" | "http/1.1" => AppProtocol::Http1,
+        "http2" | "h2c" | "h2" => AppProtocol::Http2,
+        "grpc" => AppProtocol::Grpc,
+        "tls" | "https" => AppProtocol::Tls,
+        "ws" | "websocket" => AppProtocol::WebSocket,
+        _ => AppProtocol::Tcp,
+    }
+}
+
+const fn served_protocol(protocol: AppProtocol) -> service_port::AppProtocol {
+    match protocol {
+        AppProtocol::Detect => service_port::AppProtocol::Unspecified,
+        AppProtocol::Http1 => service_port::AppProtocol::Http1,
+        AppProtocol::Http2 => service_port::AppProtocol::Http2,
+        AppProtocol::Grpc => service_port::AppProtocol::Grpc,
+        AppProtocol::Tcp => service_port::AppProtocol::Tcp,
+        AppProtocol::Tls => service_port::AppProtocol::Tls,
+        AppProtocol::WebSocket => service_port::AppProtocol::Websocket,
+    }
+}
+
+fn workload_messages<'a>(
+    services: impl Iterator<Item = &'a Service>,
+) -> BTreeMap<ResourceKey, Arc<Resource>> {
+    let mut workloads: BTreeMap<String, v1::Workload> = BTreeMap::new();
+    for service in services {
+        for instance in &service.instances {
+            let Some((id, _)) = mesh(instance) else { continue };
+            let name = format!("{}/{}", service.namespace, instance.id);
+            let workload = workloads.entry(name).or_insert_with(|| v1::Workload {
+                source: Some(v1::Source {
+                    kind: "Instance".to_owned(),
+                    namespace: service.namespace.clone(),
+                    name: instance.id.clone(),
+                    file: "registry".to_owned(),
+                    ..v1::Source::default()
+                }),
+                spiffe_id: id.to_string(),
+                services: Vec::new(),
+            });
+            let served =
+                |(_, port, app_port, protocol): (&str, u16, u16, Option<&str>)| v1::workload::Served {
+                    service: format!("{}/{}", service.namespace, service.name),
+                    service_port: port.into(),
+                    app_port: app_port.into(),
+                    protocol: served_protocol(protocol.map_or(AppProtocol::Detect, app_protocol)).into(),
+                };
+            workload.services.extend(ports(instance).map(served));
+        }
+    }
+    let resource = |(name, workload): (String, v1::Workload)| {
+        let body = workload.encode_to_vec();
+        let version = ContentHash::of(&body).to_string();
+        let key = ResourceKey::of::<v1::Workload>(name.as_str());
+        (key, Arc::new(Resource { name, version, body: body.into(), requires: Vec::new() }))
+    };
+    workloads.into_iter().map(resource).collect()
+}
+
+#[cfg(test)]
+mod tests;

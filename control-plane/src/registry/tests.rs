@@ -1,0 +1,69 @@
+use meshwork_api::registry::Port;
+
+use super::*;
+
+fn instance(id: &str, identity: Option<&str>) -> Instance {
+    let port = |port, protocol: &str| Port { port, protocol: Some(protocol.to_owned()) };
+    let ports = [("http".to_owned(), port(41_000, "grpc")), ("metrics".to_owned(), port(15_020, "http"))];
+    let metadata = [("meshwork.dev/mesh-port", "15006"), ("meshwork.dev/service-port", "80")];
+    Instance {
+        id: id.to_owned(),
+        address: "127.0.0.9".to_owned(),
+        ports: ports.into_iter().collect(),
+        workload: Some("web".to_owned()),
+        version: None,
+        zone: None,
+        weight: 1,
+        tags: Vec::new(),
+        metadata: metadata.into_iter().map(|(k, v)| (k.to_owned(), v.to_owned())).collect(),
+        health: Health::Passing,
+        lease_expires: None,
+        identity: identity.map(str::to_owned),
+        node: "n".to_owned(),
+    }
+}
+
+fn service(instances: Vec<Instance>) -> Service {
+    Service { name: "web".to_owned(), namespace: "shop".to_owned(), instances }
+}
+
+const ID: &str = "spiffe://mesh.local/ns/shop/sa/web";
+
+#[test]
+fn an_instance_with_a_sidecar_is_called_by_mtls_on_the_services_port() {
+    let mut critical = instance("web-2", Some(ID));
+    critical.health = Health::Maintenance;
+    let services = [service(vec![instance("web-1", Some(ID)), critical])];
+    let catalog = catalog_of(services.iter());
+    let web = &catalog.services[&QualifiedName::new("shop", "web").unwrap()];
+    let port = CatalogPort { name: "http".to_owned(), port: 80, protocol: AppProtocol::Grpc };
+    assert_eq!(web.ports, [port], "the metrics' port is no port of the service");
+    assert_eq!(web.spiffe_ids, [SpiffeId::parse(ID).unwrap()]);
+    let mesh = Transport::Mesh { mesh_port: 15006, hbone_port: 0, spiffe_id: SpiffeId::parse(ID).unwrap() };
+    assert!(web.instances.iter().all(|instance| instance.transport == mesh));
+    let health: Vec<_> = web.instances.iter().map(|instance| instance.health).collect();
+    assert_eq!(health, [compile::Health::Healthy, compile::Health::Unhealthy]);
+
+    let workloads = workload_messages(services.iter());
+    assert_eq!(workloads.len(), 2, "also one that is not called yet, so that it can be");
+    let body = &workloads[&ResourceKey::of::<v1::Workload>("shop/web-1")].body;
+    let workload = v1::Workload::decode(body.clone()).unwrap();
+    assert_eq!(workload.spiffe_id, ID);
+    let served = &workload.services[0];
+    assert_eq!((served.service.as_str(), served.service_port, served.app_port), ("shop/web", 80, 41_000));
+    assert_eq!((workload.services.len(), served.protocol()), (1, service_port::AppProtocol::Grpc));
+}
+
+#[test]
+fn who_is_proven_and_who_is_not_are_never_mixed() {
+    let mixed = [service(vec![instance("web-1", Some(ID)), instance("evil", None)])];
+    let web = &catalog_service(&mixed[0]);
+    assert_eq!(web.instances.iter().map(|i| i.id.as_str()).collect::<Vec<_>>(), ["web-1"]);
+    assert_eq!(workload_messages(mixed.iter()).len(), 1);
+    let mut external = instance("outside", None);
+    external.metadata.clear();
+    let web = catalog_service(&service(vec![external]));
+    assert_eq!(web.instances[0].transport, Transport::Plaintext);
+    assert_eq!((web.ports[0].port, web.instances[0].ports["http"]), (41_000, 41_000));
+    assert!(web.spiffe_ids.is_empty());
+}
