@@ -137,7 +137,7 @@ impl Engine {
         self.replaced.push(self.shared.snapshot.swap(snapshot));
         self.applied.notify_waiters();
         if distrusts {
-            self.tell_all(|| Command::Recheck).await;
+            self.recheck().await;
         }
         let gone: Vec<BindKey> = self.bound.keys().filter(|key| !wanted.contains(key)).copied().collect();
         for key in gone {
@@ -172,6 +172,12 @@ impl Engine {
         }
         self.trusted = Some(Arc::clone(said));
         true
+    }
+
+    /// Looks again at live connections after somebody else than [`Self::apply`] has exchanged our identity's bundle:
+    /// those with peers that it denies are closed.
+    pub async fn recheck(&self) {
+        self.tell_all(|| Command::Recheck).await;
     }
 
     async fn tell_all(&self, command: impl Fn() -> Command) {

@@ -28,7 +28,7 @@ async fn app() -> (Upstream, Arc<Mutex<String>>) {
     let seen = Arc::new(Mutex::new(String::new()));
     let note = Arc::clone(&seen);
     let app = upstream(move |got| {
-        let whole = is_head(got) || got.ends_with(b"the body");
+        let whole = (got.starts_with(b"GET") && is_head(got)) || got.ends_with(b"the body");
         whole.then(|| {
             *note.lock() = String::from_utf8_lossy(got).into_owned();
             OK.to_vec()
@@ -380,7 +380,7 @@ async fn what_the_application_has_not_seen_goes_to_another_instance() {
     // A second instance whose application has died, its proxy not.
     let mut dead = pair.mesh.proxy(&pair.reviews, None, Settings::default());
     dead.change([serving(&pair.reviews.id(), "reviews", gone, AppProtocol::Http1)]).await;
-    let second = dead.engine.listen(Side::Inbound, "127.0.0.1:0".parse().unwrap()).await.unwrap();
+    let second = dead.engine.listen(Side::Inbound, "127.0.0.2:0".parse().unwrap()).await.unwrap();
     let [_, slice] = service_at("reviews", &pair.reviews.id(), second);
     let Change::Upsert { type_url, version, body, .. } = slice else { panic!("an upsert") };
     pair.outbound.change([Change::Upsert { type_url, name: "shop/reviews-2".into(), version, body }]).await;
@@ -397,19 +397,18 @@ async fn what_the_application_has_not_seen_goes_to_another_instance() {
 async fn a_thousand_snapshots_under_load_fail_no_request() {
     let (mut pair, _app, _) = pair().await;
     let stop = Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let done = Arc::new(AtomicUsize::new(0));
     let proxy = pair.proxy;
     let load: Vec<_> = (0..4)
         .map(|_| {
-            let stop = Arc::clone(&stop);
+            let (stop, done) = (Arc::clone(&stop), Arc::clone(&done));
             tokio::spawn(async move {
                 let mut caller = TcpStream::connect(proxy).await.unwrap();
-                let mut count = 0;
                 while !stop.load(Ordering::SeqCst) {
                     caller.write_all(b"GET / HTTP/1.1\r\nHost: reviews\r\n\r\n").await.unwrap();
                     assert!(read_until(&mut caller, "hello").await.starts_with("HTTP/1.1 200"));
-                    count += 1;
+                    done.fetch_add(1, Ordering::SeqCst);
                 }
-                count
             })
         })
         .collect();
@@ -418,13 +417,19 @@ async fn a_thousand_snapshots_under_load_fail_no_request() {
         let traffic = v1::TrafficPolicy { timeouts: Some(timeouts), ..Default::default() };
         pair.outbound.change([policy("times", "reviews", v1::policy::Spec::Traffic(traffic))]).await;
         pair.inbound.change([policy("who", "reviews", allow("spiffe://mesh.local/*"))]).await;
+        // The load goes on between the snapshots.
+        let before = done.load(Ordering::SeqCst);
+        while done.load(Ordering::SeqCst) == before && !load.iter().any(tokio::task::JoinHandle::is_finished)
+        {
+            tokio::task::yield_now().await;
+        }
     }
     stop.store(true, Ordering::SeqCst);
-    let mut total = 0;
     for load in load {
-        total += load.await.unwrap();
+        load.await.unwrap();
     }
-    assert!(total > 0);
+    let total = done.load(Ordering::SeqCst) as u64;
+    assert!(total >= 1000, "{total}");
     pair.outbound.wait_metric("istio_requests_total", &["response_code=\"200\""], total).await;
     assert_eq!(pair.outbound.metric("istio_requests_total", &[]), total, "each request is counted once");
     pair.inbound.wait_metric("istio_requests_total", &["response_code=\"200\""], total).await;

@@ -315,3 +315,19 @@ async fn serve_stream(
     }
     connection.progress(conn.worker.now());
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn size<A, B, C, D, F: Future>(_: fn(A, B, C, D) -> F) -> usize {
+        size_of::<F>()
+    }
+
+    /// What an idle connection holds, and what each stream does.
+    #[test]
+    fn futures_stay_small() {
+        assert!(size(serve) <= 4 * 1024, "a connection's future is {} bytes", size(serve));
+        assert!(size(serve_stream) <= 4 * 1024, "a stream's future is {} bytes", size(serve_stream));
+    }
+}

@@ -174,7 +174,14 @@ pub(crate) fn response(head: &ResponseHead) -> Response<()> {
     let mut response = Response::new(());
     *response.version_mut() = http::Version::HTTP_2;
     *response.status_mut() = StatusCode::from_u16(head.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-    *response.headers_mut() = map_of(&head.fields);
+    let map = response.headers_mut();
+    *map = map_of(&head.fields);
+    // Of what came from an upstream, the length is among the fields; of our own answers it is known.
+    if let BodyLength::Known(length @ 1..) = head.body
+        && !map.contains_key(http::header::CONTENT_LENGTH)
+    {
+        map.insert(http::header::CONTENT_LENGTH, length.into());
+    }
     response
 }
 

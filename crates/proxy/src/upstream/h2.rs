@@ -133,6 +133,11 @@ impl H2Connection {
         self.carried.get() > 0
     }
 
+    /// How many streams are open.
+    pub(crate) fn streams(&self) -> usize {
+        self.streams.get()
+    }
+
     /// Whether a stream is open.
     pub(crate) fn is_busy(&self) -> bool {
         self.streams.get() > 0

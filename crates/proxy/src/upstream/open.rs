@@ -90,12 +90,14 @@ enum Turn {
 }
 
 /// Waits until a new connection is within the limit, or a kept one is free. Idle connections to other endpoints of the
-/// service make room; when none of this worker's connections could ever become free, there is nothing to wait for.
+/// service make room. As in Envoy, a worker without any connection to an endpoint may always open one: nothing else
+/// could ever serve those who wait for it.
 async fn admitted(worker: &Worker, to: &Destination<'_>, pool: &Rc<EndpointPool>) -> Result<Turn, Failure> {
     let mut patience = std::pin::pin!(sleep(to.connect_timeout));
     loop {
         let cause = match to.admit(Limited::Connection) {
             Ok(permit) => return Ok(Turn::Connect(permit)),
+            Err(_) if pool.open() == 0 => return Ok(Turn::Connect(None)),
             Err(cause) => cause,
         };
         if let Some(client) = pool.take_idle() {
@@ -105,9 +107,6 @@ async fn admitted(worker: &Worker, to: &Destination<'_>, pool: &Rc<EndpointPool>
         if cluster.endpoints().all().iter().any(|endpoint| worker.pools.evict_idle(endpoint.id)) {
             continue;
         }
-        if pool.open() == 0 {
-            return Err(to.over_limit(cause));
-        }
         tokio::select! {
             () = pool.freed() => {}
             () = &mut patience => return Err(to.over_limit(cause)),
@@ -116,7 +115,7 @@ async fn admitted(worker: &Worker, to: &Destination<'_>, pool: &Rc<EndpointPool>
 }
 
 /// A stream on a shared HTTP/2 connection. A connection that its peer is closing takes none; nothing was sent then, and
-/// another connection is found.
+/// another connection is found. Where a limit allows no further connection, the stream waits for its turn.
 ///
 /// # Errors
 /// A limit, or no connection could be made that takes the request.
@@ -129,7 +128,15 @@ pub(crate) async fn h2(
 ) -> Result<H2Exchange, Failure> {
     let clock = &*worker.shared.clock;
     loop {
-        let connection = pool.share(clock.wall(), || dial(worker, to, pool)).await?;
+        let mut _pending = None;
+        let connection = match pool.share(clock.wall(), || dial(worker, to, pool)).await {
+            Ok(connection) => connection,
+            Err(failure) if failure.cause == Cause::MaxConnections => {
+                _pending = to.admit(Limited::Pending).map_err(|cause| to.over_limit(cause))?;
+                pool.least_busy().ok_or(failure)?
+            }
+            Err(failure) => return Err(failure),
+        };
         let reused = connection.is_reused();
         match connection.send(head, end, clock).await {
             // It is closed and not found again, so this ends.
@@ -145,7 +152,10 @@ async fn dial(
     pool: &Rc<EndpointPool>,
 ) -> Result<Rc<H2Connection>, Failure> {
     let _pending = to.admit(Limited::Pending).map_err(|cause| to.over_limit(cause))?;
-    let permit = to.admit(Limited::Connection).map_err(|cause| to.over_limit(cause))?;
+    let permit = match to.admit(Limited::Connection) {
+        Err(_) if pool.open() == 0 => None,
+        admitted => admitted.map_err(|cause| to.over_limit(cause))?,
+    };
     let tcp = connect(to.address, to.connect_timeout).await?;
     let (io, svid) = match to.speaks {
         Speaks::Mesh { key, id } => {

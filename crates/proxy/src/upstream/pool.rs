@@ -211,6 +211,16 @@ impl EndpointPool {
         }
     }
 
+    /// The shared connection with the fewest streams, full or not.
+    pub(crate) fn least_busy(&self) -> Option<Rc<H2Connection>> {
+        let shared = self.shared.borrow();
+        shared
+            .iter()
+            .filter(|connection| !connection.is_closed())
+            .min_by_key(|connection| connection.streams())
+            .cloned()
+    }
+
     fn with_room(&self, wall: Duration) -> Option<Rc<H2Connection>> {
         let shared = self.shared.borrow();
         shared

@@ -1,6 +1,7 @@
 //! An engine in this process with routes made from messages, and small upstreams that show what reached them.
 #![allow(dead_code, unreachable_pub, missing_docs, reason = "each test file uses its part")]
 
+pub mod h2;
 pub mod mesh;
 
 use std::net::SocketAddr;

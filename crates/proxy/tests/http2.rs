@@ -1,0 +1,276 @@
+//! HTTP/2 on either side: frames, trailers, resets, goodbyes.
+
+mod support;
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{HeaderMap, Request, Response};
+use meshwork_decision::Change;
+use meshwork_messages::v1;
+use meshwork_messages::v1::service_port::AppProtocol;
+use meshwork_proxy::Settings;
+use parking_lot::Mutex;
+use support::h2::{answer, collect, collect_body, fetch, get, h2_client, h2_upstream};
+use support::{Harness, exchange, is_head, rule, upstream};
+use tokio::sync::{Notify, mpsc};
+
+async fn gateway(protocol: AppProtocol, upstream: std::net::SocketAddr) -> (Harness, std::net::SocketAddr) {
+    let mut harness = Harness::start(Settings::default());
+    harness.service("web", protocol, &[upstream]).await;
+    let address = harness.route(vec![rule(&[("web", 1)], vec![])]).await;
+    (harness, address)
+}
+
+#[tokio::test]
+async fn many_requests_of_one_connection_reach_an_http1_upstream() {
+    let up = upstream(|got| {
+        let text = String::from_utf8_lossy(got).into_owned();
+        is_head(got).then(|| {
+            let path = text.split(' ').nth(1).unwrap().to_owned();
+            format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{path}", path.len()).into_bytes()
+        })
+    })
+    .await;
+    let (harness, address) = gateway(AppProtocol::Http1, up.address).await;
+    let client = h2_client(address).await;
+    let calls = (0..50).map(|i| {
+        let mut client = client.clone();
+        async move {
+            let path = format!("/{i}");
+            let (status, body, _) = fetch(&mut client, get(&path)).await;
+            assert_eq!((status, body), (200, Bytes::from(path)));
+        }
+    });
+    futures_util::future::join_all(calls).await;
+    let line = harness.lines(50).await.remove(0);
+    assert!(
+        line.contains("\"protocol\":\"HTTP/2\"") && line.contains("\"upstream_protocol\":\"HTTP/1.1\""),
+        "{line}"
+    );
+    assert_eq!(harness.metric("meshwork_downstream_connections_total", &[]), 1);
+}
+
+#[tokio::test]
+async fn a_call_of_grpc_keeps_its_trailers_both_ways() {
+    let (seen, mut calls) = mpsc::channel(1);
+    let up = h2_upstream(usize::MAX, move |_, request, mut respond| {
+        let seen = seen.clone();
+        async move {
+            let (head, body) = request.into_parts();
+            let (body, trailers) = collect_body(body).await.unwrap();
+            seen.send((head, trailers)).await.unwrap();
+            let response = Response::builder().header("content-type", "application/grpc").body(()).unwrap();
+            let mut send = respond.send_response(response, false).unwrap();
+            send.send_data(body, false).unwrap();
+            let mut trailers = HeaderMap::new();
+            trailers.insert("grpc-status", "5".parse().unwrap());
+            send.send_trailers(trailers).unwrap();
+        }
+    })
+    .await;
+    let (harness, address) = gateway(AppProtocol::Grpc, up.address).await;
+    let mut client = h2_client(address).await;
+    let request = Request::post("http://shop/pkg.Service/Call")
+        .header("content-type", "application/grpc")
+        .header("te", "trailers")
+        .body(())
+        .unwrap();
+    let (response, mut send) = client.send_request(request, false).unwrap();
+    send.send_data(Bytes::from_static(b"message"), false).unwrap();
+    let mut trailers = HeaderMap::new();
+    trailers.insert("x-checksum", "1".parse().unwrap());
+    send.send_trailers(trailers).unwrap();
+    let (status, body, trailers) = collect(response.await.unwrap()).await;
+    assert_eq!((status, &body[..]), (200, &b"message"[..]));
+    assert_eq!(trailers.unwrap()["grpc-status"], "5");
+    let (head, trailers) = calls.recv().await.unwrap();
+    assert_eq!((head.uri.path(), &head.headers["te"]), ("/pkg.Service/Call", &"trailers".parse().unwrap()));
+    assert_eq!(trailers.unwrap()["x-checksum"], "1");
+    assert!(harness.lines(1).await[0].contains("\"grpc_status\":5"));
+    let labels = ["request_protocol=\"grpc\"", "grpc_response_status=\"5\""];
+    harness.wait_metric("istio_requests_total", &labels, 1).await;
+}
+
+#[tokio::test]
+async fn a_failure_is_told_in_the_terms_of_grpc() {
+    let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let (_harness, address) = gateway(AppProtocol::Grpc, closed).await;
+    let mut client = h2_client(address).await;
+    let request =
+        Request::post("http://shop/a/b").header("content-type", "application/grpc").body(()).unwrap();
+    let (response, _) = client.send_request(request, true).unwrap();
+    let response = response.await.unwrap();
+    assert_eq!(
+        (response.status().as_u16(), &response.headers()["grpc-status"]),
+        (200, &"14".parse().unwrap())
+    );
+    assert_eq!(response.headers()["grpc-message"], "connect_failure");
+}
+
+#[tokio::test]
+async fn drain_says_goodbye_and_what_runs_is_finished() {
+    let (entered, mut begun) = mpsc::channel(8);
+    let release = Arc::new(Notify::new());
+    let wait = Arc::clone(&release);
+    let up = h2_upstream(usize::MAX, move |_, _, respond| {
+        let (entered, wait) = (entered.clone(), Arc::clone(&wait));
+        async move {
+            entered.send(()).await.unwrap();
+            wait.notified().await;
+            answer(respond, b"late");
+        }
+    })
+    .await;
+    let (harness, address) = gateway(AppProtocol::Http2, up.address).await;
+    let mut client = h2_client(address).await;
+    let calls: Vec<_> = (0..3).map(|_| client.send_request(get("/"), true).unwrap().0).collect();
+    for _ in 0..3 {
+        begun.recv().await.unwrap();
+    }
+    let drained = tokio::spawn(harness.engine.drain(Duration::from_secs(10)));
+    // After the goodbye a client opens no more streams here.
+    let refused = async {
+        while client.clone().ready().await.is_ok() {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(5), refused).await.expect("GOAWAY arrives");
+    release.notify_waiters();
+    for call in calls {
+        assert_eq!(&collect(call.await.unwrap()).await.1[..], b"late");
+    }
+    assert!(drained.await.unwrap(), "nothing was cut off");
+}
+
+#[tokio::test]
+async fn a_caller_s_reset_reaches_the_upstream_and_the_record() {
+    let (seen, mut resets) = mpsc::channel(1);
+    let (entered, mut begun) = mpsc::channel(1);
+    let up = h2_upstream(usize::MAX, move |_, _, mut respond| {
+        let (seen, entered) = (seen.clone(), entered.clone());
+        async move {
+            entered.send(()).await.unwrap();
+            let reason = std::future::poll_fn(|cx| respond.poll_reset(cx)).await.unwrap();
+            seen.send(reason).await.unwrap();
+        }
+    })
+    .await;
+    let (harness, address) = gateway(AppProtocol::Http2, up.address).await;
+    let mut client = h2_client(address).await;
+    let (response, mut send) = client.send_request(get("/"), true).unwrap();
+    begun.recv().await.unwrap();
+    send.send_reset(h2::Reason::CANCEL);
+    drop(response);
+    assert_eq!(resets.recv().await, Some(h2::Reason::CANCEL));
+    let line = harness.lines(1).await.remove(0);
+    assert!(line.contains("\"cause\":\"downstream_reset\"") && line.contains("\"DR\""), "{line}");
+    assert!(line.contains("\"response_code\":0"), "{line}");
+}
+
+#[tokio::test]
+async fn a_refused_stream_is_sent_again_also_a_post() {
+    let counts = Arc::new(Mutex::new(Vec::new()));
+    let noted = Arc::clone(&counts);
+    let up = h2_upstream(usize::MAX, move |number, request, mut respond| {
+        noted.lock().push(request.headers().get("x-envoy-attempt-count").cloned());
+        async move {
+            if number % 2 == 0 {
+                respond.send_reset(h2::Reason::REFUSED_STREAM);
+                return;
+            }
+            let (body, _) = collect_body(request.into_body()).await.unwrap();
+            let mut send = respond.send_response(Response::new(()), false).unwrap();
+            send.send_data(body, true).unwrap();
+        }
+    })
+    .await;
+    let (harness, address) = gateway(AppProtocol::Http2, up.address).await;
+    for _ in 0..3 {
+        let post = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\nConnection: close\r\n\r\nbody";
+        let response = exchange(address, post).await;
+        assert!(response.starts_with("HTTP/1.1 200") && response.contains("body"), "{response}");
+    }
+    assert!(harness.lines(3).await.iter().all(|line| line.contains("\"attempts\":2")));
+    let counts = counts.lock().clone();
+    assert_eq!(&counts[..2], [None, Some("2".parse().unwrap())], "a retry says that it is one");
+}
+
+#[tokio::test]
+async fn an_upstream_s_goodbye_costs_no_request() {
+    let up = h2_upstream(3, |_, _, respond| async move { answer(respond, b"ok") }).await;
+    let (harness, address) = gateway(AppProtocol::Http2, up.address).await;
+    let mut client = h2_client(address).await;
+    for _ in 0..30 {
+        assert_eq!(fetch(&mut client, get("/")).await.0, 200);
+    }
+    assert!(up.connections.load(Ordering::SeqCst) >= 10, "connections were replaced");
+    let lines = harness.lines(30).await;
+    assert!(lines.iter().all(|line| line.contains("\"response_flags\":\"-\"")), "{lines:?}");
+}
+
+#[tokio::test]
+async fn a_truncated_upstream_body_becomes_a_reset() {
+    let up = upstream(|got| {
+        is_head(got).then(|| b"HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\nhalf<close>".to_vec())
+    })
+    .await;
+    let (_harness, address) = gateway(AppProtocol::Http1, up.address).await;
+    let mut client = h2_client(address).await;
+    let (response, _) = client.send_request(get("/"), true).unwrap();
+    // The reset may overtake what was queued before it, but it never looks like an end.
+    let error = match response.await {
+        Ok(response) => collect_body(response.into_body()).await.expect_err("never a clean end"),
+        Err(error) => error,
+    };
+    assert!(error.is_reset(), "{error}");
+}
+
+#[tokio::test]
+async fn requests_beyond_a_connection_s_streams_wait_where_the_limit_allows_no_other() {
+    let (entered, mut begun) = mpsc::channel(64);
+    let release = Arc::new(Notify::new());
+    let wait = Arc::clone(&release);
+    let up = support::h2::h2_upstream_with(
+        |server| server.max_concurrent_streams(2),
+        usize::MAX,
+        move |_, _, respond| {
+            let (entered, wait) = (entered.clone(), Arc::clone(&wait));
+            async move {
+                entered.send(()).await.unwrap();
+                wait.notified().await;
+                answer(respond, b"ok");
+            }
+        },
+    )
+    .await;
+    let (mut harness, address) = gateway(AppProtocol::Http2, up.address).await;
+    let limits = v1::Limits { max_connections: 1, ..Default::default() };
+    let traffic = v1::TrafficPolicy { limits: Some(limits), ..Default::default() };
+    let target =
+        v1::policy::Target { kind: "Service".into(), name: "default/web".into(), section: String::new() };
+    let spec = Some(v1::policy::Spec::Traffic(traffic));
+    let policy = v1::Policy { source: None, targets: vec![target], spec };
+    harness.change([Change::upsert("default/p", "1", &policy)]).await;
+    let mut client = h2_client(address).await;
+    // The first request opens the connection and learns its peer's limit of streams.
+    let first = client.send_request(get("/"), true).unwrap().0;
+    begun.recv().await.unwrap();
+    let rest: Vec<_> = (0..5).map(|_| client.send_request(get("/"), true).unwrap().0).collect();
+    let finish = async {
+        for call in std::iter::once(first).chain(rest) {
+            assert_eq!(collect(call.await.unwrap()).await.0, 200);
+        }
+    };
+    let mut finish = std::pin::pin!(finish);
+    loop {
+        tokio::select! {
+            () = &mut finish => break,
+            _ = begun.recv() => {}
+            () = tokio::task::yield_now() => release.notify_waiters(),
+        }
+    }
+    assert_eq!(up.connections.load(Ordering::SeqCst), 1, "the limit held");
+}

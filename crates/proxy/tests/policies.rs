@@ -1,0 +1,221 @@
+//! Traffic policies at work: retries, limits, ejection, times.
+
+mod support;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use meshwork_decision::Change;
+use meshwork_messages::v1;
+use meshwork_messages::v1::service_port::AppProtocol;
+use meshwork_proxy::Settings;
+use parking_lot::Mutex;
+use support::{Harness, Upstream, exchange, is_head, read_until, rule, upstream};
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpStream;
+
+const OK: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nhello";
+const BUSY: &[u8] = b"HTTP/1.1 503 Busy\r\ncontent-length: 4\r\n\r\nbusy";
+const GET: &[u8] = b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n";
+const POST: &[u8] = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
+
+fn traffic(policy: v1::TrafficPolicy) -> Change {
+    let target =
+        v1::policy::Target { kind: "Service".into(), name: "default/web".into(), section: String::new() };
+    let spec = Some(v1::policy::Spec::Traffic(policy));
+    Change::upsert("default/p", "1", &v1::Policy { source: None, targets: vec![target], spec })
+}
+
+async fn gateway(upstreams: &[SocketAddr], policy: Option<v1::TrafficPolicy>) -> (Harness, SocketAddr) {
+    let mut harness = Harness::start(Settings::default());
+    harness.service("web", AppProtocol::Http1, upstreams).await;
+    let address = harness.route(vec![rule(&[("web", 1)], vec![])]).await;
+    harness.change(policy.map(traffic)).await;
+    (harness, address)
+}
+
+fn retry(attempts: u32, status_codes: &[u32]) -> v1::TrafficPolicy {
+    let retry = v1::Retry {
+        attempts,
+        status_codes: status_codes.to_vec(),
+        on_reset: true,
+        on_connect_failure: true,
+        ..Default::default()
+    };
+    v1::TrafficPolicy { retry: Some(retry), ..Default::default() }
+}
+
+/// Answers with `first` so often, then 200; notes the attempt numbers it was told.
+async fn recovering(first: &'static [u8], times: usize) -> (Upstream, Arc<Mutex<Vec<Option<String>>>>) {
+    let counts = Arc::new(Mutex::new(Vec::new()));
+    let noted = Arc::clone(&counts);
+    let up = upstream(move |got| {
+        is_head(got).then(|| {
+            let text = String::from_utf8_lossy(got).to_lowercase();
+            let count =
+                text.lines().find_map(|l| l.strip_prefix("x-envoy-attempt-count: ").map(str::to_owned));
+            noted.lock().push(count);
+            if noted.lock().len() <= times { first.to_vec() } else { OK.to_vec() }
+        })
+    })
+    .await;
+    (up, counts)
+}
+
+#[tokio::test]
+async fn a_status_that_the_policy_names_is_tried_again_and_says_so() {
+    let (up, counts) = recovering(BUSY, 2).await;
+    let (harness, address) = gateway(&[up.address], Some(retry(2, &[503]))).await;
+    let forged = b"GET / HTTP/1.1\r\nHost: a\r\nX-Envoy-Attempt-Count: 9\r\nConnection: close\r\n\r\n";
+    let response = exchange(address, forged).await;
+    assert!(response.starts_with("HTTP/1.1 200") && response.ends_with("hello"), "{response}");
+    assert_eq!(
+        *counts.lock(),
+        [None, Some("2".to_owned()), Some("3".to_owned())],
+        "nobody outside is believed"
+    );
+    assert!(harness.lines(1).await[0].contains("\"attempts\":3"));
+}
+
+#[tokio::test]
+async fn when_attempts_are_used_up_the_last_response_is_passed_on_with_a_flag() {
+    let (up, counts) = recovering(BUSY, usize::MAX).await;
+    let (harness, address) = gateway(&[up.address], Some(retry(1, &[503]))).await;
+    let response = exchange(address, GET).await;
+    assert!(response.starts_with("HTTP/1.1 503") && response.ends_with("busy"), "{response}");
+    let line = harness.lines(1).await.remove(0);
+    assert!(line.contains("\"URX\"") && line.contains("retries_exhausted"), "{line}");
+    assert_eq!(counts.lock().len(), 2);
+    // A POST that was answered may have done its work.
+    assert!(exchange(address, POST).await.ends_with("busy"));
+    assert_eq!(counts.lock().len(), 3);
+    assert!(harness.lines(2).await[1].contains("\"attempts\":1"));
+}
+
+#[tokio::test]
+async fn what_nobody_has_seen_goes_elsewhere_without_any_policy() {
+    let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let (up, _) = recovering(OK, 0).await;
+    let (harness, address) = gateway(&[closed, up.address], None).await;
+    for _ in 0..20 {
+        assert!(exchange(address, POST).await.starts_with("HTTP/1.1 200"));
+    }
+    let lines = harness.lines(20).await;
+    assert!(lines.iter().any(|line| line.contains("\"attempts\":2")), "some began at the closed one");
+    assert!(harness.metric("meshwork_upstream_connect_failures_total", &["cause=\"connect_failure\""]) > 0);
+}
+
+#[tokio::test]
+async fn an_attempt_that_takes_too_long_is_given_up() {
+    let first = Arc::new(AtomicUsize::new(0));
+    let up = upstream(move |got| {
+        let silent = is_head(got) && first.fetch_add(1, Ordering::SeqCst) == 0;
+        (is_head(got) && !silent).then(|| OK.to_vec())
+    })
+    .await;
+    let mut policy = retry(1, &[]);
+    policy.retry.as_mut().unwrap().per_try_timeout_ms = 50;
+    let (harness, address) = gateway(&[up.address], Some(policy)).await;
+    assert!(exchange(address, GET).await.starts_with("HTTP/1.1 200"));
+    assert!(harness.lines(1).await[0].contains("\"attempts\":2"));
+}
+
+#[tokio::test]
+async fn a_failing_endpoint_is_left_alone_for_a_while() {
+    let (bad, seen) = recovering(BUSY, usize::MAX).await;
+    let (good, _) = recovering(OK, 0).await;
+    let outlier =
+        v1::OutlierDetection { consecutive_5xx: 3, base_ejection_time_ms: 60_000, max_ejection_percent: 50 };
+    let policy = v1::TrafficPolicy { outlier_detection: Some(outlier), ..Default::default() };
+    let (harness, address) = gateway(&[bad.address, good.address], Some(policy)).await;
+    let mut busy = 0;
+    for _ in 0..60 {
+        busy += usize::from(exchange(address, GET).await.ends_with("busy"));
+    }
+    assert_eq!((busy, seen.lock().len()), (3, 3), "three in a row eject it");
+    harness.wait_metric("meshwork_endpoint_ejections_total", &["service=\"default/web\""], 1).await;
+}
+
+/// An upstream that answers only once it is told to, and how many requests it holds.
+async fn holding() -> (Upstream, Arc<AtomicUsize>, Arc<std::sync::atomic::AtomicBool>) {
+    let (held, open) = (Arc::new(AtomicUsize::new(0)), Arc::new(std::sync::atomic::AtomicBool::new(false)));
+    let (counted, opened) = (Arc::clone(&held), Arc::clone(&open));
+    let up = upstream(move |got| {
+        if !is_head(got) && !got.ends_with(b"more") {
+            return None;
+        }
+        if opened.load(Ordering::SeqCst) || got.ends_with(b"more") {
+            return Some(OK.to_vec());
+        }
+        counted.fetch_add(1, Ordering::SeqCst);
+        None
+    })
+    .await;
+    (up, held, open)
+}
+
+fn limits(limits: v1::Limits) -> v1::TrafficPolicy {
+    v1::TrafficPolicy { limits: Some(limits), ..Default::default() }
+}
+
+/// Sends a request whose body comes later, and waits until the upstream holds it.
+async fn hold(address: SocketAddr, held: &AtomicUsize) -> TcpStream {
+    let before = held.load(Ordering::SeqCst);
+    let mut tcp = TcpStream::connect(address).await.unwrap();
+    tcp.write_all(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\n\r\n").await.unwrap();
+    while held.load(Ordering::SeqCst) == before {
+        tokio::task::yield_now().await;
+    }
+    tcp
+}
+
+#[tokio::test]
+async fn more_requests_than_the_limit_are_refused_at_once() {
+    let (up, held, _) = holding().await;
+    let policy = limits(v1::Limits { max_requests: 1, ..Default::default() });
+    let (harness, address) = gateway(&[up.address], Some(policy)).await;
+    let mut first = hold(address, &held).await;
+    let response = exchange(address, GET).await;
+    assert!(response.starts_with("HTTP/1.1 503") && response.ends_with("max_requests\n"), "{response}");
+    assert!(harness.lines(1).await[0].contains("\"UO\""));
+    first.write_all(b"more").await.unwrap();
+    assert!(read_until(&mut first, "hello").await.starts_with("HTTP/1.1 200"));
+    let next = hold(address, &held).await;
+    drop(next);
+}
+
+#[tokio::test]
+async fn a_request_waits_for_a_connection_within_the_limit_but_not_in_a_crowd() {
+    let (up, held, open) = holding().await;
+    let policy = limits(v1::Limits { max_connections: 1, max_pending_requests: 1, ..Default::default() });
+    let (harness, address) = gateway(&[up.address], Some(policy)).await;
+    let mut first = hold(address, &held).await;
+    let waiting = [0, 1].map(|_| tokio::spawn(async move { exchange(address, GET).await }));
+    // Of two that want to wait, one may.
+    let line = harness.lines(1).await.remove(0);
+    assert!(line.contains("max_pending_requests"), "{line}");
+    open.store(true, Ordering::SeqCst);
+    first.write_all(b"more").await.unwrap();
+    read_until(&mut first, "hello").await;
+    let mut answers = Vec::new();
+    for waiting in waiting {
+        answers.push(waiting.await.unwrap());
+    }
+    answers.sort();
+    assert!(answers[0].starts_with("HTTP/1.1 200") && answers[1].starts_with("HTTP/1.1 503"), "{answers:?}");
+    assert_eq!(up.connections.load(Ordering::SeqCst), 1, "the limit held");
+}
+
+#[tokio::test]
+async fn a_stream_on_which_nothing_moves_ends_after_the_policy_s_time() {
+    let (up, _held, _) = holding().await;
+    let timeouts = v1::Timeouts { idle_ms: 100, ..Default::default() };
+    let policy = v1::TrafficPolicy { timeouts: Some(timeouts), ..Default::default() };
+    let (_harness, address) = gateway(&[up.address], Some(policy)).await;
+    let response = exchange(address, GET).await;
+    assert!(
+        response.starts_with("HTTP/1.1 504") && response.ends_with("stream_idle_timeout\n"),
+        "{response}"
+    );
+}

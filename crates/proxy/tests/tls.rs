@@ -1,0 +1,181 @@
+//! TLS that ends at the edge: certificates by SNI, ALPN, misdirected requests, certificates replaced while it runs.
+
+mod support;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use meshwork_decision::Change;
+use meshwork_messages::v1;
+use meshwork_messages::v1::service_port::AppProtocol;
+use meshwork_proxy::Settings;
+use rustls_pki_types::{CertificateDer, ServerName};
+use support::{Harness, Upstream, free_port, is_head, rule, upstream};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+
+const OK: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nhello";
+
+/// A certificate of its own for a host, and the secret with it.
+fn certificate(host: &str, version: &str) -> (CertificateDer<'static>, Change) {
+    let made = rcgen::generate_simple_self_signed([host.to_owned()]).unwrap();
+    let secret = v1::Secret {
+        source: None,
+        certificate_chain_pem: made.cert.pem().into_bytes().into(),
+        private_key_pem: made.signing_key.serialize_pem().into_bytes().into(),
+    };
+    (made.cert.der().clone(), Change::upsert(&format!("default/{host}"), version, &secret))
+}
+
+fn listener(name: &str, port: u16, host: &str) -> Change {
+    let source = v1::Source {
+        kind: "Gateway".into(),
+        name: "gw".into(),
+        namespace: "default".into(),
+        ..Default::default()
+    };
+    let message = v1::Listener {
+        source: Some(source),
+        port: port.into(),
+        protocol: v1::listener::Protocol::Https.into(),
+        hostname: host.to_owned(),
+        tls: Some(v1::TlsTermination { passthrough: false, secrets: vec![format!("default/{host}")] }),
+        ..Default::default()
+    };
+    Change::upsert(&format!("default/gw/{name}"), "1", &message)
+}
+
+fn route(listeners: &[&str]) -> Change {
+    let attachment = |name: &&str| v1::route::Attachment {
+        parent: Some(v1::route::attachment::Parent::Listener(format!("default/gw/{name}"))),
+        ..Default::default()
+    };
+    let source = v1::Source {
+        kind: "HTTPRoute".into(),
+        name: "r".into(),
+        namespace: "default".into(),
+        ..Default::default()
+    };
+    let message = v1::Route {
+        source: Some(source),
+        attachments: listeners.iter().map(attachment).collect(),
+        rules: vec![rule(&[("web", 1)], vec![])],
+    };
+    Change::upsert("HTTPRoute/default/r", "1", &message)
+}
+
+struct Edge {
+    harness: Harness,
+    address: SocketAddr,
+    certificates: [CertificateDer<'static>; 2],
+    _up: Upstream,
+}
+
+/// Two listeners of one port, for `a.example` and `b.example`.
+async fn edge() -> Edge {
+    let up = upstream(|got| is_head(got).then(|| OK.to_vec())).await;
+    let mut harness = Harness::start(Settings::default());
+    harness.service("web", AppProtocol::Http1, &[up.address]).await;
+    let port = free_port();
+    let ((a, secret_a), (b, secret_b)) = (certificate("a.example", "1"), certificate("b.example", "1"));
+    let listeners = [listener("a", port, "a.example"), listener("b", port, "b.example"), route(&["a", "b"])];
+    harness.change([secret_a, secret_b].into_iter().chain(listeners)).await;
+    let address = *harness.engine.bound().values().next().expect("bound");
+    Edge { harness, address, certificates: [a, b], _up: up }
+}
+
+impl Edge {
+    async fn connect(&self, host: &str, alpn: &[&[u8]]) -> std::io::Result<TlsStream<TcpStream>> {
+        self.connect_trusting(host, alpn, &self.certificates).await
+    }
+
+    async fn connect_trusting(
+        &self,
+        host: &str,
+        alpn: &[&[u8]],
+        trusted: &[CertificateDer<'static>],
+    ) -> std::io::Result<TlsStream<TcpStream>> {
+        let mut roots = rustls::RootCertStore::empty();
+        trusted.iter().for_each(|certificate| roots.add(certificate.clone()).unwrap());
+        let mut config = rustls::ClientConfig::builder_with_provider(meshwork_identity::provider())
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        config.alpn_protocols = alpn.iter().map(|p| p.to_vec()).collect();
+        let tcp = TcpStream::connect(self.address).await?;
+        let name = ServerName::try_from(host.to_owned()).unwrap();
+        TlsConnector::from(Arc::new(config)).connect(name, tcp).await
+    }
+}
+
+fn shown(tls: &TlsStream<TcpStream>) -> CertificateDer<'static> {
+    tls.get_ref().1.peer_certificates().unwrap()[0].clone().into_owned()
+}
+
+async fn ask(tls: &mut TlsStream<TcpStream>, host: &str) -> String {
+    tls.write_all(format!("GET / HTTP/1.1\r\nHost: {host}\r\n\r\n").as_bytes()).await.unwrap();
+    let mut out = [0; 4096];
+    let count = tls.read(&mut out).await.unwrap();
+    String::from_utf8_lossy(&out[..count]).into_owned()
+}
+
+#[tokio::test]
+async fn sni_chooses_the_certificate_and_alpn_the_version() {
+    let edge = edge().await;
+    for (index, host) in ["a.example", "b.example"].into_iter().enumerate() {
+        let mut tls = edge.connect(host, &[b"http/1.1"]).await.unwrap();
+        assert_eq!(shown(&tls), edge.certificates[index]);
+        assert_eq!(tls.get_ref().1.alpn_protocol(), Some(&b"http/1.1"[..]));
+        assert!(ask(&mut tls, host).await.starts_with("HTTP/1.1 200"));
+    }
+    let tls = edge.connect("a.example", &[b"h2", b"http/1.1"]).await.unwrap();
+    assert_eq!(tls.get_ref().1.alpn_protocol(), Some(&b"h2"[..]));
+    let (mut client, connection) = h2::client::handshake(tls).await.unwrap();
+    tokio::spawn(connection);
+    let request = http::Request::get("https://a.example/").body(()).unwrap();
+    assert_eq!(support::h2::fetch(&mut client, request).await.0, 200);
+}
+
+#[tokio::test]
+async fn a_request_for_another_listener_s_host_is_misdirected() {
+    let edge = edge().await;
+    let mut tls = edge.connect("a.example", &[]).await.unwrap();
+    let response = ask(&mut tls, "b.example").await;
+    assert!(
+        response.starts_with("HTTP/1.1 421") && response.ends_with("misdirected_request\n"),
+        "{response}"
+    );
+    assert!(ask(&mut tls, "a.example").await.starts_with("HTTP/1.1 200"), "the connection goes on");
+}
+
+#[tokio::test]
+async fn a_handshake_that_fails_is_counted_with_its_reason() {
+    let edge = edge().await;
+    assert!(edge.connect("c.example", &[]).await.is_err());
+    let of = |cause| ["meshwork_tls_handshake_failures_total", cause];
+    let [name, cause] = of("cause=\"unrecognized_name\"");
+    edge.harness.wait_metric(name, &[cause], 1).await;
+    // A client that does not believe the certificate says so.
+    assert!(edge.connect_trusting("a.example", &[], &edge.certificates[1..]).await.is_err());
+    let [name, cause] = of("cause=\"refused_by_peer\"");
+    edge.harness.wait_metric(name, &[cause], 1).await;
+    let mut tcp = TcpStream::connect(edge.address).await.unwrap();
+    tcp.write_all(b"GET / HTTP/1.1\r\nHost: a.example\r\n\r\n").await.unwrap();
+    let _ = tcp.read_to_end(&mut Vec::new()).await;
+    let [name, cause] = of("cause=\"tls_handshake_failed\"");
+    edge.harness.wait_metric(name, &[cause], 1).await;
+}
+
+#[tokio::test]
+async fn a_replaced_certificate_is_shown_to_new_connections_and_old_ones_go_on() {
+    let mut edge = edge().await;
+    let mut before = edge.connect("a.example", &[]).await.unwrap();
+    let (renewed, secret) = certificate("a.example", "2");
+    edge.harness.change([secret]).await;
+    let after = edge.connect_trusting("a.example", &[], std::slice::from_ref(&renewed)).await.unwrap();
+    assert_eq!(shown(&after), renewed);
+    assert!(ask(&mut before, "a.example").await.starts_with("HTTP/1.1 200"));
+}
