@@ -17,9 +17,9 @@ use axum::body::Bytes;
 use axum::extract::{DefaultBodyLimit, FromRequest, Request};
 use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
+use meshwork_process::Caller;
 use serde::Serialize;
 
-use crate::caller::Caller;
 use crate::error::RegistryError;
 use crate::fields::{Fields, Query};
 use crate::service::Inner;

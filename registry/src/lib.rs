@@ -17,7 +17,6 @@
 //! time of a lease does not run while the registry is down; a service that would lose more than half of its instances
 //! at once by silence keeps them as *suspect*.
 
-mod caller;
 mod doc;
 mod error;
 mod fields;
@@ -31,6 +30,6 @@ mod service;
 mod session;
 mod topics;
 
-pub use caller::Caller;
 pub use error::RegistryError;
+pub use meshwork_process::Caller;
 pub use service::{Options, Registry};

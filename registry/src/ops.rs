@@ -2,9 +2,9 @@
 
 use std::collections::HashSet;
 
+use meshwork_process::Caller;
 use meshwork_store::{Condition, Op, Revision, Txn};
 
-use crate::caller::Caller;
 use crate::doc::{self, Check, Instance, Node, Place, Probe, ServiceName, Status, Subject};
 use crate::error::RegistryError;
 use crate::keeper::Timed;
@@ -46,21 +46,21 @@ fn own(txn: Txn, model: &Model, name: &ServiceName, caller: &Caller) -> Result<T
     let found = model.owners.get(name);
     let txn = txn.when(&key, unchanged(found));
     match found {
-        None => Ok(txn.then(Op::put(&key, doc::json(&caller.owner())))),
-        Some(owner) if owner.doc == caller.owner() => Ok(txn),
+        None => Ok(txn.then(Op::put(&key, doc::json(&caller.text())))),
+        Some(owner) if owner.doc == caller.text() => Ok(txn),
         Some(owner) => Err(owned(name, &owner.doc, caller)),
     }
 }
 
 fn owned(name: &ServiceName, owner: &str, caller: &Caller) -> RegistryError {
     let what = format!("service {}/{}", name.namespace, name.name);
-    RegistryError::Owned { what, owner: owner.to_owned(), caller: caller.owner() }
+    RegistryError::Owned { what, owner: owner.to_owned(), caller: caller.text() }
 }
 
 /// Refuses a caller who does not own the name.
 fn must_own(model: &Model, name: &ServiceName, caller: &Caller) -> Result<(), RegistryError> {
     match model.owners.get(name) {
-        Some(owner) if owner.doc != caller.owner() => Err(owned(name, &owner.doc, caller)),
+        Some(owner) if owner.doc != caller.text() => Err(owned(name, &owner.doc, caller)),
         _ => Ok(()),
     }
 }
@@ -233,7 +233,7 @@ impl Inner {
         let id = self.uuid();
         self.write(|model| {
             let found = model.nodes.get(name);
-            let mut node = Node { owner: caller.owner(), ..node.clone() };
+            let mut node = Node { owner: caller.text(), ..node.clone() };
             if let Some(found) = found {
                 must_own_node(name, &found.doc, caller)?;
                 node.maintenance.clone_from(&found.doc.maintenance);
@@ -324,11 +324,19 @@ impl Inner {
     }
 }
 
+/// The SPIFFE ID of what a caller registers.
+fn identity(caller: &Caller) -> Option<String> {
+    match caller {
+        Caller::Spiffe(id) => Some(id.to_string()),
+        Caller::Token(_) | Caller::Local => None,
+    }
+}
+
 fn build_registration(model: &Model, caller: &Caller, what: &Registering) -> Result<Txn, RegistryError> {
     let Registering { place, instance, checks, replace_checks } = what;
     let name = ServiceName::new(&place.namespace, &instance.service);
     let found = model.instances.get(place);
-    let mut instance = Instance { identity: caller.identity(), suspect: false, ..instance.clone() };
+    let mut instance = Instance { identity: identity(caller), suspect: false, ..instance.clone() };
     if let Some(found) = found {
         let before = ServiceName::new(&place.namespace, &found.doc.service);
         if before != name {
@@ -382,11 +390,11 @@ fn may_touch(model: &Model, caller: &Caller, place: &Place, check: &Check) -> Re
     }
     let Some(id) = &check.instance else {
         let owner = model.checks.get(place).map_or(&check.owner, |found| &found.doc.owner);
-        if *owner == caller.owner() {
+        if *owner == caller.text() {
             return Ok(());
         }
         let what = format!("check {:?}", place.id);
-        return Err(RegistryError::Owned { what, owner: owner.clone(), caller: caller.owner() });
+        return Err(RegistryError::Owned { what, owner: owner.clone(), caller: caller.text() });
     };
     let at = Place { id: id.clone(), ..place.clone() };
     let instance = model.instances.get(&at).ok_or_else(|| unknown_instance(id))?;
@@ -394,11 +402,11 @@ fn may_touch(model: &Model, caller: &Caller, place: &Place, check: &Check) -> Re
 }
 
 fn must_own_node(name: &str, node: &Node, caller: &Caller) -> Result<(), RegistryError> {
-    if node.owner == caller.owner() || *caller == Caller::Local {
+    if node.owner == caller.text() || *caller == Caller::Local {
         return Ok(());
     }
     let what = format!("node {name:?}");
-    Err(RegistryError::Owned { what, owner: node.owner.clone(), caller: caller.owner() })
+    Err(RegistryError::Owned { what, owner: node.owner.clone(), caller: caller.text() })
 }
 
 /// As Consul says it.

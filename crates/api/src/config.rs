@@ -69,6 +69,9 @@ pub struct Change {
     /// Why.
     #[serde(default)]
     pub message: String,
+    /// Who wants it, where the caller is only known to be on this machine; else the caller's identity is the author.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub author: Option<String>,
     /// The edits; each document once.
     pub edits: Vec<Edit>,
 }
@@ -90,11 +93,48 @@ pub struct Difference {
     /// Where (JSON pointer, RFC 6901).
     pub path: String,
     /// What was there; absent when it was added.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "present")]
     pub before: Option<Value>,
     /// What is there; absent when it was removed.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "present")]
     pub after: Option<Value>,
+}
+
+/// A null that is there is not the same as nothing.
+fn present<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Option<Value>, D::Error> {
+    Value::deserialize(from).map(Some)
+}
+
+/// What an edit would do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Action {
+    /// The document is new.
+    Create,
+    /// It has another content.
+    Update,
+    /// It goes.
+    Delete,
+    /// It is so already.
+    Unchanged,
+}
+
+/// An edit that was not made, and what it would do.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Planned {
+    /// The document's namespace.
+    pub namespace: String,
+    /// Its kind.
+    pub kind: String,
+    /// Its name.
+    pub name: String,
+    /// Its last revision; 0: there is none.
+    pub revision: u64,
+    /// What would happen.
+    pub action: Action,
+    /// In which places.
+    pub differences: Vec<Difference>,
 }
 
 /// What changed since a revision.
@@ -165,6 +205,14 @@ impl ConfigClient {
     /// [`ClientError`]; status 409 when a document is not as expected, 422 when a schema refuses.
     pub async fn apply(&self, change: &Change) -> Result<Applied, ClientError> {
         self.0.json(Method::POST, "/v1/changes", &[], body(change)).await
+    }
+
+    /// What a change would do; nothing is written, but all is checked.
+    ///
+    /// # Errors
+    /// As [`ConfigClient::apply`].
+    pub async fn plan(&self, change: &Change) -> Result<Vec<Planned>, ClientError> {
+        self.0.json(Method::POST, "/v1/diff", &[], body(change)).await
     }
 
     /// All revisions of a document, the last one first.

@@ -3,12 +3,14 @@
 //!
 //! Field names are camelCase in JSON; keys are only ever added.
 
+pub mod apply;
 mod client;
 pub mod config;
 pub mod identity;
 pub mod registry;
 mod tls;
 
+pub use apply::ApplyClient;
 pub use client::{Answer, Client, ClientError, ProblemDetails};
 pub use config::ConfigClient;
 pub use identity::IdentityClient;

@@ -9,6 +9,7 @@
 //! ```
 
 pub mod admin;
+pub mod caller;
 pub mod cpus;
 pub mod drain;
 pub mod problem;
@@ -16,6 +17,7 @@ pub mod readiness;
 pub mod settings;
 
 pub use admin::{AdminAddresses, AdminError, AdminServer, AdminState};
+pub use caller::Caller;
 pub use drain::{Drain, DrainGuard, Drained};
 pub use problem::Problem;
 pub use readiness::{Condition, Readiness};

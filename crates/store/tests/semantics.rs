@@ -287,6 +287,21 @@ fn restore_brings_everything_back_under_a_new_epoch_and_resets_watchers() {
 }
 
 #[test]
+fn an_epoch_is_new_even_where_the_source_of_numbers_begins_anew() {
+    let disk = TestDisk::new();
+    runtime().block_on(async {
+        let store = disk.open().unwrap();
+        let cursor = put(&store, "a", "1").await;
+        let mut bytes = Vec::new();
+        store.snapshot(&mut bytes).await.unwrap();
+        store.close().await.unwrap();
+        // The same seed draws the first epoch again.
+        let store = disk.open().unwrap();
+        assert_ne!(store.restore(&mut &bytes[..]).await.unwrap().epoch, cursor.epoch);
+    });
+}
+
+#[test]
 fn a_cursor_from_the_future_is_reset_and_closing_ends_watches() {
     run(async |store| {
         let mut cursor = put(&store, "a", "").await;

@@ -178,7 +178,7 @@ impl Inner {
     /// Adds a reported check, or takes over its new status.
     async fn set_reported(
         &self,
-        caller: &crate::caller::Caller,
+        caller: &meshwork_process::Caller,
         place: &Place,
         check: crate::doc::Check,
     ) -> Result<(), RegistryError> {

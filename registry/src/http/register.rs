@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use axum::http::Uri;
 use meshwork_api::registry::Port;
+use meshwork_process::Caller;
 use serde_json::Value;
 
-use crate::caller::Caller;
 use crate::doc::{CONSUL_PORT, Check, HttpProbe, Instance, Node, Probe, Status, TaggedAddress, Target};
 use crate::error::RegistryError;
 use crate::fields::Fields;
@@ -128,7 +128,7 @@ pub(super) fn check(mut fields: Fields, caller: &Caller) -> Result<(Option<Strin
         failures_before_critical: critical,
         status,
         output: fields.text("Output")?.unwrap_or_default(),
-        owner: caller.owner(),
+        owner: caller.text(),
     };
     fields.only("Namespace", &["default"])?;
     fields.only("Partition", &["default"])?;
@@ -225,7 +225,7 @@ pub(super) fn reported_check(mut fields: Fields, caller: &Caller) -> Result<(Str
         failures_before_critical: 0,
         status: status(&given)?,
         output: fields.text("Output")?.unwrap_or_default(),
-        owner: caller.owner(),
+        owner: caller.text(),
     };
     // Known from the request's own node and from the service.
     for known in ["Node", "ServiceName", "ServiceTags", "CreateIndex", "ModifyIndex", "Type"] {

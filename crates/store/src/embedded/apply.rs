@@ -215,7 +215,11 @@ impl<'t> Batch<'t> {
     }
 
     /// Replaces everything. The revision goes on from whichever is later, so none is ever used twice.
-    pub(super) fn restore(&mut self, contents: &Contents, epoch: u64) -> Result<Cursor, Fault> {
+    pub(super) fn restore(
+        &mut self,
+        contents: &Contents,
+        draw: impl FnMut() -> u64,
+    ) -> Result<Cursor, Fault> {
         check_leases(contents)?;
         self.keys.retain(|_, _| false)?;
         self.history.retain(|_, _| false)?;
@@ -233,6 +237,10 @@ impl<'t> Batch<'t> {
             }
             self.keys.insert(entry.key.as_str(), record::encode_entry(entry).as_slice())?;
         }
+        // Watchers of both lives must be told apart from this one.
+        let known = [self.state.epoch, contents.cursor.epoch];
+        let epoch = std::iter::repeat_with(draw).find(|epoch| !known.contains(epoch));
+        let epoch = epoch.expect("the source of numbers is endless");
         self.state = State { epoch, head, oldest: head + 1, next_lease };
         Ok(cursor(&self.state))
     }

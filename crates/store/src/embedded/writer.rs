@@ -331,7 +331,7 @@ impl Writer {
             }
             Command::Compact { before, reply } => finish(reply, refused(batch.compact(before), broken)),
             Command::Restore { contents, reply } => {
-                let restored = refused(batch.restore(&contents, self.rng.next_u64()), broken);
+                let restored = refused(batch.restore(&contents, || self.rng.next_u64()), broken);
                 if restored.is_ok() {
                     after.ended = self.shared.leases.lock().keys().map(|&lease| LeaseId(lease)).collect();
                     after.granted.clone_from(&contents.leases);

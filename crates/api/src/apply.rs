@@ -1,0 +1,115 @@
+//! The control plane's API for changing what is in effect: documents are checked against everything else, then written
+//! into the config service as one change.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use http::Method;
+use serde::{Deserialize, Serialize};
+
+use crate::client::{Client, ClientError, body, segment};
+use crate::config::{Planned, Version};
+
+/// Files to be applied together.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Files {
+    /// The files' texts (YAML or JSON, several documents each) by the names that findings are to carry.
+    pub files: BTreeMap<String, String>,
+    /// Why.
+    #[serde(default)]
+    pub message: String,
+    /// Who; absent: whoever calls.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub author: Option<String>,
+}
+
+/// What is to be rolled back, and why.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Rollback {
+    /// The revision whose content is wanted.
+    pub to: u64,
+    /// Why; empty: says so.
+    #[serde(default)]
+    pub message: String,
+    /// Who; absent: whoever calls.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub author: Option<String>,
+}
+
+/// A change that is stored and told to proxies.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Stored {
+    /// The config service's revision with the change in it.
+    pub config_revision: u64,
+    /// The control plane's revision with the change in it: wait for this one to be in effect.
+    pub revision: u64,
+    /// The documents' revisions; one whose content was already so keeps its last.
+    pub versions: Vec<Version>,
+    /// What is doubtful (`check -o json` prints the same).
+    pub warnings: Vec<serde_json::Value>,
+}
+
+/// A client of these calls.
+#[derive(Clone, Debug)]
+pub struct ApplyClient(pub Client);
+
+impl ApplyClient {
+    /// Checks and stores documents, all or none.
+    ///
+    /// # Errors
+    /// [`ClientError`]; status 422 with `diagnostics` when they would not work.
+    pub async fn apply(&self, files: &Files) -> Result<Stored, ClientError> {
+        self.0.json(Method::POST, "/v1/apply", &[], body(files)).await
+    }
+
+    /// What [`ApplyClient::apply`] would change. Secret values are not shown.
+    ///
+    /// # Errors
+    /// As [`ApplyClient::apply`].
+    pub async fn diff(&self, files: &Files) -> Result<Vec<Planned>, ClientError> {
+        self.0.json(Method::POST, "/v1/diff", &[], body(files)).await
+    }
+
+    /// All revisions of a document, the last one first.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn history(
+        &self,
+        namespace: &str,
+        kind: &str,
+        name: &str,
+    ) -> Result<Vec<Version>, ClientError> {
+        self.0.json(Method::GET, &path("history", namespace, kind, name), &[], Bytes::new()).await
+    }
+
+    /// Writes an earlier revision as a new one.
+    ///
+    /// # Errors
+    /// As [`ApplyClient::apply`]; status 404 when there is no such revision.
+    pub async fn rollback(
+        &self,
+        namespace: &str,
+        kind: &str,
+        name: &str,
+        rollback: &Rollback,
+    ) -> Result<Stored, ClientError> {
+        self.0.json(Method::POST, &path("rollback", namespace, kind, name), &[], body(rollback)).await
+    }
+
+    /// Waits until a revision is in effect on all workers of all proxies. `timeout` as in `30s`.
+    ///
+    /// # Errors
+    /// [`ClientError`]; status 504, with the proxies that are `behind`, when time is up.
+    pub async fn effective(&self, revision: u64, timeout: &str) -> Result<(), ClientError> {
+        let path = format!("/v1/revision?wait=effective&revision={revision}&timeout={}", segment(timeout));
+        self.0.send(Method::GET, &path, &[], Bytes::new()).await.map(drop)
+    }
+}
+
+fn path(verb: &str, namespace: &str, kind: &str, name: &str) -> String {
+    format!("/v1/{verb}/{}/{}/{}", segment(kind), segment(namespace), segment(name))
+}
