@@ -1,0 +1,83 @@
+//! How a gateway ends.
+
+use std::net::TcpStream;
+use std::process::{Child, Stdio};
+
+use crate::support::curl::Reply;
+use crate::support::process::{HTTP, READY};
+use crate::support::{Curl, Gateway, Upstream, address, get, until, yaml};
+
+fn start(arguments: &[&str]) -> (Upstream, Gateway) {
+    let upstream = Upstream::start("web");
+    let route = yaml::route("web", "  - backendRefs: [{name: web, port: 80}]");
+    let files = [yaml::EDGE, &route, &yaml::service("web", &[upstream.address])].concat();
+    let gateway = Gateway::start_at(address(), &[("all.yaml", &files)], arguments);
+    (upstream, gateway)
+}
+
+/// A request whose answer the upstream holds back.
+fn held(curl: &Curl, upstream: &Upstream, gateway: &Gateway, protocol: &str) -> Child {
+    let before = upstream.hits();
+    let mut command = curl.command(&[protocol, "-H", "x-hold: 1", &gateway.url("/")]);
+    let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    until("the request is with the upstream", || (upstream.hits() > before).then_some(()));
+    child
+}
+
+fn until_refused(gateway: &Gateway) {
+    until("new connections are refused", || TcpStream::connect(gateway.at(HTTP)).is_err().then_some(()));
+}
+
+#[test]
+fn sigterm_finishes_what_is_in_flight_and_refuses_what_is_new() {
+    let Some(curl) = Curl::find() else { return };
+    let (upstream, mut gateway) = start(&[]);
+    // A client that does nothing holds nobody up.
+    let idle = TcpStream::connect(gateway.at(HTTP)).unwrap();
+    let slow = ["--http1.1", "--http2-prior-knowledge"].map(|p| held(&curl, &upstream, &gateway, p));
+    gateway.signal("TERM");
+    until_refused(&gateway);
+    assert!(gateway.is_running(), "requests are in flight");
+    assert!(get(gateway.at(READY), "/healthz/ready").is_none_or(|(status, _)| status == 503));
+    upstream.release();
+    for child in slow {
+        let output = child.wait_with_output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+        let reply = Reply::parse(&String::from_utf8(output.stdout).unwrap());
+        assert_eq!(reply.seen()["server"], "web");
+    }
+    assert_eq!(gateway.ended().code(), Some(0), "{}", gateway.stderr());
+    drop(idle);
+    assert_eq!(gateway.log(2).len(), 2);
+}
+
+#[test]
+fn a_second_sigterm_stops_at_once() {
+    let Some(curl) = Curl::find() else { return };
+    let (upstream, mut gateway) = start(&["--drain-timeout", "1h"]);
+    let slow = held(&curl, &upstream, &gateway, "--http1.1");
+    gateway.signal("TERM");
+    until_refused(&gateway);
+    gateway.signal("TERM");
+    assert_eq!(gateway.ended().code(), Some(1), "a request was cut off");
+    assert!(!slow.wait_with_output().unwrap().status.success());
+}
+
+#[test]
+fn the_drain_time_is_a_limit() {
+    let Some(curl) = Curl::find() else { return };
+    let (upstream, mut gateway) = start(&["--drain-timeout", "300ms"]);
+    let slow = held(&curl, &upstream, &gateway, "--http2-prior-knowledge");
+    gateway.signal("TERM");
+    assert_eq!(gateway.ended().code(), Some(1), "a request was cut off");
+    assert!(gateway.stderr().contains("--drain-timeout"), "{}", gateway.stderr());
+    assert!(!slow.wait_with_output().unwrap().status.success());
+}
+
+#[test]
+fn an_idle_gateway_ends_at_once_with_0_on_sigint_too() {
+    let (_upstream, mut gateway) = start(&["--drain-timeout", "1h"]);
+    let _idle = TcpStream::connect(gateway.at(HTTP)).unwrap();
+    gateway.signal("INT");
+    assert_eq!(gateway.ended().code(), Some(0), "{}", gateway.stderr());
+}

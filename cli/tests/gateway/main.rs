@@ -1,0 +1,19 @@
+//! Milestone "a folder becomes a gateway", from outside: the real binary, real clients.
+
+#![allow(clippy::unwrap_used, reason = "a helper that fails is a test that fails")]
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod bad_input;
+mod clients;
+mod commands;
+mod counters;
+mod drain;
+mod edits;
+mod filters;
+mod protocols;
+mod references;
+mod routing;
+mod status;
+mod tls;
