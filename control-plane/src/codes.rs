@@ -24,6 +24,14 @@ codes! {
     NOT_EFFECTIVE = 4105;
     /// A proxy refused a resource.
     REFUSED_BY_PROXY = 4106;
+    /// There is no config service to write into.
+    NO_CONFIG_SERVICE = 4107;
+    /// The config service cannot be reached.
+    CONFIG_UNREACHABLE = 4108;
+    /// Documents that would not work are not stored.
+    DOCUMENTS_REFUSED = 4109;
+    /// Not all sources have been read once.
+    NOT_SYNCED = 4110;
     /// The body of a request cannot be read.
     BAD_BODY = 4120;
     /// No such join token.

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use meshwork_compile::Catalog;
 use meshwork_messages::v1::Resource;
 use meshwork_xds::ResourceKey;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 
 use crate::folder::Changes;
 use crate::pipeline::{Update, What};
@@ -34,6 +34,18 @@ impl Feed {
         self.say(What::Documents(changes)).await
     }
 
+    /// The same; gives the revision that holds them, once proxies are told. That waits for all sources' first word.
+    ///
+    /// # Errors
+    /// [`Ended`].
+    pub async fn documents_published(&self, changes: Changes) -> Result<u64, Ended> {
+        let (published, revision) = oneshot::channel();
+        let update =
+            Update { source: self.source, what: What::Documents(changes), published: Some(published) };
+        self.updates.send(update).await.map_err(|_| Ended)?;
+        revision.await.map_err(|_| Ended)
+    }
+
     /// Who is where, whole: it replaces the catalog before. One feed only may say this.
     ///
     /// # Errors
@@ -51,7 +63,7 @@ impl Feed {
     }
 
     async fn say(&self, what: What) -> Result<(), Ended> {
-        let update = Update { source: self.source, what };
+        let update = Update { source: self.source, what, published: None };
         self.updates.send(update).await.map_err(|_| Ended)
     }
 }

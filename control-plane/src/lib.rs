@@ -17,6 +17,7 @@
 pub mod api;
 mod check;
 pub mod codes;
+pub mod config;
 mod feed;
 pub mod folder;
 mod model;
@@ -28,7 +29,7 @@ mod trust;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use arc_swap::ArcSwap;
 use meshwork_base::Clock;
@@ -90,6 +91,9 @@ pub struct ControlPlane {
     feeds: Arc<BTreeMap<String, Feed>>,
     /// What the registry said last, for people.
     services: Arc<ArcSwap<Vec<meshwork_api::registry::Service>>>,
+    /// The config service that is followed, where one is.
+    config: Arc<OnceLock<config::Followed>>,
+    compile: Arc<meshwork_compile::Settings>,
     _tasks: Arc<Tasks>,
 }
 
@@ -165,15 +169,19 @@ impl ControlPlane {
         let first = u8::try_from(names.len()).expect("a handful of folders");
         let feeds: BTreeMap<String, Feed> = (first..).zip(settings.feeds.iter().cloned()).map(feed).collect();
         names.extend(settings.feeds);
+        let compile = Arc::new(settings.compile.clone());
         let pipeline = Pipeline::new(settings.compile, clock, hub.clone(), shared.clone(), names).with(look);
         tasks.push(tokio::spawn(pipeline.run(inbox)).abort_handle());
         let services = Arc::default();
+        let config = Arc::default();
         Ok(Self {
             hub,
             shared,
             trust: None,
             feeds: Arc::new(feeds),
             services,
+            config,
+            compile,
             _tasks: Arc::new(Tasks(tasks)),
         })
     }

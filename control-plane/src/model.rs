@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, LazyLock};
 
-use meshwork_compile::{Output, ProxyReports, ResourceType};
+use meshwork_compile::{Catalog, Output, ProxyReports, ResourceType};
 use meshwork_messages::v1::{Resource, rejection::Severity};
 use meshwork_resources::{Diagnostic, Object, ObjectKey};
 use meshwork_xds::ResourceKey;
@@ -18,6 +18,8 @@ pub struct Model {
     pub objects: BTreeMap<ObjectKey, Arc<Object>>,
     /// What compilation made of them.
     pub output: Arc<Output>,
+    /// Who is where, as the registry said last.
+    pub catalog: Arc<Catalog>,
     /// What is wrong, in the order of files and lines.
     pub diagnostics: Vec<Diagnostic>,
 }

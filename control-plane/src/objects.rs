@@ -86,7 +86,7 @@ fn keep_last_good(before: &Loaded, mut now: Loaded) -> Loaded {
 
 fn unreadable_file(name: &FileName, why: &str) -> Diagnostic {
     let found = Diagnostic::error(name, Span::default(), codes::SOURCE_UNREADABLE, why);
-    found.with_help("give this user the right to read it, or remove it")
+    found.with_help("make it readable, or remove it")
 }
 
 #[cfg(test)]

@@ -16,7 +16,7 @@ use meshwork_messages::v1::Resource;
 use meshwork_resources::{Diagnostic, FileName, Loaded, Span};
 use meshwork_xds::ResourceKey;
 use meshwork_xds::server::{Hub, Publication};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::codes;
 use crate::folder::Changes;
@@ -29,6 +29,8 @@ pub(crate) struct Update {
     /// Which source.
     pub(crate) source: u8,
     pub(crate) what: What,
+    /// Who wants to know the revision that holds it.
+    pub(crate) published: Option<oneshot::Sender<u64>>,
 }
 
 #[derive(Debug)]
@@ -69,7 +71,7 @@ struct Source {
 /// See the module.
 pub(crate) struct Pipeline {
     settings: meshwork_compile::Settings,
-    catalog: Catalog,
+    catalog: Arc<Catalog>,
     clock: Arc<dyn Clock>,
     hub: Hub,
     look: Option<Look>,
@@ -82,6 +84,8 @@ pub(crate) struct Pipeline {
     reports: ProxyReports,
     verdicts: u64,
     messages_changed: bool,
+    /// Who waits for the next publication.
+    waiting: Vec<oneshot::Sender<u64>>,
 }
 
 impl Pipeline {
@@ -95,7 +99,7 @@ impl Pipeline {
         let source = |name| Source { name, ..Source::default() };
         Self {
             settings,
-            catalog: Catalog::default(),
+            catalog: Arc::default(),
             clock,
             hub,
             look: None,
@@ -108,6 +112,7 @@ impl Pipeline {
             reports: ProxyReports::default(),
             verdicts: 0,
             messages_changed: false,
+            waiting: Vec::new(),
         }
     }
 
@@ -141,8 +146,9 @@ impl Pipeline {
     fn take(&mut self, update: Update) {
         let source = &mut self.sources[usize::from(update.source)];
         source.synced = true;
+        self.waiting.extend(update.published);
         match update.what {
-            What::Catalog(catalog) => self.catalog = catalog,
+            What::Catalog(catalog) => self.catalog = Arc::new(catalog),
             What::Messages(messages) => {
                 source.messages = messages;
                 self.messages_changed = true;
@@ -204,10 +210,15 @@ impl Pipeline {
             revision: self.published.revision,
             objects: self.loaded.objects.iter().map(|object| (object.key(), Arc::clone(object))).collect(),
             output: Arc::clone(&self.output),
+            catalog: Arc::clone(&self.catalog),
             diagnostics: self.diagnostics(),
         };
         self.shared.model.store(Arc::new(model));
         self.shared.replaced.send_replace(());
+        for waiting in self.waiting.drain(..) {
+            // Who asked may have gone.
+            _ = waiting.send(self.published.revision);
+        }
     }
 
     fn diagnostics(&self) -> Vec<Diagnostic> {

@@ -85,6 +85,19 @@ pub fn load_file(file: &FileName, bytes: &[u8]) -> Loaded {
     loaded
 }
 
+/// The objects of a file as JSON, each as it was written: without defaults, and with nothing hidden. Of a file that
+/// [`load_file`] reads without an error they are in the order of its objects; of another, whatever can be parsed.
+#[must_use]
+pub fn written(file: &FileName, bytes: &[u8]) -> Vec<serde_json::Value> {
+    let mut all = Vec::new();
+    for part in text_of(file, bytes).into_iter().flat_map(split::documents).take(limits::DOCUMENTS) {
+        if let Ok(Some(node)) = yaml::parse(file, part.text, part.line) {
+            document::written(file, &node, &mut all);
+        }
+    }
+    all
+}
+
 fn text_of<'t>(file: &FileName, bytes: &'t [u8]) -> Result<&'t str, Diagnostic> {
     if bytes.len() > limits::FILE_BYTES {
         let message = format!("the file has {} bytes; at most {} are read", bytes.len(), limits::FILE_BYTES);

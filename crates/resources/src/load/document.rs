@@ -25,6 +25,14 @@ pub(super) fn read(file: &FileName, node: &Node, loaded: &mut Loaded) {
     loaded.diagnostics.append(&mut cx.found);
 }
 
+/// The same objects as JSON.
+pub(super) fn written(file: &FileName, node: &Node, all: &mut Vec<serde_json::Value>) {
+    match list_items(node, &mut Cx::new(file, node.span)) {
+        Some(items) => items.iter().for_each(|item| written(file, item, all)),
+        None => all.push(node.to_json()),
+    }
+}
+
 /// The items of a `List`: of Kubernetes' own, or of one kind, as `HTTPRouteList`.
 fn list_items<'n>(node: &'n Node, cx: &mut Cx) -> Option<&'n [Node]> {
     let Value::Map(entries) = &node.value else { return None };

@@ -1,0 +1,336 @@
+//! What changes documents: checked against everything else that is in effect, written into the config service as one
+//! change, and answered when proxies are being told.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::body::Bytes;
+use axum::extract::{DefaultBodyLimit, Path, Query, State};
+use axum::http::StatusCode;
+use axum::routing::{get, post};
+use axum::{Json, Router};
+use meshwork_api::ClientError;
+use meshwork_api::apply::{Files, Rollback, Stored};
+use meshwork_api::config::{Change, Document, Edit, Planned, Version};
+use meshwork_compile::{Input, ProxyReports, compile};
+use meshwork_process::Problem;
+use meshwork_resources::{
+    Diagnostic, FileName, Loaded, Object, ObjectKey, ObjectKind, Severity, Span, load_file, written,
+};
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::parse_kind;
+use crate::config::{CLUSTER, Followed, PREFIX, bounded, file_name, is_mesh, settle};
+use crate::{ControlPlane, Model, codes};
+
+/// Longest body: the config service takes a few megabytes at once.
+const MAX_BODY: usize = 8 << 20;
+/// How long the config service may take for one call, and the control plane to read what it wrote there.
+const PATIENCE: Duration = Duration::from_secs(20);
+/// What a file is called that came without a name.
+const BODY: &str = "request";
+
+pub(super) fn router(plane: ControlPlane) -> Router {
+    Router::new()
+        .route("/v1/apply", post(apply))
+        .route("/v1/diff", post(diff))
+        .route("/v1/history/{kind}/{namespace}/{name}", get(history))
+        .route("/v1/rollback/{kind}/{namespace}/{name}", post(rollback))
+        .layer(DefaultBodyLimit::max(MAX_BODY))
+        .with_state(plane)
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Why {
+    #[serde(default)]
+    message: String,
+    author: Option<String>,
+}
+
+/// The files of a body: JSON with `files`, else the body is one file itself.
+fn files(body: &[u8], why: Why) -> Result<Files, Problem> {
+    let is_json = serde_json::from_slice::<Value>(body).is_ok_and(|body| body.get("files").is_some());
+    if is_json {
+        return serde_json::from_slice(body).map_err(|error| bad_body(error.to_string()));
+    }
+    // Lossless: what is not UTF-8 is refused.
+    let text = std::str::from_utf8(body).map_err(|error| bad_body(error.to_string()))?;
+    let files = BTreeMap::from([(BODY.to_owned(), text.to_owned())]);
+    Ok(Files { files, message: why.message, author: why.author })
+}
+
+fn bad_body(why: String) -> Problem {
+    Problem::new(StatusCode::BAD_REQUEST, "the body cannot be read").detail(why).code(codes::BAD_BODY)
+}
+
+fn followed(plane: &ControlPlane) -> Result<&Followed, Problem> {
+    plane.config.get().ok_or_else(|| {
+        Problem::new(StatusCode::CONFLICT, "no config service")
+            .detail("resources come from folders here, and there is no config service to write into; edit the folder: edits take effect at once")
+            .code(codes::NO_CONFIG_SERVICE)
+    })
+}
+
+/// What the config service refused, as it said it.
+fn of_config(error: ClientError) -> Problem {
+    match error {
+        ClientError::Refused { status, problem, .. } => {
+            let detail = problem.detail.clone().unwrap_or_else(|| problem.title.clone());
+            let mut told = Problem::new(status, problem.title).detail(detail);
+            for (name, value) in problem.more {
+                told = told.with(&name, value);
+            }
+            match problem.code {
+                Some(code) => told.with("code", code),
+                None => told,
+            }
+        }
+        error => unreachable_config(error.to_string()),
+    }
+}
+
+fn unreachable_config(why: String) -> Problem {
+    let title = "the config service cannot be reached";
+    Problem::new(StatusCode::SERVICE_UNAVAILABLE, title).detail(why).code(codes::CONFIG_UNREACHABLE)
+}
+
+fn refused(found: &[Diagnostic]) -> Problem {
+    let errors = found.iter().filter(|found| found.severity == Severity::Error);
+    let first = errors.clone().next().map(ToString::to_string).unwrap_or_default();
+    let detail = format!("{} errors, nothing was stored; first {first}", errors.count());
+    Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "the documents are refused")
+        .detail(detail)
+        .code(codes::DOCUMENTS_REFUSED)
+        .with("diagnostics", json!(found))
+}
+
+/// A change that was not checked yet.
+#[derive(Default)]
+struct Draft {
+    /// The objects as they are to be.
+    objects: Vec<Arc<Object>>,
+    /// Those that are to go.
+    removed: Vec<ObjectKey>,
+    edits: Vec<Edit>,
+    diagnostics: Vec<Diagnostic>,
+}
+
+impl Draft {
+    /// Reads files; an error in one of them refuses all.
+    fn read(files: &BTreeMap<String, String>) -> Result<Self, Problem> {
+        let mut contents = Vec::new();
+        let mut loaded = Vec::new();
+        for (name, text) in files {
+            let name: FileName = name.as_str().into();
+            loaded.push(load_file(&name, text.as_bytes()));
+            contents.extend(written(&name, text.as_bytes()));
+        }
+        let Loaded { objects, diagnostics } = Loaded::merge(&loaded);
+        if diagnostics.iter().any(|found| found.severity == Severity::Error) {
+            return Err(refused(&diagnostics));
+        }
+        if objects.is_empty() {
+            return Err(bad_body("there is no document in it; send YAML or JSON resources".to_owned()));
+        }
+        // Without an error each document is an object, in the same order.
+        let edits = objects.iter().zip(contents).map(|(object, content)| edit(object, content)).collect();
+        Ok(Self { objects, removed: Vec::new(), edits, diagnostics })
+    }
+
+    /// Compiles what would be; gives what is doubtful about it.
+    fn check(&self, plane: &ControlPlane, model: &Model) -> Result<Vec<Diagnostic>, Problem> {
+        let keys: BTreeSet<ObjectKey> = self.objects.iter().map(|object| object.key()).collect();
+        let elsewhere = |object: &&Arc<Object>| {
+            let there = model.objects.get(&object.key())?;
+            (!there.source.file.starts_with(PREFIX)).then(|| defined_elsewhere(object, there))
+        };
+        let mut found: Vec<Diagnostic> = self.objects.iter().filter_map(|o| elsewhere(&o)).collect();
+        let stays = |key: &ObjectKey| !keys.contains(key) && !self.removed.contains(key);
+        let others = model.objects.iter().filter(|(key, _)| stays(key)).map(|(_, object)| object);
+        let objects: Vec<Arc<Object>> = others.chain(&self.objects).cloned().collect();
+        let output = compile(&Input {
+            objects: &objects,
+            catalog: &model.catalog,
+            settings: &plane.compile,
+            proxies: &ProxyReports::default(),
+            previous: Some(&model.output),
+            now: Duration::ZERO,
+        });
+        let ours: BTreeSet<&FileName> = self.objects.iter().map(|object| &object.source.file).collect();
+        // What is wrong already is not this change's fault.
+        let is_new =
+            |found: &Diagnostic| ours.contains(&found.file) || !model.output.diagnostics.contains(found);
+        found.extend(output.diagnostics.into_iter().filter(is_new));
+        if found.iter().any(|found| found.severity == Severity::Error) {
+            return Err(refused(&found));
+        }
+        found.extend_from_slice(&self.diagnostics);
+        Ok(found)
+    }
+}
+
+fn defined_elsewhere(object: &Object, there: &Object) -> Diagnostic {
+    let span = Span { line: object.source.line, column: object.source.column, len: 0 };
+    let message = format!("{} is already written at {}", object.key(), there.source);
+    Diagnostic::error(&object.source.file, span, meshwork_resources::codes::DUPLICATE_OBJECT, message)
+        .with_help("edit it there, or remove it there first")
+}
+
+/// An object as a document: as it was written, without what only a store says of it.
+fn edit(object: &Object, mut content: Value) -> Edit {
+    let kind = object.kind.name();
+    let namespace = if kind.is_namespaced() { object.meta.namespace.as_str() } else { CLUSTER };
+    if let Some(fields) = content.as_object_mut() {
+        fields.remove("status");
+        if let Some(meta) = fields.get_mut("metadata").and_then(Value::as_object_mut) {
+            for of_a_store in ["generation", "managedFields", "resourceVersion", "uid"] {
+                meta.remove(of_a_store);
+            }
+            if kind.is_namespaced() {
+                meta.insert("namespace".to_owned(), namespace.into());
+            }
+        }
+    }
+    Edit {
+        namespace: namespace.to_owned(),
+        kind: kind.as_str().to_owned(),
+        name: object.meta.name.as_str().to_owned(),
+        content,
+        if_revision: None,
+    }
+}
+
+/// The model, once it is one.
+fn synced(plane: &ControlPlane) -> Result<Arc<Model>, Problem> {
+    let model = plane.model();
+    if model.revision > 0 {
+        return Ok(model);
+    }
+    Err(Problem::new(StatusCode::SERVICE_UNAVAILABLE, "not yet synced")
+        .detail("the control plane has not read all of its sources yet; try again in a moment")
+        .code(codes::NOT_SYNCED))
+}
+
+async fn apply(
+    State(plane): State<ControlPlane>,
+    Query(why): Query<Why>,
+    body: Bytes,
+) -> Result<Json<Stored>, Problem> {
+    let followed = followed(&plane)?;
+    let Files { files, message, author } = files(&body, why)?;
+    let draft = Draft::read(&files)?;
+    store(&plane, followed, draft, Why { message, author }).await
+}
+
+/// Checks a change against what is in effect, writes it, and waits until it is read back.
+async fn store(
+    plane: &ControlPlane,
+    followed: &Followed,
+    draft: Draft,
+    why: Why,
+) -> Result<Json<Stored>, Problem> {
+    let _alone = followed.writing.lock().await;
+    let warnings = draft.check(plane, &*synced(plane)?)?;
+    let change = Change { message: why.message, author: why.author, edits: draft.edits };
+    let client = &followed.client;
+    let applied = bounded(client, PATIENCE, client.apply(&change)).await.map_err(of_config)?;
+    let mut read = followed.read.subscribe();
+    let until = read.wait_for(|(revision, _)| *revision >= applied.revision);
+    let revision = match tokio::time::timeout(PATIENCE, until).await {
+        // The sender lives as long as the control plane.
+        Ok(Ok(read)) => read.1,
+        _ => {
+            let why = format!(
+                "stored as revision {} of the config service, but the control plane has not read it back yet; it takes effect when it has",
+                applied.revision
+            );
+            return Err(unreachable_config(why).with("configRevision", applied.revision));
+        }
+    };
+    let warnings = warnings.iter().map(|found| json!(found)).collect();
+    Ok(Json(Stored { config_revision: applied.revision, revision, versions: applied.versions, warnings }))
+}
+
+async fn diff(
+    State(plane): State<ControlPlane>,
+    Query(why): Query<Why>,
+    body: Bytes,
+) -> Result<Json<Vec<Planned>>, Problem> {
+    let followed = followed(&plane)?;
+    let draft = Draft::read(&files(&body, why)?.files)?;
+    draft.check(&plane, &*synced(&plane)?)?;
+    let change = Change { message: String::new(), author: None, edits: draft.edits };
+    let client = &followed.client;
+    let mut planned = bounded(client, PATIENCE, client.plan(&change)).await.map_err(of_config)?;
+    for secret in planned.iter_mut().filter(|planned| planned.kind == ObjectKind::Secret.as_str()) {
+        secret.differences.iter_mut().filter(|found| !found.path.starts_with("/metadata")).for_each(
+            |found| {
+                for value in [&mut found.before, &mut found.after].into_iter().flatten() {
+                    *value = "<redacted>".into();
+                }
+            },
+        );
+    }
+    Ok(Json(planned))
+}
+
+/// The kind as documents are stored: a mesh resource's own name in any of its forms, else as it was given.
+fn stored_kind(kind: String) -> String {
+    parse_kind(&kind).map_or(kind, |kind| kind.as_str().to_owned())
+}
+
+async fn history(
+    State(plane): State<ControlPlane>,
+    Path((kind, namespace, name)): Path<(String, String, String)>,
+) -> Result<Json<Vec<Version>>, Problem> {
+    let client = &followed(&plane)?.client;
+    let kind = stored_kind(kind);
+    let history = client.history(&namespace, &kind, &name);
+    bounded(client, PATIENCE, history).await.map(Json).map_err(of_config)
+}
+
+async fn rollback(
+    State(plane): State<ControlPlane>,
+    Path((kind, namespace, name)): Path<(String, String, String)>,
+    body: Bytes,
+) -> Result<Json<Stored>, Problem> {
+    let followed = followed(&plane)?;
+    let Rollback { to, message, author } =
+        serde_json::from_slice(&body).map_err(|error| bad_body(error.to_string()))?;
+    let kind = stored_kind(kind);
+    let client = &followed.client;
+    let get = client.get(&namespace, &kind, &name, Some(to));
+    let document = bounded(client, PATIENCE, get).await.map_err(of_config)?;
+    let mut draft = Draft::default();
+    if is_mesh(&kind) {
+        draft = earlier(&plane, document.clone())?;
+    }
+    draft.edits = vec![Edit { namespace, kind, name, content: document.content, if_revision: None }];
+    let message = if message.is_empty() { format!("rolled back to revision {to}") } else { message };
+    store(&plane, followed, draft, Why { message, author }).await
+}
+
+/// The content of an earlier revision as what is to be.
+fn earlier(plane: &ControlPlane, document: Document) -> Result<Draft, Problem> {
+    let Document { version, mut content } = document;
+    let file = file_name(&version);
+    if content.is_null() {
+        // That revision removed it.
+        let now = plane.model();
+        let is_it = |object: &&Arc<Object>| is_of(&object.source.file, &file);
+        let removed = now.objects.values().find(is_it).map(|object| object.key());
+        return Ok(Draft { removed: removed.into_iter().collect(), ..Draft::default() });
+    }
+    settle(&mut content, &version).map_err(bad_body)?;
+    let text = serde_json::to_string_pretty(&content).expect("JSON can be written");
+    Draft::read(&BTreeMap::from([(file.to_string(), text)]))
+}
+
+/// Whether two files are revisions of one document.
+fn is_of(one: &str, other: &str) -> bool {
+    let address = |file: &str| file.rsplit_once('@').map(|(address, _)| address.to_owned());
+    address(one).is_some() && address(one) == address(other)
+}

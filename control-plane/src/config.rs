@@ -1,0 +1,273 @@
+//! The config service as a source: mesh resources that are stored in it become objects as those of files do. Documents
+//! of other kinds are applications' settings and no concern of proxies.
+//!
+//! A document's "file" is `config:NAMESPACE/KIND/NAME@REVISION`, printed as indented JSON. A revision that is wrong
+//! leaves the last good one in force, also across a restart: the service has the history. What the service said last
+//! stays while it is away; only a deletion removes.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use meshwork_api::config::{Changes, Document, Since, Version};
+use meshwork_api::{ClientError, ConfigClient};
+use meshwork_base::Rng;
+use meshwork_resources::{FileName, ObjectKind, load_file};
+use meshwork_xds::client::Backoff;
+use serde_json::Value;
+use tokio::sync::watch;
+
+use crate::folder::{self, FileChange};
+use crate::{ControlPlane, Feed};
+
+/// The name of the feed, to be declared in [`crate::Settings::feeds`].
+pub const FEED: &str = "config";
+
+/// What every file name of this source begins with.
+pub(crate) const PREFIX: &str = "config:";
+
+/// Where objects without a namespace are stored.
+pub(crate) const CLUSTER: &str = "default";
+
+/// How long one question waits for a change.
+const WAIT: Duration = Duration::from_secs(60);
+/// How long the answer may take beyond that.
+const GRACE: Duration = Duration::from_secs(10);
+/// How many revisions back a good one is looked for.
+const LOOK_BACK: usize = 64;
+
+/// A config service that is followed, for those who write into it.
+#[derive(Debug)]
+pub(crate) struct Followed {
+    pub(crate) client: ConfigClient,
+    /// The config service's revision that was read last, and the control plane's that holds it.
+    pub(crate) read: watch::Sender<(u64, u64)>,
+    /// One change at a time: what was checked is what is written.
+    pub(crate) writing: tokio::sync::Mutex<()>,
+}
+
+/// Follows a config service for as long as the future is polled and the control plane lives. From now on the API
+/// writes into this service.
+pub fn follow(
+    plane: &ControlPlane,
+    client: ConfigClient,
+    mut rng: impl Rng + Send + 'static,
+) -> impl Future<Output = ()> + Send + 'static {
+    let followed = Followed {
+        client: client.clone(),
+        read: watch::Sender::default(),
+        writing: tokio::sync::Mutex::default(),
+    };
+    let read = plane.config.get_or_init(|| followed).read.clone();
+    let feed = plane.feed(FEED);
+    let mut source = Source { client, since: None, held: BTreeMap::new() };
+    let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
+    async move {
+        let Some(feed) = feed else { return };
+        loop {
+            match source.step().await {
+                Ok(changes) => {
+                    backoff.reset();
+                    if source.tell(changes, &feed, &read).await.is_err() {
+                        return;
+                    }
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "the config service is not followed; what it said last stays");
+                    tokio::time::sleep(backoff.next(&mut rng)).await;
+                }
+            }
+        }
+    }
+}
+
+/// `NAMESPACE/KIND/NAME`.
+type Address = String;
+
+/// The files of a document that the pipeline was told of.
+#[derive(Clone, Debug, Default)]
+struct Held {
+    /// Its last good revision.
+    good: Option<FileName>,
+    /// A later one that is wrong.
+    bad: Option<FileName>,
+}
+
+struct Source {
+    client: ConfigClient,
+    since: Option<Since>,
+    held: BTreeMap<Address, Held>,
+}
+
+impl Source {
+    /// Asks once, for what is new.
+    async fn step(&mut self) -> Result<folder::Changes, ClientError> {
+        let Changes { epoch, revision, reset, documents } =
+            bounded(&self.client, WAIT + GRACE, self.client.changes(self.since.as_ref(), WAIT)).await?;
+        // The service may fail in the middle: what is held changes only when all is known.
+        let mut held = self.held.clone();
+        let mut files = BTreeMap::new();
+        let mut seen = Vec::new();
+        for document in documents.into_iter().filter(|document| is_mesh(&document.version.kind)) {
+            let at = address(&document.version);
+            seen.push(at.clone());
+            let is_new = !held.contains_key(&at);
+            let entry = held.entry(at.clone()).or_default();
+            if document.version.deleted {
+                files.extend(entry.forget());
+                held.remove(&at);
+                continue;
+            }
+            let read = read(&document);
+            if !read.is_good && is_new {
+                if let Some((name, bytes)) = self.last_good(&document.version).await? {
+                    files.insert(Arc::clone(&name), FileChange::Content(bytes));
+                    entry.good = Some(name);
+                }
+            }
+            files.extend(entry.replace(&read));
+            files.insert(read.name, read.change);
+        }
+        if reset {
+            held.retain(|at, entry| {
+                let is_there = seen.contains(at);
+                if !is_there {
+                    files.extend(entry.forget());
+                }
+                is_there
+            });
+        }
+        self.held = held;
+        self.since = Some(Since { epoch, revision });
+        Ok(folder::Changes { files, folder: None })
+    }
+
+    async fn tell(
+        &self,
+        changes: folder::Changes,
+        feed: &Feed,
+        read: &watch::Sender<(u64, u64)>,
+    ) -> Result<(), crate::Ended> {
+        let revision = self.since.as_ref().map_or(0, |since| since.revision);
+        let (before, published) = *read.borrow();
+        if !changes.is_empty() || published == 0 {
+            let published = feed.documents_published(changes).await?;
+            read.send_replace((revision, published));
+        } else if before != revision {
+            read.send_replace((revision, published));
+        }
+        Ok(())
+    }
+
+    /// The last revision before this one that can be used, unless the document was removed since.
+    async fn last_good(&self, of: &Version) -> Result<Option<(FileName, Vec<u8>)>, ClientError> {
+        let (namespace, kind, name) = (&of.namespace, &of.kind, &of.name);
+        let history = bounded(&self.client, GRACE, self.client.history(namespace, kind, name)).await?;
+        let earlier = history.into_iter().filter(|version| version.revision < of.revision);
+        for version in earlier.take(LOOK_BACK) {
+            if version.deleted {
+                return Ok(None);
+            }
+            let get = self.client.get(namespace, kind, name, Some(version.revision));
+            let read = read(&bounded(&self.client, GRACE, get).await?);
+            if let (true, FileChange::Content(bytes)) = (read.is_good, read.change) {
+                return Ok(Some((read.name, bytes)));
+            }
+        }
+        Ok(None)
+    }
+}
+
+impl Held {
+    fn forget(&mut self) -> impl Iterator<Item = (FileName, FileChange)> + use<> {
+        let Self { good, bad } = std::mem::take(self);
+        good.into_iter().chain(bad).map(|name| (name, FileChange::Gone))
+    }
+
+    /// Takes another revision in; gives the files that it replaces. A wrong one does not replace a good one.
+    fn replace(&mut self, by: &Read) -> Vec<(FileName, FileChange)> {
+        let good = if by.is_good { self.good.replace(Arc::clone(&by.name)) } else { None };
+        let bad = self.bad.take();
+        self.bad = (!by.is_good).then(|| Arc::clone(&by.name));
+        good.into_iter().chain(bad).map(|name| (name, FileChange::Gone)).collect()
+    }
+}
+
+/// Whether documents of this kind are mesh resources.
+pub(crate) fn is_mesh(kind: &str) -> bool {
+    ObjectKind::parse(kind).is_some()
+}
+
+fn address(version: &Version) -> Address {
+    format!("{}/{}/{}", version.namespace, version.kind, version.name)
+}
+
+/// The name under which a revision's object appears.
+pub(crate) fn file_name(version: &Version) -> FileName {
+    format!("{PREFIX}{}@{}", address(version), version.revision).into()
+}
+
+/// A revision as a file.
+struct Read {
+    name: FileName,
+    change: FileChange,
+    is_good: bool,
+}
+
+fn read(document: &Document) -> Read {
+    let name = file_name(&document.version);
+    let mut content = document.content.clone();
+    if let Err(why) = settle(&mut content, &document.version) {
+        return Read { name, change: FileChange::Unreadable(why), is_good: false };
+    }
+    let bytes = serde_json::to_vec_pretty(&content).expect("JSON can be written");
+    let loaded = load_file(&name, &bytes);
+    let is_good = loaded.objects.len() == 1 && !loaded.has_errors();
+    Read { name, change: FileChange::Content(bytes), is_good }
+}
+
+/// Writes a document's address and revision into its content; what the content says of itself must agree.
+pub(crate) fn settle(content: &mut Value, version: &Version) -> Result<(), String> {
+    let Version { namespace, kind, name, revision, .. } = version;
+    let wrong = |what: &str, says: &Value, is: &str| {
+        Err(format!(
+            "the document {} says that its {what} is {says}, and is stored as `{is}`",
+            address(version)
+        ))
+    };
+    // Anything but an object, or an object without metadata, is told by whoever reads it.
+    let Some(object) = content.as_object_mut() else { return Ok(()) };
+    if let Some(says) = object.get("kind").filter(|says| *says != kind) {
+        return wrong("kind", says, kind);
+    }
+    let Some(meta) =
+        object.entry("metadata").or_insert_with(|| Value::Object(serde_json::Map::new())).as_object_mut()
+    else {
+        return Ok(());
+    };
+    let namespaced = ObjectKind::parse(kind).is_none_or(ObjectKind::is_namespaced);
+    for (field, is) in [("name", name), ("namespace", namespace)] {
+        if field == "namespace" && !namespaced {
+            continue;
+        }
+        let says = meta.entry(field).or_insert_with(|| is.as_str().into());
+        if says != is {
+            return wrong(field, says, is);
+        }
+    }
+    // It survives our restarts, unlike a count of our own.
+    meta.insert("generation".to_owned(), (*revision).into());
+    Ok(())
+}
+
+/// A call that does not last for ever.
+pub(crate) async fn bounded<T>(
+    client: &ConfigClient,
+    patience: Duration,
+    call: impl Future<Output = Result<T, ClientError>>,
+) -> Result<T, ClientError> {
+    tokio::time::timeout(patience, call).await.unwrap_or_else(|_| {
+        let server = client.0.server().to_owned();
+        Err(ClientError::Unreachable { server, cause: "it does not answer".to_owned() })
+    })
+}
