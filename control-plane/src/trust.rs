@@ -59,7 +59,7 @@ const STORE: &str = "store.redb";
 /// The pipeline's source of the bundle.
 pub(crate) const FEED: &str = "trust bundle";
 /// How often it is looked at what has to be renewed or forgotten.
-const UPKEEP: Duration = Duration::from_mins(10);
+const UPKEEP: Duration = Duration::from_mins(1);
 /// How long connections may take to end when the control plane does.
 const FAREWELL: Duration = Duration::from_secs(1);
 
@@ -166,6 +166,7 @@ pub struct Trust {
 
 struct Inner {
     issuer: Arc<Issuer>,
+    connections: Connections,
     deny: Deny,
     address: SocketAddr,
     _stop: DropGuard,
@@ -209,7 +210,7 @@ pub(crate) async fn open(
     let _stop = stop.clone().drop_guard();
     let svid_ttl = secure.svid_ttl;
     let issuer = Arc::new(Issuer { authority, identity, tokens, clock, svid_ttl });
-    let inner = Inner { issuer, deny, address, _stop };
+    let inner = Inner { issuer, connections: connections.clone(), deny, address, _stop };
     Ok(Opened { access, trust: Trust { inner: Arc::new(inner) }, listener, connections, stop })
 }
 

@@ -138,3 +138,83 @@ impl Access for MeshAccess {
         self.visible(viewer, key) && (*key.type_url != **WORKLOAD || is_own())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+
+    struct Nobody;
+
+    impl Access for Nobody {
+        fn admit(&self, _: &Viewer) -> Result<(), Refusal> {
+            Err(Refusal::Denied("nobody".into()))
+        }
+        fn visible(&self, _: &Viewer, _: &ResourceKey) -> bool {
+            false
+        }
+    }
+
+    fn viewer(workload: &str, node: &str) -> Viewer {
+        let identity = SpiffeId::parse(&format!("spiffe://mesh.local/ns/{workload}")).unwrap();
+        let node = v1::Node { id: node.into(), ..v1::Node::default() };
+        Viewer { identity: Some(identity), node }
+    }
+
+    fn access() -> MeshAccess {
+        let access = MeshAccess::new(TrustDomain::new("mesh.local").unwrap(), Arc::new(Nobody));
+        let mut publication = Publication::default();
+        let listener = |name: &str| ResourceKey::of::<v1::Listener>(name);
+        let secret = |name: &str| ResourceKey::of::<v1::Secret>(name);
+        publication.links.insert(listener("shop/edge/https"), vec![secret("certs/edge")]);
+        publication
+            .links
+            .insert(listener("bank/edge/https"), vec![secret("certs/bank"), secret("certs/edge")]);
+        access.look(&publication);
+        access
+    }
+
+    #[test]
+    fn a_secret_is_shown_to_the_gateways_whose_listeners_refer_to_it() {
+        let access = access();
+        let sees = |who: &str| {
+            let keys = ["certs/edge", "certs/bank", "certs/unused"].map(ResourceKey::of::<v1::Secret>);
+            keys.map(|key| access.visible(&viewer(who, "gateway/x/1"), &key))
+        };
+        assert_eq!(sees("shop/sa/edge"), [true, false, false]);
+        assert_eq!(sees("bank/sa/edge"), [true, true, false]);
+        assert_eq!(sees("shop/sa/web"), [false, false, false]);
+        assert_eq!(sees("meshwork/sa/gateway"), [true, true, false], "the platform's serves every Gateway");
+        let listener = ResourceKey::of::<v1::Listener>("shop/edge/https");
+        assert!(access.visible(&viewer("shop/sa/edge", ""), &listener));
+        assert!(!access.visible(&viewer("bank/sa/edge", ""), &listener));
+        access.look(&Publication::default());
+        let key = ResourceKey::of::<v1::Secret>("certs/edge");
+        assert!(!access.visible(&viewer("shop/sa/edge", ""), &key), "no more than what is published now");
+    }
+
+    #[test]
+    fn a_workload_is_shown_to_its_instance_under_its_identity() {
+        let access = access();
+        let said = v1::Workload {
+            spiffe_id: "spiffe://mesh.local/ns/shop/sa/web".into(),
+            ..v1::Workload::default()
+        };
+        let resource = Resource { body: said.encode_to_vec().into(), ..Resource::default() };
+        let key = ResourceKey::of::<v1::Workload>("shop/web-1");
+        let shows = |who: &str, node: &str| access.shows(&viewer(who, node), &key, &resource);
+        assert!(shows("shop/sa/web", "shop/web-1"));
+        assert!(!shows("shop/sa/web", "shop/web-2"), "another instance");
+        assert!(!shows("shop/sa/api", "shop/web-1"), "another workload that claims to be it");
+    }
+
+    #[test]
+    fn without_an_identity_only_this_process_decides() {
+        let (access, nobody) = (access(), Viewer::default());
+        assert!(access.admit(&nobody).is_err());
+        assert!(!access.visible(&nobody, &ResourceKey::of::<v1::Service>("shop/web")));
+        assert!(access.visible(&viewer("shop/sa/web", ""), &ResourceKey::of::<v1::Service>("bank/vault")));
+        assert!(!access.visible(&viewer("shop/sa/web", ""), &ResourceKey::new("type.else/Thing", "x")));
+    }
+}

@@ -8,6 +8,7 @@
 //! | `POST /v1/identity/deny` `{spiffeId or serial, issuedBefore?}` | takes trust away, closes live connections |
 //! | `GET /v1/identity/deny` | all entries |
 //! | `DELETE /v1/identity/deny/ID` | gives trust back |
+//! | `GET /v1/identity/refused` | the connections that were refused last, with their causes |
 
 use std::time::Duration;
 
@@ -38,6 +39,7 @@ pub(crate) fn router(trust: Trust) -> Router {
         .route("/v1/tokens/{id}", delete(remove_token))
         .route("/v1/identity/deny", get(entries).post(deny))
         .route("/v1/identity/deny/{id}", delete(allow))
+        .route("/v1/identity/refused", get(refused))
         .with_state(trust)
 }
 
@@ -261,4 +263,25 @@ async fn allow(State(trust): State<Trust>, Path(id): Path<String>) -> Result<Sta
     Err(Problem::new(StatusCode::NOT_FOUND, "no such deny entry")
         .detail(format!("there is no deny entry {id}; GET /v1/identity/deny lists what there is"))
         .code(codes::NO_SUCH_DENY_ENTRY))
+}
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct RefusedView {
+    at: String,
+    from: String,
+    cause: &'static str,
+    message: String,
+    code: String,
+}
+
+async fn refused(State(trust): State<Trust>) -> Json<Vec<RefusedView>> {
+    let view = |refused: meshwork_xds::transport::mtls::Refused| RefusedView {
+        at: rfc3339_millis(refused.at),
+        from: refused.from.to_string(),
+        cause: refused.refusal.cause(),
+        message: refused.refusal.to_string(),
+        code: refused.refusal.code().to_string(),
+    };
+    Json(trust.inner.connections.refused().into_iter().map(view).collect())
 }

@@ -15,7 +15,7 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use tower::ServiceExt;
 
-use crate::tls::TlsWay;
+use crate::tls::{Failure, TlsWay};
 
 /// Bytes of an answer that are read; more is an error.
 const MAX_ANSWER: usize = 256 << 20;
@@ -51,6 +51,14 @@ pub enum ClientError {
         /// Whom we called.
         server: String,
         /// What the system said.
+        cause: String,
+    },
+    /// Somebody is there, who is not whom we mean.
+    #[error("{server} is not whom it should be: {cause}")]
+    Untrusted {
+        /// Whom we called.
+        server: String,
+        /// Why it is not trusted.
         cause: String,
     },
     /// It refused.
@@ -217,7 +225,13 @@ impl Client {
             }
             Way::Tls(way) => {
                 // Boxed: a handshake's state is large, and most calls of most clients never need it.
-                let (head, body) = Box::pin(way.send(request)).await.map_err(unreachable)?.into_parts();
+                let sent = Box::pin(way.send(request)).await.map_err(|failure| match failure {
+                    Failure::Unreachable(cause) => unreachable(cause),
+                    Failure::Untrusted(cause) => {
+                        ClientError::Untrusted { server: self.server.clone(), cause }
+                    }
+                });
+                let (head, body) = sent?.into_parts();
                 let body = Limited::new(body, MAX_ANSWER).collect().await;
                 (head, body.map_err(|error| unreachable(error.to_string()))?.to_bytes())
             }

@@ -1,5 +1,6 @@
 //! HTTP/2 over TLS to one server, on one connection that is opened when it is needed and again when it has broken.
 
+use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,7 +10,7 @@ use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper::client::conn::http2::{self, SendRequest};
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use rustls::ClientConfig;
+use rustls::{CertificateError, ClientConfig};
 use rustls_pki_types::ServerName;
 use tokio::net::TcpStream;
 use tokio::sync::Mutex;
@@ -19,6 +20,29 @@ use crate::client::whole;
 
 /// Longest time that TCP and TLS may take together.
 const CONNECT: Duration = Duration::from_secs(5);
+
+/// Why nothing was answered.
+pub(crate) enum Failure {
+    /// Nobody is there, or the connection broke.
+    Unreachable(String),
+    /// Somebody is there whom we may not talk to.
+    Untrusted(String),
+}
+
+/// What TLS failed with. A verifier of our own gives its reason, which the library's text would hide.
+fn failure(error: &io::Error) -> Failure {
+    match error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
+        Some(rustls::Error::InvalidCertificate(CertificateError::Other(reason))) => {
+            Failure::Untrusted(whole(&*reason.0))
+        }
+        Some(error @ rustls::Error::InvalidCertificate(_)) => Failure::Untrusted(error.to_string()),
+        _ => Failure::Unreachable(whole(error)),
+    }
+}
+
+fn unreachable(error: &dyn std::error::Error) -> Failure {
+    Failure::Unreachable(whole(error))
+}
 
 pub(crate) struct TlsWay {
     host: String,
@@ -39,7 +63,7 @@ impl TlsWay {
         Ok(Self { host, port, name, connector: TlsConnector::from(config), open: Mutex::new(None) })
     }
 
-    pub(crate) async fn send(&self, request: Request<Bytes>) -> Result<Response<Incoming>, String> {
+    pub(crate) async fn send(&self, request: Request<Bytes>) -> Result<Response<Incoming>, Failure> {
         let request = request.map(Full::new);
         let mut sender = self.sender().await?;
         match sender.try_send_request(request).await {
@@ -49,29 +73,30 @@ impl TlsWay {
                 Some(request) => {
                     *self.open.lock().await = None;
                     let mut sender = self.sender().await?;
-                    sender.send_request(request).await.map_err(|error| whole(&error))
+                    sender.send_request(request).await.map_err(|error| unreachable(&error))
                 }
-                None => Err(whole(error.error())),
+                None => Err(unreachable(error.error())),
             },
         }
     }
 
-    async fn sender(&self) -> Result<SendRequest<Full<Bytes>>, String> {
+    async fn sender(&self) -> Result<SendRequest<Full<Bytes>>, Failure> {
         let mut open = self.open.lock().await;
         if let Some(sender) = open.as_ref().filter(|sender| !sender.is_closed()) {
             return Ok(sender.clone());
         }
         let connecting = tokio::time::timeout(CONNECT, self.connect()).await;
-        let sender = connecting.map_err(|_| format!("no connection within {} s", CONNECT.as_secs()))??;
+        let sender = connecting
+            .map_err(|_| Failure::Unreachable(format!("no connection within {} s", CONNECT.as_secs())))??;
         *open = Some(sender.clone());
         Ok(sender)
     }
 
-    async fn connect(&self) -> Result<SendRequest<Full<Bytes>>, String> {
-        let tcp = TcpStream::connect((self.host.as_str(), self.port)).await.map_err(|e| whole(&e))?;
-        let tls = self.connector.connect(self.name.clone(), tcp).await.map_err(|e| whole(&e))?;
+    async fn connect(&self) -> Result<SendRequest<Full<Bytes>>, Failure> {
+        let tcp = TcpStream::connect((self.host.as_str(), self.port)).await.map_err(|e| unreachable(&e))?;
+        let tls = self.connector.connect(self.name.clone(), tcp).await.map_err(|e| failure(&e))?;
         let (sender, connection) =
-            http2::handshake(TokioExecutor::new(), TokioIo::new(tls)).await.map_err(|e| whole(&e))?;
+            http2::handshake(TokioExecutor::new(), TokioIo::new(tls)).await.map_err(|e| unreachable(&e))?;
         // Its end shows in the sender.
         tokio::spawn(async move { drop(connection.await) });
         Ok(sender)

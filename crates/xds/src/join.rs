@@ -105,7 +105,7 @@ impl JoinError {
     #[must_use]
     pub fn is_temporary(&self) -> bool {
         match self {
-            Self::Client(ClientError::Unreachable { cause, .. }) => !cause.contains(PINNED_TO_ANOTHER),
+            Self::Client(ClientError::Unreachable { .. }) => true,
             Self::Client(error) => error
                 .status()
                 .is_some_and(|status| status.is_server_error() || status == StatusCode::TOO_MANY_REQUESTS),
@@ -113,9 +113,6 @@ impl JoinError {
         }
     }
 }
-
-/// Part of `Refusal::PinMismatch`, which reaches us through HTTP and TLS as text.
-const PINNED_TO_ANOTHER: &str = "is not the one that the join token names";
 
 impl Joining {
     /// The identity that is kept, or one that a token gives. While the control plane is away it is asked again, for as

@@ -2,9 +2,10 @@
 //!
 //! A connection lives no longer than the SVID of its peer, and ends when that is revoked: see [`Connections::review`].
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::future::Future;
 use std::io;
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -33,6 +34,8 @@ const ALPN: &[u8] = b"h2";
 const HANDSHAKE: Duration = Duration::from_secs(10);
 /// Handshakes at a time; more wait in the listener's queue.
 const HANDSHAKES: usize = 256;
+/// Refusals that are remembered.
+const REMEMBERED: usize = 128;
 /// How long a client without SVID may stay.
 const JOINING: Duration = Duration::from_secs(30);
 /// How often an idle connection is asked whether it lives, and how long the answer may take.
@@ -45,8 +48,20 @@ pub struct Connections {
     live: Arc<Mutex<Live>>,
 }
 
+/// A connection that was refused.
+#[derive(Clone, Debug)]
+pub struct Refused {
+    /// When, since the Unix epoch.
+    pub at: Duration,
+    /// From where it came.
+    pub from: SocketAddr,
+    /// Why.
+    pub refusal: Refusal,
+}
+
 #[derive(Debug, Default)]
 struct Live {
+    refused: VecDeque<Refused>,
     next: u64,
     peers: BTreeMap<u64, (Peer, oneshot::Sender<Refusal>)>,
 }
@@ -58,6 +73,22 @@ impl Connections {
         let denied = live.peers.extract_if(.., |_, (peer, _)| bundle.check_denied(peer).is_err());
         let closed = denied.filter_map(|(_, (peer, end))| end.send(Refusal::Revoked { id: peer.id }).ok());
         closed.count()
+    }
+
+    /// The connections that were refused last, oldest first: what a client learns of it is no more than an alert.
+    #[must_use]
+    pub fn refused(&self) -> Vec<Refused> {
+        self.live.lock().refused.iter().cloned().collect()
+    }
+
+    fn note(&self, refused: Refused) {
+        let Refused { from, refusal, .. } = &refused;
+        tracing::warn!(%from, cause = refusal.cause(), %refusal, "connection refused");
+        let list = &mut self.live.lock().refused;
+        if list.len() == REMEMBERED {
+            list.pop_front();
+        }
+        list.push_back(refused);
     }
 
     /// Closes all, because this process ends: clients then look for another one.
@@ -251,15 +282,16 @@ async fn accept(listener: TcpListener, endpoints: Endpoints, proven: mpsc::Sende
         tokio::spawn(async move {
             drop(tcp.set_nodelay(true));
             let handshake = meshwork_identity::accept(&identity, &acceptor, tcp);
-            match tokio::time::timeout(HANDSHAKE, handshake).await {
-                Ok(Ok((stream, peer))) => {
+            let late = || Refusal::Handshake { why: format!("it took over {} s", HANDSHAKE.as_secs()) };
+            let done = tokio::time::timeout(HANDSHAKE, handshake).await.unwrap_or_else(|_| Err(late()));
+            match done {
+                Ok((stream, peer)) => {
                     let admitted = Proven::new(stream, peer, &connections, &*clock);
                     // For a deny entry that came between the handshake's look at the bundle and this line.
                     connections.review(&identity.bundle());
                     drop(proven.send(Ok(admitted)).await);
                 }
-                Ok(Err(refusal)) => tracing::warn!(%from, %refusal, "connection refused"),
-                Err(_) => tracing::warn!(%from, "connection refused: the handshake took over 10 s"),
+                Err(refusal) => connections.note(Refused { at: clock.wall(), from, refusal }),
             }
             drop(permit);
         });
