@@ -1,14 +1,20 @@
 //! The commands, one file each.
 
+mod apply;
 mod check;
+mod diff;
+mod down;
 mod explain;
 mod gateway;
 mod get;
+mod history;
 mod platform;
 mod proxies;
+mod rollback;
 mod run;
 mod services;
 mod token;
+mod up;
 
 use std::error::Error;
 use std::process::ExitCode;
@@ -16,6 +22,10 @@ use std::process::ExitCode;
 /// What `meshwork` can do.
 #[derive(clap::Subcommand, Debug)]
 pub(crate) enum Command {
+    /// Start the whole platform on this machine, with the shop
+    Up(Box<up::Arguments>),
+    /// Stop the platform that `meshwork up` started
+    Down(down::Arguments),
     /// Run the proxy at the edge
     Gateway(Box<gateway::Arguments>),
     /// Run a program in the mesh
@@ -28,6 +38,14 @@ pub(crate) enum Command {
     ControlPlane(Box<platform::ControlPlaneArguments>),
     /// Say what is wrong with resources before they are used
     Check(check::Arguments),
+    /// Check resources and put them into effect
+    Apply(apply::Arguments),
+    /// Show what `apply` would change
+    Diff(diff::Arguments),
+    /// Show all revisions of a document
+    History(history::Arguments),
+    /// Put an earlier revision of a document into effect again
+    Rollback(rollback::Arguments),
     /// Show objects with their status
     Get(get::Arguments),
     /// Show the proxies and what they have in effect
@@ -45,12 +63,18 @@ type Outcome = Result<ExitCode, Box<dyn Error>>;
 /// Runs a command.
 pub(crate) fn run(command: Command) -> Outcome {
     match command {
+        Command::Up(arguments) => up::run(&arguments),
+        Command::Down(arguments) => down::run(&arguments),
         Command::Gateway(arguments) => gateway::run(*arguments),
         Command::Run(arguments) => run::run(*arguments),
         Command::Server(arguments) => platform::server(*arguments),
         Command::Registry(arguments) => platform::registry(*arguments),
         Command::ControlPlane(arguments) => platform::control_plane(*arguments),
         Command::Check(arguments) => check::run(&arguments),
+        Command::Apply(arguments) => apply::run(&arguments),
+        Command::Diff(arguments) => diff::run(&arguments),
+        Command::History(arguments) => history::run(&arguments),
+        Command::Rollback(arguments) => rollback::run(&arguments),
         Command::Get(arguments) => get::run(&arguments),
         Command::Proxies(arguments) => proxies::run(&arguments),
         Command::Services(arguments) => services::run(&arguments),

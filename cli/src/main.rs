@@ -7,6 +7,7 @@ mod output;
 mod private;
 mod server;
 mod token;
+mod up;
 
 use std::process::ExitCode;
 

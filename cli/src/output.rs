@@ -52,7 +52,10 @@ pub(crate) fn value(format: Format, value: &impl Serialize) -> Result<(), Box<dy
 /// The system refuses the bytes.
 pub(crate) fn table(headers: &[&str], rows: impl IntoIterator<Item = Vec<String>>) -> io::Result<()> {
     let mut table = Table::new();
-    table.load_style(NOTHING).set_content_arrangement(ContentArrangement::Disabled).set_header(headers.to_vec());
+    table
+        .load_style(NOTHING)
+        .set_content_arrangement(ContentArrangement::Disabled)
+        .set_header(headers.to_vec());
     for row in rows {
         table.add_row(row);
     }

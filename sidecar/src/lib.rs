@@ -282,10 +282,14 @@ impl Running {
         self.access_log.flush();
     }
 
-    /// Where `up` and people find the application's process.
+    /// Writes down the application's process, and when it started, because numbers are used again.
     fn note_pid(&self, pid: u32) {
         let path = self.parts.common.data_dir.join("app.pid");
-        if let Err(error) = std::fs::write(&path, format!("{pid}\n")) {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        // Field 22, behind the name in parentheses, which may hold anything.
+        let started = stat.rsplit_once(')').and_then(|(_, rest)| rest.split_ascii_whitespace().nth(19));
+        let Some(started) = started else { return };
+        if let Err(error) = std::fs::write(&path, format!("{pid} {started}\n")) {
             tracing::warn!(path = %path.display(), %error, "the application's process id was not written down");
         }
     }

@@ -36,7 +36,13 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "FILE", env = "MESHWORK_TOKEN_FILE", requires = "control_plane")]
     token_file: Option<PathBuf>,
     /// Whose identity it has, as NAMESPACE/NAME: that of the one `Gateway` it serves, or of the platform's, which serves all
-    #[arg(long, value_name = "NAME", env = "MESHWORK_WORKLOAD", requires = "control_plane", default_value = "meshwork/gateway")]
+    #[arg(
+        long,
+        value_name = "NAME",
+        env = "MESHWORK_WORKLOAD",
+        requires = "control_plane",
+        default_value = "meshwork/gateway"
+    )]
     workload: String,
     #[command(flatten)]
     api: ApiArgs,
@@ -115,6 +121,13 @@ impl Member {
     ) -> Result<Option<PathBuf>, Box<dyn std::error::Error>> {
         let (namespace, workload) = expected;
         let given = self.token_file.clone();
-        Ok(token_file(&self.api, (platform, data_dir), given, (namespace.as_str(), workload.as_str()), clock.wall()).await?)
+        Ok(token_file(
+            &self.api,
+            (platform, data_dir),
+            given,
+            (namespace.as_str(), workload.as_str()),
+            clock.wall(),
+        )
+        .await?)
     }
 }

@@ -96,7 +96,8 @@ fn collect(value: &Value, seen: &mut bool, wrong: &mut Vec<String>) {
             {
                 *seen = true;
                 // Conditions that are good when false carry their badness in their names.
-                let bad_when_true = matches!(kind, "Conflicted" | "PartiallyInvalid" | "OverlappingTLSConfig");
+                let bad_when_true =
+                    matches!(kind, "Conflicted" | "PartiallyInvalid" | "OverlappingTLSConfig");
                 if (status == "True") == bad_when_true {
                     let reason = map.get("reason").and_then(Value::as_str).unwrap_or_default();
                     let text = format!("{kind}={status} ({reason})");

@@ -26,8 +26,19 @@ pub(crate) fn run(arguments: &Arguments) -> Outcome {
         output::value(arguments.output, &proxies)?;
         return Ok(ExitCode::SUCCESS);
     }
-    let columns = ["id", "role", "service", "address", "version", "connected", "modelRevision", "effectiveRevision", "lastError"];
-    let headers = ["ID", "ROLE", "SERVICE", "ADDRESS", "VERSION", "CONNECTED", "MODEL", "EFFECTIVE", "LAST ERROR"];
+    let columns = [
+        "id",
+        "role",
+        "service",
+        "address",
+        "version",
+        "connected",
+        "modelRevision",
+        "effectiveRevision",
+        "lastError",
+    ];
+    let headers =
+        ["ID", "ROLE", "SERVICE", "ADDRESS", "VERSION", "CONNECTED", "MODEL", "EFFECTIVE", "LAST ERROR"];
     let text = |proxy: &Value, column: &str| match &proxy[column] {
         Value::String(text) => text.clone(),
         Value::Null => String::new(),

@@ -59,7 +59,9 @@ pub(crate) fn run(arguments: Arguments) -> Outcome {
     let code = runtime.block_on(async {
         let workload = args.workload().clone();
         let who = (args.namespace.as_str(), workload.as_str());
-        args.token_file = token_file(&api, (&platform, &common.data_dir), args.token_file.clone(), who, clock.wall()).await?;
+        args.token_file =
+            token_file(&api, (&platform, &common.data_dir), args.token_file.clone(), who, clock.wall())
+                .await?;
         let metrics = MetricsRegistry::default();
         let parts = Parts { common, args, instance, address, log: Some(log), clock, metrics };
         Ok::<_, Box<dyn std::error::Error>>(meshwork_sidecar::run(parts).await?)

@@ -24,7 +24,8 @@ pub(crate) struct Arguments {
 
 pub(crate) fn run(arguments: &Arguments) -> Outcome {
     let client = arguments.server.client()?;
-    let mut services: Vec<Service> = block_on(client.json(http::Method::GET, "/v1/services", &[], Bytes::new()))??;
+    let mut services: Vec<Service> =
+        block_on(client.json(http::Method::GET, "/v1/services", &[], Bytes::new()))??;
     if let Some(namespace) = &arguments.namespace {
         services.retain(|service| service.namespace == *namespace);
     }
@@ -32,7 +33,9 @@ pub(crate) fn run(arguments: &Arguments) -> Outcome {
         output::value(arguments.output, &services)?;
         return Ok(ExitCode::SUCCESS);
     }
-    let rows = services.iter().flat_map(|service| service.instances.iter().map(move |instance| row(service, instance)));
+    let rows = services
+        .iter()
+        .flat_map(|service| service.instances.iter().map(move |instance| row(service, instance)));
     let headers = ["NAMESPACE", "SERVICE", "INSTANCE", "ADDRESS", "PORTS", "HEALTH", "IDENTITY"];
     output::table(&headers, rows)?;
     Ok(ExitCode::SUCCESS)

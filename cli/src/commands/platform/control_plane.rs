@@ -96,8 +96,7 @@ pub(super) async fn start(
         waited.synced().await;
         synced.set(true);
     });
-    let state =
-        AdminState { readiness, metrics: process.metrics.clone(), log: Some(process.log.clone()) };
+    let state = AdminState { readiness, metrics: process.metrics.clone(), log: Some(process.log.clone()) };
     let api_address = args.api_address.unwrap_or_else(|| SocketAddr::new(process.plain_address(), 15014));
     let api = ApiServer::start(&plane, state, api_address, args.api_token.as_deref()).await?;
     tracing::info!(api = %api.address(), proxies = %proxy_address, "control plane started");

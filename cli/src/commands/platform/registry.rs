@@ -65,7 +65,8 @@ pub(super) fn as_local(router: Router) -> Router {
 fn at_local_port(router: Router) -> Router {
     as_local(router).layer(middleware::from_fn(|request: Request, next: Next| async move {
         let host = request.headers().get(header::HOST).and_then(|host| host.to_str().ok());
-        let host = host.and_then(|host| host.parse::<Uri>().ok()).and_then(|uri| uri.host().map(str::to_owned));
+        let host =
+            host.and_then(|host| host.parse::<Uri>().ok()).and_then(|uri| uri.host().map(str::to_owned));
         let is_ours = host.is_some_and(|host| {
             host == "localhost" || host.trim_matches(['[', ']']).parse::<std::net::IpAddr>().is_ok()
         });
@@ -143,7 +144,9 @@ impl RegistryArgs {
     ) -> Result<Served, Box<dyn Error>> {
         let plain = self.registry_address.unwrap_or_else(|| SocketAddr::new(process.plain_address(), 8500));
         if !plain.ip().is_loopback() {
-            let why = format!("{plain} can be reached from other machines, and this port knows no callers; choose a loopback address: the mesh has --registry-mesh-address");
+            let why = format!(
+                "{plain} can be reached from other machines, and this port knows no callers; choose a loopback address: the mesh has --registry-mesh-address"
+            );
             return Err(why.into());
         }
         let local = bind("--registry-address", plain).await?;
@@ -152,7 +155,8 @@ impl RegistryArgs {
             .unwrap_or_else(|| SocketAddr::new(process.common.listen_address, 8501));
         let mesh = bind("--registry-mesh-address", mesh).await?;
         let routes = at_local_port(registry.router());
-        let mut tasks = vec![tokio::spawn(async move { drop(axum::serve(local, routes).await) }).abort_handle()];
+        let mut tasks =
+            vec![tokio::spawn(async move { drop(axum::serve(local, routes).await) }).abort_handle()];
         let joining = Joining {
             control_plane: member.control_plane,
             data_dir: process.folder("registry")?,

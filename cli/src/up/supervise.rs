@@ -1,0 +1,229 @@
+//! Keeping processes alive: what ends is started again, with a pause that grows while it keeps ending.
+
+use std::fs::OpenOptions;
+use std::path::{Path, PathBuf};
+use std::process::{ExitStatus, Stdio};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use meshwork_api::Client;
+use meshwork_base::{Clock, ThreadRng};
+use meshwork_xds::client::Backoff;
+use rustix::process::Signal;
+use tokio::process::{Child, Command};
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
+
+use super::UpError;
+use super::pids::{self, Process};
+use super::plan::Task;
+use crate::private;
+
+/// A process that ran so long has started well: the next pause is short again.
+const RAN_WELL: Duration = Duration::from_secs(10);
+/// How often readiness is asked for.
+const PROBE: Duration = Duration::from_millis(25);
+
+/// What becomes known of a supervised process.
+#[derive(Clone, Debug)]
+pub(crate) struct News {
+    pub(crate) name: String,
+    pub(crate) what: What,
+}
+
+/// What happened.
+#[derive(Clone, Debug)]
+pub(crate) enum What {
+    /// It answers that it is ready; its process ids are written down.
+    Ready,
+    /// It ended by itself.
+    Ended(String),
+}
+
+/// A process under supervision. Dropping it leaves the process alone.
+pub(crate) struct Supervised {
+    stop: watch::Sender<bool>,
+    task: JoinHandle<()>,
+}
+
+impl Supervised {
+    /// Starts a process and keeps it.
+    pub(crate) fn start(
+        task: Task,
+        data_dir: &Path,
+        patience: Duration,
+        clock: Arc<dyn Clock>,
+        news: mpsc::Sender<News>,
+    ) -> Self {
+        let (stop, told) = watch::channel(false);
+        let folder = data_dir.join(&task.name);
+        let keeper = Keeper { task, folder, patience, clock, news, told };
+        Self { stop, task: tokio::spawn(keeper.keep()) }
+    }
+
+    /// Ends the process: it may finish what it does, for as long as its patience is; returns when it is gone.
+    pub(crate) async fn stop(self) {
+        // A keeper that is gone has nothing to stop.
+        let _ = self.stop.send(true);
+        drop(self.task.await);
+    }
+}
+
+struct Keeper {
+    task: Task,
+    folder: PathBuf,
+    patience: Duration,
+    clock: Arc<dyn Clock>,
+    news: mpsc::Sender<News>,
+    told: watch::Receiver<bool>,
+}
+
+/// Why a process is no more.
+enum End {
+    Stopped,
+    Ended(ExitStatus),
+    Failed(std::io::Error),
+}
+
+impl Keeper {
+    async fn keep(mut self) {
+        let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
+        let mut rng = ThreadRng::new();
+        loop {
+            let began = self.clock.now();
+            let why = match self.once().await {
+                End::Stopped => return,
+                End::Ended(status) => format!("it ended with {status}"),
+                End::Failed(error) => format!("it cannot be started: {error}"),
+            };
+            if self.clock.now().since(began) >= RAN_WELL {
+                backoff.reset();
+            }
+            self.tell(What::Ended(why)).await;
+            tokio::select! {
+                () = tokio::time::sleep(backoff.next(&mut rng)) => {}
+                _ = self.told.wait_for(|told| *told) => return,
+            }
+        }
+    }
+
+    async fn tell(&self, what: What) {
+        // Nobody listens any more when all are being stopped.
+        let _ = self.news.send(News { name: self.task.name.clone(), what }).await;
+    }
+
+    async fn once(&mut self) -> End {
+        let mut child = match self.spawn() {
+            Ok(child) => child,
+            Err(error) => return End::Failed(error),
+        };
+        let mut told = self.told.clone();
+        let ended = tokio::select! {
+            status = child.wait() => Some(status),
+            () = self.watch_readiness() => unreachable!("it watches for ever"),
+            _ = told.wait_for(|told| *told) => None,
+        };
+        let end = match ended {
+            Some(Ok(status)) => End::Ended(status),
+            Some(Err(error)) => End::Failed(error),
+            None => {
+                self.end(&mut child).await;
+                End::Stopped
+            }
+        };
+        drop(std::fs::remove_file(self.folder.join("pid")));
+        end
+    }
+
+    fn spawn(&self) -> std::io::Result<Child> {
+        private::folder(&self.folder).map_err(std::io::Error::other)?;
+        let log = OpenOptions::new().append(true).create(true).open(self.folder.join("log"))?;
+        let mut command = Command::new(std::env::current_exe()?);
+        // What the user has set for commands is not meant for these processes.
+        for (name, _) in std::env::vars_os() {
+            if name.to_string_lossy().starts_with("MESHWORK_") {
+                command.env_remove(name);
+            }
+        }
+        command
+            .args(&self.task.arguments)
+            .envs(self.task.environment.iter().map(|(name, value)| (name, value)))
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log)
+            // Ctrl-C reaches us alone: we end the others in order.
+            .process_group(0);
+        let child = command.spawn()?;
+        if let Some(process) = child.id().and_then(Process::of) {
+            pids::write(&self.folder.join("pid"), process).map_err(std::io::Error::other)?;
+        }
+        Ok(child)
+    }
+
+    /// Tells once that the process is ready.
+    async fn watch_readiness(&self) {
+        let url = format!("http://{}", self.task.ready);
+        if let Ok(client) = Client::http(&url) {
+            until_answers(&client, "/healthz/ready").await;
+            self.tell(What::Ready).await;
+        }
+        std::future::pending().await
+    }
+
+    async fn end(&self, child: &mut Child) {
+        let process = child.id().and_then(Process::of);
+        if let Some(process) = process {
+            process.signal(Signal::TERM);
+        }
+        if tokio::time::timeout(self.patience, child.wait()).await.is_err() {
+            drop(child.kill().await);
+        }
+    }
+}
+
+/// Asks until the answer is good.
+pub(crate) async fn until_answers(client: &Client, path: &str) {
+    while client.send(http::Method::GET, path, &[], Bytes::new()).await.is_err() {
+        tokio::time::sleep(PROBE).await;
+    }
+}
+
+/// The last lines of a process's log, for who asks why.
+pub(crate) fn last_words(data_dir: &Path, name: &str) -> String {
+    let text = std::fs::read(data_dir.join(name).join("log")).unwrap_or_default();
+    let text = String::from_utf8_lossy(&text);
+    let errors: Vec<&str> = text.lines().rev().take(20).filter(|line| line.starts_with("error: ")).take(1).collect();
+    errors.first().map_or_else(|| "it says nothing".to_owned(), |line| (*line).to_owned())
+}
+
+/// Waits until every one of these has said that it is ready.
+///
+/// # Errors
+/// [`UpError::NotReady`] names the first that has not, when time is up.
+pub(crate) async fn all_ready(
+    names: &[String],
+    news: &mut mpsc::Receiver<News>,
+    data_dir: &Path,
+    (timeout, deadline): (Duration, tokio::time::Instant),
+    mut tell: impl FnMut(&News),
+) -> Result<(), UpError> {
+    let mut waiting: Vec<&String> = names.iter().collect();
+    let mut why = std::collections::BTreeMap::new();
+    while let Some(first) = waiting.first() {
+        let Ok(Some(one)) = tokio::time::timeout_at(deadline, news.recv()).await else {
+            let name = (*first).clone();
+            let seconds = timeout.as_secs();
+            let ended = why.remove(&name).unwrap_or_else(|| "it does not answer".to_owned());
+            let why = format!("{ended}, and says: {}", last_words(data_dir, &name));
+            let log = data_dir.join(&name).join("log");
+            return Err(UpError::NotReady { name, seconds, why, log });
+        };
+        tell(&one);
+        match one.what {
+            What::Ready => waiting.retain(|name| **name != one.name),
+            What::Ended(how) => drop(why.insert(one.name, how)),
+        }
+    }
+    Ok(())
+}
