@@ -21,12 +21,13 @@ use crate::tls::certified_key;
 /// How often replaced snapshots are dropped, and ports that were taken are tried again.
 const TIDY: Duration = Duration::from_secs(1);
 
-type Opened = oneshot::Sender<Result<SocketAddr, ListenError>>;
+/// What to open, and who waits for its address.
+type Order = (Side, SocketAddr, oneshot::Sender<Result<SocketAddr, ListenError>>);
 
 /// Opens fixed listeners on an engine that a [`Follower`] has.
 #[derive(Clone, Debug)]
 pub struct Listening {
-    orders: mpsc::Sender<(Side, SocketAddr, Opened)>,
+    orders: mpsc::Sender<Order>,
 }
 
 impl Listening {
@@ -51,7 +52,7 @@ pub struct Follower {
     configured: Condition,
     revision: u64,
     unbound: bool,
-    listening: (mpsc::Sender<(Side, SocketAddr, Opened)>, mpsc::Receiver<(Side, SocketAddr, Opened)>),
+    listening: (mpsc::Sender<Order>, mpsc::Receiver<Order>),
 }
 
 impl Follower {

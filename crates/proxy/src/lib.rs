@@ -10,8 +10,12 @@
 //! filters│
 //! attempt├─ one request, phase by phase                  request/
 //! record ┘
-//! pool ──── connections to endpoints, per worker         upstream/
+//! pool ──── connections to endpoints, per worker, by mTLS  upstream/
 //! ```
+//!
+//! A connection comes in by a listener of the snapshot, or by one of two fixed ones ([`Engine::listen`]): what the
+//! application beside us calls, and what calls it. All three take the same way; they differ in what `route` asks and in
+//! what callers are believed. Between proxies it is HTTP/2 over mutual TLS; [`Mesh`] says who we are.
 //!
 //! [`Follower`] joins it with a control plane: each batch of changes becomes a snapshot, takes effect on all workers and
 //! is reported.

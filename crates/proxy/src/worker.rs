@@ -276,7 +276,7 @@ async fn accept(worker: Rc<Worker>, place: Place, listener: TcpListener) {
                 }
                 let worker = Rc::clone(&worker);
                 tokio::task::spawn_local(async move {
-                    downstream::connection::serve(worker, place, tcp, peer).await
+                    downstream::connection::serve(worker, place, tcp, peer).await;
                 });
             }
             // The caller went away before it was accepted.

@@ -1,5 +1,7 @@
 //! Two engines in one process: an application calls another through both, over mutual TLS.
 
+#![expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+
 mod support;
 
 use std::pin::Pin;

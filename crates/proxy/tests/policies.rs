@@ -1,5 +1,7 @@
 //! Traffic policies at work: retries, limits, ejection, times.
 
+#![expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+
 mod support;
 
 use std::net::SocketAddr;
@@ -94,16 +96,30 @@ async fn when_attempts_are_used_up_the_last_response_is_passed_on_with_a_flag() 
 }
 
 #[tokio::test]
-async fn what_nobody_has_seen_goes_elsewhere_without_any_policy() {
+async fn what_nobody_has_seen_goes_elsewhere_unless_no_retries_are_wanted() {
     let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    let (up, _) = recovering(OK, 0).await;
-    let (harness, address) = gateway(&[closed, up.address], None).await;
-    for _ in 0..20 {
-        assert!(exchange(address, POST).await.starts_with("HTTP/1.1 200"));
+    let only = |attempts| {
+        let retry = v1::Retry { attempts, status_codes: vec![500], ..Default::default() };
+        v1::TrafficPolicy { retry: Some(retry), ..Default::default() }
+    };
+    for (policy, repeated) in [(None, true), (Some(only(1)), true), (Some(only(0)), false)] {
+        let (up, _) = recovering(OK, 0).await;
+        let (harness, address) = gateway(&[closed, up.address], policy).await;
+        let mut failed = 0;
+        for _ in 0..20 {
+            failed += usize::from(!exchange(address, POST).await.starts_with("HTTP/1.1 200"));
+        }
+        let lines = harness.lines(20).await;
+        assert_eq!(
+            lines.iter().any(|line| line.contains("\"attempts\":2")),
+            repeated,
+            "some began at the closed one"
+        );
+        assert_eq!(failed == 0, repeated);
+        assert!(
+            harness.metric("meshwork_upstream_connect_failures_total", &["cause=\"connect_failure\""]) > 0
+        );
     }
-    let lines = harness.lines(20).await;
-    assert!(lines.iter().any(|line| line.contains("\"attempts\":2")), "some began at the closed one");
-    assert!(harness.metric("meshwork_upstream_connect_failures_total", &["cause=\"connect_failure\""]) > 0);
 }
 
 #[tokio::test]

@@ -1,5 +1,7 @@
 //! TLS that ends at the edge: certificates by SNI, ALPN, misdirected requests, certificates replaced while it runs.
 
+#![expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+
 mod support;
 
 use std::net::SocketAddr;

@@ -117,7 +117,8 @@ pub(crate) async fn serve(worker: Rc<Worker>, place: Place, tcp: TcpStream, peer
     };
     if http2 {
         let read = std::mem::take(&mut wire.read);
-        serve_h2(link, entry, Replayed::new(read, wire.io)).await;
+        // Its state would make every connection's future half as large again.
+        Box::pin(serve_h2(link, entry, Replayed::new(read, wire.io))).await;
     } else {
         serve_h1(Conn { link, entry }, wire).await;
     }
@@ -260,7 +261,7 @@ async fn serve_h2(link: Rc<Link>, entry: Registration, io: Replayed) {
         let accepted = poll_fn(|cx| {
             match entry.order() {
                 Some(Order::TimedOut(Phase::Idle)) if connection.has_streams() => {
-                    entry.disregard(worker.now())
+                    entry.disregard(worker.now());
                 }
                 Some(Order::Drain | Order::TimedOut(Phase::Idle)) if !going_away => {
                     going_away = true;
@@ -327,7 +328,7 @@ mod tests {
     /// What an idle connection holds, and what each stream does.
     #[test]
     fn futures_stay_small() {
-        assert!(size(serve) <= 4 * 1024, "a connection's future is {} bytes", size(serve));
-        assert!(size(serve_stream) <= 4 * 1024, "a stream's future is {} bytes", size(serve_stream));
+        assert!(size(serve) <= 3584, "a connection's future is {} bytes", size(serve));
+        assert!(size(serve_stream) <= 3072, "a stream's future is {} bytes", size(serve_stream));
     }
 }

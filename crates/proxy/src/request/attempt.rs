@@ -89,9 +89,9 @@ impl<'a> Attempts<'a> {
                         Some(repeat) => {
                             let now = self.conn.worker.now();
                             if exchange.is_end() && body.is_sent() {
-                                exchange.finish(now)
+                                exchange.finish(now);
                             } else {
-                                exchange.abort()
+                                exchange.abort();
                             }
                             repeat
                         }

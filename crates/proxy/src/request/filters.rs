@@ -100,7 +100,7 @@ fn apply(
     for filter in matched.rule().filters() {
         match filter {
             Filter::RequestHeaders(edits) => {
-                edit(&mut head.fields, edits).map_err(|error| internal(&error))?
+                edit(&mut head.fields, edits).map_err(|error| internal(&error))?;
             }
             Filter::ResponseHeaders(_) => {}
             Filter::Redirect(redirect) => {

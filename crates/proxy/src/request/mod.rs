@@ -76,7 +76,7 @@ pub(crate) async fn serve(
         Err(failure) => Err(failure),
     };
     if let Err(failure) = ran {
-        reply::fail(conn, down, &mut scratch.response, &mut journey, &failure).await;
+        Box::pin(reply::fail(conn, down, &mut scratch.response, &mut journey, &failure)).await;
     }
 }
 
@@ -90,7 +90,7 @@ pub(crate) async fn refuse(
     started: Tick,
 ) {
     let mut journey = Journey::begin(conn, head, scratch.protocol, &mut scratch.record, started);
-    reply::fail(conn, down, &mut scratch.response, &mut journey, failure).await;
+    Box::pin(reply::fail(conn, down, &mut scratch.response, &mut journey, failure)).await;
 }
 
 /// The driver. The snapshot was taken once and is all that decides.
@@ -106,7 +106,7 @@ async fn run(
     route::authorize(conn, &way, head)?;
     let outgoing = match filters::request(conn, &way, head, journey)? {
         filters::Verdict::Answer { status, location } => {
-            reply::redirect(conn, down, response, journey, status, &location).await;
+            Box::pin(reply::redirect(conn, down, response, journey, status, &location)).await;
             return Ok(());
         }
         filters::Verdict::Forward(outgoing) => outgoing,
@@ -124,7 +124,7 @@ async fn run(
         .map_err(|error| Failure::local(Cause::Internal).because(error.to_string()))?;
     journey.responded(response);
     if response.tunnel {
-        return transfer::tunnel(conn, exchange, down, response, journey).await;
+        return Box::pin(transfer::tunnel(conn, exchange, down, response, journey)).await;
     }
     transfer::response(conn, exchange, down, &mut body, response, journey, &mut deadlines).await
 }

@@ -94,19 +94,24 @@ impl<'a> Repeats<'a> {
                 Ok(Again::SameEndpoint)
             }
             Decision::Again { after, permit } => Ok(Again::Elsewhere { after, permit }),
-            Decision::Stop(StopReason::NotCalledFor)
-                if policy.is_none() && self.may_go_elsewhere(kind, &facts) =>
-            {
+            Decision::Stop(StopReason::NotCalledFor) if self.may_go_elsewhere(policy, kind, &facts) => {
                 Ok(Again::Elsewhere { after: Duration::ZERO, permit: None })
             }
             Decision::Stop(stop) => Err(stopped(failure, stop)),
         }
     }
 
-    /// Without a policy, what no endpoint has seen is tried elsewhere.
-    fn may_go_elsewhere(&mut self, kind: AttemptFailure, facts: &RequestFacts) -> bool {
+    /// What no endpoint has seen is tried elsewhere, unless a policy wants no retries at all: a policy names what calls
+    /// for a retry besides.
+    fn may_go_elsewhere(
+        &mut self,
+        policy: Option<&Arc<RetryPolicy>>,
+        kind: AttemptFailure,
+        facts: &RequestFacts,
+    ) -> bool {
         let unseen = matches!(kind, AttemptFailure::Connect | AttemptFailure::Refused);
-        let may = unseen && facts.replayable && !facts.nested && self.unseen < UNSEEN_RETRIES;
+        let wanted = policy.is_none_or(|policy| policy.attempts > 0);
+        let may = unseen && wanted && facts.replayable && !facts.nested && self.unseen < UNSEEN_RETRIES;
         self.unseen += u32::from(may);
         may
     }

@@ -1,5 +1,6 @@
 //! An engine in this process with routes made from messages, and small upstreams that show what reached them.
 #![allow(dead_code, unreachable_pub, missing_docs, reason = "each test file uses its part")]
+#![allow(clippy::unwrap_used, clippy::needless_pass_by_value, reason = "a failed unwrap is a failed test")]
 
 pub mod h2;
 pub mod mesh;
