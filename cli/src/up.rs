@@ -36,6 +36,8 @@ pub(crate) enum UpError {
     NoShop { program: String, folder: PathBuf },
     #[error("{name} is not ready within {seconds} s: {why}; its log is {}", log.display())]
     NotReady { name: String, seconds: u64, why: String, log: PathBuf },
+    #[error("{name} does not start: {why}; its log is {}", log.display())]
+    Fails { name: String, why: String, log: PathBuf },
     #[error("the certificate for development cannot be made: {0}")]
     Certificate(#[from] rcgen::Error),
     #[error(transparent)]
@@ -83,7 +85,10 @@ pub(crate) fn claim(data_dir: &Path) -> Result<Claimed, UpError> {
         return Err(running(pid.map(|pid| format!(" (process {})", pid.pid)).unwrap_or_default()));
     };
     if let Some(left) = pids::all(data_dir).first() {
-        return Err(running(format!(": process {} of an earlier `up` is left ({})", left.pid.pid, left.name)));
+        return Err(running(format!(
+            ": process {} of an earlier `up` is left ({})",
+            left.pid.pid, left.name
+        )));
     }
     let version = data_dir.join("VERSION");
     let found = std::fs::read_to_string(&version).unwrap_or_default().trim().to_owned();

@@ -205,7 +205,11 @@ impl App {
     ///
     /// # Errors
     /// [`AppError::Wait`].
-    pub async fn stop(&mut self, signal: Signal, patience: impl Future<Output = ()>) -> Result<Exit, AppError> {
+    pub async fn stop(
+        &mut self,
+        signal: Signal,
+        patience: impl Future<Output = ()>,
+    ) -> Result<Exit, AppError> {
         self.signal(signal);
         tokio::select! {
             exit = self.wait() => return exit,
@@ -232,13 +236,20 @@ fn with_port(argument: &OsString, port: &str) -> OsString {
     }
 }
 
-#[expect(unsafe_code, reason = "what a child does between fork and exec can be said in no other way; app/tests.rs kills a parent")]
+#[expect(
+    unsafe_code,
+    reason = "what a child does between fork and exec can be said in no other way; app/tests.rs kills a parent"
+)]
 fn die_with_parent(command: &mut Command) {
     let parent = rustix::process::getpid();
     let prepare = move || {
         rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
         // The parent may have ended before that line.
-        if rustix::process::getppid() == Some(parent) { Ok(()) } else { Err(io::ErrorKind::NotConnected.into()) }
+        if rustix::process::getppid() == Some(parent) {
+            Ok(())
+        } else {
+            Err(io::ErrorKind::NotConnected.into())
+        }
     };
     // SAFETY: the closure makes two system calls and touches neither memory nor locks of the parent.
     unsafe {

@@ -62,7 +62,9 @@ mod tests {
         let of = |host| service(host, &Namespace::new("shop").unwrap()).map(|name| name.to_string());
         assert_eq!(of("catalog").as_deref(), Some("shop/catalog"));
         assert_eq!(of("Catalog.").as_deref(), Some("shop/catalog"));
-        for host in ["catalog.other", "catalog.other.svc", "catalog.other.svc.cluster.local", "catalog.other.mesh"] {
+        for host in
+            ["catalog.other", "catalog.other.svc", "catalog.other.svc.cluster.local", "catalog.other.mesh"]
+        {
             assert_eq!(of(host).as_deref(), Some("other/catalog"), "{host}");
         }
         for host in ["", "a.b.com", "catalog.other.svc.example.com", "10.0.0.1", "-"] {

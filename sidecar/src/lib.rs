@@ -36,7 +36,9 @@ use meshwork_identity::Identity;
 use meshwork_messages::{type_url, v1};
 use meshwork_process::{AdminError, AdminServer, AdminState, CommonArgs, Drain, Readiness};
 use meshwork_proxy::{Engine, Follower, ListenError, Listening, Mesh, Settings, Shared, Side};
-use meshwork_telemetry::{AccessLogError, AccessLogSink, LogHandle, MetricsRegistry, RequestLabels, inventory};
+use meshwork_telemetry::{
+    AccessLogError, AccessLogSink, LogHandle, MetricsRegistry, RequestLabels, inventory,
+};
 use meshwork_xds::ResourceKey;
 use meshwork_xds::cache::{Cache, CacheError};
 use meshwork_xds::client::{self, Handle};
@@ -152,17 +154,18 @@ impl Running {
         let readiness = Readiness::new();
         let configured = readiness.condition("configuration");
         let _ = (readiness.condition("application"), readiness.condition("serving"));
-        let state = AdminState {
-            readiness: readiness.clone(),
-            metrics: metrics.clone(),
-            log: parts.log.clone(),
-        };
+        let state =
+            AdminState { readiness: readiness.clone(), metrics: metrics.clone(), log: parts.log.clone() };
         let admin = AdminServer::start(places.admin, state, axum::Router::new())?;
         let mut node = args.node(&parts.instance, common.worker_count());
         node.address = admin.admin_address().to_string();
         let (cache, contents) = Cache::open(&common.data_dir)?;
         for damage in &contents.damage {
-            tracing::warn!(offset = damage.offset, length = damage.length, "the cache of last good resources is damaged; the control plane is asked again");
+            tracing::warn!(
+                offset = damage.offset,
+                length = damage.length,
+                "the cache of last good resources is damaged; the control plane is asked again"
+            );
         }
         let connector = joining.connector(identity, Arc::clone(clock));
         let cached = Some((cache, contents.preload));
@@ -170,7 +173,11 @@ impl Running {
         let (handle, updates, driver) =
             client::start(settings, cached, connector, Arc::clone(clock), ThreadRng::new());
         let mut tasks = vec![tokio::spawn(driver)];
-        tasks.push(tokio::spawn(joining.clone().keep(Arc::clone(identity), Arc::clone(clock), ThreadRng::new())));
+        tasks.push(tokio::spawn(joining.clone().keep(
+            Arc::clone(identity),
+            Arc::clone(clock),
+            ThreadRng::new(),
+        )));
         let mut engine = Engine::start(shared(&parts, identity, &handle, &access_log, app_address))?;
         let outbound = engine.listen(Side::Outbound, places.outbound).await?;
         let drain = Drain::new(common.drain_timeout);
@@ -301,7 +308,10 @@ impl Running {
         async move {
             let answer = handle.watch(key, WORKLOAD).await;
             if answer != client::Answer::Present {
-                tracing::warn!(?answer, "the control plane has not said what this instance serves; requests are refused until it does");
+                tracing::warn!(
+                    ?answer,
+                    "the control plane has not said what this instance serves; requests are refused until it does"
+                );
             }
         }
     }
@@ -311,10 +321,13 @@ fn workload(args: &SidecarArgs, instance: &str) -> ResourceKey {
     ResourceKey::of::<v1::Workload>(format!("{}/{instance}", args.namespace))
 }
 
-/// What a sidecar is told without asking: who it is and whom to trust. Services come on demand.
+/// What a sidecar is always told: whom to trust, who it is, and its own service, because who may call that hangs on it.
+/// Other services come on demand.
 fn discovery_settings(node: v1::Node, args: &SidecarArgs, instance: &str) -> client::Settings {
     let mut settings = client::Settings::new(node).all_of([type_url::<v1::Bundle>()]);
     settings.subscriptions.push(workload(args, instance));
+    let own = format!("{}/{}", args.namespace, args.service);
+    settings.subscriptions.push(ResourceKey::of::<v1::Service>(own));
     settings.on_demand.insert(type_url::<v1::Service>().into());
     settings
 }
@@ -358,10 +371,8 @@ fn registrar(
     app: SocketAddr,
 ) -> Result<Registrar, SidecarError> {
     let args = &parts.args;
-    let mut ports = BTreeMap::from([(
-        "http".to_owned(),
-        Port { port: app.port(), protocol: args.protocol.clone() },
-    )]);
+    let mut ports =
+        BTreeMap::from([("http".to_owned(), Port { port: app.port(), protocol: args.protocol.clone() })]);
     if let Some(metrics) = places.admin.metrics {
         let port = Port { port: metrics.port(), protocol: Some("http".to_owned()) };
         ports.insert(METRICS_PORT.to_owned(), port);

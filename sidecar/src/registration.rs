@@ -47,7 +47,8 @@ impl Registrar {
                 Err(error) => {
                     tracing::warn!(%error, registered, "the registry was not told; trying again");
                     // Forgotten, or somebody else's now: only a registration tells which.
-                    registered &= !matches!(error.status(), Some(StatusCode::NOT_FOUND | StatusCode::FORBIDDEN));
+                    registered &=
+                        !matches!(error.status(), Some(StatusCode::NOT_FOUND | StatusCode::FORBIDDEN));
                     tokio::time::sleep(backoff.next(&mut rng)).await;
                 }
             }
@@ -79,7 +80,9 @@ impl Registrar {
         match bounded(&self.registry, self.registry.deregister(namespace, service, id)).await {
             Ok(()) => tracing::info!(service, instance = id, "deregistered"),
             Err(error) if error.status() == Some(StatusCode::NOT_FOUND) => {}
-            Err(error) => tracing::warn!(%error, "not deregistered; the registry forgets it when its lease ends"),
+            Err(error) => {
+                tracing::warn!(%error, "not deregistered; the registry forgets it when its lease ends");
+            }
         }
     }
 

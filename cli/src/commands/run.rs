@@ -52,7 +52,10 @@ pub(crate) fn run(arguments: Arguments) -> Outcome {
     let (instance, _lock) = claim(&common.data_dir, &args, instance)?;
     let platform = std::mem::take(&mut common.data_dir);
     common.data_dir = folder(&platform, &args, &instance);
-    let address = args.address.map_or_else(|| free_address(&args), Ok)?;
+    let (address, _claim) = match args.address {
+        Some(address) => (address, None),
+        None => free_address(&platform, &args)?,
+    };
     let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
     // On this thread, which lives as long as the process: the application dies with the thread that started it.
@@ -108,12 +111,17 @@ fn lock(folder: &Path) -> Result<Option<File>, RunError> {
     }
 }
 
-/// A loopback address on which no sidecar listens yet.
-fn free_address(args: &SidecarArgs) -> Result<IpAddr, RunError> {
+/// A loopback address on which no sidecar listens yet, nor is about to while the file lives.
+fn free_address(data_dir: &Path, args: &SidecarArgs) -> Result<(IpAddr, Option<File>), RunError> {
     let ports = [args.inbound_port, args.outbound_port, 15000, 15020, 15021];
-    let mut addresses = (1..=250).map(|last| IpAddr::V4(Ipv4Addr::new(127, 65, 0, last)));
-    let is_free = |address: &IpAddr| ports.iter().all(|port| TcpListener::bind((*address, *port)).is_ok());
-    addresses.find(is_free).ok_or(RunError::NoAddress)
+    for last in 1..=250 {
+        let address = IpAddr::V4(Ipv4Addr::new(127, 65, 0, last));
+        let claimed = lock(&data_dir.join("addresses").join(address.to_string()))?;
+        if claimed.is_some() && ports.iter().all(|port| TcpListener::bind((address, *port)).is_ok()) {
+            return Ok((address, claimed));
+        }
+    }
+    Err(RunError::NoAddress)
 }
 
 #[cfg(test)]

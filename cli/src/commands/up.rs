@@ -74,7 +74,8 @@ pub(crate) fn run(arguments: &Arguments) -> Outcome {
         let _ = rustix::process::setsid();
     }
     let claimed = claim(&arguments.data_dir)?;
-    let own = pids::Process::of(std::process::id()).ok_or_else(|| UpError::Told("/proc cannot be read: `up` needs Linux".to_owned()))?;
+    let own = pids::Process::of(std::process::id())
+        .ok_or_else(|| UpError::Told("/proc cannot be read: `up` needs Linux".to_owned()))?;
     let pid_file = arguments.data_dir.join("up.pid");
     pids::write(&pid_file, own)?;
     forget_endpoints(&arguments.data_dir)?;
@@ -295,7 +296,10 @@ fn detach(arguments: &Arguments) -> Outcome {
             if let Some(status) = child.try_wait()? {
                 let said = std::fs::read_to_string(&path).unwrap_or_default();
                 let error = said.lines().rev().find_map(|line| line.strip_prefix("error: "));
-                let why = error.map_or_else(|| format!("the platform ended with {status}; see {}", path.display()), str::to_owned);
+                let why = error.map_or_else(
+                    || format!("the platform ended with {status}; see {}", path.display()),
+                    str::to_owned,
+                );
                 return Err(UpError::Told(why).into());
             }
             tokio::time::sleep(LOOK).await;

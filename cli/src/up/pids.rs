@@ -47,7 +47,9 @@ impl Process {
 
     /// Sends it a signal, if it is still this one.
     pub(crate) fn signal(self, signal: Signal) {
-        if self.is_running() && let Some(pid) = Pid::from_raw(self.pid.cast_signed()) {
+        if self.is_running()
+            && let Some(pid) = Pid::from_raw(self.pid.cast_signed())
+        {
             // It may have ended between these two lines.
             let _ = kill_process(pid, signal);
         }
@@ -55,7 +57,9 @@ impl Process {
 
     /// The same for its group.
     pub(crate) fn signal_group(self, signal: Signal) {
-        if self.is_running() && let Some(pid) = Pid::from_raw(self.pid.cast_signed()) {
+        if self.is_running()
+            && let Some(pid) = Pid::from_raw(self.pid.cast_signed())
+        {
             let _ = kill_process_group(pid, signal);
         }
     }

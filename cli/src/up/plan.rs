@@ -163,7 +163,8 @@ fn instance(
 fn command(service: &str, data_dir: &Path) -> Result<Option<Vec<OsString>>, UpError> {
     if service == "reviews" {
         let mut python = Command::new("python3");
-        let found = python.arg("--version").stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).status();
+        let found =
+            python.arg("--version").stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).status();
         if !found.is_ok_and(|status| status.success()) {
             return Ok(None);
         }

@@ -89,7 +89,9 @@ mod tests {
         let folder = write(data.path(), "127.0.0.1".parse().unwrap(), true).unwrap();
         let checked = meshwork_control_plane::check(std::slice::from_ref(&folder)).unwrap();
         // Services that are registered are not in the folder.
-        let wrong = |d: &&meshwork_resources::Diagnostic| d.code.to_string() != "MW2016" && d.code.to_string() != "MW2004";
+        let wrong = |d: &&meshwork_resources::Diagnostic| {
+            d.code.to_string() != "MW2016" && d.code.to_string() != "MW2004"
+        };
         let errors: Vec<_> = checked.diagnostics.iter().filter(wrong).collect();
         assert!(errors.is_empty(), "{errors:?}");
         std::fs::write(folder.join("routes.yaml"), "# mine\n").unwrap();

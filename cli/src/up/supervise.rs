@@ -22,6 +22,8 @@ use crate::private;
 
 /// A process that ran so long has started well: the next pause is short again.
 const RAN_WELL: Duration = Duration::from_secs(10);
+/// A process that ended so often before it was ready will not be.
+const HOPELESS: usize = 4;
 /// How often readiness is asked for.
 const PROBE: Duration = Duration::from_millis(25);
 
@@ -168,7 +170,7 @@ impl Keeper {
             until_answers(&client, "/healthz/ready").await;
             self.tell(What::Ready).await;
         }
-        std::future::pending().await
+        std::future::pending::<()>().await;
     }
 
     async fn end(&self, child: &mut Child) {
@@ -193,7 +195,8 @@ pub(crate) async fn until_answers(client: &Client, path: &str) {
 pub(crate) fn last_words(data_dir: &Path, name: &str) -> String {
     let text = std::fs::read(data_dir.join(name).join("log")).unwrap_or_default();
     let text = String::from_utf8_lossy(&text);
-    let errors: Vec<&str> = text.lines().rev().take(20).filter(|line| line.starts_with("error: ")).take(1).collect();
+    let errors: Vec<&str> =
+        text.lines().rev().take(20).filter(|line| line.starts_with("error: ")).take(1).collect();
     errors.first().map_or_else(|| "it says nothing".to_owned(), |line| (*line).to_owned())
 }
 
@@ -209,20 +212,26 @@ pub(crate) async fn all_ready(
     mut tell: impl FnMut(&News),
 ) -> Result<(), UpError> {
     let mut waiting: Vec<&String> = names.iter().collect();
-    let mut why = std::collections::BTreeMap::new();
+    let mut ends: Vec<(String, String)> = Vec::new();
+    let log = |name: &str| data_dir.join(name).join("log");
     while let Some(first) = waiting.first() {
         let Ok(Some(one)) = tokio::time::timeout_at(deadline, news.recv()).await else {
             let name = (*first).clone();
-            let seconds = timeout.as_secs();
-            let ended = why.remove(&name).unwrap_or_else(|| "it does not answer".to_owned());
-            let why = format!("{ended}, and says: {}", last_words(data_dir, &name));
-            let log = data_dir.join(&name).join("log");
-            return Err(UpError::NotReady { name, seconds, why, log });
+            let ended = ends.iter().rev().find(|(of, _)| *of == name);
+            let how = ended.map_or("it does not answer", |(_, how)| how.as_str());
+            let why = format!("{how}, and says: {}", last_words(data_dir, &name));
+            return Err(UpError::NotReady { log: log(&name), name, seconds: timeout.as_secs(), why });
         };
         tell(&one);
         match one.what {
             What::Ready => waiting.retain(|name| **name != one.name),
-            What::Ended(how) => drop(why.insert(one.name, how)),
+            What::Ended(how) => {
+                ends.push((one.name.clone(), how.clone()));
+                if ends.iter().filter(|(of, _)| *of == one.name).count() >= HOPELESS {
+                    let why = format!("{how}, and says: {}", last_words(data_dir, &one.name));
+                    return Err(UpError::Fails { log: log(&one.name), name: one.name, why });
+                }
+            }
         }
     }
     Ok(())

@@ -1,6 +1,6 @@
 //! The real binary from outside: a folder of resources, a process on a loopback address of its own, upstreams that tell
 //! what reached them, and programs that nobody here wrote as clients.
-#![allow(dead_code, unreachable_pub, missing_docs, reason = "each test target uses its part")]
+#![allow(dead_code, unused_imports, unreachable_pub, missing_docs, reason = "each test target uses its part")]
 
 pub mod client;
 pub mod curl;

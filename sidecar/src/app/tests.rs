@@ -75,7 +75,9 @@ async fn it_accepts_when_its_port_does() {
 async fn a_stop_lets_it_finish_and_ends_it_when_it_does_not() {
     let folder = tempfile::tempdir().unwrap();
     let ready = folder.path().join("ready");
-    let trap = |what: &str| format!("trap '{what}' TERM; echo ready > {}; while :; do sleep 0.05; done", ready.display());
+    let trap = |what: &str| {
+        format!("trap '{what}' TERM; echo ready > {}; while :; do sleep 0.05; done", ready.display())
+    };
     let mut polite = App::start(&sh(&trap("exit 4"))).unwrap();
     written(&ready).await;
     assert_eq!(polite.stop(Signal::TERM, std::future::pending()).await.unwrap().code(), 4);
@@ -119,7 +121,13 @@ fn a_parent_to_be_killed() {
 #[tokio::test]
 async fn an_application_does_not_outlive_a_sidecar_that_is_killed() {
     let mut parent = std::process::Command::new(std::env::current_exe().unwrap())
-        .args(["--ignored", "--exact", "app::tests::a_parent_to_be_killed", "--test-threads=1", "--nocapture"])
+        .args([
+            "--ignored",
+            "--exact",
+            "app::tests::a_parent_to_be_killed",
+            "--test-threads=1",
+            "--nocapture",
+        ])
         .process_group(0)
         .stdout(Stdio::null())
         .stderr(Stdio::piped())
@@ -146,5 +154,9 @@ fn a_port_is_kept_while_it_is_free() {
     assert!(matches!(assign_port(folder.path(), host, Some(first.port())), Err(AppError::Port { .. })));
     drop(taken);
     assert_eq!(assign_port(folder.path(), host, Some(first.port())).unwrap(), first);
-    assert_eq!(assign_port(folder.path(), host, None).unwrap(), other, "what was asked for is not remembered");
+    assert_eq!(
+        assign_port(folder.path(), host, None).unwrap(),
+        other,
+        "what was asked for is not remembered"
+    );
 }

@@ -1,0 +1,269 @@
+//! The whole platform from outside: `up`, `down`, `run`, `token`, with the real binaries as processes of their own.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+#[path = "support/mod.rs"]
+mod support;
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::Path;
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use serde_json::Value;
+use support::{MESHWORK, command, exchange, get, until};
+use tempfile::TempDir;
+
+/// A loopback address with fifteen more behind it that no other test has.
+fn base() -> Ipv4Addr {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    let number = std::process::id().wrapping_mul(7).wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed));
+    let [.., high, low] = (number % 60_000).to_be_bytes();
+    Ipv4Addr::new(127, 130 + (low >> 4), high, (low & 0x0f) << 4 | 1)
+}
+
+/// Whether a process is there and no zombie.
+fn is_alive(pid: u64) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit_once(')').is_some_and(|(_, rest)| !rest.trim_start().starts_with(['Z', 'X']))
+}
+
+fn signal(name: &str, pid: u64) {
+    assert!(Command::new("sh").args(["-c", &format!("kill -{name} {pid}")]).status().unwrap().success());
+}
+
+/// A platform in a folder of its own; taken down when dropped.
+struct Platform {
+    base: Ipv4Addr,
+    data: TempDir,
+}
+
+impl Platform {
+    fn new() -> Self {
+        Self { base: base(), data: tempfile::tempdir().unwrap() }
+    }
+
+    fn command(&self, arguments: &[&str]) -> Output {
+        let data = self.data.path().to_str().unwrap();
+        command(arguments).stdin(Stdio::null()).args(["--data-dir", data]).output().unwrap()
+    }
+
+    fn up(&self, more: &[&str]) -> Output {
+        let base = self.base.to_string();
+        let fixed = ["up", "--detach", "--base-address", &base, "--workers", "1"];
+        self.command(&[&fixed, more].concat())
+    }
+
+    fn endpoints(&self) -> Value {
+        serde_json::from_str(&std::fs::read_to_string(self.data.path().join("endpoints.json")).unwrap())
+            .unwrap()
+    }
+
+    fn instance(&self, name: &str) -> Value {
+        let endpoints = self.endpoints();
+        endpoints["instances"].as_array().unwrap().iter().find(|i| i["instance"] == name).unwrap().clone()
+    }
+
+    fn at(&self, port: u16) -> SocketAddr {
+        (self.base, port).into()
+    }
+
+    /// Every process that `D` names.
+    fn pids(&self) -> Vec<u64> {
+        let folders = std::fs::read_dir(self.data.path()).unwrap().map(|entry| entry.unwrap().path());
+        let files = folders.flat_map(|folder| [folder.join("pid"), folder.join("app.pid")]);
+        let pid = |path: std::path::PathBuf| pid_in(&path);
+        files.filter_map(pid).collect()
+    }
+}
+
+fn pid_in(path: &Path) -> Option<u64> {
+    std::fs::read_to_string(path).ok()?.split_ascii_whitespace().next()?.parse().ok()
+}
+
+impl Drop for Platform {
+    fn drop(&mut self) {
+        drop(self.command(&["down"]));
+    }
+}
+
+fn assert_ok(output: &Output) {
+    assert!(output.status.success(), "{output:?}");
+}
+
+/// Whether the shop's programs are beside the binary under test.
+fn shop_is_built() -> bool {
+    let built = Path::new(MESHWORK).with_file_name("commerce-storefront").is_file();
+    if !built {
+        meshwork_testkit::skip("the shop is not built (cargo build -p commerce)");
+    }
+    built
+}
+
+/// The status with which a call through an instance's sidecar is answered.
+fn call(instance: &Value, host: &str) -> u16 {
+    let address = format!("{}:15001", instance["address"].as_str().unwrap()).parse().unwrap();
+    let request = format!("GET / HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n");
+    let answer = exchange(address, request.as_bytes()).expect("the sidecar answers");
+    answer.split(' ').nth(1).unwrap().parse().unwrap()
+}
+
+#[test]
+fn one_command_starts_the_shop_keeps_it_alive_and_another_ends_it() {
+    if !shop_is_built() {
+        return;
+    }
+    let platform = Platform::new();
+    assert_ok(&platform.up(&[]));
+    let endpoints = platform.endpoints();
+    let url = |scheme: &str, port: u16| format!("{scheme}://{}", platform.at(port));
+    assert_eq!(endpoints["gateway"]["http"], url("http", 8080));
+    assert_eq!(endpoints["gateway"]["https"], url("https", 8443));
+    for (key, port) in [("admin", 15000), ("ready", 15021), ("metrics", 15020)] {
+        assert_eq!(endpoints["gateway"][key], url("http", port));
+    }
+    assert_eq!(endpoints["controlPlane"], url("http", 15014));
+    assert_eq!(endpoints["registry"], url("http", 8500));
+    let version = std::fs::read_to_string(platform.data.path().join("VERSION")).unwrap();
+    assert_eq!(version.trim(), env!("CARGO_PKG_VERSION"));
+
+    let (status, page) = get(platform.at(8080), "/products").expect("the gateway answers");
+    assert!(status == 200 && page.contains("data-testid=\"product-card\""), "{status}: {page}");
+    // Who may ask for stock is decided by who proves to be whom.
+    assert_eq!(call(&platform.instance("catalog-1"), "inventory"), 403);
+    assert_eq!(call(&platform.instance("catalog-1"), "no-such-service"), 404);
+    let services = platform.command(&["services", "-o", "json"]);
+    let services: Value = serde_json::from_slice(&services.stdout).unwrap();
+    let catalog = services.as_array().unwrap().iter().find(|service| service["name"] == "catalog").unwrap();
+    assert_eq!(catalog["instances"].as_array().unwrap().len(), 2);
+
+    let again = platform.up(&[]);
+    let said = String::from_utf8_lossy(&again.stderr).into_owned();
+    assert!(again.status.code() == Some(1) && said.contains("meshwork down"), "{said}");
+
+    let before = platform.instance("catalog-1");
+    signal("KILL", before["appPid"].as_u64().unwrap());
+    until("the application is started again", || {
+        let now = platform.instance("catalog-1");
+        let fresh = now["appPid"].is_u64() && now["appPid"] != before["appPid"];
+        (fresh && get(platform.at(8080), "/products")?.0 == 200).then_some(())
+    });
+    let before = platform.instance("inventory-1");
+    signal("KILL", before["pid"].as_u64().unwrap());
+    until("the sidecar is started again", || {
+        let now = platform.instance("inventory-1");
+        (now["pid"].is_u64() && now["pid"] != before["pid"] && now["appPid"] != before["appPid"])
+            .then_some(())
+    });
+    assert!(!is_alive(before["appPid"].as_u64().unwrap()), "an application does not outlive its sidecar");
+
+    let pids = platform.pids();
+    assert!(pids.len() >= 10, "{pids:?}");
+    assert_ok(&platform.command(&["down"]));
+    assert!(pids.iter().all(|pid| !is_alive(*pid)));
+    assert!(!platform.data.path().join("endpoints.json").exists());
+    assert_ok(&platform.command(&["down"]));
+}
+
+#[test]
+fn what_a_killed_up_has_left_is_found_and_ended() {
+    let platform = Platform::new();
+    assert_ok(&platform.up(&["--no-shop"]));
+    let up = pid_in(&platform.data.path().join("up.pid")).unwrap();
+    signal("KILL", up);
+    until("it is gone", || (!is_alive(up)).then_some(()));
+    let pids = platform.pids();
+    assert!(pids.len() == 2 && pids.iter().all(|pid| is_alive(*pid)), "server and gateway go on: {pids:?}");
+    assert_eq!(get(platform.at(15021), "/healthz/ready").unwrap().0, 200);
+    let again = platform.up(&["--no-shop"]);
+    assert_eq!(again.status.code(), Some(1), "{again:?}");
+    assert_ok(&platform.command(&["down"]));
+    assert!(pids.iter().all(|pid| !is_alive(*pid)));
+    assert_ok(&platform.up(&["--no-shop"]));
+    assert_ok(&platform.command(&["down"]));
+}
+
+#[test]
+fn a_platform_that_cannot_start_says_why_and_leaves_nothing() {
+    let platform = Platform::new();
+    let _taken = std::net::TcpListener::bind(platform.at(15012)).unwrap();
+    let output = platform.up(&["--no-shop"]);
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(said.contains(&platform.at(15012).to_string()) && said.contains("in use"), "{said}");
+    assert!(platform.pids().iter().all(|pid| !is_alive(*pid)));
+    let output = platform.command(&["up", "--base-address", "10.0.0.1"]);
+    assert_eq!(output.status.code(), Some(2), "{output:?}");
+}
+
+/// `run` beside a platform without a shop.
+fn run(platform: &Platform, address: Ipv4Addr, more: &[&str], app: &[&str]) -> Child {
+    let at = |port| platform.at(port).to_string();
+    let mut command = command(&["run", "--service", "web", "--address", &address.to_string()]);
+    command.args(["--control-plane", &at(15012), "--registry", &at(8501), "--workers", "1"]);
+    command.arg("--data-dir").arg(platform.data.path()).args(more).arg("--").args(app);
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
+}
+
+fn next(address: Ipv4Addr, by: u32) -> Ipv4Addr {
+    Ipv4Addr::from(u32::from(address) + by)
+}
+
+#[test]
+fn a_program_is_in_the_mesh_while_it_runs() {
+    let Some(python) = meshwork_testkit::tool("python3") else { return };
+    let platform = Platform::new();
+    assert_ok(&platform.up(&["--no-shop"]));
+    let registered = || -> Vec<Value> {
+        let output = platform.command(&["services", "-o", "json"]);
+        let services: Vec<Value> = serde_json::from_slice(&output.stdout).unwrap();
+        let web = services.iter().find(|service| service["name"] == "web");
+        web.map_or_else(Vec::new, |web| web["instances"].as_array().unwrap().clone())
+    };
+    // It ends with a code of its own when it is told to.
+    let script = "import http.server, os, signal, sys\n\
+                  signal.signal(signal.SIGTERM, lambda *_: os._exit(5))\n\
+                  http.server.HTTPServer((os.environ['HOST'], int(os.environ['PORT'])), http.server.SimpleHTTPRequestHandler).serve_forever()";
+    let address = next(platform.base, 1);
+    let mut child =
+        run(&platform, address, &["--protocol", "http"], &[python.to_str().unwrap(), "-c", script]);
+    let instance = until("it is registered and used", || {
+        registered().into_iter().find(|instance| instance["health"] == "passing")
+    });
+    assert_eq!(instance["address"], address.to_string());
+    assert_eq!(instance["identity"], "spiffe://mesh.local/ns/default/sa/web");
+    assert_eq!(call(&instance, "web"), 200, "through its own sidecar, twice");
+    let app = pid_in(&platform.data.path().join("web-1/app.pid")).unwrap();
+    signal("TERM", u64::from(child.id()));
+    assert_eq!(child.wait().unwrap().code(), Some(5));
+    assert!(!is_alive(app));
+    assert!(registered().is_empty(), "it is taken out before it ends");
+
+    let mut child = run(&platform, address, &[], &["sh", "-c", "exit 7"]);
+    assert_eq!(child.wait().unwrap().code(), Some(7));
+    assert!(registered().is_empty());
+}
+
+#[test]
+fn a_token_lets_its_workload_in_once() {
+    let platform = Platform::new();
+    assert_ok(&platform.up(&["--no-shop"]));
+    let token = platform.command(&["token", "create", "--service", "web", "--uses", "1", "--ttl", "10m"]);
+    assert_ok(&token);
+    let text = String::from_utf8(token.stdout).unwrap();
+    assert_eq!((text.lines().count(), text.trim().split('.').count()), (1, 3));
+    let file = platform.data.path().join("token");
+    std::fs::write(&file, &text).unwrap();
+    let given = ["--token-file", file.to_str().unwrap()];
+    let start = |instance: &str, more: &[&str]| {
+        let app = ["sh", "-c", "exit 9"];
+        let more = [&given, &["--instance", instance], more].concat();
+        run(&platform, next(platform.base, 2), &more, &app).wait().unwrap().code()
+    };
+    assert_eq!(start("web-1", &["--workload", "other"]), Some(1), "the token is for another workload");
+    let token = platform.command(&["token", "create", "--service", "web"]);
+    std::fs::write(&file, token.stdout).unwrap();
+    assert_eq!(start("web-1", &[]), Some(9));
+    assert_eq!(start("web-1", &[]), Some(9), "it has its identity, and needs no token");
+    assert_eq!(start("web-2", &[]), Some(1), "the token was used");
+}
