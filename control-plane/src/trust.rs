@@ -310,7 +310,7 @@ async fn upkeep(issuer: Weak<Issuer>, mut rng: impl Rng) {
             Ok(true) => tracing::info!("the intermediate certificate is renewed"),
             Ok(false) => {}
             Err(error) => {
-                tracing::error!(%error, "the intermediate certificate is not renewed; trying again")
+                tracing::error!(%error, "the intermediate certificate is not renewed; trying again");
             }
         }
         if let Err(error) = held.tokens.sweep().await {

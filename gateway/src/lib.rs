@@ -13,13 +13,15 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
-use meshwork_base::{Clock, ThreadRng};
+use meshwork_base::{Clock, SpiffeId, ThreadRng};
 use meshwork_decision::Snapshot;
 use meshwork_identity::Identity;
 use meshwork_messages::{type_url, v1};
 use meshwork_process::{AdminAddresses, AdminError, AdminServer, AdminState, CommonArgs, Drain, Readiness};
 use meshwork_proxy::{Engine, Follower, Mesh, Settings, Shared};
-use meshwork_telemetry::{AccessLogError, AccessLogSink, LogHandle, MetricsRegistry, RequestLabels, inventory};
+use meshwork_telemetry::{
+    AccessLogError, AccessLogSink, LogHandle, MetricsRegistry, RequestLabels, inventory,
+};
 use meshwork_xds::cache::{Cache, CacheError};
 use meshwork_xds::client::{self, Preload};
 use meshwork_xds::transport::Connector;
@@ -114,6 +116,7 @@ fn types() -> [String; 7] {
 pub async fn run(parts: Parts) -> Result<(), GatewayError> {
     let Parts { common, args, connector, identity, cache, admin, log, clock, metrics } = parts;
     let cache = cache.map(|directory| open_cache(&directory)).transpose()?;
+    let id = identity.as_deref().map(Identity::id);
     let access_log = AccessLogSink::open(&common.access_log, &metrics)?;
     metrics.set_info(&inventory::BUILD_INFO, &[env!("CARGO_PKG_VERSION"), "gateway"]);
     let shared = Arc::new(Shared {
@@ -139,7 +142,7 @@ pub async fn run(parts: Parts) -> Result<(), GatewayError> {
     let server = AdminServer::start(addresses, state, admin)?;
     tracing::info!(admin = %server.admin_address(), workers = common.worker_count(), "gateway started");
 
-    let settings = client::Settings::new(node(&common, server.admin_address())).all_of(types());
+    let settings = client::Settings::new(node(&common, server.admin_address(), id.as_ref())).all_of(types());
     let (handle, updates, driver) = client::start(settings, cache, connector, clock, ThreadRng::new());
     let driver = tokio::spawn(driver);
     let drain = Drain::new(common.drain_timeout);
@@ -175,15 +178,21 @@ fn labels(identity: Option<&Identity>) -> RequestLabels {
 fn open_cache(directory: &Path) -> Result<(Cache, Preload), CacheError> {
     let (cache, contents) = Cache::open(directory)?;
     for damage in &contents.damage {
-        tracing::warn!(offset = damage.offset, length = damage.length, "the cache of last good resources is damaged; the control plane is asked again");
+        tracing::warn!(
+            offset = damage.offset,
+            length = damage.length,
+            "the cache of last good resources is damaged; the control plane is asked again"
+        );
     }
     Ok((cache, contents.preload))
 }
 
-fn node(common: &CommonArgs, admin: SocketAddr) -> v1::Node {
+/// In a mesh the id begins with who we are: the control plane takes no other one.
+fn node(common: &CommonArgs, admin: SocketAddr, identity: Option<&SpiffeId>) -> v1::Node {
     let pid = std::process::id();
+    let who = identity.map(|id| format!("{}/{}/", id.namespace(), id.workload())).unwrap_or_default();
     v1::Node {
-        id: format!("gateway/{}/{pid}", admin.ip()),
+        id: format!("gateway/{who}{}/{pid}", admin.ip()),
         role: "gateway".to_owned(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
         features: Vec::new(),

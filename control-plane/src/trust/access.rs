@@ -68,27 +68,22 @@ impl MeshAccess {
             return Err(format!("{id} is not of trust domain {}", self.domain));
         }
         let parts: Vec<&str> = node.id.split('/').collect();
-        let namespace = match (node.role.as_str(), &parts[..]) {
-            ("gateway", ["gateway", _, ..]) if is_platform_gateway(id) => return Ok(()),
-            ("gateway", ["gateway", namespace, _, ..]) | ("sidecar", [namespace, _]) => namespace,
+        let of_id = match (node.role.as_str(), &parts[..]) {
+            ("gateway", ["gateway", namespace, name, _, ..]) if *name == id.workload() => namespace,
+            ("sidecar", [namespace, _]) => namespace,
             ("gateway" | "sidecar", _) => {
-                return Err(format!(
-                    "`{}` is no id of a {}; write NAMESPACE/INSTANCE for a sidecar, gateway/NAMESPACE/… for a gateway",
-                    node.id, node.role
-                ));
+                let right = "NAMESPACE/INSTANCE for a sidecar, gateway/NAMESPACE/WORKLOAD/… for a gateway";
+                return Err(format!("`{}` is no id of a {} that is {id}; write {right}", node.id, node.role));
             }
             (role, _) => return Err(format!("`{role}` is no role that takes configuration")),
         };
         let of_service = node.service.split_once('/').map(|(namespace, _)| namespace);
-        if *namespace == id.namespace() && of_service.is_none_or(|namespace| namespace == id.namespace()) {
+        if *of_id == id.namespace() && of_service.is_none_or(|namespace| namespace == id.namespace()) {
             return Ok(());
         }
-        let service =
+        let of =
             if node.service.is_empty() { String::new() } else { format!(" of service {}", node.service) };
-        Err(format!(
-            "{id} may not speak for {} {}{service}, which is of another namespace",
-            node.role, node.id
-        ))
+        Err(format!("{id} may not speak for {} {}{of}, which is of another namespace", node.role, node.id))
     }
 }
 

@@ -194,7 +194,7 @@ fn unhex(text: &str) -> Option<Vec<u8>> {
             std::str::from_utf8(pair).ok().filter(|text| text.bytes().all(|b| b.is_ascii_hexdigit()))?;
         u8::from_str_radix(text, 16).ok()
     };
-    if digits.is_empty() || digits.len() % 2 != 0 || digits.len() > 64 {
+    if digits.is_empty() || !digits.len().is_multiple_of(2) || digits.len() > 64 {
         return None;
     }
     digits.chunks(2).map(pair).collect()

@@ -162,7 +162,6 @@ async fn serve(services: Vec<(TcpListener, Router)>, stop: CancellationToken) {
 }
 
 /// The routes of the admin port, for a role that serves them on a port of its own. It brings what keeps others out.
-#[must_use]
 pub fn admin_routes(state: AdminState, extra: Router) -> Router {
     let log = Router::new().route("/loglevel", get(log_level).put(set_log_level)).with_state(state.clone());
     health_routes(state.clone()).merge(metrics_routes(state)).merge(log).merge(extra).fallback(not_found)

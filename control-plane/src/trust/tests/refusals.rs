@@ -160,7 +160,8 @@ async fn a_workload_speaks_for_its_own_namespace_only() {
     let cases = [
         (node("bank/vault-1"), "another namespace"),
         (foreign, "another namespace"),
-        (node("gateway/bank/edge/1"), "another namespace"),
+        (node("gateway/bank/web/1"), "another namespace"),
+        (node("gateway/shop/edge/1"), "gateway/NAMESPACE/WORKLOAD"),
         (node("web-1"), "NAMESPACE/INSTANCE"),
         (no_role, "no role that takes configuration"),
     ];
