@@ -396,6 +396,51 @@ async fn what_the_application_has_not_seen_goes_to_another_instance() {
 }
 
 #[tokio::test]
+async fn only_one_hop_retries() {
+    let asked = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&asked);
+    let app = upstream(move |got| {
+        counted.fetch_add(1, Ordering::SeqCst);
+        is_head(got).then(|| b"HTTP/1.1 503 Busy\r\ncontent-length: 4\r\n\r\nbusy".to_vec())
+    })
+    .await;
+    let mut pair = Pair::start(app.address, AppProtocol::Http1).await;
+    let retry = v1::Retry { attempts: 2, status_codes: vec![503], ..Default::default() };
+    let traffic = v1::TrafficPolicy { retry: Some(retry), ..Default::default() };
+    let again = policy("again", "reviews", v1::policy::Spec::Traffic(traffic));
+    pair.inbound.change([again.clone()]).await;
+    pair.outbound.change([again]).await;
+    assert!(exchange(pair.proxy, GET).await.ends_with("busy"));
+    assert_eq!(
+        asked.swap(0, Ordering::SeqCst),
+        3,
+        "the caller's side tries three times, the callee's never again"
+    );
+    // An application passes on that it answers a retry: the hop before repeats it already.
+    let nested = b"GET / HTTP/1.1\r\nHost: reviews\r\nX-Envoy-Attempt-Count: 2\r\nConnection: close\r\n\r\n";
+    assert!(exchange(pair.proxy, nested).await.ends_with("busy"));
+    assert_eq!(asked.load(Ordering::SeqCst), 1);
+}
+
+#[tokio::test]
+async fn an_application_that_speaks_http2_calls_one_that_does() {
+    let up = support::h2::h2_upstream(usize::MAX, |_, request, respond| async move {
+        assert_eq!(request.uri().authority().map(|a| a.as_str()), Some("reviews.shop"));
+        support::h2::answer(respond, b"two");
+    })
+    .await;
+    let pair = Pair::start(up.address, AppProtocol::Grpc).await;
+    let mut client = support::h2::h2_client(pair.proxy).await;
+    for _ in 0..3 {
+        let request = http::Request::get("http://reviews.shop/").body(()).unwrap();
+        let (status, body, _) = support::h2::fetch(&mut client, request).await;
+        assert_eq!((status, &body[..]), (200, &b"two"[..]));
+    }
+    assert!(pair.inbound.lines(3).await[2].contains("\"upstream_protocol\":\"HTTP/2\""));
+    assert_eq!(up.connections.load(Ordering::SeqCst), 1);
+}
+
+#[tokio::test]
 async fn a_thousand_snapshots_under_load_fail_no_request() {
     let (mut pair, _app, _) = pair().await;
     let stop = Arc::new(std::sync::atomic::AtomicBool::new(false));
