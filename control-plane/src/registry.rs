@@ -19,6 +19,7 @@ use meshwork_messages::v1::{self, Resource, service_port};
 use meshwork_xds::ResourceKey;
 use meshwork_xds::client::Backoff;
 use prost::Message as _;
+use tokio::time::Instant;
 
 use crate::{ControlPlane, Ended, Feed};
 
@@ -30,6 +31,11 @@ pub const FEEDS: [&str; 2] = ["registry", "workloads"];
 const WAIT: Duration = Duration::from_secs(60);
 /// How long the answer may take beyond that.
 const GRACE: Duration = Duration::from_secs(10);
+/// How long an instance that was deregistered still knows what it serves: callers that have not heard of it yet may
+/// call it until it has drained.
+const LINGER: Duration = Duration::from_secs(60);
+
+type Messages = BTreeMap<ResourceKey, Arc<Resource>>;
 
 /// Follows a registry for as long as it is polled and the control plane lives.
 pub async fn follow(plane: ControlPlane, registry: RegistryClient, mut rng: impl Rng) {
@@ -37,14 +43,17 @@ pub async fn follow(plane: ControlPlane, registry: RegistryClient, mut rng: impl
     let services = Arc::clone(&plane.services);
     // The plane ends with its last holder, and must not be kept by who feeds it.
     drop(plane);
-    let mut source = Source { registry, since: None, services: BTreeMap::new() };
+    let mut source =
+        Source { registry, since: None, services: BTreeMap::new(), workloads: Workloads::default() };
     let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
     loop {
         match source.step().await {
             Ok(changed) => {
                 backoff.reset();
-                if changed {
+                let now = Instant::now();
+                if changed || source.workloads.next_end().is_some_and(|end| end <= now) {
                     services.store(Arc::new(source.services.values().cloned().collect()));
+                    source.workloads.take(workload_messages(source.services.values()), now);
                     if source.tell(&catalog, &workloads).await.is_err() {
                         return;
                     }
@@ -62,12 +71,41 @@ struct Source {
     registry: RegistryClient,
     since: Option<Since>,
     services: BTreeMap<(String, String), Service>,
+    workloads: Workloads,
+}
+
+/// What instances serve: those that are registered, and for a while those that were.
+#[derive(Default)]
+struct Workloads {
+    registered: Messages,
+    gone: BTreeMap<ResourceKey, (Arc<Resource>, Instant)>,
+}
+
+impl Workloads {
+    fn take(&mut self, registered: Messages, now: Instant) {
+        let before = std::mem::replace(&mut self.registered, registered);
+        self.gone.extend(before.into_iter().map(|(key, workload)| (key, (workload, now + LINGER))));
+        let registered = &self.registered;
+        self.gone.retain(|key, (_, end)| *end > now && !registered.contains_key(key));
+    }
+
+    fn all(&self) -> Messages {
+        let gone = self.gone.iter().map(|(key, (workload, _))| (key.clone(), Arc::clone(workload)));
+        gone.chain(self.registered.clone()).collect()
+    }
+
+    /// When the first of those that are gone is to be forgotten.
+    fn next_end(&self) -> Option<Instant> {
+        self.gone.values().map(|(_, end)| *end).min()
+    }
 }
 
 impl Source {
     /// Asks once; says whether there is something new.
     async fn step(&mut self) -> Result<bool, ClientError> {
-        let asked = self.registry.changes(self.since.as_ref(), WAIT);
+        let end = self.workloads.next_end().map(|end| end.saturating_duration_since(Instant::now()));
+        let wait = end.map_or(WAIT, |end| end.min(WAIT));
+        let asked = self.registry.changes(self.since.as_ref(), wait);
         let answered = tokio::time::timeout(WAIT + GRACE, asked).await;
         let Changes { epoch, revision, reset, services, removed } = answered.unwrap_or_else(|_| {
             let server = self.registry.0.server().to_owned();
@@ -89,7 +127,7 @@ impl Source {
 
     /// Workloads first: an instance knows what it serves before others call it.
     async fn tell(&self, catalog: &Feed, workloads: &Feed) -> Result<(), Ended> {
-        workloads.messages(workload_messages(self.services.values())).await?;
+        workloads.messages(self.workloads.all()).await?;
         catalog.catalog(catalog_of(self.services.values())).await
     }
 }
@@ -205,9 +243,7 @@ const fn served_protocol(protocol: AppProtocol) -> service_port::AppProtocol {
     }
 }
 
-fn workload_messages<'a>(
-    services: impl Iterator<Item = &'a Service>,
-) -> BTreeMap<ResourceKey, Arc<Resource>> {
+fn workload_messages<'a>(services: impl Iterator<Item = &'a Service>) -> Messages {
     let mut workloads: BTreeMap<String, v1::Workload> = BTreeMap::new();
     for service in services {
         for instance in &service.instances {

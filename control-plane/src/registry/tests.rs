@@ -67,3 +67,24 @@ fn who_is_proven_and_who_is_not_are_never_mixed() {
     assert_eq!((web.ports[0].port, web.instances[0].ports["http"]), (41_000, 41_000));
     assert!(web.spiffe_ids.is_empty());
 }
+
+#[test]
+fn an_instance_that_went_knows_what_it_serves_until_callers_have_heard_of_it() {
+    let with = |ids: &[&str]| {
+        let instances = ids.iter().map(|id| instance(id, Some(ID))).collect();
+        workload_messages([service(instances)].iter())
+    };
+    let names =
+        |workloads: &Workloads| workloads.all().keys().map(|key| key.name.to_string()).collect::<Vec<_>>();
+    let (mut workloads, start) = (Workloads::default(), Instant::now());
+    workloads.take(with(&["web-1", "web-2"]), start);
+    workloads.take(with(&["web-2"]), start);
+    assert_eq!((names(&workloads).len(), workloads.next_end()), (2, Some(start + LINGER)));
+    workloads.take(with(&["web-2"]), start + LINGER / 2);
+    assert_eq!(names(&workloads).len(), 2, "what goes on elsewhere neither shortens nor prolongs it");
+    workloads.take(with(&["web-2"]), start + LINGER);
+    assert_eq!((names(&workloads), workloads.next_end()), (vec!["shop/web-2".to_owned()], None));
+    workloads.take(with(&[]), start + LINGER);
+    workloads.take(with(&["web-2"]), start + LINGER);
+    assert_eq!((names(&workloads).len(), workloads.next_end()), (1, None), "it came back");
+}
