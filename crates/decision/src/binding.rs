@@ -7,6 +7,7 @@
 //! Within a listener all routes whose hostnames fit apply, the more specific hostname first; a request that no rule of
 //! the more specific one takes falls to the next, since hostnames order matches and do not end the search.
 
+use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -66,6 +67,16 @@ pub struct Listener {
     /// `Arc` in the next snapshot, so parsed forms may be kept by pointer.
     pub secrets: Box<[Arc<Secret>]>,
     pub(crate) routes: Arc<HostMap<Arc<HostTable>>>,
+}
+
+impl fmt::Display for Listener {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.name)?;
+        if !self.origin.file.is_empty() {
+            write!(f, " ({}:{})", self.origin.file, self.origin.line)?;
+        }
+        Ok(())
+    }
 }
 
 /// One port of one address.
@@ -194,12 +205,13 @@ impl Binding {
             phase: Phase::Listener,
             subject: group
                 .and_then(|g| g.first())
-                .map_or_else(|| format!("port {}", self.port), |l| l.name.to_string()),
+                .map_or_else(|| format!("port {}", self.port), |l| l.to_string()),
             outcome,
             why: why.to_owned(),
         };
         let Some(best) = self.by_host.matching(host.as_str()).next() else {
             reasons.note(|| note(None, Outcome::Refused, "no listener takes this host"));
+            reasons.notes(|| self.others(host, &[]));
             return Err(Cause::NoListener);
         };
         if self.protocol == Protocol::Https
@@ -215,7 +227,23 @@ impl Binding {
             return Err(Cause::MisdirectedRequest);
         }
         reasons.note(|| note(Some(best), Outcome::Chosen, "most specific listener for this host"));
+        reasons.notes(|| self.others(host, best));
         Ok(best)
+    }
+
+    /// Why the other listeners of the port do not look at a request.
+    fn others(&self, host: &Host<'_>, taken: &[Arc<Listener>]) -> impl Iterator<Item = Reason> {
+        let others = self.listeners.iter().filter(|l| !taken.iter().any(|t| Arc::ptr_eq(t, l)));
+        others.map(|listener| Reason {
+            phase: Phase::Listener,
+            subject: listener.to_string(),
+            outcome: Outcome::Skipped,
+            why: if listener.hostname.matches(host.as_str()) {
+                format!("its hostname {} fits too, but is less specific", listener.hostname)
+            } else {
+                format!("its hostname {} does not take this host", listener.hostname)
+            },
+        })
     }
 }
 
@@ -228,12 +256,18 @@ pub(crate) fn find_rule<'s>(
 ) -> Result<&'s Entry, Cause> {
     let mut cause = Cause::NoHost;
     for table in routes.matching(host.as_str()) {
-        if let Some(entry) = table.find(request, reasons) {
+        let found = table.find(request, reasons);
+        if let Some(entry) = found {
             reasons.note(|| entry.reason(Outcome::Chosen, entry.matched().path.to_string()));
+        }
+        reasons.notes(|| table.passed_over(request, found));
+        if let Some(entry) = found {
+            reasons.notes(|| foreign(routes, host));
             return Ok(entry);
         }
         cause = Cause::NoRule;
     }
+    reasons.notes(|| foreign(routes, host));
     reasons.note(|| Reason {
         phase: Phase::Route,
         subject: "routes".to_owned(),
@@ -244,4 +278,15 @@ pub(crate) fn find_rule<'s>(
         },
     });
     Err(cause)
+}
+
+/// Host names of routes that do not fit.
+fn foreign(routes: &HostMap<Arc<HostTable>>, host: &Host<'_>) -> impl Iterator<Item = Reason> {
+    let patterns = routes.patterns().into_iter().filter(|pattern| !pattern.matches(host.as_str()));
+    patterns.map(|pattern| Reason {
+        phase: Phase::Route,
+        subject: format!("routes for host {pattern}"),
+        outcome: Outcome::Skipped,
+        why: "they do not take this host".to_owned(),
+    })
 }

@@ -2,6 +2,7 @@
 
 mod assemble;
 mod endpoints;
+mod sources;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -18,6 +19,7 @@ use crate::trust::Bundle;
 
 use assemble::Built;
 use endpoints::EndpointIds;
+pub use sources::Sources;
 
 /// One change of a resource.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -9,10 +9,11 @@ use meshwork_base::{Rng, Tick};
 
 use crate::balance;
 use crate::cause::Cause;
-use crate::endpoint::{Endpoint, EndpointSet};
+use crate::endpoint::{Endpoint, EndpointSet, Exclusion};
 use crate::limits::{Limited, Limits, Permit, Usage};
 use crate::outlier::{AttemptOutcome, Ejection, OutlierDetection};
 use crate::policy::RequestPolicy;
+use crate::reasons::{NoReasons, Outcome, Phase, Reason, Reasons};
 use crate::retry::BudgetWindow;
 
 /// A service's name: `NAMESPACE/NAME`, and its port.
@@ -113,12 +114,68 @@ impl Cluster {
     /// Picks an endpoint, preferring ones whose id is not in `tried`; `None` when there is nothing to pick from
     /// (cause `no_healthy_upstream`).
     pub fn pick(&self, now: Tick, rng: &mut impl Rng, tried: &[u64]) -> Option<Arc<Endpoint>> {
+        self.pick_explained(now, rng, tried, &mut NoReasons)
+    }
+
+    /// [`Self::pick`], with the reasons.
+    pub fn pick_explained(
+        &self,
+        now: Tick,
+        rng: &mut impl Rng,
+        tried: &[u64],
+        reasons: &mut impl Reasons,
+    ) -> Option<Arc<Endpoint>> {
         let set = self.endpoints();
         let picked = match self.algorithm {
             Algorithm::LeastRequest => balance::least_request(&set, now, rng, tried),
             Algorithm::RoundRobin => balance::round_robin(&set, now, &self.shared.cursor, tried),
         };
+        reasons.notes(|| self.standings(&set, now, tried, picked));
         picked.cloned()
+    }
+
+    /// What speaks for and against each endpoint in view.
+    fn standings(
+        &self,
+        set: &EndpointSet,
+        now: Tick,
+        tried: &[u64],
+        picked: Option<&Arc<Endpoint>>,
+    ) -> Vec<Reason> {
+        let reason = |subject, outcome, why: &str| Reason {
+            phase: Phase::Endpoint,
+            subject,
+            outcome,
+            why: why.to_owned(),
+        };
+        let how = match self.algorithm {
+            Algorithm::LeastRequest => "picked: the less loaded of two drawn by weight",
+            Algorithm::RoundRobin => "picked: the next in turn",
+        };
+        let standing = |endpoint: &Arc<Endpoint>| {
+            let (outcome, why) = match endpoint.excluded {
+                _ if picked.is_some_and(|picked| Arc::ptr_eq(picked, endpoint)) => (Outcome::Chosen, how),
+                Some(Exclusion::Unhealthy) => (Outcome::Skipped, "it fails its health checks"),
+                Some(Exclusion::Draining) => (Outcome::Skipped, "it is draining"),
+                Some(Exclusion::WrongIdentity) => {
+                    (Outcome::Skipped, "its identity is none that may serve this service")
+                }
+                None if endpoint.is_ejected(now) => (Outcome::Skipped, "outlier detection has ejected it"),
+                None if tried.contains(&endpoint.id) => (Outcome::Skipped, "it was tried before"),
+                None => (Outcome::Noted, "a candidate too"),
+            };
+            reason(endpoint.address().to_string(), outcome, why)
+        };
+        let mut reasons: Vec<_> = set.all().iter().map(standing).collect();
+        if picked.is_none() {
+            let why = if set.all().is_empty() {
+                "it has no endpoints"
+            } else {
+                "none of its endpoints may be picked"
+            };
+            reasons.push(reason(self.key.to_string(), Outcome::Refused, why));
+        }
+        reasons
     }
 
     /// Counts something that begins, within the service's limits.

@@ -157,6 +157,16 @@ impl<T> HostMap<T> {
         exact.into_iter().chain(wild).chain(self.any.as_ref())
     }
 
+    /// All patterns, in their order.
+    pub(crate) fn patterns(&self) -> Vec<HostPattern> {
+        let exact = self.exact.keys().map(|name| HostPattern::Exact(Arc::clone(name)));
+        let wildcard = self.wildcard.keys().map(|suffix| HostPattern::Wildcard(Arc::clone(suffix)));
+        let any = self.any.is_some().then_some(HostPattern::Any);
+        let mut all: Vec<_> = exact.chain(wildcard).chain(any).collect();
+        all.sort();
+        all
+    }
+
     pub(crate) fn is_empty(&self) -> bool {
         self.exact.is_empty() && self.wildcard.is_empty() && self.any.is_none()
     }

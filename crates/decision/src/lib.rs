@@ -44,7 +44,7 @@ mod trust;
 
 pub use authorization::{Action, Authorization, AuthorizationPolicy, Denied};
 pub use binding::{Binding, Listener, Matched, Protocol, Routed, Secret};
-pub use builder::{Change, Rejection, Severity, SnapshotBuilder};
+pub use builder::{Change, Rejection, Severity, SnapshotBuilder, Sources};
 pub use cause::{Cause, ResponseFlag};
 pub use cluster::{Algorithm, AppProtocol, Cluster, ClusterKey};
 pub use endpoint::{Endpoint, EndpointSet, EndpointStats, Exclusion, Health, InFlight, Transport};

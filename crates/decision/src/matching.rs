@@ -73,8 +73,7 @@ impl PathMatch {
         Self::Prefix(text.trim_end_matches('/').into())
     }
 
-    /// What the index must agree with.
-    #[cfg(test)]
+    /// What the index must agree with, and explanations ask.
     pub(crate) fn matches(&self, path: &str) -> bool {
         match self {
             Self::Exact(text) => **text == *path,

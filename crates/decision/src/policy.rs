@@ -217,6 +217,19 @@ impl Attached {
         merged
     }
 
+    /// Whose word counts for a field of requests: the first that says something, by level and precedence.
+    pub(crate) fn who_says<'a>(
+        &'a self,
+        levels: impl IntoIterator<Item = Level<'a>>,
+        says: impl Fn(&RequestPolicy) -> bool,
+    ) -> Option<&'a Arc<Origin>> {
+        let policies = levels.into_iter().flat_map(|(kind, name, section)| self.at(kind, name, section));
+        policies.into_iter().find_map(|policy| match &policy.said {
+            Said::Traffic(said) if says(&said.requests) => Some(&policy.origin),
+            Said::Traffic(_) | Said::Authorization(_) | Said::Inbound(_) => None,
+        })
+    }
+
     /// All authorization policies at these levels.
     fn authorization<'a>(&'a self, levels: impl IntoIterator<Item = Level<'a>>) -> Authorization {
         let policies = levels.into_iter().flat_map(|(kind, name, section)| self.at(kind, name, section));
@@ -285,14 +298,14 @@ impl Attached {
     }
 }
 
-type Level<'a> = (TargetKind, &'a str, &'a str);
+pub(crate) type Level<'a> = (TargetKind, &'a str, &'a str);
 
 pub(crate) fn namespace_of(qualified: &str) -> &str {
     qualified.split_once('/').map_or(qualified, |(namespace, _)| namespace)
 }
 
 /// From wide to narrow. A section that is empty would repeat the level above it, which merging does not mind.
-fn service_levels<'a>(service: &'a str, port: &'a str) -> [Level<'a>; 3] {
+pub(crate) fn service_levels<'a>(service: &'a str, port: &'a str) -> [Level<'a>; 3] {
     [
         (TargetKind::Namespace, namespace_of(service), ""),
         (TargetKind::Service, service, ""),
@@ -301,6 +314,6 @@ fn service_levels<'a>(service: &'a str, port: &'a str) -> [Level<'a>; 3] {
 }
 
 /// From narrow to wide.
-fn route_levels<'a>(route: &'a str, rule: &'a str) -> [Level<'a>; 2] {
+pub(crate) fn route_levels<'a>(route: &'a str, rule: &'a str) -> [Level<'a>; 2] {
     [(TargetKind::HttpRoute, route, rule), (TargetKind::HttpRoute, route, "")]
 }

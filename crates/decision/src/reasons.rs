@@ -7,6 +7,9 @@ use std::fmt;
 pub trait Reasons {
     /// Takes one reason; the closure is only called by those who keep it.
     fn note(&mut self, reason: impl FnOnce() -> Reason);
+
+    /// Takes what only an explanation asks for: the roads not taken. Live traffic never looks at those.
+    fn notes<I: IntoIterator<Item = Reason>>(&mut self, reasons: impl FnOnce() -> I);
 }
 
 /// For live traffic: nobody listens.
@@ -16,6 +19,9 @@ pub struct NoReasons;
 impl Reasons for NoReasons {
     #[inline(always)]
     fn note(&mut self, _: impl FnOnce() -> Reason) {}
+
+    #[inline(always)]
+    fn notes<I: IntoIterator<Item = Reason>>(&mut self, _: impl FnOnce() -> I) {}
 }
 
 /// Keeps all reasons, in the order in which they came up.
@@ -25,6 +31,10 @@ pub struct Explanation(pub Vec<Reason>);
 impl Reasons for Explanation {
     fn note(&mut self, reason: impl FnOnce() -> Reason) {
         self.0.push(reason());
+    }
+
+    fn notes<I: IntoIterator<Item = Reason>>(&mut self, reasons: impl FnOnce() -> I) {
+        self.0.extend(reasons());
     }
 }
 
@@ -71,22 +81,37 @@ pub enum Outcome {
     Noted,
 }
 
+impl Phase {
+    /// The word of explanations.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Listener => "listener",
+            Self::Route => "route",
+            Self::Authorize => "authorize",
+            Self::Backend => "backend",
+            Self::Endpoint => "endpoint",
+            Self::Retry => "retry",
+        }
+    }
+}
+
+impl Outcome {
+    /// The word of explanations.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Chosen => "chosen",
+            Self::Skipped => "skipped",
+            Self::Refused => "refused",
+            Self::Noted => "noted",
+        }
+    }
+}
+
 impl fmt::Display for Reason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let phase = match self.phase {
-            Phase::Listener => "listener",
-            Phase::Route => "route",
-            Phase::Authorize => "authorize",
-            Phase::Backend => "backend",
-            Phase::Endpoint => "endpoint",
-            Phase::Retry => "retry",
-        };
-        let outcome = match self.outcome {
-            Outcome::Chosen => "chosen",
-            Outcome::Skipped => "skipped",
-            Outcome::Refused => "refused",
-            Outcome::Noted => "noted",
-        };
+        let (phase, outcome) = (self.phase.as_str(), self.outcome.as_str());
         write!(f, "{phase}: {} {outcome}: {}", self.subject, self.why)
     }
 }

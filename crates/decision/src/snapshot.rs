@@ -87,6 +87,11 @@ impl Snapshot {
         self.inbound.values().next()
     }
 
+    /// What all delivered instances serve, by name; a control plane holds all of them.
+    pub fn inbounds(&self) -> impl Iterator<Item = &Arc<Inbound>> {
+        self.inbound.values()
+    }
+
     /// Roots and deny entries of a trust domain.
     #[must_use]
     pub fn bundle(&self, trust_domain: &str) -> Option<&Arc<Bundle>> {

@@ -167,6 +167,34 @@ impl HostTable {
         self.regex.iter().filter(fits).find(|e| e.holds(request, reasons))
     }
 
+    /// Why the entries that [`Self::find`] did not speak of do not take a request.
+    pub(crate) fn passed_over(&self, request: &impl RequestView, chosen: Option<&Entry>) -> Vec<Reason> {
+        let mut exact: Vec<_> = self.exact.iter().collect();
+        exact.sort_by_key(|(path, _)| *path);
+        let mut prefix: Vec<_> = self.prefix.iter().collect();
+        prefix.sort_by_key(|(path, _)| (std::cmp::Reverse(path.len()), *path));
+        let indexed = exact.into_iter().chain(prefix).flat_map(|(_, entries)| entries.iter());
+        let mut past = false;
+        let reason = |entry: &Entry| {
+            if chosen.is_some_and(|chosen| std::ptr::eq(chosen, entry)) {
+                past = true;
+                return None;
+            }
+            let matched = entry.matched();
+            let why = if matched.path.matches(request.path()) {
+                match matched.check_rest(request) {
+                    Ok(()) => "it fits too, but the chosen one comes before it".to_owned(),
+                    Err(mismatch) if past => mismatch.to_string(),
+                    Err(_) => return None,
+                }
+            } else {
+                format!("it wants {}", matched.path)
+            };
+            Some(entry.reason(Outcome::Skipped, why))
+        };
+        indexed.chain(self.regex.iter()).filter_map(reason).collect()
+    }
+
     /// Whether nothing is in it.
     pub(crate) fn is_empty(&self) -> bool {
         self.exact.is_empty() && self.prefix.is_empty() && self.regex.is_empty()

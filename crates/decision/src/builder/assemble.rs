@@ -7,7 +7,7 @@
 //! Each step tells the next what it replaced; what it did not replace is the same `Arc` as in the snapshot before.
 
 mod listeners;
-mod mesh;
+pub(super) mod mesh;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -34,7 +34,7 @@ type Place = (Parent, u16);
 #[derive(Debug, Default)]
 pub(super) struct Built {
     pub(super) snapshot: Arc<Snapshot>,
-    policies: Attached,
+    pub(super) policies: Attached,
     /// Which routes each host of a parent has, by attachment.
     routes_at: BTreeMap<(Parent, HostPattern), BTreeSet<Arc<str>>>,
     tables: BTreeMap<Place, Tables>,
@@ -65,7 +65,8 @@ impl Built {
         let (bindings, unbound) = listeners::bindings(&listeners, &old.bindings);
         let services = self.services(held, &old, &clusters, changed, &replaced);
         let inbound = self.inbound(held, &old);
-        let outbound = mesh::by_host(held, &services);
+        let home = held.workloads.values().next().map(|w| w.spiffe_id.namespace());
+        let outbound = mesh::by_host(held, &services, home);
         self.snapshot = Arc::new(Snapshot {
             revision: held.revision,
             bindings,
@@ -294,7 +295,7 @@ fn rule_policy(
 }
 
 /// `NAMESPACE/NAME` of an HTTPRoute's resource name, as policies name it.
-fn route_target(spec: &RouteSpec) -> &str {
+pub(super) fn route_target(spec: &RouteSpec) -> &str {
     spec.name.strip_prefix("HTTPRoute/").unwrap_or_default()
 }
 

@@ -102,11 +102,11 @@ impl Built {
 
 /// Services by the names that callers use. Where two claim a name, the one in the namespace of the instance beside us
 /// has it, then the older.
-pub(super) fn by_host(
+pub(in crate::builder) fn by_host(
     held: &Held,
     services: &BTreeMap<Arc<str>, Arc<OutboundService>>,
+    home: Option<&str>,
 ) -> HostMap<Arc<OutboundService>> {
-    let home: Option<&str> = held.workloads.values().next().map(|w| w.spiffe_id.namespace());
     let mut specs: Vec<_> = held.services.values().collect();
     specs.sort_by(|a, b| {
         let away = |s: &ServiceSpec| Some(namespace_of(&s.name)) != home;

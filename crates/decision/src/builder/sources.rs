@@ -1,0 +1,92 @@
+//! Where what applies to a request was written. The snapshot keeps merged values without their authors, since live
+//! traffic has no use for them; an explanation walks the same levels again and asks who says it.
+
+use std::sync::Arc;
+
+use super::SnapshotBuilder;
+use super::assemble::{mesh, route_target};
+use crate::binding::Matched;
+use crate::cluster::Cluster;
+use crate::hostname::Host;
+use crate::origin::Origin;
+use crate::outbound::OutboundService;
+use crate::policy::{Level, RequestPolicy, TargetKind, namespace_of, route_levels, service_levels};
+
+/// Who says each of [`crate::Timeouts`] and the retry policy; absent: nobody.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Sources {
+    /// `Timeouts::request`.
+    pub request: Option<Arc<Origin>>,
+    /// `Timeouts::backend_request`.
+    pub backend_request: Option<Arc<Origin>>,
+    /// `Timeouts::connect`.
+    pub connect: Option<Arc<Origin>>,
+    /// `Timeouts::idle`.
+    pub idle: Option<Arc<Origin>>,
+    /// The retry policy.
+    pub retry: Option<Arc<Origin>>,
+}
+
+impl SnapshotBuilder {
+    /// Who says what applies when a matched request goes to a cluster, as of the last [`Self::build`]. `parent` is the
+    /// cluster of the service on which the route hangs; absent on a gateway.
+    #[must_use]
+    pub fn sources(&self, matched: &Matched<'_>, parent: Option<&Cluster>, to: &Cluster) -> Sources {
+        let who = |says: fn(&RequestPolicy) -> bool| self.who_says(matched, parent, to, says);
+        Sources {
+            request: who(|p| p.request_timeout.is_some()),
+            backend_request: who(|p| p.backend_request_timeout.is_some()),
+            connect: who(|p| p.connect_timeout.is_some()),
+            idle: who(|p| p.idle_timeout.is_some()),
+            retry: who(|p| p.retry.is_some()),
+        }
+    }
+
+    fn who_says(
+        &self,
+        matched: &Matched<'_>,
+        parent: Option<&Cluster>,
+        to: &Cluster,
+        says: fn(&RequestPolicy) -> bool,
+    ) -> Option<Arc<Origin>> {
+        let (route, rule) = (matched.route(), &matched.rule().spec);
+        let own = RequestPolicy {
+            request_timeout: rule.request_timeout,
+            backend_request_timeout: rule.backend_request_timeout,
+            retry: rule.retry.clone(),
+            ..RequestPolicy::default()
+        };
+        if says(&own) {
+            return Some(Arc::clone(&route.origin));
+        }
+        let name = route_target(&route.spec);
+        let [wide, all, section] = service_levels(&to.key.service, &to.port_name);
+        let near = route_levels(name, &rule.name).into_iter().chain([section, all]);
+        let far: Vec<Level<'_>> = match (matched.listener, parent) {
+            (Some(listener), _) => {
+                let (gateway, section) = listener.name.rsplit_once('/').unwrap_or((&listener.name, ""));
+                vec![
+                    (TargetKind::Gateway, gateway, section),
+                    (TargetKind::Gateway, gateway, ""),
+                    (TargetKind::Namespace, namespace_of(name), ""),
+                    (TargetKind::Namespace, namespace_of(gateway), ""),
+                ]
+            }
+            // A service without routes has no levels but the cluster's own.
+            (None, Some(parent)) if !name.is_empty() => {
+                let [wide, all, section] = service_levels(&parent.key.service, &parent.port_name);
+                vec![section, all, (TargetKind::Namespace, namespace_of(name), ""), wide]
+            }
+            (None, _) => Vec::new(),
+        };
+        self.built.policies.who_says(near.chain(far).chain([wide]), says).cloned()
+    }
+
+    /// The service that callers in a namespace know by this host, as of the last [`Self::build`]: what
+    /// [`crate::Snapshot::outbound`] answers in a sidecar of that namespace.
+    #[must_use]
+    pub fn outbound_from(&self, namespace: &str, host: &str) -> Option<Arc<OutboundService>> {
+        let services = mesh::by_host(&self.held, &self.built.snapshot.services, Some(namespace));
+        services.matching(Host::new(host).as_str()).next().cloned()
+    }
+}
