@@ -10,6 +10,7 @@
 //! | `GET /v1/proxies` | every proxy with what is in effect there |
 //! | `GET /v1/diagnostics` | what is wrong, by file and line |
 //! | `POST /v1/apply[?message=WHY&author=WHO]` | checks documents, writes them into the config service as one change |
+//! | `POST /v1/explain` | what would become of a request, and why |
 //! | `POST /v1/diff` | what the same would change |
 //! | `GET /v1/history/KIND/NS/NAME` | all revisions of a document, the last one first |
 //! | `POST /v1/rollback/KIND/NS/NAME?to=N` | writes an earlier revision as a new one, checked as `apply` does |
@@ -50,7 +51,8 @@ pub(crate) fn router(plane: ControlPlane) -> Router {
         .route("/v1/diagnostics", get(diagnostics))
         .route("/v1/revision", get(revision))
         .with_state(plane.clone())
-        .merge(apply::router(plane))
+        .merge(apply::router(plane.clone()))
+        .merge(crate::explain::router(plane))
 }
 
 #[derive(Debug, Deserialize)]

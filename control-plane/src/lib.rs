@@ -18,6 +18,7 @@ pub mod api;
 mod check;
 pub mod codes;
 pub mod config;
+mod explain;
 mod feed;
 pub mod folder;
 mod model;

@@ -1,0 +1,96 @@
+//! What applies on the way to a cluster, with who said it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use meshwork_decision::{Cluster, Matched, Origin, RetryPolicy, Sources};
+
+use super::answer::{Limits, Retry, Said, Source, Story, Timeouts};
+
+/// The times of a request to this cluster.
+pub(super) fn timeouts(
+    matched: &Matched<'_>,
+    cluster: &Cluster,
+    sources: &Sources,
+    story: &mut Story,
+) -> Timeouts {
+    let said = matched.policy().timeouts(Some(cluster));
+    let mut one = |name: &str, value: Option<Duration>, source: &Option<Arc<Origin>>| {
+        let value = format!("{:?}", value?);
+        story.tell("timeouts", name, "noted", format!("{value}{}", by(source.as_deref())));
+        Some(Said { value, source: source.as_deref().and_then(Source::of) })
+    };
+    let timeouts = Timeouts {
+        request: one("request", said.request, &sources.request),
+        backend_request: one("backendRequest", said.backend_request, &sources.backend_request),
+        connect: one("connect", said.connect, &sources.connect),
+        idle: one("idle", said.idle, &sources.idle),
+    };
+    if said == meshwork_decision::Timeouts::default() {
+        story.tell("timeouts", cluster.key.to_string(), "noted", "nothing is said: no limit on the request");
+    }
+    timeouts
+}
+
+fn by(origin: Option<&Origin>) -> String {
+    origin.map(|origin| format!(", as {origin} says")).unwrap_or_default()
+}
+
+/// How failed attempts are repeated.
+pub(super) fn retry(
+    matched: &Matched<'_>,
+    cluster: &Cluster,
+    sources: &Sources,
+    story: &mut Story,
+) -> Option<Retry> {
+    let Some(policy) = matched.policy().retry(Some(cluster)) else {
+        story.tell(
+            "retry",
+            cluster.key.to_string(),
+            "noted",
+            "no policy: only what no endpoint has seen is tried elsewhere",
+        );
+        return None;
+    };
+    let on = on(policy);
+    let codes = policy.status_codes.iter().map(ToString::to_string);
+    let called: Vec<String> = on.iter().map(|name| (*name).to_owned()).chain(codes).collect();
+    let why = format!(
+        "up to {} more attempts on {}{}",
+        policy.attempts,
+        called.join(", "),
+        by(sources.retry.as_deref())
+    );
+    story.tell("retry", cluster.key.to_string(), "noted", why);
+    Some(Retry {
+        attempts: policy.attempts,
+        status_codes: policy.status_codes.to_vec(),
+        grpc_codes: policy.grpc_codes.to_vec(),
+        on,
+        per_try_timeout: policy.per_try_timeout.map(|time| format!("{time:?}")),
+        backoff_base: format!("{:?}", policy.backoff_base),
+        backoff_max: format!("{:?}", policy.backoff_max),
+        budget_percent: policy.budget.map(|budget| budget.percent),
+        source: sources.retry.as_deref().and_then(Source::of),
+    })
+}
+
+fn on(policy: &RetryPolicy) -> Vec<&'static str> {
+    let names = [
+        (policy.on_reset, "reset"),
+        (policy.on_connect_failure, "connect-failure"),
+        (policy.on_refused, "refused-stream"),
+    ];
+    names.into_iter().filter_map(|(is_on, name)| is_on.then_some(name)).collect()
+}
+
+/// How much may be under way; none where nothing is limited.
+pub(super) fn limits(cluster: &Cluster) -> Option<Limits> {
+    let limits = cluster.limits;
+    (limits != meshwork_decision::Limits::default()).then_some(Limits {
+        max_connections: limits.max_connections,
+        max_pending_requests: limits.max_pending_requests,
+        max_requests: limits.max_requests,
+        max_retries: limits.max_retries,
+    })
+}
