@@ -19,11 +19,11 @@ use serde_json::Value;
 use crate::canonical::differences;
 use crate::error::ConfigError;
 use crate::key::Key;
-use crate::model::Model;
+use crate::model::{Current, Model};
 use crate::service::{Inner, unknown};
 
-/// Longest body: a change of the store's size, in whatever layout it is written.
-const MAX_BODY: usize = 4 << 20;
+/// Longest body: a change of some thousand documents, in whatever layout it is written.
+const MAX_BODY: usize = 32 << 20;
 /// Longest wait of a watch.
 const MAX_WAIT: Duration = Duration::from_secs(600);
 
@@ -116,8 +116,10 @@ impl Wanted {
 async fn list(State(inner): Service, Known(_): Known, Asked(wanted): Asked<Wanted>) -> Answer {
     let model = inner.model.read();
     let current = model.documents.iter().filter(|(key, _)| wanted.admits(key));
-    let documents: Vec<&Document> =
-        current.map(|(_, current)| &current.document).filter(|document| !document.version.deleted).collect();
+    let documents: Vec<Document> = current
+        .filter(|(_, current)| !current.last().deleted)
+        .map(|(_, current)| current.document())
+        .collect();
     Ok(Json(documents).into_response())
 }
 
@@ -136,7 +138,7 @@ async fn read(
 ) -> Answer {
     let document = match at.revision {
         Some(revision) => inner.at(&key, revision).await?,
-        None => inner.model.read().existing(&key).cloned().ok_or_else(|| unknown(&key))?,
+        None => inner.model.read().existing(&key).map(Current::document).ok_or_else(|| unknown(&key))?,
     };
     let tag = etag(&document.version);
     let known = headers.get(header::IF_NONE_MATCH).and_then(|value| value.to_str().ok());
@@ -167,7 +169,7 @@ fn expected(inner: &Inner, key: &Key, headers: &HeaderMap) -> Result<Option<u64>
         (Some(_), Some(_)) => Err(ConfigError::invalid("write only one of If-Match and If-None-Match")),
         // Any revision will do, as long as there is one: the one that is there now.
         (Some("*"), None) => match inner.model.read().existing(key) {
-            Some(document) => Ok(Some(document.version.revision)),
+            Some(current) => Ok(Some(current.seen())),
             None => {
                 let document = key.to_string();
                 Err(ConfigError::Conflict { document, current: 0, expected: 1, precondition: true })
@@ -228,7 +230,7 @@ async fn remove(
 }
 
 async fn history(State(inner): Service, Known(_): Known, Named(key): Named) -> Answer {
-    Ok(Json(inner.history(&key).await?).into_response())
+    Ok(Json(inner.history(&key)?).into_response())
 }
 
 #[derive(Deserialize)]
@@ -320,8 +322,8 @@ fn changes(model: &Model, epoch: Option<&str>, since: Option<u64>, wanted: &Want
     let admitted = model.documents.iter().filter(|(key, _)| wanted.admits(key)).map(|(_, current)| current);
     let documents = admitted.filter(|current| match since {
         Some(since) => current.modified > since,
-        None => !current.document.version.deleted,
+        None => !current.last().deleted,
     });
-    let documents = documents.map(|current| current.document.clone()).collect();
+    let documents = documents.map(Current::document).collect();
     Changes { epoch: own, revision: model.revision, reset: since.is_none(), documents }
 }

@@ -1,18 +1,75 @@
-//! The names of documents, and under which keys they are stored: `d/NAMESPACE/KIND/NAME` holds what the last revision
-//! is, `v/NAMESPACE/KIND/NAME/REVISION` each revision whole, `g/KIND` (in lower case) is touched by every write of a kind.
+//! The names of documents, and what is written to the store.
+//!
+//! `x/NUMBER` is a change: who, why, when, and which documents got which content. `b/HASH` is a content. Contents are
+//! written first and mean nothing until a change names them; the next change's number being free is the one condition
+//! on which a change is written. So a change of any size happens whole, and no two of them from the same state.
 
 use std::fmt;
 
 use meshwork_api::config::Version;
 use meshwork_base::{Namespace, ObjectName};
+use serde::{Deserialize, Serialize};
 
 use crate::error::ConfigError;
 
 /// Longest name of a kind.
 const MAX_KIND: usize = 63;
+/// Where changes are stored.
+pub(crate) const CHANGES: &str = "x/";
+
+/// Where a change is stored; in the order of their numbers.
+pub(crate) fn change(number: u64) -> String {
+    format!("{CHANGES}{number:020}")
+}
+
+/// The number of the change stored there.
+pub(crate) fn number(stored: &str) -> Option<u64> {
+    stored.strip_prefix(CHANGES)?.parse().ok()
+}
+
+/// Where a content is stored.
+pub(crate) fn content(hash: &str) -> String {
+    format!("b/{hash}")
+}
+
+/// A change as it is stored.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Record {
+    pub(crate) author: String,
+    pub(crate) message: String,
+    pub(crate) time: String,
+    pub(crate) edits: Vec<Recorded>,
+}
+
+/// One document's new revision.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Recorded {
+    #[serde(flatten)]
+    pub(crate) key: Key,
+    pub(crate) revision: u64,
+    /// Of its content; none: it was removed.
+    pub(crate) hash: Option<String>,
+}
+
+impl Record {
+    /// The revisions it made.
+    pub(crate) fn versions(&self) -> impl Iterator<Item = Version> {
+        self.edits.iter().map(|edit| Version {
+            namespace: edit.key.namespace.clone(),
+            kind: edit.key.kind.clone(),
+            name: edit.key.name.clone(),
+            revision: edit.revision,
+            author: self.author.clone(),
+            message: self.message.clone(),
+            time: self.time.clone(),
+            hash: edit.hash.clone(),
+            deleted: edit.hash.is_none(),
+        })
+    }
+}
 
 /// Which document.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub(crate) struct Key {
     pub(crate) namespace: String,
     pub(crate) kind: String,
@@ -43,26 +100,5 @@ impl Key {
     pub(crate) fn of(version: &Version) -> Self {
         let (namespace, kind, name) = (&version.namespace, &version.kind, &version.name);
         Self { namespace: namespace.clone(), kind: kind.clone(), name: name.clone() }
-    }
-
-    /// Where what the last revision is is stored.
-    pub(crate) fn head(&self) -> String {
-        format!("d/{self}")
-    }
-
-    /// Where a revision is stored; in the order of revisions.
-    pub(crate) fn revision(&self, revision: u64) -> String {
-        format!("v/{self}/{revision:020}")
-    }
-
-    /// What every write of the kind touches: a schema is published only if no document of its kind was written since
-    /// the documents were checked against it.
-    pub(crate) fn generation(&self) -> String {
-        format!("g/{}", self.kind.to_ascii_lowercase())
-    }
-
-    /// Where all revisions are stored.
-    pub(crate) fn revisions(&self) -> String {
-        format!("v/{self}/")
     }
 }

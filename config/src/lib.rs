@@ -6,10 +6,10 @@
 //! schema is published for a kind, nothing that breaks it is.
 //!
 //! ```text
-//!   PUT, DELETE, POST /v1/changes ──► Config::apply ── schema, compare-and-set ──► store
-//!                                                                                    │ watch
-//!   GET, GET /v1/watch ◄────────────────── Model (current documents) ◄──────────────┘
-//!   GET …/history, ?revision=N, …/diff ◄── revisions, read from the store
+//!   PUT, DELETE, POST /v1/changes ──► Config::apply ── schema, contents, one change ──► store
+//!                                                                                       │ watch
+//!   GET, GET /v1/watch ◄────────────────── Model (current documents) ◄─────────────────┘
+//!   GET …/history, ?revision=N, …/diff ◄── contents by hash, read from the store
 //! ```
 //!
 //! A schema is itself a document: kind `JSONSchema`, named like the kind in lower case. The one in a document's own

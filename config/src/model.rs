@@ -1,58 +1,138 @@
-//! The current documents in memory: what the store holds, following it.
+//! The documents in memory: the current ones whole, of the others what is known of each revision. It changes only by
+//! following the store's changes.
 
 use std::collections::BTreeMap;
 
 use meshwork_api::config::{Document, Version};
-use meshwork_store::{Change, Cursor};
+use meshwork_store::{Store, StoreError};
 use serde_json::Value;
 
-use crate::key::Key;
+use crate::key::{self, Key, Record};
 
 /// A document as it is now. A removed one stays as such: its revisions go on from where they were.
 #[derive(Clone, Debug)]
 pub(crate) struct Current {
-    pub(crate) document: Document,
+    /// All its revisions, the first one first.
+    pub(crate) versions: Vec<Version>,
+    /// What the last one holds.
+    pub(crate) content: Value,
     /// The store's revision that wrote it.
     pub(crate) modified: u64,
 }
 
 impl Current {
+    /// Its last revision.
+    pub(crate) fn last(&self) -> &Version {
+        self.versions.last().expect("a document has at least the revision that made it")
+    }
+
     /// Its last revision as writers see it: 0 when it does not exist.
     pub(crate) fn seen(&self) -> u64 {
-        if self.document.version.deleted { 0 } else { self.document.version.revision }
+        if self.last().deleted { 0 } else { self.last().revision }
+    }
+
+    /// Its last revision, whole.
+    pub(crate) fn document(&self) -> Document {
+        Document { version: self.last().clone(), content: self.content.clone() }
     }
 }
 
-/// All current documents.
+/// Which change was the last one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Last {
+    /// Its number; 0: there is none.
+    pub(crate) number: u64,
+    /// The store's revision that wrote it.
+    pub(crate) modified: u64,
+}
+
+/// All documents.
 #[derive(Debug, Default)]
 pub(crate) struct Model {
     pub(crate) epoch: u64,
+    /// The store's revision of the last change, or of loading.
     pub(crate) revision: u64,
+    /// The last change.
+    pub(crate) last: Last,
     pub(crate) documents: BTreeMap<Key, Current>,
 }
 
-impl Model {
-    /// Takes over changes of the store. A head and the revision it names are written together, so both are in them.
-    pub(crate) fn follow(&mut self, changes: &[Change], cursor: Cursor) {
-        for change in changes {
-            let Some(entry) = change.entry.as_ref().filter(|entry| entry.key.starts_with("v/")) else {
-                continue;
+/// A stored change, ready to be taken over: the contents it names were read.
+pub(crate) struct Step {
+    pub(crate) last: Last,
+    versions: Vec<(Version, Value)>,
+}
+
+impl Step {
+    /// Reads a change and, if they are wanted, the contents it names.
+    pub(crate) async fn read(
+        store: &Store,
+        stored: &str,
+        bytes: &[u8],
+        modified: u64,
+        contents: bool,
+    ) -> Result<Self, StoreError> {
+        let damaged = |what: String| StoreError::Damaged { path: "of the config service".to_owned(), what };
+        let not_understood = || damaged(format!("the change {stored} is not understood"));
+        let number = key::number(stored).ok_or_else(not_understood)?;
+        let record: Record = serde_json::from_slice(bytes).map_err(|_| not_understood())?;
+        let mut versions = Vec::with_capacity(record.edits.len());
+        for version in record.versions() {
+            let content = match &version.hash {
+                Some(hash) if contents => read_content(store, hash).await?,
+                _ => Value::Null,
             };
-            match serde_json::from_slice::<Document>(&entry.value) {
-                Ok(document) => self.take(document, change.revision.0),
-                Err(error) => tracing::error!(key = entry.key, %error, "a stored document is not understood"),
+            versions.push((version, content));
+        }
+        Ok(Self { last: Last { number, modified }, versions })
+    }
+}
+
+/// Reads a content by its hash.
+pub(crate) async fn read_content(store: &Store, hash: &str) -> Result<Value, StoreError> {
+    let found = store.get(&key::content(hash)).await?.entry;
+    let value = found.and_then(|entry| serde_json::from_slice(&entry.value).ok());
+    value.ok_or_else(|| {
+        let what = format!("the content {hash} is missing or not understood");
+        StoreError::Damaged { path: "of the config service".to_owned(), what }
+    })
+}
+
+impl Model {
+    /// Reads all documents.
+    pub(crate) async fn load(store: &Store) -> Result<Self, StoreError> {
+        let listing = store.list(key::CHANGES).await?;
+        let mut model = Self { epoch: listing.cursor.epoch, ..Self::default() };
+        for entry in listing.entries {
+            // Only the last content of a document is held: the others are read when asked for.
+            model.take(Step::read(store, &entry.key, &entry.value, entry.modified.0, false).await?);
+        }
+        for current in model.documents.values_mut() {
+            if let Some(hash) = current.last().hash.clone() {
+                current.content = read_content(store, &hash).await?;
             }
         }
-        (self.epoch, self.revision) = (cursor.epoch, cursor.revision.0);
+        model.revision = listing.cursor.revision.0;
+        Ok(model)
     }
 
-    pub(crate) fn take(&mut self, document: Document, modified: u64) {
-        self.documents.insert(Key::of(&document.version), Current { document, modified });
+    /// Takes over a change.
+    pub(crate) fn take(&mut self, step: Step) {
+        for (version, content) in step.versions {
+            let current = self.documents.entry(Key::of(&version)).or_insert_with(|| Current {
+                versions: Vec::new(),
+                content: Value::Null,
+                modified: 0,
+            });
+            current.versions.push(version);
+            (current.content, current.modified) = (content, step.last.modified);
+        }
+        (self.last, self.revision) = (step.last, step.last.modified);
     }
 
     /// A document that exists.
-    pub(crate) fn existing(&self, key: &Key) -> Option<&Document> {
-        self.documents.get(key).map(|current| &current.document).filter(|document| !document.version.deleted)
+    pub(crate) fn existing(&self, key: &Key) -> Option<&Current> {
+        self.documents.get(key).filter(|current| !current.last().deleted)
     }
 
     /// The content a change would leave: the change's own, else the current one.
@@ -64,12 +144,7 @@ impl Model {
         match edits.get(key) {
             Some(Value::Null) => None,
             Some(content) => Some(content),
-            None => self.existing(key).map(|document| &document.content),
+            None => self.existing(key).map(|current| &current.content),
         }
-    }
-
-    /// The last revision of a document, the removed ones counted; 0 when it never was.
-    pub(crate) fn last(&self, key: &Key) -> Option<&Version> {
-        self.documents.get(key).map(|current| &current.document.version)
     }
 }

@@ -10,7 +10,7 @@ use meshwork_base::Clock;
 use meshwork_base::clock::rfc3339_millis;
 use meshwork_process::Caller;
 use meshwork_store::{
-    Compare, Condition, Op, Outcome, Revision, Store, StoreError, Txn, WatchEvent, WatchSource,
+    Condition, Cursor, Op, Outcome, Revision, Store, StoreError, Txn, WatchEvent, WatchSource, limits,
 };
 use parking_lot::RwLock;
 use serde_json::Value;
@@ -20,20 +20,24 @@ use tokio::task::JoinSet;
 use crate::canonical::{differences, hash};
 use crate::error::ConfigError;
 use crate::http;
-use crate::key::Key;
-use crate::model::{Current, Model};
+use crate::key::{self, Key, Record, Recorded};
+use crate::model::{Current, Last, Model, Step, read_content};
 use crate::schema;
 
 /// Tries of a change that others keep overtaking.
 const TRIES: usize = 64;
 /// Wait before the store is asked again after it failed.
 const RETRY: Duration = Duration::from_millis(500);
-/// Edits of one change: each is at most three writes of one transaction.
-pub(crate) const MAX_EDITS: usize = 42;
-/// Bytes of a content: with what stands around it, it is one value of the store.
+/// Edits of one change: what names them is one value of the store.
+pub(crate) const MAX_EDITS: usize = 10_000;
+/// Bytes of a content: it is one value of the store.
 pub(crate) const MAX_CONTENT: usize = 1_000_000;
 /// Bytes of a message.
 const MAX_MESSAGE: usize = 4096;
+/// Bytes of contents that are written together.
+const LOT_BYTES: usize = limits::MAX_TXN_BYTES - 200_000;
+/// Contents that are written together, with room for the change itself.
+const LOT: usize = limits::MAX_TXN_OPS - 1;
 
 /// A running config service. Its task ends when it is dropped.
 pub struct Config {
@@ -47,6 +51,8 @@ pub(crate) struct Inner {
     pub(crate) model: RwLock<Model>,
     /// The store's revision that the model shows.
     pub(crate) applied: watch::Sender<u64>,
+    /// Changes of this replica go one after the other: all start from the state before, so one of several would win.
+    writing: tokio::sync::Mutex<()>,
 }
 
 impl Config {
@@ -55,9 +61,11 @@ impl Config {
     /// # Errors
     /// [`ConfigError::Store`].
     pub async fn start(store: Store, clock: Arc<dyn Clock>) -> Result<Self, ConfigError> {
-        let (model, watch) = load(&store).await?;
+        let model = Model::load(&store).await?;
+        let watch = store.watch(key::CHANGES, place(&model)).await?;
         let applied = watch::Sender::new(model.revision);
-        let inner = Arc::new(Inner { store, clock, model: RwLock::new(model), applied });
+        let writing = tokio::sync::Mutex::new(());
+        let inner = Arc::new(Inner { store, clock, model: RwLock::new(model), applied, writing });
         let mut tasks = JoinSet::new();
         tasks.spawn(Arc::clone(&inner).follow(watch));
         Ok(Self { inner, _tasks: tasks })
@@ -70,49 +78,59 @@ impl Config {
     }
 }
 
-/// All current documents, and a watch that goes on from there.
-async fn load(store: &Store) -> Result<(Model, Box<dyn WatchSource>), StoreError> {
-    let listing = store.list("d/").await?;
-    let mut model =
-        Model { epoch: listing.cursor.epoch, revision: listing.cursor.revision.0, ..Model::default() };
-    for head in listing.entries {
-        let Ok(version) = serde_json::from_slice::<Version>(&head.value) else {
-            tracing::error!(key = head.key, "a stored document is not understood");
-            continue;
-        };
-        // Revisions are never changed, so it does not matter that others may have come since.
-        let key = Key::of(&version).revision(version.revision);
-        let found = store.get(&key).await?.entry;
-        match found.and_then(|entry| serde_json::from_slice::<Document>(&entry.value).ok()) {
-            Some(document) => model.take(document, head.modified.0),
-            None => tracing::error!(key, "a stored document is missing or not understood"),
-        }
-    }
-    let watch = store.watch("v/", listing.cursor).await?;
-    Ok((model, watch))
+/// Where to follow the store from.
+fn place(model: &Model) -> Cursor {
+    Cursor { epoch: model.epoch, revision: Revision(model.revision) }
 }
 
 impl Inner {
     async fn follow(self: Arc<Self>, mut watch: Box<dyn WatchSource>) {
         loop {
-            match watch.next().await {
-                Ok(WatchEvent::Changes { cursor, changes }) => {
-                    self.model.write().follow(&changes, cursor);
-                    self.applied.send_replace(cursor.revision.0);
+            let failed = match watch.next().await {
+                Ok(WatchEvent::Changes { changes, .. }) => self.take(&changes).await.err(),
+                Ok(WatchEvent::Compacted { .. } | WatchEvent::Reset { .. }) => {
+                    watch = self.reload().await;
+                    None
                 }
-                Ok(WatchEvent::Compacted { .. } | WatchEvent::Reset { .. }) => watch = self.reload().await,
-                Err(StoreError::Closed) => return,
-                Err(error) => {
-                    tracing::error!(%error, "the config service cannot follow its store; it will try again");
+                Err(error) => Some(error),
+            };
+            match failed {
+                None => {}
+                Some(StoreError::Closed) => return,
+                Some(error) => {
+                    tracing::error!(%error, "the config service cannot follow its store; it loads it anew");
                     tokio::time::sleep(RETRY).await;
+                    watch = self.reload().await;
                 }
             }
         }
     }
 
+    /// Takes over changes; what was taken over before is not again.
+    async fn take(&self, changes: &[meshwork_store::Change]) -> Result<(), StoreError> {
+        for change in changes {
+            let Some(entry) = &change.entry else { continue };
+            let step = Step::read(&self.store, &entry.key, &entry.value, entry.modified.0, true).await?;
+            let mut model = self.model.write();
+            if step.last.number > model.last.number {
+                model.take(step);
+            }
+            drop(model);
+            self.applied.send_replace(entry.modified.0);
+        }
+        Ok(())
+    }
+
+    /// Loads everything anew, until that succeeds.
     async fn reload(&self) -> Box<dyn WatchSource> {
         loop {
-            match load(&self.store).await {
+            let loaded: Result<_, StoreError> = async {
+                let model = Model::load(&self.store).await?;
+                let watch = self.store.watch(key::CHANGES, place(&model)).await?;
+                Ok((model, watch))
+            }
+            .await;
+            match loaded {
                 Ok((model, watch)) => {
                     let revision = model.revision;
                     *self.model.write() = model;
@@ -143,24 +161,30 @@ impl Inner {
         let author = author(caller, change)?;
         let edits = keyed(change)?;
         let time = rfc3339_millis(self.clock.wall());
+        let _turn = self.writing.lock().await;
         for _ in 0..TRIES {
-            let generations = self.generations(&edits).await?;
-            let mut draft = {
+            let draft = {
                 let model = self.model.read();
                 check_expected(&model, change, precondition)?;
-                let guards = check_schemas(&model, &edits)?;
-                draft(&model, change, &edits, &author, &time, guards)
+                check_schemas(&model, &edits)?;
+                let record = Record {
+                    author: author.clone(),
+                    message: change.message.clone(),
+                    time: time.clone(),
+                    edits: Vec::new(),
+                };
+                draft(&model, &edits, record)
             };
-            draft.txn.compares.extend(generations);
-            if draft.txn.ops.is_empty() {
+            if draft.record.edits.is_empty() {
                 return Ok(Applied { revision: self.model.read().revision, versions: draft.versions });
             }
-            match self.store.commit(draft.txn).await? {
+            let Draft { record, contents, after, versions } = draft;
+            match self.write(&record, contents, after).await? {
                 Outcome::Done(cursor) => {
                     self.shown(cursor.revision.0).await;
-                    return Ok(Applied { revision: cursor.revision.0, versions: draft.versions });
+                    return Ok(Applied { revision: cursor.revision.0, versions });
                 }
-                // The loser of a race looks at the winner's document: only then can it tell who was first.
+                // Another replica was first: what was checked has to be checked again with its change in it.
                 Outcome::Conflict { current, .. } => {
                     let newest = current.iter().flatten().map(|entry| entry.modified.0).max().unwrap_or(0);
                     self.shown(newest).await;
@@ -170,23 +194,46 @@ impl Inner {
         Err(ConfigError::Contended)
     }
 
-    /// The conditions that no document was written of a kind whose schema is edited. The model shows all documents
-    /// written until then.
-    async fn generations(&self, edits: &BTreeMap<Key, Value>) -> Result<Vec<Compare>, ConfigError> {
-        let mut conditions = Vec::new();
-        for schema in edits.keys().filter(|key| key.kind == schema::KIND) {
-            let key = Key { kind: schema.name.clone(), ..schema.clone() }.generation();
-            if conditions.iter().any(|compare: &Compare| compare.key == key) {
-                continue;
-            }
-            let entry = self.store.get(&key).await?.entry;
-            let condition = entry.map_or(Condition::Absent, |entry| Condition::Modified(entry.modified));
-            if let Condition::Modified(revision) = condition {
-                self.shown(revision.0).await;
-            }
-            conditions.push(Compare { key, condition });
+    /// Writes contents and the change that names them: contents first, in lots, the last lot with the change.
+    async fn write(
+        &self,
+        record: &Record,
+        contents: Vec<(String, Vec<u8>)>,
+        after: Last,
+    ) -> Result<Outcome, ConfigError> {
+        let stored = serde_json::to_vec(record).expect("changes have text keys and no failing serializer");
+        if stored.len() > limits::MAX_VALUE_BYTES {
+            let (what, max) = ("bytes of a change without its contents; split it", limits::MAX_VALUE_BYTES);
+            return Err(StoreError::Limit { what, found: stored.len(), max }.into());
         }
-        Ok(conditions)
+        let mut txn = Txn::new();
+        let mut bytes = 0;
+        for (place, content) in contents {
+            if txn.ops.len() == LOT || bytes + content.len() > LOT_BYTES {
+                self.write_contents(std::mem::take(&mut txn)).await?;
+                bytes = 0;
+            }
+            bytes += content.len() + place.len();
+            txn = txn.then(Op::put(&place, content));
+        }
+        if bytes + stored.len() > LOT_BYTES {
+            self.write_contents(std::mem::take(&mut txn)).await?;
+        }
+        let place = key::change(after.number + 1);
+        let mut txn = txn.when(&place, Condition::Absent).then(Op::put(&place, stored));
+        if after.number > 0 {
+            // A store that was restored meanwhile may lack the change before: this one was not made from its state.
+            txn = txn.when(&key::change(after.number), Condition::Modified(Revision(after.modified)));
+        }
+        Ok(self.store.commit(txn).await?)
+    }
+
+    /// Writes contents that no change names yet. Another may have written the same: it is the same.
+    async fn write_contents(&self, txn: Txn) -> Result<(), ConfigError> {
+        match self.store.commit(txn).await? {
+            Outcome::Done(_) => Ok(()),
+            Outcome::Conflict { .. } => Err(ConfigError::Contended),
+        }
     }
 
     /// What a change would do; all is checked, nothing is written.
@@ -197,7 +244,7 @@ impl Inner {
         check_schemas(&model, &edits)?;
         let planned = edits.iter().map(|(key, content)| {
             let before = model.existing(key);
-            let (was, null) = (before.map(|document| &document.content), Value::Null);
+            let (was, null) = (before.map(|current| &current.content), Value::Null);
             let differences = differences(was.unwrap_or(&null), content);
             let action = match (was, content) {
                 (None, Value::Null) => Action::Unchanged,
@@ -207,30 +254,35 @@ impl Inner {
                 (Some(_), _) => Action::Update,
             };
             let Key { namespace, kind, name } = key.clone();
-            let revision = before.map_or(0, |document| document.version.revision);
+            let revision = before.map_or(0, Current::seen);
             Planned { namespace, kind, name, revision, action, differences }
         });
         Ok(planned.collect())
     }
 
-    /// A document at a revision, from the store.
+    /// A document at a revision.
     pub(crate) async fn at(&self, key: &Key, revision: u64) -> Result<Document, ConfigError> {
-        let found = self.store.get(&key.revision(revision)).await?.entry;
+        let version = {
+            let model = self.model.read();
+            let versions =
+                model.documents.get(key).map(|current| current.versions.as_slice()).unwrap_or_default();
+            versions.iter().find(|version| version.revision == revision).cloned()
+        };
         let missing =
             || ConfigError::unknown(format!("{key} has no revision {revision}; its history lists all"));
-        serde_json::from_slice(&found.ok_or_else(missing)?.value).map_err(|error| {
-            ConfigError::invalid(format!("revision {revision} of {key} is not understood: {error}"))
-        })
+        let version = version.ok_or_else(missing)?;
+        let content = match &version.hash {
+            Some(hash) => read_content(&self.store, hash).await?,
+            None => Value::Null,
+        };
+        Ok(Document { version, content })
     }
 
     /// All revisions, the last one first.
-    pub(crate) async fn history(&self, key: &Key) -> Result<Vec<Version>, ConfigError> {
-        let entries = self.store.list(&key.revisions()).await?.entries;
-        if entries.is_empty() {
-            return Err(unknown(key));
-        }
-        let versions = entries.iter().rev().filter_map(|entry| serde_json::from_slice(&entry.value).ok());
-        Ok(versions.collect())
+    pub(crate) fn history(&self, key: &Key) -> Result<Vec<Version>, ConfigError> {
+        let model = self.model.read();
+        let current = model.documents.get(key).ok_or_else(|| unknown(key))?;
+        Ok(current.versions.iter().rev().cloned().collect())
     }
 }
 
@@ -293,9 +345,8 @@ fn check_expected(model: &Model, change: &Change, precondition: bool) -> Result<
     Ok(())
 }
 
-/// Refuses a change after which a document breaks its schema; returns the schemas' documents that this was decided by.
-fn check_schemas(model: &Model, edits: &BTreeMap<Key, Value>) -> Result<BTreeSet<Key>, ConfigError> {
-    let mut guards = BTreeSet::new();
+/// Refuses a change after which a document breaks its schema.
+fn check_schemas(model: &Model, edits: &BTreeMap<Key, Value>) -> Result<(), ConfigError> {
     let mut concerned: BTreeSet<&Key> = edits.keys().collect();
     for (key, content) in edits.iter().filter(|(key, _)| key.kind == schema::KIND) {
         if !content.is_null() {
@@ -307,49 +358,35 @@ fn check_schemas(model: &Model, edits: &BTreeMap<Key, Value>) -> Result<BTreeSet
     let mut broken = Vec::new();
     let mut compiled = BTreeMap::new();
     for key in concerned {
-        let places = schema::places(key);
-        guards.extend(places.iter().cloned());
         let Some(content) = model.content_after(key, edits) else { continue };
-        let found = places.into_iter().find_map(|place| Some((model.content_after(&place, edits)?, place)));
+        let mut places = schema::places(key).into_iter();
+        let found = places.find_map(|place| Some((model.content_after(&place, edits)?, place)));
         let Some((schema, place)) = found else { continue };
         if !compiled.contains_key(&place) {
             compiled.insert(place.clone(), schema::compile(&place, schema)?);
         }
         broken.extend(schema::check(&compiled[&place], key, content));
     }
-    if broken.is_empty() { Ok(guards) } else { Err(ConfigError::Schema { broken }) }
+    if broken.is_empty() { Ok(()) } else { Err(ConfigError::Schema { broken }) }
 }
 
-/// A change ready to be committed.
+/// A change ready to be written.
 struct Draft {
-    txn: Txn,
+    record: Record,
+    /// Where each content that is not stored yet goes.
+    contents: Vec<(String, Vec<u8>)>,
+    /// The change whose state it was made from.
+    after: Last,
+    /// The revisions after it, of documents that are so already too.
     versions: Vec<Version>,
 }
 
-fn unchanged(model: &Model, key: &Key) -> Condition {
-    model
-        .documents
-        .get(key)
-        .map_or(Condition::Absent, |current| Condition::Modified(Revision(current.modified)))
-}
-
-fn draft(
-    model: &Model,
-    change: &Change,
-    edits: &BTreeMap<Key, Value>,
-    author: &str,
-    time: &str,
-    guards: BTreeSet<Key>,
-) -> Draft {
-    let mut draft = Draft { txn: Txn::new(), versions: Vec::new() };
-    let mut touched = BTreeSet::new();
-    for guard in guards.into_iter().filter(|guard| !edits.contains_key(guard)) {
-        draft.txn = draft.txn.when(&guard.head(), unchanged(model, &guard));
-    }
+fn draft(model: &Model, edits: &BTreeMap<Key, Value>, record: Record) -> Draft {
+    let mut draft = Draft { record, contents: Vec::new(), after: model.last, versions: Vec::new() };
+    let mut places = BTreeSet::new();
     for (key, content) in edits {
-        let last = model.last(key);
+        let last = model.documents.get(key).map(Current::last);
         let hash = (!content.is_null()).then(|| hash(content));
-        draft.txn = draft.txn.when(&key.head(), unchanged(model, key));
         if let Some(last) = last.filter(|last| last.hash == hash) {
             draft.versions.push(last.clone());
             continue;
@@ -357,27 +394,12 @@ fn draft(
         if last.is_none() && content.is_null() {
             continue;
         }
-        let version = Version {
-            namespace: key.namespace.clone(),
-            kind: key.kind.clone(),
-            name: key.name.clone(),
-            revision: last.map_or(0, |last| last.revision) + 1,
-            author: author.to_owned(),
-            message: change.message.clone(),
-            time: time.to_owned(),
-            deleted: hash.is_none(),
-            hash,
-        };
-        let document = Document { version, content: content.clone() };
-        let json = |value: serde_json::Result<Vec<u8>>| {
-            value.expect("documents have text keys and no failing serializer")
-        };
-        draft.txn = draft.txn.then(Op::put(&key.head(), json(serde_json::to_vec(&document.version))));
-        let place = key.revision(document.version.revision);
-        draft.txn = draft.txn.then(Op::put(&place, json(serde_json::to_vec(&document))));
-        draft.versions.push(document.version);
-        touched.insert(key.generation());
+        if let Some(place) = hash.as_deref().map(key::content).filter(|place| places.insert(place.clone())) {
+            draft.contents.push((place, content.to_string().into_bytes()));
+        }
+        let revision = last.map_or(0, |last| last.revision) + 1;
+        draft.record.edits.push(Recorded { key: key.clone(), revision, hash });
     }
-    draft.txn.ops.extend(touched.iter().map(|key| Op::put(key, Vec::new())));
+    draft.versions.extend(draft.record.versions());
     draft
 }

@@ -49,6 +49,13 @@ impl World {
         ConfigClient(self.client.clone())
     }
 
+    /// Another replica over the same store.
+    async fn replica(&self) -> (Config, ConfigClient) {
+        let config = Config::start(self.store.clone(), Arc::new(self.clock.clone())).await.unwrap();
+        let client = Client::in_memory("replica", config.router().layer(Extension(Caller::Local)));
+        (config, ConfigClient(client))
+    }
+
     fn as_caller(&self, caller: Caller) -> ConfigClient {
         ConfigClient(Client::in_memory("config", self.config.router().layer(Extension(caller))))
     }
@@ -152,10 +159,11 @@ async fn a_conditional_write_happens_only_to_what_was_seen() {
 #[tokio::test]
 async fn of_many_writers_who_saw_the_same_one_succeeds() {
     let world = World::new().await;
+    let (_replica, other) = world.replica().await;
     world.put(ROUTE, json!({"n": 0})).await;
     let mut tasks = tokio::task::JoinSet::new();
     for n in 1..=40 {
-        let api = world.api();
+        let api = if n % 2 == 0 { world.api() } else { other.clone() };
         let wanted = change(vec![edit("HTTPRoute", "web", json!({"n": n}), Some(1))]);
         tasks
             .spawn(async move { api.apply(&wanted).await.map_err(|error| error.status().unwrap().as_u16()) });
@@ -166,7 +174,7 @@ async fn of_many_writers_who_saw_the_same_one_succeeds() {
     // Without a condition all get through, one after the other.
     let mut tasks = tokio::task::JoinSet::new();
     for n in 100..120 {
-        let api = world.api();
+        let api = if n % 2 == 0 { world.api() } else { other.clone() };
         let wanted = change(vec![edit("HTTPRoute", "web", json!({"n": n}), None)]);
         tasks.spawn(async move { api.apply(&wanted).await.unwrap().versions[0].revision });
     }
@@ -200,21 +208,31 @@ async fn a_change_of_several_documents_happens_whole_or_not_at_all() {
     assert_eq!(actions, [(Action::Delete, 1), (Action::Unchanged, 1), (Action::Create, 0)]);
     assert_eq!(world.api().list(None).await.unwrap().len(), 2, "a plan writes nothing");
     for (bad, word) in [
-        (change(vec![]), "1 to 42 edits"),
+        (change(vec![]), "1 to 10000 edits"),
         (change(vec![edit("A", "one", json!(1), None), edit("A", "one", json!(2), None)]), "edited twice"),
         (change(vec![edit("A", "One", json!(1), None)]), "lower-case"),
         (change(vec![edit("A/B", "one", json!(1), None)]), "kind `A/B`"),
-        (change((0..43).map(|n| edit("A", &n.to_string(), json!(1), None)).collect()), "split it"),
+        (change((0..10_001).map(|n| edit("A", &n.to_string(), json!(1), None)).collect()), "split it"),
     ] {
         let error = world.api().apply(&bad).await.unwrap_err().to_string();
         assert!(error.contains(word), "{error}");
     }
-    let most = change((0..42).map(|n| edit(&format!("K{n}"), "n", json!(n), Some(0))).collect());
-    assert_eq!(
-        world.api().apply(&most).await.unwrap().versions.len(),
-        42,
-        "a change of the greatest size fits"
-    );
+    // Some thousand documents, and one change of more bytes than a transaction of the store holds.
+    let many = change((0..5000).map(|n| edit("Many", &format!("n-{n}"), json!({"n": n}), Some(0))).collect());
+    let applied = world.api().apply(&many).await.unwrap();
+    assert_eq!(applied.versions.len(), 5000);
+    let big = |n: u64| json!(format!("{n}").repeat(400_000));
+    let large = change((1..=8).map(|n| edit("Large", &format!("n-{n}"), big(n), None)).collect());
+    world.api().apply(&large).await.unwrap();
+    let seen = Since {
+        epoch: world.api().changes(None, Duration::ZERO).await.unwrap().epoch,
+        revision: applied.revision,
+    };
+    let changes = world.api().changes(Some(&seen), Duration::ZERO).await.unwrap();
+    assert_eq!(changes.documents.len(), 8, "they came at once");
+    let world = world.restart().await;
+    assert_eq!(world.api().get("shop", "Large", "n-8", None).await.unwrap().content, big(8));
+    assert_eq!(world.api().list(Some("Many")).await.unwrap().len(), 5000);
 }
 
 #[tokio::test]
@@ -299,12 +317,13 @@ async fn what_breaks_its_schema_is_not_published() {
 #[tokio::test]
 async fn no_race_leaves_a_document_that_breaks_its_schema() {
     let world = World::new().await;
+    let (_replica, other) = world.replica().await;
     let schema = |maximum| change(vec![edit("JSONSchema", "settings", settings_schema(maximum), None)]);
     for round in 0..20 {
         world.api().apply(&schema(1000)).await.unwrap();
         let mut tasks = tokio::task::JoinSet::new();
         for n in 0..10 {
-            let (api, strict) = (world.api(), schema(10));
+            let (api, strict) = (if n % 2 == 0 { world.api() } else { other.clone() }, schema(10));
             let name = format!("s-{round}-{n}");
             tasks.spawn(async move {
                 if n == 5 {
