@@ -119,11 +119,12 @@ impl Source {
                 continue;
             }
             let read = read(&document);
-            if !read.is_good && is_new {
-                if let Some((name, bytes)) = self.last_good(&document.version).await? {
-                    files.insert(Arc::clone(&name), FileChange::Content(bytes));
-                    entry.good = Some(name);
-                }
+            if !read.is_good
+                && is_new
+                && let Some((name, bytes)) = self.last_good(&document.version).await?
+            {
+                files.insert(Arc::clone(&name), FileChange::Content(bytes));
+                entry.good = Some(name);
             }
             files.extend(entry.replace(&read));
             files.insert(read.name, read.change);

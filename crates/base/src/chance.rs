@@ -86,7 +86,7 @@ impl Rng for ThreadRng {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use proptest::prelude::*;
+    use proptest::{prop_assert, proptest};
 
     proptest! {
         #[test]
@@ -103,7 +103,10 @@ mod tests {
 
     #[test]
     fn same_seed_same_numbers() {
-        let take = |seed| { let mut r = SeededRng::new(seed); [r.next_u64(), r.next_u64()] };
+        let take = |seed| {
+            let mut r = SeededRng::new(seed);
+            [r.next_u64(), r.next_u64()]
+        };
         assert_eq!(take(7), take(7));
         assert_ne!(take(7), take(8));
     }

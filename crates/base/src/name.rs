@@ -27,7 +27,9 @@ pub enum NameError {
         max: usize,
     },
     /// A character outside the allowed set, or a separator at an end.
-    #[error("{what} `{text}` must consist of lower-case letters, digits{extra}, and begin and end with a letter or digit")]
+    #[error(
+        "{what} `{text}` must consist of lower-case letters, digits{extra}, and begin and end with a letter or digit"
+    )]
     Characters {
         /// Which name.
         what: &'static str,
@@ -49,10 +51,7 @@ fn check(what: &'static str, text: &str, max: usize, dots: bool) -> Result<(), N
     let alnum = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit();
     let label = |l: &str| {
         let b = l.as_bytes();
-        !b.is_empty()
-            && alnum(b[0])
-            && alnum(b[b.len() - 1])
-            && b.iter().all(|&c| alnum(c) || c == b'-')
+        !b.is_empty() && alnum(b[0]) && alnum(b[b.len() - 1]) && b.iter().all(|&c| alnum(c) || c == b'-')
     };
     let ok = if dots { text.split('.').all(label) } else { label(text) };
     if ok {

@@ -35,7 +35,11 @@ impl ContentHash {
     /// The hash of these bytes.
     #[must_use]
     pub fn of(bytes: &[u8]) -> Self {
-        Self(bytes.iter().fold(Self::OFFSET, |hash, &byte| (hash ^ u128::from(byte)).wrapping_mul(Self::PRIME)))
+        Self(
+            bytes
+                .iter()
+                .fold(Self::OFFSET, |hash, &byte| (hash ^ u128::from(byte)).wrapping_mul(Self::PRIME)),
+        )
     }
 
     /// A hash over several hashes that does not depend on their order.
