@@ -66,12 +66,14 @@ struct Folder {
     order: Vec<u64>,
     /// Two rules with equal matches: the first one answers.
     tie: [&'static str; 2],
+    /// The step, in a route that no request takes: it tells what the control plane has seen.
+    mark: u64,
 }
 
 impl Folder {
     fn new() -> Self {
         let routes = (0..TOGETHER + APART).map(|number| (number, Some(format!("r{number}-0")))).collect();
-        Self { routes, order: (0..TOGETHER).collect(), tie: ["one", "two"] }
+        Self { routes, order: (0..TOGETHER).collect(), tie: ["one", "two"], mark: 0 }
     }
 
     fn together(&self) -> String {
@@ -83,12 +85,24 @@ impl Folder {
             .map(|(number, told)| yaml::route(&format!("r{number}"), &rule(&path(number), told)))
             .collect();
         text.push_str(&yaml::route("tie", &self.tie.map(|told| rule("/tie/", told)).concat()));
+        text.push_str(&yaml::route("mark", &rule("/mark/", &format!("mark-{}", self.mark))));
         text
     }
 
     fn told(&self, number: u64) -> &str {
         self.routes[&number].as_deref().unwrap_or(FALLBACK)
     }
+}
+
+/// How a change reaches the folder.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum How {
+    /// A finished file takes the place of the old one.
+    Rename,
+    /// The old one is emptied and written, as some editors do.
+    InPlace,
+    /// As by rename, with the next change right behind, which nobody waits for.
+    Burst,
 }
 
 struct Editor {
@@ -102,20 +116,21 @@ struct Editor {
 
 impl Editor {
     /// Changes one thing and writes it; gives the path that is answered differently now.
-    fn change(&mut self, in_place: bool) -> String {
+    fn change(&mut self, how: How) -> String {
         self.step += 1;
         let step = self.step;
+        self.folder.mark = step;
         let kind = self.rng.below(100);
         let number = self.rng.below(TOGETHER);
         let (changed, alone) = match kind {
             // A file that comes or goes; its going is believed after a while only, so not often.
-            0..3 => {
+            0..3 if how != How::Burst => {
                 let number = TOGETHER + self.rng.below(APART);
                 let fresh = self.folder.routes[&number].is_none().then(|| format!("r{number}-{step}"));
                 self.folder.routes.insert(number, fresh);
                 (path(number), Some(number))
             }
-            3..20 => {
+            0..20 => {
                 let fresh = self.folder.routes[&number].is_none().then(|| format!("r{number}-{step}"));
                 self.folder.routes.insert(number, fresh);
                 (path(number), None)
@@ -139,15 +154,14 @@ impl Editor {
         // First what is allowed, then what makes it so.
         self.history.note(step, &changed, told);
         self.history.begun.store(step, Ordering::SeqCst);
-        self.write(alone, in_place);
+        self.write(alone, how);
         changed
     }
 
-    fn write(&self, alone: Option<u64>, in_place: bool) {
+    fn write(&self, alone: Option<u64>, how: How) {
         let Some(number) = alone else {
             let text = self.folder.together();
-            if in_place {
-                // As some editors do: the file is empty for a moment.
+            if how == How::InPlace {
                 fs::write(self.gateway.file("routes.yaml"), text).unwrap();
             } else {
                 self.gateway.write("routes.yaml", &text);
@@ -157,7 +171,7 @@ impl Editor {
         let file = format!("r{number}.yaml");
         match &self.folder.routes[&number] {
             Some(told) => {
-                self.gateway.write(&file, &yaml::route(&format!("r{number}"), &rule(&path(number), told)))
+                self.gateway.write(&file, &yaml::route(&format!("r{number}"), &rule(&path(number), told)));
             }
             None => self.gateway.remove(&file),
         }
@@ -177,32 +191,9 @@ impl Editor {
     }
 
     fn is_seen(&self) -> bool {
-        let objects = self.gateway.api("/v1/resources/httproute");
-        let objects = objects.as_array().expect("an array");
-        let told = |name: &str| {
-            let object = objects.iter().find(|object| object["metadata"]["name"] == name)?;
-            let filter = &object["spec"]["rules"][0]["filters"][0]["responseHeaderModifier"];
-            filter["set"][0]["value"].as_str().map(str::to_owned)
-        };
-        if std::env::var("DBG").is_ok() {
-            for (number, is) in &self.folder.routes {
-                if told(&format!("r{number}")) != *is {
-                    eprintln!(
-                        "step {} r{number} want {is:?} got {:?}",
-                        self.step,
-                        told(&format!("r{number}"))
-                    );
-                }
-            }
-            eprintln!(
-                "tie {:?} {:?} {}",
-                told("tie"),
-                self.folder.tie,
-                fs::read_to_string(self.gateway.file("routes.yaml")).unwrap() == self.folder.together()
-            );
-        }
-        told("tie").as_deref() == Some(self.folder.tie[0])
-            && self.folder.routes.iter().all(|(number, is)| told(&format!("r{number}")) == *is)
+        let mark = self.gateway.api("/v1/resources/httproute/default/mark");
+        let filter = &mark["spec"]["rules"][0]["filters"][0]["responseHeaderModifier"];
+        filter["set"][0]["value"] == format!("mark-{}", self.folder.mark)
     }
 }
 
@@ -271,9 +262,12 @@ fn under_a_thousand_edits_every_response_is_of_the_old_or_the_new_revision_and_n
     let mut editor = Editor { gateway, history, folder, rng: SeededRng::new(7), step: 0, revision };
     while editor.step < EDITS {
         // Now and then several at once, which nobody waits for.
-        let changes = if editor.rng.below(20) == 0 { 5 } else { 1 };
-        let in_place = changes == 1 && editor.step % 3 == 0;
-        let paths: Vec<String> = (0..changes).map(|_| editor.change(in_place)).collect();
+        let (how, changes) = match editor.rng.below(20) {
+            0 => (How::Burst, 5),
+            1..6 => (How::InPlace, 1),
+            _ => (How::Rename, 1),
+        };
+        let paths: Vec<String> = (0..changes).map(|_| editor.change(how)).collect();
         editor.settle(changes);
         for path in paths {
             let told = runtime.block_on(ask(&mut own, &path));
@@ -292,4 +286,53 @@ fn under_a_thousand_edits_every_response_is_of_the_old_or_the_new_revision_and_n
         let sent = runtime.block_on(client).expect("every response was right");
         assert!(sent > EDITS, "{sent} requests are no load");
     }
+}
+
+/// Writes that follow each other without a pause meet the watcher at every moment of its look.
+fn rewritten_without_a_pause(write: impl Fn(&Gateway, &str)) {
+    let upstream = Upstream::start("web");
+    let fixed =
+        [yaml::EDGE, &yaml::route("rest", &rule("/", FALLBACK)), &yaml::service("web", &[upstream.address])];
+    let text = |mark: u64| {
+        // Every text is as long as the others.
+        let mark = format!("mark-{mark:06}");
+        [yaml::route("steady", &rule("/steady/", "steady")), yaml::route("mark", &rule("/mark/", &mark))]
+            .concat()
+    };
+    let gateway = Gateway::start(&[("fixed.yaml", &fixed.concat()), ("routes.yaml", &text(0))]);
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let mut client = runtime.block_on(Client::http1(gateway.at(HTTP)));
+    let mut step = 0;
+    for round in 0..40 {
+        // Pauses of another length each time: the next round begins at another moment of the look.
+        for _ in 0..20 + round {
+            step += 1;
+            write(&gateway, &text(step));
+            let (status, headers, _) = runtime.block_on(client.get("/steady/"));
+            assert_eq!((status.as_u16(), &headers[TOLD]), (200, &"steady".parse().unwrap()), "step {step}");
+        }
+        let last = format!("mark-{step:06}");
+        until("the last content is in effect", || {
+            let (_, headers, _) = runtime.block_on(client.get("/mark/"));
+            (headers[TOLD] == *last).then_some(())
+        });
+    }
+}
+
+#[test]
+fn a_file_replaced_again_and_again_ends_as_its_last_content() {
+    rewritten_without_a_pause(|gateway, text| gateway.write("routes.yaml", text));
+}
+
+#[test]
+fn a_file_rewritten_in_place_again_and_again_is_never_seen_empty() {
+    rewritten_without_a_pause(|gateway, text| fs::write(gateway.file("routes.yaml"), text).unwrap());
+}
+
+#[test]
+fn a_file_rewritten_in_place_beside_other_edits_is_never_seen_empty() {
+    rewritten_without_a_pause(|gateway, text| {
+        gateway.write("other.yaml", &yaml::route("other", &rule("/other/", "other")));
+        fs::write(gateway.file("routes.yaml"), text).unwrap();
+    });
 }

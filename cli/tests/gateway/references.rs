@@ -111,11 +111,11 @@ fn a_route_of_another_namespace_attaches_only_where_the_listener_lets_it() {
     };
     refused();
     gateway.edit(|| {
-        gateway.write("edge.yaml", &from("{from: Selector, selector: {matchLabels: {edge: open}}}"))
+        gateway.write("edge.yaml", &from("{from: Selector, selector: {matchLabels: {edge: open}}}"));
     });
     assert_eq!(curl.get(&[&gateway.url("/")]).seen()["server"], "web");
     gateway.edit(|| {
-        gateway.write("edge.yaml", &from("{from: Selector, selector: {matchLabels: {edge: shut}}}"))
+        gateway.write("edge.yaml", &from("{from: Selector, selector: {matchLabels: {edge: shut}}}"));
     });
     refused();
 }

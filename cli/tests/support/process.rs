@@ -184,7 +184,8 @@ impl Drop for Gateway {
         drop(self.child.wait());
         if std::thread::panicking() {
             // What the process said is half of the explanation.
-            eprintln!("the gateway's log:\n{}", self.stderr());
+            let said = format!("the gateway's log:\n{}\n", self.stderr());
+            drop(std::io::Write::write_all(&mut std::io::stderr(), said.as_bytes()));
         }
     }
 }

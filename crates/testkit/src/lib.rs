@@ -54,7 +54,9 @@ pub fn skip(why: &str) {
         env::var("MESHWORK_REQUIRE").as_deref() != Ok("all"),
         "{test} cannot run: {why}, and MESHWORK_REQUIRE=all makes a skip a failure; run tests/setup"
     );
-    let line = format!("skipped: {test}: {why}; tests/setup installs what tests need\n");
+    // Two crates may have tests of one name.
+    let file = std::panic::Location::caller().file();
+    let line = format!("skipped: {file} {test}: {why}; tests/setup installs what tests need\n");
     // Past the test harness's capture: a skip that nobody sees is a silent gap.
     drop(std::io::stderr().write_all(line.as_bytes()));
     let Some(list) = env::var_os("MESHWORK_SKIPPED") else { return };
