@@ -30,10 +30,12 @@ pub(crate) enum Command {
     Gateway(Box<gateway::Arguments>),
     /// Run a program in the mesh
     Run(Box<run::Arguments>),
-    /// Run registry and control plane in one process
+    /// Run registry, config service and control plane in one process
     Server(Box<platform::ServerArguments>),
     /// Run the registry alone
     Registry(Box<platform::RegistryArguments>),
+    /// Run the config service alone
+    Config(Box<platform::ConfigArguments>),
     /// Run the control plane alone
     ControlPlane(Box<platform::ControlPlaneArguments>),
     /// Say what is wrong with resources before they are used
@@ -54,8 +56,8 @@ pub(crate) enum Command {
     Services(services::Arguments),
     /// Make join tokens
     Token(token::Arguments),
-    /// Explain an error code
-    Explain(explain::Arguments),
+    /// Explain what would become of a request, or an error code
+    Explain(Box<explain::Arguments>),
 }
 
 type Outcome = Result<ExitCode, Box<dyn Error>>;
@@ -69,6 +71,7 @@ pub(crate) fn run(command: Command) -> Outcome {
         Command::Run(arguments) => run::run(*arguments),
         Command::Server(arguments) => platform::server(*arguments),
         Command::Registry(arguments) => platform::registry(*arguments),
+        Command::Config(arguments) => platform::config(*arguments),
         Command::ControlPlane(arguments) => platform::control_plane(*arguments),
         Command::Check(arguments) => check::run(&arguments),
         Command::Apply(arguments) => apply::run(&arguments),

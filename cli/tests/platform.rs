@@ -124,6 +124,7 @@ fn one_command_starts_the_shop_keeps_it_alive_and_another_ends_it() {
     }
     assert_eq!(endpoints["controlPlane"], url("http", 15014));
     assert_eq!(endpoints["registry"], url("http", 8500));
+    assert_eq!(endpoints["config"], url("http", 8888));
     let version = std::fs::read_to_string(platform.data.path().join("VERSION")).unwrap();
     assert_eq!(version.trim(), env!("CARGO_PKG_VERSION"));
 

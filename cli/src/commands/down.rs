@@ -7,9 +7,9 @@ use std::time::Duration;
 use rustix::process::Signal;
 
 use super::{Outcome, block_on};
+use crate::up::UpError;
 use crate::up::endpoints::FILE;
 use crate::up::pids::{self, Found};
-use crate::up::UpError;
 
 /// How often it is looked whether a process has ended.
 const LOOK: Duration = Duration::from_millis(20);
@@ -71,7 +71,9 @@ async fn end(data_dir: &Path) -> Result<(), UpError> {
     for file in ["up.pid", FILE] {
         let path = data_dir.join(file);
         match std::fs::remove_file(&path) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(UpError::io(&path)(error)),
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                return Err(UpError::io(&path)(error));
+            }
             _ => {}
         }
     }

@@ -1,23 +1,76 @@
-//! `meshwork explain MW1042`: the page of an error code.
+//! `meshwork explain --host …`: what would become of a request, and why; `meshwork explain MW1042`: the page of an error
+//! code.
 
+use std::io::IsTerminal as _;
 use std::process::ExitCode;
 
+use bytes::Bytes;
 use rust_embed::RustEmbed;
+use serde_json::{Value, json};
 
-use super::Outcome;
-use crate::output;
+use super::{Outcome, block_on};
+use crate::output::{self, Format};
+use crate::server::ServerArgs;
 
 /// The pages, compiled in.
 #[derive(RustEmbed)]
 #[folder = "../docs/errors"]
 struct Pages;
 
-/// Explain an error code
+/// Explain what would become of a request, or an error code
 #[derive(clap::Args, Debug)]
 pub(crate) struct Arguments {
-    /// The code, as MW1042
-    #[arg(value_name = "CODE")]
-    code: String,
+    /// An error code, as MW1042
+    #[arg(value_name = "CODE", required_unless_present = "host", conflicts_with = "host")]
+    code: Option<String>,
+    #[command(flatten)]
+    request: Request,
+    #[command(flatten)]
+    server: ServerArgs,
+    /// How to print
+    #[arg(short, long, value_enum, default_value_t, requires = "host")]
+    output: Format,
+}
+
+/// The request in question.
+#[derive(clap::Args, Debug)]
+struct Request {
+    /// The host that it names, as shop.example or catalog:8080
+    #[arg(long, value_name = "HOST[:PORT]")]
+    host: Option<String>,
+    /// Path with its query
+    #[arg(long, value_name = "PATH", default_value = "/", requires = "host")]
+    path: String,
+    /// Method
+    #[arg(short = 'X', long, value_name = "METHOD", default_value = "GET", requires = "host")]
+    method: String,
+    /// A header, as 'name: value'; may be given several times
+    #[arg(short = 'H', long = "header", value_name = "HEADER", requires = "host", value_parser = header)]
+    headers: Vec<(String, String)>,
+    /// The port of this listener, as NAMESPACE/GATEWAY/LISTENER
+    #[arg(long, value_name = "LISTENER", requires = "host")]
+    listener: Option<String>,
+    /// The gateway's port
+    #[arg(long, value_name = "PORT", requires = "host")]
+    port: Option<u16>,
+    /// Over TLS
+    #[arg(long, requires = "host")]
+    https: bool,
+    /// The server name of the TLS handshake [default: the host]
+    #[arg(long, value_name = "NAME", requires = "host")]
+    sni: Option<String>,
+    /// Who asks, from within the mesh: a SPIFFE ID, or NAMESPACE/WORKLOAD
+    #[arg(long, value_name = "WHO", requires = "host", conflicts_with_all = ["listener", "port", "https", "sni"])]
+    from: Option<String>,
+}
+
+fn header(text: &str) -> Result<(String, String), String> {
+    match text.split_once(':') {
+        Some((name, value)) if !name.trim().is_empty() => {
+            Ok((name.trim().to_owned(), value.trim().to_owned()))
+        }
+        _ => Err("write it as 'name: value'".to_owned()),
+    }
 }
 
 /// The page of a code, in any case.
@@ -27,13 +80,19 @@ fn page(code: &str) -> Option<String> {
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Outcome {
-    let Some(page) = page(&arguments.code) else {
+    match &arguments.code {
+        Some(code) => explain_code(code),
+        None => explain_request(arguments),
+    }
+}
+
+fn explain_code(code: &str) -> Outcome {
+    let Some(page) = page(code) else {
         let known: Vec<String> =
             Pages::iter().filter_map(|name| name.strip_suffix(".md").map(str::to_owned)).collect();
         let (first, last) = (known.iter().min(), known.iter().max());
         output::note(&format!(
-            "error: there is no error code `{}`; codes are written as {} to {}",
-            arguments.code,
+            "error: there is no error code `{code}`; codes are written as {} to {}",
             first.map_or("MW1001", String::as_str),
             last.map_or("MW7999", String::as_str)
         ));
@@ -41,4 +100,96 @@ pub(crate) fn run(arguments: &Arguments) -> Outcome {
     };
     output::print(&page)?;
     Ok(ExitCode::SUCCESS)
+}
+
+fn explain_request(arguments: &Arguments) -> Outcome {
+    let Request { host, path, method, headers, listener, port, https, sni, from } = &arguments.request;
+    let question = json!({
+        "host": host, "path": path, "method": method, "headers": headers, "listener": listener, "port": port,
+        "https": https, "sni": sni, "from": from,
+    });
+    let body = Bytes::from(question.to_string());
+    let kind = [("content-type", "application/json")];
+    let client = arguments.server.client()?;
+    let answer: Value = block_on(client.json(http::Method::POST, "/v1/explain", &kind, body))??;
+    if arguments.output == Format::Table {
+        output::print(&story(&answer, std::io::stdout().is_terminal()))?;
+    } else {
+        output::value(arguments.output, &answer)?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn text<'a>(value: &'a Value, key: &str) -> &'a str {
+    value[key].as_str().unwrap_or_default()
+}
+
+/// The answer as a story: one line per step, the verdict last.
+fn story(answer: &Value, marks: bool) -> String {
+    let request = &answer["request"];
+    let port = request["port"].as_u64().map(|port| format!(":{port}")).unwrap_or_default();
+    let query = request["query"].as_str().map(|query| format!("?{query}")).unwrap_or_default();
+    let from = request["from"].as_str().map(|from| format!(" from {from}")).unwrap_or_default();
+    let mut lines = vec![format!(
+        "{} {}://{}{port}{}{query}{from}, by revision {}",
+        text(request, "method"),
+        text(request, "scheme"),
+        text(request, "host"),
+        text(request, "path"),
+        answer["revision"]
+    )];
+    for step in answer["steps"].as_array().into_iter().flatten() {
+        let outcome = text(step, "outcome");
+        let mark = match outcome {
+            _ if !marks => "",
+            "chosen" => "✓ ",
+            "refused" => "✗ ",
+            _ => "  ",
+        };
+        // What was only noted is told by its words alone.
+        let outcome = if outcome == "noted" { String::new() } else { format!(" {outcome}") };
+        let (phase, subject, why) = (text(step, "phase"), text(step, "subject"), text(step, "why"));
+        lines.push(format!("{mark}{phase:<10} {subject}{outcome}: {why}"));
+    }
+    if let Some(omitted) = answer["omitted"].as_u64().filter(|omitted| *omitted > 0) {
+        lines.push(format!("… and {omitted} more that do not take it"));
+    }
+    lines.push(format!("{:<10} {}", "answer", verdict(answer)));
+    lines.join("\n") + "\n"
+}
+
+fn verdict(answer: &Value) -> String {
+    let verdict = &answer["verdict"];
+    let failure = |verdict: &Value| {
+        let policy = verdict["policy"].as_str().map(|policy| format!(", {policy}")).unwrap_or_default();
+        format!(
+            "{} (cause {}, flag {}{policy})",
+            verdict["status"],
+            text(verdict, "cause"),
+            text(verdict, "flag")
+        )
+    };
+    match text(verdict, "outcome") {
+        "failed" => failure(verdict),
+        "redirected" => format!("{} to {}", verdict["status"], text(verdict, "location")),
+        "notListening" => "none: nothing listens there".to_owned(),
+        "handshakeRefused" => "none: the TLS handshake fails".to_owned(),
+        _ => {
+            let backends = answer["backends"].as_array().into_iter().flatten();
+            let total: u64 = backends.clone().filter_map(|backend| backend["weight"].as_u64()).sum();
+            let told: Vec<String> = backends
+                .map(|backend| {
+                    let share = backend["weight"].as_u64().unwrap_or_default() * 100 / total.max(1);
+                    let fails = text(&backend["verdict"], "outcome") == "failed";
+                    let but = if fails {
+                        format!(", which fails: {}", failure(&backend["verdict"]))
+                    } else {
+                        String::new()
+                    };
+                    format!("{}:{} ({share} %){but}", text(backend, "service"), backend["port"])
+                })
+                .collect();
+            format!("forwarded to {}", told.join("; "))
+        }
+    }
 }

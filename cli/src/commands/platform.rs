@@ -1,33 +1,53 @@
-//! `meshwork server`: registry and control plane in one process; each is a command of its own too.
+//! `meshwork server`: registry, config service and control plane in one process; each is a command of its own too.
 //!
 //! The parts are put together here and know each other by their APIs alone, whether over a socket or not.
 
+mod config;
 mod control_plane;
 mod registry;
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use meshwork_api::{Client, RegistryClient};
-use meshwork_base::{Clock, SystemClock, ThreadRng};
-use meshwork_process::{CommonArgs, Drain};
+use axum::Router;
+use axum::extract::Request;
+use axum::middleware::{self, Next};
+use axum::response::IntoResponse as _;
+use http::{StatusCode, Uri, header};
+use meshwork_api::{Client, ConfigClient, RegistryClient};
+use meshwork_base::{Clock, SystemClock};
+use meshwork_process::{Caller, CommonArgs, Drain, Problem};
 use meshwork_telemetry::{LogHandle, MetricsRegistry, init_logging};
+use tokio::net::TcpListener;
+use tokio::task::AbortHandle;
 
 use super::Outcome;
 use crate::private;
 use crate::server::ApiArgs;
-use control_plane::PlaneArgs;
+use config::ConfigArgs;
+use control_plane::{Followed, PlaneArgs};
 use registry::RegistryArgs;
 
-/// Run registry and control plane in one process
+/// Run registry, config service and control plane in one process
 #[derive(clap::Args, Debug)]
 pub(crate) struct ServerArguments {
     #[command(flatten)]
     plane: PlaneArgs,
     #[command(flatten)]
     registry: RegistryArgs,
+    #[command(flatten)]
+    config: ConfigArgs,
+    #[command(flatten)]
+    common: CommonArgs,
+}
+
+/// Run the config service alone
+#[derive(clap::Args, Debug)]
+pub(crate) struct ConfigArguments {
+    #[command(flatten)]
+    config: ConfigArgs,
     #[command(flatten)]
     common: CommonArgs,
 }
@@ -55,6 +75,9 @@ pub(crate) struct ControlPlaneArguments {
     /// The registry whose catalog is followed, as http://127.0.0.1:8500; without, services are those of the folders
     #[arg(long, value_name = "URL", env = "MESHWORK_REGISTRY_URL")]
     registry: Option<String>,
+    /// The config service whose documents are followed, and into which `apply` writes, as http://127.0.0.1:8888
+    #[arg(long, value_name = "URL", env = "MESHWORK_CONFIG_URL")]
+    config: Option<String>,
     #[command(flatten)]
     plane: PlaneArgs,
     #[command(flatten)]
@@ -112,15 +135,20 @@ fn run(
 }
 
 pub(crate) fn server(arguments: ServerArguments) -> Outcome {
-    let ServerArguments { plane, registry, common } = arguments;
+    let ServerArguments { plane, registry, config, common } = arguments;
     run(common, async move |process| {
-        let store = registry::start(&process).await?;
-        // Within one process the control plane follows the registry without a socket.
-        let followed = RegistryClient(Client::in_memory("the registry", registry::as_local(store.router())));
-        let plane = control_plane::start(&process, plane, Some(followed)).await?;
+        let catalog = registry::start(&process).await?;
+        let documents = config::start(&process).await?;
+        // Within one process the control plane follows the others without a socket.
+        let inside = |name: &str, router| Client::in_memory(name, as_local(router));
+        let followed = Followed {
+            registry: Some(RegistryClient(inside("the registry", catalog.router()))),
+            config: Some(ConfigClient(inside("the config service", documents.router()))),
+        };
+        let plane = control_plane::start(&process, plane, followed).await?;
+        let _documents = config.serve(&process, &documents).await?;
         let member = registry::Member::inside(&process, &plane).await?;
-        let _served = registry.serve(&process, &store, member).await?;
-        plane.synced().await;
+        let _catalog = registry.serve(&process, &catalog, member).await?;
         process.until_told().await?;
         Ok(())
     })
@@ -129,27 +157,95 @@ pub(crate) fn server(arguments: ServerArguments) -> Outcome {
 pub(crate) fn registry(arguments: RegistryArguments) -> Outcome {
     let RegistryArguments { control_plane, token_file, api, registry, common } = arguments;
     run(common, async move |process| {
-        let store = registry::start(&process).await?;
+        let catalog = registry::start(&process).await?;
         let member = registry::Member { control_plane, token_file };
         let member = member.with_token(&process, &api).await?;
-        let _served = registry.serve(&process, &store, member).await?;
+        let _served = registry.serve(&process, &catalog, member).await?;
+        process.until_told().await?;
+        Ok(())
+    })
+}
+
+pub(crate) fn config(arguments: ConfigArguments) -> Outcome {
+    let ConfigArguments { config, common } = arguments;
+    run(common, async move |process| {
+        let documents = config::start(&process).await?;
+        let _served = config.serve(&process, &documents).await?;
         process.until_told().await?;
         Ok(())
     })
 }
 
 pub(crate) fn control_plane(arguments: ControlPlaneArguments) -> Outcome {
-    let ControlPlaneArguments { registry, plane, common } = arguments;
+    let ControlPlaneArguments { registry, config, plane, common } = arguments;
     run(common, async move |process| {
-        let registry = registry.map(|url| Client::http(&url).map(RegistryClient)).transpose()?;
-        let _plane = control_plane::start(&process, plane, registry).await?;
+        let followed = Followed {
+            registry: registry.map(|url| Client::http(&url).map(RegistryClient)).transpose()?,
+            config: config.map(|url| Client::http(&url).map(ConfigClient)).transpose()?,
+        };
+        let _plane = control_plane::start(&process, plane, followed).await?;
         process.until_told().await?;
         Ok(())
     })
 }
 
-/// Follows a registry beside the caller's work.
-fn follow(plane: &meshwork_control_plane::ControlPlane, registry: RegistryClient) {
-    let following = meshwork_control_plane::registry::follow(plane.clone(), registry, ThreadRng::new());
-    tokio::spawn(following);
+/// What serves; dropping it ends that.
+struct Served(Vec<AbortHandle>);
+
+impl Drop for Served {
+    fn drop(&mut self) {
+        self.0.iter().for_each(AbortHandle::abort);
+    }
+}
+
+/// Serves a role's API in plaintext to this machine.
+async fn serve_local(
+    role: &str,
+    flag: &str,
+    address: SocketAddr,
+    router: Router,
+) -> Result<AbortHandle, String> {
+    if !address.ip().is_loopback() {
+        return Err(format!(
+            "the {role} would listen in plaintext on {address}, where others than this machine can reach it; choose a loopback address with {flag}"
+        ));
+    }
+    let listener = bind(role, flag, address).await?;
+    tracing::info!(%address, "{role} started");
+    let routes = at_local_port(router);
+    Ok(tokio::spawn(async move { drop(axum::serve(listener, routes).await) }).abort_handle())
+}
+
+async fn bind(role: &str, flag: &str, address: SocketAddr) -> Result<TcpListener, String> {
+    TcpListener::bind(address).await.map_err(|error| {
+        format!(
+            "the {role} cannot listen on {address}: {error}; choose another {flag} or stop what listens there"
+        )
+    })
+}
+
+/// The API as this machine's operator calls it.
+fn as_local(router: Router) -> Router {
+    router.layer(middleware::from_fn(|mut request: Request, next: Next| async move {
+        request.extensions_mut().insert(Caller::Local);
+        next.run(request).await
+    }))
+}
+
+/// The API as this machine's operator calls it over a socket: a page in a browser, led here by a name that its site's
+/// DNS points at this machine, is not the operator.
+fn at_local_port(router: Router) -> Router {
+    as_local(router).layer(middleware::from_fn(|request: Request, next: Next| async move {
+        let host = request.headers().get(header::HOST).and_then(|host| host.to_str().ok());
+        let host =
+            host.and_then(|host| host.parse::<Uri>().ok()).and_then(|uri| uri.host().map(str::to_owned));
+        let is_ours = host.is_some_and(|host| {
+            host == "localhost" || host.trim_matches(['[', ']']).parse::<std::net::IpAddr>().is_ok()
+        });
+        if is_ours {
+            return next.run(request).await;
+        }
+        let why = "this port is called by an IP address or as localhost; correct the Host header";
+        Problem::new(StatusCode::FORBIDDEN, "not for this caller").detail(why).into_response()
+    }))
 }

@@ -244,6 +244,7 @@ impl Platform {
             vec!["gateway".to_owned(), endpoints.gateway.admin.clone(), "admin".to_owned()],
             vec!["control plane".to_owned(), endpoints.control_plane.clone(), "API".to_owned()],
             vec!["registry".to_owned(), endpoints.registry.clone(), "Consul's API".to_owned()],
+            vec!["config".to_owned(), endpoints.config.clone(), "documents".to_owned()],
         ];
         if endpoints.instances.is_empty() {
             rows[0][0] = "gateway".to_owned();

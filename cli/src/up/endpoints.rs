@@ -19,8 +19,7 @@ pub(crate) struct Endpoints {
     pub(crate) gateway: Gateway,
     pub(crate) control_plane: String,
     pub(crate) registry: String,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) config: Option<String>,
+    pub(crate) config: String,
     pub(crate) instances: Vec<Instance>,
 }
 
@@ -74,7 +73,7 @@ impl Endpoints {
             },
             control_plane: url(15014),
             registry: url(8500),
-            config: None,
+            config: url(8888),
             instances: instances.collect(),
         }
     }

@@ -5,14 +5,14 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use meshwork_api::RegistryClient;
-use meshwork_base::TrustDomain;
-use meshwork_control_plane::{ApiServer, ControlPlane, RootFiles, Secure, Settings, registry};
+use meshwork_api::{ConfigClient, RegistryClient};
+use meshwork_base::{ThreadRng, TrustDomain};
+use meshwork_control_plane::{ApiServer, ControlPlane, RootFiles, Secure, Settings, config, registry};
 use meshwork_process::{AdminState, Readiness};
 use meshwork_telemetry::inventory;
 use meshwork_xds::server::Open;
 
-use super::{Process, follow};
+use super::Process;
 
 /// Flags of the control plane.
 #[derive(clap::Args, Clone, Debug)]
@@ -50,6 +50,28 @@ fn trust_domain(text: &str) -> Result<TrustDomain, String> {
     TrustDomain::new(text).map_err(|error| error.to_string())
 }
 
+/// Services that are followed beside the folders.
+pub(super) struct Followed {
+    pub(super) registry: Option<RegistryClient>,
+    pub(super) config: Option<ConfigClient>,
+}
+
+impl Followed {
+    fn feeds(&self) -> Vec<String> {
+        let registry = self.registry.iter().flat_map(|_| registry::FEEDS);
+        registry.chain(self.config.iter().map(|_| config::FEED)).map(str::to_owned).collect()
+    }
+
+    fn follow(self, plane: &ControlPlane) {
+        if let Some(client) = self.registry {
+            tokio::spawn(registry::follow(plane.clone(), client, ThreadRng::new()));
+        }
+        if let Some(client) = self.config {
+            tokio::spawn(config::follow(plane, client, ThreadRng::new()));
+        }
+    }
+}
+
 /// A running control plane with its API; it ends when it is dropped.
 pub(super) struct Plane {
     pub(super) plane: ControlPlane,
@@ -57,17 +79,10 @@ pub(super) struct Plane {
     _api: ApiServer,
 }
 
-impl Plane {
-    /// Returns when proxies are told what there is.
-    pub(super) async fn synced(&self) {
-        self.plane.synced().await;
-    }
-}
-
 pub(super) async fn start(
     process: &Process,
     args: PlaneArgs,
-    followed: Option<RegistryClient>,
+    followed: Followed,
 ) -> Result<Plane, Box<dyn Error>> {
     let proxy_address =
         args.proxy_address.unwrap_or_else(|| SocketAddr::new(process.common.listen_address, 15012));
@@ -77,7 +92,7 @@ pub(super) async fn start(
         listen: proxy_address,
         ..Secure::new(process.folder("control-plane")?)
     };
-    let feeds = if followed.is_some() { registry::FEEDS.map(str::to_owned).to_vec() } else { Vec::new() };
+    let feeds = followed.feeds();
     let settings = Settings {
         folders: args.resources,
         feeds,
@@ -85,9 +100,7 @@ pub(super) async fn start(
         access: Arc::new(Open),
     };
     let plane = ControlPlane::start_secure(settings, secure, Arc::clone(&process.clock)).await?;
-    if let Some(followed) = followed {
-        follow(&plane, followed);
-    }
+    followed.follow(&plane);
     process.metrics.set_info(&inventory::BUILD_INFO, &[env!("CARGO_PKG_VERSION"), "control-plane"]);
     let readiness = Readiness::new();
     let synced = readiness.condition("synced");

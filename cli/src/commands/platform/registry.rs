@@ -9,23 +9,19 @@ use std::sync::Arc;
 use axum::Router;
 use axum::extract::Request;
 use axum::middleware::{self, Next};
-use axum::response::{IntoResponse as _, Response};
-use http::{StatusCode, Uri, header};
+use axum::response::Response;
 use meshwork_api::identity::{REGISTRY, TokenRequest};
 use meshwork_api::{Client, IdentityClient};
 use meshwork_base::{Namespace, ObjectName, ThreadRng};
 use meshwork_identity::{ClientAuth, Loaded, SvidStore};
-use meshwork_process::Problem;
 use meshwork_registry::{Caller, Options, Registry};
 use meshwork_store::embedded;
 use meshwork_xds::join::Joining;
 use meshwork_xds::transport::mtls::{self, Connections, Endpoints};
-use tokio::net::TcpListener;
-use tokio::task::AbortHandle;
 use tonic::service::Routes;
 
-use super::Process;
 use super::control_plane::Plane;
+use super::{Process, Served, bind, serve_local};
 use crate::private;
 use crate::server::ApiArgs;
 use crate::token::token_file;
@@ -50,32 +46,6 @@ pub(super) async fn start(process: &Process) -> Result<Registry, Box<dyn Error>>
     let rng = Box::new(ThreadRng::new());
     let options = Options { address: process.common.listen_address, ..Options::default() };
     Ok(Registry::start(store, Arc::clone(&process.clock), rng, options).await?)
-}
-
-/// The API as this machine's operator calls it.
-pub(super) fn as_local(router: Router) -> Router {
-    router.layer(middleware::from_fn(|mut request: Request, next: Next| async move {
-        request.extensions_mut().insert(Caller::Local);
-        next.run(request).await
-    }))
-}
-
-/// The API as this machine's operator calls it over a socket: a page in a browser, led here by a name that its site's
-/// DNS points at this machine, is not the operator.
-fn at_local_port(router: Router) -> Router {
-    as_local(router).layer(middleware::from_fn(|request: Request, next: Next| async move {
-        let host = request.headers().get(header::HOST).and_then(|host| host.to_str().ok());
-        let host =
-            host.and_then(|host| host.parse::<Uri>().ok()).and_then(|uri| uri.host().map(str::to_owned));
-        let is_ours = host.is_some_and(|host| {
-            host == "localhost" || host.trim_matches(['[', ']']).parse::<std::net::IpAddr>().is_ok()
-        });
-        if is_ours {
-            return next.run(request).await;
-        }
-        let why = "this port is called by an IP address or as localhost; correct the Host header";
-        Problem::new(StatusCode::FORBIDDEN, "not for this caller").detail(why).into_response()
-    }))
 }
 
 /// The API as workloads call it: each by its SPIFFE ID.
@@ -126,15 +96,6 @@ impl Member {
     }
 }
 
-/// What serves; dropping it ends that.
-pub(super) struct Served(Vec<AbortHandle>);
-
-impl Drop for Served {
-    fn drop(&mut self) {
-        self.0.iter().for_each(AbortHandle::abort);
-    }
-}
-
 impl RegistryArgs {
     pub(super) async fn serve(
         &self,
@@ -143,20 +104,12 @@ impl RegistryArgs {
         member: Member,
     ) -> Result<Served, Box<dyn Error>> {
         let plain = self.registry_address.unwrap_or_else(|| SocketAddr::new(process.plain_address(), 8500));
-        if !plain.ip().is_loopback() {
-            let why = format!(
-                "{plain} can be reached from other machines, and this port knows no callers; choose a loopback address: the mesh has --registry-mesh-address"
-            );
-            return Err(why.into());
-        }
-        let local = bind("--registry-address", plain).await?;
+        let local = serve_local("registry", "--registry-address", plain, registry.router()).await?;
         let mesh = self
             .registry_mesh_address
             .unwrap_or_else(|| SocketAddr::new(process.common.listen_address, 8501));
-        let mesh = bind("--registry-mesh-address", mesh).await?;
-        let routes = at_local_port(registry.router());
-        let mut tasks =
-            vec![tokio::spawn(async move { drop(axum::serve(local, routes).await) }).abort_handle()];
+        let mesh = bind("registry", "--registry-mesh-address", mesh).await?;
+        let mut tasks = vec![local];
         let joining = Joining {
             control_plane: member.control_plane,
             data_dir: process.folder("registry")?,
@@ -183,10 +136,4 @@ impl RegistryArgs {
         tracing::info!(%plain, "registry started");
         Ok(Served(tasks))
     }
-}
-
-async fn bind(flag: &str, address: SocketAddr) -> Result<TcpListener, String> {
-    TcpListener::bind(address)
-        .await
-        .map_err(|error| format!("the registry cannot listen on {address}: {error}; choose another {flag} or stop what listens there"))
 }
