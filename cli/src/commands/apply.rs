@@ -101,7 +101,7 @@ pub(super) async fn finish(
     wait: &WaitArgs,
     format: Format,
 ) -> Outcome {
-    let stored = stored.inspect_err(|error| findings(error))?;
+    let stored = stored.inspect_err(findings)?;
     stored.warnings.iter().for_each(|warning| output::note(&finding(warning)));
     match format {
         Format::Table => {

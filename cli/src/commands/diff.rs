@@ -26,7 +26,7 @@ pub(crate) struct Arguments {
 pub(crate) fn run(arguments: &Arguments) -> Outcome {
     let files = Files { files: arguments.resources.read()?, ..Files::default() };
     let client = ApplyClient(arguments.server.client()?);
-    let planned = block_on(client.diff(&files))?.inspect_err(|error| findings(error))?;
+    let planned = block_on(client.diff(&files))?.inspect_err(findings)?;
     match arguments.output {
         Format::Table => output::print(&planned.iter().map(tell).collect::<String>())?,
         format => output::value(format, &planned)?,
