@@ -36,7 +36,17 @@ const FLOORS: &[(u8, &[&str])] = &[
 
 /// Crates of which the tree must hold one version only.
 const SINGLE: &[&str] = &[
-    "hyper", "http", "h2", "tower", "axum", "tonic", "prost", "rustls", "tokio", "opentelemetry", "aws-lc-rs",
+    "hyper",
+    "http",
+    "h2",
+    "tower",
+    "axum",
+    "tonic",
+    "prost",
+    "rustls",
+    "tokio",
+    "opentelemetry",
+    "aws-lc-rs",
 ];
 
 /// Crates that must not be in the tree at all.
@@ -60,7 +70,9 @@ fn a_crate_imports_only_from_floors_below() {
             assert!(ours.is_none(), "the shop's services import no Meshwork crate, but one imports {ours:?}");
             continue;
         }
-        let Some(own) = floors.get(name) else { panic!("{name} has no floor: add it to FLOORS and ARCHITECTURE.md") };
+        let Some(own) = floors.get(name) else {
+            panic!("{name} has no floor: add it to FLOORS and ARCHITECTURE.md")
+        };
         for dependency in package.dependencies.iter().filter(|d| d.kind != DependencyKind::Development) {
             let Some(other) = floors.get(dependency.name.as_str()) else { continue };
             // Messages are the wire form of floor 1; nothing else on a floor may lean on its neighbours.
