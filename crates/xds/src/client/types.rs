@@ -92,7 +92,7 @@ pub type BatchId = u64;
 /// Changes that take effect together.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Batch {
-    /// For [`Client::settle`]. Batches are settled in the order in which they came.
+    /// For [`Client::settle`](super::Client::settle). Batches are settled in the order in which they came.
     pub id: BatchId,
     /// At most one per key.
     pub changes: Vec<Change>,
