@@ -197,6 +197,16 @@ impl Folder {
         gone.chain(self.writing.values().map(|since| since.after(WRITTEN_AFTER))).min()
     }
 
+    /// What was just seen of this file (its real path) is forgotten: it was being written to.
+    pub(crate) fn take_back(&mut self, found: &mut Changes, real: &Path) {
+        for (name, known) in self.known.iter_mut().filter(|(_, known)| known.real == real) {
+            if found.files.remove(name).is_some() {
+                known.stamp = None;
+                known.content = Err("it was being written to".to_owned());
+            }
+        }
+    }
+
     /// Looks at files whose content may have changed, by real path.
     pub fn refresh(&mut self, touched: &BTreeSet<PathBuf>, now: Tick) -> Changes {
         let known = self.known.iter().filter(|(_, known)| touched.contains(&known.real));

@@ -20,6 +20,10 @@ const ROUND_UNWATCHED: Duration = Duration::from_secs(1);
 /// Events of one save or one checkout come together; how long a silence ends them, and how long they are waited for.
 const SILENCE: Duration = Duration::from_millis(5);
 const BURST: Duration = Duration::from_millis(50);
+/// A file may be emptied to be written anew while it is read; the system has said so by the time the read is done. How
+/// long it is listened for, and how often at most before what was seen is passed on.
+const CONFIRMED: Duration = Duration::from_millis(2);
+const CONFIRMATIONS: u32 = 20;
 
 /// Sends every change of the folder, the first look at once, until nobody listens any more.
 pub async fn follow(mut folder: Folder, clock: Arc<dyn Clock>, changes: mpsc::Sender<Changes>) {
@@ -31,7 +35,7 @@ pub async fn follow(mut folder: Folder, clock: Arc<dyn Clock>, changes: mpsc::Se
     loop {
         let round = if watcher.is_complete() && folder.is_readable() { ROUND } else { ROUND_UNWATCHED };
         let wait = folder.recheck().map_or(round, |at| at.since(clock.now()).min(round));
-        let found = tokio::select! {
+        let mut found = tokio::select! {
             () = changes.closed() => return,
             event = watcher.next() => {
                 let heard = watcher.gather(event).await;
@@ -39,6 +43,7 @@ pub async fn follow(mut folder: Folder, clock: Arc<dyn Clock>, changes: mpsc::Se
             }
             () = tokio::time::sleep(wait) => watcher.scan(&mut folder, clock.now()),
         };
+        watcher.confirm(&mut folder, &mut found, &*clock).await;
         if !found.is_empty() && changes.send(found).await.is_err() {
             return;
         }
@@ -95,6 +100,27 @@ impl Watcher {
         // Whether it ended by silence or by time is the same: what was heard is attended to.
         drop(tokio::time::timeout(BURST, burst).await);
         heard
+    }
+
+    /// Takes back what was seen of files that somebody was writing to meanwhile, and looks again when they are closed.
+    async fn confirm(&mut self, folder: &mut Folder, found: &mut Changes, clock: &dyn Clock) {
+        for _ in 0..CONFIRMATIONS {
+            if found.files.is_empty() {
+                return;
+            }
+            let Ok(event) = tokio::time::timeout(CONFIRMED, self.next()).await else { return };
+            let heard = self.gather(event).await;
+            for event in heard.iter().flatten() {
+                if event.mask.intersects(EventMask::MODIFY | EventMask::CREATE)
+                    && let Some((directory, name)) = self.directories.get(&event.wd).zip(event.name.as_ref())
+                {
+                    folder.take_back(found, &directory.join(name));
+                }
+            }
+            let more = self.attend(folder, heard, clock.now());
+            found.files.extend(more.files);
+            found.folder = more.folder.or(found.folder.take());
+        }
     }
 
     /// Looks at what events speak of: single files where they are known, else everything.
