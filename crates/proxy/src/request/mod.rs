@@ -18,6 +18,7 @@ mod deadline;
 mod discover;
 mod filters;
 mod journey;
+mod path;
 mod reply;
 mod retry;
 mod route;
@@ -102,6 +103,7 @@ async fn run(
     response: &mut ResponseHead,
     journey: &mut Journey<'_>,
 ) -> Result<(), Failure> {
+    path::normalize(head)?;
     let way = route::find(conn, view, head, journey)?;
     route::authorize(conn, &way, head)?;
     let outgoing = match filters::request(conn, &way, head, journey)? {
