@@ -98,6 +98,9 @@ pub struct Folder {
     known: BTreeMap<FileName, Known>,
     /// Files (real paths) that were written to and not closed, since when.
     writing: BTreeMap<PathBuf, Tick>,
+    /// Files (real paths) that had content and are empty, since when. Who rewrites a file in place empties it first, and
+    /// some filesystems tell of that only later: emptiness counts when it lasts.
+    emptied: BTreeMap<PathBuf, Tick>,
     unreadable: Option<String>,
     directories: BTreeSet<PathBuf>,
 }
@@ -128,6 +131,7 @@ impl Folder {
             prefix: String::new(),
             known: BTreeMap::new(),
             writing: BTreeMap::new(),
+            emptied: BTreeMap::new(),
             unreadable: None,
             directories: BTreeSet::new(),
         })
@@ -194,7 +198,8 @@ impl Folder {
     pub fn recheck(&self) -> Option<Tick> {
         let missing = self.known.values().filter_map(|known| known.missing_since);
         let gone = missing.map(|since| since.after(GONE_AFTER));
-        gone.chain(self.writing.values().map(|since| since.after(WRITTEN_AFTER))).min()
+        let unsure = self.writing.values().chain(self.emptied.values());
+        gone.chain(unsure.map(|since| since.after(WRITTEN_AFTER))).min()
     }
 
     /// What was just seen of this file (its real path) is forgotten: it was being written to.
@@ -280,6 +285,15 @@ impl Folder {
             Ok(_) => read(&real),
             Err(error) => Err(io::Error::new(error.kind(), error.to_string())),
         };
+        if read.as_ref().is_ok_and(Vec::is_empty)
+            && known.is_some_and(|known| known.content != Ok(ContentHash::of(b"")))
+        {
+            let since = *self.emptied.entry(real.clone()).or_insert(now);
+            if now.since(since) < WRITTEN_AFTER {
+                return;
+            }
+        }
+        self.emptied.remove(&real);
         let (content, change) = match read {
             Ok(bytes) => (Ok(ContentHash::of(&bytes)), FileChange::Content(bytes)),
             Err(error) => {

@@ -103,7 +103,9 @@ impl Watcher {
     }
 
     /// Takes back what was seen of files that somebody was writing to meanwhile, and looks again when they are closed.
+    /// A file that is written to without a pause keeps its last content until there is one; other files do not wait.
     async fn confirm(&mut self, folder: &mut Folder, found: &mut Changes, clock: &dyn Clock) {
+        let mut disturbed = BTreeSet::new();
         for _ in 0..CONFIRMATIONS {
             if found.files.is_empty() {
                 return;
@@ -114,12 +116,18 @@ impl Watcher {
                 if event.mask.intersects(EventMask::MODIFY | EventMask::CREATE)
                     && let Some((directory, name)) = self.directories.get(&event.wd).zip(event.name.as_ref())
                 {
-                    folder.take_back(found, &directory.join(name));
+                    let path = directory.join(name);
+                    folder.take_back(found, &path);
+                    disturbed.insert(path);
                 }
             }
             let more = self.attend(folder, heard, clock.now());
             found.files.extend(more.files);
             found.folder = more.folder.or(found.folder.take());
+        }
+        for path in disturbed {
+            folder.take_back(found, &path);
+            folder.written(path, clock.now());
         }
     }
 
