@@ -54,7 +54,7 @@ struct Browser {
     driver: Child,
     address: SocketAddr,
     session: String,
-    _profile: TempDir,
+    profile: TempDir,
 }
 
 const ELEMENT: &str = "element-6066-11e4-a52e-4f735466cecf";
@@ -82,12 +82,8 @@ impl Browser {
             &format!("--user-data-dir={}", profile.path().display()),
         ];
         let options = json!({"binary": chromium, "args": arguments});
-        let mut this = Self {
-            driver,
-            address: (Ipv4Addr::LOCALHOST, port).into(),
-            session: String::new(),
-            _profile: profile,
-        };
+        let mut this =
+            Self { driver, address: (Ipv4Addr::LOCALHOST, port).into(), session: String::new(), profile };
         let capabilities = json!({"capabilities": {"alwaysMatch": {"goog:chromeOptions": options}}});
         let value = this.call("POST", "/session", &capabilities);
         this.session = format!("/session/{}", value["sessionId"].as_str().expect("a session"));
@@ -99,7 +95,7 @@ impl Browser {
     }
 
     fn try_call(&self, method: &str, path: &str, body: &Value) -> Result<Value, Value> {
-        let body = if method == "GET" { String::new() } else { body.to_string() };
+        let body = if method == "POST" { body.to_string() } else { String::new() };
         let request = format!(
             "{method} {path} HTTP/1.1\r\nHost: {}\r\nConnection: close\r\nContent-Type: application/json\r\n\
              Content-Length: {}\r\n\r\n{body}",
@@ -177,6 +173,9 @@ impl Drop for Browser {
         }
         drop(self.driver.kill());
         drop(self.driver.wait());
+        // Also a browser whose session broke off ends with its test.
+        let profile = format!("user-data-dir={}", self.profile.path().display());
+        drop(Command::new("pkill").args(["-9", "-f", &profile]).status());
     }
 }
 
