@@ -50,7 +50,7 @@ pub(crate) struct InstanceTask {
     pub(crate) address: IpAddr,
 }
 
-/// The shop: service, how often, what it speaks, program.
+/// The shop: service, how often, what it speaks.
 const SHOP: [(&str, u8, &str); 4] =
     [("catalog", 2, "http"), ("inventory", 2, "grpc"), ("reviews", 1, "http"), ("storefront", 1, "http")];
 
