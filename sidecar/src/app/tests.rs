@@ -141,22 +141,3 @@ async fn an_application_does_not_outlive_a_sidecar_that_is_killed() {
     parent.wait().unwrap();
     gone(pid).await;
 }
-
-#[test]
-fn a_port_is_kept_while_it_is_free() {
-    let folder = tempfile::tempdir().unwrap();
-    let host = "127.0.0.1".parse().unwrap();
-    let first = assign_port(folder.path(), host, None).unwrap();
-    assert_eq!(assign_port(folder.path(), host, None).unwrap(), first);
-    let taken = TcpListener::bind(first).unwrap();
-    let other = assign_port(folder.path(), host, None).unwrap();
-    assert_ne!(other, first);
-    assert!(matches!(assign_port(folder.path(), host, Some(first.port())), Err(AppError::Port { .. })));
-    drop(taken);
-    assert_eq!(assign_port(folder.path(), host, Some(first.port())).unwrap(), first);
-    assert_eq!(
-        assign_port(folder.path(), host, None).unwrap(),
-        other,
-        "what was asked for is not remembered"
-    );
-}
