@@ -32,8 +32,10 @@ class Process:
 
     running = []
 
-    def __init__(self, name, argv, cwd, cpu=None, stdout="stdout.log"):
+    def __init__(self, name, argv, cwd, cpu=None, stdout="stdout.log", alone=False):
         self.name = name
+        # A sidecar's application is its child, and no part of what is measured.
+        self.alone = alone
         self.cwd = Path(cwd)
         self.output = self.cwd / stdout
         self.errors = self.cwd / "stderr.log"
@@ -60,7 +62,9 @@ class Process:
         return text[-2000:].strip() or "it said nothing"
 
     def tree(self):
-        """Process ids of the program and its descendants."""
+        """Process ids of the program and its descendants, or its own where it is measured alone."""
+        if self.alone:
+            return [self.popen.pid]
         children = {}
         for stat in Path("/proc").glob("[0-9]*/stat"):
             try:
@@ -115,6 +119,34 @@ class Process:
     def stop_all(cls):
         for process in list(cls.running):
             process.stop(patience=2)
+
+
+class Chain:
+    """The proxies that a request passes, one after the other, as one."""
+
+    def __init__(self, name, hops, helpers=()):
+        self.name = name
+        self.hops = list(hops)
+        # What has to run beside them, unmeasured.
+        self.helpers = list(helpers)
+
+    def check(self):
+        for process in self.hops + self.helpers:
+            process.check()
+
+    def tail(self):
+        return "\n".join(f"{process.name}: {process.tail()}" for process in self.hops)
+
+    def cpu_seconds(self):
+        """User and system time of all hops."""
+        return tuple(map(sum, zip(*(process.cpu_seconds() for process in self.hops))))
+
+    def pss_mib(self):
+        return sum(process.pss_mib() for process in self.hops)
+
+    def stop(self, sig=signal.SIGTERM):
+        for process in self.hops + self.helpers:
+            process.stop(sig)
 
 
 atexit.register(Process.stop_all)
