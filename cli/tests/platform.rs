@@ -5,108 +5,12 @@
 #[path = "support/mod.rs"]
 mod support;
 
-use std::net::{Ipv4Addr, SocketAddr};
-use std::path::Path;
-use std::process::{Child, Command, Output, Stdio};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::net::Ipv4Addr;
+use std::process::{Child, Stdio};
 
 use serde_json::Value;
-use support::{MESHWORK, command, exchange, get, until};
-use tempfile::TempDir;
-
-/// A loopback address with fifteen more behind it that no other test has.
-fn base() -> Ipv4Addr {
-    static NEXT: AtomicU32 = AtomicU32::new(0);
-    let number = std::process::id().wrapping_mul(7).wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed));
-    let [.., high, low] = (number % 60_000).to_be_bytes();
-    Ipv4Addr::new(127, 130 + (low >> 4), high, (low & 0x0f) << 4 | 1)
-}
-
-/// Whether a process is there and no zombie.
-fn is_alive(pid: u64) -> bool {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    stat.rsplit_once(')').is_some_and(|(_, rest)| !rest.trim_start().starts_with(['Z', 'X']))
-}
-
-fn signal(name: &str, pid: u64) {
-    assert!(Command::new("sh").args(["-c", &format!("kill -{name} {pid}")]).status().unwrap().success());
-}
-
-/// A platform in a folder of its own; taken down when dropped.
-struct Platform {
-    base: Ipv4Addr,
-    data: TempDir,
-}
-
-impl Platform {
-    fn new() -> Self {
-        Self { base: base(), data: tempfile::tempdir().unwrap() }
-    }
-
-    fn command(&self, arguments: &[&str]) -> Output {
-        let data = self.data.path().to_str().unwrap();
-        command(arguments).stdin(Stdio::null()).args(["--data-dir", data]).output().unwrap()
-    }
-
-    fn up(&self, more: &[&str]) -> Output {
-        let base = self.base.to_string();
-        let fixed = ["up", "--detach", "--base-address", &base, "--workers", "1"];
-        self.command(&[&fixed, more].concat())
-    }
-
-    fn endpoints(&self) -> Value {
-        serde_json::from_str(&std::fs::read_to_string(self.data.path().join("endpoints.json")).unwrap())
-            .unwrap()
-    }
-
-    fn instance(&self, name: &str) -> Value {
-        let endpoints = self.endpoints();
-        endpoints["instances"].as_array().unwrap().iter().find(|i| i["instance"] == name).unwrap().clone()
-    }
-
-    fn at(&self, port: u16) -> SocketAddr {
-        (self.base, port).into()
-    }
-
-    /// Every process that `D` names.
-    fn pids(&self) -> Vec<u64> {
-        let folders = std::fs::read_dir(self.data.path()).unwrap().map(|entry| entry.unwrap().path());
-        let files = folders.flat_map(|folder| [folder.join("pid"), folder.join("app.pid")]);
-        let pid = |path: std::path::PathBuf| pid_in(&path);
-        files.filter_map(pid).collect()
-    }
-}
-
-fn pid_in(path: &Path) -> Option<u64> {
-    std::fs::read_to_string(path).ok()?.split_ascii_whitespace().next()?.parse().ok()
-}
-
-impl Drop for Platform {
-    fn drop(&mut self) {
-        drop(self.command(&["down"]));
-    }
-}
-
-fn assert_ok(output: &Output) {
-    assert!(output.status.success(), "{output:?}");
-}
-
-/// Whether the shop's programs are beside the binary under test.
-fn shop_is_built() -> bool {
-    let built = Path::new(MESHWORK).with_file_name("commerce-storefront").is_file();
-    if !built {
-        meshwork_testkit::skip("the shop is not built (cargo build -p commerce)");
-    }
-    built
-}
-
-/// The status with which a call through an instance's sidecar is answered.
-fn call(instance: &Value, host: &str) -> u16 {
-    let address = format!("{}:15001", instance["address"].as_str().unwrap()).parse().unwrap();
-    let request = format!("GET / HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n");
-    let answer = exchange(address, request.as_bytes()).expect("the sidecar answers");
-    answer.split(' ').nth(1).unwrap().parse().unwrap()
-}
+use support::platform::{Platform, assert_ok, call, is_alive, pid_in, shop_is_built, signal};
+use support::{command, get, until};
 
 #[test]
 fn one_command_starts_the_shop_keeps_it_alive_and_another_ends_it() {

@@ -32,7 +32,8 @@ const WAIT: Duration = Duration::from_secs(60);
 /// How long the answer may take beyond that.
 const GRACE: Duration = Duration::from_secs(10);
 /// How long an instance that was deregistered still knows what it serves: callers that have not heard of it yet may
-/// call it until it has drained.
+/// call it until it has drained. And how long a service is known after its last instance has gone: one that restarts its
+/// only instance has nobody for a moment, and is not unknown.
 const LINGER: Duration = Duration::from_secs(60);
 
 type Messages = BTreeMap<ResourceKey, Arc<Resource>>;
@@ -43,15 +44,21 @@ pub async fn follow(plane: ControlPlane, registry: RegistryClient, mut rng: impl
     let services = Arc::clone(&plane.services);
     // The plane ends with its last holder, and must not be kept by who feeds it.
     drop(plane);
-    let mut source =
-        Source { registry, since: None, services: BTreeMap::new(), workloads: Workloads::default() };
+    let mut source = Source {
+        registry,
+        since: None,
+        services: BTreeMap::new(),
+        empty: Empty::default(),
+        workloads: Workloads::default(),
+    };
     let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
     loop {
         match source.step().await {
             Ok(changed) => {
                 backoff.reset();
                 let now = Instant::now();
-                if changed || source.workloads.next_end().is_some_and(|end| end <= now) {
+                if changed || source.next_end().is_some_and(|end| end <= now) {
+                    source.empty.forget(now);
                     services.store(Arc::new(source.services.values().cloned().collect()));
                     source.workloads.take(workload_messages(source.services.values()), now);
                     if source.tell(&catalog, &workloads).await.is_err() {
@@ -71,7 +78,39 @@ struct Source {
     registry: RegistryClient,
     since: Option<Since>,
     services: BTreeMap<(String, String), Service>,
+    empty: Empty,
     workloads: Workloads,
+}
+
+/// Services whose last instance has gone a short while ago, as they were.
+#[derive(Default)]
+struct Empty(BTreeMap<(String, String), (Service, Instant)>);
+
+impl Empty {
+    fn take(&mut self, service: Option<Service>, now: Instant) {
+        let Some(service) = service else { return };
+        self.0.insert((service.namespace.clone(), service.name.clone()), (service, now + LINGER));
+    }
+
+    fn forget(&mut self, now: Instant) {
+        self.0.retain(|_, (_, end)| *end > now);
+    }
+
+    fn next_end(&self) -> Option<Instant> {
+        self.0.values().map(|(_, end)| *end).min()
+    }
+
+    /// Adds them to a catalog, without instances.
+    fn add_to(&self, catalog: &mut Catalog) {
+        let was = catalog_of(self.0.values().map(|(service, _)| service));
+        let empty = was
+            .services
+            .into_iter()
+            .map(|(name, service)| (name, CatalogService { instances: Vec::new(), ..service }));
+        for (name, service) in empty {
+            catalog.services.entry(name).or_insert(service);
+        }
+    }
 }
 
 /// What instances serve: those that are registered, and for a while those that were.
@@ -103,7 +142,7 @@ impl Workloads {
 impl Source {
     /// Asks once; says whether there is something new.
     async fn step(&mut self) -> Result<bool, ClientError> {
-        let end = self.workloads.next_end().map(|end| end.saturating_duration_since(Instant::now()));
+        let end = self.next_end().map(|end| end.saturating_duration_since(Instant::now()));
         let wait = end.map_or(WAIT, |end| end.min(WAIT));
         let asked = self.registry.changes(self.since.as_ref(), wait);
         let answered = tokio::time::timeout(WAIT + GRACE, asked).await;
@@ -113,22 +152,32 @@ impl Source {
         })?;
         let changed = reset || !services.is_empty() || !removed.is_empty();
         self.since = Some(Since { epoch, revision });
+        let now = Instant::now();
         if reset {
-            self.services.clear();
+            std::mem::take(&mut self.services).into_values().for_each(|was| self.empty.take(Some(was), now));
         }
         for ServiceRef { namespace, name } in removed {
-            self.services.remove(&(namespace, name));
+            self.empty.take(self.services.remove(&(namespace, name)), now);
         }
         for service in services {
-            self.services.insert((service.namespace.clone(), service.name.clone()), service);
+            let key = (service.namespace.clone(), service.name.clone());
+            self.empty.0.remove(&key);
+            self.services.insert(key, service);
         }
         Ok(changed)
+    }
+
+    /// When the first of what is gone is to be forgotten.
+    fn next_end(&self) -> Option<Instant> {
+        self.workloads.next_end().into_iter().chain(self.empty.next_end()).min()
     }
 
     /// Workloads first: an instance knows what it serves before others call it.
     async fn tell(&self, catalog: &Feed, workloads: &Feed) -> Result<(), Ended> {
         workloads.messages(self.workloads.all()).await?;
-        catalog.catalog(catalog_of(self.services.values())).await
+        let mut known = catalog_of(self.services.values());
+        self.empty.add_to(&mut known);
+        catalog.catalog(known).await
     }
 }
 

@@ -12,8 +12,8 @@
 //! ```
 //!
 //! The order is the point. Start: identity, configuration (from the cache when the control plane is away), outbound
-//! side, application, its port accepts, inbound side, registration. Stop: deregistration, what is in flight finishes,
-//! application, end, with the application's exit code.
+//! side, application, its port accepts, inbound side, registration. Stop: deregistration, inbound side (what is in flight
+//! finishes, and may call others for that), application, outbound side, end, with the application's exit code.
 
 mod app;
 mod args;
@@ -260,12 +260,24 @@ impl Running {
         }
     }
 
-    /// Lets what is in flight finish, then ends the application.
+    /// Lets what is in flight finish, then ends the application. What it calls goes out until it has ended.
     async fn stop(&mut self, mut app: App, signals: &mut Signals) -> Result<u8, SidecarError> {
-        self.finish(signals).await;
+        let (finished, at_once) = tokio::select! {
+            () = self.listening.drain_inbound() => (true, false),
+            () = tokio::time::sleep(self.parts.common.drain_timeout) => (false, false),
+            () = signals.second() => (false, true),
+        };
+        if !finished {
+            tracing::warn!(
+                "calls of the application were cut off; raise --drain-timeout if they may take longer"
+            );
+        }
         let signal = signals.first();
         let timeout = self.parts.common.drain_timeout;
         let patience = async {
+            if at_once {
+                return;
+            }
             tokio::select! {
                 () = signals.second() => {}
                 () = tokio::time::sleep(timeout) => {}

@@ -1,4 +1,5 @@
-//! Keeping processes alive: what ends is started again, with a pause that grows while it keeps ending.
+//! Keeping processes alive: what ends is started again, at once when it had run well, else after a pause that grows while
+//! it keeps ending.
 
 use std::fs::OpenOptions;
 use std::path::{Path, PathBuf};
@@ -20,7 +21,7 @@ use super::pids::{self, Process};
 use super::plan::Task;
 use crate::private;
 
-/// A process that ran so long has started well: the next pause is short again.
+/// A process that ran so long has started well: it is started again without a pause, and the next pause is short again.
 const RAN_WELL: Duration = Duration::from_secs(10);
 /// A process that ended so often before it was ready will not be.
 const HOPELESS: usize = 4;
@@ -99,10 +100,12 @@ impl Keeper {
                 End::Ended(status) => format!("it ended with {status}"),
                 End::Failed(error) => format!("it cannot be started: {error}"),
             };
-            if self.clock.now().since(began) >= RAN_WELL {
-                backoff.reset();
-            }
             self.tell(What::Ended(why)).await;
+            if self.clock.now().since(began) >= RAN_WELL {
+                // Whoever calls it waits for it.
+                backoff.reset();
+                continue;
+            }
             tokio::select! {
                 () = tokio::time::sleep(backoff.next(&mut rng)) => {}
                 _ = self.told.wait_for(|told| *told) => return,

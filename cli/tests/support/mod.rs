@@ -4,6 +4,8 @@
 
 pub mod client;
 pub mod curl;
+pub mod load;
+pub mod platform;
 pub mod process;
 pub mod upstream;
 pub mod yaml;

@@ -48,7 +48,7 @@ pub(super) fn retry(
             "retry",
             cluster.key.to_string(),
             "noted",
-            "no policy: only what no endpoint has seen is tried elsewhere",
+            "no policy: what no endpoint has seen is tried elsewhere, what may be done twice once more after a reset",
         );
         return None;
     };

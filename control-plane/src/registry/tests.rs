@@ -88,3 +88,23 @@ fn an_instance_that_went_knows_what_it_serves_until_callers_have_heard_of_it() {
     workloads.take(with(&["web-2"]), start + LINGER);
     assert_eq!((names(&workloads).len(), workloads.next_end()), (1, None), "it came back");
 }
+
+#[test]
+fn a_service_without_instances_is_known_for_a_while() {
+    let mut empty = Empty::default();
+    let now = Instant::now();
+    empty.take(Some(service(vec![instance("web-1", Some(ID))])), now);
+    let name = QualifiedName::new("shop", "web").unwrap();
+    let mut catalog = Catalog::default();
+    empty.add_to(&mut catalog);
+    let web = &catalog.services[&name];
+    assert!(web.instances.is_empty() && web.ports[0].port == 80, "{web:?}");
+    assert_eq!(web.spiffe_ids, [SpiffeId::parse(ID).unwrap()], "nobody else may take its place");
+    assert_eq!(empty.next_end(), Some(now + LINGER));
+    // One that is there counts.
+    let mut catalog = catalog_of([service(vec![instance("web-2", Some(ID))])].iter());
+    empty.add_to(&mut catalog);
+    assert_eq!(catalog.services[&name].instances.len(), 1);
+    empty.forget(now + LINGER);
+    assert!(empty.0.is_empty());
+}

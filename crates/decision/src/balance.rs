@@ -100,7 +100,7 @@ fn any_wanted<'s>(
 }
 
 /// A uniform choice among those that fit.
-fn choose<'s>(
+pub(crate) fn choose<'s>(
     set: &'s EndpointSet,
     rng: &mut impl Rng,
     fits: impl Fn(&Endpoint) -> bool,

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize};
+use std::time::Duration;
 
 use arc_swap::{ArcSwap, Guard};
 use meshwork_base::{Rng, Tick};
@@ -11,6 +12,7 @@ use crate::balance;
 use crate::cause::Cause;
 use crate::endpoint::{Endpoint, EndpointSet, Exclusion};
 use crate::limits::{Limited, Limits, Permit, Usage};
+use crate::outage::{self, Outage};
 use crate::outlier::{AttemptOutcome, Ejection, OutlierDetection};
 use crate::policy::RequestPolicy;
 use crate::reasons::{NoReasons, Outcome, Phase, Reason, Reasons};
@@ -100,6 +102,7 @@ pub(crate) struct ClusterShared {
     pub(crate) cursor: AtomicUsize,
     pub(crate) usage: Usage,
     pub(crate) budget: BudgetWindow,
+    pub(crate) outage: Outage,
     /// One worker at a time decides about ejections.
     pub(crate) ejecting: AtomicBool,
 }
@@ -132,6 +135,32 @@ impl Cluster {
         };
         reasons.notes(|| self.standings(&set, now, tried, picked));
         picked.cloned()
+    }
+
+    /// Any endpoint that may be picked and is none of these, ejected or not: one that failed before is a better choice
+    /// than those that cannot be reached right now.
+    pub fn pick_beside(&self, rng: &mut impl Rng, unreached: &[u64]) -> Option<Arc<Endpoint>> {
+        let set = self.endpoints();
+        balance::choose(&set, rng, |endpoint| !unreached.contains(&endpoint.id)).cloned()
+    }
+
+    /// An endpoint has answered, whatever it said.
+    pub fn served(&self) {
+        self.shared.outage.served();
+    }
+
+    /// A request that no endpoint has seen found nobody, after so many pauses: how long it pauses before it looks again.
+    /// `None` when it is not to wait: its deadline would be over, or the service has been away for too long.
+    pub fn pause(
+        &self,
+        pauses: u32,
+        deadline: Option<Tick>,
+        now: Tick,
+        rng: &mut impl Rng,
+    ) -> Option<Duration> {
+        let pause = outage::pause(pauses, rng);
+        let in_time = deadline.is_none_or(|deadline| now.after(pause) < deadline);
+        (in_time && self.shared.outage.may_wait(now)).then_some(pause)
     }
 
     /// What speaks for and against each endpoint in view.

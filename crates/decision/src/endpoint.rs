@@ -136,6 +136,13 @@ impl EndpointStats {
         self.in_flight.load(Ordering::Relaxed)
     }
 
+    /// What failed before says nothing of it any more: the instance behind the address has come back.
+    pub(crate) fn forgive(&self) {
+        self.consecutive_5xx.store(0, Ordering::Relaxed);
+        self.ejections.store(0, Ordering::Relaxed);
+        self.ejected_until.store(0, Ordering::Relaxed);
+    }
+
     /// Failures in a row, as outlier detection counts them.
     #[must_use]
     pub fn consecutive_5xx(&self) -> u32 {

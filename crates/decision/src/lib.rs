@@ -31,6 +31,7 @@ pub mod invariants;
 mod limits;
 mod matching;
 mod origin;
+mod outage;
 mod outbound;
 mod outlier;
 mod policy;

@@ -7,7 +7,8 @@
 //! most five minutes or one base time. The row starts anew. Requests already under way may still fail; while an
 //! endpoint is ejected they change nothing.
 //!
-//! *Return.* By time alone: the endpoint is picked again when its time is over. Each base time without ejection after
+//! *Return.* By time: the endpoint is picked again when its time is over. At once, and with nothing held against it, when
+//! the registry had taken its instance out and says that it serves again: then it is another process. Each base time without ejection after
 //! that takes one ejection off the count, noticed at the next success.
 //!
 //! *Bounds.* At most `max_ejection_percent` of the pickable endpoints are ejected, but one always may be, and never the

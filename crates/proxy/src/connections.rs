@@ -13,6 +13,7 @@ use std::time::Duration;
 use meshwork_base::Tick;
 use meshwork_decision::Cause;
 use meshwork_identity::Peer;
+use tokio::sync::Notify;
 
 use crate::mesh::retires_at;
 
@@ -170,13 +171,16 @@ impl Entry {
     }
 }
 
-/// All downstream connections of a worker, and their streams.
+/// Downstream connections of a worker that begin and end to drain together, and their streams.
 #[derive(Debug, Default)]
 pub(crate) struct Connections {
     entries: RefCell<Vec<Option<Rc<Entry>>>>,
     free: RefCell<Vec<usize>>,
     connections: Cell<usize>,
     streams: Cell<usize>,
+    draining: Cell<bool>,
+    /// Told when the last one of a list that drains is gone.
+    done: Notify,
 }
 
 impl Connections {
@@ -227,6 +231,22 @@ impl Connections {
         self.connections.get() == 0 && self.streams.get() == 0
     }
 
+    /// Lets every connection finish what runs, and take nothing new.
+    pub(crate) fn drain(&self) {
+        self.draining.set(true);
+        self.order_all(Order::Drain);
+        if self.is_done() {
+            self.done.notify_waiters();
+        }
+    }
+
+    /// Waits until all are gone that were told to finish.
+    pub(crate) async fn drained(&self) {
+        while !(self.draining.get() && self.is_done()) {
+            self.done.notified().await;
+        }
+    }
+
     /// Gives every connection an order.
     pub(crate) fn order_all(&self, order: Order) {
         self.each(|entry| entry.give(order));
@@ -264,6 +284,11 @@ pub(crate) struct Registration {
 }
 
 impl Registration {
+    /// Nothing new is taken.
+    pub(crate) fn is_draining(&self) -> bool {
+        self.connections.draining.get()
+    }
+
     /// The entry, for those who may outlive the connection.
     pub(crate) fn entry(&self) -> Rc<Entry> {
         Rc::clone(&self.entry)
@@ -284,6 +309,9 @@ impl Drop for Registration {
         count.set(count.get() - 1);
         self.connections.entries.borrow_mut()[self.entry.slot] = None;
         self.connections.free.borrow_mut().push(self.entry.slot);
+        if self.connections.draining.get() && self.connections.is_done() {
+            self.connections.done.notify_waiters();
+        }
     }
 }
 
@@ -358,6 +386,26 @@ mod tests {
         assert!(!connections.is_done(), "a stream is left");
         drop(stream);
         assert!(connections.is_done());
+    }
+
+    #[test]
+    fn a_list_is_drained_when_its_last_entry_is_gone_and_all_who_wait_learn_it() {
+        let connections = Rc::new(Connections::default());
+        let (link, stream) = (connections.register(at(0)), connections.register_stream(at(0), None));
+        let (mut one, mut other) =
+            (std::pin::pin!(connections.drained()), std::pin::pin!(connections.drained()));
+        let mut is_ready = |what: &str, wanted: bool| {
+            let mut cx = Context::from_waker(Waker::noop());
+            let ready = [one.as_mut().poll(&mut cx).is_ready(), other.as_mut().poll(&mut cx).is_ready()];
+            assert_eq!(ready, [wanted; 2], "{what}");
+        };
+        is_ready("nobody was told to finish", false);
+        connections.drain();
+        assert!(link.is_draining() && link.order() == Some(Order::Drain));
+        drop(link);
+        is_ready("a stream is left", false);
+        drop(stream);
+        is_ready("all are gone", true);
     }
 
     #[test]

@@ -12,7 +12,7 @@ use meshwork_base::Clock;
 use meshwork_decision::{Binding, Bundle, Snapshot};
 use meshwork_http1::Limits;
 use meshwork_telemetry::{AccessLogSink, MetricsRegistry, RequestLabels};
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::{Notify, mpsc, oneshot};
 
 use crate::connections::DownstreamTimeouts;
 use crate::listen::{self, ListenError};
@@ -225,6 +225,24 @@ impl Engine {
     #[must_use]
     pub fn shared(&self) -> &Arc<Shared> {
         &self.shared
+    }
+
+    /// Stops accepting calls to the application beside us. The future that it gives comes true when those that run are
+    /// finished; what the application calls goes on, since it may need that to finish them.
+    pub async fn drain_inbound(&self) -> impl Future<Output = ()> + Send + use<> {
+        let mut finished = Vec::with_capacity(self.workers.len());
+        for worker in &self.workers {
+            let (done, told) = oneshot::channel();
+            // A worker that is gone has nothing to finish.
+            let _ = worker.commands.send(Command::DrainInbound(done)).await;
+            finished.push(told);
+        }
+        async move {
+            for told in finished {
+                // A worker that has ended has nothing left either.
+                let _ = told.await;
+            }
+        }
     }
 
     /// Stops accepting, lets what runs finish, and after `timeout` ends the rest. Returns whether all finished.

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -21,10 +22,13 @@ use crate::tls::certified_key;
 /// How often replaced snapshots are dropped, and ports that were taken are tried again.
 const TIDY: Duration = Duration::from_secs(1);
 
-/// What to open, and who waits for its address.
-type Order = (Side, SocketAddr, oneshot::Sender<Result<SocketAddr, ListenError>>);
+/// What is to be done with the fixed listeners, and who waits for it.
+enum Order {
+    Open(Side, SocketAddr, oneshot::Sender<Result<SocketAddr, ListenError>>),
+    DrainInbound(oneshot::Sender<Pin<Box<dyn Future<Output = ()> + Send>>>),
+}
 
-/// Opens fixed listeners on an engine that a [`Follower`] has.
+/// Opens fixed listeners on an engine that a [`Follower`] has, and drains the inbound one.
 #[derive(Clone, Debug)]
 pub struct Listening {
     orders: mpsc::Sender<Order>,
@@ -37,8 +41,18 @@ impl Listening {
     /// The address cannot be bound.
     pub async fn open(&self, side: Side, address: SocketAddr) -> Option<Result<SocketAddr, ListenError>> {
         let (opened, answer) = oneshot::channel();
-        self.orders.send((side, address, opened)).await.ok()?;
+        self.orders.send(Order::Open(side, address, opened)).await.ok()?;
         answer.await.ok()
+    }
+
+    /// As [`Engine::drain_inbound`]; returns when what ran is finished, at once when the follower has ended.
+    pub async fn drain_inbound(&self) {
+        let (begun, answer) = oneshot::channel();
+        if self.orders.send(Order::DrainInbound(begun)).await.is_ok()
+            && let Ok(finished) = answer.await
+        {
+            finished.await;
+        }
     }
 }
 
@@ -98,11 +112,22 @@ impl Follower {
                         return self.engine;
                     }
                 },
-                order = self.listening.1.recv() => if let Some((side, address, opened)) = order {
-                    // Who has stopped waiting finds the listener open all the same.
-                    let _ = opened.send(self.engine.listen(side, address).await);
+                order = self.listening.1.recv() => if let Some(order) = order {
+                    self.obey(order).await;
                 },
                 _ = tidy.tick() => self.tidy().await,
+            }
+        }
+    }
+
+    async fn obey(&mut self, order: Order) {
+        // Who has stopped waiting finds it done all the same.
+        match order {
+            Order::Open(side, address, opened) => {
+                let _ = opened.send(self.engine.listen(side, address).await);
+            }
+            Order::DrainInbound(begun) => {
+                let _ = begun.send(Box::pin(self.engine.drain_inbound().await));
             }
         }
     }

@@ -14,7 +14,7 @@ use meshwork_decision::{Binding, Cause, Cluster, Ejection, Endpoint, Snapshot};
 use meshwork_identity::ServerOptions;
 use meshwork_telemetry::{AccessLogWriter, Record, RequestLabels, RequestSeries, WorkerMetrics, inventory};
 use tokio::net::TcpListener;
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::{Notify, mpsc, oneshot};
 use tokio_rustls::TlsAcceptor;
 
 use crate::connections::{Connections, Order};
@@ -41,6 +41,9 @@ pub(crate) enum Command {
     Unlisten(Place),
     /// Close the connections whose peer is not trusted any more.
     Recheck,
+    /// Finish what calls the application beside us, take nothing new of it, and say when it is done; what the
+    /// application calls goes on.
+    DrainInbound(oneshot::Sender<()>),
     /// Finish what runs and take nothing new.
     Drain,
     /// End now.
@@ -70,11 +73,12 @@ impl View {
 pub(crate) struct Worker {
     pub(crate) shared: Arc<Shared>,
     pub(crate) pools: Pools,
-    pub(crate) connections: Rc<Connections>,
+    /// Those that call the application beside us are drained before all others.
+    inbound: Rc<Connections>,
+    others: Rc<Connections>,
     pub(crate) rng: RefCell<ThreadRng>,
     gauges: Gauges,
     pub(crate) tls: TlsConfigs,
-    pub(crate) draining: Cell<bool>,
     /// Told when a new snapshot is in effect.
     pub(crate) applied: Arc<Notify>,
     /// Ends TLS of peers in the mesh.
@@ -97,11 +101,11 @@ impl Worker {
         });
         Rc::new(Self {
             pools: Pools::default(),
-            connections: Rc::new(Connections::default()),
+            inbound: Rc::default(),
+            others: Rc::default(),
             rng: RefCell::new(ThreadRng::new()),
             gauges: Gauges::new(&metrics),
             tls: TlsConfigs::default(),
-            draining: Cell::new(false),
             applied,
             acceptor,
             used: RefCell::default(),
@@ -112,6 +116,29 @@ impl Worker {
             log: RefCell::new(shared.access_log.worker()),
             shared,
         })
+    }
+
+    /// The connections that a place's are among.
+    pub(crate) fn connections(&self, place: Place) -> &Rc<Connections> {
+        match place {
+            Place::Inbound(_) => &self.inbound,
+            Place::Gateway(_) | Place::Outbound(_) => &self.others,
+        }
+    }
+
+    /// How many connections are open.
+    fn open(&self) -> usize {
+        self.all_connections().into_iter().map(|some| some.len()).sum()
+    }
+
+    /// Waits until nothing is left that was told to finish.
+    async fn drained(&self) {
+        self.inbound.drained().await;
+        self.others.drained().await;
+    }
+
+    fn all_connections(&self) -> [&Rc<Connections>; 2] {
+        [&self.inbound, &self.others]
     }
 
     pub(crate) fn now(&self) -> Tick {
@@ -193,8 +220,14 @@ pub(crate) async fn run(shared: Arc<Shared>, applied: Arc<Notify>, mut commands:
     let mut accepting: HashMap<Place, tokio::task::JoinHandle<()>> = HashMap::new();
     let mut sweep = tokio::time::interval(SWEEP);
     sweep.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut inbound_done: Option<oneshot::Sender<()>> = None;
     loop {
         tokio::select! {
+            () = worker.inbound.drained(), if inbound_done.is_some() => {
+                // Who asked may have stopped waiting.
+                let _ = inbound_done.take().map(|done| done.send(()));
+            }
+            () = worker.drained() => return,
             command = commands.recv() => match command {
                 Some(Command::Listen(place, socket)) => {
                     if let Some(task) = listen(&worker, place, socket) {
@@ -207,21 +240,24 @@ pub(crate) async fn run(shared: Arc<Shared>, applied: Arc<Notify>, mut commands:
                     }
                 }
                 Some(Command::Recheck) => recheck(&worker),
+                Some(Command::DrainInbound(done)) => {
+                    let inbound = accepting.extract_if(|place, _| matches!(place, Place::Inbound(_)));
+                    inbound.for_each(|(_, task)| task.abort());
+                    worker.inbound.drain();
+                    inbound_done = Some(done);
+                }
                 Some(Command::Drain) => {
                     accepting.drain().for_each(|(_, task)| task.abort());
-                    worker.draining.set(true);
-                    worker.connections.order_all(Order::Drain);
+                    worker.all_connections().into_iter().for_each(|some| some.drain());
                     worker.pools.clear();
                 }
                 Some(Command::Stop) | None => {
-                    worker.connections.order_all(Order::Close(Cause::Draining));
+                    let closed = Order::Close(Cause::Draining);
+                    worker.all_connections().into_iter().for_each(|some| some.order_all(closed));
                     return;
                 }
             },
             _ = sweep.tick() => sweep_once(&worker),
-        }
-        if worker.draining.get() && worker.connections.is_done() {
-            return;
         }
     }
 }
@@ -231,7 +267,9 @@ fn sweep_once(worker: &Rc<Worker>) {
     // An idle worker, too, lets go of a snapshot that was replaced.
     let view = worker.view();
     let wall = worker.shared.clock.wall();
-    worker.connections.sweep(now, wall, &worker.shared.settings.timeouts);
+    for connections in worker.all_connections() {
+        connections.sweep(now, wall, &worker.shared.settings.timeouts);
+    }
     if now.since(worker.said.get()) >= SAY_USED {
         worker.said.set(now);
         worker.used.borrow_mut().clear();
@@ -248,7 +286,9 @@ fn sweep_once(worker: &Rc<Worker>) {
 fn recheck(worker: &Rc<Worker>) {
     let Some(identity) = &worker.shared.mesh.identity else { return };
     let bundle = identity.bundle();
-    worker.connections.close_denied(|peer| bundle.check_denied(peer).is_err());
+    for connections in worker.all_connections() {
+        connections.close_denied(|peer| bundle.check_denied(peer).is_err());
+    }
     worker.pools.close_denied(|peer| bundle.check_denied(peer).is_err());
 }
 
@@ -270,7 +310,7 @@ async fn accept(worker: Rc<Worker>, place: Place, listener: TcpListener) {
     loop {
         match listener.accept().await {
             Ok((tcp, peer)) => {
-                if worker.connections.len() >= worker.shared.settings.max_connections {
+                if worker.open() >= worker.shared.settings.max_connections {
                     tracing::warn!(%place, %peer, "maximum of connections reached: closed");
                     continue;
                 }

@@ -481,3 +481,60 @@ async fn a_thousand_snapshots_under_load_fail_no_request() {
     assert_eq!(pair.outbound.metric("istio_requests_total", &[]), total, "each request is counted once");
     pair.inbound.wait_metric("istio_requests_total", &["response_code=\"200\""], total).await;
 }
+
+#[tokio::test]
+async fn what_an_application_calls_goes_on_while_calls_of_it_are_drained() {
+    let (mut pair, _reviews, _) = pair().await;
+    let (app, _) = app().await;
+    let any = "127.0.0.1:0".parse().unwrap();
+    pair.outbound.change([serving(&pair.web.id(), "web", app.address, AppProtocol::Http1)]).await;
+    let web = pair.outbound.engine.listen(Side::Inbound, any).await.unwrap();
+    pair.inbound.change(service_at("web", &pair.web.id(), web)).await;
+    let proxy = pair.inbound.engine.listen(Side::Outbound, any).await.unwrap();
+    let mut caller = TcpStream::connect(proxy).await.unwrap();
+    caller.write_all(b"POST / HTTP/1.1\r\nHost: web\r\nContent-Length: 8\r\n\r\n").await.unwrap();
+    while app.connections.load(Ordering::SeqCst) == 0 {
+        tokio::task::yield_now().await;
+    }
+    let finished = pair.outbound.engine.drain_inbound().await;
+    while TcpStream::connect(web).await.is_ok() {
+        tokio::task::yield_now().await;
+    }
+    let refused = exchange(proxy, b"GET / HTTP/1.1\r\nHost: web\r\nConnection: close\r\n\r\n").await;
+    assert!(refused.starts_with("HTTP/1.1 503"), "{refused}");
+    // What is in flight may need a connection that nobody has made yet.
+    assert!(exchange(pair.proxy, GET).await.starts_with("HTTP/1.1 200"));
+    let mut finished = std::pin::pin!(finished);
+    assert!(tokio::time::timeout(Duration::ZERO, finished.as_mut()).await.is_err(), "a call is in flight");
+    caller.write_all(b"the body").await.unwrap();
+    assert!(read_until(&mut caller, "hello").await.starts_with("HTTP/1.1 200"));
+    tokio::time::timeout(Duration::from_secs(10), finished).await.expect("nothing is in flight");
+    assert!(exchange(pair.proxy, GET).await.starts_with("HTTP/1.1 200"));
+}
+
+/// An application that reads so many requests and breaks off; then it answers.
+async fn breaking(times: usize) -> Upstream {
+    let broken = AtomicUsize::new(0);
+    upstream(move |got| {
+        let whole = (got.starts_with(b"GET") && is_head(got)) || got.ends_with(b"the body");
+        let breaks = || broken.fetch_add(1, Ordering::SeqCst) < times;
+        // An empty answer closes the connection.
+        whole.then(|| if breaks() { Vec::new() } else { OK.to_vec() })
+    })
+    .await
+}
+
+#[tokio::test]
+async fn the_caller_of_an_application_that_breaks_off_repeats_what_may_be_done_twice_and_nothing_else() {
+    let post = b"POST / HTTP/1.1\r\nHost: reviews\r\nContent-Length: 8\r\nConnection: close\r\n\r\nthe body";
+    let app = breaking(1).await;
+    let pair = Pair::start(app.address, AppProtocol::Http1).await;
+    assert!(exchange(pair.proxy, GET).await.starts_with("HTTP/1.1 200"));
+    assert!(pair.outbound.lines(1).await[0].contains("\"attempts\":2"));
+    let app = breaking(1).await;
+    let pair = Pair::start(app.address, AppProtocol::Http1).await;
+    let response = exchange(pair.proxy, post).await;
+    assert!(response.starts_with("HTTP/1.1 503") && response.ends_with("upstream_reset\n"), "{response}");
+    assert!(pair.outbound.lines(1).await[0].contains("\"attempts\":1"));
+    assert_eq!(app.connections.load(Ordering::SeqCst), 1);
+}

@@ -235,3 +235,42 @@ async fn a_stream_on_which_nothing_moves_ends_after_the_policy_s_time() {
         "{response}"
     );
 }
+
+/// Answers one request at this address, and is gone.
+async fn once(listener: tokio::net::TcpListener) {
+    let (mut tcp, _) = listener.accept().await.unwrap();
+    drop(listener);
+    read_until(&mut tcp, "\r\n\r\n").await;
+    tcp.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\nconnection: close\r\n\r\nhello").await.unwrap();
+}
+
+#[tokio::test]
+async fn what_nobody_has_seen_waits_for_a_service_that_was_there_until_it_is_back() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let upstream = listener.local_addr().unwrap();
+    let (harness, address) = gateway(&[upstream], Some(retry(1, &[]))).await;
+    let first = tokio::spawn(once(listener));
+    assert!(exchange(address, POST).await.starts_with("HTTP/1.1 200"));
+    first.await.unwrap();
+    let waiting = tokio::spawn(async move { exchange(address, POST).await });
+    // More attempts than the policy has: they cost nobody anything.
+    let failures = || harness.metric("meshwork_upstream_connect_failures_total", &["connect_failure"]);
+    while failures() < 4 {
+        tokio::task::yield_now().await;
+    }
+    assert!(!waiting.is_finished());
+    let back = tokio::spawn(once(tokio::net::TcpListener::bind(upstream).await.unwrap()));
+    assert!(waiting.await.unwrap().starts_with("HTTP/1.1 200"));
+    back.await.unwrap();
+}
+
+#[tokio::test]
+async fn a_service_that_never_answered_or_stays_away_is_not_waited_for() {
+    let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let (harness, address) = gateway(&[closed], None).await;
+    assert!(exchange(address, GET).await.ends_with("connect_failure\n"));
+    assert!(
+        harness.metric("meshwork_upstream_connect_failures_total", &["connect_failure"]) <= 3,
+        "the first attempt and two more"
+    );
+}

@@ -103,3 +103,13 @@ fn nothing_comes_of_nothing() {
     assert!(least_request(&set, Tick::ZERO, &mut SeededRng::new(1), &[]).is_none());
     assert!(round_robin(&set, Tick::ZERO, &AtomicUsize::new(0), &[]).is_none());
 }
+
+#[test]
+fn an_ejected_endpoint_is_better_than_one_that_cannot_be_reached() {
+    let set = set(&[1, 1]);
+    let (out, dead) = (&set.pickable()[0], &set.pickable()[1]);
+    eject(out);
+    let mut rng = SeededRng::new(1);
+    assert_eq!(choose(&set, &mut rng, |e| e.id != dead.id).map(|e| e.id), Some(out.id));
+    assert!(choose(&set, &mut rng, |_| false).is_none());
+}

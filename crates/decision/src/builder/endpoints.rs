@@ -68,6 +68,12 @@ impl EndpointIds {
         {
             return Arc::clone(same);
         }
+        if let Some(known) = known
+            && known.excluded.is_some()
+            && excluded.is_none()
+        {
+            known.stats.forgive();
+        }
         let id = same.map(|k| k.id).unwrap_or_else(|| {
             self.last += 1;
             self.last

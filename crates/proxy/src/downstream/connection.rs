@@ -78,7 +78,7 @@ impl std::ops::Deref for Conn {
 /// Serves a connection until it ends.
 pub(crate) async fn serve(worker: Rc<Worker>, place: Place, tcp: TcpStream, peer: SocketAddr) {
     let open = worker.accepted(place);
-    let entry = worker.connections.register(worker.now());
+    let entry = worker.connections(place).register(worker.now());
     if let Err(error) = tcp.set_nodelay(true) {
         tracing::debug!(%peer, %error, "a connection ended before it began");
         return;
@@ -156,7 +156,7 @@ async fn serve_h1(conn: Conn, wire: Wire) {
         if server.was_aborted() {
             return;
         }
-        let stop = conn.worker.draining.get() || conn.entry.order().is_some();
+        let stop = conn.entry.is_draining() || conn.entry.order().is_some();
         if !server.keep_alive || stop {
             linger(&conn, &mut server).await;
             return;
@@ -282,7 +282,7 @@ async fn serve_h2(link: Rc<Link>, entry: Registration, io: Replayed) {
         match accepted {
             Some(Ok((request, respond))) => {
                 entry.progress(worker.now());
-                let own = worker.connections.register_stream(worker.now(), peer);
+                let own = worker.connections(link.place).register_stream(worker.now(), peer);
                 let conn = Conn { link: Rc::clone(&link), entry: own };
                 tokio::task::spawn_local(serve_stream(conn, entry.entry(), request, respond));
             }

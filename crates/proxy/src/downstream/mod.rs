@@ -102,6 +102,16 @@ impl Down<'_> {
         }
     }
 
+    /// Tells a caller that understands it that its request broke off before there was an answer. False where its
+    /// protocol cannot say so, or the answer has begun.
+    pub(crate) fn reset(&mut self) -> bool {
+        if self.head_sent() || matches!(self, Self::H1(_)) {
+            return false;
+        }
+        self.abort();
+        true
+    }
+
     /// Tells a caller that understands it that nothing was done with its request: it may be sent elsewhere (RFC 9113
     /// section 8.7). False where the caller's protocol cannot say so.
     pub(crate) fn refuse(&mut self) -> bool {

@@ -7,10 +7,11 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
-use meshwork_decision::{AttemptOutcome, Cause, Endpoint, Permit, Transport};
+use meshwork_decision::{AttemptOutcome, Cause, Endpoint, Permit, Transport, is_idempotent};
 use meshwork_http1::{Fields, KnownName, ResponseHead};
 use meshwork_telemetry::Protocol;
 use smallvec::SmallVec;
+use tokio::task::yield_now;
 use tokio::time::sleep;
 
 use super::body::RequestBody;
@@ -121,25 +122,40 @@ impl<'a> Attempts<'a> {
             }
             Again::Elsewhere { after, permit } => {
                 self.permit = permit;
-                if !after.is_zero() {
-                    self.unless_interrupted(
-                        Box::pin(async {
-                            sleep(after).await;
-                            Ok(())
-                        }),
-                        down,
-                        deadlines,
-                    )
-                    .await?;
-                }
+                self.sleep(after, down, deadlines).await?;
+            }
+            Again::Anywhere { after, waiting } => {
+                self.permit = None;
+                self.tried.clear();
+                self.sleep(after, down, deadlines).await?;
+                drop(waiting);
             }
         }
         Ok(())
     }
 
+    async fn sleep(
+        &self,
+        time: Duration,
+        down: &mut Down<'_>,
+        deadlines: &mut Deadlines,
+    ) -> Result<(), Failure> {
+        if time.is_zero() {
+            return Ok(());
+        }
+        let sleeping = async move {
+            sleep(time).await;
+            Ok(())
+        };
+        self.unless_interrupted(Box::pin(sleeping), down, deadlines).await
+    }
+
     /// Tells outlier detection, once per attempt.
     fn observe(&self, outcome: Result<u16, &Failure>) {
         let (Target::Service { cluster, .. }, Some(endpoint)) = (self.target, &self.endpoint) else { return };
+        if outcome.is_ok() {
+            cluster.served();
+        }
         if cluster.outlier_detection.is_none() {
             return;
         }
@@ -167,6 +183,11 @@ impl<'a> Attempts<'a> {
         journey: &mut Journey<'_>,
         deadlines: &mut Deadlines,
     ) -> Result<Exchange, Failure> {
+        if !is_idempotent(head.method.as_str()) {
+            // It will not be sent twice. So the runtime looks first which kept connections have ended: what waits for
+            // its turn on this worker may have been told so already.
+            yield_now().await;
+        }
         self.pick()?;
         let to = self.destination();
         let protocol = if matches!(to.speaks, Speaks::Http1) { Protocol::Http11 } else { Protocol::Http2 };
@@ -193,7 +214,12 @@ impl<'a> Attempts<'a> {
     fn pick(&mut self) -> Result<(), Failure> {
         let Target::Service { cluster, .. } = self.target else { return Ok(()) };
         let worker = &self.conn.worker;
-        let picked = cluster.pick(worker.now(), &mut *worker.rng.borrow_mut(), &self.tried);
+        let rng = &mut *worker.rng.borrow_mut();
+        let mut picked = cluster.pick(worker.now(), rng, &self.tried);
+        let unreached = self.repeats.unreached();
+        if picked.as_ref().is_some_and(|picked| unreached.contains(&picked.id)) {
+            picked = cluster.pick_beside(rng, unreached).or(picked);
+        }
         let Some(endpoint) = picked else {
             self.endpoint = None;
             return Err(Failure::local(Cause::NoHealthyUpstream).because(Arc::clone(&cluster.key.service)));

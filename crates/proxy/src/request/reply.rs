@@ -54,6 +54,12 @@ pub(crate) async fn fail(
         journey.finish();
         return;
     }
+    // What the application perhaps began it did not finish: the caller learns that its request was reset, and is not
+    // told that somebody answered 503.
+    if matches!(failure.retry, Retry::Policy | Retry::Reused) && conn.caller.is_some() && down.reset() {
+        journey.finish();
+        return;
+    }
     let status = failure.cause.status().filter(|_| !down.head_sent());
     let Some(status) = status else {
         down.abort();

@@ -4,10 +4,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use meshwork_decision::{
-    AttemptFailure, Cause, Cluster, Decision, NoReasons, Permit, RequestFacts, RetryPolicy, StopReason,
-    is_idempotent,
+    AttemptFailure, Cause, Cluster, Decision, Limited, NoReasons, Permit, RequestFacts, RetryPolicy,
+    StopReason, is_idempotent,
 };
 use meshwork_http1::{KnownName, ResponseHead};
+use smallvec::SmallVec;
 
 use super::body::RequestBody;
 use super::deadline::Deadlines;
@@ -17,8 +18,10 @@ use crate::downstream::connection::Conn;
 use crate::error::{Failure, Retry};
 use crate::upstream::Head;
 
-/// How often a request that no endpoint has seen is sent elsewhere when no policy says otherwise.
+/// How often a request that no endpoint has seen is sent elsewhere when no policy says otherwise, before it waits.
 const UNSEEN_RETRIES: u32 = 2;
+/// How often an idempotent request whose connection broke before the response began is sent again without a policy.
+const RESET_RETRIES: u32 = 1;
 
 /// Another attempt.
 pub(crate) enum Again {
@@ -26,6 +29,8 @@ pub(crate) enum Again {
     SameEndpoint,
     /// Best somewhere else, after this time.
     Elsewhere { after: Duration, permit: Option<Permit> },
+    /// Anywhere, after this time: nobody can be reached.
+    Anywhere { after: Duration, waiting: Permit },
 }
 
 /// The repeating of one request.
@@ -35,6 +40,11 @@ pub(crate) struct Repeats<'a> {
     /// Made when it is needed; where the policy has a budget, at once, since every request counts for that.
     state: Option<Box<meshwork_decision::Retry>>,
     unseen: u32,
+    reset: u32,
+    /// Pauses in which nobody could be reached.
+    pauses: u32,
+    /// The endpoints that this request could not reach since the last pause.
+    unreached: SmallVec<[u64; 4]>,
     /// The application beside us was asked on a stale connection already.
     stale_app: bool,
 }
@@ -45,7 +55,16 @@ impl<'a> Repeats<'a> {
             Target::Service { cluster, policy, .. } => Some((cluster, policy.retry(Some(cluster)))),
             Target::App { .. } => None,
         };
-        let mut repeats = Self { conn, service, state: None, unseen: 0, stale_app: false };
+        let mut repeats = Self {
+            conn,
+            service,
+            state: None,
+            unseen: 0,
+            reset: 0,
+            pauses: 0,
+            unreached: SmallVec::new(),
+            stale_app: false,
+        };
         if let Some((cluster, Some(policy))) = service
             && policy.budget.is_some()
         {
@@ -69,7 +88,7 @@ impl<'a> Repeats<'a> {
 
     /// The number of the next attempt, once it is a retry that other hops must know of.
     pub(crate) fn counted(&self) -> Option<u32> {
-        let retries = self.unseen + self.state.as_ref().map_or(0, |state| state.retries());
+        let retries = self.unseen + self.reset + self.state.as_ref().map_or(0, |state| state.retries());
         (retries > 0).then_some(retries + 1)
     }
 
@@ -85,10 +104,23 @@ impl<'a> Repeats<'a> {
         deadlines: &Deadlines,
         endpoint: Option<u64>,
     ) -> Result<Again, Failure> {
-        let Some(kind) = kind(&failure) else { return Err(failure) };
         let mut facts = facts(head, body, deadlines);
+        if let (Cause::NoHealthyUpstream, Some((cluster, policy))) = (failure.cause, self.service) {
+            return self.wait(cluster, policy, &facts).ok_or(failure);
+        }
+        let Some(kind) = kind(&failure) else { return Err(failure) };
         facts.sent = failure.retry != Retry::NothingSent;
         let Some((cluster, policy)) = self.service else { return self.of_app(failure, &facts) };
+        let unseen = matches!(kind, AttemptFailure::Connect | AttemptFailure::Refused);
+        if unseen {
+            self.unreached.extend(endpoint);
+            // With nobody left to try, trying again is no retry but waiting.
+            if (self.pauses > 0 || self.has_tried_all(cluster))
+                && let Some(again) = self.go_on(cluster, policy, &facts)
+            {
+                return Ok(again);
+            }
+        }
         match self.decide(cluster, policy, kind, &facts, endpoint) {
             Decision::Again { permit: None, .. } if kind == AttemptFailure::StaleConnection => {
                 Ok(Again::SameEndpoint)
@@ -97,22 +129,81 @@ impl<'a> Repeats<'a> {
             Decision::Stop(StopReason::NotCalledFor) if self.may_go_elsewhere(policy, kind, &facts) => {
                 Ok(Again::Elsewhere { after: Duration::ZERO, permit: None })
             }
-            Decision::Stop(stop) => Err(stopped(failure, stop)),
+            Decision::Stop(stop) => {
+                let waits = if unseen { self.wait(cluster, policy, &facts) } else { None };
+                waits.ok_or_else(|| stopped(failure, stop))
+            }
         }
     }
 
-    /// What no endpoint has seen is tried elsewhere, unless a policy wants no retries at all: a policy names what calls
-    /// for a retry besides.
+    /// The endpoints that this request could not reach since the last pause.
+    pub(crate) fn unreached(&self) -> &[u64] {
+        &self.unreached
+    }
+
+    fn has_tried_all(&self, cluster: &Cluster) -> bool {
+        cluster.endpoints().pickable().iter().all(|endpoint| self.unreached.contains(&endpoint.id))
+    }
+
+    /// A request that has waited for somebody: the next one whom it has not tried since, or another pause.
+    fn go_on(
+        &mut self,
+        cluster: &Arc<Cluster>,
+        policy: Option<&Arc<RetryPolicy>>,
+        facts: &RequestFacts,
+    ) -> Option<Again> {
+        if self.has_tried_all(cluster) || self.unreached.len() > UNSEEN_RETRIES as usize {
+            return self.wait(cluster, policy, facts);
+        }
+        Some(Again::Elsewhere { after: Duration::ZERO, permit: None })
+    }
+
+    /// What no endpoint has seen waits for one, within bounds; see the cluster's. A policy that wants no retries at all
+    /// wants no waiting either, and what is a retry of the hop before is that hop's concern.
+    fn wait(
+        &mut self,
+        cluster: &Arc<Cluster>,
+        policy: Option<&Arc<RetryPolicy>>,
+        facts: &RequestFacts,
+    ) -> Option<Again> {
+        if !facts.replayable || facts.nested || policy.is_some_and(|policy| policy.attempts == 0) {
+            return None;
+        }
+        let worker = &self.conn.worker;
+        let rng = &mut *worker.rng.borrow_mut();
+        let after = cluster.pause(self.pauses, facts.deadline, worker.now(), rng)?;
+        let waiting = cluster.admit(Limited::Pending).ok()?;
+        self.pauses += 1;
+        self.unreached.clear();
+        Some(Again::Anywhere { after, waiting })
+    }
+
+    /// Without a policy that names it: what no endpoint has seen is tried elsewhere, unless a policy wants no retries at
+    /// all; and where there is no policy, what may be done twice is, once, when its connection broke before an answer.
     fn may_go_elsewhere(
         &mut self,
         policy: Option<&Arc<RetryPolicy>>,
         kind: AttemptFailure,
         facts: &RequestFacts,
     ) -> bool {
-        let unseen = matches!(kind, AttemptFailure::Connect | AttemptFailure::Refused);
-        let wanted = policy.is_none_or(|policy| policy.attempts > 0);
-        let may = unseen && wanted && facts.replayable && !facts.nested && self.unseen < UNSEEN_RETRIES;
-        self.unseen += u32::from(may);
+        if !facts.replayable || facts.nested {
+            return false;
+        }
+        let (count, bound) = match kind {
+            AttemptFailure::Connect | AttemptFailure::Refused
+                if policy.is_none_or(|policy| policy.attempts > 0) =>
+            {
+                (&mut self.unseen, UNSEEN_RETRIES)
+            }
+            AttemptFailure::Reset | AttemptFailure::StaleConnection
+                if policy.is_none() && facts.idempotent =>
+            {
+                (&mut self.reset, RESET_RETRIES)
+            }
+            _ => return false,
+        };
+        let may = *count < bound;
+        *count += u32::from(may);
         may
     }
 

@@ -229,7 +229,7 @@ pub async fn upstream(answer: impl Fn(&[u8]) -> Option<Vec<u8>> + Send + Sync + 
                         if tcp.write_all(&out).await.is_err() {
                             return;
                         }
-                        if out.ends_with(b"<close>") {
+                        if out.is_empty() || out.ends_with(b"<close>") {
                             return;
                         }
                     }
