@@ -5,91 +5,11 @@
 #[path = "support/mod.rs"]
 mod support;
 
-use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
-use std::process::{Child, Command, Output, Stdio};
-use std::sync::atomic::{AtomicU32, Ordering};
 
 use serde_json::Value;
-use support::{MESHWORK, command, exchange, get, until};
-use tempfile::TempDir;
-
-/// A loopback address with fifteen more behind it that no other test has.
-fn base() -> Ipv4Addr {
-    static NEXT: AtomicU32 = AtomicU32::new(0);
-    let number = std::process::id().wrapping_mul(7).wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed));
-    let [.., high, low] = (number % 60_000).to_be_bytes();
-    Ipv4Addr::new(127, 130 + (low >> 4), high, (low & 0x0f) << 4 | 1)
-}
-
-/// Whether a process is there and no zombie.
-fn is_alive(pid: u64) -> bool {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    stat.rsplit_once(')').is_some_and(|(_, rest)| !rest.trim_start().starts_with(['Z', 'X']))
-}
-
-fn signal(name: &str, pid: u64) {
-    assert!(Command::new("sh").args(["-c", &format!("kill -{name} {pid}")]).status().unwrap().success());
-}
-
-/// A platform in a folder of its own; taken down when dropped.
-struct Platform {
-    base: Ipv4Addr,
-    data: TempDir,
-}
-
-impl Platform {
-    fn new() -> Self {
-        Self { base: base(), data: tempfile::tempdir().unwrap() }
-    }
-
-    fn command(&self, arguments: &[&str]) -> Output {
-        let data = self.data.path().to_str().unwrap();
-        command(arguments).stdin(Stdio::null()).args(["--data-dir", data]).output().unwrap()
-    }
-
-    fn up(&self, more: &[&str]) -> Output {
-        let base = self.base.to_string();
-        let fixed = ["up", "--detach", "--base-address", &base, "--workers", "1"];
-        self.command(&[&fixed, more].concat())
-    }
-
-    fn endpoints(&self) -> Value {
-        serde_json::from_str(&std::fs::read_to_string(self.data.path().join("endpoints.json")).unwrap())
-            .unwrap()
-    }
-
-    fn instance(&self, name: &str) -> Value {
-        let endpoints = self.endpoints();
-        endpoints["instances"].as_array().unwrap().iter().find(|i| i["instance"] == name).unwrap().clone()
-    }
-
-    fn at(&self, port: u16) -> SocketAddr {
-        (self.base, port).into()
-    }
-
-    /// Every process that `D` names.
-    fn pids(&self) -> Vec<u64> {
-        let folders = std::fs::read_dir(self.data.path()).unwrap().map(|entry| entry.unwrap().path());
-        let files = folders.flat_map(|folder| [folder.join("pid"), folder.join("app.pid")]);
-        let pid = |path: std::path::PathBuf| pid_in(&path);
-        files.filter_map(pid).collect()
-    }
-}
-
-fn pid_in(path: &Path) -> Option<u64> {
-    std::fs::read_to_string(path).ok()?.split_ascii_whitespace().next()?.parse().ok()
-}
-
-impl Drop for Platform {
-    fn drop(&mut self) {
-        drop(self.command(&["down"]));
-    }
-}
-
-fn assert_ok(output: &Output) {
-    assert!(output.status.success(), "{output:?}");
-}
+use support::platform::{Platform, assert_ok, is_alive, next, pid_in, signal};
+use support::{MESHWORK, exchange, get, until};
 
 /// Whether the shop's programs are beside the binary under test.
 fn shop_is_built() -> bool {
@@ -197,19 +117,6 @@ fn a_platform_that_cannot_start_says_why_and_leaves_nothing() {
     assert_eq!(output.status.code(), Some(2), "{output:?}");
 }
 
-/// `run` beside a platform without a shop.
-fn run(platform: &Platform, address: Ipv4Addr, more: &[&str], app: &[&str]) -> Child {
-    let at = |port| platform.at(port).to_string();
-    let mut command = command(&["run", "--service", "web", "--address", &address.to_string()]);
-    command.args(["--control-plane", &at(15012), "--registry", &at(8501), "--workers", "1"]);
-    command.arg("--data-dir").arg(platform.data.path()).args(more).arg("--").args(app);
-    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
-}
-
-fn next(address: Ipv4Addr, by: u32) -> Ipv4Addr {
-    Ipv4Addr::from(u32::from(address) + by)
-}
-
 #[test]
 fn a_program_is_in_the_mesh_while_it_runs() {
     let Some(python) = meshwork_testkit::tool("python3") else { return };
@@ -227,7 +134,7 @@ fn a_program_is_in_the_mesh_while_it_runs() {
                   http.server.HTTPServer((os.environ['HOST'], int(os.environ['PORT'])), http.server.SimpleHTTPRequestHandler).serve_forever()";
     let address = next(platform.base, 1);
     let mut child =
-        run(&platform, address, &["--protocol", "http"], &[python.to_str().unwrap(), "-c", script]);
+        platform.run("web", address, &["--protocol", "http"], &[python.to_str().unwrap(), "-c", script]);
     let instance = until("it is registered and used", || {
         registered().into_iter().find(|instance| instance["health"] == "passing")
     });
@@ -235,13 +142,13 @@ fn a_program_is_in_the_mesh_while_it_runs() {
     assert_eq!(instance["identity"], "spiffe://mesh.local/ns/default/sa/web");
     assert_eq!(call(&instance, "web"), 200, "through its own sidecar, twice");
     let app = pid_in(&platform.data.path().join("web-1/app.pid")).unwrap();
-    signal("TERM", u64::from(child.id()));
-    assert_eq!(child.wait().unwrap().code(), Some(5));
+    signal("TERM", child.id());
+    assert_eq!(child.ended(), Some(5));
     assert!(!is_alive(app));
     assert!(registered().is_empty(), "it is taken out before it ends");
 
-    let mut child = run(&platform, address, &[], &["sh", "-c", "exit 7"]);
-    assert_eq!(child.wait().unwrap().code(), Some(7));
+    let mut child = platform.run("web", address, &[], &["sh", "-c", "exit 7"]);
+    assert_eq!(child.ended(), Some(7));
     assert!(registered().is_empty());
 }
 
@@ -259,7 +166,7 @@ fn a_token_lets_its_workload_in_once() {
     let start = |instance: &str, more: &[&str]| {
         let app = ["sh", "-c", "exit 9"];
         let more = [&given, &["--instance", instance], more].concat();
-        run(&platform, next(platform.base, 2), &more, &app).wait().unwrap().code()
+        platform.run("web", next(platform.base, 2), &more, &app).ended()
     };
     assert_eq!(start("web-1", &["--workload", "other"]), Some(1), "the token is for another workload");
     let token = platform.command(&["token", "create", "--service", "web"]);

@@ -4,6 +4,7 @@
 
 pub mod client;
 pub mod curl;
+pub mod platform;
 pub mod process;
 pub mod upstream;
 pub mod yaml;
