@@ -2,6 +2,7 @@
 
 mod apply;
 mod check;
+mod delete;
 mod diff;
 mod down;
 mod explain;
@@ -42,6 +43,8 @@ pub(crate) enum Command {
     Check(check::Arguments),
     /// Check resources and put them into effect
     Apply(apply::Arguments),
+    /// Take documents out of effect
+    Delete(delete::Arguments),
     /// Show what `apply` would change
     Diff(diff::Arguments),
     /// Show all revisions of a document
@@ -75,6 +78,7 @@ pub(crate) fn run(command: Command) -> Outcome {
         Command::ControlPlane(arguments) => platform::control_plane(*arguments),
         Command::Check(arguments) => check::run(&arguments),
         Command::Apply(arguments) => apply::run(&arguments),
+        Command::Delete(arguments) => delete::run(&arguments),
         Command::Diff(arguments) => diff::run(&arguments),
         Command::History(arguments) => history::run(&arguments),
         Command::Rollback(arguments) => rollback::run(&arguments),

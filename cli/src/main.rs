@@ -51,3 +51,25 @@ fn main() -> ExitCode {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_flag_of_a_process_is_a_variable_of_the_same_name() {
+        let all = Arguments::command();
+        // Those that take a settings file: what runs until it is told to stop.
+        let is_process =
+            |command: &&clap::Command| command.get_arguments().any(|arg| arg.get_id() == "settings");
+        let processes: Vec<_> = all.get_subcommands().filter(is_process).collect();
+        let names: Vec<_> = processes.iter().map(|command| command.get_name()).collect();
+        assert_eq!(names, ["gateway", "run", "server", "registry", "config", "control-plane"]);
+        for (command, arg) in processes.iter().flat_map(|c| c.get_arguments().map(move |arg| (c, arg))) {
+            let Some(flag) = arg.get_long() else { continue };
+            let variable = format!("MESHWORK_{}", flag.replace('-', "_").to_uppercase());
+            let found = arg.get_env().and_then(std::ffi::OsStr::to_str);
+            assert_eq!(found, Some(&*variable), "--{flag} of {}", command.get_name());
+        }
+    }
+}

@@ -1,4 +1,5 @@
-//! Which server a command asks: `--server`, `MESHWORK_SERVER`, the platform that runs here, or the default address.
+//! Which server a command asks: `--server`, `MESHWORK_SERVER`, the platform that runs here (by its socket, where it has
+//! one), or the default address.
 
 use std::path::{Path, PathBuf};
 
@@ -21,7 +22,7 @@ pub(crate) struct ServerArgs {
 /// Flags of every process that asks a server now and then.
 #[derive(clap::Args, Clone, Debug)]
 pub(crate) struct ApiArgs {
-    /// The control plane's API, or the admin port of a gateway that runs from a folder [default: what `meshwork up` started here, else http://127.0.0.1:15014]
+    /// The control plane's API as http://HOST:PORT or unix:PATH, or the admin port of a gateway that runs from a folder [default: what `meshwork up` started here, else http://127.0.0.1:15014]
     #[arg(long, value_name = "URL", env = "MESHWORK_SERVER")]
     pub(crate) server: Option<String>,
 
@@ -35,6 +36,7 @@ pub(crate) struct ApiArgs {
 #[serde(rename_all = "camelCase")]
 struct Endpoints {
     control_plane: String,
+    control_plane_socket: Option<String>,
 }
 
 impl ServerArgs {
@@ -54,7 +56,7 @@ impl ApiArgs {
     /// The address is none.
     pub(crate) fn client_of(&self, data_dir: &Path) -> Result<Client, ClientError> {
         let server = self.server.clone().or_else(|| running(data_dir)).unwrap_or_else(|| DEFAULT.to_owned());
-        let client = Client::http(&server)?;
+        let client = Client::of(&server)?;
         Ok(match &self.token {
             Some(token) => client.with_token(token),
             None => client,
@@ -65,6 +67,10 @@ impl ApiArgs {
 fn running(data_dir: &Path) -> Option<String> {
     let text = std::fs::read_to_string(data_dir.join("endpoints.json")).ok()?;
     let endpoints: Endpoints = serde_json::from_str(&text).ok()?;
-    let address = endpoints.control_plane;
-    Some(if address.contains("://") { address } else { format!("http://{address}") })
+    let address = endpoints.control_plane_socket.unwrap_or(endpoints.control_plane);
+    Some(if address.starts_with("unix:") || address.contains("://") {
+        address
+    } else {
+        format!("http://{address}")
+    })
 }

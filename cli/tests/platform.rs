@@ -5,12 +5,9 @@
 #[path = "support/mod.rs"]
 mod support;
 
-use std::net::Ipv4Addr;
-use std::process::{Child, Stdio};
-
 use serde_json::Value;
-use support::platform::{Platform, assert_ok, call, is_alive, pid_in, shop_is_built, signal};
-use support::{command, get, until};
+use support::platform::{Platform, assert_ok, call, is_alive, next, pid_in, shop_is_built, signal};
+use support::{get, until};
 
 #[test]
 fn one_command_starts_the_shop_keeps_it_alive_and_another_ends_it() {
@@ -101,19 +98,6 @@ fn a_platform_that_cannot_start_says_why_and_leaves_nothing() {
     assert_eq!(output.status.code(), Some(2), "{output:?}");
 }
 
-/// `run` beside a platform without a shop.
-fn run(platform: &Platform, address: Ipv4Addr, more: &[&str], app: &[&str]) -> Child {
-    let at = |port| platform.at(port).to_string();
-    let mut command = command(&["run", "--service", "web", "--address", &address.to_string()]);
-    command.args(["--control-plane", &at(15012), "--registry", &at(8501), "--workers", "1"]);
-    command.arg("--data-dir").arg(platform.data.path()).args(more).arg("--").args(app);
-    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
-}
-
-fn next(address: Ipv4Addr, by: u32) -> Ipv4Addr {
-    Ipv4Addr::from(u32::from(address) + by)
-}
-
 #[test]
 fn a_program_is_in_the_mesh_while_it_runs() {
     let Some(python) = meshwork_testkit::tool("python3") else { return };
@@ -131,7 +115,7 @@ fn a_program_is_in_the_mesh_while_it_runs() {
                   http.server.HTTPServer((os.environ['HOST'], int(os.environ['PORT'])), http.server.SimpleHTTPRequestHandler).serve_forever()";
     let address = next(platform.base, 1);
     let mut child =
-        run(&platform, address, &["--protocol", "http"], &[python.to_str().unwrap(), "-c", script]);
+        platform.run("web", address, &["--protocol", "http"], &[python.to_str().unwrap(), "-c", script]);
     let instance = until("it is registered and used", || {
         registered().into_iter().find(|instance| instance["health"] == "passing")
     });
@@ -139,13 +123,13 @@ fn a_program_is_in_the_mesh_while_it_runs() {
     assert_eq!(instance["identity"], "spiffe://mesh.local/ns/default/sa/web");
     assert_eq!(call(&instance, "web"), 200, "through its own sidecar, twice");
     let app = pid_in(&platform.data.path().join("web-1/app.pid")).unwrap();
-    signal("TERM", u64::from(child.id()));
-    assert_eq!(child.wait().unwrap().code(), Some(5));
+    signal("TERM", child.id());
+    assert_eq!(child.ended(), Some(5));
     assert!(!is_alive(app));
     assert!(registered().is_empty(), "it is taken out before it ends");
 
-    let mut child = run(&platform, address, &[], &["sh", "-c", "exit 7"]);
-    assert_eq!(child.wait().unwrap().code(), Some(7));
+    let mut child = platform.run("web", address, &[], &["sh", "-c", "exit 7"]);
+    assert_eq!(child.ended(), Some(7));
     assert!(registered().is_empty());
 }
 
@@ -163,7 +147,7 @@ fn a_token_lets_its_workload_in_once() {
     let start = |instance: &str, more: &[&str]| {
         let app = ["sh", "-c", "exit 9"];
         let more = [&given, &["--instance", instance], more].concat();
-        run(&platform, next(platform.base, 2), &more, &app).wait().unwrap().code()
+        platform.run("web", next(platform.base, 2), &more, &app).ended()
     };
     assert_eq!(start("web-1", &["--workload", "other"]), Some(1), "the token is for another workload");
     let token = platform.command(&["token", "create", "--service", "web"]);

@@ -13,10 +13,12 @@
 //! | `POST /v1/explain` | what would become of a request, and why |
 //! | `POST /v1/diff` | what the same would change |
 //! | `GET /v1/history/KIND/NS/NAME` | all revisions of a document, the last one first |
-//! | `POST /v1/rollback/KIND/NS/NAME?to=N` | writes an earlier revision as a new one, checked as `apply` does |
+//! | `POST /v1/rollback/KIND/NS/NAME` `{to, message?, author?}` | writes an earlier revision as a new one, checked as `apply` does |
+//! | `POST /v1/delete` `{files or documents, message?, author?}` | removes documents as one change, checked as `apply` does |
 //! | `GET /v1/revision[?wait=effective&revision=N&timeout=30s]` | the revision, and whether it is in effect everywhere |
 
 mod apply;
+mod delete;
 mod kinds;
 #[cfg(test)]
 mod tests;
@@ -52,6 +54,7 @@ pub(crate) fn router(plane: ControlPlane) -> Router {
         .route("/v1/revision", get(revision))
         .with_state(plane.clone())
         .merge(apply::router(plane.clone()))
+        .merge(delete::router(plane.clone()))
         .merge(crate::explain::router(plane))
 }
 

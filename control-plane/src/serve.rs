@@ -1,20 +1,24 @@
 //! The API port (15014) of a control plane that is a process of its own: the API, metrics, readiness, log level.
 //!
 //! Who may call: on a loopback address everybody on this machine, elsewhere only who has the token. `/healthz/*` and
-//! `/metrics` answer probes and scrapers without one, as every process's do.
+//! `/metrics` answer probes and scrapers without one, as every process's do. A Unix socket beside the port is for the
+//! user whose process this is: the file's mode is what keeps others out, and no token is asked for.
 
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
 
 use aws_lc_rs::constant_time::verify_slices_are_equal;
 use axum::extract::{Request, State};
-use axum::http::{StatusCode, Uri, header};
+use axum::http::{StatusCode, header};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use meshwork_base::Code;
 use meshwork_process::admin::admin_routes;
-use meshwork_process::{AdminState, Problem};
+use meshwork_process::{AdminState, Problem, is_called_by_address};
 use sha2::{Digest as _, Sha256};
+use tokio::net::UnixListener;
 use tokio::task::AbortHandle;
 
 use crate::{ControlPlane, codes};
@@ -55,12 +59,15 @@ impl ApiError {
 #[derive(Debug)]
 pub struct ApiServer {
     address: SocketAddr,
-    task: AbortHandle,
+    tasks: Vec<AbortHandle>,
+    socket: Option<PathBuf>,
 }
 
 impl Drop for ApiServer {
     fn drop(&mut self) {
-        self.task.abort();
+        self.tasks.iter().for_each(AbortHandle::abort);
+        // Who calls afterwards learns that nobody is there, also from a file that stayed.
+        drop(self.socket.take().map(std::fs::remove_file));
     }
 }
 
@@ -94,7 +101,26 @@ impl ApiServer {
         let routes = admin_routes(state, plane.router()).layer(from_fn_with_state(guard, admit));
         // An accept error is retried inside; serving itself does not fail.
         let task = tokio::spawn(async move { drop(axum::serve(listener, routes).await) }).abort_handle();
-        Ok(Self { address, task })
+        Ok(Self { address, tasks: vec![task], socket: None })
+    }
+
+    /// Serves the same at a Unix socket (mode 0600) too. Where that cannot be made, as in a folder whose name is too
+    /// long for one, the log says so and the port is what there is.
+    #[must_use]
+    pub fn with_socket(mut self, plane: &ControlPlane, state: AdminState, path: &Path) -> Self {
+        match bind_socket(path) {
+            Ok(listener) => {
+                let routes = admin_routes(state, plane.router());
+                let serving = async move { drop(axum::serve(listener, routes).await) };
+                self.tasks.push(tokio::spawn(serving).abort_handle());
+                self.socket = Some(path.to_owned());
+            }
+            Err(error) => tracing::warn!(
+                path = %path.display(), %error,
+                "the API has no socket there and is called at its port; choose a shorter --data-dir, or one that is yours"
+            ),
+        }
+        self
     }
 
     /// Where it listens.
@@ -102,6 +128,22 @@ impl ApiServer {
     pub const fn address(&self) -> SocketAddr {
         self.address
     }
+}
+
+/// A socket that only its owner may connect to. It comes to its name when its mode is right, in place of one that a
+/// process before this has left.
+fn bind_socket(path: &Path) -> io::Result<UnixListener> {
+    let mut name = path.file_name().unwrap_or_default().to_owned();
+    name.push(".new");
+    let staged = path.with_file_name(name);
+    match std::fs::remove_file(&staged) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let listener = UnixListener::bind(&staged)?;
+    std::fs::set_permissions(&staged, std::fs::Permissions::from_mode(0o600))?;
+    std::fs::rename(&staged, path)?;
+    Ok(listener)
 }
 
 async fn admit(State(guard): State<Guard>, request: Request, next: Next) -> Response {
@@ -134,18 +176,9 @@ impl Guard {
                 let token = brought.and_then(|text| text.strip_prefix("Bearer ")).unwrap_or_default();
                 verify_slices_are_equal(&Sha256::digest(token.trim()), wanted).is_ok()
             }
-            // A name that an attacker's DNS server points at this machine makes a page of theirs "same origin".
-            None => host(request).is_some_and(|host| host == "localhost" || host.parse::<IpAddr>().is_ok()),
+            None => is_called_by_address(request),
         }
     }
-}
-
-/// The host that was called, without its port.
-fn host(request: &Request) -> Option<String> {
-    let named = request.headers().get(header::HOST).and_then(|value| value.to_str().ok());
-    let authority: Uri = named.map_or_else(|| Ok(request.uri().clone()), str::parse).ok()?;
-    let host = authority.host()?;
-    Some(host.trim_start_matches('[').trim_end_matches(']').to_ascii_lowercase())
 }
 
 #[cfg(test)]

@@ -12,7 +12,7 @@ use axum::middleware::{self, Next};
 use axum::response::IntoResponse as _;
 use axum::{Extension, Router};
 use http::StatusCode;
-use meshwork_api::apply::{Files, Rollback, Stored};
+use meshwork_api::apply::{Delete, DocumentName, Files, Rollback, Stored};
 use meshwork_api::config::{Action, Change as Edits, Edit};
 use meshwork_api::registry::{Port, Registration, sidecar};
 use meshwork_api::{ApplyClient, Client, ClientError, ConfigClient, RegistryClient};
@@ -353,6 +353,66 @@ async fn what_is_applied_is_in_effect_and_can_be_rolled_back() {
     let missing = Rollback { to: 9, message: String::new(), author: None };
     let error = api.rollback("shop", "route", "a", &missing).await.unwrap_err();
     assert_eq!(error.status(), Some(StatusCode::NOT_FOUND), "{error}");
+}
+
+#[tokio::test]
+async fn what_is_deleted_is_gone_from_effect_and_stays_in_history() {
+    let world = World::new().await;
+    world.plane.synced().await;
+    let mut proxy = Proxy::join(&world.plane);
+    world.apply(&[GATEWAY, &route("/one")]).await.unwrap();
+    proxy.until(|proxy| proxy.path().as_deref() == Some("/one")).await;
+    let api = world.api();
+    let name = |kind: &str, name: &str| DocumentName {
+        namespace: "shop".to_owned(),
+        kind: kind.to_owned(),
+        name: name.to_owned(),
+    };
+    // A name that is not there: nothing is removed, the other one neither.
+    let documents = vec![name("route", "a"), name("route", "typo")];
+    let error = api.delete(&Delete { documents, ..Delete::default() }).await.unwrap_err();
+    assert_eq!(error.status(), Some(StatusCode::NOT_FOUND), "{error}");
+    assert!(error.to_string().contains("HTTPRoute shop/typo") && !error.to_string().contains("shop/a"));
+    assert_eq!(api.history("shop", "route", "a").await.unwrap().len(), 1);
+    let error = api.delete(&Delete::default()).await.unwrap_err();
+    assert_eq!(error.status(), Some(StatusCode::BAD_REQUEST), "{error}");
+
+    let delete = Delete {
+        documents: vec![name("route", "a")],
+        message: "not needed".to_owned(),
+        author: Some("ann".to_owned()),
+        ..Delete::default()
+    };
+    let gone = api.delete(&delete).await.unwrap();
+    assert!(gone.versions[0].deleted && gone.versions[0].revision == 2, "{:?}", gone.versions);
+    proxy.until(|proxy| proxy.path().is_none()).await;
+    let history = api.history("shop", "route", "a").await.unwrap();
+    assert_eq!((&*history[0].author, &*history[0].message, history.len()), ("local:ann", "not needed", 2));
+    let back = Rollback { to: 1, message: String::new(), author: None };
+    api.rollback("shop", "route", "a", &back).await.unwrap();
+    proxy.until(|proxy| proxy.path().as_deref() == Some("/one")).await;
+
+    // By what a file defines, whatever its content is by now.
+    let files = [("a.yaml".to_owned(), route("/other"))].into();
+    let gone = api.delete(&Delete { files, ..Delete::default() }).await.unwrap();
+    assert_eq!((gone.versions.len(), gone.versions[0].revision), (1, 4));
+    proxy.until(|proxy| proxy.path().is_none()).await;
+    assert_eq!(world.config().list(None).await.unwrap().len(), 1, "the gateway stays");
+}
+
+#[tokio::test]
+async fn a_deletion_tells_who_still_needs_what_is_gone() {
+    let world = World::new().await;
+    world.plane.synced().await;
+    let backend = "apiVersion: v1\nkind: Service\nmetadata: {name: own, namespace: shop}\nspec: {ports: [{name: http, port: 80}]}\n";
+    let needs = route("/one").replace("name: web", "name: own");
+    let applied = world.apply(&[GATEWAY, &needs, backend]).await.unwrap();
+    assert!(applied.warnings.is_empty(), "{:?}", applied.warnings);
+    let delete = Delete { files: [("b".to_owned(), backend.to_owned())].into(), ..Delete::default() };
+    let gone = world.api().delete(&delete).await.unwrap();
+    let told = &gone.warnings[0];
+    assert_eq!((&told["code"], &told["severity"]), (&json!("MW2004"), &json!("warning")), "{told}");
+    assert!(told["file"].as_str().unwrap().contains("HTTPRoute/a@1"), "{told}");
 }
 
 #[tokio::test]

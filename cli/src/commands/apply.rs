@@ -158,30 +158,35 @@ fn finding(found: &Value) -> String {
 impl ResourceArgs {
     /// The texts of all files, by name.
     pub(super) fn read(&self) -> Result<BTreeMap<String, String>, Box<dyn Error>> {
-        let mut files = BTreeMap::new();
-        for path in &self.filename {
-            if path == Path::new("-") {
-                let mut text = String::new();
-                std::io::stdin().lock().read_to_string(&mut text)?;
-                files.insert("-".to_owned(), text);
-                continue;
-            }
-            let found = Folder::open_by_path(path)?.scan(Tick::ZERO).files;
-            if found.is_empty() {
-                return Err(FileError::Nothing(path.display().to_string()).into());
-            }
-            for (name, change) in found {
-                let text = match change {
-                    FileChange::Content(bytes) => {
-                        String::from_utf8(bytes).map_err(|_| FileError::NotText(name.to_string()))?
-                    }
-                    FileChange::Unreadable(why) => return Err(FileError::Unreadable(why).into()),
-                    // A first look knows nothing that could be gone.
-                    FileChange::Gone => continue,
-                };
-                files.insert(name.to_string(), text);
-            }
-        }
-        Ok(files)
+        read(&self.filename)
     }
+}
+
+/// The texts of all files of these folders and files, by name.
+pub(super) fn read(paths: &[PathBuf]) -> Result<BTreeMap<String, String>, Box<dyn Error>> {
+    let mut files = BTreeMap::new();
+    for path in paths {
+        if path == Path::new("-") {
+            let mut text = String::new();
+            std::io::stdin().lock().read_to_string(&mut text)?;
+            files.insert("-".to_owned(), text);
+            continue;
+        }
+        let found = Folder::open_by_path(path)?.scan(Tick::ZERO).files;
+        if found.is_empty() {
+            return Err(FileError::Nothing(path.display().to_string()).into());
+        }
+        for (name, change) in found {
+            let text = match change {
+                FileChange::Content(bytes) => {
+                    String::from_utf8(bytes).map_err(|_| FileError::NotText(name.to_string()))?
+                }
+                FileChange::Unreadable(why) => return Err(FileError::Unreadable(why).into()),
+                // A first look knows nothing that could be gone.
+                FileChange::Gone => continue,
+            };
+            files.insert(name.to_string(), text);
+        }
+    }
+    Ok(files)
 }

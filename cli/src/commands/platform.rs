@@ -14,11 +14,9 @@ use std::sync::Arc;
 use axum::Router;
 use axum::extract::Request;
 use axum::middleware::{self, Next};
-use axum::response::IntoResponse as _;
-use http::{StatusCode, Uri, header};
 use meshwork_api::{Client, ConfigClient, RegistryClient};
 use meshwork_base::{Clock, SystemClock};
-use meshwork_process::{Caller, CommonArgs, Drain, Problem};
+use meshwork_process::{Caller, CommonArgs, Drain, by_address};
 use meshwork_telemetry::{LogHandle, MetricsRegistry, init_logging};
 use tokio::net::TcpListener;
 use tokio::task::AbortHandle;
@@ -74,10 +72,10 @@ pub(crate) struct RegistryArguments {
 pub(crate) struct ControlPlaneArguments {
     /// The registry whose catalog is followed, as http://127.0.0.1:8500; without, services are those of the folders
     #[arg(long, value_name = "URL", env = "MESHWORK_REGISTRY_URL")]
-    registry: Option<String>,
+    registry_url: Option<String>,
     /// The config service whose documents are followed, and into which `apply` writes, as http://127.0.0.1:8888
     #[arg(long, value_name = "URL", env = "MESHWORK_CONFIG_URL")]
-    config: Option<String>,
+    config_url: Option<String>,
     #[command(flatten)]
     plane: PlaneArgs,
     #[command(flatten)]
@@ -177,11 +175,11 @@ pub(crate) fn config(arguments: ConfigArguments) -> Outcome {
 }
 
 pub(crate) fn control_plane(arguments: ControlPlaneArguments) -> Outcome {
-    let ControlPlaneArguments { registry, config, plane, common } = arguments;
+    let ControlPlaneArguments { registry_url, config_url, plane, common } = arguments;
     run(common, async move |process| {
         let followed = Followed {
-            registry: registry.map(|url| Client::http(&url).map(RegistryClient)).transpose()?,
-            config: config.map(|url| Client::http(&url).map(ConfigClient)).transpose()?,
+            registry: registry_url.map(|url| Client::http(&url).map(RegistryClient)).transpose()?,
+            config: config_url.map(|url| Client::http(&url).map(ConfigClient)).transpose()?,
         };
         let _plane = control_plane::start(&process, plane, followed).await?;
         process.until_told().await?;
@@ -212,7 +210,7 @@ async fn serve_local(
     }
     let listener = bind(role, flag, address).await?;
     tracing::info!(%address, "{role} started");
-    let routes = at_local_port(router);
+    let routes = by_address(as_local(router));
     Ok(tokio::spawn(async move { drop(axum::serve(listener, routes).await) }).abort_handle())
 }
 
@@ -229,23 +227,5 @@ fn as_local(router: Router) -> Router {
     router.layer(middleware::from_fn(|mut request: Request, next: Next| async move {
         request.extensions_mut().insert(Caller::Local);
         next.run(request).await
-    }))
-}
-
-/// The API as this machine's operator calls it over a socket: a page in a browser, led here by a name that its site's
-/// DNS points at this machine, is not the operator.
-fn at_local_port(router: Router) -> Router {
-    as_local(router).layer(middleware::from_fn(|request: Request, next: Next| async move {
-        let host = request.headers().get(header::HOST).and_then(|host| host.to_str().ok());
-        let host =
-            host.and_then(|host| host.parse::<Uri>().ok()).and_then(|uri| uri.host().map(str::to_owned));
-        let is_ours = host.is_some_and(|host| {
-            host == "localhost" || host.trim_matches(['[', ']']).parse::<std::net::IpAddr>().is_ok()
-        });
-        if is_ours {
-            return next.run(request).await;
-        }
-        let why = "this port is called by an IP address or as localhost; correct the Host header";
-        Problem::new(StatusCode::FORBIDDEN, "not for this caller").detail(why).into_response()
     }))
 }

@@ -12,12 +12,18 @@ use crate::private::{self, PrivateError};
 /// The file's name.
 pub(crate) const FILE: &str = "endpoints.json";
 
+/// The control plane's API for this user, in the data directory.
+pub(crate) const SOCKET: &str = "control-plane/api.sock";
+
 /// The file. Keys are only ever added.
 #[derive(Debug, Deserialize, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Endpoints {
     pub(crate) gateway: Gateway,
     pub(crate) control_plane: String,
+    /// The same for the user whose platform it is, as `unix:PATH`; absent where the folder's name is too long for one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) control_plane_socket: Option<String>,
     pub(crate) registry: String,
     pub(crate) config: String,
     pub(crate) instances: Vec<Instance>,
@@ -63,6 +69,7 @@ impl Endpoints {
                 app_pid: running(&folder, "app.pid"),
             }
         });
+        let socket = plan.data_dir.join(SOCKET);
         Self {
             gateway: Gateway {
                 http: url(8080),
@@ -72,6 +79,7 @@ impl Endpoints {
                 metrics: url(15020),
             },
             control_plane: url(15014),
+            control_plane_socket: socket.exists().then(|| format!("unix:{}", socket.display())),
             registry: url(8500),
             config: url(8888),
             instances: instances.collect(),

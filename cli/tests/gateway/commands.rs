@@ -111,6 +111,41 @@ fn wrong_use_ends_with_2_and_says_what_is_right() {
 }
 
 #[test]
+fn a_settings_file_of_any_process_is_refused_at_the_line_of_what_it_does_not_know() {
+    let directory = tempfile::tempdir().unwrap();
+    let typo = directory.path().join("settings.yaml");
+    fs::write(&typo, "workers: 1\n\nlisten-adress: 127.0.0.1\n").unwrap();
+    let typo = typo.to_str().unwrap();
+    for process in ["gateway", "server", "registry", "config", "control-plane", "run"] {
+        let output = meshwork(&[process, "--settings", typo]);
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(2), "{process}: {said}");
+        let expected = format!("settings.yaml:3: `listen-adress` is no setting of `{process}`; known are");
+        assert!(said.contains(&expected) && said.contains("listen-address"), "{process}: {said}");
+    }
+}
+
+#[test]
+fn a_flag_beats_the_environment_which_beats_the_file() {
+    let directory = tempfile::tempdir().unwrap();
+    let (file, folder) = (directory.path().join("settings.yaml"), directory.path().to_str().unwrap());
+    fs::write(&file, "admin-address: 192.0.2.1:15000\n").unwrap();
+    // The admin port is for this machine alone: each is refused, and the error names the one that counted.
+    let named = |variable: Option<&str>, flags: &[&str]| {
+        let fixed = ["gateway", "--resources", folder, "--settings", file.to_str().unwrap()];
+        let mut command = command(&[&fixed, flags].concat());
+        command.envs(variable.map(|value| ("MESHWORK_ADMIN_ADDRESS", value)));
+        let output = command.output().unwrap();
+        assert_eq!(output.status.code(), Some(1), "{output:?}");
+        String::from_utf8_lossy(&output.stderr).into_owned()
+    };
+    assert!(named(None, &[]).contains("192.0.2.1:15000"));
+    let variable = Some("192.0.2.2:15000");
+    assert!(named(variable, &[]).contains("192.0.2.2:15000"));
+    assert!(named(variable, &["--admin-address", "192.0.2.3:15000"]).contains("192.0.2.3:15000"));
+}
+
+#[test]
 fn a_gateway_that_cannot_start_ends_with_1_and_says_why() {
     let output = meshwork(&["gateway", "--resources", "/nowhere/resources"]);
     let said = String::from_utf8_lossy(&output.stderr).into_owned();

@@ -1,8 +1,8 @@
-//! The whole platform as `up` starts it, in a folder of its own.
+//! A whole platform as processes of their own, on loopback addresses that no other test has.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use serde_json::Value;
@@ -11,7 +11,7 @@ use tempfile::TempDir;
 use super::{MESHWORK, command, exchange};
 
 /// A loopback address with fifteen more behind it that no other test has.
-fn base() -> Ipv4Addr {
+pub fn base() -> Ipv4Addr {
     static NEXT: AtomicU32 = AtomicU32::new(0);
     let number = std::process::id().wrapping_mul(7).wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed));
     let [.., high, low] = (number % 60_000).to_be_bytes();
@@ -26,11 +26,6 @@ pub fn is_alive(pid: u64) -> bool {
 
 pub fn signal(name: &str, pid: u64) {
     assert!(Command::new("sh").args(["-c", &format!("kill -{name} {pid}")]).status().unwrap().success());
-}
-
-/// The process that a file names.
-pub fn pid_in(path: &Path) -> Option<u64> {
-    std::fs::read_to_string(path).ok()?.split_ascii_whitespace().next()?.parse().ok()
 }
 
 /// A platform in a folder of its own; taken down when dropped.
@@ -78,8 +73,53 @@ impl Platform {
     pub fn pids(&self) -> Vec<u64> {
         let folders = std::fs::read_dir(self.data.path()).unwrap().map(|entry| entry.unwrap().path());
         let files = folders.flat_map(|folder| [folder.join("pid"), folder.join("app.pid")]);
-        files.filter_map(|path| pid_in(&path)).collect()
+        let pid = |path: std::path::PathBuf| pid_in(&path);
+        files.filter_map(pid).collect()
     }
+
+    /// `meshwork run` beside the platform.
+    pub fn run(&self, service: &str, address: Ipv4Addr, more: &[&str], app: &[&str]) -> Spawned {
+        let at = |port| self.at(port).to_string();
+        let mut command = command(&["run", "--service", service, "--address", &address.to_string()]);
+        command.args(["--control-plane", &at(15012), "--registry", &at(8501), "--workers", "1"]);
+        command.arg("--data-dir").arg(self.data.path()).args(more).arg("--").args(app);
+        Spawned::start(&mut command)
+    }
+}
+
+/// A process that is killed and reaped when dropped; an application dies with its sidecar.
+pub struct Spawned(Child);
+
+impl Spawned {
+    pub fn start(command: &mut Command) -> Self {
+        Self(command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap())
+    }
+
+    /// The same, with its process log in a file.
+    pub fn logging(command: &mut Command, log: std::fs::File) -> Self {
+        Self(command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn().unwrap())
+    }
+
+    pub fn id(&self) -> u64 {
+        self.0.id().into()
+    }
+
+    /// Waits for its end, and gives its exit code.
+    pub fn ended(&mut self) -> Option<i32> {
+        self.0.wait().unwrap().code()
+    }
+}
+
+impl Drop for Spawned {
+    fn drop(&mut self) {
+        drop(self.0.kill());
+        drop(self.0.wait());
+    }
+}
+
+/// The process that a file names.
+pub fn pid_in(path: &Path) -> Option<u64> {
+    std::fs::read_to_string(path).ok()?.split_ascii_whitespace().next()?.parse().ok()
 }
 
 impl Drop for Platform {
@@ -90,6 +130,11 @@ impl Drop for Platform {
 
 pub fn assert_ok(output: &Output) {
     assert!(output.status.success(), "{output:?}");
+}
+
+/// The address so many places behind.
+pub fn next(address: Ipv4Addr, by: u32) -> Ipv4Addr {
+    Ipv4Addr::from(u32::from(address) + by)
 }
 
 /// Whether the shop's programs are beside the binary under test.

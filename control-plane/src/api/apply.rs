@@ -26,9 +26,9 @@ use crate::config::{CLUSTER, Followed, PREFIX, bounded, file_name, is_mesh, sett
 use crate::{ControlPlane, Model, codes};
 
 /// Longest body: the config service takes a few megabytes at once.
-const MAX_BODY: usize = 8 << 20;
+pub(super) const MAX_BODY: usize = 8 << 20;
 /// How long the config service may take for one call, and the control plane to read what it wrote there.
-const PATIENCE: Duration = Duration::from_secs(20);
+pub(super) const PATIENCE: Duration = Duration::from_secs(20);
 /// What a file is called that came without a name.
 const BODY: &str = "request";
 
@@ -44,10 +44,10 @@ pub(super) fn router(plane: ControlPlane) -> Router {
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Why {
+pub(super) struct Why {
     #[serde(default)]
-    message: String,
-    author: Option<String>,
+    pub(super) message: String,
+    pub(super) author: Option<String>,
 }
 
 /// The files of a body: JSON with `files`, else the body is one file itself.
@@ -62,11 +62,11 @@ fn files(body: &[u8], why: Why) -> Result<Files, Problem> {
     Ok(Files { files, message: why.message, author: why.author })
 }
 
-fn bad_body(why: String) -> Problem {
+pub(super) fn bad_body(why: String) -> Problem {
     Problem::new(StatusCode::BAD_REQUEST, "the body cannot be read").detail(why).code(codes::BAD_BODY)
 }
 
-fn followed(plane: &ControlPlane) -> Result<&Followed, Problem> {
+pub(super) fn followed(plane: &ControlPlane) -> Result<&Followed, Problem> {
     plane.config.get().ok_or_else(|| {
         Problem::new(StatusCode::CONFLICT, "no config service")
             .detail("resources come from folders here, and there is no config service to write into; edit the folder: edits take effect at once")
@@ -75,7 +75,7 @@ fn followed(plane: &ControlPlane) -> Result<&Followed, Problem> {
 }
 
 /// What the config service refused, as it said it.
-fn of_config(error: ClientError) -> Problem {
+pub(super) fn of_config(error: ClientError) -> Problem {
     match error {
         ClientError::Refused { status, problem, .. } => {
             let detail = problem.detail.clone().unwrap_or_else(|| problem.title.clone());
@@ -97,7 +97,7 @@ fn unreachable_config(why: String) -> Problem {
     Problem::new(StatusCode::SERVICE_UNAVAILABLE, title).detail(why).code(codes::CONFIG_UNREACHABLE)
 }
 
-fn refused(found: &[Diagnostic]) -> Problem {
+pub(super) fn refused(found: &[Diagnostic]) -> Problem {
     let errors = found.iter().filter(|found| found.severity == Severity::Error);
     let first = errors.clone().next().map(ToString::to_string).unwrap_or_default();
     let detail = format!("{} errors, nothing was stored; first {first}", errors.count());
@@ -109,18 +109,18 @@ fn refused(found: &[Diagnostic]) -> Problem {
 
 /// A change that was not checked yet.
 #[derive(Default)]
-struct Draft {
+pub(super) struct Draft {
     /// The objects as they are to be.
     objects: Vec<Arc<Object>>,
     /// Those that are to go.
-    removed: Vec<ObjectKey>,
-    edits: Vec<Edit>,
+    pub(super) removed: Vec<ObjectKey>,
+    pub(super) edits: Vec<Edit>,
     diagnostics: Vec<Diagnostic>,
 }
 
 impl Draft {
     /// Reads files; an error in one of them refuses all.
-    fn read(files: &BTreeMap<String, String>) -> Result<Self, Problem> {
+    pub(super) fn read(files: &BTreeMap<String, String>) -> Result<Self, Problem> {
         let mut contents = Vec::new();
         let mut loaded = Vec::new();
         for (name, text) in files {
@@ -204,7 +204,7 @@ fn edit(object: &Object, mut content: Value) -> Edit {
 }
 
 /// The model, once it is one.
-fn synced(plane: &ControlPlane) -> Result<Arc<Model>, Problem> {
+pub(super) fn synced(plane: &ControlPlane) -> Result<Arc<Model>, Problem> {
     let model = plane.model();
     if model.revision > 0 {
         return Ok(model);
@@ -226,7 +226,7 @@ async fn apply(
 }
 
 /// Checks a change against what is in effect, writes it, and waits until it is read back.
-async fn store(
+pub(super) async fn store(
     plane: &ControlPlane,
     followed: &Followed,
     draft: Draft,
@@ -278,7 +278,7 @@ async fn diff(
 }
 
 /// The kind as documents are stored: a mesh resource's own name in any of its forms, else as it was given.
-fn stored_kind(kind: String) -> String {
+pub(super) fn stored_kind(kind: String) -> String {
     parse_kind(&kind).map_or(kind, |kind| kind.as_str().to_owned())
 }
 

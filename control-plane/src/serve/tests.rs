@@ -10,7 +10,7 @@ use meshwork_telemetry::MetricsRegistry;
 use super::*;
 use crate::Settings;
 
-const LOOPBACK: SocketAddr = SocketAddr::new(IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 0);
+const LOOPBACK: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 0);
 
 fn plane() -> ControlPlane {
     let settings = Settings { folders: Vec::new(), ..Settings::folder("") };
@@ -61,4 +61,28 @@ async fn on_loopback_a_page_of_another_site_gets_nothing_through_a_browser() {
         let admitted = if guard.admits(&request.unwrap()) { 200 } else { 403 };
         assert_eq!(admitted, expected, "{host}");
     }
+}
+
+#[tokio::test]
+async fn the_socket_is_its_owners_and_asks_for_no_token() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("api.sock");
+    // What a process before this has left.
+    drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
+    let plane = plane();
+    let server = ApiServer::start(&plane, state(), LOOPBACK, Some("hush")).await.unwrap();
+    let server = server.with_socket(&plane, state(), &path);
+    assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+    let client = Client::of(&format!("unix:{}", path.display())).unwrap();
+    assert_eq!(status(&client, "/v1/proxies", &[]).await, 200);
+    assert_eq!(status(&client, "/v1/resources/gatewayz", &[]).await, 404);
+    drop(server);
+    let error = client.send(Method::GET, "/v1/proxies", &[], Bytes::new()).await.unwrap_err();
+    assert!(error.to_string().contains("api.sock cannot be reached"), "{error}");
+    // Nobody is kept from the port by a folder that is too deep for a socket.
+    let deep = folder.path().join("d".repeat(120));
+    let server = ApiServer::start(&plane, state(), LOOPBACK, None).await.unwrap();
+    let server = server.with_socket(&plane, state(), &deep.join("api.sock"));
+    let client = Client::of(&format!("http://{}", server.address())).unwrap();
+    assert_eq!(status(&client, "/v1/proxies", &[]).await, 200);
 }

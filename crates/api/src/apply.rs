@@ -38,6 +38,36 @@ pub struct Rollback {
     pub author: Option<String>,
 }
 
+/// Which document.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct DocumentName {
+    /// Its namespace.
+    pub namespace: String,
+    /// Its kind, as people type it.
+    pub kind: String,
+    /// Its name.
+    pub name: String,
+}
+
+/// What is to go, and why.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Delete {
+    /// The documents that these files define, whatever else is in them.
+    #[serde(default)]
+    pub files: BTreeMap<String, String>,
+    /// Documents by name.
+    #[serde(default)]
+    pub documents: Vec<DocumentName>,
+    /// Why.
+    #[serde(default)]
+    pub message: String,
+    /// Who; absent: whoever calls.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub author: Option<String>,
+}
+
 /// A change that is stored and told to proxies.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -98,6 +128,15 @@ impl ApplyClient {
         rollback: &Rollback,
     ) -> Result<Stored, ClientError> {
         self.0.json(Method::POST, &path("rollback", namespace, kind, name), &[], body(rollback)).await
+    }
+
+    /// Removes documents, all or none; their histories stay, and a rollback brings them back.
+    ///
+    /// # Errors
+    /// [`ClientError`]; status 404 when one of them is not there, 422 with `diagnostics` when others
+    /// would be wrong without them.
+    pub async fn delete(&self, delete: &Delete) -> Result<Stored, ClientError> {
+        self.0.json(Method::POST, "/v1/delete", &[], body(delete)).await
     }
 
     /// Waits until a revision is in effect on all workers of all proxies. `timeout` as in `30s`.

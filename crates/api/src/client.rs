@@ -1,6 +1,7 @@
 //! One request, one answer, over whichever way leads to the role.
 
 use std::fmt;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use axum::Router;
@@ -16,6 +17,7 @@ use serde::de::DeserializeOwned;
 use tower::ServiceExt;
 
 use crate::tls::{Failure, TlsWay};
+use crate::unix;
 
 /// Bytes of an answer that are read; more is an error.
 const MAX_ANSWER: usize = 256 << 20;
@@ -107,6 +109,7 @@ pub struct Answer {
 enum Way {
     Http(Box<Pool<HttpConnector, Full<Bytes>>>),
     Tls(Arc<TlsWay>),
+    Unix(PathBuf),
     InMemory(Router),
 }
 
@@ -125,6 +128,25 @@ impl fmt::Debug for Client {
 }
 
 impl Client {
+    /// A client of the server that an operator names: `http://HOST[:PORT]`, or `unix:PATH` for a socket of this
+    /// machine.
+    ///
+    /// # Errors
+    /// [`ClientError::Unexpected`] when it is neither.
+    pub fn of(address: &str) -> Result<Self, ClientError> {
+        match address.strip_prefix("unix:") {
+            Some("") => {
+                let (server, why) = (address.to_owned(), "the address must read unix:PATH".to_owned());
+                Err(ClientError::Unexpected { server, why })
+            }
+            Some(path) => {
+                let way = Way::Unix(Path::new(path).to_owned());
+                Ok(Self { server: address.to_owned(), way, token: None })
+            }
+            None => Self::http(address),
+        }
+    }
+
     /// A client over HTTP/1.1 to a base URL such as `http://127.0.0.1:8500`.
     ///
     /// # Errors
@@ -186,9 +208,12 @@ impl Client {
         let unexpected = |why: String| ClientError::Unexpected { server: self.server.clone(), why };
         let uri = match self.way {
             Way::Http(_) | Way::Tls(_) => format!("{}{path}", self.server),
-            Way::InMemory(_) => path.to_owned(),
+            Way::Unix(_) | Way::InMemory(_) => path.to_owned(),
         };
         let mut request = Request::builder().method(method).uri(uri);
+        if matches!(self.way, Way::Unix(_)) {
+            request = request.header(header::HOST, "localhost");
+        }
         if !body.is_empty() {
             request = request.header(header::CONTENT_TYPE, "application/json");
         }
@@ -232,6 +257,11 @@ impl Client {
                     }
                 });
                 let (head, body) = sent?.into_parts();
+                let body = Limited::new(body, MAX_ANSWER).collect().await;
+                (head, body.map_err(|error| unreachable(error.to_string()))?.to_bytes())
+            }
+            Way::Unix(path) => {
+                let (head, body) = unix::send(path, request).await.map_err(unreachable)?.into_parts();
                 let body = Limited::new(body, MAX_ANSWER).collect().await;
                 (head, body.map_err(|error| unreachable(error.to_string()))?.to_bytes())
             }
@@ -336,6 +366,13 @@ mod tests {
             Client::http(&base).unwrap().send(Method::GET, "/ok", &[], Bytes::new()).await.unwrap_err();
         assert!(matches!(error, ClientError::Unreachable { .. }), "{error}");
         assert!(Client::http("https://x").is_err() && Client::http("x:1").is_err());
+        assert!(Client::of("unix:").is_err() && Client::of("x:1").is_err() && Client::of(&base).is_ok());
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("socket");
+        let listener = tokio::net::UnixListener::bind(&path).unwrap();
+        let server = tokio::spawn(async move { axum::serve(listener, role()).await });
+        same_answers(Client::of(&format!("unix:{}", path.display())).unwrap()).await;
+        server.abort();
     }
 
     #[test]

@@ -9,6 +9,7 @@ pub mod config;
 pub mod identity;
 pub mod registry;
 mod tls;
+mod unix;
 
 pub use apply::ApplyClient;
 pub use client::{Answer, Client, ClientError, ProblemDetails};

@@ -13,6 +13,7 @@ use axum::routing::get;
 use meshwork_telemetry::{Format, LogHandle, MetricsRegistry};
 use tokio_util::sync::CancellationToken;
 
+use crate::local::by_address;
 use crate::{Problem, Readiness};
 
 /// Where the three servers listen; port 0 takes a free one.
@@ -40,6 +41,35 @@ impl AdminAddresses {
     }
 }
 
+/// A proxy's flags for the three; they are of the process, whichever proxy it is.
+#[derive(clap::Args, Clone, Copy, Debug)]
+pub struct AdminArgs {
+    /// Where the admin port listens [default: port 15000 of the proxy's own address if that is loopback, else of 127.0.0.1]
+    #[arg(long, value_name = "ADDRESS", env = "MESHWORK_ADMIN_ADDRESS")]
+    pub admin_address: Option<SocketAddr>,
+
+    /// Where metrics are scraped [default: port 15020 of the proxy's own address]
+    #[arg(long, value_name = "ADDRESS", env = "MESHWORK_METRICS_ADDRESS")]
+    pub metrics_address: Option<SocketAddr>,
+
+    /// Where readiness is asked for [default: port 15021 of the proxy's own address]
+    #[arg(long, value_name = "ADDRESS", env = "MESHWORK_READY_ADDRESS")]
+    pub ready_address: Option<SocketAddr>,
+}
+
+impl AdminArgs {
+    /// As the flags say, else the standard ports of a proxy that listens there.
+    #[must_use]
+    pub fn addresses(&self, listen: IpAddr) -> AdminAddresses {
+        let standard = AdminAddresses::standard(listen);
+        AdminAddresses {
+            admin: self.admin_address.unwrap_or(standard.admin),
+            metrics: self.metrics_address.or(standard.metrics),
+            ready: self.ready_address.or(standard.ready),
+        }
+    }
+}
+
 /// What the servers show.
 #[derive(Clone, Debug)]
 pub struct AdminState {
@@ -54,6 +84,14 @@ pub struct AdminState {
 /// Why the servers cannot start.
 #[derive(Debug, thiserror::Error)]
 pub enum AdminError {
+    /// Anybody could read and change what operators do.
+    #[error(
+        "the admin port would listen on {address}, where others than this machine can reach it, and it knows no callers; give it a loopback address"
+    )]
+    Open {
+        /// Where.
+        address: SocketAddr,
+    },
     /// An address is taken or not ours.
     #[error(
         "the {what} port cannot listen on {address}: {source}; choose another address or stop what listens there"
@@ -94,8 +132,11 @@ impl AdminServer {
     /// Binds all addresses, then serves them from a new thread. `extra` is merged into the admin port's routes.
     ///
     /// # Errors
-    /// An address cannot be bound, or the thread not started.
+    /// The admin port would be open to others, an address cannot be bound, or the thread not started.
     pub fn start(addresses: AdminAddresses, state: AdminState, extra: Router) -> Result<Self, AdminError> {
+        if !addresses.admin.ip().is_loopback() {
+            return Err(AdminError::Open { address: addresses.admin });
+        }
         let admin = bind("admin", addresses.admin)?;
         let metrics = addresses.metrics.map(|a| bind("metrics", a)).transpose()?;
         let ready = addresses.ready.map(|a| bind("readiness", a)).transpose()?;
@@ -108,7 +149,7 @@ impl AdminServer {
             stop: stop.clone(),
             thread: None,
         };
-        let mut services = vec![(admin, admin_routes(state.clone(), extra))];
+        let mut services = vec![(admin, by_address(admin_routes(state.clone(), extra)))];
         services.extend(metrics.map(|l| (l, metrics_routes(state.clone()))));
         services.extend(ready.map(|l| (l, health_routes(state))));
         let runtime =

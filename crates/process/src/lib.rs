@@ -12,13 +12,15 @@ pub mod admin;
 pub mod caller;
 pub mod cpus;
 pub mod drain;
+pub mod local;
 pub mod problem;
 pub mod readiness;
 pub mod settings;
 
-pub use admin::{AdminAddresses, AdminError, AdminServer, AdminState};
+pub use admin::{AdminAddresses, AdminArgs, AdminError, AdminServer, AdminState};
 pub use caller::Caller;
 pub use drain::{Drain, DrainGuard, Drained};
+pub use local::{by_address, is_called_by_address};
 pub use problem::Problem;
 pub use readiness::{Condition, Readiness};
 pub use settings::{CommonArgs, SettingsError, parse_args, parse_duration};

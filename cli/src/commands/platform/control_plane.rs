@@ -13,6 +13,7 @@ use meshwork_telemetry::inventory;
 use meshwork_xds::server::Open;
 
 use super::Process;
+use crate::up::endpoints::SOCKET;
 
 /// Flags of the control plane.
 #[derive(clap::Args, Clone, Debug)]
@@ -111,7 +112,8 @@ pub(super) async fn start(
     });
     let state = AdminState { readiness, metrics: process.metrics.clone(), log: Some(process.log.clone()) };
     let api_address = args.api_address.unwrap_or_else(|| SocketAddr::new(process.plain_address(), 15014));
-    let api = ApiServer::start(&plane, state, api_address, args.api_token.as_deref()).await?;
+    let api = ApiServer::start(&plane, state.clone(), api_address, args.api_token.as_deref()).await?;
+    let api = api.with_socket(&plane, state, &process.common.data_dir.join(SOCKET));
     tracing::info!(api = %api.address(), proxies = %proxy_address, "control plane started");
     Ok(Plane { plane, proxy_address, _api: api })
 }

@@ -1,0 +1,60 @@
+//! `meshwork delete -f PATH | KIND NAME`: removes documents from the config service; their histories stay.
+
+use std::path::PathBuf;
+
+use meshwork_api::ApplyClient;
+use meshwork_api::apply::{Delete, DocumentName};
+
+use super::apply::{WaitArgs, WhyArgs, finish, read};
+use super::{Outcome, block_on};
+use crate::output::Format;
+use crate::server::ServerArgs;
+
+/// Take documents out of effect; their histories stay, and `rollback` brings them back
+#[derive(clap::Args, Debug)]
+pub(crate) struct Arguments {
+    /// The kind, as httproute, trafficpolicy, Settings
+    #[arg(value_name = "KIND", required_unless_present = "filename", requires = "names")]
+    kind: Option<String>,
+    /// The documents' names
+    #[arg(value_name = "NAME")]
+    names: Vec<String>,
+    /// A folder or file of resources, or - for standard input: what it defines is removed; may be given several times
+    #[arg(short, long, value_name = "PATH", conflicts_with = "kind")]
+    filename: Vec<PathBuf>,
+    /// The namespace of the documents that are named
+    #[arg(short, long, value_name = "NAMESPACE", default_value = "default", conflicts_with = "filename")]
+    namespace: String,
+    #[command(flatten)]
+    why: WhyArgs,
+    #[command(flatten)]
+    wait: WaitArgs,
+    #[command(flatten)]
+    server: ServerArgs,
+    /// How to print
+    #[arg(short, long, value_enum, default_value_t)]
+    output: Format,
+}
+
+pub(crate) fn run(arguments: &Arguments) -> Outcome {
+    let Arguments { kind, names, namespace, .. } = arguments;
+    let named = |kind: &String| {
+        let name = |name: &String| DocumentName {
+            namespace: namespace.clone(),
+            kind: kind.clone(),
+            name: name.clone(),
+        };
+        names.iter().map(name).collect()
+    };
+    let delete = Delete {
+        files: read(&arguments.filename)?,
+        documents: kind.as_ref().map(named).unwrap_or_default(),
+        message: arguments.why.message.clone(),
+        author: arguments.why.author.clone(),
+    };
+    let client = ApplyClient(arguments.server.client()?);
+    block_on(async {
+        let stored = client.delete(&delete).await;
+        finish(&client, stored, &arguments.wait, arguments.output).await
+    })?
+}

@@ -1,0 +1,187 @@
+//! Registry, config service and control plane as three processes: a mesh works with them, each may go and come back.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+#[path = "support/mod.rs"]
+mod support;
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::Path;
+use std::process::Output;
+
+use serde_json::Value;
+use support::platform::{Spawned, assert_ok, base, next, signal};
+use support::yaml::{EDGE, route};
+use support::{command, get, until};
+use tempfile::TempDir;
+
+/// Five processes, each with a folder of its own, as on five machines; they know each other by address.
+struct Apart {
+    base: Ipv4Addr,
+    data: TempDir,
+}
+
+impl Apart {
+    fn at(&self, port: u16) -> SocketAddr {
+        (self.base, port).into()
+    }
+
+    fn spawn(&self, role: &str, arguments: &[&str], app: &[&str]) -> Spawned {
+        let mut command = command(arguments);
+        command.args(["--workers", "1", "--data-dir"]).arg(self.data.path().join(role));
+        if !app.is_empty() {
+            command.arg("--").args(app);
+        }
+        let log = self.data.path().join(format!("{role}.log"));
+        let log = std::fs::File::options().create(true).append(true).open(log).unwrap();
+        Spawned::logging(&mut command, log)
+    }
+
+    fn config(&self) -> Spawned {
+        let base = self.base.to_string();
+        self.spawn("config", &["config", "--listen-address", &base], &[])
+    }
+
+    fn control_plane(&self) -> Spawned {
+        let (base, registry) = (self.base.to_string(), format!("http://{}", self.at(8500)));
+        let config = format!("http://{}", self.at(8888));
+        let resources = self.data.path().join("resources");
+        let follows = [
+            "--registry-url",
+            &registry,
+            "--config-url",
+            &config,
+            "--resources",
+            resources.to_str().unwrap(),
+        ];
+        self.spawn("plane", &[&["control-plane", "--listen-address", &base][..], &follows].concat(), &[])
+    }
+
+    fn registry(&self) -> Spawned {
+        let (base, plane) = (self.base.to_string(), self.at(15012).to_string());
+        let server = self.server();
+        let arguments =
+            ["registry", "--listen-address", &base, "--control-plane", &plane, "--server", &server];
+        self.spawn("registry", &arguments, &[])
+    }
+
+    fn gateway(&self) -> Spawned {
+        let (base, plane) = (self.base.to_string(), self.at(15012).to_string());
+        let server = self.server();
+        let arguments =
+            ["gateway", "--listen-address", &base, "--control-plane", &plane, "--server", &server];
+        self.spawn("gateway", &arguments, &[])
+    }
+
+    fn web(&self, number: u32, python: &Path) -> Spawned {
+        let script = "import http.server, os\nhttp.server.ThreadingHTTPServer((os.environ['HOST'], int(os.environ['PORT'])), http.server.SimpleHTTPRequestHandler).serve_forever()";
+        let address = next(self.base, number).to_string();
+        let (plane, registry, server) =
+            (self.at(15012).to_string(), self.at(8501).to_string(), self.server());
+        let name = format!("web-{number}");
+        let arguments = ["run", "--service", "web", "--instance", &name, "--address", &address];
+        let peers = ["--control-plane", &plane, "--registry", &registry, "--server", &server];
+        let more = ["--protocol", "http"];
+        self.spawn(
+            "web",
+            &[&arguments[..], &peers, &more].concat(),
+            &[python.to_str().unwrap(), "-c", script],
+        )
+    }
+
+    fn server(&self) -> String {
+        format!("http://{}", self.at(15014))
+    }
+
+    fn ask(&self, arguments: &[&str]) -> Output {
+        command(&[arguments, &["--server", &self.server()]].concat()).output().unwrap()
+    }
+
+    fn logs(&self) -> String {
+        let read = |role: &str| {
+            let path = self.data.path().join(format!("{role}.log"));
+            format!("{role}:\n{}\n", std::fs::read_to_string(path).unwrap_or_default())
+        };
+        ["config", "plane", "registry", "gateway", "web"].map(read).concat()
+    }
+}
+
+impl Drop for Apart {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            drop(std::io::Write::write_all(&mut std::io::stderr(), self.logs().as_bytes()));
+        }
+    }
+}
+
+#[test]
+fn three_processes_carry_a_mesh_and_each_may_be_stopped_and_started_again() {
+    let Some(python) = meshwork_testkit::tool("python3") else { return };
+    let apart = Apart { base: base(), data: tempfile::tempdir().unwrap() };
+    let resources = apart.data.path().join("resources");
+    std::fs::create_dir(&resources).unwrap();
+    let text = [EDGE, &route("web", "  - backendRefs: [{name: web, port: 80}]")].concat();
+    std::fs::write(resources.join("all.yaml"), text).unwrap();
+
+    // In this order: the registry's first identity comes from the control plane, which waits for what it follows.
+    let (mut config, mut plane) = (apart.config(), apart.control_plane());
+    let listens = |port| until("it listens", || std::net::TcpStream::connect(apart.at(port)).ok().map(drop));
+    listens(15014);
+    let mut registry = apart.registry();
+    listens(8501);
+    let _gateway = apart.gateway();
+    let _first = apart.web(1, &python);
+    let serves = || get(apart.at(8080), "/").filter(|(status, _)| *status == 200).map(drop);
+    until("a request passes gateway and sidecar", serves);
+    assert_eq!(get(apart.at(15014), "/healthz/ready").unwrap().0, 200);
+
+    // Each goes and comes back, as the same one: traffic passes meanwhile, and change goes on afterwards.
+    let stop = |process: &mut Spawned| {
+        signal("TERM", process.id());
+        assert_eq!(process.ended(), Some(0), "it ends when it is told to");
+        assert!(serves().is_some(), "traffic does not notice");
+    };
+    stop(&mut config);
+    let policy = "apiVersion: meshwork.dev/v1alpha1\nkind: TrafficPolicy\nmetadata: {name: web}\nspec:\n  targetRefs: [{group: \"\", kind: Service, name: web}]\n  timeouts: {request: 5s}\n";
+    let file = apart.data.path().join("policy.yaml");
+    std::fs::write(&file, policy).unwrap();
+    let apply = ["apply", "-f", file.to_str().unwrap(), "--wait"];
+    let output = apart.ask(&apply);
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.code() == Some(1) && said.contains("MW4108"), "{said}");
+    config = apart.config();
+    listens(8888);
+    until("the control plane has found it again", || apart.ask(&apply).status.success().then_some(()));
+
+    stop(&mut plane);
+    plane = apart.control_plane();
+    until("the control plane is ready", || {
+        get(apart.at(15014), "/healthz/ready").filter(|(status, _)| *status == 200)
+    });
+    let proxies = || -> Vec<Value> {
+        let output = apart.ask(&["proxies", "-o", "json"]);
+        serde_json::from_slice(&output.stdout).unwrap_or_default()
+    };
+    until("both proxies have come back and have everything in effect", || {
+        let all = proxies();
+        let ok = |p: &Value| p["connected"] == true && p["effectiveRevision"] == p["modelRevision"];
+        (all.len() == 2 && all.iter().all(ok)).then_some(())
+    });
+    assert_ok(&apart.ask(&["get", "trafficpolicy", "web"]));
+
+    stop(&mut registry);
+    registry = apart.registry();
+    listens(8501);
+    let _second = apart.web(2, &python);
+    until("a new instance is registered beside the old one", || {
+        let output = apart.ask(&["services", "-o", "json"]);
+        let services: Vec<Value> = serde_json::from_slice(&output.stdout).ok()?;
+        let web = services.iter().find(|service| service["name"] == "web")?;
+        let passing = web["instances"].as_array()?.iter().filter(|instance| instance["health"] == "passing");
+        (passing.count() == 2).then_some(())
+    });
+    assert!(serves().is_some());
+    for mut process in [registry, plane, config] {
+        stop(&mut process);
+    }
+}
