@@ -4,9 +4,11 @@
 
 mod support;
 
-use serde_json::Value;
+use std::process::{Child, Output, Stdio};
+
+use serde_json::{Value, json};
 use support::process::HTTP;
-use support::{Gateway, Upstream, exchange, yaml};
+use support::{Gateway, Upstream, command, exchange, until, yaml};
 
 fn explained(gateway: &Gateway, arguments: &[&str]) -> Value {
     let output = gateway.ask(&[&["explain", "-o", "json"], arguments].concat());
@@ -96,6 +98,139 @@ fn tells_a_story_and_refuses_what_is_no_request() {
         (&["MW1001", "--host", "a"], 2, "--host"),
         (&["--path", "/"], 2, "--host"),
         (&["--host", "a", "--listener", "default/edge/none"], 1, "default/edge/http"),
+    ] {
+        let output = gateway.ask(&[&["explain"], arguments].concat());
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(code), "{arguments:?}: {said}");
+        assert!(said.contains(says), "{arguments:?}: {said}");
+    }
+}
+
+fn probes(gateway: &Gateway) -> u64 {
+    gateway.api("/v1/proxies")[0]["probes"].as_u64().expect("a gateway in its own process")
+}
+
+/// `explain --live`, once the gateway looks.
+fn watching(gateway: &Gateway, arguments: &[&str]) -> Child {
+    let child = command(&["explain", "--live", "--server", &gateway.server()])
+        .args(arguments)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    until("the gateway looks", || (probes(gateway) == 1).then_some(()));
+    child
+}
+
+fn story(output: &Output) -> Value {
+    assert!(output.status.success(), "{output:?}");
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
+/// A shop whose `/api` works, and whose `/dead` leads to a port where nobody listens.
+fn shop(upstream: &Upstream) -> Gateway {
+    let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let rules = "  - matches: [{path: {type: PathPrefix, value: /api}}]
+    filters: [{type: URLRewrite, urlRewrite: {path: {type: ReplacePrefixMatch, replacePrefixMatch: /v1}}}]
+    backendRefs: [{name: web, port: 80}]
+  - matches: [{path: {type: PathPrefix, value: /dead}}]
+    backendRefs: [{name: dead, port: 80}]";
+    let text = [
+        yaml::EDGE,
+        &yaml::route("web", rules),
+        &yaml::service("web", &[upstream.address]),
+        &yaml::service("dead", &[nobody]),
+    ]
+    .concat();
+    Gateway::start(&[("shop.yaml", &text)])
+}
+
+#[test]
+fn the_next_request_that_matches_is_told_as_it_was_decided() {
+    let upstream = Upstream::start("web");
+    let gateway = shop(&upstream);
+    let watch = watching(&gateway, &["--host", "shop.example", "--path", "/api*", "-X", "GET", "-o", "json"]);
+    assert_eq!(status(&gateway, "GET", "other.example", "/api/other"), 200);
+    assert_eq!(status(&gateway, "POST", "shop.example", "/api/other"), 200);
+    assert_eq!(status(&gateway, "GET", "shop.example", "/dead"), 503);
+    assert_eq!(status(&gateway, "GET", "shop.example", "/api/it?a=b"), 200);
+    let answer = story(&watch.wait_with_output().unwrap());
+    let [hop] = &answer["hops"].as_array().unwrap()[..] else { panic!("one hop: {answer:#}") };
+    assert_eq!(
+        (&hop["side"], &hop["request"]["path"], &hop["verdict"]),
+        (
+            &json!("gateway"),
+            &json!("/api/it?a=b"),
+            &json!({"outcome": "answered", "status": 200, "grpcStatus": null, "cause": null, "flag": null, "detail": null})
+        )
+    );
+    assert_eq!(answer["missing"], json!([]));
+    assert_eq!(hop["attempts"][0]["endpoint"], upstream.address.to_string());
+    assert_eq!(hop["attempts"][0]["status"], 200);
+    // The live answer gives the reasons that the hypothetical one gives, since the functions are the same.
+    let foretold = explained(&gateway, &["--host", "shop.example", "--path", "/api/it?a=b"]);
+    let steps = |answer: &Value, phase: &str| -> Vec<Value> {
+        let steps = answer["steps"].as_array().unwrap().iter();
+        steps.filter(|step| step["phase"] == phase).cloned().collect()
+    };
+    for phase in ["listener", "route", "backend", "endpoint"] {
+        assert!(!steps(hop, phase).is_empty(), "{phase}: {hop:#}");
+        assert_eq!(steps(hop, phase), steps(&foretold, phase), "{phase}");
+    }
+    assert!(steps(hop, "filters")[0]["why"].as_str().unwrap().ends_with("becomes /v1/it?a=b"), "{hop:#}");
+    until("the gateway looks no more", || (probes(&gateway) == 0).then_some(()));
+    assert_eq!(status(&gateway, "GET", "shop.example", "/api/after"), 200);
+}
+
+#[test]
+fn a_request_that_fails_tells_each_attempt() {
+    let upstream = Upstream::start("web");
+    let gateway = shop(&upstream);
+    let watch = watching(&gateway, &["--path", "/dead/x", "--header", "x-it: 1"]);
+    assert_eq!(status(&gateway, "GET", "shop.example", "/dead/x"), 503);
+    let request =
+        b"GET /dead/x HTTP/1.1\r\nHost: a\r\nX-It: 1\r\nX-Request-Id: r-7\r\nConnection: close\r\n\r\n";
+    exchange(gateway.at(HTTP), request).expect("the gateway answers");
+    let output = watch.wait_with_output().unwrap();
+    let told = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(output.status.success(), "{output:?}");
+    for words in [
+        "request r-7\n",
+        "gateway: GET a/dead/x from 127.",
+        "HTTPRoute default/web (shop.yaml:",
+        "retry      Connect chosen: elsewhere: no endpoint has seen the request",
+        "HTTP/1.1 after ",
+        "connect_failure: ",
+        "answer     503 (cause connect_failure, flag UF",
+    ] {
+        assert!(told.contains(words), "{words}: {told}");
+    }
+    assert_eq!(told.lines().filter(|line| line.starts_with("attempt ")).count(), 3, "{told}");
+}
+
+#[test]
+fn a_wait_ends_with_its_time_or_its_caller_and_leaves_nothing_armed() {
+    let upstream = Upstream::start("web");
+    let gateway = shop(&upstream);
+    let watch = watching(&gateway, &["--path", "/never", "--timeout", "1s"]);
+    let output = watch.wait_with_output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(said.contains("MW4112") && said.contains("1 proxies looked"), "{said}");
+    until("the gateway looks no more", || (probes(&gateway) == 0).then_some(()));
+    let mut watch = watching(&gateway, &["--path", "/never"]);
+    watch.kill().unwrap();
+    watch.wait().unwrap();
+    until("the gateway looks no more", || (probes(&gateway) == 0).then_some(()));
+    for (arguments, code, says) in [
+        (&["--live", "--proxy", "nobody"][..], 1, "no proxy `nobody` is connected"),
+        (&["--live", "--from", "shop/cart"], 1, "a whole SPIFFE ID"),
+        (&["--live", "--path", "api"], 1, "begins with /"),
+        (&["--live", "--timeout", "soon"], 1, "timeout"),
+        (&["--live", "--port", "80"], 2, "--port"),
+        (&["--live", "MW1001"], 2, "--live"),
+        (&["--host", "a", "--timeout", "1s"], 2, "--live"),
     ] {
         let output = gateway.ask(&[&["explain"], arguments].concat());
         let said = String::from_utf8_lossy(&output.stderr).into_owned();

@@ -156,3 +156,66 @@ fn a_token_lets_its_workload_in_once() {
     assert_eq!(start("web-1", &[]), Some(9), "it has its identity, and needs no token");
     assert_eq!(start("web-2", &[]), Some(1), "the token was used");
 }
+
+/// The shop's storefront calls catalog; nobody but those whom policies name may ask inventory.
+#[test]
+fn a_request_is_explained_before_and_while_it_goes_through_the_mesh() {
+    if !shop_is_built() {
+        return;
+    }
+    let platform = Platform::new();
+    assert_ok(&platform.up(&[]));
+    let explained = |arguments: &[&str]| -> Value {
+        let output = platform.command(&[&["explain", "-o", "json"], arguments].concat());
+        assert_ok(&output);
+        serde_json::from_slice(&output.stdout).unwrap()
+    };
+    // What is foretold of callers within the mesh is what happens to them.
+    let denied = explained(&["--host", "inventory", "--from", "default/catalog"]);
+    assert_eq!(u64::from(call(&platform.instance("catalog-1"), "inventory")), denied["verdict"]["status"]);
+    assert_eq!(denied["verdict"]["cause"], "authorization_denied", "{denied:#}");
+    assert!(denied["verdict"]["policy"].as_str().unwrap().starts_with("AuthorizationPolicy "), "{denied:#}");
+    assert_eq!(denied["backends"][0]["inbound"]["mtls"], "strict");
+    let allowed = explained(&["--host", "inventory", "--from", "default/storefront"]);
+    assert_eq!(allowed["verdict"]["outcome"], "forwarded", "{allowed:#}");
+
+    let proxies = || -> Vec<Value> {
+        serde_json::from_str(&get(platform.at(15014), "/v1/proxies").unwrap().1).unwrap()
+    };
+    let watch = command(&["explain", "--live", "--path", "/products", "-o", "json", "--data-dir"])
+        .arg(platform.data.path())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    until("all proxies look", || proxies().iter().all(|proxy| proxy["probes"] == 1).then_some(()));
+    let trace = "4bf92f3577b34da6a3ce929d0e0e4736";
+    let request = format!(
+        "GET /products HTTP/1.1\r\nHost: shop\r\ntraceparent: 00-{trace}-00f067aa0ba902b7-01\r\nConnection: close\r\n\r\n"
+    );
+    exchange(platform.at(8080), request.as_bytes()).expect("the gateway answers");
+    let output = watch.wait_with_output().unwrap();
+    let answer: Value = serde_json::from_slice(&output.stdout).unwrap_or_else(|_| panic!("{output:?}"));
+    assert_eq!(
+        (&answer["traceId"], &answer["missing"]),
+        (&trace.into(), &Value::Array(vec![])),
+        "{answer:#}"
+    );
+    let hops = answer["hops"].as_array().unwrap();
+    let way: Vec<(u64, &str, &str)> = hops
+        .iter()
+        .map(|hop| {
+            (hop["depth"].as_u64().unwrap(), hop["side"].as_str().unwrap(), hop["proxy"].as_str().unwrap())
+        })
+        .collect();
+    assert!(way[0].2.starts_with("gateway/") && way[0].1 == "gateway", "{way:?}");
+    assert_eq!(way[1], (1, "inbound", "default/storefront-1"), "{way:?}");
+    assert_eq!(way[2], (2, "outbound", "default/storefront-1"), "{way:?}");
+    assert!(way.iter().any(|hop| hop.1 == "inbound" && hop.2.starts_with("default/catalog-")), "{way:?}");
+    // Each knows who called, and why it was let in.
+    let catalog = hops.iter().find(|hop| hop["side"] == "inbound" && hop["depth"] == 3).unwrap();
+    assert_eq!(catalog["request"]["from"], "spiffe://mesh.local/ns/default/sa/storefront");
+    assert!(
+        catalog["steps"].as_array().unwrap().iter().any(|step| step["phase"] == "inbound"),
+        "{catalog:#}"
+    );
+}

@@ -11,6 +11,7 @@
 //! | `GET /v1/diagnostics` | what is wrong, by file and line |
 //! | `POST /v1/apply[?message=WHY&author=WHO]` | checks documents, writes them into the config service as one change |
 //! | `POST /v1/explain` | what would become of a request, and why |
+//! | `POST /v1/explain/live` | the next request that matches, as the proxies decided it, and why |
 //! | `POST /v1/diff` | what the same would change |
 //! | `GET /v1/history/KIND/NS/NAME` | all revisions of a document, the last one first |
 //! | `POST /v1/rollback/KIND/NS/NAME` `{to, message?, author?}` | writes an earlier revision as a new one, checked as `apply` does |
@@ -160,6 +161,8 @@ struct ProxyView {
     workers: u32,
     last_error: String,
     listeners: Vec<String>,
+    /// How many probes look at its requests.
+    probes: usize,
     resources: usize,
     rejections: Vec<RejectionView>,
 }
@@ -199,6 +202,7 @@ fn view(proxy: Proxy, model_revision: u64) -> ProxyView {
         workers: proxy.node.workers,
         last_error: proxy.last_error,
         listeners: proxy.bound,
+        probes: proxy.probes.len(),
         resources: proxy.resources,
         rejections: rejections.collect(),
     }

@@ -32,6 +32,12 @@ codes! {
     DOCUMENTS_REFUSED = 4109;
     /// Not all sources have been read once.
     NOT_SYNCED = 4110;
+    /// No such proxy is connected.
+    NO_SUCH_PROXY = 4111;
+    /// No request that matches came in time.
+    NO_REQUEST_IN_TIME = 4112;
+    /// As many probes as may be are armed.
+    TOO_MANY_PROBES = 4113;
     /// The body of a request cannot be read.
     BAD_BODY = 4120;
     /// No such join token.

@@ -6,10 +6,12 @@
 //! question ──ask.rs──▶ OwnedRequest ──────────────────────────────────┴─run.rs──▶ Answer (answer.rs)
 //! ```
 //!
-//! What only proxies know (ejections, requests in flight, limits that are reached) is not part of the answer.
+//! What only proxies know (ejections, requests in flight, limits that are reached) is not part of the answer; the live
+//! form (`live.rs`) asks them.
 
 mod answer;
 mod ask;
+mod live;
 mod policy;
 mod run;
 #[cfg(test)]
@@ -28,6 +30,7 @@ use meshwork_messages::v1;
 use meshwork_process::Problem;
 use meshwork_xds::server::Publication;
 use parking_lot::Mutex;
+use serde::de::DeserializeOwned;
 
 use crate::{ControlPlane, codes};
 use answer::Answer;
@@ -35,13 +38,40 @@ use ask::Ask;
 
 pub(crate) fn router(plane: ControlPlane) -> Router {
     let explainer = Explainer { plane, held: Arc::default() };
-    Router::new().route("/v1/explain", post(explain)).with_state(explainer)
+    Router::new()
+        .route("/v1/explain", post(explain))
+        .route("/v1/explain/live", post(live::explain))
+        .with_state(explainer)
 }
 
 #[derive(Clone)]
 struct Explainer {
     plane: ControlPlane,
     held: Arc<Mutex<Held>>,
+}
+
+impl Explainer {
+    fn world(&self) -> Result<Arc<Publication>, Problem> {
+        self.plane.hub().world().ok_or_else(|| {
+            Problem::new(StatusCode::SERVICE_UNAVAILABLE, "nothing is published yet")
+                .detail("not every source has been read once; ask again in a moment")
+                .code(codes::NOT_SYNCED)
+        })
+    }
+
+    /// What is published, as decisions see it.
+    fn snapshot(&self) -> Result<Arc<Snapshot>, Problem> {
+        let world = self.world()?;
+        Ok(self.held.lock().follow(world))
+    }
+}
+
+fn body_of<T: DeserializeOwned>(body: &Bytes) -> Result<T, Problem> {
+    serde_json::from_slice(body).map_err(|error| {
+        Problem::new(StatusCode::BAD_REQUEST, "the body cannot be read")
+            .detail(error.to_string())
+            .code(codes::BAD_BODY)
+    })
 }
 
 /// The world as decisions see it, kept from one question to the next.
@@ -85,16 +115,8 @@ impl Held {
 }
 
 async fn explain(State(explainer): State<Explainer>, body: Bytes) -> Result<Json<Answer>, Problem> {
-    let ask: Ask = serde_json::from_slice(&body).map_err(|error| {
-        Problem::new(StatusCode::BAD_REQUEST, "the body cannot be read")
-            .detail(error.to_string())
-            .code(codes::BAD_BODY)
-    })?;
-    let Some(world) = explainer.plane.hub().world() else {
-        return Err(Problem::new(StatusCode::SERVICE_UNAVAILABLE, "nothing is published yet")
-            .detail("not every source has been read once; ask again in a moment")
-            .code(codes::NOT_SYNCED));
-    };
+    let ask: Ask = body_of(&body)?;
+    let world = explainer.world()?;
     let gateway = |listener: &str| gateway_of(&explainer.plane, listener);
     let mut held = explainer.held.lock();
     let snapshot = held.follow(world);

@@ -16,9 +16,9 @@ use arc_swap::ArcSwap;
 use meshwork_base::{Clock, SpiffeId, ThreadRng};
 use meshwork_decision::Snapshot;
 use meshwork_identity::Identity;
-use meshwork_messages::{type_url, v1};
+use meshwork_messages::{OBSERVE, type_url, v1};
 use meshwork_process::{AdminAddresses, AdminError, AdminServer, AdminState, CommonArgs, Drain, Readiness};
-use meshwork_proxy::{Engine, Follower, Mesh, Settings, Shared};
+use meshwork_proxy::{Engine, Follower, Mesh, Observer, Settings, Shared};
 use meshwork_telemetry::{
     AccessLogError, AccessLogSink, LogHandle, MetricsRegistry, RequestLabels, inventory,
 };
@@ -131,6 +131,7 @@ pub async fn run(parts: Parts) -> Result<(), GatewayError> {
         access_log: access_log.clone(),
         labels: labels(identity.as_deref()),
         mesh: Mesh { identity, on_demand: None },
+        observer: Observer::default(),
     });
     let engine = Engine::start(shared)?;
     let readiness = Readiness::new();
@@ -195,7 +196,7 @@ fn node(common: &CommonArgs, admin: SocketAddr, identity: Option<&SpiffeId>) -> 
         id: format!("gateway/{who}{}/{pid}", admin.ip()),
         role: "gateway".to_owned(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
-        features: Vec::new(),
+        features: vec![OBSERVE.to_owned()],
         workers: u32::try_from(common.worker_count()).unwrap_or(u32::MAX),
         pid,
         address: admin.to_string(),

@@ -112,7 +112,7 @@ impl SidecarArgs {
             id: format!("{}/{instance}", self.namespace),
             role: "sidecar".to_owned(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
-            features: Vec::new(),
+            features: vec![meshwork_messages::OBSERVE.to_owned()],
             workers: u32::try_from(workers).unwrap_or(u32::MAX),
             pid: std::process::id(),
             address: String::new(),

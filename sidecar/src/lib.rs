@@ -35,7 +35,7 @@ use meshwork_decision::Snapshot;
 use meshwork_identity::Identity;
 use meshwork_messages::{type_url, v1};
 use meshwork_process::{AdminError, AdminServer, AdminState, CommonArgs, Drain, Readiness};
-use meshwork_proxy::{Engine, Follower, ListenError, Listening, Mesh, Settings, Shared, Side};
+use meshwork_proxy::{Engine, Follower, ListenError, Listening, Mesh, Observer, Settings, Shared, Side};
 use meshwork_telemetry::{
     AccessLogError, AccessLogSink, LogHandle, MetricsRegistry, RequestLabels, inventory,
 };
@@ -373,6 +373,7 @@ fn shared(
             ..RequestLabels::default()
         },
         mesh: Mesh { identity: Some(Arc::clone(identity)), on_demand: Some(Arc::new(discovery)) },
+        observer: Observer::default(),
     })
 }
 

@@ -1,5 +1,7 @@
 //! `meshwork explain --host …`: what would become of a request, and why; `meshwork explain MW1042`: the page of an error
-//! code.
+//! code; with `--live` what becomes of the next one that comes.
+
+mod live;
 
 use std::io::IsTerminal as _;
 use std::process::ExitCode;
@@ -19,33 +21,36 @@ struct Pages;
 
 /// Explain what would become of a request, or an error code
 #[derive(clap::Args, Debug)]
+#[command(group = clap::ArgGroup::new("what").args(["code", "host", "live"]).required(true).multiple(true))]
 pub(crate) struct Arguments {
     /// An error code, as MW1042
-    #[arg(value_name = "CODE", required_unless_present = "host", conflicts_with = "host")]
+    #[arg(value_name = "CODE", conflicts_with_all = ["host", "live"])]
     code: Option<String>,
+    #[command(flatten)]
+    live: live::Live,
     #[command(flatten)]
     request: Request,
     #[command(flatten)]
     server: ServerArgs,
     /// How to print
-    #[arg(short, long, value_enum, default_value_t, requires = "host")]
+    #[arg(short, long, value_enum, default_value_t, conflicts_with = "code")]
     output: Format,
 }
 
 /// The request in question.
 #[derive(clap::Args, Debug)]
 struct Request {
-    /// The host that it names, as shop.example or catalog:8080
+    /// The host that it names, as shop.example or catalog:8080; live also *.shop.example
     #[arg(long, value_name = "HOST[:PORT]")]
     host: Option<String>,
-    /// Path with its query
-    #[arg(long, value_name = "PATH", default_value = "/", requires = "host")]
-    path: String,
-    /// Method
-    #[arg(short = 'X', long, value_name = "METHOD", default_value = "GET", requires = "host")]
-    method: String,
+    /// Path with its query [default: /]; live also /api*, and any where nothing is said
+    #[arg(long, value_name = "PATH", conflicts_with = "code")]
+    path: Option<String>,
+    /// Method [default: GET; live: any]
+    #[arg(short = 'X', long, value_name = "METHOD", conflicts_with = "code")]
+    method: Option<String>,
     /// A header, as 'name: value'; may be given several times
-    #[arg(short = 'H', long = "header", value_name = "HEADER", requires = "host", value_parser = header)]
+    #[arg(short = 'H', long = "header", value_name = "HEADER", conflicts_with = "code", value_parser = header)]
     headers: Vec<(String, String)>,
     /// The port of this listener, as NAMESPACE/GATEWAY/LISTENER
     #[arg(long, value_name = "LISTENER", requires = "host")]
@@ -60,7 +65,7 @@ struct Request {
     #[arg(long, value_name = "NAME", requires = "host")]
     sni: Option<String>,
     /// Who asks, from within the mesh: a SPIFFE ID, or NAMESPACE/WORKLOAD
-    #[arg(long, value_name = "WHO", requires = "host", conflicts_with_all = ["listener", "port", "https", "sni"])]
+    #[arg(long, value_name = "WHO", conflicts_with_all = ["code", "listener", "port", "https", "sni"])]
     from: Option<String>,
 }
 
@@ -82,6 +87,7 @@ fn page(code: &str) -> Option<String> {
 pub(crate) fn run(arguments: &Arguments) -> Outcome {
     match &arguments.code {
         Some(code) => explain_code(code),
+        None if arguments.live.live => live::run(arguments),
         None => explain_request(arguments),
     }
 }
@@ -138,6 +144,14 @@ fn story(answer: &Value, marks: bool) -> String {
         text(request, "path"),
         answer["revision"]
     )];
+    lines.extend(steps(answer, marks));
+    lines.push(format!("{:<10} {}", "answer", verdict(answer)));
+    lines.join("\n") + "\n"
+}
+
+/// One line per step, and how many were left out.
+fn steps(answer: &Value, marks: bool) -> Vec<String> {
+    let mut lines = Vec::new();
     for step in answer["steps"].as_array().into_iter().flatten() {
         let outcome = text(step, "outcome");
         let mark = match outcome {
@@ -154,8 +168,7 @@ fn story(answer: &Value, marks: bool) -> String {
     if let Some(omitted) = answer["omitted"].as_u64().filter(|omitted| *omitted > 0) {
         lines.push(format!("… and {omitted} more that do not take it"));
     }
-    lines.push(format!("{:<10} {}", "answer", verdict(answer)));
-    lines.join("\n") + "\n"
+    lines
 }
 
 fn verdict(answer: &Value) -> String {

@@ -57,24 +57,24 @@ impl Ask {
             }
             request = request.with_header(name, value);
         }
-        request.peer = self.peer(snapshot)?;
+        request.peer = self.from.as_deref().map(|from| spiffe_id(from, snapshot)).transpose()?;
         Ok(request)
     }
+}
 
-    fn peer(&self, snapshot: &Snapshot) -> Result<Option<SpiffeId>, Problem> {
-        let Some(from) = &self.from else { return Ok(None) };
-        let full = match from.split_once('/') {
-            _ if from.starts_with("spiffe://") => from.clone(),
-            Some((namespace, workload)) => {
-                let Some(bundle) = snapshot.bundles().next() else {
-                    return Err(bad("from", "a whole SPIFFE ID, since no trust domain is known here"));
-                };
-                format!("spiffe://{}/ns/{namespace}/sa/{workload}", bundle.trust_domain)
-            }
-            None => return Err(bad("from", "a SPIFFE ID, or NAMESPACE/WORKLOAD")),
-        };
-        SpiffeId::parse(&full).map(Some).map_err(|error| bad("from", &format!("a SPIFFE ID: {error}")))
-    }
+/// Who calls, from a SPIFFE ID or `NAMESPACE/WORKLOAD`.
+pub(super) fn spiffe_id(from: &str, snapshot: &Snapshot) -> Result<SpiffeId, Problem> {
+    let full = match from.split_once('/') {
+        _ if from.starts_with("spiffe://") => from.to_owned(),
+        Some((namespace, workload)) => {
+            let Some(bundle) = snapshot.bundles().next() else {
+                return Err(bad("from", "a whole SPIFFE ID, since no trust domain is known here"));
+            };
+            format!("spiffe://{}/ns/{namespace}/sa/{workload}", bundle.trust_domain)
+        }
+        None => return Err(bad("from", "a SPIFFE ID, or NAMESPACE/WORKLOAD")),
+    };
+    SpiffeId::parse(&full).map_err(|error| bad("from", &format!("a SPIFFE ID: {error}")))
 }
 
 pub(super) fn bad(name: &str, right: &str) -> Problem {

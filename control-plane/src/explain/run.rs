@@ -246,11 +246,11 @@ impl<'a> Run<'a> {
         for filter in matched.rule().filters() {
             match filter {
                 Filter::RequestHeaders(edits) => {
-                    self.story.tell("filters", "request headers", "noted", edited(edits));
+                    self.story.tell("filters", "request headers", "noted", edits.to_string());
                     edit(request, edits);
                 }
                 Filter::ResponseHeaders(edits) => {
-                    self.story.tell("filters", "response headers", "noted", edited(edits));
+                    self.story.tell("filters", "response headers", "noted", edits.to_string());
                 }
                 Filter::Redirect(redirect) => {
                     let port = matched.listener.map_or_else(|| request.port.unwrap_or(80), |l| l.port);
@@ -333,12 +333,12 @@ impl<'a> Run<'a> {
         for filter in filters {
             match filter {
                 Filter::RequestHeaders(edits) => {
-                    self.story.tell("filters", "request headers of the backend", "noted", edited(edits));
+                    self.story.tell("filters", "request headers of the backend", "noted", edits.to_string());
                     edit(request, edits);
                     any = true;
                 }
                 Filter::ResponseHeaders(edits) => {
-                    self.story.tell("filters", "response headers of the backend", "noted", edited(edits));
+                    self.story.tell("filters", "response headers of the backend", "noted", edits.to_string());
                 }
                 Filter::Redirect(_) | Filter::Rewrite(_) => {}
             }
@@ -494,19 +494,6 @@ fn of_inbound(inbound: &Inbound, port: &InboundPort) -> answer::Inbound {
         },
         app_port: port.app_port,
     }
-}
-
-/// Edits in words.
-fn edited(edits: &HeaderEdits) -> String {
-    let words: Vec<String> = edits
-        .iter()
-        .map(|edit| match edit {
-            HeaderEdit::Remove(name) => format!("remove {name}"),
-            HeaderEdit::Set(name, value) => format!("set {name}: {value}"),
-            HeaderEdit::Add(name, value) => format!("add {name}: {value}"),
-        })
-        .collect();
-    words.join("; ")
 }
 
 fn edit(request: &mut OwnedRequest, edits: &HeaderEdits) {

@@ -1,6 +1,8 @@
 //! What a rule does to a request besides sending it on. Filters are data; the proxy applies what these pure functions
 //! say, in the order of the rule's slice.
 
+use std::fmt;
+
 use crate::request::{RequestView, Scheme};
 
 /// One filter of a rule or of a backend.
@@ -46,6 +48,21 @@ impl HeaderEdits {
         let set = self.set.iter().map(|(n, v)| HeaderEdit::Set(n, v));
         let add = self.add.iter().map(|(n, v)| HeaderEdit::Add(n, v));
         remove.chain(set).chain(add)
+    }
+}
+
+/// In words, as explanations tell them.
+impl fmt::Display for HeaderEdits {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (at, edit) in self.iter().enumerate() {
+            f.write_str(if at == 0 { "" } else { "; " })?;
+            match edit {
+                HeaderEdit::Remove(name) => write!(f, "remove {name}")?,
+                HeaderEdit::Set(name, value) => write!(f, "set {name}: {value}")?,
+                HeaderEdit::Add(name, value) => write!(f, "add {name}: {value}")?,
+            }
+        }
+        Ok(())
     }
 }
 

@@ -16,6 +16,9 @@ pub mod v1 {
     include!(concat!(env!("OUT_DIR"), "/meshwork.v1.rs"));
 }
 
+/// The feature of proxies that take [`v1::Probes`].
+pub const OBSERVE: &str = "observe";
+
 /// The type URL of a message, as resources are asked for: `type.meshwork.dev/meshwork.v1.Route`.
 #[must_use]
 pub fn type_url<M: prost::Name>() -> String {

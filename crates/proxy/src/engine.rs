@@ -17,6 +17,7 @@ use tokio::sync::{Notify, mpsc, oneshot};
 use crate::connections::DownstreamTimeouts;
 use crate::listen::{self, ListenError};
 use crate::mesh::{self, Mesh, Place, Side};
+use crate::observe::Observer;
 use crate::worker::{self, Command};
 
 /// What the engine is told at its start.
@@ -69,6 +70,8 @@ pub struct Shared {
     pub labels: RequestLabels,
     /// What joins us to a mesh.
     pub mesh: Mesh,
+    /// Who looks at requests when somebody asks.
+    pub observer: Observer,
 }
 
 /// Which port of which address: how a binding is recognised from snapshot to snapshot.

@@ -98,6 +98,8 @@ impl Follower {
 
     /// Runs until `stop`; gives the engine back to be drained.
     pub async fn run(mut self, mut updates: Updates, stop: &tokio_util::sync::CancellationToken) -> Engine {
+        let mut probes = updates.probes();
+        let mut found = self.engine.shared().observer.found();
         let mut tidy = tokio::time::interval(TIDY);
         tidy.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
@@ -115,6 +117,14 @@ impl Follower {
                 order = self.listening.1.recv() => if let Some(order) = order {
                     self.obey(order).await;
                 },
+                Ok(()) = probes.changed() => {
+                    let wanted = probes.borrow_and_update().clone();
+                    self.arm(wanted).await;
+                }
+                Some(observation) = next(&mut found) => {
+                    // A handle whose client is gone has nobody to tell.
+                    let _ = self.handle.observed(observation).await;
+                }
                 _ = tidy.tick() => self.tidy().await,
             }
         }
@@ -203,10 +213,27 @@ impl Follower {
             .collect()
     }
 
+    async fn arm(&self, wanted: v1::Probes) {
+        let shared = self.engine.shared();
+        let armed = shared.observer.arm(wanted, shared.clock.now());
+        let _ = self.handle.armed(armed).await;
+    }
+
     async fn tidy(&mut self) {
         self.engine.drop_replaced();
+        let shared = self.engine.shared();
+        if let Some(armed) = shared.observer.tidy(shared.clock.now()) {
+            let _ = self.handle.armed(armed).await;
+        }
         if self.unbound {
             self.put_into_effect().await;
         }
+    }
+}
+
+async fn next<T>(from: &mut Option<mpsc::Receiver<T>>) -> Option<T> {
+    match from {
+        Some(from) => from.recv().await,
+        None => std::future::pending().await,
     }
 }

@@ -10,6 +10,7 @@
 //! filters│
 //! attempt├─ one request, phase by phase                  request/
 //! record ┘
+//! observe ─ a request that somebody asks about: reasons told, result sent    observe.rs
 //! pool ──── connections to endpoints, per worker, by mTLS  upstream/
 //! ```
 //!
@@ -33,6 +34,7 @@ mod http;
 mod io;
 mod listen;
 mod mesh;
+mod observe;
 mod replay;
 mod request;
 mod series;
@@ -46,4 +48,5 @@ pub use engine::{BindKey, Engine, Settings, Shared};
 pub use follow::{Follower, Listening};
 pub use listen::ListenError;
 pub use mesh::{Found, Mesh, OnDemand, Side};
+pub use observe::Observer;
 pub use tls::{SecretError, certified_key};

@@ -16,7 +16,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use meshwork_base::Tick;
-use meshwork_messages::v1::{self, DiscoveryRequest, DiscoveryResponse, Report, Resource};
+use meshwork_messages::v1::{self, DiscoveryRequest, DiscoveryResponse, Observation, Report, Resource};
 use prost::Message as _;
 
 pub use backoff::Backoff;
@@ -27,6 +27,8 @@ pub use watches::{Answer, WaiterId, Watching};
 
 use crate::key::{Offers, ResourceKey, commit_type};
 
+/// Observations that wait for the stream before more are dropped.
+const OBSERVATIONS: usize = 64;
 /// Names in one request, so that a message stays far below gRPC's limit of 4 MiB.
 const NAMES_PER_REQUEST: usize = 2000;
 
@@ -59,6 +61,7 @@ pub struct Client {
     watches: Watches,
     report: Report,
     report_due: bool,
+    observations: VecDeque<Observation>,
     requests: VecDeque<DiscoveryRequest>,
     events: VecDeque<Event>,
     next_batch: BatchId,
@@ -91,6 +94,7 @@ impl Client {
             refused: BTreeMap::new(),
             report: Report::default(),
             report_due: false,
+            observations: VecDeque::new(),
             requests: VecDeque::new(),
             events: VecDeque::new(),
             next_batch: 1,
@@ -107,14 +111,20 @@ impl Client {
         if let Some(request) = self.requests.pop_front() {
             return Some(request);
         }
-        std::mem::take(&mut self.report_due)
-            .then(|| DiscoveryRequest { report: Some(self.report.clone()), ..DiscoveryRequest::default() })
+        if std::mem::take(&mut self.report_due) {
+            return Some(DiscoveryRequest {
+                report: Some(self.report.clone()),
+                ..DiscoveryRequest::default()
+            });
+        }
+        let observations = Vec::from(std::mem::take(&mut self.observations));
+        (!observations.is_empty()).then(|| DiscoveryRequest { observations, ..DiscoveryRequest::default() })
     }
 
     /// Whether [`Client::poll_request`] has something.
     #[must_use]
     pub fn has_request(&self) -> bool {
-        self.connected && (self.report_due || !self.requests.is_empty())
+        self.connected && (self.report_due || !self.requests.is_empty() || !self.observations.is_empty())
     }
 
     /// The next event.
@@ -193,9 +203,34 @@ impl Client {
         self.joined = false;
         self.requests.clear();
         self.staged.clear();
+        self.observations.clear();
+        self.report.probes.clear();
+        self.events.push_back(Event::Probes(v1::Probes::default()));
         for outstanding in &mut self.outstanding {
             outstanding.nonce.clear();
         }
+    }
+
+    /// The consumer has armed these probes.
+    pub fn armed(&mut self, probes: Vec<u64>) {
+        if self.report.probes != probes {
+            self.report.probes = probes;
+            self.report_due = true;
+        }
+    }
+
+    /// The consumer has found a request. Without a stream nobody asks for it any more; when too many wait, it is
+    /// dropped, and the next one says so.
+    pub fn observed(&mut self, mut observation: Observation) {
+        if !self.connected {
+            return;
+        }
+        if self.observations.len() >= OBSERVATIONS
+            && let Some(lost) = self.observations.pop_front()
+        {
+            observation.dropped += lost.dropped + 1;
+        }
+        self.observations.push_back(observation);
     }
 
     /// Takes a message of the control plane.
@@ -203,6 +238,10 @@ impl Client {
     /// # Errors
     /// [`StreamFault`] when the stream contradicts itself: the caller closes it and connects again.
     pub fn receive(&mut self, response: DiscoveryResponse, now: Tick) -> Result<(), StreamFault> {
+        if let Some(probes) = response.probes {
+            self.events.push_back(Event::Probes(probes));
+            return Ok(());
+        }
         if response.type_url == commit_type() {
             return self.commit(&response);
         }

@@ -5,6 +5,7 @@
 //! change at a time.
 
 mod hub;
+mod observe;
 mod proxy;
 mod stream;
 #[cfg(test)]
@@ -19,6 +20,8 @@ use meshwork_base::{SpiffeId, Tick};
 use meshwork_messages::v1::{DiscoveryRequest, DiscoveryResponse, Node, Resource};
 
 pub use hub::{EffectiveError, Hub};
+use observe::Armed;
+pub use observe::{Observed, Observing, Subscription, TooManyProbes};
 pub use proxy::{Proxy, ProxyRejection};
 use stream::Stream;
 
@@ -109,6 +112,7 @@ pub struct Server {
     gone: BTreeMap<String, (Proxy, Tick)>,
     next_stream: StreamId,
     verdicts: u64,
+    armed: Armed,
 }
 
 impl fmt::Debug for Server {
@@ -129,6 +133,7 @@ impl Server {
             gone: BTreeMap::new(),
             next_stream: 1,
             verdicts: 0,
+            armed: Armed::default(),
         }
     }
 
@@ -194,11 +199,47 @@ impl Server {
     ///
     /// # Errors
     /// [`Refusal`]: the stream must be closed with this reason.
-    pub fn receive(&mut self, id: StreamId, request: DiscoveryRequest) -> Result<(), Refusal> {
+    pub fn receive(&mut self, id: StreamId, mut request: DiscoveryRequest) -> Result<(), Refusal> {
         let Some(stream) = self.streams.get_mut(&id) else { return Ok(()) };
+        let observations = std::mem::take(&mut request.observations);
+        let joining = !stream.is_joined();
         stream.receive(request, &*self.access)?;
         self.gone.remove(&stream.viewer().node.id);
+        if joining && stream.observes() {
+            let probes = self.armed.of(&stream.viewer().node.id);
+            // Who has just joined has none armed.
+            if !probes.probes.is_empty() {
+                stream.arm(probes);
+            }
+        }
+        for observation in observations {
+            self.armed.found(stream.viewer(), observation);
+        }
         Ok(())
+    }
+
+    /// Arms a probe on all proxies that can look at requests, also on those that join later, or on one; observations go
+    /// where the subscription says.
+    ///
+    /// # Errors
+    /// [`TooManyProbes`].
+    pub fn observe(&mut self, subscription: Subscription) -> Result<(), TooManyProbes> {
+        self.armed.insert(subscription)?;
+        self.rearm();
+        Ok(())
+    }
+
+    /// Disarms a probe.
+    pub fn forget(&mut self, probe: u64) {
+        if self.armed.remove(probe) {
+            self.rearm();
+        }
+    }
+
+    fn rearm(&mut self) {
+        for stream in self.streams.values_mut().filter(|stream| stream.observes()) {
+            stream.arm(self.armed.of(&stream.viewer().node.id));
+        }
     }
 
     /// The next response for a stream, if there is something to say.

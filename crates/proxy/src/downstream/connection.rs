@@ -145,8 +145,15 @@ async fn serve_h1(conn: Conn, wire: Wire) {
             Next::Close => return,
             Next::Refuse(failure, started) => {
                 server.refuse();
-                request::refuse(&conn, &head, &mut Down::H1(&mut server), &mut scratch, &failure, started)
-                    .await;
+                request::refuse(
+                    &conn,
+                    &mut head,
+                    &mut Down::H1(&mut server),
+                    &mut scratch,
+                    &failure,
+                    started,
+                )
+                .await;
                 linger(&conn, &mut server).await;
                 return;
             }
@@ -311,7 +318,7 @@ async fn serve_stream(
         Ok(()) => request::serve(&conn, &mut head, &mut down, &mut scratch, started).await,
         Err(error) => {
             let failure = Failure::refused(error);
-            request::refuse(&conn, &head, &mut down, &mut scratch, &failure, started).await;
+            request::refuse(&conn, &mut head, &mut down, &mut scratch, &failure, started).await;
         }
     }
     connection.progress(conn.worker.now());

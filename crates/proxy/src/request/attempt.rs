@@ -16,7 +16,7 @@ use tokio::time::sleep;
 
 use super::body::RequestBody;
 use super::deadline::Deadlines;
-use super::journey::Journey;
+use super::journey::{Journey, decide};
 use super::retry::{Again, Repeats};
 use super::route::Target;
 use super::transfer;
@@ -81,6 +81,7 @@ impl<'a> Attempts<'a> {
             let head = Head { fields: again.as_deref().unwrap_or(head.fields), ..*head };
             let outcome = self.once(&head, down, body, response, journey, deadlines).await;
             journey.record.bytes_received = body.received;
+            journey.attempted(outcome.as_ref().map(|_| response.status));
             self.observe(outcome.as_ref().map(|_| response.status));
             let endpoint = self.endpoint.as_ref().map(|endpoint| endpoint.id);
             let repeat = match outcome {
@@ -98,7 +99,9 @@ impl<'a> Attempts<'a> {
                         }
                     }
                 }
-                Err(failure) => self.repeats.after_failure(failure, &head, body, deadlines, endpoint)?,
+                Err(failure) => {
+                    self.repeats.after_failure(failure, &head, body, deadlines, endpoint, journey)?
+                }
             };
             self.prepare(repeat, down, deadlines).await?;
             body.rewind();
@@ -188,7 +191,7 @@ impl<'a> Attempts<'a> {
             // its turn on this worker may have been told so already.
             yield_now().await;
         }
-        self.pick()?;
+        self.pick(journey)?;
         let to = self.destination();
         let protocol = if matches!(to.speaks, Speaks::Http1) { Protocol::Http11 } else { Protocol::Http2 };
         journey.attempt(to.address, self.endpoint.as_ref(), protocol);
@@ -211,11 +214,12 @@ impl<'a> Attempts<'a> {
         }
     }
 
-    fn pick(&mut self) -> Result<(), Failure> {
+    fn pick(&mut self, journey: &mut Journey<'_>) -> Result<(), Failure> {
         let Target::Service { cluster, .. } = self.target else { return Ok(()) };
         let worker = &self.conn.worker;
-        let rng = &mut *worker.rng.borrow_mut();
-        let mut picked = cluster.pick(worker.now(), rng, &self.tried);
+        let (now, rng) = (worker.now(), &mut *worker.rng.borrow_mut());
+        let mut picked =
+            decide!(journey, |reasons| cluster.pick_explained(now, rng, &self.tried, reasons));
         let unreached = self.repeats.unreached();
         if picked.as_ref().is_some_and(|picked| unreached.contains(&picked.id)) {
             picked = cluster.pick_beside(rng, unreached).or(picked);

@@ -11,6 +11,7 @@ use super::route::{Seen, Target, Way};
 use crate::downstream::connection::Conn;
 use crate::error::Failure;
 use crate::mesh::Place;
+use crate::observe::MARK;
 use crate::upstream::Head;
 
 /// What the rule's filters make of a request.
@@ -73,7 +74,7 @@ pub(crate) fn request(
     let mut outgoing = Outgoing { path: None, hop, https: conn.https, nested: is_nested(conn, head) };
     own_host(head).map_err(|error| internal(&error))?;
     if let Way::Rule(matched) = way
-        && let Some((status, location)) = apply(conn, matched, head, &mut outgoing)?
+        && let Some((status, location)) = apply(conn, matched, head, &mut outgoing, journey)?
     {
         return Ok(Verdict::Answer { status, location });
     }
@@ -96,22 +97,34 @@ fn apply(
     matched: &Matched<'_>,
     head: &mut RequestHead,
     outgoing: &mut Outgoing,
+    journey: &mut Journey<'_>,
 ) -> Result<Option<(u16, String)>, Failure> {
     for filter in matched.rule().filters() {
         match filter {
             Filter::RequestHeaders(edits) => {
+                if let Some(told) = journey.told() {
+                    told.tell("filters", "request headers", "noted", edits.to_string());
+                }
                 edit(&mut head.fields, edits).map_err(|error| internal(&error))?;
             }
-            Filter::ResponseHeaders(_) => {}
+            Filter::ResponseHeaders(edits) => {
+                if let Some(told) = journey.told() {
+                    told.tell("filters", "response headers", "noted", edits.to_string());
+                }
+            }
             Filter::Redirect(redirect) => {
                 let seen = Seen::new(conn, head);
                 // A service's own routes are redirected to where the request went.
                 let port =
                     matched.listener.map_or_else(|| seen.port().unwrap_or(80), |listener| listener.port);
                 let location = redirect.location(&seen, port, matched.prefix());
+                if let Some(told) = journey.told() {
+                    let why = format!("answers {} with Location {location}", redirect.status);
+                    told.tell("filters", "redirect", "chosen", why);
+                }
                 return Ok(Some((redirect.status, location)));
             }
-            Filter::Rewrite(rewrite) => apply_rewrite(rewrite, matched, head, outgoing)?,
+            Filter::Rewrite(rewrite) => apply_rewrite(rewrite, matched, head, outgoing, journey)?,
         }
     }
     Ok(None)
@@ -131,6 +144,7 @@ fn apply_rewrite(
     matched: &Matched<'_>,
     head: &mut RequestHead,
     outgoing: &mut Outgoing,
+    journey: &mut Journey<'_>,
 ) -> Result<(), Failure> {
     if let Some(edit) = &rewrite.path {
         let mut path = edit.apply(head.target.path(), matched.prefix());
@@ -138,7 +152,14 @@ fn apply_rewrite(
             path.push('?');
             path.push_str(query);
         }
+        if let Some(told) = journey.told() {
+            let why = format!("path {} becomes {path}", head.target.path_and_query());
+            told.tell("filters", "rewrite", "noted", why);
+        }
         outgoing.path = Some(path);
+    }
+    if let (Some(host), Some(told)) = (&rewrite.hostname, journey.told()) {
+        told.tell("filters", "rewrite", "noted", format!("host {} becomes {host}", self::host(head)));
     }
     match &rewrite.hostname {
         Some(host) => head.fields.set_known(KnownName::Host, host.as_ref()).map_err(|error| internal(&error)),
@@ -211,13 +232,26 @@ fn request_id(rng: &mut impl Rng) -> [u8; 36] {
     text
 }
 
-/// The chosen backend's own request filters.
+/// The chosen backend's own request filters; and the mark of a request that somebody asks about, for proxies of the mesh
+/// alone.
 ///
 /// # Errors
 /// A filter wrote what no field can hold.
-pub(crate) fn backend(target: &Target<'_>, head: &mut RequestHead) -> Result<(), Failure> {
+pub(crate) fn backend(
+    target: &Target<'_>,
+    head: &mut RequestHead,
+    journey: &mut Journey<'_>,
+) -> Result<(), Failure> {
+    if let Some(mark) = journey.mark()
+        && target.is_in_mesh()
+    {
+        head.fields.set(MARK, mark).map_err(|error| internal(&error))?;
+    }
     for filter in target.filters() {
         if let Filter::RequestHeaders(edits) = filter {
+            if let Some(told) = journey.told() {
+                told.tell("filters", "request headers of the backend", "noted", edits.to_string());
+            }
             edit(&mut head.fields, edits).map_err(|error| internal(&error))?;
         }
     }

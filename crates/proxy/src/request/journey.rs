@@ -11,6 +11,7 @@ use meshwork_telemetry::{Protocol, Record, TraceId};
 use super::reply::is_grpc;
 use crate::downstream::connection::Conn;
 use crate::error::Failure;
+use crate::observe::{Sighting, Told};
 use crate::series::{self, Called};
 
 /// See the module's text. Dropping it writes the record: also a request that is cancelled is written once.
@@ -22,13 +23,30 @@ pub(crate) struct Journey<'c> {
     /// Counts the request among those of its service, where that has a limit.
     permit: Option<Permit>,
     in_flight: Option<InFlight>,
+    /// Somebody asks about this request.
+    sighting: Option<Box<Sighting>>,
     finished: bool,
 }
+
+/// Decides. The function is the same for live traffic, whose reasons nobody hears, and for a request that a probe has
+/// found.
+macro_rules! decide {
+    ($journey:expr, |$reasons:ident| $decision:expr) => {
+        match $journey.told() {
+            None => {
+                let $reasons = &mut meshwork_decision::NoReasons;
+                $decision
+            }
+            Some($reasons) => $decision,
+        }
+    };
+}
+pub(crate) use decide;
 
 impl<'c> Journey<'c> {
     pub(crate) fn begin(
         conn: &'c Conn,
-        head: &RequestHead,
+        head: &mut RequestHead,
         protocol: Protocol,
         record: &'c mut Record,
         started: Tick,
@@ -51,7 +69,20 @@ impl<'c> Journey<'c> {
         );
         record.peer_id = conn.peer_id().map(|id| Arc::clone(id.shared()));
         let called = Called { grpc: is_grpc(head), ..Called::default() };
-        Self { conn, record, started, called, permit: None, in_flight: None, finished: false }
+        let observer = &conn.worker.shared.observer;
+        let sighting = if observer.is_armed() { observer.look(conn, head, record) } else { None };
+        Self { conn, record, started, called, permit: None, in_flight: None, sighting, finished: false }
+    }
+
+    /// Who hears reasons, if somebody asks about this request.
+    #[inline]
+    pub(crate) fn told(&mut self) -> Option<&mut Told> {
+        self.sighting.as_mut().and_then(|sighting| sighting.told())
+    }
+
+    /// What the next proxy of the mesh is told, if somebody asks about this request.
+    pub(crate) fn mark(&self) -> Option<String> {
+        self.sighting.as_ref().map(|sighting| sighting.mark())
     }
 
     /// The request got its id from us.
@@ -104,6 +135,16 @@ impl<'c> Journey<'c> {
         self.record.upstream_id = None;
         self.in_flight = endpoint.map(|endpoint| endpoint.begin());
         self.called.endpoint = endpoint.cloned();
+        if let Some(sighting) = &mut self.sighting {
+            sighting.attempt(address, endpoint, protocol, self.conn.worker.now());
+        }
+    }
+
+    /// The attempt has got a response's head, or has failed.
+    pub(crate) fn attempted(&mut self, outcome: Result<u16, &Failure>) {
+        if let Some(sighting) = &mut self.sighting {
+            sighting.attempted(outcome, self.conn.worker.now());
+        }
     }
 
     /// The final head of the upstream's response is there.
@@ -137,6 +178,9 @@ impl<'c> Journey<'c> {
             self.permit = None;
             worker.log(self.record);
             series::of(self.conn, &self.called).observe(self.record);
+            if let Some(sighting) = self.sighting.take() {
+                sighting.report(self.conn, self.record);
+            }
         }
     }
 }

@@ -37,6 +37,7 @@ use attempt::Attempts;
 use body::RequestBody;
 use deadline::Deadlines;
 use journey::Journey;
+pub(crate) use route::Seen;
 
 /// Memory that the requests of one connection use one after the other.
 pub(crate) struct Scratch {
@@ -84,7 +85,7 @@ pub(crate) async fn serve(
 /// Answers a head that is no request.
 pub(crate) async fn refuse(
     conn: &Conn,
-    head: &RequestHead,
+    head: &mut RequestHead,
     down: &mut Down<'_>,
     scratch: &mut Scratch,
     failure: &Failure,
@@ -105,7 +106,7 @@ async fn run(
 ) -> Result<(), Failure> {
     path::normalize(head)?;
     let way = route::find(conn, view, head, journey)?;
-    route::authorize(conn, &way, head)?;
+    route::authorize(conn, &way, head, journey)?;
     let outgoing = match filters::request(conn, &way, head, journey)? {
         filters::Verdict::Answer { status, location } => {
             Box::pin(reply::redirect(conn, down, response, journey, status, &location)).await;
@@ -114,7 +115,7 @@ async fn run(
         filters::Verdict::Forward(outgoing) => outgoing,
     };
     let target = route::target(conn, &way, head, journey)?;
-    filters::backend(&target, head)?;
+    filters::backend(&target, head, journey)?;
     let timeouts = target.timeouts();
     conn.entry.be_patient(timeouts.idle);
     let mut deadlines = Deadlines::new(&timeouts, conn.worker.now());

@@ -4,15 +4,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use meshwork_decision::{
-    AttemptFailure, Cause, Cluster, Decision, Limited, NoReasons, Permit, RequestFacts, RetryPolicy,
-    StopReason, is_idempotent,
+    AttemptFailure, Cause, Cluster, Decision, Limited, Permit, RequestFacts, RetryPolicy, StopReason,
+    is_idempotent,
 };
 use meshwork_http1::{KnownName, ResponseHead};
 use smallvec::SmallVec;
 
 use super::body::RequestBody;
 use super::deadline::Deadlines;
-use super::journey::Journey;
+use super::journey::{Journey, decide};
 use super::route::Target;
 use crate::downstream::connection::Conn;
 use crate::error::{Failure, Retry};
@@ -103,6 +103,7 @@ impl<'a> Repeats<'a> {
         body: &RequestBody,
         deadlines: &Deadlines,
         endpoint: Option<u64>,
+        journey: &mut Journey<'_>,
     ) -> Result<Again, Failure> {
         let mut facts = facts(head, body, deadlines);
         if let (Cause::NoHealthyUpstream, Some((cluster, policy))) = (failure.cause, self.service) {
@@ -121,12 +122,20 @@ impl<'a> Repeats<'a> {
                 return Ok(again);
             }
         }
-        match self.decide(cluster, policy, kind, &facts, endpoint) {
+        match self.decide(cluster, policy, kind, &facts, endpoint, journey) {
             Decision::Again { permit: None, .. } if kind == AttemptFailure::StaleConnection => {
                 Ok(Again::SameEndpoint)
             }
             Decision::Again { after, permit } => Ok(Again::Elsewhere { after, permit }),
             Decision::Stop(StopReason::NotCalledFor) if self.may_go_elsewhere(policy, kind, &facts) => {
+                if let Some(told) = journey.told() {
+                    told.tell(
+                        "retry",
+                        format!("{kind:?}"),
+                        "chosen",
+                        "elsewhere: no endpoint has seen the request",
+                    );
+                }
                 Ok(Again::Elsewhere { after: Duration::ZERO, permit: None })
             }
             Decision::Stop(stop) => {
@@ -229,7 +238,7 @@ impl<'a> Repeats<'a> {
     ) -> Option<Again> {
         let (cluster, Some(policy)) = self.service? else { return None };
         let kind = called_for(policy, response)?;
-        match self.decide(cluster, Some(policy), kind, &facts(head, body, deadlines), endpoint) {
+        match self.decide(cluster, Some(policy), kind, &facts(head, body, deadlines), endpoint, journey) {
             Decision::Again { after, permit } => Some(Again::Elsewhere { after, permit }),
             Decision::Stop(stop) => {
                 // The response is the answer; that there was no other attempt, and why, goes into the record.
@@ -248,17 +257,12 @@ impl<'a> Repeats<'a> {
         kind: AttemptFailure,
         facts: &RequestFacts,
         endpoint: Option<u64>,
+        journey: &mut Journey<'_>,
     ) -> Decision {
         let worker = &self.conn.worker;
-        let now = worker.now();
-        self.state(cluster, policy).after(
-            kind,
-            endpoint,
-            facts,
-            now,
-            &mut *worker.rng.borrow_mut(),
-            &mut NoReasons,
-        )
+        let (now, rng) = (worker.now(), &mut *worker.rng.borrow_mut());
+        let state = self.state(cluster, policy);
+        decide!(journey, |reasons| state.after(kind, endpoint, facts, now, rng, reasons))
     }
 }
 

@@ -4,13 +4,13 @@ use std::sync::Arc;
 
 use meshwork_base::SpiffeId;
 use meshwork_decision::{
-    AppProtocol, Authorization, Backend, Cause, Cluster, Filter, InboundPort, Matched, NoReasons,
+    AppProtocol, Authorization, Backend, Cause, Cluster, Filter, InboundPort, Matched, Mtls, OutboundPort,
     RequestView, Routed, RulePolicy, Scheme, Timeouts, split_authority,
 };
 use meshwork_http1::RequestHead;
 use meshwork_telemetry::Protocol;
 
-use super::journey::Journey;
+use super::journey::{Journey, decide};
 use crate::downstream::connection::Conn;
 use crate::error::Failure;
 use crate::mesh::Place;
@@ -103,28 +103,19 @@ pub(crate) fn find<'v>(
     let seen = Seen::new(conn, head);
     let routed = match conn.place {
         Place::Inbound(_) => {
-            let port = app_port(conn, view, &seen)?;
+            let port = app_port(conn, view, &seen, journey)?;
             journey.own(&port.key.service);
             return Ok(Way::App(port));
         }
         Place::Outbound(_) => {
-            let unknown = || Failure::local(Cause::UnknownService).because(seen.host);
-            let service = view.snapshot.outbound(seen.host).ok_or_else(unknown)?;
-            conn.worker.uses(&service.name);
-            let port = service.port(seen.port).map_err(|cause| {
-                Failure::local(cause).because(format!(
-                    "{} has no port {}",
-                    service.name,
-                    seen.port.unwrap_or(80)
-                ))
-            })?;
-            port.route(&seen, &mut NoReasons)
+            let port = service_port(conn, view, &seen, journey)?;
+            decide!(journey, |reasons| port.route(&seen, reasons))
         }
         Place::Gateway(_) => {
             let Some(binding) = view.binding(conn.place) else {
                 return Err(Failure::local(Cause::NoListener).because("the listener was removed"));
             };
-            binding.route(&seen, conn.sni.as_deref(), &mut NoReasons)
+            decide!(journey, |reasons| binding.route(&seen, conn.sni.as_deref(), reasons))
         }
     };
     match routed {
@@ -139,9 +130,47 @@ pub(crate) fn find<'v>(
     }
 }
 
+/// The port of the service that the application calls.
+fn service_port<'v>(
+    conn: &Conn,
+    view: &'v View,
+    seen: &Seen<'_>,
+    journey: &mut Journey<'_>,
+) -> Result<&'v OutboundPort, Failure> {
+    let Some(service) = view.snapshot.outbound(seen.host) else {
+        if let Some(told) = journey.told() {
+            told.tell("service", seen.host, "refused", "no service is known by this host");
+        }
+        return Err(Failure::local(Cause::UnknownService).because(seen.host));
+    };
+    conn.worker.uses(&service.name);
+    let port = service.port(seen.port).map_err(|cause| {
+        let port = seen.port.unwrap_or(80);
+        Failure::local(cause).because(format!("{} has no port {port}", service.name))
+    });
+    if let Some(told) = journey.told() {
+        let subject = service.origin.to_string();
+        match &port {
+            Ok(port) => {
+                let why = format!("known by host {}; port {}", seen.host, port.cluster.key.port);
+                told.tell("service", subject, "chosen", why);
+            }
+            Err(failure) => {
+                told.tell("service", subject, "refused", failure.detail.as_deref().unwrap_or_default());
+            }
+        }
+    }
+    port
+}
+
 /// The port of the application that is called: by the name of the TLS handshake, which callers in the mesh set; for
 /// others by the authority. Whoever comes without identity must be allowed to.
-fn app_port<'v>(conn: &Conn, view: &'v View, seen: &Seen<'_>) -> Result<&'v InboundPort, Failure> {
+fn app_port<'v>(
+    conn: &Conn,
+    view: &'v View,
+    seen: &Seen<'_>,
+    journey: &mut Journey<'_>,
+) -> Result<&'v InboundPort, Failure> {
     let Some(inbound) = view.snapshot.inbound() else {
         return Err(Failure::local(Cause::UnknownAppPort).because("nothing is served here yet"));
     };
@@ -150,7 +179,20 @@ fn app_port<'v>(conn: &Conn, view: &'v View, seen: &Seen<'_>) -> Result<&'v Inbo
         Some(sni) => inbound.by_sni(sni).ok_or_else(|| Failure::local(Cause::UnknownAppPort).because(sni)),
         None => inbound.by_port(seen.port).map_err(|cause| Failure::local(cause).because(seen.host)),
     }?;
-    port.admit(seen.peer).map_err(|cause| Failure::downstream(cause).because(&*port.sni))?;
+    let admitted = port.admit(seen.peer);
+    if let Some(told) = journey.told() {
+        let who = seen.peer.map_or("a caller without identity", SpiffeId::as_str);
+        match admitted {
+            Ok(()) => {
+                let mtls = if port.mtls == Mtls::Strict { "strict" } else { "permissive" };
+                told.tell("inbound", &*port.sni, "chosen", format!("{mtls} mTLS; called by {who}"));
+            }
+            Err(_) => {
+                told.tell("inbound", &*port.sni, "refused", format!("strict mTLS, and {who} proves nothing"));
+            }
+        }
+    }
+    admitted.map_err(|cause| Failure::downstream(cause).because(&*port.sni))?;
     Ok(port)
 }
 
@@ -158,7 +200,12 @@ fn app_port<'v>(conn: &Conn, view: &'v View, seen: &Seen<'_>) -> Result<&'v Inbo
 ///
 /// # Errors
 /// A policy refuses it; the failure names the policy.
-pub(crate) fn authorize(conn: &Conn, way: &Way<'_>, head: &RequestHead) -> Result<(), Failure> {
+pub(crate) fn authorize(
+    conn: &Conn,
+    way: &Way<'_>,
+    head: &RequestHead,
+    journey: &mut Journey<'_>,
+) -> Result<(), Failure> {
     let authorization = way.authorization();
     if authorization.is_empty() {
         return Ok(());
@@ -167,8 +214,11 @@ pub(crate) fn authorize(conn: &Conn, way: &Way<'_>, head: &RequestHead) -> Resul
     for policy in authorization.audits(&seen) {
         let peer = seen.peer.map_or("nobody", SpiffeId::as_str);
         tracing::info!(policy = %policy.origin, peer, host = seen.host, path = seen.path(), "audited");
+        if let Some(told) = journey.told() {
+            told.tell("authorize", policy.origin.to_string(), "noted", "an Audit rule matches");
+        }
     }
-    authorization.check(&seen, &mut NoReasons).map_err(|denied| {
+    decide!(journey, |reasons| authorization.check(&seen, reasons)).map_err(|denied| {
         let peer = seen.peer.map_or("an unproven peer", SpiffeId::as_str);
         Failure::downstream(denied.cause).because(format!("{} for {peer}", denied.policy.origin))
     })
@@ -188,6 +238,16 @@ impl<'v> Target<'v> {
         match self {
             Self::Service { cluster, policy, .. } => policy.timeouts(Some(cluster)),
             Self::App { .. } => Timeouts::default(),
+        }
+    }
+
+    /// Whether other proxies of the mesh stand before its endpoints.
+    pub(crate) fn is_in_mesh(&self) -> bool {
+        match self {
+            Self::Service { cluster, .. } => {
+                cluster.endpoints().all().iter().any(|endpoint| endpoint.spiffe_id().is_some())
+            }
+            Self::App { .. } => false,
         }
     }
 
@@ -216,7 +276,8 @@ pub(crate) fn target<'v>(
             return Ok(Target::App { port, http2: speaks_http2(port.protocol, conn, head, journey) });
         }
     };
-    let chosen = matched.rule().choose_backend(&mut *conn.worker.rng.borrow_mut(), &mut NoReasons);
+    let rng = &mut *conn.worker.rng.borrow_mut();
+    let chosen = decide!(journey, |reasons| matched.rule().choose_backend(rng, reasons));
     let (backend, cluster) = chosen.map_err(|cause| {
         Failure::local(cause).because(format!("{} rule {}", matched.route().name, matched.rule_index()))
     })?;

@@ -6,7 +6,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use meshwork_base::{Clock, Rng, Tick};
-use tokio::sync::{mpsc, oneshot};
+use meshwork_messages::v1;
+use tokio::sync::{mpsc, oneshot, watch};
 
 use super::{
     Answer, Backoff, Batch, BatchId, Client, Event, Preload, Rejection, Settings, WaiterId, Watching,
@@ -28,6 +29,8 @@ enum Command {
     Bound(Vec<String>),
     Watch(ResourceKey, Duration, oneshot::Sender<Answer>),
     Touch(ResourceKey),
+    Armed(Vec<u64>),
+    Observed(Box<v1::Observation>),
 }
 
 /// The client has ended, because its driver was dropped.
@@ -49,6 +52,8 @@ impl std::fmt::Debug for Command {
             Self::Bound(_) => "Bound",
             Self::Watch(..) => "Watch",
             Self::Touch(_) => "Touch",
+            Self::Armed(_) => "Armed",
+            Self::Observed(_) => "Observed",
         })
     }
 }
@@ -93,6 +98,22 @@ impl Handle {
         drop(self.commands.try_send(Command::Touch(key)));
     }
 
+    /// The consumer has armed these probes.
+    ///
+    /// # Errors
+    /// [`Gone`].
+    pub async fn armed(&self, probes: Vec<u64>) -> Result<(), Gone> {
+        self.send(Command::Armed(probes)).await
+    }
+
+    /// A probe has found a request.
+    ///
+    /// # Errors
+    /// [`Gone`].
+    pub async fn observed(&self, observation: v1::Observation) -> Result<(), Gone> {
+        self.send(Command::Observed(Box::new(observation))).await
+    }
+
     async fn send(&self, command: Command) -> Result<(), Gone> {
         self.commands.send(command).await.map_err(|_| Gone)
     }
@@ -102,12 +123,19 @@ impl Handle {
 #[derive(Debug)]
 pub struct Updates {
     batches: mpsc::Receiver<Batch>,
+    probes: watch::Receiver<v1::Probes>,
 }
 
 impl Updates {
     /// The next batch; none when the driver is gone. Each must be settled through the [`Handle`].
     pub async fn next(&mut self) -> Option<Batch> {
         self.batches.recv().await
+    }
+
+    /// The probes that the control plane wants armed; none while there is no stream.
+    #[must_use]
+    pub fn probes(&self) -> watch::Receiver<v1::Probes> {
+        self.probes.clone()
     }
 }
 
@@ -122,14 +150,15 @@ pub fn start(
 ) -> (Handle, Updates, impl Future<Output = ()> + Send) {
     let (commands, orders) = mpsc::channel(COMMANDS);
     let (batches, updates) = mpsc::channel(BATCHES_AHEAD);
+    let (probes, wanted) = watch::channel(v1::Probes::default());
     let (cache, preload) = cache.unzip();
     let client = Client::new(settings, preload, clock.now());
     let backoff = Backoff::new(BACKOFF_BASE, BACKOFF_MAX);
     let waiters = BTreeMap::new();
     let ready = VecDeque::new();
-    let core = Core { client, cache, clock, waiters, ready };
+    let core = Core { client, cache, clock, waiters, ready, probes };
     let driver = Driver { core, rng, backoff, orders, batches, connector };
-    (Handle { commands }, Updates { batches: updates }, driver.run())
+    (Handle { commands }, Updates { batches: updates, probes: wanted }, driver.run())
 }
 
 struct Driver<R> {
@@ -148,6 +177,7 @@ struct Core {
     clock: Arc<dyn Clock>,
     waiters: BTreeMap<WaiterId, oneshot::Sender<Answer>>,
     ready: VecDeque<Batch>,
+    probes: watch::Sender<v1::Probes>,
 }
 
 /// Why a wait ended.
@@ -250,6 +280,7 @@ impl Core {
             match event {
                 Event::Batch(batch) => self.ready.push_back(batch),
                 Event::Joined => backoff.reset(),
+                Event::Probes(probes) => drop(self.probes.send_replace(probes)),
                 Event::Answer(waiter, answer) => {
                     // A waiter that has gone away needs no answer.
                     drop(self.waiters.remove(&waiter).map(|waiter| waiter.send(answer)));
@@ -264,6 +295,8 @@ impl Core {
             Command::Effective(revision) => self.client.effective(revision),
             Command::Bound(listeners) => self.client.bound(listeners),
             Command::Touch(key) => self.client.touch(&key, now),
+            Command::Armed(probes) => self.client.armed(probes),
+            Command::Observed(observation) => self.client.observed(*observation),
             Command::Watch(key, patience, waiter) => {
                 match self.client.watch(&key, now, now.after(patience)) {
                     Watching::Now(answer) => drop(waiter.send(answer)),

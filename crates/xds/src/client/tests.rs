@@ -55,7 +55,7 @@ fn joined() -> (Client, Pen) {
 fn batch(client: &mut Client) -> Option<Batch> {
     std::iter::from_fn(|| client.poll_event()).find_map(|event| match event {
         Event::Batch(batch) => Some(batch),
-        Event::Answer(..) | Event::Joined => None,
+        Event::Answer(..) | Event::Joined | Event::Probes(_) => None,
     })
 }
 
@@ -301,4 +301,34 @@ fn what_needs_a_missing_feature_is_refused_and_shown_to_the_consumer() {
     assert!(matches!(&whole.changes[..], [Change::Unsupported { missing, .. }] if *missing == ["magic"]));
     assert_eq!(client.settle(whole.id, Vec::new(), AT(0)).accepted, []);
     assert!(client.report().last_error.contains("magic"));
+}
+
+#[test]
+fn probes_end_with_the_stream_and_what_waits_is_bounded() {
+    let (mut client, _) = joined();
+    let probes = |client: &mut Client| {
+        std::iter::from_fn(|| client.poll_event()).find_map(|event| match event {
+            Event::Probes(probes) => Some(probes.probes.len()),
+            Event::Batch(_) | Event::Answer(..) | Event::Joined => None,
+        })
+    };
+    let armed = v1::Probes { probes: vec![v1::Probe { id: 7, ..v1::Probe::default() }] };
+    client.receive(DiscoveryResponse { probes: Some(armed), ..Default::default() }, AT(0)).unwrap();
+    assert_eq!(probes(&mut client), Some(1));
+    client.armed(vec![7]);
+    let report = client.poll_request().unwrap();
+    assert_eq!(report.report.unwrap().probes, [7]);
+    for _ in 0..OBSERVATIONS + 2 {
+        client.observed(Observation { probe: 7, ..Observation::default() });
+    }
+    let sent = client.poll_request().unwrap();
+    assert_eq!((sent.observations.len(), sent.type_url.as_str()), (OBSERVATIONS, ""));
+    assert_eq!(sent.observations.last().unwrap().dropped, 1);
+    assert_eq!(sent.observations.iter().map(|o| o.dropped).sum::<u64>(), 2);
+    client.disconnected();
+    assert_eq!(probes(&mut client), Some(0));
+    client.observed(Observation::default());
+    client.connected();
+    let requests = std::iter::from_fn(|| client.poll_request());
+    assert!(requests.into_iter().all(|request| request.observations.is_empty()), "nobody asks any more");
 }

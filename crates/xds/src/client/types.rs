@@ -122,6 +122,8 @@ pub enum Event {
     Answer(WaiterId, Answer),
     /// The first whole change of this connection has arrived: reconnecting need not wait long next time.
     Joined,
+    /// These probes, and no others, are to be armed.
+    Probes(v1::Probes),
 }
 
 /// The stream contradicts itself; it must be closed and joined again.

@@ -6,10 +6,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use meshwork_base::{Clock, SpiffeId};
+use meshwork_messages::v1::Probe;
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
-use super::{Access, Proxy, Publication, Published, Server, StreamId};
+use super::{
+    Access, Observing, Proxy, Publication, Published, Server, StreamId, Subscription, TooManyProbes,
+};
 use crate::transport::{ClientTransport, ServerTransport, StreamError, in_memory};
 
 /// How long a proxy whose stream broke is waited for.
@@ -135,6 +138,23 @@ impl Hub {
             (true, behind) => Err(EffectiveError { revision, behind }),
             (false, _) => Err(EffectiveError { revision, behind: BTreeSet::new() }),
         }
+    }
+
+    /// Arms a probe on all proxies, also on those that join later, or on one, until the answer is dropped.
+    ///
+    /// # Errors
+    /// [`TooManyProbes`].
+    pub fn observe(&self, probe: Probe, proxy: Option<String>) -> Result<Observing, TooManyProbes> {
+        let id = probe.id;
+        let (subscription, found) = Subscription::new(probe, proxy);
+        self.server.lock().observe(subscription)?;
+        self.published.send_replace(());
+        Ok(Observing { hub: self.clone(), probe: id, found })
+    }
+
+    pub(super) fn forget(&self, probe: u64) {
+        self.server.lock().forget(probe);
+        self.published.send_replace(());
     }
 
     /// Opens a stream within this process. Must be called on a tokio runtime, which then serves it.

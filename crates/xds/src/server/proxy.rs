@@ -37,6 +37,8 @@ pub struct Proxy {
     pub last_error: String,
     /// Names of the listeners that accept connections now.
     pub bound: Vec<String>,
+    /// The probes it has armed.
+    pub probes: Vec<u64>,
     /// What it refused.
     pub rejections: Vec<ProxyRejection>,
     /// The names it asked for, patterns included.

@@ -4,7 +4,10 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use meshwork_base::SpiffeId;
-use meshwork_messages::v1::{Commit, DiscoveryRequest, DiscoveryResponse, Rejection, Report, Resource};
+use meshwork_messages::OBSERVE;
+use meshwork_messages::v1::{
+    Commit, DiscoveryRequest, DiscoveryResponse, Probes, Rejection, Report, Resource,
+};
 use prost::Message as _;
 
 use super::{Access, Proxy, ProxyRejection, Publication, Refusal, Viewer};
@@ -43,6 +46,8 @@ pub(super) struct Stream {
     rejections: BTreeMap<ResourceKey, ProxyRejection>,
     /// How often the bound listeners or the rejections have changed.
     verdicts: u64,
+    /// The probes that it has to be told of.
+    probes: Option<Probes>,
 }
 
 impl Stream {
@@ -73,10 +78,25 @@ impl Stream {
             effective_revision: self.report.effective_revision,
             last_error: self.report.last_error.clone(),
             bound: self.report.bound.clone(),
+            probes: self.report.probes.clone(),
             rejections: self.rejections.values().cloned().collect(),
             subscriptions: self.subscriptions.iter().cloned().collect(),
             resources: self.offered.keys().count(),
         }
+    }
+
+    /// Whether it can be told of probes now.
+    pub(super) fn observes(&self) -> bool {
+        self.joined && self.viewer.node.features.iter().any(|feature| feature == OBSERVE)
+    }
+
+    /// Tells it to arm these probes and no others.
+    pub(super) fn arm(&mut self, probes: Probes) {
+        self.probes = Some(probes);
+    }
+
+    pub(super) const fn is_joined(&self) -> bool {
+        self.joined
     }
 
     pub(super) fn published<'a>(&mut self, keys: impl Iterator<Item = &'a ResourceKey>, relinked: bool) {
@@ -149,6 +169,9 @@ impl Stream {
     ) -> Option<DiscoveryResponse> {
         if !self.joined {
             return None;
+        }
+        if let Some(probes) = self.probes.take() {
+            return Some(DiscoveryResponse { probes: Some(probes), ..DiscoveryResponse::default() });
         }
         if self.queue.is_empty() {
             self.fill(world, access);

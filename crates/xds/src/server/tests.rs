@@ -261,3 +261,56 @@ fn a_large_set_is_cut_into_messages_and_still_one_change() {
     assert_eq!(batch.changes.len(), 3000);
     assert!(batch.changes.iter().all(|change| matches!(change, Change::Upsert(..))));
 }
+
+fn observing() -> Vec<DiscoveryRequest> {
+    let mut requests = join("Route", &["*"], &[]);
+    requests[0].node.as_mut().unwrap().features = vec![meshwork_messages::OBSERVE.to_owned()];
+    requests
+}
+
+/// The probes that a stream is told of next.
+fn told(server: &mut Server, id: StreamId) -> Option<Vec<u64>> {
+    let mut responses = std::iter::from_fn(|| server.next_response(id));
+    let probes = responses.find_map(|response| response.probes)?;
+    Some(probes.probes.iter().map(|probe| probe.id).collect())
+}
+
+#[test]
+fn probes_reach_who_can_look_now_and_later_and_are_taken_back() {
+    let mut server = server(world(1, &[], &[]));
+    let can = open(&mut server, observing());
+    let cannot = open(&mut server, join("Route", &["*"], &[]));
+    assert_eq!(told(&mut server, can), None, "nothing is armed");
+    let probe = |id| v1::Probe { id, ..v1::Probe::default() };
+    let (subscription, mut found) = Subscription::new(probe(7), None);
+    server.observe(subscription).unwrap();
+    let (other, _receiver) = Subscription::new(probe(8), Some("test/other".into()));
+    server.observe(other).unwrap();
+    assert_eq!((told(&mut server, can), told(&mut server, cannot)), (Some(vec![7]), None));
+    let later = open(&mut server, observing());
+    assert_eq!(told(&mut server, later), Some(vec![7]), "one that joins later is told too");
+
+    let observation = |probe| v1::Observation { probe, ..v1::Observation::default() };
+    let observations = vec![observation(7), observation(8), observation(9)];
+    server.receive(can, DiscoveryRequest { observations, ..DiscoveryRequest::default() }).unwrap();
+    let observed = found.try_recv().unwrap();
+    assert_eq!((&*observed.proxy.node.id, observed.observation.probe), ("test/one", 7));
+    assert!(found.try_recv().is_err(), "it was not asked to look for 8 and 9");
+    server.forget(7);
+    assert_eq!(told(&mut server, can), Some(vec![]));
+}
+
+#[test]
+fn a_bounded_number_of_probes_is_armed() {
+    let mut server = server(world(1, &[], &[]));
+    let arm = |server: &mut Server, id| {
+        let probe = v1::Probe { id, ..v1::Probe::default() };
+        server.observe(Subscription::new(probe, None).0)
+    };
+    for id in 0..8 {
+        arm(&mut server, id).unwrap();
+    }
+    assert_eq!(arm(&mut server, 8), Err(TooManyProbes));
+    server.forget(3);
+    arm(&mut server, 8).unwrap();
+}

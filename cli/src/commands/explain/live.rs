@@ -1,0 +1,105 @@
+//! `meshwork explain --live`: waits for the next request that matches, and prints its way through the proxies.
+
+use std::io::IsTerminal as _;
+use std::process::ExitCode;
+
+use bytes::Bytes;
+use serde_json::{Value, json};
+
+use super::{Arguments, Request, steps, text};
+use crate::commands::{Outcome, block_on};
+use crate::output::{self, Format};
+
+#[derive(clap::Args, Debug)]
+pub(super) struct Live {
+    /// Wait for the next request that matches, and explain what the proxies did with it
+    #[arg(long, conflicts_with_all = ["listener", "port", "https", "sni"])]
+    pub(super) live: bool,
+    /// The only proxy that looks, by its id in `meshwork proxies` [default: all]
+    #[arg(long, value_name = "ID", requires = "live")]
+    proxy: Option<String>,
+    /// How long to wait, at most ten minutes
+    #[arg(long, value_name = "DURATION", default_value = "30s", requires = "live")]
+    timeout: String,
+}
+
+pub(super) fn run(arguments: &Arguments) -> Outcome {
+    let Request { host, path, method, headers, from, .. } = &arguments.request;
+    let Live { proxy, timeout, .. } = &arguments.live;
+    let question = json!({
+        "host": host, "path": path, "method": method, "headers": headers, "from": from, "proxy": proxy,
+        "timeout": timeout,
+    });
+    let body = Bytes::from(question.to_string());
+    let kind = [("content-type", "application/json")];
+    let client = arguments.server.client()?;
+    if std::io::stderr().is_terminal() {
+        output::note(&format!("waiting at most {timeout} for a request that matches"));
+    }
+    let answer: Value = block_on(client.json(http::Method::POST, "/v1/explain/live", &kind, body))??;
+    if arguments.output == Format::Table {
+        output::print(&story(&answer, std::io::stdout().is_terminal()))?;
+    } else {
+        output::value(arguments.output, &answer)?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The answer as a story: a paragraph per hop.
+fn story(answer: &Value, marks: bool) -> String {
+    let known = |key: &str, name: &str| answer[key].as_str().map(|id| format!("{name} {id}"));
+    let ids: Vec<String> =
+        [known("traceId", "trace"), known("requestId", "request")].into_iter().flatten().collect();
+    let mut lines = vec![ids.join(", ")];
+    for hop in answer["hops"].as_array().into_iter().flatten() {
+        lines.push(String::new());
+        lines.extend(paragraph(hop, marks));
+    }
+    let list = |key: &str| answer[key].as_array().into_iter().flatten().filter_map(Value::as_str);
+    lines.extend(list("missing").map(|who| format!("\nnot told: {who}")));
+    lines.extend(list("notObserving").map(|who| format!("\n{who} is too old to look at requests")));
+    lines.join("\n") + "\n"
+}
+
+fn paragraph(hop: &Value, marks: bool) -> Vec<String> {
+    let request = &hop["request"];
+    let from = request["from"].as_str().or(request["peer"].as_str()).unwrap_or("nobody");
+    let mut lines = vec![format!(
+        "{} {}: {} {}{} from {from}, by revision {}",
+        text(hop, "proxy"),
+        text(hop, "side"),
+        text(request, "method"),
+        text(request, "host"),
+        text(request, "path"),
+        text(hop, "revision"),
+    )];
+    lines.extend(steps(hop, marks));
+    for attempt in hop["attempts"].as_array().into_iter().flatten() {
+        let instance = attempt["instance"].as_str().map(|name| format!(" ({name})")).unwrap_or_default();
+        let outcome = match attempt["status"].as_u64() {
+            Some(status) => status.to_string(),
+            None => [text(attempt, "cause"), text(attempt, "detail")].join(": "),
+        };
+        let (endpoint, protocol) = (text(attempt, "endpoint"), text(attempt, "protocol"));
+        let (start, took) = (&attempt["startMs"], &attempt["durationMs"]);
+        let line = format!(
+            "{:<10} {endpoint}{instance} {protocol} after {start} ms: {outcome} in {took} ms",
+            "attempt"
+        );
+        lines.push(if marks { format!("  {line}") } else { line });
+    }
+    let line = format!("{:<10} {} in {} ms", "answer", verdict(&hop["verdict"]), hop["durationMs"]);
+    lines.push(if marks { format!("  {line}") } else { line });
+    lines
+}
+
+fn verdict(verdict: &Value) -> String {
+    let status = verdict["status"].as_u64().map_or_else(|| "none".to_owned(), |status| status.to_string());
+    match verdict["cause"].as_str() {
+        None => status,
+        Some(cause) => {
+            let detail = verdict["detail"].as_str().map(|detail| format!(": {detail}")).unwrap_or_default();
+            format!("{status} (cause {cause}, flag {}{detail})", text(verdict, "flag"))
+        }
+    }
+}

@@ -1,0 +1,170 @@
+//! `POST /v1/explain/live`: the next request that matches, on its way through the proxies, with the reasons of the very
+//! decisions that were made for it.
+//!
+//! ```text
+//! question ──Probe──▶ proxies ──Observation per hop──▶ gather.rs (hops of one request) ──▶ Live
+//! ```
+
+mod gather;
+mod hop;
+
+use std::time::Duration;
+
+use axum::Json;
+use axum::body::Bytes;
+use axum::extract::State;
+use axum::http::StatusCode;
+use meshwork_base::{Rng as _, ThreadRng};
+use meshwork_decision::split_authority;
+use meshwork_messages::v1::{Probe, RequestFilter, request_filter::HeaderMatch};
+use meshwork_process::{Problem, parse_duration};
+use meshwork_xds::server::{Observed, Observing};
+use serde::{Deserialize, Serialize};
+
+use super::ask::{bad, spiffe_id};
+use super::{Explainer, body_of};
+use crate::codes;
+use gather::Gathered;
+use hop::Hop;
+
+/// How long the request is waited for where nothing is said, and at most.
+const TIMEOUT: Duration = Duration::from_secs(30);
+const TIMEOUT_MAX: Duration = Duration::from_secs(600);
+/// How long the other hops of a request are waited for after one has come.
+const GRACE: Duration = Duration::from_secs(2);
+/// How much longer than the question a probe stays armed in a proxy that hears nothing more of us.
+const SLACK: Duration = Duration::from_secs(5);
+
+/// The body of `POST /v1/explain/live`. What is absent takes every request.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct Ask {
+    /// Host; `*.DOMAIN` takes all below.
+    host: Option<String>,
+    method: Option<String>,
+    /// Path, with the query where that matters; with `*` at its end all that begins so.
+    path: Option<String>,
+    #[serde(default)]
+    headers: Vec<(String, String)>,
+    /// Who calls: a SPIFFE ID, or `NAMESPACE/WORKLOAD`.
+    from: Option<String>,
+    /// The only proxy that looks.
+    proxy: Option<String>,
+    /// As `30s`.
+    timeout: Option<String>,
+}
+
+/// The answer: JSON in camelCase, to which keys are only ever added.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Live {
+    trace_id: Option<String>,
+    request_id: Option<String>,
+    /// In the order of the request's way.
+    hops: Vec<Hop>,
+    /// Hops that were expected and not told.
+    missing: Vec<String>,
+    /// Connected proxies whose version cannot look at requests.
+    not_observing: Vec<String>,
+}
+
+pub(super) async fn explain(State(explainer): State<Explainer>, body: Bytes) -> Result<Json<Live>, Problem> {
+    let ask: Ask = body_of(&body)?;
+    let patience = match ask.timeout.as_deref().map(parse_duration).transpose() {
+        Ok(timeout) => timeout.unwrap_or(TIMEOUT).min(TIMEOUT_MAX),
+        Err(why) => return Err(bad("timeout", &why)),
+    };
+    let hub = explainer.plane.hub();
+    if let Some(wanted) = &ask.proxy {
+        let proxies = hub.proxies();
+        let mut connected = proxies.iter().filter(|proxy| proxy.connected).map(|proxy| &proxy.node.id);
+        if !connected.any(|id| id == wanted) {
+            let detail = format!("no proxy `{wanted}` is connected; `meshwork proxies` lists them");
+            return Err(Problem::new(StatusCode::NOT_FOUND, "no such proxy")
+                .detail(detail)
+                .code(codes::NO_SUCH_PROXY));
+        }
+    }
+    let lasts = (patience + GRACE + SLACK).as_millis();
+    let probe = Probe {
+        id: ThreadRng::new().next_u64(),
+        filter: Some(filter(&ask, &explainer)?),
+        limit: 1,
+        lasts_ms: u32::try_from(lasts).expect("ten minutes in milliseconds"),
+        reasons: true,
+    };
+    let observing = hub.observe(probe, ask.proxy).map_err(|error| {
+        Problem::new(StatusCode::TOO_MANY_REQUESTS, "too many probes")
+            .detail(error.to_string())
+            .code(codes::TOO_MANY_PROBES)
+    })?;
+    wait(&explainer, observing, patience).await.map(Json)
+}
+
+fn filter(ask: &Ask, explainer: &Explainer) -> Result<RequestFilter, Problem> {
+    let (path, query) = match ask.path.as_deref().unwrap_or_default().split_once('?') {
+        Some((path, query)) => (path, query),
+        None => (ask.path.as_deref().unwrap_or_default(), ""),
+    };
+    if !(path.is_empty() || path.starts_with('/') || path == "*") {
+        return Err(bad("path", "a path that begins with /; with * at its end all that begins so"));
+    }
+    let host = split_authority(ask.host.as_deref().unwrap_or_default()).0;
+    if host.contains(['/', ' ']) {
+        return Err(bad("host", "a name or address, as shop.example or *.shop.example"));
+    }
+    let headers = ask.headers.iter().cloned();
+    let from = match &ask.from {
+        Some(from) => spiffe_id(from, &*explainer.snapshot()?)?.to_string(),
+        None => String::new(),
+    };
+    Ok(RequestFilter {
+        method: ask.method.clone().unwrap_or_default(),
+        host: host.to_owned(),
+        path: path.to_owned(),
+        query: query.to_owned(),
+        headers: headers.map(|(name, value)| HeaderMatch { name, value }).collect(),
+        from,
+    })
+}
+
+/// Waits for one hop of a request, then for the others.
+async fn wait(explainer: &Explainer, mut observing: Observing, patience: Duration) -> Result<Live, Problem> {
+    let hub = explainer.plane.hub();
+    let probe = observing.probe();
+    let looking = || {
+        let proxies = hub.proxies().into_iter();
+        proxies.filter(|proxy| proxy.connected && proxy.probes.contains(&probe)).map(|proxy| proxy.node.id)
+    };
+    let first: Option<Observed> = tokio::time::timeout(patience, observing.next()).await.ok().flatten();
+    let Some(first) = first else {
+        let detail =
+            format!("none came within {patience:?} that matches; {} proxies looked", looking().count());
+        return Err(Problem::new(StatusCode::GATEWAY_TIMEOUT, "no such request")
+            .detail(detail)
+            .code(codes::NO_REQUEST_IN_TIME));
+    };
+    let mut gathered = Gathered::new(first);
+    let rest = async {
+        while !gathered.missing(&looking().collect()).is_empty() {
+            match observing.next().await {
+                Some(observed) => gathered.add(observed),
+                None => return,
+            }
+        }
+    };
+    // A hop may be lost with its proxy: the others are told without it.
+    let _ = tokio::time::timeout(GRACE, rest).await;
+    let missing = gathered.missing(&looking().collect());
+    let silent = hub.proxies().into_iter().filter(|proxy| {
+        proxy.connected && !proxy.node.features.iter().any(|is| is == meshwork_messages::OBSERVE)
+    });
+    let (trace_id, request_id) = gathered.ids();
+    Ok(Live {
+        trace_id,
+        request_id,
+        missing,
+        not_observing: silent.map(|proxy| proxy.node.id).collect(),
+        hops: gathered.into_hops(),
+    })
+}

@@ -1,0 +1,131 @@
+//! The hops of one request, as proxies tell them: which belong together, in which order, and which are still to come.
+
+use std::collections::BTreeSet;
+
+use meshwork_base::SpiffeId;
+use meshwork_messages::v1::{Attempt, RequestRecord, observation::Match, request_record::Side};
+use meshwork_xds::server::Observed;
+
+use super::hop::Hop;
+
+/// Hops that are kept of one request.
+const HOPS: usize = 256;
+
+/// See the module's text.
+#[derive(Debug)]
+pub(super) struct Gathered {
+    hops: Vec<Observed>,
+}
+
+impl Gathered {
+    pub(super) fn new(first: Observed) -> Self {
+        Self { hops: vec![first] }
+    }
+
+    /// Takes a hop if it is of the same request.
+    pub(super) fn add(&mut self, hop: Observed) {
+        let same = self.hops.iter().any(|known| of_one_request(record(known), record(&hop)));
+        if same && self.hops.len() < HOPS {
+            self.hops.push(hop);
+        }
+    }
+
+    /// What the request is known by.
+    pub(super) fn ids(&self) -> (Option<String>, Option<String>) {
+        let first = |of: fn(&RequestRecord) -> &str| {
+            self.hops.iter().map(|hop| of(record(hop))).find(|id| !id.is_empty()).map(str::to_owned)
+        };
+        (first(|record| &record.trace_id), first(|record| &record.request_id))
+    }
+
+    /// What must still be told by these proxies, the ids of those that look, in words.
+    pub(super) fn missing(&self, looking: &BTreeSet<String>) -> Vec<String> {
+        let mut missing = Vec::new();
+        if !self.hops.iter().any(|hop| hop.observation.r#match() == Match::Filter) {
+            missing.push("the hop that matches".to_owned());
+        }
+        for (at, hop) in self.hops.iter().enumerate() {
+            let matched = hop.observation.r#match();
+            if matched != Match::Filter && self.parent(at).is_none() {
+                missing.push(format!("the hop before {}", hop.proxy.node.id));
+            }
+            // An endpoint that has answered has seen the request; whether it looked is for it to tell.
+            let answered = hop.observation.attempts.iter().filter(|attempt| attempt.status != 0);
+            let awaited = answered.filter_map(node_of).filter(|node| looking.contains(node));
+            let told = |node: &String| (0..self.hops.len()).any(|below| self.is_below(below, at, node));
+            missing.extend(awaited.filter(|node| !told(node)));
+        }
+        missing.sort_unstable();
+        missing.dedup();
+        missing
+    }
+
+    fn is_below(&self, below: usize, above: usize, node: &str) -> bool {
+        self.hops[below].proxy.node.id == node && self.parent(below) == Some(above)
+    }
+
+    /// The hop that this one follows from.
+    fn parent(&self, of: usize) -> Option<usize> {
+        let hop = &self.hops[of];
+        let (mine, id) = (record(hop), &hop.proxy.node.id);
+        let calls = |other: &Observed| {
+            let is_caller = other.proxy.identity.as_ref().map(SpiffeId::as_str) == Some(&*mine.peer_id);
+            let mut attempts = other.observation.attempts.iter();
+            is_caller && attempts.any(|attempt| node_of(attempt).as_deref() == Some(id))
+        };
+        let serves = |other: &Observed| other.proxy.node.id == *id && record(other).side() == Side::Inbound;
+        let others = self.hops.iter().enumerate().filter(|(at, _)| *at != of);
+        let mut fitting = others.filter(|(_, other)| match hop.observation.r#match() {
+            Match::Filter => false,
+            Match::Mark => calls(other),
+            Match::Trace => serves(other),
+        });
+        // Of several the one that began last, but not after it.
+        let began = mine.start_unix_ns;
+        let first = fitting.next()?;
+        let later = |best: (usize, _), next: (usize, _)| {
+            let start = |(_, hop): &(usize, &Observed)| record(hop).start_unix_ns;
+            if start(&next) <= began && start(&next) > start(&best) { next } else { best }
+        };
+        Some(fitting.fold(first, later).0)
+    }
+
+    /// In the order of the way: each hop, then what follows from it.
+    pub(super) fn into_hops(self) -> Vec<Hop> {
+        let parents: Vec<Option<usize>> = (0..self.hops.len()).map(|at| self.parent(at)).collect();
+        let mut order: Vec<usize> = (0..self.hops.len()).collect();
+        order.sort_by_key(|&at| record(&self.hops[at]).start_unix_ns);
+        let mut told = Vec::with_capacity(order.len());
+        let mut seen = BTreeSet::new();
+        let mut open: Vec<(usize, usize)> =
+            order.iter().rev().filter(|&&at| parents[at].is_none()).map(|&at| (at, 0)).collect();
+        while let Some((at, depth)) = open.pop() {
+            if seen.insert(at) {
+                told.push((at, depth));
+                let below = order.iter().rev().filter(|&&below| parents[below] == Some(at));
+                open.extend(below.map(|&below| (below, depth + 1)));
+            }
+        }
+        told.into_iter().map(|(at, depth)| Hop::new(&self.hops[at], depth)).collect()
+    }
+}
+
+/// The proxy before an endpoint of the mesh.
+fn node_of(attempt: &Attempt) -> Option<String> {
+    let id = SpiffeId::parse(&attempt.spiffe_id).ok()?;
+    Some(format!("{}/{}", id.namespace(), attempt.instance))
+}
+
+fn of_one_request(one: &RequestRecord, other: &RequestRecord) -> bool {
+    let same = |one: &str, other: &str| !one.is_empty() && one == other;
+    same(&one.trace_id, &other.trace_id) || same(&one.request_id, &other.request_id)
+}
+
+/// The record, which proxies always send.
+pub(super) fn record(hop: &Observed) -> &RequestRecord {
+    static NONE: std::sync::LazyLock<RequestRecord> = std::sync::LazyLock::new(RequestRecord::default);
+    hop.observation.record.as_ref().unwrap_or(&NONE)
+}
+
+#[cfg(test)]
+mod tests;

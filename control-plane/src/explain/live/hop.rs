@@ -1,0 +1,197 @@
+//! One hop of the answer.
+
+use std::time::Duration;
+
+use meshwork_base::clock::rfc3339_millis;
+use meshwork_messages::v1::{Attempt, Reason, RequestRecord, observation::Match, request_record::Side};
+use meshwork_xds::server::Observed;
+use serde::Serialize;
+
+use super::gather::record;
+
+/// What one proxy did with the request.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Hop {
+    /// How many hops are before it.
+    depth: usize,
+    proxy: String,
+    role: String,
+    identity: Option<String>,
+    /// `gateway`, `outbound`, `inbound`.
+    side: &'static str,
+    /// Why it belongs here: `filter`, `mark` of the proxy before, `trace`.
+    matched: &'static str,
+    revision: String,
+    /// When its first byte came.
+    start: String,
+    duration_ms: f64,
+    time_to_first_byte_ms: Option<f64>,
+    request: Seen,
+    verdict: Verdict,
+    listener: Option<String>,
+    route: Option<String>,
+    rule: Option<String>,
+    service: Option<String>,
+    upstream: Option<String>,
+    upstream_protocol: Option<String>,
+    bytes_received: u64,
+    bytes_sent: u64,
+    attempts: Vec<Tried>,
+    steps: Vec<Step>,
+    omitted: u32,
+}
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Seen {
+    method: String,
+    host: String,
+    /// With its query.
+    path: String,
+    protocol: String,
+    user_agent: String,
+    request_id: Option<String>,
+    trace_id: Option<String>,
+    peer: Option<String>,
+    from: Option<String>,
+}
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Verdict {
+    /// `answered` by the upstream or by a redirect, `failed` here, `aborted` without a status.
+    outcome: &'static str,
+    status: Option<u32>,
+    grpc_status: Option<u32>,
+    cause: Option<String>,
+    flag: Option<String>,
+    detail: Option<String>,
+}
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Tried {
+    endpoint: String,
+    instance: Option<String>,
+    spiffe_id: Option<String>,
+    protocol: String,
+    start_ms: f64,
+    duration_ms: f64,
+    status: Option<u32>,
+    cause: Option<String>,
+    detail: Option<String>,
+}
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Step {
+    phase: String,
+    subject: String,
+    outcome: String,
+    why: String,
+}
+
+fn said(text: &str) -> Option<String> {
+    (!text.is_empty()).then(|| text.to_owned())
+}
+
+#[expect(clippy::cast_precision_loss, reason = "a time in milliseconds is for people")]
+fn millis(nanos: u64) -> f64 {
+    (nanos / 1000) as f64 / 1000.0
+}
+
+impl Hop {
+    pub(super) fn new(hop: &Observed, depth: usize) -> Self {
+        let (is, observation, proxy) = (record(hop), &hop.observation, &hop.proxy);
+        Self {
+            depth,
+            proxy: proxy.node.id.clone(),
+            role: proxy.node.role.clone(),
+            identity: proxy.identity.as_ref().map(ToString::to_string),
+            side: match is.side() {
+                Side::Gateway => "gateway",
+                Side::Outbound => "outbound",
+                Side::Inbound => "inbound",
+            },
+            matched: match observation.r#match() {
+                Match::Filter => "filter",
+                Match::Mark => "mark",
+                Match::Trace => "trace",
+            },
+            revision: is.revision.clone(),
+            start: rfc3339_millis(Duration::from_nanos(is.start_unix_ns)),
+            duration_ms: millis(is.duration_ns),
+            time_to_first_byte_ms: is.time_to_first_byte_ns.map(millis),
+            request: Seen::new(is),
+            verdict: Verdict::new(is),
+            listener: said(&is.listener),
+            route: said(&is.route),
+            rule: said(&is.rule),
+            service: said(&is.service),
+            upstream: said(&is.upstream_id),
+            upstream_protocol: said(&is.upstream_protocol),
+            bytes_received: is.bytes_received,
+            bytes_sent: is.bytes_sent,
+            attempts: observation.attempts.iter().map(Tried::new).collect(),
+            steps: observation.reasons.iter().map(Step::new).collect(),
+            omitted: observation.omitted,
+        }
+    }
+}
+
+impl Seen {
+    fn new(is: &RequestRecord) -> Self {
+        Self {
+            method: is.method.clone(),
+            host: is.host.clone(),
+            path: is.path.clone(),
+            protocol: is.protocol.clone(),
+            user_agent: is.user_agent.clone(),
+            request_id: said(&is.request_id),
+            trace_id: said(&is.trace_id),
+            peer: said(&is.peer),
+            from: said(&is.peer_id),
+        }
+    }
+}
+
+impl Verdict {
+    fn new(is: &RequestRecord) -> Self {
+        Self {
+            outcome: match (is.status, &*is.cause) {
+                (0, _) => "aborted",
+                (_, "") => "answered",
+                _ => "failed",
+            },
+            status: (is.status != 0).then_some(is.status),
+            grpc_status: is.grpc_status,
+            cause: said(&is.cause),
+            flag: said(&is.flag),
+            detail: said(&is.cause_detail),
+        }
+    }
+}
+
+impl Tried {
+    fn new(attempt: &Attempt) -> Self {
+        Self {
+            endpoint: attempt.endpoint.clone(),
+            instance: said(&attempt.instance),
+            spiffe_id: said(&attempt.spiffe_id),
+            protocol: attempt.protocol.clone(),
+            start_ms: millis(attempt.start_ns),
+            duration_ms: millis(attempt.duration_ns),
+            status: (attempt.status != 0).then_some(attempt.status),
+            cause: said(&attempt.cause),
+            detail: said(&attempt.detail),
+        }
+    }
+}
+
+impl Step {
+    fn new(reason: &Reason) -> Self {
+        let Reason { phase, subject, outcome, why } = reason.clone();
+        Self { phase, subject, outcome, why }
+    }
+}

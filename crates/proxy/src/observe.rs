@@ -1,0 +1,227 @@
+//! Looking at live requests for somebody who asks: probes come from the control plane, a request that one of them finds
+//! is decided by the same functions with their reasons told, and what became of it is sent back.
+//!
+//! ```text
+//! control plane ──Probes──▶ Observer ──look──▶ Sighting (in the request's Journey) ──report──▶ Observation
+//! ```
+//!
+//! While nothing is armed a request pays one relaxed load. A request that was found is followed: to the next proxy by a
+//! header ([`MARK`]) that this one takes away again, and through the application beside us by its trace or request id.
+
+mod filter;
+mod sighting;
+#[cfg(test)]
+mod tests;
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use meshwork_base::{SpiffeId, Tick};
+use meshwork_http1::RequestHead;
+use meshwork_messages::v1::{self, observation::Match};
+use meshwork_telemetry::{Record, TraceId};
+use parking_lot::Mutex;
+use tokio::sync::mpsc;
+
+use crate::downstream::connection::Conn;
+use crate::mesh::Place;
+use crate::request::Seen;
+use filter::Filter;
+pub(crate) use sighting::{Sighting, Told};
+
+/// Says to the next proxy in the mesh which probe has found a request.
+pub(crate) const MARK: &str = "x-meshwork-probe";
+/// Probes that are armed at once; more are left out.
+const PROBES: usize = 8;
+/// Traces that a probe follows through an application, the youngest.
+const FOLLOWED: usize = 64;
+/// Requests that follow from one that the filter found, at most.
+const PER_REQUEST: u32 = 64;
+/// Observations that wait for the control plane.
+const WAITING: usize = 64;
+
+/// What workers look with; part of what they share.
+pub struct Observer {
+    armed: AtomicBool,
+    probes: ArcSwap<Vec<Arc<Armed>>>,
+    lost: AtomicU64,
+    found: mpsc::Sender<v1::Observation>,
+    receiver: Mutex<Option<mpsc::Receiver<v1::Observation>>>,
+}
+
+impl Default for Observer {
+    fn default() -> Self {
+        let (found, receiver) = mpsc::channel(WAITING);
+        Self {
+            armed: AtomicBool::new(false),
+            probes: ArcSwap::default(),
+            lost: AtomicU64::new(0),
+            found,
+            receiver: Mutex::new(Some(receiver)),
+        }
+    }
+}
+
+impl fmt::Debug for Observer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Observer").field("armed", &self.armed).finish_non_exhaustive()
+    }
+}
+
+/// A probe that looks.
+pub(crate) struct Armed {
+    id: u64,
+    filter: Filter,
+    reasons: bool,
+    expires: Tick,
+    /// Requests that the filter may still find.
+    left: AtomicU32,
+    /// Requests that may still follow from those.
+    following: AtomicU32,
+    followed: Mutex<VecDeque<Followed>>,
+}
+
+/// By what a request is recognised when an application calls on its behalf.
+#[derive(PartialEq, Eq)]
+enum Followed {
+    Trace(TraceId),
+    Request(Box<[u8]>),
+}
+
+impl Armed {
+    fn new(probe: v1::Probe, now: Tick) -> Self {
+        Self {
+            id: probe.id,
+            filter: Filter::new(probe.filter.unwrap_or_default()),
+            reasons: probe.reasons,
+            expires: now.after(Duration::from_millis(probe.lasts_ms.into())),
+            left: AtomicU32::new(probe.limit),
+            following: AtomicU32::new(probe.limit.saturating_mul(PER_REQUEST)),
+            followed: Mutex::default(),
+        }
+    }
+
+    fn looks(&self, now: Tick) -> bool {
+        now < self.expires
+    }
+
+    fn follow(&self, record: &Record) {
+        let mut followed = self.followed.lock();
+        let mut add = |what| {
+            if !followed.contains(&what) {
+                if followed.len() >= FOLLOWED {
+                    followed.pop_front();
+                }
+                followed.push_back(what);
+            }
+        };
+        if let Some(trace) = record.trace_id {
+            add(Followed::Trace(trace));
+        }
+        if !record.text.request_id().is_empty() {
+            add(Followed::Request(record.text.request_id().into()));
+        }
+    }
+
+    fn follows(&self, record: &Record) -> bool {
+        self.followed.lock().iter().any(|followed| match followed {
+            Followed::Trace(trace) => record.trace_id == Some(*trace),
+            Followed::Request(id) => **id == *record.text.request_id(),
+        })
+    }
+}
+
+/// Takes one of what is left.
+fn take(left: &AtomicU32) -> bool {
+    left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1)).is_ok()
+}
+
+impl Observer {
+    /// Arms these probes and disarms all others. One that is armed already goes on as it is. Gives the ids of those
+    /// that are armed now.
+    pub(crate) fn arm(&self, probes: v1::Probes, now: Tick) -> Vec<u64> {
+        let before = self.probes.load();
+        let arm = |probe: v1::Probe| match before.iter().find(|armed| armed.id == probe.id) {
+            Some(armed) => Arc::clone(armed),
+            None => Arc::new(Armed::new(probe, now)),
+        };
+        let armed: Vec<_> = probes.probes.into_iter().take(PROBES).map(arm).collect();
+        self.replace(armed, now)
+    }
+
+    /// Disarms what has expired; `None` when nothing has.
+    pub(crate) fn tidy(&self, now: Tick) -> Option<Vec<u64>> {
+        let armed = self.probes.load();
+        let expired = armed.iter().any(|probe| !probe.looks(now));
+        expired.then(|| self.replace(armed.to_vec(), now))
+    }
+
+    fn replace(&self, mut armed: Vec<Arc<Armed>>, now: Tick) -> Vec<u64> {
+        armed.retain(|probe| probe.looks(now));
+        let ids = armed.iter().map(|probe| probe.id).collect();
+        let any = !armed.is_empty();
+        self.probes.store(Arc::new(armed));
+        self.armed.store(any, Ordering::Relaxed);
+        ids
+    }
+
+    /// What probes have found; it is given once.
+    pub(crate) fn found(&self) -> Option<mpsc::Receiver<v1::Observation>> {
+        self.receiver.lock().take()
+    }
+
+    /// Whether requests must be looked at.
+    #[inline]
+    pub(crate) fn is_armed(&self) -> bool {
+        self.armed.load(Ordering::Relaxed)
+    }
+
+    /// Looks at a request, and takes the mark of the proxy before away.
+    #[cold]
+    pub(crate) fn look(&self, conn: &Conn, head: &mut RequestHead, record: &Record) -> Option<Box<Sighting>> {
+        let mark = head.fields.get(MARK).and_then(|mark| std::str::from_utf8(mark).ok()).map(str::to_owned);
+        if mark.is_some() {
+            head.fields.remove(MARK);
+        }
+        // Only proxies of the mesh are believed.
+        let inbound = matches!(conn.place, Place::Inbound(_));
+        let mark = mark.filter(|_| inbound && conn.caller.is_some());
+        let mark = mark.and_then(|mark| u64::from_str_radix(&mark, 16).ok());
+        let outbound = matches!(conn.place, Place::Outbound(_));
+        let own = conn.worker.shared.mesh.identity.as_deref().map(meshwork_identity::Identity::id);
+        let from: Option<&SpiffeId> = if outbound { own.as_ref() } else { conn.peer_id() };
+        let now = conn.worker.now();
+        let seen = Seen::new(conn, head);
+        let probes = self.probes.load();
+        let (probe, how) = probes.iter().filter(|probe| probe.looks(now)).find_map(|probe| {
+            let how = if mark == Some(probe.id) {
+                Match::Mark
+            } else if outbound && probe.follows(record) {
+                Match::Trace
+            } else if probe.filter.matches(&seen, from) {
+                Match::Filter
+            } else {
+                return None;
+            };
+            let left = if how == Match::Filter { &probe.left } else { &probe.following };
+            take(left).then(|| (Arc::clone(probe), how))
+        })?;
+        if inbound {
+            probe.follow(record);
+        }
+        Some(Box::new(Sighting::new(probe, how, now)))
+    }
+
+    /// Sends what became of a request. When too much waits already, the next one says what was lost.
+    fn send(&self, mut observation: v1::Observation) {
+        observation.dropped = self.lost.swap(0, Ordering::Relaxed);
+        let lost = observation.dropped + 1;
+        if self.found.try_send(observation).is_err() {
+            self.lost.fetch_add(lost, Ordering::Relaxed);
+        }
+    }
+}

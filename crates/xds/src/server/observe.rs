@@ -1,0 +1,112 @@
+//! Probes: which are armed on which proxies, and who waits for what they find.
+
+use std::collections::BTreeMap;
+
+use meshwork_messages::v1::{Observation, Probe, Probes};
+use tokio::sync::mpsc;
+
+use super::{Hub, Viewer};
+
+/// Probes that may be armed at once: each costs every proxy a look at every request.
+const PROBES: usize = 8;
+/// Observations that wait for whoever asked.
+const WAITING: usize = 256;
+
+/// As many probes as may be are armed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{PROBES} probes are armed already; wait until one of them ends")]
+pub struct TooManyProbes;
+
+/// What one proxy found.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Observed {
+    /// The proxy.
+    pub proxy: Viewer,
+    /// The request.
+    pub observation: Observation,
+}
+
+/// A probe, and who waits for what it finds.
+#[derive(Debug)]
+pub struct Subscription {
+    probe: Probe,
+    proxy: Option<String>,
+    found: mpsc::Sender<Observed>,
+}
+
+impl Subscription {
+    /// A probe for all proxies, or the one with this id. What they find comes out of the receiver; when that is full,
+    /// it is lost.
+    #[must_use]
+    pub fn new(probe: Probe, proxy: Option<String>) -> (Self, mpsc::Receiver<Observed>) {
+        let (found, receiver) = mpsc::channel(WAITING);
+        (Self { probe, proxy, found }, receiver)
+    }
+
+    fn means(&self, node: &str) -> bool {
+        self.proxy.as_deref().is_none_or(|only| only == node)
+    }
+}
+
+/// All that are armed.
+#[derive(Debug, Default)]
+pub(super) struct Armed {
+    subscriptions: BTreeMap<u64, Subscription>,
+}
+
+impl Armed {
+    pub(super) fn insert(&mut self, subscription: Subscription) -> Result<(), TooManyProbes> {
+        if self.subscriptions.len() >= PROBES {
+            return Err(TooManyProbes);
+        }
+        self.subscriptions.insert(subscription.probe.id, subscription);
+        Ok(())
+    }
+
+    pub(super) fn remove(&mut self, probe: u64) -> bool {
+        self.subscriptions.remove(&probe).is_some()
+    }
+
+    /// What a proxy has to arm.
+    pub(super) fn of(&self, node: &str) -> Probes {
+        let meant = self.subscriptions.values().filter(|subscription| subscription.means(node));
+        Probes { probes: meant.map(|subscription| subscription.probe.clone()).collect() }
+    }
+
+    /// Passes on what a proxy found, if it was asked to look for it and somebody still waits.
+    pub(super) fn found(&self, proxy: &Viewer, observation: Observation) {
+        let asked = self.subscriptions.get(&observation.probe).filter(|asked| asked.means(&proxy.node.id));
+        if let Some(asked) = asked
+            && asked.found.try_send(Observed { proxy: proxy.clone(), observation }).is_err()
+        {
+            tracing::debug!(proxy = proxy.node.id, "an observation was lost: whoever asked is too slow");
+        }
+    }
+}
+
+/// A probe that is armed until this is dropped.
+#[derive(Debug)]
+pub struct Observing {
+    pub(super) hub: Hub,
+    pub(super) probe: u64,
+    pub(super) found: mpsc::Receiver<Observed>,
+}
+
+impl Observing {
+    /// The probe's id.
+    #[must_use]
+    pub const fn probe(&self) -> u64 {
+        self.probe
+    }
+
+    /// What is found next.
+    pub async fn next(&mut self) -> Option<Observed> {
+        self.found.recv().await
+    }
+}
+
+impl Drop for Observing {
+    fn drop(&mut self) {
+        self.hub.forget(self.probe);
+    }
+}
