@@ -257,7 +257,8 @@ async fn serve_h2(link: Rc<Link>, entry: Registration, io: Replayed) {
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_concurrent_streams(MAX_STREAMS)
         .max_send_buffer_size(SEND_BUFFER)
-        .max_header_list_size(worker.shared.settings.limits.header_bytes);
+        .max_header_list_size(worker.shared.settings.limits.header_bytes)
+        .enable_connect_protocol();
     entry.enter(Phase::Handshake, worker.now());
     let shaken = handshake::unless_ordered(&entry, builder.handshake::<_, bytes::Bytes>(io)).await;
     let Ok(Some(Ok(mut connection))) = shaken else { return };
@@ -316,8 +317,7 @@ async fn serve_stream(
     let mut down = Down::H2(Box::new(H2Stream::new(request.into_body(), respond, is_head)));
     match read {
         Ok(()) => request::serve(&conn, &mut head, &mut down, &mut scratch, started).await,
-        Err(error) => {
-            let failure = Failure::refused(error);
+        Err(failure) => {
             request::refuse(&conn, &mut head, &mut down, &mut scratch, &failure, started).await;
         }
     }

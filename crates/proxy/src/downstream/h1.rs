@@ -163,6 +163,11 @@ impl H1Server {
         );
         self.head_sent = true;
         self.ended = self.framing.is_empty();
+        if head.tunnel {
+            // What follows ends with the connection, and is broken off with it.
+            self.framing = BodyLength::UntilClose;
+            self.keep_alive = false;
+        }
     }
 
     /// What tells the caller where the body ends (RFC 9112 section 6.3).

@@ -23,6 +23,11 @@ impl H2Stream {
         Self { source: H2Source::new(recv), respond, sink: None, head_request }
     }
 
+    /// Both directions, behind the head of a response.
+    pub(crate) fn halves(&mut self) -> (&mut H2Source, &mut H2Sink) {
+        (&mut self.source, self.sink.as_mut().expect("a tunnel follows its head"))
+    }
+
     pub(crate) fn sink(&self) -> Option<&H2Sink> {
         self.sink.as_ref()
     }

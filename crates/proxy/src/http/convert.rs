@@ -5,11 +5,15 @@
 //! in the head's own members.
 
 use bytes::Bytes;
+use h2::ext::Protocol;
 use http::header::{HeaderMap, HeaderName, HeaderValue};
 use http::uri::{Authority, PathAndQuery};
 use http::{Method, Request, Response, StatusCode, Uri};
+use meshwork_decision::Cause;
 use meshwork_http1::{BodyLength, Fields, KnownName, ParseError, RequestHead, ResponseHead, Version};
 
+use super::upgrade;
+use crate::error::Failure;
 use crate::upstream::Head;
 
 /// The fields of a map, in its order. HTTP/2's decoder has checked names and values.
@@ -56,16 +60,20 @@ fn is_connection_specific(name: Option<KnownName>) -> bool {
     )
 }
 
-/// Reads an HTTP/2 request into a head. `end`: no body follows.
+/// Reads an HTTP/2 request into a head.
 ///
 /// # Errors
-/// What of the request is not HTTP (RFC 9113 section 8.3.1).
-pub(crate) fn request_into(
-    request: &Request<h2::RecvStream>,
-    head: &mut RequestHead,
-) -> Result<(), ParseError> {
+/// What of the request is not HTTP (RFC 9113 section 8.3.1), or a protocol that nobody here speaks.
+pub(crate) fn request_into(request: &Request<h2::RecvStream>, head: &mut RequestHead) -> Result<(), Failure> {
+    let protocol = request.extensions().get::<Protocol>();
+    read(request, protocol.is_some(), head).map_err(Failure::refused)?;
+    protocol.map_or(Ok(()), |protocol| offer(protocol, head))
+}
+
+/// An extended CONNECT is what HTTP/1.1 writes as GET with Upgrade (RFC 8441 section 5).
+fn read(request: &Request<h2::RecvStream>, extended: bool, head: &mut RequestHead) -> Result<(), ParseError> {
     head.clear();
-    head.method = request.method().clone();
+    head.method = if extended { Method::GET } else { request.method().clone() };
     head.version = Version::Http11;
     head.keep_alive = true;
     let target = match request.uri().path_and_query() {
@@ -103,6 +111,23 @@ pub(crate) fn request_into(
     Ok(())
 }
 
+/// An extended CONNECT as HTTP/1.1 writes it. What follows in the stream is no body.
+fn offer(protocol: &Protocol, head: &mut RequestHead) -> Result<(), Failure> {
+    if !protocol.as_str().eq_ignore_ascii_case(upgrade::WEBSOCKET) {
+        let why = format!("extended CONNECT to `{}`: only websocket is carried", protocol.as_str());
+        return Err(Failure::downstream(Cause::NotImplemented).because(why));
+    }
+    if head.fields.known(KnownName::ContentLength).is_some() {
+        return Err(Failure::refused(ParseError::BadLength));
+    }
+    let connection = head.fields.set_known(KnownName::Connection, "upgrade");
+    let upgrade = head.fields.set_known(KnownName::Upgrade, upgrade::WEBSOCKET);
+    connection.and(upgrade).expect("constants are field values");
+    head.upgrade = true;
+    head.body = BodyLength::None;
+    Ok(())
+}
+
 fn declared_length(value: &[u8]) -> Option<u64> {
     let plain = !value.is_empty() && value.len() <= 18 && value.iter().all(u8::is_ascii_digit);
     if plain { std::str::from_utf8(value).ok()?.parse().ok() } else { None }
@@ -129,13 +154,13 @@ fn fill_request(map: &HeaderMap, has_authority: bool, head: &mut RequestHead) {
     }
 }
 
-/// The HTTP/2 form of a request.
+/// The HTTP/2 form of a request. `extended`: its Upgrade to WebSocket goes as an extended CONNECT (RFC 8441).
 ///
 /// # Errors
 /// What of it HTTP/2 cannot carry; a filter wrote it.
-pub(crate) fn request(head: &Head<'_>) -> Result<Request<()>, String> {
+pub(crate) fn request(head: &Head<'_>, extended: bool) -> Result<Request<()>, String> {
     let mut request = Request::new(());
-    *request.method_mut() = head.method.clone();
+    *request.method_mut() = if extended { Method::CONNECT } else { head.method.clone() };
     *request.version_mut() = http::Version::HTTP_2;
     let mut uri = http::uri::Parts::default();
     let authority = Authority::try_from(head.authority);
@@ -150,6 +175,10 @@ pub(crate) fn request(head: &Head<'_>) -> Result<Request<()>, String> {
     *map = map_of(head.fields);
     if head.te_trailers {
         map.insert(http::header::TE, HeaderValue::from_static("trailers"));
+    }
+    if extended {
+        map.remove(upgrade::KEY);
+        request.extensions_mut().insert(Protocol::from_static(upgrade::WEBSOCKET));
     }
     Ok(request)
 }
@@ -170,12 +199,20 @@ pub(crate) fn response_into(response: &Response<()>, end: bool, head: &mut Respo
 }
 
 /// The HTTP/2 form of a response.
+///
+/// A change of protocol, 101 in HTTP/1.1, is 200 here.
 pub(crate) fn response(head: &ResponseHead) -> Response<()> {
     let mut response = Response::new(());
     *response.version_mut() = http::Version::HTTP_2;
     *response.status_mut() = StatusCode::from_u16(head.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     let map = response.headers_mut();
     *map = map_of(&head.fields);
+    if head.tunnel {
+        map.remove(upgrade::ACCEPT);
+        map.remove(http::header::CONTENT_LENGTH);
+        *response.status_mut() = StatusCode::OK;
+        return response;
+    }
     // Of what came from an upstream, the length is among the fields; of our own answers it is known.
     if let BodyLength::Known(length @ 1..) = head.body
         && !map.contains_key(http::header::CONTENT_LENGTH)

@@ -3,3 +3,4 @@
 pub(crate) mod convert;
 pub(crate) mod h2_body;
 pub(crate) mod stream;
+pub(crate) mod upgrade;

@@ -5,11 +5,13 @@ use std::net::IpAddr;
 use meshwork_base::Rng;
 use meshwork_decision::{Cause, Filter, HeaderEdit, HeaderEdits, Matched, RequestView, Rewrite};
 use meshwork_http1::{FieldError, Fields, HopByHop, KnownName, RequestHead, ResponseHead, strip_hop_by_hop};
+use meshwork_telemetry::Protocol;
 
 use super::journey::Journey;
 use super::route::{Seen, Target, Way};
 use crate::downstream::connection::Conn;
 use crate::error::Failure;
+use crate::http::upgrade;
 use crate::mesh::Place;
 use crate::observe::MARK;
 use crate::upstream::Head;
@@ -66,10 +68,9 @@ pub(crate) fn request(
     head: &mut RequestHead,
     journey: &mut Journey<'_>,
 ) -> Result<Verdict, Failure> {
-    let hop = strip_hop_by_hop(&mut head.fields);
-    if let Some(protocol) = &hop.upgrade {
-        // HTTP/1.1 upstreams are asked again; towards HTTP/2 the field is left out.
-        head.fields.push_known(KnownName::Upgrade, protocol).map_err(|error| internal(&error))?;
+    let mut hop = strip_hop_by_hop(&mut head.fields);
+    if hop.upgrade.is_some() {
+        offer(conn, &mut hop, head, journey).map_err(|error| internal(&error))?;
     }
     let mut outgoing = Outgoing { path: None, hop, https: conn.https, nested: is_nested(conn, head) };
     own_host(head).map_err(|error| internal(&error))?;
@@ -80,6 +81,22 @@ pub(crate) fn request(
     }
     forwarded(conn, &mut head.fields, journey).map_err(|error| internal(&error))?;
     Ok(Verdict::Forward(outgoing))
+}
+
+/// The next hop is offered what the caller offers, as far as that may go on. A handshake of WebSocket that came over
+/// HTTP/2 has no key: it gets ours.
+fn offer(
+    conn: &Conn,
+    hop: &mut HopByHop,
+    head: &mut RequestHead,
+    journey: &Journey<'_>,
+) -> Result<(), FieldError> {
+    hop.upgrade = hop.upgrade.take().and_then(|offer| upgrade::forwardable(&offer)).map(Into::into);
+    let Some(offer) = &hop.upgrade else { return Ok(()) };
+    if journey.record.protocol == Protocol::Http2 {
+        upgrade::make_key(&mut head.fields, &mut *conn.worker.rng.borrow_mut())?;
+    }
+    head.fields.push_known(KnownName::Upgrade, offer)
 }
 
 /// Whether it is a retry of the hop before. From outside of the mesh nobody is believed.

@@ -7,6 +7,7 @@
 //! attempt  endpoint, connection, head out, head back                attempt.rs
 //! retry    once more?                                               retry.rs
 //! transfer bodies both ways at the same time                        transfer.rs
+//! tunnel   after a change of protocol: bytes both ways              tunnel.rs
 //! record   one Record, whatever happened                            journey.rs
 //! ```
 //!
@@ -23,6 +24,7 @@ mod reply;
 mod retry;
 mod route;
 mod transfer;
+mod tunnel;
 
 use meshwork_base::Tick;
 use meshwork_decision::Cause;
@@ -127,7 +129,7 @@ async fn run(
         .map_err(|error| Failure::local(Cause::Internal).because(error.to_string()))?;
     journey.responded(response);
     if response.tunnel {
-        return Box::pin(transfer::tunnel(conn, exchange, down, response, journey)).await;
+        return Box::pin(tunnel::run(conn, exchange, down, &sent, &body, response, journey)).await;
     }
     transfer::response(conn, exchange, down, &mut body, response, journey, &mut deadlines).await
 }

@@ -7,7 +7,7 @@ use meshwork_decision::{
     AppProtocol, Authorization, Backend, Cause, Cluster, Filter, InboundPort, Matched, Mtls, OutboundPort,
     RequestView, Routed, RulePolicy, Scheme, Timeouts, split_authority,
 };
-use meshwork_http1::RequestHead;
+use meshwork_http1::{KnownName, RequestHead};
 use meshwork_telemetry::Protocol;
 
 use super::journey::{Journey, decide};
@@ -293,7 +293,8 @@ fn speaks_http2(declared: AppProtocol, conn: &Conn, head: &RequestHead, journey:
         AppProtocol::Http1 | AppProtocol::WebSocket => false,
         AppProtocol::Detect | AppProtocol::Tcp | AppProtocol::Tls => {
             let direct = conn.caller.is_none() && journey.record.protocol == Protocol::Http2;
-            direct || super::reply::is_grpc(head)
+            // Few applications take a WebSocket over HTTP/2, and none takes it there alone.
+            (direct || super::reply::is_grpc(head)) && head.fields.known(KnownName::Upgrade).is_none()
         }
     }
 }

@@ -2,7 +2,6 @@
 //! what was gathered is written once before waiting.
 
 use std::future::poll_fn;
-use std::pin::Pin;
 use std::task::{Context, Poll};
 
 use meshwork_decision::Cause;
@@ -197,54 +196,4 @@ fn poll_ready_frame(
         Poll::Ready(Err(error)) => Err(Failure::of_upstream(&error, true, false)),
         Poll::Pending => Ok(false),
     }
-}
-
-/// After a switch of protocols: bytes both ways until both sides are done.
-///
-/// # Errors
-/// Either side broke.
-pub(crate) async fn tunnel(
-    conn: &Conn,
-    exchange: Exchange,
-    down: &mut Down<'_>,
-    head: &ResponseHead,
-    journey: &mut Journey<'_>,
-) -> Result<(), Failure> {
-    down.send_head(head, false).map_err(|error| Failure::of_downstream(&error))?;
-    let (Down::H1(server), Exchange::H1 { mut client, .. }) = (down, exchange) else {
-        return Err(Failure::upstream(Cause::UpstreamProtocolError, crate::error::Retry::No)
-            .because("a switch of protocols that was not asked for"));
-    };
-    server.keep_alive = false;
-    // What either side sent ahead of the switch goes first.
-    let ahead = client.wire.read.split().freeze();
-    journey.record.bytes_sent += ahead.len() as u64;
-    server.wire.queue(ahead);
-    let ahead = server.wire.read.split().freeze();
-    journey.record.bytes_received += ahead.len() as u64;
-    client.wire.queue(ahead);
-    poll_fn(|cx| server.wire.poll_flush(cx)).await.map_err(|error| Failure::of_downstream(&error.into()))?;
-    poll_fn(|cx| client.wire.poll_flush(cx))
-        .await
-        .map_err(|error| Failure::of_upstream(&error.into(), true, false))?;
-    let (caller, endpoint) = (&mut server.wire.io, &mut client.wire.io);
-    let mut copy = Box::pin(tokio::io::copy_bidirectional(caller, endpoint));
-    let copied = poll_fn(|cx| {
-        // A tunnel may be silent for long: it is ended by its ends, or with the process.
-        conn.entry.progress(conn.worker.now());
-        if let Poll::Ready(done) = Pin::as_mut(&mut copy).poll(cx) {
-            return Poll::Ready(done.map_err(|error| Failure::of_upstream(&error.into(), true, false)));
-        }
-        if matches!(conn.entry.order(), Some(Order::Close(_) | Order::TimedOut(_))) {
-            return Poll::Ready(Err(Failure::local(Cause::StreamIdleTimeout)));
-        }
-        conn.entry.watch(cx);
-        Poll::Pending
-    })
-    .await;
-    let (received, sent) = copied?;
-    journey.record.bytes_received += received;
-    journey.record.bytes_sent += sent;
-    journey.finish();
-    Ok(())
 }

@@ -1,7 +1,7 @@
 //! HTTP/2 towards an endpoint: a connection that many requests share, and one request's stream on it.
 
 use std::cell::{Cell, RefCell};
-use std::future::Future;
+use std::future::{Future, poll_fn};
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
@@ -9,19 +9,22 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use h2::client::{ResponseFuture, SendRequest};
+use http::Method;
 use meshwork_base::{Clock, Tick};
 use meshwork_decision::Cause;
-use meshwork_http1::ResponseHead;
+use meshwork_http1::{Fields, ResponseHead};
 use meshwork_identity::Peer;
 use tokio::task::AbortHandle;
 
 use super::Head;
 use super::mesh::Validity;
 use super::pool::Opened;
+use super::settled::Settled;
 use crate::error::{Failure, Retry};
 use crate::http::convert;
 use crate::http::h2_body::{H2Sink, H2Source};
 use crate::http::stream::{Frame, StreamError};
+use crate::http::upgrade;
 use crate::replay::Replayed;
 
 /// Bytes of one response that may be on the way to us unread.
@@ -43,6 +46,7 @@ pub(crate) struct H2Connection {
     ended: Rc<Cell<bool>>,
     /// It takes no more requests.
     retired: Cell<bool>,
+    settled: Rc<Settled>,
     svid: Option<Validity>,
     /// Carries its frames.
     task: AbortHandle,
@@ -67,17 +71,24 @@ impl H2Connection {
             .max_send_buffer_size(SEND_BUFFER)
             .max_header_list_size(HEADER_LIST)
             .enable_push(false);
-        let (send, connection) = builder.handshake(io).await.map_err(|error| {
+        let (send, mut connection) = builder.handshake(io).await.map_err(|error| {
             Failure::upstream(Cause::ConnectFailure, Retry::NothingSent).because(error.to_string())
         })?;
         let ended = Rc::new(Cell::new(false));
-        let end = Rc::clone(&ended);
+        let settled = Rc::new(Settled::default());
+        let (end, settling) = (Rc::clone(&ended), Rc::clone(&settled));
         let task = tokio::task::spawn_local(async move {
+            let mut pings = connection.ping_pong().expect("asked for once");
             // Each stream learns of the connection's end by itself.
-            if let Err(error) = connection.await {
+            let done = poll_fn(|cx| {
+                settling.turn(cx, &mut pings);
+                Pin::new(&mut connection).poll(cx)
+            });
+            if let Err(error) = done.await {
                 tracing::debug!(%error, "upstream HTTP/2 connection ended");
             }
             end.set(true);
+            settling.over();
         });
         Ok(Rc::new(Self {
             send: RefCell::new(send),
@@ -86,6 +97,7 @@ impl H2Connection {
             carried: Cell::new(0),
             ended,
             retired: Cell::new(false),
+            settled,
             svid,
             task: task.abort_handle(),
             _open: open,
@@ -117,6 +129,19 @@ impl H2Connection {
     pub(crate) fn cut(&self) {
         self.retired.set(true);
         self.task.abort();
+        self.settled.over();
+    }
+
+    /// The key of the handshake that becomes an extended CONNECT here; `None`: the request does not ask for a change
+    /// of protocol that the peer takes, and goes without.
+    async fn extended<'h>(&self, head: &Head<'h>) -> Option<&'h [u8]> {
+        let websocket = head.upgrade.is_some_and(upgrade::is_websocket) && *head.method == Method::GET;
+        let key = upgrade::key(head.fields).filter(|_| websocket)?;
+        let taken = || self.send.borrow().is_extended_connect_protocol_enabled();
+        if !taken() {
+            self.settled.wait().await;
+        }
+        taken().then_some(key)
     }
 
     /// It can be let go: what runs on it, if anything, has ended with it.
@@ -162,6 +187,8 @@ impl H2Connection {
         let nothing_sent = |error: h2::Error| {
             Failure::upstream(Cause::UpstreamReset, Retry::NothingSent).because(error.to_string())
         };
+        let key = self.extended(head).await;
+        let end = end && key.is_none();
         let handle = self.send.borrow().clone();
         let mut send = match handle.ready().await {
             Ok(send) => send,
@@ -170,7 +197,8 @@ impl H2Connection {
                 return Err(nothing_sent(error));
             }
         };
-        let request = convert::request(head).map_err(|why| Failure::local(Cause::Internal).because(why))?;
+        let request = convert::request(head, key.is_some())
+            .map_err(|why| Failure::local(Cause::Internal).because(why))?;
         let reused = self.is_reused();
         let (response, sink) = send.send_request(request, end).map_err(nothing_sent)?;
         self.carried.set(self.carried.get() + 1);
@@ -179,6 +207,7 @@ impl H2Connection {
             sink: H2Sink::new(sink, end),
             source: None,
             reused,
+            key: key.map(Into::into),
             _stream: stream,
         })
     }
@@ -210,6 +239,8 @@ pub(crate) struct H2Exchange {
     pub(crate) sink: H2Sink,
     source: Option<H2Source>,
     pub(crate) reused: bool,
+    /// Of a change of protocol that was asked for and is not decided yet, or was agreed to.
+    key: Option<Box<[u8]>>,
     _stream: Stream,
 }
 
@@ -229,7 +260,32 @@ impl H2Exchange {
         convert::response_into(&http::Response::from_parts(parts, ()), recv.is_end_stream(), head);
         self.source = Some(H2Source::new(recv));
         self.response = None;
+        match self.key.take() {
+            Some(key) if head.status / 100 == 2 => {
+                upgrade::switched(head, &key).expect("constants and base64 are field values");
+                self.key = Some(key);
+            }
+            Some(_) => {
+                // Refused, in a response like any other: nothing will be sent to it.
+                self.sink.end(None);
+                let _ended = self.sink.poll_flush(cx)?;
+            }
+            None => {}
+        }
         Poll::Ready(Ok(()))
+    }
+
+    /// The request's body is complete. What was to become a tunnel has none, and stays open.
+    pub(crate) fn end(&mut self, trailers: Option<Box<Fields>>) {
+        if self.key.is_none() {
+            self.sink.end(trailers);
+        }
+    }
+
+    /// Both directions, once the peer agreed to a tunnel.
+    pub(crate) fn halves(&mut self) -> Option<(&mut H2Source, &mut H2Sink)> {
+        self.key.as_ref()?;
+        Some((self.source.as_mut()?, &mut self.sink))
     }
 
     pub(crate) fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Result<Frame, StreamError>> {

@@ -10,6 +10,7 @@ pub(crate) mod h2;
 pub(crate) mod mesh;
 pub(crate) mod open;
 pub(crate) mod pool;
+pub(crate) mod settled;
 
 use std::rc::Rc;
 use std::task::{Context, Poll};
@@ -106,7 +107,7 @@ impl Exchange {
     pub(crate) fn end(&mut self, trailers: Option<Box<Fields>>) {
         match self {
             Self::H1 { client, .. } => client.end(trailers.as_deref()),
-            Self::H2(exchange) => exchange.sink.end(trailers),
+            Self::H2(exchange) => exchange.end(trailers),
         }
     }
 
