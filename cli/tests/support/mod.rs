@@ -4,6 +4,7 @@
 
 pub mod client;
 pub mod curl;
+pub mod daemon;
 pub mod process;
 pub mod upstream;
 pub mod yaml;
