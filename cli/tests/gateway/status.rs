@@ -98,7 +98,7 @@ spec:
     let first = listeners(
         "a",
         "  - {name: http, port: 8080, protocol: HTTP}
-  - {name: tcp, port: 8081, protocol: TCP}
+  - {name: udp, port: 8081, protocol: UDP}
   - {name: mixed, port: 8082, protocol: HTTP}
   - {name: mixed-tls, port: 8082, protocol: HTTPS, tls: {certificateRefs: [{name: absent}]}}
   - {name: tls, port: 8443, protocol: HTTPS, tls: {certificateRefs: [{name: absent}]}}",
@@ -115,7 +115,7 @@ spec:
     let (a, b) = (gateway.object("gateways", "default", "a"), gateway.object("gateways", "default", "b"));
     assert_eq!(of(&a["status"]["conditions"], "Accepted"), is("True", "ListenersNotValid"));
     assert_eq!(of(&find(&a, "http"), "Programmed"), is("True", "Programmed"));
-    assert_eq!(of(&find(&a, "tcp"), "Accepted"), is("False", "UnsupportedProtocol"));
+    assert_eq!(of(&find(&a, "udp"), "Accepted"), is("False", "UnsupportedProtocol"));
     for name in ["mixed", "mixed-tls"] {
         assert_eq!(of(&find(&a, name), "Conflicted"), is("True", "ProtocolConflict"));
         assert_eq!(of(&find(&a, name), "Programmed").0, "False");

@@ -10,10 +10,10 @@ use crate::support::{Curl, Gateway, Upstream, yaml};
 const HTTPS: u16 = 8443;
 
 /// An authority of the test's own.
-struct Authority(CertifiedIssuer<'static, KeyPair>);
+pub(crate) struct Authority(CertifiedIssuer<'static, KeyPair>);
 
 impl Authority {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let mut params = CertificateParams::new(Vec::new()).unwrap();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         params.distinguished_name.push(rcgen::DnType::CommonName, "test authority");
@@ -21,17 +21,15 @@ impl Authority {
     }
 
     /// Where its certificate lies for curl.
-    fn file(&self, directory: &Path, name: &str) -> PathBuf {
+    pub(crate) fn file(&self, directory: &Path, name: &str) -> PathBuf {
         let file = directory.join(name);
         fs::write(&file, self.0.pem()).unwrap();
         file
     }
 
     /// A Secret with a certificate for a host.
-    fn secret(&self, name: &str, host: &str) -> String {
-        let key = KeyPair::generate().unwrap();
-        let params = CertificateParams::new(vec![host.to_owned()]).unwrap();
-        let certificate = params.signed_by(&key, &self.0).unwrap();
+    pub(crate) fn secret(&self, name: &str, host: &str) -> String {
+        let (certificate, key) = self.pair(host);
         let indented = |pem: String| pem.lines().map(|line| format!("    {line}\n")).collect::<String>();
         format!(
             "apiVersion: v1
@@ -43,9 +41,17 @@ stringData:
 {}  tls.key: |
 {}---
 ",
-            indented(certificate.pem()),
-            indented(key.serialize_pem())
+            indented(certificate),
+            indented(key)
         )
+    }
+
+    /// A certificate for a host with its key, both PEM.
+    pub(crate) fn pair(&self, host: &str) -> (String, String) {
+        let key = KeyPair::generate().unwrap();
+        let params = CertificateParams::new(vec![host.to_owned()]).unwrap();
+        let certificate = params.signed_by(&key, &self.0).unwrap();
+        (certificate.pem(), key.serialize_pem())
     }
 }
 

@@ -4,6 +4,7 @@
 
 pub mod client;
 pub mod curl;
+pub mod daemon;
 pub mod load;
 pub mod platform;
 pub mod process;

@@ -13,10 +13,13 @@ const fn forms(kind: ObjectKind) -> &'static [&'static str] {
         ObjectKind::GatewayClass => &["gatewayclasses", "gc"],
         ObjectKind::Gateway => &["gateways", "gtw", "gw"],
         ObjectKind::HTTPRoute => &["httproutes", "route", "routes", "hr"],
+        ObjectKind::TCPRoute => &["tcproutes"],
+        ObjectKind::TLSRoute => &["tlsroutes"],
         ObjectKind::ReferenceGrant => &["referencegrants", "refgrant"],
         ObjectKind::TrafficPolicy => &["trafficpolicies", "tp"],
         ObjectKind::AuthorizationPolicy => &["authorizationpolicies", "ap"],
         ObjectKind::InboundPolicy => &["inboundpolicies", "ip"],
+        ObjectKind::ListenerPolicy => &["listenerpolicies", "lp"],
     }
 }
 

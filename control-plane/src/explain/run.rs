@@ -77,6 +77,14 @@ impl<'a> Run<'a> {
     ) -> Result<Verdict, Problem> {
         let Some(binding) = self.binding(&request, ask)? else {
             self.story.tell("listener", "gateways", "refused", "no listener is bound to such a port");
+            let streams = self.snapshot.bindings().iter().filter(|binding| {
+                matches!(binding.protocol, Protocol::Tls | Protocol::Tcp)
+                    && ask.port.is_none_or(|port| binding.port == port)
+            });
+            for listener in streams.flat_map(|binding| &binding.listeners) {
+                let why = "it carries connections, and looks into no request";
+                self.story.tell("listener", listener.to_string(), "skipped", why);
+            }
             for (listener, why) in self.snapshot.unbound() {
                 self.story.tell("listener", listener.to_string(), "skipped", why.as_str());
             }
@@ -150,6 +158,7 @@ impl<'a> Run<'a> {
             let protocol = match binding.protocol {
                 Protocol::Https => tls || free,
                 Protocol::Http => !tls,
+                Protocol::Tls | Protocol::Tcp => false,
             };
             protocol && ask.port.is_none_or(|port| binding.port == port) && named(binding)
         };

@@ -6,14 +6,14 @@ use std::sync::Arc;
 use meshwork_base::Code;
 use meshwork_messages::v1::route::{Attachment, attachment::Parent};
 use meshwork_resources::{
-    FromNamespaces, HTTPRoute, ParentReference, Service, ServiceType, Severity, Spanned,
+    FromNamespaces, ObjectKind, ParentReference, Service, ServiceType, Severity, Spanned,
 };
 
 use crate::Cx;
 use crate::codes;
 use crate::gateway::{GatewayPlan, Gateways};
 use crate::hostname;
-use crate::index::{Entry, GATEWAY_GROUP, Name, qualified};
+use crate::index::{GATEWAY_GROUP, Name, RouteView, qualified};
 use crate::listener::ListenerPlan;
 use crate::service::ports_of;
 use crate::status;
@@ -77,7 +77,7 @@ pub(crate) fn echo(reference: &ParentReference) -> status::ParentReference {
 pub(crate) fn judge(
     cx: &Cx<'_>,
     gateways: &Gateways<'_>,
-    route: Entry<'_, HTTPRoute>,
+    route: RouteView<'_>,
     reference: &Spanned<ParentReference>,
 ) -> Outcome {
     let namespace = reference.namespace.as_ref().map_or(route.namespace(), |ns| ns.as_str());
@@ -96,6 +96,12 @@ pub(crate) fn judge(
             None if cx.index.gateways.contains_key(&name) => Outcome::NotOurs,
             None => missing(&format!("Gateway {}", qualified(name)), "add it, or correct name and namespace"),
         },
+        ("", "Service") if route.kind != ObjectKind::HTTPRoute => {
+            let message =
+                format!("A {} is attached to listeners of a Gateway, not to a Service.", route.kind);
+            let help = "connections within the mesh go to the service itself; for HTTP write an `HTTPRoute`";
+            refused(codes::SERVICE_NOT_ATTACHABLE, "UnsupportedValue", message, help)
+        }
         ("", "Service") => match ports_of(cx, name) {
             Some(ports) => judge_service(cx, name, &ports, reference),
             None => missing(&format!("Service {}", qualified(name)), "add it, or correct name and namespace"),
@@ -110,7 +116,7 @@ pub(crate) fn judge(
 fn judge_gateway(
     cx: &Cx<'_>,
     gateway: &GatewayPlan<'_>,
-    route: Entry<'_, HTTPRoute>,
+    route: RouteView<'_>,
     reference: &ParentReference,
 ) -> Outcome {
     let gateway_name = qualified((gateway.entry.namespace(), gateway.entry.name()));
@@ -132,9 +138,9 @@ fn judge_gateway(
         let names: Vec<_> = gateway.listeners.iter().map(|l| format!("`{}`", l.spec.name.inner)).collect();
         return not_there(message, &format!("its listeners are {}", names.join(", ")));
     }
-    let hostnames: Vec<&str> = route.spec.hostnames.iter().map(|hostname| hostname.as_str()).collect();
+    let hostnames: Vec<&str> = route.hostnames.iter().map(|hostname| hostname.as_str()).collect();
     let (mut admitted, mut accepted) = (0, Vec::new());
-    for listener in candidates.filter(|listener| admits(cx, gateway, listener, route.namespace())) {
+    for listener in candidates.filter(|listener| admits(cx, gateway, listener, route)) {
         admitted += 1;
         if let Some(hostnames) = hostname::below_listener(listener.hostname, &hostnames) {
             accepted.push(Attached { to: AttachedTo::Listener(Arc::clone(&listener.name)), hostnames });
@@ -142,10 +148,11 @@ fn judge_gateway(
     }
     if admitted == 0 {
         let message = format!(
-            "No listener of Gateway {gateway_name} that is asked for admits an HTTPRoute of namespace {}.",
+            "No listener of Gateway {gateway_name} that is asked for admits {} of namespace {}.",
+            with_article(route.kind),
             route.namespace()
         );
-        let help = "its owner extends `allowedRoutes` of a listener";
+        let help = "its owner extends `allowedRoutes` of a listener, or adds one of a protocol that takes it";
         return refused(codes::NOT_ALLOWED_BY_LISTENERS, "NotAllowedByListeners", message, help);
     }
     if accepted.is_empty() {
@@ -156,8 +163,13 @@ fn judge_gateway(
     Outcome::Accepted(accepted)
 }
 
-/// Whether the listener takes HTTP routes of this namespace.
-fn admits(cx: &Cx<'_>, gateway: &GatewayPlan<'_>, listener: &ListenerPlan<'_>, namespace: &str) -> bool {
+fn with_article(kind: ObjectKind) -> String {
+    format!("{} {kind}", if kind == ObjectKind::HTTPRoute { "an" } else { "a" })
+}
+
+/// Whether the listener takes such routes of this namespace.
+fn admits(cx: &Cx<'_>, gateway: &GatewayPlan<'_>, listener: &ListenerPlan<'_>, route: RouteView<'_>) -> bool {
+    let namespace = route.namespace();
     let from = &listener.spec.allowed_routes.namespaces;
     let from_there = match from.from {
         FromNamespaces::All => true,
@@ -167,7 +179,7 @@ fn admits(cx: &Cx<'_>, gateway: &GatewayPlan<'_>, listener: &ListenerPlan<'_>, n
             .as_ref()
             .is_some_and(|selector| selector.matches(&cx.index.namespace_labels(namespace))),
     };
-    from_there && listener.kinds.iter().any(|kind| kind.kind == "HTTPRoute")
+    from_there && listener.kinds.iter().any(|kind| kind.kind == route.kind.as_str())
 }
 
 /// A route of the service's own namespace changes it for every caller (producer), one of another namespace for callers
@@ -209,7 +221,7 @@ fn has_front(service: &Service) -> bool {
 
 impl Outcome {
     /// Tells a refusal as a diagnostic.
-    pub(crate) fn report(&self, cx: &mut Cx<'_>, route: Entry<'_, HTTPRoute>, at: &Spanned<ParentReference>) {
+    pub(crate) fn report(&self, cx: &mut Cx<'_>, route: RouteView<'_>, at: &Spanned<ParentReference>) {
         if let Self::Refused { code, message, help, .. } = self {
             cx.report.tell(route.object, at.span, Severity::Error, *code, message.clone()).help =
                 Some(help.clone());

@@ -1,34 +1,78 @@
 //! Where a rule sends its requests: references to services, resolved or known to be broken.
 
-use meshwork_base::Code;
+use meshwork_base::{Code, Namespace, ObjectName};
 use meshwork_messages::v1;
-use meshwork_resources::{HTTPBackendRef, HTTPRoute, Severity, Spanned};
+use meshwork_resources::{BackendRef, Group, HTTPBackendRef, KindRef, ObjectKind, Severity, Span, Spanned};
 
 use crate::Cx;
 use crate::codes;
-use crate::index::{Entry, GATEWAY_GROUP, Reference, qualified};
+use crate::index::{GATEWAY_GROUP, Reference, RouteView, qualified};
 use crate::listener::Fault;
 use crate::rule;
 use crate::service::{is_http, port_protocol, ports_of};
 
+/// What a route says of a backend, whatever its kind.
+struct Wanted<'a> {
+    group: &'a Group,
+    kind: &'a KindRef,
+    name: &'a ObjectName,
+    namespace: Option<&'a Namespace>,
+    port: Option<u16>,
+    span: Span,
+}
+
 /// Compiles a backend. One that is broken keeps its weight and says why: it answers 500 for its share.
 pub(crate) fn backend(
     cx: &mut Cx<'_>,
-    route: Entry<'_, HTTPRoute>,
+    route: RouteView<'_>,
     reference: &Spanned<HTTPBackendRef>,
 ) -> (v1::Backend, Option<Fault>) {
-    let mut message = v1::Backend {
+    let message = v1::Backend {
         weight: reference.weight,
         filters: reference.filters.iter().map(|filter| rule::filter(filter)).collect(),
         ..v1::Backend::default()
     };
-    match resolve(cx, route, reference) {
+    let wanted = Wanted {
+        group: &reference.group,
+        kind: &reference.kind,
+        name: &reference.name,
+        namespace: reference.namespace.as_ref(),
+        port: reference.port,
+        span: reference.span,
+    };
+    told(cx, route, &wanted, message)
+}
+
+/// Compiles a backend of a layer-4 route. One that is broken keeps its weight: its share of the connections is refused.
+pub(crate) fn of_stream(
+    cx: &mut Cx<'_>,
+    route: RouteView<'_>,
+    reference: &Spanned<BackendRef>,
+) -> (v1::Backend, Option<Fault>) {
+    let wanted = Wanted {
+        group: &reference.group,
+        kind: &reference.kind,
+        name: &reference.name,
+        namespace: reference.namespace.as_ref(),
+        port: reference.port,
+        span: reference.span,
+    };
+    told(cx, route, &wanted, v1::Backend { weight: reference.weight, ..v1::Backend::default() })
+}
+
+fn told(
+    cx: &mut Cx<'_>,
+    route: RouteView<'_>,
+    wanted: &Wanted<'_>,
+    mut message: v1::Backend,
+) -> (v1::Backend, Option<Fault>) {
+    match resolve(cx, route, wanted) {
         Ok((service, port)) => {
             (message.service, message.port) = (service, port.into());
             (message, None)
         }
         Err(Broken { code, severity, reason, message: why, help }) => {
-            cx.report.tell(route.object, reference.span, severity, code, why.clone()).help = Some(help);
+            cx.report.tell(route.object, wanted.span, severity, code, why.clone()).help = Some(help);
             reason.clone_into(&mut message.invalid);
             (message, Some((reason, why)))
         }
@@ -49,12 +93,8 @@ fn broken(code: Code, reason: &'static str, message: String, help: &str) -> Brok
     Broken { code, severity, reason, message, help: help.to_owned() }
 }
 
-fn resolve(
-    cx: &Cx<'_>,
-    route: Entry<'_, HTTPRoute>,
-    reference: &HTTPBackendRef,
-) -> Result<(String, u16), Broken> {
-    if !reference.group.is_empty() || reference.kind != "Service" {
+fn resolve(cx: &Cx<'_>, route: RouteView<'_>, reference: &Wanted<'_>) -> Result<(String, u16), Broken> {
+    if !reference.group.is_empty() || *reference.kind != "Service" {
         let message =
             format!("Backends of kind {} (group `{}`) are not known.", reference.kind, reference.group);
         return Err(broken(
@@ -64,17 +104,17 @@ fn resolve(
             "refer to a `Service` of the core group",
         ));
     }
-    let namespace = reference.namespace.as_ref().map_or(route.namespace(), |ns| ns.as_str());
+    let namespace = reference.namespace.map_or(route.namespace(), |ns| ns.as_str());
     let name = (namespace, reference.name.as_str());
     let service = qualified(name);
     let permitted = Reference {
-        from: (GATEWAY_GROUP, "HTTPRoute", route.namespace()),
+        from: (GATEWAY_GROUP, route.kind.as_str(), route.namespace()),
         to: ("", "Service", namespace, reference.name.as_str()),
     };
     if !cx.index.permits(permitted) {
         let message = format!("No ReferenceGrant in namespace {namespace} permits the Service {service}.");
-        let help = "its owner adds a ReferenceGrant from HTTPRoute to Service";
-        return Err(broken(codes::REF_NOT_PERMITTED, "RefNotPermitted", message, help));
+        let help = format!("its owner adds a ReferenceGrant from {} to Service", route.kind);
+        return Err(broken(codes::REF_NOT_PERMITTED, "RefNotPermitted", message, &help));
     }
     let Some(ports) = ports_of(cx, name) else {
         let message = format!("There is no Service {service}.");
@@ -88,7 +128,7 @@ fn resolve(
         return Err(broken(codes::BACKEND_NOT_FOUND, "BackendNotFound", message, &help));
     };
     match port_protocol(cx, name, port) {
-        Ok(protocol) if is_http(protocol) => Ok((service, port)),
+        Ok(protocol) if is_http(protocol) || route.kind != ObjectKind::HTTPRoute => Ok((service, port)),
         Ok(protocol) => {
             let message =
                 format!("Port {port} of Service {service} speaks {}, no HTTP.", protocol.as_str_name());
@@ -100,8 +140,10 @@ fn resolve(
             ))
         }
         Err(spoken) => {
-            let message =
-                format!("Port {port} of Service {service} speaks {spoken}, over which HTTP cannot be sent.");
+            let message = format!(
+                "Port {port} of Service {service} speaks {spoken}, over which no {} can be sent.",
+                route.kind
+            );
             let help = "correct `protocol` and `appProtocol` of the service's port";
             Err(broken(codes::UNSUPPORTED_BACKEND_PROTOCOL, "UnsupportedProtocol", message, help))
         }

@@ -52,6 +52,10 @@ codes! {
     OVERLAPPING_TLS = 2019;
     /// The mesh cannot attach a route to this service.
     SERVICE_NOT_ATTACHABLE = 2020;
+    /// Another layer-4 route has the listener, or the server name of it.
+    LISTENER_TAKEN = 2021;
+    /// A service to which no PROXY header can be sent.
+    PROXY_PROTOCOL_UNFIT = 2022;
 }
 
 #[cfg(test)]

@@ -6,8 +6,8 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use meshwork_base::Code;
 use meshwork_messages::v1;
 use meshwork_resources::{
-    Diagnostic, EndpointSlice, Gateway, GatewayClass, HTTPRoute, Kind, Object, ReferenceGrant, Secret,
-    Service, Severity, Span,
+    Diagnostic, EndpointSlice, Gateway, GatewayClass, HTTPRoute, Hostname, Kind, Object, ObjectKind,
+    ParentReference, ReferenceGrant, Secret, Service, Severity, Span, Spanned, StreamRule,
 };
 
 use crate::input::Input;
@@ -42,6 +42,43 @@ impl<'a, T> Entry<'a, T> {
     }
 }
 
+/// A route of any kind, as its parents and backends see it.
+#[derive(Clone, Copy)]
+pub(crate) struct RouteView<'a> {
+    pub(crate) kind: ObjectKind,
+    pub(crate) object: &'a Object,
+    pub(crate) parents: &'a [Spanned<ParentReference>],
+    pub(crate) hostnames: &'a [Spanned<Hostname>],
+}
+
+impl<'a> RouteView<'a> {
+    pub(crate) fn namespace(&self) -> &'a str {
+        self.object.meta.namespace.as_str()
+    }
+
+    pub(crate) fn name(&self) -> &'a str {
+        self.object.meta.name.as_str()
+    }
+}
+
+impl<'a> Entry<'a, HTTPRoute> {
+    pub(crate) fn view(&self) -> RouteView<'a> {
+        RouteView {
+            kind: ObjectKind::HTTPRoute,
+            object: self.object,
+            parents: &self.spec.parent_refs,
+            hostnames: &self.spec.hostnames,
+        }
+    }
+}
+
+/// A route of layer 4: `TCPRoute` or `TLSRoute`.
+#[derive(Clone, Copy)]
+pub(crate) struct StreamRoute<'a> {
+    pub(crate) view: RouteView<'a>,
+    pub(crate) rules: &'a [Spanned<StreamRule>],
+}
+
 /// `NAMESPACE/NAME`.
 pub(crate) fn qualified((namespace, name): Name<'_>) -> String {
     format!("{namespace}/{name}")
@@ -55,6 +92,8 @@ pub(crate) struct Index<'a> {
     pub(crate) classes: BTreeMap<&'a str, Entry<'a, GatewayClass>>,
     pub(crate) gateways: BTreeMap<Name<'a>, Entry<'a, Gateway>>,
     pub(crate) routes: HashMap<Name<'a>, Entry<'a, HTTPRoute>>,
+    /// In order of precedence.
+    pub(crate) streams: Vec<StreamRoute<'a>>,
     pub(crate) services: BTreeMap<Name<'a>, Entry<'a, Service>>,
     pub(crate) slices: BTreeMap<Name<'a>, Entry<'a, EndpointSlice>>,
     pub(crate) secrets: BTreeMap<Name<'a>, Entry<'a, Secret>>,
@@ -85,6 +124,7 @@ impl<'a> Index<'a> {
             index.insert(object);
         }
         index.policies.sort_unstable_by(|a, b| precedence(a, b));
+        index.streams.sort_unstable_by(|a, b| precedence(a.view.object, b.view.object));
         index
     }
 
@@ -110,6 +150,24 @@ impl<'a> Index<'a> {
             Kind::HTTPRoute(spec) => {
                 self.routes.insert(name, Entry { object, spec });
             }
+            Kind::TCPRoute(spec) => {
+                let view = RouteView {
+                    kind: ObjectKind::TCPRoute,
+                    object,
+                    parents: &spec.parent_refs,
+                    hostnames: &[],
+                };
+                self.streams.push(StreamRoute { view, rules: &spec.rules });
+            }
+            Kind::TLSRoute(spec) => {
+                let view = RouteView {
+                    kind: ObjectKind::TLSRoute,
+                    object,
+                    parents: &spec.parent_refs,
+                    hostnames: &spec.hostnames,
+                };
+                self.streams.push(StreamRoute { view, rules: &spec.rules });
+            }
             Kind::Service(spec) => {
                 self.services.insert(name, Entry { object, spec });
             }
@@ -120,7 +178,10 @@ impl<'a> Index<'a> {
                 self.secrets.insert(name, Entry { object, spec });
             }
             Kind::ReferenceGrant(grant) => self.grants.entry(name.0).or_default().push(grant),
-            Kind::TrafficPolicy(_) | Kind::AuthorizationPolicy(_) | Kind::InboundPolicy(_) => {
+            Kind::TrafficPolicy(_)
+            | Kind::AuthorizationPolicy(_)
+            | Kind::InboundPolicy(_)
+            | Kind::ListenerPolicy(_) => {
                 self.policies.push(object);
             }
             // Nothing refers to a ConfigMap yet.

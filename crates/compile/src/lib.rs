@@ -30,6 +30,7 @@ mod route;
 mod rule;
 mod service;
 mod shadow;
+mod stream;
 
 pub mod codes;
 pub mod input;

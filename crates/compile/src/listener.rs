@@ -5,7 +5,9 @@ use std::sync::Arc;
 
 use meshwork_base::ContentHash;
 use meshwork_messages::v1;
-use meshwork_resources::{Gateway, Listener, Protocol, SecretBytes, SecretReference, Severity, Spanned};
+use meshwork_resources::{
+    Gateway, Listener, Protocol, SecretBytes, SecretReference, Severity, Spanned, TlsMode,
+};
 
 use crate::Cx;
 use crate::certificate;
@@ -15,8 +17,26 @@ use crate::index::{Entry, GATEWAY_GROUP, Reference, qualified, source};
 use crate::output::{ResourceKey, ResourceType};
 use crate::status::{ListenerStatus, RouteGroupKind};
 
-/// The kind of route that HTTP and HTTPS listeners take.
-const HTTP_ROUTE: RouteGroupKind = RouteGroupKind { group: GATEWAY_GROUP, kind: "HTTPRoute" };
+/// The kind of route that a listener of this protocol takes.
+const fn route_of(protocol: Protocol) -> RouteGroupKind {
+    let kind = match protocol {
+        Protocol::Http | Protocol::Https => "HTTPRoute",
+        Protocol::Tls => "TLSRoute",
+        Protocol::Tcp => "TCPRoute",
+        Protocol::Udp => "UDPRoute",
+    };
+    RouteGroupKind { group: GATEWAY_GROUP, kind }
+}
+
+/// Whether TLS ends at the listener, which then needs a certificate.
+fn ends_tls(spec: &Listener) -> bool {
+    let terminates = || spec.tls.as_ref().is_some_and(|tls| tls.mode == TlsMode::Terminate);
+    match *spec.protocol {
+        Protocol::Https => true,
+        Protocol::Tls => terminates(),
+        Protocol::Http | Protocol::Tcp | Protocol::Udp => false,
+    }
+}
 
 /// A reason with its sentence.
 pub(crate) type Fault = (&'static str, String);
@@ -45,7 +65,7 @@ impl ListenerPlan<'_> {
 
     /// Whether proxies can open it.
     pub(crate) fn is_usable(&self) -> bool {
-        let has_certificate = *self.spec.protocol != Protocol::Https || !self.secrets.is_empty();
+        let has_certificate = !ends_tls(self.spec) || !self.secrets.is_empty();
         self.is_accepted() && has_certificate && !self.kinds.is_empty()
     }
 
@@ -55,7 +75,7 @@ impl ListenerPlan<'_> {
 }
 
 fn is_supported(protocol: Protocol) -> bool {
-    matches!(protocol, Protocol::Http | Protocol::Https)
+    protocol != Protocol::Udp
 }
 
 /// Understands a listener by itself.
@@ -81,12 +101,12 @@ pub(crate) fn plan<'a>(
         let message = format!("Listeners of protocol {} are not served by this version.", *spec.protocol);
         let (span, code) = (spec.protocol.span, codes::UNSUPPORTED_PROTOCOL);
         cx.report.tell(gateway.object, span, Severity::Error, code, message.clone()).help =
-            Some("use `HTTP` or `HTTPS`".to_owned());
+            Some("use `HTTP`, `HTTPS`, `TLS` or `TCP`".to_owned());
         plan.not_accepted = Some(("UnsupportedProtocol", message));
         return plan;
     }
     route_kinds(cx, gateway, &mut plan);
-    if *spec.protocol == Protocol::Https {
+    if ends_tls(spec) {
         for reference in spec.tls.iter().flat_map(|tls| &tls.certificate_refs) {
             match certificate(cx, gateway, reference) {
                 Ok(secret) => plan.secrets.push(secret),
@@ -100,21 +120,21 @@ pub(crate) fn plan<'a>(
 }
 
 fn route_kinds(cx: &mut Cx<'_>, gateway: Entry<'_, Gateway>, plan: &mut ListenerPlan<'_>) {
-    let wanted = &plan.spec.allowed_routes.kinds;
+    let (wanted, taken) = (&plan.spec.allowed_routes.kinds, route_of(*plan.spec.protocol));
     if wanted.is_empty() {
-        plan.kinds.push(HTTP_ROUTE);
+        plan.kinds.push(taken);
     }
     for kind in wanted {
-        if kind.group == HTTP_ROUTE.group && kind.kind == HTTP_ROUTE.kind {
-            if !plan.kinds.contains(&HTTP_ROUTE) {
-                plan.kinds.push(HTTP_ROUTE);
+        if kind.group == taken.group && kind.kind == taken.kind {
+            if !plan.kinds.contains(&taken) {
+                plan.kinds.push(taken);
             }
             continue;
         }
         let message = format!("A listener of protocol {} takes no {}.", *plan.spec.protocol, kind.kind);
         let code = codes::INVALID_ROUTE_KIND;
         cx.report.tell(gateway.object, kind.span, Severity::Error, code, message.clone()).help =
-            Some("it takes `kind: HTTPRoute`".to_owned());
+            Some(format!("it takes `kind: {}`", taken.kind));
         plan.unresolved.get_or_insert(("InvalidRouteKinds", message));
     }
 }
@@ -348,13 +368,18 @@ pub(crate) fn emit(cx: &mut Cx<'_>, plan: &GatewayPlan<'_>) {
         if listener.spec.span.line != 0 {
             source.line = listener.spec.span.line;
         }
-        let tls = (*listener.spec.protocol == Protocol::Https).then(|| v1::TlsTermination {
-            passthrough: false,
+        let protocol = *listener.spec.protocol;
+        let tls = matches!(protocol, Protocol::Https | Protocol::Tls).then(|| v1::TlsTermination {
+            passthrough: !ends_tls(listener.spec),
             secrets: listener.secrets.iter().map(ToString::to_string).collect(),
         });
-        let protocol = match *listener.spec.protocol {
+        let protocol = match protocol {
+            Protocol::Http => v1::listener::Protocol::Http,
             Protocol::Https => v1::listener::Protocol::Https,
-            _ => v1::listener::Protocol::Http,
+            Protocol::Tls => v1::listener::Protocol::Tls,
+            Protocol::Tcp => v1::listener::Protocol::Tcp,
+            // None is open: see `plan`.
+            Protocol::Udp => continue,
         };
         let message = v1::Listener {
             source: Some(source),

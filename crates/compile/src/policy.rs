@@ -9,10 +9,12 @@ use meshwork_messages::v1::authorization_policy::Action;
 use meshwork_messages::v1::authorization_rule::{Operation, Peer};
 use meshwork_messages::v1::inbound_policy::Mtls;
 use meshwork_messages::v1::policy::{Spec, Target};
-use meshwork_messages::v1::traffic_policy::Algorithm;
+use meshwork_messages::v1::service_port::AppProtocol;
+use meshwork_messages::v1::traffic_policy::{Algorithm, ProxyProtocol as WireProxyProtocol};
 use meshwork_resources::{
-    AuthorizationAction, AuthorizationPolicy, InboundMtls, InboundPolicy, Kind, LoadBalancerAlgorithm,
-    Object, ObjectKind, PolicyTarget, RetryOn, Severity, Spanned, TrafficPolicy, TrafficRetry,
+    AuthorizationAction, AuthorizationPolicy, InboundMtls, InboundPolicy, Kind, ListenerPolicy,
+    LoadBalancerAlgorithm, Object, ObjectKind, PolicyTarget, ProxyProtocolVersion, RetryOn, Severity,
+    Spanned, TrafficPolicy, TrafficRetry,
 };
 
 use crate::Cx;
@@ -21,7 +23,7 @@ use crate::gateway::Gateways;
 use crate::index::{qualified, source};
 use crate::output::{ResourceKey, ResourceType};
 use crate::rule::{millis, timeout_ms};
-use crate::service::ports_of;
+use crate::service::{in_mesh, port_protocol, ports_of};
 use crate::status::{AncestorStatus, ParentReference, Status};
 
 /// Retries after the first attempt where nobody says how many.
@@ -46,6 +48,7 @@ pub(crate) fn policies(cx: &mut Cx<'_>, gateways: &Gateways<'_>) {
                 (&policy.target_refs, Spec::Authorization(authorization(policy)))
             }
             Kind::InboundPolicy(policy) => (&policy.target_refs, Spec::Inbound(inbound(policy))),
+            Kind::ListenerPolicy(policy) => (&policy.target_refs, Spec::Listener(listener(policy))),
             _ => continue,
         };
         policy(cx, gateways, object, targets, spec, &mut taken);
@@ -67,6 +70,7 @@ fn policy(
     let (mut accepted, mut parents, mut ancestors) = (Vec::new(), Vec::new(), Vec::new());
     for target in targets {
         let found = find(cx, gateways, name.0, target)
+            .and_then(|found| announceable(cx, name.0, target, &spec).map(|()| found))
             .and_then(|found| claim(object, &spec, &found.0, taken).map(|()| found));
         let condition = match found {
             Ok((target, found_parents)) => {
@@ -167,6 +171,32 @@ fn find(
     Ok((Target { kind: target.kind.to_string(), name, section }, parents))
 }
 
+/// Whether connections to a service can begin with a PROXY header: each must be one caller's alone, and nobody may stand
+/// between who does not know of it.
+fn announceable(cx: &Cx<'_>, namespace: &str, target: &PolicyTarget, spec: &Spec) -> Result<(), Unattached> {
+    let announces = matches!(spec, Spec::Traffic(policy) if policy.proxy_protocol != 0);
+    if !announces || target.object_kind() != Some(ObjectKind::Service) {
+        return Ok(());
+    }
+    let name = (namespace, target.name.as_str());
+    let refuse = |why: &str| {
+        let message = format!("`proxyProtocol` cannot be sent to Service {}: {why}.", qualified(name));
+        Err(Unattached::Because { code: codes::PROXY_PROTOCOL_UNFIT, reason: "Invalid", message })
+    };
+    if in_mesh(cx, name) {
+        return refuse("its instances are in the mesh, where callers prove who they are");
+    }
+    let wanted = |port: &str| target.section_name.as_ref().is_none_or(|section| **section == *port);
+    let ports = ports_of(cx, name).unwrap_or_default();
+    let shared = ports.iter().filter(|(_, port)| wanted(port)).any(|(number, _)| {
+        matches!(port_protocol(cx, name, *number), Ok(AppProtocol::Http2 | AppProtocol::Grpc))
+    });
+    if shared {
+        return refuse("it speaks HTTP/2, whose connections many callers share");
+    }
+    Ok(())
+}
+
 /// Every resource of a namespace that policies act on.
 fn within(cx: &Cx<'_>, namespace: &str) -> Vec<ResourceKey> {
     let of = |key: &&ResourceKey| match key.kind {
@@ -182,12 +212,14 @@ fn claim(object: &Object, spec: &Spec, target: &Target, taken: &mut Taken) -> Re
     let parts: Vec<&'static str> = match spec {
         Spec::Authorization(_) => return Ok(()),
         Spec::Inbound(_) => vec!["mtls"],
+        Spec::Listener(_) => vec!["proxyProtocol"],
         Spec::Traffic(policy) => [
             ("loadBalancer", policy.algorithm != 0),
             ("limits", policy.limits.is_some()),
             ("outlierDetection", policy.outlier_detection.is_some()),
             ("retry", policy.retry.is_some()),
             ("timeouts", policy.timeouts.is_some()),
+            ("proxyProtocol", policy.proxy_protocol != 0),
         ]
         .into_iter()
         .filter_map(|(part, set)| set.then_some(part))
@@ -236,6 +268,12 @@ fn traffic(spec: &TrafficPolicy) -> v1::TrafficPolicy {
             connect_ms: timeouts.connect.map_or(0, timeout_ms),
             idle_ms: timeouts.idle.map_or(0, timeout_ms),
         }),
+        proxy_protocol: match spec.proxy_protocol.as_ref().map(|version| version.inner) {
+            None => WireProxyProtocol::Unspecified,
+            Some(ProxyProtocolVersion::V1) => WireProxyProtocol::V1,
+            Some(ProxyProtocolVersion::V2) => WireProxyProtocol::V2,
+        }
+        .into(),
     }
 }
 
@@ -309,4 +347,16 @@ fn inbound(spec: &InboundPolicy) -> v1::InboundPolicy {
         InboundMtls::Permissive => Mtls::Permissive,
     };
     v1::InboundPolicy { mtls: mtls.into() }
+}
+
+fn listener(spec: &ListenerPolicy) -> v1::ListenerPolicy {
+    let said = &spec.proxy_protocol;
+    let takes = |version| said.versions.iter().any(|written| written.inner == version);
+    let proxy_protocol = v1::listener_policy::ProxyProtocol {
+        v1: takes(ProxyProtocolVersion::V1),
+        v2: takes(ProxyProtocolVersion::V2),
+        required: said.required,
+        trusted_sources: texts(&said.trusted_sources),
+    };
+    v1::ListenerPolicy { proxy_protocol: Some(proxy_protocol) }
 }

@@ -1,4 +1,4 @@
-//! `HTTPRoute`s: their resources and what their status says.
+//! `HTTPRoute`s: their resources; and what the status of every kind of route says.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -11,12 +11,13 @@ use crate::attach::{Attached, AttachedTo, Outcome, echo, judge};
 use crate::backend;
 use crate::codes;
 use crate::gateway::Gateways;
-use crate::index::{Entry, source};
+use crate::index::{Entry, RouteView, source};
 use crate::listener::Fault;
 use crate::output::{ResourceKey, ResourceType};
 use crate::rule;
 use crate::shadow::Shadows;
 use crate::status::{ParentStatus, Status};
+use crate::stream;
 
 /// Faults that a message lists; the rest is counted.
 const LISTED: usize = 8;
@@ -28,15 +29,16 @@ pub(crate) fn routes(cx: &mut Cx<'_>, gateways: &mut Gateways<'_>) {
     let mut attached_routes: BTreeMap<Arc<str>, u32> = BTreeMap::new();
     for route in index.routes_by_precedence() {
         let outcomes: Vec<Outcome> =
-            route.spec.parent_refs.iter().map(|reference| judge(cx, gateways, route, reference)).collect();
+            route.spec.parent_refs.iter().map(|parent| judge(cx, gateways, route.view(), parent)).collect();
         for (outcome, reference) in outcomes.iter().zip(&route.spec.parent_refs) {
-            outcome.report(cx, route, reference);
+            outcome.report(cx, route.view(), reference);
         }
         let (rules, faults) = rules(cx, route);
         let shadowed = shadows.add(cx, route, &outcomes, &rules);
-        set_status(cx, route, &outcomes, &faults, &shadowed);
-        emit(cx, route, outcomes, rules, &mut attached_routes);
+        set_status(cx, route.view(), &outcomes, &faults, &shadowed);
+        emit(cx, route.view(), outcomes, rules, &mut attached_routes);
     }
+    stream::routes(cx, gateways, &mut attached_routes);
     for listener in gateways.values_mut().flat_map(|gateway| &mut gateway.listeners) {
         listener.attached = attached_routes.get(&listener.name).copied().unwrap_or_default();
     }
@@ -48,7 +50,7 @@ fn rules(cx: &mut Cx<'_>, route: Entry<'_, HTTPRoute>) -> (Vec<v1::Rule>, Vec<Fa
     for spec in &route.spec.rules {
         let mut message = rule::rule(spec);
         for reference in &spec.backend_refs {
-            let (backend, fault) = backend::backend(cx, route, reference);
+            let (backend, fault) = backend::backend(cx, route.view(), reference);
             message.backends.push(backend);
             faults.extend(fault);
         }
@@ -58,9 +60,9 @@ fn rules(cx: &mut Cx<'_>, route: Entry<'_, HTTPRoute>) -> (Vec<v1::Rule>, Vec<Fa
 }
 
 /// A route that no parent accepts reaches no proxy.
-fn emit(
+pub(crate) fn emit(
     cx: &mut Cx<'_>,
-    route: Entry<'_, HTTPRoute>,
+    route: RouteView<'_>,
     outcomes: Vec<Outcome>,
     rules: Vec<v1::Rule>,
     attached_routes: &mut BTreeMap<Arc<str>, u32>,
@@ -97,19 +99,19 @@ fn emit(
         attachments: attachments.into_values().map(Attached::message).collect(),
         rules,
     };
-    let name = format!("HTTPRoute/{}/{}", route.namespace(), route.name());
+    let name = format!("{}/{}/{}", route.kind, route.namespace(), route.name());
     cx.resources.add(name, message, parents, needs);
 }
 
-fn set_status(
+pub(crate) fn set_status(
     cx: &mut Cx<'_>,
-    route: Entry<'_, HTTPRoute>,
+    route: RouteView<'_>,
     outcomes: &[Outcome],
     faults: &[Fault],
     shadowed: &[String],
 ) {
     let mut parents = Vec::new();
-    for (outcome, reference) in outcomes.iter().zip(&route.spec.parent_refs) {
+    for (outcome, reference) in outcomes.iter().zip(route.parents) {
         let accepted = match outcome {
             Outcome::NotOurs => continue,
             Outcome::Accepted(_) => {
@@ -141,7 +143,7 @@ fn set_status(
         });
     }
     if parents.is_empty() {
-        if route.spec.parent_refs.is_empty() {
+        if route.parents.is_empty() {
             let message = "the route names no parent: it carries no traffic";
             let (span, code) = (meshwork_resources::Span::default(), codes::PARENT_NOT_FOUND);
             cx.report.tell(route.object, span, Severity::Warning, code, message).help =

@@ -54,6 +54,14 @@ pub(crate) fn ports_of<'a>(cx: &Cx<'a>, name: Name<'_>) -> Option<BTreeMap<u16, 
     Some(service.ports.iter().map(|port| (port.port, port.name.as_str())).collect())
 }
 
+/// Whether instances of the service are reached through their sidecars.
+pub(crate) fn in_mesh(cx: &Cx<'_>, name: Name<'_>) -> bool {
+    !cx.index.services.contains_key(&name)
+        && registered(cx, name).is_some_and(|service| {
+            service.instances.iter().any(|i| matches!(i.transport, input::Transport::Mesh { .. }))
+        })
+}
+
 /// What is spoken on a port that [`ports_of`] gave; the words of the object when it is nothing that proxies speak.
 pub(crate) fn port_protocol(cx: &Cx<'_>, name: Name<'_>, port: u16) -> Result<AppProtocol, String> {
     if let Some(service) = cx.index.services.get(&name) {

@@ -120,7 +120,7 @@ impl From<IpAddr> for GatewayAddress {
 pub struct RouteGroupKind {
     /// API group.
     pub group: &'static str,
-    /// `HTTPRoute`.
+    /// `HTTPRoute`, `TLSRoute` or `TCPRoute`.
     pub kind: &'static str,
 }
 

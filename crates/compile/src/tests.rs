@@ -7,6 +7,7 @@ mod messages;
 mod policies;
 mod properties;
 mod routes;
+mod streams;
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -7,6 +7,8 @@
 
 use std::sync::Arc;
 
+use meshwork_base::SpiffeId;
+
 use crate::cause::Cause;
 use crate::hostname::{Host, HostPattern};
 use crate::origin::Origin;
@@ -103,12 +105,33 @@ impl Authorization {
     /// # Errors
     /// The cause and the policy when it may not.
     pub fn check(&self, request: &impl RequestView, reasons: &mut impl Reasons) -> Result<(), Denied<'_>> {
+        self.judge(|policy| policy.matches(request), reasons)
+    }
+
+    /// Whether a connection that nobody looks into may pass. What rules say of hosts, methods and paths cannot be seen
+    /// there: a `Deny` that names them refuses, an `Allow` that names them grants nothing.
+    ///
+    /// # Errors
+    /// The cause and the policy when it may not.
+    pub fn check_opaque(
+        &self,
+        peer: Option<&SpiffeId>,
+        reasons: &mut impl Reasons,
+    ) -> Result<(), Denied<'_>> {
+        self.judge(|policy| policy.matches_opaque(peer), reasons)
+    }
+
+    fn judge(
+        &self,
+        matches: impl Fn(&AuthorizationPolicy) -> bool,
+        reasons: &mut impl Reasons,
+    ) -> Result<(), Denied<'_>> {
         for policy in &self.deny {
             if !policy.understood {
                 reasons.note(|| policy.reason(Outcome::Refused, "this proxy cannot understand the policy"));
                 return Err(Denied { cause: Cause::AuthorizationUnknown, policy });
             }
-            if policy.matches(request) {
+            if matches(policy) {
                 reasons.note(|| policy.reason(Outcome::Refused, "a Deny rule matches"));
                 return Err(Denied { cause: Cause::AuthorizationDenied, policy });
             }
@@ -116,7 +139,7 @@ impl Authorization {
         }
         let Some(first) = self.allow.first() else { return Ok(()) };
         for policy in &self.allow {
-            if policy.matches(request) {
+            if matches(policy) {
                 reasons.note(|| policy.reason(Outcome::Chosen, "an Allow rule matches"));
                 return Ok(());
             }
@@ -133,6 +156,14 @@ impl Authorization {
     ) -> impl Iterator<Item = &'p AuthorizationPolicy> {
         self.audit.iter().map(|p| &**p).filter(|p| p.matches(request))
     }
+
+    /// The `Audit` policies that match a connection that nobody looks into.
+    pub fn audits_opaque<'p>(
+        &'p self,
+        peer: Option<&'p SpiffeId>,
+    ) -> impl Iterator<Item = &'p AuthorizationPolicy> {
+        self.audit.iter().map(|p| &**p).filter(move |p| p.matches_opaque(peer))
+    }
 }
 
 impl AuthorizationPolicy {
@@ -143,8 +174,17 @@ impl AuthorizationPolicy {
 
     fn matches(&self, request: &impl RequestView) -> bool {
         self.rules.iter().any(|rule| {
-            (rule.from.is_empty() || rule.from.iter().any(|p| p.matches(request)))
+            (rule.from.is_empty() || rule.from.iter().any(|p| p.matches(request.peer())))
                 && (rule.to.is_empty() || rule.to.iter().any(|o| o.matches(request)))
+        })
+    }
+
+    /// What cannot be seen counts against the caller.
+    fn matches_opaque(&self, peer: Option<&SpiffeId>) -> bool {
+        let unseen = self.action != Action::Allow;
+        self.rules.iter().any(|rule| {
+            (rule.from.is_empty() || rule.from.iter().any(|p| p.matches(peer)))
+                && (rule.to.is_empty() || rule.to.iter().any(|o| unseen || o.is_any()))
         })
     }
 
@@ -154,18 +194,22 @@ impl AuthorizationPolicy {
 }
 
 impl Peers {
-    fn matches(&self, request: &impl RequestView) -> bool {
+    fn matches(&self, peer: Option<&SpiffeId>) -> bool {
         if self.spiffe_ids.is_empty() && self.namespaces.is_empty() {
             return true;
         }
         // Who did not prove an identity has none that a list could name.
-        let Some(peer) = request.peer() else { return false };
+        let Some(peer) = peer else { return false };
         (self.spiffe_ids.is_empty() || self.spiffe_ids.iter().any(|r| r.matches(peer.as_str())))
             && (self.namespaces.is_empty() || self.namespaces.iter().any(|n| **n == *peer.namespace()))
     }
 }
 
 impl Operation {
+    fn is_any(&self) -> bool {
+        self.hosts.is_empty() && self.methods.is_empty() && self.paths.is_empty()
+    }
+
     fn matches(&self, request: &impl RequestView) -> bool {
         let host = || {
             let host = Host::new(request.host());

@@ -18,9 +18,11 @@ use crate::hostname::{Host, HostMap, HostPattern};
 use crate::matching::PathMatch;
 use crate::origin::Origin;
 use crate::policy::RulePolicy;
+use crate::proxy_protocol::ProxyProtocol;
 use crate::reasons::{Outcome, Phase, Reason, Reasons};
 use crate::request::RequestView;
 use crate::route::{Route, Rule};
+use crate::stream::Stream;
 use crate::table::{Entry, HostTable};
 
 /// What a listener carries.
@@ -30,6 +32,10 @@ pub enum Protocol {
     Http,
     /// HTTP over TLS that ends here.
     Https,
+    /// TLS with anything in it; each listener ends it or passes it through.
+    Tls,
+    /// Any bytes.
+    Tcp,
 }
 
 /// A certificate chain with its key, as given; PEM.
@@ -66,6 +72,11 @@ pub struct Listener {
     /// Its certificates in the order of preference; those that have been delivered. An unchanged secret is the same
     /// `Arc` in the next snapshot, so parsed forms may be kept by pointer.
     pub secrets: Box<[Arc<Secret>]>,
+    /// TLS is not ended here but by the backend.
+    pub passthrough: bool,
+    /// Whether a load balancer before us says for whom it connects. It comes before anything that tells listeners of a
+    /// port apart, so that [`Binding::proxy_protocol`] speaks for the port.
+    pub(crate) proxy_protocol: Option<Arc<ProxyProtocol>>,
     pub(crate) routes: Arc<HostMap<Arc<HostTable>>>,
 }
 
@@ -88,6 +99,8 @@ pub struct Binding {
     pub port: u16,
     /// What is spoken there.
     pub protocol: Protocol,
+    /// What stands before the protocol's own bytes: the word of the first listener that has one.
+    pub proxy_protocol: Option<Arc<ProxyProtocol>>,
     /// Its listeners, the oldest Gateway first.
     pub listeners: Box<[Arc<Listener>]>,
     /// By hostname; several only when Gateways share a port and a hostname, the oldest first.
@@ -163,6 +176,31 @@ impl Binding {
     #[must_use]
     pub fn certificates_for(&self, sni: Option<&str>) -> Option<&Arc<Listener>> {
         self.by_sni(sni).and_then(|group| group.first())
+    }
+
+    /// Finds the route of a connection: of a TLS port by its server name, of a TCP port the only one. Among the listeners
+    /// of a TLS port the most specific for the name has it, as under HTTPS.
+    pub fn route_stream(&self, stream: &Stream<'_>, reasons: &mut impl Reasons) -> Routed<'_> {
+        let group = match self.protocol {
+            Protocol::Tcp => self.by_host.get(&HostPattern::Any),
+            Protocol::Tls | Protocol::Http | Protocol::Https => self.by_sni(stream.server_name),
+        };
+        let Some(group) = group else {
+            reasons.note(|| Reason {
+                phase: Phase::Listener,
+                subject: format!("port {}", self.port),
+                outcome: Outcome::Refused,
+                why: "no listener takes this server name".to_owned(),
+            });
+            return Routed::NotFound { cause: Cause::NoListener, listener: None };
+        };
+        let host = Host::new(stream.server_name.unwrap_or_default());
+        for listener in group.iter() {
+            if let Ok(entry) = find_rule(&listener.routes, &host, stream, reasons) {
+                return Routed::Matched(Matched { listener: Some(listener), entry });
+            }
+        }
+        Routed::NotFound { cause: Cause::NoHost, listener: group.first() }
     }
 
     fn by_sni(&self, sni: Option<&str>) -> Option<&Arc<[Arc<Listener>]>> {

@@ -15,6 +15,7 @@ use crate::limits::{Limited, Limits, Permit, Usage};
 use crate::outage::{self, Outage};
 use crate::outlier::{AttemptOutcome, Ejection, OutlierDetection};
 use crate::policy::RequestPolicy;
+use crate::proxy_protocol::ProxyVersion;
 use crate::reasons::{NoReasons, Outcome, Phase, Reason, Reasons};
 use crate::retry::BudgetWindow;
 
@@ -87,6 +88,8 @@ pub struct Cluster {
     pub limits: Limits,
     /// When an endpoint is left alone for a while; absent: never.
     pub outlier_detection: Option<OutlierDetection>,
+    /// What each plaintext connection begins with, to say for whom it is made.
+    pub proxy_protocol: Option<ProxyVersion>,
     /// What policies attached to the service say about its requests; asked through [`crate::RulePolicy`].
     pub(crate) requests: RequestPolicy,
     /// What policies attached to its namespace say: the widest of all.
@@ -235,6 +238,7 @@ impl Cluster {
             && self.algorithm == other.algorithm
             && self.limits == other.limits
             && self.outlier_detection == other.outlier_detection
+            && self.proxy_protocol == other.proxy_protocol
             && self.requests == other.requests
             && self.namespace == other.namespace
     }

@@ -77,6 +77,7 @@ pub(crate) struct ListenerSpec {
     pub(crate) protocol: Protocol,
     pub(crate) hostname: HostPattern,
     pub(crate) secrets: Box<[Arc<str>]>,
+    pub(crate) passthrough: bool,
 }
 
 pub(crate) fn listener(name: &Arc<str>, message: &v1::Listener) -> Result<ListenerSpec> {
@@ -87,9 +88,14 @@ pub(crate) fn listener(name: &Arc<str>, message: &v1::Listener) -> Result<Listen
     let protocol = match Wire::try_from(message.protocol) {
         Ok(Wire::Http) => Protocol::Http,
         Ok(Wire::Https) => Protocol::Https,
-        _ => return value("protocol", message.protocol, "this proxy carries HTTP (1) and HTTPS (2)"),
+        Ok(Wire::Tls) => Protocol::Tls,
+        Ok(Wire::Tcp) => Protocol::Tcp,
+        _ => {
+            let want = "this proxy carries HTTP (1), HTTPS (2), TLS (3) and TCP (4)";
+            return value("protocol", message.protocol, want);
+        }
     };
-    let secrets = match (&message.tls, protocol) {
+    let (passthrough, secrets) = match (&message.tls, protocol) {
         (Some(tls), Protocol::Https) if tls.passthrough => {
             return value(
                 "tls.passthrough",
@@ -97,13 +103,19 @@ pub(crate) fn listener(name: &Arc<str>, message: &v1::Listener) -> Result<Listen
                 "HTTPS ends TLS here; write protocol TLS to pass it through",
             );
         }
-        (Some(tls), Protocol::Https) => tls.secrets.iter().map(|s| s.as_str().into()).collect(),
-        (None, Protocol::Https) => return Err(unknown("tls")),
-        (Some(_), Protocol::Http) => {
-            return value("protocol", "HTTP", "a listener with tls has protocol HTTPS");
+        (Some(tls), Protocol::Https | Protocol::Tls) => {
+            (tls.passthrough, tls.secrets.iter().map(|s| s.as_str().into()).collect())
         }
-        (None, Protocol::Http) => Box::default(),
+        (None, Protocol::Https | Protocol::Tls) => return Err(unknown("tls")),
+        (Some(_), Protocol::Http | Protocol::Tcp) => {
+            return value("protocol", message.protocol, "a listener with tls has protocol HTTPS or TLS");
+        }
+        (None, Protocol::Http | Protocol::Tcp) => (false, Box::default()),
     };
+    let hostname = hostname("hostname", &message.hostname)?;
+    if protocol == Protocol::Tcp && hostname != HostPattern::Any {
+        return value("hostname", hostname, "TCP names no host: leave it empty");
+    }
     let addresses = message.addresses.iter().map(|a| address("addresses", a)).collect::<Result<_>>()?;
     Ok(ListenerSpec {
         name: Arc::clone(name),
@@ -111,8 +123,9 @@ pub(crate) fn listener(name: &Arc<str>, message: &v1::Listener) -> Result<Listen
         addresses,
         port: port("port", message.port)?,
         protocol,
-        hostname: hostname("hostname", &message.hostname)?,
+        hostname,
         secrets,
+        passthrough,
     })
 }
 

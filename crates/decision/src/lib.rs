@@ -35,11 +35,13 @@ mod outage;
 mod outbound;
 mod outlier;
 mod policy;
+mod proxy_protocol;
 mod reasons;
 mod request;
 mod retry;
 mod route;
 mod snapshot;
+mod stream;
 mod table;
 mod trust;
 
@@ -58,6 +60,7 @@ pub use origin::Origin;
 pub use outbound::{OutboundPort, OutboundService};
 pub use outlier::{AttemptOutcome, Ejection, OutlierDetection};
 pub use policy::{RulePolicy, Timeouts};
+pub use proxy_protocol::{ProxyProtocol, ProxyVersion};
 pub use reasons::{Explanation, NoReasons, Outcome, Phase, Reason, Reasons};
 pub use request::{OwnedRequest, RequestView, Scheme, split_authority};
 pub use retry::{
@@ -65,6 +68,7 @@ pub use retry::{
 };
 pub use route::{Backend, Route, Rule, Target};
 pub use snapshot::Snapshot;
+pub use stream::Stream;
 pub use trust::Bundle;
 
 #[cfg(test)]

@@ -16,6 +16,7 @@ use crate::inbound::Mtls;
 use crate::limits::Limits;
 use crate::origin::Origin;
 use crate::outlier::OutlierDetection;
+use crate::proxy_protocol::{ProxyProtocol, ProxyVersion};
 use crate::retry::RetryPolicy;
 
 /// What applies to the requests of one rule. Equal results are shared between rules.
@@ -155,6 +156,7 @@ pub(crate) enum Said {
     Traffic(Box<TrafficSpec>),
     Authorization(Arc<AuthorizationPolicy>),
     Inbound(Mtls),
+    Listener(Arc<ProxyProtocol>),
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -163,6 +165,7 @@ pub(crate) struct TrafficSpec {
     pub(crate) limits: Limits,
     pub(crate) outlier: Option<OutlierDetection>,
     pub(crate) requests: RequestPolicy,
+    pub(crate) proxy_protocol: Option<ProxyVersion>,
 }
 
 impl TrafficSpec {
@@ -172,6 +175,7 @@ impl TrafficSpec {
             limits: self.limits.or(wider.limits),
             outlier: self.outlier.or(wider.outlier),
             requests: self.requests.or(&wider.requests),
+            proxy_protocol: self.proxy_protocol.or(wider.proxy_protocol),
         }
     }
 }
@@ -226,7 +230,7 @@ impl Attached {
         let policies = levels.into_iter().flat_map(|(kind, name, section)| self.at(kind, name, section));
         policies.into_iter().find_map(|policy| match &policy.said {
             Said::Traffic(said) if says(&said.requests) => Some(&policy.origin),
-            Said::Traffic(_) | Said::Authorization(_) | Said::Inbound(_) => None,
+            Said::Traffic(_) | Said::Authorization(_) | Said::Inbound(_) | Said::Listener(_) => None,
         })
     }
 
@@ -235,7 +239,7 @@ impl Attached {
         let policies = levels.into_iter().flat_map(|(kind, name, section)| self.at(kind, name, section));
         Authorization::new(policies.filter_map(|policy| match &policy.said {
             Said::Authorization(said) => Some(Arc::clone(said)),
-            Said::Traffic(_) | Said::Inbound(_) => None,
+            Said::Traffic(_) | Said::Inbound(_) | Said::Listener(_) => None,
         }))
     }
 
@@ -271,6 +275,17 @@ impl Attached {
         }
     }
 
+    /// How a listener (`NAMESPACE/GATEWAY/LISTENER`) receives connections.
+    pub(crate) fn of_listener(&self, listener: &str) -> Option<&Arc<ProxyProtocol>> {
+        let (gateway, section) = listener.rsplit_once('/')?;
+        let levels = [(TargetKind::Gateway, gateway, section), (TargetKind::Gateway, gateway, "")];
+        let policies = levels.into_iter().flat_map(|(kind, name, section)| self.at(kind, name, section));
+        policies.into_iter().find_map(|policy| match &policy.said {
+            Said::Listener(said) => Some(said),
+            Said::Traffic(_) | Said::Authorization(_) | Said::Inbound(_) => None,
+        })
+    }
+
     /// What applies to a rule of a route that hangs on a service. Who may call a service is decided at its inbound side,
     /// where the peer is proven.
     pub(crate) fn of_mesh_rule(&self, service: &str, port: &str, route: &str, rule: &str) -> RulePolicy {
@@ -292,7 +307,7 @@ impl Attached {
             .flat_map(|(kind, name, section)| self.at(kind, name, section))
             .find_map(|policy| match policy.said {
                 Said::Inbound(mtls) => Some(mtls),
-                Said::Traffic(_) | Said::Authorization(_) => None,
+                Said::Traffic(_) | Said::Authorization(_) | Said::Listener(_) => None,
             });
         (self.authorization(levels), mtls.unwrap_or_default())
     }

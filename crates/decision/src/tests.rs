@@ -5,6 +5,7 @@ mod mesh;
 mod policies;
 mod precedence;
 mod property;
+mod streams;
 
 use std::net::SocketAddr;
 use std::sync::Arc;

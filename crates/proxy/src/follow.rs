@@ -6,7 +6,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use meshwork_decision::{Change, Protocol, Severity, SnapshotBuilder};
+use meshwork_decision::{Change, Listener, Protocol, Severity, SnapshotBuilder};
 use meshwork_messages::v1::{self, rejection};
 use meshwork_process::Condition;
 use meshwork_telemetry::{Counter, MetricsRegistry, inventory};
@@ -208,7 +208,7 @@ impl Follower {
         let bindings = snapshot.bindings().iter().filter(|binding| bound.contains(&BindKey::of(binding)));
         bindings
             .flat_map(|binding| binding.listeners.iter())
-            .filter(|l| l.protocol == Protocol::Http || l.secrets.iter().any(|s| certified_key(s).is_ok()))
+            .filter(|l| !ends_tls(l) || l.secrets.iter().any(|s| certified_key(s).is_ok()))
             .map(|listener| listener.name.to_string())
             .collect()
     }
@@ -235,5 +235,13 @@ async fn next<T>(from: &mut Option<mpsc::Receiver<T>>) -> Option<T> {
     match from {
         Some(from) => from.recv().await,
         None => std::future::pending().await,
+    }
+}
+
+fn ends_tls(listener: &Listener) -> bool {
+    match listener.protocol {
+        Protocol::Http | Protocol::Tcp => false,
+        Protocol::Https => true,
+        Protocol::Tls => !listener.passthrough,
     }
 }

@@ -3,6 +3,7 @@
 //!
 //! ```text
 //! listen ── one socket per worker and address           listen.rs, worker.rs
+//! proxied ─ for whom a load balancer connects             downstream/proxied.rs, proxy_protocol.rs
 //! detect ── HTTP/2 preface or HTTP/1                     downstream/detect.rs
 //! tls ───── certificate by SNI, ALPN; mTLS in the mesh    downstream/handshake.rs, tls.rs
 //! http ──── server connection                            downstream/{connection,h1,h2}.rs
@@ -11,6 +12,7 @@
 //! attempt├─ one request, phase by phase                  request/
 //! record ┘
 //! observe ─ a request that somebody asks about: reasons told, result sent    observe.rs
+//! stream ── TCP and TLS that is no HTTP, from end to end  stream/
 //! pool ──── connections to endpoints, per worker, by mTLS  upstream/
 //! ```
 //!
@@ -24,6 +26,7 @@
 //! Each worker is a thread with a runtime of its own; a connection lives and dies on one worker, so nothing on a
 //! request's way is locked. The snapshot that decides is one pointer, taken once per request.
 
+pub mod client_hello;
 mod connections;
 mod downstream;
 mod engine;
@@ -35,9 +38,12 @@ mod io;
 mod listen;
 mod mesh;
 mod observe;
+mod peek;
+pub mod proxy_protocol;
 mod replay;
 mod request;
 mod series;
+mod stream;
 mod tls;
 mod upstream;
 mod wire;

@@ -11,6 +11,7 @@ use meshwork_telemetry::{RequestLabels, RequestSeries};
 
 use crate::downstream::connection::Conn;
 use crate::mesh::Place;
+use crate::worker::Worker;
 
 /// Whom a request went to, as far as it came.
 #[derive(Default)]
@@ -54,12 +55,26 @@ fn key(conn: &Conn, called: &Called) -> Option<u64> {
     Some(place << 1 | u64::from(called.grpc))
 }
 
+/// The labels of a connection that nobody looks into.
+pub(crate) fn of_stream(worker: &Worker, called: &Called) -> RequestLabels {
+    let mut labels = as_caller(called, worker.shared.labels.clone());
+    name_service(&mut labels, called);
+    labels.request_protocol = "tcp";
+    labels
+}
+
 fn labels(conn: &Conn, called: &Called) -> RequestLabels {
     let ours = conn.worker.shared.labels.clone();
     let mut labels = match conn.place {
         Place::Inbound(_) => as_callee(conn, ours),
         Place::Gateway(_) | Place::Outbound(_) => as_caller(called, ours),
     };
+    name_service(&mut labels, called);
+    labels.request_protocol = if called.grpc { "grpc" } else { "http" };
+    labels
+}
+
+fn name_service(labels: &mut RequestLabels, called: &Called) {
     let service = called.own.as_ref().or_else(|| called.cluster.as_ref().map(|cluster| &cluster.key.service));
     if let Some(service) = service {
         let (namespace, name) = service.split_once('/').unwrap_or(("unknown", service));
@@ -67,8 +82,6 @@ fn labels(conn: &Conn, called: &Called) -> RequestLabels {
         labels.destination_service_name = name.into();
         labels.destination_service_namespace = namespace.into();
     }
-    labels.request_protocol = if called.grpc { "grpc" } else { "http" };
-    labels
 }
 
 fn as_caller(called: &Called, ours: RequestLabels) -> RequestLabels {

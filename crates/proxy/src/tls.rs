@@ -58,7 +58,8 @@ pub fn certified_key(secret: &Secret) -> Result<CertifiedKey, SecretError> {
 /// One worker's TLS configurations, by the listener's first secret.
 #[derive(Default)]
 pub(crate) struct TlsConfigs {
-    by_secrets: RefCell<HashMap<Vec<usize>, Parsed>>,
+    /// HTTP is spoken inside, or anything.
+    by_secrets: RefCell<HashMap<(Vec<usize>, bool), Parsed>>,
 }
 
 struct Parsed {
@@ -70,12 +71,24 @@ struct Parsed {
 impl TlsConfigs {
     /// The configuration for a listener; one without a usable certificate refuses every handshake.
     pub(crate) fn of(&self, listener: Option<&Arc<Listener>>) -> Arc<ServerConfig> {
-        let secrets: &[Arc<Secret>] = listener.map_or(&[], |listener| &listener.secrets);
+        self.config(listener.map_or(&[], |listener| &listener.secrets), true)
+    }
+
+    /// The same for a listener in whose TLS anything may be spoken: no protocol is agreed on.
+    pub(crate) fn for_any_protocol(&self, listener: &Listener) -> Arc<ServerConfig> {
+        self.config(&listener.secrets, false)
+    }
+
+    fn config(&self, secrets: &[Arc<Secret>], http: bool) -> Arc<ServerConfig> {
         let key: Vec<usize> = secrets.iter().map(|secret| Arc::as_ptr(secret).addr()).collect();
         let mut known = self.by_secrets.borrow_mut();
-        let parsed = known
-            .entry(key)
-            .or_insert_with(|| Parsed { secrets: secrets.into(), config: Arc::new(server_config(secrets)) });
+        let parsed = known.entry((key, http)).or_insert_with(|| {
+            let mut config = server_config(secrets);
+            if http {
+                config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+            }
+            Parsed { secrets: secrets.into(), config: Arc::new(config) }
+        });
         Arc::clone(&parsed.config)
     }
 
@@ -98,13 +111,11 @@ fn server_config(secrets: &[Arc<Secret>]) -> ServerConfig {
     };
     let keys = Certificates(secrets.iter().filter_map(parse).collect());
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let mut config = ServerConfig::builder_with_provider(provider)
+    ServerConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])
         .expect("the provider knows TLS 1.2 and 1.3")
         .with_no_client_auth()
-        .with_cert_resolver(Arc::new(keys));
-    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-    config
+        .with_cert_resolver(Arc::new(keys))
 }
 
 /// Certificates in the order of preference; the first that the client can verify is offered.

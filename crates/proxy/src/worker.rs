@@ -12,7 +12,9 @@ use std::time::Duration;
 use meshwork_base::{Clock, ThreadRng, Tick};
 use meshwork_decision::{Binding, Cause, Cluster, Ejection, Endpoint, Snapshot};
 use meshwork_identity::ServerOptions;
-use meshwork_telemetry::{AccessLogWriter, Record, RequestLabels, RequestSeries, WorkerMetrics, inventory};
+use meshwork_telemetry::{
+    AccessLogWriter, Record, RequestLabels, RequestSeries, StreamSeries, WorkerMetrics, inventory,
+};
 use tokio::net::TcpListener;
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio_rustls::TlsAcceptor;
@@ -22,6 +24,7 @@ use crate::downstream;
 use crate::engine::{BindKey, Shared};
 use crate::gauges::{Gauges, OpenDownstream, OpenUpstream};
 use crate::mesh::Place;
+use crate::stream::splice::Pipes;
 use crate::tls::TlsConfigs;
 use crate::upstream::open::is_app;
 use crate::upstream::pool::{BuildId, Pools};
@@ -86,6 +89,10 @@ pub(crate) struct Worker {
     /// Services (by address of their name) that were used since they were last said to be.
     used: RefCell<HashSet<usize, BuildId>>,
     said: Cell<Tick>,
+    /// For splicing.
+    pub(crate) pipes: Rc<Pipes>,
+    /// What is copied from one side of a connection to the other passes through it; empty before the first use.
+    pub(crate) buffer: RefCell<Vec<u8>>,
     view: RefCell<Rc<View>>,
     metrics: WorkerMetrics,
     series: RefCell<HashMap<u64, Rc<RequestSeries>, BuildId>>,
@@ -110,6 +117,8 @@ impl Worker {
             acceptor,
             used: RefCell::default(),
             said: Cell::new(Tick::ZERO),
+            pipes: Rc::default(),
+            buffer: RefCell::default(),
             view: RefCell::new(View::new(shared.snapshot.load_full())),
             metrics,
             series: RefCell::default(),
@@ -192,6 +201,11 @@ impl Worker {
     /// Writes a finished request to the access log.
     pub(crate) fn log(&self, record: &Record) {
         self.log.borrow_mut().write(record);
+    }
+
+    /// The series of connections with these labels.
+    pub(crate) fn streams(&self, labels: &RequestLabels) -> Rc<StreamSeries> {
+        self.metrics.streams(labels)
     }
 
     /// The series of these labels.

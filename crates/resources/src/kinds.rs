@@ -10,11 +10,14 @@ mod http_match;
 mod http_route;
 mod inbound_policy;
 mod label_selector;
+mod listener_policy;
 mod namespace;
 mod reference_grant;
 mod references;
 mod service;
 mod target;
+mod tcp_route;
+mod tls_route;
 mod traffic_policy;
 
 pub use authorization_policy::{
@@ -42,11 +45,14 @@ pub use http_match::{
 pub use http_route::{HTTPBackendRef, HTTPRoute, HTTPRouteRetry, HTTPRouteRule, HTTPRouteTimeouts};
 pub use inbound_policy::{InboundMtls, InboundPolicy};
 pub use label_selector::{LabelOperator, LabelRequirement, LabelSelector};
+pub use listener_policy::{InboundProxyProtocol, ListenerPolicy, ProxyProtocolVersion};
 pub use namespace::Namespace;
 pub use reference_grant::{ReferenceGrant, ReferenceGrantFrom, ReferenceGrantTo};
-pub use references::{LocalParametersReference, ParentReference, SecretReference};
+pub use references::{BackendRef, LocalParametersReference, ParentReference, SecretReference, StreamRule};
 pub use service::{Service, ServicePort, ServiceType, TargetPort, TransportProtocol};
 pub use target::PolicyTarget;
+pub use tcp_route::TCPRoute;
+pub use tls_route::TLSRoute;
 pub use traffic_policy::{
     Backoff, LoadBalancer, LoadBalancerAlgorithm, OutlierDetection, RetryBudget, RetryOn, TrafficLimits,
     TrafficPolicy, TrafficRetry, TrafficTimeouts,
@@ -97,6 +103,14 @@ macro_rules! at_top {
     };
 }
 pub(crate) use {at_top, in_spec};
+
+/// Refuses a list that was left out although it must have an item. One that is written empty was refused when it was read.
+pub(crate) fn require<T>(list: &[T], name: &str, span: crate::span::Span, cx: &mut Cx) {
+    if list.is_empty() {
+        let message = format!("`{}` has no `{name}`, which is required", cx.path());
+        cx.error(span, crate::codes::MISSING_FIELD, message).help = Some(format!("add `{name}:` here"));
+    }
+}
 
 /// The place of the first item that equals an earlier one by this measure, and the earlier one's place in the list.
 pub(crate) fn first_repeated<T, K: Eq + Hash>(

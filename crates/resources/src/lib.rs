@@ -28,7 +28,8 @@ pub mod limits;
 
 pub use decode::duration::GatewayDuration;
 pub use decode::text::{
-    ControllerName, Group, HeaderName, HeaderValue, Hostname, KindRef, PreciseHostname, SectionName,
+    AddressRange, ControllerName, Group, HeaderName, HeaderValue, Hostname, KindRef, PreciseHostname,
+    SectionName,
 };
 pub use decode::timestamp::Timestamp;
 pub use diagnostic::{Diagnostic, Severity, Snippet};

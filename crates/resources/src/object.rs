@@ -167,6 +167,10 @@ object_kinds! {
     Gateway, "gateway.networking.k8s.io", ["v1", "v1beta1"], namespaced: true;
     /// Which request goes where.
     HTTPRoute, "gateway.networking.k8s.io", ["v1", "v1beta1"], namespaced: true;
+    /// Where the connections of a port go.
+    TCPRoute, "gateway.networking.k8s.io", ["v1", "v1alpha2"], namespaced: true;
+    /// Where TLS connections go, by server name.
+    TLSRoute, "gateway.networking.k8s.io", ["v1", "v1alpha3", "v1alpha2"], namespaced: true;
     /// Who of another namespace may refer to what is in this one.
     ReferenceGrant, "gateway.networking.k8s.io", ["v1", "v1beta1"], namespaced: true;
     /// How calls to a target behave.
@@ -175,6 +179,8 @@ object_kinds! {
     AuthorizationPolicy, "meshwork.dev", ["v1alpha1"], namespaced: true;
     /// How an instance's inbound side receives.
     InboundPolicy, "meshwork.dev", ["v1alpha1"], namespaced: true;
+    /// How a gateway's listeners receive connections.
+    ListenerPolicy, "meshwork.dev", ["v1alpha1"], namespaced: true;
 }
 
 impl ObjectKind {

@@ -46,6 +46,23 @@ pub const REQUEST_LABELS: &[&str] = &[
     "grpc_response_status",
 ];
 
+/// Istio's labels of every metric of connections, in the order in which they are written.
+pub const STREAM_LABELS: &[&str] = &[
+    "reporter",
+    "source_workload",
+    "source_workload_namespace",
+    "source_principal",
+    "destination_workload",
+    "destination_workload_namespace",
+    "destination_principal",
+    "destination_service",
+    "destination_service_name",
+    "destination_service_namespace",
+    "request_protocol",
+    "connection_security_policy",
+    "response_flags",
+];
+
 macro_rules! metrics {
     ($($(#[$doc:meta])* $id:ident = $name:literal, $kind:ident, $unit:literal, $labels:expr, $help:literal;)*) => {
         $(
@@ -68,6 +85,14 @@ metrics! {
         "Bytes of request bodies.";
     RESPONSE_BYTES = "istio_response_bytes", Histogram, "bytes", REQUEST_LABELS,
         "Bytes of response bodies.";
+    TCP_OPENED = "istio_tcp_connections_opened_total", Counter, "", STREAM_LABELS,
+        "Connections of layer 4 that began, by who called whom.";
+    TCP_CLOSED = "istio_tcp_connections_closed_total", Counter, "", STREAM_LABELS,
+        "Connections of layer 4 that ended, by who called whom and how it went.";
+    TCP_RECEIVED_BYTES = "istio_tcp_received_bytes_total", Counter, "bytes", STREAM_LABELS,
+        "Bytes of callers on connections of layer 4, counted as they pass.";
+    TCP_SENT_BYTES = "istio_tcp_sent_bytes_total", Counter, "bytes", STREAM_LABELS,
+        "Bytes to callers on connections of layer 4, counted as they pass.";
     DOWNSTREAM_CONNECTIONS = "meshwork_downstream_connections_total", Counter, "", &["listener"],
         "Connections accepted.";
     DOWNSTREAM_CONNECTIONS_ACTIVE = "meshwork_downstream_connections_active", Gauge, "", &["listener"],
@@ -117,7 +142,7 @@ pub const ACCESS_LOG_FIELDS: &[LogField] = &[
     ("start_time", "when the first byte came, RFC 3339, UTC, milliseconds"),
     ("method", "method as received"),
     ("path", "target as received, query included"),
-    ("authority", "Host or :authority"),
+    ("authority", "Host or :authority; of a TLS connection its server name"),
     ("protocol", "HTTP/1.0, HTTP/1.1, HTTP/2, HTTP/3 or TCP"),
     ("response_code", "status sent; 0 when none was"),
     ("response_flags", "Envoy's response flag; - when nothing failed on our side"),
@@ -125,8 +150,8 @@ pub const ACCESS_LOG_FIELDS: &[LogField] = &[
     ("cause_detail", "what the cause names: a policy, a limit, an address, where known"),
     ("duration", "milliseconds from the first byte of the request to the last of the response"),
     ("upstream_service_time", "milliseconds to the first byte of the upstream's response, where known"),
-    ("bytes_received", "bytes of the request's body"),
-    ("bytes_sent", "bytes of the response's body"),
+    ("bytes_received", "bytes of the request's body, or of the connection from its caller"),
+    ("bytes_sent", "bytes of the response's body, or of the connection to its caller"),
     ("attempts", "attempts begun; 0 when the answer is our own"),
     ("grpc_status", "grpc-status, where known"),
     ("listener", "listener, where known"),

@@ -7,6 +7,7 @@ mod cells;
 mod exposition;
 mod procfs;
 mod requests;
+mod streams;
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -18,10 +19,12 @@ use parking_lot::Mutex;
 pub use cells::{Counter, Gauge, WorkerCounter, WorkerGauge};
 pub use exposition::Format;
 pub use requests::{RequestLabels, RequestSeries};
+pub use streams::StreamSeries;
 
 use crate::inventory::{self, Kind, MetricDef};
 use cells::Cell;
 use requests::RequestTable;
+use streams::StreamTable;
 
 /// Time series a process exports at most unless it is told otherwise.
 pub const DEFAULT_MAX_SERIES: usize = 600;
@@ -38,6 +41,7 @@ pub struct MetricsRegistry {
 struct Families {
     scalars: HashMap<&'static str, Family>,
     requests: RequestTable,
+    streams: StreamTable,
     workers: usize,
 }
 
@@ -61,8 +65,12 @@ impl MetricsRegistry {
     /// counted together, under `other`, and `meshwork_metric_series_folded_total` says how many.
     #[must_use]
     pub fn new(max_series: usize) -> Self {
-        let families =
-            Families { scalars: HashMap::new(), requests: RequestTable::new(max_series), workers: 0 };
+        let families = Families {
+            scalars: HashMap::new(),
+            requests: RequestTable::new(max_series),
+            streams: StreamTable::default(),
+            workers: 0,
+        };
         let shared = Arc::new(Mutex::new(families));
         let folded = Counter(shared.lock().cell(&inventory::SERIES_FOLDED, &[]));
         Self { shared, folded }
@@ -74,7 +82,12 @@ impl MetricsRegistry {
         let mut shared = self.shared.lock();
         let index = shared.workers;
         shared.workers += 1;
-        WorkerMetrics { registry: self.clone(), index, requests: RefCell::default() }
+        WorkerMetrics {
+            registry: self.clone(),
+            index,
+            requests: RefCell::default(),
+            streams: RefCell::default(),
+        }
     }
 
     /// A counter that any thread may add to; for what is rare. `values` are the label values in the definition's order.
@@ -135,6 +148,7 @@ pub struct WorkerMetrics {
     registry: MetricsRegistry,
     index: usize,
     requests: RefCell<HashMap<RequestLabels, Rc<RequestSeries>>>,
+    streams: RefCell<HashMap<RequestLabels, Rc<StreamSeries>>>,
 }
 
 /// Label sets a worker remembers; beyond it starts afresh, which costs a look-up and loses nothing.
@@ -153,6 +167,22 @@ impl WorkerMetrics {
             known.clear();
         }
         let series = Rc::new(RequestSeries::new(self.registry.clone(), self.index, labels.clone()));
+        known.insert(labels.clone(), Rc::clone(&series));
+        series
+    }
+
+    /// The metrics of connections of one pair of caller and callee. Hashes the labels: keep the answer while the
+    /// connection lives.
+    #[must_use]
+    pub fn streams(&self, labels: &RequestLabels) -> Rc<StreamSeries> {
+        let mut known = self.streams.borrow_mut();
+        if let Some(series) = known.get(labels) {
+            return Rc::clone(series);
+        }
+        if known.len() >= REMEMBERED {
+            known.clear();
+        }
+        let series = Rc::new(StreamSeries::new(self.registry.clone(), self.index, labels.clone()));
         known.insert(labels.clone(), Rc::clone(&series));
         series
     }

@@ -61,7 +61,9 @@ impl Built {
         let routes = self.routes(held, &old, changed, &clusters, &mut replaced);
         self.mark_policies(held, &changed.targets, &mut replaced);
         self.rebuild_tables(held, &old, &routes, changed, &mut replaced);
-        let listeners = self.listeners(held, &old, changed.listeners, &replaced);
+        // How a listener receives connections is said by policies on its gateway.
+        let said_anew = changed.targets.iter().any(|target| target.kind == TargetKind::Gateway);
+        let listeners = self.listeners(held, &old, changed.listeners || said_anew, &replaced);
         let (bindings, unbound) = listeners::bindings(&listeners, &old.bindings);
         let services = self.services(held, &old, &clusters, changed, &replaced);
         let inbound = self.inbound(held, &old);
@@ -129,8 +131,10 @@ impl Built {
         before: Option<&Arc<Cluster>>,
     ) -> Cluster {
         let (said, namespace) = self.policies.of_service(&service.name, &port.name);
-        // Connections are kept by endpoint and are of one protocol: with another protocol, everything begins anew.
-        let shared = before.filter(|b| b.protocol == port.protocol).map(|b| Arc::clone(&b.shared));
+        // Connections are kept by endpoint and begin in one way: with another protocol, everything begins anew.
+        let alike =
+            |b: &&Arc<Cluster>| b.protocol == port.protocol && b.proxy_protocol == said.proxy_protocol;
+        let shared = before.filter(alike).map(|b| Arc::clone(&b.shared));
         Cluster {
             key,
             port_name: Arc::clone(&port.name),
@@ -138,6 +142,7 @@ impl Built {
             algorithm: said.algorithm.unwrap_or_default(),
             limits: said.limits,
             outlier_detection: said.outlier,
+            proxy_protocol: said.proxy_protocol,
             requests: said.requests,
             namespace,
             shared: shared.unwrap_or_default(),

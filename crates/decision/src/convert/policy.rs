@@ -1,7 +1,9 @@
 //! Policies and what they are attached to.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
+use ipnet::IpNet;
 use meshwork_messages::v1;
 
 use super::{ConvertError, Result, request_policy, unknown, value};
@@ -15,6 +17,7 @@ use crate::limits::Limits;
 use crate::origin::Origin;
 use crate::outlier::OutlierDetection;
 use crate::policy::{PolicySpec, Said, TargetKey, TargetKind, TrafficSpec};
+use crate::proxy_protocol::{ProxyProtocol, ProxyVersion};
 
 /// A policy that cannot be taken.
 pub(crate) struct Refused {
@@ -28,7 +31,10 @@ pub(crate) fn policy(name: &Arc<str>, message: &v1::Policy) -> std::result::Resu
     let origin = Arc::new(Origin::from_message(message.source.as_ref()));
     let targets: Vec<_> = message.targets.iter().map(target).collect();
     // Only what is attached as an authorization policy protects something; an unknown kind of policy may be one.
-    let protects = !matches!(message.spec, Some(v1::policy::Spec::Traffic(_) | v1::policy::Spec::Inbound(_)));
+    let protects = !matches!(
+        message.spec,
+        Some(v1::policy::Spec::Traffic(_) | v1::policy::Spec::Inbound(_) | v1::policy::Spec::Listener(_))
+    );
     let known: Box<[TargetKey]> = targets.iter().filter_map(|t| t.as_ref().ok().cloned()).collect();
     let convert = || -> Result<PolicySpec> {
         let targets = targets.into_iter().collect::<Result<_>>()?;
@@ -63,6 +69,7 @@ fn said(origin: &Arc<Origin>, spec: &v1::policy::Spec) -> Result<Said> {
             Ok(v1::inbound_policy::Mtls::Permissive) => Mtls::Permissive,
             Ok(v1::inbound_policy::Mtls::Unspecified) | Err(_) => return Err(unknown("inbound.mtls")),
         }),
+        Spec::Listener(listener) => Said::Listener(Arc::new(proxy_protocol(listener)?)),
     })
 }
 
@@ -83,7 +90,26 @@ fn traffic_policy(message: &v1::TrafficPolicy) -> Result<TrafficSpec> {
     };
     let requests = request_policy(message.timeouts.as_ref(), message.retry.as_ref())?;
     let outlier = message.outlier_detection.as_ref().map(outlier).transpose()?;
-    Ok(TrafficSpec { algorithm, limits, outlier, requests })
+    let proxy_protocol = match v1::traffic_policy::ProxyProtocol::try_from(message.proxy_protocol) {
+        Ok(v1::traffic_policy::ProxyProtocol::Unspecified) => None,
+        Ok(v1::traffic_policy::ProxyProtocol::V1) => Some(ProxyVersion::V1),
+        Ok(v1::traffic_policy::ProxyProtocol::V2) => Some(ProxyVersion::V2),
+        Err(_) => return Err(unknown("proxy_protocol")),
+    };
+    Ok(TrafficSpec { algorithm, limits, outlier, requests, proxy_protocol })
+}
+
+fn proxy_protocol(message: &v1::ListenerPolicy) -> Result<ProxyProtocol> {
+    let said = message.proxy_protocol.as_ref().ok_or_else(|| unknown("listener.proxy_protocol"))?;
+    let range = |text: &String| {
+        let range = text.parse::<IpNet>().or_else(|_| text.parse::<IpAddr>().map(IpNet::from));
+        range.or_else(|_| value("listener.trusted_sources", text, "write an address, or ADDRESS/LENGTH"))
+    };
+    if said.trusted_sources.is_empty() || !(said.v1 || said.v2) {
+        return value("listener.trusted_sources", "", "write a version, and who is believed");
+    }
+    let trusted = said.trusted_sources.iter().map(range).collect::<Result<_>>()?;
+    Ok(ProxyProtocol { v1: said.v1, v2: said.v2, required: said.required, trusted })
 }
 
 fn outlier(message: &v1::OutlierDetection) -> Result<OutlierDetection> {

@@ -8,8 +8,8 @@ use std::sync::Arc;
 use std::task::Poll;
 
 use meshwork_base::{SpiffeId, Tick};
+use meshwork_decision::Protocol;
 use meshwork_http1::RequestHead;
-use meshwork_telemetry::Protocol;
 use tokio::net::TcpStream;
 
 use super::Down;
@@ -17,6 +17,7 @@ use super::detect::{Detected, detect};
 use super::h1::{self, H1Server};
 use super::h2::H2Stream;
 use super::handshake::{self, Caller, Opened, Refused};
+use super::proxied::{self, Ends};
 use crate::connections::{Entry, Order, Phase, Registration};
 use crate::error::Failure;
 use crate::gauges::OpenDownstream;
@@ -26,6 +27,7 @@ use crate::mesh::Place;
 use crate::replay::Replayed;
 use crate::request::{self, Scratch};
 use crate::series::LastSeries;
+use crate::stream;
 use crate::wire::Wire;
 use crate::worker::Worker;
 
@@ -45,6 +47,8 @@ pub(crate) struct Link {
     pub(crate) worker: Rc<Worker>,
     pub(crate) place: Place,
     pub(crate) peer: SocketAddr,
+    /// Which address was called.
+    pub(crate) local: SocketAddr,
     /// The server name of the TLS handshake.
     pub(crate) sni: Option<Arc<str>>,
     /// TLS ended here, as callers at the edge see it.
@@ -76,36 +80,47 @@ impl std::ops::Deref for Conn {
 }
 
 /// Serves a connection until it ends.
-pub(crate) async fn serve(worker: Rc<Worker>, place: Place, tcp: TcpStream, peer: SocketAddr) {
+pub(crate) async fn serve(worker: Rc<Worker>, place: Place, mut tcp: TcpStream, peer: SocketAddr) {
     let open = worker.accepted(place);
     let entry = worker.connections(place).register(worker.now());
-    if let Err(error) = tcp.set_nodelay(true) {
-        tracing::debug!(%peer, %error, "a connection ended before it began");
-        return;
+    let local = match tcp.set_nodelay(true).and_then(|()| tcp.local_addr()) {
+        Ok(local) => local,
+        Err(error) => {
+            tracing::debug!(%peer, %error, "a connection ended before it began");
+            return;
+        }
+    };
+    let mut ends = Ends { peer, local };
+    let binding = worker.view().binding(place).map(Arc::clone);
+    if let Some(policy) = binding.as_ref().and_then(|binding| binding.proxy_protocol.as_deref()) {
+        match Box::pin(proxied::read(policy, &entry, &mut tcp, ends)).await {
+            Ok(Some(told)) => ends = told,
+            Ok(None) => return,
+            Err(refused) => return refuse(&worker, place, peer, &refused),
+        }
     }
     // A handshake's state is large; it is gone when the requests come.
-    let opened = match place {
-        Place::Outbound(_) => Ok(Some(Opened::plain(tcp))),
-        Place::Inbound(_) => Box::pin(handshake::mesh(&worker, &entry, tcp)).await,
-        Place::Gateway(_) => match worker.view().binding(place).map(|binding| binding.protocol) {
-            None => return,
-            Some(meshwork_decision::Protocol::Http) => Ok(Some(Opened::plain(tcp))),
-            Some(meshwork_decision::Protocol::Https) => {
-                Box::pin(handshake::edge(&worker, place, &entry, tcp)).await
+    let opened = match (place, binding) {
+        (Place::Outbound(_), _) => Ok(Some(Opened::plain(tcp))),
+        (Place::Inbound(_), _) => Box::pin(handshake::mesh(&worker, &entry, tcp)).await,
+        (Place::Gateway(_), None) => return,
+        (Place::Gateway(_), Some(binding)) => match binding.protocol {
+            Protocol::Http => Ok(Some(Opened::plain(tcp))),
+            Protocol::Https => Box::pin(handshake::edge(&worker, place, &entry, tcp)).await,
+            Protocol::Tls | Protocol::Tcp => {
+                let caller = stream::Caller { worker, place, ends, entry, _open: open };
+                return Box::pin(stream::serve(caller, binding, tcp)).await;
             }
         },
     };
     let Opened { io, sni, http2, https, caller } = match opened {
         Ok(Some(opened)) => opened,
         Ok(None) => return,
-        Err(Refused { cause, why }) => {
-            worker.handshake_failed(place, cause);
-            tracing::debug!(%peer, listener = %place, cause, why, "connection refused");
-            return;
-        }
+        Err(refused) => return refuse(&worker, place, peer, &refused),
     };
-    let link =
-        Rc::new(Link { worker, place, peer, sni, https, caller, series: RefCell::default(), _open: open });
+    let Ends { peer, local } = ends;
+    let series = RefCell::default();
+    let link = Rc::new(Link { worker, place, peer, local, sni, https, caller, series, _open: open });
     let mut wire = Wire::new(io);
     let http2 = match http2 {
         Some(agreed) => agreed,
@@ -124,6 +139,11 @@ pub(crate) async fn serve(worker: Rc<Worker>, place: Place, tcp: TcpStream, peer
     }
 }
 
+fn refuse(worker: &Worker, place: Place, peer: SocketAddr, Refused { cause, why }: &Refused) {
+    worker.handshake_failed(place, cause);
+    tracing::debug!(%peer, listener = %place, cause, why, "connection refused");
+}
+
 async fn detected(link: &Link, entry: &Entry, wire: &mut Wire) -> Option<Detected> {
     entry.enter(Phase::Idle, link.worker.now());
     match detect(wire, entry).await {
@@ -138,7 +158,7 @@ async fn detected(link: &Link, entry: &Entry, wire: &mut Wire) -> Option<Detecte
 async fn serve_h1(conn: Conn, wire: Wire) {
     let mut server = H1Server::new(wire, conn.worker.shared.settings.limits);
     let mut head = RequestHead::new();
-    let mut scratch = Scratch::new(Protocol::Http11);
+    let mut scratch = Scratch::new(meshwork_telemetry::Protocol::Http11);
     loop {
         let started = match next_head(&conn, &mut server, &mut head, &mut scratch).await {
             Next::Request(started) => started,
@@ -311,7 +331,7 @@ async fn serve_stream(
 ) {
     let started = conn.worker.now();
     let mut head = RequestHead::new();
-    let mut scratch = Scratch::new(Protocol::Http2);
+    let mut scratch = Scratch::new(meshwork_telemetry::Protocol::Http2);
     let read = convert::request_into(&request, &mut head);
     let is_head = *request.method() == http::Method::HEAD;
     let mut down = Down::H2(Box::new(H2Stream::new(request.into_body(), respond, is_head)));

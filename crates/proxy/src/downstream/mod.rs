@@ -9,6 +9,7 @@ pub(crate) mod detect;
 pub(crate) mod h1;
 pub(crate) mod h2;
 pub(crate) mod handshake;
+pub(crate) mod proxied;
 
 use std::task::{Context, Poll};
 

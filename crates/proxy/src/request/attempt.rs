@@ -23,7 +23,8 @@ use super::transfer;
 use crate::downstream::Down;
 use crate::downstream::connection::Conn;
 use crate::error::{Failure, Fault, Retry};
-use crate::upstream::connect::CONNECT_TIMEOUT;
+use crate::proxy_protocol::{Client, Written};
+use crate::upstream::connect::{CONNECT_TIMEOUT, announcement};
 use crate::upstream::open::{self, Destination, Speaks, app_id};
 use crate::upstream::{Exchange, Head};
 
@@ -40,6 +41,8 @@ pub(crate) struct Attempts<'a> {
     fresh: bool,
     /// Counts a retry while it is under way.
     permit: Option<Permit>,
+    /// What each connection begins with, where the service wants to know for whom it is made.
+    announcement: Option<Box<Written>>,
 }
 
 impl<'a> Attempts<'a> {
@@ -60,6 +63,7 @@ impl<'a> Attempts<'a> {
             endpoint: None,
             fresh: false,
             permit: None,
+            announcement: announcement_for(conn, target),
         }
     }
 
@@ -246,6 +250,7 @@ impl<'a> Attempts<'a> {
                 },
                 cluster: Some(cluster),
                 connect_timeout,
+                announcement: self.announcement.as_deref().map(|header| &header[..]),
             },
             (Target::App { port, http2 }, _) => Destination {
                 pool: app_id(port.app_port, http2),
@@ -253,6 +258,7 @@ impl<'a> Attempts<'a> {
                 speaks: if http2 { Speaks::Http2 } else { Speaks::Http1 },
                 cluster: None,
                 connect_timeout,
+                announcement: None,
             },
             (Target::Service { .. }, None) => unreachable!("an endpoint was picked before"),
         }
@@ -267,7 +273,7 @@ impl<'a> Attempts<'a> {
     ) -> Result<Exchange, Failure> {
         let worker = &self.conn.worker;
         let pool = worker.pools.of(to.pool);
-        let kept = if self.fresh { None } else { pool.take_idle() };
+        let kept = if self.fresh || to.announcement.is_some() { None } else { pool.take_idle() };
         let mut client = match kept {
             Some(client) => client,
             None => self.unless_interrupted(Box::pin(open::h1(worker, to, &pool)), down, deadlines).await?,
@@ -284,6 +290,10 @@ impl<'a> Attempts<'a> {
         end: bool,
         deadlines: &mut Deadlines,
     ) -> Result<Exchange, Failure> {
+        if to.announcement.is_some() && matches!(to.speaks, Speaks::Http2) {
+            let why = "a PROXY header cannot be sent to a service that speaks HTTP/2";
+            return Err(Failure::local(Cause::Internal).because(why));
+        }
         let worker = &self.conn.worker;
         let pool = worker.pools.of(to.pool);
         let opening = Box::pin(open::h2(worker, to, &pool, head, end));
@@ -312,6 +322,12 @@ impl<'a> Attempts<'a> {
         }
         done
     }
+}
+
+fn announcement_for(conn: &Conn, target: Target<'_>) -> Option<Box<Written>> {
+    let Target::Service { cluster, .. } = target else { return None };
+    let client = Client { source: conn.peer, destination: conn.local };
+    cluster.proxy_protocol.map(|version| Box::new(announcement(version, &client)))
 }
 
 /// A retry says so: the next hop does not retry what is one already.

@@ -3,10 +3,12 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use meshwork_decision::Cause;
+use meshwork_decision::{Cause, ProxyVersion};
+use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 
 use crate::error::{Failure, Retry};
+use crate::proxy_protocol::{Client, Written, write_v1, write_v2};
 
 /// How long a TCP connection may take when no policy says otherwise; Envoy's default.
 pub(crate) const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -28,4 +30,32 @@ pub(crate) async fn connect(address: SocketAddr, timeout: Duration) -> Result<Tc
             Ok(tcp)
         }
     }
+}
+
+/// What a connection begins with, to say for whom it is made.
+pub(crate) fn announcement(version: ProxyVersion, client: &Client) -> Written {
+    match version {
+        ProxyVersion::V1 => write_v1(client),
+        ProxyVersion::V2 => write_v2(client),
+    }
+}
+
+/// [`connect`], and then the announcement, where there is one.
+///
+/// # Errors
+/// As [`connect`]; nothing of a request was sent.
+pub(crate) async fn connect_announced(
+    address: SocketAddr,
+    timeout: Duration,
+    announcement: Option<&[u8]>,
+) -> Result<TcpStream, Failure> {
+    let mut tcp = connect(address, timeout).await?;
+    if let Some(header) = announcement {
+        // A fresh socket's buffer takes it at once.
+        tcp.write_all(header).await.map_err(|error| {
+            Failure::upstream(Cause::ConnectFailure, Retry::NothingSent)
+                .because(format!("{address}: {error}"))
+        })?;
+    }
+    Ok(tcp)
 }

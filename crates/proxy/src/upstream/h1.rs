@@ -28,6 +28,8 @@ pub(crate) struct H1Client {
     head_done: bool,
     keep_alive: bool,
     carried: u64,
+    /// It says at its beginning for whom it is made, so nobody else's request may follow.
+    alone: bool,
     _open: Opened,
 }
 
@@ -44,8 +46,15 @@ impl H1Client {
             head_done: true,
             keep_alive: true,
             carried: 0,
+            alone: false,
             _open: open,
         }
+    }
+
+    /// It is made for one request.
+    pub(crate) fn for_one(mut self) -> Self {
+        self.alone = true;
+        self
     }
 
     /// Whether it has carried a request before the present one.
@@ -78,8 +87,11 @@ impl H1Client {
         self.head_done = false;
         self.keep_alive = true;
         self.carried += 1;
-        let connection =
-            if head.upgrade.is_some() { ConnectionOption::Upgrade } else { ConnectionOption::None };
+        let connection = match head.upgrade {
+            Some(_) => ConnectionOption::Upgrade,
+            None if self.alone => ConnectionOption::Close,
+            None => ConnectionOption::None,
+        };
         write_request_head(self.wire.out(), head.method, head.path, head.fields, head.body, connection)
             .map_err(|error| Failure::local(Cause::Internal).because(format!("`{}`: {error}", head.path)))
     }
@@ -147,7 +159,8 @@ impl H1Client {
 
     /// Both directions are done and both sides want to go on.
     pub(crate) fn may_be_kept(&self) -> bool {
-        self.keep_alive
+        !self.alone
+            && self.keep_alive
             && self.request_done
             && self.head_done
             && self.response.is_done()

@@ -8,7 +8,7 @@ use meshwork_base::SpiffeId;
 use meshwork_decision::{Cause, Cluster, ClusterKey, Limited, Permit};
 use tokio::time::{sleep, timeout};
 
-use super::connect::connect;
+use super::connect::{connect, connect_announced};
 use super::h1::H1Client;
 use super::h2::{H2Connection, H2Exchange};
 use super::pool::{EndpointPool, Opened};
@@ -28,6 +28,8 @@ pub(crate) struct Destination<'a> {
     /// Whose limits count; none for the application beside us.
     pub(crate) cluster: Option<&'a Cluster>,
     pub(crate) connect_timeout: Duration,
+    /// What an HTTP/1 connection begins with, which then is for one request.
+    pub(crate) announcement: Option<&'a [u8]>,
 }
 
 /// What is spoken there.
@@ -79,9 +81,10 @@ pub(crate) async fn h1(
         Turn::Connect(permit) => permit,
         Turn::Reuse(client) => return Ok(client),
     };
-    let tcp = connect(to.address, to.connect_timeout).await?;
+    let tcp = connect_announced(to.address, to.connect_timeout, to.announcement).await?;
     let opened = Opened::new(pool, permit, worker.connected());
-    Ok(Box::new(H1Client::new(Io::Tcp(tcp), opened)))
+    let client = H1Client::new(Io::Tcp(tcp), opened);
+    Ok(Box::new(if to.announcement.is_some() { client.for_one() } else { client }))
 }
 
 enum Turn {

@@ -112,6 +112,12 @@ text_types! {
         let ok = (1..=4096).contains(&text.chars().count()) && !text.chars().any(|c| c.is_control() && c != '\t');
         check(ok, "a header's value has 1 to 4096 characters, none of them a control character")
     };
+    /// A range of addresses (CIDR), or one address: `10.0.0.0/8`, `2001:db8::/32`, `127.0.0.1`.
+    AddressRange = |text| {
+        let ok = text.parse::<std::net::IpAddr>().is_ok()
+            || text.parse::<ipnet::IpNet>().is_ok_and(|range| range.addr() == range.network());
+        check(ok, "a range of addresses is an address, or ADDRESS/LENGTH without bits beyond LENGTH, as `10.0.0.0/8`")
+    };
     /// Which controller runs a class of gateways: `DOMAIN/PATH`.
     ControllerName = |text| {
         let ok = text.len() <= 253 && text.split_once('/').is_some_and(|(domain, path)| {

@@ -4,7 +4,7 @@ use meshwork_base::{Namespace, ObjectName};
 
 use super::http_filter::{self, HTTPPathModifier, HTTPRouteFilter};
 use super::http_match::{HTTPRouteMatch, PathMatchType};
-use super::references::{ParentReference, core_group, kind};
+use super::references::{self, ParentReference, core_group, kind};
 use crate::codes;
 use crate::decode::duration::GatewayDuration;
 use crate::decode::text::{Group, Hostname, KindRef, SectionName};
@@ -113,7 +113,7 @@ impl Body for HTTPRoute {
 
     fn validate(&self, _: &ObjectMeta, cx: &mut Cx) {
         cx.in_field("spec", |cx| {
-            self.validate_parents(cx);
+            references::validate_parents(&self.parent_refs, cx);
             if let Some((later, _)) = first_repeated(&self.hostnames, |hostname| Some(hostname.inner.clone()))
             {
                 let hostname = &self.hostnames[later];
@@ -142,34 +142,6 @@ impl Body for HTTPRoute {
 }
 
 impl HTTPRoute {
-    /// Two references to one parent must tell its sections apart, or the second would say nothing.
-    fn validate_parents(&self, cx: &mut Cx) {
-        for (index, later) in self.parent_refs.iter().enumerate() {
-            let same_parent = |earlier: &&Spanned<ParentReference>| {
-                (&earlier.group, &earlier.kind, &earlier.namespace, &earlier.name)
-                    == (&later.group, &later.kind, &later.namespace, &later.name)
-            };
-            for earlier in self.parent_refs[..index].iter().filter(same_parent) {
-                let sections = |p: &ParentReference| (p.section_name.is_some(), p.port.is_some());
-                if (&earlier.section_name, earlier.port) == (&later.section_name, later.port) {
-                    let message =
-                        format!("the route already refers to {} `{}` above", later.kind, later.name);
-                    cx.error(later.span, codes::DUPLICATE_ENTRY, message).help =
-                        Some("remove it, or give it another `sectionName` or `port`".to_owned());
-                    break;
-                }
-                if sections(earlier) != sections(later) {
-                    let message = format!(
-                        "of several references to {} `{}`, either all or none have `sectionName`, and likewise `port`",
-                        later.kind, later.name
-                    );
-                    cx.error(later.span, codes::CONFLICTING_FIELDS, message);
-                    break;
-                }
-            }
-        }
-    }
-
     fn validate_match_count(&self, cx: &mut Cx) {
         let mut count = 0;
         for found in self.rules.iter().flat_map(|rule| &rule.matches) {
@@ -231,11 +203,7 @@ impl HTTPRouteRule {
 
 impl HTTPBackendRef {
     fn validate(&self, span: Span, cx: &mut Cx) {
-        if self.group.is_empty() && self.kind == "Service" && self.port.is_none() {
-            let message = format!("`{}` refers to Service `{}` without a `port`", cx.path(), self.name);
-            cx.error(span, codes::MISSING_FIELD, message).help =
-                Some("add `port:` with one of the service's ports".to_owned());
-        }
+        references::validate_port(&self.group, &self.kind, &self.name, self.port, span, cx);
         cx.in_field("filters", |cx| http_filter::validate(&self.filters, cx));
     }
 }

@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use super::listener_policy::ProxyProtocolVersion;
 use super::target::{self, PolicyTarget};
 use crate::codes;
 use crate::decode::duration::GatewayDuration;
@@ -27,6 +28,9 @@ record! {
         pub retry: Option<Spanned<TrafficRetry>>,
         /// How long things may take.
         pub timeouts: Option<TrafficTimeouts>,
+        /// Each connection begins by saying for whom it is made, by HAProxy's PROXY protocol of this version. For
+        /// services only.
+        pub proxy_protocol: Option<Spanned<ProxyProtocolVersion>> as "proxyProtocol",
     }
 }
 
@@ -209,6 +213,7 @@ impl Body for TrafficPolicy {
 
     fn validate(&self, meta: &ObjectMeta, cx: &mut Cx) {
         target::validate(&self.target_refs, &TARGETS, meta, cx);
+        self.validate_proxy_protocol(cx);
         let Some(retry) = &self.retry else { return };
         let request = self.timeouts.as_ref().and_then(|timeouts| timeouts.request);
         if let (Some(attempt), Some(request)) = (retry.per_try_timeout, request)
@@ -225,6 +230,20 @@ impl Body for TrafficPolicy {
         {
             let message = format!("`retry.backoff.base` ({base}) is longer than `max` ({max})");
             cx.error(backoff.span, codes::CONFLICTING_FIELDS, message);
+        }
+    }
+}
+
+impl TrafficPolicy {
+    /// A service says of itself that it takes the header; nobody else can.
+    fn validate_proxy_protocol(&self, cx: &mut Cx) {
+        let Some(version) = &self.proxy_protocol else { return };
+        let other = self.target_refs.iter().find(|t| t.object_kind() != Some(ObjectKind::Service));
+        if let Some(other) = other {
+            let message =
+                format!("`proxyProtocol` is for services; the policy is attached to a {} too", other.kind);
+            cx.error(version.span, codes::CONFLICTING_FIELDS, message).help =
+                Some("write a policy of its own for the services that take it".to_owned());
         }
     }
 }

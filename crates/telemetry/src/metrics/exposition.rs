@@ -6,8 +6,9 @@ use std::sync::Arc;
 
 use super::cells::{DURATION_BOUNDS, Exemplar, Histogram, RequestHistograms, SIZE_BOUNDS};
 use super::requests::{Key, Outcome};
+use super::streams::{self, StreamCells};
 use super::{Families, Family, procfs};
-use crate::inventory::{self, Kind, MetricDef, REQUEST_LABELS};
+use crate::inventory::{self, Kind, MetricDef, REQUEST_LABELS, STREAM_LABELS};
 
 /// Which text format.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,6 +61,7 @@ impl Format {
 pub(super) fn render(families: &Families, format: Format) -> String {
     let mut text = Text { out: String::with_capacity(16 * 1024), format };
     text.requests(families);
+    text.streams(families);
     let process = procfs::read();
     for def in inventory::ALL {
         if let Some(family) = families.scalars.get(def.name) {
@@ -169,6 +171,33 @@ impl Text {
         }
     }
 
+    fn streams(&mut self, families: &Families) {
+        type Number = fn(&StreamCells) -> &super::cells::Cell;
+        let numbers: [(&MetricDef, Number); 4] = [
+            (&inventory::TCP_OPENED, |cells| &cells.opened),
+            (&inventory::TCP_CLOSED, |cells| &cells.closed),
+            (&inventory::TCP_RECEIVED_BYTES, |cells| &cells.received),
+            (&inventory::TCP_SENT_BYTES, |cells| &cells.sent),
+        ];
+        for (def, number) in numbers {
+            let sums: BTreeMap<String, u64> = families
+                .streams
+                .0
+                .iter()
+                .map(|(key, cells)| (stream_labels(key), cells.values().map(|c| number(c).get()).sum()))
+                // A flag belongs to ends alone.
+                .filter(|(_, sum)| *sum > 0)
+                .collect();
+            if sums.is_empty() {
+                continue;
+            }
+            self.header(def);
+            for (labels, sum) in &sums {
+                self.sample(def.name, labels, sum);
+            }
+        }
+    }
+
     /// `scale` turns the sum's unit into the metric's.
     fn histogram(
         &mut self,
@@ -240,6 +269,11 @@ fn request_labels((labels, outcome): &Key) -> String {
     let grpc = grpc.map(|g| g.to_string()).unwrap_or_default();
     let values = labels.values().into_iter().chain([code.as_str(), flag, grpc.as_str()]);
     pairs(REQUEST_LABELS, values)
+}
+
+fn stream_labels((labels, flag): &streams::Key) -> String {
+    let flag = if flag.is_empty() { "-" } else { flag };
+    pairs(STREAM_LABELS, labels.values().into_iter().chain([flag]))
 }
 
 /// `name="value",…` with the three characters escaped that both formats escape in label values.

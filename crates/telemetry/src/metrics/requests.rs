@@ -31,7 +31,7 @@ pub struct RequestLabels {
     pub destination_service_name: Arc<str>,
     /// The service's namespace.
     pub destination_service_namespace: Arc<str>,
-    /// `http` or `grpc`.
+    /// `http`, `grpc` or `tcp`.
     pub request_protocol: &'static str,
     /// `mutual_tls`, `none` or `unknown`.
     pub connection_security_policy: &'static str,
@@ -44,6 +44,11 @@ impl Default for RequestLabels {
 }
 
 impl RequestLabels {
+    /// The labels of everything beyond the limit of series.
+    pub(super) fn other() -> Self {
+        Self::all(OTHER)
+    }
+
     fn all(value: &'static str) -> Self {
         let text: Arc<str> = value.into();
         Self {
@@ -156,8 +161,17 @@ impl RequestTable {
         self.used += series;
     }
 
+    /// Makes room for time series that are exported elsewhere; false when there is none.
+    pub(super) fn admit(&mut self, series: usize) -> bool {
+        let fits = self.used + series <= self.max;
+        if fits {
+            self.used += series;
+        }
+        fits
+    }
+
     fn other() -> Key {
-        (RequestLabels::all(OTHER), Outcome { code: 0, flag: OTHER, grpc: None })
+        (RequestLabels::other(), Outcome { code: 0, flag: OTHER, grpc: None })
     }
 
     /// The worker's cells for a label set, and whether it had to be folded into `other` for want of room.

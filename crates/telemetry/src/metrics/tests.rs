@@ -167,6 +167,10 @@ fn busy() -> MetricsRegistry {
         ..request(200, 30)
     });
     worker.requests(&to("stock")).observe(&Record { flag: "UF", grpc_status: Some(14), ..request(503, 1) });
+    let connections = worker.streams(&to("database"));
+    connections.opened();
+    connections.moved(1, 1);
+    connections.closed("");
     for def in inventory::ALL.iter().filter(|d| d.name.starts_with("meshwork_")) {
         let values = vec!["x"; def.labels.len()];
         match def.kind {
@@ -239,4 +243,38 @@ print(len(samples), [s.exemplar.labels['trace_id'] for s in samples if s.exempla
     let expected =
         format!("{} ['4bf92f3577b34da6a3ce929d0e0e4736'] ['a\"b\\\\c\\nd', 'unknown']\n", series(&text));
     assert_eq!((status, said), (Some(0), expected), "{text}");
+}
+
+#[test]
+fn bytes_of_a_connection_count_while_it_lives_and_its_end_tells_how_it_went() {
+    let registry = MetricsRegistry::default();
+    let worker = registry.worker();
+    let series = worker.streams(&to("database"));
+    series.opened();
+    series.moved(100, 5);
+    series.moved(1, 0);
+    let text = registry.render(Format::Prometheus);
+    let labels = ["destination_service_name=\"database\"", "response_flags=\"-\""];
+    assert_eq!(value(&text, "istio_tcp_received_bytes_total", &labels), 101.0);
+    assert_eq!(value(&text, "istio_tcp_sent_bytes_total", &labels), 5.0);
+    assert_eq!(value(&text, "istio_tcp_connections_opened_total", &labels), 1.0);
+    assert!(!text.contains("istio_tcp_connections_closed_total"), "it lives");
+
+    series.closed("UR");
+    let text = registry.render(Format::Prometheus);
+    assert_eq!(value(&text, "istio_tcp_connections_closed_total", &["response_flags=\"UR\""]), 1.0);
+    assert_eq!(total(&text, "istio_tcp_connections_closed_total"), 1.0);
+}
+
+#[test]
+fn series_of_connections_are_bounded_too() {
+    let registry = MetricsRegistry::new(60);
+    let worker = registry.worker();
+    for number in 0..100 {
+        worker.streams(&to(&number.to_string())).opened();
+    }
+    let text = registry.render(Format::Prometheus);
+    assert!(series(&text) <= 60 + 5, "{}", series(&text));
+    assert_eq!(total(&text, "istio_tcp_connections_opened_total"), 100.0, "none is lost");
+    assert!(value(&text, "istio_tcp_connections_opened_total", &["destination_service=\"other\""]) > 0.0);
 }

@@ -43,6 +43,8 @@ impl Built {
                     protocol: spec.protocol,
                     hostname: spec.hostname.clone(),
                     secrets: spec.secrets.iter().filter_map(|s| held.secrets.get(s).cloned()).collect(),
+                    passthrough: spec.passthrough,
+                    proxy_protocol: self.policies.of_listener(&spec.name).cloned(),
                     routes: self.tables.get(&(parent, 0)).cloned().unwrap_or_default(),
                 }),
             }
@@ -104,5 +106,6 @@ fn binding(
         by_host.insert(hostname, group.into());
     }
     let protocol = listeners[0].protocol;
-    Arc::new(Binding { address, port, protocol, listeners, by_host })
+    let proxy_protocol = listeners.iter().find_map(|listener| listener.proxy_protocol.clone());
+    Arc::new(Binding { address, port, protocol, proxy_protocol, listeners, by_host })
 }
