@@ -265,7 +265,7 @@ async fn what_nobody_has_seen_waits_for_a_service_that_was_there_until_it_is_bac
 }
 
 #[tokio::test]
-async fn a_service_that_never_answered_or_stays_away_is_not_waited_for() {
+async fn a_service_that_never_answered_is_not_waited_for() {
     let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let (harness, address) = gateway(&[closed], None).await;
     assert!(exchange(address, GET).await.ends_with("connect_failure\n"));

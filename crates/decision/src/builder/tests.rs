@@ -323,3 +323,21 @@ fn a_commit_names_the_revision() {
     let commit = v1::Commit { revision: 42, count: 0, hash: String::new() };
     assert_eq!(build(&mut builder, [Change::upsert("commit", "1", &commit)]).revision(), 42);
 }
+
+#[test]
+fn an_instance_that_was_taken_out_comes_back_with_nothing_held_against_it() {
+    let mut builder = SnapshotBuilder::new();
+    let one = |health: v1::endpoint::Health| {
+        let endpoint = v1::Endpoint { health: health.into(), ..wire_endpoint("10.0.0.1") };
+        slice("ns/1", "ns/a", ("", 8080), vec![endpoint])
+    };
+    let (well, ill) = (v1::endpoint::Health::Healthy, v1::endpoint::Health::Unhealthy);
+    let snapshot = build(&mut builder, [service_change(&service("ns/a", &[("", 80)])), one(well)]);
+    let is_ejected = || endpoints(&cluster(&snapshot))[0].is_ejected(Tick::ZERO);
+    let until = Tick::ZERO.after(Duration::from_secs(5)).as_nanos();
+    endpoints(&cluster(&snapshot))[0].stats.ejected_until.store(until, std::sync::atomic::Ordering::Relaxed);
+    builder.apply([one(ill)]);
+    assert!(is_ejected(), "nothing good is known of it yet");
+    builder.apply([one(well)]);
+    assert!(!is_ejected());
+}

@@ -112,8 +112,10 @@ impl<'a> Repeats<'a> {
         let Some(kind) = kind(&failure) else { return Err(failure) };
         facts.sent = failure.retry != Retry::NothingSent;
         let Some((cluster, policy)) = self.service else { return self.of_app(failure, &facts) };
-        let unseen = matches!(kind, AttemptFailure::Connect | AttemptFailure::Refused);
-        if unseen {
+        // Whoever is there and will not have us is not waited for.
+        let is_away =
+            matches!(failure.cause, Cause::ConnectFailure | Cause::ConnectTimeout | Cause::UpstreamRefused);
+        if is_away {
             self.unreached.extend(endpoint);
             // With nobody left to try, trying again is no retry but waiting.
             if (self.pauses > 0 || self.has_tried_all(cluster))
@@ -139,7 +141,7 @@ impl<'a> Repeats<'a> {
                 Ok(Again::Elsewhere { after: Duration::ZERO, permit: None })
             }
             Decision::Stop(stop) => {
-                let waits = if unseen { self.wait(cluster, policy, &facts) } else { None };
+                let waits = if is_away { self.wait(cluster, policy, &facts) } else { None };
                 waits.ok_or_else(|| stopped(failure, stop))
             }
         }
