@@ -218,4 +218,29 @@ fn a_request_is_explained_before_and_while_it_goes_through_the_mesh() {
         catalog["steps"].as_array().unwrap().iter().any(|step| step["phase"] == "inbound"),
         "{catalog:#}"
     );
+
+    // A policy on a route of the mesh is enforced where the route is decided, and foretold alike.
+    let policy = "
+apiVersion: gateway.networking.k8s.io/v1
+kind: HTTPRoute
+metadata: {name: catalog-mesh}
+spec:
+  parentRefs: [{group: '', kind: Service, name: catalog}]
+  rules: [{backendRefs: [{name: catalog, port: 80}]}]
+---
+apiVersion: meshwork.dev/v1alpha1
+kind: AuthorizationPolicy
+metadata: {name: catalog-mesh}
+spec:
+  targetRefs: [{group: gateway.networking.k8s.io, kind: HTTPRoute, name: catalog-mesh}]
+  action: Deny
+  rules: [{from: [{spiffeIds: ['spiffe://mesh.local/ns/default/sa/storefront']}]}]
+";
+    assert_ne!(call(&platform.instance("storefront-1"), "catalog"), 403);
+    std::fs::write(platform.data.path().join("resources/mesh-route.yaml"), policy).unwrap();
+    until("the caller's sidecar refuses", || {
+        (call(&platform.instance("storefront-1"), "catalog") == 403).then_some(())
+    });
+    let denied = explained(&["--host", "catalog", "--from", "default/storefront"]);
+    assert_eq!(denied["verdict"]["policy"].as_str().unwrap().split(' ').nth(1), Some("default/catalog-mesh"));
 }

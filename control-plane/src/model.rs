@@ -85,8 +85,12 @@ pub(crate) fn reports(proxies: &[Proxy]) -> ProxyReports {
     for proxy in proxies.iter().filter(|proxy| proxy.connected) {
         for listener in &proxy.bound {
             let bound = reports.bound.entry(listener.clone()).or_default();
-            // The addresses are those of the Gateway's spec, or the proxy's own, which it does not tell.
-            bound.insert(proxy.node.id.clone(), BTreeSet::new());
+            let address = proxy.addresses.get(listener).and_then(|address| address.parse().ok());
+            bound.insert(proxy.node.id.clone(), BTreeSet::from_iter(address));
+        }
+        for (listener, why) in &proxy.unbound {
+            let why = format!("{}: {why}", proxy.node.id);
+            reports.unbound.entry(listener.clone()).or_insert(why);
         }
         let refused = proxy.rejections.iter().filter(|rejection| rejection.severity == Severity::Error);
         for rejection in refused.filter(|rejection| rejection.key.type_url == *LISTENER) {

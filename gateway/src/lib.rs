@@ -94,6 +94,9 @@ pub enum GatewayError {
     /// What was in flight did not finish.
     #[error("the drain time ended with requests in flight; raise --drain-timeout if they may take longer")]
     CutOff,
+    /// A second signal asked for it.
+    #[error("stopped at once by a second signal; requests in flight were cut off")]
+    ToldTwice,
 }
 
 /// The types a gateway is told about.
@@ -154,15 +157,17 @@ pub async fn run(parts: Parts) -> Result<(), GatewayError> {
     let follower = Follower::new(engine, handle, metrics, configured);
     let engine = follower.run(updates, drain.draining()).await;
     serving.set(false);
-    let finished = tokio::select! {
-        finished = engine.drain(common.drain_timeout) => finished,
-        () = drain.cut_off().cancelled() => false,
+    let ended = tokio::select! {
+        finished = engine.drain(common.drain_timeout) => {
+            if finished { Ok(()) } else { Err(GatewayError::CutOff) }
+        }
+        () = drain.cut_off().cancelled() => Err(GatewayError::ToldTwice),
     };
     driver.abort();
     signals.abort();
     access_log.flush();
     drop(server);
-    if finished { Ok(()) } else { Err(GatewayError::CutOff) }
+    ended
 }
 
 fn labels(identity: Option<&Identity>) -> RequestLabels {

@@ -291,12 +291,11 @@ impl Running {
         self.drain.begin();
         let Some(follower) = self.follower.take() else { return };
         let Ok(engine) = follower.await else { return };
-        let finished = tokio::select! {
-            finished = engine.drain(self.parts.common.drain_timeout) => finished,
-            () = signals.second() => false,
-        };
-        if !finished {
-            tracing::warn!("requests in flight were cut off; raise --drain-timeout if they may take longer");
+        tokio::select! {
+            finished = engine.drain(self.parts.common.drain_timeout) => if !finished {
+                tracing::warn!("requests in flight were cut off; raise --drain-timeout if they may take longer");
+            },
+            () = signals.second() => tracing::warn!("requests in flight were cut off, as a second signal asked"),
         }
         self.access_log.flush();
     }

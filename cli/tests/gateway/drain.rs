@@ -60,6 +60,9 @@ fn a_second_sigterm_stops_at_once() {
     until_refused(&gateway);
     gateway.signal("TERM");
     assert_eq!(gateway.ended().code(), Some(1), "a request was cut off");
+    let said = gateway.stderr();
+    assert!(said.contains("stopped at once by a second signal"), "{said}");
+    assert!(!said.contains("--drain-timeout"), "time was not the cause: {said}");
     assert!(!slow.wait_with_output().unwrap().status.success());
 }
 

@@ -137,17 +137,32 @@ fn a_port_that_somebody_else_holds_is_a_status_until_it_is_free() {
     let route = yaml::route("web", "  - backendRefs: [{name: web, port: 80}]");
     let files = [edge.as_str(), &route, &yaml::service("web", &[upstream.address])].concat();
     let gateway = Gateway::start_at(address, &[("all.yaml", &files)], &[]);
-    let programmed = |name: &str| {
-        let edge = gateway.object("gateway", "default", "edge");
-        let listeners = edge["status"]["listeners"].as_array().unwrap().clone();
-        of(&listeners.iter().find(|listener| listener["name"] == name).unwrap()["conditions"], "Programmed")
+    let status = || gateway.object("gateway", "default", "edge")["status"].clone();
+    let listener = |name: &str| {
+        let listeners = status()["listeners"].as_array().unwrap().clone();
+        listeners.into_iter().find(|listener| listener["name"] == name).unwrap()["conditions"].clone()
     };
+    let programmed = |name: &str| of(&listener(name), "Programmed");
     until("the free port is told", || (programmed("http").0 == "True").then_some(()));
-    until("the busy port is told", || (programmed("busy").0 == "False").then_some(()));
+    until("the busy port is told", || (programmed("busy") == is("False", "PortUnavailable")).then_some(()));
+    let why = "another process has port 8081";
+    let said = |conditions: &Value| {
+        let programmed = conditions.as_array().unwrap().iter().find(|is| is["type"] == "Programmed");
+        programmed.unwrap()["message"].as_str().unwrap().contains(why)
+    };
+    assert!(said(&listener("busy")) && said(&status()["conditions"]), "{}", status());
+    assert_eq!(of(&status()["conditions"], "Programmed"), is("False", "AddressNotUsable"));
+    let last_error = || gateway.api("/v1/proxies")[0]["lastError"].as_str().unwrap().to_owned();
+    assert!(last_error().contains(why), "{}", last_error());
+    let bound = json!([{"type": "IPAddress", "value": address.to_string()}]);
+    assert_eq!(status()["addresses"], bound, "what listens elsewhere is told");
     assert_eq!(crate::support::get(gateway.at(8080), "/").unwrap().0, 200);
     drop(holder);
     until("the port is taken once it is free", || (programmed("busy").0 == "True").then_some(()));
     assert_eq!(crate::support::get(gateway.at(8081), "/").unwrap().0, 200);
+    assert_eq!(last_error(), "");
+    // It was tried again and again meanwhile; who reads the log has read it once.
+    assert_eq!(gateway.stderr().matches("listener not bound").count(), 1, "{}", gateway.stderr());
 }
 
 #[test]

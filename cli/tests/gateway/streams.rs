@@ -84,7 +84,7 @@ fn a_tcp_route_carries_connections_and_its_status_tells() {
     );
     let line = &gateway.log(1)[0];
     assert_eq!((&line["protocol"], &line["bytes_received"]), (&json!("TCP"), &json!(6)));
-    assert_eq!(line["route_name"], "TCPRoute/default/db");
+    assert_eq!(line["route_name"], "default/db");
 
     // An edit applies to the next connection; one that stands stays with its backend.
     let mut stands = TcpStream::connect(gateway.at(DATABASE)).unwrap();

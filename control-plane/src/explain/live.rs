@@ -115,7 +115,10 @@ fn filter(ask: &Ask, explainer: &Explainer) -> Result<RequestFilter, Problem> {
     }
     let headers = ask.headers.iter().cloned();
     let from = match &ask.from {
-        Some(from) => spiffe_id(from, &*explainer.snapshot()?)?.to_string(),
+        Some(from) => {
+            let snapshot = explainer.snapshot()?;
+            spiffe_id(from, &snapshot)?.to_string()
+        }
         None => String::new(),
     };
     Ok(RequestFilter {

@@ -233,8 +233,9 @@ impl<'a> Run<'a> {
             matched: matched.match_index(),
         });
         let authorization = &matched.policy().authorization;
-        // A gateway's caller has proved nothing; a sidecar's own application need not.
-        let seen = OwnedRequest { peer: None, ..request.clone() };
+        // A gateway's caller has proved nothing; a sidecar knows whom it stands beside.
+        let peer = way.parent.and(way.caller.clone());
+        let seen = OwnedRequest { peer, ..request.clone() };
         for policy in authorization.audits(&seen) {
             self.story.tell("authorize", policy.origin.to_string(), "noted", "an Audit rule matches");
         }

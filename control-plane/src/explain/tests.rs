@@ -70,6 +70,14 @@ ports: [{name: http, port: 9000}]
 endpoints: [{addresses: [127.0.0.1]}, {addresses: [127.0.0.2], conditions: {ready: false}}]
 ---
 apiVersion: meshwork.dev/v1alpha1
+kind: AuthorizationPolicy
+metadata: {name: not-thief, namespace: shop}
+spec:
+  targetRefs: [{group: gateway.networking.k8s.io, kind: HTTPRoute, name: mesh}]
+  action: Deny
+  rules: [{from: [{spiffeIds: ['spiffe://mesh.local/ns/shop/sa/thief']}]}]
+---
+apiVersion: meshwork.dev/v1alpha1
 kind: TrafficPolicy
 metadata: {name: patience, namespace: shop}
 spec:
@@ -216,6 +224,13 @@ async fn from_within_the_mesh_the_service_s_own_routes_count() {
     assert_eq!(
         (&refused["verdict"]["status"], &refused["verdict"]["cause"]),
         (&json!(404), &json!("no_rule"))
+    );
+    let thief = "spiffe://mesh.local/ns/shop/sa/thief";
+    let (_, denied) = ask(&plane, &json!({"host": "web", "path": "/in", "from": thief})).await;
+    assert_eq!(
+        (&denied["verdict"]["cause"], denied["verdict"]["policy"].as_str().map(|p| p.contains("not-thief"))),
+        (&json!("authorization_denied"), Some(true)),
+        "{denied:#}"
     );
     let (_, unknown) = ask(&plane, &json!({"host": "nobody", "from": from})).await;
     assert_eq!(unknown["verdict"]["cause"], "unknown_service");

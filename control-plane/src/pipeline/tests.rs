@@ -234,10 +234,13 @@ async fn a_gateway_is_programmed_when_its_listeners_are_bound() {
     assert_eq!(status["listeners"][0]["attachedRoutes"], 2);
     let mut gateway = Gateway::join(&plane);
     gateway.commit().await;
-    gateway.handle.bound(vec!["shop/edge/http".into()]).await.unwrap();
+    let listener = BTreeMap::from([("shop/edge/http".to_owned(), [127, 0, 0, 9].into())]);
+    gateway.handle.bound(listener, BTreeMap::new()).await.unwrap();
     let programmed = |model: &Model| condition(&model.status(&edge).unwrap(), "Programmed") == "True";
     let model = until(&plane, programmed).await;
     assert_eq!(model.revision, 1, "a status is nothing proxies need to know");
+    let address = &model.status(&edge).unwrap()["addresses"];
+    assert_eq!(*address, serde_json::json!([{"type": "IPAddress", "value": "127.0.0.9"}]));
     drop(gateway);
     until(&plane, |model| condition(&model.status(&edge).unwrap(), "Programmed") != "True").await;
 }

@@ -181,6 +181,9 @@ fn programmed(cx: &Cx<'_>, plan: &GatewayPlan<'_>) -> crate::status::Condition {
     if waiting.is_empty() {
         return cx.condition(object, "Programmed", true, "Programmed", "Proxies accept connections.");
     }
+    if let Some(why) = waiting.iter().find_map(|listener| proxies.unbound.get(&*listener.name)) {
+        return cx.condition(object, "Programmed", false, "AddressNotUsable", why.clone());
+    }
     let message = format!("Waiting for a proxy to accept connections: {}.", names(waiting.into_iter()));
     cx.condition(object, "Programmed", ConditionStatus::False, "Pending", message)
 }

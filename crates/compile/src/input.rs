@@ -71,8 +71,10 @@ impl Default for Settings {
 pub struct ProxyReports {
     /// The proxies on which a listener accepts connections, and the addresses on which it does.
     pub bound: BTreeMap<String, BTreeMap<String, BTreeSet<IpAddr>>>,
-    /// Why a proxy refused a listener or could not bind it.
+    /// Why a proxy refused a listener.
     pub refused: BTreeMap<String, String>,
+    /// Why a proxy could not have a listener's port.
+    pub unbound: BTreeMap<String, String>,
 }
 
 /// Who is where: the registry's services, in the form that compilation needs.

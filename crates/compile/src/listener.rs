@@ -436,9 +436,13 @@ fn programmed(cx: &Cx<'_>, plan: &GatewayPlan<'_>, listener: &ListenerPlan<'_>) 
         return cx.condition(object, "Programmed", false, "Invalid", refusal.clone());
     }
     match proxies.bound.get(&*listener.name).map_or(0, std::collections::BTreeMap::len) {
-        0 => {
-            cx.condition(object, "Programmed", false, "Pending", "Waiting for a proxy to accept connections.")
-        }
+        0 => match proxies.unbound.get(&*listener.name) {
+            Some(why) => cx.condition(object, "Programmed", false, "PortUnavailable", why.clone()),
+            None => {
+                let message = "Waiting for a proxy to accept connections.";
+                cx.condition(object, "Programmed", false, "Pending", message)
+            }
+        },
         1 => cx.condition(object, "Programmed", true, "Programmed", "A proxy accepts connections."),
         many => {
             let message = format!("{many} proxies accept connections.");

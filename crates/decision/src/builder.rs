@@ -35,6 +35,16 @@ pub enum Change {
         /// The encoded message.
         body: Bytes,
     },
+    /// It needs features that this binary lacks: it is not taken, and where it may be about authorization, what it is
+    /// attached to is closed. Who hands it over has rejected it already.
+    Unsupported {
+        /// The type.
+        type_url: Arc<str>,
+        /// The resource's name.
+        name: Arc<str>,
+        /// The encoded message.
+        body: Bytes,
+    },
     /// It is gone.
     Remove {
         /// The type.
@@ -150,6 +160,11 @@ impl SnapshotBuilder {
                         rejections.push(Rejection { type_url, name, version, severity, message });
                     }
                 }
+                Change::Unsupported { type_url, name, body } => {
+                    if let Ok(Kind::Policy) = Kind::of(&type_url) {
+                        self.close(&name, body);
+                    }
+                }
                 Change::Remove { type_url, name } => self.remove(&type_url, &name, &mut services),
             }
         }
@@ -243,12 +258,26 @@ impl SnapshotBuilder {
                 _ => return Err((Severity::Error, refused.error)),
             },
         };
+        self.hold_policy(name, spec);
+        refusal.map_or(Ok(()), Err)
+    }
+
+    fn hold_policy(&mut self, name: Arc<str>, spec: PolicySpec) {
         self.changed.targets.extend(spec.targets.iter().cloned());
         if let Some(old) = self.held.policies.insert(name, Arc::new(spec)) {
             self.changed.targets.extend(old.targets.iter().cloned());
         }
         self.changed.any = true;
-        refusal.map_or(Ok(()), Err)
+    }
+
+    /// Closes what a policy is attached to that this binary lacks a feature for, unless a version before protects it.
+    fn close(&mut self, name: &Arc<str>, body: Bytes) {
+        let closed = decode(body).ok().and_then(|message| convert::closed_policy(name, &message));
+        if let Some(closed) = closed
+            && self.held.policies.get(name).is_none_or(|held| held.is_closed())
+        {
+            self.hold_policy(Arc::clone(name), closed);
+        }
     }
 
     fn remove(&mut self, type_url: &str, name: &Arc<str>, services: &mut BTreeSet<Arc<str>>) {

@@ -78,6 +78,8 @@ pub enum Algorithm {
 pub struct Cluster {
     /// Service and port.
     pub key: ClusterKey,
+    /// The key as text, for records.
+    pub label: Arc<str>,
     /// The port's name, may be empty.
     pub port_name: Arc<str>,
     /// What the application speaks.

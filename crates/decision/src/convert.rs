@@ -16,7 +16,7 @@ use crate::hostname::{HostPattern, HostPatternError};
 use crate::matching::PatternError;
 use crate::origin::Origin;
 
-pub(crate) use policy::policy;
+pub(crate) use policy::{closed_policy, policy};
 pub(crate) use route::{request_policy, route};
 pub(crate) use service::{EndpointSpec, Interner, PortSpec, ServiceSpec, SliceSpec, service, slice};
 pub(crate) use workload::{ServedSpec, WorkloadSpec, bundle, workload};

@@ -34,6 +34,8 @@ pub struct Inbound {
 pub struct InboundPort {
     /// The service and its port.
     pub key: ClusterKey,
+    /// The key as text, for records.
+    pub label: Arc<str>,
     /// Where the application listens.
     pub app_port: u16,
     /// What the application speaks there.

@@ -286,13 +286,13 @@ impl Attached {
         })
     }
 
-    /// What applies to a rule of a route that hangs on a service. Who may call a service is decided at its inbound side,
-    /// where the peer is proven.
+    /// What applies to a rule of a route that hangs on a service. Who may call the service is decided at its inbound side,
+    /// where the peer is proven; what is attached to the route is decided where the route is, by the caller's own sidecar.
     pub(crate) fn of_mesh_rule(&self, service: &str, port: &str, route: &str, rule: &str) -> RulePolicy {
         let [namespace, all, section] = service_levels(service, port);
         let route_namespace = (TargetKind::Namespace, namespace_of(route), "");
         RulePolicy {
-            authorization: Authorization::default(),
+            authorization: self.authorization(route_levels(route, rule)),
             near: self.traffic(route_levels(route, rule)).requests,
             far: self.traffic([section, all, route_namespace, namespace]).requests,
         }

@@ -133,11 +133,14 @@ impl Engine {
 
     /// Puts a snapshot into effect on all workers: new sockets are bound and old ones closed, then every request that
     /// begins is decided by it. Returns what could not be bound; everything else is in effect.
-    pub async fn apply(&mut self, snapshot: Arc<Snapshot>) -> Vec<ListenError> {
+    pub async fn apply(&mut self, snapshot: Arc<Snapshot>) -> Vec<(BindKey, ListenError)> {
         let wanted: Vec<BindKey> = snapshot.bindings().iter().map(|binding| BindKey::of(binding)).collect();
         let distrusts = self.trust(&snapshot);
         // The snapshot first: a connection on a new socket finds its binding.
-        self.replaced.push(self.shared.snapshot.swap(snapshot));
+        let before = self.shared.snapshot.swap(Arc::clone(&snapshot));
+        if !Arc::ptr_eq(&before, &snapshot) {
+            self.replaced.push(before);
+        }
         self.applied.notify_waiters();
         if distrusts {
             self.recheck().await;
@@ -156,7 +159,7 @@ impl Engine {
                 SocketAddr::new(key.address.unwrap_or(self.shared.settings.listen_address), key.port);
             match self.bind(|_| Place::Gateway(key), address).await {
                 Ok(actual) => drop(self.bound.insert(key, actual)),
-                Err(error) => errors.push(error),
+                Err(error) => errors.push((key, error)),
             }
         }
         self.drop_replaced();

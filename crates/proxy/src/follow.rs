@@ -1,12 +1,12 @@
 //! Following the control plane: each batch becomes a snapshot, takes effect, and is reported.
 
-use std::collections::BTreeSet;
-use std::net::SocketAddr;
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use meshwork_decision::{Change, Listener, Protocol, Severity, SnapshotBuilder};
+use meshwork_decision::{Change, Listener, Protocol, Severity, Snapshot, SnapshotBuilder};
 use meshwork_messages::v1::{self, rejection};
 use meshwork_process::Condition;
 use meshwork_telemetry::{Counter, MetricsRegistry, inventory};
@@ -65,7 +65,8 @@ pub struct Follower {
     updates_applied: Counter,
     configured: Condition,
     revision: u64,
-    unbound: bool,
+    /// Ports that could not be had, and why.
+    failed: BTreeMap<BindKey, String>,
     listening: (mpsc::Sender<Order>, mpsc::Receiver<Order>),
 }
 
@@ -85,7 +86,7 @@ impl Follower {
             updates_applied,
             configured,
             revision: 0,
-            unbound: false,
+            failed: BTreeMap::new(),
             listening,
         }
     }
@@ -152,8 +153,12 @@ impl Follower {
                 body: resource.body.clone(),
             }),
             client::Change::Remove(key) => Some(Change::Remove { type_url: key.type_url, name: key.name }),
-            // Refused by the client already, which reports it.
-            client::Change::Unsupported { .. } => None,
+            // Refused by the client already, which reports it; what it may protect is closed.
+            client::Change::Unsupported { key, resource, .. } => Some(Change::Unsupported {
+                type_url: key.type_url,
+                name: key.name,
+                body: resource.body.clone(),
+            }),
         });
         let mut changes: Vec<Change> = changes.collect();
         if let Some(revision) = batch.revision {
@@ -190,26 +195,48 @@ impl Follower {
         for (listener, why) in snapshot.unbound() {
             tracing::warn!(listener = %listener.name, why, "listener cannot be served");
         }
-        let errors = self.engine.apply(Arc::clone(&snapshot)).await;
-        self.unbound = !errors.is_empty();
-        for error in errors {
-            tracing::error!(%error, "listener not bound");
-        }
+        self.bind(snapshot).await;
         self.updates_applied.increment();
         self.metrics.set_info(&inventory::CONFIG_REVISION, &[&self.revision.to_string()]);
-        let _ = self.handle.bound(self.bound()).await;
         tracing::info!(revision = self.revision, "configuration in effect");
     }
 
-    /// The listeners that serve: their port is bound, and under TLS they have a certificate that works.
-    fn bound(&self) -> Vec<String> {
+    /// Opens the ports of a snapshot, and reports which are open. What cannot be had is logged once.
+    async fn bind(&mut self, snapshot: Arc<Snapshot>) {
+        let errors = self.engine.apply(snapshot).await;
+        let failed: BTreeMap<BindKey, String> =
+            errors.into_iter().map(|(key, error)| (key, error.to_string())).collect();
+        for (key, error) in failed.iter().filter(|(key, error)| self.failed.get(key) != Some(error)) {
+            tracing::error!(port = %key, %error, "listener not bound");
+        }
+        for key in self.failed.keys().filter(|key| !failed.contains_key(key)) {
+            tracing::info!(port = %key, "the port is free now, or not wanted any more");
+        }
+        self.failed = failed;
+        // A handle whose client is gone has nobody to report to.
+        let _ = self.handle.bound(self.bound(), self.unbound()).await;
+    }
+
+    /// The listeners whose port cannot be had, and why.
+    fn unbound(&self) -> BTreeMap<String, String> {
         let snapshot = self.engine.shared().snapshot.load();
-        let bound: BTreeSet<BindKey> = self.engine.bound().keys().copied().collect();
-        let bindings = snapshot.bindings().iter().filter(|binding| bound.contains(&BindKey::of(binding)));
+        let failed = snapshot.bindings().iter().filter_map(|b| Some((b, self.failed.get(&BindKey::of(b))?)));
+        failed
+            .flat_map(|(binding, why)| {
+                binding.listeners.iter().map(move |l| (l.name.to_string(), why.clone()))
+            })
+            .collect()
+    }
+
+    /// The listeners that serve, each with its address: their port is bound, and under TLS they have a certificate that works.
+    fn bound(&self) -> BTreeMap<String, IpAddr> {
+        let snapshot = self.engine.shared().snapshot.load();
+        let bound = self.engine.bound();
+        let bindings = snapshot.bindings().iter().filter_map(|b| Some((b, bound.get(&BindKey::of(b))?.ip())));
         bindings
-            .flat_map(|binding| binding.listeners.iter())
-            .filter(|l| !ends_tls(l) || l.secrets.iter().any(|s| certified_key(s).is_ok()))
-            .map(|listener| listener.name.to_string())
+            .flat_map(|(binding, ip)| binding.listeners.iter().map(move |listener| (listener, ip)))
+            .filter(|(l, _)| !ends_tls(l) || l.secrets.iter().any(|s| certified_key(s).is_ok()))
+            .map(|(listener, ip)| (listener.name.to_string(), ip))
             .collect()
     }
 
@@ -225,8 +252,9 @@ impl Follower {
         if let Some(armed) = shared.observer.tidy(shared.clock.now()) {
             let _ = self.handle.armed(armed).await;
         }
-        if self.unbound {
-            self.put_into_effect().await;
+        if !self.failed.is_empty() {
+            let snapshot = self.engine.shared().snapshot.load_full();
+            self.bind(snapshot).await;
         }
     }
 }

@@ -29,7 +29,11 @@ async fn carries_a_request_and_keeps_both_connections() {
     }
     assert_eq!(up.connections.load(Ordering::SeqCst), 1, "the upstream connection is used again");
     let lines = harness.lines(3).await;
-    assert!(lines[0].contains("\"/a?b\"") && lines[0].contains("HTTPRoute/default/r"), "{}", lines[0]);
+    assert!(
+        lines[0].contains("\"/a?b\"") && lines[0].contains("\"route_name\":\"default/r\""),
+        "{}",
+        lines[0]
+    );
 }
 
 #[tokio::test]

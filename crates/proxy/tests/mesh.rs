@@ -68,7 +68,7 @@ async fn an_application_calls_another_and_each_proves_who_it_is() {
     assert!(out[1].contains("\"upstream_protocol\":\"HTTP/2\""), "{}", out[1]);
     let into = pair.inbound.lines(2).await;
     assert!(into[1].contains(&format!("\"downstream_peer_id\":\"{web}\"")), "{}", into[1]);
-    assert!(into[1].contains("\"upstream_cluster\":\"shop/reviews"), "{}", into[1]);
+    assert!(into[1].contains("\"upstream_cluster\":\"shop/reviews:"), "{}", into[1]);
     let mtls = "connection_security_policy=\"mutual_tls\"";
     let source = ["reporter=\"source\"", "source_workload=\"web\"", "destination_workload=\"reviews\"", mtls];
     assert_eq!(pair.outbound.metric("istio_requests_total", &source), 2);

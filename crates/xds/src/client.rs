@@ -13,6 +13,7 @@ mod types;
 mod watches;
 
 use std::collections::{BTreeMap, VecDeque};
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use meshwork_base::Tick;
@@ -331,8 +332,7 @@ impl Client {
         if let Some(revision) = batch.revision.filter(|_| !batch.from_cache) {
             self.report.valid_revision = revision;
         }
-        let refused = self.refused.iter().next();
-        self.report.last_error = refused.map(|(key, why)| format!("{key}: {why}")).unwrap_or_default();
+        self.refresh_last_error();
         self.report_due = true;
         self.acknowledge(&type_url, nonce, verdicts);
         if !kept.is_empty() {
@@ -348,13 +348,26 @@ impl Client {
         self.report_due = true;
     }
 
-    /// The listeners that accept connections now.
-    pub fn bound(&mut self, mut listeners: Vec<String>) {
-        listeners.sort_unstable();
-        if self.report.bound != listeners {
-            self.report.bound = listeners;
+    /// The listeners that accept connections now, with their addresses, and those whose port cannot be had, with the
+    /// reason.
+    pub fn bound(&mut self, listeners: BTreeMap<String, IpAddr>, unbound: BTreeMap<String, String>) {
+        // That all addresses are taken says nothing of how to get here.
+        let told = listeners.iter().filter(|(_, address)| !address.is_unspecified());
+        let addresses = told.map(|(listener, address)| (listener.clone(), address.to_string())).collect();
+        let bound = listeners.into_keys().collect();
+        let report = Report { bound, addresses, unbound, ..self.report.clone() };
+        if self.report != report {
+            self.report = report;
+            self.refresh_last_error();
             self.report_due = true;
         }
+    }
+
+    /// What is wrong here, the worst first.
+    fn refresh_last_error(&mut self) {
+        let unbound = self.report.unbound.iter().next().map(|(listener, why)| format!("{listener}: {why}"));
+        let refused = || self.refused.iter().next().map(|(key, why)| format!("{key}: {why}"));
+        self.report.last_error = unbound.or_else(refused).unwrap_or_default();
     }
 
     /// What this proxy reports.

@@ -208,7 +208,7 @@ impl World {
                     assert!(self.waiting.remove(&waiter), "a waiter is answered once");
                     assert_ne!(answer, Answer::Unavailable);
                 }
-                Event::Joined => {}
+                Event::Joined | Event::Probes(_) => {}
             }
         }
     }

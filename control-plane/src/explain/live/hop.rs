@@ -96,7 +96,6 @@ fn said(text: &str) -> Option<String> {
     (!text.is_empty()).then(|| text.to_owned())
 }
 
-#[expect(clippy::cast_precision_loss, reason = "a time in milliseconds is for people")]
 fn millis(nanos: u64) -> f64 {
     (nanos / 1000) as f64 / 1000.0
 }

@@ -136,6 +136,7 @@ impl Built {
             |b: &&Arc<Cluster>| b.protocol == port.protocol && b.proxy_protocol == said.proxy_protocol;
         let shared = before.filter(alike).map(|b| Arc::clone(&b.shared));
         Cluster {
+            label: key.to_string().into(),
             key,
             port_name: Arc::clone(&port.name),
             protocol: port.protocol,

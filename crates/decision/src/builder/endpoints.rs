@@ -1,7 +1,6 @@
 //! Endpoint sets: all slices of a service merged per port, with identities and counts kept by address.
 
 use std::collections::HashMap;
-use std::collections::hash_map::Entry;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
@@ -11,6 +10,18 @@ use super::Held;
 use crate::cluster::Cluster;
 use crate::convert::{EndpointSpec, ServiceSpec};
 use crate::endpoint::{Endpoint, EndpointSet, Exclusion, Health, Transport};
+
+/// What is at one address of an application: one endpoint, seldom more.
+type Places<T> = SmallVec<[T; 1]>;
+
+/// Whether two endpoints with one address of the application are one. Behind sidecars that listen elsewhere are two
+/// instances, each of which reaches its own application by that address (`127.0.0.1`, say).
+fn same_place(one: &Transport, other: &Transport) -> bool {
+    match (one, other) {
+        (Transport::Mesh { http: one, .. }, Transport::Mesh { http: other, .. }) => one == other,
+        _ => true,
+    }
+}
 
 /// Hands out ids of endpoints.
 #[derive(Debug, Default)]
@@ -23,9 +34,11 @@ impl EndpointIds {
     pub(super) fn update(&mut self, held: &Held, cluster: &Cluster) {
         let Some(service) = held.services.get(&cluster.key.service) else { return };
         let before = cluster.endpoints();
-        let known: HashMap<SocketAddr, &Arc<Endpoint>> =
-            before.all().iter().map(|e| (e.address(), e)).collect();
-        let mut places: HashMap<SocketAddr, usize> = HashMap::with_capacity(known.len());
+        let mut known: HashMap<SocketAddr, Places<&Arc<Endpoint>>> = HashMap::new();
+        for endpoint in before.all() {
+            known.entry(endpoint.address()).or_default().push(endpoint);
+        }
+        let mut places: HashMap<SocketAddr, Places<usize>> = HashMap::with_capacity(known.len());
         let mut all: Vec<Arc<Endpoint>> = Vec::with_capacity(known.len());
         for slice in held.slices_of(&service.name) {
             let Some((_, port)) = slice.ports.iter().find(|(name, _)| *name == cluster.port_name) else {
@@ -33,16 +46,18 @@ impl EndpointIds {
             };
             for spec in &slice.endpoints {
                 let address = SocketAddr::new(spec.addresses[0], *port);
-                match places.entry(address) {
-                    Entry::Vacant(free) => {
-                        free.insert(all.len());
-                        all.push(self.endpoint(service, spec, *port, known.get(&address).copied()));
+                let here = known.get(&address).into_iter().flatten();
+                let known = here.copied().find(|known| same_place(&known.transport, &spec.transport));
+                let taken = places.entry(address).or_default();
+                match taken.iter().find(|&&at| same_place(&all[at].transport, &spec.transport)) {
+                    None => {
+                        taken.push(all.len());
+                        all.push(self.endpoint(service, spec, *port, known));
                     }
                     // An instance that moves between slices is in both for a moment: what serves counts.
-                    Entry::Occupied(taken) => {
-                        let there = &mut all[*taken.get()];
-                        if there.excluded.is_some() && exclusion(service, spec).is_none() {
-                            *there = self.endpoint(service, spec, *port, known.get(&address).copied());
+                    Some(&at) => {
+                        if all[at].excluded.is_some() && exclusion(service, spec).is_none() {
+                            all[at] = self.endpoint(service, spec, *port, known);
                         }
                     }
                 }

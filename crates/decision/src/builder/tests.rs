@@ -228,6 +228,34 @@ fn an_instance_in_two_slices_counts_once_and_serves_if_either_says_so() {
 }
 
 #[test]
+fn two_sidecars_before_one_address_are_two_endpoints() {
+    let behind = |mesh_port, instance: &str| v1::Endpoint {
+        transport: v1::endpoint::Transport::Mesh.into(),
+        mesh_port,
+        spiffe_id: "spiffe://m/ns/ns/sa/a".into(),
+        instance: instance.into(),
+        ..wire_endpoint("127.0.0.1")
+    };
+    let mut builder = SnapshotBuilder::new();
+    let all = |ports: &[u32]| {
+        let endpoints = ports.iter().map(|&port| behind(port, &format!("a-{port}"))).collect();
+        slice("ns/1", "ns/a", ("", 8080), endpoints)
+    };
+    let world = [service_change(&service("ns/a", &[("", 80)])), all(&[15006, 25006])];
+    let snapshot = build(&mut builder, world);
+    let ports = || -> Vec<u16> {
+        endpoints(&cluster(&snapshot)).iter().map(|endpoint| endpoint.http_address().port()).collect()
+    };
+    assert_eq!(ports(), [15006, 25006]);
+    let before = endpoints(&cluster(&snapshot));
+    builder.apply([all(&[25006, 15006, 35006])]);
+    assert_eq!(ports(), [25006, 15006, 35006]);
+    let after = endpoints(&cluster(&snapshot));
+    assert!(Arc::ptr_eq(&before[0], &after[1]) && Arc::ptr_eq(&before[1], &after[0]), "each stays itself");
+    assert!(!Arc::ptr_eq(&after[2].stats, &after[0].stats), "nobody counts for another");
+}
+
+#[test]
 fn only_the_named_identities_serve_a_service() {
     let mesh = |address: &str, id: &str| v1::Endpoint {
         transport: v1::endpoint::Transport::Mesh.into(),

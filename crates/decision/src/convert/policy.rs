@@ -26,15 +26,33 @@ pub(crate) struct Refused {
     pub(crate) closed: Option<PolicySpec>,
 }
 
+/// What stands for a policy that this binary lacks a feature for; none where it is not about authorization.
+pub(crate) fn closed_policy(name: &Arc<str>, message: &v1::Policy) -> Option<PolicySpec> {
+    if !protects(message) {
+        return None;
+    }
+    let origin = Arc::new(Origin::from_message(message.source.as_ref()));
+    let targets = message.targets.iter().filter_map(|message| target(message).ok()).collect();
+    Some(closed(name, &origin, targets))
+}
+
+/// Only what is attached as an authorization policy protects something; an unknown kind of policy may be one.
+fn protects(message: &v1::Policy) -> bool {
+    !matches!(
+        message.spec,
+        Some(v1::policy::Spec::Traffic(_) | v1::policy::Spec::Inbound(_) | v1::policy::Spec::Listener(_))
+    )
+}
+
+fn closed(name: &Arc<str>, origin: &Arc<Origin>, targets: Box<[TargetKey]>) -> PolicySpec {
+    let said = Said::Authorization(Arc::new(AuthorizationPolicy::closed(Arc::clone(origin))));
+    PolicySpec { name: Arc::clone(name), origin: Arc::clone(origin), targets, said }
+}
+
 /// Converts a policy.
 pub(crate) fn policy(name: &Arc<str>, message: &v1::Policy) -> std::result::Result<PolicySpec, Box<Refused>> {
     let origin = Arc::new(Origin::from_message(message.source.as_ref()));
     let targets: Vec<_> = message.targets.iter().map(target).collect();
-    // Only what is attached as an authorization policy protects something; an unknown kind of policy may be one.
-    let protects = !matches!(
-        message.spec,
-        Some(v1::policy::Spec::Traffic(_) | v1::policy::Spec::Inbound(_) | v1::policy::Spec::Listener(_))
-    );
     let known: Box<[TargetKey]> = targets.iter().filter_map(|t| t.as_ref().ok().cloned()).collect();
     let convert = || -> Result<PolicySpec> {
         let targets = targets.into_iter().collect::<Result<_>>()?;
@@ -42,9 +60,8 @@ pub(crate) fn policy(name: &Arc<str>, message: &v1::Policy) -> std::result::Resu
         Ok(PolicySpec { name: Arc::clone(name), origin: Arc::clone(&origin), targets, said })
     };
     convert().map_err(|error| {
-        let said = Said::Authorization(Arc::new(AuthorizationPolicy::closed(Arc::clone(&origin))));
-        let closed = PolicySpec { name: Arc::clone(name), origin: Arc::clone(&origin), targets: known, said };
-        Box::new(Refused { error, closed: protects.then_some(closed) })
+        let closed = protects(message).then(|| closed(name, &origin, known));
+        Box::new(Refused { error, closed })
     })
 }
 

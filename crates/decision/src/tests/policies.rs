@@ -231,6 +231,21 @@ fn authorization_that_is_not_understood_closes_what_it_protects() {
     let rejections = builder.apply([Change::upsert(name, "3", &unknown_action)]);
     assert_eq!(rejections[0].severity, Severity::Error);
     assert_eq!(verdict(&builder.build()), Ok(()), "the previous version stays in force");
+    let lacking = |name: &str, message: &v1::Policy| Change::Unsupported {
+        type_url: meshwork_messages::type_url::<v1::Policy>().into(),
+        name: name.into(),
+        body: prost::Message::encode_to_vec(message).into(),
+    };
+    builder.apply([lacking(name, &good)]);
+    assert_eq!(verdict(&builder.build()), Ok(()), "the previous version protects");
+    assert_eq!(verdict(&build(&mut builder, [Change::remove::<v1::Policy>(name)])), Ok(()));
+    builder.apply([lacking(name, &good)]);
+    assert_eq!(
+        verdict(&builder.build()),
+        Err(Cause::AuthorizationUnknown),
+        "nobody knows what it would refuse"
+    );
+    assert_eq!(verdict(&build(&mut builder, [Change::remove::<v1::Policy>(name)])), Ok(()));
     let unknown_kind = v1::Policy { targets: vec![target("Gateway", "infra/gw", "")], ..Default::default() };
     let rejections = builder.apply([Change::upsert("FuturePolicy/p/b", "1", &unknown_kind)]);
     assert_eq!(rejections[0].severity, Severity::Closed, "a kind from the future may be an authorization");

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use meshwork_base::{Clock, Tick};
-use meshwork_decision::{Cause, Cluster, Endpoint, InFlight, Limited, Matched, Permit};
+use meshwork_decision::{Cause, Cluster, Endpoint, InFlight, InboundPort, Limited, Matched, Permit};
 use meshwork_http1::{KnownName, RequestHead, ResponseHead, Version};
 use meshwork_telemetry::{Protocol, Record, TraceId};
 
@@ -92,7 +92,7 @@ impl<'c> Journey<'c> {
 
     pub(crate) fn matched(&mut self, matched: &Matched<'_>) {
         self.record.listener = matched.listener.map(|listener| Arc::clone(&listener.name));
-        self.record.route = Some(Arc::clone(&matched.route().name));
+        self.record.route = Some(Arc::clone(&matched.route().origin.qualified));
         let name = matched.rule().name();
         self.record.rule = (!name.is_empty()).then(|| name.into());
     }
@@ -107,7 +107,7 @@ impl<'c> Journey<'c> {
     /// # Errors
     /// As many requests as its limit allows are under way.
     pub(crate) fn cluster(&mut self, cluster: &Arc<Cluster>) -> Result<(), Failure> {
-        self.record.service = Some(Arc::clone(&cluster.key.service));
+        self.record.service = Some(Arc::clone(&cluster.label));
         self.called.cluster = Some(Arc::clone(cluster));
         if cluster.limits.max_requests.is_some() {
             let over = |cause| Failure::local(cause).because(Arc::clone(&cluster.key.service));
@@ -116,10 +116,10 @@ impl<'c> Journey<'c> {
         Ok(())
     }
 
-    /// Our own application is called, as this service.
-    pub(crate) fn own(&mut self, service: &Arc<str>) {
-        self.record.service = Some(Arc::clone(service));
-        self.called.own = Some(Arc::clone(service));
+    /// Our own application is called, as this port of a service.
+    pub(crate) fn own(&mut self, port: &InboundPort) {
+        self.record.service = Some(Arc::clone(&port.label));
+        self.called.own = Some(Arc::clone(&port.key.service));
     }
 
     /// An attempt begins.

@@ -8,6 +8,7 @@ use meshwork_decision::{
     RequestView, Routed, RulePolicy, Scheme, Timeouts, split_authority,
 };
 use meshwork_http1::{KnownName, RequestHead};
+use meshwork_identity::Identity;
 use meshwork_telemetry::Protocol;
 
 use super::journey::{Journey, decide};
@@ -104,7 +105,7 @@ pub(crate) fn find<'v>(
     let routed = match conn.place {
         Place::Inbound(_) => {
             let port = app_port(conn, view, &seen, journey)?;
-            journey.own(&port.key.service);
+            journey.own(port);
             return Ok(Way::App(port));
         }
         Place::Outbound(_) => {
@@ -210,7 +211,12 @@ pub(crate) fn authorize(
     if authorization.is_empty() {
         return Ok(());
     }
-    let seen = Seen::new(conn, head);
+    let mut seen = Seen::new(conn, head);
+    // On the outbound side our own application calls, as whom we prove to be.
+    let own = conn.worker.shared.mesh.identity.as_deref().map(Identity::id);
+    if matches!(conn.place, Place::Outbound(_)) {
+        seen.peer = own.as_ref();
+    }
     for policy in authorization.audits(&seen) {
         let peer = seen.peer.map_or("nobody", SpiffeId::as_str);
         tracing::info!(policy = %policy.origin, peer, host = seen.host, path = seen.path(), "audited");

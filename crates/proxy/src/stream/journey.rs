@@ -51,14 +51,14 @@ impl Journey {
 
     pub(super) fn matched(&mut self, matched: &Matched<'_>) {
         self.record.listener = matched.listener.map(|listener| Arc::clone(&listener.name));
-        self.record.route = Some(Arc::clone(&matched.route().name));
+        self.record.route = Some(Arc::clone(&matched.route().origin.qualified));
         let name = matched.rule().name();
         self.record.rule = (!name.is_empty()).then(|| name.into());
     }
 
     /// A service is called.
     pub(super) fn cluster(&mut self, cluster: &Arc<Cluster>) {
-        self.record.service = Some(Arc::clone(&cluster.key.service));
+        self.record.service = Some(Arc::clone(&cluster.label));
         self.called.cluster = Some(Arc::clone(cluster));
     }
 

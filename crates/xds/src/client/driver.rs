@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::future::Future;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -26,7 +27,7 @@ const BACKOFF_MAX: Duration = Duration::from_secs(15);
 enum Command {
     Settle(BatchId, Vec<Rejection>),
     Effective(u64),
-    Bound(Vec<String>),
+    Bound(BTreeMap<String, IpAddr>, BTreeMap<String, String>),
     Watch(ResourceKey, Duration, oneshot::Sender<Answer>),
     Touch(ResourceKey),
     Armed(Vec<u64>),
@@ -49,7 +50,7 @@ impl std::fmt::Debug for Command {
         f.write_str(match self {
             Self::Settle(..) => "Settle",
             Self::Effective(_) => "Effective",
-            Self::Bound(_) => "Bound",
+            Self::Bound(..) => "Bound",
             Self::Watch(..) => "Watch",
             Self::Touch(_) => "Touch",
             Self::Armed(_) => "Armed",
@@ -75,12 +76,17 @@ impl Handle {
         self.send(Command::Effective(revision)).await
     }
 
-    /// The listeners (by resource name) that accept connections now.
+    /// The listeners (by resource name) that accept connections now, with their addresses, and those whose port cannot
+    /// be had, with the reason.
     ///
     /// # Errors
     /// [`Gone`].
-    pub async fn bound(&self, listeners: Vec<String>) -> Result<(), Gone> {
-        self.send(Command::Bound(listeners)).await
+    pub async fn bound(
+        &self,
+        listeners: BTreeMap<String, IpAddr>,
+        unbound: BTreeMap<String, String>,
+    ) -> Result<(), Gone> {
+        self.send(Command::Bound(listeners, unbound)).await
     }
 
     /// Waits until the consumer holds a resource, at most for `patience`.
@@ -293,7 +299,7 @@ impl Core {
         let now = self.clock.now();
         match command {
             Command::Effective(revision) => self.client.effective(revision),
-            Command::Bound(listeners) => self.client.bound(listeners),
+            Command::Bound(listeners, unbound) => self.client.bound(listeners, unbound),
             Command::Touch(key) => self.client.touch(&key, now),
             Command::Armed(probes) => self.client.armed(probes),
             Command::Observed(observation) => self.client.observed(*observation),

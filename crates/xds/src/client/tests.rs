@@ -63,7 +63,7 @@ fn answers(client: &mut Client) -> Vec<Answer> {
     let events = std::iter::from_fn(|| client.poll_event());
     let answers = events.filter_map(|event| match event {
         Event::Answer(_, answer) => Some(answer),
-        Event::Batch(_) | Event::Joined => None,
+        Event::Batch(_) | Event::Joined | Event::Probes(_) => None,
     });
     answers.collect()
 }

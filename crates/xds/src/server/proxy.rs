@@ -1,5 +1,7 @@
 //! What the control plane knows of one proxy.
 
+use std::collections::BTreeMap;
+
 use meshwork_base::SpiffeId;
 use meshwork_messages::v1::{Node, rejection::Severity};
 
@@ -37,6 +39,10 @@ pub struct Proxy {
     pub last_error: String,
     /// Names of the listeners that accept connections now.
     pub bound: Vec<String>,
+    /// Of those, the IP address where it is one.
+    pub addresses: BTreeMap<String, String>,
+    /// Listeners whose port it cannot have, and why.
+    pub unbound: BTreeMap<String, String>,
     /// The probes it has armed.
     pub probes: Vec<u64>,
     /// What it refused.

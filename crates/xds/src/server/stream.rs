@@ -78,6 +78,8 @@ impl Stream {
             effective_revision: self.report.effective_revision,
             last_error: self.report.last_error.clone(),
             bound: self.report.bound.clone(),
+            addresses: self.report.addresses.clone(),
+            unbound: self.report.unbound.clone(),
             probes: self.report.probes.clone(),
             rejections: self.rejections.values().cloned().collect(),
             subscriptions: self.subscriptions.iter().cloned().collect(),
@@ -113,7 +115,9 @@ impl Stream {
             return Err(Refusal::NoNode);
         }
         if let Some(report) = request.report {
-            self.verdicts += u64::from(report.bound != self.report.bound);
+            let listeners =
+                |report: &Report| (report.bound.clone(), report.addresses.clone(), report.unbound.clone());
+            self.verdicts += u64::from(listeners(&report) != listeners(&self.report));
             self.report = report;
         }
         if request.type_url.is_empty() {

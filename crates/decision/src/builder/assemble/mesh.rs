@@ -81,6 +81,7 @@ impl Built {
                 self.policies.of_inbound(&served.key.service, section.map_or("", |(_, name)| name));
             InboundPort {
                 key: served.key.clone(),
+                label: served.key.to_string().into(),
                 app_port: served.app_port,
                 protocol: served.protocol,
                 mtls,
