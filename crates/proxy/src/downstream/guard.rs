@@ -12,13 +12,16 @@
 use std::cell::Cell;
 use std::collections::VecDeque;
 use std::io;
+use std::mem::MaybeUninit;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use h2::Reason;
 use meshwork_base::Tick;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::time::{Sleep, sleep};
 
 use super::frames::{Head, Heads, Kind, PREFACE_LEN, Piece};
 use crate::replay::Replayed;
@@ -32,6 +35,9 @@ const PER_SECOND: u32 = 100;
 /// alone.
 const OPEN_STREAMS: usize = 512;
 const ENDED_STREAMS: usize = 128;
+
+/// How long a caller may take to read why it was refused.
+const LINGER: Duration = Duration::from_secs(1);
 
 /// Why a connection must end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,23 +61,37 @@ pub(crate) struct Guarded {
     io: Replayed,
     worker: Rc<Worker>,
     incoming: Incoming,
-    outgoing: Heads,
+    outgoing: Outgoing,
     watch: Watch,
+    linger: Option<Pin<Box<Sleep>>>,
 }
 
 impl Guarded {
     pub(crate) fn new(io: Replayed, worker: Rc<Worker>) -> (Self, Watch) {
         let watch = Watch::default();
         let incoming = Incoming::new(worker.now());
-        let guarded = Self { io, worker, incoming, outgoing: Heads::after(0), watch: Rc::clone(&watch) };
+        let outgoing = Outgoing::default();
+        let guarded = Self { io, worker, incoming, outgoing, watch: Rc::clone(&watch), linger: None };
         (guarded, watch)
     }
 
-    /// Frames that leave explain frames that come: updates of windows, answers.
-    fn wrote(&mut self, mut bytes: &[u8]) {
-        while let Some(piece) = self.outgoing.next(&mut bytes) {
-            if let Piece::Head(Head { kind: Kind::Data | Kind::Headers, .. }) = piece {
-                self.incoming.budget.earn(4);
+    fn wrote(&mut self, bytes: &[u8]) {
+        self.incoming.budget.earn(self.outgoing.explains(bytes));
+    }
+
+    /// Reads and drops what still comes behind a GOAWAY of ours: a close with unread bytes would reset the connection
+    /// under it (RFC 9113 section 5.4.1).
+    fn poll_linger(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let patience = self.linger.get_or_insert_with(|| Box::pin(sleep(LINGER)));
+        if patience.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(());
+        }
+        let mut chunk = [MaybeUninit::uninit(); 4096];
+        loop {
+            let mut buf = ReadBuf::uninit(&mut chunk);
+            match ready!(Pin::new(&mut self.io).poll_read(cx, &mut buf)) {
+                Ok(()) if !buf.filled().is_empty() => {}
+                Ok(()) | Err(_) => return Poll::Ready(()),
             }
         }
     }
@@ -130,7 +150,53 @@ impl AsyncWrite for Guarded {
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().io).poll_shutdown(cx)
+        let this = self.get_mut();
+        if this.linger.is_none() {
+            ready!(Pin::new(&mut this.io).poll_shutdown(cx))?;
+        }
+        if this.outgoing.refuses {
+            ready!(this.poll_linger(cx));
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+/// Our own frames.
+struct Outgoing {
+    heads: Heads,
+    /// How much of a GOAWAY has passed, while one does.
+    goodbye: Option<usize>,
+    /// A GOAWAY named an error.
+    refuses: bool,
+}
+
+impl Default for Outgoing {
+    fn default() -> Self {
+        Self { heads: Heads::after(0), goodbye: None, refuses: false }
+    }
+}
+
+impl Outgoing {
+    /// How many frames of the caller these explain: updates of windows, answers.
+    fn explains(&mut self, mut bytes: &[u8]) -> u32 {
+        let mut count = 0;
+        while let Some(piece) = self.heads.next(&mut bytes) {
+            match piece {
+                Piece::Head(head) => {
+                    self.goodbye = (head.kind == Kind::GoAway).then_some(0);
+                    count += if matches!(head.kind, Kind::Data | Kind::Headers) { 4 } else { 0 };
+                }
+                Piece::Payload(payload) => {
+                    if let Some(at) = &mut self.goodbye {
+                        // The last stream, then the code of the error.
+                        self.refuses |=
+                            payload.iter().zip(*at..).any(|(&b, at)| (4..8).contains(&at) && b != 0);
+                        *at += payload.len();
+                    }
+                }
+            }
+        }
+        count
     }
 }
 

@@ -230,7 +230,7 @@ mod tests {
     fn cancellations_among_other_requests_are_no_attack() {
         let resets = Resets::default();
         for number in 0..3 * PREMATURE_RESETS {
-            resets.ended(number % 2 == 0);
+            resets.ended(number % 2 == 1);
             assert_eq!(resets.fault(), None, "half of them");
         }
         for _ in 0..PREMATURE_RESETS {

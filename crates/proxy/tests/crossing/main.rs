@@ -116,7 +116,7 @@ fn plan() -> impl Strategy<Value = Plan> {
 
 /// What must arrive of a body that went from one version to another, if it has one at all.
 fn arrived(body: &Body, from: Version, to: Version) -> (Vec<u8>, Vec<(String, String)>) {
-    // HTTP/1.1 has trailers behind chunks only; an empty body with a length has none either.
+    // HTTP/1.1 has trailers behind chunks only.
     let lost = body.declared && (from == Version::H1 || to == Version::H1);
     (body.bytes(), if lost { vec![] } else { body.trailers.clone() })
 }
@@ -131,7 +131,9 @@ fn check(plan: &Plan, from: Version, to: Version, asked: &Asked, got: &Answered)
     assert_eq!(sent.te, te, "it is of one connection: between proxies it is said anew");
     let (body, trailers) = arrived(&plan.request, from, to);
     assert!(sent.whole && sent.body == body, "{} of {} bytes", sent.body.len(), body.len());
-    if plan.method == Method::POST {
+    // A request that declares to have no bytes is done with its head.
+    let done = plan.request.declared && body.is_empty();
+    if plan.method == Method::POST && !done {
         assert_eq!(by_name(&sent.trailers), by_name(&trailers));
     }
     let bodiless = plan.method == Method::HEAD || matches!(plan.status, 204 | 304);

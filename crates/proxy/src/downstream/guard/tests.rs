@@ -124,3 +124,16 @@ fn each_flood_has_a_name() {
         assert_eq!(judge(&mut incoming, &bytes), Some(name));
     }
 }
+
+#[test]
+fn a_goodbye_with_an_error_is_one_that_is_waited_for() {
+    let goodbye = |code: u32| [&1u32.to_be_bytes()[..], &code.to_be_bytes(), b"words"].concat();
+    for (code, refuses) in [(0, false), (11, true)] {
+        for portion in [1, 3, 100] {
+            let mut outgoing = Outgoing::default();
+            let bytes = [frame(0, 0, 1, &[9; 20]), frame(7, 0, 0, &goodbye(code))].concat();
+            let explained: u32 = bytes.chunks(portion).map(|part| outgoing.explains(part)).sum();
+            assert_eq!((explained, outgoing.refuses), (4, refuses));
+        }
+    }
+}
