@@ -7,10 +7,11 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::stream;
 use http::{HeaderMap, HeaderValue, Request, Response};
 use http_body_util::combinators::BoxBody;
-use http_body_util::{BodyExt as _, Full};
-use hyper::body::Incoming;
+use http_body_util::{BodyExt as _, Full, StreamBody};
+use hyper::body::{Frame, Incoming};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto;
@@ -20,7 +21,7 @@ use tokio::runtime::Runtime;
 use tokio::sync::watch;
 
 /// It answers with what it saw, as JSON. A request's `x-status` asks for a status, `x-delay` for a pause in
-/// milliseconds, `x-hold` for an answer that waits until [`Upstream::release`]. A gRPC request gets its message back,
+/// milliseconds, `x-hold` for an answer that waits until [`Upstream::release`], `x-mebibytes` for a body of that size. A gRPC request gets its message back,
 /// with the status that `x-grpc-status` names in the trailers.
 pub struct Upstream {
     pub address: SocketAddr,
@@ -96,6 +97,12 @@ impl Answering {
         }
         if head.headers.get("content-type").is_some_and(|kind| kind == "application/grpc") {
             return grpc(body, number("x-grpc-status").unwrap_or_default());
+        }
+        if let Some(size) = number("x-mebibytes") {
+            // One block for all who ask, so that what it costs is not taken for what a gateway costs.
+            static MEBIBYTE: [u8; 1 << 20] = [b'm'; 1 << 20];
+            let blocks = (0..size).map(|_| Ok(Frame::data(Bytes::from_static(&MEBIBYTE))));
+            return Response::new(StreamBody::new(stream::iter(blocks)).boxed());
         }
         let headers = head.headers.keys().map(|name| {
             let values =

@@ -15,6 +15,7 @@ pub(crate) struct Gauges {
     upstream: Rc<Upstream>,
     connect_failures: RefCell<HashMap<Cause, WorkerCounter>>,
     handshake_failures: RefCell<HashMap<(Place, &'static str), WorkerCounter>>,
+    http2_faults: RefCell<HashMap<(Place, &'static str), WorkerCounter>>,
 }
 
 struct Downstream {
@@ -37,6 +38,7 @@ impl Gauges {
             }),
             connect_failures: RefCell::default(),
             handshake_failures: RefCell::default(),
+            http2_faults: RefCell::default(),
         }
     }
 
@@ -77,6 +79,15 @@ impl Gauges {
         let counter = known.entry((place, cause)).or_insert_with(|| {
             metrics.counter(&inventory::TLS_HANDSHAKE_FAILURES, &[&place.to_string(), cause])
         });
+        counter.increment();
+    }
+
+    /// Counts an HTTP/2 connection that was ended for what its caller did.
+    pub(crate) fn http2_fault(&self, place: Place, cause: &'static str, metrics: &WorkerMetrics) {
+        let mut known = self.http2_faults.borrow_mut();
+        let counter = known
+            .entry((place, cause))
+            .or_insert_with(|| metrics.counter(&inventory::HTTP2_FAULTS, &[&place.to_string(), cause]));
         counter.increment();
     }
 }

@@ -181,6 +181,11 @@ impl Worker {
         self.gauges.handshake_failed(place, cause, &self.metrics);
     }
 
+    /// Counts an HTTP/2 connection that was ended for what its caller did.
+    pub(crate) fn http2_fault(&self, place: Place, cause: &'static str) {
+        self.gauges.http2_fault(place, cause, &self.metrics);
+    }
+
     /// Counts and logs an endpoint that is left alone for a while.
     pub(crate) fn ejected(&self, cluster: &Cluster, endpoint: &Endpoint, ejection: Ejection) {
         let Ejection { until, count } = ejection;

@@ -14,6 +14,7 @@ use meshwork_messages::v1::service_port::AppProtocol;
 use meshwork_proxy::Settings;
 use parking_lot::Mutex;
 use support::h2::{answer, collect, collect_body, fetch, get, h2_client, h2_upstream};
+use support::raw::{ACK, DATA, END_STREAM, GOAWAY, PING, Raw, frame, request};
 use support::{Harness, exchange, is_head, rule, upstream};
 use tokio::sync::{Notify, mpsc};
 
@@ -142,6 +143,43 @@ async fn drain_says_goodbye_and_what_runs_is_finished() {
     for call in calls {
         assert_eq!(&collect(call.await.unwrap()).await.1[..], b"late");
     }
+    assert!(drained.await.unwrap(), "nothing was cut off");
+}
+
+/// RFC 9113 section 6.8: first a goodbye that excludes nothing, and only a round trip later the last word.
+#[tokio::test]
+async fn the_goodbye_comes_in_two_steps_and_what_is_on_the_way_between_them_is_served() {
+    let up = h2_upstream(usize::MAX, |_, _, respond| async move { answer(respond, b"ok") }).await;
+    let (harness, address) = gateway(AppProtocol::Http2, up.address).await;
+    let mut raw = Raw::open(address).await;
+    raw.send(&request(1, "/")).await;
+    while raw.next().await.unwrap().2 != 1 {}
+    let drained = tokio::spawn(harness.engine.drain(Duration::from_secs(10)));
+    let goodbye = loop {
+        let (kind, _, _, payload) = raw.next().await.unwrap();
+        if kind == GOAWAY {
+            break payload;
+        }
+    };
+    assert_eq!(goodbye[..8], [0x7f, 0xff, 0xff, 0xff, 0, 0, 0, 0], "no stream is excluded, no error");
+    let ping = loop {
+        let (kind, flags, _, payload) = raw.next().await.unwrap();
+        if (kind, flags & ACK) == (PING, 0) {
+            break payload;
+        }
+    };
+    // This request was sent before the goodbye could be read.
+    raw.send(&request(3, "/")).await;
+    raw.send(&frame(PING, ACK, 0, &ping)).await;
+    let (mut answered, mut last) = (false, None);
+    while let Ok((kind, flags, stream, payload)) = raw.next().await {
+        answered |= kind == DATA && stream == 3 && flags & END_STREAM != 0;
+        if kind == GOAWAY {
+            last = Some(payload[..4].to_vec());
+        }
+    }
+    assert!(answered, "what was on the way is served");
+    assert_eq!(last, Some(vec![0, 0, 0, 3]), "and the last word names it");
     assert!(drained.await.unwrap(), "nothing was cut off");
 }
 

@@ -226,24 +226,31 @@ async fn an_extended_connect_reaches_an_http1_application() {
 #[tokio::test]
 async fn a_refused_websocket_is_a_response_like_any_other() {
     let up = upstream(|got| {
-        is_head(got).then(|| b"HTTP/1.1 426 Upgrade Required\r\ncontent-length: 3\r\n\r\nno!".to_vec())
+        let page = String::from_utf8_lossy(got).starts_with("GET /page ");
+        let status = if page { "200 OK" } else { "426 Upgrade Required" };
+        is_head(got).then(|| format!("HTTP/1.1 {status}\r\ncontent-length: 3\r\n\r\nno!").into_bytes())
     })
     .await;
     let pair = Pair::start(up.address, AppProtocol::Http1).await;
     let (_harness, edge) = gateway(AppProtocol::Http1, up.address).await;
     for address in [pair.proxy, edge] {
         let mut tcp = TcpStream::connect(address).await.unwrap();
-        for _ in 0..2 {
-            tcp.write_all(handshake("/").as_bytes()).await.unwrap();
+        for (path, status) in [("/", "426"), ("/page", "200"), ("/", "426")] {
+            tcp.write_all(handshake(path).as_bytes()).await.unwrap();
             let response = read_until(&mut tcp, "no!").await;
-            assert!(response.starts_with("HTTP/1.1 426 "), "the connection goes on: {response}");
+            assert!(response.starts_with(&format!("HTTP/1.1 {status} ")), "{response}");
+            assert!(!response.contains("x-meshwork"), "{response}");
         }
     }
+    // Over HTTP/2 a 2xx would agree.
+    let (response, _send) = connect(edge, "websocket", "/page").await;
+    assert_eq!(response.status(), 502);
+    assert_eq!(response.headers()["x-meshwork-refused-status"], "200");
     let (response, send) = connect(edge, "websocket", "/").await;
     let (status, body, _) = collect(response).await;
     assert_eq!((status, &body[..]), (426, &b"no!"[..]));
     drop(send);
-    assert!(pair.inbound.lines(2).await[1].contains("\"response_code\":426"));
+    assert!(pair.inbound.lines(2).await[0].contains("\"response_code\":426"));
 }
 
 #[tokio::test]

@@ -105,6 +105,8 @@ metrics! {
         "Connections to endpoints that could not be opened.";
     TLS_HANDSHAKE_FAILURES = "meshwork_tls_handshake_failures_total", Counter, "", &["listener", "cause"],
         "Connections from clients that were refused before their first request, by reason.";
+    HTTP2_FAULTS = "meshwork_http2_faults_total", Counter, "", &["listener", "cause"],
+        "HTTP/2 connections ended for what their client did: floods, frames out of place or shape.";
     ENDPOINT_EJECTIONS = "meshwork_endpoint_ejections_total", Counter, "", &["service"],
         "Endpoints that outlier detection left alone for a while.";
     CONFIG_REVISION = "meshwork_config_revision_info", Gauge, "", &["revision"],

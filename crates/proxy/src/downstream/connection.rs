@@ -15,13 +15,12 @@ use tokio::net::TcpStream;
 use super::Down;
 use super::detect::{Detected, detect};
 use super::h1::{self, H1Server};
-use super::h2::H2Stream;
 use super::handshake::{self, Caller, Opened, Refused};
 use super::proxied::{self, Ends};
+use super::streams;
 use crate::connections::{Entry, Order, Phase, Registration};
 use crate::error::Failure;
 use crate::gauges::OpenDownstream;
-use crate::http::convert;
 use crate::http::stream::StreamError;
 use crate::mesh::Place;
 use crate::replay::Replayed;
@@ -31,14 +30,6 @@ use crate::stream;
 use crate::wire::Wire;
 use crate::worker::Worker;
 
-/// Bytes of one request's body that may be on the way to us unread.
-const STREAM_WINDOW: u32 = 256 * 1024;
-/// The same for all requests of one connection.
-const CONNECTION_WINDOW: u32 = 1024 * 1024;
-/// Requests of one connection at the same time.
-const MAX_STREAMS: u32 = 128;
-/// Bytes of one response's body that wait for the connection.
-const SEND_BUFFER: usize = 64 * 1024;
 /// Of a caller that will not stop sending, so much is read before the connection is closed.
 const LINGER_BYTES: u64 = 1024 * 1024;
 
@@ -68,7 +59,7 @@ impl Link {
 
 /// What carries one request at a time: a connection of HTTP/1, a stream of HTTP/2.
 pub(crate) struct Conn {
-    link: Rc<Link>,
+    pub(crate) link: Rc<Link>,
     pub(crate) entry: Registration,
 }
 
@@ -133,7 +124,7 @@ pub(crate) async fn serve(worker: Rc<Worker>, place: Place, mut tcp: TcpStream, 
     if http2 {
         let read = std::mem::take(&mut wire.read);
         // Its state would make every connection's future half as large again.
-        Box::pin(serve_h2(link, entry, Replayed::new(read, wire.io))).await;
+        Box::pin(streams::serve(link, entry, Replayed::new(read, wire.io))).await;
     } else {
         serve_h1(Conn { link, entry }, wire).await;
     }
@@ -269,81 +260,6 @@ async fn linger(conn: &Conn, server: &mut H1Server) {
     .await;
 }
 
-async fn serve_h2(link: Rc<Link>, entry: Registration, io: Replayed) {
-    let worker = &link.worker;
-    let mut builder = ::h2::server::Builder::new();
-    builder
-        .initial_window_size(STREAM_WINDOW)
-        .initial_connection_window_size(CONNECTION_WINDOW)
-        .max_concurrent_streams(MAX_STREAMS)
-        .max_send_buffer_size(SEND_BUFFER)
-        .max_header_list_size(worker.shared.settings.limits.header_bytes)
-        .enable_connect_protocol();
-    entry.enter(Phase::Handshake, worker.now());
-    let shaken = handshake::unless_ordered(&entry, builder.handshake::<_, bytes::Bytes>(io)).await;
-    let Ok(Some(Ok(mut connection))) = shaken else { return };
-    entry.enter(Phase::Idle, worker.now());
-    let peer = link.caller.as_ref().map(|caller| &caller.peer);
-    let mut going_away = false;
-    loop {
-        let accepted = poll_fn(|cx| {
-            match entry.order() {
-                Some(Order::TimedOut(Phase::Idle)) if connection.has_streams() => {
-                    entry.disregard(worker.now());
-                }
-                Some(Order::Drain | Order::TimedOut(Phase::Idle)) if !going_away => {
-                    going_away = true;
-                    connection.graceful_shutdown();
-                }
-                Some(Order::Close(_) | Order::TimedOut(Phase::Handshake | Phase::Head)) => {
-                    return Poll::Ready(None);
-                }
-                _ => {}
-            }
-            let accepted = connection.poll_accept(cx);
-            if accepted.is_pending() {
-                entry.watch(cx);
-            }
-            accepted
-        })
-        .await;
-        match accepted {
-            Some(Ok((request, respond))) => {
-                entry.progress(worker.now());
-                let own = worker.connections(link.place).register_stream(worker.now(), peer);
-                let conn = Conn { link: Rc::clone(&link), entry: own };
-                tokio::task::spawn_local(serve_stream(conn, entry.entry(), request, respond));
-            }
-            Some(Err(error)) => {
-                tracing::debug!(peer = %link.peer, %error, "HTTP/2 connection ended");
-                return;
-            }
-            None => return,
-        }
-    }
-}
-
-async fn serve_stream(
-    conn: Conn,
-    connection: Rc<Entry>,
-    request: http::Request<::h2::RecvStream>,
-    respond: ::h2::server::SendResponse<bytes::Bytes>,
-) {
-    let started = conn.worker.now();
-    let mut head = RequestHead::new();
-    let mut scratch = Scratch::new(meshwork_telemetry::Protocol::Http2);
-    let read = convert::request_into(&request, &mut head);
-    let is_head = *request.method() == http::Method::HEAD;
-    let mut down = Down::H2(Box::new(H2Stream::new(request.into_body(), respond, is_head)));
-    match read {
-        Ok(()) => request::serve(&conn, &mut head, &mut down, &mut scratch, started).await,
-        Err(failure) => {
-            request::refuse(&conn, &mut head, &mut down, &mut scratch, &failure, started).await;
-        }
-    }
-    connection.progress(conn.worker.now());
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -352,10 +268,9 @@ mod tests {
         size_of::<F>()
     }
 
-    /// What an idle connection holds, and what each stream does.
+    /// What an idle connection holds.
     #[test]
     fn futures_stay_small() {
         assert!(size(serve) <= 3584, "a connection's future is {} bytes", size(serve));
-        assert!(size(serve_stream) <= 3072, "a stream's future is {} bytes", size(serve_stream));
     }
 }

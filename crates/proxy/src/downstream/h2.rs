@@ -9,6 +9,7 @@ use meshwork_http1::ResponseHead;
 use crate::http::convert;
 use crate::http::h2_body::{H2Sink, H2Source};
 use crate::http::stream::StreamError;
+use crate::http::upgrade;
 
 /// See the module's text.
 pub(crate) struct H2Stream {
@@ -16,11 +17,15 @@ pub(crate) struct H2Stream {
     respond: SendResponse<Bytes>,
     sink: Option<H2Sink>,
     head_request: bool,
+    /// It asked for a tunnel.
+    extended: bool,
 }
 
 impl H2Stream {
-    pub(crate) fn new(recv: h2::RecvStream, respond: SendResponse<Bytes>, head_request: bool) -> Self {
-        Self { source: H2Source::new(recv), respond, sink: None, head_request }
+    pub(crate) fn new(request: http::Request<h2::RecvStream>, respond: SendResponse<Bytes>) -> Self {
+        let head_request = *request.method() == http::Method::HEAD;
+        let extended = request.extensions().get::<h2::ext::Protocol>().is_some();
+        Self { source: H2Source::new(request.into_body()), respond, sink: None, head_request, extended }
     }
 
     /// Both directions, behind the head of a response.
@@ -52,7 +57,11 @@ impl H2Stream {
 
     pub(crate) fn send_head(&mut self, head: &ResponseHead, end: bool) -> Result<(), StreamError> {
         let end = end || self.head_request || matches!(head.status, 204 | 304);
-        let send = self.respond.send_response(convert::response(head), end)?;
+        let mut response = convert::response(head);
+        if self.extended && !head.tunnel {
+            upgrade::refuse(&mut response);
+        }
+        let send = self.respond.send_response(response, end)?;
         self.sink = Some(H2Sink::new(send, end));
         Ok(())
     }

@@ -6,10 +6,13 @@
 
 pub(crate) mod connection;
 pub(crate) mod detect;
+pub(crate) mod frames;
+pub(crate) mod guard;
 pub(crate) mod h1;
 pub(crate) mod h2;
 pub(crate) mod handshake;
 pub(crate) mod proxied;
+pub(crate) mod streams;
 
 use std::task::{Context, Poll};
 
@@ -120,6 +123,18 @@ impl Down<'_> {
             Self::H1(_) => false,
             Self::H2(stream) => {
                 stream.reset(::h2::Reason::REFUSED_STREAM);
+                true
+            }
+        }
+    }
+
+    /// Says that a request is none (RFC 9113 section 8.1.1). False where the caller's protocol has no way to but a
+    /// response.
+    pub(crate) fn reject(&mut self) -> bool {
+        match self {
+            Self::H1(_) => false,
+            Self::H2(stream) => {
+                stream.reset(::h2::Reason::PROTOCOL_ERROR);
                 true
             }
         }

@@ -10,7 +10,9 @@ use http::header::{HeaderMap, HeaderName, HeaderValue};
 use http::uri::{Authority, PathAndQuery};
 use http::{Method, Request, Response, StatusCode, Uri};
 use meshwork_decision::Cause;
-use meshwork_http1::{BodyLength, Fields, KnownName, ParseError, RequestHead, ResponseHead, Version};
+use meshwork_http1::{
+    BodyLength, Fields, KnownName, Limit, Limits, ParseError, RequestHead, ResponseHead, Version,
+};
 
 use super::upgrade;
 use crate::error::Failure;
@@ -64,14 +66,23 @@ fn is_connection_specific(name: Option<KnownName>) -> bool {
 ///
 /// # Errors
 /// What of the request is not HTTP (RFC 9113 section 8.3.1), or a protocol that nobody here speaks.
-pub(crate) fn request_into(request: &Request<h2::RecvStream>, head: &mut RequestHead) -> Result<(), Failure> {
+pub(crate) fn request_into(
+    request: &Request<h2::RecvStream>,
+    limits: &Limits,
+    head: &mut RequestHead,
+) -> Result<(), Failure> {
     let protocol = request.extensions().get::<Protocol>();
-    read(request, protocol.is_some(), head).map_err(Failure::refused)?;
+    read(request, protocol.is_some(), limits, head).map_err(Failure::refused)?;
     protocol.map_or(Ok(()), |protocol| offer(protocol, head))
 }
 
 /// An extended CONNECT is what HTTP/1.1 writes as GET with Upgrade (RFC 8441 section 5).
-fn read(request: &Request<h2::RecvStream>, extended: bool, head: &mut RequestHead) -> Result<(), ParseError> {
+fn read(
+    request: &Request<h2::RecvStream>,
+    extended: bool,
+    limits: &Limits,
+    head: &mut RequestHead,
+) -> Result<(), ParseError> {
     head.clear();
     head.method = if extended { Method::GET } else { request.method().clone() };
     head.version = Version::Http11;
@@ -98,7 +109,10 @@ fn read(request: &Request<h2::RecvStream>, extended: bool, head: &mut RequestHea
         }
         (None, [_]) => {}
     }
-    fill_request(request.headers(), authority.is_some(), head);
+    fill_request(request.headers(), authority.is_some(), head)?;
+    if head.fields.len() > limits.header_count as usize {
+        return Err(ParseError::OverLimit { limit: Limit::HeaderCount, max: limits.header_count });
+    }
     let length = head.fields.known(KnownName::ContentLength).map(declared_length);
     head.body = match length {
         Some(None) => return Err(ParseError::BadLength),
@@ -133,9 +147,13 @@ fn declared_length(value: &[u8]) -> Option<u64> {
     if plain { std::str::from_utf8(value).ok()?.parse().ok() } else { None }
 }
 
-fn fill_request(map: &HeaderMap, has_authority: bool, head: &mut RequestHead) {
+fn fill_request(map: &HeaderMap, has_authority: bool, head: &mut RequestHead) -> Result<(), ParseError> {
     let mut cookies: Vec<u8> = Vec::new();
     for (name, value) in map {
+        // RFC 9113 section 8.2.1; what HTTP/1 would trim is another value there.
+        if let [b' ' | b'\t', ..] | [.., b' ' | b'\t'] = value.as_bytes() {
+            return Err(ParseError::BadFieldValue);
+        }
         if *name == http::header::HOST && has_authority {
             continue;
         }
@@ -152,6 +170,7 @@ fn fill_request(map: &HeaderMap, has_authority: bool, head: &mut RequestHead) {
     if !cookies.is_empty() {
         let _ = head.fields.push_known(KnownName::Cookie, &cookies);
     }
+    Ok(())
 }
 
 /// The HTTP/2 form of a request. `extended`: its Upgrade to WebSocket goes as an extended CONNECT (RFC 8441).

@@ -8,6 +8,7 @@
 use aws_lc_rs::digest;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
+use http::{Response, StatusCode};
 use meshwork_base::Rng;
 use meshwork_http1::{FieldError, Fields, KnownName, ResponseHead};
 
@@ -18,6 +19,8 @@ pub(crate) const WEBSOCKET: &str = "websocket";
 pub(crate) const KEY: &str = "sec-websocket-key";
 /// The handshake's field of a response, over HTTP/1.1 only.
 pub(crate) const ACCEPT: &str = "sec-websocket-accept";
+/// Between proxies: the status of a refusal that cannot be said over HTTP/2.
+const REFUSED: &str = "x-meshwork-refused-status";
 /// RFC 6455 section 1.3.
 const GUID: &[u8] = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11";
 
@@ -86,6 +89,25 @@ pub(crate) fn switched(response: &mut ResponseHead, key: &[u8]) -> Result<(), Fi
     response.fields.set_known(KnownName::Connection, "upgrade")?;
     response.fields.set_known(KnownName::Upgrade, WEBSOCKET)?;
     response.fields.set(ACCEPT, accept_of(key))
+}
+
+/// Says 502 where an application answered a handshake like any request, with a 2xx: over HTTP/2 that would agree. The next
+/// proxy gets to know what it was.
+pub(crate) fn refuse(response: &mut Response<()>) {
+    let status = response.status();
+    if status.is_success() {
+        response.headers_mut().insert(REFUSED, status.as_u16().into());
+        *response.status_mut() = StatusCode::BAD_GATEWAY;
+    }
+}
+
+/// The other way: what the application answered.
+pub(crate) fn refused(response: &mut ResponseHead) {
+    let status = response.fields.get(REFUSED).and_then(|value| std::str::from_utf8(value).ok()?.parse().ok());
+    if let Some(status @ 200..=299) = status {
+        response.status = status;
+        response.fields.remove(REFUSED);
+    }
 }
 
 #[cfg(test)]

@@ -53,6 +53,11 @@ impl Scratch {
         Self { protocol, record: Record::default(), response: ResponseHead::new() }
     }
 
+    /// Whether the request was taken back by its caller before it was answered.
+    pub(crate) fn was_taken_back(&self) -> bool {
+        self.record.cause == Cause::DownstreamReset.as_str() && self.record.status == 0
+    }
+
     /// Gives the memory back while the connection idles.
     pub(crate) fn release(&mut self) {
         self.record = Record::default();
@@ -94,6 +99,10 @@ pub(crate) async fn refuse(
     started: Tick,
 ) {
     let mut journey = Journey::begin(conn, head, scratch.protocol, &mut scratch.record, started);
+    if failure.cause == Cause::DownstreamProtocolError && down.reject() {
+        journey.failed(failure);
+        return journey.finish();
+    }
     Box::pin(reply::fail(conn, down, &mut scratch.response, &mut journey, failure)).await;
 }
 

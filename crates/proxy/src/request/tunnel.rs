@@ -152,7 +152,7 @@ impl Flow {
         to: &mut End<'_>,
     ) -> Result<(), Broken> {
         loop {
-            let before = self.bytes;
+            let mut dry = false;
             while !self.ended && to.has_room() {
                 match from.poll_data(cx) {
                     Poll::Ready(Ok(Some(data))) => {
@@ -164,7 +164,10 @@ impl Flow {
                         to.finish();
                     }
                     Poll::Ready(Err(error)) => return Err(Broken::From(error)),
-                    Poll::Pending => break,
+                    Poll::Pending => {
+                        dry = true;
+                        break;
+                    }
                 }
             }
             match to.poll_flush(cx) {
@@ -172,7 +175,8 @@ impl Flow {
                 Poll::Ready(Err(error)) => return Err(Broken::To(error)),
                 Poll::Pending => return Ok(()),
             }
-            if self.ended || self.bytes == before {
+            // Where there was no room, there is some now.
+            if self.ended || dry {
                 return Ok(());
             }
         }

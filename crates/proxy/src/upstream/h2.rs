@@ -267,8 +267,12 @@ impl H2Exchange {
             }
             Some(_) => {
                 // Refused, in a response like any other: nothing will be sent to it.
+                upgrade::refused(head);
                 self.sink.end(None);
-                let _ended = self.sink.poll_flush(cx)?;
+                if let Poll::Ready(Err(error)) = self.sink.poll_flush(cx) {
+                    // The peer has closed its side of the stream already, which is as good.
+                    tracing::trace!(%error, "a refused change of protocol");
+                }
             }
             None => {}
         }

@@ -4,6 +4,7 @@
 
 pub mod h2;
 pub mod mesh;
+pub mod raw;
 
 use std::net::SocketAddr;
 use std::sync::Arc;

@@ -1,0 +1,210 @@
+//! The heads of HTTP/2's frames in a stream of bytes (RFC 9113 section 4.1), without looking at what they carry.
+
+/// Bytes that a client sends before its first frame.
+pub(crate) const PREFACE_LEN: u32 = 24;
+const HEAD_LEN: usize = 9;
+
+/// What a frame is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    Data,
+    Headers,
+    Priority,
+    Reset,
+    Settings,
+    PushPromise,
+    Ping,
+    GoAway,
+    WindowUpdate,
+    Continuation,
+    Unknown,
+}
+
+impl Kind {
+    const fn of(code: u8) -> Self {
+        match code {
+            0 => Self::Data,
+            1 => Self::Headers,
+            2 => Self::Priority,
+            3 => Self::Reset,
+            4 => Self::Settings,
+            5 => Self::PushPromise,
+            6 => Self::Ping,
+            7 => Self::GoAway,
+            8 => Self::WindowUpdate,
+            9 => Self::Continuation,
+            _ => Self::Unknown,
+        }
+    }
+
+    /// What too many of it are called.
+    pub(crate) const fn flood(self) -> &'static str {
+        match self {
+            Self::Data => "empty_data_flood",
+            Self::Headers => "trailers_flood",
+            Self::Priority => "priority_flood",
+            Self::Reset => "reset_flood",
+            Self::Settings => "settings_flood",
+            Self::PushPromise => "push_promise",
+            Self::Ping => "ping_flood",
+            Self::GoAway => "goaway_flood",
+            Self::WindowUpdate => "window_update_flood",
+            Self::Continuation => "continuation_flood",
+            Self::Unknown => "unknown_frame_flood",
+        }
+    }
+}
+
+/// The head of a frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Head {
+    pub(crate) kind: Kind,
+    pub(crate) flags: u8,
+    pub(crate) len: u32,
+    pub(crate) stream: u32,
+}
+
+impl Head {
+    fn parse(bytes: [u8; HEAD_LEN]) -> Self {
+        let [l0, l1, l2, kind, flags, s0, s1, s2, s3] = bytes;
+        Self {
+            kind: Kind::of(kind),
+            flags,
+            len: u32::from_be_bytes([0, l0, l1, l2]),
+            stream: u32::from_be_bytes([s0 & 0x7f, s1, s2, s3]),
+        }
+    }
+
+    const fn has_flag_1(self) -> bool {
+        self.flags & 1 == 1
+    }
+
+    /// END_STREAM, of DATA and HEADERS.
+    pub(crate) const fn ends_stream(self) -> bool {
+        self.has_flag_1()
+    }
+
+    /// Whether a block of fields goes on behind this frame, where one was or was not open before it.
+    pub(crate) const fn leaves_block_open(self, before: bool) -> bool {
+        let ends = self.flags & 4 == 4;
+        match self.kind {
+            Kind::Headers => !ends,
+            Kind::Continuation => before && !ends,
+            _ => false,
+        }
+    }
+
+    /// Whether the length is one that this kind of frame cannot have.
+    pub(crate) const fn is_misshapen(self) -> bool {
+        match self.kind {
+            Kind::Priority => self.len != 5,
+            Kind::Reset | Kind::WindowUpdate => self.len != 4,
+            // An acknowledgement is empty.
+            Kind::Settings => !self.len.is_multiple_of(6) || self.has_flag_1() && self.len > 0,
+            Kind::Ping => self.len != 8,
+            _ => false,
+        }
+    }
+}
+
+/// A piece of the stream.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Piece<'b> {
+    Head(Head),
+    Payload(&'b [u8]),
+}
+
+/// Finds heads in whatever portions the bytes come.
+#[derive(Debug)]
+pub(crate) struct Heads {
+    head: [u8; HEAD_LEN],
+    have: usize,
+    skip: u32,
+}
+
+impl Heads {
+    /// The first head follows so many other bytes.
+    pub(crate) const fn after(skip: u32) -> Self {
+        Self { head: [0; HEAD_LEN], have: 0, skip }
+    }
+
+    /// The next whole piece, taken off `bytes`; `None` when all of them are taken.
+    pub(crate) fn next<'b>(&mut self, bytes: &mut &'b [u8]) -> Option<Piece<'b>> {
+        if bytes.is_empty() {
+            return None;
+        }
+        if self.skip > 0 {
+            let count = bytes.len().min(self.skip as usize);
+            let (payload, rest) = bytes.split_at(count);
+            self.skip -= u32::try_from(count).expect("at most what is to be skipped");
+            *bytes = rest;
+            return Some(Piece::Payload(payload));
+        }
+        let count = bytes.len().min(HEAD_LEN - self.have);
+        let (part, rest) = bytes.split_at(count);
+        self.head[self.have..self.have + count].copy_from_slice(part);
+        self.have += count;
+        *bytes = rest;
+        if self.have < HEAD_LEN {
+            return None;
+        }
+        self.have = 0;
+        let head = Head::parse(self.head);
+        self.skip = head.len;
+        Some(Piece::Head(head))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+        let mut out = u32::try_from(payload.len()).unwrap().to_be_bytes()[1..].to_vec();
+        out.extend([kind, flags]);
+        out.extend(stream.to_be_bytes());
+        out.extend(payload);
+        out
+    }
+
+    proptest! {
+        #[test]
+        fn portions_make_no_difference(
+            frames in proptest::collection::vec((0u8..12, any::<u8>(), 0u32..1 << 31, 0usize..40), 1..8),
+            cuts in proptest::collection::vec(1usize..30, 1..20),
+        ) {
+            let mut bytes = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec();
+            for (kind, flags, stream, len) in &frames {
+                bytes.extend(frame(*kind, *flags, *stream, &vec![9; *len]));
+            }
+            let mut heads = Heads::after(PREFACE_LEN);
+            let (mut found, mut rest, mut cuts) = (Vec::new(), &bytes[..], cuts.iter().cycle());
+            while !rest.is_empty() {
+                let (mut part, after) = rest.split_at((*cuts.next().unwrap()).min(rest.len()));
+                rest = after;
+                while let Some(piece) = heads.next(&mut part) {
+                    if let Piece::Head(head) = piece {
+                        found.push((head.kind, head.flags, head.stream, head.len as usize));
+                    }
+                }
+            }
+            let sent: Vec<_> = frames.iter().map(|(k, f, s, l)| (Kind::of(*k), *f, *s, *l)).collect();
+            prop_assert_eq!(found, sent);
+        }
+    }
+
+    #[test]
+    fn a_length_that_no_such_frame_has_is_seen() {
+        let head = |kind: u8, flags: u8, len: usize| {
+            let bytes = frame(kind, flags, 1, &vec![0; len]);
+            let mut heads = Heads::after(0);
+            let Some(Piece::Head(head)) = heads.next(&mut &bytes[..]) else { panic!("a head") };
+            head.is_misshapen()
+        };
+        for (kind, good, bad) in [(2, 5, 4), (3, 4, 5), (4, 12, 13), (6, 8, 6), (8, 4, 3)] {
+            assert!(!head(kind, 0, good) && head(kind, 0, bad), "{kind}");
+        }
+        assert!(!head(4, 1, 0) && head(4, 1, 6), "an acknowledgement carries nothing");
+    }
+}

@@ -1,0 +1,363 @@
+//! What HTTP/2 asks of a server and `h2` does not look at, judged by the heads of frames below it: lengths that are wrong
+//! (RFC 9113 section 4.2), frames behind the end of their stream (5.1), window sizes that are none (6.5.2), and floods of
+//! frames that carry nothing and still cost work. Each has a cause that is counted; the caller is told by GOAWAY.
+//!
+//! ```text
+//! socket ──▶ Guarded: heads ──▶ h2 ──▶ requests
+//!               │ fault: reading stops before the frame
+//!               ▼
+//!             Watch ──▶ the connection's task says GOAWAY
+//! ```
+
+use std::cell::Cell;
+use std::collections::VecDeque;
+use std::io;
+use std::mem::MaybeUninit;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use h2::Reason;
+use meshwork_base::Tick;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::time::{Sleep, sleep};
+
+use super::frames::{Head, Heads, Kind, PREFACE_LEN, Piece};
+use crate::replay::Replayed;
+use crate::worker::Worker;
+
+/// So many frames beyond what traffic explains may come at once.
+const BURST: u32 = 10_000;
+/// So many of them come back per second.
+const PER_SECOND: u32 = 100;
+/// Streams whose end is waited for, and streams whose end is remembered. Of others nothing is known, and `h2` judges
+/// alone.
+const OPEN_STREAMS: usize = 512;
+const ENDED_STREAMS: usize = 128;
+
+/// How long a caller may take to read why it was refused.
+const LINGER: Duration = Duration::from_secs(1);
+
+/// Why a connection must end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Fault {
+    pub(crate) reason: Reason,
+    /// The name in the metric and the log.
+    pub(crate) cause: &'static str,
+}
+
+impl Fault {
+    pub(crate) const fn new(reason: Reason, cause: &'static str) -> Self {
+        Self { reason, cause }
+    }
+}
+
+/// What was found, for the connection's task.
+pub(crate) type Watch = Rc<Cell<Option<Fault>>>;
+
+/// A connection with eyes on its frames.
+pub(crate) struct Guarded {
+    io: Replayed,
+    worker: Rc<Worker>,
+    incoming: Incoming,
+    outgoing: Outgoing,
+    watch: Watch,
+    linger: Option<Pin<Box<Sleep>>>,
+}
+
+impl Guarded {
+    pub(crate) fn new(io: Replayed, worker: Rc<Worker>) -> (Self, Watch) {
+        let watch = Watch::default();
+        let incoming = Incoming::new(worker.now());
+        let outgoing = Outgoing::default();
+        let guarded = Self { io, worker, incoming, outgoing, watch: Rc::clone(&watch), linger: None };
+        (guarded, watch)
+    }
+
+    fn wrote(&mut self, bytes: &[u8]) {
+        self.incoming.budget.earn(self.outgoing.explains(bytes));
+    }
+
+    /// Reads and drops what still comes behind a GOAWAY of ours: a close with unread bytes would reset the connection
+    /// under it (RFC 9113 section 5.4.1).
+    fn poll_linger(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let patience = self.linger.get_or_insert_with(|| Box::pin(sleep(LINGER)));
+        if patience.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(());
+        }
+        let mut chunk = [MaybeUninit::uninit(); 4096];
+        loop {
+            let mut buf = ReadBuf::uninit(&mut chunk);
+            match ready!(Pin::new(&mut self.io).poll_read(cx, &mut buf)) {
+                Ok(()) if !buf.filled().is_empty() => {}
+                Ok(()) | Err(_) => return Poll::Ready(()),
+            }
+        }
+    }
+}
+
+impl AsyncRead for Guarded {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        if this.incoming.stopped {
+            return Poll::Pending;
+        }
+        let before = buf.filled().len();
+        ready!(Pin::new(&mut this.io).poll_read(cx, buf))?;
+        let now = || this.worker.now();
+        let Some((keep, fault)) = this.incoming.judge(&buf.filled()[before..], now) else {
+            return Poll::Ready(Ok(()));
+        };
+        this.incoming.stopped = true;
+        this.watch.set(Some(fault));
+        buf.set_filled(before + keep);
+        // Nothing read would be the end of the connection; its task looks at what was found in this same turn.
+        if keep == 0 { Poll::Pending } else { Poll::Ready(Ok(())) }
+    }
+}
+
+impl AsyncWrite for Guarded {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        let count = ready!(Pin::new(&mut this.io).poll_write(cx, buf))?;
+        this.wrote(&buf[..count]);
+        Poll::Ready(Ok(count))
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        let count = ready!(Pin::new(&mut this.io).poll_write_vectored(cx, bufs))?;
+        let mut left = count;
+        for slice in bufs {
+            let part = left.min(slice.len());
+            this.wrote(&slice[..part]);
+            left -= part;
+        }
+        Poll::Ready(Ok(count))
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.io.is_write_vectored()
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().io).poll_flush(cx)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        if this.linger.is_none() {
+            ready!(Pin::new(&mut this.io).poll_shutdown(cx))?;
+        }
+        if this.outgoing.refuses {
+            ready!(this.poll_linger(cx));
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+/// Our own frames.
+struct Outgoing {
+    heads: Heads,
+    /// How much of a GOAWAY has passed, while one does.
+    goodbye: Option<usize>,
+    /// A GOAWAY named an error.
+    refuses: bool,
+}
+
+impl Default for Outgoing {
+    fn default() -> Self {
+        Self { heads: Heads::after(0), goodbye: None, refuses: false }
+    }
+}
+
+impl Outgoing {
+    /// How many frames of the caller these explain: updates of windows, answers.
+    fn explains(&mut self, mut bytes: &[u8]) -> u32 {
+        let mut count = 0;
+        while let Some(piece) = self.heads.next(&mut bytes) {
+            match piece {
+                Piece::Head(head) => {
+                    self.goodbye = (head.kind == Kind::GoAway).then_some(0);
+                    count += if matches!(head.kind, Kind::Data | Kind::Headers) { 4 } else { 0 };
+                }
+                Piece::Payload(payload) => {
+                    if let Some(at) = &mut self.goodbye {
+                        // The last stream, then the code of the error.
+                        self.refuses |=
+                            payload.iter().zip(*at..).any(|(&b, at)| (4..8).contains(&at) && b != 0);
+                        *at += payload.len();
+                    }
+                }
+            }
+        }
+        count
+    }
+}
+
+/// Frames that carry nothing are paid for by frames that do, and by time.
+struct Budget {
+    left: u32,
+    since: Tick,
+}
+
+impl Budget {
+    fn earn(&mut self, count: u32) {
+        self.left = (self.left + count).min(BURST);
+    }
+
+    /// Whether one more may come. The clock is asked only when nothing is left.
+    fn pay(&mut self, now: impl Fn() -> Tick) -> bool {
+        if self.left == 0 {
+            let now = now();
+            let seconds = u32::try_from(now.since(self.since).as_secs()).unwrap_or(u32::MAX);
+            self.earn(seconds.saturating_mul(PER_SECOND).min(BURST));
+            self.since = now;
+        }
+        let pays = self.left > 0;
+        self.left = self.left.saturating_sub(1);
+        pays
+    }
+}
+
+/// The caller's frames.
+struct Incoming {
+    heads: Heads,
+    /// Bytes of a setting, while the payload of SETTINGS passes.
+    setting: Option<([u8; 6], usize)>,
+    budget: Budget,
+    /// Between HEADERS and the end of their block only CONTINUATION may come; `h2` sees to that.
+    in_block: bool,
+    last: u32,
+    /// Streams that the caller has begun and not ended, ascending.
+    open: Vec<u32>,
+    /// Streams that it has ended, or reset, itself; the oldest is the next to be forgotten.
+    ended: VecDeque<u32>,
+    stopped: bool,
+}
+
+impl Incoming {
+    fn new(now: Tick) -> Self {
+        Self {
+            heads: Heads::after(PREFACE_LEN),
+            setting: None,
+            budget: Budget { left: BURST, since: now },
+            in_block: false,
+            last: 0,
+            open: Vec::new(),
+            ended: VecDeque::new(),
+            stopped: false,
+        }
+    }
+
+    /// Looks at bytes that came; where they break a rule, how many of them may be passed on, so that the frame never
+    /// gets whole.
+    fn judge(&mut self, bytes: &[u8], now: impl Fn() -> Tick) -> Option<(usize, Fault)> {
+        let mut rest = bytes;
+        while let Some(piece) = self.heads.next(&mut rest) {
+            let judged = match piece {
+                Piece::Head(head) => self.head(head, &now),
+                Piece::Payload(payload) => self.settings(payload),
+            };
+            if let Err(fault) = judged {
+                return Some((bytes.len() - rest.len() - 1, fault));
+            }
+        }
+        None
+    }
+
+    fn head(&mut self, head: Head, now: impl Fn() -> Tick) -> Result<(), Fault> {
+        self.setting = None;
+        if head.is_misshapen() {
+            return Err(Fault::new(Reason::FRAME_SIZE_ERROR, "frame_size"));
+        }
+        let interrupted = self.in_block;
+        self.in_block = head.leaves_block_open(interrupted);
+        let carries = match head.kind {
+            _ if interrupted && head.kind != Kind::Continuation => false,
+            // Only servers push (RFC 9113 section 8.4).
+            Kind::PushPromise => return Err(Fault::new(Reason::PROTOCOL_ERROR, "push_promise")),
+            Kind::Data => {
+                self.on_stream(head)?;
+                head.len > 0 || head.ends_stream()
+            }
+            Kind::Headers if head.stream > self.last => {
+                self.begin(head);
+                true
+            }
+            Kind::Headers => {
+                self.on_stream(head)?;
+                false
+            }
+            Kind::Reset => {
+                self.end(head.stream);
+                false
+            }
+            Kind::Settings => {
+                self.setting = Some(([0; 6], 0));
+                false
+            }
+            _ => false,
+        };
+        if carries {
+            self.budget.earn(4);
+            return Ok(());
+        }
+        let flood = Fault::new(Reason::ENHANCE_YOUR_CALM, head.kind.flood());
+        if self.budget.pay(now) { Ok(()) } else { Err(flood) }
+    }
+
+    fn begin(&mut self, head: Head) {
+        self.last = head.stream;
+        if self.open.len() == OPEN_STREAMS {
+            self.open.drain(..OPEN_STREAMS / 2);
+        }
+        self.open.push(head.stream);
+        if head.ends_stream() {
+            self.end(head.stream);
+        }
+    }
+
+    /// A frame on a stream that its sender has ended, or reset, itself.
+    fn on_stream(&mut self, head: Head) -> Result<(), Fault> {
+        if self.open.binary_search(&head.stream).is_err() && self.ended.contains(&head.stream) {
+            return Err(Fault::new(Reason::STREAM_CLOSED, "stream_closed"));
+        }
+        if head.ends_stream() {
+            self.end(head.stream);
+        }
+        Ok(())
+    }
+
+    fn end(&mut self, stream: u32) {
+        if let Ok(at) = self.open.binary_search(&stream) {
+            self.open.remove(at);
+            if self.ended.len() == ENDED_STREAMS {
+                self.ended.pop_front();
+            }
+            self.ended.push_back(stream);
+        }
+    }
+
+    /// SETTINGS_INITIAL_WINDOW_SIZE above the largest window (RFC 9113 section 6.5.2).
+    fn settings(&mut self, payload: &[u8]) -> Result<(), Fault> {
+        const INITIAL_WINDOW_SIZE: [u8; 2] = [0, 4];
+        let Some((setting, have)) = &mut self.setting else { return Ok(()) };
+        for &byte in payload {
+            setting[*have] = byte;
+            *have = (*have + 1) % setting.len();
+            if *have == 0 && setting[..2] == INITIAL_WINDOW_SIZE && setting[2] > 0x7f {
+                return Err(Fault::new(Reason::FLOW_CONTROL_ERROR, "window_size"));
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,241 @@
+//! A downstream connection of HTTP/2: what it may hold, what ends it, and a task per request.
+
+use std::cell::Cell;
+use std::future::poll_fn;
+use std::rc::Rc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use h2::Reason;
+use h2::server::{Builder, Connection, SendResponse};
+use meshwork_http1::{Limits, RequestHead};
+use meshwork_telemetry::Protocol;
+
+use super::Down;
+use super::connection::{Conn, Link};
+use super::guard::{Fault, Guarded, Watch};
+use super::h2::H2Stream;
+use super::handshake;
+use crate::connections::{Entry, Order, Phase, Registration};
+use crate::http::convert;
+use crate::replay::Replayed;
+use crate::request::{self, Scratch};
+
+/// Bytes of one request's body that may be on the way to us unread.
+const STREAM_WINDOW: u32 = 256 * 1024;
+/// The same for all requests of one connection.
+const CONNECTION_WINDOW: u32 = 1024 * 1024;
+/// Requests of one connection at the same time.
+const MAX_STREAMS: u32 = 128;
+/// Bytes of one response's body that wait for the connection. A reader that takes none of 128 responses costs 4 MiB.
+const SEND_BUFFER: usize = 32 * 1024;
+/// Streams reset by us that are remembered, because frames of theirs may still be on the way; and for how long.
+const REMEMBERED_RESETS: usize = 64;
+const REMEMBERED_FOR: Duration = Duration::from_secs(1);
+/// Requests taken back before we had a look at them: as many as there may be at all, so that one gust of cancellations
+/// is no attack. Beyond it `h2` says GOAWAY.
+const UNSEEN_RESETS: usize = 128;
+/// Resets that a caller may provoke by its own errors in a connection's life (CVE-2025-8671).
+const PROVOKED_RESETS: usize = 256;
+/// A request that its caller takes back sooner than this is suspicious: it costs us, and the caller nothing
+/// (CVE-2023-44487).
+const PREMATURE: Duration = Duration::from_secs(1);
+/// So many of them, and more than half of all, end a connection. Envoy's rule.
+const PREMATURE_RESETS: u32 = 500;
+
+/// How a connection's requests ended.
+#[derive(Default)]
+pub(crate) struct Resets {
+    streams: Cell<u32>,
+    premature: Cell<u32>,
+}
+
+impl Resets {
+    fn ended(&self, premature: bool) {
+        self.streams.set(self.streams.get().saturating_add(1));
+        self.premature.set(self.premature.get().saturating_add(u32::from(premature)));
+    }
+
+    fn fault(&self) -> Option<Fault> {
+        let (premature, streams) = (self.premature.get(), self.streams.get());
+        (premature >= PREMATURE_RESETS && premature > streams / 2)
+            .then_some(Fault::new(Reason::ENHANCE_YOUR_CALM, "rapid_reset"))
+    }
+}
+
+fn builder(limits: &Limits) -> Builder {
+    let mut builder = Builder::new();
+    builder
+        .initial_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_concurrent_streams(MAX_STREAMS)
+        .max_send_buffer_size(SEND_BUFFER)
+        .max_header_list_size(limits.header_bytes)
+        .max_concurrent_reset_streams(REMEMBERED_RESETS)
+        .reset_stream_duration(REMEMBERED_FOR)
+        .max_pending_accept_reset_streams(UNSEEN_RESETS)
+        .max_local_error_reset_streams(Some(PROVOKED_RESETS))
+        .enable_connect_protocol();
+    builder
+}
+
+/// Serves a connection until it ends.
+pub(crate) async fn serve(link: Rc<Link>, entry: Registration, io: Replayed) {
+    let worker = &link.worker;
+    let (guarded, watch) = Guarded::new(io, Rc::clone(worker));
+    let builder = builder(&worker.shared.settings.limits);
+    entry.enter(Phase::Handshake, worker.now());
+    let shaken = handshake::unless_ordered(&entry, builder.handshake::<_, Bytes>(guarded)).await;
+    let connection = match shaken {
+        Ok(Some(Ok(connection))) => connection,
+        Ok(Some(Err(error))) => return ended(&link, &error),
+        _ => return,
+    };
+    entry.enter(Phase::Idle, worker.now());
+    let mut serving =
+        Serving { link: &link, entry: &entry, connection, watch, resets: Rc::default(), going_away: false };
+    let peer = link.caller.as_ref().map(|caller| &caller.peer);
+    while let Some(accepted) = poll_fn(|cx| serving.poll_next(cx)).await {
+        let (request, respond) = match accepted {
+            Ok(request) => request,
+            Err(error) => return ended(&link, &error),
+        };
+        entry.progress(worker.now());
+        let own = worker.connections(link.place).register_stream(worker.now(), peer);
+        let conn = Conn { link: Rc::clone(&link), entry: own };
+        let resets = Rc::clone(&serving.resets);
+        tokio::task::spawn_local(serve_stream(conn, entry.entry(), resets, request, respond));
+    }
+}
+
+/// What `h2` found wrong by itself.
+fn ended(link: &Link, error: &h2::Error) {
+    tracing::debug!(peer = %link.peer, %error, "HTTP/2 connection ended");
+    if error.is_library() {
+        let cause = match error.reason() {
+            Some(Reason::ENHANCE_YOUR_CALM) => "flood",
+            Some(Reason::FLOW_CONTROL_ERROR) => "flow_control",
+            Some(Reason::FRAME_SIZE_ERROR) => "frame_size",
+            Some(Reason::COMPRESSION_ERROR) => "compression",
+            _ => "protocol_error",
+        };
+        link.worker.http2_fault(link.place, cause);
+    }
+}
+
+struct Serving<'l> {
+    link: &'l Rc<Link>,
+    entry: &'l Entry,
+    connection: Connection<Guarded, Bytes>,
+    watch: Watch,
+    resets: Rc<Resets>,
+    going_away: bool,
+}
+
+type Accepted = (http::Request<h2::RecvStream>, SendResponse<Bytes>);
+
+impl Serving<'_> {
+    /// The next request; `None` when there will be none.
+    fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Accepted, h2::Error>>> {
+        if !self.obey() {
+            return Poll::Ready(None);
+        }
+        if let Some(fault) = self.resets.fault() {
+            self.resets = Rc::default();
+            self.end_for(fault);
+        }
+        let mut accepted = self.connection.poll_accept(cx);
+        if let Some(fault) = self.watch.take() {
+            self.end_for(fault);
+            if accepted.is_pending() {
+                accepted = self.connection.poll_accept(cx);
+            }
+        }
+        if accepted.is_pending() {
+            self.entry.watch(cx);
+        }
+        accepted
+    }
+
+    /// Does what the connection was told to do; false: it ends here.
+    fn obey(&mut self) -> bool {
+        let idle = !self.connection.has_streams();
+        match self.entry.order() {
+            // Only what idles can have idled too long.
+            Some(Order::TimedOut(Phase::Idle)) if !idle => self.entry.disregard(self.link.worker.now()),
+            // A caller that does not answer the goodbye is not waited for twice.
+            Some(Order::TimedOut(Phase::Idle)) if self.going_away => return false,
+            Some(Order::TimedOut(Phase::Idle)) => {
+                self.go_away();
+                self.entry.disregard(self.link.worker.now());
+            }
+            Some(Order::Drain) => self.go_away(),
+            Some(Order::Close(_) | Order::TimedOut(Phase::Handshake | Phase::Head)) => return false,
+            Some(Order::TimedOut(Phase::Exchange)) | None => {}
+        }
+        true
+    }
+
+    /// Says goodbye in two steps (RFC 9113 section 6.8): what is on the way is still taken.
+    fn go_away(&mut self) {
+        if !std::mem::replace(&mut self.going_away, true) {
+            self.connection.graceful_shutdown();
+        }
+    }
+
+    fn end_for(&mut self, fault: Fault) {
+        let Link { worker, place, peer, .. } = &**self.link;
+        worker.http2_fault(*place, fault.cause);
+        tracing::debug!(%peer, listener = %place, cause = fault.cause, "HTTP/2 connection refused");
+        self.connection.abrupt_shutdown(fault.reason);
+    }
+}
+
+async fn serve_stream(
+    conn: Conn,
+    connection: Rc<Entry>,
+    resets: Rc<Resets>,
+    request: http::Request<h2::RecvStream>,
+    respond: SendResponse<Bytes>,
+) {
+    let started = conn.worker.now();
+    let mut head = RequestHead::new();
+    let mut scratch = Scratch::new(Protocol::Http2);
+    let read = convert::request_into(&request, &conn.worker.shared.settings.limits, &mut head);
+    let mut down = Down::H2(Box::new(H2Stream::new(request, respond)));
+    match read {
+        Ok(()) => request::serve(&conn, &mut head, &mut down, &mut scratch, started).await,
+        Err(failure) => request::refuse(&conn, &mut head, &mut down, &mut scratch, &failure, started).await,
+    }
+    let now = conn.worker.now();
+    resets.ended(scratch.was_taken_back() && now.since(started) < PREMATURE);
+    connection.progress(now);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn size<A, B, C, D, E, F: Future>(_: fn(A, B, C, D, E) -> F) -> usize {
+        size_of::<F>()
+    }
+
+    #[test]
+    fn a_stream_s_future_stays_small() {
+        assert!(size(serve_stream) <= 3072, "a stream's future is {} bytes", size(serve_stream));
+    }
+
+    #[test]
+    fn cancellations_among_other_requests_are_no_attack() {
+        let resets = Resets::default();
+        for number in 0..3 * PREMATURE_RESETS {
+            resets.ended(number % 2 == 1);
+            assert_eq!(resets.fault(), None, "half of them");
+        }
+        for _ in 0..PREMATURE_RESETS {
+            resets.ended(true);
+        }
+        assert_eq!(resets.fault().map(|fault| fault.cause), Some("rapid_reset"));
+    }
+}
