@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
+use meshwork_api::RegistryClient;
 use meshwork_base::{Clock, SpiffeId, ThreadRng};
 use meshwork_decision::Snapshot;
 use meshwork_identity::Identity;
@@ -24,7 +25,9 @@ use meshwork_telemetry::{
 };
 use meshwork_xds::cache::{Cache, CacheError};
 use meshwork_xds::client::{self, Preload};
+use meshwork_xds::registration::{Registrar, reached_at};
 use meshwork_xds::transport::Connector;
+use tokio::task::JoinHandle;
 
 /// Flags of the gateway beyond every process's.
 #[derive(clap::Args, Clone, Debug)]
@@ -66,6 +69,8 @@ pub struct Parts {
     /// Where the last good resources are kept, to start from them while the control plane is away. Without, nothing is
     /// kept: the control plane is in this process.
     pub cache: Option<PathBuf>,
+    /// Where it is entered, so that who scrapes metrics finds it.
+    pub registry: Option<Entry>,
     /// Routes for the admin port, beside the process's own.
     pub admin: axum::Router,
     /// The process log.
@@ -74,6 +79,22 @@ pub struct Parts {
     pub clock: Arc<dyn Clock>,
     /// The process's numbers.
     pub metrics: MetricsRegistry,
+}
+
+/// A registry, and its address as `HOST:PORT`.
+pub struct Entry {
+    /// Whom to tell.
+    pub client: RegistryClient,
+    /// Where that is.
+    pub address: String,
+}
+
+impl Entry {
+    /// The gateway has a name of its own: its workload's.
+    fn registrar(self, metrics: SocketAddr, id: &SpiffeId) -> Registrar {
+        let name = (id.namespace(), id.workload());
+        Registrar::of_process(self.client, name, "gateway", reached_at(metrics, &self.address))
+    }
 }
 
 /// Why the gateway cannot run.
@@ -114,7 +135,7 @@ fn types() -> [String; 7] {
 /// # Errors
 /// [`GatewayError`].
 pub async fn run(parts: Parts) -> Result<(), GatewayError> {
-    let Parts { common, args, connector, identity, cache, admin, log, clock, metrics } = parts;
+    let Parts { common, args, connector, identity, cache, registry, admin, log, clock, metrics } = parts;
     let cache = cache.map(|directory| open_cache(&directory)).transpose()?;
     let id = identity.as_deref().map(Identity::id);
     let access_log = AccessLogSink::open(&common.access_log, &metrics)?;
@@ -143,6 +164,12 @@ pub async fn run(parts: Parts) -> Result<(), GatewayError> {
     let server = AdminServer::start(addresses, state, admin)?;
     tracing::info!(admin = %server.admin_address(), workers = common.worker_count(), "gateway started");
 
+    let place = server.metrics_address().zip(id.as_ref());
+    let registrar = registry.zip(place).map(|(registry, (metrics, id))| registry.registrar(metrics, id));
+    let registered = registrar
+        .clone()
+        .map(|registrar| tokio::spawn(registrar.keep(std::future::ready(()), ThreadRng::new())));
+
     let settings = client::Settings::new(node(&common, server.admin_address(), id.as_ref())).all_of(types());
     let (handle, updates, driver) = client::start(settings, cache, connector, clock, ThreadRng::new());
     let driver = tokio::spawn(driver);
@@ -154,6 +181,10 @@ pub async fn run(parts: Parts) -> Result<(), GatewayError> {
     let follower = Follower::new(engine, handle, metrics, configured);
     let engine = follower.run(updates, drain.draining()).await;
     serving.set(false);
+    registered.iter().for_each(JoinHandle::abort);
+    if let Some(registrar) = registrar {
+        registrar.deregister().await;
+    }
     let finished = tokio::select! {
         finished = engine.drain(common.drain_timeout) => finished,
         () = drain.cut_off().cancelled() => false,

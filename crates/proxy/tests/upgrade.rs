@@ -121,7 +121,9 @@ async fn a_websocket_crosses_the_mesh_and_each_hop_has_a_key_of_its_own() {
     let pair = Pair::start(app, AppProtocol::Http1).await;
     let (tcp, head) = open(pair.proxy, "/chat?room=1").await;
     assert!(head.starts_with("HTTP/1.1 101 "), "{head}");
-    for field in [&format!("sec-websocket-accept: {ACCEPT}\r\n"), "upgrade: websocket\r\n", "connection: upgrade\r\n"] {
+    for field in
+        [&format!("sec-websocket-accept: {ACCEPT}\r\n"), "upgrade: websocket\r\n", "connection: upgrade\r\n"]
+    {
         assert!(head.to_lowercase().contains(&field.to_lowercase()), "{field} is missing: {head}");
     }
     assert!(head.to_lowercase().contains("sec-websocket-protocol: chat\r\n"), "{head}");
@@ -133,7 +135,10 @@ async fn a_websocket_crosses_the_mesh_and_each_hop_has_a_key_of_its_own() {
     for proxy in [&pair.outbound, &pair.inbound] {
         let line = proxy.lines(1).await.remove(0);
         let bytes = (3 << 20, (3 << 20) + 3);
-        assert!(line.contains("\"response_code\":101") && line.contains("\"response_flags\":\"-\""), "{line}");
+        assert!(
+            line.contains("\"response_code\":101") && line.contains("\"response_flags\":\"-\""),
+            "{line}"
+        );
         assert!(line.contains(&format!("\"bytes_received\":{}", bytes.0)), "{line}");
         assert!(line.contains(&format!("\"bytes_sent\":{}", bytes.1)), "{line}");
     }

@@ -222,8 +222,7 @@ impl<'a> Attempts<'a> {
         let Target::Service { cluster, .. } = self.target else { return Ok(()) };
         let worker = &self.conn.worker;
         let (now, rng) = (worker.now(), &mut *worker.rng.borrow_mut());
-        let mut picked =
-            decide!(journey, |reasons| cluster.pick_explained(now, rng, &self.tried, reasons));
+        let mut picked = decide!(journey, |reasons| cluster.pick_explained(now, rng, &self.tried, reasons));
         let unreached = self.repeats.unreached();
         if picked.as_ref().is_some_and(|picked| unreached.contains(&picked.id)) {
             picked = cluster.pick_beside(rng, unreached).or(picked);
