@@ -90,10 +90,26 @@ pub struct Entry {
 }
 
 impl Entry {
-    /// The gateway has a name of its own: its workload's.
-    fn registrar(self, metrics: SocketAddr, id: &SpiffeId) -> Registrar {
+    /// The gateway is entered by a name of its own, its workload's, for as long as it does not leave.
+    fn enter(self, metrics: SocketAddr, id: &SpiffeId) -> Entered {
         let name = (id.namespace(), id.workload());
-        Registrar::of_process(self.client, name, "gateway", reached_at(metrics, &self.address))
+        let metrics = reached_at(metrics, &self.address);
+        let registrar = Registrar::of_process(self.client, name, "gateway", metrics);
+        let keeping = tokio::spawn(registrar.clone().keep(std::future::ready(()), ThreadRng::new()));
+        Entered { registrar, keeping }
+    }
+}
+
+/// The gateway's entry in a registry.
+struct Entered {
+    registrar: Registrar,
+    keeping: JoinHandle<()>,
+}
+
+impl Entered {
+    async fn leave(self) {
+        self.keeping.abort();
+        self.registrar.deregister().await;
     }
 }
 
@@ -164,11 +180,9 @@ pub async fn run(parts: Parts) -> Result<(), GatewayError> {
     let server = AdminServer::start(addresses, state, admin)?;
     tracing::info!(admin = %server.admin_address(), workers = common.worker_count(), "gateway started");
 
-    let place = server.metrics_address().zip(id.as_ref());
-    let registrar = registry.zip(place).map(|(registry, (metrics, id))| registry.registrar(metrics, id));
-    let registered = registrar
-        .clone()
-        .map(|registrar| tokio::spawn(registrar.keep(std::future::ready(()), ThreadRng::new())));
+    let entered = registry
+        .zip(server.metrics_address().zip(id.as_ref()))
+        .map(|(entry, (metrics, id))| entry.enter(metrics, id));
 
     let settings = client::Settings::new(node(&common, server.admin_address(), id.as_ref())).all_of(types());
     let (handle, updates, driver) = client::start(settings, cache, connector, clock, ThreadRng::new());
@@ -181,14 +195,19 @@ pub async fn run(parts: Parts) -> Result<(), GatewayError> {
     let follower = Follower::new(engine, handle, metrics, configured);
     let engine = follower.run(updates, drain.draining()).await;
     serving.set(false);
-    registered.iter().for_each(JoinHandle::abort);
-    if let Some(registrar) = registrar {
-        registrar.deregister().await;
-    }
-    let finished = tokio::select! {
-        finished = engine.drain(common.drain_timeout) => finished,
-        () = drain.cut_off().cancelled() => false,
+    let leave = async {
+        if let Some(entered) = entered {
+            entered.leave().await;
+        }
     };
+    let drained = async {
+        tokio::select! {
+            finished = engine.drain(common.drain_timeout) => finished,
+            () = drain.cut_off().cancelled() => false,
+        }
+    };
+    // A registry that is away does not hold up the drain.
+    let (finished, ()) = tokio::join!(drained, leave);
     driver.abort();
     signals.abort();
     access_log.flush();
