@@ -55,6 +55,8 @@ pub(crate) struct Model {
     /// The last change.
     pub(crate) last: Last,
     pub(crate) documents: BTreeMap<Key, Current>,
+    /// Revisions by kind, since the process started.
+    pub(crate) published: BTreeMap<String, u64>,
 }
 
 /// A stored change, ready to be taken over: the contents it names were read.
@@ -113,12 +115,15 @@ impl Model {
             }
         }
         model.revision = listing.cursor.revision.0;
+        // What is loaded was published before.
+        model.published.clear();
         Ok(model)
     }
 
     /// Takes over a change.
     pub(crate) fn take(&mut self, step: Step) {
         for (version, content) in step.versions {
+            *self.published.entry(version.kind.clone()).or_default() += 1;
             let current = self.documents.entry(Key::of(&version)).or_insert_with(|| Current {
                 versions: Vec::new(),
                 content: Value::Null,

@@ -12,6 +12,7 @@ use meshwork_process::Caller;
 use meshwork_store::{
     Condition, Cursor, Op, Outcome, Revision, Store, StoreError, Txn, WatchEvent, WatchSource, limits,
 };
+use meshwork_telemetry::{MetricsRegistry, Samples, inventory};
 use parking_lot::RwLock;
 use serde_json::Value;
 use tokio::sync::watch;
@@ -78,12 +79,40 @@ impl Config {
     }
 }
 
+impl Config {
+    /// Tells how many documents there are at each scrape, for as long as this service lives.
+    pub fn export(&self, metrics: &MetricsRegistry) {
+        let inner = Arc::downgrade(&self.inner);
+        metrics.ask(move |samples| {
+            if let Some(inner) = inner.upgrade() {
+                inner.tell(samples);
+            }
+        });
+    }
+}
+
 /// Where to follow the store from.
 fn place(model: &Model) -> Cursor {
     Cursor { epoch: model.epoch, revision: Revision(model.revision) }
 }
 
 impl Inner {
+    fn tell(&self, samples: &mut Samples) {
+        let model = self.model.read();
+        let mut counts: BTreeMap<(&str, &str), u64> = BTreeMap::new();
+        for (key, current) in &model.documents {
+            let there = u64::from(!current.last().deleted);
+            *counts.entry((&key.namespace, &key.kind)).or_default() += there;
+        }
+        for ((namespace, kind), count) in counts {
+            samples.tell(&inventory::DOCUMENTS, &[namespace, kind], count);
+        }
+        for (kind, count) in &model.published {
+            samples.tell(&inventory::DOCUMENT_REVISIONS, &[kind], *count);
+        }
+        samples.tell(&inventory::DOCUMENT_WATCHERS, &[], self.applied.receiver_count() as u64);
+    }
+
     async fn follow(self: Arc<Self>, mut watch: Box<dyn WatchSource>) {
         loop {
             let failed = match watch.next().await {
@@ -133,7 +162,10 @@ impl Inner {
             match loaded {
                 Ok((model, watch)) => {
                     let revision = model.revision;
-                    *self.model.write() = model;
+                    let mut shown = self.model.write();
+                    let published = std::mem::take(&mut shown.published);
+                    *shown = Model { published, ..model };
+                    drop(shown);
                     self.applied.send_replace(revision);
                     return watch;
                 }

@@ -22,6 +22,7 @@ mod explain;
 mod feed;
 pub mod folder;
 mod model;
+mod numbers;
 mod objects;
 mod pipeline;
 pub mod registry;
@@ -34,6 +35,7 @@ use std::sync::{Arc, OnceLock};
 
 use arc_swap::ArcSwap;
 use meshwork_base::Clock;
+use meshwork_telemetry::{MetricsRegistry, inventory};
 use meshwork_xds::server::{Access, Hub, Open};
 use meshwork_xds::transport::Connector;
 use tokio::sync::mpsc;
@@ -61,6 +63,8 @@ pub struct Settings {
     pub compile: meshwork_compile::Settings,
     /// Who may join within this process, and see what. Over a network it follows from the SPIFFE ID.
     pub access: Arc<dyn Access>,
+    /// The process's numbers.
+    pub metrics: MetricsRegistry,
 }
 
 impl Settings {
@@ -68,7 +72,9 @@ impl Settings {
     #[must_use]
     pub fn folder(path: impl Into<PathBuf>) -> Self {
         let compile = meshwork_compile::Settings::folder();
-        Self { folders: vec![path.into()], feeds: Vec::new(), compile, access: Arc::new(Open) }
+        let folders = vec![path.into()];
+        let metrics = MetricsRegistry::default();
+        Self { folders, feeds: Vec::new(), compile, access: Arc::new(Open), metrics }
     }
 }
 
@@ -132,10 +138,13 @@ impl ControlPlane {
         clock: Arc<dyn Clock>,
     ) -> Result<Self, StartError> {
         let opened = trust::open(secure, Arc::clone(&settings.access), Arc::clone(&clock)).await?;
+        let metrics = settings.metrics.clone();
         settings.feeds.push(trust::FEED.to_owned());
         let mut plane = Self::assemble(settings, opened.access.clone(), Some(opened.look()), clock)?;
         let feed = plane.feed(trust::FEED).expect("it was declared above");
-        plane.trust = Some(opened.serve(&plane.hub, feed)?);
+        let trust = opened.serve(&plane.hub, feed)?;
+        trust.export(&metrics);
+        plane.trust = Some(trust);
         Ok(plane)
     }
 
@@ -171,7 +180,11 @@ impl ControlPlane {
         let feeds: BTreeMap<String, Feed> = (first..).zip(settings.feeds.iter().cloned()).map(feed).collect();
         names.extend(settings.feeds);
         let compile = Arc::new(settings.compile.clone());
-        let pipeline = Pipeline::new(settings.compile, clock, hub.clone(), shared.clone(), names).with(look);
+        numbers::export(&settings.metrics, &hub, &shared);
+        let compiled = settings.metrics.durations(&inventory::CONTROL_PLANE_COMPILE_DURATION, &[]);
+        let pipeline = Pipeline::new(settings.compile, clock, hub.clone(), shared.clone(), names)
+            .with(look)
+            .timed(compiled);
         tasks.push(tokio::spawn(pipeline.run(inbox)).abort_handle());
         let services = Arc::default();
         let config = Arc::default();

@@ -14,6 +14,7 @@ use meshwork_base::Clock;
 use meshwork_compile::{Catalog, Input, Output, ProxyReports, compile};
 use meshwork_messages::v1::Resource;
 use meshwork_resources::{Diagnostic, FileName, Loaded, Span};
+use meshwork_telemetry::Durations;
 use meshwork_xds::ResourceKey;
 use meshwork_xds::server::{Hub, Publication};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -75,6 +76,7 @@ pub(crate) struct Pipeline {
     clock: Arc<dyn Clock>,
     hub: Hub,
     look: Option<Look>,
+    compiled: Option<Durations>,
     shared: Shared,
     sources: Vec<Source>,
     objects: Objects,
@@ -103,6 +105,7 @@ impl Pipeline {
             clock,
             hub,
             look: None,
+            compiled: None,
             shared,
             sources: sources.into_iter().map(source).collect(),
             objects: Objects::default(),
@@ -119,6 +122,12 @@ impl Pipeline {
     /// Shows each publication to this before proxies see it.
     pub(crate) fn with(mut self, look: Option<Look>) -> Self {
         self.look = look;
+        self
+    }
+
+    /// Notes how long compilations take.
+    pub(crate) fn timed(mut self, compiled: Durations) -> Self {
+        self.compiled = Some(compiled);
         self
     }
 
@@ -182,6 +191,7 @@ impl Pipeline {
             // What has not been read yet is not gone.
             return;
         }
+        let began = self.clock.now();
         let output = compile(&Input {
             objects: &self.loaded.objects,
             catalog: &self.catalog,
@@ -190,6 +200,9 @@ impl Pipeline {
             previous: Some(&self.output),
             now: self.clock.wall(),
         });
+        if let Some(compiled) = &self.compiled {
+            compiled.observe(self.clock.now().since(began));
+        }
         let messages_changed = std::mem::take(&mut self.messages_changed);
         let first = self.published.revision == 0;
         let changed = first || messages_changed || output.resources != self.output.resources;

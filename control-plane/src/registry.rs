@@ -8,7 +8,9 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use meshwork_api::registry::{Changes, Health, Instance, METRICS_PORT, Service, ServiceRef, Since, sidecar};
+use meshwork_api::registry::{
+    Changes, Health, Instance, METRICS_PORT, ROLE, Service, ServiceRef, Since, sidecar,
+};
 use meshwork_api::{ClientError, RegistryClient};
 use meshwork_base::{ContentHash, InstanceId, QualifiedName, Rng, SpiffeId};
 use meshwork_compile::Catalog;
@@ -159,7 +161,7 @@ impl Source {
         for ServiceRef { namespace, name } in removed {
             self.empty.take(self.services.remove(&(namespace, name)), now);
         }
-        for service in services {
+        for service in services.into_iter().filter(|service| !is_platform(service)) {
             let key = (service.namespace.clone(), service.name.clone());
             self.empty.0.remove(&key);
             self.services.insert(key, service);
@@ -179,6 +181,11 @@ impl Source {
         self.empty.add_to(&mut known);
         catalog.catalog(known).await
     }
+}
+
+/// Processes of the platform itself are registered to be found by who scrapes them; nobody calls them.
+fn is_platform(service: &Service) -> bool {
+    !service.instances.is_empty() && service.instances.iter().all(|one| one.metadata.contains_key(ROLE))
 }
 
 /// What an instance's sidecar has proven: who it is, and where it takes mTLS.

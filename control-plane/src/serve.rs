@@ -16,7 +16,7 @@ use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use meshwork_base::Code;
 use meshwork_process::admin::admin_routes;
-use meshwork_process::{AdminState, Problem, is_called_by_address};
+use meshwork_process::{AdminState, Observed, Problem, is_called_by_address};
 use sha2::{Digest as _, Sha256};
 use tokio::net::UnixListener;
 use tokio::task::AbortHandle;
@@ -98,7 +98,9 @@ impl ApiServer {
         let listener = tokio::net::TcpListener::bind(listen).await.map_err(bind)?;
         let address = listener.local_addr().map_err(bind)?;
         let guard = Guard { token: token.map(|token| <[u8; 32]>::from(Sha256::digest(token))) };
-        let routes = admin_routes(state, plane.router()).layer(from_fn_with_state(guard, admit));
+        let observed = Observed::new("control-plane", &state.metrics, plane.hub().clock());
+        let routes =
+            admin_routes(state, observed.routes(plane.router())).layer(from_fn_with_state(guard, admit));
         // An accept error is retried inside; serving itself does not fail.
         let task = tokio::spawn(async move { drop(axum::serve(listener, routes).await) }).abort_handle();
         Ok(Self { address, tasks: vec![task], socket: None })
@@ -110,7 +112,8 @@ impl ApiServer {
     pub fn with_socket(mut self, plane: &ControlPlane, state: AdminState, path: &Path) -> Self {
         match bind_socket(path) {
             Ok(listener) => {
-                let routes = admin_routes(state, plane.router());
+                let observed = Observed::new("control-plane", &state.metrics, plane.hub().clock());
+                let routes = admin_routes(state, observed.routes(plane.router()));
                 let serving = async move { drop(axum::serve(listener, routes).await) };
                 self.tasks.push(tokio::spawn(serving).abort_handle());
                 self.socket = Some(path.to_owned());

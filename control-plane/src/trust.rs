@@ -26,6 +26,7 @@ mod tokens;
 use std::fmt;
 use std::net::{SocketAddr, TcpListener};
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -36,6 +37,7 @@ use meshwork_identity::{
     PendingSvid, Rotation, Svid,
 };
 use meshwork_store::{Store, StoreError, embedded};
+use meshwork_telemetry::{MetricsRegistry, inventory};
 use meshwork_xds::join::role_of;
 use meshwork_xds::server::{Access, Hub};
 use meshwork_xds::transport::grpc::DiscoveryService;
@@ -209,7 +211,7 @@ pub(crate) async fn open(
     let access = Arc::new(MeshAccess::new(secure.trust_domain, inside));
     let _stop = stop.clone().drop_guard();
     let svid_ttl = secure.svid_ttl;
-    let issuer = Arc::new(Issuer { authority, identity, tokens, clock, svid_ttl });
+    let issuer = Arc::new(Issuer { authority, identity, tokens, clock, svid_ttl, issued: AtomicU64::new(0) });
     let inner = Inner { issuer, connections: connections.clone(), deny, address, _stop };
     Ok(Opened { access, trust: Trust { inner: Arc::new(inner) }, listener, connections, stop })
 }
@@ -354,6 +356,17 @@ impl Trust {
     #[must_use]
     pub fn bundle(&self) -> Arc<Bundle> {
         self.inner.issuer.identity.bundle()
+    }
+
+    /// Tells how many SVIDs were issued, for as long as this lives.
+    pub(crate) fn export(&self, metrics: &MetricsRegistry) {
+        let issuer = Arc::downgrade(&self.inner.issuer);
+        metrics.ask(move |samples| {
+            if let Some(issuer) = issuer.upgrade() {
+                let issued = issuer.issued.load(Ordering::Relaxed);
+                samples.tell(&inventory::CONTROL_PLANE_SVIDS, &[], issued);
+            }
+        });
     }
 
     /// Our own identity.

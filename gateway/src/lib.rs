@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
+use meshwork_api::RegistryClient;
 use meshwork_base::{Clock, SpiffeId, ThreadRng};
 use meshwork_decision::Snapshot;
 use meshwork_identity::Identity;
@@ -24,7 +25,9 @@ use meshwork_telemetry::{
 };
 use meshwork_xds::cache::{Cache, CacheError};
 use meshwork_xds::client::{self, Preload};
+use meshwork_xds::registration::{Registrar, reached_at};
 use meshwork_xds::transport::Connector;
+use tokio::task::JoinHandle;
 
 /// Flags of the gateway beyond every process's.
 #[derive(clap::Args, Clone, Debug)]
@@ -66,6 +69,8 @@ pub struct Parts {
     /// Where the last good resources are kept, to start from them while the control plane is away. Without, nothing is
     /// kept: the control plane is in this process.
     pub cache: Option<PathBuf>,
+    /// Where it is entered, so that who scrapes metrics finds it.
+    pub registry: Option<Entry>,
     /// Routes for the admin port, beside the process's own.
     pub admin: axum::Router,
     /// The process log.
@@ -74,6 +79,38 @@ pub struct Parts {
     pub clock: Arc<dyn Clock>,
     /// The process's numbers.
     pub metrics: MetricsRegistry,
+}
+
+/// A registry, and its address as `HOST:PORT`.
+pub struct Entry {
+    /// Whom to tell.
+    pub client: RegistryClient,
+    /// Where that is.
+    pub address: String,
+}
+
+impl Entry {
+    /// The gateway is entered by a name of its own, its workload's, for as long as it does not leave.
+    fn enter(self, metrics: SocketAddr, id: &SpiffeId) -> Entered {
+        let name = (id.namespace(), id.workload());
+        let metrics = reached_at(metrics, &self.address);
+        let registrar = Registrar::of_process(self.client, name, "gateway", metrics);
+        let keeping = tokio::spawn(registrar.clone().keep(std::future::ready(()), ThreadRng::new()));
+        Entered { registrar, keeping }
+    }
+}
+
+/// The gateway's entry in a registry.
+struct Entered {
+    registrar: Registrar,
+    keeping: JoinHandle<()>,
+}
+
+impl Entered {
+    async fn leave(self) {
+        self.keeping.abort();
+        self.registrar.deregister().await;
+    }
 }
 
 /// Why the gateway cannot run.
@@ -117,7 +154,7 @@ fn types() -> [String; 7] {
 /// # Errors
 /// [`GatewayError`].
 pub async fn run(parts: Parts) -> Result<(), GatewayError> {
-    let Parts { common, args, connector, identity, cache, admin, log, clock, metrics } = parts;
+    let Parts { common, args, connector, identity, cache, registry, admin, log, clock, metrics } = parts;
     let cache = cache.map(|directory| open_cache(&directory)).transpose()?;
     let id = identity.as_deref().map(Identity::id);
     let access_log = AccessLogSink::open(&common.access_log, &metrics)?;
@@ -146,6 +183,10 @@ pub async fn run(parts: Parts) -> Result<(), GatewayError> {
     let server = AdminServer::start(addresses, state, admin)?;
     tracing::info!(admin = %server.admin_address(), workers = common.worker_count(), "gateway started");
 
+    let entered = registry
+        .zip(server.metrics_address().zip(id.as_ref()))
+        .map(|(entry, (metrics, id))| entry.enter(metrics, id));
+
     let settings = client::Settings::new(node(&common, server.admin_address(), id.as_ref())).all_of(types());
     let (handle, updates, driver) = client::start(settings, cache, connector, clock, ThreadRng::new());
     let driver = tokio::spawn(driver);
@@ -157,12 +198,21 @@ pub async fn run(parts: Parts) -> Result<(), GatewayError> {
     let follower = Follower::new(engine, handle, metrics, configured);
     let engine = follower.run(updates, drain.draining()).await;
     serving.set(false);
-    let ended = tokio::select! {
-        finished = engine.drain(common.drain_timeout) => {
-            if finished { Ok(()) } else { Err(GatewayError::CutOff) }
+    let leave = async {
+        if let Some(entered) = entered {
+            entered.leave().await;
         }
-        () = drain.cut_off().cancelled() => Err(GatewayError::ToldTwice),
     };
+    let drained = async {
+        tokio::select! {
+            finished = engine.drain(common.drain_timeout) => {
+                if finished { Ok(()) } else { Err(GatewayError::CutOff) }
+            }
+            () = drain.cut_off().cancelled() => Err(GatewayError::ToldTwice),
+        }
+    };
+    // A registry that is away does not hold up the drain.
+    let (ended, ()) = tokio::join!(drained, leave);
     driver.abort();
     signals.abort();
     access_log.flush();

@@ -101,6 +101,12 @@ impl Timers {
         self.running.get(timed).map(|timer| timer.deadline)
     }
 
+    /// How many leases are kept, and how many of them ran out.
+    pub(crate) fn leases(&self) -> (usize, usize) {
+        let kept = self.running.keys().filter(|timed| matches!(timed, Timed::Lease(_))).count();
+        (kept, self.overdue.len())
+    }
+
     /// Takes what is due; each gets another turn after `AGAIN`, or its length if that is shorter, in case that what it
     /// causes cannot be written.
     fn due(&mut self, now: Tick) -> Vec<Timed> {

@@ -24,6 +24,7 @@ mod http;
 mod keeper;
 mod kv;
 mod model;
+mod numbers;
 mod ops;
 mod probe;
 mod service;

@@ -39,6 +39,41 @@ pub(crate) struct Model {
     services: BTreeMap<ServiceName, BTreeSet<Place>>,
     changed: HashMap<Topic, u64>,
     removed: BTreeMap<u64, HashSet<ServiceName>>,
+    /// What happened since the process started.
+    pub(crate) transitions: Transitions,
+}
+
+/// How often instances and checks became what.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Transitions {
+    pub(crate) registered: u64,
+    pub(crate) deregistered: u64,
+    pub(crate) suspect: u64,
+    pub(crate) recovered: u64,
+    /// By [`Status`], in its order.
+    pub(crate) checks: [u64; 3],
+}
+
+impl Transitions {
+    fn instance(&mut self, before: Option<&Instance>, after: Option<&Instance>) {
+        match (before, after) {
+            (None, Some(_)) => self.registered += 1,
+            (Some(_), None) => self.deregistered += 1,
+            (Some(before), Some(after)) => {
+                self.suspect += u64::from(!before.suspect && after.suspect);
+                self.recovered += u64::from(before.suspect && !after.suspect);
+            }
+            (None, None) => {}
+        }
+    }
+
+    fn check(&mut self, before: Option<&Check>, after: Option<&Check>) {
+        if let Some((before, after)) = before.zip(after)
+            && before.status != after.status
+        {
+            self.checks[after.status as usize] += 1;
+        }
+    }
 }
 
 /// The topics that a change touched.
@@ -66,6 +101,8 @@ impl Model {
         }
         model.changed.clear();
         model.removed.clear();
+        // What is loaded did not happen now.
+        model.transitions = Transitions::default();
         model.revision = listing.cursor.revision.0;
         model.floor = model.revision;
         model
@@ -112,7 +149,10 @@ impl Model {
             Some(Subject::Check(place)) => {
                 // What it was about before may be another instance than now.
                 self.touch_check(&place, touched);
-                match entry.and_then(stored) {
+                let after = entry.and_then(stored);
+                let before = self.checks.get(&place).map(|check| &check.doc);
+                self.transitions.check(before, after.as_ref().map(|check: &Stored<Check>| &check.doc));
+                match after {
                     Some(check) => _ = self.checks.insert(place.clone(), check),
                     None => _ = self.checks.remove(&place),
                 }
@@ -150,8 +190,9 @@ impl Model {
         touched: &mut Touched,
     ) {
         self.touch_place(place, touched);
-        let before =
-            self.instances.remove(place).map(|old| ServiceName::new(&place.namespace, &old.doc.service));
+        let old = self.instances.remove(place);
+        self.transitions.instance(old.as_ref().map(|old| &old.doc), found.as_ref().map(|found| &found.doc));
+        let before = old.map(|old| ServiceName::new(&place.namespace, &old.doc.service));
         if let Some(name) = before
             && let Some(places) = self.services.get_mut(&name)
         {

@@ -8,6 +8,7 @@ use std::time::Duration;
 use axum::Router;
 use meshwork_base::{Clock, Rng, Tick};
 use meshwork_store::{Condition, Cursor, Op, Outcome, Store, StoreError, Txn, WatchEvent, WatchSource};
+use meshwork_telemetry::MetricsRegistry;
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
@@ -18,7 +19,7 @@ use crate::keeper::Timers;
 use crate::model::Model;
 use crate::probe::Probes;
 use crate::topics::{Topic, Topics};
-use crate::{doc, http};
+use crate::{doc, http, numbers};
 
 /// Tries of a compare-and-set that others keep winning.
 const TRIES: usize = 64;
@@ -115,6 +116,16 @@ impl Registry {
         http::router(Arc::clone(&self.inner))
     }
 
+    /// Tells the catalog's numbers at each scrape, for as long as this registry lives.
+    pub fn export(&self, metrics: &MetricsRegistry) {
+        let inner = Arc::downgrade(&self.inner);
+        metrics.ask(move |samples| {
+            if let Some(inner) = inner.upgrade() {
+                numbers::tell(&inner, samples);
+            }
+        });
+    }
+
     /// Ends what is due by the clock now, instead of when the keeper gets to it.
     pub async fn tick(&self) {
         self.inner.tick().await;
@@ -195,7 +206,10 @@ impl Inner {
             match loaded {
                 Ok((listing, watch)) => {
                     let Cursor { revision, .. } = listing.cursor;
-                    *self.model.write() = Model::load(listing);
+                    let transitions = self.model.read().transitions;
+                    let mut loaded = Model::load(listing);
+                    loaded.transitions = transitions;
+                    *self.model.write() = loaded;
                     self.keep_all();
                     self.topics.touch_all(revision.0);
                     self.applied.send_replace(revision.0);

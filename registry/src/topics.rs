@@ -41,6 +41,16 @@ impl Topics {
         Listener { topics: Arc::clone(self), topic, bell }
     }
 
+    /// How many wait for something.
+    pub(crate) fn listeners(&self) -> usize {
+        self.bells.lock().values().map(watch::Sender::receiver_count).sum()
+    }
+
+    /// How many wait for a topic.
+    pub(crate) fn listeners_of(&self, topic: &Topic) -> usize {
+        self.bells.lock().get(topic).map_or(0, watch::Sender::receiver_count)
+    }
+
     /// Says that a topic changed.
     pub(crate) fn touch(&self, topic: &Topic, index: u64) {
         if let Some(bell) = self.bells.lock().get(topic) {

@@ -287,6 +287,16 @@ async fn prometheus_finds_every_instance_that_has_a_metrics_port() {
     assert_eq!(targets, ["[::1]:15020", "10.0.0.1:15020"]);
     assert_eq!(groups[0]["labels"]["__metrics_path__"], "/stats");
     assert_eq!(groups[1]["labels"]["__meta_meshwork_service"], "reviews");
+    assert_eq!(groups[1]["labels"]["__meta_meshwork_role"], json!(null), "whoever it is");
+    let mut beside = registration(None);
+    beside.metadata.insert("meshwork.dev/mesh-port".into(), "15006".into());
+    world.native().register("shop", "odd", "o", &beside).await.unwrap();
+    let mut edge = registration(None);
+    edge.metadata.insert("meshwork.dev/role".into(), "gateway".into());
+    world.native().register("shop", "reviews", "reviews-0", &edge).await.unwrap();
+    let (_, groups) = world.consul.get("/v1/meshwork/http_sd").await;
+    let role = |group: usize| groups[group]["labels"]["__meta_meshwork_role"].clone();
+    assert_eq!([role(0), role(1)], ["sidecar", "gateway"]);
     let (_, groups) = world.consul.get("/v1/meshwork/http_sd?port=http").await;
     assert_eq!(groups.as_array().unwrap().len(), 3);
 }

@@ -18,7 +18,6 @@
 mod app;
 mod args;
 mod discovery;
-mod registration;
 mod signals;
 
 use std::collections::BTreeMap;
@@ -43,13 +42,13 @@ use meshwork_xds::ResourceKey;
 use meshwork_xds::cache::{Cache, CacheError};
 use meshwork_xds::client::{self, Handle};
 use meshwork_xds::join::{JoinError, Joining, role_client};
+use meshwork_xds::registration::{LEASE_SECONDS, Registrar};
 use tokio::task::JoinHandle;
 
 pub use app::{App, AppError, Exit, Spec, assign_port};
 use args::Places;
 pub use args::SidecarArgs;
 use discovery::Discovery;
-use registration::{LEASE_SECONDS, Registrar};
 use signals::{Received, Signals};
 
 /// How long an instance waits for its own workload before it takes requests without.

@@ -4,13 +4,14 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use meshwork_api::identity::GATEWAY;
+use meshwork_api::RegistryClient;
+use meshwork_api::identity::{GATEWAY, REGISTRY};
 use meshwork_base::{Clock, Namespace, ObjectName, SystemClock, ThreadRng};
 use meshwork_control_plane::{ControlPlane, Settings};
-use meshwork_gateway::{GatewayArgs, Parts};
+use meshwork_gateway::{Entry, GatewayArgs, Parts};
 use meshwork_process::CommonArgs;
 use meshwork_telemetry::{MetricsRegistry, init_logging};
-use meshwork_xds::join::Joining;
+use meshwork_xds::join::{Joining, role_client};
 
 use super::Outcome;
 use crate::private;
@@ -35,6 +36,9 @@ pub(crate) struct Arguments {
     /// File with a join token; needed at the first start only, and not where the control plane's API is this machine's
     #[arg(long, value_name = "FILE", env = "MESHWORK_TOKEN_FILE", requires = "control_plane")]
     token_file: Option<PathBuf>,
+    /// Where the registry takes instances, by mTLS: it is entered there, so that Prometheus finds it [default: port 8501 of the control plane's host]
+    #[arg(long, value_name = "HOST:PORT", env = "MESHWORK_REGISTRY", requires = "control_plane")]
+    registry: Option<String>,
     /// Whose identity it has, as NAMESPACE/NAME: that of the one `Gateway` it serves, or of the platform's, which serves all
     #[arg(
         long,
@@ -58,13 +62,15 @@ pub(crate) fn run(arguments: Arguments) -> Outcome {
     // Traffic has threads of its own: this runtime reads files and compiles.
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
     runtime.block_on(async {
-        let Arguments { resources, control_plane, token_file, workload, api, gateway, common } = arguments;
+        let Arguments { resources, control_plane, token_file, registry, workload, api, gateway, common } =
+            arguments;
         let parts = Parts {
             common,
             args: gateway,
             connector: Box::new(|| Box::pin(std::future::pending())),
             identity: None,
             cache: None,
+            registry: None,
             admin: axum::Router::new(),
             log: Some(log),
             clock: Arc::clone(&clock),
@@ -72,11 +78,13 @@ pub(crate) fn run(arguments: Arguments) -> Outcome {
         };
         match (control_plane, resources) {
             (Some(control_plane), _) => {
-                let member = Member { control_plane, token_file, workload, api };
+                let registry = registry.unwrap_or_else(|| beside(&control_plane, 8501));
+                let member = Member { control_plane, token_file, registry, workload, api };
                 meshwork_gateway::run(member.join(parts).await?).await?;
             }
             (None, Some(folder)) => {
-                let plane = ControlPlane::start(Settings::folder(folder), clock)?;
+                let settings = Settings { metrics: parts.metrics.clone(), ..Settings::folder(folder) };
+                let plane = ControlPlane::start(settings, clock)?;
                 let parts = Parts { connector: plane.connector(), admin: plane.router(), ..parts };
                 meshwork_gateway::run(parts).await?;
             }
@@ -86,10 +94,17 @@ pub(crate) fn run(arguments: Arguments) -> Outcome {
     })
 }
 
+/// Another port of the same host.
+fn beside(address: &str, port: u16) -> String {
+    let host = address.rsplit_once(':').map_or(address, |(host, _)| host);
+    format!("{host}:{port}")
+}
+
 /// A gateway in a mesh.
 struct Member {
     control_plane: String,
     token_file: Option<PathBuf>,
+    registry: String,
     workload: String,
     api: ApiArgs,
 }
@@ -110,7 +125,9 @@ impl Member {
         let identity = joining.identity(Arc::clone(&parts.clock), &mut ThreadRng::new()).await?;
         let connector = joining.connector(&identity, Arc::clone(&parts.clock));
         tokio::spawn(joining.keep(Arc::clone(&identity), Arc::clone(&parts.clock), ThreadRng::new()));
-        Ok(Parts { connector, identity: Some(identity), cache: Some(data_dir), ..parts })
+        let client = RegistryClient(role_client(&self.registry, &identity, REGISTRY)?);
+        let registry = Some(Entry { client, address: self.registry });
+        Ok(Parts { connector, identity: Some(identity), cache: Some(data_dir), registry, ..parts })
     }
 
     async fn token(

@@ -4,6 +4,7 @@
 
 mod config;
 mod control_plane;
+mod entry;
 mod registry;
 
 use std::net::{IpAddr, SocketAddr};
@@ -16,8 +17,8 @@ use axum::extract::Request;
 use axum::middleware::{self, Next};
 use meshwork_api::{Client, ConfigClient, RegistryClient};
 use meshwork_base::{Clock, SystemClock};
-use meshwork_process::{Caller, CommonArgs, Drain, by_address};
-use meshwork_telemetry::{LogHandle, MetricsRegistry, init_logging};
+use meshwork_process::{AdminState, Caller, CommonArgs, Drain, Observed, Readiness, by_address};
+use meshwork_telemetry::{LogHandle, MetricsRegistry, init_logging, inventory};
 use tokio::net::TcpListener;
 use tokio::task::AbortHandle;
 
@@ -44,6 +45,9 @@ pub(crate) struct ServerArguments {
 /// Run the config service alone
 #[derive(clap::Args, Debug)]
 pub(crate) struct ConfigArguments {
+    /// The registry in which it is entered, so that Prometheus finds it, as http://127.0.0.1:8500
+    #[arg(long, value_name = "URL", env = "MESHWORK_REGISTRY_URL")]
+    registry_url: Option<String>,
     #[command(flatten)]
     config: ConfigArgs,
     #[command(flatten)]
@@ -85,6 +89,7 @@ pub(crate) struct ControlPlaneArguments {
 /// What every role gets.
 #[derive(Clone)]
 struct Process {
+    role: &'static str,
     common: CommonArgs,
     log: LogHandle,
     clock: Arc<dyn Clock>,
@@ -93,11 +98,23 @@ struct Process {
 }
 
 impl Process {
-    fn new(common: CommonArgs) -> Result<Self, Box<dyn std::error::Error>> {
+    fn new(common: CommonArgs, role: &'static str) -> Result<Self, Box<dyn std::error::Error>> {
         let log = init_logging(common.log_format, &common.log)?;
         let drain = Drain::new(common.drain_timeout);
         let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
-        Ok(Self { common, log, clock, metrics: MetricsRegistry::default(), drain })
+        let metrics = MetricsRegistry::default();
+        metrics.set_info(&inventory::BUILD_INFO, &[env!("CARGO_PKG_VERSION"), role]);
+        Ok(Self { common, role, log, clock, metrics, drain })
+    }
+
+    /// What every process shows of itself.
+    fn admin(&self, readiness: Readiness) -> AdminState {
+        AdminState { readiness, metrics: self.metrics.clone(), log: Some(self.log.clone()) }
+    }
+
+    /// The routes of an API, counted.
+    fn observed(&self, api: &'static str, router: Router) -> Router {
+        Observed::new(api, &self.metrics, Arc::clone(&self.clock)).routes(router)
     }
 
     /// A role's own folder.
@@ -123,10 +140,11 @@ impl Process {
 }
 
 fn run(
+    role: &'static str,
     common: CommonArgs,
     serve: impl AsyncFnOnce(Process) -> Result<(), Box<dyn std::error::Error>>,
 ) -> Outcome {
-    let process = Process::new(common)?;
+    let process = Process::new(common, role)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     runtime.block_on(serve(process))?;
     Ok(ExitCode::SUCCESS)
@@ -134,56 +152,56 @@ fn run(
 
 pub(crate) fn server(arguments: ServerArguments) -> Outcome {
     let ServerArguments { plane, registry, config, common } = arguments;
-    run(common, async move |process| {
+    run("server", common, async move |process| {
         let catalog = registry::start(&process).await?;
         let documents = config::start(&process).await?;
         // Within one process the control plane follows the others without a socket.
         let inside = |name: &str, router| Client::in_memory(name, as_local(router));
+        let itself = RegistryClient(inside("the registry", catalog.router()));
         let followed = Followed {
-            registry: Some(RegistryClient(inside("the registry", catalog.router()))),
+            registry: Some(itself.clone()),
             config: Some(ConfigClient(inside("the config service", documents.router()))),
         };
         let plane = control_plane::start(&process, plane, followed).await?;
         let _documents = config.serve(&process, &documents).await?;
         let member = registry::Member::inside(&process, &plane).await?;
         let _catalog = registry.serve(&process, &catalog, member).await?;
-        process.until_told().await?;
-        Ok(())
+        entry::until_told(&process, Some(itself), plane.api_address).await
     })
 }
 
 pub(crate) fn registry(arguments: RegistryArguments) -> Outcome {
     let RegistryArguments { control_plane, token_file, api, registry, common } = arguments;
-    run(common, async move |process| {
+    run("registry", common, async move |process| {
         let catalog = registry::start(&process).await?;
+        let itself = RegistryClient(Client::in_memory("the registry", as_local(catalog.router())));
         let member = registry::Member { control_plane, token_file };
         let member = member.with_token(&process, &api).await?;
         let _served = registry.serve(&process, &catalog, member).await?;
-        process.until_told().await?;
-        Ok(())
+        entry::until_told(&process, Some(itself), registry.address(&process)).await
     })
 }
 
 pub(crate) fn config(arguments: ConfigArguments) -> Outcome {
-    let ConfigArguments { config, common } = arguments;
-    run(common, async move |process| {
+    let ConfigArguments { registry_url, config, common } = arguments;
+    run("config", common, async move |process| {
+        let registry = registry_url.map(|url| Client::http(&url).map(RegistryClient)).transpose()?;
         let documents = config::start(&process).await?;
         let _served = config.serve(&process, &documents).await?;
-        process.until_told().await?;
-        Ok(())
+        entry::until_told(&process, registry, config.address(&process)).await
     })
 }
 
 pub(crate) fn control_plane(arguments: ControlPlaneArguments) -> Outcome {
     let ControlPlaneArguments { registry_url, config_url, plane, common } = arguments;
-    run(common, async move |process| {
+    run("control-plane", common, async move |process| {
+        let registry = registry_url.map(|url| Client::http(&url).map(RegistryClient)).transpose()?;
         let followed = Followed {
-            registry: registry_url.map(|url| Client::http(&url).map(RegistryClient)).transpose()?,
+            registry: registry.clone(),
             config: config_url.map(|url| Client::http(&url).map(ConfigClient)).transpose()?,
         };
-        let _plane = control_plane::start(&process, plane, followed).await?;
-        process.until_told().await?;
-        Ok(())
+        let plane = control_plane::start(&process, plane, followed).await?;
+        entry::until_told(&process, registry, plane.api_address).await
     })
 }
 

@@ -108,3 +108,15 @@ fn a_service_without_instances_is_known_for_a_while() {
     empty.forget(now + LINGER);
     assert!(empty.0.is_empty());
 }
+
+#[test]
+fn a_process_of_the_platform_is_no_service_of_the_mesh() {
+    let mut edge = instance("127.0.0.1:15020", Some(ID));
+    edge.metadata = BTreeMap::from([(ROLE.to_owned(), "gateway".to_owned())]);
+    assert!(is_platform(&service(vec![edge.clone()])));
+    assert!(
+        !is_platform(&service(vec![edge, instance("web-1", Some(ID))])),
+        "whoever is called is a service"
+    );
+    assert!(!is_platform(&service(Vec::new())));
+}

@@ -1,6 +1,7 @@
 //! What proxies ask the authority for, on the mTLS port: the first SVID with a token, the next with the one they have.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use axum::extract::rejection::JsonRejection;
@@ -27,6 +28,8 @@ pub(crate) struct Issuer {
     pub(crate) tokens: Tokens,
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) svid_ttl: Duration,
+    /// SVIDs issued to others so far.
+    pub(crate) issued: AtomicU64,
 }
 
 pub(crate) fn router(issuer: Arc<Issuer>) -> Router {
@@ -108,6 +111,7 @@ impl Issuer {
         let peer = issued.chain.first().map(Peer::read).transpose();
         let peer = peer.map_err(|refusal| refused(StatusCode::INTERNAL_SERVER_ERROR, &refusal))?;
         peer.map_or(Ok(()), |peer| self.check_denied(&peer))?;
+        self.issued.fetch_add(1, Ordering::Relaxed);
         let bundle = serde_json::from_str(&self.identity.bundle().to_json());
         Ok(Issued {
             chain: issued.chain.iter().map(|certificate| Der(certificate.to_vec())).collect(),

@@ -148,6 +148,7 @@ async fn start(disk: &Path, listen: SocketAddr, clock: &Arc<dyn Clock>) -> Contr
             folders: settings.folders.clone(),
             feeds: Vec::new(),
             compile: settings.compile.clone(),
+            metrics: settings.metrics.clone(),
         };
         match ControlPlane::start_secure(settings, secure.clone(), Arc::clone(clock)).await {
             Ok(plane) => {

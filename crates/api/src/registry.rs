@@ -12,6 +12,10 @@ use crate::client::{Client, ClientError, body, segment};
 /// The port by this name is where an instance's metrics are scraped; it is no port of the service.
 pub const METRICS_PORT: &str = "metrics";
 
+/// Metadata by this key makes an instance a process of the platform itself, with its role as value (`gateway`, `server`,
+/// …). It serves no callers and is no service of the mesh; it is registered so that who scrapes metrics finds it.
+pub const ROLE: &str = "meshwork.dev/role";
+
 /// What the sidecar beside an instance writes into the instance's metadata when it registers it. Its ports are then
 /// where the *application* listens; the instance is reached through the sidecar, by mTLS, as its identity says.
 pub mod sidecar {

@@ -204,8 +204,13 @@ async fn serve(services: Vec<(TcpListener, Router)>, stop: CancellationToken) {
 
 /// The routes of the admin port, for a role that serves them on a port of its own. It brings what keeps others out.
 pub fn admin_routes(state: AdminState, extra: Router) -> Router {
+    process_routes(state).merge(extra).fallback(not_found)
+}
+
+/// What every process has, for a role whose API answers on the same port and says itself what is not there.
+pub fn process_routes(state: AdminState) -> Router {
     let log = Router::new().route("/loglevel", get(log_level).put(set_log_level)).with_state(state.clone());
-    health_routes(state.clone()).merge(metrics_routes(state)).merge(log).merge(extra).fallback(not_found)
+    health_routes(state.clone()).merge(metrics_routes(state)).merge(log)
 }
 
 fn health_routes(state: AdminState) -> Router {

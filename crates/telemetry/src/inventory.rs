@@ -119,6 +119,50 @@ metrics! {
         "Access log lines lost because the output was slower than the traffic or failed.";
     SERIES_FOLDED = "meshwork_metric_series_folded_total", Counter, "", &[],
         "Label sets counted under `other` because the limit of series was reached.";
+    API_REQUESTS = "meshwork_api_requests_total", Counter, "", &["api", "method", "route", "code"],
+        "Requests that an API of this process answered, by the pattern of the path.";
+    API_REQUEST_DURATION = "meshwork_api_request_duration_seconds", Histogram, "seconds", &["api", "route"],
+        "Time until an API of this process answered; requests that asked to wait for a change are left out.";
+    API_REQUESTS_ACTIVE = "meshwork_api_requests_active", Gauge, "", &["api"],
+        "Requests that an API of this process has not answered yet, those that wait for a change included.";
+    REGISTRY_INSTANCES = "meshwork_registry_instances", Gauge, "", &["namespace", "service", "health"],
+        "Registered instances; passing ones are told of every service, others where there are any.";
+    REGISTRY_CHECKS = "meshwork_registry_checks", Gauge, "", &["status"],
+        "Checks by what they say.";
+    REGISTRY_LEASES = "meshwork_registry_leases", Gauge, "", &[],
+        "Leases of instances that are kept.";
+    REGISTRY_LEASES_OVERDUE = "meshwork_registry_leases_overdue", Gauge, "", &[],
+        "Leases that ran out while their instances are kept as suspects.";
+    REGISTRY_SESSIONS = "meshwork_registry_sessions", Gauge, "", &[],
+        "Sessions.";
+    REGISTRY_WATCHERS = "meshwork_registry_watchers", Gauge, "", &[],
+        "Requests of the registry's own watch that wait.";
+    REGISTRY_BLOCKING_QUERIES = "meshwork_registry_blocking_queries", Gauge, "", &[],
+        "Blocking queries of Consul's API that wait.";
+    REGISTRY_INSTANCE_TRANSITIONS = "meshwork_registry_instance_transitions_total", Counter, "", &["to"],
+        "Instances that were registered, deregistered, became suspect or recovered from that.";
+    REGISTRY_CHECK_TRANSITIONS = "meshwork_registry_check_transitions_total", Counter, "", &["to"],
+        "Checks that changed to this status.";
+    DOCUMENTS = "meshwork_documents", Gauge, "", &["namespace", "kind"],
+        "Current documents of the config service.";
+    DOCUMENT_REVISIONS = "meshwork_document_revisions_total", Counter, "", &["kind"],
+        "Revisions published since the process started, removals included.";
+    DOCUMENT_WATCHERS = "meshwork_document_watchers", Gauge, "", &[],
+        "Requests that wait for a change of documents.";
+    CONTROL_PLANE_PROXIES = "meshwork_control_plane_proxies", Gauge, "", &["role"],
+        "Proxies whose stream is open.";
+    CONTROL_PLANE_REVISION = "meshwork_control_plane_revision", Gauge, "", &[],
+        "The revision published last.";
+    CONTROL_PLANE_COMPILE_DURATION = "meshwork_control_plane_compile_duration_seconds", Histogram, "seconds", &[],
+        "Time to work out the resources of proxies from what users wrote.";
+    CONTROL_PLANE_PUSHES = "meshwork_control_plane_pushes_total", Counter, "", &["type"],
+        "Resources sent to proxies, removals included.";
+    CONTROL_PLANE_REJECTIONS = "meshwork_control_plane_rejections_total", Counter, "", &["type"],
+        "Resources that proxies refused.";
+    CONTROL_PLANE_DIAGNOSTICS = "meshwork_control_plane_diagnostics", Gauge, "", &["severity"],
+        "What is wrong in the resources now.";
+    CONTROL_PLANE_SVIDS = "meshwork_control_plane_svids_issued_total", Counter, "", &[],
+        "SVIDs issued to proxies and roles.";
     BUILD_INFO = "meshwork_build_info", Gauge, "", &["version", "role"],
         "Version and role of this process, as labels; the value is 1.";
     PROCESS_START_TIME = "process_start_time_seconds", Gauge, "seconds", &[],

@@ -21,7 +21,7 @@ pub mod record;
 pub use access_log::{AccessLogError, AccessLogSink, AccessLogTarget, AccessLogWriter};
 pub use logging::{LogFormat, LogHandle, LoggingError, init_logging};
 pub use metrics::{
-    Counter, Format, Gauge, MetricsRegistry, RequestLabels, RequestSeries, StreamSeries, WorkerCounter,
-    WorkerGauge, WorkerMetrics,
+    Counter, Durations, Format, Gauge, MetricsRegistry, RequestLabels, RequestSeries, Samples, StreamSeries,
+    WorkerCounter, WorkerGauge, WorkerMetrics,
 };
 pub use record::{Protocol, Record, RequestText, TraceId};

@@ -4,9 +4,11 @@
 //! store. The registry's lock is taken when a new series appears and at scrape, never per request.
 
 mod cells;
+mod durations;
 mod exposition;
 mod procfs;
 mod requests;
+mod sources;
 mod streams;
 
 use std::cell::RefCell;
@@ -17,29 +19,41 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 
 pub use cells::{Counter, Gauge, WorkerCounter, WorkerGauge};
+pub use durations::Durations;
 pub use exposition::Format;
 pub use requests::{RequestLabels, RequestSeries};
+pub use sources::Samples;
 pub use streams::StreamSeries;
 
 use crate::inventory::{self, Kind, MetricDef};
 use cells::Cell;
+use durations::DurationFamily;
 use requests::RequestTable;
+use sources::Source;
 use streams::StreamTable;
 
 /// Time series a process exports at most unless it is told otherwise.
 pub const DEFAULT_MAX_SERIES: usize = 600;
 
 /// Every number of this process. Cheap to clone; clones share.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct MetricsRegistry {
     shared: Arc<Mutex<Families>>,
+    sources: Arc<Mutex<Vec<Source>>>,
     folded: Counter,
+}
+
+impl std::fmt::Debug for MetricsRegistry {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.shared.lock().fmt(f)
+    }
 }
 
 /// Behind the registry's lock.
 #[derive(Debug)]
 struct Families {
     scalars: HashMap<&'static str, Family>,
+    durations: HashMap<&'static str, DurationFamily>,
     requests: RequestTable,
     streams: StreamTable,
     workers: usize,
@@ -67,13 +81,14 @@ impl MetricsRegistry {
     pub fn new(max_series: usize) -> Self {
         let families = Families {
             scalars: HashMap::new(),
+            durations: HashMap::new(),
             requests: RequestTable::new(max_series),
             streams: StreamTable::default(),
             workers: 0,
         };
         let shared = Arc::new(Mutex::new(families));
         let folded = Counter(shared.lock().cell(&inventory::SERIES_FOLDED, &[]));
-        Self { shared, folded }
+        Self { shared, sources: Arc::default(), folded }
     }
 
     /// The metrics of one more worker; stays on the worker's thread.
@@ -110,6 +125,25 @@ impl MetricsRegistry {
         Gauge(self.shared.lock().cell(def, values))
     }
 
+    /// A histogram of durations, in seconds, that any thread may add to; for what is rare. The same label values give the
+    /// same histogram.
+    ///
+    /// # Panics
+    /// As [`Self::counter`].
+    #[must_use]
+    pub fn durations(&self, def: &'static MetricDef, values: &[&str]) -> Durations {
+        assert_eq!(def.kind, Kind::Histogram, "{} is no histogram", def.name);
+        assert_eq!(def.labels.len(), values.len(), "{} has the labels {:?}", def.name, def.labels);
+        let mut shared = self.shared.lock();
+        shared.durations.entry(def.name).or_insert_with(|| DurationFamily::new(def)).series(values)
+    }
+
+    /// Asks this at each scrape for what it tells then: numbers that somebody holds anyhow, such as how many of a kind
+    /// there are.
+    pub fn ask(&self, source: impl Fn(&mut Samples) + Send + Sync + 'static) {
+        self.sources.lock().push(Box::new(source));
+    }
+
     /// Makes this gauge a statement: of all label sets of `def` only this one is exported, with the value 1. For
     /// `_info` metrics whose label is the news.
     pub fn set_info(&self, def: &'static MetricDef, values: &[&str]) {
@@ -121,7 +155,9 @@ impl MetricsRegistry {
     /// All metrics as text, the process's own (`process_*`) included.
     #[must_use]
     pub fn render(&self, format: Format) -> String {
-        exposition::render(&self.shared.lock(), format)
+        // Before the lock: a source takes locks of its own.
+        let told = Samples::of(&self.sources.lock());
+        exposition::render(&self.shared.lock(), &told, format)
     }
 }
 

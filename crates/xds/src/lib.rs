@@ -26,6 +26,7 @@ pub mod cache;
 pub mod client;
 pub mod join;
 mod key;
+pub mod registration;
 pub mod server;
 pub mod transport;
 

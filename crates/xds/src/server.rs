@@ -101,6 +101,25 @@ pub struct Published {
     pub removed: Vec<ResourceKey>,
 }
 
+/// How many resources of each type, since the server was made.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Tally {
+    /// Sent to proxies, removals included.
+    pub sent: BTreeMap<String, u64>,
+    /// Refused by proxies.
+    pub refused: BTreeMap<String, u64>,
+}
+
+impl Tally {
+    fn add(to: &mut BTreeMap<String, u64>, type_url: &str, count: usize) {
+        if let Some(known) = to.get_mut(type_url) {
+            *known += count as u64;
+        } else {
+            to.insert(type_url.to_owned(), count as u64);
+        }
+    }
+}
+
 /// Names a stream.
 pub type StreamId = u64;
 
@@ -111,6 +130,7 @@ pub struct Server {
     streams: BTreeMap<StreamId, Stream>,
     gone: BTreeMap<String, (Proxy, Tick)>,
     next_stream: StreamId,
+    tally: Tally,
     verdicts: u64,
     armed: Armed,
 }
@@ -132,6 +152,7 @@ impl Server {
             streams: BTreeMap::new(),
             gone: BTreeMap::new(),
             next_stream: 1,
+            tally: Tally::default(),
             verdicts: 0,
             armed: Armed::default(),
         }
@@ -203,6 +224,9 @@ impl Server {
         let Some(stream) = self.streams.get_mut(&id) else { return Ok(()) };
         let observations = std::mem::take(&mut request.observations);
         let joining = !stream.is_joined();
+        for rejection in &request.rejected {
+            Tally::add(&mut self.tally.refused, &rejection.type_url, 1);
+        }
         stream.receive(request, &*self.access)?;
         self.gone.remove(&stream.viewer().node.id);
         if joining && stream.observes() {
@@ -244,7 +268,18 @@ impl Server {
 
     /// The next response for a stream, if there is something to say.
     pub fn next_response(&mut self, id: StreamId) -> Option<DiscoveryResponse> {
-        self.streams.get_mut(&id)?.next_response(self.world.as_ref()?, &*self.access)
+        let response = self.streams.get_mut(&id)?.next_response(self.world.as_ref()?, &*self.access)?;
+        let count = response.resources.len() + response.removed.len();
+        if count > 0 {
+            Tally::add(&mut self.tally.sent, &response.type_url, count);
+        }
+        Some(response)
+    }
+
+    /// What was sent and refused so far.
+    #[must_use]
+    pub const fn tally(&self) -> &Tally {
+        &self.tally
     }
 
     /// Every proxy that is connected or was within the last hour, by id.

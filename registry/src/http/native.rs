@@ -9,7 +9,7 @@ use axum::extract::Path;
 use axum::http::StatusCode;
 use axum::response::IntoResponse;
 use axum::routing::{delete, get, put};
-use meshwork_api::registry::{self as api, Changes, Registration};
+use meshwork_api::registry::{self as api, Changes, METRICS_PORT, ROLE, Registration, sidecar};
 use meshwork_base::clock::rfc3339_millis;
 use meshwork_base::{Namespace, ObjectName};
 use serde_json::{Value, json};
@@ -25,8 +25,6 @@ use crate::topics::Topic;
 
 /// Bounds of a lease.
 const LEASE_SECONDS: std::ops::RangeInclusive<u64> = 1..=86_400;
-/// Where `http_sd` finds the address to scrape.
-const METRICS_PORT: &str = "metrics";
 /// Metadata that names another path than `/metrics`.
 const METRICS_PATH: &str = "meshwork.dev/metrics-path";
 
@@ -271,6 +269,8 @@ fn labels(name: &ServiceName, instance: &api::Instance) -> BTreeMap<String, Stri
         value.map(|value| (format!("__meta_meshwork_{key}"), value.to_owned()))
     };
     let health = json!(instance.health);
+    let beside = instance.metadata.contains_key(sidecar::MESH_PORT).then_some("sidecar");
+    let role = instance.metadata.get(ROLE).map(String::as_str).or(beside);
     let mut labels: BTreeMap<String, String> = [
         meta("service", Some(&name.name)),
         meta("namespace", Some(&name.namespace)),
@@ -279,6 +279,7 @@ fn labels(name: &ServiceName, instance: &api::Instance) -> BTreeMap<String, Stri
         meta("version", instance.version.as_deref()),
         meta("zone", instance.zone.as_deref()),
         meta("health", health.as_str()),
+        meta("role", role),
     ]
     .into_iter()
     .flatten()

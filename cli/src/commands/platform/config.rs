@@ -6,6 +6,8 @@ use std::sync::Arc;
 
 use meshwork_base::ThreadRng;
 use meshwork_config::Config;
+use meshwork_process::Readiness;
+use meshwork_process::admin::process_routes;
 use meshwork_store::embedded;
 
 use super::{Process, Served, serve_local};
@@ -27,8 +29,17 @@ pub(super) async fn start(process: &Process) -> Result<Config, Box<dyn Error>> {
 
 impl ConfigArgs {
     pub(super) async fn serve(&self, process: &Process, config: &Config) -> Result<Served, Box<dyn Error>> {
-        let address = self.config_address.unwrap_or_else(|| SocketAddr::new(process.plain_address(), 8888));
-        let served = serve_local("config service", "--config-address", address, config.router()).await?;
+        let readiness = Readiness::new();
+        readiness.condition("documents").set(true);
+        let routes =
+            process.observed("config", config.router()).merge(process_routes(process.admin(readiness)));
+        config.export(&process.metrics);
+        let served = serve_local("config service", "--config-address", self.address(process), routes).await?;
         Ok(Served(vec![served]))
+    }
+
+    /// Where it listens.
+    pub(super) fn address(&self, process: &Process) -> SocketAddr {
+        self.config_address.unwrap_or_else(|| SocketAddr::new(process.plain_address(), 8888))
     }
 }

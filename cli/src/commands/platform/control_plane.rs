@@ -8,8 +8,7 @@ use std::sync::Arc;
 use meshwork_api::{ConfigClient, RegistryClient};
 use meshwork_base::{ThreadRng, TrustDomain};
 use meshwork_control_plane::{ApiServer, ControlPlane, RootFiles, Secure, Settings, config, registry};
-use meshwork_process::{AdminState, Readiness};
-use meshwork_telemetry::inventory;
+use meshwork_process::Readiness;
 use meshwork_xds::server::Open;
 
 use super::Process;
@@ -77,6 +76,7 @@ impl Followed {
 pub(super) struct Plane {
     pub(super) plane: ControlPlane,
     pub(super) proxy_address: SocketAddr,
+    pub(super) api_address: SocketAddr,
     _api: ApiServer,
 }
 
@@ -99,10 +99,10 @@ pub(super) async fn start(
         feeds,
         compile: meshwork_compile::Settings::folder(),
         access: Arc::new(Open),
+        metrics: process.metrics.clone(),
     };
     let plane = ControlPlane::start_secure(settings, secure, Arc::clone(&process.clock)).await?;
     followed.follow(&plane);
-    process.metrics.set_info(&inventory::BUILD_INFO, &[env!("CARGO_PKG_VERSION"), "control-plane"]);
     let readiness = Readiness::new();
     let synced = readiness.condition("synced");
     let waited = plane.clone();
@@ -110,10 +110,11 @@ pub(super) async fn start(
         waited.synced().await;
         synced.set(true);
     });
-    let state = AdminState { readiness, metrics: process.metrics.clone(), log: Some(process.log.clone()) };
     let api_address = args.api_address.unwrap_or_else(|| SocketAddr::new(process.plain_address(), 15014));
+    let state = process.admin(readiness);
     let api = ApiServer::start(&plane, state.clone(), api_address, args.api_token.as_deref()).await?;
     let api = api.with_socket(&plane, state, &process.common.data_dir.join(SOCKET));
     tracing::info!(api = %api.address(), proxies = %proxy_address, "control plane started");
-    Ok(Plane { plane, proxy_address, _api: api })
+    let api_address = api.address();
+    Ok(Plane { plane, proxy_address, api_address, _api: api })
 }

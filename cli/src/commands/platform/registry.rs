@@ -14,6 +14,8 @@ use meshwork_api::identity::{REGISTRY, TokenRequest};
 use meshwork_api::{Client, IdentityClient};
 use meshwork_base::{Namespace, ObjectName, ThreadRng};
 use meshwork_identity::{ClientAuth, Loaded, SvidStore};
+use meshwork_process::Readiness;
+use meshwork_process::admin::process_routes;
 use meshwork_registry::{Caller, Options, Registry};
 use meshwork_store::embedded;
 use meshwork_xds::join::Joining;
@@ -103,8 +105,13 @@ impl RegistryArgs {
         registry: &Registry,
         member: Member,
     ) -> Result<Served, Box<dyn Error>> {
-        let plain = self.registry_address.unwrap_or_else(|| SocketAddr::new(process.plain_address(), 8500));
-        let local = serve_local("registry", "--registry-address", plain, registry.router()).await?;
+        let readiness = Readiness::new();
+        let joined = readiness.condition("mesh");
+        registry.export(&process.metrics);
+        let routes = process.observed("registry", registry.router());
+        let plain = self.address(process);
+        let local = routes.clone().merge(process_routes(process.admin(readiness)));
+        let local = serve_local("registry", "--registry-address", plain, local).await?;
         let mesh = self
             .registry_mesh_address
             .unwrap_or_else(|| SocketAddr::new(process.common.listen_address, 8501));
@@ -121,7 +128,7 @@ impl RegistryArgs {
         let endpoints = Endpoints {
             identity: Arc::clone(&identity),
             client_auth: ClientAuth::Required,
-            routes: Routes::from(as_workload(registry.router())),
+            routes: Routes::from(as_workload(routes)),
             connections: Connections::default(),
             clock: Arc::clone(&clock),
         };
@@ -133,7 +140,13 @@ impl RegistryArgs {
             }
         };
         tasks.push(tokio::spawn(serving).abort_handle());
+        joined.set(true);
         tracing::info!(%plain, "registry started");
         Ok(Served(tasks))
+    }
+
+    /// Where it listens for this machine.
+    pub(super) fn address(&self, process: &Process) -> SocketAddr {
+        self.registry_address.unwrap_or_else(|| SocketAddr::new(process.plain_address(), 8500))
     }
 }

@@ -5,9 +5,10 @@ use std::fmt::Write as _;
 use std::sync::Arc;
 
 use super::cells::{DURATION_BOUNDS, Exemplar, Histogram, RequestHistograms, SIZE_BOUNDS};
+use super::durations::{self, DurationFamily};
 use super::requests::{Key, Outcome};
 use super::streams::{self, StreamCells};
-use super::{Families, Family, procfs};
+use super::{Families, Family, Samples, procfs};
 use crate::inventory::{self, Kind, MetricDef, REQUEST_LABELS, STREAM_LABELS};
 
 /// Which text format.
@@ -58,7 +59,7 @@ impl Format {
     }
 }
 
-pub(super) fn render(families: &Families, format: Format) -> String {
+pub(super) fn render(families: &Families, told: &Samples, format: Format) -> String {
     let mut text = Text { out: String::with_capacity(16 * 1024), format };
     text.requests(families);
     text.streams(families);
@@ -66,6 +67,13 @@ pub(super) fn render(families: &Families, format: Format) -> String {
     for def in inventory::ALL {
         if let Some(family) = families.scalars.get(def.name) {
             text.scalars(family);
+        } else if let Some(family) = families.durations.get(def.name) {
+            text.durations(family);
+        } else if told.by(def).next().is_some() {
+            text.header(def);
+            for (values, number) in told.by(def) {
+                text.sample(def.name, &pairs(def.labels, values.iter().map(AsRef::as_ref)), number);
+            }
         } else if let Some((_, value)) = process.iter().find(|(d, _)| d.name == def.name) {
             text.header(def);
             text.sample(def.name, "", value);
@@ -124,6 +132,15 @@ impl Text {
                 Kind::Gauge => self.sample(family.def.name, &labels, sum.cast_signed()),
                 Kind::Counter | Kind::Histogram => self.sample(family.def.name, &labels, sum),
             }
+        }
+    }
+
+    fn durations(&mut self, family: &DurationFamily) {
+        self.header(family.def);
+        for (values, histogram) in &family.series {
+            let labels = pairs(family.def.labels, values.iter().map(AsRef::as_ref));
+            let summed = Summed::of(std::iter::once(&**histogram));
+            self.histogram(family.def, &labels, &summed, durations::BOUNDS, 1_000_000.0, &[]);
         }
     }
 
@@ -216,7 +233,8 @@ impl Text {
                 (Some(bound), Format::Prometheus) => bound.to_string(),
                 (Some(bound), Format::OpenMetrics) => format!("{bound:?}"),
             };
-            self.start(&format!("{}_bucket", def.name), &format!("{labels},le=\"{bound}\""), total);
+            let comma = if labels.is_empty() { "" } else { "," };
+            self.start(&format!("{}_bucket", def.name), &format!("{labels}{comma}le=\"{bound}\""), total);
             if let (Format::OpenMetrics, Some(Some(exemplar))) = (self.format, exemplars.get(index)) {
                 let Exemplar { trace_id, duration, at } = exemplar;
                 let (value, at) = (duration.as_secs_f64() * 1000.0, at.as_secs_f64());

@@ -278,3 +278,42 @@ fn series_of_connections_are_bounded_too() {
     assert_eq!(total(&text, "istio_tcp_connections_opened_total"), 100.0, "none is lost");
     assert!(value(&text, "istio_tcp_connections_opened_total", &["destination_service=\"other\""]) > 0.0);
 }
+
+#[test]
+fn histograms_of_durations_are_cumulative_and_in_seconds() {
+    let metrics = MetricsRegistry::default();
+    let durations = metrics.durations(&inventory::CONTROL_PLANE_COMPILE_DURATION, &[]);
+    durations.observe(Duration::from_millis(3));
+    // The same labels are the same histogram.
+    metrics.durations(&inventory::CONTROL_PLANE_COMPILE_DURATION, &[]).observe(Duration::from_secs(60));
+    let text = metrics.render(Format::Prometheus);
+    for line in [
+        "meshwork_control_plane_compile_duration_seconds_bucket{le=\"0.001\"} 0\n",
+        "meshwork_control_plane_compile_duration_seconds_bucket{le=\"0.005\"} 1\n",
+        "meshwork_control_plane_compile_duration_seconds_bucket{le=\"+Inf\"} 2\n",
+        "meshwork_control_plane_compile_duration_seconds_sum 60.003\n",
+        "meshwork_control_plane_compile_duration_seconds_count 2\n",
+    ] {
+        assert!(text.contains(line), "{line} is not in:\n{text}");
+    }
+}
+
+#[test]
+fn sources_are_asked_at_each_scrape() {
+    let metrics = MetricsRegistry::default();
+    let asked = std::sync::atomic::AtomicU64::new(0);
+    metrics.ask(move |samples| {
+        let number = asked.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        samples.tell(&inventory::REGISTRY_CHECKS, &["passing"], number);
+        samples.tell(&inventory::REGISTRY_CHECKS, &["critical"], 7);
+    });
+    for number in 0..2 {
+        let text = metrics.render(Format::Prometheus);
+        assert!(
+            text.contains(&format!("meshwork_registry_checks{{status=\"passing\"}} {number}\n")),
+            "{text}"
+        );
+        assert!(text.contains("meshwork_registry_checks{status=\"critical\"} 7\n"), "{text}");
+        assert_eq!(text.matches("# TYPE meshwork_registry_checks gauge\n").count(), 1, "{text}");
+    }
+}

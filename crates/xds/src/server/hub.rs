@@ -11,7 +11,7 @@ use parking_lot::Mutex;
 use tokio::sync::watch;
 
 use super::{
-    Access, Observing, Proxy, Publication, Published, Server, StreamId, Subscription, TooManyProbes,
+    Access, Observing, Proxy, Publication, Published, Server, StreamId, Subscription, Tally, TooManyProbes,
 };
 use crate::transport::{ClientTransport, ServerTransport, StreamError, in_memory};
 
@@ -88,10 +88,22 @@ impl Hub {
         self.server.lock().proxies()
     }
 
+    /// See [`Server::tally`].
+    #[must_use]
+    pub fn tally(&self) -> Tally {
+        self.server.lock().tally().clone()
+    }
+
     /// See [`Server::verdicts`].
     #[must_use]
     pub fn verdicts(&self) -> u64 {
         self.server.lock().verdicts()
+    }
+
+    /// Where its time comes from.
+    #[must_use]
+    pub fn clock(&self) -> Arc<dyn Clock> {
+        Arc::clone(&self.clock)
     }
 
     /// The publication in force.

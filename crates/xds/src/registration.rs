@@ -1,16 +1,19 @@
-//! The instance's entry in the registry: made when the application accepts, renewed while it lives, removed first when
-//! it is to end.
+//! A process's entry in the registry: an instance of a service, made when the application accepts, or a process of the
+//! platform itself; renewed while it lives, removed first when it is to end.
 
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
 use std::time::Duration;
 
 use http::StatusCode;
-use meshwork_api::registry::Registration;
+use meshwork_api::registry::{METRICS_PORT, Port, ROLE, Registration};
 use meshwork_api::{ClientError, RegistryClient};
 use meshwork_base::Rng;
-use meshwork_xds::client::Backoff;
+
+use crate::client::Backoff;
 
 /// How long the registry keeps an instance of which it hears nothing.
-pub(crate) const LEASE_SECONDS: u64 = 15;
+pub const LEASE_SECONDS: u64 = 15;
 /// How often it hears from us.
 const RENEW: Duration = Duration::from_secs(LEASE_SECONDS / 3);
 /// How long one call may take.
@@ -18,21 +21,49 @@ const CALL: Duration = Duration::from_secs(4);
 
 /// Who is registered, and where.
 #[derive(Clone, Debug)]
-pub(crate) struct Registrar {
-    pub(crate) registry: RegistryClient,
-    pub(crate) namespace: String,
-    pub(crate) service: String,
-    pub(crate) instance: String,
-    pub(crate) registration: Registration,
+pub struct Registrar {
+    /// Whom to tell.
+    pub registry: RegistryClient,
+    /// The service's namespace.
+    pub namespace: String,
+    /// The service.
+    pub service: String,
+    /// The instance's id.
+    pub instance: String,
+    /// What is told.
+    pub registration: Registration,
 }
 
 impl Registrar {
+    /// The entry of a process of the platform itself: nobody calls it, but who scrapes metrics finds it. It belongs to a
+    /// name (namespace and name) of the process's own.
+    #[must_use]
+    pub fn of_process(
+        registry: RegistryClient,
+        (namespace, name): (&str, &str),
+        role: &str,
+        metrics: SocketAddr,
+    ) -> Self {
+        let registration = Registration {
+            address: metrics.ip().to_string(),
+            ports: BTreeMap::from([(METRICS_PORT.to_owned(), Port { port: metrics.port(), protocol: None })]),
+            workload: Some(name.to_owned()),
+            version: Some(env!("CARGO_PKG_VERSION").to_owned()),
+            metadata: BTreeMap::from([(ROLE.to_owned(), role.to_owned())]),
+            lease_seconds: Some(LEASE_SECONDS),
+            ..Registration::default()
+        };
+        let (namespace, service) = (namespace.to_owned(), name.to_owned());
+        Self { registry, namespace, service, instance: metrics.to_string(), registration }
+    }
+
     /// Registers, takes the instance into use once `usable`, and renews for as long as it is polled; what the registry
     /// forgot is registered again.
-    pub(crate) async fn keep(self, usable: impl Future<Output = ()>, mut rng: impl Rng) {
+    pub async fn keep(self, usable: impl Future<Output = ()>, mut rng: impl Rng) {
         let mut usable = Some(Box::pin(usable));
         let mut backoff = Backoff::new(Duration::from_millis(100), RENEW);
         let mut registered = false;
+        let mut told = false;
         loop {
             let result = if registered { self.renew().await } else { self.register(&mut usable).await };
             match result {
@@ -40,12 +71,16 @@ impl Registrar {
                     if !registered {
                         tracing::info!(service = %self.service, instance = %self.instance, "registered");
                     }
-                    registered = true;
+                    (registered, told) = (true, false);
                     backoff.reset();
                     tokio::time::sleep(RENEW).await;
                 }
                 Err(error) => {
-                    tracing::warn!(%error, registered, "the registry was not told; trying again");
+                    if std::mem::replace(&mut told, true) {
+                        tracing::debug!(%error, registered, "the registry was not told; trying again");
+                    } else {
+                        tracing::warn!(%error, registered, "the registry was not told; trying again");
+                    }
                     // Forgotten, or somebody else's now: only a registration tells which.
                     registered &=
                         !matches!(error.status(), Some(StatusCode::NOT_FOUND | StatusCode::FORBIDDEN));
@@ -75,7 +110,7 @@ impl Registrar {
     }
 
     /// Takes the instance out. A registry that is away learns it when the lease ends.
-    pub(crate) async fn deregister(&self) {
+    pub async fn deregister(&self) {
         let (namespace, service, id) = self.name();
         match bounded(&self.registry, self.registry.deregister(namespace, service, id)).await {
             Ok(()) => tracing::info!(service, instance = id, "deregistered"),
@@ -89,6 +124,23 @@ impl Registrar {
     fn name(&self) -> (&str, &str, &str) {
         (&self.namespace, &self.service, &self.instance)
     }
+}
+
+/// Where others find what listens at `address`: where that is every address, at the one by which we reach `peer`
+/// (`HOST:PORT`), else on this machine alone.
+#[must_use]
+pub fn reached_at(address: SocketAddr, peer: &str) -> SocketAddr {
+    if !address.ip().is_unspecified() {
+        return address;
+    }
+    // A datagram socket is told where to send and says where from; nothing is sent.
+    let from = |any: &str| {
+        let socket = UdpSocket::bind(any).ok()?;
+        socket.connect(peer).ok()?;
+        Some(socket.local_addr().ok()?.ip())
+    };
+    let own = from("0.0.0.0:0").or_else(|| from("[::]:0"));
+    SocketAddr::new(own.unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST)), address.port())
 }
 
 async fn bounded<T>(
