@@ -7,8 +7,8 @@ use std::sync::Arc;
 use meshwork_api::identity::GATEWAY;
 use meshwork_base::{Clock, Namespace, ObjectName, SystemClock, ThreadRng};
 use meshwork_control_plane::{ControlPlane, Settings};
-use meshwork_gateway::{GatewayArgs, Parts};
-use meshwork_process::CommonArgs;
+use meshwork_gateway::Parts;
+use meshwork_process::{AdminArgs, CommonArgs};
 use meshwork_telemetry::{MetricsRegistry, init_logging};
 use meshwork_xds::join::Joining;
 
@@ -47,7 +47,7 @@ pub(crate) struct Arguments {
     #[command(flatten)]
     api: ApiArgs,
     #[command(flatten)]
-    gateway: GatewayArgs,
+    addresses: AdminArgs,
     #[command(flatten)]
     common: CommonArgs,
 }
@@ -58,10 +58,10 @@ pub(crate) fn run(arguments: Arguments) -> Outcome {
     // Traffic has threads of its own: this runtime reads files and compiles.
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
     runtime.block_on(async {
-        let Arguments { resources, control_plane, token_file, workload, api, gateway, common } = arguments;
+        let Arguments { resources, control_plane, token_file, workload, api, addresses, common } = arguments;
         let parts = Parts {
             common,
-            args: gateway,
+            addresses,
             connector: Box::new(|| Box::pin(std::future::pending())),
             identity: None,
             cache: None,
