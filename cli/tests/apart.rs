@@ -22,6 +22,16 @@ struct Apart {
 }
 
 impl Apart {
+    /// Nothing runs yet; the folder of resources leads from the edge to `web`.
+    fn new() -> Self {
+        let apart = Self { base: base(), data: tempfile::tempdir().unwrap() };
+        let resources = apart.data.path().join("resources");
+        std::fs::create_dir(&resources).unwrap();
+        let text = [EDGE, &route("web", "  - backendRefs: [{name: web, port: 80}]")].concat();
+        std::fs::write(resources.join("all.yaml"), text).unwrap();
+        apart
+    }
+
     fn at(&self, port: u16) -> SocketAddr {
         (self.base, port).into()
     }
@@ -97,6 +107,15 @@ impl Apart {
         command(&[arguments, &["--server", &self.server()]].concat()).output().unwrap()
     }
 
+    /// How many instances of `web` are registered and well.
+    fn passing(&self) -> Option<usize> {
+        let output = self.ask(&["services", "-o", "json"]);
+        let services: Vec<Value> = serde_json::from_slice(&output.stdout).ok()?;
+        let web = services.iter().find(|service| service["name"] == "web")?;
+        let instances = web["instances"].as_array()?.iter();
+        Some(instances.filter(|instance| instance["health"] == "passing").count())
+    }
+
     fn logs(&self) -> String {
         let read = |role: &str| {
             let path = self.data.path().join(format!("{role}.log"));
@@ -117,12 +136,7 @@ impl Drop for Apart {
 #[test]
 fn three_processes_carry_a_mesh_and_each_may_be_stopped_and_started_again() {
     let Some(python) = meshwork_testkit::tool("python3") else { return };
-    let apart = Apart { base: base(), data: tempfile::tempdir().unwrap() };
-    let resources = apart.data.path().join("resources");
-    std::fs::create_dir(&resources).unwrap();
-    let text = [EDGE, &route("web", "  - backendRefs: [{name: web, port: 80}]")].concat();
-    std::fs::write(resources.join("all.yaml"), text).unwrap();
-
+    let apart = Apart::new();
     // In this order: the registry's first identity comes from the control plane, which waits for what it follows.
     let (mut config, mut plane) = (apart.config(), apart.control_plane());
     let listens = |port| until("it listens", || std::net::TcpStream::connect(apart.at(port)).ok().map(drop));
@@ -173,13 +187,7 @@ fn three_processes_carry_a_mesh_and_each_may_be_stopped_and_started_again() {
     registry = apart.registry();
     listens(8501);
     let _second = apart.web(2, &python);
-    until("a new instance is registered beside the old one", || {
-        let output = apart.ask(&["services", "-o", "json"]);
-        let services: Vec<Value> = serde_json::from_slice(&output.stdout).ok()?;
-        let web = services.iter().find(|service| service["name"] == "web")?;
-        let passing = web["instances"].as_array()?.iter().filter(|instance| instance["health"] == "passing");
-        (passing.count() == 2).then_some(())
-    });
+    until("a new instance is registered beside the old one", || (apart.passing() == Some(2)).then_some(()));
     assert!(serves().is_some());
     for mut process in [registry, plane, config] {
         stop(&mut process);

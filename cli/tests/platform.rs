@@ -68,6 +68,31 @@ fn one_command_starts_the_shop_keeps_it_alive_and_another_ends_it() {
 }
 
 #[test]
+fn without_python_the_shop_runs_and_up_says_what_it_lacks() {
+    if !shop_is_built() {
+        return;
+    }
+    let platform = Platform::new();
+    let (nothing, base) = (tempfile::tempdir().unwrap(), platform.base.to_string());
+    let mut up = std::process::Command::new(MESHWORK);
+    up.args(["up", "--detach", "--workers", "1", "--base-address", &base, "--data-dir"]);
+    up.arg(platform.data.path()).env_clear().env("PATH", nothing.path());
+    let output = up.output().unwrap();
+    assert_ok(&output);
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(said, "python3 is not installed: the shop runs without reviews\n");
+    let endpoints = platform.endpoints();
+    let services = endpoints["instances"].as_array().unwrap().iter().map(|instance| &instance["service"]);
+    assert!(
+        services.clone().any(|name| name == "storefront") && services.clone().all(|name| name != "reviews")
+    );
+    let (_, page) = get(platform.at(8080), "/products").unwrap();
+    let product = page.split("href=\"/products/").nth(1).unwrap().split('"').next().unwrap();
+    let (status, page) = get(platform.at(8080), &format!("/products/{product}")).unwrap();
+    assert!(status == 200 && page.contains("data-testid=\"reviews-unavailable\""), "{status}: {page}");
+}
+
+#[test]
 fn what_a_killed_up_has_left_is_found_and_ended() {
     let platform = Platform::new();
     assert_ok(&platform.up(&["--no-shop"]));

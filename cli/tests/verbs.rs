@@ -181,29 +181,16 @@ fn what_cannot_be_done_is_refused_with_its_reason_and_changes_nothing() {
 }
 
 #[test]
-fn who_is_there_is_told_to_scripts_and_a_server_that_is_away_is_an_error() {
+fn proxies_and_services_are_told_to_scripts_as_promised() {
+    let Some(python) = meshwork_testkit::tool("python3") else { return };
     let folder = tempfile::tempdir().unwrap();
     let platform = platform(folder.path());
     let proxies = json(&platform.command(&["proxies", "-o", "json"]));
-    let promised = [
-        "id",
-        "role",
-        "service",
-        "identity",
-        "address",
-        "pid",
-        "version",
-        "connected",
-        "modelRevision",
-        "effectiveRevision",
-        "workers",
-        "lastError",
-    ];
-    assert!(keys(&proxies[0]).is_superset(&promised.into()), "{proxies}");
+    let promised = "id role service identity address pid version connected modelRevision effectiveRevision workers lastError";
+    assert!(keys(&proxies[0]).is_superset(&promised.split(' ').collect()), "{proxies}");
     assert_eq!(proxies[0]["identity"], "spiffe://mesh.local/ns/meshwork/sa/gateway");
 
     let app = "import http.server, os\nhttp.server.HTTPServer((os.environ['HOST'], int(os.environ['PORT'])), http.server.SimpleHTTPRequestHandler).serve_forever()";
-    let Some(python) = meshwork_testkit::tool("python3") else { return };
     let app = [python.to_str().unwrap(), "-c", app];
     let more = ["--app-version", "7", "--protocol", "http"];
     let _web = platform.run("web", next(platform.base, 1), &more, &app);
@@ -213,38 +200,38 @@ fn who_is_there_is_told_to_scripts_and_a_server_that_is_away_is_an_error() {
     });
     let web = services.as_array().unwrap().iter().find(|service| service["name"] == "web").unwrap();
     assert!(keys(web).is_superset(&["name", "namespace", "instances"].into()), "{web}");
-    let promised = [
-        "id",
-        "address",
-        "ports",
-        "workload",
-        "version",
-        "zone",
-        "weight",
-        "tags",
-        "metadata",
-        "health",
-        "leaseExpires",
-    ];
+    let promised = "id address ports workload version zone weight tags metadata health leaseExpires";
     let instance = &web["instances"][0];
-    assert!(keys(instance).is_superset(&promised.into()), "{instance}");
+    assert!(keys(instance).is_superset(&promised.split(' ').collect()), "{instance}");
     assert_eq!(instance["version"], "7");
     assert_eq!(printed(&platform.command(&["services", "-n", "other", "-o", "json"])).trim(), "[]");
+}
 
-    // The same over the socket in the data directory, which is this user's alone; it is what endpoints.json leads to.
+#[test]
+fn the_socket_in_the_data_directory_is_its_owners_and_what_commands_use() {
+    let folder = tempfile::tempdir().unwrap();
+    let platform = platform(folder.path());
     let socket = platform.data.path().join("control-plane/api.sock");
     let named = format!("unix:{}", socket.display());
     assert_eq!(platform.endpoints()["controlPlaneSocket"], *named);
     let mode = std::os::unix::fs::PermissionsExt::mode(&std::fs::metadata(&socket).unwrap().permissions());
     assert_eq!(mode & 0o777, 0o600);
-    let seen = json(&platform.command(&["services", "-o", "json", "--server", &named]));
-    assert!(seen.as_array().unwrap().iter().any(|service| service["name"] == "web"), "{seen}");
+    let seen = json(&platform.command(&["proxies", "-o", "json", "--server", &named]));
+    assert_eq!(seen[0]["role"], "gateway");
     refused(
         &platform.command(&["services", "--server", "unix:/nowhere"]),
         &["unix:/nowhere cannot be reached"],
     );
+    // Without --server it is the one that endpoints.json names.
+    std::fs::remove_file(&socket).unwrap();
+    refused(&platform.command(&["services"]), &[&named, "cannot be reached"]);
+}
 
-    // `meshwork services | head -1`: who reads no further is no error.
+#[test]
+fn a_reader_that_leaves_is_no_error_and_a_server_that_is_away_is_one() {
+    let folder = tempfile::tempdir().unwrap();
+    let platform = platform(folder.path());
+    // `meshwork services | head -1`
     for verb in [&["services"][..], &["proxies", "-o", "json"], &["get", "gateways", "-o", "yaml"]] {
         let data = platform.data.path().to_str().unwrap();
         let mut child = command(&[verb, &["--data-dir", data]].concat());

@@ -8,7 +8,7 @@
 //! Where the control plane is (another process, or this one with a folder) is the caller's business: it comes in as a
 //! [`Connector`].
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -18,7 +18,7 @@ use meshwork_base::{Clock, SpiffeId, ThreadRng};
 use meshwork_decision::Snapshot;
 use meshwork_identity::Identity;
 use meshwork_messages::{OBSERVE, type_url, v1};
-use meshwork_process::{AdminAddresses, AdminError, AdminServer, AdminState, CommonArgs, Drain, Readiness};
+use meshwork_process::{AdminArgs, AdminError, AdminServer, AdminState, CommonArgs, Drain, Readiness};
 use meshwork_proxy::{Engine, Follower, Mesh, Observer, Settings, Shared};
 use meshwork_telemetry::{
     AccessLogError, AccessLogSink, LogHandle, MetricsRegistry, RequestLabels, inventory,
@@ -29,39 +29,12 @@ use meshwork_xds::registration::{Registrar, reached_at};
 use meshwork_xds::transport::Connector;
 use tokio::task::JoinHandle;
 
-/// Flags of the gateway beyond every process's.
-#[derive(clap::Args, Clone, Debug)]
-pub struct GatewayArgs {
-    /// Where the admin port listens [default: port 15000 of the listen address if that is loopback, else of 127.0.0.1]
-    #[arg(long, value_name = "ADDRESS", env = "MESHWORK_ADMIN_ADDRESS")]
-    pub admin_address: Option<SocketAddr>,
-
-    /// Where metrics are scraped [default: port 15020 of the listen address]
-    #[arg(long, value_name = "ADDRESS", env = "MESHWORK_METRICS_ADDRESS")]
-    pub metrics_address: Option<SocketAddr>,
-
-    /// Where readiness is asked for [default: port 15021 of the listen address]
-    #[arg(long, value_name = "ADDRESS", env = "MESHWORK_READY_ADDRESS")]
-    pub ready_address: Option<SocketAddr>,
-}
-
-impl GatewayArgs {
-    fn addresses(&self, listen: IpAddr) -> AdminAddresses {
-        let standard = AdminAddresses::standard(listen);
-        AdminAddresses {
-            admin: self.admin_address.unwrap_or(standard.admin),
-            metrics: self.metrics_address.or(standard.metrics),
-            ready: self.ready_address.or(standard.ready),
-        }
-    }
-}
-
 /// What the gateway is started with.
 pub struct Parts {
     /// Every process's flags.
     pub common: CommonArgs,
-    /// The gateway's own.
-    pub args: GatewayArgs,
+    /// Where the admin ports are.
+    pub addresses: AdminArgs,
     /// How to reach the control plane.
     pub connector: Connector,
     /// Who we are in the mesh; without it, services that ask for mTLS cannot be reached.
@@ -154,7 +127,7 @@ fn types() -> [String; 7] {
 /// # Errors
 /// [`GatewayError`].
 pub async fn run(parts: Parts) -> Result<(), GatewayError> {
-    let Parts { common, args, connector, identity, cache, registry, admin, log, clock, metrics } = parts;
+    let Parts { common, addresses, connector, identity, cache, registry, admin, log, clock, metrics } = parts;
     let cache = cache.map(|directory| open_cache(&directory)).transpose()?;
     let id = identity.as_deref().map(Identity::id);
     let access_log = AccessLogSink::open(&common.access_log, &metrics)?;
@@ -178,7 +151,7 @@ pub async fn run(parts: Parts) -> Result<(), GatewayError> {
     let configured = readiness.condition("configuration");
     let serving = readiness.condition("serving");
     serving.set(true);
-    let addresses = args.addresses(common.listen_address);
+    let addresses = addresses.addresses(common.listen_address);
     let state = AdminState { readiness, metrics: metrics.clone(), log };
     let server = AdminServer::start(addresses, state, admin)?;
     tracing::info!(admin = %server.admin_address(), workers = common.worker_count(), "gateway started");

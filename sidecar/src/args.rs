@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use meshwork_base::{Namespace, ObjectName};
 use meshwork_messages::v1;
-use meshwork_process::AdminAddresses;
+use meshwork_process::{AdminAddresses, AdminArgs};
 use meshwork_xds::join::Joining;
 
 /// Flags of the sidecar.
@@ -64,17 +64,9 @@ pub struct SidecarArgs {
     #[arg(long, value_name = "PORT", env = "MESHWORK_INBOUND_PORT", default_value_t = 15006)]
     pub inbound_port: u16,
 
-    /// Where the admin port listens [default: port 15000 of the address if that is loopback, else of 127.0.0.1]
-    #[arg(long, value_name = "ADDRESS", env = "MESHWORK_ADMIN_ADDRESS")]
-    pub admin_address: Option<SocketAddr>,
-
-    /// Where metrics are scraped [default: port 15020 of the address]
-    #[arg(long, value_name = "ADDRESS", env = "MESHWORK_METRICS_ADDRESS")]
-    pub metrics_address: Option<SocketAddr>,
-
-    /// Where readiness is asked for [default: port 15021 of the address]
-    #[arg(long, value_name = "ADDRESS", env = "MESHWORK_READY_ADDRESS")]
-    pub ready_address: Option<SocketAddr>,
+    /// Where the admin ports are.
+    #[command(flatten)]
+    pub addresses: AdminArgs,
 
     /// The application: its command and arguments; {port} in them becomes its port
     #[arg(last = true, required = true, value_name = "COMMAND")]
@@ -136,16 +128,11 @@ pub(crate) struct Places {
 impl Places {
     pub(crate) fn new(args: &SidecarArgs, address: IpAddr) -> Self {
         let app_host = if address.is_loopback() { address } else { IpAddr::V4(Ipv4Addr::LOCALHOST) };
-        let standard = AdminAddresses::standard(address);
         Self {
             app_host,
             outbound: SocketAddr::new(app_host, args.outbound_port),
             inbound: SocketAddr::new(address, args.inbound_port),
-            admin: AdminAddresses {
-                admin: args.admin_address.unwrap_or(standard.admin),
-                metrics: args.metrics_address.or(standard.metrics),
-                ready: args.ready_address.or(standard.ready),
-            },
+            admin: args.addresses.addresses(address),
         }
     }
 }

@@ -8,8 +8,8 @@ use meshwork_api::RegistryClient;
 use meshwork_api::identity::{GATEWAY, REGISTRY};
 use meshwork_base::{Clock, Namespace, ObjectName, SystemClock, ThreadRng};
 use meshwork_control_plane::{ControlPlane, Settings};
-use meshwork_gateway::{Entry, GatewayArgs, Parts};
-use meshwork_process::CommonArgs;
+use meshwork_gateway::{Entry, Parts};
+use meshwork_process::{AdminArgs, CommonArgs};
 use meshwork_telemetry::{MetricsRegistry, init_logging};
 use meshwork_xds::join::{Joining, role_client};
 
@@ -51,7 +51,7 @@ pub(crate) struct Arguments {
     #[command(flatten)]
     api: ApiArgs,
     #[command(flatten)]
-    gateway: GatewayArgs,
+    addresses: AdminArgs,
     #[command(flatten)]
     common: CommonArgs,
 }
@@ -62,11 +62,11 @@ pub(crate) fn run(arguments: Arguments) -> Outcome {
     // Traffic has threads of its own: this runtime reads files and compiles.
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
     runtime.block_on(async {
-        let Arguments { resources, control_plane, token_file, registry, workload, api, gateway, common } =
+        let Arguments { resources, control_plane, token_file, registry, workload, api, addresses, common } =
             arguments;
         let parts = Parts {
             common,
-            args: gateway,
+            addresses,
             connector: Box::new(|| Box::pin(std::future::pending())),
             identity: None,
             cache: None,

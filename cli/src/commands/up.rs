@@ -20,7 +20,7 @@ use super::Outcome;
 use crate::output;
 use crate::private;
 use crate::up::endpoints::{Endpoints, FILE};
-use crate::up::plan::{Plan, Wanted};
+use crate::up::plan::{NO_PYTHON, Plan, Wanted, has_python};
 use crate::up::supervise::{News, Supervised, What, all_ready, until_answers};
 use crate::up::{UpError, claim, pids, resources};
 
@@ -292,6 +292,10 @@ fn detach(arguments: &Arguments) -> Outcome {
         let ready = arguments.data_dir.join(FILE);
         loop {
             if ready.exists() {
+                // The other one has said it too, where nobody looks.
+                if !arguments.no_shop && !has_python() {
+                    output::note(NO_PYTHON);
+                }
                 return Ok(ExitCode::SUCCESS);
             }
             if let Some(status) = child.try_wait()? {

@@ -66,7 +66,7 @@ impl Plan {
         let mut instances = Vec::new();
         for (service, count, protocol) in SHOP.into_iter().filter(|_| wanted.with_shop) {
             let Some(command) = command(service, wanted.data_dir)? else {
-                notes.push("python3 is not installed: the shop runs without reviews".to_owned());
+                notes.push(NO_PYTHON.to_owned());
                 continue;
             };
             for number in 1..=count {
@@ -90,6 +90,9 @@ impl Plan {
         [&self.server, &self.gateway].into_iter().chain(instances)
     }
 }
+
+/// What is said where [`has_python`] does not hold.
+pub(crate) const NO_PYTHON: &str = "python3 is not installed: the shop runs without reviews";
 
 /// Beside 127.0.0.1 the instances are at 127.64.0.1, 127.64.0.2, …; beside another base at the addresses that follow.
 fn instance_address(base: IpAddr, index: usize) -> IpAddr {
@@ -162,10 +165,7 @@ fn instance(
 /// How a service of the shop is started; none where the machine lacks what it needs.
 fn command(service: &str, data_dir: &Path) -> Result<Option<Vec<OsString>>, UpError> {
     if service == "reviews" {
-        let mut python = Command::new("python3");
-        let found =
-            python.arg("--version").stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).status();
-        if !found.is_ok_and(|status| status.success()) {
+        if !has_python() {
             return Ok(None);
         }
         return Ok(Some(vec!["python3".into(), resources::reviews_script(data_dir)?.into()]));
@@ -175,6 +175,14 @@ fn command(service: &str, data_dir: &Path) -> Result<Option<Vec<OsString>>, UpEr
     let program = format!("commerce-{service}");
     let path = folder.join(&program);
     if path.is_file() { Ok(Some(vec![path.into()])) } else { Err(UpError::NoShop { program, folder }) }
+}
+
+/// Whether the one service of the shop that is no program of ours can run.
+pub(crate) fn has_python() -> bool {
+    let mut python = Command::new("python3");
+    let found =
+        python.arg("--version").stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).status();
+    found.is_ok_and(|status| status.success())
 }
 
 #[cfg(test)]

@@ -10,51 +10,39 @@ use tempfile::TempDir;
 use crate::support::{exchange, until};
 
 /// A running capture; ended when dropped.
-pub struct Capture {
+pub(crate) struct Capture {
     tcpdump: Child,
     folder: TempDir,
 }
 
 /// What one side of a connection has sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Way {
-    pub from: SocketAddr,
-    pub to: SocketAddr,
+pub(crate) struct Way {
+    pub(crate) from: SocketAddr,
+    pub(crate) to: SocketAddr,
 }
 
 /// The bytes of all connections, and who opened each.
 #[derive(Default)]
-pub struct Traffic {
-    pub sent: BTreeMap<Way, Vec<u8>>,
+pub(crate) struct Traffic {
+    pub(crate) sent: BTreeMap<Way, Vec<u8>>,
     /// From the client to the server.
-    pub opened: Vec<Way>,
+    pub(crate) opened: Vec<Way>,
 }
 
 impl Capture {
     /// Catches the TCP packets of sixteen addresses. `None` when the calling test is to return.
     #[track_caller]
-    pub fn start(base: Ipv4Addr) -> Option<Self> {
+    pub(crate) fn start(base: Ipv4Addr) -> Option<Self> {
         let tcpdump = meshwork_testkit::tool("tcpdump")?;
         let folder = tempfile::tempdir().unwrap();
         let [a, b, c, d] = base.octets();
         let filter = format!("tcp and net {a}.{b}.{c}.{}/28", d & 0xf0);
         let said = std::fs::File::create(folder.path().join("said")).unwrap();
         let mut command = Command::new(tcpdump);
-        // A user of its own could not write into our folder.
-        command.args([
-            "-i",
-            "lo",
-            "-n",
-            "-U",
-            "--immediate-mode",
-            "-B",
-            "16384",
-            "-s",
-            "0",
-            "-Z",
-            "root",
-            "-w",
-        ]);
+        // A user of its own could not write into our folder. In batches, since a slot for each packet would be as large
+        // as the largest packet, and the buffer full at once on a busy machine.
+        command.args(["-i", "lo", "-n", "-U", "-B", "32768", "-s", "0", "-Z", "root", "-w"]);
         command.arg(folder.path().join("packets")).arg(filter);
         let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(said).spawn().unwrap();
         let mut capture = Self { tcpdump: child, folder };
@@ -79,7 +67,7 @@ impl Capture {
     }
 
     /// Ends it when everything until now is in it, which a last request to this place proves.
-    pub fn end(mut self, last: SocketAddr) -> Traffic {
+    pub(crate) fn end(mut self, last: SocketAddr) -> Traffic {
         const LAST: &str = "the-last-request-of-the-capture";
         exchange(
             last,
@@ -92,7 +80,7 @@ impl Capture {
         crate::support::platform::signal("INT", self.tcpdump.id().into());
         self.tcpdump.wait().unwrap();
         let said = self.said();
-        assert!(said.contains("0 packets dropped by kernel"), "{said}");
+        assert!(said.contains("\n0 packets dropped by kernel"), "{said}");
         Traffic::read(&self.file())
     }
 }
@@ -104,7 +92,7 @@ impl Drop for Capture {
     }
 }
 
-pub fn contains(bytes: &[u8], wanted: &[u8]) -> bool {
+pub(crate) fn contains(bytes: &[u8], wanted: &[u8]) -> bool {
     bytes.windows(wanted.len()).any(|window| window == wanted)
 }
 
@@ -145,7 +133,7 @@ impl<'a> Segment<'a> {
 }
 
 /// A number in network byte order.
-pub fn number(bytes: &[u8]) -> u16 {
+pub(crate) fn number(bytes: &[u8]) -> u16 {
     u16::from_be_bytes([bytes[0], bytes[1]])
 }
 

@@ -10,7 +10,7 @@ use crate::support::yaml::{EDGE, route};
 use crate::support::{get, until};
 
 /// Where the applications listen.
-pub const APP: u16 = 9000;
+pub(crate) const APP: u16 = 9000;
 
 /// Answers with the marker that came, after it was passed on to the service that `argv` names.
 const SCRIPT: &str = r#"
@@ -54,8 +54,8 @@ spec:
 ";
 
 /// caller → gateway → `front` → `back`.
-pub struct Mesh {
-    pub platform: Platform,
+pub(crate) struct Mesh {
+    pub(crate) platform: Platform,
     _resources: TempDir,
     _instances: [Spawned; 2],
 }
@@ -63,7 +63,7 @@ pub struct Mesh {
 impl Mesh {
     /// Starts it, once it is known which addresses it has. `None` when the calling test is to return.
     #[track_caller]
-    pub fn start(before: impl FnOnce(&Platform)) -> Option<Self> {
+    pub(crate) fn start(before: impl FnOnce(&Platform)) -> Option<Self> {
         let python = meshwork_testkit::tool("python3")?;
         let python = python.to_str().unwrap();
         let resources = tempfile::tempdir().unwrap();
@@ -87,21 +87,21 @@ impl Mesh {
         Some(mesh)
     }
 
-    pub fn front(&self) -> Ipv4Addr {
+    pub(crate) fn front(&self) -> Ipv4Addr {
         next(self.platform.base, 1)
     }
 
-    pub fn back(&self) -> Ipv4Addr {
+    pub(crate) fn back(&self) -> Ipv4Addr {
         next(self.platform.base, 2)
     }
 
     /// The SVID with its key that an instance keeps, as PEM.
-    pub fn svid(&self, instance: &str) -> PathBuf {
+    pub(crate) fn svid(&self, instance: &str) -> PathBuf {
         self.platform.data.path().join(instance).join("svid.pem")
     }
 
     /// The lines of an instance's access log.
-    pub fn log(&self, name: &str) -> String {
+    pub(crate) fn log(&self, name: &str) -> String {
         std::fs::read_to_string(self.platform.data.path().join(format!("{name}.log"))).unwrap_or_default()
     }
 }
