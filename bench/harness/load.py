@@ -141,7 +141,7 @@ def _more(stream):
 
 
 def check_log(name, path, least, most, not_requests):
-    """One JSON line per request, exactly; `least` and `most` differ by what was in a handshake when the load ended."""
+    """One JSON line per request, exactly; `least` and `most` differ only where connections ended in handshakes."""
     lines = 0
     if not Path(path).exists():
         raise BenchError(f"{name}: it wrote no log to {Path(path).name}")
@@ -158,4 +158,4 @@ def check_log(name, path, least, most, not_requests):
                 if entry.get("method") != "GET" or "response_code" not in entry:
                     raise BenchError(f"{name}: line {lines} of its log lacks method or response_code: {entry}")
     if not least <= lines <= most:
-        raise BenchError(f"{name}: {lines} log lines for {most} requests")
+        raise BenchError(f"{name}: {lines} log lines, expected {least} to {most}")

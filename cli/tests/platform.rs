@@ -5,9 +5,11 @@
 #[path = "support/mod.rs"]
 mod support;
 
+use std::process::Stdio;
+
 use serde_json::Value;
 use support::platform::{Platform, assert_ok, call, is_alive, next, pid_in, shop_is_built, signal};
-use support::{get, until};
+use support::{MESHWORK, command, exchange, get, until};
 
 #[test]
 fn one_command_starts_the_shop_keeps_it_alive_and_another_ends_it() {
