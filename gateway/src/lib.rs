@@ -11,6 +11,7 @@
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use meshwork_api::RegistryClient;
@@ -18,10 +19,12 @@ use meshwork_base::{Clock, SpiffeId, ThreadRng};
 use meshwork_decision::Snapshot;
 use meshwork_identity::Identity;
 use meshwork_messages::{OBSERVE, type_url, v1};
-use meshwork_process::{AdminArgs, AdminError, AdminServer, AdminState, CommonArgs, Drain, Readiness};
+use meshwork_process::{
+    AdminArgs, AdminError, AdminServer, AdminState, CommonArgs, Drain, Readiness, TraceArgs, TraceArgsError,
+};
 use meshwork_proxy::{Engine, Follower, Mesh, Observer, Settings, Shared};
 use meshwork_telemetry::{
-    AccessLogError, AccessLogSink, LogHandle, MetricsRegistry, RequestLabels, inventory,
+    AccessLogError, AccessLogSink, LogHandle, MetricsRegistry, RequestLabels, TraceResource, inventory,
 };
 use meshwork_xds::cache::{Cache, CacheError};
 use meshwork_xds::client::{self, Preload};
@@ -29,12 +32,17 @@ use meshwork_xds::registration::{Registrar, reached_at};
 use meshwork_xds::transport::Connector;
 use tokio::task::JoinHandle;
 
+/// How long the last spans may take.
+const FAREWELL: Duration = Duration::from_secs(2);
+
 /// What the gateway is started with.
 pub struct Parts {
     /// Every process's flags.
     pub common: CommonArgs,
     /// Where the admin ports are.
     pub addresses: AdminArgs,
+    /// Whether spans are exported, and where to.
+    pub traces: TraceArgs,
     /// How to reach the control plane.
     pub connector: Connector,
     /// Who we are in the mesh; without it, services that ask for mTLS cannot be reached.
@@ -92,6 +100,9 @@ pub enum GatewayError {
     /// The admin ports.
     #[error(transparent)]
     Admin(#[from] AdminError),
+    /// Traces.
+    #[error(transparent)]
+    Trace(#[from] TraceArgsError),
     /// The access log.
     #[error(transparent)]
     AccessLog(#[from] AccessLogError),
@@ -127,11 +138,13 @@ fn types() -> [String; 7] {
 /// # Errors
 /// [`GatewayError`].
 pub async fn run(parts: Parts) -> Result<(), GatewayError> {
-    let Parts { common, addresses, connector, identity, cache, registry, admin, log, clock, metrics } = parts;
+    let Parts { common, addresses, traces, connector, identity, cache, registry, admin, log, clock, metrics } =
+        parts;
     let cache = cache.map(|directory| open_cache(&directory)).transpose()?;
     let id = identity.as_deref().map(Identity::id);
     let access_log = AccessLogSink::open(&common.access_log, &metrics)?;
     metrics.set_info(&inventory::BUILD_INFO, &[env!("CARGO_PKG_VERSION"), "gateway"]);
+    let tracer = traces.tracer(resource(id.as_ref()), &metrics)?;
     let shared = Arc::new(Shared {
         snapshot: ArcSwap::from_pointee(Snapshot::default()),
         clock: Arc::clone(&clock),
@@ -142,6 +155,7 @@ pub async fn run(parts: Parts) -> Result<(), GatewayError> {
         },
         metrics: metrics.clone(),
         access_log: access_log.clone(),
+        tracer: tracer.clone(),
         labels: labels(identity.as_deref()),
         mesh: Mesh { identity, on_demand: None },
         observer: Observer::default(),
@@ -189,8 +203,22 @@ pub async fn run(parts: Parts) -> Result<(), GatewayError> {
     driver.abort();
     signals.abort();
     access_log.flush();
+    if let Some(tracer) = tracer {
+        tracer.flush(FAREWELL).await;
+    }
     drop(server);
     ended
+}
+
+/// Who we are to a collector of traces.
+fn resource(id: Option<&SpiffeId>) -> TraceResource {
+    TraceResource {
+        service: "meshwork-gateway".to_owned(),
+        namespace: id.map(SpiffeId::namespace).unwrap_or_default().to_owned(),
+        instance: format!("{}/{}", id.map_or("gateway", SpiffeId::workload), std::process::id()),
+        role: "gateway",
+        ..TraceResource::default()
+    }
 }
 
 fn labels(identity: Option<&Identity>) -> RequestLabels {

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use meshwork_base::{Namespace, ObjectName};
 use meshwork_messages::v1;
-use meshwork_process::{AdminAddresses, AdminArgs};
+use meshwork_process::{AdminAddresses, AdminArgs, TraceArgs};
 use meshwork_xds::join::Joining;
 
 /// Flags of the sidecar.
@@ -67,6 +67,10 @@ pub struct SidecarArgs {
     /// Where the admin ports are.
     #[command(flatten)]
     pub addresses: AdminArgs,
+
+    /// Whether spans are exported, and where to.
+    #[command(flatten)]
+    pub traces: TraceArgs,
 
     /// The application: its command and arguments; {port} in them becomes its port
     #[arg(last = true, required = true, value_name = "COMMAND")]

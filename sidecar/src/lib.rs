@@ -33,10 +33,11 @@ use meshwork_base::{Clock, ThreadRng};
 use meshwork_decision::Snapshot;
 use meshwork_identity::Identity;
 use meshwork_messages::{type_url, v1};
-use meshwork_process::{AdminError, AdminServer, AdminState, CommonArgs, Drain, Readiness};
+use meshwork_process::{AdminError, AdminServer, AdminState, CommonArgs, Drain, Readiness, TraceArgsError};
 use meshwork_proxy::{Engine, Follower, ListenError, Listening, Mesh, Observer, Settings, Shared, Side};
 use meshwork_telemetry::{
-    AccessLogError, AccessLogSink, LogHandle, MetricsRegistry, RequestLabels, inventory,
+    AccessLogError, AccessLogSink, LogHandle, MetricsRegistry, RequestLabels, TraceResource, Tracer,
+    inventory,
 };
 use meshwork_xds::ResourceKey;
 use meshwork_xds::cache::{Cache, CacheError};
@@ -53,6 +54,8 @@ use signals::{Received, Signals};
 
 /// How long an instance waits for its own workload before it takes requests without.
 const WORKLOAD: Duration = Duration::from_secs(5);
+/// How long the last spans may take.
+const FAREWELL: Duration = Duration::from_secs(2);
 
 /// What the sidecar is started with.
 pub struct Parts {
@@ -87,6 +90,9 @@ pub enum SidecarError {
     /// The admin ports.
     #[error(transparent)]
     Admin(#[from] AdminError),
+    /// Traces.
+    #[error(transparent)]
+    Trace(#[from] TraceArgsError),
     /// The access log.
     #[error(transparent)]
     AccessLog(#[from] AccessLogError),
@@ -127,6 +133,7 @@ struct Running {
     drain: Drain,
     readiness: Readiness,
     access_log: AccessLogSink,
+    tracer: Option<Tracer>,
     handle: Handle,
     listening: Listening,
     outbound: SocketAddr,
@@ -149,6 +156,7 @@ impl Running {
         let places = Places::new(args, parts.address);
         let app_address = assign_port(&common.data_dir, places.app_host, args.port)?;
         let access_log = AccessLogSink::open(&common.access_log, metrics)?;
+        let tracer = args.traces.tracer(resource(&parts, identity), metrics)?;
         metrics.set_info(&inventory::BUILD_INFO, &[env!("CARGO_PKG_VERSION"), "sidecar"]);
         let readiness = Readiness::new();
         let configured = readiness.condition("configuration");
@@ -177,7 +185,8 @@ impl Running {
             Arc::clone(clock),
             ThreadRng::new(),
         )));
-        let mut engine = Engine::start(shared(&parts, identity, &handle, &access_log, app_address))?;
+        let mut engine =
+            Engine::start(shared(&parts, identity, &handle, (&access_log, tracer.as_ref()), app_address))?;
         let outbound = engine.listen(Side::Outbound, places.outbound).await?;
         let drain = Drain::new(common.drain_timeout);
         let follower = Follower::new(engine, handle.clone(), metrics.clone(), configured);
@@ -189,6 +198,7 @@ impl Running {
             drain,
             readiness,
             access_log,
+            tracer,
             handle,
             listening,
             outbound,
@@ -297,6 +307,9 @@ impl Running {
             () = signals.second() => tracing::warn!("requests in flight were cut off, as a second signal asked"),
         }
         self.access_log.flush();
+        if let Some(tracer) = &self.tracer {
+            tracer.flush(FAREWELL).await;
+        }
     }
 
     /// Writes down the application's process, and when it started, because numbers are used again.
@@ -346,7 +359,7 @@ fn shared(
     parts: &Parts,
     identity: &Arc<Identity>,
     handle: &Handle,
-    access_log: &AccessLogSink,
+    (access_log, tracer): (&AccessLogSink, Option<&Tracer>),
     app: SocketAddr,
 ) -> Arc<Shared> {
     let (id, namespace) = (identity.id(), parts.args.namespace.clone());
@@ -362,6 +375,7 @@ fn shared(
         },
         metrics: parts.metrics.clone(),
         access_log: access_log.clone(),
+        tracer: tracer.cloned(),
         labels: RequestLabels {
             reporter: "source",
             source_workload: id.workload().into(),
@@ -373,6 +387,18 @@ fn shared(
         mesh: Mesh { identity: Some(Arc::clone(identity)), on_demand: Some(Arc::new(discovery)) },
         observer: Observer::default(),
     })
+}
+
+/// Who we are to a collector of traces: the workload, whose side of calls the sidecar is.
+fn resource(parts: &Parts, identity: &Identity) -> TraceResource {
+    let id = identity.id();
+    TraceResource {
+        service: id.workload().to_owned(),
+        namespace: id.namespace().to_owned(),
+        instance: parts.instance.clone(),
+        role: "sidecar",
+        ..TraceResource::default()
+    }
 }
 
 fn registrar(

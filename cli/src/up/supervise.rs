@@ -145,9 +145,9 @@ impl Keeper {
         private::folder(&self.folder).map_err(std::io::Error::other)?;
         let log = OpenOptions::new().append(true).create(true).open(self.folder.join("log"))?;
         let mut command = Command::new(std::env::current_exe()?);
-        // What the user has set for commands is not meant for these processes.
+        // What the user has set for commands is not meant for these processes, but for where all of them send spans.
         for (name, _) in std::env::vars_os() {
-            if name.to_string_lossy().starts_with("MESHWORK_") {
+            if name.to_string_lossy().starts_with("MESHWORK_") && name != "MESHWORK_OTLP_ENDPOINT" {
                 command.env_remove(name);
             }
         }

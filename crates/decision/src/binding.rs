@@ -160,6 +160,16 @@ impl<'s> Matched<'s> {
         &self.entry.policy
     }
 
+    /// The path as the match that held has it: whole, as a prefix or as an expression.
+    #[must_use]
+    pub fn path(&self) -> &'s str {
+        match &self.entry.matched().path {
+            PathMatch::Prefix(prefix) if prefix.is_empty() => "/",
+            PathMatch::Exact(path) | PathMatch::Prefix(path) => path,
+            PathMatch::Regex(pattern) => pattern.as_str(),
+        }
+    }
+
     /// The path prefix that matched, without a final `/`: what [`crate::PathEdit::Prefix`] replaces.
     #[must_use]
     pub fn prefix(&self) -> Option<&'s str> {

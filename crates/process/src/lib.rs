@@ -17,6 +17,7 @@ pub mod observed;
 pub mod problem;
 pub mod readiness;
 pub mod settings;
+pub mod traces;
 
 pub use admin::{AdminAddresses, AdminArgs, AdminError, AdminServer, AdminState};
 pub use caller::Caller;
@@ -26,3 +27,4 @@ pub use observed::Observed;
 pub use problem::Problem;
 pub use readiness::{Condition, Readiness};
 pub use settings::{CommonArgs, SettingsError, parse_args, parse_duration};
+pub use traces::{TraceArgs, TraceArgsError};

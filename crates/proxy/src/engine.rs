@@ -11,7 +11,7 @@ use arc_swap::ArcSwap;
 use meshwork_base::Clock;
 use meshwork_decision::{Binding, Bundle, Snapshot};
 use meshwork_http1::Limits;
-use meshwork_telemetry::{AccessLogSink, MetricsRegistry, RequestLabels};
+use meshwork_telemetry::{AccessLogSink, MetricsRegistry, RequestLabels, Tracer};
 use tokio::sync::{Notify, mpsc, oneshot};
 
 use crate::connections::DownstreamTimeouts;
@@ -65,6 +65,8 @@ pub struct Shared {
     pub metrics: MetricsRegistry,
     /// Where finished requests are written.
     pub access_log: AccessLogSink,
+    /// Takes the spans of finished requests; without, traces are passed on as they come.
+    pub tracer: Option<Tracer>,
     /// Who we are in the metrics, as a caller (`source_*`). The other side is filled in per request; what calls the
     /// application beside us is reported with us as the destination.
     pub labels: RequestLabels,

@@ -117,6 +117,10 @@ metrics! {
         "Resources refused, by type; their last good version stays in effect.";
     ACCESS_LOG_DROPPED = "meshwork_access_log_dropped_total", Counter, "", &[],
         "Access log lines lost because the output was slower than the traffic or failed.";
+    SPANS_EXPORTED = "meshwork_spans_exported_total", Counter, "", &[],
+        "Spans that were sent to the collector.";
+    SPANS_DROPPED = "meshwork_spans_dropped_total", Counter, "", &["cause"],
+        "Spans that were lost: `queue_full`, faster than they could be sent, or `export`, as no collector took them.";
     SERIES_FOLDED = "meshwork_metric_series_folded_total", Counter, "", &[],
         "Label sets counted under `other` because the limit of series was reached.";
     API_REQUESTS = "meshwork_api_requests_total", Counter, "", &["api", "method", "route", "code"],

@@ -13,10 +13,12 @@
 //! once, in [`inventory`].
 
 pub mod access_log;
+mod hex;
 pub mod inventory;
 pub mod logging;
 pub mod metrics;
 pub mod record;
+pub mod trace;
 
 pub use access_log::{AccessLogError, AccessLogSink, AccessLogTarget, AccessLogWriter};
 pub use logging::{LogFormat, LogHandle, LoggingError, init_logging};
@@ -25,3 +27,4 @@ pub use metrics::{
     WorkerCounter, WorkerGauge, WorkerMetrics,
 };
 pub use record::{Protocol, Record, RequestText, TraceId};
+pub use trace::{Sampler, TraceContext, TraceResource, Traced, Tracer};

@@ -5,6 +5,8 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::hex;
+
 /// The protocol a message came in or went out with; displayed as Envoy displays it (`HTTP/1.1`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Protocol {
@@ -54,20 +56,8 @@ impl TraceId {
 
     /// Reads 32 lower-case hexadecimal digits; anything else is no id.
     #[must_use]
-    pub fn parse(hex: &[u8]) -> Option<Self> {
-        let digit = |b: u8| match b {
-            b'0'..=b'9' => Some(b - b'0'),
-            b'a'..=b'f' => Some(b - b'a' + 10),
-            _ => None,
-        };
-        let mut bytes = [0; 16];
-        if hex.len() != 32 {
-            return None;
-        }
-        for (byte, pair) in bytes.iter_mut().zip(hex.chunks_exact(2)) {
-            *byte = digit(pair[0])? << 4 | digit(pair[1])?;
-        }
-        Self::from_bytes(bytes)
+    pub fn parse(digits: &[u8]) -> Option<Self> {
+        hex::read(digits).and_then(Self::from_bytes)
     }
 
     /// The id's bytes.
@@ -79,12 +69,8 @@ impl TraceId {
     /// The 32 digits.
     #[must_use]
     pub fn hex(&self) -> [u8; 32] {
-        const DIGITS: &[u8; 16] = b"0123456789abcdef";
         let mut out = [0; 32];
-        for (pair, byte) in out.chunks_exact_mut(2).zip(self.0) {
-            pair[0] = DIGITS[usize::from(byte >> 4)];
-            pair[1] = DIGITS[usize::from(byte & 15)];
-        }
+        hex::write(&mut out, &self.0);
         out
     }
 }

@@ -109,8 +109,9 @@ impl<'a> Attempts<'a> {
             };
             self.prepare(repeat, down, deadlines).await?;
             body.rewind();
-            if let Some(count) = self.repeats.counted() {
-                again = Some(Box::new(numbered(head.fields, count)?));
+            let count = self.repeats.counted();
+            if count.is_some() || journey.is_traced() {
+                again = Some(Box::new(repeated(head.fields, count, journey)?));
             }
         }
     }
@@ -329,11 +330,14 @@ fn announcement_for(conn: &Conn, target: Target<'_>) -> Option<Box<Written>> {
     cluster.proxy_protocol.map(|version| Box::new(announcement(version, &client)))
 }
 
-/// A retry says so: the next hop does not retry what is one already.
-fn numbered(fields: &Fields, count: u32) -> Result<Fields, Failure> {
+/// A retry says so: the next hop does not retry what is one already. In a trace each attempt has a span of its own.
+fn repeated(fields: &Fields, count: Option<u32>, journey: &mut Journey<'_>) -> Result<Fields, Failure> {
     let mut fields = fields.clone();
-    fields
-        .set_known(KnownName::XEnvoyAttemptCount, count.to_string())
-        .map_err(|error| Failure::local(Cause::Internal).because(error.to_string()))?;
-    Ok(fields)
+    let numbered = count
+        .map_or(Ok(()), |count| fields.set_known(KnownName::XEnvoyAttemptCount, count.to_string()))
+        .and_then(|()| journey.propagate_again(&mut fields));
+    match numbered {
+        Ok(()) => Ok(fields),
+        Err(error) => Err(Failure::local(Cause::Internal).because(error.to_string())),
+    }
 }

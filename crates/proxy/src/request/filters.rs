@@ -192,6 +192,7 @@ fn forwarded(conn: &Conn, fields: &mut Fields, journey: &mut Journey<'_>) -> Res
         Place::Inbound(_) => client_certificate(conn, fields)?,
         Place::Outbound(_) => {}
     }
+    journey.propagate(fields)?;
     if fields.known(KnownName::XRequestId).is_none() {
         let id = request_id(&mut *conn.worker.rng.borrow_mut());
         fields.push_known(KnownName::XRequestId, id)?;

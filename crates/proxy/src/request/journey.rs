@@ -2,13 +2,15 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use meshwork_base::{Clock, Tick};
 use meshwork_decision::{Cause, Cluster, Endpoint, InFlight, InboundPort, Limited, Matched, Permit};
-use meshwork_http1::{KnownName, RequestHead, ResponseHead, Version};
-use meshwork_telemetry::{Protocol, Record, TraceId};
+use meshwork_http1::{FieldError, Fields, KnownName, RequestHead, ResponseHead, Version};
+use meshwork_telemetry::{Protocol, Record, Traced};
 
 use super::reply::is_grpc;
+use super::trace;
 use crate::downstream::connection::Conn;
 use crate::error::Failure;
 use crate::observe::{Sighting, Told};
@@ -25,6 +27,8 @@ pub(crate) struct Journey<'c> {
     in_flight: Option<InFlight>,
     /// Somebody asks about this request.
     sighting: Option<Box<Sighting>>,
+    /// Only of a request whose spans are recorded.
+    traced: Option<Box<Traced>>,
     finished: bool,
 }
 
@@ -59,7 +63,7 @@ impl<'c> Journey<'c> {
             (protocol, _) => protocol,
         };
         record.peer = Some(conn.peer);
-        record.trace_id = fields.known(KnownName::TraceParent).and_then(trace_id);
+        let traced = trace::begin(conn, fields, record);
         record.text.set(
             head.method.as_str().as_bytes(),
             head.target.path_and_query().as_bytes(),
@@ -71,7 +75,45 @@ impl<'c> Journey<'c> {
         let called = Called { grpc: is_grpc(head), ..Called::default() };
         let observer = &conn.worker.shared.observer;
         let sighting = if observer.is_armed() { observer.look(conn, head, record) } else { None };
-        Self { conn, record, started, called, permit: None, in_flight: None, sighting, finished: false }
+        Self {
+            conn,
+            record,
+            started,
+            called,
+            permit: None,
+            in_flight: None,
+            sighting,
+            traced,
+            finished: false,
+        }
+    }
+
+    /// Tells the upstream its place in the trace.
+    ///
+    /// # Errors
+    /// The head has no room.
+    pub(crate) fn propagate(&self, fields: &mut Fields) -> Result<(), FieldError> {
+        trace::propagate(self.conn, self.traced.as_deref(), self.record, fields)
+    }
+
+    /// Every attempt has a span of its own, of which its upstream is to hear.
+    pub(crate) fn is_traced(&self) -> bool {
+        self.traced.is_some()
+    }
+
+    /// The same for an attempt that is not the first.
+    ///
+    /// # Errors
+    /// The head has no room.
+    pub(crate) fn propagate_again(&mut self, fields: &mut Fields) -> Result<(), FieldError> {
+        let Some(traced) = &mut self.traced else { return Ok(()) };
+        traced.renew(&mut *self.conn.worker.rng.borrow_mut());
+        self.propagate(fields)
+    }
+
+    /// Civil time that goes on evenly while the request lasts.
+    fn wall(&self) -> Duration {
+        self.record.start + self.conn.worker.now().since(self.started)
     }
 
     /// Who hears reasons, if somebody asks about this request.
@@ -95,6 +137,9 @@ impl<'c> Journey<'c> {
         self.record.route = Some(Arc::clone(&matched.route().origin.qualified));
         let name = matched.rule().name();
         self.record.rule = (!name.is_empty()).then(|| name.into());
+        if let Some(traced) = &mut self.traced {
+            matched.path().clone_into(&mut traced.route);
+        }
     }
 
     /// The caller speaks gRPC and must be answered in its terms.
@@ -138,12 +183,21 @@ impl<'c> Journey<'c> {
         if let Some(sighting) = &mut self.sighting {
             sighting.attempt(address, endpoint, protocol, self.conn.worker.now());
         }
+        if self.traced.is_some() {
+            let now = self.wall();
+            self.traced.iter_mut().for_each(|traced| traced.attempt(now, address, protocol));
+        }
     }
 
     /// The attempt has got a response's head, or has failed.
     pub(crate) fn attempted(&mut self, outcome: Result<u16, &Failure>) {
         if let Some(sighting) = &mut self.sighting {
             sighting.attempted(outcome, self.conn.worker.now());
+        }
+        if self.traced.is_some() {
+            let now = self.wall();
+            let outcome = outcome.map_err(|failure| failure.cause.as_str());
+            self.traced.iter_mut().for_each(|traced| traced.attempted(now, outcome));
         }
     }
 
@@ -152,6 +206,9 @@ impl<'c> Journey<'c> {
         self.record.status = response.status;
         self.record.time_to_first_byte = Some(self.conn.worker.now().since(self.started));
         self.grpc_status(response.fields.known(KnownName::GrpcStatus));
+        if let Some(traced) = &mut self.traced {
+            traced.responded();
+        }
     }
 
     /// `grpc-status`, from the head or the trailers.
@@ -181,6 +238,9 @@ impl<'c> Journey<'c> {
             if let Some(sighting) = self.sighting.take() {
                 sighting.report(self.conn, self.record);
             }
+            if let Some((traced, tracer)) = self.traced.take().zip(worker.shared.tracer.as_ref()) {
+                tracer.finished(*traced, self.record);
+            }
         }
     }
 }
@@ -192,29 +252,6 @@ impl Drop for Journey<'_> {
                 self.failed(&Failure::local(Cause::Draining));
             }
             self.finish();
-        }
-    }
-}
-
-/// The trace id of a `traceparent` (W3C Trace Context, section 3.2.2).
-fn trace_id(traceparent: &[u8]) -> Option<TraceId> {
-    let mut parts = traceparent.split(|&b| b == b'-');
-    let version = parts.next()?;
-    (version.len() == 2 && version != b"ff").then_some(())?;
-    TraceId::parse(parts.next()?)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn reads_the_trace_of_a_traceparent() {
-        let id = trace_id(b"00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01").unwrap();
-        assert_eq!(id.to_string(), "4bf92f3577b34da6a3ce929d0e0e4736");
-        for bad in [&b"ff-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"[..], b"", b"00-zz-1-1", b"00"]
-        {
-            assert_eq!(trace_id(bad), None);
         }
     }
 }

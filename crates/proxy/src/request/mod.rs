@@ -7,6 +7,7 @@
 //! attempt  endpoint, connection, head out, head back                attempt.rs
 //! retry    once more?                                               retry.rs
 //! transfer bodies both ways at the same time                        transfer.rs
+//! trace    which span is whose parent                            trace.rs
 //! tunnel   after a change of protocol: bytes both ways              tunnel.rs
 //! record   one Record, whatever happened                            journey.rs
 //! ```
@@ -23,6 +24,7 @@ mod path;
 mod reply;
 mod retry;
 mod route;
+mod trace;
 mod transfer;
 mod tunnel;
 

@@ -67,6 +67,7 @@ impl Harness {
             settings: Settings { listen_address: [127, 0, 0, 1].into(), ..settings },
             metrics: metrics.clone(),
             access_log: sink.clone(),
+            tracer: None,
             labels: RequestLabels {
                 source_workload: workload.into(),
                 source_workload_namespace: "shop".into(),
