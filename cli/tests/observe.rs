@@ -5,6 +5,8 @@
 
 #[path = "support/mod.rs"]
 mod support;
+#[path = "observe/traces.rs"]
+mod traces;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write as _;
@@ -57,7 +59,13 @@ struct Path2 {
     _apps: [Process; 2],
 }
 
-fn app(platform: &Platform, service: &str, address: Ipv4Addr, python: &Path, target: &str) -> Process {
+fn app(
+    platform: &Platform,
+    (service, address): (&str, Ipv4Addr),
+    python: &Path,
+    target: &str,
+    environment: &[(&str, &str)],
+) -> Process {
     let at = |port| platform.at(port).to_string();
     let log = std::fs::File::create(platform.data.path().join(format!("{service}.log"))).unwrap();
     let child = command(&["run", "--service", service, "--protocol", "http", "--workers", "2"])
@@ -68,6 +76,7 @@ fn app(platform: &Platform, service: &str, address: Ipv4Addr, python: &Path, tar
         .arg(python)
         .args(["-c", APP])
         .env("TARGET", target)
+        .envs(environment.iter().copied())
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(log)
@@ -78,17 +87,22 @@ fn app(platform: &Platform, service: &str, address: Ipv4Addr, python: &Path, tar
 
 impl Path2 {
     fn start() -> Option<Self> {
+        Self::on(Platform::new(), &[])
+    }
+
+    fn on(platform: Platform, environment: &[(&str, &str)]) -> Option<Self> {
         let python = meshwork_testkit::tool("python3")?;
-        let platform = Platform::new();
         let resources = platform.data.path().join("routes");
         std::fs::create_dir(&resources).unwrap();
         let rules = "  - backendRefs: [{name: front, port: 80}]";
         std::fs::write(resources.join("all.yaml"), [yaml::EDGE, &yaml::route("front", rules)].concat())
             .unwrap();
-        assert_ok(&platform.up(&["--no-shop", "--resources", resources.to_str().unwrap()]));
+        assert_ok(&platform.up_with(&["--no-shop", "--resources", resources.to_str().unwrap()], environment));
         let (front, back) = (next(platform.base, 1), next(platform.base, 2));
-        let apps =
-            [app(&platform, "back", back, &python, ""), app(&platform, "front", front, &python, "back")];
+        let apps = [
+            app(&platform, ("back", back), &python, "", environment),
+            app(&platform, ("front", front), &python, "back", environment),
+        ];
         for (service, address) in [("back", back), ("front", front)] {
             until("the sidecar is ready", || {
                 let log = std::fs::read_to_string(platform.data.path().join(format!("{service}.log")));

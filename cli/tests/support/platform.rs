@@ -45,9 +45,19 @@ impl Platform {
     }
 
     pub fn up(&self, more: &[&str]) -> Output {
-        let base = self.base.to_string();
-        let fixed = ["up", "--detach", "--base-address", &base, "--workers", "1"];
-        self.command(&[&fixed, more].concat())
+        self.up_with(more, &[])
+    }
+
+    /// The same, with these variables in the environment.
+    pub fn up_with(&self, more: &[&str], environment: &[(&str, &str)]) -> Output {
+        command(&["up", "--detach", "--base-address", &self.base.to_string(), "--workers", "1"])
+            .args(more)
+            .arg("--data-dir")
+            .arg(self.data.path())
+            .envs(environment.iter().copied())
+            .stdin(Stdio::null())
+            .output()
+            .unwrap()
     }
 
     pub fn endpoints(&self) -> Value {

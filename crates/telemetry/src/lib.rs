@@ -5,6 +5,7 @@
 //!                            ┌─► AccessLogWriter (per worker) ──buffer──► one writer thread ──► stdout or file
 //! proxy: Record, when the    │
 //! last byte is gone ─────────┤
+//!                            ├─► Tracer, of what is sampled ──queue──► one task ──OTLP──► collector
 //!                            └─► RequestSeries (per worker) ──cells──► MetricsRegistry ──► text, summed at scrape
 //! ```
 //!

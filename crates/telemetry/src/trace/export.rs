@@ -204,7 +204,7 @@ impl Task {
             }
             for done in flushed {
                 // Who waited may have lost patience.
-                drop(done.send(()));
+                let _ = done.send(());
             }
         }
     }
