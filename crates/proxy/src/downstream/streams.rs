@@ -36,8 +36,9 @@ const REMEMBERED_FOR: Duration = Duration::from_secs(1);
 /// Requests taken back before we had a look at them: as many as there may be at all, so that one gust of cancellations
 /// is no attack. Beyond it `h2` says GOAWAY.
 const UNSEEN_RESETS: usize = 128;
-/// Resets that a caller may provoke by its own errors in a connection's life (CVE-2025-8671).
-const PROVOKED_RESETS: usize = 256;
+/// Resets that a caller may provoke by its own errors in a connection's life (CVE-2025-8671). A client that begins more
+/// streams than it may, before it has read how many that are, spends some too.
+const PROVOKED_RESETS: usize = 1024;
 /// A request that its caller takes back sooner than this is suspicious: it costs us, and the caller nothing
 /// (CVE-2023-44487).
 const PREMATURE: Duration = Duration::from_secs(1);

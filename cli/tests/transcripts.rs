@@ -41,7 +41,7 @@ spec:
 }
 
 fn script(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/streams").join(name)
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/transcripts").join(name)
 }
 
 /// Where a service's only instance is, once it is used.
