@@ -128,7 +128,7 @@ spec:
             let listener = format!("  - {{name: stream, port: {STREAM}, protocol: TCP}}\n---");
             let edge = yaml::EDGE.replace("---", &listener);
             let route = yaml::route("web", "  - backendRefs: [{name: web, port: 80}]");
-            let files = [&edge, &route, &yaml::service("web", &[peer]), &policy].map(String::as_str);
+            let files = [edge, route, yaml::service("web", &[peer]), policy];
             let gateway = Gateway::start(&[("all.yaml", &files.concat())]);
             for port in [HTTP, STREAM] {
                 // Two requests of one caller: neither may come on the connection of another.
