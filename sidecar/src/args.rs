@@ -64,6 +64,10 @@ pub struct SidecarArgs {
     #[arg(long, value_name = "PORT", env = "MESHWORK_INBOUND_PORT", default_value_t = 15006)]
     pub inbound_port: u16,
 
+    /// Port of the inbound side for opaque connections (HBONE)
+    #[arg(long, value_name = "PORT", env = "MESHWORK_HBONE_PORT", default_value_t = 15008)]
+    pub hbone_port: u16,
+
     /// Where the admin ports are.
     #[command(flatten)]
     pub addresses: AdminArgs,
@@ -122,6 +126,7 @@ pub(crate) struct Places {
     /// Like the application, out of other machines' reach.
     pub(crate) outbound: SocketAddr,
     pub(crate) inbound: SocketAddr,
+    pub(crate) hbone: SocketAddr,
     pub(crate) admin: AdminAddresses,
 }
 
@@ -132,6 +137,7 @@ impl Places {
             app_host,
             outbound: SocketAddr::new(app_host, args.outbound_port),
             inbound: SocketAddr::new(address, args.inbound_port),
+            hbone: SocketAddr::new(address, args.hbone_port),
             admin: args.addresses.addresses(address),
         }
     }

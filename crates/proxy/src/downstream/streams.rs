@@ -19,8 +19,10 @@ use super::h2::H2Stream;
 use super::handshake;
 use crate::connections::{Entry, Order, Phase, Registration};
 use crate::http::convert;
+use crate::mesh::Place;
 use crate::replay::Replayed;
 use crate::request::{self, Scratch};
+use crate::stream;
 
 /// Bytes of one request's body that may be on the way to us unread.
 const STREAM_WINDOW: u32 = 256 * 1024;
@@ -200,6 +202,11 @@ async fn serve_stream(
     request: http::Request<h2::RecvStream>,
     respond: SendResponse<Bytes>,
 ) {
+    if matches!(conn.place, Place::Hbone(_)) {
+        let now = conn.worker.now();
+        Box::pin(stream::hbone::serve(conn, request, respond)).await;
+        return connection.progress(now);
+    }
     let started = conn.worker.now();
     let mut head = RequestHead::new();
     let mut scratch = Scratch::new(Protocol::Http2);

@@ -103,7 +103,9 @@ fn offer(
 fn is_nested(conn: &Conn, head: &RequestHead) -> bool {
     let count = match conn.place {
         Place::Gateway(_) => None,
-        Place::Outbound(_) | Place::Inbound(_) => head.fields.known(KnownName::XEnvoyAttemptCount),
+        Place::Outbound(_) | Place::Inbound(_) | Place::Hbone(_) => {
+            head.fields.known(KnownName::XEnvoyAttemptCount)
+        }
     };
     count.and_then(|count| std::str::from_utf8(count).ok()?.parse().ok()).is_some_and(|count: u32| count > 1)
 }
@@ -189,7 +191,7 @@ fn apply_rewrite(
 fn forwarded(conn: &Conn, fields: &mut Fields, journey: &mut Journey<'_>) -> Result<(), FieldError> {
     match conn.place {
         Place::Gateway(_) => edge(conn, fields)?,
-        Place::Inbound(_) => client_certificate(conn, fields)?,
+        Place::Inbound(_) | Place::Hbone(_) => client_certificate(conn, fields)?,
         Place::Outbound(_) => {}
     }
     if fields.known(KnownName::XRequestId).is_none() {

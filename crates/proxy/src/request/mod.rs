@@ -16,7 +16,7 @@
 pub(crate) mod attempt;
 mod body;
 mod deadline;
-mod discover;
+pub(crate) mod discover;
 mod filters;
 mod journey;
 mod path;

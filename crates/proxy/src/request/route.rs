@@ -103,7 +103,7 @@ pub(crate) fn find<'v>(
     }
     let seen = Seen::new(conn, head);
     let routed = match conn.place {
-        Place::Inbound(_) => {
+        Place::Inbound(_) | Place::Hbone(_) => {
             let port = app_port(conn, view, &seen, journey)?;
             journey.own(port);
             return Ok(Way::App(port));

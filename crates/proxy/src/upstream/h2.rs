@@ -24,6 +24,7 @@ use crate::error::{Failure, Retry};
 use crate::http::convert;
 use crate::http::h2_body::{H2Sink, H2Source};
 use crate::http::stream::{Frame, StreamError};
+use crate::http::tunnel::Tunnel;
 use crate::http::upgrade;
 use crate::replay::Replayed;
 
@@ -184,11 +185,39 @@ impl H2Connection {
         clock: &dyn Clock,
     ) -> Result<H2Exchange, Failure> {
         let stream = Stream::open(self, clock);
+        let key = self.extended(head).await;
+        let request = convert::request(head, key.is_some())
+            .map_err(|why| Failure::local(Cause::Internal).because(why))?;
+        let end = end && key.is_none();
+        self.send_request(stream, request, end, key.map(Into::into)).await
+    }
+
+    /// Asks for a tunnel to this authority (RFC 9113, section 8.5).
+    ///
+    /// # Errors
+    /// As [`Self::send`].
+    pub(crate) async fn connect(
+        self: &Rc<Self>,
+        authority: http::uri::Authority,
+        clock: &dyn Clock,
+    ) -> Result<H2Exchange, Failure> {
+        let stream = Stream::open(self, clock);
+        let mut request = http::Request::new(());
+        *request.method_mut() = http::Method::CONNECT;
+        *request.uri_mut() = authority.into();
+        self.send_request(stream, request, false, None).await
+    }
+
+    async fn send_request(
+        &self,
+        stream: Stream,
+        request: http::Request<()>,
+        end: bool,
+        key: Option<Box<[u8]>>,
+    ) -> Result<H2Exchange, Failure> {
         let nothing_sent = |error: h2::Error| {
             Failure::upstream(Cause::UpstreamReset, Retry::NothingSent).because(error.to_string())
         };
-        let key = self.extended(head).await;
-        let end = end && key.is_none();
         let handle = self.send.borrow().clone();
         let mut send = match handle.ready().await {
             Ok(send) => send,
@@ -197,8 +226,6 @@ impl H2Connection {
                 return Err(nothing_sent(error));
             }
         };
-        let request = convert::request(head, key.is_some())
-            .map_err(|why| Failure::local(Cause::Internal).because(why))?;
         let reused = self.is_reused();
         let (response, sink) = send.send_request(request, end).map_err(nothing_sent)?;
         self.carried.set(self.carried.get() + 1);
@@ -207,14 +234,14 @@ impl H2Connection {
             sink: H2Sink::new(sink, end),
             source: None,
             reused,
-            key: key.map(Into::into),
-            _stream: stream,
+            key,
+            stream,
         })
     }
 }
 
 /// Counts a stream as long as it lives.
-struct Stream {
+pub(crate) struct Stream {
     connection: Rc<H2Connection>,
     opened: Tick,
 }
@@ -241,7 +268,7 @@ pub(crate) struct H2Exchange {
     pub(crate) reused: bool,
     /// Of a change of protocol that was asked for and is not decided yet, or was agreed to.
     key: Option<Box<[u8]>>,
-    _stream: Stream,
+    stream: Stream,
 }
 
 impl H2Exchange {
@@ -294,6 +321,12 @@ impl H2Exchange {
 
     pub(crate) fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Result<Frame, StreamError>> {
         self.source.as_mut().expect("a body follows its head").poll_frame(cx)
+    }
+
+    /// What a CONNECT has opened, once its response is there.
+    pub(crate) fn into_tunnel(self) -> Tunnel {
+        let source = self.source.expect("a tunnel follows its head");
+        Tunnel::new(source, self.sink, Some(self.stream))
     }
 
     pub(crate) fn is_end(&self) -> bool {
