@@ -14,8 +14,11 @@ use meshwork_messages::v1::service_port::AppProtocol;
 use meshwork_proxy::Settings;
 use parking_lot::Mutex;
 use support::h2::{answer, collect, collect_body, fetch, get, h2_client, h2_upstream};
-use support::raw::{ACK, DATA, END_STREAM, GOAWAY, PING, Raw, frame, request};
-use support::{Harness, exchange, is_head, rule, upstream};
+use support::raw::{
+    ACK, DATA, END_HEADERS, END_STREAM, GOAWAY, HEADERS, PING, PREFACE, RESET, Raw, SETTINGS, frame, request,
+};
+use support::{Harness, exchange, is_head, read_until, rule, upstream};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::sync::{Notify, mpsc};
 
 async fn gateway(protocol: AppProtocol, upstream: std::net::SocketAddr) -> (Harness, std::net::SocketAddr) {
@@ -311,4 +314,54 @@ async fn requests_beyond_a_connection_s_streams_wait_where_the_limit_allows_no_o
         }
     }
     assert_eq!(up.connections.load(Ordering::SeqCst), 1, "the limit held");
+}
+
+/// An endpoint that goes on sending, in small pieces, what its callers have given up.
+async fn deaf_upstream(callers: usize) -> std::net::SocketAddr {
+    const OK: &[u8] = &[0x88];
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        let (mut tcp, _) = listener.accept().await.unwrap();
+        tcp.read_exact(&mut [0; PREFACE.len()]).await.unwrap();
+        let mut raw = Raw(tcp);
+        raw.send(&frame(SETTINGS, 0, 0, &[])).await;
+        let mut resets = 0;
+        while let Ok((kind, flags, stream, _)) = raw.next().await {
+            match kind {
+                SETTINGS if flags & ACK == 0 => raw.send(&frame(SETTINGS, ACK, 0, &[])).await,
+                PING if flags & ACK == 0 => raw.send(&frame(PING, ACK, 0, b"settled!")).await,
+                HEADERS if resets < callers => raw.send(&frame(HEADERS, END_HEADERS, stream, OK)).await,
+                HEADERS => raw.send(&frame(HEADERS, END_HEADERS | END_STREAM, stream, OK)).await,
+                RESET => {
+                    resets += 1;
+                    if resets == callers {
+                        raw.send(&frame(DATA, 0, 1, b"still here").repeat(3000)).await;
+                    }
+                }
+                _ => {}
+            }
+        }
+    });
+    address
+}
+
+#[tokio::test]
+async fn callers_who_leave_do_not_cost_others_the_connection_they_shared() {
+    const CALLERS: usize = 70;
+    let (harness, address) = gateway(AppProtocol::Http2, deaf_upstream(CALLERS).await).await;
+    let mut callers = Vec::new();
+    for _ in 0..CALLERS {
+        let mut tcp = tokio::net::TcpStream::connect(address).await.unwrap();
+        tcp.write_all(b"GET / HTTP/1.1\r\nHost: shop\r\n\r\n").await.unwrap();
+        assert!(read_until(&mut tcp, "\r\n\r\n").await.starts_with("HTTP/1.1 200"));
+        callers.push(tcp);
+    }
+    drop(callers);
+    harness.lines(CALLERS).await;
+    for _ in 0..3 {
+        let answer = exchange(address, b"GET / HTTP/1.1\r\nHost: shop\r\nConnection: close\r\n\r\n").await;
+        assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    }
+    assert_eq!(harness.metric("meshwork_upstream_connections_total", &[]), 1);
 }

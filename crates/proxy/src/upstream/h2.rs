@@ -36,6 +36,10 @@ const CONNECTION_WINDOW: u32 = 4 * 1024 * 1024;
 const SEND_BUFFER: usize = 64 * 1024;
 /// Bytes of a response's header list, decoded.
 const HEADER_LIST: u32 = 64 * 1024;
+/// Responses that we gave up and whose frames may still be on the way: so many are remembered, and for how long. A caller
+/// who leaves must cost those beside him nothing, and an endpoint may be slow to hear of it.
+const REMEMBERED_RESETS: usize = 1024;
+const REMEMBERED_FOR: Duration = Duration::from_secs(30);
 
 /// A connection to one endpoint.
 pub(crate) struct H2Connection {
@@ -71,6 +75,10 @@ impl H2Connection {
             .initial_connection_window_size(CONNECTION_WINDOW)
             .max_send_buffer_size(SEND_BUFFER)
             .max_header_list_size(HEADER_LIST)
+            .max_concurrent_reset_streams(REMEMBERED_RESETS)
+            .reset_stream_duration(REMEMBERED_FOR)
+            // `h2` counts frames of forgotten streams over a connection's whole life, which may be days.
+            .max_local_error_reset_streams(None)
             .enable_push(false);
         let (send, mut connection) = builder.handshake(io).await.map_err(|error| {
             Failure::upstream(Cause::ConnectFailure, Retry::NothingSent).because(error.to_string())
