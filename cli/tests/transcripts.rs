@@ -88,10 +88,17 @@ fn websocket_grpc_and_events_are_the_same_directly_through_the_gateway_and_throu
         {
             let through = talk(address);
             let differing = directly.lines().zip(through.lines()).find(|(one, other)| one != other);
-            assert_eq!(differing, None, "{service} through {way}");
+            assert_eq!(differing, None, "{service} through {way}: {}", failures(&platform));
             assert_eq!(directly.len(), through.len(), "{service} through {way}: {through}");
         }
     }
+}
+
+/// What the gateway and the caller's sidecar wrote of requests that failed.
+fn failures(platform: &Platform) -> String {
+    let logs = ["gateway", "caller-1"].map(|of| platform.file(of, "access.log"));
+    let lines = logs.map(|log| std::fs::read_to_string(log).unwrap_or_default()).concat();
+    lines.lines().filter(|line| line.contains("\"cause\"")).collect::<Vec<_>>().join("\n")
 }
 
 /// Where the application itself listens, beside its sidecar.

@@ -336,7 +336,7 @@ async fn deaf_upstream(callers: usize) -> std::net::SocketAddr {
                 RESET => {
                     resets += 1;
                     if resets == callers {
-                        raw.send(&frame(DATA, 0, 1, b"still here").repeat(3000)).await;
+                        raw.send(&frame(DATA, 0, stream, b"still here").repeat(3000)).await;
                     }
                 }
                 _ => {}
