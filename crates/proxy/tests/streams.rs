@@ -1,5 +1,7 @@
 //! Connections of layer 4 through the engine: bytes, halves, ends; attempts; what is counted and written.
 
+#![expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+
 mod support;
 
 use std::net::SocketAddr;
