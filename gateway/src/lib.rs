@@ -19,7 +19,7 @@ use meshwork_decision::Snapshot;
 use meshwork_identity::Identity;
 use meshwork_messages::{OBSERVE, type_url, v1};
 use meshwork_process::{AdminArgs, AdminError, AdminServer, AdminState, CommonArgs, Drain, Readiness};
-use meshwork_proxy::{Engine, Follower, Mesh, Observer, Settings, Shared};
+use meshwork_proxy::{Engine, Follower, Mesh, Observer, Settings, Shared, TrafficArgs};
 use meshwork_telemetry::{
     AccessLogError, AccessLogSink, LogHandle, MetricsRegistry, RequestLabels, inventory,
 };
@@ -35,6 +35,8 @@ pub struct Parts {
     pub common: CommonArgs,
     /// Where the admin ports are.
     pub addresses: AdminArgs,
+    /// Bounds on what callers may make it hold.
+    pub traffic: TrafficArgs,
     /// How to reach the control plane.
     pub connector: Connector,
     /// Who we are in the mesh; without it, services that ask for mTLS cannot be reached.
@@ -127,7 +129,19 @@ fn types() -> [String; 7] {
 /// # Errors
 /// [`GatewayError`].
 pub async fn run(parts: Parts) -> Result<(), GatewayError> {
-    let Parts { common, addresses, connector, identity, cache, registry, admin, log, clock, metrics } = parts;
+    let Parts {
+        common,
+        addresses,
+        traffic,
+        connector,
+        identity,
+        cache,
+        registry,
+        admin,
+        log,
+        clock,
+        metrics,
+    } = parts;
     let cache = cache.map(|directory| open_cache(&directory)).transpose()?;
     let id = identity.as_deref().map(Identity::id);
     let access_log = AccessLogSink::open(&common.access_log, &metrics)?;
@@ -138,7 +152,7 @@ pub async fn run(parts: Parts) -> Result<(), GatewayError> {
         settings: Settings {
             workers: common.worker_count(),
             listen_address: common.listen_address,
-            ..Settings::default()
+            ..traffic.settings()
         },
         metrics: metrics.clone(),
         access_log: access_log.clone(),

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use meshwork_base::{Namespace, ObjectName};
 use meshwork_messages::v1;
 use meshwork_process::{AdminAddresses, AdminArgs};
+use meshwork_proxy::TrafficArgs;
 use meshwork_xds::join::Joining;
 
 /// Flags of the sidecar.
@@ -71,6 +72,10 @@ pub struct SidecarArgs {
     /// Where the admin ports are.
     #[command(flatten)]
     pub addresses: AdminArgs,
+
+    /// Bounds on what callers may make it hold
+    #[command(flatten)]
+    pub traffic: TrafficArgs,
 
     /// The application: its command and arguments; {port} in them becomes its port
     #[arg(last = true, required = true, value_name = "COMMAND")]

@@ -359,7 +359,7 @@ fn shared(
             workers: parts.common.worker_count(),
             listen_address: parts.address,
             app_address: app.ip(),
-            ..Settings::default()
+            ..parts.args.traffic.settings()
         },
         metrics: parts.metrics.clone(),
         access_log: access_log.clone(),

@@ -10,6 +10,7 @@ use meshwork_base::{Clock, Namespace, ObjectName, SystemClock, ThreadRng};
 use meshwork_control_plane::{ControlPlane, Settings};
 use meshwork_gateway::{Entry, Parts};
 use meshwork_process::{AdminArgs, CommonArgs};
+use meshwork_proxy::TrafficArgs;
 use meshwork_telemetry::{MetricsRegistry, init_logging};
 use meshwork_xds::join::{Joining, role_client};
 
@@ -53,6 +54,8 @@ pub(crate) struct Arguments {
     #[command(flatten)]
     addresses: AdminArgs,
     #[command(flatten)]
+    traffic: TrafficArgs,
+    #[command(flatten)]
     common: CommonArgs,
 }
 
@@ -62,11 +65,21 @@ pub(crate) fn run(arguments: Arguments) -> Outcome {
     // Traffic has threads of its own: this runtime reads files and compiles.
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
     runtime.block_on(async {
-        let Arguments { resources, control_plane, token_file, registry, workload, api, addresses, common } =
-            arguments;
+        let Arguments {
+            resources,
+            control_plane,
+            token_file,
+            registry,
+            workload,
+            api,
+            addresses,
+            traffic,
+            common,
+        } = arguments;
         let parts = Parts {
             common,
             addresses,
+            traffic,
             connector: Box::new(|| Box::pin(std::future::pending())),
             identity: None,
             cache: None,

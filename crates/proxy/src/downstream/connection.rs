@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::task::Poll;
 
 use meshwork_base::{SpiffeId, Tick};
-use meshwork_decision::Protocol;
+use meshwork_decision::{Cause, Protocol};
 use meshwork_http1::RequestHead;
 use tokio::net::TcpStream;
 
@@ -196,7 +196,7 @@ async fn serve_h1(conn: Conn, wire: Wire) {
             linger(&conn, &mut server).await;
             return;
         }
-        if poll_fn(|cx| server.poll_drain(cx)).await.is_err() {
+        if !drained(&conn, &mut server).await {
             return;
         }
     }
@@ -237,8 +237,9 @@ async fn next_head(
         }
         match conn.entry.order() {
             Some(Order::TimedOut(Phase::Head)) => {
-                let cause = meshwork_decision::Cause::RequestHeaderTimeout;
-                return Poll::Ready(Next::Refuse(Failure::downstream(cause), started));
+                let timeouts = &conn.worker.shared.settings.timeouts;
+                let failure = Failure::late(Cause::RequestHeaderTimeout, Phase::Head, timeouts);
+                return Poll::Ready(Next::Refuse(failure, started));
             }
             // A head that is on its way still gets its answer while we drain.
             Some(Order::Drain) if server.has_partial_head() => {}
@@ -249,6 +250,22 @@ async fn next_head(
             server.wire.release_buffers();
             head.release();
             scratch.release();
+        }
+        conn.entry.watch(cx);
+        Poll::Pending
+    })
+    .await
+}
+
+/// Reads what is left of a body that nobody wanted; false when it breaks or does not come in time.
+async fn drained(conn: &Conn, server: &mut H1Server) -> bool {
+    conn.entry.enter(Phase::Head, conn.worker.now());
+    poll_fn(|cx| {
+        if let Poll::Ready(done) = server.poll_drain(cx) {
+            return Poll::Ready(done.is_ok());
+        }
+        if conn.entry.order().is_some() {
+            return Poll::Ready(false);
         }
         conn.entry.watch(cx);
         Poll::Pending

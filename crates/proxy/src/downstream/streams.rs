@@ -175,7 +175,7 @@ impl Serving<'_> {
             }
             Some(Order::Drain) => self.go_away(),
             Some(Order::Close(_) | Order::TimedOut(Phase::Handshake | Phase::Head)) => return false,
-            Some(Order::TimedOut(Phase::Exchange)) | None => {}
+            Some(Order::TimedOut(Phase::Exchange | Phase::Body)) | None => {}
         }
         true
     }

@@ -152,6 +152,7 @@ fn apply(
 /// An absolute target overrides Host (RFC 9112 section 3.2.2); HTTP/1.0 may come without one.
 fn own_host(head: &mut RequestHead) -> Result<(), FieldError> {
     match head.target.authority() {
+        Some(authority) if head.fields.known(KnownName::Host) == Some(authority.as_bytes()) => Ok(()),
         Some(authority) => head.fields.set_known(KnownName::Host, authority),
         None if head.fields.known(KnownName::Host).is_none() => head.fields.push_known(KnownName::Host, ""),
         None => Ok(()),

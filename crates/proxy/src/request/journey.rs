@@ -197,7 +197,7 @@ impl Drop for Journey<'_> {
 }
 
 /// The trace id of a `traceparent` (W3C Trace Context, section 3.2.2).
-fn trace_id(traceparent: &[u8]) -> Option<TraceId> {
+pub(crate) fn trace_id(traceparent: &[u8]) -> Option<TraceId> {
     let mut parts = traceparent.split(|&b| b == b'-');
     let version = parts.next()?;
     (version.len() == 2 && version != b"ff").then_some(())?;
