@@ -35,6 +35,9 @@ const SEND_BUFFER: usize = 32 * 1024;
 /// Streams reset by us that are remembered, because frames of theirs may still be on the way; and for how long.
 const REMEMBERED_RESETS: usize = 64;
 const REMEMBERED_FOR: Duration = Duration::from_secs(1);
+/// What small frames of requests that nobody has read yet may cost, as `h2` counts: 256 less their length, each. One
+/// application that does not read must not end the connection of all its callers; a few MiB of our memory at worst.
+const SMALL_FRAMES: usize = 16 * 1024 * 1024;
 /// Requests taken back before we had a look at them: as many as there may be at all, so that one gust of cancellations
 /// is no attack. Beyond it `h2` says GOAWAY.
 const UNSEEN_RESETS: usize = 128;
@@ -79,6 +82,7 @@ fn builder(limits: &Limits) -> Builder {
         .reset_stream_duration(REMEMBERED_FOR)
         .max_pending_accept_reset_streams(UNSEEN_RESETS)
         .max_local_error_reset_streams(Some(PROVOKED_RESETS))
+        .data_frame_budget(SMALL_FRAMES)
         .enable_connect_protocol();
     builder
 }

@@ -40,6 +40,10 @@ const HEADER_LIST: u32 = 64 * 1024;
 /// who leaves must cost those beside him nothing, and an endpoint may be slow to hear of it.
 const REMEMBERED_RESETS: usize = 1024;
 const REMEMBERED_FOR: Duration = Duration::from_secs(30);
+/// What small frames that nobody has read yet may cost, as `h2` counts: 256 less their length, each. Beyond it the
+/// connection ends with all requests on it, so callers who do not read must not get there: this is many streams' windows
+/// full of small messages, and at worst some 50 MiB of our memory.
+const SMALL_FRAMES: usize = 128 * 1024 * 1024;
 
 /// A connection to one endpoint.
 pub(crate) struct H2Connection {
@@ -79,6 +83,7 @@ impl H2Connection {
             .reset_stream_duration(REMEMBERED_FOR)
             // `h2` counts frames of forgotten streams over a connection's whole life, which may be days.
             .max_local_error_reset_streams(None)
+            .data_frame_budget(SMALL_FRAMES)
             .enable_push(false);
         let (send, mut connection) = builder.handshake(io).await.map_err(|error| {
             Failure::upstream(Cause::ConnectFailure, Retry::NothingSent).because(error.to_string())
