@@ -184,20 +184,8 @@ fn a_token_lets_its_workload_in_once() {
     assert_eq!(start("web-2", &[]), Some(1), "the token was used");
 }
 
-/// The shop's storefront calls catalog; nobody but those whom policies name may ask inventory.
-#[test]
-fn a_request_is_explained_before_and_while_it_goes_through_the_mesh() {
-    if !shop_is_built() {
-        return;
-    }
-    let platform = Platform::new();
-    assert_ok(&platform.up(&[]));
-    let explained = |arguments: &[&str]| -> Value {
-        let output = platform.command(&[&["explain", "-o", "json"], arguments].concat());
-        assert_ok(&output);
-        serde_json::from_slice(&output.stdout).unwrap()
-    };
-    // What is foretold of callers within the mesh is what happens to them.
+/// What is foretold of callers within the mesh is what happens to them.
+fn foretold(platform: &Platform, explained: &impl Fn(&[&str]) -> Value) {
     let denied = explained(&["--host", "inventory", "--from", "default/catalog"]);
     assert_eq!(u64::from(call(&platform.instance("catalog-1"), "inventory")), denied["verdict"]["status"]);
     assert_eq!(denied["verdict"]["cause"], "authorization_denied", "{denied:#}");
@@ -205,7 +193,10 @@ fn a_request_is_explained_before_and_while_it_goes_through_the_mesh() {
     assert_eq!(denied["backends"][0]["inbound"]["mtls"], "strict");
     let allowed = explained(&["--host", "inventory", "--from", "default/storefront"]);
     assert_eq!(allowed["verdict"]["outcome"], "forwarded", "{allowed:#}");
+}
 
+/// One request, as every proxy on its way tells it.
+fn explained_live(platform: &Platform) {
     let proxies = || -> Vec<Value> {
         serde_json::from_str(&get(platform.at(15014), "/v1/proxies").unwrap().1).unwrap()
     };
@@ -245,6 +236,23 @@ fn a_request_is_explained_before_and_while_it_goes_through_the_mesh() {
         catalog["steps"].as_array().unwrap().iter().any(|step| step["phase"] == "inbound"),
         "{catalog:#}"
     );
+}
+
+/// The shop's storefront calls catalog; nobody but those whom policies name may ask inventory.
+#[test]
+fn a_request_is_explained_before_and_while_it_goes_through_the_mesh() {
+    if !shop_is_built() {
+        return;
+    }
+    let platform = Platform::new();
+    assert_ok(&platform.up(&[]));
+    let explained = |arguments: &[&str]| -> Value {
+        let output = platform.command(&[&["explain", "-o", "json"], arguments].concat());
+        assert_ok(&output);
+        serde_json::from_slice(&output.stdout).unwrap()
+    };
+    foretold(&platform, &explained);
+    explained_live(&platform);
 
     // A policy on a route of the mesh is enforced where the route is decided, and foretold alike.
     let policy = "

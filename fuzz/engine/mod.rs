@@ -5,8 +5,11 @@ mod identity;
 mod parsers;
 mod xds;
 
-/// Every target of this group by name.
-pub(crate) const TARGETS: &[(&str, fn(&[u8]))] = &[
+/// A target and its name.
+pub(crate) type Target = (&'static str, fn(&[u8]));
+
+/// Every target of this group.
+pub(crate) const TARGETS: &[Target] = &[
     ("detect", parsers::detect),
     ("path", parsers::path),
     ("traceparent", parsers::traceparent),

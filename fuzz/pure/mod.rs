@@ -5,8 +5,11 @@ mod http1;
 mod messages;
 mod oracle;
 
-/// Every target of this group by name.
-pub(crate) const TARGETS: &[(&str, fn(&[u8]))] = &[
+/// A target and its name.
+pub(crate) type Target = (&'static str, fn(&[u8]));
+
+/// Every target of this group.
+pub(crate) const TARGETS: &[Target] = &[
     ("request", http1::request),
     ("response", http1::response),
     ("chunked", http1::chunked),

@@ -11,6 +11,7 @@
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use meshwork_api::RegistryClient;
@@ -146,21 +147,7 @@ pub async fn run(parts: Parts) -> Result<(), GatewayError> {
     let id = identity.as_deref().map(Identity::id);
     let access_log = AccessLogSink::open(&common.access_log, &metrics)?;
     metrics.set_info(&inventory::BUILD_INFO, &[env!("CARGO_PKG_VERSION"), "gateway"]);
-    let shared = Arc::new(Shared {
-        snapshot: ArcSwap::from_pointee(Snapshot::default()),
-        clock: Arc::clone(&clock),
-        settings: Settings {
-            workers: common.worker_count(),
-            listen_address: common.listen_address,
-            ..traffic.settings()
-        },
-        metrics: metrics.clone(),
-        access_log: access_log.clone(),
-        labels: labels(identity.as_deref()),
-        mesh: Mesh { identity, on_demand: None },
-        observer: Observer::default(),
-    });
-    let engine = Engine::start(shared)?;
+    let engine = Engine::start(shared(&common, &traffic, &clock, &metrics, &access_log, identity))?;
     let readiness = Readiness::new();
     let configured = readiness.condition("configuration");
     let serving = readiness.condition("serving");
@@ -185,6 +172,45 @@ pub async fn run(parts: Parts) -> Result<(), GatewayError> {
     let follower = Follower::new(engine, handle, metrics, configured);
     let engine = follower.run(updates, drain.draining()).await;
     serving.set(false);
+    let ended = end(engine, &drain, common.drain_timeout, entered).await;
+    driver.abort();
+    signals.abort();
+    access_log.flush();
+    drop(server);
+    ended
+}
+
+fn shared(
+    common: &CommonArgs,
+    traffic: &TrafficArgs,
+    clock: &Arc<dyn Clock>,
+    metrics: &MetricsRegistry,
+    access_log: &AccessLogSink,
+    identity: Option<Arc<Identity>>,
+) -> Arc<Shared> {
+    Arc::new(Shared {
+        snapshot: ArcSwap::from_pointee(Snapshot::default()),
+        clock: Arc::clone(clock),
+        settings: Settings {
+            workers: common.worker_count(),
+            listen_address: common.listen_address,
+            ..traffic.settings()
+        },
+        metrics: metrics.clone(),
+        access_log: access_log.clone(),
+        labels: labels(identity.as_deref()),
+        mesh: Mesh { identity, on_demand: None },
+        observer: Observer::default(),
+    })
+}
+
+/// Lets what runs finish, unless it is told not to. A registry that is away does not hold it up.
+async fn end(
+    engine: Engine,
+    drain: &Drain,
+    timeout: Duration,
+    entered: Option<Entered>,
+) -> Result<(), GatewayError> {
     let leave = async {
         if let Some(entered) = entered {
             entered.leave().await;
@@ -192,18 +218,13 @@ pub async fn run(parts: Parts) -> Result<(), GatewayError> {
     };
     let drained = async {
         tokio::select! {
-            finished = engine.drain(common.drain_timeout) => {
+            finished = engine.drain(timeout) => {
                 if finished { Ok(()) } else { Err(GatewayError::CutOff) }
             }
             () = drain.cut_off().cancelled() => Err(GatewayError::ToldTwice),
         }
     };
-    // A registry that is away does not hold up the drain.
     let (ended, ()) = tokio::join!(drained, leave);
-    driver.abort();
-    signals.abort();
-    access_log.flush();
-    drop(server);
     ended
 }
 

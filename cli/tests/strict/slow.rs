@@ -113,8 +113,10 @@ fn causes(gateway: &Gateway, cause: &str) -> usize {
 /// Resident memory may not grow by more than this for each caller.
 fn assert_share(what: &str, before: u64, most: u64, callers: usize, allowed: u64) {
     let each = most.saturating_sub(before) / callers as u64;
-    println!("{what}: {each} bytes for each of {callers} ({before} -> {most})");
-    assert!(each <= allowed, "{what}: {each} bytes for each caller, {allowed} are allowed");
+    assert!(
+        each <= allowed,
+        "{what}: {each} bytes for each of {callers} callers ({before} -> {most}), {allowed} are allowed"
+    );
 }
 
 #[test]

@@ -15,10 +15,10 @@ use meshwork_proxy::Settings;
 use parking_lot::Mutex;
 use support::h2::{answer, collect, collect_body, fetch, get, h2_client, h2_upstream};
 use support::raw::{
-    ACK, DATA, END_HEADERS, END_STREAM, GOAWAY, HEADERS, PING, PREFACE, RESET, Raw, SETTINGS, frame, request,
+    ACK, DATA, END_STREAM, GOAWAY, HEADERS, PING, Raw, SETTINGS, deaf_upstream, frame, request,
 };
 use support::{Harness, exchange, is_head, read_until, rule, upstream};
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::io::AsyncWriteExt as _;
 use tokio::sync::{Notify, mpsc};
 
 async fn gateway(protocol: AppProtocol, upstream: std::net::SocketAddr) -> (Harness, std::net::SocketAddr) {
@@ -328,43 +328,6 @@ async fn small_messages_that_one_caller_does_not_read_do_not_cost_others_the_con
         assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
     }
     assert_eq!(harness.metric("meshwork_upstream_connections_total", &[]), 1);
-}
-
-/// An endpoint that goes on sending, in small pieces, what its callers have given up. `small`: its first response is as
-/// many small pieces as the window takes.
-async fn deaf_upstream(callers: usize, mut small: bool) -> std::net::SocketAddr {
-    const OK: &[u8] = &[0x88];
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = listener.local_addr().unwrap();
-    tokio::spawn(async move {
-        let (mut tcp, _) = listener.accept().await.unwrap();
-        tcp.read_exact(&mut [0; PREFACE.len()]).await.unwrap();
-        let mut raw = Raw(tcp);
-        raw.send(&frame(SETTINGS, 0, 0, &[])).await;
-        let mut resets = 0;
-        while let Ok((kind, flags, stream, _)) = raw.next().await {
-            match kind {
-                HEADERS if std::mem::take(&mut small) => {
-                    raw.send(&frame(HEADERS, END_HEADERS, stream, OK)).await;
-                    raw.send(&frame(DATA, 0, stream, b"tick").repeat(60_000)).await;
-                }
-                SETTINGS if flags & ACK == 0 => raw.send(&frame(SETTINGS, ACK, 0, &[])).await,
-                PING if flags & ACK == 0 => raw.send(&frame(PING, ACK, 0, b"settled!")).await,
-                HEADERS if resets < callers => raw.send(&frame(HEADERS, END_HEADERS, stream, OK)).await,
-                HEADERS => raw.send(&frame(HEADERS, END_HEADERS | END_STREAM, stream, OK)).await,
-                RESET => {
-                    resets += 1;
-                    if resets == callers {
-                        for stream in (1..2 * u32::try_from(callers).unwrap()).step_by(2) {
-                            raw.send(&frame(DATA, 0, stream, b"still here")).await;
-                        }
-                    }
-                }
-                _ => {}
-            }
-        }
-    });
-    address
 }
 
 #[tokio::test]

@@ -24,7 +24,7 @@ struct Target {
 
 impl Target {
     fn harness(&self) -> &Harness {
-        self.gateway.as_ref().or(self.pair.as_ref().map(|pair| &pair.inbound)).unwrap()
+        self.gateway.as_ref().or(self.pair.as_ref().map(|pair| &pair.inbound)).expect("one of both is there")
     }
 
     /// A gateway, and the inbound side of a proxy in the mesh that takes plaintext.
