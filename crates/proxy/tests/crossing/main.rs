@@ -1,5 +1,7 @@
 //! What a message keeps and loses between versions, over generated exchanges: HTTP/1.1 and HTTP/2 on both sides.
 
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 #[path = "../support/mod.rs"]
 mod support;
 
