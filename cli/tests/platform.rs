@@ -5,7 +5,7 @@
 #[path = "support/mod.rs"]
 mod support;
 
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 
 use serde_json::Value;
 use support::platform::{Platform, assert_ok, call, is_alive, next, pid_in, shop_is_built, signal};
@@ -184,20 +184,8 @@ fn a_token_lets_its_workload_in_once() {
     assert_eq!(start("web-2", &[]), Some(1), "the token was used");
 }
 
-/// The shop's storefront calls catalog; nobody but those whom policies name may ask inventory.
-#[test]
-fn a_request_is_explained_before_and_while_it_goes_through_the_mesh() {
-    if !shop_is_built() {
-        return;
-    }
-    let platform = Platform::new();
-    assert_ok(&platform.up(&[]));
-    let explained = |arguments: &[&str]| -> Value {
-        let output = platform.command(&[&["explain", "-o", "json"], arguments].concat());
-        assert_ok(&output);
-        serde_json::from_slice(&output.stdout).unwrap()
-    };
-    // What is foretold of callers within the mesh is what happens to them.
+/// What is foretold of callers within the mesh is what happens to them.
+fn foretold(platform: &Platform, explained: &impl Fn(&[&str]) -> Value) {
     let denied = explained(&["--host", "inventory", "--from", "default/catalog"]);
     assert_eq!(u64::from(call(&platform.instance("catalog-1"), "inventory")), denied["verdict"]["status"]);
     assert_eq!(denied["verdict"]["cause"], "authorization_denied", "{denied:#}");
@@ -205,7 +193,10 @@ fn a_request_is_explained_before_and_while_it_goes_through_the_mesh() {
     assert_eq!(denied["backends"][0]["inbound"]["mtls"], "strict");
     let allowed = explained(&["--host", "inventory", "--from", "default/storefront"]);
     assert_eq!(allowed["verdict"]["outcome"], "forwarded", "{allowed:#}");
+}
 
+/// One request, as every proxy on its way tells it.
+fn explained_live(platform: &Platform) {
     let proxies = || -> Vec<Value> {
         serde_json::from_str(&get(platform.at(15014), "/v1/proxies").unwrap().1).unwrap()
     };
@@ -245,6 +236,23 @@ fn a_request_is_explained_before_and_while_it_goes_through_the_mesh() {
         catalog["steps"].as_array().unwrap().iter().any(|step| step["phase"] == "inbound"),
         "{catalog:#}"
     );
+}
+
+/// The shop's storefront calls catalog; nobody but those whom policies name may ask inventory.
+#[test]
+fn a_request_is_explained_before_and_while_it_goes_through_the_mesh() {
+    if !shop_is_built() {
+        return;
+    }
+    let platform = Platform::new();
+    assert_ok(&platform.up(&[]));
+    let explained = |arguments: &[&str]| -> Value {
+        let output = platform.command(&[&["explain", "-o", "json"], arguments].concat());
+        assert_ok(&output);
+        serde_json::from_slice(&output.stdout).unwrap()
+    };
+    foretold(&platform, &explained);
+    explained_live(&platform);
 
     // A policy on a route of the mesh is enforced where the route is decided, and foretold alike.
     let policy = "
@@ -270,4 +278,44 @@ spec:
     });
     let denied = explained(&["--host", "catalog", "--from", "default/storefront"]);
     assert_eq!(denied["verdict"]["policy"].as_str().unwrap().split(' ').nth(1), Some("default/catalog-mesh"));
+}
+
+/// The same client talks to the same server, directly and through two sidecars, and hears the same.
+#[test]
+fn a_protocol_that_is_no_http_sounds_the_same_through_two_sidecars() {
+    let Some(python) = meshwork_testkit::tool("python3") else { return };
+    let python = python.to_str().unwrap();
+    let script = |name: &str| format!("{}/tests/scripts/{name}", env!("CARGO_MANIFEST_DIR"));
+    let platform = Platform::new();
+    assert_ok(&platform.up(&["--no-shop"]));
+    let (server, caller) = (next(platform.base, 1), next(platform.base, 2));
+    let app = [python, "-u", &script("tcp_server.py")];
+    let _server = platform.run("talk", server, &["--protocol", "tcp"], &app);
+    let app = [
+        python,
+        "-c",
+        "import http.server, os; http.server.HTTPServer((os.environ['HOST'], int(os.environ['PORT'])), http.server.SimpleHTTPRequestHandler).serve_forever()",
+    ];
+    let _caller = platform.run("web", caller, &["--protocol", "http"], &app);
+    let found = |service: &str| {
+        let output = platform.command(&["services", "-o", "json"]);
+        let services: Vec<Value> = serde_json::from_slice(&output.stdout).ok()?;
+        let found = services.iter().find(|found| found["name"] == service)?["instances"][0].clone();
+        (found["health"] == "passing").then_some(found)
+    };
+    let talk = until("the server is in the mesh", || found("talk"));
+    until("the caller is in the mesh", || found("web"));
+    let client = |arguments: &[&str]| {
+        let output = Command::new(python).arg(script("tcp_client.py")).args(arguments).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let port = talk["ports"]["http"]["port"].to_string();
+    let direct = client(&[&server.to_string(), &port]);
+    assert!(direct.contains("each its own True"), "{direct}");
+    let through = client(&["talk", "80", &caller.to_string(), "15001"]);
+    assert_eq!(through, direct);
+    // Nobody talks to the port of tunnels without an identity.
+    let answer = exchange((server, 15008).into(), b"CONNECT talk:80 HTTP/1.1\r\nHost: talk:80\r\n\r\n");
+    assert_eq!(answer.unwrap_or_default(), "");
 }

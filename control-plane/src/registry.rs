@@ -252,7 +252,11 @@ fn catalog_instance(instance: &Instance) -> Option<CatalogInstance> {
     };
     let transport = mesh(instance).map_or(Transport::Plaintext, |(spiffe_id, mesh_port)| Transport::Mesh {
         mesh_port,
-        hbone_port: 0,
+        hbone_port: instance
+            .metadata
+            .get(sidecar::HBONE_PORT)
+            .and_then(|port| port.parse().ok())
+            .unwrap_or(0),
         spiffe_id,
     });
     Some(CatalogInstance {

@@ -22,9 +22,10 @@ use meshwork_messages::{OBSERVE, type_url, v1};
 use meshwork_process::{
     AdminArgs, AdminError, AdminServer, AdminState, CommonArgs, Drain, Readiness, TraceArgs, TraceArgsError,
 };
-use meshwork_proxy::{Engine, Follower, Mesh, Observer, Settings, Shared};
+use meshwork_proxy::{Engine, Follower, Mesh, Observer, Settings, Shared, TrafficArgs};
 use meshwork_telemetry::{
-    AccessLogError, AccessLogSink, LogHandle, MetricsRegistry, RequestLabels, TraceResource, inventory,
+    AccessLogError, AccessLogSink, LogHandle, MetricsRegistry, RequestLabels, TraceResource, Tracer,
+    inventory,
 };
 use meshwork_xds::cache::{Cache, CacheError};
 use meshwork_xds::client::{self, Preload};
@@ -43,6 +44,8 @@ pub struct Parts {
     pub addresses: AdminArgs,
     /// Whether spans are exported, and where to.
     pub traces: TraceArgs,
+    /// Bounds on what callers may make it hold.
+    pub traffic: TrafficArgs,
     /// How to reach the control plane.
     pub connector: Connector,
     /// Who we are in the mesh; without it, services that ask for mTLS cannot be reached.
@@ -138,29 +141,27 @@ fn types() -> [String; 7] {
 /// # Errors
 /// [`GatewayError`].
 pub async fn run(parts: Parts) -> Result<(), GatewayError> {
-    let Parts { common, addresses, traces, connector, identity, cache, registry, admin, log, clock, metrics } =
-        parts;
+    let Parts {
+        common,
+        addresses,
+        traces,
+        traffic,
+        connector,
+        identity,
+        cache,
+        registry,
+        admin,
+        log,
+        clock,
+        metrics,
+    } = parts;
     let cache = cache.map(|directory| open_cache(&directory)).transpose()?;
     let id = identity.as_deref().map(Identity::id);
     let access_log = AccessLogSink::open(&common.access_log, &metrics)?;
     metrics.set_info(&inventory::BUILD_INFO, &[env!("CARGO_PKG_VERSION"), "gateway"]);
     let tracer = traces.tracer(resource(id.as_ref()), &metrics)?;
-    let shared = Arc::new(Shared {
-        snapshot: ArcSwap::from_pointee(Snapshot::default()),
-        clock: Arc::clone(&clock),
-        settings: Settings {
-            workers: common.worker_count(),
-            listen_address: common.listen_address,
-            ..Settings::default()
-        },
-        metrics: metrics.clone(),
-        access_log: access_log.clone(),
-        tracer: tracer.clone(),
-        labels: labels(identity.as_deref()),
-        mesh: Mesh { identity, on_demand: None },
-        observer: Observer::default(),
-    });
-    let engine = Engine::start(shared)?;
+    let engine =
+        Engine::start(shared(&common, &traffic, &clock, &metrics, (&access_log, tracer.as_ref()), identity))?;
     let readiness = Readiness::new();
     let configured = readiness.condition("configuration");
     let serving = readiness.condition("serving");
@@ -185,21 +186,7 @@ pub async fn run(parts: Parts) -> Result<(), GatewayError> {
     let follower = Follower::new(engine, handle, metrics, configured);
     let engine = follower.run(updates, drain.draining()).await;
     serving.set(false);
-    let leave = async {
-        if let Some(entered) = entered {
-            entered.leave().await;
-        }
-    };
-    let drained = async {
-        tokio::select! {
-            finished = engine.drain(common.drain_timeout) => {
-                if finished { Ok(()) } else { Err(GatewayError::CutOff) }
-            }
-            () = drain.cut_off().cancelled() => Err(GatewayError::ToldTwice),
-        }
-    };
-    // A registry that is away does not hold up the drain.
-    let (ended, ()) = tokio::join!(drained, leave);
+    let ended = end(engine, &drain, common.drain_timeout, entered).await;
     driver.abort();
     signals.abort();
     access_log.flush();
@@ -207,6 +194,55 @@ pub async fn run(parts: Parts) -> Result<(), GatewayError> {
         tracer.flush(FAREWELL).await;
     }
     drop(server);
+    ended
+}
+
+fn shared(
+    common: &CommonArgs,
+    traffic: &TrafficArgs,
+    clock: &Arc<dyn Clock>,
+    metrics: &MetricsRegistry,
+    (access_log, tracer): (&AccessLogSink, Option<&Tracer>),
+    identity: Option<Arc<Identity>>,
+) -> Arc<Shared> {
+    Arc::new(Shared {
+        snapshot: ArcSwap::from_pointee(Snapshot::default()),
+        clock: Arc::clone(clock),
+        settings: Settings {
+            workers: common.worker_count(),
+            listen_address: common.listen_address,
+            ..traffic.settings()
+        },
+        metrics: metrics.clone(),
+        access_log: access_log.clone(),
+        tracer: tracer.cloned(),
+        labels: labels(identity.as_deref()),
+        mesh: Mesh { identity, on_demand: None },
+        observer: Observer::default(),
+    })
+}
+
+/// Lets what runs finish, unless it is told not to. A registry that is away does not hold it up.
+async fn end(
+    engine: Engine,
+    drain: &Drain,
+    timeout: Duration,
+    entered: Option<Entered>,
+) -> Result<(), GatewayError> {
+    let leave = async {
+        if let Some(entered) = entered {
+            entered.leave().await;
+        }
+    };
+    let drained = async {
+        tokio::select! {
+            finished = engine.drain(timeout) => {
+                if finished { Ok(()) } else { Err(GatewayError::CutOff) }
+            }
+            () = drain.cut_off().cancelled() => Err(GatewayError::ToldTwice),
+        }
+    };
+    let (ended, ()) = tokio::join!(drained, leave);
     ended
 }
 

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use meshwork_base::{Namespace, ObjectName};
 use meshwork_messages::v1;
 use meshwork_process::{AdminAddresses, AdminArgs, TraceArgs};
+use meshwork_proxy::TrafficArgs;
 use meshwork_xds::join::Joining;
 
 /// Flags of the sidecar.
@@ -64,6 +65,10 @@ pub struct SidecarArgs {
     #[arg(long, value_name = "PORT", env = "MESHWORK_INBOUND_PORT", default_value_t = 15006)]
     pub inbound_port: u16,
 
+    /// Port of the inbound side for opaque connections (HBONE)
+    #[arg(long, value_name = "PORT", env = "MESHWORK_HBONE_PORT", default_value_t = 15008)]
+    pub hbone_port: u16,
+
     /// Where the admin ports are.
     #[command(flatten)]
     pub addresses: AdminArgs,
@@ -71,6 +76,10 @@ pub struct SidecarArgs {
     /// Whether spans are exported, and where to.
     #[command(flatten)]
     pub traces: TraceArgs,
+
+    /// Bounds on what callers may make it hold
+    #[command(flatten)]
+    pub traffic: TrafficArgs,
 
     /// The application: its command and arguments; {port} in them becomes its port
     #[arg(last = true, required = true, value_name = "COMMAND")]
@@ -126,6 +135,7 @@ pub(crate) struct Places {
     /// Like the application, out of other machines' reach.
     pub(crate) outbound: SocketAddr,
     pub(crate) inbound: SocketAddr,
+    pub(crate) hbone: SocketAddr,
     pub(crate) admin: AdminAddresses,
 }
 
@@ -136,6 +146,7 @@ impl Places {
             app_host,
             outbound: SocketAddr::new(app_host, args.outbound_port),
             inbound: SocketAddr::new(address, args.inbound_port),
+            hbone: SocketAddr::new(address, args.hbone_port),
             admin: args.addresses.addresses(address),
         }
     }

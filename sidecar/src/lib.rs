@@ -236,8 +236,9 @@ impl Running {
             return Ok(exit.code());
         }
         self.readiness.condition("application").set(true);
-        let inbound = Places::new(&self.parts.args, self.parts.address).inbound;
+        let Places { inbound, hbone, .. } = Places::new(&self.parts.args, self.parts.address);
         self.listening.open(Side::Inbound, inbound).await.transpose()?;
+        self.listening.open(Side::Hbone, hbone).await.transpose()?;
         let keeping = tokio::spawn(self.registrar.clone().keep(self.workload_held(), ThreadRng::new()));
         self.readiness.condition("serving").set(true);
         let exit = self.watch(&mut app, signals).await;
@@ -371,7 +372,7 @@ fn shared(
             workers: parts.common.worker_count(),
             listen_address: parts.address,
             app_address: app.ip(),
-            ..Settings::default()
+            ..parts.args.traffic.settings()
         },
         metrics: parts.metrics.clone(),
         access_log: access_log.clone(),
@@ -416,6 +417,7 @@ fn registrar(
     }
     let metadata = [
         (sidecar::MESH_PORT.to_owned(), places.inbound.port().to_string()),
+        (sidecar::HBONE_PORT.to_owned(), places.hbone.port().to_string()),
         (sidecar::SERVICE_PORT.to_owned(), args.service_port.to_string()),
     ];
     Ok(Registrar {

@@ -10,6 +10,7 @@ use meshwork_base::{Clock, Namespace, ObjectName, SystemClock, ThreadRng};
 use meshwork_control_plane::{ControlPlane, Settings};
 use meshwork_gateway::{Entry, Parts};
 use meshwork_process::{AdminArgs, CommonArgs, TraceArgs};
+use meshwork_proxy::TrafficArgs;
 use meshwork_telemetry::{MetricsRegistry, init_logging};
 use meshwork_xds::join::{Joining, role_client};
 
@@ -54,6 +55,7 @@ pub(crate) struct Arguments {
     addresses: AdminArgs,
     #[command(flatten)]
     traces: TraceArgs,
+    traffic: TrafficArgs,
     #[command(flatten)]
     common: CommonArgs,
 }
@@ -73,12 +75,14 @@ pub(crate) fn run(arguments: Arguments) -> Outcome {
             api,
             addresses,
             traces,
+            traffic,
             common,
         } = arguments;
         let parts = Parts {
             common,
             addresses,
             traces,
+            traffic,
             connector: Box::new(|| Box::pin(std::future::pending())),
             identity: None,
             cache: None,

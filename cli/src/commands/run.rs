@@ -113,7 +113,7 @@ fn lock(folder: &Path) -> Result<Option<File>, RunError> {
 
 /// A loopback address on which no sidecar listens yet, nor is about to while the file lives.
 fn free_address(data_dir: &Path, args: &SidecarArgs) -> Result<(IpAddr, Option<File>), RunError> {
-    let ports = [args.inbound_port, args.outbound_port, 15000, 15020, 15021];
+    let ports = [args.inbound_port, args.outbound_port, args.hbone_port, 15000, 15020, 15021];
     for last in 1..=250 {
         let address = IpAddr::V4(Ipv4Addr::new(127, 65, 0, last));
         let claimed = lock(&data_dir.join("addresses").join(address.to_string()))?;

@@ -106,7 +106,7 @@ fn sni_chooses_between_backends_and_who_ends_tls() {
     let Some(curl) = Curl::find() else { return };
     let (own, theirs) = (Authority::new(), Authority::new());
     let (certificate, key) = theirs.pair("pass.example");
-    let server = "server { listen 127.0.0.1:{port} ssl; ssl_certificate {dir}/c; ssl_certificate_key {dir}/k; \
+    let server = "server { listen 127.0.0.1:{port} ssl; ssl_protocols TLSv1.2 TLSv1.3; ssl_certificate {dir}/c; ssl_certificate_key {dir}/k; \
                   location / { return 200 \"nginx $ssl_server_name $ssl_protocol\"; } }";
     let Some(nginx) = Daemon::nginx(server, &[("c", &certificate), ("k", &key)]) else { return };
     let upstream = Upstream::start("plain");

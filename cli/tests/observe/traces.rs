@@ -144,7 +144,8 @@ fn a_request_is_one_trace_through_all_proxies_and_what_is_not_sampled_is_passed_
     let Some(path) = Path2::on(platform, &[("OTEL_EXPORTER_OTLP_ENDPOINT", &endpoint)]) else { return };
     until("a request passes", || (path.ask(200) == 200).then_some(()));
 
-    let traceparent = told(&path, "/status/200?token=/200", "traceparent: 00-nonsense\r\ntracestate: a=1\r\n");
+    let traceparent =
+        told(&path, "/status/200?token=/200", "traceparent: 00-nonsense\r\ntracestate: a=1\r\n");
     let [version, trace, parent, flags] = parts(&traceparent);
     assert_eq!((version, flags), ("00", "01"), "what is no context begins a trace");
     let chain = collector.chain(trace, WAY.len());

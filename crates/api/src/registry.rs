@@ -21,6 +21,8 @@ pub const ROLE: &str = "meshwork.dev/role";
 pub mod sidecar {
     /// Where the sidecar takes mTLS HTTP/2 (15006). Its presence means that there is a sidecar.
     pub const MESH_PORT: &str = "meshwork.dev/mesh-port";
+    /// Where the sidecar takes opaque connections: HBONE, a CONNECT over HTTP/2 over mTLS. Absent: it takes none.
+    pub const HBONE_PORT: &str = "meshwork.dev/hbone-port";
     /// The number by which callers know the service's port, whatever the application listens on: the same for every
     /// instance of a service. Absent: the port's own number.
     pub const SERVICE_PORT: &str = "meshwork.dev/service-port";

@@ -48,6 +48,18 @@ impl OutboundService {
 }
 
 impl OutboundPort {
+    /// Whether routes of HTTP hang on this port.
+    #[must_use]
+    pub fn has_routes(&self) -> bool {
+        self.routes.is_some()
+    }
+
+    /// Where a connection goes that nobody looks into, whatever routes say of requests: to the service.
+    #[must_use]
+    pub fn direct(&self) -> Matched<'_> {
+        Matched { listener: None, entry: &self.direct }
+    }
+
     /// Finds the rule for a request. Where routes hang on the service and none takes it, it is refused (GEP-1426);
     /// where there are none, it goes to the service.
     pub fn route(&self, request: &impl RequestView, reasons: &mut impl Reasons) -> Routed<'_> {

@@ -153,6 +153,6 @@ mod tests {
     #[test]
     fn a_limit_names_its_setting() {
         let text = ParseError::OverLimit { limit: Limit::HeaderCount, max: 100 }.to_string();
-        assert!(text.contains("100") && text.contains("http1.maxHeaderCount"), "{text}");
+        assert!(text.contains("100") && text.contains("--max-header-count"), "{text}");
     }
 }

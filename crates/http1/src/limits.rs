@@ -50,16 +50,39 @@ pub enum Limit {
 }
 
 impl Limit {
-    /// The setting that moves this bound.
+    /// Every bound.
+    pub const ALL: &[Self] = &[
+        Self::RequestLine,
+        Self::HeaderLine,
+        Self::HeaderCount,
+        Self::HeaderBytes,
+        Self::ChunkExt,
+        Self::TrailerBytes,
+    ];
+
+    /// The bound's value.
+    #[must_use]
+    pub const fn of(self, limits: &Limits) -> u32 {
+        match self {
+            Self::RequestLine => limits.request_line,
+            Self::HeaderLine => limits.header_line,
+            Self::HeaderCount => limits.header_count,
+            Self::HeaderBytes => limits.header_bytes,
+            Self::ChunkExt => limits.chunk_ext,
+            Self::TrailerBytes => limits.trailer_bytes,
+        }
+    }
+
+    /// The flag of a proxy's process that moves this bound.
     #[must_use]
     pub const fn setting(self) -> &'static str {
         match self {
-            Self::RequestLine => "http1.maxRequestLineBytes",
-            Self::HeaderLine => "http1.maxHeaderLineBytes",
-            Self::HeaderCount => "http1.maxHeaderCount",
-            Self::HeaderBytes => "http1.maxHeaderBytes",
-            Self::ChunkExt => "http1.maxChunkExtensionBytes",
-            Self::TrailerBytes => "http1.maxTrailerBytes",
+            Self::RequestLine => "--max-request-line-bytes",
+            Self::HeaderLine => "--max-header-line-bytes",
+            Self::HeaderCount => "--max-header-count",
+            Self::HeaderBytes => "--max-header-bytes",
+            Self::ChunkExt => "--max-chunk-extension-bytes",
+            Self::TrailerBytes => "--max-trailer-bytes",
         }
     }
 

@@ -1,9 +1,12 @@
 //! What is refused, with which cause and status. `docs/http.md` shows the same table to users.
 
+mod rows;
+
 use meshwork_http1::{
     BodyDecoder, BodyLength, Decoded, HeadScan, Limit, Limits, ParseError, Parsed, RequestHead, RequestKind,
     ResponseHead, parse_request, parse_response,
 };
+use rows::{ACCEPTED, CHUNKS, REQUESTS, RESPONSES, Row, limits};
 
 fn request(bytes: &[u8]) -> Result<RequestHead, ParseError> {
     let mut head = RequestHead::new();
@@ -34,216 +37,11 @@ fn chunked(bytes: &[u8], limits: &Limits) -> Result<Vec<u8>, ParseError> {
     }
 }
 
-/// The rows of `docs/http.md`: a request, the cause that it is refused with.
-const REQUESTS: &[(&str, &[u8], &str)] = &[
-    // lines
-    ("line ended by LF alone", b"GET / HTTP/1.1\nHost: a\r\n\r\n", "bare_lf"),
-    ("field line ended by LF alone", b"GET / HTTP/1.1\r\nHost: a\n\r\n", "bare_lf"),
-    ("empty line ended by LF alone", b"GET / HTTP/1.1\r\nHost: a\r\n\n", "bare_lf"),
-    ("CR inside the request line", b"GET /\r HTTP/1.1\r\nHost: a\r\n\r\n", "bare_cr"),
-    ("CR at the end of the request line", b"GET / HTTP/1.1\r\r\nHost: a\r\n\r\n", "bare_cr"),
-    ("CR inside a value", b"GET / HTTP/1.1\r\nHost: a\r\nX: a\rY: b\r\n\r\n", "bare_cr"),
-    ("CR inside a name", b"GET / HTTP/1.1\r\nHost: a\r\nX\rY: b\r\n\r\n", "bare_cr"),
-    ("two empty lines before the request", b"\r\n\r\nGET / HTTP/1.1\r\nHost: a\r\n\r\n", "empty_lines"),
-    // request line
-    ("no version", b"GET /\r\nHost: a\r\n\r\n", "bad_request_line"),
-    ("two spaces", b"GET  / HTTP/1.1\r\nHost: a\r\n\r\n", "bad_request_line"),
-    ("space at the front", b" GET / HTTP/1.1\r\nHost: a\r\n\r\n", "bad_request_line"),
-    ("space at the end", b"GET / HTTP/1.1 \r\nHost: a\r\n\r\n", "bad_request_line"),
-    ("tab for space", b"GET\t/\tHTTP/1.1\r\nHost: a\r\n\r\n", "bad_request_line"),
-    ("space in the target", b"GET /a b HTTP/1.1\r\nHost: a\r\n\r\n", "bad_request_line"),
-    ("method is no token", b"G(T / HTTP/1.1\r\nHost: a\r\n\r\n", "bad_method"),
-    ("version in lower case", b"GET / http/1.1\r\nHost: a\r\n\r\n", "bad_version"),
-    ("version of more digits", b"GET / HTTP/1.10\r\nHost: a\r\n\r\n", "bad_version"),
-    ("HTTP/2.0 in HTTP/1 form", b"GET / HTTP/2.0\r\nHost: a\r\n\r\n", "unsupported_version"),
-    ("HTTP/2 preface", b"PRI * HTTP/2.0\r\n\r\n", "unsupported_version"),
-    ("HTTP/0.9 named", b"GET / HTTP/0.9\r\nHost: a\r\n\r\n", "unsupported_version"),
-    // targets
-    ("target without slash", b"GET a HTTP/1.1\r\nHost: a\r\n\r\n", "bad_target"),
-    ("fragment", b"GET /a#b HTTP/1.1\r\nHost: a\r\n\r\n", "bad_target"),
-    ("control character in the target", b"GET /\x01 HTTP/1.1\r\nHost: a\r\n\r\n", "bad_target"),
-    ("NUL in the query", b"GET /?\0 HTTP/1.1\r\nHost: a\r\n\r\n", "bad_target"),
-    ("byte above 127 in the target", b"GET /\xc3\xa4 HTTP/1.1\r\nHost: a\r\n\r\n", "bad_target"),
-    ("backslash in the path", b"GET /a\\..\\b HTTP/1.1\r\nHost: a\r\n\r\n", "bad_target"),
-    ("broken escape in the path", b"GET /%4 HTTP/1.1\r\nHost: a\r\n\r\n", "bad_target"),
-    ("scheme that is not HTTP", b"GET ftp://a/ HTTP/1.1\r\nHost: a\r\n\r\n", "bad_target"),
-    ("user information", b"GET http://me@a/ HTTP/1.1\r\nHost: a\r\n\r\n", "bad_host"),
-    ("no host in an absolute target", b"GET http:///b HTTP/1.1\r\nHost: a\r\n\r\n", "bad_host"),
-    ("`*` with GET", b"GET * HTTP/1.1\r\nHost: a\r\n\r\n", "target_form"),
-    ("path with CONNECT", b"CONNECT / HTTP/1.1\r\nHost: a\r\n\r\n", "target_form"),
-    ("CONNECT without a port", b"CONNECT a HTTP/1.1\r\nHost: a\r\n\r\n", "bad_host"),
-    // Host
-    ("no Host", b"GET / HTTP/1.1\r\n\r\n", "missing_host"),
-    ("two Hosts", b"GET / HTTP/1.1\r\nHost: a\r\nHost: a\r\n\r\n", "repeated_host"),
-    ("two Hosts in HTTP/1.0", b"GET / HTTP/1.0\r\nHost: a\r\nHost: b\r\n\r\n", "repeated_host"),
-    ("empty Host", b"GET / HTTP/1.1\r\nHost:\r\n\r\n", "bad_host"),
-    ("list of Hosts", b"GET / HTTP/1.1\r\nHost: a, b\r\n\r\n", "bad_host"),
-    ("Host with a path", b"GET / HTTP/1.1\r\nHost: a/b\r\n\r\n", "bad_host"),
-    ("Host with user information", b"GET / HTTP/1.1\r\nHost: b@a\r\n\r\n", "bad_host"),
-    ("Host with a port that is none", b"GET / HTTP/1.1\r\nHost: a:b\r\n\r\n", "bad_host"),
-    ("Host with a port out of range", b"GET / HTTP/1.1\r\nHost: a:65536\r\n\r\n", "bad_host"),
-    ("Host with half a bracket", b"GET / HTTP/1.1\r\nHost: [::1\r\n\r\n", "bad_host"),
-    ("Host and target differ", b"GET http://a/ HTTP/1.1\r\nHost: b\r\n\r\n", "host_mismatch"),
-    ("Host and target differ in port", b"GET http://a:81/ HTTP/1.1\r\nHost: a\r\n\r\n", "host_mismatch"),
-    ("Host and CONNECT differ", b"CONNECT a:443 HTTP/1.1\r\nHost: b:443\r\n\r\n", "host_mismatch"),
-    // fields
-    ("folded line", b"GET / HTTP/1.1\r\nHost: a\r\nX: a\r\n b\r\n\r\n", "obs_fold"),
-    ("white space before the first field", b"GET / HTTP/1.1\r\n Host: a\r\n\r\n", "obs_fold"),
-    ("space before the colon", b"GET / HTTP/1.1\r\nHost : a\r\n\r\n", "space_before_colon"),
-    (
-        "tab before the colon",
-        b"GET / HTTP/1.1\r\nContent-Length\t: 5\r\nHost: a\r\n\r\n",
-        "space_before_colon",
-    ),
-    ("no colon", b"GET / HTTP/1.1\r\nHost: a\r\nabc\r\n\r\n", "missing_colon"),
-    ("empty name", b"GET / HTTP/1.1\r\nHost: a\r\n: b\r\n\r\n", "bad_field_name"),
-    ("name is no token", b"GET / HTTP/1.1\r\nHost: a\r\nA(: b\r\n\r\n", "bad_field_name"),
-    ("NUL in a name", b"GET / HTTP/1.1\r\nHost: a\r\nA\0: b\r\n\r\n", "bad_field_name"),
-    ("NUL in a value", b"GET / HTTP/1.1\r\nHost: a\r\nA: b\0\r\n\r\n", "bad_field_value"),
-    ("DEL in a value", b"GET / HTTP/1.1\r\nHost: a\r\nA: \x7f\r\n\r\n", "bad_field_value"),
-    // length
-    (
-        "Content-Length and Transfer-Encoding",
-        b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n",
-        "conflicting_length",
-    ),
-    (
-        "Transfer-Encoding and Content-Length",
-        b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\nContent-Length: 5\r\n\r\n",
-        "conflicting_length",
-    ),
-    (
-        "two equal Content-Lengths",
-        b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\nContent-Length: 5\r\n\r\n",
-        "repeated_length",
-    ),
-    ("list of lengths", b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5, 5\r\n\r\n", "repeated_length"),
-    ("signed length", b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: +5\r\n\r\n", "bad_length"),
-    ("negative length", b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: -5\r\n\r\n", "bad_length"),
-    ("length with a space", b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5 0\r\n\r\n", "bad_length"),
-    ("hexadecimal length", b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 0x5\r\n\r\n", "bad_length"),
-    ("empty length", b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length:\r\n\r\n", "bad_length"),
-    (
-        "length that overflows",
-        b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 18446744073709551617\r\n\r\n",
-        "bad_length",
-    ),
-    ("unknown coding", b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: gzip\r\n\r\n", "unknown_coding"),
-    (
-        "coding before chunked",
-        b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: gzip, chunked\r\n\r\n",
-        "unknown_coding",
-    ),
-    ("identity", b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: identity\r\n\r\n", "unknown_coding"),
-    (
-        "chunked with parameter",
-        b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked;a=b\r\n\r\n",
-        "unknown_coding",
-    ),
-    (
-        "chunked in quotes",
-        b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: \"chunked\"\r\n\r\n",
-        "unknown_coding",
-    ),
-    (
-        "vertical tab before chunked",
-        b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: \x0bchunked\r\n\r\n",
-        "bad_field_value",
-    ),
-    (
-        "empty Transfer-Encoding",
-        b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding:\r\n\r\n",
-        "unknown_coding",
-    ),
-    (
-        "chunked twice",
-        b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked, chunked\r\n\r\n",
-        "repeated_coding",
-    ),
-    (
-        "chunked on two lines",
-        b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n",
-        "repeated_coding",
-    ),
-    (
-        "chunked and a comma",
-        b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked,\r\n\r\n",
-        "repeated_coding",
-    ),
-    (
-        "Transfer-Encoding in HTTP/1.0",
-        b"POST / HTTP/1.0\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n",
-        "coding_in_http10",
-    ),
-];
-
-const CHUNKS: &[(&str, &[u8], &str)] = &[
-    ("no size", b"\r\n", "bad_chunk_size"),
-    ("no size, only an extension", b";a\r\n", "bad_chunk_size"),
-    ("signed size", b"+5\r\nhello\r\n0\r\n\r\n", "bad_chunk_size"),
-    ("negative size", b"-5\r\nhello\r\n0\r\n\r\n", "bad_chunk_size"),
-    ("size with 0x", b"0x5\r\nhello\r\n0\r\n\r\n", "bad_chunk_size"),
-    ("size after a space", b" 5\r\nhello\r\n0\r\n\r\n", "bad_chunk_size"),
-    ("size before a space", b"5 \r\nhello\r\n0\r\n\r\n", "bad_chunk_extension"),
-    ("size that overflows", b"10000000000000005\r\nhello\r\n0\r\n\r\n", "bad_chunk_size"),
-    ("size with an underscore", b"1_0\r\nhello\r\n0\r\n\r\n", "bad_chunk_size"),
-    ("size line ended by LF alone", b"5\nhello\r\n0\r\n\r\n", "bare_lf"),
-    ("size line with a CR", b"5\r\r\nhello\r\n0\r\n\r\n", "bare_cr"),
-    ("extension line ended by LF alone", b"5;a\nhello\r\n0\r\n\r\n", "bare_lf"),
-    ("extension with a CR", b"5;a\rb\r\nhello\r\n0\r\n\r\n", "bare_cr"),
-    ("extension without a name", b"5;\r\nhello\r\n0\r\n\r\n", "bad_chunk_extension"),
-    ("extension with a control character", b"5;a=\"\x01\"\r\nhello\r\n0\r\n\r\n", "bad_chunk_extension"),
-    ("extension with an open quote", b"5;a=\"b\r\nhello\r\n0\r\n\r\n", "bad_chunk_extension"),
-    ("more data than declared", b"4\r\nhello\r\n0\r\n\r\n", "bad_chunk_end"),
-    ("data ended by LF alone", b"5\r\nhello\n0\r\n\r\n", "bad_chunk_end"),
-    ("end without the last CRLF", b"0\r\n", "premature_eof"),
-    ("end ended by LF alone", b"0\r\n\n", "bare_lf"),
-    ("cut in a size", b"5", "premature_eof"),
-    ("cut in data", b"5\r\nhel", "premature_eof"),
-    ("cut in trailers", b"0\r\na: b\r\n", "premature_eof"),
-    ("length as a trailer", b"0\r\nContent-Length: 5\r\n\r\n", "forbidden_trailer"),
-    ("coding as a trailer", b"0\r\nTransfer-Encoding: chunked\r\n\r\n", "forbidden_trailer"),
-    ("Host as a trailer", b"0\r\nHost: b\r\n\r\n", "forbidden_trailer"),
-    ("folded trailer", b"0\r\na: b\r\n c\r\n\r\n", "obs_fold"),
-];
-
-const RESPONSES: &[(&str, &[u8], &str)] = &[
-    ("no status", b"HTTP/1.1\r\n\r\n", "bad_status_line"),
-    ("status of two digits", b"HTTP/1.1 20\r\n\r\n", "bad_status_line"),
-    ("status of four digits", b"HTTP/1.1 2000 OK\r\n\r\n", "bad_status_line"),
-    ("status below 100", b"HTTP/1.1 099 x\r\n\r\n", "bad_status_line"),
-    ("two spaces", b"HTTP/1.1  200 OK\r\n\r\n", "bad_status_line"),
-    ("control character in the reason", b"HTTP/1.1 200 \x01\r\n\r\n", "bad_status_line"),
-    ("CR in the reason", b"HTTP/1.1 200 O\rK\r\n\r\n", "bare_cr"),
-    ("empty line first", b"\r\nHTTP/1.1 200 OK\r\n\r\n", "bad_status_line"),
-    ("other protocol", b"ICY 200 OK\r\n\r\n", "bad_version"),
-    ("HTTP/2", b"HTTP/2.0 200 OK\r\n\r\n", "unsupported_version"),
-    ("line ended by LF alone", b"HTTP/1.1 200 OK\n\r\n", "bare_lf"),
-    (
-        "both lengths",
-        b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n",
-        "conflicting_length",
-    ),
-    ("two lengths", b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n", "repeated_length"),
-    ("unknown coding", b"HTTP/1.1 200 OK\r\nTransfer-Encoding: br, chunked\r\n\r\n", "unknown_coding"),
-    ("coding in HTTP/1.0", b"HTTP/1.0 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", "coding_in_http10"),
-    (
-        "coding with 204",
-        b"HTTP/1.1 204 No Content\r\nTransfer-Encoding: chunked\r\n\r\n",
-        "coding_not_allowed",
-    ),
-    (
-        "coding with 103",
-        b"HTTP/1.1 103 Early Hints\r\nTransfer-Encoding: chunked\r\n\r\n",
-        "coding_not_allowed",
-    ),
-];
-
 #[test]
 fn refuses_each_ambiguous_request_with_its_cause() {
-    for (what, bytes, cause) in REQUESTS {
+    for (what, bytes, cause, status) in REQUESTS {
         match request(bytes) {
-            Err(error) => assert_eq!(error.cause(), *cause, "{what}"),
+            Err(error) => assert_eq!((error.cause(), error.status()), (*cause, *status), "{what}"),
             Ok(head) => panic!("{what} was accepted: {head:?}"),
         }
     }
@@ -251,9 +49,13 @@ fn refuses_each_ambiguous_request_with_its_cause() {
 
 #[test]
 fn refuses_each_bad_chunk_with_its_cause() {
-    for (what, bytes, cause) in CHUNKS {
+    for (what, bytes, cause, status) in CHUNKS {
         match chunked(bytes, &Limits::default()) {
-            Err(error) => assert_eq!(error.cause(), *cause, "{what}"),
+            Err(error) => {
+                assert_eq!(error.cause(), *cause, "{what}");
+                // Whoever closed in the middle of a message is not answered.
+                assert!(error.status() == *status || *cause == "premature_eof", "{what}");
+            }
             Ok(body) => panic!("{what} was accepted: {body:?}"),
         }
     }
@@ -261,7 +63,7 @@ fn refuses_each_bad_chunk_with_its_cause() {
 
 #[test]
 fn refuses_each_bad_response_with_its_cause() {
-    for (what, bytes, cause) in RESPONSES {
+    for (what, bytes, cause, _) in RESPONSES {
         match response(RequestKind::Other, bytes) {
             Err(error) => assert_eq!(error.cause(), *cause, "{what}"),
             Ok(head) => panic!("{what} was accepted: {head:?}"),
@@ -270,8 +72,80 @@ fn refuses_each_bad_response_with_its_cause() {
 }
 
 #[test]
+fn refuses_what_goes_over_each_default_limit_and_names_the_setting() {
+    for row in limits() {
+        let head_end = row.bytes.windows(4).position(|w| w == b"\r\n\r\n").expect("a head") + 4;
+        let (head, body) = if row.in_body { row.bytes.split_at(head_end) } else { (&row.bytes[..], &[][..]) };
+        let error = match request(head) {
+            Ok(_) => chunked(body, &Limits::default()).expect_err(row.what),
+            Err(error) => error,
+        };
+        assert_eq!((error.cause(), error.status()), (row.cause, row.status), "{}", row.what);
+        assert!(error.to_string().contains(&format!("(setting {})", row.setting)), "{error}");
+    }
+    let shown: Vec<_> = limits().iter().map(|row| row.setting).collect();
+    assert!(Limit::ALL.iter().all(|limit| shown.contains(&limit.setting())), "each limit has a row");
+}
+
+/// Bytes as a table can show them, the middle of long ones left out.
+fn shown(bytes: &[u8]) -> String {
+    let text = bytes.escape_ascii().to_string().replace("\\\"", "\"").replace("\\'", "'").replace('|', "\\|");
+    // A code span that holds backquotes needs more of them around it.
+    if text.contains('`') { format!("`` {text} ``") } else { format!("`{text}`") }
+}
+
+fn table(title: &str, says: &str, rows: &[Row]) -> String {
+    let mut out =
+        format!("\n### {title}\n\n{says}\n\n| what | bytes | cause | status |\n|---|---|---|---|\n");
+    for (what, bytes, cause, status) in rows {
+        let status = if *status == 0 { "closed".to_owned() } else { status.to_string() };
+        out.push_str(&format!("| {what} | {} | `{cause}` | {status} |\n", shown(bytes)));
+    }
+    out
+}
+
+fn tables() -> String {
+    let mut out = "\n## Every row\n".to_owned();
+    out += &table("Requests", "Nothing of them is passed on; the connection is closed.", REQUESTS);
+    let says =
+        "After a head with `Transfer-Encoding: chunked`. What is passed on of the message never has an end.";
+    out += &table("Chunked bodies", says, CHUNKS);
+    let responses: Vec<Row> =
+        RESPONSES.iter().map(|(what, bytes, cause, _)| (*what, *bytes, *cause, 502)).collect();
+    out += &table("Responses", "The caller gets 502; the upstream's connection is closed.", &responses);
+    out += "\n### Over a limit\n\n| what | cause | status | setting |\n|---|---|---|---|\n";
+    for row in limits() {
+        out += &format!("| {} | `{}` | {} | `{}` |\n", row.what, row.cause, row.status, row.setting);
+    }
+    out += "\n### Accepted\n\nWhat looks like some of the above and is as the standard has it.\n\n";
+    out += "| what | bytes | passed on |\n|---|---|---|\n";
+    for (what, bytes, passed) in ACCEPTED {
+        out += &format!("| {what} | {} | {} |\n", shown(bytes), shown(passed));
+    }
+    out
+}
+
+#[test]
+fn the_docs_show_every_row() {
+    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/http.md");
+    let page = std::fs::read_to_string(&path).unwrap();
+    let mark = page.find("<!-- rows:").expect("the page has a place for the rows");
+    let (before, after) = page.split_at(mark + page[mark..].find("-->\n").expect("a whole comment") + 4);
+    let rows = tables();
+    if std::env::var_os("MESHWORK_WRITE_DOCS").is_some() {
+        std::fs::write(&path, format!("{before}{rows}")).unwrap();
+    } else {
+        assert!(
+            after == rows,
+            "docs/http.md is not of these rows: run with MESHWORK_WRITE_DOCS=1 and commit it"
+        );
+    }
+}
+
+#[test]
 fn every_refusal_has_a_row() {
-    let shown: Vec<_> = [REQUESTS, CHUNKS, RESPONSES].concat().iter().map(|(_, _, cause)| *cause).collect();
+    let shown: Vec<_> =
+        [REQUESTS, CHUNKS, RESPONSES].concat().iter().map(|(_, _, cause, _)| *cause).collect();
     for error in ParseError::ALL {
         assert!(shown.contains(&error.cause()), "no row shows {}", error.cause());
     }

@@ -24,7 +24,7 @@ fn drip<T: Debug + PartialEq>(data: &[u8], parse: impl Fn(&[u8]) -> T, waits: im
 }
 
 /// A TLS client's first message.
-pub fn client_hello(data: &[u8]) {
+pub(crate) fn client_hello(data: &[u8]) {
     let told = drip(data, client_hello::parse, |told| *told == Ok(Hello::Incomplete));
     match told {
         Ok(Hello::Complete { server_name: Some(name) }) => {
@@ -38,7 +38,7 @@ pub fn client_hello(data: &[u8]) {
 }
 
 /// A PROXY header.
-pub fn proxy_protocol(data: &[u8]) {
+pub(crate) fn proxy_protocol(data: &[u8]) {
     for versions in [(true, true), (true, false), (false, true)] {
         let versions = Versions { v1: versions.0, v2: versions.1 };
         let told =

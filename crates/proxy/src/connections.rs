@@ -28,6 +28,8 @@ pub(crate) enum Phase {
     Head,
     /// Bytes of a request's or response's body, or the upstream.
     Exchange,
+    /// The next bytes of a request's body, while the upstream would take them. Beside [`Self::Exchange`], never entered.
+    Body,
 }
 
 /// Why a connection is asked to end.
@@ -50,6 +52,8 @@ pub struct DownstreamTimeouts {
     pub idle: Duration,
     /// From the first byte of a head to its end.
     pub head: Duration,
+    /// For each next kibibyte of a request's body that we wait for.
+    pub body: Duration,
     /// Without any progress of a running exchange.
     pub stream_idle: Duration,
 }
@@ -60,18 +64,34 @@ impl Default for DownstreamTimeouts {
             handshake: Duration::from_secs(10),
             idle: Duration::from_secs(75),
             head: Duration::from_secs(10),
+            body: Duration::from_secs(60),
             stream_idle: Duration::from_secs(300),
         }
     }
 }
 
 impl DownstreamTimeouts {
-    fn of(&self, phase: Phase) -> Duration {
+    /// How long the phase may take.
+    pub(crate) fn of(&self, phase: Phase) -> Duration {
         match phase {
             Phase::Handshake => self.handshake,
             Phase::Idle => self.idle,
             Phase::Head => self.head,
+            Phase::Body => self.body,
             Phase::Exchange => self.stream_idle,
+        }
+    }
+}
+
+impl Phase {
+    /// The flag that moves the phase's limit.
+    pub(crate) fn setting(self) -> &'static str {
+        match self {
+            Self::Handshake => "--handshake-timeout",
+            Self::Idle => "--idle-timeout",
+            Self::Head => "--request-header-timeout",
+            Self::Body => "--request-body-timeout",
+            Self::Exchange => "--stream-idle-timeout",
         }
     }
 }
@@ -85,6 +105,8 @@ pub(crate) struct Entry {
     since: Cell<Tick>,
     /// How long its exchange may stand still, where a policy says so.
     patience: Cell<Option<Duration>>,
+    /// Since when the caller owes bytes of its request's body.
+    owing: Cell<Option<Tick>>,
     order: Cell<Option<Order>>,
     waker: RefCell<Option<Waker>>,
     /// Whom the connection is with; it lives no longer than that SVID.
@@ -110,6 +132,16 @@ impl Entry {
     /// How long an exchange may stand still; absent: as long as settings say.
     pub(crate) fn be_patient(&self, patience: Option<Duration>) {
         self.patience.set(patience);
+    }
+
+    /// Since when the caller owes bytes of its request's body, if it does.
+    pub(crate) fn owes(&self, since: Option<Tick>) {
+        self.owing.set(since);
+    }
+
+    /// Whether the caller owes bytes of its request's body.
+    pub(crate) fn is_owing(&self) -> bool {
+        self.owing.get().is_some()
     }
 
     /// The connection turned out to be with this peer.
@@ -150,12 +182,18 @@ impl Entry {
     }
 
     fn judge_time(&self, now: Tick, timeouts: &DownstreamTimeouts) {
+        if matches!(self.order(), Some(Order::TimedOut(_))) {
+            return;
+        }
         let phase = self.phase.get();
         let limit = match phase {
             Phase::Exchange => self.patience.get().unwrap_or(timeouts.stream_idle),
             other => timeouts.of(other),
         };
-        if now.since(self.since.get()) >= limit && !matches!(self.order(), Some(Order::TimedOut(_))) {
+        let owing = self.owing.get().filter(|_| phase == Phase::Exchange);
+        if owing.is_some_and(|since| now.since(since) >= timeouts.body) {
+            self.give(Order::TimedOut(Phase::Body));
+        } else if now.since(self.since.get()) >= limit {
             self.give(Order::TimedOut(phase));
         }
     }
@@ -213,6 +251,7 @@ impl Connections {
             phase: Cell::new(Phase::Handshake),
             since: Cell::new(now),
             patience: Cell::new(None),
+            owing: Cell::new(None),
             order: Cell::new(None),
             waker: RefCell::new(None),
             svid: OnceCell::new(),
@@ -348,6 +387,20 @@ mod tests {
         assert_eq!(exchange.order(), None);
         connections.sweep(at(599), Duration::ZERO, &DownstreamTimeouts::default());
         assert_eq!(exchange.order(), Some(Order::TimedOut(Phase::Exchange)));
+    }
+
+    #[test]
+    fn a_body_that_is_owed_has_a_time_of_its_own() {
+        let connections = Rc::new(Connections::default());
+        let exchange = connections.register_stream(at(0), None);
+        exchange.owes(Some(at(10)));
+        let timeouts = DownstreamTimeouts::default();
+        // Something else may move meanwhile.
+        exchange.progress(at(69));
+        connections.sweep(at(69), Duration::ZERO, &timeouts);
+        assert_eq!(exchange.order(), None);
+        connections.sweep(at(70), Duration::ZERO, &timeouts);
+        assert_eq!(exchange.order(), Some(Order::TimedOut(Phase::Body)));
     }
 
     #[test]

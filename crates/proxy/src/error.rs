@@ -6,6 +6,7 @@ use std::sync::Arc;
 use meshwork_decision::Cause;
 use meshwork_http1::ParseError;
 
+use crate::connections::{DownstreamTimeouts, Phase};
 use crate::http::stream::StreamError;
 
 /// Whose fault a failure is.
@@ -73,10 +74,16 @@ impl Failure {
         Self::downstream(downstream_cause(error)).because(format!("{}: {error}", error.cause()))
     }
 
+    /// The caller took longer than it may.
+    pub(crate) fn late(cause: Cause, phase: Phase, timeouts: &DownstreamTimeouts) -> Self {
+        let limit = timeouts.of(phase);
+        Self::downstream(cause).because(format!("over the limit of {limit:?} (setting {})", phase.setting()))
+    }
+
     /// The request's own stream broke.
     pub(crate) fn of_downstream(error: &StreamError) -> Self {
         let cause = match error {
-            StreamError::Http1(parse) => downstream_cause(*parse),
+            StreamError::Http1(parse) => return Self::refused(*parse),
             StreamError::Io(_) | StreamError::Closed | StreamError::ClosedBefore => Cause::DownstreamClosed,
             StreamError::Http2(error) if error.is_io() => Cause::DownstreamClosed,
             StreamError::Http2(error) if error.is_library() => Cause::DownstreamProtocolError,
@@ -111,6 +118,7 @@ pub(crate) fn downstream_cause(error: ParseError) -> Cause {
         414 => Cause::UriTooLong,
         431 => Cause::RequestHeadersTooLarge,
         501 => Cause::NotImplemented,
+        505 => Cause::UnsupportedVersion,
         _ => Cause::DownstreamProtocolError,
     }
 }
@@ -118,6 +126,13 @@ pub(crate) fn downstream_cause(error: ParseError) -> Cause {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_refused_request_is_answered_as_its_parser_says() {
+        for error in ParseError::ALL {
+            assert_eq!(downstream_cause(*error).status(), Some(error.status()), "{error}");
+        }
+    }
 
     #[test]
     fn a_stale_pooled_connection_is_tried_again_but_never_after_the_response_began() {

@@ -145,20 +145,18 @@ impl Follower {
 
     async fn take(&mut self, batch: Batch) {
         let mut rejections = Vec::new();
-        let changes = batch.changes.into_iter().filter_map(|change| match change {
-            client::Change::Upsert(key, resource) => Some(Change::Upsert {
+        let changes = batch.changes.into_iter().map(|change| match change {
+            client::Change::Upsert(key, resource) => Change::Upsert {
                 type_url: key.type_url,
                 name: key.name,
                 version: resource.version.as_str().into(),
                 body: resource.body.clone(),
-            }),
-            client::Change::Remove(key) => Some(Change::Remove { type_url: key.type_url, name: key.name }),
+            },
+            client::Change::Remove(key) => Change::Remove { type_url: key.type_url, name: key.name },
             // Refused by the client already, which reports it; what it may protect is closed.
-            client::Change::Unsupported { key, resource, .. } => Some(Change::Unsupported {
-                type_url: key.type_url,
-                name: key.name,
-                body: resource.body.clone(),
-            }),
+            client::Change::Unsupported { key, resource, .. } => {
+                Change::Unsupported { type_url: key.type_url, name: key.name, body: resource.body.clone() }
+            }
         });
         let mut changes: Vec<Change> = changes.collect();
         if let Some(revision) = batch.revision {

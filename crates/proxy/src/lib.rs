@@ -31,6 +31,7 @@ mod connections;
 mod downstream;
 mod engine;
 mod error;
+mod flags;
 mod follow;
 mod gauges;
 mod http;
@@ -38,6 +39,8 @@ mod io;
 mod listen;
 mod mesh;
 mod observe;
+#[doc(hidden)]
+pub mod parsers;
 mod peek;
 pub mod proxy_protocol;
 mod replay;
@@ -51,6 +54,7 @@ mod worker;
 
 pub use connections::DownstreamTimeouts;
 pub use engine::{BindKey, Engine, Settings, Shared};
+pub use flags::TrafficArgs;
 pub use follow::{Follower, Listening};
 pub use listen::ListenError;
 pub use mesh::{Found, Mesh, OnDemand, Side};

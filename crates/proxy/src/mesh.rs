@@ -60,6 +60,8 @@ pub enum Side {
     Outbound,
     /// What calls the application: mTLS, and plaintext where policies permit it.
     Inbound,
+    /// Opaque connections that call the application: tunnels of HTTP/2 over mTLS (HBONE), nothing else.
+    Hbone,
 }
 
 /// Where a connection came in.
@@ -69,6 +71,7 @@ pub(crate) enum Place {
     Gateway(BindKey),
     Outbound(SocketAddr),
     Inbound(SocketAddr),
+    Hbone(SocketAddr),
 }
 
 impl Place {
@@ -76,6 +79,7 @@ impl Place {
         match side {
             Side::Outbound => Self::Outbound(address),
             Side::Inbound => Self::Inbound(address),
+            Side::Hbone => Self::Hbone(address),
         }
     }
 }
@@ -87,6 +91,7 @@ impl fmt::Display for Place {
             Self::Gateway(key) => key.fmt(f),
             Self::Outbound(_) => f.write_str("outbound"),
             Self::Inbound(_) => f.write_str("inbound"),
+            Self::Hbone(_) => f.write_str("hbone"),
         }
     }
 }

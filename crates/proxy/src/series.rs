@@ -9,7 +9,7 @@ use std::sync::Arc;
 use meshwork_decision::{Cluster, Endpoint};
 use meshwork_telemetry::{RequestLabels, RequestSeries};
 
-use crate::downstream::connection::Conn;
+use crate::downstream::connection::{Conn, Link};
 use crate::mesh::Place;
 use crate::worker::Worker;
 
@@ -40,7 +40,7 @@ pub(crate) fn of(conn: &Conn, called: &Called) -> Rc<RequestSeries> {
     }
     let series = match conn.place {
         // The key of our own side is this connection's alone: its peer is part of the labels.
-        Place::Inbound(_) => conn.worker.requests(&labels(conn, called)),
+        Place::Inbound(_) | Place::Hbone(_) => conn.worker.requests(&labels(conn, called)),
         Place::Gateway(_) | Place::Outbound(_) => conn.worker.series(key, || labels(conn, called)),
     };
     *last = Some(LastSeries { key, _own: called.own.clone(), series: Rc::clone(&series) });
@@ -49,7 +49,9 @@ pub(crate) fn of(conn: &Conn, called: &Called) -> Rc<RequestSeries> {
 
 fn key(conn: &Conn, called: &Called) -> Option<u64> {
     let place = match conn.place {
-        Place::Inbound(_) => called.own.as_ref().map(|name| Arc::as_ptr(name).addr() as u64)?,
+        Place::Inbound(_) | Place::Hbone(_) => {
+            called.own.as_ref().map(|name| Arc::as_ptr(name).addr() as u64)?
+        }
         Place::Gateway(_) | Place::Outbound(_) => called.endpoint.as_ref()?.id,
     };
     Some(place << 1 | u64::from(called.grpc))
@@ -63,10 +65,18 @@ pub(crate) fn of_stream(worker: &Worker, called: &Called) -> RequestLabels {
     labels
 }
 
+/// The labels of a tunnel to our own application.
+pub(crate) fn of_tunnel(link: &Link, called: &Called) -> RequestLabels {
+    let mut labels = as_callee(link, link.worker.shared.labels.clone());
+    name_service(&mut labels, called);
+    labels.request_protocol = "tcp";
+    labels
+}
+
 fn labels(conn: &Conn, called: &Called) -> RequestLabels {
     let ours = conn.worker.shared.labels.clone();
     let mut labels = match conn.place {
-        Place::Inbound(_) => as_callee(conn, ours),
+        Place::Inbound(_) | Place::Hbone(_) => as_callee(conn, ours),
         Place::Gateway(_) | Place::Outbound(_) => as_caller(called, ours),
     };
     name_service(&mut labels, called);
@@ -104,7 +114,7 @@ fn as_caller(called: &Called, ours: RequestLabels) -> RequestLabels {
 }
 
 /// We are the destination; who called has proven it or is unknown.
-fn as_callee(conn: &Conn, ours: RequestLabels) -> RequestLabels {
+fn as_callee(conn: &Link, ours: RequestLabels) -> RequestLabels {
     let mut labels = RequestLabels {
         reporter: "destination",
         destination_workload: ours.source_workload,

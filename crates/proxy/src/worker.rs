@@ -26,7 +26,7 @@ use crate::gauges::{Gauges, OpenDownstream, OpenUpstream};
 use crate::mesh::Place;
 use crate::stream::splice::Pipes;
 use crate::tls::TlsConfigs;
-use crate::upstream::open::is_app;
+use crate::upstream::open::{endpoint_of, is_app};
 use crate::upstream::pool::{BuildId, Pools};
 
 /// How often connections that wait are looked at.
@@ -130,7 +130,7 @@ impl Worker {
     /// The connections that a place's are among.
     pub(crate) fn connections(&self, place: Place) -> &Rc<Connections> {
         match place {
-            Place::Inbound(_) => &self.inbound,
+            Place::Inbound(_) | Place::Hbone(_) => &self.inbound,
             Place::Gateway(_) | Place::Outbound(_) => &self.others,
         }
     }
@@ -260,7 +260,7 @@ pub(crate) async fn run(shared: Arc<Shared>, applied: Arc<Notify>, mut commands:
                 }
                 Some(Command::Recheck) => recheck(&worker),
                 Some(Command::DrainInbound(done)) => {
-                    let inbound = accepting.extract_if(|place, _| matches!(place, Place::Inbound(_)));
+                    let inbound = accepting.extract_if(|place, _| matches!(place, Place::Inbound(_) | Place::Hbone(_)));
                     inbound.for_each(|(_, task)| task.abort());
                     worker.inbound.drain();
                     inbound_done = Some(done);
@@ -296,7 +296,7 @@ fn sweep_once(worker: &Rc<Worker>) {
     if !worker.pools.is_empty() {
         let ids = |cluster: &Arc<Cluster>| cluster.endpoints().all().iter().map(|e| e.id).collect::<Vec<_>>();
         let current: HashSet<u64> = view.snapshot.clusters().flat_map(ids).collect();
-        worker.pools.sweep(now, wall, |id| current.contains(&id) || is_app(id));
+        worker.pools.sweep(now, wall, |id| current.contains(&endpoint_of(id)) || is_app(id));
     }
     worker.tls.sweep();
 }

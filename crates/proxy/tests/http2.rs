@@ -14,8 +14,11 @@ use meshwork_messages::v1::service_port::AppProtocol;
 use meshwork_proxy::Settings;
 use parking_lot::Mutex;
 use support::h2::{answer, collect, collect_body, fetch, get, h2_client, h2_upstream};
-use support::raw::{ACK, DATA, END_STREAM, GOAWAY, PING, Raw, frame, request};
-use support::{Harness, exchange, is_head, rule, upstream};
+use support::raw::{
+    ACK, DATA, END_STREAM, GOAWAY, HEADERS, PING, Raw, SETTINGS, deaf_upstream, frame, request,
+};
+use support::{Harness, exchange, is_head, read_until, rule, upstream};
+use tokio::io::AsyncWriteExt as _;
 use tokio::sync::{Notify, mpsc};
 
 async fn gateway(protocol: AppProtocol, upstream: std::net::SocketAddr) -> (Harness, std::net::SocketAddr) {
@@ -311,4 +314,35 @@ async fn requests_beyond_a_connection_s_streams_wait_where_the_limit_allows_no_o
         }
     }
     assert_eq!(up.connections.load(Ordering::SeqCst), 1, "the limit held");
+}
+
+#[tokio::test]
+async fn small_messages_that_one_caller_does_not_read_do_not_cost_others_the_connection_they_shared() {
+    let (harness, address) = gateway(AppProtocol::Http2, deaf_upstream(0, true).await).await;
+    let mut idle = Raw::open(address).await;
+    let no_window = frame(SETTINGS, 0, 0, &[0, 4, 0, 0, 0, 0]);
+    idle.send(&[no_window, request(1, "/")].concat()).await;
+    while idle.next().await.unwrap().0 != HEADERS {}
+    for _ in 0..3 {
+        let answer = exchange(address, b"GET / HTTP/1.1\r\nHost: shop\r\nConnection: close\r\n\r\n").await;
+        assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    }
+    assert_eq!(harness.metric("meshwork_upstream_connections_total", &[]), 1);
+}
+
+#[tokio::test]
+async fn callers_who_leave_do_not_cost_others_the_connection_they_shared() {
+    const CALLERS: usize = 1200;
+    let (harness, address) = gateway(AppProtocol::Http2, deaf_upstream(CALLERS, false).await).await;
+    for _ in 0..CALLERS {
+        let mut tcp = tokio::net::TcpStream::connect(address).await.unwrap();
+        tcp.write_all(b"GET / HTTP/1.1\r\nHost: shop\r\n\r\n").await.unwrap();
+        assert!(read_until(&mut tcp, "\r\n\r\n").await.starts_with("HTTP/1.1 200"));
+    }
+    harness.lines(CALLERS).await;
+    for _ in 0..3 {
+        let answer = exchange(address, b"GET / HTTP/1.1\r\nHost: shop\r\nConnection: close\r\n\r\n").await;
+        assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    }
+    assert_eq!(harness.metric("meshwork_upstream_connections_total", &[]), 1);
 }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::task::Poll;
 
 use meshwork_base::{SpiffeId, Tick};
-use meshwork_decision::Protocol;
+use meshwork_decision::{Cause, Protocol};
 use meshwork_http1::RequestHead;
 use tokio::net::TcpStream;
 
@@ -94,6 +94,7 @@ pub(crate) async fn serve(worker: Rc<Worker>, place: Place, mut tcp: TcpStream, 
     let opened = match (place, binding) {
         (Place::Outbound(_), _) => Ok(Some(Opened::plain(tcp))),
         (Place::Inbound(_), _) => Box::pin(handshake::mesh(&worker, &entry, tcp)).await,
+        (Place::Hbone(_), _) => Box::pin(handshake::hbone(&worker, &entry, tcp)).await,
         (Place::Gateway(_), None) => return,
         (Place::Gateway(_), Some(binding)) => match binding.protocol {
             Protocol::Http => Ok(Some(Opened::plain(tcp))),
@@ -122,12 +123,25 @@ pub(crate) async fn serve(worker: Rc<Worker>, place: Place, mut tcp: TcpStream, 
         },
     };
     if http2 {
-        let read = std::mem::take(&mut wire.read);
         // Its state would make every connection's future half as large again.
-        Box::pin(streams::serve(link, entry, Replayed::new(read, wire.io))).await;
+        Box::pin(streams::serve(link, entry, replayed(wire))).await;
     } else {
         serve_h1(Conn { link, entry }, wire).await;
     }
+}
+
+/// Serves the requests of a connection whose version turned out later.
+pub(crate) async fn serve_detected(conn: Conn, wire: Wire, http2: bool) {
+    if http2 {
+        let Conn { link, entry } = conn;
+        streams::serve(link, entry, replayed(wire)).await;
+    } else {
+        serve_h1(conn, wire).await;
+    }
+}
+
+fn replayed(mut wire: Wire) -> Replayed {
+    Replayed::new(std::mem::take(&mut wire.read), wire.io)
 }
 
 fn refuse(worker: &Worker, place: Place, peer: SocketAddr, Refused { cause, why }: &Refused) {
@@ -170,6 +184,9 @@ async fn serve_h1(conn: Conn, wire: Wire) {
             }
         };
         conn.entry.enter(Phase::Exchange, started);
+        if head.method == http::Method::CONNECT && matches!(conn.place, Place::Outbound(_)) {
+            return Box::pin(stream::outbound::serve(conn, server, head)).await;
+        }
         request::serve(&conn, &mut head, &mut Down::H1(&mut server), &mut scratch, started).await;
         if server.was_aborted() {
             return;
@@ -179,7 +196,7 @@ async fn serve_h1(conn: Conn, wire: Wire) {
             linger(&conn, &mut server).await;
             return;
         }
-        if poll_fn(|cx| server.poll_drain(cx)).await.is_err() {
+        if !drained(&conn, &mut server).await {
             return;
         }
     }
@@ -220,8 +237,9 @@ async fn next_head(
         }
         match conn.entry.order() {
             Some(Order::TimedOut(Phase::Head)) => {
-                let cause = meshwork_decision::Cause::RequestHeaderTimeout;
-                return Poll::Ready(Next::Refuse(Failure::downstream(cause), started));
+                let timeouts = &conn.worker.shared.settings.timeouts;
+                let failure = Failure::late(Cause::RequestHeaderTimeout, Phase::Head, timeouts);
+                return Poll::Ready(Next::Refuse(failure, started));
             }
             // A head that is on its way still gets its answer while we drain.
             Some(Order::Drain) if server.has_partial_head() => {}
@@ -232,6 +250,22 @@ async fn next_head(
             server.wire.release_buffers();
             head.release();
             scratch.release();
+        }
+        conn.entry.watch(cx);
+        Poll::Pending
+    })
+    .await
+}
+
+/// Reads what is left of a body that nobody wanted; false when it breaks or does not come in time.
+async fn drained(conn: &Conn, server: &mut H1Server) -> bool {
+    conn.entry.enter(Phase::Head, conn.worker.now());
+    poll_fn(|cx| {
+        if let Poll::Ready(done) = server.poll_drain(cx) {
+            return Poll::Ready(done.is_ok());
+        }
+        if conn.entry.order().is_some() {
+            return Poll::Ready(false);
         }
         conn.entry.watch(cx);
         Poll::Pending

@@ -46,7 +46,7 @@ pub(crate) async fn detect(wire: &mut Wire, entry: &Entry) -> Result<Detected, S
 }
 
 /// `None` while the bytes are a beginning of the preface and could still become it.
-fn judge(bytes: &[u8]) -> Option<Detected> {
+pub(crate) fn judge(bytes: &[u8]) -> Option<Detected> {
     let common = bytes.len().min(PREFACE.len());
     if bytes[..common] != PREFACE[..common] {
         return Some(Detected::Http1);

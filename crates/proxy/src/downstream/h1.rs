@@ -26,6 +26,8 @@ pub(crate) struct H1Server {
     /// Whether the connection goes on after the present exchange.
     pub(crate) keep_alive: bool,
     asked_to_keep: bool,
+    /// The caller waits for leave to send its body, and may never send it.
+    expects_leave: bool,
     head_sent: bool,
     framing: BodyLength,
     ended: bool,
@@ -43,6 +45,7 @@ impl H1Server {
             version: Version::Http11,
             keep_alive: true,
             asked_to_keep: false,
+            expects_leave: false,
             head_sent: false,
             framing: BodyLength::None,
             ended: false,
@@ -80,8 +83,10 @@ impl H1Server {
         self.body = BodyDecoder::new(head.body);
         self.kind = RequestKind::from(&head.method);
         self.version = head.version;
-        self.keep_alive = head.keep_alive;
+        // What follows CONNECT is meant for the other end of a tunnel, also when there is none.
+        self.keep_alive = head.keep_alive && self.kind != RequestKind::Connect;
         self.asked_to_keep = head.keep_alive && head.version == Version::Http10;
+        self.expects_leave = head.expect_continue;
         self.head_sent = false;
         self.ended = false;
         self.framing = BodyLength::None;
@@ -105,7 +110,10 @@ impl H1Server {
     pub(crate) fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Result<Frame, StreamError>> {
         loop {
             match self.body.decode(&mut self.wire.read, &self.limits)? {
-                Decoded::Data(data) => return Poll::Ready(Ok(Frame::Data(data))),
+                Decoded::Data(data) => {
+                    self.expects_leave = false;
+                    return Poll::Ready(Ok(Frame::Data(data)));
+                }
                 Decoded::End { trailers } => return Poll::Ready(Ok(Frame::End(trailers.map(Box::new)))),
                 Decoded::NeedMore => {}
             }
@@ -130,6 +138,7 @@ impl H1Server {
 
     pub(crate) fn send_interim(&mut self, head: &ResponseHead) {
         if self.version == Version::Http11 {
+            self.expects_leave &= head.status != 100;
             let (status, reason) = (head.status, &head.reason);
             write_response_head(
                 self.wire.out(),
@@ -223,7 +232,7 @@ impl H1Server {
     }
 
     fn may_drain(&self) -> bool {
-        self.body.remaining().is_some_and(|bytes| bytes <= DRAIN_BYTES)
+        !self.expects_leave && self.body.remaining().is_some_and(|bytes| bytes <= DRAIN_BYTES)
     }
 
     /// Reads the rest of a body that nobody wanted, so that the next request can be found behind it.

@@ -152,6 +152,21 @@ pub(crate) async fn mesh(worker: &Worker, entry: &Entry, tcp: TcpStream) -> Resu
     Ok(Some(Opened { io: Io::TlsServer(Box::new(stream)), sni, http2, https: false, caller }))
 }
 
+/// Takes a caller that brings tunnels: it must prove who it is and speak HTTP/2, whatever policies say of plaintext.
+/// `None`: as [`mesh`].
+///
+/// # Errors
+/// The caller is refused.
+pub(crate) async fn hbone(worker: &Worker, entry: &Entry, tcp: TcpStream) -> Result<Option<Opened>, Refused> {
+    let Some(opened) = mesh(worker, entry, tcp).await? else { return Ok(None) };
+    let refused = |cause, why: &str| Err(Refused { cause, why: why.to_owned() });
+    match (&opened.caller, opened.http2) {
+        (None, _) => refused("peer_unauthenticated", "this port takes mutual TLS only"),
+        (Some(_), Some(true)) => Ok(Some(opened)),
+        (Some(_), _) => refused("protocol", "this port takes HTTP/2 only (ALPN h2)"),
+    }
+}
+
 /// Envoy's `x-forwarded-client-cert` with `By`, `Hash`, `Subject` and `URI`.
 fn forwarded_certificate(identity: &Identity, peer: &Peer, leaf: &[u8]) -> Box<str> {
     use std::fmt::Write as _;

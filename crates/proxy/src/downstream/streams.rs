@@ -19,8 +19,10 @@ use super::h2::H2Stream;
 use super::handshake;
 use crate::connections::{Entry, Order, Phase, Registration};
 use crate::http::convert;
+use crate::mesh::Place;
 use crate::replay::Replayed;
 use crate::request::{self, Scratch};
+use crate::stream;
 
 /// Bytes of one request's body that may be on the way to us unread.
 const STREAM_WINDOW: u32 = 256 * 1024;
@@ -33,11 +35,15 @@ const SEND_BUFFER: usize = 32 * 1024;
 /// Streams reset by us that are remembered, because frames of theirs may still be on the way; and for how long.
 const REMEMBERED_RESETS: usize = 64;
 const REMEMBERED_FOR: Duration = Duration::from_secs(1);
+/// What small frames of requests that nobody has read yet may cost, as `h2` counts: 256 less their length, each. One
+/// application that does not read must not end the connection of all its callers; a few MiB of our memory at worst.
+const SMALL_FRAMES: usize = 16 * 1024 * 1024;
 /// Requests taken back before we had a look at them: as many as there may be at all, so that one gust of cancellations
 /// is no attack. Beyond it `h2` says GOAWAY.
 const UNSEEN_RESETS: usize = 128;
-/// Resets that a caller may provoke by its own errors in a connection's life (CVE-2025-8671).
-const PROVOKED_RESETS: usize = 256;
+/// Resets that a caller may provoke by its own errors in a connection's life (CVE-2025-8671). A client that begins more
+/// streams than it may, before it has read how many that are, spends some too.
+const PROVOKED_RESETS: usize = 1024;
 /// A request that its caller takes back sooner than this is suspicious: it costs us, and the caller nothing
 /// (CVE-2023-44487).
 const PREMATURE: Duration = Duration::from_secs(1);
@@ -76,6 +82,7 @@ fn builder(limits: &Limits) -> Builder {
         .reset_stream_duration(REMEMBERED_FOR)
         .max_pending_accept_reset_streams(UNSEEN_RESETS)
         .max_local_error_reset_streams(Some(PROVOKED_RESETS))
+        .data_frame_budget(SMALL_FRAMES)
         .enable_connect_protocol();
     builder
 }
@@ -172,7 +179,7 @@ impl Serving<'_> {
             }
             Some(Order::Drain) => self.go_away(),
             Some(Order::Close(_) | Order::TimedOut(Phase::Handshake | Phase::Head)) => return false,
-            Some(Order::TimedOut(Phase::Exchange)) | None => {}
+            Some(Order::TimedOut(Phase::Exchange | Phase::Body)) | None => {}
         }
         true
     }
@@ -199,6 +206,11 @@ async fn serve_stream(
     request: http::Request<h2::RecvStream>,
     respond: SendResponse<Bytes>,
 ) {
+    if matches!(conn.place, Place::Hbone(_)) {
+        let now = conn.worker.now();
+        Box::pin(stream::hbone::serve(conn, request, respond)).await;
+        return connection.progress(now);
+    }
     let started = conn.worker.now();
     let mut head = RequestHead::new();
     let mut scratch = Scratch::new(Protocol::Http2);

@@ -2,7 +2,7 @@
 
 use std::task::{Context, Poll, ready};
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use h2::{RecvStream, SendStream};
 use meshwork_http1::Fields;
 
@@ -46,10 +46,15 @@ impl H2Source {
     }
 }
 
-/// Frames that leave. One chunk at most waits for the window, so a slow reader costs one chunk.
+/// Below this much, what comes next leaves in the same frame: many small frames cost both ends, and a peer counts them.
+const GATHER: usize = 4 * 1024;
+
+/// Frames that leave. One chunk at most, or a few small ones, wait for the window: so much does a slow reader cost.
 pub(crate) struct H2Sink {
     send: SendStream<Bytes>,
     waiting: Bytes,
+    /// Follows `waiting` in its frame.
+    gathered: BytesMut,
     end: Option<Option<Box<Fields>>>,
     ended: bool,
 }
@@ -57,17 +62,36 @@ pub(crate) struct H2Sink {
 impl H2Sink {
     /// `ended`: the head carried END_STREAM already.
     pub(crate) fn new(send: SendStream<Bytes>, ended: bool) -> Self {
-        Self { send, waiting: Bytes::new(), end: None, ended }
+        Self { send, waiting: Bytes::new(), gathered: BytesMut::new(), end: None, ended }
+    }
+
+    fn queued(&self) -> usize {
+        self.waiting.len() + self.gathered.len()
     }
 
     pub(crate) fn has_room(&self) -> bool {
-        self.waiting.is_empty()
+        self.queued() < GATHER
     }
 
     pub(crate) fn queue(&mut self, data: Bytes) {
-        debug_assert!(self.waiting.is_empty(), "a source is asked only while the sink has room");
-        self.send.reserve_capacity(data.len());
-        self.waiting = data;
+        debug_assert!(self.has_room(), "a source is asked only while the sink has room");
+        if self.queued() == 0 {
+            self.waiting = data;
+        } else {
+            self.gathered.extend_from_slice(&data);
+        }
+        self.send.reserve_capacity(self.queued());
+    }
+
+    fn join(&mut self) {
+        if self.gathered.is_empty() {
+            return;
+        }
+        let mut joined = BytesMut::with_capacity(self.queued());
+        joined.extend_from_slice(&self.waiting);
+        joined.extend_from_slice(&self.gathered);
+        self.gathered.clear();
+        self.waiting = joined.freeze();
     }
 
     pub(crate) fn end(&mut self, trailers: Option<Box<Fields>>) {
@@ -79,6 +103,7 @@ impl H2Sink {
         if self.ended {
             return Poll::Ready(Ok(()));
         }
+        self.join();
         while !self.waiting.is_empty() {
             let mut capacity = self.send.capacity();
             if capacity == 0 {

@@ -3,4 +3,5 @@
 pub(crate) mod convert;
 pub(crate) mod h2_body;
 pub(crate) mod stream;
+pub(crate) mod tunnel;
 pub(crate) mod upgrade;

@@ -151,7 +151,7 @@ fn message(place: Place, record: &Record) -> v1::RequestRecord {
     let side = match place {
         Place::Gateway(_) => Side::Gateway,
         Place::Outbound(_) => Side::Outbound,
-        Place::Inbound(_) => Side::Inbound,
+        Place::Inbound(_) | Place::Hbone(_) => Side::Inbound,
     };
     v1::RequestRecord {
         side: side.into(),

@@ -5,12 +5,18 @@ use std::task::{Context, Poll};
 use bytes::Bytes;
 use meshwork_http1::{Fields, RequestHead};
 
+use super::reply::is_grpc;
 use crate::downstream::Down;
+use crate::downstream::connection::Conn;
 use crate::http::stream::{Frame, StreamError};
 use crate::upstream::Exchange;
 
 /// Of a body so much is kept for another attempt; a longer one is sent once.
 const REPLAY_BYTES: usize = 64 * 1024;
+
+/// The caller has the time of [`crate::connections::DownstreamTimeouts::body`] for each so many bytes: a drip of single
+/// ones does not count.
+const OWED_BYTES: u64 = 1024;
 
 /// Which side broke while the body was moved.
 pub(crate) enum Side {
@@ -19,7 +25,11 @@ pub(crate) enum Side {
 }
 
 /// See the module's text.
-pub(crate) struct RequestBody {
+pub(crate) struct RequestBody<'c> {
+    conn: &'c Conn,
+    /// What was received when the caller began to owe the next bytes; the entry knows since when it has.
+    owed_from: u64,
+    timed: bool,
     kept: Vec<Bytes>,
     kept_bytes: usize,
     /// More has been passed on than is kept.
@@ -32,9 +42,13 @@ pub(crate) struct RequestBody {
     pub(crate) received: u64,
 }
 
-impl RequestBody {
-    pub(crate) fn new(head: &RequestHead) -> Self {
+impl<'c> RequestBody<'c> {
+    pub(crate) fn new(head: &RequestHead, conn: &'c Conn) -> Self {
+        conn.entry.owes(None);
         Self {
+            conn,
+            owed_from: 0,
+            timed: !is_grpc(head),
             kept: Vec::new(),
             kept_bytes: 0,
             overflowed: false,
@@ -61,6 +75,7 @@ impl RequestBody {
         debug_assert!(self.is_replayable(), "what was not kept cannot be sent again");
         self.sent = 0;
         self.end_sent = false;
+        self.not_owed();
     }
 
     /// There will be no other attempt: nothing more is kept.
@@ -83,6 +98,7 @@ impl RequestBody {
     ) -> Result<(), Side> {
         loop {
             if !up.has_room() && up.poll_flush(cx).or_fail(Side::Up)?.is_pending() {
+                self.not_owed();
                 return Ok(());
             }
             if let Some(chunk) = self.kept.get(self.sent) {
@@ -93,6 +109,7 @@ impl RequestBody {
             match &self.ended {
                 Some(_) if self.end_sent => break,
                 Some(trailers) => {
+                    self.conn.entry.owes(None);
                     up.end(trailers.clone());
                     self.end_sent = true;
                     break;
@@ -102,13 +119,31 @@ impl RequestBody {
             match down.poll_frame(cx).or_fail(Side::Down)? {
                 Poll::Ready(Frame::Data(data)) => self.take(data, up),
                 Poll::Ready(Frame::End(trailers)) => self.ended = Some(trailers),
-                Poll::Pending => break,
+                Poll::Pending => {
+                    self.owed();
+                    break;
+                }
             }
         }
         match up.poll_flush(cx) {
             Poll::Ready(Err(error)) => Err(Side::Up(error)),
             Poll::Ready(Ok(())) | Poll::Pending => Ok(()),
         }
+    }
+
+    /// The caller is waited for.
+    fn owed(&mut self) {
+        let entry = &self.conn.entry;
+        let still_owed = entry.is_owing() && self.received < self.owed_from + OWED_BYTES;
+        if self.timed && !still_owed {
+            self.owed_from = self.received;
+            entry.owes(Some(self.conn.worker.now()));
+        }
+    }
+
+    /// The upstream is waited for: that is not the caller's time.
+    fn not_owed(&self) {
+        self.conn.entry.owes(None);
     }
 
     fn take(&mut self, data: Bytes, up: &mut Exchange) {

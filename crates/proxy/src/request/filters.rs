@@ -103,7 +103,9 @@ fn offer(
 fn is_nested(conn: &Conn, head: &RequestHead) -> bool {
     let count = match conn.place {
         Place::Gateway(_) => None,
-        Place::Outbound(_) | Place::Inbound(_) => head.fields.known(KnownName::XEnvoyAttemptCount),
+        Place::Outbound(_) | Place::Inbound(_) | Place::Hbone(_) => {
+            head.fields.known(KnownName::XEnvoyAttemptCount)
+        }
     };
     count.and_then(|count| std::str::from_utf8(count).ok()?.parse().ok()).is_some_and(|count: u32| count > 1)
 }
@@ -150,6 +152,7 @@ fn apply(
 /// An absolute target overrides Host (RFC 9112 section 3.2.2); HTTP/1.0 may come without one.
 fn own_host(head: &mut RequestHead) -> Result<(), FieldError> {
     match head.target.authority() {
+        Some(authority) if head.fields.known(KnownName::Host) == Some(authority.as_bytes()) => Ok(()),
         Some(authority) => head.fields.set_known(KnownName::Host, authority),
         None if head.fields.known(KnownName::Host).is_none() => head.fields.push_known(KnownName::Host, ""),
         None => Ok(()),
@@ -189,7 +192,7 @@ fn apply_rewrite(
 fn forwarded(conn: &Conn, fields: &mut Fields, journey: &mut Journey<'_>) -> Result<(), FieldError> {
     match conn.place {
         Place::Gateway(_) => edge(conn, fields)?,
-        Place::Inbound(_) => client_certificate(conn, fields)?,
+        Place::Inbound(_) | Place::Hbone(_) => client_certificate(conn, fields)?,
         Place::Outbound(_) => {}
     }
     journey.propagate(fields)?;

@@ -17,10 +17,10 @@
 pub(crate) mod attempt;
 mod body;
 mod deadline;
-mod discover;
+pub(crate) mod discover;
 mod filters;
 mod journey;
-mod path;
+pub(crate) mod path;
 mod reply;
 mod retry;
 mod route;
@@ -132,7 +132,7 @@ async fn run(
     let timeouts = target.timeouts();
     conn.entry.be_patient(timeouts.idle);
     let mut deadlines = Deadlines::new(&timeouts, conn.worker.now());
-    let mut body = RequestBody::new(head);
+    let mut body = RequestBody::new(head, conn);
     let sent = outgoing.head(head);
     let mut attempts = Attempts::new(conn, target);
     let exchange = attempts.run(&sent, down, &mut body, response, journey, &mut deadlines).await?;
@@ -140,6 +140,8 @@ async fn run(
         .map_err(|error| Failure::local(Cause::Internal).because(error.to_string()))?;
     journey.responded(response);
     if response.tunnel {
+        // A tunnel's bytes are no body: nobody owes them.
+        conn.entry.owes(None);
         return Box::pin(tunnel::run(conn, exchange, down, &sent, &body, response, journey)).await;
     }
     transfer::response(conn, exchange, down, &mut body, response, journey, &mut deadlines).await

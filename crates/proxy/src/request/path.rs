@@ -27,7 +27,7 @@ pub(crate) fn normalize(head: &mut RequestHead) -> Result<(), Failure> {
 }
 
 /// The normal form; `None` when the path is in it.
-fn normal(path: &str) -> Option<String> {
+pub(crate) fn normal(path: &str) -> Option<String> {
     let suspicious = path.starts_with('/') && (path.contains('%') || path.contains("/."));
     if !suspicious {
         return None;

@@ -4,7 +4,7 @@ use std::future::poll_fn;
 use std::time::UNIX_EPOCH;
 
 use meshwork_base::Clock;
-use meshwork_decision::Cause;
+use meshwork_decision::{Cause, ResponseFlag};
 use meshwork_http1::{BodyLength, FieldError, KnownName, RequestHead, ResponseHead};
 
 use super::journey::Journey;
@@ -67,7 +67,13 @@ pub(crate) async fn fail(
         return;
     };
     begin(conn, response, status);
-    let text = format!("{}\n", failure.cause);
+    // How a caller broke the protocol it is told; what we know of policies and upstreams it is not.
+    let text = match &failure.detail {
+        Some(detail) if failure.cause.flag() == ResponseFlag::DownstreamProtocolError => {
+            format!("{}: {detail}\n", failure.cause)
+        }
+        _ => format!("{}\n", failure.cause),
+    };
     let written = if grpc { grpc_head(response, failure.cause, status) } else { text_head(response) };
     let sent = match written {
         Ok(()) => send(conn, down, response, journey, if grpc { b"" } else { text.as_bytes() }).await,

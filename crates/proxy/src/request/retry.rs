@@ -100,7 +100,7 @@ impl<'a> Repeats<'a> {
         &mut self,
         failure: Failure,
         head: &Head<'_>,
-        body: &RequestBody,
+        body: &RequestBody<'_>,
         deadlines: &Deadlines,
         endpoint: Option<u64>,
         journey: &mut Journey<'_>,
@@ -233,7 +233,7 @@ impl<'a> Repeats<'a> {
         &mut self,
         response: &ResponseHead,
         head: &Head<'_>,
-        body: &RequestBody,
+        body: &RequestBody<'_>,
         deadlines: &Deadlines,
         endpoint: Option<u64>,
         journey: &mut Journey<'_>,
@@ -292,7 +292,7 @@ fn called_for(policy: &RetryPolicy, response: &ResponseHead) -> Option<AttemptFa
     policy.grpc_codes.contains(&code).then_some(AttemptFailure::Grpc(code))
 }
 
-fn facts(head: &Head<'_>, body: &RequestBody, deadlines: &Deadlines) -> RequestFacts {
+fn facts(head: &Head<'_>, body: &RequestBody<'_>, deadlines: &Deadlines) -> RequestFacts {
     RequestFacts {
         idempotent: is_idempotent(head.method.as_str()),
         sent: true,

@@ -47,7 +47,11 @@ impl RequestView for Seen<'_> {
         self.port
     }
     fn path(&self) -> &str {
-        self.head.target.path()
+        // `*` asks about the server as a whole (RFC 9110 section 9.3.7): it goes where `/` goes.
+        match self.head.target.path() {
+            "*" => "/",
+            path => path,
+        }
     }
     fn query(&self) -> Option<&str> {
         self.head.target.query()
@@ -103,7 +107,7 @@ pub(crate) fn find<'v>(
     }
     let seen = Seen::new(conn, head);
     let routed = match conn.place {
-        Place::Inbound(_) => {
+        Place::Inbound(_) | Place::Hbone(_) => {
             let port = app_port(conn, view, &seen, journey)?;
             journey.own(port);
             return Ok(Way::App(port));

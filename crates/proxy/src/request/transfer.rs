@@ -34,6 +34,10 @@ pub(crate) fn poll_interrupted(
         Some(Order::TimedOut(Phase::Exchange)) => {
             return Poll::Ready(Failure::local(Cause::StreamIdleTimeout));
         }
+        Some(Order::TimedOut(Phase::Body)) => {
+            let timeouts = &conn.worker.shared.settings.timeouts;
+            return Poll::Ready(Failure::late(Cause::RequestBodyTimeout, Phase::Body, timeouts));
+        }
         Some(Order::Close(cause)) => return Poll::Ready(Failure::local(cause)),
         Some(Order::Drain | Order::TimedOut(_)) | None => {}
     }
@@ -49,7 +53,7 @@ pub(crate) async fn until_head(
     conn: &Conn,
     exchange: &mut Exchange,
     down: &mut Down<'_>,
-    body: &mut RequestBody,
+    body: &mut RequestBody<'_>,
     response: &mut ResponseHead,
     deadlines: &mut Deadlines,
 ) -> Result<(), Failure> {
@@ -100,7 +104,7 @@ pub(crate) async fn response(
     conn: &Conn,
     mut exchange: Exchange,
     down: &mut Down<'_>,
-    body: &mut RequestBody,
+    body: &mut RequestBody<'_>,
     head: &ResponseHead,
     journey: &mut Journey<'_>,
     deadlines: &mut Deadlines,

@@ -192,7 +192,7 @@ pub(crate) async fn run(
     mut exchange: Exchange,
     down: &mut Down<'_>,
     sent: &Head<'_>,
-    body: &RequestBody,
+    body: &RequestBody<'_>,
     response: &ResponseHead,
     journey: &mut Journey<'_>,
 ) -> Result<(), Failure> {
@@ -275,7 +275,7 @@ async fn carry(
 fn check(
     down: &Down<'_>,
     sent: &Head<'_>,
-    body: &RequestBody,
+    body: &RequestBody<'_>,
     response: &ResponseHead,
 ) -> Result<(), Failure> {
     let refuse = |why: &str| Err(Failure::upstream(Cause::UpstreamProtocolError, Retry::No).because(why));

@@ -1,10 +1,7 @@
 //! A connection to one of the backend's endpoints. Until one stands nothing of the caller has been sent, so that another
 //! endpoint may always be tried; how often, the retry policy says.
 
-use std::future::poll_fn;
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::Poll;
 use std::time::Duration;
 
 use meshwork_decision::{
@@ -12,19 +9,18 @@ use meshwork_decision::{
     Retry, StopReason, Transport,
 };
 use smallvec::SmallVec;
-use tokio::net::TcpStream;
 use tokio::time::sleep;
 
-use super::Caller;
+use super::Carried;
+use super::end::End;
 use super::journey::Journey;
 use super::route::Way;
-use crate::connections::Order;
 use crate::error::{self, Failure, Fault};
 use crate::gauges::OpenUpstream;
 use crate::io::Io;
 use crate::proxy_protocol::{Client, Written};
 use crate::upstream::connect::{CONNECT_TIMEOUT, announcement, connect_announced};
-use crate::worker::View;
+use crate::upstream::open::{self, Destination, Speaks, tunnels_id};
 
 /// How often another endpoint is tried when no policy says otherwise.
 const UNSEEN_RETRIES: u32 = 2;
@@ -35,9 +31,10 @@ const FACTS: RequestFacts =
 
 /// A connection to an endpoint, counted as long as it lives.
 pub(super) struct Upstream {
-    pub(super) io: Io,
+    pub(super) end: End,
     _permit: Permit,
-    _open: OpenUpstream,
+    /// A tunnel is counted by the connection that carries it.
+    _open: Option<OpenUpstream>,
 }
 
 /// Connects to an endpoint of the way's service.
@@ -45,20 +42,17 @@ pub(super) struct Upstream {
 /// # Errors
 /// A limit, or none of the endpoints that were tried took the connection.
 pub(super) async fn connect(
-    caller: &Caller,
-    view: &View,
+    cx: &Carried<'_>,
     way: &Way<'_>,
     journey: &mut Journey,
 ) -> Result<Upstream, Failure> {
-    let worker = &caller.worker;
-    let cluster = way.cluster;
-    debug_assert!(view.snapshot.cluster(&cluster.key).is_some(), "the way is of this snapshot");
+    let (worker, cluster) = (cx.worker, way.cluster);
     let over = |cause| Failure::local(cause).because(Arc::clone(&cluster.key.service));
     let permit = cluster.admit(Limited::Connection).map_err(over)?;
-    let policy = way.matched.policy().retry(Some(cluster));
+    let policy = way.policy.retry(Some(cluster));
     let mut retry = Retry::begin(policy, cluster, worker.now());
     let timeout = way.timeouts.connect.unwrap_or(CONNECT_TIMEOUT);
-    let client = Client { source: caller.ends.peer, destination: caller.ends.local };
+    let client = Client { source: cx.ends.peer, destination: cx.ends.local };
     let header = cluster.proxy_protocol.map(|version| announcement(version, &client));
     let mut tried: SmallVec<[u64; 4]> = SmallVec::new();
     let mut unseen = 0;
@@ -71,10 +65,10 @@ pub(super) async fn connect(
             return Err(last.unwrap_or_else(|| over(Cause::NoHealthyUpstream)));
         };
         tried.push(endpoint.id);
-        let outcome = once(caller, &endpoint, timeout, header.as_ref(), journey).await;
-        observe(caller, way, &endpoint, outcome.as_ref().err());
+        let outcome = once(cx, way, &endpoint, timeout, header.as_ref(), journey).await;
+        observe(cx, way, &endpoint, outcome.as_ref().err());
         let failure = match outcome {
-            Ok(tcp) => return Ok(Upstream { io: Io::Tcp(tcp), _permit: permit, _open: worker.connected() }),
+            Ok((end, open)) => return Ok(Upstream { end, _permit: permit, _open: open }),
             Err(failure) if failure.retry == error::Retry::No => return Err(failure),
             Err(failure) => failure,
         };
@@ -92,7 +86,7 @@ pub(super) async fn connect(
                     sleep(after).await;
                     Ok(())
                 };
-                unless_ended(caller, Box::pin(pause)).await?;
+                cx.unless_ended(Box::pin(pause)).await?;
             }
             Decision::Again { .. } => {}
             Decision::Stop(StopReason::NotCalledFor)
@@ -107,55 +101,59 @@ pub(super) async fn connect(
 }
 
 async fn once(
-    caller: &Caller,
+    cx: &Carried<'_>,
+    way: &Way<'_>,
     endpoint: &Arc<Endpoint>,
     timeout: Duration,
     header: Option<&Written>,
     journey: &mut Journey,
-) -> Result<TcpStream, Failure> {
-    if let Transport::Mesh { http, .. } = &endpoint.transport {
-        journey.attempt(*http, endpoint);
-        let why = "the endpoint is in the mesh, which does not carry opaque TCP";
-        return Err(Failure::local(Cause::UpstreamTlsFailure).because(why));
-    }
-    journey.attempt(endpoint.address(), endpoint);
-    let dialing = connect_announced(endpoint.address(), timeout, header.map(|header| &header[..]));
-    let dialed = unless_ended(caller, Box::pin(dialing)).await;
-    if let Err(failure) = &dialed
+) -> Result<(End, Option<OpenUpstream>), Failure> {
+    let opened = match &endpoint.transport {
+        Transport::Plaintext => {
+            journey.attempt(endpoint.address(), endpoint);
+            let header = header.map(|header| &header[..]);
+            let dialing = connect_announced(endpoint.address(), timeout, header);
+            let tcp = cx.unless_ended(Box::pin(dialing)).await;
+            tcp.map(|tcp| (End::Socket(Io::Tcp(tcp)), Some(cx.worker.connected())))
+        }
+        Transport::Mesh { hbone: Some(hbone), spiffe_id, .. } => {
+            journey.attempt(*hbone, endpoint);
+            let to = Destination {
+                pool: tunnels_id(endpoint.id),
+                address: *hbone,
+                speaks: Speaks::Mesh { key: &way.cluster.key, id: spiffe_id },
+                // The tunnel is what its limits count, not the connection that many share.
+                cluster: None,
+                connect_timeout: timeout,
+                announcement: None,
+            };
+            let opened = cx.unless_ended(Box::pin(open::tunnel(cx.worker, &to, &way.cluster.key))).await;
+            journey.proven(spiffe_id);
+            opened.map(|tunnel| (End::Tunnel(Box::new(tunnel)), None))
+        }
+        Transport::Mesh { http, hbone: None, .. } => {
+            journey.attempt(*http, endpoint);
+            let why = "the proxy beside the endpoint takes no opaque connections (HBONE): update it";
+            return Err(Failure::local(Cause::UpstreamTlsFailure).because(why));
+        }
+    };
+    if let Err(failure) = &opened
         && failure.cause.is_connecting()
     {
-        caller.worker.connect_failed(failure.cause);
+        cx.worker.connect_failed(failure.cause);
     }
-    dialed
+    opened
 }
 
 /// Tells outlier detection: a connection is the one answer that an endpoint gives here.
-fn observe(caller: &Caller, way: &Way<'_>, endpoint: &Endpoint, failure: Option<&Failure>) {
+fn observe(cx: &Carried<'_>, way: &Way<'_>, endpoint: &Endpoint, failure: Option<&Failure>) {
     let outcome = match failure {
         None => AttemptOutcome::Success,
         Some(Failure { fault: Fault::Upstream, .. }) => AttemptOutcome::Failure,
         Some(_) => return,
     };
-    let worker = &caller.worker;
+    let worker = cx.worker;
     if let Some(ejection) = way.cluster.record(endpoint, outcome, worker.now()) {
         worker.ejected(way.cluster, endpoint, ejection);
     }
-}
-
-/// Waits, unless the connection is told to end.
-async fn unless_ended<T>(
-    caller: &Caller,
-    mut step: Pin<Box<impl Future<Output = Result<T, Failure>>>>,
-) -> Result<T, Failure> {
-    poll_fn(|cx| {
-        if let Poll::Ready(done) = step.as_mut().poll(cx) {
-            return Poll::Ready(done);
-        }
-        if let Some(Order::Close(cause)) = caller.entry.order() {
-            return Poll::Ready(Err(Failure::local(cause)));
-        }
-        caller.entry.watch(cx);
-        Poll::Pending
-    })
-    .await
 }

@@ -1,12 +1,14 @@
 //! What is known of a connection so far, and its one [`Record`], written when it ends, however it ends.
 
+use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use meshwork_base::{Clock, Tick};
-use meshwork_decision::{Cause, Cluster, Endpoint, InFlight, Matched};
+use meshwork_base::{Clock, SpiffeId, Tick};
+use meshwork_decision::{Cause, Cluster, Endpoint, InFlight, InboundPort, Matched};
 use meshwork_telemetry::{Protocol, Record, StreamSeries};
 
+use crate::downstream::connection::{Conn, Link};
 use crate::downstream::proxied::Ends;
 use crate::error::Failure;
 use crate::series::{self, Called};
@@ -20,8 +22,11 @@ pub(super) struct Journey {
     called: Called,
     series: Option<Rc<StreamSeries>>,
     in_flight: Option<InFlight>,
+    /// The connection that it came by, where other proxies of the mesh call.
+    link: Option<Rc<Link>>,
     /// Both sides have ended, or something went wrong and is told.
     told: bool,
+    silent: bool,
 }
 
 impl Journey {
@@ -40,8 +45,47 @@ impl Journey {
             called: Called::default(),
             series: None,
             in_flight: None,
+            link: None,
             told: false,
+            silent: false,
         }
+    }
+
+    /// Of a connection of the application beside us.
+    pub(super) fn begin_outbound(conn: &Conn, view: &View) -> Self {
+        Self::begin(&conn.worker, &Ends { peer: conn.peer, local: conn.local }, view)
+    }
+
+    /// Of a tunnel that another proxy of the mesh opens.
+    pub(super) fn begin_inbound(conn: &Conn, view: &View) -> Self {
+        let mut journey = Self::begin_outbound(conn, view);
+        journey.record.peer_id = conn.peer_id().map(|id| Arc::clone(id.shared()));
+        journey.link = Some(Rc::clone(&conn.link));
+        journey
+    }
+
+    /// It carries requests, which are written down one by one: there is nothing to write of it.
+    pub(super) fn discard(mut self) {
+        self.told = true;
+        self.silent = true;
+    }
+
+    /// Our own application is called, as this service.
+    pub(super) fn own(&mut self, port: &InboundPort) {
+        self.record.service = Some(Arc::clone(&port.label));
+        self.called.own = Some(Arc::clone(&port.key.service));
+    }
+
+    /// The application is called there.
+    pub(super) fn application(&mut self, address: SocketAddr) {
+        self.record.attempts += 1;
+        self.record.endpoint = Some(address);
+        self.record.upstream_protocol = Some(Protocol::Tcp);
+    }
+
+    /// The endpoint's proxy must prove to be this one.
+    pub(super) fn proven(&mut self, id: &SpiffeId) {
+        self.record.upstream_id = Some(Arc::clone(id.shared()));
     }
 
     /// The client has said whom it wants.
@@ -63,7 +107,7 @@ impl Journey {
     }
 
     /// An attempt begins.
-    pub(super) fn attempt(&mut self, address: std::net::SocketAddr, endpoint: &Arc<Endpoint>) {
+    pub(super) fn attempt(&mut self, address: SocketAddr, endpoint: &Arc<Endpoint>) {
         self.record.attempts += 1;
         self.record.endpoint = Some(address);
         self.record.upstream_protocol = Some(Protocol::Tcp);
@@ -74,7 +118,11 @@ impl Journey {
     /// The series of the connection; it is counted as begun when it is asked for.
     fn series(&mut self) -> &StreamSeries {
         self.series.get_or_insert_with(|| {
-            let series = self.worker.streams(&series::of_stream(&self.worker, &self.called));
+            let labels = match &self.link {
+                Some(link) => series::of_tunnel(link, &self.called),
+                None => series::of_stream(&self.worker, &self.called),
+            };
+            let series = self.worker.streams(&labels);
             series.opened();
             series
         })
@@ -111,6 +159,9 @@ impl Journey {
 
 impl Drop for Journey {
     fn drop(&mut self) {
+        if self.silent {
+            return;
+        }
         if !self.told {
             self.failed(&Failure::local(Cause::Draining));
         }

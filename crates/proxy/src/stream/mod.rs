@@ -9,29 +9,41 @@
 //! transfer  bytes both ways, by splice where both sides are plain TCP     transfer.rs, splice.rs
 //! record    one Record, whatever happened                                 journey.rs
 //! ```
+//!
+//! In a mesh the application's connections come by `outbound.rs`, those of other proxies by `hbone.rs`; both then go the
+//! same way.
 
 mod attempt;
+mod end;
+pub(crate) mod hbone;
 mod hello;
 mod journey;
+pub(crate) mod outbound;
 mod reject;
 mod route;
 pub(crate) mod splice;
 mod transfer;
 
+use std::future::poll_fn;
+use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::task::Poll;
 
+use bytes::Bytes;
 use meshwork_decision::{Binding, Protocol};
 use tokio::net::TcpStream;
 
-use crate::connections::{Phase, Registration};
+use crate::connections::{Entry, Order, Phase, Registration};
+use crate::downstream::connection::Conn;
 use crate::downstream::handshake::{self, unless_ordered};
 use crate::downstream::proxied::Ends;
 use crate::error::Failure;
 use crate::gauges::OpenDownstream;
 use crate::io::Io;
 use crate::mesh::Place;
-use crate::worker::{View, Worker};
+use crate::worker::Worker;
+use end::End;
 use journey::Journey;
 
 /// What all phases of a connection work with.
@@ -41,6 +53,39 @@ pub(crate) struct Caller {
     pub(crate) ends: Ends,
     pub(crate) entry: Registration,
     pub(crate) _open: OpenDownstream,
+}
+
+/// A connection as the later phases see it, wherever it came in.
+#[derive(Clone, Copy)]
+pub(crate) struct Carried<'a> {
+    worker: &'a Rc<Worker>,
+    ends: Ends,
+    entry: &'a Entry,
+}
+
+impl<'a> Carried<'a> {
+    fn of(conn: &'a Conn) -> Self {
+        let ends = Ends { peer: conn.peer, local: conn.local };
+        Self { worker: &conn.worker, ends, entry: &conn.entry }
+    }
+
+    /// Waits, unless the connection is told to end.
+    async fn unless_ended<T>(
+        &self,
+        mut step: Pin<Box<impl Future<Output = Result<T, Failure>>>>,
+    ) -> Result<T, Failure> {
+        poll_fn(|cx| {
+            if let Poll::Ready(done) = step.as_mut().poll(cx) {
+                return Poll::Ready(done);
+            }
+            if let Some(Order::Close(cause)) = self.entry.order() {
+                return Poll::Ready(Err(Failure::local(cause)));
+            }
+            self.entry.watch(cx);
+            Poll::Pending
+        })
+        .await
+    }
 }
 
 /// Carries a connection, and writes it down.
@@ -60,48 +105,40 @@ pub(crate) async fn serve(caller: Caller, binding: Arc<Binding>, tcp: TcpStream)
         journey.named(name.as_deref());
     }
     entry.enter(Phase::Exchange, worker.now());
-    if let Err(failure) = run(&caller, &view, &binding, tcp, name.as_deref(), &mut journey).await {
+    if let Err(failure) = run(&caller, &binding, tcp, name.as_deref(), &mut journey).await {
         journey.failed(&failure);
     }
 }
 
 async fn run(
     caller: &Caller,
-    view: &View,
     binding: &Binding,
     tcp: TcpStream,
     name: Option<&str>,
     journey: &mut Journey,
 ) -> Result<(), Failure> {
     let worker = &caller.worker;
-    let way = match route::find(worker, binding, name, journey) {
+    let (listener, way) = match route::find(worker, binding, name, journey) {
         Ok(way) => way,
         Err(failure) => {
             reject::unrecognized(&tcp, binding.protocol);
             return Err(failure);
         }
     };
-    let listener = way.matched.listener.filter(|_| binding.protocol == Protocol::Tls);
-    let mut down = match listener.filter(|listener| !listener.passthrough) {
-        Some(listener) => Box::pin(end_tls(caller, listener, tcp)).await?,
-        None => Io::Tcp(tcp),
+    let ends_here = binding.protocol == Protocol::Tls && !listener.passthrough;
+    let mut down = match ends_here {
+        true => End::Socket(Box::pin(end_tls(caller, listener, tcp)).await?),
+        false => End::Socket(Io::Tcp(tcp)),
     };
-    let idle = way.timeouts.idle;
-    let connected = Box::pin(attempt::connect(caller, view, &way, journey)).await;
-    let mut up = match connected {
-        Ok(up) => up,
-        Err(failure) => {
-            reject::reset(down.tcp());
-            return Err(failure);
+    let cx = Carried { worker, ends: caller.ends, entry: &caller.entry };
+    let moved = match Box::pin(attempt::connect(&cx, &way, journey)).await {
+        Ok(mut up) => {
+            transfer::run(&cx, way.timeouts.idle, (&mut down, &mut up.end), Bytes::new(), journey).await
         }
+        Err(failure) => Err(failure),
     };
-    caller.entry.be_patient(Some(idle.unwrap_or(transfer::IDLE_TIMEOUT)));
-    caller.entry.progress(worker.now());
-    let moved = transfer::run(caller, &mut down, &mut up.io, journey).await;
     if moved.is_err() {
-        // Whoever waits for more must not take what it has for everything.
-        reject::reset(down.tcp());
-        reject::reset(up.io.tcp());
+        down.reset();
     }
     moved
 }

@@ -3,7 +3,9 @@
 use std::sync::Arc;
 
 use meshwork_base::SpiffeId;
-use meshwork_decision::{Authorization, Binding, Cluster, Matched, NoReasons, Routed, Stream, Timeouts};
+use meshwork_decision::{
+    Authorization, Binding, Cluster, Listener, NoReasons, Routed, RulePolicy, Stream, Timeouts,
+};
 
 use super::journey::Journey;
 use crate::error::Failure;
@@ -11,9 +13,15 @@ use crate::worker::Worker;
 
 /// What takes a connection.
 pub(super) struct Way<'v> {
-    pub(super) matched: Matched<'v>,
+    pub(super) policy: &'v Arc<RulePolicy>,
     pub(super) cluster: &'v Arc<Cluster>,
     pub(super) timeouts: Timeouts,
+}
+
+impl<'v> Way<'v> {
+    pub(super) fn new(policy: &'v Arc<RulePolicy>, cluster: &'v Arc<Cluster>) -> Self {
+        Self { policy, cluster, timeouts: policy.timeouts(Some(cluster)) }
+    }
 }
 
 /// Finds the route of a connection, and the backend that gets it.
@@ -25,7 +33,7 @@ pub(super) fn find<'v>(
     binding: &'v Binding,
     server_name: Option<&str>,
     journey: &mut Journey,
-) -> Result<Way<'v>, Failure> {
+) -> Result<(&'v Arc<Listener>, Way<'v>), Failure> {
     let stream = Stream { server_name, peer: None };
     let matched = match binding.route_stream(&stream, &mut NoReasons) {
         Routed::Matched(matched) => matched,
@@ -44,7 +52,8 @@ pub(super) fn find<'v>(
     let (_, cluster) =
         chosen.map_err(|cause| Failure::local(cause).because(Arc::clone(&matched.route().name)))?;
     journey.cluster(cluster);
-    Ok(Way { matched, cluster, timeouts: matched.policy().timeouts(Some(cluster)) })
+    let listener = matched.listener.expect("a binding's routes hang on its listeners");
+    Ok((listener, Way::new(matched.policy(), cluster)))
 }
 
 /// Whether a connection that nobody looks into may pass.

@@ -15,12 +15,12 @@ use bytes::{Buf, Bytes};
 use meshwork_decision::Cause;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use super::Caller;
+use super::Carried;
+use super::end::End;
 use super::journey::Journey;
 use super::splice::{Pipe, Pipes};
 use crate::connections::{Order, Phase};
 use crate::error::{Failure, Retry};
-use crate::io::Io;
 use crate::worker::Worker;
 
 /// How long nothing may move where no policy says it; Envoy's.
@@ -53,8 +53,9 @@ struct Direction {
 }
 
 impl Direction {
-    fn new() -> Self {
-        Self { held: Held::Nothing, bulk: false, ended: false, done: false, moved: 0 }
+    fn new(ahead: Bytes) -> Self {
+        let held = if ahead.is_empty() { Held::Nothing } else { Held::Bytes(ahead) };
+        Self { held, bulk: false, ended: false, done: false, moved: 0 }
     }
 
     /// Moves what there is; ready when the end has been passed on.
@@ -62,8 +63,8 @@ impl Direction {
         &mut self,
         cx: &mut Context<'_>,
         worker: &Worker,
-        from: &mut Io,
-        to: &mut Io,
+        from: &mut End,
+        to: &mut End,
     ) -> Poll<Result<(), Broken>> {
         if self.done {
             return Poll::Ready(Ok(()));
@@ -75,8 +76,8 @@ impl Direction {
                 self.done = true;
                 return Poll::Ready(Ok(()));
             }
-            let taken = match (&*from, &*to) {
-                (Io::Tcp(socket), Io::Tcp(_)) if self.bulk => self.poll_splice(cx, &worker.pipes, socket),
+            let taken = match (from.plain(), to.plain()) {
+                (Some(socket), Some(_)) if self.bulk => self.poll_splice(cx, &worker.pipes, socket),
                 _ => None,
             };
             let count = match taken {
@@ -114,8 +115,8 @@ impl Direction {
         &mut self,
         cx: &mut Context<'_>,
         worker: &Worker,
-        from: &mut Io,
-        to: &mut Io,
+        from: &mut End,
+        to: &mut End,
     ) -> Poll<Result<usize, Broken>> {
         let mut buffer = worker.buffer.borrow_mut();
         buffer.resize(BUFFER, 0);
@@ -142,20 +143,22 @@ impl Direction {
     }
 
     /// Gives on what is held, and what TLS may hold back.
-    fn poll_give(&mut self, cx: &mut Context<'_>, to: &mut Io) -> Poll<io::Result<()>> {
+    fn poll_give(&mut self, cx: &mut Context<'_>, to: &mut End) -> Poll<io::Result<()>> {
         loop {
-            let count = match (&mut self.held, &mut *to) {
-                (Held::Nothing, to) => return Pin::new(to).poll_flush(cx),
-                (Held::Bytes(bytes), to) => {
-                    let count = ready!(Pin::new(to).poll_write(cx, bytes))?;
+            let count = match &mut self.held {
+                Held::Nothing => return Pin::new(to).poll_flush(cx),
+                Held::Bytes(bytes) => {
+                    let count = ready!(Pin::new(&mut *to).poll_write(cx, bytes))?;
                     if count == 0 {
                         return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
                     }
                     bytes.advance(count);
                     count
                 }
-                (Held::Pipe(pipe), Io::Tcp(to)) => ready!(pipe.poll_drain(cx, to))?,
-                (Held::Pipe(_), _) => unreachable!("only plain sockets are spliced"),
+                Held::Pipe(pipe) => {
+                    let to = to.plain().expect("only plain sockets are spliced");
+                    ready!(pipe.poll_drain(cx, to))?
+                }
             };
             self.moved += count as u64;
             let empty = match &self.held {
@@ -170,20 +173,24 @@ impl Direction {
     }
 }
 
-/// Carries the connection to its end.
+/// Carries the connection to its end. `ahead` was read from the caller already. A connection that does not end regularly
+/// is reset on both sides.
 ///
 /// # Errors
 /// A side broke, nothing moved for too long, or the process stops.
 pub(super) async fn run(
-    caller: &Caller,
-    down: &mut Io,
-    up: &mut Io,
+    carried: &Carried<'_>,
+    idle: Option<Duration>,
+    (down, up): (&mut End, &mut End),
+    ahead: Bytes,
     journey: &mut Journey,
 ) -> Result<(), Failure> {
-    let (worker, entry) = (&caller.worker, &caller.entry);
-    let (mut requests, mut responses) = (Direction::new(), Direction::new());
+    let Carried { worker, entry, .. } = carried;
+    entry.enter(Phase::Exchange, worker.now());
+    entry.be_patient(Some(idle.unwrap_or(IDLE_TIMEOUT)));
+    let (mut requests, mut responses) = (Direction::new(ahead), Direction::new(Bytes::new()));
     journey.established();
-    poll_fn(|cx| {
+    let moved = poll_fn(|cx| {
         let before = (requests.moved, responses.moved);
         let there = requests.poll(cx, worker, down, up);
         let back = responses.poll(cx, worker, up, down);
@@ -208,9 +215,16 @@ pub(super) async fn run(
         entry.watch(cx);
         Poll::Pending
     })
-    .await?;
-    journey.finished();
-    Ok(())
+    .await;
+    match &moved {
+        Ok(()) => journey.finished(),
+        // Whoever waits for more must not take what it has for everything.
+        Err(_) => {
+            down.reset();
+            up.reset();
+        }
+    }
+    moved
 }
 
 /// `requests`: the direction goes from the caller to the endpoint.

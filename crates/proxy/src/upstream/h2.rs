@@ -24,6 +24,7 @@ use crate::error::{Failure, Retry};
 use crate::http::convert;
 use crate::http::h2_body::{H2Sink, H2Source};
 use crate::http::stream::{Frame, StreamError};
+use crate::http::tunnel::Tunnel;
 use crate::http::upgrade;
 use crate::replay::Replayed;
 
@@ -35,6 +36,14 @@ const CONNECTION_WINDOW: u32 = 4 * 1024 * 1024;
 const SEND_BUFFER: usize = 64 * 1024;
 /// Bytes of a response's header list, decoded.
 const HEADER_LIST: u32 = 64 * 1024;
+/// Responses that we gave up and whose frames may still be on the way: so many are remembered, and for how long. A caller
+/// who leaves must cost those beside him nothing, and an endpoint may be slow to hear of it.
+const REMEMBERED_RESETS: usize = 1024;
+const REMEMBERED_FOR: Duration = Duration::from_secs(30);
+/// What small frames that nobody has read yet may cost, as `h2` counts: 256 less their length, each. Beyond it the
+/// connection ends with all requests on it, so callers who do not read must not get there: this is many streams' windows
+/// full of small messages, and at worst some 50 MiB of our memory.
+const SMALL_FRAMES: usize = 128 * 1024 * 1024;
 
 /// A connection to one endpoint.
 pub(crate) struct H2Connection {
@@ -70,6 +79,11 @@ impl H2Connection {
             .initial_connection_window_size(CONNECTION_WINDOW)
             .max_send_buffer_size(SEND_BUFFER)
             .max_header_list_size(HEADER_LIST)
+            .max_concurrent_reset_streams(REMEMBERED_RESETS)
+            .reset_stream_duration(REMEMBERED_FOR)
+            // `h2` counts frames of forgotten streams over a connection's whole life, which may be days.
+            .max_local_error_reset_streams(None)
+            .data_frame_budget(SMALL_FRAMES)
             .enable_push(false);
         let (send, mut connection) = builder.handshake(io).await.map_err(|error| {
             Failure::upstream(Cause::ConnectFailure, Retry::NothingSent).because(error.to_string())
@@ -184,11 +198,39 @@ impl H2Connection {
         clock: &dyn Clock,
     ) -> Result<H2Exchange, Failure> {
         let stream = Stream::open(self, clock);
+        let key = self.extended(head).await;
+        let request = convert::request(head, key.is_some())
+            .map_err(|why| Failure::local(Cause::Internal).because(why))?;
+        let end = end && key.is_none();
+        self.send_request(stream, request, end, key.map(Into::into)).await
+    }
+
+    /// Asks for a tunnel to this authority (RFC 9113, section 8.5).
+    ///
+    /// # Errors
+    /// As [`Self::send`].
+    pub(crate) async fn connect(
+        self: &Rc<Self>,
+        authority: http::uri::Authority,
+        clock: &dyn Clock,
+    ) -> Result<H2Exchange, Failure> {
+        let stream = Stream::open(self, clock);
+        let mut request = http::Request::new(());
+        *request.method_mut() = http::Method::CONNECT;
+        *request.uri_mut() = authority.into();
+        self.send_request(stream, request, false, None).await
+    }
+
+    async fn send_request(
+        &self,
+        stream: Stream,
+        request: http::Request<()>,
+        end: bool,
+        key: Option<Box<[u8]>>,
+    ) -> Result<H2Exchange, Failure> {
         let nothing_sent = |error: h2::Error| {
             Failure::upstream(Cause::UpstreamReset, Retry::NothingSent).because(error.to_string())
         };
-        let key = self.extended(head).await;
-        let end = end && key.is_none();
         let handle = self.send.borrow().clone();
         let mut send = match handle.ready().await {
             Ok(send) => send,
@@ -197,8 +239,6 @@ impl H2Connection {
                 return Err(nothing_sent(error));
             }
         };
-        let request = convert::request(head, key.is_some())
-            .map_err(|why| Failure::local(Cause::Internal).because(why))?;
         let reused = self.is_reused();
         let (response, sink) = send.send_request(request, end).map_err(nothing_sent)?;
         self.carried.set(self.carried.get() + 1);
@@ -207,14 +247,14 @@ impl H2Connection {
             sink: H2Sink::new(sink, end),
             source: None,
             reused,
-            key: key.map(Into::into),
-            _stream: stream,
+            key,
+            stream,
         })
     }
 }
 
 /// Counts a stream as long as it lives.
-struct Stream {
+pub(crate) struct Stream {
     connection: Rc<H2Connection>,
     opened: Tick,
 }
@@ -241,7 +281,7 @@ pub(crate) struct H2Exchange {
     pub(crate) reused: bool,
     /// Of a change of protocol that was asked for and is not decided yet, or was agreed to.
     key: Option<Box<[u8]>>,
-    _stream: Stream,
+    stream: Stream,
 }
 
 impl H2Exchange {
@@ -294,6 +334,12 @@ impl H2Exchange {
 
     pub(crate) fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Result<Frame, StreamError>> {
         self.source.as_mut().expect("a body follows its head").poll_frame(cx)
+    }
+
+    /// What a CONNECT has opened, once its response is there.
+    pub(crate) fn into_tunnel(self) -> Tunnel {
+        let source = self.source.expect("a tunnel follows its head");
+        Tunnel::new(source, self.sink, Some(self.stream))
     }
 
     pub(crate) fn is_end(&self) -> bool {

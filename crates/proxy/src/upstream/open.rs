@@ -1,11 +1,13 @@
 //! From "where to" to an open exchange: a kept connection if there is one, else a new one within the service's limits.
 
+use std::future::poll_fn;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::Duration;
 
 use meshwork_base::SpiffeId;
 use meshwork_decision::{Cause, Cluster, ClusterKey, Limited, Permit};
+use meshwork_http1::ResponseHead;
 use tokio::time::{sleep, timeout};
 
 use super::connect::{connect, connect_announced};
@@ -13,7 +15,8 @@ use super::h1::H1Client;
 use super::h2::{H2Connection, H2Exchange};
 use super::pool::{EndpointPool, Opened};
 use super::{Head, mesh};
-use crate::error::Failure;
+use crate::error::{Failure, Retry};
+use crate::http::tunnel::Tunnel;
 use crate::io::Io;
 use crate::replay::Replayed;
 use crate::worker::Worker;
@@ -54,6 +57,18 @@ pub(crate) const fn app_id(port: u16, http2: bool) -> u64 {
 /// Whether a pool is one of the application beside us.
 pub(crate) const fn is_app(pool: u64) -> bool {
     pool & APP != 0
+}
+
+const TUNNELS: u64 = 1 << 62;
+
+/// The pool of the connections to an endpoint that carry tunnels: they go to another port than requests.
+pub(crate) const fn tunnels_id(endpoint: u64) -> u64 {
+    TUNNELS | endpoint
+}
+
+/// The endpoint whose pool it is.
+pub(crate) const fn endpoint_of(pool: u64) -> u64 {
+    pool & !TUNNELS
 }
 
 impl Destination<'_> {
@@ -145,6 +160,54 @@ pub(crate) async fn h2(
             // It is closed and not found again, so this ends.
             Err(failure) if reused && connection.is_closed() && failure.cause == Cause::UpstreamReset => {}
             other => return other,
+        }
+    }
+}
+
+/// A tunnel through the proxy beside an endpoint to the port of its application.
+///
+/// # Errors
+/// No connection could be made, or the proxy opens no tunnel. Nothing of the caller was sent.
+pub(crate) async fn tunnel(
+    worker: &Worker,
+    to: &Destination<'_>,
+    key: &ClusterKey,
+) -> Result<Tunnel, Failure> {
+    let clock = &*worker.shared.clock;
+    let pool = worker.pools.of(to.pool);
+    let (namespace, name) = key.service.split_once('/').unwrap_or(("default", &key.service));
+    let authority = http::uri::Authority::try_from(format!("{name}.{namespace}:{}", key.port))
+        .map_err(|error| Failure::local(Cause::Internal).because(error.to_string()))?;
+    let mut exchange = loop {
+        let connection = pool.share(clock.wall(), || dial(worker, to, &pool)).await?;
+        let reused = connection.is_reused();
+        match connection.connect(authority.clone(), clock).await {
+            // It is closed and not found again, so this ends.
+            Err(failure) if reused && connection.is_closed() && failure.cause == Cause::UpstreamReset => {}
+            other => break other?,
+        }
+    };
+    let mut head = ResponseHead::new();
+    let failed = |cause, why: String| Failure::upstream(cause, Retry::NothingSent).because(why);
+    loop {
+        let answered = timeout(to.connect_timeout, poll_fn(|cx| exchange.poll_head(cx, &mut head))).await;
+        match answered {
+            Err(_) => {
+                return Err(failed(Cause::ConnectTimeout, format!("{}: no tunnel in time", to.address)));
+            }
+            Ok(Err(error)) => return Err(failed(Cause::ConnectFailure, format!("{}: {error}", to.address))),
+            Ok(Ok(())) if head.is_informational() => {}
+            Ok(Ok(())) => break,
+        }
+    }
+    match head.status {
+        200 => Ok(exchange.into_tunnel()),
+        // No other endpoint will think otherwise.
+        403 => {
+            Err(Failure::local(Cause::AuthorizationDenied).because(format!("by the proxy at {}", to.address)))
+        }
+        status => {
+            Err(failed(Cause::ConnectFailure, format!("the proxy at {} answered {status}", to.address)))
         }
     }
 }

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
+use tokio::net::{TcpListener, TcpStream};
 
 pub const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
@@ -105,4 +105,41 @@ impl Raw {
         }
         code
     }
+}
+
+/// An endpoint that goes on sending, in small pieces, what its callers have given up. `small`: its first response is as
+/// many small pieces as the window takes.
+pub async fn deaf_upstream(callers: usize, mut small: bool) -> SocketAddr {
+    const OK: &[u8] = &[0x88];
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        let (mut tcp, _) = listener.accept().await.unwrap();
+        tcp.read_exact(&mut [0; PREFACE.len()]).await.unwrap();
+        let mut raw = Raw(tcp);
+        raw.send(&frame(SETTINGS, 0, 0, &[])).await;
+        let mut resets = 0;
+        while let Ok((kind, flags, stream, _)) = raw.next().await {
+            match kind {
+                HEADERS if std::mem::take(&mut small) => {
+                    raw.send(&frame(HEADERS, END_HEADERS, stream, OK)).await;
+                    raw.send(&frame(DATA, 0, stream, b"tick").repeat(60_000)).await;
+                }
+                SETTINGS if flags & ACK == 0 => raw.send(&frame(SETTINGS, ACK, 0, &[])).await,
+                PING if flags & ACK == 0 => raw.send(&frame(PING, ACK, 0, b"settled!")).await,
+                HEADERS if resets < callers => raw.send(&frame(HEADERS, END_HEADERS, stream, OK)).await,
+                HEADERS => raw.send(&frame(HEADERS, END_HEADERS | END_STREAM, stream, OK)).await,
+                RESET => {
+                    resets += 1;
+                    if resets == callers {
+                        for stream in (1..2 * u32::try_from(callers).unwrap()).step_by(2) {
+                            raw.send(&frame(DATA, 0, stream, b"still here")).await;
+                        }
+                    }
+                }
+                _ => {}
+            }
+        }
+    });
+    address
 }

@@ -1,0 +1,130 @@
+//! The bounds on what a caller may make a proxy hold, and for how long, as flags of every proxy's process. Errors name
+//! the flag whose bound they met.
+
+use std::time::Duration;
+
+use meshwork_http1::Limits;
+use meshwork_process::parse_duration;
+
+use crate::connections::DownstreamTimeouts;
+use crate::engine::Settings;
+
+/// Flags of whoever takes requests. The bounds on fields hold for HTTP/2, too.
+#[derive(clap::Args, Clone, Debug)]
+pub struct TrafficArgs {
+    /// Longest request line, in bytes
+    #[arg(long, value_name = "BYTES", env = "MESHWORK_MAX_REQUEST_LINE_BYTES", default_value_t = Limits::default().request_line, value_parser = bytes(64))]
+    pub max_request_line_bytes: u32,
+
+    /// Longest field line of a head, in bytes
+    #[arg(long, value_name = "BYTES", env = "MESHWORK_MAX_HEADER_LINE_BYTES", default_value_t = Limits::default().header_line, value_parser = bytes(64))]
+    pub max_header_line_bytes: u32,
+
+    /// Most field lines of a head, or of a body's trailers
+    #[arg(long, value_name = "COUNT", env = "MESHWORK_MAX_HEADER_COUNT", default_value_t = Limits::default().header_count, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    pub max_header_count: u32,
+
+    /// Most bytes of all field lines of a head together
+    #[arg(long, value_name = "BYTES", env = "MESHWORK_MAX_HEADER_BYTES", default_value_t = Limits::default().header_bytes, value_parser = bytes(64))]
+    pub max_header_bytes: u32,
+
+    /// Most bytes of all trailer lines of a body together
+    #[arg(long, value_name = "BYTES", env = "MESHWORK_MAX_TRAILER_BYTES", default_value_t = Limits::default().trailer_bytes, value_parser = bytes(0))]
+    pub max_trailer_bytes: u32,
+
+    /// Most bytes of chunk extensions that a body may carry beyond the bytes of its data
+    #[arg(long, value_name = "BYTES", env = "MESHWORK_MAX_CHUNK_EXTENSION_BYTES", default_value_t = Limits::default().chunk_ext, value_parser = bytes(0))]
+    pub max_chunk_extension_bytes: u32,
+
+    /// Most connections of callers per worker; more are closed at once
+    #[arg(long, value_name = "COUNT", env = "MESHWORK_MAX_CONNECTIONS", default_value_t = 100_000, value_parser = clap::value_parser!(u32).range(1..))]
+    pub max_connections: u32,
+
+    /// How long a TLS handshake or an HTTP/2 preface may take
+    #[arg(long, value_name = "TIME", env = "MESHWORK_HANDSHAKE_TIMEOUT", default_value = "10s", value_parser = time)]
+    pub handshake_timeout: Duration,
+
+    /// How long a connection may be without a request
+    #[arg(long, value_name = "TIME", env = "MESHWORK_IDLE_TIMEOUT", default_value = "75s", value_parser = time)]
+    pub idle_timeout: Duration,
+
+    /// How long a request's head may take from its first byte to its last
+    #[arg(long, value_name = "TIME", env = "MESHWORK_REQUEST_HEADER_TIMEOUT", default_value = "10s", value_parser = time)]
+    pub request_header_timeout: Duration,
+
+    /// How long each next kibibyte of a request's body may take; gRPC is exempt, its streams may be silent
+    #[arg(long, value_name = "TIME", env = "MESHWORK_REQUEST_BODY_TIMEOUT", default_value = "60s", value_parser = time)]
+    pub request_body_timeout: Duration,
+
+    /// How long nothing may move in a request that is under way, unless a policy says otherwise
+    #[arg(long, value_name = "TIME", env = "MESHWORK_STREAM_IDLE_TIMEOUT", default_value = "5m", value_parser = time)]
+    pub stream_idle_timeout: Duration,
+}
+
+/// Offsets into a head have 32 bits, and a head must fit into memory many times.
+fn bytes(least: i64) -> clap::builder::RangedI64ValueParser<u32> {
+    clap::value_parser!(u32).range(least..=16 * 1024 * 1024)
+}
+
+fn time(text: &str) -> Result<Duration, String> {
+    let time = parse_duration(text)?;
+    if time.is_zero() { Err("a time limit is above 0".to_owned()) } else { Ok(time) }
+}
+
+impl TrafficArgs {
+    /// The engine's settings with these bounds.
+    #[must_use]
+    pub fn settings(&self) -> Settings {
+        Settings {
+            limits: Limits {
+                request_line: self.max_request_line_bytes,
+                header_line: self.max_header_line_bytes,
+                header_count: self.max_header_count,
+                header_bytes: self.max_header_bytes,
+                chunk_ext: self.max_chunk_extension_bytes,
+                trailer_bytes: self.max_trailer_bytes,
+            },
+            timeouts: DownstreamTimeouts {
+                handshake: self.handshake_timeout,
+                idle: self.idle_timeout,
+                head: self.request_header_timeout,
+                body: self.request_body_timeout,
+                stream_idle: self.stream_idle_timeout,
+            },
+            max_connections: usize::try_from(self.max_connections).unwrap_or(usize::MAX),
+            ..Settings::default()
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::{Args as _, FromArgMatches as _};
+    use meshwork_http1::Limit;
+
+    use super::*;
+
+    fn parse(arguments: &[&str]) -> Result<TrafficArgs, clap::Error> {
+        let command = TrafficArgs::augment_args(clap::Command::new("test").no_binary_name(true));
+        TrafficArgs::from_arg_matches(&command.try_get_matches_from(arguments)?)
+    }
+
+    #[test]
+    fn without_flags_the_engine_s_defaults_hold() {
+        let (given, own) = (parse(&[]).unwrap().settings(), Settings::default());
+        assert_eq!(given.limits, own.limits);
+        assert_eq!(format!("{:?}", given.timeouts), format!("{:?}", own.timeouts));
+        assert_eq!(given.max_connections, own.max_connections);
+    }
+
+    #[test]
+    fn every_setting_that_an_error_names_is_a_flag_and_moves_its_bound() {
+        for limit in Limit::ALL {
+            let given = parse(&[limit.setting(), "99"]).unwrap().settings().limits;
+            assert_eq!(limit.of(&given), 99, "{}", limit.setting());
+        }
+        for timeout in ["--request-header-timeout", "--request-body-timeout", "--stream-idle-timeout"] {
+            assert!(parse(&[timeout, "1s"]).is_ok() && parse(&[timeout, "0s"]).is_err(), "{timeout}");
+        }
+    }
+}

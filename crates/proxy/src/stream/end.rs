@@ -1,0 +1,65 @@
+//! One side of a connection that is carried: a socket, plain or with TLS, or a tunnel through another proxy.
+
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+
+use super::reject;
+use crate::http::tunnel::Tunnel;
+use crate::io::Io;
+
+/// See the module's text.
+pub(super) enum End {
+    Socket(Io),
+    Tunnel(Box<Tunnel>),
+}
+
+impl End {
+    /// The socket, where the bytes on it are the connection's own.
+    pub(super) fn plain(&self) -> Option<&TcpStream> {
+        match self {
+            Self::Socket(Io::Tcp(tcp)) => Some(tcp),
+            Self::Socket(Io::TlsServer(_) | Io::TlsClient(_)) | Self::Tunnel(_) => None,
+        }
+    }
+
+    /// Whoever waits for more must not take what it has for everything.
+    pub(super) fn reset(&mut self) {
+        match self {
+            Self::Socket(io) => reject::reset(io.tcp()),
+            Self::Tunnel(tunnel) => tunnel.reset(),
+        }
+    }
+}
+
+macro_rules! each {
+    ($self:ident, $end:ident => $call:expr) => {
+        match $self.get_mut() {
+            End::Socket($end) => $call,
+            End::Tunnel($end) => $call,
+        }
+    };
+}
+
+impl AsyncRead for End {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        each!(self, end => Pin::new(end).poll_read(cx, buf))
+    }
+}
+
+impl AsyncWrite for End {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        each!(self, end => Pin::new(end).poll_write(cx, buf))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        each!(self, end => Pin::new(end).poll_flush(cx))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        each!(self, end => Pin::new(end).poll_shutdown(cx))
+    }
+}

@@ -1,0 +1,93 @@
+//! Opaque connections that other proxies of the mesh bring: HBONE, a CONNECT over HTTP/2 over mutual TLS. The tunnel goes
+//! to the port of the application that the TLS handshake names, or else the CONNECT.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use h2::server::SendResponse;
+use http::{Method, Response, StatusCode};
+use meshwork_decision::{Cause, InboundPort, split_authority};
+use tokio::net::TcpStream;
+
+use super::end::End;
+use super::journey::Journey;
+use super::{Carried, route, transfer};
+use crate::downstream::connection::Conn;
+use crate::error::Failure;
+use crate::http::h2_body::{H2Sink, H2Source};
+use crate::http::tunnel::Tunnel;
+use crate::io::Io;
+use crate::upstream::connect::{CONNECT_TIMEOUT, connect};
+use crate::worker::View;
+
+/// Serves one stream.
+pub(crate) async fn serve(
+    conn: Conn,
+    request: http::Request<h2::RecvStream>,
+    mut respond: SendResponse<Bytes>,
+) {
+    let view = conn.worker.view();
+    let cx = Carried::of(&conn);
+    let mut journey = Journey::begin_inbound(&conn, &view);
+    let opened = Box::pin(open(&cx, &conn, &view, &request, &mut journey)).await;
+    let answered = match &opened {
+        Ok(_) => answer(&mut respond, StatusCode::OK, false),
+        Err(failure) => {
+            let status = failure.cause.status().and_then(|status| StatusCode::from_u16(status).ok());
+            answer(&mut respond, status.unwrap_or(StatusCode::SERVICE_UNAVAILABLE), true)
+        }
+    };
+    let outcome = match (opened, answered) {
+        (Ok(mut app), Ok(sink)) => {
+            let source = H2Source::new(request.into_body());
+            let mut down = End::Tunnel(Box::new(Tunnel::new(source, sink, None)));
+            transfer::run(&cx, None, (&mut down, &mut app), Bytes::new(), &mut journey).await
+        }
+        (Err(failure), _) => Err(failure),
+        (Ok(_), Err(error)) => Err(Failure::downstream(Cause::DownstreamReset).because(error.to_string())),
+    };
+    if let Err(failure) = outcome {
+        journey.failed(&failure);
+    }
+}
+
+fn answer(respond: &mut SendResponse<Bytes>, status: StatusCode, end: bool) -> Result<H2Sink, h2::Error> {
+    let mut response = Response::new(());
+    *response.status_mut() = status;
+    Ok(H2Sink::new(respond.send_response(response, end)?, end))
+}
+
+async fn open(
+    cx: &Carried<'_>,
+    conn: &Conn,
+    view: &View,
+    request: &http::Request<h2::RecvStream>,
+    journey: &mut Journey,
+) -> Result<End, Failure> {
+    if *request.method() != Method::CONNECT {
+        let why = "this port takes tunnels only: CONNECT over HTTP/2";
+        return Err(Failure::downstream(Cause::NotImplemented).because(why));
+    }
+    let authority = request.uri().authority().map_or("", http::uri::Authority::as_str);
+    journey.named(Some(authority));
+    let port = app_port(conn, view, authority)?;
+    journey.own(port);
+    port.admit(conn.peer_id()).map_err(|cause| Failure::downstream(cause).because(&*port.sni))?;
+    route::authorize(&port.authorization, conn.peer_id())?;
+    let address = (conn.worker.shared.settings.app_address, port.app_port).into();
+    journey.application(address);
+    let dialing = connect(address, CONNECT_TIMEOUT);
+    let tcp: TcpStream = cx.unless_ended(Box::pin(dialing)).await?;
+    Ok(End::Socket(Io::Tcp(tcp)))
+}
+
+/// The application's port: as for requests, by the name of the handshake, which callers in the mesh set; for others by the
+/// port that the CONNECT names.
+fn app_port<'v>(conn: &Conn, view: &'v View, authority: &str) -> Result<&'v InboundPort, Failure> {
+    let unknown = |why: &str| Failure::local(Cause::UnknownAppPort).because(Arc::<str>::from(why));
+    let inbound = view.snapshot.inbound().ok_or_else(|| unknown("nothing is served here yet"))?;
+    match conn.sni.as_deref().filter(|sni| sni.ends_with(".mesh")) {
+        Some(sni) => inbound.by_sni(sni).ok_or_else(|| unknown(sni)),
+        None => inbound.by_port(split_authority(authority).1).map_err(|_| unknown(authority)),
+    }
+}

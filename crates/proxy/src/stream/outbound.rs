@@ -1,0 +1,222 @@
+//! Opaque connections of the application beside us. Without interception they come by the door that clients of an HTTP
+//! proxy use anyway: `CONNECT HOST:PORT`. What then comes is what the service's port declares; where it declares nothing,
+//! the first bytes tell, or that none come: a server that speaks first is no HTTP server.
+
+use std::future::poll_fn;
+use std::rc::Rc;
+use std::task::Poll;
+use std::time::Duration;
+
+use meshwork_decision::{AppProtocol, Cause, OutboundPort, split_authority};
+use meshwork_http1::RequestHead;
+use tokio::time::sleep;
+
+use super::attempt;
+use super::end::End;
+use super::journey::Journey;
+use super::route::Way;
+use super::{Carried, transfer};
+use crate::downstream::Down;
+use crate::downstream::connection::{Conn, serve_detected};
+use crate::downstream::h1::H1Server;
+use crate::error::Failure;
+use crate::request::discover;
+use crate::wire::Wire;
+use crate::worker::View;
+
+/// How long a connection whose port declares nothing may be silent before it is taken for opaque.
+const DETECTION: Duration = Duration::from_millis(50);
+
+/// What a connection turned out to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Inside {
+    Http1,
+    Http2,
+    Opaque,
+}
+
+/// Serves a CONNECT, and everything behind it.
+pub(crate) async fn serve(conn: Conn, mut server: H1Server, head: RequestHead) {
+    let mut view = conn.worker.view();
+    let mut journey = Journey::begin_outbound(&conn, &view);
+    let authority = head.authority().unwrap_or_default().to_owned();
+    journey.named(Some(&authority));
+    if let Some(missing) = discover::missing(&conn, &view, &head) {
+        match Box::pin(discover::wait(&conn, &mut Down::H1(&mut server), missing)).await {
+            Ok(newer) => view = newer,
+            Err(failure) => return refuse(server.wire, journey, &failure).await,
+        }
+    }
+    let mut wire = server.wire;
+    let port = match port(&conn, &view, &authority) {
+        Ok(port) => port,
+        Err(failure) => return refuse(wire, journey, &failure).await,
+    };
+    let declared = declared(port.cluster.protocol);
+    if let Some(Inside::Opaque) = declared {
+        return Box::pin(carry(&conn, port, wire, journey, true)).await;
+    }
+    if answer(&mut wire, "200 OK").await.is_err() {
+        return;
+    }
+    let inside = match declared {
+        Some(inside) => inside,
+        None => match detect(&conn, &mut wire).await {
+            Some(inside) => inside,
+            None => return,
+        },
+    };
+    if inside == Inside::Opaque {
+        return match port.has_routes() {
+            // Opaque, it would pass the rules by.
+            true => {
+                let why = "HTTP routes are attached to the service, and the connection shows no HTTP";
+                journey.failed(&Failure::downstream(Cause::DownstreamProtocolError).because(why));
+                super::reject::reset(wire.io.tcp());
+            }
+            false => Box::pin(carry(&conn, port, wire, journey, false)).await,
+        };
+    }
+    // Requests are written down one by one.
+    journey.discard();
+    Box::pin(serve_detected(conn, wire, inside == Inside::Http2)).await;
+}
+
+fn declared(protocol: AppProtocol) -> Option<Inside> {
+    match protocol {
+        AppProtocol::Detect => None,
+        AppProtocol::Http1 | AppProtocol::WebSocket => Some(Inside::Http1),
+        AppProtocol::Http2 | AppProtocol::Grpc => Some(Inside::Http2),
+        AppProtocol::Tcp | AppProtocol::Tls => Some(Inside::Opaque),
+    }
+}
+
+fn port<'v>(conn: &Conn, view: &'v Rc<View>, authority: &str) -> Result<&'v OutboundPort, Failure> {
+    let (host, number) = split_authority(authority);
+    let unknown = || Failure::local(Cause::UnknownService).because(host);
+    let service = view.snapshot.outbound(host).ok_or_else(unknown)?;
+    conn.worker.uses(&service.name);
+    service.port(number).map_err(|cause| {
+        Failure::local(cause).because(format!("{} has no port {}", service.name, number.unwrap_or(80)))
+    })
+}
+
+async fn carry(conn: &Conn, port: &OutboundPort, mut wire: Wire, mut journey: Journey, unanswered: bool) {
+    let cx = Carried::of(conn);
+    let cluster = &port.cluster;
+    journey.cluster(cluster);
+    let way = Way::new(port.direct().policy(), cluster);
+    let mut up = match Box::pin(attempt::connect(&cx, &way, &mut journey)).await {
+        Ok(up) => up,
+        Err(failure) if unanswered => return refuse(wire, journey, &failure).await,
+        Err(failure) => {
+            journey.failed(&failure);
+            return super::reject::reset(wire.io.tcp());
+        }
+    };
+    if unanswered && let Err(error) = answer(&mut wire, "200 OK").await {
+        return journey.failed(&Failure::downstream(Cause::DownstreamClosed).because(error.to_string()));
+    }
+    // A client need not wait for the answer.
+    let ahead = wire.read.split().freeze();
+    let mut down = End::Socket(wire.io);
+    let ends = (&mut down, &mut up.end);
+    if let Err(failure) = transfer::run(&cx, way.timeouts.idle, ends, ahead, &mut journey).await {
+        journey.failed(&failure);
+    }
+}
+
+async fn answer(wire: &mut Wire, status: &str) -> std::io::Result<()> {
+    wire.out().extend_from_slice(format!("HTTP/1.1 {status}\r\n\r\n").as_bytes());
+    poll_fn(|cx| wire.poll_flush(cx)).await
+}
+
+async fn refuse(mut wire: Wire, mut journey: Journey, failure: &Failure) {
+    use tokio::io::AsyncWriteExt;
+    journey.failed(failure);
+    let status = failure.cause.status().and_then(|status| http::StatusCode::from_u16(status).ok());
+    let status = status.unwrap_or(http::StatusCode::SERVICE_UNAVAILABLE);
+    let body = format!("{}\n", failure.cause);
+    let head = format!(
+        "HTTP/1.1 {} {}\r\ncontent-type: text/plain\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{body}",
+        status.as_u16(),
+        status.canonical_reason().unwrap_or_default(),
+        body.len()
+    );
+    wire.out().extend_from_slice(head.as_bytes());
+    if poll_fn(|cx| wire.poll_flush(cx)).await.is_ok() {
+        // The peer may be gone; then it needs no end.
+        let _ = wire.io.shutdown().await;
+    }
+}
+
+/// Reads until the bytes tell, or there are none for too long. `None`: the application has closed.
+async fn detect(conn: &Conn, wire: &mut Wire) -> Option<Inside> {
+    let mut patience = Box::pin(sleep(DETECTION));
+    poll_fn(|cx| {
+        loop {
+            if let Some(inside) = judge(&wire.read) {
+                return Poll::Ready(Some(inside));
+            }
+            if wire.eof || conn.entry.order().is_some() {
+                return Poll::Ready((!wire.read.is_empty()).then_some(Inside::Opaque));
+            }
+            match wire.poll_fill(cx) {
+                Poll::Ready(Ok(_)) => {}
+                Poll::Ready(Err(_)) => return Poll::Ready(None),
+                Poll::Pending => break,
+            }
+        }
+        if patience.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(Some(Inside::Opaque));
+        }
+        conn.entry.watch(cx);
+        Poll::Pending
+    })
+    .await
+}
+
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+/// The longest method that is waited for.
+const METHOD: usize = 20;
+
+/// What begins with a method in capital letters and a target is HTTP/1.
+fn judge(bytes: &[u8]) -> Option<Inside> {
+    let common = bytes.len().min(PREFACE.len());
+    if bytes[..common] == PREFACE[..common] {
+        return (common == PREFACE.len()).then_some(Inside::Http2);
+    }
+    let method = bytes.iter().take_while(|b| b.is_ascii_uppercase() || **b == b'-').count();
+    match &bytes[method..] {
+        [] if method <= METHOD => None,
+        [b' '] if method > 0 => None,
+        [b' ', b'/' | b'*' | b'h' | b'H', ..] if (1..=METHOD).contains(&method) => Some(Inside::Http1),
+        _ => Some(Inside::Opaque),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_bytes_tell_what_is_inside() {
+        assert_eq!(judge(b""), None);
+        for (bytes, inside) in [
+            (&b"GET / HTTP/1.1\r\n"[..], Inside::Http1),
+            (b"OPTIONS * HTTP/1.1\r\n", Inside::Http1),
+            (b"GET http://a/ HTTP/1.1\r\n", Inside::Http1),
+            (PREFACE, Inside::Http2),
+            (b"\x16\x03\x01\x00\xa5\x01", Inside::Opaque),
+            (b"*1\r\n$4\r\nPING\r\n", Inside::Opaque),
+            (b"\0\0\0\x08\x04\xd2\x16\x2f", Inside::Opaque),
+            (b"EHLO example.com\r\n", Inside::Opaque),
+            (b"QUIT\r\n", Inside::Opaque),
+            (b" GET / HTTP/1.1", Inside::Opaque),
+        ] {
+            assert_eq!(judge(bytes), Some(inside), "{bytes:?}");
+            let told: Vec<_> = (0..bytes.len()).filter_map(|end| judge(&bytes[..end])).collect();
+            assert!(told.iter().all(|told| *told == inside), "{bytes:?} is never taken for something else");
+        }
+    }
+}

@@ -1,0 +1,230 @@
+//! Opaque connections between two proxies of a mesh: the application's CONNECT on one side, HBONE to the other.
+
+#![expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+
+mod support;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use meshwork_decision::Change;
+use meshwork_identity::Identity;
+use meshwork_messages::v1;
+use meshwork_messages::v1::service_port::AppProtocol;
+use meshwork_proxy::{Settings, Side};
+use serde_json::Value;
+use support::Harness;
+use support::mesh::{TestMesh, policy, serving};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// `web` calls `db`, each with its proxy; `db` listens for tunnels only.
+struct Pair {
+    _mesh: TestMesh,
+    web: Arc<Identity>,
+    outbound: Harness,
+    inbound: Harness,
+    proxy: SocketAddr,
+}
+
+impl Pair {
+    async fn start(app: SocketAddr, protocol: AppProtocol) -> Self {
+        let mesh = TestMesh::new();
+        let (web, db) = (mesh.identity("web"), mesh.identity("db"));
+        let any = "127.0.0.1:0".parse().unwrap();
+        let mut inbound = mesh.proxy(&db, None, Settings::default());
+        inbound.change([mesh.bundle(1, &[]), serving(&db.id(), "db", app, protocol)]).await;
+        let hbone = inbound.engine.listen(Side::Hbone, any).await.unwrap();
+        let service = v1::Service {
+            ports: vec![v1::ServicePort { name: "db".into(), port: 80, protocol: protocol.into() }],
+            hostnames: vec!["db".to_owned()],
+            ..Default::default()
+        };
+        let slice = v1::EndpointSlice {
+            service: "shop/db".to_owned(),
+            ports: vec![v1::EndpointPort { name: "db".into(), port: app.port().into() }],
+            endpoints: vec![v1::Endpoint {
+                addresses: vec!["127.0.0.1".to_owned()],
+                weight: 1,
+                workload: "db".to_owned(),
+                transport: v1::endpoint::Transport::Mesh.into(),
+                mesh_port: 1,
+                hbone_port: hbone.port().into(),
+                spiffe_id: db.id().as_str().to_owned(),
+                ..Default::default()
+            }],
+            ..Default::default()
+        };
+        let mut outbound = mesh.proxy(&web, None, Settings::default());
+        let changes = [Change::upsert("shop/db", "1", &service), Change::upsert("shop/db-1", "1", &slice)];
+        outbound.change([mesh.bundle(1, &[])].into_iter().chain(changes)).await;
+        let proxy = outbound.engine.listen(Side::Outbound, any).await.unwrap();
+        Self { _mesh: mesh, web, outbound, inbound, proxy }
+    }
+
+    /// Asks for a tunnel; gives the status, and the connection behind the answer's head.
+    async fn connect(&self, to: &str) -> (u16, TcpStream) {
+        let mut tcp = TcpStream::connect(self.proxy).await.unwrap();
+        tcp.write_all(format!("CONNECT {to} HTTP/1.1\r\nHost: {to}\r\n\r\n").as_bytes()).await.unwrap();
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n\r\n") {
+            head.push(tcp.read_u8().await.unwrap());
+        }
+        let head = String::from_utf8(head).unwrap();
+        (head.split(' ').nth(1).unwrap().parse().unwrap(), tcp)
+    }
+}
+
+/// Greets, then gives back what it gets, and ends after its caller.
+async fn greeting() -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        while let Ok((mut tcp, _)) = listener.accept().await {
+            tokio::spawn(async move {
+                tcp.write_all(b"220 ready\r\n").await.unwrap();
+                let (mut read, mut write) = tcp.split();
+                let _ = tokio::io::copy(&mut read, &mut write).await;
+            });
+        }
+    });
+    address
+}
+
+async fn all(tcp: &mut TcpStream) -> std::io::Result<Vec<u8>> {
+    let mut all = Vec::new();
+    tokio::time::timeout(PATIENCE, tcp.read_to_end(&mut all)).await.expect("an end comes").map(|_| all)
+}
+
+async fn line(harness: &Harness, number: usize) -> Value {
+    serde_json::from_str(&harness.lines(number + 1).await[number]).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_opaque_connection_passes_two_proxies_and_both_know_with_whom() {
+    let pair = Pair::start(greeting().await, AppProtocol::Tcp).await;
+    let (status, mut tcp) = pair.connect("db:80").await;
+    assert_eq!(status, 200);
+    let data: Vec<u8> = (0..3_000_000_u32).map(|n| (n ^ (n >> 7)).to_le_bytes()[0]).collect();
+    let (mut read, mut write) = tcp.split();
+    let send = async {
+        write.write_all(&data).await.unwrap();
+        write.shutdown().await.unwrap();
+    };
+    let mut back = Vec::new();
+    let receive = async { read.read_to_end(&mut back).await.unwrap() };
+    tokio::time::timeout(PATIENCE, async { tokio::join!(send, receive) }).await.expect("both ends come");
+    assert!(back.starts_with(b"220 ready\r\n") && back[11..] == data, "{} bytes", back.len());
+
+    let (out, inside) = (line(&pair.outbound, 0).await, line(&pair.inbound, 0).await);
+    for line in [&out, &inside] {
+        assert_eq!((&line["protocol"], &line["response_flags"]), (&"TCP".into(), &"-".into()), "{line}");
+        assert_eq!(line["bytes_received"], data.len());
+        assert_eq!(line["bytes_sent"], data.len() + 11);
+        assert_eq!(line["upstream_cluster"], "shop/db:80");
+    }
+    assert_eq!(inside["downstream_peer_id"], pair.web.id().as_str());
+    assert_eq!(out["upstream_peer_id"], "spiffe://mesh.local/ns/shop/sa/db");
+    let secured = [
+        "connection_security_policy=\"mutual_tls\"",
+        "source_workload=\"web\"",
+        "destination_workload=\"db\"",
+    ];
+    for (harness, reporter) in
+        [(&pair.outbound, "reporter=\"source\""), (&pair.inbound, "reporter=\"destination\"")]
+    {
+        let labels: Vec<&str> = secured.into_iter().chain([reporter]).collect();
+        harness.wait_metric("istio_tcp_connections_closed_total", &labels, 1).await;
+        harness.wait_metric("istio_tcp_received_bytes_total", &labels, data.len() as u64).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_may_not_call_is_refused_and_what_cannot_be_seen_grants_nothing() {
+    use v1::authorization_policy::Action;
+    use v1::authorization_rule::{Operation, Peer};
+    let mut pair = Pair::start(greeting().await, AppProtocol::Tcp).await;
+    let web = vec![Peer { spiffe_ids: vec![pair.web.id().as_str().to_owned()], ..Default::default() }];
+    let get = vec![Operation { methods: vec!["GET".to_owned()], ..Default::default() }];
+    let cases = [
+        (Action::Allow, web.clone(), vec![], 200),
+        (Action::Allow, web.clone(), get.clone(), 403),
+        (Action::Deny, web.clone(), get, 403),
+        (Action::Deny, web, vec![], 403),
+    ];
+    for (number, (action, from, to, expected)) in cases.into_iter().enumerate() {
+        let rules = vec![v1::AuthorizationRule { from, to }];
+        let spec = v1::policy::Spec::Authorization(v1::AuthorizationPolicy { action: action.into(), rules });
+        pair.inbound.change([policy("who", "db", spec)]).await;
+        let (status, tcp) = pair.connect("db:80").await;
+        assert_eq!(status, expected, "{action:?} {number}");
+        drop(tcp);
+        let told = line(&pair.inbound, number).await;
+        let cause = if expected == 200 { Value::Null } else { "authorization_denied".into() };
+        assert!(expected == 200 || told["cause"] == cause, "{told}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nobody_without_identity_gets_into_a_tunnel() {
+    let app = greeting().await;
+    let pair = Pair::start(app, AppProtocol::Tcp).await;
+    let spec =
+        v1::policy::Spec::Inbound(v1::InboundPolicy { mtls: v1::inbound_policy::Mtls::Permissive.into() });
+    let mut inbound = pair.inbound;
+    inbound.change([policy("open", "db", spec)]).await;
+    let hbone = inbound.engine.listen(Side::Hbone, "127.0.0.1:0".parse().unwrap()).await.unwrap();
+    let mut tcp = TcpStream::connect(hbone).await.unwrap();
+    tcp.write_all(b"CONNECT db:80 HTTP/1.1\r\nHost: db:80\r\n\r\n").await.unwrap();
+    let answer = all(&mut tcp).await.unwrap_or_default();
+    assert!(answer.is_empty(), "{}", String::from_utf8_lossy(&answer));
+    inbound
+        .wait_metric("meshwork_tls_handshake_failures_total", &["cause=\"peer_unauthenticated\""], 1)
+        .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_port_that_declares_nothing_is_found_out_and_http_rules_are_not_passed_by() {
+    let mut pair = Pair::start(greeting().await, AppProtocol::Unspecified).await;
+    // The server speaks first: the caller is silent, and what comes is opaque.
+    let (status, mut tcp) = pair.connect("db:80").await;
+    assert_eq!(status, 200);
+    let mut greeted = [0; 11];
+    tokio::time::timeout(PATIENCE, tcp.read_exact(&mut greeted)).await.expect("a greeting").unwrap();
+    assert_eq!(&greeted, b"220 ready\r\n");
+    drop(tcp);
+
+    let parent = v1::route::attachment::Parent::Service("shop/db".into());
+    let route = v1::Route {
+        source: Some(v1::Source {
+            kind: "HTTPRoute".into(),
+            name: "r".into(),
+            namespace: "shop".into(),
+            ..Default::default()
+        }),
+        attachments: vec![v1::route::Attachment { parent: Some(parent), ..Default::default() }],
+        rules: vec![support::rule(&[], vec![])],
+    };
+    pair.outbound.change([Change::upsert("HTTPRoute/shop/r", "1", &route)]).await;
+    let (status, mut tcp) = pair.connect("db:80").await;
+    assert_eq!(status, 200);
+    assert!(all(&mut tcp).await.is_err(), "opaque, it would pass the rules by");
+    // HTTP inside goes the way of requests: the rule has no backend.
+    let (_, mut tcp) = pair.connect("db:80").await;
+    tcp.write_all(b"GET / HTTP/1.1\r\nHost: db:80\r\nConnection: close\r\n\r\n").await.unwrap();
+    let answer = String::from_utf8(all(&mut tcp).await.unwrap()).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 500") && answer.ends_with("no_backends\n"), "{answer}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_unknown_service_or_port_and_a_dead_application_are_answered() {
+    let dead: SocketAddr = ([127, 0, 0, 1], support::free_port()).into();
+    let pair = Pair::start(dead, AppProtocol::Tcp).await;
+    assert_eq!(pair.connect("nobody:80").await.0, 404);
+    assert_eq!(pair.connect("db:81").await.0, 404);
+    assert_eq!(pair.connect("db:80").await.0, 503);
+    assert_eq!(line(&pair.inbound, 0).await["cause"], "connect_failure");
+}

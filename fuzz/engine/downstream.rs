@@ -1,0 +1,228 @@
+//! Bytes of a caller against a listener of the engine: which protocol they are, HTTP/1.1 and HTTP/2 with all that
+//! becomes of a request, towards an upstream that insists on what it may get. A panic of a worker ends the run.
+
+use std::io::{Read as _, Write as _};
+use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::sync::{Arc, LazyLock};
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use meshwork_base::SystemClock;
+use meshwork_decision::{Change, Snapshot, SnapshotBuilder};
+use meshwork_messages::v1;
+use meshwork_proxy::{Engine, Mesh, Settings, Shared};
+use meshwork_telemetry::{AccessLogSink, AccessLogTarget, MetricsRegistry, RequestLabels};
+
+static LISTENER: LazyLock<SocketAddr> = LazyLock::new(start);
+
+/// Sends the bytes, closes, and reads what comes back until the end, which must come.
+pub(crate) fn bytes(data: &[u8]) {
+    let mut tcp = TcpStream::connect(*LISTENER).expect("the engine listens");
+    tcp.set_read_timeout(Some(Duration::from_secs(20))).expect("a timeout is set");
+    // The engine may have closed already.
+    let _ = tcp.write_all(data);
+    let _ = tcp.shutdown(Shutdown::Write);
+    let mut answer = Vec::new();
+    if let Err(error) = tcp.read_to_end(&mut answer) {
+        let kind = error.kind();
+        assert!(kind != std::io::ErrorKind::WouldBlock, "the connection does not end: {answer:?}");
+    }
+}
+
+fn start() -> SocketAddr {
+    let upstream = TcpListener::bind("127.0.0.1:0").expect("a port for the upstream");
+    let endpoint = upstream.local_addr().expect("it is bound");
+    std::thread::spawn(move || {
+        for tcp in upstream.incoming().flatten() {
+            std::thread::spawn(move || answer(tcp));
+        }
+    });
+    let (tell, told) = std::sync::mpsc::sync_channel(1);
+    std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+        runtime.block_on(async {
+            let mut engine = Engine::start(shared()).expect("workers start");
+            let mut builder = SnapshotBuilder::new();
+            let refused = builder.apply(resources(endpoint));
+            assert!(refused.is_empty(), "{refused:?}");
+            let errors = engine.apply(builder.build()).await;
+            assert!(errors.is_empty(), "{errors:?}");
+            tell.send(*engine.bound().values().next().expect("bound")).expect("somebody waits");
+            std::future::pending::<()>().await;
+        });
+    });
+    told.recv().expect("the engine starts")
+}
+
+fn shared() -> Arc<Shared> {
+    let metrics = MetricsRegistry::default();
+    let access_log = AccessLogSink::open(&AccessLogTarget::Off, &metrics).expect("no log");
+    Arc::new(Shared {
+        snapshot: ArcSwap::from_pointee(Snapshot::default()),
+        clock: Arc::new(SystemClock::new()),
+        settings: Settings { listen_address: Ipv4Addr::LOCALHOST.into(), ..Settings::default() },
+        metrics,
+        access_log,
+        labels: RequestLabels::default(),
+        mesh: Mesh::default(),
+        observer: meshwork_proxy::Observer::default(),
+    })
+}
+
+fn resources(endpoint: SocketAddr) -> Vec<Change> {
+    let source = |kind: &str, name: &str| v1::Source {
+        kind: kind.into(),
+        name: name.into(),
+        namespace: "default".into(),
+        ..Default::default()
+    };
+    let port = TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr()).expect("a free port").port();
+    let listener = v1::Listener {
+        port: port.into(),
+        source: Some(source("Gateway", "gw")),
+        protocol: v1::listener::Protocol::Http.into(),
+        ..Default::default()
+    };
+    let any = v1::Match {
+        path: Some(v1::StringMatch { kind: Some(v1::string_match::Kind::Prefix("/".into())) }),
+        ..Default::default()
+    };
+    let backend = v1::Backend { service: "default/web".into(), port: 80, weight: 1, ..Default::default() };
+    let parent = v1::route::attachment::Parent::Listener("default/gw/http".into());
+    let route = v1::Route {
+        source: Some(source("HTTPRoute", "r")),
+        attachments: vec![v1::route::Attachment { parent: Some(parent), ..Default::default() }],
+        rules: vec![v1::Rule { matches: vec![any], backends: vec![backend], ..Default::default() }],
+    };
+    let service = v1::Service {
+        ports: vec![v1::ServicePort {
+            name: "http".into(),
+            port: 80,
+            protocol: v1::service_port::AppProtocol::Http1.into(),
+        }],
+        ..Default::default()
+    };
+    let slice = v1::EndpointSlice {
+        service: "default/web".into(),
+        ports: vec![v1::EndpointPort { name: "http".into(), port: endpoint.port().into() }],
+        endpoints: vec![v1::Endpoint {
+            addresses: vec![endpoint.ip().to_string()],
+            health: v1::endpoint::Health::Healthy.into(),
+            weight: 1,
+            instance: "i".into(),
+            ..Default::default()
+        }],
+        ..Default::default()
+    };
+    vec![
+        Change::upsert("default/gw/http", "1", &listener),
+        Change::upsert("HTTPRoute/default/r", "1", &route),
+        Change::upsert("default/web", "1", &service),
+        Change::upsert("default/web-0", "1", &slice),
+    ]
+}
+
+/// Reads requests one after the other; whoever sends it anything that is not canonical ends the process.
+fn answer(mut tcp: TcpStream) {
+    let mut held = Vec::new();
+    while let Some(head) = read_until(&mut tcp, &mut held, b"\r\n\r\n") {
+        let framing = Framing::of(&head);
+        match framing {
+            Framing::Length(length) => {
+                if !read_length(&mut tcp, &mut held, length) {
+                    return;
+                }
+            }
+            Framing::Chunked => loop {
+                let Some(size) = read_until(&mut tcp, &mut held, b"\r\n") else { return };
+                let text = std::str::from_utf8(&size[..size.len() - 2]).expect("a size is text");
+                let size = usize::from_str_radix(text, 16).expect("a size and nothing else");
+                if size == 0 {
+                    break;
+                }
+                if !read_length(&mut tcp, &mut held, size + 2) {
+                    return;
+                }
+            },
+        }
+        if matches!(framing, Framing::Chunked) && !read_trailers(&mut tcp, &mut held) {
+            return;
+        }
+        if tcp.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok").is_err() {
+            return;
+        }
+    }
+    let rest = String::from_utf8_lossy(&held);
+    assert!(held.is_empty() || rest.contains(' '), "bytes that begin no request: {rest}");
+}
+
+enum Framing {
+    Length(usize),
+    Chunked,
+}
+
+impl Framing {
+    fn of(head: &[u8]) -> Self {
+        let mut storage = [httparse::EMPTY_HEADER; 256];
+        let mut request = httparse::Request::new(&mut storage);
+        let read = request.parse(head);
+        assert!(read.is_ok_and(|read| read.is_complete()), "{}", String::from_utf8_lossy(head));
+        assert!(!head.windows(2).any(|w| w[1] == b'\n' && w[0] != b'\r'), "a bare LF passed");
+        let all = |name: &str| {
+            let fits = |h: &&httparse::Header<'_>| h.name.eq_ignore_ascii_case(name);
+            request.headers.iter().filter(fits).map(|h| h.value).collect::<Vec<_>>()
+        };
+        assert_eq!(all("host").len(), 1, "{}", String::from_utf8_lossy(head));
+        match (&all("content-length")[..], &all("transfer-encoding")[..]) {
+            ([], []) => Self::Length(0),
+            ([length], []) => Self::Length(
+                std::str::from_utf8(length).ok().and_then(|l| l.parse().ok()).expect("a plain number"),
+            ),
+            ([], [b"chunked"]) => Self::Chunked,
+            other => panic!("ambiguous framing passed: {other:?}"),
+        }
+    }
+}
+
+fn read_trailers(tcp: &mut TcpStream, held: &mut Vec<u8>) -> bool {
+    loop {
+        match read_until(tcp, held, b"\r\n") {
+            Some(line) if line == b"\r\n" => return true,
+            Some(line) => assert!(line.contains(&b':'), "{line:?}"),
+            None => return false,
+        }
+    }
+}
+
+fn read_until(tcp: &mut TcpStream, held: &mut Vec<u8>, end: &[u8]) -> Option<Vec<u8>> {
+    loop {
+        if let Some(at) = held.windows(end.len()).position(|w| w == end) {
+            return Some(held.drain(..at + end.len()).collect());
+        }
+        if !fill(tcp, held) {
+            return None;
+        }
+    }
+}
+
+fn read_length(tcp: &mut TcpStream, held: &mut Vec<u8>, length: usize) -> bool {
+    while held.len() < length {
+        if !fill(tcp, held) {
+            held.clear();
+            return false;
+        }
+    }
+    held.drain(..length);
+    true
+}
+
+fn fill(tcp: &mut TcpStream, held: &mut Vec<u8>) -> bool {
+    let mut chunk = [0; 16 * 1024];
+    match tcp.read(&mut chunk) {
+        Ok(0) | Err(_) => false,
+        Ok(count) => {
+            held.extend_from_slice(&chunk[..count]);
+            true
+        }
+    }
+}

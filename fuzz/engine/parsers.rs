@@ -1,0 +1,36 @@
+//! The engine's small readers: which protocol a connection speaks, one spelling of a path, the trace of a request.
+
+use meshwork_http1::RequestHead;
+use meshwork_proxy::parsers;
+
+/// Once the bytes have told what they are, more bytes do not change it; 24 bytes always tell.
+pub(crate) fn detect(data: &[u8]) {
+    let mut known = None;
+    for end in 0..=data.len().min(64) {
+        let found = parsers::is_http2(&data[..end]);
+        assert!(known.is_none() || found == known, "{found:?} after {known:?} at {end}");
+        assert!(end < 24 || found.is_some());
+        known = found;
+    }
+}
+
+/// The normal form is one: it is its own normal form, and holds no dot segment and no escape that need not be one.
+pub(crate) fn path(data: &[u8]) {
+    let Ok(text) = std::str::from_utf8(data) else { return };
+    // A broken escape is no target and never comes here.
+    if RequestHead::new().target.set(&http::Method::GET, data).is_err() {
+        return;
+    }
+    let Some(normal) = parsers::normal_path(text) else { return };
+    assert_eq!(parsers::normal_path(&normal), None, "{text:?} {normal:?}");
+    assert!(normal.starts_with('/'));
+    assert!(normal.split('/').all(|segment| segment != "." && segment != ".."), "{text:?} {normal:?}");
+    assert!(normal.len() <= text.len());
+}
+
+/// What is found is 32 hexadecimal digits at the place where W3C Trace Context has them.
+pub(crate) fn traceparent(data: &[u8]) {
+    let Some(id) = parsers::trace_id(data) else { return };
+    assert_eq!(id.hex().as_slice(), &data[3..35]);
+    assert_ne!(id.hex(), [b'0'; 32]);
+}
