@@ -18,7 +18,9 @@ use meshwork_base::{Clock, SpiffeId, ThreadRng};
 use meshwork_decision::Snapshot;
 use meshwork_identity::Identity;
 use meshwork_messages::{OBSERVE, type_url, v1};
-use meshwork_process::{AdminArgs, AdminError, AdminServer, AdminState, CommonArgs, Drain, Readiness};
+use meshwork_process::{
+    AdminArgs, AdminError, AdminServer, AdminState, CommonArgs, Condition, Drain, Readiness,
+};
 use meshwork_proxy::{Engine, Follower, Mesh, Observer, Settings, Shared};
 use meshwork_telemetry::{
     AccessLogError, AccessLogSink, LogHandle, MetricsRegistry, RequestLabels, inventory,
@@ -33,8 +35,8 @@ use tokio::task::JoinHandle;
 pub struct Parts {
     /// Every process's flags.
     pub common: CommonArgs,
-    /// Where the admin ports are.
-    pub addresses: AdminArgs,
+    /// Its admin ports, open already.
+    pub admin: Admin,
     /// How to reach the control plane.
     pub connector: Connector,
     /// Who we are in the mesh; without it, services that ask for mTLS cannot be reached.
@@ -44,14 +46,39 @@ pub struct Parts {
     pub cache: Option<PathBuf>,
     /// Where it is entered, so that who scrapes metrics finds it.
     pub registry: Option<Entry>,
-    /// Routes for the admin port, beside the process's own.
-    pub admin: axum::Router,
-    /// The process log.
-    pub log: Option<LogHandle>,
     /// Where time comes from.
     pub clock: Arc<dyn Clock>,
     /// The process's numbers.
     pub metrics: MetricsRegistry,
+}
+
+/// The admin ports, which are open before the gateway has joined anything: it is alive then, and not ready.
+#[derive(Debug)]
+pub struct Admin {
+    server: AdminServer,
+    configured: Condition,
+    serving: Condition,
+}
+
+impl Admin {
+    /// Opens them, with these routes beside the process's own.
+    ///
+    /// # Errors
+    /// [`GatewayError::Admin`].
+    pub fn open(
+        common: &CommonArgs,
+        addresses: &AdminArgs,
+        metrics: &MetricsRegistry,
+        log: LogHandle,
+        routes: axum::Router,
+    ) -> Result<Self, GatewayError> {
+        metrics.set_info(&inventory::BUILD_INFO, &[env!("CARGO_PKG_VERSION"), "gateway"]);
+        let readiness = Readiness::new();
+        let (configured, serving) = (readiness.condition("configuration"), readiness.condition("serving"));
+        let state = AdminState { readiness, metrics: metrics.clone(), log: Some(log) };
+        let server = AdminServer::start(addresses.addresses(common.listen_address), state, routes)?;
+        Ok(Self { server, configured, serving })
+    }
 }
 
 /// A registry, and its address as `HOST:PORT`.
@@ -127,11 +154,11 @@ fn types() -> [String; 7] {
 /// # Errors
 /// [`GatewayError`].
 pub async fn run(parts: Parts) -> Result<(), GatewayError> {
-    let Parts { common, addresses, connector, identity, cache, registry, admin, log, clock, metrics } = parts;
+    let Parts { common, admin, connector, identity, cache, registry, clock, metrics } = parts;
+    let Admin { server, configured, serving } = admin;
     let cache = cache.map(|directory| open_cache(&directory)).transpose()?;
     let id = identity.as_deref().map(Identity::id);
     let access_log = AccessLogSink::open(&common.access_log, &metrics)?;
-    metrics.set_info(&inventory::BUILD_INFO, &[env!("CARGO_PKG_VERSION"), "gateway"]);
     let shared = Arc::new(Shared {
         snapshot: ArcSwap::from_pointee(Snapshot::default()),
         clock: Arc::clone(&clock),
@@ -147,13 +174,7 @@ pub async fn run(parts: Parts) -> Result<(), GatewayError> {
         observer: Observer::default(),
     });
     let engine = Engine::start(shared)?;
-    let readiness = Readiness::new();
-    let configured = readiness.condition("configuration");
-    let serving = readiness.condition("serving");
     serving.set(true);
-    let addresses = addresses.addresses(common.listen_address);
-    let state = AdminState { readiness, metrics: metrics.clone(), log };
-    let server = AdminServer::start(addresses, state, admin)?;
     tracing::info!(admin = %server.admin_address(), workers = common.worker_count(), "gateway started");
 
     let entered = registry
