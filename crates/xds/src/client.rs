@@ -12,7 +12,7 @@ mod tests;
 mod types;
 mod watches;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -163,6 +163,10 @@ impl Client {
         self.requests.clear();
         self.offered.clear();
         if !self.resync {
+            // What was refused is told without a version: it comes again, or is told to be gone.
+            for key in self.refused_keys() {
+                self.offered.insert(key, Arc::from(""));
+            }
             for (key, version) in self.versions() {
                 self.offered.insert(key, version);
             }
@@ -317,7 +321,7 @@ impl Client {
             Change::Unsupported { key, missing, .. } => Some(unsupported(key, missing)),
             Change::Upsert(..) | Change::Remove(_) => None,
         }));
-        let mut settled = Settled { accepted: Vec::new(), revision: batch.revision };
+        let mut settled = Settled { revision: batch.revision, ..Settled::default() };
         let (mut verdicts, mut kept) = (Vec::new(), Vec::new());
         for change in batch.changes {
             let verdict = rejections.iter().find(|rejection| rejection.key == *change.key());
@@ -327,6 +331,8 @@ impl Client {
             kept.extend(self.keep_cached(change.key(), refused.is_some()));
             if refused.is_none() {
                 settled.accepted.push(change);
+            } else if matches!(change, Change::Unsupported { .. }) && !self.held.contains_key(change.key()) {
+                settled.unsupported.push(change);
             }
         }
         if let Some(revision) = batch.revision.filter(|_| !batch.from_cache) {
@@ -427,7 +433,7 @@ impl Client {
             return Err(StreamFault::Diverged { revision, expected, received: tally.count });
         }
         if std::mem::take(&mut self.resync) {
-            for (key, _) in self.versions() {
+            for key in self.versions().into_keys().chain(self.refused_keys()) {
                 if self.offered.version(&key).is_none() {
                     self.staged.insert(key, None);
                 }
@@ -518,6 +524,13 @@ impl Client {
             }
         }
         versions
+    }
+
+    /// What is refused, or about to be.
+    fn refused_keys(&self) -> BTreeSet<ResourceKey> {
+        let under_way = self.outstanding.iter().flat_map(|outstanding| &outstanding.batch.changes);
+        let unsupported = under_way.filter(|change| matches!(change, Change::Unsupported { .. }));
+        self.refused.keys().chain(unsupported.map(Change::key)).cloned().collect()
     }
 
     fn answer(&mut self, key: &ResourceKey, answer: &Answer, now: Tick) {
