@@ -357,9 +357,8 @@ impl Client {
     /// The listeners that accept connections now, with their addresses, and those whose port cannot be had, with the
     /// reason.
     pub fn bound(&mut self, listeners: BTreeMap<String, IpAddr>, unbound: BTreeMap<String, String>) {
-        // That all addresses are taken says nothing of how to get here.
-        let told = listeners.iter().filter(|(_, address)| !address.is_unspecified());
-        let addresses = told.map(|(listener, address)| (listener.clone(), address.to_string())).collect();
+        let told = |(listener, address): (&String, &IpAddr)| (listener.clone(), address.to_string());
+        let addresses = listeners.iter().map(told).collect();
         let bound = listeners.into_keys().collect();
         let report = Report { bound, addresses, unbound, ..self.report.clone() };
         if self.report != report {
