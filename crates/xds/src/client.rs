@@ -68,6 +68,8 @@ pub struct Client {
     next_batch: BatchId,
     joined: bool,
     resync: bool,
+    /// Somebody has waited in vain since the stream was lost: whoever asks next does not wait.
+    in_vain: bool,
 }
 
 impl Client {
@@ -101,6 +103,7 @@ impl Client {
             next_batch: 1,
             joined: false,
             resync: false,
+            in_vain: false,
         }
     }
 
@@ -145,6 +148,7 @@ impl Client {
             self.start_from_cache();
         }
         for (waiter, answer) in self.watches.expire(now) {
+            self.in_vain |= !self.connected;
             self.events.push_back(Event::Answer(waiter, answer));
         }
         for key in self.watches.drop_idle(now) {
@@ -160,6 +164,7 @@ impl Client {
     /// A stream is open: says who we are, what we want and what we hold.
     pub fn connected(&mut self) {
         self.connected = true;
+        self.in_vain = false;
         self.requests.clear();
         self.offered.clear();
         if !self.resync {
@@ -285,7 +290,9 @@ impl Client {
     }
 
     /// Asks for one resource by name, with all it refers to. One subscription serves all waiters; the answer comes as
-    /// an [`Event::Answer`] once the consumer holds the resource, at `deadline` at the latest.
+    /// an [`Event::Answer`] once the consumer holds the resource, at `deadline` at the latest. While there is no stream
+    /// the first one waits, since it may come back; once that was in vain the others are told at once. What was asked
+    /// for is asked for again with the next stream.
     pub fn watch(&mut self, key: &ResourceKey, now: Tick, deadline: Tick) -> Watching {
         if !self.watches.knows(key) {
             // It may have come with another resource: then the control plane has nothing left to answer.
@@ -297,6 +304,7 @@ impl Client {
                 self.subscribe(key);
             }
         }
+        let deadline = if self.in_vain { now } else { deadline };
         let (watching, ask) = self.watches.watch(key, now, deadline);
         if ask {
             self.subscribe(key);

@@ -388,3 +388,26 @@ fn probes_end_with_the_stream_and_what_waits_is_bounded() {
     let requests = std::iter::from_fn(|| client.poll_request());
     assert!(requests.into_iter().all(|request| request.observations.is_empty()), "nobody asks any more");
 }
+
+#[test]
+fn without_a_stream_one_waits_for_it_and_the_others_are_told_at_once() {
+    let (mut client, _) = joined();
+    client.disconnected();
+    let service = ResourceKey::of::<v1::Service>("shop/reviews");
+    client.watch(&service, AT(0), AT(2000));
+    client.tick(AT(1999));
+    assert_eq!(answers(&mut client), [], "the stream may come back");
+    client.tick(AT(2000));
+    assert_eq!(answers(&mut client), [Answer::Unavailable]);
+    client.watch(&service, AT(2001), AT(4001));
+    assert_eq!(client.deadline(), Some(AT(2001)));
+    client.tick(AT(2001));
+    assert_eq!(answers(&mut client), [Answer::Unavailable], "nobody else waits in vain");
+
+    client.connected();
+    let asked = requests(&mut client).into_iter().flat_map(|request| request.subscribe);
+    assert!(asked.into_iter().any(|name| name == "shop/reviews"), "it is wanted all the same");
+    client.watch(&service, AT(3000), AT(5000));
+    client.tick(AT(3001));
+    assert_eq!(answers(&mut client), [], "there is somebody to ask now");
+}
