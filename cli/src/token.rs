@@ -5,7 +5,9 @@ use std::time::Duration;
 
 use meshwork_api::identity::TokenRequest;
 use meshwork_api::{ClientError, IdentityClient};
+use meshwork_base::ThreadRng;
 use meshwork_identity::{Loaded, SvidStore};
+use meshwork_xds::join::Waiting;
 
 use crate::private::{self, PrivateError};
 use crate::server::ApiArgs;
@@ -24,7 +26,7 @@ pub(crate) enum TokenFileError {
 
 /// The file with the token to join with, for a process that keeps its state in `data_dir`, within the folder
 /// `platform`: the one that was given; none while an SVID in force is kept; else one that the
-/// API makes for us, where it lets us.
+/// API makes for us, where it lets us. While that API is not up it is asked again, for as long as the caller waits.
 ///
 /// # Errors
 /// [`TokenFileError`].
@@ -46,7 +48,15 @@ pub(crate) async fn token_file(
         uses: 1,
         ttl_seconds: TTL.as_secs(),
     };
-    let token = IdentityClient(api.client_of(platform)?).create_token(&request).await?;
+    let mut waiting = Waiting::new();
+    let token = loop {
+        // Anew each time: where the API is may be written down only once it is up.
+        match IdentityClient(api.client_of(platform)?).create_token(&request).await {
+            Ok(token) => break token,
+            Err(error) if error.is_temporary() => waiting.after(&error, &mut ThreadRng::new()).await,
+            Err(error) => return Err(error.into()),
+        }
+    };
     let path = data_dir.join("token");
     private::write(&path, &format!("{}\n", token.token))?;
     Ok(Some(path))

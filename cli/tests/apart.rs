@@ -137,7 +137,6 @@ impl Drop for Apart {
 fn three_processes_carry_a_mesh_and_each_may_be_stopped_and_started_again() {
     let Some(python) = meshwork_testkit::tool("python3") else { return };
     let apart = Apart::new();
-    // In this order: the registry's first identity comes from the control plane, which waits for what it follows.
     let (mut config, mut plane) = (apart.config(), apart.control_plane());
     let listens = |port| until("it listens", || std::net::TcpStream::connect(apart.at(port)).ok().map(drop));
     listens(15014);
@@ -192,4 +191,61 @@ fn three_processes_carry_a_mesh_and_each_may_be_stopped_and_started_again() {
     for mut process in [registry, plane, config] {
         stop(&mut process);
     }
+}
+
+#[test]
+fn what_is_started_before_the_control_plane_waits_for_it_and_says_so_once() {
+    let apart = Apart::new();
+    let (mut registry, mut gateway, _config) = (apart.registry(), apart.gateway(), apart.config());
+    let ready = |port| get(apart.at(port), "/healthz/ready").map(|(status, _)| status);
+    for (role, port) in [("registry", 8500), ("gateway", 15021)] {
+        until("its own port is open", || ready(port));
+        let waits = || log_of(&apart, role).contains("waiting for it").then_some(());
+        until("it waits for the control plane", waits);
+        assert_eq!(ready(port), Some(503), "{role} is not ready");
+    }
+
+    // Told to end while it waits, it ends.
+    signal("TERM", registry.id());
+    assert_eq!(registry.ended(), Some(0));
+    registry = apart.registry();
+
+    let mut plane = apart.control_plane();
+    for port in [8500, 15021, 15014] {
+        until("it has what it waited for", || (ready(port) == Some(200)).then_some(()));
+    }
+    let said = |role: &str, what: &str| log_of(&apart, role).matches(what).count();
+    assert_eq!((said("gateway", "waiting for it"), said("registry", "waiting for it")), (1, 2));
+    assert_eq!((said("registry", "registry started"), said("config", "config service started")), (2, 1));
+
+    // A token that is another workload's is not mended by waiting.
+    let token = apart.ask(&["token", "create", "--service", "web"]);
+    assert_ok(&token);
+    let file = apart.data.path().join("token");
+    std::fs::write(&file, token.stdout).unwrap();
+    let (elsewhere, plane_at) = (next(apart.base, 9).to_string(), apart.at(15012).to_string());
+    let arguments = ["--listen-address", &elsewhere, "--control-plane", &plane_at];
+    let token = ["--token-file", file.to_str().unwrap()];
+    let mut refused = apart.spawn("refused", &[&["gateway"], &arguments[..], &token].concat(), &[]);
+    assert_eq!(refused.ended(), Some(1), "{}", log_of(&apart, "refused"));
+    for process in [&mut registry, &mut gateway, &mut plane] {
+        signal("TERM", process.id());
+        assert_eq!(process.ended(), Some(0));
+    }
+}
+
+#[test]
+fn wrong_settings_are_refused_before_anybody_is_asked_for_a_token() {
+    let apart = Apart::new();
+    let nobody = format!("http://{}", apart.at(15014));
+    let wrong = ["--registry-address", "0.0.0.0:8500", "--server", &nobody];
+    let mut registry = apart.spawn("registry", &[&["registry"], &wrong[..]].concat(), &[]);
+    assert_eq!(registry.ended(), Some(1));
+    let log = log_of(&apart, "registry");
+    assert!(log.contains("choose a loopback address with --registry-address"), "{log}");
+    assert!(!log.contains("token"), "{log}");
+}
+
+fn log_of(apart: &Apart, role: &str) -> String {
+    std::fs::read_to_string(apart.data.path().join(format!("{role}.log"))).unwrap_or_default()
 }

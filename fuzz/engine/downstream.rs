@@ -65,6 +65,7 @@ fn shared() -> Arc<Shared> {
         access_log,
         labels: RequestLabels::default(),
         mesh: Mesh::default(),
+        tracer: None,
         observer: meshwork_proxy::Observer::default(),
     })
 }

@@ -20,7 +20,8 @@ use meshwork_decision::Snapshot;
 use meshwork_identity::Identity;
 use meshwork_messages::{OBSERVE, type_url, v1};
 use meshwork_process::{
-    AdminArgs, AdminError, AdminServer, AdminState, CommonArgs, Drain, Readiness, TraceArgs, TraceArgsError,
+    AdminArgs, AdminError, AdminServer, AdminState, CommonArgs, Condition, Drain, Readiness, TraceArgs,
+    TraceArgsError,
 };
 use meshwork_proxy::{Engine, Follower, Mesh, Observer, Settings, Shared, TrafficArgs};
 use meshwork_telemetry::{
@@ -36,16 +37,23 @@ use tokio::task::JoinHandle;
 /// How long the last spans may take.
 const FAREWELL: Duration = Duration::from_secs(2);
 
-/// What the gateway is started with.
-pub struct Parts {
+/// What users set.
+#[derive(Clone, Debug)]
+pub struct Flags {
     /// Every process's flags.
     pub common: CommonArgs,
-    /// Where the admin ports are.
-    pub addresses: AdminArgs,
     /// Whether spans are exported, and where to.
     pub traces: TraceArgs,
     /// Bounds on what callers may make it hold.
     pub traffic: TrafficArgs,
+}
+
+/// What the gateway is started with.
+pub struct Parts {
+    /// What users set.
+    pub flags: Flags,
+    /// Its admin ports, open already.
+    pub admin: Admin,
     /// How to reach the control plane.
     pub connector: Connector,
     /// Who we are in the mesh; without it, services that ask for mTLS cannot be reached.
@@ -55,14 +63,39 @@ pub struct Parts {
     pub cache: Option<PathBuf>,
     /// Where it is entered, so that who scrapes metrics finds it.
     pub registry: Option<Entry>,
-    /// Routes for the admin port, beside the process's own.
-    pub admin: axum::Router,
-    /// The process log.
-    pub log: Option<LogHandle>,
     /// Where time comes from.
     pub clock: Arc<dyn Clock>,
     /// The process's numbers.
     pub metrics: MetricsRegistry,
+}
+
+/// The admin ports, which are open before the gateway has joined anything: it is alive then, and not ready.
+#[derive(Debug)]
+pub struct Admin {
+    server: AdminServer,
+    configured: Condition,
+    serving: Condition,
+}
+
+impl Admin {
+    /// Opens them, with these routes beside the process's own.
+    ///
+    /// # Errors
+    /// [`GatewayError::Admin`].
+    pub fn open(
+        common: &CommonArgs,
+        addresses: &AdminArgs,
+        metrics: &MetricsRegistry,
+        log: LogHandle,
+        routes: axum::Router,
+    ) -> Result<Self, GatewayError> {
+        metrics.set_info(&inventory::BUILD_INFO, &[env!("CARGO_PKG_VERSION"), "gateway"]);
+        let readiness = Readiness::new();
+        let (configured, serving) = (readiness.condition("configuration"), readiness.condition("serving"));
+        let state = AdminState { readiness, metrics: metrics.clone(), log: Some(log) };
+        let server = AdminServer::start(addresses.addresses(common.listen_address), state, routes)?;
+        Ok(Self { server, configured, serving })
+    }
 }
 
 /// A registry, and its address as `HOST:PORT`.
@@ -141,41 +174,22 @@ fn types() -> [String; 7] {
 /// # Errors
 /// [`GatewayError`].
 pub async fn run(parts: Parts) -> Result<(), GatewayError> {
-    let Parts {
-        common,
-        addresses,
-        traces,
-        traffic,
-        connector,
-        identity,
-        cache,
-        registry,
-        admin,
-        log,
-        clock,
-        metrics,
-    } = parts;
+    let Parts { flags, admin, connector, identity, cache, registry, clock, metrics } = parts;
+    let Admin { server, configured, serving } = admin;
+    let common = &flags.common;
     let cache = cache.map(|directory| open_cache(&directory)).transpose()?;
     let id = identity.as_deref().map(Identity::id);
     let access_log = AccessLogSink::open(&common.access_log, &metrics)?;
-    metrics.set_info(&inventory::BUILD_INFO, &[env!("CARGO_PKG_VERSION"), "gateway"]);
-    let tracer = traces.tracer(resource(id.as_ref()), &metrics)?;
-    let engine =
-        Engine::start(shared(&common, &traffic, &clock, &metrics, (&access_log, tracer.as_ref()), identity))?;
-    let readiness = Readiness::new();
-    let configured = readiness.condition("configuration");
-    let serving = readiness.condition("serving");
+    let tracer = flags.traces.tracer(resource(id.as_ref()), &metrics)?;
+    let engine = Engine::start(shared(&flags, &clock, &metrics, (&access_log, tracer.as_ref()), identity))?;
     serving.set(true);
-    let addresses = addresses.addresses(common.listen_address);
-    let state = AdminState { readiness, metrics: metrics.clone(), log };
-    let server = AdminServer::start(addresses, state, admin)?;
     tracing::info!(admin = %server.admin_address(), workers = common.worker_count(), "gateway started");
 
     let entered = registry
         .zip(server.metrics_address().zip(id.as_ref()))
         .map(|(entry, (metrics, id))| entry.enter(metrics, id));
 
-    let settings = client::Settings::new(node(&common, server.admin_address(), id.as_ref())).all_of(types());
+    let settings = client::Settings::new(node(common, server.admin_address(), id.as_ref())).all_of(types());
     let (handle, updates, driver) = client::start(settings, cache, connector, clock, ThreadRng::new());
     let driver = tokio::spawn(driver);
     let drain = Drain::new(common.drain_timeout);
@@ -198,8 +212,7 @@ pub async fn run(parts: Parts) -> Result<(), GatewayError> {
 }
 
 fn shared(
-    common: &CommonArgs,
-    traffic: &TrafficArgs,
+    flags: &Flags,
     clock: &Arc<dyn Clock>,
     metrics: &MetricsRegistry,
     (access_log, tracer): (&AccessLogSink, Option<&Tracer>),
@@ -209,9 +222,9 @@ fn shared(
         snapshot: ArcSwap::from_pointee(Snapshot::default()),
         clock: Arc::clone(clock),
         settings: Settings {
-            workers: common.worker_count(),
-            listen_address: common.listen_address,
-            ..traffic.settings()
+            workers: flags.common.worker_count(),
+            listen_address: flags.common.listen_address,
+            ..flags.traffic.settings()
         },
         metrics: metrics.clone(),
         access_log: access_log.clone(),

@@ -8,11 +8,13 @@ use meshwork_api::RegistryClient;
 use meshwork_api::identity::{GATEWAY, REGISTRY};
 use meshwork_base::{Clock, Namespace, ObjectName, SystemClock, ThreadRng};
 use meshwork_control_plane::{ControlPlane, Settings};
-use meshwork_gateway::{Entry, Parts};
+use meshwork_gateway::{Admin, Entry, Flags, Parts};
+use meshwork_identity::Identity;
 use meshwork_process::{AdminArgs, CommonArgs, TraceArgs};
 use meshwork_proxy::TrafficArgs;
 use meshwork_telemetry::{MetricsRegistry, init_logging};
 use meshwork_xds::join::{Joining, role_client};
+use meshwork_xds::transport::Connector;
 
 use super::Outcome;
 use crate::private;
@@ -55,6 +57,7 @@ pub(crate) struct Arguments {
     addresses: AdminArgs,
     #[command(flatten)]
     traces: TraceArgs,
+    #[command(flatten)]
     traffic: TrafficArgs,
     #[command(flatten)]
     common: CommonArgs,
@@ -78,34 +81,27 @@ pub(crate) fn run(arguments: Arguments) -> Outcome {
             traffic,
             common,
         } = arguments;
-        let parts = Parts {
-            common,
-            addresses,
-            traces,
-            traffic,
-            connector: Box::new(|| Box::pin(std::future::pending())),
-            identity: None,
-            cache: None,
-            registry: None,
-            admin: axum::Router::new(),
-            log: Some(log),
-            clock: Arc::clone(&clock),
-            metrics: MetricsRegistry::default(),
-        };
-        match (control_plane, resources) {
+        let flags = Flags { common, traces, traffic };
+        let metrics = MetricsRegistry::default();
+        let open = |routes| Admin::open(&flags.common, &addresses, &metrics, log, routes);
+        let parts = match (control_plane, resources) {
             (Some(control_plane), _) => {
+                let admin = open(axum::Router::new())?;
                 let registry = registry.unwrap_or_else(|| beside(&control_plane, 8501));
                 let member = Member { control_plane, token_file, registry, workload, api };
-                meshwork_gateway::run(member.join(parts).await?).await?;
+                let membership = member.join(&flags.common.data_dir, &clock).await?;
+                membership.parts(flags, admin, clock, metrics)
             }
             (None, Some(folder)) => {
-                let settings = Settings { metrics: parts.metrics.clone(), ..Settings::folder(folder) };
-                let plane = ControlPlane::start(settings, clock)?;
-                let parts = Parts { connector: plane.connector(), admin: plane.router(), ..parts };
-                meshwork_gateway::run(parts).await?;
+                let settings = Settings { metrics: metrics.clone(), ..Settings::folder(folder) };
+                let plane = ControlPlane::start(settings, Arc::clone(&clock))?;
+                let (admin, connector) = (open(plane.router())?, plane.connector());
+                let (identity, cache, registry) = (None, None, None);
+                Parts { flags, admin, connector, identity, cache, registry, clock, metrics }
             }
             (None, None) => unreachable!("clap wants one of the two"),
-        }
+        };
+        meshwork_gateway::run(parts).await?;
         Ok(ExitCode::SUCCESS)
     })
 }
@@ -126,24 +122,28 @@ struct Member {
 }
 
 impl Member {
-    async fn join(self, parts: Parts) -> Result<Parts, Box<dyn std::error::Error>> {
+    async fn join(
+        self,
+        platform: &Path,
+        clock: &Arc<dyn Clock>,
+    ) -> Result<Membership, Box<dyn std::error::Error>> {
         let (namespace, name) = self.workload.split_once('/').unwrap_or(GATEWAY);
         let expected = (Namespace::new(namespace)?, ObjectName::new(name)?);
-        let data_dir = parts.common.data_dir.join("gateway");
+        let data_dir = platform.join("gateway");
         private::folder(&data_dir)?;
-        let token_file = self.token((&parts.common.data_dir, &data_dir), &expected, &*parts.clock).await?;
+        let token_file = self.token((platform, &data_dir), &expected, &**clock).await?;
         let joining = Joining {
             control_plane: self.control_plane,
             data_dir: data_dir.clone(),
             token_file,
             expected: Some(expected),
         };
-        let identity = joining.identity(Arc::clone(&parts.clock), &mut ThreadRng::new()).await?;
-        let connector = joining.connector(&identity, Arc::clone(&parts.clock));
-        tokio::spawn(joining.keep(Arc::clone(&identity), Arc::clone(&parts.clock), ThreadRng::new()));
+        let identity = joining.identity(Arc::clone(clock), &mut ThreadRng::new()).await?;
+        let connector = joining.connector(&identity, Arc::clone(clock));
+        tokio::spawn(joining.keep(Arc::clone(&identity), Arc::clone(clock), ThreadRng::new()));
         let client = RegistryClient(role_client(&self.registry, &identity, REGISTRY)?);
-        let registry = Some(Entry { client, address: self.registry });
-        Ok(Parts { connector, identity: Some(identity), cache: Some(data_dir), registry, ..parts })
+        let registry = Entry { client, address: self.registry };
+        Ok(Membership { connector, identity, cache: data_dir, registry })
     }
 
     async fn token(
@@ -162,5 +162,21 @@ impl Member {
             clock.wall(),
         )
         .await?)
+    }
+}
+
+/// What a member of a mesh has.
+struct Membership {
+    connector: Connector,
+    identity: Arc<Identity>,
+    cache: PathBuf,
+    registry: Entry,
+}
+
+impl Membership {
+    fn parts(self, flags: Flags, admin: Admin, clock: Arc<dyn Clock>, metrics: MetricsRegistry) -> Parts {
+        let Self { connector, identity, cache, registry } = self;
+        let (identity, cache, registry) = (Some(identity), Some(cache), Some(registry));
+        Parts { flags, admin, connector, identity, cache, registry, clock, metrics }
     }
 }

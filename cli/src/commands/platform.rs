@@ -130,12 +130,9 @@ impl Process {
         if listen.is_loopback() { listen } else { IpAddr::V4(std::net::Ipv4Addr::LOCALHOST) }
     }
 
-    /// Runs until a signal asks for the end.
-    async fn until_told(&self) -> std::io::Result<()> {
-        tokio::select! {
-            () = self.drain.draining().cancelled() => Ok(()),
-            result = self.drain.on_signals(|| {}) => result,
-        }
+    /// Returns when a signal asks for the end.
+    async fn until_told(&self) {
+        self.drain.draining().cancelled().await;
     }
 }
 
@@ -146,7 +143,14 @@ fn run(
 ) -> Outcome {
     let process = Process::new(common, role)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-    runtime.block_on(serve(process))?;
+    let drain = process.drain.clone();
+    runtime.block_on(async {
+        tokio::select! {
+            ended = serve(process) => ended,
+            // From the first moment on: a role that waits for another one is told to end like one that serves.
+            Err(error) = drain.on_signals(|| {}) => Err(error.into()),
+        }
+    })?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -175,8 +179,7 @@ pub(crate) fn registry(arguments: RegistryArguments) -> Outcome {
     run("registry", common, async move |process| {
         let catalog = registry::start(&process).await?;
         let itself = RegistryClient(Client::in_memory("the registry", as_local(catalog.router())));
-        let member = registry::Member { control_plane, token_file };
-        let member = member.with_token(&process, &api).await?;
+        let member = registry::Member { control_plane, token_file, api: Some(api) };
         let _served = registry.serve(&process, &catalog, member).await?;
         entry::until_told(&process, Some(itself), registry.address(&process)).await
     })
@@ -227,7 +230,6 @@ async fn serve_local(
         ));
     }
     let listener = bind(role, flag, address).await?;
-    tracing::info!(%address, "{role} started");
     let routes = by_address(as_local(router));
     Ok(tokio::spawn(async move { drop(axum::serve(listener, routes).await) }).abort_handle())
 }

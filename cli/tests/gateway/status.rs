@@ -166,6 +166,24 @@ fn a_port_that_somebody_else_holds_is_a_status_until_it_is_free() {
 }
 
 #[test]
+fn a_gateway_on_all_addresses_tells_the_one_by_which_others_reach_it() {
+    let free = TcpListener::bind("0.0.0.0:0").unwrap().local_addr().unwrap().port();
+    let edge = yaml::EDGE.replace("8080", &free.to_string());
+    let own = address();
+    let [admin, metrics, ready] = [15000, 15020, 15021].map(|port| format!("{own}:{port}"));
+    let flags = ["--admin-address", &admin, "--metrics-address", &metrics, "--ready-address", &ready];
+    let flags = [&flags[..], &["--listen-address", "0.0.0.0"]].concat();
+    let gateway = Gateway::start_at(own, &[("all.yaml", &edge)], &flags);
+    let addresses = until("it is told", || {
+        let told = gateway.object("gateway", "default", "edge")["status"]["addresses"].clone();
+        told.as_array().filter(|told| !told.is_empty()).cloned()
+    });
+    let told: std::net::IpAddr = addresses[0]["value"].as_str().unwrap().parse().unwrap();
+    assert!(!told.is_unspecified() && addresses.len() == 1, "{addresses:?}");
+    assert!(std::net::TcpStream::connect((told, free)).is_ok(), "one gets there by it");
+}
+
+#[test]
 fn get_lists_by_kind_and_namespace_and_fails_for_what_is_not_there() {
     let upstream = Upstream::start("web");
     let rules = "  - backendRefs: [{name: web, port: 80}]";

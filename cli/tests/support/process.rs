@@ -47,18 +47,18 @@ impl Gateway {
         for (name, text) in files {
             fs::write(directory.path().join("resources").join(name), text).unwrap();
         }
-        let defaults = [["--workers", "1"], ["--access-log", "access.log"]];
+        let listen = address.to_string();
+        let defaults = [["--workers", "1"], ["--access-log", "access.log"], ["--listen-address", &listen]];
         let defaults = defaults.iter().filter(|[flag, _]| !arguments.contains(flag));
-        let child =
-            command(&["gateway", "--resources", "resources", "--listen-address", &address.to_string()])
-                .args(defaults.flatten())
-                .args(arguments)
-                .current_dir(directory.path())
-                .stdin(Stdio::null())
-                .stdout(fs::File::create(directory.path().join("stdout")).unwrap())
-                .stderr(fs::File::create(directory.path().join("stderr")).unwrap())
-                .spawn()
-                .expect("the gateway starts");
+        let child = command(&["gateway", "--resources", "resources"])
+            .args(defaults.flatten())
+            .args(arguments)
+            .current_dir(directory.path())
+            .stdin(Stdio::null())
+            .stdout(fs::File::create(directory.path().join("stdout")).unwrap())
+            .stderr(fs::File::create(directory.path().join("stderr")).unwrap())
+            .spawn()
+            .expect("the gateway starts");
         Self { child, address, directory }
     }
 

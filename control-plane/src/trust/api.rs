@@ -254,7 +254,10 @@ async fn entries(State(trust): State<Trust>) -> Json<Vec<EntryView>> {
 
 async fn allow(State(trust): State<Trust>, Path(id): Path<String>) -> Result<StatusCode, Problem> {
     let known = match id.parse() {
-        Ok(number) => trust.inner.deny.remove(number).await.map_err(|error| failed(&error))?,
+        Ok(number) => {
+            let now = trust.inner.issuer.clock.wall();
+            trust.inner.deny.remove(number, now).await.map_err(|error| failed(&error))?
+        }
         Err(_) => false,
     };
     if known {

@@ -31,6 +31,9 @@ pub(crate) struct Entry {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Record {
+    /// Of the bundle, wherever it is given: at a join, at a renewal, in snapshots. The time of the change in
+    /// milliseconds, and always above the one before: also a control plane whose data was restored from an older copy
+    /// gives a change a number that no proxy has seen.
     sequence: u64,
     last_id: u64,
     entries: Vec<Entry>,
@@ -127,24 +130,25 @@ impl Deny {
         next.last_id += 1;
         let entry = Entry { id: next.last_id, denied, created };
         next.entries.push(entry.clone());
-        self.replace(&mut record, next).await?;
+        self.replace(&mut record, next, created).await?;
         Ok(entry)
     }
 
     /// Gives trust back; says whether there was such an entry.
-    pub(crate) async fn remove(&self, id: u64) -> Result<bool, TrustError> {
+    pub(crate) async fn remove(&self, id: u64, now: Duration) -> Result<bool, TrustError> {
         let mut record = self.record.lock().await;
         let mut next = record.clone();
         next.entries.retain(|entry| entry.id != id);
         if next.entries.len() == record.entries.len() {
             return Ok(false);
         }
-        self.replace(&mut record, next).await?;
+        self.replace(&mut record, next, now).await?;
         Ok(true)
     }
 
-    async fn replace(&self, held: &mut Record, mut next: Record) -> Result<(), TrustError> {
-        next.sequence += 1;
+    async fn replace(&self, held: &mut Record, mut next: Record, now: Duration) -> Result<(), TrustError> {
+        let now = u64::try_from(now.as_millis()).unwrap_or(0);
+        next.sequence = now.max(held.sequence + 1);
         let bundle = bundle(&next, &self.authority)?;
         let stored = |record| serde_json::to_vec(record).expect("names and numbers are JSON");
         let before = self.store.get(KEY).await?.entry;

@@ -56,6 +56,31 @@ impl Mesh {
         Self { disk, clock, plane }
     }
 
+    /// A copy of the disk, as a backup makes it.
+    fn copy(&self) -> tempfile::TempDir {
+        let copy = tempfile::tempdir().unwrap();
+        let mut folders = vec![PathBuf::new()];
+        while let Some(folder) = folders.pop() {
+            std::fs::create_dir_all(copy.path().join(&folder)).unwrap();
+            for entry in std::fs::read_dir(self.disk.path().join(&folder)).unwrap() {
+                let entry = entry.unwrap();
+                let place = folder.join(entry.file_name());
+                if entry.file_type().unwrap().is_dir() {
+                    folders.push(place);
+                } else {
+                    std::fs::copy(entry.path(), copy.path().join(place)).unwrap();
+                }
+            }
+        }
+        copy
+    }
+
+    /// A control plane that begins with such a copy.
+    async fn restored(disk: tempfile::TempDir, clock: Arc<dyn Clock>) -> Self {
+        let plane = start(disk.path(), SocketAddr::from(([127, 0, 0, 1], 0)), &clock).await;
+        Self { disk, clock, plane }
+    }
+
     fn path(&self, name: &str) -> PathBuf {
         self.disk.path().join(name)
     }

@@ -92,6 +92,14 @@ impl ClientError {
             _ => None,
         }
     }
+
+    /// Whether the same request may succeed later: nobody answered, or who did is not able to yet.
+    #[must_use]
+    pub fn is_temporary(&self) -> bool {
+        let passing =
+            |status: StatusCode| status.is_server_error() || status == StatusCode::TOO_MANY_REQUESTS;
+        matches!(self, Self::Unreachable { .. }) || self.status().is_some_and(passing)
+    }
 }
 
 /// A successful answer.

@@ -238,6 +238,11 @@ impl SnapshotBuilder {
             }
             Kind::Bundle => {
                 let bundle = convert::bundle(&name, decode(body).map_err(error)?).map_err(error)?;
+                // Trust that was withdrawn would come back, also after a restart, since what is refused is not kept.
+                if let Some(newer) = held.bundles.get(&name).filter(|held| held.sequence > bundle.sequence) {
+                    let (held, offered) = (newer.sequence, bundle.sequence);
+                    return Err(error(ConvertError::OlderBundle { held, offered }));
+                }
                 held.bundles.insert(name, Arc::new(bundle));
             }
             Kind::Commit => held.revision = decode::<v1::Commit>(body).map_err(error)?.revision,

@@ -36,6 +36,10 @@ pub(crate) enum ConvertError {
     Hostname { at: String, error: HostPatternError },
     #[error("{at}: {error}")]
     Identity { at: String, error: meshwork_base::SpiffeIdError },
+    #[error(
+        "trust bundle {offered} is older than {held}, which stays in use; where the control plane was restored from an older copy, deny again what was revoked since: the next change of the deny entries is taken"
+    )]
+    OlderBundle { held: u64, offered: u64 },
 }
 
 pub(crate) type Result<T> = std::result::Result<T, ConvertError>;

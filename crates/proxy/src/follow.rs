@@ -12,6 +12,7 @@ use meshwork_process::Condition;
 use meshwork_telemetry::{Counter, MetricsRegistry, inventory};
 use meshwork_xds::ResourceKey;
 use meshwork_xds::client::{self, Batch, Handle, Updates};
+use meshwork_xds::registration::reached_at;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::engine::{BindKey, Engine};
@@ -21,6 +22,10 @@ use crate::tls::certified_key;
 
 /// How often replaced snapshots are dropped, and ports that were taken are tried again.
 const TIDY: Duration = Duration::from_secs(1);
+
+/// Any address that is not on this machine (RFC 5737): that all addresses are taken says nothing of how to get here, the
+/// one from which this machine speaks to others does.
+const ELSEWHERE: &str = "192.0.2.1:9";
 
 /// What is to be done with the fixed listeners, and who waits for it.
 enum Order {
@@ -226,7 +231,7 @@ impl Follower {
             .collect()
     }
 
-    /// The listeners that serve, each with its address: their port is bound, and under TLS they have a certificate that works.
+    /// The listeners that serve, each with the address at which others reach it: their port is bound, and under TLS they have a certificate that works.
     fn bound(&self) -> BTreeMap<String, IpAddr> {
         let snapshot = self.engine.shared().snapshot.load();
         let bound = self.engine.bound();
@@ -234,7 +239,9 @@ impl Follower {
         bindings
             .flat_map(|(binding, ip)| binding.listeners.iter().map(move |listener| (listener, ip)))
             .filter(|(l, _)| !ends_tls(l) || l.secrets.iter().any(|s| certified_key(s).is_ok()))
-            .map(|(listener, ip)| (listener.name.to_string(), ip))
+            .map(|(listener, ip)| {
+                (listener.name.to_string(), reached_at(SocketAddr::new(ip, 0), ELSEWHERE).ip())
+            })
             .collect()
     }
 

@@ -1,4 +1,5 @@
-//! The last good resources on disk, so that a proxy starts while the control plane is away.
+//! The last good resources on disk, so that a proxy starts while the control plane is away; and with them what was refused
+//! for a missing feature and has no good version, so that what it may protect is closed from the start.
 //!
 //! One file, mode 0600 because it holds keys: a log of resources as received and of removals, each record with its
 //! checksum, each whole change closed by its revision. A change is appended; when the log has grown to twice what is
@@ -105,17 +106,17 @@ impl Cache {
         self.revision = settled.revision.unwrap_or(self.revision);
         let mut bytes = Vec::new();
         let mut live = Vec::new();
-        for change in &settled.accepted {
+        for change in settled.accepted.iter().chain(&settled.unsupported) {
             let start = bytes.len();
             match change {
-                Change::Upsert(key, resource) => {
+                // It keeps its `requires`: who reads it judges anew whether it can be used.
+                Change::Upsert(key, resource) | Change::Unsupported { key, resource, .. } => {
                     Record::Upsert(key.clone(), Arc::clone(resource)).encode(&mut bytes);
                 }
                 Change::Remove(key) => Record::Remove(key.clone()).encode(&mut bytes),
-                Change::Unsupported { .. } => continue,
             }
             let length = (bytes.len() - start) as u64;
-            let place = matches!(change, Change::Upsert(..)).then_some((self.size + start as u64, length));
+            let place = (!matches!(change, Change::Remove(_))).then_some((self.size + start as u64, length));
             live.push((change.key().clone(), place));
         }
         Record::Commit(self.revision).encode(&mut bytes);

@@ -12,7 +12,7 @@ mod tests;
 mod types;
 mod watches;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -68,6 +68,8 @@ pub struct Client {
     next_batch: BatchId,
     joined: bool,
     resync: bool,
+    /// Somebody has waited in vain since the stream was lost: whoever asks next does not wait.
+    in_vain: bool,
 }
 
 impl Client {
@@ -101,6 +103,7 @@ impl Client {
             next_batch: 1,
             joined: false,
             resync: false,
+            in_vain: false,
         }
     }
 
@@ -145,6 +148,7 @@ impl Client {
             self.start_from_cache();
         }
         for (waiter, answer) in self.watches.expire(now) {
+            self.in_vain |= !self.connected;
             self.events.push_back(Event::Answer(waiter, answer));
         }
         for key in self.watches.drop_idle(now) {
@@ -160,9 +164,14 @@ impl Client {
     /// A stream is open: says who we are, what we want and what we hold.
     pub fn connected(&mut self) {
         self.connected = true;
+        self.in_vain = false;
         self.requests.clear();
         self.offered.clear();
         if !self.resync {
+            // What was refused is told without a version: it comes again, or is told to be gone.
+            for key in self.refused_keys() {
+                self.offered.insert(key, Arc::from(""));
+            }
             for (key, version) in self.versions() {
                 self.offered.insert(key, version);
             }
@@ -281,7 +290,9 @@ impl Client {
     }
 
     /// Asks for one resource by name, with all it refers to. One subscription serves all waiters; the answer comes as
-    /// an [`Event::Answer`] once the consumer holds the resource, at `deadline` at the latest.
+    /// an [`Event::Answer`] once the consumer holds the resource, at `deadline` at the latest. While there is no stream
+    /// the first one waits, since it may come back; once that was in vain the others are told at once. What was asked
+    /// for is asked for again with the next stream.
     pub fn watch(&mut self, key: &ResourceKey, now: Tick, deadline: Tick) -> Watching {
         if !self.watches.knows(key) {
             // It may have come with another resource: then the control plane has nothing left to answer.
@@ -293,6 +304,7 @@ impl Client {
                 self.subscribe(key);
             }
         }
+        let deadline = if self.in_vain { now } else { deadline };
         let (watching, ask) = self.watches.watch(key, now, deadline);
         if ask {
             self.subscribe(key);
@@ -317,7 +329,7 @@ impl Client {
             Change::Unsupported { key, missing, .. } => Some(unsupported(key, missing)),
             Change::Upsert(..) | Change::Remove(_) => None,
         }));
-        let mut settled = Settled { accepted: Vec::new(), revision: batch.revision };
+        let mut settled = Settled { revision: batch.revision, ..Settled::default() };
         let (mut verdicts, mut kept) = (Vec::new(), Vec::new());
         for change in batch.changes {
             let verdict = rejections.iter().find(|rejection| rejection.key == *change.key());
@@ -327,6 +339,8 @@ impl Client {
             kept.extend(self.keep_cached(change.key(), refused.is_some()));
             if refused.is_none() {
                 settled.accepted.push(change);
+            } else if matches!(change, Change::Unsupported { .. }) && !self.held.contains_key(change.key()) {
+                settled.unsupported.push(change);
             }
         }
         if let Some(revision) = batch.revision.filter(|_| !batch.from_cache) {
@@ -351,9 +365,8 @@ impl Client {
     /// The listeners that accept connections now, with their addresses, and those whose port cannot be had, with the
     /// reason.
     pub fn bound(&mut self, listeners: BTreeMap<String, IpAddr>, unbound: BTreeMap<String, String>) {
-        // That all addresses are taken says nothing of how to get here.
-        let told = listeners.iter().filter(|(_, address)| !address.is_unspecified());
-        let addresses = told.map(|(listener, address)| (listener.clone(), address.to_string())).collect();
+        let told = |(listener, address): (&String, &IpAddr)| (listener.clone(), address.to_string());
+        let addresses = listeners.iter().map(told).collect();
         let bound = listeners.into_keys().collect();
         let report = Report { bound, addresses, unbound, ..self.report.clone() };
         if self.report != report {
@@ -427,7 +440,7 @@ impl Client {
             return Err(StreamFault::Diverged { revision, expected, received: tally.count });
         }
         if std::mem::take(&mut self.resync) {
-            for (key, _) in self.versions() {
+            for key in self.versions().into_keys().chain(self.refused_keys()) {
                 if self.offered.version(&key).is_none() {
                     self.staged.insert(key, None);
                 }
@@ -518,6 +531,13 @@ impl Client {
             }
         }
         versions
+    }
+
+    /// What is refused, or about to be.
+    fn refused_keys(&self) -> BTreeSet<ResourceKey> {
+        let under_way = self.outstanding.iter().flat_map(|outstanding| &outstanding.batch.changes);
+        let unsupported = under_way.filter(|change| matches!(change, Change::Unsupported { .. }));
+        self.refused.keys().chain(unsupported.map(Change::key)).cloned().collect()
     }
 
     fn answer(&mut self, key: &ResourceKey, answer: &Answer, now: Tick) {

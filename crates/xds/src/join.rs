@@ -8,11 +8,11 @@
 //!                                                            └──────────────────────────────────────────────────┘
 //! ```
 
+use std::fmt::Display;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::StatusCode;
 use meshwork_api::identity::{CONTROL_PLANE, Der, Issued, JoinRequest, RenewRequest};
 use meshwork_api::{Client, ClientError, IdentityClient};
 use meshwork_base::{Clock, Namespace, ObjectName, Rng, SpiffeId, TrustDomain};
@@ -104,13 +104,39 @@ impl JoinError {
     /// Whether the same may succeed later.
     #[must_use]
     pub fn is_temporary(&self) -> bool {
-        match self {
-            Self::Client(ClientError::Unreachable { .. }) => true,
-            Self::Client(error) => error
-                .status()
-                .is_some_and(|status| status.is_server_error() || status == StatusCode::TOO_MANY_REQUESTS),
-            _ => false,
+        matches!(self, Self::Client(error) if error.is_temporary())
+    }
+}
+
+/// Waits for a control plane that is not there yet: with back-off, and told once.
+#[derive(Debug)]
+pub struct Waiting {
+    backoff: Backoff,
+    told: bool,
+}
+
+impl Default for Waiting {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Waiting {
+    /// Nothing has failed yet.
+    #[must_use]
+    pub const fn new() -> Self {
+        let backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(5));
+        Self { backoff, told: false }
+    }
+
+    /// Waits before the next attempt, since the last one ended so.
+    pub async fn after(&mut self, error: &impl Display, rng: &mut impl Rng) {
+        if std::mem::replace(&mut self.told, true) {
+            tracing::debug!(%error, "the control plane does not answer yet");
+        } else {
+            tracing::warn!(%error, "the control plane does not answer yet; waiting for it");
         }
+        tokio::time::sleep(self.backoff.next(rng)).await;
     }
 }
 
@@ -136,7 +162,7 @@ impl Joining {
             Loaded::Missing => String::new(),
             Loaded::Expired { id, .. } => format!(" in force (that of {id} has expired)"),
         };
-        let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(5));
+        let mut waiting = Waiting::new();
         // One request for all attempts: where only the answer was lost, asking again takes no second use of the token.
         let pending = PendingSvid::generate()?;
         loop {
@@ -151,8 +177,7 @@ impl Joining {
                     return Ok(Identity::new(svid, bundle, clock)?);
                 }
                 Err(error) if error.is_temporary() => {
-                    tracing::warn!(%error, "cannot join yet; asking again");
-                    tokio::time::sleep(backoff.next(rng)).await;
+                    waiting.after(&error, rng).await;
                 }
                 Err(error) => return Err(error),
             }

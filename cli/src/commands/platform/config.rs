@@ -34,7 +34,9 @@ impl ConfigArgs {
         let routes =
             process.observed("config", config.router()).merge(process_routes(process.admin(readiness)));
         config.export(&process.metrics);
-        let served = serve_local("config service", "--config-address", self.address(process), routes).await?;
+        let address = self.address(process);
+        let served = serve_local("config service", "--config-address", address, routes).await?;
+        tracing::info!(%address, "config service started");
         Ok(Served(vec![served]))
     }
 

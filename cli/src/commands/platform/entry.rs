@@ -16,15 +16,18 @@ pub(super) async fn until_told(
     registry: Option<RegistryClient>,
     metrics: SocketAddr,
 ) -> Result<(), Box<dyn Error>> {
-    let Some(registry) = registry else { return Ok(process.until_told().await?) };
+    let Some(registry) = registry else {
+        process.until_told().await;
+        return Ok(());
+    };
     // The registry is asked for targets on this machine, where a port of all addresses is reached by this one too.
     let any = metrics.ip().is_unspecified();
     let address = if any { IpAddr::V4(Ipv4Addr::LOCALHOST) } else { metrics.ip() };
     let metrics = SocketAddr::new(address, metrics.port());
     let registrar = Registrar::of_process(registry, (REGISTRY.0, process.role), process.role, metrics);
     let keeping = tokio::spawn(registrar.clone().keep(std::future::ready(()), ThreadRng::new()));
-    let ended = process.until_told().await;
+    process.until_told().await;
     keeping.abort();
     registrar.deregister().await;
-    Ok(ended?)
+    Ok(())
 }

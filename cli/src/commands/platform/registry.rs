@@ -13,7 +13,7 @@ use axum::response::Response;
 use meshwork_api::identity::{REGISTRY, TokenRequest};
 use meshwork_api::{Client, IdentityClient};
 use meshwork_base::{Namespace, ObjectName, ThreadRng};
-use meshwork_identity::{ClientAuth, Loaded, SvidStore};
+use meshwork_identity::{ClientAuth, Identity, Loaded, SvidStore};
 use meshwork_process::Readiness;
 use meshwork_process::admin::process_routes;
 use meshwork_registry::{Caller, Options, Registry};
@@ -66,6 +66,8 @@ fn as_workload(router: Router) -> Router {
 pub(super) struct Member {
     pub(super) control_plane: String,
     pub(super) token_file: Option<PathBuf>,
+    /// The control plane's API, which makes a token where none was given.
+    pub(super) api: Option<ApiArgs>,
 }
 
 impl Member {
@@ -74,7 +76,7 @@ impl Member {
         let folder = process.folder("registry")?;
         let control_plane = plane.proxy_address.to_string();
         if matches!(SvidStore::new(&folder).load(process.clock.wall())?, Loaded::Valid(..)) {
-            return Ok(Self { control_plane, token_file: None });
+            return Ok(Self { control_plane, token_file: None, api: None });
         }
         let (namespace, workload) = REGISTRY;
         let request = TokenRequest {
@@ -86,19 +88,34 @@ impl Member {
         let api = IdentityClient(Client::in_memory("the control plane", plane.plane.router()));
         let path = folder.join("token");
         private::write(&path, &api.create_token(&request).await?.token)?;
-        Ok(Self { control_plane, token_file: Some(path) })
+        Ok(Self { control_plane, token_file: Some(path), api: None })
     }
 
-    /// In a process of its own it asks the control plane's API for a token, unless it was given one.
-    pub(super) async fn with_token(self, process: &Process, api: &ApiArgs) -> Result<Self, Box<dyn Error>> {
-        let folder = process.folder("registry")?;
-        let places = (process.common.data_dir.as_path(), folder.as_path());
-        let token_file = token_file(api, places, self.token_file, REGISTRY, process.clock.wall()).await?;
-        Ok(Self { token_file, ..self })
+    /// Joins, for as long as it takes. In a process of its own it asks the control plane's API for a token, unless it
+    /// was given one.
+    async fn join(self, process: &Process) -> Result<(Joining, Arc<Identity>), Box<dyn Error>> {
+        let data_dir = process.folder("registry")?;
+        let token_file = match &self.api {
+            Some(api) => {
+                let places = (process.common.data_dir.as_path(), data_dir.as_path());
+                token_file(api, places, self.token_file, REGISTRY, process.clock.wall()).await?
+            }
+            None => self.token_file,
+        };
+        let joining = Joining {
+            control_plane: self.control_plane,
+            data_dir,
+            token_file,
+            expected: Some((Namespace::new(REGISTRY.0)?, ObjectName::new(REGISTRY.1)?)),
+        };
+        let identity = joining.identity(Arc::clone(&process.clock), &mut ThreadRng::new()).await?;
+        Ok((joining, identity))
     }
 }
 
 impl RegistryArgs {
+    /// Serves this machine at once, and the mesh as soon as it has joined it; returns then, or when a signal asks for
+    /// the end.
     pub(super) async fn serve(
         &self,
         process: &Process,
@@ -116,15 +133,13 @@ impl RegistryArgs {
             .registry_mesh_address
             .unwrap_or_else(|| SocketAddr::new(process.common.listen_address, 8501));
         let mesh = bind("registry", "--registry-mesh-address", mesh).await?;
-        let mut tasks = vec![local];
-        let joining = Joining {
-            control_plane: member.control_plane,
-            data_dir: process.folder("registry")?,
-            token_file: member.token_file,
-            expected: Some((Namespace::new(REGISTRY.0)?, ObjectName::new(REGISTRY.1)?)),
+        let mut served = Served(vec![local]);
+        tracing::info!(%plain, mesh = %mesh.local_addr()?, "registry started");
+        let (joining, identity) = tokio::select! {
+            joined = member.join(process) => joined?,
+            () = process.until_told() => return Ok(served),
         };
         let clock = Arc::clone(&process.clock);
-        let identity = joining.identity(Arc::clone(&clock), &mut ThreadRng::new()).await?;
         let endpoints = Endpoints {
             identity: Arc::clone(&identity),
             client_auth: ClientAuth::Required,
@@ -132,17 +147,16 @@ impl RegistryArgs {
             connections: Connections::default(),
             clock: Arc::clone(&clock),
         };
-        tasks.push(tokio::spawn(joining.keep(identity, clock, ThreadRng::new())).abort_handle());
+        served.0.push(tokio::spawn(joining.keep(identity, clock, ThreadRng::new())).abort_handle());
         let stop = process.drain.draining().clone().cancelled_owned();
         let serving = async move {
             if let Err(error) = mtls::serve(mesh, endpoints, stop).await {
                 tracing::error!(%error, "the registry does not serve the mesh any more");
             }
         };
-        tasks.push(tokio::spawn(serving).abort_handle());
+        served.0.push(tokio::spawn(serving).abort_handle());
         joined.set(true);
-        tracing::info!(%plain, "registry started");
-        Ok(Served(tasks))
+        Ok(served)
     }
 
     /// Where it listens for this machine.

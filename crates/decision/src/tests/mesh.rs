@@ -175,3 +175,21 @@ fn the_inbound_side_knows_its_ports_by_server_name() {
     assert_eq!(web.admit(None).unwrap_err(), Cause::PeerUnauthenticated, "strict unless told otherwise");
     assert!(web.admit(Some(&peer)).is_ok());
 }
+
+#[test]
+fn a_bundle_older_than_the_one_held_is_refused_so_that_nothing_revoked_comes_back() {
+    let mut builder = SnapshotBuilder::new();
+    let bundle = |sequence| v1::Bundle { sequence, ..v1::Bundle::default() };
+    let mut offer = |sequence: u64| {
+        let refused = builder.apply([Change::upsert("m", &sequence.to_string(), &bundle(sequence))]);
+        let told = refused.first().map(|refused| (refused.severity, refused.message.clone()));
+        (told, builder.build().bundle("m").map(|held| held.sequence))
+    };
+    assert_eq!(offer(7), (None, Some(7)));
+    let (told, held) = offer(5);
+    let (severity, message) = told.unwrap();
+    assert!(severity == Severity::Error && message.contains("5 is older than 7"), "{message}");
+    assert_eq!(held, Some(7));
+    assert_eq!(offer(7), (None, Some(7)), "the same once more, as after joining again");
+    assert_eq!(offer(8), (None, Some(8)));
+}

@@ -12,7 +12,7 @@ fn upsert(name: &str, version: &str, size: usize) -> Change {
 }
 
 fn change(accepted: Vec<Change>, revision: u64) -> Settled {
-    Settled { accepted, revision: Some(revision) }
+    Settled { accepted, revision: Some(revision), ..Settled::default() }
 }
 
 fn versions(contents: &Contents) -> BTreeMap<String, String> {
@@ -132,4 +132,21 @@ proptest! {
             }
         }
     }
+}
+
+#[test]
+fn what_lacks_a_feature_is_remembered_with_what_it_requires_until_it_is_removed() {
+    let directory = tempfile::tempdir().unwrap();
+    let (mut cache, _) = Cache::open(directory.path()).unwrap();
+    let missing = vec!["magic".to_owned()];
+    let (name, version) = ("a".to_owned(), "1".to_owned());
+    let resource = Arc::new(Resource { name, version, requires: missing.clone(), ..Resource::default() });
+    let unsupported = vec![Change::Unsupported { key: key("a"), missing: missing.clone(), resource }];
+    cache.write(&Settled { unsupported, ..change(vec![upsert("b", "1", 9)], 1) }).unwrap();
+    let (mut cache, contents) = Cache::open(directory.path()).unwrap();
+    assert_eq!(versions(&contents), map(&[("a", "1"), ("b", "1")]));
+    assert_eq!(contents.preload.resources[&key("a")].requires, missing);
+    cache.write(&change(vec![Change::Remove(key("a"))], 2)).unwrap();
+    let (_, contents) = Cache::open(directory.path()).unwrap();
+    assert_eq!(versions(&contents), map(&[("b", "1")]));
 }

@@ -246,7 +246,8 @@ fn starts_from_the_cache_when_the_control_plane_is_away() {
     let cached = batch(&mut client).unwrap();
     assert!(cached.from_cache && names(&cached) == ["a", "b"] && cached.revision == Some(3));
     client.settle(cached.id, vec![error(route("b"))], AT(1000));
-    assert_eq!(initial(&mut client, &route_type()), BTreeMap::from([("a".into(), "1".into())]));
+    let told = BTreeMap::from([("a".into(), "1".into()), ("b".into(), String::new())]);
+    assert_eq!(initial(&mut client, &route_type()), told, "what is refused is asked for anew");
 }
 
 #[test]
@@ -299,8 +300,63 @@ fn what_needs_a_missing_feature_is_refused_and_shown_to_the_consumer() {
     client.receive(pen.commit(1), AT(0)).unwrap();
     let whole = batch(&mut client).unwrap();
     assert!(matches!(&whole.changes[..], [Change::Unsupported { missing, .. }] if *missing == ["magic"]));
-    assert_eq!(client.settle(whole.id, Vec::new(), AT(0)).accepted, []);
+    let settled = client.settle(whole.id, Vec::new(), AT(0));
+    assert_eq!((settled.accepted, settled.unsupported), (Vec::new(), whole.changes));
     assert!(client.report().last_error.contains("magic"));
+}
+
+/// A client that knows a resource for which it lacks a feature, and nothing else.
+fn lacking(preload: bool) -> Client {
+    let requires = vec!["magic".to_owned()];
+    let resource = Resource { name: "new".into(), version: "1".into(), requires, ..Resource::default() };
+    if preload {
+        let resources = BTreeMap::from([(route("new"), Arc::new(resource))]);
+        let mut client = Client::new(settings(), Some(Preload { resources, revision: 1 }), AT(0));
+        client.connection_failed();
+        return client;
+    }
+    let (mut client, mut pen) = joined();
+    pen.offers.insert(route("new"), "1".into());
+    let type_url = route_type();
+    client
+        .receive(DiscoveryResponse { type_url, resources: vec![resource], ..Default::default() }, AT(0))
+        .unwrap();
+    client.receive(pen.commit(1), AT(0)).unwrap();
+    client
+}
+
+#[test]
+fn what_lacks_a_feature_is_shown_from_the_cache_as_what_it_is() {
+    let from_cache = batch(&mut lacking(true)).unwrap();
+    assert!(matches!(&from_cache.changes[..], [Change::Unsupported { key, .. }] if *key == route("new")));
+}
+
+#[test]
+fn what_was_refused_and_has_gone_while_there_was_no_stream_goes_here_too() {
+    for (preload, resync) in [(false, false), (false, true), (true, false)] {
+        let mut client = lacking(preload);
+        let refused = batch(&mut client).unwrap();
+        let told = BTreeMap::from([("new".to_owned(), String::new())]);
+        assert_eq!(initial(&mut client, &route_type()), told, "under way");
+        client.settle(refused.id, Vec::new(), AT(0));
+        assert_eq!(initial(&mut client, &route_type()), told, "refused");
+        if resync {
+            let mut astray = Pen::default();
+            astray.offers.insert(route("x"), "1".into());
+            client.receive(astray.commit(2), AT(0)).unwrap_err();
+            assert_eq!(initial(&mut client, &route_type()), BTreeMap::new());
+        } else {
+            let removed = vec!["new".to_owned()];
+            let response = DiscoveryResponse { type_url: route_type(), removed, ..Default::default() };
+            client.receive(response, AT(0)).unwrap();
+        }
+        client.receive(Pen::default().commit(3), AT(0)).unwrap();
+        let gone = batch(&mut client).unwrap();
+        assert_eq!(gone.changes, [Change::Remove(route("new"))]);
+        client.settle(gone.id, Vec::new(), AT(0));
+        assert_eq!(client.report().last_error, "");
+        assert_eq!(initial(&mut client, &route_type()), BTreeMap::new());
+    }
 }
 
 #[test]
@@ -331,4 +387,27 @@ fn probes_end_with_the_stream_and_what_waits_is_bounded() {
     client.connected();
     let requests = std::iter::from_fn(|| client.poll_request());
     assert!(requests.into_iter().all(|request| request.observations.is_empty()), "nobody asks any more");
+}
+
+#[test]
+fn without_a_stream_one_waits_for_it_and_the_others_are_told_at_once() {
+    let (mut client, _) = joined();
+    client.disconnected();
+    let service = ResourceKey::of::<v1::Service>("shop/reviews");
+    client.watch(&service, AT(0), AT(2000));
+    client.tick(AT(1999));
+    assert_eq!(answers(&mut client), [], "the stream may come back");
+    client.tick(AT(2000));
+    assert_eq!(answers(&mut client), [Answer::Unavailable]);
+    client.watch(&service, AT(2001), AT(4001));
+    assert_eq!(client.deadline(), Some(AT(2001)));
+    client.tick(AT(2001));
+    assert_eq!(answers(&mut client), [Answer::Unavailable], "nobody else waits in vain");
+
+    client.connected();
+    let asked = requests(&mut client).into_iter().flat_map(|request| request.subscribe);
+    assert!(asked.into_iter().any(|name| name == "shop/reviews"), "it is wanted all the same");
+    client.watch(&service, AT(3000), AT(5000));
+    client.tick(AT(3001));
+    assert_eq!(answers(&mut client), [], "there is somebody to ask now");
 }

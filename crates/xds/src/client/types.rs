@@ -151,6 +151,9 @@ pub enum StreamFault {
 pub struct Settled {
     /// Accepted versions and removals.
     pub accepted: Vec<Change>,
+    /// Refused for a feature that is missing here, where no version before stays: remembered as what they are, so that
+    /// what they may protect is closed after a restart too.
+    pub unsupported: Vec<Change>,
     /// The revision that is complete with them.
     pub revision: Option<u64>,
 }
