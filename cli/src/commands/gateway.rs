@@ -55,6 +55,7 @@ pub(crate) struct Arguments {
     addresses: AdminArgs,
     #[command(flatten)]
     traces: TraceArgs,
+    #[command(flatten)]
     traffic: TrafficArgs,
     #[command(flatten)]
     common: CommonArgs,
