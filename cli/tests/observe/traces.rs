@@ -134,6 +134,26 @@ const WAY: [(&str, &str); 8] = [
     ("back", "CLIENT"),
 ];
 
+/// The application of `back` breaks its connection on this path: its caller tries once more.
+fn every_attempt_is_a_parent_of_its_own(path: &Path2, collector: &Collector) {
+    let trace = "11111111111111111111111111111111";
+    told(path, "/status/none", &format!("traceparent: 00-{trace}-2222222222222222-01\r\n"));
+    let spans = until("both attempts are told of", || {
+        let spans = collector.spans(trace);
+        let served = spans.iter().filter(|span| span.is() == ("back", "SERVER")).count();
+        let tried = spans.iter().any(|span| span.says("http.request.resend_count").is_some());
+        (served == 2 && tried && spans.iter().any(|span| span.is().0 == "meshwork-gateway")).then_some(spans)
+    });
+    let parents: Vec<&str> =
+        spans.iter().filter(|span| span.is() == ("back", "SERVER")).map(Span::parent).collect();
+    assert_ne!(parents[0], parents[1]);
+    for parent in parents {
+        let caller = spans.iter().find(|span| span.id() == parent).unwrap();
+        assert_eq!(caller.is(), ("front", "CLIENT"));
+        assert_eq!(caller.says("error.type"), Some("upstream_reset"), "{caller:#?}");
+    }
+}
+
 #[test]
 fn a_request_is_one_trace_through_all_proxies_and_what_is_not_sampled_is_passed_on() {
     let Some(agent) = meshwork_testkit::tool("rotel-agent") else { return };
@@ -166,6 +186,8 @@ fn a_request_is_one_trace_through_all_proxies_and_what_is_not_sampled_is_passed_
         let error = (span.is().1 == "CLIENT").then_some("404");
         assert_eq!(span.says("error.type"), error, "{span:#?}");
     }
+
+    every_attempt_is_a_parent_of_its_own(&path, &collector);
 
     let unsampled = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-00";
     let passed = told(&path, "/status/200", &format!("traceparent: {unsampled}\r\ntracestate: a=1\r\n"));
