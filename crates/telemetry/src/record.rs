@@ -145,8 +145,8 @@ impl RequestText {
     }
 }
 
-/// What is known of one request when its last byte is gone. Metrics, access log, span and flight recorder are
-/// written from it and from nothing else.
+/// What is known of one request when its last byte is gone. Metrics and access log are written from it and from nothing
+/// else; spans also need the ids and the attempts of a traced request, which travel beside it.
 #[derive(Clone, Debug, Default)]
 pub struct Record {
     /// When the first byte came, since the Unix epoch.
