@@ -1,8 +1,8 @@
 //! What a customer notices when instances crash, are restarted in turn, and when nobody is there to configure them:
 //! nothing. Requests come in an open loop while it happens, and each is counted.
 //!
-//! What is run in CI is short; `tests/long` runs the whole (500 requests a second, two minutes with twenty kills, ten
-//! minutes of absence, three seeds each).
+//! What is run in CI is short; `tests/long` runs the whole (500 requests a second, two minutes with twenty kills, two of
+//! restarts in turn, ten minutes of absence, three seeds each).
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 #![expect(clippy::print_stdout, reason = "what was counted is the result")]
@@ -40,6 +40,8 @@ struct Form {
     /// While instances are killed.
     duration: Duration,
     kills: usize,
+    /// Rounds of restarts are begun for so long; one is always made.
+    rolling: Duration,
     /// Of control plane, registry and config service.
     absence: Duration,
     /// Of 10,000 requests so many may fail. The short form has too few requests to tell a rate: there only what a
@@ -52,6 +54,7 @@ const SHORT: Form = Form {
     rate: 100,
     duration: Duration::from_secs(30),
     kills: 6,
+    rolling: Duration::ZERO,
     absence: Duration::from_secs(30),
     per_ten_thousand: None,
 };
@@ -61,6 +64,7 @@ const WHOLE: Form = Form {
     rate: 500,
     duration: Duration::from_secs(120),
     kills: 20,
+    rolling: Duration::from_secs(120),
     absence: Duration::from_secs(600),
     per_ten_thousand: Some(1),
 };
@@ -153,16 +157,26 @@ fn kills(platform: &Platform, form: Form, seed: u64) {
     sleep_until(&clock, begin.after(form.duration));
 }
 
-/// Each instance is told to end, and the next one when it is back.
-fn roll(platform: &Platform) {
-    for instance in INSTANCES {
-        let file = platform.file(instance, "pid");
-        let before = pid_in(&file).unwrap();
-        support::platform::signal("TERM", before);
-        until(&format!("{instance} is another process, and ready"), || {
-            pid_in(&file).filter(|&pid| pid != before).and_then(|_| ready(platform, instance))
-        });
+/// Each instance is told to end, and the next one when it is back, round after round while the time lasts.
+fn roll(platform: &Platform, form: Form) {
+    let clock = SystemClock::new();
+    let begin = clock.now();
+    let mut restarted = 0;
+    loop {
+        for instance in INSTANCES {
+            let file = platform.file(instance, "pid");
+            let before = pid_in(&file).unwrap();
+            support::platform::signal("TERM", before);
+            until(&format!("{instance} is another process, and ready"), || {
+                pid_in(&file).filter(|&pid| pid != before).and_then(|_| ready(platform, instance))
+            });
+            restarted += 1;
+        }
+        if clock.now().since(begin) >= form.rolling {
+            break;
+        }
     }
+    println!("  restarted {restarted} times in {:.1?}", clock.now().since(begin));
 }
 
 /// Control plane, registry and config service are gone; a sidecar is killed meanwhile, and serves again.
@@ -234,7 +248,7 @@ fn instances_are_killed(form: Form) {
 }
 
 fn instances_are_restarted_in_turn(form: Form) {
-    each(form, "rolling restart", 0, |platform, _| roll(platform));
+    each(form, "rolling restart", 0, |platform, _| roll(platform, form));
 }
 
 fn nobody_configures(form: Form) {
