@@ -54,7 +54,8 @@ const SHORT: Form = Form {
     rate: 100,
     duration: Duration::from_secs(30),
     kills: 6,
-    rolling: Duration::ZERO,
+    // Each is restarted often enough for a supervisor's pause between crashes to show.
+    rolling: Duration::from_secs(12),
     absence: Duration::from_secs(30),
     per_ten_thousand: None,
 };

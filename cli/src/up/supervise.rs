@@ -1,10 +1,11 @@
-//! Keeping processes alive: what ends is started again, at once when it had run well, else after a pause that grows while
-//! it keeps ending.
+//! Keeping processes alive: what ends is started again, at once when it had run well or was told to end, else after a pause
+//! that grows while it keeps ending.
 
 use std::fs::OpenOptions;
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -61,7 +62,7 @@ impl Supervised {
     ) -> Self {
         let (stop, told) = watch::channel(false);
         let folder = data_dir.join(&task.name);
-        let keeper = Keeper { task, folder, patience, clock, news, told };
+        let keeper = Keeper { task, folder, patience, clock, news, told, was_ready: AtomicBool::new(false) };
         Self { stop, task: tokio::spawn(keeper.keep()) }
     }
 
@@ -80,6 +81,8 @@ struct Keeper {
     clock: Arc<dyn Clock>,
     news: mpsc::Sender<News>,
     told: watch::Receiver<bool>,
+    /// Whether the process that runs, or ran last, has become ready.
+    was_ready: AtomicBool,
 }
 
 /// Why a process is no more.
@@ -95,12 +98,17 @@ impl Keeper {
         let mut rng = ThreadRng::new();
         loop {
             let began = self.clock.now();
-            let why = match self.once().await {
+            self.was_ready.store(false, Ordering::Relaxed);
+            let (why, as_told) = match self.once().await {
                 End::Stopped => return,
-                End::Ended(status) => format!("it ended with {status}"),
-                End::Failed(error) => format!("it cannot be started: {error}"),
+                End::Ended(status) => (format!("it ended with {status}"), status.success()),
+                End::Failed(error) => (format!("it cannot be started: {error}"), false),
             };
             self.tell(What::Ended(why)).await;
+            if as_told && self.was_ready.load(Ordering::Relaxed) {
+                // Somebody restarts it, however often: that is no failure to back off from.
+                backoff.reset();
+            }
             if self.clock.now().since(began) >= RAN_WELL {
                 // Whoever calls it waits for it.
                 backoff.reset();
@@ -171,6 +179,7 @@ impl Keeper {
         let url = format!("http://{}", self.task.ready);
         if let Ok(client) = Client::http(&url) {
             until_answers(&client, "/healthz/ready").await;
+            self.was_ready.store(true, Ordering::Relaxed);
             self.tell(What::Ready).await;
         }
         std::future::pending::<()>().await;

@@ -109,6 +109,12 @@ pub(crate) trait Decode: Sized {
     fn absent() -> Option<Self> {
         None
     }
+
+    /// The same for a field of which `least` items are required at least.
+    fn absent_of(least: i64) -> Option<Self> {
+        let _ = least;
+        Self::absent()
+    }
 }
 
 impl<T: Decode> Decode for Option<T> {
@@ -135,6 +141,10 @@ impl<T: Decode> Decode for Vec<T> {
 
     fn absent() -> Option<Self> {
         Some(Self::new())
+    }
+
+    fn absent_of(least: i64) -> Option<Self> {
+        (least < 1).then(Self::new)
     }
 }
 
@@ -217,7 +227,7 @@ macro_rules! record {
                 $(
                     let name = record!(@name $field $($json)?);
                     $(fields.bound(cx, name, $bounds);)?
-                    let $field = record!(@read fields, cx, name, $ty $(, $default)?);
+                    let $field = record!(@read fields, cx, name, $ty $([$bounds])? $(= $default)?);
                 )*
                 $(fields.refuse_unimplemented(cx, &[$($absent),*]);)?
                 Some(Self { $($field: $field?),* })
@@ -234,8 +244,11 @@ macro_rules! record {
     };
     (@name $field:ident $json:literal) => { $json };
     (@name $field:ident) => { stringify!($field) };
-    (@read $fields:ident, $cx:ident, $name:ident, $ty:ty, $default:expr) => {
+    (@read $fields:ident, $cx:ident, $name:ident, $ty:ty $([$bounds:expr])? = $default:expr) => {
         $fields.field_or::<$ty>($cx, $name, || $default)
+    };
+    (@read $fields:ident, $cx:ident, $name:ident, $ty:ty [$bounds:expr]) => {
+        $fields.field_of::<$ty>($cx, $name, *std::ops::RangeInclusive::<i64>::start(&$bounds))
     };
     (@read $fields:ident, $cx:ident, $name:ident, $ty:ty) => { $fields.field::<$ty>($cx, $name) };
 }

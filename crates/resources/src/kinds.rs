@@ -104,14 +104,6 @@ macro_rules! at_top {
 }
 pub(crate) use {at_top, in_spec};
 
-/// Refuses a list that was left out although it must have an item. One that is written empty was refused when it was read.
-pub(crate) fn require<T>(list: &[T], name: &str, span: crate::span::Span, cx: &mut Cx) {
-    if list.is_empty() {
-        let message = format!("`{}` has no `{name}`, which is required", cx.path());
-        cx.error(span, crate::codes::MISSING_FIELD, message).help = Some(format!("add `{name}:` here"));
-    }
-}
-
 /// The place of the first item that equals an earlier one by this measure, and the earlier one's place in the list.
 pub(crate) fn first_repeated<T, K: Eq + Hash>(
     items: &[T],

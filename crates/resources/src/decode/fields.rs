@@ -43,9 +43,14 @@ impl<'n> Fields<'n> {
 
     /// Reads a field; an absent one is what its type says, or an error.
     pub(crate) fn field<T: Decode>(&mut self, cx: &mut Cx, name: &'static str) -> Option<T> {
+        self.field_of(cx, name, 0)
+    }
+
+    /// Reads a field that holds `least` items at least.
+    pub(crate) fn field_of<T: Decode>(&mut self, cx: &mut Cx, name: &'static str, least: i64) -> Option<T> {
         match self.take(name) {
             Some(node) => cx.in_field(name, |cx| T::decode(node, cx)),
-            None => T::absent().or_else(|| self.missing(cx, name)),
+            None => T::absent_of(least).or_else(|| self.missing(cx, name)),
         }
     }
 

@@ -4,7 +4,7 @@ use super::target::{self, PolicyTarget};
 use crate::codes;
 use crate::decode::text::AddressRange;
 use crate::decode::{Cx, choice, record};
-use crate::kinds::{Body, first_repeated, in_spec, require};
+use crate::kinds::{Body, first_repeated, in_spec};
 use crate::object::{ObjectKind, ObjectMeta};
 use crate::span::Spanned;
 
@@ -49,10 +49,6 @@ impl Body for ListenerPolicy {
 
     fn validate(&self, meta: &ObjectMeta, cx: &mut Cx) {
         target::validate(&self.target_refs, &[ObjectKind::Gateway], meta, cx);
-        let (sources, start) = (&self.proxy_protocol.trusted_sources, cx.start());
-        cx.in_field("spec", |cx| {
-            cx.in_field("proxyProtocol", |cx| require(sources, "trustedSources", start, cx));
-        });
         if let Some((later, _)) = first_repeated(&self.proxy_protocol.versions, |v| Some(v.inner)) {
             let version = &self.proxy_protocol.versions[later];
             let message = format!("version `{}` stands above", version.inner);

@@ -5,7 +5,6 @@ use meshwork_base::{Namespace, ObjectName};
 use crate::codes;
 use crate::decode::text::{Group, KindRef, SectionName};
 use crate::decode::{Cx, record};
-use crate::kinds::require;
 use crate::span::{Span, Spanned};
 
 pub(super) fn core_group() -> Group {
@@ -93,8 +92,7 @@ record! {
 }
 
 impl StreamRule {
-    pub(super) fn validate(&self, span: Span, cx: &mut Cx) {
-        require(&self.backend_refs, "backendRefs", span, cx);
+    pub(super) fn validate(&self, cx: &mut Cx) {
         for (index, backend) in self.backend_refs.iter().enumerate() {
             cx.in_field("backendRefs", |cx| {
                 cx.in_item(index, |cx| {

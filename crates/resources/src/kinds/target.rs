@@ -6,7 +6,6 @@ use crate::codes;
 use crate::decode::fields::list;
 use crate::decode::text::{Group, KindRef, SectionName};
 use crate::decode::{Cx, record};
-use crate::kinds::require;
 use crate::object::{ObjectKind, ObjectMeta};
 use crate::span::Spanned;
 
@@ -38,8 +37,6 @@ pub(super) fn validate(
     meta: &ObjectMeta,
     cx: &mut Cx,
 ) {
-    let start = cx.start();
-    cx.in_field("spec", |cx| require(targets, "targetRefs", start, cx));
     for (index, target) in targets.iter().enumerate() {
         if targets[..index].contains(target) {
             let message = format!("target {} `{}` stands above", target.kind, target.name);

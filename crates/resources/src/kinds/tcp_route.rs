@@ -2,7 +2,7 @@
 
 use super::references::{self, ParentReference, StreamRule};
 use crate::decode::{Cx, record};
-use crate::kinds::{Body, in_spec, require};
+use crate::kinds::{Body, in_spec};
 use crate::object::ObjectMeta;
 use crate::span::Spanned;
 
@@ -21,12 +21,10 @@ impl Body for TCPRoute {
     in_spec!();
 
     fn validate(&self, _: &ObjectMeta, cx: &mut Cx) {
-        let start = cx.start();
         cx.in_field("spec", |cx| {
-            require(&self.rules, "rules", start, cx);
             references::validate_parents(&self.parent_refs, cx);
             for (index, rule) in self.rules.iter().enumerate() {
-                cx.in_field("rules", |cx| cx.in_item(index, |cx| rule.validate(rule.span, cx)));
+                cx.in_field("rules", |cx| cx.in_item(index, |cx| rule.validate(cx)));
             }
         });
     }

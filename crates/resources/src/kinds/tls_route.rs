@@ -4,7 +4,7 @@ use super::references::{self, ParentReference, StreamRule};
 use crate::codes;
 use crate::decode::text::Hostname;
 use crate::decode::{Cx, record};
-use crate::kinds::{Body, first_repeated, in_spec, require};
+use crate::kinds::{Body, first_repeated, in_spec};
 use crate::object::ObjectMeta;
 use crate::span::Spanned;
 
@@ -25,10 +25,7 @@ impl Body for TLSRoute {
     in_spec!();
 
     fn validate(&self, _: &ObjectMeta, cx: &mut Cx) {
-        let start = cx.start();
         cx.in_field("spec", |cx| {
-            require(&self.hostnames, "hostnames", start, cx);
-            require(&self.rules, "rules", start, cx);
             references::validate_parents(&self.parent_refs, cx);
             if let Some((later, _)) = first_repeated(&self.hostnames, |hostname| Some(hostname.inner.clone()))
             {
@@ -37,7 +34,7 @@ impl Body for TLSRoute {
                 cx.error(hostname.span, codes::DUPLICATE_ENTRY, message);
             }
             for (index, rule) in self.rules.iter().enumerate() {
-                cx.in_field("rules", |cx| cx.in_item(index, |cx| rule.validate(rule.span, cx)));
+                cx.in_field("rules", |cx| cx.in_item(index, |cx| rule.validate(cx)));
             }
         });
     }
