@@ -4,6 +4,7 @@
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use axum::Router;
 use axum::extract::State;
@@ -14,7 +15,11 @@ use meshwork_telemetry::{Format, LogHandle, MetricsRegistry};
 use tokio_util::sync::CancellationToken;
 
 use crate::local::by_address;
+use crate::startup::release_code;
 use crate::{Problem, Readiness};
+
+/// What starts last (entries in the registry, first connections) has started so long after readiness.
+const SETTLING: Duration = Duration::from_secs(2);
 
 /// Where the three servers listen; port 0 takes a free one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -149,6 +154,7 @@ impl AdminServer {
             stop: stop.clone(),
             thread: None,
         };
+        let readiness = state.readiness.clone();
         let mut services = vec![(admin, by_address(admin_routes(state.clone(), extra)))];
         services.extend(metrics.map(|l| (l, metrics_routes(state.clone()))));
         services.extend(ready.map(|l| (l, health_routes(state))));
@@ -156,7 +162,7 @@ impl AdminServer {
             tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(AdminError::Thread)?;
         let thread = std::thread::Builder::new()
             .name("admin".to_owned())
-            .spawn(move || runtime.block_on(serve(services, stop)))
+            .spawn(move || runtime.block_on(serve(services, readiness, stop)))
             .map_err(AdminError::Thread)?;
         server.thread = Some(thread);
         Ok(server)
@@ -186,7 +192,14 @@ fn bind(what: &'static str, address: SocketAddr) -> Result<TcpListener, AdminErr
     bound.map_err(|source| AdminError::Bind { what, address, source })
 }
 
-async fn serve(services: Vec<(TcpListener, Router)>, stop: CancellationToken) {
+async fn serve(services: Vec<(TcpListener, Router)>, readiness: Readiness, stop: CancellationToken) {
+    tokio::spawn(async move {
+        readiness.wait().await;
+        tokio::time::sleep(SETTLING).await;
+        if let Err(error) = release_code() {
+            tracing::debug!(%error, "code that only starting needed stays mapped");
+        }
+    });
     for (listener, routes) in services {
         let listener = match tokio::net::TcpListener::from_std(listener) {
             Ok(listener) => listener,

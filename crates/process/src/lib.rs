@@ -5,7 +5,8 @@
 //! arguments, MESHWORK_*, --settings FILE ──► parse_args ──► CommonArgs ──► role starts
 //!                                                                          │ Readiness: conditions become true
 //! SIGTERM ──► Drain: stop accepting ─► GOAWAY ─► wait until idle or timeout ─► exit 0
-//! AdminServer (own thread): /healthz/live /healthz/ready /metrics /loglevel + what the role adds
+//! AdminServer (own thread): /healthz/live /healthz/ready /metrics /loglevel + what the role adds;
+//!                           once ready, what only starting needed is given back
 //! ```
 
 pub mod admin;
@@ -17,6 +18,7 @@ pub mod observed;
 pub mod problem;
 pub mod readiness;
 pub mod settings;
+pub mod startup;
 pub mod traces;
 
 pub use admin::{AdminAddresses, AdminArgs, AdminError, AdminServer, AdminState};
