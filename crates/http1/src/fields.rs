@@ -1,6 +1,9 @@
 //! The header list of the whole proxy.
 
 use std::fmt;
+use std::ops::Range;
+
+use http::{HeaderName, HeaderValue};
 
 use crate::chars::{is_field_value, is_token, list, trim};
 use crate::error::FieldError;
@@ -45,6 +48,30 @@ impl Fields {
         *self = Self::new();
     }
 
+    /// Makes room for so many more fields, whose lines are so many bytes together.
+    pub fn reserve(&mut self, fields: usize, bytes: usize) {
+        self.entries.reserve(fields);
+        self.text.reserve(bytes);
+    }
+
+    /// Bytes of the lines of all fields, about: what writing them needs.
+    #[must_use]
+    pub fn text_len(&self) -> usize {
+        self.text.len()
+    }
+
+    /// The text in which all fields stand, and where in it: for who wants to share it.
+    #[must_use]
+    pub fn text(&self) -> &[u8] {
+        &self.text
+    }
+
+    /// The fields as (known name, name, range of the value in the text), in order.
+    pub fn iter_ranges(&self) -> impl Iterator<Item = (Option<KnownName>, &[u8], Range<usize>)> {
+        let range = |entry: &Entry| entry.value as usize..entry.value as usize + entry.value_len as usize;
+        self.entries.iter().map(move |entry| (entry.known, entry.name(&self.text), range(entry)))
+    }
+
     /// How many field lines there are.
     #[must_use]
     pub fn len(&self) -> usize {
@@ -77,23 +104,42 @@ impl Fields {
         self.push_checked_name(name.as_str().as_bytes(), Some(name), value.as_ref())
     }
 
+    /// Adds a field of a header map at the end; spaces around the value are dropped. The types say that name and value
+    /// have been checked.
+    ///
+    /// # Errors
+    /// [`FieldError::TooLarge`] when the list grows beyond its offsets.
+    pub fn push_header(&mut self, name: &HeaderName, value: &HeaderValue) -> Result<(), FieldError> {
+        let name = name.as_str().as_bytes();
+        self.push_checked(name, KnownName::find(name), trim(value.as_bytes()))
+    }
+
     fn push_checked_name(
         &mut self,
         name: &[u8],
         known: Option<KnownName>,
         value: &[u8],
     ) -> Result<(), FieldError> {
-        let text = || String::from_utf8_lossy(name).into_owned();
         let value = trim(value);
         if !is_field_value(value) {
-            return Err(FieldError::Value(text()));
+            return Err(FieldError::Value(String::from_utf8_lossy(name).into_owned()));
         }
+        self.push_checked(name, known, value)
+    }
+
+    fn push_checked(
+        &mut self,
+        name: &[u8],
+        known: Option<KnownName>,
+        value: &[u8],
+    ) -> Result<(), FieldError> {
         let at = self.text.len();
         let (Ok(name_len), Ok(_)) =
             (u16::try_from(name.len()), u32::try_from(at + name.len() + value.len() + 4))
         else {
-            return Err(FieldError::TooLarge(text()));
+            return Err(FieldError::TooLarge(String::from_utf8_lossy(name).into_owned()));
         };
+        self.text.reserve(name.len() + value.len() + 4);
         self.text.extend_from_slice(name);
         self.text.extend_from_slice(b": ");
         let value_at = self.text.len();

@@ -1,15 +1,18 @@
-//! The field names that the proxy itself looks at, so that finding one is a comparison of integers.
+//! The field names that the proxy itself looks at and those that most messages have, so that finding one is a comparison
+//! of integers.
+
+use http::HeaderName;
 
 macro_rules! known_names {
     ($($variant:ident = $text:literal,)*) => {
-        /// A field name that the proxy looks at.
+        /// A field name that the proxy looks at or that most messages have.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
         #[repr(u8)]
         #[expect(missing_docs, reason = "each variant is the field of that name")]
         pub enum KnownName { $($variant,)* }
 
         impl KnownName {
-            /// Every known name, shortest first.
+            /// Every known name.
             pub const ALL: &[Self] = &[$(Self::$variant,)*];
 
             /// The name in lower case, as HTTP/2 writes it.
@@ -17,26 +20,37 @@ macro_rules! known_names {
             pub const fn as_str(self) -> &'static str {
                 match self { $(Self::$variant => $text,)* }
             }
+
+            /// The name as a header map's key; nothing is allocated or checked.
+            #[must_use]
+            pub const fn header_name(self) -> HeaderName {
+                match self { $(Self::$variant => const { HeaderName::from_static($text) },)* }
+            }
         }
     };
 }
 
-// Ordered by length: `find` takes the candidates of one length as a slice (a test holds the order).
 known_names! {
     Te = "te",
     Via = "via",
+    Age = "age",
     Host = "host",
     Date = "date",
+    Etag = "etag",
+    Vary = "vary",
     Allow = "allow",
+    Range = "range",
     Cookie = "cookie",
     Expect = "expect",
     Accept = "accept",
     Server = "server",
     Origin = "origin",
+    Pragma = "pragma",
     Trailer = "trailer",
     Upgrade = "upgrade",
     Referer = "referer",
     Baggage = "baggage",
+    Expires = "expires",
     Location = "location",
     Priority = "priority",
     Forwarded = "forwarded",
@@ -56,53 +70,79 @@ known_names! {
     XRequestId = "x-request-id",
     CacheControl = "cache-control",
     Authorization = "authorization",
+    IfNoneMatch = "if-none-match",
+    LastModified = "last-modified",
+    AcceptRanges = "accept-ranges",
+    ContentRange = "content-range",
     ContentLength = "content-length",
     XForwardedFor = "x-forwarded-for",
+    AcceptEncoding = "accept-encoding",
+    AcceptLanguage = "accept-language",
     WwwAuthenticate = "www-authenticate",
     ProxyConnection = "proxy-connection",
     XForwardedHost = "x-forwarded-host",
+    ContentEncoding = "content-encoding",
+    ContentLanguage = "content-language",
     TransferEncoding = "transfer-encoding",
     XForwardedProto = "x-forwarded-proto",
+    IfModifiedSince = "if-modified-since",
     ProxyAuthenticate = "proxy-authenticate",
     ProxyAuthorization = "proxy-authorization",
     XEnvoyAttemptCount = "x-envoy-attempt-count",
     XForwardedClientCert = "x-forwarded-client-cert",
+    StrictTransportSecurity = "strict-transport-security",
 }
 
-const LONGEST: usize = 32;
+/// Slots of the table in which names are found, a power of two.
+const SLOTS: usize = 512;
+/// Spreads the names so that no two share a slot; found by trying.
+const SEED: u32 = 0x10a3_d6b3;
+const EMPTY: u8 = u8::MAX;
 
-/// `STARTS[n]` is where the names of `n` bytes begin in [`KnownName::ALL`].
-const STARTS: [u8; LONGEST + 2] = {
-    let mut starts = [0; LONGEST + 2];
-    let mut length = 0;
-    while length < LONGEST + 2 {
-        let mut at = 0;
-        while at < KnownName::ALL.len() && KnownName::ALL[at].as_str().len() < length {
-            at += 1;
-        }
-        #[expect(clippy::cast_possible_truncation, reason = "the enum is one byte wide")]
-        {
-            starts[length] = at as u8;
-        }
-        length += 1;
+/// The slot of a name in any case: its length and three of its bytes, stirred.
+const fn slot(first: u8, middle: u8, last: u8, length: usize) -> usize {
+    // For letters this is the lower case; other bytes are compared later.
+    let lower = u32::from_le_bytes([0, first | 0x20, middle | 0x20, last | 0x20]);
+    (lower | (length & 0xff) as u32).wrapping_mul(SEED) as usize >> (u32::BITS - SLOTS.trailing_zeros())
+}
+
+const SLOT_OF: [u8; SLOTS] = {
+    let mut slots = [EMPTY; SLOTS];
+    let mut at = 0;
+    while at < KnownName::ALL.len() {
+        let text = KnownName::ALL[at].as_str().as_bytes();
+        let slot = slot(text[0], text[text.len() / 2], text[text.len() - 1], text.len());
+        assert!(slots[slot] == EMPTY, "two names share a slot: another seed is needed");
+        slots[slot] = at as u8;
+        at += 1;
     }
-    starts
+    slots
 };
+
+/// Whether `name` is `lower` in any case; both have the same length. Eight bytes at a time.
+fn is_in_any_case(name: &[u8], lower: &[u8]) -> bool {
+    let (Some(name_end), Some(lower_end)) = (name.last_chunk::<8>(), lower.last_chunk::<8>()) else {
+        return name.eq_ignore_ascii_case(lower);
+    };
+    let differs = |name: &[u8; 8], lower: &[u8; 8]| {
+        let (name, lower) = (u64::from_le_bytes(*name), u64::from_le_bytes(*lower));
+        // Only the bit of the case may differ, and only where a letter stands: of what is in a name, letters have 0x40.
+        (name ^ lower) & !(lower >> 1 & 0x2020_2020_2020_2020)
+    };
+    let pairs = name.as_chunks::<8>().0.iter().zip(lower.as_chunks::<8>().0);
+    // The last eight may overlap the ones before: looking twice is cheaper than a remainder.
+    pairs.fold(differs(name_end, lower_end), |all, (name, lower)| all | differs(name, lower)) == 0
+}
 
 impl KnownName {
     /// Finds a name, in any case.
     #[must_use]
     pub fn find(name: &[u8]) -> Option<Self> {
-        let (&first, length) = (name.first()?, name.len());
-        if length > LONGEST {
-            return None;
-        }
-        let candidates = &Self::ALL[STARTS[length].into()..STARTS[length + 1].into()];
-        candidates.iter().copied().find(|known| {
-            let text = known.as_str().as_bytes();
-            // Most candidates differ in their first byte; the call to compare the rest is saved.
-            text[0] == first | 0x20 && text.eq_ignore_ascii_case(name)
-        })
+        let (&first, &last) = (name.first()?, name.last()?);
+        let found = SLOT_OF[slot(first, name[name.len() / 2], last, name.len())];
+        let known = *Self::ALL.get(usize::from(found))?;
+        let text = known.as_str().as_bytes();
+        (text.len() == name.len() && is_in_any_case(name, text)).then_some(known)
     }
 
     /// Whether its value must not reach a log.
@@ -118,16 +158,29 @@ mod tests {
 
     #[test]
     fn every_known_name_is_found_in_any_case_and_no_other() {
-        assert!(KnownName::ALL.is_sorted_by_key(|name| name.as_str().len()), "shortest first");
         for &known in KnownName::ALL {
             let text = known.as_str();
-            assert!(text.len() <= LONGEST);
             assert_eq!(KnownName::find(text.as_bytes()), Some(known));
             assert_eq!(KnownName::find(text.to_ascii_uppercase().as_bytes()), Some(known));
             assert_eq!(KnownName::find(format!("{text}x").as_bytes()), None);
             assert_eq!(KnownName::find(&text.as_bytes()[1..]), None, "{text}");
+            assert_eq!(known.header_name().as_str(), text);
         }
         assert_eq!(KnownName::find(b""), None);
         assert_eq!(KnownName::find(&[b'a'; 500]), None);
+    }
+
+    #[test]
+    fn a_name_that_differs_in_one_byte_is_another() {
+        for &known in KnownName::ALL {
+            for at in 0..known.as_str().len() {
+                for byte in 0..=u8::MAX {
+                    let mut name = known.as_str().as_bytes().to_vec();
+                    name[at] = byte;
+                    let same = name.eq_ignore_ascii_case(known.as_str().as_bytes());
+                    assert_eq!(KnownName::find(&name) == Some(known), same, "{}", name.escape_ascii());
+                }
+            }
+        }
     }
 }

@@ -6,6 +6,9 @@ use crate::fields::{Entry, Fields, narrow};
 use crate::limits::{Limit, Limits};
 use crate::name::KnownName;
 
+/// Room for the fields of most messages, so that their list grows once.
+const USUAL_FIELDS: usize = 16;
+
 /// What a call of a parser came to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Parsed {
@@ -95,6 +98,9 @@ impl HeadScan {
         section: (Limit, u32),
         fields: &mut Fields,
     ) -> Result<Option<usize>, ParseError> {
+        if fields.entries.capacity() == 0 {
+            fields.entries.reserve(USUAL_FIELDS);
+        }
         let result = self.field_lines(buf, limits, section, fields);
         // In one copy for all lines of this call, also when one was refused: entries never point outside the text.
         let copied = self.fields_start + fields.text.len();
@@ -137,12 +143,18 @@ impl HeadScan {
 /// Reads one field line that begins `at` bytes after the first of them.
 #[inline]
 fn field_line(line: &[u8], at: usize) -> Result<Entry, ParseError> {
-    let name_len = line.iter().position(|&b| !is_token_byte(b)).unwrap_or(line.len());
+    let colon = memchr::memchr(b':', line).unwrap_or(line.len());
+    // A known name is a token.
+    let known = KnownName::find(&line[..colon]);
+    let name_len = match known {
+        Some(_) => colon,
+        None => line.iter().position(|&b| !is_token_byte(b)).unwrap_or(line.len()),
+    };
     if name_len == 0 || line.get(name_len) != Some(&b':') {
         return Err(bad_name(line, name_len));
     }
     let short_name_len = u16::try_from(name_len).map_err(|_| ParseError::BadFieldName)?;
-    let (name, rest) = (&line[..name_len], &line[name_len + 1..]);
+    let rest = &line[name_len + 1..];
     if !is_field_value(rest) {
         return Err(if rest.contains(&b'\r') { ParseError::BareCr } else { ParseError::BadFieldValue });
     }
@@ -154,7 +166,7 @@ fn field_line(line: &[u8], at: usize) -> Result<Entry, ParseError> {
         value: narrow(at + value_at),
         value_len: narrow(value.len()),
         name_len: short_name_len,
-        known: KnownName::find(name),
+        known,
     })
 }
 

@@ -33,6 +33,7 @@ mod engine;
 mod error;
 mod flags;
 mod follow;
+mod gather;
 mod gauges;
 mod http;
 mod io;

@@ -9,7 +9,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
 use bytes::{Buf, Bytes, BytesMut};
-use meshwork_http1::{ChunkHeader, write_chunk};
+use meshwork_http1::{BodyLength, ChunkHeader, Fields, write_chunk};
 use tokio::io::{AsyncWrite, ReadBuf};
 
 use crate::io::Io;
@@ -20,6 +20,8 @@ const READ_CHUNK: usize = 16 * 1024;
 const READ_CHUNK_LARGE: usize = 64 * 1024;
 /// Below this a chunk of a body is copied behind the head, so that both leave in one segment.
 const COPY_BELOW: usize = 8 * 1024;
+/// What a head has beside its fields: start line, framing, connection.
+const HEAD_ROOM: usize = 192;
 /// Above this much unsent output the source of it is not read any further.
 const OUT_HIGH_WATER: usize = 64 * 1024;
 
@@ -110,6 +112,18 @@ impl Wire {
             self.out.extend_from_slice(std::mem::take(&mut self.tail));
         }
         &mut self.out
+    }
+
+    /// The same buffer with room for a head with these fields and, where it is to be copied behind it, the body.
+    pub(crate) fn out_for(&mut self, fields: &Fields, body: BodyLength) -> &mut BytesMut {
+        let body = match body {
+            BodyLength::Known(length) => usize::try_from(length).unwrap_or(usize::MAX),
+            BodyLength::None | BodyLength::Chunked | BodyLength::UntilClose => 0,
+        };
+        let copied = if body < COPY_BELOW { body } else { 0 };
+        let out = self.out();
+        out.reserve(HEAD_ROOM + fields.text_len() + copied);
+        out
     }
 
     pub(crate) fn has_output(&self) -> bool {

@@ -7,6 +7,9 @@ use std::time::Duration;
 
 use crate::hex;
 
+/// Characters of a UUID.
+const UUID_LEN: usize = 36;
+
 /// The protocol a message came in or went out with; displayed as Envoy displays it (`HTTP/1.1`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Protocol {
@@ -95,7 +98,10 @@ impl RequestText {
     /// that the request lacks is empty. Bytes that are not UTF-8 are kept here and replaced by U+FFFD in logs.
     pub fn set(&mut self, method: &[u8], path: &[u8], host: &[u8], user_agent: &[u8], request_id: &[u8]) {
         self.buffer.clear();
-        for (end, text) in self.ends.iter_mut().zip([method, path, host, user_agent, request_id]) {
+        let texts = [method, path, host, user_agent, request_id];
+        // A request id may be made later: it is a UUID then.
+        self.buffer.reserve(texts.iter().map(|text| text.len()).sum::<usize>() + UUID_LEN);
+        for (end, text) in self.ends.iter_mut().zip(texts) {
             self.buffer.extend_from_slice(text);
             *end = u32::try_from(self.buffer.len()).expect("heads of requests are limited far below 4 GiB");
         }

@@ -24,7 +24,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Sleep, sleep};
 
 use super::frames::{Head, Heads, Kind, PREFACE_LEN, Piece};
-use crate::replay::Replayed;
+use crate::gather::Gathered;
 use crate::worker::Worker;
 
 /// So many frames beyond what traffic explains may come at once.
@@ -58,7 +58,7 @@ pub(crate) type Watch = Rc<Cell<Option<Fault>>>;
 
 /// A connection with eyes on its frames.
 pub(crate) struct Guarded {
-    io: Replayed,
+    io: Gathered,
     worker: Rc<Worker>,
     incoming: Incoming,
     outgoing: Outgoing,
@@ -67,7 +67,7 @@ pub(crate) struct Guarded {
 }
 
 impl Guarded {
-    pub(crate) fn new(io: Replayed, worker: Rc<Worker>) -> (Self, Watch) {
+    pub(crate) fn new(io: Gathered, worker: Rc<Worker>) -> (Self, Watch) {
         let watch = Watch::default();
         let incoming = Incoming::new(worker.now());
         let outgoing = Outgoing::default();

@@ -163,7 +163,7 @@ impl H1Server {
             (false, true) => ConnectionOption::None,
         };
         write_response_head(
-            self.wire.out(),
+            self.wire.out_for(&head.fields, self.framing),
             head.status,
             &head.reason,
             &head.fields,

@@ -18,6 +18,7 @@ use super::guard::{Fault, Guarded, Watch};
 use super::h2::H2Stream;
 use super::handshake;
 use crate::connections::{Entry, Order, Phase, Registration};
+use crate::gather::{Flusher, Gathered};
 use crate::http::convert;
 use crate::mesh::Place;
 use crate::replay::Replayed;
@@ -90,7 +91,8 @@ fn builder(limits: &Limits) -> Builder {
 /// Serves a connection until it ends.
 pub(crate) async fn serve(link: Rc<Link>, entry: Registration, io: Replayed) {
     let worker = &link.worker;
-    let (guarded, watch) = Guarded::new(io, Rc::clone(worker));
+    let (gathered, flusher) = Gathered::new(io);
+    let (guarded, watch) = Guarded::new(gathered, Rc::clone(worker));
     let builder = builder(&worker.shared.settings.limits);
     entry.enter(Phase::Handshake, worker.now());
     let shaken = handshake::unless_ordered(&entry, builder.handshake::<_, Bytes>(guarded)).await;
@@ -100,8 +102,15 @@ pub(crate) async fn serve(link: Rc<Link>, entry: Registration, io: Replayed) {
         _ => return,
     };
     entry.enter(Phase::Idle, worker.now());
-    let mut serving =
-        Serving { link: &link, entry: &entry, connection, watch, resets: Rc::default(), going_away: false };
+    let mut serving = Serving {
+        link: &link,
+        entry: &entry,
+        connection,
+        flusher,
+        watch,
+        resets: Rc::default(),
+        going_away: false,
+    };
     let peer = link.caller.as_ref().map(|caller| &caller.peer);
     while let Some(accepted) = poll_fn(|cx| serving.poll_next(cx)).await {
         let (request, respond) = match accepted {
@@ -135,6 +144,7 @@ struct Serving<'l> {
     link: &'l Rc<Link>,
     entry: &'l Entry,
     connection: Connection<Guarded, Bytes>,
+    flusher: Flusher,
     watch: Watch,
     resets: Rc<Resets>,
     going_away: bool,
@@ -161,6 +171,10 @@ impl Serving<'_> {
         }
         if accepted.is_pending() {
             self.entry.watch(cx);
+            if let Poll::Ready(Err(error)) = self.flusher.poll_flush(cx, !self.connection.has_streams()) {
+                tracing::debug!(peer = %self.link.peer, %error, "HTTP/2 connection broken");
+                return Poll::Ready(None);
+            }
         }
         accepted
     }

@@ -26,20 +26,31 @@ pub(crate) fn fields_of(map: &HeaderMap) -> Fields {
 }
 
 fn fill(map: &HeaderMap, fields: &mut Fields) {
+    reserve(map, fields);
     for (name, value) in map {
-        // A value with a byte that HTTP/1 cannot carry was refused by the decoder already.
-        let _ = fields.push(name.as_str(), value.as_bytes());
+        // It would have to be larger than any list that the decoder accepts.
+        let _ = fields.push_header(name, value);
     }
+}
+
+/// Makes room for all of a map, so that the list grows once.
+fn reserve(map: &HeaderMap, fields: &mut Fields) {
+    // A line has ": " and CR LF besides.
+    let bytes = map.iter().map(|(name, value)| name.as_str().len() + value.len() + 4).sum();
+    fields.reserve(map.len(), bytes);
 }
 
 /// The map of these fields; what HTTP/2 forbids (connection-specific fields, Host) is left out.
 pub(crate) fn map_of(fields: &Fields) -> HeaderMap {
     let mut map = HeaderMap::with_capacity(fields.len());
-    for (known, name, value) in fields.iter_known() {
+    // One copy of the text, of which all values are parts.
+    let text = Bytes::copy_from_slice(fields.text());
+    for (known, name, value) in fields.iter_ranges() {
         if is_connection_specific(known) {
             continue;
         }
-        if let (Ok(name), Ok(value)) = (HeaderName::from_bytes(name), HeaderValue::from_bytes(value)) {
+        let name = known.map_or_else(|| HeaderName::from_bytes(name), |known| Ok(known.header_name()));
+        if let (Ok(name), Ok(value)) = (name, HeaderValue::from_maybe_shared(text.slice(value))) {
             map.append(name, value);
         }
     }
@@ -149,6 +160,7 @@ fn declared_length(value: &[u8]) -> Option<u64> {
 
 fn fill_request(map: &HeaderMap, has_authority: bool, head: &mut RequestHead) -> Result<(), ParseError> {
     let mut cookies: Vec<u8> = Vec::new();
+    reserve(map, &mut head.fields);
     for (name, value) in map {
         // RFC 9113 section 8.2.1; what HTTP/1 would trim is another value there.
         if let [b' ' | b'\t', ..] | [.., b' ' | b'\t'] = value.as_bytes() {
@@ -165,7 +177,7 @@ fn fill_request(map: &HeaderMap, has_authority: bool, head: &mut RequestHead) ->
             cookies.extend_from_slice(value.as_bytes());
             continue;
         }
-        let _ = head.fields.push(name.as_str(), value.as_bytes());
+        let _ = head.fields.push_header(name, value);
     }
     if !cookies.is_empty() {
         let _ = head.fields.push_known(KnownName::Cookie, &cookies);

@@ -92,8 +92,15 @@ impl H1Client {
             None if self.alone => ConnectionOption::Close,
             None => ConnectionOption::None,
         };
-        write_request_head(self.wire.out(), head.method, head.path, head.fields, head.body, connection)
-            .map_err(|error| Failure::local(Cause::Internal).because(format!("`{}`: {error}", head.path)))
+        write_request_head(
+            self.wire.out_for(head.fields, head.body),
+            head.method,
+            head.path,
+            head.fields,
+            head.body,
+            connection,
+        )
+        .map_err(|error| Failure::local(Cause::Internal).because(format!("`{}`: {error}", head.path)))
     }
 
     pub(crate) fn queue(&mut self, data: Bytes) {

@@ -21,6 +21,7 @@ use super::mesh::Validity;
 use super::pool::Opened;
 use super::settled::Settled;
 use crate::error::{Failure, Retry};
+use crate::gather::Gathered;
 use crate::http::convert;
 use crate::http::h2_body::{H2Sink, H2Source};
 use crate::http::stream::{Frame, StreamError};
@@ -85,7 +86,8 @@ impl H2Connection {
             .max_local_error_reset_streams(None)
             .data_frame_budget(SMALL_FRAMES)
             .enable_push(false);
-        let (send, mut connection) = builder.handshake(io).await.map_err(|error| {
+        let (gathered, flusher) = Gathered::new(io);
+        let (send, mut connection) = builder.handshake(gathered).await.map_err(|error| {
             Failure::upstream(Cause::ConnectFailure, Retry::NothingSent).because(error.to_string())
         })?;
         let ended = Rc::new(Cell::new(false));
@@ -96,7 +98,14 @@ impl H2Connection {
             // Each stream learns of the connection's end by itself.
             let done = poll_fn(|cx| {
                 settling.turn(cx, &mut pings);
-                Pin::new(&mut connection).poll(cx)
+                let done = Pin::new(&mut connection).poll(cx);
+                if done.is_pending()
+                    && let Poll::Ready(Err(error)) = flusher.poll_flush(cx, false)
+                {
+                    tracing::debug!(%error, "upstream HTTP/2 connection broken");
+                    return Poll::Ready(Ok(()));
+                }
+                done
             });
             if let Err(error) = done.await {
                 tracing::debug!(%error, "upstream HTTP/2 connection ended");

@@ -128,6 +128,17 @@ fn number(out: &mut Vec<u8>, key: &[u8], value: u64) {
 }
 
 fn decimal(out: &mut Vec<u8>, mut value: u64) {
+    // Most numbers of a line are octets and statuses: copying three bytes costs more than pushing them.
+    if let Ok(small @ ..1000) = u32::try_from(value) {
+        if small >= 100 {
+            out.push(digit(small / 100));
+        }
+        if small >= 10 {
+            out.push(digit(small / 10 % 10));
+        }
+        out.push(digit(small % 10));
+        return;
+    }
     let mut digits = [0_u8; 20];
     let mut start = digits.len();
     loop {

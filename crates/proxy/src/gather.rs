@@ -1,0 +1,146 @@
+//! Writes of one turn of an HTTP/2 connection, put together.
+//!
+//! `h2` writes and flushes each DATA frame of more than 256 bytes by itself. With eight responses ready that is eight
+//! system calls, eight TLS records and eight segments, where one of each would do. So what it writes is kept here, its
+//! flushes do nothing, and the connection's task flushes once, when `h2` has nothing more to do in this turn.
+//!
+//! ```text
+//! h2 ──write──▶ Gathered ─ ─ ─ ▶ TLS, socket
+//!                  ▲ flush, once a turn
+//!            the connection's task
+//! ```
+
+use std::cell::RefCell;
+use std::io::{self, IoSlice};
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll, ready};
+
+use bytes::{Buf, BytesMut};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use crate::replay::Replayed;
+
+/// As much as one TLS record holds is put together; what would go beyond is written through, uncopied.
+const GATHER: usize = 16 * 1024;
+/// Slices of one write that `h2` makes: a frame's head and its payload. More are left for the next write.
+const SLICES: usize = 8;
+
+struct Shared {
+    io: Replayed,
+    out: BytesMut,
+    /// Somebody flushes. Before that, during the handshake, each flush is one.
+    gathers: bool,
+}
+
+impl Shared {
+    /// Keeps the bytes if they fit in.
+    fn keep(&mut self, bufs: &[IoSlice<'_>]) -> Option<usize> {
+        let len: usize = bufs.iter().map(|buf| buf.len()).sum();
+        if self.out.len() + len > GATHER {
+            return None;
+        }
+        self.out.reserve(len);
+        bufs.iter().for_each(|buf| self.out.extend_from_slice(buf));
+        Some(len)
+    }
+
+    /// Writes what was kept, and the bytes behind it; gives how many of those have gone.
+    fn poll_through(&mut self, cx: &mut Context<'_>, bufs: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
+        loop {
+            let mut slices = [IoSlice::new(&[]); SLICES];
+            slices[0] = IoSlice::new(&self.out);
+            let behind = slices[1..].iter_mut().zip(bufs).map(|(slice, buf)| *slice = IoSlice::new(buf));
+            let used = 1 + behind.count();
+            let from = usize::from(self.out.is_empty());
+            let count = ready!(Pin::new(&mut self.io).poll_write_vectored(cx, &slices[from..used]))?;
+            if count == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+            }
+            let kept = count.min(self.out.len());
+            self.out.advance(kept);
+            if count > kept || (bufs.is_empty() && self.out.is_empty()) {
+                return Poll::Ready(Ok(count - kept));
+            }
+        }
+    }
+
+    fn poll_drain(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if !self.out.is_empty() {
+            ready!(self.poll_through(cx, &[]))?;
+        }
+        Pin::new(&mut self.io).poll_flush(cx)
+    }
+}
+
+/// A connection whose writes wait for [`Flusher::poll_flush`].
+pub(crate) struct Gathered(Rc<RefCell<Shared>>);
+
+/// The task's hand on a connection that `h2` owns.
+pub(crate) struct Flusher(Rc<RefCell<Shared>>);
+
+impl Gathered {
+    pub(crate) fn new(io: Replayed) -> (Self, Flusher) {
+        let shared = Rc::new(RefCell::new(Shared { io, out: BytesMut::new(), gathers: false }));
+        (Self(Rc::clone(&shared)), Flusher(shared))
+    }
+}
+
+impl Flusher {
+    /// Writes what was put together. To be called whenever `h2` has been polled and waits. `idle`: nothing will follow
+    /// soon, and the buffer is given back.
+    pub(crate) fn poll_flush(&self, cx: &mut Context<'_>, idle: bool) -> Poll<io::Result<()>> {
+        let mut shared = self.0.borrow_mut();
+        shared.gathers = true;
+        ready!(shared.poll_drain(cx))?;
+        if idle {
+            shared.out = BytesMut::new();
+        } else {
+            // What was taken from the front becomes room again.
+            shared.out.clear();
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncRead for Gathered {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0.borrow_mut().io).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for Gathered {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        self.poll_write_vectored(cx, &[IoSlice::new(buf)])
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let mut shared = self.0.borrow_mut();
+        if let Some(kept) = shared.keep(bufs) {
+            return Poll::Ready(Ok(kept));
+        }
+        shared.poll_through(cx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let mut shared = self.0.borrow_mut();
+        if shared.gathers { Poll::Ready(Ok(())) } else { shared.poll_drain(cx) }
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let mut shared = self.0.borrow_mut();
+        ready!(shared.poll_drain(cx))?;
+        Pin::new(&mut shared.io).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests;
