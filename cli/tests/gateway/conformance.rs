@@ -4,9 +4,8 @@ use std::process::Command;
 
 use crate::support::{Gateway, Upstream, yaml};
 
-/// Cases of httpwg-cli 0.2.5 that pass, of 107. What fails, and why, is in docs/http.md; one case depends on whether two
-/// frames of the suite arrive together.
-const PASSING: u32 = 104;
+/// Cases of httpwg-cli 0.2.5 that pass, of 107. What fails, and why, is in docs/http.md.
+const PASSING: u32 = 105;
 
 #[test]
 fn httpwg_finds_no_more_than_what_is_known() {

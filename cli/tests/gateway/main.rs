@@ -17,7 +17,6 @@ mod protocols;
 mod proxied;
 mod references;
 mod routing;
-mod slow_readers;
 mod status;
 mod streams;
 mod tls;

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 
-use crate::support::{Curl, Gateway, Upstream, yaml};
+use crate::support::{Curl, Gateway, Upstream, sslscan, yaml};
 
 const HTTPS: u16 = 8443;
 
@@ -197,4 +197,12 @@ spec:
     gateway.edit(|| gateway.write("grant.yaml", grant));
     assert_eq!(curl.get(&call.arguments()).status, 200);
     assert!(resolved("ResolvedRefs"), "{}", listener());
+}
+
+#[test]
+fn a_scanner_finds_nothing_weak_at_an_https_listener() {
+    let authority = Authority::new();
+    let files = [edge(&[("a", "a.example")]), authority.secret("a", "a.example")].concat();
+    let gateway = Gateway::start(&[("all.yaml", &files)]);
+    sslscan::offers_only(&["1.2", "1.3"], gateway.at(HTTPS), "a.example");
 }

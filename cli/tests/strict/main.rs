@@ -14,6 +14,7 @@ mod rows;
 mod semantics;
 mod sidecar;
 mod slow;
+mod slow_streams;
 mod smuggling;
 
 use std::net::SocketAddr;

@@ -8,6 +8,7 @@ pub mod daemon;
 pub mod load;
 pub mod platform;
 pub mod process;
+pub mod sslscan;
 pub mod upstream;
 pub mod yaml;
 

@@ -17,6 +17,9 @@ use tokio::sync::Notify;
 
 use crate::mesh::retires_at;
 
+/// A connection that has been idle so long rests.
+const REST: Duration = Duration::from_millis(500);
+
 /// What a connection waits for; each has a time limit of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Phase {
@@ -108,6 +111,8 @@ pub(crate) struct Entry {
     /// Since when the caller owes bytes of its request's body.
     owing: Cell<Option<Tick>>,
     order: Cell<Option<Order>>,
+    /// It has had nothing to do for a while.
+    rests: Cell<bool>,
     waker: RefCell<Option<Waker>>,
     /// Whom the connection is with; it lives no longer than that SVID.
     svid: OnceCell<Rc<Peer>>,
@@ -118,6 +123,13 @@ impl Entry {
     pub(crate) fn enter(&self, phase: Phase, now: Tick) {
         self.phase.set(phase);
         self.since.set(now);
+        self.rests.set(false);
+    }
+
+    /// Whether a connection that waits for its next request has done so for a while: what it needs for one can be given
+    /// back. Its task is woken once to find that.
+    pub(crate) fn may_rest(&self) -> bool {
+        self.rests.get()
     }
 
     pub(crate) fn phase(&self) -> Phase {
@@ -172,6 +184,10 @@ impl Entry {
 
     fn give(&self, order: Order) {
         self.order.set(Some(order));
+        self.wake();
+    }
+
+    fn wake(&self) {
         if let Some(waker) = self.waker.borrow_mut().take() {
             waker.wake();
         }
@@ -179,6 +195,14 @@ impl Entry {
 
     fn is_closing(&self) -> bool {
         matches!(self.order.get(), Some(Order::Close(_)))
+    }
+
+    /// A gap between two requests is no rest: whoever calls again soon pays for nothing twice.
+    fn judge_rest(&self, now: Tick) {
+        if self.phase.get() == Phase::Idle && !self.rests.get() && now.since(self.since.get()) >= REST {
+            self.rests.set(true);
+            self.wake();
+        }
     }
 
     fn judge_time(&self, now: Tick, timeouts: &DownstreamTimeouts) {
@@ -253,6 +277,7 @@ impl Connections {
             patience: Cell::new(None),
             owing: Cell::new(None),
             order: Cell::new(None),
+            rests: Cell::new(false),
             waker: RefCell::new(None),
             svid: OnceCell::new(),
         });
@@ -304,6 +329,7 @@ impl Connections {
     pub(crate) fn sweep(&self, now: Tick, wall: Duration, timeouts: &DownstreamTimeouts) {
         self.each(|entry| {
             if !entry.is_closing() {
+                entry.judge_rest(now);
                 entry.judge_time(now, timeouts);
                 entry.judge_svid(wall);
             }

@@ -18,6 +18,8 @@ use crate::io::Io;
 const READ_CHUNK: usize = 16 * 1024;
 /// Bytes read at once while a large body passes.
 const READ_CHUNK_LARGE: usize = 64 * 1024;
+/// The same on the way to one stream of several, each of whose readers may stop: as many as HTTP/2 takes of one.
+const READ_CHUNK_SHARED: usize = 32 * 1024;
 /// Below this a chunk of a body is copied behind the head, so that both leave in one segment.
 const COPY_BELOW: usize = 8 * 1024;
 /// What a head has beside its fields: start line, framing, connection.
@@ -38,6 +40,8 @@ pub(crate) struct Wire {
     pub(crate) eof: bool,
     /// The last read filled the whole buffer: a large body is on its way.
     full_reads: bool,
+    /// What is read goes to one stream of several.
+    shared: bool,
     pub(crate) bytes_in: u64,
     pub(crate) bytes_out: u64,
 }
@@ -52,6 +56,7 @@ impl Wire {
             tail: b"",
             eof: false,
             full_reads: false,
+            shared: false,
             bytes_in: 0,
             bytes_out: 0,
         }
@@ -59,7 +64,11 @@ impl Wire {
 
     /// Reads once; `Ready(0)` is the end of the stream.
     pub(crate) fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
-        let chunk = if self.full_reads { READ_CHUNK_LARGE } else { READ_CHUNK };
+        let chunk = match (self.full_reads, self.shared) {
+            (false, _) => READ_CHUNK,
+            (true, false) => READ_CHUNK_LARGE,
+            (true, true) => READ_CHUNK_SHARED,
+        };
         if self.read.capacity() - self.read.len() < chunk / 4 {
             self.read.reserve(chunk);
         }
@@ -78,6 +87,11 @@ impl Wire {
         }
         self.bytes_in += count as u64;
         Poll::Ready(Ok(count))
+    }
+
+    /// What is read from now on goes to one stream of several.
+    pub(crate) fn share(&mut self) {
+        self.shared = true;
     }
 
     /// Whether more may be queued before a flush.
@@ -171,6 +185,7 @@ impl Wire {
             self.out = BytesMut::new();
         }
         self.full_reads = false;
+        self.shared = false;
     }
 }
 

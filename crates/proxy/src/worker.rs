@@ -333,10 +333,7 @@ async fn accept(worker: Rc<Worker>, place: Place, listener: TcpListener) {
                     tracing::warn!(%place, %peer, "maximum of connections reached: closed");
                     continue;
                 }
-                let worker = Rc::clone(&worker);
-                tokio::task::spawn_local(async move {
-                    downstream::connection::serve(worker, place, tcp, peer).await;
-                });
+                tokio::task::spawn_local(downstream::connection::serve(Rc::clone(&worker), place, tcp, peer));
             }
             // The caller went away before it was accepted.
             Err(error) if error.kind() == std::io::ErrorKind::ConnectionAborted => {}

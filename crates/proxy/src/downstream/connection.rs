@@ -7,6 +7,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::task::Poll;
 
+use bytes::BytesMut;
 use meshwork_base::{SpiffeId, Tick};
 use meshwork_decision::{Cause, Protocol};
 use meshwork_http1::RequestHead;
@@ -18,10 +19,11 @@ use super::h1::{self, H1Server};
 use super::handshake::{self, Caller, Opened, Refused};
 use super::proxied::{self, Ends};
 use super::streams;
-use crate::connections::{Entry, Order, Phase, Registration};
+use crate::connections::{Order, Phase, Registration};
 use crate::error::Failure;
 use crate::gauges::OpenDownstream;
 use crate::http::stream::StreamError;
+use crate::io::Io;
 use crate::mesh::Place;
 use crate::replay::Replayed;
 use crate::request::{self, Scratch};
@@ -70,24 +72,95 @@ impl std::ops::Deref for Conn {
     }
 }
 
-/// Serves a connection until it ends.
-pub(crate) async fn serve(worker: Rc<Worker>, place: Place, mut tcp: TcpStream, peer: SocketAddr) {
+/// Serves a connection until it ends. Its future is what an idle connection costs: a handshake and requests have boxes of
+/// their own, which are gone while nothing comes.
+pub(crate) async fn serve(worker: Rc<Worker>, place: Place, tcp: TcpStream, peer: SocketAddr) {
+    let Some(begun) = Box::pin(begin(worker, place, tcp, peer)).await else { return };
+    let Begun { mut conn, mut io, agreed: mut is_http1 } = begun;
+    // TLS may have read ahead of its handshake what the socket then does not show any more.
+    let mut awake = !matches!(io, Io::Tcp(_));
+    while awake || rest(&conn, &io).await {
+        match Box::pin(serve_awake(conn, Wire::new(io), is_http1)).await {
+            Some(rested) => Rested { conn, io, is_http1 } = rested,
+            None => return,
+        }
+        awake = false;
+    }
+}
+
+/// A connection that is ready for its first request.
+struct Begun {
+    conn: Conn,
+    io: Io,
+    /// The handshake agreed on HTTP/1.1; else the first bytes tell.
+    agreed: bool,
+}
+
+/// A connection that has had nothing to do for a while.
+struct Rested {
+    conn: Conn,
+    io: Io,
+    is_http1: bool,
+}
+
+/// Waits for the next bytes with nothing but the socket; false when the connection is told to end.
+async fn rest(conn: &Conn, io: &Io) -> bool {
+    poll_fn(|cx| {
+        if io.tcp().poll_read_ready(cx).is_ready() {
+            // What failed is found by whoever reads.
+            return Poll::Ready(true);
+        }
+        if conn.entry.order().is_some() {
+            return Poll::Ready(false);
+        }
+        conn.entry.watch(cx);
+        Poll::Pending
+    })
+    .await
+}
+
+/// Serves until the connection ends or has been idle for a while. It is boxed once for each such time, never per request.
+async fn serve_awake(conn: Conn, mut wire: Wire, is_http1: bool) -> Option<Rested> {
+    if !is_http1 {
+        match detect(&mut wire, &conn.entry).await {
+            Ok(Detected::Http1) => {}
+            Ok(Detected::Http2) => {
+                // Its state would make the future of HTTP/1.1 half as large again.
+                Box::pin(streams::serve(conn.link, conn.entry, replayed(wire))).await;
+                return None;
+            }
+            Ok(Detected::Nothing) => return None,
+            Ok(Detected::Idle) => return Some(Rested { conn, io: wire.io, is_http1 }),
+            Err(error) => {
+                tracing::debug!(peer = %conn.peer, %error, "a connection broke before its first request");
+                return None;
+            }
+        }
+    }
+    let (conn, io) = serve_h1(conn, wire).await?;
+    Some(Rested { conn, io, is_http1: true })
+}
+
+/// What comes before the first byte of HTTP. `None`: the connection has ended, or was served in another way.
+async fn begin(worker: Rc<Worker>, place: Place, mut tcp: TcpStream, peer: SocketAddr) -> Option<Begun> {
     let open = worker.accepted(place);
     let entry = worker.connections(place).register(worker.now());
     let local = match tcp.set_nodelay(true).and_then(|()| tcp.local_addr()) {
         Ok(local) => local,
         Err(error) => {
             tracing::debug!(%peer, %error, "a connection ended before it began");
-            return;
+            return None;
         }
     };
     let mut ends = Ends { peer, local };
     let binding = worker.view().binding(place).map(Arc::clone);
     if let Some(policy) = binding.as_ref().and_then(|binding| binding.proxy_protocol.as_deref()) {
         match Box::pin(proxied::read(policy, &entry, &mut tcp, ends)).await {
-            Ok(Some(told)) => ends = told,
-            Ok(None) => return,
-            Err(refused) => return refuse(&worker, place, peer, &refused),
+            Ok(told) => ends = told?,
+            Err(refused) => {
+                refuse(&worker, place, peer, &refused);
+                return None;
+            }
         }
     }
     // A handshake's state is large; it is gone when the requests come.
@@ -95,49 +168,34 @@ pub(crate) async fn serve(worker: Rc<Worker>, place: Place, mut tcp: TcpStream, 
         (Place::Outbound(_), _) => Ok(Some(Opened::plain(tcp))),
         (Place::Inbound(_), _) => Box::pin(handshake::mesh(&worker, &entry, tcp)).await,
         (Place::Hbone(_), _) => Box::pin(handshake::hbone(&worker, &entry, tcp)).await,
-        (Place::Gateway(_), None) => return,
+        (Place::Gateway(_), None) => return None,
         (Place::Gateway(_), Some(binding)) => match binding.protocol {
             Protocol::Http => Ok(Some(Opened::plain(tcp))),
             Protocol::Https => Box::pin(handshake::edge(&worker, place, &entry, tcp)).await,
             Protocol::Tls | Protocol::Tcp => {
                 let caller = stream::Caller { worker, place, ends, entry, _open: open };
-                return Box::pin(stream::serve(caller, binding, tcp)).await;
+                Box::pin(stream::serve(caller, binding, tcp)).await;
+                return None;
             }
         },
     };
     let Opened { io, sni, http2, https, caller } = match opened {
-        Ok(Some(opened)) => opened,
-        Ok(None) => return,
-        Err(refused) => return refuse(&worker, place, peer, &refused),
+        Ok(opened) => opened?,
+        Err(refused) => {
+            refuse(&worker, place, peer, &refused);
+            return None;
+        }
     };
     let Ends { peer, local } = ends;
     let series = RefCell::default();
     let link = Rc::new(Link { worker, place, peer, local, sni, https, caller, series, _open: open });
-    let mut wire = Wire::new(io);
-    let http2 = match http2 {
-        Some(agreed) => agreed,
-        None => match detected(&link, &entry, &mut wire).await {
-            Some(Detected::Http1) => false,
-            Some(Detected::Http2) => true,
-            Some(Detected::Nothing) | None => return,
-        },
-    };
-    if http2 {
-        // Its state would make every connection's future half as large again.
-        Box::pin(streams::serve(link, entry, replayed(wire))).await;
-    } else {
-        serve_h1(Conn { link, entry }, wire).await;
+    entry.enter(Phase::Idle, link.worker.now());
+    let conn = Conn { link, entry };
+    if http2 == Some(true) {
+        streams::serve(conn.link, conn.entry, Replayed::new(BytesMut::new(), io)).await;
+        return None;
     }
-}
-
-/// Serves the requests of a connection whose version turned out later.
-pub(crate) async fn serve_detected(conn: Conn, wire: Wire, http2: bool) {
-    if http2 {
-        let Conn { link, entry } = conn;
-        streams::serve(link, entry, replayed(wire)).await;
-    } else {
-        serve_h1(conn, wire).await;
-    }
+    Some(Begun { conn, io, agreed: http2 == Some(false) })
 }
 
 fn replayed(mut wire: Wire) -> Replayed {
@@ -149,25 +207,30 @@ fn refuse(worker: &Worker, place: Place, peer: SocketAddr, Refused { cause, why 
     tracing::debug!(%peer, listener = %place, cause, why, "connection refused");
 }
 
-async fn detected(link: &Link, entry: &Entry, wire: &mut Wire) -> Option<Detected> {
-    entry.enter(Phase::Idle, link.worker.now());
-    match detect(wire, entry).await {
-        Ok(found) => Some(found),
-        Err(error) => {
-            tracing::debug!(peer = %link.peer, %error, "a connection broke before its first request");
-            None
+/// Serves the requests of a connection whose version turned out later.
+pub(crate) async fn serve_detected(conn: Conn, wire: Wire, http2: bool) {
+    if http2 {
+        return streams::serve(conn.link, conn.entry, replayed(wire)).await;
+    }
+    let Some((mut conn, mut io)) = serve_h1(conn, wire).await else { return };
+    while rest(&conn, &io).await {
+        match Box::pin(serve_h1(conn, Wire::new(io))).await {
+            Some(rested) => (conn, io) = rested,
+            None => return,
         }
     }
 }
 
-async fn serve_h1(conn: Conn, wire: Wire) {
+/// `None`: it has ended. Otherwise it has been idle for a while.
+async fn serve_h1(conn: Conn, wire: Wire) -> Option<(Conn, Io)> {
     let mut server = H1Server::new(wire, conn.worker.shared.settings.limits);
     let mut head = RequestHead::new();
     let mut scratch = Scratch::new(meshwork_telemetry::Protocol::Http11);
     loop {
         let started = match next_head(&conn, &mut server, &mut head, &mut scratch).await {
             Next::Request(started) => started,
-            Next::Close => return,
+            Next::Close => return None,
+            Next::Rest => return Some((conn, server.wire.io)),
             Next::Refuse(failure, started) => {
                 server.refuse();
                 request::refuse(
@@ -180,24 +243,25 @@ async fn serve_h1(conn: Conn, wire: Wire) {
                 )
                 .await;
                 linger(&conn, &mut server).await;
-                return;
+                return None;
             }
         };
         conn.entry.enter(Phase::Exchange, started);
         if head.method == http::Method::CONNECT && matches!(conn.place, Place::Outbound(_)) {
-            return Box::pin(stream::outbound::serve(conn, server, head)).await;
+            Box::pin(stream::outbound::serve(conn, server, head)).await;
+            return None;
         }
         request::serve(&conn, &mut head, &mut Down::H1(&mut server), &mut scratch, started).await;
         if server.was_aborted() {
-            return;
+            return None;
         }
         let stop = conn.entry.is_draining() || conn.entry.order().is_some();
         if !server.keep_alive || stop {
             linger(&conn, &mut server).await;
-            return;
+            return None;
         }
         if !drained(&conn, &mut server).await {
-            return;
+            return None;
         }
     }
 }
@@ -206,6 +270,8 @@ async fn serve_h1(conn: Conn, wire: Wire) {
 enum Next {
     Request(Tick),
     Refuse(Failure, Tick),
+    /// Nothing, for a while.
+    Rest,
     Close,
 }
 
@@ -217,7 +283,11 @@ async fn next_head(
     scratch: &mut Scratch,
 ) -> Next {
     let mut started = conn.worker.now();
-    conn.entry.enter(if server.has_partial_head() { Phase::Head } else { Phase::Idle }, started);
+    // Waking up is no request: the time of one who only rested goes on.
+    let phase = if server.has_partial_head() { Phase::Head } else { Phase::Idle };
+    if phase == Phase::Head || conn.entry.phase() != Phase::Idle {
+        conn.entry.enter(phase, started);
+    }
     poll_fn(|cx| {
         let read = server.poll_head(cx, head);
         if conn.entry.phase() == Phase::Idle && (read.is_ready() || server.has_partial_head()) {
@@ -247,6 +317,9 @@ async fn next_head(
             None => {}
         }
         if conn.entry.phase() == Phase::Idle {
+            if conn.entry.may_rest() {
+                return Poll::Ready(Next::Rest);
+            }
             server.wire.release_buffers();
             head.release();
             scratch.release();
@@ -302,9 +375,16 @@ mod tests {
         size_of::<F>()
     }
 
-    /// What an idle connection holds.
+    fn size_awake<A, B, C, F: Future>(_: fn(A, B, C) -> F) -> usize {
+        size_of::<F>()
+    }
+
+    /// What an idle connection holds, and one with a request.
     #[test]
     fn futures_stay_small() {
-        assert!(size(serve) <= 3584, "a connection's future is {} bytes", size(serve));
+        assert!(size(serve) <= 320, "an idle connection's future is {} bytes", size(serve));
+        let awake = size_awake(serve_awake);
+        assert!(awake <= 3584, "the future of a connection with a request is {awake} bytes");
+        println!("{} {awake} {} {}", size(serve), size(begin), size_of::<Link>());
     }
 }

@@ -17,6 +17,8 @@ pub(crate) enum Detected {
     Http2,
     /// It closed, or was told to, before it said anything.
     Nothing,
+    /// It has said nothing for a while.
+    Idle,
 }
 
 /// Reads until the first bytes tell. They stay in the wire's buffer.
@@ -36,6 +38,10 @@ pub(crate) async fn detect(wire: &mut Wire, entry: &Entry) -> Result<Detected, S
                 Poll::Ready(Ok(_)) => {}
                 Poll::Ready(Err(error)) => return Poll::Ready(Err(error.into())),
                 Poll::Pending => {
+                    if wire.read.is_empty() && entry.may_rest() {
+                        return Poll::Ready(Ok(Detected::Idle));
+                    }
+                    wire.release_buffers();
                     entry.watch(cx);
                     return Poll::Pending;
                 }

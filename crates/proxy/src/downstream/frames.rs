@@ -102,8 +102,38 @@ impl Head {
             // An acknowledgement is empty.
             Kind::Settings => !self.len.is_multiple_of(6) || self.has_flag_1() && self.len > 0,
             Kind::Ping => self.len != 8,
+            Kind::GoAway => self.len < 8,
             _ => false,
         }
+    }
+}
+
+/// The code of a GOAWAY (RFC 9113 section 6.8), from its payload in whatever portions that comes.
+#[derive(Debug, Default)]
+pub(crate) struct GoodbyeCode {
+    have: usize,
+    code: u32,
+}
+
+impl GoodbyeCode {
+    /// Takes more of the payload; the code, once it is whole.
+    pub(crate) fn read(&mut self, payload: &[u8]) -> Option<u32> {
+        // The last stream stands before it.
+        const LAST: usize = 4;
+        const END: usize = 8;
+        for &byte in payload {
+            if self.have == END {
+                break;
+            }
+            if self.have >= LAST {
+                self.code = self.code << 8 | u32::from(byte);
+            }
+            self.have += 1;
+            if self.have == END {
+                return Some(self.code);
+            }
+        }
+        None
     }
 }
 
@@ -126,6 +156,17 @@ impl Heads {
     /// The first head follows so many other bytes.
     pub(crate) const fn after(skip: u32) -> Self {
         Self { head: [0; HEAD_LEN], have: 0, skip }
+    }
+
+    /// Where in the bytes that come next a frame says of what kind it is, if it begins there.
+    pub(crate) fn next_kind(&self) -> Option<usize> {
+        const KIND_AT: usize = 3;
+        (self.skip == 0).then(|| KIND_AT.checked_sub(self.have)).flatten()
+    }
+
+    /// Whether bytes of the last head's payload are still to come.
+    pub(crate) const fn is_inside(&self) -> bool {
+        self.skip > 0
     }
 
     /// The next whole piece, taken off `bytes`; `None` when all of them are taken.
@@ -202,7 +243,7 @@ mod tests {
             let Some(Piece::Head(head)) = heads.next(&mut &bytes[..]) else { panic!("a head") };
             head.is_misshapen()
         };
-        for (kind, good, bad) in [(2, 5, 4), (3, 4, 5), (4, 12, 13), (6, 8, 6), (8, 4, 3)] {
+        for (kind, good, bad) in [(2, 5, 4), (3, 4, 5), (4, 12, 13), (6, 8, 6), (7, 8, 7), (8, 4, 3)] {
             assert!(!head(kind, 0, good) && head(kind, 0, bad), "{kind}");
         }
         assert!(!head(4, 1, 0) && head(4, 1, 6), "an acknowledgement carries nothing");

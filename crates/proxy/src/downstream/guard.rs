@@ -9,7 +9,6 @@
 //!             Watch ──▶ the connection's task says GOAWAY
 //! ```
 
-use std::cell::Cell;
 use std::collections::VecDeque;
 use std::io;
 use std::mem::MaybeUninit;
@@ -23,7 +22,8 @@ use meshwork_base::Tick;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Sleep, sleep};
 
-use super::frames::{Head, Heads, Kind, PREFACE_LEN, Piece};
+use super::frames::{GoodbyeCode, Head, Heads, Kind, PREFACE_LEN, Piece};
+use super::watch::{Fault, Watch};
 use crate::gather::Gathered;
 use crate::worker::Worker;
 
@@ -36,25 +36,14 @@ const PER_SECOND: u32 = 100;
 const OPEN_STREAMS: usize = 512;
 const ENDED_STREAMS: usize = 128;
 
+/// The kind of a GOAWAY, one that means nothing, and the last code of an error that means something (RFC 9113 sections 6.8
+/// and 7).
+const GOAWAY: u8 = 7;
+const UNKNOWN: u8 = 0xf7;
+const LAST_CODE: u32 = 0xd;
+
 /// How long a caller may take to read why it was refused.
 const LINGER: Duration = Duration::from_secs(1);
-
-/// Why a connection must end.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Fault {
-    pub(crate) reason: Reason,
-    /// The name in the metric and the log.
-    pub(crate) cause: &'static str,
-}
-
-impl Fault {
-    pub(crate) const fn new(reason: Reason, cause: &'static str) -> Self {
-        Self { reason, cause }
-    }
-}
-
-/// What was found, for the connection's task.
-pub(crate) type Watch = Rc<Cell<Option<Fault>>>;
 
 /// A connection with eyes on its frames.
 pub(crate) struct Guarded {
@@ -62,13 +51,13 @@ pub(crate) struct Guarded {
     worker: Rc<Worker>,
     incoming: Incoming,
     outgoing: Outgoing,
-    watch: Watch,
+    watch: Rc<Watch>,
     linger: Option<Pin<Box<Sleep>>>,
 }
 
 impl Guarded {
-    pub(crate) fn new(io: Gathered, worker: Rc<Worker>) -> (Self, Watch) {
-        let watch = Watch::default();
+    pub(crate) fn new(io: Gathered, worker: Rc<Worker>) -> (Self, Rc<Watch>) {
+        let watch = Rc::<Watch>::default();
         let incoming = Incoming::new(worker.now());
         let outgoing = Outgoing::default();
         let guarded = Self { io, worker, incoming, outgoing, watch: Rc::clone(&watch), linger: None };
@@ -106,11 +95,14 @@ impl AsyncRead for Guarded {
         let before = buf.filled().len();
         ready!(Pin::new(&mut this.io).poll_read(cx, buf))?;
         let now = || this.worker.now();
-        let Some((keep, fault)) = this.incoming.judge(&buf.filled()[before..], now) else {
-            return Poll::Ready(Ok(()));
-        };
+        let judged = this.incoming.judge(&mut buf.filled_mut()[before..], now);
+        this.watch.set_head(this.incoming.is_in_head());
+        if this.incoming.goodbye {
+            this.watch.say_goodbye();
+        }
+        let Some((keep, fault)) = judged else { return Poll::Ready(Ok(())) };
         this.incoming.stopped = true;
-        this.watch.set(Some(fault));
+        this.watch.found(fault);
         buf.set_filled(before + keep);
         // Nothing read would be the end of the connection; its task looks at what was found in this same turn.
         if keep == 0 { Poll::Pending } else { Poll::Ready(Ok(())) }
@@ -164,8 +156,8 @@ impl AsyncWrite for Guarded {
 /// Our own frames.
 struct Outgoing {
     heads: Heads,
-    /// How much of a GOAWAY has passed, while one does.
-    goodbye: Option<usize>,
+    /// While a GOAWAY passes.
+    goodbye: Option<GoodbyeCode>,
     /// A GOAWAY named an error.
     refuses: bool,
 }
@@ -183,16 +175,12 @@ impl Outgoing {
         while let Some(piece) = self.heads.next(&mut bytes) {
             match piece {
                 Piece::Head(head) => {
-                    self.goodbye = (head.kind == Kind::GoAway).then_some(0);
+                    self.goodbye = (head.kind == Kind::GoAway).then(GoodbyeCode::default);
                     count += if matches!(head.kind, Kind::Data | Kind::Headers) { 4 } else { 0 };
                 }
                 Piece::Payload(payload) => {
-                    if let Some(at) = &mut self.goodbye {
-                        // The last stream, then the code of the error.
-                        self.refuses |=
-                            payload.iter().zip(*at..).any(|(&b, at)| (4..8).contains(&at) && b != 0);
-                        *at += payload.len();
-                    }
+                    let code = self.goodbye.as_mut().and_then(|goodbye| goodbye.read(payload));
+                    self.refuses |= code.is_some_and(|code| code != 0);
                 }
             }
         }
@@ -239,6 +227,12 @@ struct Incoming {
     /// Streams that it has ended, or reset, itself; the oldest is the next to be forgotten.
     ended: VecDeque<u32>,
     stopped: bool,
+    /// Whether the last head began or continued a block of fields.
+    of_block: bool,
+    /// While a GOAWAY passes.
+    leaving: Option<GoodbyeCode>,
+    /// The caller has said that it begins nothing new.
+    goodbye: bool,
 }
 
 impl Incoming {
@@ -252,27 +246,50 @@ impl Incoming {
             open: Vec::new(),
             ended: VecDeque::new(),
             stopped: false,
+            of_block: false,
+            leaving: None,
+            goodbye: false,
         }
     }
 
     /// Looks at bytes that came; where they break a rule, how many of them may be passed on, so that the frame never
     /// gets whole.
-    fn judge(&mut self, bytes: &[u8], now: impl Fn() -> Tick) -> Option<(usize, Fault)> {
-        let mut rest = bytes;
-        while let Some(piece) = self.heads.next(&mut rest) {
-            let judged = match piece {
-                Piece::Head(head) => self.head(head, &now),
-                Piece::Payload(payload) => self.settings(payload),
+    ///
+    /// `h2` would close a connection for any GOAWAY of its caller; here its code is looked at first (RFC 9113 section 7:
+    /// unknown ones mean nothing), so `h2` gets a frame that it does not know instead.
+    fn judge(&mut self, bytes: &mut [u8], now: impl Fn() -> Tick) -> Option<(usize, Fault)> {
+        let mut at = 0;
+        while at < bytes.len() {
+            let kind = self.heads.next_kind().map(|kind| at + kind);
+            let mut rest = &bytes[at..];
+            let judged = match self.heads.next(&mut rest) {
+                Some(Piece::Head(head)) => self.head(head, &now),
+                Some(Piece::Payload(payload)) => self.payload(payload),
+                None => Ok(()),
             };
+            let end = bytes.len() - rest.len();
             if let Err(fault) = judged {
-                return Some((bytes.len() - rest.len() - 1, fault));
+                return Some((end - 1, fault));
             }
+            if let Some(kind) = kind.and_then(|kind| bytes.get_mut(kind))
+                && *kind == GOAWAY
+            {
+                *kind = UNKNOWN;
+            }
+            at = end;
         }
         None
     }
 
+    /// A block of fields has begun, and not all of it is here.
+    fn is_in_head(&self) -> bool {
+        self.in_block || (self.of_block && self.heads.is_inside())
+    }
+
     fn head(&mut self, head: Head, now: impl Fn() -> Tick) -> Result<(), Fault> {
         self.setting = None;
+        self.leaving = (head.kind == Kind::GoAway).then(GoodbyeCode::default);
+        self.of_block = matches!(head.kind, Kind::Headers | Kind::Continuation);
         if head.is_misshapen() {
             return Err(Fault::new(Reason::FRAME_SIZE_ERROR, "frame_size"));
         }
@@ -280,6 +297,9 @@ impl Incoming {
         self.in_block = head.leaves_block_open(interrupted);
         let carries = match head.kind {
             _ if interrupted && head.kind != Kind::Continuation => false,
+            Kind::GoAway if head.stream != 0 => {
+                return Err(Fault::new(Reason::PROTOCOL_ERROR, "protocol_error"));
+            }
             // Only servers push (RFC 9113 section 8.4).
             Kind::PushPromise => return Err(Fault::new(Reason::PROTOCOL_ERROR, "push_promise")),
             Kind::Data => {
@@ -342,6 +362,12 @@ impl Incoming {
             }
             self.ended.push_back(stream);
         }
+    }
+
+    fn payload(&mut self, payload: &[u8]) -> Result<(), Fault> {
+        let code = self.leaving.as_mut().and_then(|leaving| leaving.read(payload));
+        self.goodbye |= code.is_some_and(|code| code <= LAST_CODE);
+        self.settings(payload)
     }
 
     /// SETTINGS_INITIAL_WINDOW_SIZE above the largest window (RFC 9113 section 6.5.2).

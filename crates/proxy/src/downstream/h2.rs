@@ -1,20 +1,22 @@
 //! HTTP/2 towards the caller: one stream of a connection.
 
+use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 
-use bytes::Bytes;
 use h2::server::SendResponse;
 use meshwork_http1::ResponseHead;
 
 use crate::http::convert;
 use crate::http::h2_body::{H2Sink, H2Source};
+use crate::http::payload::{Backlog, Payload};
 use crate::http::stream::StreamError;
 use crate::http::upgrade;
 
 /// See the module's text.
 pub(crate) struct H2Stream {
     pub(crate) source: H2Source,
-    respond: SendResponse<Bytes>,
+    respond: SendResponse<Payload>,
+    backlog: Rc<Backlog>,
     sink: Option<H2Sink>,
     head_request: bool,
     /// It asked for a tunnel.
@@ -22,10 +24,21 @@ pub(crate) struct H2Stream {
 }
 
 impl H2Stream {
-    pub(crate) fn new(request: http::Request<h2::RecvStream>, respond: SendResponse<Bytes>) -> Self {
+    pub(crate) fn new(
+        request: http::Request<h2::RecvStream>,
+        respond: SendResponse<Payload>,
+        backlog: Rc<Backlog>,
+    ) -> Self {
         let head_request = *request.method() == http::Method::HEAD;
         let extended = request.extensions().get::<h2::ext::Protocol>().is_some();
-        Self { source: H2Source::new(request.into_body()), respond, sink: None, head_request, extended }
+        Self {
+            source: H2Source::new(request.into_body()),
+            respond,
+            backlog,
+            sink: None,
+            head_request,
+            extended,
+        }
     }
 
     /// Both directions, behind the head of a response.
@@ -62,13 +75,13 @@ impl H2Stream {
             upgrade::refuse(&mut response);
         }
         let send = self.respond.send_response(response, end)?;
-        self.sink = Some(H2Sink::new(send, end));
+        self.sink = Some(H2Sink::new(send, &self.backlog, end));
         Ok(())
     }
 
     pub(crate) fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), StreamError>> {
         match &mut self.sink {
-            Some(sink) => sink.poll_flush(cx),
+            Some(sink) => sink.poll_room(cx),
             None => Poll::Ready(Ok(())),
         }
     }

@@ -13,6 +13,7 @@ pub(crate) mod h2;
 pub(crate) mod handshake;
 pub(crate) mod proxied;
 pub(crate) mod streams;
+pub(crate) mod watch;
 
 use std::task::{Context, Poll};
 

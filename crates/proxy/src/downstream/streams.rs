@@ -6,32 +6,37 @@ use std::rc::Rc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use bytes::Bytes;
 use h2::Reason;
 use h2::server::{Builder, Connection, SendResponse};
+use meshwork_decision::Cause;
 use meshwork_http1::{Limits, RequestHead};
 use meshwork_telemetry::Protocol;
 
 use super::Down;
 use super::connection::{Conn, Link};
-use super::guard::{Fault, Guarded, Watch};
+use super::guard::Guarded;
 use super::h2::H2Stream;
 use super::handshake;
+use super::watch::{Fault, Watch};
 use crate::connections::{Entry, Order, Phase, Registration};
 use crate::gather::{Flusher, Gathered};
 use crate::http::convert;
+use crate::http::payload::{Backlog, Payload};
 use crate::mesh::Place;
 use crate::replay::Replayed;
 use crate::request::{self, Scratch};
 use crate::stream;
 
 /// Bytes of one request's body that may be on the way to us unread.
-const STREAM_WINDOW: u32 = 256 * 1024;
-/// The same for all requests of one connection.
+const STREAM_WINDOW: u32 = 128 * 1024;
+/// The same for all requests of one caller's connection.
 const CONNECTION_WINDOW: u32 = 1024 * 1024;
+/// Between proxies a connection carries requests of many callers: those that the application does not read must not take
+/// the window of those beside them.
+const MESH_WINDOW: u32 = STREAM_WINDOW * MAX_STREAMS;
 /// Requests of one connection at the same time.
 const MAX_STREAMS: u32 = 128;
-/// Bytes of one response's body that wait for the connection. A reader that takes none of 128 responses costs 4 MiB.
+/// Bytes of one response's body that wait for the connection; all of them together are bounded by the backlog.
 const SEND_BUFFER: usize = 32 * 1024;
 /// Streams reset by us that are remembered, because frames of theirs may still be on the way; and for how long.
 const REMEMBERED_RESETS: usize = 64;
@@ -64,18 +69,34 @@ impl Resets {
         self.premature.set(self.premature.get().saturating_add(u32::from(premature)));
     }
 
+    /// Found once; counting then begins anew.
     fn fault(&self) -> Option<Fault> {
         let (premature, streams) = (self.premature.get(), self.streams.get());
-        (premature >= PREMATURE_RESETS && premature > streams / 2)
-            .then_some(Fault::new(Reason::ENHANCE_YOUR_CALM, "rapid_reset"))
+        (premature >= PREMATURE_RESETS && premature > streams / 2).then(|| {
+            self.streams.set(0);
+            self.premature.set(0);
+            Fault::new(Reason::ENHANCE_YOUR_CALM, "rapid_reset")
+        })
     }
 }
 
-fn builder(limits: &Limits) -> Builder {
+/// What the streams of a connection have in common.
+struct Common {
+    /// The connection's own entry.
+    entry: Rc<Entry>,
+    resets: Resets,
+    backlog: Rc<Backlog>,
+}
+
+fn builder(limits: &Limits, place: Place) -> Builder {
+    let window = match place {
+        Place::Inbound(_) | Place::Hbone(_) => MESH_WINDOW,
+        Place::Gateway(_) | Place::Outbound(_) => CONNECTION_WINDOW,
+    };
     let mut builder = Builder::new();
     builder
         .initial_window_size(STREAM_WINDOW)
-        .initial_connection_window_size(CONNECTION_WINDOW)
+        .initial_connection_window_size(window)
         .max_concurrent_streams(MAX_STREAMS)
         .max_send_buffer_size(SEND_BUFFER)
         .max_header_list_size(limits.header_bytes)
@@ -93,23 +114,24 @@ pub(crate) async fn serve(link: Rc<Link>, entry: Registration, io: Replayed) {
     let worker = &link.worker;
     let (gathered, flusher) = Gathered::new(io);
     let (guarded, watch) = Guarded::new(gathered, Rc::clone(worker));
-    let builder = builder(&worker.shared.settings.limits);
+    let builder = builder(&worker.shared.settings.limits, link.place);
     entry.enter(Phase::Handshake, worker.now());
-    let shaken = handshake::unless_ordered(&entry, builder.handshake::<_, Bytes>(guarded)).await;
+    let shaken = handshake::unless_ordered(&entry, builder.handshake::<_, Payload>(guarded)).await;
     let connection = match shaken {
         Ok(Some(Ok(connection))) => connection,
         Ok(Some(Err(error))) => return ended(&link, &error),
         _ => return,
     };
     entry.enter(Phase::Idle, worker.now());
+    let common = Rc::new(Common { entry: entry.entry(), resets: Resets::default(), backlog: Rc::default() });
     let mut serving = Serving {
         link: &link,
-        entry: &entry,
+        common: &common,
         connection,
         flusher,
         watch,
-        resets: Rc::default(),
         going_away: false,
+        ending: false,
     };
     let peer = link.caller.as_ref().map(|caller| &caller.peer);
     while let Some(accepted) = poll_fn(|cx| serving.poll_next(cx)).await {
@@ -120,8 +142,7 @@ pub(crate) async fn serve(link: Rc<Link>, entry: Registration, io: Replayed) {
         entry.progress(worker.now());
         let own = worker.connections(link.place).register_stream(worker.now(), peer);
         let conn = Conn { link: Rc::clone(&link), entry: own };
-        let resets = Rc::clone(&serving.resets);
-        tokio::task::spawn_local(serve_stream(conn, entry.entry(), resets, request, respond));
+        tokio::task::spawn_local(serve_stream(conn, Rc::clone(&common), request, respond));
     }
 }
 
@@ -142,15 +163,16 @@ fn ended(link: &Link, error: &h2::Error) {
 
 struct Serving<'l> {
     link: &'l Rc<Link>,
-    entry: &'l Entry,
-    connection: Connection<Guarded, Bytes>,
+    common: &'l Common,
+    connection: Connection<Guarded, Payload>,
     flusher: Flusher,
-    watch: Watch,
-    resets: Rc<Resets>,
+    watch: Rc<Watch>,
     going_away: bool,
+    /// It was told why it ends.
+    ending: bool,
 }
 
-type Accepted = (http::Request<h2::RecvStream>, SendResponse<Bytes>);
+type Accepted = (http::Request<h2::RecvStream>, SendResponse<Payload>);
 
 impl Serving<'_> {
     /// The next request; `None` when there will be none.
@@ -158,19 +180,15 @@ impl Serving<'_> {
         if !self.obey() {
             return Poll::Ready(None);
         }
-        if let Some(fault) = self.resets.fault() {
-            self.resets = Rc::default();
+        if let Some(fault) = self.common.resets.fault() {
             self.end_for(fault);
         }
         let mut accepted = self.connection.poll_accept(cx);
-        if let Some(fault) = self.watch.take() {
-            self.end_for(fault);
-            if accepted.is_pending() {
-                accepted = self.connection.poll_accept(cx);
-            }
+        if accepted.is_pending() && self.looked_at() {
+            accepted = self.connection.poll_accept(cx);
         }
         if accepted.is_pending() {
-            self.entry.watch(cx);
+            self.common.entry.watch(cx);
             if let Poll::Ready(Err(error)) = self.flusher.poll_flush(cx, !self.connection.has_streams()) {
                 tracing::debug!(peer = %self.link.peer, %error, "HTTP/2 connection broken");
                 return Poll::Ready(None);
@@ -179,20 +197,46 @@ impl Serving<'_> {
         accepted
     }
 
+    /// Follows what was found in what has just been read; true: there is something to be said.
+    fn looked_at(&mut self) -> bool {
+        if let Some(fault) = self.watch.take_fault() {
+            self.end_for(fault);
+            return true;
+        }
+        // A head that has begun has its time, in however many frames it comes.
+        let phase = if self.watch.reads_head() { Phase::Head } else { Phase::Idle };
+        if self.common.entry.phase() != phase {
+            self.common.entry.enter(phase, self.link.worker.now());
+        }
+        let done = self.watch.said_goodbye() && !self.ending && !self.connection.has_streams();
+        if done {
+            self.ending = true;
+            self.connection.abrupt_shutdown(Reason::NO_ERROR);
+        }
+        done
+    }
+
     /// Does what the connection was told to do; false: it ends here.
     fn obey(&mut self) -> bool {
         let idle = !self.connection.has_streams();
-        match self.entry.order() {
+        let entry = &self.common.entry;
+        match entry.order() {
             // Only what idles can have idled too long.
-            Some(Order::TimedOut(Phase::Idle)) if !idle => self.entry.disregard(self.link.worker.now()),
+            Some(Order::TimedOut(Phase::Idle)) if !idle => entry.disregard(self.link.worker.now()),
             // A caller that does not answer the goodbye is not waited for twice.
             Some(Order::TimedOut(Phase::Idle)) if self.going_away => return false,
             Some(Order::TimedOut(Phase::Idle)) => {
+                entry.disregard(self.link.worker.now());
                 self.go_away();
-                self.entry.disregard(self.link.worker.now());
+            }
+            // Nor one who does not read why its connection ends.
+            Some(Order::TimedOut(Phase::Head)) if self.ending => return false,
+            Some(Order::TimedOut(Phase::Head)) => {
+                entry.disregard(self.link.worker.now());
+                self.end_for(Fault::new(Reason::ENHANCE_YOUR_CALM, Cause::RequestHeaderTimeout.as_str()));
             }
             Some(Order::Drain) => self.go_away(),
-            Some(Order::Close(_) | Order::TimedOut(Phase::Handshake | Phase::Head)) => return false,
+            Some(Order::Close(_) | Order::TimedOut(Phase::Handshake)) => return false,
             Some(Order::TimedOut(Phase::Exchange | Phase::Body)) | None => {}
         }
         true
@@ -209,41 +253,41 @@ impl Serving<'_> {
         let Link { worker, place, peer, .. } = &**self.link;
         worker.http2_fault(*place, fault.cause);
         tracing::debug!(%peer, listener = %place, cause = fault.cause, "HTTP/2 connection refused");
+        self.ending = true;
         self.connection.abrupt_shutdown(fault.reason);
     }
 }
 
 async fn serve_stream(
     conn: Conn,
-    connection: Rc<Entry>,
-    resets: Rc<Resets>,
+    common: Rc<Common>,
     request: http::Request<h2::RecvStream>,
-    respond: SendResponse<Bytes>,
+    respond: SendResponse<Payload>,
 ) {
     if matches!(conn.place, Place::Hbone(_)) {
         let now = conn.worker.now();
-        Box::pin(stream::hbone::serve(conn, request, respond)).await;
-        return connection.progress(now);
+        Box::pin(stream::hbone::serve(conn, request, respond, &common.backlog)).await;
+        return common.entry.progress(now);
     }
     let started = conn.worker.now();
     let mut head = RequestHead::new();
     let mut scratch = Scratch::new(Protocol::Http2);
     let read = convert::request_into(&request, &conn.worker.shared.settings.limits, &mut head);
-    let mut down = Down::H2(Box::new(H2Stream::new(request, respond)));
+    let mut down = Down::H2(Box::new(H2Stream::new(request, respond, Rc::clone(&common.backlog))));
     match read {
         Ok(()) => request::serve(&conn, &mut head, &mut down, &mut scratch, started).await,
         Err(failure) => request::refuse(&conn, &mut head, &mut down, &mut scratch, &failure, started).await,
     }
     let now = conn.worker.now();
-    resets.ended(scratch.was_taken_back() && now.since(started) < PREMATURE);
-    connection.progress(now);
+    common.resets.ended(scratch.was_taken_back() && now.since(started) < PREMATURE);
+    common.entry.progress(now);
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn size<A, B, C, D, E, F: Future>(_: fn(A, B, C, D, E) -> F) -> usize {
+    fn size<A, B, C, D, F: Future>(_: fn(A, B, C, D) -> F) -> usize {
         size_of::<F>()
     }
 

@@ -1,5 +1,6 @@
 //! The two halves of an HTTP/2 stream as a source and a sink of body frames; both sides of the proxy use them.
 
+use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 
 use bytes::{Bytes, BytesMut};
@@ -7,6 +8,7 @@ use h2::{RecvStream, SendStream};
 use meshwork_http1::Fields;
 
 use super::convert;
+use super::payload::{Backlog, Payload};
 use super::stream::{Frame, StreamError};
 
 /// Frames that arrive.
@@ -51,7 +53,9 @@ const GATHER: usize = 4 * 1024;
 
 /// Frames that leave. One chunk at most, or a few small ones, wait for the window: so much does a slow reader cost.
 pub(crate) struct H2Sink {
-    send: SendStream<Bytes>,
+    send: SendStream<Payload>,
+    /// What the streams of this connection have handed to it.
+    backlog: Rc<Backlog>,
     waiting: Bytes,
     /// Follows `waiting` in its frame.
     gathered: BytesMut,
@@ -61,8 +65,9 @@ pub(crate) struct H2Sink {
 
 impl H2Sink {
     /// `ended`: the head carried END_STREAM already.
-    pub(crate) fn new(send: SendStream<Bytes>, ended: bool) -> Self {
-        Self { send, waiting: Bytes::new(), gathered: BytesMut::new(), end: None, ended }
+    pub(crate) fn new(send: SendStream<Payload>, backlog: &Rc<Backlog>, ended: bool) -> Self {
+        let backlog = Rc::clone(backlog);
+        Self { send, backlog, waiting: Bytes::new(), gathered: BytesMut::new(), end: None, ended }
     }
 
     fn queued(&self) -> usize {
@@ -70,7 +75,7 @@ impl H2Sink {
     }
 
     pub(crate) fn has_room(&self) -> bool {
-        self.queued() < GATHER
+        self.queued() < GATHER && self.backlog.has_room()
     }
 
     pub(crate) fn queue(&mut self, data: Bytes) {
@@ -114,7 +119,7 @@ impl H2Sink {
             }
             let chunk = self.waiting.split_to(capacity.min(self.waiting.len()));
             let last = self.waiting.is_empty() && matches!(self.end, Some(None));
-            self.send.send_data(chunk, last)?;
+            self.send.send_data(Payload::new(chunk, &self.backlog), last)?;
             self.ended = last;
         }
         if let Some(trailers) = self.end.take()
@@ -122,9 +127,28 @@ impl H2Sink {
         {
             match trailers {
                 Some(trailers) => self.send.send_trailers(convert::map_of(&trailers))?,
-                None => self.send.send_data(Bytes::new(), true)?,
+                None => self.send.send_data(Payload::new(Bytes::new(), &self.backlog), true)?,
             }
             self.ended = true;
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// The same, and where more will come, waits until some of that can leave: what the peer does not take is not taken of
+    /// the source.
+    pub(crate) fn poll_room(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), StreamError>> {
+        ready!(self.poll_flush(cx))?;
+        if self.ended {
+            return Poll::Ready(Ok(()));
+        }
+        if !self.backlog.has_room() {
+            self.backlog.watch(cx);
+            return Poll::Pending;
+        }
+        // A byte tells whether the window is open. More than that would be kept from the other streams of the connection.
+        self.send.reserve_capacity(1);
+        if self.send.capacity() == 0 {
+            ready!(self.send.poll_capacity(cx)).ok_or(StreamError::Closed)??;
         }
         Poll::Ready(Ok(()))
     }

@@ -2,6 +2,7 @@
 
 pub(crate) mod convert;
 pub(crate) mod h2_body;
+pub(crate) mod payload;
 pub(crate) mod stream;
 pub(crate) mod tunnel;
 pub(crate) mod upgrade;

@@ -64,7 +64,7 @@ impl AsyncRead for Tunnel {
 
 impl AsyncWrite for Tunnel {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        ready!(self.sink.poll_flush(cx)).map_err(|error| broken(&error))?;
+        ready!(self.sink.poll_room(cx)).map_err(|error| broken(&error))?;
         let count = buf.len().min(CHUNK);
         self.sink.queue(Bytes::copy_from_slice(&buf[..count]));
         // As far as the window allows; the rest leaves before the next is taken.

@@ -110,6 +110,9 @@ pub(crate) async fn response(
     deadlines: &mut Deadlines,
 ) -> Result<(), Failure> {
     body.settle();
+    if matches!(down, Down::H2(_)) {
+        exchange.share();
+    }
     let mut ended = exchange.is_end();
     down.send_head(head, ended).map_err(|error| Failure::of_downstream(&error))?;
     if ended {

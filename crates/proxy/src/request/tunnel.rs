@@ -94,7 +94,7 @@ impl<'a> End<'a> {
                 }
                 Poll::Ready(Ok(()))
             }
-            Self::Stream { sink, .. } => sink.poll_flush(cx),
+            Self::Stream { sink, .. } => sink.poll_room(cx),
         }
     }
 

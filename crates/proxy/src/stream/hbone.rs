@@ -1,6 +1,7 @@
 //! Opaque connections that other proxies of the mesh bring: HBONE, a CONNECT over HTTP/2 over mutual TLS. The tunnel goes
 //! to the port of the application that the TLS handshake names, or else the CONNECT.
 
+use std::rc::Rc;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -15,6 +16,7 @@ use super::{Carried, route, transfer};
 use crate::downstream::connection::Conn;
 use crate::error::Failure;
 use crate::http::h2_body::{H2Sink, H2Source};
+use crate::http::payload::{Backlog, Payload};
 use crate::http::tunnel::Tunnel;
 use crate::io::Io;
 use crate::upstream::connect::{CONNECT_TIMEOUT, connect};
@@ -24,17 +26,18 @@ use crate::worker::View;
 pub(crate) async fn serve(
     conn: Conn,
     request: http::Request<h2::RecvStream>,
-    mut respond: SendResponse<Bytes>,
+    mut respond: SendResponse<Payload>,
+    backlog: &Rc<Backlog>,
 ) {
     let view = conn.worker.view();
     let cx = Carried::of(&conn);
     let mut journey = Journey::begin_inbound(&conn, &view);
     let opened = Box::pin(open(&cx, &conn, &view, &request, &mut journey)).await;
     let answered = match &opened {
-        Ok(_) => answer(&mut respond, StatusCode::OK, false),
+        Ok(_) => answer(&mut respond, StatusCode::OK, backlog, false),
         Err(failure) => {
             let status = failure.cause.status().and_then(|status| StatusCode::from_u16(status).ok());
-            answer(&mut respond, status.unwrap_or(StatusCode::SERVICE_UNAVAILABLE), true)
+            answer(&mut respond, status.unwrap_or(StatusCode::SERVICE_UNAVAILABLE), backlog, true)
         }
     };
     let outcome = match (opened, answered) {
@@ -51,10 +54,15 @@ pub(crate) async fn serve(
     }
 }
 
-fn answer(respond: &mut SendResponse<Bytes>, status: StatusCode, end: bool) -> Result<H2Sink, h2::Error> {
+fn answer(
+    respond: &mut SendResponse<Payload>,
+    status: StatusCode,
+    backlog: &Rc<Backlog>,
+    end: bool,
+) -> Result<H2Sink, h2::Error> {
     let mut response = Response::new(());
     *response.status_mut() = status;
-    Ok(H2Sink::new(respond.send_response(response, end)?, end))
+    Ok(H2Sink::new(respond.send_response(response, end)?, backlog, end))
 }
 
 async fn open(

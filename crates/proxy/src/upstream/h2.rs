@@ -7,7 +7,6 @@ use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use bytes::Bytes;
 use h2::client::{ResponseFuture, SendRequest};
 use http::Method;
 use meshwork_base::{Clock, Tick};
@@ -24,15 +23,18 @@ use crate::error::{Failure, Retry};
 use crate::gather::Gathered;
 use crate::http::convert;
 use crate::http::h2_body::{H2Sink, H2Source};
+use crate::http::payload::{Backlog, Payload};
 use crate::http::stream::{Frame, StreamError};
 use crate::http::tunnel::Tunnel;
 use crate::http::upgrade;
 use crate::replay::Replayed;
 
 /// Bytes of one response that may be on the way to us unread.
-const STREAM_WINDOW: u32 = 256 * 1024;
-/// The same for all responses of one connection.
-const CONNECTION_WINDOW: u32 = 4 * 1024 * 1024;
+const STREAM_WINDOW: u32 = 128 * 1024;
+/// Requests of one connection at the same time, however many the peer would take.
+const MAX_STREAMS: usize = 128;
+/// The same for all responses of one connection: callers that do not read must not take the window of those beside them.
+const CONNECTION_WINDOW: u32 = STREAM_WINDOW * MAX_STREAMS as u32;
 /// Bytes of one request's body that wait here for the connection.
 const SEND_BUFFER: usize = 64 * 1024;
 /// Bytes of a response's header list, decoded.
@@ -48,7 +50,8 @@ const SMALL_FRAMES: usize = 128 * 1024 * 1024;
 
 /// A connection to one endpoint.
 pub(crate) struct H2Connection {
-    send: RefCell<SendRequest<Bytes>>,
+    send: RefCell<SendRequest<Payload>>,
+    backlog: Rc<Backlog>,
     streams: Cell<usize>,
     used: Cell<Tick>,
     carried: Cell<u64>,
@@ -115,6 +118,7 @@ impl H2Connection {
         });
         Ok(Rc::new(Self {
             send: RefCell::new(send),
+            backlog: Rc::default(),
             streams: Cell::new(0),
             used: Cell::new(now),
             carried: Cell::new(0),
@@ -173,7 +177,8 @@ impl H2Connection {
     }
 
     pub(crate) fn has_room(&self) -> bool {
-        !self.is_closed() && self.streams.get() < self.send.borrow().current_max_send_streams()
+        !self.is_closed()
+            && self.streams.get() < self.send.borrow().current_max_send_streams().min(MAX_STREAMS)
     }
 
     /// Whether it has carried a request before.
@@ -253,7 +258,7 @@ impl H2Connection {
         self.carried.set(self.carried.get() + 1);
         Ok(H2Exchange {
             response: Some(response),
-            sink: H2Sink::new(sink, end),
+            sink: H2Sink::new(sink, &self.backlog, end),
             source: None,
             reused,
             key,

@@ -74,6 +74,13 @@ impl Exchange {
         }
     }
 
+    /// The response goes to one stream of several.
+    pub(crate) fn share(&mut self) {
+        if let Self::H1 { client, .. } = self {
+            client.wire.share();
+        }
+    }
+
     /// The next frame of the response's body.
     pub(crate) fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Result<Frame, StreamError>> {
         match self {
@@ -114,7 +121,7 @@ impl Exchange {
     pub(crate) fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), StreamError>> {
         match self {
             Self::H1 { client, .. } => client.wire.poll_flush(cx).map_err(StreamError::from),
-            Self::H2(exchange) => exchange.sink.poll_flush(cx),
+            Self::H2(exchange) => exchange.sink.poll_room(cx),
         }
     }
 

@@ -19,12 +19,12 @@ fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
 
 fn begun() -> Incoming {
     let mut incoming = Incoming::new(Tick::ZERO);
-    assert_eq!(incoming.judge(PREFACE, || Tick::ZERO), None);
+    assert_eq!(incoming.judge(&mut PREFACE.to_vec(), || Tick::ZERO), None);
     incoming
 }
 
 fn judge(incoming: &mut Incoming, bytes: &[u8]) -> Option<&'static str> {
-    incoming.judge(bytes, || Tick::ZERO).map(|(_, fault)| fault.cause)
+    incoming.judge(&mut bytes.to_vec(), || Tick::ZERO).map(|(_, fault)| fault.cause)
 }
 
 #[test]
@@ -34,7 +34,7 @@ fn a_frame_behind_its_stream_s_end_is_a_fault_and_never_gets_whole() {
         for second in [frame(0, 0, 1, b"d"), frame(1, BLOCK | END_STREAM, 1, b"t")] {
             let mut incoming = begun();
             assert_eq!(judge(&mut incoming, &first), None);
-            let (keep, fault) = incoming.judge(&second, || Tick::ZERO).unwrap();
+            let (keep, fault) = incoming.judge(&mut second.clone(), || Tick::ZERO).unwrap();
             assert_eq!((keep, fault.reason), (8, Reason::STREAM_CLOSED), "all but the last byte of its head");
         }
     }
@@ -102,9 +102,9 @@ fn frames_that_carry_nothing_are_paid_for_by_time_and_by_traffic() {
     }
     let later = || Tick::ZERO.after(Duration::from_secs(2));
     for _ in 0..2 * PER_SECOND {
-        assert_eq!(incoming.judge(&ping, later), None);
+        assert_eq!(incoming.judge(&mut ping.clone(), later), None);
     }
-    let (_, fault) = incoming.judge(&ping, later).unwrap();
+    let (_, fault) = incoming.judge(&mut ping.clone(), later).unwrap();
     assert_eq!(fault, Fault::new(Reason::ENHANCE_YOUR_CALM, "ping_flood"));
 }
 
@@ -122,6 +122,46 @@ fn each_flood_has_a_name() {
         let mut incoming = begun();
         let bytes = frame(kind, 0, 2, &vec![0; payload]).repeat(BURST as usize + 1);
         assert_eq!(judge(&mut incoming, &bytes), Some(name));
+    }
+}
+
+#[test]
+fn a_caller_s_goodbye_is_taken_by_its_code_and_never_reaches_h2() {
+    let goodbye =
+        |code: u32| frame(7, 0, 0, &[&1u32.to_be_bytes()[..], &code.to_be_bytes(), b"why"].concat());
+    for (code, known) in [(0, true), (13, true), (14, false), (0x0700_0000, false)] {
+        for portion in [1, 4, 9, 100] {
+            let sent = [frame(1, BLOCK, 1, b"h"), goodbye(code), frame(6, 0, 0, &[7; 8])].concat();
+            let mut incoming = begun();
+            let mut passed = sent.clone();
+            for part in passed.chunks_mut(portion) {
+                assert_eq!(incoming.judge(part, || Tick::ZERO), None);
+            }
+            assert_eq!(incoming.goodbye, known, "{code}");
+            let changed: Vec<_> = (0..sent.len()).filter(|&at| sent[at] != passed[at]).collect();
+            assert_eq!(changed, [10 + 3], "the kind of one frame");
+        }
+    }
+}
+
+#[test]
+fn a_goodbye_of_a_wrong_shape_is_a_fault() {
+    assert_eq!(judge(&mut begun(), &frame(7, 0, 0, &[0; 7])), Some("frame_size"));
+    assert_eq!(judge(&mut begun(), &frame(7, 0, 1, &[0; 8])), Some("protocol_error"));
+}
+
+#[test]
+fn a_head_is_on_its_way_until_its_block_ends() {
+    let mut incoming = begun();
+    let bytes = [frame(1, 0, 1, b"head"), frame(9, 0, 1, b"more"), frame(9, BLOCK, 1, b"end")].concat();
+    let begins = 8;
+    for (at, byte) in bytes.iter().enumerate() {
+        assert_eq!(judge(&mut incoming, &[*byte]), None);
+        assert_eq!(incoming.is_in_head(), (begins..bytes.len() - 1).contains(&at), "byte {at}");
+    }
+    for part in frame(0, END_STREAM, 1, b"body").chunks(5) {
+        assert_eq!(judge(&mut incoming, part), None);
+        assert!(!incoming.is_in_head());
     }
 }
 
