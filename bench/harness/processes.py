@@ -3,12 +3,14 @@
 import atexit
 import ctypes
 import os
+import re
 import signal
 import subprocess
 import time
 from pathlib import Path
 
 TICK = os.sysconf("SC_CLK_TCK")
+PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
 class BenchError(Exception):
@@ -98,6 +100,24 @@ class Process:
                     kib += int(line.split()[1])
         return kib / 1024
 
+    def rss_mib(self):
+        """Resident set size of the whole tree; what several share is counted for each."""
+        pages = sum(int(Path(f"/proc/{pid}/statm").read_text().split()[1]) for pid in self.tree())
+        return pages * PAGE / (1 << 20)
+
+    def worker_seconds(self, name):
+        """CPU time of each thread that carries traffic, by its name; of worker processes where there are several, without
+        the one that only keeps them."""
+        pids = self.tree()
+        found = {}
+        for pid in pids[1:] or pids:
+            for stat in Path(f"/proc/{pid}/task").glob("[0-9]*/stat"):
+                thread, fields = stat.read_text().split("(", 1)[1].rsplit(")", 1)
+                if re.fullmatch(name, thread):
+                    user, system = fields.split()[11:13]
+                    found[int(stat.parent.name)] = (int(user) + int(system)) / TICK
+        return found
+
     def stop(self, sig=signal.SIGTERM, patience=10):
         """Ends the program, by force after `patience` seconds, and whatever of its group is left."""
         if self not in Process.running:
@@ -143,6 +163,12 @@ class Chain:
 
     def pss_mib(self):
         return sum(process.pss_mib() for process in self.hops)
+
+    def rss_mib(self):
+        return sum(process.rss_mib() for process in self.hops)
+
+    def worker_seconds(self, name):
+        return {thread: seconds for process in self.hops for thread, seconds in process.worker_seconds(name).items()}
 
     def stop(self, sig=signal.SIGTERM):
         for process in self.hops + self.helpers:

@@ -1,0 +1,8 @@
+"""Two proxies with mutual TLS between them."""
+
+from .scenario import Scenario
+
+SCENARIOS = {
+    "two-hops-mtls": Scenario("two-hops", hops=2),
+    "two-hops-mtls-8": Scenario("two-hops", hops=2, connections=8),
+}
