@@ -9,6 +9,9 @@ use crate::name::KnownName;
 /// Room for the fields of most messages, so that their list grows once.
 const USUAL_FIELDS: usize = 16;
 
+/// Bytes of fields that a proxy usually adds.
+const ADDED: usize = 256;
+
 /// What a call of a parser came to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Parsed {
@@ -105,7 +108,11 @@ impl HeadScan {
         // In one copy for all lines of this call, also when one was refused: entries never point outside the text.
         let copied = self.fields_start + fields.text.len();
         let end = if matches!(result, Ok(Some(_))) { self.line_start - 2 } else { self.line_start };
-        fields.text.extend_from_slice(&buf[copied..end.max(copied)]);
+        let lines = &buf[copied..end.max(copied)];
+        if fields.text.capacity() == 0 {
+            fields.text.reserve(lines.len() + ADDED);
+        }
+        fields.text.extend_from_slice(lines);
         if matches!(result, Ok(Some(_))) {
             self.reset();
         }

@@ -33,11 +33,14 @@ fn fill(map: &HeaderMap, fields: &mut Fields) {
     }
 }
 
+/// Fields that a proxy usually adds, and their bytes.
+const ADDED: (usize, usize) = (4, 256);
+
 /// Makes room for all of a map, so that the list grows once.
 fn reserve(map: &HeaderMap, fields: &mut Fields) {
     // A line has ": " and CR LF besides.
-    let bytes = map.iter().map(|(name, value)| name.as_str().len() + value.len() + 4).sum();
-    fields.reserve(map.len(), bytes);
+    let bytes: usize = map.iter().map(|(name, value)| name.as_str().len() + value.len() + 4).sum();
+    fields.reserve(map.len() + ADDED.0, bytes + ADDED.1);
 }
 
 /// The map of these fields; what HTTP/2 forbids (connection-specific fields, Host) is left out.
