@@ -26,6 +26,10 @@ spec:
   listeners: [{name: http, port: 8080, protocol: HTTP}]
 ";
 
+/// An application that only calls.
+const IDLE: &str = "import os, http.server as h; h.HTTPServer((os.environ['HOST'], int(os.environ['PORT'])), \
+                    h.BaseHTTPRequestHandler).serve_forever()";
+
 fn route(service: &str) -> String {
     format!(
         "---
@@ -70,18 +74,18 @@ fn websocket_grpc_and_events_are_the_same_directly_through_the_gateway_and_throu
         platform.run(service, next(platform.base, number), &declared, &[python, app.to_str().unwrap()])
     });
     let _apps: Vec<_> = apps.collect();
-    let idle = "import os, http.server as h; h.HTTPServer((os.environ['HOST'], int(os.environ['PORT'])), \
-                h.BaseHTTPRequestHandler).serve_forever()";
     let caller = next(platform.base, 9);
-    let _caller = platform.run("caller", caller, &["--protocol", "http"], &[python, "-c", idle]);
+    let log = platform.data.path().join("caller.log");
+    let more = ["--protocol", "http", "--access-log", log.to_str().unwrap()];
+    let _caller = platform.run("caller", caller, &more, &[python, "-c", IDLE]);
     instance(&platform, "caller");
-    for (service, _) in APPS {
+    for ((service, _), number) in APPS.into_iter().zip(1..) {
         instance(&platform, service);
         let client = script(&format!("{service}_client.py"));
         let talk = |to: SocketAddr| {
             stdout(Command::new(python).args([client.to_str().unwrap(), &to.to_string(), service]))
         };
-        let directly = talk(app_address(&platform, service));
+        let directly = talk(app_address(&platform, service, number));
         assert!(directly.lines().count() > 15, "{directly}");
         for (way, address) in
             [("the gateway", platform.at(8080)), ("two sidecars", (next(platform.base, 9), 15001).into())]
@@ -96,14 +100,60 @@ fn websocket_grpc_and_events_are_the_same_directly_through_the_gateway_and_throu
 
 /// What the gateway and the caller's sidecar wrote of requests that failed.
 fn failures(platform: &Platform) -> String {
-    let logs = ["gateway", "caller-1"].map(|of| platform.file(of, "access.log"));
+    let logs = [platform.file("gateway", "access.log"), platform.data.path().join("caller.log")];
     let lines = logs.map(|log| std::fs::read_to_string(log).unwrap_or_default()).concat();
     lines.lines().filter(|line| line.contains("\"cause\"")).collect::<Vec<_>>().join("\n")
 }
 
 /// Where the application itself listens, beside its sidecar.
-fn app_address(platform: &Platform, service: &str) -> SocketAddr {
+fn app_address(platform: &Platform, service: &str, number: u32) -> SocketAddr {
     let port = std::fs::read_to_string(platform.data.path().join(format!("{service}-1/app-port"))).unwrap();
-    let number = APPS.iter().zip(1..).find(|((name, _), _)| *name == service).unwrap().1;
     (next(platform.base, number), port.trim().parse().unwrap()).into()
+}
+
+/// Services that speak no HTTP, each with the port that its callers know, and its door in the caller's sidecar.
+const DATABASES: [(&str, u16, u16); 2] = [("database", 5432, 25432), ("cache", 6379, 26379)];
+
+#[test]
+fn postgresql_and_redis_are_the_same_directly_and_by_the_doors_of_two_sidecars() {
+    let tools = ["initdb", "postgres", "redis-server"].map(meshwork_testkit::tool);
+    let (Some(python), [Some(_), Some(_), Some(redis)]) = (meshwork_testkit::python(), tools) else { return };
+    let python = python.to_str().unwrap();
+    let platform = Platform::new();
+    assert_ok(&platform.up(&["--no-shop"]));
+    // Its server may run as another user.
+    let readable = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+    let cluster = tempfile::Builder::new().permissions(readable).tempdir().unwrap();
+    let app = script("database_app.sh");
+    let database = ["sh", app.to_str().unwrap(), cluster.path().to_str().unwrap()];
+    let start = "exec \"$0\" --bind \"$HOST\" --port \"$PORT\" --save '' --dir \"$1\"";
+    let cache = ["sh", "-c", start, redis.to_str().unwrap(), cluster.path().to_str().unwrap()];
+    let apps =
+        DATABASES.iter().zip([&database[..], &cache]).zip(1..).map(|(((service, port, _), app), number)| {
+            let more = ["--protocol", "tcp", "--service-port", &port.to_string()];
+            platform.run(service, next(platform.base, number), &more, app)
+        });
+    let _apps: Vec<_> = apps.collect();
+    let log = platform.data.path().join("caller.log");
+    let doors = DATABASES.map(|(service, port, door)| format!("--upstream={service}:{port}={door}"));
+    let more = [&["--access-log", log.to_str().unwrap()], &doors.each_ref().map(String::as_str)[..]].concat();
+    let caller = next(platform.base, 9);
+    let _caller = platform.run("caller", caller, &more, &[python, "-c", IDLE]);
+    instance(&platform, "caller");
+    for ((service, _, door), number) in DATABASES.into_iter().zip(1..) {
+        instance(&platform, service);
+        let client = script(&format!("{service}_client.py"));
+        let talk =
+            |to: SocketAddr| stdout(Command::new(python).args([client.to_str().unwrap(), &to.to_string()]));
+        let directly = talk(app_address(&platform, service, number));
+        assert!(directly.lines().count() > 15, "{directly}");
+        let through = talk((caller, door).into());
+        assert_eq!(directly, through, "{service}: {}", failures(&platform));
+    }
+    for (service, port, _) in DATABASES {
+        let authority = format!("\"{service}:{port}\"");
+        until("a connection has its line", || {
+            std::fs::read_to_string(&log).ok()?.contains(&authority).then_some(())
+        });
+    }
 }

@@ -230,7 +230,7 @@ fn shared(
         access_log: access_log.clone(),
         tracer: tracer.cloned(),
         labels: labels(identity.as_deref()),
-        mesh: Mesh { identity, on_demand: None },
+        mesh: Mesh { identity, ..Mesh::default() },
         observer: Observer::default(),
     })
 }

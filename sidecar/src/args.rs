@@ -1,8 +1,12 @@
 //! Flags of a sidecar beyond every process's.
 
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::num::NonZeroU16;
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::sync::Arc;
 
 use meshwork_base::{Namespace, ObjectName};
 use meshwork_messages::v1;
@@ -57,6 +61,16 @@ pub struct SidecarArgs {
     #[arg(long, value_name = "HOST:PORT", env = "MESHWORK_REGISTRY", default_value = "127.0.0.1:8501")]
     pub registry: String,
 
+    /// A door to one service for clients that know of no proxy, as database drivers: NAME:PORT=LOCALPORT, or
+    /// NAME:PORT=IP:LOCALPORT; opaque TCP only, and on this machine only. May be given several times
+    #[arg(
+        long = "upstream",
+        value_name = "NAME:PORT=ADDRESS",
+        env = "MESHWORK_UPSTREAM",
+        value_delimiter = ','
+    )]
+    pub upstreams: Vec<Door>,
+
     /// Port of the outbound side
     #[arg(long, value_name = "PORT", env = "MESHWORK_OUTBOUND_PORT", default_value_t = 15001)]
     pub outbound_port: u16,
@@ -86,6 +100,53 @@ pub struct SidecarArgs {
     pub command: Vec<OsString>,
 }
 
+/// A door of the outbound side that leads to one service.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Door {
+    /// The service as callers name it, with its port.
+    pub authority: String,
+    /// Absent: where the outbound side is.
+    pub address: Option<IpAddr>,
+    /// The port of the door.
+    pub port: NonZeroU16,
+}
+
+/// Why a text is no door.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub enum DoorError {
+    /// A part is missing.
+    #[error("`{0}` is not NAME:PORT=LOCALPORT or NAME:PORT=IP:LOCALPORT, as in database:5432=5432")]
+    Form(String),
+    /// Anybody could come in by it and would be taken for this workload.
+    #[error(
+        "`{0}` can be reached from other machines, whose callers would be taken for this workload: use a loopback address"
+    )]
+    Open(IpAddr),
+    /// Two lead in by one address.
+    #[error("--upstream: {0} leads to two services; give each a port of its own")]
+    Twice(SocketAddr),
+}
+
+impl FromStr for Door {
+    type Err = DoorError;
+    fn from_str(text: &str) -> Result<Self, DoorError> {
+        let form = || DoorError::Form(text.to_owned());
+        let (authority, at) = text.split_once('=').ok_or_else(form)?;
+        let (name, number) = authority.rsplit_once(':').ok_or_else(form)?;
+        if name.is_empty() || number.parse::<NonZeroU16>().is_err() {
+            return Err(form());
+        }
+        let (address, port) = match at.parse::<SocketAddr>() {
+            Ok(whole) => (Some(whole.ip()), whole.port()),
+            Err(_) => (None, at.parse().map_err(|_| form())?),
+        };
+        if let Some(open) = address.filter(|address| !address.is_loopback()) {
+            return Err(DoorError::Open(open));
+        }
+        Ok(Self { authority: authority.to_owned(), address, port: NonZeroU16::new(port).ok_or_else(form)? })
+    }
+}
+
 fn name(text: &str) -> Result<ObjectName, String> {
     ObjectName::new(text).map_err(|error| error.to_string())
 }
@@ -110,6 +171,21 @@ impl SidecarArgs {
     #[must_use]
     pub fn workload(&self) -> &ObjectName {
         self.workload.as_ref().unwrap_or(&self.service)
+    }
+
+    /// Where the outbound side's doors to single services are, at this address unless they say otherwise.
+    ///
+    /// # Errors
+    /// Two are at one address.
+    pub(crate) fn doors(&self, outbound: IpAddr) -> Result<BTreeMap<SocketAddr, Arc<str>>, DoorError> {
+        let mut doors = BTreeMap::new();
+        for Door { authority, address, port } in &self.upstreams {
+            let at = SocketAddr::new(address.unwrap_or(outbound), port.get());
+            if doors.insert(at, authority.as_str().into()).is_some() {
+                return Err(DoorError::Twice(at));
+            }
+        }
+        Ok(doors)
     }
 
     pub(crate) fn node(&self, instance: &str, workers: usize) -> v1::Node {
@@ -149,5 +225,26 @@ impl Places {
             hbone: SocketAddr::new(address, args.hbone_port),
             admin: args.addresses.addresses(address),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_door_is_a_service_and_a_place_on_this_machine() {
+        let door = |text: &str| text.parse::<Door>();
+        let short = door("database:5432=15432").unwrap();
+        assert_eq!((&*short.authority, short.address, short.port.get()), ("database:5432", None, 15432));
+        let long = door("redis.cache:80=127.0.0.1:6379").unwrap();
+        assert_eq!((long.address, long.port.get()), (Some(Ipv4Addr::LOCALHOST.into()), 6379));
+        assert_eq!(door("a:1=[::1]:2").unwrap().address, Some("::1".parse().unwrap()));
+        for text in
+            ["database", "database=5432", ":80=1", "a:b=1", "a:0=1", "a:1=0", "a:1=", "a:1=x:2", "a:1=70000"]
+        {
+            assert_eq!(door(text), Err(DoorError::Form(text.to_owned())));
+        }
+        assert!(door("a:1=0.0.0.0:2").unwrap_err().to_string().contains("loopback"));
     }
 }

@@ -48,7 +48,7 @@ use tokio::task::JoinHandle;
 
 pub use app::{App, AppError, Exit, Spec, assign_port};
 use args::Places;
-pub use args::SidecarArgs;
+pub use args::{Door, DoorError, SidecarArgs};
 use discovery::Discovery;
 use signals::{Received, Signals};
 
@@ -102,6 +102,9 @@ pub enum SidecarError {
     /// An address of the control plane or the registry.
     #[error(transparent)]
     Address(#[from] ClientError),
+    /// Doors to single services.
+    #[error(transparent)]
+    Door(#[from] DoorError),
     /// The system gave no threads or no signals.
     #[error("the sidecar cannot start its workers: {0}; raise the limits of threads and open files")]
     Start(#[from] std::io::Error),
@@ -185,9 +188,13 @@ impl Running {
             Arc::clone(clock),
             ThreadRng::new(),
         )));
+        let joins = Joins { app: app_address, doors: args.doors(places.outbound.ip())? };
         let mut engine =
-            Engine::start(shared(&parts, identity, &handle, (&access_log, tracer.as_ref()), app_address))?;
+            Engine::start(shared(&parts, identity, &handle, (&access_log, tracer.as_ref()), &joins))?;
         let outbound = engine.listen(Side::Outbound, places.outbound).await?;
+        for door in joins.doors.into_keys() {
+            engine.listen(Side::Outbound, door).await?;
+        }
         let drain = Drain::new(common.drain_timeout);
         let follower = Follower::new(engine, handle.clone(), metrics.clone(), configured);
         let listening = follower.listening();
@@ -356,12 +363,20 @@ fn discovery_settings(node: v1::Node, args: &SidecarArgs, instance: &str) -> cli
     settings
 }
 
+/// What the engine stands beside.
+struct Joins {
+    /// Where the application listens.
+    app: SocketAddr,
+    /// Which service each door leads to.
+    doors: BTreeMap<SocketAddr, Arc<str>>,
+}
+
 fn shared(
     parts: &Parts,
     identity: &Arc<Identity>,
     handle: &Handle,
     (access_log, tracer): (&AccessLogSink, Option<&Tracer>),
-    app: SocketAddr,
+    joins: &Joins,
 ) -> Arc<Shared> {
     let (id, namespace) = (identity.id(), parts.args.namespace.clone());
     let discovery = Discovery { handle: handle.clone(), namespace };
@@ -371,7 +386,7 @@ fn shared(
         settings: Settings {
             workers: parts.common.worker_count(),
             listen_address: parts.address,
-            app_address: app.ip(),
+            app_address: joins.app.ip(),
             ..parts.args.traffic.settings()
         },
         metrics: parts.metrics.clone(),
@@ -385,7 +400,11 @@ fn shared(
             request_protocol: "http",
             ..RequestLabels::default()
         },
-        mesh: Mesh { identity: Some(Arc::clone(identity)), on_demand: Some(Arc::new(discovery)) },
+        mesh: Mesh {
+            identity: Some(Arc::clone(identity)),
+            on_demand: Some(Arc::new(discovery)),
+            doors: joins.doors.clone(),
+        },
         observer: Observer::default(),
     })
 }

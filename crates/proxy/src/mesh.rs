@@ -1,6 +1,7 @@
 //! What joins the engine to a mesh: who we are, what is asked for when it is first called, and the two fixed listeners
 //! beside an application.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::net::SocketAddr;
 use std::pin::Pin;
@@ -22,12 +23,19 @@ pub struct Mesh {
     pub identity: Option<Arc<Identity>>,
     /// Who is asked about hosts that no service of the snapshot has. Absent: they are unknown.
     pub on_demand: Option<Arc<dyn OnDemand>>,
+    /// Doors of the outbound side that lead to one service each (its authority), for clients that speak neither HTTP nor
+    /// to a proxy. [`crate::Engine::listen`] opens them, as [`Side::Outbound`] at these addresses.
+    pub doors: BTreeMap<SocketAddr, Arc<str>>,
 }
 
 impl fmt::Debug for Mesh {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let on_demand = self.on_demand.is_some();
-        f.debug_struct("Mesh").field("identity", &self.identity).field("on_demand", &on_demand).finish()
+        let mut text = f.debug_struct("Mesh");
+        text.field("identity", &self.identity)
+            .field("on_demand", &on_demand)
+            .field("doors", &self.doors)
+            .finish()
     }
 }
 

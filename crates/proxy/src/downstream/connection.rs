@@ -76,7 +76,11 @@ impl std::ops::Deref for Conn {
 /// their own, which are gone while nothing comes.
 pub(crate) async fn serve(worker: Rc<Worker>, place: Place, tcp: TcpStream, peer: SocketAddr) {
     let Some(begun) = Box::pin(begin(worker, place, tcp, peer)).await else { return };
-    let Begun { mut conn, mut io, agreed: mut is_http1 } = begun;
+    let Begun { mut conn, mut io, http2 } = begun;
+    if http2 == Some(true) {
+        return Box::pin(streams::serve(conn.link, conn.entry, Replayed::new(BytesMut::new(), io))).await;
+    }
+    let mut is_http1 = http2.is_some();
     // TLS may have read ahead of its handshake what the socket then does not show any more.
     let mut awake = !matches!(io, Io::Tcp(_));
     while awake || rest(&conn, &io).await {
@@ -92,8 +96,8 @@ pub(crate) async fn serve(worker: Rc<Worker>, place: Place, tcp: TcpStream, peer
 struct Begun {
     conn: Conn,
     io: Io,
-    /// The handshake agreed on HTTP/1.1; else the first bytes tell.
-    agreed: bool,
+    /// What the handshake agreed on; absent: the first bytes tell.
+    http2: Option<bool>,
 }
 
 /// A connection that has had nothing to do for a while.
@@ -191,11 +195,13 @@ async fn begin(worker: Rc<Worker>, place: Place, mut tcp: TcpStream, peer: Socke
     let link = Rc::new(Link { worker, place, peer, local, sni, https, caller, series, _open: open });
     entry.enter(Phase::Idle, link.worker.now());
     let conn = Conn { link, entry };
-    if http2 == Some(true) {
-        streams::serve(conn.link, conn.entry, Replayed::new(BytesMut::new(), io)).await;
+    if let Place::Outbound(at) = place
+        && let Some(authority) = conn.worker.shared.mesh.doors.get(&at).map(Arc::clone)
+    {
+        Box::pin(stream::outbound::serve_door(conn, io, &authority)).await;
         return None;
     }
-    Some(Begun { conn, io, agreed: http2 == Some(false) })
+    Some(Begun { conn, io, http2 })
 }
 
 fn replayed(mut wire: Wire) -> Replayed {
@@ -385,6 +391,5 @@ mod tests {
         assert!(size(serve) <= 320, "an idle connection's future is {} bytes", size(serve));
         let awake = size_awake(serve_awake);
         assert!(awake <= 3584, "the future of a connection with a request is {awake} bytes");
-        println!("{} {awake} {} {}", size(serve), size(begin), size_of::<Link>());
     }
 }

@@ -6,7 +6,6 @@ use std::rc::Rc;
 use std::task::Poll;
 
 use meshwork_decision::{Cause, split_authority};
-use meshwork_http1::RequestHead;
 use tokio::time::timeout;
 
 use super::deadline::Deadlines;
@@ -17,16 +16,16 @@ use crate::error::Failure;
 use crate::mesh::{Found, OnDemand, Place};
 use crate::worker::View;
 
-/// The host of a request whose service no snapshot has, and who can be asked for it.
+/// The host of an authority whose service no snapshot has, and who can be asked for it.
 pub(crate) fn missing<'a>(
     conn: &'a Conn,
     view: &View,
-    head: &'a RequestHead,
+    authority: Option<&'a str>,
 ) -> Option<(&'a str, &'a dyn OnDemand)> {
     let (Place::Outbound(_), Some(on_demand)) = (conn.place, &conn.worker.shared.mesh.on_demand) else {
         return None;
     };
-    let (host, _) = split_authority(head.authority()?);
+    let (host, _) = split_authority(authority?);
     (!host.is_empty() && view.snapshot.outbound(host).is_none()).then_some((host, &**on_demand))
 }
 

@@ -77,7 +77,7 @@ pub(crate) async fn serve(
 ) {
     let mut view = conn.worker.view();
     let mut journey = Journey::begin(conn, head, scratch.protocol, &mut scratch.record, started);
-    let found = match discover::missing(conn, &view, head) {
+    let found = match discover::missing(conn, &view, head.authority()) {
         Some(missing) => Box::pin(discover::wait(conn, down, missing)).await.map(|newer| view = newer),
         None => Ok(()),
     };

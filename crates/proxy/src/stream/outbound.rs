@@ -1,6 +1,7 @@
 //! Opaque connections of the application beside us. Without interception they come by the door that clients of an HTTP
-//! proxy use anyway: `CONNECT HOST:PORT`. What then comes is what the service's port declares; where it declares nothing,
-//! the first bytes tell, or that none come: a server that speaks first is no HTTP server.
+//! proxy use anyway: `CONNECT HOST:PORT`; or, for clients that know of no proxy, by a door that leads to one service.
+//! What then comes is what the service's port declares; where it declares nothing, the first bytes tell, or that none
+//! come: a server that speaks first is no HTTP server.
 
 use std::future::poll_fn;
 use std::rc::Rc;
@@ -16,10 +17,12 @@ use super::end::End;
 use super::journey::Journey;
 use super::route::Way;
 use super::{Carried, transfer};
+use crate::connections::Phase;
 use crate::downstream::Down;
 use crate::downstream::connection::{Conn, serve_detected};
 use crate::downstream::h1::H1Server;
 use crate::error::Failure;
+use crate::io::Io;
 use crate::request::discover;
 use crate::wire::Wire;
 use crate::worker::View;
@@ -35,28 +38,48 @@ enum Inside {
     Opaque,
 }
 
+/// By which door a connection came.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Door {
+    /// A CONNECT, which wants an answer.
+    Connect,
+    /// One that leads to a single service, for opaque connections only.
+    Own,
+}
+
 /// Serves a CONNECT, and everything behind it.
-pub(crate) async fn serve(conn: Conn, mut server: H1Server, head: RequestHead) {
+pub(crate) async fn serve(conn: Conn, server: H1Server, head: RequestHead) {
+    let authority = head.authority().unwrap_or_default().to_owned();
+    enter(conn, server, &authority, Door::Connect).await;
+}
+
+/// Serves a connection that came by the door of one service.
+pub(crate) async fn serve_door(conn: Conn, io: Io, authority: &str) {
+    conn.entry.enter(Phase::Exchange, conn.worker.now());
+    let server = H1Server::new(Wire::new(io), conn.worker.shared.settings.limits);
+    enter(conn, server, authority, Door::Own).await;
+}
+
+async fn enter(conn: Conn, mut server: H1Server, authority: &str, door: Door) {
     let mut view = conn.worker.view();
     let mut journey = Journey::begin_outbound(&conn, &view);
-    let authority = head.authority().unwrap_or_default().to_owned();
-    journey.named(Some(&authority));
-    if let Some(missing) = discover::missing(&conn, &view, &head) {
+    journey.named(Some(authority));
+    if let Some(missing) = discover::missing(&conn, &view, Some(authority)) {
         match Box::pin(discover::wait(&conn, &mut Down::H1(&mut server), missing)).await {
             Ok(newer) => view = newer,
-            Err(failure) => return refuse(server.wire, journey, &failure).await,
+            Err(failure) => return refuse(server.wire, journey, &failure, door).await,
         }
     }
     let mut wire = server.wire;
-    let port = match port(&conn, &view, &authority) {
+    let port = match port(&conn, &view, authority) {
         Ok(port) => port,
-        Err(failure) => return refuse(wire, journey, &failure).await,
+        Err(failure) => return refuse(wire, journey, &failure, door).await,
     };
     let declared = declared(port.cluster.protocol);
     if let Some(Inside::Opaque) = declared {
-        return Box::pin(carry(&conn, port, wire, journey, true)).await;
+        return Box::pin(carry(&conn, port, wire, journey, door == Door::Connect)).await;
     }
-    if answer(&mut wire, "200 OK").await.is_err() {
+    if door == Door::Connect && answer(&mut wire, "200 OK").await.is_err() {
         return;
     }
     let inside = match declared {
@@ -66,16 +89,17 @@ pub(crate) async fn serve(conn: Conn, mut server: H1Server, head: RequestHead) {
             None => return,
         },
     };
-    if inside == Inside::Opaque {
-        return match port.has_routes() {
-            // Opaque, it would pass the rules by.
-            true => {
-                let why = "HTTP routes are attached to the service, and the connection shows no HTTP";
-                journey.failed(&Failure::downstream(Cause::DownstreamProtocolError).because(why));
-                super::reject::reset(wire.io.tcp());
+    if inside == Inside::Opaque || door == Door::Own {
+        // Opaque, it would pass the rules by.
+        let why = match (inside, port.has_routes()) {
+            (Inside::Opaque, false) => return Box::pin(carry(&conn, port, wire, journey, false)).await,
+            (Inside::Opaque, true) => {
+                "HTTP routes are attached to the service, and the connection shows no HTTP"
             }
-            false => Box::pin(carry(&conn, port, wire, journey, false)).await,
+            _ => "this is HTTP, and the door of one service is for opaque connections: call it by HTTP_PROXY",
         };
+        journey.failed(&Failure::downstream(Cause::DownstreamProtocolError).because(why));
+        return super::reject::reset(wire.io.tcp());
     }
     // Requests are written down one by one.
     journey.discard();
@@ -108,7 +132,7 @@ async fn carry(conn: &Conn, port: &OutboundPort, mut wire: Wire, mut journey: Jo
     let way = Way::new(port.direct().policy(), cluster);
     let mut up = match Box::pin(attempt::connect(&cx, &way, &mut journey)).await {
         Ok(up) => up,
-        Err(failure) if unanswered => return refuse(wire, journey, &failure).await,
+        Err(failure) if unanswered => return refuse(wire, journey, &failure, Door::Connect).await,
         Err(failure) => {
             journey.failed(&failure);
             return super::reject::reset(wire.io.tcp());
@@ -131,9 +155,12 @@ async fn answer(wire: &mut Wire, status: &str) -> std::io::Result<()> {
     poll_fn(|cx| wire.poll_flush(cx)).await
 }
 
-async fn refuse(mut wire: Wire, mut journey: Journey, failure: &Failure) {
+async fn refuse(mut wire: Wire, mut journey: Journey, failure: &Failure, door: Door) {
     use tokio::io::AsyncWriteExt;
     journey.failed(failure);
+    if door == Door::Own {
+        return super::reject::reset(wire.io.tcp());
+    }
     let status = failure.cause.status().and_then(|status| http::StatusCode::from_u16(status).ok());
     let status = status.unwrap_or(http::StatusCode::SERVICE_UNAVAILABLE);
     let body = format!("{}\n", failure.cause);

@@ -72,7 +72,7 @@ impl TestMesh {
         on_demand: Option<Arc<dyn OnDemand>>,
         settings: Settings,
     ) -> Harness {
-        let mesh = Mesh { identity: Some(Arc::clone(identity)), on_demand };
+        let mesh = Mesh { identity: Some(Arc::clone(identity)), on_demand, ..Mesh::default() };
         Harness::join(settings, mesh, Arc::new(self.clock.clone()), identity.id().workload())
     }
 }
