@@ -15,11 +15,8 @@ def run_scenario(name, scenario, peers, args, scratch, pins):
         pins = (None, None)
     if scenario.protocol == "grpc":
         tools.build()
-    upstream_run = scratch / f"{name}-upstream"
-    upstream_run.mkdir()
-    service = upstream.start(upstream_run, scenario, pins[1])
     rounds = {peer.name: [] for peer in peers}
-    try:
+    with upstream.running(scratch, name, scenario, pins[1]) as service:
         direct = direct_rate(service, scenario, args, pins)
         for number, peer in report.interleaved(peers, args.rounds):
             run = scratch / f"{name}-{peer.name}-{number}"
@@ -32,8 +29,6 @@ def run_scenario(name, scenario, peers, args, scratch, pins):
             service.check()
             # Logs of a whole run would fill a disk.
             shutil.rmtree(run)
-    finally:
-        service.stop()
     return {"direct": direct, "rounds": rounds}
 
 
