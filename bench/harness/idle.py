@@ -17,11 +17,8 @@ SOURCES = [f"127.0.1.{number}" for number in range(1, 9)]
 
 
 def run_scenario(name, scenario, peers, args, scratch, pins):
-    upstream_run = scratch / f"{name}-upstream"
-    upstream_run.mkdir()
-    service = upstream.start(upstream_run, scenario, pins[1])
     rounds = {peer.name: [] for peer in peers}
-    try:
+    with upstream.running(scratch, name, scenario, pins[1]) as service:
         for number, peer in report.interleaved(peers, rounds_of(args)):
             run = scratch / f"{name}-{peer.name}-{number}"
             run.mkdir()
@@ -32,8 +29,6 @@ def run_scenario(name, scenario, peers, args, scratch, pins):
             print(f"  round {number + 1} {peer.name:9} {figures['pss']:6.2f} KiB per connection", file=sys.stderr)
             service.check()
             shutil.rmtree(run)
-    finally:
-        service.stop()
     return {"rounds": rounds}
 
 

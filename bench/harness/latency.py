@@ -20,10 +20,7 @@ FIGURES = ("cpu", "p50", "p99", "p999", "max", "unanswered")
 
 def run_scenario(name, scenario, peers, args, scratch, pins):
     tools.build()
-    upstream_run = scratch / f"{name}-upstream"
-    upstream_run.mkdir()
-    service = upstream.start(upstream_run, scenario, pins[1])
-    try:
+    with upstream.running(scratch, name, scenario, pins[1]) as service:
         capacity = {peer.name: [] for peer in peers}
         for number, peer in report.interleaved(peers, 2):
             rate = one(peer, scenario, scratch, pins, at_most(scenario, min(args.seconds, 3)))
@@ -37,8 +34,6 @@ def run_scenario(name, scenario, peers, args, scratch, pins):
                 rounds[share][peer.name].append(figures)
                 print(f"  round {number + 1} {peer.name:9} {share:.0%} p50 {figures['p50']:>7,.0f} p99 {figures['p99']:>9,.0f} µs", file=sys.stderr)
             service.check()
-    finally:
-        service.stop()
     return {"capacity": capacity, "best": best, "rounds": rounds}
 
 

@@ -2,13 +2,14 @@
 
 import hashlib
 import threading
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 from . import tools
 from .door import DIGEST_PORT, UPSTREAM_PORT
 from .peers.nginx import Nginx
 from .peers.peer import BENCH
-from .processes import Process
+from .processes import BenchError, Process
 
 
 def files(run, body, address):
@@ -18,11 +19,23 @@ def files(run, body, address):
     (run / "body.txt").write_bytes(body)
 
 
-def start(run, scenario, cpu):
+@contextmanager
+def running(scratch, name, scenario, cpu):
+    """The service for as long as a scenario lasts; what it has to say goes with an error that it may explain."""
+    run = scratch / f"{name}-upstream"
+    run.mkdir()
     if scenario.protocol == "grpc":
-        return Process("upstream", tools.command("grpc-echo", f"127.0.0.1:{UPSTREAM_PORT}"), run, cpu)
-    files(run, scenario.body(), "127.0.0.1")
-    return Process("upstream", [Nginx().path(), "-p", run, "-e", "error.log", "-c", run / "upstream.conf"], run, cpu)
+        service = Process("upstream", tools.command("grpc-echo", f"127.0.0.1:{UPSTREAM_PORT}"), run, cpu)
+    else:
+        files(run, scenario.body(), "127.0.0.1")
+        service = Process("upstream", [Nginx().path(), "-p", run, "-e", "stderr", "-c", run / "upstream.conf"], run, cpu)
+    try:
+        yield service
+        service.check()
+    except BenchError as error:
+        raise BenchError(f"{error}; the upstream: {service.tail()}") from error
+    finally:
+        service.stop()
 
 
 class Digest(BaseHTTPRequestHandler):

@@ -2,6 +2,7 @@
 
 import signal
 
+from ..scenarios.scenario import HUGE
 from .peer import Peer
 
 CONDITION = "    acl path path_beg /api/\n"
@@ -41,6 +42,8 @@ class HAProxy(Peer):
             edits.append((" ssl-min-ver TLSv1.3", " ssl-min-ver TLSv1.3 alpn h2,http/1.1"))
         if scenario.protocol == "grpc":
             edits.append(("    server one 127.0.0.1:19000\n", "    server one 127.0.0.1:19000 proto h2\n"))
+        if scenario.size > HUGE:
+            edits.append(("    nbthread 1\n", "    nbthread 1\n    tune.bufsize 65536\n"))
         if scenario.routes:
             edits += [
                 (CONDITION, "    http-request set-var(txn.backend) path,map_beg(routes.map)\n    acl path var(txn.backend) -m found\n"),

@@ -58,7 +58,7 @@ class Meshwork(Peer):
         ready = run / "token"
         wait_until("a token", lambda: self.token("service", ready), server)
         aside = ["taskset", "-c", str(load_cpu)] if load_cpu is not None else []
-        application = [*aside, Nginx().path(), "-p", run, "-e", "error.log", "-c", run / "upstream.conf"]
+        application = [*aside, Nginx().path(), "-p", run, "-e", "stderr", "-c", run / "upstream.conf"]
         back = self.sidecar(run, 1, BACK, "service", ready, ["--port", str(UPSTREAM_PORT)], application, proxy_cpu)
         wait_until("a token", lambda: self.token("client", ready), server)
         idle = [*aside, "python3", "-m", "http.server", "--bind", FRONT, "{port}"]

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 TEXT = b"The quick brown fox jumps over the lazy dog, again and again.\n"
 # Beyond this a proxy's buffers are set for large bodies, as an operator would who has them.
 LARGE = 16 << 10
+# The same where it pays at this size only.
+HUGE = 512 << 10
 
 
 def text(size):
