@@ -135,8 +135,12 @@ fn postgresql_and_redis_are_the_same_directly_and_by_the_doors_of_two_sidecars()
         });
     let _apps: Vec<_> = apps.collect();
     let log = platform.data.path().join("caller.log");
-    let doors = DATABASES.map(|(service, port, door)| format!("--upstream={service}:{port}={door}"));
-    let more = [&["--access-log", log.to_str().unwrap()], &doors.each_ref().map(String::as_str)[..]].concat();
+    let leading_nowhere = [("caller", 80, 25080), ("nobody", 80, 25081)];
+    let doors = [DATABASES, leading_nowhere].concat();
+    let doors: Vec<_> =
+        doors.iter().map(|(service, port, door)| format!("--upstream={service}:{port}={door}")).collect();
+    let mut more = vec!["--access-log", log.to_str().unwrap()];
+    more.extend(doors.iter().map(String::as_str));
     let caller = next(platform.base, 9);
     let _caller = platform.run("caller", caller, &more, &[python, "-c", IDLE]);
     instance(&platform, "caller");
@@ -150,7 +154,12 @@ fn postgresql_and_redis_are_the_same_directly_and_by_the_doors_of_two_sidecars()
         let through = talk((caller, door).into());
         assert_eq!(directly, through, "{service}: {}", failures(&platform));
     }
-    for (service, port, _) in DATABASES {
+    // HTTP is no opaque connection, and nobody is no service.
+    for (_, _, door) in leading_nowhere {
+        let request = b"GET / HTTP/1.1\r\nHost: caller\r\nConnection: close\r\n\r\n";
+        assert_eq!(support::exchange((caller, door).into(), request), None, "{door} is reset");
+    }
+    for (service, port, _) in [DATABASES, leading_nowhere].concat() {
         let authority = format!("\"{service}:{port}\"");
         until("a connection has its line", || {
             std::fs::read_to_string(&log).ok()?.contains(&authority).then_some(())
