@@ -2,9 +2,12 @@
 
 import signal
 
-from ..scenarios.scenario import LARGE
+from ..scenarios.scenario import HUGE, LARGE
 from .peer import Peer
 
+# Buffers that hold the body and never a file; what is larger than them goes through fewer, which stay in the cache.
+LARGE_BODIES = "proxy_buffers 16 64k; proxy_buffer_size 64k; proxy_busy_buffers_size 128k; proxy_max_temp_file_size 0;"
+HUGE_BODIES = "proxy_buffers 8 32k; proxy_buffer_size 32k; proxy_busy_buffers_size 64k; proxy_max_temp_file_size 0;"
 ROUTE = """        location /api/ {
             proxy_pass http://service;
             proxy_http_version 1.1;
@@ -52,7 +55,7 @@ class Nginx(Peer):
         if scenario.post > LARGE:
             http.append("client_body_buffer_size 128k;")
         if scenario.size > LARGE and scenario.protocol != "tcp":
-            http.append("proxy_buffers 16 64k; proxy_buffer_size 64k; proxy_busy_buffers_size 128k; proxy_max_temp_file_size 0;")
+            http.append(HUGE_BODIES if scenario.size > HUGE else LARGE_BODIES)
         if http:
             edits.append(("http {\n", "http {\n" + "".join(f"    {line}\n" for line in http)))
         return edits
