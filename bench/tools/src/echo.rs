@@ -25,7 +25,10 @@ pub fn run(address: String) -> Result<(), Box<dyn Error>> {
 
 async fn serve(stream: TcpStream) -> Result<(), h2::Error> {
     let mut builder = h2::server::Builder::new();
-    builder.max_concurrent_streams(1000).initial_window_size(1 << 20).initial_connection_window_size(16 << 20);
+    builder
+        .max_concurrent_streams(1000)
+        .initial_window_size(1 << 20)
+        .initial_connection_window_size(16 << 20);
     let mut connection = builder.handshake::<_, Bytes>(stream).await?;
     while let Some(accepted) = connection.accept().await {
         let (request, respond) = accepted?;

@@ -67,7 +67,9 @@ async fn load(plan: Plan) -> Result<(), Failure> {
     let micros = start.elapsed().as_micros();
     let (messages, Done { calls, bytes, mut latencies }) = (all.latencies.len(), all);
     let members = latencies.members();
-    println!("RESULT {{\"requests\":{messages},\"calls\":{calls},\"bytes\":{bytes},\"micros\":{micros},{members}}}");
+    println!(
+        "RESULT {{\"requests\":{messages},\"calls\":{calls},\"bytes\":{bytes},\"micros\":{micros},{members}}}"
+    );
     Ok(())
 }
 
@@ -92,11 +94,18 @@ fn message(size: usize) -> Bytes {
 }
 
 /// Calls one after the other until the time is over.
-async fn calls(plan: Plan, mut sender: SendRequest<Bytes>, message: Bytes, end: Instant) -> Result<Done, String> {
+async fn calls(
+    plan: Plan,
+    mut sender: SendRequest<Bytes>,
+    message: Bytes,
+    end: Instant,
+) -> Result<Done, String> {
     let mut done = Done::default();
     while Instant::now() < end {
         sender = sender.ready().await.map_err(|error| format!("no new stream: {error}"))?;
-        call(&plan, &mut sender, &message, end, &mut done).await.map_err(|error| format!("call {}: {error}", done.calls + 1))?;
+        call(&plan, &mut sender, &message, end, &mut done)
+            .await
+            .map_err(|error| format!("call {}: {error}", done.calls + 1))?;
         done.calls += 1;
     }
     Ok(done)
@@ -121,7 +130,7 @@ async fn call(
     send_all(&mut send, message.clone()).await?;
     let mut sent = 1;
     let last = |sent: usize| if plan.messages == 0 { Instant::now() >= end } else { sent == plan.messages };
-    let mut ended = plan.messages == 1;
+    let ended = plan.messages == 1;
     if ended {
         send.send_data(Bytes::new(), true)?;
     }
@@ -144,7 +153,6 @@ async fn call(
         began = Instant::now();
         send_all(&mut send, message.clone()).await?;
         sent += 1;
-        ended = false;
     }
     finish(&mut body).await
 }

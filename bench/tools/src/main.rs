@@ -53,7 +53,9 @@ fn run(arguments: &mut impl Iterator<Item = String>) -> Result<(), Box<dyn Error
     }
 }
 
-fn next<T: FromStr<Err: Error + 'static>>(arguments: &mut impl Iterator<Item = String>) -> Result<T, Box<dyn Error>> {
+fn next<T: FromStr<Err: Error + 'static>>(
+    arguments: &mut impl Iterator<Item = String>,
+) -> Result<T, Box<dyn Error>> {
     let text = arguments.next().ok_or("an argument is missing")?;
     text.parse().map_err(|error| format!("{text:?}: {error}").into())
 }

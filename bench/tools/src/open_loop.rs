@@ -80,7 +80,9 @@ pub fn run(plan: &Plan) -> Result<(), Box<dyn Error>> {
     let bytes = load.bytes;
     let micros = plan.seconds * 1e6;
     let latencies = load.latencies.members();
-    println!("RESULT {{\"requests\":{answered},\"unanswered\":{unanswered},\"bytes\":{bytes},\"micros\":{micros:.0},{latencies}}}");
+    println!(
+        "RESULT {{\"requests\":{answered},\"unanswered\":{unanswered},\"bytes\":{bytes},\"micros\":{micros:.0},{latencies}}}"
+    );
     Ok(())
 }
 
@@ -96,9 +98,18 @@ impl Load {
             connections.push(Connection { stream, due: Instant::now(), buffer: vec![0; ROOM], filled: 0 });
         }
         let Plan { host, path, .. } = plan;
-        let request = format!("GET {path} HTTP/1.1\r\nHost: {host}\r\nUser-Agent: bench\r\n\r\n").into_bytes();
+        let request =
+            format!("GET {path} HTTP/1.1\r\nHost: {host}\r\nUser-Agent: bench\r\n\r\n").into_bytes();
         let idle = (0..plan.connections).collect();
-        Ok(Self { connections, request, idle, waiting: VecDeque::new(), latencies: Latencies::default(), bytes: 0, epoll })
+        Ok(Self {
+            connections,
+            request,
+            idle,
+            waiting: VecDeque::new(),
+            latencies: Latencies::default(),
+            bytes: 0,
+            epoll,
+        })
     }
 
     fn send(&mut self) -> Result<(), Box<dyn Error>> {
@@ -138,7 +149,8 @@ impl Load {
     /// What was due and has no answer counts with the time that it has waited: leaving it out would flatter.
     fn unanswered(&mut self) -> usize {
         let busy = (0..self.connections.len()).filter(|index| !self.idle.contains(index));
-        let dues: Vec<_> = busy.map(|index| self.connections[index].due).chain(self.waiting.iter().copied()).collect();
+        let dues: Vec<_> =
+            busy.map(|index| self.connections[index].due).chain(self.waiting.iter().copied()).collect();
         for due in &dues {
             self.latencies.add(due.elapsed());
         }
