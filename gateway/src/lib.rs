@@ -9,7 +9,7 @@
 //! [`Connector`].
 
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -29,7 +29,7 @@ use meshwork_telemetry::{
     inventory,
 };
 use meshwork_xds::cache::{Cache, CacheError};
-use meshwork_xds::client::{self, Preload};
+use meshwork_xds::client;
 use meshwork_xds::registration::{Registrar, reached_at};
 use meshwork_xds::transport::Connector;
 use tokio::task::JoinHandle;
@@ -177,7 +177,7 @@ pub async fn run(parts: Parts) -> Result<(), GatewayError> {
     let Parts { flags, admin, connector, identity, cache, registry, clock, metrics } = parts;
     let Admin { server, configured, serving } = admin;
     let common = &flags.common;
-    let cache = cache.map(|directory| open_cache(&directory)).transpose()?;
+    let cache = cache.map(|directory| Cache::of_proxy(&directory)).transpose()?;
     let id = identity.as_deref().map(Identity::id);
     let access_log = AccessLogSink::open(&common.access_log, &metrics)?;
     let tracer = flags.traces.tracer(resource(id.as_ref()), &metrics)?;
@@ -279,18 +279,6 @@ fn labels(identity: Option<&Identity>) -> RequestLabels {
         source_principal: id.as_str().into(),
         ..labels
     }
-}
-
-fn open_cache(directory: &Path) -> Result<(Cache, Preload), CacheError> {
-    let (cache, contents) = Cache::open(directory)?;
-    for damage in &contents.damage {
-        tracing::warn!(
-            offset = damage.offset,
-            length = damage.length,
-            "the cache of last good resources is damaged; the control plane is asked again"
-        );
-    }
-    Ok((cache, contents.preload))
 }
 
 /// In a mesh the id begins with who we are: the control plane takes no other one.

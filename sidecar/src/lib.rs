@@ -169,16 +169,8 @@ impl Running {
         let admin = AdminServer::start(places.admin, state, axum::Router::new())?;
         let mut node = args.node(&parts.instance, common.worker_count());
         node.address = admin.admin_address().to_string();
-        let (cache, contents) = Cache::open(&common.data_dir)?;
-        for damage in &contents.damage {
-            tracing::warn!(
-                offset = damage.offset,
-                length = damage.length,
-                "the cache of last good resources is damaged; the control plane is asked again"
-            );
-        }
         let connector = joining.connector(identity, Arc::clone(clock));
-        let cached = Some((cache, contents.preload));
+        let cached = Some(Cache::of_proxy(&common.data_dir)?);
         let settings = discovery_settings(node, args, &parts.instance);
         let (handle, updates, driver) =
             client::start(settings, cached, connector, Arc::clone(clock), ThreadRng::new());

@@ -68,6 +68,22 @@ pub struct Cache {
 }
 
 impl Cache {
+    /// Opens a proxy's cache as [`Cache::open`] does, and tells the log what is damaged.
+    ///
+    /// # Errors
+    /// [`CacheError`].
+    pub fn of_proxy(directory: &Path) -> Result<(Self, Preload), CacheError> {
+        let (cache, contents) = Self::open(directory)?;
+        for damage in &contents.damage {
+            tracing::warn!(
+                offset = damage.offset,
+                length = damage.length,
+                "the cache of last good resources is damaged; the control plane is asked again"
+            );
+        }
+        Ok((cache, contents.preload))
+    }
+
     /// Opens the file `resources.cache` in this directory, makes it where it is not there, and reads it.
     ///
     /// # Errors
