@@ -247,6 +247,8 @@ fn traffic(spec: &TrafficPolicy) -> v1::TrafficPolicy {
         None => Algorithm::Unspecified,
         Some(LoadBalancerAlgorithm::LeastRequest) => Algorithm::LeastRequest,
         Some(LoadBalancerAlgorithm::RoundRobin) => Algorithm::RoundRobin,
+        Some(LoadBalancerAlgorithm::PeakEwma) => Algorithm::PeakEwma,
+        Some(LoadBalancerAlgorithm::Random) => Algorithm::Random,
     };
     v1::TrafficPolicy {
         algorithm: algorithm.into(),

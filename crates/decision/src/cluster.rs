@@ -12,8 +12,9 @@ use crate::balance;
 use crate::cause::Cause;
 use crate::endpoint::{Endpoint, EndpointSet, Exclusion};
 use crate::limits::{Limited, Limits, Permit, Usage};
+use crate::load::Answer;
 use crate::outage::{self, Outage};
-use crate::outlier::{AttemptOutcome, Ejection, OutlierDetection};
+use crate::outlier::{Ejection, OutlierDetection};
 use crate::policy::RequestPolicy;
 use crate::proxy_protocol::ProxyVersion;
 use crate::reasons::{NoReasons, Outcome, Phase, Reason, Reasons};
@@ -65,11 +66,15 @@ impl AppProtocol {
 /// How an endpoint is chosen.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Algorithm {
-    /// The less loaded of two random ones.
+    /// The one of two random ones that is likely to answer sooner.
     #[default]
+    PeakEwma,
+    /// The less loaded of two random ones.
     LeastRequest,
     /// In turn, by weight.
     RoundRobin,
+    /// By chance, by weight.
+    Random,
 }
 
 /// One port of one service. Configuration is immutable; what counts and changes is shared with the cluster of the
@@ -135,7 +140,9 @@ impl Cluster {
     ) -> Option<Arc<Endpoint>> {
         let set = self.endpoints();
         let picked = match self.algorithm {
+            Algorithm::PeakEwma => balance::peak_ewma(&set, now, rng, tried),
             Algorithm::LeastRequest => balance::least_request(&set, now, rng, tried),
+            Algorithm::Random => balance::random(&set, now, rng, tried),
             Algorithm::RoundRobin => balance::round_robin(&set, now, &self.shared.cursor, tried),
         };
         reasons.notes(|| self.standings(&set, now, tried, picked));
@@ -183,7 +190,9 @@ impl Cluster {
             why: why.to_owned(),
         };
         let how = match self.algorithm {
+            Algorithm::PeakEwma => "picked: of two drawn by weight the one likely to answer sooner",
             Algorithm::LeastRequest => "picked: the less loaded of two drawn by weight",
+            Algorithm::Random => "picked: drawn by weight",
             Algorithm::RoundRobin => "picked: the next in turn",
         };
         let standing = |endpoint: &Arc<Endpoint>| {
@@ -226,10 +235,12 @@ impl Cluster {
         self.shared.usage.get(what)
     }
 
-    /// Tells outlier detection what became of an attempt; an ejection that this causes is returned for log and metric.
-    pub fn record(&self, endpoint: &Endpoint, outcome: AttemptOutcome, now: Tick) -> Option<Ejection> {
+    /// Tells the balancer and outlier detection what became of an attempt; an ejection that this causes is returned for
+    /// log and metric.
+    pub fn record(&self, endpoint: &Endpoint, answer: &Answer, now: Tick) -> Option<Ejection> {
+        endpoint.stats.load.record(answer, now);
         let config = self.outlier_detection.as_ref()?;
-        config.record(&self.endpoints(), &self.shared.ejecting, endpoint, outcome, now)
+        config.record(&self.endpoints(), &self.shared.ejecting, endpoint, answer.outcome, now)
     }
 
     /// Whether its configuration is that of another, so that the other may stay in place.

@@ -96,6 +96,8 @@ fn traffic_policy(message: &v1::TrafficPolicy) -> Result<TrafficSpec> {
         Ok(Wire::Unspecified) => None,
         Ok(Wire::LeastRequest) => Some(Algorithm::LeastRequest),
         Ok(Wire::RoundRobin) => Some(Algorithm::RoundRobin),
+        Ok(Wire::PeakEwma) => Some(Algorithm::PeakEwma),
+        Ok(Wire::Random) => Some(Algorithm::Random),
         Err(_) => return Err(unknown("algorithm")),
     };
     let limit = |field: fn(&v1::Limits) -> u32| message.limits.as_ref().map(field).filter(|&n| n > 0);

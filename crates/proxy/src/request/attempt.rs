@@ -7,13 +7,15 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
-use meshwork_decision::{AttemptOutcome, Cause, Endpoint, Permit, Transport, is_idempotent};
+use meshwork_base::{Clock, Tick};
+use meshwork_decision::{Cause, Endpoint, Permit, Transport, is_idempotent};
 use meshwork_http1::{Fields, KnownName, ResponseHead};
 use meshwork_telemetry::Protocol;
 use smallvec::SmallVec;
 use tokio::task::yield_now;
 use tokio::time::sleep;
 
+use super::answer;
 use super::body::RequestBody;
 use super::deadline::Deadlines;
 use super::journey::{Journey, decide};
@@ -22,7 +24,7 @@ use super::route::Target;
 use super::transfer;
 use crate::downstream::Down;
 use crate::downstream::connection::Conn;
-use crate::error::{Failure, Fault, Retry};
+use crate::error::Failure;
 use crate::proxy_protocol::{Client, Written};
 use crate::upstream::connect::{CONNECT_TIMEOUT, announcement};
 use crate::upstream::open::{self, Destination, Speaks, app_id};
@@ -37,6 +39,8 @@ pub(crate) struct Attempts<'a> {
     attempt_timeout: Option<Duration>,
     tried: SmallVec<[u64; 4]>,
     endpoint: Option<Arc<Endpoint>>,
+    /// When this attempt's endpoint was picked.
+    began: Tick,
     /// A kept connection turned out to be stale: the next one is new.
     fresh: bool,
     /// Counts a retry while it is under way.
@@ -61,6 +65,7 @@ impl<'a> Attempts<'a> {
             attempt_timeout,
             tried: SmallVec::new(),
             endpoint: None,
+            began: Tick::ZERO,
             fresh: false,
             permit: None,
             announcement: announcement_for(conn, target),
@@ -86,7 +91,7 @@ impl<'a> Attempts<'a> {
             let outcome = self.once(&head, down, body, response, journey, deadlines).await;
             journey.record.bytes_received = body.received;
             journey.attempted(outcome.as_ref().map(|_| response.status));
-            self.observe(outcome.as_ref().map(|_| response.status));
+            self.observe(outcome.as_ref().map(|_| ()), response, journey.is_grpc());
             let endpoint = self.endpoint.as_ref().map(|endpoint| endpoint.id);
             let repeat = match outcome {
                 Ok(exchange) => {
@@ -158,27 +163,24 @@ impl<'a> Attempts<'a> {
         self.unless_interrupted(Box::pin(sleeping), down, deadlines).await
     }
 
-    /// Tells outlier detection, once per attempt.
-    fn observe(&self, outcome: Result<u16, &Failure>) {
+    /// Tells balancer and outlier detection, once per attempt.
+    fn observe(&self, outcome: Result<(), &Failure>, response: &ResponseHead, is_grpc: bool) {
         let (Target::Service { cluster, .. }, Some(endpoint)) = (self.target, &self.endpoint) else { return };
-        if outcome.is_ok() {
-            cluster.served();
-        }
-        if cluster.outlier_detection.is_none() {
-            return;
-        }
-        let outcome = match outcome {
-            Ok(status) => AttemptOutcome::of_status(status),
-            // A stale connection says nothing about its endpoint, and what is our own or the caller's fault neither.
-            Err(Failure { retry: Retry::Reused, .. }) => return,
-            Err(Failure { fault: Fault::Upstream, .. }) => AttemptOutcome::Failure,
-            Err(Failure { cause: Cause::PerTryTimeout | Cause::RequestTimeout, .. }) => {
-                AttemptOutcome::Failure
+        let worker = &self.conn.worker;
+        let now = worker.now();
+        let took = now.since(self.began);
+        let answer = match outcome {
+            Ok(()) => {
+                cluster.served();
+                answer::of_response(response, is_grpc, took, || worker.shared.clock.wall())
             }
-            Err(_) => return,
+            Err(failure) => match answer::of_failure(failure, took) {
+                Some(answer) => answer,
+                None => return,
+            },
         };
-        if let Some(ejection) = cluster.record(endpoint, outcome, self.conn.worker.now()) {
-            self.conn.worker.ejected(cluster, endpoint, ejection);
+        if let Some(ejection) = cluster.record(endpoint, &answer, now) {
+            worker.ejected(cluster, endpoint, ejection);
         }
     }
 
@@ -234,6 +236,7 @@ impl<'a> Attempts<'a> {
         };
         self.tried.push(endpoint.id);
         self.endpoint = Some(endpoint);
+        self.began = now;
         Ok(())
     }
 

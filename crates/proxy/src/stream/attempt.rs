@@ -4,9 +4,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use meshwork_base::Tick;
 use meshwork_decision::{
-    AttemptFailure, AttemptOutcome, Cause, Decision, Endpoint, Limited, NoReasons, Permit, RequestFacts,
-    Retry, StopReason, Transport,
+    Answer, AttemptFailure, AttemptOutcome, Cause, Decision, Endpoint, Limited, NoReasons, Permit,
+    RequestFacts, Retry, StopReason, Transport,
 };
 use smallvec::SmallVec;
 use tokio::time::sleep;
@@ -58,7 +59,8 @@ pub(super) async fn connect(
     let mut unseen = 0;
     let mut last = None;
     loop {
-        let picked = cluster.pick(worker.now(), &mut *worker.rng.borrow_mut(), &tried);
+        let began = worker.now();
+        let picked = cluster.pick(began, &mut *worker.rng.borrow_mut(), &tried);
         // One that has just failed is no other endpoint.
         let fresh = picked.filter(|endpoint| !tried.contains(&endpoint.id));
         let Some(endpoint) = fresh else {
@@ -66,7 +68,7 @@ pub(super) async fn connect(
         };
         tried.push(endpoint.id);
         let outcome = once(cx, way, &endpoint, timeout, header.as_ref(), journey).await;
-        observe(cx, way, &endpoint, outcome.as_ref().err());
+        observe(cx, way, &endpoint, began, outcome.as_ref().err());
         let failure = match outcome {
             Ok((end, open)) => return Ok(Upstream { end, _permit: permit, _open: open }),
             Err(failure) if failure.retry == error::Retry::No => return Err(failure),
@@ -145,15 +147,16 @@ async fn once(
     opened
 }
 
-/// Tells outlier detection: a connection is the one answer that an endpoint gives here.
-fn observe(cx: &Carried<'_>, way: &Way<'_>, endpoint: &Endpoint, failure: Option<&Failure>) {
+/// Tells balancer and outlier detection: a connection is the one answer that an endpoint gives here.
+fn observe(cx: &Carried<'_>, way: &Way<'_>, endpoint: &Endpoint, began: Tick, failure: Option<&Failure>) {
     let outcome = match failure {
         None => AttemptOutcome::Success,
         Some(Failure { fault: Fault::Upstream, .. }) => AttemptOutcome::Failure,
         Some(_) => return,
     };
     let worker = cx.worker;
-    if let Some(ejection) = way.cluster.record(endpoint, outcome, worker.now()) {
+    let now = worker.now();
+    if let Some(ejection) = way.cluster.record(endpoint, &Answer::new(outcome, now.since(began)), now) {
         worker.ejected(way.cluster, endpoint, ejection);
     }
 }

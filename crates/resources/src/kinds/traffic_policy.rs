@@ -45,10 +45,14 @@ record! {
 choice! {
     /// The rule by which an endpoint is chosen.
     pub enum LoadBalancerAlgorithm {
+        /// Of two drawn by chance, the one that is likely to answer sooner: latency times requests under way. The default.
+        PeakEwma = "PeakEwma",
         /// Of two drawn by chance, the one with fewer requests under way.
         LeastRequest = "LeastRequest",
         /// One after the other.
         RoundRobin = "RoundRobin",
+        /// By chance.
+        Random = "Random",
     }
 }
 
