@@ -9,6 +9,7 @@ use arc_swap::{ArcSwap, Guard};
 use meshwork_base::{Rng, Tick};
 
 use crate::balance;
+use crate::breaker::{Breaker, BreakerState, CircuitBreaker, Ticket};
 use crate::cause::Cause;
 use crate::endpoint::{Endpoint, EndpointSet, Exclusion};
 use crate::limits::{Limited, Limits, Permit, Usage};
@@ -95,6 +96,8 @@ pub struct Cluster {
     pub limits: Limits,
     /// When an endpoint is left alone for a while; absent: never.
     pub outlier_detection: Option<OutlierDetection>,
+    /// When the service is not called for a while; absent: always.
+    pub circuit_breaker: Option<CircuitBreaker>,
     /// What each plaintext connection begins with, to say for whom it is made.
     pub proxy_protocol: Option<ProxyVersion>,
     /// What policies attached to the service say about its requests; asked through [`crate::RulePolicy`].
@@ -113,6 +116,7 @@ pub(crate) struct ClusterShared {
     pub(crate) usage: Usage,
     pub(crate) budget: BudgetWindow,
     pub(crate) outage: Outage,
+    pub(crate) breaker: Breaker,
     /// One worker at a time decides about ejections.
     pub(crate) ejecting: AtomicBool,
 }
@@ -205,6 +209,9 @@ impl Cluster {
                 }
                 None if endpoint.is_ejected(now) => (Outcome::Skipped, "outlier detection has ejected it"),
                 None if tried.contains(&endpoint.id) => (Outcome::Skipped, "it was tried before"),
+                None if self.algorithm == Algorithm::PeakEwma && endpoint.stats.is_resting(now) => {
+                    (Outcome::Skipped, "it rests after a failure, or because it asked for it")
+                }
                 None => (Outcome::Noted, "a candidate too"),
             };
             reason(endpoint.address().to_string(), outcome, why)
@@ -219,6 +226,21 @@ impl Cluster {
             reasons.push(reason(self.key.to_string(), Outcome::Refused, why));
         }
         reasons
+    }
+
+    /// Asks the circuit breaker whether a call may begin. The ticket says how it ended; there is none where nobody wants
+    /// to know.
+    ///
+    /// # Errors
+    /// It may not.
+    pub fn try_call(self: &Arc<Self>, now: Tick) -> Result<Option<Ticket>, Cause> {
+        self.circuit_breaker.as_ref().map_or(Ok(None), |policy| Breaker::admit(self, policy, now))
+    }
+
+    /// The circuit breaker's state.
+    #[must_use]
+    pub fn breaker_state(&self) -> BreakerState {
+        self.shared.breaker.state()
     }
 
     /// Counts something that begins, within the service's limits.
@@ -251,6 +273,7 @@ impl Cluster {
             && self.algorithm == other.algorithm
             && self.limits == other.limits
             && self.outlier_detection == other.outlier_detection
+            && self.circuit_breaker == other.circuit_breaker
             && self.proxy_protocol == other.proxy_protocol
             && self.requests == other.requests
             && self.namespace == other.namespace

@@ -19,6 +19,7 @@
 mod authorization;
 mod balance;
 mod binding;
+mod breaker;
 mod builder;
 mod cause;
 mod cluster;
@@ -49,6 +50,7 @@ mod trust;
 
 pub use authorization::{Action, Authorization, AuthorizationPolicy, Denied};
 pub use binding::{Binding, Listener, Matched, Protocol, Routed, Secret};
+pub use breaker::{BreakerMode, BreakerState, Call, CircuitBreaker, Ticket, WindowSize};
 pub use builder::{Change, Rejection, Severity, SnapshotBuilder, Sources};
 pub use cause::{Cause, ResponseFlag};
 pub use cluster::{Algorithm, AppProtocol, Cluster, ClusterKey};

@@ -27,6 +27,7 @@ use std::time::Duration;
 
 use meshwork_base::Tick;
 
+use crate::outage::doubled;
 use crate::outlier::AttemptOutcome;
 
 /// How long a slower answer takes to change the average.
@@ -131,8 +132,7 @@ impl Load {
 
 /// How long an endpoint rests after so many failures in a row, the last of which took so long.
 pub(crate) fn rest(row: u32, took: Duration) -> Duration {
-    let doubled = 1_u32.checked_shl(row.saturating_sub(1)).unwrap_or(u32::MAX);
-    FIRST_REST.max(took.saturating_mul(REST_PER_LOSS)).saturating_mul(doubled).min(LONGEST_REST)
+    doubled(FIRST_REST.max(took.saturating_mul(REST_PER_LOSS)), row.saturating_sub(1), LONGEST_REST)
 }
 
 /// A moving average in one word, so that value and time change together: the upper half is the natural logarithm of the

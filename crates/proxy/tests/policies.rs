@@ -147,8 +147,7 @@ async fn a_failing_endpoint_is_left_alone_for_a_while() {
         v1::OutlierDetection { consecutive_5xx: 3, base_ejection_time_ms: 60_000, max_ejection_percent: 50 };
     // The default balancer would take its time to give it a third chance.
     let algorithm = v1::traffic_policy::Algorithm::LeastRequest.into();
-    let policy =
-        v1::TrafficPolicy { outlier_detection: Some(outlier), algorithm, ..Default::default() };
+    let policy = v1::TrafficPolicy { outlier_detection: Some(outlier), algorithm, ..Default::default() };
     let (harness, address) = gateway(&[bad.address, good.address], Some(policy)).await;
     let mut busy = 0;
     for _ in 0..60 {
@@ -348,4 +347,42 @@ async fn a_slow_endpoint_is_asked_less_by_default() {
     let [slow, fast] = [0, 1].map(|at: usize| counts[at].load(Ordering::SeqCst));
     // Until both have answered once chance decides.
     assert!(slow < 12 && fast > 48, "{slow} and {fast}");
+}
+
+#[tokio::test]
+async fn a_service_that_mostly_fails_is_not_called_for_a_while_and_then_tried() {
+    let clock = ManualClock::new();
+    let (up, counts) = recovering(BUSY, 4).await;
+    let mut harness = Harness::join(Settings::default(), Mesh::default(), Arc::new(clock.clone()), "gateway");
+    harness.service("web", AppProtocol::Http1, &[up.address]).await;
+    let address = harness.route(vec![rule(&[("web", 1)], vec![])]).await;
+    let circuit_breaker = Some(v1::CircuitBreaker {
+        window_calls: 10,
+        minimum_calls: 3,
+        failure_percent: 50,
+        open_ms: 5_000,
+        max_open_ms: 60_000,
+        trials: 1,
+        ..Default::default()
+    });
+    harness.change([traffic(v1::TrafficPolicy { circuit_breaker, ..Default::default() })]).await;
+    let changes = |state| harness.metric("meshwork_circuit_breaker_changes_total", &["default/web", state]);
+    for _ in 0..3 {
+        assert!(exchange(address, GET).await.ends_with("busy"));
+    }
+    assert_eq!(changes("\"open\""), 1);
+    let refused = exchange(address, GET).await;
+    assert!(refused.starts_with("HTTP/1.1 503") && refused.ends_with("circuit_breaker\n"), "{refused}");
+    let line = harness.lines(4).await.remove(3);
+    assert!(line.contains("\"UO\"") && line.contains("circuit_breaker"), "{line}");
+    assert_eq!(counts.lock().len(), 3, "the upstream has not heard of it");
+
+    clock.advance(Duration::from_secs(5));
+    assert!(exchange(address, GET).await.ends_with("busy"), "one is tried");
+    assert!(exchange(address, GET).await.ends_with("circuit_breaker\n"), "and was no good");
+    clock.advance(Duration::from_secs(10));
+    for _ in 0..5 {
+        assert!(exchange(address, GET).await.ends_with("hello"), "the next trial was");
+    }
+    assert_eq!((changes("\"open\""), changes("\"closed\"")), (2, 1));
 }

@@ -8,7 +8,7 @@ use std::task::Poll;
 use std::time::Duration;
 
 use meshwork_base::{Clock, Tick};
-use meshwork_decision::{Cause, Endpoint, Permit, Transport, is_idempotent};
+use meshwork_decision::{AttemptOutcome, Call, Cause, Endpoint, Permit, Ticket, Transport, is_idempotent};
 use meshwork_http1::{Fields, KnownName, ResponseHead};
 use meshwork_telemetry::Protocol;
 use smallvec::SmallVec;
@@ -41,6 +41,8 @@ pub(crate) struct Attempts<'a> {
     endpoint: Option<Arc<Endpoint>>,
     /// When this attempt's endpoint was picked.
     began: Tick,
+    /// The circuit breaker wants to know how this attempt ends.
+    ticket: Option<Ticket>,
     /// A kept connection turned out to be stale: the next one is new.
     fresh: bool,
     /// Counts a retry while it is under way.
@@ -66,6 +68,7 @@ impl<'a> Attempts<'a> {
             tried: SmallVec::new(),
             endpoint: None,
             began: Tick::ZERO,
+            ticket: None,
             fresh: false,
             permit: None,
             announcement: announcement_for(conn, target),
@@ -164,7 +167,7 @@ impl<'a> Attempts<'a> {
     }
 
     /// Tells balancer and outlier detection, once per attempt.
-    fn observe(&self, outcome: Result<(), &Failure>, response: &ResponseHead, is_grpc: bool) {
+    fn observe(&mut self, outcome: Result<(), &Failure>, response: &ResponseHead, is_grpc: bool) {
         let (Target::Service { cluster, .. }, Some(endpoint)) = (self.target, &self.endpoint) else { return };
         let worker = &self.conn.worker;
         let now = worker.now();
@@ -181,6 +184,12 @@ impl<'a> Attempts<'a> {
         };
         if let Some(ejection) = cluster.record(endpoint, &answer, now) {
             worker.ejected(cluster, endpoint, ejection);
+        }
+        if let Some(ticket) = self.ticket.take() {
+            let call = Call { failed: answer.outcome == AttemptOutcome::Failure, took };
+            if let Some(state) = ticket.ended(call, now, &mut *worker.rng.borrow_mut()) {
+                worker.breaker_changed(cluster, state);
+            }
         }
     }
 
@@ -224,14 +233,20 @@ impl<'a> Attempts<'a> {
     fn pick(&mut self, journey: &mut Journey<'_>) -> Result<(), Failure> {
         let Target::Service { cluster, .. } = self.target else { return Ok(()) };
         let worker = &self.conn.worker;
-        let (now, rng) = (worker.now(), &mut *worker.rng.borrow_mut());
+        let now = worker.now();
+        self.endpoint = None;
+        // What came before has ended, though perhaps without a word on the service.
+        self.ticket = None;
+        self.ticket = cluster
+            .try_call(now)
+            .map_err(|cause| Failure::local(cause).because(Arc::clone(&cluster.key.service)))?;
+        let rng = &mut *worker.rng.borrow_mut();
         let mut picked = decide!(journey, |reasons| cluster.pick_explained(now, rng, &self.tried, reasons));
         let unreached = self.repeats.unreached();
         if picked.as_ref().is_some_and(|picked| unreached.contains(&picked.id)) {
             picked = cluster.pick_beside(rng, unreached).or(picked);
         }
         let Some(endpoint) = picked else {
-            self.endpoint = None;
             return Err(Failure::local(Cause::NoHealthyUpstream).because(Arc::clone(&cluster.key.service)));
         };
         self.tried.push(endpoint.id);
