@@ -1,7 +1,7 @@
 //! Outlier detection: an endpoint that fails again and again is left alone for a while.
 //!
-//! *Signal.* A response of status 5xx, or an attempt without a response (refused, reset, timed out), is a failure; any
-//! other response is a success and ends the row. Failures of our own (limits, no route) are no signal.
+//! *Signal.* A response of status 5xx or with a gRPC status of that kind in its head, or an attempt without a response
+//! (refused, reset, timed out), is a failure; any other response is a success and ends the row. Failures of our own (limits, no route) are no signal.
 //!
 //! *Ejection.* A row of `consecutive_5xx` failures ejects for `base_ejection_time` × the number of ejections so far, at
 //! most five minutes or one base time. The row starts anew. Requests already under way may still fail; while an
