@@ -42,11 +42,13 @@ pub(crate) fn peak_ewma<'s>(
     tried: &[u64],
 ) -> Option<&'s Arc<Endpoint>> {
     let standing = |endpoint: &Endpoint| {
-        let resting = endpoint.stats.load.is_resting(now)
-            || endpoint.stats.load.is_on_trial() && endpoint.stats.in_flight() > 0;
-        (endpoint.is_ejected(now), tried.contains(&endpoint.id), resting)
+        let load = &endpoint.stats.load;
+        let passed_by = load.is_resting(now) || load.is_tried(now);
+        (endpoint.is_ejected(now), tried.contains(&endpoint.id), passed_by)
     };
-    two_choices(set, rng, standing, |a, b| answers_sooner(a, b, now))
+    let picked = two_choices(set, rng, standing, |a, b| answers_sooner(a, b, now))?;
+    picked.stats.load.picked(now);
+    Some(picked)
 }
 
 /// `a` is likely to answer sooner than `b`.

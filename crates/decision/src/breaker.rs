@@ -141,7 +141,7 @@ impl CircuitBreaker {
 
 #[derive(Debug)]
 enum State {
-    Closed(Window),
+    Closed(Box<Window>),
     Open { until: Tick },
     HalfOpen(Trials),
 }
@@ -177,7 +177,7 @@ pub(crate) enum Admission {
 
 impl Machine {
     pub(crate) fn new(policy: &CircuitBreaker) -> Self {
-        Self { state: State::Closed(Window::new(policy.window)), generation: 0, openings: 0 }
+        Self { state: State::Closed(Box::new(Window::new(policy.window))), generation: 0, openings: 0 }
     }
 
     pub(crate) fn state(&self) -> BreakerState {
@@ -230,7 +230,7 @@ impl Machine {
         let State::Closed(window) = &mut self.state else { return };
         // A policy that looks at other calls than before begins with none.
         if window.size() != policy.window {
-            *window = Window::new(policy.window);
+            **window = Window::new(policy.window);
         }
         let tally = window.add(call.failed, policy.is_slow(call), now);
         debug_assert_eq!(invariants::tally(tally), Ok(()));
@@ -271,7 +271,7 @@ impl Machine {
             self.opens(policy, now, rng);
         } else {
             self.openings = 0;
-            self.becomes(State::Closed(Window::new(policy.window)));
+            self.becomes(State::Closed(Box::new(Window::new(policy.window))));
         }
     }
 

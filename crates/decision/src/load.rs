@@ -17,7 +17,9 @@
 //! change nothing. An endpoint that says itself when to come again (`Retry-After`, `grpc-retry-pushback-ms`) is taken at
 //! its word, up to [`LONGEST_PUSH_BACK`].
 //!
-//! *Trial.* After its rest, and until it answers well, an endpoint gets one request at a time.
+//! *Trial.* After its rest, and until it answers well, an endpoint gets one request at a time: the next one when that has
+//! ended, or after [`TRIAL`] if nobody has heard of its end. What has been under way for long, as streams are, does not
+//! stand in its way.
 //!
 //! These are each proxy's own impressions, kept from the first moment and without a policy; they only say whom to
 //! prefer. To take an endpoint out is outlier detection's business.
@@ -42,6 +44,8 @@ const FIRST_REST: Duration = Duration::from_millis(50);
 const LONGEST_REST: Duration = Duration::from_secs(10);
 /// A failure that took long makes an endpoint rest so many times as long.
 const REST_PER_LOSS: u32 = 4;
+/// How long a trial without an end keeps others away.
+const TRIAL: Duration = Duration::from_secs(2);
 /// The longest that an endpoint is taken at its word.
 const LONGEST_PUSH_BACK: Duration = Duration::from_secs(60);
 
@@ -70,6 +74,8 @@ pub(crate) struct Load {
     latency: Latency,
     /// Nanoseconds of the clock's [`Tick`]; 0 means never.
     resting_until: AtomicU64,
+    /// The same of the trial under way; it counts only while the last word was a failure.
+    trial_until: AtomicU64,
     failures_in_a_row: AtomicU32,
 }
 
@@ -85,9 +91,20 @@ impl Load {
         self.resting_until.load(Ordering::Relaxed) > now.as_nanos()
     }
 
-    /// Whether its last word was a failure.
-    pub(crate) fn is_on_trial(&self) -> bool {
+    /// Whether its last word was a failure, and somebody is finding out about it.
+    pub(crate) fn is_tried(&self, now: Tick) -> bool {
+        self.has_failed() && self.trial_until.load(Ordering::Relaxed) > now.as_nanos()
+    }
+
+    fn has_failed(&self) -> bool {
         self.failures_in_a_row.load(Ordering::Relaxed) > 0
+    }
+
+    /// A request is sent to it.
+    pub(crate) fn picked(&self, now: Tick) {
+        if self.has_failed() {
+            self.trial_until.store(now.after(TRIAL).as_nanos(), Ordering::Relaxed);
+        }
     }
 
     /// The instance behind the address is another one.
@@ -102,7 +119,7 @@ impl Load {
         match answer.outcome {
             AttemptOutcome::Success => {
                 self.latency.observe(answer.took, now);
-                if self.is_on_trial() {
+                if self.has_failed() {
                     self.failures_in_a_row.store(0, Ordering::Relaxed);
                 }
             }
@@ -125,6 +142,7 @@ impl Load {
         let begun =
             self.resting_until.compare_exchange(resting_until, until, Ordering::Relaxed, Ordering::Relaxed);
         if begun.is_ok() {
+            self.trial_until.store(0, Ordering::Relaxed);
             self.failures_in_a_row.store(row, Ordering::Relaxed);
         }
     }

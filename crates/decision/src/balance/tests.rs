@@ -177,11 +177,11 @@ fn a_slow_endpoint_is_asked_when_the_others_have_so_much_to_do_that_it_would_be_
 fn weight_counts_where_latency_does() {
     let set = set(&[1, 9]);
     let [small, large] = [&set.pickable()[0], &set.pickable()[1]];
-    answers(small, 10, Tick::ZERO);
-    answers(large, 30, Tick::ZERO);
+    answers(small, 30, Tick::ZERO);
+    answers(large, 10, Tick::ZERO);
     let _one = small.begin();
     let _nine: Vec<_> = (0..9).map(|_| large.begin()).collect();
-    assert_eq!(picked(&set, 50, ewma(&set, Tick::ZERO)), [50, 0], "per weight both have one in flight");
+    assert_eq!(picked(&set, 50, ewma(&set, Tick::ZERO)), [0, 50], "per weight both have one in flight");
 }
 
 #[test]
@@ -201,12 +201,21 @@ fn one_that_rests_is_passed_by_and_then_tried_with_one_request_at_a_time() {
     let now = Tick::ZERO.after(Duration::from_secs(1));
     fails(ill, now);
     assert_eq!(picked(&set, 50, ewma(&set, now)), [0, 50], "a failure in a millisecond is no virtue");
+    let _stream = ill.begin();
+    let _more = [well.begin(), well.begin(), well.begin()];
     let later = now.after(Duration::from_millis(50));
-    assert!(picked(&set, 100, ewma(&set, later))[0] > 20, "its rest is over");
-    let (_trial, _more) = (ill.begin(), [well.begin(), well.begin(), well.begin()]);
-    assert_eq!(picked(&set, 50, ewma(&set, later)), [0, 50], "its trial is under way");
-    answers(ill, 10, later);
-    assert_eq!(picked(&set, 50, ewma(&set, later)), [50, 0], "it has answered well");
+    assert_eq!(picked(&set, 50, ewma(&set, later)), [1, 49], "its rest is over; then its trial is under way");
+    fails(ill, later);
+    let again = later.after(Duration::from_millis(100));
+    assert_eq!(picked(&set, 50, ewma(&set, again)), [1, 49], "the trial has ended, and its rest too");
+    let much_later = again.after(Duration::from_secs(2));
+    assert_eq!(
+        picked(&set, 50, ewma(&set, much_later)),
+        [1, 49],
+        "nobody has heard of the end of the last one"
+    );
+    answers(ill, 10, much_later);
+    assert_eq!(picked(&set, 50, ewma(&set, much_later)), [50, 0], "it has answered well");
 }
 
 #[test]

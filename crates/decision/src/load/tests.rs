@@ -68,13 +68,13 @@ fn rests_grow_with_failures_in_a_row_and_end_with_a_good_answer() {
     let mut now = at(1);
     for expected in [50, 100, 200, 400, 800, 1_600, 3_200, 6_400, 10_000, 10_000] {
         load.record(&failed(1), now);
-        assert!(load.is_resting(now) && load.is_on_trial());
+        assert!(load.is_resting(now) && load.has_failed());
         let end = now.after(MS(expected));
         assert!(load.is_resting(Tick::from_nanos(end.as_nanos() - 1)) && !load.is_resting(end), "{expected}");
         now = end;
     }
     load.record(&answered(10), now);
-    assert!(!load.is_on_trial());
+    assert!(!load.has_failed());
     load.record(&failed(1), now);
     assert!(!load.is_resting(now.after(MS(50))), "the row begins anew");
 }
@@ -119,7 +119,7 @@ fn another_instance_begins_anew() {
     load.record(&answered(100), at(0));
     load.record(&failed(1), at(1));
     load.forget();
-    assert!(!load.is_resting(at(1)) && !load.is_on_trial() && load.ln_latency(at(1)).is_none());
+    assert!(!load.is_resting(at(1)) && !load.has_failed() && load.ln_latency(at(1)).is_none());
 }
 
 #[test]

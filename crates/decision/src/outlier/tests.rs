@@ -48,7 +48,7 @@ fn what_has_too_much_to_do_has_not_failed() {
     }
     let world = World::new(config(5, 50), 4);
     world.fail(0, 4);
-    world.record(0, Overloaded);
+    assert_eq!(world.record(0, Overloaded), None);
     assert_eq!(world.fail(0, 4), None, "it ends the row like a success");
 }
 
