@@ -67,7 +67,7 @@ impl Compared {
                 of(|report| report.attempts as f64 / report.requests as f64),
                 100.0 * self.imbalance(algorithm),
             )
-            .unwrap();
+            .expect("a string takes everything");
         }
         rows
     }
