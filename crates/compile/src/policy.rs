@@ -7,14 +7,15 @@ use meshwork_base::Code;
 use meshwork_messages::v1;
 use meshwork_messages::v1::authorization_policy::Action;
 use meshwork_messages::v1::authorization_rule::{Operation, Peer};
+use meshwork_messages::v1::circuit_breaker::Mode as WireMode;
 use meshwork_messages::v1::inbound_policy::Mtls;
 use meshwork_messages::v1::policy::{Spec, Target};
 use meshwork_messages::v1::service_port::AppProtocol;
 use meshwork_messages::v1::traffic_policy::{Algorithm, ProxyProtocol as WireProxyProtocol};
 use meshwork_resources::{
-    AuthorizationAction, AuthorizationPolicy, InboundMtls, InboundPolicy, Kind, ListenerPolicy,
-    LoadBalancerAlgorithm, Object, ObjectKind, PolicyTarget, ProxyProtocolVersion, RetryOn, Severity,
-    Spanned, TrafficPolicy, TrafficRetry,
+    AuthorizationAction, AuthorizationPolicy, BreakerMode, CircuitBreaker, InboundMtls, InboundPolicy, Kind,
+    ListenerPolicy, LoadBalancerAlgorithm, Object, ObjectKind, PolicyTarget, ProxyProtocolVersion, RetryOn,
+    Severity, Spanned, TrafficPolicy, TrafficRetry,
 };
 
 use crate::Cx;
@@ -217,6 +218,7 @@ fn claim(object: &Object, spec: &Spec, target: &Target, taken: &mut Taken) -> Re
             ("loadBalancer", policy.algorithm != 0),
             ("limits", policy.limits.is_some()),
             ("outlierDetection", policy.outlier_detection.is_some()),
+            ("circuitBreaker", policy.circuit_breaker.is_some()),
             ("retry", policy.retry.is_some()),
             ("timeouts", policy.timeouts.is_some()),
             ("proxyProtocol", policy.proxy_protocol != 0),
@@ -247,6 +249,8 @@ fn traffic(spec: &TrafficPolicy) -> v1::TrafficPolicy {
         None => Algorithm::Unspecified,
         Some(LoadBalancerAlgorithm::LeastRequest) => Algorithm::LeastRequest,
         Some(LoadBalancerAlgorithm::RoundRobin) => Algorithm::RoundRobin,
+        Some(LoadBalancerAlgorithm::PeakEwma) => Algorithm::PeakEwma,
+        Some(LoadBalancerAlgorithm::Random) => Algorithm::Random,
     };
     v1::TrafficPolicy {
         algorithm: algorithm.into(),
@@ -262,6 +266,7 @@ fn traffic(spec: &TrafficPolicy) -> v1::TrafficPolicy {
             base_ejection_time_ms: outlier.base_ejection_time.map_or(30_000, millis),
             max_ejection_percent: outlier.max_ejection_percent.unwrap_or(10),
         }),
+        circuit_breaker: spec.circuit_breaker.as_ref().map(|breaker| circuit_breaker(breaker)),
         retry: spec.retry.as_ref().map(|found| retry(found)),
         timeouts: spec.timeouts.as_ref().map(|timeouts| v1::Timeouts {
             request_ms: timeouts.request.map_or(0, timeout_ms),
@@ -274,6 +279,32 @@ fn traffic(spec: &TrafficPolicy) -> v1::TrafficPolicy {
             Some(ProxyProtocolVersion::V2) => WireProxyProtocol::V2,
         }
         .into(),
+    }
+}
+
+fn circuit_breaker(spec: &CircuitBreaker) -> v1::CircuitBreaker {
+    let mode = match spec.mode {
+        None | Some(BreakerMode::Enforce) => WireMode::Enforce,
+        Some(BreakerMode::Observe) => WireMode::Observe,
+        Some(BreakerMode::ForcedOpen) => WireMode::ForcedOpen,
+        Some(BreakerMode::ForcedClosed) => WireMode::ForcedClosed,
+    };
+    let window = spec.window.as_ref();
+    let calls = window.and_then(|window| window.calls);
+    let time = window.and_then(|window| window.time).map_or(10_000, millis);
+    let slow = spec.slow_calls.as_ref();
+    let open_ms = spec.open_time.map_or(5_000, millis);
+    v1::CircuitBreaker {
+        mode: mode.into(),
+        window_calls: calls.unwrap_or_default(),
+        window_ms: if calls.is_some() { 0 } else { time.max(1) },
+        minimum_calls: spec.minimum_calls.unwrap_or(20),
+        failure_percent: spec.failure_percent.unwrap_or(50),
+        slow_percent: slow.map_or(0, |slow| slow.percent.unwrap_or(100)),
+        slow_after_ms: slow.map_or(0, |slow| millis(slow.after)),
+        open_ms,
+        max_open_ms: spec.max_open_time.map_or(open_ms.max(60_000), millis),
+        trials: spec.trials.unwrap_or(5),
     }
 }
 

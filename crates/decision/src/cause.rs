@@ -155,6 +155,8 @@ causes! {
     MaxPendingRequests, "max_pending_requests", UpstreamOverflow, Some(503);
     /// Limit `maxRequests` of the service.
     MaxRequests, "max_requests", UpstreamOverflow, Some(503);
+    /// The service's circuit breaker is open.
+    CircuitBreaker, "circuit_breaker", UpstreamOverflow, Some(503);
     /// Limit `maxRetries` of the service; the last attempt's failure is what the client sees.
     MaxRetries, "max_retries", UpstreamOverflow, Some(503);
     /// All attempts that the policy allows have failed.

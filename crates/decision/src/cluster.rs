@@ -9,11 +9,13 @@ use arc_swap::{ArcSwap, Guard};
 use meshwork_base::{Rng, Tick};
 
 use crate::balance;
+use crate::breaker::{Breaker, BreakerState, CircuitBreaker, Ticket};
 use crate::cause::Cause;
 use crate::endpoint::{Endpoint, EndpointSet, Exclusion};
 use crate::limits::{Limited, Limits, Permit, Usage};
+use crate::load::Answer;
 use crate::outage::{self, Outage};
-use crate::outlier::{AttemptOutcome, Ejection, OutlierDetection};
+use crate::outlier::{Ejection, OutlierDetection};
 use crate::policy::RequestPolicy;
 use crate::proxy_protocol::ProxyVersion;
 use crate::reasons::{NoReasons, Outcome, Phase, Reason, Reasons};
@@ -65,11 +67,15 @@ impl AppProtocol {
 /// How an endpoint is chosen.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Algorithm {
-    /// The less loaded of two random ones.
+    /// The one of two random ones that is likely to answer sooner.
     #[default]
+    PeakEwma,
+    /// The less loaded of two random ones.
     LeastRequest,
     /// In turn, by weight.
     RoundRobin,
+    /// By chance, by weight.
+    Random,
 }
 
 /// One port of one service. Configuration is immutable; what counts and changes is shared with the cluster of the
@@ -90,6 +96,8 @@ pub struct Cluster {
     pub limits: Limits,
     /// When an endpoint is left alone for a while; absent: never.
     pub outlier_detection: Option<OutlierDetection>,
+    /// When the service is not called for a while; absent: always.
+    pub circuit_breaker: Option<CircuitBreaker>,
     /// What each plaintext connection begins with, to say for whom it is made.
     pub proxy_protocol: Option<ProxyVersion>,
     /// What policies attached to the service say about its requests; asked through [`crate::RulePolicy`].
@@ -108,6 +116,7 @@ pub(crate) struct ClusterShared {
     pub(crate) usage: Usage,
     pub(crate) budget: BudgetWindow,
     pub(crate) outage: Outage,
+    pub(crate) breaker: Breaker,
     /// One worker at a time decides about ejections.
     pub(crate) ejecting: AtomicBool,
 }
@@ -135,7 +144,9 @@ impl Cluster {
     ) -> Option<Arc<Endpoint>> {
         let set = self.endpoints();
         let picked = match self.algorithm {
+            Algorithm::PeakEwma => balance::peak_ewma(&set, now, rng, tried),
             Algorithm::LeastRequest => balance::least_request(&set, now, rng, tried),
+            Algorithm::Random => balance::random(&set, now, rng, tried),
             Algorithm::RoundRobin => balance::round_robin(&set, now, &self.shared.cursor, tried),
         };
         reasons.notes(|| self.standings(&set, now, tried, picked));
@@ -183,7 +194,9 @@ impl Cluster {
             why: why.to_owned(),
         };
         let how = match self.algorithm {
+            Algorithm::PeakEwma => "picked: of two drawn by weight the one likely to answer sooner",
             Algorithm::LeastRequest => "picked: the less loaded of two drawn by weight",
+            Algorithm::Random => "picked: drawn by weight",
             Algorithm::RoundRobin => "picked: the next in turn",
         };
         let standing = |endpoint: &Arc<Endpoint>| {
@@ -196,6 +209,9 @@ impl Cluster {
                 }
                 None if endpoint.is_ejected(now) => (Outcome::Skipped, "outlier detection has ejected it"),
                 None if tried.contains(&endpoint.id) => (Outcome::Skipped, "it was tried before"),
+                None if self.algorithm == Algorithm::PeakEwma && endpoint.stats.is_resting(now) => {
+                    (Outcome::Skipped, "it rests after a failure, or because it asked for it")
+                }
                 None => (Outcome::Noted, "a candidate too"),
             };
             reason(endpoint.address().to_string(), outcome, why)
@@ -212,6 +228,21 @@ impl Cluster {
         reasons
     }
 
+    /// Asks the circuit breaker whether a call may begin. The ticket says how it ended; there is none where nobody wants
+    /// to know.
+    ///
+    /// # Errors
+    /// It may not.
+    pub fn try_call(self: &Arc<Self>, now: Tick) -> Result<Option<Ticket>, Cause> {
+        self.circuit_breaker.as_ref().map_or(Ok(None), |policy| Breaker::admit(self, policy, now))
+    }
+
+    /// The circuit breaker's state.
+    #[must_use]
+    pub fn breaker_state(&self) -> BreakerState {
+        self.shared.breaker.state()
+    }
+
     /// Counts something that begins, within the service's limits.
     ///
     /// # Errors
@@ -226,10 +257,12 @@ impl Cluster {
         self.shared.usage.get(what)
     }
 
-    /// Tells outlier detection what became of an attempt; an ejection that this causes is returned for log and metric.
-    pub fn record(&self, endpoint: &Endpoint, outcome: AttemptOutcome, now: Tick) -> Option<Ejection> {
+    /// Tells the balancer and outlier detection what became of an attempt; an ejection that this causes is returned for
+    /// log and metric.
+    pub fn record(&self, endpoint: &Endpoint, answer: &Answer, now: Tick) -> Option<Ejection> {
+        endpoint.stats.load.record(answer, now);
         let config = self.outlier_detection.as_ref()?;
-        config.record(&self.endpoints(), &self.shared.ejecting, endpoint, outcome, now)
+        config.record(&self.endpoints(), &self.shared.ejecting, endpoint, answer.outcome, now)
     }
 
     /// Whether its configuration is that of another, so that the other may stay in place.
@@ -240,6 +273,7 @@ impl Cluster {
             && self.algorithm == other.algorithm
             && self.limits == other.limits
             && self.outlier_detection == other.outlier_detection
+            && self.circuit_breaker == other.circuit_breaker
             && self.proxy_protocol == other.proxy_protocol
             && self.requests == other.requests
             && self.namespace == other.namespace

@@ -4,9 +4,12 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::time::Duration;
 
 use meshwork_base::{SpiffeId, Tick};
 use smallvec::SmallVec;
+
+use crate::load::Load;
 
 /// What the registry or the cluster says about an endpoint's health.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -127,6 +130,7 @@ pub struct EndpointStats {
     pub(crate) ejections: AtomicU32,
     /// Nanoseconds of the clock's [`Tick`]; 0 means never.
     pub(crate) ejected_until: AtomicU64,
+    pub(crate) load: Load,
 }
 
 impl EndpointStats {
@@ -141,6 +145,19 @@ impl EndpointStats {
         self.consecutive_5xx.store(0, Ordering::Relaxed);
         self.ejections.store(0, Ordering::Relaxed);
         self.ejected_until.store(0, Ordering::Relaxed);
+        self.load.forget();
+    }
+
+    /// The average time to the head of a response, as far as it is remembered; `None` when nothing is known.
+    #[must_use]
+    pub fn latency(&self, now: Tick) -> Option<Duration> {
+        self.load.ln_latency(now).map(|ln| Duration::from_secs_f32(ln.exp() / 1e9))
+    }
+
+    /// Whether it rests after a failure, or because it asked for it: peak EWMA passes it by.
+    #[must_use]
+    pub fn is_resting(&self, now: Tick) -> bool {
+        self.load.is_resting(now)
     }
 
     /// Failures in a row, as outlier detection counts them.

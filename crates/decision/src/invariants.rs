@@ -1,7 +1,10 @@
 //! What must always hold, as pure functions: asked by property tests, by the simulator and by `debug_assert!`.
 
+use std::time::Duration;
+
 use meshwork_base::Tick;
 
+use crate::breaker::{CircuitBreaker, Tally, Trials};
 use crate::endpoint::EndpointSet;
 use crate::outlier::OutlierDetection;
 use crate::retry::RetryBudget;
@@ -19,6 +22,41 @@ pub fn ejection(config: &OutlierDetection, set: &EndpointSet, now: Tick) -> Resu
     let allowed = (config.max_ejection_percent as usize * total / 100).max(1);
     if ejected > allowed {
         return Err(format!("{ejected} of {total} endpoints are ejected, {allowed} may be"));
+    }
+    Ok(())
+}
+
+/// Among the calls that a breaker looks at, none failed or was slow that is not there.
+///
+/// # Errors
+/// What is broken.
+pub(crate) fn tally(tally: Tally) -> Result<(), String> {
+    if tally.failed > tally.calls || tally.slow > tally.calls {
+        return Err(format!("{tally:?} has more failed or slow calls than calls"));
+    }
+    Ok(())
+}
+
+/// No trial of a breaker ends that did not begin.
+///
+/// # Errors
+/// What is broken.
+pub(crate) fn trials(trials: Trials) -> Result<(), String> {
+    tally(trials.ended)?;
+    if trials.ended.calls > trials.begun {
+        return Err(format!("{trials:?}: more ended than began"));
+    }
+    Ok(())
+}
+
+/// A breaker is open for at least half of its first time, and not longer than its longest.
+///
+/// # Errors
+/// What is broken.
+pub fn open_time(policy: &CircuitBreaker, chosen: Duration) -> Result<(), String> {
+    let longest = policy.max_open_time.max(policy.open_time);
+    if chosen > longest || chosen < policy.open_time / 2 {
+        return Err(format!("open for {chosen:?}, from {:?} to {longest:?}", policy.open_time));
     }
     Ok(())
 }

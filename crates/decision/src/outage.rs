@@ -60,8 +60,16 @@ impl Outage {
 /// The pause before a request that waits looks again, after so many pauses: between half and the whole of a time that
 /// doubles.
 pub(crate) fn pause(pauses: u32, rng: &mut impl Rng) -> Duration {
-    let doubled = 1_u32.checked_shl(pauses).unwrap_or(u32::MAX);
-    let whole = FIRST_PAUSE.saturating_mul(doubled).min(LONGEST_PAUSE);
+    spread(doubled(FIRST_PAUSE, pauses, LONGEST_PAUSE), rng)
+}
+
+/// A time that has doubled so often, up to a longest one.
+pub(crate) fn doubled(first: Duration, times: u32, longest: Duration) -> Duration {
+    first.saturating_mul(1_u32.checked_shl(times).unwrap_or(u32::MAX)).min(longest)
+}
+
+/// Between half and the whole of a time, so that those who wait do not come back together.
+pub(crate) fn spread(whole: Duration, rng: &mut impl Rng) -> Duration {
     whole.div_f64(2.0) + whole.div_f64(2.0).mul_f64(rng.unit())
 }
 

@@ -1,7 +1,7 @@
 //! Outlier detection: an endpoint that fails again and again is left alone for a while.
 //!
-//! *Signal.* A response of status 5xx, or an attempt without a response (refused, reset, timed out), is a failure; any
-//! other response is a success and ends the row. Failures of our own (limits, no route) are no signal.
+//! *Signal.* A response of status 5xx or with a gRPC status of that kind in its head, or an attempt without a response
+//! (refused, reset, timed out), is a failure; any other response is a success and ends the row. Failures of our own (limits, no route) are no signal.
 //!
 //! *Ejection.* A row of `consecutive_5xx` failures ejects for `base_ejection_time` × the number of ejections so far, at
 //! most five minutes or one base time. The row starts anew. Requests already under way may still fail; while an
@@ -51,6 +51,8 @@ pub struct Ejection {
 pub enum AttemptOutcome {
     /// A response below 500.
     Success,
+    /// The endpoint does not want so much: 429, gRPC's `RESOURCE_EXHAUSTED`. No failure to outlier detection.
+    Overloaded,
     /// A response of 500 or above, or none.
     Failure,
 }
@@ -59,7 +61,22 @@ impl AttemptOutcome {
     /// The outcome of a response.
     #[must_use]
     pub const fn of_status(status: u16) -> Self {
-        if status >= 500 { Self::Failure } else { Self::Success }
+        match status {
+            429 => Self::Overloaded,
+            500.. => Self::Failure,
+            _ => Self::Success,
+        }
+    }
+
+    /// The outcome of a gRPC status: `RESOURCE_EXHAUSTED` is what 429 is; `UNKNOWN`, `DEADLINE_EXCEEDED`, `INTERNAL`,
+    /// `UNAVAILABLE` and `DATA_LOSS` are failures.
+    #[must_use]
+    pub const fn of_grpc(code: u16) -> Self {
+        match code {
+            8 => Self::Overloaded,
+            2 | 4 | 13 | 14 | 15 => Self::Failure,
+            _ => Self::Success,
+        }
     }
 }
 
@@ -89,7 +106,7 @@ impl OutlierDetection {
             return None;
         }
         let stats = &endpoint.stats;
-        if outcome == AttemptOutcome::Success {
+        if outcome != AttemptOutcome::Failure {
             self.forgive(stats, now);
             return None;
         }

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::authorization::{Authorization, AuthorizationPolicy};
+use crate::breaker::CircuitBreaker;
 use crate::cluster::{Algorithm, Cluster};
 use crate::inbound::Mtls;
 use crate::limits::Limits;
@@ -164,6 +165,7 @@ pub(crate) struct TrafficSpec {
     pub(crate) algorithm: Option<Algorithm>,
     pub(crate) limits: Limits,
     pub(crate) outlier: Option<OutlierDetection>,
+    pub(crate) circuit_breaker: Option<CircuitBreaker>,
     pub(crate) requests: RequestPolicy,
     pub(crate) proxy_protocol: Option<ProxyVersion>,
 }
@@ -174,6 +176,7 @@ impl TrafficSpec {
             algorithm: self.algorithm.or(wider.algorithm),
             limits: self.limits.or(wider.limits),
             outlier: self.outlier.or(wider.outlier),
+            circuit_breaker: self.circuit_breaker.or(wider.circuit_breaker),
             requests: self.requests.or(&wider.requests),
             proxy_protocol: self.proxy_protocol.or(wider.proxy_protocol),
         }

@@ -2,9 +2,12 @@
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
+use std::time::Duration;
 
 use meshwork_base::{SeededRng, Tick};
-use meshwork_decision::{Change, Limited, NoReasons, OwnedRequest, Retry, Routed, SnapshotBuilder};
+use meshwork_decision::{
+    Answer, AttemptOutcome, Change, Limited, NoReasons, OwnedRequest, Retry, Routed, SnapshotBuilder,
+};
 use meshwork_messages::v1;
 
 thread_local! {
@@ -113,6 +116,8 @@ fn an_ordinary_request_is_decided_on_without_allocating() {
             let _permit = cluster.admit(Limited::Request).expect("no limit");
             let endpoint = cluster.pick(Tick::ZERO, &mut rng, retry.tried()).expect("two endpoints");
             let _in_flight = endpoint.begin();
+            let answer = Answer::new(AttemptOutcome::Success, Duration::from_millis(3));
+            assert_eq!(cluster.record(&endpoint, &answer, Tick::ZERO), None);
         }
     };
     decide(); // once, since a thread's first read of a shared pointer makes its place

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use meshwork_base::{Clock, ThreadRng, Tick};
-use meshwork_decision::{Binding, Cause, Cluster, Ejection, Endpoint, Snapshot};
+use meshwork_decision::{Binding, BreakerState, Cause, Cluster, Ejection, Endpoint, Snapshot};
 use meshwork_identity::ServerOptions;
 use meshwork_telemetry::{
     AccessLogWriter, Record, RequestLabels, RequestSeries, StreamSeries, WorkerMetrics, inventory,
@@ -192,6 +192,13 @@ impl Worker {
         let (service, seconds) = (&*cluster.key.service, until.since(self.now()).as_secs());
         tracing::info!(service, instance = %endpoint.instance, count, seconds, "endpoint ejected");
         self.metrics.registry().counter(&inventory::ENDPOINT_EJECTIONS, &[service]).increment();
+    }
+
+    /// A service's circuit breaker has changed its state.
+    pub(crate) fn breaker_changed(&self, cluster: &Cluster, state: BreakerState) {
+        let (service, port, state) = (&*cluster.key.service, cluster.key.port, state.as_str());
+        tracing::info!(service, port, state, "circuit breaker changed");
+        self.metrics.registry().counter(&inventory::BREAKER_CHANGES, &[service, state]).increment();
     }
 
     /// An application has called this service: whoever asks for services on demand must keep it.

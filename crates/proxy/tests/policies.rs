@@ -7,11 +7,13 @@ mod support;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
+use meshwork_base::ManualClock;
 use meshwork_decision::Change;
 use meshwork_messages::v1;
 use meshwork_messages::v1::service_port::AppProtocol;
-use meshwork_proxy::Settings;
+use meshwork_proxy::{Mesh, Settings};
 use parking_lot::Mutex;
 use support::{Harness, Upstream, exchange, is_head, read_until, rule, upstream};
 use tokio::io::AsyncWriteExt;
@@ -143,7 +145,9 @@ async fn a_failing_endpoint_is_left_alone_for_a_while() {
     let (good, _) = recovering(OK, 0).await;
     let outlier =
         v1::OutlierDetection { consecutive_5xx: 3, base_ejection_time_ms: 60_000, max_ejection_percent: 50 };
-    let policy = v1::TrafficPolicy { outlier_detection: Some(outlier), ..Default::default() };
+    // The default balancer would take its time to give it a third chance.
+    let algorithm = v1::traffic_policy::Algorithm::LeastRequest.into();
+    let policy = v1::TrafficPolicy { outlier_detection: Some(outlier), algorithm, ..Default::default() };
     let (harness, address) = gateway(&[bad.address, good.address], Some(policy)).await;
     let mut busy = 0;
     for _ in 0..60 {
@@ -273,4 +277,112 @@ async fn a_service_that_never_answered_is_not_waited_for() {
         harness.metric("meshwork_upstream_connect_failures_total", &["connect_failure"]) <= 3,
         "the first attempt and two more"
     );
+}
+
+/// Two upstreams that count what they get: the first answers as told, the second well.
+async fn pair(
+    first: impl Fn() -> &'static [u8] + Send + Sync + 'static,
+    second: impl Fn() -> &'static [u8] + Send + Sync + 'static,
+) -> ([SocketAddr; 2], Arc<[AtomicUsize; 2]>) {
+    let counts: Arc<[AtomicUsize; 2]> = Arc::default();
+    let (of_first, of_second) = (Arc::clone(&counts), Arc::clone(&counts));
+    let one = upstream(move |got| {
+        is_head(got).then(|| {
+            of_first[0].fetch_add(1, Ordering::SeqCst);
+            first().to_vec()
+        })
+    });
+    let other = upstream(move |got| {
+        is_head(got).then(|| {
+            of_second[1].fetch_add(1, Ordering::SeqCst);
+            second().to_vec()
+        })
+    });
+    ([one.await.address, other.await.address], counts)
+}
+
+fn balanced(algorithm: v1::traffic_policy::Algorithm) -> v1::TrafficPolicy {
+    v1::TrafficPolicy { algorithm: algorithm.into(), ..Default::default() }
+}
+
+#[tokio::test]
+async fn an_endpoint_that_asks_to_be_left_alone_is_unless_it_is_its_turn() {
+    use v1::traffic_policy::Algorithm;
+    const LATER: &[u8] = b"HTTP/1.1 429 Later\r\nretry-after: 60\r\ncontent-length: 0\r\n\r\n";
+    for (policy, most) in [
+        (None, 1),
+        (Some(balanced(Algorithm::PeakEwma)), 1),
+        (Some(balanced(Algorithm::RoundRobin)), 20),
+        (Some(balanced(Algorithm::Random)), 35),
+        (Some(balanced(Algorithm::LeastRequest)), 35),
+    ] {
+        let (addresses, counts) = pair(|| LATER, || OK).await;
+        let (_harness, address) = gateway(&addresses, policy.clone()).await;
+        for _ in 0..40 {
+            exchange(address, GET).await;
+        }
+        let asked = counts[0].load(Ordering::SeqCst);
+        assert!(asked <= most && (asked > 1 || most == 1), "{asked} of 40 with {policy:?}");
+        assert_eq!(asked + counts[1].load(Ordering::SeqCst), 40);
+    }
+}
+
+#[tokio::test]
+async fn a_slow_endpoint_is_asked_less_by_default() {
+    let clock = ManualClock::new();
+    let takes = |millis| {
+        let clock = clock.clone();
+        move || {
+            clock.advance(Duration::from_millis(millis));
+            OK
+        }
+    };
+    let (addresses, counts) = pair(takes(100), takes(1)).await;
+    let mut harness = Harness::join(Settings::default(), Mesh::default(), Arc::new(clock.clone()), "gateway");
+    harness.service("web", AppProtocol::Http1, &addresses).await;
+    let address = harness.route(vec![rule(&[("web", 1)], vec![])]).await;
+    for _ in 0..60 {
+        exchange(address, GET).await;
+    }
+    let [slow, fast] = [0, 1].map(|at: usize| counts[at].load(Ordering::SeqCst));
+    // Until both have answered once chance decides.
+    assert!(slow < 12 && fast > 48, "{slow} and {fast}");
+}
+
+#[tokio::test]
+async fn a_service_that_mostly_fails_is_not_called_for_a_while_and_then_tried() {
+    let clock = ManualClock::new();
+    let (up, counts) = recovering(BUSY, 4).await;
+    let mut harness = Harness::join(Settings::default(), Mesh::default(), Arc::new(clock.clone()), "gateway");
+    harness.service("web", AppProtocol::Http1, &[up.address]).await;
+    let address = harness.route(vec![rule(&[("web", 1)], vec![])]).await;
+    let circuit_breaker = Some(v1::CircuitBreaker {
+        window_calls: 10,
+        minimum_calls: 3,
+        failure_percent: 50,
+        open_ms: 5_000,
+        max_open_ms: 60_000,
+        trials: 1,
+        ..Default::default()
+    });
+    harness.change([traffic(v1::TrafficPolicy { circuit_breaker, ..Default::default() })]).await;
+    let changes = |state| harness.metric("meshwork_circuit_breaker_changes_total", &["default/web", state]);
+    for _ in 0..3 {
+        assert!(exchange(address, GET).await.ends_with("busy"));
+    }
+    assert_eq!(changes("\"open\""), 1);
+    let refused = exchange(address, GET).await;
+    assert!(refused.starts_with("HTTP/1.1 503") && refused.ends_with("circuit_breaker\n"), "{refused}");
+    let line = harness.lines(4).await.remove(3);
+    assert!(line.contains("\"UO\"") && line.contains("circuit_breaker"), "{line}");
+    assert_eq!(counts.lock().len(), 3, "the upstream has not heard of it");
+
+    clock.advance(Duration::from_secs(5));
+    assert!(exchange(address, GET).await.ends_with("busy"), "one is tried");
+    assert!(exchange(address, GET).await.ends_with("circuit_breaker\n"), "and was no good");
+    clock.advance(Duration::from_secs(10));
+    for _ in 0..5 {
+        assert!(exchange(address, GET).await.ends_with("hello"), "the next trial was");
+    }
+    assert_eq!((changes("\"open\""), changes("\"closed\"")), (2, 1));
 }

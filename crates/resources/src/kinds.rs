@@ -54,8 +54,9 @@ pub use target::PolicyTarget;
 pub use tcp_route::TCPRoute;
 pub use tls_route::TLSRoute;
 pub use traffic_policy::{
-    Backoff, LoadBalancer, LoadBalancerAlgorithm, OutlierDetection, RetryBudget, RetryOn, TrafficLimits,
-    TrafficPolicy, TrafficRetry, TrafficTimeouts,
+    Backoff, BreakerMode, BreakerWindow, CircuitBreaker, LoadBalancer, LoadBalancerAlgorithm,
+    OutlierDetection, RetryBudget, RetryOn, SlowCalls, TrafficLimits, TrafficPolicy, TrafficRetry,
+    TrafficTimeouts,
 };
 
 pub(crate) use crate::decode::fields::shorten as shown;

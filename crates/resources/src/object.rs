@@ -116,7 +116,6 @@ macro_rules! object_kinds {
 
         /// What an object says.
         #[derive(Clone, Debug, PartialEq)]
-        #[expect(clippy::large_enum_variant, reason = "objects live behind an Arc; a box more would cost each of them")]
         pub enum Kind {
             $($(#[$doc])* $kind(kinds::$kind)),*
         }

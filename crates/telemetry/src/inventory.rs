@@ -109,6 +109,8 @@ metrics! {
         "HTTP/2 connections ended for what their client did: floods, frames out of place or shape.";
     ENDPOINT_EJECTIONS = "meshwork_endpoint_ejections_total", Counter, "", &["service"],
         "Endpoints that outlier detection left alone for a while.";
+    BREAKER_CHANGES = "meshwork_circuit_breaker_changes_total", Counter, "", &["service", "state"],
+        "Circuit breakers that opened or closed, by the state that began.";
     CONFIG_REVISION = "meshwork_config_revision_info", Gauge, "", &["revision"],
         "The revision in effect, as a label; the value is 1.";
     CONFIG_UPDATES = "meshwork_config_updates_total", Counter, "", &[],

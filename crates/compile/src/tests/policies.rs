@@ -82,6 +82,51 @@ fn of_two_policies_that_say_the_same_the_older_wins() {
 }
 
 #[test]
+fn balancer_and_breaker_are_written_out() {
+    use v1::traffic_policy::Algorithm;
+    let traffic = |spec: &str| {
+        let spec = format!("{{targetRefs: [{{group: '', kind: Service, name: reviews}}], {spec}}}");
+        let output = compiled(&[shop(), policy("TrafficPolicy", "p", 1, &spec)].concat());
+        let message = resource::<v1::Policy>(&output, "TrafficPolicy/shop/p").unwrap();
+        let Some(v1::policy::Spec::Traffic(traffic)) = message.spec else { panic!("a traffic policy") };
+        traffic
+    };
+    for (name, wire) in [
+        ("PeakEwma", Algorithm::PeakEwma),
+        ("LeastRequest", Algorithm::LeastRequest),
+        ("RoundRobin", Algorithm::RoundRobin),
+        ("Random", Algorithm::Random),
+    ] {
+        assert_eq!(traffic(&format!("loadBalancer: {{algorithm: {name}}}")).algorithm(), wire);
+    }
+    let short = traffic("circuitBreaker: {}").circuit_breaker.unwrap();
+    let defaults = v1::CircuitBreaker {
+        mode: v1::circuit_breaker::Mode::Enforce.into(),
+        window_calls: 0,
+        window_ms: 10_000,
+        minimum_calls: 20,
+        failure_percent: 50,
+        slow_percent: 0,
+        slow_after_ms: 0,
+        open_ms: 5_000,
+        max_open_ms: 60_000,
+        trials: 5,
+    };
+    assert_eq!(short, defaults);
+    let long =
+        "circuitBreaker: {mode: ForcedOpen, window: {calls: 50}, slowCalls: {after: 2s}, openTime: 2m}";
+    let long = traffic(long).circuit_breaker.unwrap();
+    assert_eq!(long.mode(), v1::circuit_breaker::Mode::ForcedOpen);
+    assert_eq!((long.window_calls, long.window_ms), (50, 0));
+    assert_eq!((long.slow_after_ms, long.slow_percent), (2_000, 100));
+    assert_eq!(
+        (long.open_ms, long.max_open_ms),
+        (120_000, 120_000),
+        "the longest is no shorter than the first"
+    );
+}
+
+#[test]
 fn what_a_retry_leaves_out_is_written_out() {
     let spec = "{targetRefs: [{group: '', kind: Service, name: reviews}], retry: {on: [gateway-error, 500, unavailable]},
   outlierDetection: {}, timeouts: {request: 0s}}";

@@ -5,6 +5,8 @@ use meshwork_base::SeededRng;
 use proptest::prelude::*;
 
 use super::*;
+use crate::load::Answer;
+use crate::outlier::AttemptOutcome;
 use crate::tests::endpoint;
 
 fn set(weights: &[u32]) -> EndpointSet {
@@ -92,6 +94,10 @@ proptest! {
             prop_assert_eq!(class(picked), best, "least request");
             let picked = round_robin(&set, now, &cursor, &tried).expect("somebody");
             prop_assert_eq!(class(picked), best, "round robin");
+            let picked = random(&set, now, &mut rng, &tried).expect("somebody");
+            prop_assert_eq!(class(picked), best, "random");
+            let picked = peak_ewma(&set, now, &mut rng, &tried).expect("somebody");
+            prop_assert_eq!(class(picked), best, "peak EWMA");
         }
         prop_assert!(!set.pickable()[0].is_ejected(now.after(Duration::from_secs(1))));
     }
@@ -102,6 +108,8 @@ fn nothing_comes_of_nothing() {
     let set = EndpointSet::default();
     assert!(least_request(&set, Tick::ZERO, &mut SeededRng::new(1), &[]).is_none());
     assert!(round_robin(&set, Tick::ZERO, &AtomicUsize::new(0), &[]).is_none());
+    assert!(random(&set, Tick::ZERO, &mut SeededRng::new(1), &[]).is_none());
+    assert!(peak_ewma(&set, Tick::ZERO, &mut SeededRng::new(1), &[]).is_none());
 }
 
 #[test]
@@ -112,4 +120,119 @@ fn an_ejected_endpoint_is_better_than_one_that_cannot_be_reached() {
     let mut rng = SeededRng::new(1);
     assert_eq!(choose(&set, &mut rng, |e| e.id != dead.id).map(|e| e.id), Some(out.id));
     assert!(choose(&set, &mut rng, |_| false).is_none());
+}
+
+/// How often each endpoint is picked in so many picks, nothing being under way.
+fn picked(set: &EndpointSet, times: u32, pick: impl Fn(&mut SeededRng) -> u64) -> Vec<u32> {
+    let mut rng = SeededRng::new(11);
+    let mut counts = vec![0; set.pickable().len()];
+    for _ in 0..times {
+        counts[usize::try_from(pick(&mut rng)).unwrap() - 1] += 1;
+    }
+    counts
+}
+
+fn answers(endpoint: &Endpoint, millis: u64, now: Tick) {
+    endpoint.stats.load.record(&Answer::new(AttemptOutcome::Success, Duration::from_millis(millis)), now);
+}
+
+fn fails(endpoint: &Endpoint, now: Tick) {
+    endpoint.stats.load.record(&Answer::new(AttemptOutcome::Failure, Duration::from_millis(1)), now);
+}
+
+fn ewma(set: &EndpointSet, now: Tick) -> impl Fn(&mut SeededRng) -> u64 {
+    move |rng| peak_ewma(set, now, rng, &[]).unwrap().id
+}
+
+#[test]
+fn an_idle_fleet_is_loaded_by_weight_whatever_small_differences_there_are() {
+    let set = set(&[1, 1, 2]);
+    for (endpoint, millis) in set.pickable().iter().zip([10, 15, 19]) {
+        answers(endpoint, millis, Tick::ZERO);
+    }
+    let by_chance = |rng: &mut SeededRng| random(&set, Tick::ZERO, rng, &[]).unwrap().id;
+    for counts in [picked(&set, 8_000, ewma(&set, Tick::ZERO)), picked(&set, 8_000, by_chance)] {
+        for (got, want) in counts.iter().zip([2_000_u32, 2_000, 4_000]) {
+            assert!(got.abs_diff(want) < 200, "{counts:?}");
+        }
+    }
+}
+
+#[test]
+fn a_slow_endpoint_is_asked_when_the_others_have_so_much_to_do_that_it_would_be_sooner() {
+    let set = set(&[1, 1]);
+    let [fast, slow] = [&set.pickable()[0], &set.pickable()[1]];
+    answers(fast, 10, Tick::ZERO);
+    answers(slow, 50, Tick::ZERO);
+    let mut busy = Vec::new();
+    for _ in 0..4 {
+        assert_eq!(picked(&set, 50, ewma(&set, Tick::ZERO)), [50, 0], "{} in flight", busy.len());
+        busy.push(fast.begin());
+    }
+    busy.push(fast.begin());
+    assert_eq!(picked(&set, 50, ewma(&set, Tick::ZERO)), [0, 50], "six times 10 ms are more than 50");
+}
+
+#[test]
+fn weight_counts_where_latency_does() {
+    let set = set(&[1, 9]);
+    let [small, large] = [&set.pickable()[0], &set.pickable()[1]];
+    answers(small, 30, Tick::ZERO);
+    answers(large, 10, Tick::ZERO);
+    let _one = small.begin();
+    let _nine: Vec<_> = (0..9).map(|_| large.begin()).collect();
+    assert_eq!(picked(&set, 50, ewma(&set, Tick::ZERO)), [0, 50], "per weight both have one in flight");
+}
+
+#[test]
+fn one_of_which_nothing_is_known_is_judged_by_what_it_has_to_do() {
+    let set = set(&[1, 1]);
+    answers(&set.pickable()[0], 100, Tick::ZERO);
+    let counts = picked(&set, 2_000, ewma(&set, Tick::ZERO));
+    assert!(counts[0].abs_diff(1_000) < 150, "a newcomer is neither flooded nor shunned: {counts:?}");
+    let _busy = set.pickable()[1].begin();
+    assert_eq!(picked(&set, 50, ewma(&set, Tick::ZERO)), [50, 0]);
+}
+
+#[test]
+fn one_that_rests_is_passed_by_and_then_tried_with_one_request_at_a_time() {
+    let set = set(&[1, 1]);
+    let [ill, well] = [&set.pickable()[0], &set.pickable()[1]];
+    let now = Tick::ZERO.after(Duration::from_secs(1));
+    fails(ill, now);
+    assert_eq!(picked(&set, 50, ewma(&set, now)), [0, 50], "a failure in a millisecond is no virtue");
+    let _stream = ill.begin();
+    let _more = [well.begin(), well.begin(), well.begin()];
+    let later = now.after(Duration::from_millis(50));
+    assert_eq!(picked(&set, 50, ewma(&set, later)), [1, 49], "its rest is over; then its trial is under way");
+    fails(ill, later);
+    let again = later.after(Duration::from_millis(100));
+    assert_eq!(picked(&set, 50, ewma(&set, again)), [1, 49], "the trial has ended, and its rest too");
+    let much_later = again.after(Duration::from_secs(2));
+    assert_eq!(
+        picked(&set, 50, ewma(&set, much_later)),
+        [1, 49],
+        "nobody has heard of the end of the last one"
+    );
+    answers(ill, 10, much_later);
+    assert_eq!(picked(&set, 50, ewma(&set, much_later)), [50, 0], "it has answered well");
+}
+
+#[test]
+fn when_all_rest_the_one_with_less_to_do_is_taken() {
+    let set = set(&[1, 1, 1]);
+    let now = Tick::ZERO.after(Duration::from_secs(1));
+    set.pickable().iter().for_each(|endpoint| fails(endpoint, now));
+    let _busy = [set.pickable()[0].begin(), set.pickable()[1].begin()];
+    let counts = picked(&set, 3_000, ewma(&set, now));
+    assert!(counts[2] > 1_700, "two of three pairs hold it: {counts:?}");
+}
+
+#[test]
+fn one_that_rests_is_better_than_one_that_has_failed_this_request() {
+    let set = set(&[1, 1, 1]);
+    let now = Tick::ZERO.after(Duration::from_secs(1));
+    fails(&set.pickable()[0], now);
+    let beside = |rng: &mut SeededRng| peak_ewma(&set, now, rng, &[2, 3]).unwrap().id;
+    assert_eq!(picked(&set, 50, beside), [50, 0, 0]);
 }

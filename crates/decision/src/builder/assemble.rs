@@ -143,6 +143,7 @@ impl Built {
             algorithm: said.algorithm.unwrap_or_default(),
             limits: said.limits,
             outlier_detection: said.outlier,
+            circuit_breaker: said.circuit_breaker,
             proxy_protocol: said.proxy_protocol,
             requests: said.requests,
             namespace,

@@ -7,7 +7,7 @@ use crate::tests::{
     at_listener, backend, build, key, listener, path, prefix, regex, route, route_message, routed, rule,
     service, service_change, slice, source, wire_endpoint,
 };
-use crate::{AttemptOutcome, Cluster, Endpoint, Exclusion, OwnedRequest};
+use crate::{Answer, AttemptOutcome, Cluster, Endpoint, Exclusion, OwnedRequest};
 
 fn to(at: &str, service: &str) -> Vec<v1::Rule> {
     vec![v1::Rule { backends: vec![backend(service, 80, 1)], ..rule(vec![path(prefix(at))]) }]
@@ -334,8 +334,9 @@ fn ejections_survive_updates() {
     let cluster = cluster(&snapshot);
     let now = Tick::ZERO.after(Duration::from_secs(1));
     let first = endpoints(&cluster).remove(0);
-    assert_eq!(cluster.record(&first, AttemptOutcome::Failure, now), None);
-    let ejection = cluster.record(&first, AttemptOutcome::Failure, now).expect("the second failure ejects");
+    let failure = Answer::new(AttemptOutcome::Failure, Duration::ZERO);
+    assert_eq!(cluster.record(&first, &failure, now), None);
+    let ejection = cluster.record(&first, &failure, now).expect("the second failure ejects");
     assert_eq!((ejection.until.since(now), ejection.count), (Duration::from_secs(30), 1));
     builder.apply([set(5)]);
     let mut rng = SeededRng::new(3);

@@ -10,6 +10,7 @@ use super::{ConvertError, Result, request_policy, unknown, value};
 use crate::authorization::{
     Action, AuthorizationPolicy, AuthorizationRule, HostRule, Operation, Peers, TextRule,
 };
+use crate::breaker::{BreakerMode, CircuitBreaker, WindowSize};
 use crate::cluster::Algorithm;
 use crate::hostname::HostPattern;
 use crate::inbound::Mtls;
@@ -96,6 +97,8 @@ fn traffic_policy(message: &v1::TrafficPolicy) -> Result<TrafficSpec> {
         Ok(Wire::Unspecified) => None,
         Ok(Wire::LeastRequest) => Some(Algorithm::LeastRequest),
         Ok(Wire::RoundRobin) => Some(Algorithm::RoundRobin),
+        Ok(Wire::PeakEwma) => Some(Algorithm::PeakEwma),
+        Ok(Wire::Random) => Some(Algorithm::Random),
         Err(_) => return Err(unknown("algorithm")),
     };
     let limit = |field: fn(&v1::Limits) -> u32| message.limits.as_ref().map(field).filter(|&n| n > 0);
@@ -113,7 +116,8 @@ fn traffic_policy(message: &v1::TrafficPolicy) -> Result<TrafficSpec> {
         Ok(v1::traffic_policy::ProxyProtocol::V2) => Some(ProxyVersion::V2),
         Err(_) => return Err(unknown("proxy_protocol")),
     };
-    Ok(TrafficSpec { algorithm, limits, outlier, requests, proxy_protocol })
+    let circuit_breaker = message.circuit_breaker.as_ref().map(circuit_breaker).transpose()?;
+    Ok(TrafficSpec { algorithm, limits, outlier, circuit_breaker, requests, proxy_protocol })
 }
 
 fn proxy_protocol(message: &v1::ListenerPolicy) -> Result<ProxyProtocol> {
@@ -127,6 +131,45 @@ fn proxy_protocol(message: &v1::ListenerPolicy) -> Result<ProxyProtocol> {
     }
     let trusted = said.trusted_sources.iter().map(range).collect::<Result<_>>()?;
     Ok(ProxyProtocol { v1: said.v1, v2: said.v2, required: said.required, trusted })
+}
+
+fn circuit_breaker(message: &v1::CircuitBreaker) -> Result<CircuitBreaker> {
+    use v1::circuit_breaker::Mode as Wire;
+    let mode = match Wire::try_from(message.mode) {
+        Ok(Wire::Enforce) => BreakerMode::Enforce,
+        Ok(Wire::Observe) => BreakerMode::Observe,
+        Ok(Wire::ForcedOpen) => BreakerMode::ForcedOpen,
+        Ok(Wire::ForcedClosed) => BreakerMode::ForcedClosed,
+        Err(_) => return Err(unknown("circuit_breaker.mode")),
+    };
+    let millis = |millis: u32| std::time::Duration::from_millis(millis.into());
+    let window = match (message.window_calls, message.window_ms) {
+        (0, 0) => {
+            return value("circuit_breaker.window_calls", 0, "write how many calls it looks at, or a time");
+        }
+        (0, time) => WindowSize::Time(millis(time)),
+        (calls, 0) => WindowSize::Calls(calls),
+        (_, _) => return value("circuit_breaker.window_ms", message.window_ms, "write calls or a time"),
+    };
+    for (at, percent) in [
+        ("circuit_breaker.failure_percent", message.failure_percent),
+        ("circuit_breaker.slow_percent", message.slow_percent),
+    ] {
+        if percent > 100 {
+            return value(at, percent, "write 0 to 100");
+        }
+    }
+    let slow = || (millis(message.slow_after_ms), message.slow_percent);
+    Ok(CircuitBreaker {
+        mode,
+        window,
+        minimum_calls: message.minimum_calls,
+        failure_percent: (message.failure_percent > 0).then_some(message.failure_percent),
+        slow_calls: (message.slow_percent > 0).then(slow),
+        open_time: millis(message.open_ms),
+        max_open_time: millis(message.max_open_ms),
+        trials: message.trials,
+    })
 }
 
 fn outlier(message: &v1::OutlierDetection) -> Result<OutlierDetection> {

@@ -39,6 +39,20 @@ impl World {
 }
 
 #[test]
+fn what_has_too_much_to_do_has_not_failed() {
+    use AttemptOutcome::{Failure, Overloaded, Success};
+    assert_eq!(AttemptOutcome::of_status(429), Overloaded);
+    let codes = [(0, Success), (2, Failure), (4, Failure), (5, Success), (8, Overloaded), (13, Failure)];
+    for (code, outcome) in codes.into_iter().chain([(14, Failure), (15, Failure)]) {
+        assert_eq!(AttemptOutcome::of_grpc(code), outcome, "{code}");
+    }
+    let world = World::new(config(5, 50), 4);
+    world.fail(0, 4);
+    assert_eq!(world.record(0, Overloaded), None);
+    assert_eq!(world.fail(0, 4), None, "it ends the row like a success");
+}
+
+#[test]
 fn ejects_an_endpoint_after_five_consecutive_failures() {
     let world = World::new(config(5, 50), 4);
     assert_eq!(world.fail(0, 4), None);

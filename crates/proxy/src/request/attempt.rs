@@ -7,13 +7,15 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
-use meshwork_decision::{AttemptOutcome, Cause, Endpoint, Permit, Transport, is_idempotent};
+use meshwork_base::{Clock, Tick};
+use meshwork_decision::{AttemptOutcome, Call, Cause, Endpoint, Permit, Ticket, Transport, is_idempotent};
 use meshwork_http1::{Fields, KnownName, ResponseHead};
 use meshwork_telemetry::Protocol;
 use smallvec::SmallVec;
 use tokio::task::yield_now;
 use tokio::time::sleep;
 
+use super::answer;
 use super::body::RequestBody;
 use super::deadline::Deadlines;
 use super::journey::{Journey, decide};
@@ -22,7 +24,7 @@ use super::route::Target;
 use super::transfer;
 use crate::downstream::Down;
 use crate::downstream::connection::Conn;
-use crate::error::{Failure, Fault, Retry};
+use crate::error::Failure;
 use crate::proxy_protocol::{Client, Written};
 use crate::upstream::connect::{CONNECT_TIMEOUT, announcement};
 use crate::upstream::open::{self, Destination, Speaks, app_id};
@@ -37,6 +39,10 @@ pub(crate) struct Attempts<'a> {
     attempt_timeout: Option<Duration>,
     tried: SmallVec<[u64; 4]>,
     endpoint: Option<Arc<Endpoint>>,
+    /// When this attempt's endpoint was picked.
+    began: Tick,
+    /// The circuit breaker wants to know how this attempt ends.
+    ticket: Option<Ticket>,
     /// A kept connection turned out to be stale: the next one is new.
     fresh: bool,
     /// Counts a retry while it is under way.
@@ -61,6 +67,8 @@ impl<'a> Attempts<'a> {
             attempt_timeout,
             tried: SmallVec::new(),
             endpoint: None,
+            began: Tick::ZERO,
+            ticket: None,
             fresh: false,
             permit: None,
             announcement: announcement_for(conn, target),
@@ -86,7 +94,7 @@ impl<'a> Attempts<'a> {
             let outcome = self.once(&head, down, body, response, journey, deadlines).await;
             journey.record.bytes_received = body.received;
             journey.attempted(outcome.as_ref().map(|_| response.status));
-            self.observe(outcome.as_ref().map(|_| response.status));
+            self.observe(outcome.as_ref().map(|_| ()), response, journey.is_grpc());
             let endpoint = self.endpoint.as_ref().map(|endpoint| endpoint.id);
             let repeat = match outcome {
                 Ok(exchange) => {
@@ -158,27 +166,30 @@ impl<'a> Attempts<'a> {
         self.unless_interrupted(Box::pin(sleeping), down, deadlines).await
     }
 
-    /// Tells outlier detection, once per attempt.
-    fn observe(&self, outcome: Result<u16, &Failure>) {
+    /// Tells balancer and outlier detection, once per attempt.
+    fn observe(&mut self, outcome: Result<(), &Failure>, response: &ResponseHead, is_grpc: bool) {
         let (Target::Service { cluster, .. }, Some(endpoint)) = (self.target, &self.endpoint) else { return };
-        if outcome.is_ok() {
-            cluster.served();
-        }
-        if cluster.outlier_detection.is_none() {
-            return;
-        }
-        let outcome = match outcome {
-            Ok(status) => AttemptOutcome::of_status(status),
-            // A stale connection says nothing about its endpoint, and what is our own or the caller's fault neither.
-            Err(Failure { retry: Retry::Reused, .. }) => return,
-            Err(Failure { fault: Fault::Upstream, .. }) => AttemptOutcome::Failure,
-            Err(Failure { cause: Cause::PerTryTimeout | Cause::RequestTimeout, .. }) => {
-                AttemptOutcome::Failure
+        let worker = &self.conn.worker;
+        let now = worker.now();
+        let took = now.since(self.began);
+        let answer = match outcome {
+            Ok(()) => {
+                cluster.served();
+                answer::of_response(response, is_grpc, took, || worker.shared.clock.wall())
             }
-            Err(_) => return,
+            Err(failure) => match answer::of_failure(failure, took) {
+                Some(answer) => answer,
+                None => return,
+            },
         };
-        if let Some(ejection) = cluster.record(endpoint, outcome, self.conn.worker.now()) {
-            self.conn.worker.ejected(cluster, endpoint, ejection);
+        if let Some(ejection) = cluster.record(endpoint, &answer, now) {
+            worker.ejected(cluster, endpoint, ejection);
+        }
+        if let Some(ticket) = self.ticket.take() {
+            let call = Call { failed: answer.outcome == AttemptOutcome::Failure, took };
+            if let Some(state) = ticket.ended(call, now, &mut *worker.rng.borrow_mut()) {
+                worker.breaker_changed(cluster, state);
+            }
         }
     }
 
@@ -222,18 +233,25 @@ impl<'a> Attempts<'a> {
     fn pick(&mut self, journey: &mut Journey<'_>) -> Result<(), Failure> {
         let Target::Service { cluster, .. } = self.target else { return Ok(()) };
         let worker = &self.conn.worker;
-        let (now, rng) = (worker.now(), &mut *worker.rng.borrow_mut());
+        let now = worker.now();
+        self.endpoint = None;
+        // What came before has ended, though perhaps without a word on the service.
+        self.ticket = None;
+        self.ticket = cluster
+            .try_call(now)
+            .map_err(|cause| Failure::local(cause).because(Arc::clone(&cluster.key.service)))?;
+        let rng = &mut *worker.rng.borrow_mut();
         let mut picked = decide!(journey, |reasons| cluster.pick_explained(now, rng, &self.tried, reasons));
         let unreached = self.repeats.unreached();
         if picked.as_ref().is_some_and(|picked| unreached.contains(&picked.id)) {
             picked = cluster.pick_beside(rng, unreached).or(picked);
         }
         let Some(endpoint) = picked else {
-            self.endpoint = None;
             return Err(Failure::local(Cause::NoHealthyUpstream).because(Arc::clone(&cluster.key.service)));
         };
         self.tried.push(endpoint.id);
         self.endpoint = Some(endpoint);
+        self.began = now;
         Ok(())
     }
 

@@ -14,6 +14,7 @@
 //!
 //! A phase that cannot go on returns a [`Failure`]; what the caller is told then is decided in one place, `reply.rs`.
 
+mod answer;
 pub(crate) mod attempt;
 mod body;
 mod deadline;

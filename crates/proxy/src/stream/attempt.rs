@@ -4,9 +4,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use meshwork_base::Tick;
 use meshwork_decision::{
-    AttemptFailure, AttemptOutcome, Cause, Decision, Endpoint, Limited, NoReasons, Permit, RequestFacts,
-    Retry, StopReason, Transport,
+    Answer, AttemptFailure, AttemptOutcome, Call, Cause, Decision, Endpoint, Limited, NoReasons, Permit,
+    RequestFacts, Retry, StopReason, Ticket, Transport,
 };
 use smallvec::SmallVec;
 use tokio::time::sleep;
@@ -58,7 +59,9 @@ pub(super) async fn connect(
     let mut unseen = 0;
     let mut last = None;
     loop {
-        let picked = cluster.pick(worker.now(), &mut *worker.rng.borrow_mut(), &tried);
+        let began = worker.now();
+        let ticket = cluster.try_call(began).map_err(over)?;
+        let picked = cluster.pick(began, &mut *worker.rng.borrow_mut(), &tried);
         // One that has just failed is no other endpoint.
         let fresh = picked.filter(|endpoint| !tried.contains(&endpoint.id));
         let Some(endpoint) = fresh else {
@@ -66,7 +69,7 @@ pub(super) async fn connect(
         };
         tried.push(endpoint.id);
         let outcome = once(cx, way, &endpoint, timeout, header.as_ref(), journey).await;
-        observe(cx, way, &endpoint, outcome.as_ref().err());
+        observe(cx, way, &endpoint, (began, ticket), outcome.as_ref().err());
         let failure = match outcome {
             Ok((end, open)) => return Ok(Upstream { end, _permit: permit, _open: open }),
             Err(failure) if failure.retry == error::Retry::No => return Err(failure),
@@ -145,15 +148,28 @@ async fn once(
     opened
 }
 
-/// Tells outlier detection: a connection is the one answer that an endpoint gives here.
-fn observe(cx: &Carried<'_>, way: &Way<'_>, endpoint: &Endpoint, failure: Option<&Failure>) {
+/// Tells balancer, outlier detection and breaker: a connection is the one answer that an endpoint gives here.
+fn observe(
+    cx: &Carried<'_>,
+    way: &Way<'_>,
+    endpoint: &Endpoint,
+    (began, ticket): (Tick, Option<Ticket>),
+    failure: Option<&Failure>,
+) {
     let outcome = match failure {
         None => AttemptOutcome::Success,
         Some(Failure { fault: Fault::Upstream, .. }) => AttemptOutcome::Failure,
         Some(_) => return,
     };
     let worker = cx.worker;
-    if let Some(ejection) = way.cluster.record(endpoint, outcome, worker.now()) {
+    let now = worker.now();
+    let took = now.since(began);
+    if let Some(ejection) = way.cluster.record(endpoint, &Answer::new(outcome, took), now) {
         worker.ejected(way.cluster, endpoint, ejection);
+    }
+    let call = Call { failed: outcome == AttemptOutcome::Failure, took };
+    let ended = ticket.and_then(|ticket| ticket.ended(call, now, &mut *worker.rng.borrow_mut()));
+    if let Some(state) = ended {
+        worker.breaker_changed(way.cluster, state);
     }
 }

@@ -24,6 +24,8 @@ record! {
         pub limits: Option<TrafficLimits>,
         /// When an endpoint is left out for a while.
         pub outlier_detection: Option<OutlierDetection> as "outlierDetection",
+        /// When nothing is called for a while. For services and namespaces only.
+        pub circuit_breaker: Option<Spanned<CircuitBreaker>> as "circuitBreaker",
         /// Whether a failed attempt is repeated.
         pub retry: Option<Spanned<TrafficRetry>>,
         /// How long things may take.
@@ -45,10 +47,14 @@ record! {
 choice! {
     /// The rule by which an endpoint is chosen.
     pub enum LoadBalancerAlgorithm {
+        /// Of two drawn by chance, the one that is likely to answer sooner: latency times requests under way. The default.
+        PeakEwma = "PeakEwma",
         /// Of two drawn by chance, the one with fewer requests under way.
         LeastRequest = "LeastRequest",
         /// One after the other.
         RoundRobin = "RoundRobin",
+        /// By chance.
+        Random = "Random",
     }
 }
 
@@ -75,6 +81,62 @@ record! {
         pub base_ejection_time: Option<GatewayDuration> as "baseEjectionTime",
         /// Never more than this share of the endpoints.
         pub max_ejection_percent: Option<u32> as "maxEjectionPercent" [1..=100],
+    }
+}
+
+record! {
+    /// When a service is not called for a while, since it mostly fails or has become too slow.
+    pub struct CircuitBreaker {
+        /// Who decides; `Enforce` when absent.
+        pub mode: Option<BreakerMode>,
+        /// The calls that are looked at; those of the last ten seconds when absent.
+        pub window: Option<Spanned<BreakerWindow>>,
+        /// Below this number of calls nothing is decided; 20 when absent.
+        pub minimum_calls: Option<u32> as "minimumCalls" [1..=1_000_000],
+        /// Percent of calls that fail; 50 when absent.
+        pub failure_percent: Option<u32> as "failurePercent" [1..=100],
+        /// Calls that take too long.
+        pub slow_calls: Option<SlowCalls> as "slowCalls",
+        /// How long nothing is called, the first time; 5 s when absent. It doubles as long as trials fail.
+        pub open_time: Option<GatewayDuration> as "openTime",
+        /// The longest time; 60 s when absent.
+        pub max_open_time: Option<GatewayDuration> as "maxOpenTime",
+        /// How many calls are tried then; 5 when absent.
+        pub trials: Option<u32> [1..=1_000],
+    }
+}
+
+choice! {
+    /// Who decides.
+    pub enum BreakerMode {
+        /// The rates.
+        Enforce = "Enforce",
+        /// The rates, but nobody is refused: metrics tell what would be.
+        Observe = "Observe",
+        /// Nothing is called.
+        ForcedOpen = "ForcedOpen",
+        /// Nobody is refused.
+        ForcedClosed = "ForcedClosed",
+    }
+}
+
+record! {
+    /// The calls that a circuit breaker looks at: one of the two.
+    pub struct BreakerWindow {
+        /// The last so many.
+        pub calls: Option<u32> [1..=100_000],
+        /// Those of this time.
+        pub time: Option<GatewayDuration>,
+    }
+}
+
+record! {
+    /// Calls that take too long.
+    pub struct SlowCalls {
+        /// Longer than this to the head of the response.
+        pub after: GatewayDuration,
+        /// So many percent of all; 100 when absent.
+        pub percent: Option<u32> [1..=100],
     }
 }
 
@@ -214,6 +276,7 @@ impl Body for TrafficPolicy {
     fn validate(&self, meta: &ObjectMeta, cx: &mut Cx) {
         target::validate(&self.target_refs, &TARGETS, meta, cx);
         self.validate_proxy_protocol(cx);
+        self.validate_circuit_breaker(cx);
         let Some(retry) = &self.retry else { return };
         let request = self.timeouts.as_ref().and_then(|timeouts| timeouts.request);
         if let (Some(attempt), Some(request)) = (retry.per_try_timeout, request)
@@ -235,6 +298,35 @@ impl Body for TrafficPolicy {
 }
 
 impl TrafficPolicy {
+    /// It belongs to a service, and no route has one of its own.
+    fn validate_circuit_breaker(&self, cx: &mut Cx) {
+        let Some(breaker) = &self.circuit_breaker else { return };
+        let fits = |kind| matches!(kind, Some(ObjectKind::Service | ObjectKind::Namespace));
+        if let Some(other) = self.target_refs.iter().find(|target| !fits(target.object_kind())) {
+            let message = format!(
+                "`circuitBreaker` is for services and namespaces; the policy is attached to a {} too",
+                other.kind
+            );
+            cx.error(breaker.span, codes::CONFLICTING_FIELDS, message).help =
+                Some("write a policy of its own for the services that are called".to_owned());
+        }
+        if let Some(window) = &breaker.window
+            && (window.calls.is_some() == window.time.is_some()
+                || window.time.is_some_and(GatewayDuration::is_zero))
+        {
+            let message = "`circuitBreaker.window` is `calls` or a `time` longer than none".to_owned();
+            cx.error(window.span, codes::CONFLICTING_FIELDS, message);
+        }
+        let (open, longest) = (breaker.open_time, breaker.max_open_time);
+        if open.is_some_and(GatewayDuration::is_zero)
+            || open.zip(longest).is_some_and(|(open, longest)| open > longest)
+        {
+            let message =
+                "`circuitBreaker.openTime` is longer than none and not longer than `maxOpenTime`".to_owned();
+            cx.error(breaker.span, codes::CONFLICTING_FIELDS, message);
+        }
+    }
+
     /// A service says of itself that it takes the header; nobody else can.
     fn validate_proxy_protocol(&self, cx: &mut Cx) {
         let Some(version) = &self.proxy_protocol else { return };

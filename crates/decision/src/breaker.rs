@@ -1,0 +1,288 @@
+//! The circuit breaker: a service that mostly fails, or has become too slow, is not called for a while.
+//!
+//! ```text
+//!            rate reached                      its time is over
+//!   closed ───────────────▶ open ─────────────────────────▶ half-open
+//!     ▲                       ▲        trials show the same     │
+//!     │                       └─────────────────────────────────┤
+//!     └─────────────────────────────────────────────────────────┘
+//!                         trials went well
+//! ```
+//!
+//! *Signals.* Two, each with its own rate: calls that failed, and calls that took longer than `slow_call`. A call is both
+//! when it was slow to fail. What endpoints refuse because they have too much to do (429) is no failure here.
+//!
+//! *Windows.* The last so many calls, or the calls of the last so many seconds, in tenths of that time. No rate is looked
+//! at below `minimum_calls`.
+//!
+//! *Open.* Nothing is called. The time doubles with each time that trials fail, up to a longest one, and each proxy draws
+//! its own between half and the whole of it, so that trials of many proxies do not come together.
+//!
+//! *Half-open.* Exactly `trials` calls are let through; others are refused. When all of them have ended, the same rates
+//! decide. One that ends without a word on the service (the caller went away) gives its place back.
+//!
+//! *Ties.* A rate that is reached counts as exceeded. The moment at which the open time ends belongs to half-open. Calls
+//! that began in another state say nothing about this one.
+//!
+//! *Modes.* `Observe` keeps the states but refuses nobody. `ForcedOpen` and `ForcedClosed` leave the states where they are.
+
+mod shared;
+mod window;
+
+use std::time::Duration;
+
+use meshwork_base::{Rng, Tick};
+
+use crate::invariants;
+use crate::outage::{doubled, spread};
+pub(crate) use shared::Breaker;
+pub use shared::Ticket;
+use window::Window;
+pub use window::WindowSize;
+
+/// When a service is not called for a while.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CircuitBreaker {
+    /// Whether it decides by itself, and whether anybody feels it.
+    pub mode: BreakerMode,
+    /// The calls that it looks at.
+    pub window: WindowSize,
+    /// Below this number of calls no rate is looked at; at least 1.
+    pub minimum_calls: u32,
+    /// Percent of calls that fail, 1 to 100; absent: failures do not open it.
+    pub failure_percent: Option<u32>,
+    /// How long a call may take, and percent of calls that take longer, 1 to 100; absent: slowness does not open it.
+    pub slow_calls: Option<(Duration, u32)>,
+    /// How long it is open the first time.
+    pub open_time: Duration,
+    /// The longest that it is open.
+    pub max_open_time: Duration,
+    /// How many calls are tried after that; at least 1.
+    pub trials: u32,
+}
+
+/// Who decides.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum BreakerMode {
+    /// The rates.
+    #[default]
+    Enforce,
+    /// The rates, but nobody is refused.
+    Observe,
+    /// Somebody has: everybody is refused.
+    ForcedOpen,
+    /// Somebody has: nobody is refused.
+    ForcedClosed,
+}
+
+/// A state, for log and metric.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum BreakerState {
+    /// Calls go through.
+    Closed,
+    /// Calls are refused.
+    Open,
+    /// Some calls are tried.
+    HalfOpen,
+}
+
+impl BreakerState {
+    /// As metrics and logs call it.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Closed => "closed",
+            Self::Open => "open",
+            Self::HalfOpen => "half_open",
+        }
+    }
+}
+
+/// What became of a call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Call {
+    /// It failed.
+    pub failed: bool,
+    /// How long it took.
+    pub took: Duration,
+}
+
+/// Calls, and how many of them failed or were slow.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Tally {
+    pub(crate) calls: u32,
+    pub(crate) failed: u32,
+    pub(crate) slow: u32,
+}
+
+impl Tally {
+    fn add(&mut self, failed: bool, slow: bool) {
+        self.calls = self.calls.saturating_add(1);
+        self.failed += u32::from(failed);
+        self.slow += u32::from(slow);
+    }
+}
+
+impl CircuitBreaker {
+    /// Whether these calls open it.
+    pub(crate) fn trips(&self, tally: Tally) -> bool {
+        let reached = |count: u32, percent: u32| {
+            u64::from(count) * 100 >= u64::from(percent.max(1)) * u64::from(tally.calls)
+        };
+        tally.calls > 0
+            && (self.failure_percent.is_some_and(|percent| reached(tally.failed, percent))
+                || self.slow_calls.is_some_and(|(_, percent)| reached(tally.slow, percent)))
+    }
+
+    fn is_slow(&self, call: Call) -> bool {
+        self.slow_calls.is_some_and(|(bound, _)| call.took > bound)
+    }
+}
+
+#[derive(Debug)]
+enum State {
+    Closed(Box<Window>),
+    Open { until: Tick },
+    HalfOpen(Trials),
+}
+
+/// Calls let through to see how the service is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Trials {
+    /// Those that have ended are among them.
+    pub(crate) begun: u32,
+    pub(crate) ended: Tally,
+}
+
+/// The states of one breaker. Pure: time and chance are given.
+#[derive(Debug)]
+pub(crate) struct Machine {
+    state: State,
+    /// Counts changes: a call belongs to the state in which it began.
+    generation: u32,
+    /// How often it has opened since it was last closed.
+    openings: u32,
+}
+
+/// What is said to a call that would begin.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Admission {
+    /// It may, as an ordinary call.
+    Passes,
+    /// It may, as a trial.
+    Trial,
+    /// It may not.
+    Refused,
+}
+
+impl Machine {
+    pub(crate) fn new(policy: &CircuitBreaker) -> Self {
+        Self { state: State::Closed(Box::new(Window::new(policy.window))), generation: 0, openings: 0 }
+    }
+
+    pub(crate) fn state(&self) -> BreakerState {
+        match self.state {
+            State::Closed(_) => BreakerState::Closed,
+            State::Open { .. } => BreakerState::Open,
+            State::HalfOpen(_) => BreakerState::HalfOpen,
+        }
+    }
+
+    pub(crate) fn generation(&self) -> u32 {
+        self.generation
+    }
+
+    fn becomes(&mut self, state: State) {
+        self.state = state;
+        self.generation = self.generation.wrapping_add(1);
+    }
+
+    /// A call would begin.
+    pub(crate) fn admit(&mut self, policy: &CircuitBreaker, now: Tick) -> Admission {
+        if let State::Open { until } = self.state
+            && until <= now
+        {
+            self.becomes(State::HalfOpen(Trials::default()));
+        }
+        match &mut self.state {
+            State::Closed(_) => Admission::Passes,
+            State::HalfOpen(trials) if trials.begun < policy.trials.max(1) => {
+                trials.begun += 1;
+                debug_assert_eq!(invariants::trials(*trials), Ok(()));
+                Admission::Trial
+            }
+            State::Open { .. } | State::HalfOpen(_) => Admission::Refused,
+        }
+    }
+
+    /// An ordinary call of this generation has ended.
+    pub(crate) fn ended(
+        &mut self,
+        policy: &CircuitBreaker,
+        generation: u32,
+        call: Call,
+        now: Tick,
+        rng: &mut impl Rng,
+    ) {
+        if generation != self.generation {
+            return;
+        }
+        let State::Closed(window) = &mut self.state else { return };
+        // A policy that looks at other calls than before begins with none.
+        if window.size() != policy.window {
+            **window = Window::new(policy.window);
+        }
+        let tally = window.add(call.failed, policy.is_slow(call), now);
+        debug_assert_eq!(invariants::tally(tally), Ok(()));
+        if tally.calls >= policy.minimum_calls.max(1) && policy.trips(tally) {
+            self.opens(policy, now, rng);
+        }
+    }
+
+    /// A trial of this generation has ended without a word on the service.
+    pub(crate) fn give_back(&mut self, generation: u32) {
+        if generation == self.generation
+            && let State::HalfOpen(trials) = &mut self.state
+        {
+            trials.begun -= 1;
+        }
+    }
+
+    /// A trial of this generation has ended.
+    pub(crate) fn tried(
+        &mut self,
+        policy: &CircuitBreaker,
+        generation: u32,
+        call: Call,
+        now: Tick,
+        rng: &mut impl Rng,
+    ) {
+        if generation != self.generation {
+            return;
+        }
+        let State::HalfOpen(trials) = &mut self.state else { return };
+        trials.ended.add(call.failed, policy.is_slow(call));
+        let trials = *trials;
+        debug_assert_eq!(invariants::trials(trials), Ok(()));
+        if trials.ended.calls < policy.trials.max(1) {
+            return;
+        }
+        if policy.trips(trials.ended) {
+            self.opens(policy, now, rng);
+        } else {
+            self.openings = 0;
+            self.becomes(State::Closed(Box::new(Window::new(policy.window))));
+        }
+    }
+
+    fn opens(&mut self, policy: &CircuitBreaker, now: Tick, rng: &mut impl Rng) {
+        let longest = policy.max_open_time.max(policy.open_time);
+        let time = spread(doubled(policy.open_time, self.openings, longest), rng);
+        debug_assert_eq!(invariants::open_time(policy, time), Ok(()));
+        self.openings = self.openings.saturating_add(1);
+        self.becomes(State::Open { until: now.after(time) });
+    }
+}
+
+#[cfg(test)]
+mod tests;

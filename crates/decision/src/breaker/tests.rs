@@ -1,0 +1,351 @@
+use meshwork_base::SeededRng;
+use proptest::prelude::*;
+
+use super::*;
+
+const POLICY: CircuitBreaker = CircuitBreaker {
+    mode: BreakerMode::Enforce,
+    window: WindowSize::Calls(10),
+    minimum_calls: 5,
+    failure_percent: Some(50),
+    slow_calls: Some((Duration::from_millis(100), 80)),
+    open_time: Duration::from_secs(1),
+    max_open_time: Duration::from_secs(8),
+    trials: 3,
+};
+
+const OK: Call = Call { failed: false, took: Duration::from_millis(1) };
+const FAILED: Call = Call { failed: true, ..OK };
+const SLOW: Call = Call { failed: false, took: Duration::from_millis(101) };
+
+/// A breaker whose calls follow each other.
+struct World {
+    policy: CircuitBreaker,
+    machine: Machine,
+    now: Tick,
+    rng: SeededRng,
+}
+
+impl World {
+    fn new(policy: CircuitBreaker) -> Self {
+        let now = Tick::ZERO.after(Duration::from_secs(100));
+        Self { policy, machine: Machine::new(&policy), now, rng: SeededRng::new(1) }
+    }
+
+    fn call(&mut self, call: Call) -> Admission {
+        let admission = self.machine.admit(&self.policy, self.now);
+        let generation = self.machine.generation();
+        match admission {
+            Admission::Passes => self.machine.ended(&self.policy, generation, call, self.now, &mut self.rng),
+            Admission::Trial => self.machine.tried(&self.policy, generation, call, self.now, &mut self.rng),
+            Admission::Refused => {}
+        }
+        admission
+    }
+
+    fn calls(&mut self, calls: &[Call]) -> BreakerState {
+        for &call in calls {
+            self.call(call);
+        }
+        self.machine.state()
+    }
+
+    fn pass(&mut self, time: Duration) {
+        self.now = self.now.after(time);
+    }
+
+    fn until(&self) -> Tick {
+        match self.machine.state {
+            State::Open { until } => until,
+            _ => panic!("{:?} is not open", self.machine),
+        }
+    }
+}
+
+#[test]
+fn a_rate_that_is_reached_opens_it_but_not_below_the_minimum() {
+    let mut world = World::new(POLICY);
+    assert_eq!(world.calls(&[FAILED; 4]), BreakerState::Closed, "four calls are no rate");
+    assert_eq!(world.calls(&[FAILED]), BreakerState::Open);
+    assert_eq!(world.call(OK), Admission::Refused);
+
+    let mut world = World::new(POLICY);
+    assert_eq!(world.calls(&[OK, OK, OK, FAILED, FAILED]), BreakerState::Closed, "40 %");
+    assert_eq!(world.calls(&[FAILED]), BreakerState::Open, "50 % are reached");
+}
+
+#[test]
+fn only_the_last_calls_count() {
+    let mut world = World::new(POLICY);
+    assert_eq!(world.calls(&[FAILED, FAILED, OK, OK, OK]), BreakerState::Closed);
+    assert_eq!(world.calls(&[OK; 10]), BreakerState::Closed);
+    assert_eq!(
+        world.calls(&[FAILED; 4]),
+        BreakerState::Closed,
+        "four of the last ten, the first two are gone"
+    );
+    assert_eq!(world.calls(&[FAILED]), BreakerState::Open);
+}
+
+#[test]
+fn only_the_last_seconds_count() {
+    let mut world =
+        World::new(CircuitBreaker { window: WindowSize::Time(Duration::from_secs(10)), ..POLICY });
+    assert_eq!(world.calls(&[FAILED; 4]), BreakerState::Closed);
+    world.pass(Duration::from_secs(10));
+    assert_eq!(world.calls(&[FAILED; 4]), BreakerState::Closed, "those of ten seconds ago are gone");
+    world.pass(Duration::from_secs(9));
+    assert_eq!(world.calls(&[FAILED]), BreakerState::Open, "those of nine seconds ago are not");
+}
+
+#[test]
+fn slowness_has_a_rate_of_its_own() {
+    let mut world = World::new(POLICY);
+    assert_eq!(world.calls(&[SLOW, SLOW, SLOW, OK, OK]), BreakerState::Closed, "60 %");
+    assert_eq!(world.calls(&[SLOW; 5]), BreakerState::Open, "80 % of ten");
+    let exact = Call { took: Duration::from_millis(100), ..OK };
+    assert_eq!(
+        World::new(POLICY).calls(&[exact; 10]),
+        BreakerState::Closed,
+        "as long as allowed is not slow"
+    );
+    let deaf = CircuitBreaker { slow_calls: None, failure_percent: None, ..POLICY };
+    let bad = Call { failed: true, took: Duration::from_secs(9) };
+    assert_eq!(World::new(deaf).calls(&[bad; 20]), BreakerState::Closed, "nothing is asked");
+}
+
+#[test]
+fn trials_decide_once_all_have_ended() {
+    let mut world = World::new(POLICY);
+    world.calls(&[FAILED; 5]);
+    world.now = world.until();
+    assert_eq!(world.call(OK), Admission::Trial, "the end of its time is half-open");
+    assert_eq!(world.calls(&[FAILED]), BreakerState::HalfOpen);
+    assert_eq!(world.calls(&[OK]), BreakerState::Closed, "a third failed");
+    assert_eq!(world.calls(&[FAILED; 4]), BreakerState::Closed, "it begins with no calls");
+
+    world.calls(&[FAILED]);
+    world.now = world.until();
+    assert_eq!(world.calls(&[FAILED, OK, FAILED]), BreakerState::Open, "two thirds failed");
+}
+
+#[test]
+fn no_more_trials_than_allowed_are_under_way_and_a_place_can_be_given_back() {
+    let mut world = World::new(POLICY);
+    world.calls(&[FAILED; 5]);
+    world.now = world.until();
+    let admit = |world: &mut World| world.machine.admit(&POLICY, world.now);
+    for _ in 0..3 {
+        assert_eq!(admit(&mut world), Admission::Trial);
+    }
+    assert_eq!(admit(&mut world), Admission::Refused);
+    world.machine.give_back(world.machine.generation());
+    assert_eq!(admit(&mut world), Admission::Trial);
+    assert_eq!(admit(&mut world), Admission::Refused);
+    world.machine.give_back(world.machine.generation().wrapping_sub(1));
+    assert_eq!(admit(&mut world), Admission::Refused, "that was another state's");
+}
+
+#[test]
+fn it_is_open_longer_each_time_and_briefly_again_after_it_was_closed() {
+    let mut world = World::new(POLICY);
+    world.calls(&[FAILED; 5]);
+    for longest in [1, 2, 4, 8, 8] {
+        let (time, longest) = (world.until().since(world.now), Duration::from_secs(longest));
+        assert!(time >= longest / 2 && time <= longest, "{time:?} of {longest:?}");
+        world.now = world.until();
+        world.calls(&[FAILED; 3]);
+    }
+    world.now = world.until();
+    assert_eq!(world.calls(&[OK; 3]), BreakerState::Closed);
+    assert_eq!(world.calls(&[FAILED; 5]), BreakerState::Open);
+    assert!(world.until().since(world.now) <= Duration::from_secs(1));
+}
+
+#[test]
+fn calls_of_another_state_say_nothing() {
+    let mut world = World::new(POLICY);
+    let closed = world.machine.generation();
+    world.calls(&[FAILED; 5]);
+    world.now = world.until();
+    assert_eq!(world.machine.admit(&POLICY, world.now), Admission::Trial);
+    for _ in 0..10 {
+        world.machine.ended(&POLICY, closed, FAILED, world.now, &mut world.rng);
+        world.machine.tried(&POLICY, closed, FAILED, world.now, &mut world.rng);
+    }
+    assert_eq!(world.machine.state(), BreakerState::HalfOpen);
+}
+
+#[test]
+fn fewer_trials_than_are_under_way_are_enough() {
+    let mut world = World::new(POLICY);
+    world.calls(&[FAILED; 5]);
+    world.now = world.until();
+    for _ in 0..3 {
+        assert_eq!(world.machine.admit(&POLICY, world.now), Admission::Trial);
+    }
+    world.policy.trials = 1;
+    let generation = world.machine.generation();
+    world.machine.tried(&world.policy, generation, OK, world.now, &mut world.rng);
+    assert_eq!(world.machine.state(), BreakerState::Closed);
+}
+
+#[test]
+fn another_window_begins_with_no_calls() {
+    let mut world = World::new(POLICY);
+    world.calls(&[FAILED; 4]);
+    world.policy.window = WindowSize::Calls(20);
+    assert_eq!(world.calls(&[FAILED; 4]), BreakerState::Closed);
+    assert_eq!(world.calls(&[FAILED]), BreakerState::Open);
+}
+
+/// What happens to a breaker.
+#[derive(Clone, Debug)]
+enum Step {
+    Begin,
+    End(usize, bool, u64),
+    GiveBack(usize),
+    Pass(u64),
+}
+
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let step = prop_oneof![
+        4 => Just(Step::Begin),
+        4 => (any::<usize>(), any::<bool>(), 0_u64..200).prop_map(|(which, failed, ms)| Step::End(which, failed, ms)),
+        1 => any::<usize>().prop_map(Step::GiveBack),
+        1 => (0_u64..3_000).prop_map(Step::Pass),
+    ];
+    prop::collection::vec(step, 0..300)
+}
+
+proptest! {
+    /// Whatever begins and ends in whatever order: while it is open nothing passes before its time, trials are as many as
+    /// allowed, and it opens only for a rate that a model of the window sees as well.
+    #[test]
+    fn keeps_its_promises(steps in steps(), by_time: bool, trials in 1_u32..5, minimum in 1_u32..8, seed: u64) {
+        let window = if by_time { WindowSize::Time(Duration::from_secs(2)) } else { WindowSize::Calls(10) };
+        let policy = CircuitBreaker { window, trials, minimum_calls: minimum, ..POLICY };
+        let mut world = World::new(policy);
+        world.rng = SeededRng::new(seed);
+        let mut under_way: Vec<(Admission, u32)> = Vec::new();
+        let mut last: Vec<Call> = Vec::new();
+        for step in steps {
+            let (before, generation) = (world.machine.state(), world.machine.generation());
+            match step {
+                Step::Pass(ms) => world.pass(Duration::from_millis(ms)),
+                Step::Begin => {
+                    let open_until = match world.machine.state { State::Open { until } => Some(until), _ => None };
+                    let admission = world.machine.admit(&policy, world.now);
+                    if open_until.is_some_and(|until| world.now < until) {
+                        prop_assert_eq!(admission, Admission::Refused);
+                    }
+                    if admission != Admission::Refused {
+                        under_way.push((admission, world.machine.generation()));
+                    }
+                }
+                Step::End(which, failed, ms) if !under_way.is_empty() => {
+                    let (admission, of) = under_way.swap_remove(which % under_way.len());
+                    let call = Call { failed, took: Duration::from_millis(ms) };
+                    if admission == Admission::Passes {
+                        if of == generation && before == BreakerState::Closed { last.push(call); }
+                        world.machine.ended(&policy, of, call, world.now, &mut world.rng);
+                    } else {
+                        world.machine.tried(&policy, of, call, world.now, &mut world.rng);
+                    }
+                    if before == BreakerState::Closed && world.machine.state() == BreakerState::Open {
+                        prop_assert!(last.len() >= minimum as usize);
+                        if !by_time {
+                            let recent = &last[last.len().saturating_sub(10)..];
+                            let share = |count: usize| count * 100 / recent.len();
+                            let failed = share(recent.iter().filter(|call| call.failed).count());
+                            let slow = share(recent.iter().filter(|call| call.took > Duration::from_millis(100)).count());
+                            prop_assert!(failed >= 50 || slow >= 80, "{failed} % failed, {slow} % slow");
+                        }
+                    }
+                }
+                Step::GiveBack(which) if !under_way.is_empty() => {
+                    let (admission, of) = under_way.swap_remove(which % under_way.len());
+                    if admission == Admission::Trial {
+                        world.machine.give_back(of);
+                    }
+                }
+                Step::End(..) | Step::GiveBack(_) => {}
+            }
+            if world.machine.generation() != generation { last.clear(); }
+            let now = world.machine.generation();
+            let trying = under_way.iter().filter(|(a, of)| *a == Admission::Trial && *of == now).count();
+            prop_assert!(trying <= trials as usize);
+            if let State::HalfOpen(counted) = world.machine.state {
+                prop_assert_eq!(counted.begun - counted.ended.calls, u32::try_from(trying).unwrap());
+            }
+        }
+    }
+}
+
+mod shared {
+    use super::*;
+    use crate::tests::{build, key, service, service_change, slice, wire_endpoint};
+    use crate::{Cause, Change, Cluster, SnapshotBuilder};
+    use meshwork_messages::v1;
+    use std::sync::Arc;
+
+    fn cluster(builder: &mut SnapshotBuilder, mode: v1::circuit_breaker::Mode) -> Arc<Cluster> {
+        let breaker = v1::CircuitBreaker {
+            mode: mode.into(),
+            window_calls: 4,
+            minimum_calls: 2,
+            failure_percent: 50,
+            open_ms: 1_000,
+            max_open_ms: 60_000,
+            trials: 1,
+            ..Default::default()
+        };
+        let traffic = v1::TrafficPolicy { circuit_breaker: Some(breaker), ..Default::default() };
+        let target =
+            v1::policy::Target { kind: "Service".into(), name: "ns/a".into(), section: String::new() };
+        let policy = v1::Policy {
+            targets: vec![target],
+            spec: Some(v1::policy::Spec::Traffic(traffic)),
+            ..Default::default()
+        };
+        let changes = [
+            service_change(&service("ns/a", &[("", 80)])),
+            slice("ns/1", "ns/a", ("", 8080), vec![wire_endpoint("10.0.0.1")]),
+            Change::upsert("TrafficPolicy/ns/p", "1", &policy),
+        ];
+        Arc::clone(build(builder, changes).cluster(&key("ns/a", 80)).unwrap())
+    }
+
+    fn call(cluster: &Arc<Cluster>, call: Call, now: Tick) -> Result<Option<BreakerState>, Cause> {
+        let ticket = cluster.try_call(now)?;
+        Ok(ticket.and_then(|ticket| ticket.ended(call, now, &mut SeededRng::new(1))))
+    }
+
+    #[test]
+    fn a_cluster_s_breaker_goes_round_and_outlives_a_change_of_its_policy() {
+        use v1::circuit_breaker::Mode;
+        let mut builder = SnapshotBuilder::new();
+        let enforced = cluster(&mut builder, Mode::Enforce);
+        let now = Tick::ZERO.after(Duration::from_secs(1));
+        assert_eq!(call(&enforced, FAILED, now), Ok(None));
+        assert_eq!(call(&enforced, FAILED, now), Ok(Some(BreakerState::Open)));
+        assert_eq!(call(&enforced, OK, now), Err(Cause::CircuitBreaker));
+        assert_eq!(Cause::CircuitBreaker.flag().as_str(), "UO");
+
+        let observed = cluster(&mut builder, Mode::Observe);
+        assert_eq!(observed.breaker_state(), BreakerState::Open, "it is the same one");
+        assert_eq!(call(&observed, OK, now), Ok(None), "nobody is refused");
+        let forced = cluster(&mut builder, Mode::ForcedOpen);
+        let later = now.after(Duration::from_secs(2));
+        assert_eq!(call(&forced, OK, later), Err(Cause::CircuitBreaker));
+        assert_eq!(call(&cluster(&mut builder, Mode::ForcedClosed), OK, now), Ok(None));
+
+        let enforced = cluster(&mut builder, Mode::Enforce);
+        let trial = enforced.try_call(later).unwrap();
+        assert_eq!(enforced.breaker_state(), BreakerState::HalfOpen);
+        assert_eq!(call(&enforced, OK, later), Err(Cause::CircuitBreaker), "one trial is under way");
+        drop(trial);
+        assert_eq!(call(&enforced, OK, later), Ok(Some(BreakerState::Closed)), "its place was given back");
+        assert_eq!(call(&enforced, OK, later), Ok(None));
+    }
+}

@@ -1,0 +1,201 @@
+//! What an endpoint's answers say about sending it more: how long they take, and whether it wants to be left alone.
+//!
+//! *Latency.* The time from sending a request to the head of its response, averaged with a weight that decays over time
+//! and not over requests, so that a busy and a quiet endpoint forget alike. Something slower than the average counts
+//! over [`RISE`], something faster over [`FALL`]: trouble is noticed sooner than recovery is believed. The average is that
+//! of the logarithms: one request of a kind that takes a minute says less about its endpoint than ten that take twice as
+//! long as elsewhere. What has not been heard of for a while is forgotten bit by bit, so that an endpoint that was slow
+//! is asked again.
+//!
+//! *Only answers count.* A failure is often faster than the work it refuses to do, and a time-out says how patient we
+//! are. Failures say nothing about latency; they make an endpoint rest.
+//!
+//! *Rest.* After a failure an endpoint is passed by for a time that doubles with each failure in a row, beginning at
+//! [`FIRST_REST`], but not shorter than what the failure itself took times [`REST_PER_LOSS`], and not longer than
+//! [`LONGEST_REST`]. So a fast failure that happens to every endpoint now and then costs nearly nothing, and an endpoint
+//! that only fails is asked a handful of times in all. Failures that come in during the rest were sent before it and
+//! change nothing. An endpoint that says itself when to come again (`Retry-After`, `grpc-retry-pushback-ms`) is taken at
+//! its word, up to [`LONGEST_PUSH_BACK`].
+//!
+//! *Trial.* After its rest, and until it answers well, an endpoint gets one request at a time: the next one when that has
+//! ended, or after [`TRIAL`] if nobody has heard of its end. What has been under way for long, as streams are, does not
+//! stand in its way.
+//!
+//! These are each proxy's own impressions, kept from the first moment and without a policy; they only say whom to
+//! prefer. To take an endpoint out is outlier detection's business.
+
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::time::Duration;
+
+use meshwork_base::Tick;
+
+use crate::outage::doubled;
+use crate::outlier::AttemptOutcome;
+
+/// How long a slower answer takes to change the average.
+const RISE: Duration = Duration::from_secs(2);
+/// How long a faster one takes.
+const FALL: Duration = Duration::from_secs(10);
+/// How long it takes until what is not heard of is remembered as 1/e of what it was.
+const FORGET: Duration = Duration::from_secs(10);
+/// The rest after the first failure.
+const FIRST_REST: Duration = Duration::from_millis(50);
+/// The longest rest that failures lead to.
+const LONGEST_REST: Duration = Duration::from_secs(10);
+/// A failure that took long makes an endpoint rest so many times as long.
+const REST_PER_LOSS: u32 = 4;
+/// How long a trial without an end keeps others away.
+const TRIAL: Duration = Duration::from_secs(2);
+/// The longest that an endpoint is taken at its word.
+const LONGEST_PUSH_BACK: Duration = Duration::from_secs(60);
+
+/// What one attempt says about its endpoint.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Answer {
+    /// What became of it.
+    pub outcome: AttemptOutcome,
+    /// How long it took to the head of the response, or to the failure.
+    pub took: Duration,
+    /// The endpoint's own word on when to come again.
+    pub push_back: Option<Duration>,
+}
+
+impl Answer {
+    /// An answer without a word on when to come again.
+    #[must_use]
+    pub const fn new(outcome: AttemptOutcome, took: Duration) -> Self {
+        Self { outcome, took, push_back: None }
+    }
+}
+
+/// The impressions of one address, across workers and updates.
+#[derive(Debug, Default)]
+pub(crate) struct Load {
+    latency: Latency,
+    /// Nanoseconds of the clock's [`Tick`]; 0 means never.
+    resting_until: AtomicU64,
+    /// The same of the trial under way; it counts only while the last word was a failure.
+    trial_until: AtomicU64,
+    failures_in_a_row: AtomicU32,
+}
+
+impl Load {
+    /// The natural logarithm of the average latency in nanoseconds, as far as it is remembered; `None` when nothing is
+    /// known.
+    pub(crate) fn ln_latency(&self, now: Tick) -> Option<f32> {
+        self.latency.at(now)
+    }
+
+    /// Whether it is passed by for now.
+    pub(crate) fn is_resting(&self, now: Tick) -> bool {
+        self.resting_until.load(Ordering::Relaxed) > now.as_nanos()
+    }
+
+    /// Whether its last word was a failure, and somebody is finding out about it.
+    pub(crate) fn is_tried(&self, now: Tick) -> bool {
+        self.has_failed() && self.trial_until.load(Ordering::Relaxed) > now.as_nanos()
+    }
+
+    fn has_failed(&self) -> bool {
+        self.failures_in_a_row.load(Ordering::Relaxed) > 0
+    }
+
+    /// A request is sent to it.
+    pub(crate) fn picked(&self, now: Tick) {
+        if self.has_failed() {
+            self.trial_until.store(now.after(TRIAL).as_nanos(), Ordering::Relaxed);
+        }
+    }
+
+    /// The instance behind the address is another one.
+    pub(crate) fn forget(&self) {
+        self.latency.0.store(0, Ordering::Relaxed);
+        self.resting_until.store(0, Ordering::Relaxed);
+        self.failures_in_a_row.store(0, Ordering::Relaxed);
+    }
+
+    /// An attempt has ended. A healthy endpoint costs one shared write.
+    pub(crate) fn record(&self, answer: &Answer, now: Tick) {
+        match answer.outcome {
+            AttemptOutcome::Success => {
+                self.latency.observe(answer.took, now);
+                if self.has_failed() {
+                    self.failures_in_a_row.store(0, Ordering::Relaxed);
+                }
+            }
+            AttemptOutcome::Overloaded | AttemptOutcome::Failure => self.failed(answer, now),
+        }
+        if let Some(push_back) = answer.push_back.filter(|time| !time.is_zero()) {
+            let until = now.after(push_back.min(LONGEST_PUSH_BACK));
+            self.resting_until.fetch_max(until.as_nanos(), Ordering::Relaxed);
+        }
+    }
+
+    fn failed(&self, answer: &Answer, now: Tick) {
+        let resting_until = self.resting_until.load(Ordering::Relaxed);
+        if resting_until > now.as_nanos() {
+            return;
+        }
+        let row = self.failures_in_a_row.load(Ordering::Relaxed).saturating_add(1);
+        let until = now.after(rest(row, answer.took)).as_nanos();
+        // Of workers that hear of failures at the same time one counts.
+        let begun =
+            self.resting_until.compare_exchange(resting_until, until, Ordering::Relaxed, Ordering::Relaxed);
+        if begun.is_ok() {
+            self.trial_until.store(0, Ordering::Relaxed);
+            self.failures_in_a_row.store(row, Ordering::Relaxed);
+        }
+    }
+}
+
+/// How long an endpoint rests after so many failures in a row, the last of which took so long.
+pub(crate) fn rest(row: u32, took: Duration) -> Duration {
+    doubled(FIRST_REST.max(took.saturating_mul(REST_PER_LOSS)), row.saturating_sub(1), LONGEST_REST)
+}
+
+/// A moving average in one word, so that value and time change together: the upper half is the natural logarithm of the
+/// average in nanoseconds as a float, the lower half the time of the last answer in microseconds, which wraps after 71
+/// minutes. An endpoint that is idle for just so long is believed to have answered a moment ago; that is its one error.
+#[derive(Debug, Default)]
+struct Latency(AtomicU64);
+
+impl Latency {
+    fn observe(&self, took: Duration, now: Tick) {
+        let sample = (took.as_secs_f32() * 1e9).max(2.0).ln();
+        let step = |word: u64| {
+            let Some((average, age)) = unpack(word, now) else { return Some(pack(sample, now)) };
+            let over = if sample > average { RISE } else { FALL };
+            let weight = age.as_secs_f32() / (age + over).as_secs_f32();
+            Some(pack(average + (sample - average) * weight, now))
+        };
+        // The closure always gives a value, so the update cannot fail.
+        let _ = self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, step);
+    }
+
+    fn at(&self, now: Tick) -> Option<f32> {
+        let (average, age) = unpack(self.0.load(Ordering::Relaxed), now)?;
+        Some(average - age.as_secs_f32() / FORGET.as_secs_f32())
+    }
+}
+
+/// Average, and time since it was written; `None` for a word that nobody has written.
+fn unpack(word: u64, now: Tick) -> Option<(f32, Duration)> {
+    #[expect(clippy::cast_possible_truncation, reason = "each half is taken apart")]
+    let (average, written) = ((word >> 32) as u32, word as u32);
+    let age = Duration::from_micros(micros(now).wrapping_sub(written).into());
+    // No written average is 0: a sample is at least two nanoseconds.
+    (average != 0).then(|| (f32::from_bits(average), age))
+}
+
+fn pack(average: f32, now: Tick) -> u64 {
+    u64::from(average.to_bits()) << 32 | u64::from(micros(now))
+}
+
+fn micros(now: Tick) -> u32 {
+    #[expect(clippy::cast_possible_truncation, reason = "it wraps, as said")]
+    let micros = (now.as_nanos() / 1_000) as u32;
+    micros
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,92 @@
+//! A proxy that calls the fleet.
+
+use std::net::{IpAddr, Ipv4Addr};
+use std::sync::Arc;
+
+use meshwork_messages::v1;
+
+use super::scenario::Scenario;
+use crate::builder::{Change, SnapshotBuilder};
+use crate::cluster::{Algorithm, Cluster};
+use crate::endpoint::Endpoint;
+
+/// See the module's text.
+pub(super) struct Client {
+    pub(super) cluster: Arc<Cluster>,
+    /// It calls more than usual.
+    pub(super) bursting: bool,
+}
+
+impl Client {
+    pub(super) fn new(scenario: &Scenario) -> Self {
+        let mut builder = SnapshotBuilder::new();
+        let rejections = builder.apply(messages(scenario));
+        assert!(rejections.is_empty(), "{rejections:?}");
+        let cluster = builder.build().clusters().next().map(Arc::clone).expect("the service has a port");
+        Self { cluster, bursting: false }
+    }
+}
+
+/// Which instance of the scenario an endpoint is.
+pub(super) fn instance_of(endpoint: &Endpoint) -> usize {
+    let IpAddr::V4(address) = endpoint.address().ip() else { unreachable!("addresses are those below") };
+    let [_, _, high, low] = address.octets();
+    usize::from(u16::from_be_bytes([high, low]))
+}
+
+fn address(instance: usize) -> Ipv4Addr {
+    let [high, low] = u16::try_from(instance).expect("a fleet below 65,536").to_be_bytes();
+    Ipv4Addr::new(10, 0, high, low)
+}
+
+fn messages(scenario: &Scenario) -> [Change; 3] {
+    let service = v1::Service {
+        ports: vec![v1::ServicePort { name: String::new(), port: 80, protocol: 0 }],
+        ..v1::Service::default()
+    };
+    let endpoints = scenario.instances.iter().enumerate().map(|(at, instance)| v1::Endpoint {
+        addresses: vec![address(at).to_string()],
+        health: v1::endpoint::Health::Healthy.into(),
+        weight: instance.weight,
+        ..v1::Endpoint::default()
+    });
+    let slice = v1::EndpointSlice {
+        service: "simulated/fleet".into(),
+        ports: vec![v1::EndpointPort { name: String::new(), port: 8080 }],
+        endpoints: endpoints.collect(),
+        ..v1::EndpointSlice::default()
+    };
+    [
+        Change::upsert("simulated/fleet", "1", &service),
+        Change::upsert("simulated/fleet-1", "1", &slice),
+        Change::upsert("TrafficPolicy/simulated/fleet", "1", &policy(scenario)),
+    ]
+}
+
+fn policy(scenario: &Scenario) -> v1::Policy {
+    use v1::traffic_policy::Algorithm as Wire;
+    let policies = &scenario.policies;
+    let algorithm = match policies.algorithm {
+        Algorithm::PeakEwma => Wire::PeakEwma,
+        Algorithm::LeastRequest => Wire::LeastRequest,
+        Algorithm::RoundRobin => Wire::RoundRobin,
+        Algorithm::Random => Wire::Random,
+    };
+    let outlier_detection = policies.outlier_detection.map(|outlier| v1::OutlierDetection {
+        consecutive_5xx: outlier.consecutive_5xx,
+        base_ejection_time_ms: u32::try_from(outlier.base_ejection_time.as_millis())
+            .expect("an ejection below seven weeks"),
+        max_ejection_percent: outlier.max_ejection_percent,
+    });
+    let spec =
+        v1::TrafficPolicy { algorithm: algorithm.into(), outlier_detection, ..v1::TrafficPolicy::default() };
+    v1::Policy {
+        targets: vec![v1::policy::Target {
+            kind: "Service".into(),
+            name: "simulated/fleet".into(),
+            section: String::new(),
+        }],
+        spec: Some(v1::policy::Spec::Traffic(spec)),
+        ..v1::Policy::default()
+    }
+}

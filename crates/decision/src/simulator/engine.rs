@@ -1,0 +1,383 @@
+//! Events in the order of time.
+
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use meshwork_base::{Rng, SeededRng, Tick};
+
+use super::client::{Client, instance_of};
+use super::report::Report;
+use super::scenario::{Scenario, Spread, exponential};
+use super::server::{Server, Taken};
+use crate::endpoint::{Endpoint, InFlight};
+use crate::invariants;
+use crate::limits::Permit;
+use crate::load::Answer;
+use crate::outlier::AttemptOutcome;
+use crate::reasons::NoReasons;
+use crate::retry::{AttemptFailure, Decision, RequestFacts, Retry, RetryPolicy};
+
+/// Names an attempt; what has ended is never taken for what has its place now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct AttemptId {
+    place: u32,
+    number: u64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Event {
+    /// A client's next request.
+    Arrives(usize),
+    /// A client's burst begins or ends.
+    Burst(usize),
+    /// A request's back-off is over.
+    Again(usize),
+    /// An attempt comes to its instance.
+    Reaches(AttemptId),
+    /// An instance has done its work on an attempt, in this life of it.
+    Done(usize, AttemptId, u32),
+    /// A client hears how its attempt ended.
+    Hears(AttemptId, Heard),
+    /// The next of an instance's phases.
+    Phase(usize, usize),
+}
+
+/// How an attempt ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Heard {
+    Ok,
+    Status503,
+    Reset,
+    Refused,
+    TimedOut,
+}
+
+struct Request {
+    client: usize,
+    arrived: Tick,
+    retry: Retry,
+    work: f64,
+    /// Counts the retry under way.
+    permit: Option<Permit>,
+}
+
+struct Attempt {
+    number: u64,
+    request: usize,
+    endpoint: Arc<Endpoint>,
+    began: Tick,
+    _in_flight: InFlight,
+}
+
+/// See the module's text.
+pub(super) struct Engine<'s> {
+    scenario: &'s Scenario,
+    policy: Arc<RetryPolicy>,
+    now: Tick,
+    /// Time, and a number that keeps events of one moment in the order in which they were planned.
+    events: BinaryHeap<Reverse<(Tick, u64, Event)>>,
+    planned: u64,
+    clients: Vec<Client>,
+    servers: Vec<Server<'s>>,
+    requests: Slots<Request>,
+    attempts: Slots<Attempt>,
+    attempts_so_far: u64,
+    /// What happens to the fleet and its clients.
+    world: SeededRng,
+    /// What the proxies' decisions are made with.
+    chance: SeededRng,
+    report: Report,
+}
+
+impl<'s> Engine<'s> {
+    pub(super) fn new(scenario: &'s Scenario, seed: u64) -> Self {
+        let mut world = SeededRng::new(seed);
+        let chance = SeededRng::new(world.next_u64());
+        let mut engine = Self {
+            scenario,
+            policy: Arc::new(scenario.policies.retry.clone()),
+            now: Tick::ZERO,
+            events: BinaryHeap::new(),
+            planned: 0,
+            clients: (0..scenario.clients).map(|_| Client::new(scenario)).collect(),
+            servers: scenario.instances.iter().map(Server::new).collect(),
+            requests: Slots::default(),
+            attempts: Slots::default(),
+            attempts_so_far: 0,
+            world,
+            chance,
+            report: Report::new(seed, scenario.instances.len()),
+        };
+        for client in 0..scenario.clients {
+            let gap = engine.gap(client);
+            engine.plan(gap, Event::Arrives(client));
+            if let Some(burst) = scenario.arrivals.burst {
+                let first = burst.every.mul_f64(exponential(&mut engine.world));
+                engine.plan(first, Event::Burst(client));
+            }
+        }
+        for (instance, plan) in scenario.instances.iter().enumerate() {
+            for (at, phase) in plan.phases.iter().enumerate() {
+                engine.plan(phase.at, Event::Phase(instance, at));
+            }
+        }
+        engine
+    }
+
+    pub(super) fn run(mut self) -> Report {
+        while let Some(Reverse((at, _, event))) = self.events.pop() {
+            self.now = at;
+            self.happens(event);
+        }
+        self.expect_nothing_left();
+        self.report.finish();
+        self.report
+    }
+
+    fn plan(&mut self, after: Duration, event: Event) {
+        self.planned += 1;
+        self.events.push(Reverse((self.now.after(after), self.planned, event)));
+    }
+
+    fn happens(&mut self, event: Event) {
+        match event {
+            Event::Arrives(client) => self.arrives(client),
+            Event::Burst(client) => self.burst(client),
+            Event::Again(request) => self.attempt(request),
+            Event::Reaches(attempt) => self.reaches(attempt),
+            Event::Done(instance, attempt, life) => self.done(instance, attempt, life),
+            Event::Hears(attempt, heard) => self.hears(attempt, heard),
+            Event::Phase(instance, at) => {
+                let state = self.scenario.instances[instance].phases[at].state;
+                for attempt in self.servers[instance].becomes(state) {
+                    self.plan(self.scenario.network, Event::Hears(attempt, Heard::Reset));
+                }
+            }
+        }
+    }
+
+    /// The time to a client's next request.
+    fn gap(&mut self, client: usize) -> Duration {
+        let arrivals = &self.scenario.arrivals;
+        let times = arrivals.burst.filter(|_| self.clients[client].bursting).map_or(1.0, |burst| burst.times);
+        #[expect(clippy::cast_precision_loss, reason = "a count of proxies")]
+        let per_second = arrivals.per_second * times / self.scenario.clients as f64;
+        Duration::from_secs_f64(exponential(&mut self.world) / per_second)
+    }
+
+    fn burst(&mut self, client: usize) {
+        let Some(burst) = self.scenario.arrivals.burst else { return };
+        let began = !self.clients[client].bursting;
+        self.clients[client].bursting = began;
+        let lasts = if began { burst.lasts } else { burst.every.mul_f64(exponential(&mut self.world)) };
+        if self.now.after(lasts) < Tick::ZERO.after(self.scenario.duration) {
+            self.plan(lasts, Event::Burst(client));
+        }
+    }
+
+    fn arrives(&mut self, client: usize) {
+        let gap = self.gap(client);
+        if self.now.after(gap) < Tick::ZERO.after(self.scenario.duration) {
+            self.plan(gap, Event::Arrives(client));
+        }
+        let work = self.spread().draw(&mut self.world);
+        let retry = Retry::begin(Some(&self.policy), &self.clients[client].cluster, self.now);
+        let request = Request { client, arrived: self.now, retry, work, permit: None };
+        let request = self.requests.add(request);
+        self.report.requests += 1;
+        self.attempt(request);
+    }
+
+    /// Of the request and not of the instance, so that it does not depend on who is picked.
+    fn spread(&self) -> Spread {
+        self.scenario.instances.first().map_or(Spread::Constant, |instance| instance.spread)
+    }
+
+    fn deadline(&self, request: &Request) -> Tick {
+        request.arrived.after(self.scenario.policies.timeout)
+    }
+
+    fn attempt(&mut self, request: usize) {
+        let (id, deadline) = (request, self.deadline(self.requests.get(request)));
+        let request = self.requests.get(id);
+        let cluster = &self.clients[request.client].cluster;
+        let picked = cluster.pick(self.now, &mut self.chance, request.retry.tried()).expect("a fleet");
+        if picked.is_ejected(self.now)
+            && cluster.endpoints().pickable().iter().any(|endpoint| !endpoint.is_ejected(self.now))
+        {
+            let at = self.now;
+            self.report.broken(|| format!("{} is ejected and was picked at {at:?}", picked.address()));
+        }
+        self.attempts_so_far += 1;
+        let attempt = Attempt {
+            number: self.attempts_so_far,
+            request: id,
+            began: self.now,
+            _in_flight: picked.begin(),
+            endpoint: picked,
+        };
+        self.report.attempts += 1;
+        if self.is_measured(self.now) {
+            self.report.loads[instance_of(&attempt.endpoint)] += 1;
+        }
+        let number = attempt.number;
+        let place = u32::try_from(self.attempts.add(attempt)).expect("fewer attempts than 2^32");
+        let attempt = AttemptId { place, number };
+        let per_try = self.policy.per_try_timeout.unwrap_or(Duration::MAX);
+        self.plan(per_try.min(deadline.since(self.now)), Event::Hears(attempt, Heard::TimedOut));
+        self.plan(self.scenario.network, Event::Reaches(attempt));
+    }
+
+    fn is_measured(&self, at: Tick) -> bool {
+        at >= Tick::ZERO.after(self.scenario.warm_up)
+    }
+
+    fn awaited(&self, id: AttemptId) -> Option<&Attempt> {
+        self.attempts.find(id.place as usize).filter(|attempt| attempt.number == id.number)
+    }
+
+    fn reaches(&mut self, id: AttemptId) {
+        let Some(attempt) = self.awaited(id) else { return };
+        let (instance, work) = (instance_of(&attempt.endpoint), self.requests.get(attempt.request).work);
+        let server = &mut self.servers[instance];
+        let network = self.scenario.network;
+        match server.take(id, work) {
+            Taken::Served(time) => {
+                let life = server.life;
+                self.plan(time, Event::Done(instance, id, life));
+            }
+            Taken::Queued | Taken::Hangs => {}
+            Taken::Failed(after) => self.plan(after + network, Event::Hears(id, Heard::Status503)),
+            Taken::Refused => self.plan(network, Event::Hears(id, Heard::Refused)),
+        }
+    }
+
+    fn done(&mut self, instance: usize, id: AttemptId, life: u32) {
+        if self.servers[instance].life != life {
+            return;
+        }
+        self.plan(self.scenario.network, Event::Hears(id, Heard::Ok));
+        let attempts = &self.attempts;
+        let is_awaited =
+            |id: AttemptId| attempts.find(id.place as usize).is_some_and(|a| a.number == id.number);
+        if let Some((next, time)) = self.servers[instance].done(id, is_awaited) {
+            self.plan(time, Event::Done(instance, next, life));
+        }
+    }
+
+    fn hears(&mut self, id: AttemptId, heard: Heard) {
+        if self.awaited(id).is_none() {
+            return;
+        }
+        let attempt = self.attempts.take(id.place as usize);
+        let request = self.requests.get_mut(attempt.request);
+        request.permit = None;
+        let cluster = Arc::clone(&self.clients[request.client].cluster);
+        let outcome = if heard == Heard::Ok { AttemptOutcome::Success } else { AttemptOutcome::Failure };
+        let answer = Answer::new(outcome, self.now.since(attempt.began));
+        if cluster.record(&attempt.endpoint, &answer, self.now).is_some() {
+            self.report.ejections += 1;
+            let config = cluster.outlier_detection.as_ref().expect("something ejected");
+            if let Err(why) = invariants::ejection(config, &cluster.endpoints(), self.now) {
+                self.report.broken(|| why);
+            }
+        }
+        match heard {
+            Heard::Ok => self.ended(attempt.request, true),
+            Heard::Status503 => self.failed(&attempt, AttemptFailure::Status(503)),
+            Heard::Reset => self.failed(&attempt, AttemptFailure::Reset),
+            Heard::Refused => self.failed(&attempt, AttemptFailure::Connect),
+            Heard::TimedOut => self.failed(&attempt, AttemptFailure::PerTryTimeout),
+        }
+    }
+
+    fn failed(&mut self, attempt: &Attempt, failure: AttemptFailure) {
+        let deadline = self.deadline(self.requests.get(attempt.request));
+        let request = self.requests.get_mut(attempt.request);
+        let facts = RequestFacts {
+            idempotent: true,
+            sent: failure != AttemptFailure::Connect,
+            replayable: true,
+            nested: false,
+            deadline: Some(deadline),
+        };
+        let endpoint = Some(attempt.endpoint.id);
+        match request.retry.after(failure, endpoint, &facts, self.now, &mut self.chance, &mut NoReasons) {
+            Decision::Again { after, permit } => {
+                request.permit = permit;
+                self.report.retries += 1;
+                self.plan(after, Event::Again(attempt.request));
+            }
+            Decision::Stop(_) => self.ended(attempt.request, false),
+        }
+    }
+
+    fn ended(&mut self, request: usize, well: bool) {
+        let request = self.requests.take(request);
+        let measured = self.is_measured(request.arrived);
+        self.report.ended += 1;
+        if !well {
+            self.report.failures += u64::from(measured);
+        }
+        if measured {
+            let took = if well { self.now.since(request.arrived) } else { self.scenario.policies.timeout };
+            self.report.took(took);
+        }
+    }
+
+    /// Every request has ended once, and nothing is counted that is over.
+    fn expect_nothing_left(&mut self) {
+        let (begun, ended) = (self.report.requests, self.report.ended);
+        if begun != ended {
+            self.report.broken(|| format!("{begun} requests began and {ended} ended"));
+        }
+        for client in &self.clients {
+            for endpoint in client.cluster.endpoints().all().iter().filter(|e| e.stats.in_flight() != 0) {
+                let left = endpoint.stats.in_flight();
+                self.report.broken(|| format!("{left} requests to {} never ended", endpoint.address()));
+            }
+        }
+    }
+}
+
+/// Things that come and go; the place of one that is gone is used again.
+struct Slots<T> {
+    all: Vec<Option<T>>,
+    free: Vec<usize>,
+}
+
+impl<T> Default for Slots<T> {
+    fn default() -> Self {
+        Self { all: Vec::new(), free: Vec::new() }
+    }
+}
+
+impl<T> Slots<T> {
+    fn add(&mut self, thing: T) -> usize {
+        let place = self.free.pop().unwrap_or_else(|| {
+            self.all.push(None);
+            self.all.len() - 1
+        });
+        self.all[place] = Some(thing);
+        place
+    }
+
+    fn find(&self, place: usize) -> Option<&T> {
+        self.all.get(place)?.as_ref()
+    }
+
+    fn get(&self, place: usize) -> &T {
+        self.find(place).expect("it is under way")
+    }
+
+    fn get_mut(&mut self, place: usize) -> &mut T {
+        self.all[place].as_mut().expect("it is under way")
+    }
+
+    fn take(&mut self, place: usize) -> T {
+        self.free.push(place);
+        self.all[place].take().expect("it is under way")
+    }
+}

@@ -1,0 +1,147 @@
+//! The fleets on which balancers are compared.
+//!
+//! An instance works on two requests at once, 10 ms each on average, so it can do 200 a second. Four proxies call, each
+//! knowing only what it sees.
+
+use std::time::Duration;
+
+use super::scenario::{Arrivals, Burst, Instance, Phase, Policies, Scenario, Spread, State};
+
+const CONCURRENCY: u32 = 2;
+const SERVICE: Duration = Duration::from_millis(10);
+/// Requests per second that an instance can do.
+const CAPACITY: f64 = 200.0;
+
+fn instance() -> Instance {
+    Instance {
+        weight: 1,
+        concurrency: CONCURRENCY,
+        queue: 1_000,
+        service: SERVICE,
+        spread: Spread::Exponential,
+        phases: Vec::new(),
+    }
+}
+
+fn always(state: State) -> Vec<Phase> {
+    vec![Phase { at: Duration::ZERO, state }]
+}
+
+fn fleet(name: &'static str, load: f64, instances: Vec<Instance>) -> Scenario {
+    #[expect(clippy::cast_precision_loss, reason = "a count of instances")]
+    let capacity = instances.len() as f64 * CAPACITY;
+    Scenario {
+        name,
+        duration: Duration::from_secs(20),
+        warm_up: Duration::from_secs(2),
+        clients: 4,
+        arrivals: Arrivals { per_second: load * capacity, burst: None },
+        instances,
+        network: Duration::from_micros(250),
+        policies: Policies::default(),
+    }
+}
+
+/// Ten of which the first is in this state.
+fn one_of_ten(name: &'static str, state: State) -> Scenario {
+    let mut instances = vec![instance(); 10];
+    instances[0].phases = always(state);
+    fleet(name, 0.7, instances)
+}
+
+/// Ten even endpoints at 70 % load.
+#[must_use]
+pub fn even() -> Scenario {
+    fleet("a: ten even", 0.7, vec![instance(); 10])
+}
+
+/// Ten endpoints of weights 1, 2 and 3, each as strong as its weight, at 70 % load.
+#[must_use]
+pub fn weighted() -> Scenario {
+    let weight = |at: u32| at % 3 + 1;
+    let instances: Vec<_> = (0..10)
+        .map(|at| Instance { weight: weight(at), concurrency: CONCURRENCY * weight(at), ..instance() })
+        .collect();
+    let weights: u32 = instances.iter().map(|instance| instance.weight).sum();
+    fleet("a: by weight", 0.7 * f64::from(weights) / 10.0, instances)
+}
+
+/// One of ten is ten times slower.
+#[must_use]
+pub fn one_slow() -> Scenario {
+    one_of_ten("b: one slow", State::Serving(10.0))
+}
+
+/// One of ten fails every request within a millisecond.
+#[must_use]
+pub fn one_failing() -> Scenario {
+    one_of_ten("c: one failing", State::Failing(Duration::from_millis(1)))
+}
+
+/// One of ten hangs.
+#[must_use]
+pub fn one_hanging() -> Scenario {
+    one_of_ten("d: one hanging", State::Hanging)
+}
+
+/// Three of ten in turns, at half load: five seconds like this, five seconds serving.
+fn three_in_turns(name: &'static str, state: State) -> Scenario {
+    let mut instances = vec![instance(); 10];
+    for (instance, offset) in instances.iter_mut().zip([2_000, 3_500, 4_500]) {
+        let at = |half: u64| Duration::from_millis(offset + 5_000 * half);
+        let state = |half| if half % 2 == 0 { state } else { State::Serving(1.0) };
+        instance.phases = (0..4).map(|half| Phase { at: at(half), state: state(half) }).collect();
+    }
+    fleet(name, 0.5, instances)
+}
+
+/// Three of ten die with their hosts and return every five seconds.
+#[must_use]
+pub fn three_lost() -> Scenario {
+    three_in_turns("e: three lost", State::Lost)
+}
+
+/// Three of ten die and return every five seconds; their hosts refuse connections meanwhile.
+#[must_use]
+pub fn three_crashing() -> Scenario {
+    three_in_turns("e: three crash", State::Away)
+}
+
+/// Two zones of five; one has other work to do and is three times slower.
+#[must_use]
+pub fn one_zone_overloaded() -> Scenario {
+    let mut instances = vec![instance(); 10];
+    for instance in &mut instances[..5] {
+        instance.phases = always(State::Serving(3.0));
+    }
+    fleet("f: one zone overloaded", 0.45, instances)
+}
+
+/// A hundred endpoints, fifty clients, each of which comes in bursts.
+#[must_use]
+pub fn many_and_bursts() -> Scenario {
+    let burst = Burst { every: Duration::from_millis(1_000), lasts: Duration::from_millis(200), times: 5.0 };
+    let many = fleet("g: many, bursts", 0.35, vec![instance(); 100]);
+    Scenario {
+        duration: Duration::from_secs(6),
+        clients: 50,
+        arrivals: Arrivals { burst: Some(burst), ..many.arrivals },
+        ..many
+    }
+}
+
+/// All of them.
+#[must_use]
+pub fn all() -> [Scenario; 9] {
+    [
+        even(),
+        weighted(),
+        one_slow(),
+        one_failing(),
+        one_hanging(),
+        three_lost(),
+        three_crashing(),
+        one_zone_overloaded(),
+        many_and_bursts(),
+    ]
+}

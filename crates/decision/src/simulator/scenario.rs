@@ -1,0 +1,158 @@
+//! What is simulated.
+
+use std::time::Duration;
+
+use meshwork_base::Rng;
+
+use crate::cluster::Algorithm;
+use crate::outlier::OutlierDetection;
+use crate::retry::{RetryBudget, RetryPolicy};
+
+/// A fleet, who calls it, and how.
+#[derive(Clone, Debug)]
+pub struct Scenario {
+    /// For people.
+    pub name: &'static str,
+    /// How long requests arrive.
+    pub duration: Duration,
+    /// What arrives earlier is not measured.
+    pub warm_up: Duration,
+    /// Proxies that call the fleet, each knowing only what it sees.
+    pub clients: usize,
+    /// How requests arrive; they do not wait for each other.
+    pub arrivals: Arrivals,
+    /// The fleet.
+    pub instances: Vec<Instance>,
+    /// From proxy to instance, one way.
+    pub network: Duration,
+    /// How the proxies behave.
+    pub policies: Policies,
+}
+
+/// Requests arrive at random and independently.
+#[derive(Clone, Copy, Debug)]
+pub struct Arrivals {
+    /// Requests per second of all clients together, outside bursts.
+    pub per_second: f64,
+    /// Each client's bursts.
+    pub burst: Option<Burst>,
+}
+
+/// From time to time more comes.
+#[derive(Clone, Copy, Debug)]
+pub struct Burst {
+    /// The mean time from the end of one to the beginning of the next.
+    pub every: Duration,
+    /// How long it lasts.
+    pub lasts: Duration,
+    /// So many times as much.
+    pub times: f64,
+}
+
+/// An instance of the service.
+#[derive(Clone, Debug)]
+pub struct Instance {
+    /// Its weight as endpoint.
+    pub weight: u32,
+    /// How many requests it works on at once; the others queue.
+    pub concurrency: u32,
+    /// The longest queue; what comes beyond is answered 503 at once.
+    pub queue: usize,
+    /// The mean time of work on a request.
+    pub service: Duration,
+    /// How that time varies.
+    pub spread: Spread,
+    /// What happens to it, in the order of time.
+    pub phases: Vec<Phase>,
+}
+
+/// From a moment on it is in a state.
+#[derive(Clone, Copy, Debug)]
+pub struct Phase {
+    /// The moment.
+    pub at: Duration,
+    /// The state.
+    pub state: State,
+}
+
+/// What an instance does with requests.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum State {
+    /// It works, so many times slower than usual.
+    Serving(f64),
+    /// It answers everything 503 after this time.
+    Failing(Duration),
+    /// It takes requests and does not answer.
+    Hanging,
+    /// Its process is gone: what it worked on is reset, and connections are refused.
+    Away,
+    /// Its host is gone: nobody hears anything any more, not even that there is nobody.
+    Lost,
+}
+
+/// How times vary around their mean.
+#[derive(Clone, Copy, Debug)]
+pub enum Spread {
+    /// Not at all.
+    Constant,
+    /// Exponentially.
+    Exponential,
+    /// Log-normally, with this standard deviation of the logarithm.
+    LogNormal(f64),
+}
+
+impl Spread {
+    /// A number with mean 1.
+    pub(super) fn draw(self, rng: &mut impl Rng) -> f64 {
+        match self {
+            Self::Constant => 1.0,
+            Self::Exponential => exponential(rng),
+            Self::LogNormal(sigma) => {
+                // Box and Muller.
+                let (radius, angle) = ((2.0 * exponential(rng)).sqrt(), std::f64::consts::TAU * rng.unit());
+                (sigma * radius * angle.cos() - sigma * sigma / 2.0).exp()
+            }
+        }
+    }
+}
+
+/// A number with mean 1, exponentially distributed.
+pub(super) fn exponential(rng: &mut impl Rng) -> f64 {
+    -(1.0 - rng.unit()).ln()
+}
+
+/// How the proxies behave.
+#[derive(Clone, Debug)]
+pub struct Policies {
+    /// How an endpoint is chosen.
+    pub algorithm: Algorithm,
+    /// When an endpoint is ejected.
+    pub outlier_detection: Option<OutlierDetection>,
+    /// When and how often an attempt is repeated.
+    pub retry: RetryPolicy,
+    /// The time of a request, all attempts included. A request that fails counts as having taken it.
+    pub timeout: Duration,
+}
+
+impl Default for Policies {
+    /// The default balancer, and a retry policy that names everything.
+    fn default() -> Self {
+        Self {
+            algorithm: Algorithm::default(),
+            outlier_detection: None,
+            retry: RetryPolicy {
+                attempts: 2,
+                status_codes: [503].into(),
+                grpc_codes: [].into(),
+                on_reset: true,
+                on_connect_failure: true,
+                on_refused: true,
+                per_try_timeout: Some(Duration::from_secs(1)),
+                backoff_base: Duration::from_millis(25),
+                backoff_max: Duration::from_millis(250),
+                budget: Some(RetryBudget { percent: 20, min_per_second: 0 }),
+            },
+            timeout: Duration::from_secs(5),
+        }
+    }
+}

@@ -1,0 +1,104 @@
+use std::time::Duration;
+
+use super::*;
+
+/// One proxy, one instance that works on one request at a time for 10 ms.
+fn small(per_second: f64) -> Scenario {
+    let instance = Instance {
+        weight: 1,
+        concurrency: 1,
+        queue: 100,
+        service: Duration::from_millis(10),
+        spread: Spread::Constant,
+        phases: Vec::new(),
+    };
+    Scenario {
+        name: "small",
+        duration: Duration::from_secs(20),
+        warm_up: Duration::ZERO,
+        clients: 1,
+        arrivals: Arrivals { per_second, burst: None },
+        instances: vec![instance],
+        network: Duration::ZERO,
+        policies: Policies::default(),
+    }
+}
+
+/// The mean time in a queue with one server and constant work is known (Pollaczek and Khinchine): at load ρ the wait is
+/// ρ / 2(1 - ρ) of the work.
+#[test]
+fn a_queue_behaves_as_theory_says() {
+    let waits = (0..40).map(|seed| {
+        let report = run(&small(50.0), seed);
+        report.mean().as_secs_f64() - 0.010
+    });
+    let mean = waits.sum::<f64>() / 40.0;
+    assert!((mean - 0.005).abs() < 0.0005, "half of the work at half load: {mean}");
+}
+
+#[test]
+fn what_cannot_be_done_is_counted_as_failed() {
+    let mut scenario = small(50.0);
+    scenario.instances[0].phases = vec![Phase { at: Duration::from_secs(10), state: State::Away }];
+    let report = run(&scenario, 1);
+    assert!(report.failures.abs_diff(500) < 60, "half of a thousand: {report}");
+    assert!(
+        report.retries > 50 && 100 * report.retries <= 20 * report.requests,
+        "within the budget: {report}"
+    );
+    assert_eq!(report.quantile(0.99), Duration::from_secs(5), "a failure takes all the time there was");
+    assert_eq!(report.broken, None);
+}
+
+#[test]
+fn a_queue_that_is_full_answers_at_once() {
+    let mut scenario = small(300.0);
+    scenario.instances[0].queue = 10;
+    let report = run(&scenario, 1);
+    assert!(
+        report.quantile(0.3) <= Duration::from_millis(250),
+        "ten wait, and two back-offs at most: {report}"
+    );
+    assert!(report.failures > report.requests / 2, "a third can be done: {report}");
+}
+
+#[test]
+fn what_was_lost_with_its_host_is_heard_of_by_time_out_only() {
+    let mut scenario = small(50.0);
+    scenario.policies.retry.attempts = 0;
+    scenario.policies.retry.per_try_timeout = None;
+    scenario.instances[0].phases = vec![
+        Phase { at: Duration::from_secs(10), state: State::Lost },
+        Phase { at: Duration::from_secs(11), state: State::Serving(1.0) },
+    ];
+    let report = run(&scenario, 3);
+    assert!(report.failures.abs_diff(50) < 30, "one second's: {report}");
+    assert_eq!(report.broken, None);
+}
+
+#[test]
+fn bursts_are_more_of_the_same() {
+    let mut scenario = small(20.0);
+    let every = Duration::from_secs(1);
+    scenario.arrivals.burst = Some(Burst { every, lasts: every, times: 3.0 });
+    let requests =
+        median((0..21).map(|seed| f64::from(u32::try_from(run(&scenario, seed).requests).unwrap())));
+    assert!((requests - 800.0).abs() < 80.0, "half of the time three times as much: {requests}");
+}
+
+#[test]
+fn spreads_have_mean_one() {
+    let mut rng = meshwork_base::SeededRng::new(1);
+    for spread in [Spread::Constant, Spread::Exponential, Spread::LogNormal(1.0)] {
+        let mean = (0..100_000).map(|_| spread.draw(&mut rng)).sum::<f64>() / 100_000.0;
+        assert!((mean - 1.0).abs() < 0.03, "{spread:?}: {mean}");
+    }
+}
+
+#[test]
+fn imbalance_is_relative_to_weight() {
+    let mut report = Report::new(1, 2);
+    report.loads = vec![100, 200];
+    assert!(report.imbalance(&[1, 2]).abs() < 1e-9);
+    assert!((report.imbalance(&[1, 1]) - 1.0 / 3.0).abs() < 1e-9);
+}

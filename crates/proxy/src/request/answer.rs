@@ -1,0 +1,118 @@
+//! What an attempt says about its endpoint, for balancer and outlier detection.
+
+use std::time::Duration;
+
+use meshwork_decision::{Answer, AttemptOutcome, Cause};
+use meshwork_http1::{KnownName, ResponseHead};
+
+use crate::error::{Failure, Fault, Retry};
+
+/// gRPC's push-back (gRFC A6), in milliseconds; a negative one is a word on retries, not on when to come again.
+const PUSH_BACK: &str = "grpc-retry-pushback-ms";
+
+/// What a response's head says. `wall` is the time since the Unix epoch, asked for when a date is to be understood.
+pub(crate) fn of_response(
+    response: &ResponseHead,
+    is_grpc: bool,
+    took: Duration,
+    wall: impl FnOnce() -> Duration,
+) -> Answer {
+    let grpc = if is_grpc { response.fields.known(KnownName::GrpcStatus) } else { None };
+    let outcome = match grpc.and_then(number) {
+        None => AttemptOutcome::of_status(response.status),
+        Some(code) => AttemptOutcome::of_grpc(code),
+    };
+    let push_back = match outcome {
+        AttemptOutcome::Success => None,
+        AttemptOutcome::Overloaded | AttemptOutcome::Failure => {
+            let grpc = response.fields.get(PUSH_BACK).and_then(number).map(Duration::from_millis);
+            grpc.or_else(|| retry_after(response.fields.known(KnownName::RetryAfter)?, wall))
+        }
+    };
+    Answer { outcome, took, push_back }
+}
+
+/// What a failure says; `None`: nothing about the endpoint. That is so for a stale connection, and for what is our own
+/// or the caller's fault.
+pub(crate) fn of_failure(failure: &Failure, took: Duration) -> Option<Answer> {
+    let of_endpoint = match failure {
+        Failure { retry: Retry::Reused, .. } => false,
+        Failure { fault: Fault::Upstream, .. } => true,
+        Failure { cause, .. } => matches!(cause, Cause::PerTryTimeout | Cause::RequestTimeout),
+    };
+    of_endpoint.then(|| Answer::new(AttemptOutcome::Failure, took))
+}
+
+/// Seconds, or a date (RFC 9110, 10.2.3).
+fn retry_after(value: &[u8], wall: impl FnOnce() -> Duration) -> Option<Duration> {
+    if let Some(seconds) = number(value) {
+        return Some(Duration::from_secs(seconds));
+    }
+    let date = httpdate::parse_http_date(std::str::from_utf8(value).ok()?).ok()?;
+    Some(date.duration_since(std::time::UNIX_EPOCH).ok()?.saturating_sub(wall()))
+}
+
+fn number<N: std::str::FromStr>(value: &[u8]) -> Option<N> {
+    std::str::from_utf8(value).ok()?.trim().parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use meshwork_http1::Version;
+
+    fn answer(status: u16, fields: &[(&str, &str)]) -> Answer {
+        let mut head = ResponseHead { status, ..ResponseHead::default() };
+        head.version = Version::Http11;
+        for (name, value) in fields {
+            head.fields.push(name, value).unwrap();
+        }
+        let is_grpc = fields.iter().any(|(name, _)| name.starts_with("grpc"));
+        let noon = || httpdate::parse_http_date("Sun, 06 Nov 1994 12:00:00 GMT").unwrap();
+        let wall = || noon().duration_since(std::time::UNIX_EPOCH).unwrap();
+        of_response(&head, is_grpc, Duration::ZERO, wall)
+    }
+
+    #[test]
+    fn statuses_and_grpc_codes_are_told_apart() {
+        use AttemptOutcome::{Failure, Overloaded, Success};
+        for (status, outcome) in
+            [(200, Success), (404, Success), (429, Overloaded), (500, Failure), (503, Failure)]
+        {
+            assert_eq!(answer(status, &[]).outcome, outcome, "{status}");
+        }
+        for (code, outcome) in
+            [("0", Success), ("5", Success), ("8", Overloaded), ("13", Failure), ("14", Failure)]
+        {
+            assert_eq!(answer(200, &[("grpc-status", code)]).outcome, outcome, "{code}");
+        }
+        assert_eq!(answer(503, &[("grpc-status", "nonsense")]).outcome, Failure);
+    }
+
+    #[test]
+    fn the_endpoint_is_taken_at_its_word() {
+        let word = |status, name, value| answer(status, &[(name, value)]).push_back;
+        assert_eq!(word(429, "retry-after", "3"), Some(Duration::from_secs(3)));
+        assert_eq!(word(503, "retry-after", "Sun, 06 Nov 1994 12:00:07 GMT"), Some(Duration::from_secs(7)));
+        assert_eq!(
+            word(503, "retry-after", "Sun, 06 Nov 1994 11:00:00 GMT"),
+            Some(Duration::ZERO),
+            "it is over"
+        );
+        assert_eq!(word(503, "retry-after", "soon"), None);
+        assert_eq!(word(301, "retry-after", "3"), None, "a redirect says nothing about load");
+        let grpc = |value| answer(200, &[("grpc-status", "8"), ("grpc-retry-pushback-ms", value)]).push_back;
+        assert_eq!(grpc("250"), Some(Duration::from_millis(250)));
+        assert_eq!(grpc("-1"), None);
+    }
+
+    #[test]
+    fn only_what_is_the_endpoint_s_fault_is_held_against_it() {
+        let of = |failure: Failure| of_failure(&failure, Duration::ZERO).is_some();
+        assert!(of(Failure::upstream(Cause::ConnectFailure, Retry::NothingSent)));
+        assert!(of(Failure::local(Cause::PerTryTimeout)));
+        assert!(!of(Failure::upstream(Cause::UpstreamClosed, Retry::Reused)), "a stale connection");
+        assert!(!of(Failure::downstream(Cause::DownstreamClosed)));
+        assert!(!of(Failure::local(Cause::MaxRequests)));
+    }
+}
