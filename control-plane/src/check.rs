@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use meshwork_base::Tick;
@@ -39,16 +40,16 @@ pub fn check(paths: &[impl AsRef<Path>]) -> Result<Checked, FolderError> {
             objects.take((0, name), change);
         }
     }
-    let loaded = objects.all();
+    let all = Arc::clone(objects.all());
     let output = compile(&Input {
-        objects: &loaded.objects,
-        catalog: &Catalog::default(),
+        objects: &all,
+        catalog: &Arc::new(Catalog::default()),
         settings: &Settings::folder(),
         proxies: &ProxyReports::default(),
         previous: None,
         now: Duration::ZERO,
     });
-    let mut diagnostics = loaded.diagnostics;
+    let mut diagnostics = objects.diagnostics();
     diagnostics.extend(output.diagnostics);
     diagnostics.sort_by(|a, b| (&a.file, a.line, a.column).cmp(&(&b.file, b.line, b.column)));
     let texts = diagnostics.iter().filter_map(|found| {
@@ -56,5 +57,5 @@ pub fn check(paths: &[impl AsRef<Path>]) -> Result<Checked, FolderError> {
         Some((found.file.clone(), String::from_utf8_lossy(bytes).into_owned()))
     });
     let texts = texts.collect();
-    Ok(Checked { diagnostics, texts, objects: loaded.objects.len() })
+    Ok(Checked { diagnostics, texts, objects: all.len() })
 }

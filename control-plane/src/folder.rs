@@ -17,7 +17,7 @@ use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
-use meshwork_base::{ContentHash, Tick};
+use meshwork_base::{ContentHash, Tick, pack};
 use meshwork_resources::{FileName, limits};
 
 pub use watch::follow;
@@ -103,13 +103,26 @@ pub struct Folder {
     emptied: BTreeMap<PathBuf, Tick>,
     unreadable: Option<String>,
     directories: BTreeSet<PathBuf>,
+    /// The directories that were walked (real paths), and what the names of their files begin with.
+    walked: BTreeMap<PathBuf, String>,
+    /// Some file is reached by a link: what happens to one name may then change others.
+    linked: bool,
+    packed: usize,
 }
 
-/// What a walk found: names with the paths as listed, and the real paths of directories.
+/// What a walk found.
 #[derive(Default)]
 struct Walk {
-    files: BTreeMap<FileName, PathBuf>,
-    directories: BTreeSet<PathBuf>,
+    files: BTreeMap<FileName, Listed>,
+    /// Real paths of directories, and what the names of their files begin with.
+    directories: BTreeMap<PathBuf, String>,
+}
+
+/// A file as it was listed.
+struct Listed {
+    path: PathBuf,
+    /// Where its bytes are, when that follows from its directory: it is no link.
+    real: Option<PathBuf>,
 }
 
 impl Folder {
@@ -134,6 +147,9 @@ impl Folder {
             emptied: BTreeMap::new(),
             unreadable: None,
             directories: BTreeSet::new(),
+            walked: BTreeMap::new(),
+            linked: false,
+            packed: 0,
         })
     }
 
@@ -190,7 +206,14 @@ impl Folder {
     /// Whether a file with this real path is one of ours.
     #[must_use]
     pub fn knows(&self, real: &Path) -> bool {
-        self.known.values().any(|known| known.real == real)
+        let by_name = || Some(self.known.get(self.name_of(real)?.as_str())?.real == real);
+        by_name() == Some(true) || (self.linked && self.known.values().any(|known| known.real == real))
+    }
+
+    /// The name of what is, or would be, at this real path.
+    fn name_of(&self, real: &Path) -> Option<String> {
+        let prefix = self.walked.get(real.parent()?)?;
+        Some(format!("{prefix}{}", real.file_name()?.to_string_lossy()))
     }
 
     /// When to look again although nothing happens: a missing file may have to go, one that is written to be read.
@@ -214,16 +237,77 @@ impl Folder {
 
     /// Looks at files whose content may have changed, by real path.
     pub fn refresh(&mut self, touched: &BTreeSet<PathBuf>, now: Tick) -> Changes {
-        let known = self.known.iter().filter(|(_, known)| touched.contains(&known.real));
-        let files: Vec<_> = known.map(|(name, known)| (name.clone(), known.real.clone())).collect();
+        let files: Vec<(FileName, PathBuf)> = if self.linked {
+            let known = self.known.iter().filter(|(_, known)| touched.contains(&known.real));
+            known.map(|(name, known)| (name.clone(), known.real.clone())).collect()
+        } else {
+            let named = touched.iter().filter_map(|path| Some((self.name_of(path)?.into(), path.clone())));
+            named.filter(|(name, _)| self.known.contains_key(name)).collect()
+        };
         let mut changes = Changes::default();
         for (name, path) in files {
             if let Some(known) = self.known.get_mut(&name) {
                 known.stamp = None;
             }
-            self.look(&name, &path, now, &mut changes);
+            self.look(&name, &Listed { path, real: None }, now, &mut changes);
         }
         changes
+    }
+
+    /// Looks at one path (real, its directory at least) instead of at everything. `None` where that cannot tell what has
+    /// become of the folder: a directory came or went, or there are links.
+    pub fn look_at(&mut self, real: &Path, now: Tick) -> Option<Changes> {
+        let mut changes = Changes::default();
+        if self.linked {
+            return None;
+        }
+        let name: FileName = self.name_of(real)?.into();
+        let file = real.file_name()?.to_string_lossy();
+        if file.starts_with('.') {
+            return Some(changes);
+        }
+        match fs::symlink_metadata(real) {
+            Ok(meta) if meta.is_file() => {
+                if is_resource_file(&file) {
+                    let real = real.to_owned();
+                    self.look(&name, &Listed { path: real.clone(), real: Some(real) }, now, &mut changes);
+                    if let Some(known) = self.known.get_mut(&name) {
+                        known.missing_since = None;
+                    }
+                }
+                Some(changes)
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                if let Some(known) = self.known.get_mut(&name) {
+                    known.missing_since.get_or_insert(now);
+                    return Some(changes);
+                }
+                let below = format!("{name}/");
+                (!self.walked.values().any(|prefix| *prefix == below)).then_some(changes)
+            }
+            _ => None,
+        }
+    }
+
+    /// Lets go what has been missing for long enough, without looking at everything. `None` where something else has to
+    /// be looked at too.
+    pub(crate) fn let_go(&mut self, now: Tick) -> Option<Changes> {
+        let unsure = self.writing.values().chain(self.emptied.values());
+        if self.linked || unsure.into_iter().any(|since| now.since(*since) >= WRITTEN_AFTER) {
+            return None;
+        }
+        let due = |known: &Known| known.missing_since.is_some_and(|since| now.since(since) >= GONE_AFTER);
+        let missing: Vec<_> = self.known.iter().filter(|(_, known)| due(known)).collect();
+        if missing.iter().any(|(_, known)| known.real.symlink_metadata().is_ok()) {
+            return None;
+        }
+        let gone: Vec<FileName> = missing.into_iter().map(|(name, _)| name.clone()).collect();
+        let mut changes = Changes::default();
+        for name in gone {
+            self.known.remove(&name);
+            changes.files.insert(name, FileChange::Gone);
+        }
+        Some(changes)
     }
 
     /// Looks at everything.
@@ -241,17 +325,20 @@ impl Folder {
         if listed.is_err() {
             return changes;
         }
-        for (name, path) in &walk.files {
-            self.look(name, path, now, &mut changes);
+        self.walked = walk.directories;
+        self.linked = false;
+        for (name, listed) in &walk.files {
+            self.look(name, listed, now, &mut changes);
         }
-        self.directories = walk.directories;
+        self.directories = self.walked.keys().cloned().collect();
         let parents = self.known.values().filter_map(|known| known.real.parent().map(Path::to_owned));
         self.directories.extend(parents);
         self.miss(&walk.files, now, &mut changes);
+        pack(&mut self.known, &mut self.packed);
         changes
     }
 
-    fn miss(&mut self, listed: &BTreeMap<FileName, PathBuf>, now: Tick, changes: &mut Changes) {
+    fn miss(&mut self, listed: &BTreeMap<FileName, Listed>, now: Tick, changes: &mut Changes) {
         self.known.retain(|name, known| {
             if listed.contains_key(name) {
                 known.missing_since = None;
@@ -266,12 +353,18 @@ impl Folder {
         });
     }
 
-    fn look(&mut self, name: &FileName, path: &Path, now: Tick, changes: &mut Changes) {
-        let found = fs::canonicalize(path).and_then(|real| fs::metadata(&real).map(|meta| (real, meta)));
+    fn look(&mut self, name: &FileName, listed: &Listed, now: Tick, changes: &mut Changes) {
+        let path = &listed.path;
+        let found = match listed.real.as_ref().map(|real| (real, fs::symlink_metadata(real))) {
+            Some((real, Ok(meta))) if meta.is_file() => Ok((real.clone(), meta)),
+            // A link, or what was a file just now.
+            _ => fs::canonicalize(path).and_then(|real| fs::metadata(&real).map(|meta| (real, meta))),
+        };
         let (real, stamp) = match found {
             Ok((real, meta)) => (real, Ok(Stamp::of(&meta))),
             Err(error) => (path.to_owned(), Err(error)),
         };
+        self.linked |= self.name_of(&real).as_deref() != Some(name);
         if self.writing.get(&real).is_some_and(|since| now.since(*since) < WRITTEN_AFTER) {
             return;
         }
@@ -322,16 +415,17 @@ impl Walk {
             return self.directory(root, prefix, 0);
         }
         let name = root.file_name().unwrap_or(root.as_os_str()).to_string_lossy();
-        self.files.insert(format!("{prefix}{name}").into(), root.to_owned());
+        self.files.insert(format!("{prefix}{name}").into(), Listed { path: root.to_owned(), real: None });
         Ok(())
     }
 
     fn directory(&mut self, path: &Path, prefix: &str, depth: usize) -> io::Result<()> {
         let real = fs::canonicalize(path)?;
         // A link back to a directory that was walked already shows nothing new.
-        if depth > DEPTH || !self.directories.insert(real) {
+        if depth > DEPTH || self.directories.contains_key(&real) {
             return Ok(());
         }
+        self.directories.insert(real.clone(), prefix.to_owned());
         let mut entries: Vec<_> = fs::read_dir(path)?.collect::<io::Result<_>>()?;
         entries.sort_by_key(fs::DirEntry::file_name);
         for entry in entries {
@@ -340,6 +434,13 @@ impl Walk {
                 continue;
             }
             let path = entry.path();
+            if entry.file_type().is_ok_and(|kind| kind.is_file()) {
+                if is_resource_file(&name) {
+                    let real = Some(real.join(&name));
+                    self.files.insert(format!("{prefix}{name}").into(), Listed { path, real });
+                }
+                continue;
+            }
             let kind = fs::metadata(&path);
             if kind.as_ref().is_ok_and(fs::Metadata::is_dir) {
                 // A directory that goes while it is walked is missing like its files.
@@ -348,7 +449,7 @@ impl Walk {
                     _ => {}
                 }
             } else if is_resource_file(&name) {
-                self.files.insert(format!("{prefix}{name}").into(), path);
+                self.files.insert(format!("{prefix}{name}").into(), Listed { path, real: None });
             }
         }
         Ok(())

@@ -35,9 +35,11 @@ use std::sync::{Arc, OnceLock};
 
 use arc_swap::ArcSwap;
 use meshwork_base::Clock;
+use meshwork_compile::Compiler;
 use meshwork_telemetry::{MetricsRegistry, inventory};
 use meshwork_xds::server::{Access, Hub, Open};
 use meshwork_xds::transport::Connector;
+use parking_lot::Mutex;
 use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
 
@@ -101,6 +103,8 @@ pub struct ControlPlane {
     /// The config service that is followed, where one is.
     config: Arc<OnceLock<config::Followed>>,
     compile: Arc<meshwork_compile::Settings>,
+    /// Compiles what would be, before it is stored; it knows what it compiled last.
+    checker: Arc<Mutex<Compiler>>,
     _tasks: Arc<Tasks>,
 }
 
@@ -196,6 +200,7 @@ impl ControlPlane {
             services,
             config,
             compile,
+            checker: Arc::default(),
             _tasks: Arc::new(Tasks(tasks)),
         })
     }

@@ -3,11 +3,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, LazyLock};
 
-use meshwork_compile::{Catalog, Output, ProxyReports, ResourceType};
+use meshwork_base::differences;
+use meshwork_compile::output::ByKey;
+use meshwork_compile::{Catalog, CompiledResource, Objects, Output, ProxyReports, ResourceType};
 use meshwork_messages::v1::{Resource, rejection::Severity};
 use meshwork_resources::{Diagnostic, Object, ObjectKey};
 use meshwork_xds::ResourceKey;
-use meshwork_xds::server::{Proxy, Publication};
+use meshwork_xds::server::{Links, Proxy, Publication};
 
 /// Objects, statuses, diagnostics and messages of one moment; never changed, only replaced.
 #[derive(Debug, Default)]
@@ -15,7 +17,7 @@ pub struct Model {
     /// The revision of what proxies are told; 0 before every source has been read.
     pub revision: u64,
     /// The objects in force.
-    pub objects: BTreeMap<ObjectKey, Arc<Object>>,
+    pub objects: Arc<Objects>,
     /// What compilation made of them.
     pub output: Arc<Output>,
     /// Who is where, as the registry said last.
@@ -48,35 +50,68 @@ impl Model {
 
 static LISTENER: LazyLock<Arc<str>> = LazyLock::new(|| ResourceType::Listener.type_url().into());
 
-/// The messages as the stream takes them. What is as before keeps its pointers.
-pub(crate) fn publication(output: &Output, revision: u64, before: &Publication) -> Publication {
-    let mut types: BTreeMap<ResourceType, Arc<str>> = BTreeMap::new();
-    let mut key = |key: &meshwork_compile::ResourceKey| {
-        let type_url = types.entry(key.kind).or_insert_with(|| key.kind.type_url().into());
-        ResourceKey::new(Arc::clone(type_url), Arc::clone(&key.name))
-    };
-    let mut publication = Publication { revision, ..Publication::default() };
-    for (of, compiled) in &output.resources {
+/// A key as the stream has it. One type's URL is one pointer.
+fn key(of: &meshwork_compile::ResourceKey) -> ResourceKey {
+    static TYPES: LazyLock<BTreeMap<ResourceType, Arc<str>>> =
+        LazyLock::new(|| ResourceType::ALL.iter().map(|kind| (*kind, kind.type_url().into())).collect());
+    ResourceKey::new(Arc::clone(&TYPES[&of.kind]), Arc::clone(&of.name))
+}
+
+/// Puts what differs between two outputs into a publication of the first one.
+pub(crate) fn update(publication: &mut Publication, before: &ByKey, now: &ByKey) {
+    for (of, old, new) in differences(before, now, Arc::ptr_eq) {
         let of = key(of);
-        for parent in &compiled.parents {
-            publication.links.entry(key(parent)).or_default().push(of.clone());
+        relink(&mut publication.links, &of, old, new);
+        match new {
+            None => drop(publication.resources.remove(&of)),
+            Some(new) if old.is_some_and(|old| old.version == new.version) => {}
+            Some(new) => {
+                let resource = Resource {
+                    name: of.name.to_string(),
+                    version: new.version.clone(),
+                    body: new.body.clone(),
+                    requires: new.requires.clone(),
+                };
+                publication.resources.insert(of, Arc::new(resource));
+            }
         }
-        let needs = compiled.needs.iter().map(&mut key);
-        if !compiled.needs.is_empty() {
-            publication.links.entry(of.clone()).or_default().extend(needs);
-        }
-        let same = before.resources.get(&of).filter(|before| before.version == compiled.version);
-        let resource = same.cloned().unwrap_or_else(|| {
-            Arc::new(Resource {
-                name: of.name.to_string(),
-                version: compiled.version.clone(),
-                body: compiled.body.clone(),
-                requires: compiled.requires.clone(),
-            })
-        });
-        publication.resources.insert(of, resource);
     }
-    publication
+}
+
+/// What comes with a resource: what hangs on it, and what it needs.
+fn relink(
+    links: &mut Arc<Links>,
+    of: &ResourceKey,
+    old: Option<&Arc<CompiledResource>>,
+    new: Option<&Arc<CompiledResource>>,
+) {
+    let said = |resource: Option<&Arc<CompiledResource>>| {
+        let resource = resource.into_iter();
+        let below = resource.clone().flat_map(|r| &r.parents).map(|parent| (key(parent), of.clone()));
+        let needed = resource.flat_map(|r| &r.needs).map(|need| (of.clone(), key(need)));
+        below.chain(needed).collect::<BTreeSet<_>>()
+    };
+    let (old, new) = (said(old), said(new));
+    if old == new {
+        return;
+    }
+    let links = Arc::make_mut(links);
+    for (from, to) in old.difference(&new) {
+        if let Some(of) = links.get_mut(from)
+            && let Ok(at) = of.binary_search(to)
+        {
+            of.remove(at);
+            if of.is_empty() {
+                links.remove(from);
+            }
+        }
+    }
+    for (from, to) in new.difference(&old) {
+        let of = links.entry(from.clone()).or_insert_with(|| Vec::with_capacity(1));
+        if let Err(at) = of.binary_search(to) {
+            of.insert(at, to.clone());
+        }
+    }
 }
 
 /// What proxies say of listeners, for `Programmed`.

@@ -10,10 +10,10 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
-use meshwork_base::Clock;
-use meshwork_compile::{Catalog, Input, Output, ProxyReports, compile};
+use meshwork_base::{Clock, pack};
+use meshwork_compile::{Catalog, Compiler, Input, Output, ProxyReports};
 use meshwork_messages::v1::Resource;
-use meshwork_resources::{Diagnostic, FileName, Loaded, Span};
+use meshwork_resources::{Diagnostic, FileName, Span};
 use meshwork_telemetry::Durations;
 use meshwork_xds::ResourceKey;
 use meshwork_xds::server::{Hub, Publication};
@@ -21,7 +21,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::codes;
 use crate::folder::Changes;
-use crate::model::{Model, publication, refusals, reports};
+use crate::model::{Model, refusals, reports, update};
 use crate::objects::Objects;
 
 /// What a source has to say. Its first word is everything it holds: only then it counts as read.
@@ -80,12 +80,15 @@ pub(crate) struct Pipeline {
     shared: Shared,
     sources: Vec<Source>,
     objects: Objects,
-    loaded: Loaded,
+    compiler: Compiler,
     output: Arc<Output>,
     published: Arc<Publication>,
     reports: ProxyReports,
     verdicts: u64,
     messages_changed: bool,
+    /// The sources' messages that are published.
+    messages: Vec<ResourceKey>,
+    packed: usize,
     /// Who waits for the next publication.
     waiting: Vec<oneshot::Sender<u64>>,
 }
@@ -109,12 +112,14 @@ impl Pipeline {
             shared,
             sources: sources.into_iter().map(source).collect(),
             objects: Objects::default(),
-            loaded: Loaded::default(),
+            compiler: Compiler::default(),
             output: Arc::default(),
             published: Arc::default(),
             reports: ProxyReports::default(),
             verdicts: 0,
             messages_changed: false,
+            messages: Vec::new(),
+            packed: 0,
             waiting: Vec::new(),
         }
     }
@@ -169,7 +174,6 @@ impl Pipeline {
                 for (name, change) in changes.files {
                     self.objects.take((update.source, name), change);
                 }
-                self.loaded = self.objects.all();
             }
         }
     }
@@ -185,19 +189,21 @@ impl Pipeline {
         self.rebuild();
     }
 
-    /// Compiles all, publishes what proxies need to know, and puts the new model in the place of the old one.
+    /// Compiles what has changed, publishes what proxies need to know, and puts the new model in the place of the old
+    /// one.
     fn rebuild(&mut self) {
         if !self.sources.iter().all(|source| source.synced) {
             // What has not been read yet is not gone.
             return;
         }
         let began = self.clock.now();
-        let output = compile(&Input {
-            objects: &self.loaded.objects,
+        let objects = Arc::clone(self.objects.all());
+        let output = self.compiler.compile(&Input {
+            objects: &objects,
             catalog: &self.catalog,
             settings: &self.settings,
             proxies: &self.reports,
-            previous: Some(&self.output),
+            previous: None,
             now: self.clock.wall(),
         });
         if let Some(compiled) = &self.compiled {
@@ -205,12 +211,20 @@ impl Pipeline {
         }
         let messages_changed = std::mem::take(&mut self.messages_changed);
         let first = self.published.revision == 0;
-        let changed = first || messages_changed || output.resources != self.output.resources;
-        self.output = Arc::new(output);
-        if changed {
-            let revision = self.published.revision + 1;
-            let mut publication = publication(&self.output, revision, &self.published);
-            publication.resources.extend(self.sources.iter().flat_map(|source| source.messages.clone()));
+        let before = std::mem::replace(&mut self.output, output);
+        if first || messages_changed || before.resources != self.output.resources {
+            let mut publication =
+                Publication { revision: self.published.revision + 1, ..(*self.published).clone() };
+            update(&mut publication, &before.resources, &self.output.resources);
+            if messages_changed {
+                self.renew_messages(&mut publication);
+            }
+            if publication.resources.len() > 2 * self.packed {
+                let mut links = self.packed;
+                pack(Arc::make_mut(&mut publication.links), &mut links);
+                pack(&mut publication.resources, &mut self.packed);
+            }
+            let revision = publication.revision;
             if let Some(look) = &self.look {
                 look(&publication);
             }
@@ -221,7 +235,7 @@ impl Pipeline {
         }
         let model = Model {
             revision: self.published.revision,
-            objects: self.loaded.objects.iter().map(|object| (object.key(), Arc::clone(object))).collect(),
+            objects,
             output: Arc::clone(&self.output),
             catalog: Arc::clone(&self.catalog),
             diagnostics: self.diagnostics(),
@@ -234,6 +248,16 @@ impl Pipeline {
         }
     }
 
+    /// Puts the sources' messages in the place of those before.
+    fn renew_messages(&mut self, publication: &mut Publication) {
+        for key in std::mem::take(&mut self.messages) {
+            publication.resources.remove(&key);
+        }
+        let messages = self.sources.iter().flat_map(|source| &source.messages);
+        publication.resources.extend(messages.map(|(key, message)| (key.clone(), Arc::clone(message))));
+        self.messages = self.sources.iter().flat_map(|source| source.messages.keys().cloned()).collect();
+    }
+
     fn diagnostics(&self) -> Vec<Diagnostic> {
         let unread = |source: &Source| {
             let why = source.problem.as_ref()?;
@@ -242,7 +266,7 @@ impl Pipeline {
             Some(found.with_help("bring it back; until then nothing is removed"))
         };
         let mut all: Vec<Diagnostic> = self.sources.iter().filter_map(unread).collect();
-        all.extend_from_slice(&self.loaded.diagnostics);
+        all.extend(self.objects.diagnostics());
         all.extend_from_slice(&self.output.diagnostics);
         all.extend(refusals(&self.hub.proxies(), &self.published));
         all.sort_by(|a, b| (&a.file, a.line, a.column).cmp(&(&b.file, b.line, b.column)));

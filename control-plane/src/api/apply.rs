@@ -13,7 +13,7 @@ use axum::{Json, Router};
 use meshwork_api::ClientError;
 use meshwork_api::apply::{Files, Rollback, Stored};
 use meshwork_api::config::{Change, Document, Edit, Planned, Version};
-use meshwork_compile::{Input, ProxyReports, compile};
+use meshwork_compile::{Input, ProxyReports};
 use meshwork_process::Problem;
 use meshwork_resources::{
     Diagnostic, FileName, Loaded, Object, ObjectKey, ObjectKind, Severity, Span, load_file, written,
@@ -142,16 +142,18 @@ impl Draft {
 
     /// Compiles what would be; gives what is doubtful about it.
     fn check(&self, plane: &ControlPlane, model: &Model) -> Result<Vec<Diagnostic>, Problem> {
-        let keys: BTreeSet<ObjectKey> = self.objects.iter().map(|object| object.key()).collect();
         let elsewhere = |object: &&Arc<Object>| {
             let there = model.objects.get(&object.key())?;
             (!there.source.file.starts_with(PREFIX)).then(|| defined_elsewhere(object, there))
         };
         let mut found: Vec<Diagnostic> = self.objects.iter().filter_map(|o| elsewhere(&o)).collect();
-        let stays = |key: &ObjectKey| !keys.contains(key) && !self.removed.contains(key);
-        let others = model.objects.iter().filter(|(key, _)| stays(key)).map(|(_, object)| object);
-        let objects: Vec<Arc<Object>> = others.chain(&self.objects).cloned().collect();
-        let output = compile(&Input {
+        let mut objects = Arc::clone(&model.objects);
+        let edited = Arc::make_mut(&mut objects);
+        for gone in &self.removed {
+            edited.remove(gone);
+        }
+        edited.extend(self.objects.iter().map(|object| (object.key(), Arc::clone(object))));
+        let output = plane.checker.lock().compile(&Input {
             objects: &objects,
             catalog: &model.catalog,
             settings: &plane.compile,
@@ -163,7 +165,7 @@ impl Draft {
         // What is wrong already is not this change's fault.
         let is_new =
             |found: &Diagnostic| ours.contains(&found.file) || !model.output.diagnostics.contains(found);
-        found.extend(output.diagnostics.into_iter().filter(is_new));
+        found.extend(output.diagnostics.iter().filter(|found| is_new(found)).cloned());
         if found.iter().any(|found| found.severity == Severity::Error) {
             return Err(refused(&found));
         }

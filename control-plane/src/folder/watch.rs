@@ -41,7 +41,14 @@ pub async fn follow(mut folder: Folder, clock: Arc<dyn Clock>, changes: mpsc::Se
                 let heard = watcher.gather(event).await;
                 watcher.attend(&mut folder, heard, clock.now())
             }
-            () = tokio::time::sleep(wait) => watcher.scan(&mut folder, clock.now()),
+            () = tokio::time::sleep(wait) => {
+                let now = clock.now();
+                let due = folder.recheck().is_some_and(|at| at <= now);
+                match due.then(|| folder.let_go(now)).flatten() {
+                    Some(gone) => gone,
+                    None => watcher.scan(&mut folder, now),
+                }
+            }
         };
         watcher.confirm(&mut folder, &mut found, &*clock).await;
         if !found.is_empty() && changes.send(found).await.is_err() {
@@ -131,9 +138,9 @@ impl Watcher {
         }
     }
 
-    /// Looks at what events speak of: single files where they are known, else everything.
+    /// Looks at what events speak of: single files where that is enough, else everything.
     fn attend(&mut self, folder: &mut Folder, heard: Vec<io::Result<EventOwned>>, now: Tick) -> Changes {
-        let (mut everything, mut touched) = (false, BTreeSet::new());
+        let (mut everything, mut touched, mut named) = (false, BTreeSet::new(), BTreeSet::new());
         for event in heard {
             let event = match event {
                 Ok(event) => event,
@@ -166,11 +173,19 @@ impl Watcher {
             folder.closed(&path);
             if event.mask.contains(EventMask::CLOSE_WRITE) && folder.knows(&path) {
                 touched.insert(path);
-            } else {
+            } else if event.mask.contains(EventMask::ISDIR) {
                 everything = true;
+            } else {
+                named.insert(path);
             }
         }
         let mut changes = folder.refresh(&touched, now);
+        for path in named {
+            match folder.look_at(&path, now) {
+                Some(more) => changes.files.extend(more.files),
+                None => everything = true,
+            }
+        }
         if everything {
             let more = self.scan(folder, now);
             changes.files.extend(more.files);

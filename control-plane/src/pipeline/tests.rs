@@ -181,6 +181,36 @@ async fn an_edit_of_one_route_is_one_resource_and_a_commit() {
 }
 
 #[tokio::test]
+async fn an_edit_of_one_route_among_five_thousand_is_one_message_with_one_resource() {
+    let folder = tempfile::tempdir().unwrap();
+    shop(folder.path());
+    for file in 0..50 {
+        let routes: String =
+            (0..100).map(|n| route(&format!("r{file}-{n}"), &format!("/{file}/{n}"))).collect();
+        fs::write(folder.path().join(format!("r{file}.yaml")), routes).unwrap();
+    }
+    fs::write(folder.path().join("one.yaml"), route("one", "/one")).unwrap();
+    let plane = start(folder.path());
+    let mut gateway = Gateway::join(&plane);
+    gateway.commit().await;
+    let routes = |plane: &ControlPlane| plane.hub().tally().sent[&type_url::<v1::Route>()];
+    assert_eq!(routes(&plane), 5003);
+    let before = plane.model();
+
+    fs::write(folder.path().join("edited"), route("one", "/else")).unwrap();
+    fs::rename(folder.path().join("edited"), folder.path().join("one.yaml")).unwrap();
+    assert_eq!(changes(&gateway.commit().await), ["+Route HTTPRoute/shop/one"]);
+    assert_eq!(routes(&plane), 5004);
+    let after = until(&plane, |model| model.revision == 2).await;
+    let others = meshwork_base::differences(&before.output.resources, &after.output.resources, Arc::ptr_eq);
+    assert_eq!(others.count(), 1, "every other resource is the one before");
+
+    fs::remove_file(folder.path().join("one.yaml")).unwrap();
+    assert_eq!(changes(&gateway.commit().await), ["-Route HTTPRoute/shop/one"]);
+    assert_eq!(routes(&plane), 5005);
+}
+
+#[tokio::test]
 async fn a_bad_edit_keeps_what_was_and_is_told_at_its_line() {
     let folder = tempfile::tempdir().unwrap();
     shop(folder.path());

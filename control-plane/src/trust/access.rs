@@ -162,10 +162,14 @@ mod tests {
         let mut publication = Publication::default();
         let listener = |name: &str| ResourceKey::of::<v1::Listener>(name);
         let secret = |name: &str| ResourceKey::of::<v1::Secret>(name);
-        publication.links.insert(listener("shop/edge/https"), vec![secret("certs/edge")]);
-        publication
-            .links
-            .insert(listener("bank/edge/https"), vec![secret("certs/bank"), secret("certs/edge")]);
+        let bank = [secret("certs/bank"), secret("certs/edge")];
+        publication.links = Arc::new(
+            [
+                (listener("shop/edge/https"), [secret("certs/edge")].into()),
+                (listener("bank/edge/https"), bank.into()),
+            ]
+            .into(),
+        );
         access.look(&publication);
         access
     }

@@ -11,6 +11,7 @@ pub mod clock;
 pub mod code;
 pub mod name;
 pub mod revision;
+pub mod sorted;
 pub mod spiffe;
 
 pub use chance::{Rng, SeededRng, ThreadRng};
@@ -18,4 +19,5 @@ pub use clock::{Clock, ManualClock, SystemClock, Tick};
 pub use code::Code;
 pub use name::{InstanceId, NameError, Namespace, ObjectName, QualifiedName};
 pub use revision::{ContentHash, Revision};
+pub use sorted::{differences, pack};
 pub use spiffe::{SpiffeId, SpiffeIdError, TrustDomain};

@@ -6,7 +6,7 @@ use std::fmt::Write as _;
 use std::sync::Arc;
 
 use meshwork_base::{Clock, SystemClock};
-use meshwork_compile::{Catalog, Input, Output, ProxyReports, Settings, compile};
+use meshwork_compile::{Compiler, Input, Objects, ProxyReports, Settings, by_key};
 use meshwork_resources::{Object, load};
 
 const ROUTES: usize = 5000;
@@ -45,26 +45,28 @@ fn shop(edited: &str) -> Vec<Arc<Object>> {
 
 fn main() {
     let clock = SystemClock::new();
-    let (catalog, settings, proxies) = (Catalog::default(), Settings::default(), ProxyReports::default());
-    let run = |objects: &[Arc<Object>], previous: Option<&Output>| {
+    let (catalog, settings, proxies) = (Arc::default(), Settings::default(), ProxyReports::default());
+    let mut compiler = Compiler::default();
+    let mut run = |objects: &Arc<Objects>| {
         let input = Input {
             objects,
             catalog: &catalog,
             settings: &settings,
             proxies: &proxies,
-            previous,
+            previous: None,
             now: clock.wall(),
         };
         let start = clock.now();
-        let output = compile(&input);
+        let output = compiler.compile(&input);
         (clock.now().since(start), output)
     };
-    let mut objects = shop("/before");
-    let (first, mut output) = run(&objects, None);
+    let mut objects = Arc::new(by_key(shop("/before")));
+    let (first, mut output) = run(&objects);
     println!("{ROUTES} routes: {first:?}");
     for round in 0..10 {
-        objects = shop(&format!("/edit-{round}"));
-        let (took, next) = run(&objects, Some(&output));
+        let edited = shop(&format!("/edit-{round}")).swap_remove(1 + SERVICES + ROUTES / 2);
+        Arc::make_mut(&mut objects).insert(edited.key(), edited);
+        let (took, next) = run(&objects);
         let start = clock.now();
         let changes = next.changes_since(&output);
         println!("one edit: {took:?}, and {:?} to find it", clock.now().since(start));

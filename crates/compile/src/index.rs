@@ -1,7 +1,7 @@
 //! The objects by kind and name, looked up once for the whole compilation.
 
 use std::cmp::Ordering;
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap};
 
 use meshwork_base::Code;
 use meshwork_messages::v1;
@@ -10,7 +10,7 @@ use meshwork_resources::{
     ParentReference, ReferenceGrant, Secret, Service, Severity, Span, Spanned, StreamRule,
 };
 
-use crate::input::Input;
+use crate::input::Objects;
 
 /// Gateway API's group.
 pub(crate) const GATEWAY_GROUP: &str = "gateway.networking.k8s.io";
@@ -84,14 +84,12 @@ pub(crate) fn qualified((namespace, name): Name<'_>) -> String {
     format!("{namespace}/{name}")
 }
 
-/// Everything by name. Of two objects with one name the one that stands first (by file and line) counts; that there
-/// are two was told when they were read.
+/// Everything but `HTTPRoute`s, by name.
 #[derive(Default)]
 pub(crate) struct Index<'a> {
     pub(crate) namespaces: HashMap<&'a str, &'a BTreeMap<String, String>>,
     pub(crate) classes: BTreeMap<&'a str, Entry<'a, GatewayClass>>,
     pub(crate) gateways: BTreeMap<Name<'a>, Entry<'a, Gateway>>,
-    pub(crate) routes: HashMap<Name<'a>, Entry<'a, HTTPRoute>>,
     /// In order of precedence.
     pub(crate) streams: Vec<StreamRoute<'a>>,
     pub(crate) services: BTreeMap<Name<'a>, Entry<'a, Service>>,
@@ -111,28 +109,14 @@ pub(crate) struct Reference<'a> {
 }
 
 impl<'a> Index<'a> {
-    pub(crate) fn new(input: &Input<'a>) -> Self {
-        let mut firsts: HashMap<_, &'a Object> = HashMap::with_capacity(input.objects.len());
-        for object in input.objects {
-            let first = firsts.entry(identity(object)).or_insert(object);
-            if place(object) < place(first) {
-                *first = object;
-            }
-        }
+    pub(crate) fn new(objects: &'a Objects) -> Self {
         let mut index = Self::default();
-        for object in firsts.into_values() {
+        for object in objects.values() {
             index.insert(object);
         }
         index.policies.sort_unstable_by(|a, b| precedence(a, b));
         index.streams.sort_unstable_by(|a, b| precedence(a.view.object, b.view.object));
         index
-    }
-
-    /// The routes in order of precedence.
-    pub(crate) fn routes_by_precedence(&self) -> Vec<Entry<'a, HTTPRoute>> {
-        let mut routes: Vec<_> = self.routes.values().copied().collect();
-        routes.sort_unstable_by(|a, b| precedence(a.object, b.object));
-        routes
     }
 
     fn insert(&mut self, object: &'a Object) {
@@ -146,9 +130,6 @@ impl<'a> Index<'a> {
             }
             Kind::Gateway(spec) => {
                 self.gateways.insert(name, Entry { object, spec });
-            }
-            Kind::HTTPRoute(spec) => {
-                self.routes.insert(name, Entry { object, spec });
             }
             Kind::TCPRoute(spec) => {
                 let view = RouteView {
@@ -184,8 +165,8 @@ impl<'a> Index<'a> {
             | Kind::ListenerPolicy(_) => {
                 self.policies.push(object);
             }
-            // Nothing refers to a ConfigMap yet.
-            Kind::ConfigMap(_) => {}
+            // Routes are many: who needs one finds it among the objects. Nothing refers to a ConfigMap yet.
+            Kind::HTTPRoute(_) | Kind::ConfigMap(_) => {}
         }
     }
 
@@ -214,16 +195,6 @@ impl<'a> Index<'a> {
         labels.insert("kubernetes.io/metadata.name".to_owned(), namespace.to_owned());
         labels
     }
-}
-
-fn identity(object: &Object) -> (meshwork_resources::ObjectKind, &str, &str) {
-    let kind = object.kind.name();
-    let namespace = if kind.is_namespaced() { object.meta.namespace.as_str() } else { "" };
-    (kind, namespace, object.meta.name.as_str())
-}
-
-fn place(object: &Object) -> (&str, u32, u32) {
-    (&object.source.file, object.source.line, object.source.column)
 }
 
 /// Gateway API's order among equals: older first, then by `namespace/name`.
@@ -293,14 +264,20 @@ impl Report {
         self.found.last_mut().expect("one was pushed")
     }
 
-    /// All of them, by file and line, none twice.
-    pub(crate) fn finish(mut self) -> Vec<Diagnostic> {
-        let place = |d: &Diagnostic| (d.file.clone(), d.line, d.column, d.code, d.message.clone());
-        self.found.sort_by_cached_key(place);
-        let mut seen = HashSet::new();
-        self.found.retain(|d| seen.insert(place(d)));
-        self.found
+    /// What was told since this was asked last.
+    pub(crate) fn take(&mut self) -> Vec<Diagnostic> {
+        std::mem::take(&mut self.found)
     }
+}
+
+/// By file and line, none twice.
+pub(crate) fn in_order(mut all: Vec<Diagnostic>) -> Vec<Diagnostic> {
+    fn place(d: &Diagnostic) -> (&str, u32, u32, Code, &str) {
+        (&d.file, d.line, d.column, d.code, &d.message)
+    }
+    all.sort_by(|a, b| place(a).cmp(&place(b)));
+    all.dedup_by(|a, b| place(a) == place(b));
+    all
 }
 
 #[cfg(test)]

@@ -1,30 +1,55 @@
 //! What a compilation takes.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use meshwork_base::{InstanceId, QualifiedName, SpiffeId};
-use meshwork_resources::Object;
+use meshwork_resources::{Object, ObjectKey};
 
 use crate::output::Output;
 
 /// Everything a compilation looks at. Nothing else enters: no clock, no file, no network.
 #[derive(Clone, Copy, Debug)]
 pub struct Input<'a> {
-    /// What users wrote, in any order (`resources::Loaded::objects`).
-    pub objects: &'a [Arc<Object>],
+    /// What users wrote.
+    pub objects: &'a Arc<Objects>,
     /// Who is where, from the registry.
-    pub catalog: &'a Catalog,
+    pub catalog: &'a Arc<Catalog>,
     /// Who compiles, and for whom.
     pub settings: &'a Settings,
     /// What proxies say of the listeners.
     pub proxies: &'a ProxyReports,
-    /// The last output: transition times and unchanged resources are taken over from it.
+    /// The last output: transition times and unchanged resources are taken over from it. A [`crate::Compiler`] that has
+    /// compiled before knows its own.
     pub previous: Option<&'a Output>,
     /// Civil time since the Unix epoch (`Clock::wall`), for transition times.
     pub now: Duration,
+}
+
+/// Objects by what tells them apart. Those that are as they were are the same pointers from one compilation to the next:
+/// what has another one is looked at.
+pub type Objects = BTreeMap<ObjectKey, Arc<Object>>;
+
+/// Objects in any order (`resources::Loaded::objects`), by key. Of two with one key the one that stands first, by file
+/// and line, counts; that there are two was told when they were read.
+#[must_use]
+pub fn by_key(objects: impl IntoIterator<Item = Arc<Object>>) -> Objects {
+    let place = |o: &Object| (Arc::clone(&o.source.file), o.source.line, o.source.column);
+    let mut all = Objects::new();
+    for object in objects {
+        match all.entry(object.key()) {
+            Entry::Vacant(entry) => drop(entry.insert(object)),
+            Entry::Occupied(mut first) => {
+                if place(&object) < place(first.get()) {
+                    first.insert(object);
+                }
+            }
+        }
+    }
+    all
 }
 
 /// Who compiles, and for whom.

@@ -204,7 +204,7 @@ fn certificate(
 /// Whether chain and key are usable; looked at once per content, since checking an RSA key is not cheap.
 fn verdict(cx: &mut Cx<'_>, chain: &[u8], key: &[u8]) -> Result<(), String> {
     let content = [ContentHash::of(chain).to_string(), ContentHash::of(key).to_string()].concat();
-    let known = cx.verdicts.get(&content).or_else(|| cx.input.previous?.verdicts.get(&content)).cloned();
+    let known = cx.verdicts.get(&content).or_else(|| cx.previous?.verdicts.get(&content)).cloned();
     let verdict = known.unwrap_or_else(|| certificate::check(chain, key).map_err(|error| error.to_string()));
     cx.verdicts.insert(content, verdict.clone());
     verdict

@@ -30,6 +30,10 @@ pub enum ResourceType {
 }
 
 impl ResourceType {
+    /// Every type.
+    pub const ALL: [Self; 6] =
+        [Self::Secret, Self::Listener, Self::Service, Self::EndpointSlice, Self::Route, Self::Policy];
+
     /// The type URL under which proxies subscribe.
     #[must_use]
     pub const fn type_url(self) -> &'static str {
@@ -116,13 +120,16 @@ impl fmt::Debug for CompiledResource {
 /// The verdict on a certificate that was looked at, so that the next compilation need not look again.
 pub(crate) type Verdicts = BTreeMap<String, Result<(), String>>;
 
+/// Resources by key.
+pub type ByKey = BTreeMap<ResourceKey, Arc<CompiledResource>>;
+
 /// What a compilation gives. Equal input gives equal output, whatever the order of the objects.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Output {
     /// What proxies are to hold.
-    pub resources: BTreeMap<ResourceKey, Arc<CompiledResource>>,
+    pub resources: Arc<ByKey>,
     /// `status` of every object that has one from this controller.
-    pub statuses: BTreeMap<ObjectKey, Arc<Status>>,
+    pub statuses: Arc<BTreeMap<ObjectKey, Arc<Status>>>,
     /// What users are to know, in the order of files and lines.
     pub diagnostics: Vec<Diagnostic>,
     pub(crate) verdicts: Verdicts,
@@ -169,7 +176,7 @@ impl Output {
         roots: impl IntoIterator<Item = ResourceKey>,
     ) -> BTreeMap<&ResourceKey, &Arc<CompiledResource>> {
         let mut children: BTreeMap<&ResourceKey, Vec<&ResourceKey>> = BTreeMap::new();
-        for (key, resource) in &self.resources {
+        for (key, resource) in self.resources.iter() {
             for parent in &resource.parents {
                 children.entry(parent).or_default().push(key);
             }
@@ -200,13 +207,9 @@ impl<'a> Resources<'a> {
         Self { all: Vec::new(), previous }
     }
 
-    pub(crate) fn keys(&self) -> impl Iterator<Item = &ResourceKey> {
-        self.all.iter().map(|(key, _)| key)
-    }
-
-    /// In the order of keys. Routes were added nearly in this order, which makes this cheaper than many insertions.
-    pub(crate) fn finish(self) -> BTreeMap<ResourceKey, Arc<CompiledResource>> {
-        self.all.into_iter().collect()
+    /// What was added since this was asked last.
+    pub(crate) fn take(&mut self) -> Vec<(ResourceKey, Arc<CompiledResource>)> {
+        std::mem::take(&mut self.all)
     }
 
     /// Adds a resource. Its version leaves out the line at which the object stands: a line added above it in its file

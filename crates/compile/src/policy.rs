@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use meshwork_base::Code;
+use meshwork_base::{Code, QualifiedName};
 use meshwork_messages::v1;
 use meshwork_messages::v1::authorization_policy::Action;
 use meshwork_messages::v1::authorization_rule::{Operation, Peer};
@@ -13,16 +13,16 @@ use meshwork_messages::v1::policy::{Spec, Target};
 use meshwork_messages::v1::service_port::AppProtocol;
 use meshwork_messages::v1::traffic_policy::{Algorithm, ProxyProtocol as WireProxyProtocol};
 use meshwork_resources::{
-    AuthorizationAction, AuthorizationPolicy, BreakerMode, CircuitBreaker, InboundMtls, InboundPolicy, Kind,
-    ListenerPolicy, LoadBalancerAlgorithm, Object, ObjectKind, PolicyTarget, ProxyProtocolVersion, RetryOn,
-    Severity, Spanned, TrafficPolicy, TrafficRetry,
+    AuthorizationAction, AuthorizationPolicy, BreakerMode, CircuitBreaker, HTTPRoute, InboundMtls,
+    InboundPolicy, Kind, ListenerPolicy, LoadBalancerAlgorithm, Object, ObjectKey, ObjectKind, PolicyTarget,
+    ProxyProtocolVersion, RetryOn, Severity, Spanned, TrafficPolicy, TrafficRetry,
 };
 
 use crate::Cx;
 use crate::codes;
 use crate::gateway::Gateways;
-use crate::index::{qualified, source};
-use crate::output::{ResourceKey, ResourceType};
+use crate::index::{Name, qualified, source};
+use crate::output::{ByKey, ResourceKey, ResourceType};
 use crate::rule::{millis, timeout_ms};
 use crate::service::{in_mesh, port_protocol, ports_of};
 use crate::status::{AncestorStatus, ParentReference, Status};
@@ -39,8 +39,8 @@ pub(crate) const fn backoff_max_ms(base: u32) -> u32 {
     base.saturating_mul(10)
 }
 
-/// Compiles every policy, in order of precedence.
-pub(crate) fn policies(cx: &mut Cx<'_>, gateways: &Gateways<'_>) {
+/// Compiles every policy, in order of precedence; `known` are the resources that policies act on.
+pub(crate) fn policies(cx: &mut Cx<'_>, gateways: &Gateways<'_>, known: &ByKey) {
     let mut taken = HashMap::new();
     for object in cx.index.policies.iter().copied() {
         let (targets, spec) = match &object.kind {
@@ -52,7 +52,7 @@ pub(crate) fn policies(cx: &mut Cx<'_>, gateways: &Gateways<'_>) {
             Kind::ListenerPolicy(policy) => (&policy.target_refs, Spec::Listener(listener(policy))),
             _ => continue,
         };
-        policy(cx, gateways, object, targets, spec, &mut taken);
+        policy(cx, (gateways, known), object, targets, spec, &mut taken);
     }
 }
 
@@ -61,7 +61,7 @@ type Taken = HashMap<(ObjectKind, (String, String, String), &'static str), Strin
 
 fn policy(
     cx: &mut Cx<'_>,
-    gateways: &Gateways<'_>,
+    there: (&Gateways<'_>, &ByKey),
     object: &Object,
     targets: &[Spanned<PolicyTarget>],
     spec: Spec,
@@ -70,7 +70,7 @@ fn policy(
     let name = (object.meta.namespace.as_str(), object.meta.name.as_str());
     let (mut accepted, mut parents, mut ancestors) = (Vec::new(), Vec::new(), Vec::new());
     for target in targets {
-        let found = find(cx, gateways, name.0, target)
+        let found = find(cx, there, name.0, target)
             .and_then(|found| announceable(cx, name.0, target, &spec).map(|()| found))
             .and_then(|found| claim(object, &spec, &found.0, taken).map(|()| found));
         let condition = match found {
@@ -123,7 +123,7 @@ fn not_found(message: String) -> Unattached {
 /// Looks up a target and its section; gives the resources that the policy hangs on too.
 fn find(
     cx: &Cx<'_>,
-    gateways: &Gateways<'_>,
+    (gateways, known): (&Gateways<'_>, &ByKey),
     namespace: &str,
     target: &PolicyTarget,
 ) -> Result<(Target, Vec<ResourceKey>), Unattached> {
@@ -133,7 +133,7 @@ fn find(
     let absent = || not_found(format!("There is no {} {full}.", target.kind));
     let has_section = |known: Vec<&str>| section.is_none_or(|section| known.contains(&section));
     let (found, parents) = match target.object_kind() {
-        Some(ObjectKind::Namespace) => (true, within(cx, namespace)),
+        Some(ObjectKind::Namespace) => (true, within(known, namespace)),
         Some(ObjectKind::Gateway) => {
             let Some(gateway) = gateways.get(&name) else {
                 let known = cx.index.gateways.contains_key(&name);
@@ -153,8 +153,8 @@ fn find(
             )
         }
         Some(ObjectKind::HTTPRoute) => {
-            let route = cx.index.routes.get(&name).ok_or_else(absent)?;
-            let names = route.spec.rules.iter().filter_map(|rule| Some(rule.name.as_ref()?.as_str()));
+            let route = http_route(cx, name).ok_or_else(absent)?;
+            let names = route.rules.iter().filter_map(|rule| Some(rule.name.as_ref()?.as_str()));
             (
                 has_section(names.collect()),
                 vec![ResourceKey::new(ResourceType::Route, format!("HTTPRoute/{full}"))],
@@ -199,13 +199,22 @@ fn announceable(cx: &Cx<'_>, namespace: &str, target: &PolicyTarget, spec: &Spec
 }
 
 /// Every resource of a namespace that policies act on.
-fn within(cx: &Cx<'_>, namespace: &str) -> Vec<ResourceKey> {
+fn within(known: &ByKey, namespace: &str) -> Vec<ResourceKey> {
     let of = |key: &&ResourceKey| match key.kind {
         ResourceType::Service | ResourceType::Listener => key.name.split('/').next() == Some(namespace),
         ResourceType::Route => key.name.split('/').nth(1) == Some(namespace),
         ResourceType::Secret | ResourceType::EndpointSlice | ResourceType::Policy => false,
     };
-    cx.resources.keys().filter(of).cloned().collect()
+    known.keys().filter(of).cloned().collect()
+}
+
+fn http_route<'a>(cx: &Cx<'a>, (namespace, name): Name<'_>) -> Option<&'a HTTPRoute> {
+    let name = QualifiedName::new(namespace, name).ok()?;
+    let key = ObjectKey { kind: ObjectKind::HTTPRoute, namespace: Some(name.namespace), name: name.name };
+    match &cx.input.objects.get(&key)?.kind {
+        Kind::HTTPRoute(route) => Some(route),
+        _ => None,
+    }
 }
 
 /// Claims the parts that a policy sets at a target; an older policy may hold one. Authorization adds up.

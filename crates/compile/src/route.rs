@@ -4,9 +4,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use meshwork_messages::v1;
-use meshwork_resources::{HTTPRoute, Severity};
+use meshwork_resources::{Diagnostic, HTTPRoute, ObjectKind, Severity};
 
-use crate::Cx;
 use crate::attach::{Attached, AttachedTo, Outcome, echo, judge};
 use crate::backend;
 use crate::codes;
@@ -15,33 +14,62 @@ use crate::index::{Entry, RouteView, source};
 use crate::listener::Fault;
 use crate::output::{ResourceKey, ResourceType};
 use crate::rule;
-use crate::shadow::Shadows;
+use crate::shadow::{Claims, Shadows};
 use crate::status::{ParentStatus, Status};
-use crate::stream;
+use crate::{Cx, Part};
 
 /// Faults that a message lists; the rest is counted.
 const LISTED: usize = 8;
 
-/// Compiles every route, oldest first, and counts it at the listeners that accept it.
-pub(crate) fn routes(cx: &mut Cx<'_>, gateways: &mut Gateways<'_>) {
-    let index = cx.index;
-    let mut shadows = Shadows::default();
-    let mut attached_routes: BTreeMap<Arc<str>, u32> = BTreeMap::new();
-    for route in index.routes_by_precedence() {
-        let outcomes: Vec<Outcome> =
-            route.spec.parent_refs.iter().map(|parent| judge(cx, gateways, route.view(), parent)).collect();
-        for (outcome, reference) in outcomes.iter().zip(&route.spec.parent_refs) {
-            outcome.report(cx, route.view(), reference);
-        }
-        let (rules, faults) = rules(cx, route);
-        let shadowed = shadows.add(cx, route, &outcomes, &rules);
-        set_status(cx, route.view(), &outcomes, &faults, &shadowed);
-        emit(cx, route.view(), outcomes, rules, &mut attached_routes);
+/// A route as far as it is understood by itself: what parents and backends say.
+pub(crate) struct Draft {
+    outcomes: Vec<Outcome>,
+    rules: Vec<v1::Rule>,
+    faults: Vec<Fault>,
+    /// What it claims before routes that come later.
+    pub(crate) claims: Claims,
+    told: Vec<Diagnostic>,
+}
+
+/// What is kept of a route that was compiled.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Kept {
+    pub(crate) claims: Claims,
+    /// The listeners that count it.
+    pub(crate) listeners: Box<[Arc<str>]>,
+    pub(crate) told: Box<[Diagnostic]>,
+}
+
+/// Understands a route by itself.
+pub(crate) fn draft(cx: &mut Cx<'_>, gateways: &Gateways<'_>, route: Entry<'_, HTTPRoute>) -> Draft {
+    let outcomes: Vec<Outcome> =
+        route.spec.parent_refs.iter().map(|parent| judge(cx, gateways, route.view(), parent)).collect();
+    for (outcome, reference) in outcomes.iter().zip(&route.spec.parent_refs) {
+        outcome.report(cx, route.view(), reference);
     }
-    stream::routes(cx, gateways, &mut attached_routes);
-    for listener in gateways.values_mut().flat_map(|gateway| &mut gateway.listeners) {
-        listener.attached = attached_routes.get(&listener.name).copied().unwrap_or_default();
-    }
+    let (rules, faults) = rules(cx, route);
+    let claims = Claims::of(route, &outcomes, &rules);
+    Draft { outcomes, rules, faults, claims, told: cx.report.take() }
+}
+
+/// Finishes a route, once it is known which routes claim the same.
+pub(crate) fn finish(
+    cx: &mut Cx<'_>,
+    shadows: &Shadows,
+    route: Entry<'_, HTTPRoute>,
+    draft: Draft,
+) -> (Part, Kept) {
+    let shadowed = shadows.of(cx, route, &draft.claims, &draft.rules);
+    set_status(cx, route.view(), &draft.outcomes, &draft.faults, &shadowed);
+    let listeners = emit(cx, route.view(), draft.outcomes, draft.rules);
+    let mut part = cx.take();
+    let told = draft.told.into_iter().chain(std::mem::take(&mut part.diagnostics)).collect();
+    (part, Kept { claims: draft.claims, listeners: listeners.into(), told })
+}
+
+/// The name of a route's resource.
+pub(crate) fn resource_name(kind: ObjectKind, namespace: &str, name: &str) -> String {
+    format!("{kind}/{namespace}/{name}")
 }
 
 fn rules(cx: &mut Cx<'_>, route: Entry<'_, HTTPRoute>) -> (Vec<v1::Rule>, Vec<Fault>) {
@@ -59,28 +87,28 @@ fn rules(cx: &mut Cx<'_>, route: Entry<'_, HTTPRoute>) -> (Vec<v1::Rule>, Vec<Fa
     (rules, faults)
 }
 
-/// A route that no parent accepts reaches no proxy.
+/// A route that no parent accepts reaches no proxy. Gives the listeners that accept it.
 pub(crate) fn emit(
     cx: &mut Cx<'_>,
     route: RouteView<'_>,
     outcomes: Vec<Outcome>,
     rules: Vec<v1::Rule>,
-    attached_routes: &mut BTreeMap<Arc<str>, u32>,
-) {
+) -> Vec<Arc<str>> {
     let mut attachments: BTreeMap<AttachedTo, Attached> = BTreeMap::new();
     for outcome in outcomes {
         if let Outcome::Accepted(accepted) = outcome {
             attachments.extend(accepted.into_iter().map(|attached| (attached.to.clone(), attached)));
         }
     }
+    let mut listeners = Vec::new();
     if attachments.is_empty() {
-        return;
+        return listeners;
     }
     let mut parents = Vec::with_capacity(attachments.len());
     for to in attachments.keys() {
         match to {
             AttachedTo::Listener(name) => {
-                *attached_routes.entry(Arc::clone(name)).or_default() += 1;
+                listeners.push(Arc::clone(name));
                 parents.push(ResourceKey::new(ResourceType::Listener, Arc::clone(name)));
             }
             AttachedTo::Service(name, _) => {
@@ -91,7 +119,7 @@ pub(crate) fn emit(
     parents.dedup();
     let backends = rules.iter().flat_map(|rule| &rule.backends).filter(|backend| backend.invalid.is_empty());
     let mut needs: Vec<ResourceKey> =
-        backends.map(|backend| ResourceKey::new(ResourceType::Service, backend.service.as_str())).collect();
+        backends.map(|backend| ResourceKey::new(ResourceType::Service, cx.name(&backend.service))).collect();
     needs.sort_unstable();
     needs.dedup();
     let message = v1::Route {
@@ -99,8 +127,9 @@ pub(crate) fn emit(
         attachments: attachments.into_values().map(Attached::message).collect(),
         rules,
     };
-    let name = format!("{}/{}/{}", route.kind, route.namespace(), route.name());
+    let name = resource_name(route.kind, route.namespace(), route.name());
     cx.resources.add(name, message, parents, needs);
+    listeners
 }
 
 pub(crate) fn set_status(

@@ -2,135 +2,226 @@
 //!
 //! Gateway API orders matches by how specific they are; only equal ones are decided by age, name and place. So a match
 //! can be hidden whole by an equal one alone, and equality is what is looked for.
+//!
+//! Who claims what is kept from one compilation to the next, so that a route that changes concerns those alone that claim
+//! the same as it did or does.
 
-use std::collections::HashMap;
-use std::collections::hash_map::Entry as Slot;
-use std::fmt::Write as _;
+use std::cmp::Ordering;
+use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
 
+use meshwork_base::ContentHash;
 use meshwork_messages::v1;
-use meshwork_resources::{HTTPRoute, Severity};
+use meshwork_resources::{HTTPRoute, Object, ObjectKey, Severity};
 use prost::Message;
+use smallvec::SmallVec;
 
 use crate::Cx;
 use crate::attach::{AttachedTo, Outcome};
 use crate::codes;
-use crate::index::Entry;
+use crate::index::{Entry, precedence};
+
+/// What a route claims: a print of each of its matches at each of its places.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Claims {
+    /// Match by match, in the order of the rules; within it the places in their order.
+    prints: Box<[ContentHash]>,
+    places: usize,
+}
 
 /// Where a match counts: a parent, a hostname of it, and for routes of the mesh whose callers.
-#[derive(Clone, PartialEq, Eq, Hash)]
-struct Scope {
-    parent: AttachedTo,
-    hostname: String,
-    callers: String,
+#[derive(PartialEq, Eq, PartialOrd, Ord)]
+struct Scope<'o> {
+    parent: &'o AttachedTo,
+    hostname: &'o str,
+    callers: &'o str,
 }
 
-/// A rule that has taken a match.
-#[derive(Clone)]
-struct Holder {
-    route: usize,
-    rule: usize,
+/// A match of a route that claims something.
+#[derive(Clone, Debug)]
+struct Claim {
+    route: Arc<Object>,
+    rule: u16,
+    number: u16,
 }
 
-/// The matches seen so far. Routes are added in order of precedence.
-#[derive(Default)]
+impl Claim {
+    fn order(&self, other: &Self) -> Ordering {
+        let place = |claim: &Self| (claim.rule, claim.number);
+        precedence(&self.route, &other.route).then_with(|| place(self).cmp(&place(other)))
+    }
+}
+
+/// Who claims what; of each the first has it.
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Shadows {
-    scopes: HashMap<Scope, u32>,
-    taken: HashMap<(u32, Vec<u8>), Holder>,
-    names: Vec<String>,
+    taken: HashMap<ContentHash, SmallVec<[Claim; 1]>>,
+}
+
+impl Claims {
+    pub(crate) fn of(route: Entry<'_, HTTPRoute>, outcomes: &[Outcome], rules: &[v1::Rule]) -> Self {
+        let scopes = scopes(route, outcomes);
+        let heads: Vec<Vec<u8>> = scopes.iter().map(Scope::bytes).collect();
+        let matches = rules.iter().flat_map(|rule| &rule.matches).map(canonical);
+        let prints = matches.flat_map(|found| {
+            heads
+                .iter()
+                .map(move |head| ContentHash::of(&[head.as_slice(), &found].concat()))
+                .collect::<Vec<_>>()
+        });
+        Self { prints: prints.collect(), places: scopes.len() }
+    }
+
+    /// The prints of each match.
+    fn matches(&self) -> impl Iterator<Item = &[ContentHash]> {
+        self.prints.chunks(self.places.max(1))
+    }
 }
 
 impl Shadows {
-    /// Adds a route; gives a sentence for each of its matches that nothing can reach.
-    pub(crate) fn add(
-        &mut self,
+    /// Enters a route; adds to `others` who claims the same.
+    pub(crate) fn enter(&mut self, route: &Arc<Object>, claims: &Claims, others: &mut BTreeSet<ObjectKey>) {
+        for (rule, number, prints) in numbered(route, claims) {
+            for print in prints {
+                let claim = Claim { route: Arc::clone(route), rule, number };
+                let held = self.taken.entry(*print).or_default();
+                others.extend(
+                    held.iter().filter(|held| !is_same(&held.route, route)).map(|held| held.route.key()),
+                );
+                let at = held.partition_point(|held| held.order(&claim).is_lt());
+                held.insert(at, claim);
+            }
+        }
+    }
+
+    /// Takes a route out; adds to `others` who claims the same.
+    pub(crate) fn leave(&mut self, route: &Object, claims: &Claims, others: &mut BTreeSet<ObjectKey>) {
+        for print in &claims.prints {
+            let Some(held) = self.taken.get_mut(print) else { continue };
+            held.retain(|held| !is_same(&held.route, route));
+            others.extend(held.iter().map(|held| held.route.key()));
+            if held.is_empty() {
+                self.taken.remove(print);
+            }
+        }
+    }
+
+    /// A sentence for each match of a route that nothing can reach.
+    pub(crate) fn of(
+        &self,
         cx: &mut Cx<'_>,
         route: Entry<'_, HTTPRoute>,
-        outcomes: &[Outcome],
+        claims: &Claims,
         rules: &[v1::Rule],
     ) -> Vec<String> {
-        let scopes = self.scopes_of(route, outcomes);
-        let this = self.names.len();
-        self.names.push(format!("{}/{}", route.namespace(), route.name()));
+        let numbers = rules
+            .iter()
+            .enumerate()
+            .flat_map(|(rule, message)| (0..message.matches.len()).map(move |number| (rule, number)));
         let mut shadowed = Vec::new();
-        if scopes.is_empty() {
-            return shadowed;
-        }
-        for (rule, message) in rules.iter().enumerate() {
-            for (number, found) in message.matches.iter().enumerate() {
-                let Some(holder) = self.take(&scopes, found, &Holder { route: this, rule }) else { continue };
-                // A rule may say the same twice without harm to anyone, but the second still does nothing.
-                let by = match (holder.route == this, holder.rule == rule) {
-                    (true, true) => "an earlier match of the rule".to_owned(),
-                    (true, false) => format!("rule {} of the route", holder.rule),
-                    (false, _) => format!(
-                        "rule {} of HTTPRoute {}, which goes first",
-                        holder.rule, self.names[holder.route]
-                    ),
-                };
-                let mut told = String::new();
-                write!(told, "Match {number} of rule {rule} is never reached: {by} has the same match.")
-                    .expect("a string takes every text");
-                let spec = &route.spec.rules[rule];
-                let span = spec.matches.get(number).map_or(spec.span, |found| found.span);
-                let span = if span.line == 0 { spec.span } else { span };
-                cx.report
-                    .tell(route.object, span, Severity::Warning, codes::SHADOWED_MATCH, told.clone())
-                    .help =
-                    Some("remove it, make it more specific, or join the backends by weight".to_owned());
-                shadowed.push(told);
-            }
+        for ((rule, number), prints) in numbers.zip(claims.matches()) {
+            let Some(holder) = self.holder(route.object, (rule, number), prints) else { continue };
+            // A rule may say the same twice without harm to anyone, but the second still does nothing.
+            let by = match (is_same(&holder.route, route.object), usize::from(holder.rule) == rule) {
+                (true, true) => "an earlier match of the rule".to_owned(),
+                (true, false) => format!("rule {} of the route", holder.rule),
+                (false, _) => {
+                    let meta = &holder.route.meta;
+                    let name = format!("{}/{}", meta.namespace, meta.name);
+                    format!("rule {} of HTTPRoute {name}, which goes first", holder.rule)
+                }
+            };
+            let told = format!("Match {number} of rule {rule} is never reached: {by} has the same match.");
+            let spec = &route.spec.rules[rule];
+            let span = spec.matches.get(number).map_or(spec.span, |found| found.span);
+            let span = if span.line == 0 { spec.span } else { span };
+            cx.report.tell(route.object, span, Severity::Warning, codes::SHADOWED_MATCH, told.clone()).help =
+                Some("remove it, make it more specific, or join the backends by weight".to_owned());
+            shadowed.push(told);
         }
         shadowed
     }
 
-    fn scopes_of(&mut self, route: Entry<'_, HTTPRoute>, outcomes: &[Outcome]) -> Vec<u32> {
-        let mut scopes = Vec::new();
-        let accepted = outcomes.iter().filter_map(|outcome| match outcome {
-            Outcome::Accepted(accepted) => Some(accepted),
-            Outcome::NotOurs | Outcome::Refused { .. } => None,
-        });
-        for attached in accepted.flatten() {
-            let callers = match &attached.to {
-                AttachedTo::Service(service, _) if !is_of(service, route.namespace()) => {
-                    route.namespace().to_owned()
-                }
-                AttachedTo::Listener(_) | AttachedTo::Service(..) => String::new(),
-            };
-            let any = [String::new()];
-            let hostnames = if attached.hostnames.is_empty() { &any[..] } else { &attached.hostnames[..] };
-            for hostname in hostnames {
-                let scope = Scope {
-                    parent: attached.to.clone(),
-                    hostname: hostname.clone(),
-                    callers: callers.clone(),
-                };
-                let next =
-                    u32::try_from(self.scopes.len()).expect("far fewer than 2^32 parents and hostnames");
-                scopes.push(*self.scopes.entry(scope).or_insert(next));
-            }
-        }
-        scopes.sort_unstable();
-        scopes.dedup();
-        scopes
-    }
-
-    /// Takes the match in every scope; the first holder when others had it in all of them.
-    fn take(&mut self, scopes: &[u32], found: &v1::Match, taker: &Holder) -> Option<Holder> {
-        let key = canonical(found);
+    /// Who has a match, when others have it at all of its places.
+    fn holder(
+        &self,
+        route: &Object,
+        (rule, number): (usize, usize),
+        prints: &[ContentHash],
+    ) -> Option<&Claim> {
+        let own = |claim: &Claim| {
+            is_same(&claim.route, route)
+                && (usize::from(claim.rule), usize::from(claim.number)) == (rule, number)
+        };
         let mut first = None;
-        let mut free = false;
-        for scope in scopes {
-            match self.taken.entry((*scope, key.clone())) {
-                Slot::Occupied(held) => {
-                    first.get_or_insert_with(|| held.get().clone());
-                }
-                Slot::Vacant(slot) => {
-                    free = true;
-                    slot.insert(taker.clone());
-                }
+        for print in prints {
+            let holder = self.taken.get(print)?.first()?;
+            if own(holder) {
+                return None;
             }
+            first.get_or_insert(holder);
         }
-        first.filter(|_| !free)
+        first
+    }
+}
+
+fn is_same(one: &Object, other: &Object) -> bool {
+    one.meta.name == other.meta.name && one.meta.namespace == other.meta.namespace
+}
+
+/// Rule, number and prints of each match of a route.
+fn numbered<'c>(
+    route: &'c Object,
+    claims: &'c Claims,
+) -> impl Iterator<Item = (u16, u16, &'c [ContentHash])> {
+    let rules = match &route.kind {
+        meshwork_resources::Kind::HTTPRoute(route) => &route.rules[..],
+        _ => &[],
+    };
+    let number = |at: usize| u16::try_from(at).unwrap_or(u16::MAX);
+    let numbers = rules
+        .iter()
+        .enumerate()
+        .flat_map(move |(rule, spec)| (0..spec.matches.len()).map(move |at| (number(rule), number(at))));
+    numbers.zip(claims.matches()).map(|((rule, at), prints)| (rule, at, prints))
+}
+
+fn scopes<'o>(route: Entry<'o, HTTPRoute>, outcomes: &'o [Outcome]) -> Vec<Scope<'o>> {
+    let accepted = outcomes.iter().filter_map(|outcome| match outcome {
+        Outcome::Accepted(accepted) => Some(accepted),
+        Outcome::NotOurs | Outcome::Refused { .. } => None,
+    });
+    let mut scopes = Vec::new();
+    for attached in accepted.flatten() {
+        let callers = match &attached.to {
+            AttachedTo::Service(service, _) if !is_of(service, route.namespace()) => route.namespace(),
+            AttachedTo::Listener(_) | AttachedTo::Service(..) => "",
+        };
+        let scope = |hostname| Scope { parent: &attached.to, hostname, callers };
+        if attached.hostnames.is_empty() {
+            scopes.push(scope(""));
+        }
+        scopes.extend(attached.hostnames.iter().map(|hostname| scope(hostname)));
+    }
+    scopes.sort_unstable();
+    scopes.dedup();
+    scopes
+}
+
+impl Scope<'_> {
+    /// Its share of a print. None of the texts can hold a zero.
+    fn bytes(&self) -> Vec<u8> {
+        let (kind, name, port) = match self.parent {
+            AttachedTo::Listener(name) => (b'l', name, 0),
+            AttachedTo::Service(name, port) => (b's', name, *port),
+        };
+        let mut bytes = vec![kind];
+        for part in [name, self.hostname, self.callers] {
+            bytes.extend_from_slice(part.as_bytes());
+            bytes.push(0);
+        }
+        bytes.extend_from_slice(&port.to_be_bytes());
+        bytes
     }
 }
 

@@ -38,7 +38,9 @@ pub(crate) fn routes(
         }
         let (rules, faults) = rules(cx, route);
         set_status(cx, view, &outcomes, &faults, &[]);
-        emit(cx, view, outcomes, rules, attached_routes);
+        for listener in emit(cx, view, outcomes, rules) {
+            *attached_routes.entry(listener).or_default() += 1;
+        }
     }
 }
 

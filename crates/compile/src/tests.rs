@@ -1,5 +1,6 @@
 //! Folders of YAML in, statuses and resources out.
 
+mod again;
 mod conflicts;
 mod gateways;
 mod grants;
@@ -16,7 +17,7 @@ use meshwork_messages::v1;
 use meshwork_resources::{Loaded, Object};
 
 use crate::output::Compiled;
-use crate::{Catalog, Input, Output, ProxyReports, Settings, Status, compile};
+use crate::{Catalog, Input, Output, ProxyReports, Settings, Status, by_key, compile};
 
 /// Loads one file and expects nothing wrong in it.
 fn load(yaml: &str) -> Loaded {
@@ -36,8 +37,8 @@ struct World {
 impl World {
     fn compile_at(&self, objects: &[Arc<Object>], previous: Option<&Output>, seconds: u64) -> Output {
         compile(&Input {
-            objects,
-            catalog: &self.catalog,
+            objects: &Arc::new(by_key(objects.iter().cloned())),
+            catalog: &Arc::new(self.catalog.clone()),
             settings: &self.settings,
             proxies: &self.proxies,
             previous,

@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use bytes::Bytes;
+use meshwork_base::pack;
 use meshwork_messages::v1;
 
 use crate::binding::Secret;
@@ -126,6 +127,7 @@ struct Held {
     workloads: BTreeMap<Arc<str>, Arc<WorkloadSpec>>,
     bundles: BTreeMap<Arc<str>, Arc<Bundle>>,
     strings: Interner,
+    packed: usize,
 }
 
 /// What has changed since the last snapshot.
@@ -185,6 +187,7 @@ impl SnapshotBuilder {
     /// The snapshot of what is held now, sharing with the previous one what did not change.
     pub fn build(&mut self) -> Arc<Snapshot> {
         if self.changed.any {
+            pack(&mut self.held.routes, &mut self.held.packed);
             let changed = std::mem::take(&mut self.changed);
             self.built.update(&self.held, &changed, &mut self.endpoints);
         }
@@ -216,7 +219,8 @@ impl SnapshotBuilder {
                 changed.listeners = true;
             }
             Kind::Route => {
-                let spec = convert::route(&name, &decode(body).map_err(error)?).map_err(error)?;
+                let message = decode(body).map_err(error)?;
+                let spec = convert::route(&name, &message, &mut held.strings).map_err(error)?;
                 held.routes.insert(Arc::clone(&name), Arc::new(spec));
                 changed.routes.insert(name);
             }

@@ -6,6 +6,8 @@ use std::sync::Arc;
 
 use meshwork_messages::v1;
 
+use crate::convert::Interner;
+
 /// The user's object behind a listener, route, service or policy.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Origin {
@@ -33,6 +35,13 @@ impl Origin {
             generation: s.generation,
             created_unix_ms: s.created_unix_ms,
         })
+    }
+
+    /// The same, with the text that many share kept once.
+    pub(crate) fn interned(mut self, strings: &mut Interner) -> Self {
+        self.kind = strings.text(&self.kind);
+        self.file = strings.text(&self.file);
+        self
     }
 
     /// The namespace of the object.

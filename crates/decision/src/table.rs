@@ -200,6 +200,12 @@ impl HostTable {
         self.exact.is_empty() && self.prefix.is_empty() && self.regex.is_empty()
     }
 
+    /// All buckets of prefixes, by path.
+    #[cfg(test)]
+    pub(crate) fn buckets(&self) -> impl Iterator<Item = (&str, &Arc<[Entry]>)> {
+        self.prefix.iter().map(|(path, bucket)| (&**path, bucket))
+    }
+
     fn may_have(&self, length: usize) -> bool {
         length <= self.longest && (length >= 128 || self.lengths & (1 << length) != 0)
     }

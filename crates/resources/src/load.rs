@@ -54,7 +54,9 @@ impl Loaded {
     }
 }
 
-fn duplicate(object: &Object, key: &ObjectKey, first: &Source) -> Diagnostic {
+/// What is told of an object that is written a second time; `first` counts.
+#[must_use]
+pub fn duplicate(object: &Object, key: &ObjectKey, first: &Source) -> Diagnostic {
     let span = Span { line: object.source.line, column: object.source.column, len: 0 };
     Diagnostic::error(
         &object.source.file,

@@ -77,6 +77,18 @@ impl fmt::Display for ObjectKey {
     }
 }
 
+/// Big ones that are few are boxed: routes are many, and each has the room of the biggest.
+macro_rules! body {
+    (Service) => { Box<kinds::Service> };
+    (Gateway) => { Box<kinds::Gateway> };
+    (TrafficPolicy) => { Box<kinds::TrafficPolicy> };
+    ($kind:ident) => { kinds::$kind };
+    (Service, $body:ident) => { Box::new($body) };
+    (Gateway, $body:ident) => { Box::new($body) };
+    (TrafficPolicy, $body:ident) => { Box::new($body) };
+    ($kind:ident, $body:ident) => { $body };
+}
+
 macro_rules! object_kinds {
     ($($(#[$doc:meta])* $kind:ident, $group:literal, [$($version:literal),+], namespaced: $namespaced:literal;)*) => {
         /// The kinds of objects that Meshwork knows.
@@ -117,7 +129,7 @@ macro_rules! object_kinds {
         /// What an object says.
         #[derive(Clone, Debug, PartialEq)]
         pub enum Kind {
-            $($(#[$doc])* $kind(kinds::$kind)),*
+            $($(#[$doc])* $kind(body!($kind))),*
         }
 
         impl Kind {
@@ -133,7 +145,7 @@ macro_rules! object_kinds {
                 cx: &mut crate::decode::Cx,
             ) -> Option<Self> {
                 use crate::kinds::Body;
-                match kind { $(ObjectKind::$kind => kinds::$kind::read(fields, cx).map(Self::$kind)),* }
+                match kind { $(ObjectKind::$kind => kinds::$kind::read(fields, cx).map(|body| Self::$kind(body!($kind, body)))),* }
             }
 
             pub(crate) fn validate(&self, meta: &ObjectMeta, cx: &mut crate::decode::Cx) {

@@ -414,11 +414,13 @@ impl Client {
                 self.answer(key, &Answer::Refused(rejection.message.clone()), now);
             }
             (Change::Upsert(_, resource), None) => {
-                self.held.insert(key.clone(), resource.version.as_str().into());
+                let offered = self.offered.version(key).filter(|offered| ***offered == *resource.version);
                 // A cached version that stays in the place of a refused one heals nothing.
-                if self.offered.version(key).is_some_and(|offered| **offered == *resource.version) {
+                if offered.is_some() {
                     self.refused.remove(key);
                 }
+                let version = offered.cloned().unwrap_or_else(|| resource.version.as_str().into());
+                self.held.insert(key.clone(), version);
                 self.answer(key, &Answer::Present, now);
             }
             (Change::Remove(_), None) => {

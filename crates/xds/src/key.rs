@@ -5,7 +5,7 @@ use std::collections::btree_map::Entry;
 use std::fmt;
 use std::sync::{Arc, LazyLock};
 
-use meshwork_base::ContentHash;
+use meshwork_base::{ContentHash, pack};
 use meshwork_messages::{type_url, v1};
 
 static COMMIT: LazyLock<Arc<str>> = LazyLock::new(|| type_url::<v1::Commit>().into());
@@ -125,6 +125,7 @@ impl Tally {
 pub(crate) struct Offers {
     versions: BTreeMap<ResourceKey, (Arc<str>, ContentHash)>,
     tally: Tally,
+    packed: usize,
 }
 
 impl Offers {
@@ -158,7 +159,9 @@ impl Offers {
         self.versions.iter().map(|(key, (version, _))| (key, version))
     }
 
-    pub(crate) const fn tally(&self) -> Tally {
+    /// Number and hash of a whole change.
+    pub(crate) fn tally(&mut self) -> Tally {
+        pack(&mut self.versions, &mut self.packed);
         self.tally
     }
 

@@ -16,7 +16,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use meshwork_base::{SpiffeId, Tick};
+use meshwork_base::{SpiffeId, Tick, differences};
 use meshwork_messages::v1::{DiscoveryRequest, DiscoveryResponse, Node, Resource};
 
 pub use hub::{EffectiveError, Hub};
@@ -87,10 +87,13 @@ pub struct Publication {
     pub revision: u64,
     /// Everything there is; what is missing is removed from proxies.
     pub resources: BTreeMap<ResourceKey, Arc<Resource>>,
-    /// What comes with a resource when somebody subscribes to it by name: a service's routes, policies, endpoints and
-    /// the services behind it. Followed transitively.
-    pub links: BTreeMap<ResourceKey, Vec<ResourceKey>>,
+    /// Who comes with whom.
+    pub links: Arc<Links>,
 }
+
+/// What comes with a resource when somebody subscribes to it by name: a service's routes, policies, endpoints and the
+/// services behind it, in order. Followed transitively.
+pub type Links = BTreeMap<ResourceKey, Vec<ResourceKey>>;
 
 /// What a publication changed.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -178,13 +181,11 @@ impl Server {
         let before = self.world.take().unwrap_or_default();
         assert!(publication.revision >= before.revision, "revisions only grow");
         let mut published = Published::default();
-        for (key, resource) in &publication.resources {
-            if before.resources.get(key).is_none_or(|old| old.version != resource.version) {
-                published.changed.push(key.clone());
-            }
+        let same = |a: &Arc<Resource>, b: &Arc<Resource>| Arc::ptr_eq(a, b) || a.version == b.version;
+        for (key, _, new) in differences(&before.resources, &publication.resources, same) {
+            let which = if new.is_some() { &mut published.changed } else { &mut published.removed };
+            which.push(key.clone());
         }
-        let gone = before.resources.keys().filter(|key| !publication.resources.contains_key(*key));
-        published.removed.extend(gone.cloned());
         let relinked = before.links != publication.links;
         let world = Arc::new(publication);
         for stream in self.streams.values_mut() {

@@ -33,8 +33,8 @@ fn key(at: usize) -> ResourceKey {
 
 /// Service n comes with route n - 12 and slice n - 6; route 0 leads to the last service.
 fn links() -> BTreeMap<ResourceKey, Vec<ResourceKey>> {
-    let service = |at: usize| (key(at), vec![key(at - 12), key(at - 6)]);
-    (12..16).map(service).chain([(key(0), vec![key(15)])]).collect()
+    let service = |at: usize| (key(at), [key(at - 12), key(at - 6)].into());
+    (12..16).map(service).chain([(key(0), [key(15)].into())]).collect()
 }
 
 fn publication(versions: &Versions, revision: u64) -> Publication {
@@ -44,7 +44,7 @@ fn publication(versions: &Versions, revision: u64) -> Publication {
         Some((key, Arc::new(resource)))
     };
     let resources = versions.iter().enumerate().filter_map(resource).collect();
-    Publication { revision, resources, links: links() }
+    Publication { revision, resources, links: Arc::new(links()) }
 }
 
 #[derive(Clone, Debug)]

@@ -12,6 +12,9 @@ pub(super) mod mesh;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use meshwork_base::pack;
+use smallvec::SmallVec;
+
 use super::endpoints::EndpointIds;
 use super::{Changed, Held};
 use crate::cluster::{Cluster, ClusterKey};
@@ -27,6 +30,9 @@ type Tables = Arc<HostMap<Arc<HostTable>>>;
 
 type Routes = BTreeMap<Arc<str>, Arc<Route>>;
 
+/// Names of routes, in order; most hosts have one.
+type Names = SmallVec<[Arc<str>; 1]>;
+
 /// A parent and one of its ports; listeners have only one, called 0.
 type Place = (Parent, u16);
 
@@ -36,9 +42,10 @@ pub(super) struct Built {
     pub(super) snapshot: Arc<Snapshot>,
     pub(super) policies: Attached,
     /// Which routes each host of a parent has, by attachment.
-    routes_at: BTreeMap<(Parent, HostPattern), BTreeSet<Arc<str>>>,
+    routes_at: BTreeMap<(Parent, HostPattern), Names>,
     tables: BTreeMap<Place, Tables>,
     pool: PolicyPool,
+    packed: usize,
 }
 
 /// What has been replaced so far.
@@ -64,6 +71,12 @@ impl Built {
         // How a listener receives connections is said by policies on its gateway.
         let said_anew = changed.targets.iter().any(|target| target.kind == TargetKind::Gateway);
         let listeners = self.listeners(held, &old, changed.listeners || said_anew, &replaced);
+        let mut routes = routes;
+        if routes.len() > 2 * self.packed {
+            let mut places = self.packed;
+            pack(&mut self.routes_at, &mut places);
+            pack(&mut routes, &mut self.packed);
+        }
         let (bindings, unbound) = listeners::bindings(&listeners, &old.bindings);
         let services = self.services(held, &old, &clusters, changed, &replaced);
         let inbound = self.inbound(held, &old);
@@ -168,11 +181,19 @@ impl Built {
         let touched: BTreeSet<&Arc<str>> = changed.routes.iter().chain(using).collect();
         for name in touched {
             if let Some(before) = routes.remove(name) {
-                self.attach(&before.spec, replaced, |of, name| of.remove(name));
+                self.attach(&before.spec, replaced, |of, name| {
+                    if let Ok(at) = of.binary_search(name) {
+                        of.remove(at);
+                    }
+                });
             }
             if let Some(spec) = held.routes.get(name) {
                 let route = Route::resolve(spec, |key| clusters.get(key).cloned());
-                self.attach(spec, replaced, |of, name| of.insert(Arc::clone(name)));
+                self.attach(spec, replaced, |of, name| {
+                    if let Err(at) = of.binary_search(name) {
+                        of.insert(at, Arc::clone(name));
+                    }
+                });
                 routes.insert(Arc::clone(name), Arc::new(route));
             }
         }
@@ -180,12 +201,7 @@ impl Built {
     }
 
     /// Changes what the index says about one route, at each of its places.
-    fn attach(
-        &mut self,
-        spec: &RouteSpec,
-        replaced: &mut Replaced,
-        change: impl Fn(&mut BTreeSet<Arc<str>>, &Arc<str>) -> bool,
-    ) {
+    fn attach(&mut self, spec: &RouteSpec, replaced: &mut Replaced, change: impl Fn(&mut Names, &Arc<str>)) {
         for key in places(spec) {
             let of = self.routes_at.entry(key.clone()).or_default();
             change(of, &spec.name);

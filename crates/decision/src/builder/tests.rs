@@ -3,6 +3,7 @@ use std::time::Duration;
 use meshwork_base::{SeededRng, Tick};
 
 use super::*;
+use crate::route::Route;
 use crate::tests::{
     at_listener, backend, build, key, listener, path, prefix, regex, route, route_message, routed, rule,
     service, service_change, slice, source, wire_endpoint,
@@ -132,6 +133,61 @@ fn an_edit_of_one_route_rebuilds_only_what_it_touches() {
     let request = OwnedRequest::get("h3.example", "/changed");
     assert_eq!(routed(&after, &request), "ns/h3-r5#0.0");
     assert_eq!(routed(&before, &request), "no_rule", "the old snapshot is what it was");
+}
+
+/// Five thousand routes: each on a host of its own, or each on a path of one host.
+fn five_thousand(own_hosts: bool) -> Vec<Change> {
+    let named = |n: usize| {
+        let (host, at) = match own_hosts {
+            true => (format!("h{n}.example"), "/api".to_owned()),
+            false => ("h.example".to_owned(), format!("/r{n}")),
+        };
+        route(&format!("ns/r{n}"), 1, &[host.as_str()], to(&at, "ns/a"))
+    };
+    let surroundings = [listener("ns/gw/web", 80, ""), service_change(&service("ns/a", &[("", 80)]))];
+    surroundings.into_iter().chain((0..5000).map(named)).collect()
+}
+
+#[test]
+fn an_edit_among_five_thousand_hosts_shares_every_other_table() {
+    let mut builder = SnapshotBuilder::new();
+    let before = build(&mut builder, five_thousand(true));
+    assert_eq!(builder.apply([route("ns/r7", 1, &["h7.example"], to("/new", "ns/a"))]), []);
+    let after = builder.build();
+    let hosts = |snapshot: &Snapshot| Arc::clone(&snapshot.bindings()[0].listeners[0].routes);
+    let (old, new) = (hosts(&before), hosts(&after));
+    assert_eq!(new.patterns().len(), 5000);
+    let other =
+        |pattern: &crate::HostPattern| !Arc::ptr_eq(old.get(pattern).unwrap(), new.get(pattern).unwrap());
+    let rebuilt: Vec<_> =
+        new.patterns().into_iter().filter(other).map(|pattern| pattern.to_string()).collect();
+    assert_eq!(rebuilt, ["h7.example"]);
+    let route = |(name, route): (&Arc<str>, &Arc<Route>)| {
+        (!Arc::ptr_eq(route, &before.routes[name])).then(|| name.to_string())
+    };
+    assert_eq!(after.routes.iter().filter_map(route).collect::<Vec<_>>(), ["HTTPRoute/ns/r7"]);
+    assert_eq!(routed(&after, &OwnedRequest::get("h7.example", "/new")), "ns/r7#0.0");
+    assert_eq!(routed(&after, &OwnedRequest::get("h8.example", "/api")), "ns/r8#0.0");
+}
+
+#[test]
+fn an_edit_among_five_thousand_paths_of_a_host_shares_every_other_bucket() {
+    let mut builder = SnapshotBuilder::new();
+    let before = build(&mut builder, five_thousand(false));
+    assert_eq!(builder.apply([route("ns/r7", 1, &["h.example"], to("/r7/new", "ns/a"))]), []);
+    let after = builder.build();
+    let table = |snapshot: &Snapshot| {
+        let routes = &snapshot.bindings()[0].listeners[0].routes;
+        Arc::clone(routes.get(&crate::HostPattern::parse("h.example").unwrap()).unwrap())
+    };
+    let (old, new) = (table(&before), table(&after));
+    let held: BTreeMap<_, _> = old.buckets().collect();
+    let is_fresh =
+        |(path, bucket): &(&str, &Arc<_>)| !held.get(path).is_some_and(|old| Arc::ptr_eq(old, bucket));
+    let mut fresh = new.buckets().filter(is_fresh);
+    assert_eq!(fresh.next().map(|(path, _)| path), Some("/r7/new"));
+    assert!(fresh.next().is_none(), "every other bucket is the one before");
+    assert_eq!(new.buckets().count(), 5000);
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use meshwork_messages::v1;
 
-use super::{ConvertError, Result, hostname, port, unknown, value};
+use super::{ConvertError, Interner, Result, hostname, port, unknown, value};
 use crate::cluster::ClusterKey;
 use crate::filter::{Filter, HeaderEdits, PathEdit, Redirect, Rewrite};
 use crate::hostname::HostPattern;
@@ -16,28 +16,28 @@ use crate::request::Scheme;
 use crate::retry::{RetryBudget, RetryPolicy};
 use crate::route::{Attachment, BackendSpec, Parent, RouteSpec, RuleSpec};
 
-pub(crate) fn route(name: &Arc<str>, message: &v1::Route) -> Result<RouteSpec> {
+pub(crate) fn route(name: &Arc<str>, message: &v1::Route, strings: &mut Interner) -> Result<RouteSpec> {
     if message.rules.len() > usize::from(u16::MAX) {
         return value("rules", message.rules.len(), "write at most 65,535 rules");
     }
     Ok(RouteSpec {
         name: Arc::clone(name),
-        origin: Arc::new(Origin::from_message(message.source.as_ref())),
-        attachments: each("attachments", &message.attachments, attachment)?,
-        rules: each("rules", &message.rules, |at, r| rule(at, r).map(Arc::new))?,
+        origin: Arc::new(Origin::from_message(message.source.as_ref()).interned(strings)),
+        attachments: each("attachments", &message.attachments, |at, a| attachment(at, a, strings))?,
+        rules: each("rules", &message.rules, |at, r| rule(at, r, strings).map(Arc::new))?,
     })
 }
 
 /// Converts every element, telling each its place.
-fn each<T, U>(at: &str, list: &[T], convert: impl Fn(&str, &T) -> Result<U>) -> Result<Box<[U]>> {
+fn each<T, U>(at: &str, list: &[T], mut convert: impl FnMut(&str, &T) -> Result<U>) -> Result<Box<[U]>> {
     list.iter().enumerate().map(|(i, x)| convert(&format!("{at}[{i}]"), x)).collect()
 }
 
-fn attachment(at: &str, message: &v1::route::Attachment) -> Result<Attachment> {
+fn attachment(at: &str, message: &v1::route::Attachment, strings: &mut Interner) -> Result<Attachment> {
     use v1::route::attachment::Parent as Wire;
     let parent = match message.parent.as_ref().ok_or_else(|| unknown(format!("{at}.parent")))? {
-        Wire::Listener(name) => Parent::Listener(name.as_str().into()),
-        Wire::Service(name) => Parent::Service(name.as_str().into()),
+        Wire::Listener(name) => Parent::Listener(strings.text(name)),
+        Wire::Service(name) => Parent::Service(strings.text(name)),
     };
     let port = match message.service_port {
         0 => 0,
@@ -50,7 +50,7 @@ fn attachment(at: &str, message: &v1::route::Attachment) -> Result<Attachment> {
     Ok(Attachment { parent, port, hostnames })
 }
 
-fn rule(at: &str, message: &v1::Rule) -> Result<RuleSpec> {
+fn rule(at: &str, message: &v1::Rule, strings: &mut Interner) -> Result<RuleSpec> {
     if message.matches.len() > usize::from(u16::MAX) {
         return value(format!("{at}.matches"), message.matches.len(), "write at most 65,535 matches");
     }
@@ -66,10 +66,14 @@ fn rule(at: &str, message: &v1::Rule) -> Result<RuleSpec> {
         })
     };
     Ok(RuleSpec {
-        name: message.name.as_str().into(),
+        name: strings.text(&message.name),
         filters: filters(at, &message.filters)?,
         backends: each(&format!("{at}.backends"), &message.backends, |at, b| {
-            Ok(BackendSpec { filters: filters(at, &b.filters)?.into(), ..backend(at, b)? })
+            let backend = backend(at, b, strings)?;
+            Ok(match &b.filters[..] {
+                [] => backend,
+                some => BackendSpec { filters: filters(at, some)?.into(), ..backend },
+            })
         })?,
         matches,
         request_timeout: millis(message.request_timeout_ms),
@@ -91,7 +95,7 @@ fn replaces_prefix(filter: &Filter) -> bool {
     }
 }
 
-fn backend(at: &str, message: &v1::Backend) -> Result<BackendSpec> {
+fn backend(at: &str, message: &v1::Backend, strings: &mut Interner) -> Result<BackendSpec> {
     let invalid = (!message.invalid.is_empty()).then(|| message.invalid.as_str().into());
     if message.service.is_empty() && invalid.is_none() {
         return value(
@@ -105,9 +109,9 @@ fn backend(at: &str, message: &v1::Backend) -> Result<BackendSpec> {
         (number, _) => port(&format!("{at}.port"), number)?,
     };
     Ok(BackendSpec {
-        key: ClusterKey { service: message.service.as_str().into(), port: number },
+        key: ClusterKey { service: strings.text(&message.service), port: number },
         weight: message.weight,
-        filters: [].into(),
+        filters: Arc::default(),
         invalid,
     })
 }

@@ -36,7 +36,7 @@ impl Pen {
         client.receive(response, now).unwrap();
     }
 
-    fn commit(&self, revision: u64) -> DiscoveryResponse {
+    fn commit(&mut self, revision: u64) -> DiscoveryResponse {
         let tally = self.offers.tally();
         let commit = v1::Commit { revision, count: tally.count, hash: tally.hash.to_string() };
         let resource = Resource { body: commit.encode_to_vec().into(), ..Resource::default() };

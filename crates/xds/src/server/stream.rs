@@ -27,6 +27,8 @@ pub(super) struct Stream {
     /// Whether the proxy has said all it says when it joins.
     joined: bool,
     subscriptions: BTreeSet<ResourceKey>,
+    /// The types that are subscribed to as a whole.
+    whole: BTreeSet<Arc<str>>,
     /// What comes with the subscriptions, by the links of the publication that was looked at last.
     closure: BTreeSet<ResourceKey>,
     offered: Offers,
@@ -187,6 +189,8 @@ impl Stream {
     /// endpoints, which thereby wait for the commit of their change, then the commit, then what is absent.
     fn fill(&mut self, world: &Publication, access: &dyn Access) {
         if std::mem::take(&mut self.rescan) {
+            let whole = self.subscriptions.iter().filter(|key| &*key.name == "*");
+            self.whole = whole.map(|key| Arc::clone(&key.type_url)).collect();
             self.close_over(world);
             let wanted = world.resources.keys().filter(|key| self.wants(key));
             let keys: Vec<_> = wanted.chain(self.offered.keys()).cloned().collect();
@@ -294,19 +298,19 @@ impl Stream {
     fn covers(&self, key: &ResourceKey) -> bool {
         let is = |name: &str| self.subscriptions.contains(&ResourceKey::new(Arc::clone(&key.type_url), name));
         let below = |(at, _): (usize, &str)| is(&format!("{}/*", &key.name[..at]));
-        is("*") || self.subscriptions.contains(key) || key.name.match_indices('/').any(below)
+        self.whole.contains(&key.type_url)
+            || self.subscriptions.contains(key)
+            || key.name.match_indices('/').any(below)
     }
 
     /// Follows the links from what is subscribed to.
     fn close_over(&mut self, world: &Publication) {
         let mut closure = BTreeSet::new();
-        let all_types: BTreeSet<&Arc<str>> =
-            self.subscriptions.iter().filter(|key| &*key.name == "*").map(|key| &key.type_url).collect();
         let linked = world.links.iter().filter(|(key, _)| self.covers(key));
         let mut open: Vec<&ResourceKey> = linked.flat_map(|(_, children)| children).collect();
         while let Some(key) = open.pop() {
             // What is wanted by its type has its links followed already.
-            if !all_types.contains(&key.type_url) && closure.insert(key.clone()) {
+            if !self.whole.contains(&key.type_url) && closure.insert(key.clone()) {
                 open.extend(world.links.get(key).into_iter().flatten());
             }
         }

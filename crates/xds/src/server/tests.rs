@@ -21,7 +21,7 @@ fn world(revision: u64, resources: &[(&str, &str, &str)], links: &[Link<'_>]) ->
     Publication {
         revision,
         resources: resources.iter().map(resource).collect(),
-        links: links.iter().map(link).collect(),
+        links: Arc::new(links.iter().map(link).collect()),
     }
 }
 
