@@ -111,8 +111,8 @@ impl Objects {
     fn only_definition(&self, key: &ObjectKey, besides: &FileKey) -> Option<FileKey> {
         let name = &self.current.get(key)?.source.file;
         let last = self.files.last_key_value().map_or(0, |((source, _), _)| *source);
-        let files = (0..=last).map(|source| (source, Arc::clone(name))).filter(|file| file != besides);
-        files.into_iter().find(|file| self.definitions(file, key).next().is_some())
+        let mut files = (0..=last).map(|source| (source, Arc::clone(name))).filter(|file| file != besides);
+        files.find(|file| self.definitions(file, key).next().is_some())
     }
 
     fn definitions<'o>(
