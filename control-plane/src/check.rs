@@ -37,7 +37,7 @@ pub fn check(paths: &[impl AsRef<Path>]) -> Result<Checked, FolderError> {
                 contents.insert(name.clone(), bytes.clone());
             }
             // One source: a file that two of the paths reach is read once.
-            objects.take((0, name), change);
+            objects.take(&(0, name), change);
         }
     }
     let all = Arc::clone(objects.all());

@@ -292,8 +292,8 @@ impl Folder {
     /// Lets go what has been missing for long enough, without looking at everything. `None` where something else has to
     /// be looked at too.
     pub(crate) fn let_go(&mut self, now: Tick) -> Option<Changes> {
-        let unsure = self.writing.values().chain(self.emptied.values());
-        if self.linked || unsure.into_iter().any(|since| now.since(*since) >= WRITTEN_AFTER) {
+        let mut unsure = self.writing.values().chain(self.emptied.values());
+        if self.linked || unsure.any(|since| now.since(*since) >= WRITTEN_AFTER) {
             return None;
         }
         let due = |known: &Known| known.missing_since.is_some_and(|since| now.since(since) >= GONE_AFTER);

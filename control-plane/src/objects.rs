@@ -40,10 +40,10 @@ pub(crate) struct Objects {
 
 impl Objects {
     /// Takes what became of a file.
-    pub(crate) fn take(&mut self, name: FileKey, change: FileChange) {
-        let before = self.files.get(&name).map_or_else(Vec::new, |file| file.loaded.objects.clone());
+    pub(crate) fn take(&mut self, name: &FileKey, change: FileChange) {
+        let before = self.files.get(name).map_or_else(Vec::new, |file| file.loaded.objects.clone());
         match change {
-            FileChange::Gone => drop(self.files.remove(&name)),
+            FileChange::Gone => drop(self.files.remove(name)),
             FileChange::Unreadable(why) => {
                 self.files.entry(name.clone()).or_default().unreadable = Some(why);
             }
@@ -58,11 +58,11 @@ impl Objects {
                 file.loaded.objects.shrink_to_fit();
             }
         }
-        let file = self.files.get(&name);
+        let file = self.files.get(name);
         if file.is_some_and(|file| file.unreadable.is_some() || !file.loaded.diagnostics.is_empty()) {
             self.faulty.insert(name.clone());
         } else {
-            self.faulty.remove(&name);
+            self.faulty.remove(name);
         }
         let mut now: BTreeMap<ObjectKey, Definitions> = BTreeMap::new();
         for object in file.into_iter().flat_map(|file| &file.loaded.objects) {
@@ -71,10 +71,10 @@ impl Objects {
         }
         let gone = before.iter().map(|object| object.key()).filter(|key| !now.contains_key(key));
         for key in gone.collect::<BTreeSet<_>>() {
-            self.settle(key, &name, None);
+            self.settle(key, name, None);
         }
         for (key, found) in now {
-            self.settle(key, &name, Some(found));
+            self.settle(key, name, Some(found));
         }
     }
 
@@ -111,8 +111,8 @@ impl Objects {
     fn only_definition(&self, key: &ObjectKey, besides: &FileKey) -> Option<FileKey> {
         let name = &self.current.get(key)?.source.file;
         let last = self.files.last_key_value().map_or(0, |((source, _), _)| *source);
-        let files = (0..=last).map(|source| (source, Arc::clone(name))).filter(|file| file != besides);
-        files.into_iter().find(|file| self.definitions(file, key).next().is_some())
+        let mut files = (0..=last).map(|source| (source, Arc::clone(name))).filter(|file| file != besides);
+        files.find(|file| self.definitions(file, key).next().is_some())
     }
 
     fn definitions<'o>(
@@ -200,7 +200,7 @@ mod tests {
     }
 
     fn take(objects: &mut Objects, file: &str, text: &str) -> (Vec<Arc<Object>>, Vec<Diagnostic>) {
-        objects.take((0, file.into()), FileChange::Content(text.as_bytes().to_vec()));
+        objects.take(&(0, file.into()), FileChange::Content(text.as_bytes().to_vec()));
         look(objects)
     }
 
@@ -244,10 +244,10 @@ mod tests {
     fn an_unreadable_file_keeps_its_objects_and_a_gone_one_does_not() {
         let mut objects = Objects::default();
         take(&mut objects, "f.yaml", &service("a", "80"));
-        objects.take((0, "f.yaml".into()), FileChange::Unreadable("no".into()));
+        objects.take(&(0, "f.yaml".into()), FileChange::Unreadable("no".into()));
         let (objects_there, told) = look(&mut objects);
         assert_eq!((objects_there.len(), told.len()), (1, 1));
-        objects.take((0, "f.yaml".into()), FileChange::Gone);
+        objects.take(&(0, "f.yaml".into()), FileChange::Gone);
         let (gone, told) = look(&mut objects);
         assert_eq!((gone.len(), told.len()), (0, 0));
     }
@@ -262,10 +262,10 @@ mod tests {
         let three = take(&mut objects, "c.yaml", &format!("{}{}", service("a", "82"), service("a", "83")));
         let files: Vec<_> = three.1.iter().map(|found| &*found.file).collect();
         assert_eq!((three.0.len(), files), (1, vec!["b.yaml", "c.yaml", "c.yaml"]));
-        objects.take((0, "a.yaml".into()), FileChange::Gone);
+        objects.take(&(0, "a.yaml".into()), FileChange::Gone);
         let rest = look(&mut objects);
         assert_eq!((&*rest.0[0].source.file, rest.1.len()), ("b.yaml", 2), "the next one counts");
-        objects.take((0, "b.yaml".into()), FileChange::Gone);
+        objects.take(&(0, "b.yaml".into()), FileChange::Gone);
         let rest = look(&mut objects);
         assert_eq!((rest.0.len(), rest.1.len()), (1, 1), "a file may say a thing twice");
         let once = take(&mut objects, "c.yaml", &service("a", "84"));
@@ -285,7 +285,7 @@ mod tests {
                 .collect();
             let change =
                 if text.is_empty() { FileChange::Gone } else { FileChange::Content(text.clone().into()) };
-            objects.take(key.clone(), change);
+            objects.take(&key, change);
             if text.is_empty() {
                 contents.remove(&key);
             } else {

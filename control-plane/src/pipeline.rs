@@ -172,7 +172,7 @@ impl Pipeline {
                     source.problem = folder.err();
                 }
                 for (name, change) in changes.files {
-                    self.objects.take((update.source, name), change);
+                    self.objects.take(&(update.source, name), change);
                 }
             }
         }

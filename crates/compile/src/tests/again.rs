@@ -162,7 +162,7 @@ impl Edit {
         match self {
             // What is not valid is no object: nothing changes.
             Self::Put(yaml) => {
-                objects.extend(by_key(meshwork_resources::load([("shop.yaml", yaml)]).objects))
+                objects.extend(by_key(meshwork_resources::load([("shop.yaml", yaml)]).objects));
             }
             Self::Remove(_) if objects.is_empty() => {}
             Self::Remove(at) => {
