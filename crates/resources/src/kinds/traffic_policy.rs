@@ -18,11 +18,11 @@ record! {
     pub struct TrafficPolicy {
         /// What it is attached to.
         pub target_refs: Vec<Spanned<PolicyTarget>> as "targetRefs" [1..=16],
-        /// Which endpoint is called.
+        /// Which endpoint is called. For services and namespaces only.
         pub load_balancer: Option<LoadBalancer> as "loadBalancer",
-        /// How much may be under way.
+        /// How much may be under way. For services and namespaces only.
         pub limits: Option<TrafficLimits>,
-        /// When an endpoint is left out for a while.
+        /// When an endpoint is left out for a while. For services and namespaces only.
         pub outlier_detection: Option<OutlierDetection> as "outlierDetection",
         /// When nothing is called for a while. For services and namespaces only.
         pub circuit_breaker: Option<Spanned<CircuitBreaker>> as "circuitBreaker",
@@ -276,6 +276,7 @@ impl Body for TrafficPolicy {
     fn validate(&self, meta: &ObjectMeta, cx: &mut Cx) {
         target::validate(&self.target_refs, &TARGETS, meta, cx);
         self.validate_proxy_protocol(cx);
+        self.validate_scope(cx);
         self.validate_circuit_breaker(cx);
         let Some(retry) = &self.retry else { return };
         let request = self.timeouts.as_ref().and_then(|timeouts| timeouts.request);
@@ -299,17 +300,28 @@ impl Body for TrafficPolicy {
 
 impl TrafficPolicy {
     /// It belongs to a service, and no route has one of its own.
-    fn validate_circuit_breaker(&self, cx: &mut Cx) {
-        let Some(breaker) = &self.circuit_breaker else { return };
+    /// What is counted for a service, whoever calls it, cannot be said by one of the ways to it.
+    fn validate_scope(&self, cx: &mut Cx) {
         let fits = |kind| matches!(kind, Some(ObjectKind::Service | ObjectKind::Namespace));
-        if let Some(other) = self.target_refs.iter().find(|target| !fits(target.object_kind())) {
+        let Some(other) = self.target_refs.iter().find(|target| !fits(target.object_kind())) else { return };
+        let of_services = [
+            ("loadBalancer", self.load_balancer.is_some()),
+            ("limits", self.limits.is_some()),
+            ("outlierDetection", self.outlier_detection.is_some()),
+            ("circuitBreaker", self.circuit_breaker.is_some()),
+        ];
+        for (field, _) in of_services.into_iter().filter(|(_, is_there)| *is_there) {
             let message = format!(
-                "`circuitBreaker` is for services and namespaces; the policy is attached to a {} too",
+                "`{field}` is for services and namespaces; the policy is attached to a {} too",
                 other.kind
             );
-            cx.error(breaker.span, codes::CONFLICTING_FIELDS, message).help =
+            cx.error(other.span, codes::CONFLICTING_FIELDS, message).help =
                 Some("write a policy of its own for the services that are called".to_owned());
         }
+    }
+
+    fn validate_circuit_breaker(&self, cx: &mut Cx) {
+        let Some(breaker) = &self.circuit_breaker else { return };
         if let Some(window) = &breaker.window
             && (window.calls.is_some() == window.time.is_some()
                 || window.time.is_some_and(GatewayDuration::is_zero))
