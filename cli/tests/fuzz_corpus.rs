@@ -8,8 +8,8 @@ mod pure;
 
 use std::path::Path;
 
-/// Each run of these costs a connection, a file, or a whole snapshot.
-const COSTLY: [&str; 3] = ["downstream", "cache", "messages"];
+/// Each run of these costs a connection, a file, a whole snapshot, or ten thousand frames.
+const COSTLY: [&str; 5] = ["downstream", "hbone", "frames", "cache", "messages"];
 
 fn replay(target: &str, check: fn(&[u8])) {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fuzz/corpus").join(target);

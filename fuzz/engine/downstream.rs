@@ -41,7 +41,7 @@ fn start() -> SocketAddr {
     std::thread::spawn(move || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
         runtime.block_on(async {
-            let mut engine = Engine::start(shared()).expect("workers start");
+            let mut engine = Engine::start(shared(Mesh::default())).expect("workers start");
             let mut builder = SnapshotBuilder::new();
             let refused = builder.apply(resources(endpoint));
             assert!(refused.is_empty(), "{refused:?}");
@@ -54,7 +54,8 @@ fn start() -> SocketAddr {
     told.recv().expect("the engine starts")
 }
 
-fn shared() -> Arc<Shared> {
+/// What an engine starts with, without a log.
+pub(super) fn shared(mesh: Mesh) -> Arc<Shared> {
     let metrics = MetricsRegistry::default();
     let access_log = AccessLogSink::open(&AccessLogTarget::Off, &metrics).expect("no log");
     Arc::new(Shared {
@@ -64,7 +65,7 @@ fn shared() -> Arc<Shared> {
         metrics,
         access_log,
         labels: RequestLabels::default(),
-        mesh: Mesh::default(),
+        mesh,
         tracer: None,
         observer: meshwork_proxy::Observer::default(),
     })
