@@ -18,7 +18,11 @@ pub(crate) fn judged(data: &[u8]) {
     let expected = Reader::default().first_fault(&bytes[PREFACE.len()..]);
     for portion in [usize::from(*portion).max(1), bytes.len()] {
         let found = parsers::judge_frames(&bytes, portion);
-        assert_eq!(found.as_ref().map(|f| f.cause), expected.as_ref().map(|e| e.0), "in portions of {portion}");
+        assert_eq!(
+            found.as_ref().map(|f| f.cause),
+            expected.as_ref().map(|e| e.0),
+            "in portions of {portion}"
+        );
         if let (Some(FrameFault { kept, .. }), Some((_, head, end))) = (found, expected) {
             // The frame never gets whole: at least one byte of it is kept back, and nothing before it.
             let (head, end) = (head + PREFACE.len(), end + PREFACE.len());
@@ -95,7 +99,8 @@ impl Reader {
         if !interrupted || kind == 9 {
             match kind {
                 0 | 1 if kind == 0 || stream <= self.last => {
-                    if !self.open.contains(&stream) && self.ended.iter().rev().take(128).any(|e| *e == stream) {
+                    if !self.open.contains(&stream) && self.ended.iter().rev().take(128).any(|e| *e == stream)
+                    {
                         return Some("stream_closed");
                     }
                     carries = kind == 0 && (len > 0 || ends_stream);

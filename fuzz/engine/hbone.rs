@@ -166,6 +166,9 @@ impl Caller {
                 assert!(got.data.is_empty(), "a tunnel to nowhere answers: {:?}", got.data.escape_ascii());
                 continue;
             };
+            let mut parts = tunnel.authority.splitn(2, |b| *b == b':');
+            let plain = parts.all(|part| !part.is_empty() && part.iter().all(u8::is_ascii_alphanumeric));
+            assert!(!(plain && got.refused && !tunnel.reset), "a good tunnel is refused");
             let whole = [&[PORTS[app].1], &tunnel.sent[..]].concat();
             let text = got.data.escape_ascii();
             assert!(whole.starts_with(&got.data), "{text} is no beginning of {}", whole.escape_ascii());
@@ -179,6 +182,9 @@ impl Caller {
 /// Which application an authority means, read plainly.
 fn named(authority: &[u8]) -> Option<usize> {
     let digits = authority.rsplit(|b| *b == b':').next().filter(|d| d.len() < authority.len())?;
+    if !digits.iter().all(u8::is_ascii_digit) {
+        return None;
+    }
     let port: u16 = std::str::from_utf8(digits).ok()?.parse().ok()?;
     let by_service = PORTS.iter().position(|(of_service, _)| *of_service == port);
     by_service.or_else(|| PROXY.apps.iter().position(|app| app.port() == port))

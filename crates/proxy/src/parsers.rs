@@ -5,11 +5,22 @@ use meshwork_telemetry::{TraceContext, TraceId};
 use crate::downstream::detect::{Detected, judge};
 use crate::downstream::guard;
 use crate::request::path;
+use crate::stream::outbound::{self, Inside};
 
 /// Whether a connection that begins with these bytes speaks HTTP/2; `None` while they do not tell.
 #[must_use]
 pub fn is_http2(bytes: &[u8]) -> Option<bool> {
     judge(bytes).map(|found| found == Detected::Http2)
+}
+
+/// What is inside a tunnel that begins with these bytes, HTTP/1, HTTP/2 or neither; `None` while they do not tell.
+#[must_use]
+pub fn inside(bytes: &[u8]) -> Option<&'static str> {
+    outbound::judge(bytes).map(|found| match found {
+        Inside::Http1 => "http1",
+        Inside::Http2 => "http2",
+        Inside::Opaque => "opaque",
+    })
 }
 
 /// The normal form of a path; `None` when the path is in it.

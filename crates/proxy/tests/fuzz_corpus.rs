@@ -1,9 +1,9 @@
 //! Replays the corpus of every fuzz target. Inputs written by hand are also cut, flipped and doubled at many places;
 //! those that a fuzzer found bear the hash of their bytes as a name.
 
-#[path = "../../fuzz/engine/mod.rs"]
+#[path = "../../../fuzz/engine/mod.rs"]
 mod engine;
-#[path = "../../fuzz/pure/mod.rs"]
+#[path = "../../../fuzz/pure/mod.rs"]
 mod pure;
 
 use std::path::Path;
@@ -12,7 +12,7 @@ use std::path::Path;
 const COSTLY: [&str; 5] = ["downstream", "hbone", "frames", "cache", "messages"];
 
 fn replay(target: &str, check: fn(&[u8])) {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fuzz/corpus").join(target);
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fuzz/corpus").join(target);
     let mut files = 0;
     for entry in std::fs::read_dir(&folder).expect("the corpus is part of the repository") {
         let entry = entry.expect("a folder can be read");
@@ -55,7 +55,7 @@ fn nothing_in_the_corpus_breaks_a_parser() {
 
 #[test]
 fn every_folder_of_the_corpus_has_a_target() {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fuzz/corpus");
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fuzz/corpus");
     for entry in std::fs::read_dir(folder).expect("the corpus is part of the repository") {
         let name = entry.expect("a folder can be read").file_name();
         let known = pure::TARGETS.iter().chain(engine::TARGETS).any(|(target, _)| name == *target);
