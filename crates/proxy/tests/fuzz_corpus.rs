@@ -62,3 +62,34 @@ fn every_folder_of_the_corpus_has_a_target() {
         assert!(known, "{name:?} is replayed by nobody");
     }
 }
+
+/// `fuzz/planted/run` builds with these; here it is seen early when a change of the code leaves one behind.
+#[test]
+fn every_planted_bug_has_a_target_and_fits_the_code() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    let mut patches = 0;
+    for entry in std::fs::read_dir(root.join("fuzz/planted")).expect("the patches are part of the repository")
+    {
+        let path = entry.expect("a folder can be read").path();
+        let Some(target) = path.file_name().and_then(|n| n.to_str()).and_then(|n| n.strip_suffix(".patch"))
+        else {
+            continue;
+        };
+        patches += 1;
+        assert!(pure::TARGETS.iter().chain(engine::TARGETS).any(|(name, _)| *name == target), "{target}");
+        let patch = std::fs::read_to_string(&path).expect("a patch is text");
+        assert!(patch.starts_with("bug: ") && patch.contains("\nfinds: "), "{target} says what it is");
+        let (_, file) = patch.split_once("+++ b/").expect("a patch of one file");
+        let (file, hunks) = file.split_once('\n').expect("hunks follow");
+        let code = std::fs::read_to_string(root.join(file)).expect("the file is there");
+        for hunk in hunks.split("\n@@ ").map(|hunk| hunk.lines().skip(1)) {
+            let before =
+                hunk.filter(|line| line.starts_with([' ', '-'])).map(|line| format!("{}\n", &line[1..]));
+            assert!(
+                code.contains(&before.collect::<String>()),
+                "{target}: {file} has changed, mend the patch"
+            );
+        }
+    }
+    assert!(patches >= 11, "{patches} bugs");
+}
