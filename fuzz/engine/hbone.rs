@@ -343,6 +343,8 @@ fn application(letter: u8) -> SocketAddr {
     std::thread::spawn(move || {
         for mut tcp in listener.incoming().flatten() {
             std::thread::spawn(move || {
+                // Else each echo waits for the greeting's acknowledgement.
+                tcp.set_nodelay(true)?;
                 let mut from = tcp.try_clone()?;
                 tcp.write_all(&[letter])?;
                 std::io::copy(&mut from, &mut tcp)
