@@ -17,7 +17,7 @@ class BenchError(Exception):
     """Something that makes the run's figures worthless; the text says what and what to do."""
 
 
-def _child_setup(cpu):
+def child_setup(cpu):
     """In the child, before exec: dies with us, stays on its core."""
 
     def setup():
@@ -49,7 +49,7 @@ class Process:
                 stdout=out,
                 stderr=err,
                 start_new_session=True,
-                preexec_fn=_child_setup(cpu),
+                preexec_fn=child_setup(cpu),
                 # Nobody's own settings get into the comparison.
                 env={k: v for k, v in os.environ.items() if not k.startswith("MESHWORK_")},
             )

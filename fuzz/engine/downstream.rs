@@ -15,18 +15,37 @@ use meshwork_telemetry::{AccessLogSink, AccessLogTarget, MetricsRegistry, Reques
 
 static LISTENER: LazyLock<SocketAddr> = LazyLock::new(start);
 
+/// How long a caller of HTTP/2 waits for an answer before it closes: its close ends what runs.
+const WAIT: Duration = Duration::from_millis(10);
+
 /// Sends the bytes, closes, and reads what comes back until the end, which must come.
 pub(crate) fn bytes(data: &[u8]) {
     let mut tcp = TcpStream::connect(*LISTENER).expect("the engine listens");
-    tcp.set_read_timeout(Some(Duration::from_secs(20))).expect("a timeout is set");
     // The engine may have closed already.
     let _ = tcp.write_all(data);
-    let _ = tcp.shutdown(Shutdown::Write);
     let mut answer = Vec::new();
+    if data.starts_with(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n") {
+        tcp.set_read_timeout(Some(WAIT)).expect("a timeout is set");
+        while !is_answer(&answer) && fill(&mut tcp, &mut answer) {}
+    }
+    tcp.set_read_timeout(Some(Duration::from_secs(20))).expect("a timeout is set");
+    let _ = tcp.shutdown(Shutdown::Write);
     if let Err(error) = tcp.read_to_end(&mut answer) {
         let kind = error.kind();
         assert!(kind != std::io::ErrorKind::WouldBlock, "the connection does not end: {answer:?}");
     }
+}
+
+/// Whether a stream has ended, or the connection is about to.
+fn is_answer(mut bytes: &[u8]) -> bool {
+    while let Some((&[a, b, c, kind, flags, ..], rest)) = bytes.split_first_chunk::<9>() {
+        let length = usize::from(a) << 16 | usize::from(b) << 8 | usize::from(c);
+        if matches!((kind, flags & 1), (0 | 1, 1) | (3 | 7, _)) {
+            return true;
+        }
+        bytes = rest.get(length..).unwrap_or_default();
+    }
+    false
 }
 
 fn start() -> SocketAddr {
@@ -41,7 +60,7 @@ fn start() -> SocketAddr {
     std::thread::spawn(move || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
         runtime.block_on(async {
-            let mut engine = Engine::start(shared()).expect("workers start");
+            let mut engine = Engine::start(shared(Mesh::default())).expect("workers start");
             let mut builder = SnapshotBuilder::new();
             let refused = builder.apply(resources(endpoint));
             assert!(refused.is_empty(), "{refused:?}");
@@ -54,7 +73,8 @@ fn start() -> SocketAddr {
     told.recv().expect("the engine starts")
 }
 
-fn shared() -> Arc<Shared> {
+/// What an engine starts with, without a log.
+pub(super) fn shared(mesh: Mesh) -> Arc<Shared> {
     let metrics = MetricsRegistry::default();
     let access_log = AccessLogSink::open(&AccessLogTarget::Off, &metrics).expect("no log");
     Arc::new(Shared {
@@ -64,7 +84,7 @@ fn shared() -> Arc<Shared> {
         metrics,
         access_log,
         labels: RequestLabels::default(),
-        mesh: Mesh::default(),
+        mesh,
         tracer: None,
         observer: meshwork_proxy::Observer::default(),
     })
@@ -164,11 +184,12 @@ enum Framing {
 
 impl Framing {
     fn of(head: &[u8]) -> Self {
+        let paired = head.windows(2).all(|w| (w[0] == b'\r') == (w[1] == b'\n'));
+        assert!(paired && head[0] != b'\n', "a bare CR or LF passed: {}", head.escape_ascii());
         let mut storage = [httparse::EMPTY_HEADER; 256];
         let mut request = httparse::Request::new(&mut storage);
         let read = request.parse(head);
         assert!(read.is_ok_and(|read| read.is_complete()), "{}", String::from_utf8_lossy(head));
-        assert!(!head.windows(2).any(|w| w[1] == b'\n' && w[0] != b'\r'), "a bare LF passed");
         let all = |name: &str| {
             let fits = |h: &&httparse::Header<'_>| h.name.eq_ignore_ascii_case(name);
             request.headers.iter().filter(fits).map(|h| h.value).collect::<Vec<_>>()
@@ -176,9 +197,10 @@ impl Framing {
         assert_eq!(all("host").len(), 1, "{}", String::from_utf8_lossy(head));
         match (&all("content-length")[..], &all("transfer-encoding")[..]) {
             ([], []) => Self::Length(0),
-            ([length], []) => Self::Length(
-                std::str::from_utf8(length).ok().and_then(|l| l.parse().ok()).expect("a plain number"),
-            ),
+            ([length], []) => {
+                assert!(length.iter().all(u8::is_ascii_digit), "{}", length.escape_ascii());
+                Self::Length(std::str::from_utf8(length).ok().and_then(|l| l.parse().ok()).expect("a number"))
+            }
             ([], [b"chunked"]) => Self::Chunked,
             other => panic!("ambiguous framing passed: {other:?}"),
         }

@@ -3,14 +3,20 @@
 use meshwork_http1::RequestHead;
 use meshwork_proxy::parsers;
 
-/// Once the bytes have told what they are, more bytes do not change it; 24 bytes always tell.
+/// Once the bytes have told what they are, of a connection or of what a tunnel carries, more bytes do not change it; 24
+/// bytes always tell.
 pub(crate) fn detect(data: &[u8]) {
-    let mut known = None;
+    let (mut known, mut known_inside) = (None, None);
     for end in 0..=data.len().min(64) {
-        let found = parsers::is_http2(&data[..end]);
+        let (found, inside) = (parsers::is_http2(&data[..end]), parsers::inside(&data[..end]));
         assert!(known.is_none() || found == known, "{found:?} after {known:?} at {end}");
-        assert!(end < 24 || found.is_some());
-        known = found;
+        assert!(
+            known_inside.is_none() || inside == known_inside,
+            "{inside:?} after {known_inside:?} at {end}"
+        );
+        assert!(end < 24 || found.is_some() && inside.is_some());
+        assert_eq!(found == Some(true), inside == Some("http2"));
+        (known, known_inside) = (found, inside);
     }
 }
 

@@ -385,5 +385,18 @@ impl Incoming {
     }
 }
 
+/// What is found in a caller's bytes that come in such portions, all at the same moment: see `crate::parsers`.
+pub(crate) fn judge_portions(bytes: &[u8], portion: usize) -> Option<(usize, Fault)> {
+    let mut incoming = Incoming::new(Tick::ZERO);
+    let mut before = 0;
+    for part in bytes.chunks(portion.max(1)) {
+        if let Some((keep, fault)) = incoming.judge(part, || Tick::ZERO) {
+            return Some((before + keep, fault));
+        }
+        before += part.len();
+    }
+    None
+}
+
 #[cfg(test)]
 mod tests;

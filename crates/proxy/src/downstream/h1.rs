@@ -30,6 +30,8 @@ pub(crate) struct H1Server {
     expects_leave: bool,
     head_sent: bool,
     framing: BodyLength,
+    /// Bytes of a body of known length that were not queued yet.
+    owed: u64,
     ended: bool,
     aborted: bool,
 }
@@ -48,6 +50,7 @@ impl H1Server {
             expects_leave: false,
             head_sent: false,
             framing: BodyLength::None,
+            owed: 0,
             ended: false,
             aborted: false,
         }
@@ -126,7 +129,7 @@ impl H1Server {
     /// While the upstream works, the caller's hanging up shows as the end of its stream. Bytes of a pipelined request
     /// are read once and then left alone, so that a caller cannot fill our memory by not waiting.
     pub(crate) fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<StreamError> {
-        if !self.body.is_done() || !self.wire.read.is_empty() {
+        if !self.body.is_done() || !self.wire.read.is_empty() || self.has_all() {
             return Poll::Pending;
         }
         match ready!(self.wire.poll_fill(cx)) {
@@ -134,6 +137,14 @@ impl H1Server {
             Ok(_) => Poll::Pending,
             Err(error) => Poll::Ready(error.into()),
         }
+    }
+
+    /// The caller has the whole response, and may leave, although its upstream has not ended it yet.
+    fn has_all(&self) -> bool {
+        matches!(self.framing, BodyLength::Known(_))
+            && self.head_sent
+            && self.owed == 0
+            && !self.wire.has_output()
     }
 
     pub(crate) fn send_interim(&mut self, head: &ResponseHead) {
@@ -153,6 +164,7 @@ impl H1Server {
 
     pub(crate) fn send_head(&mut self, head: &ResponseHead, end: bool) {
         self.framing = self.framing_of(head, end);
+        self.owed = if let BodyLength::Known(length) = self.framing { length } else { 0 };
         if self.framing == BodyLength::UntilClose || (!self.body.is_done() && !self.may_drain()) {
             self.keep_alive = false;
         }
@@ -204,7 +216,10 @@ impl H1Server {
             BodyLength::Chunked => self.wire.queue_chunk(data),
             // A body behind HEAD or 304 was never asked for.
             BodyLength::None => {}
-            BodyLength::Known(_) | BodyLength::UntilClose => self.wire.queue(data),
+            BodyLength::Known(_) | BodyLength::UntilClose => {
+                self.owed = self.owed.saturating_sub(data.len() as u64);
+                self.wire.queue(data);
+            }
         }
     }
 
