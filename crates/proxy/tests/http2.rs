@@ -212,6 +212,37 @@ async fn a_caller_s_reset_reaches_the_upstream_and_the_record() {
 }
 
 #[tokio::test]
+async fn a_caller_that_has_the_whole_response_may_leave_before_its_upstream_has_ended_it() {
+    let end = Arc::new(Notify::new());
+    let ending = Arc::clone(&end);
+    let up = h2_upstream(usize::MAX, move |number, _, mut respond| {
+        let ending = Arc::clone(&ending);
+        async move {
+            let head = Response::builder().header("content-length", 5).body(()).unwrap();
+            let mut send = respond.send_response(head, false).unwrap();
+            send.send_data(Bytes::from_static(b"hello"), number > 0).unwrap();
+            if number == 0 {
+                ending.notified().await;
+                send.send_data(Bytes::new(), true).unwrap();
+            }
+        }
+    })
+    .await;
+    let (harness, address) = gateway(AppProtocol::Http2, up.address).await;
+    let mut caller = tokio::net::TcpStream::connect(address).await.unwrap();
+    caller.write_all(b"GET / HTTP/1.1\r\nHost: shop\r\n\r\n").await.unwrap();
+    assert!(read_until(&mut caller, "hello").await.starts_with("HTTP/1.1 200"));
+    drop(caller);
+    // The worker has seen the first caller leave when it has served another one.
+    let other = exchange(address, b"GET / HTTP/1.1\r\nHost: shop\r\nConnection: close\r\n\r\n").await;
+    assert!(other.ends_with("hello"), "{other}");
+    end.notify_one();
+    for line in harness.lines(2).await {
+        assert!(!line.contains("\"cause\"") && line.contains("\"response_code\":200"), "{line}");
+    }
+}
+
+#[tokio::test]
 async fn a_refused_stream_is_sent_again_also_a_post() {
     let counts = Arc::new(Mutex::new(Vec::new()));
     let noted = Arc::clone(&counts);
