@@ -310,7 +310,7 @@ fn start() -> Proxy {
     std::thread::spawn(move || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
         runtime.block_on(async {
-            let mesh = Mesh { identity: Some(Arc::clone(&db)), on_demand: None };
+            let mesh = Mesh { identity: Some(Arc::clone(&db)), ..Mesh::default() };
             let mut engine = Engine::start(shared(mesh)).expect("workers start");
             let mut builder = SnapshotBuilder::new();
             let refused = builder.apply([serving(&db.id(), apps)]);

@@ -389,7 +389,8 @@ impl Incoming {
 pub(crate) fn judge_portions(bytes: &[u8], portion: usize) -> Option<(usize, Fault)> {
     let mut incoming = Incoming::new(Tick::ZERO);
     let mut before = 0;
-    for part in bytes.chunks(portion.max(1)) {
+    // What is judged may be written to.
+    for part in bytes.to_vec().chunks_mut(portion.max(1)) {
         if let Some((keep, fault)) = incoming.judge(part, || Tick::ZERO) {
             return Some((before + keep, fault));
         }
