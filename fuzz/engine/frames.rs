@@ -83,6 +83,7 @@ impl Reader {
             3 | 8 => len != 4,
             4 => len % 6 != 0 || flags & 1 != 0 && len != 0,
             6 => len != 8,
+            7 => len < 8,
             _ => false,
         };
         if wrong {
@@ -114,6 +115,7 @@ impl Reader {
                 }
                 3 => self.end(stream, true),
                 5 => return Some("push_promise"),
+                7 if stream != 0 => return Some("protocol_error"),
                 _ => {}
             }
         }
