@@ -64,8 +64,8 @@ def under_load(peer, scenario, process, door, args, load_cpu):
     """The figures, and what each hop counted."""
     load = loads.generator(scenario)
     checks.wait_ready(process, door, scenario)
-    # A second for what a start leaves behind (closed loaders, returned pages).
-    time.sleep(1)
+    # Time for what a start leaves behind (closed loaders, returned pages, code that is needed once).
+    time.sleep(4)
     idle = process.pss_mib()
     before = peer.requests_counted(scenario)
     answered = checks.check_behaviour(peer.name, door, scenario)
