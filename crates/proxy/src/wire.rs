@@ -4,6 +4,7 @@
 //! is kept as it came and written after it in the same call. Reads go into a buffer that is given back to the worker
 //! while the connection idles, so an idle connection holds no buffer.
 
+use std::cell::RefCell;
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
@@ -26,6 +27,15 @@ const COPY_BELOW: usize = 8 * 1024;
 const HEAD_ROOM: usize = 192;
 /// Above this much unsent output the source of it is not read any further.
 const OUT_HIGH_WATER: usize = 64 * 1024;
+
+/// So many large blocks a worker keeps.
+const BLOCKS_KEPT: usize = 4;
+
+thread_local! {
+    /// Large blocks that this worker's connections gave back, the last one last: it is still in the cache, and what an
+    /// allocator hands out in turn is not.
+    static BLOCKS: RefCell<Vec<BytesMut>> = const { RefCell::new(Vec::new()) };
+}
 
 /// See the module's text.
 #[derive(Debug)]
@@ -69,8 +79,12 @@ impl Wire {
             (true, false) => READ_CHUNK_LARGE,
             (true, true) => READ_CHUNK_SHARED,
         };
-        if self.read.capacity() - self.read.len() < chunk / 4 {
-            self.read.reserve(chunk);
+        if self.read.capacity() - self.read.len() < chunk / 4 && !self.read.try_reclaim(chunk) {
+            let fits = chunk == READ_CHUNK_LARGE && self.read.is_empty();
+            match BLOCKS.with_borrow_mut(|blocks| blocks.pop_if(|_| fits)) {
+                Some(block) => self.read = block,
+                None => self.read.reserve(chunk),
+            }
         }
         let spare = self.read.spare_capacity_mut();
         let mut buf = ReadBuf::uninit(spare);
@@ -179,7 +193,14 @@ impl Wire {
     /// again is a few instructions.
     pub(crate) fn release_buffers(&mut self) {
         if self.read.is_empty() {
-            self.read = BytesMut::new();
+            let mut block = std::mem::take(&mut self.read);
+            if block.try_reclaim(READ_CHUNK_LARGE) {
+                BLOCKS.with_borrow_mut(|blocks| {
+                    if blocks.len() < BLOCKS_KEPT {
+                        blocks.push(block);
+                    }
+                });
+            }
         }
         if !self.has_output() {
             self.out = BytesMut::new();

@@ -45,3 +45,26 @@ async fn reads_into_uninitialised_capacity_show_only_what_arrived() {
     assert_eq!(poll_fn(|cx| wire.poll_fill(cx)).await.unwrap(), 0);
     assert!(wire.eof);
 }
+
+#[tokio::test]
+async fn a_large_block_that_one_connection_gave_back_is_the_next_one_s() {
+    let (mut one, mut sender) = pair().await;
+    let (mut other, mut other_sender) = pair().await;
+    let body = vec![b'x'; 3 * READ_CHUNK];
+    let mut places = [Vec::new(), Vec::new()];
+    let connections = [(&mut one, &mut sender), (&mut other, &mut other_sender)];
+    for ((wire, peer), places) in connections.into_iter().zip(&mut places) {
+        peer.write_all(&body).await.unwrap();
+        let mut got = 0;
+        while got < body.len() {
+            got += poll_fn(|cx| wire.poll_fill(cx)).await.unwrap();
+            places.push(wire.read.as_ptr().addr());
+            drop(wire.read.split().freeze());
+        }
+        wire.release_buffers();
+        assert_eq!(wire.read.capacity(), 0, "an idle connection holds no buffer");
+    }
+    let [of_one, of_other] = places;
+    assert!(of_other.iter().any(|place| of_one.contains(place)), "{of_one:x?} {of_other:x?}");
+    assert_eq!(BLOCKS.with_borrow(Vec::len), 1, "and it was given back again");
+}
