@@ -4,7 +4,7 @@
 //! and not over requests, so that a busy and a quiet endpoint forget alike. Something slower than the average counts
 //! over [`RISE`], something faster over [`FALL`]: trouble is noticed sooner than recovery is believed. The average is that
 //! of the logarithms: one request of a kind that takes a minute says less about its endpoint than ten that take twice as
-//! long as elsewhere. What has not been heard of for a while is forgotten bit by bit, so that an endpoint that was slow
+//! long as elsewhere. Below [`UNNOTICED`] no difference is made. What has not been heard of for a while is forgotten bit by bit, so that an endpoint that was slow
 //! is asked again.
 //!
 //! *Only answers count.* A failure is often faster than the work it refuses to do, and a time-out says how patient we
@@ -32,6 +32,9 @@ use meshwork_base::Tick;
 use crate::outage::doubled;
 use crate::outlier::AttemptOutcome;
 
+/// Answers as quick as this are alike. What a first connection or a busy machine adds is no reason to leave an endpoint
+/// alone, and an idle one that was left alone would be for long.
+const UNNOTICED: Duration = Duration::from_millis(10);
 /// How long a slower answer takes to change the average.
 const RISE: Duration = Duration::from_secs(2);
 /// How long a faster one takes.
@@ -161,7 +164,7 @@ struct Latency(AtomicU64);
 
 impl Latency {
     fn observe(&self, took: Duration, now: Tick) {
-        let sample = (took.as_secs_f32() * 1e9).max(2.0).ln();
+        let sample = (took.max(UNNOTICED).as_secs_f32() * 1e9).ln();
         let step = |word: u64| {
             let Some((average, age)) = unpack(word, now) else { return Some(pack(sample, now)) };
             let over = if sample > average { RISE } else { FALL };
@@ -183,7 +186,7 @@ fn unpack(word: u64, now: Tick) -> Option<(f32, Duration)> {
     #[expect(clippy::cast_possible_truncation, reason = "each half is taken apart")]
     let (average, written) = ((word >> 32) as u32, word as u32);
     let age = Duration::from_micros(micros(now).wrapping_sub(written).into());
-    // No written average is 0: a sample is at least two nanoseconds.
+    // No written average is 0: a sample is at least [`UNNOTICED`].
     (average != 0).then(|| (f32::from_bits(average), age))
 }
 

@@ -157,3 +157,14 @@ proptest! {
         }
     }
 }
+
+/// Of two idle endpoints the one whose first answer took a connection longer would else be left alone for half a minute.
+#[test]
+fn quick_answers_are_alike() {
+    let (first, other) = (Load::default(), Load::default());
+    first.record(&answered(9), at(0));
+    other.record(&answered(1), at(0));
+    assert_eq!(first.ln_latency(at(5)), other.ln_latency(at(5)));
+    first.record(&answered(500), at(10));
+    assert!(first.ln_latency(at(10)) > other.ln_latency(at(10)));
+}
