@@ -500,8 +500,6 @@ async fn what_an_application_calls_goes_on_while_calls_of_it_are_drained() {
     while TcpStream::connect(web).await.is_ok() {
         tokio::task::yield_now().await;
     }
-    let refused = exchange(proxy, b"GET / HTTP/1.1\r\nHost: web\r\nConnection: close\r\n\r\n").await;
-    assert!(refused.starts_with("HTTP/1.1 503"), "{refused}");
     // What is in flight may need a connection that nobody has made yet.
     assert!(exchange(pair.proxy, GET).await.starts_with("HTTP/1.1 200"));
     let mut finished = std::pin::pin!(finished);
