@@ -351,7 +351,8 @@ async fn a_service_called_for_the_first_time_is_asked_for_and_the_call_waits() {
         assert!(response.starts_with("HTTP/1.1 200"), "{response}");
     }
     assert!(oracle.asked.lock().iter().all(|host| host == "reviews"));
-    assert_eq!(oracle.touched.load(Ordering::SeqCst), 1, "once in a while, not per request");
+    let touched = oracle.touched.load(Ordering::SeqCst);
+    assert!((1..5).contains(&touched), "once in a while (for each worker), not per request: {touched}");
 }
 
 #[tokio::test]
