@@ -162,7 +162,7 @@ fn the_next_request_that_matches_is_told_as_it_was_decided() {
         (
             &json!("gateway"),
             &json!("/api/it?a=b"),
-            &json!({"outcome": "answered", "status": 200, "grpcStatus": null, "cause": null, "flag": null, "detail": null})
+            &json!({"outcome": "answered", "status": 200, "grpcStatus": null, "cause": null, "flag": null, "phase": null, "detail": null})
         )
     );
     assert_eq!(answer["missing"], json!([]));
@@ -202,7 +202,8 @@ fn a_request_that_fails_tells_each_attempt() {
         "retry      Connect chosen: elsewhere: no endpoint has seen the request",
         "HTTP/1.1 after ",
         "connect_failure: ",
-        "answer     503 (cause connect_failure, flag UF",
+        "; no connection, 0 bytes there, 0 back",
+        "answer     503 (cause connect_failure, flag UF, phase connect",
     ] {
         assert!(told.contains(words), "{words}: {told}");
     }
@@ -231,6 +232,76 @@ fn a_wait_ends_with_its_time_or_its_caller_and_leaves_nothing_armed() {
         (&["--live", "--port", "80"], 2, "--port"),
         (&["--live", "MW1001"], 2, "--live"),
         (&["--host", "a", "--timeout", "1s"], 2, "--live"),
+    ] {
+        let output = gateway.ask(&[&["explain"], arguments].concat());
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(code), "{arguments:?}: {said}");
+        assert!(said.contains(says), "{arguments:?}: {said}");
+    }
+}
+
+const TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
+
+#[test]
+fn a_request_that_failed_is_told_when_it_is_over() {
+    let upstream = Upstream::start("web");
+    let gateway = shop(&upstream);
+    let request = format!(
+        "GET /dead/x HTTP/1.1\r\nHost: a\r\nX-Request-Id: r-7\r\n\
+         Traceparent: 00-{TRACE}-00f067aa0ba902b7-01\r\nConnection: close\r\n\r\n"
+    );
+    let answer = exchange(gateway.at(HTTP), request.as_bytes()).expect("the gateway answers");
+    assert!(answer.starts_with("HTTP/1.1 503"), "{answer}");
+    let of = |id: &str| story(&gateway.ask(&["explain", id, "-o", "json"]));
+    let answer = of(TRACE);
+    assert_eq!(of("r-7"), answer, "by either id");
+    assert_eq!((&answer["traceId"], &answer["requestId"]), (&json!(TRACE), &json!("r-7")));
+    let [hop] = &answer["hops"].as_array().unwrap()[..] else { panic!("one hop: {answer:#}") };
+    assert_eq!((&hop["kept"], &hop["request"]["spanId"]), (&json!("failed"), &json!("00f067aa0ba902b7")));
+    let verdict = &hop["verdict"];
+    assert_eq!(
+        (&verdict["cause"], &verdict["flag"], &verdict["phase"]),
+        (&json!("connect_failure"), &json!("UF"), &json!("connect"))
+    );
+    let attempts = hop["attempts"].as_array().unwrap();
+    assert_eq!(attempts.len(), 3, "{hop:#}");
+    assert!(attempts.iter().all(|tried| tried["connectMs"].is_null() && tried["cause"] == "connect_failure"));
+    assert_eq!(
+        (&answer["fault"]["who"], &answer["fault"]["service"]),
+        (&json!("service"), &json!("default/dead:80"))
+    );
+    assert_eq!(answer["suggestions"][0]["cause"], "connect_failure");
+    // The same cause and flag, once, in the log and the metric.
+    let [line] = &gateway.log(1)[..] else { panic!("one request") };
+    assert_eq!(
+        (&line["cause"], &line["response_flags"], &line["phase"]),
+        (&verdict["cause"], &verdict["flag"], &verdict["phase"])
+    );
+    let told = gateway.ask(&["explain", "r-7"]);
+    let told = String::from_utf8(told.stdout).unwrap();
+    for words in [
+        "trace 4bf92f3577b34da6a3ce929d0e0e4736, request r-7\n",
+        "fault      default/dead:80: calling default/dead:80 failed: connect_failure",
+        "cause connect_failure, flag UF, phase connect, as gateway/",
+        "suggestion nothing accepts connections for default/dead:80 at 127.0.0.1:",
+    ] {
+        assert!(told.contains(words), "{words}: {told}");
+    }
+    let yaml = gateway.ask(&["explain", "r-7", "-o", "yaml"]);
+    assert!(String::from_utf8_lossy(&yaml.stdout).contains("traceId: 4bf92f"), "{yaml:?}");
+}
+
+#[test]
+fn a_request_that_nobody_kept_is_an_error_that_says_what_to_do() {
+    let upstream = Upstream::start("web");
+    let gateway = shop(&upstream);
+    for (arguments, code, says) in [
+        (&["no-such-request"][..], 1, "MW4114"),
+        (&["no-such-request"], 1, "none of 1 proxies has kept"),
+        (&["no-such-request"], 1, "explain --live"),
+        (&["MW9999"], 1, "no error code `MW9999`"),
+        (&["MW1001", "-o", "json"], 2, "leave --output out"),
+        (&["r-7", "--host", "a"], 2, "--host"),
     ] {
         let output = gateway.ask(&[&["explain"], arguments].concat());
         let said = String::from_utf8_lossy(&output.stderr).into_owned();

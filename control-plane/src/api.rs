@@ -11,6 +11,7 @@
 //! | `GET /v1/diagnostics` | what is wrong, by file and line |
 //! | `POST /v1/apply[?message=WHY&author=WHO]` | checks documents, writes them into the config service as one change |
 //! | `POST /v1/explain` | what would become of a request, and why |
+//! | `POST /v1/explain/recorded` | a request that is over, by its trace or request id |
 //! | `POST /v1/explain/live` | the next request that matches, as the proxies decided it, and why |
 //! | `POST /v1/diff` | what the same would change |
 //! | `GET /v1/history/KIND/NS/NAME` | all revisions of a document, the last one first |

@@ -38,6 +38,8 @@ codes! {
     NO_REQUEST_IN_TIME = 4112;
     /// As many probes as may be are armed.
     TOO_MANY_PROBES = 4113;
+    /// No flight recorder has kept the request.
+    NOT_RECORDED = 4114;
     /// The body of a request cannot be read.
     BAD_BODY = 4120;
     /// No such join token.

@@ -13,6 +13,7 @@ mod answer;
 mod ask;
 mod live;
 mod policy;
+mod recorded;
 mod run;
 #[cfg(test)]
 mod tests;
@@ -41,6 +42,7 @@ pub(crate) fn router(plane: ControlPlane) -> Router {
     Router::new()
         .route("/v1/explain", post(explain))
         .route("/v1/explain/live", post(live::explain))
+        .route("/v1/explain/recorded", post(recorded::explain))
         .with_state(explainer)
 }
 

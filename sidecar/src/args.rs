@@ -193,7 +193,7 @@ impl SidecarArgs {
             id: format!("{}/{instance}", self.namespace),
             role: "sidecar".to_owned(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
-            features: vec![meshwork_messages::OBSERVE.to_owned()],
+            features: [meshwork_messages::OBSERVE, meshwork_messages::RECORD].map(str::to_owned).into(),
             workers: u32::try_from(workers).unwrap_or(u32::MAX),
             pid: std::process::id(),
             address: String::new(),

@@ -1,7 +1,9 @@
 //! `meshwork explain --host …`: what would become of a request, and why; `meshwork explain MW1042`: the page of an error
-//! code; with `--live` what becomes of the next one that comes.
+//! code; with `--live` what becomes of the next one that comes; `meshwork explain TRACE_ID`: what became of one that is
+//! over.
 
 mod live;
+mod recorded;
 
 use std::io::IsTerminal as _;
 use std::process::ExitCode;
@@ -19,12 +21,12 @@ use crate::server::ServerArgs;
 #[folder = "../docs/errors"]
 struct Pages;
 
-/// Explain what would become of a request, or an error code
+/// Explain what would become of a request, what became of one, or an error code
 #[derive(clap::Args, Debug)]
 #[command(group = clap::ArgGroup::new("what").args(["code", "host", "live"]).required(true).multiple(true))]
 pub(crate) struct Arguments {
-    /// An error code, as MW1042
-    #[arg(value_name = "CODE", conflicts_with_all = ["host", "live"])]
+    /// The trace or request id of a request that is over; or an error code, as MW1042
+    #[arg(value_name = "ID|CODE", conflicts_with_all = ["host", "live"])]
     code: Option<String>,
     #[command(flatten)]
     live: live::Live,
@@ -33,7 +35,7 @@ pub(crate) struct Arguments {
     #[command(flatten)]
     server: ServerArgs,
     /// How to print
-    #[arg(short, long, value_enum, default_value_t, conflicts_with = "code")]
+    #[arg(short, long, value_enum, default_value_t)]
     output: Format,
 }
 
@@ -86,13 +88,24 @@ fn page(code: &str) -> Option<String> {
 
 pub(crate) fn run(arguments: &Arguments) -> Outcome {
     match &arguments.code {
-        Some(code) => explain_code(code),
+        Some(code) if is_code(code) => explain_code(code, arguments),
+        Some(id) => recorded::run(id, arguments),
         None if arguments.live.live => live::run(arguments),
         None => explain_request(arguments),
     }
 }
 
-fn explain_code(code: &str) -> Outcome {
+/// Whether it is written as codes are; what is not is an id.
+fn is_code(text: &str) -> bool {
+    let prefix = text.get(..2).is_some_and(|prefix| prefix.eq_ignore_ascii_case("MW"));
+    prefix && text.len() <= 8 && text[2..].bytes().all(|byte| byte.is_ascii_digit())
+}
+
+fn explain_code(code: &str, arguments: &Arguments) -> Outcome {
+    if arguments.output != Format::Table {
+        output::note("error: the page of a code is text; leave --output out");
+        return Ok(ExitCode::from(2));
+    }
     let Some(page) = page(code) else {
         let known: Vec<String> =
             Pages::iter().filter_map(|name| name.strip_suffix(".md").map(str::to_owned)).collect();

@@ -103,7 +103,7 @@ impl Place {
     }
 }
 
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct Source {
     kind: String,
@@ -135,6 +135,13 @@ pub(super) struct Rule {
     /// The position of the match that held.
     #[serde(rename = "match")]
     pub(super) matched: usize,
+}
+
+impl Rule {
+    /// Whether it is of this route, `NAMESPACE/NAME`.
+    pub(super) fn is_of(&self, route: &str) -> bool {
+        self.route.source.as_ref().is_some_and(|source| source.name == route)
+    }
 }
 
 /// One destination of the rule.

@@ -24,8 +24,8 @@ use serde::{Deserialize, Serialize};
 use super::ask::{bad, spiffe_id};
 use super::{Explainer, body_of};
 use crate::codes;
-use gather::Gathered;
-use hop::Hop;
+pub(super) use gather::{Gathered, record};
+pub(super) use hop::Hop;
 
 /// How long the request is waited for where nothing is said, and at most.
 const TIMEOUT: Duration = Duration::from_secs(30);
@@ -92,6 +92,7 @@ pub(super) async fn explain(State(explainer): State<Explainer>, body: Bytes) -> 
         limit: 1,
         lasts_ms: u32::try_from(lasts).expect("ten minutes in milliseconds"),
         reasons: true,
+        recall: None,
     };
     let observing = hub.observe(probe, ask.proxy).map_err(|error| {
         Problem::new(StatusCode::TOO_MANY_REQUESTS, "too many probes")

@@ -19,6 +19,9 @@ pub mod v1 {
 /// The feature of proxies that take [`v1::Probes`].
 pub const OBSERVE: &str = "observe";
 
+/// The feature of proxies that answer a [`v1::Recall`].
+pub const RECORD: &str = "record";
+
 /// The type URL of a message, as resources are asked for: `type.meshwork.dev/meshwork.v1.Route`.
 #[must_use]
 pub fn type_url<M: prost::Name>() -> String {

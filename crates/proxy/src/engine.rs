@@ -11,6 +11,7 @@ use arc_swap::ArcSwap;
 use meshwork_base::Clock;
 use meshwork_decision::{Binding, Bundle, Snapshot};
 use meshwork_http1::Limits;
+use meshwork_messages::v1;
 use meshwork_telemetry::{AccessLogSink, MetricsRegistry, RequestLabels, Tracer};
 use tokio::sync::{Notify, mpsc, oneshot};
 
@@ -18,6 +19,7 @@ use crate::connections::DownstreamTimeouts;
 use crate::listen::{self, ListenError};
 use crate::mesh::{self, Mesh, Place, Side};
 use crate::observe::Observer;
+use crate::recorder::{Recalled, RecorderSettings, Wanted};
 use crate::worker::{self, Command};
 
 /// What the engine is told at its start.
@@ -37,6 +39,8 @@ pub struct Settings {
     pub app_address: IpAddr,
     /// How long a request waits for a service that is asked for on demand.
     pub discovery_timeout: Duration,
+    /// What the flight recorder keeps.
+    pub recorder: RecorderSettings,
 }
 
 impl Default for Settings {
@@ -49,9 +53,13 @@ impl Default for Settings {
             max_connections: 100_000,
             app_address: Ipv4Addr::LOCALHOST.into(),
             discovery_timeout: Duration::from_secs(5),
+            recorder: RecorderSettings::default(),
         }
     }
 }
+
+/// How long a worker may take to say what it has kept.
+const RECALL: Duration = Duration::from_secs(1);
 
 /// What all workers share.
 pub struct Shared {
@@ -250,6 +258,28 @@ impl Engine {
                 // A worker that has ended has nothing left either.
                 let _ = told.await;
             }
+        }
+    }
+
+    /// Asks every worker what it has kept of these requests. The future gives what those say that answer in time.
+    pub(crate) async fn recall(
+        &self,
+        recall: &v1::Recall,
+    ) -> impl Future<Output = Vec<Recalled>> + Send + use<> {
+        let wanted = Arc::new(Wanted::new(recall));
+        let mut answers = Vec::with_capacity(self.workers.len());
+        for worker in &self.workers {
+            let (answer, told) = oneshot::channel();
+            // A worker that is gone has nothing to tell.
+            let _ = worker.commands.send(Command::Recall(Arc::clone(&wanted), answer)).await;
+            answers.push(told);
+        }
+        async move {
+            let mut told = Vec::with_capacity(answers.len());
+            for answer in answers {
+                told.extend(tokio::time::timeout(RECALL, answer).await.ok().and_then(Result::ok));
+            }
+            told
         }
     }
 

@@ -8,6 +8,7 @@ use meshwork_process::parse_duration;
 
 use crate::connections::DownstreamTimeouts;
 use crate::engine::Settings;
+use crate::recorder::RecorderSettings;
 
 /// Flags of whoever takes requests. The bounds on fields hold for HTTP/2, too.
 #[derive(clap::Args, Clone, Debug)]
@@ -59,6 +60,18 @@ pub struct TrafficArgs {
     /// How long nothing may move in a request that is under way, unless a policy says otherwise
     #[arg(long, value_name = "TIME", env = "MESHWORK_STREAM_IDLE_TIMEOUT", default_value = "5m", value_parser = time)]
     pub stream_idle_timeout: Duration,
+
+    /// Memory of the flight recorder, in bytes; 0 keeps nothing
+    #[arg(long, value_name = "BYTES", env = "MESHWORK_FLIGHT_RECORDER_BYTES", default_value_t = 4 * 1024 * 1024)]
+    pub flight_recorder_bytes: u32,
+
+    /// From this time on the flight recorder keeps a request as slow
+    #[arg(long, value_name = "TIME", env = "MESHWORK_FLIGHT_RECORDER_SLOW", default_value = "1s", value_parser = time)]
+    pub flight_recorder_slow: Duration,
+
+    /// One in so many requests that are neither failed nor slow is kept; 0 keeps none
+    #[arg(long, value_name = "COUNT", env = "MESHWORK_FLIGHT_RECORDER_SAMPLE", default_value_t = RecorderSettings::default().sample)]
+    pub flight_recorder_sample: u32,
 }
 
 /// Offsets into a head have 32 bits, and a head must fit into memory many times.
@@ -91,6 +104,11 @@ impl TrafficArgs {
                 body: self.request_body_timeout,
                 stream_idle: self.stream_idle_timeout,
             },
+            recorder: RecorderSettings {
+                bytes: usize::try_from(self.flight_recorder_bytes).unwrap_or(usize::MAX),
+                slow: self.flight_recorder_slow,
+                sample: self.flight_recorder_sample,
+            },
             max_connections: usize::try_from(self.max_connections).unwrap_or(usize::MAX),
             ..Settings::default()
         }
@@ -115,6 +133,7 @@ mod tests {
         assert_eq!(given.limits, own.limits);
         assert_eq!(format!("{:?}", given.timeouts), format!("{:?}", own.timeouts));
         assert_eq!(given.max_connections, own.max_connections);
+        assert_eq!(given.recorder, own.recorder);
     }
 
     #[test]

@@ -18,6 +18,7 @@ use tokio::sync::{mpsc, oneshot};
 use crate::engine::{BindKey, Engine};
 use crate::listen::ListenError;
 use crate::mesh::Side;
+use crate::recorder;
 use crate::tls::certified_key;
 
 /// How often replaced snapshots are dropped, and ports that were taken are tried again.
@@ -246,8 +247,19 @@ impl Follower {
     }
 
     async fn arm(&self, wanted: v1::Probes) {
-        let shared = self.engine.shared();
-        let armed = shared.observer.arm(wanted, shared.clock.now());
+        let observer = &self.engine.shared().observer;
+        for (probe, recall) in observer.questions(&wanted) {
+            let told = self.engine.recall(&recall).await;
+            let handle = self.handle.clone();
+            // A worker may be slow to tell; what comes from the control plane does not wait for it.
+            tokio::spawn(async move {
+                for observation in recorder::answers(probe, told.await) {
+                    // A handle whose client is gone has nobody to tell.
+                    let _ = handle.observed(observation).await;
+                }
+            });
+        }
+        let armed = observer.arm(wanted, self.engine.shared().clock.now());
         let _ = self.handle.armed(armed).await;
     }
 

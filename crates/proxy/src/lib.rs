@@ -12,6 +12,7 @@
 //! attempt├─ one request, phase by phase                  request/
 //! record ┘
 //! observe ─ a request that somebody asks about: reasons told, result sent    observe.rs
+//! recorder  what became of requests that are asked about later                 recorder.rs
 //! stream ── TCP and TLS that is no HTTP, from end to end  stream/
 //! pool ──── connections to endpoints, per worker, by mTLS  upstream/
 //! ```
@@ -44,6 +45,7 @@ mod observe;
 pub mod parsers;
 mod peek;
 pub mod proxy_protocol;
+mod recorder;
 mod replay;
 mod request;
 mod series;
@@ -60,4 +62,5 @@ pub use follow::{Follower, Listening};
 pub use listen::ListenError;
 pub use mesh::{Found, Mesh, OnDemand, Side};
 pub use observe::Observer;
+pub use recorder::RecorderSettings;
 pub use tls::{SecretError, certified_key};

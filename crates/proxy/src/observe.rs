@@ -9,6 +9,7 @@
 //! header ([`MARK`]) that this one takes away again, and through the application beside us by its trace or request id.
 
 mod filter;
+pub(crate) mod message;
 mod sighting;
 #[cfg(test)]
 mod tests;
@@ -48,6 +49,8 @@ const WAITING: usize = 64;
 pub struct Observer {
     armed: AtomicBool,
     probes: ArcSwap<Vec<Arc<Armed>>>,
+    /// Questions that are asked as long as they stand, and answered once.
+    asked: Mutex<Vec<u64>>,
     lost: AtomicU64,
     found: mpsc::Sender<v1::Observation>,
     receiver: Mutex<Option<mpsc::Receiver<v1::Observation>>>,
@@ -59,6 +62,7 @@ impl Default for Observer {
         Self {
             armed: AtomicBool::new(false),
             probes: ArcSwap::default(),
+            asked: Mutex::default(),
             lost: AtomicU64::new(0),
             found,
             receiver: Mutex::new(Some(receiver)),
@@ -143,7 +147,8 @@ fn take(left: &AtomicU32) -> bool {
 impl Observer {
     /// Arms these probes and disarms all others. One that is armed already goes on as it is. Gives the ids of those
     /// that are armed now.
-    pub(crate) fn arm(&self, probes: v1::Probes, now: Tick) -> Vec<u64> {
+    pub(crate) fn arm(&self, mut probes: v1::Probes, now: Tick) -> Vec<u64> {
+        probes.probes.retain(|probe| probe.recall.is_none());
         let before = self.probes.load();
         let arm = |probe: v1::Probe| match before.iter().find(|armed| armed.id == probe.id) {
             Some(armed) => Arc::clone(armed),
@@ -151,6 +156,17 @@ impl Observer {
         };
         let armed: Vec<_> = probes.probes.into_iter().take(PROBES).map(arm).collect();
         self.replace(armed, now)
+    }
+
+    /// The questions about what is kept that were not asked before.
+    pub(crate) fn questions(&self, probes: &v1::Probes) -> Vec<(u64, v1::Recall)> {
+        let mut asked = self.asked.lock();
+        let questions = probes.probes.iter().filter_map(|probe| Some((probe.id, probe.recall.as_ref()?)));
+        let standing: Vec<u64> = questions.clone().map(|(id, _)| id).collect();
+        let new = questions.filter(|(id, _)| !asked.contains(id));
+        let new = new.map(|(id, recall)| (id, recall.clone())).collect();
+        *asked = standing;
+        new
     }
 
     /// Disarms what has expired; `None` when nothing has.
@@ -213,7 +229,7 @@ impl Observer {
         if inbound {
             probe.follow(record);
         }
-        Some(Box::new(Sighting::new(probe, how, now)))
+        Some(Box::new(Sighting::new(probe, how)))
     }
 
     /// Sends what became of a request. When too much waits already, the next one says what was lost.

@@ -24,6 +24,7 @@ use crate::downstream;
 use crate::engine::{BindKey, Shared};
 use crate::gauges::{Gauges, OpenDownstream, OpenUpstream};
 use crate::mesh::Place;
+use crate::recorder::{Recalled, Recorder, Wanted};
 use crate::stream::splice::Pipes;
 use crate::tls::TlsConfigs;
 use crate::upstream::open::{endpoint_of, is_app};
@@ -49,6 +50,8 @@ pub(crate) enum Command {
     DrainInbound(oneshot::Sender<()>),
     /// Finish what runs and take nothing new.
     Drain,
+    /// Tell what is kept of these requests, and since when failures are.
+    Recall(Arc<Wanted>, oneshot::Sender<Recalled>),
     /// End now.
     Stop,
 }
@@ -97,6 +100,7 @@ pub(crate) struct Worker {
     metrics: WorkerMetrics,
     series: RefCell<HashMap<u64, Rc<RequestSeries>, BuildId>>,
     log: RefCell<AccessLogWriter>,
+    pub(crate) recorder: Recorder,
 }
 
 impl Worker {
@@ -120,6 +124,7 @@ impl Worker {
             pipes: Rc::default(),
             buffer: RefCell::default(),
             view: RefCell::new(View::new(shared.snapshot.load_full())),
+            recorder: Recorder::new(&shared.settings.recorder, shared.settings.workers, &metrics),
             metrics,
             series: RefCell::default(),
             log: RefCell::new(shared.access_log.worker()),
@@ -264,6 +269,11 @@ pub(crate) async fn run(shared: Arc<Shared>, applied: Arc<Notify>, mut commands:
                     if let Some(task) = accepting.remove(&place) {
                         task.abort();
                     }
+                }
+                Some(Command::Recall(wanted, answer)) => {
+                    let recorder = &worker.recorder;
+                    // Who asked may have stopped waiting.
+                    let _ = answer.send(Recalled { found: recorder.recall(&wanted), oldest: recorder.oldest() });
                 }
                 Some(Command::Recheck) => recheck(&worker),
                 Some(Command::DrainInbound(done)) => {

@@ -119,6 +119,12 @@ metrics! {
         "Resources refused, by type; their last good version stays in effect.";
     ACCESS_LOG_DROPPED = "meshwork_access_log_dropped_total", Counter, "", &[],
         "Access log lines lost because the output was slower than the traffic or failed.";
+    RECORDER_KEPT = "meshwork_flight_recorder_requests_total", Counter, "", &["class"],
+        "Requests that the flight recorder kept: `failed`, `slow` or `sampled`.";
+    RECORDER_EVICTED = "meshwork_flight_recorder_evicted_total", Counter, "", &["class"],
+        "Requests that the flight recorder let go of to keep others of their class.";
+    RECORDER_BYTES = "meshwork_flight_recorder_size_bytes", Gauge, "bytes", &["class"],
+        "Memory of the requests that the flight recorder keeps.";
     SPANS_EXPORTED = "meshwork_spans_exported_total", Counter, "", &[],
         "Spans that were sent to the collector.";
     SPANS_DROPPED = "meshwork_spans_dropped_total", Counter, "", &["cause"],
@@ -199,6 +205,7 @@ pub const ACCESS_LOG_FIELDS: &[LogField] = &[
     ("response_code", "status sent; 0 when none was"),
     ("response_flags", "Envoy's response flag; - when nothing failed on our side"),
     ("cause", "which decision or observation of ours made the outcome, where known"),
+    ("phase", "how far the request had come when the cause struck, where known"),
     ("cause_detail", "what the cause names: a policy, a limit, an address, where known"),
     ("duration", "milliseconds from the first byte of the request to the last of the response"),
     ("upstream_service_time", "milliseconds to the first byte of the upstream's response, where known"),

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::hex;
+use crate::trace::SpanId;
 
 /// Characters of a UUID.
 const UUID_LEN: usize = 36;
@@ -43,6 +44,54 @@ impl Protocol {
 impl fmt::Display for Protocol {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.as_str())
+    }
+}
+
+/// How far a request has come: where it failed, when it did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Phase {
+    /// Its head is read.
+    #[default]
+    Head,
+    /// A service called for the first time is asked for.
+    Discover,
+    /// Who takes it: listener, service, rule.
+    Route,
+    /// Whether it may pass.
+    Authorize,
+    /// The rule's filters.
+    Filters,
+    /// Which service of the rule it goes to.
+    Backend,
+    /// Whether and which endpoint may be called.
+    Endpoint,
+    /// A connection to the endpoint.
+    Connect,
+    /// The request is sent, the response's head awaited.
+    Request,
+    /// The response is passed on.
+    Response,
+    /// Bytes both ways.
+    Tunnel,
+}
+
+impl Phase {
+    /// The phase's name in logs.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Head => "head",
+            Self::Discover => "discover",
+            Self::Route => "route",
+            Self::Authorize => "authorize",
+            Self::Filters => "filters",
+            Self::Backend => "backend",
+            Self::Endpoint => "endpoint",
+            Self::Connect => "connect",
+            Self::Request => "request",
+            Self::Response => "response",
+            Self::Tunnel => "tunnel",
+        }
     }
 }
 
@@ -107,6 +156,43 @@ impl RequestText {
         }
     }
 
+    /// The same, with at most so many bytes of what a caller may make long.
+    #[must_use]
+    pub fn shortened(&self, path: usize, other: usize) -> Self {
+        let cut = |text: &[u8], to: usize| -> usize { text.len().min(to) };
+        let (method, host) = (self.method(), self.host());
+        let (agent, id) = (self.user_agent(), self.request_id());
+        let mut short = Self::default();
+        let mut ends = 0;
+        short.buffer.reserve_exact(
+            cut(method, other)
+                + cut(self.path(), path)
+                + cut(host, other)
+                + cut(agent, other)
+                + cut(id, other),
+        );
+        let texts = [(method, other), (self.path(), path), (host, other), (agent, other), (id, other)];
+        for (end, (text, to)) in short.ends.iter_mut().zip(texts) {
+            let len = cut(text, to);
+            short.buffer.extend_from_slice(&text[..len]);
+            ends += u32::try_from(len).expect("heads of requests are limited far below 4 GiB");
+            *end = ends;
+        }
+        short
+    }
+
+    /// Bytes of all texts.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.buffer.len()
+    }
+
+    /// Whether there is none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.buffer.is_empty()
+    }
+
     /// Replaces the request id alone, when it was made after the other texts were noted.
     pub fn set_request_id(&mut self, id: &[u8]) {
         self.buffer.truncate(self.ends[3] as usize);
@@ -165,6 +251,8 @@ pub struct Record {
     pub text: RequestText,
     /// The trace this request belongs to.
     pub trace_id: Option<TraceId>,
+    /// Our span in it; where we make none, the caller's.
+    pub span_id: Option<SpanId>,
     /// How the request came in.
     pub protocol: Protocol,
     /// How it went out, where it did.
@@ -179,6 +267,8 @@ pub struct Record {
     pub cause: &'static str,
     /// What the cause names: a policy, a limit, an address.
     pub cause_detail: Option<Arc<str>>,
+    /// How far it came; of one that failed, where that was.
+    pub phase: Phase,
     /// The listener.
     pub listener: Option<Arc<str>>,
     /// The route, `namespace/name`.

@@ -231,7 +231,7 @@ impl Server {
         stream.receive(request, &*self.access)?;
         self.gone.remove(&stream.viewer().node.id);
         if joining && stream.observes() {
-            let probes = self.armed.of(&stream.viewer().node.id);
+            let probes = self.armed.of(&stream.viewer().node);
             // Who has just joined has none armed.
             if !probes.probes.is_empty() {
                 stream.arm(probes);
@@ -263,7 +263,7 @@ impl Server {
 
     fn rearm(&mut self) {
         for stream in self.streams.values_mut().filter(|stream| stream.observes()) {
-            stream.arm(self.armed.of(&stream.viewer().node.id));
+            stream.arm(self.armed.of(&stream.viewer().node));
         }
     }
 

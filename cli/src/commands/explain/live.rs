@@ -47,10 +47,7 @@ pub(super) fn run(arguments: &Arguments) -> Outcome {
 
 /// The answer as a story: a paragraph per hop.
 fn story(answer: &Value, marks: bool) -> String {
-    let known = |key: &str, name: &str| answer[key].as_str().map(|id| format!("{name} {id}"));
-    let ids: Vec<String> =
-        [known("traceId", "trace"), known("requestId", "request")].into_iter().flatten().collect();
-    let mut lines = vec![ids.join(", ")];
+    let mut lines = vec![heading(answer)];
     for hop in answer["hops"].as_array().into_iter().flatten() {
         lines.push(String::new());
         lines.extend(paragraph(hop, marks));
@@ -61,7 +58,14 @@ fn story(answer: &Value, marks: bool) -> String {
     lines.join("\n") + "\n"
 }
 
-fn paragraph(hop: &Value, marks: bool) -> Vec<String> {
+/// What the request is known by.
+pub(super) fn heading(answer: &Value) -> String {
+    let known = |key: &str, name: &str| answer[key].as_str().map(|id| format!("{name} {id}"));
+    let ids = [known("traceId", "trace"), known("requestId", "request")];
+    ids.into_iter().flatten().collect::<Vec<_>>().join(", ")
+}
+
+pub(super) fn paragraph(hop: &Value, marks: bool) -> Vec<String> {
     let request = &hop["request"];
     let from = request["from"].as_str().or(request["peer"].as_str()).unwrap_or("nobody");
     let mut lines = vec![format!(
@@ -74,23 +78,36 @@ fn paragraph(hop: &Value, marks: bool) -> Vec<String> {
         text(hop, "revision"),
     )];
     lines.extend(steps(hop, marks));
-    for attempt in hop["attempts"].as_array().into_iter().flatten() {
-        let instance = attempt["instance"].as_str().map(|name| format!(" ({name})")).unwrap_or_default();
-        let outcome = match attempt["status"].as_u64() {
-            Some(status) => status.to_string(),
-            None => [text(attempt, "cause"), text(attempt, "detail")].join(": "),
-        };
-        let (endpoint, protocol) = (text(attempt, "endpoint"), text(attempt, "protocol"));
-        let (start, took) = (&attempt["startMs"], &attempt["durationMs"]);
-        let line = format!(
-            "{:<10} {endpoint}{instance} {protocol} after {start} ms: {outcome} in {took} ms",
-            "attempt"
-        );
-        lines.push(if marks { format!("  {line}") } else { line });
-    }
+    let attempts = hop["attempts"].as_array().into_iter().flatten().map(attempt);
+    lines.extend(attempts.map(|line| if marks { format!("  {line}") } else { line }));
     let line = format!("{:<10} {} in {} ms", "answer", verdict(&hop["verdict"]), hop["durationMs"]);
     lines.push(if marks { format!("  {line}") } else { line });
     lines
+}
+
+/// One attempt: where, how long each step took, on which connection, what came of it.
+fn attempt(attempt: &Value) -> String {
+    let instance = attempt["instance"].as_str().map(|name| format!(" ({name})")).unwrap_or_default();
+    let outcome = match (attempt["status"].as_u64(), attempt["cause"].as_str()) {
+        (Some(status), None) => status.to_string(),
+        (Some(status), Some(cause)) => format!("{status}, then {cause}: {}", text(attempt, "detail")),
+        (None, _) => [text(attempt, "cause"), text(attempt, "detail")].join(": "),
+    };
+    let connection = match (attempt["connectMs"].as_f64(), attempt["connectionAgeMs"].as_f64()) {
+        (None, _) => "no connection".to_owned(),
+        (Some(connect), None) => format!("connected in {connect} ms"),
+        (Some(_), Some(age)) => format!("connection of {age} ms"),
+    };
+    format!(
+        "{:<10} {}{instance} {} after {} ms: {outcome} in {} ms; {connection}, {} bytes there, {} back",
+        "attempt",
+        text(attempt, "endpoint"),
+        text(attempt, "protocol"),
+        attempt["startMs"],
+        attempt["durationMs"],
+        attempt["bytesSent"],
+        attempt["bytesReceived"],
+    )
 }
 
 fn verdict(verdict: &Value) -> String {
@@ -99,7 +116,8 @@ fn verdict(verdict: &Value) -> String {
         None => status,
         Some(cause) => {
             let detail = verdict["detail"].as_str().map(|detail| format!(": {detail}")).unwrap_or_default();
-            format!("{status} (cause {cause}, flag {}{detail})", text(verdict, "flag"))
+            let phase = verdict["phase"].as_str().map(|phase| format!(", phase {phase}")).unwrap_or_default();
+            format!("{status} (cause {cause}, flag {}{phase}{detail})", text(verdict, "flag"))
         }
     }
 }

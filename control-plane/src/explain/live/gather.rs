@@ -13,13 +13,28 @@ const HOPS: usize = 256;
 
 /// See the module's text.
 #[derive(Debug)]
-pub(super) struct Gathered {
+pub(in crate::explain) struct Gathered {
     hops: Vec<Observed>,
 }
 
 impl Gathered {
     pub(super) fn new(first: Observed) -> Self {
         Self { hops: vec![first] }
+    }
+
+    /// Hops that are of one request.
+    pub(in crate::explain) fn of(mut hops: Vec<Observed>) -> Self {
+        hops.truncate(HOPS);
+        Self { hops }
+    }
+
+    pub(in crate::explain) fn hops(&self) -> &[Observed] {
+        &self.hops
+    }
+
+    /// From which hop each follows.
+    pub(in crate::explain) fn parents(&self) -> Vec<Option<usize>> {
+        (0..self.hops.len()).map(|at| self.parent(at)).collect()
     }
 
     /// Takes a hop if it is of the same request.
@@ -31,7 +46,7 @@ impl Gathered {
     }
 
     /// What the request is known by.
-    pub(super) fn ids(&self) -> (Option<String>, Option<String>) {
+    pub(in crate::explain) fn ids(&self) -> (Option<String>, Option<String>) {
         let first = |of: fn(&RequestRecord) -> &str| {
             self.hops.iter().map(|hop| of(record(hop))).find(|id| !id.is_empty()).map(str::to_owned)
         };
@@ -79,6 +94,11 @@ impl Gathered {
             Match::Filter => false,
             Match::Mark => calls(other),
             Match::Trace => serves(other),
+            Match::Recorded => match mine.side() {
+                Side::Gateway => false,
+                Side::Outbound => serves(other),
+                Side::Inbound => calls(other),
+            },
         });
         // Of several the one that began last, but not after it.
         let began = mine.start_unix_ns;
@@ -91,8 +111,8 @@ impl Gathered {
     }
 
     /// In the order of the way: each hop, then what follows from it.
-    pub(super) fn into_hops(self) -> Vec<Hop> {
-        let parents: Vec<Option<usize>> = (0..self.hops.len()).map(|at| self.parent(at)).collect();
+    pub(in crate::explain) fn into_hops(self) -> Vec<Hop> {
+        let parents = self.parents();
         let mut order: Vec<usize> = (0..self.hops.len()).collect();
         order.sort_by_key(|&at| record(&self.hops[at]).start_unix_ns);
         let mut told = Vec::with_capacity(order.len());
@@ -122,7 +142,7 @@ fn of_one_request(one: &RequestRecord, other: &RequestRecord) -> bool {
 }
 
 /// The record, which proxies always send.
-pub(super) fn record(hop: &Observed) -> &RequestRecord {
+pub(in crate::explain) fn record(hop: &Observed) -> &RequestRecord {
     static NONE: std::sync::LazyLock<RequestRecord> = std::sync::LazyLock::new(RequestRecord::default);
     hop.observation.record.as_ref().unwrap_or(&NONE)
 }

@@ -12,7 +12,7 @@ use super::gather::record;
 /// What one proxy did with the request.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub(super) struct Hop {
+pub(in crate::explain) struct Hop {
     /// How many hops are before it.
     depth: usize,
     proxy: String,
@@ -20,8 +20,10 @@ pub(super) struct Hop {
     identity: Option<String>,
     /// `gateway`, `outbound`, `inbound`.
     side: &'static str,
-    /// Why it belongs here: `filter`, `mark` of the proxy before, `trace`.
+    /// Why it belongs here: `filter`, `mark` of the proxy before, `trace`, `recorded`.
     matched: &'static str,
+    /// Why the flight recorder has it: `failed`, `slow`, `sampled`.
+    kept: Option<String>,
     revision: String,
     /// When its first byte came.
     start: String,
@@ -53,6 +55,7 @@ struct Seen {
     user_agent: String,
     request_id: Option<String>,
     trace_id: Option<String>,
+    span_id: Option<String>,
     peer: Option<String>,
     from: Option<String>,
 }
@@ -66,6 +69,8 @@ struct Verdict {
     grpc_status: Option<u32>,
     cause: Option<String>,
     flag: Option<String>,
+    /// Where it failed.
+    phase: Option<String>,
     detail: Option<String>,
 }
 
@@ -78,8 +83,15 @@ struct Tried {
     protocol: String,
     start_ms: f64,
     duration_ms: f64,
+    /// Until a connection was ready.
+    connect_ms: Option<f64>,
+    /// Absent: the connection was made for this attempt.
+    connection_age_ms: Option<f64>,
+    bytes_sent: u64,
+    bytes_received: u64,
     status: Option<u32>,
     cause: Option<String>,
+    phase: Option<String>,
     detail: Option<String>,
 }
 
@@ -117,7 +129,9 @@ impl Hop {
                 Match::Filter => "filter",
                 Match::Mark => "mark",
                 Match::Trace => "trace",
+                Match::Recorded => "recorded",
             },
+            kept: said(&is.kept),
             revision: is.revision.clone(),
             start: rfc3339_millis(Duration::from_nanos(is.start_unix_ns)),
             duration_ms: millis(is.duration_ns),
@@ -149,6 +163,7 @@ impl Seen {
             user_agent: is.user_agent.clone(),
             request_id: said(&is.request_id),
             trace_id: said(&is.trace_id),
+            span_id: said(&is.span_id),
             peer: said(&is.peer),
             from: said(&is.peer_id),
         }
@@ -167,6 +182,7 @@ impl Verdict {
             grpc_status: is.grpc_status,
             cause: said(&is.cause),
             flag: said(&is.flag),
+            phase: said(&is.phase),
             detail: said(&is.cause_detail),
         }
     }
@@ -181,6 +197,11 @@ impl Tried {
             protocol: attempt.protocol.clone(),
             start_ms: millis(attempt.start_ns),
             duration_ms: millis(attempt.duration_ns),
+            connect_ms: attempt.connect_ns.map(millis),
+            connection_age_ms: attempt.connection_age_ns.map(millis),
+            bytes_sent: attempt.bytes_sent,
+            bytes_received: attempt.bytes_received,
+            phase: said(&attempt.phase),
             status: (attempt.status != 0).then_some(attempt.status),
             cause: said(&attempt.cause),
             detail: said(&attempt.detail),

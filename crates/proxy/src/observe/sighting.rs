@@ -1,18 +1,14 @@
 //! A request that a probe found, on its way.
 
-use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
 
-use meshwork_base::Tick;
-use meshwork_decision::{Endpoint, Reason, Reasons};
-use meshwork_messages::v1::{self, observation::Match, request_record::Side};
-use meshwork_telemetry::{Protocol, Record};
+use meshwork_decision::{Reason, Reasons};
+use meshwork_messages::v1::{self, observation::Match};
+use meshwork_telemetry::Record;
 
-use super::Armed;
+use super::{Armed, message};
 use crate::downstream::connection::Conn;
-use crate::error::Failure;
-use crate::mesh::Place;
+use crate::request::tried::Tried;
 
 /// So many roads not taken are told: a gateway may have thousands of routes.
 const SKIPPED: usize = 50;
@@ -23,10 +19,7 @@ const REASONS: usize = 500;
 pub(crate) struct Sighting {
     probe: Arc<Armed>,
     how: Match,
-    began: Tick,
     told: Told,
-    attempts: Vec<v1::Attempt>,
-    attempt: Option<Tick>,
 }
 
 /// The reasons that decisions give, as they are sent.
@@ -74,8 +67,8 @@ impl Reasons for Told {
 }
 
 impl Sighting {
-    pub(super) fn new(probe: Arc<Armed>, how: Match, began: Tick) -> Self {
-        Self { probe, how, began, told: Told::default(), attempts: Vec::new(), attempt: None }
+    pub(super) fn new(probe: Arc<Armed>, how: Match) -> Self {
+        Self { probe, how, told: Told::default() }
     }
 
     /// Who takes the reasons, where the probe wants them.
@@ -88,100 +81,18 @@ impl Sighting {
         format!("{:016x}", self.probe.id)
     }
 
-    /// An attempt begins.
-    pub(crate) fn attempt(
-        &mut self,
-        address: SocketAddr,
-        endpoint: Option<&Arc<Endpoint>>,
-        protocol: Protocol,
-        now: Tick,
-    ) {
-        self.attempt = Some(now);
-        self.attempts.push(v1::Attempt {
-            start_ns: nanos(now.since(self.began)),
-            endpoint: address.to_string(),
-            instance: endpoint.map(|endpoint| endpoint.instance.to_string()).unwrap_or_default(),
-            spiffe_id: endpoint
-                .and_then(|endpoint| endpoint.spiffe_id())
-                .map(ToString::to_string)
-                .unwrap_or_default(),
-            protocol: protocol.as_str().to_owned(),
-            ..v1::Attempt::default()
-        });
-    }
-
-    /// The attempt that runs, if one does, has got a response's head, or has failed.
-    pub(crate) fn attempted(&mut self, outcome: Result<u16, &Failure>, now: Tick) {
-        let (Some(began), Some(attempt)) = (self.attempt.take(), self.attempts.last_mut()) else { return };
-        attempt.duration_ns = nanos(now.since(began));
-        match outcome {
-            Ok(status) => attempt.status = status.into(),
-            Err(failure) => {
-                attempt.cause = failure.cause.as_str().to_owned();
-                attempt.detail = failure.detail.as_deref().unwrap_or_default().to_owned();
-            }
-        }
-    }
-
     /// The request has ended.
     #[cold]
-    pub(crate) fn report(self, conn: &Conn, record: &Record) {
+    pub(crate) fn report(self, conn: &Conn, record: &Record, tried: &[Tried]) {
         let observer = &conn.worker.shared.observer;
         observer.send(v1::Observation {
             probe: self.probe.id,
             r#match: self.how.into(),
-            record: Some(message(conn.place, record)),
+            record: Some(message::record(conn.place, record)),
             reasons: self.told.reasons,
             omitted: self.told.omitted,
-            attempts: self.attempts,
-            dropped: 0,
+            attempts: tried.iter().map(message::attempt).collect(),
+            ..v1::Observation::default()
         });
-    }
-}
-
-fn nanos(time: Duration) -> u64 {
-    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
-}
-
-/// The record as it is sent.
-fn message(place: Place, record: &Record) -> v1::RequestRecord {
-    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-    let name = |name: &Option<Arc<str>>| name.as_deref().unwrap_or_default().to_owned();
-    let address = |address: Option<SocketAddr>| address.map(|is| is.to_string()).unwrap_or_default();
-    let side = match place {
-        Place::Gateway(_) => Side::Gateway,
-        Place::Outbound(_) => Side::Outbound,
-        Place::Inbound(_) | Place::Hbone(_) => Side::Inbound,
-    };
-    v1::RequestRecord {
-        side: side.into(),
-        start_unix_ns: nanos(record.start),
-        duration_ns: nanos(record.duration),
-        time_to_first_byte_ns: record.time_to_first_byte.map(nanos),
-        method: text(record.text.method()),
-        path: text(record.text.path()),
-        host: text(record.text.host()),
-        user_agent: text(record.text.user_agent()),
-        request_id: text(record.text.request_id()),
-        trace_id: record.trace_id.map(|id| id.to_string()).unwrap_or_default(),
-        protocol: record.protocol.as_str().to_owned(),
-        upstream_protocol: record.upstream_protocol.map(|is| is.as_str().to_owned()).unwrap_or_default(),
-        status: record.status.into(),
-        grpc_status: record.grpc_status.map(u32::from),
-        flag: record.flag.to_owned(),
-        cause: record.cause.to_owned(),
-        cause_detail: name(&record.cause_detail),
-        listener: name(&record.listener),
-        route: name(&record.route),
-        rule: name(&record.rule),
-        service: name(&record.service),
-        endpoint: address(record.endpoint),
-        attempts: record.attempts,
-        bytes_received: record.bytes_received,
-        bytes_sent: record.bytes_sent,
-        peer: address(record.peer),
-        peer_id: name(&record.peer_id),
-        upstream_id: name(&record.upstream_id),
-        revision: name(&record.revision),
     }
 }

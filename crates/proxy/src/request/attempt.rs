@@ -1,6 +1,7 @@
 //! Attempts: an endpoint is picked, a connection found or made, the request sent, the response's head awaited; and
 //! when that fails, or the response calls for it, whether it is done again.
 
+use std::cell::Cell;
 use std::future::poll_fn;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -10,7 +11,7 @@ use std::time::Duration;
 use meshwork_base::{Clock, Tick};
 use meshwork_decision::{AttemptOutcome, Call, Cause, Endpoint, Permit, Ticket, Transport, is_idempotent};
 use meshwork_http1::{Fields, KnownName, ResponseHead};
-use meshwork_telemetry::Protocol;
+use meshwork_telemetry::{Phase, Protocol};
 use smallvec::SmallVec;
 use tokio::task::yield_now;
 use tokio::time::sleep;
@@ -41,6 +42,8 @@ pub(crate) struct Attempts<'a> {
     endpoint: Option<Arc<Endpoint>>,
     /// When this attempt's endpoint was picked.
     began: Tick,
+    /// Its connection was not there at once.
+    waited: Cell<bool>,
     /// The circuit breaker wants to know how this attempt ends.
     ticket: Option<Ticket>,
     /// A kept connection turned out to be stale: the next one is new.
@@ -68,6 +71,7 @@ impl<'a> Attempts<'a> {
             tried: SmallVec::new(),
             endpoint: None,
             began: Tick::ZERO,
+            waited: Cell::new(false),
             ticket: None,
             fresh: false,
             permit: None,
@@ -93,8 +97,9 @@ impl<'a> Attempts<'a> {
             let head = Head { fields: again.as_deref().unwrap_or(head.fields), ..*head };
             let outcome = self.once(&head, down, body, response, journey, deadlines).await;
             journey.record.bytes_received = body.received;
-            journey.attempted(outcome.as_ref().map(|_| response.status));
-            self.observe(outcome.as_ref().map(|_| ()), response, journey.is_grpc());
+            let now = self.conn.worker.now();
+            journey.attempted(outcome.as_ref().map(|_| response.status), body, now);
+            self.observe(outcome.as_ref().map(|_| ()), response, journey.is_grpc(), now);
             let endpoint = self.endpoint.as_ref().map(|endpoint| endpoint.id);
             let repeat = match outcome {
                 Ok(exchange) => {
@@ -167,10 +172,9 @@ impl<'a> Attempts<'a> {
     }
 
     /// Tells balancer and outlier detection, once per attempt.
-    fn observe(&mut self, outcome: Result<(), &Failure>, response: &ResponseHead, is_grpc: bool) {
+    fn observe(&mut self, outcome: Result<(), &Failure>, response: &ResponseHead, is_grpc: bool, now: Tick) {
         let (Target::Service { cluster, .. }, Some(endpoint)) = (self.target, &self.endpoint) else { return };
         let worker = &self.conn.worker;
-        let now = worker.now();
         let took = now.since(self.began);
         let answer = match outcome {
             Ok(()) => {
@@ -207,10 +211,12 @@ impl<'a> Attempts<'a> {
             // its turn on this worker may have been told so already.
             yield_now().await;
         }
+        journey.enter(Phase::Endpoint);
         self.pick(journey)?;
+        journey.enter(Phase::Connect);
         let to = self.destination();
         let protocol = if matches!(to.speaks, Speaks::Http1) { Protocol::Http11 } else { Protocol::Http2 };
-        journey.attempt(to.address, self.endpoint.as_ref(), protocol);
+        journey.attempt(to.address, self.endpoint.as_ref(), protocol, self.began);
         deadlines.attempt(self.attempt_timeout);
         let mut exchange = match to.speaks {
             Speaks::Http1 => self.open_h1(&to, head, down, deadlines).await?,
@@ -218,6 +224,8 @@ impl<'a> Attempts<'a> {
                 self.open_h2(&to, head, down, body.is_empty(), deadlines).await?
             }
         };
+        let waited = self.waited.take().then(|| self.conn.worker.now());
+        journey.opened(waited, exchange.born());
         if let Speaks::Mesh { id, .. } = to.speaks {
             journey.record.upstream_id = Some(Arc::clone(id.shared()));
         }
@@ -231,9 +239,14 @@ impl<'a> Attempts<'a> {
     }
 
     fn pick(&mut self, journey: &mut Journey<'_>) -> Result<(), Failure> {
-        let Target::Service { cluster, .. } = self.target else { return Ok(()) };
         let worker = &self.conn.worker;
+        let Target::Service { cluster, .. } = self.target else {
+            // The application is there: the first attempt begins with the request.
+            self.began = if journey.record.attempts == 0 { journey.started() } else { worker.now() };
+            return Ok(());
+        };
         let now = worker.now();
+        self.began = now;
         self.endpoint = None;
         // What came before has ended, though perhaps without a word on the service.
         self.ticket = None;
@@ -251,7 +264,6 @@ impl<'a> Attempts<'a> {
         };
         self.tried.push(endpoint.id);
         self.endpoint = Some(endpoint);
-        self.began = now;
         Ok(())
     }
 
@@ -330,6 +342,7 @@ impl<'a> Attempts<'a> {
             if let Poll::Ready(done) = step.as_mut().poll(cx) {
                 return Poll::Ready(done);
             }
+            self.waited.set(true);
             transfer::poll_interrupted(cx, self.conn, down, deadlines).map(Err)
         })
         .await;

@@ -88,6 +88,14 @@ impl<'c> RequestBody<'c> {
         self.end_sent
     }
 
+    /// Bytes that the present attempt has got.
+    pub(crate) fn passed(&self) -> u64 {
+        if self.overflowed {
+            return self.received;
+        }
+        self.kept[..self.sent].iter().map(|chunk| chunk.len() as u64).sum()
+    }
+
     /// Moves what there is and what there is room for, then writes it out. Never completes: bodies end when the
     /// exchange does.
     pub(crate) fn poll_pump(

@@ -7,13 +7,16 @@ use std::time::Duration;
 use meshwork_base::{Clock, Tick};
 use meshwork_decision::{Cause, Cluster, Endpoint, InFlight, InboundPort, Limited, Matched, Permit};
 use meshwork_http1::{FieldError, Fields, KnownName, RequestHead, ResponseHead, Version};
-use meshwork_telemetry::{Protocol, Record, Traced};
+use meshwork_telemetry::{Phase, Protocol, Record, Traced};
 
+use super::body::RequestBody;
 use super::reply::is_grpc;
 use super::trace;
+use super::tried::{Attempted, Known};
 use crate::downstream::connection::Conn;
 use crate::error::Failure;
 use crate::observe::{Sighting, Told};
+use crate::recorder::Class;
 use crate::series::{self, Called};
 
 /// See the module's text. Dropping it writes the record: also a request that is cancelled is written once.
@@ -27,6 +30,7 @@ pub(crate) struct Journey<'c> {
     in_flight: Option<InFlight>,
     /// Somebody asks about this request.
     sighting: Option<Box<Sighting>>,
+    attempted: Attempted,
     /// Only of a request whose spans are recorded.
     traced: Option<Box<Traced>>,
     finished: bool,
@@ -83,6 +87,7 @@ impl<'c> Journey<'c> {
             permit: None,
             in_flight: None,
             sighting,
+            attempted: Attempted::default(),
             traced,
             finished: false,
         }
@@ -120,6 +125,11 @@ impl<'c> Journey<'c> {
     #[inline]
     pub(crate) fn told(&mut self) -> Option<&mut Told> {
         self.sighting.as_mut().and_then(|sighting| sighting.told())
+    }
+
+    /// When its first byte came.
+    pub(crate) const fn started(&self) -> Tick {
+        self.started
     }
 
     /// What the next proxy of the mesh is told, if somebody asks about this request.
@@ -173,26 +183,49 @@ impl<'c> Journey<'c> {
         address: SocketAddr,
         endpoint: Option<&Arc<Endpoint>>,
         protocol: Protocol,
+        now: Tick,
     ) {
+        let before = self.in_attempt();
+        before.1.superseded(&before.0, now);
+        self.attempted.begin(now);
         self.record.attempts += 1;
         self.record.endpoint = Some(address);
         self.record.upstream_protocol = Some(protocol);
         self.record.upstream_id = None;
         self.in_flight = endpoint.map(|endpoint| endpoint.begin());
         self.called.endpoint = endpoint.cloned();
-        if let Some(sighting) = &mut self.sighting {
-            sighting.attempt(address, endpoint, protocol, self.conn.worker.now());
-        }
         if self.traced.is_some() {
             let now = self.wall();
             self.traced.iter_mut().for_each(|traced| traced.attempt(now, address, protocol));
         }
     }
 
+    fn in_attempt(&mut self) -> (Known<'_>, &mut Attempted) {
+        let endpoint = self.called.endpoint.as_ref();
+        (Known { started: self.started, record: self.record, endpoint }, &mut self.attempted)
+    }
+
+    /// The attempt has a connection, made at `born`; absent `now`: at once.
+    pub(crate) fn opened(&mut self, now: Option<Tick>, born: Tick) {
+        self.record.phase = Phase::Request;
+        self.attempted.opened(now, born);
+    }
+
+    /// The request comes to its next phase.
+    #[inline]
+    pub(crate) fn enter(&mut self, phase: Phase) {
+        self.record.phase = phase;
+    }
+
     /// The attempt has got a response's head, or has failed.
-    pub(crate) fn attempted(&mut self, outcome: Result<u16, &Failure>) {
-        if let Some(sighting) = &mut self.sighting {
-            sighting.attempted(outcome, self.conn.worker.now());
+    pub(crate) fn attempted(&mut self, outcome: Result<u16, &Failure>, body: &RequestBody<'_>, now: Tick) {
+        match outcome {
+            Ok(status) => self.attempted.answered(status, now),
+            Err(failure) => {
+                let phase = self.record.phase;
+                let (known, attempted) = self.in_attempt();
+                attempted.failed(&known, failure, phase, body.passed(), now);
+            }
         }
         if self.traced.is_some() {
             let now = self.wall();
@@ -204,7 +237,7 @@ impl<'c> Journey<'c> {
     /// The final head of the upstream's response is there.
     pub(crate) fn responded(&mut self, response: &ResponseHead) {
         self.record.status = response.status;
-        self.record.time_to_first_byte = Some(self.conn.worker.now().since(self.started));
+        self.record.time_to_first_byte = Some(self.attempted.last_answer().since(self.started));
         self.grpc_status(response.fields.known(KnownName::GrpcStatus));
         if let Some(traced) = &mut self.traced {
             traced.responded();
@@ -235,12 +268,29 @@ impl<'c> Journey<'c> {
             self.permit = None;
             worker.log(self.record);
             series::of(self.conn, &self.called).observe(self.record);
-            if let Some(sighting) = self.sighting.take() {
-                sighting.report(self.conn, self.record);
+            let class = worker.recorder.class(self.record);
+            if class.is_some() || self.sighting.is_some() {
+                self.tell(class);
             }
             if let Some((traced, tracer)) = self.traced.take().zip(worker.shared.tracer.as_ref()) {
                 tracer.finished(*traced, self.record);
             }
+        }
+    }
+}
+
+impl Journey<'_> {
+    /// Gives the request that has ended to those who keep it or ask about it.
+    #[cold]
+    fn tell(&mut self, class: Option<Class>) {
+        let now = self.started.after(self.record.duration);
+        let (known, attempted) = self.in_attempt();
+        let tried = attempted.take(&known, now);
+        if let Some(sighting) = self.sighting.take() {
+            sighting.report(self.conn, self.record, &tried);
+        }
+        if let Some(class) = class {
+            self.conn.worker.recorder.keep(class, self.conn.place, self.record, tried);
         }
     }
 }

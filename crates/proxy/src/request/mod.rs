@@ -9,6 +9,7 @@
 //! transfer bodies both ways at the same time                        transfer.rs
 //! trace    which span is whose parent                            trace.rs
 //! tunnel   after a change of protocol: bytes both ways              tunnel.rs
+//! tried    what each attempt came to                         tried.rs
 //! record   one Record, whatever happened                            journey.rs
 //! ```
 //!
@@ -27,12 +28,13 @@ mod retry;
 mod route;
 mod trace;
 mod transfer;
+pub(crate) mod tried;
 mod tunnel;
 
 use meshwork_base::Tick;
 use meshwork_decision::Cause;
 use meshwork_http1::{RequestHead, ResponseHead};
-use meshwork_telemetry::{Protocol, Record};
+use meshwork_telemetry::{Phase, Protocol, Record};
 
 use crate::downstream::Down;
 use crate::downstream::connection::Conn;
@@ -79,7 +81,10 @@ pub(crate) async fn serve(
     let mut view = conn.worker.view();
     let mut journey = Journey::begin(conn, head, scratch.protocol, &mut scratch.record, started);
     let found = match discover::missing(conn, &view, head.authority()) {
-        Some(missing) => Box::pin(discover::wait(conn, down, missing)).await.map(|newer| view = newer),
+        Some(missing) => {
+            journey.enter(Phase::Discover);
+            Box::pin(discover::wait(conn, down, missing)).await.map(|newer| view = newer)
+        }
         None => Ok(()),
     };
     journey.record.revision = Some(view.revision.clone());
@@ -119,8 +124,11 @@ async fn run(
     journey: &mut Journey<'_>,
 ) -> Result<(), Failure> {
     path::normalize(head)?;
+    journey.enter(Phase::Route);
     let way = route::find(conn, view, head, journey)?;
+    journey.enter(Phase::Authorize);
     route::authorize(conn, &way, head, journey)?;
+    journey.enter(Phase::Filters);
     let outgoing = match filters::request(conn, &way, head, journey)? {
         filters::Verdict::Answer { status, location } => {
             Box::pin(reply::redirect(conn, down, response, journey, status, &location)).await;
@@ -128,6 +136,7 @@ async fn run(
         }
         filters::Verdict::Forward(outgoing) => outgoing,
     };
+    journey.enter(Phase::Backend);
     let target = route::target(conn, &way, head, journey)?;
     filters::backend(&target, head, journey)?;
     let timeouts = target.timeouts();
@@ -137,12 +146,14 @@ async fn run(
     let sent = outgoing.head(head);
     let mut attempts = Attempts::new(conn, target);
     let exchange = attempts.run(&sent, down, &mut body, response, journey, &mut deadlines).await?;
+    journey.enter(Phase::Response);
     filters::response(&way, &target, response)
         .map_err(|error| Failure::local(Cause::Internal).because(error.to_string()))?;
     journey.responded(response);
     if response.tunnel {
         // A tunnel's bytes are no body: nobody owes them.
         conn.entry.owes(None);
+        journey.enter(Phase::Tunnel);
         return Box::pin(tunnel::run(conn, exchange, down, &sent, &body, response, journey)).await;
     }
     transfer::response(conn, exchange, down, &mut body, response, journey, &mut deadlines).await

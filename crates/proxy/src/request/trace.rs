@@ -18,6 +18,7 @@ pub(crate) fn caller(fields: &Fields) -> Option<TraceContext> {
 pub(crate) fn begin(conn: &Conn, fields: &Fields, record: &mut Record) -> Option<Box<Traced>> {
     let caller = caller(fields);
     record.trace_id = caller.map(|caller| caller.trace_id);
+    record.span_id = caller.map(|caller| caller.span_id);
     let tracer = conn.worker.shared.tracer.as_ref()?;
     let rng = &mut *conn.worker.rng.borrow_mut();
     let trace = caller.unwrap_or_else(|| TraceContext::begin(rng));
@@ -28,7 +29,9 @@ pub(crate) fn begin(conn: &Conn, fields: &Fields, record: &mut Record) -> Option
     // Without a parent the rest is nobody's (section 4.3).
     let state = caller.map(|_| trace_state(fields.known_all(KnownName::TraceState))).unwrap_or_default();
     let parent = caller.map(|caller| caller.span_id);
-    Some(Box::new(Traced::begin(&trace, parent, state, conn.https, rng)))
+    let traced = Traced::begin(&trace, parent, state, conn.https, rng);
+    record.span_id = Some(traced.context.span_id);
+    Some(Box::new(traced))
 }
 
 /// Tells the upstream of the next attempt who its parent is. Of a request that we do not record that stays who it was; a

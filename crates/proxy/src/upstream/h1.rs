@@ -3,6 +3,7 @@
 use std::task::{Context, Poll, ready};
 
 use bytes::{Buf, Bytes};
+use meshwork_base::Tick;
 use meshwork_decision::Cause;
 use meshwork_http1::{
     BodyDecoder, BodyLength, ConnectionOption, Decoded, Fields, HeadScan, Limits, Parsed, RequestKind,
@@ -30,7 +31,7 @@ pub(crate) struct H1Client {
     carried: u64,
     /// It says at its beginning for whom it is made, so nobody else's request may follow.
     alone: bool,
-    _open: Opened,
+    open: Opened,
 }
 
 impl H1Client {
@@ -47,7 +48,7 @@ impl H1Client {
             keep_alive: true,
             carried: 0,
             alone: false,
-            _open: open,
+            open,
         }
     }
 
@@ -55,6 +56,11 @@ impl H1Client {
     pub(crate) fn for_one(mut self) -> Self {
         self.alone = true;
         self
+    }
+
+    /// When it was made.
+    pub(crate) fn born(&self) -> Tick {
+        self.open.since
     }
 
     /// Whether it has carried a request before the present one.

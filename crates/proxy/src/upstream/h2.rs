@@ -63,7 +63,7 @@ pub(crate) struct H2Connection {
     svid: Option<Validity>,
     /// Carries its frames.
     task: AbortHandle,
-    _open: Opened,
+    open: Opened,
 }
 
 impl H2Connection {
@@ -127,7 +127,7 @@ impl H2Connection {
             settled,
             svid,
             task: task.abort_handle(),
-            _open: open,
+            open,
         }))
     }
 
@@ -299,6 +299,11 @@ pub(crate) struct H2Exchange {
 }
 
 impl H2Exchange {
+    /// When the connection was made.
+    pub(crate) fn born(&self) -> Tick {
+        self.stream.connection.open.since
+    }
+
     /// The next head of the response: informational ones first, then the final one.
     pub(crate) fn poll_head(
         &mut self,

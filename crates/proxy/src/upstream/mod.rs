@@ -61,6 +61,14 @@ impl Exchange {
         }
     }
 
+    /// When the connection was made.
+    pub(crate) fn born(&self) -> Tick {
+        match self {
+            Self::H1 { client, .. } => client.born(),
+            Self::H2(exchange) => exchange.born(),
+        }
+    }
+
     /// The next head of the response, informational ones included.
     pub(crate) fn poll_head(
         &mut self,

@@ -97,7 +97,7 @@ pub(crate) async fn h1(
         Turn::Reuse(client) => return Ok(client),
     };
     let tcp = connect_announced(to.address, to.connect_timeout, to.announcement).await?;
-    let opened = Opened::new(pool, permit, worker.connected());
+    let opened = Opened::new(pool, permit, worker.connected(), worker.now());
     let client = H1Client::new(Io::Tcp(tcp), opened);
     Ok(Box::new(if to.announcement.is_some() { client.for_one() } else { client }))
 }
@@ -233,6 +233,6 @@ async fn dial(
         }
         Speaks::Http1 | Speaks::Http2 => (Replayed::new(bytes::BytesMut::new(), Io::Tcp(tcp)), None),
     };
-    let opened = Opened::new(pool, permit, worker.connected());
+    let opened = Opened::new(pool, permit, worker.connected(), worker.now());
     H2Connection::start(io, opened, worker.now(), svid).await
 }

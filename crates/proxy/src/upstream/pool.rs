@@ -49,15 +49,22 @@ pub(crate) struct EndpointPool {
 
 /// A connection's place among those that are open, as long as it lives.
 pub(crate) struct Opened {
+    /// When it was opened.
+    pub(crate) since: Tick,
     pool: Weak<EndpointPool>,
     _permit: Option<Permit>,
     _gauge: OpenUpstream,
 }
 
 impl Opened {
-    pub(crate) fn new(pool: &Rc<EndpointPool>, permit: Option<Permit>, gauge: OpenUpstream) -> Self {
+    pub(crate) fn new(
+        pool: &Rc<EndpointPool>,
+        permit: Option<Permit>,
+        gauge: OpenUpstream,
+        since: Tick,
+    ) -> Self {
         pool.open.set(pool.open.get() + 1);
-        Self { pool: Rc::downgrade(pool), _permit: permit, _gauge: gauge }
+        Self { since, pool: Rc::downgrade(pool), _permit: permit, _gauge: gauge }
     }
 }
 
@@ -270,6 +277,7 @@ impl std::hash::BuildHasher for BuildId {
 }
 
 /// See [`BuildId`].
+#[derive(Default)]
 pub(crate) struct IdHasher(u64);
 
 impl std::hash::Hasher for IdHasher {

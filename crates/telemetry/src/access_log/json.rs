@@ -43,6 +43,7 @@ impl LineWriter {
         plain(out, b",\"response_flags\":\"", if record.flag.is_empty() { "-" } else { record.flag });
         if !record.cause.is_empty() {
             plain(out, b",\"cause\":\"", record.cause);
+            plain(out, b",\"phase\":\"", record.phase.as_str());
         }
         optional(out, b",\"cause_detail\":\"", record.cause_detail.as_deref());
         millis(out, b",\"duration\":", record.duration);

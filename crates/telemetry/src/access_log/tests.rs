@@ -6,7 +6,7 @@ use proptest::prelude::*;
 use serde_json::Value;
 
 use super::*;
-use crate::record::{Protocol, RequestText, TraceId};
+use crate::record::{Phase, Protocol, RequestText, TraceId};
 
 fn line(record: &Record) -> String {
     let mut out = Vec::new();
@@ -35,6 +35,8 @@ fn full() -> Record {
         flag: "UF",
         cause: "connect_timeout",
         cause_detail: Some("policy default/slow".into()),
+        phase: Phase::Connect,
+        span_id: None,
         listener: Some("edge/http".into()),
         route: Some("shop/reviews".into()),
         rule: Some("0".into()),
@@ -58,7 +60,7 @@ fn a_line_tells_everything_that_is_known_in_the_inventorys_order() {
         concat!(
             r#"{"start_time":"2025-11-24T16:00:00.042Z","method":"GET","path":"/reviews/1?full=true","#,
             r#""authority":"shop.example:8080","protocol":"HTTP/2","response_code":503,"response_flags":"UF","#,
-            r#""cause":"connect_timeout","cause_detail":"policy default/slow","duration":12.345,"#,
+            r#""cause":"connect_timeout","phase":"connect","cause_detail":"policy default/slow","duration":12.345,"#,
             r#""upstream_service_time":9.001,"bytes_received":10,"bytes_sent":18446744073709551615,"attempts":2,"#,
             r#""grpc_status":14,"listener":"edge/http","route_name":"shop/reviews","rule":"0","#,
             r#""upstream_cluster":"shop/reviews:80","upstream_host":"127.0.0.2:9080","upstream_protocol":"HTTP/1.1","#,

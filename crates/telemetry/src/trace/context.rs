@@ -39,6 +39,15 @@ impl SpanId {
     }
 }
 
+impl fmt::Display for SpanId {
+    /// 16 lower-case hexadecimal digits.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut out = [0; 16];
+        hex::write(&mut out, &self.0);
+        f.write_str(std::str::from_utf8(&out).expect("hexadecimal digits are ASCII"))
+    }
+}
+
 /// A place in a trace.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TraceContext {

@@ -2,7 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use meshwork_messages::v1::{Observation, Probe, Probes};
+use meshwork_messages::RECORD;
+use meshwork_messages::v1::{Node, Observation, Probe, Probes};
 use tokio::sync::mpsc;
 
 use super::{Hub, Viewer};
@@ -67,9 +68,12 @@ impl Armed {
         self.subscriptions.remove(&probe).is_some()
     }
 
-    /// What a proxy has to arm.
-    pub(super) fn of(&self, node: &str) -> Probes {
-        let meant = self.subscriptions.values().filter(|subscription| subscription.means(node));
+    /// What a proxy has to arm, of what it understands.
+    pub(super) fn of(&self, node: &Node) -> Probes {
+        let records = node.features.iter().any(|feature| feature == RECORD);
+        let meant = self.subscriptions.values().filter(|subscription| {
+            subscription.means(&node.id) && (records || subscription.probe.recall.is_none())
+        });
         Probes { probes: meant.map(|subscription| subscription.probe.clone()).collect() }
     }
 

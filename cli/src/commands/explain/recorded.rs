@@ -1,0 +1,73 @@
+//! `meshwork explain TRACE_ID`: what became of a request that is over, whose fault it was, and what could be changed.
+
+use std::io::IsTerminal as _;
+use std::process::ExitCode;
+
+use bytes::Bytes;
+use serde_json::{Value, json};
+
+use super::live::{heading, paragraph};
+use super::{Arguments, text};
+use crate::commands::{Outcome, block_on};
+use crate::output::{self, Format};
+
+pub(super) fn run(id: &str, arguments: &Arguments) -> Outcome {
+    let body = Bytes::from(json!({ "id": id }).to_string());
+    let kind = [("content-type", "application/json")];
+    let client = arguments.server.client()?;
+    let answer: Value = block_on(client.json(http::Method::POST, "/v1/explain/recorded", &kind, body))??;
+    if arguments.output == Format::Table {
+        output::print(&story(&answer, std::io::stdout().is_terminal()))?;
+    } else {
+        output::value(arguments.output, &answer)?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The answer as a story: whose fault, what to do, then a paragraph per hop.
+fn story(answer: &Value, marks: bool) -> String {
+    let mut lines = vec![heading(answer)];
+    let fault = &answer["fault"];
+    if fault.is_object() {
+        let who = fault["service"].as_str().unwrap_or_else(|| text(fault, "who"));
+        lines.push(format!("{:<10} {who}: {}", "fault", text(fault, "why")));
+        let verdict =
+            ["cause", "flag", "phase"].map(|key| fault[key].as_str().map(|is| format!("{key} {is}")));
+        let verdict: Vec<String> = verdict.into_iter().flatten().collect();
+        if !verdict.is_empty() {
+            lines.push(format!("{:<10} {}, as {} says", "", verdict.join(", "), text(fault, "proxy")));
+        }
+    }
+    for advice in answer["suggestions"].as_array().into_iter().flatten() {
+        lines.push(format!("{:<10} {}", "suggestion", text(advice, "text")));
+        if let Some(field) = advice["field"].as_str() {
+            let value = match advice["value"].as_str() {
+                Some(value) => format!("{field} is {value}{}", source(&advice["source"])),
+                None => format!("{field}: nothing is said"),
+            };
+            lines.push(format!("{:<10} {value}", ""));
+        }
+    }
+    for hop in answer["hops"].as_array().into_iter().flatten() {
+        lines.push(String::new());
+        lines.extend(paragraph(hop, marks));
+    }
+    let list = |key: &str| answer[key].as_array().into_iter().flatten().filter_map(Value::as_str);
+    lines.extend(list("silent").map(|who| format!("\n{who} has not answered")));
+    lines.extend(list("notRecording").map(|who| format!("\n{who} is too old to keep requests")));
+    lines.join("\n") + "\n"
+}
+
+fn source(source: &Value) -> String {
+    if source.is_object() {
+        format!(
+            ", as {} {} ({}:{}) says",
+            text(source, "kind"),
+            text(source, "name"),
+            text(source, "file"),
+            source["line"]
+        )
+    } else {
+        String::new()
+    }
+}

@@ -1,0 +1,202 @@
+//! `POST /v1/explain/recorded`: a request that is over, by its trace or request id, from what the flight recorders of all
+//! proxies have kept; whose fault it was, and what could be changed.
+//!
+//! ```text
+//! id ──Recall──▶ proxies ──Observations, done──▶ hops ──gather.rs──▶ in order ──blame.rs──▶ service ──advice.rs──▶ what to do
+//!       ▲                                         │
+//!       └────────── ids that they name ───────────┘
+//! ```
+
+mod advice;
+mod blame;
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use axum::Json;
+use axum::body::Bytes;
+use axum::extract::State;
+use axum::http::StatusCode;
+use meshwork_base::clock::rfc3339_millis;
+use meshwork_base::{Rng as _, ThreadRng};
+use meshwork_messages::v1::{Done, Probe, Recall};
+use meshwork_process::Problem;
+use meshwork_telemetry::TraceId;
+use meshwork_xds::server::{Hub, Observed, Proxy};
+use serde::{Deserialize, Serialize};
+
+use super::ask::bad;
+use super::live::{Gathered, Hop, record};
+use super::{Explainer, body_of};
+use crate::codes;
+use advice::Advice;
+use blame::Blame;
+
+/// How long proxies may take to answer.
+const PATIENCE: Duration = Duration::from_secs(3);
+/// How often ids that answers name are asked for in turn: an application passes on one of the two, seldom neither.
+const ROUNDS: usize = 4;
+/// Characters of an id; proxies keep fewer.
+const ID: usize = 1024;
+
+/// The body of `POST /v1/explain/recorded`.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct Ask {
+    /// A trace id, or a request id.
+    id: String,
+}
+
+/// The answer: JSON in camelCase, to which keys are only ever added.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Recorded {
+    trace_id: Option<String>,
+    request_id: Option<String>,
+    /// In the order of the request's way.
+    hops: Vec<Hop>,
+    /// Whose fault it was, or where the time went; none of a request that went well.
+    fault: Option<Blame>,
+    suggestions: Vec<Advice>,
+    /// Connected proxies that have not answered.
+    silent: Vec<String>,
+    /// Connected proxies whose version keeps nothing.
+    not_recording: Vec<String>,
+}
+
+pub(super) async fn explain(
+    State(explainer): State<Explainer>,
+    body: Bytes,
+) -> Result<Json<Recorded>, Problem> {
+    let ask: Ask = body_of(&body)?;
+    let id = ask.id.trim();
+    if id.is_empty() || id.len() > ID {
+        return Err(bad("id", "a trace id (32 hexadecimal digits) or a request id"));
+    }
+    let heard = ask_proxies(explainer.plane.hub(), id).await?;
+    if heard.hops.is_empty() {
+        return Err(heard.nothing(id));
+    }
+    let (silent, not_recording) = (heard.silent, heard.not_recording);
+    let gathered = Gathered::of(heard.hops);
+    let fault = blame::blame(gathered.hops(), &gathered.parents());
+    let suggestions = advice::of(&explainer, gathered.hops(), fault.as_ref());
+    let (trace_id, request_id) = gathered.ids();
+    let hops = gathered.into_hops();
+    Ok(Json(Recorded { trace_id, request_id, hops, fault, suggestions, silent, not_recording }))
+}
+
+/// What proxies have told.
+#[derive(Default)]
+struct Heard {
+    hops: Vec<Observed>,
+    silent: Vec<String>,
+    not_recording: Vec<String>,
+    /// How many have answered, and the youngest of the times since which they have all failures.
+    answered: usize,
+    since: Duration,
+}
+
+impl Heard {
+    fn add(&mut self, hop: Observed) {
+        let key = |hop: &Observed| {
+            let record = record(hop);
+            let request = record.request_id.clone();
+            (hop.proxy.node.id.clone(), record.side, record.start_unix_ns, record.duration_ns, request)
+        };
+        if !self.hops.iter().any(|known| key(known) == key(&hop)) {
+            self.hops.push(hop);
+        }
+    }
+
+    /// Nobody has it: what to do.
+    fn nothing(&self, id: &str) -> Problem {
+        let mut detail =
+            format!("none of {} proxies has kept a request with trace or request id `{id}`", self.answered);
+        if self.answered == 0 {
+            "no proxy is connected that keeps requests".clone_into(&mut detail);
+        }
+        if !self.since.is_zero() {
+            detail += &format!(
+                "; the oldest failure that one of them still has is of {}",
+                rfc3339_millis(self.since)
+            );
+        }
+        if !self.silent.is_empty() {
+            detail += &format!("; no answer came from {}", self.silent.join(", "));
+        }
+        detail += ". Failed and slow requests are kept, and a sample of the rest: send it again while \
+                   `meshwork explain --live` waits, or see --flight-recorder-slow, -sample and -bytes of the proxies";
+        Problem::new(StatusCode::NOT_FOUND, "no such request is kept")
+            .detail(detail)
+            .code(codes::NOT_RECORDED)
+    }
+}
+
+/// Asks all proxies, and again for the ids that their answers name.
+async fn ask_proxies(hub: &Hub, id: &str) -> Result<Heard, Problem> {
+    let lower = id.to_ascii_lowercase();
+    let trace = TraceId::parse(lower.as_bytes()).map(|_| lower).unwrap_or_default();
+    let mut heard = Heard::default();
+    let mut asked = BTreeSet::from([String::new(), trace.clone(), id.to_owned()]);
+    let mut recall = Recall { trace_id: trace, request_id: id.to_owned() };
+    for _ in 0..ROUNDS {
+        ask_once(hub, recall, &mut heard).await?;
+        let new = |ids: fn(&Observed) -> &String| {
+            heard.hops.iter().map(ids).find(|id| !asked.contains(*id)).cloned().unwrap_or_default()
+        };
+        let next = Recall {
+            trace_id: new(|hop| &record(hop).trace_id),
+            request_id: new(|hop| &record(hop).request_id),
+        };
+        if next == Recall::default() {
+            break;
+        }
+        asked.extend([next.trace_id.clone(), next.request_id.clone()]);
+        recall = next;
+    }
+    Ok(heard)
+}
+
+fn records(proxy: &Proxy) -> bool {
+    proxy.node.features.iter().any(|feature| feature == meshwork_messages::RECORD)
+}
+
+async fn ask_once(hub: &Hub, recall: Recall, heard: &mut Heard) -> Result<(), Problem> {
+    let connected: Vec<Proxy> = hub.proxies().into_iter().filter(|proxy| proxy.connected).collect();
+    let ids = |able: bool| {
+        connected.iter().filter(move |proxy| records(proxy) == able).map(|proxy| proxy.node.id.clone())
+    };
+    let mut awaited: BTreeSet<String> = ids(true).collect();
+    heard.not_recording = ids(false).collect();
+    let probe = Probe {
+        id: ThreadRng::new().next_u64(),
+        lasts_ms: u32::try_from(PATIENCE.as_millis()).expect("a few seconds"),
+        recall: Some(recall),
+        ..Probe::default()
+    };
+    let mut observing = hub.observe(probe, None).map_err(|error| {
+        Problem::new(StatusCode::TOO_MANY_REQUESTS, "too many probes")
+            .detail(error.to_string())
+            .code(codes::TOO_MANY_PROBES)
+    })?;
+    let all = async {
+        while !awaited.is_empty() {
+            let Some(observed) = observing.next().await else { return };
+            match observed.observation.done {
+                Some(Done { oldest_unix_ns, .. }) => {
+                    heard.since = heard.since.max(Duration::from_nanos(oldest_unix_ns));
+                    heard.answered += usize::from(awaited.remove(&observed.proxy.node.id));
+                }
+                None => heard.add(observed),
+            }
+        }
+    };
+    // Who does not answer in time is named.
+    let _ = tokio::time::timeout(PATIENCE, all).await;
+    heard.answered = connected.len() - heard.not_recording.len() - awaited.len();
+    heard.silent = awaited.into_iter().collect();
+    Ok(())
+}

@@ -1,0 +1,349 @@
+//! What could be changed, by cause: the field of the policy that decided, with its value and who wrote it, read from what
+//! is published now. Nothing is guessed: where no policy had a part, it says where to look.
+
+use meshwork_decision::Cause;
+use meshwork_messages::v1::{RequestRecord, request_record::Side};
+use meshwork_xds::server::Observed;
+use serde::Serialize;
+
+use super::blame::Blame;
+use crate::explain::answer::{Answer, Backend, Source};
+use crate::explain::ask::Ask;
+use crate::explain::live::record;
+use crate::explain::{Explainer, run};
+
+/// One thing to do.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Advice {
+    cause: String,
+    text: String,
+    /// The field of a `TrafficPolicy`, of a route's rule, or the proxy's flag.
+    field: Option<String>,
+    /// What it says now; none: nothing is said.
+    value: Option<String>,
+    source: Option<Source>,
+}
+
+/// Which field decides.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Field {
+    None,
+    Request,
+    Attempt,
+    Connect,
+    Idle,
+    Retry,
+    MaxConnections,
+    MaxPending,
+    MaxRequests,
+    MaxRetries,
+    Breaker,
+    Flag(&'static str),
+}
+
+impl Field {
+    fn name(self) -> Option<&'static str> {
+        Some(match self {
+            Self::None => return None,
+            Self::Request => "timeouts.request",
+            Self::Attempt => "retry.perTryTimeout",
+            Self::Connect => "timeouts.connect",
+            Self::Idle => "timeouts.idle",
+            Self::Retry => "retry",
+            Self::MaxConnections => "limits.maxConnections",
+            Self::MaxPending => "limits.maxPendingRequests",
+            Self::MaxRequests => "limits.maxRequests",
+            Self::MaxRetries => "limits.maxRetries",
+            Self::Breaker => "circuitBreaker",
+            Self::Flag(flag) => flag,
+        })
+    }
+
+    /// What it says of this backend, and who wrote it.
+    fn said(self, backend: &Backend) -> (Option<String>, Option<Source>) {
+        let times = backend.timeouts.as_ref();
+        let limits = backend.limits.as_ref();
+        let retry = backend.retry.as_ref();
+        let limit = |value: Option<u32>| (value.map(|value| value.to_string()), None);
+        let said = match self {
+            Self::Request => times.and_then(|times| times.request.as_ref()),
+            Self::Connect => times.and_then(|times| times.connect.as_ref()),
+            Self::Idle => times.and_then(|times| times.idle.as_ref()),
+            Self::Attempt => {
+                let tries =
+                    retry.and_then(|retry| Some((retry.per_try_timeout.clone()?, retry.source.clone())));
+                if let Some((value, source)) = tries {
+                    return (Some(value), source);
+                }
+                times.and_then(|times| times.backend_request.as_ref())
+            }
+            Self::Retry => {
+                let said =
+                    |retry: &crate::explain::answer::Retry| format!("{} more attempts", retry.attempts);
+                return (retry.map(said), retry.and_then(|retry| retry.source.clone()));
+            }
+            Self::MaxConnections => return limit(limits.and_then(|limits| limits.max_connections)),
+            Self::MaxPending => return limit(limits.and_then(|limits| limits.max_pending_requests)),
+            Self::MaxRequests => return limit(limits.and_then(|limits| limits.max_requests)),
+            Self::MaxRetries => return limit(limits.and_then(|limits| limits.max_retries)),
+            Self::None | Self::Breaker | Self::Flag(_) => None,
+        };
+        said.map_or((None, None), |said| (Some(said.value.clone()), said.source.clone()))
+    }
+}
+
+/// What to do about a request: of the hop at fault, and of the one that the client heard of.
+pub(super) fn of(explainer: &Explainer, hops: &[Observed], fault: Option<&Blame>) -> Vec<Advice> {
+    let Some(fault) = fault else { return Vec::new() };
+    let first = hops.iter().min_by_key(|hop| record(hop).start_unix_ns);
+    let mut all: Vec<Advice> = Vec::new();
+    for hop in [hops.get(fault.at), first].into_iter().flatten() {
+        let is = record(hop);
+        let Some(cause) = Cause::ALL.iter().find(|cause| cause.as_str() == is.cause) else { continue };
+        let advice = one(*cause, is, decided(explainer, hop).as_ref());
+        if !all.iter().any(|known| known.cause == advice.cause) {
+            all.push(advice);
+        }
+    }
+    all
+}
+
+/// What is published now about such a request, if the same rule takes it still.
+fn decided(explainer: &Explainer, hop: &Observed) -> Option<Answer> {
+    let is = record(hop);
+    let said = |text: &str| (!text.is_empty()).then(|| text.to_owned());
+    let ask = Ask {
+        host: is.host.clone(),
+        method: said(&is.method),
+        path: said(&is.path),
+        listener: said(&is.listener),
+        from: match is.side() {
+            Side::Outbound => Some(hop.proxy.identity.as_ref()?.to_string()),
+            Side::Gateway => None,
+            Side::Inbound => return None,
+        },
+        ..Ask::default()
+    };
+    let world = explainer.world().ok()?;
+    let mut held = explainer.held.lock();
+    let snapshot = held.follow(world);
+    let answer = run::explain(&held.builder, &snapshot, &ask, |_| None).ok()?;
+    let same = answer.route.as_ref().map_or(is.route.is_empty(), |rule| rule.is_of(&is.route));
+    same.then_some(answer)
+}
+
+fn backend<'a>(answer: &'a Answer, is: &RequestRecord) -> Option<&'a Backend> {
+    answer.backends.iter().find(|backend| format!("{}:{}", backend.service, backend.port) == is.service)
+}
+
+fn one(cause: Cause, is: &RequestRecord, decided: Option<&Answer>) -> Advice {
+    let (field, text) = rule(cause);
+    let backend = decided.and_then(|answer| backend(answer, is));
+    let (value, source) = backend.map_or((None, None), |backend| field.said(backend));
+    let service = if is.service.is_empty() { &is.host } else { &is.service };
+    let text = text
+        .replace("{service}", service)
+        .replace("{host}", &is.host)
+        .replace("{endpoint}", if is.endpoint.is_empty() { "its endpoint" } else { &is.endpoint })
+        .replace("{detail}", if is.cause_detail.is_empty() { "no name" } else { &is.cause_detail });
+    Advice { cause: is.cause.clone(), text, field: field.name().map(str::to_owned), value, source }
+}
+
+/// The field that a cause turns on, and what to do.
+#[expect(clippy::too_many_lines, reason = "a table: one line per cause")]
+const fn rule(cause: Cause) -> (Field, &'static str) {
+    match cause {
+        Cause::NoListener | Cause::NoHost => (
+            Field::None,
+            "nothing takes host `{host}` there: add it to the listener's or the route's hostnames",
+        ),
+        Cause::NoRule => (
+            Field::None,
+            "no rule takes this method, path and fields: `meshwork explain --host {host}` says why each does not",
+        ),
+        Cause::MisdirectedRequest => (
+            Field::None,
+            "the connection was made for another listener: the client must connect anew for `{host}`",
+        ),
+        Cause::UnknownService => {
+            (Field::None, "no service is known as `{host}`: register it, or call it by its name")
+        }
+        Cause::NoBackends | Cause::ZeroWeight => (
+            Field::None,
+            "the rule has no backend that may be called: give one of its backendRefs a weight above 0",
+        ),
+        Cause::InvalidBackend => {
+            (Field::None, "the rule's backend does not resolve: the route's condition ResolvedRefs names it")
+        }
+        Cause::ClusterNotFound => (
+            Field::None,
+            "the service was not delivered to this proxy: `meshwork proxies` says whether it is behind",
+        ),
+        Cause::DiscoveryUnavailable => (
+            Field::None,
+            "the control plane did not answer when {service} was called for the first time: see that it runs and that the proxy reaches port 15012",
+        ),
+        Cause::NoHealthyUpstream => (
+            Field::None,
+            "no endpoint of {service} may be called: `meshwork services` says which are there and what their checks say",
+        ),
+        Cause::ConnectFailure => (
+            Field::None,
+            "nothing accepts connections for {service} at {endpoint}: see that the instance runs and listens on the port that it registered",
+        ),
+        Cause::ConnectTimeout => (
+            Field::Connect,
+            "{endpoint} did not answer in time: see that it is reached from here; if it needs longer, raise the time",
+        ),
+        Cause::UpstreamTlsFailure => (
+            Field::None,
+            "the TLS handshake with {endpoint} failed ({detail}): see that its SVID is valid and that both trust the same roots",
+        ),
+        Cause::UpstreamIdentityMismatch => (
+            Field::None,
+            "{endpoint} proved another identity than {service} has ({detail}): another instance has its address, or it was registered under another workload",
+        ),
+        Cause::SvidExpired => (
+            Field::None,
+            "the proxy's own SVID has expired: see that it reaches the control plane, which renews it",
+        ),
+        Cause::UpstreamReset => (
+            Field::Retry,
+            "{endpoint} broke the connection before it answered: see its log at that time; what may be done twice can be repeated by `retry.on: [reset]`",
+        ),
+        Cause::UpstreamRefused => (
+            Field::Retry,
+            "{endpoint} refused the request before it began it: it is stopping or has too much to do; `retry.on: [refused-stream]` sends it elsewhere",
+        ),
+        Cause::UpstreamClosed => (
+            Field::Retry,
+            "{endpoint} closed the connection before its response was complete: see its log at that time; after the response began nothing can be repeated",
+        ),
+        Cause::UpstreamProtocolError => (
+            Field::None,
+            "what {endpoint} answered is no valid HTTP ({detail}): see that the port's protocol is the one that it speaks",
+        ),
+        Cause::UpstreamHeadersTooLarge => (
+            Field::Flag("--max-header-bytes"),
+            "the head of the response of {endpoint} is larger than the proxy takes: make it smaller, or raise the limit",
+        ),
+        Cause::MaxConnections => (
+            Field::MaxConnections,
+            "{service} has as many connections as its policy allows: raise the limit, or add instances",
+        ),
+        Cause::MaxPendingRequests => (
+            Field::MaxPending,
+            "as many requests wait for a connection to {service} as its policy allows: raise the limit, or maxConnections, or add instances",
+        ),
+        Cause::MaxRequests => (
+            Field::MaxRequests,
+            "{service} has as many requests under way as its policy allows: raise the limit, or add instances",
+        ),
+        Cause::CircuitBreaker => (
+            Field::Breaker,
+            "the circuit breaker of {service} is open since most calls failed or were slow: mend {service}; it closes by itself when trial calls succeed",
+        ),
+        Cause::MaxRetries => (
+            Field::MaxRetries,
+            "as many retries to {service} are under way as its policy allows: it fails for more than one caller; mend it before the limit is raised",
+        ),
+        Cause::RetriesExhausted => (
+            Field::Retry,
+            "every attempt that the policy allows has failed: the attempts above say why each did",
+        ),
+        Cause::RetryBudget => (
+            Field::Retry,
+            "the budget of retries is spent: {service} fails for many callers; mend it before the budget is raised",
+        ),
+        Cause::RequestTimeout => (
+            Field::Request,
+            "the request's time was over before {service} had answered: raise the time, or see above where it was spent",
+        ),
+        Cause::PerTryTimeout => (
+            Field::Attempt,
+            "the attempt's time was over before {service} had answered: raise the time, or let it be repeated elsewhere by `retry`",
+        ),
+        Cause::StreamIdleTimeout => (
+            Field::Idle,
+            "nothing moved between client and {service} for so long: raise the time for streams that are silent by design",
+        ),
+        Cause::RequestHeaderTimeout => (
+            Field::Flag("--request-header-timeout"),
+            "the client was too slow to send its request's head: it is the client's to mend",
+        ),
+        Cause::RequestBodyTimeout => (
+            Field::Flag("--request-body-timeout"),
+            "the client was too slow to send its request's body: it is the client's to mend",
+        ),
+        Cause::DownstreamClosed | Cause::DownstreamReset => (
+            Field::None,
+            "the client left before the response was complete: compare its time limit with how long {service} takes",
+        ),
+        Cause::DownstreamProtocolError | Cause::UnsupportedVersion => {
+            (Field::None, "the request breaks HTTP ({detail}): it is the client's to mend")
+        }
+        Cause::UriTooLong => {
+            (Field::Flag("--max-request-line-bytes"), "the request line is longer than the proxy takes")
+        }
+        Cause::RequestHeadersTooLarge => (
+            Field::Flag("--max-header-bytes"),
+            "the request's head is larger than the proxy takes ({detail})",
+        ),
+        Cause::RequestBodyTooLarge => {
+            (Field::None, "the request's body is larger than a limit allows ({detail})")
+        }
+        Cause::NotImplemented => (Field::None, "the proxy does not carry this method or upgrade ({detail})"),
+        Cause::AuthorizationDenied => (
+            Field::None,
+            "a policy refuses it: {detail}; allow the caller there, or call as somebody whom it allows",
+        ),
+        Cause::AuthorizationUnknown => (
+            Field::None,
+            "the proxy is too old for a policy and fails closed ({detail}): bring it to the control plane's version",
+        ),
+        Cause::PeerUnauthenticated => (
+            Field::None,
+            "the service takes callers of the mesh alone ({detail}): call it through a sidecar or a gateway",
+        ),
+        Cause::PeerRevoked => (
+            Field::None,
+            "the caller's identity is denied: `meshwork get` of the deny entries names who did it",
+        ),
+        Cause::RateLimited => {
+            (Field::None, "a rate limit was reached ({detail}): call less often, or raise it")
+        }
+        Cause::Overload => (Field::None, "the proxy sheds load: add instances, or lower what reaches it"),
+        Cause::Draining => (
+            Field::None,
+            "the proxy was stopping: nothing is to be done unless it is stopped too fast for its requests",
+        ),
+        Cause::UnknownAppPort => (
+            Field::None,
+            "the application has no such port ({detail}): see the ports that its service declares",
+        ),
+        Cause::Internal => {
+            (Field::None, "filters made something that cannot be sent ({detail}): see the rule's filters")
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_cause_has_its_advice_and_names_nothing_that_is_not_there() {
+        for cause in Cause::ALL {
+            let is = RequestRecord {
+                cause: cause.as_str().to_owned(),
+                service: "shop/web:80".to_owned(),
+                host: "shop.example".to_owned(),
+                ..RequestRecord::default()
+            };
+            let advice = one(*cause, &is, None);
+            assert!(!advice.text.contains(['{', '}']), "{cause}: {}", advice.text);
+            assert_eq!((advice.value, advice.source), (None, None), "{cause}: nothing is known");
+        }
+    }
+}

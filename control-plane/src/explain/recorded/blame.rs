@@ -1,0 +1,146 @@
+//! Whose fault it was: the deepest hop that failed, or in which the time was spent, by the one cause that it wrote down.
+
+use meshwork_decision::{Cause, ResponseFlag};
+use meshwork_messages::v1::{RequestRecord, request_record::Side};
+use meshwork_xds::server::Observed;
+use serde::Serialize;
+
+use crate::explain::live::record;
+
+/// Who has to look.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) enum Who {
+    /// A service: its application, or its instances.
+    Service,
+    /// Who called from outside.
+    Caller,
+    /// Whoever wrote routes and policies.
+    Configuration,
+    /// A proxy, or the control plane behind it.
+    Mesh,
+}
+
+/// See the module's text.
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Blame {
+    pub(super) who: Who,
+    /// `NAMESPACE/NAME:PORT`.
+    pub(super) service: Option<String>,
+    /// Who wrote it down.
+    pub(super) proxy: String,
+    pub(super) cause: Option<String>,
+    pub(super) flag: Option<String>,
+    pub(super) phase: Option<String>,
+    pub(super) why: String,
+    /// Which of the hops, as they were gathered.
+    #[serde(skip)]
+    pub(super) at: usize,
+}
+
+fn failed(hop: &Observed) -> bool {
+    let record = record(hop);
+    !record.cause.is_empty() || record.status >= 500
+}
+
+fn cause_of(record: &RequestRecord) -> Option<Cause> {
+    Cause::ALL.iter().find(|cause| cause.as_str() == record.cause).copied()
+}
+
+/// Finds it; none of a request that went well and was not slow.
+pub(super) fn blame(hops: &[Observed], parents: &[Option<usize>]) -> Option<Blame> {
+    let start = |at: usize| record(&hops[at]).start_unix_ns;
+    let roots = (0..hops.len()).filter(|at| parents[*at].is_none());
+    let mut at = roots.min_by_key(|at| (!failed(&hops[*at]), start(*at)))?;
+    let root = at;
+    // Parents never form a ring, yet nothing here shall hang on that.
+    for _ in 0..hops.len() {
+        let below = || (0..hops.len()).filter(|below| parents[*below] == Some(at));
+        let next = match below().filter(|below| failed(&hops[*below])).max_by_key(|below| start(*below)) {
+            Some(below) => Some(below),
+            None if failed(&hops[at]) && !waited(&hops[at]) => None,
+            // It waited for somebody: for whom longest?
+            None => below()
+                .max_by_key(|below| record(&hops[*below]).duration_ns)
+                .filter(|below| record(&hops[*below]).duration_ns >= record(&hops[at]).duration_ns / 2),
+        };
+        match next {
+            Some(next) => at = next,
+            None => break,
+        }
+    }
+    let slow = record(&hops[at]).kept == "slow";
+    if !failed(&hops[root]) && !failed(&hops[at]) && !slow {
+        return None;
+    }
+    Some(told(hops, parents, at))
+}
+
+/// What failed because time was over says nothing of those that were waited for but that they were slow.
+fn waited(hop: &Observed) -> bool {
+    cause_of(record(hop)).is_some_and(|cause| {
+        matches!(cause, Cause::RequestTimeout | Cause::PerTryTimeout | Cause::StreamIdleTimeout)
+            || cause.flag() == ResponseFlag::DownstreamConnectionTermination
+            || cause.flag() == ResponseFlag::DownstreamRemoteReset
+    })
+}
+
+fn told(hops: &[Observed], parents: &[Option<usize>], at: usize) -> Blame {
+    let hop = &hops[at];
+    let is = record(hop);
+    let said = |text: &str| (!text.is_empty()).then(|| text.to_owned());
+    let service = said(&is.service);
+    let name = service.as_deref().unwrap_or(&is.host);
+    let ms = is.duration_ns / 1_000_000;
+    let application = if is.side() == Side::Inbound { "the application of " } else { "" };
+    let detail = if is.cause_detail.is_empty() { String::new() } else { format!(" ({})", is.cause_detail) };
+    let (who, why) = match cause_of(is) {
+        None if is.status >= 500 => (Who::Service, format!("{application}{name} answered {}", is.status)),
+        None => (Who::Service, format!("{application}{name} took {ms} ms")),
+        Some(cause) => match side_of(cause) {
+            Fault::Left if parents[at].is_some() => {
+                let why =
+                    format!("{application}{name} had not answered after {ms} ms, when its caller gave up");
+                (Who::Service, why)
+            }
+            Fault::Left => (Who::Caller, format!("the caller left after {ms} ms{detail}")),
+            Fault::Caller => (Who::Caller, format!("the caller's request was refused: {cause}{detail}")),
+            Fault::Configuration => {
+                (Who::Configuration, format!("routes or policies refuse it: {cause}{detail}"))
+            }
+            Fault::Mesh => {
+                (Who::Mesh, format!("{} could not do its part: {cause}{detail}", hop.proxy.node.id))
+            }
+            Fault::Service => (Who::Service, format!("calling {application}{name} failed: {cause}{detail}")),
+            Fault::Limit => (Who::Service, format!("{name} is held back: {cause}{detail}")),
+        },
+    };
+    let service = service.filter(|_| who == Who::Service || who == Who::Configuration);
+    let (proxy, cause, flag, phase) =
+        (hop.proxy.node.id.clone(), said(&is.cause), said(&is.flag), said(&is.phase));
+    Blame { who, service, proxy, cause, flag, phase, why, at }
+}
+
+enum Fault {
+    /// The caller has gone away.
+    Left,
+    Caller,
+    Configuration,
+    Mesh,
+    Service,
+    /// A policy keeps the service from being called, for how it is.
+    Limit,
+}
+
+fn side_of(cause: Cause) -> Fault {
+    match cause.flag() {
+        ResponseFlag::DownstreamConnectionTermination | ResponseFlag::DownstreamRemoteReset => Fault::Left,
+        ResponseFlag::DownstreamProtocolError => Fault::Caller,
+        ResponseFlag::NoRoute | ResponseFlag::Unauthorized => Fault::Configuration,
+        ResponseFlag::NoCluster | ResponseFlag::LocalReset => Fault::Mesh,
+        ResponseFlag::UpstreamOverflow | ResponseFlag::RateLimited | ResponseFlag::Overload => Fault::Limit,
+        _ if cause == Cause::SvidExpired => Fault::Mesh,
+        _ => Fault::Service,
+    }
+}

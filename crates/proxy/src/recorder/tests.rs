@@ -1,0 +1,124 @@
+use meshwork_telemetry::{MetricsRegistry, TraceId};
+
+use super::*;
+
+const AT: Place =
+    Place::Outbound(std::net::SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 1));
+
+fn recorder(bytes: usize) -> Recorder {
+    let settings = RecorderSettings { bytes, ..RecorderSettings::default() };
+    Recorder::new(&settings, 1, &MetricsRegistry::default().worker())
+}
+
+fn request(trace: u128, service: &str, cause: &'static str) -> Record {
+    let mut record =
+        Record { trace_id: TraceId::from_bytes(trace.to_be_bytes()), cause, ..Record::default() };
+    record.start = Duration::from_nanos(u64::try_from(trace).unwrap());
+    record.service = Some(service.into());
+    record.text.set(b"GET", b"/a", b"shop", b"", format!("id-{trace:016}").as_bytes());
+    record
+}
+
+fn keep(recorder: &Recorder, record: &Record) {
+    let class = recorder.class(record).expect("it is kept");
+    recorder.keep(class, AT, record, Vec::new());
+}
+
+fn of_trace(trace: u128) -> Wanted {
+    let trace_id = TraceId::from_bytes(trace.to_be_bytes()).unwrap().to_string();
+    Wanted::new(&v1::Recall { trace_id, request_id: String::new() })
+}
+
+fn held(recorder: &Recorder) -> [usize; 3] {
+    let parts = recorder.parts.borrow();
+    parts.each_ref().map(|part| part.bytes)
+}
+
+#[test]
+fn failed_slow_and_retried_requests_are_kept_and_one_in_so_many_others() {
+    let recorder = recorder(1 << 20);
+    let class = |change: fn(&mut Record)| {
+        let mut record = request(7, "shop/web", "");
+        record.status = 200;
+        change(&mut record);
+        recorder.class(&record)
+    };
+    assert_eq!(class(|record| record.cause = "connect_failure"), Some(Class::Failed));
+    assert_eq!(class(|record| record.status = 500), Some(Class::Failed), "of the upstream");
+    assert_eq!(class(|record| record.grpc_status = Some(14)), Some(Class::Failed));
+    assert_eq!(class(|record| record.grpc_status = Some(5)), class(|_| {}), "not found is an answer");
+    assert_eq!(class(|record| record.duration = Duration::from_secs(1)), Some(Class::Slow));
+    assert_eq!(class(|record| record.attempts = 2), Some(Class::Slow));
+    let ids = 1..=20_000_u128;
+    let sampled = ids.filter(|id| recorder.class(&request(*id, "shop/web", "")) == Some(Class::Sampled));
+    let count = sampled.count();
+    assert!((120..=280).contains(&count), "{count} of 20,000, where one in 100 is wanted");
+    let nameless = Record::default();
+    assert_eq!(recorder.class(&nameless), None, "nobody could ask for it");
+}
+
+#[test]
+fn every_proxy_samples_the_same_traces() {
+    let (one, other) = (recorder(1 << 20), recorder(1 << 16));
+    let class = |recorder: &Recorder, id, service| recorder.class(&request(id, service, ""));
+    assert!((1..5000).all(|id| class(&one, id, "shop/web") == class(&other, id, "shop/cart")));
+}
+
+#[test]
+fn a_flood_of_one_failure_pushes_out_its_own() {
+    let recorder = recorder(64 * 1024);
+    keep(&recorder, &request(1, "shop/rare", "upstream_reset"));
+    let mut slow = request(2, "shop/web", "");
+    slow.duration = Duration::from_secs(3);
+    keep(&recorder, &slow);
+    for id in 10..10_000 {
+        keep(&recorder, &request(id, "shop/flooded", "connect_failure"));
+    }
+    let [failed, slow, sampled] = held(&recorder);
+    assert!(failed <= 32 * 1024 && failed > 30 * 1024, "half for failures, and it is used: {failed}");
+    assert!(slow <= 16 * 1024 && sampled <= 16 * 1024);
+    for kept in [1, 2, 9_999] {
+        assert_eq!(recorder.recall(&of_trace(kept)).len(), 1, "{kept}");
+    }
+    assert_eq!(recorder.recall(&of_trace(10)).len(), 0, "the oldest of the flood");
+    assert_eq!(recorder.oldest(), Some(Duration::from_nanos(1)));
+}
+
+#[test]
+fn what_callers_make_long_is_cut_and_counted() {
+    let recorder = recorder(64 * 1024);
+    let mut record = request(5, "shop/web", "uri_too_long");
+    record.text.set(b"GET", &[b'a'; 60_000], &[b'h'; 60_000], &[b'u'; 60_000], &[b'r'; 60_000]);
+    keep(&recorder, &record);
+    let [failed, ..] = held(&recorder);
+    assert!(failed < 4096, "{failed} bytes");
+    let found = recorder.recall(&of_trace(5));
+    let told = found[0].record.as_ref().unwrap();
+    assert_eq!((told.path.len(), told.request_id.len(), &*told.kept), (PATH, TEXT, "failed"));
+    // An id that is cut is found by what was sent.
+    let wanted = Wanted::new(&v1::Recall { trace_id: String::new(), request_id: "r".repeat(60_000) });
+    assert_eq!(recorder.recall(&wanted).len(), 1);
+}
+
+#[test]
+fn nothing_is_kept_without_memory() {
+    let recorder = recorder(0);
+    keep(&recorder, &request(1, "shop/web", "upstream_reset"));
+    assert_eq!(held(&recorder), [0; 3]);
+    assert_eq!(recorder.oldest(), None);
+}
+
+#[test]
+fn all_workers_answer_at_once_and_say_how_far_back_they_reach() {
+    let (one, other) = (recorder(1 << 20), recorder(1 << 20));
+    keep(&one, &request(3, "shop/web", "upstream_reset"));
+    keep(&other, &request(2, "shop/web", "upstream_reset"));
+    let recalled =
+        |recorder: &Recorder| Recalled { found: recorder.recall(&of_trace(3)), oldest: recorder.oldest() };
+    let told = answers(9, vec![recalled(&one), recalled(&other)]);
+    assert_eq!(
+        told.iter().map(|told| (told.probe, told.record.is_some())).collect::<Vec<_>>(),
+        [(9, true), (9, false)]
+    );
+    assert_eq!(told[1].done, Some(v1::Done { oldest_unix_ns: 2, workers: 2 }));
+}

@@ -1,0 +1,161 @@
+//! What was tried for a request: where, how long each step took, and what came of it. Nothing is allocated before an
+//! attempt has failed or is followed by another.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use meshwork_base::Tick;
+use meshwork_decision::Endpoint;
+use meshwork_telemetry::{Phase, Protocol, Record};
+
+use crate::error::Failure;
+
+/// One attempt that is over.
+#[derive(Clone)]
+pub(crate) struct Tried {
+    /// Since the request's first byte.
+    pub(crate) start: Duration,
+    /// Until a connection was ready; absent: none was.
+    pub(crate) connect: Option<Duration>,
+    /// Until the response's head, or the failure.
+    pub(crate) took: Duration,
+    pub(crate) address: SocketAddr,
+    pub(crate) endpoint: Option<Arc<Endpoint>>,
+    pub(crate) protocol: Protocol,
+    /// How old the connection was; absent: it was made for this attempt.
+    pub(crate) age: Option<Duration>,
+    /// Of the response's head; 0 without one.
+    pub(crate) status: u16,
+    pub(crate) cause: &'static str,
+    pub(crate) detail: Option<Arc<str>>,
+    pub(crate) phase: Phase,
+    /// Bytes of the body that the connection took.
+    pub(crate) sent: u64,
+    /// Bytes of the response's body.
+    pub(crate) received: u64,
+}
+
+/// The attempt that runs.
+#[derive(Clone, Copy)]
+struct Running {
+    began: Tick,
+    /// When a connection was ready.
+    opened: Tick,
+    /// When that was made.
+    born: Tick,
+    /// When the response's head was there.
+    answered: Tick,
+    status: u16,
+}
+
+impl Running {
+    const fn new(began: Tick) -> Self {
+        Self { began, opened: Tick::ZERO, born: Tick::ZERO, answered: Tick::ZERO, status: 0 }
+    }
+
+    fn over(&self, log: &Known<'_>, now: Tick) -> Tried {
+        let opened = self.opened != Tick::ZERO;
+        Tried {
+            start: self.began.since(log.started),
+            connect: opened.then(|| self.opened.since(self.began)),
+            took: if self.status == 0 { now.since(self.began) } else { self.answered.since(self.began) },
+            address: log.record.endpoint.unwrap_or_else(|| SocketAddr::from(([0, 0, 0, 0], 0))),
+            endpoint: log.endpoint.cloned(),
+            protocol: log.record.upstream_protocol.unwrap_or_default(),
+            age: (opened && self.born < self.began).then(|| self.began.since(self.born)),
+            status: self.status,
+            cause: "",
+            detail: None,
+            phase: Phase::Response,
+            sent: if opened { log.record.bytes_received } else { 0 },
+            received: 0,
+        }
+    }
+}
+
+/// What the journey knows of the attempt beside.
+pub(crate) struct Known<'a> {
+    pub(crate) started: Tick,
+    pub(crate) record: &'a Record,
+    pub(crate) endpoint: Option<&'a Arc<Endpoint>>,
+}
+
+/// See the module's text.
+#[derive(Default)]
+pub(crate) struct Attempted {
+    over: Vec<Tried>,
+    running: Option<Running>,
+}
+
+impl Attempted {
+    /// An attempt begins; the one before, if it still counts as running, had a response that was not taken.
+    pub(crate) fn begin(&mut self, now: Tick) {
+        debug_assert!(self.running.is_none(), "what ran before is over");
+        self.running = Some(Running::new(now));
+    }
+
+    /// The attempt that runs had a response that another attempt replaces.
+    pub(crate) fn superseded(&mut self, known: &Known<'_>, now: Tick) {
+        if let Some(running) = self.running.take() {
+            self.over.push(running.over(known, now));
+        }
+    }
+
+    /// A connection made at `born` is ready; absent `now`: it was so at once.
+    pub(crate) fn opened(&mut self, now: Option<Tick>, born: Tick) {
+        if let Some(running) = &mut self.running {
+            running.opened = now.unwrap_or(running.began);
+            running.born = born;
+        }
+    }
+
+    /// The head of a response is there.
+    pub(crate) fn answered(&mut self, status: u16, now: Tick) {
+        if let Some(running) = &mut self.running {
+            running.answered = now;
+            running.status = status;
+        }
+    }
+
+    /// When the head of the attempt's response was there.
+    pub(crate) fn last_answer(&self) -> Tick {
+        self.running.map_or(Tick::ZERO, |running| running.answered)
+    }
+
+    /// It has failed; `sent` bytes of the body were passed on by then.
+    pub(crate) fn failed(
+        &mut self,
+        known: &Known<'_>,
+        failure: &Failure,
+        phase: Phase,
+        sent: u64,
+        now: Tick,
+    ) {
+        let Some(running) = self.running.take() else { return };
+        let tried = running.over(known, now);
+        self.over.push(Tried {
+            sent: if tried.connect.is_some() { sent } else { 0 },
+            cause: failure.cause.as_str(),
+            detail: failure.detail.clone(),
+            phase,
+            ..tried
+        });
+    }
+
+    /// All attempts of a request that has ended.
+    pub(crate) fn take(&mut self, known: &Known<'_>, now: Tick) -> Vec<Tried> {
+        let mut over = std::mem::take(&mut self.over);
+        if let Some(running) = self.running.take() {
+            let record = known.record;
+            over.push(Tried {
+                received: record.bytes_sent,
+                cause: record.cause,
+                detail: record.cause_detail.clone(),
+                phase: record.phase,
+                ..running.over(known, now)
+            });
+        }
+        over
+    }
+}
