@@ -276,7 +276,8 @@ impl Connections {
             since: Cell::new(now),
             patience: Cell::new(None),
             owing: Cell::new(None),
-            order: Cell::new(None),
+            // Accepted just before; what a connection has begun goes on.
+            order: Cell::new((self.draining.get() && !is_stream).then_some(Order::Drain)),
             rests: Cell::new(false),
             waker: RefCell::new(None),
             svid: OnceCell::new(),
@@ -485,6 +486,14 @@ mod tests {
         is_ready("a stream is left", false);
         drop(stream);
         is_ready("all are gone", true);
+    }
+
+    #[test]
+    fn a_connection_that_comes_in_after_the_order_to_drain_has_it_too_and_a_stream_goes_on() {
+        let connections = Rc::new(Connections::default());
+        connections.drain();
+        assert_eq!(connections.register(at(0)).order(), Some(Order::Drain));
+        assert_eq!(connections.register_stream(at(0), None).order(), None);
     }
 
     #[test]

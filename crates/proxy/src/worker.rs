@@ -120,7 +120,7 @@ impl Worker {
             applied,
             acceptor,
             used: RefCell::default(),
-            said: Cell::new(Tick::ZERO),
+            said: Cell::new(shared.clock.now()),
             pipes: Rc::default(),
             buffer: RefCell::default(),
             view: RefCell::new(View::new(shared.snapshot.load_full())),
