@@ -4,6 +4,8 @@
 //! bench-tools open-loop ADDRESS HOST PATH CONNECTIONS RATE SECONDS
 //! bench-tools grpc ADDRESS HOST PATH CONNECTIONS STREAMS SIZE MESSAGES SECONDS
 //! bench-tools grpc-echo ADDRESS
+//! bench-tools shop-service MODEL SERVICE
+//! bench-tools shop-load ADDRESS HOST PATH RATE SECONDS
 //! ```
 //!
 //! A load prints one line, `RESULT ` and a JSON object, and ends with 1 when an answer was not what it has to be.
@@ -12,6 +14,7 @@ mod echo;
 mod figures;
 mod grpc;
 mod open_loop;
+mod shop;
 
 use std::error::Error;
 use std::process::ExitCode;
@@ -49,7 +52,15 @@ fn run(arguments: &mut impl Iterator<Item = String>) -> Result<(), Box<dyn Error
             seconds: next(arguments)?,
         }),
         Some("grpc-echo") => echo::run(next(arguments)?),
-        _ => Err("the first argument is one of: open-loop, grpc, grpc-echo".into()),
+        Some("shop-service") => shop::service::run(&next::<String>(arguments)?, &next::<String>(arguments)?),
+        Some("shop-load") => shop::load::run(shop::load::Plan {
+            address: next(arguments)?,
+            host: next(arguments)?,
+            path: next(arguments)?,
+            rate: next(arguments)?,
+            seconds: next(arguments)?,
+        }),
+        _ => Err("the first argument is one of: open-loop, grpc, grpc-echo, shop-service, shop-load".into()),
     }
 }
 
