@@ -14,8 +14,9 @@ use meshwork_messages::v1::service_port::AppProtocol;
 use meshwork_messages::v1::traffic_policy::{Algorithm, ProxyProtocol as WireProxyProtocol};
 use meshwork_resources::{
     AuthorizationAction, AuthorizationPolicy, BreakerMode, CircuitBreaker, HTTPRoute, InboundMtls,
-    InboundPolicy, Kind, ListenerPolicy, LoadBalancerAlgorithm, Object, ObjectKey, ObjectKind, PolicyTarget,
-    ProxyProtocolVersion, RetryOn, Severity, Spanned, TrafficPolicy, TrafficRetry,
+    InboundPolicy, Kind, ListenerPolicy, LoadBalancerAlgorithm, Object, ObjectKey, ObjectKind,
+    OutlierDetection, PolicyTarget, ProxyProtocolVersion, RetryOn, Severity, Spanned, TrafficPolicy,
+    TrafficRetry,
 };
 
 use crate::Cx;
@@ -269,12 +270,7 @@ fn traffic(spec: &TrafficPolicy) -> v1::TrafficPolicy {
             max_requests: limits.max_requests.unwrap_or_default(),
             max_retries: limits.max_retries.unwrap_or_default(),
         }),
-        // Envoy's defaults for what is not said.
-        outlier_detection: spec.outlier_detection.as_ref().map(|outlier| v1::OutlierDetection {
-            consecutive_5xx: outlier.consecutive_5xx.unwrap_or(5),
-            base_ejection_time_ms: outlier.base_ejection_time.map_or(30_000, millis),
-            max_ejection_percent: outlier.max_ejection_percent.unwrap_or(10),
-        }),
+        outlier_detection: spec.outlier_detection.as_ref().map(outlier_detection),
         circuit_breaker: spec.circuit_breaker.as_ref().map(|breaker| circuit_breaker(breaker)),
         retry: spec.retry.as_ref().map(|found| retry(found)),
         timeouts: spec.timeouts.as_ref().map(|timeouts| v1::Timeouts {
@@ -288,6 +284,39 @@ fn traffic(spec: &TrafficPolicy) -> v1::TrafficPolicy {
             Some(ProxyProtocolVersion::V2) => WireProxyProtocol::V2,
         }
         .into(),
+    }
+}
+
+/// Envoy's defaults for what is not said; rates are looked at where somebody writes them.
+fn outlier_detection(spec: &OutlierDetection) -> v1::OutlierDetection {
+    let base = spec.base_ejection_time.map_or(30_000, millis);
+    v1::OutlierDetection {
+        consecutive_5xx: spec.consecutive_5xx.unwrap_or(5),
+        consecutive_gateway_failure: spec.consecutive_gateway_failure.unwrap_or_default(),
+        consecutive_local_origin_failure: spec
+            .consecutive_local_origin_failure
+            .as_ref()
+            .map_or(5, |row| row.inner),
+        split_external_local_origin_errors: spec.split_external_local_origin_errors.unwrap_or_default(),
+        interval_ms: spec.interval.as_ref().map_or(10_000, |interval| millis(interval.inner).max(1)),
+        success_rate: spec.success_rate.as_ref().map(|rate| v1::outlier_detection::SuccessRate {
+            minimum_hosts: rate.minimum_hosts.unwrap_or(5),
+            request_volume: rate.request_volume.unwrap_or(100),
+            stdev_factor: rate.stdev_factor.unwrap_or(1_900),
+        }),
+        failure_percentage: spec.failure_percentage.as_ref().map(|failures| {
+            v1::outlier_detection::FailurePercentage {
+                threshold: failures.threshold.unwrap_or(85),
+                minimum_hosts: failures.minimum_hosts.unwrap_or(5),
+                request_volume: failures.request_volume.unwrap_or(50),
+            }
+        }),
+        base_ejection_time_ms: base,
+        max_ejection_time_ms: spec
+            .max_ejection_time
+            .as_ref()
+            .map_or(base.max(300_000), |longest| millis(longest.inner)),
+        max_ejection_percent: spec.max_ejection_percent.unwrap_or(10),
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize};
+use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
 
 use arc_swap::{ArcSwap, Guard};
@@ -15,7 +15,7 @@ use crate::endpoint::{Endpoint, EndpointSet, Exclusion};
 use crate::limits::{Limited, Limits, Permit, Usage};
 use crate::load::Answer;
 use crate::outage::{self, Outage};
-use crate::outlier::{Ejection, OutlierDetection};
+use crate::outlier::{self, Fleet, OutlierDetection, Picked, Shift, Trial};
 use crate::policy::RequestPolicy;
 use crate::proxy_protocol::ProxyVersion;
 use crate::reasons::{NoReasons, Outcome, Phase, Reason, Reasons};
@@ -117,8 +117,7 @@ pub(crate) struct ClusterShared {
     pub(crate) budget: BudgetWindow,
     pub(crate) outage: Outage,
     pub(crate) breaker: Breaker,
-    /// One worker at a time decides about ejections.
-    pub(crate) ejecting: AtomicBool,
+    pub(crate) fleet: Fleet,
 }
 
 impl Cluster {
@@ -151,6 +150,29 @@ impl Cluster {
         };
         reasons.notes(|| self.standings(&set, now, tried, picked));
         picked.cloned()
+    }
+
+    /// Picks an endpoint for an attempt. One whose ejection is over comes with its trial, which exactly one attempt has:
+    /// others find somebody else as long as there is somebody.
+    pub fn choose(
+        &self,
+        now: Tick,
+        rng: &mut impl Rng,
+        tried: &[u64],
+        reasons: &mut impl Reasons,
+    ) -> Option<Picked> {
+        loop {
+            let endpoint = self.pick_explained(now, rng, tried, reasons)?;
+            match Trial::claim(&endpoint, now) {
+                Ok(trial) => return Some(Picked { endpoint, trial }),
+                // Where nobody else is in, it serves like any other, and the trial goes its way.
+                Err(_) if self.endpoints().pickable().iter().all(|e| e.is_ejected(now)) => {
+                    return Some(Picked { endpoint, trial: None });
+                }
+                // Somebody was quicker; now it is passed by.
+                Err(_) => {}
+            }
+        }
     }
 
     /// Any endpoint that may be picked and is none of these, ejected or not: one that failed before is a better choice
@@ -200,6 +222,13 @@ impl Cluster {
             Algorithm::RoundRobin => "picked: the next in turn",
         };
         let standing = |endpoint: &Arc<Endpoint>| {
+            if endpoint.excluded.is_none()
+                && endpoint.stats.is_out()
+                && let Some(why) = outlier::explained(endpoint, picked, now)
+            {
+                let (outcome, why) = why;
+                return reason(endpoint.address().to_string(), outcome, &why);
+            }
             let (outcome, why) = match endpoint.excluded {
                 _ if picked.is_some_and(|picked| Arc::ptr_eq(picked, endpoint)) => (Outcome::Chosen, how),
                 Some(Exclusion::Unhealthy) => (Outcome::Skipped, "it fails its health checks"),
@@ -207,7 +236,6 @@ impl Cluster {
                 Some(Exclusion::WrongIdentity) => {
                     (Outcome::Skipped, "its identity is none that may serve this service")
                 }
-                None if endpoint.is_ejected(now) => (Outcome::Skipped, "outlier detection has ejected it"),
                 None if tried.contains(&endpoint.id) => (Outcome::Skipped, "it was tried before"),
                 None if self.algorithm == Algorithm::PeakEwma && endpoint.stats.is_resting(now) => {
                     (Outcome::Skipped, "it rests after a failure, or because it asked for it")
@@ -257,12 +285,18 @@ impl Cluster {
         self.shared.usage.get(what)
     }
 
-    /// Tells the balancer and outlier detection what became of an attempt; an ejection that this causes is returned for
+    /// Tells the balancer and outlier detection what became of an attempt; ejections that this causes are returned for
     /// log and metric.
-    pub fn record(&self, endpoint: &Endpoint, answer: &Answer, now: Tick) -> Option<Ejection> {
+    pub fn record(&self, endpoint: &Arc<Endpoint>, answer: &Answer, now: Tick) -> Vec<Shift> {
         endpoint.stats.load.record(answer, now);
-        let config = self.outlier_detection.as_ref()?;
-        config.record(&self.endpoints(), &self.shared.ejecting, endpoint, answer.outcome, now)
+        let Some(config) = &self.outlier_detection else { return Vec::new() };
+        config.record(&self.endpoints(), &self.shared.fleet, endpoint, answer, now)
+    }
+
+    /// The trial of an ejected endpoint has ended; what that changes is returned for log and metric. To be told before
+    /// the attempt is recorded, which then counts where the endpoint is in again.
+    pub fn tried(&self, trial: Trial, answer: &Answer, now: Tick) -> Option<Shift> {
+        trial.ended(self.outlier_detection.as_ref(), answer, now)
     }
 
     /// Whether its configuration is that of another, so that the other may stay in place.

@@ -3,13 +3,14 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use meshwork_base::{SpiffeId, Tick};
 use smallvec::SmallVec;
 
 use crate::load::Load;
+use crate::outlier::{EjectionCause, Standing};
 
 /// What the registry or the cluster says about an endpoint's health.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -115,7 +116,7 @@ impl Endpoint {
         InFlight { stats: Arc::clone(&self.stats) }
     }
 
-    /// Whether outlier detection has taken it out for now.
+    /// Whether outlier detection has taken it out for now: it is not picked as long as there are others.
     #[must_use]
     pub fn is_ejected(&self, now: Tick) -> bool {
         self.stats.is_ejected(now)
@@ -126,10 +127,7 @@ impl Endpoint {
 #[derive(Debug, Default)]
 pub struct EndpointStats {
     in_flight: AtomicU32,
-    pub(crate) consecutive_5xx: AtomicU32,
-    pub(crate) ejections: AtomicU32,
-    /// Nanoseconds of the clock's [`Tick`]; 0 means never.
-    pub(crate) ejected_until: AtomicU64,
+    pub(crate) standing: Standing,
     pub(crate) load: Load,
 }
 
@@ -142,9 +140,7 @@ impl EndpointStats {
 
     /// What failed before says nothing of it any more: the instance behind the address has come back.
     pub(crate) fn forgive(&self) {
-        self.consecutive_5xx.store(0, Ordering::Relaxed);
-        self.ejections.store(0, Ordering::Relaxed);
-        self.ejected_until.store(0, Ordering::Relaxed);
+        self.standing.forget();
         self.load.forget();
     }
 
@@ -163,25 +159,38 @@ impl EndpointStats {
     /// Failures in a row, as outlier detection counts them.
     #[must_use]
     pub fn consecutive_5xx(&self) -> u32 {
-        self.consecutive_5xx.load(Ordering::Relaxed)
+        self.standing.failures_in_a_row()
     }
 
     /// How often it has been ejected, less what good behaviour has taken off.
     #[must_use]
     pub fn ejections(&self) -> u32 {
-        self.ejections.load(Ordering::Relaxed)
+        self.standing.ejections()
     }
 
-    /// Until when it is ejected; a time in the past means that it no longer is.
+    /// Until when nobody tries it; [`Tick::ZERO`] when it is not ejected. A time in the past: the next request that
+    /// picks it is its trial, or one is under way.
     #[must_use]
     pub fn ejected_until(&self) -> Tick {
-        Tick::from_nanos(self.ejected_until.load(Ordering::Relaxed))
+        self.standing.until()
     }
 
     /// Whether outlier detection has taken it out for now.
     #[must_use]
     pub fn is_ejected(&self, now: Tick) -> bool {
-        self.ejected_until() > now
+        self.standing.is_passed_by(now)
+    }
+
+    /// Whether it was ejected and no trial has gone well since.
+    #[must_use]
+    pub fn is_out(&self) -> bool {
+        self.standing.is_out()
+    }
+
+    /// Why it is out, if it is.
+    #[must_use]
+    pub fn ejection_cause(&self) -> Option<EjectionCause> {
+        self.standing.cause()
     }
 }
 

@@ -2,8 +2,6 @@
 
 use std::time::Duration;
 
-use meshwork_base::Tick;
-
 use crate::breaker::{CircuitBreaker, Tally, Trials};
 use crate::endpoint::EndpointSet;
 use crate::outlier::OutlierDetection;
@@ -13,15 +11,27 @@ use crate::retry::RetryBudget;
 ///
 /// # Errors
 /// What is broken.
-pub fn ejection(config: &OutlierDetection, set: &EndpointSet, now: Tick) -> Result<(), String> {
+pub fn ejection(config: &OutlierDetection, set: &EndpointSet) -> Result<(), String> {
     let total = set.pickable().len();
-    let ejected = set.pickable().iter().filter(|e| e.is_ejected(now)).count();
+    let ejected = set.pickable().iter().filter(|e| e.stats.is_out()).count();
     if total > 0 && ejected >= total {
         return Err(format!("all {total} endpoints are ejected"));
     }
     let allowed = (config.max_ejection_percent as usize * total / 100).max(1);
     if ejected > allowed {
         return Err(format!("{ejected} of {total} endpoints are ejected, {allowed} may be"));
+    }
+    Ok(())
+}
+
+/// An ejection lasts for at least one base time, and not longer than the longest.
+///
+/// # Errors
+/// What is broken.
+pub fn ejection_time(config: &OutlierDetection, chosen: Duration) -> Result<(), String> {
+    let longest = config.max_ejection_time.max(config.base_ejection_time);
+    if chosen < config.base_ejection_time || chosen > longest {
+        return Err(format!("out for {chosen:?}, from {:?} to {longest:?}", config.base_ejection_time));
     }
     Ok(())
 }

@@ -63,7 +63,10 @@ pub use load::Answer;
 pub use matching::{FieldMatch, PathMatch, Pattern, PatternError, RouteMatch, ValueMatch};
 pub use origin::Origin;
 pub use outbound::{OutboundPort, OutboundService};
-pub use outlier::{AttemptOutcome, Ejection, OutlierDetection};
+pub use outlier::{
+    AttemptOutcome, Ejection, EjectionCause, FailurePercentage, OutlierDetection, Picked, Shift, SuccessRate,
+    Trial,
+};
 pub use policy::{RulePolicy, Timeouts};
 pub use proxy_protocol::{ProxyProtocol, ProxyVersion};
 pub use reasons::{Explanation, NoReasons, Outcome, Phase, Reason, Reasons};

@@ -57,6 +57,8 @@ const LONGEST_PUSH_BACK: Duration = Duration::from_secs(60);
 pub struct Answer {
     /// What became of it.
     pub outcome: AttemptOutcome,
+    /// The status of the response, or the one that its gRPC status stands for; 0 without a response.
+    pub status: u16,
     /// How long it took to the head of the response, or to the failure.
     pub took: Duration,
     /// The endpoint's own word on when to come again.
@@ -64,10 +66,10 @@ pub struct Answer {
 }
 
 impl Answer {
-    /// An answer without a word on when to come again.
+    /// What an attempt without a response says, and nothing on when to come again.
     #[must_use]
     pub const fn new(outcome: AttemptOutcome, took: Duration) -> Self {
-        Self { outcome, took, push_back: None }
+        Self { outcome, status: 0, took, push_back: None }
     }
 }
 

@@ -1,49 +1,116 @@
-//! Outlier detection: an endpoint that fails again and again is left alone for a while.
+//! Outlier detection: an endpoint that fails where others do not is left alone for a while.
+//!
+//! ```text
+//!        a row of failures, or a rate         its time is over: one request tries it
+//!   in ─────────────────────────▶ out ────────────────────────────▶ on trial
+//!    ▲                             ▲            the request failed      │
+//!    │                             └────────────────────────────────────┤
+//!    └──────────────────────────────────────────────────────────────────┘
+//!                              the request went well
+//! ```
 //!
 //! *Signal.* A response of status 5xx or with a gRPC status of that kind in its head, or an attempt without a response
-//! (refused, reset, timed out), is a failure; any other response is a success and ends the row. Failures of our own (limits, no route) are no signal.
+//! (refused, reset, timed out), is a failure; any other response is a success. Failures of our own (limits, no route) are
+//! no signal. An attempt without a response is of *local origin*: we say that it failed, not the endpoint. It counts like
+//! a 5xx, and like a gateway error, unless `split_external_local_origin_errors` keeps the two apart: then each has its own
+//! row and its own rate, and any response, whatever its status, is a success of local origin. (Envoy's rules.)
 //!
-//! *Ejection.* A row of `consecutive_5xx` failures ejects for `base_ejection_time` × the number of ejections so far, at
-//! most five minutes or one base time. The row starts anew. Requests already under way may still fail; while an
-//! endpoint is ejected they change nothing.
+//! *Rows.* So many failures in a row: of any status from 500, of 502, 503 and 504, of local origin. A success ends them.
 //!
-//! *Return.* By time: the endpoint is picked again when its time is over. At once, and with nothing held against it, when
-//! the registry had taken its instance out and says that it serves again: then it is another process. Each base time without ejection after
-//! that takes one ejection off the count, noticed at the next success.
+//! *Rates.* Looked at once per `interval`, over what came in since; see `rates.rs`.
 //!
-//! *Bounds.* At most `max_ejection_percent` of the pickable endpoints are ejected, but one always may be, and never the
-//! last: with all of them ejected, a failing service would become an absent one. Workers decide one at a time; a worker
-//! that finds another deciding leaves the row as it is, and the next failure decides.
+//! *Ejection.* For `base_ejection_time` × the number of ejections so far, at most `max_ejection_time` or one base time.
+//! Requests already under way may still fail; while an endpoint is out they change nothing.
+//!
+//! *Return.* Not by time alone: after its time an endpoint is picked again, by one request. That one decides: when it
+//! fails, the endpoint is out again, for longer; when it goes well, the endpoint is in again, with its rows and rates
+//! begun anew. One that ends without a word on the endpoint (the caller went away) gives its place to the next request.
+//! At once, and with nothing held against it, when the registry had taken its instance out and says that it serves again:
+//! then it is another process. Each base time in which it stays in takes one ejection off the count, noticed at the next
+//! success.
+//!
+//! *Bounds.* At most `max_ejection_percent` of the pickable endpoints are out, those on trial or waiting for it included,
+//! but one always may be, and never the last: with all of them out, a failing service would become an absent one. Workers
+//! decide one at a time; a worker that finds another deciding leaves the row as it is, and the next failure decides.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+mod rates;
+mod standing;
+mod trial;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use meshwork_base::Tick;
 
-use crate::endpoint::{Endpoint, EndpointSet, EndpointStats};
+use crate::endpoint::{Endpoint, EndpointSet};
 use crate::invariants;
+use crate::load::Answer;
+pub use rates::{FailurePercentage, SuccessRate};
+pub use standing::EjectionCause;
+pub(crate) use standing::Standing;
+pub(crate) use trial::explained;
+pub use trial::{Picked, Trial};
 
-/// When an endpoint is ejected, and for how long.
+/// When an endpoint is ejected, and for how long. The names are Envoy's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct OutlierDetection {
-    /// Failures in a row; 0: never eject.
+    /// Failures in a row; 0: never by these.
     pub consecutive_5xx: u32,
+    /// Gateway errors in a row; 0: never by these.
+    pub consecutive_gateway_failure: u32,
+    /// Failures of local origin in a row, where they are told apart; 0: never by these.
+    pub consecutive_local_origin_failure: u32,
+    /// Whether failures of local origin are told apart from what endpoints say.
+    pub split_external_local_origin_errors: bool,
+    /// How often rates are looked at.
+    pub interval: Duration,
+    /// An endpoint that succeeds less often than the fleet does; absent: never by this.
+    pub success_rate: Option<SuccessRate>,
+    /// An endpoint that fails too often, whatever the fleet does; absent: never by this.
+    pub failure_percentage: Option<FailurePercentage>,
     /// The first ejection's time; the n-th takes n times as long.
     pub base_ejection_time: Duration,
-    /// How many percent of the endpoints may be ejected at once.
+    /// The longest ejection, unless the base time is longer.
+    pub max_ejection_time: Duration,
+    /// How many percent of the endpoints may be out at once.
     pub max_ejection_percent: u32,
 }
 
-/// The longest ejection, unless the base time is longer.
-const MAX_EJECTION_TIME: Duration = Duration::from_secs(300);
+impl OutlierDetection {
+    /// Envoy's defaults for what nobody says, without rates.
+    pub const DEFAULT: Self = Self {
+        consecutive_5xx: 5,
+        consecutive_gateway_failure: 0,
+        consecutive_local_origin_failure: 5,
+        split_external_local_origin_errors: false,
+        interval: Duration::from_secs(10),
+        success_rate: None,
+        failure_percentage: None,
+        base_ejection_time: Duration::from_secs(30),
+        max_ejection_time: Duration::from_secs(300),
+        max_ejection_percent: 10,
+    };
+}
 
 /// An ejection that has just begun, for log and metric.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ejection {
-    /// When it ends.
+    /// Until when nobody tries it.
     pub until: Tick,
-    /// The how many-th it is.
+    /// How many base times it takes.
     pub count: u32,
+    /// What it did.
+    pub cause: EjectionCause,
+}
+
+/// An endpoint that is out now, or in again.
+#[derive(Clone, Debug)]
+pub struct Shift {
+    /// Which.
+    pub endpoint: Arc<Endpoint>,
+    /// Absent: a trial went well, and it is in again.
+    pub ejection: Option<Ejection>,
 }
 
 /// What one attempt says about its endpoint.
@@ -80,11 +147,67 @@ impl AttemptOutcome {
     }
 }
 
+/// What outlier detection distinguishes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Heard {
+    /// No failure.
+    Well,
+    /// A status from 500 that the endpoint has made up itself.
+    ServerError,
+    /// 502, 503, 504.
+    GatewayError,
+    /// No response.
+    Nothing,
+}
+
+impl Heard {
+    fn of(answer: &Answer) -> Self {
+        match (answer.outcome, answer.status) {
+            (AttemptOutcome::Success | AttemptOutcome::Overloaded, _) => Self::Well,
+            (AttemptOutcome::Failure, 0) => Self::Nothing,
+            (AttemptOutcome::Failure, 502..=504) => Self::GatewayError,
+            (AttemptOutcome::Failure, _) => Self::ServerError,
+        }
+    }
+}
+
+/// What workers share about the endpoints of a cluster together.
+#[derive(Debug, Default)]
+pub(crate) struct Fleet {
+    /// One worker at a time decides about ejections.
+    deciding: AtomicBool,
+    /// When rates were last looked at, in nanoseconds of the clock's [`Tick`]; 0: never.
+    judged: AtomicU64,
+}
+
+impl Fleet {
+    /// Whether an interval is over. The first answer of all begins the first one.
+    fn is_due(&self, interval: Duration, now: Tick) -> bool {
+        let judged = self.judged.load(Ordering::Relaxed);
+        if judged == 0 {
+            self.judged.store(now.as_nanos().max(1), Ordering::Relaxed);
+            return false;
+        }
+        now.since(Tick::from_nanos(judged)) >= interval
+    }
+}
+
 impl OutlierDetection {
     /// How long the `count`-th ejection lasts.
     #[must_use]
     pub fn ejection_time(&self, count: u32) -> Duration {
-        self.base_ejection_time.saturating_mul(count).min(MAX_EJECTION_TIME.max(self.base_ejection_time))
+        self.base_ejection_time.saturating_mul(count).min(self.longest())
+    }
+
+    fn longest(&self) -> Duration {
+        self.max_ejection_time.max(self.base_ejection_time)
+    }
+
+    /// The count of the ejection that follows so many: what is beyond the longest time is not counted, so that good
+    /// behaviour shows at once.
+    fn next_count(&self, before: u32) -> u32 {
+        let grows = before == 0 || self.ejection_time(before) < self.longest();
+        if grows { before.saturating_add(1) } else { before }
     }
 
     /// Whether one more of `total` endpoints may be ejected when `ejected` are.
@@ -94,69 +217,82 @@ impl OutlierDetection {
         ejected + 1 < total && (ejected == 0 || within)
     }
 
+    fn has_rates(&self) -> bool {
+        self.success_rate.is_some() || self.failure_percentage.is_some()
+    }
+
+    /// An attempt has ended; what that changes is returned. Nothing is allocated when nothing does.
     pub(crate) fn record(
         &self,
         set: &EndpointSet,
-        deciding: &AtomicBool,
-        endpoint: &Endpoint,
-        outcome: AttemptOutcome,
+        fleet: &Fleet,
+        endpoint: &Arc<Endpoint>,
+        answer: &Answer,
         now: Tick,
-    ) -> Option<Ejection> {
-        if self.consecutive_5xx == 0 {
-            return None;
+    ) -> Vec<Shift> {
+        let standing = &endpoint.stats.standing;
+        if standing.is_out() {
+            return Vec::new();
         }
-        let stats = &endpoint.stats;
-        if outcome != AttemptOutcome::Failure {
-            self.forgive(stats, now);
-            return None;
+        let heard = Heard::of(answer);
+        if self.has_rates() {
+            standing.count(self, heard);
         }
-        if stats.is_ejected(now) {
-            return None;
+        if heard == Heard::Well {
+            self.forgive(standing, now);
         }
-        let row = stats.consecutive_5xx.fetch_add(1, Ordering::Relaxed) + 1;
-        if row < self.consecutive_5xx || deciding.swap(true, Ordering::Acquire) {
-            return None;
+        let row = standing.row(self, heard);
+        let judges = self.has_rates() && fleet.is_due(self.interval, now);
+        if row.is_none() && !judges || fleet.deciding.swap(true, Ordering::Acquire) {
+            return Vec::new();
         }
-        let ejection = self.eject(set, stats, now);
-        deciding.store(false, Ordering::Release);
-        ejection
+        let mut shifts = Vec::new();
+        if let Some(cause) = row {
+            shifts.extend(self.eject(set, endpoint, cause, now));
+        }
+        if judges && fleet.is_due(self.interval, now) {
+            fleet.judged.store(now.as_nanos(), Ordering::Relaxed);
+            for (endpoint, cause) in self.judge(set) {
+                shifts.extend(self.eject(set, endpoint, cause, now));
+            }
+        }
+        fleet.deciding.store(false, Ordering::Release);
+        shifts
     }
 
     /// Called by one worker at a time.
-    fn eject(&self, set: &EndpointSet, stats: &EndpointStats, now: Tick) -> Option<Ejection> {
+    fn eject(
+        &self,
+        set: &EndpointSet,
+        endpoint: &Arc<Endpoint>,
+        cause: EjectionCause,
+        now: Tick,
+    ) -> Option<Shift> {
+        let standing = &endpoint.stats.standing;
         // Another worker may have ejected it between our failure and our turn.
-        let ejected = set.pickable().iter().filter(|e| e.is_ejected(now)).count();
-        if stats.is_ejected(now) || !self.may_eject(ejected, set.pickable().len()) {
+        let out = set.pickable().iter().filter(|e| e.stats.standing.is_out()).count();
+        if standing.is_out() || !self.may_eject(out, set.pickable().len()) {
             return None;
         }
-        let count = stats.ejections.load(Ordering::Relaxed).saturating_add(1);
-        let until = now.after(self.ejection_time(count));
-        stats.consecutive_5xx.store(0, Ordering::Relaxed);
-        stats.ejections.store(count, Ordering::Relaxed);
-        stats.ejected_until.store(until.as_nanos(), Ordering::Relaxed);
-        debug_assert_eq!(invariants::ejection(self, set, now), Ok(()));
-        Some(Ejection { until, count })
+        let ejection = self.ejection(standing, cause, now);
+        standing.goes_out(&ejection);
+        debug_assert_eq!(invariants::ejection(self, set), Ok(()));
+        Some(Shift { endpoint: Arc::clone(endpoint), ejection: Some(ejection) })
     }
 
-    /// A success ends the row, and good behaviour takes ejections off the count. Nothing is written when there is
-    /// nothing to forgive, so that healthy endpoints cost no shared write.
-    fn forgive(&self, stats: &EndpointStats, now: Tick) {
-        if stats.consecutive_5xx.load(Ordering::Relaxed) != 0 {
-            stats.consecutive_5xx.store(0, Ordering::Relaxed);
-        }
-        if stats.ejections.load(Ordering::Relaxed) == 0 || self.base_ejection_time.is_zero() {
-            return;
-        }
-        let marker = stats.ejected_until();
-        let next = marker.after(self.base_ejection_time);
-        let (old, new) = (marker.as_nanos(), next.as_nanos());
-        // The end of the last ejection is the marker; moving it forward, but not beyond now, counts time once.
-        let moved = next <= now
-            && stats.ejected_until.compare_exchange(old, new, Ordering::Relaxed, Ordering::Relaxed).is_ok();
-        if moved {
-            let less = |count: u32| Some(count.saturating_sub(1));
-            // The closure always gives a value, so the update cannot fail.
-            let _ = stats.ejections.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less);
+    /// The ejection that would begin now.
+    fn ejection(&self, standing: &Standing, cause: EjectionCause, now: Tick) -> Ejection {
+        let count = self.next_count(standing.ejections());
+        let time = self.ejection_time(count);
+        debug_assert_eq!(invariants::ejection_time(self, time), Ok(()));
+        Ejection { until: now.after(time), count, cause }
+    }
+
+    /// Good behaviour takes ejections off the count. Nothing is written when there is nothing to forgive, so that healthy
+    /// endpoints cost no shared write.
+    fn forgive(&self, standing: &Standing, now: Tick) {
+        if standing.ejections() > 0 && !self.base_ejection_time.is_zero() {
+            standing.forgive_one(self.base_ejection_time, now);
         }
     }
 }

@@ -4,7 +4,6 @@
 //! takes a hundred seeds and prints the table; `FLEET=b` takes one fleet, `SEED=17` one seed.
 
 use std::fmt::Write;
-use std::time::Duration;
 
 use meshwork_decision::simulator::{Report, Scenario, fleets, median, run};
 use meshwork_decision::{Algorithm, OutlierDetection};
@@ -13,11 +12,7 @@ const ALGORITHMS: [Algorithm; 4] =
     [Algorithm::PeakEwma, Algorithm::LeastRequest, Algorithm::RoundRobin, Algorithm::Random];
 
 /// Envoy's defaults.
-const OUTLIER_DETECTION: OutlierDetection = OutlierDetection {
-    consecutive_5xx: 5,
-    base_ejection_time: Duration::from_secs(30),
-    max_ejection_percent: 10,
-};
+const OUTLIER_DETECTION: OutlierDetection = OutlierDetection::DEFAULT;
 
 /// One fleet under all algorithms.
 struct Compared {

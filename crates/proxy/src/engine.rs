@@ -20,6 +20,7 @@ use crate::listen::{self, ListenError};
 use crate::mesh::{self, Mesh, Place, Side};
 use crate::observe::Observer;
 use crate::recorder::{Recalled, RecorderSettings, Wanted};
+use crate::scraped;
 use crate::worker::{self, Command};
 
 /// What the engine is told at its start.
@@ -135,6 +136,7 @@ impl Engine {
     /// The system gives no thread or no event queue.
     pub fn start(shared: Arc<Shared>) -> std::io::Result<Self> {
         let applied = Arc::new(Notify::new());
+        scraped::tell(&shared);
         let workers = (0..shared.settings.workers.max(1))
             .map(|index| start_worker(index, Arc::clone(&shared), Arc::clone(&applied)))
             .collect::<std::io::Result<_>>()?;

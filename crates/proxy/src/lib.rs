@@ -48,6 +48,7 @@ pub mod proxy_protocol;
 mod recorder;
 mod replay;
 mod request;
+mod scraped;
 mod series;
 mod stream;
 mod tls;

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use meshwork_base::{Clock, ThreadRng, Tick};
-use meshwork_decision::{Binding, BreakerState, Cause, Cluster, Ejection, Endpoint, Snapshot};
+use meshwork_decision::{Binding, BreakerState, Cause, Cluster, Ejection, Shift, Snapshot};
 use meshwork_identity::ServerOptions;
 use meshwork_telemetry::{
     AccessLogWriter, Record, RequestLabels, RequestSeries, StreamSeries, WorkerMetrics, inventory,
@@ -191,12 +191,20 @@ impl Worker {
         self.gauges.http2_fault(place, cause, &self.metrics);
     }
 
-    /// Counts and logs an endpoint that is left alone for a while.
-    pub(crate) fn ejected(&self, cluster: &Cluster, endpoint: &Endpoint, ejection: Ejection) {
-        let Ejection { until, count } = ejection;
-        let (service, seconds) = (&*cluster.key.service, until.since(self.now()).as_secs());
-        tracing::info!(service, instance = %endpoint.instance, count, seconds, "endpoint ejected");
-        self.metrics.registry().counter(&inventory::ENDPOINT_EJECTIONS, &[service]).increment();
+    /// Counts and logs endpoints that are left alone for a while, and those that are no longer.
+    pub(crate) fn shifted(&self, cluster: &Cluster, shifts: impl IntoIterator<Item = Shift>) {
+        let service = &*cluster.key.service;
+        for Shift { endpoint, ejection } in shifts {
+            let (instance, address) = (&*endpoint.instance, endpoint.address());
+            let Some(Ejection { until, count, cause }) = ejection else {
+                tracing::info!(service, instance, %address, "endpoint returned: its trial went well");
+                self.metrics.registry().counter(&inventory::ENDPOINT_RETURNS, &[service]).increment();
+                continue;
+            };
+            let (cause, seconds) = (cause.as_str(), until.since(self.now()).as_secs_f64());
+            tracing::info!(service, instance, %address, cause, count, seconds, "endpoint ejected");
+            self.metrics.registry().counter(&inventory::ENDPOINT_EJECTIONS, &[service, cause]).increment();
+        }
     }
 
     /// A service's circuit breaker has changed its state.

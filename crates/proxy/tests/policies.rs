@@ -143,8 +143,12 @@ async fn an_attempt_that_takes_too_long_is_given_up() {
 async fn a_failing_endpoint_is_left_alone_for_a_while() {
     let (bad, seen) = recovering(BUSY, usize::MAX).await;
     let (good, _) = recovering(OK, 0).await;
-    let outlier =
-        v1::OutlierDetection { consecutive_5xx: 3, base_ejection_time_ms: 60_000, max_ejection_percent: 50 };
+    let outlier = v1::OutlierDetection {
+        consecutive_5xx: 3,
+        base_ejection_time_ms: 60_000,
+        max_ejection_percent: 50,
+        ..Default::default()
+    };
     // The default balancer would take its time to give it a third chance.
     let algorithm = v1::traffic_policy::Algorithm::LeastRequest.into();
     let policy = v1::TrafficPolicy { outlier_detection: Some(outlier), algorithm, ..Default::default() };
@@ -154,7 +158,35 @@ async fn a_failing_endpoint_is_left_alone_for_a_while() {
         busy += usize::from(exchange(address, GET).await.ends_with("busy"));
     }
     assert_eq!((busy, seen.lock().len()), (3, 3), "three in a row eject it");
-    harness.wait_metric("meshwork_endpoint_ejections_total", &["service=\"default/web\""], 1).await;
+    let labels = &["service=\"default/web\"", "cause=\"consecutive_5xx\""];
+    harness.wait_metric("meshwork_endpoint_ejections_total", labels, 1).await;
+    harness.wait_metric("meshwork_endpoints_ejected", &["service=\"default/web\""], 1).await;
+}
+
+#[tokio::test]
+async fn one_request_tries_an_ejected_endpoint_and_its_success_takes_it_in_again() {
+    // It fails its row, and the first trial.
+    let (bad, seen) = recovering(BUSY, 3).await;
+    let (good, _) = recovering(OK, 0).await;
+    let outlier = v1::OutlierDetection {
+        consecutive_5xx: 2,
+        base_ejection_time_ms: 300,
+        max_ejection_percent: 50,
+        ..Default::default()
+    };
+    let algorithm = v1::traffic_policy::Algorithm::LeastRequest.into();
+    let policy = v1::TrafficPolicy { outlier_detection: Some(outlier), algorithm, ..Default::default() };
+    let (harness, address) = gateway(&[bad.address, good.address], Some(policy)).await;
+    let returned = |harness: &Harness| harness.metric("meshwork_endpoint_returns_total", &[]);
+    let mut busy = 0;
+    while returned(&harness) == 0 {
+        busy += usize::from(exchange(address, GET).await.ends_with("busy"));
+        assert!(busy <= 3, "its row of two, and one trial: nobody else is sent to it");
+    }
+    assert_eq!((busy, seen.lock().len()), (3, 4), "the second trial went well");
+    let labels = &["cause=\"trial_failed\""];
+    assert_eq!(harness.metric("meshwork_endpoint_ejections_total", labels), 1);
+    assert_eq!(harness.metric("meshwork_endpoints_ejected", &[]), 0);
 }
 
 /// An upstream that answers only once it is told to, and how many requests it holds.

@@ -220,6 +220,7 @@ async fn an_endpoint_that_refuses_is_passed_over_and_ejected() {
             consecutive_5xx: 1,
             base_ejection_time_ms: 600_000,
             max_ejection_percent: 50,
+            ..Default::default()
         }),
         ..Default::default()
     };

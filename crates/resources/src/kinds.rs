@@ -55,8 +55,8 @@ pub use tcp_route::TCPRoute;
 pub use tls_route::TLSRoute;
 pub use traffic_policy::{
     Backoff, BreakerMode, BreakerWindow, CircuitBreaker, LoadBalancer, LoadBalancerAlgorithm,
-    OutlierDetection, RetryBudget, RetryOn, SlowCalls, TrafficLimits, TrafficPolicy, TrafficRetry,
-    TrafficTimeouts,
+    OutlierDetection, OutlierFailurePercentage, OutlierSuccessRate, RetryBudget, RetryOn, SlowCalls,
+    TrafficLimits, TrafficPolicy, TrafficRetry, TrafficTimeouts,
 };
 
 pub(crate) use crate::decode::fields::shorten as shown;

@@ -107,8 +107,12 @@ metrics! {
         "Connections from clients that were refused before their first request, by reason.";
     HTTP2_FAULTS = "meshwork_http2_faults_total", Counter, "", &["listener", "cause"],
         "HTTP/2 connections ended for what their client did: floods, frames out of place or shape.";
-    ENDPOINT_EJECTIONS = "meshwork_endpoint_ejections_total", Counter, "", &["service"],
-        "Endpoints that outlier detection left alone for a while.";
+    ENDPOINT_EJECTIONS = "meshwork_endpoint_ejections_total", Counter, "", &["service", "cause"],
+        "Endpoints that outlier detection left alone for a while, by what they did.";
+    ENDPOINT_RETURNS = "meshwork_endpoint_returns_total", Counter, "", &["service"],
+        "Endpoints that were ejected and passed their trial.";
+    ENDPOINTS_EJECTED = "meshwork_endpoints_ejected", Gauge, "", &["service", "port"],
+        "Endpoints that are ejected and have passed no trial since, of services with outlier detection.";
     BREAKER_CHANGES = "meshwork_circuit_breaker_changes_total", Counter, "", &["service", "state"],
         "Circuit breakers that opened or closed, by the state that began.";
     CONFIG_REVISION = "meshwork_config_revision_info", Gauge, "", &["revision"],

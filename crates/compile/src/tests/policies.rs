@@ -141,10 +141,45 @@ fn what_a_retry_leaves_out_is_written_out() {
     let outlier = traffic.outlier_detection.unwrap();
     let said = (outlier.consecutive_5xx, outlier.base_ejection_time_ms, outlier.max_ejection_percent);
     assert_eq!(said, (5, 30_000, 10));
+    let said = (outlier.interval_ms, outlier.max_ejection_time_ms, outlier.consecutive_local_origin_failure);
+    assert_eq!(said, (10_000, 300_000, 5));
+    assert!(!outlier.split_external_local_origin_errors && outlier.consecutive_gateway_failure == 0);
+    assert!(outlier.success_rate.is_none() && outlier.failure_percentage.is_none(), "rates are asked for");
     let timeouts = traffic.timeouts.unwrap();
     assert_eq!(
         (timeouts.request_ms, timeouts.connect_ms),
         (u32::MAX, 0),
         "zero switches off, absent says nothing"
     );
+}
+
+#[test]
+fn outlier_detection_is_passed_on_as_written() {
+    let spec = "{targetRefs: [{group: '', kind: Service, name: reviews}], outlierDetection: {consecutive5xx: 0,
+  consecutiveGatewayFailure: 2, splitExternalLocalOriginErrors: true, consecutiveLocalOriginFailure: 3, interval: 1s,
+  successRate: {stdevFactor: 1500}, failurePercentage: {requestVolume: 7}, baseEjectionTime: 400s}}";
+    let output = compiled(&[shop(), policy("TrafficPolicy", "p", 1, spec)].concat());
+    let message = resource::<v1::Policy>(&output, "TrafficPolicy/shop/p").unwrap();
+    let Some(v1::policy::Spec::Traffic(traffic)) = message.spec else { panic!("a traffic policy") };
+    let expected = v1::OutlierDetection {
+        consecutive_5xx: 0,
+        consecutive_gateway_failure: 2,
+        split_external_local_origin_errors: true,
+        consecutive_local_origin_failure: 3,
+        interval_ms: 1_000,
+        success_rate: Some(v1::outlier_detection::SuccessRate {
+            minimum_hosts: 5,
+            request_volume: 100,
+            stdev_factor: 1_500,
+        }),
+        failure_percentage: Some(v1::outlier_detection::FailurePercentage {
+            threshold: 85,
+            minimum_hosts: 5,
+            request_volume: 7,
+        }),
+        base_ejection_time_ms: 400_000,
+        max_ejection_time_ms: 400_000,
+        max_ejection_percent: 10,
+    };
+    assert_eq!(traffic.outlier_detection, Some(expected), "the longest time is no shorter than the first");
 }

@@ -14,7 +14,7 @@ fn set(weights: &[u32]) -> EndpointSet {
 }
 
 fn eject(endpoint: &Endpoint) {
-    endpoint.stats.ejected_until.store(1_000, Ordering::Relaxed);
+    endpoint.stats.standing.eject_until(1_000);
 }
 
 #[test]

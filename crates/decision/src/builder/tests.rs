@@ -8,7 +8,7 @@ use crate::tests::{
     at_listener, backend, build, key, listener, path, prefix, regex, route, route_message, routed, rule,
     service, service_change, slice, source, wire_endpoint,
 };
-use crate::{Answer, AttemptOutcome, Cluster, Endpoint, Exclusion, OwnedRequest};
+use crate::{Answer, AttemptOutcome, Cluster, Endpoint, Exclusion, NoReasons, OwnedRequest};
 
 fn to(at: &str, service: &str) -> Vec<v1::Rule> {
     vec![v1::Rule { backends: vec![backend(service, 80, 1)], ..rule(vec![path(prefix(at))]) }]
@@ -363,8 +363,12 @@ fn another_protocol_means_other_connections() {
 #[test]
 fn ejections_survive_updates() {
     let mut builder = SnapshotBuilder::new();
-    let outlier =
-        v1::OutlierDetection { consecutive_5xx: 2, base_ejection_time_ms: 30_000, max_ejection_percent: 50 };
+    let outlier = v1::OutlierDetection {
+        consecutive_5xx: 2,
+        base_ejection_time_ms: 30_000,
+        max_ejection_percent: 50,
+        ..Default::default()
+    };
     let policy = v1::Policy {
         source: source("TrafficPolicy", "ns/p", 0),
         targets: vec![v1::policy::Target {
@@ -391,15 +395,20 @@ fn ejections_survive_updates() {
     let now = Tick::ZERO.after(Duration::from_secs(1));
     let first = endpoints(&cluster).remove(0);
     let failure = Answer::new(AttemptOutcome::Failure, Duration::ZERO);
-    assert_eq!(cluster.record(&first, &failure, now), None);
-    let ejection = cluster.record(&first, &failure, now).expect("the second failure ejects");
+    assert!(cluster.record(&first, &failure, now).is_empty());
+    let shift = cluster.record(&first, &failure, now).remove(0);
+    let ejection = shift.ejection.expect("the second failure ejects");
     assert_eq!((ejection.until.since(now), ejection.count), (Duration::from_secs(30), 1));
     builder.apply([set(5)]);
     let mut rng = SeededRng::new(3);
     for _ in 0..100 {
         assert_eq!(cluster.pick(now, &mut rng, &[]).unwrap().address().ip().to_string(), "10.0.0.2");
     }
-    assert!(!endpoints(&cluster)[0].is_ejected(ejection.until), "by time it is back");
+    assert!(!endpoints(&cluster)[0].is_ejected(ejection.until), "by time it is tried");
+    let chosen = (0..100).find_map(|_| cluster.choose(ejection.until, &mut rng, &[], &mut NoReasons)?.trial);
+    let answer = Answer { status: 200, ..Answer::new(AttemptOutcome::Success, Duration::ZERO) };
+    let shift = cluster.tried(chosen.expect("one request tries it"), &answer, ejection.until);
+    assert!(shift.is_some_and(|shift| shift.ejection.is_none() && !shift.endpoint.stats.is_out()));
 }
 
 #[test]
@@ -420,7 +429,7 @@ fn an_instance_that_was_taken_out_comes_back_with_nothing_held_against_it() {
     let snapshot = build(&mut builder, [service_change(&service("ns/a", &[("", 80)])), one(well)]);
     let is_ejected = || endpoints(&cluster(&snapshot))[0].is_ejected(Tick::ZERO);
     let until = Tick::ZERO.after(Duration::from_secs(5)).as_nanos();
-    endpoints(&cluster(&snapshot))[0].stats.ejected_until.store(until, std::sync::atomic::Ordering::Relaxed);
+    endpoints(&cluster(&snapshot))[0].stats.standing.eject_until(until);
     builder.apply([one(ill)]);
     assert!(is_ejected(), "nothing good is known of it yet");
     builder.apply([one(well)]);

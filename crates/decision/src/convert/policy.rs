@@ -16,7 +16,7 @@ use crate::hostname::HostPattern;
 use crate::inbound::Mtls;
 use crate::limits::Limits;
 use crate::origin::Origin;
-use crate::outlier::OutlierDetection;
+use crate::outlier::{FailurePercentage, OutlierDetection, SuccessRate};
 use crate::policy::{PolicySpec, Said, TargetKey, TargetKind, TrafficSpec};
 use crate::proxy_protocol::{ProxyProtocol, ProxyVersion};
 
@@ -180,9 +180,30 @@ fn outlier(message: &v1::OutlierDetection) -> Result<OutlierDetection> {
             "write 0 to 100",
         );
     }
+    if let Some(failures) = &message.failure_percentage
+        && !(1..=100).contains(&failures.threshold)
+    {
+        return value("outlier_detection.failure_percentage.threshold", failures.threshold, "write 1 to 100");
+    }
+    let millis = |millis: u32| std::time::Duration::from_millis(millis.into());
     Ok(OutlierDetection {
         consecutive_5xx: message.consecutive_5xx,
-        base_ejection_time: std::time::Duration::from_millis(message.base_ejection_time_ms.into()),
+        consecutive_gateway_failure: message.consecutive_gateway_failure,
+        consecutive_local_origin_failure: message.consecutive_local_origin_failure,
+        split_external_local_origin_errors: message.split_external_local_origin_errors,
+        interval: millis(message.interval_ms),
+        success_rate: message.success_rate.as_ref().map(|rate| SuccessRate {
+            minimum_hosts: rate.minimum_hosts,
+            request_volume: rate.request_volume,
+            stdev_factor: rate.stdev_factor,
+        }),
+        failure_percentage: message.failure_percentage.as_ref().map(|failures| FailurePercentage {
+            threshold: failures.threshold,
+            minimum_hosts: failures.minimum_hosts,
+            request_volume: failures.request_volume,
+        }),
+        base_ejection_time: millis(message.base_ejection_time_ms),
+        max_ejection_time: millis(message.max_ejection_time_ms),
         max_ejection_percent: message.max_ejection_percent,
     })
 }

@@ -102,6 +102,7 @@ fn an_endpoint_is_taken_at_its_word_but_not_for_ever() {
     let load = Load::default();
     let busy = |secs| Answer {
         outcome: AttemptOutcome::Overloaded,
+        status: 429,
         took: MS(1),
         push_back: Some(Duration::from_secs(secs)),
     };

@@ -1,3 +1,4 @@
+use meshwork_base::SeededRng;
 use proptest::prelude::*;
 
 use super::*;
@@ -6,7 +7,12 @@ use crate::tests::endpoint;
 const BASE: Duration = Duration::from_secs(30);
 
 fn config(consecutive_5xx: u32, max_ejection_percent: u32) -> OutlierDetection {
-    OutlierDetection { consecutive_5xx, base_ejection_time: BASE, max_ejection_percent }
+    OutlierDetection {
+        consecutive_5xx,
+        base_ejection_time: BASE,
+        max_ejection_percent,
+        ..OutlierDetection::DEFAULT
+    }
 }
 
 fn set(count: u64) -> EndpointSet {
@@ -16,25 +22,53 @@ fn set(count: u64) -> EndpointSet {
 struct World {
     config: OutlierDetection,
     set: EndpointSet,
-    deciding: AtomicBool,
+    fleet: Fleet,
     now: Tick,
 }
 
 impl World {
     fn new(config: OutlierDetection, endpoints: u64) -> Self {
-        Self { config, set: set(endpoints), deciding: AtomicBool::new(false), now: Tick::ZERO.after(BASE) }
+        Self { config, set: set(endpoints), fleet: Fleet::default(), now: Tick::ZERO.after(BASE) }
     }
 
-    fn record(&self, at: usize, outcome: AttemptOutcome) -> Option<Ejection> {
-        self.config.record(&self.set, &self.deciding, &self.set.pickable()[at], outcome, self.now)
+    fn endpoint(&self, at: usize) -> &Arc<Endpoint> {
+        &self.set.pickable()[at]
+    }
+
+    fn answer(&self, at: usize, status: u16) -> Vec<Shift> {
+        let outcome = if status == 0 { AttemptOutcome::Failure } else { AttemptOutcome::of_status(status) };
+        let answer = Answer { status, ..Answer::new(outcome, Duration::ZERO) };
+        self.config.record(&self.set, &self.fleet, self.endpoint(at), &answer, self.now)
+    }
+
+    /// The ejection that follows answers of this kind, one after the other.
+    fn answers(&self, at: usize, status: u16, times: u32) -> Option<Ejection> {
+        (0..times).filter_map(|_| self.answer(at, status).first()?.ejection).last()
     }
 
     fn fail(&self, at: usize, times: u32) -> Option<Ejection> {
-        (0..times).map(|_| self.record(at, AttemptOutcome::Failure)).last().flatten()
+        self.answers(at, 500, times)
     }
 
     fn ejected(&self, at: usize) -> bool {
-        self.set.pickable()[at].is_ejected(self.now)
+        self.endpoint(at).is_ejected(self.now)
+    }
+
+    fn trial(&self, at: usize) -> Option<Trial> {
+        Trial::claim(self.endpoint(at), self.now).expect("nobody else tries it")
+    }
+
+    fn tried(&self, trial: Trial, status: u16) -> Option<Shift> {
+        let outcome = AttemptOutcome::of_status(status);
+        let answer = Answer { status, ..Answer::new(outcome, Duration::ZERO) };
+        trial.ended(Some(&self.config), &answer, self.now)
+    }
+
+    /// Its time is over, and the request that tries it goes well.
+    fn returns(&mut self, at: usize) {
+        self.now = self.now.max(self.endpoint(at).stats.ejected_until());
+        let trial = self.trial(at).expect("a trial is due");
+        assert!(self.tried(trial, 200).is_some_and(|shift| shift.ejection.is_none()));
     }
 }
 
@@ -48,7 +82,7 @@ fn what_has_too_much_to_do_has_not_failed() {
     }
     let world = World::new(config(5, 50), 4);
     world.fail(0, 4);
-    assert_eq!(world.record(0, Overloaded), None);
+    assert!(world.answer(0, 429).is_empty());
     assert_eq!(world.fail(0, 4), None, "it ends the row like a success");
 }
 
@@ -56,7 +90,7 @@ fn what_has_too_much_to_do_has_not_failed() {
 fn ejects_an_endpoint_after_five_consecutive_failures() {
     let world = World::new(config(5, 50), 4);
     assert_eq!(world.fail(0, 4), None);
-    world.record(0, AttemptOutcome::Success);
+    world.answer(0, 200);
     assert_eq!(world.fail(0, 4), None, "a success ends the row");
     let ejection = world.fail(0, 1).expect("the fifth in a row");
     assert_eq!((ejection.until.since(world.now), ejection.count), (BASE, 1));
@@ -68,11 +102,56 @@ fn ejects_an_endpoint_after_five_consecutive_failures() {
 #[test]
 fn an_endpoint_that_returns_has_its_whole_row_again() {
     let mut world = World::new(config(3, 50), 4);
-    let ejection = world.fail(0, 3).expect("the third in a row");
+    assert!(world.fail(0, 3).is_some());
     assert_eq!(world.fail(0, 2), None, "what was under way still fails");
-    world.now = ejection.until;
+    world.returns(0);
     assert_eq!(world.fail(0, 2), None);
     assert!(world.fail(0, 1).is_some());
+}
+
+#[test]
+fn gateway_errors_have_a_row_of_their_own() {
+    let config = OutlierDetection { consecutive_gateway_failure: 3, ..config(5, 50) };
+    let world = World::new(config, 4);
+    for status in [502, 504, 500, 503] {
+        assert!(world.answer(0, status).is_empty(), "a 500 is none, and ends the row");
+    }
+    let ejection = world.fail(0, 1).expect("the fifth failure of any kind");
+    assert_eq!(ejection.cause, EjectionCause::Consecutive5xx);
+    assert_eq!(world.answers(1, 503, 2), None);
+    let ejection = world.answers(1, 502, 1).expect("the third gateway error");
+    assert_eq!(ejection.cause, EjectionCause::ConsecutiveGatewayFailure);
+    let without = World::new(OutlierDetection { consecutive_5xx: 0, ..World::new(config, 1).config }, 4);
+    assert_eq!(without.answers(0, 0, 2), None, "an attempt without a response is one too");
+    assert!(without.answers(0, 0, 1).is_some());
+}
+
+#[test]
+fn what_is_of_local_origin_is_told_apart_where_the_policy_says_so() {
+    let together = World::new(config(3, 50), 4);
+    together.fail(0, 2);
+    assert_eq!(together.answers(0, 0, 1).expect("a row").cause, EjectionCause::Consecutive5xx);
+
+    let split = OutlierDetection {
+        split_external_local_origin_errors: true,
+        consecutive_local_origin_failure: 2,
+        ..config(3, 50)
+    };
+    let world = World::new(split, 4);
+    world.fail(0, 2);
+    assert!(world.answer(0, 0).is_empty(), "the first without a response");
+    assert!(world.answer(0, 200).is_empty());
+    assert_eq!(world.answers(0, 0, 1), None, "a response ends that row");
+    world.fail(0, 1);
+    assert_eq!(world.answers(0, 0, 1), None, "a failure that was answered does too");
+    let ejection = world.answers(0, 0, 1).expect("two in a row without a response");
+    assert_eq!(ejection.cause, EjectionCause::ConsecutiveLocalOriginFailure);
+    world.fail(1, 2);
+    world.answer(1, 0);
+    assert!(
+        world.fail(1, 1).is_some(),
+        "what is of local origin neither counts nor ends the row of the others"
+    );
 }
 
 #[test]
@@ -82,22 +161,91 @@ fn each_ejection_is_longer_and_good_behaviour_is_remembered() {
         let ejection = world.fail(0, 1).expect("it may be ejected");
         assert_eq!((ejection.count, ejection.until.since(world.now)), (count, BASE * count));
         assert_eq!(world.fail(0, 1), None, "it is out already");
-        world.now = ejection.until;
+        world.returns(0);
     }
-    world.record(0, AttemptOutcome::Success);
-    assert_eq!(world.set.pickable()[0].stats.ejections(), 3, "no time has passed yet");
+    world.answer(0, 200);
+    assert_eq!(world.endpoint(0).stats.ejections(), 3, "no time has passed yet");
     world.now = world.now.after(BASE);
-    world.record(0, AttemptOutcome::Success);
-    world.record(0, AttemptOutcome::Success);
-    assert_eq!(world.set.pickable()[0].stats.ejections(), 2, "one base time takes one off, once");
+    world.answer(0, 200);
+    world.answer(0, 200);
+    assert_eq!(world.endpoint(0).stats.ejections(), 2, "one base time takes one off, once");
     assert_eq!(world.fail(0, 1).expect("again").count, 3);
 }
 
 #[test]
-fn ejections_are_capped_in_time() {
-    assert_eq!(config(1, 50).ejection_time(1000), MAX_EJECTION_TIME);
-    let long = OutlierDetection { base_ejection_time: MAX_EJECTION_TIME * 2, ..config(1, 50) };
-    assert_eq!(long.ejection_time(3), MAX_EJECTION_TIME * 2);
+fn time_alone_returns_nobody_and_one_request_tries_it() {
+    let mut world = World::new(config(1, 50), 4);
+    let ejection = world.fail(0, 1).expect("it fails");
+    assert!(world.trial(0).is_none(), "its time is not over");
+    world.now = ejection.until;
+    assert!(!world.ejected(0) && world.endpoint(0).stats.is_out(), "it may be picked, and is not in");
+    let trial = world.trial(0).expect("the first request to pick it");
+    assert!(world.ejected(0), "others pass it by");
+    assert!(Trial::claim(world.endpoint(0), world.now).is_err());
+    drop(trial);
+    assert!(!world.ejected(0), "a trial that ended without a word gives its place to the next");
+    let trial = world.trial(0).expect("the next request");
+    assert_eq!(world.fail(0, 5), None, "what others say counts for nothing");
+    let shift = world.tried(trial, 503).expect("it fails again");
+    let again = shift.ejection.expect("and is out again");
+    assert_eq!((again.cause, again.count), (EjectionCause::TrialFailed, 2));
+    assert_eq!(again.until.since(world.now), BASE * 2, "for longer");
+    world.now = again.until;
+    let trial = world.trial(0).expect("another trial");
+    assert!(world.tried(trial, 200).is_some_and(|shift| shift.ejection.is_none()));
+    assert!(!world.endpoint(0).stats.is_out() && world.endpoint(0).stats.ejection_cause().is_none());
+}
+
+#[test]
+fn a_trial_of_before_says_nothing_about_another_instance() {
+    let mut world = World::new(config(1, 50), 4);
+    world.now = world.fail(0, 1).expect("it fails").until;
+    let old = world.trial(0).expect("a trial is due");
+    world.endpoint(0).stats.forgive();
+    assert!(world.tried(old, 500).is_none(), "the registry has taken it in");
+    assert!(!world.endpoint(0).stats.is_out());
+    world.now = world.fail(0, 1).expect("it fails anew").until;
+    assert_eq!(world.endpoint(0).stats.ejections(), 1, "nothing is held against it");
+    let trial = world.trial(0).expect("its own trial");
+    assert!(trial.ended(None, &Answer::new(AttemptOutcome::Failure, BASE), world.now).is_some());
+    assert!(!world.endpoint(0).stats.is_out(), "without a policy nobody keeps it out");
+}
+
+#[test]
+fn ejections_are_capped_in_time_and_what_is_beyond_is_not_held_against_it() {
+    let longest = Duration::from_secs(300);
+    assert_eq!(config(1, 50).ejection_time(1000), longest);
+    let long = OutlierDetection { base_ejection_time: longest * 2, ..config(1, 50) };
+    assert_eq!((long.ejection_time(1), long.ejection_time(3)), (longest * 2, longest * 2));
+    let capped = OutlierDetection { max_ejection_time: BASE * 2, ..config(1, 50) };
+    let mut world = World::new(capped, 4);
+    for count in [1, 2, 2, 2] {
+        let ejection = world.fail(0, 1).expect("it fails");
+        assert_eq!((ejection.count, ejection.until.since(world.now)), (count, BASE * count));
+        world.returns(0);
+    }
+}
+
+#[test]
+fn rates_are_looked_at_once_an_interval() {
+    let rate = FailurePercentage { threshold: 50, minimum_hosts: 2, request_volume: 10 };
+    let config = OutlierDetection { failure_percentage: Some(rate), ..config(0, 50) };
+    let mut world = World::new(config, 4);
+    let interval = |world: &World| {
+        for _ in 0..5 {
+            assert!((0..3).all(|at| world.answer(at, 200).is_empty()));
+            assert!(world.answer(0, 500).is_empty() && world.answer(1, 200).is_empty());
+        }
+    };
+    interval(&world);
+    world.now = world.now.after(config.interval);
+    let [shift] = &world.answer(3, 200)[..] else { panic!("the first answer after it judges") };
+    let ejection = shift.ejection.expect("half of the calls failed");
+    assert_eq!(ejection.cause, EjectionCause::FailurePercentage);
+    assert!(Arc::ptr_eq(&shift.endpoint, world.endpoint(0)));
+    world.returns(0);
+    interval(&world);
+    assert!(world.answer(3, 200).is_empty(), "the next is not over");
 }
 
 #[test]
@@ -119,38 +267,68 @@ fn never_the_last_and_no_more_than_the_percentage_but_one_always() {
 fn zero_switches_it_off_and_a_busy_decision_is_left_to_the_next_failure() {
     assert_eq!(World::new(config(0, 100), 3).fail(0, 100), None);
     let world = World::new(config(2, 100), 3);
-    world.deciding.store(true, Ordering::Relaxed);
+    world.fleet.deciding.store(true, Ordering::Relaxed);
     assert_eq!(world.fail(0, 3), None);
-    world.deciding.store(false, Ordering::Relaxed);
+    world.fleet.deciding.store(false, Ordering::Relaxed);
     assert!(world.fail(0, 1).is_some());
 }
 
 proptest! {
+    /// Whatever fails, is tried and ends without a word: the bounds hold, a trial is had by one at a time, and nothing
+    /// but a trial that went well takes an endpoint in.
     #[test]
     fn the_bounds_hold_whatever_happens(
         endpoints in 1u64..8,
         consecutive in 1u32..4,
         percent in 0u32..=100,
-        steps in prop::collection::vec((any::<prop::sample::Index>(), any::<bool>(), 0u64..40), 0..200),
+        split: bool,
+        steps in prop::collection::vec((any::<prop::sample::Index>(), 0usize..4, 0u64..40), 0..200),
     ) {
-        let mut world = World::new(config(consecutive, percent), endpoints);
-        for (at, failed, seconds) in steps {
+        let rate = FailurePercentage { threshold: 30, minimum_hosts: 1, request_volume: 3 };
+        let config = OutlierDetection {
+            split_external_local_origin_errors: split,
+            failure_percentage: Some(rate),
+            ..config(consecutive, percent)
+        };
+        let mut world = World::new(config, endpoints);
+        let mut rng = SeededRng::new(7);
+        let mut trials: Vec<(usize, Trial)> = Vec::new();
+        for (at, step, seconds) in steps {
             world.now = world.now.after(Duration::from_secs(seconds));
             let at = at.index(world.set.pickable().len());
-            let was = world.ejected(at);
-            let row = world.set.pickable()[at].stats.consecutive_5xx();
-            let outcome = if failed { AttemptOutcome::Failure } else { AttemptOutcome::Success };
-            let ejection = world.record(at, outcome);
-            prop_assert_eq!(invariants::ejection(&world.config, &world.set, world.now), Ok(()));
-            if let Some(ejection) = ejection {
-                prop_assert!(failed && !was && row + 1 >= consecutive);
-                prop_assert_eq!(ejection.until, world.now.after(world.config.ejection_time(ejection.count)));
-                prop_assert!(world.ejected(at));
-            } else {
-                prop_assert_eq!(world.ejected(at), was, "only an ejection ejects, only time returns");
+            let was_out = world.endpoint(at).stats.is_out();
+            let due = was_out && !world.ejected(at);
+            match Trial::claim(world.endpoint(at), world.now) {
+                Ok(Some(trial)) => {
+                    prop_assert!(due && trials.iter().all(|(other, _)| *other != at), "one at a time");
+                    trials.push((at, trial));
+                    prop_assert!(world.ejected(at));
+                }
+                Ok(None) => prop_assert!(!due),
+                Err(_) => prop_assert!(trials.iter().any(|(other, _)| *other == at)),
             }
-            if !failed {
-                prop_assert_eq!(world.set.pickable()[at].stats.consecutive_5xx(), 0);
+            let status = [200, 500, 503, 0][step];
+            let shifts = world.answer(at, status);
+            if was_out {
+                prop_assert!(shifts.is_empty() && world.endpoint(at).stats.is_out(), "only its trial counts");
+            }
+            for ejection in shifts.iter().filter_map(|shift| shift.ejection) {
+                prop_assert_eq!(ejection.until, world.now.after(config.ejection_time(ejection.count)));
+            }
+            if !trials.is_empty() && meshwork_base::Rng::below(&mut rng, 3) == 0 {
+                let (of, trial) = trials.swap_remove(0);
+                if step == 3 {
+                    drop(trial);
+                    prop_assert!(world.endpoint(of).stats.is_out(), "nobody has said a word");
+                } else {
+                    let shift = world.tried(trial, status).expect("it was out");
+                    prop_assert_eq!(shift.ejection.is_none(), status == 200);
+                    prop_assert_eq!(world.endpoint(of).stats.is_out(), status != 200);
+                }
+            }
+            prop_assert_eq!(invariants::ejection(&world.config, &world.set), Ok(()));
+            if status == 200 && !was_out {
+                prop_assert_eq!(world.endpoint(at).stats.consecutive_5xx(), 0);
             }
         }
     }

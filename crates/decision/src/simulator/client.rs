@@ -2,6 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
+use std::time::Duration;
 
 use meshwork_messages::v1;
 
@@ -72,11 +73,28 @@ fn policy(scenario: &Scenario) -> v1::Policy {
         Algorithm::RoundRobin => Wire::RoundRobin,
         Algorithm::Random => Wire::Random,
     };
+    let millis = |time: Duration| u32::try_from(time.as_millis()).expect("a time below seven weeks");
     let outlier_detection = policies.outlier_detection.map(|outlier| v1::OutlierDetection {
         consecutive_5xx: outlier.consecutive_5xx,
-        base_ejection_time_ms: u32::try_from(outlier.base_ejection_time.as_millis())
-            .expect("an ejection below seven weeks"),
+        base_ejection_time_ms: millis(outlier.base_ejection_time),
         max_ejection_percent: outlier.max_ejection_percent,
+        consecutive_gateway_failure: outlier.consecutive_gateway_failure,
+        consecutive_local_origin_failure: outlier.consecutive_local_origin_failure,
+        split_external_local_origin_errors: outlier.split_external_local_origin_errors,
+        interval_ms: millis(outlier.interval),
+        success_rate: outlier.success_rate.map(|rate| v1::outlier_detection::SuccessRate {
+            minimum_hosts: rate.minimum_hosts,
+            request_volume: rate.request_volume,
+            stdev_factor: rate.stdev_factor,
+        }),
+        failure_percentage: outlier.failure_percentage.map(|failures| {
+            v1::outlier_detection::FailurePercentage {
+                threshold: failures.threshold,
+                minimum_hosts: failures.minimum_hosts,
+                request_volume: failures.request_volume,
+            }
+        }),
+        max_ejection_time_ms: millis(outlier.max_ejection_time),
     });
     let spec =
         v1::TrafficPolicy { algorithm: algorithm.into(), outlier_detection, ..v1::TrafficPolicy::default() };

@@ -15,7 +15,7 @@ use crate::endpoint::{Endpoint, InFlight};
 use crate::invariants;
 use crate::limits::Permit;
 use crate::load::Answer;
-use crate::outlier::AttemptOutcome;
+use crate::outlier::{AttemptOutcome, Picked, Trial};
 use crate::reasons::NoReasons;
 use crate::retry::{AttemptFailure, Decision, RequestFacts, Retry, RetryPolicy};
 
@@ -67,6 +67,7 @@ struct Attempt {
     number: u64,
     request: usize,
     endpoint: Arc<Endpoint>,
+    trial: Option<Trial>,
     began: Tick,
     _in_flight: InFlight,
 }
@@ -203,8 +204,11 @@ impl<'s> Engine<'s> {
         let (id, deadline) = (request, self.deadline(self.requests.get(request)));
         let request = self.requests.get(id);
         let cluster = &self.clients[request.client].cluster;
-        let picked = cluster.pick(self.now, &mut self.chance, request.retry.tried()).expect("a fleet");
-        if picked.is_ejected(self.now)
+        let tried = request.retry.tried();
+        let Picked { endpoint: picked, trial } =
+            cluster.choose(self.now, &mut self.chance, tried, &mut NoReasons).expect("a fleet");
+        if trial.is_none()
+            && picked.stats.is_out()
             && cluster.endpoints().pickable().iter().any(|endpoint| !endpoint.is_ejected(self.now))
         {
             let at = self.now;
@@ -217,6 +221,7 @@ impl<'s> Engine<'s> {
             began: self.now,
             _in_flight: picked.begin(),
             endpoint: picked,
+            trial,
         };
         self.report.attempts += 1;
         if self.is_measured(self.now) {
@@ -271,16 +276,23 @@ impl<'s> Engine<'s> {
         if self.awaited(id).is_none() {
             return;
         }
-        let attempt = self.attempts.take(id.place as usize);
+        let mut attempt = self.attempts.take(id.place as usize);
         let request = self.requests.get_mut(attempt.request);
         request.permit = None;
         let cluster = Arc::clone(&self.clients[request.client].cluster);
         let outcome = if heard == Heard::Ok { AttemptOutcome::Success } else { AttemptOutcome::Failure };
         let answer = Answer::new(outcome, self.now.since(attempt.began));
-        if cluster.record(&attempt.endpoint, &answer, self.now).is_some() {
+        let trial = attempt.trial.take();
+        let tried = trial.and_then(|trial| cluster.tried(trial, &answer, self.now));
+        let mut shifts = cluster.record(&attempt.endpoint, &answer, self.now);
+        shifts.extend(tried);
+        for ejection in shifts.iter().filter_map(|shift| shift.ejection) {
             self.report.ejections += 1;
             let config = cluster.outlier_detection.as_ref().expect("something ejected");
-            if let Err(why) = invariants::ejection(config, &cluster.endpoints(), self.now) {
+            let time = ejection.until.since(self.now);
+            let held = invariants::ejection(config, &cluster.endpoints())
+                .and_then(|()| invariants::ejection_time(config, time));
+            if let Err(why) = held {
                 self.report.broken(|| why);
             }
         }

@@ -29,7 +29,19 @@ pub(crate) fn of_response(
             grpc.or_else(|| retry_after(response.fields.known(KnownName::RetryAfter)?, wall))
         }
     };
-    Answer { outcome, took, push_back }
+    let status = grpc.and_then(number).map_or(response.status, status_of_grpc);
+    Answer { outcome, status, took, push_back }
+}
+
+/// The status that a gRPC status stands for, as far as failures are told apart by it.
+const fn status_of_grpc(code: u16) -> u16 {
+    match code {
+        14 => 503,
+        4 => 504,
+        2 | 13 | 15 => 500,
+        8 => 429,
+        _ => 200,
+    }
 }
 
 /// What a failure says; `None`: nothing about the endpoint. That is so for a stale connection, and for what is our own
@@ -87,6 +99,12 @@ mod tests {
             assert_eq!(answer(200, &[("grpc-status", code)]).outcome, outcome, "{code}");
         }
         assert_eq!(answer(503, &[("grpc-status", "nonsense")]).outcome, Failure);
+        let told_apart = [("13", 500), ("14", 503), ("4", 504)];
+        for (code, status) in told_apart {
+            assert_eq!(answer(200, &[("grpc-status", code)]).status, status, "{code}");
+        }
+        assert_eq!(answer(502, &[]).status, 502);
+        assert_eq!(Answer::new(Failure, Duration::ZERO).status, 0, "of local origin");
     }
 
     #[test]

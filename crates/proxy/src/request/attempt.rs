@@ -9,7 +9,9 @@ use std::task::Poll;
 use std::time::Duration;
 
 use meshwork_base::{Clock, Tick};
-use meshwork_decision::{AttemptOutcome, Call, Cause, Endpoint, Permit, Ticket, Transport, is_idempotent};
+use meshwork_decision::{
+    AttemptOutcome, Call, Cause, Endpoint, Permit, Picked, Ticket, Transport, Trial, is_idempotent,
+};
 use meshwork_http1::{Fields, KnownName, ResponseHead};
 use meshwork_telemetry::{Phase, Protocol};
 use smallvec::SmallVec;
@@ -44,6 +46,8 @@ pub(crate) struct Attempts<'a> {
     began: Tick,
     /// Its connection was not there at once.
     waited: Cell<bool>,
+    /// The return of its endpoint hangs on this attempt.
+    trial: Option<Trial>,
     /// The circuit breaker wants to know how this attempt ends.
     ticket: Option<Ticket>,
     /// A kept connection turned out to be stale: the next one is new.
@@ -72,6 +76,7 @@ impl<'a> Attempts<'a> {
             endpoint: None,
             began: Tick::ZERO,
             waited: Cell::new(false),
+            trial: None,
             ticket: None,
             fresh: false,
             permit: None,
@@ -186,9 +191,10 @@ impl<'a> Attempts<'a> {
                 None => return,
             },
         };
-        if let Some(ejection) = cluster.record(endpoint, &answer, now) {
-            worker.ejected(cluster, endpoint, ejection);
+        if let Some(trial) = self.trial.take() {
+            worker.shifted(cluster, cluster.tried(trial, &answer, now));
         }
+        worker.shifted(cluster, cluster.record(endpoint, &answer, now));
         if let Some(ticket) = self.ticket.take() {
             let call = Call { failed: answer.outcome == AttemptOutcome::Failure, took };
             if let Some(state) = ticket.ended(call, now, &mut *worker.rng.borrow_mut()) {
@@ -249,19 +255,23 @@ impl<'a> Attempts<'a> {
         self.began = now;
         self.endpoint = None;
         // What came before has ended, though perhaps without a word on the service.
+        self.trial = None;
         self.ticket = None;
         self.ticket = cluster
             .try_call(now)
             .map_err(|cause| Failure::local(cause).because(Arc::clone(&cluster.key.service)))?;
         let rng = &mut *worker.rng.borrow_mut();
-        let mut picked = decide!(journey, |reasons| cluster.pick_explained(now, rng, &self.tried, reasons));
+        let mut picked = decide!(journey, |reasons| cluster.choose(now, rng, &self.tried, reasons));
         let unreached = self.repeats.unreached();
-        if picked.as_ref().is_some_and(|picked| unreached.contains(&picked.id)) {
-            picked = cluster.pick_beside(rng, unreached).or(picked);
+        if picked.as_ref().is_some_and(|picked| unreached.contains(&picked.endpoint.id))
+            && let Some(endpoint) = cluster.pick_beside(rng, unreached)
+        {
+            picked = Some(Picked { endpoint, trial: None });
         }
-        let Some(endpoint) = picked else {
+        let Some(Picked { endpoint, trial }) = picked else {
             return Err(Failure::local(Cause::NoHealthyUpstream).because(Arc::clone(&cluster.key.service)));
         };
+        self.trial = trial;
         self.tried.push(endpoint.id);
         self.endpoint = Some(endpoint);
         Ok(())

@@ -7,7 +7,7 @@ use std::time::Duration;
 use meshwork_base::Tick;
 use meshwork_decision::{
     Answer, AttemptFailure, AttemptOutcome, Call, Cause, Decision, Endpoint, Limited, NoReasons, Permit,
-    RequestFacts, Retry, StopReason, Ticket, Transport,
+    Picked, RequestFacts, Retry, StopReason, Ticket, Transport, Trial,
 };
 use smallvec::SmallVec;
 use tokio::time::sleep;
@@ -61,15 +61,15 @@ pub(super) async fn connect(
     loop {
         let began = worker.now();
         let ticket = cluster.try_call(began).map_err(over)?;
-        let picked = cluster.pick(began, &mut *worker.rng.borrow_mut(), &tried);
+        let picked = cluster.choose(began, &mut *worker.rng.borrow_mut(), &tried, &mut NoReasons);
         // One that has just failed is no other endpoint.
-        let fresh = picked.filter(|endpoint| !tried.contains(&endpoint.id));
-        let Some(endpoint) = fresh else {
+        let fresh = picked.filter(|picked| !tried.contains(&picked.endpoint.id));
+        let Some(Picked { endpoint, trial }) = fresh else {
             return Err(last.unwrap_or_else(|| over(Cause::NoHealthyUpstream)));
         };
         tried.push(endpoint.id);
         let outcome = once(cx, way, &endpoint, timeout, header.as_ref(), journey).await;
-        observe(cx, way, &endpoint, (began, ticket), outcome.as_ref().err());
+        observe(cx, way, &endpoint, (began, ticket, trial), outcome.as_ref().err());
         let failure = match outcome {
             Ok((end, open)) => return Ok(Upstream { end, _permit: permit, _open: open }),
             Err(failure) if failure.retry == error::Retry::No => return Err(failure),
@@ -152,8 +152,8 @@ async fn once(
 fn observe(
     cx: &Carried<'_>,
     way: &Way<'_>,
-    endpoint: &Endpoint,
-    (began, ticket): (Tick, Option<Ticket>),
+    endpoint: &Arc<Endpoint>,
+    (began, ticket, trial): (Tick, Option<Ticket>, Option<Trial>),
     failure: Option<&Failure>,
 ) {
     let outcome = match failure {
@@ -164,9 +164,11 @@ fn observe(
     let worker = cx.worker;
     let now = worker.now();
     let took = now.since(began);
-    if let Some(ejection) = way.cluster.record(endpoint, &Answer::new(outcome, took), now) {
-        worker.ejected(way.cluster, endpoint, ejection);
+    let answer = Answer::new(outcome, took);
+    if let Some(trial) = trial {
+        worker.shifted(way.cluster, way.cluster.tried(trial, &answer, now));
     }
+    worker.shifted(way.cluster, way.cluster.record(endpoint, &answer, now));
     let call = Call { failed: outcome == AttemptOutcome::Failure, took };
     let ended = ticket.and_then(|ticket| ticket.ended(call, now, &mut *worker.rng.borrow_mut()));
     if let Some(state) = ended {

@@ -73,14 +73,54 @@ record! {
 }
 
 record! {
-    /// When an endpoint is left out for a while.
+    /// When an endpoint is left out for a while, until one request has tried it. The names are Envoy's.
     pub struct OutlierDetection {
-        /// After so many failures in a row.
-        pub consecutive_5xx: Option<u32> as "consecutive5xx" [1..=u32::MAX.into()],
-        /// For so long, multiplied by how often it happened.
+        /// After so many failures in a row; 5 when absent, 0: never by these.
+        pub consecutive_5xx: Option<u32> as "consecutive5xx" [0..=u32::MAX.into()],
+        /// After so many times 502, 503 or 504 in a row; never by these when absent or 0.
+        pub consecutive_gateway_failure: Option<u32> as "consecutiveGatewayFailure" [0..=u32::MAX.into()],
+        /// Whether attempts without a response (refused, reset, timed out) are told apart from statuses; they count as
+        /// 5xx and as gateway errors when absent.
+        pub split_external_local_origin_errors: Option<bool> as "splitExternalLocalOriginErrors",
+        /// After so many attempts without a response in a row, where they are told apart; 5 when absent, 0: never by
+        /// these.
+        pub consecutive_local_origin_failure: Option<Spanned<u32>> as "consecutiveLocalOriginFailure" [0..=u32::MAX.into()],
+        /// How often rates are looked at; 10 s when absent.
+        pub interval: Option<Spanned<GatewayDuration>>,
+        /// When it succeeds less often than the fleet does; never by this when absent.
+        pub success_rate: Option<OutlierSuccessRate> as "successRate",
+        /// When it fails too often, whatever the fleet does; never by this when absent.
+        pub failure_percentage: Option<OutlierFailurePercentage> as "failurePercentage",
+        /// For so long, multiplied by how often it happened; 30 s when absent.
         pub base_ejection_time: Option<GatewayDuration> as "baseEjectionTime",
-        /// Never more than this share of the endpoints.
+        /// The longest time; 300 s, or one base time where that is longer, when absent.
+        pub max_ejection_time: Option<Spanned<GatewayDuration>> as "maxEjectionTime",
+        /// Never more than this share of the endpoints; 10 when absent.
         pub max_ejection_percent: Option<u32> as "maxEjectionPercent" [1..=100],
+    }
+}
+
+record! {
+    /// When an endpoint succeeds less often than the fleet does.
+    pub struct OutlierSuccessRate {
+        /// So many endpoints must have been asked enough; 5 when absent.
+        pub minimum_hosts: Option<u32> as "minimumHosts" [1..=100_000],
+        /// So many attempts in an interval are enough; 100 when absent.
+        pub request_volume: Option<u32> as "requestVolume" [1..=u32::MAX.into()],
+        /// So many standard deviations below the mean, in thousandths; 1900 when absent.
+        pub stdev_factor: Option<u32> as "stdevFactor" [1..=1_000_000],
+    }
+}
+
+record! {
+    /// When an endpoint fails too often.
+    pub struct OutlierFailurePercentage {
+        /// Percent of attempts; 85 when absent.
+        pub threshold: Option<u32> [1..=100],
+        /// So many endpoints must have been asked enough; 5 when absent.
+        pub minimum_hosts: Option<u32> as "minimumHosts" [1..=100_000],
+        /// So many attempts in an interval are enough; 50 when absent.
+        pub request_volume: Option<u32> as "requestVolume" [1..=u32::MAX.into()],
     }
 }
 
@@ -278,6 +318,7 @@ impl Body for TrafficPolicy {
         self.validate_proxy_protocol(cx);
         self.validate_scope(cx);
         self.validate_circuit_breaker(cx);
+        self.validate_outlier_detection(cx);
         let Some(retry) = &self.retry else { return };
         let request = self.timeouts.as_ref().and_then(|timeouts| timeouts.request);
         if let (Some(attempt), Some(request)) = (retry.per_try_timeout, request)
@@ -317,6 +358,33 @@ impl TrafficPolicy {
             );
             cx.error(other.span, codes::CONFLICTING_FIELDS, message).help =
                 Some("write a policy of its own for the services that are called".to_owned());
+        }
+    }
+
+    fn validate_outlier_detection(&self, cx: &mut Cx) {
+        let Some(outlier) = &self.outlier_detection else { return };
+        if let Some(row) = &outlier.consecutive_local_origin_failure
+            && outlier.split_external_local_origin_errors != Some(true)
+        {
+            let message = "`outlierDetection.consecutiveLocalOriginFailure` counts nothing unless \
+                           `splitExternalLocalOriginErrors` is true"
+                .to_owned();
+            cx.error(row.span, codes::CONFLICTING_FIELDS, message);
+        }
+        if let Some(interval) = &outlier.interval
+            && interval.is_zero()
+        {
+            let message = "`outlierDetection.interval` is longer than none".to_owned();
+            cx.error(interval.span, codes::CONFLICTING_FIELDS, message);
+        }
+        if let (Some(base), Some(longest)) = (outlier.base_ejection_time, &outlier.max_ejection_time)
+            && base > longest.inner
+        {
+            let message = format!(
+                "`outlierDetection.baseEjectionTime` ({base}) is longer than `maxEjectionTime` ({})",
+                longest.inner
+            );
+            cx.error(longest.span, codes::CONFLICTING_FIELDS, message);
         }
     }
 
