@@ -31,8 +31,8 @@ fn one_far_below_the_mean_is_an_outlier() {
 
 #[test]
 fn a_fleet_that_fails_alike_has_no_outliers() {
-    assert!(outliers(&by_success(1, 1, 1), &vec![tally(30, 10); 7]).is_empty());
-    assert!(outliers(&by_success(1, 1, 1), &vec![tally(3, 3); 7]).is_empty());
+    assert!(outliers(&by_success(1, 1, 1), &[tally(30, 10); 7]).is_empty());
+    assert!(outliers(&by_success(1, 1, 1), &[tally(3, 3); 7]).is_empty());
 }
 
 #[test]
