@@ -33,7 +33,7 @@ pub(crate) const DEFAULT_ATTEMPTS: u32 = 2;
 /// The wait before the first retry where nobody says it (Envoy's).
 pub(crate) const BACKOFF_BASE_MS: u32 = 25;
 /// Always on, so that retries never multiply an outage.
-pub(crate) const DEFAULT_BUDGET: v1::RetryBudget = v1::RetryBudget { percent: 20, min_per_second: 10 };
+pub(crate) const DEFAULT_BUDGET: v1::RetryBudget = v1::RetryBudget { percent: 20, min_per_second: 3 };
 
 /// The longest wait between retries where nobody says it (Envoy's): ten times the first.
 pub(crate) const fn backoff_max_ms(base: u32) -> u32 {

@@ -19,7 +19,7 @@ use crate::outlier::{self, Fleet, OutlierDetection, Picked, Shift, Trial};
 use crate::policy::RequestPolicy;
 use crate::proxy_protocol::ProxyVersion;
 use crate::reasons::{NoReasons, Outcome, Phase, Reason, Reasons};
-use crate::retry::BudgetWindow;
+use crate::retry::{BudgetWindow, RetryBudget};
 
 /// A service's name: `NAMESPACE/NAME`, and its port.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -269,6 +269,17 @@ impl Cluster {
     #[must_use]
     pub fn breaker_state(&self) -> BreakerState {
         self.shared.breaker.state()
+    }
+
+    /// A request begins: the budget of retries grows by its share.
+    pub fn count_request(&self, now: Tick) {
+        self.shared.budget.request(now);
+    }
+
+    /// Takes one repetition that no policy asks for from the default budget, if it has one left.
+    #[must_use]
+    pub fn may_repeat(&self, now: Tick) -> bool {
+        self.shared.budget.retry(RetryBudget::DEFAULT, now)
     }
 
     /// Counts something that begins, within the service's limits.

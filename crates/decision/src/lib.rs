@@ -29,6 +29,7 @@ mod filter;
 mod hostname;
 mod inbound;
 pub mod invariants;
+mod kinship;
 mod limits;
 mod load;
 mod matching;
@@ -58,6 +59,7 @@ pub use endpoint::{Endpoint, EndpointSet, EndpointStats, Exclusion, Health, InFl
 pub use filter::{Filter, HeaderEdit, HeaderEdits, PathEdit, Redirect, Rewrite};
 pub use hostname::{HostPattern, HostPatternError};
 pub use inbound::{Inbound, InboundPort, Mtls, mesh_sni};
+pub use kinship::{Family, Kin, Kinship};
 pub use limits::{Limited, Limits, Permit};
 pub use load::Answer;
 pub use matching::{FieldMatch, PathMatch, Pattern, PatternError, RouteMatch, ValueMatch};
@@ -72,7 +74,8 @@ pub use proxy_protocol::{ProxyProtocol, ProxyVersion};
 pub use reasons::{Explanation, NoReasons, Outcome, Phase, Reason, Reasons};
 pub use request::{OwnedRequest, RequestView, Scheme, split_authority};
 pub use retry::{
-    AttemptFailure, Decision, RequestFacts, Retry, RetryBudget, RetryPolicy, StopReason, is_idempotent,
+    AttemptFailure, Decision, LONGEST_PUSH_BACK, PushBack, RequestFacts, Retry, RetryBudget, RetryPolicy,
+    StopReason, is_idempotent,
 };
 pub use route::{Backend, Route, Rule, Target};
 pub use snapshot::Snapshot;

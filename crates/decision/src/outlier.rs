@@ -9,7 +9,7 @@
 //!                              the request went well
 //! ```
 //!
-//! *Signal.* A response of status 5xx or with a gRPC status of that kind in its head, or an attempt without a response
+//! *Signal.* A response of status 5xx or with a gRPC status of that kind, or an attempt without a response
 //! (refused, reset, timed out), is a failure; any other response is a success. Failures of our own (limits, no route) are
 //! no signal. An attempt without a response is of *local origin*: we say that it failed, not the endpoint. It counts like
 //! a 5xx, and like a gateway error, unless `split_external_local_origin_errors` keeps the two apart: then each has its own

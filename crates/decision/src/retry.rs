@@ -8,10 +8,13 @@
 //! repeated. A request whose body is gone (`replayable` false) is never repeated once some of it was sent.
 //!
 //! *How often.* At most `attempts` after the first, within the request's deadline, within the service's budget over ten
-//! seconds and its limit of retries under way; budget and limit are process-wide. A request that is itself a retry of
-//! the hop before (`nested`) is not repeated here, or attempts would multiply from hop to hop.
+//! seconds and its limit of retries under way; budget and limit are process-wide, and there is no retry without a budget.
+//! A request that is itself a retry of the hop before (`nested`) is not repeated here, or attempts would multiply from hop
+//! to hop. What an answer says about it (`PushBack`) is respected: never, or not before so long.
 //!
-//! *When.* After a back-off drawn evenly between zero and `base × 2^n`, capped: spread matters more than the mean. A
+//! *When.* After a back-off drawn evenly between zero and `base × 2^n`, capped: spread matters more than the mean. Where
+//! the endpoint said how long to stay away, that time comes first; if it is longer than [`LONGEST_PUSH_BACK`], or than the
+//! request has, its answer is passed on instead. A
 //! reused connection that the peer closed before any byte of the response says nothing about the endpoint: it is
 //! repeated at once on a fresh connection, without counting as an attempt, but only once for each endpoint tried.
 //!
@@ -52,8 +55,8 @@ pub struct RetryPolicy {
     pub backoff_base: Duration,
     /// The longest back-off.
     pub backoff_max: Duration,
-    /// How many retries there may be besides ordinary requests; absent: only the other bounds.
-    pub budget: Option<RetryBudget>,
+    /// How many retries there may be besides ordinary requests.
+    pub budget: RetryBudget,
 }
 
 impl RetryPolicy {
@@ -88,16 +91,33 @@ impl RetryPolicy {
 pub struct RetryBudget {
     /// Percent of the requests of the last ten seconds.
     pub percent: u32,
-    /// Retries that are allowed besides, per second of the window.
+    /// Retries per second of the window that are allowed in any case.
     pub min_per_second: u32,
 }
 
 impl RetryBudget {
+    /// Where nobody says otherwise, and for what is repeated without a policy. Envoy's numbers; with the second every
+    /// service that gets less than 15 requests a second may have more than a fifth repeated.
+    pub const DEFAULT: Self = Self { percent: 20, min_per_second: 3 };
+
     /// How many retries there may be in ten seconds with so many requests.
     #[must_use]
     pub fn allowed(self, requests: u64) -> u64 {
-        requests.saturating_mul(self.percent.into()) / 100 + WINDOW as u64 * u64::from(self.min_per_second)
+        let share = requests.saturating_mul(self.percent.into()) / 100;
+        share.max(WINDOW as u64 * u64::from(self.min_per_second))
     }
+}
+
+/// The longest that a request waits because an endpoint asked for it.
+pub const LONGEST_PUSH_BACK: Duration = Duration::from_secs(10);
+
+/// What an answer says about being asked again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PushBack {
+    /// Do not (a negative `grpc-retry-pushback-ms`, `x-envoy-overloaded`).
+    Never,
+    /// Not before so long (`Retry-After`, `grpc-retry-pushback-ms`).
+    After(Duration),
 }
 
 /// Seconds of a budget's window.
@@ -154,7 +174,7 @@ impl BudgetWindow {
 
     /// Takes one retry from the budget, if there is one. Counting comes after looking, so workers that come together
     /// may overdraw it by one each.
-    fn retry(&self, budget: RetryBudget, now: Tick) -> bool {
+    pub(crate) fn retry(&self, budget: RetryBudget, now: Tick) -> bool {
         let (requests, retries) = self.sums(now);
         if retries >= budget.allowed(requests) {
             return false;
@@ -162,6 +182,15 @@ impl BudgetWindow {
         debug_assert_eq!(invariants::retry_budget(budget, requests, retries + 1), Ok(()));
         self.add(now, RETRIES, 1);
         true
+    }
+}
+
+impl PushBack {
+    /// How long to wait; `None`: the answer is final.
+    fn wait(self, deadline: Option<Tick>, now: Tick) -> Option<Duration> {
+        let Self::After(time) = self else { return None };
+        let fits = deadline.is_none_or(|deadline| deadline > now.after(time));
+        (fits && time <= LONGEST_PUSH_BACK).then_some(time)
     }
 }
 
@@ -212,6 +241,8 @@ pub struct RequestFacts {
     pub nested: bool,
     /// When its time is over.
     pub deadline: Option<Tick>,
+    /// What the answer said about being asked again.
+    pub push_back: Option<PushBack>,
 }
 
 /// Whether repeating a request of this method has no effect of its own (RFC 9110, 9.2.2).
@@ -254,6 +285,8 @@ pub enum StopReason {
     MaxRetries,
     /// Its time would be over before.
     Deadline,
+    /// The endpoint asked for it, or for a longer wait than there may be.
+    PushBack,
 }
 
 impl StopReason {
@@ -265,7 +298,25 @@ impl StopReason {
             Self::Budget => Some(Cause::RetryBudget),
             Self::MaxRetries => Some(Cause::MaxRetries),
             Self::Deadline => Some(Cause::RequestTimeout),
-            Self::NotCalledFor | Self::NotRepeatable | Self::NotReplayable | Self::Nested => None,
+            Self::NotCalledFor
+            | Self::NotRepeatable
+            | Self::NotReplayable
+            | Self::Nested
+            | Self::PushBack => None,
+        }
+    }
+
+    /// Whether the failure is final though it was one to repeat: the hop before must not begin anew.
+    #[must_use]
+    pub const fn is_for_good(self) -> bool {
+        match self {
+            Self::Attempts
+            | Self::Budget
+            | Self::MaxRetries
+            | Self::Deadline
+            | Self::Nested
+            | Self::PushBack => true,
+            Self::NotCalledFor | Self::NotRepeatable | Self::NotReplayable => false,
         }
     }
 
@@ -279,6 +330,7 @@ impl StopReason {
             Self::Budget => "the retry budget is spent",
             Self::MaxRetries => "as many retries as the limit allows are under way",
             Self::Deadline => "the request's time would be over before",
+            Self::PushBack => "the endpoint asked not to be asked again, or not for long",
         }
     }
 }
@@ -297,9 +349,13 @@ impl Retry {
     /// Begins a request; it counts for the budget.
     #[must_use]
     pub fn begin(policy: Option<&Arc<RetryPolicy>>, cluster: &Arc<Cluster>, now: Tick) -> Self {
-        if policy.is_some_and(|p| p.budget.is_some()) {
-            cluster.shared.budget.request(now);
-        }
+        cluster.count_request(now);
+        Self::of_counted(policy, cluster)
+    }
+
+    /// The attempts of a request that was counted when it began.
+    #[must_use]
+    pub fn of_counted(policy: Option<&Arc<RetryPolicy>>, cluster: &Arc<Cluster>) -> Self {
         let cluster = Arc::clone(cluster);
         Self { policy: policy.cloned(), cluster, retries: 0, tried: SmallVec::new(), stale: SmallVec::new() }
     }
@@ -380,12 +436,15 @@ impl Retry {
         if self.retries >= policy.attempts {
             return Err(StopReason::Attempts);
         }
-        let after = policy.backoff(self.retries + 1, rng);
+        let mut after = policy.backoff(self.retries + 1, rng);
+        if let Some(push_back) = facts.push_back {
+            after = after.saturating_add(push_back.wait(facts.deadline, now).ok_or(StopReason::PushBack)?);
+        }
         if facts.deadline.is_some_and(|d| d <= now.after(after)) {
             return Err(StopReason::Deadline);
         }
         let permit = self.cluster.admit(Limited::Retry).map_err(|_| StopReason::MaxRetries)?;
-        if policy.budget.is_some_and(|b| !self.cluster.shared.budget.retry(b, now)) {
+        if !self.cluster.shared.budget.retry(policy.budget, now) {
             return Err(StopReason::Budget);
         }
         self.retries += 1;

@@ -13,6 +13,7 @@
 //! seed give the same report on every machine; what arrives when, and how much work it is, does not depend on what is
 //! decided, so that algorithms are compared on the same traffic.
 
+mod chain;
 mod client;
 mod engine;
 pub mod fleets;
@@ -20,6 +21,7 @@ mod report;
 mod scenario;
 mod server;
 
+pub use chain::{Chain, Reached, run_chain};
 pub use report::{Report, median};
 pub use scenario::{Arrivals, Burst, Instance, Phase, Policies, Scenario, Spread, State};
 

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use meshwork_base::SpiffeId;
+use meshwork_decision::Kinship;
 use meshwork_identity::{Bundle, BundleError, Denied, Identity, IdentityError, Peer};
 use rustls_pki_types::CertificateDer;
 
@@ -26,6 +27,8 @@ pub struct Mesh {
     /// Doors of the outbound side that lead to one service each (its authority), for clients that speak neither HTTP nor
     /// to a proxy. [`crate::Engine::listen`] opens them, as [`Side::Outbound`] at these addresses.
     pub doors: BTreeMap<SocketAddr, Arc<str>>,
+    /// What retries of both sides of an application must know of each other.
+    pub kinship: Arc<Kinship>,
 }
 
 impl fmt::Debug for Mesh {

@@ -137,7 +137,7 @@ fn what_a_retry_leaves_out_is_written_out() {
     assert_eq!(retry.status_codes, [500, 502, 503, 504]);
     assert_eq!((retry.attempts, retry.backoff_base_ms, retry.backoff_max_ms), (2, 25, 250));
     assert_eq!((retry.on_reset, retry.grpc_codes), (false, vec![14]));
-    assert_eq!(retry.budget, Some(v1::RetryBudget { percent: 20, min_per_second: 10 }));
+    assert_eq!(retry.budget, Some(v1::RetryBudget { percent: 20, min_per_second: 3 }));
     let outlier = traffic.outlier_detection.unwrap();
     let said = (outlier.consecutive_5xx, outlier.base_ejection_time_ms, outlier.max_ejection_percent);
     assert_eq!(said, (5, 30_000, 10));

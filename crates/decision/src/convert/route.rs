@@ -251,8 +251,10 @@ fn field_name(at: &str, name: &str) -> Result<Box<str>> {
 
 pub(crate) fn retry(at: &str, message: &v1::Retry) -> Result<RetryPolicy> {
     let code = |want| move |at: &str, &c: &u32| u16::try_from(c).or_else(|_| value(at, c, want));
-    let budget =
-        message.budget.as_ref().map(|b| RetryBudget { percent: b.percent, min_per_second: b.min_per_second });
+    let budget = message.budget.as_ref().map_or(RetryBudget::DEFAULT, |b| RetryBudget {
+        percent: b.percent,
+        min_per_second: b.min_per_second,
+    });
     Ok(RetryPolicy {
         attempts: message.attempts,
         status_codes: each(at, &message.status_codes, code("write statuses from 400 to 599"))?,

@@ -17,7 +17,8 @@ fn policy() -> RetryPolicy {
         per_try_timeout: None,
         backoff_base: Duration::from_millis(25),
         backoff_max: Duration::from_millis(250),
-        budget: None,
+        // Not what is tested but where it is.
+        budget: RetryBudget { percent: 100, min_per_second: 1_000 },
     }
 }
 
@@ -30,8 +31,14 @@ fn cluster(max_retries: Option<u32>) -> Arc<Cluster> {
     Arc::new(cluster)
 }
 
-const GET: RequestFacts =
-    RequestFacts { idempotent: true, sent: true, replayable: true, nested: false, deadline: None };
+const GET: RequestFacts = RequestFacts {
+    idempotent: true,
+    sent: true,
+    replayable: true,
+    nested: false,
+    deadline: None,
+    push_back: None,
+};
 const POST: RequestFacts = RequestFacts { idempotent: false, ..GET };
 
 fn after(policy: RetryPolicy, failure: AttemptFailure, facts: &RequestFacts) -> Result<(), StopReason> {
@@ -150,7 +157,7 @@ fn a_deadline_ends_retries() {
 #[test]
 fn a_failing_service_sees_no_more_retries_than_the_budget_allows() {
     let budget = RetryBudget { percent: 20, min_per_second: 1 };
-    let policy = Arc::new(RetryPolicy { attempts: 5, budget: Some(budget), ..policy() });
+    let policy = Arc::new(RetryPolicy { attempts: 5, budget, ..policy() });
     let cluster = cluster(None);
     let mut rng = SeededRng::new(1);
     let mut retries = 0u64;
@@ -169,8 +176,41 @@ fn a_failing_service_sees_no_more_retries_than_the_budget_allows() {
         }
     }
     assert!(budget_stops > 0);
-    // 100 requests a second for 100 s: 20 % of them, and one a second besides.
-    assert!((1_900..=2_200).contains(&retries), "{retries}");
+    // 100 requests a second for 100 s: 20 % of them; one a second is less than that.
+    assert!((1_900..=2_100).contains(&retries), "{retries}");
+}
+
+#[test]
+fn a_push_back_delays_the_retry_and_a_refusal_ends_it() {
+    let at = |ms: u64| Tick::ZERO.after(Duration::from_millis(ms));
+    let told = |push_back, deadline: Option<u64>| {
+        let facts = RequestFacts { push_back: Some(push_back), deadline: deadline.map(at), ..GET };
+        let mut retry = Retry::begin(Some(&Arc::new(policy())), &cluster(None), Tick::ZERO);
+        let rng = &mut SeededRng::new(1);
+        match retry.after(AttemptFailure::Status(503), Some(1), &facts, Tick::ZERO, rng, &mut NoReasons) {
+            Decision::Again { after, .. } => Ok(after),
+            Decision::Stop(reason) => Err(reason),
+        }
+    };
+    let second = PushBack::After(Duration::from_secs(1));
+    let after = told(second, None).unwrap();
+    assert!((Duration::from_secs(1)..=Duration::from_millis(1025)).contains(&after), "{after:?}");
+    assert_eq!(told(PushBack::Never, None), Err(StopReason::PushBack));
+    assert_eq!(told(second, Some(1000)), Err(StopReason::PushBack), "its answer is better than a time-out");
+    assert!(told(second, Some(1026)).is_ok());
+    assert!(told(PushBack::After(LONGEST_PUSH_BACK), None).is_ok());
+    let long = PushBack::After(LONGEST_PUSH_BACK + Duration::from_millis(1));
+    assert_eq!(told(long, None), Err(StopReason::PushBack), "nobody waits for so long");
+}
+
+#[test]
+fn without_a_policy_too_there_is_a_budget() {
+    let cluster = cluster(None);
+    let granted = (0..100).filter(|_| cluster.may_repeat(Tick::ZERO)).count();
+    assert_eq!(granted, 30, "three a second for ten seconds, with no requests at all");
+    (0..1000).for_each(|_| cluster.count_request(Tick::ZERO));
+    let granted = (0..1000).filter(|_| cluster.may_repeat(Tick::ZERO)).count();
+    assert_eq!(granted, 170, "a fifth of a thousand in all");
 }
 
 proptest! {

@@ -314,6 +314,7 @@ impl<'s> Engine<'s> {
             replayable: true,
             nested: false,
             deadline: Some(deadline),
+            push_back: None,
         };
         let endpoint = Some(attempt.endpoint.id);
         match request.retry.after(failure, endpoint, &facts, self.now, &mut self.chance, &mut NoReasons) {

@@ -150,7 +150,7 @@ impl Default for Policies {
                 per_try_timeout: Some(Duration::from_secs(1)),
                 backoff_base: Duration::from_millis(25),
                 backoff_max: Duration::from_millis(250),
-                budget: Some(RetryBudget { percent: 20, min_per_second: 0 }),
+                budget: RetryBudget { percent: 20, min_per_second: 0 },
             },
             timeout: Duration::from_secs(5),
         }

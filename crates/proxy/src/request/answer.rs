@@ -2,12 +2,14 @@
 
 use std::time::Duration;
 
-use meshwork_decision::{Answer, AttemptOutcome, Cause};
+use meshwork_decision::{Answer, AttemptOutcome, Cause, PushBack};
 use meshwork_http1::{KnownName, ResponseHead};
 
+use super::kin::OVERLOADED;
 use crate::error::{Failure, Fault, Retry};
 
-/// gRPC's push-back (gRFC A6), in milliseconds; a negative one is a word on retries, not on when to come again.
+/// gRPC's push-back (gRFC A6), in milliseconds; a negative one, or one that is no number, is a word on retries and not
+/// on when to come again.
 const PUSH_BACK: &str = "grpc-retry-pushback-ms";
 
 /// What a response's head says. `wall` is the time since the Unix epoch, asked for when a date is to be understood.
@@ -17,17 +19,13 @@ pub(crate) fn of_response(
     took: Duration,
     wall: impl FnOnce() -> Duration,
 ) -> Answer {
-    let grpc = if is_grpc { response.fields.known(KnownName::GrpcStatus) } else { None };
-    let outcome = match grpc.and_then(number) {
-        None => AttemptOutcome::of_status(response.status),
-        Some(code) => AttemptOutcome::of_grpc(code),
-    };
+    let outcome = outcome(response, is_grpc);
     let push_back = match outcome {
         AttemptOutcome::Success => None,
-        AttemptOutcome::Overloaded | AttemptOutcome::Failure => {
-            let grpc = response.fields.get(PUSH_BACK).and_then(number).map(Duration::from_millis);
-            grpc.or_else(|| retry_after(response.fields.known(KnownName::RetryAfter)?, wall))
-        }
+        AttemptOutcome::Overloaded | AttemptOutcome::Failure => match push_back(response, wall) {
+            Some(PushBack::After(time)) => Some(time),
+            Some(PushBack::Never) | None => None,
+        },
     };
     let status = grpc.and_then(number).map_or(response.status, status_of_grpc);
     Answer { outcome, status, took, push_back }
@@ -42,6 +40,41 @@ const fn status_of_grpc(code: u16) -> u16 {
         8 => 429,
         _ => 200,
     }
+}
+
+/// What a response's head says of its endpoint.
+pub(crate) fn outcome(response: &ResponseHead, is_grpc: bool) -> AttemptOutcome {
+    let grpc = if is_grpc { response.fields.known(KnownName::GrpcStatus) } else { None };
+    match grpc.and_then(number) {
+        None => AttemptOutcome::of_status(response.status),
+        Some(code) => AttemptOutcome::of_grpc(code),
+    }
+}
+
+/// Whether only the trailers will say what became of a call: with a message gRPC's status comes behind it.
+pub(crate) fn comes_late(response: &ResponseHead, is_grpc: bool) -> bool {
+    is_grpc && response.status == 200 && response.fields.known(KnownName::GrpcStatus).is_none()
+}
+
+/// What became of a call whose status came late. A caller who left has heard enough.
+pub(crate) fn of_end(ended: Result<(), &Failure>, grpc_status: Option<u8>, took: Duration) -> Answer {
+    let outcome = match (ended, grpc_status) {
+        (Err(failure), _) if of_failure(failure, took).is_some() => AttemptOutcome::Failure,
+        (Ok(()), Some(code)) => AttemptOutcome::of_grpc(code.into()),
+        (Err(_), _) | (Ok(()), None) => AttemptOutcome::Success,
+    };
+    Answer::new(outcome, took)
+}
+
+/// What a failed response says about being asked again.
+pub(crate) fn push_back(response: &ResponseHead, wall: impl FnOnce() -> Duration) -> Option<PushBack> {
+    if response.fields.get(OVERLOADED).is_some() {
+        return Some(PushBack::Never);
+    }
+    if let Some(grpc) = response.fields.get(PUSH_BACK) {
+        return Some(number(grpc).map_or(PushBack::Never, |ms| PushBack::After(Duration::from_millis(ms))));
+    }
+    retry_after(response.fields.known(KnownName::RetryAfter)?, wall).map(PushBack::After)
 }
 
 /// What a failure says; `None`: nothing about the endpoint. That is so for a stale connection, and for what is our own
@@ -122,6 +155,36 @@ mod tests {
         let grpc = |value| answer(200, &[("grpc-status", "8"), ("grpc-retry-pushback-ms", value)]).push_back;
         assert_eq!(grpc("250"), Some(Duration::from_millis(250)));
         assert_eq!(grpc("-1"), None);
+    }
+
+    #[test]
+    fn an_answer_says_whether_and_when_to_ask_again() {
+        let word = |name: &str, value: &str| {
+            let mut head = ResponseHead { status: 503, ..ResponseHead::default() };
+            head.fields.push(name, value).unwrap();
+            push_back(&head, || Duration::ZERO)
+        };
+        assert_eq!(word("Grpc-Retry-Pushback-Ms", "250"), Some(PushBack::After(Duration::from_millis(250))));
+        assert_eq!(word("grpc-retry-pushback-ms", "-1"), Some(PushBack::Never));
+        assert_eq!(word("grpc-retry-pushback-ms", "soon"), Some(PushBack::Never), "gRFC A6");
+        assert_eq!(word("x-envoy-overloaded", "true"), Some(PushBack::Never));
+        assert_eq!(word("retry-after", "2"), Some(PushBack::After(Duration::from_secs(2))));
+        assert_eq!(word("retry-after", "soon"), None);
+        assert_eq!(word("server", "x"), None);
+    }
+
+    #[test]
+    fn what_trailers_say_counts_and_a_caller_who_left_says_nothing() {
+        let of = |ended: Result<(), &Failure>, code| of_end(ended, code, Duration::ZERO).outcome;
+        assert_eq!(of(Ok(()), Some(14)), AttemptOutcome::Failure);
+        assert_eq!(of(Ok(()), Some(8)), AttemptOutcome::Overloaded);
+        assert_eq!(
+            (of(Ok(()), Some(0)), of(Ok(()), None)),
+            (AttemptOutcome::Success, AttemptOutcome::Success)
+        );
+        let broken = Failure::upstream(Cause::UpstreamReset, Retry::No);
+        assert_eq!(of(Err(&broken), None), AttemptOutcome::Failure);
+        assert_eq!(of(Err(&Failure::downstream(Cause::DownstreamReset)), None), AttemptOutcome::Success);
     }
 
     #[test]

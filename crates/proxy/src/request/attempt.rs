@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use meshwork_base::{Clock, Tick};
 use meshwork_decision::{
-    AttemptOutcome, Call, Cause, Endpoint, Permit, Picked, Ticket, Transport, Trial, is_idempotent,
+    Answer, AttemptOutcome, Call, Cause, Endpoint, Permit, Picked, Ticket, Transport, Trial, is_idempotent,
 };
 use meshwork_http1::{Fields, KnownName, ResponseHead};
 use meshwork_telemetry::{Phase, Protocol};
@@ -50,6 +50,8 @@ pub(crate) struct Attempts<'a> {
     trial: Option<Trial>,
     /// The circuit breaker wants to know how this attempt ends.
     ticket: Option<Ticket>,
+    /// How long the head of the response took, where only its end says what became of the call.
+    late: Option<Duration>,
     /// A kept connection turned out to be stale: the next one is new.
     fresh: bool,
     /// Counts a retry while it is under way.
@@ -78,6 +80,7 @@ impl<'a> Attempts<'a> {
             waited: Cell::new(false),
             trial: None,
             ticket: None,
+            late: None,
             fresh: false,
             permit: None,
             announcement: announcement_for(conn, target),
@@ -104,7 +107,8 @@ impl<'a> Attempts<'a> {
             journey.record.bytes_received = body.received;
             let now = self.conn.worker.now();
             journey.attempted(outcome.as_ref().map(|_| response.status), body, now);
-            self.observe(outcome.as_ref().map(|_| ()), response, journey.is_grpc(), now);
+            let more = outcome.as_ref().is_ok_and(|exchange| !exchange.is_end());
+            self.observe(outcome.as_ref().map(|_| ()), response, (journey.is_grpc(), more), now);
             let endpoint = self.endpoint.as_ref().map(|endpoint| endpoint.id);
             let repeat = match outcome {
                 Ok(exchange) => {
@@ -176,14 +180,24 @@ impl<'a> Attempts<'a> {
         self.unless_interrupted(Box::pin(sleeping), down, deadlines).await
     }
 
-    /// Tells balancer and outlier detection, once per attempt.
-    fn observe(&mut self, outcome: Result<(), &Failure>, response: &ResponseHead, is_grpc: bool, now: Tick) {
-        let (Target::Service { cluster, .. }, Some(endpoint)) = (self.target, &self.endpoint) else { return };
+    /// Tells balancer and outlier detection, once per attempt. `more`: something follows the response's head.
+    fn observe(
+        &mut self,
+        outcome: Result<(), &Failure>,
+        response: &ResponseHead,
+        (is_grpc, more): (bool, bool),
+        now: Tick,
+    ) {
+        let (Target::Service { cluster, .. }, Some(_)) = (self.target, &self.endpoint) else { return };
         let worker = &self.conn.worker;
         let took = now.since(self.began);
         let answer = match outcome {
             Ok(()) => {
                 cluster.served();
+                if more && answer::comes_late(response, is_grpc) {
+                    self.late = Some(took);
+                    return;
+                }
                 answer::of_response(response, is_grpc, took, || worker.shared.clock.wall())
             }
             Err(failure) => match answer::of_failure(failure, took) {
@@ -191,12 +205,25 @@ impl<'a> Attempts<'a> {
                 None => return,
             },
         };
-        if let Some(trial) = self.trial.take() {
-            worker.shifted(cluster, cluster.tried(trial, &answer, now));
+        self.tell(&answer, now);
+    }
+
+    /// The response has ended: what only its trailers could say is told now. It is too late for another attempt.
+    pub(crate) fn ended(&mut self, ended: Result<(), &Failure>, grpc_status: Option<u8>) {
+        if let Some(took) = self.late.take() {
+            self.tell(&answer::of_end(ended, grpc_status, took), self.conn.worker.now());
         }
-        worker.shifted(cluster, cluster.record(endpoint, &answer, now));
+    }
+
+    fn tell(&mut self, answer: &Answer, now: Tick) {
+        let (Target::Service { cluster, .. }, Some(endpoint)) = (self.target, &self.endpoint) else { return };
+        let worker = &self.conn.worker;
+        if let Some(trial) = self.trial.take() {
+            worker.shifted(cluster, cluster.tried(trial, answer, now));
+        }
+        worker.shifted(cluster, cluster.record(endpoint, answer, now));
         if let Some(ticket) = self.ticket.take() {
-            let call = Call { failed: answer.outcome == AttemptOutcome::Failure, took };
+            let call = Call { failed: answer.outcome == AttemptOutcome::Failure, took: answer.took };
             if let Some(state) = ticket.ended(call, now, &mut *worker.rng.borrow_mut()) {
                 worker.breaker_changed(cluster, state);
             }

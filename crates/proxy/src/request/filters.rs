@@ -8,6 +8,7 @@ use meshwork_http1::{FieldError, Fields, HopByHop, KnownName, RequestHead, Respo
 use meshwork_telemetry::Protocol;
 
 use super::journey::Journey;
+use super::kin;
 use super::route::{Seen, Target, Way};
 use crate::downstream::connection::Conn;
 use crate::error::Failure;
@@ -72,7 +73,12 @@ pub(crate) fn request(
     if hop.upgrade.is_some() {
         offer(conn, &mut hop, head, journey).map_err(|error| internal(&error))?;
     }
-    let mut outgoing = Outgoing { path: None, hop, https: conn.https, nested: is_nested(conn, head) };
+    let mut nested = is_nested(conn, head);
+    if !nested && kin::is_of_retry(conn, &head.fields) {
+        nested = true;
+        head.fields.set_known(KnownName::XEnvoyAttemptCount, "2").map_err(|error| internal(&error))?;
+    }
+    let mut outgoing = Outgoing { path: None, hop, https: conn.https, nested };
     own_host(head).map_err(|error| internal(&error))?;
     if let Way::Rule(matched) = way
         && let Some((status, location)) = apply(conn, matched, head, &mut outgoing, journey)?
@@ -80,6 +86,9 @@ pub(crate) fn request(
         return Ok(Verdict::Answer { status, location });
     }
     forwarded(conn, &mut head.fields, journey).map_err(|error| internal(&error))?;
+    if outgoing.nested && matches!(conn.place, Place::Inbound(_)) {
+        journey.is_retry_of_caller(&head.fields);
+    }
     Ok(Verdict::Forward(outgoing))
 }
 

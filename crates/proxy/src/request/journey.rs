@@ -10,6 +10,7 @@ use meshwork_http1::{FieldError, Fields, KnownName, RequestHead, ResponseHead, V
 use meshwork_telemetry::{Phase, Protocol, Record, Traced};
 
 use super::body::RequestBody;
+use super::kin::Retried;
 use super::reply::is_grpc;
 use super::trace;
 use super::tried::{Attempted, Known};
@@ -28,6 +29,8 @@ pub(crate) struct Journey<'c> {
     /// Counts the request among those of its service, where that has a limit.
     permit: Option<Permit>,
     in_flight: Option<InFlight>,
+    /// What the application calls meanwhile is not repeated.
+    retried: Option<Box<Retried>>,
     /// Somebody asks about this request.
     sighting: Option<Box<Sighting>>,
     attempted: Attempted,
@@ -86,6 +89,7 @@ impl<'c> Journey<'c> {
             called,
             permit: None,
             in_flight: None,
+            retried: None,
             sighting,
             attempted: Attempted::default(),
             traced,
@@ -177,6 +181,11 @@ impl<'c> Journey<'c> {
         self.called.own = Some(Arc::clone(&port.key.service));
     }
 
+    /// It is a retry of the hop before.
+    pub(crate) fn is_retry_of_caller(&mut self, fields: &Fields) {
+        self.retried = Some(Retried::begin(self.conn, fields));
+    }
+
     /// An attempt begins.
     pub(crate) fn attempt(
         &mut self,
@@ -266,6 +275,7 @@ impl<'c> Journey<'c> {
             self.record.duration = worker.now().since(self.started);
             self.in_flight = None;
             self.permit = None;
+            self.retried = None;
             worker.log(self.record);
             series::of(self.conn, &self.called).observe(self.record);
             let class = worker.recorder.class(self.record);

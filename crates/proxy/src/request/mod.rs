@@ -5,7 +5,7 @@
 //! route    decision: listener, rule; who may; which backend         route.rs
 //! filters  decision says what, here it is done                      filters.rs
 //! attempt  endpoint, connection, head out, head back                attempt.rs
-//! retry    once more?                                               retry.rs
+//! retry    once more?                                               retry.rs, kin.rs
 //! transfer bodies both ways at the same time                        transfer.rs
 //! trace    which span is whose parent                            trace.rs
 //! tunnel   after a change of protocol: bytes both ways              tunnel.rs
@@ -22,6 +22,7 @@ mod deadline;
 pub(crate) mod discover;
 mod filters;
 mod journey;
+mod kin;
 pub(crate) mod path;
 mod reply;
 mod retry;
@@ -148,6 +149,7 @@ async fn run(
     let exchange = attempts.run(&sent, down, &mut body, response, journey, &mut deadlines).await?;
     journey.enter(Phase::Response);
     filters::response(&way, &target, response)
+        .and_then(|()| kin::mark(conn, &head.fields, response, journey.is_grpc()))
         .map_err(|error| Failure::local(Cause::Internal).because(error.to_string()))?;
     journey.responded(response);
     if response.tunnel {
@@ -156,5 +158,7 @@ async fn run(
         journey.enter(Phase::Tunnel);
         return Box::pin(tunnel::run(conn, exchange, down, &sent, &body, response, journey)).await;
     }
-    transfer::response(conn, exchange, down, &mut body, response, journey, &mut deadlines).await
+    let done = transfer::response(conn, exchange, down, &mut body, response, journey, &mut deadlines).await;
+    attempts.ended(done.as_ref().map(|()| ()), journey.record.grpc_status);
+    done
 }

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use meshwork_base::Clock;
 use meshwork_decision::{
     AttemptFailure, Cause, Cluster, Decision, Limited, Permit, RequestFacts, RetryPolicy, StopReason,
     is_idempotent,
@@ -14,6 +15,7 @@ use super::body::RequestBody;
 use super::deadline::Deadlines;
 use super::journey::{Journey, decide};
 use super::route::Target;
+use super::{answer, kin};
 use crate::downstream::connection::Conn;
 use crate::error::{Failure, Retry};
 use crate::upstream::Head;
@@ -37,7 +39,7 @@ pub(crate) enum Again {
 pub(crate) struct Repeats<'a> {
     conn: &'a Conn,
     service: Option<(&'a Arc<Cluster>, Option<&'a Arc<RetryPolicy>>)>,
-    /// Made when it is needed; where the policy has a budget, at once, since every request counts for that.
+    /// Made when it is needed.
     state: Option<Box<meshwork_decision::Retry>>,
     unseen: u32,
     reset: u32,
@@ -55,7 +57,10 @@ impl<'a> Repeats<'a> {
             Target::Service { cluster, policy, .. } => Some((cluster, policy.retry(Some(cluster)))),
             Target::App { .. } => None,
         };
-        let mut repeats = Self {
+        if let Some((cluster, _)) = service {
+            cluster.count_request(conn.worker.now());
+        }
+        Self {
             conn,
             service,
             state: None,
@@ -64,13 +69,7 @@ impl<'a> Repeats<'a> {
             pauses: 0,
             unreached: SmallVec::new(),
             stale_app: false,
-        };
-        if let Some((cluster, Some(policy))) = service
-            && policy.budget.is_some()
-        {
-            repeats.state(cluster, Some(policy));
         }
-        repeats
     }
 
     fn state(
@@ -78,8 +77,7 @@ impl<'a> Repeats<'a> {
         cluster: &Arc<Cluster>,
         policy: Option<&Arc<RetryPolicy>>,
     ) -> &mut meshwork_decision::Retry {
-        let now = self.conn.worker.now();
-        self.state.get_or_insert_with(|| Box::new(meshwork_decision::Retry::begin(policy, cluster, now)))
+        self.state.get_or_insert_with(|| Box::new(meshwork_decision::Retry::of_counted(policy, cluster)))
     }
 
     pub(crate) fn per_try_timeout(&self) -> Option<Duration> {
@@ -105,7 +103,7 @@ impl<'a> Repeats<'a> {
         endpoint: Option<u64>,
         journey: &mut Journey<'_>,
     ) -> Result<Again, Failure> {
-        let mut facts = facts(head, body, deadlines);
+        let mut facts = Self::facts(head, body, deadlines);
         if let (Cause::NoHealthyUpstream, Some((cluster, policy))) = (failure.cause, self.service) {
             return self.wait(cluster, policy, &facts).ok_or(failure);
         }
@@ -129,7 +127,9 @@ impl<'a> Repeats<'a> {
                 Ok(Again::SameEndpoint)
             }
             Decision::Again { after, permit } => Ok(Again::Elsewhere { after, permit }),
-            Decision::Stop(StopReason::NotCalledFor) if self.may_go_elsewhere(policy, kind, &facts) => {
+            Decision::Stop(StopReason::NotCalledFor)
+                if self.may_go_elsewhere(cluster, policy, kind, &facts) =>
+            {
                 if let Some(told) = journey.told() {
                     told.tell(
                         "retry",
@@ -142,6 +142,9 @@ impl<'a> Repeats<'a> {
             }
             Decision::Stop(stop) => {
                 let waits = if is_away { self.wait(cluster, policy, &facts) } else { None };
+                if waits.is_none() && (stop.is_for_good() || self.counted().is_some()) {
+                    kin::failed_for_good(self.conn, head.fields);
+                }
                 waits.ok_or_else(|| stopped(failure, stop))
             }
         }
@@ -193,6 +196,7 @@ impl<'a> Repeats<'a> {
     /// all; and where there is no policy, what may be done twice is, once, when its connection broke before an answer.
     fn may_go_elsewhere(
         &mut self,
+        cluster: &Cluster,
         policy: Option<&Arc<RetryPolicy>>,
         kind: AttemptFailure,
         facts: &RequestFacts,
@@ -213,7 +217,9 @@ impl<'a> Repeats<'a> {
             }
             _ => return false,
         };
-        let may = *count < bound;
+        // What perhaps began is work for somebody; what nobody has seen is none.
+        let costs = matches!(kind, AttemptFailure::Reset | AttemptFailure::StaleConnection);
+        let may = *count < bound && (!costs || cluster.may_repeat(self.conn.worker.now()));
         *count += u32::from(may);
         may
     }
@@ -240,15 +246,32 @@ impl<'a> Repeats<'a> {
     ) -> Option<Again> {
         let (cluster, Some(policy)) = self.service? else { return None };
         let kind = called_for(policy, response)?;
-        match self.decide(cluster, Some(policy), kind, &facts(head, body, deadlines), endpoint, journey) {
+        let wall = || self.conn.worker.shared.clock.wall();
+        let push_back = answer::push_back(response, wall);
+        let facts = RequestFacts { push_back, ..Self::facts(head, body, deadlines) };
+        match self.decide(cluster, Some(policy), kind, &facts, endpoint, journey) {
             Decision::Again { after, permit } => Some(Again::Elsewhere { after, permit }),
             Decision::Stop(stop) => {
+                if stop.is_for_good() {
+                    kin::failed_for_good(self.conn, head.fields);
+                }
                 // The response is the answer; that there was no other attempt, and why, goes into the record.
                 if let Some(cause) = stop.cause() {
                     journey.failed(&Failure::local(cause).because(format!("status {}", response.status)));
                 }
                 None
             }
+        }
+    }
+
+    fn facts(head: &Head<'_>, body: &RequestBody<'_>, deadlines: &Deadlines) -> RequestFacts {
+        RequestFacts {
+            idempotent: is_idempotent(head.method.as_str()),
+            sent: true,
+            replayable: body.is_replayable(),
+            nested: head.nested,
+            deadline: deadlines.end(),
+            push_back: None,
         }
     }
 
@@ -290,16 +313,6 @@ fn called_for(policy: &RetryPolicy, response: &ResponseHead) -> Option<AttemptFa
     }
     let code = std::str::from_utf8(response.fields.known(KnownName::GrpcStatus)?).ok()?.parse().ok()?;
     policy.grpc_codes.contains(&code).then_some(AttemptFailure::Grpc(code))
-}
-
-fn facts(head: &Head<'_>, body: &RequestBody<'_>, deadlines: &Deadlines) -> RequestFacts {
-    RequestFacts {
-        idempotent: is_idempotent(head.method.as_str()),
-        sent: true,
-        replayable: body.is_replayable(),
-        nested: head.nested,
-        deadline: deadlines.end(),
-    }
 }
 
 /// The failure as it is reported when a bound of the retries stood in the way of another attempt.

@@ -27,8 +27,14 @@ use crate::upstream::open::{self, Destination, Speaks, tunnels_id};
 const UNSEEN_RETRIES: u32 = 2;
 
 /// A connection attempt as retry policies see it: nothing was sent, and nothing is lost by another.
-const FACTS: RequestFacts =
-    RequestFacts { idempotent: true, sent: false, replayable: true, nested: false, deadline: None };
+const FACTS: RequestFacts = RequestFacts {
+    idempotent: true,
+    sent: false,
+    replayable: true,
+    nested: false,
+    deadline: None,
+    push_back: None,
+};
 
 /// A connection to an endpoint, counted as long as it lives.
 pub(super) struct Upstream {

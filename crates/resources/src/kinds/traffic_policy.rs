@@ -207,11 +207,11 @@ record! {
 }
 
 record! {
-    /// How many retries there may be in relation to requests.
+    /// How many retries there may be in relation to requests: the larger of the two.
     pub struct RetryBudget {
-        /// Of the requests of the last ten seconds.
+        /// Of the requests of the last ten seconds; 20 when absent.
         pub percent: Option<u32> [0..=100],
-        /// So many are always allowed.
+        /// So many are always allowed; 3 when absent.
         pub min_per_second: Option<u32> as "minPerSecond",
     }
 }

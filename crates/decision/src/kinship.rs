@@ -1,0 +1,197 @@
+//! Which calls of an application belong to which call to it, as far as retries must know.
+//!
+//! *Why.* Between two services stands an application. It makes new requests, and drops the header that says that what it
+//! does is a retry; and when a call of its own has failed in spite of retries, it answers with an error of its own, which
+//! looks like any other. If every service of a chain repeated on its own, the last would get the product of all.
+//!
+//! *How.* An application that is traced passes on `traceparent` or `x-request-id`. By these a proxy knows that a call
+//! out belongs to a call in. It remembers two things of a request's family, each for [`LIFE`] at most: that what
+//! called the application is a retry (then calls out are not repeated), and that a call out has failed for good (then
+//! the failure that the application answers with says that it is not to be repeated).
+//!
+//! *Bounds.* A table of fixed size, made when it is first needed, in which the newer takes the place of the older: what
+//! is forgotten costs a retry within the budget, nothing else. Requests that go well never touch it.
+
+use std::array;
+use std::hash::{BuildHasher, Hash};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use foldhash::fast::FixedState;
+use meshwork_base::Tick;
+
+/// How long something is remembered.
+const LIFE: Duration = Duration::from_secs(10);
+/// A family has a place in one set, beside others.
+const SETS: usize = 2048;
+const WAYS: usize = 4;
+const TAG: u64 = !((1 << 32) - 1);
+/// The lower half of a word: milliseconds, which wrap after twelve days, and two bits of what is remembered.
+const TIME_SHIFT: u32 = 2;
+const TIME: u64 = (1 << 30) - 1;
+
+/// The family of a request: by the id that its application passes on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Family(u64);
+
+impl Family {
+    /// The family of those that carry this id.
+    #[must_use]
+    pub fn of(id: impl Hash) -> Self {
+        Self(FixedState::default().hash_one(id))
+    }
+}
+
+/// What is remembered of a family.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u64)]
+pub enum Kin {
+    /// What called the application is a retry of the hop before.
+    Retried = 1,
+    /// A call of the application has failed, and was repeated as far as it may be.
+    Failed = 2,
+}
+
+type Set = [AtomicU64; WAYS];
+
+/// See the module's text.
+#[derive(Debug, Default)]
+pub struct Kinship {
+    table: OnceLock<Box<[Set; SETS]>>,
+    /// When something was remembered last: after that nobody needs to look.
+    last: AtomicU64,
+}
+
+impl Kinship {
+    /// Remembers something of a family.
+    pub fn remember(&self, family: Family, what: Kin, now: Tick) {
+        let table = self.table.get_or_init(|| Box::new(array::from_fn(|_| Set::default())));
+        let set = &table[Self::set(family)];
+        let words = set.iter().map(|place| (place, place.load(Ordering::Relaxed)));
+        // Its own place, else that of whoever was remembered longest ago.
+        let age = |word: u64| if word == 0 { u64::MAX } else { Self::age(word, now) };
+        let standing = |word: u64| if word & TAG == family.0 & TAG { (1, 0) } else { (0, age(word)) };
+        let (place, old) = words.max_by_key(|(_, word)| standing(*word)).expect("a set has places");
+        let kept = if Self::speaks_of(old, family, now) { old & 3 } else { 0 };
+        let word = family.0 & TAG | Self::millis(now) << TIME_SHIFT | kept | what as u64;
+        place.store(word, Ordering::Relaxed);
+        self.last.fetch_max(now.as_nanos(), Ordering::Relaxed);
+    }
+
+    /// Whether anything is remembered.
+    #[must_use]
+    pub fn is_awake(&self, now: Tick) -> bool {
+        self.table.get().is_some() && now < Tick::from_nanos(self.last.load(Ordering::Relaxed)).after(LIFE)
+    }
+
+    /// Whether that is remembered of a family.
+    #[must_use]
+    pub fn knows(&self, family: Family, what: Kin, now: Tick) -> bool {
+        self.word(family)
+            .is_some_and(|(_, word)| Self::speaks_of(word, family, now) && word & what as u64 != 0)
+    }
+
+    /// It is over.
+    pub fn forget(&self, family: Family, what: Kin) {
+        if let Some((place, word)) = self.word(family) {
+            place.store(word & !(what as u64), Ordering::Relaxed);
+        }
+    }
+
+    fn word(&self, family: Family) -> Option<(&AtomicU64, u64)> {
+        let set = &self.table.get()?[Self::set(family)];
+        set.iter()
+            .map(|place| (place, place.load(Ordering::Relaxed)))
+            .find(|(_, word)| word & TAG == family.0 & TAG)
+    }
+
+    fn set(family: Family) -> usize {
+        usize::try_from(family.0 & (SETS as u64 - 1)).expect("eleven bits")
+    }
+
+    fn millis(now: Tick) -> u64 {
+        now.as_nanos() / 1_000_000 & TIME
+    }
+
+    fn age(word: u64, now: Tick) -> u64 {
+        Self::millis(now).wrapping_sub(word >> TIME_SHIFT) & TIME
+    }
+
+    fn speaks_of(word: u64, family: Family, now: Tick) -> bool {
+        word & TAG == family.0 & TAG && Duration::from_millis(Self::age(word, now)) < LIFE
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn at(seconds: u64) -> Tick {
+        Tick::ZERO.after(Duration::from_secs(seconds))
+    }
+
+    #[test]
+    fn what_is_remembered_is_of_one_family_and_for_a_while() {
+        let kinship = Kinship::default();
+        let (ours, other) = (Family::of("a"), Family::of("b"));
+        kinship.forget(ours, Kin::Failed);
+        assert!(!kinship.knows(ours, Kin::Retried, at(0)), "nothing is known at first");
+        kinship.remember(ours, Kin::Retried, at(1));
+        assert!(kinship.knows(ours, Kin::Retried, at(1)) && !kinship.knows(ours, Kin::Failed, at(1)));
+        assert!(!kinship.knows(other, Kin::Retried, at(1)));
+        kinship.remember(ours, Kin::Failed, at(10));
+        assert!(kinship.knows(ours, Kin::Retried, at(19)), "the one keeps the other");
+        assert!(kinship.is_awake(at(19)) && !kinship.is_awake(at(20)));
+        assert!(!kinship.knows(ours, Kin::Failed, at(20)), "ten seconds are over");
+        kinship.remember(ours, Kin::Failed, at(60));
+        assert!(!kinship.knows(ours, Kin::Retried, at(60)), "what had been forgotten does not come back");
+        kinship.remember(ours, Kin::Retried, at(61));
+        kinship.forget(ours, Kin::Retried);
+        assert!(kinship.knows(ours, Kin::Failed, at(61)) && !kinship.knows(ours, Kin::Retried, at(61)));
+    }
+
+    /// A crowd of families that fail at the same time finds room: what is read soon after is still there.
+    #[test]
+    fn the_oldest_makes_room() {
+        let kinship = Kinship::default();
+        let later = |n: u64| Tick::from_nanos(n * 1_000_000);
+        let mut lost = 0;
+        for n in 0..20_000u64 {
+            kinship.remember(Family::of(n), Kin::Failed, later(n));
+            let before = n.saturating_sub(500);
+            lost += u32::from(!kinship.knows(Family::of(before), Kin::Failed, later(n)));
+        }
+        assert!(lost < 20, "of 20,000, half a thousand requests later: {lost}");
+    }
+
+    proptest! {
+        /// It may forget, but never says of a family what was not remembered of it within its life.
+        #[test]
+        fn nothing_is_invented(steps in prop::collection::vec((0u32..6, any::<bool>(), 0u64..20), 0..100)) {
+            let kinship = Kinship::default();
+            let mut told: HashMap<(Family, u64), u64> = HashMap::new();
+            let mut now = 0;
+            for (id, failed, later) in steps {
+                now += later;
+                let what = if failed { Kin::Failed } else { Kin::Retried };
+                let family = Family::of(id);
+                kinship.remember(family, what, at(now));
+                prop_assert!(kinship.knows(family, what, at(now)));
+                told.insert((family, what as u64), now);
+                for id in 0..6 {
+                    for what in [Kin::Failed, Kin::Retried] {
+                        let family = Family::of(id);
+                        if kinship.knows(family, what, at(now)) {
+                            prop_assert!(told.contains_key(&(family, what as u64)));
+                        }
+                    }
+                }
+            }
+        }
+    }
+}

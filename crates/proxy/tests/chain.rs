@@ -1,0 +1,172 @@
+//! Services behind each other, each beside its proxy: retries of one do not multiply those of the next.
+
+#![expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+
+mod support;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use meshwork_messages::v1;
+use meshwork_messages::v1::service_port::AppProtocol;
+use meshwork_proxy::{Settings, Side};
+use support::mesh::{TestMesh, policy, service_at, serving};
+use support::{Harness, Upstream, exchange, is_head, read_until, upstream};
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpListener;
+
+const BUSY: &[u8] = b"HTTP/1.1 503 Busy\r\ncontent-length: 0\r\n\r\n";
+
+/// An application that calls the next service for each request, and fails when that fails. `traced`: it passes on the id
+/// of what it was asked.
+struct Middle {
+    address: SocketAddr,
+    asked: Arc<AtomicUsize>,
+}
+
+async fn middle(
+    next: &'static str,
+    outbound: Arc<parking_lot::Mutex<Option<SocketAddr>>>,
+    traced: bool,
+) -> Middle {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let asked = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&asked);
+    tokio::spawn(async move {
+        while let Ok((mut tcp, _)) = listener.accept().await {
+            let (counted, outbound) = (Arc::clone(&counted), Arc::clone(&outbound));
+            tokio::spawn(async move {
+                let got = read_until(&mut tcp, "\r\n\r\n").await;
+                counted.fetch_add(1, Ordering::SeqCst);
+                let id = got.lines().find(|line| line.to_lowercase().starts_with("x-request-id:"));
+                let id = id.filter(|_| traced).map(|id| format!("{id}\r\n")).unwrap_or_default();
+                let call = format!("GET / HTTP/1.1\r\nHost: {next}\r\n{id}Connection: close\r\n\r\n");
+                let proxy = outbound.lock().unwrap();
+                let answer = exchange(proxy, call.as_bytes()).await;
+                let status = answer.lines().next().unwrap_or("HTTP/1.1 502 Broken");
+                let answer = format!("{status}\r\ncontent-length: 0\r\nconnection: close\r\n\r\n");
+                let _ = tcp.write_all(answer.as_bytes()).await;
+            });
+        }
+    });
+    Middle { address, asked }
+}
+
+/// What every caller says about the service that it calls.
+fn repeats(service: &str) -> meshwork_decision::Change {
+    let retry =
+        v1::Retry { attempts: 3, status_codes: (500..600).collect(), on_reset: true, ..Default::default() };
+    let spec = v1::TrafficPolicy { retry: Some(retry), ..Default::default() };
+    policy(&format!("TrafficPolicy/{service}"), service, v1::policy::Spec::Traffic(spec))
+}
+
+/// `web` calls `one`, which calls `two`, which calls `three`, which always fails.
+struct Chain {
+    one: Middle,
+    two: Middle,
+    three: Arc<AtomicUsize>,
+    /// Where `web` sends what it calls.
+    proxy: SocketAddr,
+    _harnesses: Vec<Harness>,
+    _app: Upstream,
+}
+
+async fn chain(traced: bool) -> Chain {
+    let mesh = TestMesh::new();
+    let three = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&three);
+    let app = upstream(move |got| {
+        is_head(got).then(|| {
+            counted.fetch_add(1, Ordering::SeqCst);
+            BUSY.to_vec()
+        })
+    })
+    .await;
+    let outs: [Arc<parking_lot::Mutex<Option<SocketAddr>>>; 2] = Default::default();
+    let one = middle("two", Arc::clone(&outs[0]), traced).await;
+    let two = middle("three", Arc::clone(&outs[1]), traced).await;
+    let mut harnesses = Vec::new();
+    let mut next: Option<(&str, SocketAddr)> = None;
+    let local = || "127.0.0.1:0".parse().unwrap();
+    for (name, address, out) in [
+        ("three", app.address, None),
+        ("two", two.address, Some(&outs[1])),
+        ("one", one.address, Some(&outs[0])),
+    ] {
+        let identity = mesh.identity(name);
+        let mut proxy = mesh.proxy(&identity, None, Settings::default());
+        proxy.change([mesh.bundle(1, &[]), serving(&identity.id(), name, address, AppProtocol::Http1)]).await;
+        if let (Some((called, peer)), Some(out)) = (next, out) {
+            let service = service_at(called, &mesh.id(called), peer);
+            proxy.change(service.into_iter().chain([repeats(called)])).await;
+            *out.lock() = Some(proxy.engine.listen(Side::Outbound, local()).await.unwrap());
+        }
+        next = Some((name, proxy.engine.listen(Side::Inbound, local()).await.unwrap()));
+        harnesses.push(proxy);
+    }
+    let (called, peer) = next.unwrap();
+    let mut web = mesh.proxy(&mesh.identity("web"), None, Settings::default());
+    web.change([mesh.bundle(1, &[]), repeats(called)].into_iter().chain(service_at(
+        called,
+        &mesh.id(called),
+        peer,
+    )))
+    .await;
+    let proxy = web.engine.listen(Side::Outbound, local()).await.unwrap();
+    harnesses.push(web);
+    Chain { one, two, three, proxy, _harnesses: harnesses, _app: app }
+}
+
+impl Chain {
+    /// So many requests, eight at a time. The clock stands still, so all of them are of one budget.
+    async fn ask(&self, requests: usize) {
+        const GET: &[u8] = b"GET / HTTP/1.1\r\nHost: one\r\nConnection: close\r\n\r\n";
+        let proxy = self.proxy;
+        let callers = (0..8).map(|_| {
+            tokio::spawn(async move {
+                for _ in 0..requests / 8 {
+                    let answer = exchange(proxy, GET).await;
+                    assert!(answer.starts_with("HTTP/1.1 503"), "{answer}");
+                }
+            })
+        });
+        for caller in callers.collect::<Vec<_>>() {
+            caller.await.unwrap();
+        }
+    }
+
+    fn asked(&self) -> [usize; 3] {
+        [&self.one.asked, &self.two.asked, &self.three].map(|count| count.load(Ordering::SeqCst))
+    }
+}
+
+#[tokio::test]
+async fn three_services_deep_the_last_gets_at_most_a_fifth_more_than_the_first() {
+    let chain = chain(true).await;
+    chain.ask(400).await;
+    let [one, two, three] = chain.asked();
+    assert_eq!((one, two), (400, 400), "what was repeated below is not repeated above");
+    assert!((441..=480).contains(&three), "the last hop spends its budget, and nobody more: {three}");
+}
+
+#[tokio::test]
+async fn applications_that_pass_on_no_id_cost_a_budget_each() {
+    let chain = chain(false).await;
+    chain.ask(200).await;
+    let [_, _, three] = chain.asked();
+    assert!(three > 280 && three <= 346, "at most 1.2 × 1.2 × 1.2: {three}");
+}
+
+#[tokio::test]
+async fn what_the_caller_repeats_is_not_repeated_beyond_it() {
+    let chain = chain(true).await;
+    let told = b"GET / HTTP/1.1\r\nHost: one\r\nX-Envoy-Attempt-Count: 2\r\nConnection: close\r\n\r\n";
+    assert!(exchange(chain.proxy, told).await.starts_with("HTTP/1.1 503"));
+    assert_eq!(chain.asked(), [1, 1, 1]);
+    chain.ask(8).await;
+    let [one, two, three] = chain.asked();
+    assert_eq!((one, two), (9, 9));
+    assert!(three > 9, "another family is repeated as ever: {three}");
+}

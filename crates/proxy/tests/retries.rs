@@ -1,0 +1,155 @@
+//! What is repeated, where, when, and what is not.
+
+#![expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+
+mod support;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{HeaderMap, Request, Response};
+use meshwork_decision::Change;
+use meshwork_messages::v1;
+use meshwork_messages::v1::service_port::AppProtocol;
+use meshwork_proxy::Settings;
+use support::h2::{H2Upstream, fetch, h2_client, h2_upstream};
+use support::{Harness, Upstream, exchange, is_head, rule, upstream};
+use tokio::time::Instant;
+
+const GET: &[u8] = b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n";
+const OK: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nhello";
+
+fn traffic(policy: v1::TrafficPolicy) -> Change {
+    let target =
+        v1::policy::Target { kind: "Service".into(), name: "default/web".into(), section: String::new() };
+    let spec = Some(v1::policy::Spec::Traffic(policy));
+    Change::upsert("default/p", "1", &v1::Policy { source: None, targets: vec![target], spec })
+}
+
+fn retry(attempts: u32) -> v1::TrafficPolicy {
+    let retry = v1::Retry { attempts, status_codes: vec![503], grpc_codes: vec![14], ..Default::default() };
+    v1::TrafficPolicy { retry: Some(retry), ..Default::default() }
+}
+
+async fn gateway(
+    protocol: AppProtocol,
+    upstreams: &[SocketAddr],
+    policy: v1::TrafficPolicy,
+) -> (Harness, SocketAddr) {
+    let mut harness = Harness::start(Settings::default());
+    harness.service("web", protocol, upstreams).await;
+    let address = harness.route(vec![rule(&[("web", 1)], vec![])]).await;
+    harness.change([traffic(policy)]).await;
+    (harness, address)
+}
+
+/// Answers so at first, and well from then on; counts.
+async fn recovering(first: &'static [u8]) -> (Upstream, Arc<AtomicUsize>) {
+    let asked = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&asked);
+    let up = upstream(move |got| {
+        is_head(got).then(|| {
+            let first_time = counted.fetch_add(1, Ordering::SeqCst) == 0;
+            if first_time { first.to_vec() } else { OK.to_vec() }
+        })
+    })
+    .await;
+    (up, asked)
+}
+
+#[tokio::test]
+async fn no_endpoint_is_asked_twice_while_there_is_another() {
+    let counts: Arc<[AtomicUsize; 3]> = Arc::default();
+    let mut addresses = Vec::new();
+    let mut kept = Vec::new();
+    for at in 0..3 {
+        let counts = Arc::clone(&counts);
+        let up = upstream(move |got| {
+            is_head(got).then(|| {
+                counts[at].fetch_add(1, Ordering::SeqCst);
+                b"HTTP/1.1 503 Busy\r\ncontent-length: 4\r\n\r\nbusy".to_vec()
+            })
+        })
+        .await;
+        addresses.push(up.address);
+        kept.push(up);
+    }
+    let (_harness, address) = gateway(AppProtocol::Http1, &addresses, retry(2)).await;
+    for round in 1..=5 {
+        assert!(exchange(address, GET).await.ends_with("busy"));
+        let counts: Vec<_> = counts.iter().map(|count| count.load(Ordering::SeqCst)).collect();
+        assert_eq!(counts, [round; 3], "each once for each request");
+    }
+}
+
+#[tokio::test]
+async fn an_endpoint_that_says_when_to_come_again_is_asked_then() {
+    for (later, at_least) in [
+        (&b"HTTP/1.1 503 Later\r\nretry-after: 1\r\ncontent-length: 0\r\n\r\n"[..], 1000),
+        (&b"HTTP/1.1 503 Later\r\ngrpc-retry-pushback-ms: 150\r\ncontent-length: 0\r\n\r\n"[..], 150),
+    ] {
+        let (up, asked) = recovering(later).await;
+        let (_harness, address) = gateway(AppProtocol::Http1, &[up.address], retry(1)).await;
+        let began = Instant::now();
+        assert!(exchange(address, GET).await.ends_with("hello"));
+        assert!(began.elapsed() >= Duration::from_millis(at_least), "{:?}", began.elapsed());
+        assert_eq!(asked.load(Ordering::SeqCst), 2);
+    }
+}
+
+#[tokio::test]
+async fn who_wants_no_retry_or_one_too_late_has_the_last_word() {
+    for word in
+        ["retry-after: 60", "retry-after: 1", "grpc-retry-pushback-ms: -1", "x-envoy-overloaded: true"]
+    {
+        let answer = format!("HTTP/1.1 503 No\r\n{word}\r\ncontent-length: 0\r\n\r\n").leak().as_bytes();
+        let (up, asked) = recovering(answer).await;
+        let timeouts = v1::Timeouts { request_ms: 1000, ..Default::default() };
+        let policy = v1::TrafficPolicy { timeouts: Some(timeouts), ..retry(1) };
+        let (_harness, address) = gateway(AppProtocol::Http1, &[up.address], policy).await;
+        assert!(exchange(address, GET).await.starts_with("HTTP/1.1 503"), "{word}");
+        assert_eq!(asked.load(Ordering::SeqCst), 1, "{word}");
+    }
+}
+
+/// Answers every call with a message and then this status; counts.
+async fn late(status: &'static str) -> (H2Upstream, Arc<AtomicUsize>) {
+    let asked = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&asked);
+    let up = h2_upstream(usize::MAX, move |_, _, mut respond| {
+        counted.fetch_add(1, Ordering::SeqCst);
+        async move {
+            let head = Response::builder().header("content-type", "application/grpc").body(()).unwrap();
+            let mut send = respond.send_response(head, false).unwrap();
+            send.send_data(Bytes::from_static(b"\0\0\0\0\0"), false).unwrap();
+            let mut trailers = HeaderMap::new();
+            trailers.insert("grpc-status", status.parse().unwrap());
+            send.send_trailers(trailers).unwrap();
+        }
+    })
+    .await;
+    (up, asked)
+}
+
+#[tokio::test]
+async fn a_grpc_status_that_comes_late_is_a_failure_all_the_same() {
+    let ((bad, asked), (good, _)) = (late("14").await, late("0").await);
+    let outlier =
+        v1::OutlierDetection { consecutive_5xx: 3, base_ejection_time_ms: 60_000, max_ejection_percent: 50 };
+    let algorithm = v1::traffic_policy::Algorithm::LeastRequest.into();
+    let policy = v1::TrafficPolicy { outlier_detection: Some(outlier), algorithm, ..retry(1) };
+    let (harness, address) = gateway(AppProtocol::Grpc, &[bad.address, good.address], policy).await;
+    let mut client = h2_client(address).await;
+    let mut failed = 0;
+    for _ in 0..40 {
+        let request =
+            Request::post("http://shop/a.B/C").header("content-type", "application/grpc").body(()).unwrap();
+        let (_, _, trailers) = fetch(&mut client, request).await;
+        failed += usize::from(trailers.unwrap()["grpc-status"] == "14");
+    }
+    assert_eq!((failed, asked.load(Ordering::SeqCst)), (3, 3), "no retry is possible, and three eject");
+    harness.wait_metric("meshwork_endpoint_ejections_total", &["service=\"default/web\""], 1).await;
+}
