@@ -396,6 +396,7 @@ fn shared(
             identity: Some(Arc::clone(identity)),
             on_demand: Some(Arc::new(discovery)),
             doors: joins.doors.clone(),
+            ..Mesh::default()
         },
         observer: Observer::default(),
     })

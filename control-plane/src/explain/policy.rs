@@ -70,7 +70,7 @@ pub(super) fn retry(
         per_try_timeout: policy.per_try_timeout.map(|time| format!("{time:?}")),
         backoff_base: format!("{:?}", policy.backoff_base),
         backoff_max: format!("{:?}", policy.backoff_max),
-        budget_percent: policy.budget.map(|budget| budget.percent),
+        budget_percent: Some(policy.budget.percent),
         source: sources.retry.as_deref().and_then(Source::of),
     })
 }

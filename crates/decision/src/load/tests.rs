@@ -147,7 +147,7 @@ proptest! {
             load.record(&Answer::new(outcome, MS(took)), now);
             if outcome == AttemptOutcome::Success {
                 #[expect(clippy::cast_precision_loss, reason = "small numbers")]
-                let sample = took as f32;
+                let sample = took.max(10) as f32;
                 (least, most) = (least.min(sample), most.max(sample));
                 let average = latency(&load, now);
                 prop_assert!(average >= least * 0.999 && average <= most * 1.001, "{average} of {least}..{most}");
