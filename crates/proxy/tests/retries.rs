@@ -137,8 +137,12 @@ async fn late(status: &'static str) -> (H2Upstream, Arc<AtomicUsize>) {
 #[tokio::test]
 async fn a_grpc_status_that_comes_late_is_a_failure_all_the_same() {
     let ((bad, asked), (good, _)) = (late("14").await, late("0").await);
-    let outlier =
-        v1::OutlierDetection { consecutive_5xx: 3, base_ejection_time_ms: 60_000, max_ejection_percent: 50 };
+    let outlier = v1::OutlierDetection {
+        consecutive_5xx: 3,
+        base_ejection_time_ms: 60_000,
+        max_ejection_percent: 50,
+        ..Default::default()
+    };
     let algorithm = v1::traffic_policy::Algorithm::LeastRequest.into();
     let policy = v1::TrafficPolicy { outlier_detection: Some(outlier), algorithm, ..retry(1) };
     let (harness, address) = gateway(AppProtocol::Grpc, &[bad.address, good.address], policy).await;

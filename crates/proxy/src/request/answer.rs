@@ -19,6 +19,7 @@ pub(crate) fn of_response(
     took: Duration,
     wall: impl FnOnce() -> Duration,
 ) -> Answer {
+    let grpc = grpc_status(response, is_grpc);
     let outcome = outcome(response, is_grpc);
     let push_back = match outcome {
         AttemptOutcome::Success => None,
@@ -27,7 +28,7 @@ pub(crate) fn of_response(
             Some(PushBack::Never) | None => None,
         },
     };
-    let status = grpc.and_then(number).map_or(response.status, status_of_grpc);
+    let status = grpc.map_or(response.status, status_of_grpc);
     Answer { outcome, status, took, push_back }
 }
 
@@ -44,11 +45,14 @@ const fn status_of_grpc(code: u16) -> u16 {
 
 /// What a response's head says of its endpoint.
 pub(crate) fn outcome(response: &ResponseHead, is_grpc: bool) -> AttemptOutcome {
-    let grpc = if is_grpc { response.fields.known(KnownName::GrpcStatus) } else { None };
-    match grpc.and_then(number) {
+    match grpc_status(response, is_grpc) {
         None => AttemptOutcome::of_status(response.status),
         Some(code) => AttemptOutcome::of_grpc(code),
     }
+}
+
+fn grpc_status(response: &ResponseHead, is_grpc: bool) -> Option<u16> {
+    if is_grpc { response.fields.known(KnownName::GrpcStatus).and_then(number) } else { None }
 }
 
 /// Whether only the trailers will say what became of a call: with a message gRPC's status comes behind it.
@@ -58,12 +62,12 @@ pub(crate) fn comes_late(response: &ResponseHead, is_grpc: bool) -> bool {
 
 /// What became of a call whose status came late. A caller who left has heard enough.
 pub(crate) fn of_end(ended: Result<(), &Failure>, grpc_status: Option<u8>, took: Duration) -> Answer {
-    let outcome = match (ended, grpc_status) {
-        (Err(failure), _) if of_failure(failure, took).is_some() => AttemptOutcome::Failure,
-        (Ok(()), Some(code)) => AttemptOutcome::of_grpc(code.into()),
-        (Err(_), _) | (Ok(()), None) => AttemptOutcome::Success,
-    };
-    Answer::new(outcome, took)
+    let code = u16::from(grpc_status.unwrap_or_default());
+    match ended.map_err(|failure| of_failure(failure, took)) {
+        Err(Some(answer)) => answer,
+        Err(None) => Answer { status: 200, ..Answer::new(AttemptOutcome::Success, took) },
+        Ok(()) => Answer { status: status_of_grpc(code), ..Answer::new(AttemptOutcome::of_grpc(code), took) },
+    }
 }
 
 /// What a failed response says about being asked again.
