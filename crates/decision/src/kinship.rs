@@ -111,7 +111,7 @@ impl Kinship {
     }
 
     fn millis(now: Tick) -> u64 {
-        now.as_nanos() / 1_000_000 & TIME
+        (now.as_nanos() / 1_000_000) & TIME
     }
 
     fn age(word: u64, now: Tick) -> u64 {

@@ -159,6 +159,6 @@ async fn run(
         return Box::pin(tunnel::run(conn, exchange, down, &sent, &body, response, journey)).await;
     }
     let done = transfer::response(conn, exchange, down, &mut body, response, journey, &mut deadlines).await;
-    attempts.ended(done.as_ref().map(|()| ()), journey.record.grpc_status);
+    attempts.ended(done.as_ref().copied(), journey.record.grpc_status);
     done
 }
