@@ -27,6 +27,19 @@ pub(crate) fn print(text: &str) -> io::Result<()> {
     ignore_closed(out.write_all(text.as_bytes()).and_then(|()| out.flush()))
 }
 
+/// Writes a line to stdout; false when nobody reads any more.
+///
+/// # Errors
+/// Whatever else the system says.
+pub(crate) fn line(text: &str) -> io::Result<bool> {
+    let mut out = io::stdout().lock();
+    match writeln!(out, "{text}").and_then(|()| out.flush()) {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
 fn ignore_closed(result: io::Result<()>) -> io::Result<()> {
     match result {
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),

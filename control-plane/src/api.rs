@@ -12,6 +12,8 @@
 //! | `POST /v1/apply[?message=WHY&author=WHO]` | checks documents, writes them into the config service as one change |
 //! | `POST /v1/explain` | what would become of a request, and why |
 //! | `POST /v1/explain/recorded` | a request that is over, by its trace or request id |
+//! | `POST /v1/tap` | requests as they end, a line of JSON each |
+//! | `GET /v1/top` | the counters of all proxies |
 //! | `POST /v1/explain/live` | the next request that matches, as the proxies decided it, and why |
 //! | `POST /v1/diff` | what the same would change |
 //! | `GET /v1/history/KIND/NS/NAME` | all revisions of a document, the last one first |
@@ -57,7 +59,8 @@ pub(crate) fn router(plane: ControlPlane) -> Router {
         .with_state(plane.clone())
         .merge(apply::router(plane.clone()))
         .merge(delete::router(plane.clone()))
-        .merge(crate::explain::router(plane))
+        .merge(crate::explain::router(plane.clone()))
+        .merge(crate::watch::router(plane))
 }
 
 #[derive(Debug, Deserialize)]

@@ -13,6 +13,7 @@ mod answer;
 mod ask;
 mod live;
 mod policy;
+pub(crate) mod probe;
 mod recorded;
 mod run;
 #[cfg(test)]
@@ -36,6 +37,8 @@ use serde::de::DeserializeOwned;
 use crate::{ControlPlane, codes};
 use answer::Answer;
 use ask::Ask;
+pub(crate) use live::Hop;
+pub(crate) use probe::connected;
 
 pub(crate) fn router(plane: ControlPlane) -> Router {
     let explainer = Explainer { plane, held: Arc::default() };
@@ -68,7 +71,7 @@ impl Explainer {
     }
 }
 
-fn body_of<T: DeserializeOwned>(body: &Bytes) -> Result<T, Problem> {
+pub(crate) fn body_of<T: DeserializeOwned>(body: &Bytes) -> Result<T, Problem> {
     serde_json::from_slice(body).map_err(|error| {
         Problem::new(StatusCode::BAD_REQUEST, "the body cannot be read")
             .detail(error.to_string())

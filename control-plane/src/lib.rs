@@ -28,6 +28,7 @@ mod pipeline;
 pub mod registry;
 mod serve;
 mod trust;
+mod watch;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;

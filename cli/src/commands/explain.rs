@@ -71,7 +71,8 @@ struct Request {
     from: Option<String>,
 }
 
-fn header(text: &str) -> Result<(String, String), String> {
+/// A field as it is given.
+pub(super) fn header(text: &str) -> Result<(String, String), String> {
     match text.split_once(':') {
         Some((name, value)) if !name.trim().is_empty() => {
             Ok((name.trim().to_owned(), value.trim().to_owned()))

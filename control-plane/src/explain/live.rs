@@ -22,10 +22,10 @@ use meshwork_xds::server::{Observed, Observing};
 use serde::{Deserialize, Serialize};
 
 use super::ask::{bad, spiffe_id};
-use super::{Explainer, body_of};
+use super::{Explainer, body_of, probe};
 use crate::codes;
 pub(super) use gather::{Gathered, record};
-pub(super) use hop::Hop;
+pub(crate) use hop::Hop;
 
 /// How long the request is waited for where nothing is said, and at most.
 const TIMEOUT: Duration = Duration::from_secs(30);
@@ -76,29 +76,18 @@ pub(super) async fn explain(State(explainer): State<Explainer>, body: Bytes) -> 
     };
     let hub = explainer.plane.hub();
     if let Some(wanted) = &ask.proxy {
-        let proxies = hub.proxies();
-        let mut connected = proxies.iter().filter(|proxy| proxy.connected).map(|proxy| &proxy.node.id);
-        if !connected.any(|id| id == wanted) {
-            let detail = format!("no proxy `{wanted}` is connected; `meshwork proxies` lists them");
-            return Err(Problem::new(StatusCode::NOT_FOUND, "no such proxy")
-                .detail(detail)
-                .code(codes::NO_SUCH_PROXY));
-        }
+        probe::connected(hub, wanted)?;
     }
     let lasts = (patience + GRACE + SLACK).as_millis();
-    let probe = Probe {
+    let wanted = Probe {
         id: ThreadRng::new().next_u64(),
         filter: Some(filter(&ask, &explainer)?),
         limit: 1,
         lasts_ms: u32::try_from(lasts).expect("ten minutes in milliseconds"),
         reasons: true,
-        recall: None,
+        ..Probe::default()
     };
-    let observing = hub.observe(probe, ask.proxy).map_err(|error| {
-        Problem::new(StatusCode::TOO_MANY_REQUESTS, "too many probes")
-            .detail(error.to_string())
-            .code(codes::TOO_MANY_PROBES)
-    })?;
+    let observing = probe::observe(hub, wanted, ask.proxy)?;
     wait(&explainer, observing, patience).await.map(Json)
 }
 
@@ -129,6 +118,7 @@ fn filter(ask: &Ask, explainer: &Explainer) -> Result<RequestFilter, Problem> {
         query: query.to_owned(),
         headers: headers.map(|(name, value)| HeaderMatch { name, value }).collect(),
         from,
+        present: Vec::new(),
     })
 }
 

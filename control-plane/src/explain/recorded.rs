@@ -29,7 +29,7 @@ use serde::{Deserialize, Serialize};
 
 use super::ask::bad;
 use super::live::{Gathered, Hop, record};
-use super::{Explainer, body_of};
+use super::{Explainer, body_of, probe};
 use crate::codes;
 use advice::Advice;
 use blame::Blame;
@@ -160,28 +160,20 @@ async fn ask_proxies(hub: &Hub, id: &str) -> Result<Heard, Problem> {
     Ok(heard)
 }
 
-fn records(proxy: &Proxy) -> bool {
-    proxy.node.features.iter().any(|feature| feature == meshwork_messages::RECORD)
-}
-
 async fn ask_once(hub: &Hub, recall: Recall, heard: &mut Heard) -> Result<(), Problem> {
     let connected: Vec<Proxy> = hub.proxies().into_iter().filter(|proxy| proxy.connected).collect();
     let ids = |able: bool| {
-        connected.iter().filter(move |proxy| records(proxy) == able).map(|proxy| proxy.node.id.clone())
+        connected.iter().filter(move |proxy| probe::records(proxy) == able).map(|proxy| proxy.node.id.clone())
     };
     let mut awaited: BTreeSet<String> = ids(true).collect();
     heard.not_recording = ids(false).collect();
-    let probe = Probe {
+    let wanted = Probe {
         id: ThreadRng::new().next_u64(),
         lasts_ms: u32::try_from(PATIENCE.as_millis()).expect("a few seconds"),
         recall: Some(recall),
         ..Probe::default()
     };
-    let mut observing = hub.observe(probe, None).map_err(|error| {
-        Problem::new(StatusCode::TOO_MANY_REQUESTS, "too many probes")
-            .detail(error.to_string())
-            .code(codes::TOO_MANY_PROBES)
-    })?;
+    let mut observing = probe::observe(hub, wanted, None)?;
     let all = async {
         while !awaited.is_empty() {
             let Some(observed) = observing.next().await else { return };

@@ -6,9 +6,10 @@ use std::sync::Arc;
 
 use axum::Router;
 use axum::body::Body;
-use bytes::Bytes;
+use bytes::{Buf, Bytes, BytesMut};
 use http::{HeaderMap, Method, Request, StatusCode, Uri, header};
 use http_body_util::{BodyExt, Full, Limited};
+use hyper::body::Incoming;
 use hyper_util::client::legacy::Client as Pool;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
@@ -21,6 +22,8 @@ use crate::unix;
 
 /// Bytes of an answer that are read; more is an error.
 const MAX_ANSWER: usize = 256 << 20;
+/// Bytes of one line of an answer that is read by lines.
+const MAX_LINE: usize = 16 << 20;
 
 /// What a role says when it refuses (RFC 9457).
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
@@ -213,7 +216,17 @@ impl Client {
         headers: &[(&str, &str)],
         body: Bytes,
     ) -> Result<Answer, ClientError> {
-        let unexpected = |why: String| ClientError::Unexpected { server: self.server.clone(), why };
+        let request = self.request(method, path, headers, body)?;
+        self.judged(self.carry(request).await?)
+    }
+
+    fn request(
+        &self,
+        method: Method,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: Bytes,
+    ) -> Result<Request<Bytes>, ClientError> {
         let uri = match self.way {
             Way::Http(_) | Way::Tls(_) => format!("{}{path}", self.server),
             Way::Unix(_) | Way::InMemory(_) => path.to_owned(),
@@ -231,8 +244,12 @@ impl Client {
         for (name, value) in headers {
             request = request.header(*name, *value);
         }
-        let request = request.body(body).map_err(|error| unexpected(error.to_string()))?;
-        let answer = self.carry(request).await?;
+        request
+            .body(body)
+            .map_err(|error| ClientError::Unexpected { server: self.server.clone(), why: error.to_string() })
+    }
+
+    fn judged(&self, answer: Answer) -> Result<Answer, ClientError> {
         if answer.status.is_success() || answer.status == StatusCode::NOT_MODIFIED {
             return Ok(answer);
         }
@@ -247,42 +264,61 @@ impl Client {
         })
     }
 
-    async fn carry(&self, request: Request<Bytes>) -> Result<Answer, ClientError> {
+    /// Sends a request with a JSON body and reads its answer line by line, as it comes.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn lines(&self, method: Method, path: &str, body: Bytes) -> Result<Lines, ClientError> {
+        let request = self.request(method, path, &[], body)?;
+        let (head, body) = self.open(request).await?.into_parts();
+        if head.status.is_success() {
+            return Ok(Lines { server: self.server.clone(), body, read: BytesMut::new() });
+        }
+        let body = self.whole(body).await?;
+        self.judged(Answer { status: head.status, headers: head.headers, body })?;
+        let why = format!("status {}", head.status);
+        Err(ClientError::Unexpected { server: self.server.clone(), why })
+    }
+
+    async fn whole(&self, body: Opened) -> Result<Bytes, ClientError> {
         let unreachable = |cause: String| ClientError::Unreachable { server: self.server.clone(), cause };
-        let (head, body) = match &self.way {
+        match body {
+            Opened::Remote(body) => {
+                let read = Limited::new(body, MAX_ANSWER).collect().await;
+                Ok(read.map_err(|error| unreachable(error.to_string()))?.to_bytes())
+            }
+            Opened::Local(body) => {
+                axum::body::to_bytes(body, MAX_ANSWER).await.map_err(|error| unreachable(error.to_string()))
+            }
+        }
+    }
+
+    async fn carry(&self, request: Request<Bytes>) -> Result<Answer, ClientError> {
+        let (head, body) = self.open(request).await?.into_parts();
+        Ok(Answer { status: head.status, headers: head.headers, body: self.whole(body).await? })
+    }
+
+    async fn open(&self, request: Request<Bytes>) -> Result<http::Response<Opened>, ClientError> {
+        let unreachable = |cause: String| ClientError::Unreachable { server: self.server.clone(), cause };
+        let incoming = match &self.way {
             Way::Http(pool) => {
-                let sent = pool.request(request.map(Full::new)).await;
-                let (head, body) = sent.map_err(|error| unreachable(whole(&error)))?.into_parts();
-                let body = Limited::new(body, MAX_ANSWER).collect().await;
-                (head, body.map_err(|error| unreachable(error.to_string()))?.to_bytes())
+                pool.request(request.map(Full::new)).await.map_err(|error| unreachable(whole(&error)))?
             }
-            Way::Tls(way) => {
-                // Boxed: a handshake's state is large, and most calls of most clients never need it.
-                let sent = Box::pin(way.send(request)).await.map_err(|failure| match failure {
-                    Failure::Unreachable(cause) => unreachable(cause),
-                    Failure::Untrusted(cause) => {
-                        ClientError::Untrusted { server: self.server.clone(), cause }
-                    }
-                });
-                let (head, body) = sent?.into_parts();
-                let body = Limited::new(body, MAX_ANSWER).collect().await;
-                (head, body.map_err(|error| unreachable(error.to_string()))?.to_bytes())
-            }
-            Way::Unix(path) => {
-                let (head, body) = unix::send(path, request).await.map_err(unreachable)?.into_parts();
-                let body = Limited::new(body, MAX_ANSWER).collect().await;
-                (head, body.map_err(|error| unreachable(error.to_string()))?.to_bytes())
-            }
+            // Boxed: a handshake's state is large, and most calls of most clients never need it.
+            Way::Tls(way) => Box::pin(way.send(request)).await.map_err(|failure| match failure {
+                Failure::Unreachable(cause) => unreachable(cause),
+                Failure::Untrusted(cause) => ClientError::Untrusted { server: self.server.clone(), cause },
+            })?,
+            Way::Unix(path) => unix::send(path, request).await.map_err(unreachable)?,
             Way::InMemory(role) => {
                 let response = match role.clone().oneshot(request.map(Body::from)).await {
                     Ok(response) => response,
                     Err(never) => match never {},
                 };
-                let (head, body) = response.into_parts();
-                (head, axum::body::to_bytes(body, MAX_ANSWER).await.map_err(|e| unreachable(e.to_string()))?)
+                return Ok(response.map(Opened::Local));
             }
         };
-        Ok(Answer { status: head.status, headers: head.headers, body })
+        Ok(incoming.map(Opened::Remote))
     }
 
     /// Sends a request and reads the answer as JSON.
@@ -299,6 +335,63 @@ impl Client {
         let answer = self.send(method, path, headers, body).await?;
         serde_json::from_slice(&answer.body)
             .map_err(|error| ClientError::Unexpected { server: self.server.clone(), why: error.to_string() })
+    }
+}
+
+/// A body that is read as it comes.
+enum Opened {
+    Remote(Incoming),
+    Local(Body),
+}
+
+impl Opened {
+    /// The next piece of data; empty for what is none.
+    async fn piece(&mut self) -> Option<Result<Bytes, String>> {
+        let data = |frame: hyper::body::Frame<Bytes>| frame.into_data().unwrap_or_default();
+        Some(match self {
+            Self::Remote(body) => body.frame().await?.map(data).map_err(|error| error.to_string()),
+            Self::Local(body) => body.frame().await?.map(data).map_err(|error| error.to_string()),
+        })
+    }
+}
+
+/// An answer that comes line by line.
+pub struct Lines {
+    server: String,
+    body: Opened,
+    read: BytesMut,
+}
+
+impl fmt::Debug for Lines {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Lines").field("server", &self.server).finish_non_exhaustive()
+    }
+}
+
+impl Lines {
+    /// The next line without its end; none at the answer's.
+    ///
+    /// # Errors
+    /// [`ClientError`]: the connection broke, or a line has no end.
+    pub async fn next(&mut self) -> Result<Option<Bytes>, ClientError> {
+        loop {
+            if let Some(end) = self.read.iter().position(|byte| *byte == b'\n') {
+                let line = self.read.split_to(end).freeze();
+                self.read.advance(1);
+                return Ok(Some(line));
+            }
+            if self.read.len() > MAX_LINE {
+                let why = format!("a line longer than {MAX_LINE} bytes");
+                return Err(ClientError::Unexpected { server: self.server.clone(), why });
+            }
+            match self.body.piece().await {
+                Some(Ok(data)) => self.read.extend_from_slice(&data),
+                Some(Err(cause)) => {
+                    return Err(ClientError::Unreachable { server: self.server.clone(), cause });
+                }
+                None => return Ok((!self.read.is_empty()).then(|| self.read.split().freeze())),
+            }
+        }
     }
 }
 

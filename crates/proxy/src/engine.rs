@@ -19,7 +19,7 @@ use crate::connections::DownstreamTimeouts;
 use crate::listen::{self, ListenError};
 use crate::mesh::{self, Mesh, Place, Side};
 use crate::observe::Observer;
-use crate::recorder::{Recalled, RecorderSettings, Wanted};
+use crate::recorder::{self, RecorderSettings, Wanted};
 use crate::scraped;
 use crate::worker::{self, Command};
 
@@ -263,11 +263,13 @@ impl Engine {
         }
     }
 
-    /// Asks every worker what it has kept of these requests. The future gives what those say that answer in time.
-    pub(crate) async fn recall(
+    /// Asks every worker what its flight recorder has kept of these requests. The future gives what those say that answer
+    /// in time, as observations of this probe, and last that there is nothing more.
+    pub async fn recall(
         &self,
+        probe: u64,
         recall: &v1::Recall,
-    ) -> impl Future<Output = Vec<Recalled>> + Send + use<> {
+    ) -> impl Future<Output = Vec<v1::Observation>> + Send + use<> {
         let wanted = Arc::new(Wanted::new(recall));
         let mut answers = Vec::with_capacity(self.workers.len());
         for worker in &self.workers {
@@ -281,7 +283,7 @@ impl Engine {
             for answer in answers {
                 told.extend(tokio::time::timeout(RECALL, answer).await.ok().and_then(Result::ok));
             }
-            told
+            recorder::answers(probe, told)
         }
     }
 

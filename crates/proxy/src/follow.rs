@@ -18,7 +18,7 @@ use tokio::sync::{mpsc, oneshot};
 use crate::engine::{BindKey, Engine};
 use crate::listen::ListenError;
 use crate::mesh::Side;
-use crate::recorder;
+use crate::stats;
 use crate::tls::certified_key;
 
 /// How often replaced snapshots are dropped, and ports that were taken are tried again.
@@ -248,12 +248,19 @@ impl Follower {
 
     async fn arm(&self, wanted: v1::Probes) {
         let observer = &self.engine.shared().observer;
-        for (probe, recall) in observer.questions(&wanted) {
-            let told = self.engine.recall(&recall).await;
+        for question in observer.questions(&wanted) {
             let handle = self.handle.clone();
+            let probe = question.id;
+            let Some(recall) = question.recall else {
+                let stats = Some(stats::of(&self.metrics, &self.engine.shared().snapshot.load()));
+                // A handle whose client is gone has nobody to tell.
+                let _ = handle.observed(v1::Observation { probe, stats, ..v1::Observation::default() }).await;
+                continue;
+            };
+            let told = self.engine.recall(probe, &recall).await;
             // A worker may be slow to tell; what comes from the control plane does not wait for it.
             tokio::spawn(async move {
-                for observation in recorder::answers(probe, told.await) {
+                for observation in told.await {
                     // A handle whose client is gone has nobody to tell.
                     let _ = handle.observed(observation).await;
                 }
@@ -266,6 +273,7 @@ impl Follower {
     async fn tidy(&mut self) {
         self.engine.drop_replaced();
         let shared = self.engine.shared();
+        shared.observer.tell_lost();
         if let Some(armed) = shared.observer.tidy(shared.clock.now()) {
             let _ = self.handle.armed(armed).await;
         }

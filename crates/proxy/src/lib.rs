@@ -50,6 +50,7 @@ mod replay;
 mod request;
 mod scraped;
 mod series;
+mod stats;
 mod stream;
 mod tls;
 mod upstream;

@@ -10,6 +10,7 @@
 
 mod filter;
 pub(crate) mod message;
+mod outcome;
 mod sighting;
 #[cfg(test)]
 mod tests;
@@ -32,6 +33,7 @@ use crate::downstream::connection::Conn;
 use crate::mesh::Place;
 use crate::request::Seen;
 use filter::Filter;
+use outcome::Outcome;
 pub(crate) use sighting::{Sighting, Told};
 
 /// Says to the next proxy in the mesh which probe has found a request.
@@ -51,7 +53,6 @@ pub struct Observer {
     probes: ArcSwap<Vec<Arc<Armed>>>,
     /// Questions that are asked as long as they stand, and answered once.
     asked: Mutex<Vec<u64>>,
-    lost: AtomicU64,
     found: mpsc::Sender<v1::Observation>,
     receiver: Mutex<Option<mpsc::Receiver<v1::Observation>>>,
 }
@@ -63,7 +64,6 @@ impl Default for Observer {
             armed: AtomicBool::new(false),
             probes: ArcSwap::default(),
             asked: Mutex::default(),
-            lost: AtomicU64::new(0),
             found,
             receiver: Mutex::new(Some(receiver)),
         }
@@ -82,6 +82,10 @@ pub(crate) struct Armed {
     filter: Filter,
     reasons: bool,
     expires: Tick,
+    /// Of a tap: what must hold when a request has ended.
+    tap: Option<Outcome>,
+    /// What was found and not sent since the last one that was.
+    lost: AtomicU64,
     /// Requests that the filter may still find.
     left: AtomicU32,
     /// Requests that may still follow from those.
@@ -102,6 +106,8 @@ impl Armed {
             id: probe.id,
             filter: Filter::new(probe.filter.unwrap_or_default()),
             reasons: probe.reasons,
+            tap: probe.tap.map(Outcome::new),
+            lost: AtomicU64::new(0),
             expires: now.after(Duration::from_millis(probe.lasts_ms.into())),
             left: AtomicU32::new(probe.limit),
             following: AtomicU32::new(probe.limit.saturating_mul(PER_REQUEST)),
@@ -148,7 +154,7 @@ impl Observer {
     /// Arms these probes and disarms all others. One that is armed already goes on as it is. Gives the ids of those
     /// that are armed now.
     pub(crate) fn arm(&self, mut probes: v1::Probes, now: Tick) -> Vec<u64> {
-        probes.probes.retain(|probe| probe.recall.is_none());
+        probes.probes.retain(|probe| probe.recall.is_none() && !probe.stats);
         let before = self.probes.load();
         let arm = |probe: v1::Probe| match before.iter().find(|armed| armed.id == probe.id) {
             Some(armed) => Arc::clone(armed),
@@ -158,15 +164,25 @@ impl Observer {
         self.replace(armed, now)
     }
 
-    /// The questions about what is kept that were not asked before.
-    pub(crate) fn questions(&self, probes: &v1::Probes) -> Vec<(u64, v1::Recall)> {
+    /// The questions that are answered once, and were not asked before.
+    pub(crate) fn questions(&self, probes: &v1::Probes) -> Vec<v1::Probe> {
         let mut asked = self.asked.lock();
-        let questions = probes.probes.iter().filter_map(|probe| Some((probe.id, probe.recall.as_ref()?)));
-        let standing: Vec<u64> = questions.clone().map(|(id, _)| id).collect();
-        let new = questions.filter(|(id, _)| !asked.contains(id));
-        let new = new.map(|(id, recall)| (id, recall.clone())).collect();
+        let questions = probes.probes.iter().filter(|probe| probe.recall.is_some() || probe.stats);
+        let standing: Vec<u64> = questions.clone().map(|probe| probe.id).collect();
+        let new = questions.filter(|probe| !asked.contains(&probe.id)).cloned().collect();
         *asked = standing;
         new
+    }
+
+    /// Says what was lost to those to whom nothing else was said since.
+    pub(crate) fn tell_lost(&self) {
+        for probe in self.probes.load().iter().filter(|probe| probe.lost.load(Ordering::Relaxed) > 0) {
+            let lost = probe.lost.swap(0, Ordering::Relaxed);
+            let told = v1::Observation { probe: probe.id, dropped: lost, ..v1::Observation::default() };
+            if self.found.try_send(told).is_err() {
+                probe.lost.fetch_add(lost, Ordering::Relaxed);
+            }
+        }
     }
 
     /// Disarms what has expired; `None` when nothing has.
@@ -213,7 +229,10 @@ impl Observer {
         let now = conn.worker.now();
         let seen = Seen::new(conn, head);
         let probes = self.probes.load();
-        let (probe, how) = probes.iter().filter(|probe| probe.looks(now)).find_map(|probe| {
+        let looking = || probes.iter().filter(|probe| probe.looks(now));
+        let taps = looking().filter(|probe| probe.tap.is_some() && probe.filter.matches(&seen, from));
+        let taps: Vec<Arc<Armed>> = taps.cloned().collect();
+        let found = looking().filter(|probe| probe.tap.is_none()).find_map(|probe| {
             let how = if mark == Some(probe.id) {
                 Match::Mark
             } else if outbound && probe.follows(record) {
@@ -225,19 +244,20 @@ impl Observer {
             };
             let left = if how == Match::Filter { &probe.left } else { &probe.following };
             take(left).then(|| (Arc::clone(probe), how))
-        })?;
-        if inbound {
+        });
+        if inbound && let Some((probe, _)) = &found {
             probe.follow(record);
         }
-        Some(Box::new(Sighting::new(probe, how)))
+        (found.is_some() || !taps.is_empty()).then(|| Box::new(Sighting::new(found, taps)))
     }
 
     /// Sends what became of a request. When too much waits already, the next one says what was lost.
-    fn send(&self, mut observation: v1::Observation) {
-        observation.dropped = self.lost.swap(0, Ordering::Relaxed);
+    fn send(&self, probe: &Armed, mut observation: v1::Observation) {
+        observation.probe = probe.id;
+        observation.dropped = probe.lost.swap(0, Ordering::Relaxed);
         let lost = observation.dropped + 1;
         if self.found.try_send(observation).is_err() {
-            self.lost.fetch_add(lost, Ordering::Relaxed);
+            probe.lost.fetch_add(lost, Ordering::Relaxed);
         }
     }
 }

@@ -198,7 +198,7 @@ impl Recorder {
     /// Whether a request that has ended is kept, and why.
     #[inline]
     pub(crate) fn class(&self, record: &Record) -> Option<Class> {
-        if !record.cause.is_empty() || record.status >= 500 || record.grpc_status.is_some_and(is_failure) {
+        if is_failed(record) {
             Some(Class::Failed)
         } else if record.duration >= self.slow || record.attempts > 1 {
             Some(Class::Slow)
@@ -298,6 +298,12 @@ fn copied(record: &Record) -> Record {
         revision: record.revision.clone(),
         ..*record
     }
+}
+
+/// Whether a request failed: a cause of ours, a status from 500, or a gRPC status of a failure.
+#[inline]
+pub(crate) fn is_failed(record: &Record) -> bool {
+    !record.cause.is_empty() || record.status >= 500 || record.grpc_status.is_some_and(is_failure)
 }
 
 /// gRPC's statuses that are not the caller's fault.

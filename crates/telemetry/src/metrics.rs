@@ -10,6 +10,7 @@ mod procfs;
 mod requests;
 mod sources;
 mod streams;
+mod tally;
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -24,6 +25,7 @@ pub use exposition::Format;
 pub use requests::{RequestLabels, RequestSeries};
 pub use sources::Samples;
 pub use streams::StreamSeries;
+pub use tally::{DURATION_BOUNDS_MS, ServiceTally};
 
 use crate::inventory::{self, Kind, MetricDef};
 use cells::Cell;

@@ -63,6 +63,8 @@ pub struct Client {
     report: Report,
     report_due: bool,
     observations: VecDeque<Observation>,
+    /// Observations that were lost, by probe, until the next of it says so.
+    lost: BTreeMap<u64, u64>,
     requests: VecDeque<DiscoveryRequest>,
     events: VecDeque<Event>,
     next_batch: BatchId,
@@ -98,6 +100,7 @@ impl Client {
             report: Report::default(),
             report_due: false,
             observations: VecDeque::new(),
+            lost: BTreeMap::new(),
             requests: VecDeque::new(),
             events: VecDeque::new(),
             next_batch: 1,
@@ -214,6 +217,7 @@ impl Client {
         self.requests.clear();
         self.staged.clear();
         self.observations.clear();
+        self.lost.clear();
         self.report.probes.clear();
         self.events.push_back(Event::Probes(v1::Probes::default()));
         for outstanding in &mut self.outstanding {
@@ -238,8 +242,9 @@ impl Client {
         if self.observations.len() >= OBSERVATIONS
             && let Some(lost) = self.observations.pop_front()
         {
-            observation.dropped += lost.dropped + 1;
+            *self.lost.entry(lost.probe).or_default() += lost.dropped + 1;
         }
+        observation.dropped += self.lost.remove(&observation.probe).unwrap_or(0);
         self.observations.push_back(observation);
     }
 

@@ -12,7 +12,7 @@ use super::gather::record;
 /// What one proxy did with the request.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub(in crate::explain) struct Hop {
+pub(crate) struct Hop {
     /// How many hops are before it.
     depth: usize,
     proxy: String,
@@ -113,7 +113,7 @@ fn millis(nanos: u64) -> f64 {
 }
 
 impl Hop {
-    pub(super) fn new(hop: &Observed, depth: usize) -> Self {
+    pub(crate) fn new(hop: &Observed, depth: usize) -> Self {
         let (is, observation, proxy) = (record(hop), &hop.observation, &hop.proxy);
         Self {
             depth,

@@ -16,7 +16,7 @@ impl Filter {
     }
 
     pub(super) fn matches(&self, request: &impl RequestView, from: Option<&SpiffeId>) -> bool {
-        let RequestFilter { method, host, path, query, headers, from: wanted } = &self.said;
+        let RequestFilter { method, host, path, query, headers, present, from: wanted } = &self.said;
         let is = |wanted: &str, is: &str| wanted.is_empty() || wanted == is;
         is(method, request.method())
             && (host.is_empty() || takes_host(host, request.host()))
@@ -27,6 +27,7 @@ impl Filter {
                 let name = name.to_ascii_lowercase();
                 request.header(&name).any(|is| is == value.as_bytes())
             })
+            && present.iter().all(|name| request.header(&name.to_ascii_lowercase()).next().is_some())
     }
 }
 

@@ -17,8 +17,9 @@ const REASONS: usize = 500;
 
 /// See the module's text.
 pub(crate) struct Sighting {
-    probe: Arc<Armed>,
-    how: Match,
+    found: Option<(Arc<Armed>, Match)>,
+    /// Those that want to know how it ends.
+    taps: Vec<Arc<Armed>>,
     told: Told,
 }
 
@@ -67,32 +68,36 @@ impl Reasons for Told {
 }
 
 impl Sighting {
-    pub(super) fn new(probe: Arc<Armed>, how: Match) -> Self {
-        Self { probe, how, told: Told::default() }
+    pub(super) fn new(found: Option<(Arc<Armed>, Match)>, taps: Vec<Arc<Armed>>) -> Self {
+        Self { found, taps, told: Told::default() }
     }
 
     /// Who takes the reasons, where the probe wants them.
     pub(crate) fn told(&mut self) -> Option<&mut Told> {
-        self.probe.reasons.then_some(&mut self.told)
+        let wanted = self.found.as_ref().is_some_and(|(probe, _)| probe.reasons);
+        wanted.then_some(&mut self.told)
     }
 
     /// What the next proxy of the mesh is told.
-    pub(crate) fn mark(&self) -> String {
-        format!("{:016x}", self.probe.id)
+    pub(crate) fn mark(&self) -> Option<String> {
+        self.found.as_ref().map(|(probe, _)| format!("{:016x}", probe.id))
     }
 
     /// The request has ended.
     #[cold]
     pub(crate) fn report(self, conn: &Conn, record: &Record, tried: &[Tried]) {
         let observer = &conn.worker.shared.observer;
-        observer.send(v1::Observation {
-            probe: self.probe.id,
-            r#match: self.how.into(),
+        let observation = || v1::Observation {
             record: Some(message::record(conn.place, record)),
-            reasons: self.told.reasons,
-            omitted: self.told.omitted,
             attempts: tried.iter().map(message::attempt).collect(),
             ..v1::Observation::default()
-        });
+        };
+        let wanted = |tap: &&Arc<Armed>| tap.tap.as_ref().is_some_and(|outcome| outcome.matches(record));
+        for tap in self.taps.iter().filter(wanted) {
+            observer.send(tap, observation());
+        }
+        let Some((probe, how)) = self.found else { return };
+        let Told { reasons, omitted, .. } = self.told;
+        observer.send(&probe, v1::Observation { r#match: how.into(), reasons, omitted, ..observation() });
     }
 }

@@ -39,14 +39,17 @@ fn so_many_probes_and_no_more() {
 #[test]
 fn what_the_control_plane_does_not_fetch_is_counted_and_never_waited_for() {
     let observer = Observer::default();
+    let (one, other) = (Armed::new(probe(1, 100), AT(0)), Armed::new(probe(2, 100), AT(0)));
     for _ in 0..WAITING + 3 {
-        observer.send(v1::Observation::default());
+        observer.send(&one, v1::Observation::default());
     }
     let mut found = observer.found().unwrap();
     assert!(observer.found().is_none(), "one consumer");
     let waiting = std::iter::from_fn(|| found.try_recv().ok()).count();
     assert_eq!(waiting, WAITING);
-    observer.send(v1::Observation::default());
+    observer.send(&other, v1::Observation::default());
+    assert_eq!(found.try_recv().unwrap().dropped, 0, "that was not its loss");
+    observer.send(&one, v1::Observation::default());
     assert_eq!(found.try_recv().unwrap().dropped, 3);
 }
 

@@ -36,6 +36,8 @@ pub(crate) struct Journey<'c> {
     attempted: Attempted,
     /// Only of a request whose spans are recorded.
     traced: Option<Box<Traced>>,
+    /// How far it has come.
+    phase: Phase,
     finished: bool,
 }
 
@@ -93,6 +95,7 @@ impl<'c> Journey<'c> {
             sighting,
             attempted: Attempted::default(),
             traced,
+            phase: Phase::Head,
             finished: false,
         }
     }
@@ -138,7 +141,7 @@ impl<'c> Journey<'c> {
 
     /// What the next proxy of the mesh is told, if somebody asks about this request.
     pub(crate) fn mark(&self) -> Option<String> {
-        self.sighting.as_ref().map(|sighting| sighting.mark())
+        self.sighting.as_ref().and_then(|sighting| sighting.mark())
     }
 
     /// The request got its id from us.
@@ -216,14 +219,14 @@ impl<'c> Journey<'c> {
 
     /// The attempt has a connection, made at `born`; absent `now`: at once.
     pub(crate) fn opened(&mut self, now: Option<Tick>, born: Tick) {
-        self.record.phase = Phase::Request;
+        self.phase = Phase::Request;
         self.attempted.opened(now, born);
     }
 
     /// The request comes to its next phase.
     #[inline]
     pub(crate) fn enter(&mut self, phase: Phase) {
-        self.record.phase = phase;
+        self.phase = phase;
     }
 
     /// The attempt has got a response's head, or has failed.
@@ -231,7 +234,7 @@ impl<'c> Journey<'c> {
         match outcome {
             Ok(status) => self.attempted.answered(status, now),
             Err(failure) => {
-                let phase = self.record.phase;
+                let phase = self.phase;
                 let (known, attempted) = self.in_attempt();
                 attempted.failed(&known, failure, phase, body.passed(), now);
             }
@@ -263,6 +266,7 @@ impl<'c> Journey<'c> {
 
     /// What went wrong; the last word counts.
     pub(crate) fn failed(&mut self, failure: &Failure) {
+        self.record.phase = self.phase;
         self.record.cause = failure.cause.as_str();
         self.record.flag = failure.cause.flag().as_str();
         self.record.cause_detail.clone_from(&failure.detail);

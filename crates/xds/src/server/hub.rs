@@ -159,9 +159,10 @@ impl Hub {
     pub fn observe(&self, probe: Probe, proxy: Option<String>) -> Result<Observing, TooManyProbes> {
         let id = probe.id;
         let (subscription, found) = Subscription::new(probe, proxy);
+        let lost = subscription.lost();
         self.server.lock().observe(subscription)?;
         self.published.send_replace(());
-        Ok(Observing { hub: self.clone(), probe: id, found })
+        Ok(Observing { hub: self.clone(), probe: id, found, lost })
     }
 
     pub(super) fn forget(&self, probe: u64) {

@@ -1,6 +1,8 @@
 //! Probes: which are armed on which proxies, and who waits for what they find.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use meshwork_messages::RECORD;
 use meshwork_messages::v1::{Node, Observation, Probe, Probes};
@@ -33,6 +35,7 @@ pub struct Subscription {
     probe: Probe,
     proxy: Option<String>,
     found: mpsc::Sender<Observed>,
+    lost: Arc<AtomicU64>,
 }
 
 impl Subscription {
@@ -41,12 +44,22 @@ impl Subscription {
     #[must_use]
     pub fn new(probe: Probe, proxy: Option<String>) -> (Self, mpsc::Receiver<Observed>) {
         let (found, receiver) = mpsc::channel(WAITING);
-        (Self { probe, proxy, found }, receiver)
+        (Self { probe, proxy, found, lost: Arc::default() }, receiver)
+    }
+
+    /// Counts what is lost.
+    pub(super) fn lost(&self) -> Arc<AtomicU64> {
+        Arc::clone(&self.lost)
     }
 
     fn means(&self, node: &str) -> bool {
         self.proxy.as_deref().is_none_or(|only| only == node)
     }
+}
+
+/// Whether a probe asks for what only proxies with the feature [`RECORD`] know.
+const fn needs_record(probe: &Probe) -> bool {
+    probe.recall.is_some() || probe.tap.is_some() || probe.stats
 }
 
 /// All that are armed.
@@ -72,7 +85,7 @@ impl Armed {
     pub(super) fn of(&self, node: &Node) -> Probes {
         let records = node.features.iter().any(|feature| feature == RECORD);
         let meant = self.subscriptions.values().filter(|subscription| {
-            subscription.means(&node.id) && (records || subscription.probe.recall.is_none())
+            subscription.means(&node.id) && (records || !needs_record(&subscription.probe))
         });
         Probes { probes: meant.map(|subscription| subscription.probe.clone()).collect() }
     }
@@ -80,9 +93,11 @@ impl Armed {
     /// Passes on what a proxy found, if it was asked to look for it and somebody still waits.
     pub(super) fn found(&self, proxy: &Viewer, observation: Observation) {
         let asked = self.subscriptions.get(&observation.probe).filter(|asked| asked.means(&proxy.node.id));
+        let dropped = observation.dropped;
         if let Some(asked) = asked
             && asked.found.try_send(Observed { proxy: proxy.clone(), observation }).is_err()
         {
+            asked.lost.fetch_add(dropped + 1, Ordering::Relaxed);
             tracing::debug!(proxy = proxy.node.id, "an observation was lost: whoever asked is too slow");
         }
     }
@@ -94,6 +109,7 @@ pub struct Observing {
     pub(super) hub: Hub,
     pub(super) probe: u64,
     pub(super) found: mpsc::Receiver<Observed>,
+    pub(super) lost: Arc<AtomicU64>,
 }
 
 impl Observing {
@@ -101,6 +117,11 @@ impl Observing {
     #[must_use]
     pub const fn probe(&self) -> u64 {
         self.probe
+    }
+
+    /// How many were lost here since this was asked before: whoever reads is too slow.
+    pub fn lost(&self) -> u64 {
+        self.lost.swap(0, Ordering::Relaxed)
     }
 
     /// What is found next.

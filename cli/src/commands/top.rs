@@ -1,0 +1,273 @@
+//! `meshwork top`: rates, success, latencies and breakers of services, live.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::IsTerminal as _;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use bytes::Bytes;
+use meshwork_api::Client;
+use meshwork_process::parse_duration;
+use serde::{Deserialize, Serialize};
+
+use super::{Outcome, block_on};
+use crate::output::{self, Format};
+use crate::server::ServerArgs;
+
+/// Show rates, success, latencies and circuit breakers of services, live
+#[derive(clap::Args, Debug)]
+pub(crate) struct Arguments {
+    #[command(flatten)]
+    server: ServerArgs,
+    /// The time that each table tells of
+    #[arg(long, value_name = "DURATION", default_value = "2s", value_parser = parse_duration)]
+    interval: Duration,
+    /// Print one table and end
+    #[arg(long)]
+    once: bool,
+    /// Services of this namespace alone
+    #[arg(short, long, value_name = "NAMESPACE")]
+    namespace: Option<String>,
+    /// How to print
+    #[arg(short, long, value_enum, default_value_t)]
+    output: Format,
+}
+
+/// The control plane's answer.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Top {
+    at_ms: u64,
+    proxies: Vec<Proxy>,
+    silent: Vec<String>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Proxy {
+    id: String,
+    services: Vec<Counted>,
+    breakers: Vec<Breaker>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Counted {
+    service: String,
+    reporter: String,
+    requests: u64,
+    failed: u64,
+    buckets: Vec<u64>,
+    bounds_ms: Vec<f64>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Breaker {
+    service: String,
+    port: u32,
+    state: String,
+}
+
+/// One line of the table.
+#[derive(Debug, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Row {
+    service: String,
+    requests_per_second: f64,
+    /// Percent; none without requests.
+    success: Option<f64>,
+    p50_ms: Option<f64>,
+    p99_ms: Option<f64>,
+    /// Of each port whose breaker is not closed in every proxy: how many proxies say so.
+    breakers: BTreeMap<String, usize>,
+}
+
+pub(crate) fn run(arguments: &Arguments) -> Outcome {
+    if arguments.interval < Duration::from_millis(100) {
+        output::note("error: --interval: at least 100ms");
+        return Ok(ExitCode::from(2));
+    }
+    let client = arguments.server.client()?;
+    let redraws = arguments.output == Format::Table && !arguments.once && std::io::stdout().is_terminal();
+    block_on(async {
+        let mut before = ask(&client).await?;
+        loop {
+            tokio::time::sleep(arguments.interval).await;
+            let now = ask(&client).await?;
+            let mut rows = rows(&before, &now);
+            let wanted = arguments.namespace.as_ref().map(|namespace| format!("{namespace}/"));
+            rows.retain(|row| wanted.as_ref().is_none_or(|wanted| row.service.starts_with(wanted)));
+            if redraws {
+                output::print("\x1b[H\x1b[2J")?;
+            }
+            show(arguments, &rows, &now)?;
+            // An empty line parts the tables, and tells whether somebody still reads.
+            if arguments.once || !output::line("")? {
+                return Ok(ExitCode::SUCCESS);
+            }
+            before = now;
+        }
+    })?
+}
+
+async fn ask(client: &Client) -> Result<Top, Box<dyn std::error::Error>> {
+    Ok(client.json(http::Method::GET, "/v1/top", &[], Bytes::new()).await?)
+}
+
+fn show(arguments: &Arguments, rows: &[Row], now: &Top) -> Result<(), Box<dyn std::error::Error>> {
+    match arguments.output {
+        Format::Json => return Ok(output::print(&format!("{}\n", serde_json::to_string(rows)?))?),
+        Format::Yaml => {
+            output::print("---\n")?;
+            return output::value(Format::Yaml, &rows);
+        }
+        Format::Table => {}
+    }
+    let number = |value: Option<f64>, digits: usize| {
+        value.map_or_else(|| "-".to_owned(), |value| format!("{value:.digits$}"))
+    };
+    let cells = rows.iter().map(|row| {
+        let breakers: Vec<String> =
+            row.breakers.iter().map(|(state, proxies)| format!("{state} in {proxies}")).collect();
+        vec![
+            row.service.clone(),
+            format!("{:.1}", row.requests_per_second),
+            number(row.success, 2),
+            number(row.p50_ms, 1),
+            number(row.p99_ms, 1),
+            if breakers.is_empty() { "-".to_owned() } else { breakers.join(", ") },
+        ]
+    });
+    output::table(&["SERVICE", "RATE/S", "SUCCESS %", "P50 MS", "P99 MS", "BREAKER"], cells)?;
+    if !now.silent.is_empty() {
+        output::note(&format!("no answer from {}", now.silent.join(", ")));
+    }
+    Ok(())
+}
+
+#[derive(Clone, Default)]
+struct Sum {
+    requests: u64,
+    failed: u64,
+    buckets: Vec<u64>,
+    bounds: Vec<f64>,
+}
+
+/// What happened between two answers. A service is told as its callers have seen it; where none of them has a proxy, as
+/// its own side has.
+fn rows(before: &Top, now: &Top) -> Vec<Row> {
+    let mut sums: BTreeMap<(&str, &str), Sum> = BTreeMap::new();
+    for proxy in &now.proxies {
+        let earlier = before.proxies.iter().find(|earlier| earlier.id == proxy.id);
+        for is in &proxy.services {
+            let same = |was: &&Counted| was.service == is.service && was.reporter == is.reporter;
+            // Of a proxy that did not answer before it is not known since when it counts.
+            let Some(earlier) = earlier else { continue };
+            let was = earlier.services.iter().find(same).filter(|was| was.requests <= is.requests);
+            let sum = sums.entry((&is.service, &is.reporter)).or_default();
+            sum.requests += is.requests - was.map_or(0, |was| was.requests);
+            sum.failed += is.failed.saturating_sub(was.map_or(0, |was| was.failed));
+            sum.bounds.clone_from(&is.bounds_ms);
+            sum.buckets.resize(is.buckets.len().max(sum.buckets.len()), 0);
+            for (at, count) in is.buckets.iter().enumerate() {
+                let was = was.and_then(|was| was.buckets.get(at)).copied().unwrap_or(0);
+                sum.buckets[at] += count.saturating_sub(was);
+            }
+        }
+    }
+    let breakers = || now.proxies.iter().flat_map(|proxy| &proxy.breakers);
+    let mut services: BTreeSet<&str> = sums.keys().map(|(service, _)| *service).collect();
+    services.extend(breakers().map(|breaker| &*breaker.service));
+    let seconds = (now.at_ms.saturating_sub(before.at_ms)) as f64 / 1000.0;
+    let row = |service: &str| {
+        let of = |reporter| sums.get(&(service, reporter)).filter(|sum| sum.requests > 0);
+        let sum = of("source").or(of("destination")).cloned().unwrap_or_default();
+        let mut states: BTreeMap<String, usize> = BTreeMap::new();
+        for breaker in breakers().filter(|breaker| breaker.service == service) {
+            *states.entry(format!("{} (:{})", breaker.state, breaker.port)).or_default() += 1;
+        }
+        Row {
+            service: service.to_owned(),
+            requests_per_second: if seconds > 0.0 { sum.requests as f64 / seconds } else { 0.0 },
+            success: (sum.requests > 0).then(|| 100.0 * (1.0 - sum.failed as f64 / sum.requests as f64)),
+            p50_ms: quantile(&sum, 0.5),
+            p99_ms: quantile(&sum, 0.99),
+            breakers: states,
+        }
+    };
+    services.into_iter().map(row).collect()
+}
+
+/// As Prometheus' `histogram_quantile`: even within a bucket; the last bound for what is beyond it.
+fn quantile(sum: &Sum, share: f64) -> Option<f64> {
+    let total: u64 = sum.buckets.iter().sum();
+    if total == 0 {
+        return None;
+    }
+    let rank = share * total as f64;
+    let mut below = 0.0;
+    let mut from = 0.0;
+    for (count, bound) in sum.buckets.iter().zip(&sum.bounds) {
+        let count = *count as f64;
+        if below + count >= rank && count > 0.0 {
+            return Some(from + (bound - from) * (rank - below) / count);
+        }
+        below += count;
+        from = *bound;
+    }
+    Some(from)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn answer(at_ms: u64, proxies: &[(&str, &str, u64, u64, [u64; 3])]) -> Top {
+        let proxies = proxies.iter().map(|(id, reporter, requests, failed, buckets)| Proxy {
+            id: (*id).to_owned(),
+            services: vec![Counted {
+                service: "shop/web".to_owned(),
+                reporter: (*reporter).to_owned(),
+                requests: *requests,
+                failed: *failed,
+                buckets: buckets.to_vec(),
+                bounds_ms: vec![10.0, 20.0],
+            }],
+            breakers: vec![Breaker { service: "shop/web".to_owned(), port: 80, state: "open".to_owned() }],
+        });
+        Top { at_ms, proxies: proxies.collect(), silent: Vec::new() }
+    }
+
+    #[test]
+    fn rates_are_what_lies_between_two_answers() {
+        let before = answer(1000, &[("a", "source", 100, 1, [100, 0, 0]), ("b", "source", 7, 7, [7, 0, 0])]);
+        let now = answer(3000, &[("a", "source", 200, 26, [150, 50, 0]), ("b", "source", 7, 7, [7, 0, 0])]);
+        let row = &rows(&before, &now)[0];
+        assert_eq!((row.requests_per_second, row.success), (50.0, Some(75.0)));
+        assert_eq!((row.p50_ms, row.p99_ms), (Some(10.0), Some(19.8)));
+        assert_eq!(row.breakers["open (:80)"], 2);
+    }
+
+    #[test]
+    fn a_proxy_that_started_anew_counts_from_nothing_and_one_that_was_silent_counts_later() {
+        let before = answer(0, &[("a", "source", 1000, 0, [1000, 0, 0])]);
+        let now =
+            answer(1000, &[("a", "source", 10, 0, [10, 0, 0]), ("new", "source", 9000, 0, [9000, 0, 0])]);
+        assert_eq!(rows(&before, &now)[0].requests_per_second, 10.0);
+    }
+
+    #[test]
+    fn a_service_is_told_as_its_callers_have_seen_it() {
+        let before = answer(0, &[("a", "source", 0, 0, [0; 3]), ("b", "destination", 0, 0, [0; 3])]);
+        let now = answer(1000, &[("a", "source", 10, 0, [10, 0, 0]), ("b", "destination", 9, 0, [9, 0, 0])]);
+        assert_eq!(rows(&before, &now)[0].requests_per_second, 10.0);
+        let plain = answer(1000, &[("b", "destination", 9, 0, [9, 0, 0])]);
+        assert_eq!(rows(&before, &plain)[0].requests_per_second, 9.0);
+    }
+
+    #[test]
+    fn what_is_beyond_the_last_bound_is_told_as_that_bound() {
+        let sum = Sum { requests: 1, failed: 0, buckets: vec![0, 0, 5], bounds: vec![10.0, 20.0] };
+        assert_eq!(quantile(&sum, 0.99), Some(20.0));
+        assert_eq!(quantile(&Sum::default(), 0.5), None);
+    }
+}
