@@ -433,6 +433,10 @@ impl Retry {
         if facts.nested {
             return Err(StopReason::Nested);
         }
+        if policy.attempts == 0 {
+            // Nothing is used up where nothing was to be repeated.
+            return Err(StopReason::NotCalledFor);
+        }
         if self.retries >= policy.attempts {
             return Err(StopReason::Attempts);
         }

@@ -90,6 +90,16 @@ fn repeats_only_what_may_be_repeated() {
 }
 
 #[test]
+fn nothing_is_used_up_where_nothing_was_to_be_repeated() {
+    let none = RetryPolicy { attempts: 0, ..policy() };
+    assert_eq!(
+        after(none, AttemptFailure::Reset, &GET),
+        Err(StopReason::NotCalledFor),
+        "the failure's own cause"
+    );
+}
+
+#[test]
 fn stops_after_its_attempts_and_remembers_endpoints() {
     let mut retry = Retry::begin(Some(&Arc::new(policy())), &cluster(None), Tick::ZERO);
     let mut rng = SeededRng::new(1);

@@ -1,0 +1,188 @@
+//! Faults, injected one by one: each has one flag and one cause, the same in access log, metric, flight recorder and
+//! `explain`, and its client sees a clean error. `rows.rs` is the table.
+
+#![allow(clippy::unwrap_used, reason = "a helper that fails is a test that fails")]
+
+mod clients;
+mod inject;
+mod rows;
+#[path = "../support/mod.rs"]
+mod support;
+mod upstreams;
+
+use std::net::SocketAddr;
+
+use inject::{Sent, inject};
+use rows::{GATEWAY, LEAVING, MESH, Row, Sees};
+use serde_json::{Value, json};
+use support::process::{ADMIN, HTTP, METRICS};
+use support::{Gateway, exchange, get, yaml};
+
+/// What a gateway has to know of a row: its rule, service and policy.
+fn resources(row: &Row, endpoint: Option<SocketAddr>) -> String {
+    let name = row.name;
+    let setup = inject::setup(name);
+    let rule = format!(
+        "  - matches: [{{path: {{type: Exact, value: /{name}}}}}]\n    backendRefs: [{{name: {name}, port: 80}}]"
+    );
+    let mut text = yaml::route(name, &rule);
+    if name == "no-service" {
+        return text;
+    }
+    text += &yaml::service_in("default", name, setup.protocol, endpoint.as_slice());
+    if !setup.policy.is_empty() {
+        text += &format!(
+            "apiVersion: meshwork.dev/v1alpha1
+kind: TrafficPolicy
+metadata: {{name: {name}}}
+spec:
+  targetRefs: [{{group: '', kind: Service, name: {name}}}]
+  {}
+---
+",
+            setup.policy
+        );
+    }
+    text
+}
+
+fn explained(gateway: &Gateway, id: &str) -> Value {
+    let body = json!({ "id": id }).to_string();
+    let request = format!(
+        "POST /v1/explain/recorded HTTP/1.1\r\nHost: {}\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\
+         Connection: close\r\n\r\n{body}",
+        gateway.at(ADMIN),
+        body.len()
+    );
+    let answer = exchange(gateway.at(ADMIN), request.as_bytes()).expect("the API answers");
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+    assert!(head.starts_with("HTTP/1.1 200"), "{id}: {answer}");
+    serde_json::from_str(body).unwrap()
+}
+
+/// Requests that metrics count for a service under a flag.
+fn counted(metrics: &str, service: &str, flag: &str) -> u64 {
+    let (service, flag) =
+        (format!("destination_service_name=\"{service}\""), format!("response_flags=\"{flag}\""));
+    let lines = metrics.lines().filter(|line| line.starts_with("istio_requests_total{"));
+    let fitting = lines.filter(|line| line.contains(&service) && line.contains(&flag));
+    fitting.map(|line| line.rsplit(' ').next().unwrap().parse::<u64>().unwrap()).sum()
+}
+
+#[test]
+fn each_fault_has_one_cause_everywhere_and_a_clean_end() {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    let rows: Vec<&Row> = GATEWAY.iter().chain(&LEAVING[..1]).collect();
+    let upstreams: Vec<_> =
+        rows.iter().map(|row| inject::setup(row.name).up.map(|up| runtime.block_on(up.start()))).collect();
+    let text: String = rows
+        .iter()
+        .zip(&upstreams)
+        .map(|(row, up)| resources(row, up.as_ref().map(|up| up.address)))
+        .collect();
+    let short = ["--request-header-timeout", "1s", "--request-body-timeout", "1s"];
+    let text = [yaml::EDGE, &text].concat();
+    let gateway = Gateway::start_at(support::address(), &[("faults.yaml", &text)], &short);
+    let log = gateway.directory().join("access.log");
+    let all = rows.iter().zip(&upstreams).map(|(row, up)| inject(row, gateway.at(HTTP), &log, up.as_ref()));
+    let sent: Vec<Sent> =
+        runtime.block_on(futures_util::future::join_all(all)).into_iter().flatten().collect();
+    let mut failures = Vec::new();
+    let log = gateway.log(sent.len());
+    let (_, metrics) = get(gateway.at(METRICS), "/metrics").unwrap();
+    for sent in &sent {
+        let row = &sent.row;
+        let lines: Vec<&Value> = log.iter().filter(|line| is_of(line, sent)).collect();
+        let [line] = lines[..] else { panic!("{} lines for {sent:?}", lines.len()) };
+        let mut check = |what: &str, is: [&Value; 3]| {
+            let wanted = [json!(row.cause), json!(row.flag), json!(row.phase)];
+            if is != wanted.each_ref() {
+                failures.push(format!("{} {:?}: {what} says {is:?}: {line}", row.name, sent.version));
+            }
+        };
+        check("the log", [&line["cause"], &line["response_flags"], &line["phase"]]);
+        if let Some(id) = &sent.id {
+            let answer = explained(&gateway, id);
+            let hops = answer["hops"].as_array().unwrap();
+            assert_eq!((hops.len(), &hops[0]["kept"]), (1, &json!("failed")), "{answer:#}");
+            let verdict = &hops[0]["verdict"];
+            check("the recorder", [&verdict["cause"], &verdict["flag"], &verdict["phase"]]);
+            let fault = &answer["fault"];
+            check("explain", [&fault["cause"], &fault["flag"], &fault["phase"]]);
+            assert_eq!(answer["suggestions"][0]["cause"], row.cause, "{answer:#}");
+        }
+        // What breaks before its head has left is not seen at all.
+        let fits = sent.saw == row.sees || (row.sees == Sees::Cut && sent.saw == Sees::Left);
+        if !fits {
+            failures.push(format!(
+                "{} {:?}: the client saw {:?}, not {:?}",
+                row.name, sent.version, sent.saw, row.sees
+            ));
+        }
+        let service = if matches!(row.name, "no-service" | "half-head") { "unknown" } else { row.name };
+        let so_many = sent_as(&sents(&sent.row, &log), row);
+        if counted(&metrics, service, row.flag) != so_many {
+            let count = counted(&metrics, service, row.flag);
+            failures
+                .push(format!("{}: the metric counts {count} under {}, not {so_many}", row.name, row.flag));
+        }
+    }
+    assert!(failures.is_empty(), "{}", failures.join("\n"));
+}
+
+/// The lines of a row's service that have its flag: the metric must count as many.
+fn sents<'l>(row: &Row, log: &'l [Value]) -> Vec<&'l Value> {
+    let service = format!("default/{}:80", row.name);
+    let named = |line: &&Value| match row.name {
+        "no-service" | "half-head" => line["upstream_cluster"].is_null(),
+        _ => line["upstream_cluster"] == service,
+    };
+    log.iter().filter(named).collect()
+}
+
+fn sent_as(lines: &[&Value], row: &Row) -> u64 {
+    lines.iter().filter(|line| line["response_flags"] == row.flag).count() as u64
+}
+
+fn is_of(line: &Value, sent: &Sent) -> bool {
+    match &sent.id {
+        Some(id) => line["request_id"] == **id,
+        // What has no head has no id.
+        None => line["request_id"].is_null() && line["cause"] == sent.row.cause,
+    }
+}
+
+#[test]
+fn the_page_is_of_this_table() {
+    let sees = |row: &Row| match row.sees {
+        Sees::Status(status) => status.to_string(),
+        Sees::Cut => "a response cut off".to_owned(),
+        Sees::Left => "nothing".to_owned(),
+    };
+    let table = |rows: &[Row]| {
+        let line = |row: &Row| {
+            format!(
+                "| {} | {} | `{}` | `{}` | `{}` |\n",
+                row.fault,
+                sees(row),
+                row.flag,
+                row.cause,
+                row.phase
+            )
+        };
+        let head = "| fault | the client sees | flag | cause | phase |\n|---|---|---|---|---|\n";
+        format!("{head}{}", rows.iter().map(line).collect::<String>())
+    };
+    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/guides/faults.md");
+    let page = std::fs::read_to_string(&path).unwrap();
+    let (intro, _) = page.split_once("## At a gateway\n").expect("the page has its headings");
+    let rows = [GATEWAY, &LEAVING].concat();
+    let wanted = format!("{intro}## At a gateway\n\n{}\n## Within the mesh\n\n{}", table(&rows), table(MESH));
+    if std::env::var_os("MESHWORK_WRITE_DOCS").is_some() {
+        std::fs::write(&path, &wanted).unwrap();
+    }
+    assert!(
+        std::fs::read_to_string(&path).unwrap() == wanted,
+        "docs/guides/faults.md is not of these rows: run with MESHWORK_WRITE_DOCS=1 and commit it"
+    );
+}
