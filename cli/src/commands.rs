@@ -14,7 +14,10 @@ mod proxies;
 mod rollback;
 mod run;
 mod services;
+mod simulate;
+mod tap;
 mod token;
+mod top;
 mod up;
 
 use std::error::Error;
@@ -59,6 +62,12 @@ pub(crate) enum Command {
     Services(services::Arguments),
     /// Make join tokens
     Token(token::Arguments),
+    /// Run a fleet through the simulator
+    Simulate(simulate::Arguments),
+    /// Show requests as they end, in all proxies or some
+    Tap(Box<tap::Arguments>),
+    /// Show rates, success, latencies and circuit breakers of services, live
+    Top(top::Arguments),
     /// Explain what would become of a request, or an error code
     Explain(Box<explain::Arguments>),
 }
@@ -86,6 +95,9 @@ pub(crate) fn run(command: Command) -> Outcome {
         Command::Proxies(arguments) => proxies::run(&arguments),
         Command::Services(arguments) => services::run(&arguments),
         Command::Token(arguments) => token::run(&arguments),
+        Command::Simulate(arguments) => simulate::run(&arguments),
+        Command::Tap(arguments) => tap::run(&arguments),
+        Command::Top(arguments) => top::run(&arguments),
         Command::Explain(arguments) => explain::run(&arguments),
     }
 }

@@ -1,0 +1,299 @@
+//! `meshwork simulate FILE`: a fleet, its clients and their policies, run over many seeds by the simulator of the decision
+//! core: what traffic would meet, and what must hold and does not.
+
+mod file;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use meshwork_base::{Clock as _, SystemClock};
+use meshwork_decision::simulator::{Report, Scenario, median, run as simulate};
+use parking_lot::Mutex;
+use serde::Serialize;
+
+use super::Outcome;
+use crate::output::{self, Format};
+
+/// Run a fleet through the simulator
+#[derive(clap::Args, Debug)]
+pub(crate) struct Arguments {
+    /// The scenario, as YAML; examples are in `examples/fleets`
+    #[arg(value_name = "FILE")]
+    file: PathBuf,
+    /// How many seeds
+    #[arg(long, value_name = "COUNT", default_value_t = 100, value_parser = clap::value_parser!(u64).range(1..=10_000_000))]
+    seeds: u64,
+    /// The first seed
+    #[arg(long, value_name = "SEED", default_value_t = 1)]
+    seed: u64,
+    /// How to print
+    #[arg(short, long, value_enum, default_value_t)]
+    output: Format,
+}
+
+/// A value over all seeds.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Spread {
+    median: f64,
+    min: f64,
+    max: f64,
+}
+
+impl Spread {
+    fn of(values: impl Iterator<Item = f64>) -> Self {
+        let values: Vec<f64> = values.collect();
+        let edge = |pick: fn(f64, f64) -> f64| values.iter().copied().reduce(pick).unwrap_or_default();
+        Self { median: median(values.iter().copied()), min: edge(f64::min), max: edge(f64::max) }
+    }
+}
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Latency {
+    p50: Spread,
+    p90: Spread,
+    p99: Spread,
+    p999: Spread,
+}
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Load {
+    instance: usize,
+    weight: u32,
+    /// Percent of all attempts.
+    percent: Spread,
+}
+
+/// A seed with which something does not hold.
+#[derive(Debug, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Broken {
+    seed: u64,
+    what: String,
+}
+
+/// What came of it: keys are only ever added.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Summary {
+    name: String,
+    first_seed: u64,
+    seeds: usize,
+    seeds_per_second: f64,
+    requests: u64,
+    latency_ms: Latency,
+    failed_percent: Spread,
+    attempts_per_request: Spread,
+    retries: Spread,
+    ejections: Spread,
+    loads: Vec<Load>,
+    broken: Option<Broken>,
+}
+
+pub(crate) fn run(arguments: &Arguments) -> Outcome {
+    let text = std::fs::read_to_string(&arguments.file)
+        .map_err(|error| format!("{}: {error}; name a file with a scenario", arguments.file.display()))?;
+    let (name, scenario) = file::read(&text).map_err(|why| format!("{}: {why}", arguments.file.display()))?;
+    let clock = SystemClock::new();
+    let begun = clock.now();
+    let reports = all(&scenario, arguments.seed, arguments.seeds);
+    let took = clock.now().since(begun);
+    let summary = summary(name, &scenario, arguments.seed, &reports, took);
+    if arguments.output == Format::Table {
+        show(&summary)?;
+    } else {
+        output::value(arguments.output, &summary)?;
+    }
+    let Some(Broken { seed, what }) = &summary.broken else { return Ok(ExitCode::SUCCESS) };
+    let again = arguments.file.display();
+    output::note(&format!(
+        "error: seed {seed}: {what}; `meshwork simulate {again} --seed {seed} --seeds 1` runs it again"
+    ));
+    Ok(ExitCode::FAILURE)
+}
+
+/// Every core works on the seed that is next. In the order of seeds.
+fn all(scenario: &Scenario, first: u64, count: u64) -> Vec<Report> {
+    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    let next = Arc::new(AtomicU64::new(0));
+    let reports = Mutex::new(Vec::new());
+    std::thread::scope(|scope| {
+        for _ in 0..cores {
+            scope.spawn(|| {
+                loop {
+                    let number = next.fetch_add(1, Ordering::Relaxed);
+                    if number >= count {
+                        return;
+                    }
+                    let report = simulate(scenario, first.wrapping_add(number));
+                    reports.lock().push((number, report));
+                }
+            });
+        }
+    });
+    let mut reports = reports.into_inner();
+    reports.sort_unstable_by_key(|(number, _)| *number);
+    reports.into_iter().map(|(_, report)| report).collect()
+}
+
+/// The first thing that does not hold.
+fn broken(scenario: &Scenario, report: &Report) -> Option<String> {
+    if let Some(what) = &report.broken {
+        return Some(what.clone());
+    }
+    if report.ended != report.requests {
+        return Some(format!("{} requests arrived and {} ended", report.requests, report.ended));
+    }
+    let budget = scenario.policies.retry.budget;
+    if budget.min_per_second > 0 {
+        return None;
+    }
+    let most = report.requests * u64::from(100 + budget.percent);
+    (report.attempts * 100 > most).then(|| {
+        format!(
+            "{} attempts for {} requests, with a budget of {} %",
+            report.attempts, report.requests, budget.percent
+        )
+    })
+}
+
+fn summary(name: String, scenario: &Scenario, first: u64, reports: &[Report], took: Duration) -> Summary {
+    let over = |of: fn(&Report) -> f64| Spread::of(reports.iter().map(of));
+    let quantile = |share: f64| Spread::of(reports.iter().map(|report| millis(report.quantile(share))));
+    let loads = scenario.instances.iter().enumerate().map(|(instance, plan)| Load {
+        instance,
+        weight: plan.weight,
+        percent: Spread::of(
+            reports.iter().map(|report| 100.0 * ratio(report.loads[instance], report.loads.iter().sum())),
+        ),
+    });
+    let broken =
+        reports.iter().find_map(|report| Some(Broken { seed: report.seed, what: broken(scenario, report)? }));
+    Summary {
+        name,
+        first_seed: first,
+        seeds: reports.len(),
+        seeds_per_second: reports.len() as f64 / took.as_secs_f64().max(1e-9),
+        requests: reports.iter().map(|report| report.requests).sum(),
+        latency_ms: Latency {
+            p50: quantile(0.5),
+            p90: quantile(0.9),
+            p99: quantile(0.99),
+            p999: quantile(0.999),
+        },
+        failed_percent: over(|report| 100.0 * ratio(report.failures, report.requests)),
+        attempts_per_request: over(|report| ratio(report.attempts, report.requests)),
+        retries: over(|report| report.retries as f64),
+        ejections: over(|report| report.ejections as f64),
+        loads: loads.collect(),
+        broken,
+    }
+}
+
+fn ratio(part: u64, of: u64) -> f64 {
+    if of == 0 { 0.0 } else { part as f64 / of as f64 }
+}
+
+fn millis(time: Duration) -> f64 {
+    time.as_secs_f64() * 1000.0
+}
+
+fn show(summary: &Summary) -> std::io::Result<()> {
+    output::print(&format!(
+        "{}: {} seeds from {}, {} requests, {:.0} seeds per second\n\n",
+        summary.name, summary.seeds, summary.first_seed, summary.requests, summary.seeds_per_second
+    ))?;
+    let row = |name: &str, spread: &Spread, digits: usize| {
+        let cell = |value: f64| format!("{value:.digits$}");
+        vec![name.to_owned(), cell(spread.median), cell(spread.min), cell(spread.max)]
+    };
+    let Latency { p50, p90, p99, p999 } = &summary.latency_ms;
+    let mut rows = vec![
+        row("p50 ms", p50, 1),
+        row("p90 ms", p90, 1),
+        row("p99 ms", p99, 1),
+        row("p99.9 ms", p999, 1),
+        row("failed %", &summary.failed_percent, 2),
+        row("attempts per request", &summary.attempts_per_request, 3),
+        row("retries", &summary.retries, 0),
+        row("ejections", &summary.ejections, 0),
+    ];
+    rows.extend(
+        summary.loads.iter().map(|load| {
+            row(&format!("load of {} (weight {}) %", load.instance, load.weight), &load.percent, 2)
+        }),
+    );
+    output::table(&["", "MEDIAN", "MIN", "MAX"], rows)
+}
+
+#[cfg(test)]
+mod tests {
+    use meshwork_decision::simulator::fleets;
+
+    use super::*;
+
+    const FOLDER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../examples/fleets");
+
+    #[test]
+    fn the_fleets_of_the_folder_are_those_that_balancers_are_compared_on() {
+        let mut files: Vec<PathBuf> =
+            std::fs::read_dir(FOLDER).unwrap().map(|entry| entry.unwrap().path()).collect();
+        files.sort();
+        let mut names = Vec::new();
+        for path in &files {
+            let (name, mut scenario) = file::read(&std::fs::read_to_string(path).unwrap())
+                .unwrap_or_else(|why| panic!("{}: {why}", path.display()));
+            let mut fleet = fleets::all()
+                .into_iter()
+                .find(|fleet| fleet.name == name)
+                .unwrap_or_else(|| panic!("{}: no fleet is called `{name}`", path.display()));
+            // A second of them tells as much, and is over sooner.
+            scenario.duration = Duration::from_secs(3);
+            fleet.duration = Duration::from_secs(3);
+            let (report, wanted) = (simulate(&scenario, 17), simulate(&fleet, 17));
+            assert_eq!(report.to_string(), wanted.to_string(), "{}", path.display());
+            assert_eq!(broken(&scenario, &report), None, "{name}");
+            names.push(name);
+        }
+        names.sort();
+        let mut all: Vec<String> = fleets::all().iter().map(|fleet| fleet.name.to_owned()).collect();
+        all.sort();
+        assert_eq!(names, all, "each has its file");
+    }
+
+    #[test]
+    fn seeds_are_told_in_their_order_whatever_core_did_which() {
+        let mut scenario = fleets::even();
+        scenario.duration = Duration::from_millis(300);
+        scenario.warm_up = Duration::ZERO;
+        let reports = all(&scenario, 5, 20);
+        assert_eq!(reports.iter().map(|report| report.seed).collect::<Vec<_>>(), (5..25).collect::<Vec<_>>());
+        assert_eq!(reports[3].to_string(), simulate(&scenario, 8).to_string());
+    }
+
+    #[test]
+    fn a_budget_that_is_exceeded_and_a_request_that_never_ends_are_broken() {
+        let scenario = fleets::even();
+        let with = |change: fn(&mut Report)| {
+            let mut report = Report::default();
+            (report.requests, report.ended, report.attempts) = (100, 100, 120);
+            change(&mut report);
+            report
+        };
+        assert_eq!(broken(&scenario, &with(|_| ())), None);
+        let spent = with(|report| report.attempts = 121);
+        assert_eq!(
+            broken(&scenario, &spent).unwrap(),
+            "121 attempts for 100 requests, with a budget of 20 %"
+        );
+        let open = with(|report| report.ended = 99);
+        assert_eq!(broken(&scenario, &open).unwrap(), "100 requests arrived and 99 ended");
+        let told = with(|report| report.broken = Some("so".to_owned()));
+        assert_eq!(broken(&scenario, &told).unwrap(), "so");
+    }
+}

@@ -1,0 +1,409 @@
+//! The scenario's file: what is not known in it is an error, what is absent has the default that is said here.
+
+use std::fmt;
+use std::time::Duration;
+
+use meshwork_decision::simulator::{Arrivals, Burst, Instance, Phase, Policies, Scenario, Spread, State};
+use meshwork_decision::{Algorithm, OutlierDetection, RetryBudget, RetryPolicy};
+use meshwork_process::parse_duration;
+use serde::{Deserialize, Deserializer};
+
+/// Instances and clients of one scenario, at most: each client knows every instance.
+const INSTANCES: usize = 10_000;
+const CLIENTS: usize = 1_000;
+
+/// A time with its unit: as elsewhere, and `us`.
+#[derive(Clone, Copy, Debug)]
+struct Time(Duration);
+
+impl<'de> Deserialize<'de> for Time {
+    fn deserialize<D: Deserializer<'de>>(input: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(input)?;
+        let micros = text.strip_suffix("us").and_then(|number| number.parse().ok());
+        let time = micros.map(Duration::from_micros).map_or_else(|| parse_duration(&text), Ok);
+        time.map(Self).map_err(serde::de::Error::custom)
+    }
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct File {
+    name: String,
+    duration: Time,
+    #[serde(default)]
+    warm_up: Option<Time>,
+    #[serde(default = "one")]
+    clients: usize,
+    arrivals: Coming,
+    #[serde(default)]
+    network: Option<Time>,
+    instances: Vec<Group>,
+    #[serde(default)]
+    policies: Said,
+}
+
+const fn one() -> usize {
+    1
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct Coming {
+    per_second: f64,
+    #[serde(default)]
+    burst: Option<More>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct More {
+    every: Time,
+    lasts: Time,
+    times: f64,
+}
+
+/// Instances that are alike.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Group {
+    #[serde(default = "one")]
+    count: usize,
+    #[serde(default)]
+    weight: Option<u32>,
+    #[serde(default)]
+    concurrency: Option<u32>,
+    #[serde(default)]
+    queue: Option<usize>,
+    service: Work,
+    #[serde(default)]
+    phases: Vec<Then>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Work {
+    mean: Time,
+    #[serde(default)]
+    spread: Option<Kind>,
+    /// Of `LogNormal`: the standard deviation of the logarithm.
+    #[serde(default)]
+    sigma: Option<f64>,
+}
+
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq)]
+enum Kind {
+    Constant,
+    Exponential,
+    LogNormal,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Then {
+    at: Time,
+    state: Being,
+    /// Of `Serving`: so many times slower than usual.
+    #[serde(default)]
+    slower: Option<f64>,
+    /// Of `Failing`: how long it takes.
+    #[serde(default)]
+    after: Option<Time>,
+}
+
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq)]
+enum Being {
+    Serving,
+    Failing,
+    Hanging,
+    Away,
+    Lost,
+}
+
+/// The parts of a `TrafficPolicy` that are simulated, by their names there.
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct Said {
+    #[serde(default)]
+    load_balancer: Option<Balancer>,
+    #[serde(default)]
+    outlier_detection: Option<Ejecting>,
+    #[serde(default)]
+    retry: Option<Retrying>,
+    #[serde(default)]
+    timeouts: Option<Times>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Balancer {
+    algorithm: Choice,
+}
+
+#[derive(Clone, Copy, Debug, Deserialize)]
+enum Choice {
+    PeakEwma,
+    LeastRequest,
+    RoundRobin,
+    Random,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct Ejecting {
+    #[serde(default, rename = "consecutive5xx")]
+    consecutive_5xx: Option<u32>,
+    #[serde(default)]
+    base_ejection_time: Option<Time>,
+    #[serde(default)]
+    max_ejection_percent: Option<u32>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct Retrying {
+    #[serde(default)]
+    attempts: Option<u32>,
+    #[serde(default)]
+    per_try_timeout: Option<Time>,
+    #[serde(default)]
+    backoff: Option<Pause>,
+    #[serde(default)]
+    budget: Option<Budget>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Pause {
+    base: Time,
+    max: Time,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct Budget {
+    percent: u32,
+    #[serde(default)]
+    min_per_second: u32,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Times {
+    request: Time,
+}
+
+/// What is wrong with a file.
+#[derive(Debug)]
+pub(super) struct Wrong(String);
+
+impl fmt::Display for Wrong {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+fn wrong<T>(why: impl Into<String>) -> Result<T, Wrong> {
+    Err(Wrong(why.into()))
+}
+
+/// Reads a scenario and its name.
+pub(super) fn read(text: &str) -> Result<(String, Scenario), Wrong> {
+    let file: File = serde_saphyr::from_str(text).map_err(|error| Wrong(error.to_string()))?;
+    let warm_up = file.warm_up.map_or(Duration::ZERO, |time| time.0);
+    if warm_up >= file.duration.0 {
+        return wrong("warmUp: less than `duration`, or nothing is measured");
+    }
+    if !(1..=CLIENTS).contains(&file.clients) {
+        return wrong(format!("clients: 1 to {CLIENTS}"));
+    }
+    let positive = |name: &str, number: f64| {
+        if number.is_finite() && number > 0.0 { Ok(number) } else { wrong(format!("{name}: above 0")) }
+    };
+    let burst = match &file.arrivals.burst {
+        Some(More { every, lasts, times }) => {
+            Some(Burst { every: every.0, lasts: lasts.0, times: positive("burst.times", *times)? })
+        }
+        None => None,
+    };
+    let per_second = positive("arrivals.perSecond", file.arrivals.per_second)?;
+    let mut instances = Vec::new();
+    for (at, group) in file.instances.iter().enumerate() {
+        let one = instance(group).map_err(|Wrong(why)| Wrong(format!("instances[{at}].{why}")))?;
+        let count = group.count;
+        if count == 0 || instances.len() + count > INSTANCES {
+            return wrong(format!("instances[{at}].count: 1 to {INSTANCES} in all"));
+        }
+        instances.extend(std::iter::repeat_n(one, count));
+    }
+    if instances.is_empty() {
+        return wrong("instances: at least one");
+    }
+    let scenario = Scenario {
+        name: "of a file",
+        duration: file.duration.0,
+        warm_up,
+        clients: file.clients,
+        arrivals: Arrivals { per_second, burst },
+        instances,
+        network: file.network.map_or(Duration::ZERO, |time| time.0),
+        policies: policies(&file.policies)?,
+    };
+    Ok((file.name, scenario))
+}
+
+fn instance(group: &Group) -> Result<Instance, Wrong> {
+    let Work { mean, spread, sigma } = &group.service;
+    let spread = match (spread.unwrap_or(Kind::Exponential), *sigma) {
+        (Kind::Constant, None) => Spread::Constant,
+        (Kind::Exponential, None) => Spread::Exponential,
+        (Kind::LogNormal, Some(sigma)) if sigma.is_finite() && sigma > 0.0 => Spread::LogNormal(sigma),
+        (Kind::LogNormal, _) => return wrong("service.sigma: above 0, with LogNormal"),
+        (_, Some(_)) => return wrong("service.sigma: only with LogNormal"),
+    };
+    let least_one = |name: &str, number: Option<u32>, default| match number {
+        Some(0) => wrong(format!("{name}: at least 1")),
+        number => Ok(number.unwrap_or(default)),
+    };
+    let phases = group.phases.iter().map(phase).collect::<Result<Vec<_>, _>>()?;
+    if phases.windows(2).any(|two| two[0].at >= two[1].at) {
+        return wrong("phases: in the order of time");
+    }
+    Ok(Instance {
+        weight: least_one("weight", group.weight, 1)?,
+        concurrency: least_one("concurrency", group.concurrency, 1)?,
+        queue: group.queue.unwrap_or(1_000),
+        service: mean.0,
+        spread,
+        phases,
+    })
+}
+
+fn phase(then: &Then) -> Result<Phase, Wrong> {
+    let state = match (then.state, then.slower, then.after) {
+        (Being::Serving, slower, None) => {
+            let slower = slower.unwrap_or(1.0);
+            if !slower.is_finite() || slower <= 0.0 {
+                return wrong("phases.slower: above 0");
+            }
+            State::Serving(slower)
+        }
+        (Being::Failing, None, after) => State::Failing(after.map_or(Duration::ZERO, |time| time.0)),
+        (Being::Hanging, None, None) => State::Hanging,
+        (Being::Away, None, None) => State::Away,
+        (Being::Lost, None, None) => State::Lost,
+        (_, Some(_), _) => return wrong("phases.slower: only of Serving"),
+        (_, _, Some(_)) => return wrong("phases.after: only of Failing"),
+    };
+    Ok(Phase { at: then.at.0, state })
+}
+
+fn policies(said: &Said) -> Result<Policies, Wrong> {
+    let default = Policies::default();
+    let algorithm = said.load_balancer.as_ref().map(|balancer| match balancer.algorithm {
+        Choice::PeakEwma => Algorithm::PeakEwma,
+        Choice::LeastRequest => Algorithm::LeastRequest,
+        Choice::RoundRobin => Algorithm::RoundRobin,
+        Choice::Random => Algorithm::Random,
+    });
+    let outlier_detection = said.outlier_detection.as_ref().map(|said| {
+        let default = OutlierDetection::DEFAULT;
+        OutlierDetection {
+            consecutive_5xx: said.consecutive_5xx.unwrap_or(default.consecutive_5xx),
+            base_ejection_time: said.base_ejection_time.map_or(default.base_ejection_time, |time| time.0),
+            max_ejection_percent: said.max_ejection_percent.unwrap_or(default.max_ejection_percent),
+            ..default
+        }
+    });
+    let retry = match &said.retry {
+        None => default.retry,
+        Some(said) => {
+            let default = default.retry;
+            let (base, max) = said
+                .backoff
+                .as_ref()
+                .map_or((default.backoff_base, default.backoff_max), |pause| (pause.base.0, pause.max.0));
+            if base.is_zero() || base > max {
+                return wrong("policies.retry.backoff: `base` above 0 and at most `max`");
+            }
+            RetryPolicy {
+                attempts: said.attempts.unwrap_or(default.attempts),
+                per_try_timeout: said.per_try_timeout.map(|time| time.0).or(default.per_try_timeout),
+                backoff_base: base,
+                backoff_max: max,
+                budget: said.budget.as_ref().map_or(default.budget, |budget| RetryBudget {
+                    percent: budget.percent,
+                    min_per_second: budget.min_per_second,
+                }),
+                ..default
+            }
+        }
+    };
+    Ok(Policies {
+        algorithm: algorithm.unwrap_or(default.algorithm),
+        outlier_detection,
+        retry,
+        timeout: said.timeouts.as_ref().map_or(default.timeout, |times| times.request.0),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LEAST: &str =
+        "name: x\nduration: 1s\narrivals: {perSecond: 10}\ninstances: [{service: {mean: 1ms}}]\n";
+
+    #[test]
+    fn what_is_absent_has_its_default() {
+        let (name, scenario) = read(LEAST).unwrap();
+        let [instance] = &scenario.instances[..] else { panic!("one instance") };
+        assert_eq!((&*name, scenario.clients, instance.weight, instance.concurrency), ("x", 1, 1, 1));
+        assert_eq!(scenario.policies.retry.attempts, Policies::default().retry.attempts);
+        assert!(scenario.policies.outlier_detection.is_none());
+    }
+
+    #[test]
+    fn what_is_said_counts() {
+        let more = "network: 250us\npolicies:\n  loadBalancer: {algorithm: Random}\n  \
+                    outlierDetection: {consecutive5xx: 3}\n  \
+                    retry: {attempts: 1, perTryTimeout: 20ms, backoff: {base: 1ms, max: 2ms}, budget: {percent: 5}}\n  \
+                    timeouts: {request: 7s}\n";
+        let (_, scenario) = read(&[LEAST, more].concat()).unwrap();
+        let policies = scenario.policies;
+        assert_eq!(scenario.network, Duration::from_micros(250));
+        assert_eq!((policies.algorithm, policies.timeout), (Algorithm::Random, Duration::from_secs(7)));
+        assert_eq!(policies.outlier_detection.unwrap().consecutive_5xx, 3);
+        let retry = policies.retry;
+        assert_eq!((retry.attempts, retry.per_try_timeout), (1, Some(Duration::from_millis(20))));
+        assert_eq!(
+            (retry.backoff_base, retry.backoff_max),
+            (Duration::from_millis(1), Duration::from_millis(2))
+        );
+        assert_eq!(retry.budget, RetryBudget { percent: 5, min_per_second: 0 });
+    }
+
+    #[test]
+    fn what_is_no_scenario_is_told_where_it_is_not() {
+        for (from, to, says) in [
+            ("name: x", "nmae: x", "nmae"),
+            ("1s", "soon", "soon"),
+            ("perSecond: 10", "perSecond: 0", "arrivals.perSecond: above 0"),
+            ("[{service", "[{count: 0, service", "instances[0].count"),
+            ("[{service: {mean: 1ms}}]", "[]", "instances: at least one"),
+            ("{mean: 1ms}", "{mean: 1ms, sigma: 2}", "instances[0].service.sigma: only with LogNormal"),
+            ("{mean: 1ms}", "{mean: 1ms, spread: LogNormal}", "service.sigma: above 0"),
+            ("[{service", "[{weight: 0, service", "instances[0].weight: at least 1"),
+            ("[{service", "[{phases: [{at: 1s, state: Lost, slower: 2}], service", "slower: only of Serving"),
+            (
+                "[{service",
+                "[{phases: [{at: 1s, state: Lost}, {at: 1s, state: Away}], service",
+                "in the order of time",
+            ),
+            ("duration: 1s", "duration: 1s\nwarmUp: 1s", "warmUp"),
+            ("duration: 1s", "duration: 1s\nclients: 0", "clients: 1 to 1000"),
+        ] {
+            let Wrong(why) = read(&LEAST.replace(from, to)).unwrap_err();
+            assert!(why.contains(says), "{to}: {why}");
+        }
+    }
+}
