@@ -6,7 +6,7 @@ use meshwork_base::{Rng, SeededRng, SpiffeId, Tick};
 use meshwork_decision::{
     Binding, Cause, Cluster, Endpoint, Exclusion, Filter, HeaderEdit, HeaderEdits, Health, Inbound,
     InboundPort, Listener, Matched, Mtls, NoReasons, OwnedRequest, Protocol, Routed, Scheme, Snapshot,
-    SnapshotBuilder,
+    SnapshotBuilder, Wanted,
 };
 use meshwork_process::Problem;
 
@@ -356,6 +356,19 @@ impl<'a> Run<'a> {
         any
     }
 
+    /// What tells the request apart, where the service's balancer goes by that. Its caller's address is not known.
+    fn hash(&mut self, cluster: &Cluster, request: &OwnedRequest) -> Option<u64> {
+        let hash = cluster.hashing.as_ref()?.key(request, None, &mut SeededRng::new(0)).hash;
+        match hash {
+            Some(hash) => self.story.tell("endpoint", "hashPolicy", "noted", format!("hash {hash:016x}")),
+            None => {
+                let why = "nothing that is known here tells it apart: it may go anywhere";
+                self.story.tell("endpoint", "hashPolicy", "skipped", why);
+            }
+        }
+        hash
+    }
+
     /// What applies on the way to a cluster, which endpoint takes the request, and whether that lets it in.
     fn cluster(
         &mut self,
@@ -377,7 +390,8 @@ impl<'a> Run<'a> {
         view.limits = policy::limits(cluster);
         view.protocol = Some(format!("{:?}", cluster.protocol));
         view.algorithm = Some(format!("{:?}", cluster.algorithm));
-        let picked = cluster.pick_explained(Tick::ZERO, &mut SeededRng::new(0), &[], &mut self.story);
+        let wanted = Wanted { hash: self.hash(cluster, request), ..Wanted::default() };
+        let picked = cluster.pick_explained(Tick::ZERO, &mut SeededRng::new(0), &wanted, &mut self.story);
         view.endpoints = cluster.endpoints().all().iter().map(|endpoint| of_endpoint(endpoint)).collect();
         let Some(endpoint) = picked else {
             view.verdict = Verdict::failed(Cause::NoHealthyUpstream);

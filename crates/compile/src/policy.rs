@@ -1,5 +1,7 @@
 //! Meshwork's policies: what they are attached to, which of two wins, and their messages.
 
+mod load_balancer;
+
 use std::collections::HashMap;
 use std::sync::Arc;
 
@@ -261,9 +263,12 @@ fn traffic(spec: &TrafficPolicy) -> v1::TrafficPolicy {
         Some(LoadBalancerAlgorithm::RoundRobin) => Algorithm::RoundRobin,
         Some(LoadBalancerAlgorithm::PeakEwma) => Algorithm::PeakEwma,
         Some(LoadBalancerAlgorithm::Random) => Algorithm::Random,
+        Some(LoadBalancerAlgorithm::RingHash) => Algorithm::RingHash,
+        Some(LoadBalancerAlgorithm::Maglev) => Algorithm::Maglev,
     };
     v1::TrafficPolicy {
         algorithm: algorithm.into(),
+        load_balancer: spec.load_balancer.as_ref().and_then(|said| load_balancer::message(said)),
         limits: spec.limits.as_ref().map(|limits| v1::Limits {
             max_connections: limits.max_connections.unwrap_or_default(),
             max_pending_requests: limits.max_pending_requests.unwrap_or_default(),

@@ -17,9 +17,14 @@
 //! *Round robin* walks the smooth weighted schedule of the set with one cursor for all workers. Skipping an endpoint
 //! advances the cursor like taking one, so that its neighbour does not inherit its share.
 //!
+//! *Ring hash* and *Maglev* go by the request's hash, see `balance/consistent.rs`.
+//!
 //! All prefer endpoints that are neither ejected nor tried before. When there are none, a tried one is better than an
 //! ejected one, and an ejected one better than none: outlier detection never leaves a service without endpoints, but an
 //! update may have removed all others. For peak EWMA one that rests is better than one that was tried.
+
+mod consistent;
+mod hash;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -27,6 +32,11 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use meshwork_base::{Rng, Tick};
 
 use crate::endpoint::{Endpoint, EndpointSet};
+
+#[cfg(test)]
+pub(crate) use consistent::Bound;
+pub(crate) use consistent::{Shape, Table, consistent};
+pub(crate) use hash::{stir, xxh64};
 
 /// How often a draw may meet an unwanted endpoint before all are looked at.
 const DRAWS: usize = 3;

@@ -8,7 +8,8 @@ use std::time::Duration;
 use arc_swap::{ArcSwap, Guard};
 use meshwork_base::{Rng, Tick};
 
-use crate::balance;
+use crate::affinity::Hashing;
+use crate::balance::{self, Shape};
 use crate::breaker::{Breaker, BreakerState, CircuitBreaker, Ticket};
 use crate::cause::Cause;
 use crate::endpoint::{Endpoint, EndpointSet, Exclusion};
@@ -76,6 +77,30 @@ pub enum Algorithm {
     RoundRobin,
     /// By chance, by weight.
     Random,
+    /// Where the request's hash leads on a ring of endpoints.
+    RingHash,
+    /// Where the request's hash leads in a table of endpoints.
+    Maglev,
+}
+
+impl Algorithm {
+    /// What an endpoint set must know for it.
+    pub(crate) const fn shape(self) -> Option<Shape> {
+        match self {
+            Self::RingHash => Some(Shape::Ring),
+            Self::Maglev => Some(Shape::Maglev),
+            Self::PeakEwma | Self::LeastRequest | Self::RoundRobin | Self::Random => None,
+        }
+    }
+}
+
+/// What is known of a request when an endpoint is picked for it.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Wanted<'a> {
+    /// Endpoints that had it before, by their ids: others are preferred.
+    pub tried: &'a [u64],
+    /// What tells it apart for consistent hashing; without one it goes anywhere.
+    pub hash: Option<u64>,
 }
 
 /// One port of one service. Configuration is immutable; what counts and changes is shared with the cluster of the
@@ -92,6 +117,8 @@ pub struct Cluster {
     pub protocol: AppProtocol,
     /// How an endpoint is chosen.
     pub algorithm: Algorithm,
+    /// What tells requests apart, where the algorithm asks for it.
+    pub hashing: Option<Arc<Hashing>>,
     /// How much may be under way at once.
     pub limits: Limits,
     /// When an endpoint is left alone for a while; absent: never.
@@ -130,7 +157,7 @@ impl Cluster {
     /// Picks an endpoint, preferring ones whose id is not in `tried`; `None` when there is nothing to pick from
     /// (cause `no_healthy_upstream`).
     pub fn pick(&self, now: Tick, rng: &mut impl Rng, tried: &[u64]) -> Option<Arc<Endpoint>> {
-        self.pick_explained(now, rng, tried, &mut NoReasons)
+        self.pick_explained(now, rng, &Wanted { tried, ..Wanted::default() }, &mut NoReasons)
     }
 
     /// [`Self::pick`], with the reasons.
@@ -138,15 +165,21 @@ impl Cluster {
         &self,
         now: Tick,
         rng: &mut impl Rng,
-        tried: &[u64],
+        wanted: &Wanted<'_>,
         reasons: &mut impl Reasons,
     ) -> Option<Arc<Endpoint>> {
         let set = self.endpoints();
+        let tried = wanted.tried;
         let picked = match self.algorithm {
             Algorithm::PeakEwma => balance::peak_ewma(&set, now, rng, tried),
             Algorithm::LeastRequest => balance::least_request(&set, now, rng, tried),
             Algorithm::Random => balance::random(&set, now, rng, tried),
             Algorithm::RoundRobin => balance::round_robin(&set, now, &self.shared.cursor, tried),
+            Algorithm::RingHash | Algorithm::Maglev => {
+                let hash = wanted.hash.unwrap_or_else(|| rng.next_u64());
+                let factor = self.hashing.as_ref().and_then(|hashing| hashing.balance_factor);
+                balance::consistent(&set, now, hash, factor, tried)
+            }
         };
         reasons.notes(|| self.standings(&set, now, tried, picked));
         picked.cloned()
@@ -158,11 +191,11 @@ impl Cluster {
         &self,
         now: Tick,
         rng: &mut impl Rng,
-        tried: &[u64],
+        wanted: &Wanted<'_>,
         reasons: &mut impl Reasons,
     ) -> Option<Picked> {
         loop {
-            let endpoint = self.pick_explained(now, rng, tried, reasons)?;
+            let endpoint = self.pick_explained(now, rng, wanted, reasons)?;
             match Trial::claim(&endpoint, now) {
                 Ok(trial) => return Some(Picked { endpoint, trial }),
                 // Where nobody else is in, it serves like any other, and the trial goes its way.
@@ -220,6 +253,7 @@ impl Cluster {
             Algorithm::LeastRequest => "picked: the less loaded of two drawn by weight",
             Algorithm::Random => "picked: drawn by weight",
             Algorithm::RoundRobin => "picked: the next in turn",
+            Algorithm::RingHash | Algorithm::Maglev => "picked: where the request's hash leads",
         };
         let standing = |endpoint: &Arc<Endpoint>| {
             if endpoint.excluded.is_none()
@@ -316,6 +350,7 @@ impl Cluster {
             && self.port_name == other.port_name
             && self.protocol == other.protocol
             && self.algorithm == other.algorithm
+            && self.hashing == other.hashing
             && self.limits == other.limits
             && self.outlier_detection == other.outlier_detection
             && self.circuit_breaker == other.circuit_breaker

@@ -9,6 +9,7 @@ use std::time::Duration;
 use meshwork_base::{SpiffeId, Tick};
 use smallvec::SmallVec;
 
+use crate::balance::{Shape, Table};
 use crate::load::Load;
 use crate::outlier::{EjectionCause, Standing};
 
@@ -214,6 +215,8 @@ pub struct EndpointSet {
     pickable: Box<[Arc<Endpoint>]>,
     /// Positions in `pickable`, each as often as its weight says, evenly spread; empty when all weights are equal.
     schedule: Box<[u32]>,
+    /// Where hashes lead, for algorithms that ask.
+    table: Option<Table>,
 }
 
 /// More slots than this make a schedule coarser rather than longer.
@@ -223,9 +226,15 @@ impl EndpointSet {
     /// A set of these endpoints.
     #[must_use]
     pub fn new(all: Vec<Arc<Endpoint>>) -> Self {
+        Self::shaped(all, None)
+    }
+
+    /// A set of these endpoints, with a table of where hashes lead.
+    pub(crate) fn shaped(all: Vec<Arc<Endpoint>>, shape: Option<Shape>) -> Self {
         let pickable: Box<[_]> = all.iter().filter(|e| e.excluded.is_none()).cloned().collect();
         let weights: Vec<u32> = pickable.iter().map(|e| e.weight.max(1)).collect();
-        Self { all: all.into(), schedule: schedule(&weights), pickable }
+        let table = shape.map(|shape| Table::new(shape, &pickable));
+        Self { all: all.into(), schedule: schedule(&weights), pickable, table }
     }
 
     /// Every endpoint in view, also those that are never picked.
@@ -238,6 +247,11 @@ impl EndpointSet {
     #[must_use]
     pub fn pickable(&self) -> &[Arc<Endpoint>] {
         &self.pickable
+    }
+
+    /// Where hashes lead, if somebody asks.
+    pub(crate) fn table(&self) -> Option<&Table> {
+        self.table.as_ref()
     }
 
     /// The number of slots over which a picker walks or draws.

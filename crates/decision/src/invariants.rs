@@ -100,3 +100,21 @@ pub fn backoff(
     }
     Ok(())
 }
+
+/// Nobody gets more than its bound while somebody who is wanted has room.
+///
+/// # Errors
+/// What is broken.
+#[cfg(test)]
+pub(crate) fn bounded_load(
+    bound: &crate::balance::Bound,
+    endpoints: &[std::sync::Arc<crate::endpoint::Endpoint>],
+    picked: &crate::endpoint::Endpoint,
+    wanted: impl Fn(&crate::endpoint::Endpoint) -> bool,
+) -> Result<(), String> {
+    if bound.has_room(picked) {
+        return Ok(());
+    }
+    let room = endpoints.iter().find(|endpoint| wanted(endpoint) && bound.has_room(endpoint));
+    room.map_or(Ok(()), |room| Err(format!("{picked:?} got one more by {bound:?}, where {room:?} had room")))
+}

@@ -16,6 +16,7 @@
 //! The same functions serve live traffic and `explain`: [`Reasons`] is a parameter, and [`NoReasons`] compiles to
 //! nothing. Every local failure is a [`Cause`], which one table maps to Envoy's flag and a status.
 
+mod affinity;
 mod authorization;
 mod balance;
 mod binding;
@@ -49,12 +50,13 @@ mod stream;
 mod table;
 mod trust;
 
+pub use affinity::{HashKey, HashRule, HashSource, Hashing, NewCookie};
 pub use authorization::{Action, Authorization, AuthorizationPolicy, Denied};
 pub use binding::{Binding, Listener, Matched, Protocol, Routed, Secret};
 pub use breaker::{BreakerMode, BreakerState, Call, CircuitBreaker, Ticket, WindowSize};
 pub use builder::{Change, Rejection, Severity, SnapshotBuilder, Sources};
 pub use cause::{Cause, ResponseFlag};
-pub use cluster::{Algorithm, AppProtocol, Cluster, ClusterKey};
+pub use cluster::{Algorithm, AppProtocol, Cluster, ClusterKey, Wanted};
 pub use endpoint::{Endpoint, EndpointSet, EndpointStats, Exclusion, Health, InFlight, Transport};
 pub use filter::{Filter, HeaderEdit, HeaderEdits, PathEdit, Redirect, Rewrite};
 pub use hostname::{HostPattern, HostPatternError};

@@ -182,12 +182,17 @@ fn header_matches(field: &FieldMatch, request: &impl RequestView) -> bool {
 
 /// Only the first of several parameters of a name counts, as Gateway API recommends.
 fn query_matches(field: &FieldMatch, query: Option<&str>) -> bool {
+    query_value(query, &field.name).is_some_and(|value| field.value.matches(&value))
+}
+
+/// The value of the first parameter of this name, decoded.
+pub(crate) fn query_value<'q>(query: Option<&'q str>, name: &str) -> Option<Cow<'q, [u8]>> {
     query
         .into_iter()
         .flat_map(|q| q.split('&'))
         .map(|pair| pair.split_once('=').unwrap_or((pair, "")))
-        .find(|(name, _)| *form_decode(name) == *field.name.as_bytes())
-        .is_some_and(|(_, value)| field.value.matches(&form_decode(value)))
+        .find(|(written, _)| *form_decode(written) == *name.as_bytes())
+        .map(|(_, value)| form_decode(value))
 }
 
 /// Percent-decoding of `application/x-www-form-urlencoded`; copies only what is encoded. A `%` that begins no

@@ -10,6 +10,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::affinity::Hashing;
 use crate::authorization::{Authorization, AuthorizationPolicy};
 use crate::breaker::CircuitBreaker;
 use crate::cluster::{Algorithm, Cluster};
@@ -163,6 +164,8 @@ pub(crate) enum Said {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct TrafficSpec {
     pub(crate) algorithm: Option<Algorithm>,
+    /// Belongs to the algorithm.
+    pub(crate) hashing: Option<Arc<Hashing>>,
     pub(crate) limits: Limits,
     pub(crate) outlier: Option<OutlierDetection>,
     pub(crate) circuit_breaker: Option<CircuitBreaker>,
@@ -174,6 +177,7 @@ impl TrafficSpec {
     fn or(&self, wider: &Self) -> Self {
         Self {
             algorithm: self.algorithm.or(wider.algorithm),
+            hashing: if self.algorithm.is_some() { &self.hashing } else { &wider.hashing }.clone(),
             limits: self.limits.or(wider.limits),
             outlier: self.outlier.or(wider.outlier),
             circuit_breaker: self.circuit_breaker.or(wider.circuit_breaker),

@@ -99,6 +99,7 @@ fn balancer_and_breaker_are_written_out() {
     ] {
         assert_eq!(traffic(&format!("loadBalancer: {{algorithm: {name}}}")).algorithm(), wire);
     }
+    assert_eq!(traffic("loadBalancer: {algorithm: Random}").load_balancer, None);
     let short = traffic("circuitBreaker: {}").circuit_breaker.unwrap();
     let defaults = v1::CircuitBreaker {
         mode: v1::circuit_breaker::Mode::Enforce.into(),
@@ -182,4 +183,28 @@ fn outlier_detection_is_passed_on_as_written() {
         max_ejection_percent: 10,
     };
     assert_eq!(traffic.outlier_detection, Some(expected), "the longest time is no shorter than the first");
+}
+
+#[test]
+fn what_tells_requests_apart_is_written_out() {
+    use v1::hash_rule::Kind;
+    let spec = "{targetRefs: [{group: '', kind: Service, name: reviews}], loadBalancer: {algorithm: Maglev, hashBalanceFactor: 150, hashPolicy: [
+  {type: Header, name: X-User, terminal: true}, {type: Cookie, name: Sid, ttl: 1500ms, path: /cart}, {type: Cookie, name: own},
+  {type: QueryParameter, name: User}, {type: SourceAddress}]}}";
+    let output = compiled(&[shop(), policy("TrafficPolicy", "p", 1, spec)].concat());
+    let message = resource::<v1::Policy>(&output, "TrafficPolicy/shop/p").unwrap();
+    let Some(v1::policy::Spec::Traffic(traffic)) = message.spec else { panic!("a traffic policy") };
+    assert_eq!(traffic.algorithm(), v1::traffic_policy::Algorithm::Maglev);
+    let cookie = |name: &str, ttl_seconds, path: &str| {
+        Kind::Cookie(v1::HashCookie { name: name.to_owned(), ttl_seconds, path: path.to_owned() })
+    };
+    let rule = |kind, terminal| v1::HashRule { kind: Some(kind), terminal };
+    let hash_policy = vec![
+        rule(Kind::Header("x-user".to_owned()), true),
+        rule(cookie("Sid", Some(2), "/cart"), false),
+        rule(cookie("own", None, ""), false),
+        rule(Kind::QueryParameter("User".to_owned()), false),
+        rule(Kind::SourceAddress(true), false),
+    ];
+    assert_eq!(traffic.load_balancer, Some(v1::LoadBalancer { hash_policy, hash_balance_factor: 150 }));
 }

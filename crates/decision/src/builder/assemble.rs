@@ -154,6 +154,7 @@ impl Built {
             port_name: Arc::clone(&port.name),
             protocol: port.protocol,
             algorithm: said.algorithm.unwrap_or_default(),
+            hashing: said.hashing,
             limits: said.limits,
             outlier_detection: said.outlier,
             circuit_breaker: said.circuit_breaker,

@@ -63,7 +63,7 @@ impl EndpointIds {
                 }
             }
         }
-        cluster.shared.endpoints.store(Arc::new(EndpointSet::new(all)));
+        cluster.shared.endpoints.store(Arc::new(EndpointSet::shaped(all, cluster.algorithm.shape())));
     }
 
     fn endpoint(

@@ -8,7 +8,7 @@ use crate::tests::{
     at_listener, backend, build, key, listener, path, prefix, regex, route, route_message, routed, rule,
     service, service_change, slice, source, wire_endpoint,
 };
-use crate::{Answer, AttemptOutcome, Cluster, Endpoint, Exclusion, NoReasons, OwnedRequest};
+use crate::{Answer, AttemptOutcome, Cluster, Endpoint, Exclusion, NoReasons, OwnedRequest, Wanted};
 
 fn to(at: &str, service: &str) -> Vec<v1::Rule> {
     vec![v1::Rule { backends: vec![backend(service, 80, 1)], ..rule(vec![path(prefix(at))]) }]
@@ -405,7 +405,8 @@ fn ejections_survive_updates() {
         assert_eq!(cluster.pick(now, &mut rng, &[]).unwrap().address().ip().to_string(), "10.0.0.2");
     }
     assert!(!endpoints(&cluster)[0].is_ejected(ejection.until), "by time it is tried");
-    let chosen = (0..100).find_map(|_| cluster.choose(ejection.until, &mut rng, &[], &mut NoReasons)?.trial);
+    let chosen = (0..100)
+        .find_map(|_| cluster.choose(ejection.until, &mut rng, &Wanted::default(), &mut NoReasons)?.trial);
     let answer = Answer { status: 200, ..Answer::new(AttemptOutcome::Success, Duration::ZERO) };
     let shift = cluster.tried(chosen.expect("one request tries it"), &answer, ejection.until);
     assert!(shift.is_some_and(|shift| shift.ejection.is_none() && !shift.endpoint.stats.is_out()));

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use ipnet::IpNet;
 use meshwork_messages::v1;
 
-use super::{ConvertError, Result, request_policy, unknown, value};
+use super::{ConvertError, Result, load_balancer, request_policy, unknown, value};
 use crate::authorization::{
     Action, AuthorizationPolicy, AuthorizationRule, HostRule, Operation, Peers, TextRule,
 };
@@ -99,6 +99,8 @@ fn traffic_policy(message: &v1::TrafficPolicy) -> Result<TrafficSpec> {
         Ok(Wire::RoundRobin) => Some(Algorithm::RoundRobin),
         Ok(Wire::PeakEwma) => Some(Algorithm::PeakEwma),
         Ok(Wire::Random) => Some(Algorithm::Random),
+        Ok(Wire::RingHash) => Some(Algorithm::RingHash),
+        Ok(Wire::Maglev) => Some(Algorithm::Maglev),
         Err(_) => return Err(unknown("algorithm")),
     };
     let limit = |field: fn(&v1::Limits) -> u32| message.limits.as_ref().map(field).filter(|&n| n > 0);
@@ -117,7 +119,8 @@ fn traffic_policy(message: &v1::TrafficPolicy) -> Result<TrafficSpec> {
         Err(_) => return Err(unknown("proxy_protocol")),
     };
     let circuit_breaker = message.circuit_breaker.as_ref().map(circuit_breaker).transpose()?;
-    Ok(TrafficSpec { algorithm, limits, outlier, circuit_breaker, requests, proxy_protocol })
+    let hashing = load_balancer::hashing(message.load_balancer.as_ref())?;
+    Ok(TrafficSpec { algorithm, hashing, limits, outlier, circuit_breaker, requests, proxy_protocol })
 }
 
 fn proxy_protocol(message: &v1::ListenerPolicy) -> Result<ProxyProtocol> {

@@ -72,6 +72,8 @@ fn policy(scenario: &Scenario) -> v1::Policy {
         Algorithm::LeastRequest => Wire::LeastRequest,
         Algorithm::RoundRobin => Wire::RoundRobin,
         Algorithm::Random => Wire::Random,
+        Algorithm::RingHash => Wire::RingHash,
+        Algorithm::Maglev => Wire::Maglev,
     };
     let millis = |time: Duration| u32::try_from(time.as_millis()).expect("a time below seven weeks");
     let outlier_detection = policies.outlier_detection.map(|outlier| v1::OutlierDetection {

@@ -11,6 +11,7 @@ use super::client::{Client, instance_of};
 use super::report::Report;
 use super::scenario::{Scenario, Spread, exponential};
 use super::server::{Server, Taken};
+use crate::cluster::Wanted;
 use crate::endpoint::{Endpoint, InFlight};
 use crate::invariants;
 use crate::limits::Permit;
@@ -204,9 +205,9 @@ impl<'s> Engine<'s> {
         let (id, deadline) = (request, self.deadline(self.requests.get(request)));
         let request = self.requests.get(id);
         let cluster = &self.clients[request.client].cluster;
-        let tried = request.retry.tried();
+        let wanted = Wanted { tried: request.retry.tried(), ..Wanted::default() };
         let Picked { endpoint: picked, trial } =
-            cluster.choose(self.now, &mut self.chance, tried, &mut NoReasons).expect("a fleet");
+            cluster.choose(self.now, &mut self.chance, &wanted, &mut NoReasons).expect("a fleet");
         if trial.is_none()
             && picked.stats.is_out()
             && cluster.endpoints().pickable().iter().any(|endpoint| !endpoint.is_ejected(self.now))

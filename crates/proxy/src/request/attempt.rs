@@ -10,7 +10,8 @@ use std::time::Duration;
 
 use meshwork_base::{Clock, Tick};
 use meshwork_decision::{
-    Answer, AttemptOutcome, Call, Cause, Endpoint, Permit, Picked, Ticket, Transport, Trial, is_idempotent,
+    Answer, AttemptOutcome, Call, Cause, Endpoint, Permit, Picked, Ticket, Transport, Trial, Wanted,
+    is_idempotent,
 };
 use meshwork_http1::{Fields, KnownName, ResponseHead};
 use meshwork_telemetry::{Phase, Protocol};
@@ -41,6 +42,8 @@ pub(crate) struct Attempts<'a> {
     connect_timeout: Duration,
     attempt_timeout: Option<Duration>,
     tried: SmallVec<[u64; 4]>,
+    /// Leads to an endpoint, where the service's balancer goes by it.
+    hash: Option<u64>,
     endpoint: Option<Arc<Endpoint>>,
     /// When this attempt's endpoint was picked.
     began: Tick,
@@ -61,7 +64,7 @@ pub(crate) struct Attempts<'a> {
 }
 
 impl<'a> Attempts<'a> {
-    pub(crate) fn new(conn: &'a Conn, target: Target<'a>) -> Self {
+    pub(crate) fn new(conn: &'a Conn, target: Target<'a>, hash: Option<u64>) -> Self {
         let timeouts = target.timeouts();
         let repeats = Repeats::new(conn, target);
         let attempt_timeout = match (timeouts.backend_request, repeats.per_try_timeout()) {
@@ -75,6 +78,7 @@ impl<'a> Attempts<'a> {
             connect_timeout: timeouts.connect.unwrap_or(CONNECT_TIMEOUT),
             attempt_timeout,
             tried: SmallVec::new(),
+            hash,
             endpoint: None,
             began: Tick::ZERO,
             waited: Cell::new(false),
@@ -288,7 +292,8 @@ impl<'a> Attempts<'a> {
             .try_call(now)
             .map_err(|cause| Failure::local(cause).because(Arc::clone(&cluster.key.service)))?;
         let rng = &mut *worker.rng.borrow_mut();
-        let mut picked = decide!(journey, |reasons| cluster.choose(now, rng, &self.tried, reasons));
+        let wanted = Wanted { tried: &self.tried, hash: self.hash };
+        let mut picked = decide!(journey, |reasons| cluster.choose(now, rng, &wanted, reasons));
         let unreached = self.repeats.unreached();
         if picked.as_ref().is_some_and(|picked| unreached.contains(&picked.endpoint.id))
             && let Some(endpoint) = cluster.pick_beside(rng, unreached)

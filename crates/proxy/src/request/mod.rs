@@ -15,6 +15,7 @@
 //!
 //! A phase that cannot go on returns a [`Failure`]; what the caller is told then is decided in one place, `reply.rs`.
 
+mod affinity;
 mod answer;
 pub(crate) mod attempt;
 mod body;
@@ -41,6 +42,7 @@ use crate::downstream::Down;
 use crate::downstream::connection::Conn;
 use crate::error::Failure;
 use crate::worker::View;
+use affinity::Affinity;
 use attempt::Attempts;
 use body::RequestBody;
 use deadline::Deadlines;
@@ -145,11 +147,13 @@ async fn run(
     let mut deadlines = Deadlines::new(&timeouts, conn.worker.now());
     let mut body = RequestBody::new(head, conn);
     let sent = outgoing.head(head);
-    let mut attempts = Attempts::new(conn, target);
+    let affinity = Affinity::of(conn, &target, head);
+    let mut attempts = Attempts::new(conn, target, affinity.hash);
     let exchange = attempts.run(&sent, down, &mut body, response, journey, &mut deadlines).await?;
     journey.enter(Phase::Response);
     filters::response(&way, &target, response)
         .and_then(|()| kin::mark(conn, &head.fields, response, journey.is_grpc()))
+        .and_then(|()| affinity.answer(conn.https, response))
         .map_err(|error| Failure::local(Cause::Internal).because(error.to_string()))?;
     journey.responded(response);
     if response.tunnel {

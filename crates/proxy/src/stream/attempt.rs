@@ -7,7 +7,7 @@ use std::time::Duration;
 use meshwork_base::Tick;
 use meshwork_decision::{
     Answer, AttemptFailure, AttemptOutcome, Call, Cause, Decision, Endpoint, Limited, NoReasons, Permit,
-    Picked, RequestFacts, Retry, StopReason, Ticket, Transport, Trial,
+    Picked, RequestFacts, Retry, StopReason, Ticket, Transport, Trial, Wanted,
 };
 use smallvec::SmallVec;
 use tokio::time::sleep;
@@ -61,13 +61,15 @@ pub(super) async fn connect(
     let timeout = way.timeouts.connect.unwrap_or(CONNECT_TIMEOUT);
     let client = Client { source: cx.ends.peer, destination: cx.ends.local };
     let header = cluster.proxy_protocol.map(|version| announcement(version, &client));
+    let hash = cluster.hashing.as_ref().and_then(|hashing| hashing.of_connection(cx.ends.peer.ip()));
     let mut tried: SmallVec<[u64; 4]> = SmallVec::new();
     let mut unseen = 0;
     let mut last = None;
     loop {
         let began = worker.now();
         let ticket = cluster.try_call(began).map_err(over)?;
-        let picked = cluster.choose(began, &mut *worker.rng.borrow_mut(), &tried, &mut NoReasons);
+        let wanted = Wanted { tried: &tried, hash };
+        let picked = cluster.choose(began, &mut *worker.rng.borrow_mut(), &wanted, &mut NoReasons);
         // One that has just failed is no other endpoint.
         let fresh = picked.filter(|picked| !tried.contains(&picked.endpoint.id));
         let Some(Picked { endpoint, trial }) = fresh else {

@@ -1,5 +1,7 @@
 //! `TrafficPolicy`: how calls to a target behave.
 
+mod load_balancer;
+
 use std::fmt;
 
 use super::listener_policy::ProxyProtocolVersion;
@@ -13,13 +15,15 @@ use crate::kinds::{Body, in_spec};
 use crate::object::{ObjectKind, ObjectMeta};
 use crate::span::Spanned;
 
+pub use load_balancer::{HashRule, HashRuleType, LoadBalancer, LoadBalancerAlgorithm};
+
 record! {
     /// How calls to a target behave. What is absent is said by a policy of a less specific target, or by the default.
     pub struct TrafficPolicy {
         /// What it is attached to.
         pub target_refs: Vec<Spanned<PolicyTarget>> as "targetRefs" [1..=16],
         /// Which endpoint is called. For services and namespaces only.
-        pub load_balancer: Option<LoadBalancer> as "loadBalancer",
+        pub load_balancer: Option<Spanned<LoadBalancer>> as "loadBalancer",
         /// How much may be under way. For services and namespaces only.
         pub limits: Option<TrafficLimits>,
         /// When an endpoint is left out for a while. For services and namespaces only.
@@ -33,28 +37,6 @@ record! {
         /// Each connection begins by saying for whom it is made, by HAProxy's PROXY protocol of this version. For
         /// services only.
         pub proxy_protocol: Option<Spanned<ProxyProtocolVersion>> as "proxyProtocol",
-    }
-}
-
-record! {
-    /// Which endpoint is called.
-    pub struct LoadBalancer {
-        /// The rule of choice.
-        pub algorithm: LoadBalancerAlgorithm,
-    }
-}
-
-choice! {
-    /// The rule by which an endpoint is chosen.
-    pub enum LoadBalancerAlgorithm {
-        /// Of two drawn by chance, the one that is likely to answer sooner: latency times requests under way. The default.
-        PeakEwma = "PeakEwma",
-        /// Of two drawn by chance, the one with fewer requests under way.
-        LeastRequest = "LeastRequest",
-        /// One after the other.
-        RoundRobin = "RoundRobin",
-        /// By chance.
-        Random = "Random",
     }
 }
 
@@ -319,6 +301,9 @@ impl Body for TrafficPolicy {
         self.validate_scope(cx);
         self.validate_circuit_breaker(cx);
         self.validate_outlier_detection(cx);
+        if let Some(balancer) = &self.load_balancer {
+            load_balancer::validate(balancer, cx);
+        }
         let Some(retry) = &self.retry else { return };
         let request = self.timeouts.as_ref().and_then(|timeouts| timeouts.request);
         if let (Some(attempt), Some(request)) = (retry.per_try_timeout, request)

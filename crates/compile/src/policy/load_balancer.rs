@@ -1,0 +1,33 @@
+//! How an endpoint is chosen, besides the algorithm.
+
+use meshwork_messages::v1;
+use meshwork_messages::v1::hash_rule::Kind;
+use meshwork_resources::{HashRule, HashRuleType, LoadBalancer};
+
+/// None where nothing is said beside the algorithm.
+pub(super) fn message(spec: &LoadBalancer) -> Option<v1::LoadBalancer> {
+    let message = v1::LoadBalancer {
+        hash_policy: spec.hash_policy.iter().map(|rule| hash_rule(rule)).collect(),
+        hash_balance_factor: spec.hash_balance_factor.as_ref().map_or(0, |factor| factor.inner),
+    };
+    (message != v1::LoadBalancer::default()).then_some(message)
+}
+
+fn hash_rule(spec: &HashRule) -> v1::HashRule {
+    let name = spec.name.as_ref().map(|name| name.inner.clone()).unwrap_or_default();
+    let kind = match spec.rule_type {
+        HashRuleType::Header => Kind::Header(name.to_ascii_lowercase()),
+        HashRuleType::QueryParameter => Kind::QueryParameter(name),
+        HashRuleType::SourceAddress => Kind::SourceAddress(true),
+        HashRuleType::Cookie => Kind::Cookie(v1::HashCookie {
+            name,
+            // A browser counts in seconds; less than one is one, and not for ever.
+            ttl_seconds: spec.ttl.as_ref().map(|ttl| {
+                let seconds = ttl.get().as_millis().div_ceil(1_000);
+                u32::try_from(seconds).unwrap_or(u32::MAX)
+            }),
+            path: spec.path.as_ref().map(|path| path.inner.clone()).unwrap_or_default(),
+        }),
+    };
+    v1::HashRule { kind: Some(kind), terminal: spec.terminal }
+}

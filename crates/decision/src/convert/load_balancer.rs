@@ -1,0 +1,35 @@
+//! How an endpoint is chosen, besides the algorithm.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use meshwork_messages::v1;
+
+use super::{Result, unknown, value};
+use crate::affinity::{HashRule, HashSource, Hashing};
+
+pub(super) fn hashing(message: Option<&v1::LoadBalancer>) -> Result<Option<Arc<Hashing>>> {
+    let Some(message) = message.filter(|message| !message.hash_policy.is_empty()) else { return Ok(None) };
+    let factor = message.hash_balance_factor;
+    if (1..100).contains(&factor) {
+        return value("load_balancer.hash_balance_factor", factor, "write at least 100");
+    }
+    let rules = message.hash_policy.iter().map(rule).collect::<Result<_>>()?;
+    Ok(Some(Arc::new(Hashing { rules, balance_factor: (factor > 0).then_some(factor) })))
+}
+
+fn rule(message: &v1::HashRule) -> Result<HashRule> {
+    use v1::hash_rule::Kind;
+    let source = match message.kind.as_ref() {
+        Some(Kind::Header(name)) => HashSource::Header(name.as_str().into()),
+        Some(Kind::QueryParameter(name)) => HashSource::QueryParameter(name.as_str().into()),
+        Some(Kind::SourceAddress(true)) => HashSource::SourceAddress,
+        Some(Kind::Cookie(cookie)) => HashSource::Cookie {
+            name: cookie.name.as_str().into(),
+            ttl: cookie.ttl_seconds.map(|seconds| Duration::from_secs(seconds.into())),
+            path: cookie.path.as_str().into(),
+        },
+        Some(Kind::SourceAddress(false)) | None => return Err(unknown("load_balancer.hash_policy")),
+    };
+    Ok(HashRule { source, terminal: message.terminal })
+}

@@ -1,0 +1,103 @@
+//! What keeps a caller's requests together: consistent hashing at work.
+
+#![expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+
+mod support;
+
+use std::net::SocketAddr;
+
+use meshwork_decision::Change;
+use meshwork_messages::v1;
+use meshwork_messages::v1::hash_rule::Kind;
+use meshwork_messages::v1::service_port::AppProtocol;
+use meshwork_messages::v1::traffic_policy::Algorithm;
+use meshwork_proxy::Settings;
+use support::{Harness, Upstream, exchange, is_head, rule, upstream};
+
+/// Upstreams that say who they are.
+async fn named(count: usize) -> Vec<Upstream> {
+    let mut all = Vec::new();
+    for name in 0..count {
+        let answer = format!("HTTP/1.1 200 OK\r\nx-name: {name}\r\ncontent-length: 0\r\n\r\n").into_bytes();
+        all.push(upstream(move |got| is_head(got).then(|| answer.clone())).await);
+    }
+    all
+}
+
+async fn hashing(algorithm: Algorithm, rules: Vec<Kind>) -> (Harness, Vec<Upstream>, SocketAddr) {
+    let upstreams = named(5).await;
+    let mut harness = Harness::start(Settings::default());
+    let addresses: Vec<_> = upstreams.iter().map(|upstream| upstream.address).collect();
+    harness.service("web", AppProtocol::Http1, &addresses).await;
+    let address = harness.route(vec![rule(&[("web", 1)], vec![])]).await;
+    let hash_policy = rules.into_iter().map(|kind| v1::HashRule { kind: Some(kind), terminal: true });
+    let load_balancer = v1::LoadBalancer { hash_policy: hash_policy.collect(), ..Default::default() };
+    let spec = v1::TrafficPolicy {
+        algorithm: algorithm.into(),
+        load_balancer: Some(load_balancer),
+        ..Default::default()
+    };
+    let target =
+        v1::policy::Target { kind: "Service".into(), name: "default/web".into(), section: String::new() };
+    let spec = Some(v1::policy::Spec::Traffic(spec));
+    let policy = v1::Policy { source: None, targets: vec![target], spec };
+    harness.change([Change::upsert("default/p", "1", &policy)]).await;
+    (harness, upstreams, address)
+}
+
+/// The value of a field in a response's head.
+fn field<'r>(response: &'r str, name: &str) -> Option<&'r str> {
+    response.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(": "))
+}
+
+async fn get(address: SocketAddr, path: &str, fields: &str) -> String {
+    let request = format!("GET {path} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n{fields}\r\n");
+    let response = exchange(address, request.as_bytes()).await;
+    assert!(response.starts_with("HTTP/1.1 200"), "{response}");
+    response
+}
+
+async fn name(address: SocketAddr, path: &str, fields: &str) -> String {
+    field(&get(address, path, fields).await, "x-name").unwrap().to_owned()
+}
+
+#[tokio::test]
+async fn requests_that_are_alike_go_to_one_endpoint() {
+    for algorithm in [Algorithm::RingHash, Algorithm::Maglev] {
+        let rules = vec![Kind::Header("x-user".into()), Kind::QueryParameter("user".into())];
+        let (_harness, _upstreams, address) = hashing(algorithm, rules).await;
+        let mut seen = std::collections::BTreeSet::new();
+        for user in 0..20 {
+            let header = format!("X-User: {user}\r\n");
+            let first = name(address, "/", &header).await;
+            assert_eq!(name(address, "/other?user=no", &header).await, first, "the header is terminal");
+            assert_eq!(name(address, &format!("/?a=b&user={user}"), "").await, first, "one value, one hash");
+            seen.insert(first);
+        }
+        assert!(seen.len() >= 3, "{algorithm:?}: twenty users at {seen:?}");
+    }
+}
+
+#[tokio::test]
+async fn of_one_address_all_goes_to_one_endpoint() {
+    let (_harness, _upstreams, address) = hashing(Algorithm::Maglev, vec![Kind::SourceAddress(true)]).await;
+    let first = name(address, "/", "").await;
+    for _ in 0..10 {
+        assert_eq!(name(address, "/x", "").await, first);
+    }
+}
+
+#[tokio::test]
+async fn a_caller_without_the_cookie_gets_one_that_leads_back() {
+    let cookie = v1::HashCookie { name: "lb".into(), ttl_seconds: Some(60), path: "/".into() };
+    let (_harness, _upstreams, address) = hashing(Algorithm::RingHash, vec![Kind::Cookie(cookie)]).await;
+    for _ in 0..8 {
+        let response = get(address, "/", "Cookie: other=1\r\n").await;
+        let set = field(&response, "set-cookie").unwrap();
+        let (pair, attributes) = set.split_once("; ").unwrap();
+        assert_eq!(attributes, "Max-Age=60; Path=/; HttpOnly", "{set}");
+        let again = get(address, "/", &format!("Cookie: other=1; {pair}\r\n")).await;
+        assert_eq!(field(&again, "x-name"), field(&response, "x-name"));
+        assert_eq!(field(&again, "set-cookie"), None, "it has one already");
+    }
+}

@@ -1,0 +1,140 @@
+//! Which endpoint is called.
+
+use crate::codes;
+use crate::decode::duration::GatewayDuration;
+use crate::decode::{Cx, choice, record};
+use crate::span::{Span, Spanned};
+
+record! {
+    /// Which endpoint is called.
+    pub struct LoadBalancer {
+        /// The rule of choice.
+        pub algorithm: LoadBalancerAlgorithm,
+        /// What tells requests apart, for `RingHash` and `Maglev`: in order, and all count up to a terminal one.
+        pub hash_policy: Vec<Spanned<HashRule>> as "hashPolicy" [0..=16],
+        /// Percent of an even load that an endpoint may have, for `RingHash` and `Maglev`; as much as comes when absent.
+        pub hash_balance_factor: Option<Spanned<u32>> as "hashBalanceFactor" [100..=100_000],
+    }
+}
+
+choice! {
+    /// The rule by which an endpoint is chosen.
+    pub enum LoadBalancerAlgorithm {
+        /// Of two drawn by chance, the one that is likely to answer sooner: latency times requests under way. The default.
+        PeakEwma = "PeakEwma",
+        /// Of two drawn by chance, the one with fewer requests under way.
+        LeastRequest = "LeastRequest",
+        /// One after the other.
+        RoundRobin = "RoundRobin",
+        /// By chance.
+        Random = "Random",
+        /// Where the request's hash leads on a ring of endpoints: a change of the endpoints moves the fewest requests.
+        RingHash = "RingHash",
+        /// Where the request's hash leads in a table of endpoints: load is the most even.
+        Maglev = "Maglev",
+    }
+}
+
+record! {
+    /// One thing that tells requests apart.
+    pub struct HashRule {
+        /// What it is.
+        pub rule_type: HashRuleType as "type",
+        /// The name of the header, cookie or query parameter.
+        pub name: Option<Spanned<String>> [1..=256],
+        /// How long a cookie lives that is made where there is none; `0s`: until the browser ends. None is made when absent.
+        pub ttl: Option<Spanned<GatewayDuration>>,
+        /// The path of such a cookie.
+        pub path: Option<Spanned<String>> [1..=1_024],
+        /// Where this one says something, nothing after it counts.
+        pub terminal: bool = false,
+    }
+}
+
+choice! {
+    /// What tells requests apart.
+    pub enum HashRuleType {
+        /// A header.
+        Header = "Header",
+        /// A cookie.
+        Cookie = "Cookie",
+        /// A query parameter.
+        QueryParameter = "QueryParameter",
+        /// The caller's IP address.
+        SourceAddress = "SourceAddress",
+    }
+}
+
+impl LoadBalancerAlgorithm {
+    /// Whether it goes by a hash of the request.
+    #[must_use]
+    pub const fn is_hashing(self) -> bool {
+        matches!(self, Self::RingHash | Self::Maglev)
+    }
+}
+
+pub(super) fn validate(balancer: &Spanned<LoadBalancer>, cx: &mut Cx) {
+    let algorithm = balancer.algorithm;
+    if !algorithm.is_hashing() {
+        let policy = balancer.hash_policy.first().map(|rule| (rule.span, "hashPolicy"));
+        let factor = balancer.hash_balance_factor.as_ref().map(|factor| (factor.span, "hashBalanceFactor"));
+        for (span, field) in policy.into_iter().chain(factor) {
+            let message = format!("`loadBalancer.{field}` has no meaning for `algorithm: {algorithm}`");
+            cx.error(span, codes::CONFLICTING_FIELDS, message).help =
+                Some("use `RingHash` or `Maglev`, or remove it".to_owned());
+        }
+    } else if balancer.hash_policy.is_empty() {
+        let message = format!("`loadBalancer` has no `hashPolicy`, which `algorithm: {algorithm}` goes by");
+        cx.error(balancer.span, codes::MISSING_FIELD, message).help =
+            Some("say what tells requests apart: `hashPolicy: [{type: Header, name: x-user}]`".to_owned());
+    }
+    for rule in &balancer.hash_policy {
+        rule.inner.validate(rule.span, cx);
+    }
+}
+
+impl HashRule {
+    fn validate(&self, span: Span, cx: &mut Cx) {
+        let kind = self.rule_type;
+        match (&self.name, kind) {
+            (None, HashRuleType::SourceAddress) => {}
+            (Some(name), HashRuleType::SourceAddress) => {
+                let message = "`hashPolicy` of type SourceAddress has no `name`";
+                cx.error(name.span, codes::CONFLICTING_FIELDS, message);
+            }
+            (None, _) => {
+                cx.error(span, codes::MISSING_FIELD, format!("`hashPolicy` of type {kind} has no `name`"));
+            }
+            // What a cookie is called, and a header: RFC 9110 section 5.6.2.
+            (Some(name), HashRuleType::Header | HashRuleType::Cookie) => {
+                let fits = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
+                if !name.bytes().all(fits) {
+                    let message = format!("`hashPolicy.name` cannot be the name of a {kind}");
+                    cx.error(name.span, codes::INVALID_VALUE, message);
+                }
+            }
+            (Some(_), HashRuleType::QueryParameter) => {}
+        }
+        let of_cookies =
+            [("ttl", self.ttl.as_ref().map(|ttl| ttl.span)), ("path", self.path.as_ref().map(|p| p.span))];
+        for (field, span) in of_cookies {
+            if let (Some(span), true) = (span, kind != HashRuleType::Cookie) {
+                let message = format!("`hashPolicy.{field}` is for cookies; the type is {kind}");
+                cx.error(span, codes::CONFLICTING_FIELDS, message);
+            }
+        }
+        if let Some(path) = &self.path {
+            if self.ttl.is_none() {
+                let message = "`hashPolicy.path` is that of a cookie that is made, and without `ttl` none is";
+                cx.error(path.span, codes::CONFLICTING_FIELDS, message).help = Some("add `ttl`".to_owned());
+            }
+            if !path.starts_with('/')
+                || path.bytes().any(|byte| byte == b';' || !(0x20..0x7f).contains(&byte))
+            {
+                let message =
+                    "`hashPolicy.path` begins with `/` and has neither `;` nor what cannot be printed";
+                cx.error(path.span, codes::INVALID_VALUE, message);
+            }
+        }
+    }
+}
