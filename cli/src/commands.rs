@@ -1,6 +1,7 @@
 //! The commands, one file each.
 
 mod apply;
+mod breaker;
 mod check;
 mod delete;
 mod diff;
@@ -58,6 +59,8 @@ pub(crate) enum Command {
     Get(get::Arguments),
     /// Show the proxies and what they have in effect
     Proxies(proxies::Arguments),
+    /// Show circuit breakers as proxies have them, and force one for a time
+    Breaker(breaker::Arguments),
     /// Show services and their instances
     Services(services::Arguments),
     /// Make join tokens
@@ -93,6 +96,7 @@ pub(crate) fn run(command: Command) -> Outcome {
         Command::Rollback(arguments) => rollback::run(&arguments),
         Command::Get(arguments) => get::run(&arguments),
         Command::Proxies(arguments) => proxies::run(&arguments),
+        Command::Breaker(arguments) => breaker::run(&arguments),
         Command::Services(arguments) => services::run(&arguments),
         Command::Token(arguments) => token::run(&arguments),
         Command::Simulate(arguments) => simulate::run(&arguments),

@@ -15,6 +15,7 @@
 //! | `POST /v1/tap` | requests as they end, a line of JSON each |
 //! | `GET /v1/top` | the counters of all proxies |
 //! | `POST /v1/explain/live` | the next request that matches, as the proxies decided it, and why |
+//! | `GET /v1/breakers`, `GET` and `POST /v1/breakers/NS/NAME` | how breakers stand in the proxies; forcing one for a time |
 //! | `POST /v1/diff` | what the same would change |
 //! | `GET /v1/history/KIND/NS/NAME` | all revisions of a document, the last one first |
 //! | `POST /v1/rollback/KIND/NS/NAME` `{to, message?, author?}` | writes an earlier revision as a new one, checked as `apply` does |
@@ -22,6 +23,7 @@
 //! | `GET /v1/revision[?wait=effective&revision=N&timeout=30s]` | the revision, and whether it is in effect everywhere |
 
 mod apply;
+mod breakers;
 mod delete;
 mod kinds;
 #[cfg(test)]
@@ -59,6 +61,7 @@ pub(crate) fn router(plane: ControlPlane) -> Router {
         .with_state(plane.clone())
         .merge(apply::router(plane.clone()))
         .merge(delete::router(plane.clone()))
+        .merge(breakers::router(plane.clone()))
         .merge(crate::explain::router(plane.clone()))
         .merge(crate::watch::router(plane))
 }

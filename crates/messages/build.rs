@@ -1,7 +1,12 @@
 //! Generates the Rust types from `proto/`, without `protoc`.
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let files = ["meshwork/v1/resources.proto", "meshwork/v1/discovery.proto", "meshwork/v1/observe.proto"];
+    let files = [
+        "meshwork/v1/resources.proto",
+        "meshwork/v1/discovery.proto",
+        "meshwork/v1/observe.proto",
+        "meshwork/v1/operate.proto",
+    ];
     println!("cargo::rerun-if-changed=proto");
     let descriptors = protox::compile(files, ["proto"])?;
     let mut config = prost_build::Config::new();

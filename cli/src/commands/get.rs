@@ -5,14 +5,14 @@ use std::process::ExitCode;
 use bytes::Bytes;
 use serde_json::Value;
 
-use super::{Outcome, block_on};
+use super::{Outcome, block_on, breaker};
 use crate::output::{self, Format};
 use crate::server::ServerArgs;
 
 /// Show objects with their status
 #[derive(clap::Args, Debug)]
 pub(crate) struct Arguments {
-    /// The kind, as gateways, httproutes, services, trafficpolicies
+    /// The kind, as gateways, httproutes, services, trafficpolicies; or breakers, as the proxies have them now
     #[arg(value_name = "KIND")]
     kind: String,
     /// The object's name
@@ -29,6 +29,11 @@ pub(crate) struct Arguments {
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Outcome {
+    // They are no objects: what running proxies have.
+    if matches!(arguments.kind.to_ascii_lowercase().as_str(), "breaker" | "breakers" | "circuitbreakers") {
+        let Arguments { name, namespace, server, output, .. } = arguments;
+        return breaker::show(server, namespace.as_deref(), name.as_deref(), *output);
+    }
     let client = arguments.server.client()?;
     let path = path(arguments);
     let answer: Value = block_on(client.json(http::Method::GET, &path, &[], Bytes::new()))??;

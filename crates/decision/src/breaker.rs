@@ -24,8 +24,14 @@
 //! *Ties.* A rate that is reached counts as exceeded. The moment at which the open time ends belongs to half-open. Calls
 //! that began in another state say nothing about this one.
 //!
+//! *Changes.* Closed, open and half-open each begin with a change that has a cause, half-open with the first trial.
+//!
+//! *Forced.* An operator may force it open or closed until a time, above all this and also where no policy has one; see
+//! `forced.rs`.
+//!
 //! *Modes.* `Observe` keeps the states but refuses nobody. `ForcedOpen` and `ForcedClosed` leave the states where they are.
 
+mod forced;
 mod shared;
 mod window;
 
@@ -35,8 +41,9 @@ use meshwork_base::{Rng, Tick};
 
 use crate::invariants;
 use crate::outage::{doubled, spread};
+pub use forced::ForcedState;
 pub(crate) use shared::Breaker;
-pub use shared::Ticket;
+pub use shared::{BreakerView, Ticket};
 use window::Window;
 pub use window::WindowSize;
 
@@ -98,6 +105,44 @@ impl BreakerState {
     }
 }
 
+/// Why a breaker has changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum BreakerCause {
+    /// Too many calls failed.
+    FailureRate,
+    /// Too many calls were slow.
+    SlowCallRate,
+    /// Its open time is over: calls are tried.
+    OpenTimeOver,
+    /// The trials showed the same as before.
+    TrialsFailed,
+    /// The trials went well.
+    TrialsSucceeded,
+}
+
+impl BreakerCause {
+    /// As metrics and logs call it.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::FailureRate => "failure_rate",
+            Self::SlowCallRate => "slow_call_rate",
+            Self::OpenTimeOver => "open_time_over",
+            Self::TrialsFailed => "trials_failed",
+            Self::TrialsSucceeded => "trials_succeeded",
+        }
+    }
+}
+
+/// A state that has begun.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BreakerChange {
+    /// Which.
+    pub state: BreakerState,
+    /// Why.
+    pub cause: BreakerCause,
+}
+
 /// What became of a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Call {
@@ -124,14 +169,17 @@ impl Tally {
 }
 
 impl CircuitBreaker {
-    /// Whether these calls open it.
-    pub(crate) fn trips(&self, tally: Tally) -> bool {
+    /// Why these calls open it, if they do.
+    pub(crate) fn trips(&self, tally: Tally) -> Option<BreakerCause> {
         let reached = |count: u32, percent: u32| {
-            u64::from(count) * 100 >= u64::from(percent.max(1)) * u64::from(tally.calls)
+            tally.calls > 0 && u64::from(count) * 100 >= u64::from(percent.max(1)) * u64::from(tally.calls)
         };
-        tally.calls > 0
-            && (self.failure_percent.is_some_and(|percent| reached(tally.failed, percent))
-                || self.slow_calls.is_some_and(|(_, percent)| reached(tally.slow, percent)))
+        if self.failure_percent.is_some_and(|percent| reached(tally.failed, percent)) {
+            Some(BreakerCause::FailureRate)
+        } else {
+            let slow = self.slow_calls.is_some_and(|(_, percent)| reached(tally.slow, percent));
+            slow.then_some(BreakerCause::SlowCallRate)
+        }
     }
 
     fn is_slow(&self, call: Call) -> bool {
@@ -160,6 +208,8 @@ pub(crate) struct Machine {
     state: State,
     /// Counts changes: a call belongs to the state in which it began.
     generation: u32,
+    /// What the last change was for.
+    cause: Option<BreakerCause>,
     /// How often it has opened since it was last closed.
     openings: u32,
 }
@@ -177,7 +227,8 @@ pub(crate) enum Admission {
 
 impl Machine {
     pub(crate) fn new(policy: &CircuitBreaker) -> Self {
-        Self { state: State::Closed(Box::new(Window::new(policy.window))), generation: 0, openings: 0 }
+        let state = State::Closed(Box::new(Window::new(policy.window)));
+        Self { state, generation: 0, cause: None, openings: 0 }
     }
 
     pub(crate) fn state(&self) -> BreakerState {
@@ -192,8 +243,29 @@ impl Machine {
         self.generation
     }
 
-    fn becomes(&mut self, state: State) {
+    /// What the last change was for; absent before the first.
+    pub(crate) fn cause(&self) -> Option<BreakerCause> {
+        self.cause
+    }
+
+    /// The change since this generation, if there was one.
+    pub(crate) fn change_since(&self, generation: u32) -> Option<BreakerChange> {
+        let cause = self.cause.filter(|_| generation != self.generation)?;
+        Some(BreakerChange { state: self.state(), cause })
+    }
+
+    /// The calls that it looks at now, and when its open time is over.
+    pub(crate) fn numbers(&self, now: Tick) -> (Tally, Option<Tick>) {
+        match &self.state {
+            State::Closed(window) => (window.tally(now), None),
+            State::Open { until } => (Tally::default(), Some(*until)),
+            State::HalfOpen(trials) => (trials.ended, None),
+        }
+    }
+
+    fn becomes(&mut self, state: State, cause: BreakerCause) {
         self.state = state;
+        self.cause = Some(cause);
         self.generation = self.generation.wrapping_add(1);
     }
 
@@ -202,7 +274,7 @@ impl Machine {
         if let State::Open { until } = self.state
             && until <= now
         {
-            self.becomes(State::HalfOpen(Trials::default()));
+            self.becomes(State::HalfOpen(Trials::default()), BreakerCause::OpenTimeOver);
         }
         match &mut self.state {
             State::Closed(_) => Admission::Passes,
@@ -234,8 +306,10 @@ impl Machine {
         }
         let tally = window.add(call.failed, policy.is_slow(call), now);
         debug_assert_eq!(invariants::tally(tally), Ok(()));
-        if tally.calls >= policy.minimum_calls.max(1) && policy.trips(tally) {
-            self.opens(policy, now, rng);
+        if tally.calls >= policy.minimum_calls.max(1)
+            && let Some(cause) = policy.trips(tally)
+        {
+            self.opens(policy, cause, now, rng);
         }
     }
 
@@ -267,20 +341,21 @@ impl Machine {
         if trials.ended.calls < policy.trials.max(1) {
             return;
         }
-        if policy.trips(trials.ended) {
-            self.opens(policy, now, rng);
+        if policy.trips(trials.ended).is_some() {
+            self.opens(policy, BreakerCause::TrialsFailed, now, rng);
         } else {
             self.openings = 0;
-            self.becomes(State::Closed(Box::new(Window::new(policy.window))));
+            let closed = State::Closed(Box::new(Window::new(policy.window)));
+            self.becomes(closed, BreakerCause::TrialsSucceeded);
         }
     }
 
-    fn opens(&mut self, policy: &CircuitBreaker, now: Tick, rng: &mut impl Rng) {
+    fn opens(&mut self, policy: &CircuitBreaker, cause: BreakerCause, now: Tick, rng: &mut impl Rng) {
         let longest = policy.max_open_time.max(policy.open_time);
         let time = spread(doubled(policy.open_time, self.openings, longest), rng);
         debug_assert_eq!(invariants::open_time(policy, time), Ok(()));
         self.openings = self.openings.saturating_add(1);
-        self.becomes(State::Open { until: now.after(time) });
+        self.becomes(State::Open { until: now.after(time) }, cause);
     }
 }
 

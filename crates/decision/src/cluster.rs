@@ -10,7 +10,7 @@ use meshwork_base::{Rng, Tick};
 
 use crate::affinity::Hashing;
 use crate::balance::{self, Shape};
-use crate::breaker::{Breaker, BreakerState, CircuitBreaker, Ticket};
+use crate::breaker::{Breaker, BreakerView, CircuitBreaker, ForcedState, Ticket};
 use crate::cause::Cause;
 use crate::endpoint::{Endpoint, EndpointSet, Exclusion};
 use crate::limits::{Limited, Limits, Permit, Usage};
@@ -295,14 +295,43 @@ impl Cluster {
     ///
     /// # Errors
     /// It may not.
-    pub fn try_call(self: &Arc<Self>, now: Tick) -> Result<Option<Ticket>, Cause> {
-        self.circuit_breaker.as_ref().map_or(Ok(None), |policy| Breaker::admit(self, policy, now))
+    pub fn try_call(
+        self: &Arc<Self>,
+        now: Tick,
+        reasons: &mut impl Reasons,
+    ) -> Result<Option<Ticket>, Cause> {
+        let admitted = Breaker::admit(self, now);
+        reasons.notes(|| {
+            let view = self.breaker(now);
+            let is_there = view.mode.is_some() || view.forced.is_some();
+            is_there.then(|| Reason {
+                phase: Phase::Breaker,
+                subject: self.key.to_string(),
+                outcome: if admitted.is_ok() { Outcome::Noted } else { Outcome::Refused },
+                why: view.told(now),
+            })
+        });
+        admitted
     }
 
-    /// The circuit breaker's state.
+    /// The circuit breaker at this moment.
     #[must_use]
-    pub fn breaker_state(&self) -> BreakerState {
-        self.shared.breaker.state()
+    pub fn breaker(&self, now: Tick) -> BreakerView {
+        self.shared.breaker.view(self.circuit_breaker.as_ref(), now)
+    }
+
+    /// Calls that the circuit breaker has refused.
+    #[must_use]
+    pub fn refused_by_breaker(&self) -> u64 {
+        self.shared.breaker.refused()
+    }
+
+    /// An operator forces the circuit breaker until a time, whatever policy and rates say; `None`: no longer.
+    pub fn force_breaker(&self, forced: Option<(ForcedState, Tick)>) {
+        match forced {
+            Some((state, until)) => self.shared.breaker.forced.set(state, until),
+            None => self.shared.breaker.forced.clear(),
+        }
     }
 
     /// A request begins: the budget of retries grows by its share.
@@ -322,6 +351,12 @@ impl Cluster {
     /// The cause when its limit is reached.
     pub fn admit(&self, what: Limited) -> Result<Permit, Cause> {
         Permit::take(&self.shared, &self.limits, what)
+    }
+
+    /// How often a limit has refused something, or made it wait.
+    #[must_use]
+    pub fn refused(&self, what: Limited) -> u64 {
+        self.shared.usage.refused(what)
     }
 
     /// How much is under way.

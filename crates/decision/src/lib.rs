@@ -53,7 +53,10 @@ mod trust;
 pub use affinity::{HashKey, HashRule, HashSource, Hashing, NewCookie};
 pub use authorization::{Action, Authorization, AuthorizationPolicy, Denied};
 pub use binding::{Binding, Listener, Matched, Protocol, Routed, Secret};
-pub use breaker::{BreakerMode, BreakerState, Call, CircuitBreaker, Ticket, WindowSize};
+pub use breaker::{
+    BreakerCause, BreakerChange, BreakerMode, BreakerState, BreakerView, Call, CircuitBreaker, ForcedState,
+    Ticket, WindowSize,
+};
 pub use builder::{Change, Rejection, Severity, SnapshotBuilder, Sources};
 pub use cause::{Cause, ResponseFlag};
 pub use cluster::{Algorithm, AppProtocol, Cluster, ClusterKey, Wanted};

@@ -5,7 +5,7 @@
 //! Counting goes on where no limit is set, so that a limit that comes later starts from the truth.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use crate::cause::Cause;
 use crate::cluster::ClusterShared;
@@ -35,7 +35,9 @@ impl Limits {
         }
     }
 
-    fn of(&self, what: Limited) -> Option<u32> {
+    /// How much of this may be under way; absent: no limit.
+    #[must_use]
+    pub fn of(&self, what: Limited) -> Option<u32> {
         match what {
             Limited::Connection => self.max_connections,
             Limited::Pending => self.max_pending_requests,
@@ -59,6 +61,20 @@ pub enum Limited {
 }
 
 impl Limited {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::Connection, Self::Pending, Self::Request, Self::Retry];
+
+    /// As policies name its limit.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Connection => "maxConnections",
+            Self::Pending => "maxPendingRequests",
+            Self::Request => "maxRequests",
+            Self::Retry => "maxRetries",
+        }
+    }
+
     /// The cause when its limit is reached.
     #[must_use]
     pub const fn cause(self) -> Cause {
@@ -71,13 +87,17 @@ impl Limited {
     }
 }
 
-/// How much is under way.
+/// How much is under way, and how often more was refused.
 #[derive(Debug, Default)]
-pub(crate) struct Usage([AtomicU32; 4]);
+pub(crate) struct Usage([AtomicU32; 4], [AtomicU64; 4]);
 
 impl Usage {
     pub(crate) fn get(&self, what: Limited) -> u32 {
         self.0[what as usize].load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn refused(&self, what: Limited) -> u64 {
+        self.1[what as usize].load(Ordering::Relaxed)
     }
 }
 
@@ -95,7 +115,10 @@ impl Permit {
         let before = shared.usage.0[what as usize].fetch_add(1, Ordering::Relaxed);
         let permit = Self { shared: Arc::clone(shared), what };
         match limits.of(what) {
-            Some(limit) if before >= limit => Err(what.cause()),
+            Some(limit) if before >= limit => {
+                shared.usage.1[what as usize].fetch_add(1, Ordering::Relaxed);
+                Err(what.cause())
+            }
             _ => Ok(permit),
         }
     }

@@ -62,6 +62,8 @@ pub enum Phase {
     Authorize,
     /// Choosing the backend.
     Backend,
+    /// Asking the circuit breaker.
+    Breaker,
     /// Choosing the endpoint.
     Endpoint,
     /// Deciding about another attempt.
@@ -90,6 +92,7 @@ impl Phase {
             Self::Route => "route",
             Self::Authorize => "authorize",
             Self::Backend => "backend",
+            Self::Breaker => "breaker",
             Self::Endpoint => "endpoint",
             Self::Retry => "retry",
         }

@@ -22,6 +22,9 @@ pub const OBSERVE: &str = "observe";
 /// The feature of proxies that answer a [`v1::Recall`].
 pub const RECORD: &str = "record";
 
+/// The feature of proxies that take a [`v1::BreakerForce`] and tell their [`v1::Standings`].
+pub const OPERATE: &str = "operate";
+
 /// The type URL of a message, as resources are asked for: `type.meshwork.dev/meshwork.v1.Route`.
 #[must_use]
 pub fn type_url<M: prost::Name>() -> String {

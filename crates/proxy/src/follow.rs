@@ -16,8 +16,10 @@ use meshwork_xds::registration::reached_at;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::engine::{BindKey, Engine};
+use crate::forces::Forces;
 use crate::listen::ListenError;
 use crate::mesh::Side;
+use crate::standing;
 use crate::stats;
 use crate::tls::certified_key;
 
@@ -71,6 +73,7 @@ pub struct Follower {
     updates_applied: Counter,
     configured: Condition,
     revision: u64,
+    forces: Forces,
     /// Ports that could not be had, and why.
     failed: BTreeMap<BindKey, String>,
     listening: (mpsc::Sender<Order>, mpsc::Receiver<Order>),
@@ -92,6 +95,7 @@ impl Follower {
             updates_applied,
             configured,
             revision: 0,
+            forces: Forces::default(),
             failed: BTreeMap::new(),
             listening,
         }
@@ -196,6 +200,7 @@ impl Follower {
 
     async fn put_into_effect(&mut self) {
         let snapshot = self.builder.build();
+        self.forces.apply(&snapshot, self.engine.shared().clock.now());
         for (listener, why) in snapshot.unbound() {
             tracing::warn!(listener = %listener.name, why, "listener cannot be served");
         }
@@ -246,13 +251,22 @@ impl Follower {
             .collect()
     }
 
-    async fn arm(&self, wanted: v1::Probes) {
+    async fn arm(&mut self, wanted: v1::Probes) {
         let observer = &self.engine.shared().observer;
+        let shared = self.engine.shared();
+        self.forces.take(&wanted.forces, &shared.snapshot.load(), &*shared.clock, &self.metrics);
         for question in observer.questions(&wanted) {
+            if question.standings {
+                for observation in standing::answers(question.id, shared) {
+                    // A handle whose client is gone has nobody to tell.
+                    let _ = self.handle.observed(observation).await;
+                }
+                continue;
+            }
             let handle = self.handle.clone();
             let probe = question.id;
             let Some(recall) = question.recall else {
-                let stats = Some(stats::of(&self.metrics, &self.engine.shared().snapshot.load()));
+                let stats = Some(stats::of(&self.metrics, &shared.snapshot.load(), shared.clock.now()));
                 // A handle whose client is gone has nobody to tell.
                 let _ = handle.observed(v1::Observation { probe, stats, ..v1::Observation::default() }).await;
                 continue;
@@ -274,6 +288,7 @@ impl Follower {
         self.engine.drop_replaced();
         let shared = self.engine.shared();
         shared.observer.tell_lost();
+        self.forces.tidy(&shared.snapshot.load(), shared.clock.now(), &self.metrics);
         if let Some(armed) = shared.observer.tidy(shared.clock.now()) {
             let _ = self.handle.armed(armed).await;
         }

@@ -145,6 +145,11 @@ impl Armed {
     }
 }
 
+/// Whether it is answered once, instead of looking at what comes.
+fn is_question(probe: &v1::Probe) -> bool {
+    probe.recall.is_some() || probe.stats || probe.standings
+}
+
 /// Takes one of what is left.
 fn take(left: &AtomicU32) -> bool {
     left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1)).is_ok()
@@ -154,7 +159,7 @@ impl Observer {
     /// Arms these probes and disarms all others. One that is armed already goes on as it is. Gives the ids of those
     /// that are armed now.
     pub(crate) fn arm(&self, mut probes: v1::Probes, now: Tick) -> Vec<u64> {
-        probes.probes.retain(|probe| probe.recall.is_none() && !probe.stats);
+        probes.probes.retain(|probe| !is_question(probe));
         let before = self.probes.load();
         let arm = |probe: v1::Probe| match before.iter().find(|armed| armed.id == probe.id) {
             Some(armed) => Arc::clone(armed),
@@ -167,7 +172,7 @@ impl Observer {
     /// The questions that are answered once, and were not asked before.
     pub(crate) fn questions(&self, probes: &v1::Probes) -> Vec<v1::Probe> {
         let mut asked = self.asked.lock();
-        let questions = probes.probes.iter().filter(|probe| probe.recall.is_some() || probe.stats);
+        let questions = probes.probes.iter().filter(|probe| is_question(probe));
         let standing: Vec<u64> = questions.clone().map(|probe| probe.id).collect();
         let new = questions.filter(|probe| !asked.contains(&probe.id)).cloned().collect();
         *asked = standing;

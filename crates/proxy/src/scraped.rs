@@ -2,7 +2,8 @@
 
 use std::sync::{Arc, Weak};
 
-use meshwork_decision::Cluster;
+use meshwork_base::{Clock as _, Tick};
+use meshwork_decision::{Cluster, Limited};
 use meshwork_telemetry::{Samples, inventory};
 
 use crate::engine::Shared;
@@ -12,16 +13,34 @@ pub(crate) fn tell(shared: &Arc<Shared>) {
     let weak: Weak<Shared> = Arc::downgrade(shared);
     shared.metrics.ask(move |samples| {
         if let Some(shared) = weak.upgrade() {
-            shared.snapshot.load().clusters().for_each(|cluster| of_cluster(cluster, samples));
+            let now = shared.clock.now();
+            shared.snapshot.load().clusters().for_each(|cluster| of_cluster(cluster, now, samples));
         }
     });
 }
 
-fn of_cluster(cluster: &Cluster, samples: &mut Samples) {
+fn of_cluster(cluster: &Cluster, now: Tick, samples: &mut Samples) {
     let port = cluster.key.port.to_string();
     let labels = [&*cluster.key.service, &*port];
     if cluster.outlier_detection.is_some() {
         let out = cluster.endpoints().pickable().iter().filter(|endpoint| endpoint.stats.is_out()).count();
         samples.tell(&inventory::ENDPOINTS_EJECTED, &labels, out as u64);
+    }
+    let [service, port] = labels;
+    let view = cluster.breaker(now);
+    if view.mode.is_some() || view.forced.is_some() {
+        let state = view.in_effect().as_str();
+        samples.tell(&inventory::BREAKER_STATE, &[service, port, state], 1);
+    }
+    if view.mode.is_some() || view.refused > 0 {
+        samples.tell(&inventory::BREAKER_REJECTED, &labels, view.refused);
+    }
+    for what in Limited::ALL {
+        let limit = what.as_str();
+        if let Some(allowed) = cluster.limits.of(what) {
+            let headroom = allowed.saturating_sub(cluster.in_use(what));
+            samples.tell(&inventory::LIMIT_HEADROOM, &[service, port, limit], headroom.into());
+            samples.tell(&inventory::LIMIT_REJECTED, &[service, port, limit], cluster.refused(what));
+        }
     }
 }

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use meshwork_base::{Clock, ThreadRng, Tick};
-use meshwork_decision::{Binding, BreakerState, Cause, Cluster, Ejection, Shift, Snapshot};
+use meshwork_decision::{Binding, BreakerChange, Cause, Cluster, Ejection, Shift, Snapshot};
 use meshwork_identity::ServerOptions;
 use meshwork_telemetry::{
     AccessLogWriter, Record, RequestLabels, RequestSeries, StreamSeries, WorkerMetrics, inventory,
@@ -208,10 +208,11 @@ impl Worker {
     }
 
     /// A service's circuit breaker has changed its state.
-    pub(crate) fn breaker_changed(&self, cluster: &Cluster, state: BreakerState) {
-        let (service, port, state) = (&*cluster.key.service, cluster.key.port, state.as_str());
-        tracing::info!(service, port, state, "circuit breaker changed");
-        self.metrics.registry().counter(&inventory::BREAKER_CHANGES, &[service, state]).increment();
+    pub(crate) fn breaker_changed(&self, cluster: &Cluster, change: BreakerChange) {
+        let (service, port) = (&*cluster.key.service, cluster.key.port);
+        let (state, cause) = (change.state.as_str(), change.cause.as_str());
+        tracing::info!(service, port, state, cause, "circuit breaker changed");
+        self.metrics.registry().counter(&inventory::BREAKER_CHANGES, &[service, state, cause]).increment();
     }
 
     /// An application has called this service: whoever asks for services on demand must keep it.

@@ -113,8 +113,16 @@ metrics! {
         "Endpoints that were ejected and passed their trial.";
     ENDPOINTS_EJECTED = "meshwork_endpoints_ejected", Gauge, "", &["service", "port"],
         "Endpoints that are ejected and have passed no trial since, of services with outlier detection.";
-    BREAKER_CHANGES = "meshwork_circuit_breaker_changes_total", Counter, "", &["service", "state"],
-        "Circuit breakers that opened or closed, by the state that began.";
+    BREAKER_CHANGES = "meshwork_circuit_breaker_changes_total", Counter, "", &["service", "state", "cause"],
+        "Changes of circuit breakers, by the state that began and why: by rates, by trials, or as an operator said.";
+    BREAKER_STATE = "meshwork_circuit_breaker_state", Gauge, "", &["service", "port", "state"],
+        "The state that calls meet, as a label with the value 1: of services whose policy has a circuit breaker, or where an operator forces one.";
+    BREAKER_REJECTED = "meshwork_circuit_breaker_rejected_total", Counter, "", &["service", "port"],
+        "Calls that a circuit breaker has refused.";
+    LIMIT_HEADROOM = "meshwork_limit_headroom", Gauge, "", &["service", "port", "limit"],
+        "How much more may be under way, of what a policy limits.";
+    LIMIT_REJECTED = "meshwork_limit_rejected_total", Counter, "", &["service", "port", "limit"],
+        "What a limit has refused or made wait.";
     CONFIG_REVISION = "meshwork_config_revision_info", Gauge, "", &["revision"],
         "The revision in effect, as a label; the value is 1.";
     CONFIG_UPDATES = "meshwork_config_updates_total", Counter, "", &[],

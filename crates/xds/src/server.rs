@@ -4,6 +4,7 @@
 //! what the proxy was offered, and sends the difference to what the proxy wants of the latest publication, one whole
 //! change at a time.
 
+mod forces;
 mod hub;
 mod observe;
 mod proxy;
@@ -17,8 +18,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use meshwork_base::{SpiffeId, Tick, differences};
-use meshwork_messages::v1::{DiscoveryRequest, DiscoveryResponse, Node, Resource};
+use meshwork_messages::v1::{BreakerForce, DiscoveryRequest, DiscoveryResponse, Node, Probes, Resource};
 
+use forces::Forces;
 pub use hub::{EffectiveError, Hub};
 use observe::Armed;
 pub use observe::{Observed, Observing, Subscription, TooManyProbes};
@@ -136,6 +138,7 @@ pub struct Server {
     tally: Tally,
     verdicts: u64,
     armed: Armed,
+    forces: Forces,
 }
 
 impl fmt::Debug for Server {
@@ -158,6 +161,7 @@ impl Server {
             tally: Tally::default(),
             verdicts: 0,
             armed: Armed::default(),
+            forces: Forces::default(),
         }
     }
 
@@ -231,9 +235,9 @@ impl Server {
         stream.receive(request, &*self.access)?;
         self.gone.remove(&stream.viewer().node.id);
         if joining && stream.observes() {
-            let probes = self.armed.of(&stream.viewer().node);
+            let probes = wanted(&self.armed, &self.forces, &stream.viewer().node);
             // Who has just joined has none armed.
-            if !probes.probes.is_empty() {
+            if !probes.probes.is_empty() || !probes.forces.is_empty() {
                 stream.arm(probes);
             }
         }
@@ -263,8 +267,15 @@ impl Server {
 
     fn rearm(&mut self) {
         for stream in self.streams.values_mut().filter(|stream| stream.observes()) {
-            stream.arm(self.armed.of(&stream.viewer().node));
+            stream.arm(wanted(&self.armed, &self.forces, &stream.viewer().node));
         }
+    }
+
+    /// Tells every proxy what an operator forces, also those that join before it ends. `wall` is the time since the Unix
+    /// epoch.
+    pub fn force(&mut self, force: BreakerForce, wall: Duration) {
+        self.forces.insert(force, wall);
+        self.rearm();
     }
 
     /// The next response for a stream, if there is something to say.
@@ -313,4 +324,13 @@ impl Server {
             .chain(gone.map(|(proxy, _)| proxy.node.id.clone()))
             .collect()
     }
+}
+
+/// What a proxy is told of probes and forces, as far as it understands them.
+fn wanted(armed: &Armed, forces: &Forces, node: &Node) -> Probes {
+    let mut probes = armed.of(node);
+    if observe::operates(node) {
+        probes.forces = forces.all();
+    }
+    probes
 }

@@ -1,6 +1,6 @@
 //! A breaker as all workers share it.
 //!
-//! While it is closed, a call begins by reading one word, and nobody waits for anybody when it ends: a worker that finds
+//! While it is closed, a call begins by reading two words, and nobody waits for anybody when it ends: a worker that finds
 //! another one counting leaves its call uncounted. Rates hardly notice. Trials are few, and each counts.
 
 use std::sync::Arc;
@@ -9,7 +9,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use meshwork_base::{Rng, Tick};
 use parking_lot::Mutex;
 
-use super::{Admission, BreakerMode, BreakerState, Call, CircuitBreaker, Machine};
+use super::forced::{Forced, ForcedState};
+use super::{
+    Admission, BreakerCause, BreakerChange, BreakerMode, BreakerState, Call, CircuitBreaker, Machine, Tally,
+};
 use crate::cause::Cause;
 use crate::cluster::Cluster;
 
@@ -19,6 +22,66 @@ pub(crate) struct Breaker {
     machine: Mutex<Option<Machine>>,
     /// The generation, and 1 in the lowest bit while it is not closed.
     outside: AtomicU64,
+    pub(crate) forced: Forced,
+    refused: AtomicU64,
+}
+
+/// A breaker at one moment, for people.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BreakerView {
+    /// Where the rates have brought it.
+    pub state: BreakerState,
+    /// What brought it there; absent: it has never changed.
+    pub cause: Option<BreakerCause>,
+    /// When its open time is over.
+    pub until: Option<Tick>,
+    /// What an operator has forced, and until when.
+    pub forced: Option<(ForcedState, Tick)>,
+    /// What the policy says; absent: there is none, and only an operator moves it.
+    pub mode: Option<BreakerMode>,
+    /// Calls in its window.
+    pub calls: u32,
+    /// Those of them that failed.
+    pub failed: u32,
+    /// Those of them that were slow.
+    pub slow: u32,
+    /// Calls refused since it was made.
+    pub refused: u64,
+}
+
+impl BreakerView {
+    /// The state that a call meets.
+    #[must_use]
+    pub fn in_effect(&self) -> BreakerState {
+        match (self.forced, self.mode) {
+            (Some((forced, _)), _) => forced.state(),
+            (None, Some(BreakerMode::ForcedOpen)) => BreakerState::Open,
+            (None, Some(BreakerMode::ForcedClosed | BreakerMode::Observe) | None) => BreakerState::Closed,
+            (None, Some(BreakerMode::Enforce)) => self.state,
+        }
+    }
+
+    /// In words, as explanations say it.
+    #[must_use]
+    pub fn told(&self, now: Tick) -> String {
+        let left = |until: Tick| format!("{:.1} s", until.since(now).as_secs_f64());
+        if let Some((forced, until)) = self.forced {
+            return format!("an operator has forced it {} for {} more", forced.state().as_str(), left(until));
+        }
+        let rates = match self.until {
+            Some(until) => format!("{} for {} more", self.state.as_str(), left(until)),
+            None => self.state.as_str().to_owned(),
+        };
+        let cause = self.cause.map_or(String::new(), |cause| format!(" ({})", cause.as_str()));
+        let Self { calls, failed, slow, .. } = self;
+        let rates = format!("{rates}{cause}; of {calls} calls {failed} failed, {slow} were slow");
+        match self.mode {
+            Some(BreakerMode::ForcedOpen) => format!("its policy forces it open; it was {rates}"),
+            Some(BreakerMode::ForcedClosed) => format!("its policy forces it closed; it was {rates}"),
+            Some(BreakerMode::Observe) => format!("it only observes: {rates}"),
+            Some(BreakerMode::Enforce) | None => rates,
+        }
+    }
 }
 
 /// A call that was let through. Dropping it says that it ended without a word on the service.
@@ -28,47 +91,79 @@ pub struct Ticket {
     generation: u32,
     is_trial: bool,
     is_over: bool,
+    change: Option<BreakerChange>,
 }
 
 impl Breaker {
-    /// The state, for people.
-    pub(crate) fn state(&self) -> BreakerState {
-        self.machine.lock().as_ref().map_or(BreakerState::Closed, Machine::state)
+    /// What people are told of it.
+    pub(crate) fn view(&self, policy: Option<&CircuitBreaker>, now: Tick) -> BreakerView {
+        let machine = self.machine.lock();
+        let (tally, until) =
+            machine.as_ref().map_or((Tally::default(), None), |machine| machine.numbers(now));
+        BreakerView {
+            state: machine.as_ref().map_or(BreakerState::Closed, Machine::state),
+            cause: machine.as_ref().and_then(Machine::cause),
+            until,
+            forced: self.forced.get(now),
+            mode: policy.map(|policy| policy.mode),
+            calls: tally.calls,
+            failed: tally.failed,
+            slow: tally.slow,
+            refused: self.refused(),
+        }
+    }
+
+    /// Calls refused since it was made.
+    pub(crate) fn refused(&self) -> u64 {
+        self.refused.load(Ordering::Relaxed)
     }
 
     /// Lets a call through, or not.
     ///
     /// # Errors
     /// It is open, or enough trials are under way.
-    pub(crate) fn admit(
-        cluster: &Arc<Cluster>,
-        policy: &CircuitBreaker,
-        now: Tick,
-    ) -> Result<Option<Ticket>, Cause> {
+    pub(crate) fn admit(cluster: &Arc<Cluster>, now: Tick) -> Result<Option<Ticket>, Cause> {
+        let admitted = Self::decide(cluster, now);
+        if admitted.is_err() {
+            cluster.shared.breaker.refused.fetch_add(1, Ordering::Relaxed);
+        }
+        admitted
+    }
+
+    fn decide(cluster: &Arc<Cluster>, now: Tick) -> Result<Option<Ticket>, Cause> {
+        let this = &cluster.shared.breaker;
+        match this.forced.get(now) {
+            Some((ForcedState::Open, _)) => return Err(Cause::CircuitBreaker),
+            Some((ForcedState::Closed, _)) => return Ok(None),
+            None => {}
+        }
+        let Some(policy) = &cluster.circuit_breaker else { return Ok(None) };
         match policy.mode {
             BreakerMode::ForcedOpen => return Err(Cause::CircuitBreaker),
             BreakerMode::ForcedClosed => return Ok(None),
             BreakerMode::Enforce | BreakerMode::Observe => {}
         }
-        let this = &cluster.shared.breaker;
         let outside = this.outside.load(Ordering::Relaxed);
-        let ticket = |generation, is_trial| Ticket {
+        let ticket = |generation, is_trial, change| Ticket {
             cluster: Arc::clone(cluster),
             generation,
             is_trial,
             is_over: false,
+            change,
         };
         if outside & 1 == 0 {
             let generation = u32::try_from(outside >> 1).expect("a generation of 32 bits");
-            return Ok(Some(ticket(generation, false)));
+            return Ok(Some(ticket(generation, false, None)));
         }
         let mut machine = this.machine.lock();
         let machine = machine.get_or_insert_with(|| Machine::new(policy));
+        let before = machine.generation();
         let admission = machine.admit(policy, now);
         this.show(machine);
+        let change = machine.change_since(before);
         match admission {
-            Admission::Passes => Ok(Some(ticket(machine.generation(), false))),
-            Admission::Trial => Ok(Some(ticket(machine.generation(), true))),
+            Admission::Passes => Ok(Some(ticket(machine.generation(), false, change))),
+            Admission::Trial => Ok(Some(ticket(machine.generation(), true, change))),
             // Nobody is refused; what it would have done goes on without these calls.
             Admission::Refused if policy.mode == BreakerMode::Observe => Ok(None),
             Admission::Refused => Err(Cause::CircuitBreaker),
@@ -82,8 +177,14 @@ impl Breaker {
 }
 
 impl Ticket {
+    /// The change that letting this call through was, for log and metric: the first trial begins another state.
+    #[must_use]
+    pub const fn change(&self) -> Option<BreakerChange> {
+        self.change
+    }
+
     /// The call has ended; a state that this changes is returned for log and metric.
-    pub fn ended(mut self, call: Call, now: Tick, rng: &mut impl Rng) -> Option<BreakerState> {
+    pub fn ended(mut self, call: Call, now: Tick, rng: &mut impl Rng) -> Option<BreakerChange> {
         self.is_over = true;
         let policy = self.cluster.circuit_breaker.as_ref()?;
         let breaker = &self.cluster.shared.breaker;
@@ -98,7 +199,7 @@ impl Ticket {
             false => machine.ended(policy, self.generation, call, now, rng),
         }
         breaker.show(machine);
-        (machine.generation() != before).then(|| machine.state())
+        machine.change_since(before)
     }
 }
 

@@ -285,7 +285,7 @@ proptest! {
 mod shared {
     use super::*;
     use crate::tests::{build, key, service, service_change, slice, wire_endpoint};
-    use crate::{Cause, Change, Cluster, SnapshotBuilder};
+    use crate::{Cause, Change, Cluster, Explanation, NoReasons, Outcome, SnapshotBuilder};
     use meshwork_messages::v1;
     use std::sync::Arc;
 
@@ -317,8 +317,8 @@ mod shared {
     }
 
     fn call(cluster: &Arc<Cluster>, call: Call, now: Tick) -> Result<Option<BreakerState>, Cause> {
-        let ticket = cluster.try_call(now)?;
-        Ok(ticket.and_then(|ticket| ticket.ended(call, now, &mut SeededRng::new(1))))
+        let ticket = cluster.try_call(now, &mut NoReasons)?;
+        Ok(ticket.and_then(|ticket| Some(ticket.ended(call, now, &mut SeededRng::new(1))?.state)))
     }
 
     #[test]
@@ -333,7 +333,7 @@ mod shared {
         assert_eq!(Cause::CircuitBreaker.flag().as_str(), "UO");
 
         let observed = cluster(&mut builder, Mode::Observe);
-        assert_eq!(observed.breaker_state(), BreakerState::Open, "it is the same one");
+        assert_eq!(observed.breaker(now).state, BreakerState::Open, "it is the same one");
         assert_eq!(call(&observed, OK, now), Ok(None), "nobody is refused");
         let forced = cluster(&mut builder, Mode::ForcedOpen);
         let later = now.after(Duration::from_secs(2));
@@ -341,11 +341,57 @@ mod shared {
         assert_eq!(call(&cluster(&mut builder, Mode::ForcedClosed), OK, now), Ok(None));
 
         let enforced = cluster(&mut builder, Mode::Enforce);
-        let trial = enforced.try_call(later).unwrap();
-        assert_eq!(enforced.breaker_state(), BreakerState::HalfOpen);
+        let trial = enforced.try_call(later, &mut NoReasons).unwrap();
+        let change = trial.as_ref().and_then(Ticket::change).expect("half-open begins with its first trial");
+        assert_eq!((change.state, change.cause), (BreakerState::HalfOpen, BreakerCause::OpenTimeOver));
+        assert_eq!(enforced.breaker(later).state, BreakerState::HalfOpen);
         assert_eq!(call(&enforced, OK, later), Err(Cause::CircuitBreaker), "one trial is under way");
         drop(trial);
         assert_eq!(call(&enforced, OK, later), Ok(Some(BreakerState::Closed)), "its place was given back");
         assert_eq!(call(&enforced, OK, later), Ok(None));
+    }
+
+    #[test]
+    fn what_an_operator_forces_stands_above_policies_and_ends_by_itself() {
+        use v1::circuit_breaker::Mode;
+        let mut builder = SnapshotBuilder::new();
+        let enforced = cluster(&mut builder, Mode::Enforce);
+        let now = Tick::ZERO.after(Duration::from_secs(1));
+        let end = now.after(Duration::from_secs(300));
+        enforced.force_breaker(Some((ForcedState::Open, end)));
+        assert_eq!(call(&enforced, OK, now), Err(Cause::CircuitBreaker));
+        let closed_by_policy = cluster(&mut builder, Mode::ForcedClosed);
+        let mut told = Explanation::default();
+        assert!(closed_by_policy.try_call(now, &mut told).is_err(), "also after a change of the policy");
+        assert_eq!(told.0[0].outcome, Outcome::Refused);
+        assert_eq!(told.0[0].why, "an operator has forced it open for 300.0 s more");
+        assert_eq!(closed_by_policy.breaker(now).refused, 2);
+        assert_eq!(call(&closed_by_policy, OK, end), Ok(None), "its time is over");
+
+        let open_by_policy = cluster(&mut builder, Mode::ForcedOpen);
+        open_by_policy.force_breaker(Some((ForcedState::Closed, end)));
+        assert_eq!(call(&open_by_policy, OK, now), Ok(None));
+        assert_eq!(open_by_policy.breaker(now).in_effect(), BreakerState::Closed);
+        open_by_policy.force_breaker(None);
+        assert_eq!(call(&open_by_policy, OK, now), Err(Cause::CircuitBreaker));
+    }
+
+    #[test]
+    fn a_breaker_tells_its_numbers_and_what_brought_it_there() {
+        let mut builder = SnapshotBuilder::new();
+        let cluster = cluster(&mut builder, v1::circuit_breaker::Mode::Enforce);
+        let now = Tick::ZERO.after(Duration::from_secs(1));
+        for outcome in [OK, OK, FAILED] {
+            assert_eq!(call(&cluster, outcome, now), Ok(None));
+        }
+        let view = cluster.breaker(now);
+        assert_eq!((view.calls, view.failed, view.cause), (3, 1, None));
+        assert_eq!(call(&cluster, FAILED, now), Ok(Some(BreakerState::Open)));
+        let view = cluster.breaker(now);
+        assert_eq!(view.cause, Some(BreakerCause::FailureRate));
+        let until = view.until.expect("it is open for a time");
+        assert!(view.told(now).starts_with("open for "), "{}", view.told(now));
+        assert_eq!(call(&cluster, FAILED, until), Ok(Some(BreakerState::Open)));
+        assert_eq!(cluster.breaker(until).cause, Some(BreakerCause::TrialsFailed));
     }
 }

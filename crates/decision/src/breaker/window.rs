@@ -63,14 +63,26 @@ impl Window {
     }
 
     fn add_at(&mut self, time: Duration, failed: bool, slow: bool, now: Tick) -> Tally {
-        let part_nanos = (u64::try_from(time.as_nanos()).unwrap_or(u64::MAX) / PARTS).max(1);
         // From 1, so that what was never written belongs to no part.
-        let number = now.as_nanos() / part_nanos + 1;
+        let number = now.as_nanos() / part_nanos(time) + 1;
         let (of, tally) = &mut self.parts[usize::try_from(number % PARTS).expect("below ten")];
         if *of != number {
             (*of, *tally) = (number, Tally::default());
         }
         tally.add(failed, slow);
+        self.within(number)
+    }
+
+    /// What is in the window at this moment.
+    pub(super) fn tally(&self, now: Tick) -> Tally {
+        match self.size {
+            WindowSize::Calls(_) => self.sum,
+            WindowSize::Time(time) => self.within(now.as_nanos() / part_nanos(time) + 1),
+        }
+    }
+
+    /// What is in the window whose last part has this number.
+    fn within(&self, number: u64) -> Tally {
         let within = self.parts.iter().filter(|(of, _)| *of + PARTS > number && *of <= number);
         within.fold(Tally::default(), |sum, (_, tally)| Tally {
             calls: sum.calls.saturating_add(tally.calls),
@@ -78,4 +90,9 @@ impl Window {
             slow: sum.slow.saturating_add(tally.slow),
         })
     }
+}
+
+/// How long each part of a window is.
+fn part_nanos(window: Duration) -> u64 {
+    (u64::try_from(window.as_nanos()).unwrap_or(u64::MAX) / PARTS).max(1)
 }

@@ -9,7 +9,7 @@ fn probe(id: u64, lasts_ms: u32) -> v1::Probe {
 }
 
 fn probes(all: Vec<v1::Probe>) -> v1::Probes {
-    v1::Probes { probes: all }
+    v1::Probes { probes: all, ..v1::Probes::default() }
 }
 
 #[test]

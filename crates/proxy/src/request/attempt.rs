@@ -288,9 +288,11 @@ impl<'a> Attempts<'a> {
         // What came before has ended, though perhaps without a word on the service.
         self.trial = None;
         self.ticket = None;
-        self.ticket = cluster
-            .try_call(now)
+        self.ticket = decide!(journey, |reasons| cluster.try_call(now, reasons))
             .map_err(|cause| Failure::local(cause).because(Arc::clone(&cluster.key.service)))?;
+        if let Some(change) = self.ticket.as_ref().and_then(Ticket::change) {
+            worker.breaker_changed(cluster, change);
+        }
         let rng = &mut *worker.rng.borrow_mut();
         let wanted = Wanted { tried: &self.tried, hash: self.hash };
         let mut picked = decide!(journey, |reasons| cluster.choose(now, rng, &wanted, reasons));

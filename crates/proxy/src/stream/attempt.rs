@@ -67,7 +67,10 @@ pub(super) async fn connect(
     let mut last = None;
     loop {
         let began = worker.now();
-        let ticket = cluster.try_call(began).map_err(over)?;
+        let ticket = cluster.try_call(began, &mut NoReasons).map_err(over)?;
+        if let Some(change) = ticket.as_ref().and_then(Ticket::change) {
+            worker.breaker_changed(cluster, change);
+        }
         let wanted = Wanted { tried: &tried, hash };
         let picked = cluster.choose(began, &mut *worker.rng.borrow_mut(), &wanted, &mut NoReasons);
         // One that has just failed is no other endpoint.

@@ -368,7 +368,8 @@ fn probes_end_with_the_stream_and_what_waits_is_bounded() {
             Event::Batch(_) | Event::Answer(..) | Event::Joined => None,
         })
     };
-    let armed = v1::Probes { probes: vec![v1::Probe { id: 7, ..v1::Probe::default() }] };
+    let armed =
+        v1::Probes { probes: vec![v1::Probe { id: 7, ..v1::Probe::default() }], ..v1::Probes::default() };
     client.receive(DiscoveryResponse { probes: Some(armed), ..Default::default() }, AT(0)).unwrap();
     assert_eq!(probes(&mut client), Some(1));
     client.armed(vec![7]);

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use meshwork_base::{Clock, SpiffeId};
-use meshwork_messages::v1::Probe;
+use meshwork_messages::v1::{BreakerForce, Probe};
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
@@ -163,6 +163,12 @@ impl Hub {
         self.server.lock().observe(subscription)?;
         self.published.send_replace(());
         Ok(Observing { hub: self.clone(), probe: id, found, lost })
+    }
+
+    /// See [`Server::force`].
+    pub fn force(&self, force: BreakerForce) {
+        self.server.lock().force(force, self.clock.wall());
+        self.published.send_replace(());
     }
 
     pub(super) fn forget(&self, probe: u64) {

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use meshwork_messages::RECORD;
 use meshwork_messages::v1::{Node, Observation, Probe, Probes};
+use meshwork_messages::{OPERATE, RECORD};
 use tokio::sync::mpsc;
 
 use super::{Hub, Viewer};
@@ -62,6 +62,11 @@ const fn needs_record(probe: &Probe) -> bool {
     probe.recall.is_some() || probe.tap.is_some() || probe.stats
 }
 
+/// Whether a proxy lets itself be operated.
+pub(super) fn operates(node: &Node) -> bool {
+    node.features.iter().any(|feature| feature == OPERATE)
+}
+
 /// All that are armed.
 #[derive(Debug, Default)]
 pub(super) struct Armed {
@@ -85,9 +90,11 @@ impl Armed {
     pub(super) fn of(&self, node: &Node) -> Probes {
         let records = node.features.iter().any(|feature| feature == RECORD);
         let meant = self.subscriptions.values().filter(|subscription| {
-            subscription.means(&node.id) && (records || !needs_record(&subscription.probe))
+            subscription.means(&node.id)
+                && (records || !needs_record(&subscription.probe))
+                && (operates(node) || !subscription.probe.standings)
         });
-        Probes { probes: meant.map(|subscription| subscription.probe.clone()).collect() }
+        Probes { forces: Vec::new(), probes: meant.map(|subscription| subscription.probe.clone()).collect() }
     }
 
     /// Passes on what a proxy found, if it was asked to look for it and somebody still waits.

@@ -1,0 +1,214 @@
+//! `meshwork breaker`: how breakers stand in the running proxies, and forcing them for a time.
+
+use std::process::ExitCode;
+
+use bytes::Bytes;
+use meshwork_process::parse_duration;
+use serde_json::{Value, json};
+
+use super::{Outcome, block_on};
+use crate::output::{self, Format};
+use crate::server::ServerArgs;
+
+/// Show circuit breakers, limits and ejected endpoints as the proxies have them, and force a breaker for a time
+#[derive(clap::Args, Debug)]
+pub(crate) struct Arguments {
+    #[command(subcommand)]
+    action: Action,
+}
+
+#[derive(clap::Subcommand, Debug)]
+enum Action {
+    /// Show them as the proxies have them now
+    Get(Get),
+    /// Refuse every call to a service, for a time
+    Open(Force),
+    /// Let every call to a service through, for a time
+    Close(Force),
+    /// Let policy and rates decide again
+    Release(Which),
+}
+
+#[derive(clap::Args, Debug)]
+struct Get {
+    /// The service [default: all]
+    #[arg(value_name = "NAME")]
+    name: Option<String>,
+    /// Its namespace [default: `default` with a name, else all]
+    #[arg(short, long, value_name = "NAMESPACE")]
+    namespace: Option<String>,
+    #[command(flatten)]
+    server: ServerArgs,
+    /// How to print
+    #[arg(short, long, value_enum, default_value_t)]
+    output: Format,
+}
+
+#[derive(clap::Args, Debug)]
+struct Which {
+    /// The service
+    #[arg(value_name = "NAME")]
+    name: String,
+    /// Its namespace
+    #[arg(short, long, value_name = "NAMESPACE", default_value = "default")]
+    namespace: String,
+    /// One port of it [default: all]
+    #[arg(long, value_name = "PORT")]
+    port: Option<u16>,
+    #[command(flatten)]
+    server: ServerArgs,
+}
+
+#[derive(clap::Args, Debug)]
+struct Force {
+    #[command(flatten)]
+    which: Which,
+    /// How long, as 5m; at most 24h. It ends by itself, also while the control plane is away
+    #[arg(long = "for", value_name = "TIME", value_parser = duration)]
+    lasts: String,
+}
+
+/// A time, as it is passed on.
+fn duration(text: &str) -> Result<String, String> {
+    parse_duration(text).map(|_| text.to_owned())
+}
+
+pub(crate) fn run(arguments: &Arguments) -> Outcome {
+    match &arguments.action {
+        Action::Get(get) => show(&get.server, get.namespace.as_deref(), get.name.as_deref(), get.output),
+        Action::Open(force) => order(&force.which, "open", Some(&force.lasts)),
+        Action::Close(force) => order(&force.which, "closed", Some(&force.lasts)),
+        Action::Release(which) => order(which, "none", None),
+    }
+}
+
+/// Prints how breakers stand; `meshwork get breakers` is the same.
+pub(super) fn show(
+    server: &ServerArgs,
+    namespace: Option<&str>,
+    name: Option<&str>,
+    format: Format,
+) -> Outcome {
+    let path = match (namespace, name) {
+        (namespace, Some(name)) => format!("/v1/breakers/{}/{name}", namespace.unwrap_or("default")),
+        (Some(namespace), None) => format!("/v1/breakers?namespace={namespace}"),
+        (None, None) => "/v1/breakers".to_owned(),
+    };
+    let client = server.client()?;
+    let services: Vec<Value> = block_on(client.json(http::Method::GET, &path, &[], Bytes::new()))??;
+    if format != Format::Table {
+        output::value(format, &services)?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let rows = services.iter().flat_map(|service| {
+        let proxies = service["proxies"].as_array().into_iter().flatten();
+        proxies.map(move |standing| row(service, standing))
+    });
+    output::table(&["SERVICE", "PORT", "PROXY", "BREAKER", "CALLS", "REJECTED", "LIMITS", "EJECTED"], rows)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn row(service: &Value, standing: &Value) -> Vec<String> {
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    let breaker = &standing["breaker"];
+    let limits = standing["limits"].as_array().into_iter().flatten();
+    let limits = limits.map(|l| format!("{} {}/{}", text(&l["limit"]), l["inUse"], l["allowed"]));
+    let ejected = standing["ejected"].as_array().into_iter().flatten();
+    let ejected = ejected.map(|e| {
+        format!("{} ({}, {})", text(&e["address"]), text(&e["cause"]), seconds(&e["msLeft"], "on trial"))
+    });
+    let (calls, rejected) = match breaker {
+        Value::Null => (String::new(), String::new()),
+        _ => (
+            format!("{}, {} failed, {} slow", breaker["calls"], breaker["failed"], breaker["slow"]),
+            breaker["rejected"].to_string(),
+        ),
+    };
+    vec![
+        format!("{}/{}", text(&service["namespace"]), text(&service["name"])),
+        service["port"].to_string(),
+        text(&standing["proxy"]),
+        state(breaker),
+        calls,
+        rejected,
+        limits.collect::<Vec<_>>().join(", "),
+        ejected.collect::<Vec<_>>().join(", "),
+    ]
+}
+
+/// The state that calls meet, and why.
+fn state(breaker: &Value) -> String {
+    let text = |name: &str| breaker[name].as_str().unwrap_or_default();
+    if !text("forced").is_empty() {
+        return format!("{} (forced, {})", text("state"), seconds(&breaker["forcedMsLeft"], "over"));
+    }
+    match (text("state"), text("mode")) {
+        ("", _) => String::new(),
+        (state, mode @ ("observe" | "forced_open" | "forced_closed")) => format!("{state} ({mode})"),
+        (state, _) if text("cause").is_empty() => state.to_owned(),
+        ("open", _) => format!("open ({}, {})", text("cause"), seconds(&breaker["openMsLeft"], "over")),
+        (state, _) => format!("{state} ({})", text("cause")),
+    }
+}
+
+#[expect(clippy::cast_precision_loss, reason = "milliseconds for people")]
+fn seconds(millis: &Value, over: &str) -> String {
+    match millis.as_u64() {
+        None | Some(0) => over.to_owned(),
+        Some(millis) => format!("{:.1} s left", millis as f64 / 1e3),
+    }
+}
+
+fn order(which: &Which, state: &str, lasts: Option<&str>) -> Outcome {
+    let Which { name, namespace, port, server } = which;
+    let mut body = json!({ "state": state });
+    if let Some(lasts) = lasts {
+        body["for"] = lasts.into();
+    }
+    if let Some(port) = port {
+        body["port"] = (*port).into();
+    }
+    let path = format!("/v1/breakers/{namespace}/{name}");
+    let client = server.client()?;
+    let headers = [("content-type", "application/json")];
+    let sent = client.json(http::Method::POST, &path, &headers, body.to_string().into());
+    let answer: Value = block_on(sent)??;
+    let list = |key: &str| -> Vec<&str> {
+        answer[key].as_array().into_iter().flatten().filter_map(Value::as_str).collect()
+    };
+    let done = match state {
+        "none" => "policy and rates decide again",
+        "open" => "forced open",
+        _ => "forced closed",
+    };
+    output::print(&format!("{namespace}/{name}: {done} in {} proxies\n", list("proxies").len()))?;
+    for (key, why) in [
+        ("silent", "has not answered; it hears of it when it is back"),
+        ("unable", "is of a version that cannot be operated: it goes on as its policy says"),
+    ] {
+        list(key).iter().for_each(|proxy| output::note(&format!("{proxy} {why}")));
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_state_says_why() {
+        let state = |value: Value| state(&value);
+        assert_eq!(
+            state(json!({"state": "open", "mode": "enforce", "forced": "open", "forcedMsLeft": 1500})),
+            "open (forced, 1.5 s left)"
+        );
+        let rates = json!({"state": "open", "mode": "enforce", "cause": "failure_rate", "openMsLeft": 2500});
+        assert_eq!(state(rates), "open (failure_rate, 2.5 s left)");
+        assert_eq!(
+            state(json!({"state": "closed", "mode": "observe", "cause": "failure_rate"})),
+            "closed (observe)"
+        );
+        assert_eq!(state(json!({"state": "closed", "mode": "enforce", "cause": ""})), "closed");
+        assert_eq!(state(Value::Null), "");
+    }
+}

@@ -1,0 +1,140 @@
+//! Circuit breakers as an operator sees and forces them, in processes that run.
+
+#![allow(clippy::unwrap_used, reason = "a helper that fails is a test that fails")]
+
+mod support;
+
+use std::net::SocketAddr;
+
+use serde_json::Value;
+use support::platform::{Platform, assert_ok, signal};
+use support::process::HTTP;
+use support::{Gateway, Upstream, exchange, get, until, yaml};
+
+/// The status of a call that asks the upstream for one.
+fn call(address: SocketAddr, wanted: u16) -> (u16, String) {
+    let request = format!("GET / HTTP/1.1\r\nHost: a\r\nx-status: {wanted}\r\nConnection: close\r\n\r\n");
+    let answer = exchange(address, request.as_bytes()).expect("the gateway answers");
+    (answer.split(' ').nth(1).unwrap().parse().unwrap(), answer)
+}
+
+fn policy(of: &str) -> String {
+    format!(
+        "apiVersion: meshwork.dev/v1alpha1
+kind: TrafficPolicy
+metadata: {{name: web}}
+spec:
+  targetRefs: [{{group: '', kind: Service, name: web}}]
+  {of}
+---
+"
+    )
+}
+
+fn resources(upstream: &Upstream) -> String {
+    let rule = "  - backendRefs: [{name: web, port: 80}]";
+    [yaml::EDGE, &yaml::route("web", rule), &yaml::service("web", &[upstream.address])].concat()
+}
+
+fn printed(output: &std::process::Output) -> String {
+    assert_ok(output);
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+fn standing(gateway: &Gateway) -> Value {
+    let told: Value =
+        serde_json::from_str(&printed(&gateway.ask(&["get", "breakers", "web", "-o", "json"]))).unwrap();
+    told[0]["proxies"][0].clone()
+}
+
+#[test]
+fn what_the_rates_do_is_seen_and_explained() {
+    let upstream = Upstream::start("web");
+    let said = "circuitBreaker: {window: {calls: 10}, minimumCalls: 4, openTime: 200ms, trials: 1}
+  limits: {maxRequests: 50}";
+    let gateway = Gateway::start(&[("shop.yaml", &resources(&upstream)), ("policy.yaml", &policy(said))]);
+    for _ in 0..4 {
+        assert_eq!(call(gateway.at(HTTP), 500).0, 500);
+    }
+    let (status, answer) = call(gateway.at(HTTP), 200);
+    assert_eq!(status, 503, "{answer}");
+    assert!(answer.ends_with("circuit_breaker\n"), "{answer}");
+    assert_eq!(upstream.hits(), 4);
+    let seen = standing(&gateway);
+    let breaker = &seen["breaker"];
+    assert_eq!((&breaker["state"], &breaker["cause"]), (&"open".into(), &"failure_rate".into()), "{seen:#}");
+    assert_eq!((&breaker["rejected"], &breaker["mode"]), (&1.into(), &"enforce".into()), "{seen:#}");
+    let limit = &seen["limits"][0];
+    assert_eq!((&limit["limit"], &limit["headroom"]), (&"maxRequests".into(), &50.into()), "{seen:#}");
+    // At most its whole open time; then one trial closes it.
+    until("a trial is let through", || (call(gateway.at(HTTP), 200).0 == 200).then_some(()));
+    assert_eq!(standing(&gateway)["breaker"]["cause"], "trials_succeeded");
+    let metrics = get(gateway.at(support::process::METRICS), "/metrics").unwrap().1;
+    for (state, cause) in
+        [("open", "failure_rate"), ("half_open", "open_time_over"), ("closed", "trials_succeeded")]
+    {
+        let line = format!(
+            "meshwork_circuit_breaker_changes_total{{service=\"default/web\",state=\"{state}\",cause=\"{cause}\"}} 1"
+        );
+        assert!(metrics.contains(&line), "{line} in {metrics}");
+    }
+    assert!(
+        metrics.contains(
+            "meshwork_circuit_breaker_state{service=\"default/web\",port=\"80\",state=\"closed\"} 1"
+        )
+    );
+    assert!(
+        metrics.contains(
+            "meshwork_limit_headroom{service=\"default/web\",port=\"80\",limit=\"maxRequests\"} 50"
+        )
+    );
+}
+
+#[test]
+fn an_operator_forces_a_state_that_survives_edits_and_can_be_taken_back() {
+    let upstream = Upstream::start("web");
+    let gateway = Gateway::start(&[("shop.yaml", &resources(&upstream))]);
+    assert_eq!(call(gateway.at(HTTP), 200).0, 200, "there is no policy at all");
+    let said = printed(&gateway.ask(&["breaker", "open", "web", "--for", "10m"]));
+    assert_eq!(said, "default/web: forced open in 1 proxies\n");
+    assert_eq!(call(gateway.at(HTTP), 200).0, 503);
+    gateway.edit(|| gateway.write("policy.yaml", &policy("circuitBreaker: {mode: ForcedClosed}")));
+    assert_eq!(call(gateway.at(HTTP), 200).0, 503, "an edit does not end it");
+    let table = printed(&gateway.ask(&["breaker", "get", "web"]));
+    assert!(table.contains("open (forced, ") && table.contains("default/web"), "{table}");
+    let said = printed(&gateway.ask(&["breaker", "release", "web"]));
+    assert_eq!(said, "default/web: policy and rates decide again in 1 proxies\n");
+    assert_eq!(call(gateway.at(HTTP), 200).0, 200);
+
+    for (arguments, words) in [
+        (&["breaker", "open", "webb", "--for", "5m"][..], "there is no service default/webb"),
+        (&["breaker", "open", "web", "--for", "25h"], "24h"),
+        (&["breaker", "close", "web", "--for", "5m", "--port", "81"], "one of 80"),
+    ] {
+        let refused = gateway.ask(arguments);
+        let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+        assert!(refused.status.code() == Some(1) && said.contains(words), "{said}");
+    }
+}
+
+#[test]
+fn a_forced_state_ends_by_itself_also_while_the_control_plane_is_away() {
+    let upstream = Upstream::start("web");
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("shop.yaml"), resources(&upstream)).unwrap();
+    let platform = Platform::new();
+    assert_ok(&platform.up(&["--no-shop", "--resources", folder.path().to_str().unwrap()]));
+    let at = platform.at(8080);
+    assert_eq!(call(at, 200).0, 200);
+    let said = printed(&platform.command(&["breaker", "open", "web", "--for", "2s"]));
+    assert_eq!(said, "default/web: forced open in 1 proxies\n");
+    let server = platform.endpoints()["controlPlane"].clone();
+    let pid =
+        support::platform::pid_in(&platform.file("server", "pid")).unwrap_or_else(|| panic!("{server}"));
+    signal("STOP", pid);
+    let refused = call(at, 200).0;
+    let back = std::panic::catch_unwind(|| until("it ends", || (call(at, 200).0 == 200).then_some(())));
+    signal("CONT", pid);
+    assert_eq!(refused, 503);
+    back.unwrap();
+}

@@ -1,0 +1,96 @@
+//! How services stand here, told to an operator who asks: breakers, limits, and who is ejected.
+
+use std::time::Duration;
+
+use meshwork_base::{Clock as _, Tick};
+use meshwork_decision::{BreakerMode, BreakerView, Cluster, Endpoint, Limited};
+use meshwork_messages::v1;
+
+use crate::engine::Shared;
+
+/// Services in one observation, so that a message stays far below gRPC's limit of 4 MiB.
+const SERVICES: usize = 256;
+
+/// Everything there is to tell, and then that there is nothing more.
+pub(crate) fn answers(probe: u64, shared: &Shared) -> Vec<v1::Observation> {
+    let now = shared.clock.now();
+    let snapshot = shared.snapshot.load();
+    let services: Vec<_> = snapshot.clusters().filter_map(|cluster| of_cluster(cluster, now)).collect();
+    let told = services.chunks(SERVICES).map(|some| v1::Observation {
+        probe,
+        standings: Some(v1::Standings { services: some.to_vec() }),
+        ..v1::Observation::default()
+    });
+    let done = v1::Done {
+        workers: u32::try_from(shared.settings.workers).unwrap_or(u32::MAX),
+        ..v1::Done::default()
+    };
+    let done = v1::Observation { probe, done: Some(done), ..v1::Observation::default() };
+    told.chain([done]).collect()
+}
+
+/// `None` where neither a policy nor an operator nor a refusal gives anything to tell.
+fn of_cluster(cluster: &Cluster, now: Tick) -> Option<v1::ServiceStanding> {
+    let view = cluster.breaker(now);
+    let limits: Vec<_> = Limited::ALL.iter().filter_map(|&what| limit(cluster, what)).collect();
+    let has_breaker = view.mode.is_some() || view.forced.is_some();
+    if !has_breaker && limits.is_empty() && cluster.outlier_detection.is_none() {
+        return None;
+    }
+    let set = cluster.endpoints();
+    Some(v1::ServiceStanding {
+        service: cluster.key.service.to_string(),
+        port: cluster.key.port.into(),
+        breaker: has_breaker.then(|| breaker(&view, now)),
+        limits,
+        ejected: set.pickable().iter().filter_map(|endpoint| ejected(endpoint, now)).collect(),
+        endpoints: u32::try_from(set.pickable().len()).unwrap_or(u32::MAX),
+    })
+}
+
+fn breaker(view: &BreakerView, now: Tick) -> v1::BreakerStanding {
+    let mode = view.mode.map_or("", |mode| match mode {
+        BreakerMode::Enforce => "enforce",
+        BreakerMode::Observe => "observe",
+        BreakerMode::ForcedOpen => "forced_open",
+        BreakerMode::ForcedClosed => "forced_closed",
+    });
+    v1::BreakerStanding {
+        state: view.in_effect().as_str().to_owned(),
+        rates: view.state.as_str().to_owned(),
+        mode: mode.to_owned(),
+        cause: view.cause.map_or("", |cause| cause.as_str()).to_owned(),
+        open_ms_left: view.until.map_or(0, |until| millis(until.since(now))),
+        forced: view.forced.map_or("", |(forced, _)| forced.state().as_str()).to_owned(),
+        forced_ms_left: view.forced.map_or(0, |(_, until)| millis(until.since(now))),
+        calls: view.calls,
+        failed: view.failed,
+        slow: view.slow,
+        rejected: view.refused,
+    }
+}
+
+fn limit(cluster: &Cluster, what: Limited) -> Option<v1::LimitStanding> {
+    let allowed = cluster.limits.of(what)?;
+    Some(v1::LimitStanding {
+        limit: what.as_str().to_owned(),
+        in_use: cluster.in_use(what),
+        allowed,
+        rejected: cluster.refused(what),
+    })
+}
+
+fn ejected(endpoint: &Endpoint, now: Tick) -> Option<v1::EjectedEndpoint> {
+    let cause = endpoint.stats.ejection_cause()?;
+    Some(v1::EjectedEndpoint {
+        address: endpoint.address().to_string(),
+        instance: endpoint.instance.to_string(),
+        cause: cause.as_str().to_owned(),
+        count: endpoint.stats.ejections(),
+        ms_left: millis(endpoint.stats.ejected_until().since(now)),
+    })
+}
+
+fn millis(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}
