@@ -75,8 +75,10 @@ pub(crate) fn resource_name(kind: ObjectKind, namespace: &str, name: &str) -> St
 fn rules(cx: &mut Cx<'_>, route: Entry<'_, HTTPRoute>) -> (Vec<v1::Rule>, Vec<Fault>) {
     let mut faults = Vec::new();
     let mut rules = Vec::with_capacity(route.spec.rules.len());
-    for spec in &route.spec.rules {
-        let mut message = rule::rule(spec);
+    let meta = &route.object.meta;
+    for (index, spec) in route.spec.rules.iter().enumerate() {
+        let place = || format!("{}/{}/{index}", meta.namespace, meta.name);
+        let mut message = rule::rule(spec, place);
         for reference in &spec.backend_refs {
             let (backend, fault) = backend::backend(cx, route.view(), reference);
             message.backends.push(backend);

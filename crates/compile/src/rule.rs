@@ -1,16 +1,18 @@
 //! Rules of routes as messages: every default written out.
 
+use meshwork_base::ContentHash;
 use meshwork_messages::v1;
 use meshwork_messages::v1::{filter, path_edit, string_match};
 use meshwork_resources::{
     GatewayDuration, HTTPHeader, HTTPHeaderFilter, HTTPPathModifier, HTTPRouteFilter, HTTPRouteMatch,
-    HTTPRouteRetry, HTTPRouteRule, PathMatchType, Spanned, ValueMatchType,
+    HTTPRouteRetry, HTTPRouteRule, PathMatchType, SessionPersistence, SessionPersistenceType, Spanned,
+    ValueMatchType,
 };
 
 use crate::policy::{BACKOFF_BASE_MS, DEFAULT_ATTEMPTS, DEFAULT_BUDGET, backoff_max_ms};
 
-/// A rule without its backends.
-pub(crate) fn rule(spec: &HTTPRouteRule) -> v1::Rule {
+/// A rule without its backends. `place` names it where nobody did.
+pub(crate) fn rule(spec: &HTTPRouteRule, place: impl Fn() -> String) -> v1::Rule {
     let timeouts = spec.timeouts.as_ref();
     v1::Rule {
         name: spec.name.as_ref().map(|name| name.to_string()).unwrap_or_default(),
@@ -20,7 +22,27 @@ pub(crate) fn rule(spec: &HTTPRouteRule) -> v1::Rule {
         request_timeout_ms: timeouts.and_then(|t| t.request).map_or(0, timeout_ms),
         backend_request_timeout_ms: timeouts.and_then(|t| t.backend_request).map_or(0, timeout_ms),
         retry: spec.retry.as_ref().map(|found| retry(found)),
+        session: spec.session_persistence.as_ref().map(|found| session(found, place)),
     }
+}
+
+/// A cookie or header that nobody named has the name of its rule, as a fingerprint.
+fn session(spec: &SessionPersistence, place: impl Fn() -> String) -> v1::SessionPersistence {
+    use v1::session_persistence::Carrier;
+    let carrier = match spec.persistence_type {
+        SessionPersistenceType::Header => Carrier::Header,
+        SessionPersistenceType::Cookie if spec.is_permanent() => Carrier::PermanentCookie,
+        SessionPersistenceType::Cookie => Carrier::SessionCookie,
+    };
+    let mut name = match &spec.session_name {
+        Some(name) => name.inner.clone(),
+        None => format!("session-{}", &ContentHash::of(place().as_bytes()).to_string()[24..]),
+    };
+    if carrier == Carrier::Header {
+        name.make_ascii_lowercase();
+    }
+    let absolute_timeout_ms = spec.absolute_timeout.as_ref().map_or(0, |timeout| millis(timeout.inner));
+    v1::SessionPersistence { name, carrier: carrier.into(), absolute_timeout_ms }
 }
 
 /// Milliseconds of a timeout that someone wrote. A written zero switches the timeout off, also where a policy sets one,

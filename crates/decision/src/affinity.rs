@@ -69,6 +69,8 @@ pub struct NewCookie {
     pub max_age: Duration,
     /// Where it belongs; may be empty.
     pub path: Arc<str>,
+    /// Whether browsers keep it from requests that other sites cause.
+    pub strict: bool,
 }
 
 impl NewCookie {
@@ -86,6 +88,9 @@ impl NewCookie {
         field.push_str("; HttpOnly");
         if https {
             field.push_str("; Secure");
+        }
+        if self.strict {
+            field.push_str("; SameSite=Strict");
         }
         field
     }
@@ -109,7 +114,13 @@ impl Hashing {
                         let value = format!("{:016x}", rng.next_u64());
                         let hash = xxh64(value.as_bytes(), 0);
                         let (name, path) = (Arc::clone(name), Arc::clone(path));
-                        key.cookie.get_or_insert(NewCookie { name, value, max_age: *ttl, path });
+                        key.cookie.get_or_insert(NewCookie {
+                            name,
+                            value,
+                            max_age: *ttl,
+                            path,
+                            strict: false,
+                        });
                         Some(hash)
                     }
                 },

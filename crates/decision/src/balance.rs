@@ -44,6 +44,16 @@ const DRAWS: usize = 3;
 /// Latencies of which one is less than twice the other count as equal: logarithms differ by less than ln 2.
 const ALIKE: f32 = std::f32::consts::LN_2;
 
+/// The endpoint of this id, where nothing speaks against it.
+pub(crate) fn persistent<'s>(
+    set: &'s EndpointSet,
+    now: Tick,
+    id: u64,
+    tried: &[u64],
+) -> Option<&'s Arc<Endpoint>> {
+    set.pickable().iter().find(|endpoint| endpoint.id == id && wanted(endpoint, now, tried))
+}
+
 /// The one of two drawn by weight that is likely to answer sooner.
 pub(crate) fn peak_ewma<'s>(
     set: &'s EndpointSet,

@@ -170,6 +170,19 @@ impl<'s> Matched<'s> {
         }
     }
 
+    /// Where a cookie of this match belongs: its path, of an expression what is plain text at its beginning, in whole
+    /// segments.
+    #[must_use]
+    pub fn cookie_path(&self) -> &'s str {
+        let PathMatch::Regex(pattern) = &self.entry.matched().path else { return self.path() };
+        let text = pattern.as_str().trim_start_matches('^');
+        let plain = text.find(|c: char| !(c.is_ascii_alphanumeric() || "/-_~".contains(c)));
+        let plain = &text[..plain.unwrap_or(text.len())];
+        // The last segment may go on in what is no plain text.
+        let whole = plain.rfind('/').map_or("", |end| &plain[..end]);
+        if whole.is_empty() { "/" } else { whole }
+    }
+
     /// The path prefix that matched, without a final `/`: what [`crate::PathEdit::Prefix`] replaces.
     #[must_use]
     pub fn prefix(&self) -> Option<&'s str> {

@@ -101,6 +101,8 @@ pub struct Wanted<'a> {
     pub tried: &'a [u64],
     /// What tells it apart for consistent hashing; without one it goes anywhere.
     pub hash: Option<u64>,
+    /// The endpoint that its caller's session is with, by its id.
+    pub session: Option<u64>,
 }
 
 /// One port of one service. Configuration is immutable; what counts and changes is shared with the cluster of the
@@ -170,7 +172,8 @@ impl Cluster {
     ) -> Option<Arc<Endpoint>> {
         let set = self.endpoints();
         let tried = wanted.tried;
-        let picked = match self.algorithm {
+        let persistent = wanted.session.and_then(|id| balance::persistent(&set, now, id, tried));
+        let picked = persistent.or_else(|| match self.algorithm {
             Algorithm::PeakEwma => balance::peak_ewma(&set, now, rng, tried),
             Algorithm::LeastRequest => balance::least_request(&set, now, rng, tried),
             Algorithm::Random => balance::random(&set, now, rng, tried),
@@ -180,8 +183,8 @@ impl Cluster {
                 let factor = self.hashing.as_ref().and_then(|hashing| hashing.balance_factor);
                 balance::consistent(&set, now, hash, factor, tried)
             }
-        };
-        reasons.notes(|| self.standings(&set, now, tried, picked));
+        });
+        reasons.notes(|| self.standings(&set, now, tried, (picked, persistent.is_some())));
         picked.cloned()
     }
 
@@ -240,7 +243,7 @@ impl Cluster {
         set: &EndpointSet,
         now: Tick,
         tried: &[u64],
-        picked: Option<&Arc<Endpoint>>,
+        (picked, is_persistent): (Option<&Arc<Endpoint>>, bool),
     ) -> Vec<Reason> {
         let reason = |subject, outcome, why: &str| Reason {
             phase: Phase::Endpoint,
@@ -249,6 +252,7 @@ impl Cluster {
             why: why.to_owned(),
         };
         let how = match self.algorithm {
+            _ if is_persistent => "picked: the caller's session is with it",
             Algorithm::PeakEwma => "picked: of two drawn by weight the one likely to answer sooner",
             Algorithm::LeastRequest => "picked: the less loaded of two drawn by weight",
             Algorithm::Random => "picked: drawn by weight",

@@ -9,7 +9,7 @@ use std::time::Duration;
 use meshwork_base::{SpiffeId, Tick};
 use smallvec::SmallVec;
 
-use crate::balance::{Shape, Table};
+use crate::balance::{Shape, Table, xxh64};
 use crate::load::Load;
 use crate::outlier::{EjectionCause, Standing};
 
@@ -81,11 +81,18 @@ pub struct Endpoint {
     pub region: Arc<str>,
     /// Labels, for subsets.
     pub labels: Arc<BTreeMap<String, String>>,
+    /// Tells it apart from others, without saying who it is.
+    pub fingerprint: u64,
     /// What is counted; belongs to the address and survives updates.
     pub stats: Arc<EndpointStats>,
 }
 
 impl Endpoint {
+    /// The fingerprint of an instance at an address.
+    pub(crate) fn fingerprint(instance: &str, address: SocketAddr) -> u64 {
+        xxh64(address.to_string().as_bytes(), xxh64(instance.as_bytes(), 0))
+    }
+
     /// The preferred address of the application.
     #[must_use]
     pub fn address(&self) -> SocketAddr {

@@ -44,6 +44,7 @@ mod reasons;
 mod request;
 mod retry;
 mod route;
+mod session;
 pub mod simulator;
 mod snapshot;
 mod stream;
@@ -83,6 +84,7 @@ pub use retry::{
     StopReason, is_idempotent,
 };
 pub use route::{Backend, Route, Rule, Target};
+pub use session::{Carrier, NewSession, Resumed, SessionPersistence};
 pub use snapshot::Snapshot;
 pub use stream::Stream;
 pub use trust::Bundle;

@@ -13,6 +13,7 @@ use crate::matching::{PathMatch, RouteMatch};
 use crate::origin::Origin;
 use crate::reasons::{Outcome, Phase, Reason, Reasons};
 use crate::retry::RetryPolicy;
+use crate::session::SessionPersistence;
 
 /// One route object. Unchanged routes are shared between snapshots.
 #[derive(Debug)]
@@ -96,6 +97,7 @@ pub(crate) struct RuleSpec {
     pub(crate) request_timeout: Option<Duration>,
     pub(crate) backend_request_timeout: Option<Duration>,
     pub(crate) retry: Option<Arc<RetryPolicy>>,
+    pub(crate) session: Option<Arc<SessionPersistence>>,
 }
 
 #[derive(Debug)]
@@ -132,6 +134,7 @@ impl Route {
             request_timeout: None,
             backend_request_timeout: None,
             retry: None,
+            session: None,
         };
         let spec = RouteSpec {
             name: Arc::clone(&cluster.key.service),
@@ -166,6 +169,12 @@ impl Rule {
     #[must_use]
     pub fn name(&self) -> &str {
         &self.spec.name
+    }
+
+    /// How callers stay with who answered them, if they do.
+    #[must_use]
+    pub fn session_persistence(&self) -> Option<&Arc<SessionPersistence>> {
+        self.spec.session.as_ref()
     }
 
     /// What leads here: any of these.

@@ -1,4 +1,4 @@
-//! What keeps a caller's requests together: consistent hashing at work.
+//! What keeps a caller's requests together: consistent hashing and session persistence at work.
 
 #![expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
@@ -99,5 +99,81 @@ async fn a_caller_without_the_cookie_gets_one_that_leads_back() {
         let again = get(address, "/", &format!("Cookie: other=1; {pair}\r\n")).await;
         assert_eq!(field(&again, "x-name"), field(&response, "x-name"));
         assert_eq!(field(&again, "set-cookie"), None, "it has one already");
+    }
+}
+
+/// Two services of three upstreams each share the requests; the rule keeps sessions.
+async fn keeping(
+    session: v1::SessionPersistence,
+    weights: (u32, u32),
+) -> (Harness, Vec<Upstream>, SocketAddr) {
+    let upstreams = named(6).await;
+    let mut harness = Harness::start(Settings::default());
+    let addresses: Vec<_> = upstreams.iter().map(|upstream| upstream.address).collect();
+    harness.service("one", AppProtocol::Http1, &addresses[..3]).await;
+    harness.service("two", AppProtocol::Http1, &addresses[3..]).await;
+    let backends = [("one", weights.0), ("two", weights.1)];
+    let rule = v1::Rule { session: Some(session), ..rule(&backends, vec![]) };
+    let address = harness.route(vec![rule]).await;
+    (harness, upstreams, address)
+}
+
+fn cookies() -> v1::SessionPersistence {
+    v1::SessionPersistence { name: "sid".into(), ..Default::default() }
+}
+
+#[tokio::test]
+async fn a_caller_stays_with_who_answered_also_across_services_that_share_a_rule() {
+    let (_harness, upstreams, address) = keeping(cookies(), (1, 1)).await;
+    let mut seen = std::collections::BTreeSet::new();
+    for _ in 0..12 {
+        let first = get(address, "/", "").await;
+        let set = field(&first, "set-cookie").unwrap();
+        let (pair, attributes) = set.split_once("; ").unwrap();
+        assert_eq!(attributes, "Path=/; HttpOnly; SameSite=Strict");
+        let tells = |upstream: &Upstream| pair.contains(&upstream.address.port().to_string());
+        assert!(!upstreams.iter().any(tells), "an address in {pair}");
+        for _ in 0..5 {
+            let again = get(address, "/", &format!("Cookie: {pair}\r\n")).await;
+            assert_eq!(field(&again, "x-name"), field(&first, "x-name"));
+            assert_eq!(field(&again, "set-cookie"), None, "the session goes on");
+        }
+        seen.insert(field(&first, "x-name").unwrap().to_owned());
+    }
+    assert!(seen.len() > 2, "new callers are balanced: {seen:?}");
+}
+
+#[tokio::test]
+async fn a_session_goes_before_a_weight_of_none_and_by_header_too() {
+    let header = v1::SessionPersistence {
+        name: "x-session".into(),
+        carrier: v1::session_persistence::Carrier::Header.into(),
+        ..Default::default()
+    };
+    let (mut harness, _upstreams, address) = keeping(header.clone(), (1, 0)).await;
+    let first = get(address, "/", "").await;
+    let token = field(&first, "x-session").unwrap().to_owned();
+    let rule = v1::Rule { session: Some(header), ..rule(&[("one", 0), ("two", 1)], vec![]) };
+    let address = harness.route(vec![rule]).await;
+    let again = get(address, "/", &format!("X-Session: {token}\r\n")).await;
+    assert_eq!(field(&again, "x-name"), field(&first, "x-name"), "though its weight is 0 now");
+    let new = name(address, "/", "").await;
+    assert!(["3", "4", "5"].contains(&new.as_str()), "a new caller goes by weight: {new}");
+}
+
+#[tokio::test]
+async fn the_session_of_an_endpoint_that_is_gone_begins_anew() {
+    let (mut harness, _upstreams, address) = keeping(cookies(), (1, 0)).await;
+    let first = get(address, "/", "").await;
+    let pair = field(&first, "set-cookie").unwrap().split_once(';').unwrap().0.to_owned();
+    let gone: usize = field(&first, "x-name").unwrap().parse().unwrap();
+    harness.change([Change::remove::<v1::EndpointSlice>(&format!("default/one-{gone}"))]).await;
+    let second = get(address, "/", &format!("Cookie: {pair}\r\n")).await;
+    let heir = field(&second, "x-name").unwrap();
+    assert_ne!(heir, gone.to_string());
+    let anew = field(&second, "set-cookie").unwrap().split_once(';').unwrap().0.to_owned();
+    assert_ne!(anew, pair);
+    for _ in 0..5 {
+        assert_eq!(name(address, "/", &format!("Cookie: {anew}\r\n")).await, heir);
     }
 }

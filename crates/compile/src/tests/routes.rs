@@ -248,3 +248,25 @@ fn a_service_of_a_backend_may_come_from_the_registry() {
     let message = resource::<v1::Service>(&output, "shop/reviews").unwrap();
     assert_eq!(message.source.unwrap().file, "shop.yaml", "what the files say is used");
 }
+
+#[test]
+fn a_session_has_a_name_of_its_rule_s_own_where_nobody_gave_one() {
+    use v1::session_persistence::Carrier;
+    let rules = "{parentRefs: [{name: web}], rules: [
+  {sessionPersistence: {}},
+  {sessionPersistence: {}},
+  {sessionPersistence: {sessionName: Sid, absoluteTimeout: 1h, cookieConfig: {lifetimeType: Permanent}}},
+  {sessionPersistence: {type: Header, sessionName: X-Session, absoluteTimeout: 90s}}]}";
+    let output = compiled(&[gateway(HTTP), route("shop", "r", rules)].concat());
+    let message = resource::<v1::Route>(&output, "HTTPRoute/shop/r").unwrap();
+    let sessions: Vec<_> = message.rules.into_iter().map(|rule| rule.session.unwrap()).collect();
+    assert!(sessions[0].name.starts_with("session-") && sessions[0].name.len() == 16, "{}", sessions[0].name);
+    assert_ne!(sessions[0].name, sessions[1].name);
+    let said: Vec<_> =
+        sessions[1..].iter().map(|s| (s.carrier(), s.absolute_timeout_ms, s.name.as_str())).collect();
+    assert_eq!(said[0].0, Carrier::SessionCookie);
+    assert_eq!(
+        said[1..],
+        [(Carrier::PermanentCookie, 3_600_000, "Sid"), (Carrier::Header, 90_000, "x-session")]
+    );
+}

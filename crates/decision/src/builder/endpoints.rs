@@ -93,8 +93,10 @@ impl EndpointIds {
             self.last += 1;
             self.last
         });
+        let fingerprint = Endpoint::fingerprint(&spec.instance, addresses[0]);
         Arc::new(Endpoint {
             id,
+            fingerprint,
             addresses,
             transport: spec.transport.clone(),
             health: spec.health,

@@ -15,6 +15,7 @@ use crate::policy::RequestPolicy;
 use crate::request::Scheme;
 use crate::retry::{RetryBudget, RetryPolicy};
 use crate::route::{Attachment, BackendSpec, Parent, RouteSpec, RuleSpec};
+use crate::session::{Carrier, SessionPersistence};
 
 pub(crate) fn route(name: &Arc<str>, message: &v1::Route, strings: &mut Interner) -> Result<RouteSpec> {
     if message.rules.len() > usize::from(u16::MAX) {
@@ -24,7 +25,7 @@ pub(crate) fn route(name: &Arc<str>, message: &v1::Route, strings: &mut Interner
         name: Arc::clone(name),
         origin: Arc::new(Origin::from_message(message.source.as_ref()).interned(strings)),
         attachments: each("attachments", &message.attachments, |at, a| attachment(at, a, strings))?,
-        rules: each("rules", &message.rules, |at, r| rule(at, r, strings).map(Arc::new))?,
+        rules: each("rules", &message.rules, |at, r| rule(at, r, name, strings).map(Arc::new))?,
     })
 }
 
@@ -50,7 +51,7 @@ fn attachment(at: &str, message: &v1::route::Attachment, strings: &mut Interner)
     Ok(Attachment { parent, port, hostnames })
 }
 
-fn rule(at: &str, message: &v1::Rule, strings: &mut Interner) -> Result<RuleSpec> {
+fn rule(at: &str, message: &v1::Rule, route: &str, strings: &mut Interner) -> Result<RuleSpec> {
     if message.matches.len() > usize::from(u16::MAX) {
         return value(format!("{at}.matches"), message.matches.len(), "write at most 65,535 matches");
     }
@@ -79,7 +80,33 @@ fn rule(at: &str, message: &v1::Rule, strings: &mut Interner) -> Result<RuleSpec
         request_timeout: millis(message.request_timeout_ms),
         backend_request_timeout: millis(message.backend_request_timeout_ms),
         retry: message.retry.as_ref().map(|r| retry(&format!("{at}.retry"), r)).transpose()?.map(Arc::new),
+        session: message.session.as_ref().map(|said| session(at, said, route, &message.name)).transpose()?,
     })
+}
+
+/// A rule without a name is known by its place.
+fn session(
+    at: &str,
+    message: &v1::SessionPersistence,
+    route: &str,
+    rule: &str,
+) -> Result<Arc<SessionPersistence>> {
+    use v1::session_persistence::Carrier as Wire;
+    let carrier = match Wire::try_from(message.carrier) {
+        Ok(Wire::SessionCookie) => Carrier::SessionCookie,
+        Ok(Wire::PermanentCookie) => Carrier::PermanentCookie,
+        Ok(Wire::Header) => Carrier::Header,
+        Err(_) => return Err(unknown(format!("{at}.session.carrier"))),
+    };
+    if message.name.is_empty() {
+        return value(format!("{at}.session.name"), "", "write the name of a cookie or header");
+    }
+    let absolute_timeout = millis(message.absolute_timeout_ms);
+    if carrier == Carrier::PermanentCookie && absolute_timeout.is_none() {
+        return value(format!("{at}.session.absolute_timeout_ms"), 0, "write how long the cookie lives");
+    }
+    let salt = SessionPersistence::salt(route, if rule.is_empty() { at } else { rule });
+    Ok(Arc::new(SessionPersistence { name: message.name.as_str().into(), carrier, absolute_timeout, salt }))
 }
 
 pub(super) fn millis(ms: u32) -> Option<Duration> {

@@ -1,36 +1,77 @@
-//! What keeps a caller's requests together: the hash by which its endpoint is found, and the cookie that brings it back.
+//! What keeps a caller's requests together: the hash by which its endpoint is found, its session, and what it is told so
+//! that the next request finds the same.
 
-use meshwork_decision::NewCookie;
+use std::sync::Arc;
+
+use meshwork_base::Clock;
+use meshwork_decision::{Endpoint, HashKey, NewCookie, NewSession, Wanted};
 use meshwork_http1::{FieldError, KnownName, RequestHead, ResponseHead};
 
-use super::route::{Seen, Target};
+use super::route::{Seen, Target, Way};
 use crate::downstream::connection::Conn;
 
-/// See the module's text. Empty for nearly every request.
+/// See the module's text. Nearly every request has none.
 #[derive(Default)]
 pub(crate) struct Affinity {
-    pub(crate) hash: Option<u64>,
-    cookie: Option<Box<NewCookie>>,
+    hash: Option<u64>,
+    cookie: Option<NewCookie>,
+    /// The endpoint that the caller's session is with.
+    session: Option<u64>,
+}
+
+/// What the service's policy and the rule make of a request; `session` is where the caller's leads.
+pub(crate) fn find(
+    conn: &Conn,
+    way: &Way<'_>,
+    target: &Target<'_>,
+    session: Option<u64>,
+    head: &RequestHead,
+) -> Option<Box<Affinity>> {
+    let Target::Service { cluster, .. } = target else { return None };
+    let keeps = matches!(way, Way::Rule(matched) if matched.rule().session_persistence().is_some());
+    let key = cluster.hashing.as_ref().map(|hashing| {
+        let rng = &mut *conn.worker.rng.borrow_mut();
+        hashing.key(&Seen::new(conn, head), Some(conn.peer.ip()), rng)
+    });
+    if key.is_none() && !keeps {
+        return None;
+    }
+    let HashKey { hash, cookie } = key.unwrap_or_default();
+    Some(Box::new(Affinity { hash, cookie, session }))
 }
 
 impl Affinity {
-    /// What the service's policy makes of a request.
-    pub(crate) fn of(conn: &Conn, target: &Target<'_>, head: &RequestHead) -> Self {
-        let Target::Service { cluster, .. } = target else { return Self::default() };
-        let Some(hashing) = &cluster.hashing else { return Self::default() };
-        let rng = &mut *conn.worker.rng.borrow_mut();
-        let key = hashing.key(&Seen::new(conn, head), Some(conn.peer.ip()), rng);
-        Self { hash: key.hash, cookie: key.cookie.map(Box::new) }
+    /// What a balancer is told.
+    pub(crate) fn wanted<'a>(&self, tried: &'a [u64]) -> Wanted<'a> {
+        Wanted { tried, hash: self.hash, session: self.session }
     }
 
-    /// Tells the caller what to send from now on.
+    /// Tells the caller what to send from now on, once this endpoint has answered.
     ///
     /// # Errors
     /// The head has no room.
-    pub(crate) fn answer(&self, https: bool, response: &mut ResponseHead) -> Result<(), FieldError> {
-        match &self.cookie {
-            Some(cookie) => response.fields.push_known(KnownName::SetCookie, cookie.to_field(https)),
-            None => Ok(()),
+    pub(crate) fn answer(
+        &self,
+        conn: &Conn,
+        way: &Way<'_>,
+        endpoint: Option<&Arc<Endpoint>>,
+        response: &mut ResponseHead,
+    ) -> Result<(), FieldError> {
+        let set_cookie = |response: &mut ResponseHead, cookie: &NewCookie| {
+            response.fields.push_known(KnownName::SetCookie, cookie.to_field(conn.https))
+        };
+        if let Some(cookie) = &self.cookie {
+            set_cookie(response, cookie)?;
+        }
+        let (Way::Rule(matched), Some(endpoint)) = (way, endpoint) else { return Ok(()) };
+        let Some(persistence) = matched.rule().session_persistence() else { return Ok(()) };
+        if self.session == Some(endpoint.id) {
+            return Ok(());
+        }
+        let wall = conn.worker.shared.clock.wall();
+        match persistence.begin(endpoint, matched.cookie_path(), wall) {
+            NewSession::Cookie(cookie) => set_cookie(response, &cookie),
+            NewSession::Header(name, value) => response.fields.set(name.as_bytes(), value),
         }
     }
 }

@@ -19,6 +19,7 @@ use smallvec::SmallVec;
 use tokio::task::yield_now;
 use tokio::time::sleep;
 
+use super::affinity::Affinity;
 use super::answer;
 use super::body::RequestBody;
 use super::deadline::Deadlines;
@@ -42,8 +43,7 @@ pub(crate) struct Attempts<'a> {
     connect_timeout: Duration,
     attempt_timeout: Option<Duration>,
     tried: SmallVec<[u64; 4]>,
-    /// Leads to an endpoint, where the service's balancer goes by it.
-    hash: Option<u64>,
+    affinity: Option<&'a Affinity>,
     endpoint: Option<Arc<Endpoint>>,
     /// When this attempt's endpoint was picked.
     began: Tick,
@@ -64,7 +64,7 @@ pub(crate) struct Attempts<'a> {
 }
 
 impl<'a> Attempts<'a> {
-    pub(crate) fn new(conn: &'a Conn, target: Target<'a>, hash: Option<u64>) -> Self {
+    pub(crate) fn new(conn: &'a Conn, target: Target<'a>, affinity: Option<&'a Affinity>) -> Self {
         let timeouts = target.timeouts();
         let repeats = Repeats::new(conn, target);
         let attempt_timeout = match (timeouts.backend_request, repeats.per_try_timeout()) {
@@ -78,7 +78,7 @@ impl<'a> Attempts<'a> {
             connect_timeout: timeouts.connect.unwrap_or(CONNECT_TIMEOUT),
             attempt_timeout,
             tried: SmallVec::new(),
-            hash,
+            affinity,
             endpoint: None,
             began: Tick::ZERO,
             waited: Cell::new(false),
@@ -140,6 +140,11 @@ impl<'a> Attempts<'a> {
                 again = Some(Box::new(repeated(head.fields, count, journey)?));
             }
         }
+    }
+
+    /// The endpoint that was called last.
+    pub(crate) fn endpoint(&self) -> Option<&Arc<Endpoint>> {
+        self.endpoint.as_ref()
     }
 
     /// Gets ready for another attempt, after its back-off.
@@ -294,7 +299,8 @@ impl<'a> Attempts<'a> {
             worker.breaker_changed(cluster, change);
         }
         let rng = &mut *worker.rng.borrow_mut();
-        let wanted = Wanted { tried: &self.tried, hash: self.hash };
+        let tried = &self.tried;
+        let wanted = self.affinity.map_or(Wanted { tried, ..Wanted::default() }, |found| found.wanted(tried));
         let mut picked = decide!(journey, |reasons| cluster.choose(now, rng, &wanted, reasons));
         let unreached = self.repeats.unreached();
         if picked.as_ref().is_some_and(|picked| unreached.contains(&picked.endpoint.id))

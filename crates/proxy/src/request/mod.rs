@@ -42,7 +42,6 @@ use crate::downstream::Down;
 use crate::downstream::connection::Conn;
 use crate::error::Failure;
 use crate::worker::View;
-use affinity::Affinity;
 use attempt::Attempts;
 use body::RequestBody;
 use deadline::Deadlines;
@@ -140,20 +139,23 @@ async fn run(
         filters::Verdict::Forward(outgoing) => outgoing,
     };
     journey.enter(Phase::Backend);
-    let target = route::target(conn, &way, head, journey)?;
+    let (target, session) = route::target(conn, &way, head, journey)?;
     filters::backend(&target, head, journey)?;
+    let affinity = affinity::find(conn, &way, &target, session, head);
     let timeouts = target.timeouts();
     conn.entry.be_patient(timeouts.idle);
     let mut deadlines = Deadlines::new(&timeouts, conn.worker.now());
     let mut body = RequestBody::new(head, conn);
     let sent = outgoing.head(head);
-    let affinity = Affinity::of(conn, &target, head);
-    let mut attempts = Attempts::new(conn, target, affinity.hash);
+    let mut attempts = Attempts::new(conn, target, affinity.as_deref());
     let exchange = attempts.run(&sent, down, &mut body, response, journey, &mut deadlines).await?;
     journey.enter(Phase::Response);
     filters::response(&way, &target, response)
         .and_then(|()| kin::mark(conn, &head.fields, response, journey.is_grpc()))
-        .and_then(|()| affinity.answer(conn.https, response))
+        .and_then(|()| match &affinity {
+            Some(affinity) => affinity.answer(conn, &way, attempts.endpoint(), response),
+            None => Ok(()),
+        })
         .map_err(|error| Failure::local(Cause::Internal).because(error.to_string()))?;
     journey.responded(response);
     if response.tunnel {

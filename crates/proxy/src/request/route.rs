@@ -2,10 +2,10 @@
 
 use std::sync::Arc;
 
-use meshwork_base::SpiffeId;
+use meshwork_base::{Clock, SpiffeId};
 use meshwork_decision::{
     AppProtocol, Authorization, Backend, Cause, Cluster, Filter, InboundPort, Matched, Mtls, OutboundPort,
-    RequestView, Routed, RulePolicy, Scheme, Timeouts, split_authority,
+    RequestView, Resumed, Routed, RulePolicy, Scheme, Timeouts, split_authority,
 };
 use meshwork_http1::{KnownName, RequestHead};
 use meshwork_identity::Identity;
@@ -270,7 +270,7 @@ impl<'v> Target<'v> {
     }
 }
 
-/// Chooses a backend by weight; or the application.
+/// Chooses a backend by weight, or the application; or where the caller's session leads, with the endpoint's id.
 ///
 /// # Errors
 /// There is none, or the chosen one leads nowhere.
@@ -279,20 +279,48 @@ pub(crate) fn target<'v>(
     way: &Way<'v>,
     head: &RequestHead,
     journey: &mut Journey<'_>,
-) -> Result<Target<'v>, Failure> {
+) -> Result<(Target<'v>, Option<u64>), Failure> {
     let matched = match way {
         Way::Rule(matched) => matched,
         Way::App(port) => {
-            return Ok(Target::App { port, http2: speaks_http2(port.protocol, conn, head, journey) });
+            return Ok((Target::App { port, http2: speaks_http2(port.protocol, conn, head, journey) }, None));
         }
     };
+    if matched.rule().session_persistence().is_some()
+        && let Some(resumed) = resumed(conn, matched, head, journey)
+    {
+        journey.cluster(resumed.cluster)?;
+        let Resumed { backend, cluster, endpoint } = resumed;
+        return Ok((Target::Service { backend, cluster, policy: matched.policy() }, Some(endpoint)));
+    }
     let rng = &mut *conn.worker.rng.borrow_mut();
     let chosen = decide!(journey, |reasons| matched.rule().choose_backend(rng, reasons));
     let (backend, cluster) = chosen.map_err(|cause| {
         Failure::local(cause).because(format!("{} rule {}", matched.route().name, matched.rule_index()))
     })?;
     journey.cluster(cluster)?;
-    Ok(Target::Service { backend, cluster, policy: matched.policy() })
+    Ok((Target::Service { backend, cluster, policy: matched.policy() }, None))
+}
+
+/// Where the caller's session leads, if it has one that still holds.
+fn resumed<'v>(
+    conn: &Conn,
+    matched: &Matched<'v>,
+    head: &RequestHead,
+    journey: &mut Journey<'_>,
+) -> Option<Resumed<'v>> {
+    let worker = &conn.worker;
+    let resumed = matched.rule().resume(&Seen::new(conn, head), worker.shared.clock.wall(), worker.now());
+    if let Some(told) = journey.told() {
+        match &resumed {
+            Some(resumed) => {
+                let subject = resumed.cluster.key.to_string();
+                told.tell("backend", subject, "chosen", "the caller's session is with one of its endpoints");
+            }
+            None => told.tell("backend", "session", "skipped", "the caller brings none that holds"),
+        }
+    }
+    resumed
 }
 
 /// The application gets what it declared. Where it declared nothing: between proxies everything is HTTP/2, so only

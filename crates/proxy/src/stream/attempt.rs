@@ -71,7 +71,7 @@ pub(super) async fn connect(
         if let Some(change) = ticket.as_ref().and_then(Ticket::change) {
             worker.breaker_changed(cluster, change);
         }
-        let wanted = Wanted { tried: &tried, hash };
+        let wanted = Wanted { tried: &tried, hash, session: None };
         let picked = cluster.choose(began, &mut *worker.rng.borrow_mut(), &wanted, &mut NoReasons);
         // One that has just failed is no other endpoint.
         let fresh = picked.filter(|picked| !tried.contains(&picked.endpoint.id));

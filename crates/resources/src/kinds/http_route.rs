@@ -5,6 +5,7 @@ use meshwork_base::{Namespace, ObjectName};
 use super::http_filter::{self, HTTPPathModifier, HTTPRouteFilter};
 use super::http_match::{HTTPRouteMatch, PathMatchType};
 use super::references::{self, ParentReference, core_group, kind};
+use super::session_persistence::SessionPersistence;
 use crate::codes;
 use crate::decode::duration::GatewayDuration;
 use crate::decode::text::{Group, Hostname, KindRef, SectionName};
@@ -41,8 +42,9 @@ record! {
         pub timeouts: Option<Spanned<HTTPRouteTimeouts>>,
         /// Whether a failed attempt is repeated.
         pub retry: Option<Spanned<HTTPRouteRetry>>,
+        /// Whether callers stay with the endpoint that answered them.
+        pub session_persistence: Option<Spanned<SessionPersistence>> as "sessionPersistence",
     }
-    unimplemented { "sessionPersistence" }
 }
 
 fn default_matches() -> Vec<Spanned<HTTPRouteMatch>> {
@@ -59,6 +61,7 @@ impl Default for HTTPRouteRule {
             backend_refs: Vec::new(),
             timeouts: None,
             retry: None,
+            session_persistence: None,
         }
     }
 }
@@ -178,6 +181,9 @@ impl HTTPRouteRule {
         }
         if let Some(retry) = &self.retry {
             retry.validate(cx);
+        }
+        if let Some(session) = &self.session_persistence {
+            session.validate(session.span, cx);
         }
         debug_assert!(span.line > 0 || self == &Self::default(), "only the default rule was not written");
     }

@@ -1,0 +1,127 @@
+use meshwork_messages::v1;
+
+use super::*;
+use crate::builder::Change;
+use crate::request::OwnedRequest;
+use crate::tests::{
+    backend, key, path, prefix, route, rule, service, service_change, slice, snapshot, wire_endpoint,
+};
+
+const WALL: Duration = Duration::from_secs(1_800_000_000);
+
+fn kept(carrier: Carrier, absolute_timeout: Option<Duration>) -> SessionPersistence {
+    SessionPersistence { name: "sid".into(), carrier, absolute_timeout, salt: 7 }
+}
+
+fn back(session: &NewSession) -> OwnedRequest {
+    let get = OwnedRequest::get("h", "/");
+    match session {
+        NewSession::Cookie(cookie) => {
+            get.with_header("cookie", &format!("a=b; {}={}", cookie.name, cookie.value))
+        }
+        NewSession::Header(name, value) => get.with_header(name, value),
+    }
+}
+
+#[test]
+fn what_is_answered_leads_back_in_each_carrier() {
+    let (one, other) = (crate::tests::endpoint(1, 1), crate::tests::endpoint(2, 1));
+    for carrier in [Carrier::SessionCookie, Carrier::PermanentCookie, Carrier::Header] {
+        let session = kept(carrier, Some(Duration::from_secs(60)));
+        let brought = session.brought(&back(&session.begin(&one, "/", WALL)), WALL);
+        assert_eq!(brought, Some(session.token(&one)), "{carrier:?}");
+        assert_ne!(brought, Some(session.token(&other)));
+    }
+    let cookie = |carrier| match kept(carrier, Some(Duration::from_secs(60))).begin(&one, "/cart", WALL) {
+        NewSession::Cookie(cookie) => cookie.to_field(true),
+        NewSession::Header(..) => panic!("a cookie"),
+    };
+    let field = cookie(Carrier::PermanentCookie);
+    assert!(field.ends_with("; Max-Age=60; Path=/cart; HttpOnly; Secure; SameSite=Strict"), "{field}");
+    assert!(!cookie(Carrier::SessionCookie).contains("Max-Age"), "it ends with the browser");
+}
+
+#[test]
+fn a_session_ends_with_its_time_and_not_before() {
+    let endpoint = crate::tests::endpoint(1, 1);
+    let session = kept(Carrier::SessionCookie, Some(Duration::from_secs(60)));
+    let request = back(&session.begin(&endpoint, "/", WALL));
+    let after = |seconds| session.brought(&request, WALL + Duration::from_secs(seconds)).is_some();
+    assert!(after(0) && after(59) && !after(60) && !after(1_000));
+    let shorter = kept(Carrier::SessionCookie, Some(Duration::from_secs(10)));
+    assert_eq!(shorter.brought(&request, WALL), None, "made under a longer time");
+    let without = kept(Carrier::SessionCookie, None);
+    assert_eq!(
+        session.brought(&back(&without.begin(&endpoint, "/", WALL)), WALL),
+        None,
+        "made without a time"
+    );
+    assert!(
+        without.brought(&request, WALL + Duration::from_secs(1_000)).is_some(),
+        "no time counts any more"
+    );
+}
+
+#[test]
+fn what_is_no_token_is_none() {
+    let session = kept(Carrier::Header, None);
+    for value in ["", "x", "0123", "00112233445566778", "+123456789abcdef", "0011223344556677.zz"] {
+        let request = OwnedRequest::get("h", "/").with_header("sid", value);
+        assert_eq!(session.brought(&request, WALL), None, "{value}");
+    }
+}
+
+#[test]
+fn a_token_says_nothing_of_its_endpoint_and_is_its_rule_s_own() {
+    let endpoint = crate::tests::endpoint(1, 1);
+    let NewSession::Header(_, value) = kept(Carrier::Header, None).begin(&endpoint, "/", WALL) else {
+        panic!("a header");
+    };
+    assert_eq!(value.len(), 16);
+    assert!(!value.contains("7f000001"), "an address: {value}");
+    let of = |route: &str, rule: &str| {
+        SessionPersistence { salt: SessionPersistence::salt(route, rule), ..kept(Carrier::Header, None) }
+            .token(&endpoint)
+    };
+    assert_ne!(of("HTTPRoute/a/r", "one"), of("HTTPRoute/a/r", "two"));
+    assert_ne!(of("HTTPRoute/a/r", "one"), of("HTTPRoute/a/s", "one"));
+}
+
+/// Two services share a rule's requests, the second with weight 0; their endpoints are 10.0.0.1 and 10.0.0.2.
+fn split() -> Vec<Change> {
+    let session = v1::SessionPersistence { name: "sid".into(), ..Default::default() };
+    let rules = vec![v1::Rule {
+        backends: vec![backend("ns/a", 80, 1), backend("ns/b", 80, 0)],
+        session: Some(session),
+        ..rule(vec![path(prefix("/"))])
+    }];
+    let of =
+        |name: &str, address: &str| slice(&format!("{name}-1"), name, ("", 80), vec![wire_endpoint(address)]);
+    vec![
+        service_change(&service("ns/a", &[("", 80)])),
+        service_change(&service("ns/b", &[("", 80)])),
+        of("ns/a", "10.0.0.1"),
+        of("ns/b", "10.0.0.2"),
+        route("ns/r", 1, &[], rules),
+    ]
+}
+
+#[test]
+fn a_session_goes_before_weights_and_ends_with_its_endpoint() {
+    let snapshot = snapshot(split());
+    let cluster = snapshot.cluster(&key("ns/b", 80)).expect("a cluster");
+    let route = snapshot.routes.values().next().expect("a route");
+    let rule = &route.rules[0];
+    let endpoint = Arc::clone(&cluster.endpoints().all()[0]);
+    let persistence = rule.session_persistence().expect("it is kept");
+    let request = back(&persistence.begin(&endpoint, "/", WALL));
+    let resumed = rule.resume(&request, WALL, Tick::ZERO).expect("it leads somewhere");
+    assert_eq!(
+        (&*resumed.cluster.key.service, resumed.endpoint),
+        ("ns/b", endpoint.id),
+        "though its weight is 0"
+    );
+    assert!(rule.resume(&OwnedRequest::get("h", "/"), WALL, Tick::ZERO).is_none());
+    endpoint.stats.standing.eject_until(1_000);
+    assert!(rule.resume(&request, WALL, Tick::ZERO).is_none(), "it is ejected");
+}
