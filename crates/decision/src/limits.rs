@@ -10,7 +10,10 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use crate::cause::Cause;
 use crate::cluster::ClusterShared;
 
-/// What a policy limits; absent: no limit.
+/// Requests that wait for a connection to a service where no policy says how many may.
+const DEFAULT_PENDING: u32 = 4_096;
+
+/// What a policy limits; absent: the default, see [`Limited::default_limit`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Limits {
     /// Connections to all endpoints together.
@@ -35,7 +38,7 @@ impl Limits {
         }
     }
 
-    /// How much of this may be under way; absent: no limit.
+    /// How much of this may be under way, as the policy says.
     #[must_use]
     pub fn of(&self, what: Limited) -> Option<u32> {
         match what {
@@ -63,6 +66,16 @@ pub enum Limited {
 impl Limited {
     /// All of them.
     pub const ALL: [Self; 4] = [Self::Connection, Self::Pending, Self::Request, Self::Retry];
+
+    /// What holds where no policy says it: a line that nobody bounds is memory that nobody bounds. Everything else is
+    /// unlimited until somebody says so, as in Istio; who sets Envoy's 1,024 finds out under load.
+    #[must_use]
+    pub const fn default_limit(self) -> Option<u32> {
+        match self {
+            Self::Pending => Some(DEFAULT_PENDING),
+            Self::Connection | Self::Request | Self::Retry => None,
+        }
+    }
 
     /// As policies name its limit.
     #[must_use]
@@ -114,7 +127,7 @@ impl Permit {
     pub(crate) fn take(shared: &Arc<ClusterShared>, limits: &Limits, what: Limited) -> Result<Self, Cause> {
         let before = shared.usage.0[what as usize].fetch_add(1, Ordering::Relaxed);
         let permit = Self { shared: Arc::clone(shared), what };
-        match limits.of(what) {
+        match limits.of(what).or(what.default_limit()) {
             Some(limit) if before >= limit => {
                 shared.usage.1[what as usize].fetch_add(1, Ordering::Relaxed);
                 Err(what.cause())
@@ -137,6 +150,21 @@ mod tests {
     use proptest::prelude::*;
 
     const ALL: [Limited; 4] = [Limited::Connection, Limited::Pending, Limited::Request, Limited::Retry];
+
+    #[test]
+    fn a_line_is_bounded_also_where_nobody_says_so() {
+        let shared = Arc::default();
+        let take = |what| Permit::take(&shared, &Limits::default(), what);
+        let waiting: Vec<Permit> = (0..DEFAULT_PENDING).map(|_| take(Limited::Pending).unwrap()).collect();
+        assert_eq!(take(Limited::Pending).unwrap_err(), Cause::MaxPendingRequests);
+        assert_eq!(shared.usage.refused(Limited::Pending), 1);
+        drop(waiting);
+        assert!(take(Limited::Pending).is_ok());
+        let others = [Limited::Connection, Limited::Request, Limited::Retry];
+        let many: Vec<_> = others.into_iter().flat_map(|what| std::iter::repeat_n(what, 5_000)).collect();
+        let held: Result<Vec<Permit>, Cause> = many.into_iter().map(take).collect();
+        assert!(held.is_ok(), "nothing else is limited");
+    }
 
     #[test]
     fn a_limit_is_reached_and_freed_again() {

@@ -16,7 +16,7 @@ use meshwork_messages::v1::service_port::AppProtocol;
 use meshwork_proxy::{Mesh, Settings};
 use parking_lot::Mutex;
 use support::{Harness, Upstream, exchange, is_head, read_until, rule, upstream};
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 const OK: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nhello";
@@ -417,4 +417,66 @@ async fn a_service_that_mostly_fails_is_not_called_for_a_while_and_then_tried() 
         assert!(exchange(address, GET).await.ends_with("hello"), "the next trial was");
     }
     assert_eq!((changes("\"open\""), changes("\"closed\"")), (2, 1));
+}
+
+/// Sockets of this machine that are being connected to a port.
+fn connecting_to(port: u16) -> usize {
+    let table = std::fs::read_to_string("/proc/net/tcp").unwrap();
+    let remote = format!(":{port:04X}");
+    let is_syn_sent = |line: &str| {
+        let mut columns = line.split_whitespace().skip(2);
+        columns.next().is_some_and(|to| to.ends_with(&remote)) && columns.next() == Some("02")
+    };
+    table.lines().skip(1).filter(|line| is_syn_sent(line)).count()
+}
+
+#[tokio::test]
+async fn a_crowd_waits_in_line_and_does_not_overrun_the_queue_of_an_application() {
+    const CROWD: u32 = 100;
+    // Its queue is full: whoever connects has to wait until it accepts.
+    let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+    socket.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
+    socket.listen(0).unwrap();
+    let upstream = socket.local_addr().unwrap().as_socket().unwrap();
+    let mut queued = Vec::new();
+    let soon = Duration::from_millis(100);
+    while let Ok(tcp) = std::net::TcpStream::connect_timeout(&upstream, soon) {
+        queued.push(tcp);
+        assert!(queued.len() < 20, "a queue of nobody takes everybody");
+    }
+    let limit = v1::Limits { max_pending_requests: 1_000, ..Default::default() };
+    let (harness, address) = gateway(&[upstream], Some(limits(limit))).await;
+    let crowd: Vec<_> =
+        (0..CROWD).map(|_| tokio::spawn(async move { exchange(address, GET).await })).collect();
+    let pending = &["maxPendingRequests"];
+    harness.wait_metric("meshwork_limit_headroom", pending, u64::from(1_000 - CROWD)).await;
+    assert_eq!(connecting_to(upstream.port()), 16, "of all that wait");
+
+    drop(queued);
+    socket.listen(16).unwrap();
+    let busy: std::net::TcpListener = socket.into();
+    busy.set_nonblocking(true).unwrap();
+    let busy = tokio::net::TcpListener::from_std(busy).unwrap();
+    let serving = tokio::spawn(async move {
+        loop {
+            let (mut tcp, _) = busy.accept().await.unwrap();
+            tokio::spawn(async move {
+                loop {
+                    let mut got = Vec::new();
+                    while !is_head(&got) {
+                        if tcp.read_buf(&mut got).await.unwrap_or(0) == 0 {
+                            return;
+                        }
+                    }
+                    tcp.write_all(OK).await.unwrap();
+                }
+            });
+        }
+    });
+    for one in crowd {
+        let answer = one.await.unwrap();
+        assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    }
+    serving.abort();
+    harness.wait_metric("meshwork_limit_headroom", pending, 1_000).await;
 }

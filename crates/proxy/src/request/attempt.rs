@@ -353,7 +353,9 @@ impl<'a> Attempts<'a> {
     ) -> Result<Exchange, Failure> {
         let worker = &self.conn.worker;
         let pool = worker.pools.of(to.pool);
-        let kept = if self.fresh || to.announcement.is_some() { None } else { pool.take_idle() };
+        // Whoever waits in line goes first.
+        let may_keep = !self.fresh && to.announcement.is_none() && !pool.has_line();
+        let kept = if may_keep { pool.take_idle() } else { None };
         let mut client = match kept {
             Some(client) => client,
             None => self.unless_interrupted(Box::pin(open::h1(worker, to, &pool)), down, deadlines).await?,

@@ -13,7 +13,7 @@ use tokio::time::{sleep, timeout};
 use super::connect::{connect, connect_announced};
 use super::h1::H1Client;
 use super::h2::{H2Connection, H2Exchange};
-use super::pool::{EndpointPool, Opened};
+use super::pool::{EndpointPool, Making, Opened};
 use super::{Head, mesh};
 use crate::error::{Failure, Retry};
 use crate::http::tunnel::Tunnel;
@@ -92,8 +92,8 @@ pub(crate) async fn h1(
     pool: &Rc<EndpointPool>,
 ) -> Result<Box<H1Client>, Failure> {
     let _pending = to.admit(Limited::Pending).map_err(|cause| to.over_limit(cause))?;
-    let permit = match admitted(worker, to, pool).await? {
-        Turn::Connect(permit) => permit,
+    let (permit, _making) = match admitted(worker, to, pool).await? {
+        Turn::Connect(permit, making) => (permit, making),
         Turn::Reuse(client) => return Ok(client),
     };
     let tcp = connect_announced(to.address, to.connect_timeout, to.announcement).await?;
@@ -103,33 +103,79 @@ pub(crate) async fn h1(
 }
 
 enum Turn {
-    Connect(Option<Permit>),
+    Connect(Option<Permit>, Making),
     Reuse(Box<H1Client>),
 }
 
-/// Waits until a new connection is within the limit, or a kept one is free. Idle connections to other endpoints of the
+/// Waits in line until a new connection is within the limit and few others are being made, or a kept one is free. Idle connections to other endpoints of the
 /// service make room. As in Envoy, a worker without any connection to an endpoint may always open one: nothing else
 /// could ever serve those who wait for it.
 async fn admitted(worker: &Worker, to: &Destination<'_>, pool: &Rc<EndpointPool>) -> Result<Turn, Failure> {
     let mut patience = std::pin::pin!(sleep(to.connect_timeout));
+    let mut late = too_slow(to);
+    // Whoever comes while others wait goes to the end of the line.
+    if !pool.has_line() {
+        match turn(worker, to, pool, false) {
+            Ok(turn) => return Ok(turn),
+            Err(reason) => late = reason,
+        }
+    }
+    loop {
+        tokio::select! {
+            () = pool.freed() => {}
+            () = &mut patience => return Err(late),
+        }
+        match turn(worker, to, pool, true) {
+            Ok(turn) => return Ok(turn),
+            Err(reason) => late = reason,
+        }
+    }
+}
+
+/// A connection, or leave to make one, without waiting.
+///
+/// # Errors
+/// What it is when the wait is over in vain.
+fn turn(
+    worker: &Worker,
+    to: &Destination<'_>,
+    pool: &Rc<EndpointPool>,
+    woken: bool,
+) -> Result<Turn, Failure> {
+    // What was given back meanwhile serves better than one more connection.
+    if woken
+        && to.announcement.is_none()
+        && let Some(client) = pool.take_idle()
+    {
+        return Ok(Turn::Reuse(client));
+    }
     loop {
         let cause = match to.admit(Limited::Connection) {
-            Ok(permit) => return Ok(Turn::Connect(permit)),
-            Err(_) if pool.open() == 0 => return Ok(Turn::Connect(None)),
+            Ok(permit) => return connecting(to, pool, permit),
+            Err(_) if pool.has_none() => return connecting(to, pool, None),
             Err(cause) => cause,
         };
         if let Some(client) = pool.take_idle() {
             return Ok(Turn::Reuse(client));
         }
         let cluster = to.cluster.expect("only a service has limits");
-        if cluster.endpoints().all().iter().any(|endpoint| worker.pools.evict_idle(endpoint.id)) {
-            continue;
-        }
-        tokio::select! {
-            () = pool.freed() => {}
-            () = &mut patience => return Err(to.over_limit(cause)),
+        if !cluster.endpoints().all().iter().any(|endpoint| worker.pools.evict_idle(endpoint.id)) {
+            return Err(to.over_limit(cause));
         }
     }
+}
+
+fn connecting(
+    to: &Destination<'_>,
+    pool: &Rc<EndpointPool>,
+    permit: Option<Permit>,
+) -> Result<Turn, Failure> {
+    pool.make().map(|making| Turn::Connect(permit, making)).ok_or_else(|| too_slow(to))
+}
+
+fn too_slow(to: &Destination<'_>) -> Failure {
+    let why = format!("{}: no turn to connect within {:?}", to.address, to.connect_timeout);
+    Failure::upstream(Cause::ConnectTimeout, Retry::NothingSent).because(why)
 }
 
 /// A stream on a shared HTTP/2 connection. A connection that its peer is closing takes none; nothing was sent then, and

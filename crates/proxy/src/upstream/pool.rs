@@ -23,6 +23,9 @@ use crate::gauges::OpenUpstream;
 
 /// How long a connection may wait for its next request.
 pub(crate) const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
+/// HTTP/1 connections to one endpoint that one worker makes at the same time. Whoever comes beyond that waits in line: a
+/// thousand requests at once must not overrun the queue of connections that an application has not taken yet.
+const MAX_DIALS: u32 = 16;
 /// Idle HTTP/1 connections kept per endpoint and worker.
 const MAX_IDLE: usize = 512;
 
@@ -43,6 +46,8 @@ pub(crate) struct EndpointPool {
     /// How the last dial that others waited for failed, and how many dials there have been.
     failed: RefCell<Option<(u64, Failure)>>,
     dials: Cell<u64>,
+    /// HTTP/1 connections that are being made.
+    making: Cell<u32>,
     freed: Notify,
     waiting: Cell<usize>,
 }
@@ -144,7 +149,25 @@ impl EndpointPool {
         self.open.get()
     }
 
-    /// Waits until a connection is given back or ends.
+    /// A place among the HTTP/1 connections that are being made, if there is one.
+    pub(crate) fn make(self: &Rc<Self>) -> Option<Making> {
+        (self.making.get() < MAX_DIALS).then(|| {
+            self.making.set(self.making.get() + 1);
+            Making(Rc::clone(self))
+        })
+    }
+
+    /// Whether no HTTP/1 connection is open or being made.
+    pub(crate) fn has_none(&self) -> bool {
+        self.open.get() == 0 && self.making.get() == 0
+    }
+
+    /// Whether others wait in line; who comes later is served later.
+    pub(crate) fn has_line(&self) -> bool {
+        self.waiting.get() > 0
+    }
+
+    /// Waits in line until a connection is given back or ends, or another one may be made.
     pub(crate) async fn freed(&self) {
         self.waiting.set(self.waiting.get() + 1);
         let _waiting = Waiting(&self.waiting);
@@ -235,6 +258,16 @@ impl EndpointPool {
             .inspect(|connection| connection.judge(wall))
             .find(|connection| connection.has_room())
             .cloned()
+    }
+}
+
+/// An HTTP/1 connection that is being made; when it is made, or cannot be, the next in line may make one.
+pub(crate) struct Making(Rc<EndpointPool>);
+
+impl Drop for Making {
+    fn drop(&mut self) {
+        self.0.making.set(self.0.making.get() - 1);
+        self.0.wake_one();
     }
 }
 

@@ -45,7 +45,7 @@ record! {
     pub struct TrafficLimits {
         /// Connections.
         pub max_connections: Option<u32> as "maxConnections" [1..=u32::MAX.into()],
-        /// Requests that wait for a connection.
+        /// Requests that wait for a connection; 4,096 when nobody says it. Nothing else is limited then.
         pub max_pending_requests: Option<u32> as "maxPendingRequests" [1..=u32::MAX.into()],
         /// Requests.
         pub max_requests: Option<u32> as "maxRequests" [1..=u32::MAX.into()],
