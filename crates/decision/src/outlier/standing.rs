@@ -180,9 +180,8 @@ impl Standing {
         }
     }
 
-    /// An ejection begins.
+    /// An ejection begins. What led to it is forgotten when it ends.
     pub(super) fn goes_out(&self, ejection: &Ejection) {
-        self.begin_anew();
         self.ejections.store(ejection.count, Ordering::Relaxed);
         self.cause.store(ejection.cause as u8, Ordering::Relaxed);
         self.until.store(end_of(ejection), Ordering::Relaxed);

@@ -244,8 +244,40 @@ fn rates_are_looked_at_once_an_interval() {
     assert_eq!(ejection.cause, EjectionCause::FailurePercentage);
     assert!(Arc::ptr_eq(&shift.endpoint, world.endpoint(0)));
     world.returns(0);
+    assert!(world.answer(3, 200).is_empty(), "nothing has come in meanwhile");
     interval(&world);
     assert!(world.answer(3, 200).is_empty(), "the next is not over");
+    world.now = world.now.after(config.interval);
+    assert_eq!(world.answer(3, 200).len(), 1, "now it is");
+}
+
+#[test]
+fn what_came_in_before_an_interval_does_not_count_in_it() {
+    let rate = FailurePercentage { threshold: 50, minimum_hosts: 1, request_volume: 10 };
+    let config = OutlierDetection { failure_percentage: Some(rate), ..config(0, 50) };
+    let mut world = World::new(config, 4);
+    for _ in 0..3 {
+        for _ in 0..6 {
+            assert!(world.answer(0, 500).is_empty(), "six are too few to judge by");
+        }
+        world.now = world.now.after(config.interval);
+    }
+}
+
+#[test]
+fn good_behaviour_counts_from_the_return_on() {
+    let mut world = World::new(config(1, 50), 4);
+    world.fail(0, 1);
+    world.returns(0);
+    let ejection = world.fail(0, 1).expect("it fails again");
+    world.now = ejection.until.after(BASE * 10);
+    for _ in 0..3 {
+        assert!(world.answer(0, 200).is_empty(), "requests of before its ejection end late");
+    }
+    assert_eq!(world.endpoint(0).stats.ejections(), 2);
+    world.returns(0);
+    world.answer(0, 200);
+    assert_eq!(world.endpoint(0).stats.ejections(), 2, "it has been in for no time");
 }
 
 #[test]
