@@ -5,6 +5,7 @@
 #[path = "support/mod.rs"]
 mod support;
 
+use std::io::{Read as _, Write as _};
 use std::process::{Command, Stdio};
 
 use serde_json::Value;
@@ -196,6 +197,39 @@ fn foretold(platform: &Platform, explained: &impl Fn(&[&str]) -> Value) {
 }
 
 /// One request, as every proxy on its way tells it.
+/// The caller has left, since a service two hops away did not answer: that one is named, minutes later too.
+fn explained_later(platform: &Platform) {
+    let endpoints = platform.endpoints();
+    let instances = endpoints["instances"].as_array().unwrap();
+    let named = instances.iter().filter(|is| is["instance"].as_str().unwrap().starts_with("catalog-"));
+    let apps: Vec<u64> = named.map(|instance| instance["appPid"].as_u64().unwrap()).collect();
+    apps.iter().for_each(|pid| signal("STOP", *pid));
+    let trace = "0af7651916cd43dd8448eb211c80319c";
+    let request = format!(
+        "GET /products HTTP/1.1\r\nHost: shop\r\ntraceparent: 00-{trace}-00f067aa0ba902b7-01\r\n\r\n"
+    );
+    let mut tcp = std::net::TcpStream::connect(platform.at(8080)).unwrap();
+    tcp.write_all(request.as_bytes()).unwrap();
+    let answer = || -> Option<Value> {
+        let output = platform.command(&["explain", trace, "-o", "json"]);
+        serde_json::from_slice(&output.stdout).ok()
+    };
+    // It may have been told anywhere on its way when this leaves; where it was stuck is asked for again.
+    let mut early = [0; 1];
+    tcp.set_read_timeout(Some(std::time::Duration::from_secs(1))).unwrap();
+    assert!(tcp.read(&mut early).is_err(), "nobody answers");
+    drop(tcp);
+    let told = until("every hop is told", || {
+        answer().filter(|answer| answer["hops"].as_array().unwrap().len() >= 4)
+    });
+    apps.iter().for_each(|pid| signal("CONT", *pid));
+    assert_eq!(told["fault"]["service"], "default/catalog:80", "{told:#}");
+    assert!(told["fault"]["proxy"].as_str().unwrap().starts_with("default/catalog-"), "{told:#}");
+    let sides: Vec<&str> =
+        told["hops"].as_array().unwrap().iter().map(|hop| hop["side"].as_str().unwrap()).collect();
+    assert_eq!(sides[..4], ["gateway", "inbound", "outbound", "inbound"], "{told:#}");
+}
+
 fn explained_live(platform: &Platform) {
     let proxies = || -> Vec<Value> {
         serde_json::from_str(&get(platform.at(15014), "/v1/proxies").unwrap().1).unwrap()
@@ -253,6 +287,7 @@ fn a_request_is_explained_before_and_while_it_goes_through_the_mesh() {
     };
     foretold(&platform, &explained);
     explained_live(&platform);
+    explained_later(&platform);
 
     // A policy on a route of the mesh is enforced where the route is decided, and foretold alike.
     let policy = "

@@ -46,6 +46,22 @@ spec:
     text
 }
 
+/// Faults that a policy decided: it is named, with its field and value.
+const DECIDED: [&str; 12] = [
+    "no-route",
+    "stalled-head",
+    "late",
+    "stalled-try",
+    "stalled-body",
+    "slow-body",
+    "idle-body",
+    "unread-request",
+    "storm",
+    "queue-full",
+    "busy",
+    "breaker",
+];
+
 fn explained(gateway: &Gateway, id: &str) -> Value {
     let body = json!({ "id": id }).to_string();
     let request = format!(
@@ -109,7 +125,17 @@ fn each_fault_has_one_cause_everywhere_and_a_clean_end() {
             check("the recorder", [&verdict["cause"], &verdict["flag"], &verdict["phase"]]);
             let fault = &answer["fault"];
             check("explain", [&fault["cause"], &fault["flag"], &fault["phase"]]);
-            assert_eq!(answer["suggestions"][0]["cause"], row.cause, "{answer:#}");
+            let advice = &answer["suggestions"][0];
+            assert_eq!(advice["cause"], row.cause, "{answer:#}");
+            if DECIDED.contains(&row.name) {
+                let (policy, place) = (format!("default/{}", row.name), &advice["source"]);
+                assert_eq!(
+                    (&place["kind"], &place["name"]),
+                    (&json!("TrafficPolicy"), &json!(policy)),
+                    "{advice}"
+                );
+                assert!(advice["field"].is_string() && advice["value"].is_string(), "{advice}");
+            }
         }
         // What breaks before its head has left is not seen at all.
         let fits = sent.saw == row.sees || (row.sees == Sees::Cut && sent.saw == Sees::Left);

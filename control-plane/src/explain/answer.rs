@@ -1,5 +1,7 @@
 //! The answer: JSON in camelCase, to which keys are only ever added.
 
+use std::collections::BTreeMap;
+
 use meshwork_decision::{Cause, Origin, OwnedRequest, Reason, Reasons};
 use serde::Serialize;
 
@@ -157,6 +159,7 @@ pub(super) struct Backend {
     pub(super) protocol: Option<String>,
     pub(super) algorithm: Option<String>,
     pub(super) limits: Option<Limits>,
+    pub(super) circuit_breaker: Option<Breaker>,
     pub(super) timeouts: Option<Timeouts>,
     pub(super) retry: Option<Retry>,
     /// The request with the backend's own filters applied, where it has some.
@@ -172,6 +175,20 @@ pub(super) struct Limits {
     pub(super) max_pending_requests: Option<u32>,
     pub(super) max_requests: Option<u32>,
     pub(super) max_retries: Option<u32>,
+    /// Who says each of them, by its name.
+    pub(super) sources: BTreeMap<&'static str, Source>,
+}
+
+/// When the backend is not called for a while.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Breaker {
+    pub(super) mode: String,
+    pub(super) minimum_calls: u32,
+    pub(super) failure_percent: Option<u32>,
+    pub(super) slow_percent: Option<u32>,
+    pub(super) open_time: String,
+    pub(super) source: Option<Source>,
 }
 
 #[derive(Debug, Serialize)]

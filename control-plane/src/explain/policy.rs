@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use meshwork_decision::{Cluster, Matched, Origin, RetryPolicy, Sources};
 
-use super::answer::{Limits, Retry, Said, Source, Story, Timeouts};
+use super::answer::{Breaker, Limits, Retry, Said, Source, Story, Timeouts};
 
 /// The times of a request to this cluster.
 pub(super) fn timeouts(
@@ -85,12 +85,33 @@ fn on(policy: &RetryPolicy) -> Vec<&'static str> {
 }
 
 /// How much may be under way; none where nothing is limited.
-pub(super) fn limits(cluster: &Cluster) -> Option<Limits> {
+pub(super) fn limits(cluster: &Cluster, sources: &Sources) -> Option<Limits> {
     let limits = cluster.limits;
-    (limits != meshwork_decision::Limits::default()).then_some(Limits {
+    let named = [
+        ("maxConnections", &sources.max_connections),
+        ("maxPendingRequests", &sources.max_pending_requests),
+        ("maxRequests", &sources.max_requests),
+        ("maxRetries", &sources.max_retries),
+    ];
+    let source = |(name, origin): (_, &Option<Arc<Origin>>)| Some((name, Source::of(origin.as_deref()?)?));
+    (limits != meshwork_decision::Limits::default()).then(|| Limits {
         max_connections: limits.max_connections,
         max_pending_requests: limits.max_pending_requests,
         max_requests: limits.max_requests,
         max_retries: limits.max_retries,
+        sources: named.into_iter().filter_map(source).collect(),
+    })
+}
+
+/// When the cluster is not called for a while; none where it always is.
+pub(super) fn breaker(cluster: &Cluster, sources: &Sources) -> Option<Breaker> {
+    let policy = cluster.circuit_breaker.as_ref()?;
+    Some(Breaker {
+        mode: format!("{:?}", policy.mode),
+        minimum_calls: policy.minimum_calls,
+        failure_percent: policy.failure_percent,
+        slow_percent: policy.slow_calls.map(|(_, percent)| percent),
+        open_time: format!("{:?}", policy.open_time),
+        source: sources.circuit_breaker.as_deref().and_then(Source::of),
     })
 }

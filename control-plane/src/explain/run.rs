@@ -387,7 +387,8 @@ impl<'a> Run<'a> {
         let sources = self.builder.sources(matched, way.parent, cluster);
         view.timeouts = Some(policy::timeouts(matched, cluster, &sources, &mut self.story));
         view.retry = policy::retry(matched, cluster, &sources, &mut self.story);
-        view.limits = policy::limits(cluster);
+        view.limits = policy::limits(cluster, &sources);
+        view.circuit_breaker = policy::breaker(cluster, &sources);
         view.protocol = Some(format!("{:?}", cluster.protocol));
         view.algorithm = Some(format!("{:?}", cluster.algorithm));
         let wanted = Wanted { hash: self.hash(cluster, request), ..Wanted::default() };
@@ -474,6 +475,7 @@ fn unresolved(backend: &meshwork_decision::Backend, verdict: Verdict) -> answer:
         protocol: None,
         algorithm: None,
         limits: None,
+        circuit_breaker: None,
         timeouts: None,
         retry: None,
         forwarded: None,

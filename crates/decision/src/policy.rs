@@ -234,9 +234,18 @@ impl Attached {
         levels: impl IntoIterator<Item = Level<'a>>,
         says: impl Fn(&RequestPolicy) -> bool,
     ) -> Option<&'a Arc<Origin>> {
+        self.who_says_traffic(levels, |said| says(&said.requests))
+    }
+
+    /// The same for any field of traffic policies.
+    pub(crate) fn who_says_traffic<'a>(
+        &'a self,
+        levels: impl IntoIterator<Item = Level<'a>>,
+        says: impl Fn(&TrafficSpec) -> bool,
+    ) -> Option<&'a Arc<Origin>> {
         let policies = levels.into_iter().flat_map(|(kind, name, section)| self.at(kind, name, section));
         policies.into_iter().find_map(|policy| match &policy.said {
-            Said::Traffic(said) if says(&said.requests) => Some(&policy.origin),
+            Said::Traffic(said) if says(said) => Some(&policy.origin),
             Said::Traffic(_) | Said::Authorization(_) | Said::Inbound(_) | Said::Listener(_) => None,
         })
     }

@@ -7,7 +7,7 @@ use meshwork_xds::server::Observed;
 use serde::Serialize;
 
 use super::blame::Blame;
-use crate::explain::answer::{Answer, Backend, Source};
+use crate::explain::answer::{Answer, Backend, Breaker, Limits, Source};
 use crate::explain::ask::Ask;
 use crate::explain::live::record;
 use crate::explain::{Explainer, run};
@@ -65,7 +65,10 @@ impl Field {
         let times = backend.timeouts.as_ref();
         let limits = backend.limits.as_ref();
         let retry = backend.retry.as_ref();
-        let limit = |value: Option<u32>| (value.map(|value| value.to_string()), None);
+        let limit = |name: &str, value: fn(&Limits) -> Option<u32>| {
+            let value = limits.and_then(value).map(|value| value.to_string());
+            (value, limits.and_then(|limits| limits.sources.get(name).cloned()))
+        };
         let said = match self {
             Self::Request => times.and_then(|times| times.request.as_ref()),
             Self::Connect => times.and_then(|times| times.connect.as_ref()),
@@ -83,14 +86,32 @@ impl Field {
                     |retry: &crate::explain::answer::Retry| format!("{} more attempts", retry.attempts);
                 return (retry.map(said), retry.and_then(|retry| retry.source.clone()));
             }
-            Self::MaxConnections => return limit(limits.and_then(|limits| limits.max_connections)),
-            Self::MaxPending => return limit(limits.and_then(|limits| limits.max_pending_requests)),
-            Self::MaxRequests => return limit(limits.and_then(|limits| limits.max_requests)),
-            Self::MaxRetries => return limit(limits.and_then(|limits| limits.max_retries)),
-            Self::None | Self::Breaker | Self::Flag(_) => None,
+            Self::MaxConnections => return limit("maxConnections", |limits| limits.max_connections),
+            Self::MaxPending => return limit("maxPendingRequests", |limits| limits.max_pending_requests),
+            Self::MaxRequests => return limit("maxRequests", |limits| limits.max_requests),
+            Self::MaxRetries => return limit("maxRetries", |limits| limits.max_retries),
+            Self::Breaker => {
+                let breaker = backend.circuit_breaker.as_ref();
+                return (breaker.map(told), breaker.and_then(|breaker| breaker.source.clone()));
+            }
+            Self::None | Self::Flag(_) => None,
         };
         said.map_or((None, None), |said| (Some(said.value.clone()), said.source.clone()))
     }
+}
+
+/// The rates that open it.
+fn told(breaker: &Breaker) -> String {
+    let rate = |what: &str, percent: Option<u32>| percent.map(|percent| format!("{what} {percent} %"));
+    let rates = [rate("failurePercent", breaker.failure_percent), rate("slowCalls", breaker.slow_percent)];
+    let rates: Vec<String> = rates.into_iter().flatten().collect();
+    format!(
+        "{}, {} of at least {} calls, open for {}",
+        breaker.mode,
+        rates.join(", "),
+        breaker.minimum_calls,
+        breaker.open_time
+    )
 }
 
 /// What to do about a request: of the hop at fault, and of the one that the client heard of.

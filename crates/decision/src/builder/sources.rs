@@ -10,7 +10,9 @@ use crate::cluster::Cluster;
 use crate::hostname::Host;
 use crate::origin::Origin;
 use crate::outbound::OutboundService;
-use crate::policy::{Level, RequestPolicy, TargetKind, namespace_of, route_levels, service_levels};
+use crate::policy::{
+    Level, RequestPolicy, TargetKind, TrafficSpec, namespace_of, route_levels, service_levels,
+};
 
 /// Who says each of [`crate::Timeouts`] and the retry policy; absent: nobody.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -25,6 +27,16 @@ pub struct Sources {
     pub idle: Option<Arc<Origin>>,
     /// The retry policy.
     pub retry: Option<Arc<Origin>>,
+    /// `Limits::max_connections`.
+    pub max_connections: Option<Arc<Origin>>,
+    /// `Limits::max_pending_requests`.
+    pub max_pending_requests: Option<Arc<Origin>>,
+    /// `Limits::max_requests`.
+    pub max_requests: Option<Arc<Origin>>,
+    /// `Limits::max_retries`.
+    pub max_retries: Option<Arc<Origin>>,
+    /// The circuit breaker.
+    pub circuit_breaker: Option<Arc<Origin>>,
 }
 
 impl SnapshotBuilder {
@@ -39,7 +51,18 @@ impl SnapshotBuilder {
             connect: who(|p| p.connect_timeout.is_some()),
             idle: who(|p| p.idle_timeout.is_some()),
             retry: who(|p| p.retry.is_some()),
+            max_connections: self.of_service(to, |p| p.limits.max_connections.is_some()),
+            max_pending_requests: self.of_service(to, |p| p.limits.max_pending_requests.is_some()),
+            max_requests: self.of_service(to, |p| p.limits.max_requests.is_some()),
+            max_retries: self.of_service(to, |p| p.limits.max_retries.is_some()),
+            circuit_breaker: self.of_service(to, |p| p.circuit_breaker.is_some()),
         }
+    }
+
+    /// Whose word counts for what only services and namespaces say.
+    fn of_service(&self, to: &Cluster, says: fn(&TrafficSpec) -> bool) -> Option<Arc<Origin>> {
+        let [wide, all, section] = service_levels(&to.key.service, &to.port_name);
+        self.built.policies.who_says_traffic([section, all, wide], says).cloned()
     }
 
     fn who_says(
