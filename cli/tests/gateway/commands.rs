@@ -101,7 +101,7 @@ fn wrong_use_ends_with_2_and_says_what_is_right() {
         (&["gateway", "--resources", ".", "--settings", typo], "settings.yaml:2"),
         (&["check"], "--filename"),
         (&["get"], "<KIND>"),
-        (&["explain"], "<CODE|--host <HOST[:PORT]>|--live>"),
+        (&["explain"], "<ID|CODE|--host <HOST[:PORT]>|--live>"),
     ] {
         let output = meshwork(arguments);
         let said = String::from_utf8_lossy(&output.stderr);
