@@ -16,7 +16,7 @@ use inject::{Sent, inject};
 use rows::{GATEWAY, LEAVING, MESH, Row, Sees};
 use serde_json::{Value, json};
 use support::process::{ADMIN, HTTP, METRICS};
-use support::{Gateway, exchange, get, yaml};
+use support::{Gateway, exchange, get, until, yaml};
 
 /// What a gateway has to know of a row: its rule, service and policy.
 fn resources(row: &Row, endpoint: Option<SocketAddr>) -> String {
@@ -76,13 +76,19 @@ fn explained(gateway: &Gateway, id: &str) -> Value {
     serde_json::from_str(body).unwrap()
 }
 
-/// Requests that metrics count for a service under a flag.
-fn counted(metrics: &str, service: &str, flag: &str) -> u64 {
-    let (service, flag) =
-        (format!("destination_service_name=\"{service}\""), format!("response_flags=\"{flag}\""));
+/// Requests that metrics count for a row's service under its flag.
+fn counted(metrics: &str, row: &Row) -> usize {
+    let service = if is_nobodys(row) { "unknown" } else { row.name };
+    let service = format!("destination_service_name=\"{service}\"");
+    let flag = format!("response_flags=\"{}\"", row.flag);
     let lines = metrics.lines().filter(|line| line.starts_with("istio_requests_total{"));
     let fitting = lines.filter(|line| line.contains(&service) && line.contains(&flag));
-    fitting.map(|line| line.rsplit(' ').next().unwrap().parse::<u64>().unwrap()).sum()
+    fitting.map(|line| line.rsplit(' ').next().unwrap().parse::<usize>().unwrap()).sum()
+}
+
+/// Whether its requests come to no service.
+fn is_nobodys(row: &Row) -> bool {
+    matches!(row.name, "no-service" | "half-head")
 }
 
 #[test]
@@ -104,7 +110,10 @@ fn each_fault_has_one_cause_everywhere_and_a_clean_end() {
     let sent: Vec<Sent> =
         runtime.block_on(futures_util::future::join_all(all)).into_iter().flatten().collect();
     let mut failures = Vec::new();
-    let log = gateway.log(sent.len());
+    let log = until("each has its line", || {
+        let log = gateway.log(sent.len());
+        sent.iter().all(|sent| log.iter().any(|line| is_of(line, sent))).then_some(log)
+    });
     let (_, metrics) = get(gateway.at(METRICS), "/metrics").unwrap();
     for sent in &sent {
         let row = &sent.row;
@@ -125,17 +134,7 @@ fn each_fault_has_one_cause_everywhere_and_a_clean_end() {
             check("the recorder", [&verdict["cause"], &verdict["flag"], &verdict["phase"]]);
             let fault = &answer["fault"];
             check("explain", [&fault["cause"], &fault["flag"], &fault["phase"]]);
-            let advice = &answer["suggestions"][0];
-            assert_eq!(advice["cause"], row.cause, "{answer:#}");
-            if DECIDED.contains(&row.name) {
-                let (policy, place) = (format!("default/{}", row.name), &advice["source"]);
-                assert_eq!(
-                    (&place["kind"], &place["name"]),
-                    (&json!("TrafficPolicy"), &json!(policy)),
-                    "{advice}"
-                );
-                assert!(advice["field"].is_string() && advice["value"].is_string(), "{advice}");
-            }
+            advised(row, &answer);
         }
         // What breaks before its head has left is not seen at all.
         let fits = sent.saw == row.sees || (row.sees == Sees::Cut && sent.saw == Sees::Left);
@@ -145,29 +144,31 @@ fn each_fault_has_one_cause_everywhere_and_a_clean_end() {
                 row.name, sent.version, sent.saw, row.sees
             ));
         }
-        let service = if matches!(row.name, "no-service" | "half-head") { "unknown" } else { row.name };
-        let so_many = sent_as(&sents(&sent.row, &log), row);
-        if counted(&metrics, service, row.flag) != so_many {
-            let count = counted(&metrics, service, row.flag);
-            failures
-                .push(format!("{}: the metric counts {count} under {}, not {so_many}", row.name, row.flag));
+        let (count, lines) = (counted(&metrics, row), logged(&log, row));
+        if count != lines {
+            failures.push(format!("{}: the metric counts {count} under {}, not {lines}", row.name, row.flag));
         }
     }
     assert!(failures.is_empty(), "{}", failures.join("\n"));
 }
 
-/// The lines of a row's service that have its flag: the metric must count as many.
-fn sents<'l>(row: &Row, log: &'l [Value]) -> Vec<&'l Value> {
-    let service = format!("default/{}:80", row.name);
-    let named = |line: &&Value| match row.name {
-        "no-service" | "half-head" => line["upstream_cluster"].is_null(),
-        _ => line["upstream_cluster"] == service,
-    };
-    log.iter().filter(named).collect()
+/// What could be changed is said for the cause; where a policy decided, that one is named with its field and value.
+fn advised(row: &Row, answer: &Value) {
+    let advice = &answer["suggestions"][0];
+    assert_eq!(advice["cause"], row.cause, "{answer:#}");
+    if DECIDED.contains(&row.name) {
+        let (policy, place) = (format!("default/{}", row.name), &advice["source"]);
+        assert_eq!((&place["kind"], &place["name"]), (&json!("TrafficPolicy"), &json!(policy)), "{advice}");
+        assert!(advice["field"].is_string() && advice["value"].is_string(), "{advice}");
+    }
 }
 
-fn sent_as(lines: &[&Value], row: &Row) -> u64 {
-    lines.iter().filter(|line| line["response_flags"] == row.flag).count() as u64
+/// Lines of a row's service that have its flag.
+fn logged(log: &[Value], row: &Row) -> usize {
+    let service = if is_nobodys(row) { Value::Null } else { json!(format!("default/{}:80", row.name)) };
+    log.iter()
+        .filter(|line| line["upstream_cluster"] == service && line["response_flags"] == row.flag)
+        .count()
 }
 
 fn is_of(line: &Value, sent: &Sent) -> bool {
