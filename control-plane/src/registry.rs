@@ -272,10 +272,16 @@ fn catalog_instance(instance: &Instance) -> Option<CatalogInstance> {
         workload: instance.workload.clone().unwrap_or_default(),
         version: instance.version.clone().unwrap_or_default(),
         zone: instance.zone.clone().unwrap_or_default(),
-        region: String::new(),
+        region: instance.metadata.get(sidecar::REGION).cloned().unwrap_or_default(),
         transport,
-        labels: BTreeMap::new(),
+        labels: labels(instance),
     })
+}
+
+/// Its metadata, less what is ours.
+fn labels(instance: &Instance) -> BTreeMap<String, String> {
+    let theirs = instance.metadata.iter().filter(|(name, _)| !name.starts_with("meshwork.dev/"));
+    theirs.map(|(name, value)| (name.clone(), value.clone())).collect()
 }
 
 /// As Consul's users and Kubernetes' write it; a word that is not known is carried as TCP.

@@ -432,6 +432,7 @@ fn registrar(
         (sidecar::HBONE_PORT.to_owned(), places.hbone.port().to_string()),
         (sidecar::SERVICE_PORT.to_owned(), args.service_port.to_string()),
     ];
+    let region = args.traffic.region.clone().map(|region| (sidecar::REGION.to_owned(), region));
     Ok(Registrar {
         registry: RegistryClient(role_client(&args.registry, identity, REGISTRY)?),
         namespace: args.namespace.to_string(),
@@ -442,7 +443,8 @@ fn registrar(
             ports,
             workload: Some(identity.id().workload().to_owned()),
             version: args.app_version.clone(),
-            metadata: metadata.into_iter().collect(),
+            zone: args.traffic.zone.clone(),
+            metadata: metadata.into_iter().chain(region).collect(),
             lease_seconds: Some(LEASE_SECONDS),
             maintenance: Some("its sidecar is starting".to_owned()),
             ..Registration::default()

@@ -26,6 +26,8 @@ pub mod sidecar {
     /// The number by which callers know the service's port, whatever the application listens on: the same for every
     /// instance of a service. Absent: the port's own number.
     pub const SERVICE_PORT: &str = "meshwork.dev/service-port";
+    /// The region in which the instance's zone lies.
+    pub const REGION: &str = "meshwork.dev/region";
 }
 
 /// A service and all its instances.

@@ -92,6 +92,7 @@ fn endpoint(labels: &std::collections::BTreeMap<String, String>, endpoint: &Endp
     let addresses: Vec<String> = endpoint.addresses.iter().map(|address| address.inner.clone()).collect();
     let target = endpoint.target_ref.as_ref().and_then(|target| target.get("name")?.as_str());
     let instance = target.or(endpoint.hostname.as_deref()).or(addresses.first().map(String::as_str));
+    let zones = endpoint.hints.iter().flat_map(|hints| &hints.for_zones);
     v1::Endpoint {
         instance: instance.unwrap_or_default().to_owned(),
         addresses,
@@ -106,6 +107,7 @@ fn endpoint(labels: &std::collections::BTreeMap<String, String>, endpoint: &Endp
         hbone_port: 0,
         spiffe_id: String::new(),
         labels: std::collections::BTreeMap::new(),
+        for_zones: zones.map(|zone| zone.name.clone()).collect(),
     }
 }
 
@@ -136,6 +138,7 @@ fn registered(cx: &mut Cx<'_>, service: Name<'_>, known: &CatalogService, instan
         hbone_port: hbone_port.into(),
         spiffe_id,
         labels: instance.labels.clone(),
+        for_zones: Vec::new(),
     };
     let served = known.ports.iter().filter_map(|port| {
         let number = instance.ports.get(&port.name)?;

@@ -227,7 +227,7 @@ fn claim(object: &Object, spec: &Spec, target: &Target, taken: &mut Taken) -> Re
         Spec::Inbound(_) => vec!["mtls"],
         Spec::Listener(_) => vec!["proxyProtocol"],
         Spec::Traffic(policy) => [
-            ("loadBalancer", policy.algorithm != 0),
+            ("loadBalancer", policy.algorithm != 0 || policy.load_balancer.is_some()),
             ("limits", policy.limits.is_some()),
             ("outlierDetection", policy.outlier_detection.is_some()),
             ("circuitBreaker", policy.circuit_breaker.is_some()),
@@ -257,7 +257,7 @@ fn claim(object: &Object, spec: &Spec, target: &Target, taken: &mut Taken) -> Re
 }
 
 fn traffic(spec: &TrafficPolicy) -> v1::TrafficPolicy {
-    let algorithm = match spec.load_balancer.as_ref().map(|balancer| balancer.algorithm) {
+    let algorithm = match spec.load_balancer.as_ref().and_then(|balancer| balancer.algorithm) {
         None => Algorithm::Unspecified,
         Some(LoadBalancerAlgorithm::LeastRequest) => Algorithm::LeastRequest,
         Some(LoadBalancerAlgorithm::RoundRobin) => Algorithm::RoundRobin,

@@ -17,14 +17,19 @@
 //! *Round robin* walks the smooth weighted schedule of the set with one cursor for all workers. Skipping an endpoint
 //! advances the cursor like taking one, so that its neighbour does not inherit its share.
 //!
+//! Where there are several priorities, zones or regions, all of this happens within one tier, see `balance/tiers.rs`.
+//!
 //! *Ring hash* and *Maglev* go by the request's hash, see `balance/consistent.rs`.
 //!
 //! All prefer endpoints that are neither ejected nor tried before. When there are none, a tried one is better than an
 //! ejected one, and an ejected one better than none: outlier detection never leaves a service without endpoints, but an
-//! update may have removed all others. For peak EWMA one that rests is better than one that was tried.
+//! update may have removed all others. Where fewer than half of all (or what the policy says) are left, ejections are
+//! disregarded: so much trouble is everybody's, and those who are left could not carry it (Envoy's panic). For peak EWMA one that rests is better than one that was tried.
 
 mod consistent;
 mod hash;
+mod regard;
+mod tiers;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -37,6 +42,9 @@ use crate::endpoint::{Endpoint, EndpointSet};
 pub(crate) use consistent::Bound;
 pub(crate) use consistent::{Shape, Table, consistent};
 pub(crate) use hash::{stir, xxh64};
+pub(crate) use regard::{Regard, Standing};
+pub use tiers::{Rank, TierState};
+pub(crate) use tiers::{Tiers, roll};
 
 /// How often a draw may meet an unwanted endpoint before all are looked at.
 const DRAWS: usize = 3;
@@ -45,30 +53,13 @@ const DRAWS: usize = 3;
 const ALIKE: f32 = std::f32::consts::LN_2;
 
 /// The endpoint of this id, where nothing speaks against it.
-pub(crate) fn persistent<'s>(
-    set: &'s EndpointSet,
-    now: Tick,
-    id: u64,
-    tried: &[u64],
-) -> Option<&'s Arc<Endpoint>> {
-    set.pickable().iter().find(|endpoint| endpoint.id == id && wanted(endpoint, now, tried))
+pub(crate) fn persistent<'s>(regard: &Regard<'s>, id: u64) -> Option<&'s Arc<Endpoint>> {
+    regard.set.pickable().iter().find(|endpoint| endpoint.id == id && regard.wants(endpoint))
 }
 
 /// The one of two drawn by weight that is likely to answer sooner.
-pub(crate) fn peak_ewma<'s>(
-    set: &'s EndpointSet,
-    now: Tick,
-    rng: &mut impl Rng,
-    tried: &[u64],
-) -> Option<&'s Arc<Endpoint>> {
-    let standing = |endpoint: &Endpoint| {
-        let load = &endpoint.stats.load;
-        let passed_by = load.is_resting(now) || load.is_tried(now);
-        (endpoint.is_ejected(now), tried.contains(&endpoint.id), passed_by)
-    };
-    let picked = two_choices(set, rng, standing, |a, b| answers_sooner(a, b, now))?;
-    picked.stats.load.picked(now);
-    Some(picked)
+pub(crate) fn peak_ewma<'s>(regard: &Regard<'s>, rng: &mut impl Rng) -> Option<&'s Arc<Endpoint>> {
+    two_choices(regard.set, rng, |e| regard.full_standing(e), |a, b| answers_sooner(a, b, regard.now))
 }
 
 /// `a` is likely to answer sooner than `b`.
@@ -80,19 +71,41 @@ fn answers_sooner(a: &Endpoint, b: &Endpoint, now: Tick) -> bool {
     if difference.abs() < ALIKE {
         return load_is_less(a, b);
     }
-    #[expect(clippy::cast_precision_loss, reason = "counts far below 2^24 where precision matters")]
-    let ahead = |of: &Endpoint| of.stats.in_flight() as f32 / of.weight.max(1) as f32 + 1.0;
     difference.exp() * ahead(a) < ahead(b)
 }
 
-/// The less loaded of two drawn by weight.
-pub(crate) fn least_request<'s>(
-    set: &'s EndpointSet,
-    now: Tick,
+/// Requests that would be answered first, the one to come included, per weight.
+#[expect(clippy::cast_precision_loss, reason = "counts far below 2^24 where precision matters")]
+fn ahead(of: &Endpoint) -> f32 {
+    of.stats.in_flight() as f32 / of.weight.max(1) as f32 + 1.0
+}
+
+/// Of the tier after this one, where it is only farther away: an endpoint that is likely to answer in less than half the
+/// time that the one picked here would take.
+pub(crate) fn faster_elsewhere<'s>(
+    tiers: &'s Tiers,
+    at: usize,
+    regard: &Regard<'s>,
+    picked: &Endpoint,
     rng: &mut impl Rng,
-    tried: &[u64],
 ) -> Option<&'s Arc<Endpoint>> {
-    two_choices(set, rng, standing(now, tried), load_is_less)
+    let now = regard.now;
+    let own = picked.stats.load.noticeable(now)?;
+    let [here, next] = tiers.all().get(at..at + 2)? else { return None };
+    if here.rank.priority != next.rank.priority {
+        return None;
+    }
+    let other = peak_ewma(&regard.within(&next.set), rng).filter(|other| regard.is_clean(other))?;
+    let Some(of_other) = other.stats.load.ln_latency(now) else {
+        return tiers.explores(now).then_some(other);
+    };
+    let difference = own - of_other;
+    (difference > ALIKE && difference.exp() * ahead(picked) > 2.0 * ahead(other)).then_some(other)
+}
+
+/// The less loaded of two drawn by weight.
+pub(crate) fn least_request<'s>(regard: &Regard<'s>, rng: &mut impl Rng) -> Option<&'s Arc<Endpoint>> {
+    two_choices(regard.set, rng, |e| regard.standing(e), load_is_less)
 }
 
 /// `a` carries less per weight than `b`.
@@ -102,26 +115,16 @@ fn load_is_less(a: &Endpoint, b: &Endpoint) -> bool {
 }
 
 /// One drawn by weight.
-pub(crate) fn random<'s>(
-    set: &'s EndpointSet,
-    now: Tick,
-    rng: &mut impl Rng,
-    tried: &[u64],
-) -> Option<&'s Arc<Endpoint>> {
+pub(crate) fn random<'s>(regard: &Regard<'s>, rng: &mut impl Rng) -> Option<&'s Arc<Endpoint>> {
+    let set = regard.set;
     if set.slots() <= 1 {
         return set.pickable().first();
     }
-    let standing = standing(now, tried);
-    if let Some(drawn) = draw(set, rng, |e| standing(e) == (false, false)) {
+    if let Some(drawn) = draw(set, rng, |e| regard.wants(e)) {
         return Some(drawn);
     }
-    let best = best_standing(set, &standing)?;
-    choose(set, rng, |e| standing(e) == best)
-}
-
-/// What speaks against an endpoint; the least is the best, and nothing is what is wanted.
-fn standing(now: Tick, tried: &[u64]) -> impl Fn(&Endpoint) -> (bool, bool) {
-    move |endpoint| (endpoint.is_ejected(now), tried.contains(&endpoint.id))
+    let best = best_standing(set, |e| regard.standing(e))?;
+    choose(set, rng, |e| regard.standing(e) == best)
 }
 
 /// Two different ones of the best standing, drawn by weight where a few draws find them: the second where it is better,
@@ -166,12 +169,8 @@ fn draw<'s>(
 }
 
 /// The next of the schedule.
-pub(crate) fn round_robin<'s>(
-    set: &'s EndpointSet,
-    now: Tick,
-    cursor: &AtomicUsize,
-    tried: &[u64],
-) -> Option<&'s Arc<Endpoint>> {
+pub(crate) fn round_robin<'s>(regard: &Regard<'s>, cursor: &AtomicUsize) -> Option<&'s Arc<Endpoint>> {
+    let set = regard.set;
     let slots = set.slots();
     if slots <= 1 {
         return set.pickable().first();
@@ -179,18 +178,14 @@ pub(crate) fn round_robin<'s>(
     let mut fallback: Option<&Arc<Endpoint>> = None;
     for _ in 0..slots {
         let next = set.slot(cursor.fetch_add(1, Ordering::Relaxed) % slots);
-        if wanted(next, now, tried) {
+        if regard.wants(next) {
             return Some(next);
         }
-        if fallback.is_none_or(|f| f.is_ejected(now) && !next.is_ejected(now)) {
+        if fallback.is_none_or(|f| regard.is_out(f) && !regard.is_out(next)) {
             fallback = Some(next);
         }
     }
     fallback
-}
-
-fn wanted(endpoint: &Endpoint, now: Tick, tried: &[u64]) -> bool {
-    !endpoint.is_ejected(now) && !tried.contains(&endpoint.id)
 }
 
 /// A uniform choice among those that fit.

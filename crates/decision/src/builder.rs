@@ -14,6 +14,7 @@ use meshwork_messages::v1;
 use crate::binding::Secret;
 use crate::convert::{self, ConvertError, Interner, ListenerSpec, ServiceSpec, SliceSpec, WorkloadSpec};
 use crate::policy::{PolicySpec, TargetKey};
+use crate::preference::Locality;
 use crate::route::RouteSpec;
 use crate::snapshot::Snapshot;
 use crate::trust::Bundle;
@@ -176,6 +177,14 @@ impl SnapshotBuilder {
             }
         }
         rejections
+    }
+
+    /// Says where this proxy runs: whom it prefers depends on it. In effect when this returns.
+    pub fn run_at(&mut self, place: Locality) {
+        self.endpoints.place = place;
+        for cluster in self.built.snapshot.clusters() {
+            self.endpoints.update(&self.held, cluster);
+        }
     }
 
     /// Whether [`Self::build`] would make a snapshot that differs from its last.

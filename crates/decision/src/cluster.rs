@@ -9,7 +9,7 @@ use arc_swap::{ArcSwap, Guard};
 use meshwork_base::{Rng, Tick};
 
 use crate::affinity::Hashing;
-use crate::balance::{self, Shape};
+use crate::balance::{self, Regard, Shape, Standing, TierState};
 use crate::breaker::{Breaker, BreakerView, CircuitBreaker, ForcedState, Ticket};
 use crate::cause::Cause;
 use crate::endpoint::{Endpoint, EndpointSet, Exclusion};
@@ -18,6 +18,7 @@ use crate::load::Answer;
 use crate::outage::{self, Outage};
 use crate::outlier::{self, Fleet, OutlierDetection, Picked, Shift, Trial};
 use crate::policy::RequestPolicy;
+use crate::preference::Preference;
 use crate::proxy_protocol::ProxyVersion;
 use crate::reasons::{NoReasons, Outcome, Phase, Reason, Reasons};
 use crate::retry::{BudgetWindow, RetryBudget};
@@ -121,6 +122,8 @@ pub struct Cluster {
     pub algorithm: Algorithm,
     /// What tells requests apart, where the algorithm asks for it.
     pub hashing: Option<Arc<Hashing>>,
+    /// Who goes first, and when others help.
+    pub preference: Arc<Preference>,
     /// How much may be under way at once.
     pub limits: Limits,
     /// When an endpoint is left alone for a while; absent: never.
@@ -171,20 +174,15 @@ impl Cluster {
         reasons: &mut impl Reasons,
     ) -> Option<Arc<Endpoint>> {
         let set = self.endpoints();
-        let tried = wanted.tried;
-        let persistent = wanted.session.and_then(|id| balance::persistent(&set, now, id, tried));
-        let picked = persistent.or_else(|| match self.algorithm {
-            Algorithm::PeakEwma => balance::peak_ewma(&set, now, rng, tried),
-            Algorithm::LeastRequest => balance::least_request(&set, now, rng, tried),
-            Algorithm::Random => balance::random(&set, now, rng, tried),
-            Algorithm::RoundRobin => balance::round_robin(&set, now, &self.shared.cursor, tried),
-            Algorithm::RingHash | Algorithm::Maglev => {
-                let hash = wanted.hash.unwrap_or_else(|| rng.next_u64());
-                let factor = self.hashing.as_ref().and_then(|hashing| hashing.balance_factor);
-                balance::consistent(&set, now, hash, factor, tried)
-            }
-        });
-        reasons.notes(|| self.standings(&set, now, tried, (picked, persistent.is_some())));
+        let regard = Regard::new(&set, now, wanted.tried, self.preference.panic_threshold);
+        let persistent = wanted.session.and_then(|id| balance::persistent(&regard, id));
+        let picked = persistent.or_else(|| self.balanced(&regard, wanted.hash, rng));
+        if let Some(picked) = picked
+            && (self.algorithm == Algorithm::PeakEwma || set.tiers().is_some())
+        {
+            picked.stats.load.picked(now);
+        }
+        reasons.notes(|| self.standings(&regard, (picked, persistent.is_some())));
         picked.cloned()
     }
 
@@ -209,6 +207,66 @@ impl Cluster {
                 Err(_) => {}
             }
         }
+    }
+
+    /// The balancer's choice; within the tier whose turn it is, where there are tiers.
+    fn balanced<'s>(
+        &self,
+        regard: &Regard<'s>,
+        hash: Option<u64>,
+        rng: &mut impl Rng,
+    ) -> Option<&'s Arc<Endpoint>> {
+        let hash = self.algorithm.shape().map(|_| hash.unwrap_or_else(|| rng.next_u64()));
+        let Some(tiers) = regard.set.tiers() else {
+            return self.within(regard, &self.shared.cursor, hash, rng);
+        };
+        let first = tiers.at(balance::roll(hash, rng), regard.now).unwrap_or(0);
+        let mut best: Option<(Standing, &Arc<Endpoint>)> = None;
+        for (at, tier) in tiers.beginning_with(first) {
+            let within = regard.within(&tier.set);
+            let Some(picked) = self.within(&within, &tier.cursor, hash, rng) else { continue };
+            if regard.is_clean(picked) {
+                let by_latency = self.algorithm == Algorithm::PeakEwma;
+                let faster = by_latency.then(|| balance::faster_elsewhere(tiers, at, regard, picked, rng));
+                return faster.flatten().or(Some(picked));
+            }
+            let standing = regard.full_standing(picked);
+            if best.is_none_or(|(least, _)| standing < least) {
+                best = Some((standing, picked));
+            }
+        }
+        best.map(|(_, picked)| picked)
+    }
+
+    fn within<'s>(
+        &self,
+        regard: &Regard<'s>,
+        cursor: &AtomicUsize,
+        hash: Option<u64>,
+        rng: &mut impl Rng,
+    ) -> Option<&'s Arc<Endpoint>> {
+        match self.algorithm {
+            Algorithm::PeakEwma => balance::peak_ewma(regard, rng),
+            Algorithm::LeastRequest => balance::least_request(regard, rng),
+            Algorithm::Random => balance::random(regard, rng),
+            Algorithm::RoundRobin => balance::round_robin(regard, cursor),
+            Algorithm::RingHash | Algorithm::Maglev => {
+                let factor = self.hashing.as_ref().and_then(|hashing| hashing.balance_factor);
+                balance::consistent(regard, hash.unwrap_or_default(), factor)
+            }
+        }
+    }
+
+    /// How the tiers of its endpoints are, the first first; none where all endpoints are called for alike.
+    #[must_use]
+    pub fn tiers(&self, now: Tick) -> Vec<TierState> {
+        self.endpoints().tiers().map_or_else(Vec::new, |tiers| tiers.states(now))
+    }
+
+    /// Whether so many endpoints are ejected that ejections are disregarded.
+    #[must_use]
+    pub fn panics(&self, now: Tick) -> bool {
+        self.endpoints().panics(now, self.preference.panic_threshold)
     }
 
     /// Any endpoint that may be picked and is none of these, ejected or not: one that failed before is a better choice
@@ -240,11 +298,10 @@ impl Cluster {
     /// What speaks for and against each endpoint in view.
     fn standings(
         &self,
-        set: &EndpointSet,
-        now: Tick,
-        tried: &[u64],
+        regard: &Regard<'_>,
         (picked, is_persistent): (Option<&Arc<Endpoint>>, bool),
     ) -> Vec<Reason> {
+        let (set, now, tried) = (regard.set, regard.now, regard.tried);
         let reason = |subject, outcome, why: &str| Reason {
             phase: Phase::Endpoint,
             subject,
@@ -282,7 +339,12 @@ impl Cluster {
             };
             reason(endpoint.address().to_string(), outcome, why)
         };
-        let mut reasons: Vec<_> = set.all().iter().map(standing).collect();
+        let tiers = self.tiers(now).into_iter().map(|tier| tier.told());
+        let panic = regard.panics().then(|| {
+            let why = "so many are ejected that ejections are disregarded";
+            reason(self.key.to_string(), Outcome::Noted, why)
+        });
+        let mut reasons: Vec<_> = tiers.chain(panic).chain(set.all().iter().map(standing)).collect();
         if picked.is_none() {
             let why = if set.all().is_empty() {
                 "it has no endpoints"
@@ -390,6 +452,7 @@ impl Cluster {
             && self.protocol == other.protocol
             && self.algorithm == other.algorithm
             && self.hashing == other.hashing
+            && self.preference == other.preference
             && self.limits == other.limits
             && self.outlier_detection == other.outlier_detection
             && self.circuit_breaker == other.circuit_breaker

@@ -9,9 +9,10 @@ use std::time::Duration;
 use meshwork_base::{SpiffeId, Tick};
 use smallvec::SmallVec;
 
-use crate::balance::{Shape, Table, xxh64};
+use crate::balance::{Shape, Table, Tiers, xxh64};
 use crate::load::Load;
 use crate::outlier::{EjectionCause, Standing};
+use crate::preference::{Locality, Preference};
 
 /// What the registry or the cluster says about an endpoint's health.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -81,6 +82,8 @@ pub struct Endpoint {
     pub region: Arc<str>,
     /// Labels, for subsets.
     pub labels: Arc<BTreeMap<String, String>>,
+    /// The zones for which it is meant, where somebody said so.
+    pub for_zones: Box<[Arc<str>]>,
     /// Tells it apart from others, without saying who it is.
     pub fingerprint: u64,
     /// What is counted; belongs to the address and survives updates.
@@ -224,6 +227,8 @@ pub struct EndpointSet {
     schedule: Box<[u32]>,
     /// Where hashes lead, for algorithms that ask.
     table: Option<Table>,
+    /// Where some go first; none where all are alike.
+    tiers: Option<Box<Tiers>>,
 }
 
 /// More slots than this make a schedule coarser rather than longer.
@@ -241,7 +246,33 @@ impl EndpointSet {
         let pickable: Box<[_]> = all.iter().filter(|e| e.excluded.is_none()).cloned().collect();
         let weights: Vec<u32> = pickable.iter().map(|e| e.weight.max(1)).collect();
         let table = shape.map(|shape| Table::new(shape, &pickable));
-        Self { all: all.into(), schedule: schedule(&weights), pickable, table }
+        Self { all: all.into(), schedule: schedule(&weights), pickable, table, tiers: None }
+    }
+
+    /// A set of these endpoints as a proxy at this place sees them.
+    pub(crate) fn seen_from(
+        all: Vec<Arc<Endpoint>>,
+        place: &Locality,
+        preference: &Preference,
+        shape: Option<Shape>,
+    ) -> Self {
+        let tiers = Tiers::new(&all, place, preference, shape).map(Box::new);
+        // Hashes lead within tiers, where there are some.
+        let shape = shape.filter(|_| tiers.is_none());
+        Self { tiers, ..Self::shaped(all, shape) }
+    }
+
+    /// Who goes first, where some do.
+    pub(crate) fn tiers(&self) -> Option<&Tiers> {
+        self.tiers.as_deref()
+    }
+
+    /// Whether so many are ejected that ejections are disregarded: fewer than this percentage are left, and they cannot
+    /// carry everything.
+    pub(crate) fn panics(&self, now: Tick, threshold: u32) -> bool {
+        let total = self.pickable.len();
+        let left = self.pickable.iter().filter(|endpoint| !endpoint.is_ejected(now)).count();
+        100 * left < threshold as usize * total && !self.tiers().is_some_and(|tiers| tiers.can_carry(now))
     }
 
     /// Every endpoint in view, also those that are never picked.

@@ -101,6 +101,20 @@ pub fn backoff(
     Ok(())
 }
 
+/// All requests go somewhere as long as somebody is well, and nothing goes where nobody is.
+///
+/// # Errors
+/// What is broken.
+pub(crate) fn shares(tiers: &[(usize, usize)], shares: &[u32]) -> Result<(), String> {
+    let total: u32 = shares.iter().sum();
+    let somebody = tiers.iter().any(|&(well, _)| well > 0);
+    let wasted = tiers.iter().zip(shares).any(|(&(well, _), &share)| well == 0 && share > 0);
+    if wasted || total != if somebody { 1_000 } else { 0 } {
+        return Err(format!("{shares:?} of a thousand for {tiers:?}"));
+    }
+    Ok(())
+}
+
 /// Nobody gets more than its bound while somebody who is wanted has room.
 ///
 /// # Errors

@@ -39,6 +39,7 @@ mod outage;
 mod outbound;
 mod outlier;
 mod policy;
+mod preference;
 mod proxy_protocol;
 mod reasons;
 mod request;
@@ -53,6 +54,7 @@ mod trust;
 
 pub use affinity::{HashKey, HashRule, HashSource, Hashing, NewCookie};
 pub use authorization::{Action, Authorization, AuthorizationPolicy, Denied};
+pub use balance::{Rank, TierState};
 pub use binding::{Binding, Listener, Matched, Protocol, Routed, Secret};
 pub use breaker::{
     BreakerCause, BreakerChange, BreakerMode, BreakerState, BreakerView, Call, CircuitBreaker, ForcedState,
@@ -76,6 +78,7 @@ pub use outlier::{
     Trial,
 };
 pub use policy::{RulePolicy, Timeouts};
+pub use preference::{Distance, Locality, Prefer, Preference};
 pub use proxy_protocol::{ProxyProtocol, ProxyVersion};
 pub use reasons::{Explanation, NoReasons, Outcome, Phase, Reason, Reasons};
 pub use request::{OwnedRequest, RequestView, Scheme, split_authority};

@@ -101,6 +101,22 @@ impl Load {
         self.has_failed() && self.trial_until.load(Ordering::Relaxed) > now.as_nanos()
     }
 
+    /// Whether it is passed by, for either reason.
+    pub(crate) fn is_passed_by(&self, now: Tick) -> bool {
+        self.is_resting(now) || self.is_tried(now)
+    }
+
+    /// Whether it failed more than once in a row, and is passed by for it.
+    pub(crate) fn fails(&self, now: Tick) -> bool {
+        self.failures_in_a_row.load(Ordering::Relaxed) > 1 && self.is_passed_by(now)
+    }
+
+    /// [`Self::ln_latency`], where it is so long that half of it would make a difference.
+    pub(crate) fn noticeable(&self, now: Tick) -> Option<f32> {
+        let least = (2.0 * UNNOTICED.as_secs_f32() * 1e9).ln();
+        self.ln_latency(now).filter(|ln| *ln > least)
+    }
+
     fn has_failed(&self) -> bool {
         self.failures_in_a_row.load(Ordering::Relaxed) > 0
     }

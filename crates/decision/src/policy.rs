@@ -18,6 +18,7 @@ use crate::inbound::Mtls;
 use crate::limits::Limits;
 use crate::origin::Origin;
 use crate::outlier::OutlierDetection;
+use crate::preference::Preference;
 use crate::proxy_protocol::{ProxyProtocol, ProxyVersion};
 use crate::retry::RetryPolicy;
 
@@ -166,6 +167,7 @@ pub(crate) struct TrafficSpec {
     pub(crate) algorithm: Option<Algorithm>,
     /// Belongs to the algorithm.
     pub(crate) hashing: Option<Arc<Hashing>>,
+    pub(crate) preference: Option<Arc<Preference>>,
     pub(crate) limits: Limits,
     pub(crate) outlier: Option<OutlierDetection>,
     pub(crate) circuit_breaker: Option<CircuitBreaker>,
@@ -178,6 +180,7 @@ impl TrafficSpec {
         Self {
             algorithm: self.algorithm.or(wider.algorithm),
             hashing: if self.algorithm.is_some() { &self.hashing } else { &wider.hashing }.clone(),
+            preference: self.preference.as_ref().or(wider.preference.as_ref()).cloned(),
             limits: self.limits.or(wider.limits),
             outlier: self.outlier.or(wider.outlier),
             circuit_breaker: self.circuit_breaker.or(wider.circuit_breaker),

@@ -32,6 +32,7 @@ pub(crate) fn endpoint(id: u64, weight: u32) -> Arc<Endpoint> {
         zone: none.clone(),
         region: none,
         labels: Arc::default(),
+        for_zones: Box::default(),
         fingerprint: id,
         stats: Arc::default(),
     })

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use meshwork_base::Clock;
-use meshwork_decision::{Binding, Bundle, Snapshot};
+use meshwork_decision::{Binding, Bundle, Locality, Snapshot};
 use meshwork_http1::Limits;
 use meshwork_messages::v1;
 use meshwork_telemetry::{AccessLogSink, MetricsRegistry, RequestLabels, Tracer};
@@ -42,6 +42,8 @@ pub struct Settings {
     pub discovery_timeout: Duration,
     /// What the flight recorder keeps.
     pub recorder: RecorderSettings,
+    /// Where it runs.
+    pub place: Locality,
 }
 
 impl Default for Settings {
@@ -55,6 +57,7 @@ impl Default for Settings {
             app_address: Ipv4Addr::LOCALHOST.into(),
             discovery_timeout: Duration::from_secs(5),
             recorder: RecorderSettings::default(),
+            place: Locality::default(),
         }
     }
 }

@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use meshwork_decision::Locality;
 use meshwork_http1::Limits;
 use meshwork_process::parse_duration;
 
@@ -72,6 +73,14 @@ pub struct TrafficArgs {
     /// One in so many requests that are neither failed nor slow is kept; 0 keeps none
     #[arg(long, value_name = "COUNT", env = "MESHWORK_FLIGHT_RECORDER_SAMPLE", default_value_t = RecorderSettings::default().sample)]
     pub flight_recorder_sample: u32,
+
+    /// The zone that this proxy runs in: endpoints of the same zone are preferred
+    #[arg(long, value_name = "ZONE", env = "MESHWORK_ZONE")]
+    pub zone: Option<String>,
+
+    /// The region that the zone lies in: its endpoints come next
+    #[arg(long, value_name = "REGION", env = "MESHWORK_REGION")]
+    pub region: Option<String>,
 }
 
 /// Offsets into a head have 32 bits, and a head must fit into memory many times.
@@ -109,6 +118,10 @@ impl TrafficArgs {
                 slow: self.flight_recorder_slow,
                 sample: self.flight_recorder_sample,
             },
+            place: Locality {
+                zone: self.zone.as_deref().unwrap_or_default().into(),
+                region: self.region.as_deref().unwrap_or_default().into(),
+            },
             max_connections: usize::try_from(self.max_connections).unwrap_or(usize::MAX),
             ..Settings::default()
         }
@@ -134,6 +147,13 @@ mod tests {
         assert_eq!(format!("{:?}", given.timeouts), format!("{:?}", own.timeouts));
         assert_eq!(given.max_connections, own.max_connections);
         assert_eq!(given.recorder, own.recorder);
+    }
+
+    #[test]
+    fn where_it_runs_is_told_or_not_known() {
+        let place = parse(&["--zone", "a", "--region", "r"]).unwrap().settings().place;
+        assert_eq!((&*place.zone, &*place.region), ("a", "r"));
+        assert_eq!(parse(&[]).unwrap().settings().place, meshwork_decision::Locality::default());
     }
 
     #[test]

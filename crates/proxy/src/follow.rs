@@ -85,7 +85,8 @@ impl Follower {
     #[must_use]
     pub fn new(engine: Engine, handle: Handle, metrics: MetricsRegistry, configured: Condition) -> Self {
         let updates_applied = metrics.counter(&inventory::CONFIG_UPDATES, &[]);
-        let builder = SnapshotBuilder::new();
+        let mut builder = SnapshotBuilder::new();
+        builder.run_at(engine.shared().settings.place.clone());
         let listening = mpsc::channel(1);
         Self {
             engine,

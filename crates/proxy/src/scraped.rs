@@ -22,7 +22,14 @@ pub(crate) fn tell(shared: &Arc<Shared>) {
 fn of_cluster(cluster: &Cluster, now: Tick, samples: &mut Samples) {
     let port = cluster.key.port.to_string();
     let labels = [&*cluster.key.service, &*port];
+    for tier in cluster.tiers(now) {
+        let priority = tier.rank.priority.to_string();
+        let labels = [&*cluster.key.service, &*port, &*priority, tier.rank.distance.as_str()];
+        samples.tell(&inventory::TIER_SHARE, &labels, tier.share.into());
+        samples.tell(&inventory::TIER_WELL, &labels, tier.well as u64);
+    }
     if cluster.outlier_detection.is_some() {
+        samples.tell(&inventory::PANIC, &labels, cluster.panics(now).into());
         let out = cluster.endpoints().pickable().iter().filter(|endpoint| endpoint.stats.is_out()).count();
         samples.tell(&inventory::ENDPOINTS_EJECTED, &labels, out as u64);
     }

@@ -111,6 +111,12 @@ metrics! {
         "Endpoints that outlier detection left alone for a while, by what they did.";
     ENDPOINT_RETURNS = "meshwork_endpoint_returns_total", Counter, "", &["service"],
         "Endpoints that were ejected and passed their trial.";
+    TIER_SHARE = "meshwork_lb_share_permille", Gauge, "", &["service", "port", "priority", "distance"],
+        "Share of the requests that a priority, zone or region gets, in thousandths, where a service has several.";
+    TIER_WELL = "meshwork_lb_well_endpoints", Gauge, "", &["service", "port", "priority", "distance"],
+        "Endpoints of a priority, zone or region that are well.";
+    PANIC = "meshwork_lb_panic", Gauge, "", &["service", "port"],
+        "1 where so many endpoints are ejected that ejections are disregarded, of services with outlier detection.";
     ENDPOINTS_EJECTED = "meshwork_endpoints_ejected", Gauge, "", &["service", "port"],
         "Endpoints that are ejected and have passed no trial since, of services with outlier detection.";
     BREAKER_CHANGES = "meshwork_circuit_breaker_changes_total", Counter, "", &["service", "state", "cause"],

@@ -37,6 +37,9 @@ struct File {
     arrivals: Coming,
     #[serde(default)]
     network: Option<Time>,
+    /// Zones over which the proxies are spread evenly.
+    #[serde(default)]
+    zones: usize,
     instances: Vec<Group>,
     #[serde(default)]
     policies: Said,
@@ -66,6 +69,9 @@ struct More {
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Group {
+    /// The number of its zone.
+    #[serde(default)]
+    zone: usize,
     #[serde(default = "one")]
     count: usize,
     #[serde(default)]
@@ -246,6 +252,7 @@ pub(super) fn read(text: &str) -> Result<(String, Scenario), Wrong> {
         arrivals: Arrivals { per_second, burst },
         instances,
         network: file.network.map_or(Duration::ZERO, |time| time.0),
+        zones: file.zones,
         policies: policies(&file.policies)?,
     };
     Ok((file.name, scenario))
@@ -270,6 +277,7 @@ fn instance(group: &Group) -> Result<Instance, Wrong> {
     }
     Ok(Instance {
         weight: least_one("weight", group.weight, 1)?,
+        zone: group.zone,
         concurrency: least_one("concurrency", group.concurrency, 1)?,
         queue: group.queue.unwrap_or(1_000),
         service: mean.0,

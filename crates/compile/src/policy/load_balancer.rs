@@ -2,12 +2,15 @@
 
 use meshwork_messages::v1;
 use meshwork_messages::v1::hash_rule::Kind;
-use meshwork_resources::{HashRule, HashRuleType, LoadBalancer};
+use meshwork_resources::{
+    Failover, FailoverPreference, FailoverPriority, HashRule, HashRuleType, LoadBalancer,
+};
 
 /// None where nothing is said beside the algorithm.
 pub(super) fn message(spec: &LoadBalancer) -> Option<v1::LoadBalancer> {
     let message = v1::LoadBalancer {
         hash_policy: spec.hash_policy.iter().map(|rule| hash_rule(rule)).collect(),
+        failover: spec.failover.as_ref().map(|said| failover(said)),
         hash_balance_factor: spec.hash_balance_factor.as_ref().map_or(0, |factor| factor.inner),
     };
     (message != v1::LoadBalancer::default()).then_some(message)
@@ -30,4 +33,21 @@ fn hash_rule(spec: &HashRule) -> v1::HashRule {
         }),
     };
     v1::HashRule { kind: Some(kind), terminal: spec.terminal }
+}
+
+/// Envoy's numbers for what is not said.
+fn failover(spec: &Failover) -> v1::Failover {
+    use v1::failover::Prefer;
+    let prefer = match spec.prefer {
+        FailoverPreference::Zone => Prefer::Zone,
+        FailoverPreference::Region => Prefer::Region,
+        FailoverPreference::Nothing => Prefer::Nothing,
+    };
+    let labels = |labels: &FailoverPriority| v1::Labels { labels: labels.match_labels.clone() };
+    v1::Failover {
+        prefer: prefer.into(),
+        priorities: spec.priorities.iter().map(labels).collect(),
+        overprovisioning_factor: spec.overprovisioning_factor.unwrap_or(140),
+        panic_threshold: spec.panic_threshold.unwrap_or(50),
+    }
 }

@@ -206,5 +206,35 @@ fn what_tells_requests_apart_is_written_out() {
         rule(Kind::QueryParameter("User".to_owned()), false),
         rule(Kind::SourceAddress(true), false),
     ];
-    assert_eq!(traffic.load_balancer, Some(v1::LoadBalancer { hash_policy, hash_balance_factor: 150 }));
+    assert_eq!(
+        traffic.load_balancer,
+        Some(v1::LoadBalancer { hash_policy, hash_balance_factor: 150, failover: None })
+    );
+}
+
+#[test]
+fn who_goes_first_is_written_out_with_envoy_s_numbers() {
+    let failover = |said: &str| {
+        let spec = format!(
+            "{{targetRefs: [{{group: '', kind: Service, name: reviews}}], loadBalancer: {{failover: {said}}}}}"
+        );
+        let output = compiled(&[shop(), policy("TrafficPolicy", "p", 1, &spec)].concat());
+        let message = resource::<v1::Policy>(&output, "TrafficPolicy/shop/p").unwrap();
+        let Some(v1::policy::Spec::Traffic(traffic)) = message.spec else { panic!("a traffic policy") };
+        assert_eq!(traffic.algorithm, 0, "no algorithm is said");
+        traffic.load_balancer.unwrap().failover.unwrap()
+    };
+    let defaults = v1::Failover { overprovisioning_factor: 140, panic_threshold: 50, ..Default::default() };
+    assert_eq!(failover("{}"), defaults);
+    let said = failover(
+        "{prefer: None, priorities: [{matchLabels: {tier: main}}], overprovisioningFactor: 100, healthyPanicThreshold: 0}",
+    );
+    let labels = v1::Labels { labels: [("tier".to_owned(), "main".to_owned())].into() };
+    let expected = v1::Failover {
+        prefer: v1::failover::Prefer::Nothing.into(),
+        priorities: vec![labels],
+        overprovisioning_factor: 100,
+        panic_threshold: 0,
+    };
+    assert_eq!(said, expected);
 }

@@ -15,10 +15,9 @@
 
 use std::sync::Arc;
 
-use meshwork_base::Tick;
-
 use super::hash::{stir, xxh64};
-use crate::endpoint::{Endpoint, EndpointSet};
+use super::regard::Regard;
+use crate::endpoint::Endpoint;
 
 /// Points on the ring of an endpoint with the least weight, at least; less than twice as many at most.
 const POINTS: u64 = 256;
@@ -147,6 +146,12 @@ fn maglev(endpoints: &[Arc<Endpoint>], slots: usize) -> Box<[u32]> {
     table.into()
 }
 
+/// A number below a bound, evenly, for the choice of a tier: not the one that leads on within it.
+pub(super) fn below_hash(hash: u64, bound: u32) -> u32 {
+    u32::try_from(below(stir(hash.wrapping_add(u64::from(bound))), bound as usize))
+        .expect("below a 32-bit bound")
+}
+
 /// A number below a bound, evenly.
 fn below(hash: u64, bound: usize) -> usize {
     usize::try_from((u128::from(hash) * bound as u128) >> 64).expect("below a length")
@@ -154,23 +159,21 @@ fn below(hash: u64, bound: usize) -> usize {
 
 /// The endpoint that a hash leads to, or the next of its endpoints that is wanted and has room. The factor is in percent.
 pub(crate) fn consistent<'s>(
-    set: &'s EndpointSet,
-    now: Tick,
+    regard: &Regard<'s>,
     hash: u64,
     factor: Option<u32>,
-    tried: &[u64],
 ) -> Option<&'s Arc<Endpoint>> {
+    let set = regard.set;
     let endpoints = set.pickable();
     let (Some(table), true) = (set.table(), endpoints.len() > 1) else { return endpoints.first() };
-    let standing = super::standing(now, tried);
-    let wanted = |endpoint: &Endpoint| standing(endpoint) == (false, false);
+    let wanted = |endpoint: &Endpoint| regard.wants(endpoint);
     let walk = || table.from(hash).map(|position| &endpoints[position]);
     let Some(home) = walk().find(|endpoint| wanted(endpoint)) else {
-        let best = super::best_standing(set, &standing)?;
-        return walk().find(|endpoint| standing(endpoint) == best);
+        let best = super::best_standing(set, |e| regard.standing(e))?;
+        return walk().find(|endpoint| regard.standing(endpoint) == best);
     };
     let Some(factor) = factor else { return Some(home) };
-    let bound = Bound::new(endpoints, factor, now);
+    let bound = Bound::new(regard, factor);
     if bound.has_room(home) {
         return Some(home);
     }
@@ -198,9 +201,10 @@ pub(crate) struct Bound {
 }
 
 impl Bound {
-    fn new(endpoints: &[Arc<Endpoint>], factor: u32, now: Tick) -> Self {
+    fn new(regard: &Regard<'_>, factor: u32) -> Self {
+        let endpoints = regard.set.pickable();
         let under_way: u64 = endpoints.iter().map(|endpoint| u64::from(endpoint.stats.in_flight())).sum();
-        let here = endpoints.iter().filter(|endpoint| !endpoint.is_ejected(now));
+        let here = endpoints.iter().filter(|endpoint| !regard.is_out(endpoint));
         let weights = here.map(|endpoint| u64::from(endpoint.weight.max(1))).sum();
         Self { requests: ((under_way + 1) * u64::from(factor)).div_ceil(100), weights }
     }

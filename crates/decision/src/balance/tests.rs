@@ -13,6 +13,11 @@ fn set(weights: &[u32]) -> EndpointSet {
     EndpointSet::new((1..).zip(weights).map(|(id, &w)| endpoint(id, w)).collect())
 }
 
+/// Ejections count, whatever is ejected.
+fn regard<'s>(set: &'s EndpointSet, now: Tick, tried: &'s [u64]) -> Regard<'s> {
+    Regard::new(set, now, tried, 0)
+}
+
 fn eject(endpoint: &Endpoint) {
     endpoint.stats.standing.eject_until(1_000);
 }
@@ -20,7 +25,8 @@ fn eject(endpoint: &Endpoint) {
 #[test]
 fn round_robin_gives_each_its_weight_in_every_pass() {
     let (set, cursor) = (set(&[5, 1, 1]), AtomicUsize::new(0));
-    let ids: Vec<_> = (0..14).map(|_| round_robin(&set, Tick::ZERO, &cursor, &[]).unwrap().id).collect();
+    let ids: Vec<_> =
+        (0..14).map(|_| round_robin(&regard(&set, Tick::ZERO, &[]), &cursor).unwrap().id).collect();
     assert_eq!(ids, [1, 1, 2, 1, 3, 1, 1, 1, 1, 2, 1, 3, 1, 1]);
 }
 
@@ -30,7 +36,7 @@ fn the_neighbour_of_an_ejected_endpoint_does_not_inherit_its_share() {
     eject(&set.pickable()[1]);
     let mut counts: BTreeMap<u64, u32> = BTreeMap::new();
     for _ in 0..300 {
-        *counts.entry(round_robin(&set, Tick::ZERO, &cursor, &[]).unwrap().id).or_default() += 1;
+        *counts.entry(round_robin(&regard(&set, Tick::ZERO, &[]), &cursor).unwrap().id).or_default() += 1;
     }
     assert_eq!(counts, BTreeMap::from([(1, 100), (3, 100), (4, 100)]));
 }
@@ -41,13 +47,13 @@ fn least_request_follows_weights_when_idle_and_load_when_not() {
     let mut rng = SeededRng::new(5);
     let mut heavy = 0;
     for _ in 0..10_000 {
-        heavy += u32::from(least_request(&set, Tick::ZERO, &mut rng, &[]).unwrap().id == 2);
+        heavy += u32::from(least_request(&regard(&set, Tick::ZERO, &[]), &mut rng).unwrap().id == 2);
     }
     assert!(heavy.abs_diff(7_500) < 200, "{heavy}");
     let _busy: Vec<_> = (0..4).map(|_| set.pickable()[1].begin()).collect();
     let mut light = 0;
     for _ in 0..1_000 {
-        light += u32::from(least_request(&set, Tick::ZERO, &mut rng, &[]).unwrap().id == 1);
+        light += u32::from(least_request(&regard(&set, Tick::ZERO, &[]), &mut rng).unwrap().id == 1);
     }
     assert!(light > 900, "two draws almost always see both: {light}");
 }
@@ -57,7 +63,7 @@ fn requests_that_stay_are_spread_by_weight() {
     let set = set(&[1, 2, 4]);
     let mut rng = SeededRng::new(9);
     let guards: Vec<_> =
-        (0..700).map(|_| least_request(&set, Tick::ZERO, &mut rng, &[]).unwrap().begin()).collect();
+        (0..700).map(|_| least_request(&regard(&set, Tick::ZERO, &[]), &mut rng).unwrap().begin()).collect();
     let in_flight: Vec<_> = set.pickable().iter().map(|e| e.stats.in_flight()).collect();
     assert_eq!(in_flight.iter().sum::<u32>(), 700);
     for (got, want) in in_flight.iter().zip([100, 200, 400]) {
@@ -90,13 +96,13 @@ proptest! {
         let mut rng = SeededRng::new(seed);
         let cursor = AtomicUsize::new(seed as usize % 1000);
         for _ in 0..20 {
-            let picked = least_request(&set, now, &mut rng, &tried).expect("somebody");
+            let picked = least_request(&regard(&set, now, &tried), &mut rng).expect("somebody");
             prop_assert_eq!(class(picked), best, "least request");
-            let picked = round_robin(&set, now, &cursor, &tried).expect("somebody");
+            let picked = round_robin(&regard(&set, now, &tried), &cursor).expect("somebody");
             prop_assert_eq!(class(picked), best, "round robin");
-            let picked = random(&set, now, &mut rng, &tried).expect("somebody");
+            let picked = random(&regard(&set, now, &tried), &mut rng).expect("somebody");
             prop_assert_eq!(class(picked), best, "random");
-            let picked = peak_ewma(&set, now, &mut rng, &tried).expect("somebody");
+            let picked = peak_ewma(&regard(&set, now, &tried), &mut rng).expect("somebody");
             prop_assert_eq!(class(picked), best, "peak EWMA");
         }
         prop_assert!(!set.pickable()[0].is_ejected(now.after(Duration::from_secs(1))));
@@ -106,10 +112,10 @@ proptest! {
 #[test]
 fn nothing_comes_of_nothing() {
     let set = EndpointSet::default();
-    assert!(least_request(&set, Tick::ZERO, &mut SeededRng::new(1), &[]).is_none());
-    assert!(round_robin(&set, Tick::ZERO, &AtomicUsize::new(0), &[]).is_none());
-    assert!(random(&set, Tick::ZERO, &mut SeededRng::new(1), &[]).is_none());
-    assert!(peak_ewma(&set, Tick::ZERO, &mut SeededRng::new(1), &[]).is_none());
+    assert!(least_request(&regard(&set, Tick::ZERO, &[]), &mut SeededRng::new(1)).is_none());
+    assert!(round_robin(&regard(&set, Tick::ZERO, &[]), &AtomicUsize::new(0)).is_none());
+    assert!(random(&regard(&set, Tick::ZERO, &[]), &mut SeededRng::new(1)).is_none());
+    assert!(peak_ewma(&regard(&set, Tick::ZERO, &[]), &mut SeededRng::new(1)).is_none());
 }
 
 #[test]
@@ -141,7 +147,12 @@ fn fails(endpoint: &Endpoint, now: Tick) {
 }
 
 fn ewma(set: &EndpointSet, now: Tick) -> impl Fn(&mut SeededRng) -> u64 {
-    move |rng| peak_ewma(set, now, rng, &[]).unwrap().id
+    // As a cluster does it: a request is on its way.
+    move |rng| {
+        let picked = peak_ewma(&regard(set, now, &[]), rng).unwrap();
+        picked.stats.load.picked(now);
+        picked.id
+    }
 }
 
 #[test]
@@ -150,7 +161,7 @@ fn an_idle_fleet_is_loaded_by_weight_whatever_small_differences_there_are() {
     for (endpoint, millis) in set.pickable().iter().zip([10, 15, 19]) {
         answers(endpoint, millis, Tick::ZERO);
     }
-    let by_chance = |rng: &mut SeededRng| random(&set, Tick::ZERO, rng, &[]).unwrap().id;
+    let by_chance = |rng: &mut SeededRng| random(&regard(&set, Tick::ZERO, &[]), rng).unwrap().id;
     for counts in [picked(&set, 8_000, ewma(&set, Tick::ZERO)), picked(&set, 8_000, by_chance)] {
         for (got, want) in counts.iter().zip([2_000_u32, 2_000, 4_000]) {
             assert!(got.abs_diff(want) < 200, "{counts:?}");
@@ -233,6 +244,6 @@ fn one_that_rests_is_better_than_one_that_has_failed_this_request() {
     let set = set(&[1, 1, 1]);
     let now = Tick::ZERO.after(Duration::from_secs(1));
     fails(&set.pickable()[0], now);
-    let beside = |rng: &mut SeededRng| peak_ewma(&set, now, rng, &[2, 3]).unwrap().id;
+    let beside = |rng: &mut SeededRng| peak_ewma(&regard(&set, now, &[2, 3]), rng).unwrap().id;
     assert_eq!(picked(&set, 50, beside), [50, 0, 0]);
 }

@@ -155,6 +155,7 @@ impl Built {
             protocol: port.protocol,
             algorithm: said.algorithm.unwrap_or_default(),
             hashing: said.hashing,
+            preference: said.preference.unwrap_or_default(),
             limits: said.limits,
             outlier_detection: said.outlier,
             circuit_breaker: said.circuit_breaker,

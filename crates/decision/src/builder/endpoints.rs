@@ -10,6 +10,7 @@ use super::Held;
 use crate::cluster::Cluster;
 use crate::convert::{EndpointSpec, ServiceSpec};
 use crate::endpoint::{Endpoint, EndpointSet, Exclusion, Health, Transport};
+use crate::preference::Locality;
 
 /// What is at one address of an application: one endpoint, seldom more.
 type Places<T> = SmallVec<[T; 1]>;
@@ -23,10 +24,12 @@ fn same_place(one: &Transport, other: &Transport) -> bool {
     }
 }
 
-/// Hands out ids of endpoints.
+/// Hands out ids of endpoints, and knows from where they are seen.
 #[derive(Debug, Default)]
 pub(super) struct EndpointIds {
     last: u64,
+    /// Where this proxy runs.
+    pub(super) place: Locality,
 }
 
 impl EndpointIds {
@@ -63,7 +66,9 @@ impl EndpointIds {
                 }
             }
         }
-        cluster.shared.endpoints.store(Arc::new(EndpointSet::shaped(all, cluster.algorithm.shape())));
+        let shape = cluster.algorithm.shape();
+        let set = EndpointSet::seen_from(all, &self.place, &cluster.preference, shape);
+        cluster.shared.endpoints.store(Arc::new(set));
     }
 
     fn endpoint(
@@ -97,6 +102,7 @@ impl EndpointIds {
         Arc::new(Endpoint {
             id,
             fingerprint,
+            for_zones: spec.for_zones.clone(),
             addresses,
             transport: spec.transport.clone(),
             health: spec.health,
@@ -121,6 +127,7 @@ fn says_the_same(endpoint: &Endpoint, spec: &EndpointSpec, excluded: Option<Excl
         && endpoint.workload == spec.workload
         && endpoint.version == spec.version
         && endpoint.zone == spec.zone
+        && endpoint.for_zones == spec.for_zones
         && endpoint.region == spec.region
         && endpoint.labels == spec.labels
 }

@@ -7,6 +7,7 @@ use meshwork_messages::v1;
 
 use super::{Result, unknown, value};
 use crate::affinity::{HashRule, HashSource, Hashing};
+use crate::preference::{Prefer, Preference};
 
 pub(super) fn hashing(message: Option<&v1::LoadBalancer>) -> Result<Option<Arc<Hashing>>> {
     let Some(message) = message.filter(|message| !message.hash_policy.is_empty()) else { return Ok(None) };
@@ -32,4 +33,28 @@ fn rule(message: &v1::HashRule) -> Result<HashRule> {
         Some(Kind::SourceAddress(false)) | None => return Err(unknown("load_balancer.hash_policy")),
     };
     Ok(HashRule { source, terminal: message.terminal })
+}
+
+pub(super) fn preference(message: Option<&v1::LoadBalancer>) -> Result<Option<Arc<Preference>>> {
+    use v1::failover::Prefer as Wire;
+    let Some(said) = message.and_then(|message| message.failover.as_ref()) else { return Ok(None) };
+    let prefer = match Wire::try_from(said.prefer) {
+        Ok(Wire::Zone) => Prefer::Zone,
+        Ok(Wire::Region) => Prefer::Region,
+        Ok(Wire::Nothing) => Prefer::Nothing,
+        Err(_) => return Err(unknown("load_balancer.failover.prefer")),
+    };
+    let (factor, threshold) = (said.overprovisioning_factor, said.panic_threshold);
+    if factor < 100 {
+        return value("load_balancer.failover.overprovisioning_factor", factor, "write at least 100");
+    }
+    if threshold > 100 {
+        return value("load_balancer.failover.panic_threshold", threshold, "write 0 to 100");
+    }
+    Ok(Some(Arc::new(Preference {
+        prefer,
+        priorities: said.priorities.iter().map(|labels| labels.labels.clone()).collect(),
+        overprovisioning_factor: factor,
+        panic_threshold: threshold,
+    })))
 }

@@ -120,7 +120,17 @@ fn traffic_policy(message: &v1::TrafficPolicy) -> Result<TrafficSpec> {
     };
     let circuit_breaker = message.circuit_breaker.as_ref().map(circuit_breaker).transpose()?;
     let hashing = load_balancer::hashing(message.load_balancer.as_ref())?;
-    Ok(TrafficSpec { algorithm, hashing, limits, outlier, circuit_breaker, requests, proxy_protocol })
+    let preference = load_balancer::preference(message.load_balancer.as_ref())?;
+    Ok(TrafficSpec {
+        algorithm,
+        hashing,
+        preference,
+        limits,
+        outlier,
+        circuit_breaker,
+        requests,
+        proxy_protocol,
+    })
 }
 
 fn proxy_protocol(message: &v1::ListenerPolicy) -> Result<ProxyProtocol> {

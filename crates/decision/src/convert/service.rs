@@ -54,6 +54,7 @@ pub(crate) struct EndpointSpec {
     pub(crate) version: Arc<str>,
     pub(crate) zone: Arc<str>,
     pub(crate) region: Arc<str>,
+    pub(crate) for_zones: Box<[Arc<str>]>,
     pub(crate) labels: Arc<BTreeMap<String, String>>,
 }
 
@@ -189,6 +190,7 @@ fn endpoint(at: &str, message: &v1::Endpoint, strings: &mut Interner) -> Result<
         version: strings.text(&message.version),
         zone: strings.text(&message.zone),
         region: strings.text(&message.region),
+        for_zones: message.for_zones.iter().map(|zone| strings.text(zone)).collect(),
         labels: Arc::new(message.labels.clone()),
     })
 }

@@ -44,7 +44,7 @@ pub fn run_chain(chain: &Chain, seed: u64) -> Reached {
     let mut run = Run {
         chain,
         policy: Arc::new(chain.retry.clone()),
-        callers: (0..chain.depth).map(|_| Client::new(&two_instances())).collect(),
+        callers: (0..chain.depth).map(|caller| Client::new(&two_instances(), caller)).collect(),
         kin: (0..chain.depth).map(|_| Kinship::default()).collect(),
         chance: SeededRng::new(seed),
         ids: 0,
@@ -128,6 +128,7 @@ impl Run<'_> {
 fn two_instances() -> Scenario {
     let instance = Instance {
         weight: 1,
+        zone: 0,
         concurrency: 1,
         queue: 1,
         service: Duration::ZERO,
@@ -142,6 +143,7 @@ fn two_instances() -> Scenario {
         arrivals: Arrivals { per_second: 1.0, burst: None },
         instances: vec![instance; 2],
         network: Duration::ZERO,
+        zones: 0,
         policies: Policies::default(),
     }
 }

@@ -10,6 +10,7 @@ use super::scenario::Scenario;
 use crate::builder::{Change, SnapshotBuilder};
 use crate::cluster::{Algorithm, Cluster};
 use crate::endpoint::Endpoint;
+use crate::preference::Locality;
 
 /// See the module's text.
 pub(super) struct Client {
@@ -19,13 +20,20 @@ pub(super) struct Client {
 }
 
 impl Client {
-    pub(super) fn new(scenario: &Scenario) -> Self {
+    pub(super) fn new(scenario: &Scenario, client: usize) -> Self {
         let mut builder = SnapshotBuilder::new();
+        if let Some(zone) = client.checked_rem(scenario.zones) {
+            builder.run_at(Locality { zone: zone_name(zone).into(), region: "".into() });
+        }
         let rejections = builder.apply(messages(scenario));
         assert!(rejections.is_empty(), "{rejections:?}");
         let cluster = builder.build().clusters().next().map(Arc::clone).expect("the service has a port");
         Self { cluster, bursting: false }
     }
+}
+
+fn zone_name(zone: usize) -> String {
+    format!("zone-{zone}")
 }
 
 /// Which instance of the scenario an endpoint is.
@@ -49,6 +57,7 @@ fn messages(scenario: &Scenario) -> [Change; 3] {
         addresses: vec![address(at).to_string()],
         health: v1::endpoint::Health::Healthy.into(),
         weight: instance.weight,
+        zone: zone_name(instance.zone),
         ..v1::Endpoint::default()
     });
     let slice = v1::EndpointSlice {

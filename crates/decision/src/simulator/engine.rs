@@ -103,7 +103,7 @@ impl<'s> Engine<'s> {
             now: Tick::ZERO,
             events: BinaryHeap::new(),
             planned: 0,
-            clients: (0..scenario.clients).map(|_| Client::new(scenario)).collect(),
+            clients: (0..scenario.clients).map(|client| Client::new(scenario, client)).collect(),
             servers: scenario.instances.iter().map(Server::new).collect(),
             requests: Slots::default(),
             attempts: Slots::default(),

@@ -15,6 +15,7 @@ const CAPACITY: f64 = 200.0;
 fn instance() -> Instance {
     Instance {
         weight: 1,
+        zone: 0,
         concurrency: CONCURRENCY,
         queue: 1_000,
         service: SERVICE,
@@ -38,6 +39,7 @@ fn fleet(name: &'static str, load: f64, instances: Vec<Instance>) -> Scenario {
         arrivals: Arrivals { per_second: load * capacity, burst: None },
         instances,
         network: Duration::from_micros(250),
+        zones: 0,
         policies: Policies::default(),
     }
 }
@@ -107,14 +109,17 @@ pub fn three_crashing() -> Scenario {
     three_in_turns("e: three crash", State::Away)
 }
 
-/// Two zones of five; one has other work to do and is three times slower.
+/// Two zones of five, each with two of the proxies, which prefer it; one has other work to do and is three times slower.
 #[must_use]
 pub fn one_zone_overloaded() -> Scenario {
     let mut instances = vec![instance(); 10];
     for instance in &mut instances[..5] {
         instance.phases = always(State::Serving(3.0));
     }
-    fleet("f: one zone overloaded", 0.45, instances)
+    for instance in &mut instances[5..] {
+        instance.zone = 1;
+    }
+    Scenario { zones: 2, ..fleet("f: one zone overloaded", 0.45, instances) }
 }
 
 /// A hundred endpoints, fifty clients, each of which comes in bursts.

@@ -25,6 +25,8 @@ pub struct Scenario {
     pub instances: Vec<Instance>,
     /// From proxy to instance, one way.
     pub network: Duration,
+    /// Zones over which the proxies are spread evenly; 0: they know none.
+    pub zones: usize,
     /// How the proxies behave.
     pub policies: Policies,
 }
@@ -54,6 +56,8 @@ pub struct Burst {
 pub struct Instance {
     /// Its weight as endpoint.
     pub weight: u32,
+    /// The number of its zone, where the proxies know zones.
+    pub zone: usize,
     /// How many requests it works on at once; the others queue.
     pub concurrency: u32,
     /// The longest queue; what comes beyond is answered 503 at once.

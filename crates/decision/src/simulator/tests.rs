@@ -6,6 +6,7 @@ use super::*;
 fn small(per_second: f64) -> Scenario {
     let instance = Instance {
         weight: 1,
+        zone: 0,
         concurrency: 1,
         queue: 100,
         service: Duration::from_millis(10),
@@ -20,6 +21,7 @@ fn small(per_second: f64) -> Scenario {
         arrivals: Arrivals { per_second, burst: None },
         instances: vec![instance],
         network: Duration::ZERO,
+        zones: 0,
         policies: Policies::default(),
     }
 }

@@ -15,7 +15,10 @@ use crate::kinds::{Body, in_spec};
 use crate::object::{ObjectKind, ObjectMeta};
 use crate::span::Spanned;
 
-pub use load_balancer::{HashRule, HashRuleType, LoadBalancer, LoadBalancerAlgorithm};
+pub use load_balancer::{
+    Failover, FailoverPreference, FailoverPriority, HashRule, HashRuleType, LoadBalancer,
+    LoadBalancerAlgorithm,
+};
 
 record! {
     /// How calls to a target behave. What is absent is said by a policy of a less specific target, or by the default.

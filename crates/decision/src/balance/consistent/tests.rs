@@ -2,8 +2,10 @@ use std::collections::BTreeMap;
 
 use proptest::prelude::*;
 
+use meshwork_base::Tick;
+
 use super::*;
-use crate::endpoint::InFlight;
+use crate::endpoint::{EndpointSet, InFlight};
 use crate::invariants;
 use crate::tests::endpoint;
 
@@ -18,12 +20,17 @@ fn evenly(shape: Shape, ids: impl IntoIterator<Item = u64>) -> EndpointSet {
     set(shape, ids.into_iter().map(|id| (id, 1)))
 }
 
+/// Ejections count, whatever is ejected.
+fn regard<'s>(set: &'s EndpointSet, tried: &'s [u64]) -> Regard<'s> {
+    Regard::new(set, Tick::ZERO, tried, 0)
+}
+
 fn key(n: u64) -> u64 {
     xxh64(&n.to_le_bytes(), 7)
 }
 
 fn pick(set: &EndpointSet, n: u64) -> u64 {
-    consistent(set, Tick::ZERO, key(n), None, &[]).expect("an endpoint").id
+    consistent(&regard(set, &[]), key(n), None).expect("an endpoint").id
 }
 
 fn shares(set: &EndpointSet, keys: u64) -> BTreeMap<u64, u64> {
@@ -129,9 +136,9 @@ proptest! {
         let mut under_way: Vec<InFlight> = Vec::new();
         for &n in &keys {
             let tried = [tried];
-            let bound = Bound::new(set.pickable(), factor, Tick::ZERO);
+            let bound = Bound::new(&regard(&set, &tried), factor);
             let wanted = |e: &Endpoint| !e.is_ejected(Tick::ZERO) && !tried.contains(&e.id);
-            let picked = consistent(&set, Tick::ZERO, key(n), Some(factor), &tried).unwrap();
+            let picked = consistent(&regard(&set, &tried), key(n), Some(factor)).unwrap();
             let checked = invariants::bounded_load(&bound, set.pickable(), picked, wanted);
             prop_assert_eq!(checked, Ok(()));
             if set.pickable().iter().any(|e| wanted(e)) {
@@ -146,7 +153,7 @@ proptest! {
 fn a_hot_key_overflows_to_the_same_others_in_turn() {
     for shape in SHAPES {
         let set = evenly(shape, 1..=10);
-        let bounded = || consistent(&set, Tick::ZERO, key(1), Some(125), &[]).unwrap();
+        let bounded = || consistent(&regard(&set, &[]), key(1), Some(125)).unwrap();
         let home = bounded().id;
         let mut guards = Vec::new();
         let mut others = Vec::new();
@@ -160,6 +167,6 @@ fn a_hot_key_overflows_to_the_same_others_in_turn() {
         let of_home = set.pickable().iter().find(|e| e.id == home).unwrap().stats.in_flight();
         assert!((8..=10).contains(&of_home), "{shape:?}: 125 % of an even load is ten: {of_home}");
         assert!(others.len() >= 7, "{shape:?}: {others:?}");
-        assert_eq!(consistent(&set, Tick::ZERO, key(1), None, &[]).unwrap().id, home, "without a bound");
+        assert_eq!(consistent(&regard(&set, &[]), key(1), None).unwrap().id, home, "without a bound");
     }
 }

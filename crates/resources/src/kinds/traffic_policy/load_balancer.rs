@@ -1,5 +1,7 @@
 //! Which endpoint is called.
 
+use std::collections::BTreeMap;
+
 use crate::codes;
 use crate::decode::duration::GatewayDuration;
 use crate::decode::{Cx, choice, record};
@@ -8,12 +10,14 @@ use crate::span::{Span, Spanned};
 record! {
     /// Which endpoint is called.
     pub struct LoadBalancer {
-        /// The rule of choice.
-        pub algorithm: LoadBalancerAlgorithm,
+        /// The rule of choice; `PeakEwma` when nobody says one.
+        pub algorithm: Option<LoadBalancerAlgorithm>,
         /// What tells requests apart, for `RingHash` and `Maglev`: in order, and all count up to a terminal one.
         pub hash_policy: Vec<Spanned<HashRule>> as "hashPolicy" [0..=16],
         /// Percent of an even load that an endpoint may have, for `RingHash` and `Maglev`; as much as comes when absent.
         pub hash_balance_factor: Option<Spanned<u32>> as "hashBalanceFactor" [100..=100_000],
+        /// Who goes first, and when others help.
+        pub failover: Option<Spanned<Failover>>,
     }
 }
 
@@ -32,6 +36,42 @@ choice! {
         RingHash = "RingHash",
         /// Where the request's hash leads in a table of endpoints: load is the most even.
         Maglev = "Maglev",
+    }
+}
+
+record! {
+    /// Who goes first, and when others help.
+    pub struct Failover {
+        /// How far nearness to the proxy is looked at.
+        pub prefer: FailoverPreference = FailoverPreference::Zone,
+        /// Labels of who goes first, who comes second, and so on, before nearness; who has none of them comes last.
+        pub priorities: Vec<FailoverPriority> [0..=16],
+        /// Percent of its part that each priority, zone or region is taken to be able to carry: 140 when absent, so that it
+        /// carries everything down to five of seven.
+        pub overprovisioning_factor: Option<u32> as "overprovisioningFactor" [100..=1_000],
+        /// Where fewer percent of the endpoints than this are not ejected, ejections are disregarded: 50 when absent, 0
+        /// for never.
+        pub panic_threshold: Option<u32> as "healthyPanicThreshold" [0..=100],
+    }
+}
+
+record! {
+    /// Endpoints with these labels.
+    pub struct FailoverPriority {
+        /// All of them.
+        pub match_labels: BTreeMap<String, String> as "matchLabels" [1..=16],
+    }
+}
+
+choice! {
+    /// How far nearness is looked at.
+    pub enum FailoverPreference {
+        /// The proxy's zone, then its region, then all others. The default.
+        Zone = "Zone",
+        /// The proxy's region, then all others.
+        Region = "Region",
+        /// Not at all.
+        Nothing = "None",
     }
 }
 
@@ -74,7 +114,12 @@ impl LoadBalancerAlgorithm {
 }
 
 pub(super) fn validate(balancer: &Spanned<LoadBalancer>, cx: &mut Cx) {
-    let algorithm = balancer.algorithm;
+    if balancer.algorithm.is_none() && balancer.failover.is_none() {
+        let message = "`loadBalancer` says nothing";
+        cx.error(balancer.span, codes::MISSING_FIELD, message).help =
+            Some("write `algorithm`, `failover`, or both".to_owned());
+    }
+    let algorithm = balancer.algorithm.unwrap_or(LoadBalancerAlgorithm::PeakEwma);
     if !algorithm.is_hashing() {
         let policy = balancer.hash_policy.first().map(|rule| (rule.span, "hashPolicy"));
         let factor = balancer.hash_balance_factor.as_ref().map(|factor| (factor.span, "hashBalanceFactor"));

@@ -1,0 +1,307 @@
+use std::collections::BTreeMap;
+
+use meshwork_base::SeededRng;
+use meshwork_messages::v1;
+use proptest::prelude::*;
+
+use super::*;
+use crate::balance::stir;
+use crate::builder::{Change, SnapshotBuilder};
+use crate::cluster::{Algorithm, Cluster, Wanted};
+use crate::load::Answer;
+use crate::outlier::AttemptOutcome;
+use crate::preference::Prefer;
+use crate::reasons::{Explanation, NoReasons};
+use crate::tests::{build, key, service, service_change, slice, wire_endpoint};
+
+/// Envoy's own table (documentation of priority levels, factor 1.4).
+#[test]
+fn load_spills_as_health_falls_and_comes_back() {
+    let two = |one: usize, other: usize| shares(&[(one, 100), (other, 100)], 140).to_vec();
+    for (health, expected) in [
+        ((100, 100), [1000, 0]),
+        ((72, 72), [1000, 0]),
+        ((71, 71), [994, 6]),
+        ((50, 50), [700, 300]),
+        ((25, 100), [350, 650]),
+        ((25, 25), [500, 500]),
+        ((0, 100), [0, 1000]),
+        ((100, 0), [1000, 0]),
+        ((0, 0), [0, 0]),
+    ] {
+        let (one, other) = health;
+        assert_eq!(two(one, other), expected, "{health:?}");
+    }
+    assert_eq!(shares(&[(5, 100), (0, 100), (65, 100)], 140).to_vec(), [72, 0, 928]);
+    assert_eq!(shares(&[(50, 100), (50, 100)], 100).to_vec(), [500, 500], "without reserve");
+}
+
+proptest! {
+    /// One more that is well never takes requests from its own tier, nor gives any to a later one.
+    #[test]
+    fn who_gets_well_gets_no_less(
+        tiers in prop::collection::vec((0usize..20, 1usize..20), 1..5),
+        which in 0usize..5,
+        factor in 100u32..200,
+    ) {
+        let tiers: Vec<_> = tiers.into_iter().map(|(well, members)| (well.min(members), members)).collect();
+        let which = which % tiers.len();
+        let before = shares(&tiers, factor);
+        prop_assert_eq!(crate::invariants::shares(&tiers, &before), Ok(()));
+        let mut better = tiers.clone();
+        better[which].0 = (better[which].0 + 1).min(better[which].1);
+        let after = shares(&better, factor);
+        // Two thousandths for rounding.
+        prop_assert!(after[which] + 2 >= before[which], "{:?} {:?}", before, after);
+        let later = |shares: &[u32]| shares[which + 1..].iter().sum::<u32>();
+        prop_assert!(later(&after) <= later(&before) + 2, "{:?} {:?}", before, after);
+    }
+}
+
+struct World {
+    builder: SnapshotBuilder,
+    cluster: Arc<Cluster>,
+}
+
+/// Endpoints at 10.ZONE.0.N, zones and labels as told; the proxy runs in zone `z0` of region `r`.
+fn world(endpoints: &[(usize, &str, &str)], policy: v1::TrafficPolicy) -> World {
+    let mut next = BTreeMap::new();
+    let endpoints = endpoints.iter().map(|(zone, region, role)| {
+        let n: &mut u32 = next.entry(zone).or_default();
+        *n += 1;
+        v1::Endpoint {
+            zone: format!("z{zone}"),
+            region: (*region).to_owned(),
+            labels: [("role".to_owned(), (*role).to_owned())].into(),
+            ..wire_endpoint(&format!("10.{zone}.0.{n}"))
+        }
+    });
+    let endpoints = endpoints.collect();
+    let target = v1::policy::Target { kind: "Service".into(), name: "ns/a".into(), section: String::new() };
+    let spec = Some(v1::policy::Spec::Traffic(policy));
+    let policy = v1::Policy { source: None, targets: vec![target], spec };
+    let changes = [
+        service_change(&service("ns/a", &[("", 80)])),
+        slice("ns/a-1", "ns/a", ("", 80), endpoints),
+        Change::upsert("TrafficPolicy/ns/p", "1", &policy),
+    ];
+    let mut builder = SnapshotBuilder::new();
+    builder.run_at(Locality { zone: "z0".into(), region: "r".into() });
+    let snapshot = build(&mut builder, changes);
+    World { cluster: Arc::clone(snapshot.cluster(&key("ns/a", 80)).expect("a cluster")), builder }
+}
+
+fn algorithm(algorithm: Algorithm) -> v1::TrafficPolicy {
+    use v1::traffic_policy::Algorithm as Wire;
+    let (wire, hash_policy) = match algorithm {
+        Algorithm::PeakEwma => (Wire::PeakEwma, vec![]),
+        Algorithm::LeastRequest => (Wire::LeastRequest, vec![]),
+        Algorithm::RoundRobin => (Wire::RoundRobin, vec![]),
+        Algorithm::Random => (Wire::Random, vec![]),
+        Algorithm::RingHash | Algorithm::Maglev => {
+            let kind = Some(v1::hash_rule::Kind::SourceAddress(true));
+            let wire = if algorithm == Algorithm::Maglev { Wire::Maglev } else { Wire::RingHash };
+            (wire, vec![v1::HashRule { kind, terminal: false }])
+        }
+    };
+    let load_balancer = Some(v1::LoadBalancer { hash_policy, ..Default::default() });
+    v1::TrafficPolicy { algorithm: wire.into(), load_balancer, ..Default::default() }
+}
+
+fn failover(prefer: Prefer, priorities: &[&str]) -> v1::TrafficPolicy {
+    let prefer = match prefer {
+        Prefer::Zone => v1::failover::Prefer::Zone,
+        Prefer::Region => v1::failover::Prefer::Region,
+        Prefer::Nothing => v1::failover::Prefer::Nothing,
+    };
+    let labels = |role: &&str| v1::Labels { labels: [("role".to_owned(), (*role).to_owned())].into() };
+    let failover = v1::Failover {
+        prefer: prefer.into(),
+        priorities: priorities.iter().map(labels).collect(),
+        overprovisioning_factor: 140,
+        panic_threshold: 50,
+    };
+    let load_balancer = Some(v1::LoadBalancer { failover: Some(failover), ..Default::default() });
+    v1::TrafficPolicy { load_balancer, ..Default::default() }
+}
+
+impl World {
+    /// Of a thousand requests, how many went to each zone.
+    fn zones(&self, now: Tick) -> BTreeMap<String, u32> {
+        let mut rng = SeededRng::new(11);
+        let mut zones = BTreeMap::new();
+        for n in 0_u64..1_000 {
+            let wanted = Wanted { hash: Some(stir(n)), ..Wanted::default() };
+            let picked = self.cluster.pick_explained(now, &mut rng, &wanted, &mut NoReasons).expect("one");
+            *zones.entry(picked.zone.to_string()).or_default() += 1;
+        }
+        zones
+    }
+
+    fn share(&self, zone: &str, now: Tick) -> u32 {
+        self.zones(now).get(zone).copied().unwrap_or_default()
+    }
+
+    fn endpoints(&self, zone: &str) -> Vec<Arc<Endpoint>> {
+        self.cluster.endpoints().all().iter().filter(|e| *e.zone == *zone).cloned().collect()
+    }
+}
+
+const ALGORITHMS: [Algorithm; 6] = [
+    Algorithm::PeakEwma,
+    Algorithm::LeastRequest,
+    Algorithm::RoundRobin,
+    Algorithm::Random,
+    Algorithm::RingHash,
+    Algorithm::Maglev,
+];
+
+/// Four in each of two zones of the own region, two elsewhere.
+fn three_zones() -> Vec<(usize, &'static str, &'static str)> {
+    [vec![(0, "r", ""); 4], vec![(1, "r", ""); 4], vec![(2, "s", ""); 2]].concat()
+}
+
+fn at(seconds: u64) -> Tick {
+    Tick::ZERO.after(Duration::from_secs(seconds))
+}
+
+#[test]
+fn the_own_zone_is_called_then_the_region_then_others_and_back() {
+    for of in ALGORITHMS {
+        let world = world(&three_zones(), algorithm(of));
+        assert_eq!(world.share("z0", at(1)), 1_000, "{of:?}");
+        let own = world.endpoints("z0");
+        own[..2].iter().for_each(|e| e.stats.standing.eject_until(at(100).as_nanos()));
+        let half = world.zones(at(2));
+        assert!(half["z0"].abs_diff(700) < 50 && half["z1"].abs_diff(300) < 50, "{of:?}: {half:?}");
+        own.iter().for_each(|e| e.stats.standing.eject_until(at(100).as_nanos()));
+        assert_eq!(world.share("z1", at(3)), 1_000, "{of:?}");
+        world.endpoints("z1").iter().for_each(|e| e.stats.standing.eject_until(at(10).as_nanos()));
+        own.iter().for_each(|e| e.stats.forgive());
+        assert_eq!(world.share("z0", at(4)), 1_000, "{of:?}: it is back");
+    }
+}
+
+#[test]
+fn failures_alone_move_requests_to_the_next_zone_and_back_by_single_trials() {
+    for of in ALGORITHMS {
+        let world = world(&three_zones(), algorithm(of));
+        let failure = Answer::new(AttemptOutcome::Failure, Duration::from_millis(1));
+        let own = world.endpoints("z0");
+        own.iter().for_each(|e| drop(world.cluster.record(e, &failure, at(1))));
+        let soon = at(1).after(Duration::from_millis(200));
+        own.iter().for_each(|e| drop(world.cluster.record(e, &failure, soon)));
+        assert_eq!(world.share("z0", soon), 0, "{of:?}: it fails, and nothing had to be configured");
+        // After their rest each is tried by one request; nobody knows yet how that ends.
+        assert!((1..=4).contains(&world.share("z0", at(3))), "{of:?}");
+        let success = Answer::new(AttemptOutcome::Success, Duration::from_millis(1));
+        own.iter().for_each(|e| drop(world.cluster.record(e, &success, at(4))));
+        assert_eq!(world.share("z0", at(5)), 1_000, "{of:?}");
+    }
+}
+
+#[test]
+fn one_failure_moves_nothing() {
+    let world = world(&three_zones(), algorithm(Algorithm::RoundRobin));
+    let failure = Answer::new(AttemptOutcome::Failure, Duration::from_millis(1));
+    drop(world.cluster.record(&world.endpoints("z0")[0], &failure, at(1)));
+    assert_eq!(world.cluster.tiers(at(1))[0].share, WHOLE);
+}
+
+#[test]
+fn a_zone_that_answers_slowly_is_left_for_one_that_does_not() {
+    let world = world(&three_zones(), algorithm(Algorithm::PeakEwma));
+    let answers = |zone: &str, millis, now| {
+        let answer = Answer::new(AttemptOutcome::Success, Duration::from_millis(millis));
+        world.endpoints(zone).iter().for_each(|e| drop(world.cluster.record(e, &answer, now)));
+    };
+    answers("z0", 15, at(1));
+    assert_eq!(world.share("z0", at(1)), 1_000, "half of that would make no difference");
+    for second in 2..20 {
+        answers("z0", 200, at(second));
+    }
+    let explored = world.zones(at(20));
+    assert_eq!(explored["z1"], 1, "one request finds out: {explored:?}");
+    answers("z1", 150, at(20));
+    assert_eq!(world.share("z0", at(20)), 1_000, "alike");
+    answers("z1", 20, at(21));
+    answers("z1", 20, at(31));
+    answers("z0", 200, at(31));
+    assert_eq!(world.share("z1", at(31)), 1_000);
+    let strict =
+        self::world(&[(0, "r", "first"), (1, "r", "second")], failover(Prefer::Zone, &["first", "second"]));
+    let slow = Answer::new(AttemptOutcome::Success, Duration::from_secs(1));
+    drop(strict.cluster.record(&strict.endpoints("z0")[0], &slow, at(1)));
+    assert_eq!(strict.share("z0", at(1)), 1_000, "a second priority waits for the first to be unwell");
+}
+
+#[test]
+fn priorities_go_before_nearness_and_nearness_can_be_left_aside() {
+    let endpoints = [(1, "r", "main"), (0, "r", "spare"), (0, "r", ""), (2, "s", "main")];
+    let world = world(&endpoints, failover(Prefer::Zone, &["main", "spare"]));
+    let told: Vec<_> = world.cluster.tiers(at(1)).iter().map(|tier| tier.told().subject).collect();
+    let expected = ["priority 0, region", "priority 0, elsewhere", "priority 1, zone", "priority 2, zone"];
+    assert_eq!(told, expected);
+    assert_eq!(world.share("z1", at(1)), 1_000);
+    let regional = self::world(&three_zones(), failover(Prefer::Region, &[]));
+    let zones = regional.zones(at(1));
+    assert!(zones["z0"].abs_diff(500) < 60 && zones["z1"].abs_diff(500) < 60, "{zones:?}");
+    let anywhere = self::world(&three_zones(), failover(Prefer::Nothing, &[]));
+    assert!(anywhere.cluster.tiers(at(1)).is_empty());
+    assert!(anywhere.share("z2", at(1)) > 100);
+}
+
+#[test]
+fn a_proxy_that_moves_or_hints_that_change_are_seen_at_once() {
+    let mut world = world(&three_zones(), algorithm(Algorithm::PeakEwma));
+    world.builder.run_at(Locality { zone: "z2".into(), region: "s".into() });
+    assert_eq!(world.share("z2", at(1)), 1_000);
+    let hinted =
+        v1::Endpoint { for_zones: vec!["z2".into()], zone: "z9".into(), ..wire_endpoint("10.9.0.1") };
+    world.builder.apply([slice("ns/a-2", "ns/a", ("", 80), vec![hinted])]);
+    let zones = world.zones(at(2));
+    assert!(zones["z9"] > 200 && zones["z9"] + zones["z2"] == 1_000, "{zones:?}");
+    world.builder.run_at(Locality::default());
+    assert!(world.cluster.tiers(at(3)).is_empty(), "nobody knows where it is");
+}
+
+#[test]
+fn where_too_many_are_ejected_ejections_are_disregarded() {
+    let world = world(&[(0, "r", ""); 10], algorithm(Algorithm::RoundRobin));
+    let all = world.endpoints("z0");
+    let hit = |now| {
+        let mut rng = SeededRng::new(1);
+        (0..100).filter(|_| world.cluster.pick(now, &mut rng, &[]).is_some_and(|e| e.is_ejected(now))).count()
+    };
+    all[..5].iter().for_each(|e| e.stats.standing.eject_until(at(100).as_nanos()));
+    assert_eq!((hit(at(1)), world.cluster.panics(at(1))), (0, false), "half are left");
+    all[..6].iter().for_each(|e| e.stats.standing.eject_until(at(100).as_nanos()));
+    assert!(world.cluster.panics(at(1)));
+    assert_eq!(hit(at(1)), 60, "everybody has its share");
+    let mut told = Explanation::default();
+    world.cluster.pick_explained(at(1), &mut SeededRng::new(1), &Wanted::default(), &mut told);
+    assert!(told.0.iter().any(|reason| reason.why.contains("disregarded")), "{told:?}");
+}
+
+#[test]
+fn nobody_panics_while_another_tier_can_carry_everything() {
+    let world = world(&[vec![(0, "r", ""); 8], vec![(1, "r", ""); 3]].concat(), algorithm(Algorithm::Random));
+    world.endpoints("z0").iter().for_each(|e| e.stats.standing.eject_until(at(100).as_nanos()));
+    assert!(!world.cluster.panics(at(1)));
+    assert_eq!(world.share("z1", at(1)), 1_000);
+}
+
+#[test]
+fn those_who_fail_their_checks_are_missing_to_their_zone() {
+    let mut world = world(&[(0, "r", ""), (1, "r", "")], algorithm(Algorithm::PeakEwma));
+    let ill = v1::Endpoint {
+        health: v1::endpoint::Health::Unhealthy.into(),
+        zone: "z0".into(),
+        ..wire_endpoint("10.0.0.9")
+    };
+    let leaving = v1::Endpoint { health: v1::endpoint::Health::Draining.into(), ..ill.clone() };
+    world.builder.apply([slice("ns/a-2", "ns/a", ("", 80), vec![ill])]);
+    assert_eq!(world.cluster.tiers(at(1))[0].share, 700, "one of two");
+    world.builder.apply([slice("ns/a-2", "ns/a", ("", 80), vec![leaving])]);
+    assert_eq!(world.cluster.tiers(at(1))[0].share, WHOLE, "who leaves has been replaced");
+}
