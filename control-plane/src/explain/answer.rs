@@ -225,6 +225,8 @@ pub(super) struct Timeouts {
     pub(super) backend_request: Option<Said>,
     pub(super) connect: Option<Said>,
     pub(super) idle: Option<Said>,
+    pub(super) stream_idle: Option<Said>,
+    pub(super) max_stream_duration: Option<Said>,
 }
 
 #[derive(Debug, Serialize)]

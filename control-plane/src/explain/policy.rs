@@ -25,6 +25,8 @@ pub(super) fn timeouts(
         backend_request: one("backendRequest", said.backend_request, &sources.backend_request),
         connect: one("connect", said.connect, &sources.connect),
         idle: one("idle", said.idle, &sources.idle),
+        stream_idle: one("streamIdle", said.stream_idle, &sources.stream_idle),
+        max_stream_duration: one("maxStreamDuration", said.max_stream, &sources.max_stream),
     };
     if said == meshwork_decision::Timeouts::default() {
         story.tell("timeouts", cluster.key.to_string(), "noted", "nothing is said: no limit on the request");

@@ -13,10 +13,11 @@ use meshwork_messages::v1::circuit_breaker::Mode as WireMode;
 use meshwork_messages::v1::inbound_policy::Mtls;
 use meshwork_messages::v1::policy::{Spec, Target};
 use meshwork_messages::v1::service_port::AppProtocol;
+use meshwork_messages::v1::timeouts::CallerDeadline as WireCallerDeadline;
 use meshwork_messages::v1::traffic_policy::{Algorithm, ProxyProtocol as WireProxyProtocol};
 use meshwork_resources::{
-    AuthorizationAction, AuthorizationPolicy, BreakerMode, CircuitBreaker, HTTPRoute, InboundMtls,
-    InboundPolicy, Kind, ListenerPolicy, LoadBalancerAlgorithm, Object, ObjectKey, ObjectKind,
+    AuthorizationAction, AuthorizationPolicy, BreakerMode, CallerDeadline, CircuitBreaker, HTTPRoute,
+    InboundMtls, InboundPolicy, Kind, ListenerPolicy, LoadBalancerAlgorithm, Object, ObjectKey, ObjectKind,
     OutlierDetection, PolicyTarget, ProxyProtocolVersion, RetryOn, Severity, Spanned, TrafficPolicy,
     TrafficRetry,
 };
@@ -282,6 +283,14 @@ fn traffic(spec: &TrafficPolicy) -> v1::TrafficPolicy {
             request_ms: timeouts.request.map_or(0, timeout_ms),
             connect_ms: timeouts.connect.map_or(0, timeout_ms),
             idle_ms: timeouts.idle.map_or(0, timeout_ms),
+            stream_idle_ms: timeouts.stream_idle.map_or(0, timeout_ms),
+            max_stream_ms: timeouts.max_stream_duration.map_or(0, timeout_ms),
+            caller_deadline: match timeouts.caller_deadline {
+                None => WireCallerDeadline::Unspecified,
+                Some(CallerDeadline::Ignore) => WireCallerDeadline::Ignore,
+                Some(CallerDeadline::Accept) => WireCallerDeadline::Accept,
+            }
+            .into(),
         }),
         proxy_protocol: match spec.proxy_protocol.as_ref().map(|version| version.inner) {
             None => WireProxyProtocol::Unspecified,

@@ -59,6 +59,10 @@ flags! {
     RateLimited => "RL",
     /// Unauthorized.
     Unauthorized => "UAEX",
+    /// Duration timeout.
+    DurationTimeout => "DT",
+    /// Not Envoy's: the request could not be answered within its deadline, and was not begun.
+    DeadlineUnreachable => "DU",
     /// Stream idle timeout.
     StreamIdleTimeout => "SI",
     /// Overload manager.
@@ -167,6 +171,12 @@ causes! {
     RequestTimeout, "request_timeout", UpstreamRequestTimeout, Some(504);
     /// The last attempt's time is over.
     PerTryTimeout, "per_try_timeout", UpstreamRequestTimeout, Some(504);
+    /// The time that the caller gave the request is over.
+    DeadlineExceeded, "deadline_exceeded", UpstreamRequestTimeout, Some(504);
+    /// The caller gave the request less time than the fastest answer takes: it was not begun.
+    DeadlineUnreachable, "deadline_unreachable", DeadlineUnreachable, Some(504);
+    /// The stream has lasted as long as it may.
+    MaxStreamDuration, "max_stream_duration", DurationTimeout, Some(504);
     /// Nothing moved on the stream for the idle timeout.
     StreamIdleTimeout, "stream_idle_timeout", StreamIdleTimeout, Some(504);
     /// The client did not send its request head in time.

@@ -12,11 +12,12 @@ use crate::affinity::Hashing;
 use crate::balance::{self, Regard, Shape, Standing, TierState};
 use crate::breaker::{Breaker, BreakerView, CircuitBreaker, ForcedState, Ticket};
 use crate::cause::Cause;
+use crate::deadline::Fastest;
 use crate::endpoint::{Endpoint, EndpointSet, Exclusion};
 use crate::limits::{Limited, Limits, Permit, Usage};
 use crate::load::Answer;
 use crate::outage::{self, Outage};
-use crate::outlier::{self, Fleet, OutlierDetection, Picked, Shift, Trial};
+use crate::outlier::{self, AttemptOutcome, Fleet, OutlierDetection, Picked, Shift, Trial};
 use crate::policy::RequestPolicy;
 use crate::preference::Preference;
 use crate::proxy_protocol::ProxyVersion;
@@ -148,6 +149,7 @@ pub(crate) struct ClusterShared {
     pub(crate) usage: Usage,
     pub(crate) budget: BudgetWindow,
     pub(crate) outage: Outage,
+    pub(crate) fastest: Fastest,
     pub(crate) breaker: Breaker,
     pub(crate) fleet: Fleet,
 }
@@ -400,6 +402,12 @@ impl Cluster {
         }
     }
 
+    /// The fastest answer of late, if enough are known.
+    #[must_use]
+    pub fn fastest(&self, now: Tick) -> Option<Duration> {
+        self.shared.fastest.of_late(now)
+    }
+
     /// A request begins: the budget of retries grows by its share.
     pub fn count_request(&self, now: Tick) {
         self.shared.budget.request(now);
@@ -435,6 +443,9 @@ impl Cluster {
     /// log and metric.
     pub fn record(&self, endpoint: &Arc<Endpoint>, answer: &Answer, now: Tick) -> Vec<Shift> {
         endpoint.stats.load.record(answer, now);
+        if answer.outcome == AttemptOutcome::Success {
+            self.shared.fastest.answered(answer.took, now);
+        }
         let Some(config) = &self.outlier_detection else { return Vec::new() };
         config.record(&self.endpoints(), &self.shared.fleet, endpoint, answer, now)
     }

@@ -1,12 +1,14 @@
 //! The inbound side of a sidecar: which of its application's ports serves which service, and who may call it.
 
 use std::sync::Arc;
+use std::time::Duration;
 
-use meshwork_base::SpiffeId;
+use meshwork_base::{SpiffeId, Tick};
 
 use crate::authorization::Authorization;
 use crate::cause::Cause;
 use crate::cluster::{AppProtocol, ClusterKey};
+use crate::deadline::Fastest;
 
 /// Whether callers must prove who they are.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -46,6 +48,38 @@ pub struct InboundPort {
     pub authorization: Authorization,
     /// `PORT.SERVICE.NAMESPACE.mesh`, which callers name in their TLS handshake.
     pub sni: Arc<str>,
+    /// What is known of the application there; outlives a snapshot.
+    pub state: AppState,
+}
+
+/// What is known of an application's port from its answers. It says nothing about configuration, so all are equal.
+#[derive(Clone, Debug, Default)]
+pub struct AppState(Arc<AppShared>);
+
+#[derive(Debug, Default)]
+struct AppShared {
+    fastest: Fastest,
+}
+
+impl PartialEq for AppState {
+    fn eq(&self, _: &Self) -> bool {
+        true
+    }
+}
+
+impl Eq for AppState {}
+
+impl AppState {
+    /// The application has answered well.
+    pub fn answered(&self, took: Duration, now: Tick) {
+        self.0.fastest.answered(took, now);
+    }
+
+    /// Its fastest answer of late, if enough are known.
+    #[must_use]
+    pub fn fastest(&self, now: Tick) -> Option<Duration> {
+        self.0.fastest.of_late(now)
+    }
 }
 
 impl Inbound {

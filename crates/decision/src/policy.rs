@@ -40,6 +40,9 @@ pub(crate) struct RequestPolicy {
     pub(crate) backend_request_timeout: Option<Duration>,
     pub(crate) idle_timeout: Option<Duration>,
     pub(crate) connect_timeout: Option<Duration>,
+    pub(crate) stream_idle_timeout: Option<Duration>,
+    pub(crate) max_stream_duration: Option<Duration>,
+    pub(crate) believes_callers: Option<bool>,
     pub(crate) retry: Option<Arc<RetryPolicy>>,
 }
 
@@ -52,13 +55,16 @@ impl RequestPolicy {
             backend_request_timeout: self.backend_request_timeout.or(wider.backend_request_timeout),
             idle_timeout: self.idle_timeout.or(wider.idle_timeout),
             connect_timeout: self.connect_timeout.or(wider.connect_timeout),
+            stream_idle_timeout: self.stream_idle_timeout.or(wider.stream_idle_timeout),
+            max_stream_duration: self.max_stream_duration.or(wider.max_stream_duration),
+            believes_callers: self.believes_callers.or(wider.believes_callers),
             retry: self.retry.as_ref().or(wider.retry.as_ref()).cloned(),
         }
     }
 }
 
-/// The times of one request. Absent means that nothing was said: the proxy's default for `connect` and `idle`, no
-/// limit for the others.
+/// The times of one request. Absent means that nothing was said: the proxy's default for `connect`, `idle` and
+/// `stream_idle`, no limit for the others.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Timeouts {
     /// From the request's head until the response's end, all attempts together.
@@ -67,26 +73,38 @@ pub struct Timeouts {
     pub backend_request: Option<Duration>,
     /// Making a connection.
     pub connect: Option<Duration>,
-    /// Without a byte moving.
+    /// A connection to an endpoint without a request; on layer 4 one without a byte moving.
     pub idle: Option<Duration>,
+    /// A request or response without a byte moving.
+    pub stream_idle: Option<Duration>,
+    /// A request with its response, or a tunnel, whatever moves.
+    pub max_stream: Option<Duration>,
+    /// Callers from outside of the mesh may say how long a request has.
+    pub believes_callers: bool,
 }
 
 impl RulePolicy {
     /// The times that apply when a request goes to this cluster (or is answered without one).
     #[must_use]
     pub fn timeouts(&self, cluster: Option<&Cluster>) -> Timeouts {
-        let pick = |field: fn(&RequestPolicy) -> Option<Duration>| {
-            field(&self.near)
-                .or_else(|| cluster.and_then(|c| field(&c.requests)))
-                .or_else(|| field(&self.far))
-                .or_else(|| cluster.and_then(|c| field(&c.namespace)))
-        };
+        let pick = |field: fn(&RequestPolicy) -> Option<Duration>| self.pick(cluster, field);
         Timeouts {
             request: pick(|p| p.request_timeout),
             backend_request: pick(|p| p.backend_request_timeout),
             connect: pick(|p| p.connect_timeout),
             idle: pick(|p| p.idle_timeout),
+            stream_idle: pick(|p| p.stream_idle_timeout),
+            max_stream: pick(|p| p.max_stream_duration),
+            believes_callers: self.pick(cluster, |p| p.believes_callers).unwrap_or_default(),
         }
+    }
+
+    /// What the narrowest level says that says anything.
+    fn pick<T>(&self, cluster: Option<&Cluster>, field: fn(&RequestPolicy) -> Option<T>) -> Option<T> {
+        field(&self.near)
+            .or_else(|| cluster.and_then(|c| field(&c.requests)))
+            .or_else(|| field(&self.far))
+            .or_else(|| cluster.and_then(|c| field(&c.namespace)))
     }
 
     /// How failed attempts to this cluster are repeated; absent: not at all.

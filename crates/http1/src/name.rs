@@ -90,6 +90,7 @@ known_names! {
     ProxyAuthorization = "proxy-authorization",
     XEnvoyAttemptCount = "x-envoy-attempt-count",
     XForwardedClientCert = "x-forwarded-client-cert",
+    XEnvoyExpectedRqTimeoutMs = "x-envoy-expected-rq-timeout-ms",
     StrictTransportSecurity = "strict-transport-security",
 }
 

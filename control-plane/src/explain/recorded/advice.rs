@@ -32,7 +32,8 @@ enum Field {
     Request,
     Attempt,
     Connect,
-    Idle,
+    StreamIdle,
+    MaxStream,
     Retry,
     MaxConnections,
     MaxPending,
@@ -49,7 +50,8 @@ impl Field {
             Self::Request => "timeouts.request",
             Self::Attempt => "retry.perTryTimeout",
             Self::Connect => "timeouts.connect",
-            Self::Idle => "timeouts.idle",
+            Self::StreamIdle => "timeouts.streamIdle",
+            Self::MaxStream => "timeouts.maxStreamDuration",
             Self::Retry => "retry",
             Self::MaxConnections => "limits.maxConnections",
             Self::MaxPending => "limits.maxPendingRequests",
@@ -72,7 +74,8 @@ impl Field {
         let said = match self {
             Self::Request => times.and_then(|times| times.request.as_ref()),
             Self::Connect => times.and_then(|times| times.connect.as_ref()),
-            Self::Idle => times.and_then(|times| times.idle.as_ref()),
+            Self::StreamIdle => times.and_then(|times| times.stream_idle.as_ref()),
+            Self::MaxStream => times.and_then(|times| times.max_stream_duration.as_ref()),
             Self::Attempt => {
                 let tries =
                     retry.and_then(|retry| Some((retry.per_try_timeout.clone()?, retry.source.clone())));
@@ -277,6 +280,17 @@ const fn rule(cause: Cause) -> (Field, &'static str) {
             Field::Retry,
             "the budget of retries is spent: {service} fails for many callers; mend it before the budget is raised",
         ),
+        Cause::DeadlineExceeded => (
+            Field::None,
+            "the caller gave this request less time than {service} took: see what was slow; the deadline is the caller's own, by `grpc-timeout` or `x-envoy-expected-rq-timeout-ms`",
+        ),
+        Cause::DeadlineUnreachable => (
+            Field::None,
+            "the caller gave this request less time than any answer takes ({detail}): it came too late, or its caller must wait longer",
+        ),
+        Cause::MaxStreamDuration => {
+            (Field::MaxStream, "the stream lasted as long as it may: raise the time if it is to last longer")
+        }
         Cause::RequestTimeout => (
             Field::Request,
             "the request's time was over before {service} had answered: raise the time, or see above where it was spent",
@@ -286,7 +300,7 @@ const fn rule(cause: Cause) -> (Field, &'static str) {
             "the attempt's time was over before {service} had answered: raise the time, or let it be repeated elsewhere by `retry`",
         ),
         Cause::StreamIdleTimeout => (
-            Field::Idle,
+            Field::StreamIdle,
             "nothing moved between client and {service} for so long: raise the time for streams that are silent by design",
         ),
         Cause::RequestHeaderTimeout => (

@@ -25,6 +25,10 @@ pub struct Sources {
     pub connect: Option<Arc<Origin>>,
     /// `Timeouts::idle`.
     pub idle: Option<Arc<Origin>>,
+    /// `Timeouts::stream_idle`.
+    pub stream_idle: Option<Arc<Origin>>,
+    /// `Timeouts::max_stream`.
+    pub max_stream: Option<Arc<Origin>>,
     /// The retry policy.
     pub retry: Option<Arc<Origin>>,
     /// `Limits::max_connections`.
@@ -50,6 +54,8 @@ impl SnapshotBuilder {
             backend_request: who(|p| p.backend_request_timeout.is_some()),
             connect: who(|p| p.connect_timeout.is_some()),
             idle: who(|p| p.idle_timeout.is_some()),
+            stream_idle: who(|p| p.stream_idle_timeout.is_some()),
+            max_stream: who(|p| p.max_stream_duration.is_some()),
             retry: who(|p| p.retry.is_some()),
             max_connections: self.of_service(to, |p| p.limits.max_connections.is_some()),
             max_pending_requests: self.of_service(to, |p| p.limits.max_pending_requests.is_some()),

@@ -301,12 +301,21 @@ pub(crate) fn request_policy(
     timeouts: Option<&v1::Timeouts>,
     retries: Option<&v1::Retry>,
 ) -> Result<RequestPolicy> {
+    use v1::timeouts::CallerDeadline as Callers;
     let time = |field: fn(&v1::Timeouts) -> u32| timeouts.map(field).and_then(millis);
     Ok(RequestPolicy {
         request_timeout: time(|t| t.request_ms),
         backend_request_timeout: None,
         idle_timeout: time(|t| t.idle_ms),
         connect_timeout: time(|t| t.connect_ms),
+        stream_idle_timeout: time(|t| t.stream_idle_ms),
+        max_stream_duration: time(|t| t.max_stream_ms),
+        believes_callers: match timeouts.map(|t| Callers::try_from(t.caller_deadline)) {
+            None | Some(Ok(Callers::Unspecified)) => None,
+            Some(Ok(Callers::Ignore)) => Some(false),
+            Some(Ok(Callers::Accept)) => Some(true),
+            Some(Err(_)) => return Err(unknown("timeouts.caller_deadline")),
+        },
         retry: retries.map(|r| retry("retry", r)).transpose()?.map(Arc::new),
     })
 }

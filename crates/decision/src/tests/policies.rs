@@ -18,7 +18,7 @@ pub(crate) fn traffic(name: &str, at: v1::policy::Target, traffic: v1::TrafficPo
 }
 
 fn times(request_ms: u32, connect_ms: u32, idle_ms: u32) -> v1::TrafficPolicy {
-    let timeouts = Some(v1::Timeouts { request_ms, connect_ms, idle_ms });
+    let timeouts = Some(v1::Timeouts { request_ms, connect_ms, idle_ms, ..Default::default() });
     v1::TrafficPolicy { timeouts, ..Default::default() }
 }
 

@@ -87,7 +87,9 @@ pub(crate) fn of_failure(failure: &Failure, took: Duration) -> Option<Answer> {
     let of_endpoint = match failure {
         Failure { retry: Retry::Reused, .. } => false,
         Failure { fault: Fault::Upstream, .. } => true,
-        Failure { cause, .. } => matches!(cause, Cause::PerTryTimeout | Cause::RequestTimeout),
+        Failure { cause, .. } => {
+            matches!(cause, Cause::PerTryTimeout | Cause::RequestTimeout | Cause::DeadlineExceeded)
+        }
     };
     of_endpoint.then(|| Answer::new(AttemptOutcome::Failure, took))
 }

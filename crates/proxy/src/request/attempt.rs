@@ -22,7 +22,7 @@ use tokio::time::sleep;
 use super::affinity::Affinity;
 use super::answer;
 use super::body::RequestBody;
-use super::deadline::Deadlines;
+use super::deadline::{self, Deadlines};
 use super::journey::{Journey, decide};
 use super::retry::{Again, Repeats};
 use super::route::Target;
@@ -41,6 +41,7 @@ pub(crate) struct Attempts<'a> {
     target: Target<'a>,
     repeats: Repeats<'a>,
     connect_timeout: Duration,
+    idle_timeout: Option<Duration>,
     attempt_timeout: Option<Duration>,
     tried: SmallVec<[u64; 4]>,
     affinity: Option<&'a Affinity>,
@@ -76,6 +77,7 @@ impl<'a> Attempts<'a> {
             target,
             repeats,
             connect_timeout: timeouts.connect.unwrap_or(CONNECT_TIMEOUT),
+            idle_timeout: timeouts.idle,
             attempt_timeout,
             tried: SmallVec::new(),
             affinity,
@@ -89,6 +91,24 @@ impl<'a> Attempts<'a> {
             permit: None,
             announcement: announcement_for(conn, target),
         }
+    }
+
+    /// Tells the next hop how long the first attempt has, if that is limited.
+    ///
+    /// # Errors
+    /// The head has no room.
+    pub(crate) fn announce(
+        &self,
+        fields: &mut Fields,
+        deadlines: &Deadlines,
+        journey: &Journey<'_>,
+    ) -> Result<(), Failure> {
+        self.rest(deadlines)
+            .map_or(Ok(()), |rest| deadline::tell(fields, &self.target, rest, journey.is_grpc()))
+    }
+
+    fn rest(&self, deadlines: &Deadlines) -> Option<Duration> {
+        deadlines.rest(self.attempt_timeout, self.conn.worker.now())
     }
 
     /// Runs attempts until a response's final head is in `response`.
@@ -136,8 +156,13 @@ impl<'a> Attempts<'a> {
             self.prepare(repeat, down, deadlines).await?;
             body.rewind();
             let count = self.repeats.counted();
-            if count.is_some() || journey.is_traced() {
-                again = Some(Box::new(repeated(head.fields, count, journey)?));
+            let rest = self.rest(deadlines);
+            if count.is_some() || rest.is_some() || journey.is_traced() {
+                let mut fields = repeated(head.fields, count, journey)?;
+                if let Some(rest) = rest {
+                    deadline::tell(&mut fields, &self.target, rest, journey.is_grpc())?;
+                }
+                again = Some(Box::new(fields));
             }
         }
     }
@@ -197,9 +222,14 @@ impl<'a> Attempts<'a> {
         (is_grpc, more): (bool, bool),
         now: Tick,
     ) {
-        let (Target::Service { cluster, .. }, Some(_)) = (self.target, &self.endpoint) else { return };
         let worker = &self.conn.worker;
         let took = now.since(self.began);
+        if let (Target::App { port, .. }, Ok(())) = (self.target, &outcome)
+            && answer::outcome(response, is_grpc) == AttemptOutcome::Success
+        {
+            port.state.answered(took, now);
+        }
+        let (Target::Service { cluster, .. }, Some(_)) = (self.target, &self.endpoint) else { return };
         let answer = match outcome {
             Ok(()) => {
                 cluster.served();
@@ -353,6 +383,7 @@ impl<'a> Attempts<'a> {
     ) -> Result<Exchange, Failure> {
         let worker = &self.conn.worker;
         let pool = worker.pools.of(to.pool);
+        pool.may_idle(self.idle_timeout);
         // Whoever waits in line goes first.
         let may_keep = !self.fresh && to.announcement.is_none() && !pool.has_line();
         let kept = if may_keep { pool.take_idle() } else { None };
@@ -378,6 +409,7 @@ impl<'a> Attempts<'a> {
         }
         let worker = &self.conn.worker;
         let pool = worker.pools.of(to.pool);
+        pool.may_idle(self.idle_timeout);
         let opening = Box::pin(open::h2(worker, to, &pool, head, end));
         let exchange = self.unless_interrupted(opening, down, deadlines).await?;
         Ok(Exchange::H2(Box::new(exchange)))

@@ -1,4 +1,8 @@
-//! A request's time limits. Without limits there is no timer.
+//! A request's time limits: its policy's, and what its caller says. Without limits there is no timer.
+//!
+//! What is left is told to the next hop: to gRPC by `grpc-timeout`, in the mesh and to the application beside us by
+//! `x-envoy-expected-rq-timeout-ms`. No hop raises it. Where the mesh begins callers are not believed unless a policy
+//! says so: whoever may set deadlines may make endpoints look as if they failed.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -6,27 +10,58 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use meshwork_base::Tick;
-use meshwork_decision::{Cause, Timeouts};
+use meshwork_decision::{Cause, Timeouts, read_grpc_timeout, read_millis, write_grpc_timeout};
+use meshwork_http1::{FieldError, Fields, KnownName};
 use tokio::time::{Sleep, sleep};
+
+use super::journey::Journey;
+use super::route::Target;
+use crate::downstream::connection::Conn;
+use crate::error::Failure;
+use crate::mesh::Place;
 
 /// See the module's text.
 #[derive(Default)]
 pub(crate) struct Deadlines {
-    request: Option<Pin<Box<Sleep>>>,
+    request: Option<(Pin<Box<Sleep>>, Cause)>,
     end: Option<Tick>,
     attempt: Option<(Pin<Box<Sleep>>, Cause)>,
 }
 
 impl Deadlines {
-    /// The request's time begins now.
-    pub(crate) fn new(timeouts: &Timeouts, now: Tick) -> Self {
-        let request = timeouts.request.map(|limit| Box::pin(sleep(limit)));
-        Self { request, end: timeouts.request.map(|limit| now.after(limit)), attempt: None }
+    /// The request's time begins now. `caller`: what is left of the time that its caller gave it.
+    pub(crate) fn new(timeouts: &Timeouts, caller: Option<Duration>, now: Tick) -> Self {
+        let limits = [
+            (timeouts.request, Cause::RequestTimeout),
+            (caller, Cause::DeadlineExceeded),
+            (timeouts.max_stream, Cause::MaxStreamDuration),
+        ];
+        let limits = limits.into_iter().filter_map(|(limit, cause)| Some((limit?, cause)));
+        let first = limits.min_by_key(|(limit, _)| *limit);
+        let request = first.map(|(limit, cause)| (Box::pin(sleep(limit)), cause));
+        Self { request, end: first.map(|(limit, _)| now.after(limit)), attempt: None }
+    }
+
+    /// A tunnel has only the time of any stream; it began at `started`.
+    pub(crate) fn of_tunnel(timeouts: &Timeouts, started: Tick, now: Tick) -> Self {
+        let left = timeouts.max_stream.map(|limit| limit.saturating_sub(now.since(started)));
+        Self::new(&Timeouts { max_stream: left, ..Timeouts::default() }, None, now)
     }
 
     /// When the request's time is over.
     pub(crate) fn end(&self) -> Option<Tick> {
         self.end
+    }
+
+    /// What it is called when the request's time is over.
+    pub(crate) fn cause(&self) -> Cause {
+        self.request.as_ref().map_or(Cause::RequestTimeout, |(_, cause)| *cause)
+    }
+
+    /// What the next attempt has, if that is limited.
+    pub(crate) fn rest(&self, attempt: Option<Duration>, now: Tick) -> Option<Duration> {
+        let rest = self.end.map(|end| end.since(now));
+        rest.into_iter().chain(attempt).min()
     }
 
     /// An attempt's time begins now.
@@ -36,14 +71,96 @@ impl Deadlines {
 
     /// Ready with the cause when a limit is over; the whole request's first.
     pub(crate) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Cause> {
-        if let Some(request) = &mut self.request
-            && request.as_mut().poll(cx).is_ready()
-        {
-            return Poll::Ready(Cause::RequestTimeout);
+        for (limit, cause) in self.request.iter_mut().chain(&mut self.attempt) {
+            if limit.as_mut().poll(cx).is_ready() {
+                return Poll::Ready(*cause);
+            }
         }
-        match &mut self.attempt {
-            Some((attempt, cause)) => attempt.as_mut().poll(cx).map(|()| *cause),
-            None => Poll::Pending,
-        }
+        Poll::Pending
     }
+}
+
+/// The request's time begins, with what its caller says.
+///
+/// # Errors
+/// It is not enough.
+pub(crate) fn begin(
+    conn: &Conn,
+    target: &Target<'_>,
+    timeouts: &Timeouts,
+    fields: &mut Fields,
+    journey: &Journey<'_>,
+) -> Result<Deadlines, Failure> {
+    let given = of_caller(conn, fields, journey.is_grpc(), timeouts);
+    let left = check(conn, target, given, journey.started())?;
+    Ok(Deadlines::new(timeouts, left, conn.worker.now()))
+}
+
+/// What the caller says that is left of a request's time. Whoever is not believed has said nothing: nor does the next hop
+/// hear of it.
+fn of_caller(conn: &Conn, fields: &mut Fields, is_grpc: bool, timeouts: &Timeouts) -> Option<Duration> {
+    let (grpc, http) = (KnownName::GrpcTimeout, KnownName::XEnvoyExpectedRqTimeoutMs);
+    if matches!(conn.place, Place::Gateway(_)) && !timeouts.believes_callers {
+        for name in [grpc, http] {
+            if fields.known(name).is_some() {
+                fields.remove_known(name);
+            }
+        }
+        return None;
+    }
+    let grpc = fields.known(grpc).filter(|_| is_grpc).and_then(read_grpc_timeout);
+    grpc.into_iter().chain(fields.known(http).and_then(read_millis)).min()
+}
+
+/// Refuses what cannot be done in time: nothing is left, or less than the fastest answer of late took.
+///
+/// # Errors
+/// It cannot.
+fn check(
+    conn: &Conn,
+    target: &Target<'_>,
+    caller: Option<Duration>,
+    started: Tick,
+) -> Result<Option<Duration>, Failure> {
+    let Some(given) = caller else { return Ok(None) };
+    let now = conn.worker.now();
+    let left = given.saturating_sub(now.since(started));
+    let fastest = match target {
+        Target::Service { cluster, .. } => cluster.fastest(now),
+        Target::App { port, .. } => port.state.fastest(now),
+    };
+    let needed = fastest.unwrap_or_default();
+    if left.is_zero() || left < needed {
+        let why = format!("{left:?} are left, the fastest answer of late took {needed:?}");
+        return Err(Failure::local(Cause::DeadlineUnreachable).because(why));
+    }
+    Ok(Some(left))
+}
+
+/// Tells the next hop what is left.
+///
+/// # Errors
+/// The head has no room.
+pub(crate) fn tell(
+    fields: &mut Fields,
+    target: &Target<'_>,
+    rest: Duration,
+    is_grpc: bool,
+) -> Result<(), Failure> {
+    let internal = |error: FieldError| Failure::local(Cause::Internal).because(error.to_string());
+    if is_grpc {
+        fields.set_known(KnownName::GrpcTimeout, write_grpc_timeout(rest)).map_err(internal)?;
+    }
+    let ours = match target {
+        // All endpoints of a service are spoken to alike.
+        Target::Service { cluster, .. } => {
+            cluster.endpoints().all().first().is_some_and(|endpoint| endpoint.spiffe_id().is_some())
+        }
+        Target::App { .. } => true,
+    };
+    let name = KnownName::XEnvoyExpectedRqTimeoutMs;
+    if ours || fields.known(name).is_some() {
+        fields.set_known(name, rest.as_millis().max(1).to_string()).map_err(internal)?;
+    }
+    Ok(())
 }

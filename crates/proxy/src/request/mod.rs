@@ -143,11 +143,12 @@ async fn run(
     filters::backend(&target, head, journey)?;
     let affinity = affinity::find(conn, &way, &target, session, head);
     let timeouts = target.timeouts();
-    conn.entry.be_patient(timeouts.idle);
-    let mut deadlines = Deadlines::new(&timeouts, conn.worker.now());
+    conn.entry.be_patient(timeouts.stream_idle);
+    let mut deadlines = deadline::begin(conn, &target, &timeouts, &mut head.fields, journey)?;
     let mut body = RequestBody::new(head, conn);
-    let sent = outgoing.head(head);
     let mut attempts = Attempts::new(conn, target, affinity.as_deref());
+    attempts.announce(&mut head.fields, &deadlines, journey)?;
+    let sent = outgoing.head(head);
     let exchange = attempts.run(&sent, down, &mut body, response, journey, &mut deadlines).await?;
     journey.enter(Phase::Response);
     filters::response(&way, &target, response)
@@ -162,7 +163,9 @@ async fn run(
         // A tunnel's bytes are no body: nobody owes them.
         conn.entry.owes(None);
         journey.enter(Phase::Tunnel);
-        return Box::pin(tunnel::run(conn, exchange, down, &sent, &body, response, journey)).await;
+        tunnel::check(down, &sent, &body, response)?;
+        deadlines = Deadlines::of_tunnel(&timeouts, journey.started(), conn.worker.now());
+        return Box::pin(tunnel::run(conn, exchange, down, response, journey, &mut deadlines)).await;
     }
     let done = transfer::response(conn, exchange, down, &mut body, response, journey, &mut deadlines).await;
     attempts.ended(done.as_ref().copied(), journey.record.grpc_status);

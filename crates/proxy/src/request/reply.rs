@@ -114,13 +114,14 @@ fn grpc_code(cause: Cause, status: u16) -> u8 {
     const UNAUTHENTICATED: u8 = 16;
     const UNKNOWN: u8 = 2;
     match (cause, status) {
-        (Cause::RequestTimeout | Cause::PerTryTimeout, _) => DEADLINE_EXCEEDED,
+        // Every cause of which the status is a time-out.
+        (_, 504) => DEADLINE_EXCEEDED,
         (Cause::RateLimited, _) => RESOURCE_EXHAUSTED,
         (_, 400) => INTERNAL,
         (_, 401) => UNAUTHENTICATED,
         (_, 403) => PERMISSION_DENIED,
         (_, 404) => UNIMPLEMENTED,
-        (_, 429 | 502..=504) => UNAVAILABLE,
+        (_, 429 | 502 | 503) => UNAVAILABLE,
         _ => UNKNOWN,
     }
 }

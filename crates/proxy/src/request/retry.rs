@@ -145,7 +145,7 @@ impl<'a> Repeats<'a> {
                 if waits.is_none() && (stop.is_for_good() || self.counted().is_some()) {
                     kin::failed_for_good(self.conn, head.fields);
                 }
-                waits.ok_or_else(|| stopped(failure, stop))
+                waits.ok_or_else(|| stopped(failure, stop, deadlines))
             }
         }
     }
@@ -256,7 +256,7 @@ impl<'a> Repeats<'a> {
                     kin::failed_for_good(self.conn, head.fields);
                 }
                 // The response is the answer; that there was no other attempt, and why, goes into the record.
-                if let Some(cause) = stop.cause() {
+                if let Some(cause) = cause_of(stop, deadlines) {
                     journey.failed(&Failure::local(cause).because(format!("status {}", response.status)));
                 }
                 None
@@ -315,9 +315,14 @@ fn called_for(policy: &RetryPolicy, response: &ResponseHead) -> Option<AttemptFa
     policy.grpc_codes.contains(&code).then_some(AttemptFailure::Grpc(code))
 }
 
+/// Whose deadline it is that leaves no time, the request's limit knows.
+fn cause_of(stop: StopReason, deadlines: &Deadlines) -> Option<Cause> {
+    stop.cause().map(|cause| if stop == StopReason::Deadline { deadlines.cause() } else { cause })
+}
+
 /// The failure as it is reported when a bound of the retries stood in the way of another attempt.
-fn stopped(failure: Failure, stop: StopReason) -> Failure {
-    let Some(cause) = stop.cause() else { return failure };
+fn stopped(failure: Failure, stop: StopReason, deadlines: &Deadlines) -> Failure {
+    let Some(cause) = cause_of(stop, deadlines) else { return failure };
     let detail = failure.detail.as_deref().unwrap_or_default();
     let detail = format!("{}: {detail}", failure.cause);
     Failure { cause, ..failure }.because(detail)
@@ -343,7 +348,7 @@ mod tests {
     fn a_spent_bound_is_reported_with_the_failure_behind_it() {
         let failure =
             Failure::upstream(Cause::ConnectFailure, Retry::NothingSent).because("10.0.0.1:80: refused");
-        let stopped = stopped(failure, StopReason::Attempts);
+        let stopped = stopped(failure, StopReason::Attempts, &Deadlines::default());
         assert_eq!(stopped.cause, Cause::RetriesExhausted);
         assert_eq!(stopped.detail.as_deref(), Some("connect_failure: 10.0.0.1:80: refused"));
     }

@@ -13,6 +13,7 @@ use meshwork_http1::ResponseHead;
 use tokio::io::AsyncWrite;
 
 use super::body::RequestBody;
+use super::deadline::Deadlines;
 use super::journey::Journey;
 use crate::connections::{Order, Phase};
 use crate::downstream::Down;
@@ -186,17 +187,15 @@ impl Flow {
 /// Passes the change of protocol on and carries what follows.
 ///
 /// # Errors
-/// The endpoint changed to what nobody asked for, or either side broke.
+/// Either side broke, or the time of a stream is over.
 pub(crate) async fn run(
     conn: &Conn,
     mut exchange: Exchange,
     down: &mut Down<'_>,
-    sent: &Head<'_>,
-    body: &RequestBody<'_>,
     response: &ResponseHead,
     journey: &mut Journey<'_>,
+    deadlines: &mut Deadlines,
 ) -> Result<(), Failure> {
-    check(down, sent, body, response)?;
     down.send_head(response, false).map_err(|error| Failure::of_downstream(&error))?;
     let mut caller = match down {
         Down::H1(server) => End::of_wire(&mut server.wire),
@@ -213,7 +212,7 @@ pub(crate) async fn run(
         }
     };
     let (mut up, mut back) = (Flow::default(), Flow::default());
-    let carried = carry(conn, &mut caller, &mut endpoint, &mut up, &mut back).await;
+    let carried = carry(conn, &mut caller, &mut endpoint, (&mut up, &mut back), deadlines).await;
     journey.record.bytes_received += up.bytes;
     journey.record.bytes_sent += back.bytes;
     if let Err(failure) = carried {
@@ -229,8 +228,8 @@ async fn carry(
     conn: &Conn,
     caller: &mut End<'_>,
     endpoint: &mut End<'_>,
-    up: &mut Flow,
-    back: &mut Flow,
+    (up, back): (&mut Flow, &mut Flow),
+    deadlines: &mut Deadlines,
 ) -> Result<(), Failure> {
     let of_caller = |error| Failure::of_downstream(&error);
     let of_endpoint = |error| Failure::of_upstream(&error, true, false);
@@ -256,6 +255,9 @@ async fn carry(
         if before != up.bytes + back.bytes {
             conn.entry.progress(conn.worker.now());
         }
+        if let Poll::Ready(cause) = deadlines.poll(cx) {
+            return Poll::Ready(Err(Failure::local(cause)));
+        }
         match conn.entry.order() {
             Some(Order::TimedOut(Phase::Exchange)) => {
                 return Poll::Ready(Err(Failure::local(Cause::StreamIdleTimeout)));
@@ -272,7 +274,10 @@ async fn carry(
 }
 
 /// Whether the endpoint changed to what it was asked for, and proves it to a caller who has no key to see for itself.
-fn check(
+///
+/// # Errors
+/// It did not, or does not.
+pub(crate) fn check(
     down: &Down<'_>,
     sent: &Head<'_>,
     body: &RequestBody<'_>,

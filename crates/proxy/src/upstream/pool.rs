@@ -50,6 +50,8 @@ pub(crate) struct EndpointPool {
     making: Cell<u32>,
     freed: Notify,
     waiting: Cell<usize>,
+    /// How long a connection may idle, where a policy says so.
+    idle_timeout: Cell<Option<Duration>>,
 }
 
 /// A connection's place among those that are open, as long as it lives.
@@ -95,7 +97,8 @@ impl Pools {
     /// endpoints that are gone.
     pub(crate) fn sweep(&self, now: Tick, wall: Duration, is_current: impl Fn(u64) -> bool) {
         self.endpoints.borrow_mut().retain(|&id, pool| {
-            let keep = if is_current(id) { IDLE_TIMEOUT } else { Duration::ZERO };
+            let keep =
+                if is_current(id) { pool.idle_timeout.get().unwrap_or(IDLE_TIMEOUT) } else { Duration::ZERO };
             drop(pool.take_idle_since(now, keep));
             pool.shared.borrow_mut().retain(|connection| {
                 connection.judge(wall);
@@ -142,6 +145,11 @@ impl EndpointPool {
     /// Takes those out that have waited for so long. Dropping them tells the pool, so it must not be borrowed then.
     fn take_idle_since(&self, now: Tick, keep: Duration) -> Vec<(Tick, Box<H1Client>)> {
         self.idle.borrow_mut().extract_if(.., |(since, _)| now.since(*since) >= keep).collect()
+    }
+
+    /// How long a connection may idle; absent: [`IDLE_TIMEOUT`].
+    pub(crate) fn may_idle(&self, time: Option<Duration>) {
+        self.idle_timeout.set(time);
     }
 
     /// How many connections are open, idle or not.

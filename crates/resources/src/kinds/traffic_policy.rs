@@ -208,8 +208,25 @@ record! {
         pub request: Option<GatewayDuration>,
         /// Making a connection.
         pub connect: Option<GatewayDuration>,
-        /// A connection without a request, or a stream without a byte.
+        /// A connection to an endpoint without a request, 60 s when absent; on layer 4 one without a byte.
         pub idle: Option<GatewayDuration>,
+        /// A request or response of which nothing moves; the proxy's `--stream-idle-timeout` when absent.
+        pub stream_idle: Option<GatewayDuration> as "streamIdle",
+        /// A request with its response, or a tunnel, whatever moves; no limit when absent.
+        pub max_stream_duration: Option<GatewayDuration> as "maxStreamDuration",
+        /// Whether callers from outside of the mesh may say how long a request has (`grpc-timeout`,
+        /// `x-envoy-expected-rq-timeout-ms`); `Ignore` when absent.
+        pub caller_deadline: Option<CallerDeadline> as "callerDeadline",
+    }
+}
+
+choice! {
+    /// Whether a caller may say how long a request has.
+    pub enum CallerDeadline {
+        /// It may not.
+        Ignore = "Ignore",
+        /// It may.
+        Accept = "Accept",
     }
 }
 

@@ -73,6 +73,10 @@ impl Built {
 
     /// What the instance beside us serves.
     pub(super) fn inbound(&self, held: &Held, old: &Snapshot) -> BTreeMap<Arc<str>, Arc<Inbound>> {
+        let known = |key: &ClusterKey, app_port: u16| {
+            let mut ports = old.inbound.values().flat_map(|inbound| &inbound.ports);
+            Some(ports.find(|port| port.key == *key && port.app_port == app_port)?.state.clone())
+        };
         let port = |served: &crate::convert::ServedSpec| {
             let parent = Parent::Service(Arc::clone(&served.key.service));
             let sections = ports(held, &parent);
@@ -87,6 +91,7 @@ impl Built {
                 mtls,
                 authorization,
                 sni: mesh_sni(&served.key).into(),
+                state: known(&served.key, served.app_port).unwrap_or_default(),
             }
         };
         held.workloads
