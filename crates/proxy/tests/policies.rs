@@ -262,7 +262,7 @@ async fn a_request_waits_for_a_connection_within_the_limit_but_not_in_a_crowd() 
 #[tokio::test]
 async fn a_stream_on_which_nothing_moves_ends_after_the_policy_s_time() {
     let (up, _held, _) = holding().await;
-    let timeouts = v1::Timeouts { idle_ms: 100, ..Default::default() };
+    let timeouts = v1::Timeouts { stream_idle_ms: 100, ..Default::default() };
     let policy = v1::TrafficPolicy { timeouts: Some(timeouts), ..Default::default() };
     let (_harness, address) = gateway(&[up.address], Some(policy)).await;
     let response = exchange(address, GET).await;

@@ -144,11 +144,6 @@ impl<'c> Journey<'c> {
         self.sighting.as_ref().and_then(|sighting| sighting.mark())
     }
 
-    /// When its head had arrived.
-    pub(crate) fn started(&self) -> Tick {
-        self.started
-    }
-
     /// The request got its id from us.
     pub(crate) fn identified(&mut self, id: &[u8]) {
         self.record.text.set_request_id(id);

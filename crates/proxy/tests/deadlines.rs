@@ -1,0 +1,271 @@
+//! How long things may take: each limit with its cause, and what the next hop hears of it.
+
+#![expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+
+mod support;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use http::Request;
+use meshwork_decision::Change;
+use meshwork_messages::v1;
+use meshwork_messages::v1::service_port::AppProtocol;
+use meshwork_messages::v1::timeouts::CallerDeadline;
+use meshwork_proxy::Settings;
+use parking_lot::Mutex;
+use support::h2::{answer, fetch, h2_client, h2_upstream};
+use support::mesh::Pair;
+use support::{Harness, Upstream, exchange, is_head, read_until, rule, upstream};
+use tokio::io::AsyncWriteExt;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::time::Instant;
+
+const GET: &str = "GET / HTTP/1.1\r\nHost: reviews\r\nConnection: close\r\n";
+const OK: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nhello";
+const EXPECTED: &str = "x-envoy-expected-rq-timeout-ms";
+
+fn traffic(timeouts: v1::Timeouts) -> Change {
+    let target =
+        v1::policy::Target { kind: "Service".into(), name: "default/web".into(), section: String::new() };
+    let policy = v1::TrafficPolicy { timeouts: Some(timeouts), ..Default::default() };
+    let spec = Some(v1::policy::Spec::Traffic(policy));
+    Change::upsert("default/p", "1", &v1::Policy { source: None, targets: vec![target], spec })
+}
+
+async fn gateway(
+    protocol: AppProtocol,
+    upstream: SocketAddr,
+    timeouts: v1::Timeouts,
+) -> (Harness, SocketAddr) {
+    let mut harness = Harness::start(Settings::default());
+    harness.service("web", protocol, &[upstream]).await;
+    let address = harness.route(vec![rule(&[("web", 1)], vec![])]).await;
+    harness.change([traffic(timeouts)]).await;
+    (harness, address)
+}
+
+/// Takes requests and answers none; notes the last head.
+async fn silent() -> (Upstream, Arc<Mutex<String>>) {
+    let seen = Arc::new(Mutex::new(String::new()));
+    let noted = Arc::clone(&seen);
+    let up = upstream(move |got| {
+        *noted.lock() = String::from_utf8_lossy(got).to_lowercase();
+        None
+    })
+    .await;
+    (up, seen)
+}
+
+/// Answers at once; notes the last head.
+async fn quick() -> (Upstream, Arc<Mutex<String>>) {
+    let seen = Arc::new(Mutex::new(String::new()));
+    let noted = Arc::clone(&seen);
+    let up = upstream(move |got| {
+        is_head(got).then(|| {
+            *noted.lock() = String::from_utf8_lossy(got).to_lowercase();
+            OK.to_vec()
+        })
+    })
+    .await;
+    (up, seen)
+}
+
+fn field(head: &str, name: &str) -> Option<String> {
+    head.lines().find_map(|line| line.strip_prefix(&format!("{name}: "))).map(str::to_owned)
+}
+
+#[tokio::test]
+async fn a_deadline_travels_through_the_mesh_and_shrinks() {
+    let (app, seen) = quick().await;
+    let pair = Pair::start(app.address, AppProtocol::Http1).await;
+    let asked = format!("{GET}{EXPECTED}: 5000\r\n\r\n");
+    // The clock of this mesh stands still: all that could be spent is what the sidecars round off.
+    assert!(exchange(pair.proxy, asked.as_bytes()).await.ends_with("hello"));
+    assert_eq!(field(&seen.lock(), EXPECTED).as_deref(), Some("5000"));
+    let untold = format!("{GET}\r\n");
+    assert!(exchange(pair.proxy, untold.as_bytes()).await.ends_with("hello"));
+    assert_eq!(field(&seen.lock(), EXPECTED), None, "who has no deadline tells none");
+}
+
+#[tokio::test]
+async fn what_has_been_spent_is_taken_off_and_no_hop_raises_it() {
+    let (app, seen) = quick().await;
+    let timeouts = v1::Timeouts { request_ms: 8_000, ..Default::default() };
+    let mut pair = Pair::start(app.address, AppProtocol::Http1).await;
+    let policy = v1::TrafficPolicy { timeouts: Some(timeouts), ..Default::default() };
+    pair.outbound.change([support::mesh::policy("p", "reviews", v1::policy::Spec::Traffic(policy))]).await;
+    for (given, told) in [("20000", "8000"), ("3000", "3000")] {
+        let asked = format!("{GET}{EXPECTED}: {given}\r\n\r\n");
+        assert!(exchange(pair.proxy, asked.as_bytes()).await.ends_with("hello"));
+        assert_eq!(field(&seen.lock(), EXPECTED).as_deref(), Some(told), "the shorter of both");
+    }
+}
+
+#[tokio::test]
+async fn the_caller_s_deadline_ends_the_request_with_a_cause_of_its_own() {
+    let (app, _) = silent().await;
+    let pair = Pair::start(app.address, AppProtocol::Http1).await;
+    let asked = format!("{GET}{EXPECTED}: 60\r\n\r\n");
+    let answer = exchange(pair.proxy, asked.as_bytes()).await;
+    assert!(answer.starts_with("HTTP/1.1 504") && answer.ends_with("deadline_exceeded\n"), "{answer}");
+    let line = pair.outbound.lines(1).await.remove(0);
+    assert!(line.contains("\"UT\"") && line.contains("deadline_exceeded"), "{line}");
+}
+
+#[tokio::test]
+async fn grpc_hears_what_is_left_and_gets_deadline_exceeded() {
+    let seen = Arc::new(Mutex::new(None));
+    let noted = Arc::clone(&seen);
+    let up = h2_upstream(usize::MAX, move |number, request, respond| {
+        *noted.lock() = request.headers().get("grpc-timeout").map(|value| value.to_str().unwrap().to_owned());
+        async move {
+            if number < 2 {
+                answer(respond, b"");
+            } else {
+                std::future::pending::<()>().await;
+            }
+        }
+    })
+    .await;
+    let accept = v1::Timeouts { caller_deadline: CallerDeadline::Accept.into(), ..Default::default() };
+    let call = |timeout: &str| {
+        let request = Request::post("http://shop/a.B/C").header("content-type", "application/grpc");
+        request.header("grpc-timeout", timeout).body(()).unwrap()
+    };
+    let ignore = v1::Timeouts { request_ms: 10_000, ..Default::default() };
+    let (_harness, address) = gateway(AppProtocol::Grpc, up.address, ignore).await;
+    fetch(&mut h2_client(address).await, call("1n")).await;
+    let told = seen.lock().take().unwrap();
+    let left = told.strip_suffix('u').unwrap().parse::<u64>().unwrap();
+    assert!(
+        (5_000_000..=10_000_000).contains(&left),
+        "nobody outside is believed, our own limit is told: {told}"
+    );
+    let (harness, address) = gateway(AppProtocol::Grpc, up.address, accept).await;
+    fetch(&mut h2_client(address).await, call("5S")).await;
+    let told = seen.lock().take().unwrap();
+    let left = told.strip_suffix('u').unwrap().parse::<u64>().unwrap();
+    assert!((1_000_000..=5_000_000).contains(&left), "{told}");
+    let mut client = h2_client(address).await;
+    let (response, _) = client.send_request(call("50m"), true).unwrap();
+    let response = response.await.unwrap();
+    assert_eq!(response.headers()["grpc-status"], "4");
+    assert_eq!(response.headers()["grpc-message"], "deadline_exceeded");
+    harness.lines(2).await;
+}
+
+#[tokio::test]
+async fn what_cannot_be_done_in_time_is_not_begun() {
+    let up = upstream(|got| {
+        is_head(got).then(|| {
+            // Work of its own, on a thread of its own connection.
+            std::thread::park_timeout(Duration::from_millis(30));
+            OK.to_vec()
+        })
+    })
+    .await;
+    let accept = v1::Timeouts { caller_deadline: CallerDeadline::Accept.into(), ..Default::default() };
+    let (harness, address) = gateway(AppProtocol::Http1, up.address, accept).await;
+    let ask = |millis: u32| format!("{GET}{EXPECTED}: {millis}\r\n\r\n");
+    for _ in 0..20 {
+        assert!(exchange(address, ask(60_000).as_bytes()).await.ends_with("hello"));
+    }
+    let connections = up.connections.load(Ordering::SeqCst);
+    let answer = exchange(address, ask(5).as_bytes()).await;
+    assert!(answer.starts_with("HTTP/1.1 504") && answer.ends_with("deadline_unreachable\n"), "{answer}");
+    let line = harness.lines(21).await.remove(20);
+    assert!(line.contains("\"DU\"") && line.contains("\"attempts\":0"), "{line}");
+    assert_eq!(up.connections.load(Ordering::SeqCst), connections);
+    assert!(exchange(address, ask(60_000).as_bytes()).await.ends_with("hello"), "others go on");
+}
+
+#[tokio::test]
+async fn a_request_s_time_is_over_with_its_cause() {
+    let (up, _) = silent().await;
+    let timeouts = v1::Timeouts { request_ms: 50, ..Default::default() };
+    let (harness, address) = gateway(AppProtocol::Http1, up.address, timeouts).await;
+    let answer = exchange(address, format!("{GET}\r\n").as_bytes()).await;
+    assert!(answer.starts_with("HTTP/1.1 504") && answer.ends_with("request_timeout\n"), "{answer}");
+    assert!(harness.lines(1).await[0].contains("\"UT\""));
+}
+
+#[tokio::test]
+async fn a_connection_that_nobody_accepts_is_given_up() {
+    // A full backlog: the kernel answers no more SYN.
+    let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+    socket.bind(&"127.0.0.1:0".parse::<SocketAddr>().unwrap().into()).unwrap();
+    socket.listen(0).unwrap();
+    let full = socket.local_addr().unwrap().as_socket().unwrap();
+    let mut held = Vec::new();
+    while let Ok(Ok(tcp)) = tokio::time::timeout(Duration::from_millis(200), TcpStream::connect(full)).await {
+        held.push(tcp);
+    }
+    let timeouts = v1::Timeouts { connect_ms: 60, ..Default::default() };
+    let (harness, address) = gateway(AppProtocol::Http1, full, timeouts).await;
+    let answer = exchange(address, format!("{GET}\r\n").as_bytes()).await;
+    assert!(answer.starts_with("HTTP/1.1 503") && answer.ends_with("connect_timeout\n"), "{answer}");
+    assert!(harness.lines(1).await[0].contains("\"UF\""));
+}
+
+#[tokio::test]
+async fn a_stream_that_never_ends_ends_after_the_longest_time_and_is_no_whole_response() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let up = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        let (mut tcp, _) = listener.accept().await.unwrap();
+        read_until(&mut tcp, "\r\n\r\n").await;
+        tcp.write_all(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n").await.unwrap();
+        while tcp.write_all(b"1\r\nx\r\n").await.is_ok() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    });
+    let timeouts = v1::Timeouts { max_stream_ms: 100, ..Default::default() };
+    let (harness, address) = gateway(AppProtocol::Http1, up, timeouts).await;
+    let answer = exchange(address, format!("{GET}\r\n").as_bytes()).await;
+    assert!(answer.starts_with("HTTP/1.1 200") && !answer.ends_with("0\r\n\r\n"), "{answer}");
+    let line = harness.lines(1).await.remove(0);
+    assert!(line.contains("\"DT\"") && line.contains("max_stream_duration"), "{line}");
+}
+
+#[tokio::test]
+async fn a_tunnel_too_ends_after_the_longest_time() {
+    let up = upstream(|got| {
+        is_head(got).then(|| {
+            b"HTTP/1.1 101 Switching Protocols\r\nupgrade: echo\r\nconnection: upgrade\r\n\r\n".to_vec()
+        })
+    })
+    .await;
+    let timeouts = v1::Timeouts { max_stream_ms: 100, request_ms: 50, ..Default::default() };
+    let (harness, address) = gateway(AppProtocol::Http1, up.address, timeouts).await;
+    let mut tcp = TcpStream::connect(address).await.unwrap();
+    tcp.write_all(b"GET / HTTP/1.1\r\nHost: a\r\nUpgrade: echo\r\nConnection: upgrade\r\n\r\n")
+        .await
+        .unwrap();
+    assert!(read_until(&mut tcp, "\r\n\r\n").await.starts_with("HTTP/1.1 101"));
+    let line = harness.lines(1).await.remove(0);
+    assert!(
+        line.contains("max_stream_duration"),
+        "not the request's time, which is over with its head: {line}"
+    );
+}
+
+#[tokio::test]
+async fn a_connection_to_an_endpoint_idles_as_long_as_the_policy_says() {
+    let (up, _) = quick().await;
+    let timeouts = v1::Timeouts { idle_ms: 300, ..Default::default() };
+    let (_harness, address) = gateway(AppProtocol::Http1, up.address, timeouts).await;
+    let ask = format!("{GET}\r\n");
+    exchange(address, ask.as_bytes()).await;
+    exchange(address, ask.as_bytes()).await;
+    assert_eq!(up.connections.load(Ordering::SeqCst), 1, "it is kept");
+    // The sweep closes it; a new one shows that. There is no event for a connection that is gone.
+    let until = Instant::now() + Duration::from_secs(10);
+    while up.connections.load(Ordering::SeqCst) == 1 {
+        assert!(Instant::now() < until, "it is still kept");
+        tokio::time::sleep(Duration::from_millis(1_000)).await;
+        exchange(address, ask.as_bytes()).await;
+    }
+}
