@@ -1,7 +1,5 @@
 //! How long things may take: each limit with its cause, and what the next hop hears of it.
 
-#![expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
-
 mod support;
 
 use std::net::SocketAddr;
