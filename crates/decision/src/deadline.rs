@@ -137,7 +137,7 @@ mod tests {
     proptest! {
         /// What is written is never more than there is, and less only by its unit's rounding.
         #[test]
-        fn a_deadline_is_never_raised(nanos: u64) {
+        fn a_deadline_is_never_raised(nanos in 0u64..99_000_000_000_000_000) {
             let rest = Duration::from_nanos(nanos);
             let text = write_grpc_timeout(rest);
             prop_assert!(text.len() <= 9, "{text}");

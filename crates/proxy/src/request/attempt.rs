@@ -41,7 +41,8 @@ pub(crate) struct Attempts<'a> {
     target: Target<'a>,
     repeats: Repeats<'a>,
     connect_timeout: Duration,
-    idle_timeout: Option<Duration>,
+    /// Milliseconds that its connections may idle; 0: nothing is said.
+    idle_ms: u32,
     attempt_timeout: Option<Duration>,
     tried: SmallVec<[u64; 4]>,
     affinity: Option<&'a Affinity>,
@@ -77,7 +78,7 @@ impl<'a> Attempts<'a> {
             target,
             repeats,
             connect_timeout: timeouts.connect.unwrap_or(CONNECT_TIMEOUT),
-            idle_timeout: timeouts.idle,
+            idle_ms: timeouts.idle.map_or(0, |idle| u32::try_from(idle.as_millis()).unwrap_or(u32::MAX)),
             attempt_timeout,
             tried: SmallVec::new(),
             affinity,
@@ -383,7 +384,7 @@ impl<'a> Attempts<'a> {
     ) -> Result<Exchange, Failure> {
         let worker = &self.conn.worker;
         let pool = worker.pools.of(to.pool);
-        pool.may_idle(self.idle_timeout);
+        pool.may_idle(self.idle_ms);
         // Whoever waits in line goes first.
         let may_keep = !self.fresh && to.announcement.is_none() && !pool.has_line();
         let kept = if may_keep { pool.take_idle() } else { None };
@@ -409,7 +410,7 @@ impl<'a> Attempts<'a> {
         }
         let worker = &self.conn.worker;
         let pool = worker.pools.of(to.pool);
-        pool.may_idle(self.idle_timeout);
+        pool.may_idle(self.idle_ms);
         let opening = Box::pin(open::h2(worker, to, &pool, head, end));
         let exchange = self.unless_interrupted(opening, down, deadlines).await?;
         Ok(Exchange::H2(Box::new(exchange)))

@@ -147,9 +147,9 @@ impl EndpointPool {
         self.idle.borrow_mut().extract_if(.., |(since, _)| now.since(*since) >= keep).collect()
     }
 
-    /// How long a connection may idle; absent: [`IDLE_TIMEOUT`].
-    pub(crate) fn may_idle(&self, time: Option<Duration>) {
-        self.idle_timeout.set(time);
+    /// How many milliseconds a connection may idle; 0: [`IDLE_TIMEOUT`].
+    pub(crate) fn may_idle(&self, millis: u32) {
+        self.idle_timeout.set((millis > 0).then(|| Duration::from_millis(millis.into())));
     }
 
     /// How many connections are open, idle or not.
