@@ -275,6 +275,11 @@ fn traffic(spec: &TrafficPolicy) -> v1::TrafficPolicy {
             max_pending_requests: limits.max_pending_requests.unwrap_or_default(),
             max_requests: limits.max_requests.unwrap_or_default(),
             max_retries: limits.max_retries.unwrap_or_default(),
+            max_connections_per_endpoint: limits
+                .per_endpoint
+                .as_ref()
+                .and_then(|each| each.max_connections)
+                .unwrap_or_default(),
         }),
         outlier_detection: spec.outlier_detection.as_ref().map(outlier_detection),
         circuit_breaker: spec.circuit_breaker.as_ref().map(|breaker| circuit_breaker(breaker)),

@@ -14,7 +14,7 @@ use crate::breaker::{Breaker, BreakerView, CircuitBreaker, ForcedState, Ticket};
 use crate::cause::Cause;
 use crate::deadline::Fastest;
 use crate::endpoint::{Endpoint, EndpointSet, Exclusion};
-use crate::limits::{Limited, Limits, Permit, Usage};
+use crate::limits::{ConnectionLimit, ConnectionPermit, Limited, Limits, Permit, Usage};
 use crate::load::Answer;
 use crate::outage::{self, Outage};
 use crate::outlier::{self, AttemptOutcome, Fleet, OutlierDetection, Picked, Shift, Trial};
@@ -425,6 +425,14 @@ impl Cluster {
     /// The cause when its limit is reached.
     pub fn admit(&self, what: Limited) -> Result<Permit, Cause> {
         Permit::take(&self.shared, &self.limits, what)
+    }
+
+    /// Counts a connection to an endpoint, within the limits of both.
+    ///
+    /// # Errors
+    /// The limit that is reached.
+    pub fn admit_connection(&self, endpoint: &Endpoint) -> Result<ConnectionPermit, ConnectionLimit> {
+        ConnectionPermit::take(&self.shared, &self.limits, endpoint)
     }
 
     /// How often a limit has refused something, or made it wait.

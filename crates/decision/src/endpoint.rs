@@ -138,6 +138,8 @@ impl Endpoint {
 #[derive(Debug, Default)]
 pub struct EndpointStats {
     in_flight: AtomicU32,
+    /// Connections that this proxy has open.
+    pub(crate) connections: AtomicU32,
     pub(crate) standing: Standing,
     pub(crate) load: Load,
 }

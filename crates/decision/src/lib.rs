@@ -70,7 +70,7 @@ pub use filter::{Filter, HeaderEdit, HeaderEdits, PathEdit, Redirect, Rewrite};
 pub use hostname::{HostPattern, HostPatternError};
 pub use inbound::{AppState, Inbound, InboundPort, Mtls, mesh_sni};
 pub use kinship::{Family, Kin, Kinship};
-pub use limits::{Limited, Limits, Permit};
+pub use limits::{ConnectionLimit, ConnectionPermit, Limited, Limits, Permit};
 pub use load::Answer;
 pub use matching::{FieldMatch, PathMatch, Pattern, PatternError, RouteMatch, ValueMatch};
 pub use origin::Origin;

@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use crate::cause::Cause;
 use crate::cluster::ClusterShared;
+use crate::endpoint::{Endpoint, EndpointStats};
 
 /// Requests that wait for a connection to a service where no policy says how many may.
 const DEFAULT_PENDING: u32 = 4_096;
@@ -24,6 +25,8 @@ pub struct Limits {
     pub max_requests: Option<u32>,
     /// Retries under way.
     pub max_retries: Option<u32>,
+    /// Connections to any one endpoint.
+    pub max_connections_per_endpoint: Option<u32>,
 }
 
 impl Limits {
@@ -35,6 +38,9 @@ impl Limits {
             max_pending_requests: self.max_pending_requests.or(wider.max_pending_requests),
             max_requests: self.max_requests.or(wider.max_requests),
             max_retries: self.max_retries.or(wider.max_retries),
+            max_connections_per_endpoint: self
+                .max_connections_per_endpoint
+                .or(wider.max_connections_per_endpoint),
         }
     }
 
@@ -137,6 +143,51 @@ impl Permit {
     }
 }
 
+/// A connection to an endpoint; dropping it ends the count.
+#[derive(Debug)]
+pub struct ConnectionPermit {
+    _of_service: Permit,
+    endpoint: Arc<EndpointStats>,
+}
+
+/// Why a connection may not be made now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ConnectionLimit {
+    /// The service has as many as it may: one less to another endpoint makes room.
+    Service,
+    /// The endpoint has as many as it may.
+    Endpoint,
+}
+
+impl ConnectionPermit {
+    /// # Errors
+    /// The limit that is reached.
+    pub(crate) fn take(
+        shared: &Arc<ClusterShared>,
+        limits: &Limits,
+        endpoint: &Endpoint,
+    ) -> Result<Self, ConnectionLimit> {
+        let of_service =
+            Permit::take(shared, limits, Limited::Connection).map_err(|_| ConnectionLimit::Service)?;
+        let before = endpoint.stats.connections.fetch_add(1, Ordering::Relaxed);
+        let permit = Self { _of_service: of_service, endpoint: Arc::clone(&endpoint.stats) };
+        match limits.max_connections_per_endpoint {
+            Some(limit) if before >= limit => {
+                shared.usage.1[Limited::Connection as usize].fetch_add(1, Ordering::Relaxed);
+                Err(ConnectionLimit::Endpoint)
+            }
+            _ => Ok(permit),
+        }
+    }
+}
+
+impl Drop for ConnectionPermit {
+    fn drop(&mut self) {
+        let before = self.endpoint.connections.fetch_sub(1, Ordering::Relaxed);
+        debug_assert!(before > 0, "a permit ends what it began");
+    }
+}
+
 impl Drop for Permit {
     fn drop(&mut self) {
         let before = self.shared.usage.0[self.what as usize].fetch_sub(1, Ordering::Relaxed);
@@ -167,6 +218,23 @@ mod tests {
     }
 
     #[test]
+    fn an_endpoint_has_a_limit_of_its_own_within_the_service_s() {
+        let shared = Arc::default();
+        let limits =
+            Limits { max_connections: Some(3), max_connections_per_endpoint: Some(2), ..Limits::default() };
+        let [one, other] = [1, 2].map(|id| crate::tests::endpoint(id, 1));
+        let connect = |to| ConnectionPermit::take(&shared, &limits, to);
+        let first = connect(&one).unwrap();
+        let _second = connect(&one).unwrap();
+        assert_eq!(connect(&one).unwrap_err(), ConnectionLimit::Endpoint);
+        let _third = connect(&other).unwrap();
+        assert_eq!(connect(&other).unwrap_err(), ConnectionLimit::Service);
+        drop(first);
+        assert_eq!(shared.usage.get(Limited::Connection), 2, "what was refused is not counted");
+        assert!(connect(&one).is_ok());
+    }
+
+    #[test]
     fn a_limit_is_reached_and_freed_again() {
         let shared = Arc::default();
         let limits = Limits { max_requests: Some(2), ..Limits::default() };
@@ -187,7 +255,11 @@ mod tests {
         ) {
             let shared: Arc<ClusterShared> = Arc::default();
             let limits = Limits {
-                max_connections: max, max_pending_requests: max, max_requests: max, max_retries: max,
+                max_connections: max,
+                max_pending_requests: max,
+                max_requests: max,
+                max_retries: max,
+                max_connections_per_endpoint: None,
             };
             let mut held: Vec<Permit> = Vec::new();
             for (what, take, which) in steps {

@@ -480,3 +480,23 @@ async fn a_crowd_waits_in_line_and_does_not_overrun_the_queue_of_an_application(
     serving.abort();
     harness.wait_metric("meshwork_limit_headroom", pending, 1_000).await;
 }
+
+#[tokio::test]
+async fn a_request_waits_for_a_connection_to_its_endpoint_and_takes_the_one_that_is_given_back() {
+    let (up, held, _) = holding().await;
+    let limit =
+        v1::Limits { max_connections_per_endpoint: 1, max_pending_requests: 10, ..Default::default() };
+    let (harness, address) = gateway(&[up.address], Some(limits(limit))).await;
+    let mut first = hold(address, &held).await;
+    let second = tokio::spawn(async move {
+        let mut tcp = TcpStream::connect(address).await.unwrap();
+        tcp.write_all(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\n\r\nmore").await.unwrap();
+        read_until(&mut tcp, "hello").await
+    });
+    let waiting = &["maxPendingRequests"];
+    harness.wait_metric("meshwork_limit_headroom", waiting, 9).await;
+    assert!(!second.is_finished(), "one connection carries one request");
+    first.write_all(b"more").await.unwrap();
+    assert!(read_until(&mut first, "hello").await.starts_with("HTTP/1.1 200"));
+    assert!(second.await.unwrap().starts_with("HTTP/1.1 200"));
+}

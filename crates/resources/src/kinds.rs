@@ -56,10 +56,10 @@ pub use target::PolicyTarget;
 pub use tcp_route::TCPRoute;
 pub use tls_route::TLSRoute;
 pub use traffic_policy::{
-    Backoff, BreakerMode, BreakerWindow, CallerDeadline, CircuitBreaker, Failover, FailoverPreference,
-    FailoverPriority, HashRule, HashRuleType, LoadBalancer, LoadBalancerAlgorithm, OutlierDetection,
-    OutlierFailurePercentage, OutlierSuccessRate, RetryBudget, RetryOn, SlowCalls, TrafficLimits,
-    TrafficPolicy, TrafficRetry, TrafficTimeouts,
+    Backoff, BreakerMode, BreakerWindow, CallerDeadline, CircuitBreaker, EndpointLimits, Failover,
+    FailoverPreference, FailoverPriority, HashRule, HashRuleType, LoadBalancer, LoadBalancerAlgorithm,
+    OutlierDetection, OutlierFailurePercentage, OutlierSuccessRate, RetryBudget, RetryOn, SlowCalls,
+    TrafficLimits, TrafficPolicy, TrafficRetry, TrafficTimeouts,
 };
 
 pub(crate) use crate::decode::fields::shorten as shown;

@@ -109,6 +109,7 @@ fn traffic_policy(message: &v1::TrafficPolicy) -> Result<TrafficSpec> {
         max_pending_requests: limit(|l| l.max_pending_requests),
         max_requests: limit(|l| l.max_requests),
         max_retries: limit(|l| l.max_retries),
+        max_connections_per_endpoint: limit(|l| l.max_connections_per_endpoint),
     };
     let requests = request_policy(message.timeouts.as_ref(), message.retry.as_ref())?;
     let outlier = message.outlier_detection.as_ref().map(outlier).transpose()?;

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use meshwork_base::Tick;
 use meshwork_decision::{
-    Answer, AttemptFailure, AttemptOutcome, Call, Cause, Decision, Endpoint, Limited, NoReasons, Permit,
-    Picked, RequestFacts, Retry, StopReason, Ticket, Transport, Trial, Wanted,
+    Answer, AttemptFailure, AttemptOutcome, Call, Cause, ConnectionLimit, ConnectionPermit, Decision,
+    Endpoint, NoReasons, Picked, RequestFacts, Retry, StopReason, Ticket, Transport, Trial, Wanted,
 };
 use smallvec::SmallVec;
 use tokio::time::sleep;
@@ -39,7 +39,7 @@ const FACTS: RequestFacts = RequestFacts {
 /// A connection to an endpoint, counted as long as it lives.
 pub(super) struct Upstream {
     pub(super) end: End,
-    _permit: Permit,
+    _permit: ConnectionPermit,
     /// A tunnel is counted by the connection that carries it.
     _open: Option<OpenUpstream>,
 }
@@ -55,7 +55,6 @@ pub(super) async fn connect(
 ) -> Result<Upstream, Failure> {
     let (worker, cluster) = (cx.worker, way.cluster);
     let over = |cause| Failure::local(cause).because(Arc::clone(&cluster.key.service));
-    let permit = cluster.admit(Limited::Connection).map_err(over)?;
     let policy = way.policy.retry(Some(cluster));
     let mut retry = Retry::begin(policy, cluster, worker.now());
     let timeout = way.timeouts.connect.unwrap_or(CONNECT_TIMEOUT);
@@ -79,6 +78,14 @@ pub(super) async fn connect(
             return Err(last.unwrap_or_else(|| over(Cause::NoHealthyUpstream)));
         };
         tried.push(endpoint.id);
+        let permit = match cluster.admit_connection(&endpoint) {
+            Ok(permit) => permit,
+            Err(ConnectionLimit::Service) => return Err(over(Cause::MaxConnections)),
+            Err(ConnectionLimit::Endpoint) => {
+                last = Some(over(Cause::MaxConnections));
+                continue;
+            }
+        };
         let outcome = once(cx, way, &endpoint, timeout, header.as_ref(), journey).await;
         observe(cx, way, &endpoint, (began, ticket, trial), outcome.as_ref().err());
         let failure = match outcome {
@@ -137,7 +144,7 @@ async fn once(
                 address: *hbone,
                 speaks: Speaks::Mesh { key: &way.cluster.key, id: spiffe_id },
                 // The tunnel is what its limits count, not the connection that many share.
-                cluster: None,
+                service: None,
                 connect_timeout: timeout,
                 announcement: None,
             };

@@ -6,7 +6,9 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use meshwork_base::SpiffeId;
-use meshwork_decision::{Cause, Cluster, ClusterKey, Limited, Permit};
+use meshwork_decision::{
+    Cause, Cluster, ClusterKey, ConnectionLimit, ConnectionPermit, Endpoint, Limited, Permit,
+};
 use meshwork_http1::ResponseHead;
 use tokio::time::{sleep, timeout};
 
@@ -29,7 +31,7 @@ pub(crate) struct Destination<'a> {
     pub(crate) address: SocketAddr,
     pub(crate) speaks: Speaks<'a>,
     /// Whose limits count; none for the application beside us.
-    pub(crate) cluster: Option<&'a Cluster>,
+    pub(crate) service: Option<(&'a Cluster, &'a Endpoint)>,
     pub(crate) connect_timeout: Duration,
     /// What an HTTP/1 connection begins with, which then is for one request.
     pub(crate) announcement: Option<&'a [u8]>,
@@ -73,11 +75,15 @@ pub(crate) const fn endpoint_of(pool: u64) -> u64 {
 
 impl Destination<'_> {
     fn admit(&self, what: Limited) -> Result<Option<Permit>, Cause> {
-        self.cluster.map(|cluster| cluster.admit(what)).transpose()
+        self.service.map(|(cluster, _)| cluster.admit(what)).transpose()
+    }
+
+    fn admit_connection(&self) -> Result<Option<ConnectionPermit>, ConnectionLimit> {
+        self.service.map(|(cluster, endpoint)| cluster.admit_connection(endpoint)).transpose()
     }
 
     fn over_limit(&self, cause: Cause) -> Failure {
-        let service = self.cluster.map_or("", |cluster| &*cluster.key.service);
+        let service = self.service.map_or("", |(cluster, _)| &*cluster.key.service);
         Failure::local(cause).because(service)
     }
 }
@@ -103,7 +109,7 @@ pub(crate) async fn h1(
 }
 
 enum Turn {
-    Connect(Option<Permit>, Making),
+    Connect(Option<ConnectionPermit>, Making),
     Reuse(Box<H1Client>),
 }
 
@@ -150,17 +156,19 @@ fn turn(
         return Ok(Turn::Reuse(client));
     }
     loop {
-        let cause = match to.admit(Limited::Connection) {
+        let limit = match to.admit_connection() {
             Ok(permit) => return connecting(to, pool, permit),
             Err(_) if pool.has_none() => return connecting(to, pool, None),
-            Err(cause) => cause,
+            Err(limit) => limit,
         };
         if let Some(client) = pool.take_idle() {
             return Ok(Turn::Reuse(client));
         }
-        let cluster = to.cluster.expect("only a service has limits");
-        if !cluster.endpoints().all().iter().any(|endpoint| worker.pools.evict_idle(endpoint.id)) {
-            return Err(to.over_limit(cause));
+        let (cluster, _) = to.service.expect("only a service has limits");
+        let makes_room = limit == ConnectionLimit::Service
+            && cluster.endpoints().all().iter().any(|endpoint| worker.pools.evict_idle(endpoint.id));
+        if !makes_room {
+            return Err(to.over_limit(Cause::MaxConnections));
         }
     }
 }
@@ -168,7 +176,7 @@ fn turn(
 fn connecting(
     to: &Destination<'_>,
     pool: &Rc<EndpointPool>,
-    permit: Option<Permit>,
+    permit: Option<ConnectionPermit>,
 ) -> Result<Turn, Failure> {
     pool.make().map(|making| Turn::Connect(permit, making)).ok_or_else(|| too_slow(to))
 }
@@ -264,9 +272,9 @@ async fn dial(
     pool: &Rc<EndpointPool>,
 ) -> Result<Rc<H2Connection>, Failure> {
     let _pending = to.admit(Limited::Pending).map_err(|cause| to.over_limit(cause))?;
-    let permit = match to.admit(Limited::Connection) {
+    let permit = match to.admit_connection() {
         Err(_) if pool.open() == 0 => None,
-        admitted => admitted.map_err(|cause| to.over_limit(cause))?,
+        admitted => admitted.map_err(|_| to.over_limit(Cause::MaxConnections))?,
     };
     let tcp = connect(to.address, to.connect_timeout).await?;
     let (io, svid) = match to.speaks {

@@ -12,7 +12,7 @@ use std::rc::{Rc, Weak};
 use std::time::Duration;
 
 use meshwork_base::Tick;
-use meshwork_decision::Permit;
+use meshwork_decision::ConnectionPermit;
 use meshwork_identity::Peer;
 use tokio::sync::Notify;
 
@@ -59,14 +59,14 @@ pub(crate) struct Opened {
     /// When it was opened.
     pub(crate) since: Tick,
     pool: Weak<EndpointPool>,
-    _permit: Option<Permit>,
+    _permit: Option<ConnectionPermit>,
     _gauge: OpenUpstream,
 }
 
 impl Opened {
     pub(crate) fn new(
         pool: &Rc<EndpointPool>,
-        permit: Option<Permit>,
+        permit: Option<ConnectionPermit>,
         gauge: OpenUpstream,
         since: Tick,
     ) -> Self {

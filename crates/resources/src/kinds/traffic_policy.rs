@@ -54,6 +54,16 @@ record! {
         pub max_requests: Option<u32> as "maxRequests" [1..=u32::MAX.into()],
         /// Retries.
         pub max_retries: Option<u32> as "maxRetries" [1..=u32::MAX.into()],
+        /// How much of it to any one endpoint.
+        pub per_endpoint: Option<EndpointLimits> as "perEndpoint",
+    }
+}
+
+record! {
+    /// How much may be under way to one endpoint of a service, in each proxy.
+    pub struct EndpointLimits {
+        /// Connections.
+        pub max_connections: Option<u32> as "maxConnections" [1..=u32::MAX.into()],
     }
 }
 
