@@ -66,15 +66,9 @@ pub(super) async fn connect(
     let mut last = None;
     loop {
         let began = worker.now();
-        let ticket = cluster.try_call(began, &mut NoReasons).map_err(over)?;
-        if let Some(change) = ticket.as_ref().and_then(Ticket::change) {
-            worker.breaker_changed(cluster, change);
-        }
         let wanted = Wanted { tried: &tried, hash, session: None };
-        let picked = cluster.choose(began, &mut *worker.rng.borrow_mut(), &wanted, &mut NoReasons);
-        // One that has just failed is no other endpoint.
-        let fresh = picked.filter(|picked| !tried.contains(&picked.endpoint.id));
-        let Some(Picked { endpoint, trial }) = fresh else {
+        let (ticket, picked) = pick(cx, way, &wanted, began).map_err(over)?;
+        let Some(Picked { endpoint, trial }) = picked else {
             return Err(last.unwrap_or_else(|| over(Cause::NoHealthyUpstream)));
         };
         tried.push(endpoint.id);
@@ -119,6 +113,22 @@ pub(super) async fn connect(
         }
         last = Some(failure);
     }
+}
+
+/// Asks breaker and balancer; one that has just failed is no other endpoint.
+fn pick(
+    cx: &Carried<'_>,
+    way: &Way<'_>,
+    wanted: &Wanted<'_>,
+    now: Tick,
+) -> Result<(Option<Ticket>, Option<Picked>), Cause> {
+    let (worker, cluster) = (cx.worker, way.cluster);
+    let ticket = cluster.try_call(now, &mut NoReasons)?;
+    if let Some(change) = ticket.as_ref().and_then(Ticket::change) {
+        worker.breaker_changed(cluster, change);
+    }
+    let picked = cluster.choose(now, &mut *worker.rng.borrow_mut(), wanted, &mut NoReasons);
+    Ok((ticket, picked.filter(|picked| !wanted.tried.contains(&picked.endpoint.id))))
 }
 
 async fn once(
