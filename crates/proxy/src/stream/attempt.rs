@@ -2,12 +2,11 @@
 //! endpoint may always be tried; how often, the retry policy says.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use meshwork_base::Tick;
 use meshwork_decision::{
-    Answer, AttemptFailure, AttemptOutcome, Call, Cause, ConnectionLimit, ConnectionPermit, Decision,
-    Endpoint, NoReasons, Picked, RequestFacts, Retry, StopReason, Ticket, Transport, Trial, Wanted,
+    Answer, AttemptFailure, AttemptOutcome, Call, Cause, Cluster, ConnectionLimit, ConnectionPermit,
+    Decision, Endpoint, NoReasons, Picked, RequestFacts, Retry, StopReason, Ticket, Transport, Trial, Wanted,
 };
 use smallvec::SmallVec;
 use tokio::time::sleep;
@@ -57,9 +56,7 @@ pub(super) async fn connect(
     let over = |cause| Failure::local(cause).because(Arc::clone(&cluster.key.service));
     let policy = way.policy.retry(Some(cluster));
     let mut retry = Retry::begin(policy, cluster, worker.now());
-    let timeout = way.timeouts.connect.unwrap_or(CONNECT_TIMEOUT);
-    let client = Client { source: cx.ends.peer, destination: cx.ends.local };
-    let header = cluster.proxy_protocol.map(|version| announcement(version, &client));
+    let header = announced(cx, cluster);
     let hash = cluster.hashing.as_ref().and_then(|hashing| hashing.of_connection(cx.ends.peer.ip()));
     let mut tried: SmallVec<[u64; 4]> = SmallVec::new();
     let mut unseen = 0;
@@ -80,7 +77,7 @@ pub(super) async fn connect(
                 continue;
             }
         };
-        let outcome = once(cx, way, &endpoint, timeout, header.as_ref(), journey).await;
+        let outcome = once(cx, way, &endpoint, header.as_ref(), journey).await;
         observe(cx, way, &endpoint, (began, ticket, trial), outcome.as_ref().err());
         let failure = match outcome {
             Ok((end, open)) => return Ok(Upstream { end, _permit: permit, _open: open }),
@@ -115,6 +112,12 @@ pub(super) async fn connect(
     }
 }
 
+/// What a connection begins with, where the service wants to know for whom it is made.
+fn announced(cx: &Carried<'_>, cluster: &Cluster) -> Option<Written> {
+    let client = Client { source: cx.ends.peer, destination: cx.ends.local };
+    cluster.proxy_protocol.map(|version| announcement(version, &client))
+}
+
 /// Asks breaker and balancer; one that has just failed is no other endpoint.
 fn pick(
     cx: &Carried<'_>,
@@ -135,10 +138,10 @@ async fn once(
     cx: &Carried<'_>,
     way: &Way<'_>,
     endpoint: &Arc<Endpoint>,
-    timeout: Duration,
     header: Option<&Written>,
     journey: &mut Journey,
 ) -> Result<(End, Option<OpenUpstream>), Failure> {
+    let timeout = way.timeouts.connect.unwrap_or(CONNECT_TIMEOUT);
     let opened = match &endpoint.transport {
         Transport::Plaintext => {
             journey.attempt(endpoint.address(), endpoint);
