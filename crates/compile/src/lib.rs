@@ -31,6 +31,7 @@ mod route;
 mod rule;
 mod service;
 mod shadow;
+mod shaping;
 mod stream;
 
 pub mod codes;

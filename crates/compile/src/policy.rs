@@ -29,6 +29,7 @@ use crate::index::{Name, qualified, source};
 use crate::output::{ByKey, ResourceKey, ResourceType};
 use crate::rule::{millis, timeout_ms};
 use crate::service::{in_mesh, port_protocol, ports_of};
+use crate::shaping;
 use crate::status::{AncestorStatus, ParentReference, Status};
 
 /// Retries after the first attempt where nobody says how many.
@@ -235,6 +236,8 @@ fn claim(object: &Object, spec: &Spec, target: &Target, taken: &mut Taken) -> Re
             ("retry", policy.retry.is_some()),
             ("timeouts", policy.timeouts.is_some()),
             ("proxyProtocol", policy.proxy_protocol != 0),
+            ("rateLimit", policy.rate_limit.is_some()),
+            ("faultInjection", policy.fault_injection.is_some()),
         ]
         .into_iter()
         .filter_map(|(part, set)| set.then_some(part))
@@ -303,6 +306,8 @@ fn traffic(spec: &TrafficPolicy) -> v1::TrafficPolicy {
             Some(ProxyProtocolVersion::V2) => WireProxyProtocol::V2,
         }
         .into(),
+        rate_limit: spec.rate_limit.as_ref().map(|limit| shaping::rate_limit(limit)),
+        fault_injection: spec.fault_injection.as_ref().map(|fault| shaping::fault(fault)),
     }
 }
 

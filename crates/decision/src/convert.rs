@@ -5,6 +5,7 @@ mod load_balancer;
 mod policy;
 mod route;
 mod service;
+mod shaping;
 mod workload;
 
 use std::net::IpAddr;

@@ -9,6 +9,7 @@ use crate::authorization::Authorization;
 use crate::cause::Cause;
 use crate::cluster::{AppProtocol, ClusterKey};
 use crate::deadline::Fastest;
+use crate::rate_limit::RateLimit;
 
 /// Whether callers must prove who they are.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -46,6 +47,8 @@ pub struct InboundPort {
     pub mtls: Mtls,
     /// Who may call.
     pub authorization: Authorization,
+    /// How many requests are taken.
+    pub rate_limit: Option<Arc<RateLimit>>,
     /// `PORT.SERVICE.NAMESPACE.mesh`, which callers name in their TLS handshake.
     pub sni: Arc<str>,
     /// What is known of the application there; outlives a snapshot.

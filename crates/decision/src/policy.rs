@@ -14,12 +14,14 @@ use crate::affinity::Hashing;
 use crate::authorization::{Authorization, AuthorizationPolicy};
 use crate::breaker::CircuitBreaker;
 use crate::cluster::{Algorithm, Cluster};
+use crate::fault::FaultInjection;
 use crate::inbound::Mtls;
 use crate::limits::Limits;
 use crate::origin::Origin;
 use crate::outlier::OutlierDetection;
 use crate::preference::Preference;
 use crate::proxy_protocol::{ProxyProtocol, ProxyVersion};
+use crate::rate_limit::RateLimit;
 use crate::retry::RetryPolicy;
 
 /// What applies to the requests of one rule. Equal results are shared between rules.
@@ -44,6 +46,8 @@ pub(crate) struct RequestPolicy {
     pub(crate) max_stream_duration: Option<Duration>,
     pub(crate) believes_callers: Option<bool>,
     pub(crate) retry: Option<Arc<RetryPolicy>>,
+    pub(crate) rate_limit: Option<Arc<RateLimit>>,
+    pub(crate) fault: Option<Arc<FaultInjection>>,
 }
 
 impl RequestPolicy {
@@ -59,6 +63,8 @@ impl RequestPolicy {
             max_stream_duration: self.max_stream_duration.or(wider.max_stream_duration),
             believes_callers: self.believes_callers.or(wider.believes_callers),
             retry: self.retry.as_ref().or(wider.retry.as_ref()).cloned(),
+            rate_limit: self.rate_limit.as_ref().or(wider.rate_limit.as_ref()).cloned(),
+            fault: self.fault.as_ref().or(wider.fault.as_ref()).cloned(),
         }
     }
 }
@@ -105,6 +111,20 @@ impl RulePolicy {
             .or_else(|| cluster.and_then(|c| field(&c.requests)))
             .or_else(|| field(&self.far))
             .or_else(|| cluster.and_then(|c| field(&c.namespace)))
+    }
+
+    /// What limits the requests of this rule where it is decided. A service's own limit is not among it: that one is
+    /// kept where the service is.
+    #[must_use]
+    pub fn rate_limit(&self) -> Option<&RateLimit> {
+        self.near.rate_limit.as_deref().or(self.far.rate_limit.as_deref())
+    }
+
+    /// What is injected into requests to this cluster.
+    #[must_use]
+    pub fn fault<'p>(&'p self, cluster: &'p Cluster) -> Option<&'p FaultInjection> {
+        let near = self.near.fault.as_deref();
+        near.or(cluster.requests.fault.as_deref()).or(self.far.fault.as_deref())
     }
 
     /// How failed attempts to this cluster are repeated; absent: not at all.
@@ -331,8 +351,18 @@ impl Attached {
         RulePolicy {
             authorization: self.authorization(route_levels(route, rule)),
             near: self.traffic(route_levels(route, rule)).requests,
-            far: self.traffic([section, all, route_namespace, namespace]).requests,
+            far: RequestPolicy {
+                // That one is kept where the service is.
+                rate_limit: None,
+                ..self.traffic([section, all, route_namespace, namespace]).requests
+            },
         }
+    }
+
+    /// How many requests of a service are taken, where it is.
+    pub(crate) fn rate_limit_of(&self, service: &str, port: &str) -> Option<Arc<RateLimit>> {
+        let [_, all, section] = service_levels(service, port);
+        self.traffic([section, all]).requests.rate_limit
     }
 
     /// Who may call a service, and whether only by mTLS.

@@ -16,6 +16,7 @@ mod reference_grant;
 mod references;
 mod service;
 mod session_persistence;
+mod shaping;
 mod target;
 mod tcp_route;
 mod tls_route;
@@ -52,6 +53,9 @@ pub use reference_grant::{ReferenceGrant, ReferenceGrantFrom, ReferenceGrantTo};
 pub use references::{BackendRef, LocalParametersReference, ParentReference, SecretReference, StreamRule};
 pub use service::{Service, ServicePort, ServiceType, TargetPort, TransportProtocol};
 pub use session_persistence::{CookieConfig, CookieLifetimeType, SessionPersistence, SessionPersistenceType};
+pub use shaping::{
+    FaultAbort, FaultBandwidth, FaultDelay, FaultInjection, Fraction, RateLimit, RateLimitMode,
+};
 pub use target::PolicyTarget;
 pub use tcp_route::TCPRoute;
 pub use tls_route::TLSRoute;

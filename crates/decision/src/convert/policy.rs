@@ -6,6 +6,7 @@ use std::sync::Arc;
 use ipnet::IpNet;
 use meshwork_messages::v1;
 
+use super::shaping::{fault, rate_limit};
 use super::{ConvertError, Result, load_balancer, request_policy, unknown, value};
 use crate::authorization::{
     Action, AuthorizationPolicy, AuthorizationRule, HostRule, Operation, Peers, TextRule,
@@ -17,7 +18,7 @@ use crate::inbound::Mtls;
 use crate::limits::Limits;
 use crate::origin::Origin;
 use crate::outlier::{FailurePercentage, OutlierDetection, SuccessRate};
-use crate::policy::{PolicySpec, Said, TargetKey, TargetKind, TrafficSpec};
+use crate::policy::{PolicySpec, RequestPolicy, Said, TargetKey, TargetKind, TrafficSpec};
 use crate::proxy_protocol::{ProxyProtocol, ProxyVersion};
 
 /// A policy that cannot be taken.
@@ -80,7 +81,7 @@ fn target(message: &v1::policy::Target) -> Result<TargetKey> {
 fn said(origin: &Arc<Origin>, spec: &v1::policy::Spec) -> Result<Said> {
     use v1::policy::Spec;
     Ok(match spec {
-        Spec::Traffic(traffic) => Said::Traffic(Box::new(traffic_policy(traffic)?)),
+        Spec::Traffic(traffic) => Said::Traffic(Box::new(traffic_policy(origin, traffic)?)),
         Spec::Authorization(policy) => Said::Authorization(Arc::new(authorization(origin, policy)?)),
         Spec::Inbound(inbound) => Said::Inbound(match v1::inbound_policy::Mtls::try_from(inbound.mtls) {
             Ok(v1::inbound_policy::Mtls::Strict) => Mtls::Strict,
@@ -91,7 +92,7 @@ fn said(origin: &Arc<Origin>, spec: &v1::policy::Spec) -> Result<Said> {
     })
 }
 
-fn traffic_policy(message: &v1::TrafficPolicy) -> Result<TrafficSpec> {
+fn traffic_policy(origin: &Arc<Origin>, message: &v1::TrafficPolicy) -> Result<TrafficSpec> {
     use v1::traffic_policy::Algorithm as Wire;
     let algorithm = match Wire::try_from(message.algorithm) {
         Ok(Wire::Unspecified) => None,
@@ -111,7 +112,11 @@ fn traffic_policy(message: &v1::TrafficPolicy) -> Result<TrafficSpec> {
         max_retries: limit(|l| l.max_retries),
         max_connections_per_endpoint: limit(|l| l.max_connections_per_endpoint),
     };
-    let requests = request_policy(message.timeouts.as_ref(), message.retry.as_ref())?;
+    let requests = RequestPolicy {
+        rate_limit: message.rate_limit.as_ref().map(|m| rate_limit(origin, m)).transpose()?.map(Arc::new),
+        fault: message.fault_injection.as_ref().map(|m| fault(origin, m)).transpose()?.map(Arc::new),
+        ..request_policy(message.timeouts.as_ref(), message.retry.as_ref())?
+    };
     let outlier = message.outlier_detection.as_ref().map(outlier).transpose()?;
     let proxy_protocol = match v1::traffic_policy::ProxyProtocol::try_from(message.proxy_protocol) {
         Ok(v1::traffic_policy::ProxyProtocol::Unspecified) => None,

@@ -5,6 +5,7 @@ mod load_balancer;
 use std::fmt;
 
 use super::listener_policy::ProxyProtocolVersion;
+use super::shaping::{FaultInjection, RateLimit};
 use super::target::{self, PolicyTarget};
 use crate::codes;
 use crate::decode::duration::GatewayDuration;
@@ -40,6 +41,12 @@ record! {
         /// Each connection begins by saying for whom it is made, by HAProxy's PROXY protocol of this version. For
         /// services only.
         pub proxy_protocol: Option<Spanned<ProxyProtocolVersion>> as "proxyProtocol",
+        /// How many requests are taken. A service's are counted where it is, those of a route or gateway where the rule is
+        /// decided. Not for namespaces.
+        pub rate_limit: Option<Spanned<RateLimit>> as "rateLimit",
+        /// What is done to some requests, to see what becomes of them. Where they are sent, not where they arrive. Not for
+        /// namespaces.
+        pub fault_injection: Option<Spanned<FaultInjection>> as "faultInjection",
     }
 }
 
@@ -334,6 +341,7 @@ impl Body for TrafficPolicy {
         if let Some(balancer) = &self.load_balancer {
             load_balancer::validate(balancer, cx);
         }
+        self.validate_shaping(cx);
         let Some(retry) = &self.retry else { return };
         let request = self.timeouts.as_ref().and_then(|timeouts| timeouts.request);
         if let (Some(attempt), Some(request)) = (retry.per_try_timeout, request)
@@ -373,6 +381,26 @@ impl TrafficPolicy {
             );
             cx.error(other.span, codes::CONFLICTING_FIELDS, message).help =
                 Some("write a policy of its own for the services that are called".to_owned());
+        }
+    }
+
+    /// A namespace has many services, and none of them alone has such a limit or such a fault.
+    fn validate_shaping(&self, cx: &mut Cx) {
+        self.rate_limit.iter().for_each(|limit| limit.validate(limit.span, cx));
+        self.fault_injection.iter().for_each(|fault| fault.validate(fault.span, cx));
+        let Some(namespace) =
+            self.target_refs.iter().find(|target| target.object_kind() == Some(ObjectKind::Namespace))
+        else {
+            return;
+        };
+        let shaping =
+            [("rateLimit", self.rate_limit.is_some()), ("faultInjection", self.fault_injection.is_some())];
+        for (field, _) in shaping.into_iter().filter(|(_, is_there)| *is_there) {
+            let message = format!(
+                "`{field}` is for services, routes and gateways; the policy is attached to a Namespace too"
+            );
+            cx.error(namespace.span, codes::CONFLICTING_FIELDS, message).help =
+                Some("write a policy of its own for what is called".to_owned());
         }
     }
 

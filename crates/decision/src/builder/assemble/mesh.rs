@@ -81,8 +81,8 @@ impl Built {
             let parent = Parent::Service(Arc::clone(&served.key.service));
             let sections = ports(held, &parent);
             let section = sections.iter().find(|(port, _)| *port == served.key.port);
-            let (authorization, mtls) =
-                self.policies.of_inbound(&served.key.service, section.map_or("", |(_, name)| name));
+            let section = section.map_or("", |(_, name)| name);
+            let (authorization, mtls) = self.policies.of_inbound(&served.key.service, section);
             InboundPort {
                 key: served.key.clone(),
                 label: served.key.to_string().into(),
@@ -90,6 +90,7 @@ impl Built {
                 protocol: served.protocol,
                 mtls,
                 authorization,
+                rate_limit: self.policies.rate_limit_of(&served.key.service, section),
                 sni: mesh_sni(&served.key).into(),
                 state: known(&served.key, served.app_port).unwrap_or_default(),
             }

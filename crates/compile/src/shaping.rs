@@ -1,0 +1,53 @@
+//! What a traffic policy does to requests to shape them.
+
+use meshwork_messages::v1;
+use meshwork_messages::v1::fault_injection::abort::With;
+use meshwork_messages::v1::fault_injection::{Abort, Bandwidth, Delay};
+use meshwork_resources::{FaultInjection, Fraction, RateLimit, RateLimitMode, RetryOn, Spanned};
+
+use crate::rule::millis;
+
+pub(crate) fn rate_limit(spec: &RateLimit) -> v1::RateLimit {
+    v1::RateLimit {
+        requests: spec.requests,
+        per_ms: spec.per.map_or(1_000, millis).max(1),
+        burst: spec.burst.unwrap_or(spec.requests),
+        fair_share: spec.fair_share.unwrap_or_default(),
+        shadow: spec.mode == Some(RateLimitMode::Shadow),
+    }
+}
+
+pub(crate) fn fault(spec: &FaultInjection) -> v1::FaultInjection {
+    let field = |header: &meshwork_resources::HTTPHeader| v1::Field {
+        name: header.name.to_string(),
+        value: header.value.to_string(),
+    };
+    v1::FaultInjection {
+        headers: spec.headers.iter().map(|header| field(header)).collect(),
+        delay: spec.delay.as_ref().map(|delay| Delay {
+            share: share(delay.percent, delay.fraction.as_ref()),
+            time_ms: millis(delay.time),
+        }),
+        abort: spec.abort.as_ref().map(|abort| Abort {
+            share: share(abort.percent, abort.fraction.as_ref()),
+            with: match (abort.http_status, abort.grpc_status) {
+                (_, Some(RetryOn::Grpc(status))) => Some(With::GrpcStatus(status.into())),
+                (status, _) => status.map(With::Status),
+            },
+        }),
+        bandwidth: spec.bandwidth.as_ref().map(|bandwidth| Bandwidth {
+            share: share(bandwidth.percent, bandwidth.fraction.as_ref()),
+            bytes_per_second: u64::from(bandwidth.kib_per_second) * 1024,
+        }),
+    }
+}
+
+/// All, where nobody says how many.
+fn share(percent: Option<u32>, fraction: Option<&Spanned<Fraction>>) -> Option<v1::Share> {
+    Some(match fraction {
+        Some(fraction) => {
+            v1::Share { numerator: fraction.numerator, denominator: fraction.denominator.unwrap_or(100) }
+        }
+        None => v1::Share { numerator: percent.unwrap_or(100), denominator: 100 },
+    })
+}

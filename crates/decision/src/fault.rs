@@ -1,0 +1,123 @@
+//! Fault injection: what a policy does to some requests so that others can see what becomes of them.
+//!
+//! Of each kind it is drawn by itself whether it happens, as Envoy does: a request may be delayed and then aborted.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use meshwork_base::Rng;
+
+use crate::origin::Origin;
+use crate::request::RequestView;
+
+/// How many of all.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Share {
+    /// So many …
+    pub numerator: u32,
+    /// … of so many, at least 1.
+    pub denominator: u32,
+}
+
+impl Share {
+    /// Whether it is this one's turn.
+    pub fn happens(self, rng: &mut impl Rng) -> bool {
+        // Nothing is drawn where nothing is to be decided.
+        self.numerator >= self.denominator
+            || (self.numerator > 0 && rng.below(self.denominator.into()) < self.numerator.into())
+    }
+}
+
+/// What an aborted request is answered with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Abort {
+    /// A status of HTTP, 200 to 599.
+    Status(u16),
+    /// A status of gRPC, to callers who speak it; others get the status of HTTP that stands for it.
+    Grpc(u8),
+}
+
+/// What a policy injects.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FaultInjection {
+    /// The policy that says it.
+    pub origin: Arc<Origin>,
+    /// Only into requests that have all of these fields. Names are in lower case.
+    pub headers: Box<[(Box<str>, Box<str>)]>,
+    /// A time before the request goes on.
+    pub delay: Option<(Share, Duration)>,
+    /// An answer instead of going on.
+    pub abort: Option<(Share, Abort)>,
+    /// Bytes per second of the response's body.
+    pub bandwidth: Option<(Share, u64)>,
+}
+
+/// What happens to one request.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Injected {
+    /// It waits first.
+    pub delay: Option<Duration>,
+    /// It is answered with this.
+    pub abort: Option<Abort>,
+    /// Its response's body comes at so many bytes per second.
+    pub bandwidth: Option<u64>,
+}
+
+impl FaultInjection {
+    /// Draws what happens to a request.
+    pub fn draw(&self, request: &impl RequestView, rng: &mut impl Rng) -> Injected {
+        let has = |(name, value): &(Box<str>, Box<str>)| request.header(name).any(|v| v == value.as_bytes());
+        if !self.headers.iter().all(has) {
+            return Injected::default();
+        }
+        Injected {
+            delay: drawn(self.delay, rng),
+            abort: drawn(self.abort, rng),
+            bandwidth: drawn(self.bandwidth, rng),
+        }
+    }
+}
+
+fn drawn<T>(what: Option<(Share, T)>, rng: &mut impl Rng) -> Option<T> {
+    what.filter(|(share, _)| share.happens(rng)).map(|(_, what)| what)
+}
+
+#[cfg(test)]
+mod tests {
+    use meshwork_base::SeededRng;
+
+    use super::*;
+    use crate::request::OwnedRequest;
+
+    #[test]
+    fn a_share_happens_as_often_as_it_says() {
+        let mut rng = SeededRng::new(7);
+        let mut of = |numerator, denominator| {
+            let share = Share { numerator, denominator };
+            (0..10_000).filter(|_| share.happens(&mut rng)).count()
+        };
+        assert_eq!((of(0, 100), of(100, 100)), (0, 10_000));
+        assert!((900..1_100).contains(&of(10, 100)));
+        assert!((5..60).contains(&of(2, 1_000)));
+    }
+
+    #[test]
+    fn only_requests_with_all_the_fields_are_meant() {
+        let always = Share { numerator: 1, denominator: 1 };
+        let fault = FaultInjection {
+            origin: Arc::default(),
+            headers: [("x-test".into(), "on".into()), ("x-who".into(), "me".into())].into(),
+            delay: None,
+            abort: Some((always, Abort::Status(503))),
+            bandwidth: None,
+        };
+        let request = |fields: &[(&str, &str)]| {
+            let mut request = OwnedRequest::get("shop", "/");
+            request.headers.extend(fields.iter().map(|(n, v)| ((*n).to_owned(), (*v).to_owned())));
+            fault.draw(&request, &mut SeededRng::new(1)).abort
+        };
+        assert_eq!(request(&[("x-test", "on"), ("x-who", "me")]), Some(Abort::Status(503)));
+        assert_eq!(request(&[("x-test", "on")]), None);
+        assert_eq!(request(&[("x-test", "on"), ("x-who", "you")]), None);
+    }
+}

@@ -1,0 +1,174 @@
+//! Local rate limit: so many requests per time in each proxy, whoever its workers are.
+//!
+//! GCRA, the leaky bucket in one number: the *theoretical arrival time* (TAT), when the next request would be due if
+//! requests came evenly. Each admitted request moves it on by `per / requests`; one that would move it further than a
+//! burst beyond now is refused. One compare-and-swap per request, and none for requests that no limit is about.
+//!
+//! *Fair share.* Callers are told apart, and each has a TAT of its own at the rate of all divided by those who ask. Who is
+//! within its share is admitted as long as all together are within the limit; who is beyond it may have what the others
+//! leave: it is admitted while more than half of the burst is there. So a caller that asks ten times as much as the
+//! others gets what they do not use, and none of theirs.
+
+mod callers;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use meshwork_base::Tick;
+
+use crate::origin::Origin;
+use callers::Callers;
+
+/// What a policy limits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RateSpec {
+    /// So many requests, at least 1.
+    pub requests: u32,
+    /// In this time, longer than none.
+    pub per: Duration,
+    /// So many at once after a pause, at least 1.
+    pub burst: u32,
+    /// Every caller has a share of its own.
+    pub fair_share: bool,
+    /// Nobody is refused; metrics tell who would be.
+    pub shadow: bool,
+}
+
+/// A limit with its state, which lives as long as the policy stays as it is.
+#[derive(Debug)]
+pub struct RateLimit {
+    /// The policy that says it.
+    pub origin: Arc<Origin>,
+    /// What it says.
+    pub spec: RateSpec,
+    all: Bucket,
+    callers: Option<Box<Callers>>,
+}
+
+/// Two limits are the same only if they count together.
+impl PartialEq for RateLimit {
+    fn eq(&self, other: &Self) -> bool {
+        std::ptr::eq(self, other)
+    }
+}
+
+impl Eq for RateLimit {}
+
+/// What a request was told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Allowance {
+    /// It may pass. In shadow mode it passes even so.
+    pub admitted: bool,
+    /// So many could follow at once.
+    pub remaining: u32,
+    /// Until the whole burst is there again.
+    pub reset: Duration,
+    /// Until the next one may pass; zero when it may at once.
+    pub retry_after: Duration,
+}
+
+/// The theoretical arrival time of the next request, in nanoseconds of the clock.
+#[derive(Debug, Default)]
+struct Bucket(AtomicU64);
+
+/// The rate of a bucket.
+#[derive(Clone, Copy, Debug)]
+struct Rate {
+    /// Nanoseconds from one request to the next.
+    interval: u64,
+    /// Nanoseconds that the TAT may be ahead of now.
+    tolerance: u64,
+}
+
+impl Rate {
+    /// That of `parts` equal parts of the limit.
+    fn of(spec: &RateSpec, parts: u32) -> Self {
+        let per = u64::try_from(spec.per.as_nanos()).unwrap_or(u64::MAX);
+        let interval = (per / u64::from(spec.requests.max(1))).saturating_mul(u64::from(parts.max(1))).max(1);
+        let burst = u64::from((spec.burst / parts.max(1)).max(1));
+        Self { interval, tolerance: interval.saturating_mul(burst) }
+    }
+
+    /// The TAT after one more request, and whether it may pass.
+    fn next(self, tat: u64, now: u64) -> (u64, bool) {
+        let next = tat.max(now).saturating_add(self.interval);
+        (next, next - now <= self.tolerance)
+    }
+}
+
+impl Bucket {
+    fn tat(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    /// Takes one request if `may` says so of the TAT that it would leave; gives the TAT then, or the one that stays.
+    fn take(&self, rate: Rate, now: u64, may: impl Fn(u64) -> bool) -> Result<u64, u64> {
+        let mut tat = self.tat();
+        loop {
+            let (next, conforms) = rate.next(tat, now);
+            if !conforms || !may(next) {
+                return Err(tat);
+            }
+            match self.0.compare_exchange_weak(tat, next, Ordering::Relaxed, Ordering::Relaxed) {
+                Ok(_) => return Ok(next),
+                Err(other) => tat = other,
+            }
+        }
+    }
+}
+
+impl RateLimit {
+    pub(crate) fn new(origin: Arc<Origin>, spec: RateSpec) -> Self {
+        let callers = spec.fair_share.then(Box::default);
+        Self { origin, spec, all: Bucket::default(), callers }
+    }
+
+    /// A request comes. `caller`: who asks, as far as that is known; all unknown ones are one.
+    pub fn ask(&self, caller: &str, now: Tick) -> Allowance {
+        let now = now.as_nanos();
+        let rate = Rate::of(&self.spec, 1);
+        let taken = match &self.callers {
+            None => self.all.take(rate, now, |_| true),
+            Some(callers) => self.ask_fairly(callers, caller, rate, now),
+        };
+        let allowance = told(rate, taken, now);
+        debug_assert!(allowance.admitted || allowance.retry_after > Duration::ZERO);
+        allowance
+    }
+
+    fn ask_fairly(&self, callers: &Callers, caller: &str, rate: Rate, now: u64) -> Result<u64, u64> {
+        let (own, asking) = callers.of(caller, self.spec.per, now);
+        let share = Rate::of(&self.spec, asking);
+        // Beyond its share it may have what more than half of the burst leaves.
+        let lent = |tat: u64| tat - now <= rate.tolerance / 2;
+        let within = share.next(own.tat(), now).1;
+        let taken = self.all.take(rate, now, |tat| within || lent(tat));
+        if taken.is_ok() && within {
+            // Another worker may have used up the share meanwhile; all together are within the limit even so.
+            let _ = own.take(share, now, |_| true);
+        }
+        taken
+    }
+}
+
+fn told(rate: Rate, taken: Result<u64, u64>, now: u64) -> Allowance {
+    let tat = match taken {
+        Ok(tat) | Err(tat) => tat,
+    };
+    let ahead = tat.saturating_sub(now);
+    let room = rate.tolerance.saturating_sub(ahead);
+    let remaining = u32::try_from(room / rate.interval).unwrap_or(u32::MAX);
+    // Who was refused for its share alone waits as long as one request takes.
+    let wait = if room >= rate.interval { rate.interval } else { rate.interval - room };
+    let retry_after = if taken.is_ok() { 0 } else { wait };
+    Allowance {
+        admitted: taken.is_ok(),
+        remaining: if taken.is_ok() { remaining } else { 0 },
+        reset: Duration::from_nanos(ahead),
+        retry_after: Duration::from_nanos(retry_after),
+    }
+}
+
+#[cfg(test)]
+mod tests;

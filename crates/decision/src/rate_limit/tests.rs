@@ -1,0 +1,111 @@
+use proptest::prelude::*;
+
+use super::*;
+
+fn limit(requests: u32, burst: u32, fair_share: bool) -> RateLimit {
+    let spec = RateSpec { requests, per: Duration::from_secs(1), burst, fair_share, shadow: false };
+    RateLimit::new(Arc::default(), spec)
+}
+
+/// A moment after the start of the clock, where nothing has happened yet.
+fn at(millis: u64) -> Tick {
+    Tick::from_nanos((1_000 + millis) * 1_000_000)
+}
+
+#[test]
+fn a_burst_passes_at_once_and_then_the_rate() {
+    let limit = limit(10, 3, false);
+    let admitted = |millis| limit.ask("", at(millis)).admitted;
+    assert_eq!([admitted(0), admitted(0), admitted(0), admitted(0)], [true, true, true, false]);
+    assert_eq!([admitted(99), admitted(100), admitted(101)], [false, true, false]);
+    // After a pause the burst is there again, and no more than it.
+    let again: Vec<_> = (0..4).map(|_| admitted(10_000)).collect();
+    assert_eq!(again, [true, true, true, false]);
+}
+
+#[test]
+fn who_asks_is_told_what_is_left_and_when_to_come_again() {
+    let limit = limit(10, 2, false);
+    let told = |millis| {
+        let Allowance { admitted, remaining, reset, retry_after } = limit.ask("", at(millis));
+        (admitted, remaining, reset.as_millis(), retry_after.as_millis())
+    };
+    assert_eq!(told(0), (true, 1, 100, 0));
+    assert_eq!(told(0), (true, 0, 200, 0));
+    assert_eq!(told(40), (false, 0, 160, 60));
+    assert_eq!(told(100), (true, 0, 200, 0), "who comes when told is let in");
+}
+
+#[test]
+fn a_caller_within_its_share_is_not_refused_for_one_that_asks_for_everything() {
+    let limit = limit(100, 20, true);
+    let (mut modest, mut refused, mut greedy) = (0, 0, 0);
+    for millis in 0..20_000 {
+        // 1,000 a second against 40: the share is 50.
+        greedy += u32::from(limit.ask("greedy", at(millis)).admitted);
+        if millis % 25 == 0 && millis > 2_000 {
+            modest += 1;
+            refused += u32::from(!limit.ask("modest", at(millis)).admitted);
+        }
+    }
+    assert!(refused <= 2, "{refused} of {modest}");
+    // It has what the other leaves, and no more: 100 a second for 2 s, then 60.
+    assert!((1_200..=1_320).contains(&greedy), "{greedy}");
+}
+
+#[test]
+fn a_caller_alone_has_the_whole_limit() {
+    let limit = limit(100, 10, true);
+    let admitted: u32 = (0..10_000).map(|millis| u32::from(limit.ask("alone", at(millis)).admitted)).sum();
+    assert!((990..=1_020).contains(&admitted), "{admitted}");
+}
+
+#[test]
+fn who_has_stopped_asking_is_not_divided_with() {
+    let limit = limit(100, 10, true);
+    limit.ask("gone", at(0));
+    let from =
+        |start| (start..start + 1_000).map(|m| u32::from(limit.ask("here", at(m)).admitted)).sum::<u32>();
+    from(0);
+    let alone = from(2_000);
+    assert!((95..=112).contains(&alone), "{alone}");
+}
+
+proptest! {
+    /// Whoever asks, however: no more than the burst and the rate.
+    #[test]
+    fn no_more_than_burst_and_rate_pass(
+        requests in 1..500_u32,
+        burst in 1..50_u32,
+        fair_share: bool,
+        asks in prop::collection::vec((0..200_u64, 0..5_u8), 1..400),
+    ) {
+        let limit = limit(requests, burst, fair_share);
+        let (mut now, mut admitted) = (0, 0_u64);
+        let mut first = None;
+        for (pause, caller) in asks {
+            now += pause;
+            if limit.ask(&caller.to_string(), at(now)).admitted {
+                admitted += 1;
+                first.get_or_insert(now);
+            }
+            let since = now - first.unwrap_or(now);
+            let bound = u64::from(burst) + since * u64::from(requests) / 1_000 + 1;
+            prop_assert!(admitted <= bound, "{admitted} of {bound} after {since} ms");
+        }
+    }
+
+    /// Who comes when told to, alone, is let in.
+    #[test]
+    fn retry_after_is_true(requests in 1..500_u32, burst in 1..10_u32, asks in 1..60_u32) {
+        let limit = limit(requests, burst, false);
+        let mut now = at(0);
+        for _ in 0..asks {
+            let told = limit.ask("", now);
+            if !told.admitted {
+                now = now.after(told.retry_after);
+                prop_assert!(limit.ask("", now).admitted);
+            }
+        }
+    }
+}

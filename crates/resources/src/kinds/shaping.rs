@@ -1,0 +1,138 @@
+//! What a traffic policy does to requests to shape them: a limit of their rate, and faults.
+
+use super::http_filter::HTTPHeader;
+use super::traffic_policy::RetryOn;
+use crate::codes;
+use crate::decode::duration::GatewayDuration;
+use crate::decode::{Cx, choice, record};
+use crate::span::{Span, Spanned};
+
+record! {
+    /// So many requests in a time, in each proxy.
+    pub struct RateLimit {
+        /// How many.
+        pub requests: u32 [1..=u32::MAX.into()],
+        /// In which time; 1 s when absent.
+        pub per: Option<GatewayDuration>,
+        /// So many at once after a pause; as many as `requests` when absent.
+        pub burst: Option<u32> [1..=u32::MAX.into()],
+        /// Every caller (by its SPIFFE ID, else by its address) has a share of its own: what one asks for too much does not
+        /// take from the others.
+        pub fair_share: Option<bool> as "fairShare",
+        /// Who is refused; `Enforce` when absent.
+        pub mode: Option<RateLimitMode>,
+    }
+}
+
+choice! {
+    /// Who is refused.
+    pub enum RateLimitMode {
+        /// Whoever is over the limit.
+        Enforce = "Enforce",
+        /// Nobody: metrics tell who would be.
+        Shadow = "Shadow",
+    }
+}
+
+record! {
+    /// What is done to some requests. Of each kind it is drawn by itself whether it happens.
+    pub struct FaultInjection {
+        /// Only to requests that have all of these header fields.
+        pub headers: Vec<Spanned<HTTPHeader>> [0..=16],
+        /// They wait before they are sent on.
+        pub delay: Option<FaultDelay>,
+        /// They are answered instead of being sent on.
+        pub abort: Option<Spanned<FaultAbort>>,
+        /// Their responses come slowly.
+        pub bandwidth: Option<FaultBandwidth>,
+    }
+}
+
+record! {
+    /// A time before a request is sent on.
+    pub struct FaultDelay {
+        /// So many of a hundred; all when neither this nor `fraction` is there.
+        pub percent: Option<u32> [0..=100],
+        /// So many, more exactly.
+        pub fraction: Option<Spanned<Fraction>>,
+        /// How long.
+        pub time: GatewayDuration,
+    }
+}
+
+record! {
+    /// An answer instead of sending a request on: one of the two statuses.
+    pub struct FaultAbort {
+        /// So many of a hundred; all when neither this nor `fraction` is there.
+        pub percent: Option<u32> [0..=100],
+        /// So many, more exactly.
+        pub fraction: Option<Spanned<Fraction>>,
+        /// The status of HTTP.
+        pub http_status: Option<u32> as "httpStatus" [200..=599],
+        /// The status of gRPC by its name; callers that speak no gRPC get the status of HTTP that stands for it.
+        pub grpc_status: Option<RetryOn> as "grpcStatus",
+    }
+}
+
+record! {
+    /// How fast a response's body comes.
+    pub struct FaultBandwidth {
+        /// So many of a hundred; all when neither this nor `fraction` is there.
+        pub percent: Option<u32> [0..=100],
+        /// So many, more exactly.
+        pub fraction: Option<Spanned<Fraction>>,
+        /// Kibibytes per second.
+        pub kib_per_second: u32 as "kibPerSecond" [1..=4_194_303],
+    }
+}
+
+record! {
+    /// A part of all, as Gateway API writes it.
+    pub struct Fraction {
+        /// So many …
+        pub numerator: u32,
+        /// … of so many; 100 when absent.
+        pub denominator: Option<u32> [1..=u32::MAX.into()],
+    }
+}
+
+impl RateLimit {
+    pub(super) fn validate(&self, span: Span, cx: &mut Cx) {
+        if self.per.is_some_and(GatewayDuration::is_zero) {
+            let message = "`rateLimit.per` is longer than none".to_owned();
+            cx.error(span, codes::CONFLICTING_FIELDS, message);
+        }
+    }
+}
+
+impl FaultInjection {
+    pub(super) fn validate(&self, span: Span, cx: &mut Cx) {
+        if self.delay.is_none() && self.abort.is_none() && self.bandwidth.is_none() {
+            let message = "`faultInjection` has none of `delay`, `abort` and `bandwidth`".to_owned();
+            cx.error(span, codes::CONFLICTING_FIELDS, message);
+        }
+        if let Some(abort) = &self.abort {
+            let grpc = matches!(abort.grpc_status, None | Some(RetryOn::Grpc(_)));
+            if abort.http_status.is_some() == abort.grpc_status.is_some() || !grpc {
+                let message =
+                    "`faultInjection.abort` has an `httpStatus` or the name of a `grpcStatus`".to_owned();
+                cx.error(abort.span, codes::CONFLICTING_FIELDS, message);
+            }
+        }
+        let shares = [
+            ("delay", self.delay.as_ref().map(|d| (d.percent, &d.fraction))),
+            ("abort", self.abort.as_ref().map(|a| (a.percent, &a.fraction))),
+            ("bandwidth", self.bandwidth.as_ref().map(|b| (b.percent, &b.fraction))),
+        ];
+        for (field, share) in shares {
+            let Some((percent, Some(fraction))) = share else { continue };
+            let over = fraction.numerator > fraction.denominator.unwrap_or(100);
+            if percent.is_some() || over {
+                let message = format!(
+                    "`faultInjection.{field}` has a `percent` or a `fraction`, whose numerator is not above its denominator"
+                );
+                cx.error(fraction.span, codes::CONFLICTING_FIELDS, message);
+            }
+        }
+    }
+}
