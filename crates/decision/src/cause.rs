@@ -209,6 +209,8 @@ causes! {
     PeerRevoked, "peer_revoked", Unauthorized, Some(403);
     /// A rate limit.
     RateLimited, "rate_limited", RateLimited, Some(429);
+    /// A policy injects this answer.
+    FaultAbort, "fault_abort", FaultInjected, Some(503);
     /// We shed load.
     Overload, "overload", Overload, Some(503);
     /// We are stopping and the drain time is over.

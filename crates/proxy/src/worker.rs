@@ -207,6 +207,16 @@ impl Worker {
         }
     }
 
+    /// Counts a request over a local rate limit.
+    pub(crate) fn rate_limited(&self, policy: &str, mode: &'static str) {
+        self.metrics.registry().counter(&inventory::RATE_LIMITED, &[policy, mode]).increment();
+    }
+
+    /// Counts a fault that a policy injects.
+    pub(crate) fn fault_injected(&self, policy: &str, kind: &'static str) {
+        self.metrics.registry().counter(&inventory::FAULTS_INJECTED, &[policy, kind]).increment();
+    }
+
     /// A service's circuit breaker has changed its state.
     pub(crate) fn breaker_changed(&self, cluster: &Cluster, change: BreakerChange) {
         let (service, port) = (&*cluster.key.service, cluster.key.port);

@@ -129,6 +129,10 @@ metrics! {
         "How much more may be under way, of what a policy limits.";
     LIMIT_REJECTED = "meshwork_limit_rejected_total", Counter, "", &["service", "port", "limit"],
         "What a limit has refused or made wait.";
+    RATE_LIMITED = "meshwork_rate_limited_requests_total", Counter, "", &["policy", "mode"],
+        "Requests over a local rate limit, by policy: refused, or in shadow mode passed on all the same.";
+    FAULTS_INJECTED = "meshwork_faults_injected_total", Counter, "", &["policy", "kind"],
+        "Faults that a policy injected: delay, abort, bandwidth.";
     CONFIG_REVISION = "meshwork_config_revision_info", Gauge, "", &["revision"],
         "The revision in effect, as a label; the value is 1.";
     CONFIG_UPDATES = "meshwork_config_updates_total", Counter, "", &[],

@@ -59,10 +59,14 @@ pub enum Phase {
     Route,
     /// Whether it may pass.
     Authorize,
+    /// Whether as many may pass.
+    RateLimit,
     /// The rule's filters.
     Filters,
     /// Which service of the rule it goes to.
     Backend,
+    /// What a policy injects.
+    Fault,
     /// Whether and which endpoint may be called.
     Endpoint,
     /// A connection to the endpoint.
@@ -84,8 +88,10 @@ impl Phase {
             Self::Discover => "discover",
             Self::Route => "route",
             Self::Authorize => "authorize",
+            Self::RateLimit => "rate_limit",
             Self::Filters => "filters",
             Self::Backend => "backend",
+            Self::Fault => "fault",
             Self::Endpoint => "endpoint",
             Self::Connect => "connect",
             Self::Request => "request",

@@ -348,6 +348,10 @@ const fn rule(cause: Cause) -> (Field, &'static str) {
         Cause::RateLimited => {
             (Field::None, "a rate limit was reached ({detail}): call less often, or raise it")
         }
+        Cause::FaultAbort => (
+            Field::None,
+            "a policy injects this answer ({detail}): remove its `faultInjection`, or lower its part, when the trial is over",
+        ),
         Cause::Overload => (Field::None, "the proxy sheds load: add instances, or lower what reaches it"),
         Cause::Draining => (
             Field::None,

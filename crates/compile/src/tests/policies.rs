@@ -128,6 +128,36 @@ fn balancer_and_breaker_are_written_out() {
 }
 
 #[test]
+fn what_a_rate_limit_and_a_fault_leave_out_is_written_out() {
+    use v1::fault_injection::abort::With;
+    let traffic = |spec: &str| {
+        let spec = format!("{{targetRefs: [{{group: '', kind: Service, name: reviews}}], {spec}}}");
+        let output = compiled(&[shop(), policy("TrafficPolicy", "p", 1, &spec)].concat());
+        let message = resource::<v1::Policy>(&output, "TrafficPolicy/shop/p").unwrap();
+        let Some(v1::policy::Spec::Traffic(traffic)) = message.spec else { panic!("a traffic policy") };
+        traffic
+    };
+    let limit = |spec: &str| traffic(spec).rate_limit.unwrap();
+    let short = v1::RateLimit { requests: 10, per_ms: 1_000, burst: 10, fair_share: false, shadow: false };
+    assert_eq!(limit("rateLimit: {requests: 10}"), short);
+    let long = v1::RateLimit { requests: 10, per_ms: 60_000, burst: 3, fair_share: true, shadow: true };
+    assert_eq!(limit("rateLimit: {requests: 10, per: 1m, burst: 3, fairShare: true, mode: Shadow}"), long);
+    let fault = "faultInjection: {headers: [{name: X-Test, value: 'on'}], delay: {percent: 5, time: 2s},
+      abort: {fraction: {numerator: 1, denominator: 1000}, grpcStatus: unavailable}, bandwidth: {kibPerSecond: 8}}";
+    let fault = traffic(fault).fault_injection.unwrap();
+    let share = |numerator, denominator| Some(v1::Share { numerator, denominator });
+    let (delay, abort, slow) = (fault.delay.unwrap(), fault.abort.unwrap(), fault.bandwidth.unwrap());
+    assert_eq!((delay.share, delay.time_ms), (share(5, 100), 2_000));
+    assert_eq!((abort.share, abort.with), (share(1, 1_000), Some(With::GrpcStatus(14))));
+    assert_eq!(
+        (slow.share, slow.bytes_per_second),
+        (share(100, 100), 8_192),
+        "all, where nobody says how many"
+    );
+    assert_eq!(fault.headers[0].name.to_lowercase(), "x-test");
+}
+
+#[test]
 fn what_a_retry_leaves_out_is_written_out() {
     let spec = "{targetRefs: [{group: '', kind: Service, name: reviews}], retry: {on: [gateway-error, 500, unavailable]},
   outlierDetection: {}, timeouts: {request: 0s}}";

@@ -12,6 +12,7 @@ use meshwork_telemetry::{Phase, Protocol, Record, Traced};
 use super::body::RequestBody;
 use super::kin::Retried;
 use super::reply::is_grpc;
+use super::shape::Shape;
 use super::trace;
 use super::tried::{Attempted, Known};
 use crate::downstream::connection::Conn;
@@ -31,6 +32,8 @@ pub(crate) struct Journey<'c> {
     in_flight: Option<InFlight>,
     /// What the application calls meanwhile is not repeated.
     retried: Option<Box<Retried>>,
+    /// What a rate limit tells the caller, and how fast its response may come: of requests that such a policy is about.
+    shape: Option<Box<Shape>>,
     /// Somebody asks about this request.
     sighting: Option<Box<Sighting>>,
     attempted: Attempted,
@@ -92,6 +95,7 @@ impl<'c> Journey<'c> {
             permit: None,
             in_flight: None,
             retried: None,
+            shape: None,
             sighting,
             attempted: Attempted::default(),
             traced,
@@ -137,6 +141,16 @@ impl<'c> Journey<'c> {
     /// When its first byte came.
     pub(crate) const fn started(&self) -> Tick {
         self.started
+    }
+
+    /// What policies make of the request and its response besides.
+    pub(crate) fn shape(&mut self) -> &mut Shape {
+        self.shape.get_or_insert_default()
+    }
+
+    /// The same, where such policies are about it at all.
+    pub(crate) fn shaped(&mut self) -> Option<&mut Shape> {
+        self.shape.as_deref_mut()
     }
 
     /// What the next proxy of the mesh is told, if somebody asks about this request.

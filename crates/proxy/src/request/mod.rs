@@ -3,6 +3,7 @@
 //! ```text
 //! discover a service called for the first time is asked for         discover.rs
 //! route    decision: listener, rule; who may; which backend         route.rs
+//! shape    rate limit; later: what is injected                      shape.rs
 //! filters  decision says what, here it is done                      filters.rs
 //! attempt  endpoint, connection, head out, head back                attempt.rs
 //! retry    once more?                                               retry.rs, kin.rs
@@ -28,6 +29,7 @@ pub(crate) mod path;
 mod reply;
 mod retry;
 mod route;
+mod shape;
 mod trace;
 mod transfer;
 pub(crate) mod tried;
@@ -130,6 +132,7 @@ async fn run(
     let way = route::find(conn, view, head, journey)?;
     journey.enter(Phase::Authorize);
     route::authorize(conn, &way, head, journey)?;
+    shape::limit(conn, &way, journey)?;
     journey.enter(Phase::Filters);
     let outgoing = match filters::request(conn, &way, head, journey)? {
         filters::Verdict::Answer { status, location } => {
@@ -141,6 +144,12 @@ async fn run(
     journey.enter(Phase::Backend);
     let (target, session) = route::target(conn, &way, head, journey)?;
     filters::backend(&target, head, journey)?;
+    if let Some(fault) = shape::fault(&target)
+        && let Some(abort) = Box::pin(shape::inject(conn, fault, head, down, journey)).await?
+    {
+        Box::pin(reply::abort(conn, down, response, journey, abort, fault)).await;
+        return Ok(());
+    }
     let affinity = affinity::find(conn, &way, &target, session, head);
     let timeouts = target.timeouts();
     conn.entry.be_patient(timeouts.stream_idle);
@@ -157,6 +166,7 @@ async fn run(
             Some(affinity) => affinity.answer(conn, &way, attempts.endpoint(), response),
             None => Ok(()),
         })
+        .and_then(|()| shape::tell(journey, response))
         .map_err(|error| Failure::local(Cause::Internal).because(error.to_string()))?;
     journey.responded(response);
     if response.tunnel {

@@ -4,10 +4,11 @@ use std::future::poll_fn;
 use std::time::UNIX_EPOCH;
 
 use meshwork_base::Clock;
-use meshwork_decision::{Cause, ResponseFlag};
+use meshwork_decision::{Abort, Cause, FaultInjection, ResponseFlag};
 use meshwork_http1::{BodyLength, FieldError, KnownName, RequestHead, ResponseHead};
 
 use super::journey::Journey;
+use super::shape;
 use crate::connections::Order;
 use crate::downstream::Down;
 use crate::downstream::connection::Conn;
@@ -74,12 +75,61 @@ pub(crate) async fn fail(
         }
         _ => format!("{}\n", failure.cause),
     };
-    let written = if grpc { grpc_head(response, failure.cause, status) } else { text_head(response) };
+    let written = if grpc {
+        grpc_head(response, failure.cause, grpc_code(failure.cause, status))
+    } else {
+        text_head(response)
+    };
+    let written = written.and_then(|()| shape::tell(journey, response));
     let sent = match written {
         Ok(()) => send(conn, down, response, journey, if grpc { b"" } else { text.as_bytes() }).await,
         Err(_) => Err(StreamError::Closed),
     };
     end(journey, sent);
+}
+
+/// Answers with what a policy injects.
+pub(crate) async fn abort(
+    conn: &Conn,
+    down: &mut Down<'_>,
+    response: &mut ResponseHead,
+    journey: &mut Journey<'_>,
+    abort: Abort,
+    fault: &FaultInjection,
+) {
+    let cause = Cause::FaultAbort;
+    journey.failed(&Failure::local(cause).because(fault.origin.to_string()));
+    let (status, code) = match abort {
+        Abort::Status(status) => (status, grpc_code(cause, status)),
+        Abort::Grpc(code) => (http_status(code), code),
+    };
+    begin(conn, response, status);
+    let grpc = journey.is_grpc();
+    let written = if grpc { grpc_head(response, cause, code) } else { text_head(response) };
+    let text = format!("{cause}\n");
+    let sent = match written.and_then(|()| shape::tell(journey, response)) {
+        Ok(()) => send(conn, down, response, journey, if grpc { b"" } else { text.as_bytes() }).await,
+        Err(_) => Err(StreamError::Closed),
+    };
+    end(journey, sent);
+}
+
+/// The status of HTTP that stands for one of gRPC (`google.rpc.Code`).
+const fn http_status(code: u8) -> u16 {
+    match code {
+        0 => 200,
+        1 => 499,
+        3 | 9 | 11 => 400,
+        4 => 504,
+        5 => 404,
+        6 | 10 => 409,
+        7 => 403,
+        8 => 429,
+        12 => 501,
+        14 => 503,
+        16 => 401,
+        _ => 500,
+    }
 }
 
 fn begin(conn: &Conn, response: &mut ResponseHead, status: u16) {
@@ -96,10 +146,10 @@ fn text_head(response: &mut ResponseHead) -> Result<(), FieldError> {
 }
 
 /// A response of trailers only (gRPC over HTTP2, "Responses").
-fn grpc_head(response: &mut ResponseHead, cause: Cause, status: u16) -> Result<(), FieldError> {
+fn grpc_head(response: &mut ResponseHead, cause: Cause, code: u8) -> Result<(), FieldError> {
     response.status = 200;
     response.fields.push_known(KnownName::ContentType, "application/grpc")?;
-    response.fields.push_known(KnownName::GrpcStatus, grpc_code(cause, status).to_string())?;
+    response.fields.push_known(KnownName::GrpcStatus, code.to_string())?;
     response.fields.push("grpc-message", cause.as_str())
 }
 

@@ -10,6 +10,7 @@ use meshwork_http1::{KnownName, ResponseHead};
 use super::body::{RequestBody, Side};
 use super::deadline::Deadlines;
 use super::journey::Journey;
+use super::shape;
 use crate::connections::{Order, Phase};
 use crate::downstream::Down;
 use crate::downstream::connection::Conn;
@@ -131,7 +132,7 @@ pub(crate) async fn response(
                 return Poll::Ready(Ok(()));
             }
             // After a full flush there is room again: what the upstream has ready is taken in this turn.
-            if !flushed || !down.has_room() || ended {
+            if !flushed || !down.has_room() || ended || !shape::may_pass(cx, journey) {
                 break;
             }
             if !poll_ready_frame(cx, &mut exchange, down, &mut ended, journey)? {
@@ -165,7 +166,11 @@ fn poll_response(
     ended: &mut bool,
     journey: &mut Journey<'_>,
 ) -> Result<bool, Failure> {
-    while !*ended && down.has_room() && poll_ready_frame(cx, exchange, down, ended, journey)? {}
+    while !*ended
+        && down.has_room()
+        && shape::may_pass(cx, journey)
+        && poll_ready_frame(cx, exchange, down, ended, journey)?
+    {}
     match down.poll_flush(cx) {
         Poll::Ready(Ok(())) => Ok(true),
         Poll::Ready(Err(error)) => Err(Failure::of_downstream(&error)),

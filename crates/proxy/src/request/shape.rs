@@ -1,0 +1,195 @@
+//! Policies that shape traffic rather than send it: a local rate limit before the rule's filters, injected faults before
+//! the first attempt, and what either makes of the response.
+
+use std::future::poll_fn;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use meshwork_decision::{Abort, Allowance, Cause, FaultInjection, Origin, RateLimit, RateSpec};
+use meshwork_http1::{FieldError, KnownName, RequestHead, ResponseHead};
+use meshwork_telemetry::Phase;
+use tokio::time::{Instant, Sleep, sleep, sleep_until};
+
+use super::deadline::Deadlines;
+use super::journey::Journey;
+use super::route::{Seen, Target, Way};
+use super::transfer::poll_interrupted;
+use crate::downstream::Down;
+use crate::downstream::connection::Conn;
+use crate::error::Failure;
+
+/// So much of a slowed response passes at once.
+const CHUNK: u64 = 16 * 1024;
+
+/// What policies make of one request and its response.
+#[derive(Default)]
+pub(crate) struct Shape {
+    /// What the caller is told of a limit.
+    told: Option<(Arc<Origin>, RateSpec, Allowance)>,
+    pace: Option<Pace>,
+}
+
+/// A response that comes slowly.
+struct Pace {
+    bytes_per_second: u64,
+    /// When its first bytes could pass.
+    began: Option<Instant>,
+    until: Option<Pin<Box<Sleep>>>,
+}
+
+/// Whether a local rate limit lets the request pass.
+///
+/// # Errors
+/// As many as it allows have passed.
+pub(crate) fn limit(conn: &Conn, way: &Way<'_>, journey: &mut Journey<'_>) -> Result<(), Failure> {
+    let limit = match way {
+        Way::Rule(matched) => matched.policy().rate_limit(),
+        Way::App(port) => port.rate_limit.as_deref(),
+    };
+    match limit {
+        None => Ok(()),
+        Some(limit) => ask(conn, limit, journey),
+    }
+}
+
+#[cold]
+fn ask(conn: &Conn, limit: &RateLimit, journey: &mut Journey<'_>) -> Result<(), Failure> {
+    journey.enter(Phase::RateLimit);
+    let now = conn.worker.now();
+    let allowance = match conn.peer_id() {
+        Some(id) => limit.ask(id.as_str(), now),
+        None => limit.ask(&conn.peer.ip().to_string(), now),
+    };
+    let policy = &*limit.origin.qualified;
+    if let Some(told) = journey.told() {
+        let outcome = if allowance.admitted { "noted" } else { "refused" };
+        let left = allowance.remaining;
+        told.tell("rate limit", limit.origin.to_string(), outcome, format!("{left} more may pass at once"));
+    }
+    if limit.spec.shadow {
+        if !allowance.admitted {
+            conn.worker.rate_limited(policy, "shadow");
+        }
+        return Ok(());
+    }
+    journey.shape().told = Some((Arc::clone(&limit.origin), limit.spec, allowance));
+    if allowance.admitted {
+        return Ok(());
+    }
+    conn.worker.rate_limited(policy, "enforce");
+    Err(Failure::downstream(Cause::RateLimited).because(limit.origin.to_string()))
+}
+
+/// What a policy injects into requests that go here.
+pub(crate) fn fault<'v>(target: &Target<'v>) -> Option<&'v FaultInjection> {
+    match target {
+        Target::Service { cluster, policy, .. } => policy.fault(cluster),
+        Target::App { .. } => None,
+    }
+}
+
+/// Injects what is drawn for this request; gives what it is answered with instead of going on.
+///
+/// # Errors
+/// The caller left while it was delayed, or the process stops.
+pub(crate) async fn inject(
+    conn: &Conn,
+    fault: &FaultInjection,
+    head: &RequestHead,
+    down: &mut Down<'_>,
+    journey: &mut Journey<'_>,
+) -> Result<Option<Abort>, Failure> {
+    journey.enter(Phase::Fault);
+    let drawn = fault.draw(&Seen::new(conn, head), &mut *conn.worker.rng.borrow_mut());
+    let policy = &*fault.origin.qualified;
+    if let Some(delay) = drawn.delay {
+        happens(conn, fault, journey, "delay");
+        wait(conn, delay, down).await?;
+    }
+    if drawn.abort.is_some() {
+        happens(conn, fault, journey, "abort");
+        return Ok(drawn.abort);
+    }
+    if let Some(bytes_per_second) = drawn.bandwidth {
+        happens(conn, fault, journey, "bandwidth");
+        journey.shape().pace = Some(Pace { bytes_per_second, began: None, until: None });
+    }
+    tracing::trace!(policy, ?drawn, "fault");
+    Ok(None)
+}
+
+fn happens(conn: &Conn, fault: &FaultInjection, journey: &mut Journey<'_>, kind: &'static str) {
+    conn.worker.fault_injected(&fault.origin.qualified, kind);
+    if let Some(told) = journey.told() {
+        told.tell("fault", fault.origin.to_string(), "chosen", kind.to_owned());
+    }
+}
+
+async fn wait(conn: &Conn, time: Duration, down: &mut Down<'_>) -> Result<(), Failure> {
+    let mut sleeping = Box::pin(sleep(time));
+    // Its own time has not begun: what is injected comes before the request's way.
+    let mut none = Deadlines::default();
+    poll_fn(|cx| {
+        if sleeping.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(Ok(()));
+        }
+        poll_interrupted(cx, conn, down, &mut none).map(Err)
+    })
+    .await
+}
+
+/// Whether the next bytes of the response may pass now; else the task is woken when they may.
+#[inline]
+pub(crate) fn may_pass(cx: &mut Context<'_>, journey: &mut Journey<'_>) -> bool {
+    let sent = journey.record.bytes_sent;
+    match journey.shaped().and_then(|shape| shape.pace.as_mut()) {
+        None => true,
+        Some(pace) => pace.may_pass(cx, sent),
+    }
+}
+
+impl Pace {
+    fn may_pass(&mut self, cx: &mut Context<'_>, sent: u64) -> bool {
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "tokio's own time, which its timers and paused tests go by"
+        )]
+        let began = *self.began.get_or_insert_with(Instant::now);
+        // What is sent must not be more than its time allows, but for one chunk.
+        let owed = sent.saturating_sub(CHUNK.min(self.bytes_per_second));
+        let nanos = u128::from(owed) * 1_000_000_000 / u128::from(self.bytes_per_second);
+        let due = began + Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX));
+        let until = self.until.get_or_insert_with(|| Box::pin(sleep_until(due)));
+        if until.deadline() != due {
+            until.as_mut().reset(due);
+        }
+        until.as_mut().poll(cx).is_ready()
+    }
+}
+
+/// Tells the caller of the limit that it met (draft-ietf-httpapi-ratelimit-headers-10).
+///
+/// # Errors
+/// The head has no room.
+pub(crate) fn tell(journey: &mut Journey<'_>, response: &mut ResponseHead) -> Result<(), FieldError> {
+    let Some((origin, spec, allowance)) = journey.shaped().and_then(|shape| shape.told.as_ref()) else {
+        return Ok(());
+    };
+    let policy = &*origin.qualified;
+    let window = seconds(spec.per);
+    let fields = &mut response.fields;
+    fields.push("ratelimit-policy", format!("\"{policy}\";q={};w={window}", spec.requests))?;
+    let reset = seconds(allowance.reset);
+    fields.push("ratelimit", format!("\"{policy}\";r={};t={reset}", allowance.remaining))?;
+    if !allowance.admitted {
+        fields.set_known(KnownName::RetryAfter, seconds(allowance.retry_after).max(1).to_string())?;
+    }
+    Ok(())
+}
+
+/// Whole seconds, rounded up: who comes then is not too early.
+fn seconds(time: Duration) -> u64 {
+    time.as_secs() + u64::from(time.subsec_nanos() > 0)
+}

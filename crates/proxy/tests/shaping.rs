@@ -1,0 +1,189 @@
+//! Traffic policies that shape: local rate limits, injected faults.
+
+#![expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+
+mod support;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use meshwork_base::ManualClock;
+use meshwork_decision::Change;
+use meshwork_messages::v1;
+use meshwork_messages::v1::fault_injection::abort::With;
+use meshwork_messages::v1::fault_injection::{Abort, Bandwidth, Delay};
+use meshwork_messages::v1::service_port::AppProtocol;
+use meshwork_proxy::{Mesh, Settings};
+use support::mesh::Pair;
+use support::{Harness, Upstream, exchange, is_head, rule, upstream};
+
+const GET: &[u8] = b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n";
+const GRPC: &[u8] =
+    b"POST / HTTP/1.1\r\nHost: a\r\nContent-Type: application/grpc\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
+
+fn on(kind: &str, name: &str, policy: v1::TrafficPolicy) -> Change {
+    let target = v1::policy::Target { kind: kind.into(), name: name.into(), section: String::new() };
+    let source = v1::Source {
+        kind: "TrafficPolicy".into(),
+        namespace: "default".into(),
+        name: "p".into(),
+        ..Default::default()
+    };
+    let spec = Some(v1::policy::Spec::Traffic(policy));
+    Change::upsert("default/p", "1", &v1::Policy { source: Some(source), targets: vec![target], spec })
+}
+
+async fn hello(body: usize) -> Upstream {
+    let answer = format!("HTTP/1.1 200 OK\r\ncontent-length: {body}\r\n\r\n{}", "x".repeat(body));
+    upstream(move |got| is_head(got).then(|| answer.clone().into_bytes())).await
+}
+
+struct Edge {
+    harness: Harness,
+    clock: ManualClock,
+    address: SocketAddr,
+    app: Upstream,
+}
+
+/// A gateway whose only route has this policy.
+async fn edge(body: usize, policy: v1::TrafficPolicy) -> Edge {
+    let app = hello(body).await;
+    let clock = ManualClock::new();
+    clock.advance(Duration::from_secs(1_800_000_000));
+    let mut harness = Harness::join(Settings::default(), Mesh::default(), Arc::new(clock.clone()), "gateway");
+    harness.service("web", AppProtocol::Http1, &[app.address]).await;
+    let address = harness.route(vec![rule(&[("web", 1)], vec![])]).await;
+    harness.change([on("HTTPRoute", "default/r", policy)]).await;
+    Edge { harness, clock, address, app }
+}
+
+fn limit(requests: u32, shadow: bool) -> v1::TrafficPolicy {
+    let limit = v1::RateLimit { requests, per_ms: 1_000, burst: requests, fair_share: false, shadow };
+    v1::TrafficPolicy { rate_limit: Some(limit), ..Default::default() }
+}
+
+fn fault(fault: v1::FaultInjection) -> v1::TrafficPolicy {
+    v1::TrafficPolicy { fault_injection: Some(fault), ..Default::default() }
+}
+
+const ALWAYS: Option<v1::Share> = Some(v1::Share { numerator: 100, denominator: 100 });
+
+#[tokio::test]
+async fn who_is_over_a_rate_limit_is_told_so_and_when_to_come_again() {
+    let Edge { harness, clock, address, app } = edge(5, limit(2, false)).await;
+    let first = exchange(address, GET).await;
+    assert!(first.starts_with("HTTP/1.1 200"), "{first}");
+    assert!(first.contains("ratelimit-policy: \"default/p\";q=2;w=1\r\n"), "{first}");
+    assert!(first.contains("ratelimit: \"default/p\";r=1;t=1\r\n"), "{first}");
+    assert!(exchange(address, GET).await.starts_with("HTTP/1.1 200"));
+    let refused = exchange(address, GET).await;
+    assert!(refused.starts_with("HTTP/1.1 429") && refused.ends_with("rate_limited\n"), "{refused}");
+    assert!(refused.contains("retry-after: 1\r\n") && refused.contains(";r=0;t=1\r\n"), "{refused}");
+    let line = harness.lines(3).await.remove(2);
+    let said = ["\"RL\"", "\"rate_limited\"", "\"rate_limit\"", "default/p"];
+    assert!(said.iter().all(|word| line.contains(word)), "{line}");
+    let grpc = exchange(address, GRPC).await;
+    assert!(grpc.starts_with("HTTP/1.1 200") && grpc.contains("grpc-status: 8\r\n"), "{grpc}");
+    harness.wait_metric("meshwork_rate_limited_requests_total", &["default/p", "enforce"], 2).await;
+    assert_eq!(app.connections.load(Ordering::SeqCst), 1, "the upstream has heard of two");
+    clock.advance(Duration::from_secs(1));
+    assert!(exchange(address, GET).await.starts_with("HTTP/1.1 200"));
+}
+
+#[tokio::test]
+async fn in_shadow_mode_nobody_is_refused_and_nobody_told() {
+    let Edge { harness, address, .. } = edge(5, limit(1, true)).await;
+    for _ in 0..3 {
+        let response = exchange(address, GET).await;
+        assert!(response.starts_with("HTTP/1.1 200") && !response.contains("ratelimit"), "{response}");
+    }
+    harness.wait_metric("meshwork_rate_limited_requests_total", &["default/p", "shadow"], 2).await;
+}
+
+#[tokio::test]
+async fn a_service_s_limit_is_kept_where_it_is_and_not_by_its_callers() {
+    let app = hello(5).await;
+    let mut pair = Pair::start(app.address, AppProtocol::Http1).await;
+    let call = b"GET / HTTP/1.1\r\nHost: reviews\r\nConnection: close\r\n\r\n";
+    pair.outbound.change([on("Service", "shop/reviews", limit(1, false))]).await;
+    for _ in 0..3 {
+        assert!(
+            exchange(pair.proxy, call).await.starts_with("HTTP/1.1 200"),
+            "the caller's side counts nothing"
+        );
+    }
+    pair.inbound.change([on("Service", "shop/reviews", limit(1, false))]).await;
+    assert!(exchange(pair.proxy, call).await.starts_with("HTTP/1.1 200"));
+    let refused = exchange(pair.proxy, call).await;
+    assert!(refused.starts_with("HTTP/1.1 429") && refused.contains("retry-after: 1\r\n"), "{refused}");
+}
+
+#[tokio::test]
+async fn an_abort_is_answered_as_the_policy_says_and_reaches_nobody() {
+    for (with, http, grpc) in [
+        (With::Status(418), "HTTP/1.1 418", "grpc-status: 2\r\n"),
+        (With::GrpcStatus(8), "HTTP/1.1 429", "grpc-status: 8\r\n"),
+    ] {
+        let abort = Some(Abort { share: ALWAYS, with: Some(with) });
+        let policy = fault(v1::FaultInjection { abort, ..Default::default() });
+        let Edge { harness, address, app, .. } = edge(5, policy).await;
+        let response = exchange(address, GET).await;
+        assert!(response.starts_with(http) && response.ends_with("fault_abort\n"), "{response}");
+        let response = exchange(address, GRPC).await;
+        assert!(response.starts_with("HTTP/1.1 200") && response.contains(grpc), "{response}");
+        let line = harness.lines(1).await.remove(0);
+        let said = ["\"FI\"", "\"fault_abort\"", "\"fault\"", "default/p"];
+        assert!(said.iter().all(|word| line.contains(word)), "{line}");
+        assert_eq!(app.connections.load(Ordering::SeqCst), 0);
+        harness.wait_metric("meshwork_faults_injected_total", &["default/p", "abort"], 2).await;
+    }
+}
+
+#[tokio::test]
+async fn only_requests_with_the_fields_of_the_policy_meet_its_fault() {
+    let headers = vec![v1::Field { name: "X-Trial".into(), value: "on".into() }];
+    let abort = Some(Abort { share: ALWAYS, with: Some(With::Status(503)) });
+    let Edge { harness: _harness, address, .. } =
+        edge(5, fault(v1::FaultInjection { headers, abort, ..Default::default() })).await;
+    assert!(exchange(address, GET).await.starts_with("HTTP/1.1 200"));
+    let trial = b"GET / HTTP/1.1\r\nHost: a\r\nX-Trial: on\r\nConnection: close\r\n\r\n";
+    assert!(exchange(address, trial).await.starts_with("HTTP/1.1 503"));
+}
+
+#[tokio::test]
+async fn a_delayed_request_waits_and_is_then_sent_on() {
+    let delay = Some(Delay { share: ALWAYS, time_ms: 200 });
+    let Edge { harness, address, app, .. } =
+        edge(5, fault(v1::FaultInjection { delay, ..Default::default() })).await;
+    let waiting = tokio::spawn(async move { exchange(address, GET).await });
+    harness.wait_metric("meshwork_faults_injected_total", &["default/p", "delay"], 1).await;
+    assert!(!waiting.is_finished() && app.connections.load(Ordering::SeqCst) == 0, "it has not been sent");
+    assert!(waiting.await.unwrap().starts_with("HTTP/1.1 200"));
+}
+
+#[tokio::test]
+async fn a_caller_who_leaves_a_delayed_request_is_noticed() {
+    let delay = Some(Delay { share: ALWAYS, time_ms: 3_600_000 });
+    let Edge { harness, address, .. } =
+        edge(5, fault(v1::FaultInjection { delay, ..Default::default() })).await;
+    let waiting = tokio::spawn(async move { exchange(address, GET).await });
+    harness.wait_metric("meshwork_faults_injected_total", &["default/p", "delay"], 1).await;
+    waiting.abort();
+    let line = harness.lines(1).await.remove(0);
+    assert!(line.contains("\"downstream_closed\"") && line.contains("\"DC\""), "{line}");
+}
+
+#[tokio::test]
+async fn a_slowed_response_comes_whole_and_not_faster_than_the_policy_says() {
+    const BODY: usize = 80 * 1024;
+    let bandwidth = Some(Bandwidth { share: ALWAYS, bytes_per_second: 256 * 1024 });
+    let policy = fault(v1::FaultInjection { bandwidth, ..Default::default() });
+    let Edge { harness: _harness, address, .. } = edge(BODY, policy).await;
+    let began = tokio::time::Instant::now();
+    let response = exchange(address, GET).await;
+    assert!(response.starts_with("HTTP/1.1 200") && response.ends_with(&"x".repeat(BODY)));
+    // At least its own time, but for the chunks at its beginning and its end.
+    assert!(began.elapsed() >= Duration::from_millis(120), "{:?}", began.elapsed());
+}
