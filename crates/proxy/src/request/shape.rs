@@ -152,10 +152,6 @@ pub(crate) fn may_pass(cx: &mut Context<'_>, journey: &mut Journey<'_>) -> bool 
 
 impl Pace {
     fn may_pass(&mut self, cx: &mut Context<'_>, sent: u64) -> bool {
-        #[expect(
-            clippy::disallowed_methods,
-            reason = "tokio's own time, which its timers and paused tests go by"
-        )]
         let began = *self.began.get_or_insert_with(Instant::now);
         // What is sent must not be more than its time allows, but for one chunk.
         let owed = sent.saturating_sub(CHUNK.min(self.bytes_per_second));
