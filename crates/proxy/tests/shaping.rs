@@ -1,7 +1,5 @@
 //! Traffic policies that shape: local rate limits, injected faults.
 
-#![expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
-
 mod support;
 
 use std::net::SocketAddr;
