@@ -86,11 +86,13 @@ pub(crate) fn setup(name: &str) -> Setup {
         "stalled-try" => plain(&[Head, Hang], "retry: {attempts: 0, perTryTimeout: 300ms}"),
         "stalled-body" => plain(&[Head, Send(HALF), Hang], "timeouts: {request: 500ms}"),
         "slow-body" => plain(&[Head, Send(BEGIN), Drip], "timeouts: {request: 500ms}"),
-        "idle-body" => plain(&[Head, Send(HALF), Hang], "timeouts: {idle: 500ms}"),
+        "idle-body" => plain(&[Head, Send(HALF), Hang], "timeouts: {streamIdle: 500ms}"),
         "unread-request" => {
             acting(Act::Send(Payload::Bytes(8 << 20)), &[Head, Hang], "timeouts: {request: 1s}")
         }
-        "unread-response" => acting(Act::Deaf, &[Head, Send(ENDLESS), Flood(MUCH)], "timeouts: {idle: 1s}"),
+        "unread-response" => {
+            acting(Act::Deaf, &[Head, Send(ENDLESS), Flood(MUCH)], "timeouts: {streamIdle: 1s}")
+        }
         "half-head" => acting(Act::HalfHead, &[Head, Send(OK)], ""),
         "half-body" => acting(Act::Send(Payload::Stalled), &[Head, Hang], ""),
         "h2-reset" => streams(&[Frame(3, 0, &[0, 0, 0, 2])]),

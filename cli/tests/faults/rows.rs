@@ -162,7 +162,7 @@ pub const GATEWAY: &[Row] = &[
         "SI",
         "stream_idle_timeout",
         "response",
-        "the response's body stops for `timeouts.idle`",
+        "the response's body stops for `timeouts.streamIdle`",
     ),
     row(
         "unread-request",
@@ -178,7 +178,7 @@ pub const GATEWAY: &[Row] = &[
         "SI",
         "stream_idle_timeout",
         "response",
-        "the client does not read the response for `timeouts.idle`",
+        "the client does not read the response for `timeouts.streamIdle`",
     ),
     row(
         "half-head",

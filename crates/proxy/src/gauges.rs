@@ -3,11 +3,16 @@
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::rc::Rc;
+use std::sync::Arc;
 
 use meshwork_decision::Cause;
+use meshwork_telemetry::inventory::MetricDef;
 use meshwork_telemetry::{WorkerCounter, WorkerGauge, WorkerMetrics, inventory};
 
 use crate::mesh::Place;
+
+/// Policies whose counters a worker remembers; beyond it starts afresh.
+const REMEMBERED: usize = 1024;
 
 /// See the module's text.
 pub(crate) struct Gauges {
@@ -16,6 +21,8 @@ pub(crate) struct Gauges {
     connect_failures: RefCell<HashMap<Cause, WorkerCounter>>,
     handshake_failures: RefCell<HashMap<(Place, &'static str), WorkerCounter>>,
     http2_faults: RefCell<HashMap<(Place, &'static str), WorkerCounter>>,
+    /// By policy and by what it did.
+    shaped: RefCell<HashMap<(Arc<str>, &'static str), WorkerCounter>>,
 }
 
 struct Downstream {
@@ -39,6 +46,7 @@ impl Gauges {
             connect_failures: RefCell::default(),
             handshake_failures: RefCell::default(),
             http2_faults: RefCell::default(),
+            shaped: RefCell::default(),
         }
     }
 
@@ -88,6 +96,24 @@ impl Gauges {
         let counter = known
             .entry((place, cause))
             .or_insert_with(|| metrics.counter(&inventory::HTTP2_FAULTS, &[&place.to_string(), cause]));
+        counter.increment();
+    }
+
+    /// Counts what a policy did to a request, in the family that has it.
+    pub(crate) fn shaped(
+        &self,
+        family: &'static MetricDef,
+        policy: &Arc<str>,
+        what: &'static str,
+        metrics: &WorkerMetrics,
+    ) {
+        let mut known = self.shaped.borrow_mut();
+        if known.len() >= REMEMBERED {
+            known.clear();
+        }
+        let counter = known
+            .entry((Arc::clone(policy), what))
+            .or_insert_with(|| metrics.counter(family, &[policy, what]));
         counter.increment();
     }
 }

@@ -208,13 +208,13 @@ impl Worker {
     }
 
     /// Counts a request over a local rate limit.
-    pub(crate) fn rate_limited(&self, policy: &str, mode: &'static str) {
-        self.metrics.registry().counter(&inventory::RATE_LIMITED, &[policy, mode]).increment();
+    pub(crate) fn rate_limited(&self, policy: &Arc<str>, mode: &'static str) {
+        self.gauges.shaped(&inventory::RATE_LIMITED, policy, mode, &self.metrics);
     }
 
     /// Counts a fault that a policy injects.
-    pub(crate) fn fault_injected(&self, policy: &str, kind: &'static str) {
-        self.metrics.registry().counter(&inventory::FAULTS_INJECTED, &[policy, kind]).increment();
+    pub(crate) fn fault_injected(&self, policy: &Arc<str>, kind: &'static str) {
+        self.gauges.shaped(&inventory::FAULTS_INJECTED, policy, kind, &self.metrics);
     }
 
     /// A service's circuit breaker has changed its state.

@@ -432,7 +432,7 @@ fn connecting_to(port: u16) -> usize {
 
 #[tokio::test]
 async fn a_crowd_waits_in_line_and_does_not_overrun_the_queue_of_an_application() {
-    const CROWD: u32 = 100;
+    const CROWD: u32 = 300;
     // Its queue is full: whoever connects has to wait until it accepts.
     let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
     socket.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
@@ -450,10 +450,10 @@ async fn a_crowd_waits_in_line_and_does_not_overrun_the_queue_of_an_application(
         (0..CROWD).map(|_| tokio::spawn(async move { exchange(address, GET).await })).collect();
     let pending = &["maxPendingRequests"];
     harness.wait_metric("meshwork_limit_headroom", pending, u64::from(1_000 - CROWD)).await;
-    assert_eq!(connecting_to(upstream.port()), 16, "of all that wait");
+    assert_eq!(connecting_to(upstream.port()), 128, "of all that wait");
 
     drop(queued);
-    socket.listen(16).unwrap();
+    socket.listen(1_024).unwrap();
     let busy: std::net::TcpListener = socket.into();
     busy.set_nonblocking(true).unwrap();
     let busy = tokio::net::TcpListener::from_std(busy).unwrap();

@@ -59,7 +59,12 @@ struct Families {
     requests: RequestTable,
     streams: StreamTable,
     workers: usize,
+    /// The counters that any thread may add to: the same labels, the same cell.
+    shared: HashMap<&'static str, Vec<SharedCell>>,
 }
+
+/// Label values, and the cell of all who count under them.
+type SharedCell = (Box<[Box<str>]>, Arc<Cell>);
 
 /// Label values, and the cells of every worker that counts under them.
 type Series = (Box<[Box<str>]>, Vec<Arc<Cell>>);
@@ -87,6 +92,7 @@ impl MetricsRegistry {
             requests: RequestTable::new(max_series),
             streams: StreamTable::default(),
             workers: 0,
+            shared: HashMap::new(),
         };
         let shared = Arc::new(Mutex::new(families));
         let folded = Counter(shared.lock().cell(&inventory::SERIES_FOLDED, &[]));
@@ -108,13 +114,14 @@ impl MetricsRegistry {
     }
 
     /// A counter that any thread may add to; for what is rare. `values` are the label values in the definition's order.
+    /// The same label values give the same counter.
     ///
     /// # Panics
     /// When `def` is no counter or the number of values is not that of its labels: a mistake in the program.
     #[must_use]
     pub fn counter(&self, def: &'static MetricDef, values: &[&str]) -> Counter {
         assert_eq!(def.kind, Kind::Counter, "{} is no counter", def.name);
-        Counter(self.shared.lock().cell(def, values))
+        Counter(self.shared.lock().shared_cell(def, values))
     }
 
     /// A gauge that any thread may change; for what is rare.
@@ -164,6 +171,19 @@ impl MetricsRegistry {
 }
 
 impl Families {
+    /// The cell that all share who count under these label values.
+    fn shared_cell(&mut self, def: &'static MetricDef, values: &[&str]) -> Arc<Cell> {
+        let known = self.shared.get(def.name).into_iter().flatten();
+        let same = |(v, _): &&SharedCell| v.iter().map(AsRef::as_ref).eq(values.iter().copied());
+        if let Some((_, cell)) = known.into_iter().find(same) {
+            return Arc::clone(cell);
+        }
+        let cell = self.cell(def, values);
+        let values = values.iter().map(|&value| value.into()).collect();
+        self.shared.entry(def.name).or_default().push((values, Arc::clone(&cell)));
+        cell
+    }
+
     /// A fresh cell, listed under the definition and these label values.
     fn cell(&mut self, def: &'static MetricDef, values: &[&str]) -> Arc<Cell> {
         assert_eq!(def.labels.len(), values.len(), "{} has the labels {:?}", def.name, def.labels);
@@ -231,7 +251,8 @@ impl WorkerMetrics {
     /// As [`MetricsRegistry::counter`].
     #[must_use]
     pub fn counter(&self, def: &'static MetricDef, values: &[&str]) -> WorkerCounter {
-        WorkerCounter::new(self.registry.counter(def, values).0)
+        assert_eq!(def.kind, Kind::Counter, "{} is no counter", def.name);
+        WorkerCounter::new(self.registry.shared.lock().cell(def, values))
     }
 
     /// This worker's part of a gauge: the parts are summed.

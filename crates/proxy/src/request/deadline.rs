@@ -96,15 +96,13 @@ pub(crate) fn begin(
     Ok(Deadlines::new(timeouts, left, conn.worker.now()))
 }
 
-/// What the caller says that is left of a request's time. Whoever is not believed has said nothing: nor does the next hop
-/// hear of it.
+/// What the caller says that is left of a request's time. Whoever is not believed has said nothing.
 fn of_caller(conn: &Conn, fields: &mut Fields, is_grpc: bool, timeouts: &Timeouts) -> Option<Duration> {
     let (grpc, http) = (KnownName::GrpcTimeout, KnownName::XEnvoyExpectedRqTimeoutMs);
     if matches!(conn.place, Place::Gateway(_)) && !timeouts.believes_callers {
-        for name in [grpc, http] {
-            if fields.known(name).is_some() {
-                fields.remove_known(name);
-            }
+        // What gRPC's own protocol says to the server is passed on as it is.
+        if fields.known(http).is_some() {
+            fields.remove_known(http);
         }
         return None;
     }

@@ -145,9 +145,8 @@ async fn run(
     let (target, session) = route::target(conn, &way, head, journey)?;
     filters::backend(&target, head, journey)?;
     if let Some(fault) = shape::fault(&target)
-        && let Some(abort) = Box::pin(shape::inject(conn, fault, head, down, journey)).await?
+        && Box::pin(shape::inject(conn, fault, head, down, response, journey)).await?
     {
-        Box::pin(reply::abort(conn, down, response, journey, abort, fault)).await;
         return Ok(());
     }
     let affinity = affinity::find(conn, &way, &target, session, head);

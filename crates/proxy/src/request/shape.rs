@@ -7,13 +7,14 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use meshwork_decision::{Abort, Allowance, Cause, FaultInjection, Origin, RateLimit, RateSpec};
+use meshwork_decision::{Allowance, Cause, FaultInjection, Origin, RateLimit, RateSpec};
 use meshwork_http1::{FieldError, KnownName, RequestHead, ResponseHead};
 use meshwork_telemetry::Phase;
 use tokio::time::{Instant, Sleep, sleep, sleep_until};
 
 use super::deadline::Deadlines;
 use super::journey::Journey;
+use super::reply;
 use super::route::{Seen, Target, Way};
 use super::transfer::poll_interrupted;
 use crate::downstream::Down;
@@ -62,7 +63,7 @@ fn ask(conn: &Conn, limit: &RateLimit, journey: &mut Journey<'_>) -> Result<(), 
         Some(id) => limit.ask(id.as_str(), now),
         None => limit.ask(&conn.peer.ip().to_string(), now),
     };
-    let policy = &*limit.origin.qualified;
+    let policy = &limit.origin.qualified;
     if let Some(told) = journey.told() {
         let outcome = if allowance.admitted { "noted" } else { "refused" };
         let left = allowance.remaining;
@@ -90,7 +91,7 @@ pub(crate) fn fault<'v>(target: &Target<'v>) -> Option<&'v FaultInjection> {
     }
 }
 
-/// Injects what is drawn for this request; gives what it is answered with instead of going on.
+/// Injects what is drawn for this request; true: it has been answered, and goes no further.
 ///
 /// # Errors
 /// The caller left while it was delayed, or the process stops.
@@ -99,25 +100,25 @@ pub(crate) async fn inject(
     fault: &FaultInjection,
     head: &RequestHead,
     down: &mut Down<'_>,
+    response: &mut ResponseHead,
     journey: &mut Journey<'_>,
-) -> Result<Option<Abort>, Failure> {
+) -> Result<bool, Failure> {
     journey.enter(Phase::Fault);
     let drawn = fault.draw(&Seen::new(conn, head), &mut *conn.worker.rng.borrow_mut());
-    let policy = &*fault.origin.qualified;
     if let Some(delay) = drawn.delay {
         happens(conn, fault, journey, "delay");
         wait(conn, delay, down).await?;
     }
-    if drawn.abort.is_some() {
+    if let Some(abort) = drawn.abort {
         happens(conn, fault, journey, "abort");
-        return Ok(drawn.abort);
+        reply::abort(conn, down, response, journey, abort, fault).await;
+        return Ok(true);
     }
     if let Some(bytes_per_second) = drawn.bandwidth {
         happens(conn, fault, journey, "bandwidth");
         journey.shape().pace = Some(Pace { bytes_per_second, began: None, until: None });
     }
-    tracing::trace!(policy, ?drawn, "fault");
-    Ok(None)
+    Ok(false)
 }
 
 fn happens(conn: &Conn, fault: &FaultInjection, journey: &mut Journey<'_>, kind: &'static str) {

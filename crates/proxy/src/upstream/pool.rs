@@ -25,7 +25,7 @@ use crate::gauges::OpenUpstream;
 pub(crate) const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
 /// HTTP/1 connections to one endpoint that one worker makes at the same time. Whoever comes beyond that waits in line: a
 /// thousand requests at once must not overrun the queue of connections that an application has not taken yet.
-const MAX_DIALS: u32 = 16;
+const MAX_DIALS: u32 = 128;
 /// Idle HTTP/1 connections kept per endpoint and worker.
 const MAX_IDLE: usize = 512;
 

@@ -123,6 +123,22 @@ fn a_gauge_of_a_worker_may_be_negative_and_the_sum_is_right() {
 }
 
 #[test]
+fn who_counts_the_same_rare_thing_again_and_again_costs_no_memory() {
+    let registry = MetricsRegistry::default();
+    for _ in 0..100 {
+        registry.counter(&inventory::ENDPOINT_RETURNS, &["a"]).increment();
+    }
+    registry.worker().counter(&inventory::ENDPOINT_RETURNS, &["a"]).increment();
+    let shared = registry.shared.lock();
+    let [(_, cells)] = &*shared.scalars[inventory::ENDPOINT_RETURNS.name].series else {
+        panic!("one series")
+    };
+    assert_eq!(cells.len(), 2, "one that all share, and the worker's own");
+    drop(shared);
+    assert_eq!(value(&registry.render(Format::Prometheus), "meshwork_endpoint_returns_total", &["a"]), 101.0);
+}
+
+#[test]
 fn an_info_metric_tells_only_the_latest() {
     let registry = MetricsRegistry::default();
     registry.set_info(&inventory::CONFIG_REVISION, &["r1"]);
