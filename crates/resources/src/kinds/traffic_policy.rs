@@ -231,7 +231,7 @@ record! {
         pub stream_idle: Option<GatewayDuration> as "streamIdle",
         /// A request with its response, or a tunnel, whatever moves; no limit when absent.
         pub max_stream_duration: Option<GatewayDuration> as "maxStreamDuration",
-        /// Whether callers from outside of the mesh may say how long a request has (`grpc-timeout`,
+        /// Whether a gateway goes by what callers from outside of the mesh say of how long a request has (`grpc-timeout`,
         /// `x-envoy-expected-rq-timeout-ms`); `Ignore` when absent.
         pub caller_deadline: Option<CallerDeadline> as "callerDeadline",
     }
