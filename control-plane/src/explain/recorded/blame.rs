@@ -60,10 +60,17 @@ pub(super) fn blame(hops: &[Observed], parents: &[Option<usize>]) -> Option<Blam
         let next = match below().filter(|below| failed(&hops[*below])).max_by_key(|below| start(*below)) {
             Some(below) => Some(below),
             None if failed(&hops[at]) && !waited(&hops[at]) => None,
-            // It waited for somebody: for whom longest?
-            None => below()
-                .max_by_key(|below| record(&hops[*below]).duration_ns)
-                .filter(|below| record(&hops[*below]).duration_ns >= record(&hops[at]).duration_ns / 2),
+            // It waited for somebody: for whom longest, all calls of a service together?
+            None => {
+                let took = |below: usize| record(&hops[below]).duration_ns;
+                let together = |one: usize| -> u64 {
+                    let same = |other: &usize| record(&hops[*other]).service == record(&hops[one]).service;
+                    below().filter(same).map(took).sum()
+                };
+                below()
+                    .max_by_key(|below| (together(*below), took(*below)))
+                    .filter(|below| together(*below) >= took(at) / 2)
+            }
         };
         match next {
             Some(next) => at = next,
