@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use bytes::Bytes;
 use meshwork_decision::{Allowance, Cause, FaultInjection, Origin, RateLimit, RateSpec};
 use meshwork_http1::{FieldError, KnownName, RequestHead, ResponseHead};
 use meshwork_telemetry::Phase;
@@ -21,8 +22,8 @@ use crate::downstream::Down;
 use crate::downstream::connection::Conn;
 use crate::error::Failure;
 
-/// So much of a slowed response passes at once.
-const CHUNK: u64 = 16 * 1024;
+/// A slowed response comes in pieces of a tenth of a second, and of no more than this.
+const PIECE: u64 = 16 * 1024;
 
 /// What policies make of one request and its response.
 #[derive(Default)]
@@ -38,6 +39,8 @@ struct Pace {
     /// When its first bytes could pass.
     began: Option<Instant>,
     until: Option<Pin<Box<Sleep>>>,
+    /// What has come and may not pass yet.
+    held: Bytes,
 }
 
 /// Whether a local rate limit lets the request pass.
@@ -116,7 +119,7 @@ pub(crate) async fn inject(
     }
     if let Some(bytes_per_second) = drawn.bandwidth {
         happens(conn, fault, journey, "bandwidth");
-        journey.shape().pace = Some(Pace { bytes_per_second, began: None, until: None });
+        journey.shape().pace = Some(Pace { bytes_per_second, began: None, until: None, held: Bytes::new() });
     }
     Ok(false)
 }
@@ -151,18 +154,41 @@ pub(crate) fn may_pass(cx: &mut Context<'_>, journey: &mut Journey<'_>) -> bool 
     }
 }
 
+/// What was held back of a slowed response.
+#[inline]
+pub(crate) fn held(journey: &mut Journey<'_>) -> Option<Bytes> {
+    let pace = journey.shaped()?.pace.as_mut()?;
+    (!pace.held.is_empty()).then(|| std::mem::take(&mut pace.held))
+}
+
+/// What of these bytes may pass in this turn; the rest is held back. True: nothing is.
+#[inline]
+pub(crate) fn piece(data: &mut Bytes, journey: &mut Journey<'_>) -> bool {
+    match journey.shaped().and_then(|shape| shape.pace.as_mut()) {
+        None => true,
+        Some(pace) => pace.piece(data),
+    }
+}
+
 impl Pace {
     fn may_pass(&mut self, cx: &mut Context<'_>, sent: u64) -> bool {
         let began = *self.began.get_or_insert_with(Instant::now);
-        // What is sent must not be more than its time allows, but for one chunk.
-        let owed = sent.saturating_sub(CHUNK.min(self.bytes_per_second));
-        let nanos = u128::from(owed) * 1_000_000_000 / u128::from(self.bytes_per_second);
+        // What was sent has its time before the next piece.
+        let nanos = u128::from(sent) * 1_000_000_000 / u128::from(self.bytes_per_second);
         let due = began + Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX));
         let until = self.until.get_or_insert_with(|| Box::pin(sleep_until(due)));
         if until.deadline() != due {
             until.as_mut().reset(due);
         }
         until.as_mut().poll(cx).is_ready()
+    }
+
+    fn piece(&mut self, data: &mut Bytes) -> bool {
+        let most = usize::try_from((self.bytes_per_second / 10).clamp(1, PIECE)).expect("16 KiB at most");
+        if data.len() > most {
+            self.held = data.split_off(most);
+        }
+        self.held.is_empty()
     }
 }
 

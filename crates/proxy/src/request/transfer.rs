@@ -186,11 +186,16 @@ fn poll_ready_frame(
     ended: &mut bool,
     journey: &mut Journey<'_>,
 ) -> Result<bool, Failure> {
-    match exchange.poll_frame(cx) {
-        Poll::Ready(Ok(Frame::Data(data))) => {
+    let frame = match shape::held(journey) {
+        Some(rest) => Poll::Ready(Ok(Frame::Data(rest))),
+        None => exchange.poll_frame(cx),
+    };
+    match frame {
+        Poll::Ready(Ok(Frame::Data(mut data))) => {
+            let whole = shape::piece(&mut data, journey);
             journey.record.bytes_sent += data.len() as u64;
             down.queue(data);
-            if exchange.is_end() {
+            if whole && exchange.is_end() {
                 // The end leaves with the last bytes instead of in a frame of its own.
                 down.end(None);
                 *ended = true;
