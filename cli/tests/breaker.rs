@@ -100,7 +100,7 @@ fn an_operator_forces_a_state_that_survives_edits_and_can_be_taken_back() {
     assert_eq!(call(gateway.at(HTTP), 200).0, 503);
     gateway.edit(|| gateway.write("policy.yaml", &policy("circuitBreaker: {mode: ForcedClosed}")));
     assert_eq!(call(gateway.at(HTTP), 200).0, 503, "an edit does not end it");
-    let table = printed(&gateway.ask(&["breaker", "get", "web"]));
+    let table = printed(&gateway.ask(&["get", "breakers", "web"]));
     assert!(table.contains("open (forced, ") && table.contains("default/web"), "{table}");
     let said = printed(&gateway.ask(&["breaker", "release", "web"]));
     assert_eq!(said, "default/web: policy and rates decide again in 1 proxies\n");

@@ -1,4 +1,4 @@
-//! `meshwork breaker`: how breakers stand in the running proxies, and forcing them for a time.
+//! `meshwork breaker`: forcing circuit breakers for a time; and how they stand in the running proxies.
 
 use std::process::ExitCode;
 
@@ -10,7 +10,7 @@ use super::{Outcome, block_on};
 use crate::output::{self, Format};
 use crate::server::ServerArgs;
 
-/// Show circuit breakers, limits and ejected endpoints as the proxies have them, and force a breaker for a time
+/// Force the circuit breaker of a service for a time; `meshwork get breakers` shows how they stand
 #[derive(clap::Args, Debug)]
 pub(crate) struct Arguments {
     #[command(subcommand)]
@@ -19,29 +19,12 @@ pub(crate) struct Arguments {
 
 #[derive(clap::Subcommand, Debug)]
 enum Action {
-    /// Show them as the proxies have them now
-    Get(Get),
     /// Refuse every call to a service, for a time
     Open(Force),
     /// Let every call to a service through, for a time
     Close(Force),
     /// Let policy and rates decide again
     Release(Which),
-}
-
-#[derive(clap::Args, Debug)]
-struct Get {
-    /// The service [default: all]
-    #[arg(value_name = "NAME")]
-    name: Option<String>,
-    /// Its namespace [default: `default` with a name, else all]
-    #[arg(short, long, value_name = "NAMESPACE")]
-    namespace: Option<String>,
-    #[command(flatten)]
-    server: ServerArgs,
-    /// How to print
-    #[arg(short, long, value_enum, default_value_t)]
-    output: Format,
 }
 
 #[derive(clap::Args, Debug)]
@@ -75,14 +58,13 @@ fn duration(text: &str) -> Result<String, String> {
 
 pub(crate) fn run(arguments: &Arguments) -> Outcome {
     match &arguments.action {
-        Action::Get(get) => show(&get.server, get.namespace.as_deref(), get.name.as_deref(), get.output),
         Action::Open(force) => order(&force.which, "open", Some(&force.lasts)),
         Action::Close(force) => order(&force.which, "closed", Some(&force.lasts)),
         Action::Release(which) => order(which, "none", None),
     }
 }
 
-/// Prints how breakers stand; `meshwork get breakers` is the same.
+/// Prints how breakers stand: `meshwork get breakers`.
 pub(super) fn show(
     server: &ServerArgs,
     namespace: Option<&str>,

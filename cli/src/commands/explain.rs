@@ -71,6 +71,15 @@ struct Request {
     from: Option<String>,
 }
 
+/// Prints an answer: as a story, or as it is.
+fn tell(answer: &Value, format: Format, story: impl FnOnce(&Value, bool) -> String) -> Outcome {
+    match format {
+        Format::Table => output::print(&story(answer, std::io::stdout().is_terminal()))?,
+        format => output::value(format, answer)?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
 /// A field as it is given.
 pub(super) fn header(text: &str) -> Result<(String, String), String> {
     match text.split_once(':') {
@@ -132,12 +141,7 @@ fn explain_request(arguments: &Arguments) -> Outcome {
     let kind = [("content-type", "application/json")];
     let client = arguments.server.client()?;
     let answer: Value = block_on(client.json(http::Method::POST, "/v1/explain", &kind, body))??;
-    if arguments.output == Format::Table {
-        output::print(&story(&answer, std::io::stdout().is_terminal()))?;
-    } else {
-        output::value(arguments.output, &answer)?;
-    }
-    Ok(ExitCode::SUCCESS)
+    tell(&answer, arguments.output, story)
 }
 
 fn text<'a>(value: &'a Value, key: &str) -> &'a str {

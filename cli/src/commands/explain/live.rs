@@ -1,14 +1,13 @@
 //! `meshwork explain --live`: waits for the next request that matches, and prints its way through the proxies.
 
 use std::io::IsTerminal as _;
-use std::process::ExitCode;
 
 use bytes::Bytes;
 use serde_json::{Value, json};
 
 use super::{Arguments, Request, steps, text};
 use crate::commands::{Outcome, block_on};
-use crate::output::{self, Format};
+use crate::output;
 
 #[derive(clap::Args, Debug)]
 pub(super) struct Live {
@@ -37,12 +36,7 @@ pub(super) fn run(arguments: &Arguments) -> Outcome {
         output::note(&format!("waiting at most {timeout} for a request that matches"));
     }
     let answer: Value = block_on(client.json(http::Method::POST, "/v1/explain/live", &kind, body))??;
-    if arguments.output == Format::Table {
-        output::print(&story(&answer, std::io::stdout().is_terminal()))?;
-    } else {
-        output::value(arguments.output, &answer)?;
-    }
-    Ok(ExitCode::SUCCESS)
+    super::tell(&answer, arguments.output, story)
 }
 
 /// The answer as a story: a paragraph per hop.

@@ -1,27 +1,18 @@
 //! `meshwork explain TRACE_ID`: what became of a request that is over, whose fault it was, and what could be changed.
 
-use std::io::IsTerminal as _;
-use std::process::ExitCode;
-
 use bytes::Bytes;
 use serde_json::{Value, json};
 
 use super::live::{heading, paragraph};
 use super::{Arguments, text};
 use crate::commands::{Outcome, block_on};
-use crate::output::{self, Format};
 
 pub(super) fn run(id: &str, arguments: &Arguments) -> Outcome {
     let body = Bytes::from(json!({ "id": id }).to_string());
     let kind = [("content-type", "application/json")];
     let client = arguments.server.client()?;
     let answer: Value = block_on(client.json(http::Method::POST, "/v1/explain/recorded", &kind, body))??;
-    if arguments.output == Format::Table {
-        output::print(&story(&answer, std::io::stdout().is_terminal()))?;
-    } else {
-        output::value(arguments.output, &answer)?;
-    }
-    Ok(ExitCode::SUCCESS)
+    super::tell(&answer, arguments.output, story)
 }
 
 /// The answer as a story: whose fault, what to do, then a paragraph per hop.
