@@ -197,18 +197,25 @@ impl Cluster {
         wanted: &Wanted<'_>,
         reasons: &mut impl Reasons,
     ) -> Option<Picked> {
-        loop {
+        for _ in 0..self.endpoints().pickable().len() {
             let endpoint = self.pick_explained(now, rng, wanted, reasons)?;
             match Trial::claim(&endpoint, now) {
                 Ok(trial) => return Some(Picked { endpoint, trial }),
-                // Where nobody else is in, it serves like any other, and the trial goes its way.
-                Err(_) if self.endpoints().pickable().iter().all(|e| e.is_ejected(now)) => {
-                    return Some(Picked { endpoint, trial: None });
-                }
+                Err(_) if self.passes_nobody_by(now) => return Some(Picked { endpoint, trial: None }),
                 // Somebody was quicker; now it is passed by.
                 Err(_) => {}
             }
         }
+        // Others were quicker each time: it serves like any other.
+        let endpoint = self.pick_explained(now, rng, wanted, reasons)?;
+        let trial = Trial::claim(&endpoint, now).unwrap_or_default();
+        Some(Picked { endpoint, trial })
+    }
+
+    /// Whether endpoints serve though they are ejected: in panic, and where nobody else is in. A trial then goes its way
+    /// beside other requests.
+    fn passes_nobody_by(&self, now: Tick) -> bool {
+        self.panics(now) || self.endpoints().pickable().iter().all(|endpoint| endpoint.is_ejected(now))
     }
 
     /// The balancer's choice; within the tier whose turn it is, where there are tiers.
@@ -480,3 +487,6 @@ impl Cluster {
             && self.namespace == other.namespace
     }
 }
+
+#[cfg(test)]
+mod tests;
