@@ -17,6 +17,8 @@ use tokio::sync::Notify;
 
 use crate::mesh::retires_at;
 
+/// How much longer than it means to something may stand still before it is taken for stuck.
+const SLACK: Duration = Duration::from_secs(10);
 /// A connection that has been idle so long rests.
 const REST: Duration = Duration::from_millis(500);
 
@@ -124,6 +126,7 @@ impl Entry {
         self.phase.set(phase);
         self.since.set(now);
         self.rests.set(false);
+        self.patience.set(None);
     }
 
     /// Whether a connection that waits for its next request has done so for a while: what it needs for one can be given
@@ -144,6 +147,18 @@ impl Entry {
     /// How long an exchange may stand still; absent: as long as settings say.
     pub(crate) fn be_patient(&self, patience: Option<Duration>) {
         self.patience.set(patience);
+    }
+
+    /// The exchange stands still on purpose, for so long.
+    pub(crate) fn pause(&self, time: Duration, now: Tick) {
+        self.patience.set(Some(time.saturating_add(SLACK)));
+        self.since.set(now);
+    }
+
+    /// It goes on. Nothing of the pause is charged to what comes.
+    pub(crate) fn go_on(&self, now: Tick) {
+        self.patience.set(None);
+        self.since.set(now);
     }
 
     /// Since when the caller owes bytes of its request's body, if it does.

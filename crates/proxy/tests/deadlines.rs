@@ -26,9 +26,12 @@ const OK: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nhello";
 const EXPECTED: &str = "x-envoy-expected-rq-timeout-ms";
 
 fn traffic(timeouts: v1::Timeouts) -> Change {
+    on_web(v1::TrafficPolicy { timeouts: Some(timeouts), ..Default::default() })
+}
+
+fn on_web(policy: v1::TrafficPolicy) -> Change {
     let target =
         v1::policy::Target { kind: "Service".into(), name: "default/web".into(), section: String::new() };
-    let policy = v1::TrafficPolicy { timeouts: Some(timeouts), ..Default::default() };
     let spec = Some(v1::policy::Spec::Traffic(policy));
     Change::upsert("default/p", "1", &v1::Policy { source: None, targets: vec![target], spec })
 }
@@ -120,7 +123,7 @@ async fn grpc_hears_what_is_left_and_gets_deadline_exceeded() {
     let up = h2_upstream(usize::MAX, move |number, request, respond| {
         *noted.lock() = request.headers().get("grpc-timeout").map(|value| value.to_str().unwrap().to_owned());
         async move {
-            if number < 2 {
+            if number < 3 {
                 answer(respond, b"");
             } else {
                 std::future::pending::<()>().await;
@@ -136,6 +139,8 @@ async fn grpc_hears_what_is_left_and_gets_deadline_exceeded() {
     let ignore = v1::Timeouts { request_ms: 10_000, ..Default::default() };
     let (_harness, address) = gateway(AppProtocol::Grpc, up.address, ignore).await;
     fetch(&mut h2_client(address).await, call("1n")).await;
+    assert_eq!(seen.lock().take().as_deref(), Some("1n"), "no hop raises it");
+    fetch(&mut h2_client(address).await, call("60S")).await;
     let told = seen.lock().take().unwrap();
     let left = told.strip_suffix('u').unwrap().parse::<u64>().unwrap();
     assert!(
@@ -153,6 +158,46 @@ async fn grpc_hears_what_is_left_and_gets_deadline_exceeded() {
     assert_eq!(response.headers()["grpc-status"], "4");
     assert_eq!(response.headers()["grpc-message"], "deadline_exceeded");
     harness.lines(2).await;
+}
+
+#[tokio::test]
+async fn a_deadline_of_a_caller_who_is_not_believed_is_held_against_no_endpoint() {
+    // Every time is over, said by the head or by the trailers.
+    let up = h2_upstream(usize::MAX, |number, _, mut respond| async move {
+        let over = http::Response::builder().header("grpc-status", "4").body(()).unwrap();
+        if number % 2 == 0 {
+            respond.send_response(over, true).unwrap();
+        } else {
+            let mut send = respond.send_response(http::Response::new(()), false).unwrap();
+            send.send_trailers(over.headers().clone()).unwrap();
+        }
+    })
+    .await;
+    let mut harness = Harness::start(Settings::default());
+    harness.service("web", AppProtocol::Grpc, &[up.address]).await;
+    let address = harness.route(vec![rule(&[("web", 1)], vec![])]).await;
+    let breaker = v1::CircuitBreaker {
+        window_calls: 10,
+        minimum_calls: 3,
+        failure_percent: 30,
+        open_ms: 60_000,
+        max_open_ms: 60_000,
+        trials: 1,
+        ..Default::default()
+    };
+    let policy = v1::TrafficPolicy { circuit_breaker: Some(breaker), ..Default::default() };
+    harness.change([on_web(policy)]).await;
+    let call = || Request::post("http://shop/a.B/C").header("content-type", "application/grpc");
+    let mut client = h2_client(address).await;
+    for _ in 0..6 {
+        fetch(&mut client, call().header("grpc-timeout", "1n").body(()).unwrap()).await;
+    }
+    let opened = ["default/web", "\"open\""];
+    assert_eq!(harness.metric("meshwork_circuit_breaker_changes_total", &opened), 0);
+    for _ in 0..3 {
+        fetch(&mut client, call().body(()).unwrap()).await;
+    }
+    harness.wait_metric("meshwork_circuit_breaker_changes_total", &opened, 1).await;
 }
 
 #[tokio::test]

@@ -15,6 +15,7 @@ use meshwork_messages::v1;
 use meshwork_messages::v1::service_port::AppProtocol;
 use meshwork_proxy::{Mesh, Settings};
 use parking_lot::Mutex;
+use support::h2::{H2Upstream, h2_client, h2_upstream};
 use support::{Harness, Upstream, exchange, is_head, read_until, rule, upstream};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -417,6 +418,115 @@ async fn a_service_that_mostly_fails_is_not_called_for_a_while_and_then_tried() 
         assert!(exchange(address, GET).await.ends_with("hello"), "the next trial was");
     }
     assert_eq!((changes("\"open\""), changes("\"closed\"")), (2, 1));
+}
+
+#[tokio::test]
+async fn a_response_that_nothing_replaces_in_the_end_has_one_outcome() {
+    let (up, _) = recovering(BUSY, usize::MAX).await;
+    let circuit_breaker = Some(v1::CircuitBreaker {
+        window_calls: 10,
+        minimum_calls: 1,
+        failure_percent: 50,
+        open_ms: 60_000,
+        max_open_ms: 60_000,
+        trials: 1,
+        ..Default::default()
+    });
+    let policy = v1::TrafficPolicy { circuit_breaker, ..retry(2, &[503]) };
+    let (harness, address) = gateway(&[up.address], Some(policy)).await;
+    let response = exchange(address, GET).await;
+    assert!(response.ends_with("circuit_breaker\n"), "its first attempt has opened it: {response}");
+    let line: serde_json::Value = serde_json::from_str(&harness.lines(1).await[0]).unwrap();
+    let request_id = line["request_id"].as_str().unwrap().to_owned();
+    let kept = harness.engine.recall(0, &v1::Recall { request_id, trace_id: String::new() }).await.await;
+    let [attempt] = &kept[0].attempts[..] else { panic!("one attempt: {kept:?}") };
+    assert_eq!((attempt.status, &*attempt.cause), (503, ""), "{kept:?}");
+}
+
+/// Fails so many calls of gRPC; those that follow are streams that begin well and do not end.
+async fn streaming(failures: usize) -> (H2Upstream, Arc<AtomicUsize>) {
+    let streams = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&streams);
+    let up = h2_upstream(usize::MAX, move |number, _, mut respond| {
+        let counted = Arc::clone(&counted);
+        async move {
+            if number < failures {
+                let failed = http::Response::builder().header("grpc-status", "14").body(()).unwrap();
+                respond.send_response(failed, true).unwrap();
+                return;
+            }
+            let _send = respond.send_response(http::Response::new(()), false).unwrap();
+            counted.fetch_add(1, Ordering::SeqCst);
+            std::future::pending::<()>().await;
+        }
+    })
+    .await;
+    (up, streams)
+}
+
+/// Calls, and gives the response as soon as it begins.
+async fn call(client: &mut h2::client::SendRequest<bytes::Bytes>) -> http::Response<h2::RecvStream> {
+    let request = http::Request::post("http://shop/a.B/C").header("content-type", "application/grpc");
+    let (response, _) = client.send_request(request.body(()).unwrap(), true).unwrap();
+    response.await.unwrap()
+}
+
+#[tokio::test]
+async fn a_breaker_s_trial_is_over_when_its_stream_begins() {
+    let clock = ManualClock::new();
+    let (up, _) = streaming(3).await;
+    let mut harness = Harness::join(Settings::default(), Mesh::default(), Arc::new(clock.clone()), "gateway");
+    harness.service("web", AppProtocol::Grpc, &[up.address]).await;
+    let address = harness.route(vec![rule(&[("web", 1)], vec![])]).await;
+    let circuit_breaker = Some(v1::CircuitBreaker {
+        window_calls: 10,
+        minimum_calls: 3,
+        failure_percent: 50,
+        open_ms: 5_000,
+        max_open_ms: 60_000,
+        trials: 1,
+        ..Default::default()
+    });
+    harness.change([traffic(v1::TrafficPolicy { circuit_breaker, ..Default::default() })]).await;
+    let mut client = h2_client(address).await;
+    for _ in 0..3 {
+        assert_eq!(call(&mut client).await.headers()["grpc-status"], "14");
+    }
+    assert_eq!(call(&mut client).await.headers()["grpc-message"], "circuit_breaker");
+    clock.advance(Duration::from_secs(5));
+    let trial = call(&mut client).await;
+    assert!(trial.headers().get("grpc-status").is_none(), "it runs");
+    let other = call(&mut client).await;
+    assert!(other.headers().get("grpc-status").is_none(), "so does the next: {:?}", other.headers());
+}
+
+#[tokio::test]
+async fn an_endpoint_s_trial_is_over_when_its_stream_begins() {
+    let clock = ManualClock::new();
+    let (bad, tried) = streaming(2).await;
+    let (good, _) = streaming(0).await;
+    let mut harness = Harness::join(Settings::default(), Mesh::default(), Arc::new(clock.clone()), "gateway");
+    harness.service("web", AppProtocol::Grpc, &[bad.address, good.address]).await;
+    let address = harness.route(vec![rule(&[("web", 1)], vec![])]).await;
+    let outlier_detection = Some(v1::OutlierDetection {
+        consecutive_5xx: 2,
+        base_ejection_time_ms: 5_000,
+        max_ejection_percent: 50,
+        ..Default::default()
+    });
+    let algorithm = v1::traffic_policy::Algorithm::LeastRequest.into();
+    harness.change([traffic(v1::TrafficPolicy { outlier_detection, algorithm, ..Default::default() })]).await;
+    let mut client = h2_client(address).await;
+    let ejections = |harness: &Harness| harness.metric("meshwork_endpoint_ejections_total", &[]);
+    while ejections(&harness) == 0 {
+        call(&mut client).await;
+    }
+    clock.advance(Duration::from_secs(5));
+    let mut streams = Vec::new();
+    while tried.load(Ordering::SeqCst) == 0 {
+        streams.push(call(&mut client).await);
+    }
+    harness.wait_metric("meshwork_endpoint_returns_total", &[], 1).await;
 }
 
 /// Sockets of this machine that are being connected to a port.

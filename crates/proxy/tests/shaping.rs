@@ -15,7 +15,9 @@ use meshwork_messages::v1::fault_injection::{Abort, Bandwidth, Delay};
 use meshwork_messages::v1::service_port::AppProtocol;
 use meshwork_proxy::{Mesh, Settings};
 use support::mesh::Pair;
-use support::{Harness, Upstream, exchange, is_head, rule, upstream};
+use support::{Harness, Upstream, exchange, is_head, read_until, rule, upstream};
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpStream;
 
 const GET: &[u8] = b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n";
 const GRPC: &[u8] =
@@ -185,5 +187,33 @@ async fn a_slowed_response_comes_whole_and_not_faster_than_the_policy_says() {
         assert!(response.starts_with("HTTP/1.1 200") && response.ends_with(&"x".repeat(body)));
         // At least its own time, but for the last piece: a tenth of a second.
         assert!(began.elapsed() >= Duration::from_millis(least), "{body}: {:?}", began.elapsed());
+    }
+}
+
+#[tokio::test]
+async fn what_is_slow_on_purpose_is_not_taken_for_stuck() {
+    let app = hello(1_200).await;
+    let idle = Duration::from_millis(400);
+    let mut settings = Settings::default();
+    settings.timeouts.stream_idle = idle;
+    let mut harness = Harness::start(settings);
+    harness.service("web", AppProtocol::Http1, &[app.address]).await;
+    let address = harness.route(vec![rule(&[("web", 1)], vec![])]).await;
+    let slow = v1::FaultInjection {
+        headers: vec![v1::Field { name: "X-Trial".into(), value: "on".into() }],
+        delay: Some(Delay { share: ALWAYS, time_ms: 1_200 }),
+        bandwidth: Some(Bandwidth { share: ALWAYS, bytes_per_second: 1_000 }),
+        ..Default::default()
+    };
+    let stream_idle_ms = idle.as_millis().try_into().unwrap();
+    let timeouts = Some(v1::Timeouts { stream_idle_ms, ..Default::default() });
+    harness.change([on("HTTPRoute", "default/r", v1::TrafficPolicy { timeouts, ..fault(slow) })]).await;
+    // The policy's time for the first request is none of the second, which is on the same connection.
+    let mut tcp = TcpStream::connect(address).await.unwrap();
+    for fields in ["", "X-Trial: on\r\n"] {
+        let request = format!("GET / HTTP/1.1\r\nHost: a\r\n{fields}\r\n");
+        tcp.write_all(request.as_bytes()).await.unwrap();
+        let response = read_until(&mut tcp, &"x".repeat(1_200)).await;
+        assert!(response.starts_with("HTTP/1.1 200"), "{fields}: {response}");
     }
 }

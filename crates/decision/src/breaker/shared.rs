@@ -177,6 +177,12 @@ impl Breaker {
 }
 
 impl Ticket {
+    /// Whether what becomes of the breaker hangs on this call, so that others wait for its end.
+    #[must_use]
+    pub const fn is_trial(&self) -> bool {
+        self.is_trial
+    }
+
     /// The change that letting this call through was, for log and metric: the first trial begins another state.
     #[must_use]
     pub const fn change(&self) -> Option<BreakerChange> {

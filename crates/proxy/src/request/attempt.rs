@@ -59,6 +59,8 @@ pub(crate) struct Attempts<'a> {
     late: Option<Duration>,
     /// A kept connection turned out to be stale: the next one is new.
     fresh: bool,
+    /// The endpoint hears a deadline of a caller who is not believed.
+    overheard: bool,
     /// Counts a retry while it is under way.
     permit: Option<Permit>,
     /// What each connection begins with, where the service wants to know for whom it is made.
@@ -89,6 +91,7 @@ impl<'a> Attempts<'a> {
             ticket: None,
             late: None,
             fresh: false,
+            overheard: false,
             permit: None,
             announcement: announcement_for(conn, target),
         }
@@ -99,11 +102,12 @@ impl<'a> Attempts<'a> {
     /// # Errors
     /// The head has no room.
     pub(crate) fn announce(
-        &self,
+        &mut self,
         fields: &mut Fields,
         deadlines: &Deadlines,
         journey: &Journey<'_>,
     ) -> Result<(), Failure> {
+        self.overheard = deadline::is_overheard(self.conn, &self.target, fields);
         self.rest(deadlines)
             .map_or(Ok(()), |rest| deadline::tell(fields, &self.target, rest, journey.is_grpc()))
     }
@@ -141,6 +145,7 @@ impl<'a> Attempts<'a> {
                         None => return Ok(exchange),
                         Some(repeat) => {
                             let now = self.conn.worker.now();
+                            journey.superseded(now);
                             if exchange.is_end() && body.is_sent() {
                                 exchange.finish(now);
                             } else {
@@ -236,7 +241,9 @@ impl<'a> Attempts<'a> {
                 cluster.served();
                 if more && answer::comes_late(response, is_grpc) {
                     self.late = Some(took);
-                    return;
+                    // Nobody else waits to try what answers, however long its stream lasts.
+                    return self
+                        .settle(&Answer { status: 200, ..Answer::new(AttemptOutcome::Success, took) }, now);
                 }
                 answer::of_response(response, is_grpc, took, || worker.shared.clock.wall())
             }
@@ -256,13 +263,34 @@ impl<'a> Attempts<'a> {
     }
 
     fn tell(&mut self, answer: &Answer, now: Tick) {
+        if self.overheard && answer.status == 504 {
+            self.trial = None;
+            self.ticket = None;
+            return;
+        }
         let (Target::Service { cluster, .. }, Some(endpoint)) = (self.target, &self.endpoint) else { return };
         let worker = &self.conn.worker;
         if let Some(trial) = self.trial.take() {
             worker.shifted(cluster, cluster.tried(trial, answer, now));
         }
         worker.shifted(cluster, cluster.record(endpoint, answer, now));
-        if let Some(ticket) = self.ticket.take() {
+        self.conclude(|_| true, answer, now);
+    }
+
+    /// Ends the trials that hang on this attempt, of endpoint and breaker.
+    fn settle(&mut self, answer: &Answer, now: Tick) {
+        let Target::Service { cluster, .. } = self.target else { return };
+        if let Some(trial) = self.trial.take() {
+            self.conn.worker.shifted(cluster, cluster.tried(trial, answer, now));
+        }
+        self.conclude(Ticket::is_trial, answer, now);
+    }
+
+    /// Tells the breaker.
+    fn conclude(&mut self, which: impl FnOnce(&Ticket) -> bool, answer: &Answer, now: Tick) {
+        let Target::Service { cluster, .. } = self.target else { return };
+        let worker = &self.conn.worker;
+        if let Some(ticket) = self.ticket.take_if(|ticket| which(ticket)) {
             let call = Call { failed: answer.outcome == AttemptOutcome::Failure, took: answer.took };
             if let Some(state) = ticket.ended(call, now, &mut *worker.rng.borrow_mut()) {
                 worker.breaker_changed(cluster, state);

@@ -99,7 +99,7 @@ pub(crate) fn begin(
 /// What the caller says that is left of a request's time. Whoever is not believed has said nothing.
 fn of_caller(conn: &Conn, fields: &mut Fields, is_grpc: bool, timeouts: &Timeouts) -> Option<Duration> {
     let (grpc, http) = (KnownName::GrpcTimeout, KnownName::XEnvoyExpectedRqTimeoutMs);
-    if matches!(conn.place, Place::Gateway(_)) && !timeouts.believes_callers {
+    if !believes(conn, timeouts) {
         // What gRPC's own protocol says to the server is passed on as it is.
         if fields.known(http).is_some() {
             fields.remove_known(http);
@@ -108,6 +108,16 @@ fn of_caller(conn: &Conn, fields: &mut Fields, is_grpc: bool, timeouts: &Timeout
     }
     let grpc = fields.known(grpc).filter(|_| is_grpc).and_then(read_grpc_timeout);
     grpc.into_iter().chain(fields.known(http).and_then(read_millis)).min()
+}
+
+fn believes(conn: &Conn, timeouts: &Timeouts) -> bool {
+    !matches!(conn.place, Place::Gateway(_)) || timeouts.believes_callers
+}
+
+/// Whether the next hop hears a deadline of a caller who is not believed here. That it is over says nothing about
+/// whoever is called.
+pub(crate) fn is_overheard(conn: &Conn, target: &Target<'_>, fields: &Fields) -> bool {
+    fields.known(KnownName::GrpcTimeout).is_some() && !believes(conn, &target.timeouts())
 }
 
 /// Refuses what cannot be done in time: nothing is left, or less than the fastest answer of late took.
@@ -146,7 +156,9 @@ pub(crate) fn tell(
     is_grpc: bool,
 ) -> Result<(), Failure> {
     let internal = |error: FieldError| Failure::local(Cause::Internal).because(error.to_string());
-    if is_grpc {
+    // A caller who is not believed may yet wait for less time than we would.
+    let is_less = |given: &[u8]| read_grpc_timeout(given).is_some_and(|given| given <= rest);
+    if is_grpc && !fields.known(KnownName::GrpcTimeout).is_some_and(is_less) {
         fields.set_known(KnownName::GrpcTimeout, write_grpc_timeout(rest)).map_err(internal)?;
     }
     let ours = match target {

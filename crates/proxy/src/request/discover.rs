@@ -50,13 +50,16 @@ pub(crate) async fn wait(
     });
     let mut asking = pin!(asking);
     let mut deadlines = Deadlines::default();
-    poll_fn(|cx| {
+    conn.entry.pause(patience, conn.worker.now());
+    let found = poll_fn(|cx| {
         if let Poll::Ready(answer) = asking.as_mut().poll(cx) {
             return Poll::Ready(answer.unwrap_or_else(|_| Err(unavailable("no answer in time"))));
         }
         transfer::poll_interrupted(cx, conn, down, &mut deadlines).map(Err)
     })
-    .await
+    .await;
+    conn.entry.go_on(conn.worker.now());
+    found
 }
 
 /// The control plane has delivered the service; the snapshot with it may still be in the making.

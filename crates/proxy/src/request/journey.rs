@@ -211,8 +211,6 @@ impl<'c> Journey<'c> {
         protocol: Protocol,
         now: Tick,
     ) {
-        let before = self.in_attempt();
-        before.1.superseded(&before.0, now);
         self.attempted.begin(now);
         self.record.attempts += 1;
         self.record.endpoint = Some(address);
@@ -258,6 +256,12 @@ impl<'c> Journey<'c> {
             let outcome = outcome.map_err(|failure| failure.cause.as_str());
             self.traced.iter_mut().for_each(|traced| traced.attempted(now, outcome));
         }
+    }
+
+    /// The attempt's response is given up: another attempt is to replace it, if it comes to that.
+    pub(crate) fn superseded(&mut self, now: Tick) {
+        let (known, attempted) = self.in_attempt();
+        attempted.superseded(&known, now);
     }
 
     /// The final head of the upstream's response is there.

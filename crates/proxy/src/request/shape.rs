@@ -135,13 +135,16 @@ async fn wait(conn: &Conn, time: Duration, down: &mut Down<'_>) -> Result<(), Fa
     let mut sleeping = Box::pin(sleep(time));
     // Its own time has not begun: what is injected comes before the request's way.
     let mut none = Deadlines::default();
-    poll_fn(|cx| {
+    conn.entry.pause(time, conn.worker.now());
+    let waited = poll_fn(|cx| {
         if sleeping.as_mut().poll(cx).is_ready() {
             return Poll::Ready(Ok(()));
         }
         poll_interrupted(cx, conn, down, &mut none).map(Err)
     })
-    .await
+    .await;
+    conn.entry.go_on(conn.worker.now());
+    waited
 }
 
 /// Whether the next bytes of the response may pass now; else the task is woken when they may.

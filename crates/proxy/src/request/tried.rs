@@ -89,13 +89,13 @@ pub(crate) struct Attempted {
 }
 
 impl Attempted {
-    /// An attempt begins; the one before, if it still counts as running, had a response that was not taken.
+    /// An attempt begins.
     pub(crate) fn begin(&mut self, now: Tick) {
         debug_assert!(self.running.is_none(), "what ran before is over");
         self.running = Some(Running::new(now));
     }
 
-    /// The attempt that runs had a response that another attempt replaces.
+    /// The attempt that runs had a response that is not taken.
     pub(crate) fn superseded(&mut self, known: &Known<'_>, now: Tick) {
         if let Some(running) = self.running.take() {
             self.over.push(running.over(known, now));
