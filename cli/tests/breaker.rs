@@ -106,6 +106,17 @@ fn an_operator_forces_a_state_that_survives_edits_and_can_be_taken_back() {
     assert_eq!(said, "default/web: policy and rates decide again in 1 proxies\n");
     assert_eq!(call(gateway.at(HTTP), 200).0, 200);
 
+    // What is said of all ports goes before what was said of one.
+    gateway.edit(|| gateway.write("policy.yaml", &policy("circuitBreaker: {}")));
+    printed(&gateway.ask(&["breaker", "close", "web", "--for", "1h", "--port", "80"]));
+    let said = printed(&gateway.ask(&["breaker", "open", "web", "--for", "10m"]));
+    assert_eq!(said, "default/web: forced open in 1 proxies\n");
+    assert_eq!(call(gateway.at(HTTP), 200).0, 503);
+    printed(&gateway.ask(&["breaker", "open", "web", "--for", "1h", "--port", "80"]));
+    let said = printed(&gateway.ask(&["breaker", "release", "web"]));
+    assert_eq!(said, "default/web: policy and rates decide again in 1 proxies\n");
+    assert_eq!(call(gateway.at(HTTP), 200).0, 200);
+
     for (arguments, words) in [
         (&["breaker", "open", "webb", "--for", "5m"][..], "there is no service default/webb"),
         (&["breaker", "open", "web", "--for", "25h"], "24h"),

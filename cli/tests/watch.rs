@@ -120,6 +120,9 @@ fn a_line_for_people_and_what_is_no_question() {
     for (arguments, code, says) in [
         (&["tap", "--status", "9xx"][..], 1, "a class, as 5xx"),
         (&["tap", "--min-duration", "long"], 1, "minDuration"),
+        (&["tap", "--host", "http://shop"], 1, "a name or address"),
+        (&["tap", "--path-prefix", "api"], 1, "begins with /"),
+        (&["tap", "--path-prefix", "/api?x"], 1, "without a query"),
         (&["tap", "--proxy", "nobody"], 1, "MW4111"),
         (&["top", "--interval", "1ms"], 2, "at least 100ms"),
     ] {

@@ -37,7 +37,7 @@ use serde::de::DeserializeOwned;
 use crate::{ControlPlane, codes};
 use answer::Answer;
 use ask::Ask;
-pub(crate) use live::Hop;
+pub(crate) use live::{Hop, host};
 pub(crate) use probe::connected;
 
 pub(crate) fn router(plane: ControlPlane) -> Router {

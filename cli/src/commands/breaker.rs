@@ -77,7 +77,9 @@ pub(super) fn show(
         (None, None) => "/v1/breakers".to_owned(),
     };
     let client = server.client()?;
-    let services: Vec<Value> = block_on(client.json(http::Method::GET, &path, &[], Bytes::new()))??;
+    let answer: Value = block_on(client.json(http::Method::GET, &path, &[], Bytes::new()))??;
+    notes(&answer, "has not answered", "is of a version that cannot be asked");
+    let services = answer["services"].as_array().map_or(&[][..], Vec::as_slice);
     if format != Format::Table {
         output::value(format, &services)?;
         return Ok(ExitCode::SUCCESS);
@@ -155,22 +157,26 @@ fn order(which: &Which, state: &str, lasts: Option<&str>) -> Outcome {
     let headers = [("content-type", "application/json")];
     let sent = client.json(http::Method::POST, &path, &headers, body.to_string().into());
     let answer: Value = block_on(sent)??;
-    let list = |key: &str| -> Vec<&str> {
-        answer[key].as_array().into_iter().flatten().filter_map(Value::as_str).collect()
-    };
     let done = match state {
         "none" => "policy and rates decide again",
         "open" => "forced open",
         _ => "forced closed",
     };
-    output::print(&format!("{namespace}/{name}: {done} in {} proxies\n", list("proxies").len()))?;
-    for (key, why) in [
-        ("silent", "has not answered; it hears of it when it is back"),
-        ("unable", "is of a version that cannot be operated: it goes on as its policy says"),
-    ] {
-        list(key).iter().for_each(|proxy| output::note(&format!("{proxy} {why}")));
-    }
+    output::print(&format!(
+        "{namespace}/{name}: {done} in {} proxies\n",
+        answer["proxies"].as_array().map_or(0, Vec::len)
+    ))?;
+    let unable = "is of a version that cannot be operated: it goes on as its policy says";
+    notes(&answer, "has not answered; it hears of it when it is back", unable);
     Ok(ExitCode::SUCCESS)
+}
+
+/// Names the proxies that an answer does not speak of.
+fn notes(answer: &Value, silent: &str, unable: &str) {
+    for (key, why) in [("silent", silent), ("unable", unable)] {
+        let proxies = answer[key].as_array().into_iter().flatten().filter_map(Value::as_str);
+        proxies.for_each(|proxy| output::note(&format!("{proxy} {why}")));
+    }
 }
 
 #[cfg(test)]

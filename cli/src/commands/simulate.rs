@@ -70,7 +70,7 @@ struct Load {
 }
 
 /// A seed with which something does not hold.
-#[derive(Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 struct Broken {
     seed: u64,
@@ -93,6 +93,38 @@ struct Summary {
     ejections: Spread,
     loads: Vec<Load>,
     broken: Option<Broken>,
+}
+
+/// What is kept of a seed's run: millions of seeds must not cost what their requests do.
+struct Outline {
+    seed: u64,
+    requests: u64,
+    /// By the quantiles of [`QUANTILES`].
+    latencies: [f64; 4],
+    failed: f64,
+    attempts_per_request: f64,
+    retries: u64,
+    ejections: u64,
+    loads: Vec<u64>,
+    broken: Option<String>,
+}
+
+const QUANTILES: [f64; 4] = [0.5, 0.9, 0.99, 0.999];
+
+impl Outline {
+    fn of(scenario: &Scenario, report: Report) -> Self {
+        Self {
+            seed: report.seed,
+            requests: report.requests,
+            latencies: QUANTILES.map(|share| millis(report.quantile(share))),
+            failed: 100.0 * report.failed(),
+            attempts_per_request: ratio(report.attempts, report.requests),
+            retries: report.retries,
+            ejections: report.ejections,
+            broken: broken(scenario, &report),
+            loads: report.loads,
+        }
+    }
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Outcome {
@@ -118,7 +150,7 @@ pub(crate) fn run(arguments: &Arguments) -> Outcome {
 }
 
 /// Every core works on the seed that is next. In the order of seeds.
-fn all(scenario: &Scenario, first: u64, count: u64) -> Vec<Report> {
+fn all(scenario: &Scenario, first: u64, count: u64) -> Vec<Outline> {
     let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     let next = Arc::new(AtomicU64::new(0));
     let reports = Mutex::new(Vec::new());
@@ -130,8 +162,8 @@ fn all(scenario: &Scenario, first: u64, count: u64) -> Vec<Report> {
                     if number >= count {
                         return;
                     }
-                    let report = simulate(scenario, first.wrapping_add(number));
-                    reports.lock().push((number, report));
+                    let outline = Outline::of(scenario, simulate(scenario, first.wrapping_add(number)));
+                    reports.lock().push((number, outline));
                 }
             });
         }
@@ -162,34 +194,26 @@ fn broken(scenario: &Scenario, report: &Report) -> Option<String> {
     })
 }
 
-fn summary(name: String, scenario: &Scenario, first: u64, reports: &[Report], took: Duration) -> Summary {
-    let over = |of: fn(&Report) -> f64| Spread::of(reports.iter().map(of));
-    let quantile = |share: f64| Spread::of(reports.iter().map(|report| millis(report.quantile(share))));
+fn summary(name: String, scenario: &Scenario, first: u64, seeds: &[Outline], took: Duration) -> Summary {
+    let over = |of: &dyn Fn(&Outline) -> f64| Spread::of(seeds.iter().map(of));
+    let quantile = |at: usize| over(&|seed| seed.latencies[at]);
     let loads = scenario.instances.iter().enumerate().map(|(instance, plan)| Load {
         instance,
         weight: plan.weight,
-        percent: Spread::of(
-            reports.iter().map(|report| 100.0 * ratio(report.loads[instance], report.loads.iter().sum())),
-        ),
+        percent: over(&|seed| 100.0 * ratio(seed.loads[instance], seed.loads.iter().sum())),
     });
-    let broken =
-        reports.iter().find_map(|report| Some(Broken { seed: report.seed, what: broken(scenario, report)? }));
+    let broken = seeds.iter().find_map(|of| Some(Broken { seed: of.seed, what: of.broken.clone()? }));
     Summary {
         name,
         first_seed: first,
-        seeds: reports.len(),
-        seeds_per_second: reports.len() as f64 / took.as_secs_f64().max(1e-9),
-        requests: reports.iter().map(|report| report.requests).sum(),
-        latency_ms: Latency {
-            p50: quantile(0.5),
-            p90: quantile(0.9),
-            p99: quantile(0.99),
-            p999: quantile(0.999),
-        },
-        failed_percent: over(|report| 100.0 * ratio(report.failures, report.requests)),
-        attempts_per_request: over(|report| ratio(report.attempts, report.requests)),
-        retries: over(|report| report.retries as f64),
-        ejections: over(|report| report.ejections as f64),
+        seeds: seeds.len(),
+        seeds_per_second: seeds.len() as f64 / took.as_secs_f64().max(1e-9),
+        requests: seeds.iter().map(|seed| seed.requests).sum(),
+        latency_ms: Latency { p50: quantile(0), p90: quantile(1), p99: quantile(2), p999: quantile(3) },
+        failed_percent: over(&|seed| seed.failed),
+        attempts_per_request: over(&|seed| seed.attempts_per_request),
+        retries: over(&|seed| seed.retries as f64),
+        ejections: over(&|seed| seed.ejections as f64),
         loads: loads.collect(),
         broken,
     }
@@ -273,7 +297,20 @@ mod tests {
         scenario.warm_up = Duration::ZERO;
         let reports = all(&scenario, 5, 20);
         assert_eq!(reports.iter().map(|report| report.seed).collect::<Vec<_>>(), (5..25).collect::<Vec<_>>());
-        assert_eq!(reports[3].to_string(), simulate(&scenario, 8).to_string());
+        let alone = Outline::of(&scenario, simulate(&scenario, 8));
+        assert_eq!((reports[3].latencies, &reports[3].loads), (alone.latencies, &alone.loads));
+    }
+
+    #[test]
+    fn what_the_warm_up_has_is_in_no_percentage() {
+        let mut scenario = fleets::even();
+        (scenario.duration, scenario.warm_up) = (Duration::from_secs(2), Duration::from_secs(1));
+        let phase = |at, state| meshwork_decision::simulator::Phase { at, state };
+        for instance in &mut scenario.instances {
+            instance.phases =
+                vec![phase(Duration::ZERO, meshwork_decision::simulator::State::Failing(Duration::ZERO))];
+        }
+        assert_eq!(Outline::of(&scenario, simulate(&scenario, 1)).failed, 100.0);
     }
 
     #[test]

@@ -3,7 +3,7 @@
 //!
 //! | path | answer |
 //! |---|---|
-//! | `GET /v1/breakers[?namespace=NS]` | every service about which a proxy has something to tell |
+//! | `GET /v1/breakers[?namespace=NS]` | every service about which a proxy has something to tell, and who has not answered |
 //! | `GET /v1/breakers/NS/NAME` | those of one service |
 //! | `POST /v1/breakers/NS/NAME` `{state, for?, port?}` | forces `open` or `closed` for a time, or `none` |
 
@@ -13,7 +13,6 @@ use std::time::Duration;
 
 use axum::body::Bytes;
 use axum::extract::{Path, Query, State};
-use axum::http::StatusCode;
 use axum::routing::get;
 use axum::{Json, Router};
 use meshwork_base::{Clock as _, Rng as _, ThreadRng};
@@ -25,7 +24,8 @@ use meshwork_xds::server::Hub;
 use serde::{Deserialize, Serialize};
 
 use super::{Filter, absent, bad_parameter};
-use crate::{ControlPlane, codes};
+use crate::ControlPlane;
+use crate::explain::{body_of, probe};
 
 /// How long proxies may take to answer.
 const PATIENCE: Duration = Duration::from_secs(3);
@@ -148,24 +148,28 @@ struct Heard {
     unable: BTreeSet<String>,
 }
 
-async fn ask(hub: &Hub) -> Result<Heard, Problem> {
-    let mut heard = Heard::default();
-    for proxy in hub.proxies().into_iter().filter(|proxy| proxy.connected) {
-        let able = proxy.node.features.iter().any(|feature| feature == OPERATE);
-        let which = if able { &mut heard.silent } else { &mut heard.unable };
-        which.insert(proxy.node.id);
+impl Heard {
+    /// Nobody has been asked yet.
+    fn nothing(hub: &Hub) -> Self {
+        let mut heard = Self::default();
+        for proxy in hub.proxies().into_iter().filter(|proxy| proxy.connected) {
+            let able = proxy.node.features.iter().any(|feature| feature == OPERATE);
+            let which = if able { &mut heard.silent } else { &mut heard.unable };
+            which.insert(proxy.node.id);
+        }
+        heard
     }
+}
+
+async fn ask(hub: &Hub) -> Result<Heard, Problem> {
+    let mut heard = Heard::nothing(hub);
     let probe = Probe {
         id: ThreadRng::new().next_u64(),
         lasts_ms: u32::try_from(PATIENCE.as_millis()).expect("a few seconds"),
         standings: true,
         ..Probe::default()
     };
-    let mut observing = hub.observe(probe, None).map_err(|error| {
-        Problem::new(StatusCode::TOO_MANY_REQUESTS, "too many probes")
-            .detail(error.to_string())
-            .code(codes::TOO_MANY_PROBES)
-    })?;
+    let mut observing = probe::observe(hub, probe, None)?;
     let all = async {
         while !heard.silent.is_empty() {
             let Some(observed) = observing.next().await else { return };
@@ -183,7 +187,18 @@ async fn ask(hub: &Hub) -> Result<Heard, Problem> {
     Ok(heard)
 }
 
-fn services(heard: Heard, wanted: impl Fn(&str, &str) -> bool) -> Vec<Service> {
+/// How services stand: JSON in camelCase, to which keys are only ever added.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Standings {
+    services: Vec<Service>,
+    /// Proxies that have not answered.
+    silent: BTreeSet<String>,
+    /// Proxies whose version cannot be asked.
+    unable: BTreeSet<String>,
+}
+
+fn standings(heard: Heard, wanted: impl Fn(&str, &str) -> bool) -> Json<Standings> {
     let mut services: BTreeMap<(String, u32), Vec<Standing>> = BTreeMap::new();
     for (proxy, told) in heard.standings {
         let key = (told.service.clone(), told.port);
@@ -194,24 +209,24 @@ fn services(heard: Heard, wanted: impl Fn(&str, &str) -> bool) -> Vec<Service> {
         let (namespace, name) = (namespace.to_owned(), name.to_owned());
         wanted(&namespace, &name).then_some(Service { namespace, name, port, proxies })
     });
-    split.collect()
+    Json(Standings { services: split.collect(), silent: heard.silent, unable: heard.unable })
 }
 
 async fn list(
     State(plane): State<ControlPlane>,
     Query(filter): Query<Filter>,
-) -> Result<Json<Vec<Service>>, Problem> {
+) -> Result<Json<Standings>, Problem> {
     let heard = ask(plane.hub()).await?;
-    Ok(Json(services(heard, |namespace, _| filter.namespace.as_deref().is_none_or(|only| only == namespace))))
+    Ok(standings(heard, |namespace, _| filter.namespace.as_deref().is_none_or(|only| only == namespace)))
 }
 
 async fn one(
     State(plane): State<ControlPlane>,
     Path((namespace, name)): Path<(String, String)>,
-) -> Result<Json<Vec<Service>>, Problem> {
+) -> Result<Json<Standings>, Problem> {
     known(&plane, &namespace, &name)?;
     let heard = ask(plane.hub()).await?;
-    Ok(Json(services(heard, |of, is| of == namespace && is == name)))
+    Ok(standings(heard, |of, is| of == namespace && is == name))
 }
 
 /// Gives the service's resource, by which its ports are known.
@@ -259,11 +274,7 @@ async fn force(
     Path((namespace, name)): Path<(String, String)>,
     body: Bytes,
 ) -> Result<Json<Forced>, Problem> {
-    let order: Order = serde_json::from_slice(&body).map_err(|error| {
-        Problem::new(StatusCode::BAD_REQUEST, "the body cannot be read")
-            .detail(error.to_string())
-            .code(codes::BAD_BODY)
-    })?;
+    let order: Order = body_of(&body)?;
     let service = known(&plane, &namespace, &name)?;
     if let Some(port) = order.port
         && !service.ports.iter().any(|known| known.port == u32::from(port))
@@ -276,14 +287,24 @@ async fn force(
     let until = if lasts.is_zero() { Duration::ZERO } else { hub.clock().wall() + lasts };
     let until_unix_ms = u64::try_from(until.as_millis()).unwrap_or(u64::MAX);
     let port = order.port.map_or(0, u32::from);
+    let ports = service.ports.iter().map(|known| known.port);
     let service = format!("{namespace}/{name}");
     tracing::info!(service, port, state = order.state, seconds = lasts.as_secs(), "circuit breaker forced");
+    let none = breaker_force::State::None.into();
+    // What was said of one port before does not stand above what is said of all now.
+    for port in ports.filter(|_| port == 0) {
+        hub.force(v1::BreakerForce { service: service.clone(), port, state: none, until_unix_ms: 0 });
+    }
     hub.force(v1::BreakerForce { service: service.clone(), port, state: state.into(), until_unix_ms });
-    let heard = ask(hub).await?;
+    // It is in force whether or not they can be asked.
+    let heard = ask(hub).await.unwrap_or_else(|_| Heard::nothing(hub));
     let is_forced = |told: &v1::ServiceStanding| {
         told.service == service
             && (port == 0 || told.port == port)
-            && told.breaker.as_ref().is_some_and(|breaker| !breaker.forced.is_empty())
+            && told.breaker.as_ref().is_some_and(|breaker| match state {
+                breaker_force::State::None => !breaker.forced.is_empty(),
+                breaker_force::State::Open | breaker_force::State::Closed => breaker.forced == order.state,
+            })
     };
     let holding: BTreeSet<String> =
         heard.standings.iter().filter(|(_, told)| is_forced(told)).map(|(proxy, _)| proxy.clone()).collect();

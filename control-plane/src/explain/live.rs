@@ -91,6 +91,18 @@ pub(super) async fn explain(State(explainer): State<Explainer>, body: Bytes) -> 
     wait(&explainer, observing, patience).await.map(Json)
 }
 
+/// The host that requests are looked for by: proxies compare it without its port.
+///
+/// # Errors
+/// It is no host.
+pub(crate) fn host(text: Option<&str>) -> Result<String, Problem> {
+    let host = split_authority(text.unwrap_or_default()).0;
+    if host.contains(['/', ' ']) {
+        return Err(bad("host", "a name or address, as shop.example or *.shop.example"));
+    }
+    Ok(host.to_owned())
+}
+
 fn filter(ask: &Ask, explainer: &Explainer) -> Result<RequestFilter, Problem> {
     let (path, query) = match ask.path.as_deref().unwrap_or_default().split_once('?') {
         Some((path, query)) => (path, query),
@@ -99,10 +111,7 @@ fn filter(ask: &Ask, explainer: &Explainer) -> Result<RequestFilter, Problem> {
     if !(path.is_empty() || path.starts_with('/') || path == "*") {
         return Err(bad("path", "a path that begins with /; with * at its end all that begins so"));
     }
-    let host = split_authority(ask.host.as_deref().unwrap_or_default()).0;
-    if host.contains(['/', ' ']) {
-        return Err(bad("host", "a name or address, as shop.example or *.shop.example"));
-    }
+    let host = host(ask.host.as_deref())?;
     let headers = ask.headers.iter().cloned();
     let from = match &ask.from {
         Some(from) => {
@@ -113,7 +122,7 @@ fn filter(ask: &Ask, explainer: &Explainer) -> Result<RequestFilter, Problem> {
     };
     Ok(RequestFilter {
         method: ask.method.clone().unwrap_or_default(),
-        host: host.to_owned(),
+        host,
         path: path.to_owned(),
         query: query.to_owned(),
         headers: headers.map(|(name, value)| HeaderMatch { name, value }).collect(),

@@ -14,7 +14,7 @@ use meshwork_process::{Problem, parse_duration};
 use meshwork_xds::server::Observing;
 use serde::{Deserialize, Serialize};
 
-use crate::explain::{Hop, body_of, connected, probe};
+use crate::explain::{Hop, body_of, connected, host, probe};
 use crate::{ControlPlane, codes};
 
 /// How long a tap stays where nothing is said, and at most.
@@ -74,7 +74,7 @@ pub(super) async fn tap(State(plane): State<ControlPlane>, body: Bytes) -> Resul
     }
     let probe = Probe {
         id: ThreadRng::new().next_u64(),
-        filter: Some(filter(&ask)),
+        filter: Some(filter(&ask)?),
         lasts_ms: u32::try_from(lasts.as_millis()).expect("a day in milliseconds"),
         tap: Some(outcome(&ask)?),
         ..Probe::default()
@@ -144,16 +144,19 @@ fn bad(name: &str, right: &str) -> Problem {
         .code(codes::BAD_BODY)
 }
 
-fn filter(ask: &Ask) -> RequestFilter {
+fn filter(ask: &Ask) -> Result<RequestFilter, Problem> {
+    if ask.path_prefix.as_deref().is_some_and(|prefix| !prefix.starts_with('/') || prefix.contains('?')) {
+        return Err(bad("pathPrefix", "a path that begins with /, without a query"));
+    }
     let header = |(name, value): &(String, String)| HeaderMatch { name: name.clone(), value: value.clone() };
-    RequestFilter {
+    Ok(RequestFilter {
         method: ask.method.clone().unwrap_or_default(),
-        host: ask.host.clone().unwrap_or_default(),
+        host: host(ask.host.as_deref())?,
         path: ask.path_prefix.as_ref().map(|prefix| format!("{prefix}*")).unwrap_or_default(),
         headers: ask.headers.iter().map(header).collect(),
         present: ask.present.clone(),
         ..RequestFilter::default()
-    }
+    })
 }
 
 fn outcome(ask: &Ask) -> Result<Outcome, Problem> {

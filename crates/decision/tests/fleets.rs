@@ -58,7 +58,7 @@ impl Compared {
                 quantile(0.5),
                 quantile(0.99),
                 quantile(0.999),
-                of(|report| 100.0 * report.failures as f64 / report.requests as f64),
+                of(|report| 100.0 * report.failed()),
                 of(|report| report.attempts as f64 / report.requests as f64),
                 100.0 * self.imbalance(algorithm),
             )

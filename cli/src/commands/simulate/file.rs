@@ -11,6 +11,8 @@ use serde::{Deserialize, Deserializer};
 /// Instances and clients of one scenario, at most: each client knows every instance.
 const INSTANCES: usize = 10_000;
 const CLIENTS: usize = 1_000;
+/// Requests of one seed, at most: each measured one is remembered until the seed is over.
+const REQUESTS: f64 = 10_000_000.0;
 
 /// A time with its unit: as elsewhere, and `us`.
 #[derive(Clone, Copy, Debug)]
@@ -226,15 +228,26 @@ pub(super) fn read(text: &str) -> Result<(String, Scenario), Wrong> {
         if number.is_finite() && number > 0.0 { Ok(number) } else { wrong(format!("{name}: above 0")) }
     };
     let burst = match &file.arrivals.burst {
+        Some(More { every, lasts, .. }) if every.0.is_zero() || lasts.0.is_zero() || lasts.0 > every.0 => {
+            return wrong("arrivals.burst: `every` and `lasts` above 0, and `lasts` at most `every`");
+        }
         Some(More { every, lasts, times }) => {
             Some(Burst { every: every.0, lasts: lasts.0, times: positive("burst.times", *times)? })
         }
         None => None,
     };
     let per_second = positive("arrivals.perSecond", file.arrivals.per_second)?;
+    let most =
+        per_second * burst.as_ref().map_or(1.0, |burst| burst.times.max(1.0)) * file.duration.0.as_secs_f64();
+    if most > REQUESTS {
+        return wrong(format!("duration and arrivals: at most {REQUESTS} requests of a seed, not {most:.0}"));
+    }
     let mut instances = Vec::new();
     for (at, group) in file.instances.iter().enumerate() {
         let one = instance(group).map_err(|Wrong(why)| Wrong(format!("instances[{at}].{why}")))?;
+        if group.zone >= file.zones.max(1) {
+            return wrong(format!("instances[{at}].zone: below `zones`, which is {}", file.zones));
+        }
         let count = group.count;
         if count == 0 || instances.len() + count > INSTANCES {
             return wrong(format!("instances[{at}].count: 1 to {INSTANCES} in all"));
@@ -330,6 +343,9 @@ fn policies(said: &Said) -> Result<Policies, Wrong> {
                 .backoff
                 .as_ref()
                 .map_or((default.backoff_base, default.backoff_max), |pause| (pause.base.0, pause.max.0));
+            if said.budget.as_ref().is_some_and(|budget| budget.percent > 100) {
+                return wrong("policies.retry.budget.percent: 0 to 100");
+            }
             if base.is_zero() || base > max {
                 return wrong("policies.retry.backoff: `base` above 0 and at most `max`");
             }
@@ -409,6 +425,11 @@ mod tests {
             ),
             ("duration: 1s", "duration: 1s\nwarmUp: 1s", "warmUp"),
             ("duration: 1s", "duration: 1s\nclients: 0", "clients: 1 to 1000"),
+            ("perSecond: 10", "perSecond: 10, burst: {every: 0s, lasts: 0s, times: 2}", "above 0"),
+            ("perSecond: 10", "perSecond: 10, burst: {every: 1s, lasts: 2s, times: 2}", "at most `every`"),
+            ("perSecond: 10", "perSecond: 100000000", "at most 10000000 requests"),
+            ("[{service", "[{zone: 1, service", "instances[0].zone: below `zones`, which is 0"),
+            ("name: x", "name: x\npolicies: {retry: {budget: {percent: 101}}}", "percent: 0 to 100"),
         ] {
             let Wrong(why) = read(&LEAST.replace(from, to)).unwrap_err();
             assert!(why.contains(says), "{to}: {why}");

@@ -343,7 +343,7 @@ const fn rule(cause: Cause) -> (Field, &'static str) {
         ),
         Cause::PeerRevoked => (
             Field::None,
-            "the caller's identity is denied: `meshwork get` of the deny entries names who did it",
+            "the caller's identity is denied: `GET /v1/identity/deny` of the control plane's API lists the entries",
         ),
         Cause::RateLimited => {
             (Field::None, "a rate limit was reached ({detail}): call less often, or raise it")

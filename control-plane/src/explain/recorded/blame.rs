@@ -87,7 +87,15 @@ pub(super) fn blame(hops: &[Observed], parents: &[Option<usize>]) -> Option<Blam
 /// What failed because time was over says nothing of those that were waited for but that they were slow.
 fn waited(hop: &Observed) -> bool {
     cause_of(record(hop)).is_some_and(|cause| {
-        matches!(cause, Cause::RequestTimeout | Cause::PerTryTimeout | Cause::StreamIdleTimeout)
+        let over_time = matches!(
+            cause,
+            Cause::RequestTimeout
+                | Cause::PerTryTimeout
+                | Cause::StreamIdleTimeout
+                | Cause::DeadlineExceeded
+                | Cause::MaxStreamDuration
+        );
+        over_time
             || cause.flag() == ResponseFlag::DownstreamConnectionTermination
             || cause.flag() == ResponseFlag::DownstreamRemoteReset
     })

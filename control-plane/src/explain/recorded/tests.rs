@@ -98,17 +98,23 @@ fn the_deepest_failure_is_to_blame() {
 
 #[test]
 fn who_was_waited_for_when_the_caller_gave_up_is_to_blame() {
-    let mut hops = chain();
-    fails(at(&mut hops, 1), "request_timeout", 504);
-    for hop in [0, 2, 3] {
-        fails(at(&mut hops, hop), "downstream_reset", 0);
+    for cause in ["request_timeout", "deadline_exceeded", "max_stream_duration"] {
+        let mut hops = chain();
+        fails(at(&mut hops, 1), cause, 504);
+        for hop in [0, 2, 3] {
+            fails(at(&mut hops, hop), "downstream_reset", 0);
+        }
+        let (_, service, why) = blamed(hops).unwrap();
+        assert_eq!(service.as_deref(), Some("shop/ratings:80"));
+        assert_eq!(
+            why,
+            "the application of shop/ratings:80 had not answered after 100 ms, when its caller gave up"
+        );
+        // Those below went well, only late: still it waited for them.
+        let mut hops = chain();
+        fails(at(&mut hops, 1), cause, 504);
+        assert_eq!(blamed(hops).unwrap().1.as_deref(), Some("shop/ratings:80"), "{cause}");
     }
-    let (_, service, why) = blamed(hops).unwrap();
-    assert_eq!(service.as_deref(), Some("shop/ratings:80"));
-    assert_eq!(
-        why,
-        "the application of shop/ratings:80 had not answered after 100 ms, when its caller gave up"
-    );
 }
 
 #[test]

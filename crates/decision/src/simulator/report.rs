@@ -61,6 +61,19 @@ impl Report {
         Duration::from_micros(micros.copied().unwrap_or_default().into())
     }
 
+    /// How many requests were measured: those that arrived after the warm-up and have ended.
+    #[must_use]
+    pub const fn measured(&self) -> usize {
+        self.latencies.len()
+    }
+
+    /// The part of the measured requests that failed.
+    #[must_use]
+    #[expect(clippy::cast_precision_loss, reason = "counts of a simulation")]
+    pub fn failed(&self) -> f64 {
+        self.failures as f64 / self.latencies.len().max(1) as f64
+    }
+
     /// The mean latency.
     #[must_use]
     pub fn mean(&self) -> Duration {

@@ -44,6 +44,7 @@ fn what_cannot_be_done_is_counted_as_failed() {
     scenario.instances[0].phases = vec![Phase { at: Duration::from_secs(10), state: State::Away }];
     let report = run(&scenario, 1);
     assert!(report.failures.abs_diff(500) < 60, "half of a thousand: {report}");
+    assert!((report.failed() - 0.5).abs() < 0.06, "{report}");
     assert!(
         report.retries > 50 && 100 * report.retries <= 20 * report.requests,
         "within the budget: {report}"
