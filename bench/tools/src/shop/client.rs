@@ -21,7 +21,12 @@ impl Client {
     }
 
     /// GET; `trace` is the value of `traceparent`, where there is one.
-    pub async fn get(&self, host: &str, path: &str, trace: Option<&str>) -> Result<StatusCode, Box<dyn Error>> {
+    pub async fn get(
+        &self,
+        host: &str,
+        path: &str,
+        trace: Option<&str>,
+    ) -> Result<StatusCode, Box<dyn Error>> {
         let mut request = Request::get(path).header("host", host);
         if let Some(trace) = trace {
             request = request.header("traceparent", trace);

@@ -68,8 +68,6 @@ async fn load(plan: Rc<Plan>) -> Result<(), Box<dyn Error>> {
     let statuses = serde_json::to_string(&done.statuses)?;
     let traces: Vec<_> = done.slowest.iter().map(|(_, trace)| trace).collect();
     let slowest = serde_json::to_string(&traces)?;
-    println!(
-        "RESULT {{\"requests\":{requests},\"statuses\":{statuses},\"slowest\":{slowest},{members}}}"
-    );
+    println!("RESULT {{\"requests\":{requests},\"statuses\":{statuses},\"slowest\":{slowest},{members}}}");
     Ok(())
 }
