@@ -100,6 +100,8 @@ impl Hashing {
     /// What tells this request apart. An absent source is one that nobody knows, as when a request is only thought of.
     pub fn key(&self, request: &impl RequestView, source: Option<IpAddr>, rng: &mut impl Rng) -> HashKey {
         let mut key = HashKey::default();
+        // One cookie is answered: were a second one made for the next request, that would lead elsewhere.
+        let mut makes = true;
         for rule in &self.rules {
             let hash = match &rule.source {
                 HashSource::Header(name) => of_values(request.header(name)),
@@ -109,22 +111,17 @@ impl Hashing {
                 HashSource::SourceAddress => source.map(of_address),
                 HashSource::Cookie { name, ttl, path } => match (cookie(request, name), ttl) {
                     (Some(value), _) => Some(xxh64(value, 0)),
-                    (None, None) => None,
-                    (None, Some(ttl)) => {
+                    (None, Some(ttl)) if makes => {
                         let value = format!("{:016x}", rng.next_u64());
                         let hash = xxh64(value.as_bytes(), 0);
                         let (name, path) = (Arc::clone(name), Arc::clone(path));
-                        key.cookie.get_or_insert(NewCookie {
-                            name,
-                            value,
-                            max_age: *ttl,
-                            path,
-                            strict: false,
-                        });
+                        key.cookie = Some(NewCookie { name, value, max_age: *ttl, path, strict: false });
                         Some(hash)
                     }
+                    (None, _) => None,
                 },
             };
+            makes &= !matches!(&rule.source, HashSource::Cookie { ttl: Some(_), .. });
             key.hash = joined(key.hash, hash);
             if rule.terminal && hash.is_some() {
                 break;

@@ -168,6 +168,22 @@ fn draw<'s>(
     })
 }
 
+/// One against which nothing speaks, where the algorithm has met another: for a hash always the same.
+pub(crate) fn clean<'s>(
+    regard: &Regard<'s>,
+    hash: Option<u64>,
+    rng: &mut impl Rng,
+) -> Option<&'s Arc<Endpoint>> {
+    let set = regard.set;
+    if !set.pickable().iter().any(|endpoint| regard.is_clean(endpoint)) {
+        return None;
+    }
+    match hash {
+        Some(hash) => consistent::first(set, hash, |endpoint| regard.is_clean(endpoint)),
+        None => choose(set, rng, |endpoint| regard.is_clean(endpoint)),
+    }
+}
+
 /// The next of the schedule.
 pub(crate) fn round_robin<'s>(regard: &Regard<'s>, cursor: &AtomicUsize) -> Option<&'s Arc<Endpoint>> {
     let set = regard.set;

@@ -125,6 +125,8 @@ struct Held {
     slices: BTreeMap<Arc<str>, Arc<SliceSpec>>,
     slices_of: BTreeMap<Arc<str>, BTreeSet<Arc<str>>>,
     policies: BTreeMap<Arc<str>, Arc<PolicySpec>>,
+    /// The messages of policies that were taken as they are.
+    policy_messages: BTreeMap<Arc<str>, Box<[u8]>>,
     workloads: BTreeMap<Arc<str>, Arc<WorkloadSpec>>,
     bundles: BTreeMap<Arc<str>, Arc<Bundle>>,
     strings: Interner,
@@ -243,7 +245,7 @@ impl SnapshotBuilder {
                 held.put_slice(&name, Some(spec), services);
                 return Ok(());
             }
-            Kind::Policy => return self.put_policy(name, body),
+            Kind::Policy => return self.put_policy(name, &body),
             Kind::Workload => {
                 let spec = convert::workload(&name, &decode(body).map_err(error)?).map_err(error)?;
                 held.workloads.insert(name, Arc::new(spec));
@@ -264,8 +266,12 @@ impl SnapshotBuilder {
         Ok(())
     }
 
-    fn put_policy(&mut self, name: Arc<str>, body: Bytes) -> Result<(), (Severity, ConvertError)> {
-        let message = decode(body).map_err(|e| (Severity::Error, e))?;
+    fn put_policy(&mut self, name: Arc<str>, body: &Bytes) -> Result<(), (Severity, ConvertError)> {
+        // What it counts goes on where it says what it said.
+        if self.held.policy_messages.get(&name).is_some_and(|held| **held == body[..]) {
+            return Ok(());
+        }
+        let message = decode(body.clone()).map_err(|e| (Severity::Error, e))?;
         let (spec, refusal) = match convert::policy(&name, &message) {
             Ok(spec) => (spec, None),
             Err(refused) => match refused.closed {
@@ -276,11 +282,18 @@ impl SnapshotBuilder {
                 _ => return Err((Severity::Error, refused.error)),
             },
         };
-        self.hold_policy(name, spec);
-        refusal.map_or(Ok(()), Err)
+        self.hold_policy(Arc::clone(&name), spec);
+        match refusal {
+            Some(refusal) => Err(refusal),
+            None => {
+                self.held.policy_messages.insert(name, Box::from(&body[..]));
+                Ok(())
+            }
+        }
     }
 
     fn hold_policy(&mut self, name: Arc<str>, spec: PolicySpec) {
+        self.held.policy_messages.remove(&name);
         self.changed.targets.extend(spec.targets.iter().cloned());
         if let Some(old) = self.held.policies.insert(name, Arc::new(spec)) {
             self.changed.targets.extend(old.targets.iter().cloned());
@@ -324,6 +337,7 @@ impl SnapshotBuilder {
             }
             Kind::Policy => {
                 let old = held.policies.remove(name);
+                held.policy_messages.remove(name);
                 changed.targets.extend(old.iter().flat_map(|p| p.targets.iter().cloned()));
                 old.is_some()
             }

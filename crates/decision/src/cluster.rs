@@ -234,7 +234,10 @@ impl Cluster {
         for (at, tier) in tiers.beginning_with(first) {
             let within = regard.within(&tier.set);
             let Some(picked) = self.within(&within, &tier.cursor, hash, rng) else { continue };
-            if regard.is_clean(picked) {
+            // One that rests sends nobody away as long as another here does not.
+            let here =
+                if regard.is_clean(picked) { Some(picked) } else { balance::clean(&within, hash, rng) };
+            if let Some(picked) = here {
                 let by_latency = self.algorithm == Algorithm::PeakEwma;
                 let faster = by_latency.then(|| balance::faster_elsewhere(tiers, at, regard, picked, rng));
                 return faster.flatten().or(Some(picked));

@@ -85,7 +85,7 @@ pub use outlier::{
 pub use policy::{RulePolicy, Timeouts};
 pub use preference::{Distance, Locality, Prefer, Preference};
 pub use proxy_protocol::{ProxyProtocol, ProxyVersion};
-pub use rate_limit::{Allowance, RateLimit, RateSpec};
+pub use rate_limit::{Allowance, Caller, RateLimit, RateSpec};
 pub use reasons::{Explanation, NoReasons, Outcome, Phase, Reason, Reasons};
 pub use request::{OwnedRequest, RequestView, Scheme, split_authority};
 pub use retry::{

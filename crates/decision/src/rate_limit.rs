@@ -6,7 +6,8 @@
 //!
 //! *Fair share.* Callers are told apart, and each has a TAT of its own at the rate of all divided by those who ask. Who is
 //! within its share is admitted as long as all together are within the limit; who is beyond it may have what the others
-//! leave: it is admitted while more than half of the burst is there. So a caller that asks ten times as much as the
+//! leave: it is admitted while half of the burst is there, and one is left then for who is within its share (of a burst of
+//! one nothing can be left: it is admitted when nobody else has taken it). So a caller that asks ten times as much as the
 //! others gets what they do not use, and none of theirs.
 
 mod callers;
@@ -18,6 +19,7 @@ use std::time::Duration;
 use meshwork_base::Tick;
 
 use crate::origin::Origin;
+pub use callers::Caller;
 use callers::Callers;
 
 /// What a policy limits.
@@ -125,25 +127,26 @@ impl RateLimit {
     }
 
     /// A request comes. `caller`: who asks, as far as that is known; all unknown ones are one.
-    pub fn ask(&self, caller: &str, now: Tick) -> Allowance {
+    pub fn ask<'c>(&self, caller: impl Into<Caller<'c>>, now: Tick) -> Allowance {
         let now = now.as_nanos();
         let rate = Rate::of(&self.spec, 1);
         let taken = match &self.callers {
             None => self.all.take(rate, now, |_| true),
-            Some(callers) => self.ask_fairly(callers, caller, rate, now),
+            Some(callers) => self.ask_fairly(callers, caller.into(), rate, now),
         };
         let allowance = told(rate, taken, now);
         debug_assert!(allowance.admitted || allowance.retry_after > Duration::ZERO);
         allowance
     }
 
-    fn ask_fairly(&self, callers: &Callers, caller: &str, rate: Rate, now: u64) -> Result<u64, u64> {
+    fn ask_fairly(&self, callers: &Callers, caller: Caller<'_>, rate: Rate, now: u64) -> Result<u64, u64> {
         let (own, asking) = callers.of(caller, self.spec.per, now);
         let share = Rate::of(&self.spec, asking);
-        // Beyond its share it may have what more than half of the burst leaves.
-        let lent = |tat: u64| tat - now <= rate.tolerance / 2;
+        // Beyond its share it may have what half of the burst leaves, but not the last one.
+        let most = (rate.tolerance / 2).min(rate.tolerance.saturating_sub(2 * rate.interval));
+        let lent = |next: u64| next - rate.interval - now <= most;
         let within = share.next(own.tat(), now).1;
-        let taken = self.all.take(rate, now, |tat| within || lent(tat));
+        let taken = self.all.take(rate, now, |next| within || lent(next));
         if taken.is_ok() && within {
             // Another worker may have used up the share meanwhile; all together are within the limit even so.
             let _ = own.take(share, now, |_| true);

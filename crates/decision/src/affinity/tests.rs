@@ -75,6 +75,23 @@ fn a_cookie_is_made_where_there_is_none_and_leads_to_the_same() {
 }
 
 #[test]
+fn of_two_cookies_that_could_be_made_the_first_is_and_the_next_request_leads_to_the_same() {
+    let cookie = |name: &str| {
+        let ttl = Some(Duration::from_secs(60));
+        rule(HashSource::Cookie { name: name.into(), ttl, path: "".into() }, false)
+    };
+    let rules = [cookie("one"), cookie("two")];
+    let made = key(&rules, &get());
+    let new = made.cookie.unwrap();
+    let one = format!("one={}", new.value);
+    assert_eq!((&*new.name, made.hash), ("one", Some(xxh64(new.value.as_bytes(), 0))));
+    let again = key(&rules, &get().with_header("cookie", &one));
+    assert_eq!(again, HashKey { hash: made.hash, cookie: None });
+    let both = key(&rules, &get().with_header("cookie", &one).with_header("cookie", "two=2"));
+    assert_ne!(both.hash, made.hash, "one that is there counts");
+}
+
+#[test]
 fn of_a_connection_only_the_source_is_known() {
     let of = |rules: &[HashRule]| Hashing { rules: rules.into(), balance_factor: None }.of_connection(SOURCE);
     assert_eq!(of(&[rule(header("x-a"), false)]), None);

@@ -17,7 +17,7 @@ use std::sync::Arc;
 
 use super::hash::{stir, xxh64};
 use super::regard::Regard;
-use crate::endpoint::Endpoint;
+use crate::endpoint::{Endpoint, EndpointSet};
 
 /// Points on the ring of an endpoint with the least weight, at least; less than twice as many at most.
 const POINTS: u64 = 256;
@@ -51,7 +51,8 @@ impl Table {
         }
     }
 
-    /// Positions from where the hash leads, around once; each comes up at least once.
+    /// Positions from where the hash leads, around once. Each comes up at least once, whatever its weight; of more
+    /// endpoints than a Maglev table has slots, some do not.
     fn from(&self, hash: u64) -> impl Iterator<Item = usize> {
         let (start, length) = match self {
             Self::Ring(points) => (points.partition_point(|(point, _)| *point < hash), points.len()),
@@ -157,6 +158,19 @@ fn below(hash: u64, bound: usize) -> usize {
     usize::try_from((u128::from(hash) * bound as u128) >> 64).expect("below a length")
 }
 
+/// The first that fits from where a hash leads. Who has no place in the table is found all the same.
+pub(super) fn first(
+    set: &EndpointSet,
+    hash: u64,
+    fits: impl Fn(&Endpoint) -> bool,
+) -> Option<&Arc<Endpoint>> {
+    let endpoints = set.pickable();
+    let walk =
+        set.table().into_iter().flat_map(|table| table.from(hash)).map(|position| &endpoints[position]);
+    let others = || endpoints.iter().find(|endpoint| fits(endpoint));
+    walk.into_iter().find(|endpoint| fits(endpoint)).or_else(others)
+}
+
 /// The endpoint that a hash leads to, or the next of its endpoints that is wanted and has room. The factor is in percent.
 pub(crate) fn consistent<'s>(
     regard: &Regard<'s>,
@@ -165,12 +179,13 @@ pub(crate) fn consistent<'s>(
 ) -> Option<&'s Arc<Endpoint>> {
     let set = regard.set;
     let endpoints = set.pickable();
-    let (Some(table), true) = (set.table(), endpoints.len() > 1) else { return endpoints.first() };
+    if set.table().is_none() || endpoints.len() < 2 {
+        return endpoints.first();
+    }
     let wanted = |endpoint: &Endpoint| regard.wants(endpoint);
-    let walk = || table.from(hash).map(|position| &endpoints[position]);
-    let Some(home) = walk().find(|endpoint| wanted(endpoint)) else {
+    let Some(home) = first(set, hash, wanted) else {
         let best = super::best_standing(set, |e| regard.standing(e))?;
-        return walk().find(|endpoint| regard.standing(endpoint) == best);
+        return first(set, hash, |endpoint| regard.standing(endpoint) == best);
     };
     let Some(factor) = factor else { return Some(home) };
     let bound = Bound::new(regard, factor);

@@ -148,6 +148,12 @@ impl Built {
         let alike =
             |b: &&Arc<Cluster>| b.protocol == port.protocol && b.proxy_protocol == said.proxy_protocol;
         let shared = before.filter(alike).map(|b| Arc::clone(&b.shared));
+        if said.outlier.is_none()
+            && let Some(before) = before.filter(|before| before.outlier_detection.is_some())
+        {
+            // Nobody would take them in again but a request that happens to try them.
+            before.endpoints().all().iter().for_each(|endpoint| endpoint.stats.standing.forget());
+        }
         Cluster {
             label: key.to_string().into(),
             key,

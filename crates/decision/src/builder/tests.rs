@@ -412,6 +412,61 @@ fn ejections_survive_updates() {
     assert!(shift.is_some_and(|shift| shift.ejection.is_none() && !shift.endpoint.stats.is_out()));
 }
 
+fn traffic(policy: v1::TrafficPolicy) -> Change {
+    let target = v1::policy::Target { kind: "Service".into(), name: "ns/a".into(), section: String::new() };
+    let spec = Some(v1::policy::Spec::Traffic(policy));
+    Change::upsert(
+        "TrafficPolicy/ns/p",
+        "1",
+        &v1::Policy { source: source("TrafficPolicy", "ns/p", 0), targets: vec![target], spec },
+    )
+}
+
+#[test]
+fn a_policy_that_comes_again_as_it_was_changes_nothing() {
+    let mut builder = SnapshotBuilder::new();
+    let limited = |requests| {
+        let limit = v1::RateLimit { requests, per_ms: 1_000, burst: 1, ..Default::default() };
+        traffic(v1::TrafficPolicy { rate_limit: Some(limit), ..Default::default() })
+    };
+    let before = build(&mut builder, [service_change(&service("ns/a", &[("", 80)])), limited(1)]);
+    builder.apply([limited(1)]);
+    assert!(!builder.is_stale(), "what it has counted goes on");
+    assert!(Arc::ptr_eq(&cluster(&before), &cluster(&builder.build())));
+    builder.apply([limited(2)]);
+    assert!(builder.is_stale());
+    let other = builder.build();
+    builder.apply([Change::remove::<v1::Policy>("TrafficPolicy/ns/p")]);
+    builder.build();
+    builder.apply([limited(2)]);
+    assert!(builder.is_stale(), "one that was gone is new");
+    assert!(!Arc::ptr_eq(&cluster(&other), &cluster(&builder.build())));
+}
+
+#[test]
+fn ejections_end_with_the_policy_that_made_them() {
+    let mut builder = SnapshotBuilder::new();
+    let outlier = |percent| {
+        let outlier = v1::OutlierDetection {
+            consecutive_5xx: 1,
+            base_ejection_time_ms: 30_000,
+            max_ejection_percent: percent,
+            ..Default::default()
+        };
+        traffic(v1::TrafficPolicy { outlier_detection: Some(outlier), ..Default::default() })
+    };
+    let set = slice("ns/1", "ns/a", ("", 8080), ["10.0.0.1", "10.0.0.2"].map(wire_endpoint).to_vec());
+    let snapshot = build(&mut builder, [service_change(&service("ns/a", &[("", 80)])), set, outlier(50)]);
+    let now = Tick::ZERO.after(Duration::from_secs(1));
+    let first = endpoints(&cluster(&snapshot)).remove(0);
+    let failure = Answer::new(AttemptOutcome::Failure, Duration::ZERO);
+    assert_eq!(cluster(&snapshot).record(&first, &failure, now).len(), 1);
+    let changed = build(&mut builder, [outlier(60)]);
+    assert!(endpoints(&cluster(&changed))[0].is_ejected(now), "another one knows how to take it in");
+    let none = build(&mut builder, [Change::remove::<v1::Policy>("TrafficPolicy/ns/p")]);
+    assert!(!endpoints(&cluster(&none))[0].is_ejected(now));
+}
+
 #[test]
 fn a_commit_names_the_revision() {
     let mut builder = SnapshotBuilder::new();

@@ -1,6 +1,7 @@
 //! Who asks, and how many: a table of fixed size, shared by all workers without a lock. Callers whose names fall onto one
 //! place share it; with many more callers than places shares become those of groups.
 
+use std::net::IpAddr;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -9,6 +10,30 @@ use super::Bucket;
 const PLACES: usize = 256;
 /// Callers are counted anew this often in the limit's time.
 const COUNTS: u32 = 8;
+
+/// Bytes of an IPv6 address that say which network it is in (RFC 4291 section 2.5.1): a host chooses the others.
+const NETWORK: usize = 8;
+
+/// Who asks.
+#[derive(Clone, Copy, Debug)]
+pub enum Caller<'c> {
+    /// By its SPIFFE ID, or another name that it does not choose freely.
+    Name(&'c str),
+    /// By where it comes from; of IPv6 its network of 64 bits counts.
+    Address(IpAddr),
+}
+
+impl<'c> From<&'c str> for Caller<'c> {
+    fn from(name: &'c str) -> Self {
+        Self::Name(name)
+    }
+}
+
+impl From<IpAddr> for Caller<'_> {
+    fn from(address: IpAddr) -> Self {
+        Self::Address(address)
+    }
+}
 
 #[derive(Debug)]
 struct Place {
@@ -35,7 +60,7 @@ impl Default for Callers {
 
 impl Callers {
     /// The caller's own bucket, and among how many the limit is divided now, itself included.
-    pub(super) fn of(&self, caller: &str, per: Duration, now: u64) -> (&Bucket, u32) {
+    pub(super) fn of(&self, caller: Caller<'_>, per: Duration, now: u64) -> (&Bucket, u32) {
         let per = u64::try_from(per.as_nanos()).unwrap_or(u64::MAX);
         let place = &self.places[place(caller)];
         let before = place.asked.swap(now.max(1), Ordering::Relaxed);
@@ -55,10 +80,36 @@ impl Callers {
     }
 }
 
-/// FNV-1a; nobody outside sees it, and who chooses its SPIFFE ID does not choose it freely.
-fn place(caller: &str) -> usize {
-    let hash = caller.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
-        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
-    });
+/// FNV-1a without a secret. Who is told apart by its SPIFFE ID does not choose it freely. Who has many IPv4 addresses, or
+/// many networks of IPv6, has many places, and chooses among them with whom it shares one.
+fn place(caller: Caller<'_>) -> usize {
+    const fn one(hash: u64, byte: u8) -> u64 {
+        (hash ^ byte as u64).wrapping_mul(0x0100_0000_01b3)
+    }
+    let all = |bytes: &[u8]| bytes.iter().fold(0xcbf2_9ce4_8422_2325_u64, |hash, &byte| one(hash, byte));
+    let hash = match caller {
+        Caller::Name(name) => all(name.as_bytes()),
+        Caller::Address(address) => match address.to_canonical() {
+            IpAddr::V4(v4) => all(&v4.octets()),
+            IpAddr::V6(v6) => all(&v6.octets()[..NETWORK]),
+        },
+    };
     usize::try_from((hash ^ hash >> 32) % PLACES as u64).expect("less than the places")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(address: &str) -> usize {
+        place(address.parse::<IpAddr>().unwrap().into())
+    }
+
+    #[test]
+    fn what_a_host_chooses_of_its_address_does_not_tell_it_apart() {
+        assert_eq!(at("2001:db8:1:2::1"), at("2001:db8:1:2:a:b:c:d"));
+        assert_ne!(at("2001:db8:1:2::1"), at("2001:db8:1:3::1"));
+        assert_eq!(at("::ffff:192.0.2.1"), at("192.0.2.1"), "one caller, however its address is written");
+        assert_ne!(at("192.0.2.1"), at("192.0.2.2"));
+    }
 }

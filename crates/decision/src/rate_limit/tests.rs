@@ -54,6 +54,26 @@ fn a_caller_within_its_share_is_not_refused_for_one_that_asks_for_everything() {
 }
 
 #[test]
+fn what_others_leave_of_a_small_burst_is_lent() {
+    for burst in [1, 2, 3] {
+        let limit = limit(100, burst, true);
+        let (mut modest, mut refused, mut greedy) = (0, 0, 0);
+        for millis in 0..20_000 {
+            greedy += u32::from(limit.ask("greedy", at(millis)).admitted);
+            if millis % 25 == 0 && millis > 2_000 {
+                modest += 1;
+                refused += u32::from(!limit.ask("modest", at(millis)).admitted);
+            }
+        }
+        // 100 a second for 2 s, then what the other does not take: 60, of a share of 50.
+        assert!((1_200..=1_330).contains(&greedy) || burst == 1, "burst {burst}: {greedy}");
+        assert!(greedy > 1_150, "burst {burst}: {greedy}");
+        // Nothing can be kept of a burst of one.
+        assert!(refused <= 2 || burst == 1, "burst {burst}: {refused} of {modest}");
+    }
+}
+
+#[test]
 fn a_caller_alone_has_the_whole_limit() {
     let limit = limit(100, 10, true);
     let admitted: u32 = (0..10_000).map(|millis| u32::from(limit.ask("alone", at(millis)).admitted)).sum();
@@ -85,7 +105,7 @@ proptest! {
         let mut first = None;
         for (pause, caller) in asks {
             now += pause;
-            if limit.ask(&caller.to_string(), at(now)).admitted {
+            if limit.ask(caller.to_string().as_str(), at(now)).admitted {
                 admitted += 1;
                 first.get_or_insert(now);
             }

@@ -64,7 +64,7 @@ fn ask(conn: &Conn, limit: &RateLimit, journey: &mut Journey<'_>) -> Result<(), 
     let now = conn.worker.now();
     let allowance = match conn.peer_id() {
         Some(id) => limit.ask(id.as_str(), now),
-        None => limit.ask(&conn.peer.ip().to_string(), now),
+        None => limit.ask(conn.peer.ip(), now),
     };
     let policy = &limit.origin.qualified;
     if let Some(told) = journey.told() {

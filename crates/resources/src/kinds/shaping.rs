@@ -16,7 +16,7 @@ record! {
         pub per: Option<GatewayDuration>,
         /// So many at once after a pause; as many as `requests` when absent.
         pub burst: Option<u32> [1..=u32::MAX.into()],
-        /// Every caller (by its SPIFFE ID, else by its address) has a share of its own: what one asks for too much does not
+        /// Every caller (by its SPIFFE ID, else by its address, of IPv6 the /64) has a share of its own: what one asks for too much does not
         /// take from the others.
         pub fair_share: Option<bool> as "fairShare",
         /// Who is refused; `Enforce` when absent.

@@ -183,6 +183,27 @@ fn the_own_zone_is_called_then_the_region_then_others_and_back() {
 }
 
 #[test]
+fn one_that_rests_sends_nobody_out_of_its_zone() {
+    for of in ALGORITHMS {
+        let world = world(&three_zones(), algorithm(of));
+        let resting = world.endpoints("z0").remove(0);
+        let failure = Answer::new(AttemptOutcome::Failure, Duration::from_millis(1));
+        world.cluster.record(&resting, &failure, at(1));
+        let soon = at(1).after(Duration::from_millis(1));
+        assert!(resting.stats.is_resting(soon));
+        assert_eq!(world.share("z0", soon), 1_000, "{of:?}: three others are there");
+        let to = |n: u64| {
+            let wanted = Wanted { hash: Some(stir(n)), ..Wanted::default() };
+            let mut rng = SeededRng::new(n);
+            world.cluster.pick_explained(soon, &mut rng, &wanted, &mut NoReasons).expect("one").id
+        };
+        if of.shape().is_some() {
+            assert!((0..100).all(|n| to(n) == to(n)), "{of:?}: a hash leads to one");
+        }
+    }
+}
+
+#[test]
 fn failures_alone_move_requests_to_the_next_zone_and_back_by_single_trials() {
     for of in ALGORITHMS {
         let world = world(&three_zones(), algorithm(of));

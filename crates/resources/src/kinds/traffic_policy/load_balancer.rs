@@ -83,6 +83,7 @@ record! {
         /// The name of the header, cookie or query parameter.
         pub name: Option<Spanned<String>> [1..=256],
         /// How long a cookie lives that is made where there is none; `0s`: until the browser ends. None is made when absent.
+        /// Of several cookies with a time only the first is made; another that is not there says nothing.
         pub ttl: Option<Spanned<GatewayDuration>>,
         /// The path of such a cookie.
         pub path: Option<Spanned<String>> [1..=1_024],
