@@ -15,17 +15,18 @@ use axum::body::Bytes;
 use axum::extract::{Path, Query, State};
 use axum::routing::get;
 use axum::{Json, Router};
-use meshwork_base::{Clock as _, Rng as _, ThreadRng};
+use meshwork_base::Clock as _;
 use meshwork_messages::v1::{self, Probe, breaker_force};
 use meshwork_messages::{OPERATE, type_url};
 use meshwork_process::{Problem, parse_duration};
 use meshwork_xds::ResourceKey;
-use meshwork_xds::server::Hub;
+use meshwork_xds::server::{Hub, Proxy};
 use serde::{Deserialize, Serialize};
 
 use super::{Filter, absent, bad_parameter};
 use crate::ControlPlane;
-use crate::explain::{body_of, probe};
+use crate::explain::body_of;
+use crate::explain::probe::{self, Answered};
 
 /// How long proxies may take to answer.
 const PATIENCE: Duration = Duration::from_secs(3);
@@ -137,54 +138,27 @@ impl Standing {
     }
 }
 
-/// What the connected proxies have told.
-#[derive(Default)]
+/// What the connected proxies have told, and who has.
 struct Heard {
     standings: Vec<(String, v1::ServiceStanding)>,
-    answered: BTreeSet<String>,
-    /// Those that have not answered in time.
-    silent: BTreeSet<String>,
-    /// Those whose version cannot be operated.
-    unable: BTreeSet<String>,
+    who: Answered,
 }
 
-impl Heard {
-    /// Nobody has been asked yet.
-    fn nothing(hub: &Hub) -> Self {
-        let mut heard = Self::default();
-        for proxy in hub.proxies().into_iter().filter(|proxy| proxy.connected) {
-            let able = proxy.node.features.iter().any(|feature| feature == OPERATE);
-            let which = if able { &mut heard.silent } else { &mut heard.unable };
-            which.insert(proxy.node.id);
-        }
-        heard
-    }
+fn able(proxy: &Proxy) -> bool {
+    proxy.node.features.iter().any(|feature| feature == OPERATE)
 }
 
 async fn ask(hub: &Hub) -> Result<Heard, Problem> {
-    let mut heard = Heard::nothing(hub);
-    let probe = Probe {
-        id: ThreadRng::new().next_u64(),
-        lasts_ms: u32::try_from(PATIENCE.as_millis()).expect("a few seconds"),
-        standings: true,
-        ..Probe::default()
-    };
-    let mut observing = probe::observe(hub, probe, None)?;
-    let all = async {
-        while !heard.silent.is_empty() {
-            let Some(observed) = observing.next().await else { return };
-            let id = observed.proxy.node.id;
-            let told = observed.observation.standings.unwrap_or_default().services;
-            heard.standings.extend(told.into_iter().map(|service| (id.clone(), service)));
-            if observed.observation.done.is_some() {
-                heard.silent.remove(&id);
-                heard.answered.insert(id);
-            }
-        }
-    };
-    // Who does not answer is told as silent.
-    let _ = tokio::time::timeout(PATIENCE, all).await;
-    Ok(heard)
+    let mut standings = Vec::new();
+    let question = Probe { standings: true, ..Probe::default() };
+    let who = probe::all(hub, question, PATIENCE, able, |observed| {
+        let id = observed.proxy.node.id;
+        let told = observed.observation.standings.unwrap_or_default().services;
+        standings.extend(told.into_iter().map(|service| (id.clone(), service)));
+        observed.observation.done.is_some()
+    })
+    .await?;
+    Ok(Heard { standings, who })
 }
 
 /// How services stand: JSON in camelCase, to which keys are only ever added.
@@ -209,7 +183,7 @@ fn standings(heard: Heard, wanted: impl Fn(&str, &str) -> bool) -> Json<Standing
         let (namespace, name) = (namespace.to_owned(), name.to_owned());
         wanted(&namespace, &name).then_some(Service { namespace, name, port, proxies })
     });
-    Json(Standings { services: split.collect(), silent: heard.silent, unable: heard.unable })
+    Json(Standings { services: split.collect(), silent: heard.who.silent, unable: heard.who.unable })
 }
 
 async fn list(
@@ -297,7 +271,9 @@ async fn force(
     }
     hub.force(v1::BreakerForce { service: service.clone(), port, state: state.into(), until_unix_ms });
     // It is in force whether or not they can be asked.
-    let heard = ask(hub).await.unwrap_or_else(|_| Heard::nothing(hub));
+    let heard = ask(hub).await;
+    let nobody = |_| Heard { standings: Vec::new(), who: Answered::nobody(hub, able) };
+    let Heard { standings, who } = heard.unwrap_or_else(nobody);
     let is_forced = |told: &v1::ServiceStanding| {
         told.service == service
             && (port == 0 || told.port == port)
@@ -307,18 +283,12 @@ async fn force(
             })
     };
     let holding: BTreeSet<String> =
-        heard.standings.iter().filter(|(_, told)| is_forced(told)).map(|(proxy, _)| proxy.clone()).collect();
+        standings.iter().filter(|(_, told)| is_forced(told)).map(|(proxy, _)| proxy.clone()).collect();
     let proxies = match state {
-        breaker_force::State::None => heard.answered.difference(&holding).cloned().collect(),
+        breaker_force::State::None => who.answered.difference(&holding).cloned().collect(),
         breaker_force::State::Open | breaker_force::State::Closed => holding,
     };
-    Ok(Json(Forced {
-        state: order.state,
-        until_unix_ms,
-        proxies,
-        silent: heard.silent,
-        unable: heard.unable,
-    }))
+    Ok(Json(Forced { state: order.state, until_unix_ms, proxies, silent: who.silent, unable: who.unable }))
 }
 
 /// The state, and for how long.

@@ -20,11 +20,10 @@ use axum::body::Bytes;
 use axum::extract::State;
 use axum::http::StatusCode;
 use meshwork_base::clock::rfc3339_millis;
-use meshwork_base::{Rng as _, ThreadRng};
 use meshwork_messages::v1::{Done, Probe, Recall};
 use meshwork_process::Problem;
 use meshwork_telemetry::TraceId;
-use meshwork_xds::server::{Hub, Observed, Proxy};
+use meshwork_xds::server::{Hub, Observed};
 use serde::{Deserialize, Serialize};
 
 use super::ask::bad;
@@ -161,34 +160,20 @@ async fn ask_proxies(hub: &Hub, id: &str) -> Result<Heard, Problem> {
 }
 
 async fn ask_once(hub: &Hub, recall: Recall, heard: &mut Heard) -> Result<(), Problem> {
-    let connected: Vec<Proxy> = hub.proxies().into_iter().filter(|proxy| proxy.connected).collect();
-    let ids = |able: bool| {
-        connected.iter().filter(move |proxy| probe::records(proxy) == able).map(|proxy| proxy.node.id.clone())
-    };
-    let mut awaited: BTreeSet<String> = ids(true).collect();
-    heard.not_recording = ids(false).collect();
-    let wanted = Probe {
-        id: ThreadRng::new().next_u64(),
-        lasts_ms: u32::try_from(PATIENCE.as_millis()).expect("a few seconds"),
-        recall: Some(recall),
-        ..Probe::default()
-    };
-    let mut observing = probe::observe(hub, wanted, None)?;
-    let all = async {
-        while !awaited.is_empty() {
-            let Some(observed) = observing.next().await else { return };
-            match observed.observation.done {
-                Some(Done { oldest_unix_ns, .. }) => {
-                    heard.since = heard.since.max(Duration::from_nanos(oldest_unix_ns));
-                    heard.answered += usize::from(awaited.remove(&observed.proxy.node.id));
-                }
-                None => heard.add(observed),
+    let question = Probe { recall: Some(recall), ..Probe::default() };
+    let who = probe::all(hub, question, PATIENCE, probe::records, |observed| {
+        let done = observed.observation.done;
+        match &done {
+            Some(Done { oldest_unix_ns, .. }) => {
+                heard.since = heard.since.max(Duration::from_nanos(*oldest_unix_ns));
             }
+            None => heard.add(observed),
         }
-    };
-    // Who does not answer in time is named.
-    let _ = tokio::time::timeout(PATIENCE, all).await;
-    heard.answered = connected.len() - heard.not_recording.len() - awaited.len();
-    heard.silent = awaited.into_iter().collect();
+        done.is_some()
+    })
+    .await?;
+    heard.answered = who.answered.len();
+    heard.silent = who.silent.into_iter().collect();
+    heard.not_recording = who.unable.into_iter().collect();
     Ok(())
 }

@@ -1,11 +1,9 @@
 //! The counters of all proxies at one moment; rates are the difference of two answers.
 
-use std::collections::BTreeSet;
 use std::time::Duration;
 
 use axum::Json;
 use axum::extract::State;
-use meshwork_base::{Rng as _, ThreadRng};
 use meshwork_messages::v1::{self, Probe};
 use meshwork_process::Problem;
 use meshwork_xds::server::Observed;
@@ -62,31 +60,16 @@ struct Breaker {
 
 pub(super) async fn top(State(plane): State<ControlPlane>) -> Result<Json<Top>, Problem> {
     let hub = plane.hub();
-    let connected: Vec<_> = hub.proxies().into_iter().filter(|proxy| proxy.connected).collect();
-    let mut awaited: BTreeSet<String> =
-        connected.iter().filter(|proxy| probe::records(proxy)).map(|proxy| proxy.node.id.clone()).collect();
-    let unable = connected.iter().filter(|proxy| !probe::records(proxy)).map(|proxy| proxy.node.id.clone());
-    let mut silent: Vec<String> = unable.collect();
-    let wanted = Probe {
-        id: ThreadRng::new().next_u64(),
-        lasts_ms: u32::try_from(PATIENCE.as_millis()).expect("a second"),
-        stats: true,
-        ..Probe::default()
-    };
-    let mut observing = probe::observe(hub, wanted, None)?;
     let mut proxies = Vec::new();
-    let all = async {
-        while !awaited.is_empty() {
-            let Some(observed) = observing.next().await else { return };
-            awaited.remove(&observed.proxy.node.id);
-            proxies.extend(Proxy::of(observed));
-        }
-    };
-    // Who does not answer in time is named.
-    let _ = tokio::time::timeout(PATIENCE, all).await;
-    silent.extend(awaited);
+    let question = Probe { stats: true, ..Probe::default() };
+    let who = probe::all(hub, question, PATIENCE, probe::records, |observed| {
+        proxies.extend(Proxy::of(observed));
+        true
+    })
+    .await?;
     proxies.sort_by(|one: &Proxy, other| one.id.cmp(&other.id));
     let at_ms = hub.clock().now().as_nanos() / 1_000_000;
+    let silent = who.unable.into_iter().chain(who.silent).collect();
     Ok(Json(Top { at_ms, proxies, silent }))
 }
 
