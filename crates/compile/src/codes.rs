@@ -56,6 +56,8 @@ codes! {
     LISTENER_TAKEN = 2021;
     /// A service to which no PROXY header can be sent.
     PROXY_PROTOCOL_UNFIT = 2022;
+    /// A part of a policy that does nothing at its target.
+    PART_WITHOUT_EFFECT = 2023;
 }
 
 #[cfg(test)]

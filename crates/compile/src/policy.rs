@@ -1,5 +1,6 @@
 //! Meshwork's policies: what they are attached to, which of two wins, and their messages.
 
+mod effect;
 mod load_balancer;
 
 use std::collections::HashMap;
@@ -77,6 +78,7 @@ fn policy(
     for target in targets {
         let found = find(cx, there, name.0, target)
             .and_then(|found| announceable(cx, name.0, target, &spec).map(|()| found))
+            .and_then(|found| effect::effective(cx, name.0, target, &spec).map(|()| found))
             .and_then(|found| claim(object, &spec, &found.0, taken).map(|()| found));
         let condition = match found {
             Ok((target, found_parents)) => {

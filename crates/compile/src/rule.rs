@@ -41,7 +41,9 @@ fn session(spec: &SessionPersistence, place: impl Fn() -> String) -> v1::Session
     if carrier == Carrier::Header {
         name.make_ascii_lowercase();
     }
-    let absolute_timeout_ms = spec.absolute_timeout.as_ref().map_or(0, |timeout| millis(timeout.inner));
+    // A cookie may live for years.
+    let whole = |timeout: GatewayDuration| u64::try_from(timeout.get().as_millis()).unwrap_or(u64::MAX);
+    let absolute_timeout_ms = spec.absolute_timeout.as_ref().map_or(0, |timeout| whole(timeout.inner));
     v1::SessionPersistence { name, carrier: carrier.into(), absolute_timeout_ms }
 }
 

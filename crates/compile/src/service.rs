@@ -62,6 +62,18 @@ pub(crate) fn in_mesh(cx: &Cx<'_>, name: Name<'_>) -> bool {
         })
 }
 
+/// Whether nobody is at the instances who could count requests: those of the files are reached directly, and so are those
+/// that were registered without a sidecar. Of one without instances nobody knows yet.
+pub(crate) fn counts_nowhere(cx: &Cx<'_>, name: Name<'_>) -> bool {
+    let has_sidecar =
+        |instance: &input::CatalogInstance| matches!(instance.transport, input::Transport::Mesh { .. });
+    match registered(cx, name) {
+        Some(service) if service.instances.iter().any(has_sidecar) => false,
+        Some(service) => !service.instances.is_empty() || cx.index.services.contains_key(&name),
+        None => true,
+    }
+}
+
 /// What is spoken on a port that [`ports_of`] gave; the words of the object when it is nothing that proxies speak.
 pub(crate) fn port_protocol(cx: &Cx<'_>, name: Name<'_>, port: u16) -> Result<AppProtocol, String> {
     if let Some(service) = cx.index.services.get(&name) {

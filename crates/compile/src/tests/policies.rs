@@ -1,5 +1,8 @@
-use super::{HTTP, attachments, compiled, conditions, diagnostics, gateway, resource, route, service};
+use super::{HTTP, World, attachments, compiled, conditions, diagnostics, gateway, resource, route, service};
+use crate::input::{CatalogInstance, CatalogPort, CatalogService, Health, Transport};
+use meshwork_base::{InstanceId, QualifiedName, SpiffeId};
 use meshwork_messages::v1;
+use std::collections::BTreeMap;
 
 fn policy(kind: &str, name: &str, created: u32, spec: &str) -> String {
     format!(
@@ -131,7 +134,8 @@ fn balancer_and_breaker_are_written_out() {
 fn what_a_rate_limit_and_a_fault_leave_out_is_written_out() {
     use v1::fault_injection::abort::With;
     let traffic = |spec: &str| {
-        let spec = format!("{{targetRefs: [{{group: '', kind: Service, name: reviews}}], {spec}}}");
+        let route = "{group: gateway.networking.k8s.io, kind: HTTPRoute, name: r}";
+        let spec = format!("{{targetRefs: [{route}], {spec}}}");
         let output = compiled(&[shop(), policy("TrafficPolicy", "p", 1, &spec)].concat());
         let message = resource::<v1::Policy>(&output, "TrafficPolicy/shop/p").unwrap();
         let Some(v1::policy::Spec::Traffic(traffic)) = message.spec else { panic!("a traffic policy") };
@@ -246,9 +250,9 @@ fn what_tells_requests_apart_is_written_out() {
 fn who_goes_first_is_written_out_with_envoy_s_numbers() {
     let failover = |said: &str| {
         let spec = format!(
-            "{{targetRefs: [{{group: '', kind: Service, name: reviews}}], loadBalancer: {{failover: {said}}}}}"
+            "{{targetRefs: [{{group: '', kind: Service, name: registered}}], loadBalancer: {{failover: {said}}}}}"
         );
-        let output = compiled(&[shop(), policy("TrafficPolicy", "p", 1, &spec)].concat());
+        let output = with_registered(vec![]).compile(&policy("TrafficPolicy", "p", 1, &spec));
         let message = resource::<v1::Policy>(&output, "TrafficPolicy/shop/p").unwrap();
         let Some(v1::policy::Spec::Traffic(traffic)) = message.spec else { panic!("a traffic policy") };
         assert_eq!(traffic.algorithm, 0, "no algorithm is said");
@@ -267,4 +271,97 @@ fn who_goes_first_is_written_out_with_envoy_s_numbers() {
         panic_threshold: 0,
     };
     assert_eq!(said, expected);
+}
+
+/// Service `shop/registered` of the registry, with instances that are reached in these ways.
+fn with_registered(transports: Vec<Transport>) -> World {
+    let mut world = World::default();
+    let instances = (0..).zip(transports).map(|(n, transport)| CatalogInstance {
+        id: InstanceId::new(&format!("registered-{n}")).unwrap(),
+        addresses: vec!["10.0.0.1".parse().unwrap()],
+        ports: BTreeMap::new(),
+        health: Health::Healthy,
+        weight: 1,
+        workload: String::new(),
+        version: String::new(),
+        zone: String::new(),
+        region: String::new(),
+        transport,
+        labels: BTreeMap::new(),
+    });
+    let ports = vec![CatalogPort { port: 80, ..CatalogPort::default() }];
+    let known = CatalogService { ports, instances: instances.collect(), ..CatalogService::default() };
+    world.catalog.services.insert(QualifiedName::new("shop", "registered").unwrap(), known);
+    world
+}
+
+/// What a traffic policy that says this is told at a service.
+fn told_at(world: &World, service: &str, objects: &str, said: &str) -> String {
+    let spec = format!("{{targetRefs: [{{group: '', kind: Service, name: {service}}}], {said}}}");
+    let output = world.compile(&[objects, &policy("TrafficPolicy", "p", 1, &spec)].concat());
+    let refused = resource::<v1::Policy>(&output, "TrafficPolicy/shop/p").is_none();
+    let codes = diagnostics(&output).concat();
+    assert_eq!(refused, codes.contains("MW2023"), "{said}: {codes}");
+    conditions(&output, "TrafficPolicy shop/p").concat()
+}
+
+#[test]
+fn a_service_whose_requests_nobody_counts_has_no_rate_limit() {
+    let external = Transport::Plaintext;
+    let in_mesh = Transport::Mesh {
+        mesh_port: 15_006,
+        hbone_port: 0,
+        spiffe_id: SpiffeId::parse("spiffe://mesh.local/ns/shop/sa/registered").unwrap(),
+    };
+    let limit = "rateLimit: {requests: 10}";
+    for (transports, expected) in [
+        (vec![], "True Accepted"),
+        (vec![external.clone()], "False Invalid"),
+        (vec![external, in_mesh], "True Accepted"),
+    ] {
+        let world = with_registered(transports);
+        assert_eq!(told_at(&world, "registered", "", limit), format!("registered Accepted={expected}"));
+    }
+    let told = told_at(&World::default(), "reviews", &shop(), limit);
+    assert_eq!(told, "reviews Accepted=False Invalid", "a service of the files");
+}
+
+#[test]
+fn what_is_about_requests_is_refused_where_nobody_sees_them() {
+    let ports = |spoken: &str| {
+        format!(
+            "---\napiVersion: v1\nkind: Service\nmetadata: {{name: s, namespace: shop}}\nspec: {{ports: [{spoken}]}}\n"
+        )
+    };
+    let sql = ports("{name: sql, port: 5432, appProtocol: postgresql}");
+    let both = ports("{name: sql, port: 5432, appProtocol: postgresql}, {name: http, port: 80}");
+    let world = World::default();
+    let header = "loadBalancer: {algorithm: Maglev, hashPolicy: [{type: Header, name: x-user}]}";
+    let address = "loadBalancer: {algorithm: Maglev, hashPolicy: [{type: Header, name: x-user}, {type: SourceAddress}]}";
+    let parts = ["faultInjection: {delay: {time: 1s}}", "timeouts: {maxStreamDuration: 1m}", header];
+    for said in parts {
+        assert_eq!(told_at(&world, "s", &sql, said), "s Accepted=False Invalid", "{said}");
+        assert_eq!(told_at(&world, "s", &both, said), "s Accepted=True Accepted", "{said}");
+        let narrowed = told_at(&world, "s, sectionName: sql", &both, said);
+        assert_eq!(narrowed, "s Accepted=False Invalid", "{said}");
+    }
+    for said in [address, "timeouts: {connect: 1s}"] {
+        assert_eq!(told_at(&world, "s", &sql, said), "s Accepted=True Accepted", "{said}");
+    }
+}
+
+#[test]
+fn endpoints_of_the_files_have_neither_labels_nor_regions() {
+    for (said, expected) in [
+        ("{priorities: [{matchLabels: {tier: main}}]}", "False Invalid"),
+        ("{prefer: Region}", "False Invalid"),
+        ("{prefer: Zone}", "True Accepted"),
+        ("{prefer: None, overprovisioningFactor: 100}", "True Accepted"),
+    ] {
+        let said = format!("loadBalancer: {{failover: {said}}}");
+        let told = told_at(&World::default(), "reviews", &shop(), &said);
+        assert_eq!(told, format!("reviews Accepted={expected}"), "{said}");
+        let told = told_at(&with_registered(vec![]), "registered", "", &said);
+        assert_eq!(told, "registered Accepted=True Accepted", "{said}");
+    }
 }

@@ -270,3 +270,12 @@ fn a_session_has_a_name_of_its_rule_s_own_where_nobody_gave_one() {
         [(Carrier::PermanentCookie, 3_600_000, "Sid"), (Carrier::Header, 90_000, "x-session")]
     );
 }
+
+#[test]
+fn a_session_may_last_for_years() {
+    let spec = "{parentRefs: [{name: web}], rules: [{sessionPersistence: {absoluteTimeout: 99999h}}]}";
+    let output = compiled(&[gateway(HTTP), route("shop", "r", spec)].concat());
+    let message = resource::<v1::Route>(&output, "HTTPRoute/shop/r").unwrap();
+    let session = message.rules[0].session.as_ref().unwrap();
+    assert_eq!(session.absolute_timeout_ms, 99_999 * 3_600_000);
+}

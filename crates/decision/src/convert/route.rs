@@ -101,7 +101,8 @@ fn session(
     if message.name.is_empty() {
         return value(format!("{at}.session.name"), "", "write the name of a cookie or header");
     }
-    let absolute_timeout = millis(message.absolute_timeout_ms);
+    let timeout = message.absolute_timeout_ms;
+    let absolute_timeout = (timeout > 0).then(|| Duration::from_millis(timeout));
     if carrier == Carrier::PermanentCookie && absolute_timeout.is_none() {
         return value(format!("{at}.session.absolute_timeout_ms"), 0, "write how long the cookie lives");
     }

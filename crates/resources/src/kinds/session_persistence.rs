@@ -1,5 +1,6 @@
 //! Session persistence of a rule (Gateway API, GEP-1619).
 
+use super::traffic_policy::TOKEN;
 use crate::codes;
 use crate::decode::duration::GatewayDuration;
 use crate::decode::{Cx, choice, record};
@@ -60,11 +61,13 @@ impl SessionPersistence {
         if let Some(config) = &self.cookie_config {
             if self.persistence_type != SessionPersistenceType::Cookie {
                 let message = "`sessionPersistence.cookieConfig` can only be set with `type: Cookie`";
-                cx.error(config.span, codes::CONFLICTING_FIELDS, message);
+                cx.error(config.span, codes::CONFLICTING_FIELDS, message).help =
+                    Some("remove it, or write `type: Cookie`".to_owned());
             }
             if self.is_permanent() && self.absolute_timeout.is_none() {
                 let message = "`sessionPersistence.absoluteTimeout` must be set when the cookie's `lifetimeType` is Permanent";
-                cx.error(span, codes::CONFLICTING_FIELDS, message);
+                cx.error(span, codes::CONFLICTING_FIELDS, message).help =
+                    Some("add `absoluteTimeout: 24h`, or write `lifetimeType: Session`".to_owned());
             }
         }
         if let Some(timeout) = self.absolute_timeout.as_ref().filter(|timeout| timeout.is_zero()) {
@@ -76,7 +79,7 @@ impl SessionPersistence {
         let fits = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
         if let Some(name) = self.session_name.as_ref().filter(|name| !name.bytes().all(fits)) {
             let message = "`sessionPersistence.sessionName` cannot be the name of a cookie or header";
-            cx.error(name.span, codes::INVALID_VALUE, message);
+            cx.error(name.span, codes::INVALID_VALUE, message).help = Some(TOKEN.to_owned());
         }
     }
 }

@@ -99,8 +99,9 @@ record! {
 impl RateLimit {
     pub(super) fn validate(&self, span: Span, cx: &mut Cx) {
         if self.per.is_some_and(GatewayDuration::is_zero) {
-            let message = "`rateLimit.per` is longer than none".to_owned();
-            cx.error(span, codes::CONFLICTING_FIELDS, message);
+            let message = "`rateLimit.per` is 0s: in no time there is no request";
+            cx.error(span, codes::CONFLICTING_FIELDS, message).help =
+                Some("write a time longer than none, or leave it out for 1s".to_owned());
         }
     }
 }
@@ -108,15 +109,27 @@ impl RateLimit {
 impl FaultInjection {
     pub(super) fn validate(&self, span: Span, cx: &mut Cx) {
         if self.delay.is_none() && self.abort.is_none() && self.bandwidth.is_none() {
-            let message = "`faultInjection` has none of `delay`, `abort` and `bandwidth`".to_owned();
-            cx.error(span, codes::CONFLICTING_FIELDS, message);
+            let message = "`faultInjection` has none of `delay`, `abort` and `bandwidth`";
+            cx.error(span, codes::CONFLICTING_FIELDS, message).help =
+                Some("add one of them (`delay: {percent: 10, time: 1s}`), or remove it".to_owned());
         }
         if let Some(abort) = &self.abort {
-            let grpc = matches!(abort.grpc_status, None | Some(RetryOn::Grpc(_)));
-            if abort.http_status.is_some() == abort.grpc_status.is_some() || !grpc {
-                let message =
-                    "`faultInjection.abort` has an `httpStatus` or the name of a `grpcStatus`".to_owned();
-                cx.error(abort.span, codes::CONFLICTING_FIELDS, message);
+            let is_grpc = matches!(abort.grpc_status, None | Some(RetryOn::Grpc(_)));
+            let wrong = match (abort.http_status, abort.grpc_status) {
+                (None, None) => {
+                    Some(("has no status", "write `httpStatus: 503` or `grpcStatus: unavailable`"))
+                }
+                (Some(_), Some(_)) => {
+                    Some(("has both an `httpStatus` and a `grpcStatus`", "remove one of the two"))
+                }
+                _ if !is_grpc => {
+                    Some(("has a `grpcStatus` that gRPC does not know", "write its name: `unavailable`"))
+                }
+                _ => None,
+            };
+            if let Some((what, help)) = wrong {
+                let message = format!("`faultInjection.abort` {what}");
+                cx.error(abort.span, codes::CONFLICTING_FIELDS, message).help = Some(help.to_owned());
             }
         }
         let shares = [
@@ -126,12 +139,18 @@ impl FaultInjection {
         ];
         for (field, share) in shares {
             let Some((percent, Some(fraction))) = share else { continue };
-            let over = fraction.numerator > fraction.denominator.unwrap_or(100);
-            if percent.is_some() || over {
-                let message = format!(
-                    "`faultInjection.{field}` has a `percent` or a `fraction`, whose numerator is not above its denominator"
+            let (numerator, denominator) = (fraction.numerator, fraction.denominator.unwrap_or(100));
+            if percent.is_some() {
+                let message = format!("`faultInjection.{field}` has both a `percent` and a `fraction`");
+                cx.error(fraction.span, codes::CONFLICTING_FIELDS, message).help =
+                    Some("remove one of the two".to_owned());
+            }
+            if numerator > denominator {
+                let message = format!("`faultInjection.{field}.fraction` is {numerator} of {denominator}");
+                cx.error(fraction.span, codes::CONFLICTING_FIELDS, message).help = Some(
+                    "write a `numerator` that is not above the `denominator`, which is 100 when absent"
+                        .to_owned(),
                 );
-                cx.error(fraction.span, codes::CONFLICTING_FIELDS, message);
             }
         }
     }

@@ -16,6 +16,7 @@ use crate::kinds::{Body, in_spec};
 use crate::object::{ObjectKind, ObjectMeta};
 use crate::span::Spanned;
 
+pub(super) use load_balancer::TOKEN;
 pub use load_balancer::{
     Failover, FailoverPreference, FailoverPriority, HashRule, HashRuleType, LoadBalancer,
     LoadBalancerAlgorithm,
@@ -29,7 +30,7 @@ record! {
         /// Which endpoint is called. For services and namespaces only.
         pub load_balancer: Option<Spanned<LoadBalancer>> as "loadBalancer",
         /// How much may be under way. For services and namespaces only.
-        pub limits: Option<TrafficLimits>,
+        pub limits: Option<Spanned<TrafficLimits>>,
         /// When an endpoint is left out for a while. For services and namespaces only.
         pub outlier_detection: Option<OutlierDetection> as "outlierDetection",
         /// When nothing is called for a while. For services and namespaces only.
@@ -37,15 +38,15 @@ record! {
         /// Whether a failed attempt is repeated.
         pub retry: Option<Spanned<TrafficRetry>>,
         /// How long things may take.
-        pub timeouts: Option<TrafficTimeouts>,
+        pub timeouts: Option<Spanned<TrafficTimeouts>>,
         /// Each connection begins by saying for whom it is made, by HAProxy's PROXY protocol of this version. For
         /// services only.
         pub proxy_protocol: Option<Spanned<ProxyProtocolVersion>> as "proxyProtocol",
         /// How many requests are taken. A service's are counted where it is, those of a route or gateway where the rule is
-        /// decided. Not for namespaces.
+        /// decided. Not for namespaces, nor for services without sidecars, nor on layer 4.
         pub rate_limit: Option<Spanned<RateLimit>> as "rateLimit",
         /// What is done to some requests, to see what becomes of them. Where they are sent, not where they arrive. Not for
-        /// namespaces.
+        /// namespaces, nor on layer 4.
         pub fault_injection: Option<Spanned<FaultInjection>> as "faultInjection",
     }
 }
@@ -57,12 +58,12 @@ record! {
         pub max_connections: Option<u32> as "maxConnections" [1..=u32::MAX.into()],
         /// Requests that wait for a connection; 4,096 when nobody says it. Nothing else is limited then.
         pub max_pending_requests: Option<u32> as "maxPendingRequests" [1..=u32::MAX.into()],
-        /// Requests.
+        /// Requests; on layer 4 there are none.
         pub max_requests: Option<u32> as "maxRequests" [1..=u32::MAX.into()],
         /// Retries.
         pub max_retries: Option<u32> as "maxRetries" [1..=u32::MAX.into()],
         /// How much of it to any one endpoint.
-        pub per_endpoint: Option<EndpointLimits> as "perEndpoint",
+        pub per_endpoint: Option<Spanned<EndpointLimits>> as "perEndpoint",
     }
 }
 
@@ -87,7 +88,7 @@ record! {
         /// After so many attempts without a response in a row, where they are told apart; 5 when absent, 0: never by
         /// these.
         pub consecutive_local_origin_failure: Option<Spanned<u32>> as "consecutiveLocalOriginFailure" [0..=u32::MAX.into()],
-        /// How often rates are looked at; 10 s when absent.
+        /// How often rates (`successRate`, `failurePercentage`) are looked at; 10 s when absent.
         pub interval: Option<Spanned<GatewayDuration>>,
         /// When it succeeds less often than the fleet does; never by this when absent.
         pub success_rate: Option<OutlierSuccessRate> as "successRate",
@@ -187,9 +188,10 @@ record! {
     pub struct TrafficRetry {
         /// How often after the first attempt.
         pub attempts: Option<u32> [0..=100],
-        /// After which failures; `reset`, `connect-failure` and `refused-stream` when empty.
+        /// After which failures; `reset`, `connect-failure` and `refused-stream` when empty. On layer 4 only connections
+        /// are made again.
         pub on: Vec<Spanned<RetryOn>> [0..=64],
-        /// How long one attempt may take.
+        /// How long one attempt may take. Not on layer 4.
         pub per_try_timeout: Option<GatewayDuration> as "perTryTimeout",
         /// How long to wait between attempts.
         pub backoff: Option<Spanned<Backoff>>,
@@ -221,24 +223,25 @@ record! {
 record! {
     /// How long things may take.
     pub struct TrafficTimeouts {
-        /// A request, all attempts included.
+        /// A request, all attempts included. Not on layer 4.
         pub request: Option<GatewayDuration>,
         /// Making a connection.
         pub connect: Option<GatewayDuration>,
         /// A connection to an endpoint without a request, 60 s when absent; on layer 4 one without a byte.
         pub idle: Option<GatewayDuration>,
-        /// A request or response of which nothing moves; the proxy's `--stream-idle-timeout` when absent.
+        /// A request or response of which nothing moves; the proxy's `--stream-idle-timeout` when absent. Not on layer 4,
+        /// where `idle` says it.
         pub stream_idle: Option<GatewayDuration> as "streamIdle",
-        /// A request with its response, or a tunnel, whatever moves; no limit when absent.
+        /// A request with its response, or a tunnel, whatever moves; no limit when absent. Not on layer 4.
         pub max_stream_duration: Option<GatewayDuration> as "maxStreamDuration",
         /// Whether a gateway goes by what callers from outside of the mesh say of how long a request has (`grpc-timeout`,
-        /// `x-envoy-expected-rq-timeout-ms`); `Ignore` when absent.
+        /// `x-envoy-expected-rq-timeout-ms`); `Ignore` when absent. Callers in the mesh are always believed. Not on layer 4.
         pub caller_deadline: Option<CallerDeadline> as "callerDeadline",
     }
 }
 
 choice! {
-    /// Whether a caller may say how long a request has.
+    /// Whether a caller from outside of the mesh may say how long a request has.
     pub enum CallerDeadline {
         /// It may not.
         Ignore = "Ignore",
@@ -325,6 +328,22 @@ impl Decode for RetryOn {
     }
 }
 
+impl TrafficLimits {
+    fn is_empty(&self) -> bool {
+        let Self { max_connections, max_pending_requests, max_requests, max_retries, per_endpoint } = self;
+        let own = [max_connections, max_pending_requests, max_requests, max_retries];
+        own.into_iter().all(Option::is_none) && per_endpoint.is_none()
+    }
+}
+
+impl TrafficTimeouts {
+    fn is_empty(&self) -> bool {
+        let Self { request, connect, idle, stream_idle, max_stream_duration, caller_deadline } = self;
+        let times = [request, connect, idle, stream_idle, max_stream_duration];
+        times.into_iter().all(Option::is_none) && caller_deadline.is_none()
+    }
+}
+
 /// Where traffic policies can be attached.
 const TARGETS: [ObjectKind; 4] =
     [ObjectKind::Service, ObjectKind::HTTPRoute, ObjectKind::Gateway, ObjectKind::Namespace];
@@ -342,6 +361,7 @@ impl Body for TrafficPolicy {
             load_balancer::validate(balancer, cx);
         }
         self.validate_shaping(cx);
+        self.validate_says_something(cx);
         let Some(retry) = &self.retry else { return };
         let request = self.timeouts.as_ref().and_then(|timeouts| timeouts.request);
         if let (Some(attempt), Some(request)) = (retry.per_try_timeout, request)
@@ -350,20 +370,21 @@ impl Body for TrafficPolicy {
         {
             let message =
                 format!("`retry.perTryTimeout` ({attempt}) is longer than `timeouts.request` ({request})");
-            cx.error(retry.span, codes::CONFLICTING_FIELDS, message);
+            cx.error(retry.span, codes::CONFLICTING_FIELDS, message).help =
+                Some("shorten `perTryTimeout`, or give the request more time".to_owned());
         }
         if let Some(backoff) = &retry.backoff
             && let (Some(base), Some(max)) = (backoff.base, backoff.max)
             && base > max
         {
             let message = format!("`retry.backoff.base` ({base}) is longer than `max` ({max})");
-            cx.error(backoff.span, codes::CONFLICTING_FIELDS, message);
+            cx.error(backoff.span, codes::CONFLICTING_FIELDS, message).help =
+                Some("write the shorter one as `base`".to_owned());
         }
     }
 }
 
 impl TrafficPolicy {
-    /// It belongs to a service, and no route has one of its own.
     /// What is counted for a service, whoever calls it, cannot be said by one of the ways to it.
     fn validate_scope(&self, cx: &mut Cx) {
         let fits = |kind| matches!(kind, Some(ObjectKind::Service | ObjectKind::Namespace));
@@ -404,6 +425,27 @@ impl TrafficPolicy {
         }
     }
 
+    /// A part without a word would hold its place against a policy that says something.
+    fn validate_says_something(&self, cx: &mut Cx) {
+        let limits = self.limits.as_ref();
+        let each = limits.and_then(|limits| limits.per_endpoint.as_ref());
+        let timeouts = self.timeouts.as_ref();
+        let empty = [
+            (limits.filter(|limits| limits.is_empty()).map(|limits| limits.span), "limits", "maxRequests"),
+            (
+                each.filter(|each| each.max_connections.is_none()).map(|each| each.span),
+                "limits.perEndpoint",
+                "maxConnections",
+            ),
+            (timeouts.filter(|times| times.is_empty()).map(|times| times.span), "timeouts", "request"),
+        ];
+        for (span, field, example) in empty {
+            let Some(span) = span else { continue };
+            cx.error(span, codes::MISSING_FIELD, format!("`{field}` says nothing")).help =
+                Some(format!("write what it is about (`{example}`, …), or remove it"));
+        }
+    }
+
     fn validate_outlier_detection(&self, cx: &mut Cx) {
         let Some(outlier) = &self.outlier_detection else { return };
         if let Some(row) = &outlier.consecutive_local_origin_failure
@@ -412,13 +454,19 @@ impl TrafficPolicy {
             let message = "`outlierDetection.consecutiveLocalOriginFailure` counts nothing unless \
                            `splitExternalLocalOriginErrors` is true"
                 .to_owned();
-            cx.error(row.span, codes::CONFLICTING_FIELDS, message);
+            cx.error(row.span, codes::CONFLICTING_FIELDS, message).help =
+                Some("add `splitExternalLocalOriginErrors: true`, or remove it".to_owned());
         }
-        if let Some(interval) = &outlier.interval
-            && interval.is_zero()
-        {
-            let message = "`outlierDetection.interval` is longer than none".to_owned();
-            cx.error(interval.span, codes::CONFLICTING_FIELDS, message);
+        let has_rates = outlier.success_rate.is_some() || outlier.failure_percentage.is_some();
+        if let Some(interval) = outlier.interval.as_ref().filter(|interval| interval.is_zero()) {
+            let message = "`outlierDetection.interval` is 0s; rates of no time are none";
+            cx.error(interval.span, codes::CONFLICTING_FIELDS, message).help =
+                Some("write a time longer than none, or leave it out for 10s".to_owned());
+        } else if let Some(interval) = outlier.interval.as_ref().filter(|_| !has_rates) {
+            let message = "`outlierDetection.interval` does nothing without `successRate` and `failurePercentage`: \
+                           failures in a row are counted as they come";
+            cx.error(interval.span, codes::CONFLICTING_FIELDS, message).help =
+                Some("add one of them (`failurePercentage: {}`), or remove it".to_owned());
         }
         if let (Some(base), Some(longest)) = (outlier.base_ejection_time, &outlier.max_ejection_time)
             && base > longest.inner
@@ -427,26 +475,37 @@ impl TrafficPolicy {
                 "`outlierDetection.baseEjectionTime` ({base}) is longer than `maxEjectionTime` ({})",
                 longest.inner
             );
-            cx.error(longest.span, codes::CONFLICTING_FIELDS, message);
+            cx.error(longest.span, codes::CONFLICTING_FIELDS, message).help =
+                Some("write the shorter one as `baseEjectionTime`".to_owned());
         }
     }
 
     fn validate_circuit_breaker(&self, cx: &mut Cx) {
         let Some(breaker) = &self.circuit_breaker else { return };
-        if let Some(window) = &breaker.window
-            && (window.calls.is_some() == window.time.is_some()
-                || window.time.is_some_and(GatewayDuration::is_zero))
-        {
-            let message = "`circuitBreaker.window` is `calls` or a `time` longer than none".to_owned();
-            cx.error(window.span, codes::CONFLICTING_FIELDS, message);
+        if let Some(window) = &breaker.window {
+            let wrong = match (window.calls, window.time) {
+                (Some(_), Some(_)) => Some(("has both `calls` and `time`", "remove one of the two")),
+                (None, None) => Some(("says nothing", "write `calls: 100` or `time: 10s`, or remove it")),
+                (_, Some(time)) if time.is_zero() => {
+                    Some(("has a `time` of 0s", "write a time longer than none, or leave it out for 10s"))
+                }
+                _ => None,
+            };
+            if let Some((what, help)) = wrong {
+                let message = format!("`circuitBreaker.window` {what}");
+                cx.error(window.span, codes::CONFLICTING_FIELDS, message).help = Some(help.to_owned());
+            }
         }
         let (open, longest) = (breaker.open_time, breaker.max_open_time);
-        if open.is_some_and(GatewayDuration::is_zero)
-            || open.zip(longest).is_some_and(|(open, longest)| open > longest)
-        {
+        if open.is_some_and(GatewayDuration::is_zero) {
+            let message = "`circuitBreaker.openTime` is 0s: it would never be open";
+            cx.error(breaker.span, codes::CONFLICTING_FIELDS, message).help =
+                Some("write a time longer than none, or `mode: Observe` to refuse nobody".to_owned());
+        } else if let Some((open, longest)) = open.zip(longest).filter(|(open, longest)| open > longest) {
             let message =
-                "`circuitBreaker.openTime` is longer than none and not longer than `maxOpenTime`".to_owned();
-            cx.error(breaker.span, codes::CONFLICTING_FIELDS, message);
+                format!("`circuitBreaker.openTime` ({open}) is longer than `maxOpenTime` ({longest})");
+            cx.error(breaker.span, codes::CONFLICTING_FIELDS, message).help =
+                Some("write the shorter one as `openTime`".to_owned());
         }
     }
 

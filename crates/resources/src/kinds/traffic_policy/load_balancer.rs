@@ -12,7 +12,8 @@ record! {
     pub struct LoadBalancer {
         /// The rule of choice; `PeakEwma` when nobody says one.
         pub algorithm: Option<LoadBalancerAlgorithm>,
-        /// What tells requests apart, for `RingHash` and `Maglev`: in order, and all count up to a terminal one.
+        /// What tells requests apart, for `RingHash` and `Maglev`: in order, and all count up to a terminal one. On layer 4
+        /// only `SourceAddress` does.
         pub hash_policy: Vec<Spanned<HashRule>> as "hashPolicy" [0..=16],
         /// Percent of an even load that an endpoint may have, for `RingHash` and `Maglev`; as much as comes when absent.
         pub hash_balance_factor: Option<Spanned<u32>> as "hashBalanceFactor" [100..=100_000],
@@ -44,7 +45,8 @@ record! {
     pub struct Failover {
         /// How far nearness to the proxy is looked at.
         pub prefer: FailoverPreference = FailoverPreference::Zone,
-        /// Labels of who goes first, who comes second, and so on, before nearness; who has none of them comes last.
+        /// Labels of who goes first, who comes second, and so on, before nearness; who has none of them comes last. Not for
+        /// services of an `EndpointSlice`, whose endpoints have no labels.
         pub priorities: Vec<FailoverPriority> [0..=16],
         /// Percent of its part that each priority, zone or region is taken to be able to carry: 140 when absent, so that it
         /// carries everything down to five of seven.
@@ -68,7 +70,7 @@ choice! {
     pub enum FailoverPreference {
         /// The proxy's zone, then its region, then all others. The default.
         Zone = "Zone",
-        /// The proxy's region, then all others.
+        /// The proxy's region, then all others. Not for services of an `EndpointSlice`, whose endpoints have none.
         Region = "Region",
         /// Not at all.
         Nothing = "None",
@@ -114,6 +116,9 @@ impl LoadBalancerAlgorithm {
     }
 }
 
+/// What helps where a name is none (RFC 9110 section 5.6.2).
+pub(in crate::kinds) const TOKEN: &str = "use letters, digits and any of !#$%&'*+-.^_`|~";
+
 pub(super) fn validate(balancer: &Spanned<LoadBalancer>, cx: &mut Cx) {
     if balancer.algorithm.is_none() && balancer.failover.is_none() {
         let message = "`loadBalancer` says nothing";
@@ -145,18 +150,19 @@ impl HashRule {
         match (&self.name, kind) {
             (None, HashRuleType::SourceAddress) => {}
             (Some(name), HashRuleType::SourceAddress) => {
-                let message = "`hashPolicy` of type SourceAddress has no `name`";
-                cx.error(name.span, codes::CONFLICTING_FIELDS, message);
+                let message = "`hashPolicy` of type SourceAddress takes no `name`: a caller has one address";
+                cx.error(name.span, codes::CONFLICTING_FIELDS, message).help = Some("remove it".to_owned());
             }
             (None, _) => {
-                cx.error(span, codes::MISSING_FIELD, format!("`hashPolicy` of type {kind} has no `name`"));
+                cx.error(span, codes::MISSING_FIELD, format!("`hashPolicy` of type {kind} has no `name`"))
+                    .help = Some(format!("say which {kind}: `{{type: {kind}, name: …}}`"));
             }
             // What a cookie is called, and a header: RFC 9110 section 5.6.2.
             (Some(name), HashRuleType::Header | HashRuleType::Cookie) => {
                 let fits = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
                 if !name.bytes().all(fits) {
                     let message = format!("`hashPolicy.name` cannot be the name of a {kind}");
-                    cx.error(name.span, codes::INVALID_VALUE, message);
+                    cx.error(name.span, codes::INVALID_VALUE, message).help = Some(TOKEN.to_owned());
                 }
             }
             (Some(_), HashRuleType::QueryParameter) => {}
@@ -166,7 +172,8 @@ impl HashRule {
         for (field, span) in of_cookies {
             if let (Some(span), true) = (span, kind != HashRuleType::Cookie) {
                 let message = format!("`hashPolicy.{field}` is for cookies; the type is {kind}");
-                cx.error(span, codes::CONFLICTING_FIELDS, message);
+                cx.error(span, codes::CONFLICTING_FIELDS, message).help =
+                    Some("remove it, or write `type: Cookie`".to_owned());
             }
         }
         if let Some(path) = &self.path {
@@ -179,7 +186,8 @@ impl HashRule {
             {
                 let message =
                     "`hashPolicy.path` begins with `/` and has neither `;` nor what cannot be printed";
-                cx.error(path.span, codes::INVALID_VALUE, message);
+                cx.error(path.span, codes::INVALID_VALUE, message).help =
+                    Some("write it as `/cart`".to_owned());
             }
         }
     }

@@ -1,0 +1,86 @@
+//! Parts of a traffic policy that would do nothing at a service: they are refused there, rather than believed in.
+
+use meshwork_messages::v1;
+use meshwork_messages::v1::failover::Prefer;
+use meshwork_messages::v1::hash_rule::Kind;
+use meshwork_messages::v1::policy::Spec;
+use meshwork_messages::v1::service_port::AppProtocol;
+use meshwork_resources::{ObjectKind, PolicyTarget};
+
+use super::Unattached;
+use crate::Cx;
+use crate::codes;
+use crate::index::{Name, qualified};
+use crate::service::{counts_nowhere, is_http, port_protocol, ports_of};
+
+/// Whether each part of a policy does something at its target.
+pub(super) fn effective(
+    cx: &Cx<'_>,
+    namespace: &str,
+    target: &PolicyTarget,
+    spec: &Spec,
+) -> Result<(), Unattached> {
+    let (Spec::Traffic(policy), Some(ObjectKind::Service)) = (spec, target.object_kind()) else {
+        return Ok(());
+    };
+    let name = (namespace, target.name.as_str());
+    let section = target.section_name.as_ref().map(|section| section.as_str());
+    let found = if is_stream(cx, name, section) { on_layer_4(policy) } else { None };
+    let found = found.or_else(|| {
+        let uncounted = policy.rate_limit.is_some() && counts_nowhere(cx, name);
+        uncounted.then_some((
+            "rateLimit",
+            "no instance of it is in the mesh, where it would be counted; attach it to the HTTPRoute or Gateway",
+        ))
+    });
+    let found =
+        found.or_else(|| if cx.index.services.contains_key(&name) { of_slices(policy) } else { None });
+    let Some((part, why)) = found else { return Ok(()) };
+    let message = format!("`{part}` does nothing at Service {}: {why}.", qualified(name));
+    Err(Unattached::Because { code: codes::PART_WITHOUT_EFFECT, reason: "Invalid", message })
+}
+
+/// Whether nobody looks into the connections to a service, or to this port of it.
+fn is_stream(cx: &Cx<'_>, name: Name<'_>, section: Option<&str>) -> bool {
+    let ports = ports_of(cx, name).unwrap_or_default();
+    let wanted = ports.iter().filter(|(_, port)| section.is_none_or(|section| **port == section));
+    // What is not TCP is carried by nobody.
+    let spoken: Vec<AppProtocol> =
+        wanted.filter_map(|(number, _)| port_protocol(cx, name, *number).ok()).collect();
+    !spoken.is_empty() && spoken.into_iter().all(|protocol| !is_http(protocol))
+}
+
+/// What is about requests, and why it is nothing on layer 4.
+fn on_layer_4(policy: &v1::TrafficPolicy) -> Option<(&'static str, &'static str)> {
+    const WHY: &str = "nobody looks into its connections, and it is about requests; remove it, or say with \
+                       `appProtocol` that the port speaks HTTP";
+    let lasts = policy.timeouts.as_ref().is_some_and(|timeouts| timeouts.max_stream_ms != 0);
+    let parts = [
+        (policy.rate_limit.is_some(), "rateLimit"),
+        (policy.fault_injection.is_some(), "faultInjection"),
+        (lasts, "timeouts.maxStreamDuration"),
+    ];
+    if let Some((_, part)) = parts.into_iter().find(|(is_there, _)| *is_there) {
+        return Some((part, WHY));
+    }
+    let rules = policy.load_balancer.as_ref().map_or(&[][..], |balancer| &balancer.hash_policy);
+    let by_address = rules.iter().any(|rule| matches!(rule.kind, Some(Kind::SourceAddress(_))));
+    (!rules.is_empty() && !by_address).then_some((
+        "loadBalancer.hashPolicy",
+        "of a connection into which nobody looks only the caller's address is known; add `{type: SourceAddress}`",
+    ))
+}
+
+/// Endpoints of an `EndpointSlice` have zones, and neither regions nor labels.
+fn of_slices(policy: &v1::TrafficPolicy) -> Option<(&'static str, &'static str)> {
+    let failover = policy.load_balancer.as_ref()?.failover.as_ref()?;
+    if !failover.priorities.is_empty() {
+        let why = "the endpoints of an EndpointSlice have no labels; put them into services of their own, with weights in \
+                   the HTTPRoute";
+        return Some(("loadBalancer.failover.priorities", why));
+    }
+    (failover.prefer() == Prefer::Region).then_some((
+        "loadBalancer.failover.prefer: Region",
+        "the endpoints of an EndpointSlice have zones and no region; write `Zone` or `None`",
+    ))
+}
