@@ -164,11 +164,18 @@ pub(super) fn first(
     hash: u64,
     fits: impl Fn(&Endpoint) -> bool,
 ) -> Option<&Arc<Endpoint>> {
-    let endpoints = set.pickable();
-    let walk =
-        set.table().into_iter().flat_map(|table| table.from(hash)).map(|position| &endpoints[position]);
+    first_of(set.table()?, set.pickable(), hash, fits)
+}
+
+fn first_of<'s>(
+    table: &Table,
+    endpoints: &'s [Arc<Endpoint>],
+    hash: u64,
+    fits: impl Fn(&Endpoint) -> bool,
+) -> Option<&'s Arc<Endpoint>> {
+    let mut walk = table.from(hash).map(|position| &endpoints[position]);
     let others = || endpoints.iter().find(|endpoint| fits(endpoint));
-    walk.into_iter().find(|endpoint| fits(endpoint)).or_else(others)
+    walk.find(|endpoint| fits(endpoint)).or_else(others)
 }
 
 /// The endpoint that a hash leads to, or the next of its endpoints that is wanted and has room. The factor is in percent.

@@ -54,6 +54,19 @@ fn keys_are_spread_by_weight() {
 }
 
 #[test]
+fn who_has_no_place_in_the_table_is_found_where_nobody_else_is_wanted() {
+    for shape in SHAPES {
+        let light = set(shape, [(1, 1), (2, 1_000_000)]);
+        let table = light.table().expect("a table");
+        assert!(table.from(key(0)).any(|position| position == 0), "{shape:?}: the lightest has one");
+    }
+    let endpoints: Vec<_> = (1..=5).map(|id| endpoint(id, 1)).collect();
+    let table = Table::Maglev(maglev(&endpoints, 3));
+    let found = |id| first_of(&table, &endpoints, key(0), |endpoint| endpoint.id == id).map(|e| e.id);
+    assert_eq!((1..=5).filter_map(found).collect::<Vec<_>>(), [1, 2, 3, 4, 5], "of five three have one");
+}
+
+#[test]
 fn an_endpoint_that_was_left_out_gives_its_keys_to_all_others_and_gets_them_back() {
     for shape in SHAPES {
         let set = evenly(shape, 1..=10);
