@@ -381,7 +381,7 @@ impl Cluster {
         let admitted = Breaker::admit(self, now);
         reasons.notes(|| {
             let view = self.breaker(now);
-            let is_there = view.mode.is_some() || view.forced.is_some();
+            let is_there = view.is_in_use();
             is_there.then(|| Reason {
                 phase: Phase::Breaker,
                 subject: self.key.to_string(),
@@ -437,12 +437,18 @@ impl Cluster {
         Permit::take(&self.shared, &self.limits, what)
     }
 
-    /// Counts a connection to an endpoint, within the limits of both.
+    /// Counts a connection to an endpoint, within the limits of both. Whoever is refused, or waits, tells once by
+    /// [`Self::connection_refused`].
     ///
     /// # Errors
     /// The limit that is reached.
     pub fn admit_connection(&self, endpoint: &Endpoint) -> Result<ConnectionPermit, ConnectionLimit> {
         ConnectionPermit::take(&self.shared, &self.limits, endpoint)
+    }
+
+    /// A limit of connections has refused something, or made it wait.
+    pub fn connection_refused(&self) {
+        self.shared.usage.count_refused(Limited::Connection);
     }
 
     /// How often a limit has refused something, or made it wait.

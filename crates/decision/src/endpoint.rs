@@ -151,6 +151,12 @@ impl EndpointStats {
         self.in_flight.load(Ordering::Relaxed)
     }
 
+    /// Connections to it, where they count.
+    #[must_use]
+    pub fn connections(&self) -> u32 {
+        self.connections.load(Ordering::Relaxed)
+    }
+
     /// What failed before says nothing of it any more: the instance behind the address has come back.
     pub(crate) fn forgive(&self) {
         self.standing.forget();

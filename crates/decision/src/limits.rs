@@ -54,6 +54,12 @@ impl Limits {
             Limited::Retry => self.max_retries,
         }
     }
+
+    /// How much of this may be under way, also where no policy says it.
+    #[must_use]
+    pub fn in_force(&self, what: Limited) -> Option<u32> {
+        self.of(what).or(what.default_limit())
+    }
 }
 
 /// What is counted.
@@ -115,6 +121,10 @@ impl Usage {
         self.0[what as usize].load(Ordering::Relaxed)
     }
 
+    pub(crate) fn count_refused(&self, what: Limited) {
+        self.1[what as usize].fetch_add(1, Ordering::Relaxed);
+    }
+
     pub(crate) fn refused(&self, what: Limited) -> u64 {
         self.1[what as usize].load(Ordering::Relaxed)
     }
@@ -131,13 +141,15 @@ impl Permit {
     /// # Errors
     /// The cause when the limit is reached.
     pub(crate) fn take(shared: &Arc<ClusterShared>, limits: &Limits, what: Limited) -> Result<Self, Cause> {
+        Self::free(shared, limits, what).inspect_err(|_| shared.usage.count_refused(what))
+    }
+
+    /// The same, of which a refusal is not counted: whoever waits asks more than once.
+    fn free(shared: &Arc<ClusterShared>, limits: &Limits, what: Limited) -> Result<Self, Cause> {
         let before = shared.usage.0[what as usize].fetch_add(1, Ordering::Relaxed);
         let permit = Self { shared: Arc::clone(shared), what };
-        match limits.of(what).or(what.default_limit()) {
-            Some(limit) if before >= limit => {
-                shared.usage.1[what as usize].fetch_add(1, Ordering::Relaxed);
-                Err(what.cause())
-            }
+        match limits.in_force(what) {
+            Some(limit) if before >= limit => Err(what.cause()),
             _ => Ok(permit),
         }
     }
@@ -160,6 +172,8 @@ pub enum ConnectionLimit {
 }
 
 impl ConnectionPermit {
+    /// A refusal is not counted.
+    ///
     /// # Errors
     /// The limit that is reached.
     pub(crate) fn take(
@@ -168,14 +182,11 @@ impl ConnectionPermit {
         endpoint: &Endpoint,
     ) -> Result<Self, ConnectionLimit> {
         let of_service =
-            Permit::take(shared, limits, Limited::Connection).map_err(|_| ConnectionLimit::Service)?;
+            Permit::free(shared, limits, Limited::Connection).map_err(|_| ConnectionLimit::Service)?;
         let before = endpoint.stats.connections.fetch_add(1, Ordering::Relaxed);
         let permit = Self { _of_service: of_service, endpoint: Arc::clone(&endpoint.stats) };
         match limits.max_connections_per_endpoint {
-            Some(limit) if before >= limit => {
-                shared.usage.1[Limited::Connection as usize].fetch_add(1, Ordering::Relaxed);
-                Err(ConnectionLimit::Endpoint)
-            }
+            Some(limit) if before >= limit => Err(ConnectionLimit::Endpoint),
             _ => Ok(permit),
         }
     }

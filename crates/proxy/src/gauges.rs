@@ -11,9 +11,6 @@ use meshwork_telemetry::{WorkerCounter, WorkerGauge, WorkerMetrics, inventory};
 
 use crate::mesh::Place;
 
-/// Policies whose counters a worker remembers; beyond it starts afresh.
-const REMEMBERED: usize = 1024;
-
 /// See the module's text.
 pub(crate) struct Gauges {
     downstream: RefCell<HashMap<Place, Rc<Downstream>>>,
@@ -108,9 +105,7 @@ impl Gauges {
         metrics: &WorkerMetrics,
     ) {
         let mut known = self.shaped.borrow_mut();
-        if known.len() >= REMEMBERED {
-            known.clear();
-        }
+        // Policies bound it. What is forgotten would be a new cell of the registry when it comes again.
         let counter = known
             .entry((Arc::clone(policy), what))
             .or_insert_with(|| metrics.counter(family, &[policy, what]));

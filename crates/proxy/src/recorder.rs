@@ -19,7 +19,7 @@ use std::hash::{Hash as _, Hasher as _};
 use std::time::Duration;
 
 use meshwork_messages::v1::{self, observation::Match};
-use meshwork_telemetry::{Record, WorkerCounter, WorkerGauge, WorkerMetrics, inventory};
+use meshwork_telemetry::{Record, WorkerCounter, WorkerGauge, WorkerMetrics, inventory, is_grpc_failure};
 
 use crate::mesh::Place;
 use crate::observe::message;
@@ -83,6 +83,8 @@ pub(crate) struct Recorder {
     slow: Duration,
     /// A request is in the sample if its number is below this one.
     sample: u32,
+    /// Its memory.
+    bytes: usize,
     parts: RefCell<[Part; 3]>,
 }
 
@@ -191,6 +193,7 @@ impl Recorder {
         Self {
             slow: settings.slow,
             sample: u32::MAX.checked_div(settings.sample).unwrap_or(0),
+            bytes,
             parts: RefCell::new(Class::ALL.map(|class| Part::new(class, bytes, metrics))),
         }
     }
@@ -198,13 +201,16 @@ impl Recorder {
     /// Whether a request that has ended is kept, and why.
     #[inline]
     pub(crate) fn class(&self, record: &Record) -> Option<Class> {
-        if is_failed(record) {
-            Some(Class::Failed)
+        let class = if is_failed(record) {
+            Class::Failed
         } else if record.duration >= self.slow || record.attempts > 1 {
-            Some(Class::Slow)
+            Class::Slow
+        } else if number(record) < self.sample {
+            Class::Sampled
         } else {
-            (number(record) < self.sample).then_some(Class::Sampled)
-        }
+            return None;
+        };
+        (class.share(self.bytes) > 0).then_some(class)
     }
 
     /// Keeps a request that has ended.
@@ -212,14 +218,20 @@ impl Recorder {
     pub(crate) fn keep(&self, class: Class, place: Place, record: &Record, mut tried: Vec<Tried>) {
         tried.shrink_to_fit();
         let text = record.text.shortened(PATH, TEXT);
-        let details = tried.iter().map(|tried| tried.detail.as_deref().map_or(0, str::len)).sum::<usize>();
+        // Names are counted here although others may hold them too: nobody knows who holds them longest.
+        let shared = |text: &Option<std::sync::Arc<str>>| text.as_deref().map_or(0, str::len);
+        let of_attempts = tried
+            .iter()
+            .map(|tried| shared(&tried.detail) + shared(&tried.instance) + shared(&tried.spiffe_id));
         let bytes = size_of::<Entry>()
             + size_of::<Kept>()
             + text.len()
-            + record.cause_detail.as_deref().map_or(0, str::len)
+            + shared(&record.cause_detail)
+            + shared(&record.peer_id)
+            + shared(&record.upstream_id)
             + record.rule.as_deref().map_or(0, str::len)
             + tried.len() * size_of::<Tried>()
-            + details;
+            + of_attempts.sum::<usize>();
         // Field by field, so that the caller's text is not copied to be cut.
         let record = Record { text, ..copied(record) };
         let entry = Entry {
@@ -303,18 +315,7 @@ fn copied(record: &Record) -> Record {
 /// Whether a request failed: a cause of ours, a status from 500, or a gRPC status of a failure.
 #[inline]
 pub(crate) fn is_failed(record: &Record) -> bool {
-    !record.cause.is_empty() || record.status >= 500 || record.grpc_status.is_some_and(is_failure)
-}
-
-/// gRPC's statuses that are not the caller's fault.
-fn is_failure(status: u8) -> bool {
-    const UNKNOWN: u8 = 2;
-    const DEADLINE_EXCEEDED: u8 = 4;
-    const RESOURCE_EXHAUSTED: u8 = 8;
-    const INTERNAL: u8 = 13;
-    const UNAVAILABLE: u8 = 14;
-    const DATA_LOSS: u8 = 15;
-    matches!(status, UNKNOWN | DEADLINE_EXCEEDED | RESOURCE_EXHAUSTED | INTERNAL | UNAVAILABLE | DATA_LOSS)
+    !record.cause.is_empty() || record.status >= 500 || record.grpc_status.is_some_and(is_grpc_failure)
 }
 
 fn last8(bytes: &[u8]) -> u64 {

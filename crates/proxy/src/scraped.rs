@@ -35,7 +35,7 @@ fn of_cluster(cluster: &Cluster, now: Tick, samples: &mut Samples) {
     }
     let [service, port] = labels;
     let view = cluster.breaker(now);
-    if view.mode.is_some() || view.forced.is_some() {
+    if view.is_in_use() {
         let state = view.in_effect().as_str();
         samples.tell(&inventory::BREAKER_STATE, &[service, port, state], 1);
     }
@@ -44,10 +44,15 @@ fn of_cluster(cluster: &Cluster, now: Tick, samples: &mut Samples) {
     }
     for what in Limited::ALL {
         let limit = what.as_str();
-        if let Some(allowed) = cluster.limits.of(what) {
+        let (is_said, refused) = (cluster.limits.of(what).is_some(), cluster.refused(what));
+        // A default shows once somebody has met it.
+        if let Some(allowed) = cluster.limits.in_force(what).filter(|_| is_said || refused > 0) {
             let headroom = allowed.saturating_sub(cluster.in_use(what));
             samples.tell(&inventory::LIMIT_HEADROOM, &[service, port, limit], headroom.into());
-            samples.tell(&inventory::LIMIT_REJECTED, &[service, port, limit], cluster.refused(what));
+        }
+        // Also what the limit of one endpoint has refused.
+        if is_said || refused > 0 {
+            samples.tell(&inventory::LIMIT_REJECTED, &[service, port, limit], refused);
         }
     }
 }

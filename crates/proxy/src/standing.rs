@@ -32,8 +32,9 @@ pub(crate) fn answers(probe: u64, shared: &Shared) -> Vec<v1::Observation> {
 /// `None` where neither a policy nor an operator nor a refusal gives anything to tell.
 fn of_cluster(cluster: &Cluster, now: Tick) -> Option<v1::ServiceStanding> {
     let view = cluster.breaker(now);
-    let limits: Vec<_> = Limited::ALL.iter().filter_map(|&what| limit(cluster, what)).collect();
-    let has_breaker = view.mode.is_some() || view.forced.is_some();
+    let limits = Limited::ALL.iter().filter_map(|&what| limit(cluster, what));
+    let limits: Vec<_> = limits.chain(limit_per_endpoint(cluster)).collect();
+    let has_breaker = view.is_in_use();
     if !has_breaker && limits.is_empty() && cluster.outlier_detection.is_none() {
         return None;
     }
@@ -71,12 +72,28 @@ fn breaker(view: &BreakerView, now: Tick) -> v1::BreakerStanding {
 }
 
 fn limit(cluster: &Cluster, what: Limited) -> Option<v1::LimitStanding> {
-    let allowed = cluster.limits.of(what)?;
+    // A default shows once somebody has met it.
+    let is_told = cluster.limits.of(what).is_some() || cluster.refused(what) > 0;
+    let allowed = cluster.limits.in_force(what).filter(|_| is_told)?;
     Some(v1::LimitStanding {
         limit: what.as_str().to_owned(),
         in_use: cluster.in_use(what),
         allowed,
         rejected: cluster.refused(what),
+    })
+}
+
+/// The endpoint that is nearest to its own limit. Refusals are counted together, with those of the service's limit where
+/// it has one.
+fn limit_per_endpoint(cluster: &Cluster) -> Option<v1::LimitStanding> {
+    let allowed = cluster.limits.max_connections_per_endpoint?;
+    let set = cluster.endpoints();
+    let is_alone = cluster.limits.max_connections.is_none();
+    Some(v1::LimitStanding {
+        limit: "perEndpoint.maxConnections".to_owned(),
+        in_use: set.all().iter().map(|endpoint| endpoint.stats.connections()).max().unwrap_or_default(),
+        allowed,
+        rejected: if is_alone { cluster.refused(Limited::Connection) } else { 0 },
     })
 }
 

@@ -17,7 +17,7 @@ pub(crate) fn of(metrics: &MetricsRegistry, snapshot: &Snapshot, now: Tick) -> v
     });
     let breakers = snapshot.clusters().filter_map(|cluster| {
         let view = cluster.breaker(now);
-        let is_there = view.mode.is_some() || view.forced.is_some();
+        let is_there = view.is_in_use();
         is_there.then(|| v1::BreakerState {
             service: cluster.key.service.to_string(),
             port: cluster.key.port.into(),

@@ -609,4 +609,6 @@ async fn a_request_waits_for_a_connection_to_its_endpoint_and_takes_the_one_that
     first.write_all(b"more").await.unwrap();
     assert!(read_until(&mut first, "hello").await.starts_with("HTTP/1.1 200"));
     assert!(second.await.unwrap().starts_with("HTTP/1.1 200"));
+    let refused = ["default/web", "maxConnections"];
+    assert_eq!(harness.metric("meshwork_limit_rejected_total", &refused), 1, "one was made to wait");
 }

@@ -93,6 +93,18 @@ async fn who_is_over_a_rate_limit_is_told_so_and_when_to_come_again() {
 }
 
 #[tokio::test]
+async fn a_redirect_tells_of_the_limit_too() {
+    let mut harness = Harness::start(Settings::default());
+    let redirect = v1::Redirect { hostname: "b".into(), status: 302, ..Default::default() };
+    let filter = v1::Filter { kind: Some(v1::filter::Kind::Redirect(redirect)) };
+    let address = harness.route(vec![rule(&[], vec![filter])]).await;
+    harness.change([on("HTTPRoute", "default/r", limit(2, false))]).await;
+    let answer = exchange(address, GET).await;
+    assert!(answer.starts_with("HTTP/1.1 302") && answer.contains("location: http://b"), "{answer}");
+    assert!(answer.contains("ratelimit: \"default/p\";r=1;t=1\r\n"), "{answer}");
+}
+
+#[tokio::test]
 async fn in_shadow_mode_nobody_is_refused_and_nobody_told() {
     let Edge { harness, address, .. } = edge(5, limit(1, true)).await;
     for _ in 0..3 {
@@ -187,6 +199,18 @@ async fn a_slowed_response_comes_whole_and_not_faster_than_the_policy_says() {
         assert!(response.starts_with("HTTP/1.1 200") && response.ends_with(&"x".repeat(body)));
         // At least its own time, but for the last piece: a tenth of a second.
         assert!(began.elapsed() >= Duration::from_millis(least), "{body}: {:?}", began.elapsed());
+    }
+}
+
+#[tokio::test]
+async fn a_bandwidth_is_counted_where_a_body_meets_it() {
+    for (body, counted) in [(0, 0), (5, 1)] {
+        let bandwidth = Some(Bandwidth { share: ALWAYS, bytes_per_second: 1_000 });
+        let policy = fault(v1::FaultInjection { bandwidth, ..Default::default() });
+        let Edge { harness, address, .. } = edge(body, policy).await;
+        assert!(exchange(address, GET).await.starts_with("HTTP/1.1 200"));
+        let injected = harness.metric("meshwork_faults_injected_total", &["default/p", "bandwidth"]);
+        assert_eq!(injected, counted, "{body} bytes");
     }
 }
 

@@ -27,5 +27,5 @@ pub use metrics::{
     Counter, Durations, Format, Gauge, MetricsRegistry, RequestLabels, RequestSeries, Samples, ServiceTally,
     StreamSeries, WorkerCounter, WorkerGauge, WorkerMetrics,
 };
-pub use record::{Phase, Protocol, Record, RequestText, TraceId};
+pub use record::{Phase, Protocol, Record, RequestText, TraceId, is_grpc_failure};
 pub use trace::{Sampler, TraceContext, TraceResource, Traced, Tracer};

@@ -310,6 +310,18 @@ impl Record {
     }
 }
 
+/// Whether a status of gRPC is a failure that is no fault of the caller.
+#[must_use]
+pub const fn is_grpc_failure(status: u8) -> bool {
+    const UNKNOWN: u8 = 2;
+    const DEADLINE_EXCEEDED: u8 = 4;
+    const RESOURCE_EXHAUSTED: u8 = 8;
+    const INTERNAL: u8 = 13;
+    const UNAVAILABLE: u8 = 14;
+    const DATA_LOSS: u8 = 15;
+    matches!(status, UNKNOWN | DEADLINE_EXCEEDED | RESOURCE_EXHAUSTED | INTERNAL | UNAVAILABLE | DATA_LOSS)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -228,6 +228,7 @@ impl Client {
     /// The consumer has armed these probes.
     pub fn armed(&mut self, probes: Vec<u64>) {
         if self.report.probes != probes {
+            self.lost.retain(|probe, _| probes.contains(probe));
             self.report.probes = probes;
             self.report_due = true;
         }

@@ -50,6 +50,12 @@ pub struct BreakerView {
 }
 
 impl BreakerView {
+    /// Whether a policy or an operator has said anything.
+    #[must_use]
+    pub const fn is_in_use(&self) -> bool {
+        self.mode.is_some() || self.forced.is_some()
+    }
+
     /// The state that a call meets.
     #[must_use]
     pub fn in_effect(&self) -> BreakerState {

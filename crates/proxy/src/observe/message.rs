@@ -62,13 +62,12 @@ pub(crate) fn record(place: Place, record: &Record) -> v1::RequestRecord {
 
 /// An attempt as it is sent.
 pub(crate) fn attempt(tried: &Tried) -> v1::Attempt {
-    let endpoint = tried.endpoint.as_ref();
     v1::Attempt {
         start_ns: nanos(tried.start),
         duration_ns: nanos(tried.took),
         endpoint: tried.address.to_string(),
-        instance: endpoint.map(|endpoint| endpoint.instance.to_string()).unwrap_or_default(),
-        spiffe_id: endpoint.and_then(|is| is.spiffe_id()).map(ToString::to_string).unwrap_or_default(),
+        instance: tried.instance.as_deref().unwrap_or_default().to_owned(),
+        spiffe_id: tried.spiffe_id.as_deref().unwrap_or_default().to_owned(),
         protocol: tried.protocol.as_str().to_owned(),
         status: tried.status.into(),
         cause: tried.cause.to_owned(),

@@ -103,7 +103,10 @@ fn what_callers_make_long_is_cut_and_counted() {
 #[test]
 fn nothing_is_kept_without_memory() {
     let recorder = recorder(0);
-    keep(&recorder, &request(1, "shop/web", "upstream_reset"));
+    let failed = request(1, "shop/web", "upstream_reset");
+    assert_eq!(recorder.class(&failed), None, "so that nothing is copied either");
+    assert!((1..2_000).all(|id| recorder.class(&request(id, "shop/web", "")).is_none()));
+    recorder.keep(Class::Failed, AT, &failed, Vec::new());
     assert_eq!(held(&recorder), [0; 3]);
     assert_eq!(recorder.oldest(), None);
 }

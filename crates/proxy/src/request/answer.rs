@@ -10,7 +10,7 @@ use crate::error::{Failure, Fault, Retry};
 
 /// gRPC's push-back (gRFC A6), in milliseconds; a negative one, or one that is no number, is a word on retries and not
 /// on when to come again.
-const PUSH_BACK: &str = "grpc-retry-pushback-ms";
+pub(crate) const PUSH_BACK: &str = "grpc-retry-pushback-ms";
 
 /// What a response's head says. `wall` is the time since the Unix epoch, asked for when a date is to be understood.
 pub(crate) fn of_response(
@@ -32,14 +32,29 @@ pub(crate) fn of_response(
     Answer { outcome, status, took, push_back }
 }
 
-/// The status that a gRPC status stands for, as far as failures are told apart by it.
-const fn status_of_grpc(code: u16) -> u16 {
+/// The status of HTTP that stands for one of gRPC (`google.rpc.Code`).
+pub(crate) const fn http_status(code: u16) -> u16 {
     match code {
-        14 => 503,
+        0 => 200,
+        1 => 499,
+        3 | 9 | 11 => 400,
         4 => 504,
-        2 | 13 | 15 => 500,
+        5 => 404,
+        6 | 10 => 409,
+        7 => 403,
         8 => 429,
-        _ => 200,
+        12 => 501,
+        14 => 503,
+        16 => 401,
+        _ => 500,
+    }
+}
+
+/// The same, as far as failures are told apart by it.
+const fn status_of_grpc(code: u16) -> u16 {
+    match AttemptOutcome::of_grpc(code) {
+        AttemptOutcome::Success => 200,
+        AttemptOutcome::Overloaded | AttemptOutcome::Failure => http_status(code),
     }
 }
 

@@ -389,6 +389,7 @@ impl<'a> Attempts<'a> {
                 },
                 service: Some((cluster, endpoint)),
                 connect_timeout,
+                fresh: self.fresh,
                 announcement: self.announcement.as_deref().map(|header| &header[..]),
             },
             (Target::App { port, http2 }, _) => Destination {
@@ -397,6 +398,7 @@ impl<'a> Attempts<'a> {
                 speaks: if http2 { Speaks::Http2 } else { Speaks::Http1 },
                 service: None,
                 connect_timeout,
+                fresh: self.fresh,
                 announcement: None,
             },
             (Target::Service { .. }, None) => unreachable!("an endpoint was picked before"),

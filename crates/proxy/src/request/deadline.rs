@@ -161,13 +161,7 @@ pub(crate) fn tell(
     if is_grpc && !fields.known(KnownName::GrpcTimeout).is_some_and(is_less) {
         fields.set_known(KnownName::GrpcTimeout, write_grpc_timeout(rest)).map_err(internal)?;
     }
-    let ours = match target {
-        // All endpoints of a service are spoken to alike.
-        Target::Service { cluster, .. } => {
-            cluster.endpoints().all().first().is_some_and(|endpoint| endpoint.spiffe_id().is_some())
-        }
-        Target::App { .. } => true,
-    };
+    let ours = matches!(target, Target::App { .. }) || target.is_in_mesh();
     let name = KnownName::XEnvoyExpectedRqTimeoutMs;
     if ours || fields.known(name).is_some() {
         fields.set_known(name, rest.as_millis().max(1).to_string()).map_err(internal)?;

@@ -138,6 +138,11 @@ impl<'c> Journey<'c> {
         self.sighting.as_mut().and_then(|sighting| sighting.told())
     }
 
+    /// The connection that it came on.
+    pub(crate) const fn conn(&self) -> &'c Conn {
+        self.conn
+    }
+
     /// When its first byte came.
     pub(crate) const fn started(&self) -> Tick {
         self.started

@@ -13,8 +13,6 @@ use crate::mesh::Place;
 
 /// What Envoy never retries.
 pub(crate) const OVERLOADED: &str = "x-envoy-overloaded";
-/// What gRPC's clients respect (gRFC A6).
-const PUSH_BACK: &str = "grpc-retry-pushback-ms";
 
 /// The families of a request: of its trace, and of its id.
 fn families(fields: &Fields) -> SmallVec<[Family; 2]> {
@@ -80,7 +78,7 @@ pub(crate) fn mark(
         return Ok(());
     }
     if is_grpc {
-        response.fields.set(PUSH_BACK, "-1")?;
+        response.fields.set(answer::PUSH_BACK, "-1")?;
     }
     response.fields.set(OVERLOADED, "true")
 }

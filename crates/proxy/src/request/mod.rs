@@ -1,18 +1,25 @@
 //! A request's way, phase by phase. [`run`] is the driver: it calls the phases in order and contains no policy.
 //!
 //! ```text
-//! discover a service called for the first time is asked for         discover.rs
-//! route    decision: listener, rule; who may; which backend         route.rs
-//! shape    rate limit; later: what is injected                      shape.rs
-//! filters  decision says what, here it is done                      filters.rs
-//! attempt  endpoint, connection, head out, head back                attempt.rs
-//! retry    once more?                                               retry.rs, kin.rs
-//! transfer bodies both ways at the same time                        transfer.rs
-//! trace    which span is whose parent                            trace.rs
-//! tunnel   after a change of protocol: bytes both ways              tunnel.rs
-//! tried    what each attempt came to                         tried.rs
-//! record   one Record, whatever happened                            journey.rs
+//! discover  a service called for the first time is asked for         discover.rs
+//! path      the path as rules are compared with it                   path.rs
+//! route     decision: listener, rule; who may                        route.rs
+//! limit     a local rate limit                                       shape.rs
+//! filters   decision says what, here it is done                      filters.rs
+//! backend   decision: which one; its own filters                     route.rs, filters.rs
+//! fault     a delay or an abort is injected                          shape.rs
+//! affinity  which endpoint a session or a hash wants                 affinity.rs
+//! deadline  what time there is, and what the next hop hears of it    deadline.rs
+//! attempt   endpoint, connection, head out, head back                attempt.rs
+//! answer    what the attempt says of its endpoint                    answer.rs
+//! retry     once more?                                               retry.rs, kin.rs
+//! response  the response's own filters, and what policies tell       filters.rs, kin.rs, affinity.rs, shape.rs
+//! transfer  bodies both ways at the same time                        transfer.rs, body.rs; shape.rs slows it
+//! tunnel    after a change of protocol: bytes both ways              tunnel.rs
+//! record    one Record, whatever happened                            journey.rs
 //! ```
+//!
+//! Beside these: which span is whose parent (trace.rs), and what each attempt came to (tried.rs).
 //!
 //! A phase that cannot go on returns a [`Failure`]; what the caller is told then is decided in one place, `reply.rs`.
 

@@ -7,6 +7,7 @@ use meshwork_base::Clock;
 use meshwork_decision::{Abort, Cause, FaultInjection, ResponseFlag};
 use meshwork_http1::{BodyLength, FieldError, KnownName, RequestHead, ResponseHead};
 
+use super::answer::http_status;
 use super::journey::Journey;
 use super::shape;
 use crate::connections::Order;
@@ -31,11 +32,7 @@ pub(crate) async fn redirect(
 ) {
     begin(conn, response, status);
     let written = response.fields.push("location", location);
-    let sent = match written {
-        Ok(()) => send(conn, down, response, journey, b"").await,
-        Err(_) => Err(StreamError::Closed),
-    };
-    end(journey, sent);
+    answer(conn, down, response, journey, written, b"").await;
 }
 
 /// Tells the caller, if it can still be told, and writes down what happened.
@@ -80,12 +77,7 @@ pub(crate) async fn fail(
     } else {
         text_head(response)
     };
-    let written = written.and_then(|()| shape::tell(journey, response));
-    let sent = match written {
-        Ok(()) => send(conn, down, response, journey, if grpc { b"" } else { text.as_bytes() }).await,
-        Err(_) => Err(StreamError::Closed),
-    };
-    end(journey, sent);
+    answer(conn, down, response, journey, written, if grpc { b"" } else { text.as_bytes() }).await;
 }
 
 /// Answers with what a policy injects.
@@ -101,35 +93,13 @@ pub(crate) async fn abort(
     journey.failed(&Failure::local(cause).because(fault.origin.to_string()));
     let (status, code) = match abort {
         Abort::Status(status) => (status, grpc_code(cause, status)),
-        Abort::Grpc(code) => (http_status(code), code),
+        Abort::Grpc(code) => (http_status(code.into()), code),
     };
     begin(conn, response, status);
     let grpc = journey.is_grpc();
     let written = if grpc { grpc_head(response, cause, code) } else { text_head(response) };
     let text = format!("{cause}\n");
-    let sent = match written.and_then(|()| shape::tell(journey, response)) {
-        Ok(()) => send(conn, down, response, journey, if grpc { b"" } else { text.as_bytes() }).await,
-        Err(_) => Err(StreamError::Closed),
-    };
-    end(journey, sent);
-}
-
-/// The status of HTTP that stands for one of gRPC (`google.rpc.Code`).
-const fn http_status(code: u8) -> u16 {
-    match code {
-        0 => 200,
-        1 => 499,
-        3 | 9 | 11 => 400,
-        4 => 504,
-        5 => 404,
-        6 | 10 => 409,
-        7 => 403,
-        8 => 429,
-        12 => 501,
-        14 => 503,
-        16 => 401,
-        _ => 500,
-    }
+    answer(conn, down, response, journey, written, if grpc { b"" } else { text.as_bytes() }).await;
 }
 
 fn begin(conn: &Conn, response: &mut ResponseHead, status: u16) {
@@ -174,6 +144,22 @@ fn grpc_code(cause: Cause, status: u16) -> u8 {
         (_, 429 | 502 | 503) => UNAVAILABLE,
         _ => UNKNOWN,
     }
+}
+
+/// Sends a response of our own, if its head could be written, with what policies tell; and that is the request's end.
+async fn answer(
+    conn: &Conn,
+    down: &mut Down<'_>,
+    response: &mut ResponseHead,
+    journey: &mut Journey<'_>,
+    written: Result<(), FieldError>,
+    text: &[u8],
+) {
+    let sent = match written.and_then(|()| shape::tell(journey, response)) {
+        Ok(()) => send(conn, down, response, journey, text).await,
+        Err(_) => Err(StreamError::Closed),
+    };
+    end(journey, sent);
 }
 
 /// Sends a response of our own. Its bytes count as sent, as an upstream's would.

@@ -18,10 +18,8 @@ use super::route::Target;
 use super::{answer, kin};
 use crate::downstream::connection::Conn;
 use crate::error::{Failure, Retry};
-use crate::upstream::Head;
+use crate::upstream::{Head, UNSEEN_RETRIES};
 
-/// How often a request that no endpoint has seen is sent elsewhere when no policy says otherwise, before it waits.
-const UNSEEN_RETRIES: u32 = 2;
 /// How often an idempotent request whose connection broke before the response began is sent again without a policy.
 const RESET_RETRIES: u32 = 1;
 

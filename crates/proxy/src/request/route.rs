@@ -254,8 +254,9 @@ impl<'v> Target<'v> {
     /// Whether other proxies of the mesh stand before its endpoints.
     pub(crate) fn is_in_mesh(&self) -> bool {
         match self {
+            // All endpoints of a service are spoken to alike.
             Self::Service { cluster, .. } => {
-                cluster.endpoints().all().iter().any(|endpoint| endpoint.spiffe_id().is_some())
+                cluster.endpoints().all().first().is_some_and(|endpoint| endpoint.spiffe_id().is_some())
             }
             Self::App { .. } => false,
         }

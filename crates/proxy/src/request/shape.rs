@@ -35,6 +35,8 @@ pub(crate) struct Shape {
 
 /// A response that comes slowly.
 struct Pace {
+    /// Whose it is, until it has been counted: only what has a body meets it.
+    policy: Option<Arc<str>>,
     bytes_per_second: u64,
     /// When its first bytes could pass.
     began: Option<Instant>,
@@ -118,14 +120,20 @@ pub(crate) async fn inject(
         return Ok(true);
     }
     if let Some(bytes_per_second) = drawn.bandwidth {
-        happens(conn, fault, journey, "bandwidth");
-        journey.shape().pace = Some(Pace { bytes_per_second, began: None, until: None, held: Bytes::new() });
+        drawn_for(fault, journey, "bandwidth");
+        let policy = Some(Arc::clone(&fault.origin.qualified));
+        journey.shape().pace =
+            Some(Pace { policy, bytes_per_second, began: None, until: None, held: Bytes::new() });
     }
     Ok(false)
 }
 
 fn happens(conn: &Conn, fault: &FaultInjection, journey: &mut Journey<'_>, kind: &'static str) {
     conn.worker.fault_injected(&fault.origin.qualified, kind);
+    drawn_for(fault, journey, kind);
+}
+
+fn drawn_for(fault: &FaultInjection, journey: &mut Journey<'_>, kind: &'static str) {
     if let Some(told) = journey.told() {
         told.tell("fault", fault.origin.to_string(), "chosen", kind.to_owned());
     }
@@ -167,10 +175,12 @@ pub(crate) fn held(journey: &mut Journey<'_>) -> Option<Bytes> {
 /// What of these bytes may pass in this turn; the rest is held back. True: nothing is.
 #[inline]
 pub(crate) fn piece(data: &mut Bytes, journey: &mut Journey<'_>) -> bool {
-    match journey.shaped().and_then(|shape| shape.pace.as_mut()) {
-        None => true,
-        Some(pace) => pace.piece(data),
+    let conn = journey.conn();
+    let Some(pace) = journey.shaped().and_then(|shape| shape.pace.as_mut()) else { return true };
+    if let Some(policy) = pace.policy.take() {
+        conn.worker.fault_injected(&policy, "bandwidth");
     }
+    pace.piece(data)
 }
 
 impl Pace {

@@ -21,7 +21,9 @@ pub(crate) struct Tried {
     /// Until the response's head, or the failure.
     pub(crate) took: Duration,
     pub(crate) address: SocketAddr,
-    pub(crate) endpoint: Option<Arc<Endpoint>>,
+    /// The endpoint's names, and not itself: what is kept for minutes holds nothing else alive.
+    pub(crate) instance: Option<Arc<str>>,
+    pub(crate) spiffe_id: Option<Arc<str>>,
     pub(crate) protocol: Protocol,
     /// How old the connection was; absent: it was made for this attempt.
     pub(crate) age: Option<Duration>,
@@ -61,7 +63,8 @@ impl Running {
             connect: opened.then(|| self.opened.since(self.began)),
             took: if self.status == 0 { now.since(self.began) } else { self.answered.since(self.began) },
             address: log.record.endpoint.unwrap_or_else(|| SocketAddr::from(([0, 0, 0, 0], 0))),
-            endpoint: log.endpoint.cloned(),
+            instance: log.endpoint.map(|endpoint| Arc::clone(&endpoint.instance)),
+            spiffe_id: log.endpoint.and_then(|is| is.spiffe_id()).map(|id| Arc::clone(id.shared())),
             protocol: log.record.upstream_protocol.unwrap_or_default(),
             age: (opened && self.born < self.began).then(|| self.began.since(self.born)),
             status: self.status,

@@ -19,11 +19,9 @@ use crate::error::{self, Failure, Fault};
 use crate::gauges::OpenUpstream;
 use crate::io::Io;
 use crate::proxy_protocol::{Client, Written};
+use crate::upstream::UNSEEN_RETRIES;
 use crate::upstream::connect::{CONNECT_TIMEOUT, announcement, connect_announced};
 use crate::upstream::open::{self, Destination, Speaks, tunnels_id};
-
-/// How often another endpoint is tried when no policy says otherwise.
-const UNSEEN_RETRIES: u32 = 2;
 
 /// A connection attempt as retry policies see it: nothing was sent, and nothing is lost by another.
 const FACTS: RequestFacts = RequestFacts {
@@ -71,8 +69,12 @@ pub(super) async fn connect(
         tried.push(endpoint.id);
         let permit = match cluster.admit_connection(&endpoint) {
             Ok(permit) => permit,
-            Err(ConnectionLimit::Service) => return Err(over(Cause::MaxConnections)),
+            Err(ConnectionLimit::Service) => {
+                cluster.connection_refused();
+                return Err(over(Cause::MaxConnections));
+            }
             Err(ConnectionLimit::Endpoint) => {
+                cluster.connection_refused();
                 last = Some(over(Cause::MaxConnections));
                 continue;
             }
@@ -159,6 +161,7 @@ async fn once(
                 // The tunnel is what its limits count, not the connection that many share.
                 service: None,
                 connect_timeout: timeout,
+                fresh: false,
                 announcement: None,
             };
             let opened = cx.unless_ended(Box::pin(open::tunnel(cx.worker, &to, &way.cluster.key))).await;

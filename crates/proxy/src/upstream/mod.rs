@@ -7,6 +7,7 @@
 pub(crate) mod connect;
 pub(crate) mod h1;
 pub(crate) mod h2;
+pub(crate) mod line;
 pub(crate) mod mesh;
 pub(crate) mod open;
 pub(crate) mod pool;
@@ -24,6 +25,9 @@ use crate::http::stream::{Frame, StreamError};
 use h1::H1Client;
 use h2::H2Exchange;
 use pool::EndpointPool;
+
+/// How often what no endpoint has seen is sent elsewhere when no policy says otherwise; a request waits then.
+pub(crate) const UNSEEN_RETRIES: u32 = 2;
 
 /// A request's head as it leaves: what routing and filters made of the one that came in.
 #[derive(Clone, Copy, Debug)]

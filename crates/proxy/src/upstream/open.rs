@@ -3,6 +3,7 @@
 use std::future::poll_fn;
 use std::net::SocketAddr;
 use std::rc::Rc;
+use std::task::Poll;
 use std::time::Duration;
 
 use meshwork_base::SpiffeId;
@@ -33,6 +34,8 @@ pub(crate) struct Destination<'a> {
     /// Whose limits count; none for the application beside us.
     pub(crate) service: Option<(&'a Cluster, &'a Endpoint)>,
     pub(crate) connect_timeout: Duration,
+    /// A kept HTTP/1 connection was stale: only a new one will do.
+    pub(crate) fresh: bool,
     /// What an HTTP/1 connection begins with, which then is for one request.
     pub(crate) announcement: Option<&'a [u8]>,
 }
@@ -82,6 +85,12 @@ impl Destination<'_> {
         self.service.map(|(cluster, endpoint)| cluster.admit_connection(endpoint)).transpose()
     }
 
+    fn count_refused(&self) {
+        if let Some((cluster, _)) = self.service {
+            cluster.connection_refused();
+        }
+    }
+
     fn over_limit(&self, cause: Cause) -> Failure {
         let service = self.service.map_or("", |(cluster, _)| &*cluster.key.service);
         Failure::local(cause).because(service)
@@ -113,72 +122,91 @@ enum Turn {
     Reuse(Box<H1Client>),
 }
 
-/// Waits in line until a new connection is within the limit and few others are being made, or a kept one is free. Idle connections to other endpoints of the
-/// service make room. As in Envoy, a worker without any connection to an endpoint may always open one: nothing else
-/// could ever serve those who wait for it.
+/// Why it is not somebody's turn yet.
+#[derive(Clone, Copy)]
+enum NotYet {
+    /// Many others are being made, or others have waited longer.
+    InLine,
+    /// A limit stands in the way.
+    Limit,
+}
+
+/// Waits in line until a new connection is within the limits and few others are being made, or a kept one is free.
+/// Idle connections to other endpoints of the service make room. As in Envoy, a worker without any connection to an
+/// endpoint may open one all the same: nothing else could ever serve those who wait for it.
 async fn admitted(worker: &Worker, to: &Destination<'_>, pool: &Rc<EndpointPool>) -> Result<Turn, Failure> {
-    let mut patience = std::pin::pin!(sleep(to.connect_timeout));
-    let mut late = too_slow(to);
+    let mut limited = false;
+    let mut try_turn = |woken| {
+        turn(worker, to, pool, woken).inspect_err(|why| {
+            // One that waits is one that the limit made wait, however often it is woken in vain.
+            if matches!(why, NotYet::Limit) && !std::mem::replace(&mut limited, true) {
+                to.count_refused();
+            }
+        })
+    };
+    let mut late = NotYet::InLine;
     // Whoever comes while others wait goes to the end of the line.
     if !pool.has_line() {
-        match turn(worker, to, pool, false) {
+        match try_turn(false) {
             Ok(turn) => return Ok(turn),
-            Err(reason) => late = reason,
+            Err(why) => late = why,
         }
     }
-    loop {
-        tokio::select! {
-            () = pool.freed() => {}
-            () = &mut patience => return Err(late),
+    let place = pool.line.join();
+    let mut patience = std::pin::pin!(sleep(to.connect_timeout));
+    poll_fn(|cx| {
+        if place.is_first(cx) {
+            match try_turn(true) {
+                Ok(turn) => return Poll::Ready(Ok(turn)),
+                Err(why) => late = why,
+            }
         }
-        match turn(worker, to, pool, true) {
-            Ok(turn) => return Ok(turn),
-            Err(reason) => late = reason,
-        }
-    }
+        patience.as_mut().poll(cx).map(|()| {
+            Err(match late {
+                NotYet::InLine => too_slow(to),
+                NotYet::Limit => to.over_limit(Cause::MaxConnections),
+            })
+        })
+    })
+    .await
 }
 
 /// A connection, or leave to make one, without waiting.
 ///
 /// # Errors
 /// What it is when the wait is over in vain.
-fn turn(
-    worker: &Worker,
-    to: &Destination<'_>,
-    pool: &Rc<EndpointPool>,
-    woken: bool,
-) -> Result<Turn, Failure> {
+fn turn(worker: &Worker, to: &Destination<'_>, pool: &Rc<EndpointPool>, woken: bool) -> Result<Turn, NotYet> {
+    let may_reuse = !to.fresh && to.announcement.is_none();
     // What was given back meanwhile serves better than one more connection.
     if woken
-        && to.announcement.is_none()
+        && may_reuse
         && let Some(client) = pool.take_idle()
     {
         return Ok(Turn::Reuse(client));
     }
     loop {
         let limit = match to.admit_connection() {
-            Ok(permit) => return connecting(to, pool, permit),
-            Err(_) if pool.has_none() => return connecting(to, pool, None),
+            Ok(permit) => return connecting(pool, permit),
+            Err(_) if pool.has_none() => return connecting(pool, None),
             Err(limit) => limit,
         };
-        if let Some(client) = pool.take_idle() {
-            return Ok(Turn::Reuse(client));
+        match pool.take_idle() {
+            Some(client) if may_reuse => return Ok(Turn::Reuse(client)),
+            // It makes room for a new one.
+            Some(_) => continue,
+            None => {}
         }
         let (cluster, _) = to.service.expect("only a service has limits");
         let makes_room = limit == ConnectionLimit::Service
             && cluster.endpoints().all().iter().any(|endpoint| worker.pools.evict_idle(endpoint.id));
         if !makes_room {
-            return Err(to.over_limit(Cause::MaxConnections));
+            return Err(NotYet::Limit);
         }
     }
 }
 
-fn connecting(
-    to: &Destination<'_>,
-    pool: &Rc<EndpointPool>,
-    permit: Option<ConnectionPermit>,
-) -> Result<Turn, Failure> {
-    pool.make().map(|making| Turn::Connect(permit, making)).ok_or_else(|| too_slow(to))
+fn connecting(pool: &Rc<EndpointPool>, permit: Option<ConnectionPermit>) -> Result<Turn, NotYet> {
+    pool.make().map(|making| Turn::Connect(permit, making)).ok_or(NotYet::InLine)
 }
 
 fn too_slow(to: &Destination<'_>) -> Failure {
@@ -274,7 +302,10 @@ async fn dial(
     let _pending = to.admit(Limited::Pending).map_err(|cause| to.over_limit(cause))?;
     let permit = match to.admit_connection() {
         Err(_) if pool.open() == 0 => None,
-        admitted => admitted.map_err(|_| to.over_limit(Cause::MaxConnections))?,
+        admitted => admitted.map_err(|_| {
+            to.count_refused();
+            to.over_limit(Cause::MaxConnections)
+        })?,
     };
     let tcp = connect(to.address, to.connect_timeout).await?;
     let (io, svid) = match to.speaks {

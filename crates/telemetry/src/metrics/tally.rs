@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use super::MetricsRegistry;
 use super::cells::DURATION_BOUNDS;
+use crate::record::is_grpc_failure;
 
 /// Upper bounds of [`ServiceTally::buckets`], in milliseconds; the last bucket holds what is beyond.
 pub const DURATION_BOUNDS_MS: &[f64] = DURATION_BOUNDS;
@@ -19,10 +20,6 @@ pub struct ServiceTally {
     pub buckets: Vec<u64>,
 }
 
-/// gRPC's statuses that are no fault of the caller: UNKNOWN, DEADLINE_EXCEEDED, RESOURCE_EXHAUSTED, INTERNAL, UNAVAILABLE,
-/// DATA_LOSS.
-const GRPC_FAILURES: [u8; 6] = [2, 4, 8, 13, 14, 15];
-
 impl MetricsRegistry {
     /// The requests by reporter and service (`NAMESPACE/NAME`). What was called without a service is left out.
     #[must_use]
@@ -34,9 +31,8 @@ impl MetricsRegistry {
             let Some(tally) = named(&mut tallies, labels) else { continue };
             let count: u64 = workers.values().map(|cell| cell.get()).sum();
             tally.requests += count;
-            let failed = outcome.code >= 500
-                || outcome.code == 0
-                || outcome.grpc.is_some_and(|status| GRPC_FAILURES.contains(&status));
+            let failed =
+                outcome.code >= 500 || outcome.code == 0 || outcome.grpc.is_some_and(is_grpc_failure);
             tally.failed += if failed { count } else { 0 };
         }
         for ((labels, _), workers) in &requests.histograms {

@@ -382,6 +382,15 @@ fn probes_end_with_the_stream_and_what_waits_is_bounded() {
     assert_eq!((sent.observations.len(), sent.type_url.as_str()), (OBSERVATIONS, ""));
     assert_eq!(sent.observations.last().unwrap().dropped, 1);
     assert_eq!(sent.observations.iter().map(|o| o.dropped).sum::<u64>(), 2);
+    for _ in 0..OBSERVATIONS + 2 {
+        client.observed(Observation { probe: 7, ..Observation::default() });
+    }
+    while client.poll_request().is_some() {}
+    for probe in [8].into_iter().cycle().take(OBSERVATIONS).chain([9]) {
+        client.observed(Observation { probe, ..Observation::default() });
+    }
+    client.armed(vec![9]);
+    assert_eq!(client.lost.len(), 0, "nobody will ask what was lost of the others");
     client.disconnected();
     assert_eq!(probes(&mut client), Some(0));
     client.observed(Observation::default());
