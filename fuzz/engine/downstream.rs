@@ -2,16 +2,13 @@
 //! becomes of a request, towards an upstream that insists on what it may get. A panic of a worker ends the run.
 
 use std::io::{Read as _, Write as _};
-use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
-use std::sync::{Arc, LazyLock};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::sync::LazyLock;
 use std::time::Duration;
 
-use arc_swap::ArcSwap;
-use meshwork_base::SystemClock;
-use meshwork_decision::{Change, Snapshot, SnapshotBuilder};
-use meshwork_messages::v1;
-use meshwork_proxy::{Engine, Mesh, Settings, Shared};
-use meshwork_telemetry::{AccessLogSink, AccessLogTarget, MetricsRegistry, RequestLabels};
+use meshwork_messages::v1::service_port::AppProtocol;
+
+use super::gateway::{self, Backend};
 
 static LISTENER: LazyLock<SocketAddr> = LazyLock::new(start);
 
@@ -34,6 +31,7 @@ pub(crate) fn bytes(data: &[u8]) {
         let kind = error.kind();
         assert!(kind != std::io::ErrorKind::WouldBlock, "the connection does not end: {answer:?}");
     }
+    gateway::assert_no_panic();
 }
 
 /// Whether a stream has ended, or the connection is about to.
@@ -56,91 +54,7 @@ fn start() -> SocketAddr {
             std::thread::spawn(move || answer(tcp));
         }
     });
-    let (tell, told) = std::sync::mpsc::sync_channel(1);
-    std::thread::spawn(move || {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
-        runtime.block_on(async {
-            let mut engine = Engine::start(shared(Mesh::default())).expect("workers start");
-            let mut builder = SnapshotBuilder::new();
-            let refused = builder.apply(resources(endpoint));
-            assert!(refused.is_empty(), "{refused:?}");
-            let errors = engine.apply(builder.build()).await;
-            assert!(errors.is_empty(), "{errors:?}");
-            tell.send(*engine.bound().values().next().expect("bound")).expect("somebody waits");
-            std::future::pending::<()>().await;
-        });
-    });
-    told.recv().expect("the engine starts")
-}
-
-/// What an engine starts with, without a log.
-pub(super) fn shared(mesh: Mesh) -> Arc<Shared> {
-    let metrics = MetricsRegistry::default();
-    let access_log = AccessLogSink::open(&AccessLogTarget::Off, &metrics).expect("no log");
-    Arc::new(Shared {
-        snapshot: ArcSwap::from_pointee(Snapshot::default()),
-        clock: Arc::new(SystemClock::new()),
-        settings: Settings { listen_address: Ipv4Addr::LOCALHOST.into(), ..Settings::default() },
-        metrics,
-        access_log,
-        labels: RequestLabels::default(),
-        mesh,
-        tracer: None,
-        observer: meshwork_proxy::Observer::default(),
-    })
-}
-
-fn resources(endpoint: SocketAddr) -> Vec<Change> {
-    let source = |kind: &str, name: &str| v1::Source {
-        kind: kind.into(),
-        name: name.into(),
-        namespace: "default".into(),
-        ..Default::default()
-    };
-    let port = TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr()).expect("a free port").port();
-    let listener = v1::Listener {
-        port: port.into(),
-        source: Some(source("Gateway", "gw")),
-        protocol: v1::listener::Protocol::Http.into(),
-        ..Default::default()
-    };
-    let any = v1::Match {
-        path: Some(v1::StringMatch { kind: Some(v1::string_match::Kind::Prefix("/".into())) }),
-        ..Default::default()
-    };
-    let backend = v1::Backend { service: "default/web".into(), port: 80, weight: 1, ..Default::default() };
-    let parent = v1::route::attachment::Parent::Listener("default/gw/http".into());
-    let route = v1::Route {
-        source: Some(source("HTTPRoute", "r")),
-        attachments: vec![v1::route::Attachment { parent: Some(parent), ..Default::default() }],
-        rules: vec![v1::Rule { matches: vec![any], backends: vec![backend], ..Default::default() }],
-    };
-    let service = v1::Service {
-        ports: vec![v1::ServicePort {
-            name: "http".into(),
-            port: 80,
-            protocol: v1::service_port::AppProtocol::Http1.into(),
-        }],
-        ..Default::default()
-    };
-    let slice = v1::EndpointSlice {
-        service: "default/web".into(),
-        ports: vec![v1::EndpointPort { name: "http".into(), port: endpoint.port().into() }],
-        endpoints: vec![v1::Endpoint {
-            addresses: vec![endpoint.ip().to_string()],
-            health: v1::endpoint::Health::Healthy.into(),
-            weight: 1,
-            instance: "i".into(),
-            ..Default::default()
-        }],
-        ..Default::default()
-    };
-    vec![
-        Change::upsert("default/gw/http", "1", &listener),
-        Change::upsert("HTTPRoute/default/r", "1", &route),
-        Change::upsert("default/web", "1", &service),
-        Change::upsert("default/web-0", "1", &slice),
-    ]
+    gateway::start(&[Backend { path: "/", protocol: AppProtocol::Http1, endpoint }])
 }
 
 /// Reads requests one after the other; whoever sends it anything that is not canonical ends the process.

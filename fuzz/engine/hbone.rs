@@ -15,7 +15,7 @@ use meshwork_messages::v1;
 use meshwork_proxy::{Engine, Mesh, Side};
 use rustls::{ClientConfig, ClientConnection, StreamOwned};
 
-use super::downstream::shared;
+use super::gateway::{self, shared};
 
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
 /// The ports of the service, as a CONNECT names them, and how their applications greet.
@@ -46,6 +46,7 @@ pub(crate) fn tunnels(data: &[u8]) {
         caller.unruly = true;
     }
     let answer = exchange(&caller, second);
+    gateway::assert_no_panic();
     // Frames that somebody made up may say anything of any stream.
     if !caller.unruly {
         caller.check(&answer, second);
@@ -291,6 +292,7 @@ fn receive(tls: &mut impl Read, answer: &mut Vec<u8>, done: impl Fn(&[u8]) -> bo
 }
 
 fn start() -> Proxy {
+    gateway::watch_panics();
     let folder = tempfile::tempdir().expect("a folder for the authority");
     let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
     let domain = TrustDomain::new("mesh.local").expect("a domain");

@@ -3,9 +3,11 @@
 mod downstream;
 mod first_bytes;
 mod frames;
+mod gateway;
 mod hbone;
 mod identity;
 mod parsers;
+mod upstream;
 mod xds;
 
 /// A target and its name.
@@ -22,5 +24,6 @@ pub(crate) const TARGETS: &[Target] = &[
     ("join_token", identity::join_token),
     ("cache", xds::cache),
     ("downstream", downstream::bytes),
+    ("upstream", upstream::answers),
     ("hbone", hbone::tunnels),
 ];

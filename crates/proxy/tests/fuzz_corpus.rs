@@ -9,7 +9,7 @@ mod pure;
 use std::path::Path;
 
 /// Each run of these costs a connection, a file, a whole snapshot, or ten thousand frames.
-const COSTLY: [&str; 5] = ["downstream", "hbone", "frames", "cache", "messages"];
+const COSTLY: [&str; 6] = ["downstream", "upstream", "hbone", "frames", "cache", "messages"];
 
 fn replay(target: &str, check: fn(&[u8])) {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fuzz/corpus").join(target);

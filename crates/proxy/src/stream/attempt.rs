@@ -50,6 +50,14 @@ pub(super) async fn connect(
     way: &Way<'_>,
     journey: &mut Journey,
 ) -> Result<Upstream, Failure> {
+    let connected = reach(cx, way, journey).await;
+    if connected.as_ref().is_err_and(|failure| failure.cause == Cause::MaxConnections) {
+        way.cluster.connection_refused();
+    }
+    connected
+}
+
+async fn reach(cx: &Carried<'_>, way: &Way<'_>, journey: &mut Journey) -> Result<Upstream, Failure> {
     let (worker, cluster) = (cx.worker, way.cluster);
     let over = |cause| Failure::local(cause).because(Arc::clone(&cluster.key.service));
     let policy = way.policy.retry(Some(cluster));
@@ -69,12 +77,8 @@ pub(super) async fn connect(
         tried.push(endpoint.id);
         let permit = match cluster.admit_connection(&endpoint) {
             Ok(permit) => permit,
-            Err(ConnectionLimit::Service) => {
-                cluster.connection_refused();
-                return Err(over(Cause::MaxConnections));
-            }
+            Err(ConnectionLimit::Service) => return Err(over(Cause::MaxConnections)),
             Err(ConnectionLimit::Endpoint) => {
-                cluster.connection_refused();
                 last = Some(over(Cause::MaxConnections));
                 continue;
             }

@@ -312,7 +312,12 @@ impl H2Exchange {
     ) -> Poll<Result<(), StreamError>> {
         let response = self.response.as_mut().expect("asked for no head after the final one");
         if let Poll::Ready(Some(interim)) = response.poll_informational(cx) {
-            convert::response_into(&interim?, true, head);
+            let interim = interim?;
+            // RFC 9113 section 8.6: HTTP/2 has no such status, and nothing would follow it as a response.
+            if interim.status() == http::StatusCode::SWITCHING_PROTOCOLS {
+                return Poll::Ready(Err(h2::Error::from(h2::Reason::PROTOCOL_ERROR).into()));
+            }
+            convert::response_into(&interim, true, head);
             return Poll::Ready(Ok(()));
         }
         let (parts, recv) = ready!(Pin::new(response).poll(cx))?.into_parts();
