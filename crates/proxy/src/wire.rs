@@ -46,6 +46,8 @@ pub(crate) struct Wire {
     big: Bytes,
     /// Follows `big`: the end of its chunk.
     tail: &'static [u8],
+    /// Follows both: the rest of a body whose beginning, in `big`, had come with its head. Else empty.
+    next: Bytes,
     /// The peer has closed its writing side.
     pub(crate) eof: bool,
     /// The last read filled the whole buffer: a large body is on its way.
@@ -64,6 +66,7 @@ impl Wire {
             out: BytesMut::new(),
             big: Bytes::new(),
             tail: b"",
+            next: Bytes::new(),
             eof: false,
             full_reads: false,
             shared: false,
@@ -108,15 +111,23 @@ impl Wire {
         self.shared = true;
     }
 
-    /// Whether more may be queued before a flush.
+    /// Whether more may be queued before a flush. What one ordinary read brought waits for one more, so that a body of
+    /// some size leaves in one call.
     pub(crate) fn has_room(&self) -> bool {
-        self.big.is_empty() && self.out.len() < OUT_HIGH_WATER
+        let big_fits = self.big.is_empty() || (self.may_follow() && self.big.len() <= READ_CHUNK);
+        big_fits && self.out.len() < OUT_HIGH_WATER
+    }
+
+    fn may_follow(&self) -> bool {
+        self.tail.is_empty() && self.next.is_empty()
     }
 
     /// Queues bytes of a body.
     pub(crate) fn queue(&mut self, data: Bytes) {
         if self.big.is_empty() && data.len() >= COPY_BELOW {
             self.big = data;
+        } else if !self.big.is_empty() && self.may_follow() {
+            self.next = data;
         } else {
             self.out().extend_from_slice(&data);
         }
@@ -135,9 +146,10 @@ impl Wire {
 
     /// The buffer that heads and chunk lines are written into; whatever is queued as large is moved before it.
     pub(crate) fn out(&mut self) -> &mut BytesMut {
-        if !self.big.is_empty() || !self.tail.is_empty() {
+        if self.is_large() {
             self.out.extend_from_slice(&std::mem::take(&mut self.big));
             self.out.extend_from_slice(std::mem::take(&mut self.tail));
+            self.out.extend_from_slice(&std::mem::take(&mut self.next));
         }
         &mut self.out
     }
@@ -155,7 +167,11 @@ impl Wire {
     }
 
     pub(crate) fn has_output(&self) -> bool {
-        !self.out.is_empty() || !self.big.is_empty() || !self.tail.is_empty()
+        !self.out.is_empty() || self.is_large()
+    }
+
+    fn is_large(&self) -> bool {
+        !self.big.is_empty() || !self.tail.is_empty() || !self.next.is_empty()
     }
 
     /// Writes all that is queued.
@@ -164,12 +180,13 @@ impl Wire {
             return Poll::Ready(Ok(()));
         }
         while self.has_output() {
+            let large = self.is_large();
             let io = Pin::new(&mut self.io);
-            let count = if self.big.is_empty() && self.tail.is_empty() {
-                ready!(io.poll_write(cx, &self.out))?
-            } else {
-                let slices = [&self.out[..], &self.big[..], self.tail].map(io::IoSlice::new);
+            let count = if large {
+                let slices = [&self.out[..], &self.big[..], self.tail, &self.next[..]].map(io::IoSlice::new);
                 ready!(io.poll_write_vectored(cx, &slices))?
+            } else {
+                ready!(io.poll_write(cx, &self.out))?
             };
             if count == 0 {
                 return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
@@ -186,7 +203,9 @@ impl Wire {
         self.out.advance(of_out);
         let of_big = (count - of_out).min(self.big.len());
         self.big.advance(of_big);
-        self.tail = &self.tail[count - of_out - of_big..];
+        let of_tail = (count - of_out - of_big).min(self.tail.len());
+        self.tail = &self.tail[of_tail..];
+        self.next.advance(count - of_out - of_big - of_tail);
     }
 
     /// Gives the buffers back when nothing is in them. The allocator keeps such blocks per thread, so taking one

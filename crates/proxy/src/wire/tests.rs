@@ -27,6 +27,46 @@ async fn small_chunks_and_a_large_one_arrive_in_order() {
     assert_eq!(got, expected);
 }
 
+/// Whatever is queued while there is room or not, in whatever sizes: it arrives in order.
+#[tokio::test]
+async fn a_body_in_pieces_of_any_size_arrives_in_order() {
+    let sizes = [1, COPY_BELOW - 1, COPY_BELOW, READ_CHUNK, READ_CHUNK + 1, READ_CHUNK_LARGE];
+    for (first, second) in sizes.iter().flat_map(|first| sizes.map(|second| (*first, second))) {
+        let (mut wire, mut peer) = pair().await;
+        let reader = tokio::spawn(async move {
+            let mut got = Vec::new();
+            peer.read_to_end(&mut got).await.map(|_| got)
+        });
+        let mut expected = b"head".to_vec();
+        wire.out().extend_from_slice(b"head");
+        for (letter, size) in [(b'a', first), (b'b', second), (b'c', 3), (b'd', first)] {
+            if !wire.has_room() {
+                poll_fn(|cx| wire.poll_flush(cx)).await.unwrap();
+            }
+            let piece = vec![letter; size];
+            expected.extend_from_slice(&piece);
+            wire.queue(piece.into());
+        }
+        wire.out().extend_from_slice(b"end");
+        expected.extend_from_slice(b"end");
+        poll_fn(|cx| wire.poll_flush(cx)).await.unwrap();
+        drop(wire);
+        assert!(reader.await.unwrap().unwrap() == expected, "{first} and {second}");
+    }
+}
+
+#[tokio::test]
+async fn what_came_with_the_head_leaves_with_what_comes_next() {
+    let (mut wire, _peer) = pair().await;
+    wire.queue(Bytes::from(vec![b'x'; READ_CHUNK]));
+    assert!(wire.has_room(), "one more read may follow");
+    wire.queue(Bytes::from(vec![b'y'; READ_CHUNK_LARGE]));
+    assert!(!wire.has_room() && wire.out.is_empty(), "nothing is copied");
+    let (mut wire, _peer) = pair().await;
+    wire.queue(Bytes::from(vec![b'x'; READ_CHUNK_LARGE]));
+    assert!(!wire.has_room(), "a large read is enough");
+}
+
 #[tokio::test]
 async fn reads_into_uninitialised_capacity_show_only_what_arrived() {
     let (mut wire, mut peer) = pair().await;
