@@ -2,6 +2,7 @@
 
 import base64
 import os
+import shutil
 import subprocess
 import urllib.request
 
@@ -37,11 +38,7 @@ class Meshwork(Peer):
     def gateway(self, scenario, run, cpus):
         place = folder(run, 0)
         place.mkdir()
-        resources = run / "resources"
-        resources.mkdir()
-        for file in (BENCH / "meshwork" / scenario.folder).iterdir():
-            text = edited(file.read_text(), self.edits(scenario), file)
-            (resources / file.name).write_text(routes(text, scenario.routes) if scenario.routes else text)
+        resources = self.resources(scenario, run)
         if scenario.tls:
             (resources / "certificate.yaml").write_text(tls_secret(run))
         argv = [self.path(), "gateway", "--resources", resources, "--workers", str(scenario.workers), "--access-log", place / self.log,
@@ -49,12 +46,23 @@ class Meshwork(Peer):
                 "--ready-address", "127.0.0.1:0", "--idle-timeout", "1h"]
         return Chain(self.name, [Process(self.name, argv, place, cpus[0])])
 
+    def resources(self, scenario, run):
+        """A folder with what this scenario is told."""
+        resources = run / "resources"
+        resources.mkdir()
+        for file in (BENCH / "meshwork" / scenario.folder).iterdir():
+            text = edited(file.read_text(), self.edits(scenario), file)
+            (resources / file.name).write_text(routes(text, scenario.routes) if scenario.routes else text)
+        if scenario.policies:
+            shutil.copy(BENCH / "meshwork" / "policies.yaml", resources)
+        return resources
+
     def mesh(self, scenario, run, cpus):
         """Two sidecars, as `meshwork run` starts them: the upstream is the second one's application, which it starts
         itself, on the load's core and uncounted."""
         proxy_cpu, load_cpu = cpus
         server = Process("server", [self.path(), "server", "--listen-address", SERVER, "--data-dir", run / "server",
-                                    "--resources", BENCH / "meshwork" / scenario.folder], run, load_cpu)
+                                    "--resources", self.resources(scenario, run)], run, load_cpu)
         ready = run / "token"
         wait_until("a token", lambda: self.token("service", ready), server)
         aside = ["taskset", "-c", str(load_cpu)] if load_cpu is not None else []

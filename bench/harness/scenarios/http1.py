@@ -4,6 +4,7 @@ from .scenario import Scenario
 
 SCENARIOS = {
     "one-hop-http1": Scenario("one-hop"),
+    "one-hop-policies": Scenario("one-hop", policies=True),
     "body-100b": Scenario("one-hop", size=100),
     "body-64k": Scenario("one-hop", size=64 << 10),
     "body-1m": Scenario("one-hop", size=1 << 20, connections=16),

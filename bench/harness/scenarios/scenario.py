@@ -42,6 +42,8 @@ class Scenario:
     # Routes, each with a path of its own; requests go to all in turn. 0 is one route.
     routes: int = 0
     workers: int = 1
+    # Meshwork with every policy of `bench/meshwork/policies.yaml`; peers as they are without.
+    policies: bool = False
     # The scheduler places everything; else the proxy has the first core alone.
     shares_cores: bool = False
     # Those that can do it; None is all.
