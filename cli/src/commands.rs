@@ -6,6 +6,7 @@ mod check;
 mod delete;
 mod diff;
 mod down;
+mod endpoints;
 mod explain;
 mod gateway;
 mod get;

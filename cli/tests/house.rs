@@ -21,6 +21,7 @@ const FLOORS: &[(u8, &[&str])] = &[
             "meshwork-store",
             "meshwork-telemetry",
             "meshwork-http1",
+            "meshwork-probe",
         ],
     ),
     (2, &["meshwork-decision", "meshwork-compile", "meshwork-xds", "meshwork-process"]),

@@ -1,27 +1,16 @@
 //! Active checks: one task per check, which asks at its interval and tells when the answer changes.
 
 use std::collections::HashMap;
-use std::net::SocketAddr;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use bytes::Bytes;
-use http_body_util::{BodyExt, Full, Limited};
-use hyper_util::client::legacy::Client;
-use hyper_util::rt::TokioExecutor;
-use tokio::net::{TcpStream, lookup_host};
+use http_body_util::Full;
+use meshwork_probe::USER_AGENT;
 use tokio::task::JoinHandle;
-use tonic::client::Grpc;
-use tonic::codegen::http::uri::PathAndQuery;
-use tonic::transport::Endpoint;
-use tonic_prost::ProstCodec;
 
 use crate::doc::{Check, HttpProbe, Place, Probe, Status};
 use crate::model::Model;
 use crate::service::Inner;
-
-/// Bytes of an answer that are kept as output, as Consul keeps.
-const MAX_OUTPUT: usize = 4096;
 
 /// The running probes.
 #[derive(Debug, Default)]
@@ -128,22 +117,26 @@ fn futures<'a>(asking: impl Future<Output = Result<(Status, String), String>> + 
 }
 
 async fn ask_http(http: &HttpProbe) -> Result<(Status, String), String> {
-    let client: Client<_, Full<Bytes>> =
-        Client::builder(TokioExecutor::new()).pool_max_idle_per_host(0).build_http();
-    let mut request = hyper::Request::builder().method(http.method.as_str()).uri(&http.url);
-    request = request.header("user-agent", "Meshwork Health Check");
+    let url: hyper::Uri = http.url.parse().map_err(|error| format!("{}: {error}", http.url))?;
+    let Some(authority) = url.authority().filter(|_| url.scheme_str() == Some("http")) else {
+        return Err(format!("{} is no URL of http", http.url));
+    };
+    let path = url.path_and_query().map_or("/", |path| path.as_str());
+    let mut request = hyper::Request::builder().method(http.method.as_str()).uri(path);
+    request = request.header("host", authority.as_str()).header("user-agent", USER_AGENT);
     for (name, values) in &http.header {
         for value in values {
             request = request.header(name, value);
         }
     }
-    let request = request.body(Full::from(http.body.clone())).map_err(|error| error.to_string())?;
-    let response = client.request(request).await.map_err(|error| with_causes(&error))?;
-    let code = response.status();
-    let body = Limited::new(response.into_body(), MAX_OUTPUT).collect().await;
-    let body = body.map_or_else(
-        |_| "(the answer is longer than what is kept)".into(),
-        |body| String::from_utf8_lossy(&body.to_bytes()).into_owned(),
+    let request = request.body(Full::from(http.body.clone())).map_err(told)?;
+    let target = format!("{}:{}", authority.host(), authority.port_u16().unwrap_or(80));
+    let tcp = meshwork_probe::connect(&target).await.map_err(told)?;
+    let answer = meshwork_probe::http1(tcp, request).await.map_err(told)?;
+    let code = answer.status;
+    let body = answer.body.map_or_else(
+        || "(the answer is longer than what is kept)".into(),
+        |body| String::from_utf8_lossy(&body).into_owned(),
     );
     let status = match code.as_u16() {
         200..=299 => Status::Passing,
@@ -154,57 +147,22 @@ async fn ask_http(http: &HttpProbe) -> Result<(Status, String), String> {
 }
 
 async fn ask_tcp(address: &str) -> Result<(Status, String), String> {
-    let addresses: Vec<SocketAddr> = lookup_host(address).await.map_err(|error| error.to_string())?.collect();
-    let mut cause = format!("{address} has no address");
-    for at in addresses {
-        match TcpStream::connect(at).await {
-            Ok(_) => return Ok((Status::Passing, format!("TCP connect {address}: Success"))),
-            Err(error) => cause = format!("TCP connect {address}: {error}"),
-        }
+    match meshwork_probe::connect(address).await {
+        Ok(_) => Ok((Status::Passing, format!("TCP connect {address}: Success"))),
+        Err(error) => Err(format!("TCP connect {address}: {error}")),
     }
-    Err(cause)
 }
-
-/// `grpc.health.v1.HealthCheckRequest`.
-#[derive(Clone, PartialEq, prost::Message)]
-struct HealthRequest {
-    #[prost(string, tag = "1")]
-    service: String,
-}
-
-/// `grpc.health.v1.HealthCheckResponse`.
-#[derive(Clone, PartialEq, prost::Message)]
-struct HealthResponse {
-    #[prost(int32, tag = "1")]
-    status: i32,
-}
-
-const SERVING: i32 = 1;
 
 async fn ask_grpc(target: &str) -> Result<(Status, String), String> {
     let (address, service) = target.split_once('/').unwrap_or((target, ""));
-    let endpoint = Endpoint::from_shared(format!("http://{address}")).map_err(|error| with_causes(&error))?;
-    let channel = endpoint.connect().await.map_err(|error| with_causes(&error))?;
-    let mut client = Grpc::new(channel);
-    client.ready().await.map_err(|error| with_causes(&error))?;
-    let path = PathAndQuery::from_static("/grpc.health.v1.Health/Check");
-    let request = tonic::Request::new(HealthRequest { service: service.to_owned() });
-    let codec: ProstCodec<HealthRequest, HealthResponse> = ProstCodec::default();
-    let response = client.unary(request, path, codec).await.map_err(|status| status.to_string())?;
-    match response.into_inner().status {
-        SERVING => Ok((Status::Passing, format!("gRPC check {target}: success"))),
-        other => Err(format!("gRPC check {target}: status {other}, not SERVING")),
-    }
+    let failed = |error| format!("gRPC check {target}: {error}");
+    let tcp = meshwork_probe::connect(address).await.map_err(failed)?;
+    meshwork_probe::grpc(tcp, address, service).await.map_err(failed)?;
+    Ok((Status::Passing, format!("gRPC check {target}: success")))
 }
 
-fn with_causes(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text = format!("{text}: {error}");
-        cause = error.source();
-    }
-    text
+fn told(error: impl std::fmt::Display) -> String {
+    error.to_string()
 }
 
 #[cfg(test)]

@@ -71,15 +71,7 @@ pub(super) fn show(
     name: Option<&str>,
     format: Format,
 ) -> Outcome {
-    let path = match (namespace, name) {
-        (namespace, Some(name)) => format!("/v1/breakers/{}/{name}", namespace.unwrap_or("default")),
-        (Some(namespace), None) => format!("/v1/breakers?namespace={namespace}"),
-        (None, None) => "/v1/breakers".to_owned(),
-    };
-    let client = server.client()?;
-    let answer: Value = block_on(client.json(http::Method::GET, &path, &[], Bytes::new()))??;
-    notes(&answer, "has not answered", "is of a version that cannot be asked");
-    let services = answer["services"].as_array().map_or(&[][..], Vec::as_slice);
+    let services = standings(server, namespace, name)?;
     if format != Format::Table {
         output::value(format, &services)?;
         return Ok(ExitCode::SUCCESS);
@@ -90,6 +82,23 @@ pub(super) fn show(
     });
     output::table(&["SERVICE", "PORT", "PROXY", "BREAKER", "CALLS", "REJECTED", "LIMITS", "EJECTED"], rows)?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// How services stand in the running proxies; who has not answered is named.
+pub(super) fn standings(
+    server: &ServerArgs,
+    namespace: Option<&str>,
+    name: Option<&str>,
+) -> Result<Vec<Value>, Box<dyn std::error::Error>> {
+    let path = match (namespace, name) {
+        (namespace, Some(name)) => format!("/v1/breakers/{}/{name}", namespace.unwrap_or("default")),
+        (Some(namespace), None) => format!("/v1/breakers?namespace={namespace}"),
+        (None, None) => "/v1/breakers".to_owned(),
+    };
+    let client = server.client()?;
+    let answer: Value = block_on(client.json(http::Method::GET, &path, &[], Bytes::new()))??;
+    notes(&answer, "has not answered", "is of a version that cannot be asked");
+    Ok(answer["services"].as_array().cloned().unwrap_or_default())
 }
 
 fn row(service: &Value, standing: &Value) -> Vec<String> {
@@ -136,7 +145,7 @@ fn state(breaker: &Value) -> String {
 }
 
 #[expect(clippy::cast_precision_loss, reason = "milliseconds for people")]
-fn seconds(millis: &Value, over: &str) -> String {
+pub(super) fn seconds(millis: &Value, over: &str) -> String {
     match millis.as_u64() {
         None | Some(0) => over.to_owned(),
         Some(millis) => format!("{:.1} s left", millis as f64 / 1e3),

@@ -5,14 +5,15 @@ use std::process::ExitCode;
 use bytes::Bytes;
 use serde_json::Value;
 
-use super::{Outcome, block_on, breaker};
+use super::{Outcome, block_on, breaker, endpoints};
 use crate::output::{self, Format};
 use crate::server::ServerArgs;
 
 /// Show objects with their status
 #[derive(clap::Args, Debug)]
 pub(crate) struct Arguments {
-    /// The kind, as gateways, httproutes, services, trafficpolicies; or breakers, as the proxies have them now
+    /// The kind, as gateways, httproutes, services, trafficpolicies; or breakers, or the endpoints that are out, as
+    /// the proxies have them now
     #[arg(value_name = "KIND")]
     kind: String,
     /// The object's name
@@ -33,6 +34,10 @@ pub(crate) fn run(arguments: &Arguments) -> Outcome {
     if matches!(arguments.kind.to_ascii_lowercase().as_str(), "breaker" | "breakers" | "circuitbreakers") {
         let Arguments { name, namespace, server, output, .. } = arguments;
         return breaker::show(server, namespace.as_deref(), name.as_deref(), *output);
+    }
+    if matches!(arguments.kind.to_ascii_lowercase().as_str(), "endpoint" | "endpoints" | "ep") {
+        let Arguments { name, namespace, server, output, .. } = arguments;
+        return endpoints::show(server, namespace.as_deref(), name.as_deref(), *output);
     }
     let client = arguments.server.client()?;
     let path = path(arguments);

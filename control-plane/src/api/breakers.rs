@@ -59,6 +59,8 @@ struct Standing {
     limits: Vec<Limit>,
     endpoints: u32,
     ejected: Vec<Ejected>,
+    /// Those that the proxy's own health checks have taken out.
+    failing: Vec<Failing>,
 }
 
 #[derive(Debug, Serialize)]
@@ -99,6 +101,14 @@ struct Ejected {
     ms_left: u64,
 }
 
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Failing {
+    address: String,
+    instance: String,
+    why: String,
+}
+
 impl Standing {
     fn new(proxy: String, told: v1::ServiceStanding) -> Self {
         let breaker = told.breaker.map(|breaker| Breaker {
@@ -128,7 +138,13 @@ impl Standing {
             count: endpoint.count,
             ms_left: endpoint.ms_left,
         });
+        let failing = told.failing.into_iter().map(|endpoint| Failing {
+            address: endpoint.address,
+            instance: endpoint.instance,
+            why: endpoint.why,
+        });
         Self {
+            failing: failing.collect(),
             proxy,
             breaker,
             limits: limits.collect(),

@@ -1,6 +1,7 @@
 //! Meshwork's policies: what they are attached to, which of two wins, and their messages.
 
 mod effect;
+mod health_check;
 mod load_balancer;
 
 use std::collections::HashMap;
@@ -234,6 +235,7 @@ fn claim(object: &Object, spec: &Spec, target: &Target, taken: &mut Taken) -> Re
             ("loadBalancer", policy.algorithm != 0 || policy.load_balancer.is_some()),
             ("limits", policy.limits.is_some()),
             ("outlierDetection", policy.outlier_detection.is_some()),
+            ("healthCheck", policy.health_check.is_some()),
             ("circuitBreaker", policy.circuit_breaker.is_some()),
             ("retry", policy.retry.is_some()),
             ("timeouts", policy.timeouts.is_some()),
@@ -287,6 +289,7 @@ fn traffic(spec: &TrafficPolicy) -> v1::TrafficPolicy {
                 .unwrap_or_default(),
         }),
         outlier_detection: spec.outlier_detection.as_ref().map(outlier_detection),
+        health_check: spec.health_check.as_ref().map(|check| health_check::message(check)),
         circuit_breaker: spec.circuit_breaker.as_ref().map(|breaker| circuit_breaker(breaker)),
         retry: spec.retry.as_ref().map(|found| retry(found)),
         timeouts: spec.timeouts.as_ref().map(|timeouts| v1::Timeouts {

@@ -14,6 +14,7 @@ use crate::breaker::{Breaker, BreakerView, CircuitBreaker, ForcedState, Ticket};
 use crate::cause::Cause;
 use crate::deadline::Fastest;
 use crate::endpoint::{Endpoint, EndpointSet, Exclusion};
+use crate::health_check::{self, HealthCheck};
 use crate::limits::{ConnectionLimit, ConnectionPermit, Limited, Limits, Permit, Usage};
 use crate::load::Answer;
 use crate::outage::{self, Outage};
@@ -129,6 +130,8 @@ pub struct Cluster {
     pub limits: Limits,
     /// When an endpoint is left alone for a while; absent: never.
     pub outlier_detection: Option<OutlierDetection>,
+    /// How endpoints are asked whether they serve; absent: not at all.
+    pub health_check: Option<Arc<HealthCheck>>,
     /// When the service is not called for a while; absent: always.
     pub circuit_breaker: Option<CircuitBreaker>,
     /// What each plaintext connection begins with, to say for whom it is made.
@@ -330,6 +333,11 @@ impl Cluster {
         };
         let standing = |endpoint: &Arc<Endpoint>| {
             if endpoint.excluded.is_none()
+                && let Some((outcome, why)) = health_check::explained(endpoint, picked)
+            {
+                return reason(endpoint.address().to_string(), outcome, &why);
+            }
+            if endpoint.excluded.is_none()
                 && endpoint.stats.is_out()
                 && let Some(why) = outlier::explained(endpoint, picked, now)
             {
@@ -412,6 +420,12 @@ impl Cluster {
         }
     }
 
+    /// Whether anybody calls it: an endpoint has answered before, or requests have come of late.
+    #[must_use]
+    pub fn has_traffic(&self, now: Tick) -> bool {
+        self.shared.outage.has_served() || self.shared.budget.sums(now).0 > 0
+    }
+
     /// The fastest answer of late, if enough are known.
     #[must_use]
     pub fn fastest(&self, now: Tick) -> Option<Duration> {
@@ -490,6 +504,7 @@ impl Cluster {
             && self.preference == other.preference
             && self.limits == other.limits
             && self.outlier_detection == other.outlier_detection
+            && self.health_check == other.health_check
             && self.circuit_breaker == other.circuit_breaker
             && self.proxy_protocol == other.proxy_protocol
             && self.requests == other.requests

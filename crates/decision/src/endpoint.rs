@@ -6,10 +6,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
+use arc_swap::ArcSwapOption;
 use meshwork_base::{SpiffeId, Tick};
 use smallvec::SmallVec;
 
 use crate::balance::{Shape, Table, Tiers, xxh64};
+use crate::health_check::Checked;
 use crate::load::Load;
 use crate::outlier::{EjectionCause, Standing};
 use crate::preference::{Locality, Preference};
@@ -127,7 +129,7 @@ impl Endpoint {
         InFlight { stats: Arc::clone(&self.stats) }
     }
 
-    /// Whether outlier detection has taken it out for now: it is not picked as long as there are others.
+    /// Whether outlier detection or checks have taken it out for now: it is not picked as long as there are others.
     #[must_use]
     pub fn is_ejected(&self, now: Tick) -> bool {
         self.stats.is_ejected(now)
@@ -142,6 +144,8 @@ pub struct EndpointStats {
     pub(crate) connections: AtomicU32,
     pub(crate) standing: Standing,
     pub(crate) load: Load,
+    /// Why it fails its checks, where it does.
+    pub(crate) check_failure: ArcSwapOption<String>,
 }
 
 impl EndpointStats {
@@ -194,7 +198,19 @@ impl EndpointStats {
         self.standing.until()
     }
 
-    /// Whether outlier detection has taken it out for now.
+    /// What active checks say of it.
+    #[must_use]
+    pub fn checked(&self) -> Checked {
+        self.standing.checked()
+    }
+
+    /// Why it fails its checks, where it does.
+    #[must_use]
+    pub fn check_failure(&self) -> Option<Arc<String>> {
+        self.check_failure.load_full()
+    }
+
+    /// Whether outlier detection or checks have taken it out for now.
     #[must_use]
     pub fn is_ejected(&self, now: Tick) -> bool {
         self.standing.is_passed_by(now)

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use crate::breaker::{CircuitBreaker, Tally, Trials};
 use crate::endpoint::EndpointSet;
+use crate::health_check::{Checked, HealthCheck};
 use crate::outlier::OutlierDetection;
 use crate::retry::RetryBudget;
 
@@ -32,6 +33,23 @@ pub fn ejection_time(config: &OutlierDetection, chosen: Duration) -> Result<(), 
     let longest = config.max_ejection_time.max(config.base_ejection_time);
     if chosen < config.base_ejection_time || chosen > longest {
         return Err(format!("out for {chosen:?}, from {:?} to {longest:?}", config.base_ejection_time));
+    }
+    Ok(())
+}
+
+/// What speaks against the state that checks have found is fewer answers than would change it, and nothing speaks against
+/// what nobody knows.
+///
+/// # Errors
+/// What is broken.
+pub fn checks(policy: &HealthCheck, state: Checked, against: u32) -> Result<(), String> {
+    let bound = match state {
+        Checked::Unknown => 1,
+        Checked::Healthy => policy.unhealthy_threshold,
+        Checked::Unhealthy => policy.healthy_threshold,
+    };
+    if against >= bound {
+        return Err(format!("{against} answers in a row speak against {state:?}, {bound} would change it"));
     }
     Ok(())
 }

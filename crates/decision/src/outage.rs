@@ -46,6 +46,11 @@ impl Outage {
         }
     }
 
+    /// Whether an endpoint has ever answered.
+    pub(crate) fn has_served(&self) -> bool {
+        self.0.load(Ordering::Relaxed) != UNKNOWN
+    }
+
     /// A request has found nobody: whether it may wait.
     pub(crate) fn may_wait(&self, now: Tick) -> bool {
         let noticed = now.as_nanos().clamp(UNKNOWN + 1, SERVING - 1);

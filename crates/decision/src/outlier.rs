@@ -271,7 +271,8 @@ impl OutlierDetection {
         let standing = &endpoint.stats.standing;
         // Another worker may have ejected it between our failure and our turn.
         let out = set.pickable().iter().filter(|e| e.stats.standing.is_out()).count();
-        if standing.is_out() || !self.may_eject(out, set.pickable().len()) {
+        if standing.is_out() || !self.may_eject(out, set.pickable().len()) || !leaves_somebody(set, endpoint)
+        {
             return None;
         }
         let ejection = self.ejection(standing, cause, now);
@@ -295,6 +296,15 @@ impl OutlierDetection {
             standing.forgive_one(self.base_ejection_time, now);
         }
     }
+}
+
+/// Whether somebody is in beside this endpoint. Those who fail checks are not, though they are not ejected.
+fn leaves_somebody(set: &EndpointSet, endpoint: &Arc<Endpoint>) -> bool {
+    let is_in = |other: &Arc<Endpoint>| {
+        let standing = &other.stats.standing;
+        !standing.is_out() && !standing.is_said_out()
+    };
+    set.pickable().iter().any(|other| !Arc::ptr_eq(other, endpoint) && is_in(other))
 }
 
 #[cfg(test)]

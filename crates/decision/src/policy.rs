@@ -15,6 +15,7 @@ use crate::authorization::{Authorization, AuthorizationPolicy};
 use crate::breaker::CircuitBreaker;
 use crate::cluster::{Algorithm, Cluster};
 use crate::fault::FaultInjection;
+use crate::health_check::HealthCheck;
 use crate::inbound::Mtls;
 use crate::limits::Limits;
 use crate::origin::Origin;
@@ -208,6 +209,7 @@ pub(crate) struct TrafficSpec {
     pub(crate) preference: Option<Arc<Preference>>,
     pub(crate) limits: Limits,
     pub(crate) outlier: Option<OutlierDetection>,
+    pub(crate) health_check: Option<Arc<HealthCheck>>,
     pub(crate) circuit_breaker: Option<CircuitBreaker>,
     pub(crate) requests: RequestPolicy,
     pub(crate) proxy_protocol: Option<ProxyVersion>,
@@ -221,6 +223,7 @@ impl TrafficSpec {
             preference: self.preference.as_ref().or(wider.preference.as_ref()).cloned(),
             limits: self.limits.or(wider.limits),
             outlier: self.outlier.or(wider.outlier),
+            health_check: self.health_check.as_ref().or(wider.health_check.as_ref()).cloned(),
             circuit_breaker: self.circuit_breaker.or(wider.circuit_breaker),
             requests: self.requests.or(&wider.requests),
             proxy_protocol: self.proxy_protocol.or(wider.proxy_protocol),

@@ -15,6 +15,7 @@ use meshwork_messages::v1;
 use meshwork_telemetry::{AccessLogSink, MetricsRegistry, RequestLabels, Tracer};
 use tokio::sync::{Notify, mpsc, oneshot};
 
+use crate::checker::Checker;
 use crate::connections::DownstreamTimeouts;
 use crate::listen::{self, ListenError};
 use crate::mesh::{self, Mesh, Place, Side};
@@ -126,6 +127,7 @@ pub struct Engine {
     bound: BTreeMap<BindKey, SocketAddr>,
     /// Wakes requests that wait for a snapshot with their service.
     applied: Arc<Notify>,
+    checker: Checker,
     /// The bundle that our identity has got.
     trusted: Option<Arc<Bundle>>,
     /// Replaced snapshots, dropped here once no worker holds them, so that no request pays for it.
@@ -143,7 +145,15 @@ impl Engine {
         let workers = (0..shared.settings.workers.max(1))
             .map(|index| start_worker(index, Arc::clone(&shared), Arc::clone(&applied)))
             .collect::<std::io::Result<_>>()?;
-        Ok(Self { shared, workers, bound: BTreeMap::new(), applied, trusted: None, replaced: Vec::new() })
+        Ok(Self {
+            shared,
+            workers,
+            bound: BTreeMap::new(),
+            applied,
+            checker: Checker::default(),
+            trusted: None,
+            replaced: Vec::new(),
+        })
     }
 
     /// Puts a snapshot into effect on all workers: new sockets are bound and old ones closed, then every request that
@@ -177,8 +187,15 @@ impl Engine {
                 Err(error) => errors.push((key, error)),
             }
         }
+        self.check_endpoints();
         self.drop_replaced();
         errors
+    }
+
+    /// Asks the endpoints of this moment whether they serve, where policies want it, and no longer those that are gone. To
+    /// be called in a runtime, after endpoints have changed without a new snapshot.
+    pub fn check_endpoints(&mut self) {
+        self.checker.follow(&self.shared.snapshot.load(), &self.shared);
     }
 
     /// Gives our identity the snapshot's bundle; true when live connections must be looked at again.

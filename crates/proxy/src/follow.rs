@@ -193,6 +193,7 @@ impl Follower {
         if self.builder.is_stale() || batch.revision.is_some() {
             self.put_into_effect().await;
         }
+        self.engine.check_endpoints();
         if batch.revision.is_some() {
             let _ = self.handle.effective(self.revision).await;
             self.configured.set(true);

@@ -3,7 +3,7 @@
 use std::sync::{Arc, Weak};
 
 use meshwork_base::{Clock as _, Tick};
-use meshwork_decision::{Cluster, Limited};
+use meshwork_decision::{Checked, Cluster, Limited};
 use meshwork_telemetry::{Samples, inventory};
 
 use crate::engine::Shared;
@@ -28,8 +28,13 @@ fn of_cluster(cluster: &Cluster, now: Tick, samples: &mut Samples) {
         samples.tell(&inventory::TIER_SHARE, &labels, tier.share.into());
         samples.tell(&inventory::TIER_WELL, &labels, tier.well as u64);
     }
-    if cluster.outlier_detection.is_some() {
+    if cluster.health_check.is_some() {
+        checked(cluster, labels, samples);
+    }
+    if cluster.outlier_detection.is_some() || cluster.health_check.is_some() {
         samples.tell(&inventory::PANIC, &labels, cluster.panics(now).into());
+    }
+    if cluster.outlier_detection.is_some() {
         let out = cluster.endpoints().pickable().iter().filter(|endpoint| endpoint.stats.is_out()).count();
         samples.tell(&inventory::ENDPOINTS_EJECTED, &labels, out as u64);
     }
@@ -54,5 +59,13 @@ fn of_cluster(cluster: &Cluster, now: Tick, samples: &mut Samples) {
         if is_said || refused > 0 {
             samples.tell(&inventory::LIMIT_REJECTED, &[service, port, limit], refused);
         }
+    }
+}
+
+fn checked(cluster: &Cluster, [service, port]: [&str; 2], samples: &mut Samples) {
+    let set = cluster.endpoints();
+    for state in [Checked::Healthy, Checked::Unhealthy, Checked::Unknown] {
+        let count = set.pickable().iter().filter(|endpoint| endpoint.stats.checked() == state).count();
+        samples.tell(&inventory::HEALTH_STATES, &[service, port, state.as_str()], count as u64);
     }
 }

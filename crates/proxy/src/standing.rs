@@ -35,7 +35,8 @@ fn of_cluster(cluster: &Cluster, now: Tick) -> Option<v1::ServiceStanding> {
     let limits = Limited::ALL.iter().filter_map(|&what| limit(cluster, what));
     let limits: Vec<_> = limits.chain(limit_per_endpoint(cluster)).collect();
     let has_breaker = view.is_in_use();
-    if !has_breaker && limits.is_empty() && cluster.outlier_detection.is_none() {
+    let watches = cluster.outlier_detection.is_some() || cluster.health_check.is_some();
+    if !has_breaker && limits.is_empty() && !watches {
         return None;
     }
     let set = cluster.endpoints();
@@ -45,6 +46,7 @@ fn of_cluster(cluster: &Cluster, now: Tick) -> Option<v1::ServiceStanding> {
         breaker: has_breaker.then(|| breaker(&view, now)),
         limits,
         ejected: set.pickable().iter().filter_map(|endpoint| ejected(endpoint, now)).collect(),
+        failing: set.pickable().iter().filter_map(|endpoint| failing(endpoint)).collect(),
         endpoints: u32::try_from(set.pickable().len()).unwrap_or(u32::MAX),
     })
 }
@@ -105,6 +107,15 @@ fn ejected(endpoint: &Endpoint, now: Tick) -> Option<v1::EjectedEndpoint> {
         cause: cause.as_str().to_owned(),
         count: endpoint.stats.ejections(),
         ms_left: millis(endpoint.stats.ejected_until().since(now)),
+    })
+}
+
+fn failing(endpoint: &Endpoint) -> Option<v1::FailingEndpoint> {
+    let why = endpoint.stats.check_failure()?;
+    Some(v1::FailingEndpoint {
+        address: endpoint.address().to_string(),
+        instance: endpoint.instance.to_string(),
+        why: why.to_string(),
     })
 }
 

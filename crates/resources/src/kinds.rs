@@ -61,9 +61,10 @@ pub use tcp_route::TCPRoute;
 pub use tls_route::TLSRoute;
 pub use traffic_policy::{
     Backoff, BreakerMode, BreakerWindow, CallerDeadline, CircuitBreaker, EndpointLimits, Failover,
-    FailoverPreference, FailoverPriority, HashRule, HashRuleType, LoadBalancer, LoadBalancerAlgorithm,
-    OutlierDetection, OutlierFailurePercentage, OutlierSuccessRate, RetryBudget, RetryOn, SlowCalls,
-    TrafficLimits, TrafficPolicy, TrafficRetry, TrafficTimeouts,
+    FailoverPreference, FailoverPriority, GrpcHealthCheck, HashRule, HashRuleType, HealthCheck,
+    HttpHealthCheck, LoadBalancer, LoadBalancerAlgorithm, OutlierDetection, OutlierFailurePercentage,
+    OutlierSuccessRate, RetryBudget, RetryOn, SlowCalls, StatusRange, TcpHealthCheck, TrafficLimits,
+    TrafficPolicy, TrafficRetry, TrafficTimeouts,
 };
 
 pub(crate) use crate::decode::fields::shorten as shown;

@@ -116,9 +116,15 @@ metrics! {
     TIER_WELL = "meshwork_lb_well_endpoints", Gauge, "", &["service", "port", "priority", "distance"],
         "Endpoints of a priority, zone or region that are well.";
     PANIC = "meshwork_lb_panic", Gauge, "", &["service", "port"],
-        "1 where so many endpoints are ejected that ejections are disregarded, of services with outlier detection.";
+        "1 where so many endpoints are out that it is disregarded, of services with outlier detection or health checks.";
     ENDPOINTS_EJECTED = "meshwork_endpoints_ejected", Gauge, "", &["service", "port"],
         "Endpoints that are ejected and have passed no trial since, of services with outlier detection.";
+    HEALTH_CHECKS = "meshwork_health_checks_total", Counter, "", &["service", "result"],
+        "Active health checks of endpoints: `success`, `failure`, `timeout`.";
+    HEALTH_CHANGES = "meshwork_health_check_changes_total", Counter, "", &["service", "to"],
+        "Endpoints that active health checks took out (`unhealthy`) or in again (`healthy`).";
+    HEALTH_STATES = "meshwork_health_check_endpoints", Gauge, "", &["service", "port", "state"],
+        "Endpoints by what active health checks say of them: `healthy`, `unhealthy`, `unknown`.";
     BREAKER_CHANGES = "meshwork_circuit_breaker_changes_total", Counter, "", &["service", "state", "cause"],
         "Changes of circuit breakers, by the state that began and why: by rates, by trials, or as an operator said.";
     BREAKER_STATE = "meshwork_circuit_breaker_state", Gauge, "", &["service", "port", "state"],

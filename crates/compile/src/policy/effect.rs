@@ -11,7 +11,7 @@ use super::Unattached;
 use crate::Cx;
 use crate::codes;
 use crate::index::{Name, qualified};
-use crate::service::{counts_nowhere, is_http, port_protocol, ports_of};
+use crate::service::{counts_nowhere, in_mesh, is_http, port_protocol, ports_of};
 
 /// Whether each part of a policy does something at its target.
 pub(super) fn effective(
@@ -26,6 +26,13 @@ pub(super) fn effective(
     let name = (namespace, target.name.as_str());
     let section = target.section_name.as_ref().map(|section| section.as_str());
     let found = if is_stream(cx, name, section) { on_layer_4(policy) } else { None };
+    let found = found.or_else(|| {
+        let asked_behind = is_stream(cx, name, section) && in_mesh(cx, name) && asks_by_requests(policy);
+        asked_behind.then_some((
+            "healthCheck",
+            "its instances are behind sidecars that take opaque connections for it; write `tcp`",
+        ))
+    });
     let found = found.or_else(|| {
         let uncounted = policy.rate_limit.is_some() && counts_nowhere(cx, name);
         uncounted.then_some((
@@ -48,6 +55,13 @@ fn is_stream(cx: &Cx<'_>, name: Name<'_>, section: Option<&str>) -> bool {
     let spoken: Vec<AppProtocol> =
         wanted.filter_map(|(number, _)| port_protocol(cx, name, *number).ok()).collect();
     !spoken.is_empty() && spoken.into_iter().all(|protocol| !is_http(protocol))
+}
+
+/// Whether endpoints are asked by requests.
+fn asks_by_requests(policy: &v1::TrafficPolicy) -> bool {
+    use v1::health_check::Probe;
+    let probe = policy.health_check.as_ref().and_then(|check| check.probe.as_ref());
+    matches!(probe, Some(Probe::Http(_) | Probe::Grpc(_)))
 }
 
 /// What is about requests, and why it is nothing on layer 4.

@@ -164,6 +164,7 @@ impl Built {
             preference: said.preference.unwrap_or_default(),
             limits: said.limits,
             outlier_detection: said.outlier,
+            health_check: said.health_check,
             circuit_breaker: said.circuit_breaker,
             proxy_protocol: said.proxy_protocol,
             requests: said.requests,

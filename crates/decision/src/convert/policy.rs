@@ -7,7 +7,7 @@ use ipnet::IpNet;
 use meshwork_messages::v1;
 
 use super::shaping::{fault, rate_limit};
-use super::{ConvertError, Result, load_balancer, request_policy, unknown, value};
+use super::{ConvertError, Result, health_check, load_balancer, request_policy, unknown, value};
 use crate::authorization::{
     Action, AuthorizationPolicy, AuthorizationRule, HostRule, Operation, Peers, TextRule,
 };
@@ -124,6 +124,8 @@ fn traffic_policy(origin: &Arc<Origin>, message: &v1::TrafficPolicy) -> Result<T
         Ok(v1::traffic_policy::ProxyProtocol::V2) => Some(ProxyVersion::V2),
         Err(_) => return Err(unknown("proxy_protocol")),
     };
+    let health_check =
+        message.health_check.as_ref().map(health_check::health_check).transpose()?.map(Arc::new);
     let circuit_breaker = message.circuit_breaker.as_ref().map(circuit_breaker).transpose()?;
     let hashing = load_balancer::hashing(message.load_balancer.as_ref())?;
     let preference = load_balancer::preference(message.load_balancer.as_ref())?;
@@ -133,6 +135,7 @@ fn traffic_policy(origin: &Arc<Origin>, message: &v1::TrafficPolicy) -> Result<T
         preference,
         limits,
         outlier,
+        health_check,
         circuit_breaker,
         requests,
         proxy_protocol,

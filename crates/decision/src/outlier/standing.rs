@@ -7,6 +7,7 @@ use meshwork_base::Tick;
 
 use super::rates::Tally;
 use super::{Ejection, Heard, OutlierDetection};
+use crate::health_check::Checked;
 
 /// Why an endpoint is out.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -74,7 +75,16 @@ pub(crate) struct Standing {
     /// From when on good behaviour counts.
     good_since: AtomicU64,
     cause: AtomicU8,
+    /// What others than outlier detection say: [`HEALTHY`], [`UNHEALTHY`].
+    said: AtomicU8,
 }
+
+/// Checks pass. Nothing hangs on it but that it is told.
+const HEALTHY: u8 = 1;
+/// Checks fail.
+const UNHEALTHY: u8 = 2;
+/// What takes an endpoint out, whatever requests say of it.
+const OUT: u8 = UNHEALTHY;
 
 impl Standing {
     /// Whether it was ejected and no trial has gone well since.
@@ -82,10 +92,43 @@ impl Standing {
         self.until.load(Ordering::Relaxed) != 0
     }
 
-    /// Whether it is to be passed by: its time is not over, or another request tries it.
+    /// Whether it is to be passed by: it fails checks, its time is not over, or another request tries it.
     pub(crate) fn is_passed_by(&self, now: Tick) -> bool {
         let until = self.until.load(Ordering::Relaxed);
-        until != 0 && (until > now.as_nanos() || self.tried.load(Ordering::Relaxed) == until)
+        self.is_said_out()
+            || until != 0 && (until > now.as_nanos() || self.tried.load(Ordering::Relaxed) == until)
+    }
+
+    /// Whether others than outlier detection say that it is out.
+    pub(super) fn is_said_out(&self) -> bool {
+        self.said.load(Ordering::Relaxed) & OUT != 0
+    }
+
+    /// What active checks say.
+    pub(crate) fn checked(&self) -> Checked {
+        match self.said.load(Ordering::Relaxed) {
+            said if said & UNHEALTHY != 0 => Checked::Unhealthy,
+            said if said & HEALTHY != 0 => Checked::Healthy,
+            _ => Checked::Unknown,
+        }
+    }
+
+    pub(crate) fn check(&self, says: Checked) {
+        let now = match says {
+            Checked::Unknown => 0,
+            Checked::Healthy => HEALTHY,
+            Checked::Unhealthy => UNHEALTHY,
+        };
+        let with = |said: u8| Some(said & !(HEALTHY | UNHEALTHY) | now);
+        // The closure always gives a value, so the update cannot fail.
+        let _ = self.said.fetch_update(Ordering::Relaxed, Ordering::Relaxed, with);
+    }
+
+    /// If it is ejected, its trial is due now.
+    pub(crate) fn bring_forward(&self, now: Tick) {
+        let earlier = |until: u64| (until > now.as_nanos()).then_some(now.as_nanos().max(1));
+        // Nothing to bring forward is no failure.
+        let _ = self.until.fetch_update(Ordering::Relaxed, Ordering::Relaxed, earlier);
     }
 
     /// Until when nobody tries it; [`Tick::ZERO`] when it is in.
@@ -195,7 +238,7 @@ impl Standing {
     /// Claims its trial, when one is due: the moment after which it is.
     pub(super) fn claim(&self, now: Tick) -> Claim {
         let until = self.until.load(Ordering::Relaxed);
-        if until == 0 || until > now.as_nanos() {
+        if until == 0 || until > now.as_nanos() || self.is_said_out() {
             return Claim::None;
         }
         let tried = self.tried.load(Ordering::Relaxed);

@@ -1,11 +1,12 @@
 //! Mutual TLS to a peer in the mesh.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::BytesMut;
 use meshwork_base::SpiffeId;
 use meshwork_decision::{Cause, ClusterKey, mesh_sni};
-use meshwork_identity::{Expected, Peer, Refusal};
+use meshwork_identity::{Expected, Identity, Peer, Refusal};
 use rustls_pki_types::ServerName;
 use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
@@ -15,7 +16,6 @@ use crate::error::{Failure, Retry};
 use crate::io::Io;
 use crate::mesh::retires_at;
 use crate::replay::Replayed;
-use crate::worker::Worker;
 
 /// A connection whose peer has proven who it is, and has taken us.
 pub(crate) struct Secured {
@@ -37,12 +37,12 @@ pub(crate) struct Validity {
 /// # Errors
 /// Either side refuses the other. Nothing of a request was sent.
 pub(crate) async fn secure(
-    worker: &Worker,
+    identity: Option<&Arc<Identity>>,
     key: &ClusterKey,
     id: &SpiffeId,
     tcp: TcpStream,
 ) -> Result<Secured, Failure> {
-    let Some(identity) = &worker.shared.mesh.identity else {
+    let Some(identity) = identity else {
         let why = "the endpoint asks for mTLS, and this proxy has no identity: join it to the mesh";
         return Err(Failure::local(Cause::UpstreamTlsFailure).because(why));
     };

@@ -310,7 +310,7 @@ async fn dial(
     let tcp = connect(to.address, to.connect_timeout).await?;
     let (io, svid) = match to.speaks {
         Speaks::Mesh { key, id } => {
-            let securing = mesh::secure(worker, key, id, tcp);
+            let securing = mesh::secure(worker.shared.mesh.identity.as_ref(), key, id, tcp);
             let secured = timeout(to.connect_timeout, securing).await;
             let secured = secured.unwrap_or_else(|_| Err(mesh::too_slow(to.connect_timeout)));
             let mesh::Secured { io, svid } = secured.map_err(|failure| failure.at(to.address))?;

@@ -1,5 +1,6 @@
 //! `TrafficPolicy`: how calls to a target behave.
 
+mod health_check;
 mod load_balancer;
 
 use std::fmt;
@@ -16,6 +17,7 @@ use crate::kinds::{Body, in_spec};
 use crate::object::{ObjectKind, ObjectMeta};
 use crate::span::Spanned;
 
+pub use health_check::{GrpcHealthCheck, HealthCheck, HttpHealthCheck, StatusRange, TcpHealthCheck};
 pub(super) use load_balancer::TOKEN;
 pub use load_balancer::{
     Failover, FailoverPreference, FailoverPriority, HashRule, HashRuleType, LoadBalancer,
@@ -33,6 +35,8 @@ record! {
         pub limits: Option<Spanned<TrafficLimits>>,
         /// When an endpoint is left out for a while. For services and namespaces only.
         pub outlier_detection: Option<OutlierDetection> as "outlierDetection",
+        /// Whether endpoints answer when nobody calls them. For services and namespaces only.
+        pub health_check: Option<Spanned<HealthCheck>> as "healthCheck",
         /// When nothing is called for a while. For services and namespaces only.
         pub circuit_breaker: Option<Spanned<CircuitBreaker>> as "circuitBreaker",
         /// Whether a failed attempt is repeated.
@@ -360,6 +364,9 @@ impl Body for TrafficPolicy {
         if let Some(balancer) = &self.load_balancer {
             load_balancer::validate(balancer, cx);
         }
+        if let Some(check) = &self.health_check {
+            health_check::validate(check, cx);
+        }
         self.validate_shaping(cx);
         self.validate_says_something(cx);
         let Some(retry) = &self.retry else { return };
@@ -393,6 +400,7 @@ impl TrafficPolicy {
             ("loadBalancer", self.load_balancer.is_some()),
             ("limits", self.limits.is_some()),
             ("outlierDetection", self.outlier_detection.is_some()),
+            ("healthCheck", self.health_check.is_some()),
             ("circuitBreaker", self.circuit_breaker.is_some()),
         ];
         for (field, _) in of_services.into_iter().filter(|(_, is_there)| *is_there) {
