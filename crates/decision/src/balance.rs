@@ -21,6 +21,9 @@
 //!
 //! *Ring hash* and *Maglev* go by the request's hash, see `balance/consistent.rs`.
 //!
+//! Where slow start is asked for, a draw takes one that has just begun by a chance that grows, see
+//! `balance/slow_start.rs`.
+//!
 //! All prefer endpoints that are neither ejected nor tried before. When there are none, a tried one is better than an
 //! ejected one, and an ejected one better than none: outlier detection never leaves a service without endpoints, but an
 //! update may have removed all others. Where fewer than half of all (or what the policy says) are left, ejections are
@@ -29,12 +32,13 @@
 mod consistent;
 mod hash;
 mod regard;
+mod slow_start;
 mod tiers;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use meshwork_base::{Rng, Tick};
+use meshwork_base::Rng;
 
 use crate::endpoint::{Endpoint, EndpointSet};
 
@@ -43,11 +47,16 @@ pub(crate) use consistent::Bound;
 pub(crate) use consistent::{Shape, Table, consistent};
 pub(crate) use hash::{stir, xxh64};
 pub(crate) use regard::{Regard, Standing};
+pub use slow_start::SlowStart;
+pub(crate) use slow_start::{Beginners, Begun, Shares};
 pub use tiers::{Rank, TierState};
-pub(crate) use tiers::{Tiers, roll};
+pub(crate) use tiers::{Tiers, WHOLE, roll};
 
 /// How often a draw may meet an unwanted endpoint before all are looked at.
 const DRAWS: usize = 3;
+
+/// How many turns may be left out in a row, where some have less than their weight, before all are looked at.
+const SKIPPED: usize = 32;
 
 /// Latencies of which one is less than twice the other count as equal: logarithms differ by less than ln 2.
 const ALIKE: f32 = std::f32::consts::LN_2;
@@ -59,25 +68,27 @@ pub(crate) fn persistent<'s>(regard: &Regard<'s>, id: u64) -> Option<&'s Arc<End
 
 /// The one of two drawn by weight that is likely to answer sooner.
 pub(crate) fn peak_ewma<'s>(regard: &Regard<'s>, rng: &mut impl Rng) -> Option<&'s Arc<Endpoint>> {
-    two_choices(regard.set, rng, |e| regard.full_standing(e), |a, b| answers_sooner(a, b, regard.now))
+    two_choices(regard, rng, |e| regard.full_standing(e), |a, b| answers_sooner(regard, a, b))
 }
 
 /// `a` is likely to answer sooner than `b`.
-fn answers_sooner(a: &Endpoint, b: &Endpoint, now: Tick) -> bool {
+fn answers_sooner(regard: &Regard<'_>, a: &Endpoint, b: &Endpoint) -> bool {
+    let now = regard.now;
     let (Some(of_a), Some(of_b)) = (a.stats.load.ln_latency(now), b.stats.load.ln_latency(now)) else {
-        return load_is_less(a, b);
+        return load_is_less(regard, a, b);
     };
     let difference = of_a - of_b;
     if difference.abs() < ALIKE {
-        return load_is_less(a, b);
+        return load_is_less(regard, a, b);
     }
-    difference.exp() * ahead(a) < ahead(b)
+    difference.exp() * ahead(regard, a) < ahead(regard, b)
 }
 
 /// Requests that would be answered first, the one to come included, per weight.
 #[expect(clippy::cast_precision_loss, reason = "counts far below 2^24 where precision matters")]
-fn ahead(of: &Endpoint) -> f32 {
-    of.stats.in_flight() as f32 / of.weight.max(1) as f32 + 1.0
+fn ahead(regard: &Regard<'_>, of: &Endpoint) -> f32 {
+    let per = if regard.slows() { WHOLE as f32 } else { 1.0 };
+    of.stats.in_flight() as f32 / (regard.weight(of) as f32 / per) + 1.0
 }
 
 /// Of the tier after this one, where it is only farther away: an endpoint that is likely to answer in less than half the
@@ -100,17 +111,18 @@ pub(crate) fn faster_elsewhere<'s>(
         return tiers.explores(now).then_some(other);
     };
     let difference = own - of_other;
-    (difference > ALIKE && difference.exp() * ahead(picked) > 2.0 * ahead(other)).then_some(other)
+    (difference > ALIKE && difference.exp() * ahead(regard, picked) > 2.0 * ahead(regard, other))
+        .then_some(other)
 }
 
 /// The less loaded of two drawn by weight.
 pub(crate) fn least_request<'s>(regard: &Regard<'s>, rng: &mut impl Rng) -> Option<&'s Arc<Endpoint>> {
-    two_choices(regard.set, rng, |e| regard.standing(e), load_is_less)
+    two_choices(regard, rng, |e| regard.standing(e), |a, b| load_is_less(regard, a, b))
 }
 
 /// `a` carries less per weight than `b`.
-fn load_is_less(a: &Endpoint, b: &Endpoint) -> bool {
-    let load = |x: &Endpoint, y: &Endpoint| u64::from(x.stats.in_flight()) * u64::from(y.weight.max(1));
+fn load_is_less(regard: &Regard<'_>, a: &Endpoint, b: &Endpoint) -> bool {
+    let load = |x: &Endpoint, y: &Endpoint| u64::from(x.stats.in_flight()).saturating_mul(regard.weight(y));
     load(a, b) < load(b, a)
 }
 
@@ -120,34 +132,37 @@ pub(crate) fn random<'s>(regard: &Regard<'s>, rng: &mut impl Rng) -> Option<&'s 
     if set.slots() <= 1 {
         return set.pickable().first();
     }
-    if let Some(drawn) = draw(set, rng, |e| regard.wants(e)) {
+    if let Some(drawn) = draw(regard, rng, |e| regard.wants(e)) {
         return Some(drawn);
     }
     let best = best_standing(set, |e| regard.standing(e))?;
-    choose(set, rng, |e| regard.standing(e) == best)
+    among(regard, rng, |e| regard.standing(e) == best)
 }
 
 /// Two different ones of the best standing, drawn by weight where a few draws find them: the second where it is better,
 /// else the first.
 fn two_choices<'s, S: Ord + Default>(
-    set: &'s EndpointSet,
+    regard: &Regard<'s>,
     rng: &mut impl Rng,
     standing: impl Fn(&Endpoint) -> S,
     better: impl Fn(&Endpoint, &Endpoint) -> bool,
 ) -> Option<&'s Arc<Endpoint>> {
+    let set = regard.set;
     if set.slots() <= 1 {
         return set.pickable().first();
     }
     let wanted = |endpoint: &Endpoint| standing(endpoint) == S::default();
-    let Some(first) = draw(set, rng, wanted) else {
+    let Some(first) = draw(regard, rng, wanted) else {
         let best = best_standing(set, &standing)?;
         let fits = |endpoint: &Endpoint| standing(endpoint) == best;
-        let first = choose(set, rng, fits)?;
-        let second = choose(set, rng, |e| e.id != first.id && fits(e));
+        let first = among(regard, rng, fits)?;
+        let second = among(regard, rng, |e| e.id != first.id && fits(e)).filter(|e| regard.takes(e, rng));
         return second.filter(|second| better(second, first)).or(Some(first));
     };
     let other = |endpoint: &Endpoint| endpoint.id != first.id && wanted(endpoint);
-    let second = draw(set, rng, other).or_else(|| choose(set, rng, other));
+    // That there is no other does not make one that begins count for more.
+    let second = draw(regard, rng, other)
+        .or_else(|| among(regard, rng, other).filter(|endpoint| regard.takes(endpoint, rng)));
     second.filter(|second| better(second, first)).or(Some(first))
 }
 
@@ -158,13 +173,43 @@ fn best_standing<S: Ord>(set: &EndpointSet, standing: impl Fn(&Endpoint) -> S) -
 
 /// One that fits, by weight; `None` when a few draws did not find one.
 fn draw<'s>(
-    set: &'s EndpointSet,
+    regard: &Regard<'s>,
     rng: &mut impl Rng,
     fits: impl Fn(&Endpoint) -> bool,
 ) -> Option<&'s Arc<Endpoint>> {
+    let set = regard.set;
     (0..DRAWS).find_map(|_| {
         let drawn = set.slot(below(rng, set.slots()));
-        fits(drawn).then_some(drawn)
+        (fits(drawn) && regard.takes(drawn, rng)).then_some(drawn)
+    })
+}
+
+/// One of all that fit: by share where somebody has less than its weight, else uniformly.
+fn among<'s>(
+    regard: &Regard<'s>,
+    rng: &mut impl Rng,
+    fits: impl Fn(&Endpoint) -> bool,
+) -> Option<&'s Arc<Endpoint>> {
+    match regard.slows() {
+        true => by_share(regard, rng.next_u64(), fits),
+        false => choose(regard.set, rng, fits),
+    }
+}
+
+/// The one of all that fit to whom a random number leads, by weight and share.
+fn by_share<'s>(
+    regard: &Regard<'s>,
+    number: u64,
+    fits: impl Fn(&Endpoint) -> bool,
+) -> Option<&'s Arc<Endpoint>> {
+    let fitting = || regard.set.pickable().iter().filter(|endpoint| fits(endpoint));
+    let total: u128 = fitting().map(|endpoint| u128::from(regard.weight(endpoint))).sum();
+    let mut at = (u128::from(number) * total) >> 64;
+    fitting().find(|endpoint| {
+        let weight = u128::from(regard.weight(endpoint));
+        let here = at < weight;
+        at = at.saturating_sub(weight);
+        here
     })
 }
 
@@ -180,7 +225,7 @@ pub(crate) fn clean<'s>(
     }
     match hash {
         Some(hash) => consistent::first(set, hash, |endpoint| regard.is_clean(endpoint)),
-        None => choose(set, rng, |endpoint| regard.is_clean(endpoint)),
+        None => among(regard, rng, |endpoint| regard.is_clean(endpoint)),
     }
 }
 
@@ -190,6 +235,9 @@ pub(crate) fn round_robin<'s>(regard: &Regard<'s>, cursor: &AtomicUsize) -> Opti
     let slots = set.slots();
     if slots <= 1 {
         return set.pickable().first();
+    }
+    if regard.slows() {
+        return in_turn_by_share(regard, cursor);
     }
     let mut fallback: Option<&Arc<Endpoint>> = None;
     for _ in 0..slots {
@@ -202,6 +250,22 @@ pub(crate) fn round_robin<'s>(regard: &Regard<'s>, cursor: &AtomicUsize) -> Opti
         }
     }
     fallback
+}
+
+/// The next of the schedule that is taken by its share: by a chance of the turn's own, so that one that begins is left out
+/// evenly.
+fn in_turn_by_share<'s>(regard: &Regard<'s>, cursor: &AtomicUsize) -> Option<&'s Arc<Endpoint>> {
+    let set = regard.set;
+    let turn = || cursor.fetch_add(1, Ordering::Relaxed);
+    for _ in 0..SKIPPED {
+        let turn = turn();
+        let next = set.slot(turn % set.slots());
+        if regard.wants(next) && consistent::below_hash(turn as u64, WHOLE) < regard.share(next) {
+            return Some(next);
+        }
+    }
+    let best = best_standing(set, |endpoint| regard.standing(endpoint))?;
+    by_share(regard, stir(turn() as u64), |endpoint| regard.standing(endpoint) == best)
 }
 
 /// A uniform choice among those that fit.

@@ -9,7 +9,7 @@ use arc_swap::{ArcSwap, Guard};
 use meshwork_base::{Rng, Tick};
 
 use crate::affinity::Hashing;
-use crate::balance::{self, Regard, Shape, Standing, TierState};
+use crate::balance::{self, Regard, Shape, SlowStart, Standing, TierState};
 use crate::breaker::{Breaker, BreakerView, CircuitBreaker, ForcedState, Ticket};
 use crate::cause::Cause;
 use crate::deadline::Fastest;
@@ -126,6 +126,8 @@ pub struct Cluster {
     pub hashing: Option<Arc<Hashing>>,
     /// Who goes first, and when others help.
     pub preference: Arc<Preference>,
+    /// How an endpoint begins; absent: with its whole weight.
+    pub slow_start: Option<SlowStart>,
     /// How much may be under way at once.
     pub limits: Limits,
     /// When an endpoint is left alone for a while; absent: never.
@@ -310,6 +312,18 @@ impl Cluster {
         (in_time && self.shared.outage.may_wait(now)).then_some(pause)
     }
 
+    /// Why the one that is picked is.
+    const fn way(&self, is_persistent: bool) -> &'static str {
+        match self.algorithm {
+            _ if is_persistent => "picked: the caller's session is with it",
+            Algorithm::PeakEwma => "picked: of two drawn by weight the one likely to answer sooner",
+            Algorithm::LeastRequest => "picked: the less loaded of two drawn by weight",
+            Algorithm::Random => "picked: drawn by weight",
+            Algorithm::RoundRobin => "picked: the next in turn",
+            Algorithm::RingHash | Algorithm::Maglev => "picked: where the request's hash leads",
+        }
+    }
+
     /// What speaks for and against each endpoint in view.
     fn standings(
         &self,
@@ -323,14 +337,7 @@ impl Cluster {
             outcome,
             why: why.to_owned(),
         };
-        let how = match self.algorithm {
-            _ if is_persistent => "picked: the caller's session is with it",
-            Algorithm::PeakEwma => "picked: of two drawn by weight the one likely to answer sooner",
-            Algorithm::LeastRequest => "picked: the less loaded of two drawn by weight",
-            Algorithm::Random => "picked: drawn by weight",
-            Algorithm::RoundRobin => "picked: the next in turn",
-            Algorithm::RingHash | Algorithm::Maglev => "picked: where the request's hash leads",
-        };
+        let how = self.way(is_persistent);
         let standing = |endpoint: &Arc<Endpoint>| {
             if endpoint.excluded.is_none()
                 && let Some((outcome, why)) = health_check::explained(endpoint, picked)
@@ -354,6 +361,11 @@ impl Cluster {
                 None if tried.contains(&endpoint.id) => (Outcome::Skipped, "it was tried before"),
                 None if self.algorithm == Algorithm::PeakEwma && endpoint.stats.is_resting(now) => {
                     (Outcome::Skipped, "it rests after a failure, or because it asked for it")
+                }
+                None if regard.share(endpoint) < balance::WHOLE => {
+                    let percent = regard.share(endpoint).div_ceil(10);
+                    let why = format!("a candidate that has just begun: {percent} % of its weight");
+                    return reason(endpoint.address().to_string(), Outcome::Noted, &why);
                 }
                 None => (Outcome::Noted, "a candidate too"),
             };
@@ -491,7 +503,11 @@ impl Cluster {
     /// The trial of an ejected endpoint has ended; what that changes is returned for log and metric. To be told before
     /// the attempt is recorded, which then counts where the endpoint is in again.
     pub fn tried(&self, trial: Trial, answer: &Answer, now: Tick) -> Option<Shift> {
-        trial.ended(self.outlier_detection.as_ref(), answer, now)
+        let shift = trial.ended(self.outlier_detection.as_ref(), answer, now)?;
+        if shift.ejection.is_none() {
+            self.endpoints().begins(&shift.endpoint, now);
+        }
+        Some(shift)
     }
 
     /// Whether its configuration is that of another, so that the other may stay in place.
@@ -502,6 +518,7 @@ impl Cluster {
             && self.algorithm == other.algorithm
             && self.hashing == other.hashing
             && self.preference == other.preference
+            && self.slow_start == other.slow_start
             && self.limits == other.limits
             && self.outlier_detection == other.outlier_detection
             && self.health_check == other.health_check

@@ -10,7 +10,7 @@ use arc_swap::ArcSwapOption;
 use meshwork_base::{SpiffeId, Tick};
 use smallvec::SmallVec;
 
-use crate::balance::{Shape, Table, Tiers, xxh64};
+use crate::balance::{Beginners, Begun, Shape, Shares, SlowStart, Table, Tiers, xxh64};
 use crate::health_check::Checked;
 use crate::load::Load;
 use crate::outlier::{EjectionCause, Standing};
@@ -146,6 +146,7 @@ pub struct EndpointStats {
     pub(crate) load: Load,
     /// Why it fails its checks, where it does.
     pub(crate) check_failure: ArcSwapOption<String>,
+    pub(crate) begun: Begun,
 }
 
 impl EndpointStats {
@@ -165,6 +166,7 @@ impl EndpointStats {
     pub(crate) fn forgive(&self) {
         self.standing.forget();
         self.load.forget();
+        self.begun.anew();
     }
 
     /// The average time to the head of a response, as far as it is remembered; `None` when nothing is known.
@@ -253,6 +255,18 @@ pub struct EndpointSet {
     table: Option<Table>,
     /// Where some go first; none where all are alike.
     tiers: Option<Box<Tiers>>,
+    /// Who has just begun, where that counts.
+    beginners: Option<Box<Beginners>>,
+}
+
+/// How a proxy sees the endpoints of a cluster.
+#[derive(Debug)]
+pub(crate) struct Sight<'a> {
+    /// From where.
+    pub(crate) place: &'a Locality,
+    pub(crate) preference: &'a Preference,
+    pub(crate) shape: Option<Shape>,
+    pub(crate) slow_start: Option<SlowStart>,
 }
 
 /// More slots than this make a schedule coarser rather than longer.
@@ -270,20 +284,29 @@ impl EndpointSet {
         let pickable: Box<[_]> = all.iter().filter(|e| e.excluded.is_none()).cloned().collect();
         let weights: Vec<u32> = pickable.iter().map(|e| e.weight.max(1)).collect();
         let table = shape.map(|shape| Table::new(shape, &pickable));
-        Self { all: all.into(), schedule: schedule(&weights), pickable, table, tiers: None }
+        Self { all: all.into(), schedule: schedule(&weights), pickable, table, ..Self::default() }
     }
 
-    /// A set of these endpoints as a proxy at this place sees them.
-    pub(crate) fn seen_from(
-        all: Vec<Arc<Endpoint>>,
-        place: &Locality,
-        preference: &Preference,
-        shape: Option<Shape>,
-    ) -> Self {
-        let tiers = Tiers::new(&all, place, preference, shape).map(Box::new);
-        // Hashes lead within tiers, where there are some.
-        let shape = shape.filter(|_| tiers.is_none());
-        Self { tiers, ..Self::shaped(all, shape) }
+    /// A set of these endpoints as a proxy sees them.
+    pub(crate) fn seen(all: Vec<Arc<Endpoint>>, sight: &Sight<'_>) -> Self {
+        let tiers = Tiers::new(&all, sight.place, sight.preference, sight.shape).map(Box::new);
+        // Hashes lead within tiers, where there are some; and where they lead does not hang on who has just begun.
+        let shape = sight.shape.filter(|_| tiers.is_none());
+        let slow_start = sight.slow_start.filter(|_| sight.shape.is_none());
+        let beginners = slow_start.map(|policy| Box::new(Beginners::new(policy)));
+        Self { tiers, beginners, ..Self::shaped(all, shape) }
+    }
+
+    /// How much of its weight each has, where somebody has less.
+    pub(crate) fn shares(&self, now: Tick) -> Option<Shares> {
+        self.beginners.as_ref()?.at(&self.pickable, now)
+    }
+
+    /// One of the endpoints is back: where that counts, it begins like a new one.
+    pub(crate) fn begins(&self, endpoint: &Endpoint, now: Tick) {
+        if let Some(beginners) = &self.beginners {
+            beginners.begins(endpoint, now);
+        }
     }
 
     /// Who goes first, where some do.

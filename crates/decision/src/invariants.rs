@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use crate::balance::SlowStart;
 use crate::breaker::{CircuitBreaker, Tally, Trials};
 use crate::endpoint::EndpointSet;
 use crate::health_check::{Checked, HealthCheck};
@@ -129,6 +130,17 @@ pub(crate) fn shares(tiers: &[(usize, usize)], shares: &[u32]) -> Result<(), Str
     let wasted = tiers.iter().zip(shares).any(|(&(well, _), &share)| well == 0 && share > 0);
     if wasted || total != if somebody { 1_000 } else { 0 } {
         return Err(format!("{shares:?} of a thousand for {tiers:?}"));
+    }
+    Ok(())
+}
+
+/// Who begins has at least its least part and at most its weight.
+///
+/// # Errors
+/// What is broken.
+pub(crate) fn slow_start(policy: &SlowStart, age: Duration, share: u32) -> Result<(), String> {
+    if share < policy.least() || share > 1_000 {
+        return Err(format!("{share} thousandths {age:?} after the beginning, by {policy:?}"));
     }
     Ok(())
 }

@@ -58,7 +58,7 @@ mod trust;
 
 pub use affinity::{HashKey, HashRule, HashSource, Hashing, NewCookie};
 pub use authorization::{Action, Authorization, AuthorizationPolicy, Denied};
-pub use balance::{Rank, TierState};
+pub use balance::{Rank, SlowStart, TierState};
 pub use binding::{Binding, Listener, Matched, Protocol, Routed, Secret};
 pub use breaker::{
     BreakerCause, BreakerChange, BreakerMode, BreakerState, BreakerView, Call, CircuitBreaker, ForcedState,

@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use crate::affinity::Hashing;
 use crate::authorization::{Authorization, AuthorizationPolicy};
+use crate::balance::SlowStart;
 use crate::breaker::CircuitBreaker;
 use crate::cluster::{Algorithm, Cluster};
 use crate::fault::FaultInjection;
@@ -207,6 +208,7 @@ pub(crate) struct TrafficSpec {
     /// Belongs to the algorithm.
     pub(crate) hashing: Option<Arc<Hashing>>,
     pub(crate) preference: Option<Arc<Preference>>,
+    pub(crate) slow_start: Option<SlowStart>,
     pub(crate) limits: Limits,
     pub(crate) outlier: Option<OutlierDetection>,
     pub(crate) health_check: Option<Arc<HealthCheck>>,
@@ -221,6 +223,7 @@ impl TrafficSpec {
             algorithm: self.algorithm.or(wider.algorithm),
             hashing: if self.algorithm.is_some() { &self.hashing } else { &wider.hashing }.clone(),
             preference: self.preference.as_ref().or(wider.preference.as_ref()).cloned(),
+            slow_start: self.slow_start.or(wider.slow_start),
             limits: self.limits.or(wider.limits),
             outlier: self.outlier.or(wider.outlier),
             health_check: self.health_check.as_ref().or(wider.health_check.as_ref()).cloned(),

@@ -4,15 +4,20 @@
 //! takes a hundred seeds and prints the table; `FLEET=b` takes one fleet, `SEED=17` one seed.
 
 use std::fmt::Write;
+use std::time::Duration;
 
 use meshwork_decision::simulator::{Report, Scenario, fleets, median, run};
-use meshwork_decision::{Algorithm, OutlierDetection};
+use meshwork_decision::{Algorithm, OutlierDetection, SlowStart};
 
 const ALGORITHMS: [Algorithm; 4] =
     [Algorithm::PeakEwma, Algorithm::LeastRequest, Algorithm::RoundRobin, Algorithm::Random];
 
 /// Envoy's defaults.
 const OUTLIER_DETECTION: OutlierDetection = OutlierDetection::DEFAULT;
+
+/// Longer than the endpoint of fleet h is cold.
+const SLOW_START: SlowStart =
+    SlowStart { window: Duration::from_secs(10), aggression: 1_000, min_weight_percent: 10 };
 
 /// One fleet under all algorithms.
 struct Compared {
@@ -138,6 +143,49 @@ fn the_default_balancer_keeps_its_promises_over_a_hundred_seeds() {
         println!("| fleet | algorithm | p50 | p99 | p99.9 | failed | tries | imbalance |");
         println!("|---|---|---:|---:|---:|---:|---:|---:|");
         compare(outlier_detection, &seeds, |compared| print!("{}", compared.rows()));
+    }
+}
+
+/// The fleet with a cold endpoint under one algorithm: p99 in milliseconds, and the cold one's percent of an even load.
+fn with_a_cold_one(algorithm: Algorithm, slow_start: Option<SlowStart>, seeds: u64) -> (f64, f64) {
+    let mut scenario = fleets::one_cold(slow_start);
+    scenario.policies.algorithm = algorithm;
+    let reports: Vec<Report> = (0..seeds).map(|seed| run(&scenario, seed)).collect();
+    for report in &reports {
+        assert_eq!(report.broken, None, "{algorithm:?}, seed {}", report.seed);
+    }
+    let load = |report: &Report| {
+        1e2 * report.loads[10] as f64 * report.loads.len() as f64 / report.loads.iter().sum::<u64>() as f64
+    };
+    (median(reports.iter().map(|r| 1e3 * r.quantile(0.99).as_secs_f64())), median(reports.iter().map(load)))
+}
+
+#[test]
+fn an_endpoint_that_is_cold_hurts_less_where_it_begins_slowly() {
+    for algorithm in ALGORITHMS {
+        let (without, whole) = with_a_cold_one(algorithm, None, 3);
+        let (with, less) = with_a_cold_one(algorithm, Some(SLOW_START), 3);
+        // Who goes by latency finds out anyhow, and gives it as little.
+        let bound = match algorithm {
+            Algorithm::PeakEwma => 1.05,
+            Algorithm::LeastRequest => 1.0,
+            _ => 0.8,
+        };
+        assert!(with < bound * without, "{algorithm:?}: p99 {with:.1} ms, without {without:.1}");
+        assert!(less < whole.max(20.0), "{algorithm:?}: {less:.0} % of an even load, without {whole:.0} %");
+    }
+}
+
+#[test]
+#[ignore = "a hundred seeds take minutes: see tests/long"]
+fn what_slow_start_is_worth_over_a_hundred_seeds() {
+    println!("\n| algorithm | slow start | p99 ms | load of the cold one |");
+    println!("|---|---|---:|---:|");
+    for algorithm in ALGORITHMS {
+        for (name, slow_start) in [("none", None), ("10 s", Some(SLOW_START))] {
+            let (p99, load) = with_a_cold_one(algorithm, slow_start, 100);
+            println!("| {algorithm:?} | {name} | {p99:.1} | {load:.0} % |");
+        }
     }
 }
 

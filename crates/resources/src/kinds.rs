@@ -60,11 +60,11 @@ pub use target::PolicyTarget;
 pub use tcp_route::TCPRoute;
 pub use tls_route::TLSRoute;
 pub use traffic_policy::{
-    Backoff, BreakerMode, BreakerWindow, CallerDeadline, CircuitBreaker, EndpointLimits, Failover,
-    FailoverPreference, FailoverPriority, GrpcHealthCheck, HashRule, HashRuleType, HealthCheck,
+    Aggression, Backoff, BreakerMode, BreakerWindow, CallerDeadline, CircuitBreaker, EndpointLimits,
+    Failover, FailoverPreference, FailoverPriority, GrpcHealthCheck, HashRule, HashRuleType, HealthCheck,
     HttpHealthCheck, LoadBalancer, LoadBalancerAlgorithm, OutlierDetection, OutlierFailurePercentage,
-    OutlierSuccessRate, RetryBudget, RetryOn, SlowCalls, StatusRange, TcpHealthCheck, TrafficLimits,
-    TrafficPolicy, TrafficRetry, TrafficTimeouts,
+    OutlierSuccessRate, RetryBudget, RetryOn, SlowCalls, SlowStart, StatusRange, TcpHealthCheck,
+    TrafficLimits, TrafficPolicy, TrafficRetry, TrafficTimeouts,
 };
 
 pub(crate) use crate::decode::fields::shorten as shown;

@@ -4,7 +4,7 @@ use std::fmt;
 use std::time::Duration;
 
 use meshwork_decision::simulator::{Arrivals, Burst, Instance, Phase, Policies, Scenario, Spread, State};
-use meshwork_decision::{Algorithm, OutlierDetection, RetryBudget, RetryPolicy};
+use meshwork_decision::{Algorithm, OutlierDetection, RetryBudget, RetryPolicy, SlowStart};
 use meshwork_process::parse_duration;
 use serde::{Deserialize, Deserializer};
 
@@ -83,6 +83,9 @@ struct Group {
     #[serde(default)]
     queue: Option<usize>,
     service: Work,
+    /// When the proxies hear of it.
+    #[serde(default)]
+    joins: Option<Time>,
     #[serde(default)]
     phases: Vec<Then>,
 }
@@ -142,13 +145,27 @@ struct Said {
 }
 
 #[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
 struct Balancer {
+    #[serde(default)]
     algorithm: Choice,
+    #[serde(default)]
+    slow_start: Option<Beginning>,
 }
 
-#[derive(Clone, Copy, Debug, Deserialize)]
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct Beginning {
+    window: Time,
+    #[serde(default)]
+    aggression: Option<f64>,
+    #[serde(default)]
+    min_weight_percent: Option<u32>,
+}
+
+#[derive(Clone, Copy, Debug, Default, Deserialize)]
 enum Choice {
+    #[default]
     PeakEwma,
     LeastRequest,
     RoundRobin,
@@ -254,8 +271,8 @@ pub(super) fn read(text: &str) -> Result<(String, Scenario), Wrong> {
         }
         instances.extend(std::iter::repeat_n(one, count));
     }
-    if instances.is_empty() {
-        return wrong("instances: at least one");
+    if instances.iter().all(|instance: &Instance| !instance.joins.is_zero()) {
+        return wrong("instances: at least one that is there from the beginning");
     }
     let scenario = Scenario {
         name: "of a file",
@@ -295,6 +312,7 @@ fn instance(group: &Group) -> Result<Instance, Wrong> {
         queue: group.queue.unwrap_or(1_000),
         service: mean.0,
         spread,
+        joins: group.joins.map_or(Duration::ZERO, |time| time.0),
         phases,
     })
 }
@@ -318,8 +336,26 @@ fn phase(then: &Then) -> Result<Phase, Wrong> {
     Ok(Phase { at: then.at.0, state })
 }
 
+fn slow_start_of(said: &Beginning) -> Result<SlowStart, Wrong> {
+    let aggression = said.aggression.unwrap_or(1.0);
+    if !(0.001..=1e3).contains(&aggression) {
+        return wrong("policies.loadBalancer.slowStart.aggression: above 0, and at most 1000");
+    }
+    let min_weight_percent = said.min_weight_percent.unwrap_or(10);
+    if !(1..=100).contains(&min_weight_percent) {
+        return wrong("policies.loadBalancer.slowStart.minWeightPercent: 1 to 100");
+    }
+    if said.window.0.is_zero() {
+        return wrong("policies.loadBalancer.slowStart.window: above 0");
+    }
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "between 1 and a million")]
+    let aggression = (aggression * 1e3).round() as u32;
+    Ok(SlowStart { window: said.window.0, aggression, min_weight_percent })
+}
+
 fn policies(said: &Said) -> Result<Policies, Wrong> {
     let default = Policies::default();
+    let slow_start = said.load_balancer.as_ref().and_then(|balancer| balancer.slow_start.as_ref());
     let algorithm = said.load_balancer.as_ref().map(|balancer| match balancer.algorithm {
         Choice::PeakEwma => Algorithm::PeakEwma,
         Choice::LeastRequest => Algorithm::LeastRequest,
@@ -364,6 +400,7 @@ fn policies(said: &Said) -> Result<Policies, Wrong> {
     };
     Ok(Policies {
         algorithm: algorithm.unwrap_or(default.algorithm),
+        slow_start: slow_start.map(slow_start_of).transpose()?,
         outlier_detection,
         retry,
         timeout: said.timeouts.as_ref().map_or(default.timeout, |times| times.request.0),
@@ -414,6 +451,17 @@ mod tests {
             ("perSecond: 10", "perSecond: 0", "arrivals.perSecond: above 0"),
             ("[{service", "[{count: 0, service", "instances[0].count"),
             ("[{service: {mean: 1ms}}]", "[]", "instances: at least one"),
+            ("[{service", "[{joins: 1s, service", "instances: at least one that is there from the beginning"),
+            (
+                "name: x",
+                "name: x\npolicies: {loadBalancer: {slowStart: {window: 1s, aggression: 0}}}",
+                "slowStart.aggression: above 0",
+            ),
+            (
+                "name: x",
+                "name: x\npolicies: {loadBalancer: {slowStart: {window: 1s, minWeightPercent: 0}}}",
+                "minWeightPercent: 1 to 100",
+            ),
             ("{mean: 1ms}", "{mean: 1ms, sigma: 2}", "instances[0].service.sigma: only with LogNormal"),
             ("{mean: 1ms}", "{mean: 1ms, spread: LogNormal}", "service.sigma: above 0"),
             ("[{service", "[{weight: 0, service", "instances[0].weight: at least 1"),

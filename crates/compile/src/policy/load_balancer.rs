@@ -3,8 +3,11 @@
 use meshwork_messages::v1;
 use meshwork_messages::v1::hash_rule::Kind;
 use meshwork_resources::{
-    Failover, FailoverPreference, FailoverPriority, HashRule, HashRuleType, LoadBalancer,
+    Aggression, Failover, FailoverPreference, FailoverPriority, HashRule, HashRuleType, LoadBalancer,
+    SlowStart,
 };
+
+use crate::rule::millis;
 
 /// None where nothing is said beside the algorithm.
 pub(super) fn message(spec: &LoadBalancer) -> Option<v1::LoadBalancer> {
@@ -12,6 +15,7 @@ pub(super) fn message(spec: &LoadBalancer) -> Option<v1::LoadBalancer> {
         hash_policy: spec.hash_policy.iter().map(|rule| hash_rule(rule)).collect(),
         failover: spec.failover.as_ref().map(|said| failover(said)),
         hash_balance_factor: spec.hash_balance_factor.as_ref().map_or(0, |factor| factor.inner),
+        slow_start: spec.slow_start.as_ref().map(|said| slow_start(said)),
     };
     (message != v1::LoadBalancer::default()).then_some(message)
 }
@@ -33,6 +37,15 @@ fn hash_rule(spec: &HashRule) -> v1::HashRule {
         }),
     };
     v1::HashRule { kind: Some(kind), terminal: spec.terminal }
+}
+
+/// Envoy's numbers for what is not said.
+fn slow_start(spec: &SlowStart) -> v1::SlowStart {
+    v1::SlowStart {
+        window_ms: millis(spec.window.inner).max(1),
+        aggression: spec.aggression.map_or(1_000, Aggression::thousandths),
+        min_weight_percent: spec.min_weight_percent.unwrap_or(10),
+    }
 }
 
 /// Envoy's numbers for what is not said.

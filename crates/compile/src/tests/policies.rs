@@ -242,8 +242,25 @@ fn what_tells_requests_apart_is_written_out() {
     ];
     assert_eq!(
         traffic.load_balancer,
-        Some(v1::LoadBalancer { hash_policy, hash_balance_factor: 150, failover: None })
+        Some(v1::LoadBalancer { hash_policy, hash_balance_factor: 150, failover: None, slow_start: None })
     );
+}
+
+#[test]
+fn how_an_endpoint_begins_is_written_out_with_envoy_s_numbers() {
+    let slow_start = |said: &str| {
+        let spec = format!(
+            "{{targetRefs: [{{group: '', kind: Service, name: reviews}}], loadBalancer: {{slowStart: {said}}}}}"
+        );
+        let output = compiled(&[shop(), policy("TrafficPolicy", "p", 1, &spec)].concat());
+        let message = resource::<v1::Policy>(&output, "TrafficPolicy/shop/p").unwrap();
+        let Some(v1::policy::Spec::Traffic(traffic)) = message.spec else { panic!("a traffic policy") };
+        traffic.load_balancer.unwrap().slow_start.unwrap()
+    };
+    let defaults = v1::SlowStart { window_ms: 60_000, aggression: 1_000, min_weight_percent: 10 };
+    assert_eq!(slow_start("{window: 1m}"), defaults);
+    let said = v1::SlowStart { window_ms: 250, aggression: 1_500, min_weight_percent: 1 };
+    assert_eq!(slow_start("{window: 250ms, aggression: 1.5, minWeightPercent: 1}"), said);
 }
 
 #[test]

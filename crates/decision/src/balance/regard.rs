@@ -2,8 +2,10 @@
 
 use std::cell::Cell;
 
-use meshwork_base::Tick;
+use meshwork_base::{Rng, Tick};
 
+use super::slow_start::Shares;
+use super::tiers::WHOLE;
 use crate::endpoint::{Endpoint, EndpointSet};
 
 /// What speaks against an endpoint, the worst first: ejected, tried before, passed by.
@@ -23,11 +25,14 @@ pub(crate) struct Regard<'s> {
     panic_threshold: u32,
     /// Found out where somebody ejected is met: a fleet that is well pays nothing for it.
     panics: Cell<Option<bool>>,
+    /// Who has less than its weight, where somebody has.
+    shares: Option<Shares>,
 }
 
 impl<'s> Regard<'s> {
     pub(crate) fn new(set: &'s EndpointSet, now: Tick, tried: &'s [u64], panic_threshold: u32) -> Self {
-        Self { set, now, tried, whole: set, panic_threshold, panics: Cell::new(None) }
+        let shares = set.shares(now);
+        Self { set, now, tried, whole: set, panic_threshold, panics: Cell::new(None), shares }
     }
 
     /// The same for a part of the endpoints.
@@ -61,6 +66,27 @@ impl<'s> Regard<'s> {
 
     pub(crate) fn wants(&self, endpoint: &Endpoint) -> bool {
         self.standing(endpoint) == (false, false)
+    }
+
+    /// Thousandths of its weight that an endpoint has now.
+    pub(crate) fn share(&self, endpoint: &Endpoint) -> u32 {
+        self.shares.as_ref().map_or(WHOLE, |shares| shares.of(endpoint))
+    }
+
+    /// Whether somebody has less than its weight.
+    pub(crate) const fn slows(&self) -> bool {
+        self.shares.is_some()
+    }
+
+    /// Whether an endpoint that was met by its weight is taken, by its share.
+    pub(crate) fn takes(&self, endpoint: &Endpoint, rng: &mut impl Rng) -> bool {
+        self.shares.is_none_or(|shares| rng.below(WHOLE.into()) < shares.of(endpoint).into())
+    }
+
+    /// What its load is measured by.
+    pub(crate) fn weight(&self, endpoint: &Endpoint) -> u64 {
+        let weight = u64::from(endpoint.weight.max(1));
+        self.shares.map_or(weight, |shares| weight * u64::from(shares.of(endpoint)))
     }
 
     /// Nothing at all speaks against it.

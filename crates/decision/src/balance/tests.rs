@@ -1,7 +1,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use meshwork_base::SeededRng;
+use meshwork_base::{SeededRng, Tick};
 use proptest::prelude::*;
 
 use super::*;

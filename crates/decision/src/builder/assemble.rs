@@ -162,6 +162,7 @@ impl Built {
             algorithm: said.algorithm.unwrap_or_default(),
             hashing: said.hashing,
             preference: said.preference.unwrap_or_default(),
+            slow_start: said.slow_start,
             limits: said.limits,
             outlier_detection: said.outlier,
             health_check: said.health_check,

@@ -9,7 +9,7 @@ use smallvec::SmallVec;
 use super::Held;
 use crate::cluster::Cluster;
 use crate::convert::{EndpointSpec, ServiceSpec};
-use crate::endpoint::{Endpoint, EndpointSet, Exclusion, Health, Transport};
+use crate::endpoint::{Endpoint, EndpointSet, Exclusion, Health, Sight, Transport};
 use crate::preference::Locality;
 
 /// What is at one address of an application: one endpoint, seldom more.
@@ -66,8 +66,13 @@ impl EndpointIds {
                 }
             }
         }
-        let shape = cluster.algorithm.shape();
-        let set = EndpointSet::seen_from(all, &self.place, &cluster.preference, shape);
+        let sight = Sight {
+            place: &self.place,
+            preference: &cluster.preference,
+            shape: cluster.algorithm.shape(),
+            slow_start: cluster.slow_start,
+        };
+        let set = EndpointSet::seen(all, &sight);
         cluster.shared.endpoints.store(Arc::new(set));
     }
 
@@ -93,6 +98,11 @@ impl EndpointIds {
             && excluded.is_none()
         {
             known.stats.forgive();
+        }
+        if let Some(known) = known
+            && known.instance != spec.instance
+        {
+            known.stats.begun.anew();
         }
         let id = same.map(|k| k.id).unwrap_or_else(|| {
             self.last += 1;

@@ -7,6 +7,7 @@ use meshwork_messages::v1;
 
 use super::{Result, unknown, value};
 use crate::affinity::{HashRule, HashSource, Hashing};
+use crate::balance::SlowStart;
 use crate::preference::{Prefer, Preference};
 
 pub(super) fn hashing(message: Option<&v1::LoadBalancer>) -> Result<Option<Arc<Hashing>>> {
@@ -57,4 +58,25 @@ pub(super) fn preference(message: Option<&v1::LoadBalancer>) -> Result<Option<Ar
         overprovisioning_factor: factor,
         panic_threshold: threshold,
     })))
+}
+
+pub(super) fn slow_start(message: Option<&v1::LoadBalancer>) -> Result<Option<SlowStart>> {
+    let Some(said) = message.and_then(|message| message.slow_start.as_ref()) else { return Ok(None) };
+    for (at, number) in [
+        ("load_balancer.slow_start.window_ms", said.window_ms),
+        ("load_balancer.slow_start.aggression", said.aggression),
+    ] {
+        if number == 0 {
+            return value(at, number, "write a number above 0");
+        }
+    }
+    let least = said.min_weight_percent;
+    if !(1..=100).contains(&least) {
+        return value("load_balancer.slow_start.min_weight_percent", least, "write 1 to 100");
+    }
+    Ok(Some(SlowStart {
+        window: Duration::from_millis(said.window_ms.into()),
+        aggression: said.aggression,
+        min_weight_percent: least,
+    }))
 }

@@ -129,10 +129,12 @@ fn traffic_policy(origin: &Arc<Origin>, message: &v1::TrafficPolicy) -> Result<T
     let circuit_breaker = message.circuit_breaker.as_ref().map(circuit_breaker).transpose()?;
     let hashing = load_balancer::hashing(message.load_balancer.as_ref())?;
     let preference = load_balancer::preference(message.load_balancer.as_ref())?;
+    let slow_start = load_balancer::slow_start(message.load_balancer.as_ref())?;
     Ok(TrafficSpec {
         algorithm,
         hashing,
         preference,
+        slow_start,
         limits,
         outlier,
         health_check,

@@ -133,6 +133,7 @@ fn two_instances() -> Scenario {
         queue: 1,
         service: Duration::ZERO,
         spread: Spread::Constant,
+        joins: Duration::ZERO,
         phases: Vec::new(),
     };
     Scenario {

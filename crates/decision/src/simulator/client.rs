@@ -4,9 +4,10 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 use std::time::Duration;
 
+use meshwork_base::Tick;
 use meshwork_messages::v1;
 
-use super::scenario::Scenario;
+use super::scenario::{Instance, Scenario};
 use crate::builder::{Change, SnapshotBuilder};
 use crate::cluster::{Algorithm, Cluster};
 use crate::endpoint::Endpoint;
@@ -14,6 +15,7 @@ use crate::preference::Locality;
 
 /// See the module's text.
 pub(super) struct Client {
+    builder: SnapshotBuilder,
     pub(super) cluster: Arc<Cluster>,
     /// It calls more than usual.
     pub(super) bursting: bool,
@@ -28,7 +30,13 @@ impl Client {
         let rejections = builder.apply(messages(scenario));
         assert!(rejections.is_empty(), "{rejections:?}");
         let cluster = builder.build().clusters().next().map(Arc::clone).expect("the service has a port");
-        Self { cluster, bursting: false }
+        Self { builder, cluster, bursting: false }
+    }
+
+    /// It hears of the instances that are there by now.
+    pub(super) fn hears_of(&mut self, scenario: &Scenario, now: Tick) {
+        let rejections = self.builder.apply([slice(scenario, now)]);
+        assert!(rejections.is_empty(), "{rejections:?}");
     }
 }
 
@@ -53,7 +61,18 @@ fn messages(scenario: &Scenario) -> [Change; 3] {
         ports: vec![v1::ServicePort { name: String::new(), port: 80, protocol: 0 }],
         ..v1::Service::default()
     };
-    let endpoints = scenario.instances.iter().enumerate().map(|(at, instance)| v1::Endpoint {
+    [
+        Change::upsert("simulated/fleet", "1", &service),
+        slice(scenario, Tick::ZERO),
+        Change::upsert("TrafficPolicy/simulated/fleet", "1", &policy(scenario)),
+    ]
+}
+
+/// The instances that are there at this moment.
+fn slice(scenario: &Scenario, now: Tick) -> Change {
+    let is_there = |instance: &Instance| Tick::ZERO.after(instance.joins) <= now;
+    let instances = scenario.instances.iter().enumerate().filter(|(_, instance)| is_there(instance));
+    let endpoints = instances.map(|(at, instance)| v1::Endpoint {
         addresses: vec![address(at).to_string()],
         health: v1::endpoint::Health::Healthy.into(),
         weight: instance.weight,
@@ -66,11 +85,7 @@ fn messages(scenario: &Scenario) -> [Change; 3] {
         endpoints: endpoints.collect(),
         ..v1::EndpointSlice::default()
     };
-    [
-        Change::upsert("simulated/fleet", "1", &service),
-        Change::upsert("simulated/fleet-1", "1", &slice),
-        Change::upsert("TrafficPolicy/simulated/fleet", "1", &policy(scenario)),
-    ]
+    Change::upsert("simulated/fleet-1", "1", &slice)
 }
 
 fn policy(scenario: &Scenario) -> v1::Policy {
@@ -107,8 +122,17 @@ fn policy(scenario: &Scenario) -> v1::Policy {
         }),
         max_ejection_time_ms: millis(outlier.max_ejection_time),
     });
-    let spec =
-        v1::TrafficPolicy { algorithm: algorithm.into(), outlier_detection, ..v1::TrafficPolicy::default() };
+    let slow_start = policies.slow_start.map(|said| v1::SlowStart {
+        window_ms: millis(said.window),
+        aggression: said.aggression,
+        min_weight_percent: said.min_weight_percent,
+    });
+    let spec = v1::TrafficPolicy {
+        algorithm: algorithm.into(),
+        load_balancer: Some(v1::LoadBalancer { slow_start, ..v1::LoadBalancer::default() }),
+        outlier_detection,
+        ..v1::TrafficPolicy::default()
+    };
     v1::Policy {
         targets: vec![v1::policy::Target {
             kind: "Service".into(),

@@ -43,6 +43,8 @@ enum Event {
     Hears(AttemptId, Heard),
     /// The next of an instance's phases.
     Phase(usize, usize),
+    /// The proxies hear of another instance.
+    Joins,
 }
 
 /// How an attempt ended.
@@ -121,6 +123,9 @@ impl<'s> Engine<'s> {
             }
         }
         for (instance, plan) in scenario.instances.iter().enumerate() {
+            if !plan.joins.is_zero() {
+                engine.plan(plan.joins, Event::Joins);
+            }
             for (at, phase) in plan.phases.iter().enumerate() {
                 engine.plan(phase.at, Event::Phase(instance, at));
             }
@@ -151,6 +156,10 @@ impl<'s> Engine<'s> {
             Event::Reaches(attempt) => self.reaches(attempt),
             Event::Done(instance, attempt, life) => self.done(instance, attempt, life),
             Event::Hears(attempt, heard) => self.hears(attempt, heard),
+            Event::Joins => {
+                let (scenario, now) = (self.scenario, self.now);
+                self.clients.iter_mut().for_each(|client| client.hears_of(scenario, now));
+            }
             Event::Phase(instance, at) => {
                 let state = self.scenario.instances[instance].phases[at].state;
                 for attempt in self.servers[instance].becomes(state) {

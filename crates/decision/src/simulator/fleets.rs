@@ -6,6 +6,8 @@
 use std::time::Duration;
 
 use super::scenario::{Arrivals, Burst, Instance, Phase, Policies, Scenario, Spread, State};
+use crate::balance::SlowStart;
+use crate::retry::RetryPolicy;
 
 const CONCURRENCY: u32 = 2;
 const SERVICE: Duration = Duration::from_millis(10);
@@ -20,6 +22,7 @@ fn instance() -> Instance {
         queue: 1_000,
         service: SERVICE,
         spread: Spread::Exponential,
+        joins: Duration::ZERO,
         phases: Vec::new(),
     }
 }
@@ -135,7 +138,26 @@ pub fn many_and_bursts() -> Scenario {
     }
 }
 
-/// All of them.
+/// Ten, at 66 % load, and after two seconds one more that is cold: twenty times slower at first, and as fast as the others
+/// after six seconds. Nobody gives up early on it: attempts have the time of the request.
+#[must_use]
+pub fn one_cold(slow_start: Option<SlowStart>) -> Scenario {
+    let mut instances = vec![instance(); 11];
+    let joins = Duration::from_secs(2);
+    let warmer = |(at, slower): (u32, f64)| Phase {
+        at: joins + Duration::from_millis(500) * at,
+        state: State::Serving(slower),
+    };
+    let times = [20.0, 17.0, 14.0, 11.0, 9.0, 7.0, 5.0, 4.0, 3.0, 2.0, 1.5, 1.0];
+    instances[10].joins = joins;
+    instances[10].phases = (0..).zip(times).map(warmer).collect();
+    let cold = fleet("h: one cold", 0.6, instances);
+    let retry = RetryPolicy { per_try_timeout: Some(cold.policies.timeout), ..cold.policies.retry.clone() };
+    let policies = Policies { slow_start, retry, ..cold.policies };
+    Scenario { warm_up: joins, duration: Duration::from_secs(14), policies, ..cold }
+}
+
+/// All on which balancers are compared.
 #[must_use]
 pub fn all() -> [Scenario; 9] {
     [

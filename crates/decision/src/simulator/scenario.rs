@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use meshwork_base::Rng;
 
+use crate::balance::SlowStart;
 use crate::cluster::Algorithm;
 use crate::outlier::OutlierDetection;
 use crate::retry::{RetryBudget, RetryPolicy};
@@ -66,6 +67,8 @@ pub struct Instance {
     pub service: Duration,
     /// How that time varies.
     pub spread: Spread,
+    /// When the proxies hear of it.
+    pub joins: Duration,
     /// What happens to it, in the order of time.
     pub phases: Vec<Phase>,
 }
@@ -130,6 +133,8 @@ pub(super) fn exponential(rng: &mut impl Rng) -> f64 {
 pub struct Policies {
     /// How an endpoint is chosen.
     pub algorithm: Algorithm,
+    /// How an endpoint begins; absent: with its whole weight.
+    pub slow_start: Option<SlowStart>,
     /// When an endpoint is ejected.
     pub outlier_detection: Option<OutlierDetection>,
     /// When and how often an attempt is repeated.
@@ -143,6 +148,7 @@ impl Default for Policies {
     fn default() -> Self {
         Self {
             algorithm: Algorithm::default(),
+            slow_start: None,
             outlier_detection: None,
             retry: RetryPolicy {
                 attempts: 2,

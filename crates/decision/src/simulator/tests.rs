@@ -11,6 +11,7 @@ fn small(per_second: f64) -> Scenario {
         queue: 100,
         service: Duration::from_millis(10),
         spread: Spread::Constant,
+        joins: Duration::ZERO,
         phases: Vec::new(),
     };
     Scenario {

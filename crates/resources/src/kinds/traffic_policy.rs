@@ -2,6 +2,7 @@
 
 mod health_check;
 mod load_balancer;
+mod slow_start;
 
 use std::fmt;
 
@@ -23,6 +24,7 @@ pub use load_balancer::{
     Failover, FailoverPreference, FailoverPriority, HashRule, HashRuleType, LoadBalancer,
     LoadBalancerAlgorithm,
 };
+pub use slow_start::{Aggression, SlowStart};
 
 record! {
     /// How calls to a target behave. What is absent is said by a policy of a less specific target, or by the default.

@@ -100,6 +100,21 @@ fn prints_json_that_reads_back_as_the_same_object() {
     }
 }
 
+/// What has no place beside a hash.
+#[test]
+fn a_balancer_without_a_hash_reads_back_from_its_json() {
+    let spec = "{targetRefs: [{group: '', kind: Service, name: s}], loadBalancer: {algorithm: LeastRequest, slowStart: {window: 30s, aggression: 1.5, minWeightPercent: 5}}}";
+    let policy = format!(
+        "apiVersion: meshwork.dev/v1alpha1\nkind: TrafficPolicy\nmetadata: {{name: p}}\nspec: {spec}"
+    );
+    let object = &accepted(&policy)[0];
+    let again = accepted(&to_json(object).to_string());
+    assert_eq!(again[0].kind, object.kind);
+    let Kind::TrafficPolicy(read) = &object.kind else { panic!("a traffic policy") };
+    let slow_start = read.load_balancer.as_ref().unwrap().slow_start.as_ref().unwrap();
+    assert_eq!(slow_start.aggression.unwrap().thousandths(), 1_500);
+}
+
 #[test]
 fn json_has_the_shape_of_kubernetes() {
     insta::assert_json_snapshot!(accepted(FULL).iter().map(|object| to_json(object)).collect::<Vec<_>>());

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use super::slow_start::{self, SlowStart};
 use crate::codes;
 use crate::decode::duration::GatewayDuration;
 use crate::decode::{Cx, choice, record};
@@ -19,6 +20,9 @@ record! {
         pub hash_balance_factor: Option<Spanned<u32>> as "hashBalanceFactor" [100..=100_000],
         /// Who goes first, and when others help.
         pub failover: Option<Spanned<Failover>>,
+        /// How an endpoint that has just begun gets a share that grows; with its whole weight when absent. Not for
+        /// `RingHash` and `Maglev`.
+        pub slow_start: Option<Spanned<SlowStart>> as "slowStart",
     }
 }
 
@@ -120,12 +124,16 @@ impl LoadBalancerAlgorithm {
 pub(in crate::kinds) const TOKEN: &str = "use letters, digits and any of !#$%&'*+-.^_`|~";
 
 pub(super) fn validate(balancer: &Spanned<LoadBalancer>, cx: &mut Cx) {
-    if balancer.algorithm.is_none() && balancer.failover.is_none() {
+    if balancer.algorithm.is_none() && balancer.failover.is_none() && balancer.slow_start.is_none() {
         let message = "`loadBalancer` says nothing";
         cx.error(balancer.span, codes::MISSING_FIELD, message).help =
-            Some("write `algorithm`, `failover`, or both".to_owned());
+            Some("write `algorithm`, `failover`, `slowStart`, or several of them".to_owned());
     }
     let algorithm = balancer.algorithm.unwrap_or(LoadBalancerAlgorithm::PeakEwma);
+    if let Some(slow_start) = &balancer.slow_start {
+        let hashing = algorithm.is_hashing().then(|| algorithm.to_string());
+        slow_start::validate(slow_start, hashing.as_deref(), cx);
+    }
     if !algorithm.is_hashing() {
         let policy = balancer.hash_policy.first().map(|rule| (rule.span, "hashPolicy"));
         let factor = balancer.hash_balance_factor.as_ref().map(|factor| (factor.span, "hashBalanceFactor"));
