@@ -82,11 +82,9 @@ fn cases() -> Vec<Case> {
         object("no apiVersion", "kind: Service\nmetadata: {name: x}\n", "MW1006", "kind"),
         object(
             "a filter of a later version",
-            &route(
-                "  - filters:\n    - type: RequestMirror\n      requestMirror: {backendRef: {name: web, port: 80}}",
-            ),
+            &route("  - filters:\n    - type: CORS\n      cors: {allowOrigins: ['https://shop.example']}"),
             "MW1014",
-            "type: RequestMirror",
+            "type: CORS",
         ),
         whole("no YAML", "a: [1\nb: }\n", "MW1003", 2),
         whole("garbage of 10 MB", garbage(), "MW1002", 1),

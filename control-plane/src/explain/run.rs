@@ -5,8 +5,8 @@ use std::sync::Arc;
 use meshwork_base::{Rng, SeededRng, SpiffeId, Tick};
 use meshwork_decision::{
     Binding, Cause, Cluster, Endpoint, Exclusion, Filter, HeaderEdit, HeaderEdits, Health, Inbound,
-    InboundPort, Listener, Matched, Mtls, NoReasons, OwnedRequest, Protocol, Routed, Scheme, Snapshot,
-    SnapshotBuilder, Wanted,
+    InboundPort, Listener, Matched, Mirror, Mtls, NoReasons, OwnedRequest, Protocol, Routed, Scheme,
+    Snapshot, SnapshotBuilder, Wanted,
 };
 use meshwork_process::Problem;
 
@@ -294,6 +294,7 @@ impl<'a> Run<'a> {
     /// Every backend that may be chosen, as the live function chooses it.
     fn backends(&mut self, matched: &Matched<'_>, request: &OwnedRequest, way: &Way<'_>) -> Verdict {
         let rule = matched.rule();
+        self.mirrors(&rule.mirrors);
         let total: u64 = rule.backends.iter().map(|backend| u64::from(backend.weight)).sum();
         if total == 0 {
             let cause = rule.choose_backend(&mut Draw(0), &mut self.story).err();
@@ -318,6 +319,7 @@ impl<'a> Run<'a> {
                 Ok((backend, cluster)) => {
                     let mut sent = request.clone();
                     let edits = self.backend_filters(&backend.filters, &mut sent);
+                    self.mirrors(&backend.mirrors);
                     let mut view = unresolved(backend, Verdict::of("forwarded"));
                     view.forwarded = edits.then(|| Seen::of(&sent));
                     self.cluster(matched, cluster, way, &sent, &mut view);
@@ -335,6 +337,13 @@ impl<'a> Run<'a> {
         match worst {
             Some(verdict) if failing == total => verdict,
             _ => Verdict { failing_percent: failing * 100 / total, ..Verdict::of("forwarded") },
+        }
+    }
+
+    /// Where copies of it go.
+    fn mirrors(&mut self, mirrors: &[Mirror]) {
+        for mirror in mirrors {
+            self.story.tell("mirror", mirror.key.to_string(), "noted", mirror.told());
         }
     }
 

@@ -2,7 +2,9 @@
 
 use meshwork_base::{Code, Namespace, ObjectName};
 use meshwork_messages::v1;
-use meshwork_resources::{BackendRef, Group, HTTPBackendRef, KindRef, ObjectKind, Severity, Span, Spanned};
+use meshwork_resources::{
+    BackendRef, Group, HTTPBackendRef, HTTPRouteFilter, KindRef, ObjectKind, Severity, Span, Spanned,
+};
 
 use crate::Cx;
 use crate::codes;
@@ -10,6 +12,7 @@ use crate::index::{GATEWAY_GROUP, Reference, RouteView, qualified};
 use crate::listener::Fault;
 use crate::rule;
 use crate::service::{is_http, port_protocol, ports_of};
+use crate::shaping;
 
 /// What a route says of a backend, whatever its kind.
 struct Wanted<'a> {
@@ -26,10 +29,12 @@ pub(crate) fn backend(
     cx: &mut Cx<'_>,
     route: RouteView<'_>,
     reference: &Spanned<HTTPBackendRef>,
-) -> (v1::Backend, Option<Fault>) {
+    faults: &mut Vec<Fault>,
+) -> v1::Backend {
     let message = v1::Backend {
         weight: reference.weight,
-        filters: reference.filters.iter().map(|filter| rule::filter(filter)).collect(),
+        filters: rule::filters(&reference.filters),
+        mirrors: mirrors(cx, route, &reference.filters, faults),
         ..v1::Backend::default()
     };
     let wanted = Wanted {
@@ -40,7 +45,38 @@ pub(crate) fn backend(
         port: reference.port,
         span: reference.span,
     };
-    told(cx, route, &wanted, message)
+    let (message, fault) = told(cx, route, &wanted, message);
+    faults.extend(fault);
+    message
+}
+
+/// Where copies of requests go. A reference that is broken is told in the status like any other; the copies are left out.
+pub(crate) fn mirrors(
+    cx: &mut Cx<'_>,
+    route: RouteView<'_>,
+    filters: &[Spanned<HTTPRouteFilter>],
+    faults: &mut Vec<Fault>,
+) -> Vec<v1::Mirror> {
+    let mut mirrors = Vec::new();
+    for mirror in filters.iter().filter_map(|filter| filter.mirror()) {
+        let to = &mirror.backend_ref;
+        let wanted = Wanted {
+            group: &to.group,
+            kind: &to.kind,
+            name: &to.name,
+            namespace: to.namespace.as_ref(),
+            port: to.port,
+            span: to.span,
+        };
+        match told(cx, route, &wanted, v1::Backend::default()) {
+            (_, Some(fault)) => faults.push(fault),
+            (v1::Backend { service, port, .. }, None) => {
+                let share = shaping::share(mirror.percent, mirror.fraction.as_ref());
+                mirrors.push(v1::Mirror { service, port, share });
+            }
+        }
+    }
+    mirrors
 }
 
 /// Compiles a backend of a layer-4 route. One that is broken keeps its weight: its share of the connections is refused.

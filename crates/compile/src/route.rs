@@ -80,10 +80,9 @@ fn rules(cx: &mut Cx<'_>, route: Entry<'_, HTTPRoute>) -> (Vec<v1::Rule>, Vec<Fa
         let place = || format!("{}/{}/{index}", meta.namespace, meta.name);
         let mut message = rule::rule(spec, place);
         for reference in &spec.backend_refs {
-            let (backend, fault) = backend::backend(cx, route.view(), reference);
-            message.backends.push(backend);
-            faults.extend(fault);
+            message.backends.push(backend::backend(cx, route.view(), reference, &mut faults));
         }
+        message.mirrors = backend::mirrors(cx, route.view(), &spec.filters, &mut faults);
         rules.push(message);
     }
     (rules, faults)
@@ -120,8 +119,11 @@ pub(crate) fn emit(
     }
     parents.dedup();
     let backends = rules.iter().flat_map(|rule| &rule.backends).filter(|backend| backend.invalid.is_empty());
+    let of_backends = rules.iter().flat_map(|rule| &rule.backends).flat_map(|backend| &backend.mirrors);
+    let mirrors = rules.iter().flat_map(|rule| &rule.mirrors).chain(of_backends);
+    let services = backends.map(|backend| &backend.service).chain(mirrors.map(|mirror| &mirror.service));
     let mut needs: Vec<ResourceKey> =
-        backends.map(|backend| ResourceKey::new(ResourceType::Service, cx.name(&backend.service))).collect();
+        services.map(|service| ResourceKey::new(ResourceType::Service, cx.name(service))).collect();
     needs.sort_unstable();
     needs.dedup();
     let message = v1::Route {

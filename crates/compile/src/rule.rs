@@ -17,8 +17,9 @@ pub(crate) fn rule(spec: &HTTPRouteRule, place: impl Fn() -> String) -> v1::Rule
     v1::Rule {
         name: spec.name.as_ref().map(|name| name.to_string()).unwrap_or_default(),
         matches: spec.matches.iter().map(|found| r#match(found)).collect(),
-        filters: spec.filters.iter().map(|found| filter(found)).collect(),
+        filters: filters(&spec.filters),
         backends: Vec::new(),
+        mirrors: Vec::new(),
         request_timeout_ms: timeouts.and_then(|t| t.request).map_or(0, timeout_ms),
         backend_request_timeout_ms: timeouts.and_then(|t| t.backend_request).map_or(0, timeout_ms),
         retry: spec.retry.as_ref().map(|found| retry(found)),
@@ -101,9 +102,14 @@ fn field(name: String, kind: ValueMatchType, value: &str) -> v1::FieldMatch {
     v1::FieldMatch { name, value: Some(v1::StringMatch { kind: Some(kind) }) }
 }
 
-/// A filter of a rule or a backend.
-pub(crate) fn filter(spec: &HTTPRouteFilter) -> v1::Filter {
+/// The filters of a rule or a backend; where copies go is resolved apart.
+pub(crate) fn filters(specs: &[Spanned<HTTPRouteFilter>]) -> Vec<v1::Filter> {
+    specs.iter().filter_map(|spec| filter(spec)).collect()
+}
+
+fn filter(spec: &HTTPRouteFilter) -> Option<v1::Filter> {
     let kind = match spec {
+        HTTPRouteFilter::RequestMirror(_) => return None,
         HTTPRouteFilter::RequestHeaderModifier(edits) => filter::Kind::RequestHeaders(header_edits(edits)),
         HTTPRouteFilter::ResponseHeaderModifier(edits) => filter::Kind::ResponseHeaders(header_edits(edits)),
         HTTPRouteFilter::RequestRedirect(redirect) => filter::Kind::Redirect(v1::Redirect {
@@ -118,7 +124,7 @@ pub(crate) fn filter(spec: &HTTPRouteFilter) -> v1::Filter {
             path: rewrite.path.as_ref().map(path_edit),
         }),
     };
-    v1::Filter { kind: Some(kind) }
+    Some(v1::Filter { kind: Some(kind) })
 }
 
 fn header_edits(spec: &HTTPHeaderFilter) -> v1::FieldEdits {

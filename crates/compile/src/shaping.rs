@@ -43,7 +43,7 @@ pub(crate) fn fault(spec: &FaultInjection) -> v1::FaultInjection {
 }
 
 /// All, where nobody says how many.
-fn share(percent: Option<u32>, fraction: Option<&Spanned<Fraction>>) -> Option<v1::Share> {
+pub(crate) fn share(percent: Option<u32>, fraction: Option<&Spanned<Fraction>>) -> Option<v1::Share> {
     Some(match fraction {
         Some(fraction) => {
             v1::Share { numerator: fraction.numerator, denominator: fraction.denominator.unwrap_or(100) }

@@ -1,4 +1,4 @@
-//! Which calls of an application belong to which call to it, as far as retries must know.
+//! Which calls of an application belong to which call to it, as far as retries and mirrors must know.
 //!
 //! *Why.* Between two services stands an application. It makes new requests, and drops the header that says that what it
 //! does is a retry; and when a call of its own has failed in spite of retries, it answers with an error of its own, which
@@ -7,7 +7,8 @@
 //! *How.* An application that is traced passes on `traceparent` or `x-request-id`. By these a proxy knows that a call
 //! out belongs to a call in. It remembers two things of a request's family, each for [`LIFE`] at most: that what
 //! called the application is a retry (then calls out are not repeated), and that a call out has failed for good (then
-//! the failure that the application answers with says that it is not to be repeated).
+//! the failure that the application answers with says that it is not to be repeated). And a third, for mirrors: that
+//! what called the application is a copy (then calls out are copies too, of which no copies are made).
 //!
 //! *Bounds.* A table of fixed size, made when it is first needed, in which the newer takes the place of the older: what
 //! is forgotten costs a retry within the budget, nothing else. Requests that go well never touch it.
@@ -27,9 +28,10 @@ const LIFE: Duration = Duration::from_secs(10);
 const SETS: usize = 2048;
 const WAYS: usize = 4;
 const TAG: u64 = !((1 << 32) - 1);
-/// The lower half of a word: milliseconds, which wrap after twelve days, and two bits of what is remembered.
-const TIME_SHIFT: u32 = 2;
-const TIME: u64 = (1 << 30) - 1;
+/// The lower half of a word: milliseconds, which wrap after six days, and three bits of what is remembered.
+const TIME_SHIFT: u32 = 3;
+const TIME: u64 = (1 << 29) - 1;
+const WHAT: u64 = (1 << TIME_SHIFT) - 1;
 
 /// The family of a request: by the id that its application passes on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -51,6 +53,8 @@ pub enum Kin {
     Retried = 1,
     /// A call of the application has failed, and was repeated as far as it may be.
     Failed = 2,
+    /// What called the application is a copy of a request.
+    Mirrored = 4,
 }
 
 type Set = [AtomicU64; WAYS];
@@ -73,7 +77,7 @@ impl Kinship {
         let age = |word: u64| if word == 0 { u64::MAX } else { Self::age(word, now) };
         let standing = |word: u64| if word & TAG == family.0 & TAG { (1, 0) } else { (0, age(word)) };
         let (place, old) = words.max_by_key(|(_, word)| standing(*word)).expect("a set has places");
-        let kept = if Self::speaks_of(old, family, now) { old & 3 } else { 0 };
+        let kept = if Self::speaks_of(old, family, now) { old & WHAT } else { 0 };
         let word = family.0 & TAG | Self::millis(now) << TIME_SHIFT | kept | what as u64;
         place.store(word, Ordering::Relaxed);
         self.last.fetch_max(now.as_nanos(), Ordering::Relaxed);
@@ -151,8 +155,10 @@ mod tests {
         kinship.remember(ours, Kin::Failed, at(60));
         assert!(!kinship.knows(ours, Kin::Retried, at(60)), "what had been forgotten does not come back");
         kinship.remember(ours, Kin::Retried, at(61));
+        kinship.remember(ours, Kin::Mirrored, at(61));
         kinship.forget(ours, Kin::Retried);
         assert!(kinship.knows(ours, Kin::Failed, at(61)) && !kinship.knows(ours, Kin::Retried, at(61)));
+        assert!(kinship.knows(ours, Kin::Mirrored, at(61)), "of three each is remembered by itself");
     }
 
     /// A crowd of families that fail at the same time finds room: what is read soon after is still there.
@@ -172,19 +178,19 @@ mod tests {
     proptest! {
         /// It may forget, but never says of a family what was not remembered of it within its life.
         #[test]
-        fn nothing_is_invented(steps in prop::collection::vec((0u32..6, any::<bool>(), 0u64..20), 0..100)) {
+        fn nothing_is_invented(steps in prop::collection::vec((0u32..6, 0usize..3, 0u64..20), 0..100)) {
             let kinship = Kinship::default();
             let mut told: HashMap<(Family, u64), u64> = HashMap::new();
             let mut now = 0;
-            for (id, failed, later) in steps {
+            for (id, what, later) in steps {
                 now += later;
-                let what = if failed { Kin::Failed } else { Kin::Retried };
+                let what = [Kin::Failed, Kin::Retried, Kin::Mirrored][what];
                 let family = Family::of(id);
                 kinship.remember(family, what, at(now));
                 prop_assert!(kinship.knows(family, what, at(now)));
                 told.insert((family, what as u64), now);
                 for id in 0..6 {
-                    for what in [Kin::Failed, Kin::Retried] {
+                    for what in [Kin::Failed, Kin::Retried, Kin::Mirrored] {
                         let family = Family::of(id);
                         if kinship.knows(family, what, at(now)) {
                             prop_assert!(told.contains_key(&(family, what as u64)));

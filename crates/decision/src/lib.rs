@@ -37,6 +37,7 @@ mod kinship;
 mod limits;
 mod load;
 mod matching;
+mod mirror;
 mod origin;
 mod outage;
 mod outbound;
@@ -78,6 +79,7 @@ pub use kinship::{Family, Kin, Kinship};
 pub use limits::{ConnectionLimit, ConnectionPermit, Limited, Limits, Permit};
 pub use load::Answer;
 pub use matching::{FieldMatch, PathMatch, Pattern, PatternError, RouteMatch, ValueMatch};
+pub use mirror::Mirror;
 pub use origin::Origin;
 pub use outbound::{OutboundPort, OutboundService};
 pub use outlier::{

@@ -10,6 +10,7 @@ use crate::cluster::{Cluster, ClusterKey};
 use crate::filter::Filter;
 use crate::hostname::HostPattern;
 use crate::matching::{PathMatch, RouteMatch};
+use crate::mirror::{Mirror, MirrorSpec};
 use crate::origin::Origin;
 use crate::reasons::{Outcome, Phase, Reason, Reasons};
 use crate::retry::RetryPolicy;
@@ -33,6 +34,8 @@ pub struct Rule {
     pub(crate) spec: Arc<RuleSpec>,
     /// Where its requests go, by weight; empty when a filter answers.
     pub backends: Box<[Backend]>,
+    /// Where copies of its requests go.
+    pub mirrors: Box<[Mirror]>,
     total_weight: u64,
 }
 
@@ -47,6 +50,8 @@ pub struct Backend {
     pub key: ClusterKey,
     /// Where it goes.
     pub target: Target,
+    /// Where copies of the requests that go here go.
+    pub mirrors: Box<[Mirror]>,
 }
 
 /// Where a backend goes.
@@ -98,6 +103,7 @@ pub(crate) struct RuleSpec {
     pub(crate) backend_request_timeout: Option<Duration>,
     pub(crate) retry: Option<Arc<RetryPolicy>>,
     pub(crate) session: Option<Arc<SessionPersistence>>,
+    pub(crate) mirrors: Box<[MirrorSpec]>,
 }
 
 #[derive(Debug)]
@@ -106,6 +112,15 @@ pub(crate) struct BackendSpec {
     pub(crate) weight: u32,
     pub(crate) filters: Arc<[Filter]>,
     pub(crate) invalid: Option<Box<str>>,
+    pub(crate) mirrors: Box<[MirrorSpec]>,
+}
+
+impl RuleSpec {
+    /// Every service that its requests, or copies of them, go to.
+    pub(crate) fn uses(&self) -> impl Iterator<Item = &ClusterKey> {
+        let copies = self.backends.iter().flat_map(|backend| &backend.mirrors).chain(&self.mirrors);
+        self.backends.iter().map(|backend| &backend.key).chain(copies.map(|mirror| &mirror.key))
+    }
 }
 
 impl Route {
@@ -119,7 +134,13 @@ impl Route {
 impl Route {
     /// Stands for the routes of a service that has none: everything goes to one cluster.
     pub(crate) fn direct(service: &Arc<Origin>, cluster: &Arc<Cluster>) -> Self {
-        let backend = BackendSpec { key: cluster.key.clone(), weight: 1, filters: [].into(), invalid: None };
+        let backend = BackendSpec {
+            key: cluster.key.clone(),
+            weight: 1,
+            filters: [].into(),
+            invalid: None,
+            mirrors: Box::default(),
+        };
         let any = RouteMatch {
             path: PathMatch::prefix("/"),
             method: None,
@@ -135,6 +156,7 @@ impl Route {
             backend_request_timeout: None,
             retry: None,
             session: None,
+            mirrors: Box::default(),
         };
         let spec = RouteSpec {
             name: Arc::clone(&cluster.key.service),
@@ -159,10 +181,12 @@ impl Rule {
                     Some(reason) => Target::Invalid(reason.clone()),
                     None => find(&b.key).map_or(Target::Missing, Target::Cluster),
                 },
+                mirrors: Mirror::resolve(&b.mirrors, &find),
             })
             .collect();
         let total_weight = backends.iter().map(|b| u64::from(b.weight)).sum();
-        Self { spec: Arc::clone(spec), backends, total_weight }
+        let mirrors = Mirror::resolve(&spec.mirrors, &find);
+        Self { spec: Arc::clone(spec), backends, mirrors, total_weight }
     }
 
     /// The section name, may be empty.

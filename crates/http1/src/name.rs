@@ -85,6 +85,7 @@ known_names! {
     ContentLanguage = "content-language",
     TransferEncoding = "transfer-encoding",
     XForwardedProto = "x-forwarded-proto",
+    XMeshworkMirror = "x-meshwork-mirror",
     IfModifiedSince = "if-modified-since",
     ProxyAuthenticate = "proxy-authenticate",
     ProxyAuthorization = "proxy-authorization",

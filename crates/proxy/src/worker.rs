@@ -75,6 +75,15 @@ impl View {
     }
 }
 
+/// A copy of a request that is under way.
+pub(crate) struct Mirroring(Rc<Cell<usize>>);
+
+impl Drop for Mirroring {
+    fn drop(&mut self) {
+        self.0.set(self.0.get() - 1);
+    }
+}
+
 /// See the module's text.
 pub(crate) struct Worker {
     pub(crate) shared: Arc<Shared>,
@@ -94,6 +103,8 @@ pub(crate) struct Worker {
     said: Cell<Tick>,
     /// For splicing.
     pub(crate) pipes: Rc<Pipes>,
+    /// Copies of requests under way.
+    mirroring: Rc<Cell<usize>>,
     /// What is copied from one side of a connection to the other passes through it; empty before the first use.
     pub(crate) buffer: RefCell<Vec<u8>>,
     view: RefCell<Rc<View>>,
@@ -122,6 +133,7 @@ impl Worker {
             used: RefCell::default(),
             said: Cell::new(shared.clock.now()),
             pipes: Rc::default(),
+            mirroring: Rc::default(),
             buffer: RefCell::default(),
             view: RefCell::new(View::new(shared.snapshot.load_full())),
             recorder: Recorder::new(&shared.settings.recorder, shared.settings.workers, &metrics),
@@ -215,6 +227,19 @@ impl Worker {
     /// Counts a fault that a policy injects.
     pub(crate) fn fault_injected(&self, policy: &Arc<str>, kind: &'static str) {
         self.gauges.shaped(&inventory::FAULTS_INJECTED, policy, kind, &self.metrics);
+    }
+
+    /// One more copy of a request is under way; `None`: there are so many already.
+    pub(crate) fn mirroring(&self, most: usize) -> Option<Mirroring> {
+        (self.mirroring.get() < most).then(|| {
+            self.mirroring.set(self.mirroring.get() + 1);
+            Mirroring(Rc::clone(&self.mirroring))
+        })
+    }
+
+    /// Counts what became of a copy of a request.
+    pub(crate) fn mirrored(&self, cluster: &Cluster, outcome: &'static str) {
+        self.gauges.shaped(&inventory::MIRRORED_REQUESTS, &cluster.key.service, outcome, &self.metrics);
     }
 
     /// A service's circuit breaker has changed its state.

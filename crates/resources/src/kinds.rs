@@ -11,6 +11,7 @@ mod http_route;
 mod inbound_policy;
 mod label_selector;
 mod listener_policy;
+mod mirror;
 mod namespace;
 mod reference_grant;
 mod references;
@@ -48,6 +49,7 @@ pub use http_route::{HTTPBackendRef, HTTPRoute, HTTPRouteRetry, HTTPRouteRule, H
 pub use inbound_policy::{InboundMtls, InboundPolicy};
 pub use label_selector::{LabelOperator, LabelRequirement, LabelSelector};
 pub use listener_policy::{InboundProxyProtocol, ListenerPolicy, ProxyProtocolVersion};
+pub use mirror::{BackendObjectReference, HTTPRequestMirrorFilter};
 pub use namespace::Namespace;
 pub use reference_grant::{ReferenceGrant, ReferenceGrantFrom, ReferenceGrantTo};
 pub use references::{BackendRef, LocalParametersReference, ParentReference, SecretReference, StreamRule};

@@ -139,6 +139,8 @@ metrics! {
         "Requests over a local rate limit, by policy: refused, or in shadow mode passed on all the same.";
     FAULTS_INJECTED = "meshwork_faults_injected_total", Counter, "", &["policy", "kind"],
         "Faults that a policy injected: delay, abort, bandwidth.";
+    MIRRORED_REQUESTS = "meshwork_mirrored_requests_total", Counter, "", &["service", "outcome"],
+        "Copies of requests: `answered`, `failed`, `timed_out`, `refused` (by a limit), `given_up` (slower than the original), `cut_off` (with it).";
     CONFIG_REVISION = "meshwork_config_revision_info", Gauge, "", &["revision"],
         "The revision in effect, as a label; the value is 1.";
     CONFIG_UPDATES = "meshwork_config_updates_total", Counter, "", &[],
@@ -241,6 +243,8 @@ pub const ACCESS_LOG_FIELDS: &[LogField] = &[
     ("bytes_sent", "bytes of the response's body, or of the connection to its caller"),
     ("attempts", "attempts begun; 0 when the answer is our own"),
     ("grpc_status", "grpc-status, where known"),
+    ("mirrors", "copies of it that were sent elsewhere, where known"),
+    ("mirrored", "true for a request that is a copy itself, where known"),
     ("listener", "listener, where known"),
     ("route_name", "route as namespace/name, where known"),
     ("rule", "rule in the route, where known"),

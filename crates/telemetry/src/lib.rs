@@ -28,4 +28,4 @@ pub use metrics::{
     StreamSeries, WorkerCounter, WorkerGauge, WorkerMetrics,
 };
 pub use record::{Phase, Protocol, Record, RequestText, TraceId, is_grpc_failure};
-pub use trace::{Sampler, TraceContext, TraceResource, Traced, Tracer};
+pub use trace::{Copied, Sampler, SpanId, TraceContext, TraceResource, Traced, Tracer};

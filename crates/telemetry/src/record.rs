@@ -287,6 +287,10 @@ pub struct Record {
     pub endpoint: Option<SocketAddr>,
     /// Attempts that were begun; 0 when the answer is our own.
     pub attempts: u32,
+    /// Copies of it that were sent elsewhere.
+    pub mirrors: u16,
+    /// It is a copy itself, or made for the sake of one.
+    pub mirrored: bool,
     /// Bytes of the request's body that came in.
     pub bytes_received: u64,
     /// Bytes of the response's body that went out.

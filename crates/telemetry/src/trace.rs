@@ -11,4 +11,4 @@ pub use context::{SpanId, TraceContext};
 pub use export::{TraceError, TraceResource, Tracer};
 pub use sampler::{Sampler, SamplerError};
 pub use state::trace_state;
-pub use traced::{Attempt, Traced};
+pub use traced::{Attempt, Copied, Traced};

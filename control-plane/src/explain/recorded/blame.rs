@@ -51,12 +51,14 @@ fn cause_of(record: &RequestRecord) -> Option<Cause> {
 /// Finds it; none of a request that went well and was not slow.
 pub(super) fn blame(hops: &[Observed], parents: &[Option<usize>]) -> Option<Blame> {
     let start = |at: usize| record(&hops[at]).start_unix_ns;
-    let roots = (0..hops.len()).filter(|at| parents[*at].is_none());
+    // What becomes of a copy is nobody's fault: nobody waits for it.
+    let is_copy = |at: &usize| record(&hops[*at]).mirrored;
+    let roots = (0..hops.len()).filter(|at| parents[*at].is_none() && !is_copy(at));
     let mut at = roots.min_by_key(|at| (!failed(&hops[*at]), start(*at)))?;
     let root = at;
     // Parents never form a ring, yet nothing here shall hang on that.
     for _ in 0..hops.len() {
-        let below = || (0..hops.len()).filter(|below| parents[*below] == Some(at));
+        let below = || (0..hops.len()).filter(|below| parents[*below] == Some(at) && !is_copy(below));
         let next = match below().filter(|below| failed(&hops[*below])).max_by_key(|below| start(*below)) {
             Some(below) => Some(below),
             None if failed(&hops[at]) && !waited(&hops[at]) => None,

@@ -177,3 +177,18 @@ fn nobody_is_to_blame_for_a_request_of_the_sample() {
     (0..4).for_each(|hop| at(&mut hops, hop).kept = "sampled".to_owned());
     assert_eq!(blamed(hops), None);
 }
+
+#[test]
+fn what_becomes_of_a_copy_is_nobodys_fault() {
+    let mut hops = chain();
+    let copy = |side, start, service| hop("ratings", side, start, service, |record| record.mirrored = true);
+    hops.extend([copy(Side::Inbound, 1, "ratings"), copy(Side::Outbound, 2, "stars")]);
+    for failed in [4, 5] {
+        fails(at(&mut hops, failed), "upstream_reset", 503);
+    }
+    (0..4).for_each(|hop| at(&mut hops, hop).kept = "sampled".to_owned());
+    assert_eq!(blamed(hops.clone()), None);
+    fails(at(&mut hops, 3), "upstream_closed", 503);
+    fails(at(&mut hops, 1), "", 503);
+    assert_eq!(blamed(hops).unwrap().1.as_deref(), Some("shop/reviews:80"));
+}

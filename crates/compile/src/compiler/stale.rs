@@ -101,7 +101,12 @@ fn uses(object: &Object, services: &BTreeSet<QualifiedName>) -> bool {
     };
     let mut parents = route.parent_refs.iter();
     let mut backends = route.rules.iter().flat_map(|rule| &rule.backend_refs);
+    let filters = route.rules.iter().flat_map(|rule| {
+        rule.filters.iter().chain(rule.backend_refs.iter().flat_map(|backend| &backend.filters))
+    });
+    let mut mirrors = filters.filter_map(|filter| filter.mirror()).map(|mirror| &mirror.backend_ref);
     parents.any(|parent| is_one(parent.namespace.as_ref().map(|n| n.as_str()), parent.name.as_str()))
         || backends
             .any(|backend| is_one(backend.namespace.as_ref().map(|n| n.as_str()), backend.name.as_str()))
+        || mirrors.any(|to| is_one(to.namespace.as_ref().map(|n| n.as_str()), to.name.as_str()))
 }

@@ -184,8 +184,8 @@ impl Built {
     ) -> BTreeMap<Arc<str>, Arc<Route>> {
         let mut routes = old.routes.clone();
         let uses_replaced = |spec: &RouteSpec| {
-            let mut backends = spec.rules.iter().flat_map(|r| &r.backends);
-            !replaced.clusters.is_empty() && backends.any(|b| replaced.clusters.contains(&b.key))
+            let mut used = spec.rules.iter().flat_map(|rule| rule.uses());
+            !replaced.clusters.is_empty() && used.any(|key| replaced.clusters.contains(key))
         };
         let using = held.routes.values().filter(|spec| uses_replaced(spec)).map(|spec| &spec.name);
         let touched: BTreeSet<&Arc<str>> = changed.routes.iter().chain(using).collect();

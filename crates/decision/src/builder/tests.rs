@@ -491,3 +491,42 @@ fn an_instance_that_was_taken_out_comes_back_with_nothing_held_against_it() {
     builder.apply([one(well)]);
     assert!(!is_ejected());
 }
+
+fn copying(service: &str, share: Option<v1::Share>) -> Change {
+    let mirror = v1::Mirror { service: service.into(), port: 80, share };
+    let mut rules = to("/", "ns/a");
+    rules[0].mirrors.push(mirror.clone());
+    rules[0].backends[0].mirrors.push(mirror);
+    route("ns/r", 1, &[], rules)
+}
+
+#[test]
+fn where_copies_go_is_resolved_when_it_comes_and_again_when_it_goes() {
+    let half = Some(v1::Share { numerator: 1, denominator: 2 });
+    let mut builder = SnapshotBuilder::new();
+    let cluster = |snapshot: &Snapshot| {
+        let rule = &snapshot.routes["HTTPRoute/ns/r"].rules[0];
+        let of = |mirror: &crate::Mirror| mirror.cluster.as_ref().map(|cluster| cluster.key.to_string());
+        assert_eq!(of(&rule.mirrors[0]), of(&rule.backends[0].mirrors[0]));
+        assert_eq!(rule.mirrors[0].share, crate::Share { numerator: 1, denominator: 2 });
+        of(&rule.mirrors[0])
+    };
+    let begin = [listener("ns/gw/web", 80, ""), copying("ns/b", half)];
+    assert_eq!(cluster(&build(&mut builder, begin)), None);
+    let snapshot = build(&mut builder, [service_change(&service("ns/b", &[("", 80)]))]);
+    assert_eq!(cluster(&snapshot).as_deref(), Some("ns/b:80"));
+    let gone = Change::remove::<v1::Service>("ns/b");
+    assert_eq!(cluster(&build(&mut builder, [gone])), None);
+}
+
+#[test]
+fn copies_that_go_nowhere_or_have_no_share_are_refused() {
+    for (service, share, place) in [
+        ("", Some(v1::Share { numerator: 1, denominator: 1 }), "mirrors[0].service"),
+        ("ns/b", None, "mirrors[0].share"),
+        ("ns/b", Some(v1::Share { numerator: 1, denominator: 0 }), "denominator above 0"),
+    ] {
+        let rejections = SnapshotBuilder::new().apply([copying(service, share)]);
+        assert!(rejections.len() == 1 && rejections[0].message.contains(place), "{place}: {rejections:?}");
+    }
+}

@@ -5,11 +5,13 @@ use std::time::Duration;
 
 use meshwork_messages::v1;
 
+use super::shaping::share;
 use super::{ConvertError, Interner, Result, hostname, port, unknown, value};
 use crate::cluster::ClusterKey;
 use crate::filter::{Filter, HeaderEdits, PathEdit, Redirect, Rewrite};
 use crate::hostname::HostPattern;
 use crate::matching::{FieldMatch, PathMatch, Pattern, RouteMatch, ValueMatch};
+use crate::mirror::MirrorSpec;
 use crate::origin::Origin;
 use crate::policy::RequestPolicy;
 use crate::request::Scheme;
@@ -81,6 +83,18 @@ fn rule(at: &str, message: &v1::Rule, route: &str, strings: &mut Interner) -> Re
         backend_request_timeout: millis(message.backend_request_timeout_ms),
         retry: message.retry.as_ref().map(|r| retry(&format!("{at}.retry"), r)).transpose()?.map(Arc::new),
         session: message.session.as_ref().map(|said| session(at, said, route, &message.name)).transpose()?,
+        mirrors: mirrors(at, &message.mirrors, strings)?,
+    })
+}
+
+fn mirrors(at: &str, list: &[v1::Mirror], strings: &mut Interner) -> Result<Box<[MirrorSpec]>> {
+    each(&format!("{at}.mirrors"), list, |at, mirror| {
+        if mirror.service.is_empty() {
+            return value(format!("{at}.service"), "", "write the NAMESPACE/NAME of a service");
+        }
+        let port = port(&format!("{at}.port"), mirror.port)?;
+        let key = ClusterKey { service: strings.text(&mirror.service), port };
+        Ok(MirrorSpec { key, share: share(at, mirror.share.as_ref())? })
     })
 }
 
@@ -141,6 +155,7 @@ fn backend(at: &str, message: &v1::Backend, strings: &mut Interner) -> Result<Ba
         weight: message.weight,
         filters: Arc::default(),
         invalid,
+        mirrors: mirrors(at, &message.mirrors, strings)?,
     })
 }
 

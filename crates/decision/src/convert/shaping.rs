@@ -30,13 +30,16 @@ pub(super) fn rate_limit(origin: &Arc<Origin>, message: &v1::RateLimit) -> Resul
 pub(super) fn fault(origin: &Arc<Origin>, message: &v1::FaultInjection) -> Result<FaultInjection> {
     let field = |field: &v1::Field| (field.name.to_ascii_lowercase().into(), field.value.as_str().into());
     let delay = |delay: &v1::fault_injection::Delay| -> Result<_> {
-        Ok((share("delay", delay.share.as_ref())?, Duration::from_millis(delay.time_ms.into())))
+        Ok((
+            share("fault_injection.delay", delay.share.as_ref())?,
+            Duration::from_millis(delay.time_ms.into()),
+        ))
     };
     let bandwidth = |bandwidth: &v1::fault_injection::Bandwidth| {
         if bandwidth.bytes_per_second == 0 {
             return value("fault_injection.bandwidth.bytes_per_second", 0, "write at least 1");
         }
-        Ok((share("bandwidth", bandwidth.share.as_ref())?, bandwidth.bytes_per_second))
+        Ok((share("fault_injection.bandwidth", bandwidth.share.as_ref())?, bandwidth.bytes_per_second))
     };
     Ok(FaultInjection {
         origin: Arc::clone(origin),
@@ -60,17 +63,16 @@ fn abort(message: &v1::fault_injection::Abort) -> Result<(Share, Abort)> {
         },
         None => return Err(unknown("fault_injection.abort.with")),
     };
-    Ok((share("abort", message.share.as_ref())?, with))
+    Ok((share("fault_injection.abort", message.share.as_ref())?, with))
 }
 
-fn share(of: &str, message: Option<&v1::Share>) -> Result<Share> {
+/// How many of all; `at` is what is shared.
+pub(super) fn share(at: &str, message: Option<&v1::Share>) -> Result<Share> {
     match message {
         Some(share) if share.denominator > 0 => {
             Ok(Share { numerator: share.numerator, denominator: share.denominator })
         }
-        Some(share) => {
-            value(format!("fault_injection.{of}.share"), share.denominator, "write a denominator above 0")
-        }
-        None => Err(unknown(format!("fault_injection.{of}.share"))),
+        Some(share) => value(format!("{at}.share"), share.denominator, "write a denominator above 0"),
+        None => Err(unknown(format!("{at}.share"))),
     }
 }

@@ -57,6 +57,8 @@ pub(crate) fn record(place: Place, record: &Record) -> v1::RequestRecord {
         upstream_id: name(&record.upstream_id),
         revision: name(&record.revision),
         kept: String::new(),
+        mirrored: record.mirrored,
+        mirrors: record.mirrors.into(),
     }
 }
 

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use meshwork_base::{Clock, Tick};
 use meshwork_decision::{
-    Answer, AttemptOutcome, Call, Cause, Endpoint, Permit, Picked, Ticket, Transport, Trial, Wanted,
+    Answer, AttemptOutcome, Call, Cause, Cluster, Endpoint, Permit, Picked, Ticket, Trial, Wanted,
     is_idempotent,
 };
 use meshwork_http1::{Fields, KnownName, ResponseHead};
@@ -379,19 +379,11 @@ impl<'a> Attempts<'a> {
     fn destination(&self) -> Destination<'_> {
         let connect_timeout = self.connect_timeout;
         match (self.target, &self.endpoint) {
-            (Target::Service { cluster, .. }, Some(endpoint)) => Destination {
-                pool: endpoint.id,
-                address: endpoint.http_address(),
-                speaks: match &endpoint.transport {
-                    Transport::Mesh { spiffe_id, .. } => Speaks::Mesh { key: &cluster.key, id: spiffe_id },
-                    Transport::Plaintext if cluster.protocol.is_http2() => Speaks::Http2,
-                    Transport::Plaintext => Speaks::Http1,
-                },
-                service: Some((cluster, endpoint)),
-                connect_timeout,
-                fresh: self.fresh,
-                announcement: self.announcement.as_deref().map(|header| &header[..]),
-            },
+            (Target::Service { cluster, .. }, Some(endpoint)) => {
+                let announcement = self.announcement.as_deref().map(|header| &header[..]);
+                let to = Destination::of_endpoint(cluster, endpoint, connect_timeout, announcement);
+                Destination { fresh: self.fresh, ..to }
+            }
             (Target::App { port, http2 }, _) => Destination {
                 pool: app_id(port.app_port, http2),
                 address: (self.conn.worker.shared.settings.app_address, port.app_port).into(),
@@ -472,6 +464,11 @@ impl<'a> Attempts<'a> {
 
 fn announcement_for(conn: &Conn, target: Target<'_>) -> Option<Box<Written>> {
     let Target::Service { cluster, .. } = target else { return None };
+    announced(conn, cluster)
+}
+
+/// What connections to this service begin with, where it wants to know for whom they are made.
+pub(crate) fn announced(conn: &Conn, cluster: &Cluster) -> Option<Box<Written>> {
     let client = Client { source: conn.peer, destination: conn.local };
     cluster.proxy_protocol.map(|version| Box::new(announcement(version, &client)))
 }

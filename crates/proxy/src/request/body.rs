@@ -5,6 +5,7 @@ use std::task::{Context, Poll};
 use bytes::Bytes;
 use meshwork_http1::{Fields, RequestHead};
 
+use super::mirror::tee::Tee;
 use super::reply::is_grpc;
 use crate::downstream::Down;
 use crate::downstream::connection::Conn;
@@ -36,9 +37,13 @@ pub(crate) struct RequestBody<'c> {
     overflowed: bool,
     /// How many kept chunks the present attempt has got.
     sent: usize,
-    ended: Option<Option<Box<Fields>>>,
+    /// It has come to its end, perhaps with these.
+    ended: bool,
+    trailers: Option<Box<Fields>>,
     end_sent: bool,
     keep: bool,
+    /// Copies of the request get it too.
+    tee: Option<Box<Tee>>,
     pub(crate) received: u64,
 }
 
@@ -53,16 +58,24 @@ impl<'c> RequestBody<'c> {
             kept_bytes: 0,
             overflowed: false,
             sent: 0,
-            ended: head.body.is_empty().then_some(None),
+            ended: head.body.is_empty(),
+            trailers: None,
             end_sent: false,
             keep: true,
+            tee: None,
             received: 0,
         }
     }
 
+    /// What arrives goes to copies too.
+    pub(crate) fn tee(&mut self, tee: Tee) {
+        debug_assert!(self.received == 0, "a copy gets all of it");
+        self.tee = (!tee.is_empty()).then(|| Box::new(tee));
+    }
+
     /// There is none.
     pub(crate) fn is_empty(&self) -> bool {
-        self.kept.is_empty() && !self.overflowed && matches!(self.ended, Some(None))
+        self.kept.is_empty() && !self.overflowed && self.ended && self.trailers.is_none()
     }
 
     /// Whether another attempt can get the whole of it.
@@ -114,19 +127,24 @@ impl<'c> RequestBody<'c> {
                 self.sent += 1;
                 continue;
             }
-            match &self.ended {
-                Some(_) if self.end_sent => break,
-                Some(trailers) => {
-                    self.conn.entry.owes(None);
-                    up.end(trailers.clone());
-                    self.end_sent = true;
-                    break;
-                }
-                None => {}
+            if self.end_sent {
+                break;
+            }
+            if self.ended {
+                self.conn.entry.owes(None);
+                up.end(self.trailers.clone());
+                self.end_sent = true;
+                break;
             }
             match down.poll_frame(cx).or_fail(Side::Down)? {
                 Poll::Ready(Frame::Data(data)) => self.take(data, up),
-                Poll::Ready(Frame::End(trailers)) => self.ended = Some(trailers),
+                Poll::Ready(Frame::End(trailers)) => {
+                    if let Some(tee) = &mut self.tee {
+                        tee.end(trailers.as_deref());
+                    }
+                    self.ended = true;
+                    self.trailers = trailers;
+                }
                 Poll::Pending => {
                     self.owed();
                     break;
@@ -156,6 +174,9 @@ impl<'c> RequestBody<'c> {
 
     fn take(&mut self, data: Bytes, up: &mut Exchange) {
         self.received += data.len() as u64;
+        if let Some(tee) = &mut self.tee {
+            tee.data(&data);
+        }
         if self.keep && !self.overflowed && self.kept_bytes + data.len() <= REPLAY_BYTES {
             self.kept_bytes += data.len();
             self.kept.push(data.clone());

@@ -86,8 +86,17 @@ pub(crate) fn request(
         return Ok(Verdict::Answer { status, location });
     }
     forwarded(conn, &mut head.fields, journey).map_err(|error| internal(&error))?;
-    if outgoing.nested && matches!(conn.place, Place::Inbound(_)) {
-        journey.is_retry_of_caller(&head.fields);
+    match conn.place {
+        Place::Inbound(_) => {
+            let copy = head.fields.known(KnownName::XMeshworkMirror).is_some();
+            journey.calls_application(&head.fields, outgoing.nested, copy);
+        }
+        Place::Outbound(_) if kin::is_of_copy(conn, &head.fields) => {
+            // The application beside us may not pass it on.
+            head.fields.set_known(KnownName::XMeshworkMirror, "1").map_err(|error| internal(&error))?;
+            journey.record.mirrored = true;
+        }
+        Place::Outbound(_) | Place::Gateway(_) | Place::Hbone(_) => {}
     }
     Ok(Verdict::Forward(outgoing))
 }

@@ -5,12 +5,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use meshwork_base::{Clock, Tick};
-use meshwork_decision::{Cause, Cluster, Endpoint, InFlight, InboundPort, Limited, Matched, Permit};
+use meshwork_decision::{Cause, Cluster, Endpoint, InFlight, InboundPort, Kin, Limited, Matched, Permit};
 use meshwork_http1::{FieldError, Fields, KnownName, RequestHead, ResponseHead, Version};
-use meshwork_telemetry::{Phase, Protocol, Record, Traced};
+use meshwork_telemetry::{Copied, Phase, Protocol, Record, SpanId, Traced};
 
 use super::body::RequestBody;
-use super::kin::Retried;
+use super::kin;
 use super::reply::is_grpc;
 use super::shape::Shape;
 use super::trace;
@@ -30,8 +30,8 @@ pub(crate) struct Journey<'c> {
     /// Counts the request among those of its service, where that has a limit.
     permit: Option<Permit>,
     in_flight: Option<InFlight>,
-    /// What the application calls meanwhile is not repeated.
-    retried: Option<Box<Retried>>,
+    /// What the application calls meanwhile is not repeated, or not copied.
+    kin: Option<Box<kin::Called>>,
     /// What a rate limit tells the caller, and how fast its response may come: of requests that such a policy is about.
     shape: Option<Box<Shape>>,
     /// Somebody asks about this request.
@@ -94,7 +94,7 @@ impl<'c> Journey<'c> {
             called,
             permit: None,
             in_flight: None,
-            retried: None,
+            kin: None,
             shape: None,
             sighting,
             attempted: Attempted::default(),
@@ -125,6 +125,12 @@ impl<'c> Journey<'c> {
         let Some(traced) = &mut self.traced else { return Ok(()) };
         traced.renew(&mut *self.conn.worker.rng.borrow_mut());
         self.propagate(fields)
+    }
+
+    /// What is noted of a copy of this request, if this is recorded: a span of its own below ours.
+    pub(crate) fn copied(&self, span: SpanId, cluster: &Cluster) -> Option<Box<Copied>> {
+        let traced = self.traced.as_deref()?;
+        Some(Box::new(Copied::begin(traced, span, self.record, Arc::clone(&cluster.label))))
     }
 
     /// Civil time that goes on evenly while the request lasts.
@@ -203,9 +209,15 @@ impl<'c> Journey<'c> {
         self.called.own = Some(Arc::clone(&port.key.service));
     }
 
-    /// It is a retry of the hop before.
-    pub(crate) fn is_retry_of_caller(&mut self, fields: &Fields) {
-        self.retried = Some(Retried::begin(self.conn, fields));
+    /// It calls the application beside us: perhaps as a retry of the hop before, or as a copy.
+    #[inline]
+    pub(crate) fn calls_application(&mut self, fields: &Fields, retried: bool, mirrored: bool) {
+        if retried || mirrored {
+            let what = [(retried, Kin::Retried), (mirrored, Kin::Mirrored)];
+            let what = what.into_iter().filter_map(|(is, what)| is.then_some(what));
+            self.kin = Some(kin::Called::begin(self.conn, fields, what));
+            self.record.mirrored = mirrored;
+        }
     }
 
     /// An attempt begins.
@@ -302,7 +314,7 @@ impl<'c> Journey<'c> {
             self.record.duration = worker.now().since(self.started);
             self.in_flight = None;
             self.permit = None;
-            self.retried = None;
+            self.kin = None;
             worker.log(self.record);
             series::of(self.conn, &self.called).observe(self.record);
             let class = worker.recorder.class(self.record);

@@ -1,4 +1,4 @@
-//! Retries do not multiply through the application beside us, which knows nothing of them: see
+//! Retries and copies do not multiply through the application beside us, which knows nothing of them: see
 //! [`meshwork_decision::Kinship`].
 
 use std::sync::Arc;
@@ -20,26 +20,39 @@ fn families(fields: &Fields) -> SmallVec<[Family; 2]> {
     trace.into_iter().chain(fields.known(KnownName::XRequestId).map(Family::of)).collect()
 }
 
-/// A retry of the hop before calls the application, as long as it does.
-pub(crate) struct Retried {
+/// A retry of the hop before, or a copy, calls the application, as long as it does.
+pub(crate) struct Called {
     kinship: Arc<Kinship>,
     families: SmallVec<[Family; 2]>,
+    /// As which it does.
+    what: SmallVec<[Kin; 2]>,
 }
 
-impl Retried {
-    /// Calls of the application that belong to this one are not repeated.
-    pub(crate) fn begin(conn: &Conn, fields: &Fields) -> Box<Self> {
+impl Called {
+    /// Calls of the application that belong to this one are not repeated, or not copied.
+    pub(crate) fn begin(conn: &Conn, fields: &Fields, what: impl Iterator<Item = Kin>) -> Box<Self> {
         let kinship = Arc::clone(&conn.worker.shared.mesh.kinship);
-        let families = families(fields);
-        families.iter().for_each(|&family| kinship.remember(family, Kin::Retried, conn.worker.now()));
-        Box::new(Self { kinship, families })
+        let (families, what, now) = (families(fields), SmallVec::from_iter(what), conn.worker.now());
+        let called = Self { kinship, families, what };
+        called.each(|family, what| called.kinship.remember(family, what, now));
+        Box::new(called)
+    }
+
+    fn each(&self, mut tell: impl FnMut(Family, Kin)) {
+        self.families.iter().for_each(|&family| self.what.iter().for_each(|&what| tell(family, what)));
     }
 }
 
-impl Drop for Retried {
+impl Drop for Called {
     fn drop(&mut self) {
-        self.families.iter().for_each(|&family| self.kinship.forget(family, Kin::Retried));
+        self.each(|family, what| self.kinship.forget(family, what));
     }
+}
+
+/// Whether the request is a copy, or made for the sake of one.
+pub(crate) fn is_of_copy(conn: &Conn, fields: &Fields) -> bool {
+    fields.known(KnownName::XMeshworkMirror).is_some()
+        || matches!(conn.place, Place::Outbound(_)) && knows(conn, fields, Kin::Mirrored)
 }
 
 /// Whether what calls the application for this request's sake is a retry.

@@ -10,6 +10,7 @@
 //! fault     a delay or an abort is injected                          shape.rs
 //! affinity  which endpoint a session or a hash wants                 affinity.rs
 //! deadline  what time there is, and what the next hop hears of it    deadline.rs
+//! mirror    copies go their own way                                  mirror.rs
 //! attempt   endpoint, connection, head out, head back                attempt.rs
 //! answer    what the attempt says of its endpoint                    answer.rs
 //! retry     once more?                                               retry.rs, kin.rs
@@ -32,6 +33,7 @@ pub(crate) mod discover;
 mod filters;
 mod journey;
 mod kin;
+mod mirror;
 pub(crate) mod path;
 mod reply;
 mod retry;
@@ -164,6 +166,7 @@ async fn run(
     let mut attempts = Attempts::new(conn, target, affinity.as_deref());
     attempts.announce(&mut head.fields, &deadlines, journey)?;
     let sent = outgoing.head(head);
+    mirror::begin(conn, (&way, &target), (head, &sent), &deadlines, &mut body, journey);
     let exchange = attempts.run(&sent, down, &mut body, response, journey, &mut deadlines).await?;
     journey.enter(Phase::Response);
     filters::response(&way, &target, response)

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use meshwork_base::SpiffeId;
 use meshwork_decision::{
-    Cause, Cluster, ClusterKey, ConnectionLimit, ConnectionPermit, Endpoint, Limited, Permit,
+    Cause, Cluster, ClusterKey, ConnectionLimit, ConnectionPermit, Endpoint, Limited, Permit, Transport,
 };
 use meshwork_http1::ResponseHead;
 use tokio::time::{sleep, timeout};
@@ -74,6 +74,30 @@ pub(crate) const fn tunnels_id(endpoint: u64) -> u64 {
 /// The endpoint whose pool it is.
 pub(crate) const fn endpoint_of(pool: u64) -> u64 {
     pool & !TUNNELS
+}
+
+impl<'a> Destination<'a> {
+    /// An endpoint of a service.
+    pub(crate) fn of_endpoint(
+        cluster: &'a Cluster,
+        endpoint: &'a Endpoint,
+        connect_timeout: Duration,
+        announcement: Option<&'a [u8]>,
+    ) -> Self {
+        Self {
+            pool: endpoint.id,
+            address: endpoint.http_address(),
+            speaks: match &endpoint.transport {
+                Transport::Mesh { spiffe_id, .. } => Speaks::Mesh { key: &cluster.key, id: spiffe_id },
+                Transport::Plaintext if cluster.protocol.is_http2() => Speaks::Http2,
+                Transport::Plaintext => Speaks::Http1,
+            },
+            service: Some((cluster, endpoint)),
+            connect_timeout,
+            fresh: false,
+            announcement,
+        }
+    }
 }
 
 impl Destination<'_> {

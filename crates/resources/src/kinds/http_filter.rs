@@ -4,6 +4,7 @@ use serde::Serialize;
 use serde::ser::SerializeMap;
 
 use super::http_match::{path_fault, refuse_repeated};
+use super::mirror::HTTPRequestMirrorFilter;
 use crate::codes;
 use crate::decode::node::Node;
 use crate::decode::text::{HeaderName, HeaderValue, PreciseHostname};
@@ -21,6 +22,8 @@ pub enum HTTPRouteFilter {
     RequestRedirect(HTTPRequestRedirectFilter),
     /// Changes the request's host or path.
     URLRewrite(HTTPURLRewriteFilter),
+    /// Sends a copy elsewhere; may stand several times.
+    RequestMirror(HTTPRequestMirrorFilter),
 }
 
 /// The standard's filter types, those that are built first, each with the field that configures it.
@@ -45,6 +48,8 @@ const FIELDS: [&str; 8] = [
     "extensionRef",
 ];
 
+const MIRROR: usize = 4;
+
 impl HTTPRouteFilter {
     /// Its type, as written.
     #[must_use]
@@ -58,6 +63,7 @@ impl HTTPRouteFilter {
             Self::ResponseHeaderModifier(_) => 1,
             Self::RequestRedirect(_) => 2,
             Self::URLRewrite(_) => 3,
+            Self::RequestMirror(_) => MIRROR,
         }
     }
 
@@ -67,7 +73,19 @@ impl HTTPRouteFilter {
         match self {
             Self::RequestRedirect(redirect) => redirect.path.as_ref(),
             Self::URLRewrite(rewrite) => rewrite.path.as_ref(),
-            Self::RequestHeaderModifier(_) | Self::ResponseHeaderModifier(_) => None,
+            Self::RequestHeaderModifier(_) | Self::ResponseHeaderModifier(_) | Self::RequestMirror(_) => None,
+        }
+    }
+
+    /// The copy it sends, if it sends one.
+    #[must_use]
+    pub const fn mirror(&self) -> Option<&HTTPRequestMirrorFilter> {
+        match self {
+            Self::RequestMirror(mirror) => Some(mirror),
+            Self::RequestHeaderModifier(_)
+            | Self::ResponseHeaderModifier(_)
+            | Self::RequestRedirect(_)
+            | Self::URLRewrite(_) => None,
         }
     }
 }
@@ -91,6 +109,7 @@ impl Decode for HTTPRouteFilter {
             1 => read_config(&mut fields, cx, index).map(Self::ResponseHeaderModifier),
             2 => read_config(&mut fields, cx, index).map(Self::RequestRedirect),
             3 => read_config(&mut fields, cx, index).map(Self::URLRewrite),
+            MIRROR => read_config(&mut fields, cx, index).map(Self::RequestMirror),
             _ => {
                 let message =
                     format!("filter `{}` is not implemented by this version of Meshwork", TYPES[index]);
@@ -124,6 +143,7 @@ impl Serialize for HTTPRouteFilter {
             }
             Self::RequestRedirect(config) => map.serialize_entry(field, config)?,
             Self::URLRewrite(config) => map.serialize_entry(field, config)?,
+            Self::RequestMirror(config) => map.serialize_entry(field, config)?,
         }
         map.end()
     }
@@ -292,7 +312,7 @@ fn replacement(node: &Node, cx: &mut Cx) -> Option<String> {
 pub(super) fn validate(filters: &[Spanned<HTTPRouteFilter>], cx: &mut Cx) {
     let mut seen: Vec<usize> = Vec::new();
     for (index, filter) in filters.iter().enumerate() {
-        if seen.contains(&filter.index()) {
+        if filter.index() != MIRROR && seen.contains(&filter.index()) {
             let message = format!("filter `{}` stands in `{}` twice", filter.type_name(), cx.path());
             cx.error(filter.span, codes::DUPLICATE_ENTRY, message).help =
                 Some("join the two into one".to_owned());
@@ -303,6 +323,9 @@ pub(super) fn validate(filters: &[Spanned<HTTPRouteFilter>], cx: &mut Cx) {
         {
             cx.in_item(index, |cx| cx.in_field(FIELDS[filter.index()], |cx| edits.validate(cx)));
         }
+        if let HTTPRouteFilter::RequestMirror(mirror) = &filter.inner {
+            cx.in_item(index, |cx| cx.in_field(FIELDS[MIRROR], |cx| mirror.validate(filter.span, cx)));
+        }
     }
     let find = |wanted: fn(&HTTPRouteFilter) -> bool| filters.iter().find(|filter| wanted(filter));
     let redirect = find(|filter| matches!(filter, HTTPRouteFilter::RequestRedirect(_)));
@@ -312,6 +335,15 @@ pub(super) fn validate(filters: &[Spanned<HTTPRouteFilter>], cx: &mut Cx) {
         let message = format!("`{}` has both `RequestRedirect` and `URLRewrite`", cx.path());
         cx.error(later, codes::CONFLICTING_FIELDS, message).help =
             Some("a redirect changes host and path itself: keep one of them".to_owned());
+    }
+    let mirror = find(|filter| matches!(filter, HTTPRouteFilter::RequestMirror(_)));
+    if let (Some(redirect), Some(mirror)) = (redirect, mirror) {
+        let later: Span = redirect.span.max(mirror.span);
+        let message = format!("`{}` has both `RequestRedirect` and `RequestMirror`", cx.path());
+        cx.error(later, codes::CONFLICTING_FIELDS, message).help = Some(
+            "a redirect is answered here and nothing is sent on that could be copied: keep one of them"
+                .to_owned(),
+        );
     }
 }
 

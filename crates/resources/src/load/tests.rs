@@ -401,3 +401,57 @@ proptest! {
         prop_assert!(loaded.objects.len() >= ObjectKind::ALL.len() - 4, "{}", told(&loaded));
     }
 }
+
+fn mirroring(filters: &str) -> String {
+    format!(
+        "{{apiVersion: gateway.networking.k8s.io/v1, kind: HTTPRoute, metadata: {{name: a}}, \
+         spec: {{rules: [{{filters: [{filters}]}}]}}}}"
+    )
+}
+
+#[test]
+fn a_rule_may_mirror_several_times() {
+    let to = |rest: &str| {
+        format!("{{type: RequestMirror, requestMirror: {{backendRef: {{name: b, port: 80}}{rest}}}}}")
+    };
+    let all = [to(""), to(", percent: 10"), to(", fraction: {numerator: 1, denominator: 1000}")].join(", ");
+    let objects = accepted(&mirroring(&all));
+    let Kind::HTTPRoute(route) = &objects[0].kind else { panic!() };
+    let mirrors: Vec<_> = route.rules[0].filters.iter().filter_map(|filter| filter.mirror()).collect();
+    assert_eq!((mirrors.len(), mirrors[1].percent), (3, Some(10)));
+    let fraction = mirrors[2].fraction.as_ref().unwrap();
+    assert_eq!((fraction.numerator, fraction.denominator), (1, Some(1000)));
+    assert_eq!((&*mirrors[0].backend_ref.kind, mirrors[0].backend_ref.port), ("Service", Some(80)));
+}
+
+#[test]
+fn a_mirror_that_could_not_be_meant_is_refused() {
+    let to = |reference: &str, rest: &str| {
+        format!("{{type: RequestMirror, requestMirror: {{backendRef: {{{reference}}}{rest}}}}}")
+    };
+    let redirect = "{type: RequestRedirect, requestRedirect: {}}";
+    for (filters, code, says) in [
+        (to("name: b", ""), codes::MISSING_FIELD, "without a `port`"),
+        (to("name: b, port: 80", ", percent: 101"), codes::OUT_OF_RANGE, "percent"),
+        (
+            to("name: b, port: 80", ", percent: 1, fraction: {numerator: 1}"),
+            codes::CONFLICTING_FIELDS,
+            "both",
+        ),
+        (to("name: b, port: 80", ", fraction: {numerator: 101}"), codes::CONFLICTING_FIELDS, "101 of 100"),
+        (
+            to("name: b, port: 80", ", fraction: {numerator: 0, denominator: 0}"),
+            codes::OUT_OF_RANGE,
+            "denominator",
+        ),
+        (to("name: b, port: 80, weight: 1", ""), codes::UNKNOWN_FIELD, "weight"),
+        ("{type: RequestMirror}".to_owned(), codes::CONFLICTING_FIELDS, "needs `requestMirror`"),
+        ("{type: RequestMirror, requestMirror: {percent: 1}}".to_owned(), codes::MISSING_FIELD, "backendRef"),
+        (format!("{redirect}, {}", to("name: b, port: 80", "")), codes::CONFLICTING_FIELDS, "RequestMirror"),
+    ] {
+        let loaded = load_text(&mirroring(&filters));
+        assert_eq!(loaded.diagnostics.len(), 1, "{filters}: {}", told(&loaded));
+        let found = &loaded.diagnostics[0];
+        assert!(found.code == code && found.message.contains(says), "{filters}: {}", told(&loaded));
+    }
+}

@@ -56,6 +56,12 @@ impl LineWriter {
         if let Some(status) = record.grpc_status {
             number(out, b",\"grpc_status\":", u64::from(status));
         }
+        if record.mirrors > 0 {
+            number(out, b",\"mirrors\":", u64::from(record.mirrors));
+        }
+        if record.mirrored {
+            out.extend_from_slice(b",\"mirrored\":true");
+        }
         identities(out, record);
         out.extend_from_slice(b"}\n");
     }

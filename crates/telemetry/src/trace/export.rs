@@ -18,7 +18,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::sampler::Sampler;
 use super::spans;
-use super::traced::Traced;
+use super::traced::{Copied, Traced};
 use crate::inventory;
 use crate::metrics::{Counter, MetricsRegistry};
 use crate::record::Record;
@@ -90,6 +90,7 @@ impl TraceResource {
 
 enum Message {
     Finished(Box<(Traced, Record)>),
+    Copied(Box<Copied>),
     Flush(oneshot::Sender<()>),
 }
 
@@ -141,6 +142,14 @@ impl Tracer {
         match self.queue.try_reserve() {
             Ok(place) => place.send(Message::Finished(Box::new((traced, record.clone())))),
             Err(_) => self.dropped.add(1 + traced.attempts.len() as u64),
+        }
+    }
+
+    /// Takes a copy of a request that is over.
+    pub fn copied(&self, copied: Copied) {
+        match self.queue.try_reserve() {
+            Ok(place) => place.send(Message::Copied(Box::new(copied))),
+            Err(_) => self.dropped.add(1),
         }
     }
 
@@ -235,6 +244,7 @@ impl Task {
             Message::Finished(request) => {
                 batch.spans.extend(spans::of(&request.0, &request.1, &self.scope));
             }
+            Message::Copied(copied) => batch.spans.push(spans::of_copy(&copied, &self.scope)),
             Message::Flush(done) => batch.flushed.push(done),
         }
     }

@@ -8,8 +8,8 @@ use opentelemetry::trace::{SpanContext, SpanKind, Status, TraceFlags, TraceState
 use opentelemetry::{InstrumentationScope, KeyValue, Value};
 use opentelemetry_sdk::trace::{SpanData, SpanEvents, SpanLinks};
 
-use super::context::SpanId;
-use super::traced::{Attempt, Traced};
+use super::context::{SpanId, TraceContext};
+use super::traced::{Attempt, Copied, Traced};
 use crate::record::{Protocol, Record};
 
 /// Methods that the conventions know; others are `_OTHER`.
@@ -68,6 +68,20 @@ impl Attributes {
         self.number("server.port", port);
     }
 
+    /// What is said of every attempt; `end`: where it has none of its own.
+    fn attempt(mut self, name: String, attempt: &Attempt, cause: &'static str, end: Duration) -> Part {
+        self.protocol(attempt.protocol);
+        if attempt.address.port() != 0 {
+            self.text("network.peer.address", &attempt.address.ip().to_string());
+            self.number("network.peer.port", attempt.address.port());
+        }
+        self.number("http.response.status_code", attempt.status);
+        self.text("meshwork.cause", cause);
+        let status = self.status(attempt.status, 400, cause);
+        let end = attempt.end.unwrap_or(end);
+        Part { kind: SpanKind::Client, name, start: attempt.start, end, attributes: self, status }
+    }
+
     /// `error.type`, and the status that goes with it; it is left open where nothing failed. Statuses from here on are
     /// errors, and so is a response that did not come, or was cut off.
     fn status(&mut self, status: u16, errors_from: u16, cause: &'static str) -> Status {
@@ -87,22 +101,8 @@ impl Attributes {
 /// All spans of a request, the server's first.
 pub(super) fn of(traced: &Traced, record: &Record, scope: &InstrumentationScope) -> Vec<SpanData> {
     let state: TraceState = traced.state.parse().unwrap_or_default();
-    let flags = TraceFlags::SAMPLED;
-    let trace = opentelemetry::TraceId::from_bytes(*traced.context.trace_id.as_bytes());
-    let span = |id: SpanId, parent: Option<SpanId>, part: Part| SpanData {
-        span_context: SpanContext::new(trace, span_id(id), flags, false, state.clone()),
-        parent_span_id: parent.map_or(opentelemetry::SpanId::INVALID, span_id),
-        parent_span_is_remote: parent.is_some() && part.kind == SpanKind::Server,
-        span_kind: part.kind,
-        name: part.name.into(),
-        start_time: SystemTime::UNIX_EPOCH + part.start,
-        end_time: SystemTime::UNIX_EPOCH + part.end.max(part.start),
-        attributes: part.attributes.0,
-        dropped_attributes_count: 0,
-        events: SpanEvents::default(),
-        links: SpanLinks::default(),
-        status: part.status,
-        instrumentation_scope: scope.clone(),
+    let span = |id: SpanId, parent: Option<SpanId>, part: Part| {
+        part.span(&TraceContext { span_id: id, ..traced.context }, parent, state.clone(), scope)
     };
     let own = traced.context.span_id;
     let mut spans = Vec::with_capacity(1 + traced.attempts.len());
@@ -113,8 +113,46 @@ pub(super) fn of(traced: &Traced, record: &Record, scope: &InstrumentationScope)
     spans
 }
 
+/// The span of a copy.
+pub(super) fn of_copy(copied: &Copied, scope: &InstrumentationScope) -> SpanData {
+    let mut attributes = Attributes::default();
+    let name = attributes.method(&copied.method);
+    attributes.server(&copied.host, copied.https);
+    attributes.own("meshwork.upstream_cluster", Some(&copied.service));
+    attributes.0.push(KeyValue::new("meshwork.mirror", true));
+    let part = attributes.attempt(name, &copied.attempt, copied.attempt.cause, copied.attempt.start);
+    part.span(&copied.context, Some(copied.parent), copied.state.parse().unwrap_or_default(), scope)
+}
+
 fn span_id(id: SpanId) -> opentelemetry::SpanId {
     opentelemetry::SpanId::from_bytes(*id.as_bytes())
+}
+
+impl Part {
+    fn span(
+        self,
+        own: &TraceContext,
+        parent: Option<SpanId>,
+        state: TraceState,
+        scope: &InstrumentationScope,
+    ) -> SpanData {
+        let trace = opentelemetry::TraceId::from_bytes(*own.trace_id.as_bytes());
+        SpanData {
+            span_context: SpanContext::new(trace, span_id(own.span_id), TraceFlags::SAMPLED, false, state),
+            parent_span_id: parent.map_or(opentelemetry::SpanId::INVALID, span_id),
+            parent_span_is_remote: parent.is_some() && self.kind == SpanKind::Server,
+            span_kind: self.kind,
+            name: self.name.into(),
+            start_time: SystemTime::UNIX_EPOCH + self.start,
+            end_time: SystemTime::UNIX_EPOCH + self.end.max(self.start),
+            attributes: self.attributes.0,
+            dropped_attributes_count: 0,
+            events: SpanEvents::default(),
+            links: SpanLinks::default(),
+            status: self.status,
+            instrumentation_scope: scope.clone(),
+        }
+    }
 }
 
 struct Part {
@@ -159,6 +197,10 @@ fn server(traced: &Traced, record: &Record) -> Part {
     attributes.own("meshwork.revision", record.revision.as_ref());
     attributes.text("meshwork.request_id", &String::from_utf8_lossy(text.request_id()));
     attributes.number("meshwork.attempts", record.attempts);
+    attributes.number("meshwork.mirrors", record.mirrors);
+    if record.mirrored {
+        attributes.0.push(KeyValue::new("meshwork.mirrored", true));
+    }
     // To a server the caller's mistake is none of its own.
     let status = attributes.status(record.status, 500, record.cause);
     let end = record.start + record.duration;
@@ -169,19 +211,12 @@ fn client(traced: &Traced, record: &Record, attempt: &Attempt, number: u32) -> P
     let mut attributes = Attributes::default();
     let name = attributes.method(record.text.method());
     attributes.server(record.text.host(), traced.https);
-    attributes.protocol(attempt.protocol);
-    attributes.text("network.peer.address", &attempt.address.ip().to_string());
-    attributes.number("network.peer.port", attempt.address.port());
     attributes.number("http.request.resend_count", number - 1);
-    attributes.number("http.response.status_code", attempt.status);
     attributes.number("meshwork.attempt", number);
     attributes.own("meshwork.upstream_cluster", record.service.as_ref());
     // What went wrong while an attempt lasted went wrong with it, too.
     let cause = if attempt.end.is_none() { record.cause } else { attempt.cause };
-    attributes.text("meshwork.cause", cause);
-    let status = attributes.status(attempt.status, 400, cause);
-    let end = attempt.end.unwrap_or(record.start + record.duration);
-    Part { kind: SpanKind::Client, name, start: attempt.start, end, attributes, status }
+    attributes.attempt(name, attempt, cause, record.start + record.duration)
 }
 
 #[cfg(test)]

@@ -1,12 +1,13 @@
 //! What is noted of a request that is recorded.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use meshwork_base::Rng;
 
 use super::context::{SpanId, TraceContext};
-use crate::record::Protocol;
+use crate::record::{Protocol, Record};
 
 /// What is noted of a request that is recorded, beside its [`Record`](crate::Record).
 #[derive(Clone, Debug)]
@@ -97,6 +98,46 @@ impl Traced {
     pub fn responded(&mut self) {
         if let Some(last) = self.attempts.last_mut() {
             last.end = None;
+        }
+    }
+}
+
+/// What is noted of a copy of a request that is recorded: it may last longer than that, and has a span of its own.
+#[derive(Clone, Debug)]
+pub struct Copied {
+    /// Its own span, in its trace.
+    pub context: TraceContext,
+    /// The span of the request.
+    pub parent: SpanId,
+    /// What `tracestate` said.
+    pub state: String,
+    /// The request's caller used TLS.
+    pub https: bool,
+    /// The request's method.
+    pub method: Box<[u8]>,
+    /// The request's host.
+    pub host: Box<[u8]>,
+    /// Where it goes, `namespace/name:port`.
+    pub service: Arc<str>,
+    /// How it went.
+    pub attempt: Attempt,
+}
+
+impl Copied {
+    /// A copy of this request begins.
+    #[must_use]
+    pub fn begin(of: &Traced, span: SpanId, record: &Record, service: Arc<str>) -> Self {
+        let nowhere = SocketAddr::from(([0, 0, 0, 0], 0));
+        let (start, protocol) = (record.start, Protocol::default());
+        Self {
+            context: TraceContext { span_id: span, ..of.context },
+            parent: of.context.span_id,
+            state: of.state.clone(),
+            https: of.https,
+            method: record.text.method().into(),
+            host: record.text.host().into(),
+            service,
+            attempt: Attempt { span, start, end: None, address: nowhere, protocol, status: 0, cause: "" },
         }
     }
 }

@@ -189,3 +189,26 @@ fn methods_that_nobody_knows_are_other_ones_and_hosts_are_read_as_they_are_writt
     strange.text.set(b"GET", b"/", b"shop.example", b"", b"");
     assert_eq!(attributes(&spans(&traced, &strange)[0])["server.port"], "443");
 }
+
+#[test]
+fn a_copy_has_a_client_s_span_of_its_own_below_the_request_s() {
+    let (traced, record) = (traced(), record("POST"));
+    let span = SpanId::from_bytes([7; 8]).unwrap();
+    let mut copied = Copied::begin(&traced, span, &record, "shop/cart-v2:80".into());
+    copied.attempt.address = "127.0.0.3:8080".parse().unwrap();
+    (copied.attempt.start, copied.attempt.end) = (at(10), Some(at(500)));
+    copied.attempt.status = 503;
+    let scope = InstrumentationScope::builder("meshwork").build();
+    let told = of_copy(&copied, &scope);
+    let server = &spans(&traced, &record)[0];
+    assert_eq!(told.parent_span_id, server.span_context.span_id());
+    assert_eq!(told.span_context.trace_id(), server.span_context.trace_id());
+    assert_eq!(told.span_context.span_id(), span_id(span));
+    assert_eq!((&*told.name, told.span_kind.clone()), ("POST", SpanKind::Client));
+    assert!(told.end_time > server.end_time, "it may last longer");
+    let said = attributes(&told);
+    assert_eq!((&*said["meshwork.mirror"], &*said["meshwork.upstream_cluster"]), ("true", "shop/cart-v2:80"));
+    assert_eq!((&*said["error.type"], &*said["network.peer.port"]), ("503", "8080"));
+    let own = attributes(server);
+    assert!(!own.contains_key("meshwork.mirrors") && !own.contains_key("meshwork.mirrored"));
+}

@@ -1,0 +1,48 @@
+//! Copies of requests that are sent elsewhere, and what they are answered thrown away (Gateway API,
+//! `HTTPRequestMirrorFilter`). It is drawn for each by itself whether it happens.
+
+use std::sync::Arc;
+
+use crate::cluster::{Cluster, ClusterKey};
+use crate::fault::Share;
+
+/// Where copies go, as the snapshot holds it.
+#[derive(Debug)]
+pub struct Mirror {
+    /// Service and port as the user named them.
+    pub key: ClusterKey,
+    /// Of how many requests.
+    pub share: Share,
+    /// Absent: the service has not been delivered, and nothing is copied.
+    pub cluster: Option<Arc<Cluster>>,
+}
+
+/// The same before references are resolved.
+#[derive(Debug)]
+pub(crate) struct MirrorSpec {
+    pub(crate) key: ClusterKey,
+    pub(crate) share: Share,
+}
+
+impl Mirror {
+    pub(crate) fn resolve(
+        specs: &[MirrorSpec],
+        find: impl Fn(&ClusterKey) -> Option<Arc<Cluster>>,
+    ) -> Box<[Self]> {
+        let resolved =
+            |spec: &MirrorSpec| Self { key: spec.key.clone(), share: spec.share, cluster: find(&spec.key) };
+        specs.iter().map(resolved).collect()
+    }
+
+    /// In words, as explanations tell it.
+    #[must_use]
+    pub fn told(&self) -> String {
+        let Share { numerator, denominator } = self.share;
+        let share = format!("{numerator} of {denominator} requests are copied to {}", self.key);
+        if self.cluster.is_some() {
+            share
+        } else {
+            format!("{share}, which has not been delivered: to nobody")
+        }
+    }
+}

@@ -1,0 +1,408 @@
+//! One copy on its way: once, to one endpoint, and what it is answered is read and thrown away. Nobody waits for it, so
+//! everything about it has an end: its time, the bytes that it may hold, the bytes that it reads.
+
+use std::future::poll_fn;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use http::Method;
+use meshwork_base::{Clock, Tick};
+use meshwork_decision::{
+    Answer, AttemptOutcome, Call, Cause, Cluster, Limited, NoReasons, Permit, Picked, Ticket, Timeouts,
+    Wanted,
+};
+use meshwork_http1::{BodyLength, Fields, KnownName, ResponseHead};
+use meshwork_telemetry::{Copied, Protocol};
+use tokio::time::{Instant, Sleep, sleep};
+
+use super::tee::{Next, Tap};
+use crate::error::Failure;
+use crate::http::stream::{Frame, StreamError};
+use crate::proxy_protocol::Written;
+use crate::request::answer;
+use crate::upstream::connect::CONNECT_TIMEOUT;
+use crate::upstream::open::{self, Destination, Speaks};
+use crate::upstream::{Exchange, Head};
+use crate::worker::{Mirroring, Worker};
+
+/// Of a response so many bytes are read; beyond it is given up, which on HTTP/1.1 costs its connection.
+const READ: usize = 1024 * 1024;
+/// How long the rest of a response is waited for, once nothing is left to send.
+const READ_FOR: Duration = Duration::from_secs(10);
+
+/// A head of its own.
+pub(super) struct OwnHead {
+    method: Method,
+    https: bool,
+    authority: Box<str>,
+    path: Box<str>,
+    pub(super) fields: Fields,
+    body: BodyLength,
+    te_trailers: bool,
+}
+
+impl OwnHead {
+    pub(super) fn of(head: &Head<'_>) -> Self {
+        Self {
+            method: head.method.clone(),
+            https: head.https,
+            authority: head.authority.into(),
+            path: head.path.into(),
+            fields: head.fields.clone(),
+            body: head.body,
+            te_trailers: head.te_trailers,
+        }
+    }
+
+    fn head(&self) -> Head<'_> {
+        Head {
+            method: &self.method,
+            https: self.https,
+            authority: &self.authority,
+            path: &self.path,
+            fields: &self.fields,
+            body: self.body,
+            te_trailers: self.te_trailers,
+            upgrade: None,
+            nested: false,
+        }
+    }
+}
+
+/// A copy that is to be sent.
+pub(super) struct Copy {
+    pub(super) worker: Rc<Worker>,
+    pub(super) cluster: Arc<Cluster>,
+    pub(super) head: OwnHead,
+    /// Its body; absent: it has none.
+    pub(super) tap: Option<Tap>,
+    pub(super) traced: Option<Box<Copied>>,
+    pub(super) is_grpc: bool,
+    pub(super) hash: Option<u64>,
+    /// When the original's time is over.
+    pub(super) end: Option<Tick>,
+    pub(super) timeouts: Timeouts,
+    pub(super) announcement: Option<Box<Written>>,
+    pub(super) open: Mirroring,
+}
+
+/// Why a copy was not answered.
+enum Lost {
+    /// A limit, or the circuit breaker.
+    Refused(Cause),
+    Failed(Failure),
+    TimedOut,
+    /// Its body came faster than it was read.
+    GivenUp,
+    /// The original's body broke off.
+    CutOff,
+}
+
+impl Lost {
+    /// As metrics name it, and why.
+    fn told(&self) -> (&'static str, &'static str) {
+        match self {
+            Self::Refused(cause) => ("refused", cause.as_str()),
+            Self::Failed(failure) => ("failed", failure.cause.as_str()),
+            Self::TimedOut => ("timed_out", Cause::RequestTimeout.as_str()),
+            Self::GivenUp => ("given_up", "mirror_given_up"),
+            Self::CutOff => ("cut_off", "mirror_cut_off"),
+        }
+    }
+
+    /// What it says about the endpoint.
+    fn answer(&self, took: Duration) -> Option<Answer> {
+        match self {
+            Self::Failed(failure) => answer::of_failure(failure, took),
+            Self::TimedOut => Some(Answer::new(AttemptOutcome::Failure, took)),
+            Self::Refused(_) | Self::GivenUp | Self::CutOff => None,
+        }
+    }
+}
+
+impl Copy {
+    /// Sends it, reads what comes back, and writes down what became of it.
+    pub(super) async fn run(mut self) {
+        let start = self.worker.shared.clock.wall();
+        if let Some(traced) = &mut self.traced {
+            traced.attempt.start = start;
+        }
+        let done = self.once().await;
+        let (outcome, cause, status) = match &done {
+            Ok((status, AttemptOutcome::Failure)) => ("failed", "", *status),
+            Ok((status, AttemptOutcome::Success | AttemptOutcome::Overloaded)) => ("answered", "", *status),
+            Err(lost) => {
+                let (outcome, cause) = lost.told();
+                (outcome, cause, 0)
+            }
+        };
+        self.worker.mirrored(&self.cluster, outcome);
+        if let (Some(mut traced), Some(tracer)) = (self.traced.take(), &self.worker.shared.tracer) {
+            traced.attempt.end = Some(self.worker.shared.clock.wall());
+            traced.attempt.status = status;
+            traced.attempt.cause = cause;
+            tracer.copied(*traced);
+        }
+        drop(self.open);
+    }
+
+    async fn once(&mut self) -> Result<(u16, AttemptOutcome), Lost> {
+        let (_permit, ticket) = self.admitted()?;
+        let picked = {
+            let wanted = Wanted { hash: self.hash, ..Wanted::default() };
+            let rng = &mut *self.worker.rng.borrow_mut();
+            self.cluster.choose(self.worker.now(), rng, &wanted, &mut NoReasons)
+        };
+        let Some(Picked { endpoint, trial }) = picked else {
+            return Err(Lost::Failed(Failure::local(Cause::NoHealthyUpstream)));
+        };
+        let (began, _in_flight) = (self.worker.now(), endpoint.begin());
+        let mut carried = Carried { tap: self.tap.take(), ..Carried::default() };
+        let done = match self.end.map(|end| end.since(began)) {
+            None => self.exchanged(&endpoint, &mut carried).await,
+            Some(rest) => tokio::time::timeout(rest, self.exchanged(&endpoint, &mut carried))
+                .await
+                .unwrap_or(Err(Lost::TimedOut)),
+        };
+        let now = self.worker.now();
+        let took = carried.answered.unwrap_or(now).since(began);
+        let answer = match &done {
+            Ok(()) => Some(self.answer(&carried, took)),
+            Err(lost) => lost.answer(took),
+        };
+        if let Some(answer) = answer {
+            if let Some(trial) = trial {
+                self.worker.shifted(&self.cluster, self.cluster.tried(trial, &answer, now));
+            }
+            self.worker.shifted(&self.cluster, self.cluster.record(&endpoint, &answer, now));
+            self.conclude(ticket, &answer, now);
+        }
+        let outcome = answer.map_or(AttemptOutcome::Success, |answer| answer.outcome);
+        done.map(|()| (carried.response.status, outcome))
+    }
+
+    /// It counts among the requests of its service.
+    fn admitted(&self) -> Result<(Option<Permit>, Option<Ticket>), Lost> {
+        let limited = self.cluster.limits.max_requests.is_some();
+        let permit =
+            limited.then(|| self.cluster.admit(Limited::Request)).transpose().map_err(Lost::Refused)?;
+        let ticket = self.cluster.try_call(self.worker.now(), &mut NoReasons).map_err(Lost::Refused)?;
+        if let Some(change) = ticket.as_ref().and_then(Ticket::change) {
+            self.worker.breaker_changed(&self.cluster, change);
+        }
+        Ok((permit, ticket))
+    }
+
+    fn answer(&self, carried: &Carried, took: Duration) -> Answer {
+        if answer::comes_late(&carried.response, self.is_grpc) {
+            return answer::of_end(Ok(()), carried.grpc_status, took);
+        }
+        let wall = || self.worker.shared.clock.wall();
+        answer::of_response(&carried.response, self.is_grpc, took, wall)
+    }
+
+    fn conclude(&self, ticket: Option<Ticket>, answer: &Answer, now: Tick) {
+        let Some(ticket) = ticket else { return };
+        let call = Call { failed: answer.outcome == AttemptOutcome::Failure, took: answer.took };
+        if let Some(change) = ticket.ended(call, now, &mut *self.worker.rng.borrow_mut()) {
+            self.worker.breaker_changed(&self.cluster, change);
+        }
+    }
+
+    async fn exchanged(
+        &mut self,
+        endpoint: &meshwork_decision::Endpoint,
+        carried: &mut Carried,
+    ) -> Result<(), Lost> {
+        let to = Destination::of_endpoint(
+            &self.cluster,
+            endpoint,
+            self.timeouts.connect.unwrap_or(CONNECT_TIMEOUT),
+            self.announcement.as_deref().map(|header| &header[..]),
+        );
+        if let Some(traced) = &mut self.traced {
+            let http1 = matches!(to.speaks, Speaks::Http1);
+            traced.attempt.address = to.address;
+            traced.attempt.protocol = if http1 { Protocol::Http11 } else { Protocol::Http2 };
+        }
+        let worker = &self.worker;
+        carried.sent = carried.tap.is_none();
+        let mut exchange =
+            open_to(worker, &to, &self.head.head(), carried.sent).await.map_err(Lost::Failed)?;
+        let idle = self.timeouts.stream_idle.unwrap_or(worker.shared.settings.timeouts.stream_idle);
+        let mut patience = Patience { idle, sleep: Box::pin(sleep(idle)), last: false };
+        let done = poll_fn(|cx| {
+            let moved = carried.moved();
+            if let Poll::Ready(done) = carried.poll(cx, worker, &mut exchange) {
+                return Poll::Ready(done);
+            }
+            patience.poll(cx, moved != carried.moved(), carried).map(|()| Err(Lost::TimedOut))
+        })
+        .await;
+        match done {
+            Ok(()) if carried.sent && exchange.is_end() => exchange.finish(worker.now()),
+            Ok(()) | Err(_) => exchange.abort(),
+        }
+        // A response that had begun is one, however it ended.
+        if carried.answered.is_some() && matches!(done, Err(Lost::TimedOut)) { Ok(()) } else { done }
+    }
+}
+
+async fn open_to(
+    worker: &Worker,
+    to: &Destination<'_>,
+    head: &Head<'_>,
+    end: bool,
+) -> Result<Exchange, Failure> {
+    let pool = worker.pools.of(to.pool);
+    match to.speaks {
+        Speaks::Http1 => {
+            let may_keep = to.announcement.is_none() && !pool.has_line();
+            let mut client = match if may_keep { pool.take_idle() } else { None } {
+                Some(client) => client,
+                None => Box::pin(open::h1(worker, to, &pool)).await?,
+            };
+            client.send(head, &worker.shared.settings.limits)?;
+            Ok(Exchange::H1 { client, pool })
+        }
+        Speaks::Http2 | Speaks::Mesh { .. } => {
+            Ok(Exchange::H2(Box::new(Box::pin(open::h2(worker, to, &pool, head, end)).await?)))
+        }
+    }
+}
+
+/// How long nothing may move; and when nothing is left to send, how long all the rest may take.
+struct Patience {
+    idle: Duration,
+    sleep: Pin<Box<Sleep>>,
+    last: bool,
+}
+
+impl Patience {
+    fn poll(&mut self, cx: &mut Context<'_>, moved: bool, carried: &Carried) -> Poll<()> {
+        if !self.last && carried.sent && carried.answered.is_some() {
+            self.last = true;
+            self.sleep.as_mut().reset(Instant::now() + READ_FOR);
+        } else if moved && !self.last {
+            self.sleep.as_mut().reset(Instant::now() + self.idle);
+        }
+        self.sleep.as_mut().poll(cx)
+    }
+}
+
+/// What has passed so far.
+#[derive(Default)]
+struct Carried {
+    tap: Option<Tap>,
+    response: ResponseHead,
+    /// The endpoint has got all of it.
+    sent: bool,
+    sent_bytes: usize,
+    /// It takes no more.
+    broken: bool,
+    /// When the response's head was there.
+    answered: Option<Tick>,
+    read: usize,
+    grpc_status: Option<u8>,
+}
+
+impl Carried {
+    fn moved(&self) -> (usize, usize, bool) {
+        (self.sent_bytes, self.read, self.answered.is_some())
+    }
+
+    /// Ready when the response has ended, or as much of it was read as will be.
+    fn poll(
+        &mut self,
+        cx: &mut Context<'_>,
+        worker: &Worker,
+        exchange: &mut Exchange,
+    ) -> Poll<Result<(), Lost>> {
+        let sending = self.poll_send(cx, exchange)?;
+        while self.answered.is_none() {
+            match exchange.poll_head(cx, &worker.shared.settings.limits, &mut self.response) {
+                Poll::Ready(Ok(())) if self.response.is_informational() => {}
+                Poll::Ready(Ok(())) => self.answered = Some(worker.now()),
+                Poll::Ready(Err(error)) => {
+                    // An upstream may answer and close without reading: so it is the response that is asked.
+                    let error = sending.err().unwrap_or(error);
+                    let failure = Failure::of_upstream(&error, false, exchange.is_reused());
+                    return Poll::Ready(Err(Lost::Failed(failure)));
+                }
+                Poll::Pending => return Poll::Pending,
+            }
+        }
+        while !exchange.is_end() && self.read < READ {
+            match exchange.poll_frame(cx) {
+                Poll::Ready(Ok(Frame::Data(data))) => self.read += data.len(),
+                Poll::Ready(Ok(Frame::End(trailers))) => {
+                    let status = trailers.as_ref().and_then(|fields| fields.known(KnownName::GrpcStatus));
+                    self.grpc_status = status.and_then(|code| std::str::from_utf8(code).ok()?.parse().ok());
+                    return Poll::Ready(Ok(()));
+                }
+                Poll::Ready(Err(error)) => {
+                    return Poll::Ready(Err(Lost::Failed(Failure::of_upstream(&error, true, false))));
+                }
+                Poll::Pending => return Poll::Pending,
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// Moves what there is of the body and what there is room for. The inner error is the upstream's: its response
+    /// counts, if there is one.
+    fn poll_send(
+        &mut self,
+        cx: &mut Context<'_>,
+        exchange: &mut Exchange,
+    ) -> Result<Result<(), StreamError>, Lost> {
+        if self.broken {
+            return Ok(Ok(()));
+        }
+        let sending = self.pump(cx, exchange)?;
+        self.broken = sending.is_err();
+        Ok(sending)
+    }
+
+    fn pump(
+        &mut self,
+        cx: &mut Context<'_>,
+        exchange: &mut Exchange,
+    ) -> Result<Result<(), StreamError>, Lost> {
+        while let (false, Some(tap)) = (self.sent, &self.tap) {
+            if !exchange.has_room() {
+                match exchange.poll_flush(cx) {
+                    Poll::Ready(Ok(())) => {}
+                    Poll::Ready(Err(error)) => return Ok(Err(error)),
+                    Poll::Pending => {
+                        return match tap.poll_lost(cx) {
+                            Poll::Ready(Next::Overrun) => Err(Lost::GivenUp),
+                            Poll::Ready(_) => Err(Lost::CutOff),
+                            Poll::Pending => Ok(Ok(())),
+                        };
+                    }
+                }
+            }
+            match tap.poll_next(cx) {
+                Poll::Ready(Next::Data(data)) => {
+                    self.sent_bytes += data.len();
+                    exchange.queue(data);
+                }
+                Poll::Ready(Next::End(trailers)) => {
+                    exchange.end(trailers);
+                    self.sent = true;
+                }
+                Poll::Ready(Next::CutOff) => return Err(Lost::CutOff),
+                Poll::Ready(Next::Overrun) => return Err(Lost::GivenUp),
+                Poll::Pending => break,
+            }
+        }
+        match exchange.poll_flush(cx) {
+            Poll::Ready(Err(error)) => Ok(Err(error)),
+            Poll::Ready(Ok(())) | Poll::Pending => Ok(Ok(())),
+        }
+    }
+}

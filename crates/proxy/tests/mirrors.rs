@@ -1,0 +1,445 @@
+//! Copies of requests: what reaches the other service, and that the caller never notices.
+
+mod support;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{HeaderMap, Request, Response};
+use meshwork_decision::Change;
+use meshwork_messages::v1;
+use meshwork_messages::v1::service_port::AppProtocol;
+use meshwork_proxy::{Settings, Side};
+use parking_lot::Mutex;
+use support::h2::{collect, collect_body, fetch, get, h2_client, h2_upstream};
+use support::mesh::{Pair, TestMesh, service_at, serving};
+use support::{Harness, Upstream, exchange, free_port, is_head, read_until, rule, upstream};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+
+const OUTCOMES: &str = "meshwork_mirrored_requests_total";
+const GET: &[u8] = b"GET /a?b=c HTTP/1.1\r\nHost: shop.example\r\nConnection: close\r\n\r\n";
+const OK: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-length: 8\r\n\r\noriginal";
+
+/// An upstream that keeps what it got, request by request, and answers all alike.
+struct Recorder {
+    upstream: Upstream,
+    got: Arc<Mutex<Vec<String>>>,
+}
+
+impl Recorder {
+    async fn answering(response: &'static [u8]) -> Self {
+        let got: Arc<Mutex<Vec<String>>> = Arc::default();
+        let seen = Arc::clone(&got);
+        let upstream = upstream(move |bytes| {
+            is_whole(bytes).then(|| {
+                seen.lock().push(String::from_utf8_lossy(bytes).into_owned());
+                response.to_vec()
+            })
+        })
+        .await;
+        Self { upstream, got }
+    }
+
+    /// Waits until it has got so many requests, and gives them.
+    async fn has(&self, count: usize) -> Vec<String> {
+        until(|| self.got.lock().len() >= count).await;
+        self.got.lock().clone()
+    }
+}
+
+/// Whether the bytes are a whole request.
+fn is_whole(bytes: &[u8]) -> bool {
+    let Some(end) = bytes.windows(4).position(|window| window == b"\r\n\r\n") else { return false };
+    let (head, body) = (String::from_utf8_lossy(&bytes[..end]).to_ascii_lowercase(), &bytes[end + 4..]);
+    match head.split("content-length: ").nth(1).and_then(|rest| rest.lines().next()?.parse::<usize>().ok()) {
+        Some(length) => body.len() >= length,
+        // Trailers may follow the last chunk.
+        None if head.contains("transfer-encoding: chunked") => {
+            body.windows(5).any(|window| window == b"\r\n0\r\n") && body.ends_with(b"\r\n\r\n")
+        }
+        None => true,
+    }
+}
+
+async fn until(happened: impl Fn() -> bool) {
+    let waiting = async {
+        while !happened() {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(10), waiting).await.expect("it happens");
+}
+
+fn mirror(service: &str, numerator: u32) -> v1::Mirror {
+    let share = Some(v1::Share { numerator, denominator: 100 });
+    v1::Mirror { service: format!("default/{service}"), port: 80, share }
+}
+
+fn mirrored(mirrors: Vec<v1::Mirror>) -> v1::Rule {
+    v1::Rule { mirrors, ..rule(&[("web", 1)], vec![]) }
+}
+
+/// A gateway that sends everything to `web`, with copies to `copy`.
+struct Edge {
+    harness: Harness,
+    address: SocketAddr,
+    web: Recorder,
+}
+
+async fn edge(copy: SocketAddr, rule: v1::Rule) -> Edge {
+    edge_of(AppProtocol::Http1, copy, rule).await
+}
+
+async fn edge_of(protocol: AppProtocol, copy: SocketAddr, rule: v1::Rule) -> Edge {
+    let web = Recorder::answering(OK).await;
+    let mut harness = Harness::start(Settings { workers: 1, ..Settings::default() });
+    harness.service("web", AppProtocol::Http1, &[web.upstream.address]).await;
+    harness.service("copy", protocol, &[copy]).await;
+    let address = harness.route(vec![rule]).await;
+    Edge { harness, address, web }
+}
+
+impl Edge {
+    async fn ended(&self, outcome: &str, count: u64) {
+        self.harness.wait_metric(OUTCOMES, &["default/copy", &format!("\"{outcome}\"")], count).await;
+    }
+}
+
+#[tokio::test]
+async fn a_copy_is_the_request_as_it_is_sent_and_says_that_it_is_one() {
+    let copy = Recorder::answering(b"HTTP/1.1 500 Wrong\r\ncontent-length: 4\r\n\r\ncopy").await;
+    let edits = v1::FieldEdits {
+        set: vec![v1::Field { name: "x-set".into(), value: "by the rule".into() }],
+        ..Default::default()
+    };
+    let filter = v1::Filter { kind: Some(v1::filter::Kind::RequestHeaders(edits)) };
+    let rule = v1::Rule { filters: vec![filter], ..mirrored(vec![mirror("copy", 100)]) };
+    let edge = edge(copy.upstream.address, rule).await;
+    let post =
+        b"POST /a?b=c HTTP/1.1\r\nHost: shop.example\r\nContent-Length: 5\r\nConnection: close\r\n\r\nhello";
+    let response = exchange(edge.address, post).await;
+    assert!(response.starts_with("HTTP/1.1 200") && response.ends_with("original"), "{response}");
+    let original = edge.web.has(1).await.remove(0);
+    let got = copy.has(1).await.remove(0);
+    assert!(got.starts_with("POST /a?b=c HTTP/1.1\r\n") && got.ends_with("\r\n\r\nhello"), "{got}");
+    assert!(got.contains("x-meshwork-mirror: 1\r\n"), "{got}");
+    let sorted = |text: &str| {
+        let mut lines: Vec<_> = text.lines().map(str::to_ascii_lowercase).collect();
+        lines.retain(|line| !line.starts_with("x-meshwork-mirror"));
+        lines.sort();
+        lines
+    };
+    assert_eq!(sorted(&got), sorted(&original), "but for the mark it is the same");
+    assert!(original.contains("x-set: by the rule") && !original.contains("x-meshwork-mirror"));
+    edge.ended("failed", 1).await;
+    let line = edge.harness.lines(1).await.remove(0);
+    assert!(line.contains("\"mirrors\":1") && line.contains("\"response_code\":200"), "{line}");
+    assert!(line.contains("\"attempts\":1") && line.contains("default/web"), "{line}");
+}
+
+#[tokio::test]
+async fn bodies_without_a_length_are_copied_in_both_versions() {
+    let (bytes, got) = (vec![b'x'; 100 * 1024], Arc::new(Mutex::new(Vec::new())));
+    let seen = Arc::clone(&got);
+    let copy = h2_upstream(usize::MAX, move |_, request, mut respond| {
+        let seen = Arc::clone(&seen);
+        async move {
+            let (head, body) = request.into_parts();
+            let (body, trailers) = collect_body(body).await.unwrap();
+            let host = head.uri.authority().unwrap().to_string();
+            seen.lock().push((host, body, trailers.is_some_and(|t| t["x-sum"] == "1")));
+            respond.send_response(Response::new(()), true).unwrap();
+        }
+    })
+    .await;
+    let edge = edge_of(AppProtocol::Http2, copy.address, mirrored(vec![mirror("copy", 100)])).await;
+    let mut client = h2_client(edge.address).await;
+    let request = Request::post("http://shop/").body(()).unwrap();
+    let (response, mut body) = client.send_request(request, false).unwrap();
+    body.send_data(Bytes::from(bytes.clone()), false).unwrap();
+    let mut trailers = HeaderMap::new();
+    trailers.insert("x-sum", "1".parse().unwrap());
+    body.send_trailers(trailers).unwrap();
+    assert_eq!(collect(response.await.unwrap()).await.0, 200);
+    let chunked = format!(
+        "POST / HTTP/1.1\r\nHost: shop\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\n{:x}\r\n{}\r\n0\r\n\r\n",
+        bytes.len(),
+        String::from_utf8_lossy(&bytes)
+    );
+    assert!(exchange(edge.address, chunked.as_bytes()).await.starts_with("HTTP/1.1 200"));
+    edge.ended("answered", 2).await;
+    let got = got.lock();
+    assert!(got.iter().all(|(host, body, _)| host == "shop" && body[..] == bytes[..]));
+    assert_eq!(got.iter().map(|(.., trailers)| *trailers).collect::<Vec<_>>(), [true, false]);
+}
+
+#[tokio::test]
+async fn a_service_that_cannot_be_reached_or_breaks_is_nobodys_concern() {
+    let edge = edge(([127, 0, 0, 1], free_port()).into(), mirrored(vec![mirror("copy", 100)])).await;
+    assert!(exchange(edge.address, GET).await.ends_with("original"));
+    edge.ended("failed", 1).await;
+    let copy = upstream(|got| is_head(got).then(Vec::new)).await;
+    let mut broken = self::edge(copy.address, mirrored(vec![mirror("copy", 100)])).await;
+    // What the rule says of retries is said of originals.
+    let retry = v1::Retry { attempts: 3, on_reset: true, ..Default::default() };
+    let rule = v1::Rule { retry: Some(retry), ..mirrored(vec![mirror("copy", 100)]) };
+    broken.address = broken.harness.route(vec![rule]).await;
+    assert!(exchange(broken.address, GET).await.ends_with("original"));
+    broken.ended("failed", 1).await;
+    assert_eq!(copy.connections.load(Ordering::SeqCst), 1, "a copy is sent once");
+    let line = broken.harness.lines(1).await.remove(0);
+    assert!(line.contains("\"response_flags\":\"-\""), "{line}");
+}
+
+#[tokio::test]
+async fn nobody_waits_for_a_copy_and_its_time_is_that_of_the_request() {
+    let silent = upstream(|_| None).await;
+    let rule = v1::Rule { request_timeout_ms: 700, ..mirrored(vec![mirror("copy", 100)]) };
+    let edge = edge(silent.address, rule).await;
+    let began = tokio::time::Instant::now();
+    assert!(exchange(edge.address, GET).await.ends_with("original"));
+    assert!(began.elapsed() < Duration::from_millis(600), "{:?}", began.elapsed());
+    assert_eq!(edge.harness.metric(OUTCOMES, &["default/copy"]), 0, "the copy goes on");
+    edge.ended("timed_out", 1).await;
+    assert!(began.elapsed() >= Duration::from_millis(650), "{:?}", began.elapsed());
+}
+
+#[tokio::test]
+async fn a_copy_that_is_read_more_slowly_than_the_original_is_given_up() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let stuck = listener.local_addr().unwrap();
+    let open = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&open);
+    tokio::spawn(async move {
+        let (mut tcp, _) = listener.accept().await.unwrap();
+        counted.store(1, Ordering::SeqCst);
+        // It reads on only when it is over.
+        until(|| counted.load(Ordering::SeqCst) == 2).await;
+        let _ = tcp.read_to_end(&mut Vec::new()).await;
+        counted.store(3, Ordering::SeqCst);
+    });
+    let edge = edge(stuck, mirrored(vec![mirror("copy", 100)])).await;
+    let size = 48 * 1024 * 1024;
+    let head = format!("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: {size}\r\nConnection: close\r\n\r\n");
+    let mut tcp = TcpStream::connect(edge.address).await.unwrap();
+    tcp.write_all(head.as_bytes()).await.unwrap();
+    until(|| open.load(Ordering::SeqCst) == 1).await;
+    tcp.write_all(&vec![b'x'; size]).await.unwrap();
+    let mut response = String::new();
+    tcp.read_to_string(&mut response).await.unwrap();
+    assert!(response.ends_with("original"), "{response}");
+    edge.ended("given_up", 1).await;
+    open.store(2, Ordering::SeqCst);
+    until(|| open.load(Ordering::SeqCst) == 3).await;
+    let got = edge.web.has(1).await.remove(0);
+    assert!(got.ends_with(&"x".repeat(1024)) && got.len() > size, "the original has all of it");
+}
+
+#[tokio::test]
+async fn a_caller_who_leaves_in_the_middle_of_a_body_cuts_its_copy_off() {
+    let copy = Recorder::answering(OK).await;
+    let edge = edge(copy.upstream.address, mirrored(vec![mirror("copy", 100)])).await;
+    let mut tcp = TcpStream::connect(edge.address).await.unwrap();
+    tcp.write_all(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 10\r\n\r\nhalf").await.unwrap();
+    until(|| copy.upstream.connections.load(Ordering::SeqCst) == 1).await;
+    drop(tcp);
+    edge.ended("cut_off", 1).await;
+    assert!(copy.got.lock().is_empty(), "half a request is none");
+}
+
+#[tokio::test]
+async fn so_many_of_all_are_copied_as_the_share_says() {
+    let copy = Recorder::answering(OK).await;
+    let mirrors = vec![mirror("copy", 0), mirror("copy", 30)];
+    let edge = edge(copy.upstream.address, mirrored(mirrors)).await;
+    let mut tcp = TcpStream::connect(edge.address).await.unwrap();
+    for _ in 0..300 {
+        tcp.write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").await.unwrap();
+        read_until(&mut tcp, "original").await;
+    }
+    let lines = edge.harness.lines(300).await;
+    let copied = lines.iter().filter(|line| line.contains("\"mirrors\":1")).count();
+    assert!((50..140).contains(&copied), "{copied} of 300");
+    edge.ended("answered", u64::try_from(copied).unwrap()).await;
+}
+
+#[tokio::test]
+async fn a_rule_may_have_several_and_a_backend_its_own() {
+    let (one, two) = (Recorder::answering(OK).await, Recorder::answering(OK).await);
+    let mut edge = edge(one.upstream.address, mirrored(vec![])).await;
+    edge.harness.service("two", AppProtocol::Http1, &[two.upstream.address]).await;
+    let mut both = v1::Rule {
+        mirrors: vec![mirror("copy", 100), mirror("two", 100), mirror("unknown", 100)],
+        ..rule(&[("web", 1), ("copy", 0)], vec![])
+    };
+    both.backends[0].mirrors = vec![mirror("two", 100)];
+    both.backends[1].mirrors = vec![mirror("copy", 100)];
+    let address = edge.harness.route(vec![both]).await;
+    assert!(exchange(address, GET).await.ends_with("original"));
+    edge.harness.wait_metric(OUTCOMES, &["default/two", "answered"], 2).await;
+    edge.ended("answered", 1).await;
+    assert!(edge.harness.lines(1).await[0].contains("\"mirrors\":3"), "nobody has delivered `unknown`");
+}
+
+#[tokio::test]
+async fn a_worker_has_so_many_copies_under_way_and_no_more() {
+    let silent = upstream(|_| None).await;
+    let edge = edge(silent.address, mirrored(vec![mirror("copy", 100)])).await;
+    let mut tcp = TcpStream::connect(edge.address).await.unwrap();
+    for _ in 0..130 {
+        tcp.write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").await.unwrap();
+        read_until(&mut tcp, "original").await;
+    }
+    edge.ended("refused", 2).await;
+}
+
+#[tokio::test]
+async fn the_other_services_own_limit_counts_its_copies() {
+    let silent = upstream(|_| None).await;
+    let mut edge = edge(silent.address, mirrored(vec![mirror("copy", 100)])).await;
+    let spec = v1::TrafficPolicy {
+        limits: Some(v1::Limits { max_requests: 1, ..Default::default() }),
+        ..Default::default()
+    };
+    let target =
+        v1::policy::Target { kind: "Service".into(), name: "default/copy".into(), section: String::new() };
+    let policy = v1::Policy {
+        targets: vec![target],
+        spec: Some(v1::policy::Spec::Traffic(spec)),
+        ..Default::default()
+    };
+    edge.harness.change([Change::upsert("default/p", "1", &policy)]).await;
+    for _ in 0..3 {
+        assert!(exchange(edge.address, GET).await.ends_with("original"));
+    }
+    edge.ended("refused", 2).await;
+}
+
+#[tokio::test]
+async fn a_copy_is_not_copied_again() {
+    let copy = Recorder::answering(OK).await;
+    let edge = edge(copy.upstream.address, mirrored(vec![mirror("copy", 100)])).await;
+    let marked = b"GET / HTTP/1.1\r\nHost: a\r\nX-Meshwork-Mirror: 1\r\nConnection: close\r\n\r\n";
+    assert!(exchange(edge.address, marked).await.ends_with("original"));
+    assert!(exchange(edge.address, GET).await.ends_with("original"));
+    edge.ended("answered", 1).await;
+    let lines = edge.harness.lines(2).await;
+    assert!(!lines[0].contains("\"mirrors\"") && lines[1].contains("\"mirrors\":1"), "{lines:?}");
+}
+
+#[tokio::test]
+async fn grpc_s_own_status_says_what_became_of_a_copy() {
+    let copy = h2_upstream(usize::MAX, |_, request, mut respond| async move {
+        collect_body(request.into_body()).await.unwrap();
+        let response = Response::builder().header("content-type", "application/grpc").body(()).unwrap();
+        let mut send = respond.send_response(response, false).unwrap();
+        send.send_data(Bytes::from_static(b"\0\0\0\0\0"), false).unwrap();
+        let mut trailers = HeaderMap::new();
+        trailers.insert("grpc-status", "14".parse().unwrap());
+        send.send_trailers(trailers).unwrap();
+    })
+    .await;
+    let edge = edge_of(AppProtocol::Grpc, copy.address, mirrored(vec![mirror("copy", 100)])).await;
+    let mut client = h2_client(edge.address).await;
+    let call = Request::post("http://shop/a.B/C").header("content-type", "application/grpc");
+    assert_eq!(fetch(&mut client, call.body(()).unwrap()).await.0, 200);
+    edge.ended("failed", 1).await;
+    assert_eq!(fetch(&mut client, get("/")).await.0, 200);
+    edge.ended("answered", 1).await;
+}
+
+fn route_of(service: &str, to: &str) -> Change {
+    let parent = v1::route::attachment::Parent::Service(format!("shop/{service}"));
+    let backends =
+        vec![v1::Backend { service: format!("shop/{service}"), port: 80, weight: 1, ..Default::default() }];
+    let share = Some(v1::Share { numerator: 1, denominator: 1 });
+    let mirrors = vec![v1::Mirror { service: format!("shop/{to}"), port: 80, share }];
+    let route = v1::Route {
+        attachments: vec![v1::route::Attachment { parent: Some(parent), ..Default::default() }],
+        rules: vec![v1::Rule { backends, mirrors, ..rule(&[], vec![]) }],
+        ..Default::default()
+    };
+    Change::upsert(&format!("HTTPRoute/shop/{service}"), "1", &route)
+}
+
+/// `web` calls `reviews`, copies go to `ratings`; each beside its own sidecar.
+#[tokio::test]
+async fn sidecars_send_copies_over_mutual_tls() {
+    let (app, other) = (Recorder::answering(OK).await, Recorder::answering(OK).await);
+    let mut pair = Pair::start(app.upstream.address, AppProtocol::Http1).await;
+    let ratings = pair.mesh.identity("ratings");
+    let mut beside = pair.mesh.proxy(&ratings, None, Settings::default());
+    let serves = serving(&ratings.id(), "ratings", other.upstream.address, AppProtocol::Http1);
+    beside.change([pair.mesh.bundle(1, &[]), serves]).await;
+    let peer = beside.engine.listen(Side::Inbound, "127.0.0.1:0".parse().unwrap()).await.unwrap();
+    let services = service_at("ratings", &ratings.id(), peer);
+    pair.outbound.change(services.into_iter().chain([route_of("reviews", "ratings")])).await;
+    let call = b"POST /x HTTP/1.1\r\nHost: reviews\r\nContent-Length: 2\r\nConnection: close\r\n\r\nhi";
+    let response = exchange(pair.proxy, call).await;
+    assert!(response.ends_with("original"), "{response}");
+    let got = other.has(1).await.remove(0);
+    assert!(got.contains("x-meshwork-mirror: 1") && got.contains("host: reviews"), "{got}");
+    assert!(got.contains("x-forwarded-client-cert: "), "its caller has proven who it is: {got}");
+    pair.outbound.wait_metric(OUTCOMES, &["shop/ratings", "answered"], 1).await;
+    let line = beside.lines(1).await.remove(0);
+    assert!(line.contains("\"mirrored\":true"), "{line}");
+    assert!(!pair.inbound.lines(1).await[0].contains("\"mirrored\""));
+}
+
+/// Two services of which each copies its calls to the other, by an application that knows nothing of it.
+#[tokio::test]
+async fn a_ring_of_mirrors_turns_once() {
+    let mesh = TestMesh::new();
+    let out: Arc<Mutex<Option<SocketAddr>>> = Arc::default();
+    let (asked, own) = (Arc::new(AtomicUsize::new(0)), Arc::clone(&out));
+    let counted = Arc::clone(&asked);
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let app = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        while let Ok((mut tcp, _)) = listener.accept().await {
+            let (own, counted) = (Arc::clone(&own), Arc::clone(&counted));
+            tokio::spawn(async move {
+                let got = read_until(&mut tcp, "\r\n\r\n").await;
+                // Whatever it is asked, it asks `reviews` for the sake of it; as a traced application, and no more.
+                if counted.fetch_add(1, Ordering::SeqCst) < 20 {
+                    let id =
+                        got.lines().find(|line| line.to_lowercase().starts_with("x-request-id:")).unwrap();
+                    let call =
+                        format!("GET / HTTP/1.1\r\nHost: reviews\r\n{id}\r\nConnection: close\r\n\r\n");
+                    let proxy = own.lock().unwrap();
+                    exchange(proxy, call.as_bytes()).await;
+                }
+                let _ = tcp.write_all(OK).await;
+            });
+        }
+    });
+    let ratings = mesh.identity("ratings");
+    let mut beside = mesh.proxy(&ratings, None, Settings::default());
+    let serves = serving(&ratings.id(), "ratings", app, AppProtocol::Http1);
+    beside.change([mesh.bundle(1, &[]), serves]).await;
+    let peer = beside.engine.listen(Side::Inbound, "127.0.0.1:0".parse().unwrap()).await.unwrap();
+    let outbound = beside.engine.listen(Side::Outbound, "127.0.0.1:0".parse().unwrap()).await.unwrap();
+    *out.lock() = Some(outbound);
+    let reviews = Recorder::answering(OK).await;
+    let identity = mesh.identity("reviews");
+    let mut inbound = mesh.proxy(&identity, None, Settings::default());
+    let serves = serving(&identity.id(), "reviews", reviews.upstream.address, AppProtocol::Http1);
+    inbound.change([mesh.bundle(1, &[]), serves]).await;
+    let to = inbound.engine.listen(Side::Inbound, "127.0.0.1:0".parse().unwrap()).await.unwrap();
+    let services = service_at("ratings", &ratings.id(), peer).into_iter().chain(service_at(
+        "reviews",
+        &identity.id(),
+        to,
+    ));
+    beside.change(services.chain([route_of("reviews", "ratings")])).await;
+    let call = b"GET / HTTP/1.1\r\nHost: reviews\r\nX-Request-Id: one\r\nConnection: close\r\n\r\n";
+    assert!(exchange(outbound, call).await.ends_with("original"));
+    let got = reviews.has(2).await;
+    beside.wait_metric(OUTCOMES, &["shop/ratings", "answered"], 1).await;
+    assert_eq!((got.len(), asked.load(Ordering::SeqCst)), (2, 1), "the call for a copy's sake is not copied");
+    assert!(!got[0].contains("x-meshwork-mirror") && got[1].contains("x-meshwork-mirror: 1"), "{got:?}");
+}

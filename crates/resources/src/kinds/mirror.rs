@@ -1,0 +1,61 @@
+//! Copies of requests that are sent elsewhere (Gateway API, `HTTPRequestMirrorFilter`).
+
+use meshwork_base::{Namespace, ObjectName};
+
+use super::references::{self, core_group, kind};
+use super::shaping::Fraction;
+use crate::codes;
+use crate::decode::text::{Group, KindRef};
+use crate::decode::{Cx, record};
+use crate::span::{Span, Spanned};
+
+record! {
+    /// Where copies go, and of how many requests.
+    pub struct HTTPRequestMirrorFilter {
+        /// To one endpoint of this.
+        pub backend_ref: Spanned<BackendObjectReference> as "backendRef",
+        /// So many of a hundred; all when neither this nor `fraction` is there.
+        pub percent: Option<u32> [0..=100],
+        /// So many, more exactly.
+        pub fraction: Option<Spanned<Fraction>>,
+    }
+}
+
+record! {
+    /// A backend without a share.
+    pub struct BackendObjectReference {
+        /// Its API group.
+        pub group: Group = core_group(),
+        /// Its kind.
+        pub kind: KindRef = kind("Service"),
+        /// Its name.
+        pub name: ObjectName,
+        /// Its namespace; the route's own when absent. Another one needs a `ReferenceGrant`.
+        pub namespace: Option<Namespace>,
+        /// Its port; required for a `Service`.
+        pub port: Option<u16> [1..=65_535],
+    }
+}
+
+impl HTTPRequestMirrorFilter {
+    pub(super) fn validate(&self, span: Span, cx: &mut Cx) {
+        let to = &self.backend_ref;
+        cx.in_field("backendRef", |cx| {
+            references::validate_port(&to.group, &to.kind, &to.name, to.port, to.span, cx);
+        });
+        let Some(fraction) = &self.fraction else { return };
+        if self.percent.is_some() {
+            let message = format!("`{}` has both a `percent` and a `fraction`", cx.path());
+            cx.error(span, codes::CONFLICTING_FIELDS, message).help =
+                Some("remove one of the two".to_owned());
+        }
+        let (numerator, denominator) = (fraction.numerator, fraction.denominator.unwrap_or(100));
+        if numerator > denominator {
+            let message = format!("`{}.fraction` is {numerator} of {denominator}", cx.path());
+            cx.error(fraction.span, codes::CONFLICTING_FIELDS, message).help = Some(
+                "write a `numerator` that is not above the `denominator`, which is 100 when absent"
+                    .to_owned(),
+            );
+        }
+    }
+}
