@@ -307,3 +307,44 @@ fn what_others_can_reach_asks_who_calls_or_does_not_listen() {
     refused(&ask(Some("husk")), &["401"]);
     assert_eq!(printed(&ask(Some("hush"))).trim().split('.').count(), 3);
 }
+
+/// One of the five serves, one refuses connections, one is a host that is gone, one answers 503, one hangs.
+const FLEET: &str = "\
+name: one of five is left
+duration: 6s
+warmUp: 3s
+clients: 2
+arrivals: {perSecond: 40}
+instances:
+- {concurrency: 8, service: {mean: 5ms}}
+- {service: {mean: 5ms}, phases: [{at: 0s, state: Away}]}
+- {service: {mean: 5ms}, phases: [{at: 0s, state: Lost}]}
+- {service: {mean: 5ms}, phases: [{at: 0s, state: Failing, after: 1ms}]}
+- {service: {mean: 5ms}, phases: [{at: 0s, state: Hanging}]}
+policies:
+  outlierDetection: {consecutive5xx: 1, maxEjectionPercent: 100, baseEjectionTime: 60s}
+  retry:
+    {attempts: 10, perTryTimeout: 1s, backoff: {base: 1ms, max: 20ms}, budget: {percent: 100, minPerSecond: 1000}}
+  timeouts: {request: 20s}
+";
+
+#[test]
+fn a_scenario_runs_against_real_proxies() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("fleet.yaml");
+    std::fs::write(&file, FLEET).unwrap();
+    let live = json(&command(&["simulate", "--live", "-o", "json"]).arg(&file).output().unwrap());
+    let of = |key: &str| live[key]["median"].as_f64().unwrap();
+    assert!(live["requests"].as_u64().unwrap() > 120, "{live}");
+    assert_eq!(of("failedPercent"), 0.0, "{live}");
+    assert!(of("retries") >= 4.0 && of("attemptsPerRequest") > 1.0, "{live}");
+    // Each of two proxies finds each of the four.
+    assert!(of("ejections") >= 8.0, "{live}");
+    let load = |instance: usize| live["loads"][instance]["percent"]["median"].as_f64().unwrap();
+    assert!(load(0) > 70.0 && load(1) == 0.0 && load(2) == 0.0, "{live}");
+    assert!(load(3) > 0.0 && load(4) > 0.0, "{live}");
+
+    std::fs::write(&file, FLEET.replace("- {concurrency", "- {weight: 2, concurrency")).unwrap();
+    let refusal = command(&["simulate", "--live"]).arg(&file).output().unwrap();
+    refused(&refusal, &["instances[1].weight", "have no weight"]);
+}

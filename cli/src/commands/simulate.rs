@@ -2,6 +2,7 @@
 //! core: what traffic would meet, and what must hold and does not.
 
 mod file;
+mod live;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -23,6 +24,9 @@ pub(crate) struct Arguments {
     /// The scenario, as YAML; examples are in `examples/fleets`
     #[arg(value_name = "FILE")]
     file: PathBuf,
+    /// Run it once, in real time: proxies are processes and instances sockets of this machine
+    #[arg(long, conflicts_with = "seeds")]
+    live: bool,
     /// How many seeds
     #[arg(long, value_name = "COUNT", default_value_t = 100, value_parser = clap::value_parser!(u64).range(1..=10_000_000))]
     seeds: u64,
@@ -133,7 +137,11 @@ pub(crate) fn run(arguments: &Arguments) -> Outcome {
     let (name, scenario) = file::read(&text).map_err(|why| format!("{}: {why}", arguments.file.display()))?;
     let clock = SystemClock::new();
     let begun = clock.now();
-    let reports = all(&scenario, arguments.seed, arguments.seeds);
+    let reports = if arguments.live {
+        vec![live::run(&scenario, arguments.seed)?]
+    } else {
+        all(&scenario, arguments.seed, arguments.seeds)
+    };
     let took = clock.now().since(begun);
     let summary = summary(name, &scenario, arguments.seed, &reports, took);
     if arguments.output == Format::Table {
@@ -143,8 +151,9 @@ pub(crate) fn run(arguments: &Arguments) -> Outcome {
     }
     let Some(Broken { seed, what }) = &summary.broken else { return Ok(ExitCode::SUCCESS) };
     let again = arguments.file.display();
+    let once = if arguments.live { "--live" } else { "--seeds 1" };
     output::note(&format!(
-        "error: seed {seed}: {what}; `meshwork simulate {again} --seed {seed} --seeds 1` runs it again"
+        "error: seed {seed}: {what}; `meshwork simulate {again} --seed {seed} {once}` runs it again"
     ));
     Ok(ExitCode::FAILURE)
 }

@@ -141,6 +141,24 @@ async fn an_attempt_that_takes_too_long_is_given_up() {
 }
 
 #[tokio::test]
+async fn the_pause_between_attempts_is_not_of_an_attempt_s_time() {
+    // Two that do not answer, one that is busy at once: whatever the failure was, the pauses are longer than an attempt may be.
+    let asked = Arc::new(AtomicUsize::new(0));
+    let up = upstream(move |got| {
+        let answers = [None, Some(BUSY), None, Some(OK)];
+        is_head(got).then(|| answers[asked.fetch_add(1, Ordering::SeqCst)])?.map(<[u8]>::to_vec)
+    })
+    .await;
+    let mut policy = retry(3, &[503]);
+    let of = policy.retry.as_mut().unwrap();
+    (of.per_try_timeout_ms, of.backoff_base_ms, of.backoff_max_ms) = (50, 400, 400);
+    of.budget = Some(v1::RetryBudget { percent: 100, min_per_second: 100 });
+    let (harness, address) = gateway(&[up.address], Some(policy)).await;
+    assert!(exchange(address, GET).await.starts_with("HTTP/1.1 200"));
+    assert!(harness.lines(1).await[0].contains("\"attempts\":4"));
+}
+
+#[tokio::test]
 async fn a_failing_endpoint_is_left_alone_for_a_while() {
     let (bad, seen) = recovering(BUSY, usize::MAX).await;
     let (good, _) = recovering(OK, 0).await;

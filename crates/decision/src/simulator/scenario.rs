@@ -110,7 +110,7 @@ pub enum Spread {
 
 impl Spread {
     /// A number with mean 1.
-    pub(super) fn draw(self, rng: &mut impl Rng) -> f64 {
+    pub fn draw(self, rng: &mut impl Rng) -> f64 {
         match self {
             Self::Constant => 1.0,
             Self::Exponential => exponential(rng),

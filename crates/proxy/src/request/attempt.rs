@@ -185,6 +185,8 @@ impl<'a> Attempts<'a> {
         down: &mut Down<'_>,
         deadlines: &mut Deadlines,
     ) -> Result<(), Failure> {
+        // The time between attempts is no attempt's.
+        deadlines.attempt(None);
         match repeat {
             Again::SameEndpoint => {
                 self.tried.pop();

@@ -1,0 +1,262 @@
+//! The proxies: `meshwork gateway`, a process for each client, from a folder with the scenario's fleet and policies.
+
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::Duration;
+
+use meshwork_decision::simulator::{Policies, Scenario};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+use tokio::process::{Child, Command};
+use tokio::time::{sleep, timeout};
+
+use super::LiveError;
+
+/// A proxy that has not become ready by then will not.
+const READY: Duration = Duration::from_secs(30);
+const POLL: Duration = Duration::from_millis(50);
+
+/// See the module's text.
+pub(super) struct Proxies {
+    all: Vec<Proxy>,
+    folder: TempDir,
+}
+
+struct Proxy {
+    child: Child,
+    place: PathBuf,
+    address: SocketAddr,
+    metrics: SocketAddr,
+    ready: SocketAddr,
+}
+
+/// What the proxies know of a run.
+#[derive(Default)]
+pub(super) struct Told {
+    pub(super) requests: u64,
+    pub(super) attempts: u64,
+    pub(super) ejections: u64,
+}
+
+impl Proxies {
+    /// Starts one for each client, and waits until all are ready.
+    pub(super) async fn start(scenario: &Scenario, instances: &[u16]) -> Result<Self, LiveError> {
+        let folder = tempfile::tempdir().map_err(LiveError::io("a folder for the proxies"))?;
+        let mut proxies = Self { all: Vec::new(), folder };
+        for client in 0..scenario.clients {
+            let place = proxies.folder.path().join(client.to_string());
+            proxies.all.push(Proxy::start(scenario, client, instances, place)?);
+        }
+        for proxy in &mut proxies.all {
+            proxy.ready().await?;
+        }
+        Ok(proxies)
+    }
+
+    pub(super) fn addresses(&self) -> Vec<SocketAddr> {
+        self.all.iter().map(|proxy| proxy.address).collect()
+    }
+
+    /// Asks each what it has counted, and stops it.
+    pub(super) async fn finish(mut self) -> Result<Told, LiveError> {
+        let mut told = Told::default();
+        for proxy in &mut self.all {
+            let metrics = ask(proxy.metrics, "/metrics").await.map_err(LiveError::io("a proxy's metrics"))?;
+            told.ejections += ejections(&metrics);
+            // The log is whole once the process has ended.
+            if let Some(pid) =
+                proxy.child.id().and_then(|id| rustix::process::Pid::from_raw(id.cast_signed()))
+            {
+                rustix::process::kill_process(pid, rustix::process::Signal::TERM)
+                    .map_err(|error| LiveError::io("a proxy's end")(error.into()))?;
+            }
+            proxy.child.wait().await.map_err(LiveError::io("a proxy's end"))?;
+            let log = std::fs::read_to_string(proxy.place.join("access.log"))
+                .map_err(LiveError::io("a proxy's access log"))?;
+            for line in log.lines() {
+                told.requests += 1;
+                told.attempts += attempts(line)?;
+            }
+        }
+        Ok(told)
+    }
+}
+
+impl Proxy {
+    fn start(
+        scenario: &Scenario,
+        client: usize,
+        instances: &[u16],
+        place: PathBuf,
+    ) -> Result<Self, LiveError> {
+        let failed = || LiveError::io(place.display().to_string());
+        let [address, metrics, ready] = free_addresses().map_err(LiveError::io("free ports"))?;
+        let resources = place.join("resources");
+        std::fs::create_dir_all(&resources).map_err(failed())?;
+        let text: String = self::resources(scenario, address, instances)
+            .iter()
+            .map(|resource| format!("---\n{resource}\n"))
+            .collect();
+        std::fs::write(resources.join("fleet.yaml"), text).map_err(failed())?;
+        let log = std::fs::File::create(log_of(&place)).map_err(failed())?;
+        let own = std::env::current_exe().map_err(LiveError::io("this program"))?;
+        let mut command = Command::new(own);
+        command.arg("gateway").arg("--resources").arg(resources);
+        command.arg("--data-dir").arg(place.join("data")).arg("--access-log").arg(place.join("access.log"));
+        command.args(["--workers", "1", "--admin-address", "127.0.0.1:0"]);
+        command.args(["--metrics-address", &metrics.to_string(), "--ready-address", &ready.to_string()]);
+        if let Some(zone) = client.checked_rem(scenario.zones) {
+            command.args(["--zone", &zone_name(zone)]);
+        }
+        let out = log.try_clone().map_err(failed())?;
+        let child = command.stdin(Stdio::null()).stdout(out).stderr(log).kill_on_drop(true).spawn();
+        let child = child.map_err(LiveError::io("a proxy"))?;
+        Ok(Self { child, place, address, metrics, ready })
+    }
+
+    async fn ready(&mut self) -> Result<(), LiveError> {
+        let is_ready = async {
+            while !ask(self.ready, "/healthz/ready")
+                .await
+                .is_ok_and(|answer| answer.starts_with("HTTP/1.1 200"))
+            {
+                sleep(POLL).await;
+            }
+        };
+        let ready = timeout(READY, is_ready).await;
+        ready.map_err(|_| LiveError::NotReady { within: READY, log: kept(&self.place) })
+    }
+}
+
+fn log_of(place: &Path) -> PathBuf {
+    place.join("log")
+}
+
+/// The folder goes with the run; what explains a failure stays.
+fn kept(place: &Path) -> PathBuf {
+    let kept = std::env::temp_dir().join("meshwork-simulate.log");
+    match std::fs::copy(log_of(place), &kept) {
+        Ok(_) => kept,
+        Err(_) => log_of(place),
+    }
+}
+
+/// Addresses that nobody has at this moment.
+fn free_addresses<const N: usize>() -> std::io::Result<[SocketAddr; N]> {
+    let held = [(); N].map(|()| TcpListener::bind((Ipv4Addr::LOCALHOST, 0)));
+    let mut addresses = [(Ipv4Addr::LOCALHOST, 0).into(); N];
+    for (address, held) in addresses.iter_mut().zip(held) {
+        *address = held?.local_addr()?;
+    }
+    Ok(addresses)
+}
+
+async fn ask(address: SocketAddr, path: &str) -> std::io::Result<String> {
+    let mut tcp = TcpStream::connect(address).await?;
+    let request = format!("GET {path} HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\n\r\n");
+    tcp.write_all(request.as_bytes()).await?;
+    let mut answer = String::new();
+    tcp.read_to_string(&mut answer).await?;
+    Ok(answer)
+}
+
+fn ejections(metrics: &str) -> u64 {
+    let lines = metrics.lines().filter(|line| line.starts_with("meshwork_endpoint_ejections_total{"));
+    lines.filter_map(|line| line.rsplit(' ').next()?.parse::<u64>().ok()).sum()
+}
+
+fn attempts(line: &str) -> Result<u64, LiveError> {
+    let entry: Value =
+        serde_json::from_str(line).map_err(|error| LiveError::Proxy(format!("access log: {error}")))?;
+    let attempts = entry.get("attempts").and_then(Value::as_u64);
+    attempts.ok_or_else(|| LiveError::Proxy(format!("access log has no attempts: {line}")))
+}
+
+fn zone_name(zone: usize) -> String {
+    format!("zone-{zone}")
+}
+
+fn resources(scenario: &Scenario, address: SocketAddr, instances: &[u16]) -> Vec<Value> {
+    let mut resources = vec![
+        json!({
+            "apiVersion": "gateway.networking.k8s.io/v1", "kind": "GatewayClass",
+            "metadata": {"name": "meshwork"},
+            "spec": {"controllerName": "meshwork.dev/gateway-controller"},
+        }),
+        json!({
+            "apiVersion": "gateway.networking.k8s.io/v1", "kind": "Gateway",
+            "metadata": {"name": "edge", "namespace": "default"},
+            "spec": {
+                "gatewayClassName": "meshwork",
+                "addresses": [{"type": "IPAddress", "value": address.ip()}],
+                "listeners": [{"name": "http", "protocol": "HTTP", "port": address.port()}],
+            },
+        }),
+        json!({
+            "apiVersion": "gateway.networking.k8s.io/v1", "kind": "HTTPRoute",
+            "metadata": {"name": "fleet", "namespace": "default"},
+            "spec": {
+                "parentRefs": [{"name": "edge"}],
+                "rules": [{"backendRefs": [{"name": "fleet", "port": 80}]}],
+            },
+        }),
+        json!({
+            "apiVersion": "v1", "kind": "Service",
+            "metadata": {"name": "fleet", "namespace": "default"},
+            "spec": {"ports": [{"name": "http", "protocol": "TCP", "appProtocol": "http", "port": 80}]},
+        }),
+        policy(&scenario.policies),
+    ];
+    resources.extend(scenario.instances.iter().zip(instances).enumerate().map(|(number, (plan, port))| {
+        json!({
+            "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice",
+            "metadata": {
+                "name": format!("fleet-{number}"), "namespace": "default",
+                "labels": {"kubernetes.io/service-name": "fleet"},
+            },
+            "addressType": "IPv4",
+            "ports": [{"name": "http", "protocol": "TCP", "port": port}],
+            "endpoints": [{"addresses": ["127.0.0.1"], "zone": zone_name(plan.zone)}],
+        })
+    }));
+    resources
+}
+
+/// The scenario's policies as resources say them.
+fn policy(policies: &Policies) -> Value {
+    let retry = &policies.retry;
+    let mut spec = json!({
+        "targetRefs": [{"group": "", "kind": "Service", "name": "fleet"}],
+        "loadBalancer": {"algorithm": format!("{:?}", policies.algorithm)},
+        "retry": {
+            "attempts": retry.attempts,
+            "on": [503, "reset", "connect-failure", "refused-stream"],
+            "backoff": {"base": time(retry.backoff_base), "max": time(retry.backoff_max)},
+            "budget": {"percent": retry.budget.percent, "minPerSecond": retry.budget.min_per_second},
+        },
+        "timeouts": {"request": time(policies.timeout)},
+    });
+    if let Some(each) = retry.per_try_timeout {
+        spec["retry"]["perTryTimeout"] = time(each).into();
+    }
+    if let Some(outlier) = &policies.outlier_detection {
+        spec["outlierDetection"] = json!({
+            "consecutive5xx": outlier.consecutive_5xx,
+            "baseEjectionTime": time(outlier.base_ejection_time),
+            "maxEjectionPercent": outlier.max_ejection_percent,
+        });
+    }
+    json!({
+        "apiVersion": "meshwork.dev/v1alpha1", "kind": "TrafficPolicy",
+        "metadata": {"name": "fleet", "namespace": "default"},
+        "spec": spec,
+    })
+}
+
+/// As resources write times: to the millisecond, and never 0.
+fn time(time: Duration) -> String {
+    format!("{}ms", time.as_millis().max(1))
+}
