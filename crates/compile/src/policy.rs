@@ -3,6 +3,7 @@
 mod effect;
 mod health_check;
 mod load_balancer;
+mod overload;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -18,10 +19,10 @@ use meshwork_messages::v1::service_port::AppProtocol;
 use meshwork_messages::v1::timeouts::CallerDeadline as WireCallerDeadline;
 use meshwork_messages::v1::traffic_policy::{Algorithm, ProxyProtocol as WireProxyProtocol};
 use meshwork_resources::{
-    AuthorizationAction, AuthorizationPolicy, BreakerMode, CallerDeadline, CircuitBreaker, HTTPRoute,
-    InboundMtls, InboundPolicy, Kind, ListenerPolicy, LoadBalancerAlgorithm, Object, ObjectKey, ObjectKind,
-    OutlierDetection, PolicyTarget, ProxyProtocolVersion, RetryOn, Severity, Spanned, TrafficPolicy,
-    TrafficRetry,
+    AuthorizationAction, AuthorizationFrom, AuthorizationPolicy, AuthorizationTo, BreakerMode,
+    CallerDeadline, CircuitBreaker, HTTPRoute, InboundMtls, InboundPolicy, Kind, ListenerPolicy,
+    LoadBalancerAlgorithm, Object, ObjectKey, ObjectKind, OutlierDetection, PolicyTarget,
+    ProxyProtocolVersion, RetryOn, Severity, Spanned, TrafficPolicy, TrafficRetry,
 };
 
 use crate::Cx;
@@ -242,6 +243,7 @@ fn claim(object: &Object, spec: &Spec, target: &Target, taken: &mut Taken) -> Re
             ("proxyProtocol", policy.proxy_protocol != 0),
             ("rateLimit", policy.rate_limit.is_some()),
             ("faultInjection", policy.fault_injection.is_some()),
+            ("overload", policy.overload.is_some()),
         ]
         .into_iter()
         .filter_map(|(part, set)| set.then_some(part))
@@ -313,6 +315,7 @@ fn traffic(spec: &TrafficPolicy) -> v1::TrafficPolicy {
         .into(),
         rate_limit: spec.rate_limit.as_ref().map(|limit| shaping::rate_limit(limit)),
         fault_injection: spec.fault_injection.as_ref().map(|fault| shaping::fault(fault)),
+        overload: spec.overload.as_ref().and_then(|overload| overload::message(overload)),
     }
 }
 
@@ -416,23 +419,28 @@ fn authorization(spec: &AuthorizationPolicy) -> v1::AuthorizationPolicy {
         AuthorizationAction::Deny => Action::Deny,
         AuthorizationAction::Audit => Action::Audit,
     };
-    let rules = spec.rules.iter().map(|rule| v1::AuthorizationRule {
-        from: rule
-            .from
-            .iter()
-            .map(|from| Peer { spiffe_ids: texts(&from.spiffe_ids), namespaces: texts(&from.namespaces) })
-            .collect(),
-        to: rule
-            .to
-            .iter()
-            .map(|to| Operation {
-                hosts: texts(&to.hosts),
-                methods: texts(&to.methods),
-                paths: texts(&to.paths),
-            })
-            .collect(),
-    });
+    let rules = spec
+        .rules
+        .iter()
+        .map(|rule| v1::AuthorizationRule { from: peers(&rule.from), to: operations(&rule.to) });
     v1::AuthorizationPolicy { action: action.into(), rules: rules.collect() }
+}
+
+fn peers(from: &[Spanned<AuthorizationFrom>]) -> Vec<Peer> {
+    let peer = |from: &AuthorizationFrom| Peer {
+        spiffe_ids: texts(&from.spiffe_ids),
+        namespaces: texts(&from.namespaces),
+    };
+    from.iter().map(|from| peer(from)).collect()
+}
+
+fn operations(to: &[Spanned<AuthorizationTo>]) -> Vec<Operation> {
+    let operation = |to: &AuthorizationTo| Operation {
+        hosts: texts(&to.hosts),
+        methods: texts(&to.methods),
+        paths: texts(&to.paths),
+    };
+    to.iter().map(|to| operation(to)).collect()
 }
 
 fn texts<T: ToString>(values: &[Spanned<T>]) -> Vec<String> {

@@ -3,7 +3,7 @@
 use meshwork_messages::v1;
 use meshwork_messages::v1::fault_injection::abort::With;
 use meshwork_messages::v1::fault_injection::{Abort, Bandwidth, Delay};
-use meshwork_resources::{FaultInjection, Fraction, RateLimit, RateLimitMode, RetryOn, Spanned};
+use meshwork_resources::{FaultInjection, Fraction, HTTPHeader, RateLimit, RateLimitMode, RetryOn, Spanned};
 
 use crate::rule::millis;
 
@@ -18,10 +18,6 @@ pub(crate) fn rate_limit(spec: &RateLimit) -> v1::RateLimit {
 }
 
 pub(crate) fn fault(spec: &FaultInjection) -> v1::FaultInjection {
-    let field = |header: &meshwork_resources::HTTPHeader| v1::Field {
-        name: header.name.to_string(),
-        value: header.value.to_string(),
-    };
     v1::FaultInjection {
         headers: spec.headers.iter().map(|header| field(header)).collect(),
         delay: spec.delay.as_ref().map(|delay| Delay {
@@ -40,6 +36,10 @@ pub(crate) fn fault(spec: &FaultInjection) -> v1::FaultInjection {
             bytes_per_second: u64::from(bandwidth.kib_per_second) * 1024,
         }),
     }
+}
+
+pub(crate) fn field(header: &HTTPHeader) -> v1::Field {
+    v1::Field { name: header.name.to_string(), value: header.value.to_string() }
 }
 
 /// All, where nobody says how many.

@@ -173,10 +173,7 @@ impl AuthorizationPolicy {
     }
 
     fn matches(&self, request: &impl RequestView) -> bool {
-        self.rules.iter().any(|rule| {
-            (rule.from.is_empty() || rule.from.iter().any(|p| p.matches(request.peer())))
-                && (rule.to.is_empty() || rule.to.iter().any(|o| o.matches(request)))
-        })
+        self.rules.iter().any(|rule| rule.matches(request))
     }
 
     /// What cannot be seen counts against the caller.
@@ -190,6 +187,13 @@ impl AuthorizationPolicy {
 
     fn reason(&self, outcome: Outcome, why: &str) -> Reason {
         Reason { phase: Phase::Authorize, subject: self.origin.to_string(), outcome, why: why.to_owned() }
+    }
+}
+
+impl AuthorizationRule {
+    pub(crate) fn matches(&self, request: &impl RequestView) -> bool {
+        (self.from.is_empty() || self.from.iter().any(|p| p.matches(request.peer())))
+            && (self.to.is_empty() || self.to.iter().any(|o| o.matches(request)))
     }
 }
 

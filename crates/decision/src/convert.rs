@@ -3,6 +3,7 @@
 
 mod health_check;
 mod load_balancer;
+mod overload;
 mod policy;
 mod route;
 mod service;

@@ -1,6 +1,6 @@
 //! The inbound side of a sidecar: which of its application's ports serves which service, and who may call it.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use meshwork_base::{SpiffeId, Tick};
@@ -9,6 +9,7 @@ use crate::authorization::Authorization;
 use crate::cause::Cause;
 use crate::cluster::{AppProtocol, ClusterKey};
 use crate::deadline::Fastest;
+use crate::overload::{Gate, Overload};
 use crate::rate_limit::RateLimit;
 
 /// Whether callers must prove who they are.
@@ -49,6 +50,8 @@ pub struct InboundPort {
     pub authorization: Authorization,
     /// How many requests are taken.
     pub rate_limit: Option<Arc<RateLimit>>,
+    /// What keeps the application from more than it can do.
+    pub overload: Option<Arc<Overload>>,
     /// `PORT.SERVICE.NAMESPACE.mesh`, which callers name in their TLS handshake.
     pub sni: Arc<str>,
     /// What is known of the application there; outlives a snapshot.
@@ -62,6 +65,8 @@ pub struct AppState(Arc<AppShared>);
 #[derive(Debug, Default)]
 struct AppShared {
     fastest: Fastest,
+    /// Made when a policy wants one.
+    gate: OnceLock<Arc<Gate>>,
 }
 
 impl PartialEq for AppState {
@@ -76,6 +81,12 @@ impl AppState {
     /// The application has answered well.
     pub fn answered(&self, took: Duration, now: Tick) {
         self.0.fastest.answered(took, now);
+    }
+
+    /// The gate before it.
+    #[must_use]
+    pub fn gate(&self) -> &Arc<Gate> {
+        self.0.gate.get_or_init(Arc::default)
     }
 
     /// Its fastest answer of late, if enough are known.

@@ -7,6 +7,7 @@ use crate::breaker::{CircuitBreaker, Tally, Trials};
 use crate::endpoint::EndpointSet;
 use crate::health_check::{Checked, HealthCheck};
 use crate::outlier::OutlierDetection;
+use crate::overload::{GateView, Priority, Queue};
 use crate::retry::RetryBudget;
 
 /// Outlier detection leaves somebody, and ejects no more than it may.
@@ -53,6 +54,35 @@ pub fn checks(policy: &HealthCheck, state: Checked, against: u32) -> Result<(), 
         return Err(format!("{against} answers in a row speak against {state:?}, {bound} would change it"));
     }
     Ok(())
+}
+
+/// Nobody waits while there is room, and no more than may.
+///
+/// # Errors
+/// What is broken.
+pub fn gate(view: &GateView, queue: &Queue) -> Result<(), String> {
+    let GateView { limit, in_flight, queued, .. } = *view;
+    if limit == 0 {
+        return Err("nobody may go on".to_owned());
+    }
+    if queued > 0 && in_flight < limit {
+        return Err(format!("{queued} wait though only {in_flight} of {limit} are under way"));
+    }
+    if queued > queue.max_requests {
+        return Err(format!("{queued} wait, {} may", queue.max_requests));
+    }
+    Ok(())
+}
+
+/// Nobody goes on before somebody of a higher priority.
+///
+/// # Errors
+/// What is broken.
+pub fn order(went: Priority, highest_left: Option<Priority>) -> Result<(), String> {
+    match highest_left {
+        Some(left) if left > went => Err(format!("{went:?} went on while {left:?} waits")),
+        _ => Ok(()),
+    }
 }
 
 /// Among the calls that a breaker looks at, none failed or was slow that is not there.

@@ -42,6 +42,7 @@ mod origin;
 mod outage;
 mod outbound;
 mod outlier;
+mod overload;
 mod policy;
 mod preference;
 mod proxy_protocol;
@@ -85,6 +86,9 @@ pub use outbound::{OutboundPort, OutboundService};
 pub use outlier::{
     AttemptOutcome, Ejection, EjectionCause, FailurePercentage, OutlierDetection, Picked, Shift, SuccessRate,
     Trial,
+};
+pub use overload::{
+    AdaptiveConcurrency, Entered, Gate, GateView, Overload, Pass, Priority, Queue, Shed, Tally, Waiting,
 };
 pub use policy::{RulePolicy, Timeouts};
 pub use preference::{Distance, Locality, Prefer, Preference};

@@ -21,6 +21,7 @@ use crate::inbound::Mtls;
 use crate::limits::Limits;
 use crate::origin::Origin;
 use crate::outlier::OutlierDetection;
+use crate::overload::Overload;
 use crate::preference::Preference;
 use crate::proxy_protocol::{ProxyProtocol, ProxyVersion};
 use crate::rate_limit::RateLimit;
@@ -215,6 +216,8 @@ pub(crate) struct TrafficSpec {
     pub(crate) circuit_breaker: Option<CircuitBreaker>,
     pub(crate) requests: RequestPolicy,
     pub(crate) proxy_protocol: Option<ProxyVersion>,
+    /// Kept where the service is.
+    pub(crate) overload: Option<Arc<Overload>>,
 }
 
 impl TrafficSpec {
@@ -230,6 +233,7 @@ impl TrafficSpec {
             circuit_breaker: self.circuit_breaker.or(wider.circuit_breaker),
             requests: self.requests.or(&wider.requests),
             proxy_protocol: self.proxy_protocol.or(wider.proxy_protocol),
+            overload: self.overload.as_ref().or(wider.overload.as_ref()).cloned(),
         }
     }
 }
@@ -369,6 +373,12 @@ impl Attached {
     pub(crate) fn rate_limit_of(&self, service: &str, port: &str) -> Option<Arc<RateLimit>> {
         let [_, all, section] = service_levels(service, port);
         self.traffic([section, all]).requests.rate_limit
+    }
+
+    /// What keeps an instance of a service from more than it can do, where it is.
+    pub(crate) fn overload_of(&self, service: &str, port: &str) -> Option<Arc<Overload>> {
+        let [namespace, all, section] = service_levels(service, port);
+        self.traffic([section, all, namespace]).overload
     }
 
     /// Who may call a service, and whether only by mTLS.

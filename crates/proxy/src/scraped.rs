@@ -3,7 +3,7 @@
 use std::sync::{Arc, Weak};
 
 use meshwork_base::{Clock as _, Tick};
-use meshwork_decision::{Checked, Cluster, Limited};
+use meshwork_decision::{Checked, Cluster, InboundPort, Limited, Priority, Shed};
 use meshwork_telemetry::{Samples, inventory};
 
 use crate::engine::Shared;
@@ -14,7 +14,10 @@ pub(crate) fn tell(shared: &Arc<Shared>) {
     shared.metrics.ask(move |samples| {
         if let Some(shared) = weak.upgrade() {
             let now = shared.clock.now();
-            shared.snapshot.load().clusters().for_each(|cluster| of_cluster(cluster, now, samples));
+            let snapshot = shared.snapshot.load();
+            snapshot.clusters().for_each(|cluster| of_cluster(cluster, now, samples));
+            let ports = snapshot.inbounds().flat_map(|inbound| &inbound.ports);
+            ports.filter(|port| port.overload.is_some()).for_each(|port| of_gate(port, samples));
         }
     });
 }
@@ -67,5 +70,29 @@ fn checked(cluster: &Cluster, [service, port]: [&str; 2], samples: &mut Samples)
     for state in [Checked::Healthy, Checked::Unhealthy, Checked::Unknown] {
         let count = set.pickable().iter().filter(|endpoint| endpoint.stats.checked() == state).count();
         samples.tell(&inventory::HEALTH_STATES, &[service, port, state.as_str()], count as u64);
+    }
+}
+
+fn of_gate(port: &InboundPort, samples: &mut Samples) {
+    let view = port.state.gate().view();
+    let service = &*port.label;
+    samples.tell(&inventory::OVERLOAD_LIMIT, &[service], view.limit.into());
+    samples.tell(&inventory::OVERLOAD_IN_FLIGHT, &[service], view.in_flight.into());
+    samples.tell(&inventory::OVERLOAD_QUEUED, &[service], view.queued.into());
+    let min_rtt = view.min_rtt.map_or(0, |time| u64::try_from(time.as_micros()).unwrap_or(u64::MAX));
+    samples.tell(&inventory::OVERLOAD_MIN_RTT, &[service], min_rtt);
+    for priority in Priority::ALL {
+        let (passed, shed) = (view.tally.passed[priority as usize], view.tally.shed[priority as usize]);
+        let priority = priority.as_str();
+        if passed > 0 {
+            samples.tell(&inventory::OVERLOAD_PASSED, &[service, priority], passed);
+        }
+        for reason in Shed::ALL.into_iter().filter(|&reason| shed[reason as usize] > 0) {
+            samples.tell(
+                &inventory::OVERLOAD_SHED,
+                &[service, priority, reason.as_str()],
+                shed[reason as usize],
+            );
+        }
     }
 }

@@ -137,6 +137,18 @@ metrics! {
         "What a limit has refused or made wait.";
     RATE_LIMITED = "meshwork_rate_limited_requests_total", Counter, "", &["policy", "mode"],
         "Requests over a local rate limit, by policy: refused, or in shadow mode passed on all the same.";
+    OVERLOAD_LIMIT = "meshwork_overload_concurrency_limit", Gauge, "", &["service"],
+        "How many requests the application gets at once, as its policy's `overload` has learnt.";
+    OVERLOAD_IN_FLIGHT = "meshwork_overload_requests_in_flight", Gauge, "", &["service"],
+        "Requests that the application has not begun to answer.";
+    OVERLOAD_QUEUED = "meshwork_overload_requests_queued", Gauge, "", &["service"],
+        "Requests that wait until the application can take them.";
+    OVERLOAD_MIN_RTT = "meshwork_overload_min_rtt_microseconds", Gauge, "microseconds", &["service"],
+        "What an answer takes while the application has no queue; 0 before it is known.";
+    OVERLOAD_PASSED = "meshwork_overload_passed_requests_total", Counter, "", &["service", "priority"],
+        "Requests that the application was given.";
+    OVERLOAD_SHED = "meshwork_overload_shed_requests_total", Counter, "", &["service", "priority", "reason"],
+        "Requests that were sent away: for `concurrency`, `queue_full`, `queue_time`, or `preempted` by a higher priority.";
     FAULTS_INJECTED = "meshwork_faults_injected_total", Counter, "", &["policy", "kind"],
         "Faults that a policy injected: delay, abort, bandwidth.";
     MIRRORED_REQUESTS = "meshwork_mirrored_requests_total", Counter, "", &["service", "outcome"],

@@ -67,6 +67,8 @@ pub enum Phase {
     Backend,
     /// What a policy injects.
     Fault,
+    /// The application beside us is to take it.
+    Overload,
     /// Whether and which endpoint may be called.
     Endpoint,
     /// A connection to the endpoint.
@@ -92,6 +94,7 @@ impl Phase {
             Self::Filters => "filters",
             Self::Backend => "backend",
             Self::Fault => "fault",
+            Self::Overload => "overload",
             Self::Endpoint => "endpoint",
             Self::Connect => "connect",
             Self::Request => "request",

@@ -352,7 +352,11 @@ const fn rule(cause: Cause) -> (Field, &'static str) {
             Field::None,
             "a policy injects this answer ({detail}): remove its `faultInjection`, or lower its part, when the trial is over",
         ),
-        Cause::Overload => (Field::None, "the proxy sheds load: add instances, or lower what reaches it"),
+        Cause::Overload => (
+            Field::None,
+            "more came than could be done ({detail}): add instances, lower what reaches it, or give what matters a \
+             priority in the policy's `overload`",
+        ),
         Cause::Draining => (
             Field::None,
             "the proxy was stopping: nothing is to be done unless it is stopped too fast for its requests",

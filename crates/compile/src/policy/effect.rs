@@ -33,13 +33,7 @@ pub(super) fn effective(
             "its instances are behind sidecars that take opaque connections for it; write `tcp`",
         ))
     });
-    let found = found.or_else(|| {
-        let uncounted = policy.rate_limit.is_some() && counts_nowhere(cx, name);
-        uncounted.then_some((
-            "rateLimit",
-            "no instance of it is in the mesh, where it would be counted; attach it to the HTTPRoute or Gateway",
-        ))
-    });
+    let found = found.or_else(|| if counts_nowhere(cx, name) { by_sidecars(policy) } else { None });
     let found =
         found.or_else(|| if cx.index.services.contains_key(&name) { of_slices(policy) } else { None });
     let Some((part, why)) = found else { return Ok(()) };
@@ -64,6 +58,19 @@ fn asks_by_requests(policy: &v1::TrafficPolicy) -> bool {
     matches!(probe, Some(Probe::Http(_) | Probe::Grpc(_)))
 }
 
+/// What the sidecar beside an instance does.
+fn by_sidecars(policy: &v1::TrafficPolicy) -> Option<(&'static str, &'static str)> {
+    let rate =
+        "no instance of it is in the mesh, where it would be counted; attach it to the HTTPRoute or Gateway";
+    let overload = "no instance of it is in the mesh, where a sidecar would hold back what is too much; run its instances \
+                    with `meshwork run`";
+    let parts = [
+        (policy.rate_limit.is_some(), ("rateLimit", rate)),
+        (policy.overload.is_some(), ("overload", overload)),
+    ];
+    parts.into_iter().find_map(|(is_there, part)| is_there.then_some(part))
+}
+
 /// What is about requests, and why it is nothing on layer 4.
 fn on_layer_4(policy: &v1::TrafficPolicy) -> Option<(&'static str, &'static str)> {
     const WHY: &str = "nobody looks into its connections, and it is about requests; remove it, or say with \
@@ -72,6 +79,7 @@ fn on_layer_4(policy: &v1::TrafficPolicy) -> Option<(&'static str, &'static str)
     let parts = [
         (policy.rate_limit.is_some(), "rateLimit"),
         (policy.fault_injection.is_some(), "faultInjection"),
+        (policy.overload.is_some(), "overload"),
         (lasts, "timeouts.maxStreamDuration"),
     ];
     if let Some((_, part)) = parts.into_iter().find(|(is_there, _)| *is_there) {

@@ -323,6 +323,44 @@ fn told_at(world: &World, service: &str, objects: &str, said: &str) -> String {
 }
 
 #[test]
+fn what_an_overload_policy_leaves_out_is_written_out() {
+    use v1::overload::{AdaptiveConcurrency, Priority, Queue};
+    let overload = |spec: &str| {
+        let spec = format!("{{targetRefs: [{{group: '', kind: Namespace, name: shop}}], overload: {spec}}}");
+        let output = compiled(&[shop(), policy("TrafficPolicy", "p", 1, &spec)].concat());
+        let message = resource::<v1::Policy>(&output, "TrafficPolicy/shop/p").unwrap();
+        let Some(v1::policy::Spec::Traffic(traffic)) = message.spec else { panic!("a traffic policy") };
+        traffic.overload.unwrap()
+    };
+    let short = overload("{adaptiveConcurrency: {}}");
+    let adaptive = AdaptiveConcurrency {
+        min_concurrency: 3,
+        max_concurrency: 1_000,
+        update_interval_ms: 100,
+        buffer_percent: 50,
+        min_rtt_interval_ms: 15_000,
+        jitter_percent: 15,
+    };
+    assert_eq!(short.adaptive_concurrency, Some(adaptive));
+    let line = Queue { max_requests: 256, max_wait_ms: 500, target_ms: None, interval_ms: None };
+    assert_eq!((short.queue, short.priorities.len()), (Some(line), 0));
+    let long = overload(
+        "{adaptiveConcurrency: {minConcurrency: 2000}, queue: {maxRequests: 0, maxWait: 1s, target: 10ms, interval: 1s},
+         priorities: [{priority: Low, headers: [{name: X-Kind, value: batch}], from: [{namespaces: [batch]}], to: [{paths: [/a*]}]}]}",
+    );
+    assert_eq!(
+        long.adaptive_concurrency.unwrap().max_concurrency,
+        2_000,
+        "the most is no less than the least"
+    );
+    let line = Queue { max_requests: 0, max_wait_ms: 1_000, target_ms: Some(10), interval_ms: Some(1_000) };
+    assert_eq!(long.queue, Some(line));
+    let rule = &long.priorities[0];
+    assert_eq!((rule.priority(), &*rule.headers[0].value), (Priority::Low, "batch"));
+    assert_eq!((&*rule.from[0].namespaces[0], &*rule.to[0].paths[0]), ("batch", "/a*"));
+}
+
+#[test]
 fn a_service_whose_requests_nobody_counts_has_no_rate_limit() {
     let external = Transport::Plaintext;
     let in_mesh = Transport::Mesh {
@@ -330,17 +368,18 @@ fn a_service_whose_requests_nobody_counts_has_no_rate_limit() {
         hbone_port: 0,
         spiffe_id: SpiffeId::parse("spiffe://mesh.local/ns/shop/sa/registered").unwrap(),
     };
-    let limit = "rateLimit: {requests: 10}";
-    for (transports, expected) in [
-        (vec![], "True Accepted"),
-        (vec![external.clone()], "False Invalid"),
-        (vec![external, in_mesh], "True Accepted"),
-    ] {
-        let world = with_registered(transports);
-        assert_eq!(told_at(&world, "registered", "", limit), format!("registered Accepted={expected}"));
+    for said in ["rateLimit: {requests: 10}", "overload: {adaptiveConcurrency: {}}"] {
+        for (transports, expected) in [
+            (vec![], "True Accepted"),
+            (vec![external.clone()], "False Invalid"),
+            (vec![external.clone(), in_mesh.clone()], "True Accepted"),
+        ] {
+            let world = with_registered(transports);
+            assert_eq!(told_at(&world, "registered", "", said), format!("registered Accepted={expected}"));
+        }
+        let told = told_at(&World::default(), "reviews", &shop(), said);
+        assert_eq!(told, "reviews Accepted=False Invalid", "a service of the files");
     }
-    let told = told_at(&World::default(), "reviews", &shop(), limit);
-    assert_eq!(told, "reviews Accepted=False Invalid", "a service of the files");
 }
 
 #[test]
@@ -355,6 +394,8 @@ fn what_is_about_requests_is_refused_where_nobody_sees_them() {
     let world = World::default();
     let header = "loadBalancer: {algorithm: Maglev, hashPolicy: [{type: Header, name: x-user}]}";
     let address = "loadBalancer: {algorithm: Maglev, hashPolicy: [{type: Header, name: x-user}, {type: SourceAddress}]}";
+    let overload = "overload: {adaptiveConcurrency: {}}";
+    assert!(told_at(&world, "s", &sql, overload).contains("False Invalid"));
     let parts = ["faultInjection: {delay: {time: 1s}}", "timeouts: {maxStreamDuration: 1m}", header];
     for said in parts {
         assert_eq!(told_at(&world, "s", &sql, said), "s Accepted=False Invalid", "{said}");

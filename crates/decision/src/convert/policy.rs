@@ -6,6 +6,7 @@ use std::sync::Arc;
 use ipnet::IpNet;
 use meshwork_messages::v1;
 
+use super::overload::overload;
 use super::shaping::{fault, rate_limit};
 use super::{ConvertError, Result, health_check, load_balancer, request_policy, unknown, value};
 use crate::authorization::{
@@ -127,6 +128,7 @@ fn traffic_policy(origin: &Arc<Origin>, message: &v1::TrafficPolicy) -> Result<T
     let health_check =
         message.health_check.as_ref().map(health_check::health_check).transpose()?.map(Arc::new);
     let circuit_breaker = message.circuit_breaker.as_ref().map(circuit_breaker).transpose()?;
+    let overload = message.overload.as_ref().map(|m| overload(origin, m)).transpose()?.map(Arc::new);
     let hashing = load_balancer::hashing(message.load_balancer.as_ref())?;
     let preference = load_balancer::preference(message.load_balancer.as_ref())?;
     let slow_start = load_balancer::slow_start(message.load_balancer.as_ref())?;
@@ -141,6 +143,7 @@ fn traffic_policy(origin: &Arc<Origin>, message: &v1::TrafficPolicy) -> Result<T
         circuit_breaker,
         requests,
         proxy_protocol,
+        overload,
     })
 }
 
@@ -253,7 +256,7 @@ fn authorization(origin: &Arc<Origin>, message: &v1::AuthorizationPolicy) -> Res
     Ok(AuthorizationPolicy { origin: Arc::clone(origin), action, rules, understood: true })
 }
 
-fn peers(message: &v1::authorization_rule::Peer) -> Result<Peers> {
+pub(super) fn peers(message: &v1::authorization_rule::Peer) -> Result<Peers> {
     let id = |text: &String| match text.starts_with("spiffe://") || text == "*" {
         true => text_rule("from.spiffe_ids", text),
         false => value("from.spiffe_ids", text, "write spiffe://…, exact or with a `*` at the end"),
@@ -264,7 +267,7 @@ fn peers(message: &v1::authorization_rule::Peer) -> Result<Peers> {
     })
 }
 
-fn operation(message: &v1::authorization_rule::Operation) -> Result<Operation> {
+pub(super) fn operation(message: &v1::authorization_rule::Operation) -> Result<Operation> {
     let host = |text: &String| match super::hostname("to.hosts", text)? {
         HostPattern::Any => value("to.hosts", text, "write a host, or leave hosts away for every host"),
         pattern => Ok(HostRule(pattern)),

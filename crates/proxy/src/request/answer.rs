@@ -6,6 +6,7 @@ use meshwork_decision::{Answer, AttemptOutcome, Cause, PushBack};
 use meshwork_http1::{KnownName, ResponseHead};
 
 use super::kin::OVERLOADED;
+use super::overload::LOCAL_OVERLOADED;
 use crate::error::{Failure, Fault, Retry};
 
 /// gRPC's push-back (gRFC A6), in milliseconds; a negative one, or one that is no number, is a word on retries and not
@@ -60,9 +61,16 @@ const fn status_of_grpc(code: u16) -> u16 {
 
 /// What a response's head says of its endpoint.
 pub(crate) fn outcome(response: &ResponseHead, is_grpc: bool) -> AttemptOutcome {
-    match grpc_status(response, is_grpc) {
+    let outcome = match grpc_status(response, is_grpc) {
         None => AttemptOutcome::of_status(response.status),
         Some(code) => AttemptOutcome::of_grpc(code),
+    };
+    // What a proxy before it has sent away says no more about it than its own 429.
+    match outcome {
+        AttemptOutcome::Failure if response.fields.get(LOCAL_OVERLOADED).is_some() => {
+            AttemptOutcome::Overloaded
+        }
+        outcome => outcome,
     }
 }
 
@@ -157,6 +165,11 @@ mod tests {
         for (code, status) in told_apart {
             assert_eq!(answer(200, &[("grpc-status", code)]).status, status, "{code}");
         }
+        for shed in [&[(LOCAL_OVERLOADED, "true")][..], &[("grpc-status", "14"), (LOCAL_OVERLOADED, "true")]]
+        {
+            assert_eq!(answer(503, shed).outcome, Overloaded, "a proxy has sent it away");
+        }
+        assert_eq!(answer(200, &[(LOCAL_OVERLOADED, "true")]).outcome, Success);
         assert_eq!(answer(502, &[]).status, 502);
         assert_eq!(Answer::new(Failure, Duration::ZERO).status, 0, "of local origin");
     }

@@ -32,7 +32,8 @@ pub(crate) struct Journey<'c> {
     in_flight: Option<InFlight>,
     /// What the application calls meanwhile is not repeated, or not copied.
     kin: Option<Box<kin::Called>>,
-    /// What a rate limit tells the caller, and how fast its response may come: of requests that such a policy is about.
+    /// What a rate limit tells the caller, how fast its response may come, and that it counts among what the application
+    /// works on: of requests that such a policy is about.
     shape: Option<Box<Shape>>,
     /// Somebody asks about this request.
     sighting: Option<Box<Sighting>>,
@@ -315,6 +316,9 @@ impl<'c> Journey<'c> {
             self.in_flight = None;
             self.permit = None;
             self.kin = None;
+            if let Some(pass) = self.shape.as_mut().and_then(|shape| shape.pass.take()) {
+                pass.lost(worker.now(), &mut *worker.rng.borrow_mut());
+            }
             worker.log(self.record);
             series::of(self.conn, &self.called).observe(self.record);
             let class = worker.recorder.class(self.record);

@@ -11,6 +11,7 @@
 //! affinity  which endpoint a session or a hash wants                 affinity.rs
 //! deadline  what time there is, and what the next hop hears of it    deadline.rs
 //! mirror    copies go their own way                                  mirror.rs
+//! overload  the application gets what it can work on                 overload.rs
 //! attempt   endpoint, connection, head out, head back                attempt.rs
 //! answer    what the attempt says of its endpoint                    answer.rs
 //! retry     once more?                                               retry.rs, kin.rs
@@ -34,6 +35,7 @@ mod filters;
 mod journey;
 mod kin;
 mod mirror;
+mod overload;
 pub(crate) mod path;
 mod reply;
 mod retry;
@@ -162,6 +164,9 @@ async fn run(
     let timeouts = target.timeouts();
     conn.entry.be_patient(timeouts.stream_idle);
     let mut deadlines = deadline::begin(conn, &target, &timeouts, &mut head.fields, journey)?;
+    if let Some(gate) = overload::before(&target) {
+        Box::pin(overload::enter(conn, gate, head, down, journey, &mut deadlines)).await?;
+    }
     let mut body = RequestBody::new(head, conn);
     let mut attempts = Attempts::new(conn, target, affinity.as_deref());
     attempts.announce(&mut head.fields, &deadlines, journey)?;
@@ -169,6 +174,7 @@ async fn run(
     mirror::begin(conn, (&way, &target), (head, &sent), &deadlines, &mut body, journey);
     let exchange = attempts.run(&sent, down, &mut body, response, journey, &mut deadlines).await?;
     journey.enter(Phase::Response);
+    overload::answered(conn, &target, response, journey);
     filters::response(&way, &target, response)
         .and_then(|()| kin::mark(conn, &head.fields, response, journey.is_grpc()))
         .and_then(|()| match &affinity {

@@ -9,7 +9,7 @@ use meshwork_http1::{BodyLength, FieldError, KnownName, RequestHead, ResponseHea
 
 use super::answer::http_status;
 use super::journey::Journey;
-use super::shape;
+use super::{overload, shape};
 use crate::connections::Order;
 use crate::downstream::Down;
 use crate::downstream::connection::Conn;
@@ -77,6 +77,7 @@ pub(crate) async fn fail(
     } else {
         text_head(response)
     };
+    let written = written.and_then(|()| overload::mark(failure.cause, response));
     answer(conn, down, response, journey, written, if grpc { b"" } else { text.as_bytes() }).await;
 }
 

@@ -2,6 +2,7 @@
 
 mod health_check;
 mod load_balancer;
+mod overload;
 mod slow_start;
 
 use std::fmt;
@@ -24,6 +25,7 @@ pub use load_balancer::{
     Failover, FailoverPreference, FailoverPriority, HashRule, HashRuleType, LoadBalancer,
     LoadBalancerAlgorithm,
 };
+pub use overload::{AdaptiveConcurrency, Overload, OverloadPriority, OverloadQueue, PriorityRule};
 pub use slow_start::{Aggression, SlowStart};
 
 record! {
@@ -54,6 +56,8 @@ record! {
         /// What is done to some requests, to see what becomes of them. Where they are sent, not where they arrive. Not for
         /// namespaces, nor on layer 4.
         pub fault_injection: Option<Spanned<FaultInjection>> as "faultInjection",
+        /// What keeps an application from more than it can do. For services and namespaces only, and not on layer 4.
+        pub overload: Option<Spanned<Overload>>,
     }
 }
 
@@ -369,6 +373,9 @@ impl Body for TrafficPolicy {
         if let Some(check) = &self.health_check {
             health_check::validate(check, cx);
         }
+        if let Some(overload) = &self.overload {
+            overload::validate(overload, cx);
+        }
         self.validate_shaping(cx);
         self.validate_says_something(cx);
         let Some(retry) = &self.retry else { return };
@@ -404,6 +411,7 @@ impl TrafficPolicy {
             ("outlierDetection", self.outlier_detection.is_some()),
             ("healthCheck", self.health_check.is_some()),
             ("circuitBreaker", self.circuit_breaker.is_some()),
+            ("overload", self.overload.is_some()),
         ];
         for (field, _) in of_services.into_iter().filter(|(_, is_there)| *is_there) {
             let message = format!(

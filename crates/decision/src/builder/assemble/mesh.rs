@@ -91,6 +91,7 @@ impl Built {
                 mtls,
                 authorization,
                 rate_limit: self.policies.rate_limit_of(&served.key.service, section),
+                overload: self.policies.overload_of(&served.key.service, section),
                 sni: mesh_sni(&served.key).into(),
                 state: known(&served.key, served.app_port).unwrap_or_default(),
             }

@@ -1,0 +1,292 @@
+//! How many requests an application can work on at once, learnt from how long its answers take.
+//!
+//! *The time without a queue* (`base`) is what an answer takes when the application has no more to do than it can. An
+//! answer that takes longer has stood in a line inside of the application, where nobody can choose who goes first and
+//! nobody can send it away; so the limit falls in proportion as soon as answers take longer than `base` and its
+//! `buffer`, and grows by its square root where they do not and more would have been sent.
+//!
+//! *Windows.* Times are averaged over at least [`ENOUGH`] answers, over the update interval, and over twice the time that
+//! they take; only requests that began in a window count in it, since those before tell of another limit. The average is that
+//! of the logarithms: one request of a kind that takes a minute says less than ten that take twice as long as usual.
+//!
+//! *Finding `base`.* A window in which half of the limit was never reached tells it for free; and as long as answers are
+//! quick the limit grows to twice of what is wanted, so such windows are the rule. While the load keeps them away, the limit
+//! is halved for a moment, and traffic goes on: answers of what begins then take less time if a queue was among it, and the
+//! limit is halved once more; or they do not, and that is `base`. Unlike an average that follows (Netflix's gradient), it
+//! does not drift to what an overload makes of it; unlike Envoy's, nothing is cut to a handful while it is measured. A descent
+//! has at most a twentieth of the time. Where a limit that was cut to half has not made answers quicker, the application has
+//! become slower and not its queue longer: that is the new `base`.
+
+use std::time::Duration;
+
+use meshwork_base::{Rng, Tick};
+
+/// Answers that make a window.
+const ENOUGH: u32 = 20;
+/// Answers that tell the time of a step of the descent, or [`FEW`] of them after [`PATIENCE`].
+const MEASURED: u32 = 50;
+const FEW: u32 = 10;
+const PATIENCE: Duration = Duration::from_secs(1);
+/// A step that takes less than this much (as a logarithm: a fifth) off the time has shown that no queue was left.
+const FELL: f64 = 0.22;
+/// What answers sooner says no more.
+const QUICKEST: Duration = Duration::from_micros(100);
+/// The limit before anything is known (Netflix's).
+const INITIAL: f64 = 20.0;
+/// The most by which one window changes the limit.
+const STEEPEST: f64 = 0.5;
+/// A descent takes no more than one in so many parts of the time.
+const SELDOM: u32 = 20;
+
+/// How the limit is found. The names are Envoy's where it has them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AdaptiveConcurrency {
+    /// Never less, at least 1.
+    pub min_concurrency: u32,
+    /// Never more; the same as the least: a fixed limit.
+    pub max_concurrency: u32,
+    /// The limit changes no more often.
+    pub update_interval: Duration,
+    /// Percent by which answers may take longer than without a queue.
+    pub buffer: u32,
+    /// How often the time without a queue is measured while the load hides it.
+    pub min_rtt_interval: Duration,
+    /// Percent of that interval by which it is longer at random, so that a fleet does not measure at once.
+    pub jitter: u32,
+}
+
+impl AdaptiveConcurrency {
+    /// What a policy says that says nothing more.
+    pub const DEFAULT: Self = Self {
+        min_concurrency: 3,
+        max_concurrency: 1_000,
+        update_interval: Duration::from_millis(100),
+        buffer: 50,
+        min_rtt_interval: Duration::from_secs(15),
+        jitter: 15,
+    };
+
+    fn clamp(&self, limit: f64) -> f64 {
+        let min = self.min_concurrency.max(1);
+        limit.clamp(min.into(), self.max_concurrency.max(min).into())
+    }
+
+    fn is_fixed(&self) -> bool {
+        self.max_concurrency <= self.min_concurrency
+    }
+}
+
+/// See the module's text.
+#[derive(Debug, Default)]
+pub(crate) struct Gradient {
+    /// Absent before the first request.
+    limit: Option<f64>,
+    /// The logarithm of nanoseconds.
+    base: Option<f64>,
+    window: Window,
+    descent: Option<Descent>,
+    /// When to measure the time without a queue, unless it shows by itself.
+    next_descent: Tick,
+    /// Limit and average before the first of a row of cuts.
+    cut: Option<(f64, f64)>,
+}
+
+/// The time of a logarithm of nanoseconds.
+fn time(ln: f64) -> Duration {
+    Duration::from_secs_f64(ln.exp() / 1e9)
+}
+
+/// Answers since a moment.
+#[derive(Debug, Default)]
+struct Window {
+    began: Tick,
+    count: u32,
+    /// Of the logarithms of their times.
+    sum: f64,
+    /// The most that were under way.
+    most: u32,
+    /// The limit kept somebody from going on.
+    held: bool,
+}
+
+impl Window {
+    fn add(&mut self, ln: f64) {
+        self.count += 1;
+        self.sum += ln;
+    }
+
+    fn average(&self) -> f64 {
+        self.sum / f64::from(self.count.max(1))
+    }
+}
+
+/// The limit is being halved.
+#[derive(Debug)]
+struct Descent {
+    limit: f64,
+    /// The average before this step.
+    before: f64,
+    began: Tick,
+    /// Since no more than the limit was under way.
+    settled: Option<Tick>,
+    window: Window,
+}
+
+impl Gradient {
+    /// How many may be under way.
+    pub(crate) fn limit(&self, config: &AdaptiveConcurrency) -> u32 {
+        let limit = match &self.descent {
+            Some(descent) if !config.is_fixed() => descent.limit.min(config.max_concurrency.into()),
+            _ => config.clamp(self.limit.unwrap_or(INITIAL)),
+        };
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "at least 1, at most a u32"
+        )]
+        let limit = limit as u32;
+        limit
+    }
+
+    /// The time without a queue, as far as it is known.
+    pub(crate) fn base(&self) -> Option<Duration> {
+        self.base.map(time)
+    }
+
+    /// The limit is being halved for a measurement.
+    #[cfg(test)]
+    pub(super) fn descends_now(&self) -> bool {
+        self.descent.is_some()
+    }
+
+    /// So many are under way; `held`: somebody was kept from going on.
+    pub(crate) fn sees(&mut self, in_flight: u32, held: bool) {
+        self.window.most = self.window.most.max(in_flight);
+        self.window.held |= held;
+    }
+
+    /// An answer has come to a request that began then. `in_flight`: without it.
+    pub(crate) fn answered(
+        &mut self,
+        config: &AdaptiveConcurrency,
+        began: Tick,
+        in_flight: u32,
+        now: Tick,
+        rng: &mut impl Rng,
+    ) {
+        if config.is_fixed() {
+            self.descent = None;
+            return;
+        }
+        let ln = (now.since(began).max(QUICKEST).as_secs_f64() * 1e9).ln();
+        if self.descent.is_some() {
+            return self.descends(config, (began, ln), in_flight, now, rng);
+        }
+        if began < self.window.began {
+            return;
+        }
+        self.window.add(ln);
+        let average = self.window.average();
+        let least = config.update_interval.max(2 * time(self.base.map_or(average, |base| base.max(average))));
+        if self.window.count >= ENOUGH && now.since(self.window.began) >= least {
+            let window = std::mem::replace(&mut self.window, Window { began: now, ..Window::default() });
+            self.looked(config, &window, now, rng);
+        }
+        debug_assert!(self.limit(config) >= 1, "somebody may always go on");
+    }
+
+    /// A window is over.
+    fn looked(&mut self, config: &AdaptiveConcurrency, window: &Window, now: Tick, rng: &mut impl Rng) {
+        let is_first = self.limit.is_none();
+        let limit = config.clamp(self.limit.unwrap_or(INITIAL));
+        let average = window.average();
+        self.limit = Some(limit);
+        if f64::from(window.most) <= limit / 2.0 && !window.held {
+            // Nothing has queued where half of it was not wanted.
+            self.base = Some(self.base.map_or(average, |base| base + (average - base) / 4.0));
+            self.cut = None;
+            self.plan(config, config.min_rtt_interval, now, rng);
+            return;
+        }
+        // The first ones came to an application that had nothing to do.
+        if is_first {
+            return;
+        }
+        if window.held && now >= self.next_descent {
+            self.descend(config, limit, average, now);
+            return;
+        }
+        let base = self.base.unwrap_or(average);
+        let over = average - base - (f64::from(config.buffer) / 100.0).ln_1p();
+        if over <= 0.0 {
+            self.cut = None;
+            self.limit = Some(config.clamp(limit + limit.sqrt()));
+            return;
+        }
+        let (from, before) = *self.cut.get_or_insert((limit, average));
+        if limit <= from / 2.0 && average > before - FELL {
+            self.base = Some(average);
+            self.cut = None;
+            return;
+        }
+        self.limit = Some(config.clamp(limit * (-over).exp().max(STEEPEST)));
+    }
+
+    fn plan(&mut self, config: &AdaptiveConcurrency, after: Duration, now: Tick, rng: &mut impl Rng) {
+        let later = 1.0 + rng.unit() * f64::from(config.jitter) / 100.0;
+        self.next_descent = now.after(after.mul_f64(later));
+    }
+
+    /// Begins a descent, or its next step.
+    fn descend(&mut self, config: &AdaptiveConcurrency, from: f64, average: f64, now: Tick) {
+        let began = self.descent.as_ref().map_or(now, |descent| descent.began);
+        // Below the least limit, too: it is a measurement.
+        let limit = (from / 2.0).floor().max(1.0).min(config.max_concurrency.into());
+        self.descent =
+            Some(Descent { limit, before: average, began, settled: None, window: Window::default() });
+    }
+
+    fn descends(
+        &mut self,
+        config: &AdaptiveConcurrency,
+        (began, ln): (Tick, f64),
+        in_flight: u32,
+        now: Tick,
+        rng: &mut impl Rng,
+    ) {
+        let Some(descent) = &mut self.descent else { return };
+        let Some(settled) = descent.settled else {
+            if f64::from(in_flight) <= descent.limit {
+                descent.settled = Some(now);
+            }
+            return;
+        };
+        // What began before has still stood behind the others.
+        if began < settled {
+            return;
+        }
+        descent.window.add(ln);
+        let (count, took) = (descent.window.count, now.since(settled));
+        let enough = count >= MEASURED && took >= PATIENCE.min(2 * time(descent.before))
+            || count >= FEW && took >= PATIENCE;
+        if !enough {
+            return;
+        }
+        let (average, from) = (descent.window.average(), descent.limit);
+        let known = self.base.filter(|base| (average - base).abs() <= FELL);
+        if known.is_none() && descent.before - average > FELL && from > 1.0 {
+            return self.descend(config, from, average, now);
+        }
+        let took = now.since(descent.began);
+        self.descent = None;
+        if known.is_none() {
+            // Nothing queued at this limit, and something did at four times as much.
+            self.limit = self.limit.map(|limit| config.clamp(limit.min(4.0 * from)));
+        }
+        self.cut = None;
+        // What is nearly the same counts as much: few answers tell little.
+        self.base = Some(known.map_or(average, |base| f64::midpoint(base, average)));
+        self.window = Window { began: now, ..Window::default() };
+        self.plan(config, config.min_rtt_interval.max(took * SELDOM), now, rng);
+    }
+}

@@ -1,0 +1,197 @@
+//! A limit and a line before it, as one state machine. `W` is whoever waits.
+
+use std::time::Duration;
+
+use meshwork_base::{Rng, Tick};
+use smallvec::SmallVec;
+
+use super::gradient::Gradient;
+use super::line::{Away, Line, Patience};
+use super::{Overload, Priority, Shed};
+use crate::invariants;
+
+/// Those who waited: called to go on, or sent away.
+pub(crate) type Called<W> = SmallVec<[(W, Result<(), Shed>); 2]>;
+
+/// What becomes of somebody who comes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Entry {
+    /// It goes on at once.
+    Passed,
+    /// It waits, with this ticket.
+    Waits(u64),
+    /// It is sent away.
+    Refused(Shed),
+}
+
+/// What was counted so far.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Tally {
+    /// Who went on, by priority.
+    pub passed: [u64; Priority::ALL.len()],
+    /// Who was sent away, by priority and reason.
+    pub shed: [[u64; Shed::ALL.len()]; Priority::ALL.len()],
+}
+
+/// How a gate is at one moment.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct GateView {
+    /// So many may be under way.
+    pub limit: u32,
+    /// So many are.
+    pub in_flight: u32,
+    /// So many wait.
+    pub queued: u32,
+    /// The time that an answer takes without a queue, as far as it is known.
+    pub min_rtt: Option<Duration>,
+    /// What was counted so far.
+    pub tally: Tally,
+}
+
+/// See the module's text.
+#[derive(Debug)]
+pub(crate) struct Limiter<W> {
+    gradient: Gradient,
+    in_flight: u32,
+    line: Line<W>,
+    tally: Tally,
+}
+
+impl<W> Default for Limiter<W> {
+    fn default() -> Self {
+        Self { gradient: Gradient::default(), in_flight: 0, line: Line::default(), tally: Tally::default() }
+    }
+}
+
+impl<W> Limiter<W> {
+    /// Somebody comes.
+    pub(crate) fn enter(
+        &mut self,
+        config: &Overload,
+        priority: Priority,
+        now: Tick,
+        who: impl FnOnce() -> W,
+        called: &mut Called<W>,
+    ) -> Entry {
+        self.turn(config, now, called);
+        let has_room = self.in_flight < self.gradient.limit(&config.concurrency);
+        if has_room && self.line.len() == 0 {
+            self.goes_on(priority);
+            self.gradient.sees(self.in_flight, false);
+            return Entry::Passed;
+        }
+        self.gradient.sees(self.in_flight, true);
+        let mut away = Away::new();
+        let joined = self.line.join(&self.patience(config), priority, now, who, &mut away);
+        self.send_away(away, called);
+        debug_assert_eq!(self.holds(config), Ok(()));
+        match joined {
+            Ok(ticket) => Entry::Waits(ticket),
+            Err(shed) => {
+                self.tally.shed[priority as usize][shed as usize] += 1;
+                Entry::Refused(shed)
+            }
+        }
+    }
+
+    /// Somebody stops waiting: its patience is over (`gave_up`), or it is gone. `None`: it was called before.
+    pub(crate) fn leave(&mut self, ticket: u64, priority: Priority, gave_up: bool) -> Option<W> {
+        let gone = self.line.leave(ticket, priority);
+        if gone.is_some() && gave_up {
+            self.tally.shed[priority as usize][Shed::QueueTime as usize] += 1;
+        }
+        gone
+    }
+
+    /// A request that began then has been answered.
+    pub(crate) fn answered(
+        &mut self,
+        config: &Overload,
+        began: Tick,
+        now: Tick,
+        rng: &mut impl Rng,
+        called: &mut Called<W>,
+    ) {
+        self.is_over();
+        self.gradient.answered(&config.concurrency, began, self.in_flight, now, rng);
+        self.turn(config, now, called);
+    }
+
+    /// A request that began then has ended without an answer. That it took long says something, that it did not says
+    /// nothing.
+    pub(crate) fn lost(
+        &mut self,
+        config: &Overload,
+        began: Tick,
+        now: Tick,
+        rng: &mut impl Rng,
+        called: &mut Called<W>,
+    ) {
+        if self.gradient.base().is_some_and(|base| now.since(began) > base) {
+            return self.answered(config, began, now, rng, called);
+        }
+        self.ended(config, now, called);
+    }
+
+    /// A request has ended of which nothing is known.
+    pub(crate) fn ended(&mut self, config: &Overload, now: Tick, called: &mut Called<W>) {
+        self.is_over();
+        self.turn(config, now, called);
+    }
+
+    fn is_over(&mut self) {
+        debug_assert!(self.in_flight > 0, "what ends has begun");
+        self.in_flight = self.in_flight.saturating_sub(1);
+    }
+
+    fn goes_on(&mut self, priority: Priority) {
+        self.in_flight += 1;
+        self.tally.passed[priority as usize] += 1;
+    }
+
+    /// Whoever waits for too long is sent away, and as many go on as may.
+    fn turn(&mut self, config: &Overload, now: Tick, called: &mut Called<W>) {
+        if self.line.len() == 0 {
+            return;
+        }
+        let patience = self.patience(config);
+        let mut away = Away::new();
+        self.line.expire(&patience, now, &mut away);
+        self.send_away(away, called);
+        while self.in_flight < self.gradient.limit(&config.concurrency)
+            && let Some((who, priority)) = self.line.next(&patience, now)
+        {
+            debug_assert_eq!(invariants::order(priority, self.line.highest()), Ok(()));
+            self.goes_on(priority);
+            called.push((who, Ok(())));
+        }
+        self.gradient.sees(self.in_flight, self.line.len() > 0);
+        debug_assert_eq!(self.holds(config), Ok(()));
+    }
+
+    fn patience(&self, config: &Overload) -> Patience {
+        config.queue.before(self.gradient.base())
+    }
+
+    fn send_away(&mut self, away: Away<W>, called: &mut Called<W>) {
+        for (who, priority, shed) in away {
+            self.tally.shed[priority as usize][shed as usize] += 1;
+            called.push((who, Err(shed)));
+        }
+    }
+
+    pub(crate) fn view(&self, config: &Overload) -> GateView {
+        GateView {
+            limit: self.gradient.limit(&config.concurrency),
+            in_flight: self.in_flight,
+            queued: self.line.len(),
+            min_rtt: self.gradient.base(),
+            tally: self.tally,
+        }
+    }
+
+    /// What must hold whenever nobody is at it.
+    pub(crate) fn holds(&self, config: &Overload) -> Result<(), String> {
+        invariants::gate(&self.view(config), &config.queue)
+    }
+}

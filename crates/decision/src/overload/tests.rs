@@ -1,0 +1,513 @@
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use meshwork_base::{SeededRng, Tick};
+use parking_lot::Mutex;
+use proptest::prelude::*;
+
+use super::gradient::Gradient;
+use super::*;
+use crate::authorization::AuthorizationRule;
+use crate::invariants;
+use crate::request::OwnedRequest;
+
+const MS: Duration = Duration::from_millis(1);
+
+fn at(millis: u64) -> Tick {
+    Tick::ZERO.after(Duration::from_secs(3600)).after(MS * u32::try_from(millis).unwrap())
+}
+
+const ADAPTIVE: AdaptiveConcurrency = AdaptiveConcurrency {
+    min_concurrency: 3,
+    max_concurrency: 1_000,
+    update_interval: Duration::from_millis(100),
+    buffer: 50,
+    min_rtt_interval: Duration::from_secs(15),
+    jitter: 0,
+};
+
+const QUEUE: Queue = Queue {
+    max_requests: 4,
+    max_wait: Duration::from_millis(500),
+    target: Some(Duration::from_millis(5)),
+    interval: Some(Duration::from_millis(100)),
+};
+
+fn fixed(limit: u32, queue: Queue) -> Overload {
+    let concurrency = AdaptiveConcurrency { min_concurrency: limit, max_concurrency: limit, ..ADAPTIVE };
+    Overload { origin: Arc::default(), concurrency, queue, priorities: Box::default() }
+}
+
+/// A limiter, who comes named by numbers.
+struct Table {
+    config: Overload,
+    limiter: Limiter<u32>,
+    called: Called<u32>,
+}
+
+impl Table {
+    fn new(config: Overload) -> Self {
+        Self { config, limiter: Limiter::default(), called: Called::new() }
+    }
+
+    fn enter(&mut self, who: u32, priority: Priority, now: u64) -> Entry {
+        self.limiter.enter(&self.config, priority, at(now), || who, &mut self.called)
+    }
+
+    fn ended(&mut self, now: u64) {
+        self.limiter.ended(&self.config, at(now), &mut self.called);
+    }
+
+    /// Who was called since this was asked before.
+    fn called(&mut self) -> Vec<(u32, Result<(), Shed>)> {
+        std::mem::take(&mut self.called).into_vec()
+    }
+}
+
+#[test]
+fn as_many_as_may_go_on_and_the_others_follow_in_the_order_in_which_they_came() {
+    let mut table = Table::new(fixed(2, QUEUE));
+    assert_eq!(table.enter(1, Priority::Default, 0), Entry::Passed);
+    assert_eq!(table.enter(2, Priority::Default, 0), Entry::Passed);
+    assert!(matches!(table.enter(3, Priority::Default, 1), Entry::Waits(_)));
+    assert!(matches!(table.enter(4, Priority::Default, 2), Entry::Waits(_)));
+    table.ended(3);
+    assert_eq!(table.called(), [(3, Ok(()))]);
+    table.ended(4);
+    table.ended(4);
+    assert_eq!(table.called(), [(4, Ok(()))]);
+    assert_eq!(table.enter(5, Priority::Default, 5), Entry::Passed);
+    let view = table.limiter.view(&table.config);
+    assert_eq!((view.limit, view.in_flight, view.queued, view.tally.passed), (2, 2, 0, [0, 5, 0, 0]));
+}
+
+#[test]
+fn the_highest_priority_goes_first_and_a_full_line_makes_room_for_it() {
+    let mut table = Table::new(fixed(1, QUEUE));
+    table.enter(0, Priority::Low, 0);
+    for (who, priority) in
+        [(1, Priority::Low), (2, Priority::Default), (3, Priority::Low), (4, Priority::Default)]
+    {
+        assert!(matches!(table.enter(who, priority, 0), Entry::Waits(_)));
+    }
+    assert_eq!(table.enter(5, Priority::Low, 0), Entry::Refused(Shed::QueueFull), "nobody below it waits");
+    assert!(matches!(table.enter(6, Priority::Critical, 0), Entry::Waits(_)));
+    assert_eq!(table.called(), [(3, Err(Shed::Preempted))], "of the lowest the one that came last");
+    assert!(matches!(table.enter(7, Priority::High, 0), Entry::Waits(_)));
+    assert_eq!(table.called(), [(1, Err(Shed::Preempted))]);
+    assert_eq!(table.enter(8, Priority::Default, 0), Entry::Refused(Shed::QueueFull));
+    let order: Vec<_> = (1..5)
+        .flat_map(|now| {
+            table.ended(now);
+            table.called()
+        })
+        .collect();
+    assert_eq!(order, [6, 7, 2, 4].map(|who| (who, Ok(()))));
+    let tally = table.limiter.view(&table.config).tally;
+    assert_eq!(tally.shed[Priority::Low as usize], [0, 1, 0, 2]);
+    assert_eq!(tally.shed[Priority::Default as usize], [0, 1, 0, 0]);
+}
+
+#[test]
+fn where_nobody_may_wait_what_is_too_much_is_sent_away_at_once() {
+    let mut table = Table::new(fixed(1, Queue { max_requests: 0, ..QUEUE }));
+    table.enter(1, Priority::Default, 0);
+    assert_eq!(table.enter(2, Priority::Critical, 0), Entry::Refused(Shed::Concurrency));
+    table.ended(1);
+    assert_eq!(table.enter(3, Priority::Low, 1), Entry::Passed);
+}
+
+/// One place; somebody always waits.
+fn standing(queue: Queue) -> Table {
+    let mut table = Table::new(fixed(1, queue));
+    table.enter(0, Priority::Default, 0);
+    table.enter(1, Priority::Default, 0);
+    table
+}
+
+#[test]
+fn a_line_that_stands_has_no_patience_and_takes_the_newest() {
+    let mut table = standing(QUEUE);
+    table.enter(2, Priority::Default, 50);
+    table.enter(3, Priority::Default, 98);
+    table.ended(104);
+    assert_eq!(
+        table.called(),
+        [(1, Ok(()))],
+        "late for 99 ms: it does not stand yet, and the oldest goes first"
+    );
+    table.enter(4, Priority::Default, 105);
+    assert_eq!(table.called(), [(2, Err(Shed::QueueTime))], "it stands; the last one stays");
+    table.enter(5, Priority::Default, 106);
+    assert_eq!(table.called(), [(3, Err(Shed::QueueTime))]);
+    table.ended(107);
+    assert_eq!(table.called(), [(5, Ok(()))], "the newest goes first");
+    table.ended(300);
+    assert_eq!(table.called(), [(4, Ok(()))], "however long it has waited");
+}
+
+#[test]
+fn a_line_that_was_empty_is_patient_again() {
+    let mut table = standing(QUEUE);
+    table.ended(150);
+    assert_eq!(table.called(), [(1, Ok(()))]);
+    table.enter(2, Priority::Default, 160);
+    table.enter(3, Priority::Default, 161);
+    table.enter(4, Priority::Default, 250);
+    assert_eq!(table.called(), [], "nobody waited at 150");
+    table.ended(251);
+    assert_eq!(table.called(), [(2, Ok(()))]);
+}
+
+#[test]
+fn a_line_that_moves_does_not_stand_however_long_somebody_is_in_it() {
+    let mut table = Table::new(fixed(1, Queue { max_requests: 9, ..QUEUE }));
+    table.enter(0, Priority::Default, 0);
+    for who in 1..100 {
+        table.enter(who, Priority::Default, u64::from(who) * 4 - 2);
+        table.ended(u64::from(who) * 4);
+        assert_eq!(table.called(), [(who, Ok(()))]);
+        table.enter(1_000 + who, Priority::Default, u64::from(who) * 4);
+        table.ended(u64::from(who) * 4 + 1);
+        assert_eq!(table.called(), [(1_000 + who, Ok(()))]);
+    }
+}
+
+#[test]
+fn without_a_standing_line_patience_ends_too() {
+    let queue = Queue { interval: Some(Duration::from_secs(60)), ..QUEUE };
+    let mut table = standing(queue);
+    table.enter(2, Priority::Default, 400);
+    assert_eq!(table.called(), []);
+    table.enter(3, Priority::Default, 501);
+    assert_eq!(table.called(), [(1, Err(Shed::QueueTime))]);
+}
+
+#[test]
+fn high_ones_are_waited_for_though_low_ones_stand_in_line() {
+    let mut table = Table::new(fixed(1, Queue { max_requests: 100, ..QUEUE }));
+    table.enter(0, Priority::Low, 0);
+    table.enter(1, Priority::Low, 0);
+    table.enter(2, Priority::High, 100);
+    table.enter(3, Priority::High, 110);
+    table.enter(4, Priority::Low, 150);
+    assert_eq!(table.called(), [(1, Err(Shed::QueueTime))], "the low ones' line stands, theirs does not");
+    table.ended(151);
+    table.ended(152);
+    assert_eq!(table.called(), [(2, Ok(())), (3, Ok(()))], "and so the oldest goes first");
+}
+
+#[test]
+fn what_is_said_of_no_time_follows_from_the_application_s() {
+    let queue = Queue { target: None, interval: None, ..QUEUE };
+    let of = |min_rtt| {
+        let patience = queue.before(min_rtt);
+        (patience.target, patience.interval)
+    };
+    assert_eq!(of(None), (MS * 5, MS * 100));
+    assert_eq!(of(Some(MS * 4)), (MS * 5, MS * 100));
+    assert_eq!(of(Some(MS * 200)), (MS * 200, MS * 800));
+    assert_eq!(of(Some(MS * 4_000)).0, MS * 500, "never longer than anybody waits");
+    let said = QUEUE.before(Some(MS * 200));
+    assert_eq!((said.target, said.interval), (MS * 5, MS * 100));
+}
+
+#[test]
+fn who_leaves_is_not_called_and_only_lost_patience_counts() {
+    let mut table = standing(QUEUE);
+    let Entry::Waits(second) = table.enter(2, Priority::Default, 1) else { panic!("it waits") };
+    let Entry::Waits(third) = table.enter(3, Priority::Default, 2) else { panic!("it waits") };
+    assert_eq!(table.limiter.leave(second, Priority::Default, false), Some(2));
+    assert_eq!(table.limiter.leave(second, Priority::Default, false), None, "it is gone");
+    assert_eq!(table.limiter.leave(third, Priority::Default, true), Some(3));
+    table.ended(5);
+    assert_eq!(table.called(), [(1, Ok(()))]);
+    assert_eq!(table.limiter.view(&table.config).tally.shed[1], [0, 0, 1, 0]);
+}
+
+#[test]
+fn a_policy_that_lets_fewer_wait_takes_effect_at_once() {
+    let mut table = standing(QUEUE);
+    for who in 2..5 {
+        table.enter(who, Priority::Default, 0);
+    }
+    table.config.queue.max_requests = 2;
+    assert_eq!(table.enter(5, Priority::Default, 1), Entry::Refused(Shed::QueueFull));
+    assert_eq!(table.called(), [(4, Err(Shed::QueueFull)), (3, Err(Shed::QueueFull))]);
+}
+
+/// An application that works on so many at once, each for so long, behind a gradient; whoever comes beyond the limit is
+/// not there.
+struct App {
+    gradient: Gradient,
+    service: Duration,
+    /// When each worker is free.
+    free: BinaryHeap<Reverse<Tick>>,
+    /// When each request ends, and when it began.
+    under_way: BinaryHeap<Reverse<(Tick, Tick)>>,
+    rng: SeededRng,
+    done: u64,
+}
+
+impl App {
+    fn new(workers: usize, service: Duration) -> Self {
+        Self {
+            gradient: Gradient::default(),
+            service,
+            free: vec![Reverse(at(0)); workers].into(),
+            under_way: BinaryHeap::new(),
+            rng: SeededRng::new(3),
+            done: 0,
+        }
+    }
+
+    /// As many come as may, for this time; never more than `wanted` are under way.
+    fn runs(&mut self, config: &AdaptiveConcurrency, from: Tick, time: Duration, wanted: usize) -> Tick {
+        let mut now = from;
+        while now < from.after(time) {
+            let limit = self.gradient.limit(config) as usize;
+            while self.under_way.len() < limit.min(wanted) {
+                let Reverse(free) = self.free.pop().unwrap();
+                let ends = free.max(now).after(self.service);
+                self.free.push(Reverse(ends));
+                self.under_way.push(Reverse((ends, now)));
+                self.gradient.sees(u32::try_from(self.under_way.len()).unwrap(), false);
+            }
+            if wanted > limit {
+                self.gradient.sees(u32::try_from(self.under_way.len()).unwrap(), true);
+            }
+            let Reverse((ends, began)) = self.under_way.pop().unwrap();
+            now = ends.max(now);
+            let left = u32::try_from(self.under_way.len()).unwrap();
+            self.gradient.answered(config, began, left, now, &mut self.rng);
+            self.done += 1;
+        }
+        now
+    }
+}
+
+#[test]
+fn under_a_load_without_end_the_limit_finds_what_the_application_can_do_and_stays_there() {
+    for (workers, service) in [(1, 100), (8, 20), (64, 5), (300, 20), (8, 400)] {
+        let mut app = App::new(workers, MS * service);
+        let mut now = app.runs(&ADAPTIVE, at(0), Duration::from_secs(30), 10_000);
+        app.done = 0;
+        for _ in 0..60 {
+            now = app.runs(&ADAPTIVE, now, Duration::from_secs(1), 10_000);
+            let limit = app.gradient.limit(&ADAPTIVE) as usize;
+            assert!(limit <= (3 * workers).max(6), "{limit} at once for {workers} workers of {service} ms");
+        }
+        let rate = app.done as f64 / 60.0 * f64::from(service) / 1e3 / workers as f64;
+        assert!(rate > 0.95, "{workers} workers of {service} ms do {rate} of what they can");
+        let base = app.gradient.base().unwrap();
+        assert!(base < MS * service * 5 / 4, "{base:?} without a queue, and it is {service} ms");
+    }
+}
+
+#[test]
+fn a_load_that_is_no_overload_is_not_held_back() {
+    let mut app = App::new(100, MS * 10);
+    let mut now = at(0);
+    for _ in 0..60 {
+        now = app.runs(&ADAPTIVE, now, Duration::from_secs(1), 60);
+        assert!(app.gradient.limit(&ADAPTIVE) >= 20);
+    }
+    assert!(app.gradient.limit(&ADAPTIVE) >= 120, "twice of what is wanted");
+    assert!(!app.gradient.descends_now());
+    assert!(app.gradient.base().unwrap().abs_diff(MS * 10) < MS);
+}
+
+#[test]
+fn an_application_that_becomes_slower_for_good_is_believed() {
+    let mut app = App::new(50, MS * 10);
+    let now = app.runs(&ADAPTIVE, at(0), Duration::from_secs(20), 40);
+    let before = app.gradient.limit(&ADAPTIVE);
+    app.service = MS * 60;
+    let now = app.runs(&ADAPTIVE, now, Duration::from_secs(10), 40);
+    assert!(app.gradient.limit(&ADAPTIVE) >= 40, "{} of {before}", app.gradient.limit(&ADAPTIVE));
+    let base = app.gradient.base().unwrap();
+    assert!(base.abs_diff(MS * 60) < MS * 15, "{base:?}");
+    app.service = MS * 10;
+    app.runs(&ADAPTIVE, now, Duration::from_secs(10), 40);
+    assert!(app.gradient.base().unwrap().abs_diff(MS * 10) < MS * 3, "and when it is quick again, too");
+}
+
+#[test]
+fn the_limit_stays_within_what_the_policy_says() {
+    let config = AdaptiveConcurrency { min_concurrency: 5, max_concurrency: 10, ..ADAPTIVE };
+    let mut app = App::new(100, MS * 10);
+    assert_eq!(app.gradient.limit(&config), 10, "of the 20 of the beginning");
+    let now = app.runs(&config, at(0), Duration::from_secs(10), 1_000);
+    assert_eq!(app.gradient.limit(&config), 10);
+    app.free = vec![Reverse(now)].into();
+    app.runs(&config, now, Duration::from_secs(2), 1_000);
+    assert_eq!(app.gradient.limit(&config), 5, "of the one that there is");
+    let other = AdaptiveConcurrency { min_concurrency: 7, max_concurrency: 7, ..ADAPTIVE };
+    assert_eq!(app.gradient.limit(&other), 7, "a limit that stays");
+    app.runs(&other, now.after(MS * 5_000), Duration::from_secs(2), 1_000);
+    assert_eq!(app.gradient.limit(&other), 7);
+}
+
+#[test]
+fn answers_that_were_never_given_count_when_they_were_waited_for_for_long() {
+    let config = fixed(1, QUEUE);
+    let mut limiter: Limiter<u32> = Limiter::default();
+    let (mut rng, mut called) = (SeededRng::new(1), Called::new());
+    let adaptive = Overload { concurrency: ADAPTIVE, ..config };
+    let mut turn = |millis: u64, lasts: u64, lost: bool| {
+        limiter.enter(&adaptive, Priority::Default, at(millis), || 0, &mut called);
+        let (began, now) = (at(millis), at(millis + lasts));
+        match lost {
+            true => limiter.lost(&adaptive, began, now, &mut rng, &mut called),
+            false => limiter.answered(&adaptive, began, now, &mut rng, &mut called),
+        }
+        limiter.view(&adaptive).min_rtt
+    };
+    for n in 0..40 {
+        turn(n * 20, 10, false);
+    }
+    let known = turn(800, 10, false).unwrap();
+    assert!(known.abs_diff(MS * 10) < MS);
+    for n in 0..100 {
+        turn(1_000 + n * 20, 1, true);
+    }
+    assert_eq!(turn(4_000, 1, true), Some(known), "quick failures say nothing");
+    for n in 0..100 {
+        turn(5_000 + n * 50, 40, true);
+    }
+    assert!(
+        turn(20_000, 40, true).unwrap() > known * 2,
+        "what was given up after long says that it takes long"
+    );
+}
+
+#[test]
+fn who_waits_at_a_gate_is_called_with_its_pass_and_who_has_left_passes_it_on() {
+    let (gate, config) = (Arc::new(Gate::default()), Arc::new(fixed(1, QUEUE)));
+    let heard: Arc<Mutex<Vec<(u32, bool)>>> = Arc::default();
+    let kept: Arc<Mutex<Vec<Pass>>> = Arc::default();
+    let come = |who: u32, keeps: bool| {
+        let (heard, kept) = (Arc::clone(&heard), Arc::clone(&kept));
+        gate.enter(&config, Priority::Default, at(0), || {
+            move |what: Result<Pass, Shed>| {
+                heard.lock().push((who, what.is_ok()));
+                if keeps {
+                    kept.lock().extend(what);
+                }
+            }
+        })
+    };
+    let Ok(Entered::Passed(first)) = come(1, true) else { panic!("there is room") };
+    let Ok(Entered::Waits(_second)) = come(2, false) else { panic!("it is full") };
+    let Ok(Entered::Waits(third)) = come(3, true) else { panic!("it is full") };
+    let Ok(Entered::Waits(_fourth)) = come(4, true) else { panic!("it is full") };
+    drop(third);
+    assert_eq!(gate.view().queued, 2, "who does not wait any more is not in line");
+    first.answered(at(1), &mut SeededRng::new(1));
+    assert_eq!(*heard.lock(), [(2, true), (4, true)], "the second did not take its pass");
+    assert_eq!((gate.view().in_flight, gate.view().queued), (1, 0));
+    kept.lock().clear();
+    assert_eq!(gate.view().in_flight, 0, "a pass that is dropped is over");
+}
+
+#[test]
+fn the_first_rule_that_matches_says_the_priority() {
+    let rule = |priority, name: &str, value: &str| PriorityRule {
+        priority,
+        headers: [(name.into(), value.into())].into(),
+        who: AuthorizationRule { from: Box::default(), to: Box::default() },
+    };
+    let priorities =
+        [rule(Priority::High, "x-priority", "high"), rule(Priority::Low, "x-kind", "batch")].into();
+    let overload = Overload { priorities, ..fixed(1, QUEUE) };
+    let of = |fields: &[(&str, &str)]| {
+        let mut request = OwnedRequest::get("shop", "/");
+        request.headers.extend(fields.iter().map(|(n, v)| ((*n).to_owned(), (*v).to_owned())));
+        overload.priority(&request)
+    };
+    assert_eq!(of(&[]), Priority::Default);
+    assert_eq!(of(&[("x-priority", "high"), ("x-kind", "batch")]), Priority::High);
+    assert_eq!(of(&[("x-priority", "other"), ("x-kind", "batch")]), Priority::Low);
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    Comes(Priority),
+    Answers,
+    Loses,
+    Ends,
+    Leaves(usize),
+}
+
+fn steps() -> impl Strategy<Value = Vec<(u64, Step)>> {
+    let step = prop_oneof![
+        6 => (0usize..4).prop_map(|at| Step::Comes(Priority::ALL[at])),
+        3 => Just(Step::Answers),
+        1 => Just(Step::Loses),
+        1 => Just(Step::Ends),
+        1 => (0usize..8).prop_map(Step::Leaves),
+    ];
+    prop::collection::vec((0u64..60, step), 1..400)
+}
+
+proptest! {
+    /// Whatever happens: who comes is called exactly once or refused or leaves; nobody waits while there is room; nobody
+    /// goes on before a higher one; no more are under way than were let on.
+    #[test]
+    fn the_bounds_hold_whatever_happens(
+        steps in steps(),
+        (min, more, line) in (1u32..6, 0u32..30, 0u32..6),
+        seed in any::<u64>(),
+    ) {
+        let concurrency = AdaptiveConcurrency { min_concurrency: min, max_concurrency: min + more, ..ADAPTIVE };
+        let config = Overload { concurrency, ..fixed(1, Queue { max_requests: line, ..QUEUE }) };
+        let mut limiter: Limiter<usize> = Limiter::default();
+        let mut rng = SeededRng::new(seed);
+        let mut now = 0;
+        let mut waiting: Vec<(u64, Priority, usize)> = Vec::new();
+        let mut under_way: Vec<Tick> = Vec::new();
+        let mut came = 0;
+        for (later, step) in steps {
+            now += later;
+            let mut called = Called::new();
+            match step {
+                Step::Comes(priority) => {
+                    came += 1;
+                    match limiter.enter(&config, priority, at(now), || came, &mut called) {
+                        Entry::Passed => under_way.push(at(now)),
+                        Entry::Waits(ticket) => waiting.push((ticket, priority, came)),
+                        Entry::Refused(_) => {}
+                    }
+                }
+                Step::Leaves(which) if !waiting.is_empty() => {
+                    let (ticket, priority, who) = waiting.remove(which % waiting.len());
+                    prop_assert_eq!(limiter.leave(ticket, priority, false), Some(who));
+                }
+                Step::Answers | Step::Loses | Step::Ends if !under_way.is_empty() => {
+                    let began = under_way.remove(0);
+                    match step {
+                        Step::Answers => limiter.answered(&config, began, at(now), &mut rng, &mut called),
+                        Step::Loses => limiter.lost(&config, began, at(now), &mut rng, &mut called),
+                        _ => limiter.ended(&config, at(now), &mut called),
+                    }
+                }
+                _ => {}
+            }
+            for (who, what) in called {
+                let place = waiting.iter().position(|(_, _, waits)| *waits == who);
+                prop_assert!(place.is_some(), "{} was called twice, or never waited", who);
+                waiting.remove(place.unwrap());
+                if what.is_ok() {
+                    under_way.push(at(now));
+                }
+            }
+            let view = limiter.view(&config);
+            prop_assert_eq!(invariants::gate(&view, &config.queue), Ok(()));
+            prop_assert_eq!(view.in_flight as usize, under_way.len());
+            prop_assert_eq!(view.queued as usize, waiting.len());
+            prop_assert!((1..=min + more).contains(&view.limit));
+        }
+    }
+}

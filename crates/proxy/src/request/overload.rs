@@ -1,0 +1,156 @@
+//! Before the application: it gets as much at once as it can work on, the rest waits or is sent away. What decides is
+//! [`meshwork_decision::Gate`]; here is the waiting, and what callers hear.
+
+use std::future::poll_fn;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::Poll;
+
+use meshwork_decision::{
+    AttemptOutcome, Cause, Entered, InboundPort, Overload, Pass, Priority, Shed, Waiting,
+};
+use meshwork_http1::{FieldError, RequestHead, ResponseHead};
+use meshwork_telemetry::Phase;
+use tokio::sync::oneshot;
+use tokio::time::sleep;
+
+use super::answer;
+use super::deadline::Deadlines;
+use super::journey::Journey;
+use super::route::{Seen, Target};
+use super::transfer::poll_interrupted;
+use crate::downstream::Down;
+use crate::downstream::connection::Conn;
+use crate::error::Failure;
+
+/// What Envoy's overload manager says of a request that it sends away; from a proxy of the mesh it is the proxy's own word,
+/// see [`answered`].
+pub(crate) const LOCAL_OVERLOADED: &str = "x-envoy-local-overloaded";
+
+/// What keeps the application from more than it can do, where a policy says so.
+#[inline]
+pub(crate) fn before<'v>(target: &Target<'v>) -> Option<(&'v InboundPort, &'v Arc<Overload>)> {
+    match target {
+        Target::App { port, .. } => port.overload.as_ref().map(|overload| (*port, overload)),
+        Target::Service { .. } => None,
+    }
+}
+
+/// Waits until the application can take the request.
+///
+/// # Errors
+/// It is sent away, or nobody waits for it any more.
+pub(crate) async fn enter(
+    conn: &Conn,
+    (port, overload): (&InboundPort, &Arc<Overload>),
+    head: &RequestHead,
+    down: &mut Down<'_>,
+    journey: &mut Journey<'_>,
+    deadlines: &mut Deadlines,
+) -> Result<(), Failure> {
+    journey.enter(Phase::Overload);
+    let priority = overload.priority(&Seen::new(conn, head));
+    let mut answer = None;
+    let entered = port.state.gate().enter(overload, priority, conn.worker.now(), || {
+        let (call, called) = oneshot::channel();
+        answer = Some(called);
+        // Who has left meanwhile drops the pass, and the next one is called.
+        move |what| drop(call.send(what))
+    });
+    let passed = match (entered, answer) {
+        (Ok(Entered::Passed(pass)), _) => Ok(pass),
+        (Ok(Entered::Waits(waiting)), Some(called)) => {
+            wait(conn, overload, (waiting, called), down, deadlines).await?
+        }
+        (Ok(Entered::Waits(_)), None) => unreachable!("whoever waits can be called"),
+        (Err(shed), _) => Err(shed),
+    };
+    tell(port, overload, priority, passed.as_ref().err().copied(), journey);
+    let mut pass = passed.map_err(|shed| {
+        Failure::local(Cause::Overload).because(format!(
+            "{} ({}, priority {})",
+            overload.origin,
+            shed.as_str(),
+            priority.as_str()
+        ))
+    })?;
+    pass.begins(conn.worker.now());
+    journey.shape().pass = Some(pass);
+    Ok(())
+}
+
+async fn wait(
+    conn: &Conn,
+    overload: &Overload,
+    (waiting, mut called): (Waiting, oneshot::Receiver<Result<Pass, Shed>>),
+    down: &mut Down<'_>,
+    deadlines: &mut Deadlines,
+) -> Result<Result<Pass, Shed>, Failure> {
+    let patience = overload.queue.max_wait;
+    let mut sleeping = Box::pin(sleep(patience));
+    let mut waiting = Some(waiting);
+    conn.entry.pause(patience, conn.worker.now());
+    let waited = poll_fn(|cx| {
+        if let Poll::Ready(what) = Pin::new(&mut called).poll(cx) {
+            return Poll::Ready(Ok(what.expect("whoever waits is called, or leaves by itself")));
+        }
+        if waiting.is_some() && sleeping.as_mut().poll(cx).is_ready() {
+            let gave_up = waiting.take().is_some_and(|waiting| waiting.gave_up());
+            if gave_up {
+                return Poll::Ready(Ok(Err(Shed::QueueTime)));
+            }
+            // It has been called just now, by another thread perhaps that is about to say so.
+        }
+        poll_interrupted(cx, conn, down, deadlines).map(Err)
+    })
+    .await;
+    conn.entry.go_on(conn.worker.now());
+    waited
+}
+
+fn tell(
+    port: &InboundPort,
+    overload: &Overload,
+    priority: Priority,
+    shed: Option<Shed>,
+    journey: &mut Journey<'_>,
+) {
+    let Some(told) = journey.told() else { return };
+    let view = port.state.gate().view();
+    let (limit, in_flight, queued, priority) = (view.limit, view.in_flight, view.queued, priority.as_str());
+    let (outcome, what) = match shed {
+        None => ("noted", "goes on"),
+        Some(shed) => ("refused", shed.as_str()),
+    };
+    let why = format!("priority {priority}: {what}; {in_flight} of {limit} are under way, {queued} wait");
+    told.tell("overload", overload.origin.to_string(), outcome, why);
+}
+
+/// The application has answered: its place is free. That it was the proxy who sent a request away only the proxy says.
+pub(crate) fn answered(
+    conn: &Conn,
+    target: &Target<'_>,
+    response: &mut ResponseHead,
+    journey: &mut Journey<'_>,
+) {
+    let Target::App { .. } = target else { return };
+    let is_grpc = journey.is_grpc();
+    if response.status == 503 || is_grpc {
+        response.fields.remove(LOCAL_OVERLOADED);
+    }
+    let Some(pass) = journey.shaped().and_then(|shape| shape.pass.take()) else { return };
+    let (now, rng) = (conn.worker.now(), &mut *conn.worker.rng.borrow_mut());
+    match answer::outcome(response, is_grpc) {
+        AttemptOutcome::Success => pass.answered(now, rng),
+        // What was not done says nothing about how long it takes, unless it took long.
+        AttemptOutcome::Overloaded | AttemptOutcome::Failure => pass.lost(now, rng),
+    }
+}
+
+/// Tells a caller that it was the load, so that it is not held against the application.
+///
+/// # Errors
+/// The head has no room.
+pub(crate) fn mark(cause: Cause, response: &mut ResponseHead) -> Result<(), FieldError> {
+    if cause == Cause::Overload { response.fields.push(LOCAL_OVERLOADED, "true") } else { Ok(()) }
+}
