@@ -16,6 +16,7 @@ const fn forms(kind: ObjectKind) -> &'static [&'static str] {
         ObjectKind::TCPRoute => &["tcproutes"],
         ObjectKind::TLSRoute => &["tlsroutes"],
         ObjectKind::ReferenceGrant => &["referencegrants", "refgrant"],
+        ObjectKind::ServiceSubset => &["servicesubsets", "subset", "subsets"],
         ObjectKind::TrafficPolicy => &["trafficpolicies", "tp"],
         ObjectKind::AuthorizationPolicy => &["authorizationpolicies", "ap"],
         ObjectKind::InboundPolicy => &["inboundpolicies", "ip"],

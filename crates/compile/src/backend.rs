@@ -8,7 +8,7 @@ use meshwork_resources::{
 
 use crate::Cx;
 use crate::codes;
-use crate::index::{GATEWAY_GROUP, Reference, RouteView, qualified};
+use crate::index::{GATEWAY_GROUP, Name, Reference, RouteView, qualified};
 use crate::listener::Fault;
 use crate::rule;
 use crate::service::{is_http, port_protocol, ports_of};
@@ -103,8 +103,8 @@ fn told(
     mut message: v1::Backend,
 ) -> (v1::Backend, Option<Fault>) {
     match resolve(cx, route, wanted) {
-        Ok((service, port)) => {
-            (message.service, message.port) = (service, port.into());
+        Ok(Resolved { service, port, subset }) => {
+            (message.service, message.port, message.subset) = (service, port.into(), subset);
             (message, None)
         }
         Err(Broken { code, severity, reason, message: why, help }) => {
@@ -113,6 +113,14 @@ fn told(
             (message, Some((reason, why)))
         }
     }
+}
+
+/// What a reference leads to.
+struct Resolved {
+    service: String,
+    port: u16,
+    /// Empty: all endpoints.
+    subset: String,
 }
 
 struct Broken {
@@ -129,29 +137,50 @@ fn broken(code: Code, reason: &'static str, message: String, help: &str) -> Brok
     Broken { code, severity, reason, message, help: help.to_owned() }
 }
 
-fn resolve(cx: &Cx<'_>, route: RouteView<'_>, reference: &Wanted<'_>) -> Result<(String, u16), Broken> {
-    if !reference.group.is_empty() || *reference.kind != "Service" {
+fn resolve(cx: &Cx<'_>, route: RouteView<'_>, reference: &Wanted<'_>) -> Result<Resolved, Broken> {
+    let subsets = ObjectKind::ServiceSubset;
+    let by_subset = reference.group.as_str() == subsets.group() && reference.kind.as_str() == subsets.as_str();
+    if !by_subset && (!reference.group.is_empty() || *reference.kind != "Service") {
         let message =
             format!("Backends of kind {} (group `{}`) are not known.", reference.kind, reference.group);
         return Err(broken(
             codes::INVALID_KIND,
             "InvalidKind",
             message,
-            "refer to a `Service` of the core group",
+            "refer to a `Service` of the core group, or to a `ServiceSubset` of `meshwork.dev`",
         ));
     }
     let namespace = reference.namespace.map_or(route.namespace(), |ns| ns.as_str());
     let name = (namespace, reference.name.as_str());
-    let service = qualified(name);
     let permitted = Reference {
         from: (GATEWAY_GROUP, route.kind.as_str(), route.namespace()),
-        to: ("", "Service", namespace, reference.name.as_str()),
+        to: (reference.group.as_str(), reference.kind.as_str(), namespace, reference.name.as_str()),
     };
     if !cx.index.permits(permitted) {
-        let message = format!("No ReferenceGrant in namespace {namespace} permits the Service {service}.");
-        let help = format!("its owner adds a ReferenceGrant from {} to Service", route.kind);
+        let (kind, full) = (reference.kind, qualified(name));
+        let message = format!("No ReferenceGrant in namespace {namespace} permits the {kind} {full}.");
+        let help = format!("its owner adds a ReferenceGrant from {} to {kind}", route.kind);
         return Err(broken(codes::REF_NOT_PERMITTED, "RefNotPermitted", message, &help));
     }
+    if !by_subset {
+        return of_service(cx, route, reference, name);
+    }
+    let Some(subset) = cx.index.subsets.get(&name) else {
+        let message = format!("There is no ServiceSubset {}.", qualified(name));
+        let help = "add it, or correct its name and namespace";
+        return Err(broken(codes::BACKEND_NOT_FOUND, "BackendNotFound", message, help));
+    };
+    let found = of_service(cx, route, reference, (namespace, subset.spec.service.as_str()))?;
+    Ok(Resolved { subset: name.1.to_owned(), ..found })
+}
+
+fn of_service(
+    cx: &Cx<'_>,
+    route: RouteView<'_>,
+    reference: &Wanted<'_>,
+    name: Name<'_>,
+) -> Result<Resolved, Broken> {
+    let service = qualified(name);
     let Some(ports) = ports_of(cx, name) else {
         let message = format!("There is no Service {service}.");
         let help = "add it, register it, or correct its name and namespace";
@@ -164,7 +193,9 @@ fn resolve(cx: &Cx<'_>, route: RouteView<'_>, reference: &Wanted<'_>) -> Result<
         return Err(broken(codes::BACKEND_NOT_FOUND, "BackendNotFound", message, &help));
     };
     match port_protocol(cx, name, port) {
-        Ok(protocol) if is_http(protocol) || route.kind != ObjectKind::HTTPRoute => Ok((service, port)),
+        Ok(protocol) if is_http(protocol) || route.kind != ObjectKind::HTTPRoute => {
+            Ok(Resolved { service, port, subset: String::new() })
+        }
         Ok(protocol) => {
             let message =
                 format!("Port {port} of Service {service} speaks {}, no HTTP.", protocol.as_str_name());

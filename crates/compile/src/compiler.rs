@@ -27,7 +27,7 @@ use crate::output::{ByKey, Output, ResourceKey, ResourceType};
 use crate::route::{self, Draft, Kept};
 use crate::shadow::Shadows;
 use crate::status::Status;
-use crate::{Cx, Part, endpoints, policy, service, stream};
+use crate::{Cx, Part, endpoints, policy, service, stream, subset};
 
 use stale::{Seen, Stale};
 
@@ -79,6 +79,7 @@ impl Compiler {
         if stale.services {
             service::services(&mut cx);
             endpoints::slices(&mut cx);
+            subset::statuses(&mut cx);
             maps.replace(&mut self.services, cx.take());
         }
         let reshaped = self.routes(&mut cx, &gateways, &stale, &mut maps);

@@ -7,7 +7,7 @@ use meshwork_base::Code;
 use meshwork_messages::v1;
 use meshwork_resources::{
     Diagnostic, EndpointSlice, Gateway, GatewayClass, HTTPRoute, Hostname, Kind, Object, ObjectKind,
-    ParentReference, ReferenceGrant, Secret, Service, Severity, Span, Spanned, StreamRule,
+    ParentReference, ReferenceGrant, Secret, Service, ServiceSubset, Severity, Span, Spanned, StreamRule,
 };
 
 use crate::input::Objects;
@@ -93,6 +93,7 @@ pub(crate) struct Index<'a> {
     /// In order of precedence.
     pub(crate) streams: Vec<StreamRoute<'a>>,
     pub(crate) services: BTreeMap<Name<'a>, Entry<'a, Service>>,
+    pub(crate) subsets: BTreeMap<Name<'a>, Entry<'a, ServiceSubset>>,
     pub(crate) slices: BTreeMap<Name<'a>, Entry<'a, EndpointSlice>>,
     pub(crate) secrets: BTreeMap<Name<'a>, Entry<'a, Secret>>,
     pub(crate) policies: Vec<&'a Object>,
@@ -151,6 +152,9 @@ impl<'a> Index<'a> {
             }
             Kind::Service(spec) => {
                 self.services.insert(name, Entry { object, spec });
+            }
+            Kind::ServiceSubset(spec) => {
+                self.subsets.insert(name, Entry { object, spec });
             }
             Kind::EndpointSlice(spec) => {
                 self.slices.insert(name, Entry { object, spec });

@@ -33,6 +33,7 @@ mod service;
 mod shadow;
 mod shaping;
 mod stream;
+mod subset;
 
 pub mod codes;
 pub mod input;

@@ -12,6 +12,7 @@ use crate::codes;
 use crate::index::{Entry, Name, qualified, source};
 use crate::input::{self, CatalogService};
 use crate::status::Status;
+use crate::subset;
 
 /// Emits every service. A service of the files hides one of the registry of the same name, and says so.
 pub(crate) fn services(cx: &mut Cx<'_>) {
@@ -40,7 +41,7 @@ pub(crate) fn services(cx: &mut Cx<'_>) {
     }
 }
 
-fn registered<'a>(cx: &Cx<'a>, (namespace, name): Name<'_>) -> Option<&'a CatalogService> {
+pub(crate) fn registered<'a>(cx: &Cx<'a>, (namespace, name): Name<'_>) -> Option<&'a CatalogService> {
     let name = QualifiedName::new(namespace, name).ok()?;
     cx.input.catalog.services.get(&name)
 }
@@ -150,6 +151,7 @@ fn from_files(cx: &Cx<'_>, name: Name<'_>, entry: Entry<'_, Service>) -> v1::Ser
         hostnames: hostnames(cx, name),
         spiffe_ids: vec![],
         addresses,
+        subsets: subset::of(cx, name),
     }
 }
 
@@ -172,6 +174,7 @@ fn from_registry(cx: &Cx<'_>, name: Name<'_>, service: &CatalogService) -> v1::S
         hostnames: hostnames(cx, name),
         spiffe_ids: service.spiffe_ids.iter().map(ToString::to_string).collect(),
         addresses: service.addresses.iter().map(ToString::to_string).collect(),
+        subsets: subset::of(cx, name),
     }
 }
 

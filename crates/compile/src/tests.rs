@@ -9,6 +9,7 @@ mod policies;
 mod properties;
 mod routes;
 mod streams;
+mod subsets;
 
 use std::sync::Arc;
 use std::time::Duration;

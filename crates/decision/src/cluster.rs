@@ -24,6 +24,7 @@ use crate::preference::Preference;
 use crate::proxy_protocol::ProxyVersion;
 use crate::reasons::{NoReasons, Outcome, Phase, Reason, Reasons};
 use crate::retry::{BudgetWindow, RetryBudget};
+use crate::subset::Subset;
 
 /// A service's name: `NAMESPACE/NAME`, and its port.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -32,11 +33,36 @@ pub struct ClusterKey {
     pub service: Arc<str>,
     /// The service's port.
     pub port: u16,
+    /// A subset of its endpoints by name; empty: all of them.
+    pub subset: Arc<str>,
+}
+
+impl ClusterKey {
+    /// All endpoints of a port.
+    #[must_use]
+    pub fn whole(service: Arc<str>, port: u16) -> Self {
+        Self { service, port, subset: Arc::default() }
+    }
+
+    /// As metrics and operators call it: `NAMESPACE/SERVICE`, with the subset behind it where it is one.
+    #[must_use]
+    pub fn named(&self) -> Arc<str> {
+        match &*self.subset {
+            "" => Arc::clone(&self.service),
+            subset => format!("{}/{subset}", self.service).into(),
+        }
+    }
+
+    /// Whether both are the same port of one service, whatever the subset.
+    #[must_use]
+    pub fn is_of(&self, other: &Self) -> bool {
+        (&self.service, self.port) == (&other.service, other.port)
+    }
 }
 
 impl fmt::Display for ClusterKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}:{}", self.service, self.port)
+        write!(f, "{}:{}", self.named(), self.port)
     }
 }
 
@@ -116,6 +142,10 @@ pub struct Cluster {
     pub key: ClusterKey,
     /// The key as text, for records.
     pub label: Arc<str>,
+    /// The service, and the subset if it is one, as metrics and operators call it.
+    pub name: Arc<str>,
+    /// Which endpoints it has, where it is a subset.
+    pub(crate) subset: Option<Arc<Subset>>,
     /// The port's name, may be empty.
     pub port_name: Arc<str>,
     /// What the application speaks.
@@ -513,6 +543,7 @@ impl Cluster {
     /// Whether its configuration is that of another, so that the other may stay in place.
     pub(crate) fn says_the_same(&self, other: &Self) -> bool {
         self.key == other.key
+            && self.subset == other.subset
             && self.port_name == other.port_name
             && self.protocol == other.protocol
             && self.algorithm == other.algorithm

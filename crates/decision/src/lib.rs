@@ -55,6 +55,7 @@ mod session;
 pub mod simulator;
 mod snapshot;
 mod stream;
+mod subset;
 mod table;
 mod trust;
 

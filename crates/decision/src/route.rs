@@ -241,7 +241,7 @@ impl Rule {
         };
         let note = |outcome, why: String| Reason {
             phase: Phase::Backend,
-            subject: format!("{}:{}", backend.key.service, backend.key.port),
+            subject: backend.key.to_string(),
             outcome,
             why,
         };

@@ -62,7 +62,7 @@ impl Snapshot {
 
     /// The clusters of one service, by port.
     pub fn clusters_of<'s>(&'s self, service: &'s str) -> impl Iterator<Item = &'s Arc<Cluster>> {
-        let first = ClusterKey { service: service.into(), port: 0 };
+        let first = ClusterKey::whole(service.into(), 0);
         self.clusters
             .range(first..)
             .map(|(_, cluster)| cluster)

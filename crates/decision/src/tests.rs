@@ -166,7 +166,7 @@ pub(crate) fn slice(name: &str, service: &str, port: (&str, u32), endpoints: Vec
 }
 
 pub(crate) fn key(service: &str, port: u16) -> ClusterKey {
-    ClusterKey { service: service.into(), port }
+    ClusterKey::whole(service.into(), port)
 }
 
 /// Applies what must all be good, and builds.

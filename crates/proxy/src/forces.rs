@@ -22,7 +22,9 @@ struct Force {
 
 impl Force {
     fn means(&self, cluster: &Cluster) -> bool {
-        *self.service == *cluster.key.service && (self.port == 0 || self.port == u32::from(cluster.key.port))
+        // A service's name speaks of its subsets too.
+        let named = *self.service == *cluster.key.service || *self.service == *cluster.name;
+        named && (self.port == 0 || self.port == u32::from(cluster.key.port))
     }
 }
 

@@ -24,10 +24,10 @@ pub(crate) fn tell(shared: &Arc<Shared>) {
 
 fn of_cluster(cluster: &Cluster, now: Tick, samples: &mut Samples) {
     let port = cluster.key.port.to_string();
-    let labels = [&*cluster.key.service, &*port];
+    let labels = [&*cluster.name, &*port];
     for tier in cluster.tiers(now) {
         let priority = tier.rank.priority.to_string();
-        let labels = [&*cluster.key.service, &*port, &*priority, tier.rank.distance.as_str()];
+        let labels = [&*cluster.name, &*port, &*priority, tier.rank.distance.as_str()];
         samples.tell(&inventory::TIER_SHARE, &labels, tier.share.into());
         samples.tell(&inventory::TIER_WELL, &labels, tier.well as u64);
     }

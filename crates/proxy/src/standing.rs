@@ -41,7 +41,7 @@ fn of_cluster(cluster: &Cluster, now: Tick) -> Option<v1::ServiceStanding> {
     }
     let set = cluster.endpoints();
     Some(v1::ServiceStanding {
-        service: cluster.key.service.to_string(),
+        service: cluster.name.to_string(),
         port: cluster.key.port.into(),
         breaker: has_breaker.then(|| breaker(&view, now)),
         limits,

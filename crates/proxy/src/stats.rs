@@ -19,7 +19,7 @@ pub(crate) fn of(metrics: &MetricsRegistry, snapshot: &Snapshot, now: Tick) -> v
         let view = cluster.breaker(now);
         let is_there = view.is_in_use();
         is_there.then(|| v1::BreakerState {
-            service: cluster.key.service.to_string(),
+            service: cluster.name.to_string(),
             port: cluster.key.port.into(),
             state: view.in_effect().as_str().to_owned(),
         })

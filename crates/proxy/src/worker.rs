@@ -205,7 +205,7 @@ impl Worker {
 
     /// Counts and logs endpoints that are left alone for a while, and those that are no longer.
     pub(crate) fn shifted(&self, cluster: &Cluster, shifts: impl IntoIterator<Item = Shift>) {
-        let service = &*cluster.key.service;
+        let service = &*cluster.name;
         for Shift { endpoint, ejection } in shifts {
             let (instance, address) = (&*endpoint.instance, endpoint.address());
             let Some(Ejection { until, count, cause }) = ejection else {
@@ -244,7 +244,7 @@ impl Worker {
 
     /// A service's circuit breaker has changed its state.
     pub(crate) fn breaker_changed(&self, cluster: &Cluster, change: BreakerChange) {
-        let (service, port) = (&*cluster.key.service, cluster.key.port);
+        let (service, port) = (&*cluster.name, cluster.key.port);
         let (state, cause) = (change.state.as_str(), change.cause.as_str());
         tracing::info!(service, port, state, cause, "circuit breaker changed");
         self.metrics.registry().counter(&inventory::BREAKER_CHANGES, &[service, state, cause]).increment();

@@ -16,6 +16,7 @@ mod namespace;
 mod reference_grant;
 mod references;
 mod service;
+mod service_subset;
 mod session_persistence;
 mod shaping;
 mod target;
@@ -54,6 +55,7 @@ pub use namespace::Namespace;
 pub use reference_grant::{ReferenceGrant, ReferenceGrantFrom, ReferenceGrantTo};
 pub use references::{BackendRef, LocalParametersReference, ParentReference, SecretReference, StreamRule};
 pub use service::{Service, ServicePort, ServiceType, TargetPort, TransportProtocol};
+pub use service_subset::{ServiceSubset, SubsetFallback};
 pub use session_persistence::{CookieConfig, CookieLifetimeType, SessionPersistence, SessionPersistenceType};
 pub use shaping::{
     FaultAbort, FaultBandwidth, FaultDelay, FaultInjection, Fraction, RateLimit, RateLimitMode,

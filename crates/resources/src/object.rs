@@ -184,6 +184,8 @@ object_kinds! {
     TLSRoute, "gateway.networking.k8s.io", ["v1", "v1alpha3", "v1alpha2"], namespaced: true;
     /// Who of another namespace may refer to what is in this one.
     ReferenceGrant, "gateway.networking.k8s.io", ["v1", "v1beta1"], namespaced: true;
+    /// The endpoints of a service that have certain labels.
+    ServiceSubset, "meshwork.dev", ["v1alpha1"], namespaced: true;
     /// How calls to a target behave.
     TrafficPolicy, "meshwork.dev", ["v1alpha1"], namespaced: true;
     /// Who may call a target.

@@ -55,7 +55,8 @@ impl Stale {
                 ObjectKind::Gateway
                 | ObjectKind::GatewayClass
                 | ObjectKind::Namespace
-                | ObjectKind::ReferenceGrant => return Self::everything(Some(seen), input),
+                | ObjectKind::ReferenceGrant
+                | ObjectKind::ServiceSubset => return Self::everything(Some(seen), input),
                 // Which listeners and routes of layer 4 reach proxies is seen by policies.
                 ObjectKind::Secret
                 | ObjectKind::TCPRoute
@@ -105,6 +106,13 @@ fn uses(object: &Object, services: &BTreeSet<QualifiedName>) -> bool {
         rule.filters.iter().chain(rule.backend_refs.iter().flat_map(|backend| &backend.filters))
     });
     let mut mirrors = filters.filter_map(|filter| filter.mirror()).map(|mirror| &mirror.backend_ref);
+    let by_subset = |kind: &str| kind == ObjectKind::ServiceSubset.as_str();
+    // Of which service a subset is nobody looks up here.
+    if backends.clone().any(|backend| by_subset(backend.kind.as_str()))
+        || mirrors.clone().any(|mirror| by_subset(mirror.kind.as_str()))
+    {
+        return true;
+    }
     parents.any(|parent| is_one(parent.namespace.as_ref().map(|n| n.as_str()), parent.name.as_str()))
         || backends
             .any(|backend| is_one(backend.namespace.as_ref().map(|n| n.as_str()), backend.name.as_str()))

@@ -23,6 +23,7 @@ use crate::hostname::{HostMap, HostPattern};
 use crate::policy::{Attached, PolicyPool, RequestPolicy, RulePolicy, TargetKey, TargetKind, namespace_of};
 use crate::route::{Attachment, Parent, Route, RouteSpec, RuleSpec};
 use crate::snapshot::Snapshot;
+use crate::subset::Subset;
 use crate::table::HostTable;
 
 /// All host tables of one parent.
@@ -114,16 +115,20 @@ impl Built {
         let touched: BTreeSet<&Arc<str>> = changed.services.iter().chain(targeted).collect();
         for name in touched {
             let spec = held.services.get(name);
-            let ports = spec.map_or(&[][..], |s| &s.ports);
-            for gone in old.clusters_of(name).filter(|c| ports.iter().all(|p| p.port != c.key.port)) {
+            for gone in old.clusters_of(name).filter(|c| !spec.is_some_and(|spec| spec.has(&c.key))) {
                 clusters.remove(&gone.key);
                 replaced.clusters.insert(gone.key.clone());
             }
             let Some(spec) = spec else { continue };
-            for port in ports {
-                let key = ClusterKey { service: Arc::clone(name), port: port.port };
+            let whole = std::iter::once(None);
+            let parts = || whole.clone().chain(spec.subsets.iter().map(Some));
+            for (port, subset) in spec.ports.iter().flat_map(|port| parts().map(move |part| (port, part))) {
+                let mut key = ClusterKey::whole(Arc::clone(name), port.port);
+                if let Some(subset) = subset {
+                    key.subset = Arc::clone(&subset.name);
+                }
                 let before = old.clusters.get(&key);
-                let cluster = self.cluster(spec, port, key.clone(), before);
+                let cluster = self.cluster(spec, port, (key.clone(), subset), before);
                 if before.is_some_and(|b| b.says_the_same(&cluster)) {
                     ids.update(held, &cluster);
                     continue;
@@ -140,7 +145,7 @@ impl Built {
         &self,
         service: &ServiceSpec,
         port: &PortSpec,
-        key: ClusterKey,
+        (key, subset): (ClusterKey, Option<&Arc<Subset>>),
         before: Option<&Arc<Cluster>>,
     ) -> Cluster {
         let (said, namespace) = self.policies.of_service(&service.name, &port.name);
@@ -156,7 +161,9 @@ impl Built {
         }
         Cluster {
             label: key.to_string().into(),
+            name: key.named(),
             key,
+            subset: subset.cloned(),
             port_name: Arc::clone(&port.name),
             protocol: port.protocol,
             algorithm: said.algorithm.unwrap_or_default(),

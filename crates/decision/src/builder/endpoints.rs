@@ -66,6 +66,9 @@ impl EndpointIds {
                 }
             }
         }
+        if let Some(subset) = &cluster.subset {
+            all = subset.of(all);
+        }
         let sight = Sight {
             place: &self.place,
             preference: &cluster.preference,

@@ -151,7 +151,11 @@ fn backend(at: &str, message: &v1::Backend, strings: &mut Interner) -> Result<Ba
         (number, _) => port(&format!("{at}.port"), number)?,
     };
     Ok(BackendSpec {
-        key: ClusterKey { service: strings.text(&message.service), port: number },
+        key: ClusterKey {
+            service: strings.text(&message.service),
+            port: number,
+            subset: strings.text(&message.subset),
+        },
         weight: message.weight,
         filters: Arc::default(),
         invalid,

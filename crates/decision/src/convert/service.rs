@@ -9,9 +9,10 @@ use meshwork_messages::v1;
 use smallvec::SmallVec;
 
 use super::{ConvertError, Result, address, port, unknown, value};
-use crate::cluster::AppProtocol;
+use crate::cluster::{AppProtocol, ClusterKey};
 use crate::endpoint::{Health, Transport};
 use crate::origin::Origin;
+use crate::subset::Subset;
 
 /// What a service says by itself.
 #[derive(Debug)]
@@ -22,6 +23,15 @@ pub(crate) struct ServiceSpec {
     /// In lower case; virtual addresses are names too, as a request's host writes them.
     pub(crate) hostnames: Box<[Arc<str>]>,
     pub(crate) spiffe_ids: Box<[SpiffeId]>,
+    pub(crate) subsets: Box<[Arc<Subset>]>,
+}
+
+impl ServiceSpec {
+    /// Whether it has this port, and this subset if it is one.
+    pub(crate) fn has(&self, key: &ClusterKey) -> bool {
+        let subset = key.subset.is_empty() || self.subsets.iter().any(|subset| subset.name == key.subset);
+        subset && self.ports.iter().any(|port| port.port == key.port)
+    }
 }
 
 #[derive(Debug)]
@@ -128,7 +138,22 @@ pub(crate) fn service(name: &Arc<str>, message: &v1::Service) -> Result<ServiceS
         ports,
         hostnames: named.chain(addressed).collect::<Result<_>>()?,
         spiffe_ids: message.spiffe_ids.iter().map(|id| identity("spiffe_ids", id)).collect::<Result<_>>()?,
+        subsets: message.subsets.iter().map(subset).collect::<Result<_>>()?,
     })
+}
+
+fn subset(message: &v1::service::Subset) -> Result<Arc<Subset>> {
+    if message.name.is_empty() {
+        return value("subsets.name", "", "write the name by which routes know it");
+    }
+    if message.labels.is_empty() {
+        return value("subsets.labels", "", "write the labels that its endpoints have");
+    }
+    Ok(Arc::new(Subset {
+        name: message.name.as_str().into(),
+        labels: message.labels.clone(),
+        any_fallback: message.any_fallback,
+    }))
 }
 
 pub(crate) fn slice(message: &v1::EndpointSlice, strings: &mut Interner) -> Result<SliceSpec> {

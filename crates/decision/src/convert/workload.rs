@@ -31,10 +31,10 @@ pub(crate) fn workload(name: &Arc<str>, message: &v1::Workload) -> Result<Worklo
         .iter()
         .map(|s| {
             Ok(ServedSpec {
-                key: ClusterKey {
-                    service: s.service.as_str().into(),
-                    port: port("services.service_port", s.service_port)?,
-                },
+                key: ClusterKey::whole(
+                    s.service.as_str().into(),
+                    port("services.service_port", s.service_port)?,
+                ),
                 app_port: port("services.app_port", s.app_port)?,
                 protocol: app_protocol("services.protocol", s.protocol)?,
             })

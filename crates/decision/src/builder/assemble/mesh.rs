@@ -28,7 +28,7 @@ impl Built {
         let direct = Arc::new(RulePolicy::default());
         let all_of = |spec: &ServiceSpec| {
             let ports = spec.ports.iter().filter_map(|port| {
-                let key = ClusterKey { service: Arc::clone(&spec.name), port: port.port };
+                let key = ClusterKey::whole(Arc::clone(&spec.name), port.port);
                 clusters.get(&key).map(|cluster| self.outbound_port(spec, cluster, &direct))
             });
             OutboundService {
@@ -41,7 +41,7 @@ impl Built {
             changed.services.contains(&spec.name)
                 || replaced.parents.contains(&Parent::Service(Arc::clone(&spec.name)))
                 || spec.ports.iter().any(|p| {
-                    replaced.clusters.contains(&ClusterKey { service: Arc::clone(&spec.name), port: p.port })
+                    replaced.clusters.contains(&ClusterKey::whole(Arc::clone(&spec.name), p.port))
                 })
         };
         let with_ports = held.services.values().filter(|spec| !spec.ports.is_empty());
