@@ -224,6 +224,7 @@ fn shared(
         settings: Settings {
             workers: flags.common.worker_count(),
             listen_address: flags.common.listen_address,
+            identity: replica(&flags.common, identity.as_deref().map(Identity::id).as_ref()),
             ..flags.traffic.settings()
         },
         metrics: metrics.clone(),
@@ -268,6 +269,13 @@ fn resource(id: Option<&SpiffeId>) -> TraceResource {
         role: "gateway",
         ..TraceResource::default()
     }
+}
+
+/// What tells this gateway apart from its replicas, and stays over a restart: who it is, on which host, by its data.
+fn replica(common: &CommonArgs, identity: Option<&SpiffeId>) -> String {
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    let who = identity.map_or("gateway", SpiffeId::as_str);
+    format!("{who}@{}{}", host.trim(), common.data_dir.display())
 }
 
 fn labels(identity: Option<&Identity>) -> RequestLabels {

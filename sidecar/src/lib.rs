@@ -379,6 +379,7 @@ fn shared(
             workers: parts.common.worker_count(),
             listen_address: parts.address,
             app_address: joins.app.ip(),
+            identity: format!("{}/{}", parts.args.namespace, parts.instance),
             ..parts.args.traffic.settings()
         },
         metrics: parts.metrics.clone(),

@@ -80,7 +80,10 @@ pub(super) fn show(
         let proxies = service["proxies"].as_array().into_iter().flatten();
         proxies.map(move |standing| row(service, standing))
     });
-    output::table(&["SERVICE", "PORT", "PROXY", "BREAKER", "CALLS", "REJECTED", "LIMITS", "EJECTED"], rows)?;
+    output::table(
+        &["SERVICE", "PORT", "PROXY", "BREAKER", "CALLS", "REJECTED", "LIMITS", "PASSED BY"],
+        rows,
+    )?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -110,6 +113,8 @@ fn row(service: &Value, standing: &Value) -> Vec<String> {
     let ejected = ejected.map(|e| {
         format!("{} ({}, {})", text(&e["address"]), text(&e["cause"]), seconds(&e["msLeft"], "on trial"))
     });
+    let tripped = standing["tripped"].as_array().into_iter().flatten();
+    let tripped = tripped.map(|e| format!("{} (breaker {})", text(&e["address"]), state(&e["breaker"])));
     let (calls, rejected) = match breaker {
         Value::Null => (String::new(), String::new()),
         _ => (
@@ -125,7 +130,7 @@ fn row(service: &Value, standing: &Value) -> Vec<String> {
         calls,
         rejected,
         limits.collect::<Vec<_>>().join(", "),
-        ejected.collect::<Vec<_>>().join(", "),
+        ejected.chain(tripped).collect::<Vec<_>>().join(", "),
     ]
 }
 

@@ -61,6 +61,16 @@ struct Standing {
     ejected: Vec<Ejected>,
     /// Those that the proxy's own health checks have taken out.
     failing: Vec<Failing>,
+    /// Endpoints whose own breaker is not closed.
+    tripped: Vec<Tripped>,
+}
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Tripped {
+    address: String,
+    instance: String,
+    breaker: Option<Breaker>,
 }
 
 #[derive(Debug, Serialize)]
@@ -109,20 +119,31 @@ struct Failing {
     why: String,
 }
 
+impl Breaker {
+    fn new(told: v1::BreakerStanding) -> Self {
+        Self {
+            state: told.state,
+            rates: told.rates,
+            mode: told.mode,
+            cause: told.cause,
+            open_ms_left: told.open_ms_left,
+            forced: told.forced,
+            forced_ms_left: told.forced_ms_left,
+            calls: told.calls,
+            failed: told.failed,
+            slow: told.slow,
+            rejected: told.rejected,
+        }
+    }
+}
+
 impl Standing {
     fn new(proxy: String, told: v1::ServiceStanding) -> Self {
-        let breaker = told.breaker.map(|breaker| Breaker {
-            state: breaker.state,
-            rates: breaker.rates,
-            mode: breaker.mode,
-            cause: breaker.cause,
-            open_ms_left: breaker.open_ms_left,
-            forced: breaker.forced,
-            forced_ms_left: breaker.forced_ms_left,
-            calls: breaker.calls,
-            failed: breaker.failed,
-            slow: breaker.slow,
-            rejected: breaker.rejected,
+        let breaker = told.breaker.map(Breaker::new);
+        let tripped = told.tripped.into_iter().map(|endpoint| Tripped {
+            address: endpoint.address,
+            instance: endpoint.instance,
+            breaker: endpoint.breaker.map(Breaker::new),
         });
         let limits = told.limits.into_iter().map(|limit| Limit {
             headroom: limit.allowed.saturating_sub(limit.in_use),
@@ -150,6 +171,7 @@ impl Standing {
             limits: limits.collect(),
             endpoints: told.endpoints,
             ejected: ejected.collect(),
+            tripped: tripped.collect(),
         }
     }
 }
@@ -216,7 +238,10 @@ async fn one(
 ) -> Result<Json<Standings>, Problem> {
     known(&plane, &namespace, &name)?;
     let heard = ask(plane.hub()).await?;
-    Ok(standings(heard, |of, is| of == namespace && is == name))
+    // Its subsets too.
+    let is_one =
+        |is: &str| is.strip_prefix(&name).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
+    Ok(standings(heard, |of, is| of == namespace && is_one(is)))
 }
 
 /// Gives the service's resource, by which its ports are known.

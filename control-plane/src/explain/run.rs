@@ -413,7 +413,8 @@ impl<'a> Run<'a> {
             return;
         };
         let inbound = self.snapshot.inbounds().filter(|inbound| inbound.spiffe_id == *id);
-        let serving = inbound.filter_map(|i| Some((i, i.ports.iter().find(|port| port.key.is_of(&cluster.key))?)));
+        let serving =
+            inbound.filter_map(|i| Some((i, i.ports.iter().find(|port| port.key.is_of(&cluster.key))?)));
         let mut serving: Vec<_> = serving.collect();
         // All instances of a service decide alike; the one that was picked speaks for them.
         serving.sort_by_key(|(inbound, _)| !inbound.name.ends_with(&format!("/{}", endpoint.instance)));

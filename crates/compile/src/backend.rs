@@ -70,9 +70,9 @@ pub(crate) fn mirrors(
         };
         match told(cx, route, &wanted, v1::Backend::default()) {
             (_, Some(fault)) => faults.push(fault),
-            (v1::Backend { service, port, .. }, None) => {
+            (v1::Backend { service, port, subset, .. }, None) => {
                 let share = shaping::share(mirror.percent, mirror.fraction.as_ref());
-                mirrors.push(v1::Mirror { service, port, share });
+                mirrors.push(v1::Mirror { service, port, share, subset });
             }
         }
     }
@@ -139,7 +139,8 @@ fn broken(code: Code, reason: &'static str, message: String, help: &str) -> Brok
 
 fn resolve(cx: &Cx<'_>, route: RouteView<'_>, reference: &Wanted<'_>) -> Result<Resolved, Broken> {
     let subsets = ObjectKind::ServiceSubset;
-    let by_subset = reference.group.as_str() == subsets.group() && reference.kind.as_str() == subsets.as_str();
+    let by_subset =
+        reference.group.as_str() == subsets.group() && reference.kind.as_str() == subsets.as_str();
     if !by_subset && (!reference.group.is_empty() || *reference.kind != "Service") {
         let message =
             format!("Backends of kind {} (group `{}`) are not known.", reference.kind, reference.group);

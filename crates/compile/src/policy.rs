@@ -19,7 +19,7 @@ use meshwork_messages::v1::service_port::AppProtocol;
 use meshwork_messages::v1::timeouts::CallerDeadline as WireCallerDeadline;
 use meshwork_messages::v1::traffic_policy::{Algorithm, ProxyProtocol as WireProxyProtocol};
 use meshwork_resources::{
-    AuthorizationAction, AuthorizationFrom, AuthorizationPolicy, AuthorizationTo, BreakerMode,
+    AuthorizationAction, AuthorizationFrom, AuthorizationPolicy, AuthorizationTo, BreakerMode, BreakerScope,
     CallerDeadline, CircuitBreaker, HTTPRoute, InboundMtls, InboundPolicy, Kind, ListenerPolicy,
     LoadBalancerAlgorithm, Object, ObjectKey, ObjectKind, OutlierDetection, PolicyTarget,
     ProxyProtocolVersion, RetryOn, Severity, Spanned, TrafficPolicy, TrafficRetry,
@@ -289,6 +289,11 @@ fn traffic(spec: &TrafficPolicy) -> v1::TrafficPolicy {
                 .as_ref()
                 .and_then(|each| each.max_connections)
                 .unwrap_or_default(),
+            max_requests_per_endpoint: limits
+                .per_endpoint
+                .as_ref()
+                .and_then(|each| each.max_requests)
+                .unwrap_or_default(),
         }),
         outlier_detection: spec.outlier_detection.as_ref().map(outlier_detection),
         health_check: spec.health_check.as_ref().map(|check| health_check::message(check)),
@@ -375,6 +380,7 @@ fn circuit_breaker(spec: &CircuitBreaker) -> v1::CircuitBreaker {
         open_ms,
         max_open_ms: spec.max_open_time.map_or(open_ms.max(60_000), millis),
         trials: spec.trials.unwrap_or(5),
+        per_endpoint: spec.per == Some(BreakerScope::Endpoint),
     }
 }
 

@@ -41,8 +41,10 @@ pub(crate) fn statuses(cx: &mut Cx<'_>) {
                     0 => ("NoEndpoints", fallback(entry.spec)),
                     _ => ("EndpointsFound", ""),
                 };
-                let message =
-                    format!("{members} of {all} endpoints of Service {} have the labels{what}.", service(*name, entry.spec));
+                let message = format!(
+                    "{members} of {all} endpoints of Service {} have the labels{what}.",
+                    service(*name, entry.spec)
+                );
                 vec![accepted, cx.condition(entry.object, "HasEndpoints", members > 0, reason, message)]
             }
             Err((reason, message)) => vec![cx.condition(entry.object, "Accepted", false, reason, message)],
@@ -96,7 +98,9 @@ fn accepted(
     }
     let (mut members, mut all) = (0, 0);
     let slices = cx.index.slices.iter().filter(|((namespace, _), _)| *namespace == name.0);
-    for (_, slice) in slices.filter(|(_, slice)| EndpointSlice::service_name(&slice.object.meta) == Some(of.1)) {
+    for (_, slice) in
+        slices.filter(|(_, slice)| EndpointSlice::service_name(&slice.object.meta) == Some(of.1))
+    {
         let version = slice.object.meta.labels.get("app.kubernetes.io/version").map_or("", String::as_str);
         let count = slice.spec.endpoints.len();
         all += count;

@@ -61,9 +61,10 @@ const SKIPPED: usize = 32;
 /// Latencies of which one is less than twice the other count as equal: logarithms differ by less than ln 2.
 const ALIKE: f32 = std::f32::consts::LN_2;
 
-/// The endpoint of this id, where nothing speaks against it.
+/// The endpoint of this id, where nothing speaks against it; also beyond the part of all that this proxy calls.
 pub(crate) fn persistent<'s>(regard: &Regard<'s>, id: u64) -> Option<&'s Arc<Endpoint>> {
-    regard.set.pickable().iter().find(|endpoint| endpoint.id == id && regard.wants(endpoint))
+    let mut callable = regard.set.all().iter().filter(|endpoint| endpoint.excluded.is_none());
+    callable.find(|endpoint| endpoint.id == id && regard.wants(endpoint))
 }
 
 /// The one of two drawn by weight that is likely to answer sooner.
@@ -245,7 +246,7 @@ pub(crate) fn round_robin<'s>(regard: &Regard<'s>, cursor: &AtomicUsize) -> Opti
         if regard.wants(next) {
             return Some(next);
         }
-        if fallback.is_none_or(|f| regard.is_out(f) && !regard.is_out(next)) {
+        if fallback.is_none_or(|f| regard.standing(next) < regard.standing(f)) {
             fallback = Some(next);
         }
     }

@@ -29,6 +29,9 @@
 //! *Forced.* An operator may force it open or closed until a time, above all this and also where no policy has one; see
 //! `forced.rs`.
 //!
+//! *Per endpoint.* A policy may have a breaker for each endpoint and none for the service. Then one that is open is passed
+//! by like one that is ejected, in panic too; only where all are open a call is refused.
+//!
 //! *Modes.* `Observe` keeps the states but refuses nobody. `ForcedOpen` and `ForcedClosed` leave the states where they are.
 
 mod forced;
@@ -260,6 +263,22 @@ impl Machine {
             State::Closed(window) => (window.tally(now), None),
             State::Open { until } => (Tally::default(), Some(*until)),
             State::HalfOpen(trials) => (trials.ended, None),
+        }
+    }
+
+    /// Closed, and with no call in its window; calls of before say nothing about it.
+    pub(crate) fn begin_anew(&mut self) {
+        self.state = State::Closed(Box::new(Window::new(WindowSize::Calls(1))));
+        self.generation = self.generation.wrapping_add(1);
+        (self.cause, self.openings) = (None, 0);
+    }
+
+    /// Whether a call that begins now would be refused.
+    pub(crate) fn refuses(&self, policy: &CircuitBreaker, now: Tick) -> bool {
+        match &self.state {
+            State::Closed(_) => false,
+            State::Open { until } => *until > now,
+            State::HalfOpen(trials) => trials.begun >= policy.trials.max(1),
         }
     }
 

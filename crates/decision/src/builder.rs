@@ -17,6 +17,7 @@ use crate::policy::{PolicySpec, TargetKey};
 use crate::preference::Locality;
 use crate::route::RouteSpec;
 use crate::snapshot::Snapshot;
+use crate::subsetting::seed;
 use crate::trust::Bundle;
 
 use assemble::Built;
@@ -184,6 +185,15 @@ impl SnapshotBuilder {
     /// Says where this proxy runs: whom it prefers depends on it. In effect when this returns.
     pub fn run_at(&mut self, place: Locality) {
         self.endpoints.place = place;
+        for cluster in self.built.snapshot.clusters() {
+            self.endpoints.update(&self.held, cluster);
+        }
+    }
+
+    /// Says who this proxy is: where each proxy calls a part of the endpoints, which part depends on it. In effect when
+    /// this returns.
+    pub fn run_as(&mut self, identity: &str) {
+        self.endpoints.seed = seed(identity);
         for cluster in self.built.snapshot.clusters() {
             self.endpoints.update(&self.held, cluster);
         }

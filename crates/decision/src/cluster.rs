@@ -1,5 +1,6 @@
 //! A cluster: one port of one service, with what must be known to send a request there.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
@@ -14,7 +15,7 @@ use crate::breaker::{Breaker, BreakerView, CircuitBreaker, ForcedState, Ticket};
 use crate::cause::Cause;
 use crate::deadline::Fastest;
 use crate::endpoint::{Endpoint, EndpointSet, Exclusion};
-use crate::health_check::{self, HealthCheck};
+use crate::health_check::{self, Checked, HealthCheck};
 use crate::limits::{ConnectionLimit, ConnectionPermit, Limited, Limits, Permit, Usage};
 use crate::load::Answer;
 use crate::outage::{self, Outage};
@@ -25,6 +26,9 @@ use crate::proxy_protocol::ProxyVersion;
 use crate::reasons::{NoReasons, Outcome, Phase, Reason, Reasons};
 use crate::retry::{BudgetWindow, RetryBudget};
 use crate::subset::Subset;
+
+/// How often a call may lose its endpoint's trial to another one before it is refused.
+const RACES: usize = 3;
 
 /// A service's name: `NAMESPACE/NAME`, and its port.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -158,6 +162,8 @@ pub struct Cluster {
     pub preference: Arc<Preference>,
     /// How an endpoint begins; absent: with its whole weight.
     pub slow_start: Option<SlowStart>,
+    /// How many of the endpoints each proxy calls; absent: all.
+    pub subset_size: Option<u32>,
     /// How much may be under way at once.
     pub limits: Limits,
     /// When an endpoint is left alone for a while; absent: never.
@@ -166,6 +172,8 @@ pub struct Cluster {
     pub health_check: Option<Arc<HealthCheck>>,
     /// When the service is not called for a while; absent: always.
     pub circuit_breaker: Option<CircuitBreaker>,
+    /// When one of its endpoints is not; absent: never by a breaker.
+    pub endpoint_breaker: Option<CircuitBreaker>,
     /// What each plaintext connection begins with, to say for whom it is made.
     pub proxy_protocol: Option<ProxyVersion>,
     /// What policies attached to the service say about its requests; asked through [`crate::RulePolicy`].
@@ -211,7 +219,8 @@ impl Cluster {
         reasons: &mut impl Reasons,
     ) -> Option<Arc<Endpoint>> {
         let set = self.endpoints();
-        let regard = Regard::new(&set, now, wanted.tried, self.preference.panic_threshold);
+        let regard = Regard::new(&set, now, wanted.tried, self.preference.panic_threshold)
+            .within_bounds(self.limits.max_requests_per_endpoint, self.endpoint_breaker.as_ref());
         let persistent = wanted.session.and_then(|id| balance::persistent(&regard, id));
         let picked = persistent.or_else(|| self.balanced(&regard, wanted.hash, rng));
         if let Some(picked) = picked
@@ -245,6 +254,37 @@ impl Cluster {
         let endpoint = self.pick_explained(now, rng, wanted, reasons)?;
         let trial = Trial::claim(&endpoint, now).unwrap_or_default();
         Some(Picked { endpoint, trial })
+    }
+
+    /// [`Self::choose`], where the endpoint takes the call: its breaker lets it through, and it is not at its limit. Both are
+    /// passed by as long as somebody else is there; workers that come at the same moment may exceed the limit by one each.
+    ///
+    /// # Errors
+    /// The cause: nobody is there, all are at their limit, or the breakers of all are open.
+    pub fn call(
+        self: &Arc<Self>,
+        now: Tick,
+        rng: &mut impl Rng,
+        wanted: &Wanted<'_>,
+        reasons: &mut impl Reasons,
+    ) -> Result<(Picked, Option<Ticket>), Cause> {
+        for _ in 0..RACES {
+            let picked = self.choose(now, rng, wanted, reasons).ok_or(Cause::NoHealthyUpstream)?;
+            let full = self
+                .limits
+                .max_requests_per_endpoint
+                .filter(|&most| picked.endpoint.stats.in_flight() >= most);
+            if full.is_some() {
+                self.shared.usage.count_refused(Limited::Request);
+                return Err(Cause::MaxRequests);
+            }
+            // Else a session leads there, or another worker was quicker: now it is passed by.
+            if let Ok(ticket) = Breaker::admit_at(self, &picked.endpoint, now) {
+                return Ok((picked, ticket));
+            }
+        }
+        self.shared.breaker.refuse();
+        Err(Cause::CircuitBreaker)
     }
 
     /// Whether endpoints serve though they are ejected: in panic, and where nobody else is in. A trial then goes its way
@@ -354,13 +394,34 @@ impl Cluster {
         }
     }
 
+    /// What speaks for and against one that may be picked and was not.
+    fn candidacy(&self, regard: &Regard<'_>, endpoint: &Arc<Endpoint>) -> (Outcome, Cow<'static, str>) {
+        let skipped = |why: &'static str| (Outcome::Skipped, why.into());
+        if regard.is_tripped(endpoint) {
+            skipped("its circuit breaker is open")
+        } else if regard.is_full(endpoint) {
+            skipped("as many requests as one endpoint may have are under way to it")
+        } else if regard.set.is_beyond(endpoint) {
+            skipped("this proxy calls a part of the endpoints, of which it is none")
+        } else if regard.tried.contains(&endpoint.id) {
+            skipped("it was tried before")
+        } else if self.algorithm == Algorithm::PeakEwma && endpoint.stats.is_resting(regard.now) {
+            skipped("it rests after a failure, or because it asked for it")
+        } else if regard.share(endpoint) < balance::WHOLE {
+            let percent = regard.share(endpoint).div_ceil(10);
+            (Outcome::Noted, format!("a candidate that has just begun: {percent} % of its weight").into())
+        } else {
+            (Outcome::Noted, "a candidate too".into())
+        }
+    }
+
     /// What speaks for and against each endpoint in view.
     fn standings(
         &self,
         regard: &Regard<'_>,
         (picked, is_persistent): (Option<&Arc<Endpoint>>, bool),
     ) -> Vec<Reason> {
-        let (set, now, tried) = (regard.set, regard.now, regard.tried);
+        let (set, now) = (regard.set, regard.now);
         let reason = |subject, outcome, why: &str| Reason {
             phase: Phase::Endpoint,
             subject,
@@ -388,16 +449,10 @@ impl Cluster {
                 Some(Exclusion::WrongIdentity) => {
                     (Outcome::Skipped, "its identity is none that may serve this service")
                 }
-                None if tried.contains(&endpoint.id) => (Outcome::Skipped, "it was tried before"),
-                None if self.algorithm == Algorithm::PeakEwma && endpoint.stats.is_resting(now) => {
-                    (Outcome::Skipped, "it rests after a failure, or because it asked for it")
+                None => {
+                    let (outcome, why) = self.candidacy(regard, endpoint);
+                    return reason(endpoint.address().to_string(), outcome, &why);
                 }
-                None if regard.share(endpoint) < balance::WHOLE => {
-                    let percent = regard.share(endpoint).div_ceil(10);
-                    let why = format!("a candidate that has just begun: {percent} % of its weight");
-                    return reason(endpoint.address().to_string(), Outcome::Noted, &why);
-                }
-                None => (Outcome::Noted, "a candidate too"),
             };
             reason(endpoint.address().to_string(), outcome, why)
         };
@@ -527,7 +582,11 @@ impl Cluster {
             self.shared.fastest.answered(answer.took, now);
         }
         let Some(config) = &self.outlier_detection else { return Vec::new() };
-        config.record(&self.endpoints(), &self.shared.fleet, endpoint, answer, now)
+        let shifts = config.record(&self.endpoints(), &self.shared.fleet, endpoint, answer, now);
+        if !shifts.is_empty() {
+            self.regroup();
+        }
+        shifts
     }
 
     /// The trial of an ejected endpoint has ended; what that changes is returned for log and metric. To be told before
@@ -536,8 +595,24 @@ impl Cluster {
         let shift = trial.ended(self.outlier_detection.as_ref(), answer, now)?;
         if shift.ejection.is_none() {
             self.endpoints().begins(&shift.endpoint, now);
+            self.regroup();
         }
         Some(shift)
+    }
+
+    /// Checks have changed their mind about an endpoint that they knew.
+    pub fn checked(&self, endpoint: &Endpoint, says: Checked, now: Tick) {
+        if says == Checked::Healthy {
+            self.endpoints().begins(endpoint, now);
+        }
+        self.regroup();
+    }
+
+    /// Somebody is out, or in again: where this proxy calls a part of the endpoints, another takes the place, or leaves it.
+    fn regroup(&self) {
+        if self.endpoints().is_part() {
+            self.shared.endpoints.rcu(|set| set.again().map_or_else(|| Arc::clone(set), Arc::new));
+        }
     }
 
     /// Whether its configuration is that of another, so that the other may stay in place.
@@ -550,15 +625,19 @@ impl Cluster {
             && self.hashing == other.hashing
             && self.preference == other.preference
             && self.slow_start == other.slow_start
+            && self.subset_size == other.subset_size
             && self.limits == other.limits
             && self.outlier_detection == other.outlier_detection
             && self.health_check == other.health_check
             && self.circuit_breaker == other.circuit_breaker
+            && self.endpoint_breaker == other.endpoint_breaker
             && self.proxy_protocol == other.proxy_protocol
             && self.requests == other.requests
             && self.namespace == other.namespace
     }
 }
 
+#[cfg(test)]
+mod call_tests;
 #[cfg(test)]
 mod tests;

@@ -11,10 +11,12 @@ use meshwork_base::{SpiffeId, Tick};
 use smallvec::SmallVec;
 
 use crate::balance::{Beginners, Begun, Shape, Shares, SlowStart, Table, Tiers, xxh64};
+use crate::breaker::{Breaker, BreakerView, CircuitBreaker};
 use crate::health_check::Checked;
 use crate::load::Load;
 use crate::outlier::{EjectionCause, Standing};
 use crate::preference::{Locality, Preference};
+use crate::subsetting::{Part, Subsetting};
 
 /// What the registry or the cluster says about an endpoint's health.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -147,6 +149,8 @@ pub struct EndpointStats {
     /// Why it fails its checks, where it does.
     pub(crate) check_failure: ArcSwapOption<String>,
     pub(crate) begun: Begun,
+    /// Its own breaker, where a policy asks for one per endpoint.
+    pub(crate) breaker: Breaker,
 }
 
 impl EndpointStats {
@@ -167,6 +171,13 @@ impl EndpointStats {
         self.standing.forget();
         self.load.forget();
         self.begun.anew();
+        self.breaker.forget();
+    }
+
+    /// Its breaker at this moment.
+    #[must_use]
+    pub fn breaker(&self, policy: &CircuitBreaker, now: Tick) -> BreakerView {
+        self.breaker.view(Some(policy), now)
     }
 
     /// The average time to the head of a response, as far as it is remembered; `None` when nothing is known.
@@ -257,6 +268,8 @@ pub struct EndpointSet {
     tiers: Option<Box<Tiers>>,
     /// Who has just begun, where that counts.
     beginners: Option<Box<Beginners>>,
+    /// What it is made anew from when somebody of it is ejected, where this proxy calls a part of all.
+    part: Option<Box<Part>>,
 }
 
 /// How a proxy sees the endpoints of a cluster.
@@ -264,9 +277,10 @@ pub struct EndpointSet {
 pub(crate) struct Sight<'a> {
     /// From where.
     pub(crate) place: &'a Locality,
-    pub(crate) preference: &'a Preference,
+    pub(crate) preference: &'a Arc<Preference>,
     pub(crate) shape: Option<Shape>,
     pub(crate) slow_start: Option<SlowStart>,
+    pub(crate) subsetting: Option<Subsetting>,
 }
 
 /// More slots than this make a schedule coarser rather than longer.
@@ -281,7 +295,11 @@ impl EndpointSet {
 
     /// A set of these endpoints, with a table of where hashes lead.
     pub(crate) fn shaped(all: Vec<Arc<Endpoint>>, shape: Option<Shape>) -> Self {
-        let pickable: Box<[_]> = all.iter().filter(|e| e.excluded.is_none()).cloned().collect();
+        let pickable = all.iter().filter(|e| e.excluded.is_none()).cloned().collect();
+        Self::of(all, pickable, shape)
+    }
+
+    fn of(all: Vec<Arc<Endpoint>>, pickable: Box<[Arc<Endpoint>]>, shape: Option<Shape>) -> Self {
         let weights: Vec<u32> = pickable.iter().map(|e| e.weight.max(1)).collect();
         let table = shape.map(|shape| Table::new(shape, &pickable));
         Self { all: all.into(), schedule: schedule(&weights), pickable, table, ..Self::default() }
@@ -289,17 +307,43 @@ impl EndpointSet {
 
     /// A set of these endpoints as a proxy sees them.
     pub(crate) fn seen(all: Vec<Arc<Endpoint>>, sight: &Sight<'_>) -> Self {
-        let tiers = Tiers::new(&all, sight.place, sight.preference, sight.shape).map(Box::new);
+        // A hash leads to the same endpoint from every proxy, so all must be there.
+        let subsetting = sight.subsetting.filter(|_| sight.shape.is_none());
+        let tiers = Tiers::new(&all, sight, subsetting).map(Box::new);
         // Hashes lead within tiers, where there are some; and where they lead does not hang on who has just begun.
         let shape = sight.shape.filter(|_| tiers.is_none());
         let slow_start = sight.slow_start.filter(|_| sight.shape.is_none());
         let beginners = slow_start.map(|policy| Box::new(Beginners::new(policy)));
-        Self { tiers, beginners, ..Self::shaped(all, shape) }
+        let Some(subsetting) = subsetting else {
+            return Self { tiers, beginners, ..Self::shaped(all, shape) };
+        };
+        let called: Box<[_]> = match &tiers {
+            Some(tiers) => tiers.all().iter().flat_map(|tier| tier.set.pickable()).cloned().collect(),
+            None => subsetting.of(all.iter().filter(|e| e.excluded.is_none())).into_iter().cloned().collect(),
+        };
+        let part = Some(Box::new(Part::new(sight, subsetting)));
+        Self { tiers, beginners, part, ..Self::of(all, called, shape) }
+    }
+
+    /// The same endpoints, with the part of them that this proxy calls now; none where it calls all.
+    pub(crate) fn again(&self) -> Option<Self> {
+        Some(Self::seen(self.all.to_vec(), &self.part.as_ref()?.sight()))
+    }
+
+    /// Whether this proxy calls a part of the endpoints.
+    pub(crate) fn is_part(&self) -> bool {
+        self.part.is_some()
+    }
+
+    /// Whether an endpoint may be called and this proxy calls others: it calls a part of all.
+    pub(crate) fn is_beyond(&self, endpoint: &Arc<Endpoint>) -> bool {
+        let here = || self.pickable.iter().any(|one| Arc::ptr_eq(one, endpoint));
+        self.part.is_some() && endpoint.excluded.is_none() && !here()
     }
 
     /// How much of its weight each has, where somebody has less.
     pub(crate) fn shares(&self, now: Tick) -> Option<Shares> {
-        self.beginners.as_ref()?.at(&self.pickable, now)
+        self.beginners.as_ref()?.at(&self.all, now)
     }
 
     /// One of the endpoints is back: where that counts, it begins like a new one.
@@ -328,7 +372,7 @@ impl EndpointSet {
         &self.all
     }
 
-    /// Those that may be picked, ejected ones included.
+    /// Those that may be picked, ejected ones included; a part of all that could be, where this proxy calls a part.
     #[must_use]
     pub fn pickable(&self) -> &[Arc<Endpoint>] {
         &self.pickable

@@ -56,6 +56,7 @@ pub mod simulator;
 mod snapshot;
 mod stream;
 mod subset;
+mod subsetting;
 mod table;
 mod trust;
 

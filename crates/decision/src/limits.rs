@@ -27,6 +27,8 @@ pub struct Limits {
     pub max_retries: Option<u32>,
     /// Connections to any one endpoint.
     pub max_connections_per_endpoint: Option<u32>,
+    /// Requests under way to any one endpoint: others are called first.
+    pub max_requests_per_endpoint: Option<u32>,
 }
 
 impl Limits {
@@ -41,6 +43,7 @@ impl Limits {
             max_connections_per_endpoint: self
                 .max_connections_per_endpoint
                 .or(wider.max_connections_per_endpoint),
+            max_requests_per_endpoint: self.max_requests_per_endpoint.or(wider.max_requests_per_endpoint),
         }
     }
 
@@ -271,6 +274,7 @@ mod tests {
                 max_requests: max,
                 max_retries: max,
                 max_connections_per_endpoint: None,
+                max_requests_per_endpoint: None,
             };
             let mut held: Vec<Permit> = Vec::new();
             for (what, take, which) in steps {

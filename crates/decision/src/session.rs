@@ -136,7 +136,9 @@ impl Rule {
             let Target::Cluster(cluster) = &backend.target else { return None };
             let set = cluster.endpoints();
             let fits = |e: &&Arc<Endpoint>| persistence.token(e) == token && !e.is_ejected(now);
-            let endpoint = set.pickable().iter().find(fits)?.id;
+            // Also who is beyond the part that this proxy calls: another proxy may have begun the session.
+            let mut callable = set.all().iter().filter(|endpoint| endpoint.excluded.is_none());
+            let endpoint = callable.find(fits)?.id;
             Some(Resumed { backend, cluster, endpoint })
         })
     }

@@ -196,3 +196,36 @@ fn a_seed_fixes_a_run() {
     assert_eq!(first.to_string(), again.to_string());
     assert_ne!(first.to_string(), other.to_string());
 }
+
+/// Fleet g, of which each proxy calls so many: p50, p99, and the greatest deviation from an even load.
+fn of_a_part(subset_size: Option<u32>, seeds: u64) -> [f64; 3] {
+    let mut scenario = fleets::many_and_bursts();
+    scenario.policies.subset_size = subset_size;
+    let reports: Vec<Report> = (0..seeds).map(|seed| run(&scenario, seed)).collect();
+    for report in &reports {
+        assert_eq!(report.broken, None, "{subset_size:?}, seed {}", report.seed);
+    }
+    let quantile = |share| median(reports.iter().map(|r| 1e3 * r.quantile(share).as_secs_f64()));
+    let weights = vec![1; scenario.instances.len()];
+    [quantile(0.5), quantile(0.99), median(reports.iter().map(|r| 1e2 * r.imbalance(&weights)))]
+}
+
+#[test]
+fn a_large_fleet_is_served_by_parts_of_it() {
+    let [_, whole, _] = of_a_part(None, 1);
+    let [_, part, imbalance] = of_a_part(Some(40), 1);
+    assert!(part < 1.25 * whole, "p99 {part:.1} ms, of all {whole:.1}");
+    assert!(imbalance < 100.0, "{imbalance:.0} %");
+}
+
+#[test]
+#[ignore = "a hundred seeds take minutes: see tests/long"]
+fn what_parts_of_a_large_fleet_cost_over_twenty_seeds() {
+    println!("\n| size | p50 ms | p99 ms | imbalance |");
+    println!("|---|---:|---:|---:|");
+    for size in [None, Some(60), Some(40), Some(20), Some(10)] {
+        let [p50, p99, imbalance] = of_a_part(size, 20);
+        let name = size.map_or("all".to_owned(), |size| size.to_string());
+        println!("| {name} | {p50:.1} | {p99:.1} | {imbalance:.0} % |");
+    }
+}

@@ -137,6 +137,7 @@ impl Asked {
         if before == Checked::Unknown && says == Checked::Healthy {
             return;
         }
+        self.cluster.checked(&self.endpoint, says, shared.clock.now());
         let (service, address) = (&*self.cluster.key.service, self.endpoint.address());
         let (instance, to) = (&*self.endpoint.instance, says.as_str());
         match failure {

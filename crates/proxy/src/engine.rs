@@ -45,6 +45,9 @@ pub struct Settings {
     pub recorder: RecorderSettings,
     /// Where it runs.
     pub place: Locality,
+    /// What tells it apart from other proxies, also after a restart: where each calls a part of a service's endpoints,
+    /// which part depends on it.
+    pub identity: String,
 }
 
 impl Default for Settings {
@@ -59,6 +62,7 @@ impl Default for Settings {
             discovery_timeout: Duration::from_secs(5),
             recorder: RecorderSettings::default(),
             place: Locality::default(),
+            identity: String::new(),
         }
     }
 }

@@ -87,6 +87,7 @@ impl Follower {
         let updates_applied = metrics.counter(&inventory::CONFIG_UPDATES, &[]);
         let mut builder = SnapshotBuilder::new();
         builder.run_at(engine.shared().settings.place.clone());
+        builder.run_as(&engine.shared().settings.identity);
         let listening = mpsc::channel(1);
         Self {
             engine,

@@ -3,7 +3,7 @@
 use std::sync::{Arc, Weak};
 
 use meshwork_base::{Clock as _, Tick};
-use meshwork_decision::{Checked, Cluster, InboundPort, Limited, Priority, Shed};
+use meshwork_decision::{BreakerState, Checked, Cluster, InboundPort, Limited, Priority, Shed};
 use meshwork_telemetry::{Samples, inventory};
 
 use crate::engine::Shared;
@@ -42,6 +42,14 @@ fn of_cluster(cluster: &Cluster, now: Tick, samples: &mut Samples) {
         samples.tell(&inventory::ENDPOINTS_EJECTED, &labels, out as u64);
     }
     let [service, port] = labels;
+    if let Some(policy) = &cluster.endpoint_breaker {
+        let set = cluster.endpoints();
+        let states = || set.pickable().iter().map(|endpoint| endpoint.stats.breaker(policy, now).in_effect());
+        for state in [BreakerState::Closed, BreakerState::Open, BreakerState::HalfOpen] {
+            let count = states().filter(|of| *of == state).count();
+            samples.tell(&inventory::ENDPOINT_BREAKERS, &[service, port, state.as_str()], count as u64);
+        }
+    }
     let view = cluster.breaker(now);
     if view.is_in_use() {
         let state = view.in_effect().as_str();

@@ -1,9 +1,10 @@
 //! How services stand here, told to an operator who asks: breakers, limits, and who is ejected.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use meshwork_base::{Clock as _, Tick};
-use meshwork_decision::{BreakerMode, BreakerView, Cluster, Endpoint, Limited};
+use meshwork_decision::{BreakerMode, BreakerState, BreakerView, Cluster, Endpoint, Limited};
 use meshwork_messages::v1;
 
 use crate::engine::Shared;
@@ -33,14 +34,25 @@ pub(crate) fn answers(probe: u64, shared: &Shared) -> Vec<v1::Observation> {
 fn of_cluster(cluster: &Cluster, now: Tick) -> Option<v1::ServiceStanding> {
     let view = cluster.breaker(now);
     let limits = Limited::ALL.iter().filter_map(|&what| limit(cluster, what));
-    let limits: Vec<_> = limits.chain(limit_per_endpoint(cluster)).collect();
+    let limits: Vec<_> =
+        limits.chain(limit_per_endpoint(cluster)).chain(requests_per_endpoint(cluster)).collect();
     let has_breaker = view.is_in_use();
     let watches = cluster.outlier_detection.is_some() || cluster.health_check.is_some();
-    if !has_breaker && limits.is_empty() && !watches {
+    let each = cluster.endpoint_breaker.as_ref();
+    if !has_breaker && limits.is_empty() && !watches && each.is_none() {
         return None;
     }
     let set = cluster.endpoints();
+    let tripped = |endpoint: &Arc<Endpoint>| {
+        let view = endpoint.stats.breaker(each?, now);
+        (view.state != BreakerState::Closed).then(|| v1::EndpointBreaker {
+            address: endpoint.address().to_string(),
+            instance: endpoint.instance.to_string(),
+            breaker: Some(breaker(&view, now)),
+        })
+    };
     Some(v1::ServiceStanding {
+        tripped: set.pickable().iter().filter_map(tripped).collect(),
         service: cluster.name.to_string(),
         port: cluster.key.port.into(),
         breaker: has_breaker.then(|| breaker(&view, now)),
@@ -96,6 +108,19 @@ fn limit_per_endpoint(cluster: &Cluster) -> Option<v1::LimitStanding> {
         in_use: set.all().iter().map(|endpoint| endpoint.stats.connections()).max().unwrap_or_default(),
         allowed,
         rejected: if is_alone { cluster.refused(Limited::Connection) } else { 0 },
+    })
+}
+
+/// The endpoint with the most requests under way.
+fn requests_per_endpoint(cluster: &Cluster) -> Option<v1::LimitStanding> {
+    let allowed = cluster.limits.max_requests_per_endpoint?;
+    let set = cluster.endpoints();
+    let is_alone = cluster.limits.max_requests.is_none();
+    Some(v1::LimitStanding {
+        limit: "perEndpoint.maxRequests".to_owned(),
+        in_use: set.all().iter().map(|endpoint| endpoint.stats.in_flight()).max().unwrap_or_default(),
+        allowed,
+        rejected: if is_alone { cluster.refused(Limited::Request) } else { 0 },
     })
 }
 

@@ -10,7 +10,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use meshwork_base::{Clock, ThreadRng, Tick};
-use meshwork_decision::{Binding, BreakerChange, Cause, Cluster, Ejection, Shift, Snapshot};
+use meshwork_decision::{
+    Binding, BreakerChange, Cause, Cluster, Ejection, Endpoint, Shift, Snapshot, Ticket,
+};
 use meshwork_identity::ServerOptions;
 use meshwork_telemetry::{
     AccessLogWriter, Record, RequestLabels, RequestSeries, StreamSeries, WorkerMetrics, inventory,
@@ -242,10 +244,31 @@ impl Worker {
         self.gauges.shaped(&inventory::MIRRORED_REQUESTS, &cluster.key.service, outcome, &self.metrics);
     }
 
-    /// A service's circuit breaker has changed its state.
-    pub(crate) fn breaker_changed(&self, cluster: &Cluster, change: BreakerChange) {
+    /// A call was let through by a circuit breaker; that it was may be a change of state.
+    pub(crate) fn breaker_begins(&self, cluster: &Cluster, ticket: &Ticket) {
+        if let Some(change) = ticket.change() {
+            self.breaker_changed(cluster, ticket.endpoint().map(|endpoint| &**endpoint), change);
+        }
+    }
+
+    /// A circuit breaker has changed its state: the service's, or that of one endpoint.
+    pub(crate) fn breaker_changed(
+        &self,
+        cluster: &Cluster,
+        endpoint: Option<&Endpoint>,
+        change: BreakerChange,
+    ) {
         let (service, port) = (&*cluster.name, cluster.key.port);
         let (state, cause) = (change.state.as_str(), change.cause.as_str());
+        if let Some(endpoint) = endpoint {
+            let (instance, address) = (&*endpoint.instance, endpoint.address());
+            tracing::info!(service, port, instance, %address, state, cause, "circuit breaker of an endpoint changed");
+            let changes = self
+                .metrics
+                .registry()
+                .counter(&inventory::ENDPOINT_BREAKER_CHANGES, &[service, state, cause]);
+            return changes.increment();
+        }
         tracing::info!(service, port, state, cause, "circuit breaker changed");
         self.metrics.registry().counter(&inventory::BREAKER_CHANGES, &[service, state, cause]).increment();
     }

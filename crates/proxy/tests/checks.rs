@@ -50,7 +50,7 @@ fn on_web(spec: v1::policy::Spec) -> Change {
 
 /// Waits until checks say this of the only endpoint of a service; gives the reason.
 async fn says(harness: &Harness, service: &str, wanted: Checked) -> String {
-    let key = ClusterKey { service: service.into(), port: 80 };
+    let key = ClusterKey::whole(service.into(), 80);
     let reached = async {
         loop {
             let snapshot = harness.engine.shared().snapshot.load_full();

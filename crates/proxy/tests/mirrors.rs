@@ -76,7 +76,7 @@ async fn until(happened: impl Fn() -> bool) {
 
 fn mirror(service: &str, numerator: u32) -> v1::Mirror {
     let share = Some(v1::Share { numerator, denominator: 100 });
-    v1::Mirror { service: format!("default/{service}"), port: 80, share }
+    v1::Mirror { service: format!("default/{service}"), port: 80, share, subset: String::new() }
 }
 
 fn mirrored(mirrors: Vec<v1::Mirror>) -> v1::Rule {
@@ -357,7 +357,7 @@ fn route_of(service: &str, to: &str) -> Change {
     let backends =
         vec![v1::Backend { service: format!("shop/{service}"), port: 80, weight: 1, ..Default::default() }];
     let share = Some(v1::Share { numerator: 1, denominator: 1 });
-    let mirrors = vec![v1::Mirror { service: format!("shop/{to}"), port: 80, share }];
+    let mirrors = vec![v1::Mirror { service: format!("shop/{to}"), port: 80, share, subset: String::new() }];
     let route = v1::Route {
         attachments: vec![v1::route::Attachment { parent: Some(parent), ..Default::default() }],
         rules: vec![v1::Rule { backends, mirrors, ..rule(&[], vec![]) }],

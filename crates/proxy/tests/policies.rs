@@ -439,6 +439,34 @@ async fn a_service_that_mostly_fails_is_not_called_for_a_while_and_then_tried() 
 }
 
 #[tokio::test]
+async fn an_endpoint_whose_breaker_is_open_is_passed_by_and_its_service_goes_on() {
+    const FAILS: &[u8] = b"HTTP/1.1 500 No\r\ncontent-length: 0\r\n\r\n";
+    let (addresses, counts) = pair(|| FAILS, || OK).await;
+    let circuit_breaker = Some(v1::CircuitBreaker {
+        window_calls: 10,
+        minimum_calls: 3,
+        failure_percent: 50,
+        open_ms: 600_000,
+        max_open_ms: 600_000,
+        trials: 1,
+        per_endpoint: true,
+        ..Default::default()
+    });
+    let algorithm = v1::traffic_policy::Algorithm::RoundRobin.into();
+    let policy = v1::TrafficPolicy { circuit_breaker, algorithm, ..Default::default() };
+    let (harness, address) = gateway(&addresses, Some(policy)).await;
+    for _ in 0..40 {
+        exchange(address, GET).await;
+    }
+    assert_eq!([0, 1].map(|at: usize| counts[at].load(Ordering::SeqCst)), [3, 37]);
+    let of = |name, state| harness.metric(name, &["default/web", state]);
+    assert_eq!(of("meshwork_endpoint_circuit_breaker_changes_total", "\"open\""), 1);
+    assert_eq!(of("meshwork_endpoint_circuit_breakers", "\"open\""), 1);
+    assert_eq!(of("meshwork_endpoint_circuit_breakers", "\"closed\""), 1);
+    assert_eq!(of("meshwork_circuit_breaker_changes_total", ""), 0, "the service has none");
+}
+
+#[tokio::test]
 async fn a_response_that_nothing_replaces_in_the_end_has_one_outcome() {
     let (up, _) = recovering(BUSY, usize::MAX).await;
     let circuit_breaker = Some(v1::CircuitBreaker {

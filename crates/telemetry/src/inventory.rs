@@ -127,6 +127,10 @@ metrics! {
         "Endpoints by what active health checks say of them: `healthy`, `unhealthy`, `unknown`.";
     BREAKER_CHANGES = "meshwork_circuit_breaker_changes_total", Counter, "", &["service", "state", "cause"],
         "Changes of circuit breakers, by the state that began and why: by rates, by trials, or as an operator said.";
+    ENDPOINT_BREAKER_CHANGES = "meshwork_endpoint_circuit_breaker_changes_total", Counter, "", &["service", "state", "cause"],
+        "Changes of circuit breakers of single endpoints, by the state that began and why.";
+    ENDPOINT_BREAKERS = "meshwork_endpoint_circuit_breakers", Gauge, "", &["service", "port", "state"],
+        "Endpoints by the state of their own circuit breaker, of services whose policy has one per endpoint.";
     BREAKER_STATE = "meshwork_circuit_breaker_state", Gauge, "", &["service", "port", "state"],
         "The state that calls meet, as a label with the value 1: of services whose policy has a circuit breaker, or where an operator forces one.";
     BREAKER_REJECTED = "meshwork_circuit_breaker_rejected_total", Counter, "", &["service", "port"],

@@ -151,6 +151,14 @@ struct Balancer {
     algorithm: Choice,
     #[serde(default)]
     slow_start: Option<Beginning>,
+    #[serde(default)]
+    subsetting: Option<Part>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Part {
+    size: u32,
 }
 
 #[derive(Debug, Deserialize)]
@@ -356,6 +364,10 @@ fn slow_start_of(said: &Beginning) -> Result<SlowStart, Wrong> {
 fn policies(said: &Said) -> Result<Policies, Wrong> {
     let default = Policies::default();
     let slow_start = said.load_balancer.as_ref().and_then(|balancer| balancer.slow_start.as_ref());
+    let subset_size = said.load_balancer.as_ref().and_then(|balancer| balancer.subsetting.as_ref());
+    if subset_size.is_some_and(|part| part.size == 0) {
+        return wrong("policies.loadBalancer.subsetting.size: at least 1");
+    }
     let algorithm = said.load_balancer.as_ref().map(|balancer| match balancer.algorithm {
         Choice::PeakEwma => Algorithm::PeakEwma,
         Choice::LeastRequest => Algorithm::LeastRequest,
@@ -401,6 +413,7 @@ fn policies(said: &Said) -> Result<Policies, Wrong> {
     Ok(Policies {
         algorithm: algorithm.unwrap_or(default.algorithm),
         slow_start: slow_start.map(slow_start_of).transpose()?,
+        subset_size: subset_size.map(|part| part.size),
         outlier_detection,
         retry,
         timeout: said.timeouts.as_ref().map_or(default.timeout, |times| times.request.0),
@@ -451,6 +464,11 @@ mod tests {
             ("perSecond: 10", "perSecond: 0", "arrivals.perSecond: above 0"),
             ("[{service", "[{count: 0, service", "instances[0].count"),
             ("[{service: {mean: 1ms}}]", "[]", "instances: at least one"),
+            (
+                "name: x",
+                "name: x\npolicies: {loadBalancer: {subsetting: {size: 0}}}",
+                "subsetting.size: at least 1",
+            ),
             ("[{service", "[{joins: 1s, service", "instances: at least one that is there from the beginning"),
             (
                 "name: x",

@@ -16,6 +16,7 @@ pub(super) fn message(spec: &LoadBalancer) -> Option<v1::LoadBalancer> {
         failover: spec.failover.as_ref().map(|said| failover(said)),
         hash_balance_factor: spec.hash_balance_factor.as_ref().map_or(0, |factor| factor.inner),
         slow_start: spec.slow_start.as_ref().map(|said| slow_start(said)),
+        subset_size: spec.subsetting.as_ref().map_or(0, |subsetting| subsetting.size),
     };
     (message != v1::LoadBalancer::default()).then_some(message)
 }

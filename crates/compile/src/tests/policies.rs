@@ -115,8 +115,12 @@ fn balancer_and_breaker_are_written_out() {
         open_ms: 5_000,
         max_open_ms: 60_000,
         trials: 5,
+        per_endpoint: false,
     };
     assert_eq!(short, defaults);
+    assert!(traffic("circuitBreaker: {per: Endpoint}").circuit_breaker.unwrap().per_endpoint);
+    let each = traffic("limits: {perEndpoint: {maxRequests: 7}}").limits.unwrap();
+    assert_eq!((each.max_requests_per_endpoint, each.max_connections_per_endpoint), (7, 0));
     let long =
         "circuitBreaker: {mode: ForcedOpen, window: {calls: 50}, slowCalls: {after: 2s}, openTime: 2m}";
     let long = traffic(long).circuit_breaker.unwrap();
@@ -242,7 +246,7 @@ fn what_tells_requests_apart_is_written_out() {
     ];
     assert_eq!(
         traffic.load_balancer,
-        Some(v1::LoadBalancer { hash_policy, hash_balance_factor: 150, failover: None, slow_start: None })
+        Some(v1::LoadBalancer { hash_policy, hash_balance_factor: 150, ..Default::default() })
     );
 }
 
@@ -261,6 +265,12 @@ fn how_an_endpoint_begins_is_written_out_with_envoy_s_numbers() {
     assert_eq!(slow_start("{window: 1m}"), defaults);
     let said = v1::SlowStart { window_ms: 250, aggression: 1_500, min_weight_percent: 1 };
     assert_eq!(slow_start("{window: 250ms, aggression: 1.5, minWeightPercent: 1}"), said);
+    let spec =
+        "{targetRefs: [{group: '', kind: Service, name: reviews}], loadBalancer: {subsetting: {size: 20}}}";
+    let output = compiled(&[shop(), policy("TrafficPolicy", "p", 1, spec)].concat());
+    let message = resource::<v1::Policy>(&output, "TrafficPolicy/shop/p").unwrap();
+    let Some(v1::policy::Spec::Traffic(traffic)) = message.spec else { panic!("a traffic policy") };
+    assert_eq!(traffic.load_balancer.unwrap().subset_size, 20);
 }
 
 #[test]

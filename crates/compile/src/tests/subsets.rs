@@ -38,9 +38,8 @@ fn subset(name: &str, spec: &str) -> String {
 
 /// A route of this namespace to these backends.
 fn to(namespace: &str, backends: &str) -> String {
-    let spec = format!(
-        "{{parentRefs: [{{name: web, namespace: shop}}], rules: [{{backendRefs: [{backends}]}}]}}"
-    );
+    let spec =
+        format!("{{parentRefs: [{{name: web, namespace: shop}}], rules: [{{backendRefs: [{backends}]}}]}}");
     route(namespace, "r", &spec)
 }
 
@@ -103,7 +102,9 @@ fn a_subset_without_endpoints_says_so_and_its_route_is_resolved() {
 #[test]
 fn a_backend_that_leads_to_no_subset_or_no_service_answers_500() {
     let world = registered(&[("v1", "main")]);
-    let backend = |name: &str, port| format!("{{group: meshwork.dev, kind: ServiceSubset, name: {name}, port: {port}}}");
+    let backend = |name: &str, port| {
+        format!("{{group: meshwork.dev, kind: ServiceSubset, name: {name}, port: {port}}}")
+    };
     let lost = subset("lost", "{service: nobody, matchLabels: {version: v1}}");
     let v1 = subset("v1", "{service: registered, matchLabels: {version: v1}}");
     for (name, port) in [("absent", 80), ("lost", 80), ("v1", 81)] {

@@ -6,10 +6,22 @@ use meshwork_base::{Rng, Tick};
 
 use super::slow_start::Shares;
 use super::tiers::WHOLE;
+use crate::breaker::CircuitBreaker;
 use crate::endpoint::{Endpoint, EndpointSet};
 
-/// What speaks against an endpoint, the worst first: ejected, tried before, passed by.
-pub(crate) type Standing = (bool, bool, bool);
+/// What speaks against an endpoint, the worst first: barred, tried before, passed by.
+pub(crate) type Standing = (Barred, bool, bool);
+
+/// Whether an endpoint may have a request, the best first.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Barred {
+    #[default]
+    No,
+    /// It should not.
+    Ejected,
+    /// It would not take it: it is at its limit, or its own breaker is open.
+    Closed,
+}
 
 /// See the module's text.
 #[derive(Clone, Debug)]
@@ -27,12 +39,42 @@ pub(crate) struct Regard<'s> {
     panics: Cell<Option<bool>>,
     /// Who has less than its weight, where somebody has.
     shares: Option<Shares>,
+    /// How many requests one endpoint may have under way.
+    most: Option<u32>,
+    /// What each endpoint's breaker goes by.
+    breaker: Option<&'s CircuitBreaker>,
 }
 
 impl<'s> Regard<'s> {
     pub(crate) fn new(set: &'s EndpointSet, now: Tick, tried: &'s [u64], panic_threshold: u32) -> Self {
         let shares = set.shares(now);
-        Self { set, now, tried, whole: set, panic_threshold, panics: Cell::new(None), shares }
+        Self {
+            set,
+            now,
+            tried,
+            whole: set,
+            panic_threshold,
+            panics: Cell::new(None),
+            shares,
+            most: None,
+            breaker: None,
+        }
+    }
+
+    /// The same, where endpoints have limits and breakers of their own.
+    pub(crate) fn within_bounds(mut self, most: Option<u32>, breaker: Option<&'s CircuitBreaker>) -> Self {
+        (self.most, self.breaker) = (most, breaker);
+        self
+    }
+
+    /// Whether its own breaker is open.
+    pub(crate) fn is_tripped(&self, endpoint: &Endpoint) -> bool {
+        self.breaker.is_some_and(|policy| endpoint.stats.breaker.refuses(policy, self.now))
+    }
+
+    /// Whether it has as many requests under way as it may.
+    pub(crate) fn is_full(&self, endpoint: &Endpoint) -> bool {
+        self.most.is_some_and(|most| endpoint.stats.in_flight() >= most)
     }
 
     /// The same for a part of the endpoints.
@@ -53,19 +95,29 @@ impl<'s> Regard<'s> {
         })
     }
 
+    fn barred(&self, endpoint: &Endpoint) -> Barred {
+        if self.is_full(endpoint) || self.is_tripped(endpoint) {
+            Barred::Closed
+        } else if self.is_out(endpoint) {
+            Barred::Ejected
+        } else {
+            Barred::No
+        }
+    }
+
     /// What speaks against an endpoint; the least is the best, and nothing is what is wanted.
-    pub(crate) fn standing(&self, endpoint: &Endpoint) -> (bool, bool) {
-        (self.is_out(endpoint), self.tried.contains(&endpoint.id))
+    pub(crate) fn standing(&self, endpoint: &Endpoint) -> (Barred, bool) {
+        (self.barred(endpoint), self.tried.contains(&endpoint.id))
     }
 
     /// The same, with what the balancer knows itself.
     pub(crate) fn full_standing(&self, endpoint: &Endpoint) -> Standing {
-        let (is_out, was_tried) = self.standing(endpoint);
-        (is_out, was_tried, endpoint.stats.load.is_passed_by(self.now))
+        let (barred, was_tried) = self.standing(endpoint);
+        (barred, was_tried, endpoint.stats.load.is_passed_by(self.now))
     }
 
     pub(crate) fn wants(&self, endpoint: &Endpoint) -> bool {
-        self.standing(endpoint) == (false, false)
+        self.standing(endpoint) == (Barred::No, false)
     }
 
     /// Thousandths of its weight that an endpoint has now.
@@ -91,6 +143,6 @@ impl<'s> Regard<'s> {
 
     /// Nothing at all speaks against it.
     pub(crate) fn is_clean(&self, endpoint: &Endpoint) -> bool {
-        self.full_standing(endpoint) == (false, false, false)
+        self.full_standing(endpoint) == (Barred::No, false, false)
     }
 }

@@ -5,7 +5,7 @@
 //! tier what is left, as far as that is well, and so on. Where all together cannot carry everything, each gets its part of
 //! what there is. When a tier is well again its requests come back in the same way. Nothing has to be switched on for it.
 //!
-//! *Well* is who may be picked, is not ejected, and does not rest after failures in a row. One failure alone moves
+//! *Well* is who may be picked, is not ejected, whose own breaker is not open, and who does not rest after failures in a row. One failure alone moves
 //! nothing: that is the balancer's business within the tier.
 //!
 //! *Nobody is left alone*: where a tier has nobody for a request that is well and untried, the other tiers are asked in
@@ -25,10 +25,10 @@ use std::time::Duration;
 use meshwork_base::{Rng, Tick};
 use smallvec::SmallVec;
 
-use super::Shape;
-use crate::endpoint::{Endpoint, EndpointSet, Exclusion};
-use crate::preference::{Distance, Locality, Preference};
+use crate::endpoint::{Endpoint, EndpointSet, Exclusion, Sight};
+use crate::preference::Distance;
 use crate::reasons::{Outcome, Phase, Reason};
+use crate::subsetting::Subsetting;
 
 /// How long shares are taken for true.
 const FRESH: Duration = Duration::from_millis(10);
@@ -108,10 +108,10 @@ impl Tiers {
     /// None where there is but one.
     pub(crate) fn new(
         all: &[Arc<Endpoint>],
-        place: &Locality,
-        preference: &Preference,
-        shape: Option<Shape>,
+        sight: &Sight<'_>,
+        subsetting: Option<Subsetting>,
     ) -> Option<Self> {
+        let Sight { place, preference, shape, .. } = sight;
         let rank = |endpoint: &Endpoint| preference.rank(endpoint, place);
         let counts = |e: &&Arc<Endpoint>| matches!(e.excluded, None | Some(Exclusion::Unhealthy));
         let mut ranks: Vec<Rank> =
@@ -123,7 +123,11 @@ impl Tiers {
         }
         let tier = |of: &Rank| {
             let members: Vec<_> = all.iter().filter(counts).filter(|e| rank(e) == *of).cloned().collect();
-            let (count, set) = (members.len(), EndpointSet::shaped(members, shape));
+            let (count, members) = match subsetting {
+                Some(subsetting) => subsetting.of_tier(&members),
+                None => (members.len(), members),
+            };
+            let set = EndpointSet::shaped(members, *shape);
             Tier { rank: *of, set, members: count, cursor: AtomicUsize::new(0) }
         };
         Some(Self {
@@ -201,7 +205,7 @@ impl Tier {
 }
 
 fn is_well(endpoint: &Endpoint, now: Tick) -> bool {
-    !endpoint.is_ejected(now) && !endpoint.stats.load.fails(now)
+    !endpoint.is_ejected(now) && !endpoint.stats.load.fails(now) && !endpoint.stats.breaker.is_open(now)
 }
 
 /// How much a tier can carry, in thousandths; the factor is in percent.

@@ -15,6 +15,7 @@ use super::{
 };
 use crate::cause::Cause;
 use crate::cluster::Cluster;
+use crate::endpoint::Endpoint;
 
 /// See the module's text.
 #[derive(Debug, Default)]
@@ -94,6 +95,8 @@ impl BreakerView {
 #[derive(Debug)]
 pub struct Ticket {
     cluster: Arc<Cluster>,
+    /// Whose breaker it is; absent: the service's.
+    endpoint: Option<Arc<Endpoint>>,
     generation: u32,
     is_trial: bool,
     is_over: bool,
@@ -119,6 +122,15 @@ impl Breaker {
         }
     }
 
+    /// What it knows says nothing any more: what is behind it is another one.
+    pub(crate) fn forget(&self) {
+        let mut machine = self.machine.lock();
+        if let Some(machine) = machine.as_mut() {
+            machine.begin_anew();
+            self.show(machine);
+        }
+    }
+
     /// Calls refused since it was made.
     pub(crate) fn refused(&self) -> u64 {
         self.refused.load(Ordering::Relaxed)
@@ -129,21 +141,72 @@ impl Breaker {
     /// # Errors
     /// It is open, or enough trials are under way.
     pub(crate) fn admit(cluster: &Arc<Cluster>, now: Tick) -> Result<Option<Ticket>, Cause> {
-        let admitted = Self::decide(cluster, now);
+        let admitted = cluster.shared.breaker.decide(cluster, None, now);
         if admitted.is_err() {
             cluster.shared.breaker.refused.fetch_add(1, Ordering::Relaxed);
         }
         admitted
     }
 
-    fn decide(cluster: &Arc<Cluster>, now: Tick) -> Result<Option<Ticket>, Cause> {
-        let this = &cluster.shared.breaker;
+    /// Lets a call to an endpoint through, or not.
+    ///
+    /// # Errors
+    /// Its breaker is open, or enough trials are under way.
+    pub(crate) fn admit_at(
+        cluster: &Arc<Cluster>,
+        endpoint: &Arc<Endpoint>,
+        now: Tick,
+    ) -> Result<Option<Ticket>, Cause> {
+        match cluster.endpoint_breaker {
+            Some(_) => endpoint.stats.breaker.decide(cluster, Some(endpoint), now),
+            None => Ok(None),
+        }
+    }
+
+    /// Whether it is not closed, whoever decides: a trial may be due.
+    pub(crate) fn is_tripped(&self) -> bool {
+        self.outside.load(Ordering::Relaxed) & 1 == 1
+    }
+
+    /// Whether it is open, and not yet to be tried. A closed one is read by one word.
+    pub(crate) fn is_open(&self, now: Tick) -> bool {
+        self.is_tripped()
+            && self.machine.try_lock().is_some_and(|machine| {
+                machine
+                    .as_ref()
+                    .is_some_and(|machine| machine.numbers(now).1.is_some_and(|until| until > now))
+            })
+    }
+
+    /// Whether a call would be refused by this policy. A closed one is read by one word.
+    pub(crate) fn refuses(&self, policy: &CircuitBreaker, now: Tick) -> bool {
+        match policy.mode {
+            BreakerMode::ForcedOpen => true,
+            BreakerMode::ForcedClosed | BreakerMode::Observe => false,
+            // Who finds another one deciding goes elsewhere.
+            BreakerMode::Enforce => {
+                self.is_tripped()
+                    && self.machine.try_lock().is_none_or(|machine| {
+                        machine.as_ref().is_some_and(|machine| machine.refuses(policy, now))
+                    })
+            }
+        }
+    }
+
+    fn decide(
+        &self,
+        cluster: &Arc<Cluster>,
+        endpoint: Option<&Arc<Endpoint>>,
+        now: Tick,
+    ) -> Result<Option<Ticket>, Cause> {
+        let this = self;
         match this.forced.get(now) {
             Some((ForcedState::Open, _)) => return Err(Cause::CircuitBreaker),
             Some((ForcedState::Closed, _)) => return Ok(None),
             None => {}
         }
-        let Some(policy) = &cluster.circuit_breaker else { return Ok(None) };
+        let policy = if endpoint.is_some() { &cluster.endpoint_breaker } else { &cluster.circuit_breaker };
+        let Some(policy) = policy else { return Ok(None) };
         match policy.mode {
             BreakerMode::ForcedOpen => return Err(Cause::CircuitBreaker),
             BreakerMode::ForcedClosed => return Ok(None),
@@ -152,6 +215,7 @@ impl Breaker {
         let outside = this.outside.load(Ordering::Relaxed);
         let ticket = |generation, is_trial, change| Ticket {
             cluster: Arc::clone(cluster),
+            endpoint: endpoint.cloned(),
             generation,
             is_trial,
             is_over: false,
@@ -176,6 +240,11 @@ impl Breaker {
         }
     }
 
+    /// A call was refused that no breaker of an endpoint let through.
+    pub(crate) fn refuse(&self) {
+        self.refused.fetch_add(1, Ordering::Relaxed);
+    }
+
     fn show(&self, machine: &Machine) {
         let open = u64::from(machine.state() != BreakerState::Closed);
         self.outside.store(u64::from(machine.generation()) << 1 | open, Ordering::Relaxed);
@@ -189,6 +258,16 @@ impl Ticket {
         self.is_trial
     }
 
+    /// Whose breaker it is; absent: the service's.
+    #[must_use]
+    pub const fn endpoint(&self) -> Option<&Arc<Endpoint>> {
+        self.endpoint.as_ref()
+    }
+
+    fn breaker(&self) -> &Breaker {
+        self.endpoint.as_ref().map_or(&self.cluster.shared.breaker, |endpoint| &endpoint.stats.breaker)
+    }
+
     /// The change that letting this call through was, for log and metric: the first trial begins another state.
     #[must_use]
     pub const fn change(&self) -> Option<BreakerChange> {
@@ -198,8 +277,11 @@ impl Ticket {
     /// The call has ended; a state that this changes is returned for log and metric.
     pub fn ended(mut self, call: Call, now: Tick, rng: &mut impl Rng) -> Option<BreakerChange> {
         self.is_over = true;
-        let policy = self.cluster.circuit_breaker.as_ref()?;
-        let breaker = &self.cluster.shared.breaker;
+        let policy = match self.endpoint {
+            Some(_) => self.cluster.endpoint_breaker.as_ref()?,
+            None => self.cluster.circuit_breaker.as_ref()?,
+        };
+        let breaker = self.breaker();
         let mut machine = match self.is_trial {
             true => breaker.machine.lock(),
             false => breaker.machine.try_lock()?,
@@ -211,7 +293,11 @@ impl Ticket {
             false => machine.ended(policy, self.generation, call, now, rng),
         }
         breaker.show(machine);
-        machine.change_since(before)
+        let change = machine.change_since(before)?;
+        if let Some(endpoint) = self.endpoint.as_ref().filter(|_| change.state == BreakerState::Closed) {
+            self.cluster.endpoints().begins(endpoint, now);
+        }
+        Some(change)
     }
 }
 
@@ -219,7 +305,7 @@ impl Drop for Ticket {
     fn drop(&mut self) {
         if !self.is_over
             && self.is_trial
-            && let Some(machine) = self.cluster.shared.breaker.machine.lock().as_mut()
+            && let Some(machine) = self.breaker().machine.lock().as_mut()
         {
             machine.give_back(self.generation);
         }

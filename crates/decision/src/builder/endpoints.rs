@@ -11,6 +11,7 @@ use crate::cluster::Cluster;
 use crate::convert::{EndpointSpec, ServiceSpec};
 use crate::endpoint::{Endpoint, EndpointSet, Exclusion, Health, Sight, Transport};
 use crate::preference::Locality;
+use crate::subsetting::Subsetting;
 
 /// What is at one address of an application: one endpoint, seldom more.
 type Places<T> = SmallVec<[T; 1]>;
@@ -30,6 +31,8 @@ pub(super) struct EndpointIds {
     last: u64,
     /// Where this proxy runs.
     pub(super) place: Locality,
+    /// What tells this proxy apart from others.
+    pub(super) seed: u64,
 }
 
 impl EndpointIds {
@@ -74,6 +77,7 @@ impl EndpointIds {
             preference: &cluster.preference,
             shape: cluster.algorithm.shape(),
             slow_start: cluster.slow_start,
+            subsetting: cluster.subset_size.map(|size| Subsetting { size, seed: self.seed }),
         };
         let set = EndpointSet::seen(all, &sight);
         cluster.shared.endpoints.store(Arc::new(set));

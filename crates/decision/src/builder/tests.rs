@@ -493,7 +493,7 @@ fn an_instance_that_was_taken_out_comes_back_with_nothing_held_against_it() {
 }
 
 fn copying(service: &str, share: Option<v1::Share>) -> Change {
-    let mirror = v1::Mirror { service: service.into(), port: 80, share };
+    let mirror = v1::Mirror { service: service.into(), port: 80, share, subset: String::new() };
     let mut rules = to("/", "ns/a");
     rules[0].mirrors.push(mirror.clone());
     rules[0].backends[0].mirrors.push(mirror);

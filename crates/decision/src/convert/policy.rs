@@ -112,6 +112,7 @@ fn traffic_policy(origin: &Arc<Origin>, message: &v1::TrafficPolicy) -> Result<T
         max_requests: limit(|l| l.max_requests),
         max_retries: limit(|l| l.max_retries),
         max_connections_per_endpoint: limit(|l| l.max_connections_per_endpoint),
+        max_requests_per_endpoint: limit(|l| l.max_requests_per_endpoint),
     };
     let requests = RequestPolicy {
         rate_limit: message.rate_limit.as_ref().map(|m| rate_limit(origin, m)).transpose()?.map(Arc::new),
@@ -137,10 +138,12 @@ fn traffic_policy(origin: &Arc<Origin>, message: &v1::TrafficPolicy) -> Result<T
         hashing,
         preference,
         slow_start,
+        subset_size: message.load_balancer.as_ref().map(|said| said.subset_size).filter(|&size| size > 0),
         limits,
         outlier,
         health_check,
         circuit_breaker,
+        breaks_endpoints: message.circuit_breaker.as_ref().is_some_and(|breaker| breaker.per_endpoint),
         requests,
         proxy_protocol,
         overload,

@@ -93,7 +93,8 @@ fn mirrors(at: &str, list: &[v1::Mirror], strings: &mut Interner) -> Result<Box<
             return value(format!("{at}.service"), "", "write the NAMESPACE/NAME of a service");
         }
         let port = port(&format!("{at}.port"), mirror.port)?;
-        let key = ClusterKey { service: strings.text(&mirror.service), port };
+        let key =
+            ClusterKey { service: strings.text(&mirror.service), port, subset: strings.text(&mirror.subset) };
         Ok(MirrorSpec { key, share: share(at, mirror.share.as_ref())? })
     })
 }

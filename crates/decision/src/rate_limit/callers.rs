@@ -106,6 +106,14 @@ mod tests {
     }
 
     #[test]
+    fn who_has_not_asked_for_a_while_has_no_part() {
+        let callers = Callers::default();
+        let asking = |name: &str, nanos| callers.of(Caller::Name(name), Duration::from_secs(1), nanos).1;
+        assert_eq!((asking("one", 1), asking("other", 2)), (1, 2));
+        assert_eq!(asking("one", 2_000_000_000), 1, "the other has been away");
+    }
+
+    #[test]
     fn what_a_host_chooses_of_its_address_does_not_tell_it_apart() {
         assert_eq!(at("2001:db8:1:2::1"), at("2001:db8:1:2:a:b:c:d"));
         assert_ne!(at("2001:db8:1:2::1"), at("2001:db8:1:3::1"));

@@ -50,6 +50,24 @@ fn after(policy: RetryPolicy, failure: AttemptFailure, facts: &RequestFacts) -> 
 }
 
 #[test]
+fn a_back_off_that_ends_with_the_deadline_is_too_long() {
+    let waits = |deadline| {
+        let mut retry = Retry::begin(Some(&Arc::new(policy())), &cluster(None), Tick::ZERO);
+        let facts = RequestFacts { deadline, ..GET };
+        let failure = AttemptFailure::Reset;
+        match retry.after(failure, Some(1), &facts, Tick::ZERO, &mut SeededRng::new(1), &mut NoReasons) {
+            Decision::Again { after, .. } => Ok(after),
+            Decision::Stop(reason) => Err(reason),
+        }
+    };
+    let after = waits(None).unwrap();
+    assert!(after > Duration::ZERO);
+    let end = Tick::ZERO.after(after);
+    assert_eq!(waits(Some(end)), Err(StopReason::Deadline));
+    assert_eq!(waits(Some(end.after(Duration::from_nanos(1)))), Ok(after));
+}
+
+#[test]
 fn repeats_only_what_the_policy_names() {
     use AttemptFailure::{Connect, Grpc, PerTryTimeout, Refused, Reset, Status};
     let nothing = || RetryPolicy {

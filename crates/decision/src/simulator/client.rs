@@ -27,6 +27,7 @@ impl Client {
         if let Some(zone) = client.checked_rem(scenario.zones) {
             builder.run_at(Locality { zone: zone_name(zone).into(), region: "".into() });
         }
+        builder.run_as(&format!("proxy-{client}"));
         let rejections = builder.apply(messages(scenario));
         assert!(rejections.is_empty(), "{rejections:?}");
         let cluster = builder.build().clusters().next().map(Arc::clone).expect("the service has a port");
@@ -129,7 +130,11 @@ fn policy(scenario: &Scenario) -> v1::Policy {
     });
     let spec = v1::TrafficPolicy {
         algorithm: algorithm.into(),
-        load_balancer: Some(v1::LoadBalancer { slow_start, ..v1::LoadBalancer::default() }),
+        load_balancer: Some(v1::LoadBalancer {
+            slow_start,
+            subset_size: policies.subset_size.unwrap_or_default(),
+            ..v1::LoadBalancer::default()
+        }),
         outlier_detection,
         ..v1::TrafficPolicy::default()
     };

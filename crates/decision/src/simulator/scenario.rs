@@ -135,6 +135,8 @@ pub struct Policies {
     pub algorithm: Algorithm,
     /// How an endpoint begins; absent: with its whole weight.
     pub slow_start: Option<SlowStart>,
+    /// How many of the instances each proxy calls; absent: all.
+    pub subset_size: Option<u32>,
     /// When an endpoint is ejected.
     pub outlier_detection: Option<OutlierDetection>,
     /// When and how often an attempt is repeated.
@@ -149,6 +151,7 @@ impl Default for Policies {
         Self {
             algorithm: Algorithm::default(),
             slow_start: None,
+            subset_size: None,
             outlier_detection: None,
             retry: RetryPolicy {
                 attempts: 2,

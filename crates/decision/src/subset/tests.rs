@@ -58,7 +58,12 @@ fn cluster(snapshot: &Snapshot, subset: &str) -> Arc<Cluster> {
 /// The last bytes of the addresses of a cluster's endpoints.
 fn members(cluster: &Cluster) -> Vec<u8> {
     let set = cluster.endpoints();
-    set.all().iter().map(|e| e.address().to_string().split(':').next().unwrap().rsplit('.').next().unwrap().parse().unwrap()).collect()
+    set.all()
+        .iter()
+        .map(|e| {
+            e.address().to_string().split(':').next().unwrap().rsplit('.').next().unwrap().parse().unwrap()
+        })
+        .collect()
 }
 
 #[test]
@@ -80,7 +85,11 @@ fn a_subset_has_the_endpoints_with_all_its_labels() {
     ];
     let (_, snapshot) = world(subsets, endpoints, &[]);
     assert_eq!(members(&cluster(&snapshot, "")), [1, 2, 3, 4]);
-    assert_eq!(members(&cluster(&snapshot, "v2")), [1, 2, 4], "a label goes before what was registered as version");
+    assert_eq!(
+        members(&cluster(&snapshot, "v2")),
+        [1, 2, 4],
+        "a label goes before what was registered as version"
+    );
     assert_eq!(members(&cluster(&snapshot, "main-v2")), [1]);
     let nobody = cluster(&snapshot, "nobody");
     assert!(nobody.pick(Tick::ZERO, &mut SeededRng::new(1), &[]).is_none());
@@ -90,8 +99,7 @@ fn a_subset_has_the_endpoints_with_all_its_labels() {
 #[test]
 fn weights_are_across_subsets_and_not_across_endpoints() {
     let endpoints = (1..=9).map(|n| versioned(n, "v1")).chain([versioned(10, "v2")]).collect();
-    let subsets =
-        vec![subset("v1", &[("version", "v1")], false), subset("v2", &[("version", "v2")], false)];
+    let subsets = vec![subset("v1", &[("version", "v1")], false), subset("v2", &[("version", "v2")], false)];
     let (_, snapshot) = world(subsets, endpoints, &[("v1", 50), ("v2", 50)]);
     let request = OwnedRequest::get("h", "/");
     let Routed::Matched(matched) = snapshot.bindings()[0].route(&request, None, &mut NoReasons) else {
@@ -138,7 +146,12 @@ fn that_one_version_fails_says_nothing_about_the_others() {
         trials: 1,
         ..Default::default()
     };
-    let outlier = v1::OutlierDetection { consecutive_5xx: 2, base_ejection_time_ms: 1_000, max_ejection_percent: 100, ..Default::default() };
+    let outlier = v1::OutlierDetection {
+        consecutive_5xx: 2,
+        base_ejection_time_ms: 1_000,
+        max_ejection_percent: 100,
+        ..Default::default()
+    };
     let traffic = v1::TrafficPolicy {
         circuit_breaker: Some(breaker),
         outlier_detection: Some(outlier),
@@ -174,11 +187,15 @@ fn a_subset_that_goes_takes_its_backends_along_and_nobody_else() {
     let (mut builder, before) = world(one(), vec![versioned(1, "v1")], &[("v1", 1)]);
     let whole = cluster(&before, "");
     let after = build(&mut builder, [service_change(&service("ns/a", &[("", 80)]))]);
-    let route = |snapshot: &Snapshot| snapshot.routes().next().unwrap().rules[0].backends[0].cluster().is_some();
+    let route =
+        |snapshot: &Snapshot| snapshot.routes().next().unwrap().rules[0].backends[0].cluster().is_some();
     assert!(route(&before) && !route(&after));
     assert!(Arc::ptr_eq(&whole, &cluster(&after, "")));
     let changed = vec![subset("v1", &[("version", "v3")], false)];
-    let again = build(&mut builder, [service_change(&v1::Service { subsets: changed, ..service("ns/a", &[("", 80)]) })]);
+    let again = build(
+        &mut builder,
+        [service_change(&v1::Service { subsets: changed, ..service("ns/a", &[("", 80)]) })],
+    );
     assert!(route(&again) && members(&cluster(&again, "v1")).is_empty());
 }
 

@@ -294,8 +294,9 @@ impl<'a> Attempts<'a> {
         let worker = &self.conn.worker;
         if let Some(ticket) = self.ticket.take_if(|ticket| which(ticket)) {
             let call = Call { failed: answer.outcome == AttemptOutcome::Failure, took: answer.took };
+            let endpoint = ticket.endpoint().cloned();
             if let Some(state) = ticket.ended(call, now, &mut *worker.rng.borrow_mut()) {
-                worker.breaker_changed(cluster, state);
+                worker.breaker_changed(cluster, endpoint.as_deref(), state);
             }
         }
     }
@@ -356,23 +357,27 @@ impl<'a> Attempts<'a> {
         self.ticket = None;
         self.ticket = decide!(journey, |reasons| cluster.try_call(now, reasons))
             .map_err(|cause| Failure::local(cause).because(Arc::clone(&cluster.key.service)))?;
-        if let Some(change) = self.ticket.as_ref().and_then(Ticket::change) {
-            worker.breaker_changed(cluster, change);
+        if let Some(ticket) = &self.ticket {
+            worker.breaker_begins(cluster, ticket);
         }
         let rng = &mut *worker.rng.borrow_mut();
         let tried = &self.tried;
         let wanted = self.affinity.map_or(Wanted { tried, ..Wanted::default() }, |found| found.wanted(tried));
-        let mut picked = decide!(journey, |reasons| cluster.choose(now, rng, &wanted, reasons));
+        let called = decide!(journey, |reasons| cluster.call(now, rng, &wanted, reasons));
+        let (mut picked, mut ticket) =
+            called.map_err(|cause| Failure::local(cause).because(Arc::clone(&cluster.key.service)))?;
         let unreached = self.repeats.unreached();
-        if picked.as_ref().is_some_and(|picked| unreached.contains(&picked.endpoint.id))
+        if unreached.contains(&picked.endpoint.id)
             && let Some(endpoint) = cluster.pick_beside(rng, unreached)
         {
-            picked = Some(Picked { endpoint, trial: None });
+            (picked, ticket) = (Picked { endpoint, trial: None }, None);
         }
-        let Some(Picked { endpoint, trial }) = picked else {
-            return Err(Failure::local(Cause::NoHealthyUpstream).because(Arc::clone(&cluster.key.service)));
-        };
+        let Picked { endpoint, trial } = picked;
         self.trial = trial;
+        if let Some(ticket) = ticket {
+            worker.breaker_begins(cluster, &ticket);
+            self.ticket = Some(ticket);
+        }
         self.tried.push(endpoint.id);
         self.endpoint = Some(endpoint);
         Ok(())

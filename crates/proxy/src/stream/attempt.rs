@@ -133,11 +133,19 @@ fn pick(
 ) -> Result<(Option<Ticket>, Option<Picked>), Cause> {
     let (worker, cluster) = (cx.worker, way.cluster);
     let ticket = cluster.try_call(now, &mut NoReasons)?;
-    if let Some(change) = ticket.as_ref().and_then(Ticket::change) {
-        worker.breaker_changed(cluster, change);
+    if let Some(ticket) = &ticket {
+        worker.breaker_begins(cluster, ticket);
     }
-    let picked = cluster.choose(now, &mut *worker.rng.borrow_mut(), wanted, &mut NoReasons);
-    Ok((ticket, picked.filter(|picked| !wanted.tried.contains(&picked.endpoint.id))))
+    let called = cluster.call(now, &mut *worker.rng.borrow_mut(), wanted, &mut NoReasons);
+    let (picked, own) = match called {
+        Ok(called) => called,
+        Err(Cause::NoHealthyUpstream) => return Ok((ticket, None)),
+        Err(cause) => return Err(cause),
+    };
+    if let Some(own) = &own {
+        worker.breaker_begins(cluster, own);
+    }
+    Ok((own.or(ticket), Some(picked).filter(|picked| !wanted.tried.contains(&picked.endpoint.id))))
 }
 
 async fn once(
@@ -208,8 +216,9 @@ fn observe(
     }
     worker.shifted(way.cluster, way.cluster.record(endpoint, &answer, now));
     let call = Call { failed: outcome == AttemptOutcome::Failure, took };
-    let ended = ticket.and_then(|ticket| ticket.ended(call, now, &mut *worker.rng.borrow_mut()));
-    if let Some(state) = ended {
-        worker.breaker_changed(way.cluster, state);
+    let Some(ticket) = ticket else { return };
+    let of = ticket.endpoint().cloned();
+    if let Some(state) = ticket.ended(call, now, &mut *worker.rng.borrow_mut()) {
+        worker.breaker_changed(way.cluster, of.as_deref(), state);
     }
 }

@@ -23,7 +23,7 @@ pub use health_check::{GrpcHealthCheck, HealthCheck, HttpHealthCheck, StatusRang
 pub(super) use load_balancer::TOKEN;
 pub use load_balancer::{
     Failover, FailoverPreference, FailoverPriority, HashRule, HashRuleType, LoadBalancer,
-    LoadBalancerAlgorithm,
+    LoadBalancerAlgorithm, Subsetting,
 };
 pub use overload::{AdaptiveConcurrency, Overload, OverloadPriority, OverloadQueue, PriorityRule};
 pub use slow_start::{Aggression, SlowStart};
@@ -82,6 +82,8 @@ record! {
     pub struct EndpointLimits {
         /// Connections.
         pub max_connections: Option<u32> as "maxConnections" [1..=u32::MAX.into()],
+        /// Requests. One that is at it is passed by while another is not; where all are, requests are refused.
+        pub max_requests: Option<u32> as "maxRequests" [1..=u32::MAX.into()],
     }
 }
 
@@ -140,6 +142,8 @@ record! {
 record! {
     /// When a service is not called for a while, since it mostly fails or has become too slow.
     pub struct CircuitBreaker {
+        /// What each breaker is about; `Service` when absent.
+        pub per: Option<BreakerScope>,
         /// Who decides; `Enforce` when absent.
         pub mode: Option<BreakerMode>,
         /// The calls that are looked at; those of the last ten seconds when absent.
@@ -156,6 +160,16 @@ record! {
         pub max_open_time: Option<GatewayDuration> as "maxOpenTime",
         /// How many calls are tried then; 5 when absent.
         pub trials: Option<u32> [1..=1_000],
+    }
+}
+
+choice! {
+    /// What a circuit breaker is about.
+    pub enum BreakerScope {
+        /// Each port of a service: while it is open nobody calls it.
+        Service = "Service",
+        /// Each endpoint: while it is open others are called.
+        Endpoint = "Endpoint",
     }
 }
 
@@ -451,7 +465,8 @@ impl TrafficPolicy {
         let empty = [
             (limits.filter(|limits| limits.is_empty()).map(|limits| limits.span), "limits", "maxRequests"),
             (
-                each.filter(|each| each.max_connections.is_none()).map(|each| each.span),
+                each.filter(|each| each.max_connections.is_none() && each.max_requests.is_none())
+                    .map(|each| each.span),
                 "limits.perEndpoint",
                 "maxConnections",
             ),

@@ -103,7 +103,7 @@ fn prints_json_that_reads_back_as_the_same_object() {
 /// What has no place beside a hash.
 #[test]
 fn a_balancer_without_a_hash_reads_back_from_its_json() {
-    let spec = "{targetRefs: [{group: '', kind: Service, name: s}], loadBalancer: {algorithm: LeastRequest, slowStart: {window: 30s, aggression: 1.5, minWeightPercent: 5}}}";
+    let spec = "{targetRefs: [{group: '', kind: Service, name: s}], loadBalancer: {algorithm: LeastRequest, slowStart: {window: 30s, aggression: 1.5, minWeightPercent: 5}, subsetting: {size: 20}}}";
     let policy = format!(
         "apiVersion: meshwork.dev/v1alpha1\nkind: TrafficPolicy\nmetadata: {{name: p}}\nspec: {spec}"
     );

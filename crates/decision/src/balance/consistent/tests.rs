@@ -183,3 +183,15 @@ fn a_hot_key_overflows_to_the_same_others_in_turn() {
         assert_eq!(consistent(&regard(&set, &[]), key(1), None).unwrap().id, home, "without a bound");
     }
 }
+
+#[test]
+fn the_bound_is_an_even_load_of_those_that_are_not_ejected() {
+    let endpoints: Vec<_> = (1..=3).map(|id| endpoint(id, 1)).collect();
+    let set = EndpointSet::shaped(endpoints, Some(Shape::Ring));
+    let [one, other, out] = set.pickable() else { panic!("three") };
+    out.stats.standing.eject_until(1_000);
+    let _busy: Vec<_> = (0..5).flat_map(|_| [one.begin(), other.begin()]).collect();
+    // Eleven with the one to come: six for each of two, and not four for each of three.
+    let bound = Bound::new(&regard(&set, &[]), 100);
+    assert!(bound.has_room(one) && bound.has_room(other));
+}

@@ -264,11 +264,41 @@ fn where_a_hash_leads_does_not_hang_on_who_began() {
     let endpoints: Vec<_> = (1..=3).map(|id| crate::tests::endpoint(id, 1)).collect();
     let sight = crate::endpoint::Sight {
         place: &crate::preference::Locality::default(),
-        preference: &crate::preference::Preference::default(),
+        preference: &Arc::default(),
         shape: Some(super::super::Shape::Maglev),
         slow_start: Some(POLICY),
+        subsetting: None,
     };
     let set = crate::endpoint::EndpointSet::seen(endpoints, &sight);
     set.all()[0].stats.begun.at(at(50));
     assert!(set.shares(at(60)).is_none());
+}
+
+#[test]
+fn of_two_the_one_that_begins_is_not_forced_upon_requests() {
+    for (algorithm, wire) in &ALGORITHMS[..2] {
+        let mut world = World::new(*wire, fleet(1));
+        world.loads(at(100));
+        world.now_has(fleet(2));
+        let _busy = world.cluster.endpoints().all()[0].begin();
+        let newcomer = world.loads(at(200))[1];
+        assert!((20..100).contains(&newcomer), "{algorithm:?}: it is free, and begins: {newcomer}");
+    }
+}
+
+#[test]
+fn where_all_are_young_requests_under_way_weigh_as_ever() {
+    let mut world = World::new(v1::traffic_policy::Algorithm::PeakEwma, fleet(1));
+    world.loads(at(100));
+    world.now_has(fleet(2));
+    let now = at(102);
+    world.loads(now);
+    let set = world.cluster.endpoints();
+    let [fast, slow] = set.all() else { panic!("two") };
+    for (endpoint, millis) in [(fast, 10), (slow, 50)] {
+        let took = Duration::from_millis(millis);
+        endpoint.stats.load.record(&Answer::new(AttemptOutcome::Success, took), now);
+    }
+    let _two = [fast.begin(), fast.begin()];
+    assert_eq!(world.loads(now), [200, 0], "three times 10 ms are less than 50");
 }

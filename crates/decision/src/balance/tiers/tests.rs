@@ -10,7 +10,7 @@ use crate::builder::{Change, SnapshotBuilder};
 use crate::cluster::{Algorithm, Cluster, Wanted};
 use crate::load::Answer;
 use crate::outlier::AttemptOutcome;
-use crate::preference::Prefer;
+use crate::preference::{Locality, Prefer};
 use crate::reasons::{Explanation, NoReasons};
 use crate::tests::{build, key, service, service_change, slice, wire_endpoint};
 
@@ -34,6 +34,24 @@ fn load_spills_as_health_falls_and_comes_back() {
     }
     assert_eq!(shares(&[(5, 100), (0, 100), (65, 100)], 140).to_vec(), [72, 0, 928]);
     assert_eq!(shares(&[(50, 100), (50, 100)], 100).to_vec(), [500, 500], "without reserve");
+    assert_eq!(shares(&[(1, 10_000), (0, 10)], 140).to_vec(), [1000, 0], "whoever is well carries something");
+}
+
+#[test]
+fn one_failure_is_the_balancer_s_business_and_two_in_a_row_are_the_tier_s() {
+    let endpoints = [(0, "r", ""), (0, "r", ""), (1, "r", "")];
+    let World { cluster, .. } = world(&endpoints, algorithm(Algorithm::PeakEwma));
+    let endpoint = Arc::clone(&cluster.endpoints().all()[0]);
+    let fails =
+        |now| cluster.record(&endpoint, &Answer::new(AttemptOutcome::Failure, Duration::from_millis(1)), now);
+    let well = |now| cluster.tiers(now)[0].well;
+    let first = Tick::ZERO.after(Duration::from_secs(1));
+    fails(first);
+    assert_eq!(well(first), 2);
+    let second = first.after(Duration::from_millis(50));
+    fails(second);
+    assert_eq!(well(second), 1, "its trial has failed too");
+    assert_eq!(well(second.after(Duration::from_millis(100))), 2, "its rest is over");
 }
 
 proptest! {

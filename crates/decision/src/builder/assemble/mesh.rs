@@ -40,9 +40,10 @@ impl Built {
         let touched = |spec: &ServiceSpec| {
             changed.services.contains(&spec.name)
                 || replaced.parents.contains(&Parent::Service(Arc::clone(&spec.name)))
-                || spec.ports.iter().any(|p| {
-                    replaced.clusters.contains(&ClusterKey::whole(Arc::clone(&spec.name), p.port))
-                })
+                || spec
+                    .ports
+                    .iter()
+                    .any(|p| replaced.clusters.contains(&ClusterKey::whole(Arc::clone(&spec.name), p.port)))
         };
         let with_ports = held.services.values().filter(|spec| !spec.ports.is_empty());
         with_ports

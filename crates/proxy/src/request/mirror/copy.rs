@@ -151,14 +151,19 @@ impl Copy {
 
     async fn once(&mut self) -> Result<(u16, AttemptOutcome), Lost> {
         let (_permit, ticket) = self.admitted()?;
-        let picked = {
+        let called = {
             let wanted = Wanted { hash: self.hash, ..Wanted::default() };
             let rng = &mut *self.worker.rng.borrow_mut();
-            self.cluster.choose(self.worker.now(), rng, &wanted, &mut NoReasons)
+            self.cluster.call(self.worker.now(), rng, &wanted, &mut NoReasons)
         };
-        let Some(Picked { endpoint, trial }) = picked else {
-            return Err(Lost::Failed(Failure::local(Cause::NoHealthyUpstream)));
-        };
+        let (Picked { endpoint, trial }, own) = called.map_err(|cause| match cause {
+            Cause::NoHealthyUpstream => Lost::Failed(Failure::local(cause)),
+            cause => Lost::Refused(cause),
+        })?;
+        if let Some(own) = &own {
+            self.worker.breaker_begins(&self.cluster, own);
+        }
+        let ticket = own.or(ticket);
         let (began, _in_flight) = (self.worker.now(), endpoint.begin());
         let mut carried = Carried { tap: self.tap.take(), ..Carried::default() };
         let done = match self.end.map(|end| end.since(began)) {
@@ -190,8 +195,8 @@ impl Copy {
         let permit =
             limited.then(|| self.cluster.admit(Limited::Request)).transpose().map_err(Lost::Refused)?;
         let ticket = self.cluster.try_call(self.worker.now(), &mut NoReasons).map_err(Lost::Refused)?;
-        if let Some(change) = ticket.as_ref().and_then(Ticket::change) {
-            self.worker.breaker_changed(&self.cluster, change);
+        if let Some(ticket) = &ticket {
+            self.worker.breaker_begins(&self.cluster, ticket);
         }
         Ok((permit, ticket))
     }
@@ -207,8 +212,9 @@ impl Copy {
     fn conclude(&self, ticket: Option<Ticket>, answer: &Answer, now: Tick) {
         let Some(ticket) = ticket else { return };
         let call = Call { failed: answer.outcome == AttemptOutcome::Failure, took: answer.took };
+        let endpoint = ticket.endpoint().cloned();
         if let Some(change) = ticket.ended(call, now, &mut *self.worker.rng.borrow_mut()) {
-            self.worker.breaker_changed(&self.cluster, change);
+            self.worker.breaker_changed(&self.cluster, endpoint.as_deref(), change);
         }
     }
 

@@ -23,6 +23,17 @@ record! {
         /// How an endpoint that has just begun gets a share that grows; with its whole weight when absent. Not for
         /// `RingHash` and `Maglev`.
         pub slow_start: Option<Spanned<SlowStart>> as "slowStart",
+        /// How many of the endpoints each proxy calls; all when absent. Not for `RingHash` and `Maglev`.
+        pub subsetting: Option<Spanned<Subsetting>>,
+    }
+}
+
+record! {
+    /// Each proxy calls a part of the endpoints, drawn by its identity: for fleets so large that not every proxy can have
+    /// a connection to every endpoint.
+    pub struct Subsetting {
+        /// How many; where there are zones or priorities, of each.
+        pub size: u32 [1..=100_000],
     }
 }
 
@@ -124,15 +135,21 @@ impl LoadBalancerAlgorithm {
 pub(in crate::kinds) const TOKEN: &str = "use letters, digits and any of !#$%&'*+-.^_`|~";
 
 pub(super) fn validate(balancer: &Spanned<LoadBalancer>, cx: &mut Cx) {
-    if balancer.algorithm.is_none() && balancer.failover.is_none() && balancer.slow_start.is_none() {
+    let beside = balancer.slow_start.is_some() || balancer.subsetting.is_some();
+    if balancer.algorithm.is_none() && balancer.failover.is_none() && !beside {
         let message = "`loadBalancer` says nothing";
         cx.error(balancer.span, codes::MISSING_FIELD, message).help =
-            Some("write `algorithm`, `failover`, `slowStart`, or several of them".to_owned());
+            Some("write `algorithm`, `failover`, `slowStart`, `subsetting`, or several of them".to_owned());
     }
     let algorithm = balancer.algorithm.unwrap_or(LoadBalancerAlgorithm::PeakEwma);
     if let Some(slow_start) = &balancer.slow_start {
         let hashing = algorithm.is_hashing().then(|| algorithm.to_string());
         slow_start::validate(slow_start, hashing.as_deref(), cx);
+    }
+    if let Some(subsetting) = balancer.subsetting.as_ref().filter(|_| algorithm.is_hashing()) {
+        let message = format!("`loadBalancer.subsetting` has no meaning for `algorithm: {algorithm}`");
+        cx.error(subsetting.span, codes::CONFLICTING_FIELDS, message).help =
+            Some("a hash leads to the same endpoint from every proxy; remove it".to_owned());
     }
     if !algorithm.is_hashing() {
         let policy = balancer.hash_policy.first().map(|rule| (rule.span, "hashPolicy"));

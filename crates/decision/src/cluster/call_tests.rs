@@ -1,0 +1,189 @@
+//! Calls, where endpoints have breakers and limits of their own.
+
+use meshwork_base::SeededRng;
+use meshwork_messages::v1;
+use proptest::prelude::*;
+
+use super::*;
+use crate::Change;
+use crate::breaker::{BreakerCause, BreakerState, Call};
+use crate::builder::SnapshotBuilder;
+use crate::endpoint::InFlight;
+use crate::tests::{build, key, service, service_change, slice, wire_endpoint};
+
+const TOOK: Duration = Duration::from_millis(1);
+
+/// So many endpoints of a service with this policy.
+fn cluster(count: u32, traffic: v1::TrafficPolicy) -> Arc<Cluster> {
+    let target = v1::policy::Target { kind: "Service".into(), name: "ns/a".into(), section: String::new() };
+    let spec = Some(v1::policy::Spec::Traffic(traffic));
+    let policy = v1::Policy { source: None, targets: vec![target], spec };
+    let endpoints = (1..=count).map(|n| wire_endpoint(&format!("10.0.0.{n}"))).collect();
+    let changes = [
+        service_change(&service("ns/a", &[("", 80)])),
+        slice("ns/a-1", "ns/a", ("", 80), endpoints),
+        Change::upsert("TrafficPolicy/ns/p", "1", &policy),
+    ];
+    let snapshot = build(&mut SnapshotBuilder::new(), changes);
+    Arc::clone(snapshot.cluster(&key("ns/a", 80)).expect("a cluster"))
+}
+
+fn breaking(count: u32, trials: u32) -> Arc<Cluster> {
+    let breaker = v1::CircuitBreaker {
+        window_calls: 10,
+        minimum_calls: 2,
+        failure_percent: 50,
+        open_ms: 1_000,
+        max_open_ms: 1_000,
+        trials,
+        per_endpoint: true,
+        ..Default::default()
+    };
+    cluster(count, v1::TrafficPolicy { circuit_breaker: Some(breaker), ..Default::default() })
+}
+
+struct Caller {
+    cluster: Arc<Cluster>,
+    rng: SeededRng,
+}
+
+impl Caller {
+    fn new(cluster: &Arc<Cluster>) -> Self {
+        Self { cluster: Arc::clone(cluster), rng: SeededRng::new(3) }
+    }
+
+    fn call(&mut self, now: Tick) -> Result<(Picked, Option<Ticket>), Cause> {
+        self.cluster.call(now, &mut self.rng, &Wanted::default(), &mut NoReasons)
+    }
+
+    /// Calls until the breaker of this endpoint has opened.
+    fn trip(&mut self, id: u64, now: Tick) {
+        for _ in 0..200 {
+            let Ok((picked, ticket)) = self.call(now) else { return };
+            let ticket = ticket.expect("a policy asks for it");
+            assert_eq!(ticket.endpoint().map(|of| of.id), Some(picked.endpoint.id));
+            let failed = picked.endpoint.id == id;
+            let change = ticket.ended(Call { failed, took: TOOK }, now, &mut self.rng);
+            if let Some(change) = change {
+                assert_eq!((change.state, change.cause), (BreakerState::Open, BreakerCause::FailureRate));
+                return assert!(failed);
+            }
+        }
+        panic!("it never opened");
+    }
+}
+
+fn ids(cluster: &Cluster) -> Vec<u64> {
+    cluster.endpoints().all().iter().map(|endpoint| endpoint.id).collect()
+}
+
+#[test]
+fn an_endpoint_whose_breaker_is_open_is_passed_by_until_its_trials_went_well() {
+    let cluster = breaking(3, 2);
+    let mut caller = Caller::new(&cluster);
+    let (ill, now) = (ids(&cluster)[0], Tick::from_nanos(1));
+    caller.trip(ill, now);
+    for _ in 0..100 {
+        assert_ne!(caller.call(now).unwrap().0.endpoint.id, ill);
+    }
+    assert_eq!(cluster.breaker(now).state, BreakerState::Closed, "the service has none");
+    // Its open time is over: exactly two are tried, and they decide.
+    let later = now.after(Duration::from_secs(1));
+    let mut trials = Vec::new();
+    for _ in 0..200 {
+        let (picked, ticket) = caller.call(later).unwrap();
+        if picked.endpoint.id == ill {
+            trials.push(ticket.filter(Ticket::is_trial).expect("a trial"));
+        }
+    }
+    assert_eq!(trials.len(), 2);
+    // One that ends without a word gives its place to another.
+    drop(trials.pop());
+    let again = (0..200).filter_map(|_| caller.call(later).ok());
+    let again: Vec<_> = again.filter(|(picked, _)| picked.endpoint.id == ill).collect();
+    assert_eq!(again.len(), 1);
+    trials.extend(again.into_iter().filter_map(|(_, ticket)| ticket));
+    let ended =
+        trials.into_iter().map(|t| t.ended(Call { failed: false, took: TOOK }, later, &mut caller.rng));
+    let changes: Vec<_> = ended.flatten().map(|change| change.state).collect();
+    assert_eq!(changes, [BreakerState::Closed]);
+    assert!((0..100).any(|_| caller.call(later).unwrap().0.endpoint.id == ill));
+}
+
+#[test]
+fn one_that_is_open_is_unwell_until_a_trial_is_due() {
+    let cluster = breaking(2, 1);
+    let mut caller = Caller::new(&cluster);
+    let (ids, now) = (ids(&cluster), Tick::from_nanos(1));
+    caller.trip(ids[0], now);
+    let endpoint = Arc::clone(&cluster.endpoints().all()[0]);
+    let later = now.after(Duration::from_secs(1));
+    assert!(endpoint.stats.breaker.is_open(now) && !endpoint.stats.breaker.is_open(later), "a trial is due");
+    assert!(endpoint.stats.breaker.is_tripped());
+}
+
+#[test]
+fn where_the_breakers_of_all_are_open_calls_are_refused_also_in_panic() {
+    let cluster = breaking(2, 1);
+    let mut caller = Caller::new(&cluster);
+    let now = Tick::from_nanos(1);
+    for id in ids(&cluster) {
+        caller.trip(id, now);
+    }
+    assert_eq!(caller.call(now).unwrap_err(), Cause::CircuitBreaker);
+    assert_eq!(cluster.refused_by_breaker(), 1);
+    let set = cluster.endpoints();
+    set.all().iter().for_each(|endpoint| endpoint.stats.standing.eject_until(u64::MAX));
+    assert!(cluster.panics(now));
+    assert_eq!(caller.call(now).unwrap_err(), Cause::CircuitBreaker);
+}
+
+#[test]
+fn another_instance_and_one_that_is_taken_in_again_begin_with_a_closed_breaker() {
+    let cluster = breaking(2, 1);
+    let mut caller = Caller::new(&cluster);
+    let (ill, now) = (ids(&cluster)[0], Tick::from_nanos(1));
+    caller.trip(ill, now);
+    let endpoint = Arc::clone(&cluster.endpoints().all()[0]);
+    endpoint.stats.forgive();
+    assert!((0..100).any(|_| caller.call(now).unwrap().0.endpoint.id == ill));
+    caller.trip(ill, now);
+    assert!(endpoint.stats.breaker.is_tripped(), "and it opens again");
+}
+
+proptest! {
+    /// Whatever begins and ends: nobody has more than its limit, and none is refused while somebody is below it.
+    #[test]
+    fn requests_go_where_there_is_room(
+        count in 1u32..6,
+        most in 1u32..4,
+        steps in prop::collection::vec((any::<bool>(), any::<prop::sample::Index>()), 1..60),
+    ) {
+        let limits = v1::Limits { max_requests_per_endpoint: most, ..Default::default() };
+        let cluster = cluster(count, v1::TrafficPolicy { limits: Some(limits), ..Default::default() });
+        let mut caller = Caller::new(&cluster);
+        let mut held: Vec<InFlight> = Vec::new();
+        let mut refused = 0;
+        for (begins, which) in steps {
+            if !begins {
+                if !held.is_empty() {
+                    held.swap_remove(which.index(held.len()));
+                }
+                continue;
+            }
+            let room = held.len() < (count * most) as usize;
+            match caller.call(Tick::from_nanos(1)) {
+                Ok((picked, ticket)) => {
+                    prop_assert!(room && ticket.is_none());
+                    held.push(picked.endpoint.begin());
+                }
+                Err(cause) => {
+                    refused += 1;
+                    prop_assert_eq!((cause, room), (Cause::MaxRequests, false));
+                }
+            }
+            prop_assert!(cluster.endpoints().all().iter().all(|e| e.stats.in_flight() <= most));
+        }
+        prop_assert_eq!(cluster.refused(Limited::Request), refused);
+    }
+}

@@ -1,0 +1,210 @@
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use meshwork_base::{SeededRng, Tick};
+use meshwork_messages::v1;
+use proptest::prelude::*;
+
+use super::*;
+use crate::Change;
+use crate::builder::SnapshotBuilder;
+use crate::cluster::{Cluster, Wanted};
+use crate::load::Answer;
+use crate::outlier::AttemptOutcome;
+use crate::reasons::{Explanation, NoReasons};
+use crate::tests::{build, endpoint, key, service, service_change, slice, wire_endpoint};
+
+fn fleet(ids: impl IntoIterator<Item = u64>) -> Vec<Arc<Endpoint>> {
+    ids.into_iter().map(|id| endpoint(id, 1)).collect()
+}
+
+fn chosen(of: &[Arc<Endpoint>], size: u32, proxy: u64) -> BTreeSet<u64> {
+    let subsetting = Subsetting { size, seed: seed(&format!("proxy-{proxy}")) };
+    subsetting.of(of.iter()).into_iter().map(|endpoint| endpoint.id).collect()
+}
+
+proptest! {
+    #[test]
+    fn who_comes_or_goes_changes_one_place_at_most(
+        ids in prop::collection::btree_set(1u64..5_000, 2..60),
+        size in 1u32..20,
+        proxy: u64,
+        which: prop::sample::Index,
+    ) {
+        let all = fleet(ids.iter().copied());
+        let gone = *which.get(&ids.iter().copied().collect::<Vec<_>>());
+        let fewer: Vec<_> = all.iter().filter(|endpoint| endpoint.id != gone).cloned().collect();
+        let (with, without) = (chosen(&all, size, proxy), chosen(&fewer, size, proxy));
+        prop_assert_eq!(with.len(), all.len().min(size as usize));
+        prop_assert_eq!(without.len(), fewer.len().min(size as usize));
+        let leaves: Vec<_> = with.difference(&without).copied().collect();
+        prop_assert_eq!(leaves, if with.contains(&gone) { vec![gone] } else { vec![] });
+        prop_assert!(without.difference(&with).count() <= 1);
+        prop_assert_eq!(with, chosen(&all.into_iter().rev().collect::<Vec<_>>(), size, proxy), "whatever the order");
+    }
+
+    /// Each endpoint is in as many subsets as chance has it, within six standard deviations of a binomial.
+    #[test]
+    fn endpoints_are_spread_over_proxies(
+        count in 10u64..60,
+        proxies in 20u64..100,
+        size in 1u32..40,
+        first: u32,
+    ) {
+        let all = fleet(1..=count);
+        let mut subsets = vec![0_u32; all.len() + 1];
+        for proxy in 0..proxies {
+            for id in chosen(&all, size, u64::from(first) + proxy) {
+                subsets[usize::try_from(id).unwrap()] += 1;
+            }
+        }
+        let part = f64::from(size).min(count as f64) / count as f64;
+        let mean = proxies as f64 * part;
+        let bound = 6.0 * (mean * (1.0 - part)).sqrt() + 2.0;
+        for subsets in &subsets[1..] {
+            prop_assert!((f64::from(*subsets) - mean).abs() <= bound, "{} of {} ± {}", subsets, mean, bound);
+        }
+    }
+
+    /// As many as wanted are called, as long as there are so many that are not ejected; these keep their places.
+    #[test]
+    fn ejected_ones_are_replaced(
+        ejected in prop::collection::btree_set(1u64..40, 0..39),
+        size in 1u32..20,
+        proxy: u64,
+    ) {
+        let all = fleet(1..40);
+        let before = chosen(&all, size, proxy);
+        for endpoint in all.iter().filter(|endpoint| ejected.contains(&endpoint.id)) {
+            endpoint.stats.standing.eject_until(1_000);
+        }
+        let after = chosen(&all, size, proxy);
+        prop_assert!(before.is_subset(&after), "for their trials: {before:?} {after:?}");
+        let called = after.difference(&ejected).count();
+        prop_assert_eq!(called, (size as usize).min(39 - ejected.len()));
+    }
+}
+
+/// Service `ns/a` with so many endpoints in each zone, of which each proxy calls so many; this one runs in `z0`.
+fn world(zones: &[u32], size: u32) -> (SnapshotBuilder, Arc<Cluster>) {
+    let outlier = v1::OutlierDetection {
+        consecutive_5xx: 1,
+        base_ejection_time_ms: 1_000,
+        max_ejection_time_ms: 1_000,
+        max_ejection_percent: 100,
+        ..Default::default()
+    };
+    let traffic = v1::TrafficPolicy {
+        algorithm: v1::traffic_policy::Algorithm::RoundRobin.into(),
+        load_balancer: Some(v1::LoadBalancer { subset_size: size, ..Default::default() }),
+        outlier_detection: Some(outlier),
+        ..Default::default()
+    };
+    let target = v1::policy::Target { kind: "Service".into(), name: "ns/a".into(), section: String::new() };
+    let spec = Some(v1::policy::Spec::Traffic(traffic));
+    let policy = v1::Policy { source: None, targets: vec![target], spec };
+    let changes = [
+        service_change(&service("ns/a", &[("", 80)])),
+        slice("ns/a-1", "ns/a", ("", 80), endpoints(zones)),
+        Change::upsert("TrafficPolicy/ns/p", "1", &policy),
+    ];
+    let mut builder = SnapshotBuilder::new();
+    builder.run_at(Locality { zone: "z0".into(), region: "".into() });
+    builder.run_as("proxy");
+    let snapshot = build(&mut builder, changes);
+    let cluster = Arc::clone(snapshot.cluster(&key("ns/a", 80)).expect("a cluster"));
+    (builder, cluster)
+}
+
+fn endpoints(zones: &[u32]) -> Vec<v1::Endpoint> {
+    let of = |(zone, count): (usize, &u32)| {
+        (1..=*count).map(move |n| v1::Endpoint {
+            zone: format!("z{zone}"),
+            ..wire_endpoint(&format!("10.{zone}.0.{n}"))
+        })
+    };
+    zones.iter().enumerate().flat_map(of).collect()
+}
+
+fn called(cluster: &Cluster, now: Tick, requests: u32) -> BTreeSet<String> {
+    let mut rng = SeededRng::new(2);
+    let mut pick = || cluster.choose(now, &mut rng, &Wanted::default(), &mut NoReasons).expect("somebody");
+    (0..requests).map(|_| pick().endpoint.address().to_string()).collect()
+}
+
+#[test]
+fn a_proxy_calls_its_part_and_ejections_pull_in_others() {
+    let (_, cluster) = world(&[30], 4);
+    let now = Tick::from_nanos(1);
+    let part = called(&cluster, now, 100);
+    assert_eq!(part.len(), 4);
+    let failing = cluster.endpoints().pickable()[0].clone();
+    let took = Duration::from_millis(1);
+    let shifts = cluster.record(&failing, &Answer::new(AttemptOutcome::Failure, took), now);
+    assert_eq!(shifts.len(), 1);
+    let others = called(&cluster, now, 100);
+    assert_eq!(others.len(), 4, "another has its place");
+    assert_eq!(others.intersection(&part).count(), 3);
+    assert!(!others.contains(&failing.address().to_string()));
+    // Its trial goes well: the other leaves again.
+    let later = now.after(Duration::from_secs(1));
+    let mut rng = SeededRng::new(1);
+    let mut trial = None;
+    while trial.is_none() {
+        trial = cluster.choose(later, &mut rng, &Wanted::default(), &mut NoReasons).expect("somebody").trial;
+    }
+    cluster.tried(trial.unwrap(), &Answer::new(AttemptOutcome::Success, took), later);
+    assert_eq!(called(&cluster, later, 100), part);
+}
+
+#[test]
+fn each_zone_has_its_part_and_is_as_well_as_all_of_it_is() {
+    let (mut builder, cluster) = world(&[20, 20], 5);
+    let now = Tick::from_nanos(1);
+    assert_eq!(cluster.endpoints().pickable().len(), 10);
+    let near = called(&cluster, now, 200);
+    assert!(near.len() == 5 && near.iter().all(|address| address.starts_with("10.0.")), "{near:?}");
+    let state = |now| {
+        cluster.tiers(now).into_iter().map(|tier| (tier.well, tier.members, tier.share)).collect::<Vec<_>>()
+    };
+    assert_eq!(state(now), [(5, 5, 1_000), (5, 5, 0)]);
+    // Half of the zone fails its checks: five of ten are well.
+    let half: Vec<_> = endpoints(&[20, 20])
+        .into_iter()
+        .enumerate()
+        .map(|(at, endpoint)| v1::Endpoint {
+            health: if at < 10 { v1::endpoint::Health::Unhealthy } else { v1::endpoint::Health::Healthy }
+                .into(),
+            ..endpoint
+        })
+        .collect();
+    build(&mut builder, [slice("ns/a-1", "ns/a", ("", 80), half)]);
+    let later = now.after(Duration::from_secs(1));
+    assert_eq!(state(later), [(5, 10, 700), (5, 5, 300)]);
+}
+
+#[test]
+fn a_session_that_another_proxy_began_holds() {
+    let (_, cluster) = world(&[30], 4);
+    let now = Tick::from_nanos(1);
+    let set = cluster.endpoints();
+    let beyond = set.all().iter().find(|endpoint| set.is_beyond(endpoint)).expect("26 are");
+    let wanted = Wanted { session: Some(beyond.id), ..Wanted::default() };
+    let picked = cluster.choose(now, &mut SeededRng::new(1), &wanted, &mut NoReasons).unwrap();
+    assert_eq!(picked.endpoint.id, beyond.id);
+    let mut reasons = Explanation::default();
+    cluster.pick_explained(now, &mut SeededRng::new(1), &Wanted::default(), &mut reasons);
+    let told = reasons.0.iter().filter(|reason| reason.why.contains("this proxy calls a part"));
+    assert_eq!(told.count(), 26);
+}
+
+#[test]
+fn who_the_proxy_is_decides_and_a_change_of_it_is_in_effect_at_once() {
+    let (mut builder, cluster) = world(&[30], 4);
+    let now = Tick::from_nanos(1);
+    let own = called(&cluster, now, 100);
+    builder.run_as("another");
+    assert_ne!(called(&cluster, now, 100), own);
+    builder.run_as("proxy");
+    assert_eq!(called(&cluster, now, 100), own, "the same after a restart");
+}
