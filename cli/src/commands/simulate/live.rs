@@ -42,6 +42,11 @@ pub(super) enum LiveError {
         "instances[{0}].weight: endpoints in files have no weight; leave it out, or run without `--live`"
     )]
     Weight(usize),
+    /// What the folder of the proxies is not changed for.
+    #[error(
+        "instances[{0}].joins: real proxies hear of all instances from the beginning; leave it out, or run without `--live`"
+    )]
+    Joins(usize),
     /// A proxy never became ready.
     #[error("a proxy did not become ready within {within:?}; its log: {log}")]
     NotReady {
@@ -67,6 +72,9 @@ pub(super) fn run(scenario: &Scenario, seed: u64) -> Result<Outline, LiveError> 
     let first = scenario.instances.first().map_or(1, |instance| instance.weight);
     if let Some(other) = scenario.instances.iter().position(|instance| instance.weight != first) {
         return Err(LiveError::Weight(other));
+    }
+    if let Some(late) = scenario.instances.iter().position(|instance| !instance.joins.is_zero()) {
+        return Err(LiveError::Joins(late));
     }
     // One thread: instances and load share the machine with proxies that have threads of their own.
     let runtime = tokio::runtime::Builder::new_current_thread()

@@ -228,9 +228,20 @@ fn resources(scenario: &Scenario, address: SocketAddr, instances: &[u16]) -> Vec
 /// The scenario's policies as resources say them.
 fn policy(policies: &Policies) -> Value {
     let retry = &policies.retry;
+    let mut balancer = json!({"algorithm": format!("{:?}", policies.algorithm)});
+    if let Some(slow_start) = &policies.slow_start {
+        balancer["slowStart"] = json!({
+            "window": time(slow_start.window),
+            "aggression": f64::from(slow_start.aggression) / 1e3,
+            "minWeightPercent": slow_start.min_weight_percent,
+        });
+    }
+    if let Some(size) = policies.subset_size {
+        balancer["subsetting"] = json!({"size": size});
+    }
     let mut spec = json!({
         "targetRefs": [{"group": "", "kind": "Service", "name": "fleet"}],
-        "loadBalancer": {"algorithm": format!("{:?}", policies.algorithm)},
+        "loadBalancer": balancer,
         "retry": {
             "attempts": retry.attempts,
             "on": [503, "reset", "connect-failure", "refused-stream"],

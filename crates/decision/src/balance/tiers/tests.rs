@@ -38,6 +38,22 @@ fn load_spills_as_health_falls_and_comes_back() {
 }
 
 #[test]
+fn a_zone_is_left_for_less_than_half_of_the_time_and_not_for_more() {
+    let World { cluster, .. } = world(&[(0, "r", ""), (1, "r", "")], algorithm(Algorithm::PeakEwma));
+    let now = Tick::ZERO.after(Duration::from_secs(1));
+    let set = cluster.endpoints();
+    let [near, far] = set.all() else { panic!("two") };
+    for (endpoint, millis) in [(near, 100), (far, 40)] {
+        let took = Duration::from_millis(millis);
+        cluster.record(endpoint, &Answer::new(AttemptOutcome::Success, took), now);
+    }
+    let picked = || cluster.pick(now, &mut SeededRng::new(1), &[]).expect("somebody").id;
+    assert_eq!(picked(), far.id, "40 ms are less than half of 100");
+    let _one = far.begin();
+    assert_eq!(picked(), near.id, "twice 40 are not");
+}
+
+#[test]
 fn one_failure_is_the_balancer_s_business_and_two_in_a_row_are_the_tier_s() {
     let endpoints = [(0, "r", ""), (0, "r", ""), (1, "r", "")];
     let World { cluster, .. } = world(&endpoints, algorithm(Algorithm::PeakEwma));
