@@ -18,6 +18,7 @@ pub mod api;
 mod check;
 pub mod codes;
 pub mod config;
+mod ejections;
 mod explain;
 mod feed;
 pub mod folder;

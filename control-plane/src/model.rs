@@ -24,6 +24,8 @@ pub struct Model {
     pub catalog: Arc<Catalog>,
     /// What is wrong, in the order of files and lines.
     pub diagnostics: Vec<Diagnostic>,
+    /// How many endpoints are out for everybody, by service.
+    pub ejected: BTreeMap<String, usize>,
 }
 
 impl Model {
@@ -66,15 +68,20 @@ pub(crate) fn update(publication: &mut Publication, before: &ByKey, now: &ByKey)
             None => drop(publication.resources.remove(&of)),
             Some(new) if old.is_some_and(|old| old.version == new.version) => {}
             Some(new) => {
-                let resource = Resource {
-                    name: of.name.to_string(),
-                    version: new.version.clone(),
-                    body: new.body.clone(),
-                    requires: new.requires.clone(),
-                };
+                let resource = resource(&of.name, new);
                 publication.resources.insert(of, Arc::new(resource));
             }
         }
+    }
+}
+
+/// A compiled resource as it is published.
+pub(crate) fn resource(name: &str, compiled: &CompiledResource) -> Resource {
+    Resource {
+        name: name.to_owned(),
+        version: compiled.version.clone(),
+        body: compiled.body.clone(),
+        requires: compiled.requires.clone(),
     }
 }
 

@@ -31,6 +31,9 @@ pub(crate) fn export(metrics: &MetricsRegistry, hub: &Hub, shared: &Shared) {
         }
         let model = model.load();
         samples.tell(&inv::CONTROL_PLANE_REVISION, &[], model.revision);
+        for (service, count) in &model.ejected {
+            samples.tell(&inv::CONTROL_PLANE_EJECTED, &[service], *count as u64);
+        }
         for (severity, text) in [(Severity::Error, "error"), (Severity::Warning, "warning")] {
             let count = model.diagnostics.iter().filter(|found| found.severity == severity).count();
             samples.tell(&inv::CONTROL_PLANE_DIAGNOSTICS, &[text], count as u64);

@@ -8,9 +8,10 @@ pub(crate) mod tests;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use meshwork_base::{Clock, pack};
+use meshwork_base::{Clock, Tick, pack};
 use meshwork_compile::{Catalog, Compiler, Input, Output, ProxyReports};
 use meshwork_messages::v1::Resource;
 use meshwork_resources::{Diagnostic, FileName, Span};
@@ -20,6 +21,7 @@ use meshwork_xds::server::{Hub, Publication};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::codes;
+use crate::ejections::{self, Ejections};
 use crate::folder::Changes;
 use crate::model::{Model, refusals, reports, update};
 use crate::objects::Objects;
@@ -89,6 +91,10 @@ pub(crate) struct Pipeline {
     /// The sources' messages that are published.
     messages: Vec<ResourceKey>,
     packed: usize,
+    ejections: Ejections,
+    /// When it was judged last, and whether something was heard since.
+    judged: Option<Tick>,
+    heard: bool,
     /// Who waits for the next publication.
     waiting: Vec<oneshot::Sender<u64>>,
 }
@@ -120,6 +126,9 @@ impl Pipeline {
             messages_changed: false,
             messages: Vec::new(),
             packed: 0,
+            ejections: Ejections::default(),
+            judged: None,
+            heard: false,
             waiting: Vec::new(),
         }
     }
@@ -140,7 +149,7 @@ impl Pipeline {
     pub(crate) async fn run(mut self, mut updates: mpsc::Receiver<Update>) {
         let mut activity = self.hub.activity();
         if self.sources.is_empty() {
-            self.rebuild();
+            self.rebuild(false);
         }
         loop {
             tokio::select! {
@@ -150,9 +159,13 @@ impl Pipeline {
                     while let Ok(update) = updates.try_recv() {
                         self.take(update);
                     }
-                    self.rebuild();
+                    self.rebuild(false);
                 }
-                _ = activity.changed() => self.listen(),
+                _ = activity.changed() => {
+                    self.listen();
+                    self.hear();
+                }
+                () = due(self.next_judgement()) => self.judge(),
             }
         }
     }
@@ -186,12 +199,39 @@ impl Pipeline {
         }
         self.verdicts = verdicts;
         self.reports = reports(&self.hub.proxies());
-        self.rebuild();
+        self.rebuild(false);
+    }
+
+    /// Takes what proxies see of services.
+    fn hear(&mut self) {
+        let now = self.clock.now();
+        for (viewer, views) in self.hub.take_views() {
+            self.ejections.hear(&viewer, &views, &self.published, now);
+            self.heard = true;
+        }
+    }
+
+    /// How long until ejections are judged; `None` while there is nothing to judge.
+    fn next_judgement(&self) -> Option<Duration> {
+        let now = self.clock.now();
+        if self.heard {
+            let next = self.judged.map_or(now, |judged| judged.after(ejections::PAUSE));
+            return Some(next.since(now));
+        }
+        self.ejections.next_end().map(|end| end.since(now))
+    }
+
+    fn judge(&mut self) {
+        let now = self.clock.now();
+        (self.heard, self.judged) = (false, Some(now));
+        if self.ejections.judge(&self.published, now) {
+            self.rebuild(true);
+        }
     }
 
     /// Compiles what has changed, publishes what proxies need to know, and puts the new model in the place of the old
     /// one.
-    fn rebuild(&mut self) {
+    fn rebuild(&mut self, judged: bool) {
         if !self.sources.iter().all(|source| source.synced) {
             // What has not been read yet is not gone.
             return;
@@ -212,13 +252,14 @@ impl Pipeline {
         let messages_changed = std::mem::take(&mut self.messages_changed);
         let first = self.published.revision == 0;
         let before = std::mem::replace(&mut self.output, output);
-        if first || messages_changed || before.resources != self.output.resources {
+        if first || judged || messages_changed || before.resources != self.output.resources {
             let mut publication =
                 Publication { revision: self.published.revision + 1, ..(*self.published).clone() };
             update(&mut publication, &before.resources, &self.output.resources);
             if messages_changed {
                 self.renew_messages(&mut publication);
             }
+            self.ejections.mark(&mut publication, &self.output.resources);
             if publication.resources.len() > 2 * self.packed {
                 let mut links = self.packed;
                 pack(Arc::make_mut(&mut publication.links), &mut links);
@@ -239,6 +280,7 @@ impl Pipeline {
             output: Arc::clone(&self.output),
             catalog: Arc::clone(&self.catalog),
             diagnostics: self.diagnostics(),
+            ejected: self.ejections.counts(),
         };
         self.shared.model.store(Arc::new(model));
         self.shared.replaced.send_replace(());
@@ -271,5 +313,13 @@ impl Pipeline {
         all.extend(refusals(&self.hub.proxies(), &self.published));
         all.sort_by(|a, b| (&a.file, a.line, a.column).cmp(&(&b.file, b.line, b.column)));
         all
+    }
+}
+
+/// Comes true after a time, or never.
+async fn due(after: Option<Duration>) {
+    match after {
+        Some(after) => tokio::time::sleep(after).await,
+        None => std::future::pending().await,
     }
 }

@@ -55,7 +55,9 @@ fn of_service(service: &Value) -> Vec<Value> {
             })
         };
         let failing = standing["failing"].as_array().into_iter().flatten();
-        let failing = failing.map(move |endpoint| entry(endpoint, "unhealthy", &endpoint["why"]));
+        let failing = failing.map(move |endpoint| {
+            entry(endpoint, endpoint["state"].as_str().unwrap_or_default(), &endpoint["why"])
+        });
         let ejected = standing["ejected"].as_array().into_iter().flatten();
         let ejected = ejected.map(move |endpoint| {
             let mut entry = entry(endpoint, "ejected", &endpoint["cause"]);
@@ -75,7 +77,7 @@ mod tests {
     fn who_is_out_has_an_entry_for_each_reason_and_proxy() {
         let service = json!({"namespace": "shop", "name": "reviews", "port": 80, "proxies": [
             {"proxy": "a",
-             "failing": [{"address": "10.0.0.1:80", "instance": "r-1", "why": "HTTP GET /: 503"}],
+             "failing": [{"address": "10.0.0.1:80", "instance": "r-1", "state": "unhealthy", "why": "HTTP GET /: 503"}],
              "ejected": [{"address": "10.0.0.1:80", "instance": "r-1", "cause": "consecutive_5xx", "msLeft": 5}]},
             {"proxy": "b", "failing": [], "ejected": []},
         ]});

@@ -59,7 +59,7 @@ struct Standing {
     limits: Vec<Limit>,
     endpoints: u32,
     ejected: Vec<Ejected>,
-    /// Those that the proxy's own health checks have taken out.
+    /// Those that are out though outlier detection there has not ejected them.
     failing: Vec<Failing>,
     /// Endpoints whose own breaker is not closed.
     tripped: Vec<Tripped>,
@@ -116,6 +116,7 @@ struct Ejected {
 struct Failing {
     address: String,
     instance: String,
+    state: String,
     why: String,
 }
 
@@ -162,6 +163,7 @@ impl Standing {
         let failing = told.failing.into_iter().map(|endpoint| Failing {
             address: endpoint.address,
             instance: endpoint.instance,
+            state: endpoint.state,
             why: endpoint.why,
         });
         Self {

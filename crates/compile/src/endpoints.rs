@@ -108,6 +108,7 @@ fn endpoint(labels: &std::collections::BTreeMap<String, String>, endpoint: &Endp
         spiffe_id: String::new(),
         labels: std::collections::BTreeMap::new(),
         for_zones: zones.map(|zone| zone.name.clone()).collect(),
+        ejected: std::collections::BTreeMap::new(),
     }
 }
 
@@ -139,6 +140,8 @@ fn registered(cx: &mut Cx<'_>, service: Name<'_>, known: &CatalogService, instan
         spiffe_id,
         labels: instance.labels.clone(),
         for_zones: Vec::new(),
+        // Marked where it is published, as proxies report it.
+        ejected: std::collections::BTreeMap::new(),
     };
     let served = known.ports.iter().filter_map(|port| {
         let number = instance.ports.get(&port.name)?;

@@ -354,6 +354,10 @@ fn outlier_detection(spec: &OutlierDetection) -> v1::OutlierDetection {
             .as_ref()
             .map_or(base.max(300_000), |longest| millis(longest.inner)),
         max_ejection_percent: spec.max_ejection_percent.unwrap_or(10),
+        shared: spec.shared.as_ref().map(|shared| v1::outlier_detection::Shared {
+            observers: shared.observers.unwrap_or(2),
+            percent: shared.percent.unwrap_or(50),
+        }),
     }
 }
 

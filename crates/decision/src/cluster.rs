@@ -430,16 +430,13 @@ impl Cluster {
         };
         let how = self.way(is_persistent);
         let standing = |endpoint: &Arc<Endpoint>| {
+            let out = || {
+                let checks = health_check::explained(endpoint, picked);
+                checks.or_else(|| outlier::explained(endpoint, picked, now))
+            };
             if endpoint.excluded.is_none()
-                && let Some((outcome, why)) = health_check::explained(endpoint, picked)
+                && let Some((outcome, why)) = out()
             {
-                return reason(endpoint.address().to_string(), outcome, &why);
-            }
-            if endpoint.excluded.is_none()
-                && endpoint.stats.is_out()
-                && let Some(why) = outlier::explained(endpoint, picked, now)
-            {
-                let (outcome, why) = why;
                 return reason(endpoint.address().to_string(), outcome, &why);
             }
             let (outcome, why) = match endpoint.excluded {
@@ -521,6 +518,12 @@ impl Cluster {
     #[must_use]
     pub fn has_traffic(&self, now: Tick) -> bool {
         self.shared.outage.has_served() || self.shared.budget.sums(now).0 > 0
+    }
+
+    /// Whether it is called these days: requests of the last ten seconds, or connections that are open.
+    #[must_use]
+    pub fn is_called(&self, now: Tick) -> bool {
+        self.shared.budget.sums(now).0 > 0 || self.in_use(Limited::Connection) > 0
     }
 
     /// The fastest answer of late, if enough are known.

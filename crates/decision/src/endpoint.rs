@@ -88,6 +88,8 @@ pub struct Endpoint {
     pub labels: Arc<BTreeMap<String, String>>,
     /// The zones for which it is meant, where somebody said so.
     pub for_zones: Box<[Arc<str>]>,
+    /// So many of those who call it have ejected it that it is out for everybody; 0: it is not.
+    pub ejected_by: u32,
     /// Tells it apart from others, without saying who it is.
     pub fingerprint: u64,
     /// What is counted; belongs to the address and survives updates.

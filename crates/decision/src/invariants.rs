@@ -9,6 +9,7 @@ use crate::health_check::{Checked, HealthCheck};
 use crate::outlier::OutlierDetection;
 use crate::overload::{GateView, Priority, Queue};
 use crate::retry::RetryBudget;
+use crate::verdicts::Rules;
 
 /// Outlier detection leaves somebody, and ejects no more than it may.
 ///
@@ -52,6 +53,19 @@ pub fn checks(policy: &HealthCheck, state: Checked, against: u32) -> Result<(), 
     };
     if against >= bound {
         return Err(format!("{against} answers in a row speak against {state:?}, {bound} would change it"));
+    }
+    Ok(())
+}
+
+/// Ejections that count for everybody leave somebody, and are no more than may be.
+///
+/// # Errors
+/// What is broken.
+pub fn shared_ejection(rules: &Rules, sentenced: usize) -> Result<(), String> {
+    let total = rules.endpoints.len();
+    let allowed = (rules.max_ejection_percent as usize * total / 100).max(1);
+    if sentenced > allowed || sentenced > 0 && sentenced >= total {
+        return Err(format!("{sentenced} of {total} endpoints are out for everybody, {allowed} may be"));
     }
     Ok(())
 }

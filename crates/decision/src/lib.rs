@@ -59,6 +59,7 @@ mod subset;
 mod subsetting;
 mod table;
 mod trust;
+pub mod verdicts;
 
 pub use affinity::{HashKey, HashRule, HashSource, Hashing, NewCookie};
 pub use authorization::{Action, Authorization, AuthorizationPolicy, Denied};

@@ -46,6 +46,7 @@ use meshwork_base::Tick;
 use crate::endpoint::{Endpoint, EndpointSet};
 use crate::invariants;
 use crate::load::Answer;
+use crate::verdicts::SharedEjection;
 pub use rates::{FailurePercentage, SuccessRate};
 pub use standing::EjectionCause;
 pub(crate) use standing::Standing;
@@ -75,6 +76,8 @@ pub struct OutlierDetection {
     pub max_ejection_time: Duration,
     /// How many percent of the endpoints may be out at once.
     pub max_ejection_percent: u32,
+    /// When ejections count for everybody; absent: never. Decided where all reports come together.
+    pub shared: Option<SharedEjection>,
 }
 
 impl OutlierDetection {
@@ -90,6 +93,7 @@ impl OutlierDetection {
         base_ejection_time: Duration::from_secs(30),
         max_ejection_time: Duration::from_secs(300),
         max_ejection_percent: 10,
+        shared: None,
     };
 }
 

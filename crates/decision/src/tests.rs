@@ -33,6 +33,7 @@ pub(crate) fn endpoint(id: u64, weight: u32) -> Arc<Endpoint> {
         region: none,
         labels: Arc::default(),
         for_zones: Box::default(),
+        ejected_by: 0,
         fingerprint: id,
         stats: Arc::default(),
     })

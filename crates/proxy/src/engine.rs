@@ -131,6 +131,7 @@ pub struct Engine {
     bound: BTreeMap<BindKey, SocketAddr>,
     /// Wakes requests that wait for a snapshot with their service.
     applied: Arc<Notify>,
+    shifted: Arc<Notify>,
     checker: Checker,
     /// The bundle that our identity has got.
     trusted: Option<Arc<Bundle>>,
@@ -145,15 +146,17 @@ impl Engine {
     /// The system gives no thread or no event queue.
     pub fn start(shared: Arc<Shared>) -> std::io::Result<Self> {
         let applied = Arc::new(Notify::new());
+        let shifted = Arc::new(Notify::new());
         scraped::tell(&shared);
         let workers = (0..shared.settings.workers.max(1))
-            .map(|index| start_worker(index, Arc::clone(&shared), Arc::clone(&applied)))
+            .map(|index| start_worker(index, Arc::clone(&shared), [&applied, &shifted].map(Arc::clone)))
             .collect::<std::io::Result<_>>()?;
         Ok(Self {
             shared,
             workers,
             bound: BTreeMap::new(),
             applied,
+            shifted,
             checker: Checker::default(),
             trusted: None,
             replaced: Vec::new(),
@@ -263,6 +266,11 @@ impl Engine {
         &self.bound
     }
 
+    /// Wakes whoever tells others that endpoints were ejected or have returned.
+    pub(crate) fn shifted(&self) -> Arc<Notify> {
+        Arc::clone(&self.shifted)
+    }
+
     /// What the workers share.
     #[must_use]
     pub fn shared(&self) -> &Arc<Shared> {
@@ -328,7 +336,7 @@ impl Engine {
     }
 }
 
-fn start_worker(index: usize, shared: Arc<Shared>, applied: Arc<Notify>) -> std::io::Result<WorkerHandle> {
+fn start_worker(index: usize, shared: Arc<Shared>, bells: [Arc<Notify>; 2]) -> std::io::Result<WorkerHandle> {
     let (commands, receiver) = mpsc::channel(64);
     let (started, wait) = std::sync::mpsc::sync_channel(1);
     let thread = std::thread::Builder::new().name(format!("worker-{index}")).spawn(move || {
@@ -338,7 +346,7 @@ fn start_worker(index: usize, shared: Arc<Shared>, applied: Arc<Notify>) -> std:
         match runtime {
             Ok(runtime) => {
                 let _ = started.send(Ok(()));
-                runtime.block_on(worker::run(shared, applied, receiver));
+                runtime.block_on(worker::run(shared, bells, receiver));
             }
             Err(error) => {
                 let _ = started.send(Err(error));

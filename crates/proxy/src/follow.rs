@@ -14,6 +14,7 @@ use meshwork_xds::ResourceKey;
 use meshwork_xds::client::{self, Batch, Handle, Updates};
 use meshwork_xds::registration::reached_at;
 use tokio::sync::{mpsc, oneshot};
+use tokio_util::task::AbortOnDropHandle;
 
 use crate::engine::{BindKey, Engine};
 use crate::forces::Forces;
@@ -22,6 +23,7 @@ use crate::mesh::Side;
 use crate::standing;
 use crate::stats;
 use crate::tls::certified_key;
+use crate::views;
 
 /// How often replaced snapshots are dropped, and ports that were taken are tried again.
 const TIDY: Duration = Duration::from_secs(1);
@@ -113,6 +115,10 @@ impl Follower {
     pub async fn run(mut self, mut updates: Updates, stop: &tokio_util::sync::CancellationToken) -> Engine {
         let mut probes = updates.probes();
         let mut found = self.engine.shared().observer.found();
+        let (shared, shifted) = (Arc::clone(self.engine.shared()), self.engine.shifted());
+        let telling = tokio::spawn(views::keep_telling(shared, shifted, self.handle.clone()));
+        // It ends with this.
+        let _telling = AbortOnDropHandle::new(telling);
         let mut tidy = tokio::time::interval(TIDY);
         tidy.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {

@@ -57,6 +57,7 @@ mod stats;
 mod stream;
 mod tls;
 mod upstream;
+mod views;
 mod wire;
 mod worker;
 

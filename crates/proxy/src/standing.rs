@@ -136,11 +136,18 @@ fn ejected(endpoint: &Endpoint, now: Tick) -> Option<v1::EjectedEndpoint> {
 }
 
 fn failing(endpoint: &Endpoint) -> Option<v1::FailingEndpoint> {
-    let why = endpoint.stats.check_failure()?;
+    let (state, why) = match endpoint.stats.check_failure() {
+        Some(why) => ("unhealthy", why.to_string()),
+        None if endpoint.ejected_by > 0 => {
+            ("ejected_for_all", format!("{} of its callers have ejected it", endpoint.ejected_by))
+        }
+        None => return None,
+    };
     Some(v1::FailingEndpoint {
         address: endpoint.address().to_string(),
         instance: endpoint.instance.to_string(),
-        why: why.to_string(),
+        why,
+        state: state.to_owned(),
     })
 }
 

@@ -98,6 +98,8 @@ pub(crate) struct Worker {
     pub(crate) tls: TlsConfigs,
     /// Told when a new snapshot is in effect.
     pub(crate) applied: Arc<Notify>,
+    /// To be told when endpoints are ejected or return, of services whose policy shares that.
+    shifted: Arc<Notify>,
     /// Ends TLS of peers in the mesh.
     pub(crate) acceptor: Option<TlsAcceptor>,
     /// Services (by address of their name) that were used since they were last said to be.
@@ -117,7 +119,7 @@ pub(crate) struct Worker {
 }
 
 impl Worker {
-    fn new(shared: Arc<Shared>, applied: Arc<Notify>) -> Rc<Self> {
+    fn new(shared: Arc<Shared>, [applied, shifted]: [Arc<Notify>; 2]) -> Rc<Self> {
         let metrics = shared.metrics.worker();
         let acceptor = shared.mesh.identity.as_ref().map(|identity| {
             let alpn = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
@@ -131,6 +133,7 @@ impl Worker {
             gauges: Gauges::new(&metrics),
             tls: TlsConfigs::default(),
             applied,
+            shifted,
             acceptor,
             used: RefCell::default(),
             said: Cell::new(shared.clock.now()),
@@ -209,6 +212,9 @@ impl Worker {
     pub(crate) fn shifted(&self, cluster: &Cluster, shifts: impl IntoIterator<Item = Shift>) {
         let service = &*cluster.name;
         for Shift { endpoint, ejection } in shifts {
+            if cluster.outlier_detection.as_ref().is_some_and(|outlier| outlier.shared.is_some()) {
+                self.shifted.notify_one();
+            }
             let (instance, address) = (&*endpoint.instance, endpoint.address());
             let Some(Ejection { until, count, cause }) = ejection else {
                 tracing::info!(service, instance, %address, "endpoint returned: its trial went well");
@@ -313,8 +319,8 @@ impl Worker {
 }
 
 /// Runs a worker until it is told to stop, or has drained.
-pub(crate) async fn run(shared: Arc<Shared>, applied: Arc<Notify>, mut commands: mpsc::Receiver<Command>) {
-    let worker = Worker::new(shared, applied);
+pub(crate) async fn run(shared: Arc<Shared>, bells: [Arc<Notify>; 2], mut commands: mpsc::Receiver<Command>) {
+    let worker = Worker::new(shared, bells);
     let mut accepting: HashMap<Place, tokio::task::JoinHandle<()>> = HashMap::new();
     let mut sweep = tokio::time::interval(SWEEP);
     sweep.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);

@@ -68,8 +68,8 @@ pub use traffic_policy::{
     CircuitBreaker, EndpointLimits, Failover, FailoverPreference, FailoverPriority, GrpcHealthCheck,
     HashRule, HashRuleType, HealthCheck, HttpHealthCheck, LoadBalancer, LoadBalancerAlgorithm,
     OutlierDetection, OutlierFailurePercentage, OutlierSuccessRate, Overload, OverloadPriority,
-    OverloadQueue, PriorityRule, RetryBudget, RetryOn, SlowCalls, SlowStart, StatusRange, Subsetting,
-    TcpHealthCheck, TrafficLimits, TrafficPolicy, TrafficRetry, TrafficTimeouts,
+    OverloadQueue, PriorityRule, RetryBudget, RetryOn, SharedEjection, SlowCalls, SlowStart, StatusRange,
+    Subsetting, TcpHealthCheck, TrafficLimits, TrafficPolicy, TrafficRetry, TrafficTimeouts,
 };
 
 pub(crate) use crate::decode::fields::shorten as shown;

@@ -219,6 +219,8 @@ metrics! {
         "Resources that proxies refused.";
     CONTROL_PLANE_DIAGNOSTICS = "meshwork_control_plane_diagnostics", Gauge, "", &["severity"],
         "What is wrong in the resources now.";
+    CONTROL_PLANE_EJECTED = "meshwork_control_plane_ejected_endpoints", Gauge, "", &["service"],
+        "Endpoints that are out for everybody, because many of their callers have ejected them.";
     CONTROL_PLANE_SVIDS = "meshwork_control_plane_svids_issued_total", Counter, "", &[],
         "SVIDs issued to proxies and roles.";
     BUILD_INFO = "meshwork_build_info", Gauge, "", &["version", "role"],

@@ -17,7 +17,9 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use meshwork_base::Tick;
-use meshwork_messages::v1::{self, DiscoveryRequest, DiscoveryResponse, Observation, Report, Resource};
+use meshwork_messages::v1::{
+    self, DiscoveryRequest, DiscoveryResponse, Observation, Report, Resource, Views,
+};
 use prost::Message as _;
 
 pub use backoff::Backoff;
@@ -63,6 +65,9 @@ pub struct Client {
     report: Report,
     report_due: bool,
     observations: VecDeque<Observation>,
+    /// What the consumer sees of services, and whether it is to be said.
+    views: Option<Views>,
+    views_due: bool,
     /// Observations that were lost, by probe, until the next of it says so.
     lost: BTreeMap<u64, u64>,
     requests: VecDeque<DiscoveryRequest>,
@@ -100,6 +105,8 @@ impl Client {
             report: Report::default(),
             report_due: false,
             observations: VecDeque::new(),
+            views: None,
+            views_due: false,
             lost: BTreeMap::new(),
             requests: VecDeque::new(),
             events: VecDeque::new(),
@@ -124,6 +131,9 @@ impl Client {
                 ..DiscoveryRequest::default()
             });
         }
+        if std::mem::take(&mut self.views_due) {
+            return Some(DiscoveryRequest { views: self.views.clone(), ..DiscoveryRequest::default() });
+        }
         let observations = Vec::from(std::mem::take(&mut self.observations));
         (!observations.is_empty()).then(|| DiscoveryRequest { observations, ..DiscoveryRequest::default() })
     }
@@ -131,7 +141,11 @@ impl Client {
     /// Whether [`Client::poll_request`] has something.
     #[must_use]
     pub fn has_request(&self) -> bool {
-        self.connected && (self.report_due || !self.requests.is_empty() || !self.observations.is_empty())
+        self.connected
+            && (self.report_due
+                || self.views_due
+                || !self.requests.is_empty()
+                || !self.observations.is_empty())
     }
 
     /// The next event.
@@ -208,6 +222,7 @@ impl Client {
         let report = Some(self.report.clone());
         self.requests.push_back(DiscoveryRequest { node, report, ..DiscoveryRequest::default() });
         self.report_due = false;
+        self.views_due = self.views.is_some();
     }
 
     /// The stream is gone. A change that was not closed yet is forgotten; everything in effect stays.
@@ -232,6 +247,12 @@ impl Client {
             self.report.probes = probes;
             self.report_due = true;
         }
+    }
+
+    /// What the consumer sees of services; it replaces what was said before, and is said again on every new stream.
+    pub fn viewed(&mut self, views: Views) {
+        self.views = Some(views);
+        self.views_due = true;
     }
 
     /// The consumer has found a request. Without a stream nobody asks for it any more; when too many wait, it is

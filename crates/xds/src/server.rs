@@ -18,7 +18,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use meshwork_base::{SpiffeId, Tick, differences};
-use meshwork_messages::v1::{BreakerForce, DiscoveryRequest, DiscoveryResponse, Node, Probes, Resource};
+use meshwork_messages::v1::{
+    BreakerForce, DiscoveryRequest, DiscoveryResponse, Node, Probes, Resource, Views,
+};
 
 use forces::Forces;
 pub use hub::{EffectiveError, Hub};
@@ -139,6 +141,8 @@ pub struct Server {
     verdicts: u64,
     armed: Armed,
     forces: Forces,
+    /// What proxies see of services, the last words of each, until somebody takes them.
+    views: BTreeMap<StreamId, (Viewer, Views)>,
 }
 
 impl fmt::Debug for Server {
@@ -162,6 +166,7 @@ impl Server {
             verdicts: 0,
             armed: Armed::default(),
             forces: Forces::default(),
+            views: BTreeMap::new(),
         }
     }
 
@@ -228,6 +233,7 @@ impl Server {
     pub fn receive(&mut self, id: StreamId, mut request: DiscoveryRequest) -> Result<(), Refusal> {
         let Some(stream) = self.streams.get_mut(&id) else { return Ok(()) };
         let observations = std::mem::take(&mut request.observations);
+        let views = request.views.take();
         let joining = !stream.is_joined();
         for rejection in &request.rejected {
             Tally::add(&mut self.tally.refused, &rejection.type_url, 1);
@@ -240,6 +246,9 @@ impl Server {
             if !probes.probes.is_empty() || !probes.forces.is_empty() {
                 stream.arm(probes);
             }
+        }
+        if let Some(views) = views {
+            self.views.insert(id, (stream.viewer().clone(), stream.believed(views)));
         }
         for observation in observations {
             self.armed.found(stream.viewer(), observation);
@@ -276,6 +285,11 @@ impl Server {
     pub fn force(&mut self, force: BreakerForce, wall: Duration) {
         self.forces.insert(force, wall);
         self.rearm();
+    }
+
+    /// What proxies have said of services since this was asked before, with who they are.
+    pub fn take_views(&mut self) -> Vec<(Viewer, Views)> {
+        std::mem::take(&mut self.views).into_values().collect()
     }
 
     /// The next response for a stream, if there is something to say.

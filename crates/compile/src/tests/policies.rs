@@ -196,7 +196,8 @@ fn what_a_retry_leaves_out_is_written_out() {
 fn outlier_detection_is_passed_on_as_written() {
     let spec = "{targetRefs: [{group: '', kind: Service, name: reviews}], outlierDetection: {consecutive5xx: 0,
   consecutiveGatewayFailure: 2, splitExternalLocalOriginErrors: true, consecutiveLocalOriginFailure: 3, interval: 1s,
-  successRate: {stdevFactor: 1500}, failurePercentage: {requestVolume: 7}, baseEjectionTime: 400s}}";
+  successRate: {stdevFactor: 1500}, failurePercentage: {requestVolume: 7}, baseEjectionTime: 400s,
+  shared: {percent: 30}}}";
     let output = compiled(&[shop(), policy("TrafficPolicy", "p", 1, spec)].concat());
     let message = resource::<v1::Policy>(&output, "TrafficPolicy/shop/p").unwrap();
     let Some(v1::policy::Spec::Traffic(traffic)) = message.spec else { panic!("a traffic policy") };
@@ -219,8 +220,61 @@ fn outlier_detection_is_passed_on_as_written() {
         base_ejection_time_ms: 400_000,
         max_ejection_time_ms: 400_000,
         max_ejection_percent: 10,
+        shared: Some(v1::outlier_detection::Shared { observers: 2, percent: 30 }),
     };
     assert_eq!(traffic.outlier_detection, Some(expected), "the longest time is no shorter than the first");
+}
+
+#[test]
+fn what_a_health_check_leaves_out_is_written_out() {
+    use v1::health_check::{Grpc, Http, Probe, StatusRange, Tcp};
+    let check = |said: &str| {
+        let at = "targetRefs: [{group: '', kind: Service, name: reviews}]";
+        let spec = format!("{{{at}, healthCheck: {said}}}");
+        let output = compiled(&[shop(), policy("TrafficPolicy", "p", 1, &spec)].concat());
+        let message = resource::<v1::Policy>(&output, "TrafficPolicy/shop/p").unwrap();
+        let Some(v1::policy::Spec::Traffic(traffic)) = message.spec else { panic!("a traffic policy") };
+        traffic.health_check.unwrap()
+    };
+    let http = Http {
+        method: "GET".into(),
+        path: "/healthz".into(),
+        host: String::new(),
+        expected: vec![StatusRange { start: 200, end: 201 }],
+    };
+    let defaults = v1::HealthCheck {
+        probe: Some(Probe::Http(http.clone())),
+        interval_ms: 3_000,
+        interval_jitter_ms: 300,
+        timeout_ms: 1_000,
+        no_traffic_interval_ms: 3_000,
+        unhealthy_threshold: 3,
+        healthy_threshold: 1,
+    };
+    assert_eq!(check("{http: {path: /healthz}}"), defaults);
+    let long = "{http: {path: /healthz, host: a.example.com, method: HEAD, expectedStatuses: [{start: 200, end: 300}]},
+  interval: 5s, intervalJitter: 0s, timeout: 2s, noTrafficInterval: 1m, unhealthyThreshold: 4, healthyThreshold: 2}";
+    let http = Http {
+        method: "HEAD".into(),
+        host: "a.example.com".into(),
+        expected: vec![StatusRange { start: 200, end: 300 }],
+        ..http
+    };
+    let said = v1::HealthCheck {
+        probe: Some(Probe::Http(http)),
+        interval_ms: 5_000,
+        interval_jitter_ms: 0,
+        timeout_ms: 2_000,
+        no_traffic_interval_ms: 60_000,
+        unhealthy_threshold: 4,
+        healthy_threshold: 2,
+    };
+    assert_eq!(check(long), said);
+    let tcp = Tcp { send: "PING".into(), receive: "PONG".into() };
+    assert_eq!(check("{tcp: {send: PING, receive: PONG}}").probe, Some(Probe::Tcp(tcp)));
+    assert_eq!(check("{tcp: {}}").probe, Some(Probe::Tcp(Tcp::default())));
+    let grpc = Grpc { service: "shop.Reviews".into() };
+    assert_eq!(check("{grpc: {service: shop.Reviews}}").probe, Some(Probe::Grpc(grpc)));
 }
 
 #[test]

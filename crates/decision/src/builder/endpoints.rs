@@ -58,12 +58,12 @@ impl EndpointIds {
                 match taken.iter().find(|&&at| same_place(&all[at].transport, &spec.transport)) {
                     None => {
                         taken.push(all.len());
-                        all.push(self.endpoint(service, spec, *port, known));
+                        all.push(self.endpoint(service, spec, (*port, &cluster.port_name), known));
                     }
                     // An instance that moves between slices is in both for a moment: what serves counts.
                     Some(&at) => {
                         if all[at].excluded.is_some() && exclusion(service, spec).is_none() {
-                            all[at] = self.endpoint(service, spec, *port, known);
+                            all[at] = self.endpoint(service, spec, (*port, &cluster.port_name), known);
                         }
                     }
                 }
@@ -87,16 +87,18 @@ impl EndpointIds {
         &mut self,
         service: &ServiceSpec,
         spec: &EndpointSpec,
-        port: u16,
+        (port, port_name): (u16, &str),
         known: Option<&Arc<Endpoint>>,
     ) -> Arc<Endpoint> {
         let addresses: SmallVec<[SocketAddr; 1]> =
             spec.addresses.iter().map(|&ip| SocketAddr::new(ip, port)).collect();
         let excluded = exclusion(service, spec);
+        let ejected_by = spec.ejected.iter().find(|(port, _)| **port == *port_name).map_or(0, |(_, by)| *by);
         // Connections may be kept only where they would be made alike today.
         let same = known.filter(|k| k.addresses == addresses && k.transport == spec.transport);
         if let Some(same) = same
             && says_the_same(same, spec, excluded)
+            && same.ejected_by == ejected_by
         {
             return Arc::clone(same);
         }
@@ -116,9 +118,12 @@ impl EndpointIds {
             self.last
         });
         let fingerprint = Endpoint::fingerprint(&spec.instance, addresses[0]);
+        let stats = known.map(|k| Arc::clone(&k.stats)).unwrap_or_default();
+        stats.standing.ejected_for_all(ejected_by > 0);
         Arc::new(Endpoint {
             id,
             fingerprint,
+            ejected_by,
             for_zones: spec.for_zones.clone(),
             addresses,
             transport: spec.transport.clone(),
@@ -131,7 +136,7 @@ impl EndpointIds {
             zone: Arc::clone(&spec.zone),
             region: Arc::clone(&spec.region),
             labels: Arc::clone(&spec.labels),
-            stats: known.map(|k| Arc::clone(&k.stats)).unwrap_or_default(),
+            stats,
         })
     }
 }

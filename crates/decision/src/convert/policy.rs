@@ -21,6 +21,7 @@ use crate::origin::Origin;
 use crate::outlier::{FailurePercentage, OutlierDetection, SuccessRate};
 use crate::policy::{PolicySpec, RequestPolicy, Said, TargetKey, TargetKind, TrafficSpec};
 use crate::proxy_protocol::{ProxyProtocol, ProxyVersion};
+use crate::verdicts::SharedEjection;
 
 /// A policy that cannot be taken.
 pub(crate) struct Refused {
@@ -235,7 +236,18 @@ fn outlier(message: &v1::OutlierDetection) -> Result<OutlierDetection> {
         base_ejection_time: millis(message.base_ejection_time_ms),
         max_ejection_time: millis(message.max_ejection_time_ms),
         max_ejection_percent: message.max_ejection_percent,
+        shared: message.shared.as_ref().map(shared).transpose()?,
     })
+}
+
+fn shared(message: &v1::outlier_detection::Shared) -> Result<SharedEjection> {
+    if message.observers < 2 {
+        return value("outlier_detection.shared.observers", message.observers, "write at least 2");
+    }
+    if message.percent > 100 {
+        return value("outlier_detection.shared.percent", message.percent, "write 0 to 100");
+    }
+    Ok(SharedEjection { observers: message.observers, percent: message.percent })
 }
 
 fn authorization(origin: &Arc<Origin>, message: &v1::AuthorizationPolicy) -> Result<AuthorizationPolicy> {

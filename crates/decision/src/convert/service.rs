@@ -66,6 +66,8 @@ pub(crate) struct EndpointSpec {
     pub(crate) region: Arc<str>,
     pub(crate) for_zones: Box<[Arc<str>]>,
     pub(crate) labels: Arc<BTreeMap<String, String>>,
+    /// Ports at which it is out for everybody, by name, and how many have said so.
+    pub(crate) ejected: Box<[(Arc<str>, u32)]>,
 }
 
 /// Ten thousand endpoints share a handful of zones and versions: equal texts are kept once.
@@ -217,5 +219,6 @@ fn endpoint(at: &str, message: &v1::Endpoint, strings: &mut Interner) -> Result<
         region: strings.text(&message.region),
         for_zones: message.for_zones.iter().map(|zone| strings.text(zone)).collect(),
         labels: Arc::new(message.labels.clone()),
+        ejected: message.ejected.iter().map(|(port, by)| (strings.text(port), *by)).collect(),
     })
 }

@@ -203,6 +203,19 @@ fn cluster_with_a_later_end() -> Arc<Endpoint> {
 }
 
 #[test]
+fn who_fails_checks_serves_in_panic_and_nothing_hangs_on_it() {
+    let cluster = cluster(3, ejecting(50));
+    let endpoints = cluster.endpoints().pickable().to_vec();
+    fails(&cluster, &endpoints[0], at(1));
+    endpoints[0].check(Checked::Unhealthy, None, at(2));
+    endpoints[1].check(Checked::Unhealthy, None, at(2));
+    let wanted = Wanted { session: Some(endpoints[0].id), ..Wanted::default() };
+    let picked = cluster.choose(at(40), &mut SeededRng::new(3), &wanted, &mut NoReasons).expect("a pick");
+    assert_eq!(picked.endpoint.id, endpoints[0].id, "too many are out");
+    assert!(picked.trial.is_none(), "it is not asked to return");
+}
+
+#[test]
 fn outlier_detection_leaves_the_last_that_passes_checks() {
     let cluster = cluster(3, ejecting(100));
     let endpoints = cluster.endpoints().pickable().to_vec();

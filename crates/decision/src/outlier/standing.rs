@@ -75,7 +75,7 @@ pub(crate) struct Standing {
     /// From when on good behaviour counts.
     good_since: AtomicU64,
     cause: AtomicU8,
-    /// What others than outlier detection say: [`HEALTHY`], [`UNHEALTHY`].
+    /// What others than outlier detection here say: [`HEALTHY`], [`UNHEALTHY`], [`FOR_ALL`].
     said: AtomicU8,
 }
 
@@ -83,8 +83,8 @@ pub(crate) struct Standing {
 const HEALTHY: u8 = 1;
 /// Checks fail.
 const UNHEALTHY: u8 = 2;
-/// What takes an endpoint out, whatever requests say of it.
-const OUT: u8 = UNHEALTHY;
+/// So many others have ejected it that it is out for everybody.
+const FOR_ALL: u8 = 4;
 
 impl Standing {
     /// Whether it was ejected and no trial has gone well since.
@@ -92,16 +92,29 @@ impl Standing {
         self.until.load(Ordering::Relaxed) != 0
     }
 
-    /// Whether it is to be passed by: it fails checks, its time is not over, or another request tries it.
+    /// Whether it is to be passed by: it fails checks, its time is not over, or another request tries it. Who has ejected
+    /// it here goes by that, and tries it; who has not, by what others say.
     pub(crate) fn is_passed_by(&self, now: Tick) -> bool {
         let until = self.until.load(Ordering::Relaxed);
-        self.is_said_out()
-            || until != 0 && (until > now.as_nanos() || self.tried.load(Ordering::Relaxed) == until)
+        let said = self.said.load(Ordering::Relaxed);
+        if until == 0 {
+            return said & (UNHEALTHY | FOR_ALL) != 0;
+        }
+        said & UNHEALTHY != 0 || until > now.as_nanos() || self.tried.load(Ordering::Relaxed) == until
     }
 
-    /// Whether others than outlier detection say that it is out.
+    /// Whether others than outlier detection here say that it is out.
     pub(super) fn is_said_out(&self) -> bool {
-        self.said.load(Ordering::Relaxed) & OUT != 0
+        self.said.load(Ordering::Relaxed) & (UNHEALTHY | FOR_ALL) != 0
+    }
+
+    /// Whether it is out for everybody.
+    pub(crate) fn ejected_for_all(&self, is_out: bool) {
+        if is_out {
+            self.said.fetch_or(FOR_ALL, Ordering::Relaxed);
+        } else if self.said.load(Ordering::Relaxed) & FOR_ALL != 0 {
+            self.said.fetch_and(!FOR_ALL, Ordering::Relaxed);
+        }
     }
 
     /// What active checks say.
@@ -238,7 +251,8 @@ impl Standing {
     /// Claims its trial, when one is due: the moment after which it is.
     pub(super) fn claim(&self, now: Tick) -> Claim {
         let until = self.until.load(Ordering::Relaxed);
-        if until == 0 || until > now.as_nanos() || self.is_said_out() {
+        let fails_checks = self.said.load(Ordering::Relaxed) & UNHEALTHY != 0;
+        if until == 0 || until > now.as_nanos() || fails_checks {
             return Claim::None;
         }
         let tried = self.tried.load(Ordering::Relaxed);

@@ -75,7 +75,8 @@ pub(crate) fn explained(
     now: Tick,
 ) -> Option<(Outcome, String)> {
     let standing = &endpoint.stats.standing;
-    let (cause, count) = (standing.cause()?.as_str(), standing.ejections());
+    let Some(cause) = standing.cause() else { return for_all_explained(endpoint, picked) };
+    let (cause, count) = (cause.as_str(), standing.ejections());
     let until = standing.until();
     let is_picked = picked.is_some_and(|picked| Arc::ptr_eq(picked, endpoint));
     Some(if standing.is_passed_by(now) {
@@ -94,6 +95,18 @@ pub(crate) fn explained(
             true => (Outcome::Chosen, format!("picked for the one request that tries it: {why}")),
             false => (Outcome::Noted, format!("a candidate for its trial: {why}")),
         }
+    })
+}
+
+/// What an explanation says of an endpoint that is out for everybody, and that this proxy has not ejected itself.
+fn for_all_explained(endpoint: &Arc<Endpoint>, picked: Option<&Arc<Endpoint>>) -> Option<(Outcome, String)> {
+    if endpoint.ejected_by == 0 {
+        return None;
+    }
+    let why = format!("{} of its callers have ejected it: it is out for everybody", endpoint.ejected_by);
+    Some(match picked.is_some_and(|picked| Arc::ptr_eq(picked, endpoint)) {
+        true => (Outcome::Chosen, format!("picked, since no other is there; {why}")),
+        false => (Outcome::Skipped, why),
     })
 }
 

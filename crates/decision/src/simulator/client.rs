@@ -105,6 +105,8 @@ fn policy(scenario: &Scenario) -> v1::Policy {
         consecutive_5xx: outlier.consecutive_5xx,
         base_ejection_time_ms: millis(outlier.base_ejection_time),
         max_ejection_percent: outlier.max_ejection_percent,
+        // Nobody collects what simulated clients see.
+        shared: None,
         consecutive_gateway_failure: outlier.consecutive_gateway_failure,
         consecutive_local_origin_failure: outlier.consecutive_local_origin_failure,
         split_external_local_origin_errors: outlier.split_external_local_origin_errors,

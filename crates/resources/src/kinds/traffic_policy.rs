@@ -112,6 +112,19 @@ record! {
         pub max_ejection_time: Option<Spanned<GatewayDuration>> as "maxEjectionTime",
         /// Never more than this share of the endpoints; 10 when absent.
         pub max_ejection_percent: Option<u32> as "maxEjectionPercent" [1..=100],
+        /// When it is left out by every proxy, also by those that have not seen it fail; each goes by what it sees itself
+        /// when absent.
+        pub shared: Option<SharedEjection>,
+    }
+}
+
+record! {
+    /// When ejections count for everybody: when both hold.
+    pub struct SharedEjection {
+        /// So many who call the service have ejected it; 2 when absent. One alone never suffices.
+        pub observers: Option<u32> [2..=100_000],
+        /// So many percent of those who call the service have; 50 when absent.
+        pub percent: Option<u32> [0..=100],
     }
 }
 

@@ -32,6 +32,7 @@ enum Command {
     Touch(ResourceKey),
     Armed(Vec<u64>),
     Observed(Box<v1::Observation>),
+    Viewed(v1::Views),
 }
 
 /// The client has ended, because its driver was dropped.
@@ -55,6 +56,7 @@ impl std::fmt::Debug for Command {
             Self::Touch(_) => "Touch",
             Self::Armed(_) => "Armed",
             Self::Observed(_) => "Observed",
+            Self::Viewed(_) => "Viewed",
         })
     }
 }
@@ -118,6 +120,14 @@ impl Handle {
     /// [`Gone`].
     pub async fn observed(&self, observation: v1::Observation) -> Result<(), Gone> {
         self.send(Command::Observed(Box::new(observation))).await
+    }
+
+    /// What the consumer sees of services, all of it.
+    ///
+    /// # Errors
+    /// [`Gone`].
+    pub async fn viewed(&self, views: v1::Views) -> Result<(), Gone> {
+        self.send(Command::Viewed(views)).await
     }
 
     async fn send(&self, command: Command) -> Result<(), Gone> {
@@ -303,6 +313,7 @@ impl Core {
             Command::Touch(key) => self.client.touch(&key, now),
             Command::Armed(probes) => self.client.armed(probes),
             Command::Observed(observation) => self.client.observed(*observation),
+            Command::Viewed(views) => self.client.viewed(views),
             Command::Watch(key, patience, waiter) => {
                 match self.client.watch(&key, now, now.after(patience)) {
                     Watching::Now(answer) => drop(waiter.send(answer)),

@@ -6,12 +6,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use meshwork_base::{Clock, SpiffeId};
-use meshwork_messages::v1::{BreakerForce, Probe};
+use meshwork_messages::v1::{BreakerForce, Probe, Views};
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
 use super::{
     Access, Observing, Proxy, Publication, Published, Server, StreamId, Subscription, Tally, TooManyProbes,
+    Viewer,
 };
 use crate::transport::{ClientTransport, ServerTransport, StreamError, in_memory};
 
@@ -98,6 +99,12 @@ impl Hub {
     #[must_use]
     pub fn verdicts(&self) -> u64 {
         self.server.lock().verdicts()
+    }
+
+    /// See [`Server::take_views`].
+    #[must_use]
+    pub fn take_views(&self) -> Vec<(Viewer, Views)> {
+        self.server.lock().take_views()
     }
 
     /// Where its time comes from.

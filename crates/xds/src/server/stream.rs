@@ -6,7 +6,7 @@ use std::sync::Arc;
 use meshwork_base::SpiffeId;
 use meshwork_messages::OBSERVE;
 use meshwork_messages::v1::{
-    Commit, DiscoveryRequest, DiscoveryResponse, Probes, Rejection, Report, Resource,
+    Commit, DiscoveryRequest, DiscoveryResponse, Probes, Rejection, Report, Resource, Service, Views,
 };
 use prost::Message as _;
 
@@ -15,6 +15,9 @@ use crate::key::{Offers, ResourceKey, commit_type};
 
 /// Bytes of resources in one response, so that it stays far below gRPC's limit of 4 MiB; one larger resource goes alone.
 const RESPONSE_BYTES: usize = 512 * 1024;
+/// Services about which one proxy is heard, and endpoints of each.
+const VIEWED_SERVICES: usize = 4096;
+const VIEWED_ENDPOINTS: usize = 1024;
 /// Names of removed resources in one response.
 const RESPONSE_NAMES: usize = 4096;
 
@@ -97,6 +100,19 @@ impl Stream {
     /// Tells it to arm these probes and no others.
     pub(super) fn arm(&mut self, probes: Probes) {
         self.probes = Some(probes);
+    }
+
+    /// What is believed of what a proxy says about services: of those that it was told of, and so much as a proxy may say.
+    pub(super) fn believed(&self, mut views: Views) -> Views {
+        views.services.retain(|view| {
+            let key = ResourceKey::of::<Service>(view.service.as_str());
+            self.joined && self.offered.version(&key).is_some()
+        });
+        views.services.truncate(VIEWED_SERVICES);
+        for view in &mut views.services {
+            view.ejected.truncate(VIEWED_ENDPOINTS);
+        }
+        views
     }
 
     pub(super) const fn is_joined(&self) -> bool {

@@ -314,3 +314,44 @@ fn a_bounded_number_of_probes_is_armed() {
     server.forget(3);
     arm(&mut server, 8).unwrap();
 }
+
+#[test]
+fn a_proxy_is_heard_about_services_that_it_was_told_of() {
+    let mut server = server(world(1, &[("Service", "shop/a", "1"), ("Service", "shop/b", "1")], &[]));
+    let id = open(&mut server, join("Service", &["shop/a"], &[]));
+    let view = |service: &str| v1::ServiceView { service: service.into(), port: 80, ejected: vec![] };
+    let said = |services: &[&str]| {
+        let services = services.iter().map(|service| view(service)).collect();
+        DiscoveryRequest { views: Some(v1::Views { services }), ..DiscoveryRequest::default() }
+    };
+    server.receive(id, said(&["shop/a"])).unwrap();
+    assert_eq!(server.take_views()[0].1.services, [], "it has not been told of anything yet");
+    sent(&mut server, id);
+    server.receive(id, said(&[])).unwrap();
+    server.receive(id, said(&["shop/a", "shop/b", "shop/none"])).unwrap();
+    let views = server.take_views();
+    assert_eq!(views.len(), 1, "its last words count");
+    assert_eq!((views[0].0.node.id.as_str(), &views[0].1.services), ("test/one", &vec![view("shop/a")]));
+    assert_eq!(server.take_views(), []);
+}
+
+#[test]
+fn what_a_client_sees_is_said_once_and_again_on_a_new_stream() {
+    let settings = Settings::new(Node { id: "test/one".into(), ..Node::default() });
+    let mut client = Client::new(settings, None, Tick::ZERO);
+    let views =
+        v1::Views { services: vec![v1::ServiceView { service: "shop/a".into(), port: 80, ejected: vec![] }] };
+    let said = |client: &mut Client| {
+        let requests = std::iter::from_fn(|| client.poll_request());
+        requests.filter_map(|request| request.views).collect::<Vec<_>>()
+    };
+    client.viewed(v1::Views::default());
+    client.viewed(views.clone());
+    assert!(!client.has_request());
+    client.connected();
+    assert_eq!(said(&mut client), std::slice::from_ref(&views));
+    assert!(!client.has_request() && said(&mut client).is_empty());
+    client.disconnected();
+    client.connected();
+    assert_eq!(said(&mut client), [views]);
+}

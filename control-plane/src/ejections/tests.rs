@@ -1,0 +1,206 @@
+use meshwork_base::SpiffeId;
+use meshwork_compile::CompiledResource;
+
+use super::*;
+
+const WEB: &str = "spiffe://mesh.local/ns/shop/sa/web";
+
+/// What is published and compiled: `shop/reviews` with four instances, and `web-1` to `web-3` that may call it.
+struct World {
+    publication: Publication,
+    compiled: ByKey,
+    ejections: Ejections,
+    now: Tick,
+}
+
+fn put<M: prost::Message + prost::Name>(publication: &mut Publication, name: &str, message: &M) {
+    let resource = Resource {
+        name: name.to_owned(),
+        version: "1".into(),
+        body: message.encode_to_vec().into(),
+        ..Resource::default()
+    };
+    publication.resources.insert(ResourceKey::of::<M>(name), Arc::new(resource));
+}
+
+fn slice_name(number: u8) -> String {
+    format!("registry/shop/reviews/r-{number}")
+}
+
+impl World {
+    fn new(shared: Option<v1::outlier_detection::Shared>) -> Self {
+        let (mut publication, mut compiled) = (Publication::default(), ByKey::new());
+        let port = v1::ServicePort { name: "http".into(), port: 80, ..Default::default() };
+        put(&mut publication, "shop/reviews", &v1::Service { ports: vec![port], ..Default::default() });
+        let mut children = Vec::new();
+        for number in 1..=4 {
+            let endpoint = v1::Endpoint {
+                addresses: vec![format!("10.0.0.{number}")],
+                weight: 1,
+                instance: format!("r-{number}"),
+                ..Default::default()
+            };
+            let slice = v1::EndpointSlice {
+                service: "shop/reviews".into(),
+                ports: vec![v1::EndpointPort { name: "http".into(), port: 9000 }],
+                endpoints: vec![endpoint],
+                ..Default::default()
+            };
+            let name = slice_name(number);
+            put(&mut publication, &name, &slice);
+            let base = CompiledResource {
+                version: "1".into(),
+                body: slice.encode_to_vec().into(),
+                requires: vec![],
+                parents: vec![],
+                needs: vec![],
+            };
+            compiled.insert(CompiledKey::new(ResourceType::EndpointSlice, name.as_str()), Arc::new(base));
+            children.push(ResourceKey::of::<v1::EndpointSlice>(name));
+        }
+        let outlier_detection = Some(v1::OutlierDetection {
+            consecutive_5xx: 5,
+            base_ejection_time_ms: 30_000,
+            max_ejection_time_ms: 300_000,
+            max_ejection_percent: 50,
+            interval_ms: 10_000,
+            shared,
+            ..Default::default()
+        });
+        let target = v1::policy::Target {
+            kind: "Service".into(),
+            name: "shop/reviews".into(),
+            section: String::new(),
+        };
+        let spec = v1::policy::Spec::Traffic(v1::TrafficPolicy { outlier_detection, ..Default::default() });
+        let policy = v1::Policy { source: None, targets: vec![target], spec: Some(spec) };
+        put(&mut publication, "TrafficPolicy/shop/p", &policy);
+        children.push(ResourceKey::of::<v1::Policy>("TrafficPolicy/shop/p"));
+        for number in 1..=3 {
+            let workload = v1::Workload { spiffe_id: WEB.into(), ..Default::default() };
+            put(&mut publication, &format!("shop/web-{number}"), &workload);
+        }
+        children.sort();
+        publication.links = Arc::new([(ResourceKey::of::<v1::Service>("shop/reviews"), children)].into());
+        Self {
+            publication,
+            compiled,
+            ejections: Ejections::default(),
+            now: Tick::ZERO.after(Duration::from_secs(1)),
+        }
+    }
+
+    fn shared() -> Self {
+        Self::new(Some(v1::outlier_detection::Shared { observers: 2, percent: 50 }))
+    }
+
+    fn says(&mut self, viewer: &Viewer, out: &[u8]) {
+        let ejected = out.iter().map(|number| v1::EjectedView {
+            address: format!("10.0.0.{number}:9000"),
+            instance: format!("r-{number}"),
+            cause: "consecutive_5xx".into(),
+        });
+        let view = v1::ServiceView { service: "shop/reviews".into(), port: 80, ejected: ejected.collect() };
+        self.ejections.hear(viewer, &v1::Views { services: vec![view] }, &self.publication, self.now);
+    }
+
+    /// Judges, marks, and gives the slices that are marked then.
+    fn marked(&mut self) -> Vec<u8> {
+        if self.ejections.judge(&self.publication, self.now) {
+            self.ejections.mark(&mut self.publication, &self.compiled);
+        }
+        (1..=4).filter(|&number| !self.ejected(number).is_empty()).collect()
+    }
+
+    fn resource(&self, number: u8) -> &Resource {
+        &self.publication.resources[&ResourceKey::of::<v1::EndpointSlice>(slice_name(number))]
+    }
+
+    fn ejected(&self, number: u8) -> Vec<(String, u32)> {
+        let slice = v1::EndpointSlice::decode(self.resource(number).body.clone()).unwrap();
+        slice.endpoints[0].ejected.clone().into_iter().collect()
+    }
+}
+
+fn viewer(identity: &str, role: &str, id: &str) -> Viewer {
+    let node = v1::Node { id: id.into(), role: role.into(), ..Default::default() };
+    Viewer { identity: Some(SpiffeId::parse(identity).unwrap()), node }
+}
+
+fn web(number: u8) -> Viewer {
+    viewer(WEB, "sidecar", &format!("shop/web-{number}"))
+}
+
+#[test]
+fn what_two_instances_have_ejected_is_marked_for_all_until_one_sees_it_well() {
+    let mut world = World::shared();
+    world.says(&web(1), &[2]);
+    assert_eq!(world.marked(), [] as [u8; 0], "one alone");
+    world.says(&web(2), &[2]);
+    assert_eq!(world.marked(), [2]);
+    assert_eq!(world.ejected(2), [("http".to_owned(), 2)]);
+    assert!(world.resource(2).version.starts_with("1-"), "{}", world.resource(2).version);
+    assert_eq!(world.resource(1).version, "1", "nobody is told anything of the others");
+    assert_eq!(world.ejections.counts(), [("shop/reviews".to_owned(), 1)].into());
+    world.says(&web(2), &[]);
+    assert_eq!(world.marked(), [] as [u8; 0]);
+    assert_eq!(world.resource(2).version, "1", "it is as it was compiled");
+    assert!(world.ejections.counts().is_empty());
+}
+
+#[test]
+fn a_mark_outlives_that_its_slice_is_published_anew() {
+    let mut world = World::shared();
+    world.says(&web(1), &[2]);
+    world.says(&web(2), &[2]);
+    assert_eq!(world.marked(), [2]);
+    let version = world.resource(2).version.clone();
+    let base = Arc::new(base(&world.compiled, &ResourceKey::of::<v1::EndpointSlice>(slice_name(2))).unwrap());
+    world.publication.resources.insert(ResourceKey::of::<v1::EndpointSlice>(slice_name(2)), base);
+    world.ejections.mark(&mut world.publication, &world.compiled);
+    assert_eq!(world.resource(2).version, version, "equal marks, equal version");
+    world.now = world.now.after(Duration::from_secs(15));
+    assert_eq!(world.marked(), [] as [u8; 0], "nobody says it any more");
+}
+
+#[test]
+fn one_voice_is_one_instance_under_its_identity() {
+    let mut world = World::shared();
+    world.says(&web(1), &[2]);
+    world.says(&web(1), &[2]);
+    assert_eq!(world.marked(), [] as [u8; 0], "it speaks twice");
+    world.says(&web(9), &[2]);
+    assert_eq!(world.marked(), [] as [u8; 0], "the registry knows no such instance");
+    world.says(&viewer("spiffe://mesh.local/ns/shop/sa/evil", "sidecar", "shop/web-2"), &[2]);
+    assert_eq!(world.marked(), [] as [u8; 0], "that is another's instance");
+    let edge = "spiffe://mesh.local/ns/shop/sa/edge";
+    let mut edges = World::shared();
+    for replica in ["gateway/shop/edge/1", "gateway/shop/edge/2", "gateway/shop/edge/3"] {
+        edges.says(&viewer(edge, "gateway", replica), &[2]);
+    }
+    assert_eq!(edges.marked(), [] as [u8; 0], "names of replicas are proven by nothing");
+    edges.says(&web(1), &[2]);
+    assert_eq!(edges.marked(), [2]);
+}
+
+#[test]
+fn without_a_policy_that_shares_nobody_is_marked() {
+    let mut world = World::new(None);
+    for number in 1..=3 {
+        world.says(&web(number), &[2]);
+    }
+    assert_eq!(world.marked(), [] as [u8; 0]);
+}
+
+#[test]
+fn who_calls_it_and_is_content_counts_and_the_bound_is_the_policy_s() {
+    let mut world = World::new(Some(v1::outlier_detection::Shared { observers: 2, percent: 67 }));
+    world.says(&web(1), &[2]);
+    world.says(&web(2), &[2]);
+    world.says(&web(3), &[]);
+    assert_eq!(world.marked(), [] as [u8; 0], "two of three are 66 %");
+    for number in 1..=3 {
+        world.says(&web(number), &[1, 2, 3, 4]);
+    }
+    assert_eq!(world.marked(), [1, 2], "at most half of them");
+}
