@@ -22,13 +22,23 @@ mod scenario;
 mod server;
 
 pub use chain::{Chain, Reached, run_chain};
-pub use report::{Report, median};
+pub use report::{Answered, Report, median};
 pub use scenario::{Arrivals, Burst, Instance, Phase, Policies, Scenario, Spread, State};
+
+use std::sync::Arc;
+
+use crate::overload::Overload;
 
 /// Runs a scenario to its end: until everything that arrived has been answered or has failed.
 #[must_use]
 pub fn run(scenario: &Scenario, seed: u64) -> Report {
-    engine::Engine::new(scenario, seed).run()
+    let overload = scenario.policies.overload.map(|(concurrency, queue)| Overload {
+        origin: Arc::default(),
+        concurrency,
+        queue,
+        priorities: Box::default(),
+    });
+    engine::Engine::new(scenario, overload.as_ref(), seed).run()
 }
 
 #[cfg(test)]

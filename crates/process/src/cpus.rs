@@ -38,25 +38,34 @@ fn allowed_cores(root: &Path) -> Option<usize> {
 
 /// The smallest quota of this process's group and the groups above it, in cores.
 fn cpu_quota(root: &Path) -> Option<f64> {
+    smallest_of_groups(root, "cpu", quota_v2, quota_v1)
+}
+
+/// The smallest value of a controller in this process's group and the groups above it.
+pub(crate) fn smallest_of_groups<T: Copy + PartialOrd>(
+    root: &Path,
+    controller: &str,
+    v2: fn(&Path) -> Option<T>,
+    v1: fn(&Path) -> Option<T>,
+) -> Option<T> {
     let groups = fs::read_to_string(root.join("proc/self/cgroup")).ok()?;
-    let mut smallest: Option<f64> = None;
+    let mut smallest: Option<T> = None;
     for line in groups.lines() {
         let mut parts = line.splitn(3, ':');
         let (Some(_), Some(controllers), Some(path)) = (parts.next(), parts.next(), parts.next()) else {
             continue;
         };
-        let (mount, read): (&str, fn(&Path) -> Option<f64>) = if controllers.is_empty() {
-            ("sys/fs/cgroup", quota_v2)
-        } else if controllers.split(',').any(|c| c == "cpu") {
-            ("sys/fs/cgroup/cpu", quota_v1)
+        let (mount, read) = if controllers.is_empty() {
+            (root.join("sys/fs/cgroup"), v2)
+        } else if controllers.split(',').any(|c| c == controller) {
+            (root.join("sys/fs/cgroup").join(controller), v1)
         } else {
             continue;
         };
-        let mount = root.join(mount);
         // In a container with its own view the path may not exist below the mount; its ancestors do.
         for group in Path::new(path.trim_start_matches('/')).ancestors() {
-            if let Some(quota) = read(&mount.join(group)) {
-                smallest = Some(smallest.map_or(quota, |s| s.min(quota)));
+            if let Some(value) = read(&mount.join(group)) {
+                smallest = Some(smallest.map_or(value, |s| if value < s { value } else { s }));
             }
         }
     }

@@ -48,6 +48,8 @@ pub struct Settings {
     /// What tells it apart from other proxies, also after a restart: where each calls a part of a service's endpoints,
     /// which part depends on it.
     pub identity: String,
+    /// Bytes of memory near which requests are sent away; absent: no such limit.
+    pub max_memory: Option<u64>,
 }
 
 impl Default for Settings {
@@ -63,6 +65,7 @@ impl Default for Settings {
             recorder: RecorderSettings::default(),
             place: Locality::default(),
             identity: String::new(),
+            max_memory: None,
         }
     }
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use meshwork_decision::Locality;
 use meshwork_http1::Limits;
-use meshwork_process::parse_duration;
+use meshwork_process::{memory_limit, parse_duration};
 
 use crate::connections::DownstreamTimeouts;
 use crate::engine::Settings;
@@ -74,6 +74,11 @@ pub struct TrafficArgs {
     #[arg(long, value_name = "COUNT", env = "MESHWORK_FLIGHT_RECORDER_SAMPLE", default_value_t = RecorderSettings::default().sample)]
     pub flight_recorder_sample: u32,
 
+    /// Memory of the process, in bytes: near it idle connections are closed sooner, then requests are sent away. Absent: the
+    /// limit of its control group, if that has one; 0: no limit
+    #[arg(long, value_name = "BYTES", env = "MESHWORK_MAX_MEMORY_BYTES")]
+    pub max_memory_bytes: Option<u64>,
+
     /// The zone that this proxy runs in: endpoints of the same zone are preferred
     #[arg(long, value_name = "ZONE", env = "MESHWORK_ZONE")]
     pub zone: Option<String>,
@@ -122,6 +127,10 @@ impl TrafficArgs {
                 zone: self.zone.as_deref().unwrap_or_default().into(),
                 region: self.region.as_deref().unwrap_or_default().into(),
             },
+            max_memory: match self.max_memory_bytes {
+                Some(0) => None,
+                said => said.or_else(memory_limit),
+            },
             max_connections: usize::try_from(self.max_connections).unwrap_or(usize::MAX),
             ..Settings::default()
         }
@@ -147,6 +156,14 @@ mod tests {
         assert_eq!(format!("{:?}", given.timeouts), format!("{:?}", own.timeouts));
         assert_eq!(given.max_connections, own.max_connections);
         assert_eq!(given.recorder, own.recorder);
+    }
+
+    #[test]
+    fn memory_is_limited_by_the_flag_or_by_the_control_group() {
+        let of = |arguments: &[&str]| parse(arguments).unwrap().settings().max_memory;
+        assert_eq!(of(&["--max-memory-bytes", "1000000"]), Some(1_000_000));
+        assert_eq!(of(&["--max-memory-bytes", "0"]), None);
+        assert_eq!(of(&[]), memory_limit());
     }
 
     #[test]

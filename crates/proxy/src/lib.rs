@@ -46,6 +46,7 @@ mod observe;
 #[doc(hidden)]
 pub mod parsers;
 mod peek;
+mod pressure;
 pub mod proxy_protocol;
 mod recorder;
 mod replay;

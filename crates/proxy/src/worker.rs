@@ -26,6 +26,7 @@ use crate::downstream;
 use crate::engine::{BindKey, Shared};
 use crate::gauges::{Gauges, OpenDownstream, OpenUpstream};
 use crate::mesh::Place;
+use crate::pressure::{Memory, Pressure};
 use crate::recorder::{Recalled, Recorder, Wanted};
 use crate::stream::splice::Pipes;
 use crate::tls::TlsConfigs;
@@ -116,6 +117,7 @@ pub(crate) struct Worker {
     series: RefCell<HashMap<u64, Rc<RequestSeries>, BuildId>>,
     log: RefCell<AccessLogWriter>,
     pub(crate) recorder: Recorder,
+    pub(crate) memory: Memory,
 }
 
 impl Worker {
@@ -142,6 +144,7 @@ impl Worker {
             buffer: RefCell::default(),
             view: RefCell::new(View::new(shared.snapshot.load_full())),
             recorder: Recorder::new(&shared.settings.recorder, shared.settings.workers, &metrics),
+            memory: Memory::new(shared.settings.max_memory),
             metrics,
             series: RefCell::default(),
             log: RefCell::new(shared.access_log.worker()),
@@ -371,13 +374,25 @@ pub(crate) async fn run(shared: Arc<Shared>, bells: [Arc<Notify>; 2], mut comman
     }
 }
 
+fn tell_pressure(pressure: Pressure) {
+    match pressure {
+        Pressure::Calm => tracing::info!("memory is no longer near its limit"),
+        Pressure::Tight => tracing::warn!("memory is near its limit: idle connections are closed sooner"),
+        Pressure::Full => tracing::warn!("memory is at its limit: requests are sent away"),
+    }
+}
+
 fn sweep_once(worker: &Rc<Worker>) {
     let now = worker.now();
     // An idle worker, too, lets go of a snapshot that was replaced.
     let view = worker.view();
     let wall = worker.shared.clock.wall();
+    if worker.memory.look() {
+        tell_pressure(worker.memory.pressure());
+    }
+    let timeouts = worker.memory.timeouts(&worker.shared.settings.timeouts);
     for connections in worker.all_connections() {
-        connections.sweep(now, wall, &worker.shared.settings.timeouts);
+        connections.sweep(now, wall, &timeouts);
     }
     if now.since(worker.said.get()) >= SAY_USED {
         worker.said.set(now);

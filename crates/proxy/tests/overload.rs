@@ -13,7 +13,7 @@ use meshwork_messages::v1::overload::{AdaptiveConcurrency, Priority, PriorityRul
 use meshwork_messages::v1::service_port::AppProtocol;
 use meshwork_proxy::{Mesh, Settings, Side};
 use support::mesh::{Pair, TestMesh, policy, serving};
-use support::{Harness, exchange};
+use support::{Harness, exchange, rule};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
@@ -228,6 +228,69 @@ async fn grpc_callers_are_told_in_their_terms() {
     let refused = exchange(pair.proxy, grpc.as_bytes()).await;
     assert!(refused.starts_with("HTTP/1.1 200") && refused.contains("grpc-status: 14\r\n"), "{refused}");
     assert!(refused.contains("x-envoy-local-overloaded: true\r\n"), "{refused}");
+}
+
+#[tokio::test]
+async fn what_one_instance_has_sent_away_another_takes_though_it_may_not_be_repeated() {
+    let (held, free) = (app(0, Duration::ZERO).await, app(100, Duration::ZERO).await);
+    let mut pair = Pair::start(held.address, AppProtocol::Http1).await;
+    pair.inbound.change([overload(one(), Queue { max_requests: 0, ..LINE })]).await;
+    let first = call(pair.proxy, "first", "");
+    in_flight(&pair, 1).await;
+    let id = pair.reviews.id();
+    let mut second = pair.mesh.proxy(&pair.reviews, None, Settings::default());
+    second
+        .change([pair.mesh.bundle(1, &[]), serving(&id, "reviews", free.address, AppProtocol::Http1)])
+        .await;
+    let other = second.engine.listen(Side::Inbound, "127.0.0.1:0".parse().unwrap()).await.unwrap();
+    let endpoint = |mesh: SocketAddr, instance: &str| v1::Endpoint {
+        addresses: vec![mesh.ip().to_string()],
+        weight: 1,
+        instance: instance.into(),
+        workload: id.workload().to_owned(),
+        transport: v1::endpoint::Transport::Mesh.into(),
+        mesh_port: mesh.port().into(),
+        spiffe_id: id.as_str().to_owned(),
+        ..Default::default()
+    };
+    let slice = v1::EndpointSlice {
+        service: "shop/reviews".into(),
+        ports: vec![v1::EndpointPort { name: "http".into(), port: 80 }],
+        endpoints: vec![endpoint(pair.peer, "reviews-1"), endpoint(other, "reviews-2")],
+        ..Default::default()
+    };
+    let turns = v1::TrafficPolicy {
+        algorithm: v1::traffic_policy::Algorithm::RoundRobin.into(),
+        ..Default::default()
+    };
+    let turns = policy("turns", "reviews", v1::policy::Spec::Traffic(turns));
+    pair.outbound.change([turns, Change::upsert("shop/reviews-1", "2", &slice)]).await;
+    let post = "POST /x HTTP/1.1\r\nHost: reviews\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
+    for _ in 0..2 {
+        let response = exchange(pair.proxy, post.as_bytes()).await;
+        assert!(response.starts_with("HTTP/1.1 200"), "{response}");
+    }
+    let shed = "meshwork_overload_shed_requests_total";
+    let shed = pair.inbound.metric(shed, &[SERVICE, "default", "concurrency"]);
+    assert!(shed >= 1, "where turns are taken one of two comes to the first");
+    held.lets.add_permits(1);
+    answered(first, "HTTP/1.1 200").await;
+}
+
+#[tokio::test]
+async fn without_memory_for_more_requests_are_sent_away_and_told_when_to_come_again() {
+    let settings = Settings { max_memory: Some(1), ..Settings::default() };
+    let mut full = Harness::start(settings);
+    let app = app(1, Duration::ZERO).await;
+    full.service("web", AppProtocol::Http1, &[app.address]).await;
+    let address = full.route(vec![rule(&[("web", 1)], vec![])]).await;
+    let refused = answered(call(address, "x", ""), "HTTP/1.1 503").await;
+    assert!(refused.contains("retry-after: 1\r\n") && refused.ends_with("overload\n"), "{refused}");
+    let line = full.lines(1).await.remove(0);
+    let said = ["\"OM\"", "\"overload\"", "--max-memory-bytes"];
+    assert!(said.iter().all(|word| line.contains(word)), "{line}");
+    assert!(app.came.lock().is_empty());
+    full.wait_metric("meshwork_overload_memory_refused_requests_total", &[], 1).await;
 }
 
 /// What became of the requests of one kind.

@@ -153,6 +153,8 @@ metrics! {
         "Requests that the application was given.";
     OVERLOAD_SHED = "meshwork_overload_shed_requests_total", Counter, "", &["service", "priority", "reason"],
         "Requests that were sent away: for `concurrency`, `queue_full`, `queue_time`, or `preempted` by a higher priority.";
+    OVERLOAD_MEMORY = "meshwork_overload_memory_refused_requests_total", Counter, "", &[],
+        "Requests that were sent away because the process came near the memory that it may have.";
     FAULTS_INJECTED = "meshwork_faults_injected_total", Counter, "", &["policy", "kind"],
         "Faults that a policy injected: delay, abort, bandwidth.";
     MIRRORED_REQUESTS = "meshwork_mirrored_requests_total", Counter, "", &["service", "outcome"],

@@ -287,7 +287,7 @@ pub(super) fn read(text: &str) -> Result<(String, Scenario), Wrong> {
         duration: file.duration.0,
         warm_up,
         clients: file.clients,
-        arrivals: Arrivals { per_second, burst },
+        arrivals: Arrivals { per_second, burst, loads: Vec::new(), high: 0 },
         instances,
         network: file.network.map_or(Duration::ZERO, |time| time.0),
         zones: file.zones,
@@ -417,6 +417,7 @@ fn policies(said: &Said) -> Result<Policies, Wrong> {
         outlier_detection,
         retry,
         timeout: said.timeouts.as_ref().map_or(default.timeout, |times| times.request.0),
+        overload: None,
     })
 }
 

@@ -162,17 +162,51 @@ fn a_line_that_was_empty_is_patient_again() {
 }
 
 #[test]
-fn a_line_that_moves_does_not_stand_however_long_somebody_is_in_it() {
-    let mut table = Table::new(fixed(1, Queue { max_requests: 9, ..QUEUE }));
-    table.enter(0, Priority::Default, 0);
-    for who in 1..100 {
-        table.enter(who, Priority::Default, u64::from(who) * 4 - 2);
-        table.ended(u64::from(who) * 4);
-        assert_eq!(table.called(), [(who, Ok(()))]);
-        table.enter(1_000 + who, Priority::Default, u64::from(who) * 4);
-        table.ended(u64::from(who) * 4 + 1);
-        assert_eq!(table.called(), [(1_000 + who, Ok(()))]);
+fn a_line_that_moves_does_not_stand_though_it_is_never_empty() {
+    let mut table = standing(QUEUE);
+    table.enter(2, Priority::Default, 8);
+    table.ended(10);
+    assert_eq!(table.called(), [(1, Ok(()))], "late, for once");
+    for who in 3..200 {
+        table.enter(who, Priority::Default, u64::from(who) * 2 + 6);
+        table.ended(u64::from(who) * 2 + 7);
+        assert_eq!(table.called(), [(who - 1, Ok(()))], "nobody waits for longer than 5 ms");
     }
+    table.enter(300, Priority::Default, 412);
+    table.ended(413);
+    assert_eq!(table.called(), [(199, Ok(()))], "late once more, and not since then");
+}
+
+#[test]
+fn in_a_full_line_that_stands_the_newest_takes_the_place_of_the_oldest() {
+    let mut table = standing(QUEUE);
+    for who in 2..5 {
+        table.enter(who, Priority::Default, 110);
+    }
+    table.called();
+    table.enter(5, Priority::Default, 111);
+    assert_eq!(table.called(), [], "one was sent away as it began to stand");
+    table.enter(6, Priority::Default, 111);
+    assert_eq!(table.called(), [(2, Err(Shed::QueueFull))]);
+    assert_eq!(table.enter(7, Priority::Low, 111), Entry::Refused(Shed::QueueFull));
+}
+
+#[test]
+fn where_nobody_may_wait_the_limit_is_learnt_as_well() {
+    let mut table =
+        Table::new(Overload { concurrency: ADAPTIVE, ..fixed(1, Queue { max_requests: 0, ..QUEUE }) });
+    let mut rng = SeededRng::new(5);
+    let mut under_way = 0;
+    for turn in 0..1_000 {
+        while table.enter(turn, Priority::Default, u64::from(turn) * 10) == Entry::Passed {
+            under_way += 1;
+        }
+        let (began, now) = (at(u64::from(turn) * 10), at(u64::from(turn) * 10 + 10));
+        for _ in 0..std::mem::take(&mut under_way) {
+            table.limiter.answered(&table.config, began, now, &mut rng, &mut table.called);
+        }
+    }
+    assert_eq!(table.limiter.view(&table.config).min_rtt, Some(MS * 10));
 }
 
 #[test]
@@ -317,6 +351,86 @@ fn a_load_that_is_no_overload_is_not_held_back() {
     assert!(app.gradient.limit(&ADAPTIVE) >= 120, "twice of what is wanted");
     assert!(!app.gradient.descends_now());
     assert!(app.gradient.base().unwrap().abs_diff(MS * 10) < MS);
+}
+
+#[test]
+fn nothing_is_measured_where_the_load_keeps_nobody_back() {
+    let config = AdaptiveConcurrency { max_concurrency: 20, ..ADAPTIVE };
+    let mut app = App::new(100, MS * 10);
+    let mut now = at(0);
+    for _ in 0..400 {
+        now = app.runs(&config, now, MS * 100, 15);
+        assert!(!app.gradient.descends_now(), "more than half of the limit, and not all of it");
+    }
+}
+
+#[test]
+fn what_showed_by_itself_is_not_measured_soon() {
+    let mut app = App::new(8, MS * 20);
+    let mut now = app.runs(&ADAPTIVE, at(0), Duration::from_secs(5), 4);
+    for _ in 0..140 {
+        now = app.runs(&ADAPTIVE, now, MS * 100, 1_000);
+        assert!(!app.gradient.descends_now(), "it has shown less than 15 s ago");
+    }
+    let mut descended = false;
+    for _ in 0..20 {
+        now = app.runs(&ADAPTIVE, now, MS * 100, 1_000);
+        descended |= app.gradient.descends_now();
+    }
+    assert!(descended, "and now it is measured");
+}
+
+#[test]
+fn one_window_never_takes_more_than_half_of_the_limit() {
+    let mut app = App::new(100, MS * 10);
+    let mut now = app.runs(&ADAPTIVE, at(0), Duration::from_secs(5), 1_000);
+    let mut limit = app.gradient.limit(&ADAPTIVE);
+    assert!(limit > 80, "{limit}");
+    app.service = MS * 500;
+    for _ in 0..400 {
+        now = app.runs(&ADAPTIVE, now, MS * 10, 1_000);
+        let next = app.gradient.limit(&ADAPTIVE);
+        assert!(2 * next + 1 >= limit, "from {limit} to {next}");
+        limit = next;
+    }
+}
+
+#[test]
+fn a_measurement_that_finds_what_is_known_goes_no_deeper() {
+    let mut app = App::new(8, MS * 20);
+    let mut now = app.runs(&ADAPTIVE, at(0), Duration::from_secs(10), 1_000);
+    let mut lowest = u32::MAX;
+    for _ in 0..5_000 {
+        now = app.runs(&ADAPTIVE, now, MS * 10, 1_000);
+        lowest = lowest.min(app.gradient.limit(&ADAPTIVE));
+    }
+    assert!((5..=8).contains(&lowest), "{lowest} at once: half of what it can do or so");
+}
+
+#[test]
+fn cuts_that_make_nothing_quicker_say_that_the_application_is_slower() {
+    let config = AdaptiveConcurrency { max_concurrency: 45, ..ADAPTIVE };
+    let mut app = App::new(50, MS * 10);
+    let now = app.runs(&config, at(0), Duration::from_secs(5), 1_000);
+    assert_eq!(app.gradient.limit(&config), 45, "it could do more than it may");
+    app.service = MS * 60;
+    app.runs(&config, now, Duration::from_secs(5), 1_000);
+    let (base, limit) = (app.gradient.base().unwrap(), app.gradient.limit(&config));
+    assert!(base.abs_diff(MS * 60) < MS * 10 && limit >= 25, "{base:?}, {limit}: long before it is measured");
+}
+
+#[test]
+fn another_policy_counts_during_a_measurement_too() {
+    let mut app = App::new(8, MS * 20);
+    let mut now = at(0);
+    while !app.gradient.descends_now() {
+        now = app.runs(&ADAPTIVE, now, MS * 10, 1_000);
+    }
+    assert_eq!(app.gradient.limit(&ADAPTIVE), 10, "half of the first one");
+    let fixed = AdaptiveConcurrency { min_concurrency: 30, max_concurrency: 30, ..ADAPTIVE };
+    assert_eq!(app.gradient.limit(&fixed), 30);
+    let less = AdaptiveConcurrency { min_concurrency: 1, max_concurrency: 2, ..ADAPTIVE };
+    assert_eq!(app.gradient.limit(&less), 2);
 }
 
 #[test]

@@ -141,7 +141,7 @@ fn two_instances() -> Scenario {
         duration: Duration::ZERO,
         warm_up: Duration::ZERO,
         clients: 1,
-        arrivals: Arrivals { per_second: 1.0, burst: None },
+        arrivals: Arrivals { per_second: 1.0, burst: None, loads: Vec::new(), high: 0 },
         instances: vec![instance; 2],
         network: Duration::ZERO,
         zones: 0,

@@ -8,20 +8,21 @@ use std::time::Duration;
 use meshwork_base::{Rng, SeededRng, Tick};
 
 use super::client::{Client, instance_of};
-use super::report::Report;
+use super::report::{Answered, Report};
 use super::scenario::{Scenario, Spread, exponential};
-use super::server::{Server, Taken};
+use super::server::{Gate, Moves, Server, Taken};
 use crate::cluster::Wanted;
 use crate::endpoint::{Endpoint, InFlight};
 use crate::invariants;
 use crate::limits::Permit;
 use crate::load::Answer;
 use crate::outlier::{AttemptOutcome, Picked, Trial};
+use crate::overload::{Overload, Priority};
 use crate::reasons::NoReasons;
 use crate::retry::{AttemptFailure, Decision, RequestFacts, Retry, RetryPolicy};
 
 /// Names an attempt; what has ended is never taken for what has its place now.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) struct AttemptId {
     place: u32,
     number: u64,
@@ -39,6 +40,8 @@ enum Event {
     Reaches(AttemptId),
     /// An instance has done its work on an attempt, in this life of it.
     Done(usize, AttemptId, u32),
+    /// An attempt has waited before its instance for as long as it may.
+    GivesUp(usize, AttemptId),
     /// A client hears how its attempt ended.
     Hears(AttemptId, Heard),
     /// The next of an instance's phases.
@@ -54,6 +57,8 @@ enum Heard {
     Status503,
     Reset,
     Refused,
+    /// The proxy before the instance has sent it away.
+    Shed,
     TimedOut,
 }
 
@@ -62,6 +67,7 @@ struct Request {
     arrived: Tick,
     retry: Retry,
     work: f64,
+    priority: Priority,
     /// Counts the retry under way.
     permit: Option<Permit>,
 }
@@ -85,6 +91,8 @@ pub(super) struct Engine<'s> {
     planned: u64,
     clients: Vec<Client>,
     servers: Vec<Server<'s>>,
+    /// The proxies before them, where these have something to do.
+    gates: Vec<Gate<'s>>,
     requests: Slots<Request>,
     attempts: Slots<Attempt>,
     attempts_so_far: u64,
@@ -96,7 +104,7 @@ pub(super) struct Engine<'s> {
 }
 
 impl<'s> Engine<'s> {
-    pub(super) fn new(scenario: &'s Scenario, seed: u64) -> Self {
+    pub(super) fn new(scenario: &'s Scenario, overload: Option<&'s Overload>, seed: u64) -> Self {
         let mut world = SeededRng::new(seed);
         let chance = SeededRng::new(world.next_u64());
         let mut engine = Self {
@@ -107,6 +115,9 @@ impl<'s> Engine<'s> {
             planned: 0,
             clients: (0..scenario.clients).map(|client| Client::new(scenario, client)).collect(),
             servers: scenario.instances.iter().map(Server::new).collect(),
+            gates: overload.map_or_else(Vec::new, |config| {
+                scenario.instances.iter().map(|_| Gate::new(config)).collect()
+            }),
             requests: Slots::default(),
             attempts: Slots::default(),
             attempts_so_far: 0,
@@ -155,6 +166,11 @@ impl<'s> Engine<'s> {
             Event::Again(request) => self.attempt(request),
             Event::Reaches(attempt) => self.reaches(attempt),
             Event::Done(instance, attempt, life) => self.done(instance, attempt, life),
+            Event::GivesUp(instance, attempt) => {
+                if self.gates[instance].gave_up(attempt) {
+                    self.plan(self.scenario.network, Event::Hears(attempt, Heard::Shed));
+                }
+            }
             Event::Hears(attempt, heard) => self.hears(attempt, heard),
             Event::Joins => {
                 let (scenario, now) = (self.scenario, self.now);
@@ -163,6 +179,7 @@ impl<'s> Engine<'s> {
             Event::Phase(instance, at) => {
                 let state = self.scenario.instances[instance].phases[at].state;
                 for attempt in self.servers[instance].becomes(state) {
+                    self.abandoned(instance, attempt);
                     self.plan(self.scenario.network, Event::Hears(attempt, Heard::Reset));
                 }
             }
@@ -174,8 +191,14 @@ impl<'s> Engine<'s> {
         let arrivals = &self.scenario.arrivals;
         let times = arrivals.burst.filter(|_| self.clients[client].bursting).map_or(1.0, |burst| burst.times);
         #[expect(clippy::cast_precision_loss, reason = "a count of proxies")]
-        let per_second = arrivals.per_second * times / self.scenario.clients as f64;
+        let per_second = arrivals.per_second * times * self.load() / self.scenario.clients as f64;
         Duration::from_secs_f64(exponential(&mut self.world) / per_second)
+    }
+
+    /// How much comes now, in relation to the usual.
+    fn load(&self) -> f64 {
+        let begun = |(at, _): &&(Duration, f64)| Tick::ZERO.after(*at) <= self.now;
+        self.scenario.arrivals.loads.iter().take_while(begun).last().map_or(1.0, |(_, times)| *times)
     }
 
     fn burst(&mut self, client: usize) {
@@ -195,10 +218,20 @@ impl<'s> Engine<'s> {
         }
         let work = self.spread().draw(&mut self.world);
         let retry = Retry::begin(Some(&self.policy), &self.clients[client].cluster, self.now);
-        let request = Request { client, arrived: self.now, retry, work, permit: None };
+        let priority = self.priority();
+        let request = Request { client, arrived: self.now, retry, work, priority, permit: None };
         let request = self.requests.add(request);
         self.report.requests += 1;
         self.attempt(request);
+    }
+
+    /// Nothing is drawn where all are alike, so that traffic does not depend on it.
+    fn priority(&mut self) -> Priority {
+        match self.scenario.arrivals.high {
+            0 => Priority::Default,
+            high if self.world.below(100) < high.into() => Priority::High,
+            _ => Priority::Low,
+        }
     }
 
     /// Of the request and not of the instance, so that it does not depend on who is picked.
@@ -255,7 +288,41 @@ impl<'s> Engine<'s> {
 
     fn reaches(&mut self, id: AttemptId) {
         let Some(attempt) = self.awaited(id) else { return };
-        let (instance, work) = (instance_of(&attempt.endpoint), self.requests.get(attempt.request).work);
+        let instance = instance_of(&attempt.endpoint);
+        let priority = self.requests.get(attempt.request).priority;
+        let Some(gate) = self.gates.get_mut(instance) else { return self.works(instance, id) };
+        let (moves, waits) = gate.enter(id, priority, self.now);
+        if waits && let Some((_, queue)) = &self.scenario.policies.overload {
+            self.plan(queue.max_wait, Event::GivesUp(instance, id));
+        }
+        self.moves(instance, moves);
+    }
+
+    /// What an instance's proxy makes of those who were at it.
+    fn moves(&mut self, instance: usize, moves: Moves) {
+        for away in moves.away {
+            self.plan(self.scenario.network, Event::Hears(away, Heard::Shed));
+        }
+        for on in moves.on {
+            self.works(instance, on);
+        }
+        if let Err(why) = self.gates[instance].holds() {
+            self.report.broken(|| why);
+        }
+    }
+
+    /// Whoever sent this does not wait for it any more, or will not hear of it.
+    fn abandoned(&mut self, instance: usize, id: AttemptId) {
+        if let Some(gate) = self.gates.get_mut(instance) {
+            let moves = gate.abandoned(id, self.now, &mut self.chance);
+            self.moves(instance, moves);
+        }
+    }
+
+    /// An attempt comes to the instance itself.
+    fn works(&mut self, instance: usize, id: AttemptId) {
+        let Some(attempt) = self.awaited(id) else { return self.abandoned(instance, id) };
+        let work = self.requests.get(attempt.request).work;
         let server = &mut self.servers[instance];
         let network = self.scenario.network;
         match server.take(id, work) {
@@ -264,8 +331,14 @@ impl<'s> Engine<'s> {
                 self.plan(time, Event::Done(instance, id, life));
             }
             Taken::Queued | Taken::Hangs => {}
-            Taken::Failed(after) => self.plan(after + network, Event::Hears(id, Heard::Status503)),
-            Taken::Refused => self.plan(network, Event::Hears(id, Heard::Refused)),
+            Taken::Failed(after) => {
+                self.plan(after + network, Event::Hears(id, Heard::Status503));
+                self.abandoned(instance, id);
+            }
+            Taken::Refused => {
+                self.plan(network, Event::Hears(id, Heard::Refused));
+                self.abandoned(instance, id);
+            }
         }
     }
 
@@ -280,6 +353,10 @@ impl<'s> Engine<'s> {
         if let Some((next, time)) = self.servers[instance].done(id, is_awaited) {
             self.plan(time, Event::Done(instance, next, life));
         }
+        if let Some(gate) = self.gates.get_mut(instance) {
+            let moves = gate.answered(id, self.now, &mut self.chance);
+            self.moves(instance, moves);
+        }
     }
 
     fn hears(&mut self, id: AttemptId, heard: Heard) {
@@ -287,10 +364,17 @@ impl<'s> Engine<'s> {
             return;
         }
         let mut attempt = self.attempts.take(id.place as usize);
+        if heard == Heard::TimedOut {
+            self.abandoned(instance_of(&attempt.endpoint), id);
+        }
         let request = self.requests.get_mut(attempt.request);
         request.permit = None;
         let cluster = Arc::clone(&self.clients[request.client].cluster);
-        let outcome = if heard == Heard::Ok { AttemptOutcome::Success } else { AttemptOutcome::Failure };
+        let outcome = match heard {
+            Heard::Ok => AttemptOutcome::Success,
+            Heard::Shed => AttemptOutcome::Overloaded,
+            Heard::Status503 | Heard::Reset | Heard::Refused | Heard::TimedOut => AttemptOutcome::Failure,
+        };
         let answer = Answer::new(outcome, self.now.since(attempt.began));
         let trial = attempt.trial.take();
         let tried = trial.and_then(|trial| cluster.tried(trial, &answer, self.now));
@@ -308,7 +392,7 @@ impl<'s> Engine<'s> {
         }
         match heard {
             Heard::Ok => self.ended(attempt.request, true),
-            Heard::Status503 => self.failed(&attempt, AttemptFailure::Status(503)),
+            Heard::Status503 | Heard::Shed => self.failed(&attempt, AttemptFailure::Status(503)),
             Heard::Reset => self.failed(&attempt, AttemptFailure::Reset),
             Heard::Refused => self.failed(&attempt, AttemptFailure::Connect),
             Heard::TimedOut => self.failed(&attempt, AttemptFailure::PerTryTimeout),
@@ -344,6 +428,11 @@ impl<'s> Engine<'s> {
         if !well {
             self.report.failures += u64::from(measured);
         }
+        if request.priority != Priority::Default {
+            let high = request.priority == Priority::High;
+            let arrived = request.arrived.since(Tick::ZERO);
+            self.report.answers.push(Answered { arrived, took: self.now.since(request.arrived), high, well });
+        }
         if measured {
             let took = if well { self.now.since(request.arrived) } else { self.scenario.policies.timeout };
             self.report.took(took);
@@ -355,6 +444,9 @@ impl<'s> Engine<'s> {
         let (begun, ended) = (self.report.requests, self.report.ended);
         if begun != ended {
             self.report.broken(|| format!("{begun} requests began and {ended} ended"));
+        }
+        if self.gates.iter().any(|gate| !gate.is_empty()) {
+            self.report.broken(|| "somebody never left a gate".to_owned());
         }
         for client in &self.clients {
             for endpoint in client.cluster.endpoints().all().iter().filter(|e| e.stats.in_flight() != 0) {

@@ -9,6 +9,8 @@ use super::scenario::{Arrivals, Burst, Instance, Phase, Policies, Scenario, Spre
 use crate::balance::SlowStart;
 use crate::retry::RetryPolicy;
 
+use crate::overload::{AdaptiveConcurrency, Queue};
+
 const CONCURRENCY: u32 = 2;
 const SERVICE: Duration = Duration::from_millis(10);
 /// Requests per second that an instance can do.
@@ -39,7 +41,7 @@ fn fleet(name: &'static str, load: f64, instances: Vec<Instance>) -> Scenario {
         duration: Duration::from_secs(20),
         warm_up: Duration::from_secs(2),
         clients: 4,
-        arrivals: Arrivals { per_second: load * capacity, burst: None },
+        arrivals: Arrivals { per_second: load * capacity, burst: None, loads: Vec::new(), high: 0 },
         instances,
         network: Duration::from_micros(250),
         zones: 0,
@@ -155,6 +157,39 @@ pub fn one_cold(slow_start: Option<SlowStart>) -> Scenario {
     let retry = RetryPolicy { per_try_timeout: Some(cold.policies.timeout), ..cold.policies.retry.clone() };
     let policies = Policies { slow_start, retry, ..cold.policies };
     Scenario { warm_up: joins, duration: Duration::from_secs(14), policies, ..cold }
+}
+
+/// How long fleet i gets three times of what it can do.
+pub const OVERLOADED: Duration = Duration::from_secs(60);
+/// When that begins.
+pub const BEGINS: Duration = Duration::from_secs(10);
+
+/// Three that do eight requests at once, 20 ms each, so 1,200 a second; half of that comes for ten seconds, three times of it
+/// for [`OVERLOADED`], and half again for ten. One of five has high priority; who asks waits for a second at most.
+#[must_use]
+pub fn overloaded() -> Scenario {
+    let instance = Instance {
+        concurrency: 8,
+        service: Duration::from_millis(20),
+        spread: Spread::Exponential,
+        ..instance()
+    };
+    let scenario = fleet("i: overload", 1.0, vec![instance; 3]);
+    Scenario {
+        duration: BEGINS + OVERLOADED + Duration::from_secs(10),
+        arrivals: Arrivals {
+            per_second: 1_200.0,
+            burst: None,
+            loads: vec![(Duration::ZERO, 0.5), (BEGINS, 3.0), (BEGINS + OVERLOADED, 0.5)],
+            high: 20,
+        },
+        policies: Policies {
+            timeout: Duration::from_secs(1),
+            overload: Some((AdaptiveConcurrency::DEFAULT, Queue::DEFAULT)),
+            ..Policies::default()
+        },
+        ..scenario
+    }
 }
 
 /// All on which balancers are compared.

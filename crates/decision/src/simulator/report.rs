@@ -24,8 +24,23 @@ pub struct Report {
     pub loads: Vec<u64>,
     /// The first thing that did not hold.
     pub broken: Option<String>,
+    /// What became of each request, in the order in which they ended: where priorities tell them apart.
+    pub answers: Vec<Answered>,
     /// Microseconds, sorted once the run is over.
     latencies: Vec<u32>,
+}
+
+/// What became of a request.
+#[derive(Clone, Copy, Debug)]
+pub struct Answered {
+    /// When it came.
+    pub arrived: Duration,
+    /// How long it took.
+    pub took: Duration,
+    /// It has high priority.
+    pub high: bool,
+    /// It was answered well.
+    pub well: bool,
 }
 
 impl Report {

@@ -7,6 +7,7 @@ use meshwork_base::Rng;
 use crate::balance::SlowStart;
 use crate::cluster::Algorithm;
 use crate::outlier::OutlierDetection;
+use crate::overload::{AdaptiveConcurrency, Queue};
 use crate::retry::{RetryBudget, RetryPolicy};
 
 /// A fleet, who calls it, and how.
@@ -33,12 +34,16 @@ pub struct Scenario {
 }
 
 /// Requests arrive at random and independently.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Arrivals {
     /// Requests per second of all clients together, outside bursts.
     pub per_second: f64,
     /// Each client's bursts.
     pub burst: Option<Burst>,
+    /// From a time on so many times as much comes, in the order of time.
+    pub loads: Vec<(Duration, f64)>,
+    /// Percent of the requests that have high priority; the others have low.
+    pub high: u32,
 }
 
 /// From time to time more comes.
@@ -143,6 +148,8 @@ pub struct Policies {
     pub retry: RetryPolicy,
     /// The time of a request, all attempts included. A request that fails counts as having taken it.
     pub timeout: Duration,
+    /// What each instance's own proxy keeps from it.
+    pub overload: Option<(AdaptiveConcurrency, Queue)>,
 }
 
 impl Default for Policies {
@@ -166,6 +173,7 @@ impl Default for Policies {
                 budget: RetryBudget { percent: 20, min_per_second: 0 },
             },
             timeout: Duration::from_secs(5),
+            overload: None,
         }
     }
 }

@@ -1,10 +1,13 @@
 //! An instance of the fleet: works on some requests at once, queues others, fails as the scenario says.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::time::Duration;
+
+use meshwork_base::{SeededRng, Tick};
 
 use super::engine::AttemptId;
 use super::scenario::{Instance, State};
+use crate::overload::{Called, Entry, Limiter, Overload, Priority};
 
 /// See the module's text.
 pub(super) struct Server<'s> {
@@ -86,5 +89,99 @@ impl<'s> Server<'s> {
         let serving = self.serving.drain(..);
         let all = serving.chain(self.queue.drain(..).map(|(attempt, _)| attempt)).collect();
         if matches!(state, State::Hanging | State::Lost) { Vec::new() } else { all }
+    }
+}
+
+/// The proxy beside an instance, where a policy gives it something to do.
+pub(super) struct Gate<'s> {
+    config: &'s Overload,
+    limiter: Limiter<AttemptId>,
+    /// When what the application works on began.
+    began: HashMap<AttemptId, Tick>,
+    /// Who waits.
+    waiting: HashMap<AttemptId, (u64, Priority)>,
+}
+
+/// Who goes on to the application, and who is sent away.
+#[derive(Default)]
+pub(super) struct Moves {
+    pub(super) on: Vec<AttemptId>,
+    pub(super) away: Vec<AttemptId>,
+}
+
+impl<'s> Gate<'s> {
+    pub(super) fn new(config: &'s Overload) -> Self {
+        Self { config, limiter: Limiter::default(), began: HashMap::new(), waiting: HashMap::new() }
+    }
+
+    /// An attempt comes to it. True: it waits.
+    pub(super) fn enter(&mut self, attempt: AttemptId, priority: Priority, now: Tick) -> (Moves, bool) {
+        let mut called = Called::new();
+        let entry = self.limiter.enter(self.config, priority, now, || attempt, &mut called);
+        let mut moves = self.moved(called, now);
+        match entry {
+            Entry::Passed => {
+                self.began.insert(attempt, now);
+                moves.on.push(attempt);
+            }
+            Entry::Waits(ticket) => {
+                self.waiting.insert(attempt, (ticket, priority));
+                return (moves, true);
+            }
+            Entry::Refused(_) => moves.away.push(attempt),
+        }
+        (moves, false)
+    }
+
+    /// The application has answered.
+    pub(super) fn answered(&mut self, attempt: AttemptId, now: Tick, rng: &mut SeededRng) -> Moves {
+        let Some(began) = self.began.remove(&attempt) else { return Moves::default() };
+        let mut called = Called::new();
+        self.limiter.answered(self.config, began, now, rng, &mut called);
+        self.moved(called, now)
+    }
+
+    /// Its caller does not wait any more.
+    pub(super) fn abandoned(&mut self, attempt: AttemptId, now: Tick, rng: &mut SeededRng) -> Moves {
+        self.leaves(attempt, false);
+        let Some(began) = self.began.remove(&attempt) else { return Moves::default() };
+        let mut called = Called::new();
+        self.limiter.lost(self.config, began, now, rng, &mut called);
+        self.moved(called, now)
+    }
+
+    /// It has waited for as long as it may. True: it is sent away.
+    pub(super) fn gave_up(&mut self, attempt: AttemptId) -> bool {
+        self.leaves(attempt, true)
+    }
+
+    fn leaves(&mut self, attempt: AttemptId, gave_up: bool) -> bool {
+        let Some((ticket, priority)) = self.waiting.remove(&attempt) else { return false };
+        self.limiter.leave(ticket, priority, gave_up).is_some()
+    }
+
+    fn moved(&mut self, called: Called<AttemptId>, now: Tick) -> Moves {
+        let mut moves = Moves::default();
+        for (attempt, what) in called {
+            self.waiting.remove(&attempt);
+            match what {
+                Ok(()) => {
+                    self.began.insert(attempt, now);
+                    moves.on.push(attempt);
+                }
+                Err(_) => moves.away.push(attempt),
+            }
+        }
+        moves
+    }
+
+    pub(super) fn holds(&self) -> Result<(), String> {
+        self.limiter.holds(self.config)
+    }
+
+    /// Nobody is left in it.
+    pub(super) fn is_empty(&self) -> bool {
+        let view = self.limiter.view(self.config);
+        view.in_flight == 0 && view.queued == 0
     }
 }

@@ -19,7 +19,7 @@ fn small(per_second: f64) -> Scenario {
         duration: Duration::from_secs(20),
         warm_up: Duration::ZERO,
         clients: 1,
-        arrivals: Arrivals { per_second, burst: None },
+        arrivals: Arrivals { per_second, burst: None, loads: Vec::new(), high: 0 },
         instances: vec![instance],
         network: Duration::ZERO,
         zones: 0,

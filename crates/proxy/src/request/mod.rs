@@ -138,6 +138,7 @@ async fn run(
     response: &mut ResponseHead,
     journey: &mut Journey<'_>,
 ) -> Result<(), Failure> {
+    overload::check_memory(conn, journey)?;
     path::normalize(head)?;
     journey.enter(Phase::Route);
     let way = route::find(conn, view, head, journey)?;

@@ -7,10 +7,10 @@ use std::sync::Arc;
 use std::task::Poll;
 
 use meshwork_decision::{
-    AttemptOutcome, Cause, Entered, InboundPort, Overload, Pass, Priority, Shed, Waiting,
+    AttemptOutcome, Cause, Cluster, Entered, InboundPort, Overload, Pass, Priority, Shed, Waiting,
 };
-use meshwork_http1::{FieldError, RequestHead, ResponseHead};
-use meshwork_telemetry::Phase;
+use meshwork_http1::{FieldError, KnownName, RequestHead, ResponseHead};
+use meshwork_telemetry::{Phase, inventory};
 use tokio::sync::oneshot;
 use tokio::time::sleep;
 
@@ -26,6 +26,24 @@ use crate::error::Failure;
 /// What Envoy's overload manager says of a request that it sends away; from a proxy of the mesh it is the proxy's own word,
 /// see [`answered`].
 pub(crate) const LOCAL_OVERLOADED: &str = "x-envoy-local-overloaded";
+
+/// Whether the process has the memory for another request.
+///
+/// # Errors
+/// It has not.
+#[inline]
+pub(crate) fn check_memory(conn: &Conn, journey: &mut Journey<'_>) -> Result<(), Failure> {
+    if conn.worker.memory.is_full() { Err(refuse_for_memory(conn, journey)) } else { Ok(()) }
+}
+
+#[cold]
+fn refuse_for_memory(conn: &Conn, journey: &mut Journey<'_>) -> Failure {
+    journey.enter(Phase::Overload);
+    let limit = conn.worker.memory.limit().unwrap_or_default();
+    conn.worker.shared.metrics.counter(&inventory::OVERLOAD_MEMORY, &[]).increment();
+    Failure::local(Cause::Overload)
+        .because(format!("memory (limit of {limit} bytes, setting --max-memory-bytes)"))
+}
 
 /// What keeps the application from more than it can do, where a policy says so.
 #[inline]
@@ -147,10 +165,26 @@ pub(crate) fn answered(
     }
 }
 
+/// Whether another proxy of the mesh has sent the request away, before its application saw anything of it. Whoever is not in
+/// the mesh may say so too, and is not believed: the field may be that of somebody further on.
+pub(crate) fn was_sent_away(response: &ResponseHead, cluster: &Cluster, endpoint: Option<u64>) -> bool {
+    // gRPC's failures have status 200.
+    (response.status == 503 || response.fields.known(KnownName::GrpcStatus).is_some())
+        && response.fields.get(LOCAL_OVERLOADED).is_some()
+        && cluster.endpoints().all().iter().any(|e| Some(e.id) == endpoint && e.spiffe_id().is_some())
+}
+
 /// Tells a caller that it was the load, so that it is not held against the application.
 ///
 /// # Errors
 /// The head has no room.
-pub(crate) fn mark(cause: Cause, response: &mut ResponseHead) -> Result<(), FieldError> {
-    if cause == Cause::Overload { response.fields.push(LOCAL_OVERLOADED, "true") } else { Ok(()) }
+pub(crate) fn mark(conn: &Conn, cause: Cause, response: &mut ResponseHead) -> Result<(), FieldError> {
+    if cause != Cause::Overload {
+        return Ok(());
+    }
+    if conn.worker.memory.is_full() {
+        // It is looked at twice in a second.
+        response.fields.set_known(KnownName::RetryAfter, "1")?;
+    }
+    response.fields.push(LOCAL_OVERLOADED, "true")
 }

@@ -77,7 +77,7 @@ pub(crate) async fn fail(
     } else {
         text_head(response)
     };
-    let written = written.and_then(|()| overload::mark(failure.cause, response));
+    let written = written.and_then(|()| overload::mark(conn, failure.cause, response));
     answer(conn, down, response, journey, written, if grpc { b"" } else { text.as_bytes() }).await;
 }
 

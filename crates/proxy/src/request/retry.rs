@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use meshwork_base::Clock;
 use meshwork_decision::{
-    AttemptFailure, Cause, Cluster, Decision, Limited, Permit, RequestFacts, RetryPolicy, StopReason,
-    is_idempotent,
+    AttemptFailure, Cause, Cluster, Decision, Endpoint, Limited, Permit, RequestFacts, RetryPolicy,
+    StopReason, is_idempotent,
 };
 use meshwork_http1::{KnownName, ResponseHead};
 use smallvec::SmallVec;
@@ -15,7 +15,7 @@ use super::body::RequestBody;
 use super::deadline::Deadlines;
 use super::journey::{Journey, decide};
 use super::route::Target;
-use super::{answer, kin};
+use super::{answer, kin, overload};
 use crate::downstream::connection::Conn;
 use crate::error::{Failure, Retry};
 use crate::upstream::{Head, UNSEEN_RETRIES};
@@ -242,11 +242,17 @@ impl<'a> Repeats<'a> {
         endpoint: Option<u64>,
         journey: &mut Journey<'_>,
     ) -> Option<Again> {
-        let (cluster, Some(policy)) = self.service? else { return None };
-        let kind = called_for(policy, response)?;
+        let (cluster, policy) = self.service?;
+        let unseen = overload::was_sent_away(response, cluster, endpoint);
+        let Some((policy, kind)) = policy.and_then(|policy| Some((policy, called_for(policy, response)?)))
+        else {
+            let facts = Self::facts(head, body, deadlines);
+            return if unseen { self.beside(cluster, policy, endpoint, &facts) } else { None };
+        };
         let wall = || self.conn.worker.shared.clock.wall();
         let push_back = answer::push_back(response, wall);
-        let facts = RequestFacts { push_back, ..Self::facts(head, body, deadlines) };
+        let mut facts = RequestFacts { push_back, ..Self::facts(head, body, deadlines) };
+        facts.idempotent |= unseen;
         match self.decide(cluster, Some(policy), kind, &facts, endpoint, journey) {
             Decision::Again { after, permit } => Some(Again::Elsewhere { after, permit }),
             Decision::Stop(stop) => {
@@ -260,6 +266,28 @@ impl<'a> Repeats<'a> {
                 None
             }
         }
+    }
+
+    /// What another proxy has sent away before its application saw it goes elsewhere without a policy, too: once, if there is
+    /// anybody else, and within the budget, since others may have as much to do.
+    fn beside(
+        &mut self,
+        cluster: &Cluster,
+        policy: Option<&Arc<RetryPolicy>>,
+        endpoint: Option<u64>,
+        facts: &RequestFacts,
+    ) -> Option<Again> {
+        let now = self.conn.worker.now();
+        let wanted = facts.replayable && !facts.nested && policy.is_none_or(|policy| policy.attempts > 0);
+        let in_time = facts.deadline.is_none_or(|deadline| deadline > now);
+        let is_other = |other: &Arc<Endpoint>| Some(other.id) != endpoint && !other.is_ejected(now);
+        let may = wanted
+            && in_time
+            && self.unseen == 0
+            && cluster.endpoints().pickable().iter().any(is_other)
+            && cluster.may_repeat(now);
+        self.unseen += u32::from(may);
+        may.then_some(Again::Elsewhere { after: Duration::ZERO, permit: None })
     }
 
     fn facts(head: &Head<'_>, body: &RequestBody<'_>, deadlines: &Deadlines) -> RequestFacts {

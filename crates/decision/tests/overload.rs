@@ -1,0 +1,138 @@
+//! Line 5 of what an overloaded service must keep, in simulated time: goodput, who goes first, and how soon it is over.
+//!
+//! The whole form (`--ignored`, see `tests/long`) takes a hundred seeds (`SEEDS`: so many) and prints the table.
+
+use std::time::Duration;
+
+use meshwork_decision::simulator::fleets::{self, BEGINS, OVERLOADED};
+use meshwork_decision::simulator::{Answered, Report, Scenario, Spread, median, run};
+
+/// What the fleet can do in a second.
+const CAPACITY: f64 = 1_200.0;
+/// From when on the overload lasts long enough to be looked at.
+const SETTLED: Duration = Duration::from_secs(2);
+
+struct Kept {
+    /// Answers in a second of the overload, as a part of what can be done.
+    goodput: f64,
+    /// Of the requests of high priority in the overload, and of low: the part that was answered.
+    high: f64,
+    low: f64,
+    /// Milliseconds, of those that were answered.
+    p50: f64,
+    p99: f64,
+    /// Seconds from the end of the overload until nothing fails any more and nothing takes twenty times as long as usual.
+    recovery: f64,
+}
+
+fn kept(report: &Report, until: Duration) -> Kept {
+    let ended = |answer: &&Answered| {
+        let end = answer.arrived + answer.took;
+        answer.well && end >= BEGINS + SETTLED && end < until
+    };
+    let span = (until - BEGINS - SETTLED).as_secs_f64();
+    let goodput = report.answers.iter().filter(ended).count() as f64 / span / CAPACITY;
+    let came = |high: bool| {
+        let came = report.answers.iter();
+        came.filter(move |a| a.high == high && a.arrived >= BEGINS && a.arrived < until)
+    };
+    let served = |high| came(high).filter(|a| a.well).count() as f64 / came(high).count() as f64;
+    let mut times: Vec<Duration> = report.answers.iter().filter(ended).map(|a| a.took).collect();
+    times.sort_unstable();
+    let quantile = |share: f64| 1e3 * times[(share * times.len() as f64) as usize].as_secs_f64();
+    let bad = |a: &&Answered| a.arrived >= until && (!a.well || a.took > Duration::from_millis(400));
+    let last = report.answers.iter().filter(bad).map(|a| a.arrived).max();
+    Kept {
+        goodput,
+        high: served(true),
+        low: served(false),
+        p50: quantile(0.5),
+        p99: quantile(0.99),
+        recovery: last.map_or(0.0, |last| (last - until).as_secs_f64()),
+    }
+}
+
+/// The same with an overload that lasts as long as this.
+fn lasting(time: Duration) -> (Scenario, Duration) {
+    let mut scenario = fleets::overloaded();
+    let until = BEGINS + time;
+    scenario.arrivals.loads[2].0 = until;
+    scenario.duration = until + Duration::from_secs(10);
+    (scenario, until)
+}
+
+fn broken(report: &Report, kept: &Kept) -> Vec<String> {
+    let mut broken: Vec<String> = report.broken.iter().cloned().collect();
+    if kept.goodput < 0.9 {
+        broken.push(format!("goodput is {:.1} % of capacity", 100.0 * kept.goodput));
+    }
+    if kept.high < 0.94 || kept.high < 3.0 * kept.low {
+        broken.push(format!(
+            "of high priority {:.1} % were answered, of low {:.1} %",
+            100.0 * kept.high,
+            100.0 * kept.low
+        ));
+    }
+    if kept.recovery >= 5.0 {
+        broken.push(format!("it took {:.1} s to recover", kept.recovery));
+    }
+    broken.into_iter().map(|why| format!("seed {}: {why}", report.seed)).collect()
+}
+
+#[test]
+fn at_three_times_of_what_it_can_do_a_fleet_does_what_it_can_and_what_matters_first() {
+    let (scenario, until) = lasting(Duration::from_secs(8));
+    let report = run(&scenario, 1);
+    let kept = kept(&report, until);
+    let broken = broken(&report, &kept);
+    assert!(broken.is_empty(), "{}", broken.join("\n"));
+}
+
+#[test]
+fn without_a_gate_the_same_fleet_works_for_nobody() {
+    let (mut scenario, until) = lasting(Duration::from_secs(8));
+    scenario.policies.overload = None;
+    let kept = kept(&run(&scenario, 1), until);
+    assert!(kept.goodput < 0.6 && kept.high < 0.5, "{:.2} {:.2}", kept.goodput, kept.high);
+}
+
+#[test]
+#[ignore = "a hundred seeds take minutes: see tests/long"]
+fn the_overload_of_a_minute_over_a_hundred_seeds() {
+    println!("| fleet i | goodput | high | low | p50 | p99 | recovery |");
+    println!("|---|---:|---:|---:|---:|---:|---:|");
+    let mut wrong = Vec::new();
+    let seeds: u64 = std::env::var("SEEDS").map_or(100, |seeds| seeds.parse().expect("a number"));
+    for (name, gate, spread) in [
+        ("with `overload`", true, Spread::Exponential),
+        ("with it, all requests alike", true, Spread::Constant),
+        ("without it", false, Spread::Exponential),
+    ] {
+        let (mut scenario, until) = lasting(OVERLOADED);
+        if !gate {
+            scenario.policies.overload = None;
+        }
+        scenario.instances.iter_mut().for_each(|instance| instance.spread = spread);
+        let mut all = Vec::new();
+        for seed in 0..seeds {
+            let report = run(&scenario, seed);
+            let kept = kept(&report, until);
+            if gate {
+                wrong.extend(broken(&report, &kept));
+            }
+            all.push(kept);
+        }
+        let of = |field: fn(&Kept) -> f64| median(all.iter().map(field));
+        let worst = all.iter().map(|kept| kept.recovery).fold(0.0, f64::max);
+        println!(
+            "| {name} | {:.1} % | {:.1} % | {:.1} % | {:.0} ms | {:.0} ms | {:.2} s, at most {worst:.2} s |",
+            100.0 * of(|kept| kept.goodput),
+            100.0 * of(|kept| kept.high),
+            100.0 * of(|kept| kept.low),
+            of(|kept| kept.p50),
+            of(|kept| kept.p99),
+            of(|kept| kept.recovery),
+        );
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
