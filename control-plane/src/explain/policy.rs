@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use meshwork_decision::{Cluster, Matched, Origin, RetryPolicy, Sources};
+use meshwork_decision::{Cluster, HedgeDelay, Matched, Origin, RetryPolicy, Sources};
 
 use super::answer::{Breaker, Limits, Retry, Said, Source, Story, Timeouts};
 
@@ -75,6 +75,21 @@ pub(super) fn retry(
         budget_percent: Some(policy.budget.percent),
         source: sources.retry.as_deref().and_then(Source::of),
     })
+}
+
+/// Whether what takes long is sent a second time beside the first.
+pub(super) fn hedge(matched: &Matched<'_>, cluster: &Cluster, sources: &Sources, story: &mut Story) {
+    let Some(policy) = matched.policy().hedge(cluster) else { return };
+    let after = match policy.delay {
+        HedgeDelay::Fixed(delay) => format!("after {delay:?}"),
+        HedgeDelay::Percentile { percent, least } => {
+            format!("after as long as {percent} % of the answers took, and no less than {least:?}")
+        }
+    };
+    let budget = policy.budget_percent;
+    let why =
+        format!("a second attempt {after}, of {budget} % of the requests{}", by(sources.hedge.as_deref()));
+    story.tell("hedge", cluster.key.to_string(), "noted", why);
 }
 
 fn on(policy: &RetryPolicy) -> Vec<&'static str> {

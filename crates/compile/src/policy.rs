@@ -2,6 +2,7 @@
 
 mod effect;
 mod health_check;
+mod hedge;
 mod load_balancer;
 mod overload;
 
@@ -239,6 +240,7 @@ fn claim(object: &Object, spec: &Spec, target: &Target, taken: &mut Taken) -> Re
             ("healthCheck", policy.health_check.is_some()),
             ("circuitBreaker", policy.circuit_breaker.is_some()),
             ("retry", policy.retry.is_some()),
+            ("hedge", policy.hedge.is_some()),
             ("timeouts", policy.timeouts.is_some()),
             ("proxyProtocol", policy.proxy_protocol != 0),
             ("rateLimit", policy.rate_limit.is_some()),
@@ -299,6 +301,7 @@ fn traffic(spec: &TrafficPolicy) -> v1::TrafficPolicy {
         health_check: spec.health_check.as_ref().map(|check| health_check::message(check)),
         circuit_breaker: spec.circuit_breaker.as_ref().map(|breaker| circuit_breaker(breaker)),
         retry: spec.retry.as_ref().map(|found| retry(found)),
+        hedge: spec.hedge.as_ref().map(|found| hedge::hedge(found)),
         timeouts: spec.timeouts.as_ref().map(|timeouts| v1::Timeouts {
             request_ms: timeouts.request.map_or(0, timeout_ms),
             connect_ms: timeouts.connect.map_or(0, timeout_ms),

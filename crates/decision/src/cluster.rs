@@ -2,8 +2,8 @@
 
 use std::borrow::Cow;
 use std::fmt;
-use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use arc_swap::{ArcSwap, Guard};
@@ -16,6 +16,7 @@ use crate::cause::Cause;
 use crate::deadline::Fastest;
 use crate::endpoint::{Endpoint, EndpointSet, Exclusion};
 use crate::health_check::{self, Checked, HealthCheck};
+use crate::hedge::Hedges;
 use crate::limits::{ConnectionLimit, ConnectionPermit, Limited, Limits, Permit, Usage};
 use crate::load::Answer;
 use crate::outage::{self, Outage};
@@ -191,10 +192,18 @@ pub(crate) struct ClusterShared {
     pub(crate) cursor: AtomicUsize,
     pub(crate) usage: Usage,
     pub(crate) budget: BudgetWindow,
+    hedges: OnceLock<Box<Hedges>>,
     pub(crate) outage: Outage,
     pub(crate) fastest: Fastest,
     pub(crate) breaker: Breaker,
     pub(crate) fleet: Fleet,
+}
+
+impl ClusterShared {
+    /// Made when something is hedged for the first time.
+    pub(crate) fn hedges(&self) -> &Hedges {
+        self.hedges.get_or_init(Box::default)
+    }
 }
 
 impl Cluster {
@@ -590,6 +599,12 @@ impl Cluster {
             self.regroup();
         }
         shifts
+    }
+
+    /// An attempt was given up after this time, since another one of its request had answered. It was neither well nor
+    /// badly; that it took so long the balancer learns.
+    pub fn outlasted(&self, endpoint: &Endpoint, waited: Duration, now: Tick) {
+        endpoint.stats.load.outlasted(waited, now);
     }
 
     /// The trial of an ejected endpoint has ended; what that changes is returned for log and metric. To be told before

@@ -2,6 +2,7 @@
 //! does not understand is refused whole: half of a route is another route.
 
 mod health_check;
+mod hedge;
 mod load_balancer;
 mod overload;
 mod policy;

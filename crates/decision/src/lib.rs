@@ -30,6 +30,7 @@ mod endpoint;
 mod fault;
 mod filter;
 mod health_check;
+mod hedge;
 mod hostname;
 mod inbound;
 pub mod invariants;
@@ -77,6 +78,7 @@ pub use endpoint::{Endpoint, EndpointSet, EndpointStats, Exclusion, Health, InFl
 pub use fault::{Abort, FaultInjection, Injected, Share};
 pub use filter::{Filter, HeaderEdit, HeaderEdits, PathEdit, Redirect, Rewrite};
 pub use health_check::{Checked, Checks, HealthCheck, HealthProbe};
+pub use hedge::{Hedge, HedgeDelay, HedgeFacts, HedgePolicy, Hedged, Leg, NoHedge, Race, Reply, Verdict};
 pub use hostname::{HostPattern, HostPatternError};
 pub use inbound::{AppState, Inbound, InboundPort, Mtls, mesh_sni};
 pub use kinship::{Family, Kin, Kinship};

@@ -152,6 +152,15 @@ impl Load {
         }
     }
 
+    /// An attempt was given up after this time, since another one had answered: it would have taken longer. That says
+    /// something of an endpoint that is believed to be quicker, and of no other.
+    pub(crate) fn outlasted(&self, waited: Duration, now: Tick) {
+        let sample = (waited.max(UNNOTICED).as_secs_f32() * 1e9).ln();
+        if self.ln_latency(now).is_none_or(|known| sample > known) {
+            self.latency.observe(waited, now);
+        }
+    }
+
     fn failed(&self, answer: &Answer, now: Tick) {
         let resting_until = self.resting_until.load(Ordering::Relaxed);
         if resting_until > now.as_nanos() {

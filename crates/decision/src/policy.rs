@@ -17,6 +17,7 @@ use crate::breaker::CircuitBreaker;
 use crate::cluster::{Algorithm, Cluster};
 use crate::fault::FaultInjection;
 use crate::health_check::HealthCheck;
+use crate::hedge::HedgePolicy;
 use crate::inbound::Mtls;
 use crate::limits::Limits;
 use crate::origin::Origin;
@@ -49,6 +50,7 @@ pub(crate) struct RequestPolicy {
     pub(crate) max_stream_duration: Option<Duration>,
     pub(crate) believes_callers: Option<bool>,
     pub(crate) retry: Option<Arc<RetryPolicy>>,
+    pub(crate) hedge: Option<Arc<HedgePolicy>>,
     pub(crate) rate_limit: Option<Arc<RateLimit>>,
     pub(crate) fault: Option<Arc<FaultInjection>>,
 }
@@ -66,6 +68,7 @@ impl RequestPolicy {
             max_stream_duration: self.max_stream_duration.or(wider.max_stream_duration),
             believes_callers: self.believes_callers.or(wider.believes_callers),
             retry: self.retry.as_ref().or(wider.retry.as_ref()).cloned(),
+            hedge: self.hedge.as_ref().or(wider.hedge.as_ref()).cloned(),
             rate_limit: self.rate_limit.as_ref().or(wider.rate_limit.as_ref()).cloned(),
             fault: self.fault.as_ref().or(wider.fault.as_ref()).cloned(),
         }
@@ -137,6 +140,13 @@ impl RulePolicy {
         near.or_else(|| cluster.and_then(|c| c.requests.retry.as_ref()))
             .or(self.far.retry.as_ref())
             .or_else(|| cluster.and_then(|c| c.namespace.retry.as_ref()))
+    }
+
+    /// When a request to this cluster is sent a second time beside the first; absent: never.
+    #[must_use]
+    pub fn hedge<'p>(&'p self, cluster: &'p Cluster) -> Option<&'p HedgePolicy> {
+        let near = self.near.hedge.as_deref().or(cluster.requests.hedge.as_deref());
+        near.or(self.far.hedge.as_deref()).or(cluster.namespace.hedge.as_deref())
     }
 }
 

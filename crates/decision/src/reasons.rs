@@ -68,6 +68,8 @@ pub enum Phase {
     Endpoint,
     /// Deciding about another attempt.
     Retry,
+    /// Deciding about a second attempt beside the first.
+    Hedge,
 }
 
 /// What came of a step.
@@ -95,6 +97,7 @@ impl Phase {
             Self::Breaker => "breaker",
             Self::Endpoint => "endpoint",
             Self::Retry => "retry",
+            Self::Hedge => "hedge",
         }
     }
 }

@@ -185,6 +185,21 @@ impl BudgetWindow {
     }
 }
 
+impl BudgetWindow {
+    /// Takes a hedge from both budgets: that of hedges, of which `begun` counts so many, and that of retries.
+    pub(crate) fn hedge(&self, begun: &Self, percent: u32, retries: RetryBudget, now: Tick) -> bool {
+        let (requests, repeated) = self.sums(now);
+        let (_, hedged) = begun.sums(now);
+        if hedged >= requests.saturating_mul(percent.into()) / 100 || repeated >= retries.allowed(requests) {
+            return false;
+        }
+        debug_assert_eq!(invariants::retry_budget(retries, requests, repeated + 1), Ok(()));
+        self.add(now, RETRIES, 1);
+        begun.add(now, RETRIES, 1);
+        true
+    }
+}
+
 impl PushBack {
     /// How long to wait; `None`: the answer is final.
     fn wait(self, deadline: Option<Tick>, now: Tick) -> Option<Duration> {

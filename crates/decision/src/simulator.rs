@@ -17,6 +17,7 @@ mod chain;
 mod client;
 mod engine;
 pub mod fleets;
+mod hedged;
 mod report;
 mod scenario;
 mod server;

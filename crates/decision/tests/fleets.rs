@@ -6,8 +6,8 @@
 use std::fmt::Write;
 use std::time::Duration;
 
-use meshwork_decision::simulator::{Report, Scenario, fleets, median, run};
-use meshwork_decision::{Algorithm, OutlierDetection, SlowStart};
+use meshwork_decision::simulator::{Policies, Report, Scenario, fleets, median, run};
+use meshwork_decision::{Algorithm, HedgeDelay, HedgePolicy, OutlierDetection, SlowStart};
 
 const ALGORITHMS: [Algorithm; 4] =
     [Algorithm::PeakEwma, Algorithm::LeastRequest, Algorithm::RoundRobin, Algorithm::Random];
@@ -228,4 +228,68 @@ fn what_parts_of_a_large_fleet_cost_over_twenty_seeds() {
         let name = size.map_or("all".to_owned(), |size| size.to_string());
         println!("| {name} | {p50:.1} | {p99:.1} | {imbalance:.0} % |");
     }
+}
+
+/// A second attempt after the time that nineteen of twenty took.
+const HEDGE: HedgePolicy = HedgePolicy {
+    delay: HedgeDelay::Percentile { percent: 95, least: Duration::from_millis(10) },
+    budget_percent: 10,
+};
+
+/// Hedging against none: p99 in ms and attempts per request, the greatest of all seeds.
+fn hedged(mut scenario: Scenario, algorithm: Algorithm, seeds: &[u64]) -> [(f64, f64, f64); 2] {
+    scenario.policies.algorithm = algorithm;
+    [None, Some(HEDGE)].map(|hedge| {
+        let scenario =
+            Scenario { policies: Policies { hedge, ..scenario.policies.clone() }, ..scenario.clone() };
+        let reports: Vec<_> = seeds.iter().map(|&seed| run(&scenario, seed)).collect();
+        for report in &reports {
+            let (name, seed) = (scenario.name, report.seed);
+            assert_eq!(report.broken, None, "{name}, {algorithm:?}, seed {seed}");
+            let within = 100 * report.attempts <= 120 * report.requests;
+            assert!(
+                within,
+                "{name}, {algorithm:?}, seed {seed}: more than 1.2 attempts per request: {report}"
+            );
+            assert_eq!(hedge.is_some(), report.hedges > 0, "{name}, seed {seed}: {report}");
+        }
+        let p99 = median(reports.iter().map(|report| 1e3 * report.quantile(0.99).as_secs_f64()));
+        let tries = |report: &Report| report.attempts as f64 / report.requests as f64;
+        let share = |report: &Report| 100.0 * report.hedges as f64 / report.requests as f64;
+        (p99, median(reports.iter().map(tries)), median(reports.iter().map(share)))
+    })
+}
+
+/// The table; what does not hold is said at once.
+fn hedging(seeds: &[u64]) -> String {
+    let mut rows = String::from(
+        "| fleet | algorithm | p99 | hedged | tries | hedges |\n|---|---|---:|---:|---:|---:|\n",
+    );
+    for scenario in [fleets::one_slow(), fleets::one_hanging()] {
+        for algorithm in [Algorithm::PeakEwma, Algorithm::RoundRobin] {
+            let name = scenario.name;
+            let [(without, ..), (with, tries, hedges)] = hedged(scenario.clone(), algorithm, seeds);
+            let row =
+                format!("| {name} | {algorithm:?} | {without:.1} | {with:.1} | {tries:.3} | {hedges:.1} % |");
+            // Where the balancer leaves the slow one alone already, and the others are busy, a hedge is more work for them.
+            let most = match algorithm {
+                Algorithm::RoundRobin => 0.5,
+                _ => 1.25,
+            };
+            assert!(with <= most * without, "{row}");
+            rows = rows + &row + "\n";
+        }
+    }
+    rows
+}
+
+#[test]
+fn hedging_shortens_the_tail_within_the_budget() {
+    print!("{}", hedging(&[1]));
+}
+
+#[test]
+#[ignore = "a hundred seeds take minutes: see tests/long"]
+fn hedging_shortens_the_tail_over_a_hundred_seeds() {
+    print!("{}", hedging(&(0..100).collect::<Vec<_>>()));
 }

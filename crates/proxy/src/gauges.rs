@@ -11,6 +11,9 @@ use meshwork_telemetry::{WorkerCounter, WorkerGauge, WorkerMetrics, inventory};
 
 use crate::mesh::Place;
 
+/// A family, a policy or service, and what was done.
+type Shaped = (&'static str, Arc<str>, &'static str);
+
 /// See the module's text.
 pub(crate) struct Gauges {
     downstream: RefCell<HashMap<Place, Rc<Downstream>>>,
@@ -18,8 +21,8 @@ pub(crate) struct Gauges {
     connect_failures: RefCell<HashMap<Cause, WorkerCounter>>,
     handshake_failures: RefCell<HashMap<(Place, &'static str), WorkerCounter>>,
     http2_faults: RefCell<HashMap<(Place, &'static str), WorkerCounter>>,
-    /// By policy and by what it did.
-    shaped: RefCell<HashMap<(Arc<str>, &'static str), WorkerCounter>>,
+    /// By family, by policy or service, and by what was done.
+    shaped: RefCell<HashMap<Shaped, WorkerCounter>>,
 }
 
 struct Downstream {
@@ -96,7 +99,7 @@ impl Gauges {
         counter.increment();
     }
 
-    /// Counts what a policy did to a request, in the family that has it.
+    /// Counts what a policy did to a request, or for a service, in the family that has it.
     pub(crate) fn shaped(
         &self,
         family: &'static MetricDef,
@@ -107,7 +110,7 @@ impl Gauges {
         let mut known = self.shaped.borrow_mut();
         // Policies bound it. What is forgotten would be a new cell of the registry when it comes again.
         let counter = known
-            .entry((Arc::clone(policy), what))
+            .entry((family.name, Arc::clone(policy), what))
             .or_insert_with(|| metrics.counter(family, &[policy, what]));
         counter.increment();
     }

@@ -248,6 +248,11 @@ impl Worker {
         })
     }
 
+    /// Counts what became of a second attempt.
+    pub(crate) fn hedged(&self, cluster: &Cluster, outcome: &'static str) {
+        self.gauges.shaped(&inventory::HEDGED_REQUESTS, &cluster.key.service, outcome, &self.metrics);
+    }
+
     /// Counts what became of a copy of a request.
     pub(crate) fn mirrored(&self, cluster: &Cluster, outcome: &'static str) {
         self.gauges.shaped(&inventory::MIRRORED_REQUESTS, &cluster.key.service, outcome, &self.metrics);

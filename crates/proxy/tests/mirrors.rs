@@ -174,7 +174,7 @@ async fn bodies_without_a_length_are_copied_in_both_versions() {
     edge.ended("answered", 2).await;
     let got = got.lock();
     assert!(got.iter().all(|(host, body, _)| host == "shop" && body[..] == bytes[..]));
-    assert_eq!(got.iter().map(|(.., trailers)| *trailers).collect::<Vec<_>>(), [true, false]);
+    assert_eq!(got.iter().filter(|(.., trailers)| *trailers).count(), 1, "those of HTTP/2");
 }
 
 #[tokio::test]

@@ -66,7 +66,7 @@ pub use tls_route::TLSRoute;
 pub use traffic_policy::{
     AdaptiveConcurrency, Aggression, Backoff, BreakerMode, BreakerScope, BreakerWindow, CallerDeadline,
     CircuitBreaker, EndpointLimits, Failover, FailoverPreference, FailoverPriority, GrpcHealthCheck,
-    HashRule, HashRuleType, HealthCheck, HttpHealthCheck, LoadBalancer, LoadBalancerAlgorithm,
+    HashRule, HashRuleType, HealthCheck, Hedge, HttpHealthCheck, LoadBalancer, LoadBalancerAlgorithm,
     OutlierDetection, OutlierFailurePercentage, OutlierSuccessRate, Overload, OverloadPriority,
     OverloadQueue, PriorityRule, RetryBudget, RetryOn, SharedEjection, SlowCalls, SlowStart, StatusRange,
     Subsetting, TcpHealthCheck, TrafficLimits, TrafficPolicy, TrafficRetry, TrafficTimeouts,

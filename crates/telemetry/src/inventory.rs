@@ -157,6 +157,8 @@ metrics! {
         "Requests that were sent away because the process came near the memory that it may have.";
     FAULTS_INJECTED = "meshwork_faults_injected_total", Counter, "", &["policy", "kind"],
         "Faults that a policy injected: delay, abort, bandwidth.";
+    HEDGED_REQUESTS = "meshwork_hedged_requests_total", Counter, "", &["service", "outcome"],
+        "Second attempts beside a first one: `won`, `lost`, `failed`, or `refused`, where one was due and not made.";
     MIRRORED_REQUESTS = "meshwork_mirrored_requests_total", Counter, "", &["service", "outcome"],
         "Copies of requests: `answered`, `failed`, `timed_out`, `refused` (by a limit), `given_up` (slower than the original), `cut_off` (with it).";
     CONFIG_REVISION = "meshwork_config_revision_info", Gauge, "", &["revision"],

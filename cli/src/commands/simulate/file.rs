@@ -4,7 +4,9 @@ use std::fmt;
 use std::time::Duration;
 
 use meshwork_decision::simulator::{Arrivals, Burst, Instance, Phase, Policies, Scenario, Spread, State};
-use meshwork_decision::{Algorithm, OutlierDetection, RetryBudget, RetryPolicy, SlowStart};
+use meshwork_decision::{
+    Algorithm, HedgeDelay, HedgePolicy, OutlierDetection, RetryBudget, RetryPolicy, SlowStart,
+};
 use meshwork_process::parse_duration;
 use serde::{Deserialize, Deserializer};
 
@@ -141,6 +143,8 @@ struct Said {
     #[serde(default)]
     retry: Option<Retrying>,
     #[serde(default)]
+    hedge: Option<Hedging>,
+    #[serde(default)]
     timeouts: Option<Times>,
 }
 
@@ -217,6 +221,19 @@ struct Budget {
     percent: u32,
     #[serde(default)]
     min_per_second: u32,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct Hedging {
+    #[serde(default)]
+    delay: Option<Time>,
+    #[serde(default)]
+    delay_percentile: Option<u32>,
+    #[serde(default)]
+    min_delay: Option<Time>,
+    #[serde(default)]
+    budget_percent: Option<u32>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -361,6 +378,26 @@ fn slow_start_of(said: &Beginning) -> Result<SlowStart, Wrong> {
     Ok(SlowStart { window: said.window.0, aggression, min_weight_percent })
 }
 
+/// With the defaults of a `TrafficPolicy`.
+fn hedge(said: &Hedging) -> Result<HedgePolicy, Wrong> {
+    let delay = match (said.delay, said.delay_percentile, said.min_delay) {
+        (Some(delay), None, None) if !delay.0.is_zero() => HedgeDelay::Fixed(delay.0),
+        (None, Some(percent @ 50..=99), least) => {
+            let least = least.map_or(Duration::from_millis(10), |least| least.0);
+            HedgeDelay::Percentile { percent, least }
+        }
+        _ => {
+            return wrong(
+                "policies.hedge: `delay` above 0, or `delayPercentile` of 50 to 99 and perhaps `minDelay`",
+            );
+        }
+    };
+    match said.budget_percent.unwrap_or(10) {
+        budget_percent @ 1..=100 => Ok(HedgePolicy { delay, budget_percent }),
+        _ => wrong("policies.hedge.budgetPercent: 1 to 100"),
+    }
+}
+
 fn policies(said: &Said) -> Result<Policies, Wrong> {
     let default = Policies::default();
     let slow_start = said.load_balancer.as_ref().and_then(|balancer| balancer.slow_start.as_ref());
@@ -416,6 +453,7 @@ fn policies(said: &Said) -> Result<Policies, Wrong> {
         subset_size: subset_size.map(|part| part.size),
         outlier_detection,
         retry,
+        hedge: said.hedge.as_ref().map(hedge).transpose()?,
         timeout: said.timeouts.as_ref().map_or(default.timeout, |times| times.request.0),
         overload: None,
     })
@@ -442,12 +480,16 @@ mod tests {
         let more = "network: 250us\npolicies:\n  loadBalancer: {algorithm: Random}\n  \
                     outlierDetection: {consecutive5xx: 3}\n  \
                     retry: {attempts: 1, perTryTimeout: 20ms, backoff: {base: 1ms, max: 2ms}, budget: {percent: 5}}\n  \
+                    hedge: {delayPercentile: 90}\n  \
                     timeouts: {request: 7s}\n";
         let (_, scenario) = read(&[LEAST, more].concat()).unwrap();
         let policies = scenario.policies;
         assert_eq!(scenario.network, Duration::from_micros(250));
         assert_eq!((policies.algorithm, policies.timeout), (Algorithm::Random, Duration::from_secs(7)));
         assert_eq!(policies.outlier_detection.unwrap().consecutive_5xx, 3);
+        let least = Duration::from_millis(10);
+        let delay = HedgeDelay::Percentile { percent: 90, least };
+        assert_eq!(policies.hedge, Some(HedgePolicy { delay, budget_percent: 10 }));
         let retry = policies.retry;
         assert_eq!((retry.attempts, retry.per_try_timeout), (1, Some(Duration::from_millis(20))));
         assert_eq!(
@@ -497,6 +539,12 @@ mod tests {
             ("perSecond: 10", "perSecond: 100000000", "at most 10000000 requests"),
             ("[{service", "[{zone: 1, service", "instances[0].zone: below `zones`, which is 0"),
             ("name: x", "name: x\npolicies: {retry: {budget: {percent: 101}}}", "percent: 0 to 100"),
+            ("name: x", "name: x\npolicies: {hedge: {}}", "policies.hedge: `delay` above 0"),
+            (
+                "name: x",
+                "name: x\npolicies: {hedge: {delay: 1s, budgetPercent: 0}}",
+                "budgetPercent: 1 to 100",
+            ),
         ] {
             let Wrong(why) = read(&LEAST.replace(from, to)).unwrap_err();
             assert!(why.contains(says), "{to}: {why}");

@@ -80,6 +80,7 @@ fn on_layer_4(policy: &v1::TrafficPolicy) -> Option<(&'static str, &'static str)
         (policy.rate_limit.is_some(), "rateLimit"),
         (policy.fault_injection.is_some(), "faultInjection"),
         (policy.overload.is_some(), "overload"),
+        (policy.hedge.is_some(), "hedge"),
         (lasts, "timeouts.maxStreamDuration"),
     ];
     if let Some((_, part)) = parts.into_iter().find(|(is_there, _)| *is_there) {

@@ -135,7 +135,7 @@ fn balancer_and_breaker_are_written_out() {
 }
 
 #[test]
-fn what_a_rate_limit_and_a_fault_leave_out_is_written_out() {
+fn what_a_rate_limit_a_fault_and_a_hedge_leave_out_is_written_out() {
     use v1::fault_injection::abort::With;
     let traffic = |spec: &str| {
         let route = "{group: gateway.networking.k8s.io, kind: HTTPRoute, name: r}";
@@ -145,6 +145,12 @@ fn what_a_rate_limit_and_a_fault_leave_out_is_written_out() {
         let Some(v1::policy::Spec::Traffic(traffic)) = message.spec else { panic!("a traffic policy") };
         traffic
     };
+    use v1::hedge::Delay;
+    let hedge = |spec: &str| traffic(spec).hedge.unwrap();
+    let fixed = v1::Hedge { delay: Some(Delay::FixedMs(50)), least_ms: 10, budget_percent: 10 };
+    assert_eq!(hedge("hedge: {delay: 50ms}"), fixed);
+    let learnt = v1::Hedge { delay: Some(Delay::Percentile(95)), least_ms: 2, budget_percent: 5 };
+    assert_eq!(hedge("hedge: {delayPercentile: 95, minDelay: 2ms, budgetPercent: 5}"), learnt);
     let limit = |spec: &str| traffic(spec).rate_limit.unwrap();
     let short = v1::RateLimit { requests: 10, per_ms: 1_000, burst: 10, fair_share: false, shadow: false };
     assert_eq!(limit("rateLimit: {requests: 10}"), short);
@@ -460,7 +466,12 @@ fn what_is_about_requests_is_refused_where_nobody_sees_them() {
     let address = "loadBalancer: {algorithm: Maglev, hashPolicy: [{type: Header, name: x-user}, {type: SourceAddress}]}";
     let overload = "overload: {adaptiveConcurrency: {}}";
     assert!(told_at(&world, "s", &sql, overload).contains("False Invalid"));
-    let parts = ["faultInjection: {delay: {time: 1s}}", "timeouts: {maxStreamDuration: 1m}", header];
+    let parts = [
+        "faultInjection: {delay: {time: 1s}}",
+        "timeouts: {maxStreamDuration: 1m}",
+        "hedge: {delay: 1s}",
+        header,
+    ];
     for said in parts {
         assert_eq!(told_at(&world, "s", &sql, said), "s Accepted=False Invalid", "{said}");
         assert_eq!(told_at(&world, "s", &both, said), "s Accepted=True Accepted", "{said}");

@@ -31,6 +31,8 @@ pub struct Sources {
     pub max_stream: Option<Arc<Origin>>,
     /// The retry policy.
     pub retry: Option<Arc<Origin>>,
+    /// The hedge policy.
+    pub hedge: Option<Arc<Origin>>,
     /// `Limits::max_connections`.
     pub max_connections: Option<Arc<Origin>>,
     /// `Limits::max_pending_requests`.
@@ -57,6 +59,7 @@ impl SnapshotBuilder {
             stream_idle: who(|p| p.stream_idle_timeout.is_some()),
             max_stream: who(|p| p.max_stream_duration.is_some()),
             retry: who(|p| p.retry.is_some()),
+            hedge: who(|p| p.hedge.is_some()),
             max_connections: self.of_service(to, |p| p.limits.max_connections.is_some()),
             max_pending_requests: self.of_service(to, |p| p.limits.max_pending_requests.is_some()),
             max_requests: self.of_service(to, |p| p.limits.max_requests.is_some()),

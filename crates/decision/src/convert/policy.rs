@@ -6,6 +6,7 @@ use std::sync::Arc;
 use ipnet::IpNet;
 use meshwork_messages::v1;
 
+use super::hedge::hedge;
 use super::overload::overload;
 use super::shaping::{fault, rate_limit};
 use super::{ConvertError, Result, health_check, load_balancer, request_policy, unknown, value};
@@ -118,6 +119,7 @@ fn traffic_policy(origin: &Arc<Origin>, message: &v1::TrafficPolicy) -> Result<T
     let requests = RequestPolicy {
         rate_limit: message.rate_limit.as_ref().map(|m| rate_limit(origin, m)).transpose()?.map(Arc::new),
         fault: message.fault_injection.as_ref().map(|m| fault(origin, m)).transpose()?.map(Arc::new),
+        hedge: message.hedge.as_ref().map(hedge).transpose()?.map(Arc::new),
         ..request_policy(message.timeouts.as_ref(), message.retry.as_ref())?
     };
     let outlier = message.outlier_detection.as_ref().map(outlier).transpose()?;

@@ -338,6 +338,7 @@ pub(crate) fn request_policy(
             Some(Err(_)) => return Err(unknown("timeouts.caller_deadline")),
         },
         retry: retries.map(|r| retry("retry", r)).transpose()?.map(Arc::new),
+        hedge: None,
         rate_limit: None,
         fault: None,
     })

@@ -169,3 +169,19 @@ fn quick_answers_are_alike() {
     first.record(&answered(500), at(10));
     assert!(first.ln_latency(at(10)) > other.ln_latency(at(10)));
 }
+
+#[test]
+fn what_was_given_up_says_that_it_takes_longer_and_never_that_it_is_quick() {
+    let load = Load::default();
+    load.outlasted(Duration::from_millis(500), at(0));
+    let known = load.ln_latency(at(0)).expect("something is known");
+    load.outlasted(Duration::from_millis(20), at(1_000));
+    assert!(load.ln_latency(at(1_000)).unwrap() >= known - 0.11, "no quicker for being given up sooner");
+    load.outlasted(Duration::from_secs(5), at(2_000));
+    assert!(load.ln_latency(at(2_000)).unwrap() > known, "slower for being waited for longer");
+    assert!(!load.is_passed_by(at(2_000)) && !load.fails(at(2_000)), "it has not failed");
+    let failed = Load::default();
+    failed.record(&Answer::new(AttemptOutcome::Failure, Duration::ZERO), at(0));
+    failed.outlasted(Duration::from_secs(1), at(10));
+    assert!(failed.is_passed_by(at(10)), "nor is it well now");
+}

@@ -8,11 +8,13 @@ use std::time::Duration;
 use meshwork_base::{Rng, SeededRng, Tick};
 
 use super::client::{Client, instance_of};
+use super::hedged::Hedging;
 use super::report::{Answered, Report};
 use super::scenario::{Scenario, Spread, exponential};
 use super::server::{Gate, Moves, Server, Taken};
 use crate::cluster::Wanted;
 use crate::endpoint::{Endpoint, InFlight};
+use crate::hedge::{Hedged, Leg};
 use crate::invariants;
 use crate::limits::Permit;
 use crate::load::Answer;
@@ -36,6 +38,8 @@ enum Event {
     Burst(usize),
     /// A request's back-off is over.
     Again(usize),
+    /// A first attempt has taken so long that there may be a second one.
+    Hedges(AttemptId),
     /// An attempt comes to its instance.
     Reaches(AttemptId),
     /// An instance has done its work on an attempt, in this life of it.
@@ -70,6 +74,7 @@ struct Request {
     priority: Priority,
     /// Counts the retry under way.
     permit: Option<Permit>,
+    hedging: Option<Hedging>,
 }
 
 struct Attempt {
@@ -78,7 +83,10 @@ struct Attempt {
     endpoint: Arc<Endpoint>,
     trial: Option<Trial>,
     began: Tick,
+    leg: Leg,
     _in_flight: InFlight,
+    /// What a second attempt holds while it runs.
+    _hedged: Option<Hedged>,
 }
 
 /// See the module's text.
@@ -164,6 +172,7 @@ impl<'s> Engine<'s> {
             Event::Arrives(client) => self.arrives(client),
             Event::Burst(client) => self.burst(client),
             Event::Again(request) => self.attempt(request),
+            Event::Hedges(first) => self.hedges(first),
             Event::Reaches(attempt) => self.reaches(attempt),
             Event::Done(instance, attempt, life) => self.done(instance, attempt, life),
             Event::GivesUp(instance, attempt) => {
@@ -219,7 +228,8 @@ impl<'s> Engine<'s> {
         let work = self.spread().draw(&mut self.world);
         let retry = Retry::begin(Some(&self.policy), &self.clients[client].cluster, self.now);
         let priority = self.priority();
-        let request = Request { client, arrived: self.now, retry, work, priority, permit: None };
+        let request =
+            Request { client, arrived: self.now, retry, work, priority, permit: None, hedging: None };
         let request = self.requests.add(request);
         self.report.requests += 1;
         self.attempt(request);
@@ -257,6 +267,47 @@ impl<'s> Engine<'s> {
             let at = self.now;
             self.report.broken(|| format!("{} is ejected and was picked at {at:?}", picked.address()));
         }
+        let first = self.send(id, deadline, picked, (trial, None));
+        self.may_hedge(id, deadline, first);
+    }
+
+    /// What comes after the first attempt of a request is a retry and is not hedged.
+    fn may_hedge(&mut self, id: usize, deadline: Tick, first: AttemptId) {
+        let Some(policy) = &self.scenario.policies.hedge else { return };
+        let request = self.requests.get_mut(id);
+        let cluster = &self.clients[request.client].cluster;
+        request.hedging = match request.retry.retries() {
+            0 => Hedging::begin(policy, cluster, deadline, first, self.now),
+            _ => None,
+        };
+        if let Some(delay) = request.hedging.as_ref().and_then(|hedging| hedging.hedge.delay()) {
+            self.plan(delay, Event::Hedges(first));
+        }
+    }
+
+    fn hedges(&mut self, first: AttemptId) {
+        let Some(attempt) = self.awaited(first) else { return };
+        let (id, tried) = (attempt.request, attempt.endpoint.id);
+        let deadline = self.deadline(self.requests.get(id));
+        let Some(hedging) = &mut self.requests.get_mut(id).hedging else { return };
+        let retries = self.policy.budget;
+        let Some(hedged) = hedging.admit(tried, deadline, retries, self.now, &mut self.chance) else {
+            return;
+        };
+        self.report.hedges += 1;
+        let second = self.send(id, deadline, Arc::clone(&hedged.endpoint), (None, Some(hedged)));
+        if let Some(hedging) = &mut self.requests.get_mut(id).hedging {
+            hedging.second = Some(second);
+        }
+    }
+
+    fn send(
+        &mut self,
+        id: usize,
+        deadline: Tick,
+        picked: Arc<Endpoint>,
+        (trial, hedged): (Option<Trial>, Option<Hedged>),
+    ) -> AttemptId {
         self.attempts_so_far += 1;
         let attempt = Attempt {
             number: self.attempts_so_far,
@@ -265,6 +316,8 @@ impl<'s> Engine<'s> {
             _in_flight: picked.begin(),
             endpoint: picked,
             trial,
+            leg: if hedged.is_some() { Leg::Second } else { Leg::First },
+            _hedged: hedged,
         };
         self.report.attempts += 1;
         if self.is_measured(self.now) {
@@ -276,6 +329,7 @@ impl<'s> Engine<'s> {
         let per_try = self.policy.per_try_timeout.unwrap_or(Duration::MAX);
         self.plan(per_try.min(deadline.since(self.now)), Event::Hears(attempt, Heard::TimedOut));
         self.plan(self.scenario.network, Event::Reaches(attempt));
+        attempt
     }
 
     fn is_measured(&self, at: Tick) -> bool {
@@ -390,18 +444,57 @@ impl<'s> Engine<'s> {
                 self.report.broken(|| why);
             }
         }
-        match heard {
-            Heard::Ok => self.ended(attempt.request, true),
-            Heard::Status503 | Heard::Shed => self.failed(&attempt, AttemptFailure::Status(503)),
-            Heard::Reset => self.failed(&attempt, AttemptFailure::Reset),
-            Heard::Refused => self.failed(&attempt, AttemptFailure::Connect),
-            Heard::TimedOut => self.failed(&attempt, AttemptFailure::PerTryTimeout),
+        let failure = match heard {
+            Heard::Ok => None,
+            Heard::Status503 | Heard::Shed => Some(AttemptFailure::Status(503)),
+            Heard::Reset => Some(AttemptFailure::Reset),
+            Heard::Refused => Some(AttemptFailure::Connect),
+            Heard::TimedOut => Some(AttemptFailure::PerTryTimeout),
+        };
+        let (id, endpoint, leg, began) = (attempt.request, attempt.endpoint.id, attempt.leg, attempt.began);
+        drop(attempt);
+        let outcome = match &mut self.requests.get_mut(id).hedging {
+            None => Some(failure.map(|failure| (failure, endpoint))),
+            Some(hedging) => {
+                let outcome = hedging.ended(leg, failure.map(|failure| (failure, endpoint)));
+                if leg == Leg::First && failure.is_none() {
+                    hedging.hedge.first_took(self.now.since(began), self.now);
+                }
+                outcome
+            }
+        };
+        match outcome {
+            // The other one is waited for.
+            None => {}
+            Some(None) => {
+                self.give_up_other(id, leg);
+                self.ended(id, true);
+            }
+            Some(Some((failure, endpoint))) => self.failed(id, endpoint, failure),
         }
     }
 
-    fn failed(&mut self, attempt: &Attempt, failure: AttemptFailure) {
-        let deadline = self.deadline(self.requests.get(attempt.request));
-        let request = self.requests.get_mut(attempt.request);
+    /// An attempt has won; the other one, if it runs, is given up. Its endpoint has neither failed nor done well.
+    fn give_up_other(&mut self, id: usize, winner: Leg) {
+        let Some(other) = self.requests.get(id).hedging.as_ref().and_then(|hedging| hedging.other(winner))
+        else {
+            return;
+        };
+        if self.awaited(other).is_none() {
+            return;
+        }
+        let attempt = self.attempts.take(other.place as usize);
+        let request = self.requests.get(id);
+        let waited = self.now.since(attempt.began);
+        self.clients[request.client].cluster.outlasted(&attempt.endpoint, waited, self.now);
+        if let (Leg::First, Some(hedging)) = (attempt.leg, &request.hedging) {
+            hedging.hedge.first_took(waited, self.now);
+        }
+    }
+
+    fn failed(&mut self, id: usize, endpoint: u64, failure: AttemptFailure) {
+        let deadline = self.deadline(self.requests.get(id));
+        let request = self.requests.get_mut(id);
         let facts = RequestFacts {
             idempotent: true,
             sent: failure != AttemptFailure::Connect,
@@ -410,14 +503,14 @@ impl<'s> Engine<'s> {
             deadline: Some(deadline),
             push_back: None,
         };
-        let endpoint = Some(attempt.endpoint.id);
-        match request.retry.after(failure, endpoint, &facts, self.now, &mut self.chance, &mut NoReasons) {
+        match request.retry.after(failure, Some(endpoint), &facts, self.now, &mut self.chance, &mut NoReasons)
+        {
             Decision::Again { after, permit } => {
                 request.permit = permit;
                 self.report.retries += 1;
-                self.plan(after, Event::Again(attempt.request));
+                self.plan(after, Event::Again(id));
             }
-            Decision::Stop(_) => self.ended(attempt.request, false),
+            Decision::Stop(_) => self.ended(id, false),
         }
     }
 

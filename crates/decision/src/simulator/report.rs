@@ -16,6 +16,8 @@ pub struct Report {
     pub attempts: u64,
     /// Attempts after the first.
     pub retries: u64,
+    /// Attempts beside a first one.
+    pub hedges: u64,
     /// Requests that ended without an answer.
     pub failures: u64,
     /// How often an endpoint was ejected.

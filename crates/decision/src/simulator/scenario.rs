@@ -6,6 +6,7 @@ use meshwork_base::Rng;
 
 use crate::balance::SlowStart;
 use crate::cluster::Algorithm;
+use crate::hedge::HedgePolicy;
 use crate::outlier::OutlierDetection;
 use crate::overload::{AdaptiveConcurrency, Queue};
 use crate::retry::{RetryBudget, RetryPolicy};
@@ -146,6 +147,8 @@ pub struct Policies {
     pub outlier_detection: Option<OutlierDetection>,
     /// When and how often an attempt is repeated.
     pub retry: RetryPolicy,
+    /// When a second attempt is made beside the first; absent: never.
+    pub hedge: Option<HedgePolicy>,
     /// The time of a request, all attempts included. A request that fails counts as having taken it.
     pub timeout: Duration,
     /// What each instance's own proxy keeps from it.
@@ -172,6 +175,7 @@ impl Default for Policies {
                 backoff_max: Duration::from_millis(250),
                 budget: RetryBudget { percent: 20, min_per_second: 0 },
             },
+            hedge: None,
             timeout: Duration::from_secs(5),
             overload: None,
         }

@@ -251,3 +251,53 @@ fn authorization_that_is_not_understood_closes_what_it_protects() {
     assert_eq!(rejections[0].severity, Severity::Closed, "a kind from the future may be an authorization");
     assert_eq!(verdict(&builder.build()), Err(Cause::AuthorizationUnknown));
 }
+
+fn hedges(delay: v1::hedge::Delay, budget_percent: u32) -> v1::TrafficPolicy {
+    let hedge = Some(v1::Hedge { delay: Some(delay), least_ms: 3, budget_percent });
+    v1::TrafficPolicy { hedge, ..Default::default() }
+}
+
+#[test]
+fn of_hedges_too_the_narrower_word_counts() {
+    use crate::{HedgeDelay, HedgePolicy};
+    use v1::hedge::Delay::{FixedMs, Percentile};
+    let mut builder = SnapshotBuilder::new();
+    build(&mut builder, world());
+    let mut step = |change| {
+        let snapshot = build(&mut builder, [change]);
+        let request = OwnedRequest::get("h", "/one");
+        let Routed::Matched(m) = snapshot.bindings()[0].route(&request, None, &mut NoReasons) else {
+            panic!("it has a rule");
+        };
+        m.policy().hedge(m.rule().backends[0].cluster().unwrap()).copied()
+    };
+    let fixed = |ms| HedgePolicy { delay: HedgeDelay::Fixed(Duration::from_millis(ms)), budget_percent: 10 };
+    let wide = step(traffic("p/1", target("Namespace", "app", ""), hedges(FixedMs(1), 10)));
+    assert_eq!(wide, Some(fixed(1)));
+    let gateway = step(traffic("p/2", target("Gateway", "infra/gw", ""), hedges(FixedMs(2), 10)));
+    assert_eq!(gateway, Some(fixed(2)));
+    let service = step(traffic("p/3", target("Service", "app/s", ""), hedges(Percentile(95), 7)));
+    let least = Duration::from_millis(3);
+    let learnt = HedgePolicy { delay: HedgeDelay::Percentile { percent: 95, least }, budget_percent: 7 };
+    assert_eq!(service, Some(learnt));
+    let route = step(traffic("p/4", target("HTTPRoute", "app/r", "one"), hedges(FixedMs(4), 10)));
+    assert_eq!(route, Some(fixed(4)));
+    let other = step(traffic("p/4", target("HTTPRoute", "app/r", "one"), retries(1)));
+    assert_eq!(other, Some(learnt), "who says nothing of it stands in nobody's way");
+}
+
+#[test]
+fn a_hedge_that_cannot_be_is_refused() {
+    use v1::hedge::Delay::{FixedMs, Percentile};
+    for (delay, budget, place) in [
+        (FixedMs(0), 10, "hedge.fixed_ms"),
+        (Percentile(100), 10, "hedge.percentile"),
+        (Percentile(10), 10, "hedge.percentile"),
+        (FixedMs(1), 0, "hedge.budget_percent"),
+        (FixedMs(1), 101, "hedge.budget_percent"),
+    ] {
+        let policy = traffic("p/1", target("Service", "app/s", ""), hedges(delay, budget));
+        let rejections = SnapshotBuilder::new().apply([policy]);
+        assert!(rejections.len() == 1 && rejections[0].message.contains(place), "{place}: {rejections:?}");
+    }
+}

@@ -1,6 +1,8 @@
 //! Attempts: an endpoint is picked, a connection found or made, the request sent, the response's head awaited; and
 //! when that fails, or the response calls for it, whether it is done again.
 
+mod hedge;
+
 use std::cell::Cell;
 use std::future::poll_fn;
 use std::pin::Pin;
@@ -10,7 +12,7 @@ use std::time::Duration;
 
 use meshwork_base::{Clock, Tick};
 use meshwork_decision::{
-    Answer, AttemptOutcome, Call, Cause, Cluster, Endpoint, Permit, Picked, Ticket, Trial, Wanted,
+    Answer, AttemptOutcome, Call, Cause, Cluster, Endpoint, Hedge, Permit, Picked, Ticket, Trial, Wanted,
     is_idempotent,
 };
 use meshwork_http1::{Fields, KnownName, ResponseHead};
@@ -132,7 +134,20 @@ impl<'a> Attempts<'a> {
         let mut again: Option<Box<Fields>> = None;
         loop {
             let head = Head { fields: again.as_deref().unwrap_or(head.fields), ..*head };
-            let outcome = self.once(&head, down, body, response, journey, deadlines).await;
+            if !is_idempotent(head.method.as_str()) {
+                // It will not be sent twice. So the runtime looks first which kept connections have ended: what waits for
+                // its turn on this worker may have been told so already.
+                yield_now().await;
+            }
+            let begun = self.begin(&head, deadlines, journey);
+            let outcome = match begun {
+                Err(failure) => Err(failure),
+                Ok(None) => self.exchange(&head, down, body, response, journey, deadlines).await,
+                Ok(Some(hedge)) => {
+                    Box::pin(hedge::raced((self, hedge), &head, down, body, response, journey, deadlines))
+                        .await
+                }
+            };
             journey.record.bytes_received = body.received;
             let now = self.conn.worker.now();
             journey.attempted(outcome.as_ref().map(|_| response.status), body, now);
@@ -301,7 +316,20 @@ impl<'a> Attempts<'a> {
         }
     }
 
-    async fn once(
+    /// Picks an endpoint; and whether the attempt may have another one beside it.
+    fn begin(
+        &mut self,
+        head: &Head<'_>,
+        deadlines: &Deadlines,
+        journey: &mut Journey<'_>,
+    ) -> Result<Option<Box<Hedge>>, Failure> {
+        journey.enter(Phase::Endpoint);
+        self.pick(journey)?;
+        Ok(self.hedge(head, deadlines, journey).map(Box::new))
+    }
+
+    /// From the endpoint to the head of its response.
+    async fn exchange(
         &mut self,
         head: &Head<'_>,
         down: &mut Down<'_>,
@@ -310,13 +338,6 @@ impl<'a> Attempts<'a> {
         journey: &mut Journey<'_>,
         deadlines: &mut Deadlines,
     ) -> Result<Exchange, Failure> {
-        if !is_idempotent(head.method.as_str()) {
-            // It will not be sent twice. So the runtime looks first which kept connections have ended: what waits for
-            // its turn on this worker may have been told so already.
-            yield_now().await;
-        }
-        journey.enter(Phase::Endpoint);
-        self.pick(journey)?;
         journey.enter(Phase::Connect);
         let to = self.destination();
         let protocol = if matches!(to.speaks, Speaks::Http1) { Protocol::Http11 } else { Protocol::Http2 };

@@ -5,8 +5,8 @@ use std::task::{Context, Poll};
 use bytes::Bytes;
 use meshwork_http1::{Fields, RequestHead};
 
-use super::mirror::tee::Tee;
 use super::reply::is_grpc;
+use super::tee::{Tap, Tee};
 use crate::downstream::Down;
 use crate::downstream::connection::Conn;
 use crate::http::stream::{Frame, StreamError};
@@ -71,6 +71,12 @@ impl<'c> RequestBody<'c> {
     pub(crate) fn tee(&mut self, tee: Tee) {
         debug_assert!(self.received == 0, "a copy gets all of it");
         self.tee = (!tee.is_empty()).then(|| Box::new(tee));
+    }
+
+    /// What arrives goes to one more who reads it.
+    pub(crate) fn tap(&mut self) -> Tap {
+        debug_assert!(self.received == 0, "whoever reads it gets all of it");
+        self.tee.get_or_insert_default().tap()
     }
 
     /// There is none.

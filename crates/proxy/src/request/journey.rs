@@ -7,14 +7,15 @@ use std::time::Duration;
 use meshwork_base::{Clock, Tick};
 use meshwork_decision::{Cause, Cluster, Endpoint, InFlight, InboundPort, Kin, Limited, Matched, Permit};
 use meshwork_http1::{FieldError, Fields, KnownName, RequestHead, ResponseHead, Version};
-use meshwork_telemetry::{Copied, Phase, Protocol, Record, SpanId, Traced};
+use meshwork_telemetry::trace::Attempt;
+use meshwork_telemetry::{Copied, Phase, Protocol, Record, SpanId, TraceContext, Traced};
 
 use super::body::RequestBody;
 use super::kin;
 use super::reply::is_grpc;
 use super::shape::Shape;
 use super::trace;
-use super::tried::{Attempted, Known};
+use super::tried::{Attempted, HEDGE_LOST, Known, Tried};
 use crate::downstream::connection::Conn;
 use crate::error::Failure;
 use crate::observe::{Sighting, Told};
@@ -280,6 +281,54 @@ impl<'c> Journey<'c> {
     pub(crate) fn superseded(&mut self, now: Tick) {
         let (known, attempted) = self.in_attempt();
         attempted.superseded(&known, now);
+    }
+
+    /// Its place in its trace, where its spans are recorded.
+    pub(crate) fn trace(&self) -> Option<TraceContext> {
+        self.traced.as_ref().map(|traced| traced.context)
+    }
+
+    /// The attempt that runs is given up: one beside it was answered first.
+    pub(crate) fn lost(&mut self, body: &RequestBody<'_>, now: Tick) {
+        let phase = self.phase;
+        let (known, attempted) = self.in_attempt();
+        attempted.lost(&known, phase, body.passed(), now);
+        let wall = self.wall();
+        self.traced.iter_mut().for_each(|traced| traced.attempted(wall, Err(HEDGE_LOST)));
+    }
+
+    /// An attempt that ran beside is over, and is not the request's.
+    pub(crate) fn beside(&mut self, tried: Tried, span: Option<(Duration, SpanId)>) {
+        self.record.attempts += 1;
+        let wall = self.wall();
+        if let (Some(traced), Some((start, span))) = (&mut self.traced, span) {
+            let Tried { address, protocol, status, cause, .. } = tried;
+            let end = Some(wall);
+            traced.beside(Attempt { span, start, end, address, protocol, status, cause });
+        }
+        self.attempted.beside(tried);
+    }
+
+    /// An attempt that ran beside is the request's from now on.
+    pub(crate) fn goes_on(
+        &mut self,
+        endpoint: Arc<Endpoint>,
+        in_flight: InFlight,
+        (address, protocol): (SocketAddr, Protocol),
+        began: Tick,
+        span: Option<(Duration, SpanId)>,
+    ) {
+        self.attempted.begin(began);
+        self.record.attempts += 1;
+        self.record.endpoint = Some(address);
+        self.record.upstream_protocol = Some(protocol);
+        self.record.upstream_id = None;
+        self.in_flight = Some(in_flight);
+        self.called.endpoint = Some(endpoint);
+        if let (Some(traced), Some((start, span))) = (&mut self.traced, span) {
+            let (end, status, cause) = (None, 0, "");
+            traced.attempts.push(Attempt { span, start, end, address, protocol, status, cause });
+        }
     }
 
     /// The final head of the upstream's response is there.

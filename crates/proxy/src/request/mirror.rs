@@ -6,7 +6,6 @@
 //! (`kin.rs`). It is not copied again, whoever says it: nobody gains by that, and no ring of routes turns for ever.
 
 mod copy;
-pub(crate) mod tee;
 
 use std::sync::Arc;
 
@@ -15,17 +14,18 @@ use meshwork_decision::{Cluster, Mirror};
 use meshwork_http1::{KnownName, RequestHead};
 use meshwork_telemetry::{Copied, SpanId};
 
+use super::aside::OwnHead;
 use super::attempt::announced;
 use super::body::RequestBody;
 use super::deadline::Deadlines;
 use super::journey::Journey;
 use super::kin;
 use super::route::{Seen, Target, Way};
+use super::tee::Tee;
 use crate::downstream::connection::Conn;
 use crate::observe::MARK;
 use crate::upstream::Head;
-use copy::{Copy, OwnHead};
-use tee::Tee;
+use copy::Copy;
 
 /// Copies that one worker has under way at most.
 pub(crate) const MOST: usize = 128;

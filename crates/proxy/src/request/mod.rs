@@ -14,6 +14,7 @@
 //! overload  the application gets what it can work on                 overload.rs
 //! attempt   endpoint, connection, head out, head back                attempt.rs
 //! answer    what the attempt says of its endpoint                    answer.rs
+//! hedge     a second one beside it?                                  attempt/hedge.rs
 //! retry     once more?                                               retry.rs, kin.rs
 //! response  the response's own filters, and what policies tell       filters.rs, kin.rs, affinity.rs, shape.rs
 //! transfer  bodies both ways at the same time                        transfer.rs, body.rs; shape.rs slows it
@@ -27,6 +28,7 @@
 
 mod affinity;
 mod answer;
+mod aside;
 pub(crate) mod attempt;
 mod body;
 mod deadline;
@@ -41,6 +43,7 @@ mod reply;
 mod retry;
 mod route;
 mod shape;
+mod tee;
 mod trace;
 mod transfer;
 pub(crate) mod tried;

@@ -341,6 +341,12 @@ fn called_for(policy: &RetryPolicy, response: &ResponseHead) -> Option<AttemptFa
     policy.grpc_codes.contains(&code).then_some(AttemptFailure::Grpc(code))
 }
 
+/// Whether a retry policy names this response as one to be repeated.
+pub(crate) fn names(target: Target<'_>, response: &ResponseHead) -> bool {
+    let Target::Service { cluster, policy, .. } = target else { return false };
+    policy.retry(Some(cluster)).is_some_and(|policy| called_for(policy, response).is_some())
+}
+
 /// Whose deadline it is that leaves no time, the request's limit knows.
 fn cause_of(stop: StopReason, deadlines: &Deadlines) -> Option<Cause> {
     stop.cause().map(|cause| if stop == StopReason::Deadline { deadlines.cause() } else { cause })

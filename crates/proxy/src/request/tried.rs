@@ -11,6 +11,9 @@ use meshwork_telemetry::{Phase, Protocol, Record};
 
 use crate::error::Failure;
 
+/// Why an attempt has no outcome of its own: another one of its request was answered first.
+pub(crate) const HEDGE_LOST: &str = "hedge_lost";
+
 /// One attempt that is over.
 #[derive(Clone)]
 pub(crate) struct Tried {
@@ -146,7 +149,20 @@ impl Attempted {
         });
     }
 
-    /// All attempts of a request that has ended.
+    /// It is given up, since one beside it was answered.
+    pub(crate) fn lost(&mut self, known: &Known<'_>, phase: Phase, sent: u64, now: Tick) {
+        let Some(running) = self.running.take() else { return };
+        let tried = running.over(known, now);
+        let sent = if tried.connect.is_some() { sent } else { 0 };
+        self.over.push(Tried { sent, cause: HEDGE_LOST, phase, ..tried });
+    }
+
+    /// One that ran beside is over.
+    pub(crate) fn beside(&mut self, tried: Tried) {
+        self.over.push(tried);
+    }
+
+    /// All attempts of a request that has ended, in the order in which they began.
     pub(crate) fn take(&mut self, known: &Known<'_>, now: Tick) -> Vec<Tried> {
         let mut over = std::mem::take(&mut self.over);
         if let Some(running) = self.running.take() {
@@ -159,6 +175,7 @@ impl Attempted {
                 ..running.over(known, now)
             });
         }
+        over.sort_by_key(|tried| tried.start);
         over
     }
 }

@@ -1,6 +1,7 @@
 //! `TrafficPolicy`: how calls to a target behave.
 
 mod health_check;
+mod hedge;
 mod load_balancer;
 mod overload;
 mod slow_start;
@@ -20,6 +21,7 @@ use crate::object::{ObjectKind, ObjectMeta};
 use crate::span::Spanned;
 
 pub use health_check::{GrpcHealthCheck, HealthCheck, HttpHealthCheck, StatusRange, TcpHealthCheck};
+pub use hedge::Hedge;
 pub(super) use load_balancer::TOKEN;
 pub use load_balancer::{
     Failover, FailoverPreference, FailoverPriority, HashRule, HashRuleType, LoadBalancer,
@@ -45,6 +47,8 @@ record! {
         pub circuit_breaker: Option<Spanned<CircuitBreaker>> as "circuitBreaker",
         /// Whether a failed attempt is repeated.
         pub retry: Option<Spanned<TrafficRetry>>,
+        /// Whether what takes long is sent a second time beside the first.
+        pub hedge: Option<Spanned<Hedge>>,
         /// How long things may take.
         pub timeouts: Option<Spanned<TrafficTimeouts>>,
         /// Each connection begins by saying for whom it is made, by HAProxy's PROXY protocol of this version. For
@@ -405,6 +409,7 @@ impl Body for TrafficPolicy {
         }
         self.validate_shaping(cx);
         self.validate_says_something(cx);
+        self.hedge.iter().for_each(|hedge| hedge::validate(hedge, cx));
         let Some(retry) = &self.retry else { return };
         let request = self.timeouts.as_ref().and_then(|timeouts| timeouts.request);
         if let (Some(attempt), Some(request)) = (retry.per_try_timeout, request)

@@ -455,3 +455,40 @@ fn a_mirror_that_could_not_be_meant_is_refused() {
         assert!(found.code == code && found.message.contains(says), "{filters}: {}", told(&loaded));
     }
 }
+
+fn hedging(said: &str) -> String {
+    format!(
+        "{{apiVersion: meshwork.dev/v1alpha1, kind: TrafficPolicy, metadata: {{name: a}}, \
+         spec: {{targetRefs: [{{group: '', kind: Service, name: b}}], hedge: {said}}}}}"
+    )
+}
+
+#[test]
+fn a_hedge_says_when_in_one_way() {
+    for said in [
+        "{delay: 50ms}",
+        "{delayPercentile: 95}",
+        "{delayPercentile: 50, minDelay: 5ms, budgetPercent: 1}",
+        "{delay: 1s, budgetPercent: 100}",
+    ] {
+        let objects = accepted(&hedging(said));
+        let Kind::TrafficPolicy(policy) = &objects[0].kind else { panic!() };
+        assert!(policy.hedge.is_some());
+    }
+    for (said, code, says) in [
+        ("{}", codes::CONFLICTING_FIELDS, "says not when"),
+        ("{budgetPercent: 5}", codes::CONFLICTING_FIELDS, "says not when"),
+        ("{delay: 50ms, delayPercentile: 95}", codes::CONFLICTING_FIELDS, "both"),
+        ("{delay: 0s}", codes::CONFLICTING_FIELDS, "every request would be sent twice"),
+        ("{delay: 50ms, minDelay: 5ms}", codes::CONFLICTING_FIELDS, "minDelay"),
+        ("{delayPercentile: 49}", codes::OUT_OF_RANGE, "49"),
+        ("{delayPercentile: 100}", codes::OUT_OF_RANGE, "100"),
+        ("{delay: 50ms, budgetPercent: 0}", codes::OUT_OF_RANGE, "budgetPercent"),
+        ("{delay: 50ms, maxAttempts: 3}", codes::UNKNOWN_FIELD, "maxAttempts"),
+    ] {
+        let loaded = load_text(&hedging(said));
+        assert_eq!(loaded.diagnostics.len(), 1, "{said}: {}", told(&loaded));
+        let found = &loaded.diagnostics[0];
+        assert!(found.code == code && found.message.contains(says), "{said}: {}", told(&loaded));
+    }
+}

@@ -78,6 +78,12 @@ impl Traced {
         self.next = SpanId::random(rng);
     }
 
+    /// An attempt that ran beside the last one is over.
+    pub fn beside(&mut self, attempt: Attempt) {
+        let at = self.attempts.len().saturating_sub(1);
+        self.attempts.insert(at, attempt);
+    }
+
     /// An attempt begins.
     pub fn attempt(&mut self, now: Duration, address: SocketAddr, protocol: Protocol) {
         let (span, cause) = (self.next, "");

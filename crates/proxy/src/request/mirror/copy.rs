@@ -8,69 +8,30 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use http::Method;
 use meshwork_base::{Clock, Tick};
 use meshwork_decision::{
     Answer, AttemptOutcome, Call, Cause, Cluster, Limited, NoReasons, Permit, Picked, Ticket, Timeouts,
     Wanted,
 };
-use meshwork_http1::{BodyLength, Fields, KnownName, ResponseHead};
+use meshwork_http1::{KnownName, ResponseHead};
 use meshwork_telemetry::{Copied, Protocol};
 use tokio::time::{Instant, Sleep, sleep};
 
-use super::tee::{Next, Tap};
 use crate::error::Failure;
-use crate::http::stream::{Frame, StreamError};
+use crate::http::stream::Frame;
 use crate::proxy_protocol::Written;
 use crate::request::answer;
+use crate::request::aside::{self, OwnHead, Sending};
+use crate::request::tee::Tap;
+use crate::upstream::Exchange;
 use crate::upstream::connect::CONNECT_TIMEOUT;
-use crate::upstream::open::{self, Destination, Speaks};
-use crate::upstream::{Exchange, Head};
+use crate::upstream::open::{Destination, Speaks};
 use crate::worker::{Mirroring, Worker};
 
 /// Of a response so many bytes are read; beyond it is given up, which on HTTP/1.1 costs its connection.
 const READ: usize = 1024 * 1024;
 /// How long the rest of a response is waited for, once nothing is left to send.
 const READ_FOR: Duration = Duration::from_secs(10);
-
-/// A head of its own.
-pub(super) struct OwnHead {
-    method: Method,
-    https: bool,
-    authority: Box<str>,
-    path: Box<str>,
-    pub(super) fields: Fields,
-    body: BodyLength,
-    te_trailers: bool,
-}
-
-impl OwnHead {
-    pub(super) fn of(head: &Head<'_>) -> Self {
-        Self {
-            method: head.method.clone(),
-            https: head.https,
-            authority: head.authority.into(),
-            path: head.path.into(),
-            fields: head.fields.clone(),
-            body: head.body,
-            te_trailers: head.te_trailers,
-        }
-    }
-
-    fn head(&self) -> Head<'_> {
-        Head {
-            method: &self.method,
-            https: self.https,
-            authority: &self.authority,
-            path: &self.path,
-            fields: &self.fields,
-            body: self.body,
-            te_trailers: self.te_trailers,
-            upgrade: None,
-            nested: false,
-        }
-    }
-}
 
 /// A copy that is to be sent.
 pub(super) struct Copy {
@@ -99,6 +60,15 @@ enum Lost {
     GivenUp,
     /// The original's body broke off.
     CutOff,
+}
+
+impl From<aside::Lost> for Lost {
+    fn from(lost: aside::Lost) -> Self {
+        match lost {
+            aside::Lost::CutOff => Self::CutOff,
+            aside::Lost::Overrun => Self::GivenUp,
+        }
+    }
 }
 
 impl Lost {
@@ -165,7 +135,7 @@ impl Copy {
         }
         let ticket = own.or(ticket);
         let (began, _in_flight) = (self.worker.now(), endpoint.begin());
-        let mut carried = Carried { tap: self.tap.take(), ..Carried::default() };
+        let mut carried = Carried { sending: Sending::new(self.tap.take()), ..Carried::default() };
         let done = match self.end.map(|end| end.since(began)) {
             None => self.exchanged(&endpoint, &mut carried).await,
             Some(rest) => tokio::time::timeout(rest, self.exchanged(&endpoint, &mut carried))
@@ -235,9 +205,9 @@ impl Copy {
             traced.attempt.protocol = if http1 { Protocol::Http11 } else { Protocol::Http2 };
         }
         let worker = &self.worker;
-        carried.sent = carried.tap.is_none();
-        let mut exchange =
-            open_to(worker, &to, &self.head.head(), carried.sent).await.map_err(Lost::Failed)?;
+        let mut exchange = aside::open(worker, &to, &self.head.head(), carried.sending.is_done())
+            .await
+            .map_err(Lost::Failed)?;
         let idle = self.timeouts.stream_idle.unwrap_or(worker.shared.settings.timeouts.stream_idle);
         let mut patience = Patience { idle, sleep: Box::pin(sleep(idle)), last: false };
         let done = poll_fn(|cx| {
@@ -249,34 +219,11 @@ impl Copy {
         })
         .await;
         match done {
-            Ok(()) if carried.sent && exchange.is_end() => exchange.finish(worker.now()),
+            Ok(()) if carried.sending.is_done() && exchange.is_end() => exchange.finish(worker.now()),
             Ok(()) | Err(_) => exchange.abort(),
         }
         // A response that had begun is one, however it ended.
         if carried.answered.is_some() && matches!(done, Err(Lost::TimedOut)) { Ok(()) } else { done }
-    }
-}
-
-async fn open_to(
-    worker: &Worker,
-    to: &Destination<'_>,
-    head: &Head<'_>,
-    end: bool,
-) -> Result<Exchange, Failure> {
-    let pool = worker.pools.of(to.pool);
-    match to.speaks {
-        Speaks::Http1 => {
-            let may_keep = to.announcement.is_none() && !pool.has_line();
-            let mut client = match if may_keep { pool.take_idle() } else { None } {
-                Some(client) => client,
-                None => Box::pin(open::h1(worker, to, &pool)).await?,
-            };
-            client.send(head, &worker.shared.settings.limits)?;
-            Ok(Exchange::H1 { client, pool })
-        }
-        Speaks::Http2 | Speaks::Mesh { .. } => {
-            Ok(Exchange::H2(Box::new(Box::pin(open::h2(worker, to, &pool, head, end)).await?)))
-        }
     }
 }
 
@@ -289,7 +236,7 @@ struct Patience {
 
 impl Patience {
     fn poll(&mut self, cx: &mut Context<'_>, moved: bool, carried: &Carried) -> Poll<()> {
-        if !self.last && carried.sent && carried.answered.is_some() {
+        if !self.last && carried.sending.is_done() && carried.answered.is_some() {
             self.last = true;
             self.sleep.as_mut().reset(Instant::now() + READ_FOR);
         } else if moved && !self.last {
@@ -302,13 +249,8 @@ impl Patience {
 /// What has passed so far.
 #[derive(Default)]
 struct Carried {
-    tap: Option<Tap>,
+    sending: Sending,
     response: ResponseHead,
-    /// The endpoint has got all of it.
-    sent: bool,
-    sent_bytes: usize,
-    /// It takes no more.
-    broken: bool,
     /// When the response's head was there.
     answered: Option<Tick>,
     read: usize,
@@ -317,7 +259,7 @@ struct Carried {
 
 impl Carried {
     fn moved(&self) -> (usize, usize, bool) {
-        (self.sent_bytes, self.read, self.answered.is_some())
+        (self.sending.bytes(), self.read, self.answered.is_some())
     }
 
     /// Ready when the response has ended, or as much of it was read as will be.
@@ -327,7 +269,7 @@ impl Carried {
         worker: &Worker,
         exchange: &mut Exchange,
     ) -> Poll<Result<(), Lost>> {
-        let sending = self.poll_send(cx, exchange)?;
+        let sending = self.sending.poll(cx, exchange)?;
         while self.answered.is_none() {
             match exchange.poll_head(cx, &worker.shared.settings.limits, &mut self.response) {
                 Poll::Ready(Ok(())) if self.response.is_informational() => {}
@@ -356,59 +298,5 @@ impl Carried {
             }
         }
         Poll::Ready(Ok(()))
-    }
-
-    /// Moves what there is of the body and what there is room for. The inner error is the upstream's: its response
-    /// counts, if there is one.
-    fn poll_send(
-        &mut self,
-        cx: &mut Context<'_>,
-        exchange: &mut Exchange,
-    ) -> Result<Result<(), StreamError>, Lost> {
-        if self.broken {
-            return Ok(Ok(()));
-        }
-        let sending = self.pump(cx, exchange)?;
-        self.broken = sending.is_err();
-        Ok(sending)
-    }
-
-    fn pump(
-        &mut self,
-        cx: &mut Context<'_>,
-        exchange: &mut Exchange,
-    ) -> Result<Result<(), StreamError>, Lost> {
-        while let (false, Some(tap)) = (self.sent, &self.tap) {
-            if !exchange.has_room() {
-                match exchange.poll_flush(cx) {
-                    Poll::Ready(Ok(())) => {}
-                    Poll::Ready(Err(error)) => return Ok(Err(error)),
-                    Poll::Pending => {
-                        return match tap.poll_lost(cx) {
-                            Poll::Ready(Next::Overrun) => Err(Lost::GivenUp),
-                            Poll::Ready(_) => Err(Lost::CutOff),
-                            Poll::Pending => Ok(Ok(())),
-                        };
-                    }
-                }
-            }
-            match tap.poll_next(cx) {
-                Poll::Ready(Next::Data(data)) => {
-                    self.sent_bytes += data.len();
-                    exchange.queue(data);
-                }
-                Poll::Ready(Next::End(trailers)) => {
-                    exchange.end(trailers);
-                    self.sent = true;
-                }
-                Poll::Ready(Next::CutOff) => return Err(Lost::CutOff),
-                Poll::Ready(Next::Overrun) => return Err(Lost::GivenUp),
-                Poll::Pending => break,
-            }
-        }
-        match exchange.poll_flush(cx) {
-            Poll::Ready(Err(error)) => Ok(Err(error)),
-            Poll::Ready(Ok(())) | Poll::Pending => Ok(Ok(())),
-        }
     }
 }

@@ -137,6 +137,12 @@ impl Tap {
         pipe.poll_lost(cx)
     }
 
+    /// Whether all of it is here, and is no more than this.
+    pub(crate) fn is_whole(&self, most: usize) -> bool {
+        let pipe = self.0.borrow();
+        matches!(pipe.end, Some(End::Whole(_))) && pipe.held <= most
+    }
+
     /// Ready when the rest will not be got, which is found also while what there is cannot be passed on.
     pub(crate) fn poll_lost(&self, cx: &mut Context<'_>) -> Poll<Next> {
         self.0.borrow_mut().poll_lost(cx)

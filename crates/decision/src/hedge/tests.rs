@@ -1,0 +1,252 @@
+use meshwork_base::SeededRng;
+use proptest::prelude::*;
+
+use super::*;
+use crate::breaker::{BreakerMode, CircuitBreaker, ForcedState, WindowSize};
+use crate::limits::Limits;
+use crate::load::Answer;
+use crate::outlier::AttemptOutcome;
+use crate::tests::{build, key, service, service_change, slice, wire_endpoint};
+
+const FIXED: HedgePolicy =
+    HedgePolicy { delay: HedgeDelay::Fixed(Duration::from_millis(50)), budget_percent: 10 };
+const BY_RANK: HedgePolicy = HedgePolicy {
+    delay: HedgeDelay::Percentile { percent: 95, least: Duration::from_millis(5) },
+    budget_percent: 10,
+};
+const GET: HedgeFacts = HedgeFacts { idempotent: true, nested: false, whole: true, deadline: None };
+
+fn at(millis: u64) -> Tick {
+    Tick::ZERO.after(Duration::from_millis(1_000 + millis))
+}
+
+/// A service with so many endpoints, and a hundred requests of late.
+fn cluster(endpoints: usize) -> Arc<Cluster> {
+    let addresses: Vec<String> = (1..=endpoints).map(|n| format!("10.0.0.{n}")).collect();
+    let all = addresses.iter().map(|address| wire_endpoint(address)).collect();
+    let changes = [service_change(&service("ns/a", &[("", 80)])), slice("ns/a-1", "ns/a", ("", 8080), all)];
+    let snapshot = build(&mut crate::SnapshotBuilder::new(), changes);
+    let made = Arc::clone(snapshot.cluster(&key("ns/a", 80)).unwrap());
+    (0..100).for_each(|_| made.count_request(at(0)));
+    made
+}
+
+fn with(cluster: Arc<Cluster>, change: impl FnOnce(&mut Cluster)) -> Arc<Cluster> {
+    let mut cluster = Arc::try_unwrap(cluster).unwrap_or_else(|_| panic!("nobody else holds it"));
+    change(&mut cluster);
+    Arc::new(cluster)
+}
+
+fn begin(policy: &HedgePolicy, cluster: &Arc<Cluster>, facts: &HedgeFacts) -> Result<Hedge, NoHedge> {
+    Hedge::begin(policy, cluster, facts, at(0), &mut NoReasons)
+}
+
+fn first(cluster: &Cluster) -> u64 {
+    cluster.endpoints().all()[0].id
+}
+
+fn admit(hedge: &Hedge, facts: &HedgeFacts) -> Result<Hedged, NoHedge> {
+    let (one, retries) = (first(&hedge.cluster), RetryBudget { percent: 20, min_per_second: 0 });
+    hedge.admit(Some(one), facts, retries, at(0), &mut SeededRng::new(1), &mut NoReasons)
+}
+
+fn admitted(cluster: &Arc<Cluster>, facts: &HedgeFacts) -> Result<(), NoHedge> {
+    admit(&begin(&FIXED, cluster, &GET).unwrap(), facts).map(|_| ())
+}
+
+#[test]
+fn only_what_may_be_repeated_is_hedged() {
+    let cluster = cluster(2);
+    let no = |facts: HedgeFacts| begin(&FIXED, &cluster, &facts).err();
+    assert_eq!(no(HedgeFacts { idempotent: false, ..GET }), Some(NoHedge::NotRepeatable));
+    assert_eq!(no(HedgeFacts { nested: true, ..GET }), Some(NoHedge::Nested));
+    assert_eq!(begin(&FIXED, &cluster, &GET).unwrap().delay(), Some(Duration::from_millis(50)));
+    assert_eq!(admitted(&cluster, &HedgeFacts { whole: false, ..GET }), Err(NoHedge::NotWhole));
+    assert_eq!(admitted(&cluster, &HedgeFacts { deadline: Some(at(0)), ..GET }), Err(NoHedge::Deadline));
+    assert_eq!(admitted(&cluster, &HedgeFacts { deadline: Some(at(1)), ..GET }), Ok(()));
+}
+
+#[test]
+fn what_could_not_be_answered_in_time_is_not_asked() {
+    let cluster = cluster(2);
+    let endpoint = Arc::clone(&cluster.endpoints().all()[1]);
+    let answer = Answer { status: 200, ..Answer::new(AttemptOutcome::Success, Duration::from_millis(30)) };
+    (0..20).for_each(|_| drop(cluster.record(&endpoint, &answer, at(0))));
+    assert_eq!(admitted(&cluster, &HedgeFacts { deadline: Some(at(30)), ..GET }), Err(NoHedge::Deadline));
+    assert_eq!(admitted(&cluster, &HedgeFacts { deadline: Some(at(31)), ..GET }), Ok(()));
+}
+
+#[test]
+fn the_time_is_that_of_nearly_all_first_attempts_and_not_below_the_least() {
+    let cluster = cluster(2);
+    let at_once = begin(&BY_RANK, &cluster, &GET).unwrap();
+    assert_eq!(at_once.delay(), None, "nothing is known");
+    let took =
+        |count, ms, now| (0..count).for_each(|_| at_once.first_took(Duration::from_millis(ms), at(now)));
+    let later = |ms| Hedge::begin(&BY_RANK, &cluster, &GET, at(ms), &mut NoReasons).unwrap().delay().unwrap();
+    took(94, 1, 0);
+    took(6, 100, 0);
+    assert!((100..=113).contains(&later(100).as_millis()), "{:?}", later(100));
+    took(100, 1, 200);
+    assert_eq!(later(300), Duration::from_millis(5), "the least");
+    begin(&FIXED, &cluster, &GET).unwrap().first_took(Duration::from_secs(9), at(300));
+    took(100, 1_000, 400);
+    assert!(later(500) >= Duration::from_secs(1), "also those that were given up count");
+}
+
+#[test]
+fn it_goes_to_another_endpoint_that_is_well_or_to_none() {
+    assert_eq!(admitted(&cluster(1), &GET), Err(NoHedge::NoOther));
+    let two = cluster(2);
+    let hedged = admit(&begin(&FIXED, &two, &GET).unwrap(), &GET).unwrap();
+    assert_ne!(hedged.endpoint.id, first(&two));
+    let failed = Answer { status: 503, ..Answer::new(AttemptOutcome::Failure, Duration::from_millis(1)) };
+    drop(two.record(&hedged.endpoint, &failed, at(0)));
+    assert_eq!(admitted(&two, &GET), Err(NoHedge::NoOther), "it rests");
+}
+
+#[test]
+fn no_hedge_while_there_is_too_much_already() {
+    let limits = |limits: Limits| with(cluster(2), |cluster| cluster.limits = limits);
+    let none = limits(Limits { max_retries: Some(0), ..Limits::default() });
+    assert_eq!(admitted(&none, &GET), Err(NoHedge::Limit));
+    let one = limits(Limits { max_requests: Some(1), ..Limits::default() });
+    let _under_way = one.admit(Limited::Request).unwrap();
+    assert_eq!(admitted(&one, &GET), Err(NoHedge::Limit), "a hedge is one more");
+    assert_eq!(admitted(&limits(Limits { max_requests: Some(1), ..Limits::default() }), &GET), Ok(()));
+    assert_eq!(one.in_use(Limited::Retry), 0, "what is refused holds nothing");
+
+    let open = cluster(2);
+    open.force_breaker(Some((ForcedState::Open, at(10_000))));
+    assert_eq!(admitted(&open, &GET), Err(NoHedge::Breaker));
+    let policy = CircuitBreaker {
+        mode: BreakerMode::Enforce,
+        window: WindowSize::Calls(2),
+        minimum_calls: 1,
+        failure_percent: Some(1),
+        slow_calls: None,
+        open_time: Duration::from_secs(60),
+        max_open_time: Duration::from_secs(60),
+        trials: 1,
+    };
+    let tripped = with(cluster(2), |cluster| cluster.circuit_breaker = Some(policy));
+    let ticket = tripped.try_call(at(0), &mut NoReasons).unwrap().unwrap();
+    let call = crate::breaker::Call { failed: true, took: Duration::ZERO };
+    ticket.ended(call, at(0), &mut SeededRng::new(1)).expect("it opens");
+    assert_eq!(admitted(&tripped, &GET), Err(NoHedge::Breaker));
+}
+
+#[test]
+fn a_permit_ends_with_its_hedge() {
+    let cluster = with(cluster(2), |cluster| cluster.limits.max_retries = Some(1));
+    let hedge = begin(&FIXED, &cluster, &GET).unwrap();
+    let hedged = admit(&hedge, &GET).unwrap();
+    assert_eq!(admit(&hedge, &GET).err(), Some(NoHedge::Limit));
+    drop(hedged);
+    assert!(admit(&hedge, &GET).is_ok());
+}
+
+#[test]
+fn hedges_have_a_budget_and_share_that_of_retries() {
+    let alone = cluster(2);
+    let count = |cluster: &Arc<Cluster>| (0..100).filter(|_| admitted(cluster, &GET).is_ok()).count();
+    assert_eq!(count(&alone), 10, "ten of a hundred requests");
+    let (_, repeated) = alone.shared.budget.sums(at(0));
+    assert_eq!(repeated, 10, "and retries have so many less");
+
+    let beside = cluster(2);
+    let retries = RetryBudget { percent: 20, min_per_second: 0 };
+    assert_eq!((0..100).filter(|_| beside.shared.budget.retry(retries, at(0))).count(), 20);
+    assert_eq!(admitted(&beside, &GET), Err(NoHedge::Budget), "what retries have spent is spent");
+}
+
+#[test]
+fn the_first_good_answer_counts() {
+    use Leg::{First, Second};
+    use Reply::{Bad, Good};
+    let race = |begun: bool, ends: &[(Leg, Reply)]| {
+        let mut race = Race::default();
+        if begun {
+            race.begin();
+        }
+        ends.iter().map(|(leg, reply)| race.ended(*leg, *reply)).collect::<Vec<_>>()
+    };
+    assert_eq!(race(false, &[(First, Good)]), [Verdict::Wins(First)]);
+    assert_eq!(race(false, &[(First, Bad)]), [Verdict::Wins(First)]);
+    assert_eq!(race(true, &[(Second, Good)]), [Verdict::Wins(Second)]);
+    assert_eq!(race(true, &[(Second, Bad), (First, Good)]), [Verdict::Wait, Verdict::Wins(First)]);
+    assert_eq!(race(true, &[(First, Bad), (Second, Good)]), [Verdict::Wait, Verdict::Wins(Second)]);
+    assert_eq!(race(true, &[(First, Bad), (Second, Bad)]), [Verdict::Wait, Verdict::Wins(First)]);
+    assert_eq!(race(true, &[(Second, Bad), (First, Bad)]), [Verdict::Wait, Verdict::Wins(First)]);
+}
+
+#[test]
+fn a_request_is_hedged_once_and_while_its_first_attempt_runs() {
+    let mut race = Race::default();
+    assert!(race.may_begin() && !race.both_run());
+    race.begin();
+    assert!(!race.may_begin() && race.both_run());
+    race.ended(Leg::Second, Reply::Bad);
+    assert!(!race.may_begin() && !race.both_run());
+    let mut over = Race::default();
+    over.ended(Leg::First, Reply::Bad);
+    assert!(!over.may_begin(), "what follows is a retry");
+    let mut renounced = Race::default();
+    renounced.renounce();
+    assert!(!renounced.may_begin());
+    assert_eq!(renounced.ended(Leg::First, Reply::Bad), Verdict::Wins(Leg::First));
+}
+
+proptest! {
+    /// However a race goes: one attempt's outcome becomes the request's, it had ended by then, and a good one goes first.
+    #[test]
+    fn a_race_has_one_winner(
+        begins in any::<bool>(),
+        second_first in any::<bool>(),
+        first_good in any::<bool>(),
+        second_good in any::<bool>(),
+    ) {
+        let mut race = Race::default();
+        if begins {
+            race.begin();
+        }
+        let reply = |good| if good { Reply::Good } else { Reply::Bad };
+        let mut ends = vec![(Leg::First, reply(first_good))];
+        if begins {
+            ends.insert(usize::from(!second_first), (Leg::Second, reply(second_good)));
+        }
+        let mut winner = None;
+        for (leg, reply) in ends.clone() {
+            if let Verdict::Wins(leg) = race.ended(leg, reply) {
+                winner = Some(leg);
+                break;
+            }
+        }
+        let winner = winner.expect("somebody wins in the end");
+        let good = ends.iter().find(|(_, reply)| *reply == Reply::Good).map(|(leg, _)| *leg);
+        prop_assert_eq!(winner, good.unwrap_or(Leg::First), "the first good one, else the first");
+    }
+
+    /// Hedges and retries together stay within the budget, and hedges within theirs, whatever comes when.
+    #[test]
+    fn budgets_hold_whatever_happens(steps in prop::collection::vec((0u8..3, 0u64..800), 0..400)) {
+        let cluster = cluster(3);
+        let (hedge, retries) = (begin(&FIXED, &cluster, &GET).unwrap(), RetryBudget { percent: 20, min_per_second: 0 });
+        let mut now = 0;
+        for (what, later) in steps {
+            now += later;
+            match what {
+                0 => cluster.count_request(at(now)),
+                1 => drop(cluster.shared.budget.retry(retries, at(now))),
+                _ => {
+                    let (before, repeated) = cluster.shared.budget.sums(at(now));
+                    let (_, begun) = cluster.shared.hedges().begun.sums(at(now));
+                    let rng = &mut SeededRng::new(now);
+                    if hedge.admit(Some(first(&cluster)), &GET, retries, at(now), rng, &mut NoReasons).is_ok() {
+                        prop_assert!(begun < before * 10 / 100 && repeated < retries.allowed(before));
+                    }
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,436 @@
+//! A second attempt beside the first: when there is one, which of the two answers, and what becomes of the other.
+
+#![expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+
+mod support;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{HeaderMap, Request, Response};
+use meshwork_decision::Change;
+use meshwork_messages::v1;
+use meshwork_messages::v1::hedge::Delay;
+use meshwork_messages::v1::service_port::AppProtocol;
+use meshwork_messages::v1::traffic_policy::Algorithm;
+use meshwork_proxy::{Settings, Side};
+use support::h2::{collect, h2_client, h2_upstream};
+use support::mesh::{TestMesh, policy, service_at, serving};
+use support::{Harness, exchange, read_until};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+
+const OUTCOMES: &str = "meshwork_hedged_requests_total";
+const GET: &[u8] = b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n";
+const BUSY: &[u8] = b"HTTP/1.1 503 Busy\r\ncontent-length: 4\r\n\r\nbusy";
+
+/// What an instance does with a request.
+#[derive(Clone, Copy)]
+enum Does {
+    /// Answers with its name.
+    Answers,
+    /// Never.
+    Hangs,
+    /// Fails it at once.
+    Fails,
+    /// Answers after so many milliseconds.
+    Late(u64),
+    /// Fails it after so many milliseconds.
+    FailsLate(u64),
+}
+
+/// An instance of HTTP/1.1 that does this with whatever request comes first of all, and answers the others.
+struct Pool {
+    addresses: Vec<SocketAddr>,
+    asked: Arc<AtomicUsize>,
+    got: Arc<parking_lot::Mutex<Vec<String>>>,
+    /// A request was given up before it was answered.
+    given_up: Arc<AtomicBool>,
+}
+
+/// Two instances: the first request, whoever gets it, is treated so, and the second one so.
+async fn pool(first: Does, second: Does) -> Pool {
+    let (asked, given_up) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicBool::new(false)));
+    let got: Arc<parking_lot::Mutex<Vec<String>>> = Arc::default();
+    let mut addresses = Vec::new();
+    for _ in 0..2 {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        addresses.push(listener.local_addr().unwrap());
+        let (asked, given_up, got) = (Arc::clone(&asked), Arc::clone(&given_up), Arc::clone(&got));
+        tokio::spawn(async move {
+            while let Ok((tcp, _)) = listener.accept().await {
+                let (asked, given_up, got) = (Arc::clone(&asked), Arc::clone(&given_up), Arc::clone(&got));
+                tokio::spawn(async move {
+                    serve(tcp, &asked, &given_up, &got, (first, second)).await;
+                });
+            }
+        });
+    }
+    Pool { addresses, asked, got, given_up }
+}
+
+async fn serve(
+    mut tcp: TcpStream,
+    asked: &AtomicUsize,
+    given_up: &AtomicBool,
+    got: &parking_lot::Mutex<Vec<String>>,
+    (first, second): (Does, Does),
+) {
+    let mut chunk = vec![0; 65536];
+    loop {
+        let mut held = Vec::new();
+        loop {
+            match tcp.read(&mut chunk).await {
+                Ok(0) | Err(_) => return,
+                Ok(count) => held.extend_from_slice(&chunk[..count]),
+            }
+            let text = String::from_utf8_lossy(&held).into_owned();
+            let Some((head, body)) = text.split_once("\r\n\r\n") else { continue };
+            let length = head
+                .to_lowercase()
+                .split("content-length: ")
+                .nth(1)
+                .map(|rest| rest.lines().next().unwrap().parse::<usize>().unwrap());
+            if body.len() >= length.unwrap_or_default() {
+                break;
+            }
+        }
+        got.lock().push(String::from_utf8_lossy(&held).into_owned());
+        let number = asked.fetch_add(1, Ordering::SeqCst);
+        let does = match number {
+            0 => first,
+            1 => second,
+            _ => Does::Answers,
+        };
+        let wait = match does {
+            Does::Answers | Does::Fails => Duration::ZERO,
+            Does::Hangs => Duration::from_secs(3_600),
+            Does::Late(ms) | Does::FailsLate(ms) => Duration::from_millis(ms),
+        };
+        tokio::select! {
+            () = tokio::time::sleep(wait) => {}
+            _ = tcp.read(&mut chunk) => {
+                given_up.store(true, Ordering::SeqCst);
+                return;
+            }
+        }
+        let answer = match does {
+            Does::Fails | Does::FailsLate(_) => BUSY.to_vec(),
+            _ => format!("HTTP/1.1 200 OK\r\ncontent-length: 1\r\n\r\n{number}").into_bytes(),
+        };
+        if tcp.write_all(&answer).await.is_err() {
+            return;
+        }
+    }
+}
+
+async fn until(happened: impl Fn() -> bool) {
+    let waiting = async {
+        while !happened() {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(10), waiting).await.expect("it happens");
+}
+
+fn hedge(delay: Delay, budget_percent: u32) -> v1::TrafficPolicy {
+    v1::TrafficPolicy {
+        algorithm: Algorithm::RoundRobin.into(),
+        hedge: Some(v1::Hedge { delay: Some(delay), least_ms: 1, budget_percent }),
+        // Nothing that fails is repeated.
+        retry: Some(v1::Retry {
+            attempts: 0,
+            budget: Some(v1::RetryBudget { percent: 100, min_per_second: 0 }),
+            ..Default::default()
+        }),
+        ..Default::default()
+    }
+}
+
+fn after(ms: u32) -> v1::TrafficPolicy {
+    hedge(Delay::FixedMs(ms), 100)
+}
+
+fn traffic(policy: v1::TrafficPolicy) -> Change {
+    let target =
+        v1::policy::Target { kind: "Service".into(), name: "default/web".into(), section: String::new() };
+    let spec = Some(v1::policy::Spec::Traffic(policy));
+    Change::upsert("default/p", "1", &v1::Policy { source: None, targets: vec![target], spec })
+}
+
+struct Edge {
+    harness: Harness,
+    address: SocketAddr,
+}
+
+async fn edge(protocol: AppProtocol, endpoints: &[SocketAddr], policy: v1::TrafficPolicy) -> Edge {
+    let mut harness = Harness::start(Settings { workers: 1, ..Settings::default() });
+    harness.service("web", protocol, endpoints).await;
+    let address = harness.route(vec![support::rule(&[("web", 1)], vec![])]).await;
+    harness.change([traffic(policy)]).await;
+    Edge { harness, address }
+}
+
+impl Edge {
+    async fn counted(&self, outcome: &str, count: u64) {
+        self.harness.wait_metric(OUTCOMES, &["default/web", &format!("\"{outcome}\"")], count).await;
+    }
+
+    /// The access log's only line.
+    async fn line(&self) -> String {
+        self.harness.lines(1).await.remove(0)
+    }
+}
+
+#[tokio::test]
+async fn what_takes_too_long_is_sent_a_second_time_and_the_first_good_answer_counts() {
+    let pool = pool(Does::Hangs, Does::Answers).await;
+    let edge = edge(AppProtocol::Http1, &pool.addresses, after(50)).await;
+    let response = exchange(edge.address, GET).await;
+    assert!(response.starts_with("HTTP/1.1 200") && response.ends_with("\r\n\r\n1"), "{response}");
+    edge.counted("won", 1).await;
+    until(|| pool.given_up.load(Ordering::SeqCst)).await;
+    let got = pool.got.lock().clone();
+    assert!(
+        !got[0].contains("x-envoy-attempt-count") && got[1].contains("x-envoy-attempt-count: 2"),
+        "{got:?}"
+    );
+    let line = edge.line().await;
+    assert!(line.contains("\"attempts\":2") && line.contains("\"response_flags\":\"-\""), "{line}");
+    let total = edge.harness.metric("istio_requests_total", &["response_code=\"200\""]);
+    assert_eq!(total, 1, "one request, with one outcome");
+}
+
+#[tokio::test]
+async fn what_is_answered_in_time_is_sent_once() {
+    let pool = pool(Does::Answers, Does::Answers).await;
+    let edge = edge(AppProtocol::Http1, &pool.addresses, after(2_000)).await;
+    assert!(exchange(edge.address, GET).await.ends_with("\r\n\r\n0"));
+    assert!(edge.line().await.contains("\"attempts\":1"));
+    assert_eq!(pool.asked.load(Ordering::SeqCst), 1);
+}
+
+#[tokio::test]
+async fn the_first_one_may_still_win_and_the_second_is_given_up() {
+    let pool = pool(Does::Late(200), Does::Hangs).await;
+    let edge = edge(AppProtocol::Http1, &pool.addresses, after(50)).await;
+    assert!(exchange(edge.address, GET).await.ends_with("\r\n\r\n0"));
+    edge.counted("lost", 1).await;
+    until(|| pool.given_up.load(Ordering::SeqCst)).await;
+    assert!(edge.line().await.contains("\"attempts\":2"));
+}
+
+#[tokio::test]
+async fn a_second_one_that_fails_changes_nothing() {
+    let pool = pool(Does::Late(200), Does::Fails).await;
+    let edge = edge(AppProtocol::Http1, &pool.addresses, after(50)).await;
+    assert!(exchange(edge.address, GET).await.ends_with("\r\n\r\n0"));
+    edge.counted("failed", 1).await;
+    assert!(edge.line().await.contains("\"attempts\":2"));
+}
+
+#[tokio::test]
+async fn a_first_one_that_fails_meanwhile_waits_for_the_second() {
+    let pool = pool(Does::FailsLate(150), Does::Late(300)).await;
+    let edge = edge(AppProtocol::Http1, &pool.addresses, after(50)).await;
+    assert!(exchange(edge.address, GET).await.ends_with("\r\n\r\n1"));
+    edge.counted("won", 1).await;
+}
+
+#[tokio::test]
+async fn of_two_failures_the_first_one_is_passed_on() {
+    let pool = pool(Does::FailsLate(150), Does::FailsLate(200)).await;
+    let edge = edge(AppProtocol::Http1, &pool.addresses, after(50)).await;
+    assert!(exchange(edge.address, GET).await.ends_with("\r\n\r\nbusy"));
+    edge.counted("failed", 1).await;
+    let line = edge.line().await;
+    assert!(line.contains("\"attempts\":2") && line.contains("\"response_code\":503"), "{line}");
+}
+
+#[tokio::test]
+async fn what_may_not_be_repeated_is_sent_once() {
+    let pool = pool(Does::Late(300), Does::Answers).await;
+    let edge = edge(AppProtocol::Http1, &pool.addresses, after(50)).await;
+    let post = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\nConnection: close\r\n\r\nhi";
+    assert!(exchange(edge.address, post).await.ends_with("\r\n\r\n0"));
+    assert!(edge.line().await.contains("\"attempts\":1"));
+    assert_eq!(pool.asked.load(Ordering::SeqCst), 1);
+}
+
+#[tokio::test]
+async fn a_body_that_is_kept_goes_with_it() {
+    let pool = pool(Does::Hangs, Does::Answers).await;
+    let edge = edge(AppProtocol::Http1, &pool.addresses, after(50)).await;
+    let put = b"PUT / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\nConnection: close\r\n\r\nhello";
+    assert!(exchange(edge.address, put).await.ends_with("\r\n\r\n1"));
+    assert!(pool.got.lock().iter().all(|got| got.ends_with("hello")));
+}
+
+#[tokio::test]
+async fn a_body_that_is_still_coming_or_too_long_is_not_sent_twice() {
+    let pool = pool(Does::Late(300), Does::Answers).await;
+    let edge = edge(AppProtocol::Http1, &pool.addresses, after(50)).await;
+    let long = "x".repeat(70 * 1024);
+    let put = format!(
+        "PUT / HTTP/1.1\r\nHost: a\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{long}",
+        long.len()
+    );
+    assert!(exchange(edge.address, put.as_bytes()).await.ends_with("\r\n\r\n0"));
+    edge.counted("refused", 1).await;
+    let mut tcp = TcpStream::connect(edge.address).await.unwrap();
+    tcp.write_all(b"PUT / HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\n\r\nha").await.unwrap();
+    edge.counted("refused", 2).await;
+    tcp.write_all(b"lf").await.unwrap();
+    read_until(&mut tcp, "\r\n\r\n1").await;
+}
+
+#[tokio::test]
+async fn a_budget_bounds_it() {
+    let pool = pool(Does::Late(150), Does::Answers).await;
+    let edge = edge(AppProtocol::Http1, &pool.addresses, hedge(Delay::FixedMs(30), 50)).await;
+    // Of one request a half is none.
+    assert!(exchange(edge.address, GET).await.ends_with("\r\n\r\n0"));
+    edge.counted("refused", 1).await;
+    assert_eq!(pool.asked.load(Ordering::SeqCst), 1);
+}
+
+#[tokio::test]
+async fn nothing_is_hedged_where_a_limit_is_reached() {
+    let pool = pool(Does::Late(150), Does::Answers).await;
+    let limits = v1::Limits { max_requests: 1, ..Default::default() };
+    let policy = v1::TrafficPolicy { limits: Some(limits), ..after(30) };
+    let edge = edge(AppProtocol::Http1, &pool.addresses, policy).await;
+    assert!(exchange(edge.address, GET).await.ends_with("\r\n\r\n0"));
+    edge.counted("refused", 1).await;
+}
+
+#[tokio::test]
+async fn the_time_is_learnt_from_what_nearly_all_took() {
+    let pool = pool(Does::Answers, Does::Answers).await;
+    let mut edge = edge(AppProtocol::Http1, &pool.addresses, hedge(Delay::Percentile(50), 100)).await;
+    let slow = self::pool(Does::Hangs, Does::Answers).await;
+    let mut tcp = TcpStream::connect(edge.address).await.unwrap();
+    for _ in 0..30 {
+        tcp.write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").await.unwrap();
+        read_until(&mut tcp, "\r\n\r\n").await;
+        let mut body = [0];
+        let _ = tcp.try_read(&mut body);
+    }
+    edge.harness.service("web", AppProtocol::Http1, &slow.addresses).await;
+    assert!(exchange(edge.address, GET).await.ends_with("\r\n\r\n1"));
+    edge.counted("won", 1).await;
+}
+
+/// The slow one loses its requests without failing; the balancer learns from that all the same.
+#[tokio::test]
+async fn who_loses_is_passed_by_and_is_not_ejected() {
+    let slow = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let (stuck, asked) = (slow.local_addr().unwrap(), Arc::new(AtomicUsize::new(0)));
+    let counted = Arc::clone(&asked);
+    tokio::spawn(async move {
+        while let Ok((mut tcp, _)) = slow.accept().await {
+            let counted = Arc::clone(&counted);
+            tokio::spawn(async move {
+                let mut chunk = [0; 4096];
+                while tcp.read(&mut chunk).await.is_ok_and(|count| count > 0) {
+                    counted.fetch_add(1, Ordering::SeqCst);
+                }
+            });
+        }
+    });
+    let well = support::upstream(|got| {
+        support::is_head(got).then(|| b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok".to_vec())
+    })
+    .await;
+    let policy = v1::TrafficPolicy {
+        algorithm: Algorithm::PeakEwma.into(),
+        outlier_detection: Some(v1::OutlierDetection {
+            consecutive_5xx: 1,
+            base_ejection_time_ms: 30_000,
+            max_ejection_percent: 100,
+            interval_ms: 10_000,
+            max_ejection_time_ms: 30_000,
+            ..Default::default()
+        }),
+        ..after(60)
+    };
+    let edge = edge(AppProtocol::Http1, &[stuck, well.address], policy).await;
+    for _ in 0..40 {
+        assert!(exchange(edge.address, GET).await.ends_with("ok"));
+    }
+    let asked = asked.load(Ordering::SeqCst);
+    assert!((1..8).contains(&asked), "{asked} of 40 waited for the slow one");
+    assert_eq!(edge.harness.metric("meshwork_endpoint_ejections_total", &[]), 0);
+    assert_eq!(edge.harness.metric("meshwork_endpoints_ejected", &[]), 0);
+}
+
+#[tokio::test]
+async fn over_http2_the_loser_s_stream_is_reset() {
+    let (reset, asked) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
+    let mut addresses = Vec::new();
+    for _ in 0..2 {
+        let (seen, count) = (Arc::clone(&reset), Arc::clone(&asked));
+        let up = h2_upstream(usize::MAX, move |_, request, mut respond| {
+            let (seen, count) = (Arc::clone(&seen), Arc::clone(&count));
+            async move {
+                drop(request);
+                if count.fetch_add(1, Ordering::SeqCst) == 0 {
+                    let reason = std::future::poll_fn(|cx| respond.poll_reset(cx)).await.unwrap();
+                    seen.store(reason == h2::Reason::CANCEL, Ordering::SeqCst);
+                    return;
+                }
+                let mut send = respond.send_response(Response::new(()), false).unwrap();
+                send.send_data(Bytes::from_static(b"second"), false).unwrap();
+                let mut trailers = HeaderMap::new();
+                trailers.insert("x-end", "1".parse().unwrap());
+                send.send_trailers(trailers).unwrap();
+            }
+        })
+        .await;
+        addresses.push(up.address);
+    }
+    let edge = edge(AppProtocol::Http2, &addresses, after(50)).await;
+    let mut client = h2_client(edge.address).await;
+    let request = Request::get("http://shop/").body(()).unwrap();
+    let (response, _) = client.send_request(request, true).unwrap();
+    let (status, body, trailers) = collect(response.await.unwrap()).await;
+    assert_eq!((status, &body[..]), (200, &b"second"[..]));
+    assert_eq!(trailers.unwrap()["x-end"], "1", "all of it is passed on");
+    until(|| reset.load(Ordering::SeqCst)).await;
+}
+
+/// `web` calls `reviews`, of which two instances stand beside sidecars of their own.
+#[tokio::test]
+async fn through_sidecars_a_retry_of_the_hop_before_is_not_hedged() {
+    let pool = pool(Does::Hangs, Does::Answers).await;
+    let mesh = TestMesh::new();
+    let reviews = mesh.identity("reviews");
+    let (mut beside, mut peers) = (Vec::new(), Vec::new());
+    for app in &pool.addresses {
+        let mut inbound = mesh.proxy(&reviews, None, Settings::default());
+        inbound
+            .change([mesh.bundle(1, &[]), serving(&reviews.id(), "reviews", *app, AppProtocol::Http1)])
+            .await;
+        peers.push(inbound.engine.listen(Side::Inbound, "127.0.0.1:0".parse().unwrap()).await.unwrap());
+        beside.push(inbound);
+    }
+    let mut outbound = mesh.proxy(&mesh.identity("web"), None, Settings::default());
+    let [service, one] = service_at("reviews", &reviews.id(), peers[0]);
+    let [_, other] = service_at("reviews", &reviews.id(), peers[1]);
+    let Change::Upsert { type_url, version, body, .. } = other else { panic!("it comes") };
+    let other = Change::Upsert { type_url, name: "shop/reviews-2".into(), version, body };
+    let said = policy("p", "reviews", v1::policy::Spec::Traffic(after(80)));
+    outbound.change([mesh.bundle(1, &[]), service, one, other, said]).await;
+    let proxy = outbound.engine.listen(Side::Outbound, "127.0.0.1:0".parse().unwrap()).await.unwrap();
+    let call = b"GET / HTTP/1.1\r\nHost: reviews\r\nConnection: close\r\n\r\n";
+    assert!(exchange(proxy, call).await.ends_with("\r\n\r\n1"));
+    outbound.wait_metric(OUTCOMES, &["shop/reviews", "won"], 1).await;
+    until(|| pool.given_up.load(Ordering::SeqCst)).await;
+    let retry = b"GET / HTTP/1.1\r\nHost: reviews\r\nX-Envoy-Attempt-Count: 2\r\nConnection: close\r\n\r\n";
+    assert!(exchange(proxy, retry).await.ends_with("\r\n\r\n2"));
+    let lines = outbound.lines(2).await;
+    assert!(lines[0].contains("\"attempts\":2") && lines[1].contains("\"attempts\":1"), "{lines:?}");
+}
