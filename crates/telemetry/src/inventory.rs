@@ -8,6 +8,8 @@ pub enum Kind {
     Counter,
     /// Goes up and down.
     Gauge,
+    /// A time that goes up and down: given in microseconds, told in seconds.
+    Time,
     /// Observations by size.
     Histogram,
 }
@@ -147,7 +149,7 @@ metrics! {
         "Requests that the application has not begun to answer.";
     OVERLOAD_QUEUED = "meshwork_overload_requests_queued", Gauge, "", &["service"],
         "Requests that wait until the application can take them.";
-    OVERLOAD_MIN_RTT = "meshwork_overload_min_rtt_microseconds", Gauge, "microseconds", &["service"],
+    OVERLOAD_MIN_RTT = "meshwork_overload_min_rtt_seconds", Time, "seconds", &["service"],
         "What an answer takes while the application has no queue; 0 before it is known.";
     OVERLOAD_PASSED = "meshwork_overload_passed_requests_total", Counter, "", &["service", "priority"],
         "Requests that the application was given.";

@@ -228,46 +228,50 @@ pub(crate) async fn serve_detected(conn: Conn, wire: Wire, http2: bool) {
 }
 
 /// `None`: it has ended. Otherwise it has been idle for a while.
-async fn serve_h1(conn: Conn, wire: Wire) -> Option<(Conn, Io)> {
+///
+/// The parts that move in are made before the future: those of an `async fn` would be in it twice.
+fn serve_h1(conn: Conn, wire: Wire) -> impl Future<Output = Option<(Conn, Io)>> {
     let mut server = H1Server::new(wire, conn.worker.shared.settings.limits);
-    let mut head = RequestHead::new();
-    let mut scratch = Scratch::new(meshwork_telemetry::Protocol::Http11);
-    loop {
-        let started = match next_head(&conn, &mut server, &mut head, &mut scratch).await {
-            Next::Request(started) => started,
-            Next::Close => return None,
-            Next::Rest => return Some((conn, server.wire.io)),
-            Next::Refuse(failure, started) => {
-                server.refuse();
-                request::refuse(
-                    &conn,
-                    &mut head,
-                    &mut Down::H1(&mut server),
-                    &mut scratch,
-                    &failure,
-                    started,
-                )
-                .await;
+    async move {
+        let mut head = RequestHead::new();
+        let mut scratch = Scratch::new(meshwork_telemetry::Protocol::Http11);
+        loop {
+            let started = match next_head(&conn, &mut server, &mut head, &mut scratch).await {
+                Next::Request(started) => started,
+                Next::Close => return None,
+                Next::Rest => return Some((conn, server.wire.io)),
+                Next::Refuse(failure, started) => {
+                    server.refuse();
+                    request::refuse(
+                        &conn,
+                        &mut head,
+                        &mut Down::H1(&mut server),
+                        &mut scratch,
+                        &failure,
+                        started,
+                    )
+                    .await;
+                    linger(&conn, &mut server).await;
+                    return None;
+                }
+            };
+            conn.entry.enter(Phase::Exchange, started);
+            if head.method == http::Method::CONNECT && matches!(conn.place, Place::Outbound(_)) {
+                Box::pin(stream::outbound::serve(conn, server, head)).await;
+                return None;
+            }
+            request::serve(&conn, &mut head, &mut Down::H1(&mut server), &mut scratch, started).await;
+            if server.was_aborted() {
+                return None;
+            }
+            let stop = conn.entry.is_draining() || conn.entry.order().is_some();
+            if !server.keep_alive || stop {
                 linger(&conn, &mut server).await;
                 return None;
             }
-        };
-        conn.entry.enter(Phase::Exchange, started);
-        if head.method == http::Method::CONNECT && matches!(conn.place, Place::Outbound(_)) {
-            Box::pin(stream::outbound::serve(conn, server, head)).await;
-            return None;
-        }
-        request::serve(&conn, &mut head, &mut Down::H1(&mut server), &mut scratch, started).await;
-        if server.was_aborted() {
-            return None;
-        }
-        let stop = conn.entry.is_draining() || conn.entry.order().is_some();
-        if !server.keep_alive || stop {
-            linger(&conn, &mut server).await;
-            return None;
-        }
-        if !drained(&conn, &mut server).await {
-            return None;
+            if !drained(&conn, &mut server).await {
+                return None;
+            }
         }
     }
 }

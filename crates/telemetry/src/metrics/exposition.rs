@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::cells::{DURATION_BOUNDS, Exemplar, Histogram, RequestHistograms, SIZE_BOUNDS};
 use super::durations::{self, DurationFamily};
@@ -72,7 +73,7 @@ pub(super) fn render(families: &Families, told: &Samples, format: Format) -> Str
         } else if told.by(def).next().is_some() {
             text.header(def);
             for (values, number) in told.by(def) {
-                text.sample(def.name, &pairs(def.labels, values.iter().map(AsRef::as_ref)), number);
+                text.scalar(def, &pairs(def.labels, values.iter().map(AsRef::as_ref)), *number);
             }
         } else if let Some((_, value)) = process.iter().find(|(d, _)| d.name == def.name) {
             text.header(def);
@@ -97,7 +98,7 @@ impl Text {
         let family = if open { def.name.trim_end_matches("_total") } else { def.name };
         let kind = match def.kind {
             Kind::Counter => "counter",
-            Kind::Gauge => "gauge",
+            Kind::Gauge | Kind::Time => "gauge",
             Kind::Histogram => "histogram",
         };
         let mut put = |what: &str, value: &str| {
@@ -128,10 +129,15 @@ impl Text {
         for (values, cells) in &family.series {
             let labels = pairs(family.def.labels, values.iter().map(AsRef::as_ref));
             let sum = cells.iter().fold(0_u64, |sum, cell| sum.wrapping_add(cell.get()));
-            match family.def.kind {
-                Kind::Gauge => self.sample(family.def.name, &labels, sum.cast_signed()),
-                Kind::Counter | Kind::Histogram => self.sample(family.def.name, &labels, sum),
-            }
+            self.scalar(family.def, &labels, sum);
+        }
+    }
+
+    fn scalar(&mut self, def: &MetricDef, labels: &str, number: u64) {
+        match def.kind {
+            Kind::Gauge => self.sample(def.name, labels, number.cast_signed()),
+            Kind::Time => self.sample(def.name, labels, Duration::from_micros(number).as_secs_f64()),
+            Kind::Counter | Kind::Histogram => self.sample(def.name, labels, number),
         }
     }
 

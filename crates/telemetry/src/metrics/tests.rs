@@ -192,6 +192,7 @@ fn busy() -> MetricsRegistry {
         match def.kind {
             Kind::Counter => registry.counter(def, &values).increment(),
             Kind::Gauge => registry.gauge(def, &values).set(1),
+            Kind::Time => registry.ask(move |samples| samples.tell(def, &values, 1_500)),
             Kind::Histogram => registry.durations(def, &values).observe(Duration::from_millis(30)),
         }
     }
@@ -231,6 +232,12 @@ fn feed(program: &mut Command, text: &str) -> (Option<i32>, String) {
     let output = child.wait_with_output().expect("the program ends");
     let said = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
     (output.status.code(), said.into_owned())
+}
+
+#[test]
+fn times_are_told_in_seconds() {
+    let text = busy().render(Format::Prometheus);
+    assert!(text.contains("meshwork_overload_min_rtt_seconds{service=\"x\"} 0.0015\n"), "{text}");
 }
 
 #[test]
