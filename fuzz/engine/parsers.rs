@@ -22,11 +22,12 @@ pub(crate) fn detect(data: &[u8]) {
 
 /// The normal form is one: it is its own normal form, and holds no dot segment and no escape that need not be one.
 pub(crate) fn path(data: &[u8]) {
-    let Ok(text) = std::str::from_utf8(data) else { return };
-    // A broken escape is no target and never comes here.
-    if RequestHead::new().target.set(&http::Method::GET, data).is_err() {
+    // A broken escape is no target and never comes here; in a query it may be.
+    let mut head = RequestHead::new();
+    if head.target.set(&http::Method::GET, data).is_err() {
         return;
     }
+    let text = head.target.path();
     let Some(normal) = parsers::normal_path(text) else { return };
     assert_eq!(parsers::normal_path(&normal), None, "{text:?} {normal:?}");
     assert!(normal.starts_with('/'));

@@ -23,10 +23,10 @@ pub struct Queue {
     pub max_requests: u32,
     /// How long anybody waits at most.
     pub max_wait: Duration,
-    /// How long in a line that stands; absent: what an answer takes without a queue, but [`TARGET`] at least.
+    /// How long in a line that stands; absent: what an answer takes without a queue, but 5 ms at least.
     pub target: Option<Duration>,
     /// A line whose oldest has waited for longer during so long stands; absent: four times what an answer takes, but
-    /// [`INTERVAL`] at least.
+    /// 100 ms at least.
     pub interval: Option<Duration>,
 }
 
