@@ -62,7 +62,13 @@ impl Collector {
 
     /// The spans of a trace so far.
     fn spans(&self, trace: &str) -> Vec<Span> {
-        let mut spans = all(&std::fs::read_to_string(&self.log).unwrap());
+        // While the collector writes, the last span may be there in part.
+        let mut seen = None;
+        let log = until("the collector has written what it has", || {
+            let log = std::fs::read_to_string(&self.log).unwrap();
+            (seen.replace(log.len()) == Some(log.len())).then_some(log)
+        });
+        let mut spans = all(&log);
         spans.retain(|span| span.fields.get("Trace ID").is_some_and(|id| id == trace));
         spans
     }
@@ -142,7 +148,11 @@ fn every_attempt_is_a_parent_of_its_own(path: &Path2, collector: &Collector) {
         let spans = collector.spans(trace);
         let served = spans.iter().filter(|span| span.is() == ("back", "SERVER")).count();
         let tried = spans.iter().any(|span| span.says("http.request.resend_count").is_some());
-        (served == 2 && tried && spans.iter().any(|span| span.is().0 == "meshwork-gateway")).then_some(spans)
+        let joined = spans.iter().filter(|span| span.is() == ("back", "SERVER")).all(|span| {
+            spans.iter().any(|caller| caller.id() == span.parent() && caller.says("error.type").is_some())
+        });
+        (served == 2 && joined && tried && spans.iter().any(|span| span.is().0 == "meshwork-gateway"))
+            .then_some(spans)
     });
     let parents: Vec<&str> =
         spans.iter().filter(|span| span.is() == ("back", "SERVER")).map(Span::parent).collect();

@@ -3,7 +3,6 @@
 use std::future::poll_fn;
 use std::net::SocketAddr;
 use std::rc::Rc;
-use std::task::Poll;
 use std::time::Duration;
 
 use meshwork_base::SpiffeId;
@@ -176,23 +175,26 @@ async fn admitted(worker: &Worker, to: &Destination<'_>, pool: &Rc<EndpointPool>
             Err(why) => late = why,
         }
     }
-    let place = pool.line.join();
     let mut patience = std::pin::pin!(sleep(to.connect_timeout));
-    poll_fn(|cx| {
-        if place.is_first(cx) {
-            match try_turn(true) {
-                Ok(turn) => return Poll::Ready(Ok(turn)),
-                Err(why) => late = why,
+    loop {
+        tokio::select! {
+            () = pool.freed() => {}
+            () = &mut patience => {
+                return Err(match late {
+                    NotYet::InLine => too_slow(to),
+                    NotYet::Limit => to.over_limit(Cause::MaxConnections),
+                });
             }
         }
-        patience.as_mut().poll(cx).map(|()| {
-            Err(match late {
-                NotYet::InLine => too_slow(to),
-                NotYet::Limit => to.over_limit(Cause::MaxConnections),
-            })
-        })
-    })
-    .await
+        match try_turn(true) {
+            Ok(turn) => {
+                // What else is free finds whoever comes next: of several wake-ups at once only one is kept.
+                pool.wake_one();
+                return Ok(turn);
+            }
+            Err(why) => late = why,
+        }
+    }
 }
 
 /// A connection, or leave to make one, without waiting.

@@ -18,7 +18,6 @@ use tokio::sync::Notify;
 
 use super::h1::H1Client;
 use super::h2::H2Connection;
-use super::line::Line;
 use crate::error::Failure;
 use crate::gauges::OpenUpstream;
 
@@ -49,8 +48,8 @@ pub(crate) struct EndpointPool {
     dials: Cell<u64>,
     /// HTTP/1 connections that are being made.
     making: Cell<u32>,
-    /// Those who wait until a connection is given back or ends, or another one may be made.
-    pub(crate) line: Line,
+    freed: Notify,
+    waiting: Cell<usize>,
     /// How long a connection may idle, where a policy says so.
     idle_timeout: Cell<Option<Duration>>,
 }
@@ -80,7 +79,7 @@ impl Drop for Opened {
     fn drop(&mut self) {
         if let Some(pool) = self.pool.upgrade() {
             pool.open.set(pool.open.get() - 1);
-            pool.line.wake();
+            pool.wake_one();
         }
     }
 }
@@ -173,7 +172,21 @@ impl EndpointPool {
 
     /// Whether others wait in line; who comes later is served later.
     pub(crate) fn has_line(&self) -> bool {
-        !self.line.is_empty()
+        self.waiting.get() > 0
+    }
+
+    /// Waits in line until a connection is given back or ends, or another one may be made.
+    pub(crate) async fn freed(&self) {
+        self.waiting.set(self.waiting.get() + 1);
+        let _waiting = Waiting(&self.waiting);
+        self.freed.notified().await;
+    }
+
+    /// Something became free, perhaps.
+    pub(crate) fn wake_one(&self) {
+        if self.waiting.get() > 0 {
+            self.freed.notify_one();
+        }
     }
 
     /// The warmest idle connection that its peer has not closed.
@@ -194,7 +207,7 @@ impl EndpointPool {
             idle.push((now, client));
         }
         drop(idle);
-        self.line.wake();
+        self.wake_one();
     }
 
     /// A shared connection with room for one more stream; `dial` is called by one caller at a time, the others wait
@@ -263,7 +276,16 @@ pub(crate) struct Making(Rc<EndpointPool>);
 impl Drop for Making {
     fn drop(&mut self) {
         self.0.making.set(self.0.making.get() - 1);
-        self.0.line.wake();
+        self.0.wake_one();
+    }
+}
+
+/// One who waits for a connection, as long as it does.
+struct Waiting<'a>(&'a Cell<usize>);
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.set(self.0.get() - 1);
     }
 }
 
