@@ -73,7 +73,14 @@ pub fn drip(gateway: &Gateway, callers: &mut [Dripping], is_answer: fn(&[u8]) ->
     let begin = clock.now();
     let mut most = 0;
     while callers.iter().any(|caller| !caller.ended) {
-        assert!(clock.now().since(begin) < PATIENCE, "some are never ended");
+        let open = callers.iter().filter(|caller| !caller.ended);
+        assert!(
+            clock.now().since(begin) < PATIENCE,
+            "{} of {} are never ended: {:?}",
+            open.clone().count(),
+            callers.len(),
+            open.map(|caller| (caller.tcp.local_addr(), String::from_utf8_lossy(&caller.answer))).next()
+        );
         callers.iter_mut().for_each(|caller| caller.drip(is_answer));
         most = most.max(gateway.resident());
         pause(Duration::from_millis(50));
