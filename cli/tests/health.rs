@@ -1,6 +1,6 @@
 //! Active health checks in processes that run.
 
-#![allow(clippy::unwrap_used, reason = "a helper that fails is a test that fails")]
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod support;
 

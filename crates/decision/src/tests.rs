@@ -170,6 +170,13 @@ pub(crate) fn key(service: &str, port: u16) -> ClusterKey {
     ClusterKey::whole(service.into(), port)
 }
 
+/// A policy of the service `ns/a`.
+pub(crate) fn policy_change(traffic: v1::TrafficPolicy) -> Change {
+    let target = v1::policy::Target { kind: "Service".into(), name: "ns/a".into(), section: String::new() };
+    let spec = Some(v1::policy::Spec::Traffic(traffic));
+    Change::upsert("TrafficPolicy/ns/p", "1", &v1::Policy { source: None, targets: vec![target], spec })
+}
+
 /// Applies what must all be good, and builds.
 pub(crate) fn build(
     builder: &mut SnapshotBuilder,

@@ -89,16 +89,7 @@ fn quota_v1(group: &Path) -> Option<f64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn machine(files: &[(&str, &str)]) -> tempfile::TempDir {
-        let root = tempfile::tempdir().expect("a temporary folder");
-        for (path, text) in files {
-            let file = root.path().join(path);
-            fs::create_dir_all(file.parent().expect("files lie in folders")).expect("folders can be made");
-            fs::write(file, text).expect("files can be written");
-        }
-        root
-    }
+    use crate::machine::machine;
 
     const EIGHT: (&str, &str) = ("proc/self/status", "Name:\tx\nCpus_allowed_list:\t0-5,8,10\n");
 

@@ -14,6 +14,8 @@ pub mod caller;
 pub mod cpus;
 pub mod drain;
 pub mod local;
+#[cfg(test)]
+mod machine;
 mod memory;
 pub mod observed;
 pub mod problem;

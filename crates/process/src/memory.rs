@@ -43,16 +43,7 @@ fn resident_below(root: &Path) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn machine(files: &[(&str, &str)]) -> tempfile::TempDir {
-        let root = tempfile::tempdir().expect("a temporary folder");
-        for (path, text) in files {
-            let file = root.path().join(path);
-            fs::create_dir_all(file.parent().expect("files lie in folders")).expect("folders can be made");
-            fs::write(file, text).expect("files can be written");
-        }
-        root
-    }
+    use crate::machine::machine;
 
     #[test]
     fn the_smallest_limit_on_the_way_up_counts() {

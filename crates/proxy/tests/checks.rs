@@ -14,7 +14,7 @@ use meshwork_messages::v1;
 use meshwork_messages::v1::health_check::{Grpc, Http, Probe, StatusRange, Tcp};
 use meshwork_messages::v1::service_port::AppProtocol;
 use meshwork_proxy::{Settings, Side};
-use support::mesh::{TestMesh, policy, serving};
+use support::mesh::{TestMesh, db_behind, policy, serving};
 use support::{Harness, is_head, upstream};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
@@ -242,28 +242,8 @@ async fn behind_sidecar(app: SocketAddr, protocol: AppProtocol) -> (TestMesh, Ha
     inbound.change([mesh.bundle(1, &[]), serving(&db.id(), "db", app, protocol)]).await;
     let requests = inbound.engine.listen(Side::Inbound, any).await.unwrap();
     let hbone = inbound.engine.listen(Side::Hbone, any).await.unwrap();
-    let service = v1::Service {
-        ports: vec![v1::ServicePort { name: "db".into(), port: 80, protocol: protocol.into() }],
-        hostnames: vec!["db".to_owned(), "db.shop".to_owned()],
-        ..Default::default()
-    };
-    let slice = v1::EndpointSlice {
-        service: "shop/db".to_owned(),
-        ports: vec![v1::EndpointPort { name: "db".into(), port: app.port().into() }],
-        endpoints: vec![v1::Endpoint {
-            addresses: vec!["127.0.0.1".to_owned()],
-            weight: 1,
-            workload: "db".to_owned(),
-            transport: v1::endpoint::Transport::Mesh.into(),
-            mesh_port: requests.port().into(),
-            hbone_port: hbone.port().into(),
-            spiffe_id: db.id().as_str().to_owned(),
-            ..Default::default()
-        }],
-        ..Default::default()
-    };
     let mut outbound = mesh.proxy(&web, None, Settings::default());
-    let changes = [Change::upsert("shop/db", "1", &service), Change::upsert("shop/db-1", "1", &slice)];
+    let changes = db_behind(&db.id(), app, protocol, (requests.port(), hbone.port()));
     outbound.change([mesh.bundle(1, &[])].into_iter().chain(changes)).await;
     (mesh, outbound, inbound)
 }

@@ -15,7 +15,7 @@ use meshwork_messages::v1::service_port::AppProtocol;
 use meshwork_proxy::{Settings, Side};
 use serde_json::Value;
 use support::Harness;
-use support::mesh::{TestMesh, policy, serving};
+use support::mesh::{TestMesh, db_behind, policy, serving};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
@@ -38,28 +38,8 @@ impl Pair {
         let mut inbound = mesh.proxy(&db, None, Settings::default());
         inbound.change([mesh.bundle(1, &[]), serving(&db.id(), "db", app, protocol)]).await;
         let hbone = inbound.engine.listen(Side::Hbone, any).await.unwrap();
-        let service = v1::Service {
-            ports: vec![v1::ServicePort { name: "db".into(), port: 80, protocol: protocol.into() }],
-            hostnames: vec!["db".to_owned()],
-            ..Default::default()
-        };
-        let slice = v1::EndpointSlice {
-            service: "shop/db".to_owned(),
-            ports: vec![v1::EndpointPort { name: "db".into(), port: app.port().into() }],
-            endpoints: vec![v1::Endpoint {
-                addresses: vec!["127.0.0.1".to_owned()],
-                weight: 1,
-                workload: "db".to_owned(),
-                transport: v1::endpoint::Transport::Mesh.into(),
-                mesh_port: 1,
-                hbone_port: hbone.port().into(),
-                spiffe_id: db.id().as_str().to_owned(),
-                ..Default::default()
-            }],
-            ..Default::default()
-        };
         let mut outbound = mesh.proxy(&web, None, Settings::default());
-        let changes = [Change::upsert("shop/db", "1", &service), Change::upsert("shop/db-1", "1", &slice)];
+        let changes = db_behind(&db.id(), app, protocol, (1, hbone.port()));
         outbound.change([mesh.bundle(1, &[])].into_iter().chain(changes)).await;
         let proxy = outbound.engine.listen(Side::Outbound, any).await.unwrap();
         Self { _mesh: mesh, web, outbound, inbound, proxy }

@@ -400,13 +400,8 @@ async fn a_slow_endpoint_is_asked_less_by_default() {
     assert!(slow < 12 && fast > 48, "{slow} and {fast}");
 }
 
-#[tokio::test]
-async fn a_service_that_mostly_fails_is_not_called_for_a_while_and_then_tried() {
-    let clock = ManualClock::new();
-    let (up, counts) = recovering(BUSY, 4).await;
-    let mut harness = Harness::join(Settings::default(), Mesh::default(), Arc::new(clock.clone()), "gateway");
-    harness.service("web", AppProtocol::Http1, &[up.address]).await;
-    let address = harness.route(vec![rule(&[("web", 1)], vec![])]).await;
+/// A breaker that opens when half of at least three calls fail, for five seconds, and then tries one.
+fn opening_after_three() -> v1::TrafficPolicy {
     let circuit_breaker = Some(v1::CircuitBreaker {
         window_calls: 10,
         minimum_calls: 3,
@@ -416,7 +411,17 @@ async fn a_service_that_mostly_fails_is_not_called_for_a_while_and_then_tried() 
         trials: 1,
         ..Default::default()
     });
-    harness.change([traffic(v1::TrafficPolicy { circuit_breaker, ..Default::default() })]).await;
+    v1::TrafficPolicy { circuit_breaker, ..Default::default() }
+}
+
+#[tokio::test]
+async fn a_service_that_mostly_fails_is_not_called_for_a_while_and_then_tried() {
+    let clock = ManualClock::new();
+    let (up, counts) = recovering(BUSY, 4).await;
+    let mut harness = Harness::join(Settings::default(), Mesh::default(), Arc::new(clock.clone()), "gateway");
+    harness.service("web", AppProtocol::Http1, &[up.address]).await;
+    let address = harness.route(vec![rule(&[("web", 1)], vec![])]).await;
+    harness.change([traffic(opening_after_three())]).await;
     let changes = |state| harness.metric("meshwork_circuit_breaker_changes_total", &["default/web", state]);
     for _ in 0..3 {
         assert!(exchange(address, GET).await.ends_with("busy"));
@@ -524,16 +529,7 @@ async fn a_breaker_s_trial_is_over_when_its_stream_begins() {
     let mut harness = Harness::join(Settings::default(), Mesh::default(), Arc::new(clock.clone()), "gateway");
     harness.service("web", AppProtocol::Grpc, &[up.address]).await;
     let address = harness.route(vec![rule(&[("web", 1)], vec![])]).await;
-    let circuit_breaker = Some(v1::CircuitBreaker {
-        window_calls: 10,
-        minimum_calls: 3,
-        failure_percent: 50,
-        open_ms: 5_000,
-        max_open_ms: 60_000,
-        trials: 1,
-        ..Default::default()
-    });
-    harness.change([traffic(v1::TrafficPolicy { circuit_breaker, ..Default::default() })]).await;
+    harness.change([traffic(opening_after_three())]).await;
     let mut client = h2_client(address).await;
     for _ in 0..3 {
         assert_eq!(call(&mut client).await.headers()["grpc-status"], "14");

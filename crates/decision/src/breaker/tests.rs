@@ -284,8 +284,8 @@ proptest! {
 
 mod shared {
     use super::*;
-    use crate::tests::{build, key, service, service_change, slice, wire_endpoint};
-    use crate::{Cause, Change, Cluster, Explanation, NoReasons, Outcome, SnapshotBuilder};
+    use crate::tests::{build, key, policy_change, service, service_change, slice, wire_endpoint};
+    use crate::{Cause, Cluster, Explanation, NoReasons, Outcome, SnapshotBuilder};
     use meshwork_messages::v1;
     use std::sync::Arc;
 
@@ -301,17 +301,10 @@ mod shared {
             ..Default::default()
         };
         let traffic = v1::TrafficPolicy { circuit_breaker: Some(breaker), ..Default::default() };
-        let target =
-            v1::policy::Target { kind: "Service".into(), name: "ns/a".into(), section: String::new() };
-        let policy = v1::Policy {
-            targets: vec![target],
-            spec: Some(v1::policy::Spec::Traffic(traffic)),
-            ..Default::default()
-        };
         let changes = [
             service_change(&service("ns/a", &[("", 80)])),
             slice("ns/1", "ns/a", ("", 8080), vec![wire_endpoint("10.0.0.1")]),
-            Change::upsert("TrafficPolicy/ns/p", "1", &policy),
+            policy_change(traffic),
         ];
         Arc::clone(build(builder, changes).cluster(&key("ns/a", 80)).unwrap())
     }

@@ -5,24 +5,20 @@ use meshwork_messages::v1;
 use proptest::prelude::*;
 
 use super::*;
-use crate::Change;
 use crate::breaker::{BreakerCause, BreakerState, Call};
 use crate::builder::SnapshotBuilder;
 use crate::endpoint::InFlight;
-use crate::tests::{build, key, service, service_change, slice, wire_endpoint};
+use crate::tests::{build, key, policy_change, service, service_change, slice, wire_endpoint};
 
 const TOOK: Duration = Duration::from_millis(1);
 
 /// So many endpoints of a service with this policy.
 fn cluster(count: u32, traffic: v1::TrafficPolicy) -> Arc<Cluster> {
-    let target = v1::policy::Target { kind: "Service".into(), name: "ns/a".into(), section: String::new() };
-    let spec = Some(v1::policy::Spec::Traffic(traffic));
-    let policy = v1::Policy { source: None, targets: vec![target], spec };
     let endpoints = (1..=count).map(|n| wire_endpoint(&format!("10.0.0.{n}"))).collect();
     let changes = [
         service_change(&service("ns/a", &[("", 80)])),
         slice("ns/a-1", "ns/a", ("", 80), endpoints),
-        Change::upsert("TrafficPolicy/ns/p", "1", &policy),
+        policy_change(traffic),
     ];
     let snapshot = build(&mut SnapshotBuilder::new(), changes);
     Arc::clone(snapshot.cluster(&key("ns/a", 80)).expect("a cluster"))

@@ -2,9 +2,9 @@ use meshwork_base::SeededRng;
 use meshwork_messages::v1;
 
 use super::*;
+use crate::Snapshot;
 use crate::builder::SnapshotBuilder;
-use crate::tests::{build, key, service, service_change, slice, wire_endpoint};
-use crate::{Change, Snapshot};
+use crate::tests::{build, key, policy_change, service, service_change, slice, wire_endpoint};
 
 const ALGORITHMS: [Algorithm; 6] = [
     Algorithm::PeakEwma,
@@ -46,14 +46,11 @@ fn easily_in_panic(algorithm: Algorithm) -> Arc<Cluster> {
         load_balancer: Some(balancer),
         ..Default::default()
     };
-    let target = v1::policy::Target { kind: "Service".into(), name: "ns/a".into(), section: String::new() };
-    let spec = Some(v1::policy::Spec::Traffic(traffic));
-    let policy = v1::Policy { source: None, targets: vec![target], spec };
     let endpoints = vec![wire_endpoint("10.0.0.1"), wire_endpoint("10.0.0.2")];
     let changes = [
         service_change(&service("ns/a", &[("", 80)])),
         slice("ns/a-1", "ns/a", ("", 80), endpoints),
-        Change::upsert("TrafficPolicy/ns/p", "1", &policy),
+        policy_change(traffic),
     ];
     let snapshot: Arc<Snapshot> = build(&mut SnapshotBuilder::new(), changes);
     Arc::clone(snapshot.cluster(&key("ns/a", 80)).expect("a cluster"))

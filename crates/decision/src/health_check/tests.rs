@@ -5,11 +5,11 @@ use proptest::prelude::*;
 use super::*;
 use crate::builder::SnapshotBuilder;
 use crate::cluster::{Cluster, Wanted};
+use crate::invariants;
 use crate::load::Answer;
 use crate::outlier::AttemptOutcome;
 use crate::reasons::{Explanation, NoReasons};
-use crate::tests::{build, key, service, service_change, slice, wire_endpoint};
-use crate::{Change, invariants};
+use crate::tests::{build, key, policy_change, service, service_change, slice, wire_endpoint};
 
 fn policy(unhealthy_threshold: u32, healthy_threshold: u32) -> HealthCheck {
     HealthCheck {
@@ -94,14 +94,11 @@ fn cluster(endpoints: u8, traffic: v1::TrafficPolicy) -> Arc<Cluster> {
         unhealthy_threshold: 1,
         healthy_threshold: 1,
     });
-    let target = v1::policy::Target { kind: "Service".into(), name: "ns/a".into(), section: String::new() };
-    let spec = Some(v1::policy::Spec::Traffic(v1::TrafficPolicy { health_check, ..traffic }));
-    let policy = v1::Policy { source: None, targets: vec![target], spec };
     let endpoints = (1..=endpoints).map(|n| wire_endpoint(&format!("10.0.0.{n}"))).collect();
     let changes = [
         service_change(&service("ns/a", &[("", 80)])),
         slice("ns/a-1", "ns/a", ("", 80), endpoints),
-        Change::upsert("TrafficPolicy/ns/p", "1", &policy),
+        policy_change(v1::TrafficPolicy { health_check, ..traffic }),
     ];
     let snapshot = build(&mut SnapshotBuilder::new(), changes);
     Arc::clone(snapshot.cluster(&key("ns/a", 80)).expect("a cluster"))

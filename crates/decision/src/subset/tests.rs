@@ -12,8 +12,8 @@ use crate::load::Answer;
 use crate::outlier::AttemptOutcome;
 use crate::reasons::NoReasons;
 use crate::tests::{
-    at_listener, backend, build, listener, path, prefix, route_message, rule, service, service_change, slice,
-    wire_endpoint,
+    at_listener, backend, build, listener, path, policy_change, prefix, route_message, rule, service,
+    service_change, slice, wire_endpoint,
 };
 use crate::{Call, Change, OwnedRequest, Routed, Snapshot};
 
@@ -157,13 +157,10 @@ fn that_one_version_fails_says_nothing_about_the_others() {
         outlier_detection: Some(outlier),
         ..Default::default()
     };
-    let at = v1::policy::Target { kind: "Service".into(), name: "ns/a".into(), section: String::new() };
     let subsets = vec![subset("v1", &[("version", "v1")], false), subset("v2", &[("version", "v2")], false)];
     let endpoints = (1..=4).map(|n| versioned(n, if n > 2 { "v2" } else { "v1" })).collect();
     let (mut builder, _) = world(subsets, endpoints, &[]);
-    let spec = Some(v1::policy::Spec::Traffic(traffic));
-    let policy = v1::Policy { source: None, targets: vec![at], spec };
-    let snapshot = build(&mut builder, [Change::upsert("TrafficPolicy/ns/p", "1", &policy)]);
+    let snapshot = build(&mut builder, [policy_change(traffic)]);
     let [whole, one, two] = ["", "v1", "v2"].map(|name| cluster(&snapshot, name));
     let (now, took) = (Tick::from_nanos(1), Duration::from_millis(1));
     let mut rng = SeededRng::new(1);

@@ -6,13 +6,12 @@ use meshwork_messages::v1;
 use proptest::prelude::*;
 
 use super::*;
-use crate::Change;
 use crate::builder::SnapshotBuilder;
 use crate::cluster::{Cluster, Wanted};
 use crate::load::Answer;
 use crate::outlier::AttemptOutcome;
 use crate::reasons::{Explanation, NoReasons};
-use crate::tests::{build, endpoint, key, service, service_change, slice, wire_endpoint};
+use crate::tests::{build, endpoint, key, policy_change, service, service_change, slice, wire_endpoint};
 
 fn fleet(ids: impl IntoIterator<Item = u64>) -> Vec<Arc<Endpoint>> {
     ids.into_iter().map(|id| endpoint(id, 1)).collect()
@@ -100,13 +99,10 @@ fn world(zones: &[u32], size: u32) -> (SnapshotBuilder, Arc<Cluster>) {
         outlier_detection: Some(outlier),
         ..Default::default()
     };
-    let target = v1::policy::Target { kind: "Service".into(), name: "ns/a".into(), section: String::new() };
-    let spec = Some(v1::policy::Spec::Traffic(traffic));
-    let policy = v1::Policy { source: None, targets: vec![target], spec };
     let changes = [
         service_change(&service("ns/a", &[("", 80)])),
         slice("ns/a-1", "ns/a", ("", 80), endpoints(zones)),
-        Change::upsert("TrafficPolicy/ns/p", "1", &policy),
+        policy_change(traffic),
     ];
     let mut builder = SnapshotBuilder::new();
     builder.run_at(Locality { zone: "z0".into(), region: "".into() });

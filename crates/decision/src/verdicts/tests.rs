@@ -222,7 +222,7 @@ mod in_a_proxy {
     use crate::load::Answer;
     use crate::outlier::AttemptOutcome;
     use crate::reasons::{Explanation, NoReasons};
-    use crate::tests::{build, key, service, service_change, slice, wire_endpoint};
+    use crate::tests::{build, key, policy_change, service, service_change, slice, wire_endpoint};
     use crate::{Change, Endpoint};
     use std::sync::Arc;
     use std::time::Duration;
@@ -249,15 +249,11 @@ mod in_a_proxy {
             shared: Some(v1::outlier_detection::Shared { observers: 2, percent: 50 }),
             ..Default::default()
         });
-        let target =
-            v1::policy::Target { kind: "Service".into(), name: "ns/a".into(), section: String::new() };
-        let spec = v1::policy::Spec::Traffic(v1::TrafficPolicy { outlier_detection, ..Default::default() });
-        let policy = v1::Policy { source: None, targets: vec![target], spec: Some(spec) };
         let mut builder = SnapshotBuilder::new();
         let changes = [
             service_change(&service("ns/a", &[("http", 80)])),
             endpoints(&[]),
-            Change::upsert("TrafficPolicy/ns/p", "1", &policy),
+            policy_change(v1::TrafficPolicy { outlier_detection, ..Default::default() }),
         ];
         let snapshot = build(&mut builder, changes);
         let cluster = Arc::clone(snapshot.cluster(&key("ns/a", 80)).unwrap());

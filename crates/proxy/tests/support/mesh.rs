@@ -116,6 +116,36 @@ pub fn service_at(service: &str, id: &SpiffeId, mesh: SocketAddr) -> [Change; 2]
     [Change::upsert(&name, "1", &message), Change::upsert(&format!("{name}-1"), "1", &slice)]
 }
 
+/// The service `shop/db` with the application at `app`, behind a proxy that takes requests and tunnels at these ports.
+pub fn db_behind(
+    id: &SpiffeId,
+    app: SocketAddr,
+    protocol: AppProtocol,
+    (requests, tunnels): (u16, u16),
+) -> [Change; 2] {
+    let service = v1::Service {
+        ports: vec![v1::ServicePort { name: "db".into(), port: 80, protocol: protocol.into() }],
+        hostnames: vec!["db".to_owned(), "db.shop".to_owned()],
+        ..Default::default()
+    };
+    let slice = v1::EndpointSlice {
+        service: "shop/db".to_owned(),
+        ports: vec![v1::EndpointPort { name: "db".into(), port: app.port().into() }],
+        endpoints: vec![v1::Endpoint {
+            addresses: vec!["127.0.0.1".to_owned()],
+            weight: 1,
+            workload: "db".to_owned(),
+            transport: v1::endpoint::Transport::Mesh.into(),
+            mesh_port: requests.into(),
+            hbone_port: tunnels.into(),
+            spiffe_id: id.as_str().to_owned(),
+            ..Default::default()
+        }],
+        ..Default::default()
+    };
+    [Change::upsert("shop/db", "1", &service), Change::upsert("shop/db-1", "1", &slice)]
+}
+
 /// A policy attached to a service.
 pub fn policy(name: &str, service: &str, spec: v1::policy::Spec) -> Change {
     let (namespace, name) = ("shop", name);

@@ -50,8 +50,14 @@ impl Proxies {
             let place = proxies.folder.path().join(client.to_string());
             proxies.all.push(Proxy::start(scenario, client, instances, place)?);
         }
-        for proxy in &mut proxies.all {
-            proxy.ready().await?;
+        for number in 0..proxies.all.len() {
+            if !proxies.all[number].ready().await {
+                // What explains it stays.
+                let Self { all, folder } = proxies;
+                let log = log_of(&folder.keep().join(number.to_string()));
+                drop(all);
+                return Err(LiveError::NotReady { within: READY, log });
+            }
         }
         Ok(proxies)
     }
@@ -126,22 +132,12 @@ impl Proxy {
                 sleep(POLL).await;
             }
         };
-        let ready = timeout(READY, is_ready).await;
-        ready.map_err(|_| LiveError::NotReady { within: READY, log: kept(&self.place) })
+        timeout(READY, is_ready).await.is_ok()
     }
 }
 
 fn log_of(place: &Path) -> PathBuf {
     place.join("log")
-}
-
-/// The folder goes with the run; what explains a failure stays.
-fn kept(place: &Path) -> PathBuf {
-    let kept = std::env::temp_dir().join("meshwork-simulate.log");
-    match std::fs::copy(log_of(place), &kept) {
-        Ok(_) => kept,
-        Err(_) => log_of(place),
-    }
 }
 
 /// Addresses that nobody has at this moment.

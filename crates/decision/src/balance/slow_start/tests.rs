@@ -3,13 +3,13 @@ use meshwork_messages::v1;
 use proptest::prelude::*;
 
 use super::*;
+use crate::Explanation;
 use crate::builder::SnapshotBuilder;
 use crate::cluster::{Algorithm, Cluster, Wanted};
 use crate::load::Answer;
 use crate::outlier::AttemptOutcome;
 use crate::reasons::NoReasons;
-use crate::tests::{build, key, service, service_change, slice, wire_endpoint};
-use crate::{Change, Explanation};
+use crate::tests::{build, key, policy_change, service, service_change, slice, wire_endpoint};
 
 const POLICY: SlowStart =
     SlowStart { window: Duration::from_secs(60), aggression: 1_000, min_weight_percent: 10 };
@@ -85,14 +85,10 @@ impl World {
             outlier_detection: Some(outlier),
             ..Default::default()
         };
-        let target =
-            v1::policy::Target { kind: "Service".into(), name: "ns/a".into(), section: String::new() };
-        let spec = Some(v1::policy::Spec::Traffic(traffic));
-        let policy = v1::Policy { source: None, targets: vec![target], spec };
         let changes = [
             service_change(&service("ns/a", &[("", 80)])),
             slice("ns/a-1", "ns/a", ("", 80), endpoints),
-            Change::upsert("TrafficPolicy/ns/p", "1", &policy),
+            policy_change(traffic),
         ];
         let mut builder = SnapshotBuilder::new();
         let snapshot = build(&mut builder, changes);

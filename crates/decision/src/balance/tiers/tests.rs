@@ -6,13 +6,13 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::balance::stir;
-use crate::builder::{Change, SnapshotBuilder};
+use crate::builder::SnapshotBuilder;
 use crate::cluster::{Algorithm, Cluster, Wanted};
 use crate::load::Answer;
 use crate::outlier::AttemptOutcome;
 use crate::preference::{Locality, Prefer};
 use crate::reasons::{Explanation, NoReasons};
-use crate::tests::{build, key, service, service_change, slice, wire_endpoint};
+use crate::tests::{build, key, policy_change, service, service_change, slice, wire_endpoint};
 
 /// Envoy's own table (documentation of priority levels, factor 1.4).
 #[test]
@@ -111,13 +111,10 @@ fn world(endpoints: &[(usize, &str, &str)], policy: v1::TrafficPolicy) -> World 
         }
     });
     let endpoints = endpoints.collect();
-    let target = v1::policy::Target { kind: "Service".into(), name: "ns/a".into(), section: String::new() };
-    let spec = Some(v1::policy::Spec::Traffic(policy));
-    let policy = v1::Policy { source: None, targets: vec![target], spec };
     let changes = [
         service_change(&service("ns/a", &[("", 80)])),
         slice("ns/a-1", "ns/a", ("", 80), endpoints),
-        Change::upsert("TrafficPolicy/ns/p", "1", &policy),
+        policy_change(policy),
     ];
     let mut builder = SnapshotBuilder::new();
     builder.run_at(Locality { zone: "z0".into(), region: "r".into() });
