@@ -325,6 +325,7 @@ policies:
   outlierDetection: {consecutive5xx: 1, maxEjectionPercent: 100, baseEjectionTime: 60s}
   retry:
     {attempts: 10, perTryTimeout: 1s, backoff: {base: 1ms, max: 20ms}, budget: {percent: 100, minPerSecond: 1000}}
+  hedge: {delay: 10s}
   timeouts: {request: 20s}
 ";
 

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
+use meshwork_decision::HedgeDelay;
 use meshwork_decision::simulator::{Policies, Scenario};
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -123,7 +124,8 @@ impl Proxy {
         Ok(Self { child, place, address, metrics, ready })
     }
 
-    async fn ready(&mut self) -> Result<(), LiveError> {
+    /// Whether it becomes ready in time.
+    async fn ready(&self) -> bool {
         let is_ready = async {
             while !ask(self.ready, "/healthz/ready")
                 .await
@@ -249,6 +251,15 @@ fn policy(policies: &Policies) -> Value {
     if let Some(each) = retry.per_try_timeout {
         spec["retry"]["perTryTimeout"] = time(each).into();
     }
+    if let Some(hedge) = &policies.hedge {
+        spec["hedge"] = match hedge.delay {
+            HedgeDelay::Fixed(delay) => json!({"delay": time(delay)}),
+            HedgeDelay::Percentile { percent, least } => {
+                json!({"delayPercentile": percent, "minDelay": time(least)})
+            }
+        };
+        spec["hedge"]["budgetPercent"] = hedge.budget_percent.into();
+    }
     if let Some(outlier) = &policies.outlier_detection {
         spec["outlierDetection"] = json!({
             "consecutive5xx": outlier.consecutive_5xx,
@@ -266,4 +277,28 @@ fn policy(policies: &Policies) -> Value {
 /// As resources write times: to the millisecond, and never 0.
 fn time(time: Duration) -> String {
     format!("{}ms", time.as_millis().max(1))
+}
+
+#[cfg(test)]
+mod tests {
+    use meshwork_decision::{HedgePolicy, OutlierDetection};
+
+    use super::*;
+
+    #[test]
+    fn the_proxies_are_told_every_policy_of_the_scenario() {
+        let delay = HedgeDelay::Percentile { percent: 95, least: Duration::from_millis(20) };
+        let policies = Policies {
+            outlier_detection: Some(OutlierDetection::DEFAULT),
+            hedge: Some(HedgePolicy { delay, budget_percent: 5 }),
+            subset_size: Some(3),
+            ..Policies::default()
+        };
+        let spec = &policy(&policies)["spec"];
+        assert_eq!(spec["hedge"], json!({"delayPercentile": 95, "minDelay": "20ms", "budgetPercent": 5}));
+        assert_eq!(spec["loadBalancer"], json!({"algorithm": "PeakEwma", "subsetting": {"size": 3}}));
+        assert_eq!(spec["retry"]["perTryTimeout"], "1000ms");
+        assert_eq!(spec["outlierDetection"]["consecutive5xx"], 5);
+        assert_eq!(spec["timeouts"], json!({"request": "5000ms"}));
+    }
 }

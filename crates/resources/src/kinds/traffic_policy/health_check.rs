@@ -27,7 +27,7 @@ record! {
         pub unhealthy_threshold: Option<u32> as "unhealthyThreshold" [1..=1_000],
         /// After so many successes in a row it is in again; 1 when absent.
         pub healthy_threshold: Option<u32> as "healthyThreshold" [1..=1_000],
-        /// The interval as long as nobody calls the service; `interval` when absent.
+        /// The interval until the service is called for the first time; `interval` when absent.
         pub no_traffic_interval: Option<Spanned<GatewayDuration>> as "noTrafficInterval",
     }
 }
