@@ -25,6 +25,7 @@ use prost::Message as _;
 use sha2::{Digest as _, Sha256};
 
 use crate::model::resource;
+use crate::trust::is_published_gateway;
 
 /// Judgements follow each other no faster, whatever proxies send.
 pub(crate) const PAUSE: Duration = Duration::from_millis(50);
@@ -133,7 +134,8 @@ fn observer(viewer: &Viewer, world: &Publication) -> Option<Arc<str>> {
     let id = &viewer.node.id;
     let Some(identity) = &viewer.identity else { return Some(format!("process/{id}").into()) };
     if viewer.node.role == "gateway" {
-        return Some(identity.as_str().into());
+        // Whoever has a service's identity could say that it is a gateway too, and have a second voice.
+        return is_published_gateway(identity, &world.resources).then(|| identity.as_str().into());
     }
     let key = ResourceKey::new(Arc::clone(&WORKLOAD), id.as_str());
     let said = v1::Workload::decode(world.resources.get(&key)?.body.clone()).ok()?;
@@ -173,9 +175,9 @@ fn rules(world: &Publication, of: &ClusterKey) -> Option<Rules> {
     let cluster = snapshot.cluster(of)?;
     let outlier = cluster.outlier_detection.as_ref()?;
     let endpoints = cluster.endpoints();
-    let suspects = endpoints
-        .pickable()
-        .iter()
+    // All that anybody may call: which part of a large fleet a proxy calls is its own.
+    let callable = endpoints.all().iter().filter(|endpoint| endpoint.excluded.is_none());
+    let suspects = callable
         .map(|endpoint| Suspect { address: endpoint.address(), instance: Arc::clone(&endpoint.instance) });
     Some(Rules {
         shared: outlier.shared?,
@@ -206,7 +208,7 @@ fn marked(mut of: Resource, marks: &[Mark]) -> Resource {
         let is_at = |mark: &&Mark| {
             *endpoint.instance == *mark.suspect.instance
                 && ports.get(&mark.port) == Some(&u32::from(mark.suspect.address.port()))
-                && endpoint.addresses.first().is_some_and(|ip| *ip == mark.suspect.address.ip().to_string())
+                && endpoint.addresses.first().is_some_and(|ip| ip.parse() == Ok(mark.suspect.address.ip()))
         };
         let out: BTreeMap<String, u32> =
             marks.iter().filter(is_at).map(|mark| (mark.port.clone(), mark.observers)).collect();

@@ -23,6 +23,8 @@ mod issue;
 mod tests;
 mod tokens;
 
+pub(crate) use access::is_published_gateway;
+
 use std::fmt;
 use std::net::{SocketAddr, TcpListener};
 use std::path::PathBuf;

@@ -123,13 +123,18 @@ async fn ask_http(http: &HttpProbe) -> Result<(Status, String), String> {
     };
     let path = url.path_and_query().map_or("/", |path| path.as_str());
     let mut request = hyper::Request::builder().method(http.method.as_str()).uri(path);
-    request = request.header("host", authority.as_str()).header("user-agent", USER_AGENT);
+    request = request.header("user-agent", USER_AGENT);
     for (name, values) in &http.header {
         for value in values {
             request = request.header(name, value);
         }
     }
-    let request = request.body(Full::from(http.body.clone())).map_err(told)?;
+    let mut request = request.body(Full::from(http.body.clone())).map_err(told)?;
+    if let hyper::header::Entry::Vacant(host) = request.headers_mut().entry(hyper::header::HOST) {
+        // A user in the URL is nobody's business but ours (RFC 9110 section 4.2.4).
+        let port = authority.port().map_or_else(String::new, |port| format!(":{port}"));
+        host.insert(format!("{}{port}", authority.host()).parse().map_err(told)?);
+    }
     let target = format!("{}:{}", authority.host(), authority.port_u16().unwrap_or(80));
     let tcp = meshwork_probe::connect(&target).await.map_err(told)?;
     let answer = meshwork_probe::http1(tcp, request).await.map_err(told)?;

@@ -29,6 +29,10 @@ fn slice_name(number: u8) -> String {
 
 impl World {
     fn new(shared: Option<v1::outlier_detection::Shared>) -> Self {
+        Self::of(shared, None)
+    }
+
+    fn of(shared: Option<v1::outlier_detection::Shared>, load_balancer: Option<v1::LoadBalancer>) -> Self {
         let (mut publication, mut compiled) = (Publication::default(), ByKey::new());
         let port = v1::ServicePort { name: "http".into(), port: 80, ..Default::default() };
         put(&mut publication, "shop/reviews", &v1::Service { ports: vec![port], ..Default::default() });
@@ -72,7 +76,11 @@ impl World {
             name: "shop/reviews".into(),
             section: String::new(),
         };
-        let spec = v1::policy::Spec::Traffic(v1::TrafficPolicy { outlier_detection, ..Default::default() });
+        let spec = v1::policy::Spec::Traffic(v1::TrafficPolicy {
+            outlier_detection,
+            load_balancer,
+            ..Default::default()
+        });
         let policy = v1::Policy { source: None, targets: vec![target], spec: Some(spec) };
         put(&mut publication, "TrafficPolicy/shop/p", &policy);
         children.push(ResourceKey::of::<v1::Policy>("TrafficPolicy/shop/p"));
@@ -175,6 +183,11 @@ fn one_voice_is_one_instance_under_its_identity() {
     assert_eq!(world.marked(), [] as [u8; 0], "that is another's instance");
     let edge = "spiffe://mesh.local/ns/shop/sa/edge";
     let mut edges = World::shared();
+    edges.says(&viewer(WEB, "gateway", "gateway/shop/web/1"), &[2]);
+    edges.says(&web(1), &[2]);
+    assert_eq!(edges.marked(), [] as [u8; 0], "one key has one voice, whatever it says that it is");
+    let mut edges = World::shared();
+    put(&mut edges.publication, "shop/edge/http", &v1::Listener::default());
     for replica in ["gateway/shop/edge/1", "gateway/shop/edge/2", "gateway/shop/edge/3"] {
         edges.says(&viewer(edge, "gateway", replica), &[2]);
     }
@@ -203,4 +216,44 @@ fn who_calls_it_and_is_content_counts_and_the_bound_is_the_policy_s() {
         world.says(&web(number), &[1, 2, 3, 4]);
     }
     assert_eq!(world.marked(), [1, 2], "at most half of them");
+}
+
+#[test]
+fn any_endpoint_may_be_out_whichever_part_of_the_fleet_a_proxy_calls() {
+    let part = Some(v1::LoadBalancer { subset_size: 1, ..Default::default() });
+    for suspect in 1..=4 {
+        let shared = v1::outlier_detection::Shared { observers: 2, percent: 50 };
+        let mut world = World::of(Some(shared), part.clone());
+        world.says(&web(1), &[suspect]);
+        world.says(&web(2), &[suspect]);
+        assert_eq!(world.marked(), [suspect]);
+    }
+}
+
+#[test]
+fn an_address_is_the_same_however_it_is_written() {
+    let mut world = World::shared();
+    let name = slice_name(2);
+    let mut slice = v1::EndpointSlice::decode(world.resource(2).body.clone()).unwrap();
+    slice.endpoints[0].addresses = vec!["FD00:0::2".to_owned()];
+    put(&mut world.publication, &name, &slice);
+    let base = CompiledResource {
+        version: "1".into(),
+        body: slice.encode_to_vec().into(),
+        requires: vec![],
+        parents: vec![],
+        needs: vec![],
+    };
+    world.compiled.insert(CompiledKey::new(ResourceType::EndpointSlice, name.as_str()), Arc::new(base));
+    for number in 1..=2 {
+        let ejected = v1::EjectedView {
+            address: "[fd00::2]:9000".into(),
+            instance: "r-2".into(),
+            cause: "consecutive_5xx".into(),
+        };
+        let view = v1::ServiceView { service: "shop/reviews".into(), port: 80, ejected: vec![ejected] };
+        let views = v1::Views { services: vec![view] };
+        world.ejections.hear(&web(number), &views, &world.publication, world.now);
+    }
+    assert_eq!(world.marked(), [2]);
 }

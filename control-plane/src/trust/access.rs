@@ -97,6 +97,16 @@ fn is_platform_gateway(id: &SpiffeId) -> bool {
     (id.namespace(), id.workload()) == GATEWAY
 }
 
+/// Whether this is the identity of a gateway: the platform's, or one that has a listener.
+pub(crate) fn is_published_gateway(id: &SpiffeId, resources: &BTreeMap<ResourceKey, Arc<Resource>>) -> bool {
+    let own = format!("{}/{}/", id.namespace(), id.workload());
+    let first = ResourceKey::new(LISTENER.as_str(), own.as_str());
+    let mut from = resources.range(first..);
+    let has_listener =
+        from.next().is_some_and(|(key, _)| *key.type_url == **LISTENER && key.name.starts_with(&own));
+    is_platform_gateway(id) || has_listener
+}
+
 fn is_gateway(id: &SpiffeId, (namespace, name): (&str, &str)) -> bool {
     (id.namespace(), id.workload()) == (namespace, name) || is_platform_gateway(id)
 }

@@ -313,7 +313,8 @@ impl Cluster {
         let Some(tiers) = regard.set.tiers() else {
             return self.within(regard, &self.shared.cursor, hash, rng);
         };
-        let first = tiers.at(balance::roll(hash, rng), regard.now).unwrap_or(0);
+        let first =
+            tiers.at(balance::roll(hash, rng), regard.now, self.endpoint_breaker.as_ref()).unwrap_or(0);
         let mut best: Option<(Standing, &Arc<Endpoint>)> = None;
         for (at, tier) in tiers.beginning_with(first) {
             let within = regard.within(&tier.set);
@@ -356,7 +357,9 @@ impl Cluster {
     /// How the tiers of its endpoints are, the first first; none where all endpoints are called for alike.
     #[must_use]
     pub fn tiers(&self, now: Tick) -> Vec<TierState> {
-        self.endpoints().tiers().map_or_else(Vec::new, |tiers| tiers.states(now))
+        self.endpoints()
+            .tiers()
+            .map_or_else(Vec::new, |tiers| tiers.states(now, self.endpoint_breaker.as_ref()))
     }
 
     /// Whether so many endpoints are ejected that ejections are disregarded.

@@ -304,11 +304,7 @@ impl OutlierDetection {
 
 /// Whether somebody is in beside this endpoint. Those who fail checks are not, though they are not ejected.
 fn leaves_somebody(set: &EndpointSet, endpoint: &Arc<Endpoint>) -> bool {
-    let is_in = |other: &Arc<Endpoint>| {
-        let standing = &other.stats.standing;
-        !standing.is_out() && !standing.is_said_out()
-    };
-    set.pickable().iter().any(|other| !Arc::ptr_eq(other, endpoint) && is_in(other))
+    set.pickable().iter().any(|other| !Arc::ptr_eq(other, endpoint) && other.stats.standing.is_in())
 }
 
 #[cfg(test)]

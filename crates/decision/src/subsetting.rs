@@ -13,7 +13,6 @@ use std::sync::Arc;
 
 use crate::balance::{SlowStart, xxh64};
 use crate::endpoint::{Endpoint, Sight};
-use crate::health_check::Checked;
 use crate::preference::{Locality, Preference};
 
 /// The subset of one proxy.
@@ -48,8 +47,7 @@ impl Subsetting {
             .into_iter()
             .take_while(|(.., endpoint)| {
                 let has_room = called < size;
-                called +=
-                    usize::from(!endpoint.stats.is_out() && endpoint.stats.checked() != Checked::Unhealthy);
+                called += usize::from(endpoint.stats.standing.is_in());
                 has_room
             })
             .collect();

@@ -267,7 +267,9 @@ pub(super) fn read(text: &str) -> Result<(String, Scenario), Wrong> {
         return wrong(format!("clients: 1 to {CLIENTS}"));
     }
     let positive = |name: &str, number: f64| {
-        if number.is_finite() && number > 0.0 { Ok(number) } else { wrong(format!("{name}: above 0")) }
+        // What is less comes not once in a run, and what is more is no time that a clock could tell.
+        let range = 0.001..=1e9;
+        if range.contains(&number) { Ok(number) } else { wrong(format!("{name}: above 0, 0.001 to 1e9")) }
     };
     let burst = match &file.arrivals.burst {
         Some(More { every, lasts, .. }) if every.0.is_zero() || lasts.0.is_zero() || lasts.0 > every.0 => {
@@ -318,8 +320,8 @@ fn instance(group: &Group) -> Result<Instance, Wrong> {
     let spread = match (spread.unwrap_or(Kind::Exponential), *sigma) {
         (Kind::Constant, None) => Spread::Constant,
         (Kind::Exponential, None) => Spread::Exponential,
-        (Kind::LogNormal, Some(sigma)) if sigma.is_finite() && sigma > 0.0 => Spread::LogNormal(sigma),
-        (Kind::LogNormal, _) => return wrong("service.sigma: above 0, with LogNormal"),
+        (Kind::LogNormal, Some(sigma)) if sigma > 0.0 && sigma <= 10.0 => Spread::LogNormal(sigma),
+        (Kind::LogNormal, _) => return wrong("service.sigma: above 0, 10 at most, with LogNormal"),
         (_, Some(_)) => return wrong("service.sigma: only with LogNormal"),
     };
     let least_one = |name: &str, number: Option<u32>, default| match number {
@@ -346,8 +348,8 @@ fn phase(then: &Then) -> Result<Phase, Wrong> {
     let state = match (then.state, then.slower, then.after) {
         (Being::Serving, slower, None) => {
             let slower = slower.unwrap_or(1.0);
-            if !slower.is_finite() || slower <= 0.0 {
-                return wrong("phases.slower: above 0");
+            if slower <= 0.0 || slower > 1e6 || slower.is_nan() {
+                return wrong("phases.slower: above 0, 1e6 at most");
             }
             State::Serving(slower)
         }
@@ -504,6 +506,13 @@ mod tests {
         for (from, to, says) in [
             ("name: x", "nmae: x", "nmae"),
             ("1s", "soon", "soon"),
+            ("perSecond: 10", "perSecond: 1e-20", "arrivals.perSecond: above 0, 0.001 to 1e9"),
+            (
+                "[{service",
+                "[{phases: [{at: 1s, state: Serving, slower: 1e300}], service",
+                "phases.slower: above 0, 1e6",
+            ),
+            ("{mean: 1ms}", "{mean: 1ms, spread: LogNormal, sigma: 1e9}", "service.sigma: above 0, 10"),
             ("perSecond: 10", "perSecond: 0", "arrivals.perSecond: above 0"),
             ("[{service", "[{count: 0, service", "instances[0].count"),
             ("[{service: {mean: 1ms}}]", "[]", "instances: at least one"),

@@ -47,6 +47,11 @@ pub(super) enum LiveError {
         "instances[{0}].joins: real proxies hear of all instances from the beginning; leave it out, or run without `--live`"
     )]
     Joins(usize),
+    /// What the simulator can do and a `TrafficPolicy` cannot say.
+    #[error(
+        "proxies would refuse the scenario: {0}; keep to what a TrafficPolicy takes, or run without `--live`"
+    )]
+    Refused(String),
     /// A proxy never became ready.
     #[error("a proxy did not become ready within {within:?}; its log: {log}")]
     NotReady {

@@ -7,7 +7,8 @@
 //!
 //! *Beginning.* An endpoint begins with the first request that could have gone to it. So no clock is asked when
 //! endpoints come, and a proxy that starts finds a fleet that began together. It begins again when a trial has ended its
-//! ejection, when the registry takes it in again, and when another instance is behind its address.
+//! ejection or closed its breaker, when its checks pass again, when it is no longer ejected for everybody, when the registry
+//! takes it in again, and when another instance is behind its address.
 //!
 //! *Where it counts.* A draw that meets an endpoint takes it with the chance of its share, else draws again; where draws
 //! find nobody, one is drawn by share among all that fit. So each comes up in proportion to weight and share. What it

@@ -25,6 +25,7 @@ use std::time::Duration;
 use meshwork_base::{Rng, Tick};
 use smallvec::SmallVec;
 
+use crate::breaker::CircuitBreaker;
 use crate::endpoint::{Endpoint, EndpointSet, Exclusion, Sight};
 use crate::preference::Distance;
 use crate::reasons::{Outcome, Phase, Reason};
@@ -140,11 +141,11 @@ impl Tiers {
     }
 
     /// The tier that a number below [`WHOLE`] falls to; none where nobody is well.
-    pub(crate) fn at(&self, roll: u32, now: Tick) -> Option<usize> {
+    pub(crate) fn at(&self, roll: u32, now: Tick, breaker: Option<&CircuitBreaker>) -> Option<usize> {
         if self.fresh_until.load(Ordering::Relaxed) <= now.as_nanos() {
             // Workers that do this at the same time come to the same result.
             let mut up_to = 0;
-            for (at, share) in self.shares(now).into_iter().enumerate() {
+            for (at, share) in self.shares(now, breaker).into_iter().enumerate() {
                 up_to += share;
                 self.up_to[at].store(u16::try_from(up_to).unwrap_or(u16::MAX), Ordering::Relaxed);
             }
@@ -163,20 +164,21 @@ impl Tiers {
         std::iter::once((first, &self.tiers[first])).chain(others)
     }
 
-    fn shares(&self, now: Tick) -> SmallVec<[u32; 4]> {
-        let health: SmallVec<[_; 4]> = self.tiers.iter().map(|tier| (tier.well(now), tier.members)).collect();
+    fn shares(&self, now: Tick, breaker: Option<&CircuitBreaker>) -> SmallVec<[u32; 4]> {
+        let health: SmallVec<[_; 4]> =
+            self.tiers.iter().map(|tier| (tier.well(now, breaker), tier.members)).collect();
         shares(&health, self.factor)
     }
 
     /// For people and metrics.
-    pub(crate) fn states(&self, now: Tick) -> Vec<TierState> {
+    pub(crate) fn states(&self, now: Tick, breaker: Option<&CircuitBreaker>) -> Vec<TierState> {
         let of = |(tier, share): (&Tier, u32)| TierState {
             rank: tier.rank,
-            well: tier.well(now),
+            well: tier.well(now, breaker),
             members: tier.members,
             share,
         };
-        self.tiers.iter().zip(self.shares(now)).map(of).collect()
+        self.tiers.iter().zip(self.shares(now, breaker)).map(of).collect()
     }
 
     /// Whether everything can be carried by who is not ejected, whatever else is known.
@@ -199,13 +201,15 @@ impl Tiers {
 }
 
 impl Tier {
-    fn well(&self, now: Tick) -> usize {
-        self.set.pickable().iter().filter(|endpoint| is_well(endpoint, now)).count()
+    fn well(&self, now: Tick, breaker: Option<&CircuitBreaker>) -> usize {
+        self.set.pickable().iter().filter(|endpoint| is_well(endpoint, now, breaker)).count()
     }
 }
 
-fn is_well(endpoint: &Endpoint, now: Tick) -> bool {
-    !endpoint.is_ejected(now) && !endpoint.stats.load.fails(now) && !endpoint.stats.breaker.is_open(now)
+/// `breaker`: what each endpoint's goes by. One that only observes moves nobody.
+fn is_well(endpoint: &Endpoint, now: Tick, breaker: Option<&CircuitBreaker>) -> bool {
+    let refuses = |policy| endpoint.stats.breaker.refuses(policy, now);
+    !endpoint.is_ejected(now) && !endpoint.stats.load.fails(now) && !breaker.is_some_and(refuses)
 }
 
 /// How much a tier can carry, in thousandths; the factor is in percent.

@@ -168,16 +168,6 @@ impl Breaker {
         self.outside.load(Ordering::Relaxed) & 1 == 1
     }
 
-    /// Whether it is open, and not yet to be tried. A closed one is read by one word.
-    pub(crate) fn is_open(&self, now: Tick) -> bool {
-        self.is_tripped()
-            && self.machine.try_lock().is_some_and(|machine| {
-                machine
-                    .as_ref()
-                    .is_some_and(|machine| machine.numbers(now).1.is_some_and(|until| until > now))
-            })
-    }
-
     /// Whether a call would be refused by this policy. A closed one is read by one word.
     pub(crate) fn refuses(&self, policy: &CircuitBreaker, now: Tick) -> bool {
         match policy.mode {

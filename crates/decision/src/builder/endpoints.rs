@@ -109,7 +109,7 @@ impl EndpointIds {
             known.stats.forgive();
         }
         if let Some(known) = known
-            && known.instance != spec.instance
+            && (known.instance != spec.instance || (known.ejected_by > 0 && ejected_by == 0))
         {
             known.stats.begun.anew();
         }

@@ -114,7 +114,9 @@ fn one_that_is_open_is_unwell_until_a_trial_is_due() {
     caller.trip(ids[0], now);
     let endpoint = Arc::clone(&cluster.endpoints().all()[0]);
     let later = now.after(Duration::from_secs(1));
-    assert!(endpoint.stats.breaker.is_open(now) && !endpoint.stats.breaker.is_open(later), "a trial is due");
+    let policy = cluster.endpoint_breaker.as_ref().expect("it has one");
+    let refuses = |now| endpoint.stats.breaker.refuses(policy, now);
+    assert!(refuses(now) && !refuses(later), "a trial is due");
     assert!(endpoint.stats.breaker.is_tripped());
 }
 

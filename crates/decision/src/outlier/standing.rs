@@ -103,9 +103,9 @@ impl Standing {
         said & UNHEALTHY != 0 || until > now.as_nanos() || self.tried.load(Ordering::Relaxed) == until
     }
 
-    /// Whether others than outlier detection here say that it is out.
-    pub(super) fn is_said_out(&self) -> bool {
-        self.said.load(Ordering::Relaxed) & (UNHEALTHY | FOR_ALL) != 0
+    /// Whether nobody says that it is out: outlier detection here, its checks, or others.
+    pub(crate) fn is_in(&self) -> bool {
+        !self.is_out() && self.said.load(Ordering::Relaxed) & (UNHEALTHY | FOR_ALL) == 0
     }
 
     /// Whether it is out for everybody.

@@ -204,3 +204,23 @@ fn who_the_proxy_is_decides_and_a_change_of_it_is_in_effect_at_once() {
     builder.run_as("proxy");
     assert_eq!(called(&cluster, now, 100), own, "the same after a restart");
 }
+
+#[test]
+fn who_is_out_for_everybody_pulls_in_another() {
+    let (mut builder, cluster) = world(&[30], 4);
+    let now = Tick::from_nanos(1);
+    let part = called(&cluster, now, 100);
+    let out = cluster.endpoints().pickable()[0].address().to_string();
+    let mut marked = endpoints(&[30]);
+    let one = marked
+        .iter_mut()
+        .find(|one| out.starts_with(&format!("{}:", one.addresses[0])))
+        .expect("it is there");
+    one.ejected = [(String::new(), 2)].into();
+    build(&mut builder, [slice("ns/a-1", "ns/a", ("", 80), marked)]);
+    let others = called(&cluster, now, 100);
+    assert_eq!(others.len(), 4, "another has its place");
+    assert!(!others.contains(&out));
+    build(&mut builder, [slice("ns/a-1", "ns/a", ("", 80), endpoints(&[30]))]);
+    assert_eq!(called(&cluster, now, 100), part, "and leaves again");
+}

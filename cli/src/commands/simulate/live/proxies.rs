@@ -107,6 +107,7 @@ impl Proxy {
             .iter()
             .map(|resource| format!("---\n{resource}\n"))
             .collect();
+        loads(&text)?;
         std::fs::write(resources.join("fleet.yaml"), text).map_err(failed())?;
         let log = std::fs::File::create(log_of(&place)).map_err(failed())?;
         let own = std::env::current_exe().map_err(LiveError::io("this program"))?;
@@ -274,9 +275,18 @@ fn policy(policies: &Policies) -> Value {
     })
 }
 
-/// As resources write times: to the millisecond, and never 0.
+/// Proxies would take what is good of it, and go without what is not.
+fn loads(text: &str) -> Result<(), LiveError> {
+    let found = meshwork_resources::load([("fleet.yaml", text)]).diagnostics;
+    let said: Vec<&str> = found.iter().map(|found| &*found.message).collect();
+    if said.is_empty() { Ok(()) } else { Err(LiveError::Refused(said.join("; "))) }
+}
+
+/// As resources write times: to the millisecond, never 0, and with at most five digits of each unit.
 fn time(time: Duration) -> String {
-    format!("{}ms", time.as_millis().max(1))
+    let millis = time.as_millis().max(1);
+    let (seconds, millis) = (millis / 1_000, millis % 1_000);
+    format!("{}h{}m{}s{millis}ms", seconds / 3_600, seconds / 60 % 60, seconds % 60)
 }
 
 #[cfg(test)]
@@ -295,10 +305,23 @@ mod tests {
             ..Policies::default()
         };
         let spec = &policy(&policies)["spec"];
-        assert_eq!(spec["hedge"], json!({"delayPercentile": 95, "minDelay": "20ms", "budgetPercent": 5}));
+        assert_eq!(
+            spec["hedge"],
+            json!({"delayPercentile": 95, "minDelay": "0h0m0s20ms", "budgetPercent": 5})
+        );
         assert_eq!(spec["loadBalancer"], json!({"algorithm": "PeakEwma", "subsetting": {"size": 3}}));
-        assert_eq!(spec["retry"]["perTryTimeout"], "1000ms");
+        assert_eq!(spec["retry"]["perTryTimeout"], "0h0m1s0ms");
         assert_eq!(spec["outlierDetection"]["consecutive5xx"], 5);
-        assert_eq!(spec["timeouts"], json!({"request": "5000ms"}));
+        assert_eq!(spec["timeouts"], json!({"request": "0h0m5s0ms"}));
+    }
+
+    #[test]
+    fn what_proxies_would_refuse_is_an_error_and_long_times_are_none() {
+        let text = |policies: &Policies| format!("---\n{}\n", policy(policies));
+        let mut policies = Policies { timeout: Duration::from_secs(123_456), ..Policies::default() };
+        loads(&text(&policies)).expect("it is a time");
+        policies.retry.attempts = 1_000;
+        let refused = loads(&text(&policies)).expect_err("too many").to_string();
+        assert!(refused.contains("attempts") && refused.contains("--live"), "{refused}");
     }
 }

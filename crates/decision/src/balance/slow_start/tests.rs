@@ -298,3 +298,18 @@ fn where_all_are_young_requests_under_way_weigh_as_ever() {
     let _two = [fast.begin(), fast.begin()];
     assert_eq!(world.loads(now), [200, 0], "three times 10 ms are less than 50");
 }
+
+#[test]
+fn who_is_no_longer_out_for_everybody_begins_again() {
+    let mut world = World::new(v1::traffic_policy::Algorithm::RoundRobin, fleet(4));
+    let now = Tick::from_nanos(1);
+    world.loads(now);
+    let mut marked = fleet(4);
+    marked[1].ejected = [(String::new(), 2)].into();
+    world.now_has(marked);
+    let later = now.after(Duration::from_secs(120));
+    assert_eq!(world.loads(later)[1], 0);
+    world.now_has(fleet(4));
+    let loads = world.loads(later);
+    assert!(loads[1] < 40 && loads[0] > 100, "{loads:?}");
+}

@@ -357,3 +357,31 @@ fn those_who_fail_their_checks_are_missing_to_their_zone() {
     world.builder.apply([slice("ns/a-2", "ns/a", ("", 80), vec![leaving])]);
     assert_eq!(world.cluster.tiers(at(1))[0].share, WHOLE, "who leaves has been replaced");
 }
+
+#[test]
+fn a_breaker_that_only_observes_moves_nobody_to_another_tier() {
+    use v1::circuit_breaker::Mode;
+    for (mode, stays) in [(Mode::Observe, true), (Mode::Enforce, false)] {
+        let breaker = v1::CircuitBreaker {
+            mode: mode.into(),
+            per_endpoint: true,
+            window_calls: 10,
+            minimum_calls: 1,
+            failure_percent: 50,
+            open_ms: 60_000,
+            max_open_ms: 60_000,
+            trials: 1,
+            ..Default::default()
+        };
+        let policy = v1::TrafficPolicy { circuit_breaker: Some(breaker), ..Default::default() };
+        let World { cluster, .. } = world(&[(0, "r", ""), (1, "r", "")], policy);
+        let near = Arc::clone(&cluster.endpoints().tiers().expect("two").all()[0].set.pickable()[0]);
+        let call = crate::breaker::Call { failed: true, took: Duration::from_millis(1) };
+        let ticket = crate::breaker::Breaker::admit_at(&cluster, &near, at(1))
+            .expect("it is closed")
+            .expect("it counts");
+        ticket.ended(call, at(1), &mut SeededRng::new(1));
+        assert!(near.stats.breaker.is_tripped());
+        assert_eq!(cluster.tiers(at(1))[0].share == WHOLE, stays, "{mode:?}");
+    }
+}
