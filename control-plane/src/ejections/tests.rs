@@ -27,6 +27,29 @@ fn slice_name(number: u8) -> String {
     format!("registry/shop/reviews/r-{number}")
 }
 
+fn policy(
+    shared: Option<v1::outlier_detection::Shared>,
+    load_balancer: Option<v1::LoadBalancer>,
+) -> v1::Policy {
+    let outlier_detection = Some(v1::OutlierDetection {
+        consecutive_5xx: 5,
+        base_ejection_time_ms: 30_000,
+        max_ejection_time_ms: 300_000,
+        max_ejection_percent: 50,
+        interval_ms: 10_000,
+        shared,
+        ..Default::default()
+    });
+    let target =
+        v1::policy::Target { kind: "Service".into(), name: "shop/reviews".into(), section: String::new() };
+    let spec = v1::policy::Spec::Traffic(v1::TrafficPolicy {
+        outlier_detection,
+        load_balancer,
+        ..Default::default()
+    });
+    v1::Policy { source: None, targets: vec![target], spec: Some(spec) }
+}
+
 impl World {
     fn new(shared: Option<v1::outlier_detection::Shared>) -> Self {
         Self::of(shared, None)
@@ -62,26 +85,7 @@ impl World {
             compiled.insert(CompiledKey::new(ResourceType::EndpointSlice, name.as_str()), Arc::new(base));
             children.push(ResourceKey::of::<v1::EndpointSlice>(name));
         }
-        let outlier_detection = Some(v1::OutlierDetection {
-            consecutive_5xx: 5,
-            base_ejection_time_ms: 30_000,
-            max_ejection_time_ms: 300_000,
-            max_ejection_percent: 50,
-            interval_ms: 10_000,
-            shared,
-            ..Default::default()
-        });
-        let target = v1::policy::Target {
-            kind: "Service".into(),
-            name: "shop/reviews".into(),
-            section: String::new(),
-        };
-        let spec = v1::policy::Spec::Traffic(v1::TrafficPolicy {
-            outlier_detection,
-            load_balancer,
-            ..Default::default()
-        });
-        let policy = v1::Policy { source: None, targets: vec![target], spec: Some(spec) };
+        let policy = policy(shared, load_balancer);
         put(&mut publication, "TrafficPolicy/shop/p", &policy);
         children.push(ResourceKey::of::<v1::Policy>("TrafficPolicy/shop/p"));
         for number in 1..=3 {

@@ -124,7 +124,7 @@ impl Wire {
 
     /// Queues bytes of a body.
     pub(crate) fn queue(&mut self, data: Bytes) {
-        if self.big.is_empty() && data.len() >= COPY_BELOW {
+        if !self.is_large() && data.len() >= COPY_BELOW {
             self.big = data;
         } else if !self.big.is_empty() && self.may_follow() {
             self.next = data;
@@ -206,6 +206,10 @@ impl Wire {
         let of_tail = (count - of_out - of_big).min(self.tail.len());
         self.tail = &self.tail[of_tail..];
         self.next.advance(count - of_out - of_big - of_tail);
+        if self.big.is_empty() && self.tail.is_empty() {
+            // What is queued later comes after it.
+            self.big = std::mem::take(&mut self.next);
+        }
     }
 
     /// Gives the buffers back when nothing is in them. The allocator keeps such blocks per thread, so taking one

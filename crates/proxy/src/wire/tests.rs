@@ -55,6 +55,36 @@ async fn a_body_in_pieces_of_any_size_arrives_in_order() {
     }
 }
 
+/// A socket takes a part of what is queued, and then more is queued: what would be written now, in order.
+#[tokio::test]
+async fn what_is_queued_behind_a_half_written_body_leaves_behind_it() {
+    fn queued(wire: &Wire) -> Vec<u8> {
+        [&wire.out[..], &wire.big[..], wire.tail, &wire.next[..]].concat()
+    }
+    let (mut wire, _peer) = pair().await;
+    let sizes = [7, COPY_BELOW, READ_CHUNK];
+    for (first, second) in sizes.iter().flat_map(|first| sizes.map(|second| (*first, second))) {
+        for third in sizes {
+            for taken in [1, 7, first, first + 1, first + second - 1, first + second] {
+                let mut expected = Vec::new();
+                let mut queue = |wire: &mut Wire, letter, size| {
+                    wire.queue(Bytes::from(vec![letter; size]));
+                    expected.extend(std::iter::repeat_n(letter, size));
+                };
+                queue(&mut wire, b'a', first);
+                queue(&mut wire, b'b', second);
+                wire.advance_output(taken);
+                queue(&mut wire, b'c', third);
+                queue(&mut wire, b'd', first);
+                let rest = queued(&wire);
+                assert!(rest == expected[taken..], "{taken} of {first} and {second}, then {third}");
+                wire.advance_output(rest.len());
+                assert!(!wire.has_output());
+            }
+        }
+    }
+}
+
 #[tokio::test]
 async fn what_came_with_the_head_leaves_with_what_comes_next() {
     let (mut wire, _peer) = pair().await;
