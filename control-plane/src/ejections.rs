@@ -6,7 +6,7 @@
 //! ```
 //!
 //! The rules themselves are `decision`'s (`verdicts.rs`). Nothing is stored: what stands here stands because proxies say
-//! it again and again, so a control plane that was restarted knows it as soon as they are back.
+//! it again and again, so a control plane that was restarted knows it some seconds after they are back.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -39,6 +39,8 @@ static WORKLOAD: LazyLock<Arc<str>> = LazyLock::new(|| type_url::<v1::Workload>(
 #[derive(Debug, Default)]
 pub(crate) struct Ejections {
     verdicts: Verdicts,
+    /// By what was judged, at which revision.
+    rules: (u64, BTreeMap<ClusterKey, Option<Arc<Rules>>>),
     /// Slices of which some endpoints are marked in what is published.
     marked: BTreeSet<ResourceKey>,
 }
@@ -56,14 +58,22 @@ impl Ejections {
             };
             // Subsets are of one service, whose endpoints are out or not.
             let seen = sights.entry(ClusterKey::whole(view.service.as_str().into(), port)).or_default();
-            seen.extend(view.ejected.iter().filter_map(suspect));
+            seen.ejected.extend(view.ejected.iter().filter_map(suspect));
+            seen.called.extend(&view.called);
         }
         self.verdicts.hear(&observer, sights, now);
     }
 
     /// Judges by what is heard; true when somebody is out for everybody now, or no longer.
     pub(crate) fn judge(&mut self, world: &Publication, now: Tick) -> bool {
-        let turns = self.verdicts.judge(now, |service| rules(world, service));
+        // Views come by the thousand where something fails; what they are judged by changes with the configuration only.
+        if self.rules.0 != world.revision {
+            self.rules = (world.revision, BTreeMap::new());
+        }
+        let known = &mut self.rules.1;
+        let turns = self.verdicts.judge(now, |service| {
+            known.entry(service.clone()).or_insert_with(|| rules(world, service).map(Arc::new)).clone()
+        });
         for Turn { service, suspect, sentence } in &turns {
             let (service, instance, address) = (service.to_string(), &*suspect.instance, suspect.address);
             match sentence {
@@ -77,9 +87,9 @@ impl Ejections {
         !turns.is_empty()
     }
 
-    /// When what was heard ends to count.
-    pub(crate) fn next_end(&self) -> Option<Tick> {
-        self.verdicts.next_end()
+    /// When there is something to judge, if nobody says anything until then.
+    pub(crate) fn next_change(&self, now: Tick) -> Option<Tick> {
+        self.verdicts.next_change(now)
     }
 
     /// How many endpoints are out for everybody, by service.

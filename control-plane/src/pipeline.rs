@@ -218,7 +218,7 @@ impl Pipeline {
             let next = self.judged.map_or(now, |judged| judged.after(ejections::PAUSE));
             return Some(next.since(now));
         }
-        self.ejections.next_end().map(|end| end.since(now))
+        self.ejections.next_change(now).map(|next| next.since(now))
     }
 
     fn judge(&mut self) {

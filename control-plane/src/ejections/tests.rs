@@ -1,5 +1,6 @@
 use meshwork_base::SpiffeId;
 use meshwork_compile::CompiledResource;
+use meshwork_decision::verdicts::SETTLING;
 
 use super::*;
 
@@ -94,25 +95,37 @@ impl World {
         }
         children.sort();
         publication.links = Arc::new([(ResourceKey::of::<v1::Service>("shop/reviews"), children)].into());
-        Self {
-            publication,
-            compiled,
-            ejections: Ejections::default(),
-            now: Tick::ZERO.after(Duration::from_secs(1)),
-        }
+        let mut ejections = Ejections::default();
+        ejections.hear(&web(3), &v1::Views::default(), &publication, Tick::ZERO);
+        // Whoever wants to be heard has had the time.
+        Self { publication, compiled, ejections, now: Tick::ZERO.after(SETTLING) }
     }
 
     fn shared() -> Self {
         Self::new(Some(v1::outlier_detection::Shared { observers: 2, percent: 50 }))
     }
 
+    /// It has called all of them.
     fn says(&mut self, viewer: &Viewer, out: &[u8]) {
+        self.says_of(viewer, &[1, 2, 3, 4], out);
+    }
+
+    fn says_of(&mut self, viewer: &Viewer, called: &[u8], out: &[u8]) {
         let ejected = out.iter().map(|number| v1::EjectedView {
             address: format!("10.0.0.{number}:9000"),
             instance: format!("r-{number}"),
             cause: "consecutive_5xx".into(),
         });
-        let view = v1::ServiceView { service: "shop/reviews".into(), port: 80, ejected: ejected.collect() };
+        let fingerprint = |number: &u8| {
+            let address = SocketAddr::from(([10, 0, 0, *number], 9000));
+            Suspect { address, instance: format!("r-{number}").into() }.fingerprint()
+        };
+        let view = v1::ServiceView {
+            service: "shop/reviews".into(),
+            port: 80,
+            ejected: ejected.collect(),
+            called: called.iter().map(fingerprint).collect(),
+        };
         self.ejections.hear(viewer, &v1::Views { services: vec![view] }, &self.publication, self.now);
     }
 
@@ -223,6 +236,28 @@ fn who_calls_it_and_is_content_counts_and_the_bound_is_the_policy_s() {
 }
 
 #[test]
+fn who_has_not_called_that_endpoint_does_not_count() {
+    let mut world = World::new(Some(v1::outlier_detection::Shared { observers: 2, percent: 67 }));
+    world.says(&web(1), &[2]);
+    world.says(&web(2), &[2]);
+    world.says_of(&web(3), &[1, 3], &[]);
+    assert_eq!(world.marked(), [2], "to the third it is nothing");
+    world.says_of(&web(3), &[1, 2, 3], &[]);
+    assert_eq!(world.marked(), [] as [u8; 0]);
+}
+
+#[test]
+fn a_policy_that_shares_no_longer_brings_back_who_was_out() {
+    let mut world = World::shared();
+    world.says(&web(1), &[2]);
+    world.says(&web(2), &[2]);
+    assert_eq!(world.marked(), [2]);
+    put(&mut world.publication, "TrafficPolicy/shop/p", &policy(None, None));
+    world.publication.revision += 1;
+    assert_eq!(world.marked(), [] as [u8; 0]);
+}
+
+#[test]
 fn any_endpoint_may_be_out_whichever_part_of_the_fleet_a_proxy_calls() {
     let part = Some(v1::LoadBalancer { subset_size: 1, ..Default::default() });
     for suspect in 1..=4 {
@@ -255,7 +290,12 @@ fn an_address_is_the_same_however_it_is_written() {
             instance: "r-2".into(),
             cause: "consecutive_5xx".into(),
         };
-        let view = v1::ServiceView { service: "shop/reviews".into(), port: 80, ejected: vec![ejected] };
+        let view = v1::ServiceView {
+            service: "shop/reviews".into(),
+            port: 80,
+            ejected: vec![ejected],
+            called: vec![],
+        };
         let views = v1::Views { services: vec![view] };
         world.ejections.hear(&web(number), &views, &world.publication, world.now);
     }

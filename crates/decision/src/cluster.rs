@@ -277,6 +277,21 @@ impl Cluster {
         wanted: &Wanted<'_>,
         reasons: &mut impl Reasons,
     ) -> Result<(Picked, Option<Ticket>), Cause> {
+        self.may_call(now, rng, wanted, reasons).inspect_err(|cause| match cause {
+            Cause::MaxRequests => self.shared.usage.count_refused(Limited::Request),
+            Cause::CircuitBreaker => self.shared.breaker.refuse(),
+            _ => {}
+        })
+    }
+
+    /// The same for what nobody misses: a refusal is not counted.
+    pub(crate) fn may_call(
+        self: &Arc<Self>,
+        now: Tick,
+        rng: &mut impl Rng,
+        wanted: &Wanted<'_>,
+        reasons: &mut impl Reasons,
+    ) -> Result<(Picked, Option<Ticket>), Cause> {
         for _ in 0..RACES {
             let picked = self.choose(now, rng, wanted, reasons).ok_or(Cause::NoHealthyUpstream)?;
             let full = self
@@ -284,7 +299,6 @@ impl Cluster {
                 .max_requests_per_endpoint
                 .filter(|&most| picked.endpoint.stats.in_flight() >= most);
             if full.is_some() {
-                self.shared.usage.count_refused(Limited::Request);
                 return Err(Cause::MaxRequests);
             }
             // Else a session leads there, or another worker was quicker: now it is passed by.
@@ -292,7 +306,6 @@ impl Cluster {
                 return Ok((picked, ticket));
             }
         }
-        self.shared.breaker.refuse();
         Err(Cause::CircuitBreaker)
     }
 
@@ -526,6 +539,16 @@ impl Cluster {
         }
     }
 
+    /// A policy has gone that broke the service, or its endpoints: when one comes back, what was before says nothing.
+    pub(crate) fn forget_breakers(&self, of_service: bool, of_endpoints: bool) {
+        if of_service && self.circuit_breaker.is_some() {
+            self.shared.breaker.forget();
+        }
+        if of_endpoints && self.endpoint_breaker.is_some() {
+            self.endpoints().all().iter().for_each(|endpoint| endpoint.stats.breaker.forget());
+        }
+    }
+
     /// Whether anybody calls it: an endpoint has answered before, or requests have come of late.
     #[must_use]
     pub fn has_traffic(&self, now: Tick) -> bool {
@@ -561,6 +584,11 @@ impl Cluster {
     /// The cause when its limit is reached.
     pub fn admit(&self, what: Limited) -> Result<Permit, Cause> {
         Permit::take(&self.shared, &self.limits, what)
+    }
+
+    /// The same for what nobody misses: a refusal is not counted.
+    pub(crate) fn may_admit(&self, what: Limited) -> Result<Permit, Cause> {
+        Permit::free(&self.shared, &self.limits, what)
     }
 
     /// Counts a connection to an endpoint, within the limits of both. Whoever is refused, or waits, tells once by
@@ -629,9 +657,15 @@ impl Cluster {
         self.regroup();
     }
 
+    /// Whether this proxy calls a part of the endpoints, which changes as some are out, or in again.
+    #[must_use]
+    pub fn calls_a_part(&self) -> bool {
+        self.endpoints().is_part()
+    }
+
     /// Somebody is out, or in again: where this proxy calls a part of the endpoints, another takes the place, or leaves it.
     fn regroup(&self) {
-        if self.endpoints().is_part() {
+        if self.calls_a_part() {
             self.shared.endpoints.rcu(|set| set.again().map_or_else(|| Arc::clone(set), Arc::new));
         }
     }

@@ -213,6 +213,12 @@ impl EndpointStats {
         self.standing.until()
     }
 
+    /// Whether this proxy has an opinion of it: it has answered within this time, or is answering.
+    #[must_use]
+    pub fn is_called(&self, within: Duration, now: Tick) -> bool {
+        self.in_flight() > 0 || self.load.has_answered(within, now)
+    }
+
     /// What active checks say of it.
     #[must_use]
     pub fn checked(&self) -> Checked {

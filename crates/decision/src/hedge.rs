@@ -11,7 +11,8 @@
 //!
 //! *Whether.* Hedges have a budget of their own, in percent of requests, and take from the budget of retries besides, so
 //! that both together stay within that one. And only while nothing says that there is too much already: not with an open or
-//! trying circuit breaker, not at a limit, not to an endpoint that is ejected or wants to be left alone.
+//! trying circuit breaker, not at a limit, not to an endpoint that is ejected or wants to be left alone. One that is not made
+//! was refused nothing: no limit and no breaker counts it.
 
 mod latencies;
 #[cfg(test)]
@@ -219,14 +220,14 @@ impl Hedge {
         let tried = first.as_slice();
         let wanted = Wanted { tried, ..Wanted::default() };
         let (Picked { endpoint, trial }, own) =
-            cluster.call(now, rng, &wanted, &mut NoReasons).map_err(|_| NoHedge::NoOther)?;
+            cluster.may_call(now, rng, &wanted, &mut NoReasons).map_err(|_| NoHedge::NoOther)?;
         let is_well = !endpoint.stats.is_out() && !endpoint.stats.is_resting(now);
         // Who is on trial is tried by a request of its own.
         let on_trial = trial.is_some() || own.as_ref().is_some_and(Ticket::is_trial);
         if tried.contains(&endpoint.id) || !is_well || on_trial {
             return Err(NoHedge::NoOther);
         }
-        let limited = |what| cluster.admit(what).map_err(|_| NoHedge::Limit);
+        let limited = |what| cluster.may_admit(what).map_err(|_| NoHedge::Limit);
         let repeated = limited(Limited::Retry)?;
         let request = cluster.limits.max_requests.is_some().then(|| limited(Limited::Request)).transpose()?;
         let ticket = cluster.try_call(now, &mut NoReasons).map_err(|_| NoHedge::Breaker)?;

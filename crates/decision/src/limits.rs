@@ -148,7 +148,7 @@ impl Permit {
     }
 
     /// The same, of which a refusal is not counted: whoever waits asks more than once.
-    fn free(shared: &Arc<ClusterShared>, limits: &Limits, what: Limited) -> Result<Self, Cause> {
+    pub(crate) fn free(shared: &Arc<ClusterShared>, limits: &Limits, what: Limited) -> Result<Self, Cause> {
         let before = shared.usage.0[what as usize].fetch_add(1, Ordering::Relaxed);
         let permit = Self { shared: Arc::clone(shared), what };
         match limits.in_force(what) {

@@ -117,6 +117,13 @@ impl Load {
         self.ln_latency(now).filter(|ln| *ln > least)
     }
 
+    /// Whether it has answered within this time, well or badly.
+    pub(crate) fn has_answered(&self, within: Duration, now: Tick) -> bool {
+        let known = unpack(self.latency.0.load(Ordering::Relaxed), now);
+        let rested = || Tick::from_nanos(self.resting_until.load(Ordering::Relaxed));
+        known.is_some_and(|(_, age)| age <= within) || (self.has_failed() && now <= rested().after(within))
+    }
+
     fn has_failed(&self) -> bool {
         self.failures_in_a_row.load(Ordering::Relaxed) > 0
     }

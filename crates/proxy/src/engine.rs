@@ -22,7 +22,7 @@ use crate::mesh::{self, Mesh, Place, Side};
 use crate::observe::Observer;
 use crate::recorder::{self, RecorderSettings, Wanted};
 use crate::scraped;
-use crate::worker::{self, Command};
+use crate::worker::{self, Bells, Command};
 
 /// What the engine is told at its start.
 #[derive(Clone, Debug)]
@@ -150,9 +150,17 @@ impl Engine {
     pub fn start(shared: Arc<Shared>) -> std::io::Result<Self> {
         let applied = Arc::new(Notify::new());
         let shifted = Arc::new(Notify::new());
+        let checker = Checker::default();
         scraped::tell(&shared);
         let workers = (0..shared.settings.workers.max(1))
-            .map(|index| start_worker(index, Arc::clone(&shared), [&applied, &shifted].map(Arc::clone)))
+            .map(|index| {
+                let bells = Bells {
+                    applied: Arc::clone(&applied),
+                    shifted: Arc::clone(&shifted),
+                    regrouped: checker.regrouped(),
+                };
+                start_worker(index, Arc::clone(&shared), bells)
+            })
             .collect::<std::io::Result<_>>()?;
         Ok(Self {
             shared,
@@ -160,7 +168,7 @@ impl Engine {
             bound: BTreeMap::new(),
             applied,
             shifted,
-            checker: Checker::default(),
+            checker,
             trusted: None,
             replaced: Vec::new(),
         })
@@ -339,7 +347,7 @@ impl Engine {
     }
 }
 
-fn start_worker(index: usize, shared: Arc<Shared>, bells: [Arc<Notify>; 2]) -> std::io::Result<WorkerHandle> {
+fn start_worker(index: usize, shared: Arc<Shared>, bells: Bells) -> std::io::Result<WorkerHandle> {
     let (commands, receiver) = mpsc::channel(64);
     let (started, wait) = std::sync::mpsc::sync_channel(1);
     let thread = std::thread::Builder::new().name(format!("worker-{index}")).spawn(move || {

@@ -1,6 +1,6 @@
 //! What this proxy sees of the services that it calls, told to the control plane as far as their policies share ejections:
-//! which it calls these days, and whom of their endpoints it has ejected. All of it each time it changes, and again before
-//! it is forgotten there.
+//! which it calls these days, whom of their endpoints it has called, and whom it has ejected. All of it each time services
+//! or ejections change, and again before it is forgotten there.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,9 +18,12 @@ use crate::engine::Shared;
 const PAUSE: Duration = Duration::from_millis(100);
 /// At least so often it is looked whether there is something to say: whom we call changes without an event.
 const LOOK: Duration = Duration::from_secs(1);
-/// Endpoints of one service in a report, and services.
+/// Endpoints of one service in a report that are out, those that were called, and services.
 const ENDPOINTS: usize = 1024;
+const CALLED_ENDPOINTS: usize = 8192;
 const SERVICES: usize = 4096;
+/// Whoever has answered within this time is one of whom this proxy has an opinion.
+const CALLED: Duration = Duration::from_secs(60);
 /// An endpoint whose time is over counts as out for so long while no request comes to try it.
 const UNTRIED: Duration = Duration::from_secs(10);
 
@@ -36,7 +39,9 @@ impl Told {
     fn next(&mut self, snapshot: &Snapshot, now: Tick) -> Option<v1::Views> {
         let views = views(snapshot, now);
         let is_due = self.at.is_none_or(|at| now.since(at) >= LEASE / 3) && !views.services.is_empty();
-        if views == self.views && !is_due {
+        // Where few requests meet many endpoints, who is called changes all the time.
+        let is_new = !news(&views).eq(news(&self.views));
+        if !is_new && !is_due {
             return None;
         }
         self.at = Some(now);
@@ -66,15 +71,23 @@ fn views(snapshot: &Snapshot, now: Tick) -> v1::Views {
     v1::Views { services: services.take(SERVICES).collect() }
 }
 
+/// What is told at once.
+fn news(views: &v1::Views) -> impl Iterator<Item = (&str, u32, &[v1::EjectedView])> {
+    views.services.iter().map(|view| (&*view.service, view.port, &*view.ejected))
+}
+
 fn of_cluster(cluster: &Cluster, now: Tick) -> Option<v1::ServiceView> {
     cluster.outlier_detection.as_ref()?.shared?;
     let set = cluster.endpoints();
     let ejected = set.pickable().iter().filter_map(|endpoint| ejected(endpoint, now));
     let ejected: Vec<_> = ejected.take(ENDPOINTS).collect();
+    // A session may lead beyond the part that this proxy calls.
+    let called = set.all().iter().filter(|endpoint| endpoint.stats.is_called(CALLED, now));
     (cluster.is_called(now) || !ejected.is_empty()).then(|| v1::ServiceView {
         service: cluster.key.service.to_string(),
         port: cluster.key.port.into(),
         ejected,
+        called: called.map(|endpoint| endpoint.fingerprint).take(CALLED_ENDPOINTS).collect(),
     })
 }
 
@@ -87,3 +100,6 @@ fn ejected(endpoint: &Endpoint, now: Tick) -> Option<v1::EjectedView> {
         cause: cause.as_str().to_owned(),
     })
 }
+
+#[cfg(test)]
+mod tests;

@@ -87,6 +87,16 @@ impl Drop for Mirroring {
     }
 }
 
+/// What workers and others ring for each other.
+pub(crate) struct Bells {
+    /// A new snapshot is in effect.
+    pub(crate) applied: Arc<Notify>,
+    /// Endpoints are ejected or have returned, of services whose policy shares that.
+    pub(crate) shifted: Arc<Notify>,
+    /// The same of services of which this proxy asks a part of the endpoints whether they serve.
+    pub(crate) regrouped: Arc<Notify>,
+}
+
 /// See the module's text.
 pub(crate) struct Worker {
     pub(crate) shared: Arc<Shared>,
@@ -97,10 +107,7 @@ pub(crate) struct Worker {
     pub(crate) rng: RefCell<ThreadRng>,
     gauges: Gauges,
     pub(crate) tls: TlsConfigs,
-    /// Told when a new snapshot is in effect.
-    pub(crate) applied: Arc<Notify>,
-    /// To be told when endpoints are ejected or return, of services whose policy shares that.
-    shifted: Arc<Notify>,
+    pub(crate) bells: Bells,
     /// Ends TLS of peers in the mesh.
     pub(crate) acceptor: Option<TlsAcceptor>,
     /// Services (by address of their name) that were used since they were last said to be.
@@ -121,7 +128,7 @@ pub(crate) struct Worker {
 }
 
 impl Worker {
-    fn new(shared: Arc<Shared>, [applied, shifted]: [Arc<Notify>; 2]) -> Rc<Self> {
+    fn new(shared: Arc<Shared>, bells: Bells) -> Rc<Self> {
         let metrics = shared.metrics.worker();
         let acceptor = shared.mesh.identity.as_ref().map(|identity| {
             let alpn = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
@@ -134,8 +141,7 @@ impl Worker {
             rng: RefCell::new(ThreadRng::new()),
             gauges: Gauges::new(&metrics),
             tls: TlsConfigs::default(),
-            applied,
-            shifted,
+            bells,
             acceptor,
             used: RefCell::default(),
             said: Cell::new(shared.clock.now()),
@@ -216,7 +222,10 @@ impl Worker {
         let service = &*cluster.name;
         for Shift { endpoint, ejection } in shifts {
             if cluster.outlier_detection.as_ref().is_some_and(|outlier| outlier.shared.is_some()) {
-                self.shifted.notify_one();
+                self.bells.shifted.notify_one();
+            }
+            if cluster.health_check.is_some() && cluster.calls_a_part() {
+                self.bells.regrouped.notify_one();
             }
             let (instance, address) = (&*endpoint.instance, endpoint.address());
             let Some(Ejection { until, count, cause }) = ejection else {
@@ -327,7 +336,7 @@ impl Worker {
 }
 
 /// Runs a worker until it is told to stop, or has drained.
-pub(crate) async fn run(shared: Arc<Shared>, bells: [Arc<Notify>; 2], mut commands: mpsc::Receiver<Command>) {
+pub(crate) async fn run(shared: Arc<Shared>, bells: Bells, mut commands: mpsc::Receiver<Command>) {
     let worker = Worker::new(shared, bells);
     let mut accepting: HashMap<Place, tokio::task::JoinHandle<()>> = HashMap::new();
     let mut sweep = tokio::time::interval(SWEEP);

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use meshwork_decision::{Change, Checked, ClusterKey};
+use meshwork_decision::{Change, Checked, ClusterKey, Endpoint};
 use meshwork_messages::v1;
 use meshwork_messages::v1::health_check::{Grpc, Http, Probe, StatusRange, Tcp};
 use meshwork_messages::v1::service_port::AppProtocol;
@@ -32,6 +32,15 @@ fn check(probe: Probe) -> v1::policy::Spec {
     v1::policy::Spec::Traffic(v1::TrafficPolicy { health_check: Some(health_check), ..Default::default() })
 }
 
+/// The same, and not again within the test.
+fn once(probe: Probe) -> v1::policy::Spec {
+    let mut spec = check(probe);
+    if let v1::policy::Spec::Traffic(v1::TrafficPolicy { health_check: Some(check), .. }) = &mut spec {
+        (check.interval_ms, check.no_traffic_interval_ms) = (3_600_000, 3_600_000);
+    }
+    spec
+}
+
 fn http(path: &str) -> Probe {
     Probe::Http(Http {
         method: "GET".into(),
@@ -51,18 +60,27 @@ fn on_web(spec: v1::policy::Spec) -> Change {
 /// Waits until checks say this of the only endpoint of a service; gives the reason.
 async fn says(harness: &Harness, service: &str, wanted: Checked) -> String {
     let key = ClusterKey::whole(service.into(), 80);
+    until(harness, &key, |called| called[0].stats.checked() == wanted).await;
+    called(harness, &key)[0].stats.check_failure().map(|why| why.to_string()).unwrap_or_default()
+}
+
+/// The endpoints that this proxy calls.
+fn called(harness: &Harness, key: &ClusterKey) -> Vec<Arc<Endpoint>> {
+    let snapshot = harness.engine.shared().snapshot.load_full();
+    snapshot.cluster(key).unwrap().endpoints().pickable().to_vec()
+}
+
+/// Waits until this is so of those that it calls.
+async fn until(harness: &Harness, key: &ClusterKey, is_so: impl Fn(&[Arc<Endpoint>]) -> bool) {
     let reached = async {
-        loop {
-            let snapshot = harness.engine.shared().snapshot.load_full();
-            let endpoint = Arc::clone(&snapshot.cluster(&key).unwrap().endpoints().pickable()[0]);
-            if endpoint.stats.checked() == wanted {
-                return endpoint.stats.check_failure().map(|why| why.to_string()).unwrap_or_default();
-            }
+        while !is_so(&called(harness, key)) {
             tokio::time::sleep(Duration::from_millis(2)).await;
         }
     };
     let waited = tokio::time::timeout(Duration::from_secs(10), reached).await;
-    waited.unwrap_or_else(|_| panic!("never {wanted:?}"))
+    let states: Vec<_> =
+        called(harness, key).iter().map(|one| (one.address(), one.stats.checked())).collect();
+    waited.unwrap_or_else(|_| panic!("never: {states:?}"));
 }
 
 /// Answers requests with a status that can be changed; tells the last head.
@@ -128,11 +146,7 @@ async fn whatever_the_number_of_workers_an_endpoint_is_asked_once() {
     drop(well);
     let mut harness = Harness::start(Settings { workers: 4, ..Settings::default() });
     harness.service("web", AppProtocol::Http1, &[server.address]).await;
-    let mut spec = check(http("/"));
-    if let v1::policy::Spec::Traffic(v1::TrafficPolicy { health_check: Some(check), .. }) = &mut spec {
-        (check.interval_ms, check.no_traffic_interval_ms) = (3_600_000, 3_600_000);
-    }
-    harness.change([on_web(spec.clone())]).await;
+    harness.change([on_web(once(http("/")))]).await;
     says(&harness, "default/web", Checked::Healthy).await;
     for _ in 0..20 {
         harness.engine.check_endpoints();
@@ -141,6 +155,134 @@ async fn whatever_the_number_of_workers_an_endpoint_is_asked_once() {
     assert_eq!(asked.load(Ordering::SeqCst), 1);
     assert_eq!(harness.metric("meshwork_health_checks_total", &["success"]), 1);
     assert_eq!(harness.metric("meshwork_upstream_connections_total", &[]), 0, "it is no traffic");
+}
+
+/// `default/web` with these subsets by version, and one endpoint of version `v1`.
+fn in_subsets(address: SocketAddr, subsets: &[&str]) -> [Change; 2] {
+    let subset = |name: &&str| v1::service::Subset {
+        name: (*name).to_owned(),
+        labels: [("version".to_owned(), "v1".to_owned())].into(),
+        ..Default::default()
+    };
+    let port = v1::ServicePort { name: "http".into(), port: 80, protocol: AppProtocol::Http1.into() };
+    let service = v1::Service {
+        ports: vec![port],
+        subsets: subsets.iter().map(subset).collect(),
+        ..Default::default()
+    };
+    let endpoint = v1::Endpoint {
+        addresses: vec![address.ip().to_string()],
+        health: v1::endpoint::Health::Healthy.into(),
+        weight: 1,
+        version: "v1".into(),
+        ..Default::default()
+    };
+    let slice = v1::EndpointSlice {
+        service: "default/web".into(),
+        ports: vec![v1::EndpointPort { name: "http".into(), port: address.port().into() }],
+        endpoints: vec![endpoint],
+        ..Default::default()
+    };
+    [Change::upsert("default/web", "1", &service), Change::upsert("default/web-1", "1", &slice)]
+}
+
+fn subset(name: &str) -> ClusterKey {
+    ClusterKey { subset: name.into(), ..ClusterKey::whole("default/web".into(), 80) }
+}
+
+#[tokio::test]
+async fn whatever_subsets_an_endpoint_is_in_it_is_asked_once_and_all_hear_of_it() {
+    let well = Arc::new(AtomicBool::new(true));
+    let (address, _) = web(&well).await;
+    let mut harness = Harness::start(Settings::default());
+    harness.change(in_subsets(address, &["one"])).await;
+    harness.change([on_web(once(http("/")))]).await;
+    for name in ["", "one"] {
+        until(&harness, &subset(name), |called| called[0].stats.checked() == Checked::Healthy).await;
+    }
+    harness.change(in_subsets(address, &["one", "two"])).await;
+    let says = |name: &str| called(&harness, &subset(name))[0].stats.checked();
+    assert_eq!(says("two"), Checked::Healthy, "what is known is known at once");
+    assert_eq!(harness.metric("meshwork_health_checks_total", &[]), 1);
+    harness.change(in_subsets(address, &["two"])).await;
+    harness.change([on_web(check(http("/")))]).await;
+    well.store(false, Ordering::SeqCst);
+    for name in ["", "two"] {
+        let is_out = |called: &[Arc<Endpoint>]| {
+            let why = called[0].stats.check_failure();
+            called[0].stats.checked() == Checked::Unhealthy
+                && why.is_some_and(|why| *why == "HTTP GET /: 500 Internal Server Error")
+        };
+        until(&harness, &subset(name), is_out).await;
+    }
+    assert_eq!(harness.metric("meshwork_health_check_changes_total", &["unhealthy"]), 1, "it is told once");
+    harness.change([Change::remove::<v1::Policy>("default/p")]).await;
+    for name in ["", "two"] {
+        until(&harness, &subset(name), |called| called[0].stats.checked() == Checked::Unknown).await;
+    }
+}
+
+/// What this says, with so many endpoints called of all; the first failure of requests ejects one.
+fn a_part(subset_size: u32, spec: v1::policy::Spec) -> v1::policy::Spec {
+    let v1::policy::Spec::Traffic(traffic) = spec else { unreachable!("it is about traffic") };
+    v1::policy::Spec::Traffic(v1::TrafficPolicy {
+        load_balancer: Some(v1::LoadBalancer { subset_size, ..Default::default() }),
+        outlier_detection: Some(v1::OutlierDetection {
+            consecutive_5xx: 1,
+            base_ejection_time_ms: 3_600_000,
+            max_ejection_time_ms: 3_600_000,
+            max_ejection_percent: 100,
+            interval_ms: 10_000,
+            ..Default::default()
+        }),
+        ..traffic
+    })
+}
+
+#[tokio::test]
+async fn who_takes_the_place_of_one_that_fails_checks_is_asked_too() {
+    let well = [(); 2].map(|()| Arc::new(AtomicBool::new(true)));
+    let addresses = [web(&well[0]).await.0, web(&well[1]).await.0];
+    let mut harness = Harness::start(Settings::default());
+    harness.service("web", AppProtocol::Http1, &addresses).await;
+    harness.change([on_web(a_part(1, check(http("/"))))]).await;
+    let whole = subset("");
+    until(&harness, &whole, |called| called.len() == 1 && called[0].stats.checked() == Checked::Healthy)
+        .await;
+    let first = called(&harness, &whole)[0].address();
+    well[usize::from(first == addresses[1])].store(false, Ordering::SeqCst);
+    let both_asked = |called: &[Arc<Endpoint>]| {
+        let says = |one: &Arc<Endpoint>| {
+            one.stats.checked() == if one.address() == first { Checked::Unhealthy } else { Checked::Healthy }
+        };
+        called.len() == 2 && called.iter().all(says)
+    };
+    until(&harness, &whole, both_asked).await;
+}
+
+#[tokio::test]
+async fn who_takes_the_place_of_one_that_fails_requests_is_asked_too() {
+    let answers = || {
+        upstream(|bytes| {
+            let status = if bytes.starts_with(b"GET /healthz") { "200 OK" } else { "500 No" };
+            is_head(bytes).then(|| format!("HTTP/1.1 {status}\r\nContent-Length: 0\r\n\r\n").into_bytes())
+        })
+    };
+    let addresses = [answers().await.address, answers().await.address, answers().await.address];
+    let mut harness = Harness::start(Settings::default());
+    harness.service("web", AppProtocol::Http1, &addresses).await;
+    let listener = harness.route(vec![support::rule(&[("web", 1)], vec![])]).await;
+    harness.change([on_web(a_part(2, once(http("/healthz"))))]).await;
+    let whole = subset("");
+    let are_well = |count: usize| {
+        move |called: &[Arc<Endpoint>]| {
+            called.len() == count && called.iter().all(|one| one.stats.checked() == Checked::Healthy)
+        }
+    };
+    until(&harness, &whole, are_well(2)).await;
+    let answer = support::exchange(listener, b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").await;
+    assert!(answer.starts_with("HTTP/1.1 500"), "{answer}");
+    until(&harness, &whole, are_well(3)).await;
 }
 
 /// Greets with this, once it has got that.

@@ -17,9 +17,11 @@ pub(crate) type Standing = (Barred, bool, bool);
 pub(crate) enum Barred {
     #[default]
     No,
+    /// It is at its limit: where nobody else is well the request is refused, and does not go to one that is ejected.
+    Full,
     /// It should not.
     Ejected,
-    /// It would not take it: it is at its limit, or its own breaker is open.
+    /// It would not take it: its own breaker is open, or it is at its limit besides being ejected.
     Closed,
 }
 
@@ -96,12 +98,14 @@ impl<'s> Regard<'s> {
     }
 
     fn barred(&self, endpoint: &Endpoint) -> Barred {
-        if self.is_full(endpoint) || self.is_tripped(endpoint) {
-            Barred::Closed
-        } else if self.is_out(endpoint) {
-            Barred::Ejected
-        } else {
-            Barred::No
+        if self.is_tripped(endpoint) {
+            return Barred::Closed;
+        }
+        match (self.is_full(endpoint), self.is_out(endpoint)) {
+            (false, false) => Barred::No,
+            (true, false) => Barred::Full,
+            (false, true) => Barred::Ejected,
+            (true, true) => Barred::Closed,
         }
     }
 

@@ -159,6 +159,11 @@ impl Built {
             // Nobody would take them in again but a request that happens to try them.
             before.endpoints().all().iter().for_each(|endpoint| endpoint.stats.standing.forget());
         }
+        let [of_service, of_endpoint] =
+            [false, true].map(|each| said.circuit_breaker.filter(|_| said.breaks_endpoints == each));
+        if let Some(before) = before {
+            before.forget_breakers(of_service.is_none(), of_endpoint.is_none());
+        }
         Cluster {
             label: key.to_string().into(),
             name: key.named(),
@@ -174,8 +179,8 @@ impl Built {
             limits: said.limits,
             outlier_detection: said.outlier,
             health_check: said.health_check,
-            circuit_breaker: said.circuit_breaker.filter(|_| !said.breaks_endpoints),
-            endpoint_breaker: said.circuit_breaker.filter(|_| said.breaks_endpoints),
+            circuit_breaker: of_service,
+            endpoint_breaker: of_endpoint,
             proxy_protocol: said.proxy_protocol,
             requests: said.requests,
             namespace,

@@ -149,6 +149,76 @@ fn another_instance_and_one_that_is_taken_in_again_begin_with_a_closed_breaker()
     assert!(endpoint.stats.breaker.is_tripped(), "and it opens again");
 }
 
+#[test]
+fn breakers_that_no_policy_asks_for_any_more_are_forgotten() {
+    for per_endpoint in [false, true] {
+        let breaker = v1::CircuitBreaker {
+            window_calls: 10,
+            minimum_calls: 2,
+            failure_percent: 50,
+            open_ms: 1_000,
+            max_open_ms: 1_000,
+            trials: 1,
+            per_endpoint,
+            ..Default::default()
+        };
+        let with = |circuit_breaker| v1::TrafficPolicy { circuit_breaker, ..Default::default() };
+        let changes = [
+            service_change(&service("ns/a", &[("", 80)])),
+            slice("ns/a-1", "ns/a", ("", 80), vec![wire_endpoint("10.0.0.1")]),
+            policy_change(with(Some(breaker))),
+        ];
+        let mut builder = SnapshotBuilder::new();
+        let mut built = |changes: &[crate::Change]| {
+            let snapshot = build(&mut builder, changes.to_vec());
+            Caller::new(snapshot.cluster(&key("ns/a", 80)).expect("a cluster"))
+        };
+        let may_call = |caller: &mut Caller, now| {
+            let service = caller.cluster.try_call(now, &mut NoReasons)?;
+            caller.call(now).map(|(_, endpoint)| endpoint.or(service))
+        };
+        let (mut caller, now) = (built(&changes), Tick::from_nanos(1));
+        for _ in 0..2 {
+            let ticket = may_call(&mut caller, now).unwrap().unwrap();
+            ticket.ended(Call { failed: true, took: TOOK }, now, &mut SeededRng::new(1));
+        }
+        assert_eq!(may_call(&mut caller, now).unwrap_err(), Cause::CircuitBreaker);
+        assert!(may_call(&mut built(&[policy_change(with(None))]), now).is_ok());
+        let mut again = built(&[policy_change(with(Some(breaker)))]);
+        let ticket = may_call(&mut again, now).expect("nothing is held against it");
+        ticket.unwrap().ended(Call { failed: true, took: TOOK }, now, &mut SeededRng::new(1));
+        assert!(may_call(&mut again, now).is_ok(), "one failure alone does not open it");
+    }
+}
+
+#[test]
+fn what_is_too_much_for_those_that_are_well_does_not_go_to_one_that_is_ejected() {
+    let limits = v1::Limits { max_requests_per_endpoint: 1, ..Default::default() };
+    for algorithm in [
+        v1::traffic_policy::Algorithm::PeakEwma,
+        v1::traffic_policy::Algorithm::LeastRequest,
+        v1::traffic_policy::Algorithm::RoundRobin,
+        v1::traffic_policy::Algorithm::Random,
+        v1::traffic_policy::Algorithm::Maglev,
+    ] {
+        let policy =
+            v1::TrafficPolicy { limits: Some(limits), algorithm: algorithm.into(), ..Default::default() };
+        let cluster = cluster(3, policy);
+        let mut caller = Caller::new(&cluster);
+        let now = Tick::from_nanos(1);
+        let set = cluster.endpoints();
+        set.all()[0].stats.standing.eject_until(u64::MAX);
+        let held: Vec<InFlight> = (0..2).map(|_| caller.call(now).unwrap().0.endpoint.begin()).collect();
+        for _ in 0..20 {
+            assert_eq!(caller.call(now).unwrap_err(), Cause::MaxRequests, "{algorithm:?}");
+        }
+        // In panic ejections are disregarded.
+        set.all()[1].stats.standing.eject_until(u64::MAX);
+        assert_eq!(caller.call(now).unwrap().0.endpoint.id, set.all()[0].id);
+        drop(held);
+    }
+}
+
 proptest! {
     /// Whatever begins and ends: nobody has more than its limit, and none is refused while somebody is below it.
     #[test]

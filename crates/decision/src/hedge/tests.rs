@@ -115,6 +115,11 @@ fn no_hedge_while_there_is_too_much_already() {
     assert_eq!(admitted(&one, &GET), Err(NoHedge::Limit), "a hedge is one more");
     assert_eq!(admitted(&limits(Limits { max_requests: Some(1), ..Limits::default() }), &GET), Ok(()));
     assert_eq!(one.in_use(Limited::Retry), 0, "what is refused holds nothing");
+    let full = limits(Limits { max_requests_per_endpoint: Some(1), ..Limits::default() });
+    let _both: Vec<_> = full.endpoints().all().iter().map(|endpoint| endpoint.begin()).collect();
+    assert_eq!(admitted(&full, &GET), Err(NoHedge::NoOther));
+    let refused = |of: &Cluster| [Limited::Retry, Limited::Request].map(|what| of.refused(what));
+    assert_eq!([&none, &one, &full].map(|of| refused(of)), [[0; 2]; 3], "nobody had asked for it");
 
     let open = cluster(2);
     open.force_breaker(Some((ForcedState::Open, at(10_000))));

@@ -3,8 +3,16 @@ use proptest::prelude::*;
 use super::*;
 use crate::invariants;
 
+/// From 0 on it is judged.
 fn at(seconds: u64) -> Tick {
-    Tick::ZERO.after(Duration::from_secs(seconds))
+    Tick::ZERO.after(SETTLING).after(Duration::from_secs(seconds))
+}
+
+/// Somebody who calls nothing was heard long enough ago.
+fn settled() -> Verdicts {
+    let mut verdicts = Verdicts::default();
+    verdicts.hear(&"elsewhere".into(), Sights::new(), Tick::ZERO);
+    verdicts
 }
 
 fn service(port: u16) -> ClusterKey {
@@ -24,9 +32,17 @@ fn name(observer: usize) -> Arc<str> {
     format!("web-{observer}").into()
 }
 
+/// It has called every endpoint.
 fn says(verdicts: &mut Verdicts, observer: usize, out: &[u8], now: Tick) {
-    let sights = [(service(80), out.iter().copied().map(suspect).collect())].into();
-    verdicts.hear(&name(observer), sights, now);
+    let all: Vec<u8> = (1..=10).collect();
+    says_of(verdicts, (observer, &all), out, now);
+}
+
+/// It has called these.
+fn says_of(verdicts: &mut Verdicts, (observer, called): (usize, &[u8]), out: &[u8], now: Tick) {
+    let ejected = out.iter().copied().map(suspect).collect();
+    let called = called.iter().map(|number| suspect(*number).fingerprint()).collect();
+    verdicts.hear(&name(observer), [(service(80), Sight { ejected, called })].into(), now);
 }
 
 fn out(verdicts: &Verdicts) -> Vec<u8> {
@@ -45,7 +61,7 @@ fn judged(verdicts: &mut Verdicts, rules: &Rules, now: Tick) -> Vec<u8> {
 
 #[test]
 fn two_of_three_eject_and_one_does_not_however_often_it_speaks() {
-    let (mut verdicts, rules) = (Verdicts::default(), rules(2, 50, 50, 4));
+    let (mut verdicts, rules) = (settled(), rules(2, 50, 50, 4));
     for second in 0..10 {
         says(&mut verdicts, 1, &[3], at(second));
         says(&mut verdicts, 2, &[], at(second));
@@ -68,7 +84,7 @@ fn two_of_three_eject_and_one_does_not_however_often_it_speaks() {
 
 #[test]
 fn a_quorum_of_one_is_none() {
-    let mut verdicts = Verdicts::default();
+    let mut verdicts = settled();
     says(&mut verdicts, 1, &[3], at(0));
     assert_eq!(judged(&mut verdicts, &rules(0, 0, 100, 4), at(0)), [] as [u8; 0]);
     assert_eq!(judged(&mut verdicts, &rules(1, 0, 100, 4), at(0)), [] as [u8; 0]);
@@ -76,49 +92,52 @@ fn a_quorum_of_one_is_none() {
 
 #[test]
 fn those_who_call_it_and_are_content_count_too() {
-    let mut verdicts = Verdicts::default();
+    let mut verdicts = settled();
     for observer in 0..10 {
         says(&mut verdicts, observer, if observer < 4 { &[1] } else { &[] }, at(0));
     }
     assert_eq!(judged(&mut verdicts, &rules(2, 50, 50, 4), at(0)), [] as [u8; 0]);
-    let elsewhere: Sights = [(service(81), BTreeSet::new())].into();
+    let elsewhere: Sights = [(service(81), Sight::default())].into();
     verdicts.hear(&name(99), elsewhere, at(0));
     assert_eq!(judged(&mut verdicts, &rules(2, 40, 50, 4), at(0)), [1], "who calls another service does not");
 }
 
 #[test]
 fn who_calls_it_later_has_not_seen_it_and_does_not_count() {
-    let (mut verdicts, rules) = (Verdicts::default(), rules(2, 50, 50, 4));
+    let (mut verdicts, rules) = (settled(), rules(2, 50, 50, 4));
     says(&mut verdicts, 1, &[3], at(0));
     says(&mut verdicts, 2, &[3], at(0));
     says(&mut verdicts, 3, &[], at(0));
     assert_eq!(judged(&mut verdicts, &rules, at(0)), [3]);
     for observer in 4..20 {
-        says(&mut verdicts, observer, &[], at(1));
+        says_of(&mut verdicts, (observer, &[1, 2, 4]), &[], at(1));
     }
     assert_eq!(judged(&mut verdicts, &rules, at(1)), [3], "they leave it out, as they are told");
     says(&mut verdicts, 1, &[], at(2));
     assert_eq!(judged(&mut verdicts, &rules, at(2)), [] as [u8; 0]);
+    for observer in 4..20 {
+        says(&mut verdicts, observer, &[], at(3));
+    }
     says(&mut verdicts, 1, &[3], at(3));
     assert_eq!(judged(&mut verdicts, &rules, at(3)), [] as [u8; 0], "now they have called it too");
 }
 
 #[test]
 fn what_is_not_said_again_ends_with_its_lease() {
-    let (mut verdicts, rules) = (Verdicts::default(), rules(2, 50, 50, 4));
+    let (mut verdicts, rules) = (settled(), rules(2, 50, 50, 4));
     says(&mut verdicts, 1, &[3], at(0));
     says(&mut verdicts, 2, &[3], at(4));
     assert_eq!(judged(&mut verdicts, &rules, at(5)), [3]);
-    assert_eq!(verdicts.next_end(), Some(at(15)));
+    assert_eq!(verdicts.next_change(at(5)), Some(at(15)));
     assert_eq!(judged(&mut verdicts, &rules, at(14)), [3]);
     assert_eq!(judged(&mut verdicts, &rules, at(15)), [] as [u8; 0]);
     assert_eq!(judged(&mut verdicts, &rules, at(19)), [] as [u8; 0]);
-    assert_eq!(verdicts.next_end(), None);
+    assert_eq!(verdicts.next_change(at(19)), None);
 }
 
 #[test]
 fn who_is_out_stays_out_before_others_go_and_then_those_whom_most_have_ejected() {
-    let (mut verdicts, rules) = (Verdicts::default(), rules(2, 0, 50, 4));
+    let (mut verdicts, rules) = (settled(), rules(2, 0, 50, 4));
     for (observer, seen) in [(1, &[1, 2][..]), (2, &[1, 2, 3]), (3, &[2, 3]), (4, &[3, 2])] {
         says(&mut verdicts, observer, seen, at(0));
     }
@@ -135,7 +154,7 @@ fn who_is_out_stays_out_before_others_go_and_then_those_whom_most_have_ejected()
 
 #[test]
 fn one_always_may_be_out_and_never_the_last() {
-    let mut verdicts = Verdicts::default();
+    let mut verdicts = settled();
     for observer in 1..=3 {
         says(&mut verdicts, observer, &[1, 2], at(0));
     }
@@ -146,14 +165,98 @@ fn one_always_may_be_out_and_never_the_last() {
 
 #[test]
 fn without_rules_nobody_is_out_and_who_is_gone_neither() {
-    let mut verdicts = Verdicts::default();
+    let mut verdicts = settled();
     says(&mut verdicts, 1, &[3], at(0));
     says(&mut verdicts, 2, &[3], at(0));
     assert_eq!(judged(&mut verdicts, &rules(2, 50, 50, 4), at(0)), [3]);
-    assert_eq!(verdicts.judge(at(0), |_| None).len(), 1);
+    assert_eq!(verdicts.judge(at(0), |_| None::<Rules>).len(), 1);
     assert_eq!(out(&verdicts), [] as [u8; 0]);
     assert_eq!(judged(&mut verdicts, &rules(2, 50, 50, 4), at(0)), [3]);
     assert_eq!(judged(&mut verdicts, &rules(2, 50, 50, 2), at(0)), [] as [u8; 0], "there is no third");
+}
+
+#[test]
+fn of_those_who_are_heard_first_nobody_is_believed_before_all_had_time_to_speak() {
+    let (mut verdicts, rules) = (Verdicts::default(), rules(2, 50, 50, 4));
+    let at = |seconds| Tick::ZERO.after(Duration::from_secs(seconds));
+    says(&mut verdicts, 1, &[3], at(0));
+    says(&mut verdicts, 2, &[3], at(0));
+    assert_eq!(judged(&mut verdicts, &rules, at(0)), [] as [u8; 0]);
+    assert_eq!(verdicts.next_change(at(0)), Some(at(10)));
+    for observer in 3..=5 {
+        says(&mut verdicts, observer, &[], at(9));
+    }
+    assert_eq!(judged(&mut verdicts, &rules, at(10)), [] as [u8; 0], "two of five");
+    says(&mut verdicts, 3, &[3], at(11));
+    assert_eq!(judged(&mut verdicts, &rules, at(11)), [3]);
+    assert_eq!(judged(&mut verdicts, &rules, at(30)), [] as [u8; 0]);
+    says(&mut verdicts, 1, &[3], at(30));
+    says(&mut verdicts, 2, &[3], at(31));
+    assert_eq!(judged(&mut verdicts, &rules, at(39)), [] as [u8; 0], "all were away, and come one by one");
+    assert_eq!(judged(&mut verdicts, &rules, at(40)), [3]);
+}
+
+#[test]
+fn who_is_heard_late_counts_as_if_it_had_been_heard_at_once() {
+    let (mut verdicts, rules) = (settled(), rules(2, 50, 50, 4));
+    says(&mut verdicts, 1, &[3], at(0));
+    says(&mut verdicts, 2, &[3], at(0));
+    assert_eq!(judged(&mut verdicts, &rules, at(0)), [3]);
+    for observer in 3..=10 {
+        says(&mut verdicts, observer, &[], at(4));
+    }
+    assert_eq!(judged(&mut verdicts, &rules, at(4)), [] as [u8; 0], "two of ten");
+    for observer in 3..=5 {
+        says(&mut verdicts, observer, &[3], at(5));
+    }
+    assert_eq!(judged(&mut verdicts, &rules, at(5)), [3]);
+    for observer in 6..=10 {
+        says_of(&mut verdicts, (observer, &[1, 2, 4]), &[], at(6));
+    }
+    assert_eq!(judged(&mut verdicts, &rules, at(6)), [3]);
+    says(&mut verdicts, 1, &[], at(7));
+    assert_eq!(judged(&mut verdicts, &rules, at(7)), [] as [u8; 0], "four of the ten who had called it");
+}
+
+#[test]
+fn the_share_is_of_those_who_have_called_that_endpoint() {
+    let (mut verdicts, rules) = (settled(), rules(2, 60, 50, 6));
+    // Three zones, three callers in each, that call two endpoints each.
+    for observer in 1..=9 {
+        let zone = u8::try_from((observer - 1) / 3).unwrap();
+        let called = [1 + 2 * zone, 2 + 2 * zone];
+        let out: &[u8] = if observer <= 2 { &[1] } else { &[] };
+        says_of(&mut verdicts, (observer, &called), out, at(0));
+    }
+    let turns = verdicts.judge(at(0), |_| Some(rules.clone()));
+    let sentence = Some(Sentence { observers: 2, callers: 3 });
+    assert_eq!(turns, [Turn { service: service(80), suspect: suspect(1), sentence }]);
+    says_of(&mut verdicts, (9, &[1, 5, 6]), &[], at(1));
+    assert_eq!(judged(&mut verdicts, &rules, at(1)), [] as [u8; 0], "one more has called it: two of four");
+}
+
+#[test]
+fn rules_are_asked_for_where_two_have_ejected_the_same() {
+    let mut verdicts = settled();
+    let sights = |numbers: [u8; 2]| -> Sights {
+        let sight = |number| Sight { ejected: [suspect(number)].into(), called: BTreeSet::new() };
+        [(service(80), sight(numbers[0])), (service(81), sight(numbers[1]))].into()
+    };
+    let asked = |verdicts: &mut Verdicts| {
+        let mut asked = Vec::new();
+        verdicts.judge(at(0), |service| {
+            asked.push(service.port);
+            Some(rules(2, 50, 50, 4))
+        });
+        asked
+    };
+    verdicts.hear(&name(1), sights([1, 1]), at(0));
+    assert_eq!(asked(&mut verdicts), [] as [u16; 0]);
+    verdicts.hear(&name(2), sights([2, 1]), at(0));
+    assert_eq!(asked(&mut verdicts), [81], "of the other each has ejected somebody else");
+    verdicts.hear(&name(2), sights([2, 2]), at(0));
+    assert_eq!(asked(&mut verdicts), [81], "it stands, and may end");
+    assert_eq!(asked(&mut verdicts), [] as [u16; 0]);
 }
 
 proptest! {
@@ -163,7 +266,7 @@ proptest! {
         said in prop::collection::vec((0usize..6, prop::collection::btree_set(1u8..10, 0..6), 0u64..40), 1..60),
     ) {
         let rules = rules(observers, percent, most, endpoints);
-        let mut verdicts = Verdicts::default();
+        let mut verdicts = settled();
         let mut last: BTreeMap<usize, (BTreeSet<u8>, u64)> = BTreeMap::new();
         let mut began: BTreeMap<u8, u32> = BTreeMap::new();
         let mut now = 0;
@@ -175,17 +278,17 @@ proptest! {
             prop_assert_eq!(invariants::shared_ejection(&rules, sentenced.len()), Ok(()));
             // Told by going over everything that was said: only the last words of those who still count.
             let heard: Vec<_> = last.values().filter(|(_, when)| when + LEASE.as_secs() > now).collect();
+            let callers = heard.len() as u32;
+            let most = |endpoint: u8| began.get(&endpoint).map_or(callers, |then| callers.max(*then));
             let enough = |endpoint: u8| {
                 let count = heard.iter().filter(|(seen, _)| seen.contains(&endpoint)).count() as u32;
-                let callers = heard.len() as u32;
-                let witnesses = began.get(&endpoint).map_or(callers, |then| callers.min(*then));
+                let witnesses = most(endpoint);
                 count >= 2 && count >= observers && count * 100 >= percent * witnesses
             };
             prop_assert!(sentenced.iter().all(|&endpoint| endpoint <= endpoints && enough(endpoint)));
             let convicted = (1..=endpoints).filter(|&endpoint| enough(endpoint)).count();
             prop_assert_eq!(sentenced.len(), convicted.min(rules.bound()));
-            let callers = heard.len() as u32;
-            began = sentenced.iter().map(|at| (*at, began.get(at).copied().unwrap_or(callers))).collect();
+            began = sentenced.iter().map(|at| (*at, most(*at))).collect();
         }
     }
 
@@ -197,7 +300,7 @@ proptest! {
         lie in prop::collection::btree_set(1u8..6, 0..6),
     ) {
         let rules = rules(2, 0, 100, 6);
-        let mut verdicts = Verdicts::default();
+        let mut verdicts = settled();
         for (observer, seen) in honest.iter().enumerate() {
             says(&mut verdicts, observer, &seen.iter().copied().collect::<Vec<_>>(), at(0));
         }

@@ -65,7 +65,7 @@ pub(crate) async fn wait(
 /// The control plane has delivered the service; the snapshot with it may still be in the making.
 async fn delivered(conn: &Conn, host: &str) -> Rc<View> {
     loop {
-        let mut applied = pin!(conn.worker.applied.notified());
+        let mut applied = pin!(conn.worker.bells.applied.notified());
         // A snapshot that comes between our look and our wait wakes us too.
         applied.as_mut().enable();
         let view = conn.worker.view();

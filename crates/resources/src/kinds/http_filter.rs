@@ -324,7 +324,7 @@ pub(super) fn validate(filters: &[Spanned<HTTPRouteFilter>], cx: &mut Cx) {
             cx.in_item(index, |cx| cx.in_field(FIELDS[filter.index()], |cx| edits.validate(cx)));
         }
         if let HTTPRouteFilter::RequestMirror(mirror) = &filter.inner {
-            cx.in_item(index, |cx| cx.in_field(FIELDS[MIRROR], |cx| mirror.validate(filter.span, cx)));
+            cx.in_item(index, |cx| cx.in_field(FIELDS[MIRROR], |cx| mirror.validate(cx)));
         }
     }
     let find = |wanted: fn(&HTTPRouteFilter) -> bool| filters.iter().find(|filter| wanted(filter));

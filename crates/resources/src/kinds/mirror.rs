@@ -4,10 +4,9 @@ use meshwork_base::{Namespace, ObjectName};
 
 use super::references::{self, core_group, kind};
 use super::shaping::Fraction;
-use crate::codes;
 use crate::decode::text::{Group, KindRef};
 use crate::decode::{Cx, record};
-use crate::span::{Span, Spanned};
+use crate::span::Spanned;
 
 record! {
     /// Where copies go, and of how many requests.
@@ -38,24 +37,14 @@ record! {
 }
 
 impl HTTPRequestMirrorFilter {
-    pub(super) fn validate(&self, span: Span, cx: &mut Cx) {
+    pub(super) fn validate(&self, cx: &mut Cx) {
         let to = &self.backend_ref;
         cx.in_field("backendRef", |cx| {
             references::validate_port(&to.group, &to.kind, &to.name, to.port, to.span, cx);
         });
-        let Some(fraction) = &self.fraction else { return };
-        if self.percent.is_some() {
-            let message = format!("`{}` has both a `percent` and a `fraction`", cx.path());
-            cx.error(span, codes::CONFLICTING_FIELDS, message).help =
-                Some("remove one of the two".to_owned());
-        }
-        let (numerator, denominator) = (fraction.numerator, fraction.denominator.unwrap_or(100));
-        if numerator > denominator {
-            let message = format!("`{}.fraction` is {numerator} of {denominator}", cx.path());
-            cx.error(fraction.span, codes::CONFLICTING_FIELDS, message).help = Some(
-                "write a `numerator` that is not above the `denominator`, which is 100 when absent"
-                    .to_owned(),
-            );
+        if let Some(fraction) = &self.fraction {
+            let path = cx.path().to_string();
+            Fraction::validate(fraction, self.percent, &path, cx);
         }
     }
 }

@@ -138,20 +138,28 @@ impl FaultInjection {
             ("bandwidth", self.bandwidth.as_ref().map(|b| (b.percent, &b.fraction))),
         ];
         for (field, share) in shares {
-            let Some((percent, Some(fraction))) = share else { continue };
-            let (numerator, denominator) = (fraction.numerator, fraction.denominator.unwrap_or(100));
-            if percent.is_some() {
-                let message = format!("`faultInjection.{field}` has both a `percent` and a `fraction`");
-                cx.error(fraction.span, codes::CONFLICTING_FIELDS, message).help =
-                    Some("remove one of the two".to_owned());
+            if let Some((percent, Some(fraction))) = share {
+                Fraction::validate(fraction, percent, &format!("faultInjection.{field}"), cx);
             }
-            if numerator > denominator {
-                let message = format!("`faultInjection.{field}.fraction` is {numerator} of {denominator}");
-                cx.error(fraction.span, codes::CONFLICTING_FIELDS, message).help = Some(
-                    "write a `numerator` that is not above the `denominator`, which is 100 when absent"
-                        .to_owned(),
-                );
-            }
+        }
+    }
+}
+
+impl Fraction {
+    /// `of`: what has it, and perhaps a percentage besides.
+    pub(super) fn validate(this: &Spanned<Self>, percent: Option<u32>, of: &str, cx: &mut Cx) {
+        let (numerator, denominator) = (this.numerator, this.denominator.unwrap_or(100));
+        if percent.is_some() {
+            let message = format!("`{of}` has both a `percent` and a `fraction`");
+            cx.error(this.span, codes::CONFLICTING_FIELDS, message).help =
+                Some("remove one of the two".to_owned());
+        }
+        if numerator > denominator {
+            let message = format!("`{of}.fraction` is {numerator} of {denominator}");
+            cx.error(this.span, codes::CONFLICTING_FIELDS, message).help = Some(
+                "write a `numerator` that is not above the `denominator`, which is 100 when absent"
+                    .to_owned(),
+            );
         }
     }
 }

@@ -18,6 +18,7 @@ const RESPONSE_BYTES: usize = 512 * 1024;
 /// Services about which one proxy is heard, and endpoints of each.
 const VIEWED_SERVICES: usize = 4096;
 const VIEWED_ENDPOINTS: usize = 1024;
+const CALLED_ENDPOINTS: usize = 8192;
 /// Names of removed resources in one response.
 const RESPONSE_NAMES: usize = 4096;
 
@@ -111,6 +112,7 @@ impl Stream {
         views.services.truncate(VIEWED_SERVICES);
         for view in &mut views.services {
             view.ejected.truncate(VIEWED_ENDPOINTS);
+            view.called.truncate(CALLED_ENDPOINTS);
         }
         views
     }

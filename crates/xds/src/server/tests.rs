@@ -319,7 +319,7 @@ fn a_bounded_number_of_probes_is_armed() {
 fn a_proxy_is_heard_about_services_that_it_was_told_of() {
     let mut server = server(world(1, &[("Service", "shop/a", "1"), ("Service", "shop/b", "1")], &[]));
     let id = open(&mut server, join("Service", &["shop/a"], &[]));
-    let view = |service: &str| v1::ServiceView { service: service.into(), port: 80, ejected: vec![] };
+    let view = |service: &str| v1::ServiceView { service: service.into(), port: 80, ..Default::default() };
     let said = |services: &[&str]| {
         let services = services.iter().map(|service| view(service)).collect();
         DiscoveryRequest { views: Some(v1::Views { services }), ..DiscoveryRequest::default() }
@@ -339,8 +339,9 @@ fn a_proxy_is_heard_about_services_that_it_was_told_of() {
 fn what_a_client_sees_is_said_once_and_again_on_a_new_stream() {
     let settings = Settings::new(Node { id: "test/one".into(), ..Node::default() });
     let mut client = Client::new(settings, None, Tick::ZERO);
-    let views =
-        v1::Views { services: vec![v1::ServiceView { service: "shop/a".into(), port: 80, ejected: vec![] }] };
+    let views = v1::Views {
+        services: vec![v1::ServiceView { service: "shop/a".into(), port: 80, ..Default::default() }],
+    };
     let said = |client: &mut Client| {
         let requests = std::iter::from_fn(|| client.poll_request());
         requests.filter_map(|request| request.views).collect::<Vec<_>>()
