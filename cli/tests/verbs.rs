@@ -314,7 +314,7 @@ name: one of five is left
 duration: 6s
 warmUp: 3s
 clients: 2
-arrivals: {perSecond: 40}
+arrivals: {perSecond: 4, loads: [{at: 0s, times: 10}]}
 instances:
 - {concurrency: 8, service: {mean: 5ms}}
 - {service: {mean: 5ms}, phases: [{at: 0s, state: Away}]}
@@ -348,4 +348,9 @@ fn a_scenario_runs_against_real_proxies() {
     std::fs::write(&file, FLEET.replace("- {concurrency", "- {weight: 2, concurrency")).unwrap();
     let refusal = command(&["simulate", "--live"]).arg(&file).output().unwrap();
     refused(&refusal, &["instances[1].weight", "have no weight"]);
+    let guarded = FLEET.replace("  hedge:", "  overload: {adaptiveConcurrency: {}}\n  hedge:");
+    assert_ne!(guarded, FLEET);
+    std::fs::write(&file, guarded).unwrap();
+    let refusal = command(&["simulate", "--live"]).arg(&file).output().unwrap();
+    refused(&refusal, &["policies.overload", "have no sidecars"]);
 }

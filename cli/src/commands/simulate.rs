@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use meshwork_base::{Clock as _, SystemClock};
-use meshwork_decision::simulator::{Report, Scenario, median, run as simulate};
+use meshwork_decision::simulator::{Answered, Report, Scenario, median, run as simulate};
 use parking_lot::Mutex;
 use serde::Serialize;
 
@@ -92,6 +92,9 @@ struct Summary {
     requests: u64,
     latency_ms: Latency,
     failed_percent: Spread,
+    /// Of the requests of high priority, where `highPercent` says that there are some, and of the others.
+    failed_high_percent: Option<Spread>,
+    failed_low_percent: Option<Spread>,
     attempts_per_request: Spread,
     retries: Spread,
     ejections: Spread,
@@ -106,6 +109,8 @@ struct Outline {
     /// By the quantiles of [`QUANTILES`].
     latencies: [f64; 4],
     failed: f64,
+    /// Of high priority, and of low.
+    failed_by_priority: Option<[f64; 2]>,
     attempts_per_request: f64,
     retries: u64,
     ejections: u64,
@@ -122,6 +127,8 @@ impl Outline {
             requests: report.requests,
             latencies: QUANTILES.map(|share| millis(report.quantile(share))),
             failed: 100.0 * report.failed(),
+            failed_by_priority: (!report.answers.is_empty())
+                .then(|| [true, false].map(|high| failed_of(scenario, &report, high))),
             attempts_per_request: ratio(report.attempts, report.requests),
             retries: report.retries,
             ejections: report.ejections,
@@ -129,6 +136,17 @@ impl Outline {
             loads: report.loads,
         }
     }
+}
+
+/// Percent of the measured requests of a priority that failed.
+fn failed_of(scenario: &Scenario, report: &Report, high: bool) -> f64 {
+    let is_of = |answer: &&Answered| answer.high == high && answer.arrived >= scenario.warm_up;
+    let (of, failed) = report
+        .answers
+        .iter()
+        .filter(is_of)
+        .fold((0, 0), |(of, failed), answer| (of + 1, failed + u64::from(!answer.well)));
+    100.0 * ratio(failed, of)
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Outcome {
@@ -206,6 +224,10 @@ fn broken(scenario: &Scenario, report: &Report) -> Option<String> {
 fn summary(name: String, scenario: &Scenario, first: u64, seeds: &[Outline], took: Duration) -> Summary {
     let over = |of: &dyn Fn(&Outline) -> f64| Spread::of(seeds.iter().map(of));
     let quantile = |at: usize| over(&|seed| seed.latencies[at]);
+    let by_priority = |at: usize| {
+        let failed: Option<Vec<f64>> = seeds.iter().map(|of| Some(of.failed_by_priority?[at])).collect();
+        failed.map(|failed| Spread::of(failed.into_iter()))
+    };
     let loads = scenario.instances.iter().enumerate().map(|(instance, plan)| Load {
         instance,
         weight: plan.weight,
@@ -220,6 +242,8 @@ fn summary(name: String, scenario: &Scenario, first: u64, seeds: &[Outline], too
         requests: seeds.iter().map(|seed| seed.requests).sum(),
         latency_ms: Latency { p50: quantile(0), p90: quantile(1), p99: quantile(2), p999: quantile(3) },
         failed_percent: over(&|seed| seed.failed),
+        failed_high_percent: by_priority(0),
+        failed_low_percent: by_priority(1),
         attempts_per_request: over(&|seed| seed.attempts_per_request),
         retries: over(&|seed| seed.retries as f64),
         ejections: over(&|seed| seed.ejections as f64),
@@ -252,10 +276,17 @@ fn show(summary: &Summary) -> std::io::Result<()> {
         row("p99 ms", p99, 1),
         row("p99.9 ms", p999, 1),
         row("failed %", &summary.failed_percent, 2),
+    ];
+    let by_priority = [
+        ("failed of high priority %", &summary.failed_high_percent),
+        ("failed of low %", &summary.failed_low_percent),
+    ];
+    rows.extend(by_priority.into_iter().filter_map(|(name, spread)| Some(row(name, spread.as_ref()?, 2))));
+    rows.extend([
         row("attempts per request", &summary.attempts_per_request, 3),
         row("retries", &summary.retries, 0),
         row("ejections", &summary.ejections, 0),
-    ];
+    ]);
     rows.extend(
         summary.loads.iter().map(|load| {
             row(&format!("load of {} (weight {}) %", load.instance, load.weight), &load.percent, 2)
@@ -273,11 +304,11 @@ mod tests {
 
     const FOLDER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../examples/fleets");
 
-    /// Those of all algorithms, and the one of slow start.
+    /// Those of all algorithms, the one of slow start, and the one of overload.
     fn compared() -> impl Iterator<Item = Scenario> {
         let slow_start =
             SlowStart { window: Duration::from_secs(10), aggression: 1_000, min_weight_percent: 10 };
-        fleets::all().into_iter().chain([fleets::one_cold(Some(slow_start))])
+        fleets::all().into_iter().chain([fleets::one_cold(Some(slow_start)), fleets::overloaded()])
     }
 
     #[test]
@@ -293,11 +324,22 @@ mod tests {
                 .find(|fleet| fleet.name == name)
                 .unwrap_or_else(|| panic!("{}: no fleet is called `{name}`", path.display()));
             // A second of them tells as much, and is over sooner.
-            scenario.duration = Duration::from_secs(3);
-            fleet.duration = Duration::from_secs(3);
+            let begins = fleet.arrivals.loads.get(1).map_or(Duration::from_secs(2), |(at, _)| *at);
+            let lasts = begins + Duration::from_secs(1);
+            assert_eq!(
+                (scenario.duration, &scenario.arrivals.loads),
+                (fleet.duration, &fleet.arrivals.loads)
+            );
+            scenario.duration = lasts;
+            fleet.duration = lasts;
             let (report, wanted) = (simulate(&scenario, 17), simulate(&fleet, 17));
             assert_eq!(report.to_string(), wanted.to_string(), "{}", path.display());
             assert_eq!(broken(&scenario, &report), None, "{name}");
+            let outline = Outline::of(&scenario, report);
+            if let Some([high, low]) = outline.failed_by_priority {
+                assert!(high < low, "{name}: {high} % of high priority failed, {low} % of low");
+            }
+            assert_eq!(outline.failed_by_priority.is_some(), scenario.arrivals.high > 0, "{name}");
             names.push(name);
         }
         names.sort();

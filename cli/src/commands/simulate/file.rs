@@ -1,5 +1,7 @@
 //! The scenario's file: what is not known in it is an error, what is absent has the default that is said here.
 
+mod overload;
+
 use std::fmt;
 use std::time::Duration;
 
@@ -9,6 +11,9 @@ use meshwork_decision::{
 };
 use meshwork_process::parse_duration;
 use serde::{Deserialize, Deserializer};
+use serde_saphyr::Spanned;
+
+use self::overload::Guarding;
 
 /// Instances and clients of one scenario, at most: each client knows every instance.
 const INSTANCES: usize = 10_000;
@@ -59,6 +64,18 @@ struct Coming {
     per_second: f64,
     #[serde(default)]
     burst: Option<More>,
+    #[serde(default)]
+    loads: Vec<Spanned<Load>>,
+    #[serde(default)]
+    high_percent: Option<Spanned<u32>>,
+}
+
+/// From a time on so many times as much comes.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Load {
+    at: Time,
+    times: f64,
 }
 
 #[derive(Debug, Deserialize)]
@@ -146,6 +163,8 @@ struct Said {
     hedge: Option<Hedging>,
     #[serde(default)]
     timeouts: Option<Times>,
+    #[serde(default)]
+    overload: Option<Guarding>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -256,6 +275,11 @@ fn wrong<T>(why: impl Into<String>) -> Result<T, Wrong> {
     Err(Wrong(why.into()))
 }
 
+/// The same, with the line of the value.
+fn wrong_at<T, V>(at: &Spanned<V>, why: impl fmt::Display) -> Result<T, Wrong> {
+    wrong(format!("line {}: {why}", at.referenced.line()))
+}
+
 /// Reads a scenario and its name.
 pub(super) fn read(text: &str) -> Result<(String, Scenario), Wrong> {
     let file: File = serde_saphyr::from_str(text).map_err(|error| Wrong(error.to_string()))?;
@@ -281,8 +305,12 @@ pub(super) fn read(text: &str) -> Result<(String, Scenario), Wrong> {
         None => None,
     };
     let per_second = positive("arrivals.perSecond", file.arrivals.per_second)?;
-    let most =
-        per_second * burst.as_ref().map_or(1.0, |burst| burst.times.max(1.0)) * file.duration.0.as_secs_f64();
+    let (loads, high) = (loads(&file.arrivals)?, high(&file)?);
+    let peak = loads.iter().fold(1.0_f64, |most, (_, times)| most.max(*times));
+    let most = per_second
+        * burst.as_ref().map_or(1.0, |burst| burst.times.max(1.0))
+        * peak
+        * file.duration.0.as_secs_f64();
     if most > REQUESTS {
         return wrong(format!("duration and arrivals: at most {REQUESTS} requests of a seed, not {most:.0}"));
     }
@@ -306,13 +334,37 @@ pub(super) fn read(text: &str) -> Result<(String, Scenario), Wrong> {
         duration: file.duration.0,
         warm_up,
         clients: file.clients,
-        arrivals: Arrivals { per_second, burst, loads: Vec::new(), high: 0 },
+        arrivals: Arrivals { per_second, burst, loads, high },
         instances,
         network: file.network.map_or(Duration::ZERO, |time| time.0),
         zones: file.zones,
         policies: policies(&file.policies)?,
     };
     Ok((file.name, scenario))
+}
+
+fn loads(said: &Coming) -> Result<Vec<(Duration, f64)>, Wrong> {
+    let mut loads: Vec<(Duration, f64)> = Vec::new();
+    for load in &said.loads {
+        let Load { at, times } = &load.value;
+        // What is less comes not once in a run.
+        if !(0.001..=1e6).contains(times) {
+            return wrong_at(load, "arrivals.loads.times: above 0, 0.001 to 1e6");
+        }
+        if loads.last().is_some_and(|(before, _)| at.0 <= *before) {
+            return wrong_at(load, "arrivals.loads: in the order of time");
+        }
+        loads.push((at.0, *times));
+    }
+    Ok(loads)
+}
+
+/// Percent of the requests that go first.
+fn high(file: &File) -> Result<u32, Wrong> {
+    match &file.arrivals.high_percent {
+        Some(said) if !(1..=100).contains(&said.value) => wrong_at(said, "arrivals.highPercent: 1 to 100"),
+        said => Ok(said.as_ref().map_or(0, |said| said.value)),
+    }
 }
 
 fn instance(group: &Group) -> Result<Instance, Wrong> {
@@ -457,106 +509,9 @@ fn policies(said: &Said) -> Result<Policies, Wrong> {
         retry,
         hedge: said.hedge.as_ref().map(hedge).transpose()?,
         timeout: said.timeouts.as_ref().map_or(default.timeout, |times| times.request.0),
-        overload: None,
+        overload: said.overload.as_ref().map(overload::overload).transpose()?,
     })
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const LEAST: &str =
-        "name: x\nduration: 1s\narrivals: {perSecond: 10}\ninstances: [{service: {mean: 1ms}}]\n";
-
-    #[test]
-    fn what_is_absent_has_its_default() {
-        let (name, scenario) = read(LEAST).unwrap();
-        let [instance] = &scenario.instances[..] else { panic!("one instance") };
-        assert_eq!((&*name, scenario.clients, instance.weight, instance.concurrency), ("x", 1, 1, 1));
-        assert_eq!(scenario.policies.retry.attempts, Policies::default().retry.attempts);
-        assert!(scenario.policies.outlier_detection.is_none());
-    }
-
-    #[test]
-    fn what_is_said_counts() {
-        let more = "network: 250us\npolicies:\n  loadBalancer: {algorithm: Random}\n  \
-                    outlierDetection: {consecutive5xx: 3}\n  \
-                    retry: {attempts: 1, perTryTimeout: 20ms, backoff: {base: 1ms, max: 2ms}, budget: {percent: 5}}\n  \
-                    hedge: {delayPercentile: 90}\n  \
-                    timeouts: {request: 7s}\n";
-        let (_, scenario) = read(&[LEAST, more].concat()).unwrap();
-        let policies = scenario.policies;
-        assert_eq!(scenario.network, Duration::from_micros(250));
-        assert_eq!((policies.algorithm, policies.timeout), (Algorithm::Random, Duration::from_secs(7)));
-        assert_eq!(policies.outlier_detection.unwrap().consecutive_5xx, 3);
-        let least = Duration::from_millis(10);
-        let delay = HedgeDelay::Percentile { percent: 90, least };
-        assert_eq!(policies.hedge, Some(HedgePolicy { delay, budget_percent: 10 }));
-        let retry = policies.retry;
-        assert_eq!((retry.attempts, retry.per_try_timeout), (1, Some(Duration::from_millis(20))));
-        assert_eq!(
-            (retry.backoff_base, retry.backoff_max),
-            (Duration::from_millis(1), Duration::from_millis(2))
-        );
-        assert_eq!(retry.budget, RetryBudget { percent: 5, min_per_second: 0 });
-    }
-
-    #[test]
-    fn what_is_no_scenario_is_told_where_it_is_not() {
-        for (from, to, says) in [
-            ("name: x", "nmae: x", "nmae"),
-            ("1s", "soon", "soon"),
-            ("perSecond: 10", "perSecond: 1e-20", "arrivals.perSecond: above 0, 0.001 to 1e9"),
-            (
-                "[{service",
-                "[{phases: [{at: 1s, state: Serving, slower: 1e300}], service",
-                "phases.slower: above 0, 1e6",
-            ),
-            ("{mean: 1ms}", "{mean: 1ms, spread: LogNormal, sigma: 1e9}", "service.sigma: above 0, 10"),
-            ("perSecond: 10", "perSecond: 0", "arrivals.perSecond: above 0"),
-            ("[{service", "[{count: 0, service", "instances[0].count"),
-            ("[{service: {mean: 1ms}}]", "[]", "instances: at least one"),
-            (
-                "name: x",
-                "name: x\npolicies: {loadBalancer: {subsetting: {size: 0}}}",
-                "subsetting.size: at least 1",
-            ),
-            ("[{service", "[{joins: 1s, service", "instances: at least one that is there from the beginning"),
-            (
-                "name: x",
-                "name: x\npolicies: {loadBalancer: {slowStart: {window: 1s, aggression: 0}}}",
-                "slowStart.aggression: above 0",
-            ),
-            (
-                "name: x",
-                "name: x\npolicies: {loadBalancer: {slowStart: {window: 1s, minWeightPercent: 0}}}",
-                "minWeightPercent: 1 to 100",
-            ),
-            ("{mean: 1ms}", "{mean: 1ms, sigma: 2}", "instances[0].service.sigma: only with LogNormal"),
-            ("{mean: 1ms}", "{mean: 1ms, spread: LogNormal}", "service.sigma: above 0"),
-            ("[{service", "[{weight: 0, service", "instances[0].weight: at least 1"),
-            ("[{service", "[{phases: [{at: 1s, state: Lost, slower: 2}], service", "slower: only of Serving"),
-            (
-                "[{service",
-                "[{phases: [{at: 1s, state: Lost}, {at: 1s, state: Away}], service",
-                "in the order of time",
-            ),
-            ("duration: 1s", "duration: 1s\nwarmUp: 1s", "warmUp"),
-            ("duration: 1s", "duration: 1s\nclients: 0", "clients: 1 to 1000"),
-            ("perSecond: 10", "perSecond: 10, burst: {every: 0s, lasts: 0s, times: 2}", "above 0"),
-            ("perSecond: 10", "perSecond: 10, burst: {every: 1s, lasts: 2s, times: 2}", "at most `every`"),
-            ("perSecond: 10", "perSecond: 100000000", "at most 10000000 requests"),
-            ("[{service", "[{zone: 1, service", "instances[0].zone: below `zones`, which is 0"),
-            ("name: x", "name: x\npolicies: {retry: {budget: {percent: 101}}}", "percent: 0 to 100"),
-            ("name: x", "name: x\npolicies: {hedge: {}}", "policies.hedge: `delay` above 0"),
-            (
-                "name: x",
-                "name: x\npolicies: {hedge: {delay: 1s, budgetPercent: 0}}",
-                "budgetPercent: 1 to 100",
-            ),
-        ] {
-            let Wrong(why) = read(&LEAST.replace(from, to)).unwrap_err();
-            assert!(why.contains(says), "{to}: {why}");
-        }
-    }
-}
+mod tests;

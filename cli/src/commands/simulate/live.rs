@@ -47,6 +47,11 @@ pub(super) enum LiveError {
         "instances[{0}].joins: real proxies hear of all instances from the beginning; leave it out, or run without `--live`"
     )]
     Joins(usize),
+    /// Live instances are alone.
+    #[error(
+        "policies.overload and arrivals.highPercent: instances of a live run have no sidecars that would keep it; leave them out, or run without `--live`"
+    )]
+    Overload,
     /// What the simulator can do and a `TrafficPolicy` cannot say.
     #[error(
         "proxies would refuse the scenario: {0}; keep to what a TrafficPolicy takes, or run without `--live`"
@@ -80,6 +85,9 @@ pub(super) fn run(scenario: &Scenario, seed: u64) -> Result<Outline, LiveError> 
     }
     if let Some(late) = scenario.instances.iter().position(|instance| !instance.joins.is_zero()) {
         return Err(LiveError::Joins(late));
+    }
+    if scenario.policies.overload.is_some() || scenario.arrivals.high > 0 {
+        return Err(LiveError::Overload);
     }
     // One thread: instances and load share the machine with proxies that have threads of their own.
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -120,6 +128,7 @@ fn outline(seed: u64, counted: &Counted, told: &proxies::Told, instances: &[Rc<I
         requests,
         latencies: QUANTILES.map(quantile),
         failed: 100.0 * counted.failed(),
+        failed_by_priority: None,
         attempts_per_request: ratio(told.attempts, requests),
         retries: told.attempts.saturating_sub(told.requests),
         ejections: told.ejections,

@@ -200,14 +200,9 @@ impl<'s> Engine<'s> {
         let arrivals = &self.scenario.arrivals;
         let times = arrivals.burst.filter(|_| self.clients[client].bursting).map_or(1.0, |burst| burst.times);
         #[expect(clippy::cast_precision_loss, reason = "a count of proxies")]
-        let per_second = arrivals.per_second * times * self.load() / self.scenario.clients as f64;
+        let per_second = arrivals.per_second * times * arrivals.load(self.now.since(Tick::ZERO))
+            / self.scenario.clients as f64;
         Duration::from_secs_f64(exponential(&mut self.world) / per_second)
-    }
-
-    /// How much comes now, in relation to the usual.
-    fn load(&self) -> f64 {
-        let begun = |(at, _): &&(Duration, f64)| Tick::ZERO.after(*at) <= self.now;
-        self.scenario.arrivals.loads.iter().take_while(begun).last().map_or(1.0, |(_, times)| *times)
     }
 
     fn burst(&mut self, client: usize) {

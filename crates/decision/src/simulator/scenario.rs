@@ -47,6 +47,15 @@ pub struct Arrivals {
     pub high: u32,
 }
 
+impl Arrivals {
+    /// How much comes after so long, in relation to the usual.
+    #[must_use]
+    pub fn load(&self, after: Duration) -> f64 {
+        let begun = self.loads.iter().take_while(|(at, _)| *at <= after);
+        begun.last().map_or(1.0, |(_, times)| *times)
+    }
+}
+
 /// From time to time more comes.
 #[derive(Clone, Copy, Debug)]
 pub struct Burst {

@@ -57,11 +57,11 @@ impl Callers<'_> {
         Spread::Exponential.draw(&mut *self.world.borrow_mut())
     }
 
-    /// The time to the next request.
-    fn gap(&self) -> Duration {
+    /// The time to the next request, after so long.
+    fn gap(&self, elapsed: Duration) -> Duration {
         let arrivals = &self.scenario.arrivals;
         let times = arrivals.burst.filter(|_| self.bursting.get()).map_or(1.0, |burst| burst.times);
-        let per_second = arrivals.per_second * times / self.scenario.clients as f64;
+        let per_second = arrivals.per_second * times * arrivals.load(elapsed) / self.scenario.clients as f64;
         Duration::from_secs_f64(self.drawn() / per_second)
     }
 
@@ -119,7 +119,7 @@ async fn call(
     connector.set_nodelay(true);
     let client: Http = Client::builder(TokioExecutor::new()).build(connector);
     let mut requests = JoinSet::new();
-    let mut due = began.after(callers.gap());
+    let mut due = began.after(callers.gap(Duration::ZERO));
     while due < whole {
         sleep(due.since(clock.now())).await;
         counted.borrow_mut().arrived += 1;
@@ -135,7 +135,7 @@ async fn call(
                 counted.took.push(if good { clock.now().since(due) } else { limit });
             }
         });
-        due = due.after(callers.gap());
+        due = due.after(callers.gap(due.since(began)));
     }
     while let Some(ended) = requests.join_next().await {
         ended.expect("a request neither panics nor is aborted");
