@@ -4,11 +4,15 @@
 
 mod support;
 
+use std::io::{Read as _, Write as _};
+use std::net::{SocketAddr, TcpListener};
 use std::process::{Child, Output, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde_json::{Value, json};
-use support::process::HTTP;
-use support::{Gateway, Upstream, command, exchange, until, yaml};
+use support::process::{HTTP, METRICS};
+use support::{Gateway, Upstream, command, exchange, get, until, yaml};
 
 fn explained(gateway: &Gateway, arguments: &[&str]) -> Value {
     let output = gateway.ask(&[&["explain", "-o", "json"], arguments].concat());
@@ -308,4 +312,82 @@ fn a_request_that_nobody_kept_is_an_error_that_says_what_to_do() {
         assert_eq!(output.status.code(), Some(code), "{arguments:?}: {said}");
         assert!(said.contains(says), "{arguments:?}: {said}");
     }
+}
+
+/// Two instances, of which whichever is asked first never answers: their addresses, and whether it was let go.
+fn racing() -> ([SocketAddr; 2], Arc<AtomicBool>) {
+    let (asked, let_go) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
+    let addresses = [(); 2].map(|()| {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let (asked, let_go) = (Arc::clone(&asked), Arc::clone(&let_go));
+        std::thread::spawn(move || {
+            for mut tcp in listener.incoming().map_while(Result::ok) {
+                let (mut head, mut byte) = (Vec::new(), [0]);
+                while !head.ends_with(b"\r\n\r\n") && tcp.read(&mut byte).is_ok_and(|count| count > 0) {
+                    head.extend(byte);
+                }
+                if asked.swap(true, Ordering::SeqCst) {
+                    tcp.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").unwrap();
+                } else {
+                    // Until the connection ends, however.
+                    while tcp.read(&mut byte).is_ok_and(|count| count > 0) {}
+                    let_go.store(true, Ordering::SeqCst);
+                }
+            }
+        });
+        address
+    });
+    (addresses, let_go)
+}
+
+#[test]
+fn a_hedged_request_tells_both_attempts_and_which_of_them_won() {
+    let (instances, let_go) = racing();
+    let policy = "apiVersion: meshwork.dev/v1alpha1
+kind: TrafficPolicy
+metadata: {name: hedged}
+spec:
+  targetRefs: [{group: '', kind: Service, name: web}]
+  hedge: {delay: 50ms, budgetPercent: 100}
+";
+    let text = [
+        yaml::EDGE,
+        &yaml::route("web", "  - backendRefs: [{name: web, port: 80}]"),
+        &yaml::service("web", &instances),
+        policy,
+    ]
+    .concat();
+    let gateway = Gateway::start(&[("shop.yaml", &text)]);
+    let request = b"GET /x HTTP/1.1\r\nHost: a\r\nX-Request-Id: h-1\r\nConnection: close\r\n\r\n";
+    let answer = exchange(gateway.at(HTTP), request).expect("the gateway answers");
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    until("the loser is let go", || let_go.load(Ordering::SeqCst).then_some(()));
+    let answer = story(&gateway.ask(&["explain", "h-1", "-o", "json"]));
+    let [hop] = &answer["hops"].as_array().unwrap()[..] else { panic!("one hop: {answer:#}") };
+    assert_eq!((&hop["kept"], &hop["verdict"]["status"]), (&json!("slow"), &json!(200)), "{hop:#}");
+    let [lost, won] = &hop["attempts"].as_array().unwrap()[..] else { panic!("two attempts: {hop:#}") };
+    assert_eq!((&lost["cause"], &lost["status"]), (&json!("hedge_lost"), &Value::Null), "{hop:#}");
+    assert_eq!((&won["cause"], &won["status"]), (&Value::Null, &json!(200)), "{hop:#}");
+    let mut asked = [&lost["endpoint"], &won["endpoint"]].map(|at| at.as_str().unwrap().to_owned());
+    let mut both = instances.map(|at| at.to_string());
+    asked.sort();
+    both.sort();
+    assert_eq!(asked, both, "each was asked once");
+    let begun = [lost, won].map(|tried| tried["startMs"].as_f64().unwrap());
+    assert!(begun[1] - begun[0] >= 45.0, "the second one after the time that the policy says: {hop:#}");
+    let told = gateway.ask(&["explain", "h-1"]);
+    let told = String::from_utf8(told.stdout).unwrap();
+    let attempts: Vec<_> = told.lines().filter(|line| line.starts_with("attempt ")).collect();
+    let [lost, won] = attempts[..] else { panic!("two attempts: {told}") };
+    assert!(lost.contains("hedge_lost") && won.contains("200"), "{told}");
+    // The log and the metric say the same.
+    let [line] = &gateway.log(1)[..] else { panic!("one request") };
+    assert_eq!(
+        (&line["attempts"], &line["upstream_host"]),
+        (&json!(2), &answer["hops"][0]["attempts"][1]["endpoint"])
+    );
+    let metrics = get(gateway.at(METRICS), "/metrics").unwrap().1;
+    let counted = "meshwork_hedged_requests_total{service=\"default/web\",outcome=\"won\"} 1";
+    assert!(metrics.contains(counted), "{metrics}");
 }
