@@ -41,10 +41,12 @@ fn printed(output: &std::process::Output) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
+fn standings(gateway: &Gateway) -> Value {
+    serde_json::from_str(&printed(&gateway.ask(&["get", "breakers", "web", "-o", "json"]))).unwrap()
+}
+
 fn standing(gateway: &Gateway) -> Value {
-    let told: Value =
-        serde_json::from_str(&printed(&gateway.ask(&["get", "breakers", "web", "-o", "json"]))).unwrap();
-    told[0]["proxies"][0].clone()
+    standings(gateway)[0]["proxies"][0].clone()
 }
 
 #[test]
@@ -148,4 +150,59 @@ fn a_forced_state_ends_by_itself_also_while_the_control_plane_is_away() {
     signal("CONT", pid);
     assert_eq!(refused, 503);
     back.unwrap();
+}
+
+#[test]
+fn how_overload_and_memory_stand_is_seen() {
+    let upstream = Upstream::start("web");
+    let said = "overload: {adaptiveConcurrency: {minConcurrency: 1, maxConcurrency: 1}, queue: {maxRequests: 5, maxWait: 30s}}";
+    let files = [("shop.yaml", &*resources(&upstream)), ("policy.yaml", &*policy(said))];
+    let gateway = Gateway::start_at(support::address(), &files, &["--max-memory-bytes", "100000000000"]);
+    assert_eq!(standings(&gateway), serde_json::json!([]), "nothing is known before the first request");
+    let at = gateway.at(HTTP);
+    let held = [1, 2].map(|_| {
+        let request = b"GET / HTTP/1.1\r\nHost: a\r\nx-hold: 1\r\nConnection: close\r\n\r\n";
+        std::thread::spawn(move || exchange(at, request).expect("the gateway answers"))
+    });
+    let limits = until("one is under way and one waits", || {
+        let limits = standings(&gateway)[0]["proxies"][0]["limits"].clone();
+        (limits[1]["inUse"] == 1).then_some(limits)
+    });
+    let limit = |limit: &str, allowed: u32, headroom: u32| serde_json::json!({"limit": limit, "inUse": 1, "allowed": allowed, "headroom": headroom, "rejected": 0});
+    let wanted = [limit("overload.adaptiveConcurrency", 1, 0), limit("overload.queue.maxRequests", 5, 4)];
+    assert_eq!(limits, serde_json::json!(wanted));
+    let table = printed(&gateway.ask(&["get", "breakers", "web"]));
+    assert!(table.contains("overload.adaptiveConcurrency 1/1, overload.queue.maxRequests 1/5"), "{table}");
+    let metrics = get(gateway.at(support::process::METRICS), "/metrics").unwrap().1;
+    for line in [
+        "meshwork_overload_concurrency_limit{service=\"default/web:80\"} 1",
+        "meshwork_overload_requests_in_flight{service=\"default/web:80\"} 1",
+        "meshwork_overload_requests_queued{service=\"default/web:80\"} 1",
+        "meshwork_overload_memory_limit_bytes 100000000000",
+        "meshwork_overload_memory_pressure{level=\"calm\"} 1",
+    ] {
+        assert!(metrics.contains(line), "{line} in {metrics}");
+    }
+    let memory = &gateway.api("/v1/breakers")["memory"];
+    assert_eq!(
+        (&memory[0]["pressure"], &memory[0]["limitBytes"]),
+        (&"calm".into(), &100_000_000_000_u64.into())
+    );
+    assert!(memory[0]["residentBytes"].as_u64().unwrap() > 1_000_000, "{memory}");
+    upstream.release();
+    for held in held {
+        assert!(held.join().unwrap().starts_with("HTTP/1.1 200"));
+    }
+}
+
+#[test]
+fn a_proxy_without_memory_is_named() {
+    let upstream = Upstream::start("web");
+    let files = [("shop.yaml", &*resources(&upstream))];
+    let gateway = Gateway::start_at(support::address(), &files, &["--max-memory-bytes", "1"]);
+    let told = gateway.ask(&["get", "breakers"]);
+    let notes = String::from_utf8_lossy(&told.stderr).into_owned();
+    assert!(notes.contains(" of 0 MiB of memory: it sends requests away"), "{notes}");
+    let metrics = get(gateway.at(support::process::METRICS), "/metrics").unwrap().1;
+    assert!(metrics.contains("meshwork_overload_memory_pressure{level=\"full\"} 1"), "{metrics}");
 }

@@ -70,6 +70,7 @@ pub(super) fn shared(mesh: Mesh) -> Arc<Shared> {
         mesh,
         tracer: None,
         observer: meshwork_proxy::Observer::default(),
+        memory: meshwork_proxy::MemoryLevel::default(),
     })
 }
 

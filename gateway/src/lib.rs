@@ -23,7 +23,7 @@ use meshwork_process::{
     AdminArgs, AdminError, AdminServer, AdminState, CommonArgs, Condition, Drain, Readiness, TraceArgs,
     TraceArgsError,
 };
-use meshwork_proxy::{Engine, Follower, Mesh, Observer, Settings, Shared, TrafficArgs};
+use meshwork_proxy::{Engine, Follower, MemoryLevel, Mesh, Observer, Settings, Shared, TrafficArgs};
 use meshwork_telemetry::{
     AccessLogError, AccessLogSink, LogHandle, MetricsRegistry, RequestLabels, TraceResource, Tracer,
     inventory,
@@ -233,6 +233,7 @@ fn shared(
         labels: labels(identity.as_deref()),
         mesh: Mesh { identity, ..Mesh::default() },
         observer: Observer::default(),
+        memory: MemoryLevel::default(),
     })
 }
 

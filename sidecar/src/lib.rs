@@ -34,7 +34,9 @@ use meshwork_decision::Snapshot;
 use meshwork_identity::Identity;
 use meshwork_messages::{type_url, v1};
 use meshwork_process::{AdminError, AdminServer, AdminState, CommonArgs, Drain, Readiness, TraceArgsError};
-use meshwork_proxy::{Engine, Follower, ListenError, Listening, Mesh, Observer, Settings, Shared, Side};
+use meshwork_proxy::{
+    Engine, Follower, ListenError, Listening, MemoryLevel, Mesh, Observer, Settings, Shared, Side,
+};
 use meshwork_telemetry::{
     AccessLogError, AccessLogSink, LogHandle, MetricsRegistry, RequestLabels, TraceResource, Tracer,
     inventory,
@@ -400,6 +402,7 @@ fn shared(
             ..Mesh::default()
         },
         observer: Observer::default(),
+        memory: MemoryLevel::default(),
     })
 }
 

@@ -71,7 +71,8 @@ pub(super) fn show(
     name: Option<&str>,
     format: Format,
 ) -> Outcome {
-    let services = standings(server, namespace, name)?;
+    let answer = standings(server, namespace, name)?;
+    let services = services(&answer);
     if format != Format::Table {
         output::value(format, &services)?;
         return Ok(ExitCode::SUCCESS);
@@ -84,6 +85,8 @@ pub(super) fn show(
         &["SERVICE", "PORT", "PROXY", "BREAKER", "CALLS", "REJECTED", "LIMITS", "PASSED BY"],
         rows,
     )?;
+    let memory = answer["memory"].as_array().into_iter().flatten();
+    memory.filter_map(short_of_memory).for_each(|note| output::note(&note));
     Ok(ExitCode::SUCCESS)
 }
 
@@ -92,7 +95,7 @@ pub(super) fn standings(
     server: &ServerArgs,
     namespace: Option<&str>,
     name: Option<&str>,
-) -> Result<Vec<Value>, Box<dyn std::error::Error>> {
+) -> Result<Value, Box<dyn std::error::Error>> {
     let path = match (namespace, name) {
         (namespace, Some(name)) => format!("/v1/breakers/{}/{name}", namespace.unwrap_or("default")),
         (Some(namespace), None) => format!("/v1/breakers?namespace={namespace}"),
@@ -101,7 +104,28 @@ pub(super) fn standings(
     let client = server.client()?;
     let answer: Value = block_on(client.json(http::Method::GET, &path, &[], Bytes::new()))??;
     notes(&answer, "has not answered", "is of a version that cannot be asked");
-    Ok(answer["services"].as_array().cloned().unwrap_or_default())
+    Ok(answer)
+}
+
+/// The services of an answer.
+pub(super) fn services(answer: &Value) -> Vec<Value> {
+    answer["services"].as_array().cloned().unwrap_or_default()
+}
+
+/// What is to be said of a proxy's memory, if anything.
+fn short_of_memory(told: &Value) -> Option<String> {
+    let does = match told["pressure"].as_str()? {
+        "tight" => "it closes idle connections soon",
+        "full" => "it sends requests away",
+        _ => return None,
+    };
+    let mib = |bytes: &Value| bytes.as_u64().unwrap_or_default() >> 20;
+    Some(format!(
+        "{} has {} of {} MiB of memory: {does}",
+        told["proxy"].as_str().unwrap_or_default(),
+        mib(&told["residentBytes"]),
+        mib(&told["limitBytes"])
+    ))
 }
 
 fn row(service: &Value, standing: &Value) -> Vec<String> {
@@ -196,6 +220,18 @@ fn notes(answer: &Value, silent: &str, unable: &str) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn who_is_short_of_memory_is_named() {
+        let told = |pressure: &str| {
+            short_of_memory(
+                &json!({"proxy": "p", "residentBytes": 97 << 20, "limitBytes": 100 << 20, "pressure": pressure}),
+            )
+        };
+        assert_eq!(told("full").as_deref(), Some("p has 97 of 100 MiB of memory: it sends requests away"));
+        assert!(told("tight").is_some_and(|note| note.ends_with("idle connections soon")));
+        assert_eq!(told("calm"), None);
+    }
 
     #[test]
     fn a_state_says_why() {

@@ -1,4 +1,6 @@
-//! `meshwork top`: rates, success, latencies and breakers of services, live.
+//! `meshwork top`: rates, success, latencies, breakers and overload of services, live.
+
+mod overload;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::IsTerminal as _;
@@ -13,8 +15,9 @@ use serde::{Deserialize, Serialize};
 use super::{Outcome, block_on};
 use crate::output::{self, Format};
 use crate::server::ServerArgs;
+use overload::{Kept, Overload};
 
-/// Show rates, success, latencies and circuit breakers of services, live
+/// Show rates, success, latencies, circuit breakers and overload of services, live
 #[derive(clap::Args, Debug)]
 pub(crate) struct Arguments {
     #[command(flatten)]
@@ -47,6 +50,9 @@ struct Proxy {
     id: String,
     services: Vec<Counted>,
     breakers: Vec<Breaker>,
+    /// An older control plane says nothing of it.
+    #[serde(default)]
+    overloads: Vec<Kept>,
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -79,6 +85,8 @@ struct Row {
     p99_ms: Option<f64>,
     /// Of each port whose breaker is not closed in every proxy: how many proxies say so.
     breakers: BTreeMap<String, usize>,
+    /// What is kept from it; none where no policy says so.
+    overload: Option<Overload>,
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Outcome {
@@ -135,9 +143,10 @@ fn show(arguments: &Arguments, rows: &[Row], now: &Top) -> Result<(), Box<dyn st
             number(row.p50_ms, 1),
             number(row.p99_ms, 1),
             if breakers.is_empty() { "-".to_owned() } else { breakers.join(", ") },
+            row.overload.as_ref().map_or_else(|| "-".to_owned(), ToString::to_string),
         ]
     });
-    output::table(&["SERVICE", "RATE/S", "SUCCESS %", "P50 MS", "P99 MS", "BREAKER"], cells)?;
+    output::table(&["SERVICE", "RATE/S", "SUCCESS %", "P50 MS", "P99 MS", "BREAKER", "OVERLOAD"], cells)?;
     if !now.silent.is_empty() {
         output::note(&format!("no answer from {}", now.silent.join(", ")));
     }
@@ -177,6 +186,7 @@ fn rows(before: &Top, now: &Top) -> Vec<Row> {
     let breakers = || now.proxies.iter().flat_map(|proxy| &proxy.breakers);
     let mut services: BTreeSet<&str> = sums.keys().map(|(service, _)| *service).collect();
     services.extend(breakers().map(|breaker| &*breaker.service));
+    services.extend(now.proxies.iter().flat_map(|proxy| &proxy.overloads).map(|kept| &*kept.service));
     let seconds = (now.at_ms.saturating_sub(before.at_ms)) as f64 / 1000.0;
     let row = |service: &str| {
         let of = |reporter| sums.get(&(service, reporter)).filter(|sum| sum.requests > 0);
@@ -192,6 +202,7 @@ fn rows(before: &Top, now: &Top) -> Vec<Row> {
             p50_ms: quantile(&sum, 0.5),
             p99_ms: quantile(&sum, 0.99),
             breakers: states,
+            overload: Overload::of(service, before, now, seconds),
         }
     };
     services.into_iter().map(row).collect()
@@ -233,6 +244,7 @@ mod tests {
                 bounds_ms: vec![10.0, 20.0],
             }],
             breakers: vec![Breaker { service: "shop/web".to_owned(), port: 80, state: "open".to_owned() }],
+            overloads: Vec::new(),
         });
         Top { at_ms, proxies: proxies.collect(), silent: Vec::new() }
     }

@@ -38,6 +38,8 @@ pub(crate) enum Act {
 
 pub(crate) struct Setup {
     pub(crate) up: Option<Up>,
+    /// So many alike.
+    pub(crate) instances: usize,
     pub(crate) protocol: &'static str,
     /// The policy's spec, one line.
     pub(crate) policy: &'static str,
@@ -45,7 +47,13 @@ pub(crate) struct Setup {
 }
 
 fn plain(steps: &'static [Step], policy: &'static str) -> Setup {
-    Setup { up: Some(Up::Http1(steps)), protocol: "http", policy, act: Act::Send(Payload::Nothing) }
+    Setup {
+        up: Some(Up::Http1(steps)),
+        instances: 1,
+        protocol: "http",
+        policy,
+        act: Act::Send(Payload::Nothing),
+    }
 }
 
 fn acting(act: Act, steps: &'static [Step], policy: &'static str) -> Setup {
@@ -55,19 +63,35 @@ fn acting(act: Act, steps: &'static [Step], policy: &'static str) -> Setup {
 fn streams(frames: &'static [Frame]) -> Setup {
     Setup {
         up: Some(Up::Http2(frames)),
+        instances: 1,
         protocol: "kubernetes.io/h2c",
         policy: "retry: {attempts: 0}",
         act: Act::Send(Payload::Nothing),
     }
 }
 
+/// A second attempt soon, and for every request.
+macro_rules! hedge {
+    () => {
+        "hedge: {delay: 50ms, budgetPercent: 100}\n  "
+    };
+}
+
+/// One request at once; how others wait follows.
+macro_rules! one {
+    () => {
+        "overload: {adaptiveConcurrency: {minConcurrency: 1, maxConcurrency: 1}, queue: "
+    };
+}
+
 const ONCE: &str = "retry: {attempts: 0}";
 
 /// How a row's fault is made.
+#[expect(clippy::too_many_lines, reason = "a table: one arm per row")]
 pub(crate) fn setup(name: &str) -> Setup {
     use Step::{Close, Drip, Flood, Hang, Head, Reset, Send, Wait};
     let send = Act::Send(Payload::Nothing);
-    let without = |up| Setup { up, protocol: "http", policy: "", act: send };
+    let without = |up| Setup { up, instances: 1, protocol: "http", policy: "", act: send };
     match name {
         "refused" => without(Some(Up::Nobody)),
         "no-route" => Setup { policy: "timeouts: {connect: 300ms}", ..without(Some(Up::Full)) },
@@ -112,6 +136,24 @@ pub(crate) fn setup(name: &str) -> Setup {
             &[Head, Send(BUSY)],
             "circuitBreaker: {minimumCalls: 2, failurePercent: 50, window: {calls: 10}, openTime: 10m}",
         ),
+        "endpoint-breaker" => acting(
+            Act::After(3),
+            &[Head, Send(BUSY)],
+            "circuitBreaker: {per: Endpoint, minimumCalls: 2, failurePercent: 50, window: {calls: 10}, openTime: 10m}",
+        ),
+        "hedged-reset" => Setup {
+            instances: 2,
+            ..plain(&[Head, Wait(1000), Reset], concat!(hedge!(), "retry: {attempts: 0}"))
+        },
+        "hedged-stalled" => {
+            Setup { instances: 2, ..plain(&[Head, Hang], concat!(hedge!(), "timeouts: {request: 500ms}")) }
+        }
+        "overloaded" => acting(Act::Beside, &[Head, Hang], concat!(one!(), "{maxRequests: 0}}")),
+        "overload-queue" => {
+            acting(Act::Behind, &[Head, Hang], concat!(one!(), "{maxRequests: 1, maxWait: 60s}}"))
+        }
+        "overload-time" => acting(Act::Beside, &[Head, Hang], concat!(one!(), "{maxWait: 300ms}}")),
+        "memory" => plain(&[Head, Send(OK)], ""),
         "left" => acting(Act::Leave, &[Head, Hang], ""),
         other => panic!("{other} is not in the table"),
     }
@@ -127,8 +169,8 @@ pub(crate) struct Sent {
 }
 
 /// Injects a row's fault, for clients of both versions.
-pub(crate) async fn inject(row: &Row, gateway: SocketAddr, log: &Path, up: Option<&Running>) -> Vec<Sent> {
-    let met = tokio::time::timeout(PATIENCE, meet(row, gateway, log, up)).await;
+pub(crate) async fn inject(row: &Row, gateway: SocketAddr, log: &Path, up: &[Running]) -> Vec<Sent> {
+    let met = tokio::time::timeout(PATIENCE, meet(row, gateway, log, up.first())).await;
     met.unwrap_or_else(|_| panic!("{}: a client was left waiting", row.name))
 }
 

@@ -247,7 +247,65 @@ pub const GATEWAY: &[Row] = &[
     ),
     row("busy", Status(503), "UO", "max_requests", "backend", "`limits.maxRequests` are under way already"),
     row("breaker", Status(503), "UO", "circuit_breaker", "endpoint", "the circuit breaker is open"),
+    row(
+        "endpoint-breaker",
+        Status(503),
+        "UO",
+        "circuit_breaker",
+        "endpoint",
+        "the circuit breakers of all endpoints are open (`per: Endpoint`)",
+    ),
+    row(
+        "hedged-reset",
+        Status(503),
+        "UR",
+        "upstream_reset",
+        "request",
+        "both attempts of a hedged request are reset",
+    ),
+    row(
+        "hedged-stalled",
+        Status(504),
+        "UT",
+        "request_timeout",
+        "request",
+        "neither attempt of a hedged request is answered within `timeouts.request`",
+    ),
+    row(
+        "overloaded",
+        Status(503),
+        "OM",
+        "overload",
+        "overload",
+        "as many as `overload` has learnt are under way, and nobody may wait",
+    ),
+    row(
+        "overload-queue",
+        Status(503),
+        "OM",
+        "overload",
+        "overload",
+        "`overload.queue.maxRequests` wait already",
+    ),
+    row(
+        "overload-time",
+        Status(503),
+        "OM",
+        "overload",
+        "overload",
+        "the request has waited for `overload.queue.maxWait`",
+    ),
 ];
+
+/// Injected into a gateway of its own, which refuses everything.
+pub const MEMORY: [Row; 1] = [row(
+    "memory",
+    Status(503),
+    "OM",
+    "overload",
+    "overload",
+    "the proxy is near the memory that it may have (`--max-memory-bytes`)",
+)];
 
 /// Clients that leave: what is written down depends on how they say so.
 pub const LEAVING: [Row; 2] = [

@@ -178,9 +178,32 @@ impl Standing {
     }
 }
 
+/// What a proxy has of the memory that it may have.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Memory {
+    proxy: String,
+    resident_bytes: u64,
+    limit_bytes: u64,
+    pressure: String,
+}
+
+impl Memory {
+    fn new(proxy: String, told: v1::MemoryStanding) -> Self {
+        Self {
+            proxy,
+            resident_bytes: told.resident_bytes,
+            limit_bytes: told.limit_bytes,
+            pressure: told.pressure,
+        }
+    }
+}
+
 /// What the connected proxies have told, and who has.
 struct Heard {
     standings: Vec<(String, v1::ServiceStanding)>,
+    /// Of those that have a limit.
+    memory: Vec<Memory>,
     who: Answered,
 }
 
@@ -190,15 +213,17 @@ fn able(proxy: &Proxy) -> bool {
 
 async fn ask(hub: &Hub) -> Result<Heard, Problem> {
     let mut standings = Vec::new();
+    let mut memory = Vec::new();
     let question = Probe { standings: true, ..Probe::default() };
     let who = probe::all(hub, question, PATIENCE, able, |observed| {
         let id = observed.proxy.node.id;
-        let told = observed.observation.standings.unwrap_or_default().services;
-        standings.extend(told.into_iter().map(|service| (id.clone(), service)));
+        let told = observed.observation.standings.unwrap_or_default();
+        standings.extend(told.services.into_iter().map(|service| (id.clone(), service)));
+        memory.extend(told.memory.map(|told| Memory::new(id, told)));
         observed.observation.done.is_some()
     })
     .await?;
-    Ok(Heard { standings, who })
+    Ok(Heard { standings, memory, who })
 }
 
 /// How services stand: JSON in camelCase, to which keys are only ever added.
@@ -206,6 +231,7 @@ async fn ask(hub: &Hub) -> Result<Heard, Problem> {
 #[serde(rename_all = "camelCase")]
 struct Standings {
     services: Vec<Service>,
+    memory: Vec<Memory>,
     /// Proxies that have not answered.
     silent: BTreeSet<String>,
     /// Proxies whose version cannot be asked.
@@ -223,7 +249,12 @@ fn standings(heard: Heard, wanted: impl Fn(&str, &str) -> bool) -> Json<Standing
         let (namespace, name) = (namespace.to_owned(), name.to_owned());
         wanted(&namespace, &name).then_some(Service { namespace, name, port, proxies })
     });
-    Json(Standings { services: split.collect(), silent: heard.who.silent, unable: heard.who.unable })
+    Json(Standings {
+        services: split.collect(),
+        memory: heard.memory,
+        silent: heard.who.silent,
+        unable: heard.who.unable,
+    })
 }
 
 async fn list(
@@ -315,8 +346,8 @@ async fn force(
     hub.force(v1::BreakerForce { service: service.clone(), port, state: state.into(), until_unix_ms });
     // It is in force whether or not they can be asked.
     let heard = ask(hub).await;
-    let nobody = |_| Heard { standings: Vec::new(), who: Answered::nobody(hub, able) };
-    let Heard { standings, who } = heard.unwrap_or_else(nobody);
+    let nobody = |_| Heard { standings: Vec::new(), memory: Vec::new(), who: Answered::nobody(hub, able) };
+    let Heard { standings, who, .. } = heard.unwrap_or_else(nobody);
     let is_forced = |told: &v1::ServiceStanding| {
         told.service == service
             && (port == 0 || told.port == port)

@@ -160,6 +160,8 @@ pub(super) struct Backend {
     pub(super) algorithm: Option<String>,
     pub(super) limits: Option<Limits>,
     pub(super) circuit_breaker: Option<Breaker>,
+    /// What the caller keeps from it; where it has sidecars these do it.
+    pub(super) overload: Option<Said>,
     pub(super) timeouts: Option<Timeouts>,
     pub(super) retry: Option<Retry>,
     /// The request with the backend's own filters applied, where it has some.

@@ -120,9 +120,20 @@ pub(super) fn limits(cluster: &Cluster, sources: &Sources) -> Option<Limits> {
     })
 }
 
-/// When the cluster is not called for a while; none where it always is.
+/// What the caller keeps from a service that has no sidecars.
+pub(super) fn overload(cluster: &Cluster, story: &mut Story) -> Option<Said> {
+    let (_, policy) = cluster.guard()?;
+    let (at_once, queue) = (&policy.concurrency, &policy.queue);
+    let (least, most) = (at_once.min_concurrency, at_once.max_concurrency);
+    let many = if least == most { most.to_string() } else { format!("{least} to {most}") };
+    let value = format!("{many} at once, {} wait for {:?} at most", queue.max_requests, queue.max_wait);
+    story.tell("overload", cluster.key.to_string(), "noted", format!("{value}{}", by(Some(&policy.origin))));
+    Some(Said { value, source: Source::of(&policy.origin) })
+}
+
+/// When the cluster, or each of its endpoints, is not called for a while; none where it always is.
 pub(super) fn breaker(cluster: &Cluster, sources: &Sources) -> Option<Breaker> {
-    let policy = cluster.circuit_breaker.as_ref()?;
+    let policy = cluster.circuit_breaker.as_ref().or(cluster.endpoint_breaker.as_ref())?;
     Some(Breaker {
         mode: format!("{:?}", policy.mode),
         minimum_calls: policy.minimum_calls,

@@ -399,6 +399,7 @@ impl<'a> Run<'a> {
         policy::hedge(matched, cluster, &sources, &mut self.story);
         view.limits = policy::limits(cluster, &sources);
         view.circuit_breaker = policy::breaker(cluster, &sources);
+        view.overload = policy::overload(cluster, &mut self.story);
         view.protocol = Some(format!("{:?}", cluster.protocol));
         view.algorithm = Some(format!("{:?}", cluster.algorithm));
         let wanted = Wanted { hash: self.hash(cluster, request), ..Wanted::default() };
@@ -487,6 +488,7 @@ fn unresolved(backend: &meshwork_decision::Backend, verdict: Verdict) -> answer:
         algorithm: None,
         limits: None,
         circuit_breaker: None,
+        overload: None,
         timeouts: None,
         retry: None,
         forwarded: None,

@@ -33,6 +33,7 @@ struct Proxy {
     role: String,
     services: Vec<Service>,
     breakers: Vec<Breaker>,
+    overloads: Vec<Overload>,
 }
 
 /// Requests to a service since the proxy started.
@@ -58,6 +59,19 @@ struct Breaker {
     state: String,
 }
 
+/// What is kept from a service, or from the application beside the proxy.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Overload {
+    service: String,
+    port: u32,
+    in_flight: u32,
+    limit: u32,
+    queued: u32,
+    /// Requests that were sent away since the proxy started.
+    shed: u64,
+}
+
 pub(super) async fn top(State(plane): State<ControlPlane>) -> Result<Json<Top>, Problem> {
     let hub = plane.hub();
     let mut proxies = Vec::new();
@@ -75,7 +89,7 @@ pub(super) async fn top(State(plane): State<ControlPlane>) -> Result<Json<Top>, 
 
 impl Proxy {
     fn of(observed: Observed) -> Option<Self> {
-        let v1::Stats { services, breakers, bounds_ms } = observed.observation.stats?;
+        let v1::Stats { services, breakers, overloads, bounds_ms } = observed.observation.stats?;
         let service = |is: v1::ServiceStats| Service {
             service: is.service,
             reporter: is.reporter,
@@ -85,12 +99,21 @@ impl Proxy {
             bounds_ms: bounds_ms.clone(),
         };
         let breaker = |is: v1::BreakerState| Breaker { service: is.service, port: is.port, state: is.state };
+        let overload = |is: v1::OverloadState| Overload {
+            service: is.service,
+            port: is.port,
+            in_flight: is.in_flight,
+            limit: is.limit,
+            queued: is.queued,
+            shed: is.shed,
+        };
         let node = observed.proxy.node;
         Some(Self {
             id: node.id,
             role: node.role,
             services: services.into_iter().map(service).collect(),
             breakers: breakers.into_iter().map(breaker).collect(),
+            overloads: overloads.into_iter().map(overload).collect(),
         })
     }
 }

@@ -21,6 +21,7 @@ use crate::limits::{ConnectionLimit, ConnectionPermit, Limited, Limits, Permit, 
 use crate::load::Answer;
 use crate::outage::{self, Outage};
 use crate::outlier::{self, AttemptOutcome, Fleet, OutlierDetection, Picked, Shift, Trial};
+use crate::overload::{Gate, Overload};
 use crate::policy::RequestPolicy;
 use crate::preference::Preference;
 use crate::proxy_protocol::ProxyVersion;
@@ -175,6 +176,8 @@ pub struct Cluster {
     pub circuit_breaker: Option<CircuitBreaker>,
     /// When one of its endpoints is not; absent: never by a breaker.
     pub endpoint_breaker: Option<CircuitBreaker>,
+    /// What keeps its endpoints from more than they can do, where no sidecar stands before them.
+    pub overload: Option<Arc<Overload>>,
     /// What each plaintext connection begins with, to say for whom it is made.
     pub proxy_protocol: Option<ProxyVersion>,
     /// What policies attached to the service say about its requests; asked through [`crate::RulePolicy`].
@@ -193,6 +196,8 @@ pub(crate) struct ClusterShared {
     pub(crate) usage: Usage,
     pub(crate) budget: BudgetWindow,
     hedges: OnceLock<Box<Hedges>>,
+    /// Made when a policy wants one.
+    pub(crate) gate: OnceLock<Arc<Gate>>,
     pub(crate) outage: Outage,
     pub(crate) fastest: Fastest,
     pub(crate) breaker: Breaker,
@@ -686,6 +691,7 @@ impl Cluster {
             && self.health_check == other.health_check
             && self.circuit_breaker == other.circuit_breaker
             && self.endpoint_breaker == other.endpoint_breaker
+            && self.overload == other.overload
             && self.proxy_protocol == other.proxy_protocol
             && self.requests == other.requests
             && self.namespace == other.namespace

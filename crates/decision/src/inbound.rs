@@ -9,7 +9,7 @@ use crate::authorization::Authorization;
 use crate::cause::Cause;
 use crate::cluster::{AppProtocol, ClusterKey};
 use crate::deadline::Fastest;
-use crate::overload::{Gate, Overload};
+use crate::overload::{Gate, Guard, Overload};
 use crate::rate_limit::RateLimit;
 
 /// Whether callers must prove who they are.
@@ -121,6 +121,13 @@ impl Inbound {
 }
 
 impl InboundPort {
+    /// What keeps the application from more than it can do, where a policy says so.
+    #[must_use]
+    #[inline]
+    pub fn guard(&self) -> Option<Guard<'_>> {
+        self.overload.as_ref().map(|overload| (self.state.gate(), overload))
+    }
+
     /// Whether a connection may go on.
     ///
     /// # Errors

@@ -93,7 +93,8 @@ pub use outlier::{
     Trial,
 };
 pub use overload::{
-    AdaptiveConcurrency, Entered, Gate, GateView, Overload, Pass, Priority, Queue, Shed, Tally, Waiting,
+    AdaptiveConcurrency, Entered, Gate, GateView, Guard, Overload, Pass, Priority, Queue, Shed, Tally,
+    Waiting,
 };
 pub use policy::{RulePolicy, Timeouts};
 pub use preference::{Distance, Locality, Prefer, Preference};

@@ -9,7 +9,8 @@
 //! ```
 //!
 //! The gate stands before an application's port, on the side of the sidecar beside it, and counts what all workers send
-//! there. A request counts until the application begins to answer, so that streams and slow callers do not hold its place.
+//! there. Where no instance of a service has a sidecar it stands before the cluster, in each proxy that calls it. A request
+//! counts until the application begins to answer, so that streams and slow callers do not hold its place.
 
 mod gate;
 mod gradient;
@@ -28,6 +29,7 @@ pub use line::Queue;
 pub use priority::Priority;
 pub(crate) use priority::PriorityRule;
 
+use crate::cluster::Cluster;
 use crate::request::RequestView;
 
 /// What keeps an application from more than it can do.
@@ -49,6 +51,29 @@ impl Overload {
     pub fn priority(&self, request: &impl RequestView) -> Priority {
         let rule = self.priorities.iter().find(|rule| rule.matches(request));
         rule.map_or(Priority::Default, |rule| rule.priority)
+    }
+}
+
+/// What stands before a service, and by which policy.
+pub type Guard<'a> = (&'a Arc<Gate>, &'a Arc<Overload>);
+
+impl Cluster {
+    /// What keeps its endpoints from more than they can do: a policy's gate here, unless the sidecars beside them have one
+    /// each, which know better.
+    #[must_use]
+    #[inline]
+    pub fn guard(&self) -> Option<Guard<'_>> {
+        self.overload.as_ref().and_then(|overload| self.guarded(overload))
+    }
+
+    fn guarded<'a>(&'a self, overload: &'a Arc<Overload>) -> Option<Guard<'a>> {
+        (!self.is_in_mesh()).then(|| (self.shared.gate.get_or_init(Arc::default), overload))
+    }
+
+    /// Whether other proxies of the mesh stand before its endpoints: all of them are spoken to alike.
+    #[must_use]
+    pub fn is_in_mesh(&self) -> bool {
+        self.endpoints().all().first().is_some_and(|endpoint| endpoint.spiffe_id().is_some())
     }
 }
 

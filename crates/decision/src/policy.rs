@@ -229,7 +229,7 @@ pub(crate) struct TrafficSpec {
     pub(crate) breaks_endpoints: bool,
     pub(crate) requests: RequestPolicy,
     pub(crate) proxy_protocol: Option<ProxyVersion>,
-    /// Kept where the service is.
+    /// Kept where the service is, or where it is called when nobody is there.
     pub(crate) overload: Option<Arc<Overload>>,
 }
 

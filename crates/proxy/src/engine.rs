@@ -20,6 +20,7 @@ use crate::connections::DownstreamTimeouts;
 use crate::listen::{self, ListenError};
 use crate::mesh::{self, Mesh, Place, Side};
 use crate::observe::Observer;
+use crate::pressure::MemoryLevel;
 use crate::recorder::{self, RecorderSettings, Wanted};
 use crate::scraped;
 use crate::worker::{self, Bells, Command};
@@ -94,6 +95,8 @@ pub struct Shared {
     pub mesh: Mesh,
     /// Who looks at requests when somebody asks.
     pub observer: Observer,
+    /// How near the process is to the memory that it may have.
+    pub memory: MemoryLevel,
 }
 
 /// Which port of which address: how a binding is recognised from snapshot to snapshot.

@@ -69,5 +69,6 @@ pub use follow::{Follower, Listening};
 pub use listen::ListenError;
 pub use mesh::{Found, Mesh, OnDemand, Side};
 pub use observe::Observer;
+pub use pressure::MemoryLevel;
 pub use recorder::RecorderSettings;
 pub use tls::{SecretError, certified_key};

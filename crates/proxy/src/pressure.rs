@@ -2,6 +2,7 @@
 //! idle connections are kept for a shorter time, and then requests are sent away; what runs goes on.
 
 use std::cell::Cell;
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
 
 use meshwork_process::resident_memory;
@@ -12,6 +13,8 @@ use crate::connections::DownstreamTimeouts;
 const TIGHT: u64 = 85;
 /// Percent of the limit from which on requests are sent away.
 const FULL: u64 = 95;
+/// A level is left so many percent below where it is reached: what is let in at the border would fill it again at once.
+const SLACK: u64 = 5;
 /// How long a connection may be idle then.
 const SHORT: Duration = Duration::from_secs(2);
 
@@ -28,13 +31,43 @@ pub(crate) enum Pressure {
 }
 
 impl Pressure {
-    fn of(resident: u64, limit: u64) -> Self {
-        let percent = resident.saturating_mul(100) / limit.max(1);
-        match percent {
-            FULL.. => Self::Full,
-            TIGHT.. => Self::Tight,
-            _ => Self::Calm,
+    pub(crate) const ALL: [Self; 3] = [Self::Calm, Self::Tight, Self::Full];
+
+    /// Its name in metrics and answers.
+    pub(crate) const fn as_str(self) -> &'static str {
+        match self {
+            Self::Calm => "calm",
+            Self::Tight => "tight",
+            Self::Full => "full",
         }
+    }
+
+    /// What follows on this one.
+    fn after(self, resident: u64, limit: u64) -> Self {
+        let percent = resident.saturating_mul(100) / limit.max(1);
+        let reaches = |level: Self, at: u64| percent >= if self >= level { at - SLACK } else { at };
+        if reaches(Self::Full, FULL) {
+            Self::Full
+        } else if reaches(Self::Tight, TIGHT) {
+            Self::Tight
+        } else {
+            Self::Calm
+        }
+    }
+}
+
+/// How near the process is to the memory that it may have: for all workers, and for whoever asks.
+#[derive(Debug, Default)]
+pub struct MemoryLevel(AtomicU8);
+
+impl MemoryLevel {
+    pub(crate) fn get(&self) -> Pressure {
+        Pressure::ALL[usize::from(self.0.load(Ordering::Relaxed))]
+    }
+
+    /// Sets it; true when it was another one.
+    fn set(&self, pressure: Pressure) -> bool {
+        self.0.swap(pressure as u8, Ordering::Relaxed) != pressure as u8
     }
 }
 
@@ -45,17 +78,18 @@ pub(crate) struct Memory {
 }
 
 impl Memory {
-    pub(crate) fn new(limit: Option<u64>) -> Self {
+    pub(crate) fn new(limit: Option<u64>, level: &MemoryLevel) -> Self {
         let memory = Self { limit, pressure: Cell::default() };
-        memory.look();
+        memory.look(level);
         memory
     }
 
-    /// Looks again; true when the pressure has changed.
-    pub(crate) fn look(&self) -> bool {
+    /// Looks again; true for the one worker that finds another pressure than the process had.
+    pub(crate) fn look(&self, level: &MemoryLevel) -> bool {
         let Some(limit) = self.limit else { return false };
-        let pressure = resident_memory().map_or(Pressure::Calm, |resident| Pressure::of(resident, limit));
-        self.pressure.replace(pressure) != pressure
+        let next = resident_memory().map_or(Pressure::Calm, |resident| level.get().after(resident, limit));
+        self.pressure.set(next);
+        level.set(next)
     }
 
     #[inline]
@@ -95,19 +129,46 @@ mod tests {
             (950, Pressure::Full),
             (5_000, Pressure::Full),
         ] {
-            assert_eq!(Pressure::of(resident, 1_000), expected, "{resident}");
+            assert_eq!(Pressure::Calm.after(resident, 1_000), expected, "{resident}");
         }
+    }
+
+    #[test]
+    fn a_level_that_was_reached_is_kept_until_it_is_well_behind() {
+        for (before, resident, expected) in [
+            (Pressure::Full, 940, Pressure::Full),
+            (Pressure::Full, 900, Pressure::Full),
+            (Pressure::Full, 899, Pressure::Tight),
+            (Pressure::Full, 800, Pressure::Tight),
+            (Pressure::Full, 799, Pressure::Calm),
+            (Pressure::Tight, 940, Pressure::Tight),
+            (Pressure::Tight, 800, Pressure::Tight),
+            (Pressure::Tight, 799, Pressure::Calm),
+            (Pressure::Tight, 950, Pressure::Full),
+        ] {
+            assert_eq!(before.after(resident, 1_000), expected, "{before:?} at {resident}");
+        }
+        // At the border it changes once, and not each time somebody looks.
+        let looks = [949, 951, 948, 952, 949, 950, 940].into_iter();
+        let seen: Vec<_> = looks
+            .scan(Pressure::Calm, |level, resident| {
+                *level = level.after(resident, 1_000);
+                Some(*level)
+            })
+            .collect();
+        assert_eq!(seen.windows(2).filter(|two| two[0] != two[1]).count(), 1, "{seen:?}");
     }
 
     #[test]
     fn without_a_limit_nothing_is_done_and_beyond_it_idle_connections_go_first() {
         let usual = DownstreamTimeouts::default();
-        let none = Memory::new(None);
-        assert!(!none.look() && !none.is_full());
-        assert_eq!(none.timeouts(&usual).idle, usual.idle);
-        let beyond = Memory::new(Some(1));
-        assert!(beyond.is_full() && !beyond.look(), "nothing has changed since it was made");
-        assert_eq!(beyond.timeouts(&usual).idle, SHORT);
+        let level = MemoryLevel::default();
+        let none = Memory::new(None, &level);
+        assert!(!none.look(&level) && !none.is_full());
+        assert_eq!((none.timeouts(&usual).idle, level.get()), (usual.idle, Pressure::Calm));
+        let beyond = Memory::new(Some(1), &level);
+        assert!(beyond.is_full() && !beyond.look(&level), "nothing has changed since it was made");
+        assert_eq!((beyond.timeouts(&usual).idle, level.get()), (SHORT, Pressure::Full));
         assert_eq!(beyond.timeouts(&usual).head, usual.head);
         let short = DownstreamTimeouts { idle: Duration::from_millis(5), ..usual };
         assert_eq!(beyond.timeouts(&short).idle, short.idle, "never longer than usual");

@@ -3,7 +3,7 @@
 use std::sync::{Arc, Weak};
 
 use meshwork_base::{Clock as _, Tick};
-use meshwork_decision::{BreakerState, Checked, Cluster, InboundPort, Limited, Priority, Shed};
+use meshwork_decision::{BreakerState, Checked, Cluster, Guard, Limited, Priority, Shed};
 use meshwork_telemetry::{Samples, inventory};
 
 use crate::engine::Shared;
@@ -14,12 +14,22 @@ pub(crate) fn tell(shared: &Arc<Shared>) {
     shared.metrics.ask(move |samples| {
         if let Some(shared) = weak.upgrade() {
             let now = shared.clock.now();
+            of_memory(&shared, samples);
             let snapshot = shared.snapshot.load();
             snapshot.clusters().for_each(|cluster| of_cluster(cluster, now, samples));
             let ports = snapshot.inbounds().flat_map(|inbound| &inbound.ports);
-            ports.filter(|port| port.overload.is_some()).for_each(|port| of_gate(port, samples));
+            let of_apps = ports.filter_map(|port| Some((&*port.label, port.guard()?)));
+            let of_services =
+                snapshot.clusters().filter_map(|cluster| Some((&*cluster.label, cluster.guard()?)));
+            of_apps.chain(of_services).for_each(|(label, guard)| of_gate(label, guard, samples));
         }
     });
+}
+
+fn of_memory(shared: &Shared, samples: &mut Samples) {
+    let Some(limit) = shared.settings.max_memory else { return };
+    samples.tell(&inventory::OVERLOAD_MEMORY_LIMIT, &[], limit);
+    samples.tell(&inventory::OVERLOAD_MEMORY_PRESSURE, &[shared.memory.get().as_str()], 1);
 }
 
 fn of_cluster(cluster: &Cluster, now: Tick, samples: &mut Samples) {
@@ -81,9 +91,8 @@ fn checked(cluster: &Cluster, [service, port]: [&str; 2], samples: &mut Samples)
     }
 }
 
-fn of_gate(port: &InboundPort, samples: &mut Samples) {
-    let view = port.state.gate().view();
-    let service = &*port.label;
+fn of_gate(service: &str, (gate, _): Guard<'_>, samples: &mut Samples) {
+    let view = gate.view();
     samples.tell(&inventory::OVERLOAD_LIMIT, &[service], view.limit.into());
     samples.tell(&inventory::OVERLOAD_IN_FLIGHT, &[service], view.in_flight.into());
     samples.tell(&inventory::OVERLOAD_QUEUED, &[service], view.queued.into());

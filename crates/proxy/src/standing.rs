@@ -1,11 +1,14 @@
-//! How services stand here, told to an operator who asks: breakers, limits, and who is ejected.
+//! How services stand here, told to an operator who asks: breakers, limits, who is ejected, and whether there is memory.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use meshwork_base::{Clock as _, Tick};
-use meshwork_decision::{BreakerMode, BreakerState, BreakerView, Cluster, Endpoint, Limited};
+use meshwork_decision::{
+    BreakerMode, BreakerState, BreakerView, Cluster, Endpoint, Guard, InboundPort, Limited, Shed,
+};
 use meshwork_messages::v1;
+use meshwork_process::resident_memory;
 
 use crate::engine::Shared;
 
@@ -16,10 +19,15 @@ const SERVICES: usize = 256;
 pub(crate) fn answers(probe: u64, shared: &Shared) -> Vec<v1::Observation> {
     let now = shared.clock.now();
     let snapshot = shared.snapshot.load();
-    let services: Vec<_> = snapshot.clusters().filter_map(|cluster| of_cluster(cluster, now)).collect();
-    let told = services.chunks(SERVICES).map(|some| v1::Observation {
+    let apps = snapshot.inbounds().flat_map(|inbound| &inbound.ports).filter_map(of_app);
+    let called = snapshot.clusters().filter_map(|cluster| of_cluster(cluster, now));
+    let services: Vec<_> = called.chain(apps).collect();
+    let of_memory = v1::Standings { services: Vec::new(), memory: memory(shared) };
+    let of_services =
+        services.chunks(SERVICES).map(|some| v1::Standings { services: some.to_vec(), memory: None });
+    let told = std::iter::once(of_memory).chain(of_services).map(|standings| v1::Observation {
         probe,
-        standings: Some(v1::Standings { services: some.to_vec() }),
+        standings: Some(standings),
         ..v1::Observation::default()
     });
     let done = v1::Done {
@@ -30,12 +38,55 @@ pub(crate) fn answers(probe: u64, shared: &Shared) -> Vec<v1::Observation> {
     told.chain([done]).collect()
 }
 
+fn memory(shared: &Shared) -> Option<v1::MemoryStanding> {
+    Some(v1::MemoryStanding {
+        limit_bytes: shared.settings.max_memory?,
+        resident_bytes: resident_memory().unwrap_or_default(),
+        pressure: shared.memory.get().as_str().to_owned(),
+    })
+}
+
+/// What the application beside us gets at once, where a policy says that.
+fn of_app(port: &InboundPort) -> Option<v1::ServiceStanding> {
+    Some(v1::ServiceStanding {
+        service: port.key.service.to_string(),
+        port: port.key.port.into(),
+        limits: overload(port.guard()?),
+        ..v1::ServiceStanding::default()
+    })
+}
+
+/// How many are under way and how many wait; nothing before the first request.
+fn overload((gate, policy): Guard<'_>) -> Vec<v1::LimitStanding> {
+    let view = gate.view();
+    let shed = |reasons: &[Shed]| -> u64 {
+        let of =
+            |shed: &[u64; Shed::ALL.len()]| reasons.iter().map(|&reason| shed[reason as usize]).sum::<u64>();
+        view.tally.shed.iter().map(of).sum()
+    };
+    let limit = |limit: &str, in_use, allowed, rejected| v1::LimitStanding {
+        limit: limit.to_owned(),
+        in_use,
+        allowed,
+        rejected,
+    };
+    let most = policy.queue.max_requests;
+    let at_once = limit("overload.adaptiveConcurrency", view.in_flight, view.limit, shed(&Shed::ALL));
+    let waiting =
+        limit("overload.queue.maxRequests", view.queued, most, shed(&[Shed::QueueFull, Shed::Preempted]));
+    // 0 would say that there is no limit.
+    [at_once, waiting].into_iter().filter(|limit| limit.allowed > 0 && view.limit > 0).collect()
+}
+
 /// `None` where neither a policy nor an operator nor a refusal gives anything to tell.
 fn of_cluster(cluster: &Cluster, now: Tick) -> Option<v1::ServiceStanding> {
     let view = cluster.breaker(now);
     let limits = Limited::ALL.iter().filter_map(|&what| limit(cluster, what));
-    let limits: Vec<_> =
-        limits.chain(limit_per_endpoint(cluster)).chain(requests_per_endpoint(cluster)).collect();
+    let limits: Vec<_> = limits
+        .chain(limit_per_endpoint(cluster))
+        .chain(requests_per_endpoint(cluster))
+        .chain(cluster.guard().map(overload).unwrap_or_default())
+        .collect();
     let has_breaker = view.is_in_use();
     let watches = cluster.outlier_detection.is_some() || cluster.health_check.is_some();
     let each = cluster.endpoint_breaker.as_ref();

@@ -150,7 +150,7 @@ impl Worker {
             buffer: RefCell::default(),
             view: RefCell::new(View::new(shared.snapshot.load_full())),
             recorder: Recorder::new(&shared.settings.recorder, shared.settings.workers, &metrics),
-            memory: Memory::new(shared.settings.max_memory),
+            memory: Memory::new(shared.settings.max_memory, &shared.memory),
             metrics,
             series: RefCell::default(),
             log: RefCell::new(shared.access_log.worker()),
@@ -401,7 +401,7 @@ fn sweep_once(worker: &Rc<Worker>) {
     // An idle worker, too, lets go of a snapshot that was replaced.
     let view = worker.view();
     let wall = worker.shared.clock.wall();
-    if worker.memory.look() {
+    if worker.memory.look(&worker.shared.memory) {
         tell_pressure(worker.memory.pressure());
     }
     let timeouts = worker.memory.timeouts(&worker.shared.settings.timeouts);

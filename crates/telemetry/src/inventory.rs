@@ -144,19 +144,23 @@ metrics! {
     RATE_LIMITED = "meshwork_rate_limited_requests_total", Counter, "", &["policy", "mode"],
         "Requests over a local rate limit, by policy: refused, or in shadow mode passed on all the same.";
     OVERLOAD_LIMIT = "meshwork_overload_concurrency_limit", Gauge, "", &["service"],
-        "How many requests the application gets at once, as its policy's `overload` has learnt.";
+        "How many requests the application beside the proxy, or a service that has no sidecars, gets at once, as its policy's `overload` has learnt.";
     OVERLOAD_IN_FLIGHT = "meshwork_overload_requests_in_flight", Gauge, "", &["service"],
-        "Requests that the application has not begun to answer.";
+        "Requests that it has not begun to answer.";
     OVERLOAD_QUEUED = "meshwork_overload_requests_queued", Gauge, "", &["service"],
-        "Requests that wait until the application can take them.";
+        "Requests that wait until it can take them.";
     OVERLOAD_MIN_RTT = "meshwork_overload_min_rtt_seconds", Time, "seconds", &["service"],
         "What an answer takes while the application has no queue; 0 before it is known.";
     OVERLOAD_PASSED = "meshwork_overload_passed_requests_total", Counter, "", &["service", "priority"],
-        "Requests that the application was given.";
+        "Requests that it was given.";
     OVERLOAD_SHED = "meshwork_overload_shed_requests_total", Counter, "", &["service", "priority", "reason"],
         "Requests that were sent away: for `concurrency`, `queue_full`, `queue_time`, or `preempted` by a higher priority.";
     OVERLOAD_MEMORY = "meshwork_overload_memory_refused_requests_total", Counter, "", &[],
         "Requests that were sent away because the process came near the memory that it may have.";
+    OVERLOAD_MEMORY_LIMIT = "meshwork_overload_memory_limit_bytes", Gauge, "bytes", &[],
+        "The memory that the process may have; absent: no limit. What it has is `process_resident_memory_bytes`.";
+    OVERLOAD_MEMORY_PRESSURE = "meshwork_overload_memory_pressure", Gauge, "", &["level"],
+        "How near that limit is, as a label with the value 1: `calm`, `tight` (idle connections are closed soon), `full` (requests are sent away).";
     FAULTS_INJECTED = "meshwork_faults_injected_total", Counter, "", &["policy", "kind"],
         "Faults that a policy injected: delay, abort, bandwidth.";
     HEDGED_REQUESTS = "meshwork_hedged_requests_total", Counter, "", &["service", "outcome"],

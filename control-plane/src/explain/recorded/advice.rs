@@ -12,6 +12,12 @@ use crate::explain::ask::Ask;
 use crate::explain::live::record;
 use crate::explain::{Explainer, run};
 
+/// Where it was the proxy that had too much: the flag, which the detail then names, and what to do.
+const MEMORY: (&str, &str) = (
+    "--max-memory-bytes",
+    "the proxy came near the memory that it may have ({detail}): give it more, or lower what reaches it",
+);
+
 /// One thing to do.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -40,6 +46,7 @@ enum Field {
     MaxRequests,
     MaxRetries,
     Breaker,
+    Overload,
     Flag(&'static str),
 }
 
@@ -58,6 +65,7 @@ impl Field {
             Self::MaxRequests => "limits.maxRequests",
             Self::MaxRetries => "limits.maxRetries",
             Self::Breaker => "circuitBreaker",
+            Self::Overload => "overload",
             Self::Flag(flag) => flag,
         })
     }
@@ -75,6 +83,7 @@ impl Field {
             Self::Request => times.and_then(|times| times.request.as_ref()),
             Self::Connect => times.and_then(|times| times.connect.as_ref()),
             Self::StreamIdle => times.and_then(|times| times.stream_idle.as_ref()),
+            Self::Overload => backend.overload.as_ref(),
             Self::MaxStream => times.and_then(|times| times.max_stream_duration.as_ref()),
             Self::Attempt => {
                 let tries =
@@ -162,7 +171,8 @@ fn backend<'a>(answer: &'a Answer, is: &RequestRecord) -> Option<&'a Backend> {
 }
 
 fn one(cause: Cause, is: &RequestRecord, decided: Option<&Answer>) -> Advice {
-    let (field, text) = rule(cause);
+    let is_memory = cause == Cause::Overload && is.cause_detail.contains(MEMORY.0);
+    let (field, text) = if is_memory { (Field::Flag(MEMORY.0), MEMORY.1) } else { rule(cause) };
     let backend = decided.and_then(|answer| backend(answer, is));
     let (value, source) = backend.map_or((None, None), |backend| field.said(backend));
     let service = if is.service.is_empty() { &is.host } else { &is.service };
@@ -353,7 +363,7 @@ const fn rule(cause: Cause) -> (Field, &'static str) {
             "a policy injects this answer ({detail}): remove its `faultInjection`, or lower its part, when the trial is over",
         ),
         Cause::Overload => (
-            Field::None,
+            Field::Overload,
             "more came than could be done ({detail}): add instances, lower what reaches it, or give what matters a \
              priority in the policy's `overload`",
         ),
@@ -374,6 +384,20 @@ const fn rule(cause: Cause) -> (Field, &'static str) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn whose_memory_was_short_is_told_of_memory() {
+        let is = |detail: &str| RequestRecord {
+            cause: "overload".to_owned(),
+            cause_detail: detail.to_owned(),
+            ..RequestRecord::default()
+        };
+        let advice = one(Cause::Overload, &is("memory (limit of 9 bytes, setting --max-memory-bytes)"), None);
+        assert_eq!(advice.field.as_deref(), Some("--max-memory-bytes"));
+        assert!(advice.text.contains("give it more"), "{}", advice.text);
+        let advice = one(Cause::Overload, &is("TrafficPolicy shop/gate (queue_full, priority low)"), None);
+        assert_eq!(advice.field.as_deref(), Some("overload"));
+    }
 
     #[test]
     fn every_cause_has_its_advice_and_names_nothing_that_is_not_there() {

@@ -60,15 +60,9 @@ fn asks_by_requests(policy: &v1::TrafficPolicy) -> bool {
 
 /// What the sidecar beside an instance does.
 fn by_sidecars(policy: &v1::TrafficPolicy) -> Option<(&'static str, &'static str)> {
-    let rate =
+    let why =
         "no instance of it is in the mesh, where it would be counted; attach it to the HTTPRoute or Gateway";
-    let overload = "no instance of it is in the mesh, where a sidecar would hold back what is too much; run its instances \
-                    with `meshwork run`";
-    let parts = [
-        (policy.rate_limit.is_some(), ("rateLimit", rate)),
-        (policy.overload.is_some(), ("overload", overload)),
-    ];
-    parts.into_iter().find_map(|(is_there, part)| is_there.then_some(part))
+    policy.rate_limit.is_some().then_some(("rateLimit", why))
 }
 
 /// What is about requests, and why it is nothing on layer 4.

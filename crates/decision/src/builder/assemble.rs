@@ -181,6 +181,7 @@ impl Built {
             health_check: said.health_check,
             circuit_breaker: of_service,
             endpoint_breaker: of_endpoint,
+            overload: said.overload,
             proxy_protocol: said.proxy_protocol,
             requests: said.requests,
             namespace,

@@ -1,13 +1,12 @@
-//! Before the application: it gets as much at once as it can work on, the rest waits or is sent away. What decides is
-//! [`meshwork_decision::Gate`]; here is the waiting, and what callers hear.
+//! Before the application beside us, or a service that has nobody beside it: it gets as much at once as it can work on, the
+//! rest waits or is sent away. What decides is [`meshwork_decision::Gate`]; here is the waiting, and what callers hear.
 
 use std::future::poll_fn;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::task::Poll;
 
 use meshwork_decision::{
-    AttemptOutcome, Cause, Cluster, Entered, InboundPort, Overload, Pass, Priority, Shed, Waiting,
+    AttemptOutcome, Cause, Cluster, Entered, Guard, Overload, Pass, Priority, Shed, Waiting,
 };
 use meshwork_http1::{FieldError, KnownName, RequestHead, ResponseHead};
 use meshwork_telemetry::{Phase, inventory};
@@ -17,7 +16,7 @@ use tokio::time::sleep;
 use super::answer;
 use super::deadline::Deadlines;
 use super::journey::Journey;
-use super::route::{Seen, Target};
+use super::route::{self, Seen, Target};
 use super::transfer::poll_interrupted;
 use crate::downstream::Down;
 use crate::downstream::connection::Conn;
@@ -45,31 +44,32 @@ fn refuse_for_memory(conn: &Conn, journey: &mut Journey<'_>) -> Failure {
         .because(format!("memory (limit of {limit} bytes, setting --max-memory-bytes)"))
 }
 
-/// What keeps the application from more than it can do, where a policy says so.
+/// What keeps the target from more than it can do, where a policy says so.
 #[inline]
-pub(crate) fn before<'v>(target: &Target<'v>) -> Option<(&'v InboundPort, &'v Arc<Overload>)> {
+pub(crate) fn before<'v>(target: &Target<'v>) -> Option<Guard<'v>> {
     match target {
-        Target::App { port, .. } => port.overload.as_ref().map(|overload| (*port, overload)),
-        Target::Service { .. } => None,
+        Target::App { port, .. } => port.guard(),
+        Target::Service { cluster, .. } => cluster.guard(),
     }
 }
 
-/// Waits until the application can take the request.
+/// Waits until the target can take the request.
 ///
 /// # Errors
 /// It is sent away, or nobody waits for it any more.
 pub(crate) async fn enter(
     conn: &Conn,
-    (port, overload): (&InboundPort, &Arc<Overload>),
+    (gate, overload): Guard<'_>,
     head: &RequestHead,
     down: &mut Down<'_>,
     journey: &mut Journey<'_>,
     deadlines: &mut Deadlines,
 ) -> Result<(), Failure> {
     journey.enter(Phase::Overload);
-    let priority = overload.priority(&Seen::new(conn, head));
+    let own = route::own_caller(conn);
+    let priority = overload.priority(&Seen::with_caller(conn, head, own.as_ref()));
     let mut answer = None;
-    let entered = port.state.gate().enter(overload, priority, conn.worker.now(), || {
+    let entered = gate.enter(overload, priority, conn.worker.now(), || {
         let (call, called) = oneshot::channel();
         answer = Some(called);
         // Who has left meanwhile drops the pass, and the next one is called.
@@ -83,7 +83,7 @@ pub(crate) async fn enter(
         (Ok(Entered::Waits(_)), None) => unreachable!("whoever waits can be called"),
         (Err(shed), _) => Err(shed),
     };
-    tell(port, overload, priority, passed.as_ref().err().copied(), journey);
+    tell((gate, overload), priority, passed.as_ref().err().copied(), journey);
     let mut pass = passed.map_err(|shed| {
         Failure::local(Cause::Overload).because(format!(
             "{} ({}, priority {})",
@@ -126,15 +126,9 @@ async fn wait(
     waited
 }
 
-fn tell(
-    port: &InboundPort,
-    overload: &Overload,
-    priority: Priority,
-    shed: Option<Shed>,
-    journey: &mut Journey<'_>,
-) {
+fn tell((gate, overload): Guard<'_>, priority: Priority, shed: Option<Shed>, journey: &mut Journey<'_>) {
     let Some(told) = journey.told() else { return };
-    let view = port.state.gate().view();
+    let view = gate.view();
     let (limit, in_flight, queued, priority) = (view.limit, view.in_flight, view.queued, priority.as_str());
     let (outcome, what) = match shed {
         None => ("noted", "goes on"),
@@ -144,16 +138,16 @@ fn tell(
     told.tell("overload", overload.origin.to_string(), outcome, why);
 }
 
-/// The application has answered: its place is free. That it was the proxy who sent a request away only the proxy says.
+/// The target has answered: its place is free. That it was the proxy who sent a request away only the proxy says, and not
+/// the application beside it.
 pub(crate) fn answered(
     conn: &Conn,
     target: &Target<'_>,
     response: &mut ResponseHead,
     journey: &mut Journey<'_>,
 ) {
-    let Target::App { .. } = target else { return };
     let is_grpc = journey.is_grpc();
-    if response.status == 503 || is_grpc {
+    if matches!(target, Target::App { .. }) && (response.status == 503 || is_grpc) {
         response.fields.remove(LOCAL_OVERLOADED);
     }
     let Some(pass) = journey.shaped().and_then(|shape| shape.pass.take()) else { return };

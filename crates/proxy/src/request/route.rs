@@ -31,6 +31,12 @@ impl<'a> Seen<'a> {
         let (host, port) = split_authority(head.authority().unwrap_or_default());
         Self { head, host, port, https: conn.https, peer: conn.peer_id() }
     }
+
+    /// The same for what is about callers: on the outbound side our own application calls, as whom we prove to be.
+    pub(crate) fn with_caller(conn: &'a Conn, head: &'a RequestHead, own: Option<&'a SpiffeId>) -> Self {
+        let seen = Self::new(conn, head);
+        Self { peer: own.or(seen.peer), ..seen }
+    }
 }
 
 impl RequestView for Seen<'_> {
@@ -201,6 +207,12 @@ fn app_port<'v>(
     Ok(port)
 }
 
+/// Who we are, where our own application calls.
+pub(crate) fn own_caller(conn: &Conn) -> Option<SpiffeId> {
+    let Place::Outbound(_) = conn.place else { return None };
+    conn.worker.shared.mesh.identity.as_deref().map(Identity::id)
+}
+
 /// Whether the request may pass.
 ///
 /// # Errors
@@ -215,12 +227,8 @@ pub(crate) fn authorize(
     if authorization.is_empty() {
         return Ok(());
     }
-    let mut seen = Seen::new(conn, head);
-    // On the outbound side our own application calls, as whom we prove to be.
-    let own = conn.worker.shared.mesh.identity.as_deref().map(Identity::id);
-    if matches!(conn.place, Place::Outbound(_)) {
-        seen.peer = own.as_ref();
-    }
+    let own = own_caller(conn);
+    let seen = Seen::with_caller(conn, head, own.as_ref());
     for policy in authorization.audits(&seen) {
         let peer = seen.peer.map_or("nobody", SpiffeId::as_str);
         tracing::info!(policy = %policy.origin, peer, host = seen.host, path = seen.path(), "audited");
@@ -254,10 +262,7 @@ impl<'v> Target<'v> {
     /// Whether other proxies of the mesh stand before its endpoints.
     pub(crate) fn is_in_mesh(&self) -> bool {
         match self {
-            // All endpoints of a service are spoken to alike.
-            Self::Service { cluster, .. } => {
-                cluster.endpoints().all().first().is_some_and(|endpoint| endpoint.spiffe_id().is_some())
-            }
+            Self::Service { cluster, .. } => cluster.is_in_mesh(),
             Self::App { .. } => false,
         }
     }

@@ -14,7 +14,7 @@ use arc_swap::ArcSwap;
 use meshwork_base::{Clock, SystemClock};
 use meshwork_decision::{Change, Snapshot, SnapshotBuilder};
 use meshwork_messages::v1;
-use meshwork_proxy::{Engine, Mesh, Observer, Settings, Shared};
+use meshwork_proxy::{Engine, MemoryLevel, Mesh, Observer, Settings, Shared};
 use meshwork_telemetry::{AccessLogSink, AccessLogTarget, Format, MetricsRegistry, RequestLabels};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -76,6 +76,7 @@ impl Harness {
             },
             mesh,
             observer: Observer::default(),
+            memory: MemoryLevel::default(),
         });
         let engine = Engine::start(shared).unwrap();
         Self { engine, builder: SnapshotBuilder::new(), metrics, log, sink, _dir: dir }

@@ -8,9 +8,11 @@ use crate::kinds::http_filter::HTTPHeader;
 use crate::span::{Span, Spanned};
 
 record! {
-    /// What keeps an application from more than it can do. It is decided by the sidecar beside each instance.
+    /// What keeps an application from more than it can do. It is decided by the sidecar beside each instance, and by each
+    /// proxy that calls a service without sidecars.
     pub struct Overload {
-        /// How many requests an instance gets at once, as its answers tell.
+        /// How many requests an instance (of a service without sidecars: all of them, by one caller) gets at once, as its
+        /// answers tell.
         pub adaptive_concurrency: Option<Spanned<AdaptiveConcurrency>> as "adaptiveConcurrency",
         /// How those wait that come beyond it.
         pub queue: Option<Spanned<OverloadQueue>>,

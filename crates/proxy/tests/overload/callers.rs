@@ -1,0 +1,188 @@
+//! A service that has no sidecars is kept from overload by whoever calls it.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use meshwork_decision::Change;
+use meshwork_messages::v1;
+use meshwork_messages::v1::overload::{Priority, PriorityRule, Queue};
+use meshwork_messages::v1::service_port::AppProtocol;
+use meshwork_proxy::{Settings, Side};
+
+use crate::support::mesh::{Pair, TestMesh, policy};
+use crate::support::{Harness, rule};
+use crate::{LEARNS, LINE, SERVICE, answered, app, call, load, one, overload};
+
+const SHED: &str = "meshwork_overload_shed_requests_total";
+const IN_FLIGHT: &str = "meshwork_overload_requests_in_flight";
+const QUEUED: &str = "meshwork_overload_requests_queued";
+
+/// `shop/reviews`, whose only endpoint is this application itself.
+fn alone_at(app: SocketAddr) -> [Change; 2] {
+    let service = v1::Service {
+        ports: vec![v1::ServicePort { name: "http".into(), port: 80, protocol: AppProtocol::Http1.into() }],
+        hostnames: vec!["reviews".to_owned()],
+        ..Default::default()
+    };
+    let slice = v1::EndpointSlice {
+        service: "shop/reviews".into(),
+        ports: vec![v1::EndpointPort { name: "http".into(), port: app.port().into() }],
+        endpoints: vec![v1::Endpoint {
+            addresses: vec![app.ip().to_string()],
+            health: v1::endpoint::Health::Healthy.into(),
+            weight: 1,
+            instance: "reviews-1".into(),
+            ..Default::default()
+        }],
+        ..Default::default()
+    };
+    [Change::upsert("shop/reviews", "1", &service), Change::upsert("shop/reviews-1", "1", &slice)]
+}
+
+/// Another policy of the same name: who calls says the priority.
+fn by_caller(spiffe_id: &str, priority: Priority, max_requests: u32) -> Change {
+    let from = v1::authorization_rule::Peer { spiffe_ids: vec![spiffe_id.to_owned()], ..Default::default() };
+    let rule = PriorityRule { priority: priority.into(), from: vec![from], ..Default::default() };
+    let spec = v1::Overload {
+        adaptive_concurrency: Some(one()),
+        queue: Some(Queue { max_requests, ..LINE }),
+        priorities: vec![rule],
+    };
+    let traffic = v1::TrafficPolicy { overload: Some(spec), ..Default::default() };
+    policy("gate", "reviews", v1::policy::Spec::Traffic(traffic))
+}
+
+#[tokio::test]
+async fn a_gateway_keeps_it_from_a_service_that_has_no_sidecars() {
+    let app = app(0, Duration::ZERO).await;
+    let mut gateway = Harness::start(Settings::default());
+    let [service, endpoints] = alone_at(app.address);
+    let guarded = overload(one(), Queue { max_requests: 2, max_wait_ms: 60_000, ..LINE });
+    gateway.change([service, endpoints, guarded]).await;
+    let mut to_reviews = rule(&[("reviews", 1)], vec![]);
+    to_reviews.backends[0].service = "shop/reviews".into();
+    let address = gateway.route(vec![to_reviews]).await;
+    let first = call(address, "first", "low");
+    gateway.wait_metric(IN_FLIGHT, &[SERVICE], 1).await;
+    let low = call(address, "low", "low");
+    gateway.wait_metric(QUEUED, &[SERVICE], 1).await;
+    let high = call(address, "high", "high");
+    gateway.wait_metric(QUEUED, &[SERVICE], 2).await;
+    let refused = answered(call(address, "more", "low"), "HTTP/1.1 503").await;
+    assert!(
+        refused.ends_with("overload\n") && refused.contains("x-envoy-local-overloaded: true\r\n"),
+        "{refused}"
+    );
+    let line = gateway.lines(1).await.remove(0);
+    let said = ["\"OM\"", "\"overload\"", "shop/gate (queue_full, priority low)", "\"shop/reviews:80\""];
+    assert!(said.iter().all(|word| line.contains(word)), "{line}");
+    let critical = call(address, "critical", "critical");
+    answered(low, "HTTP/1.1 503").await;
+    app.lets.add_permits(3);
+    for call in [first, critical, high] {
+        answered(call, "HTTP/1.1 200").await;
+    }
+    assert_eq!(*app.came.lock(), ["/first", "/critical", "/high"]);
+    gateway.wait_metric(IN_FLIGHT, &[SERVICE], 0).await;
+    assert_eq!(gateway.metric(SHED, &[SERVICE, "low", "queue_full"]), 1);
+    assert_eq!(gateway.metric(SHED, &[SERVICE, "low", "preempted"]), 1);
+    // What changes about a policy counts at once.
+    gateway.change([overload(one(), Queue { max_requests: 0, ..LINE })]).await;
+    let held = call(address, "held", "");
+    gateway.wait_metric(IN_FLIGHT, &[SERVICE], 1).await;
+    answered(call(address, "more", ""), "HTTP/1.1 503").await;
+    assert_eq!(gateway.metric(SHED, &[SERVICE, "default", "concurrency"]), 1);
+    app.lets.add_permits(1);
+    answered(held, "HTTP/1.1 200").await;
+    gateway.wait_metric(IN_FLIGHT, &[SERVICE], 0).await;
+}
+
+#[tokio::test]
+async fn who_leaves_or_is_never_answered_has_no_place_at_a_gateway_either() {
+    let app = app(0, Duration::ZERO).await;
+    let mut gateway = Harness::start(Settings::default());
+    let [service, endpoints] = alone_at(app.address);
+    gateway.change([service, endpoints, overload(one(), Queue { max_wait_ms: 50, ..LINE })]).await;
+    let mut to_reviews = rule(&[("reviews", 1)], vec![]);
+    to_reviews.backends[0].service = "shop/reviews".into();
+    let address = gateway.route(vec![to_reviews]).await;
+    let first = call(address, "first", "");
+    gateway.wait_metric(IN_FLIGHT, &[SERVICE], 1).await;
+    answered(call(address, "second", ""), "HTTP/1.1 503").await;
+    assert_eq!(gateway.metric(SHED, &[SERVICE, "default", "queue_time"]), 1);
+    first.abort();
+    gateway.wait_metric(IN_FLIGHT, &[SERVICE], 0).await;
+    // A connection that cannot be made ends the request and its place.
+    let nobody =
+        std::net::TcpListener::bind("127.0.0.1:0").and_then(|gone| gone.local_addr()).expect("a port");
+    gateway.change(alone_at(nobody)).await;
+    answered(call(address, "third", ""), "HTTP/1.1 503").await;
+    gateway.wait_metric(IN_FLIGHT, &[SERVICE], 0).await;
+}
+
+#[tokio::test]
+async fn on_the_outbound_side_the_own_workload_is_the_caller() {
+    let app = app(0, Duration::ZERO).await;
+    let mesh = TestMesh::new();
+    let web = mesh.identity("web");
+    let mut outbound = mesh.proxy(&web, None, Settings::default());
+    let [service, endpoints] = alone_at(app.address);
+    let guarded = by_caller(web.id().as_str(), Priority::High, 0);
+    outbound.change([mesh.bundle(1, &[]), service, endpoints, guarded]).await;
+    let proxy = outbound.engine.listen(Side::Outbound, "127.0.0.1:0".parse().expect("an address")).await;
+    let proxy = proxy.expect("a port");
+    let first = call(proxy, "first", "");
+    outbound.wait_metric(IN_FLIGHT, &[SERVICE], 1).await;
+    answered(call(proxy, "more", ""), "HTTP/1.1 503").await;
+    assert_eq!(outbound.metric(SHED, &[SERVICE, "high", "concurrency"]), 1);
+    app.lets.add_permits(1);
+    answered(first, "HTTP/1.1 200").await;
+}
+
+#[tokio::test]
+async fn where_there_are_sidecars_callers_leave_it_to_them() {
+    let app = app(0, Duration::ZERO).await;
+    let mut pair = Pair::start(app.address, AppProtocol::Http1).await;
+    pair.outbound.change([overload(one(), Queue { max_requests: 0, ..LINE })]).await;
+    let calls = ["a", "b", "c"].map(|name| call(pair.proxy, name, ""));
+    let all = async {
+        while app.came.lock().len() < 3 {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(10), all).await.expect("all come at once");
+    app.lets.add_permits(3);
+    for call in calls {
+        answered(call, "HTTP/1.1 200").await;
+    }
+    let passed = "meshwork_overload_passed_requests_total";
+    assert_eq!(pair.outbound.metric(passed, &[SERVICE]), 0);
+}
+
+/// A gateway before the service at `app`, with the policy's defaults.
+async fn gateway_before(app: SocketAddr) -> (Harness, SocketAddr) {
+    let mut gateway = Harness::start(Settings::default());
+    let [service, endpoints] = alone_at(app);
+    gateway.change([service, endpoints, overload(LEARNS, LINE)]).await;
+    let mut to_reviews = rule(&[("reviews", 1)], vec![]);
+    to_reviews.backends[0].service = "shop/reviews".into();
+    let address = gateway.route(vec![to_reviews]).await;
+    (gateway, address)
+}
+
+/// Four workers of 40 ms can do 100 a second. The bounds leave room for machines that are busy otherwise.
+#[tokio::test]
+async fn two_callers_that_know_nothing_of_each_other_leave_a_service_what_it_can_do() {
+    let app = app(4, Duration::from_millis(40)).await;
+    let ((_a, a), (_b, b)) = tokio::join!(gateway_before(app.address), gateway_before(app.address));
+    let second = Duration::from_secs(1);
+    tokio::join!(load(a, 25, second, 10), load(b, 25, second, 10));
+    let both = tokio::join!(load(a, 150, 4 * second, 10), load(b, 150, 4 * second, 10));
+    let ([low_a, high_a], [low_b, high_b]) = both;
+    let good = [&low_a, &high_a, &low_b, &high_b].into_iter().map(|came| came.good).sum::<usize>();
+    let all = format!("low {low_a:?} {low_b:?}, high {high_a:?} {high_b:?}");
+    assert!(good >= 4 * 100 * 7 / 10, "{all}");
+    let high = (high_a.good + high_b.good, high_a.sent + high_b.sent);
+    assert!(high.0 * 100 >= high.1 * 90, "{all}");
+    println!("{all}");
+}
