@@ -121,8 +121,11 @@ pub(crate) struct Entry {
 }
 
 impl Entry {
-    /// Enters a phase.
+    /// Enters a phase. That the one before took too long does not matter any more.
     pub(crate) fn enter(&self, phase: Phase, now: Tick) {
+        if matches!(self.order.get(), Some(Order::TimedOut(_))) {
+            self.order.set(None);
+        }
         self.phase.set(phase);
         self.since.set(now);
         self.rests.set(false);
@@ -509,6 +512,24 @@ mod tests {
         connections.drain();
         assert_eq!(connections.register(at(0)).order(), Some(Order::Drain));
         assert_eq!(connections.register_stream(at(0), None).order(), None);
+    }
+
+    /// A head that arrives in the turn in which its time ran out is served, and what it asks for has its own time.
+    #[test]
+    fn what_has_come_after_all_is_judged_by_its_own_time() {
+        let connections = Rc::new(Connections::default());
+        let timeouts = DownstreamTimeouts::default();
+        let entry = connections.register(at(0));
+        entry.enter(Phase::Head, at(0));
+        connections.sweep(at(10), Duration::ZERO, &timeouts);
+        assert_eq!(entry.order(), Some(Order::TimedOut(Phase::Head)));
+        entry.enter(Phase::Exchange, at(10));
+        assert_eq!(entry.order(), None);
+        connections.sweep(at(310), Duration::ZERO, &timeouts);
+        assert_eq!(entry.order(), Some(Order::TimedOut(Phase::Exchange)));
+        connections.order_all(Order::Drain);
+        entry.enter(Phase::Idle, at(311));
+        assert_eq!(entry.order(), Some(Order::Drain), "that is no matter of one phase");
     }
 
     #[test]

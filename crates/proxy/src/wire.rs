@@ -207,8 +207,10 @@ impl Wire {
         self.tail = &self.tail[of_tail..];
         self.next.advance(count - of_out - of_big - of_tail);
         if self.big.is_empty() && self.tail.is_empty() {
-            // What is queued later comes after it.
-            self.big = std::mem::take(&mut self.next);
+            // What is queued later comes after it. And what is empty would still hold the block it was cut from: the next
+            // connection shall have that while it is warm.
+            let next = std::mem::take(&mut self.next);
+            self.big = if next.is_empty() { Bytes::new() } else { next };
         }
     }
 

@@ -17,7 +17,7 @@ use meshwork_messages::v1::hedge::Delay;
 use meshwork_messages::v1::service_port::AppProtocol;
 use meshwork_messages::v1::traffic_policy::Algorithm;
 use meshwork_proxy::{Settings, Side};
-use support::h2::{collect, h2_client, h2_upstream};
+use support::h2::{collect, collect_body, fetch, get, h2_client, h2_upstream, h2_upstream_with};
 use support::mesh::{TestMesh, policy, service_at, serving};
 use support::{Harness, exchange, read_until};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -40,6 +40,8 @@ enum Does {
     Late(u64),
     /// Fails it after so many milliseconds.
     FailsLate(u64),
+    /// Breaks the connection after so many milliseconds.
+    BreaksLate(u64),
 }
 
 /// An instance of HTTP/1.1 that does this with whatever request comes first of all, and answers the others.
@@ -47,37 +49,48 @@ struct Pool {
     addresses: Vec<SocketAddr>,
     asked: Arc<AtomicUsize>,
     got: Arc<parking_lot::Mutex<Vec<String>>>,
+    /// Which instance got them.
+    places: Arc<parking_lot::Mutex<Vec<usize>>>,
     /// A request was given up before it was answered.
     given_up: Arc<AtomicBool>,
 }
 
 /// Two instances: the first request, whoever gets it, is treated so, and the second one so.
 async fn pool(first: Does, second: Does) -> Pool {
+    pool_of(&[first, second]).await
+}
+
+/// Two instances, and what is done with one request after the other, whoever gets it.
+async fn pool_of(script: &[Does]) -> Pool {
+    let script: Arc<[Does]> = script.into();
     let (asked, given_up) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicBool::new(false)));
     let got: Arc<parking_lot::Mutex<Vec<String>>> = Arc::default();
+    let places: Arc<parking_lot::Mutex<Vec<usize>>> = Arc::default();
     let mut addresses = Vec::new();
-    for _ in 0..2 {
+    for instance in 0..2 {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         addresses.push(listener.local_addr().unwrap());
         let (asked, given_up, got) = (Arc::clone(&asked), Arc::clone(&given_up), Arc::clone(&got));
+        let (script, places) = (Arc::clone(&script), Arc::clone(&places));
         tokio::spawn(async move {
             while let Ok((tcp, _)) = listener.accept().await {
                 let (asked, given_up, got) = (Arc::clone(&asked), Arc::clone(&given_up), Arc::clone(&got));
+                let (script, places) = (Arc::clone(&script), Arc::clone(&places));
                 tokio::spawn(async move {
-                    serve(tcp, &asked, &given_up, &got, (first, second)).await;
+                    serve(tcp, &asked, &given_up, (&got, &places, instance), &script).await;
                 });
             }
         });
     }
-    Pool { addresses, asked, got, given_up }
+    Pool { addresses, asked, got, places, given_up }
 }
 
 async fn serve(
     mut tcp: TcpStream,
     asked: &AtomicUsize,
     given_up: &AtomicBool,
-    got: &parking_lot::Mutex<Vec<String>>,
-    (first, second): (Does, Does),
+    (got, places, instance): (&parking_lot::Mutex<Vec<String>>, &parking_lot::Mutex<Vec<usize>>, usize),
+    script: &[Does],
 ) {
     let mut chunk = vec![0; 65536];
     loop {
@@ -99,16 +112,13 @@ async fn serve(
             }
         }
         got.lock().push(String::from_utf8_lossy(&held).into_owned());
+        places.lock().push(instance);
         let number = asked.fetch_add(1, Ordering::SeqCst);
-        let does = match number {
-            0 => first,
-            1 => second,
-            _ => Does::Answers,
-        };
+        let does = script.get(number).copied().unwrap_or(Does::Answers);
         let wait = match does {
             Does::Answers | Does::Fails => Duration::ZERO,
             Does::Hangs => Duration::from_secs(3_600),
-            Does::Late(ms) | Does::FailsLate(ms) => Duration::from_millis(ms),
+            Does::Late(ms) | Does::FailsLate(ms) | Does::BreaksLate(ms) => Duration::from_millis(ms),
         };
         tokio::select! {
             () = tokio::time::sleep(wait) => {}
@@ -119,6 +129,7 @@ async fn serve(
         }
         let answer = match does {
             Does::Fails | Does::FailsLate(_) => BUSY.to_vec(),
+            Does::BreaksLate(_) => return,
             _ => format!("HTTP/1.1 200 OK\r\ncontent-length: 1\r\n\r\n{number}").into_bytes(),
         };
         if tcp.write_all(&answer).await.is_err() {
@@ -238,6 +249,38 @@ async fn a_first_one_that_fails_meanwhile_waits_for_the_second() {
     let edge = edge(AppProtocol::Http1, &pool.addresses, after(50)).await;
     assert!(exchange(edge.address, GET).await.ends_with("\r\n\r\n1"));
     edge.counted("won", 1).await;
+}
+
+#[tokio::test]
+async fn a_first_one_that_gets_no_connection_waits_for_the_second() {
+    let pool = pool_of(&[Does::Hangs, Does::Answers, Does::Late(400)]).await;
+    let policy = v1::TrafficPolicy {
+        limits: Some(v1::Limits { max_connections_per_endpoint: 1, ..Default::default() }),
+        timeouts: Some(v1::Timeouts { connect_ms: 150, ..Default::default() }),
+        ..after(50)
+    };
+    let edge = edge(AppProtocol::Http1, &pool.addresses, policy).await;
+    // What is not repeated keeps the only connection to one of them.
+    let mut hanging = TcpStream::connect(edge.address).await.unwrap();
+    hanging.write_all(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n").await.unwrap();
+    until(|| pool.asked.load(Ordering::SeqCst) == 1).await;
+    assert!(exchange(edge.address, GET).await.ends_with("\r\n\r\n1"));
+    let answer = exchange(edge.address, GET).await;
+    assert!(answer.ends_with("\r\n\r\n2"), "{answer}");
+    edge.counted("won", 1).await;
+}
+
+/// Its endpoint is called again on a new connection, and not the one that was called beside it.
+#[tokio::test]
+async fn a_stale_connection_is_replaced_also_where_another_attempt_ran_beside() {
+    let pool = pool_of(&[Does::Answers, Does::Answers, Does::BreaksLate(200), Does::Fails]).await;
+    let edge = edge(AppProtocol::Http1, &pool.addresses, after(50)).await;
+    for _ in 0..2 {
+        exchange(edge.address, GET).await;
+    }
+    assert!(exchange(edge.address, GET).await.ends_with("\r\n\r\n4"));
+    let places = pool.places.lock().clone();
+    assert!(places[2] != places[3] && places[4] == places[2], "{places:?}");
 }
 
 #[tokio::test]
@@ -365,6 +408,48 @@ async fn who_loses_is_passed_by_and_is_not_ejected() {
     assert!((1..8).contains(&asked), "{asked} of 40 waited for the slow one");
     assert_eq!(edge.harness.metric("meshwork_endpoint_ejections_total", &[]), 0);
     assert_eq!(edge.harness.metric("meshwork_endpoints_ejected", &[]), 0);
+}
+
+#[tokio::test]
+async fn a_body_that_the_second_one_takes_behind_its_response_s_head_reaches_it_whole() {
+    // So much is queued as one piece with its end.
+    const BODY: usize = 3 * 1024;
+    let (asked, begun) = (Arc::new(AtomicUsize::new(0)), Arc::new(tokio::sync::Notify::new()));
+    let mut addresses = Vec::new();
+    for _ in 0..2 {
+        let (count, begun) = (Arc::clone(&asked), Arc::clone(&begun));
+        let serve =
+            move |_, request: Request<h2::RecvStream>, mut respond: h2::server::SendResponse<Bytes>| {
+                let (count, begun) = (Arc::clone(&count), Arc::clone(&begun));
+                async move {
+                    match count.fetch_add(1, Ordering::SeqCst) {
+                        // Both connections know their peer's window before it matters.
+                        0 | 1 => return support::h2::answer(respond, b""),
+                        2 => return std::future::pending().await,
+                        _ => {}
+                    }
+                    let mut send = respond.send_response(Response::new(()), false).unwrap();
+                    begun.notified().await;
+                    let (body, _) = collect_body(request.into_body()).await.unwrap();
+                    send.send_data(body, true).unwrap();
+                }
+            };
+        let up = h2_upstream_with(|server| server.initial_window_size(1_000), usize::MAX, serve).await;
+        addresses.push(up.address);
+    }
+    let edge = edge(AppProtocol::Http2, &addresses, after(50)).await;
+    let mut client = h2_client(edge.address).await;
+    for _ in 0..2 {
+        assert_eq!(fetch(&mut client, get("/")).await.0, 200);
+    }
+    let request = Request::put("http://shop/").body(()).unwrap();
+    let (response, mut send) = client.send_request(request, false).unwrap();
+    send.send_data(Bytes::from(vec![b'x'; BODY]), true).unwrap();
+    let response = response.await.unwrap();
+    begun.notify_one();
+    let (status, body, _) = tokio::time::timeout(Duration::from_secs(10), collect(response)).await.unwrap();
+    assert_eq!((status, body.len()), (200, BODY));
+    edge.counted("won", 1).await;
 }
 
 #[tokio::test]

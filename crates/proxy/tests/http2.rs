@@ -13,12 +13,12 @@ use meshwork_messages::v1;
 use meshwork_messages::v1::service_port::AppProtocol;
 use meshwork_proxy::Settings;
 use parking_lot::Mutex;
-use support::h2::{answer, collect, collect_body, fetch, get, h2_client, h2_upstream};
+use support::h2::{answer, collect, collect_body, fetch, get, h2_client, h2_upstream, h2_upstream_with};
 use support::raw::{
     ACK, DATA, END_STREAM, GOAWAY, HEADERS, PING, Raw, SETTINGS, deaf_upstream, frame, request,
 };
 use support::{Harness, exchange, is_head, read_until, rule, upstream};
-use tokio::io::AsyncWriteExt as _;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::sync::{Notify, mpsc};
 
 async fn gateway(protocol: AppProtocol, upstream: std::net::SocketAddr) -> (Harness, std::net::SocketAddr) {
@@ -301,11 +301,45 @@ async fn a_truncated_upstream_body_becomes_a_reset() {
 }
 
 #[tokio::test]
+async fn a_body_that_its_upstream_takes_behind_its_response_s_head_is_sent_to_its_end() {
+    for (window, size) in [(1_000, 8 * 1024), (65_535, 66 * 1024)] {
+        let begun = Arc::new(Notify::new());
+        let wait = Arc::clone(&begun);
+        let serve =
+            move |_, request: Request<h2::RecvStream>, mut respond: h2::server::SendResponse<Bytes>| {
+                let wait = Arc::clone(&wait);
+                async move {
+                    let mut send = respond.send_response(Response::new(()), false).unwrap();
+                    wait.notified().await;
+                    let (body, _) = collect_body(request.into_body()).await.unwrap();
+                    send.send_data(body, true).unwrap();
+                }
+            };
+        let up = h2_upstream_with(move |server| server.initial_window_size(window), usize::MAX, serve).await;
+        let (_harness, address) = gateway(AppProtocol::Http2, up.address).await;
+        let mut tcp = tokio::net::TcpStream::connect(address).await.unwrap();
+        let head =
+            format!("POST / HTTP/1.1\r\nHost: a\r\nConnection: close\r\nContent-Length: {size}\r\n\r\n");
+        tcp.write_all(head.as_bytes()).await.unwrap();
+        tcp.write_all(&vec![b'x'; size]).await.unwrap();
+        let whole = async {
+            read_until(&mut tcp, "\r\n\r\n").await;
+            begun.notify_one();
+            let mut rest = String::new();
+            tcp.read_to_string(&mut rest).await.unwrap();
+            rest
+        };
+        let rest = tokio::time::timeout(Duration::from_secs(10), whole).await.expect("it does not hang");
+        assert_eq!(rest.matches('x').count(), size);
+    }
+}
+
+#[tokio::test]
 async fn requests_beyond_a_connection_s_streams_wait_where_the_limit_allows_no_other() {
     let (entered, mut begun) = mpsc::channel(64);
     let release = Arc::new(Notify::new());
     let wait = Arc::clone(&release);
-    let up = support::h2::h2_upstream_with(
+    let up = h2_upstream_with(
         |server| server.max_concurrent_streams(2),
         usize::MAX,
         move |_, _, respond| {

@@ -14,7 +14,7 @@ use meshwork_messages::v1;
 use meshwork_messages::v1::service_port::AppProtocol;
 use meshwork_proxy::{Settings, Side};
 use parking_lot::Mutex;
-use support::h2::{collect, collect_body, fetch, get, h2_client, h2_upstream};
+use support::h2::{collect, collect_body, fetch, get, h2_client, h2_upstream, h2_upstream_with};
 use support::mesh::{Pair, TestMesh, service_at, serving};
 use support::{Harness, Upstream, exchange, free_port, is_head, read_until, rule, upstream};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -350,6 +350,70 @@ async fn grpc_s_own_status_says_what_became_of_a_copy() {
     edge.ended("failed", 1).await;
     assert_eq!(fetch(&mut client, get("/")).await.0, 200);
     edge.ended("answered", 1).await;
+}
+
+fn on_copy(policy: v1::TrafficPolicy) -> Change {
+    let target =
+        v1::policy::Target { kind: "Service".into(), name: "default/copy".into(), section: String::new() };
+    let spec = Some(v1::policy::Spec::Traffic(policy));
+    Change::upsert("default/p", "1", &v1::Policy { source: None, targets: vec![target], spec })
+}
+
+/// A caller who is not believed gives little time, and the copy's endpoint hears that too.
+#[tokio::test]
+async fn a_deadline_that_is_not_believed_is_held_against_no_copy_s_endpoint() {
+    let copy = h2_upstream(usize::MAX, |_, request, mut respond| async move {
+        collect_body(request.into_body()).await.unwrap();
+        let response = Response::builder().header("content-type", "application/grpc");
+        respond.send_response(response.header("grpc-status", "4").body(()).unwrap(), true).unwrap();
+    })
+    .await;
+    let mut edge = edge_of(AppProtocol::Grpc, copy.address, mirrored(vec![mirror("copy", 100)])).await;
+    let breaker = v1::CircuitBreaker {
+        window_calls: 10,
+        minimum_calls: 3,
+        failure_percent: 30,
+        open_ms: 60_000,
+        max_open_ms: 60_000,
+        trials: 1,
+        ..Default::default()
+    };
+    let circuit_breaker = Some(breaker);
+    edge.harness.change([on_copy(v1::TrafficPolicy { circuit_breaker, ..Default::default() })]).await;
+    let mut client = h2_client(edge.address).await;
+    let call = || Request::post("http://shop/a.B/C").header("content-type", "application/grpc");
+    for number in 1..=6 {
+        fetch(&mut client, call().header("grpc-timeout", "1m").body(()).unwrap()).await;
+        edge.ended("failed", number).await;
+    }
+    let opened = ["default/copy", "\"open\""];
+    assert_eq!(edge.harness.metric("meshwork_circuit_breaker_changes_total", &opened), 0);
+    for number in 7..=9 {
+        fetch(&mut client, call().body(()).unwrap()).await;
+        edge.ended("failed", number).await;
+    }
+    edge.harness.wait_metric("meshwork_circuit_breaker_changes_total", &opened, 1).await;
+}
+
+#[tokio::test]
+async fn a_copy_that_gets_no_stream_does_not_wait_for_ever() {
+    let serve = |_, _: Request<h2::RecvStream>, mut respond: h2::server::SendResponse<Bytes>| async move {
+        let mut send = respond.send_response(Response::new(()), false).unwrap();
+        // The first one goes on for longer than the second one waits.
+        while send.send_data(Bytes::from_static(b"."), false).is_ok() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    let copy = h2_upstream_with(|server| server.max_concurrent_streams(1), usize::MAX, serve).await;
+    let mut edge = edge_of(AppProtocol::Http2, copy.address, mirrored(vec![mirror("copy", 100)])).await;
+    let limits = Some(v1::Limits { max_connections: 1, ..Default::default() });
+    let timeouts = Some(v1::Timeouts { stream_idle_ms: 200, ..Default::default() });
+    edge.harness.change([on_copy(v1::TrafficPolicy { limits, timeouts, ..Default::default() })]).await;
+    exchange(edge.address, GET).await;
+    // Its endpoint's limit of streams is known from here on.
+    until(|| copy.connections.load(Ordering::SeqCst) == 1).await;
+    exchange(edge.address, GET).await;
+    edge.ended("timed_out", 1).await;
 }
 
 fn route_of(service: &str, to: &str) -> Change {

@@ -93,6 +93,9 @@ pub(crate) enum Lost {
 pub(crate) struct Sending {
     /// Absent: there is none.
     tap: Option<Tap>,
+    /// The end has been queued.
+    ended: bool,
+    /// And written out.
     done: bool,
     bytes: usize,
     /// The endpoint takes no more.
@@ -101,10 +104,11 @@ pub(crate) struct Sending {
 
 impl Sending {
     pub(crate) fn new(tap: Option<Tap>) -> Self {
-        Self { done: tap.is_none(), tap, ..Self::default() }
+        let none = tap.is_none();
+        Self { ended: none, done: none, tap, ..Self::default() }
     }
 
-    /// The endpoint has got all of it.
+    /// The endpoint has got all of it: nothing waits to be written.
     pub(crate) fn is_done(&self) -> bool {
         self.done
     }
@@ -142,7 +146,7 @@ impl Sending {
         cx: &mut Context<'_>,
         exchange: &mut Exchange,
     ) -> Result<Result<(), StreamError>, Lost> {
-        while let (false, Some(tap)) = (self.done, &self.tap) {
+        while let (false, Some(tap)) = (self.ended, &self.tap) {
             if !exchange.has_room() {
                 match exchange.poll_flush(cx) {
                     Poll::Ready(Ok(())) => {}
@@ -163,7 +167,7 @@ impl Sending {
                 }
                 Poll::Ready(Next::End(trailers)) => {
                     exchange.end(trailers);
-                    self.done = true;
+                    self.ended = true;
                 }
                 Poll::Ready(Next::CutOff) => return Err(Lost::CutOff),
                 Poll::Ready(Next::Overrun) => return Err(Lost::Overrun),
@@ -172,7 +176,11 @@ impl Sending {
         }
         match exchange.poll_flush(cx) {
             Poll::Ready(Err(error)) => Ok(Err(error)),
-            Poll::Ready(Ok(())) | Poll::Pending => Ok(Ok(())),
+            Poll::Ready(Ok(())) => {
+                self.done = self.ended;
+                Ok(Ok(()))
+            }
+            Poll::Pending => Ok(Ok(())),
         }
     }
 }

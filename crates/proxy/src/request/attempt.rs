@@ -204,7 +204,9 @@ impl<'a> Attempts<'a> {
         deadlines.attempt(None);
         match repeat {
             Again::SameEndpoint => {
-                self.tried.pop();
+                // An attempt beside it may have been noted behind it.
+                let same = self.endpoint.as_ref().map(|endpoint| endpoint.id);
+                self.tried.retain(|tried| Some(*tried) != same);
                 self.fresh = true;
             }
             Again::Elsewhere { after, permit } => {

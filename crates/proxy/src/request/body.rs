@@ -5,6 +5,7 @@ use std::task::{Context, Poll};
 use bytes::Bytes;
 use meshwork_http1::{Fields, RequestHead};
 
+use super::aside::Sending;
 use super::reply::is_grpc;
 use super::tee::{Tap, Tee};
 use crate::downstream::Down;
@@ -41,9 +42,13 @@ pub(crate) struct RequestBody<'c> {
     ended: bool,
     trailers: Option<Box<Fields>>,
     end_sent: bool,
+    /// The end too has been written out.
+    is_sent: bool,
     keep: bool,
     /// Copies of the request get it too.
     tee: Option<Box<Tee>>,
+    /// The attempt that goes on has got it by another way, perhaps not yet all of it.
+    aside: Option<Box<Sending>>,
     pub(crate) received: u64,
 }
 
@@ -61,8 +66,10 @@ impl<'c> RequestBody<'c> {
             ended: head.body.is_empty(),
             trailers: None,
             end_sent: false,
+            is_sent: false,
             keep: true,
             tee: None,
+            aside: None,
             received: 0,
         }
     }
@@ -94,6 +101,8 @@ impl<'c> RequestBody<'c> {
         debug_assert!(self.is_replayable(), "what was not kept cannot be sent again");
         self.sent = 0;
         self.end_sent = false;
+        self.is_sent = false;
+        self.aside = None;
         self.not_owed();
     }
 
@@ -102,9 +111,16 @@ impl<'c> RequestBody<'c> {
         self.keep = false;
     }
 
-    /// The present attempt has got all of it.
+    /// The attempt that goes on is one that was beside: this is how it gets the body.
+    pub(crate) fn goes_on(&mut self, sending: Sending) {
+        self.is_sent = sending.is_done();
+        self.aside = Some(Box::new(sending));
+        self.not_owed();
+    }
+
+    /// The present attempt has got all of it; nothing waits to be written.
     pub(crate) fn is_sent(&self) -> bool {
-        self.end_sent
+        self.is_sent
     }
 
     /// Bytes that the present attempt has got.
@@ -123,6 +139,9 @@ impl<'c> RequestBody<'c> {
         down: &mut Down<'_>,
         up: &mut Exchange,
     ) -> Result<(), Side> {
+        if let Some(sending) = &mut self.aside {
+            return poll_aside(cx, sending, up, &mut self.is_sent);
+        }
         loop {
             if !up.has_room() && up.poll_flush(cx).or_fail(Side::Up)?.is_pending() {
                 self.not_owed();
@@ -159,7 +178,11 @@ impl<'c> RequestBody<'c> {
         }
         match up.poll_flush(cx) {
             Poll::Ready(Err(error)) => Err(Side::Up(error)),
-            Poll::Ready(Ok(())) | Poll::Pending => Ok(()),
+            Poll::Ready(Ok(())) => {
+                self.is_sent = self.end_sent;
+                Ok(())
+            }
+            Poll::Pending => Ok(()),
         }
     }
 
@@ -193,6 +216,23 @@ impl<'c> RequestBody<'c> {
             self.sent = 0;
         }
         up.queue(data);
+    }
+}
+
+#[cold]
+fn poll_aside(
+    cx: &mut Context<'_>,
+    sending: &mut Sending,
+    up: &mut Exchange,
+    is_sent: &mut bool,
+) -> Result<(), Side> {
+    match sending.poll(cx, up) {
+        Ok(Ok(())) => {
+            *is_sent = sending.is_done();
+            Ok(())
+        }
+        Ok(Err(error)) => Err(Side::Up(error)),
+        Err(_) => Err(Side::Up(StreamError::Closed)),
     }
 }
 

@@ -17,7 +17,7 @@ use meshwork_telemetry::{Copied, SpanId};
 use super::aside::OwnHead;
 use super::attempt::announced;
 use super::body::RequestBody;
-use super::deadline::Deadlines;
+use super::deadline::{self, Deadlines};
 use super::journey::Journey;
 use super::kin;
 use super::route::{Seen, Target, Way};
@@ -114,6 +114,7 @@ impl Original<'_> {
             is_grpc: journey.is_grpc(),
             hash,
             end: self.end,
+            overheard: deadline::is_overheard(self.conn, self.target, &self.head.fields),
             timeouts: policy.timeouts(Some(cluster)),
             announcement: announced(self.conn, cluster),
             cluster: Arc::clone(cluster),

@@ -119,6 +119,7 @@ pub(crate) async fn response(
     if ended {
         down.end(None);
     }
+    // Its last bytes may not have been written when the response came.
     let mut request_open = !body.is_sent();
     let moved = poll_fn(|cx| {
         let before = (body.received, journey.record.bytes_sent);

@@ -86,6 +86,18 @@ async fn what_is_queued_behind_a_half_written_body_leaves_behind_it() {
 }
 
 #[tokio::test]
+async fn what_has_been_written_is_not_held() {
+    let (mut wire, _peer) = pair().await;
+    let pieces = [READ_CHUNK, READ_CHUNK_LARGE].map(|size| Bytes::from(vec![b'x'; size]));
+    wire.out().extend_from_slice(b"head");
+    pieces.iter().for_each(|piece| wire.queue(piece.clone()));
+    wire.advance_output(4 + READ_CHUNK);
+    assert_eq!(pieces.each_ref().map(Bytes::is_unique), [true, false]);
+    wire.advance_output(READ_CHUNK_LARGE);
+    assert_eq!(pieces.each_ref().map(Bytes::is_unique), [true, true]);
+}
+
+#[tokio::test]
 async fn what_came_with_the_head_leaves_with_what_comes_next() {
     let (mut wire, _peer) = pair().await;
     wire.queue(Bytes::from(vec![b'x'; READ_CHUNK]));

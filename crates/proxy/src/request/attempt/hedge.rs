@@ -93,7 +93,7 @@ pub(super) async fn raced(
     second.tell_reasons(journey);
     let Some(first) = first else {
         lose_first(attempts, &second, body, journey);
-        return second.wins(attempts, response, journey);
+        return second.wins(attempts, body, response, journey);
     };
     let reply = judged(attempts, &first, response, journey.is_grpc());
     if second.race.ended(Leg::First, reply) == Verdict::Wait {
@@ -109,7 +109,7 @@ pub(super) async fn raced(
         match waited {
             Ok(true) => {
                 end_first(attempts, first, response, body, journey);
-                return second.wins(attempts, response, journey);
+                return second.wins(attempts, body, response, journey);
             }
             Ok(false) => {}
             Err(interrupted) => {
@@ -136,9 +136,12 @@ fn judged(
     match first {
         Ok(_) if retry::names(attempts.target, response) => Reply::Bad,
         Ok(_) => of_head(response, is_grpc),
-        Err(Failure { fault: Fault::Upstream, .. } | Failure { cause: Cause::PerTryTimeout, .. }) => {
-            Reply::Bad
-        }
+        Err(Failure { fault: Fault::Upstream, .. }) => Reply::Bad,
+        // Its own time, or a limit that its endpoint alone may have reached.
+        Err(Failure {
+            cause: Cause::PerTryTimeout | Cause::MaxConnections | Cause::MaxPendingRequests,
+            ..
+        }) => Reply::Bad,
         // Who called has left, or its time is over: nobody waits for the other either.
         Err(_) => Reply::Good,
     }
@@ -190,6 +193,8 @@ fn end_first(
 /// A connection with the answer of the second attempt on it.
 struct Answered {
     exchange: Exchange,
+    /// What is left of its body.
+    sending: Sending,
     response: ResponseHead,
     opened: Tick,
 }
@@ -417,7 +422,7 @@ impl<'a> Second<'a> {
         }
         self.worker.hedged(&self.cluster, "failed");
         let failed = match done {
-            Ok(Answered { exchange, response, opened }) => {
+            Ok(Answered { exchange, response, opened, .. }) => {
                 let born = exchange.born();
                 exchange.abort();
                 Failed { status: response.status, failure: None, opened: Some((opened, born)), ended: now }
@@ -438,6 +443,7 @@ impl<'a> Second<'a> {
     fn wins(
         mut self,
         attempts: &mut Attempts<'_>,
+        body: &mut RequestBody<'_>,
         response: &mut ResponseHead,
         journey: &mut Journey<'_>,
     ) -> Result<Exchange, Failure> {
@@ -446,10 +452,11 @@ impl<'a> Second<'a> {
         };
         let (
             Under { hedged, in_flight, began, traced, address, protocol },
-            Answered { exchange, response: head, opened },
+            Answered { exchange, sending, response: head, opened },
         ) = (*under, *answered);
         self.worker.hedged(&self.cluster, "won");
         *response = head;
+        body.goes_on(sending);
         attempts.tried.push(hedged.endpoint.id);
         attempts.began = began;
         attempts.ticket = hedged.ticket;
@@ -547,7 +554,7 @@ async fn exchange(
     })
     .await;
     match answered {
-        Ok(()) => Ok(Answered { exchange, response, opened }),
+        Ok(()) => Ok(Answered { exchange, sending, response, opened }),
         Err(failure) => {
             exchange.abort();
             Err(failure)

@@ -45,6 +45,8 @@ pub(super) struct Copy {
     pub(super) hash: Option<u64>,
     /// When the original's time is over.
     pub(super) end: Option<Tick>,
+    /// The endpoint hears a deadline of a caller who is not believed.
+    pub(super) overheard: bool,
     pub(super) timeouts: Timeouts,
     pub(super) announcement: Option<Box<Written>>,
     pub(super) open: Mirroring,
@@ -148,7 +150,7 @@ impl Copy {
             Ok(()) => Some(self.answer(&carried, took)),
             Err(lost) => lost.answer(took),
         };
-        if let Some(answer) = answer {
+        if let Some(answer) = answer.filter(|answer| !(self.overheard && answer.status == 504)) {
             if let Some(trial) = trial {
                 self.worker.shifted(&self.cluster, self.cluster.tried(trial, &answer, now));
             }
