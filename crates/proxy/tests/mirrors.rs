@@ -15,10 +15,10 @@ use meshwork_messages::v1::service_port::AppProtocol;
 use meshwork_proxy::{Settings, Side};
 use parking_lot::Mutex;
 use support::h2::{collect, collect_body, fetch, get, h2_client, h2_upstream, h2_upstream_with};
-use support::mesh::{Pair, TestMesh, service_at, serving};
+use support::mesh::{Pair, TestMesh, plain_at, service_at, serving};
 use support::{Harness, Upstream, exchange, free_port, is_head, read_until, rule, upstream};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 
 const OUTCOMES: &str = "meshwork_mirrored_requests_total";
 const GET: &[u8] = b"GET /a?b=c HTTP/1.1\r\nHost: shop.example\r\nConnection: close\r\n\r\n";
@@ -103,6 +103,18 @@ async fn edge_of(protocol: AppProtocol, copy: SocketAddr, rule: v1::Rule) -> Edg
     Edge { harness, address, web }
 }
 
+/// A policy on `default/copy`.
+fn on_copy(spec: v1::TrafficPolicy) -> Change {
+    let target =
+        v1::policy::Target { kind: "Service".into(), name: "default/copy".into(), section: String::new() };
+    let policy = v1::Policy {
+        targets: vec![target],
+        spec: Some(v1::policy::Spec::Traffic(spec)),
+        ..Default::default()
+    };
+    Change::upsert("default/p", "1", &policy)
+}
+
 impl Edge {
     async fn ended(&self, outcome: &str, count: u64) {
         self.harness.wait_metric(OUTCOMES, &["default/copy", &format!("\"{outcome}\"")], count).await;
@@ -117,7 +129,9 @@ async fn a_copy_is_the_request_as_it_is_sent_and_says_that_it_is_one() {
         ..Default::default()
     };
     let filter = v1::Filter { kind: Some(v1::filter::Kind::RequestHeaders(edits)) };
-    let rule = v1::Rule { filters: vec![filter], ..mirrored(vec![mirror("copy", 100)]) };
+    // Outside of the mesh nobody is told how long there is time.
+    let rule =
+        v1::Rule { filters: vec![filter], request_timeout_ms: 60_000, ..mirrored(vec![mirror("copy", 100)]) };
     let edge = edge(copy.upstream.address, rule).await;
     let post =
         b"POST /a?b=c HTTP/1.1\r\nHost: shop.example\r\nContent-Length: 5\r\nConnection: close\r\n\r\nhello";
@@ -240,6 +254,86 @@ async fn a_copy_that_is_read_more_slowly_than_the_original_is_given_up() {
 }
 
 #[tokio::test]
+async fn a_copy_that_nobody_reads_is_given_up_though_it_has_kept_up_until_then() {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.set_recv_buffer_size(16 * 1024).unwrap();
+    socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    // It is never accepted: the kernel takes what it has room for.
+    let listener = socket.listen(8).unwrap();
+    let edge = edge(listener.local_addr().unwrap(), mirrored(vec![mirror("copy", 100)])).await;
+    let mut tcp = TcpStream::connect(edge.address).await.unwrap();
+    let head = format!("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: {}\r\n\r\n", 1_u64 << 40);
+    tcp.write_all(head.as_bytes()).await.unwrap();
+    let piece = vec![b'x'; 64 * 1024];
+    let sending = async {
+        while edge.harness.metric(OUTCOMES, &["default/copy", "\"given_up\""]) == 0 {
+            tcp.write_all(&piece).await.unwrap();
+            // Slowly enough for a copy that is read.
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), sending).await.expect("it is given up");
+}
+
+#[tokio::test]
+async fn a_copy_says_for_whom_it_is_made_on_a_connection_of_its_own() {
+    let copy = Recorder::answering(OK).await;
+    let mut edge = edge(copy.upstream.address, mirrored(vec![mirror("copy", 100)])).await;
+    let proxy_protocol = v1::traffic_policy::ProxyProtocol::V1.into();
+    edge.harness.change([on_copy(v1::TrafficPolicy { proxy_protocol, ..Default::default() })]).await;
+    for count in 1..=2 {
+        assert!(exchange(edge.address, GET).await.ends_with("original"));
+        edge.ended("answered", count).await;
+    }
+    let got = copy.has(2).await;
+    assert!(got.iter().all(|got| got.starts_with("PROXY TCP4 127.0.0.1 127.0.0.1 ")), "{got:?}");
+    assert_eq!(copy.upstream.connections.load(Ordering::SeqCst), 2);
+}
+
+#[tokio::test]
+async fn copies_that_are_alike_go_to_one_endpoint_where_the_other_service_wants_that() {
+    let mut copies = Vec::new();
+    for _ in 0..4 {
+        copies.push(Recorder::answering(OK).await);
+    }
+    let mut edge = edge(copies[0].upstream.address, mirrored(vec![mirror("copy", 100)])).await;
+    let addresses: Vec<_> = copies.iter().map(|copy| copy.upstream.address).collect();
+    edge.harness.service("copy", AppProtocol::Http1, &addresses).await;
+    let by_user = v1::HashRule { kind: Some(v1::hash_rule::Kind::Header("x-user".into())), terminal: true };
+    let policy = v1::TrafficPolicy {
+        algorithm: v1::traffic_policy::Algorithm::Maglev.into(),
+        load_balancer: Some(v1::LoadBalancer { hash_policy: vec![by_user], ..Default::default() }),
+        ..Default::default()
+    };
+    edge.harness.change([on_copy(policy)]).await;
+    for count in 1..=12 {
+        let request = b"GET / HTTP/1.1\r\nHost: a\r\nX-User: anna\r\nConnection: close\r\n\r\n";
+        assert!(exchange(edge.address, request).await.ends_with("original"));
+        edge.ended("answered", count).await;
+    }
+    let counts: Vec<usize> = copies.iter().map(|copy| copy.got.lock().len()).collect();
+    assert!(counts.contains(&12), "{counts:?}");
+}
+
+#[tokio::test]
+async fn what_offers_to_change_the_protocol_is_not_copied() {
+    let copy = Recorder::answering(OK).await;
+    let edge = edge(copy.upstream.address, mirrored(vec![mirror("copy", 100)])).await;
+    let mut tcp = TcpStream::connect(edge.address).await.unwrap();
+    let upgrade = b"GET / HTTP/1.1\r\nHost: a\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n";
+    tcp.write_all(upgrade).await.unwrap();
+    assert!(read_until(&mut tcp, "original").await.starts_with("HTTP/1.1 200"), "it was declined");
+    tcp.write_all(GET).await.unwrap();
+    read_until(&mut tcp, "original").await;
+    let lines = edge.harness.lines(2).await;
+    assert!(!lines[0].contains("\"mirrors\"") && lines[1].contains("\"mirrors\":1"), "{lines:?}");
+    assert!(
+        edge.web.has(2).await[0].to_lowercase().contains("upgrade: websocket\r\n"),
+        "the offer was sent on"
+    );
+}
+
+#[tokio::test]
 async fn a_caller_who_leaves_in_the_middle_of_a_body_cuts_its_copy_off() {
     let copy = Recorder::answering(OK).await;
     let edge = edge(copy.upstream.address, mirrored(vec![mirror("copy", 100)])).await;
@@ -305,14 +399,7 @@ async fn the_other_services_own_limit_counts_its_copies() {
         limits: Some(v1::Limits { max_requests: 1, ..Default::default() }),
         ..Default::default()
     };
-    let target =
-        v1::policy::Target { kind: "Service".into(), name: "default/copy".into(), section: String::new() };
-    let policy = v1::Policy {
-        targets: vec![target],
-        spec: Some(v1::policy::Spec::Traffic(spec)),
-        ..Default::default()
-    };
-    edge.harness.change([Change::upsert("default/p", "1", &policy)]).await;
+    edge.harness.change([on_copy(spec)]).await;
     for _ in 0..3 {
         assert!(exchange(edge.address, GET).await.ends_with("original"));
     }
@@ -329,6 +416,17 @@ async fn a_copy_is_not_copied_again() {
     edge.ended("answered", 1).await;
     let lines = edge.harness.lines(2).await;
     assert!(!lines[0].contains("\"mirrors\"") && lines[1].contains("\"mirrors\":1"), "{lines:?}");
+}
+
+#[tokio::test]
+async fn who_looks_at_a_request_does_not_find_its_copy() {
+    let copy = Recorder::answering(OK).await;
+    let edge = edge(copy.upstream.address, mirrored(vec![mirror("copy", 100)])).await;
+    let looked_at = b"GET / HTTP/1.1\r\nHost: a\r\nX-Meshwork-Probe: 1f\r\nConnection: close\r\n\r\n";
+    assert!(exchange(edge.address, looked_at).await.ends_with("original"));
+    let is_marked = |got: &str| got.to_lowercase().contains("x-meshwork-probe: 1f\r\n");
+    assert!(is_marked(&edge.web.has(1).await[0]));
+    assert!(!is_marked(&copy.has(1).await[0]));
 }
 
 #[tokio::test]
@@ -424,7 +522,7 @@ fn route_of(service: &str, to: &str) -> Change {
     let mirrors = vec![v1::Mirror { service: format!("shop/{to}"), port: 80, share, subset: String::new() }];
     let route = v1::Route {
         attachments: vec![v1::route::Attachment { parent: Some(parent), ..Default::default() }],
-        rules: vec![v1::Rule { backends, mirrors, ..rule(&[], vec![]) }],
+        rules: vec![v1::Rule { backends, mirrors, request_timeout_ms: 60_000, ..rule(&[], vec![]) }],
         ..Default::default()
     };
     Change::upsert(&format!("HTTPRoute/shop/{service}"), "1", &route)
@@ -448,7 +546,16 @@ async fn sidecars_send_copies_over_mutual_tls() {
     let got = other.has(1).await.remove(0);
     assert!(got.contains("x-meshwork-mirror: 1") && got.contains("host: reviews"), "{got}");
     assert!(got.contains("x-forwarded-client-cert: "), "its caller has proven who it is: {got}");
+    assert!(got.contains("x-envoy-expected-rq-timeout-ms: "), "it has as long as the request: {got}");
     pair.outbound.wait_metric(OUTCOMES, &["shop/ratings", "answered"], 1).await;
+    // Of a call that leaves the mesh and is told nothing of it, the copy that stays within is.
+    let plain = Recorder::answering(OK).await;
+    let services = plain_at("plain", plain.upstream.address);
+    pair.outbound.change(services.into_iter().chain([route_of("plain", "ratings")])).await;
+    let call = b"GET / HTTP/1.1\r\nHost: plain\r\nConnection: close\r\n\r\n";
+    assert!(exchange(pair.proxy, call).await.ends_with("original"));
+    let is_told = |got: &str| got.contains("x-envoy-expected-rq-timeout-ms: ");
+    assert_eq!((is_told(&plain.has(1).await[0]), is_told(&other.has(2).await[1])), (false, true));
     let line = beside.lines(1).await.remove(0);
     assert!(line.contains("\"mirrored\":true"), "{line}");
     assert!(!pair.inbound.lines(1).await[0].contains("\"mirrored\""));
@@ -505,5 +612,7 @@ async fn a_ring_of_mirrors_turns_once() {
     let got = reviews.has(2).await;
     beside.wait_metric(OUTCOMES, &["shop/ratings", "answered"], 1).await;
     assert_eq!((got.len(), asked.load(Ordering::SeqCst)), (2, 1), "the call for a copy's sake is not copied");
-    assert!(!got[0].contains("x-meshwork-mirror") && got[1].contains("x-meshwork-mirror: 1"), "{got:?}");
+    // Which of the two comes first is left open.
+    let marked = got.iter().filter(|got| got.contains("x-meshwork-mirror: 1")).count();
+    assert_eq!(marked, 1, "{got:?}");
 }

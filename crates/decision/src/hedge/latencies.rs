@@ -130,7 +130,9 @@ mod tests {
         }
         let early = Latencies::default();
         assert_eq!(early.percentile(50, at(0)), None);
-        (0..20).for_each(|_| early.add(Duration::from_millis(1), at(0)));
+        (0..19).for_each(|_| early.add(Duration::from_millis(1), at(0)));
+        assert_eq!(early.percentile(50, at(0)), None, "nineteen are not");
+        early.add(Duration::from_millis(1), at(0));
         assert!(early.percentile(50, at(0)).is_some(), "twenty are enough for the median, at once");
         assert_eq!(latencies.percentile(99, at(39)), None);
     }
@@ -144,6 +146,25 @@ mod tests {
         assert!(latencies.percentile(90, at(9_990)).unwrap() >= Duration::from_secs(1), "both periods count");
         assert!(latencies.percentile(90, at(10_100)).unwrap() < Duration::from_millis(3));
         assert_eq!(latencies.percentile(90, at(15_000)), None);
+    }
+
+    #[test]
+    fn what_comes_again_after_ten_seconds_does_not_bring_back_what_was() {
+        let latencies = Latencies::default();
+        (0..100).for_each(|_| latencies.add(Duration::from_secs(1), at(4_000)));
+        latencies.add(Duration::from_secs(1), at(14_000));
+        (0..100).for_each(|_| latencies.add(Duration::from_millis(2), at(14_000)));
+        assert!(latencies.percentile(90, at(14_000)).unwrap() < Duration::from_millis(3));
+    }
+
+    #[test]
+    fn each_percentile_is_remembered_by_itself() {
+        let latencies = Latencies::default();
+        (0..60).for_each(|_| latencies.add(Duration::from_millis(1), at(0)));
+        (0..40).for_each(|_| latencies.add(Duration::from_millis(100), at(0)));
+        assert!(latencies.percentile(50, at(1)).unwrap() < Duration::from_millis(2));
+        assert!(latencies.percentile(90, at(1)).unwrap() >= Duration::from_millis(100));
+        assert!(latencies.percentile(50, at(1)).unwrap() < Duration::from_millis(2));
     }
 
     #[test]

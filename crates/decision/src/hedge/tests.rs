@@ -89,7 +89,9 @@ fn the_time_is_that_of_nearly_all_first_attempts_and_not_below_the_least() {
     assert!((100..=113).contains(&later(100).as_millis()), "{:?}", later(100));
     took(100, 1, 200);
     assert_eq!(later(300), Duration::from_millis(5), "the least");
-    begin(&FIXED, &cluster, &GET).unwrap().first_took(Duration::from_secs(9), at(300));
+    let fixed = begin(&FIXED, &cluster, &GET).unwrap();
+    (0..100).for_each(|_| fixed.first_took(Duration::from_secs(9), at(300)));
+    assert_eq!(later(350), Duration::from_millis(5), "a fixed time learns nothing");
     took(100, 1_000, 400);
     assert!(later(500) >= Duration::from_secs(1), "also those that were given up count");
 }
@@ -103,6 +105,59 @@ fn it_goes_to_another_endpoint_that_is_well_or_to_none() {
     let failed = Answer { status: 503, ..Answer::new(AttemptOutcome::Failure, Duration::from_millis(1)) };
     drop(two.record(&hedged.endpoint, &failed, at(0)));
     assert_eq!(admitted(&two, &GET), Err(NoHedge::NoOther), "it rests");
+}
+
+#[test]
+fn it_does_not_go_to_one_that_is_ejected_also_in_panic() {
+    let three = cluster(3);
+    let set = three.endpoints();
+    set.all()[1..].iter().for_each(|endpoint| endpoint.stats.standing.eject_until(u64::MAX));
+    assert!(three.panics(at(0)), "others go there");
+    assert_eq!(admitted(&three, &GET), Err(NoHedge::NoOther));
+}
+
+/// The first failed call opens it, and one second later it is tried.
+const BRITTLE: CircuitBreaker = CircuitBreaker {
+    mode: BreakerMode::Enforce,
+    window: WindowSize::Calls(2),
+    minimum_calls: 1,
+    failure_percent: Some(1),
+    slow_calls: None,
+    open_time: Duration::from_secs(1),
+    max_open_time: Duration::from_secs(1),
+    trials: 1,
+};
+
+fn fails(ticket: Option<Ticket>) {
+    let call = crate::breaker::Call { failed: true, took: Duration::ZERO };
+    ticket.expect("a policy asks for it").ended(call, at(0), &mut SeededRng::new(1)).expect("it opens");
+}
+
+/// A second after [`admit`].
+fn admitted_later(cluster: &Arc<Cluster>) -> Result<Hedged, NoHedge> {
+    let retries = RetryBudget { percent: 20, min_per_second: 0 };
+    let hedge = begin(&FIXED, cluster, &GET).unwrap();
+    hedge.admit(Some(first(cluster)), &GET, retries, at(1_100), &mut SeededRng::new(1), &mut NoReasons)
+}
+
+#[test]
+fn it_is_no_trial_of_a_breaker() {
+    let of_service = with(cluster(2), |cluster| cluster.circuit_breaker = Some(BRITTLE));
+    let hedged = admit(&begin(&FIXED, &of_service, &GET).unwrap(), &GET).unwrap();
+    assert!(hedged.ticket.is_some(), "the breaker hears how it ends");
+    drop(hedged);
+    fails(of_service.try_call(at(0), &mut NoReasons).unwrap());
+    assert_eq!(admitted_later(&of_service).err(), Some(NoHedge::Breaker), "it is to be tried");
+    let ticket = of_service.try_call(at(1_100), &mut NoReasons).unwrap();
+    assert!(ticket.is_some_and(|ticket| ticket.is_trial()), "by a request of its own");
+
+    let of_endpoint = with(cluster(2), |cluster| cluster.endpoint_breaker = Some(BRITTLE));
+    let one = [first(&of_endpoint)];
+    let wanted = Wanted { tried: &one, ..Wanted::default() };
+    let call = |now| of_endpoint.call(now, &mut SeededRng::new(1), &wanted, &mut NoReasons).unwrap().1;
+    fails(call(at(0)));
+    assert_eq!(admitted_later(&of_endpoint).err(), Some(NoHedge::NoOther), "the endpoint's is to be tried");
+    assert!(call(at(1_100)).is_some_and(|ticket| ticket.is_trial()));
 }
 
 #[test]
@@ -124,20 +179,8 @@ fn no_hedge_while_there_is_too_much_already() {
     let open = cluster(2);
     open.force_breaker(Some((ForcedState::Open, at(10_000))));
     assert_eq!(admitted(&open, &GET), Err(NoHedge::Breaker));
-    let policy = CircuitBreaker {
-        mode: BreakerMode::Enforce,
-        window: WindowSize::Calls(2),
-        minimum_calls: 1,
-        failure_percent: Some(1),
-        slow_calls: None,
-        open_time: Duration::from_secs(60),
-        max_open_time: Duration::from_secs(60),
-        trials: 1,
-    };
-    let tripped = with(cluster(2), |cluster| cluster.circuit_breaker = Some(policy));
-    let ticket = tripped.try_call(at(0), &mut NoReasons).unwrap().unwrap();
-    let call = crate::breaker::Call { failed: true, took: Duration::ZERO };
-    ticket.ended(call, at(0), &mut SeededRng::new(1)).expect("it opens");
+    let tripped = with(cluster(2), |cluster| cluster.circuit_breaker = Some(BRITTLE));
+    fails(tripped.try_call(at(0), &mut NoReasons).unwrap());
     assert_eq!(admitted(&tripped, &GET), Err(NoHedge::Breaker));
 }
 
@@ -193,6 +236,10 @@ fn a_request_is_hedged_once_and_while_its_first_attempt_runs() {
     assert!(!race.may_begin() && race.both_run());
     race.ended(Leg::Second, Reply::Bad);
     assert!(!race.may_begin() && !race.both_run());
+    let mut alone = Race::default();
+    alone.begin();
+    alone.ended(Leg::First, Reply::Bad);
+    assert!(!alone.both_run(), "the second one runs alone");
     let mut over = Race::default();
     over.ended(Leg::First, Reply::Bad);
     assert!(!over.may_begin(), "what follows is a retry");

@@ -190,6 +190,52 @@ mod tests {
     }
 
     #[test]
+    fn nothing_comes_behind_what_was_missed() {
+        let mut tee = Tee::default();
+        let tap = tee.tap();
+        tee.data(&Bytes::from(vec![0; ROOM / 2]));
+        tee.data(&Bytes::from(vec![0; ROOM / 2 + 1]));
+        tee.data(&Bytes::from_static(b"x"));
+        assert!(matches!(next(&tap), Some(Next::Overrun)), "it would be a body with a hole");
+    }
+
+    #[test]
+    fn a_small_piece_keeps_no_block_and_a_large_one_is_shared() {
+        let mut tee = Tee::default();
+        let tap = tee.tap();
+        let block = Bytes::from(vec![0; 2 * COPY_BELOW]);
+        tee.data(&block.slice(..COPY_BELOW - 1));
+        tee.data(&block.slice(..COPY_BELOW));
+        let same: Vec<bool> = std::iter::from_fn(|| match next(&tap) {
+            Some(Next::Data(data)) => Some(data.as_ptr() == block.as_ptr()),
+            _ => None,
+        })
+        .collect();
+        assert_eq!(same, [false, true]);
+    }
+
+    #[test]
+    fn whoever_waits_is_woken_by_each_piece_and_by_the_end() {
+        struct Woken(std::sync::atomic::AtomicUsize);
+        impl std::task::Wake for Woken {
+            fn wake(self: std::sync::Arc<Self>) {
+                self.0.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+            }
+        }
+        let woken = std::sync::Arc::new(Woken(0.into()));
+        let waker = Waker::from(std::sync::Arc::clone(&woken));
+        let (mut tee, mut cx) = (Tee::default(), Context::from_waker(&waker));
+        let tap = tee.tap();
+        let times = || woken.0.load(std::sync::atomic::Ordering::SeqCst);
+        assert!(tap.poll_next(&mut cx).is_pending());
+        tee.data(&Bytes::from_static(b"ab"));
+        assert_eq!(times(), 1);
+        assert!(tap.poll_next(&mut cx).is_ready() && tap.poll_next(&mut cx).is_pending());
+        tee.end(None);
+        assert_eq!(times(), 2);
+    }
+
+    #[test]
     fn tiny_pieces_count_for_what_they_hold() {
         let mut tee = Tee::default();
         let tap = tee.tap();

@@ -116,6 +116,27 @@ pub fn service_at(service: &str, id: &SpiffeId, mesh: SocketAddr) -> [Change; 2]
     [Change::upsert(&name, "1", &message), Change::upsert(&format!("{name}-1"), "1", &slice)]
 }
 
+/// The service `shop/SERVICE`, which is in no mesh, at an address.
+pub fn plain_at(service: &str, at: SocketAddr) -> [Change; 2] {
+    let name = format!("shop/{service}");
+    let message = v1::Service {
+        ports: vec![v1::ServicePort { name: "http".into(), port: 80, protocol: AppProtocol::Http1.into() }],
+        hostnames: vec![service.to_owned()],
+        ..Default::default()
+    };
+    let slice = v1::EndpointSlice {
+        service: name.clone(),
+        ports: vec![v1::EndpointPort { name: "http".into(), port: at.port().into() }],
+        endpoints: vec![v1::Endpoint {
+            addresses: vec![at.ip().to_string()],
+            weight: 1,
+            ..Default::default()
+        }],
+        ..Default::default()
+    };
+    [Change::upsert(&name, "1", &message), Change::upsert(&format!("{name}-1"), "1", &slice)]
+}
+
 /// The service `shop/db` with the application at `app`, behind a proxy that takes requests and tunnels at these ports.
 pub fn db_behind(
     id: &SpiffeId,
