@@ -95,8 +95,11 @@ async fn edge(copy: SocketAddr, rule: v1::Rule) -> Edge {
 }
 
 async fn edge_of(protocol: AppProtocol, copy: SocketAddr, rule: v1::Rule) -> Edge {
+    edge_at(Harness::start(Settings { workers: 1, ..Settings::default() }), protocol, copy, rule).await
+}
+
+async fn edge_at(mut harness: Harness, protocol: AppProtocol, copy: SocketAddr, rule: v1::Rule) -> Edge {
     let web = Recorder::answering(OK).await;
-    let mut harness = Harness::start(Settings { workers: 1, ..Settings::default() });
     harness.service("web", AppProtocol::Http1, &[web.upstream.address]).await;
     harness.service("copy", protocol, &[copy]).await;
     let address = harness.route(vec![rule]).await;
@@ -416,6 +419,22 @@ async fn a_copy_is_not_copied_again() {
     edge.ended("answered", 1).await;
     let lines = edge.harness.lines(2).await;
     assert!(!lines[0].contains("\"mirrors\"") && lines[1].contains("\"mirrors\":1"), "{lines:?}");
+}
+
+#[tokio::test]
+async fn a_copy_has_a_span_of_its_own_in_the_trace_of_its_request() {
+    let copy = Recorder::answering(OK).await;
+    let rule = mirrored(vec![mirror("copy", 100)]);
+    let edge =
+        edge_at(Harness::traced(Settings::default()), AppProtocol::Http1, copy.upstream.address, rule).await;
+    assert!(exchange(edge.address, GET).await.ends_with("original"));
+    let parent = |got: &str| -> Vec<String> {
+        let line = got.lines().find_map(|line| line.strip_prefix("traceparent: ")).expect("a trace");
+        line.split('-').map(str::to_owned).collect()
+    };
+    let (original, copy) = (parent(&edge.web.has(1).await[0]), parent(&copy.has(1).await[0]));
+    assert_eq!(original[1], copy[1]);
+    assert_ne!(original[2], copy[2]);
 }
 
 #[tokio::test]

@@ -15,7 +15,9 @@ use meshwork_base::{Clock, SystemClock};
 use meshwork_decision::{Change, Snapshot, SnapshotBuilder};
 use meshwork_messages::v1;
 use meshwork_proxy::{Engine, MemoryLevel, Mesh, Observer, Settings, Shared};
-use meshwork_telemetry::{AccessLogSink, AccessLogTarget, Format, MetricsRegistry, RequestLabels};
+use meshwork_telemetry::{
+    AccessLogSink, AccessLogTarget, Format, MetricsRegistry, RequestLabels, Sampler, TraceResource, Tracer,
+};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
@@ -55,8 +57,26 @@ impl Harness {
         Self::join(settings, Mesh::default(), Arc::new(SystemClock::new()), "gateway")
     }
 
+    /// An engine whose spans nobody takes.
+    pub fn traced(settings: Settings) -> Self {
+        let (sampler, resource) = (Sampler::default(), TraceResource::default());
+        let nobody = format!("http://127.0.0.1:{}", free_port());
+        let tracer = Tracer::start(&nobody, sampler, &resource, &MetricsRegistry::default()).unwrap();
+        Self::make(settings, Mesh::default(), Arc::new(SystemClock::new()), "gateway", Some(tracer))
+    }
+
     /// An engine in a mesh, as this workload of namespace `shop`.
     pub fn join(settings: Settings, mesh: Mesh, clock: Arc<dyn Clock>, workload: &str) -> Self {
+        Self::make(settings, mesh, clock, workload, None)
+    }
+
+    fn make(
+        settings: Settings,
+        mesh: Mesh,
+        clock: Arc<dyn Clock>,
+        workload: &str,
+        tracer: Option<Tracer>,
+    ) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let log = dir.path().join("access.log");
         let metrics = MetricsRegistry::default();
@@ -67,7 +87,7 @@ impl Harness {
             settings: Settings { listen_address: [127, 0, 0, 1].into(), ..settings },
             metrics: metrics.clone(),
             access_log: sink.clone(),
-            tracer: None,
+            tracer,
             labels: RequestLabels {
                 source_workload: workload.into(),
                 source_workload_namespace: "shop".into(),
