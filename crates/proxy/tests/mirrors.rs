@@ -469,13 +469,6 @@ async fn grpc_s_own_status_says_what_became_of_a_copy() {
     edge.ended("answered", 1).await;
 }
 
-fn on_copy(policy: v1::TrafficPolicy) -> Change {
-    let target =
-        v1::policy::Target { kind: "Service".into(), name: "default/copy".into(), section: String::new() };
-    let spec = Some(v1::policy::Spec::Traffic(policy));
-    Change::upsert("default/p", "1", &v1::Policy { source: None, targets: vec![target], spec })
-}
-
 /// A caller who is not believed gives little time, and the copy's endpoint hears that too.
 #[tokio::test]
 async fn a_deadline_that_is_not_believed_is_held_against_no_copy_s_endpoint() {
