@@ -173,6 +173,13 @@ fn how_overload_and_memory_stand_is_seen() {
     assert_eq!(limits, serde_json::json!(wanted));
     let table = printed(&gateway.ask(&["get", "breakers", "web"]));
     assert!(table.contains("overload.adaptiveConcurrency 1/1, overload.queue.maxRequests 1/5"), "{table}");
+    let top = gateway.api("/v1/top")["proxies"][0]["overloads"].clone();
+    let kept = serde_json::json!([
+        {"service": "default/web", "port": 80, "inFlight": 1, "limit": 1, "queued": 1, "shed": 0}
+    ]);
+    assert_eq!(top, kept);
+    let table = printed(&gateway.ask(&["top", "--once", "--interval", "100ms"]));
+    assert!(table.contains("OVERLOAD") && table.contains("1/1, 1 wait"), "{table}");
     let metrics = get(gateway.at(support::process::METRICS), "/metrics").unwrap().1;
     for line in [
         "meshwork_overload_concurrency_limit{service=\"default/web:80\"} 1",

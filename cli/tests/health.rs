@@ -128,6 +128,23 @@ fn an_endpoint_that_fails_its_health_page_gets_no_request_and_comes_back_with_it
 }
 
 #[test]
+fn where_all_fail_their_checks_all_are_called() {
+    let ill = [Application::start(), Application::start()];
+    ill.iter().for_each(|one| one.says.store(503, Ordering::SeqCst));
+    let rule = "  - backendRefs: [{name: web, port: 80}]";
+    let service = yaml::service("web", &[ill[0].address, ill[1].address]);
+    let files = [yaml::EDGE, &yaml::route("web", rule), &service, POLICY].concat();
+    let gateway = Gateway::start(&[("shop.yaml", &files)]);
+    until("both are out", || (out(&gateway).len() == 2).then_some(()));
+    for _ in 0..40 {
+        assert_eq!(get(gateway.at(HTTP), "/").unwrap().0, 200);
+    }
+    let calls = ill.each_ref().map(|one| one.calls.load(Ordering::SeqCst));
+    assert!(calls.iter().all(|count| *count > 0) && calls.iter().sum::<usize>() == 40, "{calls:?}");
+    assert!(gateway.log(40).iter().all(|line| line["cause"].is_null()), "nothing was refused");
+}
+
+#[test]
 fn without_its_policy_nobody_asks_and_nobody_is_out() {
     let (well, ill) = (Application::start(), Application::start());
     ill.says.store(500, Ordering::SeqCst);

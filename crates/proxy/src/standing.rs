@@ -205,3 +205,6 @@ fn failing(endpoint: &Endpoint) -> Option<v1::FailingEndpoint> {
 fn millis(time: Duration) -> u64 {
     u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
+
+#[cfg(test)]
+mod tests;
