@@ -194,6 +194,9 @@ impl Worker {
     }
 
     pub(crate) fn connect_failed(&self, cause: Cause) {
+        if !cause.is_connecting() {
+            return;
+        }
         self.gauges.connect_failed(cause, &self.metrics);
     }
 

@@ -14,7 +14,7 @@ use meshwork_messages::v1;
 use meshwork_messages::v1::service_port::AppProtocol;
 use meshwork_proxy::{Settings, Side};
 use parking_lot::Mutex;
-use support::h2::{collect, collect_body, fetch, get, h2_client, h2_upstream, h2_upstream_with};
+use support::h2::{answer, collect, collect_body, fetch, get, h2_client, h2_upstream, h2_upstream_with};
 use support::mesh::{Pair, TestMesh, plain_at, service_at, serving};
 use support::{Harness, Upstream, exchange, free_port, is_head, read_until, rule, upstream};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -199,6 +199,8 @@ async fn a_service_that_cannot_be_reached_or_breaks_is_nobodys_concern() {
     let edge = edge(([127, 0, 0, 1], free_port()).into(), mirrored(vec![mirror("copy", 100)])).await;
     assert!(exchange(edge.address, GET).await.ends_with("original"));
     edge.ended("failed", 1).await;
+    let failures = ("meshwork_upstream_connect_failures_total", ["connect_failure"]);
+    assert_eq!(edge.harness.metric(failures.0, &failures.1), 1);
     let copy = upstream(|got| is_head(got).then(Vec::new)).await;
     let mut broken = self::edge(copy.address, mirrored(vec![mirror("copy", 100)])).await;
     // What the rule says of retries is said of originals.
@@ -467,6 +469,18 @@ async fn grpc_s_own_status_says_what_became_of_a_copy() {
     edge.ended("failed", 1).await;
     assert_eq!(fetch(&mut client, get("/")).await.0, 200);
     edge.ended("answered", 1).await;
+}
+
+/// HTTP/2 shares connections, and a header of that kind speaks of one caller.
+#[tokio::test]
+async fn a_copy_does_not_leave_out_the_header_that_its_service_asks_for() {
+    let copy = h2_upstream(usize::MAX, |_, _, respond| async move { answer(respond, b"") }).await;
+    let mut edge = edge_of(AppProtocol::Http2, copy.address, mirrored(vec![mirror("copy", 100)])).await;
+    let proxy_protocol = v1::traffic_policy::ProxyProtocol::V2.into();
+    edge.harness.change([on_copy(v1::TrafficPolicy { proxy_protocol, ..Default::default() })]).await;
+    exchange(edge.address, GET).await;
+    edge.ended("failed", 1).await;
+    assert_eq!(copy.connections.load(Ordering::SeqCst), 0);
 }
 
 /// A caller who is not believed gives little time, and the copy's endpoint hears that too.

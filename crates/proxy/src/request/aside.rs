@@ -62,6 +62,15 @@ pub(crate) async fn open(
     head: &Head<'_>,
     end: bool,
 ) -> Result<Exchange, Failure> {
+    opened(worker, to, head, end).await.inspect_err(|failure| worker.connect_failed(failure.cause))
+}
+
+async fn opened(
+    worker: &Worker,
+    to: &Destination<'_>,
+    head: &Head<'_>,
+    end: bool,
+) -> Result<Exchange, Failure> {
     let pool = worker.pools.of(to.pool);
     match to.speaks {
         Speaks::Http1 => {

@@ -456,10 +456,6 @@ impl<'a> Attempts<'a> {
         end: bool,
         deadlines: &mut Deadlines,
     ) -> Result<Exchange, Failure> {
-        if to.announcement.is_some() && matches!(to.speaks, Speaks::Http2) {
-            let why = "a PROXY header cannot be sent to a service that speaks HTTP/2";
-            return Err(Failure::local(Cause::Internal).because(why));
-        }
         let worker = &self.conn.worker;
         let pool = worker.pools.of(to.pool);
         pool.may_idle(self.idle_ms);
@@ -483,12 +479,7 @@ impl<'a> Attempts<'a> {
             transfer::poll_interrupted(cx, self.conn, down, deadlines).map(Err)
         })
         .await;
-        if let Err(failure) = &done
-            && failure.cause.is_connecting()
-        {
-            self.conn.worker.connect_failed(failure.cause);
-        }
-        done
+        done.inspect_err(|failure| self.conn.worker.connect_failed(failure.cause))
     }
 }
 

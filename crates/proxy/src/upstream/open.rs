@@ -252,6 +252,10 @@ pub(crate) async fn h2(
     head: &Head<'_>,
     end: bool,
 ) -> Result<H2Exchange, Failure> {
+    if to.announcement.is_some() && matches!(to.speaks, Speaks::Http2) {
+        let why = "a PROXY header cannot be sent to a service that speaks HTTP/2";
+        return Err(Failure::local(Cause::Internal).because(why));
+    }
     let clock = &*worker.shared.clock;
     loop {
         let mut _pending = None;
