@@ -3,7 +3,7 @@
 //!
 //! ```text
 //! D/control-plane/ca/      root and intermediate ─▶ Authority ─issues─▶ SVIDs (72 h)
-//! D/control-plane/store    join tokens (hashed), deny entries, the bundle's sequence
+//! D/control-plane/store    join tokens (hashed), deny entries, the bundle's sequence, what operators have forced
 //!
 //! 15014  POST /v1/tokens, /v1/identity/deny        operators (api)
 //! 15012  TLS, a client certificate is optional     proxies (issue)
@@ -18,6 +18,7 @@
 mod access;
 mod api;
 mod deny;
+mod forces;
 mod issue;
 #[cfg(test)]
 mod tests;
@@ -38,6 +39,7 @@ use meshwork_identity::{
     Action, Authority, AuthorityError, Bundle, ClientAuth, DEFAULT_SVID_TTL, Identity, IdentityError,
     PendingSvid, Rotation, Svid,
 };
+use meshwork_messages::v1::BreakerForce;
 use meshwork_store::{Store, StoreError, embedded};
 use meshwork_telemetry::{MetricsRegistry, inventory};
 use meshwork_xds::join::role_of;
@@ -79,7 +81,7 @@ pub struct RootFiles {
 /// How the mesh's trust is set up.
 #[derive(Clone, Debug)]
 pub struct Secure {
-    /// Where keys, tokens and deny entries are kept: `D/control-plane`.
+    /// Where keys, tokens, deny entries and what is forced are kept: `D/control-plane`.
     pub data_dir: PathBuf,
     /// For whom SVIDs are issued.
     pub trust_domain: TrustDomain,
@@ -172,6 +174,7 @@ struct Inner {
     issuer: Arc<Issuer>,
     connections: Connections,
     deny: Deny,
+    forces: forces::Kept,
     address: SocketAddr,
     _stop: DropGuard,
 }
@@ -188,6 +191,8 @@ pub(crate) struct Opened {
     trust: Trust,
     listener: TcpListener,
     connections: Connections,
+    /// What operators had forced when it ended.
+    forces: Vec<BreakerForce>,
     stop: CancellationToken,
 }
 
@@ -208,14 +213,16 @@ pub(crate) async fn open(
     let identity = Identity::new(own_svid(&authority, secure.svid_ttl)?, bundle, Arc::clone(&clock))?;
     let deny =
         Deny::new(store.clone(), record, Arc::clone(&authority), Arc::clone(&identity), connections.clone());
-    let tokens = Tokens::new(store, Arc::clone(&clock));
+    let forces = forces::load(&store).await?;
+    let tokens = Tokens::new(store.clone(), Arc::clone(&clock));
+    let kept = forces::Kept::new(store);
     let stop = CancellationToken::new();
     let access = Arc::new(MeshAccess::new(secure.trust_domain, inside));
     let _stop = stop.clone().drop_guard();
     let svid_ttl = secure.svid_ttl;
     let issuer = Arc::new(Issuer { authority, identity, tokens, clock, svid_ttl, issued: AtomicU64::new(0) });
-    let inner = Inner { issuer, connections: connections.clone(), deny, address, _stop };
-    Ok(Opened { access, trust: Trust { inner: Arc::new(inner) }, listener, connections, stop })
+    let inner = Inner { issuer, connections: connections.clone(), deny, forces: kept, address, _stop };
+    Ok(Opened { access, trust: Trust { inner: Arc::new(inner) }, listener, connections, forces, stop })
 }
 
 fn authority(secure: &Secure, clock: &Arc<dyn Clock>) -> Result<Authority, TrustError> {
@@ -254,7 +261,8 @@ impl Opened {
 
     /// Begins to serve proxies.
     pub(crate) fn serve(self, hub: &Hub, feed: Feed) -> Result<Trust, TrustError> {
-        let Self { trust, listener, connections, stop, .. } = self;
+        let Self { trust, listener, connections, forces, stop, .. } = self;
+        hub.restore_forces(forces);
         let address = trust.inner.address;
         let listener = tokio::net::TcpListener::from_std(listener)
             .map_err(|error| TrustError::Bind { address, error })?;
@@ -358,6 +366,14 @@ impl Trust {
     #[must_use]
     pub fn bundle(&self) -> Arc<Bundle> {
         self.inner.issuer.identity.bundle()
+    }
+
+    /// Keeps what operators force, for after a restart.
+    ///
+    /// # Errors
+    /// It cannot be written.
+    pub(crate) async fn keep_forces(&self, hub: &Hub) -> Result<(), TrustError> {
+        self.inner.forces.keep(hub).await
     }
 
     /// Tells how many SVIDs were issued, for as long as this lives.

@@ -344,7 +344,12 @@ async fn force(
         hub.force(v1::BreakerForce { service: service.clone(), port, state: none, until_unix_ms: 0 });
     }
     hub.force(v1::BreakerForce { service: service.clone(), port, state: state.into(), until_unix_ms });
-    // It is in force whether or not they can be asked.
+    // It is in force whether or not it can be kept, or they can be asked.
+    if let Some(trust) = plane.trust()
+        && let Err(error) = trust.keep_forces(hub).await
+    {
+        tracing::warn!(%error, service, "what is forced will not outlast this process");
+    }
     let heard = ask(hub).await;
     let nobody = |_| Heard { standings: Vec::new(), memory: Vec::new(), who: Answered::nobody(hub, able) };
     let Heard { standings, who, .. } = heard.unwrap_or_else(nobody);

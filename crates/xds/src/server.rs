@@ -287,6 +287,18 @@ impl Server {
         self.rearm();
     }
 
+    /// What stood before this process began stands again, as far as it is not over at `wall`.
+    pub fn restore_forces(&mut self, forces: Vec<BreakerForce>, wall: Duration) {
+        self.forces.restore(forces, wall);
+        self.rearm();
+    }
+
+    /// All that is forced, and what was taken back and would not have ended yet.
+    #[must_use]
+    pub fn forces(&self) -> Vec<BreakerForce> {
+        self.forces.all()
+    }
+
     /// What proxies have said of services since this was asked before, with who they are.
     pub fn take_views(&mut self) -> Vec<(Viewer, Views)> {
         std::mem::take(&mut self.views).into_values().collect()

@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use meshwork_base::ManualClock;
 use meshwork_identity::{Pin, Refusal};
+use meshwork_messages::v1::breaker_force::State;
 
 use super::*;
 use crate::{RootFiles, StartError};
@@ -203,4 +204,24 @@ async fn a_platform_teams_root_signs_and_another_ones_does_not_replace_it() {
     let nothing = RootFiles { certificate: disk.path().join("none"), ..ours };
     let error = ControlPlane::start_secure(settings(), secure(&nothing), clock).await.unwrap_err();
     assert!(matches!(error, StartError::Trust(crate::TrustError::RootFile { .. })), "{error}");
+}
+
+#[tokio::test]
+async fn a_restart_keeps_what_operators_have_forced_until_its_time_is_over() {
+    let mesh = Mesh::new().await;
+    let path = "/v1/breakers/shop/web";
+    let forced = mesh.post(path, json!({"state": "open", "for": "5m"})).await.unwrap();
+    let until = forced["untilUnixMs"].as_u64().unwrap();
+    let mesh = mesh.restart().await;
+    let stands = |mesh: &Mesh| {
+        let all = mesh.plane.hub().forces();
+        all.into_iter()
+            .map(|force| (force.service.clone(), force.port, force.state(), force.until_unix_ms))
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(stands(&mesh), [("shop/web".to_owned(), 0, State::Open, until)]);
+    mesh.post(path, json!({"state": "none"})).await.unwrap();
+    let mesh = mesh.restart().await;
+    let told = [("shop/web".to_owned(), 0, State::None, until)];
+    assert_eq!(stands(&mesh), told, "who was away hears that it is taken back");
 }

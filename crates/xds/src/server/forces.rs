@@ -23,6 +23,13 @@ impl Forces {
         self.tidy(wall);
     }
 
+    /// Takes what stood before a restart, as it stood.
+    pub(super) fn restore(&mut self, forces: Vec<BreakerForce>, wall: Duration) {
+        let keyed = forces.into_iter().map(|force| ((force.service.clone(), force.port), force));
+        self.0.extend(keyed);
+        self.tidy(wall);
+    }
+
     /// Forgets what is over.
     fn tidy(&mut self, wall: Duration) {
         self.0.retain(|_, force| u128::from(force.until_unix_ms) > wall.as_millis());
@@ -59,5 +66,15 @@ mod tests {
         );
         forces.insert(force(0, State::Closed, 6_000), at(5_500));
         assert_eq!(forces.all(), [force(0, State::Closed, 6_000)]);
+    }
+
+    #[test]
+    fn what_stood_before_a_restart_stands_again_unless_it_is_over() {
+        let mut forces = Forces::default();
+        // What was taken back too: proxies that were away still have it.
+        let stood =
+            vec![force(0, State::Open, 5_000), force(80, State::None, 4_000), force(81, State::Closed, 900)];
+        forces.restore(stood.clone(), Duration::from_millis(1_000));
+        assert_eq!(forces.all(), stood[..2]);
     }
 }

@@ -178,6 +178,18 @@ impl Hub {
         self.published.send_replace(());
     }
 
+    /// See [`Server::restore_forces`].
+    pub fn restore_forces(&self, forces: Vec<BreakerForce>) {
+        self.server.lock().restore_forces(forces, self.clock.wall());
+        self.published.send_replace(());
+    }
+
+    /// See [`Server::forces`].
+    #[must_use]
+    pub fn forces(&self) -> Vec<BreakerForce> {
+        self.server.lock().forces()
+    }
+
     pub(super) fn forget(&self, probe: u64) {
         self.server.lock().forget(probe);
         self.published.send_replace(());
