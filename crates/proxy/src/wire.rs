@@ -83,6 +83,10 @@ impl Wire {
             (true, true) => READ_CHUNK_SHARED,
         };
         if self.read.capacity() - self.read.len() < chunk / 4 && !self.read.try_reclaim(chunk) {
+            // Who only waits holds nothing, and what is taken when there is something to read is still in the cache.
+            if let Io::Tcp(tcp) = &self.io {
+                ready!(tcp.poll_read_ready(cx))?;
+            }
             let fits = chunk == READ_CHUNK_LARGE && self.read.is_empty();
             match BLOCKS.with_borrow_mut(|blocks| blocks.pop_if(|_| fits)) {
                 Some(block) => self.read = block,

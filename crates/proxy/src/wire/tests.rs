@@ -86,6 +86,21 @@ async fn what_is_queued_behind_a_half_written_body_leaves_behind_it() {
 }
 
 #[tokio::test]
+async fn who_waits_for_bytes_holds_no_buffer_for_them() {
+    let (mut wire, mut peer) = pair().await;
+    peer.write_all(b"hello").await.unwrap();
+    assert_eq!(poll_fn(|cx| wire.poll_fill(cx)).await.unwrap(), 5);
+    wire.read.clear();
+    wire.release_buffers();
+    let mut waiting = poll_fn(|cx| std::task::Poll::Ready(wire.poll_fill(cx).is_pending()));
+    assert!((&mut waiting).await);
+    assert_eq!(wire.read.capacity(), 0);
+    peer.write_all(b"world").await.unwrap();
+    assert_eq!(poll_fn(|cx| wire.poll_fill(cx)).await.unwrap(), 5);
+    assert_eq!(&wire.read[..], b"world");
+}
+
+#[tokio::test]
 async fn what_has_been_written_is_not_held() {
     let (mut wire, _peer) = pair().await;
     let pieces = [READ_CHUNK, READ_CHUNK_LARGE].map(|size| Bytes::from(vec![b'x'; size]));
