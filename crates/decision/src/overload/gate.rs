@@ -27,6 +27,15 @@ struct State {
     now: Tick,
 }
 
+impl State {
+    /// From now on what this policy says.
+    fn follow(&mut self, config: &Arc<Overload>) {
+        if !self.config.as_ref().is_some_and(|known| Arc::ptr_eq(known, config)) {
+            self.config = Some(Arc::clone(config));
+        }
+    }
+}
+
 impl fmt::Debug for Gate {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_tuple("Gate").field(&self.view()).finish()
@@ -71,9 +80,7 @@ impl Gate {
     ) -> Result<Entered, Shed> {
         let who = || -> Call { Box::new(call()) };
         let entry = self.with(now, |state, called| {
-            if !state.config.as_ref().is_some_and(|known| Arc::ptr_eq(known, config)) {
-                state.config = Some(Arc::clone(config));
-            }
+            state.follow(config);
             state.limiter.enter(config, priority, now, who, called)
         });
         match entry {
@@ -83,6 +90,23 @@ impl Gate {
             }
             Entry::Refused(shed) => Err(shed),
         }
+    }
+
+    /// A request comes for which nobody waits: it goes on at once, or not at all.
+    ///
+    /// # Errors
+    /// It is sent away.
+    pub fn enter_at_once(
+        self: &Arc<Self>,
+        config: &Arc<Overload>,
+        priority: Priority,
+        now: Tick,
+    ) -> Result<Pass, Shed> {
+        let goes = self.with(now, |state, called| {
+            state.follow(config);
+            state.limiter.enter_at_once(config, priority, now, called)
+        });
+        if goes { Ok(self.pass(now)) } else { Err(Shed::Concurrency) }
     }
 
     /// How it is; nothing is known before the first request.

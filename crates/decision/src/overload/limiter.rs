@@ -74,10 +74,7 @@ impl<W> Limiter<W> {
         called: &mut Called<W>,
     ) -> Entry {
         self.turn(config, now, called);
-        let has_room = self.in_flight < self.gradient.limit(&config.concurrency);
-        if has_room && self.line.len() == 0 {
-            self.goes_on(priority);
-            self.gradient.sees(self.in_flight, false);
+        if self.goes_at_once(config, priority) {
             return Entry::Passed;
         }
         self.gradient.sees(self.in_flight, true);
@@ -92,6 +89,33 @@ impl<W> Limiter<W> {
                 Entry::Refused(shed)
             }
         }
+    }
+
+    /// Somebody comes who does not wait; false: it is sent away. That says nothing about how much is wanted of the application.
+    pub(crate) fn enter_at_once(
+        &mut self,
+        config: &Overload,
+        priority: Priority,
+        now: Tick,
+        called: &mut Called<W>,
+    ) -> bool {
+        self.turn(config, now, called);
+        let goes = self.goes_at_once(config, priority);
+        if !goes {
+            self.tally.shed[priority as usize][Shed::Concurrency as usize] += 1;
+        }
+        debug_assert_eq!(self.holds(config), Ok(()));
+        goes
+    }
+
+    fn goes_at_once(&mut self, config: &Overload, priority: Priority) -> bool {
+        let has_room = self.in_flight < self.gradient.limit(&config.concurrency);
+        let goes = has_room && self.line.len() == 0;
+        if goes {
+            self.goes_on(priority);
+            self.gradient.sees(self.in_flight, false);
+        }
+        goes
     }
 
     /// Somebody stops waiting: its patience is over (`gave_up`), or it is gone. `None`: it was called before.

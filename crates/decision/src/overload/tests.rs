@@ -527,6 +527,22 @@ fn who_waits_at_a_gate_is_called_with_its_pass_and_who_has_left_passes_it_on() {
 }
 
 #[test]
+fn who_does_not_wait_goes_on_at_once_or_not_at_all() {
+    let (gate, config) = (Arc::new(Gate::default()), Arc::new(fixed(1, QUEUE)));
+    let first = gate.enter_at_once(&config, Priority::Low, at(0)).expect("there is room");
+    assert_eq!(gate.enter_at_once(&config, Priority::Low, at(1)).err(), Some(Shed::Concurrency));
+    let tally = gate.view().tally;
+    let of_low = Priority::Low as usize;
+    assert_eq!((tally.passed[of_low], tally.shed[of_low]), (1, [1, 0, 0, 0]));
+    let waits = gate.enter(&config, Priority::Low, at(2), || |_: Result<Pass, Shed>| ());
+    assert!(matches!(waits, Ok(Entered::Waits(_))), "{waits:?}");
+    assert_eq!((gate.view().in_flight, gate.view().queued), (1, 1));
+    drop(waits);
+    first.answered(at(3), &mut SeededRng::new(1));
+    assert!(gate.enter_at_once(&config, Priority::Low, at(4)).is_ok(), "an answer makes room");
+}
+
+#[test]
 fn the_first_rule_that_matches_says_the_priority() {
     let rule = |priority, name: &str, value: &str| PriorityRule {
         priority,

@@ -21,6 +21,7 @@ use super::transfer::poll_interrupted;
 use crate::downstream::Down;
 use crate::downstream::connection::Conn;
 use crate::error::Failure;
+use crate::worker::Worker;
 
 /// What Envoy's overload manager says of a request that it sends away; from a proxy of the mesh it is the proxy's own word,
 /// see [`answered`].
@@ -150,8 +151,14 @@ pub(crate) fn answered(
     if matches!(target, Target::App { .. }) && (response.status == 503 || is_grpc) {
         response.fields.remove(LOCAL_OVERLOADED);
     }
-    let Some(pass) = journey.shaped().and_then(|shape| shape.pass.take()) else { return };
-    let (now, rng) = (conn.worker.now(), &mut *conn.worker.rng.borrow_mut());
+    if let Some(pass) = journey.shaped().and_then(|shape| shape.pass.take()) {
+        ended(&conn.worker, pass, response, is_grpc);
+    }
+}
+
+/// What the head of a response says of how long answers take.
+pub(crate) fn ended(worker: &Worker, pass: Pass, response: &ResponseHead, is_grpc: bool) {
+    let (now, rng) = (worker.now(), &mut *worker.rng.borrow_mut());
     match answer::outcome(response, is_grpc) {
         AttemptOutcome::Success => pass.answered(now, rng),
         // What was not done says nothing about how long it takes, unless it took long.

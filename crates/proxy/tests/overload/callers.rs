@@ -159,6 +159,35 @@ async fn where_there_are_sidecars_callers_leave_it_to_them() {
     assert_eq!(pair.outbound.metric(passed, &[SERVICE]), 0);
 }
 
+#[tokio::test]
+async fn a_copy_goes_where_there_is_room_and_waits_for_none() {
+    let (main, copies) = (app(100, Duration::ZERO).await, app(0, Duration::ZERO).await);
+    let mut gateway = Harness::start(Settings::default());
+    gateway.service("main", AppProtocol::Http1, &[main.address]).await;
+    let [service, endpoints] = alone_at(copies.address);
+    gateway.change([service, endpoints, overload(one(), LINE)]).await;
+    let mut mirrored = rule(&[("main", 1)], vec![]);
+    mirrored.backends[0].mirrors = vec![v1::Mirror {
+        service: "shop/reviews".into(),
+        port: 80,
+        share: Some(v1::Share { numerator: 1, denominator: 1 }),
+        subset: String::new(),
+    }];
+    let address = gateway.route(vec![mirrored]).await;
+    let outcomes = "meshwork_mirrored_requests_total";
+    answered(call(address, "a", ""), "HTTP/1.1 200").await;
+    gateway.wait_metric(IN_FLIGHT, &[SERVICE], 1).await;
+    answered(call(address, "b", ""), "HTTP/1.1 200").await;
+    gateway.wait_metric(outcomes, &["refused"], 1).await;
+    assert_eq!(gateway.metric(SHED, &[SERVICE, "low", "concurrency"]), 1);
+    copies.lets.add_permits(2);
+    gateway.wait_metric(outcomes, &["answered"], 1).await;
+    gateway.wait_metric(IN_FLIGHT, &[SERVICE], 0).await;
+    answered(call(address, "c", ""), "HTTP/1.1 200").await;
+    gateway.wait_metric(outcomes, &["answered"], 2).await;
+    assert_eq!(*copies.came.lock(), ["/a", "/c"]);
+}
+
 /// A gateway before the service at `app`, with the policy's defaults.
 async fn gateway_before(app: SocketAddr) -> (Harness, SocketAddr) {
     let mut gateway = Harness::start(Settings::default());

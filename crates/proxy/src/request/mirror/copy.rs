@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use meshwork_base::{Clock, Tick};
 use meshwork_decision::{
-    Answer, AttemptOutcome, Call, Cause, Cluster, Limited, NoReasons, Permit, Picked, Ticket, Timeouts,
-    Wanted,
+    Answer, AttemptOutcome, Call, Cause, Cluster, Limited, NoReasons, Pass, Permit, Picked, Priority, Ticket,
+    Timeouts, Wanted,
 };
 use meshwork_http1::{KnownName, ResponseHead};
 use meshwork_telemetry::{Copied, Protocol};
@@ -22,6 +22,7 @@ use crate::http::stream::Frame;
 use crate::proxy_protocol::Written;
 use crate::request::answer;
 use crate::request::aside::{self, OwnHead, Sending};
+use crate::request::overload;
 use crate::request::tee::Tap;
 use crate::upstream::Exchange;
 use crate::upstream::connect::CONNECT_TIMEOUT;
@@ -54,7 +55,7 @@ pub(super) struct Copy {
 
 /// Why a copy was not answered.
 enum Lost {
-    /// A limit, or the circuit breaker.
+    /// A limit, the circuit breaker, or a gate against overload.
     Refused(Cause),
     Failed(Failure),
     TimedOut,
@@ -122,6 +123,7 @@ impl Copy {
     }
 
     async fn once(&mut self) -> Result<(u16, AttemptOutcome), Lost> {
+        let pass = self.passed()?;
         let (_permit, ticket) = self.admitted()?;
         let called = {
             let wanted = Wanted { hash: self.hash, ..Wanted::default() };
@@ -137,7 +139,12 @@ impl Copy {
         }
         let ticket = own.or(ticket);
         let (began, _in_flight) = (self.worker.now(), endpoint.begin());
-        let mut carried = Carried { sending: Sending::new(self.tap.take()), ..Carried::default() };
+        let mut carried = Carried {
+            sending: Sending::new(self.tap.take()),
+            is_grpc: self.is_grpc,
+            pass,
+            ..Carried::default()
+        };
         let done = match self.end.map(|end| end.since(began)) {
             None => self.exchanged(&endpoint, &mut carried).await,
             Some(rest) => tokio::time::timeout(rest, self.exchanged(&endpoint, &mut carried))
@@ -159,6 +166,13 @@ impl Copy {
         }
         let outcome = answer.map_or(AttemptOutcome::Success, |answer| answer.outcome);
         done.map(|()| (carried.response.status, outcome))
+    }
+
+    /// Its place before a service that is kept from overload here. Nobody waits for a copy, so it does not wait either.
+    fn passed(&self) -> Result<Option<Pass>, Lost> {
+        let Some((gate, overload)) = self.cluster.guard() else { return Ok(None) };
+        let pass = gate.enter_at_once(overload, Priority::Low, self.worker.now());
+        pass.map(Some).map_err(|_| Lost::Refused(Cause::Overload))
     }
 
     /// It counts among the requests of its service.
@@ -252,7 +266,10 @@ impl Patience {
 #[derive(Default)]
 struct Carried {
     sending: Sending,
+    is_grpc: bool,
     response: ResponseHead,
+    /// It counts among what the service works on until then.
+    pass: Option<Pass>,
     /// When the response's head was there.
     answered: Option<Tick>,
     read: usize,
@@ -275,7 +292,12 @@ impl Carried {
         while self.answered.is_none() {
             match exchange.poll_head(cx, &worker.shared.settings.limits, &mut self.response) {
                 Poll::Ready(Ok(())) if self.response.is_informational() => {}
-                Poll::Ready(Ok(())) => self.answered = Some(worker.now()),
+                Poll::Ready(Ok(())) => {
+                    self.answered = Some(worker.now());
+                    if let Some(pass) = self.pass.take() {
+                        overload::ended(worker, pass, &self.response, self.is_grpc);
+                    }
+                }
                 Poll::Ready(Err(error)) => {
                     // An upstream may answer and close without reading: so it is the response that is asked.
                     let error = sending.err().unwrap_or(error);
