@@ -11,7 +11,8 @@ use std::time::Duration;
 
 use meshwork_base::{Clock, ThreadRng, Tick};
 use meshwork_decision::{
-    Binding, BreakerChange, Cause, Cluster, Ejection, Endpoint, Shift, Snapshot, Ticket,
+    Answer, AttemptOutcome, Binding, BreakerChange, Call, Cause, Cluster, Ejection, Endpoint, Shift,
+    Snapshot, Ticket,
 };
 use meshwork_identity::ServerOptions;
 use meshwork_telemetry::{
@@ -277,13 +278,18 @@ impl Worker {
         }
     }
 
+    /// A call that a circuit breaker let through has ended; that may be a change of state too.
+    pub(crate) fn breaker_ends(&self, cluster: &Cluster, ticket: Ticket, answer: &Answer, now: Tick) {
+        let call = Call { failed: answer.outcome == AttemptOutcome::Failure, took: answer.took };
+        let endpoint = ticket.endpoint().cloned();
+        let change = ticket.ended(call, now, &mut *self.rng.borrow_mut());
+        if let Some(change) = change {
+            self.breaker_changed(cluster, endpoint.as_deref(), change);
+        }
+    }
+
     /// A circuit breaker has changed its state: the service's, or that of one endpoint.
-    pub(crate) fn breaker_changed(
-        &self,
-        cluster: &Cluster,
-        endpoint: Option<&Endpoint>,
-        change: BreakerChange,
-    ) {
+    fn breaker_changed(&self, cluster: &Cluster, endpoint: Option<&Endpoint>, change: BreakerChange) {
         let (service, port) = (&*cluster.name, cluster.key.port);
         let (state, cause) = (change.state.as_str(), change.cause.as_str());
         if let Some(endpoint) = endpoint {

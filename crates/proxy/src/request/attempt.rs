@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use meshwork_base::{Clock, Tick};
 use meshwork_decision::{
-    Answer, AttemptOutcome, Call, Cause, Cluster, Endpoint, Hedge, Permit, Picked, Ticket, Trial, Wanted,
+    Answer, AttemptOutcome, Cause, Cluster, Endpoint, Hedge, Permit, Picked, Ticket, Trial, Wanted,
     is_idempotent,
 };
 use meshwork_http1::{Fields, KnownName, ResponseHead};
@@ -308,13 +308,8 @@ impl<'a> Attempts<'a> {
     /// Tells the breaker.
     fn conclude(&mut self, which: impl FnOnce(&Ticket) -> bool, answer: &Answer, now: Tick) {
         let Target::Service { cluster, .. } = self.target else { return };
-        let worker = &self.conn.worker;
         if let Some(ticket) = self.ticket.take_if(|ticket| which(ticket)) {
-            let call = Call { failed: answer.outcome == AttemptOutcome::Failure, took: answer.took };
-            let endpoint = ticket.endpoint().cloned();
-            if let Some(state) = ticket.ended(call, now, &mut *worker.rng.borrow_mut()) {
-                worker.breaker_changed(cluster, endpoint.as_deref(), state);
-            }
+            self.conn.worker.breaker_ends(cluster, ticket, answer, now);
         }
     }
 

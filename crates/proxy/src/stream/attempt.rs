@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use meshwork_base::Tick;
 use meshwork_decision::{
-    Answer, AttemptFailure, AttemptOutcome, Call, Cause, Cluster, ConnectionLimit, ConnectionPermit,
-    Decision, Endpoint, NoReasons, Picked, RequestFacts, Retry, StopReason, Ticket, Transport, Trial, Wanted,
+    Answer, AttemptFailure, AttemptOutcome, Cause, Cluster, ConnectionLimit, ConnectionPermit, Decision,
+    Endpoint, NoReasons, Picked, RequestFacts, Retry, StopReason, Ticket, Transport, Trial, Wanted,
 };
 use smallvec::SmallVec;
 use tokio::time::sleep;
@@ -209,16 +209,12 @@ fn observe(
     };
     let worker = cx.worker;
     let now = worker.now();
-    let took = now.since(began);
-    let answer = Answer::new(outcome, took);
+    let answer = Answer::new(outcome, now.since(began));
     if let Some(trial) = trial {
         worker.shifted(way.cluster, way.cluster.tried(trial, &answer, now));
     }
     worker.shifted(way.cluster, way.cluster.record(endpoint, &answer, now));
-    let call = Call { failed: outcome == AttemptOutcome::Failure, took };
-    let Some(ticket) = ticket else { return };
-    let of = ticket.endpoint().cloned();
-    if let Some(state) = ticket.ended(call, now, &mut *worker.rng.borrow_mut()) {
-        worker.breaker_changed(way.cluster, of.as_deref(), state);
+    if let Some(ticket) = ticket {
+        worker.breaker_ends(way.cluster, ticket, &answer, now);
     }
 }

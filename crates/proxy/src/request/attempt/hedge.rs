@@ -15,8 +15,8 @@ use std::time::Duration;
 
 use meshwork_base::{Clock, Tick};
 use meshwork_decision::{
-    AttemptOutcome, Call, Cause, Cluster, Endpoint, Explanation, Hedge, HedgeFacts, Hedged, InFlight, Leg,
-    Race, Reasons, Reply, RetryBudget, Verdict, is_idempotent,
+    AttemptOutcome, Cause, Cluster, Endpoint, Explanation, Hedge, HedgeFacts, Hedged, InFlight, Leg, Race,
+    Reasons, Reply, RetryBudget, Verdict, is_idempotent,
 };
 use meshwork_http1::{KnownName, Limits, ResponseHead};
 use meshwork_telemetry::{Phase, Protocol, SpanId, TraceContext};
@@ -413,11 +413,7 @@ impl<'a> Second<'a> {
         if let Some(answer) = answer {
             self.worker.shifted(&self.cluster, self.cluster.record(&under.hedged.endpoint, &answer, now));
             if let Some(ticket) = under.hedged.ticket.take() {
-                let call = Call { failed: answer.outcome == AttemptOutcome::Failure, took };
-                let endpoint = ticket.endpoint().cloned();
-                if let Some(change) = ticket.ended(call, now, &mut *self.worker.rng.borrow_mut()) {
-                    self.worker.breaker_changed(&self.cluster, endpoint.as_deref(), change);
-                }
+                self.worker.breaker_ends(&self.cluster, ticket, &answer, now);
             }
         }
         self.worker.hedged(&self.cluster, "failed");

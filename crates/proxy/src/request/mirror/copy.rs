@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use meshwork_base::{Clock, Tick};
 use meshwork_decision::{
-    Answer, AttemptOutcome, Call, Cause, Cluster, Limited, NoReasons, Pass, Permit, Picked, Priority, Ticket,
+    Answer, AttemptOutcome, Cause, Cluster, Limited, NoReasons, Pass, Permit, Picked, Priority, Ticket,
     Timeouts, Wanted,
 };
 use meshwork_http1::{KnownName, ResponseHead};
@@ -162,7 +162,9 @@ impl Copy {
                 self.worker.shifted(&self.cluster, self.cluster.tried(trial, &answer, now));
             }
             self.worker.shifted(&self.cluster, self.cluster.record(&endpoint, &answer, now));
-            self.conclude(ticket, &answer, now);
+            if let Some(ticket) = ticket {
+                self.worker.breaker_ends(&self.cluster, ticket, &answer, now);
+            }
         }
         let outcome = answer.map_or(AttemptOutcome::Success, |answer| answer.outcome);
         done.map(|()| (carried.response.status, outcome))
@@ -193,15 +195,6 @@ impl Copy {
         }
         let wall = || self.worker.shared.clock.wall();
         answer::of_response(&carried.response, self.is_grpc, took, wall)
-    }
-
-    fn conclude(&self, ticket: Option<Ticket>, answer: &Answer, now: Tick) {
-        let Some(ticket) = ticket else { return };
-        let call = Call { failed: answer.outcome == AttemptOutcome::Failure, took: answer.took };
-        let endpoint = ticket.endpoint().cloned();
-        if let Some(change) = ticket.ended(call, now, &mut *self.worker.rng.borrow_mut()) {
-            self.worker.breaker_changed(&self.cluster, endpoint.as_deref(), change);
-        }
     }
 
     async fn exchanged(
