@@ -60,7 +60,7 @@ pub(crate) enum Command {
     Get(get::Arguments),
     /// Show the proxies and what they have in effect
     Proxies(proxies::Arguments),
-    /// Force the circuit breaker of a service for a time; `get breakers` shows how they stand
+    /// Force the circuit breaker of a service or route for a time; `get breakers` shows how they stand
     Breaker(breaker::Arguments),
     /// Show services and their instances
     Services(services::Arguments),

@@ -130,6 +130,82 @@ fn an_operator_forces_a_state_that_survives_edits_and_can_be_taken_back() {
     }
 }
 
+/// A gateway whose rule `pay` has a breaker, open after four failures and for an hour.
+fn breaking_pay(upstream: &Upstream) -> Gateway {
+    let rules = "  - name: pay
+    matches: [{path: {value: /pay}}]
+    backendRefs: [{name: web, port: 80}]
+  - backendRefs: [{name: web, port: 80}]";
+    let shop = [yaml::EDGE, &yaml::route("web", rules), &yaml::service("web", &[upstream.address])].concat();
+    let said =
+        "circuitBreaker: {per: Route, window: {calls: 10}, minimumCalls: 4, openTime: 1h, maxOpenTime: 1h}";
+    let of_rule = policy(said).replace(
+        "{group: '', kind: Service, name: web}",
+        "{group: gateway.networking.k8s.io, kind: HTTPRoute, name: web, sectionName: pay}",
+    );
+    let gateway = Gateway::start(&[("shop.yaml", &shop), ("policy.yaml", &of_rule)]);
+    for _ in 0..4 {
+        assert_eq!(pay(&gateway, 500), 500);
+    }
+    assert_eq!(pay(&gateway, 200), 503);
+    gateway
+}
+
+fn pay(gateway: &Gateway, wanted: u16) -> u16 {
+    let head = format!("GET /pay HTTP/1.1\r\nHost: a\r\nx-status: {wanted}\r\nConnection: close\r\n\r\n");
+    let answer = exchange(gateway.at(HTTP), head.as_bytes()).expect("the gateway answers");
+    answer.split(' ').nth(1).unwrap().parse().unwrap()
+}
+
+#[test]
+fn a_rule_has_a_breaker_of_its_own_that_is_seen_and_explained() {
+    let upstream = Upstream::start("web");
+    let gateway = breaking_pay(&upstream);
+    assert_eq!(call(gateway.at(HTTP), 200).0, 200, "other ways to the service are open");
+    let told: Value =
+        serde_json::from_str(&printed(&gateway.ask(&["get", "breakers", "web", "-o", "json"]))).unwrap();
+    let [seen] = &told.as_array().unwrap()[..] else { panic!("{told:#}") };
+    assert_eq!((&seen["kind"], &seen["rule"]), (&"HTTPRoute".into(), &"pay".into()), "{told:#}");
+    let breaker = &seen["proxies"][0]["breaker"];
+    assert_eq!((&breaker["state"], &breaker["cause"]), (&"open".into(), &"failure_rate".into()), "{told:#}");
+    assert_eq!((&breaker["rejected"], &breaker["mode"]), (&1.into(), &"enforce".into()), "{told:#}");
+    let table = printed(&gateway.ask(&["get", "breakers"]));
+    assert!(table.contains("HTTPRoute default/web/pay"), "{table}");
+    let told = printed(&gateway.ask(&["explain", "--host", "a", "--path", "/pay", "-o", "json"]));
+    let told: Value = serde_json::from_str(&told).unwrap();
+    let said = &told["route"]["circuitBreaker"];
+    let expected = (&4.into(), &"default/web".into());
+    assert_eq!((&said["minimumCalls"], &said["source"]["name"]), expected, "{told:#}");
+}
+
+#[test]
+fn a_route_s_breakers_are_forced_together_or_one_by_one() {
+    let upstream = Upstream::start("web");
+    let gateway = breaking_pay(&upstream);
+    let said = printed(&gateway.ask(&["breaker", "close", "web", "--route", "--for", "10m"]));
+    assert_eq!(said, "HTTPRoute default/web: forced closed in 1 proxies\n");
+    assert_eq!(pay(&gateway, 200), 200, "what is said of a route is said of its rules");
+    printed(&gateway.ask(&["breaker", "open", "web", "--route", "--rule", "pay", "--for", "10m"]));
+    assert_eq!(pay(&gateway, 200), 503, "what is said of a rule goes before what is said of its route");
+    let said = printed(&gateway.ask(&["breaker", "release", "web", "--route"]));
+    assert_eq!(said, "HTTPRoute default/web: policy and rates decide again in 1 proxies\n");
+    assert_eq!(pay(&gateway, 200), 503, "it is open still, by its rates");
+    for (arguments, words) in [
+        (
+            &["breaker", "open", "webb", "--route", "--for", "5m"][..],
+            "HTTPRoute default/webb has no circuit breaker",
+        ),
+        (
+            &["breaker", "open", "web", "--route", "--rule", "play", "--for", "5m"],
+            "one of those with a breaker of their own: pay",
+        ),
+    ] {
+        let refused = gateway.ask(arguments);
+        let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+        assert!(refused.status.code() == Some(1) && said.contains(words), "{said}");
+    }
+}
+
 #[test]
 fn a_forced_state_ends_by_itself_also_while_the_control_plane_is_away() {
     let upstream = Upstream::start("web");

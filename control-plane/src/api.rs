@@ -15,7 +15,7 @@
 //! | `POST /v1/tap` | requests as they end, a line of JSON each |
 //! | `GET /v1/top` | the counters of all proxies |
 //! | `POST /v1/explain/live` | the next request that matches, as the proxies decided it, and why |
-//! | `GET /v1/breakers`, `GET` and `POST /v1/breakers/NS/NAME` | how breakers stand in the proxies; forcing one for a time |
+//! | `GET /v1/breakers`, `GET` and `POST /v1/breakers/NS/NAME`, `POST /v1/route-breakers/NS/NAME` | how breakers stand in the proxies; forcing one for a time |
 //! | `POST /v1/diff` | what the same would change |
 //! | `GET /v1/history/KIND/NS/NAME` | all revisions of a document, the last one first |
 //! | `POST /v1/rollback/KIND/NS/NAME` `{to, message?, author?}` | writes an earlier revision as a new one, checked as `apply` does |

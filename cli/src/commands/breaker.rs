@@ -10,7 +10,7 @@ use super::{Outcome, block_on};
 use crate::output::{self, Format};
 use crate::server::ServerArgs;
 
-/// Force the circuit breaker of a service for a time; `meshwork get breakers` shows how they stand
+/// Force the circuit breaker of a service or route for a time; `meshwork get breakers` shows how they stand
 #[derive(clap::Args, Debug)]
 pub(crate) struct Arguments {
     #[command(subcommand)]
@@ -19,9 +19,9 @@ pub(crate) struct Arguments {
 
 #[derive(clap::Subcommand, Debug)]
 enum Action {
-    /// Refuse every call to a service, for a time
+    /// Refuse every call to a service, or by a route, for a time
     Open(Force),
-    /// Let every call to a service through, for a time
+    /// Let every call to a service, or by a route, through, for a time
     Close(Force),
     /// Let policy and rates decide again
     Release(Which),
@@ -29,15 +29,21 @@ enum Action {
 
 #[derive(clap::Args, Debug)]
 struct Which {
-    /// The service
+    /// The service; with --route the HTTPRoute
     #[arg(value_name = "NAME")]
     name: String,
     /// Its namespace
     #[arg(short, long, value_name = "NAMESPACE", default_value = "default")]
     namespace: String,
     /// One port of it [default: all]
-    #[arg(long, value_name = "PORT")]
+    #[arg(long, value_name = "PORT", conflicts_with = "route")]
     port: Option<u16>,
+    /// It is an HTTPRoute, to which a policy gives a breaker
+    #[arg(long)]
+    route: bool,
+    /// One rule of it that has a breaker of its own [default: all]
+    #[arg(long, value_name = "RULE", requires = "route")]
+    rule: Option<String>,
     #[command(flatten)]
     server: ServerArgs,
 }
@@ -72,12 +78,13 @@ pub(super) fn show(
     format: Format,
 ) -> Outcome {
     let answer = standings(server, namespace, name)?;
-    let services = services(&answer);
+    let mut all = list(&answer, "services");
+    all.extend(list(&answer, "routes"));
     if format != Format::Table {
-        output::value(format, &services)?;
+        output::value(format, &all)?;
         return Ok(ExitCode::SUCCESS);
     }
-    let rows = services.iter().flat_map(|service| {
+    let rows = all.iter().flat_map(|service| {
         let proxies = service["proxies"].as_array().into_iter().flatten();
         proxies.map(move |standing| row(service, standing))
     });
@@ -90,7 +97,7 @@ pub(super) fn show(
     Ok(ExitCode::SUCCESS)
 }
 
-/// How services stand in the running proxies; who has not answered is named.
+/// How services, and routes, stand in the running proxies; who has not answered is named.
 pub(super) fn standings(
     server: &ServerArgs,
     namespace: Option<&str>,
@@ -107,9 +114,9 @@ pub(super) fn standings(
     Ok(answer)
 }
 
-/// The services of an answer.
-pub(super) fn services(answer: &Value) -> Vec<Value> {
-    answer["services"].as_array().cloned().unwrap_or_default()
+/// A list of an answer: `services` or `routes`.
+pub(super) fn list(answer: &Value, key: &str) -> Vec<Value> {
+    answer[key].as_array().cloned().unwrap_or_default()
 }
 
 /// What is to be said of a proxy's memory, if anything.
@@ -133,6 +140,8 @@ fn row(service: &Value, standing: &Value) -> Vec<String> {
     let breaker = &standing["breaker"];
     let limits = standing["limits"].as_array().into_iter().flatten();
     let limits = limits.map(|l| format!("{} {}/{}", text(&l["limit"]), l["inUse"], l["allowed"]));
+    let held_back = standing["admissionControl"]["rejectionPercent"].as_u64();
+    let held_back = held_back.map(|percent| format!("admissionControl {percent} %"));
     let ejected = standing["ejected"].as_array().into_iter().flatten();
     let ejected = ejected.map(|e| {
         format!("{} ({}, {})", text(&e["address"]), text(&e["cause"]), seconds(&e["msLeft"], "on trial"))
@@ -146,14 +155,20 @@ fn row(service: &Value, standing: &Value) -> Vec<String> {
             breaker["rejected"].to_string(),
         ),
     };
+    let name = format!("{}/{}", text(&service["namespace"]), text(&service["name"]));
+    let name = match (service["kind"].as_str(), service["rule"].as_str()) {
+        (Some(kind), None | Some("")) => format!("{kind} {name}"),
+        (Some(kind), Some(rule)) => format!("{kind} {name}/{rule}"),
+        (None, _) => name,
+    };
     vec![
-        format!("{}/{}", text(&service["namespace"]), text(&service["name"])),
-        service["port"].to_string(),
+        name,
+        service["port"].as_u64().map(|port| port.to_string()).unwrap_or_default(),
         text(&standing["proxy"]),
         state(breaker),
         calls,
         rejected,
-        limits.collect::<Vec<_>>().join(", "),
+        limits.chain(held_back).collect::<Vec<_>>().join(", "),
         ejected.chain(tripped).collect::<Vec<_>>().join(", "),
     ]
 }
@@ -182,7 +197,7 @@ pub(super) fn seconds(millis: &Value, over: &str) -> String {
 }
 
 fn order(which: &Which, state: &str, lasts: Option<&str>) -> Outcome {
-    let Which { name, namespace, port, server } = which;
+    let Which { name, namespace, port, route, rule, server } = which;
     let mut body = json!({ "state": state });
     if let Some(lasts) = lasts {
         body["for"] = lasts.into();
@@ -190,7 +205,16 @@ fn order(which: &Which, state: &str, lasts: Option<&str>) -> Outcome {
     if let Some(port) = port {
         body["port"] = (*port).into();
     }
-    let path = format!("/v1/breakers/{namespace}/{name}");
+    if let Some(rule) = rule {
+        body["rule"] = rule.as_str().into();
+    }
+    let (path, what) = match (route, rule) {
+        (false, _) => (format!("/v1/breakers/{namespace}/{name}"), format!("{namespace}/{name}")),
+        (true, rule) => {
+            let rule = rule.as_ref().map(|rule| format!("/{rule}")).unwrap_or_default();
+            (format!("/v1/route-breakers/{namespace}/{name}"), format!("HTTPRoute {namespace}/{name}{rule}"))
+        }
+    };
     let client = server.client()?;
     let headers = [("content-type", "application/json")];
     let sent = client.json(http::Method::POST, &path, &headers, body.to_string().into());
@@ -201,7 +225,7 @@ fn order(which: &Which, state: &str, lasts: Option<&str>) -> Outcome {
         _ => "forced closed",
     };
     output::print(&format!(
-        "{namespace}/{name}: {done} in {} proxies\n",
+        "{what}: {done} in {} proxies\n",
         answer["proxies"].as_array().map_or(0, Vec::len)
     ))?;
     let unable = "is of a version that cannot be operated: it goes on as its policy says";

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use serde_json::{Value, json};
 
 use super::Outcome;
-use super::breaker::{seconds, services, standings};
+use super::breaker::{list, seconds, standings};
 use crate::output::{self, Format};
 use crate::server::ServerArgs;
 
@@ -16,7 +16,7 @@ pub(super) fn show(
     name: Option<&str>,
     format: Format,
 ) -> Outcome {
-    let services = services(&standings(server, namespace, name)?);
+    let services = list(&standings(server, namespace, name)?, "services");
     let out: Vec<Value> = services.iter().flat_map(of_service).collect();
     if format != Format::Table {
         output::value(format, &out)?;

@@ -3,9 +3,12 @@
 //!
 //! | path | answer |
 //! |---|---|
-//! | `GET /v1/breakers[?namespace=NS]` | every service about which a proxy has something to tell, and who has not answered |
-//! | `GET /v1/breakers/NS/NAME` | those of one service |
+//! | `GET /v1/breakers[?namespace=NS]` | every service and route about which a proxy has something to tell, and who has not answered |
+//! | `GET /v1/breakers/NS/NAME` | those of one service, and of the route of that name |
 //! | `POST /v1/breakers/NS/NAME` `{state, for?, port?}` | forces `open` or `closed` for a time, or `none` |
+//! | `POST /v1/route-breakers/NS/NAME` `{state, for?, rule?}` | the same for a route, or one of its rules |
+
+mod routes;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -13,7 +16,7 @@ use std::time::Duration;
 
 use axum::body::Bytes;
 use axum::extract::{Path, Query, State};
-use axum::routing::get;
+use axum::routing::{get, post};
 use axum::{Json, Router};
 use meshwork_base::Clock as _;
 use meshwork_messages::v1::{self, Probe, breaker_force};
@@ -37,6 +40,7 @@ pub(super) fn router(plane: ControlPlane) -> Router {
     Router::new()
         .route("/v1/breakers", get(list))
         .route("/v1/breakers/{namespace}/{name}", get(one).post(force))
+        .route("/v1/route-breakers/{namespace}/{name}", post(routes::force))
         .with_state(plane)
 }
 
@@ -57,6 +61,8 @@ struct Standing {
     proxy: String,
     breaker: Option<Breaker>,
     limits: Vec<Limit>,
+    /// Absent: no policy holds calls back when too few succeed.
+    admission_control: Option<Admission>,
     endpoints: u32,
     ejected: Vec<Ejected>,
     /// Those that are out though outlier detection there has not ejected them.
@@ -98,6 +104,16 @@ struct Limit {
     in_use: u32,
     allowed: u32,
     headroom: u32,
+    rejected: u64,
+}
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Admission {
+    /// Of the calls of this moment.
+    rejection_percent: u32,
+    calls: u32,
+    failed: u32,
     rejected: u64,
 }
 
@@ -171,6 +187,12 @@ impl Standing {
             proxy,
             breaker,
             limits: limits.collect(),
+            admission_control: told.admission.map(|admission| Admission {
+                rejection_percent: admission.rejection_percent,
+                calls: admission.calls,
+                failed: admission.failed,
+                rejected: admission.rejected,
+            }),
             endpoints: told.endpoints,
             ejected: ejected.collect(),
             tripped: tripped.collect(),
@@ -204,6 +226,7 @@ struct Heard {
     standings: Vec<(String, v1::ServiceStanding)>,
     /// Of those that have a limit.
     memory: Vec<Memory>,
+    routes: Vec<(String, v1::RouteStanding)>,
     who: Answered,
 }
 
@@ -212,18 +235,29 @@ fn able(proxy: &Proxy) -> bool {
 }
 
 async fn ask(hub: &Hub) -> Result<Heard, Problem> {
-    let mut standings = Vec::new();
-    let mut memory = Vec::new();
+    let (mut standings, mut routes, mut memory) = (Vec::new(), Vec::new(), Vec::new());
     let question = Probe { standings: true, ..Probe::default() };
     let who = probe::all(hub, question, PATIENCE, able, |observed| {
         let id = observed.proxy.node.id;
         let told = observed.observation.standings.unwrap_or_default();
         standings.extend(told.services.into_iter().map(|service| (id.clone(), service)));
+        routes.extend(told.routes.into_iter().map(|route| (id.clone(), route)));
         memory.extend(told.memory.map(|told| Memory::new(id, told)));
         observed.observation.done.is_some()
     })
     .await?;
-    Ok(Heard { standings, memory, who })
+    Ok(Heard { standings, routes, memory, who })
+}
+
+/// The same, where what was asked for is done whether or not anybody answers.
+async fn ask_if_possible(hub: &Hub) -> Heard {
+    let nobody = |_| Heard {
+        standings: Vec::new(),
+        routes: Vec::new(),
+        memory: Vec::new(),
+        who: Answered::nobody(hub, able),
+    };
+    ask(hub).await.unwrap_or_else(nobody)
 }
 
 /// How services stand: JSON in camelCase, to which keys are only ever added.
@@ -232,6 +266,7 @@ async fn ask(hub: &Hub) -> Result<Heard, Problem> {
 struct Standings {
     services: Vec<Service>,
     memory: Vec<Memory>,
+    routes: Vec<routes::Route>,
     /// Proxies that have not answered.
     silent: BTreeSet<String>,
     /// Proxies whose version cannot be asked.
@@ -252,6 +287,7 @@ fn standings(heard: Heard, wanted: impl Fn(&str, &str) -> bool) -> Json<Standing
     Json(Standings {
         services: split.collect(),
         memory: heard.memory,
+        routes: routes::standings(heard.routes, &wanted),
         silent: heard.who.silent,
         unable: heard.who.unable,
     })
@@ -269,7 +305,9 @@ async fn one(
     State(plane): State<ControlPlane>,
     Path((namespace, name)): Path<(String, String)>,
 ) -> Result<Json<Standings>, Problem> {
-    known(&plane, &namespace, &name)?;
+    if routes::of(&plane, &namespace, &name).is_empty() {
+        known(&plane, &namespace, &name)?;
+    }
     let heard = ask(plane.hub()).await?;
     // Its subsets too.
     let is_one =
@@ -330,10 +368,9 @@ async fn force(
         let ports: Vec<String> = service.ports.iter().map(|known| known.port.to_string()).collect();
         return Err(bad_parameter("port", &format!("one of {}", ports.join(", "))));
     }
-    let (state, lasts) = what(&order)?;
+    let (state, lasts) = what(&order.state, order.lasts.as_deref())?;
     let hub = plane.hub();
-    let until = if lasts.is_zero() { Duration::ZERO } else { hub.clock().wall() + lasts };
-    let until_unix_ms = u64::try_from(until.as_millis()).unwrap_or(u64::MAX);
+    let until_unix_ms = until(hub, lasts);
     let port = order.port.map_or(0, u32::from);
     let ports = service.ports.iter().map(|known| known.port);
     let service = format!("{namespace}/{name}");
@@ -341,45 +378,69 @@ async fn force(
     let none = breaker_force::State::None.into();
     // What was said of one port before does not stand above what is said of all now.
     for port in ports.filter(|_| port == 0) {
-        hub.force(v1::BreakerForce { service: service.clone(), port, state: none, until_unix_ms: 0 });
+        let service = service.clone();
+        hub.force(v1::BreakerForce { service, port, state: none, ..v1::BreakerForce::default() });
     }
-    hub.force(v1::BreakerForce { service: service.clone(), port, state: state.into(), until_unix_ms });
-    // It is in force whether or not it can be kept, or they can be asked.
+    let force = v1::BreakerForce { service, port, state: state.into(), until_unix_ms, route: String::new() };
+    hub.force(force.clone());
+    keep(&plane).await;
+    let Heard { standings, who, .. } = ask_if_possible(hub).await;
+    let is_meant = |told: &v1::ServiceStanding| {
+        told.service == force.service && (force.port == 0 || told.port == force.port)
+    };
+    let meant = standings.iter().filter(|(_, told)| is_meant(told));
+    let told = meant.filter_map(|(proxy, told)| Some((proxy, told.breaker.as_ref()?)));
+    Ok(Json(Forced::new(state, order.state, until_unix_ms, told, who)))
+}
+
+impl Forced {
+    /// `told`: the breakers that are meant, as proxies tell them.
+    fn new<'t>(
+        state: breaker_force::State,
+        named: String,
+        until_unix_ms: u64,
+        told: impl Iterator<Item = (&'t String, &'t v1::BreakerStanding)>,
+        who: Answered,
+    ) -> Self {
+        let is_forced = |breaker: &v1::BreakerStanding| match state {
+            breaker_force::State::None => !breaker.forced.is_empty(),
+            breaker_force::State::Open | breaker_force::State::Closed => breaker.forced == named,
+        };
+        let holding: BTreeSet<String> =
+            told.filter(|(_, breaker)| is_forced(breaker)).map(|(proxy, _)| proxy.clone()).collect();
+        let proxies = match state {
+            breaker_force::State::None => who.answered.difference(&holding).cloned().collect(),
+            breaker_force::State::Open | breaker_force::State::Closed => holding,
+        };
+        Self { state: named, until_unix_ms, proxies, silent: who.silent, unable: who.unable }
+    }
+}
+
+/// What is forced outlasts this process, if that can be; it is in force whether or not it can.
+async fn keep(plane: &ControlPlane) {
     if let Some(trust) = plane.trust()
-        && let Err(error) = trust.keep_forces(hub).await
+        && let Err(error) = trust.keep_forces(plane.hub()).await
     {
-        tracing::warn!(%error, service, "what is forced will not outlast this process");
+        tracing::warn!(%error, "what is forced will not outlast this process");
     }
-    let heard = ask(hub).await;
-    let nobody = |_| Heard { standings: Vec::new(), memory: Vec::new(), who: Answered::nobody(hub, able) };
-    let Heard { standings, who, .. } = heard.unwrap_or_else(nobody);
-    let is_forced = |told: &v1::ServiceStanding| {
-        told.service == service
-            && (port == 0 || told.port == port)
-            && told.breaker.as_ref().is_some_and(|breaker| match state {
-                breaker_force::State::None => !breaker.forced.is_empty(),
-                breaker_force::State::Open | breaker_force::State::Closed => breaker.forced == order.state,
-            })
-    };
-    let holding: BTreeSet<String> =
-        standings.iter().filter(|(_, told)| is_forced(told)).map(|(proxy, _)| proxy.clone()).collect();
-    let proxies = match state {
-        breaker_force::State::None => who.answered.difference(&holding).cloned().collect(),
-        breaker_force::State::Open | breaker_force::State::Closed => holding,
-    };
-    Ok(Json(Forced { state: order.state, until_unix_ms, proxies, silent: who.silent, unable: who.unable }))
+}
+
+/// When it ends, in milliseconds of the Unix epoch; 0 where nothing is forced.
+fn until(hub: &Hub, lasts: Duration) -> u64 {
+    let until = if lasts.is_zero() { Duration::ZERO } else { hub.clock().wall() + lasts };
+    u64::try_from(until.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// The state, and for how long.
-fn what(order: &Order) -> Result<(breaker_force::State, Duration), Problem> {
-    let state = match order.state.as_str() {
+fn what(state: &str, lasts: Option<&str>) -> Result<(breaker_force::State, Duration), Problem> {
+    let state = match state {
         "open" => breaker_force::State::Open,
         "closed" => breaker_force::State::Closed,
-        "none" if order.lasts.is_none() => return Ok((breaker_force::State::None, Duration::ZERO)),
+        "none" if lasts.is_none() => return Ok((breaker_force::State::None, Duration::ZERO)),
         "none" => return Err(bad_parameter("for", "left out where nothing is forced")),
         _ => return Err(bad_parameter("state", "`open`, `closed` or `none`")),
     };
-    let lasts = match order.lasts.as_deref().map(parse_duration) {
+    let lasts = match lasts.map(parse_duration) {
         Some(Ok(lasts)) if !lasts.is_zero() && lasts <= LONGEST => lasts,
         Some(Err(why)) => return Err(bad_parameter("for", &why)),
         _ => {

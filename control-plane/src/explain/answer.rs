@@ -137,6 +137,8 @@ pub(super) struct Rule {
     /// The position of the match that held.
     #[serde(rename = "match")]
     pub(super) matched: usize,
+    /// When nobody is called by it for a while.
+    pub(super) circuit_breaker: Option<Breaker>,
 }
 
 impl Rule {
@@ -162,6 +164,7 @@ pub(super) struct Backend {
     pub(super) circuit_breaker: Option<Breaker>,
     /// What the caller keeps from it; where it has sidecars these do it.
     pub(super) overload: Option<Said>,
+    pub(super) admission_control: Option<Admission>,
     pub(super) timeouts: Option<Timeouts>,
     pub(super) retry: Option<Retry>,
     /// The request with the backend's own filters applied, where it has some.
@@ -181,8 +184,18 @@ pub(super) struct Limits {
     pub(super) sources: BTreeMap<&'static str, Source>,
 }
 
-/// When the backend is not called for a while.
+/// How many calls of the backend are held back when too few succeed.
 #[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Admission {
+    pub(super) sampling_window: String,
+    pub(super) success_rate_threshold: u32,
+    pub(super) max_rejection_probability: u32,
+    pub(super) source: Option<Source>,
+}
+
+/// When a backend, or by a rule, is not called for a while.
+#[derive(Clone, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct Breaker {
     pub(super) mode: String,

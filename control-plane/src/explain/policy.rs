@@ -3,9 +3,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use meshwork_decision::{Cluster, HedgeDelay, Matched, Origin, RetryPolicy, Sources};
+use meshwork_decision::{CircuitBreaker, Cluster, HedgeDelay, Matched, Origin, RetryPolicy, Sources};
 
-use super::answer::{Breaker, Limits, Retry, Said, Source, Story, Timeouts};
+use super::answer::{Admission, Breaker, Limits, Retry, Said, Source, Story, Timeouts};
 
 /// The times of a request to this cluster.
 pub(super) fn timeouts(
@@ -134,12 +134,39 @@ pub(super) fn overload(cluster: &Cluster, story: &mut Story) -> Option<Said> {
 /// When the cluster, or each of its endpoints, is not called for a while; none where it always is.
 pub(super) fn breaker(cluster: &Cluster, sources: &Sources) -> Option<Breaker> {
     let policy = cluster.circuit_breaker.as_ref().or(cluster.endpoint_breaker.as_ref())?;
-    Some(Breaker {
+    Some(told(policy, sources.circuit_breaker.as_deref()))
+}
+
+/// How many calls of the cluster are held back; none where nobody holds back.
+pub(super) fn admission(cluster: &Cluster, sources: &Sources, story: &mut Story) -> Option<Admission> {
+    let policy = cluster.admission.as_ref()?;
+    let (threshold, most) = (policy.success_rate_threshold, policy.max_rejection_probability);
+    let by = by(sources.admission.as_deref());
+    let why = format!("up to {most} % are held back when less than {threshold} % succeed{by}");
+    story.tell("admission", cluster.key.to_string(), "noted", why);
+    Some(Admission {
+        sampling_window: format!("{:?}", policy.sampling_window),
+        success_rate_threshold: threshold,
+        max_rejection_probability: most,
+        source: sources.admission.as_deref().and_then(Source::of),
+    })
+}
+
+/// When nobody is called by the rule for a while; none where it may always be.
+pub(super) fn route_breaker(matched: &Matched<'_>, story: &mut Story) -> Option<Breaker> {
+    let breaker = matched.policy().breaker()?;
+    let why = format!("all calls by it count together{}", by(Some(&breaker.origin)));
+    story.tell("breaker", breaker.to_string(), "noted", why);
+    Some(told(&breaker.policy, Some(&breaker.origin)))
+}
+
+fn told(policy: &CircuitBreaker, origin: Option<&Origin>) -> Breaker {
+    Breaker {
         mode: format!("{:?}", policy.mode),
         minimum_calls: policy.minimum_calls,
         failure_percent: policy.failure_percent,
         slow_percent: policy.slow_calls.map(|(_, percent)| percent),
         open_time: format!("{:?}", policy.open_time),
-        source: sources.circuit_breaker.as_deref().and_then(Source::of),
-    })
+        source: origin.and_then(Source::of),
+    }
 }

@@ -231,6 +231,7 @@ impl<'a> Run<'a> {
             rule: matched.rule_index(),
             rule_name: matched.rule().name().to_owned(),
             matched: matched.match_index(),
+            circuit_breaker: policy::route_breaker(matched, &mut self.story),
         });
         let authorization = &matched.policy().authorization;
         // A gateway's caller has proved nothing; a sidecar knows whom it stands beside.
@@ -400,6 +401,7 @@ impl<'a> Run<'a> {
         view.limits = policy::limits(cluster, &sources);
         view.circuit_breaker = policy::breaker(cluster, &sources);
         view.overload = policy::overload(cluster, &mut self.story);
+        view.admission_control = policy::admission(cluster, &sources, &mut self.story);
         view.protocol = Some(format!("{:?}", cluster.protocol));
         view.algorithm = Some(format!("{:?}", cluster.algorithm));
         let wanted = Wanted { hash: self.hash(cluster, request), ..Wanted::default() };
@@ -489,6 +491,7 @@ fn unresolved(backend: &meshwork_decision::Backend, verdict: Verdict) -> answer:
         limits: None,
         circuit_breaker: None,
         overload: None,
+        admission_control: None,
         timeouts: None,
         retry: None,
         forwarded: None,

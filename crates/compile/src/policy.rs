@@ -1,5 +1,6 @@
 //! Meshwork's policies: what they are attached to, which of two wins, and their messages.
 
+mod admission_control;
 mod effect;
 mod health_check;
 mod hedge;
@@ -21,9 +22,9 @@ use meshwork_messages::v1::timeouts::CallerDeadline as WireCallerDeadline;
 use meshwork_messages::v1::traffic_policy::{Algorithm, ProxyProtocol as WireProxyProtocol};
 use meshwork_resources::{
     AuthorizationAction, AuthorizationFrom, AuthorizationPolicy, AuthorizationTo, BreakerMode, BreakerScope,
-    CallerDeadline, CircuitBreaker, HTTPRoute, InboundMtls, InboundPolicy, Kind, ListenerPolicy,
-    LoadBalancerAlgorithm, Object, ObjectKey, ObjectKind, OutlierDetection, PolicyTarget,
-    ProxyProtocolVersion, RetryOn, Severity, Spanned, TrafficPolicy, TrafficRetry,
+    CallerDeadline, CircuitBreaker, EndpointLimits, HTTPRoute, InboundMtls, InboundPolicy, Kind,
+    ListenerPolicy, LoadBalancerAlgorithm, Object, ObjectKey, ObjectKind, OutlierDetection, PolicyTarget,
+    ProxyProtocolVersion, RetryOn, Severity, Spanned, TrafficLimits, TrafficPolicy, TrafficRetry,
 };
 
 use crate::Cx;
@@ -245,6 +246,7 @@ fn claim(object: &Object, spec: &Spec, target: &Target, taken: &mut Taken) -> Re
             ("proxyProtocol", policy.proxy_protocol != 0),
             ("rateLimit", policy.rate_limit.is_some()),
             ("faultInjection", policy.fault_injection.is_some()),
+            ("admissionControl", policy.admission_control.is_some()),
             ("overload", policy.overload.is_some()),
         ]
         .into_iter()
@@ -281,25 +283,11 @@ fn traffic(spec: &TrafficPolicy) -> v1::TrafficPolicy {
     v1::TrafficPolicy {
         algorithm: algorithm.into(),
         load_balancer: spec.load_balancer.as_ref().and_then(|said| load_balancer::message(said)),
-        limits: spec.limits.as_ref().map(|limits| v1::Limits {
-            max_connections: limits.max_connections.unwrap_or_default(),
-            max_pending_requests: limits.max_pending_requests.unwrap_or_default(),
-            max_requests: limits.max_requests.unwrap_or_default(),
-            max_retries: limits.max_retries.unwrap_or_default(),
-            max_connections_per_endpoint: limits
-                .per_endpoint
-                .as_ref()
-                .and_then(|each| each.max_connections)
-                .unwrap_or_default(),
-            max_requests_per_endpoint: limits
-                .per_endpoint
-                .as_ref()
-                .and_then(|each| each.max_requests)
-                .unwrap_or_default(),
-        }),
+        limits: spec.limits.as_ref().map(|found| limits(found)),
         outlier_detection: spec.outlier_detection.as_ref().map(outlier_detection),
         health_check: spec.health_check.as_ref().map(|check| health_check::message(check)),
         circuit_breaker: spec.circuit_breaker.as_ref().map(|breaker| circuit_breaker(breaker)),
+        admission_control: spec.admission_control.as_ref().map(|found| admission_control::message(found)),
         retry: spec.retry.as_ref().map(|found| retry(found)),
         hedge: spec.hedge.as_ref().map(|found| hedge::hedge(found)),
         timeouts: spec.timeouts.as_ref().map(|timeouts| v1::Timeouts {
@@ -364,6 +352,21 @@ fn outlier_detection(spec: &OutlierDetection) -> v1::OutlierDetection {
     }
 }
 
+fn limits(spec: &TrafficLimits) -> v1::Limits {
+    let each = |field: fn(&EndpointLimits) -> Option<u32>| {
+        spec.per_endpoint.as_ref().and_then(|each| field(each)).unwrap_or_default()
+    };
+    v1::Limits {
+        max_connections: spec.max_connections.unwrap_or_default(),
+        max_pending_requests: spec.max_pending_requests.unwrap_or_default(),
+        max_requests: spec.max_requests.unwrap_or_default(),
+        max_retries: spec.max_retries.unwrap_or_default(),
+        max_connections_per_endpoint: each(|each| each.max_connections),
+        max_pending_requests_per_endpoint: each(|each| each.max_pending_requests),
+        max_requests_per_endpoint: each(|each| each.max_requests),
+    }
+}
+
 fn circuit_breaker(spec: &CircuitBreaker) -> v1::CircuitBreaker {
     let mode = match spec.mode {
         None | Some(BreakerMode::Enforce) => WireMode::Enforce,
@@ -387,7 +390,7 @@ fn circuit_breaker(spec: &CircuitBreaker) -> v1::CircuitBreaker {
         open_ms,
         max_open_ms: spec.max_open_time.map_or(open_ms.max(60_000), millis),
         trials: spec.trials.unwrap_or(5),
-        per_endpoint: spec.per == Some(BreakerScope::Endpoint),
+        per_endpoint: spec.per.as_deref() == Some(&BreakerScope::Endpoint),
     }
 }
 

@@ -64,7 +64,7 @@ const ALIKE: f32 = std::f32::consts::LN_2;
 /// The endpoint of this id, where nothing speaks against it; also beyond the part of all that this proxy calls.
 pub(crate) fn persistent<'s>(regard: &Regard<'s>, id: u64) -> Option<&'s Arc<Endpoint>> {
     let mut callable = regard.set.all().iter().filter(|endpoint| endpoint.excluded.is_none());
-    callable.find(|endpoint| endpoint.id == id && regard.wants(endpoint))
+    callable.find(|endpoint| endpoint.id == id && regard.keeps(endpoint))
 }
 
 /// The one of two drawn by weight that is likely to answer sooner.

@@ -32,9 +32,12 @@
 //! *Per endpoint.* A policy may have a breaker for each endpoint and none for the service. Then one that is open is passed
 //! by like one that is ejected, in panic too; only where all are open a call is refused.
 //!
+//! *Per route.* A policy on a route, or on one of its rules, has a breaker for the calls by it; see `route.rs`.
+//!
 //! *Modes.* `Observe` keeps the states but refuses nobody. `ForcedOpen` and `ForcedClosed` leave the states where they are.
 
 mod forced;
+mod route;
 mod shared;
 mod window;
 
@@ -45,9 +48,11 @@ use meshwork_base::{Rng, Tick};
 use crate::invariants;
 use crate::outage::{doubled, spread};
 pub use forced::ForcedState;
+pub use route::RouteBreaker;
+pub(crate) use route::RouteBreakers;
 pub(crate) use shared::Breaker;
-pub use shared::{BreakerView, Ticket};
-use window::Window;
+pub use shared::{BreakerView, Ticket, Whose};
+pub(crate) use window::Window;
 pub use window::WindowSize;
 
 /// When a service is not called for a while.

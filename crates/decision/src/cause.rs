@@ -63,6 +63,8 @@ flags! {
     DurationTimeout => "DT",
     /// Not Envoy's: the request could not be answered within its deadline, and was not begun.
     DeadlineUnreachable => "DU",
+    /// Not Envoy's: the caller holds back, since too few calls succeed. (Envoy has the filter, and no flag for it.)
+    AdmissionControl => "AC",
     /// Stream idle timeout.
     StreamIdleTimeout => "SI",
     /// Overload manager.
@@ -161,6 +163,8 @@ causes! {
     MaxRequests, "max_requests", UpstreamOverflow, Some(503);
     /// The service's circuit breaker is open.
     CircuitBreaker, "circuit_breaker", UpstreamOverflow, Some(503);
+    /// Too few of the calls to the service succeed: this is one of those that are held back (`admissionControl`).
+    AdmissionControl, "admission_control", AdmissionControl, Some(503);
     /// Limit `maxRetries` of the service; the last attempt's failure is what the client sees.
     MaxRetries, "max_retries", UpstreamOverflow, Some(503);
     /// All attempts that the policy allows have failed.

@@ -9,6 +9,7 @@ use std::time::Duration;
 use arc_swap::{ArcSwap, Guard};
 use meshwork_base::{Rng, Tick};
 
+use crate::admission::{AdmissionControl, Admissions};
 use crate::affinity::Hashing;
 use crate::balance::{self, Regard, Shape, SlowStart, Standing, TierState};
 use crate::breaker::{Breaker, BreakerView, CircuitBreaker, ForcedState, Ticket};
@@ -17,7 +18,7 @@ use crate::deadline::Fastest;
 use crate::endpoint::{Endpoint, EndpointSet, Exclusion};
 use crate::health_check::{self, Checked, HealthCheck};
 use crate::hedge::Hedges;
-use crate::limits::{ConnectionLimit, ConnectionPermit, Limited, Limits, Permit, Usage};
+use crate::limits::{ConnectionLimit, ConnectionPermit, Limited, Limits, PendingPermit, Permit, Usage};
 use crate::load::Answer;
 use crate::outage::{self, Outage};
 use crate::outlier::{self, AttemptOutcome, Fleet, OutlierDetection, Picked, Shift, Trial};
@@ -178,6 +179,8 @@ pub struct Cluster {
     pub endpoint_breaker: Option<CircuitBreaker>,
     /// What keeps its endpoints from more than they can do, where no sidecar stands before them.
     pub overload: Option<Arc<Overload>>,
+    /// How many calls are held back when too few succeed; absent: none.
+    pub admission: Option<Arc<AdmissionControl>>,
     /// What each plaintext connection begins with, to say for whom it is made.
     pub proxy_protocol: Option<ProxyVersion>,
     /// What policies attached to the service say about its requests; asked through [`crate::RulePolicy`].
@@ -201,6 +204,7 @@ pub(crate) struct ClusterShared {
     pub(crate) outage: Outage,
     pub(crate) fastest: Fastest,
     pub(crate) breaker: Breaker,
+    pub(crate) admissions: Admissions,
     pub(crate) fleet: Fleet,
 }
 
@@ -233,8 +237,11 @@ impl Cluster {
         reasons: &mut impl Reasons,
     ) -> Option<Arc<Endpoint>> {
         let set = self.endpoints();
-        let regard = Regard::new(&set, now, wanted.tried, self.preference.panic_threshold)
-            .within_bounds(self.limits.max_requests_per_endpoint, self.endpoint_breaker.as_ref());
+        let regard = Regard::new(&set, now, wanted.tried, self.preference.panic_threshold).within_bounds(
+            &self.limits,
+            self.protocol.is_http2(),
+            self.endpoint_breaker.as_ref(),
+        );
         let persistent = wanted.session.and_then(|id| balance::persistent(&regard, id));
         let picked = persistent.or_else(|| self.balanced(&regard, wanted.hash, rng));
         if let Some(picked) = picked
@@ -431,6 +438,10 @@ impl Cluster {
             skipped("its circuit breaker is open")
         } else if regard.is_full(endpoint) {
             skipped("as many requests as one endpoint may have are under way to it")
+        } else if regard.is_waited_for(endpoint) {
+            skipped("as many requests as may wait for a connection to it")
+        } else if regard.is_crowded(endpoint) {
+            skipped("a request would wait for a connection to it, and not for one to another")
         } else if regard.set.is_beyond(endpoint) {
             skipped("this proxy calls a part of the endpoints, of which it is none")
         } else if regard.tried.contains(&endpoint.id) {
@@ -596,6 +607,14 @@ impl Cluster {
         Permit::free(&self.shared, &self.limits, what)
     }
 
+    /// Counts a request that waits for a connection to an endpoint, within the limits of both.
+    ///
+    /// # Errors
+    /// The cause when a limit is reached.
+    pub fn admit_pending(&self, endpoint: &Endpoint) -> Result<PendingPermit, Cause> {
+        PendingPermit::take(&self.shared, &self.limits, endpoint)
+    }
+
     /// Counts a connection to an endpoint, within the limits of both. Whoever is refused, or waits, tells once by
     /// [`Self::connection_refused`].
     ///
@@ -628,6 +647,9 @@ impl Cluster {
         endpoint.stats.load.record(answer, now);
         if answer.outcome == AttemptOutcome::Success {
             self.shared.fastest.answered(answer.took, now);
+        }
+        if let Some(policy) = &self.admission {
+            self.shared.admissions.ended(policy, answer.outcome, now);
         }
         let Some(config) = &self.outlier_detection else { return Vec::new() };
         let shifts = config.record(&self.endpoints(), &self.shared.fleet, endpoint, answer, now);
@@ -692,6 +714,7 @@ impl Cluster {
             && self.circuit_breaker == other.circuit_breaker
             && self.endpoint_breaker == other.endpoint_breaker
             && self.overload == other.overload
+            && self.admission == other.admission
             && self.proxy_protocol == other.proxy_protocol
             && self.requests == other.requests
             && self.namespace == other.namespace

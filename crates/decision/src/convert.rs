@@ -1,6 +1,7 @@
 //! From messages to what the snapshot is made of, each message on its own. A message that says something this proxy
 //! does not understand is refused whole: half of a route is another route.
 
+mod admission;
 mod health_check;
 mod hedge;
 mod load_balancer;

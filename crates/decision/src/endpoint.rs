@@ -146,6 +146,8 @@ pub struct EndpointStats {
     in_flight: AtomicU32,
     /// Connections that this proxy has open.
     pub(crate) connections: AtomicU32,
+    /// Requests that wait for one.
+    pub(crate) pending: AtomicU32,
     pub(crate) standing: Standing,
     pub(crate) load: Load,
     /// Why it fails its checks, where it does.
@@ -166,6 +168,12 @@ impl EndpointStats {
     #[must_use]
     pub fn connections(&self) -> u32 {
         self.connections.load(Ordering::Relaxed)
+    }
+
+    /// Requests that wait for a connection to it.
+    #[must_use]
+    pub fn pending(&self) -> u32 {
+        self.pending.load(Ordering::Relaxed)
     }
 
     /// What failed before says nothing of it any more: the instance behind the address has come back.

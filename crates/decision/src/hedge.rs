@@ -23,7 +23,7 @@ use std::time::Duration;
 
 use meshwork_base::{Rng, Tick};
 
-use crate::breaker::{BreakerState, Ticket};
+use crate::breaker::{BreakerState, RouteBreaker, Ticket};
 use crate::cluster::{Cluster, Wanted};
 use crate::endpoint::Endpoint;
 use crate::limits::{Limited, Permit};
@@ -90,6 +90,8 @@ pub enum NoHedge {
     Deadline,
     /// The circuit breaker is open, or trying.
     Breaker,
+    /// Calls are held back, since too few succeed.
+    HeldBack,
     /// As much is under way as a limit allows.
     Limit,
     /// No other endpoint is well.
@@ -106,6 +108,7 @@ impl NoHedge {
             Self::NotWhole => "its body is not kept whole",
             Self::Deadline => "the request's time would be over before",
             Self::Breaker => "the circuit breaker is not closed",
+            Self::HeldBack => "calls are held back, since too few succeed",
             Self::Limit => "as much as a limit allows is under way",
             Self::NoOther => "no other endpoint is well",
             Self::Budget => "the budget is spent",
@@ -118,6 +121,8 @@ impl NoHedge {
 pub struct Hedge {
     policy: HedgePolicy,
     cluster: Arc<Cluster>,
+    /// What the calls of its route go by, too.
+    route: Option<Arc<RouteBreaker>>,
     delay: Option<Duration>,
 }
 
@@ -128,6 +133,8 @@ pub struct Hedged {
     pub endpoint: Arc<Endpoint>,
     /// The circuit breaker wants to know how it ends.
     pub ticket: Option<Ticket>,
+    /// So does that of its route.
+    pub by_route: Option<Ticket>,
     /// Counts it among retries and requests under way.
     pub permits: (Permit, Option<Permit>),
 }
@@ -139,7 +146,7 @@ impl Hedge {
     /// It will not be hedged.
     pub fn begin(
         policy: &HedgePolicy,
-        cluster: &Arc<Cluster>,
+        (cluster, route): (&Arc<Cluster>, Option<&Arc<RouteBreaker>>),
         facts: &HedgeFacts,
         now: Tick,
         reasons: &mut impl Reasons,
@@ -164,7 +171,7 @@ impl Hedge {
             Some(delay) => note(cluster, Outcome::Noted, format!("a second attempt after {delay:?}")),
             None => note(cluster, Outcome::Skipped, "too few answers of late are known".to_owned()),
         });
-        Ok(Self { policy: *policy, cluster: Arc::clone(cluster), delay })
+        Ok(Self { policy: *policy, cluster: Arc::clone(cluster), route: route.cloned(), delay })
     }
 
     /// How long the first attempt is waited for; `None`: it has no second one, as too little is known, and is learnt from.
@@ -214,8 +221,14 @@ impl Hedge {
         if facts.deadline.is_some_and(|deadline| deadline <= now.after(needed)) {
             return Err(NoHedge::Deadline);
         }
-        if cluster.breaker(now).in_effect() != BreakerState::Closed {
+        let route = self.route.as_ref();
+        if cluster.breaker(now).in_effect() != BreakerState::Closed
+            || route.is_some_and(|route| !route.is_closed(now))
+        {
             return Err(NoHedge::Breaker);
+        }
+        if cluster.holds_back() {
+            return Err(NoHedge::HeldBack);
         }
         let tried = first.as_slice();
         let wanted = Wanted { tried, ..Wanted::default() };
@@ -231,12 +244,14 @@ impl Hedge {
         let repeated = limited(Limited::Retry)?;
         let request = cluster.limits.max_requests.is_some().then(|| limited(Limited::Request)).transpose()?;
         let ticket = cluster.try_call(now, &mut NoReasons).map_err(|_| NoHedge::Breaker)?;
+        let by_route = route.map(|route| route.try_call(now, &mut NoReasons)).transpose();
+        let by_route = by_route.map_err(|_| NoHedge::Breaker)?.flatten();
         let hedges = cluster.shared.hedges();
         if !cluster.shared.budget.hedge(&hedges.begun, self.policy.budget_percent, retries, now) {
             return Err(NoHedge::Budget);
         }
         let ticket = own.or(ticket);
-        Ok(Hedged { endpoint, ticket, permits: (repeated, request) })
+        Ok(Hedged { endpoint, ticket, by_route, permits: (repeated, request) })
     }
 
     /// The first attempt has answered after this time, or was given up after it for the second one's sake.

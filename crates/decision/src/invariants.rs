@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use crate::admission::AdmissionControl;
 use crate::balance::SlowStart;
 use crate::breaker::{CircuitBreaker, Tally, Trials};
 use crate::endpoint::EndpointSet;
@@ -118,6 +119,26 @@ pub(crate) fn trials(trials: Trials) -> Result<(), String> {
     tally(trials.ended)?;
     if trials.ended.calls > trials.begun {
         return Err(format!("{trials:?}: more ended than began"));
+    }
+    Ok(())
+}
+
+/// Calls are refused within the policy's bound, and none where enough succeed.
+///
+/// # Errors
+/// What is broken.
+pub(crate) fn rejection(policy: &AdmissionControl, sent: Tally, probability: f64) -> Result<(), String> {
+    tally(sent)?;
+    let most = f64::from(policy.max_rejection_probability.min(100)) / 100.0;
+    if !(0.0..=most).contains(&probability) {
+        return Err(format!("refused with probability {probability}, and {most} at most"));
+    }
+    let succeeded = u64::from(sent.calls - sent.failed);
+    let reached = succeeded * 100 >= u64::from(policy.success_rate_threshold) * u64::from(sent.calls);
+    if reached && probability > 1e-9 {
+        return Err(format!(
+            "refused with probability {probability} though {succeeded} of {sent:?} succeeded"
+        ));
     }
     Ok(())
 }

@@ -16,6 +16,7 @@
 //! The same functions serve live traffic and `explain`: [`Reasons`] is a parameter, and [`NoReasons`] compiles to
 //! nothing. Every local failure is a [`Cause`], which one table maps to Envoy's flag and a status.
 
+mod admission;
 mod affinity;
 mod authorization;
 mod balance;
@@ -62,13 +63,14 @@ mod table;
 mod trust;
 pub mod verdicts;
 
+pub use admission::{AdmissionControl, AdmissionView};
 pub use affinity::{HashKey, HashRule, HashSource, Hashing, NewCookie};
 pub use authorization::{Action, Authorization, AuthorizationPolicy, Denied};
 pub use balance::{Rank, SlowStart, TierState};
 pub use binding::{Binding, Listener, Matched, Protocol, Routed, Secret};
 pub use breaker::{
     BreakerCause, BreakerChange, BreakerMode, BreakerState, BreakerView, Call, CircuitBreaker, ForcedState,
-    Ticket, WindowSize,
+    RouteBreaker, Ticket, Whose, WindowSize,
 };
 pub use builder::{Change, Rejection, Severity, SnapshotBuilder, Sources};
 pub use cause::{Cause, ResponseFlag};
@@ -82,7 +84,7 @@ pub use hedge::{Hedge, HedgeDelay, HedgeFacts, HedgePolicy, Hedged, Leg, NoHedge
 pub use hostname::{HostPattern, HostPatternError};
 pub use inbound::{AppState, Inbound, InboundPort, Mtls, mesh_sni};
 pub use kinship::{Family, Kin, Kinship};
-pub use limits::{ConnectionLimit, ConnectionPermit, Limited, Limits, Permit};
+pub use limits::{ConnectionLimit, ConnectionPermit, Limited, Limits, PendingPermit, Permit};
 pub use load::Answer;
 pub use matching::{FieldMatch, PathMatch, Pattern, PatternError, RouteMatch, ValueMatch};
 pub use mirror::Mirror;

@@ -27,6 +27,8 @@ pub struct Limits {
     pub max_retries: Option<u32>,
     /// Connections to any one endpoint.
     pub max_connections_per_endpoint: Option<u32>,
+    /// Requests that wait for a connection to any one endpoint: others are called first.
+    pub max_pending_requests_per_endpoint: Option<u32>,
     /// Requests under way to any one endpoint: others are called first.
     pub max_requests_per_endpoint: Option<u32>,
 }
@@ -43,6 +45,9 @@ impl Limits {
             max_connections_per_endpoint: self
                 .max_connections_per_endpoint
                 .or(wider.max_connections_per_endpoint),
+            max_pending_requests_per_endpoint: self
+                .max_pending_requests_per_endpoint
+                .or(wider.max_pending_requests_per_endpoint),
             max_requests_per_endpoint: self.max_requests_per_endpoint.or(wider.max_requests_per_endpoint),
         }
     }
@@ -165,6 +170,41 @@ pub struct ConnectionPermit {
     endpoint: Arc<EndpointStats>,
 }
 
+/// A request that waits for a connection to an endpoint; dropping it ends the count.
+#[derive(Debug)]
+pub struct PendingPermit {
+    _of_service: Permit,
+    endpoint: Arc<EndpointStats>,
+}
+
+impl PendingPermit {
+    /// # Errors
+    /// The cause when the limit of either is reached.
+    pub(crate) fn take(
+        shared: &Arc<ClusterShared>,
+        limits: &Limits,
+        endpoint: &Endpoint,
+    ) -> Result<Self, Cause> {
+        let of_service = Permit::take(shared, limits, Limited::Pending)?;
+        let before = endpoint.stats.pending.fetch_add(1, Ordering::Relaxed);
+        let permit = Self { _of_service: of_service, endpoint: Arc::clone(&endpoint.stats) };
+        match limits.max_pending_requests_per_endpoint {
+            Some(limit) if before >= limit => {
+                shared.usage.count_refused(Limited::Pending);
+                Err(Limited::Pending.cause())
+            }
+            _ => Ok(permit),
+        }
+    }
+}
+
+impl Drop for PendingPermit {
+    fn drop(&mut self) {
+        let before = self.endpoint.pending.fetch_sub(1, Ordering::Relaxed);
+        debug_assert!(before > 0, "a permit ends what it began");
+    }
+}
+
 /// Why a connection may not be made now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ConnectionLimit {
@@ -249,6 +289,27 @@ mod tests {
     }
 
     #[test]
+    fn those_who_wait_for_an_endpoint_have_a_limit_within_the_service_s() {
+        let shared = Arc::default();
+        let limits = Limits {
+            max_pending_requests: Some(3),
+            max_pending_requests_per_endpoint: Some(2),
+            ..Limits::default()
+        };
+        let [one, other] = [1, 2].map(|id| crate::tests::endpoint(id, 1));
+        let wait = |to| PendingPermit::take(&shared, &limits, to);
+        let first = wait(&one).unwrap();
+        let _second = wait(&one).unwrap();
+        assert_eq!(wait(&one).unwrap_err(), Cause::MaxPendingRequests);
+        let _third = wait(&other).unwrap();
+        assert_eq!(wait(&other).unwrap_err(), Cause::MaxPendingRequests, "the service's");
+        drop(first);
+        assert_eq!((one.stats.pending(), other.stats.pending()), (1, 1), "what was refused is not counted");
+        assert_eq!((shared.usage.get(Limited::Pending), shared.usage.refused(Limited::Pending)), (2, 2));
+        assert!(wait(&one).is_ok());
+    }
+
+    #[test]
     fn a_limit_is_reached_and_freed_again() {
         let shared = Arc::default();
         let limits = Limits { max_requests: Some(2), ..Limits::default() };
@@ -273,8 +334,7 @@ mod tests {
                 max_pending_requests: max,
                 max_requests: max,
                 max_retries: max,
-                max_connections_per_endpoint: None,
-                max_requests_per_endpoint: None,
+                ..Limits::default()
             };
             let mut held: Vec<Permit> = Vec::new();
             for (what, take, which) in steps {

@@ -49,9 +49,14 @@ impl Overload {
     /// How much a request matters.
     #[must_use]
     pub fn priority(&self, request: &impl RequestView) -> Priority {
-        let rule = self.priorities.iter().find(|rule| rule.matches(request));
-        rule.map_or(Priority::Default, |rule| rule.priority)
+        priority_of(&self.priorities, request)
     }
+}
+
+/// How much a request matters: the first rule that matches says it.
+pub(crate) fn priority_of(rules: &[PriorityRule], request: &impl RequestView) -> Priority {
+    let rule = rules.iter().find(|rule| rule.matches(request));
+    rule.map_or(Priority::Default, |rule| rule.priority)
 }
 
 /// What stands before a service, and by which policy.

@@ -10,10 +10,11 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::admission::AdmissionControl;
 use crate::affinity::Hashing;
 use crate::authorization::{Authorization, AuthorizationPolicy};
 use crate::balance::SlowStart;
-use crate::breaker::CircuitBreaker;
+use crate::breaker::{CircuitBreaker, RouteBreaker, RouteBreakers};
 use crate::cluster::{Algorithm, Cluster};
 use crate::fault::FaultInjection;
 use crate::health_check::HealthCheck;
@@ -37,6 +38,8 @@ pub struct RulePolicy {
     pub(crate) near: RequestPolicy,
     /// What gateway and namespace say: the service's wins over it.
     pub(crate) far: RequestPolicy,
+    /// What holds back the calls by it for a while, beside the breakers of services and endpoints.
+    pub(crate) breaker: Option<Arc<RouteBreaker>>,
 }
 
 /// The part of a policy that speaks of whole requests; absent fields are not said here.
@@ -124,6 +127,12 @@ impl RulePolicy {
     #[must_use]
     pub fn rate_limit(&self) -> Option<&RateLimit> {
         self.near.rate_limit.as_deref().or(self.far.rate_limit.as_deref())
+    }
+
+    /// The circuit breaker that its calls go by, besides those of services and endpoints.
+    #[must_use]
+    pub const fn breaker(&self) -> Option<&Arc<RouteBreaker>> {
+        self.breaker.as_ref()
     }
 
     /// What is injected into requests to this cluster.
@@ -227,6 +236,7 @@ pub(crate) struct TrafficSpec {
     pub(crate) circuit_breaker: Option<CircuitBreaker>,
     /// Belongs to the breaker: each endpoint has one, and the service none.
     pub(crate) breaks_endpoints: bool,
+    pub(crate) admission: Option<Arc<AdmissionControl>>,
     pub(crate) requests: RequestPolicy,
     pub(crate) proxy_protocol: Option<ProxyVersion>,
     /// Kept where the service is, or where it is called when nobody is there.
@@ -246,6 +256,7 @@ impl TrafficSpec {
             health_check: self.health_check.as_ref().or(wider.health_check.as_ref()).cloned(),
             circuit_breaker: self.circuit_breaker.or(wider.circuit_breaker),
             breaks_endpoints: if self.circuit_breaker.is_some() { self } else { wider }.breaks_endpoints,
+            admission: self.admission.as_ref().or(wider.admission.as_ref()).cloned(),
             requests: self.requests.or(&wider.requests),
             proxy_protocol: self.proxy_protocol.or(wider.proxy_protocol),
             overload: self.overload.as_ref().or(wider.overload.as_ref()).cloned(),
@@ -255,10 +266,14 @@ impl TrafficSpec {
 
 /// All policies by what they hang on, in the order of precedence.
 #[derive(Debug, Default)]
-pub(crate) struct Attached(BTreeMap<TargetKey, Vec<Arc<PolicySpec>>>);
+pub(crate) struct Attached {
+    at: BTreeMap<TargetKey, Vec<Arc<PolicySpec>>>,
+    breakers: RouteBreakers,
+}
 
 impl Attached {
-    pub(crate) fn new<'p>(policies: impl Iterator<Item = &'p Arc<PolicySpec>>) -> Self {
+    /// `before`: those whose breakers go on.
+    pub(crate) fn new<'p>(policies: impl Iterator<Item = &'p Arc<PolicySpec>>, before: &Self) -> Self {
         let mut map: BTreeMap<TargetKey, Vec<Arc<PolicySpec>>> = BTreeMap::new();
         for policy in policies {
             for target in &policy.targets {
@@ -269,16 +284,28 @@ impl Attached {
             list.sort_by(|a, b| a.origin.precedence(&b.origin).then_with(|| a.name.cmp(&b.name)));
             list.dedup_by(|a, b| Arc::ptr_eq(a, b));
         }
-        Self(map)
+        let of_routes = map.iter().filter(|(target, _)| target.kind == TargetKind::HttpRoute);
+        let said = of_routes.filter_map(|(target, list)| {
+            let (origin, policy) =
+                list.iter().find_map(|policy| Some((&policy.origin, breaks_calls(policy)?)))?;
+            Some((&*target.name, &*target.section, origin, policy))
+        });
+        let breakers = RouteBreakers::new(said, &before.breakers);
+        Self { at: map, breakers }
     }
 
     pub(crate) fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.at.is_empty()
+    }
+
+    /// The breakers of all routes and rules that have one.
+    pub(crate) fn breakers(&self) -> Box<[Arc<RouteBreaker>]> {
+        self.breakers.all()
     }
 
     fn at(&self, kind: TargetKind, name: &str, section: &str) -> &[Arc<PolicySpec>] {
         let key = TargetKey { kind, name: name.into(), section: section.into() };
-        self.0.get(&key).map_or(&[], Vec::as_slice)
+        self.at.get(&key).map_or(&[], Vec::as_slice)
     }
 
     /// What traffic policies say at these levels, the narrowest first.
@@ -354,6 +381,7 @@ impl Attached {
             authorization: self.authorization(gateway_levels.into_iter().chain(route_levels)),
             near: self.traffic(route_levels).requests,
             far: self.traffic([listener, all, route_namespace, gateway_namespace]).requests,
+            breaker: self.breakers.of(route, rule).cloned(),
         }
     }
 
@@ -381,6 +409,7 @@ impl Attached {
                 rate_limit: None,
                 ..self.traffic([section, all, route_namespace, namespace]).requests
             },
+            breaker: self.breakers.of(route, rule).cloned(),
         }
     }
 
@@ -408,6 +437,14 @@ impl Attached {
                 Said::Traffic(_) | Said::Authorization(_) | Said::Listener(_) => None,
             });
         (self.authorization(levels), mtls.unwrap_or_default())
+    }
+}
+
+/// The breaker that a policy says, unless it is about endpoints.
+fn breaks_calls(policy: &PolicySpec) -> Option<CircuitBreaker> {
+    match &policy.said {
+        Said::Traffic(said) => said.circuit_breaker.filter(|_| !said.breaks_endpoints),
+        Said::Authorization(_) | Said::Inbound(_) | Said::Listener(_) => None,
     }
 }
 

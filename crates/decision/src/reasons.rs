@@ -62,6 +62,8 @@ pub enum Phase {
     Authorize,
     /// Choosing the backend.
     Backend,
+    /// Holding back since too few calls succeed.
+    Admission,
     /// Asking the circuit breaker.
     Breaker,
     /// Choosing the endpoint.
@@ -94,6 +96,7 @@ impl Phase {
             Self::Route => "route",
             Self::Authorize => "authorize",
             Self::Backend => "backend",
+            Self::Admission => "admission",
             Self::Breaker => "breaker",
             Self::Endpoint => "endpoint",
             Self::Retry => "retry",

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crate::binding::{Binding, Listener};
+use crate::breaker::RouteBreaker;
 use crate::cluster::{Cluster, ClusterKey};
 use crate::hostname::{Host, HostMap};
 use crate::inbound::Inbound;
@@ -23,6 +24,7 @@ pub struct Snapshot {
     pub(crate) services: BTreeMap<Arc<str>, Arc<OutboundService>>,
     pub(crate) inbound: BTreeMap<Arc<str>, Arc<Inbound>>,
     pub(crate) bundles: BTreeMap<Arc<str>, Arc<Bundle>>,
+    pub(crate) breakers: Box<[Arc<RouteBreaker>]>,
 }
 
 impl Snapshot {
@@ -58,6 +60,12 @@ impl Snapshot {
     /// All routes, by resource name.
     pub fn routes(&self) -> impl Iterator<Item = &Arc<Route>> {
         self.routes.values()
+    }
+
+    /// The circuit breakers of routes and rules, by name.
+    #[must_use]
+    pub fn route_breakers(&self) -> &[Arc<RouteBreaker>] {
+        &self.breakers
     }
 
     /// The clusters of one service, by port.

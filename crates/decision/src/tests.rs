@@ -2,7 +2,7 @@
 
 mod listeners;
 mod mesh;
-mod policies;
+pub(crate) mod policies;
 mod precedence;
 mod property;
 mod streams;

@@ -1,30 +1,59 @@
 //! Breakers that an operator has forced. Each holds until its own end, by this proxy's clock: new snapshots find it again
-//! in its services, and that the control plane is away changes nothing.
+//! in its services and routes, and that the control plane is away changes nothing.
 
 use std::time::Duration;
 
 use meshwork_base::{Clock, Tick};
-use meshwork_decision::{Cluster, ForcedState, Snapshot};
+use meshwork_decision::{Cluster, ForcedState, RouteBreaker, Snapshot};
 use meshwork_messages::v1::{self, breaker_force::State};
 use meshwork_telemetry::{MetricsRegistry, inventory};
 
 /// One that holds.
 #[derive(Debug)]
 struct Force {
-    service: String,
-    /// 0: every port.
-    port: u32,
+    of: Of,
     state: ForcedState,
     until: Tick,
     /// As it was said: what is said again is no news.
     until_unix_ms: u64,
 }
 
-impl Force {
+/// Whose breakers are forced.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Of {
+    /// A service's; port 0: every port.
+    Service(String, u32),
+    /// A route's and those of its rules, or one rule's.
+    Route(String),
+}
+
+impl Of {
+    fn said(force: &v1::BreakerForce) -> Self {
+        match &*force.route {
+            "" => Self::Service(force.service.clone(), force.port),
+            route => Self::Route(route.to_owned()),
+        }
+    }
+
     fn means(&self, cluster: &Cluster) -> bool {
+        let Self::Service(service, port) = self else { return false };
         // A service's name speaks of its subsets too.
-        let named = *self.service == *cluster.key.service || *self.service == *cluster.name;
-        named && (self.port == 0 || self.port == u32::from(cluster.key.port))
+        let named = **service == *cluster.key.service || **service == *cluster.name;
+        named && (*port == 0 || *port == u32::from(cluster.key.port))
+    }
+
+    fn means_route(&self, breaker: &RouteBreaker) -> bool {
+        let Self::Route(route) = self else { return false };
+        let rest = breaker.name.strip_prefix(&**route);
+        rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+    }
+
+    /// What is said of less goes before what is said of more.
+    fn width(&self) -> usize {
+        match self {
+            Self::Service(_, port) => *port as usize,
+            Self::Route(route) => route.len(),
+        }
     }
 }
 
@@ -43,8 +72,8 @@ impl Forces {
     ) {
         let (now, wall) = (clock.now(), clock.wall());
         for force in said {
-            let known =
-                self.0.iter().position(|held| held.service == force.service && held.port == force.port);
+            let of = Of::said(force);
+            let known = self.0.iter().position(|held| held.of == of);
             let state = match force.state() {
                 State::Open => ForcedState::Open,
                 State::Closed => ForcedState::Closed,
@@ -65,13 +94,7 @@ impl Forces {
                 continue;
             }
             let until = now.after(left);
-            let held = Force {
-                service: force.service.clone(),
-                port: force.port,
-                state,
-                until,
-                until_unix_ms: force.until_unix_ms,
-            };
+            let held = Force { of, state, until, until_unix_ms: force.until_unix_ms };
             changed(&held, held.state.state().as_str(), metrics);
             match known {
                 Some(at) => self.0[at] = held,
@@ -87,12 +110,20 @@ impl Forces {
             return;
         }
         for cluster in snapshot.clusters() {
-            // What is said of one port goes before what is said of all.
-            let held = self.0.iter().filter(|force| force.until > now && force.means(cluster));
-            if let Some(force) = held.max_by_key(|force| force.port) {
-                cluster.force_breaker(Some((force.state, force.until)));
+            if let Some(forced) = self.narrowest(now, |of| of.means(cluster)) {
+                cluster.force_breaker(Some(forced));
             }
         }
+        for breaker in snapshot.route_breakers() {
+            if let Some(forced) = self.narrowest(now, |of| of.means_route(breaker)) {
+                breaker.force(Some(forced));
+            }
+        }
+    }
+
+    fn narrowest(&self, now: Tick, means: impl Fn(&Of) -> bool) -> Option<(ForcedState, Tick)> {
+        let held = self.0.iter().filter(|force| force.until > now && means(&force.of));
+        held.max_by_key(|force| force.of.width()).map(|force| (force.state, force.until))
     }
 
     /// Forgets what is over. It has ended in the breakers by itself.
@@ -101,23 +132,33 @@ impl Forces {
         let any = ended.peek().is_some();
         ended.for_each(|force| changed(&force, "expired", metrics));
         if any {
-            // One of all ports may have stood behind one of a single port.
+            // One of all ports, or rules, may have stood behind one of a single one.
             self.apply(snapshot, now);
         }
     }
 }
 
 fn release(ended: &Force, snapshot: &Snapshot) {
-    let meant = snapshot.clusters().filter(|cluster| ended.means(cluster));
+    let meant = snapshot.clusters().filter(|cluster| ended.of.means(cluster));
     meant.for_each(|cluster| cluster.force_breaker(None));
+    let meant = snapshot.route_breakers().iter().filter(|breaker| ended.of.means_route(breaker));
+    meant.for_each(|breaker| breaker.force(None));
 }
 
 fn changed(force: &Force, what: &str, metrics: &MetricsRegistry) {
-    let (service, port) = (&*force.service, force.port);
     let (state, cause) = match what {
         "released" | "expired" => ("as_policy_says", what),
         state => (state, "forced"),
     };
-    tracing::info!(service, port, state, cause, "circuit breaker changed");
-    metrics.counter(&inventory::BREAKER_CHANGES, &[service, state, cause]).increment();
+    let (metric, of) = match &force.of {
+        Of::Service(service, port) => {
+            tracing::info!(service, port, state, cause, "circuit breaker changed");
+            (&inventory::BREAKER_CHANGES, service)
+        }
+        Of::Route(route) => {
+            tracing::info!(route, state, cause, "circuit breaker of a route changed");
+            (&inventory::ROUTE_BREAKER_CHANGES, route)
+        }
+    };
+    metrics.counter(metric, &[of, state, cause]).increment();
 }

@@ -3,7 +3,7 @@
 use std::sync::{Arc, Weak};
 
 use meshwork_base::{Clock as _, Tick};
-use meshwork_decision::{BreakerState, Checked, Cluster, Guard, Limited, Priority, Shed};
+use meshwork_decision::{BreakerState, Checked, Cluster, Guard, Limited, Priority, RouteBreaker, Shed};
 use meshwork_telemetry::{Samples, inventory};
 
 use crate::engine::Shared;
@@ -17,6 +17,7 @@ pub(crate) fn tell(shared: &Arc<Shared>) {
             of_memory(&shared, samples);
             let snapshot = shared.snapshot.load();
             snapshot.clusters().for_each(|cluster| of_cluster(cluster, now, samples));
+            snapshot.route_breakers().iter().for_each(|breaker| of_route(breaker, now, samples));
             let ports = snapshot.inbounds().flat_map(|inbound| &inbound.ports);
             let of_apps = ports.filter_map(|port| Some((&*port.label, port.guard()?)));
             let of_services =
@@ -68,6 +69,10 @@ fn of_cluster(cluster: &Cluster, now: Tick, samples: &mut Samples) {
     if view.mode.is_some() || view.refused > 0 {
         samples.tell(&inventory::BREAKER_REJECTED, &labels, view.refused);
     }
+    if let Some(view) = cluster.admissions(now) {
+        samples.tell(&inventory::ADMISSION_REJECTED, &labels, view.refused);
+        samples.tell(&inventory::ADMISSION_PERCENT, &labels, view.rejection_percent.into());
+    }
     for what in Limited::ALL {
         let limit = what.as_str();
         let (is_said, refused) = (cluster.limits.of(what).is_some(), cluster.refused(what));
@@ -81,6 +86,12 @@ fn of_cluster(cluster: &Cluster, now: Tick, samples: &mut Samples) {
             samples.tell(&inventory::LIMIT_REJECTED, &[service, port, limit], refused);
         }
     }
+}
+
+fn of_route(breaker: &RouteBreaker, now: Tick, samples: &mut Samples) {
+    let (route, view) = (&*breaker.name, breaker.view(now));
+    samples.tell(&inventory::ROUTE_BREAKER_STATE, &[route, view.in_effect().as_str()], 1);
+    samples.tell(&inventory::ROUTE_BREAKER_REJECTED, &[route], view.refused);
 }
 
 fn checked(cluster: &Cluster, [service, port]: [&str; 2], samples: &mut Samples) {

@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use meshwork_base::{Clock as _, Tick};
 use meshwork_decision::{
-    BreakerMode, BreakerState, BreakerView, Cluster, Endpoint, Guard, InboundPort, Limited, Shed,
+    BreakerMode, BreakerState, BreakerView, Cluster, Endpoint, EndpointStats, Guard, InboundPort, Limited,
+    RouteBreaker, Shed,
 };
 use meshwork_messages::v1;
 use meshwork_process::resident_memory;
@@ -22,20 +23,28 @@ pub(crate) fn answers(probe: u64, shared: &Shared) -> Vec<v1::Observation> {
     let apps = snapshot.inbounds().flat_map(|inbound| &inbound.ports).filter_map(of_app);
     let called = snapshot.clusters().filter_map(|cluster| of_cluster(cluster, now));
     let services: Vec<_> = called.chain(apps).collect();
-    let of_memory = v1::Standings { services: Vec::new(), memory: memory(shared) };
-    let of_services =
-        services.chunks(SERVICES).map(|some| v1::Standings { services: some.to_vec(), memory: None });
-    let told = std::iter::once(of_memory).chain(of_services).map(|standings| v1::Observation {
-        probe,
-        standings: Some(standings),
-        ..v1::Observation::default()
+    let of_memory = v1::Standings { memory: memory(shared), ..v1::Standings::default() };
+    let of_services = services
+        .chunks(SERVICES)
+        .map(|some| v1::Standings { services: some.to_vec(), ..v1::Standings::default() });
+    let of_routes = snapshot.route_breakers().chunks(SERVICES).map(|some| v1::Standings {
+        routes: some.iter().map(|breaker| of_route(breaker, now)).collect(),
+        ..v1::Standings::default()
     });
+    let told = std::iter::once(of_memory)
+        .chain(of_services)
+        .chain(of_routes)
+        .map(|standings| v1::Observation { probe, standings: Some(standings), ..v1::Observation::default() });
     let done = v1::Done {
         workers: u32::try_from(shared.settings.workers).unwrap_or(u32::MAX),
         ..v1::Done::default()
     };
     let done = v1::Observation { probe, done: Some(done), ..v1::Observation::default() };
     told.chain([done]).collect()
+}
+
+fn of_route(route: &RouteBreaker, now: Tick) -> v1::RouteStanding {
+    v1::RouteStanding { route: route.name.to_string(), breaker: Some(breaker(&route.view(now), now)) }
 }
 
 fn memory(shared: &Shared) -> Option<v1::MemoryStanding> {
@@ -83,14 +92,14 @@ fn of_cluster(cluster: &Cluster, now: Tick) -> Option<v1::ServiceStanding> {
     let view = cluster.breaker(now);
     let limits = Limited::ALL.iter().filter_map(|&what| limit(cluster, what));
     let limits: Vec<_> = limits
-        .chain(limit_per_endpoint(cluster))
-        .chain(requests_per_endpoint(cluster))
+        .chain(limits_per_endpoint(cluster))
         .chain(cluster.guard().map(overload).unwrap_or_default())
         .collect();
     let has_breaker = view.is_in_use();
     let watches = cluster.outlier_detection.is_some() || cluster.health_check.is_some();
     let each = cluster.endpoint_breaker.as_ref();
-    if !has_breaker && limits.is_empty() && !watches && each.is_none() {
+    let admission = cluster.admissions(now);
+    if !has_breaker && limits.is_empty() && !watches && each.is_none() && admission.is_none() {
         return None;
     }
     let set = cluster.endpoints();
@@ -108,6 +117,12 @@ fn of_cluster(cluster: &Cluster, now: Tick) -> Option<v1::ServiceStanding> {
         port: cluster.key.port.into(),
         breaker: has_breaker.then(|| breaker(&view, now)),
         limits,
+        admission: admission.map(|view| v1::AdmissionStanding {
+            rejection_percent: view.rejection_percent,
+            calls: view.calls,
+            failed: view.failed,
+            rejected: view.refused,
+        }),
         ejected: set.pickable().iter().filter_map(|endpoint| ejected(endpoint, now)).collect(),
         failing: set.pickable().iter().filter_map(|endpoint| failing(endpoint)).collect(),
         endpoints: u32::try_from(set.pickable().len()).unwrap_or(u32::MAX),
@@ -148,30 +163,26 @@ fn limit(cluster: &Cluster, what: Limited) -> Option<v1::LimitStanding> {
     })
 }
 
-/// The endpoint that is nearest to its own limit. Refusals are counted together, with those of the service's limit where
-/// it has one.
-fn limit_per_endpoint(cluster: &Cluster) -> Option<v1::LimitStanding> {
-    let allowed = cluster.limits.max_connections_per_endpoint?;
-    let set = cluster.endpoints();
-    let is_alone = cluster.limits.max_connections.is_none();
-    Some(v1::LimitStanding {
-        limit: "perEndpoint.maxConnections".to_owned(),
-        in_use: set.all().iter().map(|endpoint| endpoint.stats.connections()).max().unwrap_or_default(),
-        allowed,
-        rejected: if is_alone { cluster.refused(Limited::Connection) } else { 0 },
-    })
-}
-
-/// The endpoint with the most requests under way.
-fn requests_per_endpoint(cluster: &Cluster) -> Option<v1::LimitStanding> {
-    let allowed = cluster.limits.max_requests_per_endpoint?;
-    let set = cluster.endpoints();
-    let is_alone = cluster.limits.max_requests.is_none();
-    Some(v1::LimitStanding {
-        limit: "perEndpoint.maxRequests".to_owned(),
-        in_use: set.all().iter().map(|endpoint| endpoint.stats.in_flight()).max().unwrap_or_default(),
-        allowed,
-        rejected: if is_alone { cluster.refused(Limited::Request) } else { 0 },
+/// Of each, the endpoint that is nearest to its own limit. Refusals are counted together, with those of the service's limit
+/// where it has one.
+fn limits_per_endpoint(cluster: &Cluster) -> impl Iterator<Item = v1::LimitStanding> {
+    let (limits, set) = (cluster.limits, cluster.endpoints());
+    let most = |count: fn(&EndpointStats) -> u32| {
+        set.all().iter().map(|endpoint| count(&endpoint.stats)).max().unwrap_or_default()
+    };
+    let each = [
+        (Limited::Connection, limits.max_connections_per_endpoint, most(EndpointStats::connections)),
+        (Limited::Pending, limits.max_pending_requests_per_endpoint, most(EndpointStats::pending)),
+        (Limited::Request, limits.max_requests_per_endpoint, most(EndpointStats::in_flight)),
+    ];
+    each.into_iter().filter_map(|(what, allowed, in_use)| {
+        let is_alone = cluster.limits.of(what).is_none();
+        Some(v1::LimitStanding {
+            limit: format!("perEndpoint.{}", what.as_str()),
+            in_use,
+            allowed: allowed?,
+            rejected: if is_alone { cluster.refused(what) } else { 0 },
+        })
     })
 }
 

@@ -11,8 +11,8 @@ use std::time::Duration;
 
 use meshwork_base::{Clock, ThreadRng, Tick};
 use meshwork_decision::{
-    Answer, AttemptOutcome, Binding, BreakerChange, Call, Cause, Cluster, Ejection, Endpoint, Shift,
-    Snapshot, Ticket,
+    Answer, AttemptOutcome, Binding, BreakerChange, Call, Cause, Cluster, Ejection, Shift, Snapshot, Ticket,
+    Whose,
 };
 use meshwork_identity::ServerOptions;
 use meshwork_telemetry::{
@@ -272,37 +272,44 @@ impl Worker {
     }
 
     /// A call was let through by a circuit breaker; that it was may be a change of state.
-    pub(crate) fn breaker_begins(&self, cluster: &Cluster, ticket: &Ticket) {
+    pub(crate) fn breaker_begins(&self, ticket: &Ticket) {
         if let Some(change) = ticket.change() {
-            self.breaker_changed(cluster, ticket.endpoint().map(|endpoint| &**endpoint), change);
+            self.breaker_changed(ticket.whose(), change);
         }
     }
 
     /// A call that a circuit breaker let through has ended; that may be a change of state too.
-    pub(crate) fn breaker_ends(&self, cluster: &Cluster, ticket: Ticket, answer: &Answer, now: Tick) {
+    pub(crate) fn breaker_ends(&self, ticket: Ticket, answer: &Answer, now: Tick) {
         let call = Call { failed: answer.outcome == AttemptOutcome::Failure, took: answer.took };
-        let endpoint = ticket.endpoint().cloned();
         let change = ticket.ended(call, now, &mut *self.rng.borrow_mut());
-        if let Some(change) = change {
-            self.breaker_changed(cluster, endpoint.as_deref(), change);
+        if let Some((whose, change)) = change {
+            self.breaker_changed(&whose, change);
         }
     }
 
-    /// A circuit breaker has changed its state: the service's, or that of one endpoint.
-    fn breaker_changed(&self, cluster: &Cluster, endpoint: Option<&Endpoint>, change: BreakerChange) {
-        let (service, port) = (&*cluster.name, cluster.key.port);
+    /// A circuit breaker has changed its state.
+    #[cold]
+    fn breaker_changed(&self, whose: &Whose, change: BreakerChange) {
         let (state, cause) = (change.state.as_str(), change.cause.as_str());
-        if let Some(endpoint) = endpoint {
-            let (instance, address) = (&*endpoint.instance, endpoint.address());
-            tracing::info!(service, port, instance, %address, state, cause, "circuit breaker of an endpoint changed");
-            let changes = self
-                .metrics
-                .registry()
-                .counter(&inventory::ENDPOINT_BREAKER_CHANGES, &[service, state, cause]);
-            return changes.increment();
-        }
-        tracing::info!(service, port, state, cause, "circuit breaker changed");
-        self.metrics.registry().counter(&inventory::BREAKER_CHANGES, &[service, state, cause]).increment();
+        let (metric, of) = match whose {
+            Whose::Service(cluster) => {
+                let (service, port) = (&*cluster.name, cluster.key.port);
+                tracing::info!(service, port, state, cause, "circuit breaker changed");
+                (&inventory::BREAKER_CHANGES, service)
+            }
+            Whose::Endpoint(cluster, endpoint) => {
+                let (service, port) = (&*cluster.name, cluster.key.port);
+                let (instance, address) = (&*endpoint.instance, endpoint.address());
+                tracing::info!(service, port, instance, %address, state, cause, "circuit breaker of an endpoint changed");
+                (&inventory::ENDPOINT_BREAKER_CHANGES, service)
+            }
+            Whose::Route(route) => {
+                let route = &*route.name;
+                tracing::info!(route, state, cause, "circuit breaker of a route changed");
+                (&inventory::ROUTE_BREAKER_CHANGES, route)
+            }
+        };
+        self.metrics.registry().counter(metric, &[of, state, cause]).increment();
     }
 
     /// An application has called this service: whoever asks for services on demand must keep it.

@@ -444,6 +444,93 @@ async fn a_service_that_mostly_fails_is_not_called_for_a_while_and_then_tried() 
 }
 
 #[tokio::test]
+async fn a_rule_by_which_most_calls_fail_is_closed_and_other_ways_to_the_service_are_not() {
+    let clock = ManualClock::new();
+    let (up, counts) = recovering(BUSY, 4).await;
+    let mut harness = Harness::join(Settings::default(), Mesh::default(), Arc::new(clock.clone()), "gateway");
+    harness.service("web", AppProtocol::Http1, &[up.address]).await;
+    let pay = v1::StringMatch { kind: Some(v1::string_match::Kind::Prefix("/pay".into())) };
+    let pay = v1::Rule {
+        name: "pay".into(),
+        matches: vec![v1::Match { path: Some(pay), ..Default::default() }],
+        ..rule(&[("web", 1)], vec![])
+    };
+    let address = harness.route(vec![pay, rule(&[("web", 1)], vec![])]).await;
+    let target =
+        v1::policy::Target { kind: "HTTPRoute".into(), name: "default/r".into(), section: "pay".into() };
+    let spec = Some(v1::policy::Spec::Traffic(opening_after_three()));
+    let policy = v1::Policy { source: None, targets: vec![target], spec };
+    harness.change([Change::upsert("default/p", "1", &policy)]).await;
+    let paid = || exchange(address, b"GET /pay HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n");
+    for _ in 0..3 {
+        assert!(paid().await.ends_with("busy"));
+    }
+    let refused = paid().await;
+    assert!(refused.starts_with("HTTP/1.1 503") && refused.ends_with("circuit_breaker\n"), "{refused}");
+    let line = harness.lines(4).await.remove(3);
+    assert!(line.contains("\"UO\"") && line.contains("HTTPRoute default/r/pay"), "{line}");
+    assert!(exchange(address, GET).await.ends_with("busy"), "another rule goes on");
+    assert_eq!(counts.lock().len(), 4);
+    let of = |name, more: &str| harness.metric(name, &["default/r/pay", more]);
+    assert_eq!(of("meshwork_route_circuit_breaker_changes_total", "failure_rate"), 1);
+    assert_eq!(of("meshwork_route_circuit_breaker_state", "\"open\""), 1);
+    assert_eq!(of("meshwork_route_circuit_breaker_rejected_total", ""), 1);
+    assert_eq!(harness.metric("meshwork_circuit_breaker", &[]), 0, "the service has none");
+
+    clock.advance(Duration::from_secs(5));
+    assert!(paid().await.ends_with("hello"), "one is tried");
+    assert_eq!(of("meshwork_route_circuit_breaker_changes_total", "trials_succeeded"), 1);
+    assert!(paid().await.ends_with("hello"));
+}
+
+#[tokio::test]
+async fn of_calls_that_do_not_succeed_most_are_held_back_but_not_those_that_matter() {
+    const MATTERS: &[u8] = b"GET / HTTP/1.1\r\nHost: a\r\nx-priority: high\r\nConnection: close\r\n\r\n";
+    let clock = ManualClock::new();
+    let (up, counts) = recovering(BUSY, 10).await;
+    let mut harness = Harness::join(Settings::default(), Mesh::default(), Arc::new(clock.clone()), "gateway");
+    harness.service("web", AppProtocol::Http1, &[up.address]).await;
+    let address = harness.route(vec![rule(&[("web", 1)], vec![])]).await;
+    let high = v1::overload::PriorityRule {
+        priority: v1::overload::Priority::High.into(),
+        headers: vec![v1::Field { name: "x-priority".into(), value: "high".into() }],
+        ..Default::default()
+    };
+    // So aggressive that one failure holds back nearly all.
+    let admission_control = Some(v1::AdmissionControl {
+        sampling_window_ms: 30_000,
+        success_rate_threshold: 95,
+        aggression_thousandths: 1_000_000,
+        rps_threshold: 0,
+        max_rejection_percent: 100,
+        priorities: vec![high],
+    });
+    harness.change([traffic(v1::TrafficPolicy { admission_control, ..Default::default() })]).await;
+    assert!(exchange(address, GET).await.ends_with("busy"), "nothing is known yet");
+    let mut refused = 0;
+    for _ in 0..50 {
+        let answer = exchange(address, GET).await;
+        refused += usize::from(answer.ends_with("admission_control\n"));
+    }
+    assert!(refused >= 45, "{refused} of 50");
+    let sent = 51 - refused;
+    assert_eq!(counts.lock().len(), sent, "the upstream has not heard of them");
+    let lines = harness.lines(51).await;
+    let told = lines.iter().filter(|line| line.contains("\"AC\"") && line.contains("admission_control"));
+    assert_eq!(told.count(), refused);
+    let labels = ["default/web", "\"80\""];
+    assert_eq!(harness.metric("meshwork_admission_control_rejected_total", &labels), refused as u64);
+    assert!(harness.metric("meshwork_admission_control_rejection_percent", &labels) > 90);
+    for _ in sent..10 {
+        assert!(exchange(address, MATTERS).await.ends_with("busy"), "it matters");
+    }
+    clock.advance(Duration::from_secs(40));
+    for _ in 0..5 {
+        assert!(exchange(address, GET).await.ends_with("hello"), "what failed is long ago");
+    }
+}
+
+#[tokio::test]
 async fn an_endpoint_whose_breaker_is_open_is_passed_by_and_its_service_goes_on() {
     const FAILS: &[u8] = b"HTTP/1.1 500 No\r\ncontent-length: 0\r\n\r\n";
     let (addresses, counts) = pair(|| FAILS, || OK).await;
@@ -631,6 +718,28 @@ async fn a_crowd_waits_in_line_and_does_not_overrun_the_queue_of_an_application(
     }
     serving.abort();
     harness.wait_metric("meshwork_limit_headroom", pending, 1_000).await;
+}
+
+#[tokio::test]
+async fn of_those_who_wait_for_an_endpoint_there_are_as_many_as_may_be() {
+    let (up, held, open) = holding().await;
+    let limit = v1::Limits {
+        max_connections_per_endpoint: 1,
+        max_pending_requests_per_endpoint: 1,
+        ..Default::default()
+    };
+    let (harness, address) = gateway(&[up.address], Some(limits(limit))).await;
+    let mut first = hold(address, &held).await;
+    let second = tokio::spawn(async move { exchange(address, GET).await });
+    harness.wait_metric("meshwork_limit_rejected_total", &["default/web", "maxConnections"], 1).await;
+    let third = exchange(address, GET).await;
+    assert!(third.starts_with("HTTP/1.1 503") && third.ends_with("max_pending_requests\n"), "{third}");
+    let refused = ["default/web", "maxPendingRequests"];
+    assert_eq!(harness.metric("meshwork_limit_rejected_total", &refused), 1);
+    open.store(true, Ordering::SeqCst);
+    first.write_all(b"more").await.unwrap();
+    assert!(read_until(&mut first, "hello").await.starts_with("HTTP/1.1 200"));
+    assert!(second.await.unwrap().starts_with("HTTP/1.1 200"), "who waits is served");
 }
 
 #[tokio::test]

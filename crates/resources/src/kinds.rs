@@ -64,12 +64,13 @@ pub use target::PolicyTarget;
 pub use tcp_route::TCPRoute;
 pub use tls_route::TLSRoute;
 pub use traffic_policy::{
-    AdaptiveConcurrency, Aggression, Backoff, BreakerMode, BreakerScope, BreakerWindow, CallerDeadline,
-    CircuitBreaker, EndpointLimits, Failover, FailoverPreference, FailoverPriority, GrpcHealthCheck,
-    HashRule, HashRuleType, HealthCheck, Hedge, HttpHealthCheck, LoadBalancer, LoadBalancerAlgorithm,
-    OutlierDetection, OutlierFailurePercentage, OutlierSuccessRate, Overload, OverloadPriority,
-    OverloadQueue, PriorityRule, RetryBudget, RetryOn, SharedEjection, SlowCalls, SlowStart, StatusRange,
-    Subsetting, TcpHealthCheck, TrafficLimits, TrafficPolicy, TrafficRetry, TrafficTimeouts,
+    AdaptiveConcurrency, AdmissionControl, Aggression, Backoff, BreakerMode, BreakerScope, BreakerWindow,
+    CallerDeadline, CircuitBreaker, EndpointLimits, Failover, FailoverPreference, FailoverPriority,
+    GrpcHealthCheck, HashRule, HashRuleType, HealthCheck, Hedge, HttpHealthCheck, LoadBalancer,
+    LoadBalancerAlgorithm, OutlierDetection, OutlierFailurePercentage, OutlierSuccessRate, Overload,
+    OverloadPriority, OverloadQueue, PriorityRule, RetryBudget, RetryOn, SharedEjection, SlowCalls,
+    SlowStart, StatusRange, Subsetting, TcpHealthCheck, TrafficLimits, TrafficPolicy, TrafficRetry,
+    TrafficTimeouts,
 };
 
 pub(crate) use crate::decode::fields::shorten as shown;

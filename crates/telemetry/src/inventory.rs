@@ -133,6 +133,16 @@ metrics! {
         "Changes of circuit breakers of single endpoints, by the state that began and why.";
     ENDPOINT_BREAKERS = "meshwork_endpoint_circuit_breakers", Gauge, "", &["service", "port", "state"],
         "Endpoints by the state of their own circuit breaker, of services whose policy has one per endpoint.";
+    ADMISSION_REJECTED = "meshwork_admission_control_rejected_total", Counter, "", &["service", "port"],
+        "Calls that were held back since too few succeed, of services whose policy has admissionControl.";
+    ADMISSION_PERCENT = "meshwork_admission_control_rejection_percent", Gauge, "", &["service", "port"],
+        "Percent of calls that are held back now.";
+    ROUTE_BREAKER_CHANGES = "meshwork_route_circuit_breaker_changes_total", Counter, "", &["route", "state", "cause"],
+        "Changes of circuit breakers of routes (NAMESPACE/NAME) and their rules (NAMESPACE/NAME/RULE), by the state that began and why.";
+    ROUTE_BREAKER_STATE = "meshwork_route_circuit_breaker_state", Gauge, "", &["route", "state"],
+        "The state that calls by a route or rule meet, as a label with the value 1: of those whose policy has a circuit breaker.";
+    ROUTE_BREAKER_REJECTED = "meshwork_route_circuit_breaker_rejected_total", Counter, "", &["route"],
+        "Calls that the circuit breaker of a route or rule has refused.";
     BREAKER_STATE = "meshwork_circuit_breaker_state", Gauge, "", &["service", "port", "state"],
         "The state that calls meet, as a label with the value 1: of services whose policy has a circuit breaker, or where an operator forces one.";
     BREAKER_REJECTED = "meshwork_circuit_breaker_rejected_total", Counter, "", &["service", "port"],

@@ -47,6 +47,7 @@ enum Field {
     MaxRetries,
     Breaker,
     Overload,
+    Admission,
     Flag(&'static str),
 }
 
@@ -66,6 +67,7 @@ impl Field {
             Self::MaxRetries => "limits.maxRetries",
             Self::Breaker => "circuitBreaker",
             Self::Overload => "overload",
+            Self::Admission => "admissionControl",
             Self::Flag(flag) => flag,
         })
     }
@@ -105,6 +107,16 @@ impl Field {
             Self::Breaker => {
                 let breaker = backend.circuit_breaker.as_ref();
                 return (breaker.map(told), breaker.and_then(|breaker| breaker.source.clone()));
+            }
+            Self::Admission => {
+                let admission = backend.admission_control.as_ref();
+                let said = admission.map(|said| {
+                    format!(
+                        "up to {} % when less than {} % of the calls of {} succeed",
+                        said.max_rejection_probability, said.success_rate_threshold, said.sampling_window
+                    )
+                });
+                return (said, admission.and_then(|said| said.source.clone()));
             }
             Self::None | Self::Flag(_) => None,
         };
@@ -170,11 +182,20 @@ fn backend<'a>(answer: &'a Answer, is: &RequestRecord) -> Option<&'a Backend> {
     answer.backends.iter().find(|backend| format!("{}:{}", backend.service, backend.port) == is.service)
 }
 
+/// Which of the two circuit breakers it was, the detail tells.
+const BREAKER_OF_ROUTE: &str = "the circuit breaker of {detail} is open since most calls by it failed or were slow: mend {service}; it closes by itself when trial calls succeed";
+
 fn one(cause: Cause, is: &RequestRecord, decided: Option<&Answer>) -> Advice {
     let is_memory = cause == Cause::Overload && is.cause_detail.contains(MEMORY.0);
     let (field, text) = if is_memory { (Field::Flag(MEMORY.0), MEMORY.1) } else { rule(cause) };
     let backend = decided.and_then(|answer| backend(answer, is));
-    let (value, source) = backend.map_or((None, None), |backend| field.said(backend));
+    let by_route = cause == Cause::CircuitBreaker && is.cause_detail.starts_with("HTTPRoute ");
+    let (text, (value, source)) = if by_route {
+        let breaker = decided.and_then(|answer| answer.route.as_ref()?.circuit_breaker.as_ref());
+        (BREAKER_OF_ROUTE, (breaker.map(told), breaker.and_then(|breaker| breaker.source.clone())))
+    } else {
+        (text, backend.map_or((None, None), |backend| field.said(backend)))
+    };
     let service = if is.service.is_empty() { &is.host } else { &is.service };
     let text = text
         .replace("{service}", service)
@@ -277,6 +298,10 @@ const fn rule(cause: Cause) -> (Field, &'static str) {
         Cause::CircuitBreaker => (
             Field::Breaker,
             "the circuit breaker of {service} is open since most calls failed or were slow: mend {service}; it closes by itself when trial calls succeed",
+        ),
+        Cause::AdmissionControl => (
+            Field::Admission,
+            "too few calls to {service} succeed, so that a part of them is not sent: mend {service}, or add instances; what matters can be let through by `priorities`",
         ),
         Cause::MaxRetries => (
             Field::MaxRetries,
@@ -412,5 +437,21 @@ mod tests {
             assert!(!advice.text.contains(['{', '}']), "{cause}: {}", advice.text);
             assert_eq!((advice.value, advice.source), (None, None), "{cause}: nothing is known");
         }
+    }
+
+    #[test]
+    fn a_breaker_of_a_route_is_told_from_that_of_the_service() {
+        let is = |detail: &str| RequestRecord {
+            cause: "circuit_breaker".to_owned(),
+            cause_detail: detail.to_owned(),
+            service: "shop/web:80".to_owned(),
+            ..RequestRecord::default()
+        };
+        let text = |detail| one(Cause::CircuitBreaker, &is(detail), None).text;
+        assert!(
+            text("HTTPRoute shop/edge/pay")
+                .starts_with("the circuit breaker of HTTPRoute shop/edge/pay is open")
+        );
+        assert!(text("shop/web").starts_with("the circuit breaker of shop/web:80 is open"));
     }
 }

@@ -73,6 +73,7 @@ fn on_layer_4(policy: &v1::TrafficPolicy) -> Option<(&'static str, &'static str)
     let parts = [
         (policy.rate_limit.is_some(), "rateLimit"),
         (policy.fault_injection.is_some(), "faultInjection"),
+        (policy.admission_control.is_some(), "admissionControl"),
         (policy.overload.is_some(), "overload"),
         (policy.hedge.is_some(), "hedge"),
         (lasts, "timeouts.maxStreamDuration"),

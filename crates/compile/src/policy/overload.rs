@@ -2,7 +2,7 @@
 
 use meshwork_messages::v1;
 use meshwork_messages::v1::overload::{AdaptiveConcurrency, Priority, PriorityRule, Queue};
-use meshwork_resources::{Overload, OverloadPriority};
+use meshwork_resources::{Overload, OverloadPriority, PriorityRule as ResourcePriorityRule, Spanned};
 
 use super::{operations, peers};
 use crate::rule::millis;
@@ -33,23 +33,24 @@ pub(super) fn message(spec: &Overload) -> Option<v1::Overload> {
             target_ms: queue.and_then(|queue| queue.target.as_ref()).map(|t| millis(t.inner).max(1)),
             interval_ms: queue.and_then(|queue| queue.interval.as_ref()).map(|t| millis(t.inner).max(1)),
         }),
-        priorities: spec
-            .priorities
-            .iter()
-            .map(|rule| {
-                let priority = match rule.priority {
-                    OverloadPriority::Critical => Priority::Critical,
-                    OverloadPriority::High => Priority::High,
-                    OverloadPriority::Default => Priority::Default,
-                    OverloadPriority::Low => Priority::Low,
-                };
-                PriorityRule {
-                    priority: priority.into(),
-                    headers: rule.headers.iter().map(|header| field(header)).collect(),
-                    from: peers(&rule.from),
-                    to: operations(&rule.to),
-                }
-            })
-            .collect(),
+        priorities: priorities(&spec.priorities),
     })
+}
+
+pub(super) fn priorities(rules: &[Spanned<ResourcePriorityRule>]) -> Vec<PriorityRule> {
+    let rule = |rule: &Spanned<ResourcePriorityRule>| {
+        let priority = match rule.priority {
+            OverloadPriority::Critical => Priority::Critical,
+            OverloadPriority::High => Priority::High,
+            OverloadPriority::Default => Priority::Default,
+            OverloadPriority::Low => Priority::Low,
+        };
+        PriorityRule {
+            priority: priority.into(),
+            headers: rule.headers.iter().map(|header| field(header)).collect(),
+            from: peers(&rule.from),
+            to: operations(&rule.to),
+        }
+    };
+    rules.iter().map(rule).collect()
 }

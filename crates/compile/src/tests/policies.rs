@@ -84,16 +84,18 @@ fn of_two_policies_that_say_the_same_the_older_wins() {
     assert_eq!(attachments(&output, "HTTPRoute/shop/r"), ["shop/web/http"]);
 }
 
+/// What a policy on a service comes to.
+fn traffic(spec: &str) -> v1::TrafficPolicy {
+    let spec = format!("{{targetRefs: [{{group: '', kind: Service, name: reviews}}], {spec}}}");
+    let output = compiled(&[shop(), policy("TrafficPolicy", "p", 1, &spec)].concat());
+    let message = resource::<v1::Policy>(&output, "TrafficPolicy/shop/p").unwrap();
+    let Some(v1::policy::Spec::Traffic(traffic)) = message.spec else { panic!("a traffic policy") };
+    traffic
+}
+
 #[test]
 fn balancer_and_breaker_are_written_out() {
     use v1::traffic_policy::Algorithm;
-    let traffic = |spec: &str| {
-        let spec = format!("{{targetRefs: [{{group: '', kind: Service, name: reviews}}], {spec}}}");
-        let output = compiled(&[shop(), policy("TrafficPolicy", "p", 1, &spec)].concat());
-        let message = resource::<v1::Policy>(&output, "TrafficPolicy/shop/p").unwrap();
-        let Some(v1::policy::Spec::Traffic(traffic)) = message.spec else { panic!("a traffic policy") };
-        traffic
-    };
     for (name, wire) in [
         ("PeakEwma", Algorithm::PeakEwma),
         ("LeastRequest", Algorithm::LeastRequest),
@@ -119,8 +121,15 @@ fn balancer_and_breaker_are_written_out() {
     };
     assert_eq!(short, defaults);
     assert!(traffic("circuitBreaker: {per: Endpoint}").circuit_breaker.unwrap().per_endpoint);
-    let each = traffic("limits: {perEndpoint: {maxRequests: 7}}").limits.unwrap();
-    assert_eq!((each.max_requests_per_endpoint, each.max_connections_per_endpoint), (7, 0));
+    let of_rule = "{targetRefs: [{group: gateway.networking.k8s.io, kind: HTTPRoute, name: r, sectionName: cart}], \
+                   circuitBreaker: {per: Route}}";
+    let output = compiled(&[shop(), policy("TrafficPolicy", "p", 1, of_rule)].concat());
+    let message = resource::<v1::Policy>(&output, "TrafficPolicy/shop/p").unwrap();
+    assert_eq!(
+        message.spec,
+        Some(v1::policy::Spec::Traffic(traffic("circuitBreaker: {}"))),
+        "the target says it"
+    );
     let long =
         "circuitBreaker: {mode: ForcedOpen, window: {calls: 50}, slowCalls: {after: 2s}, openTime: 2m}";
     let long = traffic(long).circuit_breaker.unwrap();
@@ -132,6 +141,29 @@ fn balancer_and_breaker_are_written_out() {
         (120_000, 120_000),
         "the longest is no shorter than the first"
     );
+}
+
+#[test]
+fn admission_and_limits_of_endpoints_are_written_out() {
+    let short = traffic("admissionControl: {}").admission_control.unwrap();
+    let defaults = v1::AdmissionControl {
+        sampling_window_ms: 30_000,
+        success_rate_threshold: 95,
+        aggression_thousandths: 1_000,
+        rps_threshold: 0,
+        max_rejection_percent: 80,
+        priorities: vec![],
+    };
+    assert_eq!(short, defaults);
+    let long = "admissionControl: {samplingWindow: 5s, aggression: 2.5, rpsThreshold: 7, maxRejectionProbability: 0, \
+                priorities: [{priority: High, headers: [{name: a, value: b}]}]}";
+    let long = traffic(long).admission_control.unwrap();
+    assert_eq!((long.sampling_window_ms, long.aggression_thousandths), (5_000, 2_500));
+    assert_eq!((long.rps_threshold, long.max_rejection_percent, long.priorities.len()), (7, 0, 1));
+    let each = traffic("limits: {perEndpoint: {maxRequests: 7}}").limits.unwrap();
+    assert_eq!((each.max_requests_per_endpoint, each.max_connections_per_endpoint), (7, 0));
+    let each = traffic("limits: {perEndpoint: {maxPendingRequests: 7}}").limits.unwrap();
+    assert_eq!((each.max_requests_per_endpoint, each.max_pending_requests_per_endpoint), (0, 7));
 }
 
 #[test]

@@ -7,9 +7,11 @@ use meshwork_base::{Rng, Tick};
 use super::slow_start::Shares;
 use super::tiers::WHOLE;
 use crate::breaker::CircuitBreaker;
-use crate::endpoint::{Endpoint, EndpointSet};
+use crate::endpoint::{Endpoint, EndpointSet, Transport};
+use crate::limits::Limits;
 
-/// What speaks against an endpoint, the worst first: barred, tried before, passed by.
+/// What speaks against an endpoint, the worst first: barred, tried before, passed by (since it rests, or a request would
+/// wait for a connection).
 pub(crate) type Standing = (Barred, bool, bool);
 
 /// Whether an endpoint may have a request, the best first.
@@ -41,8 +43,13 @@ pub(crate) struct Regard<'s> {
     panics: Cell<Option<bool>>,
     /// Who has less than its weight, where somebody has.
     shares: Option<Shares>,
-    /// How many requests one endpoint may have under way.
+    /// How many requests one endpoint may have under way, and how many may wait for a connection to it.
     most: Option<u32>,
+    most_pending: Option<u32>,
+    /// How many connections one endpoint may have, where each carries one request at a time.
+    most_connections: Option<u32>,
+    /// Whether somebody here has a connection to spare: found out where somebody is met who has none.
+    has_room: Cell<Option<bool>>,
     /// What each endpoint's breaker goes by.
     breaker: Option<&'s CircuitBreaker>,
 }
@@ -59,13 +66,25 @@ impl<'s> Regard<'s> {
             panics: Cell::new(None),
             shares,
             most: None,
+            most_pending: None,
+            most_connections: None,
+            has_room: Cell::new(None),
             breaker: None,
         }
     }
 
     /// The same, where endpoints have limits and breakers of their own.
-    pub(crate) fn within_bounds(mut self, most: Option<u32>, breaker: Option<&'s CircuitBreaker>) -> Self {
-        (self.most, self.breaker) = (most, breaker);
+    /// `shares`: a connection carries many requests at a time.
+    pub(crate) fn within_bounds(
+        mut self,
+        limits: &Limits,
+        shares: bool,
+        breaker: Option<&'s CircuitBreaker>,
+    ) -> Self {
+        self.most_connections = limits.max_connections_per_endpoint.filter(|_| !shares);
+        self.most = limits.max_requests_per_endpoint;
+        self.most_pending = limits.max_pending_requests_per_endpoint;
+        self.breaker = breaker;
         self
     }
 
@@ -79,9 +98,31 @@ impl<'s> Regard<'s> {
         self.most.is_some_and(|most| endpoint.stats.in_flight() >= most)
     }
 
+    /// Whether as many wait for a connection to it as may.
+    pub(crate) fn is_waited_for(&self, endpoint: &Endpoint) -> bool {
+        self.most_pending.is_some_and(|most| endpoint.stats.pending() >= most)
+    }
+
+    /// Whether a request to it would wait for a connection, and one to another of them would not.
+    pub(crate) fn is_crowded(&self, endpoint: &Endpoint) -> bool {
+        self.would_wait(endpoint)
+            && self.has_room.get().unwrap_or_else(|| {
+                let has_room = |one: &Endpoint| !self.would_wait(one) && self.barred(one) == Barred::No;
+                let somebody = self.set.pickable().iter().any(|one| has_room(one));
+                self.has_room.set(Some(somebody));
+                somebody
+            })
+    }
+
+    /// Who may have so many connections has as many requests under way.
+    fn would_wait(&self, endpoint: &Endpoint) -> bool {
+        self.most_connections.is_some_and(|most| endpoint.stats.in_flight() >= most)
+            && matches!(endpoint.transport, Transport::Plaintext)
+    }
+
     /// The same for a part of the endpoints.
     pub(crate) fn within(&self, set: &'s EndpointSet) -> Self {
-        Self { set, ..self.clone() }
+        Self { set, has_room: Cell::new(None), ..self.clone() }
     }
 
     /// Whether it is ejected, and that counts.
@@ -101,7 +142,7 @@ impl<'s> Regard<'s> {
         if self.is_tripped(endpoint) {
             return Barred::Closed;
         }
-        match (self.is_full(endpoint), self.is_out(endpoint)) {
+        match (self.is_full(endpoint) || self.is_waited_for(endpoint), self.is_out(endpoint)) {
             (false, false) => Barred::No,
             (true, false) => Barred::Full,
             (false, true) => Barred::Ejected,
@@ -110,18 +151,23 @@ impl<'s> Regard<'s> {
     }
 
     /// What speaks against an endpoint; the least is the best, and nothing is what is wanted.
-    pub(crate) fn standing(&self, endpoint: &Endpoint) -> (Barred, bool) {
-        (self.barred(endpoint), self.tried.contains(&endpoint.id))
+    pub(crate) fn standing(&self, endpoint: &Endpoint) -> Standing {
+        (self.barred(endpoint), self.tried.contains(&endpoint.id), self.is_crowded(endpoint))
     }
 
     /// The same, with what the balancer knows itself.
     pub(crate) fn full_standing(&self, endpoint: &Endpoint) -> Standing {
-        let (barred, was_tried) = self.standing(endpoint);
-        (barred, was_tried, endpoint.stats.load.is_passed_by(self.now))
+        let (barred, was_tried, is_crowded) = self.standing(endpoint);
+        (barred, was_tried, is_crowded || endpoint.stats.load.is_passed_by(self.now))
     }
 
     pub(crate) fn wants(&self, endpoint: &Endpoint) -> bool {
-        self.standing(endpoint) == (Barred::No, false)
+        self.standing(endpoint) == Standing::default()
+    }
+
+    /// The same for whom a session is with: it waits for a connection.
+    pub(crate) fn keeps(&self, endpoint: &Endpoint) -> bool {
+        self.barred(endpoint) == Barred::No && !self.tried.contains(&endpoint.id)
     }
 
     /// Thousandths of its weight that an endpoint has now.

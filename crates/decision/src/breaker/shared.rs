@@ -10,6 +10,7 @@ use meshwork_base::{Rng, Tick};
 use parking_lot::Mutex;
 
 use super::forced::{Forced, ForcedState};
+use super::route::RouteBreaker;
 use super::{
     Admission, BreakerCause, BreakerChange, BreakerMode, BreakerState, Call, CircuitBreaker, Machine, Tally,
 };
@@ -91,12 +92,39 @@ impl BreakerView {
     }
 }
 
-/// A call that was let through. Dropping it says that it ended without a word on the service.
+/// Whose breaker it is.
+#[derive(Clone, Debug)]
+pub enum Whose {
+    /// A service's.
+    Service(Arc<Cluster>),
+    /// One endpoint's of a service.
+    Endpoint(Arc<Cluster>, Arc<Endpoint>),
+    /// A route's, or a rule's.
+    Route(Arc<RouteBreaker>),
+}
+
+impl Whose {
+    fn breaker(&self) -> &Breaker {
+        match self {
+            Self::Service(cluster) => &cluster.shared.breaker,
+            Self::Endpoint(_, endpoint) => &endpoint.stats.breaker,
+            Self::Route(route) => &route.shared,
+        }
+    }
+
+    fn policy(&self) -> Option<&CircuitBreaker> {
+        match self {
+            Self::Service(cluster) => cluster.circuit_breaker.as_ref(),
+            Self::Endpoint(cluster, _) => cluster.endpoint_breaker.as_ref(),
+            Self::Route(route) => Some(&route.policy),
+        }
+    }
+}
+
+/// A call that was let through. Dropping it says that it ended without a word on what it went to.
 #[derive(Debug)]
 pub struct Ticket {
-    cluster: Arc<Cluster>,
-    /// Whose breaker it is; absent: the service's.
-    endpoint: Option<Arc<Endpoint>>,
+    whose: Whose,
     generation: u32,
     is_trial: bool,
     is_over: bool,
@@ -141,9 +169,10 @@ impl Breaker {
     /// # Errors
     /// It is open, or enough trials are under way.
     pub(crate) fn admit(cluster: &Arc<Cluster>, now: Tick) -> Result<Option<Ticket>, Cause> {
-        let admitted = cluster.shared.breaker.decide(cluster, None, now);
+        let policy = cluster.circuit_breaker.as_ref();
+        let admitted = cluster.shared.breaker.decide(policy, || Whose::Service(Arc::clone(cluster)), now);
         if admitted.is_err() {
-            cluster.shared.breaker.refused.fetch_add(1, Ordering::Relaxed);
+            cluster.shared.breaker.refuse();
         }
         admitted
     }
@@ -157,10 +186,9 @@ impl Breaker {
         endpoint: &Arc<Endpoint>,
         now: Tick,
     ) -> Result<Option<Ticket>, Cause> {
-        match cluster.endpoint_breaker {
-            Some(_) => endpoint.stats.breaker.decide(cluster, Some(endpoint), now),
-            None => Ok(None),
-        }
+        let Some(policy) = &cluster.endpoint_breaker else { return Ok(None) };
+        let whose = || Whose::Endpoint(Arc::clone(cluster), Arc::clone(endpoint));
+        endpoint.stats.breaker.decide(Some(policy), whose, now)
     }
 
     /// Whether it is not closed, whoever decides: a trial may be due.
@@ -183,29 +211,27 @@ impl Breaker {
         }
     }
 
-    fn decide(
+    /// Lets a call through, or not; a refusal is not counted.
+    pub(super) fn decide(
         &self,
-        cluster: &Arc<Cluster>,
-        endpoint: Option<&Arc<Endpoint>>,
+        policy: Option<&CircuitBreaker>,
+        whose: impl FnOnce() -> Whose,
         now: Tick,
     ) -> Result<Option<Ticket>, Cause> {
-        let this = self;
-        match this.forced.get(now) {
+        match self.forced.get(now) {
             Some((ForcedState::Open, _)) => return Err(Cause::CircuitBreaker),
             Some((ForcedState::Closed, _)) => return Ok(None),
             None => {}
         }
-        let policy = if endpoint.is_some() { &cluster.endpoint_breaker } else { &cluster.circuit_breaker };
         let Some(policy) = policy else { return Ok(None) };
         match policy.mode {
             BreakerMode::ForcedOpen => return Err(Cause::CircuitBreaker),
             BreakerMode::ForcedClosed => return Ok(None),
             BreakerMode::Enforce | BreakerMode::Observe => {}
         }
-        let outside = this.outside.load(Ordering::Relaxed);
+        let outside = self.outside.load(Ordering::Relaxed);
         let ticket = |generation, is_trial, change| Ticket {
-            cluster: Arc::clone(cluster),
-            endpoint: endpoint.cloned(),
+            whose: whose(),
             generation,
             is_trial,
             is_over: false,
@@ -215,11 +241,11 @@ impl Breaker {
             let generation = u32::try_from(outside >> 1).expect("a generation of 32 bits");
             return Ok(Some(ticket(generation, false, None)));
         }
-        let mut machine = this.machine.lock();
+        let mut machine = self.machine.lock();
         let machine = machine.get_or_insert_with(|| Machine::new(policy));
         let before = machine.generation();
         let admission = machine.admit(policy, now);
-        this.show(machine);
+        self.show(machine);
         let change = machine.change_since(before);
         match admission {
             Admission::Passes => Ok(Some(ticket(machine.generation(), false, change))),
@@ -230,7 +256,7 @@ impl Breaker {
         }
     }
 
-    /// A call was refused that no breaker of an endpoint let through.
+    /// A call was refused.
     pub(crate) fn refuse(&self) {
         self.refused.fetch_add(1, Ordering::Relaxed);
     }
@@ -248,14 +274,10 @@ impl Ticket {
         self.is_trial
     }
 
-    /// Whose breaker it is; absent: the service's.
+    /// Whose breaker it is.
     #[must_use]
-    pub const fn endpoint(&self) -> Option<&Arc<Endpoint>> {
-        self.endpoint.as_ref()
-    }
-
-    fn breaker(&self) -> &Breaker {
-        self.endpoint.as_ref().map_or(&self.cluster.shared.breaker, |endpoint| &endpoint.stats.breaker)
+    pub const fn whose(&self) -> &Whose {
+        &self.whose
     }
 
     /// The change that letting this call through was, for log and metric: the first trial begins another state.
@@ -265,13 +287,10 @@ impl Ticket {
     }
 
     /// The call has ended; a state that this changes is returned for log and metric.
-    pub fn ended(mut self, call: Call, now: Tick, rng: &mut impl Rng) -> Option<BreakerChange> {
+    pub fn ended(mut self, call: Call, now: Tick, rng: &mut impl Rng) -> Option<(Whose, BreakerChange)> {
         self.is_over = true;
-        let policy = match self.endpoint {
-            Some(_) => self.cluster.endpoint_breaker.as_ref()?,
-            None => self.cluster.circuit_breaker.as_ref()?,
-        };
-        let breaker = self.breaker();
+        let policy = self.whose.policy()?;
+        let breaker = self.whose.breaker();
         let mut machine = match self.is_trial {
             true => breaker.machine.lock(),
             false => breaker.machine.try_lock()?,
@@ -284,10 +303,10 @@ impl Ticket {
         }
         breaker.show(machine);
         let change = machine.change_since(before)?;
-        if let Some(endpoint) = self.endpoint.as_ref().filter(|_| change.state == BreakerState::Closed) {
-            self.cluster.endpoints().begins(endpoint, now);
+        if let (Whose::Endpoint(cluster, endpoint), BreakerState::Closed) = (&self.whose, change.state) {
+            cluster.endpoints().begins(endpoint, now);
         }
-        Some(change)
+        Some((self.whose.clone(), change))
     }
 }
 
@@ -295,7 +314,7 @@ impl Drop for Ticket {
     fn drop(&mut self) {
         if !self.is_over
             && self.is_trial
-            && let Some(machine) = self.breaker().machine.lock().as_mut()
+            && let Some(machine) = self.whose.breaker().machine.lock().as_mut()
         {
             machine.give_back(self.generation);
         }

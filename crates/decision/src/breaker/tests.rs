@@ -311,7 +311,7 @@ mod shared {
 
     fn call(cluster: &Arc<Cluster>, call: Call, now: Tick) -> Result<Option<BreakerState>, Cause> {
         let ticket = cluster.try_call(now, &mut NoReasons)?;
-        Ok(ticket.and_then(|ticket| Some(ticket.ended(call, now, &mut SeededRng::new(1))?.state)))
+        Ok(ticket.and_then(|ticket| Some(ticket.ended(call, now, &mut SeededRng::new(1))?.1.state)))
     }
 
     #[test]

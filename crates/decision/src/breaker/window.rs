@@ -1,4 +1,4 @@
-//! The calls that a breaker looks at.
+//! The calls that a breaker, or admission by success rate, looks at.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -21,7 +21,7 @@ const PARTS: u64 = 10;
 
 /// See the module's text.
 #[derive(Debug)]
-pub(super) struct Window {
+pub(crate) struct Window {
     size: WindowSize,
     sum: Tally,
     /// Windows of calls: each call, the oldest first.
@@ -31,16 +31,16 @@ pub(super) struct Window {
 }
 
 impl Window {
-    pub(super) fn new(size: WindowSize) -> Self {
+    pub(crate) fn new(size: WindowSize) -> Self {
         Self { size, sum: Tally::default(), calls: VecDeque::new(), parts: Default::default() }
     }
 
-    pub(super) fn size(&self) -> WindowSize {
+    pub(crate) fn size(&self) -> WindowSize {
         self.size
     }
 
     /// Counts a call, and gives what is in the window then.
-    pub(super) fn add(&mut self, failed: bool, slow: bool, now: Tick) -> Tally {
+    pub(crate) fn add(&mut self, failed: bool, slow: bool, now: Tick) -> Tally {
         match self.size {
             WindowSize::Calls(count) => self.add_to_last(count.max(1), failed, slow),
             WindowSize::Time(time) => self.add_at(time, failed, slow, now),
@@ -74,7 +74,7 @@ impl Window {
     }
 
     /// What is in the window at this moment.
-    pub(super) fn tally(&self, now: Tick) -> Tally {
+    pub(crate) fn tally(&self, now: Tick) -> Tally {
         match self.size {
             WindowSize::Calls(_) => self.sum,
             WindowSize::Time(time) => self.within(now.as_nanos() / part_nanos(time) + 1),

@@ -63,7 +63,7 @@ impl Built {
         let old = Arc::clone(&self.snapshot);
         let mut replaced = Replaced::default();
         if !changed.targets.is_empty() {
-            self.policies = Attached::new(held.policies.values());
+            self.policies = Attached::new(held.policies.values(), &self.policies);
         }
         let clusters = self.clusters(held, &old, changed, ids, &mut replaced);
         let routes = self.routes(held, &old, changed, &clusters, &mut replaced);
@@ -93,6 +93,7 @@ impl Built {
             services,
             inbound,
             bundles: held.bundles.clone(),
+            breakers: self.policies.breakers(),
         });
     }
 
@@ -182,6 +183,7 @@ impl Built {
             circuit_breaker: of_service,
             endpoint_breaker: of_endpoint,
             overload: said.overload,
+            admission: said.admission,
             proxy_protocol: said.proxy_protocol,
             requests: said.requests,
             namespace,

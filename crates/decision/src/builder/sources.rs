@@ -43,6 +43,8 @@ pub struct Sources {
     pub max_retries: Option<Arc<Origin>>,
     /// The circuit breaker.
     pub circuit_breaker: Option<Arc<Origin>>,
+    /// Admission by success rate.
+    pub admission: Option<Arc<Origin>>,
 }
 
 impl SnapshotBuilder {
@@ -65,6 +67,7 @@ impl SnapshotBuilder {
             max_requests: self.of_service(to, |p| p.limits.max_requests.is_some()),
             max_retries: self.of_service(to, |p| p.limits.max_retries.is_some()),
             circuit_breaker: self.of_service(to, |p| p.circuit_breaker.is_some()),
+            admission: self.of_service(to, |p| p.admission.is_some()),
         }
     }
 

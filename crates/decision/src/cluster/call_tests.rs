@@ -5,7 +5,7 @@ use meshwork_messages::v1;
 use proptest::prelude::*;
 
 use super::*;
-use crate::breaker::{BreakerCause, BreakerState, Call};
+use crate::breaker::{BreakerCause, BreakerState, Call, Whose};
 use crate::builder::SnapshotBuilder;
 use crate::endpoint::InFlight;
 use crate::tests::{build, key, policy_change, service, service_change, slice, wire_endpoint};
@@ -57,10 +57,10 @@ impl Caller {
         for _ in 0..200 {
             let Ok((picked, ticket)) = self.call(now) else { return };
             let ticket = ticket.expect("a policy asks for it");
-            assert_eq!(ticket.endpoint().map(|of| of.id), Some(picked.endpoint.id));
+            assert!(matches!(ticket.whose(), Whose::Endpoint(_, of) if of.id == picked.endpoint.id));
             let failed = picked.endpoint.id == id;
             let change = ticket.ended(Call { failed, took: TOOK }, now, &mut self.rng);
-            if let Some(change) = change {
+            if let Some((_, change)) = change {
                 assert_eq!((change.state, change.cause), (BreakerState::Open, BreakerCause::FailureRate));
                 return assert!(failed);
             }
@@ -101,7 +101,7 @@ fn an_endpoint_whose_breaker_is_open_is_passed_by_until_its_trials_went_well() {
     trials.extend(again.into_iter().filter_map(|(_, ticket)| ticket));
     let ended =
         trials.into_iter().map(|t| t.ended(Call { failed: false, took: TOOK }, later, &mut caller.rng));
-    let changes: Vec<_> = ended.flatten().map(|change| change.state).collect();
+    let changes: Vec<_> = ended.flatten().map(|(_, change)| change.state).collect();
     assert_eq!(changes, [BreakerState::Closed]);
     assert!((0..100).any(|_| caller.call(later).unwrap().0.endpoint.id == ill));
 }
@@ -217,6 +217,88 @@ fn what_is_too_much_for_those_that_are_well_does_not_go_to_one_that_is_ejected()
         assert_eq!(caller.call(now).unwrap().0.endpoint.id, set.all()[0].id);
         drop(held);
     }
+}
+
+#[test]
+fn who_is_waited_for_by_as_many_as_may_is_passed_by_while_another_is_not() {
+    let limits = v1::Limits { max_pending_requests_per_endpoint: 1, ..Default::default() };
+    let cluster = cluster(2, v1::TrafficPolicy { limits: Some(limits), ..Default::default() });
+    let mut caller = Caller::new(&cluster);
+    let now = Tick::from_nanos(1);
+    let one = Arc::clone(&cluster.endpoints().all()[0]);
+    let mut met = |times: u32| -> usize {
+        (0..times).filter(|_| caller.call(now).unwrap().0.endpoint.id == one.id).count()
+    };
+    assert!(met(100) > 0);
+    let waits = cluster.admit_pending(&one).unwrap();
+    assert_eq!(met(100), 0);
+    let other = Arc::clone(&cluster.endpoints().all()[1]);
+    let _waits_too = cluster.admit_pending(&other).unwrap();
+    assert!(met(100) > 0, "where all are, a connection may be free even so");
+    assert_eq!(cluster.refused(Limited::Pending), 0);
+    assert_eq!(cluster.admit_pending(&one).unwrap_err(), Cause::MaxPendingRequests);
+    drop(waits);
+    assert_eq!(met(100), 100);
+}
+
+#[test]
+fn who_has_no_connection_to_spare_is_passed_by_while_another_has() {
+    let limits = v1::Limits { max_connections_per_endpoint: 2, ..Default::default() };
+    for algorithm in [
+        v1::traffic_policy::Algorithm::PeakEwma,
+        v1::traffic_policy::Algorithm::RoundRobin,
+        v1::traffic_policy::Algorithm::Random,
+        v1::traffic_policy::Algorithm::RingHash,
+    ] {
+        let traffic =
+            v1::TrafficPolicy { limits: Some(limits), algorithm: algorithm.into(), ..Default::default() };
+        let cluster = cluster(3, traffic);
+        let mut caller = Caller::new(&cluster);
+        let mut held = Vec::new();
+        for _ in 0..6 {
+            held.push(caller.call(Tick::from_nanos(1)).unwrap().0.endpoint.begin());
+        }
+        let under_way = || cluster.endpoints().all().iter().map(|e| e.stats.in_flight()).collect::<Vec<_>>();
+        assert_eq!(under_way(), [2, 2, 2], "{algorithm:?}");
+        // All are alike then, as without the limit: nobody gets all of those who wait.
+        let picks = (0..90).map(|_| caller.call(Tick::from_nanos(1)).unwrap().0.endpoint.id);
+        let mut counts = std::collections::BTreeMap::new();
+        picks.for_each(|id| *counts.entry(id).or_insert(0) += 1);
+        assert!(counts.len() == 3 && counts.values().all(|count| *count >= 10), "{algorithm:?}: {counts:?}");
+    }
+}
+
+#[test]
+fn a_session_waits_for_its_endpoint_s_connection_and_a_retry_goes_to_another_endpoint() {
+    let limits = v1::Limits { max_connections_per_endpoint: 1, ..Default::default() };
+    let cluster = cluster(2, v1::TrafficPolicy { limits: Some(limits), ..Default::default() });
+    let [one, other] = [0, 1].map(|at| Arc::clone(&cluster.endpoints().all()[at]));
+    let _held = one.begin();
+    let call = |wanted: &Wanted<'_>| {
+        cluster
+            .call(Tick::from_nanos(1), &mut SeededRng::new(1), wanted, &mut NoReasons)
+            .unwrap()
+            .0
+            .endpoint
+            .id
+    };
+    assert_eq!(call(&Wanted { session: Some(one.id), ..Wanted::default() }), one.id);
+    assert_eq!(call(&Wanted { tried: &[other.id], ..Wanted::default() }), one.id);
+    assert_eq!(call(&Wanted::default()), other.id);
+}
+
+#[test]
+fn where_a_connection_carries_many_requests_nobody_waits_for_one() {
+    let limits = v1::Limits { max_connections_per_endpoint: 1, ..Default::default() };
+    let algorithm = v1::traffic_policy::Algorithm::Random.into();
+    let policy = v1::TrafficPolicy { limits: Some(limits), algorithm, ..Default::default() };
+    let mut http2 = Arc::into_inner(cluster(2, policy)).expect("nobody else holds it");
+    http2.protocol = AppProtocol::Http2;
+    let cluster = Arc::new(http2);
+    let one = Arc::clone(&cluster.endpoints().all()[0]);
+    let _held = one.begin();
+    let mut caller = Caller::new(&cluster);
+    assert!((0..200).any(|_| caller.call(Tick::from_nanos(1)).unwrap().0.endpoint.id == one.id));
 }
 
 proptest! {

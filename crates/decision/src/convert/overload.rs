@@ -40,7 +40,7 @@ pub(super) fn overload(origin: &Arc<Origin>, message: &v1::Overload) -> Result<O
     })
 }
 
-fn rule(message: &v1::overload::PriorityRule) -> Result<PriorityRule> {
+pub(super) fn rule(message: &v1::overload::PriorityRule) -> Result<PriorityRule> {
     let priority = match Wire::try_from(message.priority) {
         Ok(Wire::Low) => Priority::Low,
         Ok(Wire::Default) => Priority::Default,

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use ipnet::IpNet;
 use meshwork_messages::v1;
 
+use super::admission::admission;
 use super::hedge::hedge;
 use super::overload::overload;
 use super::shaping::{fault, rate_limit};
@@ -114,6 +115,7 @@ fn traffic_policy(origin: &Arc<Origin>, message: &v1::TrafficPolicy) -> Result<T
         max_requests: limit(|l| l.max_requests),
         max_retries: limit(|l| l.max_retries),
         max_connections_per_endpoint: limit(|l| l.max_connections_per_endpoint),
+        max_pending_requests_per_endpoint: limit(|l| l.max_pending_requests_per_endpoint),
         max_requests_per_endpoint: limit(|l| l.max_requests_per_endpoint),
     };
     let requests = RequestPolicy {
@@ -146,6 +148,7 @@ fn traffic_policy(origin: &Arc<Origin>, message: &v1::TrafficPolicy) -> Result<T
         outlier,
         health_check,
         circuit_breaker,
+        admission: message.admission_control.as_ref().map(admission).transpose()?.map(Arc::new),
         breaks_endpoints: message.circuit_breaker.as_ref().is_some_and(|breaker| breaker.per_endpoint),
         requests,
         proxy_protocol,

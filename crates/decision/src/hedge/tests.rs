@@ -38,7 +38,7 @@ fn with(cluster: Arc<Cluster>, change: impl FnOnce(&mut Cluster)) -> Arc<Cluster
 }
 
 fn begin(policy: &HedgePolicy, cluster: &Arc<Cluster>, facts: &HedgeFacts) -> Result<Hedge, NoHedge> {
-    Hedge::begin(policy, cluster, facts, at(0), &mut NoReasons)
+    Hedge::begin(policy, (cluster, None), facts, at(0), &mut NoReasons)
 }
 
 fn first(cluster: &Cluster) -> u64 {
@@ -83,7 +83,8 @@ fn the_time_is_that_of_nearly_all_first_attempts_and_not_below_the_least() {
     assert_eq!(at_once.delay(), None, "nothing is known");
     let took =
         |count, ms, now| (0..count).for_each(|_| at_once.first_took(Duration::from_millis(ms), at(now)));
-    let later = |ms| Hedge::begin(&BY_RANK, &cluster, &GET, at(ms), &mut NoReasons).unwrap().delay().unwrap();
+    let later =
+        |ms| Hedge::begin(&BY_RANK, (&cluster, None), &GET, at(ms), &mut NoReasons).unwrap().delay().unwrap();
     took(94, 1, 0);
     took(6, 100, 0);
     assert!((100..=113).contains(&later(100).as_millis()), "{:?}", later(100));
@@ -182,6 +183,50 @@ fn no_hedge_while_there_is_too_much_already() {
     let tripped = with(cluster(2), |cluster| cluster.circuit_breaker = Some(BRITTLE));
     fails(tripped.try_call(at(0), &mut NoReasons).unwrap());
     assert_eq!(admitted(&tripped, &GET), Err(NoHedge::Breaker));
+}
+
+#[test]
+fn a_hedge_asks_the_breaker_of_its_route_too() {
+    let route = crate::breaker::RouteBreaker::of_test(CircuitBreaker {
+        mode: BreakerMode::Enforce,
+        window: WindowSize::Calls(2),
+        minimum_calls: 1,
+        failure_percent: Some(1),
+        slow_calls: None,
+        open_time: Duration::from_secs(60),
+        max_open_time: Duration::from_secs(60),
+        trials: 1,
+    });
+    let cluster = cluster(2);
+    let hedge = Hedge::begin(&FIXED, (&cluster, Some(&route)), &GET, at(0), &mut NoReasons).unwrap();
+    let hedged = admit(&hedge, &GET).unwrap();
+    let failed = crate::breaker::Call { failed: true, took: Duration::ZERO };
+    let ticket = hedged.by_route.expect("it counts there");
+    ticket.ended(failed, at(0), &mut SeededRng::new(1)).expect("it opens");
+    assert_eq!(admit(&hedge, &GET).err(), Some(NoHedge::Breaker));
+    let later = at(60_000);
+    let (rng, reasons) = (&mut SeededRng::new(1), &mut NoReasons);
+    let tried = hedge.admit(Some(first(&cluster)), &GET, RetryBudget::DEFAULT, later, rng, reasons);
+    assert_eq!(tried.err(), Some(NoHedge::Breaker), "a hedge is nobody's trial");
+    assert!(route.try_call(later, &mut NoReasons).is_ok(), "a trial is due");
+}
+
+#[test]
+fn no_hedge_while_calls_are_held_back() {
+    let policy = crate::AdmissionControl {
+        sampling_window: Duration::from_secs(10),
+        success_rate_threshold: 95,
+        aggression: 1_000,
+        rps_threshold: 0,
+        max_rejection_probability: 80,
+        priorities: Box::default(),
+    };
+    let held = with(cluster(2), |cluster| cluster.admission = Some(Arc::new(policy)));
+    assert_eq!(admitted(&held, &GET), Ok(()));
+    let failed = Answer::new(AttemptOutcome::Failure, Duration::from_millis(1));
+    let first = Arc::clone(&held.endpoints().all()[0]);
+    drop(held.record(&first, &failed, at(0)));
+    assert_eq!(admitted(&held, &GET), Err(NoHedge::HeldBack));
 }
 
 #[test]

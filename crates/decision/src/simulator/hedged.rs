@@ -35,7 +35,7 @@ impl Hedging {
         first: AttemptId,
         now: Tick,
     ) -> Option<Self> {
-        let hedge = Hedge::begin(policy, cluster, &facts(deadline), now, &mut NoReasons).ok()?;
+        let hedge = Hedge::begin(policy, (cluster, None), &facts(deadline), now, &mut NoReasons).ok()?;
         Some(Self { hedge, race: Race::default(), first, second: None, first_end: None })
     }
 

@@ -12,10 +12,10 @@ use std::time::Duration;
 
 use meshwork_base::{Clock, Tick};
 use meshwork_decision::{
-    Answer, AttemptOutcome, Cause, Cluster, Endpoint, Hedge, Permit, Picked, Ticket, Trial, Wanted,
-    is_idempotent,
+    Answer, AttemptOutcome, Cause, Cluster, Endpoint, Hedge, Permit, Picked, RouteBreaker, Ticket, Trial,
+    Wanted, is_idempotent,
 };
-use meshwork_http1::{Fields, KnownName, ResponseHead};
+use meshwork_http1::{Fields, KnownName, RequestHead, ResponseHead};
 use meshwork_telemetry::{Phase, Protocol};
 use smallvec::SmallVec;
 use tokio::task::yield_now;
@@ -27,7 +27,7 @@ use super::body::RequestBody;
 use super::deadline::{self, Deadlines};
 use super::journey::{Journey, decide};
 use super::retry::{Again, Repeats};
-use super::route::Target;
+use super::route::{self, Target};
 use super::transfer;
 use crate::downstream::Down;
 use crate::downstream::connection::Conn;
@@ -42,10 +42,12 @@ pub(crate) struct Attempts<'a> {
     conn: &'a Conn,
     target: Target<'a>,
     repeats: Repeats<'a>,
-    connect_timeout: Duration,
+    /// Milliseconds that making a connection may take.
+    connect_ms: u32,
     /// Milliseconds that its connections may idle; 0: nothing is said.
     idle_ms: u32,
-    attempt_timeout: Option<Duration>,
+    /// Milliseconds that an attempt may take; 0: no limit of its own.
+    attempt_ms: u32,
     tried: SmallVec<[u64; 4]>,
     affinity: Option<&'a Affinity>,
     endpoint: Option<Arc<Endpoint>>,
@@ -55,14 +57,18 @@ pub(crate) struct Attempts<'a> {
     waited: Cell<bool>,
     /// The return of its endpoint hangs on this attempt.
     trial: Option<Trial>,
-    /// The circuit breaker wants to know how this attempt ends.
+    /// The circuit breaker of the service, or of the endpoint, wants to know how this attempt ends.
     ticket: Option<Ticket>,
+    /// So does that of the route; few have one, and all futures would be larger for it.
+    by_route: Option<Box<Ticket>>,
     /// How long the head of the response took, where only its end says what became of the call.
     late: Option<Duration>,
     /// A kept connection turned out to be stale: the next one is new.
     fresh: bool,
     /// The endpoint hears a deadline of a caller who is not believed.
     overheard: bool,
+    /// It is sent however few calls succeed.
+    matters: bool,
     /// Counts a retry while it is under way.
     permit: Option<Permit>,
     /// What each connection begins with, where the service wants to know for whom it is made.
@@ -70,7 +76,12 @@ pub(crate) struct Attempts<'a> {
 }
 
 impl<'a> Attempts<'a> {
-    pub(crate) fn new(conn: &'a Conn, target: Target<'a>, affinity: Option<&'a Affinity>) -> Self {
+    pub(crate) fn new(
+        conn: &'a Conn,
+        target: Target<'a>,
+        affinity: Option<&'a Affinity>,
+        head: &RequestHead,
+    ) -> Self {
         let timeouts = target.timeouts();
         let repeats = Repeats::new(conn, target);
         let attempt_timeout = match (timeouts.backend_request, repeats.per_try_timeout()) {
@@ -81,9 +92,9 @@ impl<'a> Attempts<'a> {
             conn,
             target,
             repeats,
-            connect_timeout: timeouts.connect.unwrap_or(CONNECT_TIMEOUT),
-            idle_ms: timeouts.idle.map_or(0, |idle| u32::try_from(idle.as_millis()).unwrap_or(u32::MAX)),
-            attempt_timeout,
+            connect_ms: millis(timeouts.connect.unwrap_or(CONNECT_TIMEOUT)),
+            idle_ms: timeouts.idle.map_or(0, millis),
+            attempt_ms: attempt_timeout.map_or(0, |limit| millis(limit).max(1)),
             tried: SmallVec::new(),
             affinity,
             endpoint: None,
@@ -91,9 +102,11 @@ impl<'a> Attempts<'a> {
             waited: Cell::new(false),
             trial: None,
             ticket: None,
+            by_route: None,
             late: None,
             fresh: false,
             overheard: false,
+            matters: matters(conn, &target, head),
             permit: None,
             announcement: announcement_for(conn, target),
         }
@@ -115,7 +128,7 @@ impl<'a> Attempts<'a> {
     }
 
     fn rest(&self, deadlines: &Deadlines) -> Option<Duration> {
-        deadlines.rest(self.attempt_timeout, self.conn.worker.now())
+        deadlines.rest(self.attempt_timeout(), self.conn.worker.now())
     }
 
     /// Runs attempts until a response's final head is in `response`.
@@ -283,9 +296,7 @@ impl<'a> Attempts<'a> {
 
     fn tell(&mut self, answer: &Answer, now: Tick) {
         if self.overheard && answer.status == 504 {
-            self.trial = None;
-            self.ticket = None;
-            return;
+            return self.let_go();
         }
         let (Target::Service { cluster, .. }, Some(endpoint)) = (self.target, &self.endpoint) else { return };
         let worker = &self.conn.worker;
@@ -306,11 +317,19 @@ impl<'a> Attempts<'a> {
     }
 
     /// Tells the breaker.
-    fn conclude(&mut self, which: impl FnOnce(&Ticket) -> bool, answer: &Answer, now: Tick) {
-        let Target::Service { cluster, .. } = self.target else { return };
+    fn conclude(&mut self, which: impl Fn(&Ticket) -> bool, answer: &Answer, now: Tick) {
+        let worker = &self.conn.worker;
         if let Some(ticket) = self.ticket.take_if(|ticket| which(ticket)) {
-            self.conn.worker.breaker_ends(cluster, ticket, answer, now);
+            worker.breaker_ends(ticket, answer, now);
         }
+        if let Some(ticket) = self.by_route.take_if(|ticket| which(ticket)) {
+            worker.breaker_ends(*ticket, answer, now);
+        }
+    }
+
+    /// The attempt has ended without a word on whom it went to.
+    fn let_go(&mut self) {
+        (self.trial, self.ticket, self.by_route) = (None, None, None);
     }
 
     /// Picks an endpoint; and whether the attempt may have another one beside it.
@@ -339,7 +358,7 @@ impl<'a> Attempts<'a> {
         let to = self.destination();
         let protocol = if matches!(to.speaks, Speaks::Http1) { Protocol::Http11 } else { Protocol::Http2 };
         journey.attempt(to.address, self.endpoint.as_ref(), protocol, self.began);
-        deadlines.attempt(self.attempt_timeout);
+        deadlines.attempt(self.attempt_timeout());
         let mut exchange = match to.speaks {
             Speaks::Http1 => self.open_h1(&to, head, down, deadlines).await?,
             Speaks::Http2 | Speaks::Mesh { .. } => {
@@ -362,7 +381,7 @@ impl<'a> Attempts<'a> {
 
     fn pick(&mut self, journey: &mut Journey<'_>) -> Result<(), Failure> {
         let worker = &self.conn.worker;
-        let Target::Service { cluster, .. } = self.target else {
+        let Target::Service { cluster, policy, .. } = self.target else {
             // The application is there: the first attempt begins with the request.
             self.began = if journey.record.attempts == 0 { journey.started() } else { worker.now() };
             return Ok(());
@@ -370,13 +389,18 @@ impl<'a> Attempts<'a> {
         let now = worker.now();
         self.began = now;
         self.endpoint = None;
-        // What came before has ended, though perhaps without a word on the service.
-        self.trial = None;
-        self.ticket = None;
+        // What came before has ended, though perhaps without a word.
+        self.let_go();
+        if cluster.admission.is_some() {
+            self.held_back(cluster, now, journey)?;
+        }
+        if let Some(breaker) = policy.breaker() {
+            self.by_route = self.admitted_by(breaker, now, journey)?;
+        }
         self.ticket = decide!(journey, |reasons| cluster.try_call(now, reasons))
             .map_err(|cause| Failure::local(cause).because(Arc::clone(&cluster.key.service)))?;
         if let Some(ticket) = &self.ticket {
-            worker.breaker_begins(cluster, ticket);
+            worker.breaker_begins(ticket);
         }
         let rng = &mut *worker.rng.borrow_mut();
         let tried = &self.tried;
@@ -393,7 +417,7 @@ impl<'a> Attempts<'a> {
         let Picked { endpoint, trial } = picked;
         self.trial = trial;
         if let Some(ticket) = ticket {
-            worker.breaker_begins(cluster, &ticket);
+            worker.breaker_begins(&ticket);
             self.ticket = Some(ticket);
         }
         self.tried.push(endpoint.id);
@@ -401,8 +425,38 @@ impl<'a> Attempts<'a> {
         Ok(())
     }
 
+    /// Whether an attempt is one of those that are held back, since too few succeed.
+    fn held_back(&self, cluster: &Arc<Cluster>, now: Tick, journey: &mut Journey<'_>) -> Result<(), Failure> {
+        let rng = &mut *self.conn.worker.rng.borrow_mut();
+        decide!(journey, |reasons| cluster.admit_by_success(self.matters, now, rng, reasons))
+            .map_err(|cause| Failure::local(cause).because(Arc::clone(&cluster.key.service)))
+    }
+
+    /// Whether the breaker of its route lets an attempt through.
+    fn admitted_by(
+        &self,
+        breaker: &Arc<RouteBreaker>,
+        now: Tick,
+        journey: &mut Journey<'_>,
+    ) -> Result<Option<Box<Ticket>>, Failure> {
+        let admitted = decide!(journey, |reasons| breaker.try_call(now, reasons));
+        let ticket = admitted.map_err(|cause| Failure::local(cause).because(breaker.to_string()))?;
+        if let Some(ticket) = &ticket {
+            self.conn.worker.breaker_begins(ticket);
+        }
+        Ok(ticket.map(Box::new))
+    }
+
+    fn attempt_timeout(&self) -> Option<Duration> {
+        (self.attempt_ms > 0).then(|| Duration::from_millis(self.attempt_ms.into()))
+    }
+
+    fn connect_timeout(&self) -> Duration {
+        Duration::from_millis(self.connect_ms.into())
+    }
+
     fn destination(&self) -> Destination<'_> {
-        let connect_timeout = self.connect_timeout;
+        let connect_timeout = self.connect_timeout();
         match (self.target, &self.endpoint) {
             (Target::Service { cluster, .. }, Some(endpoint)) => {
                 let announcement = self.announcement.as_deref().map(|header| &header[..]);
@@ -476,6 +530,19 @@ impl<'a> Attempts<'a> {
         .await;
         done.inspect_err(|failure| self.conn.worker.connect_failed(failure.cause))
     }
+}
+
+/// As the policies that say it write it; a time that they cannot is none that anybody waits for.
+fn millis(time: Duration) -> u32 {
+    u32::try_from(time.as_millis()).unwrap_or(u32::MAX)
+}
+
+/// Whether a policy that holds calls back lets this request pass whatever happens.
+fn matters(conn: &Conn, target: &Target<'_>, head: &RequestHead) -> bool {
+    let Target::Service { cluster, .. } = target else { return false };
+    let Some(admission) = &cluster.admission else { return false };
+    let own = route::own_caller(conn);
+    admission.exempts(&route::Seen::with_caller(conn, head, own.as_ref()))
 }
 
 fn announcement_for(conn: &Conn, target: Target<'_>) -> Option<Box<Written>> {

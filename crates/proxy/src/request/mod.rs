@@ -172,7 +172,7 @@ async fn run(
         Box::pin(overload::enter(conn, gate, head, down, journey, &mut deadlines)).await?;
     }
     let mut body = RequestBody::new(head, conn);
-    let mut attempts = Attempts::new(conn, target, affinity.as_deref());
+    let mut attempts = Attempts::new(conn, target, affinity.as_deref(), head);
     attempts.announce(&mut head.fields, &deadlines, journey)?;
     let sent = outgoing.head(head);
     mirror::begin(conn, (&way, &target), (head, &sent), &deadlines, &mut body, journey);

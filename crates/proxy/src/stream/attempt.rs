@@ -134,7 +134,7 @@ fn pick(
     let (worker, cluster) = (cx.worker, way.cluster);
     let ticket = cluster.try_call(now, &mut NoReasons)?;
     if let Some(ticket) = &ticket {
-        worker.breaker_begins(cluster, ticket);
+        worker.breaker_begins(ticket);
     }
     let called = cluster.call(now, &mut *worker.rng.borrow_mut(), wanted, &mut NoReasons);
     let (picked, own) = match called {
@@ -143,7 +143,7 @@ fn pick(
         Err(cause) => return Err(cause),
     };
     if let Some(own) = &own {
-        worker.breaker_begins(cluster, own);
+        worker.breaker_begins(own);
     }
     Ok((own.or(ticket), Some(picked).filter(|picked| !wanted.tried.contains(&picked.endpoint.id))))
 }
@@ -215,6 +215,6 @@ fn observe(
     }
     worker.shifted(way.cluster, way.cluster.record(endpoint, &answer, now));
     if let Some(ticket) = ticket {
-        worker.breaker_ends(way.cluster, ticket, &answer, now);
+        worker.breaker_ends(ticket, &answer, now);
     }
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use meshwork_base::SpiffeId;
 use meshwork_decision::{
-    Cause, Cluster, ClusterKey, ConnectionLimit, ConnectionPermit, Endpoint, Limited, Permit, Transport,
+    Cause, Cluster, ClusterKey, ConnectionLimit, ConnectionPermit, Endpoint, PendingPermit, Transport,
 };
 use meshwork_http1::ResponseHead;
 use tokio::time::{sleep, timeout};
@@ -100,8 +100,8 @@ impl<'a> Destination<'a> {
 }
 
 impl Destination<'_> {
-    fn admit(&self, what: Limited) -> Result<Option<Permit>, Cause> {
-        self.service.map(|(cluster, _)| cluster.admit(what)).transpose()
+    fn admit_pending(&self) -> Result<Option<PendingPermit>, Cause> {
+        self.service.map(|(cluster, endpoint)| cluster.admit_pending(endpoint)).transpose()
     }
 
     fn admit_connection(&self) -> Result<Option<ConnectionPermit>, ConnectionLimit> {
@@ -129,7 +129,7 @@ pub(crate) async fn h1(
     to: &Destination<'_>,
     pool: &Rc<EndpointPool>,
 ) -> Result<Box<H1Client>, Failure> {
-    let _pending = to.admit(Limited::Pending).map_err(|cause| to.over_limit(cause))?;
+    let _pending = to.admit_pending().map_err(|cause| to.over_limit(cause))?;
     let (permit, _making) = match admitted(worker, to, pool).await? {
         Turn::Connect(permit, making) => (permit, making),
         Turn::Reuse(client) => return Ok(client),
@@ -262,7 +262,7 @@ pub(crate) async fn h2(
         let connection = match pool.share(clock.wall(), || dial(worker, to, pool)).await {
             Ok(connection) => connection,
             Err(failure) if failure.cause == Cause::MaxConnections => {
-                _pending = to.admit(Limited::Pending).map_err(|cause| to.over_limit(cause))?;
+                _pending = to.admit_pending().map_err(|cause| to.over_limit(cause))?;
                 pool.least_busy().ok_or(failure)?
             }
             Err(failure) => return Err(failure),
@@ -329,7 +329,7 @@ async fn dial(
     to: &Destination<'_>,
     pool: &Rc<EndpointPool>,
 ) -> Result<Rc<H2Connection>, Failure> {
-    let _pending = to.admit(Limited::Pending).map_err(|cause| to.over_limit(cause))?;
+    let _pending = to.admit_pending().map_err(|cause| to.over_limit(cause))?;
     let permit = match to.admit_connection() {
         Err(_) if pool.open() == 0 => None,
         admitted => admitted.map_err(|_| {

@@ -1,5 +1,7 @@
 //! `TrafficPolicy`: how calls to a target behave.
 
+mod admission_control;
+mod circuit_breaker;
 mod health_check;
 mod hedge;
 mod load_balancer;
@@ -20,6 +22,8 @@ use crate::kinds::{Body, in_spec};
 use crate::object::{ObjectKind, ObjectMeta};
 use crate::span::Spanned;
 
+pub use admission_control::AdmissionControl;
+pub use circuit_breaker::{BreakerMode, BreakerScope, BreakerWindow, CircuitBreaker, SlowCalls};
 pub use health_check::{GrpcHealthCheck, HealthCheck, HttpHealthCheck, StatusRange, TcpHealthCheck};
 pub use hedge::Hedge;
 pub(super) use load_balancer::TOKEN;
@@ -43,7 +47,7 @@ record! {
         pub outlier_detection: Option<OutlierDetection> as "outlierDetection",
         /// Whether endpoints answer when nobody calls them. For services and namespaces only.
         pub health_check: Option<Spanned<HealthCheck>> as "healthCheck",
-        /// When nothing is called for a while. For services and namespaces only.
+        /// When nothing is called for a while. Not for gateways.
         pub circuit_breaker: Option<Spanned<CircuitBreaker>> as "circuitBreaker",
         /// Whether a failed attempt is repeated.
         pub retry: Option<Spanned<TrafficRetry>>,
@@ -60,6 +64,8 @@ record! {
         /// What is done to some requests, to see what becomes of them. Where they are sent, not where they arrive. Not for
         /// namespaces, nor on layer 4.
         pub fault_injection: Option<Spanned<FaultInjection>> as "faultInjection",
+        /// How many calls are held back when too few succeed. For services and namespaces only, and not on layer 4.
+        pub admission_control: Option<Spanned<AdmissionControl>> as "admissionControl",
         /// What keeps an application from more than it can do. For services and namespaces only, and not on layer 4.
         pub overload: Option<Spanned<Overload>>,
     }
@@ -86,6 +92,9 @@ record! {
     pub struct EndpointLimits {
         /// Connections.
         pub max_connections: Option<u32> as "maxConnections" [1..=u32::MAX.into()],
+        /// Requests that wait for a connection. One that is at it is passed by while another is not; where all are, requests
+        /// that would have to wait are refused.
+        pub max_pending_requests: Option<u32> as "maxPendingRequests" [1..=u32::MAX.into()],
         /// Requests. One that is at it is passed by while another is not; where all are, requests are refused.
         pub max_requests: Option<u32> as "maxRequests" [1..=u32::MAX.into()],
     }
@@ -153,74 +162,6 @@ record! {
         pub minimum_hosts: Option<u32> as "minimumHosts" [1..=100_000],
         /// So many attempts in an interval are enough; 50 when absent.
         pub request_volume: Option<u32> as "requestVolume" [1..=u32::MAX.into()],
-    }
-}
-
-record! {
-    /// When a service is not called for a while, since it mostly fails or has become too slow.
-    pub struct CircuitBreaker {
-        /// What each breaker is about; `Service` when absent.
-        pub per: Option<BreakerScope>,
-        /// Who decides; `Enforce` when absent.
-        pub mode: Option<BreakerMode>,
-        /// The calls that are looked at; those of the last ten seconds when absent.
-        pub window: Option<Spanned<BreakerWindow>>,
-        /// Below this number of calls nothing is decided; 20 when absent.
-        pub minimum_calls: Option<u32> as "minimumCalls" [1..=1_000_000],
-        /// Percent of calls that fail; 50 when absent.
-        pub failure_percent: Option<u32> as "failurePercent" [1..=100],
-        /// Calls that take too long.
-        pub slow_calls: Option<SlowCalls> as "slowCalls",
-        /// How long nothing is called, the first time; 5 s when absent. It doubles as long as trials fail.
-        pub open_time: Option<GatewayDuration> as "openTime",
-        /// The longest time; 60 s when absent.
-        pub max_open_time: Option<GatewayDuration> as "maxOpenTime",
-        /// How many calls are tried then; 5 when absent.
-        pub trials: Option<u32> [1..=1_000],
-    }
-}
-
-choice! {
-    /// What a circuit breaker is about.
-    pub enum BreakerScope {
-        /// Each port of a service: while it is open nobody calls it.
-        Service = "Service",
-        /// Each endpoint: while it is open others are called.
-        Endpoint = "Endpoint",
-    }
-}
-
-choice! {
-    /// Who decides.
-    pub enum BreakerMode {
-        /// The rates.
-        Enforce = "Enforce",
-        /// The rates, but nobody is refused: metrics tell what would be.
-        Observe = "Observe",
-        /// Nothing is called.
-        ForcedOpen = "ForcedOpen",
-        /// Nobody is refused.
-        ForcedClosed = "ForcedClosed",
-    }
-}
-
-record! {
-    /// The calls that a circuit breaker looks at: one of the two.
-    pub struct BreakerWindow {
-        /// The last so many.
-        pub calls: Option<u32> [1..=100_000],
-        /// Those of this time.
-        pub time: Option<GatewayDuration>,
-    }
-}
-
-record! {
-    /// Calls that take too long.
-    pub struct SlowCalls {
-        /// Longer than this to the head of the response.
-        pub after: GatewayDuration,
-        /// So many percent of all; 100 when absent.
-        pub percent: Option<u32> [1..=100],
     }
 }
 
@@ -377,6 +318,13 @@ impl TrafficLimits {
     }
 }
 
+impl EndpointLimits {
+    fn is_empty(&self) -> bool {
+        let Self { max_connections, max_pending_requests, max_requests } = self;
+        [max_connections, max_pending_requests, max_requests].into_iter().all(Option::is_none)
+    }
+}
+
 impl TrafficTimeouts {
     fn is_empty(&self) -> bool {
         let Self { request, connect, idle, stream_idle, max_stream_duration, caller_deadline } = self;
@@ -396,13 +344,18 @@ impl Body for TrafficPolicy {
         target::validate(&self.target_refs, &TARGETS, meta, cx);
         self.validate_proxy_protocol(cx);
         self.validate_scope(cx);
-        self.validate_circuit_breaker(cx);
         self.validate_outlier_detection(cx);
         if let Some(balancer) = &self.load_balancer {
             load_balancer::validate(balancer, cx);
         }
         if let Some(check) = &self.health_check {
             health_check::validate(check, cx);
+        }
+        if let Some(breaker) = &self.circuit_breaker {
+            circuit_breaker::validate(breaker, &self.target_refs, cx);
+        }
+        if let Some(admission) = &self.admission_control {
+            admission_control::validate(admission, cx);
         }
         if let Some(overload) = &self.overload {
             overload::validate(overload, cx);
@@ -442,7 +395,7 @@ impl TrafficPolicy {
             ("limits", self.limits.is_some()),
             ("outlierDetection", self.outlier_detection.is_some()),
             ("healthCheck", self.health_check.is_some()),
-            ("circuitBreaker", self.circuit_breaker.is_some()),
+            ("admissionControl", self.admission_control.is_some()),
             ("overload", self.overload.is_some()),
         ];
         for (field, _) in of_services.into_iter().filter(|(_, is_there)| *is_there) {
@@ -483,8 +436,7 @@ impl TrafficPolicy {
         let empty = [
             (limits.filter(|limits| limits.is_empty()).map(|limits| limits.span), "limits", "maxRequests"),
             (
-                each.filter(|each| each.max_connections.is_none() && each.max_requests.is_none())
-                    .map(|each| each.span),
+                each.filter(|each| each.is_empty()).map(|each| each.span),
                 "limits.perEndpoint",
                 "maxConnections",
             ),
@@ -528,35 +480,6 @@ impl TrafficPolicy {
             );
             cx.error(longest.span, codes::CONFLICTING_FIELDS, message).help =
                 Some("write the shorter one as `baseEjectionTime`".to_owned());
-        }
-    }
-
-    fn validate_circuit_breaker(&self, cx: &mut Cx) {
-        let Some(breaker) = &self.circuit_breaker else { return };
-        if let Some(window) = &breaker.window {
-            let wrong = match (window.calls, window.time) {
-                (Some(_), Some(_)) => Some(("has both `calls` and `time`", "remove one of the two")),
-                (None, None) => Some(("says nothing", "write `calls: 100` or `time: 10s`, or remove it")),
-                (_, Some(time)) if time.is_zero() => {
-                    Some(("has a `time` of 0s", "write a time longer than none, or leave it out for 10s"))
-                }
-                _ => None,
-            };
-            if let Some((what, help)) = wrong {
-                let message = format!("`circuitBreaker.window` {what}");
-                cx.error(window.span, codes::CONFLICTING_FIELDS, message).help = Some(help.to_owned());
-            }
-        }
-        let (open, longest) = (breaker.open_time, breaker.max_open_time);
-        if open.is_some_and(GatewayDuration::is_zero) {
-            let message = "`circuitBreaker.openTime` is 0s: it would never be open";
-            cx.error(breaker.span, codes::CONFLICTING_FIELDS, message).help =
-                Some("write a time longer than none, or `mode: Observe` to refuse nobody".to_owned());
-        } else if let Some((open, longest)) = open.zip(longest).filter(|(open, longest)| open > longest) {
-            let message =
-                format!("`circuitBreaker.openTime` ({open}) is longer than `maxOpenTime` ({longest})");
-            cx.error(breaker.span, codes::CONFLICTING_FIELDS, message).help =
-                Some("write the shorter one as `openTime`".to_owned());
         }
     }
 

@@ -5,15 +5,22 @@ use std::time::Duration;
 
 use meshwork_messages::v1::{BreakerForce, breaker_force::State};
 
-/// All that stands, by service and port.
+/// All that stands, by service and port, or route.
 #[derive(Debug, Default)]
-pub(super) struct Forces(BTreeMap<(String, u32), BreakerForce>);
+pub(super) struct Forces(BTreeMap<Key, BreakerForce>);
+
+/// Service and port, or route.
+type Key = (String, u32, String);
+
+fn key(force: &BreakerForce) -> Key {
+    (force.service.clone(), force.port, force.route.clone())
+}
 
 impl Forces {
     /// Takes one. What is not forced any more is remembered until it would have ended, for proxies that are away.
     pub(super) fn insert(&mut self, force: BreakerForce, wall: Duration) {
         self.tidy(wall);
-        let key = (force.service.clone(), force.port);
+        let key = key(&force);
         let longest = self.0.get(&key).map_or(0, |before| before.until_unix_ms);
         let kept = match force.state() {
             State::None => BreakerForce { until_unix_ms: longest, ..force },
@@ -25,7 +32,7 @@ impl Forces {
 
     /// Takes what stood before a restart, as it stood.
     pub(super) fn restore(&mut self, forces: Vec<BreakerForce>, wall: Duration) {
-        let keyed = forces.into_iter().map(|force| ((force.service.clone(), force.port), force));
+        let keyed = forces.into_iter().map(|force| (key(&force), force));
         self.0.extend(keyed);
         self.tidy(wall);
     }
@@ -46,7 +53,13 @@ mod tests {
     use super::*;
 
     fn force(port: u32, state: State, until_unix_ms: u64) -> BreakerForce {
-        BreakerForce { service: "ns/a".into(), port, state: state.into(), until_unix_ms }
+        BreakerForce {
+            service: "ns/a".into(),
+            port,
+            state: state.into(),
+            until_unix_ms,
+            ..Default::default()
+        }
     }
 
     #[test]
@@ -66,6 +79,17 @@ mod tests {
         );
         forces.insert(force(0, State::Closed, 6_000), at(5_500));
         assert_eq!(forces.all(), [force(0, State::Closed, 6_000)]);
+        let of = |route: &str| BreakerForce {
+            service: String::new(),
+            route: route.into(),
+            ..force(0, State::Open, 6_000)
+        };
+        forces.insert(of("ns/a"), at(5_500));
+        forces.insert(of("ns/a/pay"), at(5_500));
+        assert_eq!(forces.all().len(), 3, "a route is no service, and a rule no route");
+        let mut again = Forces::default();
+        again.restore(forces.all(), at(5_500));
+        assert_eq!(again.all(), forces.all());
     }
 
     #[test]

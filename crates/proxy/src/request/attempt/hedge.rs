@@ -57,7 +57,7 @@ impl<'a> Attempts<'a> {
             return None;
         }
         let (facts, now) = (facts(head, false, deadlines), self.conn.worker.now());
-        decide!(journey, |reasons| Hedge::begin(said, cluster, &facts, now, reasons)).ok()
+        decide!(journey, |reasons| Hedge::begin(said, (cluster, policy.breaker()), &facts, now, reasons)).ok()
     }
 }
 
@@ -168,7 +168,7 @@ fn lose_first(
     if let Some(endpoint) = &attempts.endpoint {
         second.cluster.outlasted(endpoint, waited, now);
     }
-    (attempts.trial, attempts.ticket) = (None, None);
+    attempts.let_go();
     journey.lost(body, now);
 }
 
@@ -187,7 +187,7 @@ fn end_first(
         journey.superseded(now);
         exchange.abort();
     }
-    (attempts.trial, attempts.ticket) = (None, None);
+    attempts.let_go();
 }
 
 /// A connection with the answer of the second attempt on it.
@@ -287,8 +287,8 @@ impl<'a> Second<'a> {
             is_grpc: journey.is_grpc(),
             first: attempts.endpoint.as_ref().map(|endpoint| endpoint.id),
             retries: policy.retry(Some(cluster)).map_or(RetryBudget::DEFAULT, |retry| retry.budget),
-            connect_timeout: attempts.connect_timeout,
-            attempt_timeout: attempts.attempt_timeout,
+            connect_timeout: attempts.connect_timeout(),
+            attempt_timeout: attempts.attempt_timeout(),
             reasons: journey.told().is_some().then(Explanation::default),
             trace: journey.trace(),
             hedge,
@@ -341,8 +341,8 @@ impl<'a> Second<'a> {
             }
         };
         self.race.begin();
-        if let Some(ticket) = &hedged.ticket {
-            self.worker.breaker_begins(&self.cluster, ticket);
+        for ticket in hedged.ticket.iter().chain(&hedged.by_route) {
+            self.worker.breaker_begins(ticket);
         }
         let to = Destination::of_endpoint(&self.cluster, &hedged.endpoint, self.connect_timeout, None);
         let http1 = matches!(to.speaks, Speaks::Http1);
@@ -412,8 +412,8 @@ impl<'a> Second<'a> {
         let mut under = under;
         if let Some(answer) = answer {
             self.worker.shifted(&self.cluster, self.cluster.record(&under.hedged.endpoint, &answer, now));
-            if let Some(ticket) = under.hedged.ticket.take() {
-                self.worker.breaker_ends(&self.cluster, ticket, &answer, now);
+            for ticket in [under.hedged.ticket.take(), under.hedged.by_route.take()].into_iter().flatten() {
+                self.worker.breaker_ends(ticket, &answer, now);
             }
         }
         self.worker.hedged(&self.cluster, "failed");
@@ -455,7 +455,7 @@ impl<'a> Second<'a> {
         body.goes_on(sending);
         attempts.tried.push(hedged.endpoint.id);
         attempts.began = began;
-        attempts.ticket = hedged.ticket;
+        (attempts.ticket, attempts.by_route) = (hedged.ticket, hedged.by_route.map(Box::new));
         attempts.permit = Some(hedged.permits.0);
         journey.goes_on(Arc::clone(&hedged.endpoint), in_flight, (address, protocol), began, traced);
         journey.opened(Some(opened), exchange.born());

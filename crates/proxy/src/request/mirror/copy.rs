@@ -135,7 +135,7 @@ impl Copy {
             cause => Lost::Refused(cause),
         })?;
         if let Some(own) = &own {
-            self.worker.breaker_begins(&self.cluster, own);
+            self.worker.breaker_begins(own);
         }
         let ticket = own.or(ticket);
         let (began, _in_flight) = (self.worker.now(), endpoint.begin());
@@ -163,7 +163,7 @@ impl Copy {
             }
             self.worker.shifted(&self.cluster, self.cluster.record(&endpoint, &answer, now));
             if let Some(ticket) = ticket {
-                self.worker.breaker_ends(&self.cluster, ticket, &answer, now);
+                self.worker.breaker_ends(ticket, &answer, now);
             }
         }
         let outcome = answer.map_or(AttemptOutcome::Success, |answer| answer.outcome);
@@ -182,9 +182,14 @@ impl Copy {
         let limited = self.cluster.limits.max_requests.is_some();
         let permit =
             limited.then(|| self.cluster.admit(Limited::Request)).transpose().map_err(Lost::Refused)?;
+        let held_back = {
+            let rng = &mut *self.worker.rng.borrow_mut();
+            self.cluster.admit_by_success(false, self.worker.now(), rng, &mut NoReasons)
+        };
+        held_back.map_err(Lost::Refused)?;
         let ticket = self.cluster.try_call(self.worker.now(), &mut NoReasons).map_err(Lost::Refused)?;
         if let Some(ticket) = &ticket {
-            self.worker.breaker_begins(&self.cluster, ticket);
+            self.worker.breaker_begins(ticket);
         }
         Ok((permit, ticket))
     }

@@ -119,18 +119,24 @@ pub(super) fn validate(overload: &Spanned<Overload>, cx: &mut Cx) {
         let why = format!("`overload.queue.target` ({}) is longer than `maxWait` ({most})", target.inner);
         refuse(target.span, &why, "write the shorter one as `target`", cx);
     }
-    for rule in &overload.priorities {
+    validate_priorities("overload", &overload.priorities, cx);
+}
+
+/// Each rule, and each of its entries, says what it is about.
+pub(super) fn validate_priorities(part: &str, rules: &[Spanned<PriorityRule>], cx: &mut Cx) {
+    for rule in rules {
         if rule.headers.is_empty() && rule.from.is_empty() && rule.to.is_empty() {
-            let why = "a rule of `overload.priorities` says nothing and would match everything after it";
-            refuse(rule.span, why, "add `headers`, `from` or `to`", cx);
+            let why =
+                format!("a rule of `{part}.priorities` says nothing and would match everything after it");
+            refuse(rule.span, &why, "add `headers`, `from` or `to`", cx);
         }
         let froms = rule.from.iter().filter(|from| from.spiffe_ids.is_empty() && from.namespaces.is_empty());
         let froms = froms.map(|from| from.span);
         let tos =
             rule.to.iter().filter(|to| to.hosts.is_empty() && to.methods.is_empty() && to.paths.is_empty());
         for span in froms.chain(tos.map(|to| to.span)) {
-            let why = "an entry of `overload.priorities` says nothing and would match everything";
-            refuse(span, why, "write what it is about, or remove it", cx);
+            let why = format!("an entry of `{part}.priorities` says nothing and would match everything");
+            refuse(span, &why, "write what it is about, or remove it", cx);
         }
     }
 }
