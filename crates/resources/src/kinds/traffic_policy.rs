@@ -134,9 +134,9 @@ record! {
 record! {
     /// When ejections count for everybody: when both hold.
     pub struct SharedEjection {
-        /// So many who call the service have ejected it; 2 when absent. One alone never suffices.
+        /// So many have ejected the endpoint; 2 when absent. One alone never suffices.
         pub observers: Option<u32> [2..=100_000],
-        /// So many percent of those who call the service have; 50 when absent.
+        /// So many percent of those who have called it of late have; 50 when absent.
         pub percent: Option<u32> [0..=100],
     }
 }
