@@ -16,113 +16,12 @@ use meshwork_proxy::{Settings, Side};
 use parking_lot::Mutex;
 use support::h2::{answer, collect, collect_body, fetch, get, h2_client, h2_upstream, h2_upstream_with};
 use support::mesh::{Pair, TestMesh, plain_at, service_at, serving};
-use support::{Harness, Upstream, exchange, free_port, is_head, read_until, rule, upstream};
+use support::mirrors::{
+    GET, OK, OUTCOMES, Recorder, edge, edge_at, edge_of, mirror, mirrored, on_copy, until,
+};
+use support::{Harness, exchange, free_port, is_head, read_until, rule, upstream};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
-
-const OUTCOMES: &str = "meshwork_mirrored_requests_total";
-const GET: &[u8] = b"GET /a?b=c HTTP/1.1\r\nHost: shop.example\r\nConnection: close\r\n\r\n";
-const OK: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-length: 8\r\n\r\noriginal";
-
-/// An upstream that keeps what it got, request by request, and answers all alike.
-struct Recorder {
-    upstream: Upstream,
-    got: Arc<Mutex<Vec<String>>>,
-}
-
-impl Recorder {
-    async fn answering(response: &'static [u8]) -> Self {
-        let got: Arc<Mutex<Vec<String>>> = Arc::default();
-        let seen = Arc::clone(&got);
-        let upstream = upstream(move |bytes| {
-            is_whole(bytes).then(|| {
-                seen.lock().push(String::from_utf8_lossy(bytes).into_owned());
-                response.to_vec()
-            })
-        })
-        .await;
-        Self { upstream, got }
-    }
-
-    /// Waits until it has got so many requests, and gives them.
-    async fn has(&self, count: usize) -> Vec<String> {
-        until(|| self.got.lock().len() >= count).await;
-        self.got.lock().clone()
-    }
-}
-
-/// Whether the bytes are a whole request.
-fn is_whole(bytes: &[u8]) -> bool {
-    let Some(end) = bytes.windows(4).position(|window| window == b"\r\n\r\n") else { return false };
-    let (head, body) = (String::from_utf8_lossy(&bytes[..end]).to_ascii_lowercase(), &bytes[end + 4..]);
-    match head.split("content-length: ").nth(1).and_then(|rest| rest.lines().next()?.parse::<usize>().ok()) {
-        Some(length) => body.len() >= length,
-        // Trailers may follow the last chunk.
-        None if head.contains("transfer-encoding: chunked") => {
-            body.windows(5).any(|window| window == b"\r\n0\r\n") && body.ends_with(b"\r\n\r\n")
-        }
-        None => true,
-    }
-}
-
-async fn until(happened: impl Fn() -> bool) {
-    let waiting = async {
-        while !happened() {
-            tokio::time::sleep(Duration::from_millis(2)).await;
-        }
-    };
-    tokio::time::timeout(Duration::from_secs(10), waiting).await.expect("it happens");
-}
-
-fn mirror(service: &str, numerator: u32) -> v1::Mirror {
-    let share = Some(v1::Share { numerator, denominator: 100 });
-    v1::Mirror { service: format!("default/{service}"), port: 80, share, subset: String::new() }
-}
-
-fn mirrored(mirrors: Vec<v1::Mirror>) -> v1::Rule {
-    v1::Rule { mirrors, ..rule(&[("web", 1)], vec![]) }
-}
-
-/// A gateway that sends everything to `web`, with copies to `copy`.
-struct Edge {
-    harness: Harness,
-    address: SocketAddr,
-    web: Recorder,
-}
-
-async fn edge(copy: SocketAddr, rule: v1::Rule) -> Edge {
-    edge_of(AppProtocol::Http1, copy, rule).await
-}
-
-async fn edge_of(protocol: AppProtocol, copy: SocketAddr, rule: v1::Rule) -> Edge {
-    edge_at(Harness::start(Settings { workers: 1, ..Settings::default() }), protocol, copy, rule).await
-}
-
-async fn edge_at(mut harness: Harness, protocol: AppProtocol, copy: SocketAddr, rule: v1::Rule) -> Edge {
-    let web = Recorder::answering(OK).await;
-    harness.service("web", AppProtocol::Http1, &[web.upstream.address]).await;
-    harness.service("copy", protocol, &[copy]).await;
-    let address = harness.route(vec![rule]).await;
-    Edge { harness, address, web }
-}
-
-/// A policy on `default/copy`.
-fn on_copy(spec: v1::TrafficPolicy) -> Change {
-    let target =
-        v1::policy::Target { kind: "Service".into(), name: "default/copy".into(), section: String::new() };
-    let policy = v1::Policy {
-        targets: vec![target],
-        spec: Some(v1::policy::Spec::Traffic(spec)),
-        ..Default::default()
-    };
-    Change::upsert("default/p", "1", &policy)
-}
-
-impl Edge {
-    async fn ended(&self, outcome: &str, count: u64) {
-        self.harness.wait_metric(OUTCOMES, &["default/copy", &format!("\"{outcome}\"")], count).await;
-    }
-}
 
 #[tokio::test]
 async fn a_copy_is_the_request_as_it_is_sent_and_says_that_it_is_one() {

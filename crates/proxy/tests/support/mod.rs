@@ -4,6 +4,7 @@
 
 pub mod h2;
 pub mod mesh;
+pub mod mirrors;
 pub mod raw;
 
 use std::net::SocketAddr;
