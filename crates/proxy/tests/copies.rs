@@ -1,7 +1,5 @@
 //! Copies of requests: what becomes of one is held for or against its endpoint as of any request, and each has an end.
 
-#![expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
-
 mod support;
 
 use std::net::SocketAddr;
