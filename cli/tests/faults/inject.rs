@@ -141,6 +141,11 @@ pub(crate) fn setup(name: &str) -> Setup {
             &[Head, Send(BUSY)],
             "circuitBreaker: {per: Endpoint, minimumCalls: 2, failurePercent: 50, window: {calls: 10}, openTime: 10m}",
         ),
+        "route-breaker" => acting(
+            Act::After(3),
+            &[Head, Send(BUSY)],
+            "circuitBreaker: {per: Route, minimumCalls: 2, failurePercent: 50, window: {calls: 10}, openTime: 10m}",
+        ),
         "hedged-reset" => Setup {
             instances: 2,
             ..plain(&[Head, Wait(1000), Reset], concat!(hedge!(), "retry: {attempts: 0}"))

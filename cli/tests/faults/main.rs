@@ -33,12 +33,16 @@ fn resources(row: &Row, endpoints: &[SocketAddr]) -> String {
     }
     text += &yaml::service_in("default", name, setup.protocol, endpoints);
     if !setup.policy.is_empty() {
+        let target = match setup.policy.contains("per: Route") {
+            true => format!("{{group: gateway.networking.k8s.io, kind: HTTPRoute, name: {name}}}"),
+            false => format!("{{group: '', kind: Service, name: {name}}}"),
+        };
         text += &format!(
             "apiVersion: meshwork.dev/v1alpha1
 kind: TrafficPolicy
 metadata: {{name: {name}}}
 spec:
-  targetRefs: [{{group: '', kind: Service, name: {name}}}]
+  targetRefs: [{target}]
   {}
 ---
 ",
@@ -49,7 +53,7 @@ spec:
 }
 
 /// Faults that a policy decided: it is named, with its field and value.
-const DECIDED: [&str; 17] = [
+const DECIDED: [&str; 18] = [
     "no-route",
     "stalled-head",
     "late",
@@ -63,6 +67,7 @@ const DECIDED: [&str; 17] = [
     "busy",
     "breaker",
     "endpoint-breaker",
+    "route-breaker",
     "hedged-stalled",
     "overloaded",
     "overload-queue",

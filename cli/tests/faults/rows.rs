@@ -256,6 +256,14 @@ pub const GATEWAY: &[Row] = &[
         "the circuit breakers of all endpoints are open (`per: Endpoint`)",
     ),
     row(
+        "route-breaker",
+        Status(503),
+        "UO",
+        "circuit_breaker",
+        "endpoint",
+        "the circuit breaker of the route is open (`per: Route`)",
+    ),
+    row(
         "hedged-reset",
         Status(503),
         "UR",

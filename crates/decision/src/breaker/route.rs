@@ -111,12 +111,10 @@ impl RouteBreakers {
     ) -> Self {
         let made = said.map(|(route, rule, origin, policy)| {
             let name = named(route, rule);
-            let known = before.0.get(&name);
-            let shared = known.map(|known| Arc::clone(&known.shared)).unwrap_or_default();
+            let shared = before.0.get(&name).map(|known| Arc::clone(&known.shared)).unwrap_or_default();
             let breaker =
                 RouteBreaker { name: Arc::clone(&name), origin: Arc::clone(origin), policy, shared };
-            let same = known.filter(|known| ***known == breaker).cloned();
-            (name, same.unwrap_or_else(|| Arc::new(breaker)))
+            (name, Arc::new(breaker))
         });
         Self(made.collect())
     }

@@ -269,6 +269,21 @@ fn who_has_no_connection_to_spare_is_passed_by_while_another_has() {
 }
 
 #[test]
+fn that_one_who_is_ejected_has_connections_to_spare_changes_nothing() {
+    let limits = v1::Limits { max_connections_per_endpoint: 1, ..Default::default() };
+    let algorithm = v1::traffic_policy::Algorithm::RoundRobin.into();
+    let policy = v1::TrafficPolicy { limits: Some(limits), algorithm, ..Default::default() };
+    let cluster = cluster(3, policy);
+    let mut caller = Caller::new(&cluster);
+    let set = cluster.endpoints();
+    set.all()[0].stats.standing.eject_until(u64::MAX);
+    let _held = [1, 2].map(|at: usize| set.all()[at].begin());
+    let picks = (0..6).map(|_| caller.call(Tick::from_nanos(1)).unwrap().0.endpoint.id);
+    let picks: std::collections::BTreeSet<u64> = picks.collect();
+    assert_eq!(picks, [1, 2].map(|at: usize| set.all()[at].id).into(), "by turns, as without a limit");
+}
+
+#[test]
 fn a_session_waits_for_its_endpoint_s_connection_and_a_retry_goes_to_another_endpoint() {
     let limits = v1::Limits { max_connections_per_endpoint: 1, ..Default::default() };
     let cluster = cluster(2, v1::TrafficPolicy { limits: Some(limits), ..Default::default() });
