@@ -59,7 +59,7 @@ async fn an_endpoint_that_fails_copies_is_ejected_however_it_fails() {
     // It answers 500; it closes without an answer; it says nothing until the time is over.
     for what in [Some(BAD), Some(&b""[..]), None] {
         let bad = says(what).await;
-        let rule = v1::Rule { request_timeout_ms: 100, ..to_copy() };
+        let rule = v1::Rule { request_timeout_ms: 1_000, ..to_copy() };
         let (edge, _well) = two(bad.address, rule, ejecting(3_600_000)).await;
         let ejections = || edge.harness.metric("meshwork_endpoint_ejections_total", &["default/copy"]);
         let sending = async {
@@ -205,7 +205,7 @@ async fn of_an_answer_a_mebibyte_is_read_and_no_more() {
 #[tokio::test]
 async fn an_answer_that_had_begun_is_one_though_it_does_not_end() {
     let mut edge = edge(endless(5).await.address, to_copy()).await;
-    let timeouts = Some(v1::Timeouts { stream_idle_ms: 200, ..Default::default() });
+    let timeouts = Some(v1::Timeouts { stream_idle_ms: 1_000, ..Default::default() });
     edge.harness.change([on_copy(v1::TrafficPolicy { timeouts, ..Default::default() })]).await;
     let mut tcp = TcpStream::connect(edge.address).await.unwrap();
     tcp.write_all(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 10\r\n\r\nhalf").await.unwrap();
