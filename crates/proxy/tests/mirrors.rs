@@ -311,6 +311,32 @@ async fn the_other_services_own_limit_counts_its_copies() {
 }
 
 #[tokio::test]
+async fn copies_are_held_back_where_too_few_calls_succeed() {
+    let busy =
+        upstream(|got| is_head(got).then(|| b"HTTP/1.1 503 Busy\r\ncontent-length: 0\r\n\r\n".to_vec()))
+            .await;
+    let mut edge = edge(busy.address, mirrored(vec![mirror("copy", 100)])).await;
+    // So aggressive that one failure holds back nearly all.
+    let admission_control = Some(v1::AdmissionControl {
+        sampling_window_ms: 30_000,
+        success_rate_threshold: 95,
+        aggression_thousandths: 1_000_000,
+        rps_threshold: 0,
+        max_rejection_percent: 100,
+        priorities: vec![],
+    });
+    edge.harness.change([on_copy(v1::TrafficPolicy { admission_control, ..Default::default() })]).await;
+    assert!(exchange(edge.address, GET).await.ends_with("original"));
+    edge.ended("failed", 1).await;
+    for _ in 0..20 {
+        assert!(exchange(edge.address, GET).await.ends_with("original"));
+    }
+    edge.harness.wait_metric("meshwork_mirrored_requests_total", &[], 21).await;
+    let refused = edge.harness.metric("meshwork_mirrored_requests_total", &["refused"]);
+    assert!(refused >= 15, "{refused} of 20");
+}
+
+#[tokio::test]
 async fn a_copy_is_not_copied_again() {
     let copy = Recorder::answering(OK).await;
     let edge = edge(copy.upstream.address, mirrored(vec![mirror("copy", 100)])).await;
