@@ -69,17 +69,32 @@ fn pause(time: Duration) {
 
 /// Drips until all are ended; gives the most that the gateway held meanwhile.
 pub fn drip(gateway: &Gateway, callers: &mut [Dripping], is_answer: fn(&[u8]) -> bool) -> u64 {
+    drip_until(|caller| caller.ended, gateway, callers, is_answer)
+}
+
+/// The same until each has got what it wants.
+pub fn drip_until(
+    is_done: impl Fn(&Dripping) -> bool,
+    gateway: &Gateway,
+    callers: &mut [Dripping],
+    is_answer: fn(&[u8]) -> bool,
+) -> u64 {
     let clock = SystemClock::new();
     let begin = clock.now();
     let mut most = 0;
-    while callers.iter().any(|caller| !caller.ended) {
-        let open = callers.iter().filter(|caller| !caller.ended);
+    while callers.iter().any(|caller| !is_done(caller)) {
+        let open = callers.iter().filter(|caller| !is_done(caller));
         assert!(
             clock.now().since(begin) < PATIENCE,
             "{} of {} are never ended: {:?}",
             open.clone().count(),
             callers.len(),
-            open.map(|caller| (caller.tcp.local_addr(), String::from_utf8_lossy(&caller.answer))).next()
+            open.map(|caller| (
+                caller.tcp.local_addr(),
+                caller.ended,
+                caller.answer.escape_ascii().to_string()
+            ))
+            .next()
         );
         callers.iter_mut().for_each(|caller| caller.drip(is_answer));
         most = most.max(gateway.resident());

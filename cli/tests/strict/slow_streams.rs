@@ -5,7 +5,7 @@ use std::net::{SocketAddr, TcpStream};
 
 use crate::raw;
 use crate::recorder::Recorder;
-use crate::slow::{Beside, CALLERS, Dripping, TIMES, assert_share, causes, drip};
+use crate::slow::{Beside, CALLERS, Dripping, TIMES, assert_share, causes, drip, drip_until};
 use crate::support::process::{HTTP, METRICS};
 use crate::support::{Gateway, Upstream, get, until, yaml};
 
@@ -112,12 +112,8 @@ fn slow_bodies_of_many_streams_are_ended_in_time_and_cost_little() {
     let mut callers: Vec<_> = (0..CALLERS).map(|_| Dripping::start(address, &begin, &drip)).collect();
     let answers =
         |caller: &Dripping| frames(&caller.answer).iter().filter(|(kind, _)| *kind == HEADERS).count();
-    let mut most = 0;
-    until("each is answered", || {
-        most = most.max(gateway.resident());
-        callers.iter_mut().for_each(|caller| caller.drip(|answer| has(HEADERS, answer)));
-        callers.iter().all(|caller| answers(caller) == STREAMS as usize).then_some(())
-    });
+    let is_answered = |caller: &Dripping| answers(caller) == STREAMS as usize;
+    let most = drip_until(is_answered, &gateway, &mut callers, |answer| has(HEADERS, answer));
     assert!(beside.finish() > 0);
     let wanted = CALLERS * STREAMS as usize;
     until("each has its line", || (causes(&gateway, "request_body_timeout") == wanted).then_some(()));
