@@ -418,10 +418,16 @@ impl Forced {
 
 /// What is forced outlasts this process, if that can be; it is in force whether or not it can.
 async fn keep(plane: &ControlPlane) {
-    if let Some(trust) = plane.trust()
-        && let Err(error) = trust.keep_forces(plane.hub()).await
-    {
-        tracing::warn!(%error, "what is forced will not outlast this process");
+    let Some(trust) = plane.trust().cloned() else { return };
+    let hub = plane.hub().clone();
+    // Also where whoever asked for it leaves meanwhile: what proxies were told and what is kept must be the same.
+    let keeping = tokio::spawn(async move {
+        if let Err(error) = trust.keep_forces(&hub).await {
+            tracing::warn!(%error, "what is forced will not outlast this process");
+        }
+    });
+    if let Err(error) = keeping.await {
+        tracing::error!(%error, "what is forced was not kept");
     }
 }
 

@@ -308,6 +308,28 @@ async fn an_http2_application_gets_an_extended_connect_if_it_takes_one() {
     }
 }
 
+/// What could be sent once the protocol has changed is not waited for before it has.
+#[tokio::test]
+async fn a_websocket_begins_also_where_its_endpoint_takes_no_bytes_yet() {
+    let up = h2_upstream_with(
+        |builder| builder.enable_connect_protocol().initial_window_size(0),
+        usize::MAX,
+        |_, _request, mut respond| async move {
+            let mut send = respond.send_response(Response::new(()), false).unwrap();
+            send.send_data(Bytes::from_static(b"end"), false).unwrap();
+            std::future::pending::<()>().await;
+        },
+    )
+    .await;
+    let (_harness, address) = gateway(AppProtocol::Http2, up.address).await;
+    let (mut tcp, mut head) = open(address, "/").await;
+    assert!(head.starts_with("HTTP/1.1 101 "), "{head}");
+    if !head.contains("end") {
+        head += &read_until(&mut tcp, "end").await;
+    }
+    assert!(head.ends_with("end"), "{head}");
+}
+
 #[tokio::test]
 async fn what_would_lead_past_the_rules_is_not_offered_and_what_was_not_offered_is_not_taken() {
     let up = upstream(|got| {

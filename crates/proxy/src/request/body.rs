@@ -118,6 +118,11 @@ impl<'c> RequestBody<'c> {
         self.not_owed();
     }
 
+    /// All of it is with the present attempt's connection, though perhaps not written yet.
+    pub(crate) fn is_passed_on(&self) -> bool {
+        self.end_sent || self.is_sent
+    }
+
     /// The present attempt has got all of it; nothing waits to be written.
     pub(crate) fn is_sent(&self) -> bool {
         self.is_sent

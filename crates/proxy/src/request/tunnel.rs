@@ -287,7 +287,8 @@ pub(crate) fn check(
     let Some(offer) = sent.upgrade.filter(|offer| upgrade::agrees(&response.fields, offer)) else {
         return refuse("a change of protocol that was not asked for");
     };
-    if !body.is_sent() {
+    // A stream that stays open behind an empty body waits for room before it counts as written.
+    if !body.is_passed_on() {
         return refuse("a change of protocol before the whole request was sent");
     }
     if matches!(down, Down::H2(_)) && upgrade::is_websocket(offer) {
