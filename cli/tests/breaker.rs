@@ -199,6 +199,10 @@ fn a_route_s_breakers_are_forced_together_or_one_by_one() {
             &["breaker", "open", "web", "--route", "--rule", "play", "--for", "5m"],
             "one of those with a breaker of their own: pay",
         ),
+        (
+            &["breaker", "open", "web", "--route", "--for", "5m"],
+            "`rule` must be given: of HTTPRoute default/web only rules have a circuit breaker: pay",
+        ),
     ] {
         let refused = gateway.ask(arguments);
         let said = String::from_utf8_lossy(&refused.stderr).into_owned();

@@ -41,7 +41,7 @@ struct Which {
     /// It is an HTTPRoute, to which a policy gives a breaker
     #[arg(long)]
     route: bool,
-    /// One rule of it that has a breaker of its own [default: all]
+    /// One rule of it that has a breaker of its own [default: all; wanted by `open` where only rules have breakers]
     #[arg(long, value_name = "RULE", requires = "route")]
     rule: Option<String>,
     #[command(flatten)]

@@ -378,17 +378,19 @@ fn circuit_breaker(spec: &CircuitBreaker) -> v1::CircuitBreaker {
     let calls = window.and_then(|window| window.calls);
     let time = window.and_then(|window| window.time).map_or(10_000, millis);
     let slow = spec.slow_calls.as_ref();
-    let open_ms = spec.open_time.map_or(5_000, millis);
+    let longest_ms = spec.max_open_time.map(millis);
+    let open_ms = spec.open_time.map_or(longest_ms.map_or(5_000, |longest| longest.min(5_000)), millis);
+    let few_calls = calls.map_or(20, |calls| calls.min(20));
     v1::CircuitBreaker {
         mode: mode.into(),
         window_calls: calls.unwrap_or_default(),
         window_ms: if calls.is_some() { 0 } else { time.max(1) },
-        minimum_calls: spec.minimum_calls.unwrap_or(20),
+        minimum_calls: spec.minimum_calls.as_ref().map_or(few_calls, |minimum| minimum.inner),
         failure_percent: spec.failure_percent.unwrap_or(50),
         slow_percent: slow.map_or(0, |slow| slow.percent.unwrap_or(100)),
         slow_after_ms: slow.map_or(0, |slow| millis(slow.after)),
         open_ms,
-        max_open_ms: spec.max_open_time.map_or(open_ms.max(60_000), millis),
+        max_open_ms: longest_ms.unwrap_or(open_ms.max(60_000)),
         trials: spec.trials.unwrap_or(5),
         per_endpoint: spec.per.as_deref() == Some(&BreakerScope::Endpoint),
     }

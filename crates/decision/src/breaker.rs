@@ -19,7 +19,8 @@
 //! its own between half and the whole of it, so that trials of many proxies do not come together.
 //!
 //! *Half-open.* Exactly `trials` calls are let through; others are refused. When all of them have ended, the same rates
-//! decide. One that ends without a word on the service (the caller went away) gives its place back.
+//! decide. One that ends without a word on the service (the caller went away) gives its place back. Where `trials` becomes
+//! less than have ended by then, one more is let through, and all of them decide.
 //!
 //! *Ties.* A rate that is reached counts as exceeded. The moment at which the open time ends belongs to half-open. Calls
 //! that began in another state say nothing about this one.
@@ -210,6 +211,14 @@ pub(crate) struct Trials {
     pub(crate) ended: Tally,
 }
 
+impl Trials {
+    /// Whether another one may begin. Where a policy came to want fewer than have ended already nobody else is left to
+    /// decide: the end of one more does.
+    const fn has_place(self, policy: &CircuitBreaker) -> bool {
+        self.begun < policy.trials || self.begun == self.ended.calls
+    }
+}
+
 /// The states of one breaker. Pure: time and chance are given.
 #[derive(Debug)]
 pub(crate) struct Machine {
@@ -283,7 +292,7 @@ impl Machine {
         match &self.state {
             State::Closed(_) => false,
             State::Open { until } => *until > now,
-            State::HalfOpen(trials) => trials.begun >= policy.trials.max(1),
+            State::HalfOpen(trials) => !trials.has_place(policy),
         }
     }
 
@@ -302,7 +311,7 @@ impl Machine {
         }
         match &mut self.state {
             State::Closed(_) => Admission::Passes,
-            State::HalfOpen(trials) if trials.begun < policy.trials.max(1) => {
+            State::HalfOpen(trials) if trials.has_place(policy) => {
                 trials.begun += 1;
                 debug_assert_eq!(invariants::trials(*trials), Ok(()));
                 Admission::Trial

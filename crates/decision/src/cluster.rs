@@ -94,6 +94,12 @@ pub enum AppProtocol {
 }
 
 impl AppProtocol {
+    /// Whether nobody looks into its connections.
+    #[must_use]
+    pub const fn is_opaque(self) -> bool {
+        matches!(self, Self::Tcp | Self::Tls)
+    }
+
     /// Whether it is HTTP/2.
     #[must_use]
     pub const fn is_http2(self) -> bool {
@@ -533,6 +539,23 @@ impl Cluster {
             })
         });
         admitted
+    }
+
+    /// Whether a call that was answered may be repeated, as far as the circuit breaker is asked; no trial begins.
+    ///
+    /// # Errors
+    /// It may not: what was answered is passed on.
+    pub fn may_call_again(&self, now: Tick, reasons: &mut impl Reasons) -> Result<(), Cause> {
+        let may = self.shared.breaker.would_admit(self.circuit_breaker.as_ref(), now);
+        reasons.notes(|| {
+            may.is_err().then(|| Reason {
+                phase: Phase::Breaker,
+                subject: self.key.to_string(),
+                outcome: Outcome::Refused,
+                why: self.breaker(now).told(now),
+            })
+        });
+        may
     }
 
     /// The circuit breaker at this moment.

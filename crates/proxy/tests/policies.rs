@@ -19,6 +19,7 @@ use support::h2::{H2Upstream, h2_client, h2_upstream};
 use support::{Harness, Upstream, exchange, is_head, read_until, rule, upstream};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
+use tokio::task::JoinSet;
 
 const OK: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nhello";
 const BUSY: &[u8] = b"HTTP/1.1 503 Busy\r\ncontent-length: 4\r\n\r\nbusy";
@@ -484,6 +485,32 @@ async fn a_rule_by_which_most_calls_fail_is_closed_and_other_ways_to_the_service
 }
 
 #[tokio::test]
+async fn who_waits_for_anybody_to_be_there_does_not_hold_the_trial_of_its_route() {
+    let clock = ManualClock::new();
+    let (up, _) = recovering(BUSY, 3).await;
+    let mut harness = Harness::join(Settings::default(), Mesh::default(), Arc::new(clock.clone()), "gateway");
+    harness.service("web", AppProtocol::Http1, &[up.address]).await;
+    let address = harness.route(vec![rule(&[("web", 1)], vec![])]).await;
+    let target =
+        v1::policy::Target { kind: "HTTPRoute".into(), name: "default/r".into(), section: String::new() };
+    let spec = Some(v1::policy::Spec::Traffic(opening_after_three()));
+    let of_route = v1::Policy { source: None, targets: vec![target], spec };
+    let limit = v1::Limits { max_pending_requests: 10, ..Default::default() };
+    harness.change([Change::upsert("default/of-route", "1", &of_route), traffic(limits(limit))]).await;
+    for _ in 0..3 {
+        assert!(exchange(address, GET).await.ends_with("busy"));
+    }
+    clock.advance(Duration::from_secs(5));
+    harness.change([Change::remove::<v1::EndpointSlice>("default/web-0")]).await;
+    let mut waiting = JoinSet::new();
+    for left in [9, 8] {
+        waiting.spawn(async move { exchange(address, GET).await });
+        harness.wait_metric("meshwork_limit_headroom", &["maxPendingRequests"], left).await;
+    }
+    assert!(waiting.try_join_next().is_none(), "the second was not refused");
+}
+
+#[tokio::test]
 async fn of_calls_that_do_not_succeed_most_are_held_back_but_not_those_that_matter() {
     const MATTERS: &[u8] = b"GET / HTTP/1.1\r\nHost: a\r\nx-priority: high\r\nConnection: close\r\n\r\n";
     let clock = ManualClock::new();
@@ -568,12 +595,16 @@ async fn a_response_that_nothing_replaces_in_the_end_has_one_outcome() {
         open_ms: 60_000,
         max_open_ms: 60_000,
         trials: 1,
+        per_endpoint: true,
         ..Default::default()
     });
     let policy = v1::TrafficPolicy { circuit_breaker, ..retry(2, &[503]) };
     let (harness, address) = gateway(&[up.address], Some(policy)).await;
     let response = exchange(address, GET).await;
-    assert!(response.ends_with("circuit_breaker\n"), "its first attempt has opened it: {response}");
+    assert!(
+        response.ends_with("circuit_breaker\n"),
+        "its first attempt has opened that of the only endpoint: {response}"
+    );
     let line: serde_json::Value = serde_json::from_str(&harness.lines(1).await[0]).unwrap();
     let request_id = line["request_id"].as_str().unwrap().to_owned();
     let kept = harness.engine.recall(0, &v1::Recall { request_id, trace_id: String::new() }).await.await;
@@ -669,10 +700,8 @@ fn connecting_to(port: u16) -> usize {
     table.lines().skip(1).filter(|line| is_syn_sent(line)).count()
 }
 
-#[tokio::test]
-async fn a_crowd_waits_in_line_and_does_not_overrun_the_queue_of_an_application() {
-    const CROWD: u32 = 300;
-    // Its queue is full: whoever connects has to wait until it accepts.
+/// A socket whose queue is full: whoever connects has to wait until it accepts, or those in the queue are gone.
+fn with_a_full_queue() -> (socket2::Socket, SocketAddr, Vec<std::net::TcpStream>) {
     let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
     socket.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
     socket.listen(0).unwrap();
@@ -683,6 +712,13 @@ async fn a_crowd_waits_in_line_and_does_not_overrun_the_queue_of_an_application(
         queued.push(tcp);
         assert!(queued.len() < 20, "a queue of nobody takes everybody");
     }
+    (socket, upstream, queued)
+}
+
+#[tokio::test]
+async fn a_crowd_waits_in_line_and_does_not_overrun_the_queue_of_an_application() {
+    const CROWD: u32 = 300;
+    let (socket, upstream, queued) = with_a_full_queue();
     let limit = v1::Limits { max_pending_requests: 1_000, ..Default::default() };
     let (harness, address) = gateway(&[upstream], Some(limits(limit))).await;
     let crowd: Vec<_> =
@@ -740,6 +776,26 @@ async fn of_those_who_wait_for_an_endpoint_there_are_as_many_as_may_be() {
     first.write_all(b"more").await.unwrap();
     assert!(read_until(&mut first, "hello").await.starts_with("HTTP/1.1 200"));
     assert!(second.await.unwrap().starts_with("HTTP/1.1 200"), "who waits is served");
+}
+
+#[tokio::test]
+async fn whoever_waits_for_a_shared_connection_that_another_one_makes_waits_for_a_connection() {
+    let (_socket, upstream, _queued) = with_a_full_queue();
+    let mut harness = Harness::start(Settings::default());
+    harness.service("web", AppProtocol::Http2, &[upstream]).await;
+    let address = harness.route(vec![rule(&[("web", 1)], vec![])]).await;
+    let limit = v1::Limits { max_pending_requests: 2, ..Default::default() };
+    harness.change([traffic(limits(limit))]).await;
+    let mut waiting = JoinSet::new();
+    for _ in 0..3 {
+        waiting.spawn(async move { exchange(address, GET).await });
+    }
+    let refused = waiting.join_next().await.unwrap().unwrap();
+    assert!(
+        refused.ends_with("max_pending_requests\n"),
+        "one connection is made, and two may wait: {refused}"
+    );
+    harness.wait_metric("meshwork_limit_headroom", &["maxPendingRequests"], 0).await;
 }
 
 #[tokio::test]

@@ -17,6 +17,9 @@ use meshwork_messages::v1::service_port::AppProtocol;
 use meshwork_proxy::Settings;
 use support::h2::{H2Upstream, fetch, h2_client, h2_upstream};
 use support::{Harness, Upstream, exchange, is_head, rule, upstream};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 const GET: &[u8] = b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n";
@@ -58,6 +61,107 @@ async fn recovering(first: &'static [u8]) -> (Upstream, Arc<AtomicUsize>) {
     })
     .await;
     (up, asked)
+}
+
+/// One failure holds back nearly everything.
+fn holding_back() -> Option<v1::AdmissionControl> {
+    Some(v1::AdmissionControl {
+        sampling_window_ms: 30_000,
+        success_rate_threshold: 95,
+        aggression_thousandths: 1_000_000,
+        max_rejection_percent: 100,
+        ..Default::default()
+    })
+}
+
+/// One failure opens it.
+fn opening_at_once() -> v1::CircuitBreaker {
+    v1::CircuitBreaker {
+        window_calls: 10,
+        minimum_calls: 1,
+        failure_percent: 50,
+        open_ms: 600_000,
+        max_open_ms: 600_000,
+        trials: 1,
+        ..Default::default()
+    }
+}
+
+#[tokio::test]
+async fn a_repeat_that_is_held_back_leaves_the_answer_that_is_there() {
+    let policy = v1::TrafficPolicy { admission_control: holding_back(), ..retry(3) };
+    let broken = v1::TrafficPolicy { circuit_breaker: Some(opening_at_once()), ..retry(3) };
+    for (policy, cause) in [(policy, "admission_control"), (broken, "circuit_breaker")] {
+        let (up, asked) = recovering(b"HTTP/1.1 503 Busy\r\ncontent-length: 4\r\n\r\nbusy").await;
+        let (harness, address) = gateway(AppProtocol::Http1, &[up.address], policy).await;
+        let answer = exchange(address, GET).await;
+        assert!(answer.starts_with("HTTP/1.1 503 Busy") && answer.ends_with("\r\n\r\nbusy"), "{answer}");
+        assert_eq!(asked.load(Ordering::SeqCst), 1, "{cause}");
+        let line = harness.lines(1).await.remove(0);
+        assert!(line.contains(cause) && line.contains("status 503"), "{line}");
+    }
+}
+
+#[tokio::test]
+async fn a_repeat_that_its_route_s_breaker_refuses_leaves_the_answer_that_is_there() {
+    let (up, asked) = recovering(b"HTTP/1.1 503 Busy\r\ncontent-length: 4\r\n\r\nbusy").await;
+    let (mut harness, address) = gateway(AppProtocol::Http1, &[up.address], retry(3)).await;
+    let target =
+        v1::policy::Target { kind: "HTTPRoute".into(), name: "default/r".into(), section: String::new() };
+    let breaker = v1::TrafficPolicy { circuit_breaker: Some(opening_at_once()), ..Default::default() };
+    let spec = Some(v1::policy::Spec::Traffic(breaker));
+    let policy = v1::Policy { source: None, targets: vec![target], spec };
+    harness.change([Change::upsert("default/of-route", "1", &policy)]).await;
+    let answer = exchange(address, GET).await;
+    assert!(answer.ends_with("\r\n\r\nbusy"), "{answer}");
+    assert_eq!(asked.load(Ordering::SeqCst), 1);
+    let answer = exchange(address, GET).await;
+    assert!(answer.ends_with("circuit_breaker\n"), "the next request meets it: {answer}");
+}
+
+/// Serves three connections: one request on the first and another that it never answers, one that fails on the second,
+/// and on the third one that succeeds. The second request is held until it is told to close.
+async fn stale_once(listener: TcpListener, held: oneshot::Sender<()>, close: oneshot::Receiver<()>) {
+    async fn request(tcp: &mut TcpStream) {
+        let mut got = Vec::new();
+        while !is_head(&got) {
+            assert_ne!(tcp.read_buf(&mut got).await.unwrap(), 0, "a request was to come");
+        }
+    }
+    let (mut first, _) = listener.accept().await.unwrap();
+    request(&mut first).await;
+    first.write_all(OK).await.unwrap();
+    request(&mut first).await;
+    held.send(()).unwrap();
+    let (mut second, _) = listener.accept().await.unwrap();
+    request(&mut second).await;
+    second.write_all(b"HTTP/1.1 500 No\r\ncontent-length: 0\r\nconnection: close\r\n\r\n").await.unwrap();
+    close.await.unwrap();
+    drop(first);
+    let (mut third, _) = listener.accept().await.unwrap();
+    request(&mut third).await;
+    third.write_all(OK).await.unwrap();
+}
+
+#[tokio::test]
+async fn who_was_let_through_is_not_held_back_because_a_connection_was_stale() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let upstream = listener.local_addr().unwrap();
+    let (told, held) = oneshot::channel();
+    let (close, closes) = oneshot::channel();
+    let serving = tokio::spawn(stale_once(listener, told, closes));
+    let policy = v1::TrafficPolicy { admission_control: holding_back(), ..Default::default() };
+    let (harness, address) = gateway(AppProtocol::Http1, &[upstream], policy).await;
+    assert!(exchange(address, GET).await.ends_with("hello"));
+    let waiting = tokio::spawn(async move { exchange(address, GET).await });
+    held.await.unwrap();
+    assert!(exchange(address, GET).await.starts_with("HTTP/1.1 500"));
+    close.send(()).unwrap();
+    let answer = waiting.await.unwrap();
+    assert!(answer.ends_with("hello"), "{answer}");
+    serving.await.unwrap();
+    let rejected = harness.metric("meshwork_admission_control_rejected_total", &["default/web"]);
+    assert_eq!(rejected, 0, "nor is it asked again");
 }
 
 #[tokio::test]

@@ -76,7 +76,7 @@ pub(super) struct Order {
     /// As `5m`; wanted unless the state is `none`.
     #[serde(rename = "for")]
     lasts: Option<String>,
-    /// The route's and those of all its rules when absent.
+    /// The route's and those of all its rules when absent; wanted to open them where only rules have any.
     rule: Option<String>,
 }
 
@@ -103,6 +103,14 @@ pub(super) async fn force(
         return Err(bad_parameter("rule", &right));
     }
     let (state, lasts) = what(&order.state, order.lasts.as_deref())?;
+    // Rules without one would be called on, while it is said that all are refused.
+    if state == breaker_force::State::Open && order.rule.is_none() && !rules.contains("") {
+        let known = named().map(String::as_str).collect::<Vec<_>>().join(", ");
+        return Err(bad_parameter(
+            "rule",
+            &format!("given: of HTTPRoute {namespace}/{name} only rules have a circuit breaker: {known}"),
+        ));
+    }
     let hub = plane.hub();
     let until_unix_ms = until(hub, lasts);
     let all = format!("{namespace}/{name}");

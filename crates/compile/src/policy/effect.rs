@@ -69,6 +69,7 @@ fn by_sidecars(policy: &v1::TrafficPolicy) -> Option<(&'static str, &'static str
 fn on_layer_4(policy: &v1::TrafficPolicy) -> Option<(&'static str, &'static str)> {
     const WHY: &str = "nobody looks into its connections, and it is about requests; remove it, or say with \
                        `appProtocol` that the port speaks HTTP";
+    let limits = policy.limits.unwrap_or_default();
     let lasts = policy.timeouts.as_ref().is_some_and(|timeouts| timeouts.max_stream_ms != 0);
     let parts = [
         (policy.rate_limit.is_some(), "rateLimit"),
@@ -77,6 +78,8 @@ fn on_layer_4(policy: &v1::TrafficPolicy) -> Option<(&'static str, &'static str)
         (policy.overload.is_some(), "overload"),
         (policy.hedge.is_some(), "hedge"),
         (lasts, "timeouts.maxStreamDuration"),
+        (limits.max_pending_requests != 0, "limits.maxPendingRequests"),
+        (limits.max_pending_requests_per_endpoint != 0, "limits.perEndpoint.maxPendingRequests"),
     ];
     if let Some((_, part)) = parts.into_iter().find(|(is_there, _)| *is_there) {
         return Some((part, WHY));

@@ -120,6 +120,13 @@ fn balancer_and_breaker_are_written_out() {
         per_endpoint: false,
     };
     assert_eq!(short, defaults);
+    let of_few = traffic("circuitBreaker: {window: {calls: 10}, maxOpenTime: 1s}").circuit_breaker.unwrap();
+    assert_eq!((of_few.window_calls, of_few.minimum_calls), (10, 10), "no more are wanted than it looks at");
+    assert_eq!(
+        (of_few.open_ms, of_few.max_open_ms),
+        (1_000, 1_000),
+        "nor is it open longer than the longest"
+    );
     assert!(traffic("circuitBreaker: {per: Endpoint}").circuit_breaker.unwrap().per_endpoint);
     let of_rule = "{targetRefs: [{group: gateway.networking.k8s.io, kind: HTTPRoute, name: r, sectionName: cart}], \
                    circuitBreaker: {per: Route}}";
@@ -506,6 +513,8 @@ fn what_is_about_requests_is_refused_where_nobody_sees_them() {
         "faultInjection: {delay: {time: 1s}}",
         "timeouts: {maxStreamDuration: 1m}",
         "hedge: {delay: 1s}",
+        "limits: {maxConnections: 5, maxPendingRequests: 5}",
+        "limits: {perEndpoint: {maxConnections: 5, maxPendingRequests: 5}}",
         header,
     ];
     for said in parts {
@@ -514,7 +523,7 @@ fn what_is_about_requests_is_refused_where_nobody_sees_them() {
         let narrowed = told_at(&world, "s, sectionName: sql", &both, said);
         assert_eq!(narrowed, "s Accepted=False Invalid", "{said}");
     }
-    for said in [address, "timeouts: {connect: 1s}"] {
+    for said in [address, "timeouts: {connect: 1s}", "limits: {perEndpoint: {maxConnections: 5}}"] {
         assert_eq!(told_at(&world, "s", &sql, said), "s Accepted=True Accepted", "{said}");
     }
 }

@@ -19,6 +19,8 @@ pub(crate) type Standing = (Barred, bool, bool);
 pub(crate) enum Barred {
     #[default]
     No,
+    /// As many wait for a connection to it as may: where nobody else is well one may be free even so.
+    Awaited,
     /// It is at its limit: where nobody else is well the request is refused, and does not go to one that is ejected.
     Full,
     /// It should not.
@@ -142,11 +144,13 @@ impl<'s> Regard<'s> {
         if self.is_tripped(endpoint) {
             return Barred::Closed;
         }
-        match (self.is_full(endpoint) || self.is_waited_for(endpoint), self.is_out(endpoint)) {
-            (false, false) => Barred::No,
-            (true, false) => Barred::Full,
-            (false, true) => Barred::Ejected,
-            (true, true) => Barred::Closed,
+        let (is_full, is_awaited) = (self.is_full(endpoint), self.is_waited_for(endpoint));
+        match (is_full, is_awaited, self.is_out(endpoint)) {
+            (false, false, false) => Barred::No,
+            (false, true, false) => Barred::Awaited,
+            (true, _, false) => Barred::Full,
+            (false, false, true) => Barred::Ejected,
+            (_, _, true) => Barred::Closed,
         }
     }
 

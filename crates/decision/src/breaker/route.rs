@@ -64,6 +64,23 @@ impl RouteBreaker {
         admitted
     }
 
+    /// Whether a call that was answered may be repeated; no trial begins.
+    ///
+    /// # Errors
+    /// It may not: what was answered is passed on.
+    pub fn may_repeat(&self, now: Tick, reasons: &mut impl Reasons) -> Result<(), Cause> {
+        let may = self.shared.would_admit(Some(&self.policy), now);
+        reasons.notes(|| {
+            may.is_err().then(|| Reason {
+                phase: Phase::Breaker,
+                subject: self.to_string(),
+                outcome: Outcome::Refused,
+                why: self.view(now).told(now),
+            })
+        });
+        may
+    }
+
     /// One that no policy says.
     #[cfg(test)]
     pub(crate) fn of_test(policy: CircuitBreaker) -> Arc<Self> {

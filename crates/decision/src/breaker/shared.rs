@@ -256,6 +256,22 @@ impl Breaker {
         }
     }
 
+    /// Whether another call would be let through; no trial begins. A refusal is counted.
+    ///
+    /// # Errors
+    /// It would not.
+    pub(crate) fn would_admit(&self, policy: Option<&CircuitBreaker>, now: Tick) -> Result<(), Cause> {
+        let refuses = match self.forced.get(now) {
+            Some((forced, _)) => forced == ForcedState::Open,
+            None => policy.is_some_and(|policy| self.refuses(policy, now)),
+        };
+        if refuses {
+            self.refuse();
+            return Err(Cause::CircuitBreaker);
+        }
+        Ok(())
+    }
+
     /// A call was refused.
     pub(crate) fn refuse(&self) {
         self.refused.fetch_add(1, Ordering::Relaxed);

@@ -191,6 +191,40 @@ fn fewer_trials_than_are_under_way_are_enough() {
 }
 
 #[test]
+fn fewer_trials_than_have_ended_do_not_leave_it_half_open() {
+    for (trials, last, then) in
+        [(3, OK, BreakerState::Closed), (1, OK, BreakerState::Closed), (1, FAILED, BreakerState::Open)]
+    {
+        let mut world = World::new(CircuitBreaker { trials: 5, failure_percent: Some(20), ..POLICY });
+        world.calls(&[FAILED; 5]);
+        world.pass(Duration::from_secs(1));
+        assert_eq!(world.calls(&[OK; 3]), BreakerState::HalfOpen);
+        world.policy.trials = trials;
+        assert!(!world.machine.refuses(&world.policy, world.now), "balancers do not pass it by");
+        assert_eq!(world.call(last), Admission::Trial);
+        assert_eq!(world.machine.state(), then, "{trials} trials");
+    }
+}
+
+#[test]
+fn trials_that_end_by_the_policy_of_before_do_not_leave_it_half_open() {
+    let before = CircuitBreaker { trials: 5, ..POLICY };
+    let mut world = World::new(before);
+    world.calls(&[FAILED; 5]);
+    world.pass(Duration::from_secs(1));
+    for _ in 0..3 {
+        assert_eq!(world.machine.admit(&before, world.now), Admission::Trial);
+    }
+    world.policy.trials = 3;
+    let generation = world.machine.generation();
+    for left in [2, 1, 0] {
+        assert_eq!(world.call(OK), Admission::Refused, "{left} and one more are under way");
+        world.machine.tried(&before, generation, OK, world.now, &mut world.rng);
+    }
+    assert_eq!(world.calls(&[OK]), BreakerState::Closed);
+}
+
+#[test]
 fn another_window_begins_with_no_calls() {
     let mut world = World::new(POLICY);
     world.calls(&[FAILED; 4]);

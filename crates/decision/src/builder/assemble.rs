@@ -183,7 +183,8 @@ impl Built {
             circuit_breaker: of_service,
             endpoint_breaker: of_endpoint,
             overload: said.overload,
-            admission: said.admission,
+            // Of a namespace's policy, too: nothing is asked where nobody looks into connections.
+            admission: said.admission.filter(|_| !port.protocol.is_opaque()),
             proxy_protocol: said.proxy_protocol,
             requests: said.requests,
             namespace,

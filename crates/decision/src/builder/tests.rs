@@ -423,6 +423,42 @@ fn traffic(policy: v1::TrafficPolicy) -> Change {
 }
 
 #[test]
+fn a_namespace_s_admission_control_is_none_of_services_into_which_nobody_looks() {
+    use v1::service_port::AppProtocol;
+    let target = v1::policy::Target { kind: "Namespace".into(), name: "ns".into(), section: String::new() };
+    let admission = v1::AdmissionControl {
+        sampling_window_ms: 30_000,
+        success_rate_threshold: 95,
+        aggression_thousandths: 1_000,
+        ..Default::default()
+    };
+    let spec = v1::policy::Spec::Traffic(v1::TrafficPolicy {
+        admission_control: Some(admission),
+        ..Default::default()
+    });
+    let source = source("TrafficPolicy", "ns/p", 0);
+    let policy = Change::upsert(
+        "TrafficPolicy/ns/p",
+        "1",
+        &v1::Policy { source, targets: vec![target], spec: Some(spec) },
+    );
+    let mut builder = SnapshotBuilder::new();
+    build(&mut builder, [policy]);
+    for (protocol, expected) in [
+        (AppProtocol::Http1, true),
+        (AppProtocol::Unspecified, true),
+        (AppProtocol::Tcp, false),
+        (AppProtocol::Tls, false),
+    ] {
+        let mut message = service("ns/a", &[("", 80)]);
+        message.ports[0].protocol = protocol.into();
+        let snapshot = build(&mut builder, [service_change(&message)]);
+        let is_told = cluster(&snapshot).admissions(Tick::ZERO).is_some();
+        assert_eq!(is_told, expected, "{protocol:?}");
+    }
+}
+
+#[test]
 fn a_policy_that_comes_again_as_it_was_changes_nothing() {
     let mut builder = SnapshotBuilder::new();
     let limited = |requests| {

@@ -242,6 +242,36 @@ fn who_is_waited_for_by_as_many_as_may_is_passed_by_while_another_is_not() {
 }
 
 #[test]
+fn who_is_waited_for_is_called_before_a_call_is_refused_by_one_that_is_full() {
+    use v1::traffic_policy::Algorithm;
+    let limits = v1::Limits {
+        max_pending_requests_per_endpoint: 1,
+        max_requests_per_endpoint: 1,
+        ..Default::default()
+    };
+    for algorithm in [
+        Algorithm::PeakEwma,
+        Algorithm::LeastRequest,
+        Algorithm::RoundRobin,
+        Algorithm::Random,
+        Algorithm::RingHash,
+        Algorithm::Maglev,
+    ] {
+        let policy =
+            v1::TrafficPolicy { limits: Some(limits), algorithm: algorithm.into(), ..Default::default() };
+        let cluster = cluster(2, policy);
+        let mut caller = Caller::new(&cluster);
+        let [full, awaited] = [0, 1].map(|index| Arc::clone(&cluster.endpoints().all()[index]));
+        let _under_way = full.begin();
+        let _waits = cluster.admit_pending(&awaited).unwrap();
+        for _ in 0..50 {
+            let called = caller.call(Tick::from_nanos(1)).map(|(picked, _)| picked.endpoint.id);
+            assert_eq!(called, Ok(awaited.id), "{algorithm:?}: a connection to it may be free");
+        }
+    }
+}
+
+#[test]
 fn who_has_no_connection_to_spare_is_passed_by_while_another_has() {
     let limits = v1::Limits { max_connections_per_endpoint: 2, ..Default::default() };
     for algorithm in [

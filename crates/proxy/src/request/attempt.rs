@@ -2,6 +2,7 @@
 //! when that fails, or the response calls for it, whether it is done again.
 
 mod hedge;
+mod repeat;
 
 use std::cell::Cell;
 use std::future::poll_fn;
@@ -69,6 +70,8 @@ pub(crate) struct Attempts<'a> {
     overheard: bool,
     /// It is sent however few calls succeed.
     matters: bool,
+    /// The attempt that begins need not ask whether it is held back.
+    is_let_through: bool,
     /// Counts a retry while it is under way.
     permit: Option<Permit>,
     /// What each connection begins with, where the service wants to know for whom it is made.
@@ -107,6 +110,7 @@ impl<'a> Attempts<'a> {
             fresh: false,
             overheard: false,
             matters: matters(conn, &target, head),
+            is_let_through: false,
             permit: None,
             announcement: announcement_for(conn, target),
         }
@@ -169,19 +173,20 @@ impl<'a> Attempts<'a> {
             let endpoint = self.endpoint.as_ref().map(|endpoint| endpoint.id);
             let repeat = match outcome {
                 Ok(exchange) => {
-                    match self.repeats.after_response(response, &head, body, deadlines, endpoint, journey) {
-                        None => return Ok(exchange),
-                        Some(repeat) => {
-                            let now = self.conn.worker.now();
-                            journey.superseded(now);
-                            if exchange.is_end() && body.is_sent() {
-                                exchange.finish(now);
-                            } else {
-                                exchange.abort();
-                            }
-                            repeat
-                        }
+                    let called_for =
+                        self.repeats.after_response(response, &head, body, deadlines, endpoint, journey);
+                    let Some(repeat) = called_for.filter(|_| self.may_repeat(response.status, journey))
+                    else {
+                        return Ok(exchange);
+                    };
+                    let now = self.conn.worker.now();
+                    journey.superseded(now);
+                    if exchange.is_end() && body.is_sent() {
+                        exchange.finish(now);
+                    } else {
+                        exchange.abort();
                     }
+                    repeat
                 }
                 Err(failure) => {
                     self.repeats.after_failure(failure, &head, body, deadlines, endpoint, journey)?
@@ -215,8 +220,12 @@ impl<'a> Attempts<'a> {
     ) -> Result<(), Failure> {
         // The time between attempts is no attempt's.
         deadlines.attempt(None);
+        // Nor do others wait through it for a trial that has ended.
+        self.let_go();
         match repeat {
             Again::SameEndpoint => {
+                // It is the same attempt, which was let through.
+                self.is_let_through = true;
                 // An attempt beside it may have been noted behind it.
                 let same = self.endpoint.as_ref().map(|endpoint| endpoint.id);
                 self.tried.retain(|tried| Some(*tried) != same);
@@ -391,8 +400,9 @@ impl<'a> Attempts<'a> {
         self.endpoint = None;
         // What came before has ended, though perhaps without a word.
         self.let_go();
-        if cluster.admission.is_some() {
-            self.held_back(cluster, now, journey)?;
+        if !std::mem::take(&mut self.is_let_through) {
+            self.held_back(cluster, now, journey)
+                .map_err(|cause| Failure::local(cause).because(Arc::clone(&cluster.key.service)))?;
         }
         if let Some(breaker) = policy.breaker() {
             self.by_route = self.admitted_by(breaker, now, journey)?;
@@ -423,13 +433,6 @@ impl<'a> Attempts<'a> {
         self.tried.push(endpoint.id);
         self.endpoint = Some(endpoint);
         Ok(())
-    }
-
-    /// Whether an attempt is one of those that are held back, since too few succeed.
-    fn held_back(&self, cluster: &Arc<Cluster>, now: Tick, journey: &mut Journey<'_>) -> Result<(), Failure> {
-        let rng = &mut *self.conn.worker.rng.borrow_mut();
-        decide!(journey, |reasons| cluster.admit_by_success(self.matters, now, rng, reasons))
-            .map_err(|cause| Failure::local(cause).because(Arc::clone(&cluster.key.service)))
     }
 
     /// Whether the breaker of its route lets an attempt through.

@@ -259,13 +259,22 @@ pub(crate) async fn h2(
     let clock = &*worker.shared.clock;
     loop {
         let mut _pending = None;
-        let connection = match pool.share(clock.wall(), || dial(worker, to, pool)).await {
-            Ok(connection) => connection,
-            Err(failure) if failure.cause == Cause::MaxConnections => {
+        let connection = match pool.with_room(clock.wall()) {
+            Some(connection) => connection,
+            None => {
+                // Whoever waits for another one's connection waits as well as who makes it.
                 _pending = to.admit_pending().map_err(|cause| to.over_limit(cause))?;
-                pool.least_busy().ok_or(failure)?
+                match pool.share(clock.wall(), || dial(worker, to, pool)).await {
+                    Ok(connection) => {
+                        _pending = None;
+                        connection
+                    }
+                    Err(failure) if failure.cause == Cause::MaxConnections => {
+                        pool.least_busy().ok_or(failure)?
+                    }
+                    Err(failure) => return Err(failure),
+                }
             }
-            Err(failure) => return Err(failure),
         };
         let reused = connection.is_reused();
         match connection.send(head, end, clock).await {
@@ -329,7 +338,6 @@ async fn dial(
     to: &Destination<'_>,
     pool: &Rc<EndpointPool>,
 ) -> Result<Rc<H2Connection>, Failure> {
-    let _pending = to.admit_pending().map_err(|cause| to.over_limit(cause))?;
     let permit = match to.admit_connection() {
         Err(_) if pool.open() == 0 => None,
         admitted => admitted.map_err(|_| {

@@ -260,7 +260,8 @@ impl EndpointPool {
             .cloned()
     }
 
-    fn with_room(&self, wall: Duration) -> Option<Rc<H2Connection>> {
+    /// A shared connection that takes another stream.
+    pub(crate) fn with_room(&self, wall: Duration) -> Option<Rc<H2Connection>> {
         let shared = self.shared.borrow();
         shared
             .iter()

@@ -16,15 +16,15 @@ record! {
         pub mode: Option<BreakerMode>,
         /// The calls that are looked at; those of the last ten seconds when absent.
         pub window: Option<Spanned<BreakerWindow>>,
-        /// Below this number of calls nothing is decided; 20 when absent.
-        pub minimum_calls: Option<u32> as "minimumCalls" [1..=1_000_000],
+        /// Below this number of calls nothing is decided; 20 when absent, or as many as `window.calls` if those are fewer.
+        pub minimum_calls: Option<Spanned<u32>> as "minimumCalls" [1..=1_000_000],
         /// Percent of calls that fail; 50 when absent.
         pub failure_percent: Option<u32> as "failurePercent" [1..=100],
         /// Calls that take too long.
         pub slow_calls: Option<SlowCalls> as "slowCalls",
-        /// How long nothing is called, the first time; 5 s when absent. It doubles as long as trials fail.
+        /// How long nothing is called, the first time; 5 s when absent, or `maxOpenTime` if that is less. It doubles as long as trials fail.
         pub open_time: Option<GatewayDuration> as "openTime",
-        /// The longest time; 60 s when absent.
+        /// The longest time; 60 s when absent, or `openTime` if that is more.
         pub max_open_time: Option<GatewayDuration> as "maxOpenTime",
         /// How many calls are tried then; 5 when absent.
         pub trials: Option<u32> [1..=1_000],
@@ -94,15 +94,33 @@ pub(super) fn validate(breaker: &Spanned<CircuitBreaker>, targets: &[Spanned<Pol
             cx.error(window.span, codes::CONFLICTING_FIELDS, message).help = Some(help.to_owned());
         }
     }
+    validate_minimum(breaker, cx);
     let (open, longest) = (breaker.open_time, breaker.max_open_time);
-    if open.is_some_and(GatewayDuration::is_zero) {
-        let message = "`circuitBreaker.openTime` is 0s: it would never be open";
+    let is_zero = |time: Option<GatewayDuration>| time.is_some_and(GatewayDuration::is_zero);
+    if is_zero(open) || is_zero(longest) {
+        let which = if is_zero(open) { "openTime" } else { "maxOpenTime" };
+        let message = format!("`circuitBreaker.{which}` is 0s: it would never be open");
         cx.error(breaker.span, codes::CONFLICTING_FIELDS, message).help =
             Some("write a time longer than none, or `mode: Observe` to refuse nobody".to_owned());
     } else if let Some((open, longest)) = open.zip(longest).filter(|(open, longest)| open > longest) {
         let message = format!("`circuitBreaker.openTime` ({open}) is longer than `maxOpenTime` ({longest})");
         cx.error(breaker.span, codes::CONFLICTING_FIELDS, message).help =
             Some("write the shorter one as `openTime`".to_owned());
+    }
+}
+
+/// A window that never holds as many calls as are wanted decides nothing.
+fn validate_minimum(breaker: &CircuitBreaker, cx: &mut Cx) {
+    let calls = breaker.window.as_ref().and_then(|window| window.calls);
+    if let Some((minimum, calls)) = breaker.minimum_calls.as_ref().zip(calls)
+        && minimum.inner > calls
+    {
+        let message = format!(
+            "`circuitBreaker.minimumCalls` is {}; the window has the last {calls} calls: it would never open",
+            minimum.inner
+        );
+        cx.error(minimum.span, codes::CONFLICTING_FIELDS, message).help =
+            Some(format!("write at most {calls}, or more as `window.calls`"));
     }
 }
 
