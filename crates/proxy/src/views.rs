@@ -83,11 +83,14 @@ fn of_cluster(cluster: &Cluster, now: Tick) -> Option<v1::ServiceView> {
     let ejected: Vec<_> = ejected.take(ENDPOINTS).collect();
     // A session may lead beyond the part that this proxy calls.
     let called = set.all().iter().filter(|endpoint| endpoint.stats.is_called(CALLED, now));
-    (cluster.is_called(now) || !ejected.is_empty()).then(|| v1::ServiceView {
+    let called: Vec<_> = called.map(|endpoint| endpoint.fingerprint).take(CALLED_ENDPOINTS).collect();
+    // Whoever is content has a voice for as long as its opinion counts, and does not fall silent before those who accuse.
+    let speaks = cluster.is_called(now) || !called.is_empty() || !ejected.is_empty();
+    speaks.then(|| v1::ServiceView {
         service: cluster.key.service.to_string(),
         port: cluster.key.port.into(),
         ejected,
-        called: called.map(|endpoint| endpoint.fingerprint).take(CALLED_ENDPOINTS).collect(),
+        called,
     })
 }
 

@@ -305,7 +305,7 @@ pub(super) fn read(text: &str) -> Result<(String, Scenario), Wrong> {
         None => None,
     };
     let per_second = positive("arrivals.perSecond", file.arrivals.per_second)?;
-    let (loads, high) = (loads(&file.arrivals)?, high(&file)?);
+    let (loads, high) = (loads(&file.arrivals, file.duration.0)?, high(&file)?);
     let peak = loads.iter().fold(1.0_f64, |most, (_, times)| most.max(*times));
     let most = per_second
         * burst.as_ref().map_or(1.0, |burst| burst.times.max(1.0))
@@ -343,7 +343,7 @@ pub(super) fn read(text: &str) -> Result<(String, Scenario), Wrong> {
     Ok((file.name, scenario))
 }
 
-fn loads(said: &Coming) -> Result<Vec<(Duration, f64)>, Wrong> {
+fn loads(said: &Coming, duration: Duration) -> Result<Vec<(Duration, f64)>, Wrong> {
     let mut loads: Vec<(Duration, f64)> = Vec::new();
     for load in &said.loads {
         let Load { at, times } = &load.value;
@@ -353,6 +353,9 @@ fn loads(said: &Coming) -> Result<Vec<(Duration, f64)>, Wrong> {
         }
         if loads.last().is_some_and(|(before, _)| at.0 <= *before) {
             return wrong_at(load, "arrivals.loads: in the order of time");
+        }
+        if at.0 >= duration {
+            return wrong_at(load, "arrivals.loads.at: before the end, which is `duration`");
         }
         loads.push((at.0, *times));
     }

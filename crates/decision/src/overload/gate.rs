@@ -2,17 +2,33 @@
 //!
 //! One short lock: what it guards is asked twice for each request under a policy and never while anything is awaited. Who
 //! waits is called after it was let go.
+//!
+//! A place is for what the application works on. Whoever makes it wait for the rest of a request gives the place up after
+//! [`OWED`], and takes it again with that rest; what is open for [`LONG`] and many times what answers take is no answer that
+//! is late but a stream, and gives it up for good. Both when somebody else comes or goes, so that no request costs a timer.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use meshwork_base::{Rng, Tick};
 use parking_lot::Mutex;
+use smallvec::SmallVec;
 
 use super::{Called, Entry, GateView, Limiter, Overload, Priority, Shed};
 
 /// Called once with what becomes of somebody who waits, on whatever thread that turns out.
 pub(crate) type Call = Box<dyn FnOnce(Result<Pass, Shed>) + Send>;
+
+/// Whose caller still owes a part of it keeps its place for so long. Less would let a burst of bodies that follow their heads
+/// at once through, and bring all of them back.
+const OWED: Duration = Duration::from_secs(1);
+/// What is open for so long, and for [`TIMES`] the time without a queue, does not count any more.
+const LONG: Duration = Duration::from_secs(5);
+const TIMES: u32 = 100;
+/// The same while that time is not known: it may be long.
+const UNKNOWN: Duration = Duration::from_secs(60);
 
 /// See the module's text.
 #[derive(Default)]
@@ -25,13 +41,47 @@ struct State {
     config: Option<Arc<Overload>>,
     /// When something happened, the last time.
     now: Tick,
+    /// The places that are taken, each with when it may be given up.
+    places: BTreeSet<Place>,
+    /// Of the last place.
+    number: u64,
 }
+
+/// When a place may be given up, and a number that is its own.
+type Place = (Tick, u64);
 
 impl State {
     /// From now on what this policy says.
     fn follow(&mut self, config: &Arc<Overload>) {
         if !self.config.as_ref().is_some_and(|known| Arc::ptr_eq(known, config)) {
             self.config = Some(Arc::clone(config));
+        }
+    }
+
+    /// A place for what begins now.
+    fn place(&mut self, now: Tick) -> Place {
+        let long = match self.limiter.min_rtt() {
+            // Who says how much may be under way means whatever is, for however long.
+            _ if self.config.as_ref().is_some_and(|config| config.concurrency.is_fixed()) => Duration::MAX,
+            None => UNKNOWN,
+            Some(base) => LONG.max(base.saturating_mul(TIMES)),
+        };
+        self.place_until(now.after(long))
+    }
+
+    fn place_until(&mut self, due: Tick) -> Place {
+        self.number += 1;
+        let place = (due, self.number);
+        self.places.insert(place);
+        place
+    }
+
+    /// Those whose time is over give their places up. That says nothing of how long answers take.
+    fn clear(&mut self, called: &mut Called<Call>) {
+        let Some(config) = self.config.clone() else { return };
+        while self.places.first().is_some_and(|(due, _)| *due <= self.now) {
+            self.places.pop_first();
+            self.limiter.ended(&config, self.now, called);
         }
     }
 }
@@ -56,6 +106,9 @@ pub enum Entered {
 pub struct Pass {
     gate: Option<Arc<Gate>>,
     began: Tick,
+    place: Place,
+    /// Its caller owes a part of it.
+    owed: bool,
 }
 
 /// A request that waits. Dropping it gives its place in the line up.
@@ -79,17 +132,16 @@ impl Gate {
         call: impl FnOnce() -> C,
     ) -> Result<Entered, Shed> {
         let who = || -> Call { Box::new(call()) };
-        let entry = self.with(now, |state, called| {
+        self.with(now, |state, called| {
             state.follow(config);
-            state.limiter.enter(config, priority, now, who, called)
-        });
-        match entry {
-            Entry::Passed => Ok(Entered::Passed(self.pass(now))),
-            Entry::Waits(ticket) => {
-                Ok(Entered::Waits(Waiting { gate: Some(Arc::clone(self)), ticket, priority }))
+            match state.limiter.enter(config, priority, now, who, called) {
+                Entry::Passed => Ok(Entered::Passed(self.pass(state.place(now), now))),
+                Entry::Waits(ticket) => {
+                    Ok(Entered::Waits(Waiting { gate: Some(Arc::clone(self)), ticket, priority }))
+                }
+                Entry::Refused(shed) => Err(shed),
             }
-            Entry::Refused(shed) => Err(shed),
-        }
+        })
     }
 
     /// A request comes for which nobody waits: it goes on at once, or not at all.
@@ -102,11 +154,13 @@ impl Gate {
         priority: Priority,
         now: Tick,
     ) -> Result<Pass, Shed> {
-        let goes = self.with(now, |state, called| {
+        self.with(now, |state, called| {
             state.follow(config);
-            state.limiter.enter_at_once(config, priority, now, called)
-        });
-        if goes { Ok(self.pass(now)) } else { Err(Shed::Concurrency) }
+            match state.limiter.enter_at_once(config, priority, now, called) {
+                true => Ok(self.pass(state.place(now), now)),
+                false => Err(Shed::Concurrency),
+            }
+        })
     }
 
     /// How it is; nothing is known before the first request.
@@ -116,30 +170,40 @@ impl Gate {
         state.config.as_deref().map(|config| state.limiter.view(config)).unwrap_or_default()
     }
 
-    fn pass(self: &Arc<Self>, began: Tick) -> Pass {
-        Pass { gate: Some(Arc::clone(self)), began }
+    fn pass(self: &Arc<Self>, place: Place, began: Tick) -> Pass {
+        Pass { gate: Some(Arc::clone(self)), began, place, owed: false }
     }
 
     /// Does something under the lock, and calls those whom it concerns after it.
     fn with<T>(self: &Arc<Self>, now: Tick, act: impl FnOnce(&mut State, &mut Called<Call>) -> T) -> T {
         let mut called = Called::new();
-        let done = {
-            let mut state = self.0.lock();
-            // Workers look at the clock before they come here, and not in turn.
-            state.now = state.now.max(now);
-            act(&mut state, &mut called)
-        };
-        for (call, what) in called {
-            call(what.map(|()| self.pass(now)));
+        let mut state = self.0.lock();
+        // Workers look at the clock before they come here, and not in turn.
+        state.now = state.now.max(now);
+        state.clear(&mut called);
+        let done = act(&mut state, &mut called);
+        let told = called.into_iter().map(|(call, what)| (call, what.map(|()| state.place(now))));
+        let told: SmallVec<[_; 2]> = told.collect();
+        drop(state);
+        for (call, what) in told {
+            call(what.map(|place| self.pass(place, now)));
         }
         done
     }
 
-    fn end(self: &Arc<Self>, now: Tick, how: impl FnOnce(&mut Limiter<Call>, &Overload, &mut Called<Call>)) {
+    /// Who had this place has ended. It may have been given up before.
+    fn end(
+        self: &Arc<Self>,
+        place: Place,
+        now: Tick,
+        how: impl FnOnce(&mut Limiter<Call>, &Overload, &mut Called<Call>),
+    ) {
         self.with(now, |state, called| {
-            let State { limiter, config, .. } = state;
-            let config = config.as_deref().expect("whoever has a pass has entered by a policy");
-            how(limiter, config, called);
+            if state.places.remove(&place) {
+                let State { limiter, config, .. } = state;
+                let config = config.as_deref().expect("whoever has a pass has entered by a policy");
+                how(limiter, config, called);
+            }
         });
     }
 }
@@ -150,17 +214,52 @@ impl Pass {
         self.began = now;
     }
 
+    /// From now on its caller is waited for, who owes the rest of the request.
+    pub fn owes(&mut self, now: Tick) {
+        let Some(gate) = self.gate.as_ref().filter(|_| !std::mem::replace(&mut self.owed, true)) else {
+            return;
+        };
+        let (place, due) = (self.place, now.after(OWED));
+        let moved = gate.with(now, |state, _| {
+            (due < place.0 && state.places.remove(&place)).then(|| state.place_until(due))
+        });
+        self.place = moved.unwrap_or(place);
+    }
+
+    /// The rest has come: the application's time begins. Whoever had given its place up takes one all the same, and others wait
+    /// until there is one again.
+    pub fn has_paid(&mut self, now: Tick) {
+        let Some(gate) = self.gate.as_ref().filter(|_| std::mem::replace(&mut self.owed, false)) else {
+            return;
+        };
+        let place = self.place;
+        self.place = gate.with(now, |state, _| {
+            if !state.places.remove(&place) {
+                state.limiter.comes_back();
+            }
+            state.place(now)
+        });
+        self.began = now;
+    }
+
     /// The application has answered.
     pub fn answered(mut self, now: Tick, rng: &mut impl Rng) {
-        if let Some(gate) = self.gate.take() {
-            gate.end(now, |limiter, config, called| limiter.answered(config, self.began, now, rng, called));
+        // Whose request is not whole waits for its caller, as far as anybody knows.
+        if let Some(gate) = self.gate.take_if(|_| !self.owed) {
+            let how = |limiter: &mut Limiter<Call>, config: &Overload, called: &mut Called<Call>| {
+                limiter.answered(config, self.began, now, rng, called);
+            };
+            gate.end(self.place, now, how);
         }
     }
 
     /// It has not, and nobody waits for it any more.
     pub fn lost(mut self, now: Tick, rng: &mut impl Rng) {
-        if let Some(gate) = self.gate.take() {
-            gate.end(now, |limiter, config, called| limiter.lost(config, self.began, now, rng, called));
+        if let Some(gate) = self.gate.take_if(|_| !self.owed) {
+            let how = |limiter: &mut Limiter<Call>, config: &Overload, called: &mut Called<Call>| {
+                limiter.lost(config, self.began, now, rng, called);
+            };
+            gate.end(self.place, now, how);
         }
     }
 }
@@ -169,7 +268,7 @@ impl Drop for Pass {
     fn drop(&mut self) {
         if let Some(gate) = self.gate.take() {
             let now = gate.0.lock().now;
-            gate.end(now, |limiter, config, called| limiter.ended(config, now, called));
+            gate.end(self.place, now, |limiter, config, called| limiter.ended(config, now, called));
         }
     }
 }

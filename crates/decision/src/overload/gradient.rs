@@ -71,7 +71,7 @@ impl AdaptiveConcurrency {
         limit.clamp(min.into(), self.max_concurrency.max(min).into())
     }
 
-    fn is_fixed(&self) -> bool {
+    pub(super) fn is_fixed(&self) -> bool {
         self.max_concurrency <= self.min_concurrency
     }
 }

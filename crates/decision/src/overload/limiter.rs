@@ -163,6 +163,17 @@ impl<W> Limiter<W> {
         self.turn(config, now, called);
     }
 
+    /// Somebody who had ended counts again, whatever the limit.
+    pub(crate) fn comes_back(&mut self) {
+        self.in_flight += 1;
+        self.gradient.sees(self.in_flight, false);
+    }
+
+    /// The time that an answer takes without a queue, as far as it is known.
+    pub(crate) fn min_rtt(&self) -> Option<Duration> {
+        self.gradient.base()
+    }
+
     fn is_over(&mut self) {
         debug_assert!(self.in_flight > 0, "what ends has begun");
         self.in_flight = self.in_flight.saturating_sub(1);

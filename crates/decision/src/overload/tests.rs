@@ -526,6 +526,90 @@ fn who_waits_at_a_gate_is_called_with_its_pass_and_who_has_left_passes_it_on() {
     assert_eq!(gate.view().in_flight, 0, "a pass that is dropped is over");
 }
 
+/// A gate that knows that answers take 10 ms.
+fn learnt(config: &Arc<Overload>, rng: &mut SeededRng) -> Arc<Gate> {
+    let gate = Arc::new(Gate::default());
+    for answer in 0..200 {
+        let mut pass = gate.enter_at_once(config, Priority::Default, at(10 * answer)).expect("there is room");
+        pass.begins(at(10 * answer));
+        pass.answered(at(10 * (answer + 1)), rng);
+    }
+    assert_eq!(gate.view().min_rtt, Some(MS * 10));
+    gate
+}
+
+#[test]
+fn whose_caller_owes_a_part_of_it_gives_its_place_up_and_takes_it_again_with_the_rest() {
+    let (gate, config) = (Arc::new(Gate::default()), Arc::new(fixed(1, QUEUE)));
+    let comes = |now| gate.enter_at_once(&config, Priority::Default, at(now));
+    let mut slow = comes(0).expect("there is room");
+    slow.owes(at(10));
+    slow.owes(at(900));
+    assert_eq!(comes(1_009).err(), Some(Shed::Concurrency), "what follows at once is worth waiting for");
+    let quick = comes(1_010).expect("that something comes now and then is not enough");
+    slow.has_paid(at(1_020));
+    assert_eq!(gate.view().in_flight, 2, "the application has both");
+    quick.answered(at(1_030), &mut SeededRng::new(1));
+    assert_eq!(comes(1_031).err(), Some(Shed::Concurrency), "the other one is under way");
+    slow.owes(at(1_032));
+    drop(slow);
+    assert_eq!(gate.view().in_flight, 0, "nothing is counted twice");
+    let mut slow = comes(2_000).expect("there is room");
+    slow.owes(at(2_000));
+    let _next = comes(3_000).expect("it is given up again");
+    slow.answered(at(3_001), &mut SeededRng::new(1));
+    assert_eq!(gate.view().in_flight, 1, "who has given its place up takes nobody else's with it");
+}
+
+#[test]
+fn a_slow_caller_s_time_is_not_the_application_s() {
+    let config = Arc::new(Overload { concurrency: ADAPTIVE, ..fixed(1, QUEUE) });
+    let rng = &mut SeededRng::new(1);
+    let gate = learnt(&config, rng);
+    let limit = gate.view().limit;
+    for upload in 0..400 {
+        let begins = 10_000 + 20 * upload;
+        let mut pass = gate.enter_at_once(&config, Priority::Default, at(begins)).expect("there is room");
+        pass.owes(at(begins));
+        match upload % 3 {
+            0 => pass.answered(at(begins + 800), rng),
+            1 => pass.lost(at(begins + 800), rng),
+            _ => {
+                pass.has_paid(at(begins + 800));
+                pass.answered(at(begins + 810), rng);
+            }
+        }
+    }
+    let view = gate.view();
+    assert_eq!((view.min_rtt, view.limit >= limit), (Some(MS * 10), true), "{view:?}");
+}
+
+#[test]
+fn what_is_open_for_many_times_an_answer_is_a_stream_and_holds_no_place() {
+    let config = Arc::new(Overload { concurrency: ADAPTIVE, ..fixed(1, QUEUE) });
+    let rng = &mut SeededRng::new(1);
+    let gate = learnt(&config, rng);
+    let limit = gate.view().limit;
+    let comes = |now| gate.enter_at_once(&config, Priority::Default, at(now));
+    let streams: Vec<_> = (0..limit).map(|_| comes(10_000).expect("there is room")).collect();
+    assert_eq!(comes(14_999).err(), Some(Shed::Concurrency));
+    let one = comes(15_000).expect("they are none of those who are answered");
+    assert_eq!(gate.view().in_flight, 1);
+    streams.into_iter().for_each(|stream| stream.answered(at(60_000), rng));
+    let view = gate.view();
+    assert_eq!((view.min_rtt, view.limit, view.in_flight), (Some(MS * 10), limit, 0), "{view:?}");
+    drop(one);
+    assert_eq!(gate.view().in_flight, 0);
+}
+
+#[test]
+fn a_limit_that_was_said_counts_whatever_is_under_way() {
+    let (gate, config) = (Arc::new(Gate::default()), Arc::new(fixed(1, QUEUE)));
+    let _work = gate.enter_at_once(&config, Priority::Default, at(0)).expect("there is room");
+    let other = gate.enter_at_once(&config, Priority::Default, at(3_600_000));
+    assert_eq!(other.err(), Some(Shed::Concurrency), "it may take an hour");
+}
+
 #[test]
 fn who_does_not_wait_goes_on_at_once_or_not_at_all() {
     let (gate, config) = (Arc::new(Gate::default()), Arc::new(fixed(1, QUEUE)));

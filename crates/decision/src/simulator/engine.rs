@@ -200,9 +200,8 @@ impl<'s> Engine<'s> {
         let arrivals = &self.scenario.arrivals;
         let times = arrivals.burst.filter(|_| self.clients[client].bursting).map_or(1.0, |burst| burst.times);
         #[expect(clippy::cast_precision_loss, reason = "a count of proxies")]
-        let per_second = arrivals.per_second * times * arrivals.load(self.now.since(Tick::ZERO))
-            / self.scenario.clients as f64;
-        Duration::from_secs_f64(exponential(&mut self.world) / per_second)
+        let share = times / self.scenario.clients as f64;
+        arrivals.gap(self.now.since(Tick::ZERO), share, exponential(&mut self.world))
     }
 
     fn burst(&mut self, client: usize) {
@@ -485,6 +484,7 @@ impl<'s> Engine<'s> {
         if let (Leg::First, Some(hedging)) = (attempt.leg, &request.hedging) {
             hedging.hedge.first_took(waited, self.now);
         }
+        self.abandoned(instance_of(&attempt.endpoint), other);
     }
 
     fn failed(&mut self, id: usize, endpoint: u64, failure: AttemptFailure) {

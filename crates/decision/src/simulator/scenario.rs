@@ -54,6 +54,25 @@ impl Arrivals {
         let begun = self.loads.iter().take_while(|(at, _)| *at <= after);
         begun.last().map_or(1.0, |(_, times)| *times)
     }
+
+    /// The time to the next request, after so long, of somebody from whom this share of all comes; `drawn` has mean one. It
+    /// goes at the pace of each load that it comes to: what began when little came does not sleep through much.
+    #[must_use]
+    pub fn gap(&self, after: Duration, share: f64, drawn: f64) -> Duration {
+        let (mut at, mut left) = (after, drawn);
+        loop {
+            let per_second = self.per_second * share * self.load(at);
+            let whole = Duration::try_from_secs_f64(left / per_second).unwrap_or(Duration::MAX);
+            let next = self.loads.iter().map(|(next, _)| *next).find(|next| *next > at);
+            match next {
+                Some(next) if at.saturating_add(whole) > next => {
+                    left = (left - per_second * (next - at).as_secs_f64()).max(0.0);
+                    at = next;
+                }
+                _ => return (at - after).saturating_add(whole),
+            }
+        }
+    }
 }
 
 /// From time to time more comes.

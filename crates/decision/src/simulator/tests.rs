@@ -1,6 +1,8 @@
 use std::time::Duration;
 
 use super::*;
+use crate::hedge::{HedgeDelay, HedgePolicy};
+use crate::overload::{AdaptiveConcurrency, Queue};
 
 /// One proxy, one instance that works on one request at a time for 10 ms.
 fn small(per_second: f64) -> Scenario {
@@ -37,6 +39,36 @@ fn a_queue_behaves_as_theory_says() {
     });
     let mean = waits.sum::<f64>() / 40.0;
     assert!((mean - 0.005).abs() < 0.0005, "half of the work at half load: {mean}");
+}
+
+/// From little to much: the last request of the time of little does not come late into that of much.
+#[test]
+fn what_comes_follows_its_load_from_the_moment_on() {
+    let mut scenario = small(1_000.0);
+    scenario.duration = Duration::from_secs(4);
+    scenario.arrivals.loads = vec![(Duration::ZERO, 0.001), (Duration::from_secs(2), 1.0)];
+    for seed in 0..20 {
+        let came = run(&scenario, seed).requests;
+        assert!((1_800..2_300).contains(&came), "{came} of some 2,002, seed {seed}");
+    }
+}
+
+/// Whoever loses a race leaves the gate before its instance, also one that never answers.
+#[test]
+fn hedges_leave_gates_as_others_do() {
+    let mut scenario = small(60.0);
+    scenario.instances = vec![scenario.instances[0].clone(); 3];
+    scenario.instances.iter_mut().for_each(|instance| instance.spread = Spread::Exponential);
+    let delay = HedgeDelay::Fixed(Duration::from_millis(15));
+    scenario.policies.hedge = Some(HedgePolicy { delay, budget_percent: 50 });
+    scenario.policies.overload = Some((AdaptiveConcurrency::DEFAULT, Queue::DEFAULT));
+    let mut hangs = scenario.clone();
+    hangs.instances[0].phases = vec![Phase { at: Duration::from_secs(5), state: State::Hanging }];
+    for (scenario, seed) in [(&scenario, 1), (&scenario, 2), (&hangs, 1), (&hangs, 2)] {
+        let report = run(scenario, seed);
+        assert!(report.hedges > 20, "{report}");
+        assert_eq!(report.broken, None, "seed {seed}");
+    }
 }
 
 #[test]

@@ -3,6 +3,7 @@
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
+use meshwork_decision::Pass;
 use meshwork_http1::{Fields, RequestHead};
 
 use super::aside::Sending;
@@ -49,6 +50,8 @@ pub(crate) struct RequestBody<'c> {
     tee: Option<Box<Tee>>,
     /// The attempt that goes on has got it by another way, perhaps not yet all of it.
     aside: Option<Box<Sending>>,
+    /// The request counts among what the application works on; what its caller owes does not.
+    pub(super) pass: Option<Box<Pass>>,
     pub(crate) received: u64,
 }
 
@@ -70,6 +73,7 @@ impl<'c> RequestBody<'c> {
             keep: true,
             tee: None,
             aside: None,
+            pass: None,
             received: 0,
         }
     }
@@ -174,6 +178,9 @@ impl<'c> RequestBody<'c> {
                     }
                     self.ended = true;
                     self.trailers = trailers;
+                    if let Some(pass) = &mut self.pass {
+                        pass.has_paid(self.conn.worker.now());
+                    }
                 }
                 Poll::Pending => {
                     self.owed();
@@ -193,6 +200,9 @@ impl<'c> RequestBody<'c> {
 
     /// The caller is waited for.
     fn owed(&mut self) {
+        if let Some(pass) = &mut self.pass {
+            pass.owes(self.conn.worker.now());
+        }
         let entry = &self.conn.entry;
         let still_owed = entry.is_owing() && self.received < self.owed_from + OWED_BYTES;
         if self.timed && !still_owed {
@@ -221,6 +231,15 @@ impl<'c> RequestBody<'c> {
             self.sent = 0;
         }
         up.queue(data);
+    }
+}
+
+impl Drop for RequestBody<'_> {
+    fn drop(&mut self) {
+        if let Some(pass) = self.pass.take() {
+            let worker = &self.conn.worker;
+            pass.lost(worker.now(), &mut *worker.rng.borrow_mut());
+        }
     }
 }
 

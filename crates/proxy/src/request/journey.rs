@@ -365,9 +365,6 @@ impl<'c> Journey<'c> {
             self.in_flight = None;
             self.permit = None;
             self.kin = None;
-            if let Some(pass) = self.shape.as_mut().and_then(|shape| shape.pass.take()) {
-                pass.lost(worker.now(), &mut *worker.rng.borrow_mut());
-            }
             worker.log(self.record);
             series::of(self.conn, &self.called).observe(self.record);
             let class = worker.recorder.class(self.record);

@@ -166,19 +166,20 @@ async fn run(
     }
     let affinity = affinity::find(conn, &way, &target, session, head);
     let timeouts = target.timeouts();
-    conn.entry.be_patient(timeouts.stream_idle);
     let mut deadlines = deadline::begin(conn, &target, &timeouts, &mut head.fields, journey)?;
-    if let Some(gate) = overload::before(&target) {
-        Box::pin(overload::enter(conn, gate, head, down, journey, &mut deadlines)).await?;
-    }
     let mut body = RequestBody::new(head, conn);
+    if let Some(gate) = overload::before(&target) {
+        let pass = Box::pin(overload::enter(conn, gate, head, down, journey, &mut deadlines)).await?;
+        body.pass = Some(pass);
+    }
+    conn.entry.be_patient(timeouts.stream_idle);
     let mut attempts = Attempts::new(conn, target, affinity.as_deref(), head);
     attempts.announce(&mut head.fields, &deadlines, journey)?;
     let sent = outgoing.head(head);
     mirror::begin(conn, (&way, &target), (head, &sent), &deadlines, &mut body, journey);
     let exchange = attempts.run(&sent, down, &mut body, response, journey, &mut deadlines).await?;
     journey.enter(Phase::Response);
-    overload::answered(conn, &target, response, journey);
+    overload::answered(conn, &target, response, &mut body, journey.is_grpc());
     filters::response(&way, &target, response)
         .and_then(|()| kin::mark(conn, &head.fields, response, journey.is_grpc()))
         .and_then(|()| match &affinity {

@@ -14,6 +14,7 @@ use tokio::sync::oneshot;
 use tokio::time::sleep;
 
 use super::answer;
+use super::body::RequestBody;
 use super::deadline::Deadlines;
 use super::journey::Journey;
 use super::route::{self, Seen, Target};
@@ -65,7 +66,7 @@ pub(crate) async fn enter(
     down: &mut Down<'_>,
     journey: &mut Journey<'_>,
     deadlines: &mut Deadlines,
-) -> Result<(), Failure> {
+) -> Result<Box<Pass>, Failure> {
     journey.enter(Phase::Overload);
     let own = route::own_caller(conn);
     let priority = overload.priority(&Seen::with_caller(conn, head, own.as_ref()));
@@ -94,8 +95,7 @@ pub(crate) async fn enter(
         ))
     })?;
     pass.begins(conn.worker.now());
-    journey.shape().pass = Some(pass);
-    Ok(())
+    Ok(Box::new(pass))
 }
 
 async fn wait(
@@ -145,14 +145,14 @@ pub(crate) fn answered(
     conn: &Conn,
     target: &Target<'_>,
     response: &mut ResponseHead,
-    journey: &mut Journey<'_>,
+    body: &mut RequestBody<'_>,
+    is_grpc: bool,
 ) {
-    let is_grpc = journey.is_grpc();
     if matches!(target, Target::App { .. }) && (response.status == 503 || is_grpc) {
         response.fields.remove(LOCAL_OVERLOADED);
     }
-    if let Some(pass) = journey.shaped().and_then(|shape| shape.pass.take()) {
-        ended(&conn.worker, pass, response, is_grpc);
+    if let Some(pass) = body.pass.take() {
+        ended(&conn.worker, *pass, response, is_grpc);
     }
 }
 

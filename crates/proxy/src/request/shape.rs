@@ -8,7 +8,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
-use meshwork_decision::{Allowance, Cause, FaultInjection, Origin, Pass, RateLimit, RateSpec};
+use meshwork_decision::{Allowance, Cause, FaultInjection, Origin, RateLimit, RateSpec};
 use meshwork_http1::{FieldError, KnownName, RequestHead, ResponseHead};
 use meshwork_telemetry::Phase;
 use tokio::time::{Instant, Sleep, sleep, sleep_until};
@@ -31,8 +31,6 @@ pub(crate) struct Shape {
     /// What the caller is told of a limit.
     told: Option<(Arc<Origin>, RateSpec, Allowance)>,
     pace: Option<Pace>,
-    /// It counts among what the application works on.
-    pub(crate) pass: Option<Pass>,
 }
 
 /// A response that comes slowly.

@@ -86,5 +86,10 @@ fn who_was_called_is_told_with_what_is_told_anyway() {
     assert_eq!(told(&mut last, &snapshot, at(7)), Some((vec![1, 2, 3], vec![2])), "that is");
     calls(&snapshot, 4, well, at(70));
     assert_eq!(told(&mut last, &snapshot, at(70)), Some((vec![4], vec![])), "of the others it knows no more");
-    assert_eq!(told(&mut last, &snapshot, at(90)), Some((vec![], vec![])), "nobody calls it any more");
+    assert_eq!(
+        told(&mut last, &snapshot, at(90)),
+        Some((vec![4], vec![])),
+        "its opinion counts for a minute"
+    );
+    assert_eq!(told(&mut last, &snapshot, at(131)), Some((vec![], vec![])), "nobody calls it any more");
 }

@@ -18,7 +18,7 @@ const IN_FLIGHT: &str = "meshwork_overload_requests_in_flight";
 const QUEUED: &str = "meshwork_overload_requests_queued";
 
 /// `shop/reviews`, whose only endpoint is this application itself.
-fn alone_at(app: SocketAddr) -> [Change; 2] {
+pub(crate) fn alone_at(app: SocketAddr) -> [Change; 2] {
     let service = v1::Service {
         ports: vec![v1::ServicePort { name: "http".into(), port: 80, protocol: AppProtocol::Http1.into() }],
         hostnames: vec!["reviews".to_owned()],

@@ -1,6 +1,7 @@
 //! An application behind a proxy gets what it can work on; the rest waits or is sent away, by priority.
 
 mod callers;
+mod slow;
 #[path = "../support/mod.rs"]
 mod support;
 

@@ -96,7 +96,8 @@ fn what_is_wrong_about_overload_is_told_with_its_line() {
     for (said, says) in [
         ("highPercent: 101", "line 3: arrivals.highPercent: 1 to 100"),
         ("loads: [{at: 0s, times: 0}]", "line 3: arrivals.loads.times: above 0"),
-        ("loads: [{at: 1s, times: 1}, {at: 1s, times: 2}]", "line 3: arrivals.loads: in the order of time"),
+        ("loads: [{at: 1s, times: 1}]", "line 3: arrivals.loads.at: before the end"),
+        ("loads: [{at: 0s, times: 1}, {at: 0s, times: 2}]", "line 3: arrivals.loads: in the order of time"),
     ] {
         let Wrong(why) =
             read(&LEAST.replace("perSecond: 10", &format!("perSecond: 10, {said}"))).unwrap_err();

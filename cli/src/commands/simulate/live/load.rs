@@ -61,8 +61,7 @@ impl Callers<'_> {
     fn gap(&self, elapsed: Duration) -> Duration {
         let arrivals = &self.scenario.arrivals;
         let times = arrivals.burst.filter(|_| self.bursting.get()).map_or(1.0, |burst| burst.times);
-        let per_second = arrivals.per_second * times * arrivals.load(elapsed) / self.scenario.clients as f64;
-        Duration::from_secs_f64(self.drawn() / per_second)
+        arrivals.gap(elapsed, times / self.scenario.clients as f64, self.drawn())
     }
 
     /// Bursts begin and end.

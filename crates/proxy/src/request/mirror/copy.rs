@@ -152,6 +152,9 @@ impl Copy {
                 .unwrap_or(Err(Lost::TimedOut)),
         };
         let now = self.worker.now();
+        if let Some(pass) = carried.pass.take() {
+            pass.lost(now, &mut *self.worker.rng.borrow_mut());
+        }
         let took = carried.answered.unwrap_or(now).since(began);
         let answer = match &done {
             Ok(()) => Some(self.answer(&carried, took)),
@@ -287,6 +290,12 @@ impl Carried {
         exchange: &mut Exchange,
     ) -> Poll<Result<(), Lost>> {
         let sending = self.sending.poll(cx, exchange)?;
+        if let Some(pass) = &mut self.pass {
+            match self.sending.is_done() {
+                true => pass.has_paid(worker.now()),
+                false => pass.owes(worker.now()),
+            }
+        }
         while self.answered.is_none() {
             match exchange.poll_head(cx, &worker.shared.settings.limits, &mut self.response) {
                 Poll::Ready(Ok(())) if self.response.is_informational() => {}
