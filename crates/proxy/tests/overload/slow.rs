@@ -5,6 +5,7 @@ use std::time::Duration;
 use meshwork_decision::Change;
 use meshwork_messages::v1;
 use meshwork_messages::v1::overload::Queue;
+use meshwork_messages::v1::service_port::AppProtocol;
 use meshwork_proxy::Settings;
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpStream;
@@ -13,7 +14,7 @@ use tokio::time::{Instant, sleep, timeout};
 use crate::callers::alone_at;
 use crate::support::mesh::policy;
 use crate::support::{Harness, read_until, rule};
-use crate::{LINE, SERVICE, answered, app, call, one, overload};
+use crate::{LEARNS, LINE, SERVICE, answered, app, call, one, overload};
 
 const IN_FLIGHT: &str = "meshwork_overload_requests_in_flight";
 
@@ -72,4 +73,41 @@ async fn who_has_waited_at_the_gate_has_the_policy_s_patience_behind_it() {
         assert!(response.ends_with("stream_idle_timeout\n"), "{response}");
     }
     assert_eq!(*app.came.lock(), ["/first", "/second"]);
+}
+
+#[tokio::test]
+async fn copies_that_are_given_up_say_that_answers_take_long() {
+    let (main, copies) = (app(1_000_000, Duration::ZERO).await, app(0, Duration::ZERO).await);
+    let timeouts = Some(v1::Timeouts { stream_idle_ms: 200, ..Default::default() });
+    let traffic = v1::TrafficPolicy { timeouts, ..Default::default() };
+    let idle = policy("idle", "reviews", v1::policy::Spec::Traffic(traffic));
+    let mut gateway = Harness::start(Settings::default());
+    gateway.service("main", AppProtocol::Http1, &[main.address]).await;
+    gateway.change(alone_at(copies.address).into_iter().chain([overload(LEARNS, LINE), idle])).await;
+    let mut mirrored = rule(&[("main", 1)], vec![]);
+    mirrored.backends[0].mirrors = vec![v1::Mirror {
+        service: "shop/reviews".into(),
+        port: 80,
+        share: Some(v1::Share { numerator: 1, denominator: 1 }),
+        subset: String::new(),
+    }];
+    let address = gateway.route(vec![mirrored]).await;
+    let limit = || gateway.metric("meshwork_overload_concurrency_limit", &[SERVICE]);
+    let (began, enough) = (Instant::now(), Duration::from_millis(500));
+    let mut answers = 0;
+    // By then it knows how long an answer takes.
+    while answers < 60 || began.elapsed() < enough {
+        copies.lets.add_permits(1);
+        answered(call(address, "quick", ""), "HTTP/1.1 200").await;
+        answers += 1;
+        gateway.wait_metric(IN_FLIGHT, &[SERVICE], 0).await;
+    }
+    let before = limit();
+    while limit() >= before {
+        assert!(began.elapsed() < Duration::from_secs(10), "the limit is {before} still");
+        for call in (0..before).map(|_| call(address, "never", "")).collect::<Vec<_>>() {
+            answered(call, "HTTP/1.1 200").await;
+        }
+        gateway.wait_metric(IN_FLIGHT, &[SERVICE], 0).await;
+    }
 }
