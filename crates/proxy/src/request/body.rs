@@ -15,7 +15,7 @@ use crate::http::stream::{Frame, StreamError};
 use crate::upstream::Exchange;
 
 /// Of a body so much is kept for another attempt; a longer one is sent once.
-const REPLAY_BYTES: usize = 64 * 1024;
+const REPLAY_BYTES: u32 = 64 * 1024;
 
 /// The caller has the time of [`crate::connections::DownstreamTimeouts::body`] for each so many bytes: a drip of single
 /// ones does not count.
@@ -34,11 +34,11 @@ pub(crate) struct RequestBody<'c> {
     owed_from: u64,
     timed: bool,
     kept: Vec<Bytes>,
-    kept_bytes: usize,
+    kept_bytes: u32,
     /// More has been passed on than is kept.
     overflowed: bool,
     /// How many kept chunks the present attempt has got.
-    sent: usize,
+    sent: u32,
     /// It has come to its end, perhaps with these.
     ended: bool,
     trailers: Option<Box<Fields>>,
@@ -137,7 +137,7 @@ impl<'c> RequestBody<'c> {
         if self.overflowed {
             return self.received;
         }
-        self.kept[..self.sent].iter().map(|chunk| chunk.len() as u64).sum()
+        self.kept[..self.sent as usize].iter().map(|chunk| chunk.len() as u64).sum()
     }
 
     /// Moves what there is and what there is room for, then writes it out. Never completes: bodies end when the
@@ -156,7 +156,7 @@ impl<'c> RequestBody<'c> {
                 self.not_owed();
                 return Ok(());
             }
-            if let Some(chunk) = self.kept.get(self.sent) {
+            if let Some(chunk) = self.kept.get(self.sent as usize) {
                 up.queue(chunk.clone());
                 self.sent += 1;
                 continue;
@@ -221,10 +221,16 @@ impl<'c> RequestBody<'c> {
         if let Some(tee) = &mut self.tee {
             tee.data(&data);
         }
-        if self.keep && !self.overflowed && self.kept_bytes + data.len() <= REPLAY_BYTES {
-            self.kept_bytes += data.len();
+        let more = u32::try_from(data.len()).unwrap_or(u32::MAX);
+        let bytes = self.kept_bytes.saturating_add(more);
+        if self.keep && !self.overflowed && bytes <= REPLAY_BYTES {
+            self.kept_bytes = bytes;
             self.kept.push(data.clone());
-            self.sent = self.kept.len();
+            debug_assert!(
+                self.sent as usize + 1 == self.kept.len(),
+                "what comes is read when all that was kept is sent"
+            );
+            self.sent += 1;
         } else {
             self.overflowed = true;
             self.kept = Vec::new();
