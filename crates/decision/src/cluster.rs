@@ -658,6 +658,16 @@ impl Cluster {
         self.shared.usage.refused(what)
     }
 
+    /// The service's limit as people are told of it. A default shows once somebody has met it; where endpoints have a
+    /// limit of their own, that is the one that was met.
+    #[must_use]
+    pub fn told_limit(&self, what: Limited) -> Option<u32> {
+        let of_endpoints =
+            what == Limited::Pending && self.limits.max_pending_requests_per_endpoint.is_some();
+        let default = || self.limits.in_force(what).filter(|_| self.refused(what) > 0 && !of_endpoints);
+        self.limits.of(what).or_else(default)
+    }
+
     /// How much is under way.
     #[must_use]
     pub fn in_use(&self, what: Limited) -> u32 {

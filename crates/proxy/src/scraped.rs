@@ -76,8 +76,7 @@ fn of_cluster(cluster: &Cluster, now: Tick, samples: &mut Samples) {
     for what in Limited::ALL {
         let limit = what.as_str();
         let (is_said, refused) = (cluster.limits.of(what).is_some(), cluster.refused(what));
-        // A default shows once somebody has met it.
-        if let Some(allowed) = cluster.limits.in_force(what).filter(|_| is_said || refused > 0) {
+        if let Some(allowed) = cluster.told_limit(what) {
             let headroom = allowed.saturating_sub(cluster.in_use(what));
             samples.tell(&inventory::LIMIT_HEADROOM, &[service, port, limit], headroom.into());
         }

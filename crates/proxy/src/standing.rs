@@ -152,13 +152,10 @@ fn breaker(view: &BreakerView, now: Tick) -> v1::BreakerStanding {
 }
 
 fn limit(cluster: &Cluster, what: Limited) -> Option<v1::LimitStanding> {
-    // A default shows once somebody has met it.
-    let is_told = cluster.limits.of(what).is_some() || cluster.refused(what) > 0;
-    let allowed = cluster.limits.in_force(what).filter(|_| is_told)?;
     Some(v1::LimitStanding {
         limit: what.as_str().to_owned(),
         in_use: cluster.in_use(what),
-        allowed,
+        allowed: cluster.told_limit(what)?,
         rejected: cluster.refused(what),
     })
 }

@@ -237,6 +237,8 @@ fn who_is_waited_for_by_as_many_as_may_is_passed_by_while_another_is_not() {
     assert!(met(100) > 0, "where all are, a connection may be free even so");
     assert_eq!(cluster.refused(Limited::Pending), 0);
     assert_eq!(cluster.admit_pending(&one).unwrap_err(), Cause::MaxPendingRequests);
+    let told = (cluster.refused(Limited::Pending), cluster.told_limit(Limited::Pending));
+    assert_eq!(told, (1, None), "the default was not what it met");
     drop(waits);
     assert_eq!(met(100), 100);
 }

@@ -188,11 +188,10 @@ async fn a_copy_goes_where_there_is_room_and_waits_for_none() {
     assert_eq!(*copies.came.lock(), ["/a", "/c"]);
 }
 
-/// A gateway before the service at `app`, with the policy's defaults.
-async fn gateway_before(app: SocketAddr) -> (Harness, SocketAddr) {
+/// A gateway before the service at `app`, which has no sidecar, with these policies.
+pub(crate) async fn gateway_before(app: SocketAddr, policies: Vec<Change>) -> (Harness, SocketAddr) {
     let mut gateway = Harness::start(Settings::default());
-    let [service, endpoints] = alone_at(app);
-    gateway.change([service, endpoints, overload(LEARNS, LINE)]).await;
+    gateway.change(alone_at(app).into_iter().chain(policies)).await;
     let mut to_reviews = rule(&[("reviews", 1)], vec![]);
     to_reviews.backends[0].service = "shop/reviews".into();
     let address = gateway.route(vec![to_reviews]).await;
@@ -203,7 +202,11 @@ async fn gateway_before(app: SocketAddr) -> (Harness, SocketAddr) {
 #[tokio::test]
 async fn two_callers_that_know_nothing_of_each_other_leave_a_service_what_it_can_do() {
     let app = app(4, Duration::from_millis(40)).await;
-    let ((_a, a), (_b, b)) = tokio::join!(gateway_before(app.address), gateway_before(app.address));
+    let with_defaults = || vec![overload(LEARNS, LINE)];
+    let ((_a, a), (_b, b)) = tokio::join!(
+        gateway_before(app.address, with_defaults()),
+        gateway_before(app.address, with_defaults())
+    );
     let second = Duration::from_secs(1);
     tokio::join!(load(a, 25, second, 10), load(b, 25, second, 10));
     let both = tokio::join!(load(a, 150, 4 * second, 10), load(b, 150, 4 * second, 10));

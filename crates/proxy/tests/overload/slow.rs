@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use meshwork_decision::Change;
 use meshwork_messages::v1;
 use meshwork_messages::v1::overload::Queue;
 use meshwork_messages::v1::service_port::AppProtocol;
@@ -11,27 +10,18 @@ use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep, timeout};
 
-use crate::callers::alone_at;
+use crate::callers::{alone_at, gateway_before};
 use crate::support::mesh::policy;
 use crate::support::{Harness, read_until, rule};
 use crate::{LEARNS, LINE, SERVICE, answered, app, call, one, overload};
 
 const IN_FLIGHT: &str = "meshwork_overload_requests_in_flight";
 
-async fn before(app: std::net::SocketAddr, policies: Vec<Change>) -> (Harness, std::net::SocketAddr) {
-    let mut gateway = Harness::start(Settings::default());
-    gateway.change(alone_at(app).into_iter().chain(policies)).await;
-    let mut to_reviews = rule(&[("reviews", 1)], vec![]);
-    to_reviews.backends[0].service = "shop/reviews".into();
-    let address = gateway.route(vec![to_reviews]).await;
-    (gateway, address)
-}
-
 #[tokio::test]
 async fn who_owes_the_rest_of_a_body_keeps_nobody_away_and_counts_when_it_has_come() {
     let app = app(0, Duration::ZERO).await;
     let (gateway, address) =
-        before(app.address, vec![overload(one(), Queue { max_requests: 0, ..LINE })]).await;
+        gateway_before(app.address, vec![overload(one(), Queue { max_requests: 0, ..LINE })]).await;
     let mut slow = TcpStream::connect(address).await.expect("it listens");
     let head = "POST /slow HTTP/1.1\r\nHost: reviews\r\nContent-Length: 4\r\nConnection: close\r\n\r\n";
     slow.write_all(head.as_bytes()).await.expect("it is open");
@@ -64,7 +54,7 @@ async fn who_has_waited_at_the_gate_has_the_policy_s_patience_behind_it() {
     let traffic = v1::TrafficPolicy { timeouts, ..Default::default() };
     let idle = policy("idle", "reviews", v1::policy::Spec::Traffic(traffic));
     let guarded = overload(one(), Queue { max_wait_ms: 60_000, target_ms: Some(60_000), ..LINE });
-    let (gateway, address) = before(app.address, vec![guarded, idle]).await;
+    let (gateway, address) = gateway_before(app.address, vec![guarded, idle]).await;
     let first = call(address, "first", "");
     gateway.wait_metric(IN_FLIGHT, &[SERVICE], 1).await;
     let second = call(address, "second", "");
