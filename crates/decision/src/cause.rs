@@ -169,7 +169,7 @@ causes! {
     MaxRetries, "max_retries", UpstreamOverflow, Some(503);
     /// All attempts that the policy allows have failed.
     RetriesExhausted, "retries_exhausted", UpstreamRetryLimitExceeded, Some(503);
-    /// The retry budget is spent.
+    /// The retry budget is spent, or has no more retries since they do not help.
     RetryBudget, "retry_budget", UpstreamRetryLimitExceeded, Some(503);
     /// The request's time is over.
     RequestTimeout, "request_timeout", UpstreamRequestTimeout, Some(504);

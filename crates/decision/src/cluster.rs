@@ -27,7 +27,7 @@ use crate::policy::RequestPolicy;
 use crate::preference::Preference;
 use crate::proxy_protocol::ProxyVersion;
 use crate::reasons::{NoReasons, Outcome, Phase, Reason, Reasons};
-use crate::retry::{BudgetWindow, RetryBudget};
+use crate::retry::Budget;
 use crate::subset::Subset;
 
 /// How often a call may lose its endpoint's trial to another one before it is refused.
@@ -203,7 +203,7 @@ pub(crate) struct ClusterShared {
     /// Where round robin stands, for all workers together.
     pub(crate) cursor: AtomicUsize,
     pub(crate) usage: Usage,
-    pub(crate) budget: BudgetWindow,
+    pub(crate) budget: Budget,
     hedges: OnceLock<Box<Hedges>>,
     /// Made when a policy wants one.
     pub(crate) gate: OnceLock<Arc<Gate>>,
@@ -611,12 +611,6 @@ impl Cluster {
         self.shared.budget.request(now);
     }
 
-    /// Takes one repetition that no policy asks for from the default budget, if it has one left.
-    #[must_use]
-    pub fn may_repeat(&self, now: Tick) -> bool {
-        self.shared.budget.retry(RetryBudget::DEFAULT, now)
-    }
-
     /// Counts something that begins, within the service's limits.
     ///
     /// # Errors
@@ -680,6 +674,7 @@ impl Cluster {
         endpoint.stats.load.record(answer, now);
         if answer.outcome == AttemptOutcome::Success {
             self.shared.fastest.answered(answer.took, now);
+            self.shared.budget.succeeded();
         }
         if let Some(policy) = &self.admission {
             self.shared.admissions.ended(policy, answer.outcome, now);

@@ -10,7 +10,7 @@
 //! hedged once at most, in its first attempt.
 //!
 //! *Whether.* Hedges have a budget of their own, in percent of requests, and take from the budget of retries besides, so
-//! that both together stay within that one. And only while nothing says that there is too much already: not with an open or
+//! that both together stay within that one; where neither helps there are few of both. And only while nothing says that there is too much already: not with an open or
 //! trying circuit breaker, not at a limit, not to an endpoint that is ejected or wants to be left alone. One that is not made
 //! was refused nothing: no limit and no breaker counts it.
 
@@ -29,7 +29,7 @@ use crate::endpoint::Endpoint;
 use crate::limits::{Limited, Permit};
 use crate::outlier::Picked;
 use crate::reasons::{NoReasons, Outcome, Phase, Reason, Reasons};
-use crate::retry::{BudgetWindow, RetryBudget};
+use crate::retry::{BudgetWindow, Refused, RetryBudget};
 
 use latencies::Latencies;
 
@@ -98,6 +98,8 @@ pub enum NoHedge {
     NoOther,
     /// As many as may be were hedged, or repeated.
     Budget,
+    /// Second attempts and retries of late did not help.
+    InVain,
 }
 
 impl NoHedge {
@@ -112,6 +114,7 @@ impl NoHedge {
             Self::Limit => "as much as a limit allows is under way",
             Self::NoOther => "no other endpoint is well",
             Self::Budget => "the budget is spent",
+            Self::InVain => "retries and second attempts of late did not help",
         }
     }
 }
@@ -247,11 +250,18 @@ impl Hedge {
         let by_route = route.map(|route| route.try_call(now, &mut NoReasons)).transpose();
         let by_route = by_route.map_err(|_| NoHedge::Breaker)?.flatten();
         let hedges = cluster.shared.hedges();
-        if !cluster.shared.budget.hedge(&hedges.begun, self.policy.budget_percent, retries, now) {
-            return Err(NoHedge::Budget);
-        }
+        let taken = cluster.shared.budget.hedge(&hedges.begun, self.policy.budget_percent, retries, now);
+        taken.map_err(|refused| match refused {
+            Refused::Spent => NoHedge::Budget,
+            Refused::InVain => NoHedge::InVain,
+        })?;
         let ticket = own.or(ticket);
         Ok(Hedged { endpoint, ticket, by_route, permits: (repeated, request) })
+    }
+
+    /// The second attempt has ended, and was not given up: the budget learns whether it helped.
+    pub fn second_ended(&self, well: bool) {
+        self.cluster.shared.budget.ended(well);
     }
 
     /// The first attempt has answered after this time, or was given up after it for the second one's sake.

@@ -10,6 +10,7 @@ use crate::health_check::{Checked, HealthCheck};
 use crate::outlier::OutlierDetection;
 use crate::overload::{GateView, Priority, Queue};
 use crate::retry::RetryBudget;
+use crate::retry::worth::{ROW, SAVINGS, Standing};
 use crate::verdicts::Rules;
 
 /// Outlier detection leaves somebody, and ejects no more than it may.
@@ -165,6 +166,32 @@ pub fn retry_budget(budget: RetryBudget, requests: u64, retries: u64) -> Result<
         return Err(format!(
             "{retries} retries besides {requests} requests in ten seconds, {allowed} are allowed"
         ));
+    }
+    Ok(())
+}
+
+/// A row of retries in vain ends the belief in them, and no more is saved up for them than a row costs.
+///
+/// # Errors
+/// What is broken.
+pub(crate) fn worth_of_retries(standing: Standing) -> Result<(), String> {
+    let holds = match standing {
+        Standing::Helping { row } => row < ROW,
+        Standing::InVain { saved } => saved <= SAVINGS,
+    };
+    if holds { Ok(()) } else { Err(format!("{standing:?}, of a row of {ROW} and {SAVINGS} to be saved")) }
+}
+
+/// Since retries do not help, each was paid for: by attempts that ended well, and by others that were refused.
+///
+/// # Errors
+/// What is broken.
+#[cfg(test)]
+pub(crate) fn paid_retries(made: u32, succeeded: u32, refused: u32) -> Result<(), String> {
+    use crate::retry::worth::{PRICE, REFUSALS, SUCCESSES};
+
+    if made * PRICE > succeeded * (PRICE / SUCCESSES) + refused * (PRICE / REFUSALS) {
+        return Err(format!("{made} retries for {succeeded} successes and {refused} refusals"));
     }
     Ok(())
 }

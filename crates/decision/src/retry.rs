@@ -9,6 +9,7 @@
 //!
 //! *How often.* At most `attempts` after the first, within the request's deadline, within the service's budget over ten
 //! seconds and its limit of retries under way; budget and limit are process-wide, and there is no retry without a budget.
+//! Where retries do not help there are few of them, whatever the budget is: see the text of its module `worth`.
 //! A request that is itself a retry of the hop before (`nested`) is not repeated here, or attempts would multiply from hop
 //! to hop. What an answer says about it (`PushBack`) is respected: never, or not before so long.
 //!
@@ -20,9 +21,11 @@
 //!
 //! *Ties.* A deadline that ends exactly when the back-off would is over: nothing could be sent any more.
 
-use std::array;
+mod budget;
+pub(crate) mod worth;
+
+use std::mem;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use meshwork_base::{Rng, Tick};
@@ -33,6 +36,9 @@ use crate::cluster::Cluster;
 use crate::invariants;
 use crate::limits::{Limited, Permit};
 use crate::reasons::{Outcome, Phase, Reason, Reasons};
+
+pub use budget::RetryBudget;
+pub(crate) use budget::{Budget, BudgetWindow, Refused};
 
 /// When and how often an attempt is repeated. Values are as the user wrote them, defaults written out.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -86,28 +92,6 @@ impl RetryPolicy {
     }
 }
 
-/// Bounds retries by what goes on besides them.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct RetryBudget {
-    /// Percent of the requests of the last ten seconds.
-    pub percent: u32,
-    /// Retries per second of the window that are allowed in any case.
-    pub min_per_second: u32,
-}
-
-impl RetryBudget {
-    /// Where nobody says otherwise, and for what is repeated without a policy. Envoy's numbers; with the second every
-    /// service that gets less than 15 requests a second may have more than a fifth repeated.
-    pub const DEFAULT: Self = Self { percent: 20, min_per_second: 3 };
-
-    /// How many retries there may be in ten seconds with so many requests.
-    #[must_use]
-    pub fn allowed(self, requests: u64) -> u64 {
-        let share = requests.saturating_mul(self.percent.into()) / 100;
-        share.max(WINDOW as u64 * u64::from(self.min_per_second))
-    }
-}
-
 /// The longest that a request waits because an endpoint asked for it.
 pub const LONGEST_PUSH_BACK: Duration = Duration::from_secs(10);
 
@@ -118,86 +102,6 @@ pub enum PushBack {
     Never,
     /// Not before so long (`Retry-After`, `grpc-retry-pushback-ms`).
     After(Duration),
-}
-
-/// Seconds of a budget's window.
-const WINDOW: usize = 10;
-
-/// Requests and retries of the last ten seconds. Each second is one word, `second:24 requests:22 retries:18`, so that a
-/// count and the second it belongs to change together; counts stop at their ends rather than wrap.
-#[derive(Debug)]
-pub(crate) struct BudgetWindow([AtomicU64; WINDOW]);
-
-const REQUEST: u64 = 1 << 18;
-const RETRIES: u64 = REQUEST - 1;
-const REQUESTS: u64 = ((1 << 22) - 1) << 18;
-const SECOND_SHIFT: u32 = 40;
-
-impl Default for BudgetWindow {
-    fn default() -> Self {
-        Self(array::from_fn(|_| AtomicU64::new(0)))
-    }
-}
-
-impl BudgetWindow {
-    fn second(now: Tick) -> u64 {
-        // From 1, so that a word of zeros belongs to no second.
-        (now.as_nanos() / 1_000_000_000 + 1) & ((1 << 24) - 1)
-    }
-
-    fn add(&self, now: Tick, field: u64, unit: u64) {
-        let second = Self::second(now);
-        let slot = &self.0[usize::try_from(second).expect("24 bits") % WINDOW];
-        let step = |word: u64| {
-            let word = if word >> SECOND_SHIFT == second { word } else { second << SECOND_SHIFT };
-            Some(if word & field == field { word } else { word + unit })
-        };
-        // The closure always gives a value, so the update cannot fail.
-        let _ = slot.fetch_update(Ordering::Relaxed, Ordering::Relaxed, step);
-    }
-
-    /// Requests and retries in the window.
-    pub(crate) fn sums(&self, now: Tick) -> (u64, u64) {
-        let second = Self::second(now);
-        self.0.iter().map(|slot| slot.load(Ordering::Relaxed)).fold((0, 0), |(requests, retries), word| {
-            let age = second.wrapping_sub(word >> SECOND_SHIFT);
-            if word == 0 || age >= WINDOW as u64 {
-                return (requests, retries);
-            }
-            (requests + ((word & REQUESTS) >> 18), retries + (word & RETRIES))
-        })
-    }
-
-    pub(crate) fn request(&self, now: Tick) {
-        self.add(now, REQUESTS, REQUEST);
-    }
-
-    /// Takes one retry from the budget, if there is one. Counting comes after looking, so workers that come together
-    /// may overdraw it by one each.
-    pub(crate) fn retry(&self, budget: RetryBudget, now: Tick) -> bool {
-        let (requests, retries) = self.sums(now);
-        if retries >= budget.allowed(requests) {
-            return false;
-        }
-        debug_assert_eq!(invariants::retry_budget(budget, requests, retries + 1), Ok(()));
-        self.add(now, RETRIES, 1);
-        true
-    }
-}
-
-impl BudgetWindow {
-    /// Takes a hedge from both budgets: that of hedges, of which `begun` counts so many, and that of retries.
-    pub(crate) fn hedge(&self, begun: &Self, percent: u32, retries: RetryBudget, now: Tick) -> bool {
-        let (requests, repeated) = self.sums(now);
-        let (_, hedged) = begun.sums(now);
-        if hedged >= requests.saturating_mul(percent.into()) / 100 || repeated >= retries.allowed(requests) {
-            return false;
-        }
-        debug_assert_eq!(invariants::retry_budget(retries, requests, repeated + 1), Ok(()));
-        self.add(now, RETRIES, 1);
-        begun.add(now, RETRIES, 1);
-        true
-    }
 }
 
 impl PushBack {
@@ -296,6 +200,8 @@ pub enum StopReason {
     Attempts,
     /// The budget is spent.
     Budget,
+    /// Retries of late did not help; the budget has few until one does.
+    InVain,
     /// Too many retries are under way.
     MaxRetries,
     /// Its time would be over before.
@@ -310,7 +216,7 @@ impl StopReason {
     pub const fn cause(self) -> Option<Cause> {
         match self {
             Self::Attempts => Some(Cause::RetriesExhausted),
-            Self::Budget => Some(Cause::RetryBudget),
+            Self::Budget | Self::InVain => Some(Cause::RetryBudget),
             Self::MaxRetries => Some(Cause::MaxRetries),
             Self::Deadline => Some(Cause::RequestTimeout),
             Self::NotCalledFor
@@ -327,6 +233,7 @@ impl StopReason {
         match self {
             Self::Attempts
             | Self::Budget
+            | Self::InVain
             | Self::MaxRetries
             | Self::Deadline
             | Self::Nested
@@ -335,7 +242,9 @@ impl StopReason {
         }
     }
 
-    const fn why(self) -> &'static str {
+    /// For people.
+    #[must_use]
+    pub const fn why(self) -> &'static str {
         match self {
             Self::NotCalledFor => "no retry policy names this failure",
             Self::NotRepeatable => "the request may have been processed and its method is not idempotent",
@@ -343,6 +252,7 @@ impl StopReason {
             Self::Nested => "the request is a retry of the hop before",
             Self::Attempts => "the policy's attempts are used up",
             Self::Budget => "the retry budget is spent",
+            Self::InVain => "retries of late did not help, so that there are few until one does",
             Self::MaxRetries => "as many retries as the limit allows are under way",
             Self::Deadline => "the request's time would be over before",
             Self::PushBack => "the endpoint asked not to be asked again, or not for long",
@@ -358,6 +268,17 @@ pub struct Retry {
     retries: u32,
     tried: SmallVec<[u64; 4]>,
     stale: SmallVec<[u64; 2]>,
+    /// The attempt under way was taken from the budget, which has not heard yet how it ended.
+    is_owed: bool,
+}
+
+impl From<Refused> for StopReason {
+    fn from(refused: Refused) -> Self {
+        match refused {
+            Refused::Spent => Self::Budget,
+            Refused::InVain => Self::InVain,
+        }
+    }
 }
 
 impl Retry {
@@ -372,7 +293,14 @@ impl Retry {
     #[must_use]
     pub fn of_counted(policy: Option<&Arc<RetryPolicy>>, cluster: &Arc<Cluster>) -> Self {
         let cluster = Arc::clone(cluster);
-        Self { policy: policy.cloned(), cluster, retries: 0, tried: SmallVec::new(), stale: SmallVec::new() }
+        Self {
+            policy: policy.cloned(),
+            cluster,
+            retries: 0,
+            tried: SmallVec::new(),
+            stale: SmallVec::new(),
+            is_owed: false,
+        }
     }
 
     /// Endpoints that have failed this request.
@@ -393,6 +321,21 @@ impl Retry {
         self.policy.as_ref().and_then(|p| p.per_try_timeout)
     }
 
+    /// Takes one repetition that no policy asks for from the default budget, if it has one left.
+    #[must_use]
+    pub fn may_repeat(&mut self, now: Tick) -> bool {
+        self.is_owed = self.cluster.shared.budget.retry(RetryBudget::DEFAULT, now).is_ok();
+        self.is_owed
+    }
+
+    /// An attempt has ended. If it was a repetition, the budget learns whether that helped: by [`Self::after`], where it
+    /// was a failure. What ends without a word on the service, as when the caller leaves, is not told.
+    pub fn ended(&mut self, well: bool) {
+        if mem::take(&mut self.is_owed) {
+            self.cluster.shared.budget.ended(well);
+        }
+    }
+
     /// Decides what follows a failure. `endpoint` is the id of the endpoint that failed, when one was picked.
     pub fn after(
         &mut self,
@@ -403,6 +346,12 @@ impl Retry {
         rng: &mut impl Rng,
         reasons: &mut impl Reasons,
     ) -> Decision {
+        // The same attempt on another connection has not ended.
+        let is_stale = failure == AttemptFailure::StaleConnection
+            && endpoint.is_some_and(|endpoint| !self.stale.contains(&endpoint));
+        if !is_stale {
+            self.ended(false);
+        }
         let decision = match self.decide(failure, endpoint, facts, now, rng) {
             Ok((after, permit)) => Decision::Again { after, permit },
             Err(stop) => Decision::Stop(stop),
@@ -463,9 +412,8 @@ impl Retry {
             return Err(StopReason::Deadline);
         }
         let permit = self.cluster.admit(Limited::Retry).map_err(|_| StopReason::MaxRetries)?;
-        if !self.cluster.shared.budget.retry(policy.budget, now) {
-            return Err(StopReason::Budget);
-        }
+        self.cluster.shared.budget.retry(policy.budget, now)?;
+        self.is_owed = true;
         self.retries += 1;
         self.tried.extend(endpoint);
         Ok((after, Some(permit)))

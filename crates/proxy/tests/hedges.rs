@@ -11,12 +11,13 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::{HeaderMap, Request, Response};
+use meshwork_base::ManualClock;
 use meshwork_decision::Change;
 use meshwork_messages::v1;
 use meshwork_messages::v1::hedge::Delay;
 use meshwork_messages::v1::service_port::AppProtocol;
 use meshwork_messages::v1::traffic_policy::Algorithm;
-use meshwork_proxy::{Settings, Side};
+use meshwork_proxy::{Mesh, Settings, Side};
 use support::h2::{collect, collect_body, fetch, get, h2_client, h2_upstream, h2_upstream_with};
 use support::mesh::{TestMesh, policy, service_at, serving};
 use support::{Harness, exchange, read_until};
@@ -341,6 +342,32 @@ async fn a_budget_bounds_it() {
     assert!(exchange(edge.address, GET).await.ends_with("\r\n\r\n0"));
     edge.counted("refused", 1).await;
     assert_eq!(pool.asked.load(Ordering::SeqCst), 1);
+}
+
+#[tokio::test]
+async fn where_second_attempts_do_not_help_there_are_no_more_of_them() {
+    let pair = |second| [Does::Late(150), second];
+    let script = [vec![Does::Fails; 4], vec![Does::Answers], vec![Does::Fails; 5]].concat();
+    let script = script.into_iter().flat_map(pair).chain([Does::Late(150)]);
+    let pool = pool_of(&script.collect::<Vec<_>>()).await;
+    let clock = ManualClock::new();
+    let settings = Settings { workers: 1, ..Settings::default() };
+    let mut harness = Harness::join(settings, Mesh::default(), Arc::new(clock.clone()), "gateway");
+    harness.service("web", AppProtocol::Http1, &pool.addresses).await;
+    let address = harness.route(vec![support::rule(&[("web", 1)], vec![])]).await;
+    harness.change([traffic(after(30))]).await;
+    let edge = Edge { harness, address };
+    for (number, (outcome, count)) in
+        (1..=4).map(|n| ("failed", n)).chain([("won", 1)]).chain((5..=9).map(|n| ("failed", n))).enumerate()
+    {
+        assert!(exchange(edge.address, GET).await.starts_with("HTTP/1.1 200"), "{number}");
+        edge.counted(outcome, count).await;
+        // An endpoint that failed has rested, and budgets are whole again.
+        clock.advance(Duration::from_secs(11));
+    }
+    assert!(exchange(edge.address, GET).await.starts_with("HTTP/1.1 200"));
+    edge.counted("refused", 1).await;
+    assert_eq!(pool.asked.load(Ordering::SeqCst), 21, "the five since one has won were in vain");
 }
 
 #[tokio::test]

@@ -182,7 +182,8 @@ async fn no_endpoint_is_asked_twice_while_there_is_another() {
         kept.push(up);
     }
     let (_harness, address) = gateway(AppProtocol::Http1, &addresses, retry(2)).await;
-    for round in 1..=5 {
+    // Two rounds: after five retries in vain there are no more.
+    for round in 1..=2 {
         assert!(exchange(address, GET).await.ends_with("busy"));
         let counts: Vec<_> = counts.iter().map(|count| count.load(Ordering::SeqCst)).collect();
         assert_eq!(counts, [round; 3], "each once for each request");
@@ -260,4 +261,70 @@ async fn a_grpc_status_that_comes_late_is_a_failure_all_the_same() {
     }
     assert_eq!((failed, asked.load(Ordering::SeqCst)), (3, 3), "no retry is possible, and three eject");
     harness.wait_metric("meshwork_endpoint_ejections_total", &["service=\"default/web\""], 1).await;
+}
+
+/// Treats one request after the other so, whoever sends it, and then again from the first on; `None`: it answers nothing.
+async fn in_turn(answers: &'static [Option<&'static [u8]>]) -> (Upstream, Arc<AtomicUsize>) {
+    let asked = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&asked);
+    let up = upstream(move |got| {
+        let answer = || answers[counted.fetch_add(1, Ordering::SeqCst) % answers.len()];
+        if is_head(got) { answer().map(<[u8]>::to_vec) } else { None }
+    })
+    .await;
+    (up, asked)
+}
+
+/// So many requests, one after the other: how each was answered.
+async fn statuses(address: SocketAddr, requests: usize) -> Vec<String> {
+    let mut statuses = Vec::new();
+    for _ in 0..requests {
+        let answer = exchange(address, GET).await;
+        statuses.push(answer.split(' ').nth(1).unwrap_or_default().to_owned());
+    }
+    statuses
+}
+
+const BUSY: &[u8] = b"HTTP/1.1 503 Busy\r\ncontent-length: 4\r\n\r\nbusy";
+
+#[tokio::test]
+async fn retries_in_vain_end_and_begin_again_when_one_helps() {
+    // Seven requests fail with five retries; then three are answered, which pays for the retry of the next.
+    let mut answers = vec![Some(BUSY); 12];
+    answers.extend([Some(OK), Some(OK), Some(OK), Some(BUSY), Some(OK), Some(BUSY), Some(OK)]);
+    let (up, asked) = in_turn(answers.leak()).await;
+    let (harness, address) = gateway(AppProtocol::Http1, &[up.address], retry(1)).await;
+    assert_eq!(statuses(address, 7).await, ["503"; 7]);
+    assert_eq!(asked.load(Ordering::SeqCst), 7 + 5, "five in a row say that it does not help");
+    let line = harness.lines(7).await.pop().unwrap();
+    for word in ["retry_budget", "\"URX\"", "retries of late did not help", "status 503"] {
+        assert!(line.contains(word), "{word}: {line}");
+    }
+    assert_eq!(statuses(address, 5).await, ["200"; 5]);
+    assert_eq!(asked.load(Ordering::SeqCst), 12 + 7);
+}
+
+#[tokio::test]
+async fn retries_that_help_one_request_after_the_other_go_on() {
+    let (up, _) = in_turn(&[Some(BUSY), Some(BUSY), Some(OK)]).await;
+    let (_harness, address) = gateway(AppProtocol::Http1, &[up.address], retry(2)).await;
+    assert_eq!(statuses(address, 12).await, ["200"; 12]);
+}
+
+#[tokio::test]
+async fn a_retry_that_takes_all_the_time_there_is_was_in_vain() {
+    let (up, asked) = in_turn(&[Some(BUSY), None]).await;
+    let timeouts = v1::Timeouts { request_ms: 300, ..Default::default() };
+    let policy = v1::TrafficPolicy { timeouts: Some(timeouts), ..retry(1) };
+    let (_harness, address) = gateway(AppProtocol::Http1, &[up.address], policy).await;
+    assert_eq!(statuses(address, 6).await, ["504", "504", "504", "504", "504", "503"]);
+    assert_eq!(asked.load(Ordering::SeqCst), 11);
+}
+
+#[tokio::test]
+async fn what_no_policy_asks_for_ends_too_where_it_does_not_help() {
+    let (up, asked) = in_turn(&[Some(b"")]).await;
+    let (_harness, address) = gateway(AppProtocol::Http1, &[up.address], v1::TrafficPolicy::default()).await;
+    assert_eq!(statuses(address, 8).await, ["503"; 8]);
+    assert_eq!(asked.load(Ordering::SeqCst), 8 + 5);
 }

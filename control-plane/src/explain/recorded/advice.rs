@@ -313,7 +313,7 @@ const fn rule(cause: Cause) -> (Field, &'static str) {
         ),
         Cause::RetryBudget => (
             Field::Retry,
-            "the budget of retries is spent: {service} fails for many callers; mend it before the budget is raised",
+            "the budget has no more retries, or few since they do not help ({detail}): {service} fails for many callers; mend it before the budget is raised",
         ),
         Cause::DeadlineExceeded => (
             Field::None,

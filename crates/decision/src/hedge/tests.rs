@@ -249,8 +249,24 @@ fn hedges_have_a_budget_and_share_that_of_retries() {
 
     let beside = cluster(2);
     let retries = RetryBudget { percent: 20, min_per_second: 0 };
-    assert_eq!((0..100).filter(|_| beside.shared.budget.retry(retries, at(0))).count(), 20);
+    assert_eq!((0..100).filter(|_| beside.shared.budget.retry(retries, at(0)).is_ok()).count(), 20);
     assert_eq!(admitted(&beside, &GET), Err(NoHedge::Budget), "what retries have spent is spent");
+}
+
+#[test]
+fn where_second_attempts_do_not_help_there_are_few_and_none_of_retries_either() {
+    let cluster = cluster(2);
+    let hedge = begin(&FIXED, &cluster, &GET).unwrap();
+    for _ in 0..5 {
+        drop(admit(&hedge, &GET).unwrap());
+        hedge.second_ended(false);
+    }
+    assert_eq!(admit(&hedge, &GET).err(), Some(NoHedge::InVain));
+    let retries = RetryBudget { percent: 20, min_per_second: 0 };
+    assert_eq!(cluster.shared.budget.retry(retries, at(0)), Err(Refused::InVain));
+    hedge.second_ended(true);
+    assert!(admit(&hedge, &GET).is_ok(), "one that wins brings them back");
+    assert_eq!(cluster.shared.budget.retry(retries, at(0)), Ok(()));
 }
 
 #[test]

@@ -3,8 +3,10 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::limits::Limits;
+use crate::load::Answer;
+use crate::outlier::AttemptOutcome;
 use crate::reasons::NoReasons;
-use crate::tests::{build, key, service, service_change};
+use crate::tests::{build, key, service, service_change, slice, wire_endpoint};
 
 fn policy() -> RetryPolicy {
     RetryPolicy {
@@ -23,7 +25,9 @@ fn policy() -> RetryPolicy {
 }
 
 fn cluster(max_retries: Option<u32>) -> Arc<Cluster> {
-    let snapshot = build(&mut crate::SnapshotBuilder::new(), [service_change(&service("ns/a", &[("", 80)]))]);
+    let endpoint = slice("ns/a-1", "ns/a", ("", 8080), vec![wire_endpoint("10.0.0.1")]);
+    let changes = [service_change(&service("ns/a", &[("", 80)])), endpoint];
+    let snapshot = build(&mut crate::SnapshotBuilder::new(), changes);
     let made = Arc::clone(snapshot.cluster(&key("ns/a", 80)).unwrap());
     drop(snapshot);
     let mut cluster = Arc::try_unwrap(made).expect("nobody else holds it");
@@ -181,7 +185,7 @@ fn a_deadline_ends_retries() {
     assert_eq!(after(far, AttemptFailure::Reset, &facts(1)), Err(StopReason::Deadline));
 }
 
-/// With every attempt failing, retries stay within the budget over any ten seconds, and grow with the traffic.
+/// Where retries help, they stay within the budget over any ten seconds, and grow with the traffic.
 #[test]
 fn a_failing_service_sees_no_more_retries_than_the_budget_allows() {
     let budget = RetryBudget { percent: 20, min_per_second: 1 };
@@ -193,19 +197,102 @@ fn a_failing_service_sees_no_more_retries_than_the_budget_allows() {
     for n in 0..10_000u64 {
         let now = Tick::from_nanos(n * 10_000_000);
         let mut retry = Retry::begin(Some(&policy), &cluster, now);
-        loop {
-            match retry.after(AttemptFailure::Reset, Some(1), &GET, now, &mut rng, &mut NoReasons) {
-                Decision::Again { .. } => retries += 1,
-                Decision::Stop(reason) => {
-                    budget_stops += u32::from(reason == StopReason::Budget);
-                    break;
-                }
-            }
+        match retry.after(AttemptFailure::Reset, Some(1), &GET, now, &mut rng, &mut NoReasons) {
+            Decision::Again { .. } => retries += 1,
+            Decision::Stop(reason) => budget_stops += u32::from(reason == StopReason::Budget),
         }
+        retry.ended(true);
     }
     assert!(budget_stops > 0);
     // 100 requests a second for 100 s: 20 % of them; one a second is less than that.
     assert!((1_900..=2_100).contains(&retries), "{retries}");
+}
+
+/// So many requests of which every attempt fails: how many retries there were, and why there was no other at last.
+fn all_fail(cluster: &Arc<Cluster>, policy: &Arc<RetryPolicy>, requests: u32) -> (u32, Option<StopReason>) {
+    let mut rng = SeededRng::new(1);
+    let mut last = None;
+    let retries = (0..requests).map(|_| {
+        let mut retry = Retry::begin(Some(policy), cluster, Tick::ZERO);
+        loop {
+            let failure = AttemptFailure::Status(503);
+            match retry.after(failure, Some(1), &GET, Tick::ZERO, &mut rng, &mut NoReasons) {
+                Decision::Again { .. } => {}
+                Decision::Stop(stop) => {
+                    last = Some(stop);
+                    return retry.retries();
+                }
+            }
+        }
+    });
+    (retries.sum(), last)
+}
+
+#[test]
+fn where_no_retry_helps_there_is_a_row_of_them_and_then_one_for_fifty_requests() {
+    let (cluster, policy) = (cluster(None), Arc::new(policy()));
+    let (retries, stop) = all_fail(&cluster, &policy, 1_000);
+    assert!((5 + 15..=5 + 20).contains(&retries), "{retries} for a thousand requests");
+    let stop = stop.unwrap();
+    assert_eq!((stop, stop.cause()), (StopReason::InVain, Some(Cause::RetryBudget)));
+    assert_ne!(stop.why(), StopReason::Budget.why(), "one is not the other");
+    assert!(stop.is_for_good(), "the hop before does not begin anew");
+}
+
+#[test]
+fn when_an_outage_ends_the_whole_budget_is_back_after_a_few_answers() {
+    let (cluster, policy) = (cluster(None), Arc::new(policy()));
+    all_fail(&cluster, &policy, 1_000);
+    let endpoint = Arc::clone(&cluster.endpoints().all()[0]);
+    let well = Answer::new(AttemptOutcome::Success, Duration::from_millis(1));
+    (0..3).for_each(|_| drop(cluster.record(&endpoint, &well, Tick::ZERO)));
+    let mut rng = SeededRng::new(1);
+    let mut fails = |retry: &mut Retry| {
+        let failure = AttemptFailure::Status(503);
+        matches!(
+            retry.after(failure, Some(1), &GET, Tick::ZERO, &mut rng, &mut NoReasons),
+            Decision::Again { .. }
+        )
+    };
+    let begin = || Retry::begin(Some(&policy), &cluster, Tick::ZERO);
+    let (mut first, mut beside) = (begin(), begin());
+    assert!(fails(&mut first), "three have paid for it");
+    assert!(!fails(&mut beside));
+    first.ended(true);
+    assert!((0..200).all(|_| fails(&mut begin())), "it has helped");
+}
+
+#[test]
+fn what_has_not_ended_says_nothing() {
+    let (cluster, policy) = (cluster(None), RetryPolicy { budget: RetryBudget::DEFAULT, ..policy() });
+    let mut rng = SeededRng::new(1);
+    let mut crowd: Vec<_> =
+        (0..300).map(|_| Retry::begin(Some(&Arc::new(policy.clone())), &cluster, Tick::ZERO)).collect();
+    let granted = crowd.iter_mut().take(100).filter_map(|retry| {
+        match retry.after(AttemptFailure::Reset, Some(1), &GET, Tick::ZERO, &mut rng, &mut NoReasons) {
+            Decision::Again { .. } => Some(()),
+            Decision::Stop(stop) => {
+                assert_eq!(stop, StopReason::Budget);
+                None
+            }
+        }
+    });
+    assert_eq!(granted.count(), 60, "a third of a crowd fails: a fifth of it is repeated at once");
+}
+
+#[test]
+fn an_attempt_goes_on_over_another_connection_and_only_its_end_counts() {
+    let (cluster, policy) = (cluster(None), Arc::new(RetryPolicy { attempts: 1, ..policy() }));
+    let mut rng = SeededRng::new(1);
+    for _ in 0..100 {
+        let mut retry = Retry::begin(Some(&policy), &cluster, Tick::ZERO);
+        for failure in [AttemptFailure::Status(503), AttemptFailure::StaleConnection] {
+            let decision = retry.after(failure, Some(1), &GET, Tick::ZERO, &mut rng, &mut NoReasons);
+            assert!(matches!(decision, Decision::Again { .. }), "{decision:?}");
+        }
+        retry.ended(true);
+        retry.ended(false);
+    }
 }
 
 #[test]
@@ -234,11 +321,27 @@ fn a_push_back_delays_the_retry_and_a_refusal_ends_it() {
 #[test]
 fn without_a_policy_too_there_is_a_budget() {
     let cluster = cluster(None);
-    let granted = (0..100).filter(|_| cluster.may_repeat(Tick::ZERO)).count();
+    let may = || Retry::of_counted(None, &cluster).may_repeat(Tick::ZERO);
+    let granted = (0..100).filter(|_| may()).count();
     assert_eq!(granted, 30, "three a second for ten seconds, with no requests at all");
     (0..1000).for_each(|_| cluster.count_request(Tick::ZERO));
-    let granted = (0..1000).filter(|_| cluster.may_repeat(Tick::ZERO)).count();
+    let granted = (0..1000).filter(|_| may()).count();
     assert_eq!(granted, 170, "a fifth of a thousand in all");
+}
+
+#[test]
+fn without_a_policy_too_repetitions_in_vain_end() {
+    let cluster = cluster(None);
+    (0..1000).for_each(|_| cluster.count_request(Tick::ZERO));
+    let fail = |_: &u32| {
+        let mut retry = Retry::of_counted(None, &cluster);
+        let may = retry.may_repeat(Tick::ZERO);
+        let rng = &mut SeededRng::new(1);
+        let stop = retry.after(AttemptFailure::Reset, Some(1), &GET, Tick::ZERO, rng, &mut NoReasons);
+        assert!(matches!(stop, Decision::Stop(StopReason::NotCalledFor)));
+        may
+    };
+    assert_eq!((0..50).filter(fail).count(), 5);
 }
 
 proptest! {
@@ -259,7 +362,7 @@ proptest! {
     fn the_window_counts_the_last_ten_seconds(
         steps in prop::collection::vec((0u64..3_000, any::<bool>()), 0..200),
     ) {
-        let window = BudgetWindow::default();
+        let window = Budget::default();
         let unlimited = RetryBudget { percent: 100, min_per_second: 1_000 };
         let mut now = Tick::ZERO;
         let mut events: Vec<(u64, bool)> = Vec::new();
@@ -267,7 +370,7 @@ proptest! {
             now = now.after(Duration::from_millis(ms));
             let second = now.as_nanos() / 1_000_000_000;
             if is_retry {
-                prop_assert!(window.retry(unlimited, now));
+                prop_assert_eq!(window.retry(unlimited, now), Ok(()));
             } else {
                 window.request(now);
             }
@@ -284,7 +387,7 @@ proptest! {
         min_per_second in 0u32..3,
         steps in prop::collection::vec((0u64..2_000, any::<bool>()), 0..200),
     ) {
-        let window = BudgetWindow::default();
+        let window = Budget::default();
         let budget = RetryBudget { percent, min_per_second };
         let mut now = Tick::ZERO;
         for (ms, is_retry) in steps {
@@ -294,7 +397,7 @@ proptest! {
                 continue;
             }
             let (requests, before) = window.sums(now);
-            let granted = window.retry(budget, now);
+            let granted = window.retry(budget, now).is_ok();
             prop_assert_eq!(granted, before < budget.allowed(requests));
             if granted {
                 let (requests, retries) = window.sums(now);

@@ -159,16 +159,15 @@ mod tests {
         Chain { depth, per_second: 100, duration: Duration::from_secs(60), retry, traced }
     }
 
-    /// With every endpoint failing the last of three services gets at most a fifth more than the first was asked.
+    /// With every endpoint failing the last service gets hardly more than the first was asked.
     #[test]
     fn retries_do_not_multiply_along_a_chain() {
         for depth in 1..=6 {
             for seed in 0..20 {
                 let reached = run_chain(&chain(depth, true), seed);
                 let last = *reached.at.last().unwrap();
-                // Back-offs carry a few beyond the end of the last window.
-                assert!(10 * (last - 5) <= 12 * reached.incoming, "depth {depth}, seed {seed}: {reached:?}");
-                assert!(100 * last >= 118 * reached.incoming, "the budget is used: {depth}, {reached:?}");
+                assert!(100 * last <= 103 * reached.incoming, "depth {depth}, seed {seed}: {reached:?}");
+                assert!(100 * last >= 102 * reached.incoming, "some are tried: {depth}, {reached:?}");
                 let before = &reached.at[..depth - 1];
                 assert!(
                     before.iter().all(|&at| at == reached.incoming),
@@ -178,12 +177,21 @@ mod tests {
         }
     }
 
-    /// What it is worth, and what an application that passes on no id costs.
+    /// Where no application passes on an id, and no hop knows of another: what each learns of its own retries is enough,
+    /// where little comes and where much does.
     #[test]
-    fn without_ids_every_hop_has_its_budget() {
-        let reached = run_chain(&chain(3, false), 1);
-        let last = *reached.at.last().unwrap();
-        assert!(100 * last >= 165 * reached.incoming, "1.2 × 1.2 × 1.2: {reached:?}");
-        assert!(100 * last <= 174 * reached.incoming, "and not more: {reached:?}");
+    fn without_ids_three_services_deep_the_last_gets_at_most_a_fifth_more_than_the_first() {
+        for (per_second, seconds) in [(1, 120), (5, 60), (100, 20), (2_000, 2)] {
+            for seed in 0..100 {
+                let rate = Chain { per_second, duration: Duration::from_secs(seconds), ..chain(3, false) };
+                let reached = run_chain(&rate, seed);
+                let last = *reached.at.last().unwrap();
+                assert!(10 * last <= 12 * reached.incoming, "{per_second}/s, seed {seed}: {reached:?}");
+                assert!(
+                    last > reached.incoming,
+                    "retries are tried: {per_second}/s, seed {seed}: {reached:?}"
+                );
+            }
+        }
     }
 }

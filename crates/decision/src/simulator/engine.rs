@@ -461,6 +461,7 @@ impl<'s> Engine<'s> {
             // The other one is waited for.
             None => {}
             Some(None) => {
+                self.requests.get_mut(id).retry.ended(true);
                 self.give_up_other(id, leg);
                 self.ended(id, true);
             }

@@ -63,6 +63,9 @@ impl Hedging {
     /// An attempt has ended; what became of the request by that, or nothing yet.
     pub(super) fn ended(&mut self, leg: Leg, end: End) -> Option<End> {
         let reply = if end.is_none() { Reply::Good } else { Reply::Bad };
+        if leg == Leg::Second {
+            self.hedge.second_ended(end.is_none());
+        }
         if leg == Leg::First {
             self.first_end = end;
         }

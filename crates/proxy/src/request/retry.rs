@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use meshwork_base::Clock;
 use meshwork_decision::{
-    AttemptFailure, Cause, Cluster, Decision, Endpoint, Limited, Permit, RequestFacts, RetryPolicy,
-    StopReason, is_idempotent,
+    AttemptFailure, AttemptOutcome, Cause, Cluster, Decision, Endpoint, Limited, Permit, RequestFacts,
+    RetryPolicy, StopReason, is_idempotent,
 };
 use meshwork_http1::{KnownName, ResponseHead};
 use smallvec::SmallVec;
@@ -93,6 +93,25 @@ impl<'a> Repeats<'a> {
     /// # Errors
     /// Nothing: it is final.
     pub(crate) fn after_failure(
+        &mut self,
+        failure: Failure,
+        head: &Head<'_>,
+        body: &RequestBody<'_>,
+        deadlines: &Deadlines,
+        endpoint: Option<u64>,
+        journey: &mut Journey<'_>,
+    ) -> Result<Again, Failure> {
+        let follows = self.follows(failure, head, body, deadlines, endpoint, journey);
+        // Its time may be over, and then no policy is asked.
+        if let (Err(failure), Some(state)) = (&follows, &mut self.state)
+            && answer::of_failure(failure, Duration::ZERO).is_some()
+        {
+            state.ended(false);
+        }
+        follows
+    }
+
+    fn follows(
         &mut self,
         failure: Failure,
         head: &Head<'_>,
@@ -194,7 +213,7 @@ impl<'a> Repeats<'a> {
     /// all; and where there is no policy, what may be done twice is, once, when its connection broke before an answer.
     fn may_go_elsewhere(
         &mut self,
-        cluster: &Cluster,
+        cluster: &Arc<Cluster>,
         policy: Option<&Arc<RetryPolicy>>,
         kind: AttemptFailure,
         facts: &RequestFacts,
@@ -202,24 +221,25 @@ impl<'a> Repeats<'a> {
         if !facts.replayable || facts.nested {
             return false;
         }
-        let (count, bound) = match kind {
+        match kind {
             AttemptFailure::Connect | AttemptFailure::Refused
                 if policy.is_none_or(|policy| policy.attempts > 0) =>
             {
-                (&mut self.unseen, UNSEEN_RETRIES)
+                let may = self.unseen < UNSEEN_RETRIES;
+                self.unseen += u32::from(may);
+                may
             }
+            // What perhaps began is work for somebody; what nobody has seen is none.
             AttemptFailure::Reset | AttemptFailure::StaleConnection
                 if policy.is_none() && facts.idempotent =>
             {
-                (&mut self.reset, RESET_RETRIES)
+                let now = self.conn.worker.now();
+                let may = self.reset < RESET_RETRIES && self.state(cluster, policy).may_repeat(now);
+                self.reset += u32::from(may);
+                may
             }
-            _ => return false,
-        };
-        // What perhaps began is work for somebody; what nobody has seen is none.
-        let costs = matches!(kind, AttemptFailure::Reset | AttemptFailure::StaleConnection);
-        let may = *count < bound && (!costs || cluster.may_repeat(self.conn.worker.now()));
-        *count += u32::from(may);
-        may
+            _ => false,
+        }
     }
 
     /// The inbound side does not retry: its caller does. A stale connection to the application is no attempt.
@@ -246,6 +266,9 @@ impl<'a> Repeats<'a> {
         let unseen = overload::was_sent_away(response, cluster, endpoint);
         let Some((policy, kind)) = policy.and_then(|policy| Some((policy, called_for(policy, response)?)))
         else {
+            if let Some(state) = &mut self.state {
+                state.ended(answer::outcome(response, journey.is_grpc()) == AttemptOutcome::Success);
+            }
             let facts = Self::facts(head, body, deadlines);
             return if unseen { self.beside(cluster, policy, endpoint, &facts) } else { None };
         };
@@ -261,7 +284,8 @@ impl<'a> Repeats<'a> {
                 }
                 // The response is the answer; that there was no other attempt, and why, goes into the record.
                 if let Some(cause) = cause_of(stop, deadlines) {
-                    journey.failed(&Failure::local(cause).because(format!("status {}", response.status)));
+                    let detail = detail(stop, format!("status {}", response.status));
+                    journey.failed(&Failure::local(cause).because(detail));
                 }
                 None
             }
@@ -272,7 +296,7 @@ impl<'a> Repeats<'a> {
     /// anybody else, and within the budget, since others may have as much to do.
     fn beside(
         &mut self,
-        cluster: &Cluster,
+        cluster: &Arc<Cluster>,
         policy: Option<&Arc<RetryPolicy>>,
         endpoint: Option<u64>,
         facts: &RequestFacts,
@@ -285,7 +309,7 @@ impl<'a> Repeats<'a> {
             && in_time
             && self.unseen == 0
             && cluster.endpoints().pickable().iter().any(is_other)
-            && cluster.may_repeat(now);
+            && self.state(cluster, policy).may_repeat(now);
         self.unseen += u32::from(may);
         may.then_some(Again::Elsewhere { after: Duration::ZERO, permit: None })
     }
@@ -352,11 +376,16 @@ fn cause_of(stop: StopReason, deadlines: &Deadlines) -> Option<Cause> {
     stop.cause().map(|cause| if stop == StopReason::Deadline { deadlines.cause() } else { cause })
 }
 
+/// What is said besides the cause, which a budget that is spent and one that holds back have in common.
+fn detail(stop: StopReason, of_attempt: String) -> String {
+    if stop == StopReason::InVain { format!("{}: {of_attempt}", stop.why()) } else { of_attempt }
+}
+
 /// The failure as it is reported when a bound of the retries stood in the way of another attempt.
 fn stopped(failure: Failure, stop: StopReason, deadlines: &Deadlines) -> Failure {
     let Some(cause) = cause_of(stop, deadlines) else { return failure };
-    let detail = failure.detail.as_deref().unwrap_or_default();
-    let detail = format!("{}: {detail}", failure.cause);
+    let of_attempt = failure.detail.as_deref().unwrap_or_default();
+    let detail = detail(stop, format!("{}: {of_attempt}", failure.cause));
     Failure { cause, ..failure }.because(detail)
 }
 

@@ -86,7 +86,10 @@ async fn reach(cx: &Carried<'_>, way: &Way<'_>, journey: &mut Journey) -> Result
         let outcome = once(cx, way, &endpoint, header.as_ref(), journey).await;
         observe(cx, way, &endpoint, (began, ticket, trial), outcome.as_ref().err());
         let failure = match outcome {
-            Ok((end, open)) => return Ok(Upstream { end, _permit: permit, _open: open }),
+            Ok((end, open)) => {
+                retry.ended(true);
+                return Ok(Upstream { end, _permit: permit, _open: open });
+            }
             Err(failure) if failure.retry == error::Retry::No => return Err(failure),
             Err(failure) => failure,
         };

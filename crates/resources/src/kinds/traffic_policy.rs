@@ -193,7 +193,9 @@ record! {
 }
 
 record! {
-    /// How many retries there may be in relation to requests: the larger of the two.
+    /// How many retries there may be in relation to requests: the larger of the two. As long as retries do not help, there
+    /// are few whatever it says: after five in a row that ended badly, one for three attempts that ended well and one for
+    /// fifty retries that were refused, until one helps.
     pub struct RetryBudget {
         /// Of the requests of the last ten seconds; 20 when absent.
         pub percent: Option<u32> [0..=100],

@@ -417,6 +417,7 @@ impl<'a> Second<'a> {
             }
         }
         self.worker.hedged(&self.cluster, "failed");
+        self.hedge.second_ended(false);
         let failed = match done {
             Ok(Answered { exchange, response, opened, .. }) => {
                 let born = exchange.born();
@@ -451,6 +452,7 @@ impl<'a> Second<'a> {
             Answered { exchange, sending, response: head, opened },
         ) = (*under, *answered);
         self.worker.hedged(&self.cluster, "won");
+        self.hedge.second_ended(true);
         *response = head;
         body.goes_on(sending);
         attempts.tried.push(hedged.endpoint.id);
