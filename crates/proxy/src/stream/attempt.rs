@@ -84,12 +84,9 @@ async fn reach(cx: &Carried<'_>, way: &Way<'_>, journey: &mut Journey) -> Result
             }
         };
         let outcome = once(cx, way, &endpoint, header.as_ref(), journey).await;
-        observe(cx, way, &endpoint, (began, ticket, trial), outcome.as_ref().err());
+        observe(cx, way, (&endpoint, &mut retry), (began, ticket, trial), outcome.as_ref().err());
         let failure = match outcome {
-            Ok((end, open)) => {
-                retry.ended(true);
-                return Ok(Upstream { end, _permit: permit, _open: open });
-            }
+            Ok((end, open)) => return Ok(Upstream { end, _permit: permit, _open: open }),
             Err(failure) if failure.retry == error::Retry::No => return Err(failure),
             Err(failure) => failure,
         };
@@ -197,11 +194,11 @@ async fn once(
     opened
 }
 
-/// Tells balancer, outlier detection and breaker: a connection is the one answer that an endpoint gives here.
+/// Tells balancer, outlier detection, breaker and budget: a connection is the one answer that an endpoint gives here.
 fn observe(
     cx: &Carried<'_>,
     way: &Way<'_>,
-    endpoint: &Arc<Endpoint>,
+    (endpoint, retry): (&Arc<Endpoint>, &mut Retry),
     (began, ticket, trial): (Tick, Option<Ticket>, Option<Trial>),
     failure: Option<&Failure>,
 ) {
@@ -210,6 +207,7 @@ fn observe(
         Some(Failure { fault: Fault::Upstream, .. }) => AttemptOutcome::Failure,
         Some(_) => return,
     };
+    retry.ended(failure.is_none());
     let worker = cx.worker;
     let now = worker.now();
     let answer = Answer::new(outcome, now.since(began));
