@@ -31,6 +31,8 @@ pub(crate) enum Payload {
     Bytes(usize),
     /// A few of a thousand bytes, and then nothing more.
     Stalled,
+    /// Nothing, and how many milliseconds there are for the answer.
+    Within(u32),
 }
 
 pub(crate) type Body = BoxBody<Bytes, Infallible>;
@@ -40,6 +42,9 @@ pub(crate) fn request(path: &str, id: &str, payload: Payload) -> Request<Body> {
     let (request, body) = match payload {
         Payload::Nothing => (request, Empty::new().boxed()),
         Payload::Bytes(count) => (request.method("POST"), Full::from(vec![b'b'; count]).boxed()),
+        Payload::Within(millis) => {
+            (request.header("x-envoy-expected-rq-timeout-ms", millis), Empty::new().boxed())
+        }
         Payload::Stalled => {
             let some = stream::iter([Ok(Frame::data(Bytes::from_static(b"some")))]);
             let body = BodyExt::boxed(StreamBody::new(some.chain(stream::pending())));
@@ -96,10 +101,15 @@ impl Client {
 
 /// How a response ends.
 pub(crate) async fn seen(response: hyper::Result<Response<Incoming>>) -> Sees {
-    let Ok(response) = response else { return Sees::Left };
+    seen_with_body(response).await.0
+}
+
+/// The same, and what it said.
+pub(crate) async fn seen_with_body(response: hyper::Result<Response<Incoming>>) -> (Sees, Bytes) {
+    let Ok(response) = response else { return (Sees::Left, Bytes::new()) };
     let status = response.status().as_u16();
     match response.into_body().collect().await {
-        Ok(_) => Sees::Status(status),
-        Err(_) => Sees::Cut,
+        Ok(body) => (Sees::Status(status), body.to_bytes()),
+        Err(_) => (Sees::Cut, Bytes::new()),
     }
 }

@@ -1,4 +1,4 @@
-//! How each fault is made: the endpoint, the policy, and what the client does.
+//! Injecting a fault, and what its client sees.
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -7,162 +7,12 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
-use crate::clients::{Client, Payload, Version, request, seen};
+use crate::clients::{Client, Payload, Version, request, seen, seen_with_body};
 use crate::rows::{LEAVING, Row, Sees};
-use crate::support::PATIENCE;
-use crate::upstreams::{Frame, Running, Step, Up};
-
-const OK: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
-const BUSY: &[u8] = b"HTTP/1.1 503 Busy\r\nContent-Length: 4\r\n\r\nbusy";
-const BEGIN: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n";
-const HALF: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nfifty bytes, or so";
-const CHUNK: &[u8] = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n";
-const ENDLESS: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 1000000000\r\n\r\n";
-const MUCH: &[u8] = &[b'm'; 65536];
-
-/// What the client does.
-#[derive(Clone, Copy)]
-pub(crate) enum Act {
-    Send(Payload),
-    /// So many requests fail before.
-    After(u32),
-    /// One request is under way.
-    Beside,
-    /// One request is under way, and one waits.
-    Behind,
-    /// It does not read what comes.
-    Deaf,
-    HalfHead,
-    Leave,
-}
-
-pub(crate) struct Setup {
-    pub(crate) up: Option<Up>,
-    /// So many alike.
-    pub(crate) instances: usize,
-    pub(crate) protocol: &'static str,
-    /// The policy's spec, one line.
-    pub(crate) policy: &'static str,
-    pub(crate) act: Act,
-}
-
-fn plain(steps: &'static [Step], policy: &'static str) -> Setup {
-    Setup {
-        up: Some(Up::Http1(steps)),
-        instances: 1,
-        protocol: "http",
-        policy,
-        act: Act::Send(Payload::Nothing),
-    }
-}
-
-fn acting(act: Act, steps: &'static [Step], policy: &'static str) -> Setup {
-    Setup { act, ..plain(steps, policy) }
-}
-
-fn streams(frames: &'static [Frame]) -> Setup {
-    Setup {
-        up: Some(Up::Http2(frames)),
-        instances: 1,
-        protocol: "kubernetes.io/h2c",
-        policy: "retry: {attempts: 0}",
-        act: Act::Send(Payload::Nothing),
-    }
-}
-
-/// A second attempt soon, and for every request.
-macro_rules! hedge {
-    () => {
-        "hedge: {delay: 50ms, budgetPercent: 100}\n  "
-    };
-}
-
-/// One request at once; how others wait follows.
-macro_rules! one {
-    () => {
-        "overload: {adaptiveConcurrency: {minConcurrency: 1, maxConcurrency: 1}, queue: "
-    };
-}
-
-const ONCE: &str = "retry: {attempts: 0}";
-
-/// How a row's fault is made.
-#[expect(clippy::too_many_lines, reason = "a table: one arm per row")]
-pub(crate) fn setup(name: &str) -> Setup {
-    use Step::{Close, Drip, Flood, Hang, Head, Reset, Send, Wait};
-    let send = Act::Send(Payload::Nothing);
-    let without = |up| Setup { up, instances: 1, protocol: "http", policy: "", act: send };
-    match name {
-        "refused" => without(Some(Up::Nobody)),
-        "no-route" => Setup { policy: "timeouts: {connect: 300ms}", ..without(Some(Up::Full)) },
-        "no-endpoints" | "no-service" => without(None),
-        "reset-before" => plain(&[Head, Reset], ONCE),
-        "closed-before" => plain(&[Head, Close], ""),
-        "head-cut" => plain(&[Head, Send(b"HTTP/1.1 200 OK\r\nContent-"), Close], ONCE),
-        "reset-after-head" => plain(&[Head, Send(BEGIN), Wait(100), Reset], ""),
-        "reset-mid-body" => plain(&[Head, Send(HALF), Wait(100), Reset], ""),
-        "truncated" => plain(&[Head, Send(HALF), Wait(100), Close], ""),
-        "truncated-chunks" => plain(&[Head, Send(CHUNK), Wait(100), Close], ""),
-        "garbage" => plain(&[Head, Send(b"220 mail.example ESMTP\r\n\r\n"), Close], ONCE),
-        "bad-chunk" => plain(&[Head, Send(CHUNK), Wait(100), Send(b"many\r\n"), Hang], ""),
-        "stalled-head" => plain(&[Head, Hang], "timeouts: {request: 500ms}"),
-        "late" => plain(&[Head, Wait(1000), Send(OK)], "timeouts: {request: 300ms}"),
-        "stalled-try" => plain(&[Head, Hang], "retry: {attempts: 0, perTryTimeout: 300ms}"),
-        "stalled-body" => plain(&[Head, Send(HALF), Hang], "timeouts: {request: 500ms}"),
-        "slow-body" => plain(&[Head, Send(BEGIN), Drip], "timeouts: {request: 500ms}"),
-        "idle-body" => plain(&[Head, Send(HALF), Hang], "timeouts: {streamIdle: 500ms}"),
-        "unread-request" => {
-            acting(Act::Send(Payload::Bytes(8 << 20)), &[Head, Hang], "timeouts: {request: 1s}")
-        }
-        "unread-response" => {
-            acting(Act::Deaf, &[Head, Send(ENDLESS), Flood(MUCH)], "timeouts: {streamIdle: 1s}")
-        }
-        "half-head" => acting(Act::HalfHead, &[Head, Send(OK)], ""),
-        "half-body" => acting(Act::Send(Payload::Stalled), &[Head, Hang], ""),
-        "h2-reset" => streams(&[Frame(3, 0, &[0, 0, 0, 2])]),
-        "h2-refused" => streams(&[Frame(3, 0, &[0, 0, 0, 7])]),
-        "h2-reset-body" => {
-            streams(&[Frame(1, 4, &[0x88]), Frame(0, 0, b"half of it"), Frame(3, 0, &[0, 0, 0, 2])])
-        }
-        "storm" => {
-            plain(&[Head, Send(BUSY)], "retry: {attempts: 2, on: [503], backoff: {base: 5ms, max: 10ms}}")
-        }
-        "queue-full" => {
-            acting(Act::Behind, &[Head, Hang], "limits: {maxConnections: 1, maxPendingRequests: 1}")
-        }
-        "busy" => acting(Act::Beside, &[Head, Hang], "limits: {maxRequests: 1}"),
-        "breaker" => acting(
-            Act::After(3),
-            &[Head, Send(BUSY)],
-            "circuitBreaker: {minimumCalls: 2, failurePercent: 50, window: {calls: 10}, openTime: 10m}",
-        ),
-        "endpoint-breaker" => acting(
-            Act::After(3),
-            &[Head, Send(BUSY)],
-            "circuitBreaker: {per: Endpoint, minimumCalls: 2, failurePercent: 50, window: {calls: 10}, openTime: 10m}",
-        ),
-        "route-breaker" => acting(
-            Act::After(3),
-            &[Head, Send(BUSY)],
-            "circuitBreaker: {per: Route, minimumCalls: 2, failurePercent: 50, window: {calls: 10}, openTime: 10m}",
-        ),
-        "hedged-reset" => Setup {
-            instances: 2,
-            ..plain(&[Head, Wait(1000), Reset], concat!(hedge!(), "retry: {attempts: 0}"))
-        },
-        "hedged-stalled" => {
-            Setup { instances: 2, ..plain(&[Head, Hang], concat!(hedge!(), "timeouts: {request: 500ms}")) }
-        }
-        "overloaded" => acting(Act::Beside, &[Head, Hang], concat!(one!(), "{maxRequests: 0}}")),
-        "overload-queue" => {
-            acting(Act::Behind, &[Head, Hang], concat!(one!(), "{maxRequests: 1, maxWait: 60s}}"))
-        }
-        "overload-time" => acting(Act::Beside, &[Head, Hang], concat!(one!(), "{maxWait: 300ms}}")),
-        "memory" => plain(&[Head, Send(OK)], ""),
-        "left" => acting(Act::Leave, &[Head, Hang], ""),
-        other => panic!("{other} is not in the table"),
-    }
-}
+use crate::setups::{Act, setup};
+use crate::support::process::METRICS;
+use crate::support::{PATIENCE, get, until};
+use crate::upstreams::Running;
 
 /// A request that met a fault.
 #[derive(Debug)]
@@ -184,27 +34,34 @@ async fn meet(row: &Row, gateway: SocketAddr, log: &Path, up: Option<&Running>) 
     let path = format!("/{}", row.name);
     let mut before = Vec::new();
     match act {
-        Act::After(count) => {
+        Act::After(count, status, _) => {
             for number in 0..count {
                 let mut client = Client::open(Version::Http1, gateway).await;
                 let id = format!("{}-before-{number}", row.name);
                 let answer = client.send(request(&path, &id, Payload::Nothing)).await;
-                assert_eq!(seen(answer).await, Sees::Status(503));
+                assert_eq!(seen(answer).await, Sees::Status(status), "{}", row.name);
             }
         }
-        Act::Beside | Act::Behind => {
+        Act::Beside | Act::Behind | Act::Repeating => {
             before.push(waiting(gateway, &path, &format!("{}-before", row.name)).await);
             up.expect("it has an endpoint").arrived.notified().await;
         }
-        Act::Send(_) | Act::Deaf | Act::HalfHead | Act::Leave => {}
+        Act::Send(_) | Act::UntilRefused | Act::Deaf | Act::Raw(_) | Act::Leave => {}
+    }
+    if matches!(act, Act::Repeating) {
+        no_headroom(gateway, row.name, "maxRetries").await;
     }
     let mut all = Vec::new();
     for version in [Version::Http1, Version::Http2] {
         let id = format!("{}-{version:?}", row.name);
         let sent = |row: &Row, id: Option<String>, saw| Sent { row: *row, version, id, saw };
         match act {
-            Act::HalfHead if version == Version::Http2 => {}
-            Act::HalfHead => all.push(sent(row, None, half_head(gateway, &path).await)),
+            Act::Raw(_) if version == Version::Http2 => {}
+            Act::Raw(parts) => all.push(sent(row, None, raw(gateway, parts).await)),
+            Act::UntilRefused => {
+                let (id, saw) = until_refused(version, gateway, &path, &id, row.cause).await;
+                all.push(sent(row, Some(id), saw));
+            }
             Act::Leave => {
                 leave(version, gateway, &path, &id, up.expect("it has an endpoint")).await;
                 let row = if version == Version::Http1 { LEAVING[0] } else { LEAVING[1] };
@@ -217,16 +74,57 @@ async fn meet(row: &Row, gateway: SocketAddr, log: &Path, up: Option<&Running>) 
                 before.push(waits);
                 all.push(sent(row, Some(id), saw));
             }
-            _ => {
-                let payload = if let Act::Send(payload) = act { payload } else { Payload::Nothing };
-                let mut client = Client::open(version, gateway).await;
-                let answer = client.send(request(&path, &id, payload)).await;
-                all.push(sent(row, Some(id), seen(answer).await));
+            Act::Send(payload) | Act::After(.., payload) => {
+                all.push(sent(row, Some(id.clone()), once(version, gateway, &path, &id, payload).await));
+            }
+            Act::Beside | Act::Behind | Act::Repeating => {
+                let saw = once(version, gateway, &path, &id, Payload::Nothing).await;
+                all.push(sent(row, Some(id), saw));
             }
         }
     }
     drop(before);
     all
+}
+
+async fn once(version: Version, gateway: SocketAddr, path: &str, id: &str, payload: Payload) -> Sees {
+    let mut client = Client::open(version, gateway).await;
+    seen(client.send(request(path, id, payload)).await).await
+}
+
+/// Asks until the gateway itself answers, whose answers say the cause and nothing else; that request's id.
+async fn until_refused(
+    version: Version,
+    gateway: SocketAddr,
+    path: &str,
+    id: &str,
+    cause: &str,
+) -> (String, Sees) {
+    let mut client = Client::open(version, gateway).await;
+    let mut number = 0;
+    loop {
+        let id = format!("{id}-{number}");
+        let answer = client.send(request(path, &id, Payload::Nothing)).await;
+        let (saw, body) = seen_with_body(answer).await;
+        if body.strip_suffix(b"\n") == Some(cause.as_bytes()) {
+            return (id, saw);
+        }
+        number += 1;
+    }
+}
+
+/// Waits until as much of what a service's policy limits is under way as may be.
+async fn no_headroom(gateway: SocketAddr, service: &str, limit: &str) {
+    let metrics = SocketAddr::new(gateway.ip(), METRICS);
+    let wanted =
+        format!("meshwork_limit_headroom{{service=\"default/{service}\",port=\"80\",limit=\"{limit}\"}} 0");
+    let look = move || {
+        until("as many are under way as may be", || {
+            let (_, text) = get(metrics, "/metrics")?;
+            text.lines().any(|line| line == wanted).then_some(())
+        });
+    };
+    tokio::task::spawn_blocking(look).await.unwrap();
 }
 
 type Answer = tokio::task::JoinHandle<Sees>;
@@ -256,9 +154,11 @@ async fn either(gateway: SocketAddr, path: &str, ids: [String; 2]) -> (String, S
     }
 }
 
-async fn half_head(gateway: SocketAddr, path: &str) -> Sees {
+async fn raw(gateway: SocketAddr, parts: &[&[u8]]) -> Sees {
     let mut tcp = TcpStream::connect(gateway).await.unwrap();
-    tcp.write_all(format!("GET {path} HTTP/1.1\r\nHost: sh").as_bytes()).await.unwrap();
+    for part in parts {
+        tcp.write_all(part).await.unwrap();
+    }
     let mut answer = String::new();
     tcp.read_to_string(&mut answer).await.unwrap();
     Sees::Status(answer.split(' ').nth(1).and_then(|status| status.parse().ok()).expect("a status"))

@@ -6,6 +6,7 @@
 mod clients;
 mod inject;
 mod rows;
+mod setups;
 #[path = "../support/mod.rs"]
 mod support;
 mod upstreams;
@@ -13,9 +14,11 @@ mod upstreams;
 use std::net::SocketAddr;
 
 use clients::Version;
-use inject::{Sent, Setup, inject};
-use rows::{GATEWAY, LEAVING, MEMORY, MESH, Row, Sees};
+use inject::{Sent, inject};
+use meshwork_decision::Cause;
+use rows::{ELSEWHERE, GATEWAY, LEAVING, MEMORY, MESH, NO_HOST, NO_LISTENER, POLICIES, REQUESTS, Row, Sees};
 use serde_json::{Value, json};
+use setups::Setup;
 use support::process::{ADMIN, HTTP, METRICS};
 use support::{Gateway, exchange, get, until, yaml};
 use upstreams::Running;
@@ -23,17 +26,25 @@ use upstreams::Running;
 /// What a gateway has to know of a row: its rule, service and policy.
 fn resources(row: &Row, endpoints: &[SocketAddr]) -> String {
     let name = row.name;
-    let setup = inject::setup(name);
-    let rule = format!(
-        "  - matches: [{{path: {{type: Exact, value: /{name}}}}}]\n    backendRefs: [{{name: {name}, port: 80}}]"
-    );
+    let setup = setups::setup(name);
+    let backends = match name {
+        "no-rule" => return String::new(),
+        "no-backends" => String::new(),
+        "no-weight" => format!("\n    backendRefs: [{{name: {name}, port: 80, weight: 0}}]"),
+        _ => format!("\n    backendRefs: [{{name: {name}, port: 80}}]"),
+    };
+    let rule = format!("  - matches: [{{path: {{type: Exact, value: /{name}}}}}]{backends}");
     let mut text = yaml::route(name, &rule);
-    if name == "no-service" {
-        return text;
+    match name {
+        "no-host" => text = text.replace("  rules:", "  hostnames: [other.example]\n  rules:"),
+        "denied" => text += DENIED,
+        "no-service" => return text,
+        _ => {}
     }
     text += &yaml::service_in("default", name, setup.protocol, endpoints);
     if !setup.policy.is_empty() {
-        let target = match setup.policy.contains("per: Route") {
+        let of_route = setup.policy.contains("per: Route") || setup.policy.contains("rateLimit");
+        let target = match of_route {
             true => format!("{{group: gateway.networking.k8s.io, kind: HTTPRoute, name: {name}}}"),
             false => format!("{{group: '', kind: Service, name: {name}}}"),
         };
@@ -52,8 +63,19 @@ spec:
     text
 }
 
+const DENIED: &str = "
+apiVersion: meshwork.dev/v1alpha1
+kind: AuthorizationPolicy
+metadata: {name: denied}
+spec:
+  targetRefs: [{group: gateway.networking.k8s.io, kind: HTTPRoute, name: denied}]
+  action: Deny
+  rules: [{to: [{methods: [GET]}]}]
+---
+";
+
 /// Faults that a policy decided: it is named, with its field and value.
-const DECIDED: [&str; 18] = [
+const DECIDED: [&str; 23] = [
     "no-route",
     "stalled-head",
     "late",
@@ -63,15 +85,20 @@ const DECIDED: [&str; 18] = [
     "idle-body",
     "unread-request",
     "storm",
+    "budget-spent",
+    "retries-full",
+    "no-connection",
     "queue-full",
     "busy",
     "breaker",
     "endpoint-breaker",
     "route-breaker",
+    "held-back",
     "hedged-stalled",
     "overloaded",
     "overload-queue",
     "overload-time",
+    "too-long-a-stream",
 ];
 
 fn explained(gateway: &Gateway, id: &str) -> Value {
@@ -100,25 +127,34 @@ fn counted(metrics: &str, row: &Row) -> usize {
 
 /// Whether its requests come to no service.
 fn is_nobodys(row: &Row) -> bool {
-    matches!(row.name, "no-service" | "half-head" | "memory")
+    // Whose backend is not known yet, or is none.
+    matches!(row.phase, "head" | "route" | "authorize" | "rate_limit")
+        || matches!(row.name, "no-service" | "no-backends" | "no-weight" | "memory")
 }
 
 #[test]
 fn each_fault_has_one_cause_everywhere_and_a_clean_end() {
-    let rows: Vec<&Row> = GATEWAY.iter().chain(&LEAVING[..1]).collect();
-    meet(&rows, &["--request-header-timeout", "1s", "--request-body-timeout", "1s"]);
+    let rows: Vec<&Row> = GATEWAY.iter().chain(POLICIES).chain(REQUESTS).chain(&LEAVING[..1]).collect();
+    meet(&rows, yaml::EDGE, &["--request-header-timeout", "1s", "--request-body-timeout", "1s"]);
+}
+
+#[test]
+fn hosts_that_nobody_takes_are_told_apart_by_who_does_not() {
+    meet(&NO_HOST.each_ref(), yaml::EDGE, &[]);
+    let of_another = yaml::EDGE.replace("protocol: HTTP,", "protocol: HTTP, hostname: other.example,");
+    meet(&NO_LISTENER.each_ref(), &of_another, &[]);
 }
 
 #[test]
 fn a_proxy_without_memory_says_so_everywhere() {
-    meet(&MEMORY.each_ref(), &["--max-memory-bytes", "1"]);
+    meet(&MEMORY.each_ref(), yaml::EDGE, &["--max-memory-bytes", "1"]);
 }
 
 /// Injects these into a gateway with these flags, and compares what everybody says.
-fn meet(rows: &[&Row], flags: &[&str]) {
+fn meet(rows: &[&Row], edge: &str, flags: &[&str]) {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     let start = |row: &&Row| -> Vec<Running> {
-        let Setup { up, instances, .. } = inject::setup(row.name);
+        let Setup { up, instances, .. } = setups::setup(row.name);
         up.into_iter().cycle().take(instances).map(|up| runtime.block_on(up.start())).collect()
     };
     let upstreams: Vec<_> = rows.iter().map(start).collect();
@@ -127,7 +163,7 @@ fn meet(rows: &[&Row], flags: &[&str]) {
         .zip(&upstreams)
         .map(|(row, up)| resources(row, &up.iter().map(|up| up.address).collect::<Vec<_>>()))
         .collect();
-    let text = [yaml::EDGE, &text].concat();
+    let text = [edge, &text].concat();
     let gateway = Gateway::start_at(support::address(), &[("faults.yaml", &text)], flags);
     let log = gateway.directory().join("access.log");
     let all = rows.iter().zip(&upstreams).map(|(row, up)| inject(row, gateway.at(HTTP), &log, up));
@@ -211,6 +247,24 @@ fn is_of(line: &Value, sent: &Sent) -> bool {
     }
 }
 
+/// All that are injected into gateways, in the order of the page.
+fn of_gateways() -> Vec<Row> {
+    [GATEWAY, POLICIES, REQUESTS, &NO_HOST, &NO_LISTENER, &MEMORY, &LEAVING].concat()
+}
+
+#[test]
+fn each_cause_has_a_row_or_a_reason_why_not() {
+    let rows = [of_gateways(), MESH.to_vec()].concat();
+    for cause in Cause::ALL {
+        let of_it: Vec<&Row> = rows.iter().filter(|row| row.cause == cause.as_str()).collect();
+        let elsewhere = ELSEWHERE.iter().filter(|(name, _)| *name == cause.as_str()).count();
+        assert_eq!(elsewhere, usize::from(of_it.is_empty()), "{cause}: one row at least, or one reason");
+        assert!(of_it.iter().all(|row| row.flag == cause.flag().as_str()), "{cause}: {of_it:?}");
+    }
+    let known = |name: &str| Cause::ALL.iter().any(|cause| cause.as_str() == name);
+    assert!(rows.iter().all(|row| known(row.cause)) && ELSEWHERE.iter().all(|(name, _)| known(name)));
+}
+
 #[test]
 fn the_page_is_of_this_table() {
     let sees = |row: &Row| match row.sees {
@@ -235,8 +289,12 @@ fn the_page_is_of_this_table() {
     let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/guides/faults.md");
     let page = std::fs::read_to_string(&path).unwrap();
     let (intro, _) = page.split_once("## At a gateway\n").expect("the page has its headings");
-    let rows = [GATEWAY, &MEMORY, &LEAVING].concat();
-    let wanted = format!("{intro}## At a gateway\n\n{}\n## Within the mesh\n\n{}", table(&rows), table(MESH));
+    let elsewhere: String = ELSEWHERE.iter().map(|(cause, why)| format!("| `{cause}` | {why} |\n")).collect();
+    let wanted = format!(
+        "{intro}## At a gateway\n\n{}\n## Within the mesh\n\n{}\n## Without a row\n\n| cause | why |\n|---|---|\n{elsewhere}",
+        table(&of_gateways()),
+        table(MESH)
+    );
     if std::env::var_os("MESHWORK_WRITE_DOCS").is_some() {
         std::fs::write(&path, &wanted).unwrap();
     }

@@ -1,7 +1,18 @@
 //! The faults that are injected, and what each must come to: the table that `docs/guides/faults.md` shows. Those of the
 //! mesh are injected in `crates/proxy/tests/faults.rs`, between proxies with identities of their own.
 
-#![allow(unreachable_pub, missing_docs, reason = "two test targets use it")]
+#![allow(unreachable_pub, unused_imports, missing_docs, reason = "two test targets use it")]
+
+#[path = "elsewhere.rs"]
+mod elsewhere;
+#[path = "policies.rs"]
+mod policies;
+#[path = "requests.rs"]
+mod requests;
+
+pub use elsewhere::ELSEWHERE;
+pub use policies::POLICIES;
+pub use requests::{NO_HOST, NO_LISTENER, REQUESTS};
 
 /// What the client sees. It is never left waiting, and never takes a part for the whole.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -106,6 +117,14 @@ pub const GATEWAY: &[Row] = &[
         "upstream_closed",
         "response",
         "the response ends without its last chunk",
+    ),
+    row(
+        "large-head",
+        Status(502),
+        "UPE",
+        "upstream_headers_too_large",
+        "request",
+        "the response's fields are larger than `--max-header-bytes`",
     ),
     row("garbage", Status(502), "UPE", "upstream_protocol_error", "request", "the response is no HTTP"),
     row(
@@ -229,80 +248,6 @@ pub const GATEWAY: &[Row] = &[
         "the service has no endpoint any more",
     ),
     row("no-service", Status(500), "NR", "invalid_backend", "backend", "the service's name is gone"),
-    row(
-        "storm",
-        Status(503),
-        "URX",
-        "retries_exhausted",
-        "request",
-        "every instance answers 503, and `retry` repeats that",
-    ),
-    row(
-        "queue-full",
-        Status(503),
-        "UO",
-        "max_pending_requests",
-        "connect",
-        "`limits.maxPendingRequests` wait already",
-    ),
-    row("busy", Status(503), "UO", "max_requests", "backend", "`limits.maxRequests` are under way already"),
-    row("breaker", Status(503), "UO", "circuit_breaker", "endpoint", "the circuit breaker is open"),
-    row(
-        "endpoint-breaker",
-        Status(503),
-        "UO",
-        "circuit_breaker",
-        "endpoint",
-        "the circuit breakers of all endpoints are open (`per: Endpoint`)",
-    ),
-    row(
-        "route-breaker",
-        Status(503),
-        "UO",
-        "circuit_breaker",
-        "endpoint",
-        "the circuit breaker of the route is open (`per: Route`)",
-    ),
-    row(
-        "hedged-reset",
-        Status(503),
-        "UR",
-        "upstream_reset",
-        "request",
-        "both attempts of a hedged request are reset",
-    ),
-    row(
-        "hedged-stalled",
-        Status(504),
-        "UT",
-        "request_timeout",
-        "request",
-        "neither attempt of a hedged request is answered within `timeouts.request`",
-    ),
-    row(
-        "overloaded",
-        Status(503),
-        "OM",
-        "overload",
-        "overload",
-        "as many as `overload` has learnt are under way, and nobody may wait",
-    ),
-    row(
-        "overload-queue",
-        Status(503),
-        "OM",
-        "overload",
-        "overload",
-        "`overload.queue.maxRequests` wait already",
-    ),
-    row(
-        "overload-time",
-        Status(503),
-        "OM",
-        "overload",
-        "overload",
-        "the request has waited for `overload.queue.maxWait`",
-    ),
 ];
 
 /// Injected into a gateway of its own, which refuses everything.
