@@ -49,6 +49,12 @@ fn standing(gateway: &Gateway) -> Value {
     standings(gateway)[0]["proxies"][0].clone()
 }
 
+/// The rows of one table.
+fn top(gateway: &Gateway) -> Value {
+    let told = printed(&gateway.ask(&["top", "--once", "--interval", "100ms", "-o", "json"]));
+    serde_json::from_str(&told).unwrap()
+}
+
 #[test]
 fn what_the_rates_do_is_seen_and_explained() {
     let upstream = Upstream::start("web");
@@ -70,7 +76,20 @@ fn what_the_rates_do_is_seen_and_explained() {
     assert_eq!((&limit["limit"], &limit["headroom"]), (&"maxRequests".into(), &50.into()), "{seen:#}");
     // At most its whole open time; then one trial closes it.
     until("a trial is let through", || (call(gateway.at(HTTP), 200).0 == 200).then_some(()));
-    assert_eq!(standing(&gateway)["breaker"]["cause"], "trials_succeeded");
+    let closed = standing(&gateway)["breaker"].clone();
+    assert_eq!((&closed["cause"], &closed["headroomPercent"]), (&"trials_succeeded".into(), &50.into()));
+    for wanted in [200, 200, 200, 500] {
+        assert_eq!(call(gateway.at(HTTP), wanted).0, wanted);
+    }
+    assert_eq!(standing(&gateway)["breaker"]["headroomPercent"], 25, "one of four, of at most a half");
+    let table = printed(&gateway.ask(&["get", "breakers", "web"]));
+    assert!(table.contains("HEADROOM") && table.contains("25 %"), "{table}");
+    let top = top(&gateway);
+    assert_eq!(
+        (&top[0]["service"], &top[0]["headroomPercent"]),
+        (&"default/web".into(), &25.into()),
+        "{top:#}"
+    );
     let metrics = get(gateway.at(support::process::METRICS), "/metrics").unwrap().1;
     for (state, cause) in
         [("open", "failure_rate"), ("half_open", "open_time_over"), ("closed", "trials_succeeded")]
@@ -85,10 +104,54 @@ fn what_the_rates_do_is_seen_and_explained() {
             "meshwork_circuit_breaker_state{service=\"default/web\",port=\"80\",state=\"closed\"} 1"
         )
     );
-    assert!(
-        metrics.contains(
-            "meshwork_limit_headroom{service=\"default/web\",port=\"80\",limit=\"maxRequests\"} 50"
-        )
+    for line in [
+        "meshwork_limit_headroom{service=\"default/web\",port=\"80\",limit=\"maxRequests\"} 50",
+        "meshwork_circuit_breaker_headroom_percent{service=\"default/web\",port=\"80\"} 25",
+    ] {
+        assert!(metrics.contains(line), "{line} in {metrics}");
+    }
+}
+
+#[test]
+fn how_near_endpoints_are_to_their_bounds_is_seen() {
+    let upstream = Upstream::start("web");
+    let said = "circuitBreaker: {per: Endpoint, window: {calls: 10}, minimumCalls: 4}
+  admissionControl: {successRateThreshold: 70, maxRejectionProbability: 0}
+  limits: {perEndpoint: {maxRequests: 9}}";
+    let gateway = Gateway::start(&[("shop.yaml", &resources(&upstream)), ("policy.yaml", &policy(said))]);
+    for wanted in [200, 200, 200, 500] {
+        assert_eq!(call(gateway.at(HTTP), wanted).0, wanted);
+    }
+    let seen = standing(&gateway);
+    let address = upstream.address.to_string();
+    assert_eq!(seen["nearest"]["address"], *address, "{seen:#}");
+    assert_eq!(seen["nearest"]["breaker"]["headroomPercent"], 25, "{seen:#}");
+    assert_eq!(seen["admissionControl"]["headroomPercent"], 5, "{seen:#}");
+    let table = printed(&gateway.ask(&["get", "breakers"]));
+    for told in
+        [&*format!("25 % ({address}), 5 % (admissionControl)"), "admissionControl 0 % (1 of 4 failed)"]
+    {
+        assert!(table.contains(told), "{told} in {table}");
+    }
+    let metrics = get(gateway.at(support::process::METRICS), "/metrics").unwrap().1;
+    for line in [
+        "meshwork_endpoint_circuit_breaker_headroom_percent{service=\"default/web\",port=\"80\"} 25",
+        "meshwork_admission_control_headroom_percent{service=\"default/web\",port=\"80\"} 5",
+        "meshwork_limit_headroom{service=\"default/web\",port=\"80\",limit=\"perEndpoint.maxRequests\"} 9",
+    ] {
+        assert!(metrics.contains(line), "{line} in {metrics}");
+    }
+    // Three of six open it.
+    for _ in 0..4 {
+        call(gateway.at(HTTP), 500);
+    }
+    let top = top(&gateway);
+    let web = &top[0];
+    assert_eq!((&web["service"], &web["headroomPercent"]), (&"default/web".into(), &0.into()), "{top:#}");
+    assert_eq!(
+        (&web["breakers"][format!("open ({address})")], &web["heldBackPercent"]),
+        (&1.into(), &0.into()),
+        "{top:#}"
     );
 }
 
@@ -171,6 +234,20 @@ fn a_rule_has_a_breaker_of_its_own_that_is_seen_and_explained() {
     assert_eq!((&breaker["rejected"], &breaker["mode"]), (&1.into(), &"enforce".into()), "{told:#}");
     let table = printed(&gateway.ask(&["get", "breakers"]));
     assert!(table.contains("HTTPRoute default/web/pay"), "{table}");
+    let rows = top(&gateway);
+    let is_route = |row: &&Value| row["kind"] == "HTTPRoute";
+    let row = rows.as_array().unwrap().iter().find(is_route).unwrap_or_else(|| panic!("{rows:#}"));
+    assert_eq!(
+        (&row["service"], &row["breakers"]["open"]),
+        (&"default/web/pay".into(), &1.into()),
+        "{rows:#}"
+    );
+    assert_eq!((&row["headroomPercent"], &row["requestsPerSecond"]), (&0.into(), &Value::Null), "{rows:#}");
+    let table = printed(&gateway.ask(&["top", "--once", "--interval", "100ms"]));
+    assert!(table.contains("HTTPRoute default/web/pay") && table.contains("open in 1"), "{table}");
+    let metrics = get(gateway.at(support::process::METRICS), "/metrics").unwrap().1;
+    let line = "meshwork_route_circuit_breaker_headroom_percent{route=\"default/web/pay\"} 0";
+    assert!(metrics.contains(line), "{line} in {metrics}");
     let told = printed(&gateway.ask(&["explain", "--host", "a", "--path", "/pay", "-o", "json"]));
     let told: Value = serde_json::from_str(&told).unwrap();
     let said = &told["route"]["circuitBreaker"];

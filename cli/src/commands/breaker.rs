@@ -89,7 +89,7 @@ pub(super) fn show(
         proxies.map(move |standing| row(service, standing))
     });
     output::table(
-        &["SERVICE", "PORT", "PROXY", "BREAKER", "CALLS", "REJECTED", "LIMITS", "PASSED BY"],
+        &["SERVICE", "PORT", "PROXY", "BREAKER", "CALLS", "HEADROOM", "REJECTED", "LIMITS", "PASSED BY"],
         rows,
     )?;
     let memory = answer["memory"].as_array().into_iter().flatten();
@@ -140,8 +140,10 @@ fn row(service: &Value, standing: &Value) -> Vec<String> {
     let breaker = &standing["breaker"];
     let limits = standing["limits"].as_array().into_iter().flatten();
     let limits = limits.map(|l| format!("{} {}/{}", text(&l["limit"]), l["inUse"], l["allowed"]));
-    let held_back = standing["admissionControl"]["rejectionPercent"].as_u64();
-    let held_back = held_back.map(|percent| format!("admissionControl {percent} %"));
+    let admission = &standing["admissionControl"];
+    let held_back = admission["rejectionPercent"].as_u64().map(|percent| {
+        format!("admissionControl {percent} % ({} of {} failed)", admission["failed"], admission["calls"])
+    });
     let ejected = standing["ejected"].as_array().into_iter().flatten();
     let ejected = ejected.map(|e| {
         format!("{} ({}, {})", text(&e["address"]), text(&e["cause"]), seconds(&e["msLeft"], "on trial"))
@@ -167,10 +169,27 @@ fn row(service: &Value, standing: &Value) -> Vec<String> {
         text(&standing["proxy"]),
         state(breaker),
         calls,
+        headroom(standing),
         rejected,
         limits.chain(held_back).collect::<Vec<_>>().join(", "),
         ejected.chain(tripped).collect::<Vec<_>>().join(", "),
     ]
+}
+
+/// How many percent more of the calls may fail until a breaker opens, or calls are held back.
+fn headroom(standing: &Value) -> String {
+    let nearest = &standing["nearest"];
+    let admission = &standing["admissionControl"];
+    let of = [
+        (&standing["breaker"]["headroomPercent"], String::new()),
+        (
+            &nearest["breaker"]["headroomPercent"],
+            format!(" ({})", nearest["address"].as_str().unwrap_or_default()),
+        ),
+        (&admission["headroomPercent"], " (admissionControl)".to_owned()),
+    ];
+    let told = of.into_iter().filter_map(|(percent, whose)| Some(format!("{} %{whose}", percent.as_u64()?)));
+    told.collect::<Vec<_>>().join(", ")
 }
 
 /// The state that calls meet, and why.
@@ -255,6 +274,18 @@ mod tests {
         assert_eq!(told("full").as_deref(), Some("p has 97 of 100 MiB of memory: it sends requests away"));
         assert!(told("tight").is_some_and(|note| note.ends_with("idle connections soon")));
         assert_eq!(told("calm"), None);
+    }
+
+    #[test]
+    fn headroom_says_whose_it_is() {
+        let standing = json!({
+            "breaker": {"headroomPercent": 38},
+            "nearest": {"address": "10.0.0.1:80", "breaker": {"headroomPercent": 7}},
+            "admissionControl": {"headroomPercent": 0},
+        });
+        assert_eq!(headroom(&standing), "38 %, 7 % (10.0.0.1:80), 0 % (admissionControl)");
+        let forced = json!({"breaker": {"headroomPercent": null}, "nearest": null, "admissionControl": null});
+        assert_eq!(headroom(&forced), "", "no rate decides");
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! `meshwork top`: rates, success, latencies, breakers and overload of services, live.
 
+mod breakers;
 mod overload;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -15,6 +16,7 @@ use serde::{Deserialize, Serialize};
 use super::{Outcome, block_on};
 use crate::output::{self, Format};
 use crate::server::ServerArgs;
+use breakers::{Admission, Breaker, Breakers};
 use overload::{Kept, Overload};
 
 /// Show rates, success, latencies, circuit breakers and overload of services, live
@@ -53,6 +55,8 @@ struct Proxy {
     /// An older control plane says nothing of it.
     #[serde(default)]
     overloads: Vec<Kept>,
+    #[serde(default)]
+    admissions: Vec<Admission>,
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -66,25 +70,28 @@ struct Counted {
     bounds_ms: Vec<f64>,
 }
 
-#[derive(Debug, Deserialize)]
-struct Breaker {
-    service: String,
-    port: u32,
-    state: String,
-}
-
 /// One line of the table.
 #[derive(Debug, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 struct Row {
+    /// Absent: a service; else `HTTPRoute`, whose rows tell of its breaker alone.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    kind: Option<&'static str>,
+    /// `NAMESPACE/NAME`; of a route's rule `NAMESPACE/NAME/RULE`.
     service: String,
-    requests_per_second: f64,
+    /// None of a route.
+    requests_per_second: Option<f64>,
     /// Percent; none without requests.
     success: Option<f64>,
     p50_ms: Option<f64>,
     p99_ms: Option<f64>,
-    /// Of each port whose breaker is not closed in every proxy: how many proxies say so.
+    /// Of each state of the breaker of a port, and of those of endpoints that are not closed: how many proxies say so.
     breakers: BTreeMap<String, usize>,
+    /// Percent of calls that may fail, or be slow, beyond those that do, until a breaker opens: in the proxy where it is
+    /// nearest; none where no rates decide.
+    headroom_percent: Option<u32>,
+    /// Percent of calls that are held back since too few succeed: in the proxy where it is most; none without such a policy.
+    held_back_percent: Option<u32>,
     /// What is kept from it; none where no policy says so.
     overload: Option<Overload>,
 }
@@ -136,17 +143,31 @@ fn show(arguments: &Arguments, rows: &[Row], now: &Top) -> Result<(), Box<dyn st
     let cells = rows.iter().map(|row| {
         let breakers: Vec<String> =
             row.breakers.iter().map(|(state, proxies)| format!("{state} in {proxies}")).collect();
+        let percent = |value: Option<u32>| value.map_or_else(|| "-".to_owned(), |value| value.to_string());
         vec![
-            row.service.clone(),
-            format!("{:.1}", row.requests_per_second),
+            row.kind.map_or_else(String::new, |kind| format!("{kind} ")) + &row.service,
+            number(row.requests_per_second, 1),
             number(row.success, 2),
             number(row.p50_ms, 1),
             number(row.p99_ms, 1),
             if breakers.is_empty() { "-".to_owned() } else { breakers.join(", ") },
+            percent(row.headroom_percent),
+            percent(row.held_back_percent),
             row.overload.as_ref().map_or_else(|| "-".to_owned(), ToString::to_string),
         ]
     });
-    output::table(&["SERVICE", "RATE/S", "SUCCESS %", "P50 MS", "P99 MS", "BREAKER", "OVERLOAD"], cells)?;
+    let head = [
+        "SERVICE",
+        "RATE/S",
+        "SUCCESS %",
+        "P50 MS",
+        "P99 MS",
+        "BREAKER",
+        "HEADROOM %",
+        "HELD BACK %",
+        "OVERLOAD",
+    ];
+    output::table(&head, cells)?;
     if !now.silent.is_empty() {
         output::note(&format!("no answer from {}", now.silent.join(", ")));
     }
@@ -183,29 +204,49 @@ fn rows(before: &Top, now: &Top) -> Vec<Row> {
             }
         }
     }
-    let breakers = || now.proxies.iter().flat_map(|proxy| &proxy.breakers);
+    let (mut breakers, routes) = breakers::of(now);
     let mut services: BTreeSet<&str> = sums.keys().map(|(service, _)| *service).collect();
-    services.extend(breakers().map(|breaker| &*breaker.service));
+    services.extend(breakers.keys());
     services.extend(now.proxies.iter().flat_map(|proxy| &proxy.overloads).map(|kept| &*kept.service));
     let seconds = (now.at_ms.saturating_sub(before.at_ms)) as f64 / 1000.0;
-    let row = |service: &str| {
+    let of_service = |service: &str| {
         let of = |reporter| sums.get(&(service, reporter)).filter(|sum| sum.requests > 0);
         let sum = of("source").or(of("destination")).cloned().unwrap_or_default();
-        let mut states: BTreeMap<String, usize> = BTreeMap::new();
-        for breaker in breakers().filter(|breaker| breaker.service == service) {
-            *states.entry(format!("{} (:{})", breaker.state, breaker.port)).or_default() += 1;
-        }
+        let Breakers { states, headroom_percent, held_back_percent } =
+            breakers.remove(service).unwrap_or_default();
         Row {
+            kind: None,
             service: service.to_owned(),
-            requests_per_second: if seconds > 0.0 { sum.requests as f64 / seconds } else { 0.0 },
+            requests_per_second: Some(if seconds > 0.0 { sum.requests as f64 / seconds } else { 0.0 }),
             success: (sum.requests > 0).then(|| 100.0 * (1.0 - sum.failed as f64 / sum.requests as f64)),
             p50_ms: quantile(&sum, 0.5),
             p99_ms: quantile(&sum, 0.99),
             breakers: states,
+            headroom_percent,
+            held_back_percent,
             overload: Overload::of(service, before, now, seconds),
         }
     };
-    services.into_iter().map(row).collect()
+    let mut rows: Vec<Row> = services.into_iter().map(of_service).collect();
+    rows.extend(routes.into_iter().map(|(route, breakers)| Row::of_route(route, breakers)));
+    rows
+}
+
+impl Row {
+    fn of_route(route: &str, breakers: Breakers) -> Self {
+        Self {
+            kind: Some("HTTPRoute"),
+            service: route.to_owned(),
+            requests_per_second: None,
+            success: None,
+            p50_ms: None,
+            p99_ms: None,
+            breakers: breakers.states,
+            headroom_percent: breakers.headroom_percent,
+            held_back_percent: None,
+            overload: None,
+        }
+    }
 }
 
 /// As Prometheus' `histogram_quantile`: even within a bucket; the last bound for what is beyond it.
@@ -243,8 +284,9 @@ mod tests {
                 buckets: buckets.to_vec(),
                 bounds_ms: vec![10.0, 20.0],
             }],
-            breakers: vec![Breaker { service: "shop/web".to_owned(), port: 80, state: "open".to_owned() }],
+            breakers: vec![Breaker::of_test("shop/web", "", "open", Some(0))],
             overloads: Vec::new(),
+            admissions: Vec::new(),
         });
         Top { at_ms, proxies: proxies.collect(), silent: Vec::new() }
     }
@@ -254,7 +296,7 @@ mod tests {
         let before = answer(1000, &[("a", "source", 100, 1, [100, 0, 0]), ("b", "source", 7, 7, [7, 0, 0])]);
         let now = answer(3000, &[("a", "source", 200, 26, [150, 50, 0]), ("b", "source", 7, 7, [7, 0, 0])]);
         let row = &rows(&before, &now)[0];
-        assert_eq!((row.requests_per_second, row.success), (50.0, Some(75.0)));
+        assert_eq!((row.requests_per_second, row.success), (Some(50.0), Some(75.0)));
         assert_eq!((row.p50_ms, row.p99_ms), (Some(10.0), Some(19.8)));
         assert_eq!(row.breakers["open (:80)"], 2);
     }
@@ -264,16 +306,16 @@ mod tests {
         let before = answer(0, &[("a", "source", 1000, 0, [1000, 0, 0])]);
         let now =
             answer(1000, &[("a", "source", 10, 0, [10, 0, 0]), ("new", "source", 9000, 0, [9000, 0, 0])]);
-        assert_eq!(rows(&before, &now)[0].requests_per_second, 10.0);
+        assert_eq!(rows(&before, &now)[0].requests_per_second, Some(10.0));
     }
 
     #[test]
     fn a_service_is_told_as_its_callers_have_seen_it() {
         let before = answer(0, &[("a", "source", 0, 0, [0; 3]), ("b", "destination", 0, 0, [0; 3])]);
         let now = answer(1000, &[("a", "source", 10, 0, [10, 0, 0]), ("b", "destination", 9, 0, [9, 0, 0])]);
-        assert_eq!(rows(&before, &now)[0].requests_per_second, 10.0);
+        assert_eq!(rows(&before, &now)[0].requests_per_second, Some(10.0));
         let plain = answer(1000, &[("b", "destination", 9, 0, [9, 0, 0])]);
-        assert_eq!(rows(&before, &plain)[0].requests_per_second, 9.0);
+        assert_eq!(rows(&before, &plain)[0].requests_per_second, Some(9.0));
     }
 
     #[test]

@@ -69,6 +69,8 @@ struct Standing {
     failing: Vec<Failing>,
     /// Endpoints whose own breaker is not closed.
     tripped: Vec<Tripped>,
+    /// Of the others the one whose breaker has the least headroom.
+    nearest: Option<Tripped>,
 }
 
 #[derive(Debug, Serialize)]
@@ -94,6 +96,8 @@ struct Breaker {
     calls: u32,
     failed: u32,
     slow: u32,
+    /// Percent of its calls that may fail, or be slow, beyond those that do; absent: rates decide nothing.
+    headroom_percent: Option<u32>,
     rejected: u64,
 }
 
@@ -115,6 +119,10 @@ struct Admission {
     calls: u32,
     failed: u32,
     rejected: u64,
+    /// Percent that succeed: where it is reached nobody is held back.
+    success_rate_threshold: u32,
+    /// Percent of its calls that may fail beyond those that do, until some are held back.
+    headroom_percent: u32,
 }
 
 #[derive(Debug, Serialize)]
@@ -149,6 +157,7 @@ impl Breaker {
             calls: told.calls,
             failed: told.failed,
             slow: told.slow,
+            headroom_percent: told.headroom_percent,
             rejected: told.rejected,
         }
     }
@@ -157,11 +166,12 @@ impl Breaker {
 impl Standing {
     fn new(proxy: String, told: v1::ServiceStanding) -> Self {
         let breaker = told.breaker.map(Breaker::new);
-        let tripped = told.tripped.into_iter().map(|endpoint| Tripped {
+        let of_endpoint = |endpoint: v1::EndpointBreaker| Tripped {
             address: endpoint.address,
             instance: endpoint.instance,
             breaker: endpoint.breaker.map(Breaker::new),
-        });
+        };
+        let tripped = told.tripped.into_iter().map(of_endpoint);
         let limits = told.limits.into_iter().map(|limit| Limit {
             headroom: limit.allowed.saturating_sub(limit.in_use),
             limit: limit.limit,
@@ -192,10 +202,13 @@ impl Standing {
                 calls: admission.calls,
                 failed: admission.failed,
                 rejected: admission.rejected,
+                success_rate_threshold: admission.success_rate_threshold,
+                headroom_percent: admission.headroom_percent,
             }),
             endpoints: told.endpoints,
             ejected: ejected.collect(),
             tripped: tripped.collect(),
+            nearest: told.nearest.map(of_endpoint),
         }
     }
 }

@@ -34,6 +34,7 @@ struct Proxy {
     services: Vec<Service>,
     breakers: Vec<Breaker>,
     overloads: Vec<Overload>,
+    admissions: Vec<Admission>,
 }
 
 /// Requests to a service since the proxy started.
@@ -54,9 +55,27 @@ struct Service {
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 struct Breaker {
+    /// Empty: it is a route's.
     service: String,
     port: u32,
     state: String,
+    /// `NAMESPACE/NAME` of an HTTPRoute, or `NAMESPACE/NAME/RULE`; empty: it is a service's, or an endpoint's.
+    route: String,
+    /// Of an endpoint: those that are not closed, and of the others the nearest to opening.
+    address: String,
+    /// Percent of its calls that may fail, or be slow, beyond those that do; absent: rates decide nothing.
+    headroom_percent: Option<u32>,
+}
+
+/// Calls to a service that are held back since too few succeed.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Admission {
+    service: String,
+    port: u32,
+    /// Of the calls of this moment.
+    rejection_percent: u32,
+    headroom_percent: u32,
 }
 
 /// What is kept from a service, or from the application beside the proxy.
@@ -89,7 +108,7 @@ pub(super) async fn top(State(plane): State<ControlPlane>) -> Result<Json<Top>, 
 
 impl Proxy {
     fn of(observed: Observed) -> Option<Self> {
-        let v1::Stats { services, breakers, overloads, bounds_ms } = observed.observation.stats?;
+        let v1::Stats { services, breakers, overloads, admissions, bounds_ms } = observed.observation.stats?;
         let service = |is: v1::ServiceStats| Service {
             service: is.service,
             reporter: is.reporter,
@@ -98,7 +117,20 @@ impl Proxy {
             buckets: is.buckets,
             bounds_ms: bounds_ms.clone(),
         };
-        let breaker = |is: v1::BreakerState| Breaker { service: is.service, port: is.port, state: is.state };
+        let breaker = |is: v1::BreakerState| Breaker {
+            service: is.service,
+            port: is.port,
+            state: is.state,
+            route: is.route,
+            address: is.address,
+            headroom_percent: is.headroom_percent,
+        };
+        let admission = |is: v1::AdmissionState| Admission {
+            service: is.service,
+            port: is.port,
+            rejection_percent: is.rejection_percent,
+            headroom_percent: is.headroom_percent,
+        };
         let overload = |is: v1::OverloadState| Overload {
             service: is.service,
             port: is.port,
@@ -114,6 +146,7 @@ impl Proxy {
             services: services.into_iter().map(service).collect(),
             breakers: breakers.into_iter().map(breaker).collect(),
             overloads: overloads.into_iter().map(overload).collect(),
+            admissions: admissions.into_iter().map(admission).collect(),
         })
     }
 }

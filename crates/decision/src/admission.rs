@@ -53,6 +53,20 @@ pub struct AdmissionControl {
     pub(crate) priorities: Box<[PriorityRule]>,
 }
 
+impl Default for AdmissionControl {
+    /// What a policy has that says no more; as in Envoy.
+    fn default() -> Self {
+        Self {
+            sampling_window: Duration::from_secs(30),
+            success_rate_threshold: 95,
+            aggression: 1_000,
+            rps_threshold: 0,
+            max_rejection_probability: 80,
+            priorities: Box::default(),
+        }
+    }
+}
+
 impl AdmissionControl {
     /// The probability with which a call is refused, after these; `refused`: how many were refused in the same time.
     pub(crate) fn probability(&self, sent: Tally, refused: u32) -> f64 {
@@ -119,6 +133,17 @@ pub struct AdmissionView {
     pub failed: u32,
     /// Calls refused since it was made.
     pub refused: u64,
+    /// Percent of calls that succeed: where it is reached nobody is refused.
+    pub threshold: u32,
+}
+
+impl AdmissionView {
+    /// Percent of calls that may fail beyond those that do, until some are refused, rounded up.
+    #[must_use]
+    pub fn headroom(&self) -> u32 {
+        let failed = u64::from(self.failed) * 100 / u64::from(self.calls.max(1));
+        (100 - self.threshold.min(100)).saturating_sub(u32::try_from(failed).unwrap_or(u32::MAX))
+    }
 }
 
 impl Admissions {
@@ -159,7 +184,8 @@ impl Admissions {
         #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "0 to 100")]
         let rejection_percent = (probability * 100.0).round() as u32;
         let refused = self.refused.load(Ordering::Relaxed);
-        AdmissionView { rejection_percent, calls: sent.calls, failed: sent.failed, refused }
+        let threshold = policy.success_rate_threshold;
+        AdmissionView { rejection_percent, calls: sent.calls, failed: sent.failed, refused, threshold }
     }
 }
 

@@ -38,6 +38,7 @@
 //! *Modes.* `Observe` keeps the states but refuses nobody. `ForcedOpen` and `ForcedClosed` leave the states where they are.
 
 mod forced;
+mod headroom;
 mod route;
 mod shared;
 mod window;

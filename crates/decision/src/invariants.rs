@@ -112,6 +112,20 @@ pub(crate) fn tally(tally: Tally) -> Result<(), String> {
     Ok(())
 }
 
+/// A closed breaker has room left unless the calls that it decides by would open it.
+///
+/// # Errors
+/// What is broken.
+pub(crate) fn headroom(policy: &CircuitBreaker, tally: Tally, headroom: Option<u32>) -> Result<(), String> {
+    let would_open = tally.calls >= policy.minimum_calls.max(1) && policy.trips(tally).is_some();
+    let watches = policy.failure_percent.is_some() || policy.slow_calls.is_some();
+    match headroom {
+        Some(left) if (left == 0) == would_open && left <= 100 => Ok(()),
+        None if !watches => Ok(()),
+        _ => Err(format!("{headroom:?} percent are left of {tally:?}; it would open: {would_open}")),
+    }
+}
+
 /// No trial of a breaker ends that did not begin.
 ///
 /// # Errors

@@ -4,9 +4,11 @@ use std::sync::{Arc, Weak};
 
 use meshwork_base::{Clock as _, Tick};
 use meshwork_decision::{BreakerState, Checked, Cluster, Guard, Limited, Priority, RouteBreaker, Shed};
+use meshwork_messages::v1;
 use meshwork_telemetry::{Samples, inventory};
 
 use crate::engine::Shared;
+use crate::standing::{endpoint_breakers, limits_per_endpoint};
 
 /// Tells them as long as the engine lives.
 pub(crate) fn tell(shared: &Arc<Shared>) {
@@ -52,10 +54,20 @@ fn of_cluster(cluster: &Cluster, now: Tick, samples: &mut Samples) {
         let out = cluster.endpoints().pickable().iter().filter(|endpoint| endpoint.stats.is_out()).count();
         samples.tell(&inventory::ENDPOINTS_EJECTED, &labels, out as u64);
     }
+    of_breakers(cluster, now, labels, samples);
+    of_limits(cluster, labels, samples);
+}
+
+/// What holds calls back for a while.
+fn of_breakers(cluster: &Cluster, now: Tick, labels: [&str; 2], samples: &mut Samples) {
     let [service, port] = labels;
     if let Some(policy) = &cluster.endpoint_breaker {
         let set = cluster.endpoints();
         let states = || set.pickable().iter().map(|endpoint| endpoint.stats.breaker(policy, now).in_effect());
+        let nearest = endpoint_breakers(cluster, now).nearest.and_then(|(_, view)| view.headroom);
+        if let Some(headroom) = nearest {
+            samples.tell(&inventory::ENDPOINT_BREAKER_HEADROOM, &labels, headroom.into());
+        }
         for state in [BreakerState::Closed, BreakerState::Open, BreakerState::HalfOpen] {
             let count = states().filter(|of| *of == state).count();
             samples.tell(&inventory::ENDPOINT_BREAKERS, &[service, port, state.as_str()], count as u64);
@@ -66,13 +78,20 @@ fn of_cluster(cluster: &Cluster, now: Tick, samples: &mut Samples) {
         let state = view.in_effect().as_str();
         samples.tell(&inventory::BREAKER_STATE, &[service, port, state], 1);
     }
+    if let Some(headroom) = view.headroom {
+        samples.tell(&inventory::BREAKER_HEADROOM, &labels, headroom.into());
+    }
     if view.mode.is_some() || view.refused > 0 {
         samples.tell(&inventory::BREAKER_REJECTED, &labels, view.refused);
     }
     if let Some(view) = cluster.admissions(now) {
         samples.tell(&inventory::ADMISSION_REJECTED, &labels, view.refused);
         samples.tell(&inventory::ADMISSION_PERCENT, &labels, view.rejection_percent.into());
+        samples.tell(&inventory::ADMISSION_HEADROOM, &labels, view.headroom().into());
     }
+}
+
+fn of_limits(cluster: &Cluster, [service, port]: [&str; 2], samples: &mut Samples) {
     for what in Limited::ALL {
         let limit = what.as_str();
         let (is_said, refused) = (cluster.limits.of(what).is_some(), cluster.refused(what));
@@ -85,12 +104,19 @@ fn of_cluster(cluster: &Cluster, now: Tick, samples: &mut Samples) {
             samples.tell(&inventory::LIMIT_REJECTED, &[service, port, limit], refused);
         }
     }
+    for v1::LimitStanding { limit, allowed, in_use, .. } in limits_per_endpoint(cluster) {
+        let headroom = allowed.saturating_sub(in_use);
+        samples.tell(&inventory::LIMIT_HEADROOM, &[service, port, &*limit], headroom.into());
+    }
 }
 
 fn of_route(breaker: &RouteBreaker, now: Tick, samples: &mut Samples) {
     let (route, view) = (&*breaker.name, breaker.view(now));
     samples.tell(&inventory::ROUTE_BREAKER_STATE, &[route, view.in_effect().as_str()], 1);
     samples.tell(&inventory::ROUTE_BREAKER_REJECTED, &[route], view.refused);
+    if let Some(headroom) = view.headroom {
+        samples.tell(&inventory::ROUTE_BREAKER_HEADROOM, &[route], headroom.into());
+    }
 }
 
 fn checked(cluster: &Cluster, [service, port]: [&str; 2], samples: &mut Samples) {

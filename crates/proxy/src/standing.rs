@@ -97,22 +97,21 @@ fn of_cluster(cluster: &Cluster, now: Tick) -> Option<v1::ServiceStanding> {
         .collect();
     let has_breaker = view.is_in_use();
     let watches = cluster.outlier_detection.is_some() || cluster.health_check.is_some();
-    let each = cluster.endpoint_breaker.as_ref();
+    let breaks_endpoints = cluster.endpoint_breaker.is_some();
     let admission = cluster.admissions(now);
-    if !has_breaker && limits.is_empty() && !watches && each.is_none() && admission.is_none() {
+    if !has_breaker && limits.is_empty() && !watches && !breaks_endpoints && admission.is_none() {
         return None;
     }
     let set = cluster.endpoints();
-    let tripped = |endpoint: &Arc<Endpoint>| {
-        let view = endpoint.stats.breaker(each?, now);
-        (view.state != BreakerState::Closed).then(|| v1::EndpointBreaker {
-            address: endpoint.address().to_string(),
-            instance: endpoint.instance.to_string(),
-            breaker: Some(breaker(&view, now)),
-        })
+    let EndpointBreakers { tripped, nearest } = endpoint_breakers(cluster, now);
+    let of_endpoint = |(endpoint, view): (Arc<Endpoint>, BreakerView)| v1::EndpointBreaker {
+        address: endpoint.address().to_string(),
+        instance: endpoint.instance.to_string(),
+        breaker: Some(breaker(&view, now)),
     };
     Some(v1::ServiceStanding {
-        tripped: set.pickable().iter().filter_map(tripped).collect(),
+        tripped: tripped.into_iter().map(of_endpoint).collect(),
+        nearest: nearest.map(of_endpoint),
         service: cluster.name.to_string(),
         port: cluster.key.port.into(),
         breaker: has_breaker.then(|| breaker(&view, now)),
@@ -122,11 +121,31 @@ fn of_cluster(cluster: &Cluster, now: Tick) -> Option<v1::ServiceStanding> {
             calls: view.calls,
             failed: view.failed,
             rejected: view.refused,
+            success_rate_threshold: view.threshold,
+            headroom_percent: view.headroom(),
         }),
         ejected: set.pickable().iter().filter_map(|endpoint| ejected(endpoint, now)).collect(),
         failing: set.pickable().iter().filter_map(|endpoint| failing(endpoint)).collect(),
         endpoints: u32::try_from(set.pickable().len()).unwrap_or(u32::MAX),
     })
+}
+
+/// Of a service whose endpoints have breakers of their own.
+#[derive(Default)]
+pub(crate) struct EndpointBreakers {
+    /// Those that are not closed.
+    pub(crate) tripped: Vec<(Arc<Endpoint>, BreakerView)>,
+    /// The one of the others that has the least headroom.
+    pub(crate) nearest: Option<(Arc<Endpoint>, BreakerView)>,
+}
+
+pub(crate) fn endpoint_breakers(cluster: &Cluster, now: Tick) -> EndpointBreakers {
+    let Some(policy) = &cluster.endpoint_breaker else { return EndpointBreakers::default() };
+    let set = cluster.endpoints();
+    let all = set.pickable().iter().map(|of| (Arc::clone(of), of.stats.breaker(policy, now)));
+    let (closed, tripped): (Vec<_>, Vec<_>) = all.partition(|(_, view)| view.state == BreakerState::Closed);
+    let nearest = closed.into_iter().min_by_key(|(_, view)| view.headroom.unwrap_or(u32::MAX));
+    EndpointBreakers { tripped, nearest }
 }
 
 fn breaker(view: &BreakerView, now: Tick) -> v1::BreakerStanding {
@@ -148,6 +167,7 @@ fn breaker(view: &BreakerView, now: Tick) -> v1::BreakerStanding {
         failed: view.failed,
         slow: view.slow,
         rejected: view.refused,
+        headroom_percent: view.headroom,
     }
 }
 
@@ -162,7 +182,7 @@ fn limit(cluster: &Cluster, what: Limited) -> Option<v1::LimitStanding> {
 
 /// Of each, the endpoint that is nearest to its own limit. Refusals are counted together, with those of the service's limit
 /// where it has one.
-fn limits_per_endpoint(cluster: &Cluster) -> impl Iterator<Item = v1::LimitStanding> {
+pub(crate) fn limits_per_endpoint(cluster: &Cluster) -> impl Iterator<Item = v1::LimitStanding> {
     let (limits, set) = (cluster.limits, cluster.endpoints());
     let most = |count: fn(&EndpointStats) -> u32| {
         set.all().iter().map(|endpoint| count(&endpoint.stats)).max().unwrap_or_default()

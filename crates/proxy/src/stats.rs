@@ -1,10 +1,12 @@
 //! What this proxy has counted, by service, for `top`.
 
 use meshwork_base::Tick;
-use meshwork_decision::{Guard, Snapshot};
+use meshwork_decision::{BreakerView, Guard, Snapshot};
 use meshwork_messages::v1;
 use meshwork_telemetry::MetricsRegistry;
 use meshwork_telemetry::metrics::DURATION_BOUNDS_MS;
+
+use crate::standing::endpoint_breakers;
 
 /// Counters, and the states of circuit breakers and of what is kept from overload at this moment.
 pub(crate) fn of(metrics: &MetricsRegistry, snapshot: &Snapshot, now: Tick) -> v1::Stats {
@@ -15,13 +17,33 @@ pub(crate) fn of(metrics: &MetricsRegistry, snapshot: &Snapshot, now: Tick) -> v
         failed: tally.failed,
         buckets: tally.buckets,
     });
-    let breakers = snapshot.clusters().filter_map(|cluster| {
-        let view = cluster.breaker(now);
-        let is_there = view.is_in_use();
-        is_there.then(|| v1::BreakerState {
+    let of_services = snapshot.clusters().flat_map(|cluster| {
+        let of = |view: &BreakerView| v1::BreakerState {
             service: cluster.name.to_string(),
             port: cluster.key.port.into(),
-            state: view.in_effect().as_str().to_owned(),
+            ..breaker(view)
+        };
+        let view = cluster.breaker(now);
+        let own = view.is_in_use().then(|| of(&view));
+        let each = endpoint_breakers(cluster, now);
+        let each = each.tripped.into_iter().chain(each.nearest);
+        let each = each.map(|(endpoint, view)| v1::BreakerState {
+            address: endpoint.address().to_string(),
+            ..of(&view)
+        });
+        own.into_iter().chain(each).collect::<Vec<_>>()
+    });
+    let of_routes = snapshot
+        .route_breakers()
+        .iter()
+        .map(|route| v1::BreakerState { route: route.name.to_string(), ..breaker(&route.view(now)) });
+    let admissions = snapshot.clusters().filter_map(|cluster| {
+        let view = cluster.admissions(now)?;
+        Some(v1::AdmissionState {
+            service: cluster.name.to_string(),
+            port: cluster.key.port.into(),
+            rejection_percent: view.rejection_percent,
+            headroom_percent: view.headroom(),
         })
     });
     let called = snapshot
@@ -32,8 +54,17 @@ pub(crate) fn of(metrics: &MetricsRegistry, snapshot: &Snapshot, now: Tick) -> v
     v1::Stats {
         bounds_ms: DURATION_BOUNDS_MS.to_vec(),
         services: services.collect(),
-        breakers: breakers.collect(),
+        breakers: of_services.chain(of_routes).collect(),
+        admissions: admissions.collect(),
         overloads: called.chain(served).collect(),
+    }
+}
+
+fn breaker(view: &BreakerView) -> v1::BreakerState {
+    v1::BreakerState {
+        state: view.in_effect().as_str().to_owned(),
+        headroom_percent: view.headroom,
+        ..v1::BreakerState::default()
     }
 }
 

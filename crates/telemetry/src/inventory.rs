@@ -133,22 +133,30 @@ metrics! {
         "Changes of circuit breakers of single endpoints, by the state that began and why.";
     ENDPOINT_BREAKERS = "meshwork_endpoint_circuit_breakers", Gauge, "", &["service", "port", "state"],
         "Endpoints by the state of their own circuit breaker, of services whose policy has one per endpoint.";
+    ENDPOINT_BREAKER_HEADROOM = "meshwork_endpoint_circuit_breaker_headroom_percent", Gauge, "", &["service", "port"],
+        "Percent of calls that may fail, or be slow, beyond those that do, until the circuit breaker of an endpoint opens: of the closed one that is nearest to it.";
     ADMISSION_REJECTED = "meshwork_admission_control_rejected_total", Counter, "", &["service", "port"],
         "Calls that were held back since too few succeed, of services whose policy has admissionControl.";
     ADMISSION_PERCENT = "meshwork_admission_control_rejection_percent", Gauge, "", &["service", "port"],
         "Percent of calls that are held back now.";
+    ADMISSION_HEADROOM = "meshwork_admission_control_headroom_percent", Gauge, "", &["service", "port"],
+        "Percent of calls that may fail beyond those that do, until some are held back.";
     ROUTE_BREAKER_CHANGES = "meshwork_route_circuit_breaker_changes_total", Counter, "", &["route", "state", "cause"],
         "Changes of circuit breakers of routes (NAMESPACE/NAME) and their rules (NAMESPACE/NAME/RULE), by the state that began and why.";
     ROUTE_BREAKER_STATE = "meshwork_route_circuit_breaker_state", Gauge, "", &["route", "state"],
         "The state that calls by a route or rule meet, as a label with the value 1: of those whose policy has a circuit breaker.";
     ROUTE_BREAKER_REJECTED = "meshwork_route_circuit_breaker_rejected_total", Counter, "", &["route"],
         "Calls that the circuit breaker of a route or rule has refused.";
+    ROUTE_BREAKER_HEADROOM = "meshwork_route_circuit_breaker_headroom_percent", Gauge, "", &["route"],
+        "Percent of calls by a route or rule that may fail, or be slow, beyond those that do, until its circuit breaker opens; 0 while it is not closed.";
     BREAKER_STATE = "meshwork_circuit_breaker_state", Gauge, "", &["service", "port", "state"],
         "The state that calls meet, as a label with the value 1: of services whose policy has a circuit breaker, or where an operator forces one.";
+    BREAKER_HEADROOM = "meshwork_circuit_breaker_headroom_percent", Gauge, "", &["service", "port"],
+        "Percent of calls that may fail, or be slow, beyond those that do, until a circuit breaker opens; 0 while it is not closed.";
     BREAKER_REJECTED = "meshwork_circuit_breaker_rejected_total", Counter, "", &["service", "port"],
         "Calls that a circuit breaker has refused.";
     LIMIT_HEADROOM = "meshwork_limit_headroom", Gauge, "", &["service", "port", "limit"],
-        "How much more may be under way, of what a policy limits.";
+        "How much more may be under way, of what a policy limits; of `perEndpoint` limits to the endpoint that has the least left.";
     LIMIT_REJECTED = "meshwork_limit_rejected_total", Counter, "", &["service", "port", "limit"],
         "What a limit has refused or made wait.";
     RATE_LIMITED = "meshwork_rate_limited_requests_total", Counter, "", &["policy", "mode"],

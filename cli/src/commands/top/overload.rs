@@ -78,6 +78,7 @@ mod tests {
             id: (*id).to_owned(),
             services: Vec::new(),
             breakers: Vec::new(),
+            admissions: Vec::new(),
             overloads: vec![Kept {
                 service: "shop/web".to_owned(),
                 port: 80,

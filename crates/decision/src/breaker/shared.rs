@@ -41,6 +41,8 @@ pub struct BreakerView {
     pub forced: Option<(ForcedState, Tick)>,
     /// What the policy says; absent: there is none, and only an operator moves it.
     pub mode: Option<BreakerMode>,
+    /// Percent of its calls that may fail, or be slow, beyond those that do, until it opens; absent: rates decide nothing.
+    pub headroom: Option<u32>,
     /// Calls in its window.
     pub calls: u32,
     /// Those of them that failed.
@@ -137,8 +139,10 @@ impl Breaker {
         let machine = self.machine.lock();
         let (tally, until) =
             machine.as_ref().map_or((Tally::default(), None), |machine| machine.numbers(now));
+        let state = machine.as_ref().map_or(BreakerState::Closed, Machine::state);
         BreakerView {
-            state: machine.as_ref().map_or(BreakerState::Closed, Machine::state),
+            state,
+            headroom: policy.and_then(|policy| policy.headroom(state, tally)),
             cause: machine.as_ref().and_then(Machine::cause),
             until,
             forced: self.forced.get(now),
