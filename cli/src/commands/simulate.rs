@@ -97,6 +97,9 @@ struct Summary {
     failed_low_percent: Option<Spread>,
     attempts_per_request: Spread,
     retries: Spread,
+    /// Attempts that were not made: held back since too few succeed, or refused by a circuit breaker.
+    held_back: Option<Spread>,
+    refused: Option<Spread>,
     ejections: Spread,
     loads: Vec<Load>,
     broken: Option<Broken>,
@@ -113,6 +116,8 @@ struct Outline {
     failed_by_priority: Option<[f64; 2]>,
     attempts_per_request: f64,
     retries: u64,
+    held_back: u64,
+    refused: u64,
     ejections: u64,
     loads: Vec<u64>,
     broken: Option<String>,
@@ -131,6 +136,8 @@ impl Outline {
                 .then(|| [true, false].map(|high| failed_of(scenario, &report, high))),
             attempts_per_request: ratio(report.attempts, report.requests),
             retries: report.retries,
+            held_back: report.held_back,
+            refused: report.refused,
             ejections: report.ejections,
             broken: broken(scenario, &report),
             loads: report.loads,
@@ -233,6 +240,7 @@ fn summary(name: String, scenario: &Scenario, first: u64, seeds: &[Outline], too
         weight: plan.weight,
         percent: over(&|seed| 100.0 * ratio(seed.loads[instance], seed.loads.iter().sum())),
     });
+    let policies = &scenario.policies;
     let broken = seeds.iter().find_map(|of| Some(Broken { seed: of.seed, what: of.broken.clone()? }));
     Summary {
         name,
@@ -246,6 +254,8 @@ fn summary(name: String, scenario: &Scenario, first: u64, seeds: &[Outline], too
         failed_low_percent: by_priority(1),
         attempts_per_request: over(&|seed| seed.attempts_per_request),
         retries: over(&|seed| seed.retries as f64),
+        held_back: policies.admission.as_ref().map(|_| over(&|seed| seed.held_back as f64)),
+        refused: policies.circuit_breaker.map(|_| over(&|seed| seed.refused as f64)),
         ejections: over(&|seed| seed.ejections as f64),
         loads: loads.collect(),
         broken,
@@ -285,8 +295,13 @@ fn show(summary: &Summary) -> std::io::Result<()> {
     rows.extend([
         row("attempts per request", &summary.attempts_per_request, 3),
         row("retries", &summary.retries, 0),
-        row("ejections", &summary.ejections, 0),
     ]);
+    let not_made = [
+        ("held back by admissionControl", &summary.held_back),
+        ("refused by circuit breakers", &summary.refused),
+    ];
+    rows.extend(not_made.into_iter().filter_map(|(name, spread)| Some(row(name, spread.as_ref()?, 0))));
+    rows.push(row("ejections", &summary.ejections, 0));
     rows.extend(
         summary.loads.iter().map(|load| {
             row(&format!("load of {} (weight {}) %", load.instance, load.weight), &load.percent, 2)
@@ -304,11 +319,15 @@ mod tests {
 
     const FOLDER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../examples/fleets");
 
-    /// Those of all algorithms, the one of slow start, and the one of overload.
+    /// Those of all algorithms, the one of slow start, and those of overload.
     fn compared() -> impl Iterator<Item = Scenario> {
         let slow_start =
             SlowStart { window: Duration::from_secs(10), aggression: 1_000, min_weight_percent: 10 };
-        fleets::all().into_iter().chain([fleets::one_cold(Some(slow_start)), fleets::overloaded()])
+        fleets::all().into_iter().chain([
+            fleets::one_cold(Some(slow_start)),
+            fleets::overloaded(),
+            fleets::held_back(),
+        ])
     }
 
     #[test]

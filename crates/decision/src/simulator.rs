@@ -3,7 +3,7 @@
 //! ```text
 //! Scenario, seed ─▶ run ─▶ Report: latencies, load per endpoint, failures, retries, what did not hold
 //!                    │
-//!    arrivals ─▶ client: Retry::begin ─▶ Cluster::pick ─▶ server: queue, service, failure ─▶ Cluster::record
+//!    arrivals ─▶ client: Retry::begin ─▶ Cluster::call ─▶ server: queue, service, failure ─▶ Cluster::record
 //!                    ▲                                                                          │
 //!                    └────────────── Retry::after: again, after a back-off ◀────────────────────┘
 //! ```
@@ -13,6 +13,7 @@
 //! seed give the same report on every machine; what arrives when, and how much work it is, does not depend on what is
 //! decided, so that algorithms are compared on the same traffic.
 
+mod calls;
 mod chain;
 mod client;
 mod engine;
@@ -24,7 +25,7 @@ mod server;
 
 pub use chain::{Chain, Reached, run_chain};
 pub use report::{Answered, Report, median};
-pub use scenario::{Arrivals, Burst, Instance, Phase, Policies, Scenario, Spread, State};
+pub use scenario::{Arrivals, Breaking, Burst, Instance, Phase, Policies, Scenario, Spread, State};
 
 use std::sync::Arc;
 

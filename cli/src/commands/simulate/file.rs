@@ -1,5 +1,6 @@
 //! The scenario's file: what is not known in it is an error, what is absent has the default that is said here.
 
+mod breaking;
 mod overload;
 
 use std::fmt;
@@ -13,6 +14,7 @@ use meshwork_process::parse_duration;
 use serde::{Deserialize, Deserializer};
 use serde_saphyr::Spanned;
 
+use self::breaking::{Breaker, Holding};
 use self::overload::Guarding;
 
 /// Instances and clients of one scenario, at most: each client knows every instance.
@@ -163,6 +165,10 @@ struct Said {
     hedge: Option<Hedging>,
     #[serde(default)]
     timeouts: Option<Times>,
+    #[serde(default)]
+    circuit_breaker: Option<Breaker>,
+    #[serde(default)]
+    admission_control: Option<Holding>,
     #[serde(default)]
     overload: Option<Guarding>,
 }
@@ -511,6 +517,8 @@ fn policies(said: &Said) -> Result<Policies, Wrong> {
         outlier_detection,
         retry,
         hedge: said.hedge.as_ref().map(hedge).transpose()?,
+        circuit_breaker: said.circuit_breaker.as_ref().map(breaking::breaker).transpose()?,
+        admission: said.admission_control.as_ref().map(breaking::admission).transpose()?,
         timeout: said.timeouts.as_ref().map_or(default.timeout, |times| times.request.0),
         overload: said.overload.as_ref().map(overload::overload).transpose()?,
     })

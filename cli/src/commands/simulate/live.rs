@@ -4,7 +4,7 @@
 //! ```text
 //! arrivals ─▶ load ──HTTP/1.1──▶ gateway, one per client ──HTTP/1.1──▶ instances: queue, work, faults by time
 //!               │                   │ access log: attempts                │
-//!               ▼                   ▼ metrics: ejections                  ▼
+//!               ▼                   ▼ metrics: ejections, refusals        ▼
 //!            latencies ─────────▶ Outline, as of a seed ◀────────── requests of each
 //! ```
 
@@ -131,6 +131,8 @@ fn outline(seed: u64, counted: &Counted, told: &proxies::Told, instances: &[Rc<I
         failed_by_priority: None,
         attempts_per_request: ratio(told.attempts, requests),
         retries: told.attempts.saturating_sub(told.requests),
+        held_back: told.held_back,
+        refused: told.refused,
         ejections: told.ejections,
         loads: instances.iter().map(|instance| instance.taken()).collect(),
         broken: unended,

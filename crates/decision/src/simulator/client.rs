@@ -7,7 +7,9 @@ use std::time::Duration;
 use meshwork_base::Tick;
 use meshwork_messages::v1;
 
-use super::scenario::{Instance, Scenario};
+use super::scenario::{Breaking, Instance, Scenario};
+use crate::admission::AdmissionControl;
+use crate::breaker::{BreakerMode, CircuitBreaker, WindowSize};
 use crate::builder::{Change, SnapshotBuilder};
 use crate::cluster::{Algorithm, Cluster};
 use crate::endpoint::Endpoint;
@@ -89,6 +91,51 @@ fn slice(scenario: &Scenario, now: Tick) -> Change {
     Change::upsert("simulated/fleet-1", "1", &slice)
 }
 
+fn millis(time: Duration) -> u32 {
+    u32::try_from(time.as_millis()).expect("a time below seven weeks")
+}
+
+fn breaker(said: &Breaking) -> v1::CircuitBreaker {
+    use v1::circuit_breaker::Mode;
+    let CircuitBreaker { mode, window, failure_percent, slow_calls, .. } = said.policy;
+    let mode = match mode {
+        BreakerMode::Enforce => Mode::Enforce,
+        BreakerMode::Observe => Mode::Observe,
+        BreakerMode::ForcedOpen => Mode::ForcedOpen,
+        BreakerMode::ForcedClosed => Mode::ForcedClosed,
+    };
+    let (window_calls, window_ms) = match window {
+        WindowSize::Calls(calls) => (calls, 0),
+        WindowSize::Time(time) => (0, millis(time)),
+    };
+    let (slow_after, slow_percent) = slow_calls.unwrap_or_default();
+    v1::CircuitBreaker {
+        mode: mode.into(),
+        window_calls,
+        window_ms,
+        minimum_calls: said.policy.minimum_calls,
+        failure_percent: failure_percent.unwrap_or_default(),
+        slow_percent,
+        slow_after_ms: millis(slow_after),
+        open_ms: millis(said.policy.open_time),
+        max_open_ms: millis(said.policy.max_open_time),
+        trials: said.policy.trials,
+        per_endpoint: said.per_endpoint,
+    }
+}
+
+/// Without priorities: who matters is drawn.
+fn admission(said: &AdmissionControl) -> v1::AdmissionControl {
+    v1::AdmissionControl {
+        sampling_window_ms: millis(said.sampling_window),
+        success_rate_threshold: said.success_rate_threshold,
+        aggression_thousandths: said.aggression,
+        rps_threshold: said.rps_threshold,
+        max_rejection_percent: said.max_rejection_probability,
+        priorities: Vec::new(),
+    }
+}
+
 fn policy(scenario: &Scenario) -> v1::Policy {
     use v1::traffic_policy::Algorithm as Wire;
     let policies = &scenario.policies;
@@ -100,7 +147,6 @@ fn policy(scenario: &Scenario) -> v1::Policy {
         Algorithm::RingHash => Wire::RingHash,
         Algorithm::Maglev => Wire::Maglev,
     };
-    let millis = |time: Duration| u32::try_from(time.as_millis()).expect("a time below seven weeks");
     let outlier_detection = policies.outlier_detection.map(|outlier| v1::OutlierDetection {
         consecutive_5xx: outlier.consecutive_5xx,
         base_ejection_time_ms: millis(outlier.base_ejection_time),
@@ -138,6 +184,8 @@ fn policy(scenario: &Scenario) -> v1::Policy {
             ..v1::LoadBalancer::default()
         }),
         outlier_detection,
+        circuit_breaker: policies.circuit_breaker.as_ref().map(breaker),
+        admission_control: policies.admission.as_deref().map(admission),
         ..v1::TrafficPolicy::default()
     };
     v1::Policy {

@@ -7,11 +7,13 @@ use std::time::Duration;
 
 use meshwork_base::{Rng, SeededRng, Tick};
 
+use super::calls::{self, Caller, Tickets};
 use super::client::{Client, instance_of};
 use super::hedged::Hedging;
 use super::report::{Answered, Report};
 use super::scenario::{Scenario, Spread, exponential};
 use super::server::{Gate, Moves, Server, Taken};
+use crate::cause::Cause;
 use crate::cluster::Wanted;
 use crate::endpoint::{Endpoint, InFlight};
 use crate::hedge::{Hedged, Leg};
@@ -72,6 +74,8 @@ struct Request {
     retry: Retry,
     work: f64,
     priority: Priority,
+    /// Its next attempt has been asked about, and is not held back.
+    is_let_through: bool,
     /// Counts the retry under way.
     permit: Option<Permit>,
     hedging: Option<Hedging>,
@@ -82,6 +86,7 @@ struct Attempt {
     request: usize,
     endpoint: Arc<Endpoint>,
     trial: Option<Trial>,
+    tickets: Tickets,
     began: Tick,
     leg: Leg,
     _in_flight: InFlight,
@@ -222,8 +227,16 @@ impl<'s> Engine<'s> {
         let work = self.spread().draw(&mut self.world);
         let retry = Retry::begin(Some(&self.policy), &self.clients[client].cluster, self.now);
         let priority = self.priority();
-        let request =
-            Request { client, arrived: self.now, retry, work, priority, permit: None, hedging: None };
+        let request = Request {
+            client,
+            arrived: self.now,
+            retry,
+            work,
+            priority,
+            is_let_through: false,
+            permit: None,
+            hedging: None,
+        };
         let request = self.requests.add(request);
         self.report.requests += 1;
         self.attempt(request);
@@ -249,11 +262,21 @@ impl<'s> Engine<'s> {
 
     fn attempt(&mut self, request: usize) {
         let (id, deadline) = (request, self.deadline(self.requests.get(request)));
-        let request = self.requests.get(id);
+        let request = self.requests.get_mut(id);
+        let caller = Caller {
+            is_exempt: request.priority >= Priority::High,
+            is_let_through: std::mem::take(&mut request.is_let_through),
+        };
         let cluster = &self.clients[request.client].cluster;
         let wanted = Wanted { tried: request.retry.tried(), ..Wanted::default() };
-        let Picked { endpoint: picked, trial } =
-            cluster.choose(self.now, &mut self.chance, &wanted, &mut NoReasons).expect("a fleet");
+        let (picked, tickets) = match calls::begin(cluster, caller, &wanted, self.now, &mut self.chance) {
+            Ok(begun) => begun,
+            Err(cause) => return self.refused(id, cause),
+        };
+        if let Err(why) = calls::check_call(cluster, &picked, self.now) {
+            self.report.broken(|| why);
+        }
+        let Picked { endpoint: picked, trial } = picked;
         if trial.is_none()
             && picked.stats.is_out()
             && cluster.endpoints().pickable().iter().any(|endpoint| !endpoint.is_ejected(self.now))
@@ -261,8 +284,24 @@ impl<'s> Engine<'s> {
             let at = self.now;
             self.report.broken(|| format!("{} is ejected and was picked at {at:?}", picked.address()));
         }
-        let first = self.send(id, deadline, picked, (trial, None));
+        let first = self.send(id, deadline, picked, (trial, tickets, None));
         self.may_hedge(id, deadline, first);
+    }
+
+    /// A proxy refuses an attempt itself: nobody hears of it.
+    fn refused(&mut self, id: usize, cause: Cause) {
+        let request = self.requests.get_mut(id);
+        request.permit = None;
+        let caller = Caller { is_exempt: request.priority >= Priority::High, is_let_through: false };
+        let cluster = &self.clients[request.client].cluster;
+        if let Err(why) = calls::check_refusal(cluster, cause, caller, self.now) {
+            self.report.broken(|| why);
+        }
+        match cause {
+            Cause::AdmissionControl => self.report.held_back += 1,
+            _ => self.report.refused += 1,
+        }
+        self.ended(id, false);
     }
 
     /// What comes after the first attempt of a request is a retry and is not hedged.
@@ -289,7 +328,8 @@ impl<'s> Engine<'s> {
             return;
         };
         self.report.hedges += 1;
-        let second = self.send(id, deadline, Arc::clone(&hedged.endpoint), (None, Some(hedged)));
+        let endpoint = Arc::clone(&hedged.endpoint);
+        let second = self.send(id, deadline, endpoint, (None, Tickets::default(), Some(hedged)));
         if let Some(hedging) = &mut self.requests.get_mut(id).hedging {
             hedging.second = Some(second);
         }
@@ -300,7 +340,7 @@ impl<'s> Engine<'s> {
         id: usize,
         deadline: Tick,
         picked: Arc<Endpoint>,
-        (trial, hedged): (Option<Trial>, Option<Hedged>),
+        (trial, tickets, hedged): (Option<Trial>, Tickets, Option<Hedged>),
     ) -> AttemptId {
         self.attempts_so_far += 1;
         let attempt = Attempt {
@@ -310,6 +350,7 @@ impl<'s> Engine<'s> {
             _in_flight: picked.begin(),
             endpoint: picked,
             trial,
+            tickets,
             leg: if hedged.is_some() { Leg::Second } else { Leg::First },
             _hedged: hedged,
         };
@@ -428,6 +469,7 @@ impl<'s> Engine<'s> {
         let tried = trial.and_then(|trial| cluster.tried(trial, &answer, self.now));
         let mut shifts = cluster.record(&attempt.endpoint, &answer, self.now);
         shifts.extend(tried);
+        std::mem::take(&mut attempt.tickets).ended(&answer, self.now, &mut self.chance);
         for ejection in shifts.iter().filter_map(|shift| shift.ejection) {
             self.report.ejections += 1;
             let config = cluster.outlier_detection.as_ref().expect("something ejected");
@@ -503,6 +545,15 @@ impl<'s> Engine<'s> {
         {
             Decision::Again { after, permit } => {
                 request.permit = permit;
+                // An answer is given up only for an attempt that is sure to be made.
+                if matches!(failure, AttemptFailure::Status(_)) {
+                    let cluster = &self.clients[request.client].cluster;
+                    let is_exempt = request.priority >= Priority::High;
+                    if let Err(cause) = calls::may_repeat(cluster, is_exempt, self.now, &mut self.chance) {
+                        return self.refused(id, cause);
+                    }
+                    request.is_let_through = true;
+                }
                 self.report.retries += 1;
                 self.plan(after, Event::Again(id));
             }
@@ -536,6 +587,11 @@ impl<'s> Engine<'s> {
         }
         if self.gates.iter().any(|gate| !gate.is_empty()) {
             self.report.broken(|| "somebody never left a gate".to_owned());
+        }
+        let clusters = self.clients.iter().map(|client| &client.cluster);
+        let Report { held_back, refused, .. } = self.report;
+        if let Err(why) = calls::check_counts(clusters, held_back, refused, self.now) {
+            self.report.broken(|| why);
         }
         for client in &self.clients {
             for endpoint in client.cluster.endpoints().all().iter().filter(|e| e.stats.in_flight() != 0) {

@@ -3,9 +3,11 @@
 //! An instance works on two requests at once, 10 ms each on average, so it can do 200 a second. Four proxies call, each
 //! knowing only what it sees.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::scenario::{Arrivals, Burst, Instance, Phase, Policies, Scenario, Spread, State};
+use crate::admission::AdmissionControl;
 use crate::balance::SlowStart;
 use crate::retry::RetryPolicy;
 
@@ -190,6 +192,16 @@ pub fn overloaded() -> Scenario {
         },
         ..scenario
     }
+}
+
+/// The same fleet without anybody before it: what its callers do not hold back waits in its queues.
+#[must_use]
+pub fn held_back() -> Scenario {
+    let fleet = overloaded();
+    let admission =
+        AdmissionControl { sampling_window: Duration::from_secs(2), ..AdmissionControl::default() };
+    let policies = Policies { overload: None, admission: Some(Arc::new(admission)), ..fleet.policies };
+    Scenario { name: "j: held back", policies, ..fleet }
 }
 
 /// All on which balancers are compared.

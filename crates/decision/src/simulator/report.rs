@@ -20,6 +20,10 @@ pub struct Report {
     pub hedges: u64,
     /// Requests that ended without an answer.
     pub failures: u64,
+    /// Attempts that were held back since too few of the calls of their proxy succeeded.
+    pub held_back: u64,
+    /// Attempts that a circuit breaker refused.
+    pub refused: u64,
     /// How often an endpoint was ejected.
     pub ejections: u64,
     /// What was sent to each instance.
@@ -117,7 +121,7 @@ impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "seed {}: p50 {:.1?} p99 {:.1?} p99.9 {:.1?}, {} requests, {} failed, {} retries, {} ejections, load {:?}",
+            "seed {}: p50 {:.1?} p99 {:.1?} p99.9 {:.1?}, {} requests, {} failed, {} retries, {} held back, {} refused, {} ejections, load {:?}",
             self.seed,
             self.quantile(0.5),
             self.quantile(0.99),
@@ -125,6 +129,8 @@ impl fmt::Display for Report {
             self.requests,
             self.failures,
             self.retries,
+            self.held_back,
+            self.refused,
             self.ejections,
             self.loads
         )

@@ -1,10 +1,13 @@
 //! What is simulated.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use meshwork_base::Rng;
 
+use crate::admission::AdmissionControl;
 use crate::balance::SlowStart;
+use crate::breaker::CircuitBreaker;
 use crate::cluster::Algorithm;
 use crate::hedge::HedgePolicy;
 use crate::outlier::OutlierDetection;
@@ -177,10 +180,23 @@ pub struct Policies {
     pub retry: RetryPolicy,
     /// When a second attempt is made beside the first; absent: never.
     pub hedge: Option<HedgePolicy>,
+    /// When the fleet, or one of its endpoints, is not called for a while.
+    pub circuit_breaker: Option<Breaking>,
+    /// How many calls are held back when too few succeed. Who has high priority never is, whatever `priorities` say.
+    pub admission: Option<Arc<AdmissionControl>>,
     /// The time of a request, all attempts included. A request that fails counts as having taken it.
     pub timeout: Duration,
     /// What each instance's own proxy keeps from it.
     pub overload: Option<(AdaptiveConcurrency, Queue)>,
+}
+
+/// Whose circuit breaker it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Breaking {
+    /// When it opens, and for how long.
+    pub policy: CircuitBreaker,
+    /// Each endpoint has one, and the service none.
+    pub per_endpoint: bool,
 }
 
 impl Default for Policies {
@@ -204,6 +220,8 @@ impl Default for Policies {
                 budget: RetryBudget { percent: 20, min_per_second: 0 },
             },
             hedge: None,
+            circuit_breaker: None,
+            admission: None,
             timeout: Duration::from_secs(5),
             overload: None,
         }

@@ -51,7 +51,7 @@ struct Line {
 }
 
 /// A number within these bounds; absent: the default.
-fn number(
+pub(super) fn number(
     name: &str,
     said: Option<&Spanned<u32>>,
     least: u32,
@@ -60,17 +60,17 @@ fn number(
 ) -> Result<u32, Wrong> {
     match said {
         Some(said) if !(least..=most).contains(&said.value) => {
-            wrong_at(said, format!("policies.overload.{name}: {least} to {most}"))
+            wrong_at(said, format!("policies.{name}: {least} to {most}"))
         }
         said => Ok(said.map_or(default, |said| said.value)),
     }
 }
 
 /// A time above none, as whole milliseconds as messages have it.
-fn time(name: &str, said: Option<&Spanned<Time>>) -> Result<Option<Duration>, Wrong> {
+pub(super) fn time(name: &str, said: Option<&Spanned<Time>>) -> Result<Option<Duration>, Wrong> {
     match said {
         Some(said) if said.value.0 < Duration::from_millis(1) => {
-            wrong_at(said, format!("policies.overload.{name}: at least 1ms"))
+            wrong_at(said, format!("policies.{name}: at least 1ms"))
         }
         said => Ok(said.map(|said| said.value.0)),
     }
@@ -79,7 +79,7 @@ fn time(name: &str, said: Option<&Spanned<Time>>) -> Result<Option<Duration>, Wr
 pub(super) fn overload(said: &Guarding) -> Result<(AdaptiveConcurrency, Queue), Wrong> {
     let (at_once, line) = (&said.adaptive_concurrency, said.queue.as_ref());
     let default = AdaptiveConcurrency::DEFAULT;
-    let name = |field: &str| format!("adaptiveConcurrency.{field}");
+    let name = |field: &str| format!("overload.adaptiveConcurrency.{field}");
     let least =
         number(&name("minConcurrency"), at_once.min_concurrency.as_ref(), 1, MOST, default.min_concurrency)?;
     let most = number(
@@ -101,13 +101,13 @@ pub(super) fn overload(said: &Guarding) -> Result<(AdaptiveConcurrency, Queue), 
     };
     let default = Queue::DEFAULT;
     let requests = line.and_then(|line| line.max_requests.as_ref());
-    let max_wait = time("queue.maxWait", line.and_then(|line| line.max_wait.as_ref()))?;
+    let max_wait = time("overload.queue.maxWait", line.and_then(|line| line.max_wait.as_ref()))?;
     let target = line.and_then(|line| line.target.as_ref());
     let queue = Queue {
-        max_requests: number("queue.maxRequests", requests, 0, MOST, default.max_requests)?,
+        max_requests: number("overload.queue.maxRequests", requests, 0, MOST, default.max_requests)?,
         max_wait: max_wait.unwrap_or(default.max_wait),
-        target: time("queue.target", target)?,
-        interval: time("queue.interval", line.and_then(|line| line.interval.as_ref()))?,
+        target: time("overload.queue.target", target)?,
+        interval: time("overload.queue.interval", line.and_then(|line| line.interval.as_ref()))?,
     };
     // As in a policy: a default `maxWait` bounds what is longer by itself.
     match target {

@@ -1,4 +1,7 @@
-use meshwork_decision::{AdaptiveConcurrency, Queue};
+use meshwork_decision::simulator::Breaking;
+use meshwork_decision::{
+    AdaptiveConcurrency, AdmissionControl, BreakerMode, CircuitBreaker, Queue, WindowSize,
+};
 
 use super::*;
 
@@ -101,6 +104,69 @@ fn what_is_wrong_about_overload_is_told_with_its_line() {
     ] {
         let Wrong(why) =
             read(&LEAST.replace("perSecond: 10", &format!("perSecond: 10, {said}"))).unwrap_err();
+        assert!(why.contains(says), "{said}: {why}");
+    }
+}
+
+#[test]
+fn what_is_said_of_breakers_and_of_holding_back_counts() {
+    let of =
+        |said: &str| read(&format!("{LEAST}policies:\n  {said}\n")).map(|(_, scenario)| scenario.policies);
+    let is = of("circuitBreaker: {}").unwrap().circuit_breaker.unwrap();
+    let usual = CircuitBreaker {
+        mode: BreakerMode::Enforce,
+        window: WindowSize::Time(Duration::from_secs(10)),
+        minimum_calls: 20,
+        failure_percent: Some(50),
+        slow_calls: None,
+        open_time: Duration::from_secs(5),
+        max_open_time: Duration::from_secs(60),
+        trials: 5,
+    };
+    assert_eq!(is, Breaking { policy: usual, per_endpoint: false });
+    let said = "circuitBreaker: {per: Endpoint, window: {calls: 10}, failurePercent: 30, slowCalls: {after: 50ms}, \
+                openTime: 1s, maxOpenTime: 2s, trials: 3}";
+    let policy = CircuitBreaker {
+        window: WindowSize::Calls(10),
+        minimum_calls: 10,
+        failure_percent: Some(30),
+        slow_calls: Some((Duration::from_millis(50), 100)),
+        open_time: Duration::from_secs(1),
+        max_open_time: Duration::from_secs(2),
+        trials: 3,
+        ..usual
+    };
+    assert_eq!(of(said).unwrap().circuit_breaker, Some(Breaking { policy, per_endpoint: true }));
+    let usual = of("admissionControl: {}").unwrap().admission.unwrap();
+    assert_eq!(*usual, AdmissionControl::default());
+    let said = "admissionControl: {samplingWindow: 5s, successRateThreshold: 90, aggression: 1.5, rpsThreshold: 7, \
+                maxRejectionProbability: 60}";
+    let is = of(said).unwrap().admission.unwrap();
+    assert_eq!((is.sampling_window, is.success_rate_threshold), (Duration::from_secs(5), 90));
+    assert_eq!((is.aggression, is.rps_threshold, is.max_rejection_probability), (1_500, 7, 60));
+    for (said, says) in [
+        ("circuitBreaker: {per: Route}", "Route"),
+        ("circuitBreaker: {window: {}}", "policies.circuitBreaker.window: `calls` or `time`"),
+        (
+            "circuitBreaker: {window: {calls: 9}, minimumCalls: 10}",
+            "line 6: policies.circuitBreaker.minimumCalls: 1 to 9",
+        ),
+        (
+            "circuitBreaker: {openTime: 2s, maxOpenTime: 1s}",
+            "line 6: policies.circuitBreaker.maxOpenTime: at least",
+        ),
+        ("admissionControl: {aggression: 0.5}", "line 6: policies.admissionControl.aggression: 1 to 1000"),
+        (
+            "admissionControl: {successRateThreshold: 0}",
+            "line 6: policies.admissionControl.successRateThreshold: 1 to 100",
+        ),
+        (
+            "admissionControl: {samplingWindow: 0s}",
+            "line 6: policies.admissionControl.samplingWindow: at least 1ms",
+        ),
+        ("admissionControl: {priorities: []}", "priorities"),
+    ] {
+        let Wrong(why) = of(said).unwrap_err();
         assert!(why.contains(says), "{said}: {why}");
     }
 }

@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
-use meshwork_decision::HedgeDelay;
-use meshwork_decision::simulator::{Policies, Scenario};
+use meshwork_decision::simulator::{Breaking, Policies, Scenario};
+use meshwork_decision::{HedgeDelay, WindowSize};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -39,6 +39,8 @@ struct Proxy {
 pub(super) struct Told {
     pub(super) requests: u64,
     pub(super) attempts: u64,
+    pub(super) held_back: u64,
+    pub(super) refused: u64,
     pub(super) ejections: u64,
 }
 
@@ -72,7 +74,9 @@ impl Proxies {
         let mut told = Told::default();
         for proxy in &mut self.all {
             let metrics = ask(proxy.metrics, "/metrics").await.map_err(LiveError::io("a proxy's metrics"))?;
-            told.ejections += ejections(&metrics);
+            told.ejections += sum(&metrics, "meshwork_endpoint_ejections_total{");
+            told.held_back += sum(&metrics, "meshwork_admission_control_rejected_total{");
+            told.refused += sum(&metrics, "meshwork_circuit_breaker_rejected_total{");
             // The log is whole once the process has ended.
             if let Some(pid) =
                 proxy.child.id().and_then(|id| rustix::process::Pid::from_raw(id.cast_signed()))
@@ -162,8 +166,9 @@ async fn ask(address: SocketAddr, path: &str) -> std::io::Result<String> {
     Ok(answer)
 }
 
-fn ejections(metrics: &str) -> u64 {
-    let lines = metrics.lines().filter(|line| line.starts_with("meshwork_endpoint_ejections_total{"));
+/// What all series that begin so have counted.
+fn sum(metrics: &str, begin: &str) -> u64 {
+    let lines = metrics.lines().filter(|line| line.starts_with(begin));
     lines.filter_map(|line| line.rsplit(' ').next()?.parse::<u64>().ok()).sum()
 }
 
@@ -261,6 +266,18 @@ fn policy(policies: &Policies) -> Value {
         };
         spec["hedge"]["budgetPercent"] = hedge.budget_percent.into();
     }
+    if let Some(breaker) = &policies.circuit_breaker {
+        spec["circuitBreaker"] = breaking(breaker);
+    }
+    if let Some(admission) = &policies.admission {
+        spec["admissionControl"] = json!({
+            "samplingWindow": time(admission.sampling_window),
+            "successRateThreshold": admission.success_rate_threshold,
+            "aggression": f64::from(admission.aggression) / 1e3,
+            "rpsThreshold": admission.rps_threshold,
+            "maxRejectionProbability": admission.max_rejection_probability,
+        });
+    }
     if let Some(outlier) = &policies.outlier_detection {
         spec["outlierDetection"] = json!({
             "consecutive5xx": outlier.consecutive_5xx,
@@ -273,6 +290,27 @@ fn policy(policies: &Policies) -> Value {
         "metadata": {"name": "fleet", "namespace": "default"},
         "spec": spec,
     })
+}
+
+fn breaking(breaker: &Breaking) -> Value {
+    let policy = &breaker.policy;
+    let mut said = json!({
+        "per": if breaker.per_endpoint { "Endpoint" } else { "Service" },
+        "mode": format!("{:?}", policy.mode),
+        "window": match policy.window {
+            WindowSize::Calls(calls) => json!({"calls": calls}),
+            WindowSize::Time(of) => json!({"time": time(of)}),
+        },
+        "minimumCalls": policy.minimum_calls,
+        "failurePercent": policy.failure_percent,
+        "openTime": time(policy.open_time),
+        "maxOpenTime": time(policy.max_open_time),
+        "trials": policy.trials,
+    });
+    if let Some((after, percent)) = policy.slow_calls {
+        said["slowCalls"] = json!({"after": time(after), "percent": percent});
+    }
+    said
 }
 
 /// Proxies would take what is good of it, and go without what is not.
@@ -291,20 +329,41 @@ fn time(time: Duration) -> String {
 
 #[cfg(test)]
 mod tests {
-    use meshwork_decision::{HedgePolicy, OutlierDetection};
+    use std::sync::Arc;
+
+    use meshwork_decision::{BreakerMode, CircuitBreaker, HedgePolicy, OutlierDetection};
 
     use super::*;
 
     #[test]
     fn the_proxies_are_told_every_policy_of_the_scenario() {
         let delay = HedgeDelay::Percentile { percent: 95, least: Duration::from_millis(20) };
+        let breaker = CircuitBreaker {
+            mode: BreakerMode::Enforce,
+            window: WindowSize::Calls(9),
+            minimum_calls: 5,
+            failure_percent: Some(50),
+            slow_calls: Some((Duration::from_millis(20), 70)),
+            open_time: Duration::from_secs(1),
+            max_open_time: Duration::from_secs(1),
+            trials: 2,
+        };
         let policies = Policies {
             outlier_detection: Some(OutlierDetection::DEFAULT),
             hedge: Some(HedgePolicy { delay, budget_percent: 5 }),
             subset_size: Some(3),
+            circuit_breaker: Some(Breaking { policy: breaker, per_endpoint: true }),
+            admission: Some(Arc::default()),
             ..Policies::default()
         };
+        loads(&format!("---\n{}\n", policy(&policies))).expect("proxies take it");
         let spec = &policy(&policies)["spec"];
+        assert_eq!(
+            (&spec["circuitBreaker"]["per"], &spec["circuitBreaker"]["window"]),
+            (&json!("Endpoint"), &json!({"calls": 9}))
+        );
+        assert_eq!(spec["circuitBreaker"]["slowCalls"], json!({"after": "0h0m0s20ms", "percent": 70}));
+        assert_eq!(spec["admissionControl"]["successRateThreshold"], 95);
         assert_eq!(
             spec["hedge"],
             json!({"delayPercentile": 95, "minDelay": "0h0m0s20ms", "budgetPercent": 5})
