@@ -10,7 +10,7 @@ use std::time::Duration;
 use meshwork_messages::v1;
 use meshwork_messages::v1::service_port::AppProtocol;
 use support::mirrors::{Edge, GET, OK, Recorder, edge, mirror, mirrored, on_copy};
-use support::{Upstream, exchange, is_head, upstream};
+use support::{Upstream, exchange, is_head, upstream, with_a_full_queue};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
@@ -209,5 +209,31 @@ async fn an_answer_that_had_begun_is_one_though_it_does_not_end() {
     edge.harness.change([on_copy(v1::TrafficPolicy { timeouts, ..Default::default() })]).await;
     let mut tcp = TcpStream::connect(edge.address).await.unwrap();
     tcp.write_all(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 10\r\n\r\nhalf").await.unwrap();
+    edge.ended("answered", 1).await;
+}
+
+#[tokio::test]
+async fn a_copy_has_the_connect_timeout_of_its_service() {
+    let (_socket, full, _queued) = with_a_full_queue();
+    let mut edge = edge(full, to_copy()).await;
+    let timeouts = Some(v1::Timeouts { connect_ms: 100, ..Default::default() });
+    edge.harness.change([on_copy(v1::TrafficPolicy { timeouts, ..Default::default() })]).await;
+    let ended = copied(&edge, "failed", 1);
+    tokio::time::timeout(Duration::from_secs(4), ended).await.expect("where nothing is said it is 5 s");
+}
+
+#[tokio::test]
+async fn a_body_that_goes_on_is_waited_for() {
+    let copy = Recorder::answering(OK).await;
+    let mut edge = edge(copy.upstream.address, to_copy()).await;
+    let timeouts = Some(v1::Timeouts { stream_idle_ms: 1_000, ..Default::default() });
+    edge.harness.change([on_copy(v1::TrafficPolicy { timeouts, ..Default::default() })]).await;
+    let mut tcp = TcpStream::connect(edge.address).await.unwrap();
+    let head = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 8\r\nConnection: close\r\n\r\n";
+    tcp.write_all(head).await.unwrap();
+    for _ in 0..8 {
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        tcp.write_all(b"x").await.unwrap();
+    }
     edge.ended("answered", 1).await;
 }

@@ -14,10 +14,12 @@ use meshwork_messages::v1;
 use meshwork_messages::v1::service_port::AppProtocol;
 use meshwork_proxy::{Settings, Side};
 use parking_lot::Mutex;
-use support::h2::{answer, collect, collect_body, fetch, get, h2_client, h2_upstream, h2_upstream_with};
+use support::h2::{
+    H2Upstream, answer, collect, collect_body, fetch, get, h2_client, h2_upstream, h2_upstream_with,
+};
 use support::mesh::{Pair, TestMesh, plain_at, service_at, serving};
 use support::mirrors::{
-    GET, OK, OUTCOMES, Recorder, edge, edge_at, edge_of, mirror, mirrored, on_copy, until,
+    Edge, GET, OK, OUTCOMES, Recorder, edge, edge_at, edge_of, mirror, mirrored, on_copy, until,
 };
 use support::{Harness, exchange, free_port, is_head, read_until, rule, upstream};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -408,13 +410,13 @@ async fn a_copy_does_not_leave_out_the_header_that_its_service_asks_for() {
     assert_eq!(copy.connections.load(Ordering::SeqCst), 0);
 }
 
-/// A caller who is not believed gives little time, and the copy's endpoint hears that too.
-#[tokio::test]
-async fn a_deadline_that_is_not_believed_is_held_against_no_copy_s_endpoint() {
-    let copy = h2_upstream(usize::MAX, |_, request, mut respond| async move {
-        collect_body(request.into_body()).await.unwrap();
+/// Copies of calls of gRPC whose endpoint answers with this status, of which three failures open the breaker.
+async fn grpc_copies(status: &'static str) -> (Edge, H2Upstream) {
+    let copy = h2_upstream(usize::MAX, move |_, request, mut respond| async move {
+        collect_body(request.into_body()).await.expect("a whole body");
         let response = Response::builder().header("content-type", "application/grpc");
-        respond.send_response(response.header("grpc-status", "4").body(()).unwrap(), true).unwrap();
+        let response = response.header("grpc-status", status).body(()).expect("a response");
+        respond.send_response(response, true).expect("it is waited for");
     })
     .await;
     let mut edge = edge_of(AppProtocol::Grpc, copy.address, mirrored(vec![mirror("copy", 100)])).await;
@@ -429,19 +431,41 @@ async fn a_deadline_that_is_not_believed_is_held_against_no_copy_s_endpoint() {
     };
     let circuit_breaker = Some(breaker);
     edge.harness.change([on_copy(v1::TrafficPolicy { circuit_breaker, ..Default::default() })]).await;
+    (edge, copy)
+}
+
+fn grpc_call() -> http::request::Builder {
+    Request::post("http://shop/a.B/C").header("content-type", "application/grpc")
+}
+
+const OPENED: [&str; 2] = ["default/copy", "\"open\""];
+
+/// A caller who is not believed gives little time, and the copy's endpoint hears that too.
+#[tokio::test]
+async fn a_deadline_that_is_not_believed_is_held_against_no_copy_s_endpoint() {
+    let (edge, _copy) = grpc_copies("4").await;
     let mut client = h2_client(edge.address).await;
-    let call = || Request::post("http://shop/a.B/C").header("content-type", "application/grpc");
     for number in 1..=6 {
-        fetch(&mut client, call().header("grpc-timeout", "1m").body(()).unwrap()).await;
+        fetch(&mut client, grpc_call().header("grpc-timeout", "1m").body(()).unwrap()).await;
         edge.ended("failed", number).await;
     }
-    let opened = ["default/copy", "\"open\""];
-    assert_eq!(edge.harness.metric("meshwork_circuit_breaker_changes_total", &opened), 0);
+    assert_eq!(edge.harness.metric("meshwork_circuit_breaker_changes_total", &OPENED), 0);
     for number in 7..=9 {
-        fetch(&mut client, call().body(()).unwrap()).await;
+        fetch(&mut client, grpc_call().body(()).unwrap()).await;
         edge.ended("failed", number).await;
     }
-    edge.harness.wait_metric("meshwork_circuit_breaker_changes_total", &opened, 1).await;
+    edge.harness.wait_metric("meshwork_circuit_breaker_changes_total", &OPENED, 1).await;
+}
+
+#[tokio::test]
+async fn what_a_deadline_does_not_explain_is_held_against_a_copy_s_endpoint() {
+    let (edge, _copy) = grpc_copies("13").await;
+    let mut client = h2_client(edge.address).await;
+    for number in 1..=3 {
+        fetch(&mut client, grpc_call().header("grpc-timeout", "1m").body(()).unwrap()).await;
+        edge.ended("failed", number).await;
+    }
+    edge.harness.wait_metric("meshwork_circuit_breaker_changes_total", &OPENED, 1).await;
 }
 
 #[tokio::test]

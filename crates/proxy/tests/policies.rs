@@ -16,7 +16,7 @@ use meshwork_messages::v1::service_port::AppProtocol;
 use meshwork_proxy::{Mesh, Settings};
 use parking_lot::Mutex;
 use support::h2::{H2Upstream, h2_client, h2_upstream};
-use support::{Harness, Upstream, exchange, is_head, read_until, rule, upstream};
+use support::{Harness, Upstream, exchange, is_head, read_until, rule, upstream, with_a_full_queue};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
@@ -698,21 +698,6 @@ fn connecting_to(port: u16) -> usize {
         columns.next().is_some_and(|to| to.ends_with(&remote)) && columns.next() == Some("02")
     };
     table.lines().skip(1).filter(|line| is_syn_sent(line)).count()
-}
-
-/// A socket whose queue is full: whoever connects has to wait until it accepts, or those in the queue are gone.
-fn with_a_full_queue() -> (socket2::Socket, SocketAddr, Vec<std::net::TcpStream>) {
-    let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
-    socket.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
-    socket.listen(0).unwrap();
-    let upstream = socket.local_addr().unwrap().as_socket().unwrap();
-    let mut queued = Vec::new();
-    let soon = Duration::from_millis(100);
-    while let Ok(tcp) = std::net::TcpStream::connect_timeout(&upstream, soon) {
-        queued.push(tcp);
-        assert!(queued.len() < 20, "a queue of nobody takes everybody");
-    }
-    (socket, upstream, queued)
 }
 
 #[tokio::test]

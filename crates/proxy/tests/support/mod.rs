@@ -295,3 +295,18 @@ pub async fn read_until(tcp: &mut TcpStream, end: &str) -> String {
     }
     String::from_utf8_lossy(&out).into_owned()
 }
+
+/// A socket whose queue is full: whoever connects has to wait until it accepts, or those in the queue are gone.
+pub fn with_a_full_queue() -> (socket2::Socket, SocketAddr, Vec<std::net::TcpStream>) {
+    let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+    socket.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
+    socket.listen(0).unwrap();
+    let upstream = socket.local_addr().unwrap().as_socket().unwrap();
+    let mut queued = Vec::new();
+    let soon = std::time::Duration::from_millis(100);
+    while let Ok(tcp) = std::net::TcpStream::connect_timeout(&upstream, soon) {
+        queued.push(tcp);
+        assert!(queued.len() < 20, "a queue of nobody takes everybody");
+    }
+    (socket, upstream, queued)
+}

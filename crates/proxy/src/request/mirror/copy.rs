@@ -331,3 +331,6 @@ impl Carried {
         Poll::Ready(Ok(()))
     }
 }
+
+#[cfg(test)]
+mod tests;
