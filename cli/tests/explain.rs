@@ -3,6 +3,8 @@
 #![allow(clippy::unwrap_used, reason = "a helper that fails is a test that fails")]
 
 mod support;
+#[path = "explain/usual.rs"]
+mod usual;
 
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener};

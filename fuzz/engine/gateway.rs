@@ -71,6 +71,7 @@ pub(super) fn shared(mesh: Mesh) -> Arc<Shared> {
         tracer: None,
         observer: meshwork_proxy::Observer::default(),
         memory: meshwork_proxy::MemoryLevel::default(),
+        learnt: meshwork_proxy::Learnt::default(),
     })
 }
 

@@ -23,7 +23,7 @@ use meshwork_process::{
     AdminArgs, AdminError, AdminServer, AdminState, CommonArgs, Condition, Drain, Readiness, TraceArgs,
     TraceArgsError,
 };
-use meshwork_proxy::{Engine, Follower, MemoryLevel, Mesh, Observer, Settings, Shared, TrafficArgs};
+use meshwork_proxy::{Engine, Follower, Learnt, MemoryLevel, Mesh, Observer, Settings, Shared, TrafficArgs};
 use meshwork_telemetry::{
     AccessLogError, AccessLogSink, LogHandle, MetricsRegistry, RequestLabels, TraceResource, Tracer,
     inventory,
@@ -234,6 +234,7 @@ fn shared(
         mesh: Mesh { identity, ..Mesh::default() },
         observer: Observer::default(),
         memory: MemoryLevel::default(),
+        learnt: Learnt::default(),
     })
 }
 

@@ -35,7 +35,7 @@ use meshwork_identity::Identity;
 use meshwork_messages::{type_url, v1};
 use meshwork_process::{AdminError, AdminServer, AdminState, CommonArgs, Drain, Readiness, TraceArgsError};
 use meshwork_proxy::{
-    Engine, Follower, ListenError, Listening, MemoryLevel, Mesh, Observer, Settings, Shared, Side,
+    Engine, Follower, Learnt, ListenError, Listening, MemoryLevel, Mesh, Observer, Settings, Shared, Side,
 };
 use meshwork_telemetry::{
     AccessLogError, AccessLogSink, LogHandle, MetricsRegistry, RequestLabels, TraceResource, Tracer,
@@ -403,6 +403,7 @@ fn shared(
         },
         observer: Observer::default(),
         memory: MemoryLevel::default(),
+        learnt: Learnt::default(),
     })
 }
 

@@ -26,6 +26,7 @@ use super::{Explainer, body_of, probe};
 use crate::codes;
 pub(super) use gather::{Gathered, record};
 pub(crate) use hop::Hop;
+pub(super) use hop::millis;
 
 /// How long the request is waited for where nothing is said, and at most.
 const TIMEOUT: Duration = Duration::from_secs(30);

@@ -11,6 +11,7 @@ mod advice;
 mod blame;
 #[cfg(test)]
 mod tests;
+mod unusual;
 
 use std::collections::BTreeSet;
 use std::time::Duration;

@@ -43,6 +43,10 @@ impl Family {
     pub fn of(id: impl Hash) -> Self {
         Self(FixedState::default().hash_one(id))
     }
+
+    pub(crate) const fn number(self) -> u64 {
+        self.0
+    }
 }
 
 /// What is remembered of a family.

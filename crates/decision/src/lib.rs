@@ -55,12 +55,14 @@ mod retry;
 mod route;
 mod session;
 pub mod simulator;
+mod sizes;
 mod snapshot;
 mod stream;
 mod subset;
 mod subsetting;
 mod table;
 mod trust;
+mod usual;
 pub mod verdicts;
 
 pub use admission::{AdmissionControl, AdmissionView};
@@ -113,6 +115,7 @@ pub use session::{Carrier, NewSession, Resumed, SessionPersistence};
 pub use snapshot::Snapshot;
 pub use stream::Stream;
 pub use trust::Bundle;
+pub use usual::{AppCalls, Operation, Took, Usuals};
 
 #[cfg(test)]
 mod tests;

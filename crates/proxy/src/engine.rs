@@ -23,6 +23,7 @@ use crate::observe::Observer;
 use crate::pressure::MemoryLevel;
 use crate::recorder::{self, RecorderSettings, Wanted};
 use crate::scraped;
+use crate::usual::Learnt;
 use crate::worker::{self, Bells, Command};
 
 /// What the engine is told at its start.
@@ -97,6 +98,8 @@ pub struct Shared {
     pub observer: Observer,
     /// How near the process is to the memory that it may have.
     pub memory: MemoryLevel,
+    /// What requests ordinarily take.
+    pub learnt: Learnt,
 }
 
 /// Which port of which address: how a binding is recognised from snapshot to snapshot.

@@ -13,6 +13,7 @@
 //! record ┘
 //! observe ─ a request that somebody asks about: reasons told, result sent    observe.rs
 //! recorder  what became of requests that are asked about later                 recorder.rs
+//! usual ─── what requests ordinarily take                                      usual.rs
 //! stream ── TCP and TLS that is no HTTP, from end to end  stream/
 //! pool ──── connections to endpoints, per worker, by mTLS  upstream/
 //! ```
@@ -25,7 +26,7 @@
 //! is reported.
 //!
 //! Each worker is a thread with a runtime of its own; a connection lives and dies on one worker, so nothing on a
-//! request's way is locked. The snapshot that decides is one pointer, taken once per request.
+//! request's way waits for a lock. The snapshot that decides is one pointer, taken once per request.
 
 mod checker;
 pub mod client_hello;
@@ -58,6 +59,7 @@ mod stats;
 mod stream;
 mod tls;
 mod upstream;
+mod usual;
 mod views;
 mod wire;
 mod worker;
@@ -72,3 +74,4 @@ pub use observe::Observer;
 pub use pressure::MemoryLevel;
 pub use recorder::RecorderSettings;
 pub use tls::{SecretError, certified_key};
+pub use usual::Learnt;

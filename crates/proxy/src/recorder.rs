@@ -25,6 +25,7 @@ use crate::mesh::Place;
 use crate::observe::message;
 use crate::request::tried::Tried;
 use crate::upstream::pool::IdHasher;
+use crate::usual::Timing;
 
 /// Requests that one worker tells of one trace.
 const ANSWERS: usize = 32;
@@ -94,6 +95,7 @@ struct Kept {
     class: Class,
     record: Record,
     tried: Vec<Tried>,
+    timing: Timing,
 }
 
 struct Entry {
@@ -198,6 +200,11 @@ impl Recorder {
         }
     }
 
+    /// Whether anything is kept.
+    pub(crate) fn is_on(&self) -> bool {
+        self.bytes > 0
+    }
+
     /// Whether a request that has ended is kept, and why.
     #[inline]
     pub(crate) fn class(&self, record: &Record) -> Option<Class> {
@@ -215,7 +222,14 @@ impl Recorder {
 
     /// Keeps a request that has ended.
     #[cold]
-    pub(crate) fn keep(&self, class: Class, place: Place, record: &Record, mut tried: Vec<Tried>) {
+    pub(crate) fn keep(
+        &self,
+        class: Class,
+        place: Place,
+        record: &Record,
+        mut tried: Vec<Tried>,
+        timing: Timing,
+    ) {
         tried.shrink_to_fit();
         let text = record.text.shortened(PATH, TEXT);
         // Names are counted here although others may hold them too: nobody knows who holds them longest.
@@ -238,7 +252,7 @@ impl Recorder {
             trace: record.trace_id.map_or(0, |id| last8(id.as_bytes())),
             request: last8(record.text.request_id()),
             bytes,
-            kept: Box::new(Kept { place, class, record, tried }),
+            kept: Box::new(Kept { place, class, record, tried, timing }),
         };
         let group = group_of(&entry.kept.record);
         let part = Class::ALL.iter().position(|is| *is == class).expect("all classes are listed");
@@ -287,6 +301,7 @@ impl Kept {
     fn message(&self) -> v1::Observation {
         let mut record = message::record(self.place, &self.record);
         self.class.as_str().clone_into(&mut record.kept);
+        message::timing(&self.timing, &mut record);
         v1::Observation {
             r#match: Match::Recorded.into(),
             record: Some(record),

@@ -33,6 +33,7 @@ use crate::stream::splice::Pipes;
 use crate::tls::TlsConfigs;
 use crate::upstream::open::{endpoint_of, is_app};
 use crate::upstream::pool::{BuildId, Pools};
+use crate::usual::Turn;
 
 /// How often connections that wait are looked at.
 const SWEEP: Duration = Duration::from_millis(500);
@@ -125,6 +126,8 @@ pub(crate) struct Worker {
     series: RefCell<HashMap<u64, Rc<RequestSeries>, BuildId>>,
     log: RefCell<AccessLogWriter>,
     pub(crate) recorder: Recorder,
+    /// When it learns from a request what such take.
+    pub(crate) turn: Turn,
     pub(crate) memory: Memory,
 }
 
@@ -151,6 +154,7 @@ impl Worker {
             buffer: RefCell::default(),
             view: RefCell::new(View::new(shared.snapshot.load_full())),
             recorder: Recorder::new(&shared.settings.recorder, shared.settings.workers, &metrics),
+            turn: Turn::default(),
             memory: Memory::new(shared.settings.max_memory, &shared.memory),
             metrics,
             series: RefCell::default(),

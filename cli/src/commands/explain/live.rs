@@ -74,9 +74,20 @@ pub(super) fn paragraph(hop: &Value, marks: bool) -> Vec<String> {
     lines.extend(steps(hop, marks));
     let attempts = hop["attempts"].as_array().into_iter().flatten().map(attempt);
     lines.extend(attempts.map(|line| if marks { format!("  {line}") } else { line }));
-    let line = format!("{:<10} {} in {} ms", "answer", verdict(&hop["verdict"]), hop["durationMs"]);
+    let line = format!("{:<10} {} in {}", "answer", verdict(&hop["verdict"]), times(hop));
     lines.push(if marks { format!("  {line}") } else { line });
     lines
+}
+
+/// How long it took, of that its application alone, and how long such requests ordinarily do.
+fn times(hop: &Value) -> String {
+    let both = |all: &str, own: &str| {
+        let all = hop[all].as_f64()?;
+        let own = hop[own].as_f64().map(|own| format!(" (by itself {own} ms)")).unwrap_or_default();
+        Some(format!("{all} ms{own}"))
+    };
+    let usual = both("usualMs", "usualOwnMs").map(|usual| format!(", usually {usual}"));
+    both("durationMs", "ownMs").unwrap_or_default() + &usual.unwrap_or_default()
 }
 
 /// One attempt: where, how long each step took, on which connection, what came of it.

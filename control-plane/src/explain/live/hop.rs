@@ -29,6 +29,11 @@ pub(crate) struct Hop {
     start: String,
     duration_ms: f64,
     time_to_first_byte_ms: Option<f64>,
+    /// Of an inbound side: without the calls that the application made meanwhile.
+    own_ms: Option<f64>,
+    /// What such requests ordinarily take, all of it and without such calls. Absent: too few are known.
+    usual_ms: Option<f64>,
+    usual_own_ms: Option<f64>,
     request: Seen,
     verdict: Verdict,
     listener: Option<String>,
@@ -108,7 +113,7 @@ fn said(text: &str) -> Option<String> {
     (!text.is_empty()).then(|| text.to_owned())
 }
 
-fn millis(nanos: u64) -> f64 {
+pub(in crate::explain) fn millis(nanos: u64) -> f64 {
     (nanos / 1000) as f64 / 1000.0
 }
 
@@ -136,6 +141,9 @@ impl Hop {
             start: rfc3339_millis(Duration::from_nanos(is.start_unix_ns)),
             duration_ms: millis(is.duration_ns),
             time_to_first_byte_ms: is.time_to_first_byte_ns.map(millis),
+            own_ms: is.own_ns.map(millis),
+            usual_ms: is.usual_ns.map(millis),
+            usual_own_ms: is.usual_own_ns.map(millis),
             request: Seen::new(is),
             verdict: Verdict::new(is),
             listener: said(&is.listener),

@@ -1,11 +1,13 @@
-//! Whose fault it was: the deepest hop that failed, or in which the time was spent, by the one cause that it wrote down.
+//! Whose fault it was: the deepest hop that failed, by the one cause that it wrote down; of what was only slow, the service
+//! that took longest beyond its usual; where nothing is known to be unusual, the hop in which the time was spent.
 
 use meshwork_decision::{Cause, ResponseFlag};
 use meshwork_messages::v1::{RequestRecord, request_record::Side};
 use meshwork_xds::server::Observed;
 use serde::Serialize;
 
-use crate::explain::live::record;
+use super::unusual::{Unusual, Way, ms};
+use crate::explain::live::{millis, record};
 
 /// Who has to look.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -34,12 +36,27 @@ pub(super) struct Blame {
     pub(super) flag: Option<String>,
     pub(super) phase: Option<String>,
     pub(super) why: String,
+    /// Of what took longer than it ordinarily does: how long that was, and is.
+    pub(super) took_ms: Option<f64>,
+    pub(super) usual_ms: Option<f64>,
     /// Which of the hops, as they were gathered.
     #[serde(skip)]
     pub(super) at: usize,
 }
 
-fn failed(hop: &Observed) -> bool {
+impl Blame {
+    fn beyond_usual(mut self, found: &Unusual) -> Self {
+        self.why = match (&self.cause, &self.service) {
+            (None, Some(name)) => found.told(name),
+            _ => format!("{}, usually {} ms", self.why, ms(found.usual_ns)),
+        };
+        self.took_ms = Some(millis(found.took_ns));
+        self.usual_ms = Some(millis(found.usual_ns));
+        self
+    }
+}
+
+pub(super) fn failed(hop: &Observed) -> bool {
     let record = record(hop);
     !record.cause.is_empty() || record.status >= 500
 }
@@ -56,9 +73,18 @@ pub(super) fn blame(hops: &[Observed], parents: &[Option<usize>]) -> Option<Blam
     let roots = (0..hops.len()).filter(|at| parents[*at].is_none() && !is_copy(at));
     let mut at = roots.min_by_key(|at| (!failed(&hops[*at]), start(*at)))?;
     let root = at;
+    let mut may_be_usual = true;
     // Parents never form a ring, yet nothing here shall hang on that.
     for _ in 0..hops.len() {
         let below = || (0..hops.len()).filter(|below| parents[*below] == Some(at) && !is_copy(below));
+        let is_slow = !failed(&hops[at]) && record(&hops[at]).kept == "slow";
+        // Asked once, of as much as there is: what is unusual of a part may be little of the whole.
+        if may_be_usual && (is_slow || waited(&hops[at])) {
+            may_be_usual = false;
+            if let Some(found) = (Way { hops, parents }).unusual(at) {
+                return Some(told(hops, parents, found.at).beyond_usual(&found));
+            }
+        }
         let next = match below().filter(|below| failed(&hops[*below])).max_by_key(|below| start(*below)) {
             Some(below) => Some(below),
             None if failed(&hops[at]) && !waited(&hops[at]) => None,
@@ -87,7 +113,7 @@ pub(super) fn blame(hops: &[Observed], parents: &[Option<usize>]) -> Option<Blam
 }
 
 /// What failed because time was over says nothing of those that were waited for but that they were slow.
-fn waited(hop: &Observed) -> bool {
+pub(super) fn waited(hop: &Observed) -> bool {
     cause_of(record(hop)).is_some_and(|cause| {
         let over_time = matches!(
             cause,
@@ -136,7 +162,7 @@ fn told(hops: &[Observed], parents: &[Option<usize>], at: usize) -> Blame {
     let service = service.filter(|_| who == Who::Service || who == Who::Configuration);
     let (proxy, cause, flag, phase) =
         (hop.proxy.node.id.clone(), said(&is.cause), said(&is.flag), said(&is.phase));
-    Blame { who, service, proxy, cause, flag, phase, why, at }
+    Blame { who, service, proxy, cause, flag, phase, why, took_ms: None, usual_ms: None, at }
 }
 
 enum Fault {

@@ -1,3 +1,5 @@
+mod unusual;
+
 use meshwork_base::SpiffeId;
 use meshwork_messages::v1::{
     Attempt, Node, Observation, RequestRecord, observation::Match, request_record::Side,

@@ -6,15 +6,10 @@ use std::time::Duration;
 
 use meshwork_base::Tick;
 
+use crate::sizes::{SIZES, longest, size};
+
 /// Two of these are looked at: the present one, and the one before.
 const PERIOD: Duration = Duration::from_secs(5);
-/// Sizes between a time and its double.
-const STEPS: usize = 8;
-/// What is quicker is alike: 2^6 microseconds.
-const FIRST_OCTAVE: u32 = 6;
-/// Up to 2^27 microseconds, two minutes; what is slower is alike.
-const OCTAVES: usize = 21;
-const SIZES: usize = STEPS * OCTAVES;
 const COUNT: u64 = (1 << 40) - 1;
 const PERIOD_SHIFT: u32 = 40;
 /// At least so many answers must be known.
@@ -95,21 +90,6 @@ impl Latencies {
     }
 }
 
-/// The size of a time.
-fn size(took: Duration) -> usize {
-    let micros = u64::try_from(took.as_micros()).unwrap_or(u64::MAX).max(1 << FIRST_OCTAVE);
-    let octave = micros.ilog2();
-    let step = (micros >> (octave - 3)) as usize & (STEPS - 1);
-    ((octave - FIRST_OCTAVE) as usize * STEPS + step).min(SIZES - 1)
-}
-
-/// The longest time of a size.
-fn longest(size: usize) -> Duration {
-    let (octave, step) = (size / STEPS, size % STEPS);
-    let shift = octave as u32 + FIRST_OCTAVE - 3;
-    Duration::from_micros(((STEPS + step + 1) as u64) << shift)
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -167,14 +147,6 @@ mod tests {
         assert!(latencies.percentile(50, at(1)).unwrap() < Duration::from_millis(2));
     }
 
-    #[test]
-    fn times_beyond_the_ends_are_of_the_outermost_sizes() {
-        assert_eq!((size(Duration::ZERO), size(Duration::from_micros(71))), (0, 0));
-        assert_eq!(size(Duration::from_micros(72)), 1);
-        assert_eq!(size(Duration::MAX), SIZES - 1);
-        assert!(longest(SIZES - 1) > Duration::from_secs(120));
-    }
-
     proptest! {
         /// So many percent took no longer, and of all times of which that is true it is nearly the least.
         #[test]
@@ -192,13 +164,6 @@ mod tests {
             prop_assert!(found > exact, "{found:?} of {exact:?}");
             prop_assert!(found <= exact.mul_f64(1.125) + Duration::from_micros(1), "{found:?} of {exact:?}");
             prop_assert_eq!(latencies.percentile(percent, at(3)), Some(found), "remembered or not");
-        }
-
-        #[test]
-        fn each_time_is_within_its_size(micros in 64u64..120_000_000) {
-            let took = Duration::from_micros(micros);
-            let of = size(took);
-            prop_assert!(took < longest(of) && (of == 0 || took >= longest(of - 1)));
         }
     }
 }

@@ -9,6 +9,7 @@ use meshwork_telemetry::Record;
 
 use crate::mesh::Place;
 use crate::request::tried::Tried;
+use crate::usual::Timing;
 
 fn nanos(time: Duration) -> u64 {
     u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
@@ -59,7 +60,17 @@ pub(crate) fn record(place: Place, record: &Record) -> v1::RequestRecord {
         kept: String::new(),
         mirrored: record.mirrored,
         mirrors: record.mirrors.into(),
+        own_ns: None,
+        usual_ns: None,
+        usual_own_ns: None,
     }
+}
+
+/// Adds what a request took of its application alone, and what such requests take, as far as that is known.
+pub(crate) fn timing(timing: &Timing, record: &mut v1::RequestRecord) {
+    record.own_ns = timing.own.map(nanos);
+    record.usual_ns = timing.usual.map(|usual| nanos(usual.whole));
+    record.usual_own_ns = timing.usual.and_then(|usual| usual.own).map(nanos);
 }
 
 /// An attempt as it is sent.

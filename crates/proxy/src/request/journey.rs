@@ -21,6 +21,7 @@ use crate::error::Failure;
 use crate::observe::{Sighting, Told};
 use crate::recorder::Class;
 use crate::series::{self, Called};
+use crate::usual;
 
 /// See the module's text. Dropping it writes the record: also a request that is cancelled is written once.
 pub(crate) struct Journey<'c> {
@@ -367,9 +368,10 @@ impl<'c> Journey<'c> {
             self.kin = None;
             worker.log(self.record);
             series::of(self.conn, &self.called).observe(self.record);
+            let own = usual::ended(self.conn, self.record, self.started, self.phase);
             let class = worker.recorder.class(self.record);
             if class.is_some() || self.sighting.is_some() {
-                self.tell(class);
+                self.tell(class, own);
             }
             if let Some((traced, tracer)) = self.traced.take().zip(worker.shared.tracer.as_ref()) {
                 tracer.finished(*traced, self.record);
@@ -381,7 +383,7 @@ impl<'c> Journey<'c> {
 impl Journey<'_> {
     /// Gives the request that has ended to those who keep it or ask about it.
     #[cold]
-    fn tell(&mut self, class: Option<Class>) {
+    fn tell(&mut self, class: Option<Class>, own: Option<Duration>) {
         let now = self.started.after(self.record.duration);
         let (known, attempted) = self.in_attempt();
         let tried = attempted.take(&known, now);
@@ -389,7 +391,8 @@ impl Journey<'_> {
             sighting.report(self.conn, self.record, &tried);
         }
         if let Some(class) = class {
-            self.conn.worker.recorder.keep(class, self.conn.place, self.record, tried);
+            let timing = usual::timing(self.conn, self.record, own);
+            self.conn.worker.recorder.keep(class, self.conn.place, self.record, tried, timing);
         }
     }
 }

@@ -15,7 +15,7 @@ use arc_swap::ArcSwap;
 use meshwork_base::{Clock, SystemClock};
 use meshwork_decision::{Change, Snapshot, SnapshotBuilder};
 use meshwork_messages::v1;
-use meshwork_proxy::{Engine, MemoryLevel, Mesh, Observer, Settings, Shared};
+use meshwork_proxy::{Engine, Learnt, MemoryLevel, Mesh, Observer, Settings, Shared};
 use meshwork_telemetry::{
     AccessLogSink, AccessLogTarget, Format, MetricsRegistry, RequestLabels, Sampler, TraceResource, Tracer,
 };
@@ -98,6 +98,7 @@ impl Harness {
             mesh,
             observer: Observer::default(),
             memory: MemoryLevel::default(),
+            learnt: Learnt::default(),
         });
         let engine = Engine::start(shared).unwrap();
         Self { engine, builder: SnapshotBuilder::new(), metrics, log, sink, _dir: dir }

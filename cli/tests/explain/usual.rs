@@ -1,0 +1,121 @@
+//! `explain TRACE` of a slow request: who took longer than it ordinarily does, below somebody who always takes longest.
+
+use serde_json::Value;
+
+use crate::support::platform::{Platform, assert_ok, next};
+use crate::support::{exchange, get, until, yaml};
+
+/// An application that works for so long, longer while a file is there, and then asks another.
+const APP: &str = "
+import http.server as h, os, time, urllib.request
+class App(h.BaseHTTPRequestHandler):
+    protocol_version = 'HTTP/1.1'
+    def log_message(self, *_): pass
+    def do_GET(self):
+        time.sleep(float(os.environ['SLOW' if os.path.exists(os.environ['FAULT']) else 'TAKES']))
+        if os.environ['ASKS']:
+            passed = {'traceparent': self.headers['traceparent']}
+            with urllib.request.urlopen(urllib.request.Request(os.environ['ASKS'], headers=passed)) as answer: answer.read()
+        self.send_response(200)
+        self.send_header('content-length', '0')
+        self.end_headers()
+h.ThreadingHTTPServer((os.environ['HOST'], int(os.environ['PORT'])), App).serve_forever()
+";
+
+/// So many requests of a kind make known what they take.
+const ENOUGH: u32 = 20;
+
+fn trace(number: u32) -> String {
+    format!("{number:032x}")
+}
+
+/// `GET PATH` of the edge, as one trace.
+fn ask(platform: &Platform, path: &str, number: u32) {
+    let request = format!(
+        "GET {path} HTTP/1.1\r\nHost: shop\r\nConnection: close\r\ntraceparent: 00-{}-00f067aa0ba902b7-01\r\n\r\n",
+        trace(number)
+    );
+    let answer = exchange(platform.at(8080), request.as_bytes()).expect("the gateway answers");
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+}
+
+/// What is told of it, once both services have told their side.
+fn explained(platform: &Platform, number: u32) -> Value {
+    until("the slow services tell of it", || {
+        let output = platform.command(&["explain", &trace(number), "-o", "json"]);
+        let answer: Value = serde_json::from_slice(&output.stdout).ok()?;
+        front(&answer).is_some().then_some(answer)
+    })
+}
+
+/// What the sidecar of the service that is called first tells; it does so last.
+fn front(answer: &Value) -> Option<&Value> {
+    let mut hops = answer["hops"].as_array()?.iter();
+    hops.find(|hop| hop["side"] == "inbound" && hop["service"] == "default/front:80")
+}
+
+#[test]
+fn whoever_took_longer_than_usual_is_named_below_a_service_that_always_takes_longest() {
+    let Some(python) = meshwork_testkit::tool("python3") else { return };
+    let platform = Platform::new();
+    let resources = platform.data.path().join("resources");
+    std::fs::create_dir(&resources).unwrap();
+    let edge = [yaml::EDGE, &yaml::route("shop", "  - backendRefs: [{name: front, port: 80}]")].concat();
+    std::fs::write(resources.join("edge.yaml"), edge).unwrap();
+    let fault = platform.data.path().join("fault");
+    assert_ok(&platform.up(&["--no-shop", "--resources", resources.to_str().unwrap()]));
+    let run = |service: &str, place: u32, takes: &str, slow: &str, asks: &str| {
+        let set = [("TAKES", takes), ("SLOW", slow), ("ASKS", asks), ("FAULT", fault.to_str().unwrap())];
+        let set = set.map(|(name, value)| format!("{name}={value}"));
+        let app: Vec<&str> = ["env"]
+            .into_iter()
+            .chain(set.iter().map(String::as_str))
+            .chain([python.to_str().unwrap(), "-c", APP])
+            .collect();
+        let app = platform.run(
+            service,
+            next(platform.base, place),
+            &["--protocol", "http", "--flight-recorder-slow", "50ms"],
+            &app,
+        );
+        let ready = (next(platform.base, place), 15021).into();
+        until("a sidecar is ready", || get(ready, "/healthz/ready").filter(|(status, _)| *status == 200));
+        app
+    };
+    // The one always takes 150 ms by itself, the other 5 ms, and 100 ms with the fault.
+    let _back = run("back", 1, "0.005", "0.1", "");
+    let _front = run("front", 2, "0.15", "0.15", "http://back/stock/17");
+    until("the edge reaches it", || get(platform.at(8080), "/").filter(|(status, _)| *status == 200));
+
+    (0..ENOUGH + 2).for_each(|number| ask(&platform, &format!("/orders/{number}"), 1_000 + number));
+    let healthy = explained(&platform, 1_000 + ENOUGH + 1);
+    assert_eq!(healthy["fault"]["service"], "default/front:80", "{healthy:#}");
+
+    std::fs::write(&fault, "").unwrap();
+    // On a busy machine anybody may be late once.
+    let asked = 2_000..2_005;
+    asked.clone().for_each(|number| ask(&platform, "/orders/18?page=2", number));
+    let answers: Vec<Value> = asked.clone().map(|number| explained(&platform, number)).collect();
+    let is_right = |answer: &&Value| answer["fault"]["service"] == "default/back:80";
+    let right: Vec<&Value> = answers.iter().filter(is_right).collect();
+    assert!(right.len() >= 3, "{answers:#?}");
+    let fault = &right[0]["fault"];
+    let ms = |of: &Value, key: &str| of[key].as_f64().unwrap_or_else(|| panic!("{key} of {of:#}"));
+    assert!(ms(fault, "tookMs") >= 100.0 && ms(fault, "usualMs") < 50.0, "{fault:#}");
+    let front = front(right[0]).expect("its hop");
+    let own = ms(front, "ownMs");
+    assert!(own >= 150.0 && own + 95.0 <= ms(front, "durationMs"), "without its call: {front:#}");
+    assert!(ms(front, "usualOwnMs") >= 150.0 && ms(front, "usualOwnMs") <= ms(front, "usualMs"), "{front:#}");
+    // The same in words.
+    let number = asked.zip(&answers).find(|(_, answer)| is_right(answer)).unwrap().0;
+    let told = platform.command(&["explain", &trace(number)]);
+    let told = String::from_utf8(told.stdout).unwrap();
+    for words in [
+        "fault      default/back:80: the application of default/back:80 took ",
+        " ms by itself, usually ",
+        " ms (by itself ",
+        "), usually ",
+    ] {
+        assert!(told.contains(words), "{words}: {told}");
+    }
+}

@@ -1,0 +1,206 @@
+//! Of what was slow, the service that took longer than it ordinarily does.
+
+use super::*;
+
+/// What is known of one hop, in milliseconds: what it took, and what such ordinarily take, all of it and by itself.
+struct Times {
+    took: u64,
+    own: Option<u64>,
+    usual: Option<(u64, Option<u64>)>,
+}
+
+fn slow(record: &mut RequestRecord, times: &Times) {
+    let ns = |ms: u64| ms * 1_000_000;
+    "slow".clone_into(&mut record.kept);
+    record.duration_ns = ns(times.took);
+    record.own_ns = times.own.map(ns);
+    record.usual_ns = times.usual.map(|(all, _)| ns(all));
+    record.usual_own_ns = times.usual.and_then(|(_, own)| own).map(ns);
+}
+
+fn caller(took: u64, usual: u64) -> Times {
+    Times { took, own: None, usual: Some((usual, None)) }
+}
+
+fn called(took: u64, own: u64, usual: (u64, u64)) -> Times {
+    Times { took, own: Some(own), usual: Some((usual.0, Some(usual.1))) }
+}
+
+/// edge → checkout, which calls cart and then pay, each with what is known of its times.
+fn shop(edge: [Times; 2], cart: [Times; 2], pay: Option<[Times; 2]>) -> Vec<Observed> {
+    let mut hops = vec![
+        hop("edge", Side::Gateway, 1_000, "checkout", |is| slow(is, &edge[0])),
+        hop("checkout", Side::Inbound, 1_001, "checkout", |is| slow(is, &edge[1])),
+        hop("checkout", Side::Outbound, 1_010, "cart", |is| slow(is, &cart[0])),
+        hop("cart", Side::Inbound, 1_011, "cart", |is| slow(is, &cart[1])),
+    ];
+    if let Some(pay) = pay {
+        hops.push(hop("checkout", Side::Outbound, 1_400, "pay", |is| slow(is, &pay[0])));
+        hops.push(hop("pay", Side::Inbound, 1_401, "pay", |is| slow(is, &pay[1])));
+    }
+    for (hop, by) in [(1, "edge"), (3, "checkout"), (5, "checkout")] {
+        if let Some(hop) = hops.get_mut(hop) {
+            from(by)(hop.observation.record.as_mut().unwrap());
+        }
+    }
+    hops
+}
+
+/// A cart that takes 105 ms for its usual 5, below a checkout that always takes 300.
+fn delayed_cart() -> Vec<Observed> {
+    shop([caller(407, 307), called(406, 301, (306, 300))], [caller(105, 6), called(104, 104, (5, 5))], None)
+}
+
+fn whose(hops: Vec<Observed>) -> (String, String) {
+    let (_, service, why) = blamed(hops).unwrap();
+    (service.unwrap(), why)
+}
+
+#[test]
+fn who_took_longer_than_usual_is_named_and_not_who_always_takes_longest() {
+    let (service, why) = whose(delayed_cart());
+    assert_eq!(service, "shop/cart:80");
+    assert_eq!(why, "the application of shop/cart:80 took 104 ms by itself, usually 5.0 ms");
+    let gathered = Gathered::of(delayed_cart());
+    let blame = blame(gathered.hops(), &gathered.parents()).unwrap();
+    assert_eq!((blame.took_ms, blame.usual_ms, blame.at), (Some(104.0), Some(5.0), 3));
+    assert_eq!(blame.proxy, "shop/cart-1");
+}
+
+#[test]
+fn the_same_without_the_usual_is_where_the_time_went() {
+    let mut hops = delayed_cart();
+    for hop in 0..4 {
+        let is = at(&mut hops, hop);
+        (is.usual_ns, is.usual_own_ns) = (None, None);
+    }
+    assert_eq!(whose(hops).0, "shop/checkout:80");
+}
+
+#[test]
+fn where_nothing_is_unusual_it_is_where_the_time_went() {
+    let hops =
+        shop([caller(330, 307), called(329, 323, (306, 300))], [caller(6, 6), called(5, 5, (5, 5))], None);
+    let (service, why) = whose(hops);
+    assert_eq!((&*service, &*why), ("shop/checkout:80", "the application of shop/checkout:80 took 329 ms"));
+}
+
+#[test]
+fn a_delayed_network_is_told_from_a_slow_application() {
+    let hops =
+        shop([caller(407, 307), called(406, 301, (306, 300))], [caller(105, 6), called(4, 4, (5, 5))], None);
+    let (service, why) = whose(hops.clone());
+    assert_eq!(service, "shop/cart:80");
+    assert_eq!(why, "the way to shop/cart:80 and back took 101 ms, usually 1.0 ms");
+    // The called side was quick, and has kept nothing.
+    let mut hops = hops;
+    hops.truncate(3);
+    assert_eq!(whose(hops).1, "shop/cart:80 took 105 ms, usually 6.0 ms");
+}
+
+/// A rare request calls somebody who always takes long: the caller's own part is as ever.
+#[test]
+fn a_call_that_is_seldom_made_is_not_its_callers_slowness() {
+    let hops = shop(
+        [caller(600, 60), called(599, 50, (59, 50))],
+        [caller(250, 240), called(249, 249, (239, 239))],
+        Some([caller(290, 100), called(289, 289, (99, 99))]),
+    );
+    assert_eq!(whose(hops).0, "shop/pay:80");
+}
+
+#[test]
+fn an_instance_that_was_always_slow_is_unusual_for_its_caller() {
+    let mut hops = delayed_cart();
+    at(&mut hops, 3).usual_ns = Some(104_000_000);
+    at(&mut hops, 3).usual_own_ns = Some(104_000_000);
+    let (service, why) = whose(hops);
+    assert_eq!(
+        (&*service, &*why),
+        ("shop/cart:80", "the application of shop/cart:80 took 104 ms by itself, usually 6.0 ms")
+    );
+}
+
+#[test]
+fn several_calls_of_a_service_count_together() {
+    let hops = shop(
+        [caller(400, 120), called(399, 190, (119, 100))],
+        [caller(105, 6), called(104, 104, (5, 5))],
+        None,
+    );
+    assert_eq!(whose(hops.clone()).0, "shop/cart:80", "99 ms beyond the usual, checkout 90");
+    let mut hops = hops;
+    slow(at(&mut hops, 2), &caller(70, 6));
+    slow(at(&mut hops, 3), &called(69, 69, (5, 5)));
+    assert_eq!(whose(hops.clone()).0, "shop/checkout:80", "64 ms");
+    hops.push(hop("checkout", Side::Outbound, 1_200, "cart", |is| slow(is, &caller(80, 6))));
+    hops.push(hop("cart", Side::Inbound, 1_201, "cart", |is| slow(is, &called(79, 79, (5, 5)))));
+    from("checkout")(at(&mut hops, 5));
+    let (service, why) = whose(hops);
+    assert_eq!(service, "shop/cart:80");
+    assert_eq!(why, "the application of shop/cart:80 took 148 ms by itself in 2 calls, usually 10 ms");
+}
+
+#[test]
+fn a_service_of_which_nothing_is_known_is_not_passed_over_for_a_trifle() {
+    let unknown = |took: u64| {
+        let mut hops = shop(
+            [caller(2_000, 307), called(took, took - 105, (306, 300))],
+            [caller(105, 6), called(104, 104, (5, 5))],
+            None,
+        );
+        slow(at(&mut hops, 0), &caller(took + 1, took + 1));
+        slow(at(&mut hops, 1), &Times { took, own: Some(took - 105), usual: None });
+        // The caller's usual is what it would be judged by.
+        at(&mut hops, 0).usual_ns = None;
+        whose(hops).0
+    };
+    assert_eq!(unknown(300), "shop/cart:80");
+    assert_eq!(unknown(1_000), "shop/checkout:80");
+}
+
+#[test]
+fn a_failure_tells_more_than_what_was_unusual() {
+    let mut hops = delayed_cart();
+    hops.push(hop("checkout", Side::Outbound, 1_200, "pay", |_| {}));
+    fails(at(&mut hops, 4), "connect_failure", 503);
+    fails(at(&mut hops, 1), "", 502);
+    assert_eq!(whose(hops).0, "shop/pay:80");
+}
+
+/// The gateway gave up while checkout, which always takes long, was at work: cart had used up the time.
+#[test]
+fn who_used_up_the_time_is_named_when_the_caller_gave_up() {
+    let mut hops = delayed_cart();
+    fails(at(&mut hops, 0), "request_timeout", 504);
+    fails(at(&mut hops, 1), "downstream_reset", 0);
+    at(&mut hops, 0).duration_ns = 350_000_000;
+    at(&mut hops, 1).duration_ns = 350_000_000;
+    assert_eq!(whose(hops.clone()).0, "shop/cart:80");
+    // It was still being waited for.
+    fails(at(&mut hops, 2), "downstream_reset", 0);
+    fails(at(&mut hops, 3), "downstream_reset", 0);
+    let (service, why) = whose(hops);
+    assert_eq!(service, "shop/cart:80");
+    assert_eq!(
+        why,
+        "the application of shop/cart:80 had not answered after 104 ms, when its caller gave up, usually 5.0 ms"
+    );
+}
+
+#[test]
+fn what_was_not_slow_is_nobodys_fault() {
+    let mut hops = delayed_cart();
+    (0..4).for_each(|hop| at(&mut hops, hop).kept = "sampled".to_owned());
+    assert_eq!(blamed(hops), None);
+}
+
+#[test]
+fn copies_are_in_nobodys_way() {
+    let mut hops = delayed_cart();
+    hops.push(hop("checkout", Side::Outbound, 1_010, "pay", |is| {
+        slow(is, &caller(390, 1));
+        is.mirrored = true;
+    }));
+    assert_eq!(whose(hops).0, "shop/cart:80");
+}

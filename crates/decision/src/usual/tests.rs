@@ -1,0 +1,155 @@
+use proptest::prelude::*;
+
+use super::*;
+
+const MINUTE: u64 = 60;
+
+fn at(seconds: u64) -> Tick {
+    Tick::ZERO.after(Duration::from_secs(seconds))
+}
+
+fn operation(path: &str) -> Operation {
+    Operation::of(true, "shop/cart:80", b"GET", path.as_bytes())
+}
+
+fn took(millis: u64) -> Took {
+    let whole = Duration::from_millis(millis);
+    Took { whole, own: Some(whole / 2) }
+}
+
+/// So many answers per second for so long, each of that.
+fn answer(usuals: &Usuals, millis: u64, from: u64, seconds: u64, per_second: u64) {
+    for second in from..from + seconds {
+        (0..per_second).for_each(|_| usuals.learn(operation("/a"), took(millis), at(second)));
+    }
+}
+
+fn usual(usuals: &Usuals) -> Option<u64> {
+    let usual = usuals.of(operation("/a"))?;
+    let (whole, own) = (usual.whole.as_secs_f64(), usual.own.unwrap().as_secs_f64());
+    assert!((own / whole - 0.5).abs() < 0.07, "{usual:?}");
+    // A size's longest time is an eighth above its shortest.
+    Some((whole * 1e3 / 1.0625).round() as u64)
+}
+
+fn near(found: Option<u64>, millis: u64) -> bool {
+    found.is_some_and(|found| found.abs_diff(millis) <= millis / 10)
+}
+
+#[test]
+fn too_few_answers_say_nothing() {
+    let usuals = Usuals::default();
+    answer(&usuals, 5, 0, 19, 1);
+    assert_eq!(usual(&usuals), None);
+    answer(&usuals, 5, 19, 1, 1);
+    assert!(near(usual(&usuals), 5), "{:?}", usual(&usuals));
+    assert_eq!(usuals.of(operation("/b")), None, "another operation");
+}
+
+#[test]
+fn one_slow_instance_of_three_is_not_usual() {
+    let usuals = Usuals::default();
+    for second in 0..600 {
+        [5, 250, 6].map(|millis| usuals.learn(operation("/a"), took(millis), at(second)));
+    }
+    assert!(near(usual(&usuals), 6), "{:?}", usual(&usuals));
+}
+
+#[test]
+fn a_fault_of_minutes_does_not_become_usual_at_any_rate_of_requests() {
+    for per_second in [1, 10, 1_000] {
+        let usuals = Usuals::default();
+        answer(&usuals, 5, 0, 10 * MINUTE, per_second);
+        answer(&usuals, 250, 10 * MINUTE, 9 * MINUTE, per_second);
+        assert!(near(usual(&usuals), 5), "{per_second}: {:?}", usual(&usuals));
+    }
+}
+
+#[test]
+fn a_change_that_stays_becomes_usual_within_the_hour() {
+    let usuals = Usuals::default();
+    answer(&usuals, 5, 0, 600 * MINUTE, 1);
+    answer(&usuals, 50, 600 * MINUTE, 25 * MINUTE, 1);
+    assert!(near(usual(&usuals), 5), "{:?}", usual(&usuals));
+    answer(&usuals, 50, 625 * MINUTE, 40 * MINUTE, 1);
+    assert!(near(usual(&usuals), 50), "{:?}", usual(&usuals));
+}
+
+/// Where requests are rare the old ones lose their weight too.
+#[test]
+fn a_change_of_a_rare_operation_becomes_usual_within_hours() {
+    let usuals = Usuals::default();
+    let minutely = |millis: u64, minutes: std::ops::Range<u64>| {
+        minutes.for_each(|minute| usuals.learn(operation("/a"), took(millis), at(minute * MINUTE)));
+    };
+    minutely(5, 0..10_000);
+    assert!(near(usual(&usuals), 5));
+    minutely(50, 10_000..10_150);
+    assert!(near(usual(&usuals), 50), "{:?}", usual(&usuals));
+}
+
+#[test]
+fn what_was_usual_before_a_quiet_night_is_still_known() {
+    let usuals = Usuals::default();
+    answer(&usuals, 5, 0, 60, 1);
+    usuals.learn(operation("/a"), took(250), at(10 * 3600));
+    assert!(near(usual(&usuals), 5), "{:?}", usual(&usuals));
+}
+
+#[test]
+fn a_crowd_of_operations_does_not_push_out_those_that_are_known() {
+    let usuals = Usuals::default();
+    answer(&usuals, 5, 0, 60, 1);
+    for n in 0..1_000_u64 {
+        let (a, b) = ((b'a' + (n % 26) as u8) as char, (b'a' + (n / 26 % 26) as u8) as char);
+        let c = (b'a' + (n / 676) as u8) as char;
+        usuals.learn(operation(&format!("/x{a}{b}{c}")), took(9), at(100 + n));
+        assert!(usuals.0.lock().len() <= OPERATIONS);
+    }
+    assert!(near(usual(&usuals), 5));
+    assert!(usuals.0.lock().contains_key(&operation("/xlmb")), "the newest is there");
+    assert!(!usuals.0.lock().contains_key(&operation("/xaaa")), "the oldest made room");
+}
+
+#[test]
+fn who_is_known_makes_room_when_nobody_calls_it_any_more() {
+    let usuals = Usuals::default();
+    let full = |now: u64| {
+        for n in 0..OPERATIONS {
+            let name: String = n.to_string().bytes().map(|digit| (digit - b'0' + b'a') as char).collect();
+            (0..30).for_each(|_| usuals.learn(operation(&name), took(9), at(now)));
+        }
+    };
+    full(0);
+    usuals.learn(operation("/a"), took(5), at(60));
+    assert!(!usuals.0.lock().contains_key(&operation("/a")), "all are known and called");
+    usuals.learn(operation("/a"), took(5), at(3 * 3600));
+    assert!(usuals.0.lock().contains_key(&operation("/a")));
+    assert_eq!(usuals.0.lock().len(), OPERATIONS);
+}
+
+#[test]
+fn nobody_waits_for_another() {
+    let usuals = Usuals::default();
+    answer(&usuals, 5, 0, 30, 1);
+    let held = usuals.0.lock();
+    usuals.learn(operation("/a"), took(5), at(60));
+    assert_eq!(usuals.of(operation("/a")), None);
+    drop(held);
+    assert!(near(usual(&usuals), 5));
+}
+
+proptest! {
+    /// As many answers as there may be, of any length, at any time: it is known, within its bounds, and no less than
+    /// half of them took at least as long.
+    #[test]
+    fn the_usual_is_a_median(millis in prop::collection::vec(1u64..60_000, 20..60)) {
+        let usuals = Usuals::default();
+        millis.iter().for_each(|millis| usuals.learn(operation("/a"), took(*millis), at(0)));
+        let found = usuals.of(operation("/a")).unwrap().whole;
+        let mut sorted = millis;
+        sorted.sort_unstable();
+        let exact = Duration::from_millis(sorted[sorted.len().div_ceil(2) - 1]);
+        prop_assert!(found > exact && found <= exact.mul_f64(1.125) + Duration::from_micros(1), "{found:?} of {exact:?}");
+    }
+}
