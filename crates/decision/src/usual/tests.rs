@@ -49,8 +49,10 @@ fn too_few_answers_say_nothing() {
 #[test]
 fn one_slow_instance_of_three_is_not_usual() {
     let usuals = Usuals::default();
-    for second in 0..600 {
-        [5, 250, 6].map(|millis| usuals.learn(operation("/a"), took(millis), at(second)));
+    // In turn, at a pace at which one in a second would always be the same one's.
+    for (number, millis) in [5, 250, 6].into_iter().cycle().take(3_600).enumerate() {
+        let now = Tick::ZERO.after(Duration::from_millis(334 * number as u64));
+        usuals.learn(operation("/a"), took(millis), now);
     }
     assert!(near(usual(&usuals), 6), "{:?}", usual(&usuals));
 }
