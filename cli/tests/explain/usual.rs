@@ -14,7 +14,7 @@ class App(h.BaseHTTPRequestHandler):
     def do_GET(self):
         time.sleep(float(os.environ['SLOW' if os.path.exists(os.environ['FAULT']) else 'TAKES']))
         if os.environ['ASKS']:
-            passed = {'traceparent': self.headers['traceparent']}
+            passed = {k: v for k, v in self.headers.items() if k.lower() == 'traceparent'}
             with urllib.request.urlopen(urllib.request.Request(os.environ['ASKS'], headers=passed)) as answer: answer.read()
         self.send_response(200)
         self.send_header('content-length', '0')
