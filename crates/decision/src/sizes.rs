@@ -26,6 +26,12 @@ pub(crate) fn longest(size: usize) -> Duration {
     Duration::from_micros(((STEPS + step + 1) as u64) << shift)
 }
 
+/// The middle of a size: no time of it is further away than a sixteenth of its own length.
+pub(crate) fn middle(size: usize) -> Duration {
+    let shortest = size.checked_sub(1).map(longest).unwrap_or_default();
+    (shortest + longest(size)) / 2
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -46,6 +52,7 @@ mod tests {
             let took = Duration::from_micros(micros);
             let of = size(took);
             prop_assert!(took < longest(of) && (of == 0 || took >= longest(of - 1)));
+            prop_assert!(of == 0 || middle(of).abs_diff(took) <= took / 16 + Duration::from_micros(1));
         }
     }
 }

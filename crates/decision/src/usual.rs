@@ -21,7 +21,7 @@ use foldhash::fast::FixedState;
 use meshwork_base::Tick;
 use parking_lot::Mutex;
 
-use crate::sizes::{SIZES, longest, size};
+use crate::sizes::{SIZES, middle, size};
 
 pub use calls::AppCalls;
 pub use operation::Operation;
@@ -81,15 +81,15 @@ impl Counts {
         *count = count.saturating_add(WEIGHT);
     }
 
-    /// At most an eighth more than the median.
+    /// The median, to within a sixteenth.
     fn median(&self) -> Duration {
         let half = self.0.iter().map(|count| u32::from(*count)).sum::<u32>().div_ceil(2);
         let mut so_far = 0;
-        let middle = self.0.iter().position(|count| {
+        let found = self.0.iter().position(|count| {
             so_far += u32::from(*count);
             so_far >= half
         });
-        longest(middle.unwrap_or(0))
+        middle(found.unwrap_or(0))
     }
 
     /// Gives how many answers they still count for.

@@ -105,7 +105,7 @@ mod tests {
     #[test]
     fn a_worker_learns_from_a_burst_and_then_from_a_thousand_requests_per_second() {
         let turn = Turn::default();
-        let mut learnt = |from: u64, millis: u64| {
+        let learnt = |from: u64, millis: u64| {
             let ticks = (from * 100..(from + millis) * 100).map(|step| Tick::from_nanos(step * PAUSE / 100));
             ticks.filter(|now| turn.has_come(*now)).count()
         };

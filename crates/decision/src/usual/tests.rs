@@ -28,8 +28,7 @@ fn usual(usuals: &Usuals) -> Option<u64> {
     let usual = usuals.of(operation("/a"))?;
     let (whole, own) = (usual.whole.as_secs_f64(), usual.own.unwrap().as_secs_f64());
     assert!((own / whole - 0.5).abs() < 0.07, "{usual:?}");
-    // A size's longest time is an eighth above its shortest.
-    Some((whole * 1e3 / 1.0625).round() as u64)
+    Some((whole * 1e3).round() as u64)
 }
 
 fn near(found: Option<u64>, millis: u64) -> bool {
@@ -152,6 +151,6 @@ proptest! {
         let mut sorted = millis;
         sorted.sort_unstable();
         let exact = Duration::from_millis(sorted[sorted.len().div_ceil(2) - 1]);
-        prop_assert!(found > exact && found <= exact.mul_f64(1.125) + Duration::from_micros(1), "{found:?} of {exact:?}");
+        prop_assert!(found.abs_diff(exact) <= exact / 16 + Duration::from_micros(1), "{found:?} of {exact:?}");
     }
 }
