@@ -3,6 +3,7 @@
 use super::*;
 
 /// What is known of one hop, in milliseconds: what it took, and what such ordinarily take, all of it and by itself.
+#[derive(Clone, Copy)]
 struct Times {
     took: u64,
     own: Option<u64>,
