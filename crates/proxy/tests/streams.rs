@@ -334,3 +334,27 @@ async fn what_runs_when_the_process_drains_may_finish_until_its_time_is_over() {
     assert!(!draining.await.unwrap(), "one did not end by itself");
     assert!(stays.read_exact(&mut [0; 1]).await.is_err(), "it is cut");
 }
+
+/// Two of three endpoints refuse connections, and each has its turn: the first retry of every connection is in vain, the
+/// second helps.
+#[tokio::test(flavor = "multi_thread")]
+async fn connections_are_made_again_as_long_as_that_helps() {
+    let dead = || SocketAddr::from(([127, 0, 0, 1], free_port()));
+    let (mut harness, address) = through(&[dead(), dead(), summing().await]).await;
+    let policy = v1::TrafficPolicy {
+        algorithm: v1::traffic_policy::Algorithm::RoundRobin.into(),
+        retry: Some(v1::Retry { attempts: 2, on_connect_failure: true, ..Default::default() }),
+        ..Default::default()
+    };
+    let target =
+        v1::policy::Target { kind: "Service".into(), name: "default/s".into(), section: String::new() };
+    let spec = Some(v1::policy::Spec::Traffic(policy));
+    let policy = v1::Policy { source: None, targets: vec![target], spec };
+    harness.change([Change::upsert("default/p", "1", &policy)]).await;
+    for number in 0..10 {
+        let mut tcp = TcpStream::connect(address).await.unwrap();
+        tcp.write_all(b"1").await.unwrap();
+        tcp.shutdown().await.unwrap();
+        assert_eq!(said(&mut tcp).await, sum(b"1"), "connection {number}");
+    }
+}

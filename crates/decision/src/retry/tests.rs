@@ -291,8 +291,20 @@ fn an_attempt_goes_on_over_another_connection_and_only_its_end_counts() {
             assert!(matches!(decision, Decision::Again { .. }), "{decision:?}");
         }
         retry.ended(true);
-        retry.ended(false);
+        (0..10).for_each(|_| retry.ended(false));
     }
+}
+
+#[test]
+fn what_the_budget_refuses_costs_nothing_of_what_was_paid() {
+    let cluster = cluster(None);
+    let budget = &cluster.shared.budget;
+    (0..5).for_each(|_| budget.ended(false));
+    (0..3).for_each(|_| budget.succeeded());
+    let none = RetryBudget { percent: 0, min_per_second: 0 };
+    assert_eq!(budget.retry(none, Tick::ZERO), Err(Refused::Spent));
+    assert_eq!(budget.retry(RetryBudget::DEFAULT, Tick::ZERO), Ok(()));
+    assert_eq!(budget.retry(RetryBudget::DEFAULT, Tick::ZERO), Err(Refused::InVain));
 }
 
 #[test]
