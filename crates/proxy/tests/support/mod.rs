@@ -5,6 +5,7 @@
 pub mod h2;
 pub mod mesh;
 pub mod mirrors;
+pub mod policy;
 pub mod raw;
 
 use std::net::SocketAddr;

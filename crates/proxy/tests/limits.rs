@@ -1,0 +1,182 @@
+//! Limits of services and endpoints: who is refused, who waits, and for what.
+
+#![expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+
+mod support;
+
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use meshwork_messages::v1;
+use meshwork_messages::v1::service_port::AppProtocol;
+use meshwork_proxy::Settings;
+use support::policy::{GET, OK, gateway, holding, limits, traffic};
+use support::{Harness, exchange, is_head, read_until, rule, with_a_full_queue};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::task::JoinSet;
+
+/// Sends a request whose body comes later, and waits until the upstream holds it.
+async fn hold(address: SocketAddr, held: &AtomicUsize) -> TcpStream {
+    let before = held.load(Ordering::SeqCst);
+    let mut tcp = TcpStream::connect(address).await.unwrap();
+    tcp.write_all(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\n\r\n").await.unwrap();
+    while held.load(Ordering::SeqCst) == before {
+        tokio::task::yield_now().await;
+    }
+    tcp
+}
+
+#[tokio::test]
+async fn more_requests_than_the_limit_are_refused_at_once() {
+    let (up, held, _) = holding().await;
+    let policy = limits(v1::Limits { max_requests: 1, ..Default::default() });
+    let (harness, address) = gateway(&[up.address], Some(policy)).await;
+    let mut first = hold(address, &held).await;
+    let response = exchange(address, GET).await;
+    assert!(response.starts_with("HTTP/1.1 503") && response.ends_with("max_requests\n"), "{response}");
+    assert!(harness.lines(1).await[0].contains("\"UO\""));
+    first.write_all(b"more").await.unwrap();
+    assert!(read_until(&mut first, "hello").await.starts_with("HTTP/1.1 200"));
+    let next = hold(address, &held).await;
+    drop(next);
+}
+
+#[tokio::test]
+async fn a_request_waits_for_a_connection_within_the_limit_but_not_in_a_crowd() {
+    let (up, held, open) = holding().await;
+    let policy = limits(v1::Limits { max_connections: 1, max_pending_requests: 1, ..Default::default() });
+    let (harness, address) = gateway(&[up.address], Some(policy)).await;
+    let mut first = hold(address, &held).await;
+    let waiting = [0, 1].map(|_| tokio::spawn(async move { exchange(address, GET).await }));
+    // Of two that want to wait, one may.
+    let line = harness.lines(1).await.remove(0);
+    assert!(line.contains("max_pending_requests"), "{line}");
+    open.store(true, Ordering::SeqCst);
+    first.write_all(b"more").await.unwrap();
+    read_until(&mut first, "hello").await;
+    let mut answers = Vec::new();
+    for waiting in waiting {
+        answers.push(waiting.await.unwrap());
+    }
+    answers.sort();
+    assert!(answers[0].starts_with("HTTP/1.1 200") && answers[1].starts_with("HTTP/1.1 503"), "{answers:?}");
+    assert_eq!(up.connections.load(Ordering::SeqCst), 1, "the limit held");
+}
+
+/// Sockets of this machine that are being connected to a port.
+fn connecting_to(port: u16) -> usize {
+    let table = std::fs::read_to_string("/proc/net/tcp").unwrap();
+    let remote = format!(":{port:04X}");
+    let is_syn_sent = |line: &str| {
+        let mut columns = line.split_whitespace().skip(2);
+        columns.next().is_some_and(|to| to.ends_with(&remote)) && columns.next() == Some("02")
+    };
+    table.lines().skip(1).filter(|line| is_syn_sent(line)).count()
+}
+
+#[tokio::test]
+async fn a_crowd_waits_in_line_and_does_not_overrun_the_queue_of_an_application() {
+    const CROWD: u32 = 300;
+    let (socket, upstream, queued) = with_a_full_queue();
+    let limit = v1::Limits { max_pending_requests: 1_000, ..Default::default() };
+    let (harness, address) = gateway(&[upstream], Some(limits(limit))).await;
+    let crowd: Vec<_> =
+        (0..CROWD).map(|_| tokio::spawn(async move { exchange(address, GET).await })).collect();
+    let pending = &["maxPendingRequests"];
+    harness.wait_metric("meshwork_limit_headroom", pending, u64::from(1_000 - CROWD)).await;
+    assert_eq!(connecting_to(upstream.port()), 128, "of all that wait");
+
+    drop(queued);
+    socket.listen(1_024).unwrap();
+    let busy: std::net::TcpListener = socket.into();
+    busy.set_nonblocking(true).unwrap();
+    let busy = tokio::net::TcpListener::from_std(busy).unwrap();
+    let serving = tokio::spawn(async move {
+        loop {
+            let (mut tcp, _) = busy.accept().await.unwrap();
+            tokio::spawn(async move {
+                loop {
+                    let mut got = Vec::new();
+                    while !is_head(&got) {
+                        if tcp.read_buf(&mut got).await.unwrap_or(0) == 0 {
+                            return;
+                        }
+                    }
+                    tcp.write_all(OK).await.unwrap();
+                }
+            });
+        }
+    });
+    for one in crowd {
+        let answer = one.await.unwrap();
+        assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    }
+    serving.abort();
+    harness.wait_metric("meshwork_limit_headroom", pending, 1_000).await;
+}
+
+#[tokio::test]
+async fn of_those_who_wait_for_an_endpoint_there_are_as_many_as_may_be() {
+    let (up, held, open) = holding().await;
+    let limit = v1::Limits {
+        max_connections_per_endpoint: 1,
+        max_pending_requests_per_endpoint: 1,
+        ..Default::default()
+    };
+    let (harness, address) = gateway(&[up.address], Some(limits(limit))).await;
+    let mut first = hold(address, &held).await;
+    let second = tokio::spawn(async move { exchange(address, GET).await });
+    harness.wait_metric("meshwork_limit_rejected_total", &["default/web", "maxConnections"], 1).await;
+    let third = exchange(address, GET).await;
+    assert!(third.starts_with("HTTP/1.1 503") && third.ends_with("max_pending_requests\n"), "{third}");
+    let refused = ["default/web", "maxPendingRequests"];
+    assert_eq!(harness.metric("meshwork_limit_rejected_total", &refused), 1);
+    open.store(true, Ordering::SeqCst);
+    first.write_all(b"more").await.unwrap();
+    assert!(read_until(&mut first, "hello").await.starts_with("HTTP/1.1 200"));
+    assert!(second.await.unwrap().starts_with("HTTP/1.1 200"), "who waits is served");
+}
+
+#[tokio::test]
+async fn whoever_waits_for_a_shared_connection_that_another_one_makes_waits_for_a_connection() {
+    let (_socket, upstream, _queued) = with_a_full_queue();
+    let mut harness = Harness::start(Settings::default());
+    harness.service("web", AppProtocol::Http2, &[upstream]).await;
+    let address = harness.route(vec![rule(&[("web", 1)], vec![])]).await;
+    let limit = v1::Limits { max_pending_requests: 2, ..Default::default() };
+    harness.change([traffic(limits(limit))]).await;
+    let mut waiting = JoinSet::new();
+    for _ in 0..3 {
+        waiting.spawn(async move { exchange(address, GET).await });
+    }
+    let refused = waiting.join_next().await.unwrap().unwrap();
+    assert!(
+        refused.ends_with("max_pending_requests\n"),
+        "one connection is made, and two may wait: {refused}"
+    );
+    harness.wait_metric("meshwork_limit_headroom", &["maxPendingRequests"], 0).await;
+}
+
+#[tokio::test]
+async fn a_request_waits_for_a_connection_to_its_endpoint_and_takes_the_one_that_is_given_back() {
+    let (up, held, _) = holding().await;
+    let limit =
+        v1::Limits { max_connections_per_endpoint: 1, max_pending_requests: 10, ..Default::default() };
+    let (harness, address) = gateway(&[up.address], Some(limits(limit))).await;
+    let mut first = hold(address, &held).await;
+    let second = tokio::spawn(async move {
+        let mut tcp = TcpStream::connect(address).await.unwrap();
+        tcp.write_all(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\n\r\nmore").await.unwrap();
+        read_until(&mut tcp, "hello").await
+    });
+    let waiting = &["maxPendingRequests"];
+    harness.wait_metric("meshwork_limit_headroom", waiting, 9).await;
+    assert!(!second.is_finished(), "one connection carries one request");
+    first.write_all(b"more").await.unwrap();
+    assert!(read_until(&mut first, "hello").await.starts_with("HTTP/1.1 200"));
+    assert!(second.await.unwrap().starts_with("HTTP/1.1 200"));
+    let refused = ["default/web", "maxConnections"];
+    assert_eq!(harness.metric("meshwork_limit_rejected_total", &refused), 1, "one was made to wait");
+}
