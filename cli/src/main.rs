@@ -12,11 +12,20 @@ mod up;
 use std::process::ExitCode;
 
 use clap::{CommandFactory, FromArgMatches, Parser};
-use meshwork_process::{SettingsError, parse_args};
+use meshwork_process::{SettingsError, gives_memory_back, parse_args};
 
 /// The allocator keeps freed blocks per thread, which is what workers want.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+#[expect(
+    unsafe_code,
+    reason = "one function of the allocator's, without pointers, which its crate does not name"
+)]
+unsafe extern "C" {
+    /// mimalloc's own: gives back what the calling thread has freed; with `force` at once.
+    safe fn mi_collect(force: bool);
+}
 
 /// A service mesh and API gateway in one binary
 #[derive(Parser, Debug)]
@@ -40,6 +49,7 @@ fn main() -> ExitCode {
             return ExitCode::from(2);
         }
     };
+    gives_memory_back(|| mi_collect(true));
     rustls::crypto::aws_lc_rs::default_provider()
         .install_default()
         .expect("nothing installed a TLS provider before main");
@@ -54,7 +64,21 @@ fn main() -> ExitCode {
 
 #[cfg(test)]
 mod tests {
+    use meshwork_process::resident_memory;
+
     use super::*;
+
+    #[test]
+    fn what_is_free_and_kept_for_later_is_given_back_when_it_is_asked_for() {
+        const BLOCKS: usize = 64 * 1024;
+        let held = || resident_memory().expect("this system tells");
+        let blocks: Vec<Vec<u8>> = (0..BLOCKS).map(|_| vec![1; 1024]).collect();
+        drop(blocks);
+        let kept = held();
+        mi_collect(true);
+        let left = held();
+        assert!(left + 32 * 1024 * 1024 < kept, "{kept} bytes, then {left}");
+    }
 
     #[test]
     fn every_flag_of_a_process_is_a_variable_of_the_same_name() {

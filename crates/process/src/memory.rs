@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::Path;
+use std::sync::OnceLock;
 
 use crate::cpus::smallest_of_groups;
 
@@ -38,6 +39,23 @@ fn resident_below(root: &Path) -> Option<u64> {
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
     let kibibytes: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
     Some(kibibytes * 1024)
+}
+
+/// The allocator is the process's, so there is one way.
+static GIVES_BACK: OnceLock<fn()> = OnceLock::new();
+
+/// Says how the allocator gives back what the calling thread has freed and it keeps for later. Whoever chooses the allocator
+/// says it, once; the first word counts.
+pub fn gives_memory_back(how: fn()) {
+    // Another word says the same: there is one allocator.
+    let _ = GIVES_BACK.set(how);
+}
+
+/// Has the allocator give back what this thread has freed; nothing where nobody has said how.
+pub fn give_memory_back() {
+    if let Some(how) = GIVES_BACK.get() {
+        how();
+    }
 }
 
 #[cfg(test)]

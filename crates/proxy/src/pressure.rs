@@ -5,7 +5,7 @@ use std::cell::Cell;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
 
-use meshwork_process::resident_memory;
+use meshwork_process::{give_memory_back, resident_memory};
 
 use crate::connections::DownstreamTimeouts;
 
@@ -42,7 +42,19 @@ impl Pressure {
         }
     }
 
-    /// What follows on this one.
+    /// What follows on this one. At the limit the allocator is asked to give back what is free and only kept for later: that is
+    /// no reason to send requests away, and would stay one, since who gets no requests frees nothing.
+    fn next(self, limit: u64, resident: impl Fn() -> Option<u64>, give_back: impl FnOnce()) -> Self {
+        let look = || resident().map_or(Self::Calm, |resident| self.after(resident, limit));
+        let level = look();
+        if level < Self::Full {
+            return level;
+        }
+        give_back();
+        look()
+    }
+
+    /// What follows on this one, where so much is held.
     fn after(self, resident: u64, limit: u64) -> Self {
         let percent = resident.saturating_mul(100) / limit.max(1);
         let reaches = |level: Self, at: u64| percent >= if self >= level { at - SLACK } else { at };
@@ -87,7 +99,7 @@ impl Memory {
     /// Looks again; true for the one worker that finds another pressure than the process had.
     pub(crate) fn look(&self, level: &MemoryLevel) -> bool {
         let Some(limit) = self.limit else { return false };
-        let next = resident_memory().map_or(Pressure::Calm, |resident| level.get().after(resident, limit));
+        let next = level.get().next(limit, resident_memory, give_memory_back);
         self.pressure.set(next);
         level.set(next)
     }
@@ -157,6 +169,23 @@ mod tests {
             })
             .collect();
         assert_eq!(seen.windows(2).filter(|two| two[0] != two[1]).count(), 1, "{seen:?}");
+    }
+
+    #[test]
+    fn what_the_allocator_only_keeps_for_later_sends_no_requests_away() {
+        let held = Cell::new(970);
+        let next = |level: Pressure, gives_back: u64| {
+            let asked = Cell::new(0);
+            let give_back = || {
+                asked.set(asked.get() + 1);
+                held.set(held.get() - gives_back);
+            };
+            (level.next(1_000, || Some(held.get()), give_back), asked.get())
+        };
+        assert_eq!(next(Pressure::Calm, 0), (Pressure::Full, 1), "all of it is used");
+        assert_eq!(next(Pressure::Full, 50), (Pressure::Full, 1), "a level that was reached is kept");
+        assert_eq!(next(Pressure::Full, 30), (Pressure::Tight, 1));
+        assert_eq!(next(Pressure::Tight, 500), (Pressure::Tight, 0), "nobody is asked before it is needed");
     }
 
     #[test]
