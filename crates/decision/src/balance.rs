@@ -15,7 +15,8 @@
 //! *Random* draws one by weight.
 //!
 //! *Round robin* walks the smooth weighted schedule of the set with one cursor for all workers. Skipping an endpoint
-//! advances the cursor like taking one, so that its neighbour does not inherit its share.
+//! advances the cursor like taking one, so that its neighbour does not inherit its share. Where nobody is wanted, those
+//! against whom the least speaks take turns in the same way.
 //!
 //! Where there are several priorities, zones or regions, all of this happens within one tier, see `balance/tiers.rs`.
 //!
@@ -46,7 +47,7 @@ use crate::endpoint::{Endpoint, EndpointSet};
 pub(crate) use consistent::Bound;
 pub(crate) use consistent::{Shape, Table, consistent};
 pub(crate) use hash::{stir, xxh64};
-pub(crate) use regard::{Regard, Standing};
+pub(crate) use regard::{Barred, Regard, Standing};
 pub use slow_start::SlowStart;
 pub(crate) use slow_start::{Beginners, Begun, Shares};
 pub use tiers::{Rank, TierState};
@@ -240,17 +241,19 @@ pub(crate) fn round_robin<'s>(regard: &Regard<'s>, cursor: &AtomicUsize) -> Opti
     if regard.slows() {
         return in_turn_by_share(regard, cursor);
     }
-    let mut fallback: Option<&Arc<Endpoint>> = None;
-    for _ in 0..slots {
-        let next = set.slot(cursor.fetch_add(1, Ordering::Relaxed) % slots);
-        if regard.wants(next) {
-            return Some(next);
-        }
-        if fallback.is_none_or(|f| regard.standing(next) < regard.standing(f)) {
-            fallback = Some(next);
-        }
+    let turn = || set.slot(cursor.fetch_add(1, Ordering::Relaxed) % slots);
+    if let Some(wanted) = (0..slots).map(|_| turn()).find(|next| regard.wants(next)) {
+        return Some(wanted);
     }
-    fallback
+    // A whole pass has left the cursor where it was: those who are bad alike take turns from there.
+    let best = best_standing(set, |endpoint| regard.standing(endpoint))?;
+    let fits = |endpoint: &&Arc<Endpoint>| regard.standing(endpoint) == best;
+    // Others move the cursor too, and what was the best may be so no longer.
+    (0..slots)
+        .map(|_| turn())
+        .find(fits)
+        .or_else(|| set.pickable().iter().find(fits))
+        .or(set.pickable().first())
 }
 
 /// The next of the schedule that is taken by its share: by a chance of the turn's own, so that one that begins is left out

@@ -18,7 +18,7 @@ use crate::deadline::Fastest;
 use crate::endpoint::{Endpoint, EndpointSet, Exclusion};
 use crate::health_check::{self, Checked, HealthCheck};
 use crate::hedge::Hedges;
-use crate::limits::{ConnectionLimit, ConnectionPermit, Limited, Limits, PendingPermit, Permit, Usage};
+use crate::limits::{ConnectionLimit, ConnectionPermit, Limited, Limits, PendingPermit, Permit, Room, Usage};
 use crate::load::Answer;
 use crate::outage::{self, Outage};
 use crate::outlier::{self, AttemptOutcome, Fleet, OutlierDetection, Picked, Shift, Trial};
@@ -203,6 +203,8 @@ pub(crate) struct ClusterShared {
     /// Where round robin stands, for all workers together.
     pub(crate) cursor: AtomicUsize,
     pub(crate) usage: Usage,
+    /// Who waits for a connection of the service to end.
+    pub(crate) room: Room,
     pub(crate) budget: Budget,
     hedges: OnceLock<Box<Hedges>>,
     /// Made when a policy wants one.
@@ -295,19 +297,26 @@ impl Cluster {
         wanted: &Wanted<'_>,
         reasons: &mut impl Reasons,
     ) -> Result<(Picked, Option<Ticket>), Cause> {
-        self.may_call(now, rng, wanted, reasons).inspect_err(|cause| match cause {
-            Cause::MaxRequests => self.shared.usage.count_refused(Limited::Request),
-            Cause::CircuitBreaker => self.shared.breaker.refuse(),
-            _ => {}
-        })
+        self.called(now, rng, wanted, Breaker::admit_at, reasons)
+            .inspect_err(|cause| self.count_refused(*cause))
     }
 
-    /// The same for what nobody misses: a refusal is not counted.
+    /// The same for what nobody misses: a refusal is not counted, and no breaker is tried by it.
     pub(crate) fn may_call(
         self: &Arc<Self>,
         now: Tick,
         rng: &mut impl Rng,
         wanted: &Wanted<'_>,
+    ) -> Result<(Picked, Option<Ticket>), Cause> {
+        self.called(now, rng, wanted, Breaker::admit_at_if_well, &mut NoReasons)
+    }
+
+    fn called(
+        self: &Arc<Self>,
+        now: Tick,
+        rng: &mut impl Rng,
+        wanted: &Wanted<'_>,
+        admit: impl Fn(&Arc<Self>, &Arc<Endpoint>, Tick) -> Result<Option<Ticket>, Cause>,
         reasons: &mut impl Reasons,
     ) -> Result<(Picked, Option<Ticket>), Cause> {
         for _ in 0..RACES {
@@ -320,7 +329,7 @@ impl Cluster {
                 return Err(Cause::MaxRequests);
             }
             // Else a session leads there, or another worker was quicker: now it is passed by.
-            if let Ok(ticket) = Breaker::admit_at(self, &picked.endpoint, now) {
+            if let Ok(ticket) = admit(self, &picked.endpoint, now) {
                 return Ok((picked, ticket));
             }
         }
@@ -541,23 +550,6 @@ impl Cluster {
         admitted
     }
 
-    /// Whether a call that was answered may be repeated, as far as the circuit breaker is asked; no trial begins.
-    ///
-    /// # Errors
-    /// It may not: what was answered is passed on.
-    pub fn may_call_again(&self, now: Tick, reasons: &mut impl Reasons) -> Result<(), Cause> {
-        let may = self.shared.breaker.would_admit(self.circuit_breaker.as_ref(), now);
-        reasons.notes(|| {
-            may.is_err().then(|| Reason {
-                phase: Phase::Breaker,
-                subject: self.key.to_string(),
-                outcome: Outcome::Refused,
-                why: self.breaker(now).told(now),
-            })
-        });
-        may
-    }
-
     /// The circuit breaker at this moment.
     #[must_use]
     pub fn breaker(&self, now: Tick) -> BreakerView {
@@ -570,12 +562,10 @@ impl Cluster {
         self.shared.breaker.refused()
     }
 
-    /// An operator forces the circuit breaker until a time, whatever policy and rates say; `None`: no longer.
-    pub fn force_breaker(&self, forced: Option<(ForcedState, Tick)>) {
-        match forced {
-            Some((state, until)) => self.shared.breaker.forced.set(state, until),
-            None => self.shared.breaker.forced.clear(),
-        }
+    /// An operator forces states of the circuit breaker, each until its time, whatever policy and rates say: what goes first
+    /// is first; none: no longer.
+    pub fn force_breaker(&self, forced: impl IntoIterator<Item = (ForcedState, Tick)>) {
+        self.shared.breaker.forced.set(forced);
     }
 
     /// A policy has gone that broke the service, or its endpoints: when one comes back, what was before says nothing.
@@ -749,6 +739,7 @@ impl Cluster {
     }
 }
 
+mod again;
 #[cfg(test)]
 mod call_tests;
 #[cfg(test)]

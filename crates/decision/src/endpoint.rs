@@ -13,6 +13,7 @@ use smallvec::SmallVec;
 use crate::balance::{Beginners, Begun, Shape, Shares, SlowStart, Table, Tiers, xxh64};
 use crate::breaker::{Breaker, BreakerView, CircuitBreaker};
 use crate::health_check::Checked;
+use crate::limits::Room;
 use crate::load::Load;
 use crate::outlier::{EjectionCause, Standing};
 use crate::preference::{Locality, Preference};
@@ -148,6 +149,8 @@ pub struct EndpointStats {
     pub(crate) connections: AtomicU32,
     /// Requests that wait for one.
     pub(crate) pending: AtomicU32,
+    /// Who waits for one of these to end, since there may be no more.
+    pub(crate) room: Room,
     pub(crate) standing: Standing,
     pub(crate) load: Load,
     /// Why it fails its checks, where it does.
@@ -375,10 +378,13 @@ impl EndpointSet {
     }
 
     /// Whether so many are ejected that ejections are disregarded: fewer than this percentage are left, and they cannot
-    /// carry everything.
+    /// carry everything. Of a part of the endpoints somebody is always left as long as there are others beyond it.
     pub(crate) fn panics(&self, now: Tick, threshold: u32) -> bool {
-        let total = self.pickable.len();
-        let left = self.pickable.iter().filter(|endpoint| !endpoint.is_ejected(now)).count();
+        let (mut total, mut left) = (0, 0);
+        for endpoint in self.callable() {
+            total += 1;
+            left += usize::from(!endpoint.is_ejected(now));
+        }
         100 * left < threshold as usize * total && !self.tiers().is_some_and(|tiers| tiers.can_carry(now))
     }
 
@@ -386,6 +392,12 @@ impl EndpointSet {
     #[must_use]
     pub fn all(&self) -> &[Arc<Endpoint>] {
         &self.all
+    }
+
+    /// Those that could be called, ejected ones included, whether or not this proxy calls a part of them. What may be ejected
+    /// is a share of these.
+    pub(crate) fn callable(&self) -> impl Iterator<Item = &Arc<Endpoint>> {
+        self.all.iter().filter(|endpoint| endpoint.excluded.is_none())
     }
 
     /// Those that may be picked, ejected ones included; a part of all that could be, where this proxy calls a part.

@@ -236,7 +236,7 @@ impl Hedge {
         let tried = first.as_slice();
         let wanted = Wanted { tried, ..Wanted::default() };
         let (Picked { endpoint, trial }, own) =
-            cluster.may_call(now, rng, &wanted, &mut NoReasons).map_err(|_| NoHedge::NoOther)?;
+            cluster.may_call(now, rng, &wanted).map_err(|_| NoHedge::NoOther)?;
         let is_well = !endpoint.stats.is_out() && !endpoint.stats.is_resting(now);
         // Who is on trial is tried by a request of its own.
         let on_trial = trial.is_some() || own.as_ref().is_some_and(Ticket::is_trial);
@@ -246,15 +246,16 @@ impl Hedge {
         let limited = |what| cluster.may_admit(what).map_err(|_| NoHedge::Limit);
         let repeated = limited(Limited::Retry)?;
         let request = cluster.limits.max_requests.is_some().then(|| limited(Limited::Request)).transpose()?;
-        let ticket = cluster.try_call(now, &mut NoReasons).map_err(|_| NoHedge::Breaker)?;
-        let by_route = route.map(|route| route.try_call(now, &mut NoReasons)).transpose();
-        let by_route = by_route.map_err(|_| NoHedge::Breaker)?.flatten();
         let hedges = cluster.shared.hedges();
         let taken = cluster.shared.budget.hedge(&hedges.begun, self.policy.budget_percent, retries, now);
         taken.map_err(|refused| match refused {
             Refused::Spent => NoHedge::Budget,
             Refused::InVain => NoHedge::InVain,
         })?;
+        // Last, since one that only observes may be tried by this: whoever gets the ticket tells of that.
+        let ticket = cluster.try_call(now, &mut NoReasons).map_err(|_| NoHedge::Breaker)?;
+        let by_route = route.map(|route| route.try_call(now, &mut NoReasons)).transpose();
+        let by_route = by_route.map_err(|_| NoHedge::Breaker)?.flatten();
         let ticket = own.or(ticket);
         Ok(Hedged { endpoint, ticket, by_route, permits: (repeated, request) })
     }

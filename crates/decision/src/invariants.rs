@@ -18,8 +18,8 @@ use crate::verdicts::Rules;
 /// # Errors
 /// What is broken.
 pub fn ejection(config: &OutlierDetection, set: &EndpointSet) -> Result<(), String> {
-    let total = set.pickable().len();
-    let ejected = set.pickable().iter().filter(|e| e.stats.is_out()).count();
+    let total = set.callable().count();
+    let ejected = set.callable().filter(|e| e.stats.is_out()).count();
     if total > 0 && ejected >= total {
         return Err(format!("all {total} endpoints are ejected"));
     }

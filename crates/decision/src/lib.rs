@@ -86,7 +86,7 @@ pub use hedge::{Hedge, HedgeDelay, HedgeFacts, HedgePolicy, Hedged, Leg, NoHedge
 pub use hostname::{HostPattern, HostPatternError};
 pub use inbound::{AppState, Inbound, InboundPort, Mtls, mesh_sni};
 pub use kinship::{Family, Kin, Kinship};
-pub use limits::{ConnectionLimit, ConnectionPermit, Limited, Limits, PendingPermit, Permit};
+pub use limits::{AwaitedRoom, ConnectionLimit, ConnectionPermit, Limited, Limits, PendingPermit, Permit};
 pub use load::Answer;
 pub use matching::{FieldMatch, PathMatch, Pattern, PatternError, RouteMatch, ValueMatch};
 pub use mirror::Mirror;

@@ -2,7 +2,10 @@
 //!
 //! A permit is taken by adding first and looking then: what is over the limit is taken back. So a limit is never
 //! exceeded; two that come at the very edge together may both be refused, which errs on the side of the limit.
-//! Counting goes on where no limit is set, so that a limit that comes later starts from the truth.
+//! Counting goes on where no limit is set, so that a limit that comes later starts from the truth. Whoever waits for a
+//! connection is called when one ends, see `limits/room.rs`.
+
+mod room;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -10,6 +13,8 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use crate::cause::Cause;
 use crate::cluster::ClusterShared;
 use crate::endpoint::{Endpoint, EndpointStats};
+pub use room::AwaitedRoom;
+pub(crate) use room::Room;
 
 /// Requests that wait for a connection to a service where no policy says how many may.
 const DEFAULT_PENDING: u32 = 4_096;
@@ -154,7 +159,7 @@ impl Permit {
 
     /// The same, of which a refusal is not counted: whoever waits asks more than once.
     pub(crate) fn free(shared: &Arc<ClusterShared>, limits: &Limits, what: Limited) -> Result<Self, Cause> {
-        let before = shared.usage.0[what as usize].fetch_add(1, Ordering::Relaxed);
+        let before = shared.usage.0[what as usize].fetch_add(1, Ordering::AcqRel);
         let permit = Self { shared: Arc::clone(shared), what };
         match limits.in_force(what) {
             Some(limit) if before >= limit => Err(what.cause()),
@@ -163,11 +168,13 @@ impl Permit {
     }
 }
 
-/// A connection to an endpoint; dropping it ends the count.
+/// A connection to an endpoint; dropping it ends the count, and calls one who waits for that.
 #[derive(Debug)]
 pub struct ConnectionPermit {
-    _of_service: Permit,
+    of_service: Option<Permit>,
     endpoint: Arc<EndpointStats>,
+    /// It was within the limits: what was refused makes room for nobody.
+    granted: bool,
 }
 
 /// A request that waits for a connection to an endpoint; dropping it ends the count.
@@ -226,25 +233,36 @@ impl ConnectionPermit {
     ) -> Result<Self, ConnectionLimit> {
         let of_service =
             Permit::free(shared, limits, Limited::Connection).map_err(|_| ConnectionLimit::Service)?;
-        let before = endpoint.stats.connections.fetch_add(1, Ordering::Relaxed);
-        let permit = Self { _of_service: of_service, endpoint: Arc::clone(&endpoint.stats) };
-        match limits.max_connections_per_endpoint {
-            Some(limit) if before >= limit => Err(ConnectionLimit::Endpoint),
-            _ => Ok(permit),
-        }
+        let before = endpoint.stats.connections.fetch_add(1, Ordering::AcqRel);
+        let granted = limits.max_connections_per_endpoint.is_none_or(|limit| before < limit);
+        let permit = Self { of_service: Some(of_service), endpoint: Arc::clone(&endpoint.stats), granted };
+        if granted { Ok(permit) } else { Err(ConnectionLimit::Endpoint) }
+    }
+
+    /// Whether somebody waits for it to end.
+    #[must_use]
+    pub fn is_wanted(&self) -> bool {
+        self.endpoint.room.is_awaited()
+            || self.of_service.as_ref().is_some_and(|of_service| of_service.shared.room.is_awaited())
     }
 }
 
 impl Drop for ConnectionPermit {
     fn drop(&mut self) {
-        let before = self.endpoint.connections.fetch_sub(1, Ordering::Relaxed);
+        let before = self.endpoint.connections.fetch_sub(1, Ordering::AcqRel);
         debug_assert!(before > 0, "a permit ends what it began");
+        let Some(of_service) = self.of_service.take() else { return };
+        let service = Arc::clone(&of_service.shared);
+        drop(of_service);
+        if self.granted {
+            room::is_free(&service, &self.endpoint);
+        }
     }
 }
 
 impl Drop for Permit {
     fn drop(&mut self) {
-        let before = self.shared.usage.0[self.what as usize].fetch_sub(1, Ordering::Relaxed);
+        let before = self.shared.usage.0[self.what as usize].fetch_sub(1, Ordering::AcqRel);
         debug_assert!(before > 0, "a permit ends what it began");
     }
 }

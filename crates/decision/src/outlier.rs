@@ -29,8 +29,9 @@
 //! then it is another process. Each base time in which it stays in takes one ejection off the count, noticed at the next
 //! success.
 //!
-//! *Bounds.* At most `max_ejection_percent` of the pickable endpoints are out, those on trial or waiting for it included,
-//! but one always may be, and never the last: with all of them out, a failing service would become an absent one. Workers
+//! *Bounds.* At most `max_ejection_percent` of the endpoints that could be called are out, those on trial or waiting for it
+//! included, but one always may be, and never the last: with all of them out, a failing service would become an absent one.
+//! A proxy that calls a part of the endpoints counts all: in the place of who is out it calls another. Workers
 //! decide one at a time; a worker that finds another deciding leaves the row as it is, and the next failure decides.
 
 mod rates;
@@ -274,8 +275,10 @@ impl OutlierDetection {
     ) -> Option<Shift> {
         let standing = &endpoint.stats.standing;
         // Another worker may have ejected it between our failure and our turn.
-        let out = set.pickable().iter().filter(|e| e.stats.standing.is_out()).count();
-        if standing.is_out() || !self.may_eject(out, set.pickable().len()) || !leaves_somebody(set, endpoint)
+        let out = set.callable().filter(|e| e.stats.standing.is_out()).count();
+        if standing.is_out()
+            || !self.may_eject(out, set.callable().count())
+            || !leaves_somebody(set, endpoint)
         {
             return None;
         }
@@ -304,7 +307,7 @@ impl OutlierDetection {
 
 /// Whether somebody is in beside this endpoint. Those who fail checks are not, though they are not ejected.
 fn leaves_somebody(set: &EndpointSet, endpoint: &Arc<Endpoint>) -> bool {
-    set.pickable().iter().any(|other| !Arc::ptr_eq(other, endpoint) && other.stats.standing.is_in())
+    set.callable().any(|other| !Arc::ptr_eq(other, endpoint) && other.stats.standing.is_in())
 }
 
 #[cfg(test)]

@@ -7,7 +7,8 @@
 //! as chance has it: with `n` endpoints, `c` proxies and subsets of `k` in `c·k/n`, give or take the square root of that.
 //!
 //! Who is ejected keeps its place, for its trial, and does not count: the next in order is called beside it until it is
-//! back. Where there are tiers, each has its subset: a zone that fails finds a whole subset in the next one.
+//! back. How many may be ejected, and when ejections are disregarded, is a matter of the whole fleet, as for a proxy that
+//! calls all of it: a part of one would else have nobody ejected. Where there are tiers, each has its subset: a zone that fails finds a whole subset in the next one.
 
 use std::sync::Arc;
 
@@ -55,14 +56,20 @@ impl Subsetting {
         chosen.into_iter().map(|(.., endpoint)| endpoint).collect()
     }
 
-    /// The part of a tier that is called, and of how many members it is: who fails its checks counts in proportion, since
-    /// a tier is as well as all of it is.
+    /// The part of a tier that is called, and of how many members it is: who fails its checks, or is ejected and replaced,
+    /// counts in proportion, since a tier is as well as all of it is.
     pub(crate) fn of_tier(&self, members: &[Arc<Endpoint>]) -> (usize, Vec<Arc<Endpoint>>) {
         let callable = members.iter().filter(|endpoint| endpoint.excluded.is_none());
-        let (all, count) = (members.len(), callable.clone().count());
+        let is_in = |endpoint: &&Arc<Endpoint>| endpoint.stats.standing.is_in();
+        let count = callable.clone().filter(is_in).count();
         let called: Vec<_> = self.of(callable).into_iter().cloned().collect();
-        let unwell = ((all - count) * called.len()).div_ceil(count.max(1));
-        (called.len() + unwell, called)
+        let here = called.iter().filter(is_in).count();
+        if count == 0 {
+            return (members.len(), called);
+        }
+        // The nearest number: one of a thousand is nothing to a part of one.
+        let unwell = (2 * (members.len() - count) * here + count) / (2 * count);
+        (here + unwell, called)
     }
 
     /// Where an endpoint stands in this proxy's order. Two behind sidecars may share the application's address.

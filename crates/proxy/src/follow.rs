@@ -297,7 +297,7 @@ impl Follower {
         self.engine.drop_replaced();
         let shared = self.engine.shared();
         shared.observer.tell_lost();
-        self.forces.tidy(&shared.snapshot.load(), shared.clock.now(), &self.metrics);
+        self.forces.tidy(shared.clock.now(), &self.metrics);
         if let Some(armed) = shared.observer.tidy(shared.clock.now()) {
             let _ = self.handle.armed(armed).await;
         }

@@ -110,31 +110,31 @@ impl Forces {
             return;
         }
         for cluster in snapshot.clusters() {
-            if let Some(forced) = self.narrowest(now, |of| of.means(cluster)) {
-                cluster.force_breaker(Some(forced));
+            let forced = self.held(now, |of| of.means(cluster));
+            if !forced.is_empty() {
+                cluster.force_breaker(forced);
             }
         }
         for breaker in snapshot.route_breakers() {
-            if let Some(forced) = self.narrowest(now, |of| of.means_route(breaker)) {
-                breaker.force(Some(forced));
+            let forced = self.held(now, |of| of.means_route(breaker));
+            if !forced.is_empty() {
+                breaker.force(forced);
             }
         }
     }
 
-    fn narrowest(&self, now: Tick, means: impl Fn(&Of) -> bool) -> Option<(ForcedState, Tick)> {
-        let held = self.0.iter().filter(|force| force.until > now && means(&force.of));
-        held.max_by_key(|force| force.of.width()).map(|force| (force.state, force.until))
+    /// What holds, the narrowest first: when it ends, the next one holds at once.
+    fn held(&self, now: Tick, means: impl Fn(&Of) -> bool) -> Vec<(ForcedState, Tick)> {
+        let mut held: Vec<_> = self.0.iter().filter(|force| force.until > now && means(&force.of)).collect();
+        held.sort_by_key(|force| std::cmp::Reverse(force.of.width()));
+        held.into_iter().map(|force| (force.state, force.until)).collect()
     }
 
-    /// Forgets what is over. It has ended in the breakers by itself.
-    pub(crate) fn tidy(&mut self, snapshot: &Snapshot, now: Tick, metrics: &MetricsRegistry) {
-        let mut ended = self.0.extract_if(.., |force| force.until <= now).peekable();
-        let any = ended.peek().is_some();
-        ended.for_each(|force| changed(&force, "expired", metrics));
-        if any {
-            // One of all ports, or rules, may have stood behind one of a single one.
-            self.apply(snapshot, now);
-        }
+    /// Forgets what is over. It has ended in the breakers by itself, and what stood behind it holds there.
+    pub(crate) fn tidy(&mut self, now: Tick, metrics: &MetricsRegistry) {
+        self.0
+            .extract_if(.., |force| force.until <= now)
+            .for_each(|force| changed(&force, "expired", metrics));
     }
 }
 
@@ -162,3 +162,6 @@ fn changed(force: &Force, what: &str, metrics: &MetricsRegistry) {
     };
     metrics.counter(metric, &[of, state, cause]).increment();
 }
+
+#[cfg(test)]
+mod tests;

@@ -204,25 +204,28 @@ async fn an_endpoint_whose_breaker_is_open_is_passed_by_and_its_service_goes_on(
 
 #[tokio::test]
 async fn a_response_that_nothing_replaces_in_the_end_has_one_outcome() {
-    let (up, _) = recovering(BUSY, usize::MAX).await;
+    const LATER: &[u8] = b"HTTP/1.1 503 Later\r\nretry-after: 1\r\ncontent-length: 4\r\n\r\nbusy";
+    let (up, _) = recovering(LATER, usize::MAX).await;
     let circuit_breaker = Some(v1::CircuitBreaker {
         window_calls: 10,
-        minimum_calls: 1,
+        minimum_calls: 2,
         failure_percent: 50,
         open_ms: 60_000,
         max_open_ms: 60_000,
         trials: 1,
-        per_endpoint: true,
         ..Default::default()
     });
-    let policy = v1::TrafficPolicy { circuit_breaker, ..retry(2, &[503]) };
+    let limits = Some(v1::Limits { max_retries: 10, ..Default::default() });
+    let policy = v1::TrafficPolicy { circuit_breaker, limits, ..retry(2, &[503]) };
     let (harness, address) = gateway(&[up.address], Some(policy)).await;
-    let response = exchange(address, GET).await;
-    assert!(
-        response.ends_with("circuit_breaker\n"),
-        "its first attempt has opened that of the only endpoint: {response}"
-    );
-    let line: serde_json::Value = serde_json::from_str(&harness.lines(1).await[0]).unwrap();
+    let waits = tokio::spawn(async move { exchange(address, GET).await });
+    harness.wait_metric("meshwork_limit_headroom", &["maxRetries"], 9).await;
+    assert!(exchange(address, POST).await.ends_with("busy"), "it is not repeated, and opens the breaker");
+    let response = waits.await.unwrap();
+    assert!(response.ends_with("circuit_breaker\n"), "it opened after the answer was given up: {response}");
+    let lines = harness.lines(2).await;
+    let line = lines.iter().find(|line| line.contains("circuit_breaker")).unwrap();
+    let line: serde_json::Value = serde_json::from_str(line).unwrap();
     let request_id = line["request_id"].as_str().unwrap().to_owned();
     let kept = harness.engine.recall(0, &v1::Recall { request_id, trace_id: String::new() }).await.await;
     let [attempt] = &kept[0].attempts[..] else { panic!("one attempt: {kept:?}") };

@@ -14,7 +14,7 @@ use meshwork_proxy::Settings;
 use support::policy::{GET, OK, gateway, holding, limits, traffic};
 use support::{Harness, exchange, is_head, read_until, rule, with_a_full_queue};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 
 /// Sends a request whose body comes later, and waits until the upstream holds it.
@@ -92,7 +92,7 @@ async fn a_crowd_waits_in_line_and_does_not_overrun_the_queue_of_an_application(
     socket.listen(1_024).unwrap();
     let busy: std::net::TcpListener = socket.into();
     busy.set_nonblocking(true).unwrap();
-    let busy = tokio::net::TcpListener::from_std(busy).unwrap();
+    let busy = TcpListener::from_std(busy).unwrap();
     let serving = tokio::spawn(async move {
         loop {
             let (mut tcp, _) = busy.accept().await.unwrap();
@@ -179,4 +179,128 @@ async fn a_request_waits_for_a_connection_to_its_endpoint_and_takes_the_one_that
     assert!(second.await.unwrap().starts_with("HTTP/1.1 200"));
     let refused = ["default/web", "maxConnections"];
     assert_eq!(harness.metric("meshwork_limit_rejected_total", &refused), 1, "one was made to wait");
+}
+
+/// How long a test waits for what is to come at once; a connection may take much longer.
+const SOON: Duration = Duration::from_secs(10);
+
+/// These limits, and so much time for a connection that nothing comes of a wait in vain.
+fn patient(limits: v1::Limits) -> v1::TrafficPolicy {
+    let timeouts = Some(v1::Timeouts { connect_ms: 60_000, ..Default::default() });
+    let algorithm = v1::traffic_policy::Algorithm::RoundRobin.into();
+    v1::TrafficPolicy { limits: Some(limits), timeouts, algorithm, ..Default::default() }
+}
+
+#[tokio::test]
+async fn who_waits_for_a_connection_of_the_service_has_that_of_another_endpoint_as_soon_as_it_is_free() {
+    for ends in [false, true] {
+        let [(one, of_one, open), (other, of_other, _)] = [holding().await, holding().await];
+        let limit = v1::Limits { max_connections: 2, ..Default::default() };
+        let (harness, address) = gateway(&[one.address, other.address], Some(patient(limit))).await;
+        // In turn: the first and the third go to the same endpoint.
+        let first = hold(address, &of_one).await;
+        let mut second = hold(address, &of_other).await;
+        open.store(true, Ordering::SeqCst);
+        let third = tokio::spawn(async move { exchange(address, GET).await });
+        harness.wait_metric("meshwork_limit_rejected_total", &["default/web", "maxConnections"], 1).await;
+        if ends {
+            drop(second);
+        } else {
+            second.write_all(b"more").await.unwrap();
+            assert!(read_until(&mut second, "hello").await.starts_with("HTTP/1.1 200"));
+        }
+        let answer =
+            tokio::time::timeout(SOON, third).await.expect("it has a connection of its own").unwrap();
+        assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+        assert_eq!(
+            [&one, &other].map(|up| up.connections.load(Ordering::SeqCst)),
+            [2, 1],
+            "within the limit"
+        );
+        harness.wait_metric("meshwork_limit_headroom", &["default/web", "maxConnections"], 0).await;
+        drop(first);
+    }
+}
+
+#[tokio::test]
+async fn a_connection_that_idles_at_another_worker_makes_room_for_who_waits() {
+    const ASK: &[u8] = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n";
+    let (up, held, open) = holding().await;
+    open.store(true, Ordering::SeqCst);
+    let mut harness = Harness::start(Settings { workers: 2, ..Settings::default() });
+    harness.service("web", AppProtocol::Http1, &[up.address]).await;
+    let address = harness.route(vec![rule(&[("web", 1)], vec![])]).await;
+    let limit = v1::Limits { max_connections_per_endpoint: 2, ..Default::default() };
+    harness.change([traffic(patient(limit))]).await;
+    // Callers of both workers, if chance is not against it, of which each has a connection that idles.
+    let mut callers = Vec::new();
+    for _ in 0..20 {
+        let mut tcp = TcpStream::connect(address).await.unwrap();
+        tcp.write_all(ASK).await.unwrap();
+        read_until(&mut tcp, "hello").await;
+        callers.push(tcp);
+    }
+    assert_eq!(up.connections.load(Ordering::SeqCst), 2, "one for each worker");
+    open.store(false, Ordering::SeqCst);
+    let mut holds = callers.pop().unwrap();
+    holds.write_all(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\n\r\n").await.unwrap();
+    while held.load(Ordering::SeqCst) == 0 {
+        tokio::task::yield_now().await;
+    }
+    open.store(true, Ordering::SeqCst);
+    // Whoever shares the first one's worker would wait for the first one's connection.
+    for mut tcp in callers {
+        tcp.write_all(ASK).await.unwrap();
+        let answer = tokio::time::timeout(SOON, read_until(&mut tcp, "hello")).await;
+        answer.expect("the other worker's connection makes room");
+    }
+    holds.write_all(b"more").await.unwrap();
+    read_until(&mut holds, "hello").await;
+}
+
+/// Holds two requests at a time and answers both; is asked again on either connection and closes both, the other one first; and
+/// answers on the connection that comes then.
+async fn closes_both(listener: TcpListener) {
+    let (mut one, _) = listener.accept().await.unwrap();
+    read_until(&mut one, "\r\n\r\n").await;
+    let (mut two, _) = listener.accept().await.unwrap();
+    read_until(&mut two, "\r\n\r\n").await;
+    one.write_all(OK).await.unwrap();
+    two.write_all(OK).await.unwrap();
+    let (asks_one, asks_two) = (&mut [0; 1024], &mut [0; 1024]);
+    tokio::select! {
+        _ = one.read(asks_one) => {
+            drop(two);
+            drop(one);
+        }
+        _ = two.read(asks_two) => {
+            drop(one);
+            drop(two);
+        }
+    }
+    let (mut third, _) = listener.accept().await.unwrap();
+    read_until(&mut third, "\r\n\r\n").await;
+    third.write_all(OK).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_kept_connection_that_its_peer_has_closed_makes_room_for_a_new_one() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let upstream = listener.local_addr().unwrap();
+    let serving = tokio::spawn(closes_both(listener));
+    let most = |max_connections_per_endpoint| {
+        patient(v1::Limits { max_connections_per_endpoint, ..Default::default() })
+    };
+    let (mut harness, address) = gateway(&[upstream], Some(most(2))).await;
+    let both = [0, 1].map(|_| tokio::spawn(async move { exchange(address, GET).await }));
+    for one in both {
+        assert!(one.await.unwrap().ends_with("hello"));
+    }
+    // What is kept is one more than there may be now.
+    harness.change([traffic(most(1))]).await;
+    let answer = tokio::time::timeout(SOON, exchange(address, GET)).await.expect("there is room");
+    assert!(answer.ends_with("hello"), "{answer}");
+    let waited = harness.metric("meshwork_limit_rejected_total", &["default/web", "maxConnections"]);
+    assert_eq!(waited, 0, "it was not made to wait");
+    serving.await.unwrap();
 }

@@ -91,7 +91,11 @@ fn opening_at_once() -> v1::CircuitBreaker {
 async fn a_repeat_that_is_held_back_leaves_the_answer_that_is_there() {
     let policy = v1::TrafficPolicy { admission_control: holding_back(), ..retry(3) };
     let broken = v1::TrafficPolicy { circuit_breaker: Some(opening_at_once()), ..retry(3) };
-    for (policy, cause) in [(policy, "admission_control"), (broken, "circuit_breaker")] {
+    let per_endpoint = v1::CircuitBreaker { per_endpoint: true, ..opening_at_once() };
+    let of_endpoint = v1::TrafficPolicy { circuit_breaker: Some(per_endpoint), ..retry(3) };
+    for (policy, cause) in
+        [(policy, "admission_control"), (broken, "circuit_breaker"), (of_endpoint, "circuit_breaker")]
+    {
         let (up, asked) = recovering(b"HTTP/1.1 503 Busy\r\ncontent-length: 4\r\n\r\nbusy").await;
         let (harness, address) = gateway(AppProtocol::Http1, &[up.address], policy).await;
         let answer = exchange(address, GET).await;
@@ -117,6 +121,84 @@ async fn a_repeat_that_its_route_s_breaker_refuses_leaves_the_answer_that_is_the
     assert_eq!(asked.load(Ordering::SeqCst), 1);
     let answer = exchange(address, GET).await;
     assert!(answer.ends_with("circuit_breaker\n"), "the next request meets it: {answer}");
+}
+
+#[tokio::test]
+async fn a_repeat_for_which_no_endpoint_has_a_place_leaves_the_answer_that_is_there() {
+    const HOLDS: &[u8] = b"GET /held HTTP/1.1\r\nHost: a\r\n\r\n";
+    let busy =
+        |got: &[u8]| is_head(got).then(|| b"HTTP/1.1 503 Busy\r\ncontent-length: 4\r\n\r\nbusy".to_vec());
+    let bad = upstream(busy).await;
+    let held = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&held);
+    let full = upstream(move |got| {
+        counted.fetch_add(usize::from(is_head(got)), Ordering::SeqCst);
+        None
+    })
+    .await;
+    // Its first failure ejects the one; the other has as many requests as it may.
+    let outlier = v1::OutlierDetection {
+        consecutive_5xx: 1,
+        base_ejection_time_ms: 600_000,
+        max_ejection_percent: 50,
+        ..Default::default()
+    };
+    let policy = v1::TrafficPolicy {
+        limits: Some(v1::Limits { max_requests_per_endpoint: 1, ..Default::default() }),
+        outlier_detection: Some(outlier),
+        algorithm: v1::traffic_policy::Algorithm::RoundRobin.into(),
+        ..retry(3)
+    };
+    let (harness, address) = gateway(AppProtocol::Http1, &[full.address, bad.address], policy).await;
+    let mut holding = TcpStream::connect(address).await.unwrap();
+    holding.write_all(HOLDS).await.unwrap();
+    while held.load(Ordering::SeqCst) == 0 {
+        tokio::task::yield_now().await;
+    }
+    let answer = exchange(address, GET).await;
+    assert!(answer.ends_with("\r\n\r\nbusy"), "{answer}");
+    let line = harness.lines(1).await.remove(0);
+    assert!(line.contains("max_requests") && line.contains("status 503"), "{line}");
+}
+
+#[tokio::test]
+async fn a_repeat_takes_the_place_of_the_attempt_that_it_repeats() {
+    let (up, asked) = recovering(b"HTTP/1.1 503 Busy\r\ncontent-length: 4\r\n\r\nbusy").await;
+    let limits = Some(v1::Limits { max_requests_per_endpoint: 1, ..Default::default() });
+    let policy = v1::TrafficPolicy { limits, ..retry(1) };
+    let (_harness, address) = gateway(AppProtocol::Http1, &[up.address], policy).await;
+    let answer = exchange(address, GET).await;
+    assert!(answer.ends_with("hello"), "the only endpoint takes one at a time: {answer}");
+    assert_eq!(asked.load(Ordering::SeqCst), 2);
+}
+
+#[tokio::test]
+async fn a_repeat_that_is_refused_leaves_the_failure_that_was_there() {
+    let retry = v1::Retry { attempts: 3, on_reset: true, ..Default::default() };
+    let retry = v1::TrafficPolicy { retry: Some(retry), ..Default::default() };
+    let held = v1::TrafficPolicy { admission_control: holding_back(), ..retry.clone() };
+    let broken = v1::TrafficPolicy { circuit_breaker: Some(opening_at_once()), ..retry.clone() };
+    let per_endpoint = v1::CircuitBreaker { per_endpoint: true, ..opening_at_once() };
+    let of_endpoint = v1::TrafficPolicy { circuit_breaker: Some(per_endpoint), ..retry };
+    for (policy, cause) in
+        [(held, "admission_control"), (broken, "circuit_breaker"), (of_endpoint, "circuit_breaker")]
+    {
+        let asked = Arc::new(AtomicUsize::new(0));
+        let counted = Arc::clone(&asked);
+        let up = upstream(move |got| {
+            is_head(got).then(|| {
+                counted.fetch_add(1, Ordering::SeqCst);
+                Vec::new()
+            })
+        })
+        .await;
+        let (harness, address) = gateway(AppProtocol::Http1, &[up.address], policy).await;
+        let answer = exchange(address, GET).await;
+        assert!(answer.ends_with("upstream_closed\n"), "{cause}: {answer}");
+        assert_eq!(asked.load(Ordering::SeqCst), 1, "{cause}");
+        let line = harness.lines(1).await.remove(0);
+        assert!(line.contains(&format!("a repeat was refused: {cause}")), "{line}");
+    }
 }
 
 /// Serves three connections: one request on the first and another that it never answers, one that fails on the second,

@@ -141,11 +141,22 @@ impl<'s> Regard<'s> {
     }
 
     fn barred(&self, endpoint: &Endpoint) -> Barred {
+        self.barred_where(endpoint, || self.is_full(endpoint))
+    }
+
+    /// The same for a request of which one attempt is still counted at the endpoint of this id.
+    pub(crate) fn barred_without(&self, endpoint: &Endpoint, own: Option<u64>) -> Barred {
+        let own = u32::from(own == Some(endpoint.id));
+        let is_full = || self.most.is_some_and(|most| endpoint.stats.in_flight() >= most.saturating_add(own));
+        self.barred_where(endpoint, is_full)
+    }
+
+    #[inline]
+    fn barred_where(&self, endpoint: &Endpoint, is_full: impl FnOnce() -> bool) -> Barred {
         if self.is_tripped(endpoint) {
             return Barred::Closed;
         }
-        let (is_full, is_awaited) = (self.is_full(endpoint), self.is_waited_for(endpoint));
-        match (is_full, is_awaited, self.is_out(endpoint)) {
+        match (is_full(), self.is_waited_for(endpoint), self.is_out(endpoint)) {
             (false, false, false) => Barred::No,
             (false, true, false) => Barred::Awaited,
             (true, _, false) => Barred::Full,

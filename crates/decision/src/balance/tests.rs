@@ -42,6 +42,29 @@ fn the_neighbour_of_an_ejected_endpoint_does_not_inherit_its_share() {
 }
 
 #[test]
+fn those_who_are_equally_bad_take_turns_by_weight() {
+    let set = set(&[1, 1, 2, 1]);
+    let now = Tick::ZERO;
+    let counts = |tried: &[u64]| {
+        let cursor = AtomicUsize::new(3);
+        let mut counts: BTreeMap<u64, u32> = BTreeMap::new();
+        for _ in 0..500 {
+            *counts.entry(round_robin(&regard(&set, now, tried), &cursor).unwrap().id).or_default() += 1;
+        }
+        counts
+    };
+    assert_eq!(counts(&[1, 2, 3, 4]), [(1, 100), (2, 100), (3, 200), (4, 100)].into(), "all were tried");
+    eject(&set.pickable()[1]);
+    assert_eq!(
+        counts(&[1, 3, 4]),
+        [(1, 125), (3, 250), (4, 125)].into(),
+        "nobody inherits from the ejected one"
+    );
+    set.pickable().iter().for_each(|endpoint| eject(endpoint));
+    assert_eq!(counts(&[]), [(1, 100), (2, 100), (3, 200), (4, 100)].into(), "all are ejected");
+}
+
+#[test]
 fn least_request_follows_weights_when_idle_and_load_when_not() {
     let set = set(&[1, 3]);
     let mut rng = SeededRng::new(5);

@@ -183,7 +183,8 @@ impl Tiers {
 
     /// Whether everything can be carried by who is not ejected, whatever else is known.
     pub(crate) fn can_carry(&self, now: Tick) -> bool {
-        let here = |tier: &Tier| tier.set.pickable().iter().filter(|e| !e.is_ejected(now)).count();
+        let is_here = |endpoint: &&Arc<Endpoint>| !endpoint.is_ejected(now);
+        let here = |tier: &Tier| tier.set.pickable().iter().filter(is_here).count().min(tier.members);
         let health = self.tiers.iter().map(|tier| health(here(tier), tier.members, self.factor));
         health.sum::<u32>() >= WHOLE
     }
@@ -202,7 +203,13 @@ impl Tiers {
 
 impl Tier {
     fn well(&self, now: Tick, breaker: Option<&CircuitBreaker>) -> usize {
-        self.set.pickable().iter().filter(|endpoint| is_well(endpoint, now, breaker)).count()
+        // Who is due for its trial is well, and so is who stands in its place in a part of all.
+        self.set
+            .pickable()
+            .iter()
+            .filter(|endpoint| is_well(endpoint, now, breaker))
+            .count()
+            .min(self.members)
     }
 }
 

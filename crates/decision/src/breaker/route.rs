@@ -100,12 +100,10 @@ impl RouteBreaker {
         self.view(now).in_effect() == BreakerState::Closed
     }
 
-    /// An operator forces it until a time, whatever policy and rates say; `None`: no longer.
-    pub fn force(&self, forced: Option<(ForcedState, Tick)>) {
-        match forced {
-            Some((state, until)) => self.shared.forced.set(state, until),
-            None => self.shared.forced.clear(),
-        }
+    /// An operator forces states, each until its time, whatever policy and rates say: what goes first is first; none: no
+    /// longer.
+    pub fn force(&self, forced: impl IntoIterator<Item = (ForcedState, Tick)>) {
+        self.shared.forced.set(forced);
     }
 }
 

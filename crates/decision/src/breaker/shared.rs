@@ -195,6 +195,29 @@ impl Breaker {
         endpoint.stats.breaker.decide(Some(policy), whose, now)
     }
 
+    /// The same for a call that tries nobody: what would be a trial is refused, and changes no state.
+    ///
+    /// # Errors
+    /// Its breaker is not closed.
+    pub(crate) fn admit_at_if_well(
+        cluster: &Arc<Cluster>,
+        endpoint: &Arc<Endpoint>,
+        now: Tick,
+    ) -> Result<Option<Ticket>, Cause> {
+        let tries = |policy| endpoint.stats.breaker.would_try(policy, now);
+        match cluster.endpoint_breaker.as_ref().is_some_and(tries) {
+            true => Err(Cause::CircuitBreaker),
+            false => Self::admit_at(cluster, endpoint, now),
+        }
+    }
+
+    /// Whether a call that begins now would try what is behind it.
+    fn would_try(&self, policy: &CircuitBreaker, now: Tick) -> bool {
+        matches!(policy.mode, BreakerMode::Enforce | BreakerMode::Observe)
+            && self.is_tripped()
+            && self.machine.lock().as_ref().is_some_and(|machine| !machine.refuses(policy, now))
+    }
+
     /// Whether it is not closed, whoever decides: a trial may be due.
     pub(crate) fn is_tripped(&self) -> bool {
         self.outside.load(Ordering::Relaxed) & 1 == 1

@@ -348,6 +348,45 @@ fn where_a_connection_carries_many_requests_nobody_waits_for_one() {
     assert!((0..200).any(|_| caller.call(Tick::from_nanos(1)).unwrap().0.endpoint.id == one.id));
 }
 
+#[test]
+fn a_call_is_repeated_only_where_somebody_would_take_it_and_its_own_place_is_free() {
+    let limits = v1::Limits {
+        max_requests_per_endpoint: 1,
+        max_pending_requests_per_endpoint: 1,
+        ..Default::default()
+    };
+    let cluster = cluster(2, v1::TrafficPolicy { limits: Some(limits), ..Default::default() });
+    let [one, other] = [0, 1].map(|at| Arc::clone(&cluster.endpoints().all()[at]));
+    let now = Tick::from_nanos(1);
+    let again = |own| cluster.may_call_again(own, now, &mut NoReasons);
+    let _answered = one.begin();
+    assert_eq!(again(Some(one.id)), Ok(()), "the other has room");
+    let under_way = other.begin();
+    assert_eq!(again(Some(one.id)), Ok(()), "its own place");
+    assert_eq!(again(None), Err(Cause::MaxRequests));
+    one.stats.standing.eject_until(u64::MAX);
+    assert_eq!(again(Some(one.id)), Err(Cause::MaxRequests), "it would not go to one that is ejected");
+    drop(under_way);
+    let _waits = cluster.admit_pending(&other).unwrap();
+    assert_eq!(again(Some(one.id)), Err(Cause::MaxPendingRequests));
+    assert_eq!(
+        (cluster.refused(Limited::Request), cluster.refused(Limited::Pending)),
+        (2, 1),
+        "each is counted"
+    );
+
+    let cluster = breaking(2, 1);
+    let mut caller = Caller::new(&cluster);
+    let again = |now| cluster.may_call_again(None, now, &mut NoReasons);
+    let [one, other] = [0, 1].map(|at: usize| ids(&cluster)[at]);
+    caller.trip(one, now);
+    assert_eq!(again(now), Ok(()));
+    caller.trip(other, now);
+    assert_eq!(again(now), Err(Cause::CircuitBreaker));
+    assert_eq!(cluster.refused_by_breaker(), 1);
+    assert_eq!(again(now.after(Duration::from_secs(1))), Ok(()), "a trial is due");
+}
+
 proptest! {
     /// Whatever begins and ends: nobody has more than its limit, and none is refused while somebody is below it.
     #[test]

@@ -2,7 +2,7 @@ use meshwork_base::SeededRng;
 use proptest::prelude::*;
 
 use super::*;
-use crate::breaker::{BreakerMode, CircuitBreaker, ForcedState, WindowSize};
+use crate::breaker::{BreakerCause, BreakerChange, BreakerMode, CircuitBreaker, ForcedState, WindowSize};
 use crate::limits::Limits;
 use crate::load::Answer;
 use crate::outlier::AttemptOutcome;
@@ -129,6 +129,9 @@ const BRITTLE: CircuitBreaker = CircuitBreaker {
     trials: 1,
 };
 
+const HALF_OPEN: Option<BreakerChange> =
+    Some(BreakerChange { state: BreakerState::HalfOpen, cause: BreakerCause::OpenTimeOver });
+
 fn fails(ticket: Option<Ticket>) {
     let call = crate::breaker::Call { failed: true, took: Duration::ZERO };
     ticket.expect("a policy asks for it").ended(call, at(0), &mut SeededRng::new(1)).expect("it opens");
@@ -158,7 +161,23 @@ fn it_is_no_trial_of_a_breaker() {
     let call = |now| of_endpoint.call(now, &mut SeededRng::new(1), &wanted, &mut NoReasons).unwrap().1;
     fails(call(at(0)));
     assert_eq!(admitted_later(&of_endpoint).err(), Some(NoHedge::NoOther), "the endpoint's is to be tried");
-    assert!(call(at(1_100)).is_some_and(|ticket| ticket.is_trial()));
+    let ticket = call(at(1_100)).filter(Ticket::is_trial).expect("by a request of its own");
+    assert_eq!(ticket.change(), HALF_OPEN, "which is told of the change");
+}
+
+#[test]
+fn what_is_refused_has_changed_no_breaker() {
+    let observes = CircuitBreaker { mode: BreakerMode::Observe, ..BRITTLE };
+    let cluster = with(cluster(2), |cluster| cluster.circuit_breaker = Some(observes));
+    fails(cluster.try_call(at(0), &mut NoReasons).unwrap());
+    let hedge = begin(&FIXED, &cluster, &GET).unwrap();
+    let none = RetryBudget { percent: 0, min_per_second: 0 };
+    let admit = |retries| {
+        hedge.admit(Some(first(&cluster)), &GET, retries, at(1_100), &mut SeededRng::new(1), &mut NoReasons)
+    };
+    assert_eq!(admit(none).err(), Some(NoHedge::Budget));
+    let hedged = admit(RetryBudget { percent: 20, min_per_second: 0 }).expect("it only observes");
+    assert_eq!(hedged.ticket.expect("it is told").change(), HALF_OPEN);
 }
 
 #[test]

@@ -562,6 +562,33 @@ fn whose_caller_owes_a_part_of_it_gives_its_place_up_and_takes_it_again_with_the
 }
 
 #[test]
+fn those_whose_rest_comes_at_once_exceed_the_limit_by_as_many_as_they_are_and_others_wait() {
+    let (gate, config) = (Arc::new(Gate::default()), Arc::new(fixed(2, QUEUE)));
+    let comes = |now| gate.enter_at_once(&config, Priority::Default, at(now));
+    let begins = |now| {
+        let mut slow = comes(now).expect("who came before has given its place up");
+        slow.owes(at(now));
+        slow
+    };
+    let mut slow: Vec<_> = (0..10).map(|nth| begins(2_000 * (nth / 2))).collect();
+    let quick: Vec<_> = (0..2).map(|_| comes(12_000).expect("nobody else has a place")).collect();
+    slow.iter_mut().for_each(|pass| pass.has_paid(at(12_001)));
+    assert_eq!(gate.view().in_flight, 2 + 10, "all that the application has");
+    while let Some(pass) = slow.pop() {
+        assert_eq!(
+            comes(12_002).err(),
+            Some(Shed::Concurrency),
+            "{} are left above the limit",
+            slow.len() + 1
+        );
+        pass.answered(at(12_002), &mut SeededRng::new(1));
+    }
+    assert_eq!(comes(12_002).err(), Some(Shed::Concurrency));
+    drop(quick);
+    assert!(comes(12_003).is_ok());
+}
+
+#[test]
 fn a_slow_caller_s_time_is_not_the_application_s() {
     let config = Arc::new(Overload { concurrency: ADAPTIVE, ..fixed(1, QUEUE) });
     let rng = &mut SeededRng::new(1);

@@ -65,7 +65,7 @@ pub(super) fn may_repeat(
     rng: &mut impl Rng,
 ) -> Result<(), Cause> {
     cluster.admit_by_success(is_exempt, now, rng, &mut NoReasons)?;
-    cluster.may_call_again(now, &mut NoReasons)
+    cluster.may_call_again(None, now, &mut NoReasons)
 }
 
 /// What must hold of a refusal.

@@ -86,11 +86,16 @@ proptest! {
 
 /// Service `ns/a` with so many endpoints in each zone, of which each proxy calls so many; this one runs in `z0`.
 fn world(zones: &[u32], size: u32) -> (SnapshotBuilder, Arc<Cluster>) {
+    world_with(zones, size, 100)
+}
+
+/// The same, where so many percent may be ejected.
+fn world_with(zones: &[u32], size: u32, max_ejection_percent: u32) -> (SnapshotBuilder, Arc<Cluster>) {
     let outlier = v1::OutlierDetection {
         consecutive_5xx: 1,
         base_ejection_time_ms: 1_000,
         max_ejection_time_ms: 1_000,
-        max_ejection_percent: 100,
+        max_ejection_percent,
         ..Default::default()
     };
     let traffic = v1::TrafficPolicy {
@@ -151,6 +156,68 @@ fn a_proxy_calls_its_part_and_ejections_pull_in_others() {
     }
     cluster.tried(trial.unwrap(), &Answer::new(AttemptOutcome::Success, took), later);
     assert_eq!(called(&cluster, later, 100), part);
+}
+
+/// The only one that is called fails; whether it is ejected.
+fn fails(cluster: &Cluster, now: Tick) -> bool {
+    let called = called(cluster, now, 20);
+    assert_eq!(called.len(), 1, "{called:?}");
+    let set = cluster.endpoints();
+    let one = set.all().iter().find(|endpoint| called.contains(&endpoint.address().to_string())).unwrap();
+    let answer = Answer::new(AttemptOutcome::Failure, Duration::from_millis(1));
+    !cluster.record(one, &answer, now).is_empty()
+}
+
+#[test]
+fn the_only_one_that_is_called_is_ejected_for_the_next_as_far_as_the_whole_fleet_allows() {
+    let (_, cluster) = world_with(&[30], 1, 10);
+    let now = Tick::from_nanos(1);
+    let mut seen = called(&cluster, now, 20);
+    for nth in 1..=3 {
+        assert!(fails(&cluster, now), "{nth} of 30");
+        assert!(!cluster.panics(now));
+        seen.extend(called(&cluster, now, 20));
+        assert_eq!(seen.len(), nth + 1, "another one each time");
+    }
+    assert!(!fails(&cluster, now), "a tenth of all is out");
+}
+
+#[test]
+fn in_a_part_of_one_too_ejections_are_disregarded_where_most_of_the_fleet_is_out() {
+    let (_, cluster) = world(&[9], 1);
+    let now = Tick::from_nanos(1);
+    for left in (5..9).rev() {
+        assert!(fails(&cluster, now) && !cluster.panics(now), "{left} of 9 are left");
+    }
+    assert!(
+        cluster
+            .record(
+                &cluster.endpoints().pickable().iter().find(|e| !e.is_ejected(now)).unwrap().clone(),
+                &Answer::new(AttemptOutcome::Failure, Duration::from_millis(1)),
+                now
+            )
+            .len()
+            == 1
+            && cluster.panics(now),
+        "four of nine cannot carry everything"
+    );
+}
+
+#[test]
+fn a_zone_of_which_one_is_called_is_not_left_when_that_one_is_replaced() {
+    let (_, cluster) = world(&[20, 20], 1);
+    let now = Tick::from_nanos(1);
+    assert!(fails(&cluster, now));
+    let shares: Vec<_> =
+        cluster.tiers(now).into_iter().map(|tier| (tier.well, tier.members, tier.share)).collect();
+    assert_eq!(shares, [(1, 1, 1_000), (1, 1, 0)], "nineteen of twenty are well");
+    assert!(called(&cluster, now, 50).iter().all(|address| address.starts_with("10.0.")));
+    // Its trial is due: it counts no more than the one in its place.
+    let later = now.after(Duration::from_secs(1));
+    assert_eq!(
+        cluster.tiers(later).into_iter().map(|tier| (tier.well, tier.share)).collect::<Vec<_>>(),
+        [(1, 1_000), (1, 0)]
+    );
 }
 
 #[test]

@@ -72,6 +72,8 @@ pub(crate) struct Attempts<'a> {
     matters: bool,
     /// The attempt that begins need not ask whether it is held back.
     is_let_through: bool,
+    /// The failure that this attempt repeats.
+    before: Option<Box<Failure>>,
     /// Counts a retry while it is under way.
     permit: Option<Permit>,
     /// What each connection begins with, where the service wants to know for whom it is made.
@@ -111,6 +113,7 @@ impl<'a> Attempts<'a> {
             overheard: false,
             matters: matters(conn, &target, head),
             is_let_through: false,
+            before: None,
             permit: None,
             announcement: announcement_for(conn, target),
         }
@@ -170,9 +173,9 @@ impl<'a> Attempts<'a> {
             journey.attempted(outcome.as_ref().map(|_| response.status), body, now);
             let more = outcome.as_ref().is_ok_and(|exchange| !exchange.is_end());
             self.observe(outcome.as_ref().map(|_| ()), response, (journey.is_grpc(), more), now);
-            let endpoint = self.endpoint.as_ref().map(|endpoint| endpoint.id);
             let repeat = match outcome {
                 Ok(exchange) => {
+                    let endpoint = self.endpoint.as_ref().map(|endpoint| endpoint.id);
                     let called_for =
                         self.repeats.after_response(response, &head, body, deadlines, endpoint, journey);
                     let Some(repeat) = called_for.filter(|_| self.may_repeat(response.status, journey))
@@ -180,6 +183,7 @@ impl<'a> Attempts<'a> {
                         return Ok(exchange);
                     };
                     let now = self.conn.worker.now();
+                    self.before = None;
                     journey.superseded(now);
                     if exchange.is_end() && body.is_sent() {
                         exchange.finish(now);
@@ -188,10 +192,9 @@ impl<'a> Attempts<'a> {
                     }
                     repeat
                 }
-                Err(failure) => {
-                    self.repeats.after_failure(failure, &head, body, deadlines, endpoint, journey)?
-                }
+                Err(failure) => self.after_failure(failure, &head, body, deadlines, journey)?,
             };
+            journey.pauses();
             self.prepare(repeat, down, deadlines).await?;
             body.rewind();
             let count = self.repeats.counted();

@@ -284,6 +284,11 @@ impl<'c> Journey<'c> {
         attempted.superseded(&known, now);
     }
 
+    /// Between two attempts nothing of it is under way to an endpoint.
+    pub(crate) fn pauses(&mut self) {
+        self.in_flight = None;
+    }
+
     /// Its place in its trace, where its spans are recorded.
     pub(crate) fn trace(&self) -> Option<TraceContext> {
         self.traced.as_ref().map(|traced| traced.context)

@@ -39,8 +39,8 @@ pub(crate) struct Repeats<'a> {
     service: Option<(&'a Arc<Cluster>, Option<&'a Arc<RetryPolicy>>)>,
     /// Made when it is needed.
     state: Option<Box<meshwork_decision::Retry>>,
-    unseen: u32,
-    reset: u32,
+    unseen: u8,
+    reset: u8,
     /// Pauses in which nobody could be reached.
     pauses: u32,
     /// The endpoints that this request could not reach since the last pause.
@@ -84,7 +84,8 @@ impl<'a> Repeats<'a> {
 
     /// The number of the next attempt, once it is a retry that other hops must know of.
     pub(crate) fn counted(&self) -> Option<u32> {
-        let retries = self.unseen + self.reset + self.state.as_ref().map_or(0, |state| state.retries());
+        let retries =
+            u32::from(self.unseen + self.reset) + self.state.as_ref().map_or(0, |state| state.retries());
         (retries > 0).then_some(retries + 1)
     }
 
@@ -225,8 +226,8 @@ impl<'a> Repeats<'a> {
             AttemptFailure::Connect | AttemptFailure::Refused
                 if policy.is_none_or(|policy| policy.attempts > 0) =>
             {
-                let may = self.unseen < UNSEEN_RETRIES;
-                self.unseen += u32::from(may);
+                let may = u32::from(self.unseen) < UNSEEN_RETRIES;
+                self.unseen += u8::from(may);
                 may
             }
             // What perhaps began is work for somebody; what nobody has seen is none.
@@ -234,8 +235,9 @@ impl<'a> Repeats<'a> {
                 if policy.is_none() && facts.idempotent =>
             {
                 let now = self.conn.worker.now();
-                let may = self.reset < RESET_RETRIES && self.state(cluster, policy).may_repeat(now);
-                self.reset += u32::from(may);
+                let may =
+                    u32::from(self.reset) < RESET_RETRIES && self.state(cluster, policy).may_repeat(now);
+                self.reset += u8::from(may);
                 may
             }
             _ => false,
@@ -310,7 +312,7 @@ impl<'a> Repeats<'a> {
             && self.unseen == 0
             && cluster.endpoints().pickable().iter().any(is_other)
             && self.state(cluster, policy).may_repeat(now);
-        self.unseen += u32::from(may);
+        self.unseen += u8::from(may);
         may.then_some(Again::Elsewhere { after: Duration::ZERO, permit: None })
     }
 

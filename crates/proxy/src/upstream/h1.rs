@@ -63,6 +63,11 @@ impl H1Client {
         self.open.since
     }
 
+    /// Whether somebody elsewhere waits for it to end.
+    pub(crate) fn is_wanted(&self) -> bool {
+        self.open.is_wanted()
+    }
+
     /// Whether it has carried a request before the present one.
     pub(crate) fn is_reused(&self) -> bool {
         self.carried > 1

@@ -11,6 +11,7 @@ pub(crate) mod mesh;
 pub(crate) mod open;
 pub(crate) mod pool;
 pub(crate) mod settled;
+mod turn;
 
 use std::rc::Rc;
 use std::task::{Context, Poll};

@@ -10,12 +10,13 @@ use meshwork_decision::{
     Cause, Cluster, ClusterKey, ConnectionLimit, ConnectionPermit, Endpoint, PendingPermit, Transport,
 };
 use meshwork_http1::ResponseHead;
-use tokio::time::{sleep, timeout};
+use tokio::time::timeout;
 
 use super::connect::{connect, connect_announced};
 use super::h1::H1Client;
 use super::h2::{H2Connection, H2Exchange};
-use super::pool::{EndpointPool, Making, Opened};
+use super::pool::{EndpointPool, Opened};
+use super::turn::{Turn, admitted};
 use super::{Head, mesh};
 use crate::error::{Failure, Retry};
 use crate::http::tunnel::Tunnel;
@@ -104,17 +105,17 @@ impl Destination<'_> {
         self.service.map(|(cluster, endpoint)| cluster.admit_pending(endpoint)).transpose()
     }
 
-    fn admit_connection(&self) -> Result<Option<ConnectionPermit>, ConnectionLimit> {
+    pub(super) fn admit_connection(&self) -> Result<Option<ConnectionPermit>, ConnectionLimit> {
         self.service.map(|(cluster, endpoint)| cluster.admit_connection(endpoint)).transpose()
     }
 
-    fn count_refused(&self) {
+    pub(super) fn count_refused(&self) {
         if let Some((cluster, _)) = self.service {
             cluster.connection_refused();
         }
     }
 
-    fn over_limit(&self, cause: Cause) -> Failure {
+    pub(super) fn over_limit(&self, cause: Cause) -> Failure {
         let service = self.service.map_or("", |(cluster, _)| &*cluster.key.service);
         Failure::local(cause).because(service)
     }
@@ -138,106 +139,6 @@ pub(crate) async fn h1(
     let opened = Opened::new(pool, permit, worker.connected(), worker.now());
     let client = H1Client::new(Io::Tcp(tcp), opened);
     Ok(Box::new(if to.announcement.is_some() { client.for_one() } else { client }))
-}
-
-enum Turn {
-    Connect(Option<ConnectionPermit>, Making),
-    Reuse(Box<H1Client>),
-}
-
-/// Why it is not somebody's turn yet.
-#[derive(Clone, Copy)]
-enum NotYet {
-    /// Many others are being made, or others have waited longer.
-    InLine,
-    /// A limit stands in the way.
-    Limit,
-}
-
-/// Waits in line until a new connection is within the limits and few others are being made, or a kept one is free.
-/// Idle connections to other endpoints of the service make room. As in Envoy, a worker without any connection to an
-/// endpoint may open one all the same: nothing else could ever serve those who wait for it.
-async fn admitted(worker: &Worker, to: &Destination<'_>, pool: &Rc<EndpointPool>) -> Result<Turn, Failure> {
-    let mut limited = false;
-    let mut try_turn = |woken| {
-        turn(worker, to, pool, woken).inspect_err(|why| {
-            // One that waits is one that the limit made wait, however often it is woken in vain.
-            if matches!(why, NotYet::Limit) && !std::mem::replace(&mut limited, true) {
-                to.count_refused();
-            }
-        })
-    };
-    let mut late = NotYet::InLine;
-    // Whoever comes while others wait goes to the end of the line.
-    if !pool.has_line() {
-        match try_turn(false) {
-            Ok(turn) => return Ok(turn),
-            Err(why) => late = why,
-        }
-    }
-    let mut patience = std::pin::pin!(sleep(to.connect_timeout));
-    loop {
-        tokio::select! {
-            () = pool.freed() => {}
-            () = &mut patience => {
-                return Err(match late {
-                    NotYet::InLine => too_slow(to),
-                    NotYet::Limit => to.over_limit(Cause::MaxConnections),
-                });
-            }
-        }
-        match try_turn(true) {
-            Ok(turn) => {
-                // What else is free finds whoever comes next: of several wake-ups at once only one is kept.
-                pool.wake_one();
-                return Ok(turn);
-            }
-            Err(why) => late = why,
-        }
-    }
-}
-
-/// A connection, or leave to make one, without waiting.
-///
-/// # Errors
-/// What it is when the wait is over in vain.
-fn turn(worker: &Worker, to: &Destination<'_>, pool: &Rc<EndpointPool>, woken: bool) -> Result<Turn, NotYet> {
-    let may_reuse = !to.fresh && to.announcement.is_none();
-    // What was given back meanwhile serves better than one more connection.
-    if woken
-        && may_reuse
-        && let Some(client) = pool.take_idle()
-    {
-        return Ok(Turn::Reuse(client));
-    }
-    loop {
-        let limit = match to.admit_connection() {
-            Ok(permit) => return connecting(pool, permit),
-            Err(_) if pool.has_none() => return connecting(pool, None),
-            Err(limit) => limit,
-        };
-        match pool.take_idle() {
-            Some(client) if may_reuse => return Ok(Turn::Reuse(client)),
-            // It makes room for a new one.
-            Some(_) => continue,
-            None => {}
-        }
-        let (cluster, _) = to.service.expect("only a service has limits");
-        let makes_room = limit == ConnectionLimit::Service
-            && cluster.endpoints().all().iter().any(|endpoint| worker.pools.evict_idle(endpoint.id));
-        if !makes_room {
-            return Err(NotYet::Limit);
-        }
-    }
-}
-
-fn connecting(pool: &Rc<EndpointPool>, permit: Option<ConnectionPermit>) -> Result<Turn, NotYet> {
-    pool.make().map(|making| Turn::Connect(permit, making)).ok_or(NotYet::InLine)
-}
-
-fn too_slow(to: &Destination<'_>) -> Failure {
-    let why = format!("{}: no turn to connect within {:?}", to.address, to.connect_timeout);
-    Failure::upstream(Cause::ConnectTimeout, Retry::NothingSent).because(why)
 }
 
 /// A stream on a shared HTTP/2 connection. A connection that its peer is closing takes none; nothing was sent then, and

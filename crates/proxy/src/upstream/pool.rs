@@ -1,7 +1,7 @@
 //! One worker's connections to endpoints, kept for the next request.
 //!
 //! HTTP/1 connections wait in a stack: the one used last is warmest and is taken first, so that the others age and
-//! go. No task watches an idle connection; that the peer closed it shows when it is taken, and a sweep of the worker
+//! go; where a limit makes others wait for the place that it takes up, it does not wait at all. No task watches an idle connection; that the peer closed it shows when it is taken, and a sweep of the worker
 //! lets go of the old ones. HTTP/2 connections are shared: streams are counted here, a connection takes as many as its
 //! peer allows, and one dial serves all who wait for it.
 
@@ -59,7 +59,7 @@ pub(crate) struct Opened {
     /// When it was opened.
     pub(crate) since: Tick,
     pool: Weak<EndpointPool>,
-    _permit: Option<ConnectionPermit>,
+    permit: Option<ConnectionPermit>,
     _gauge: OpenUpstream,
 }
 
@@ -71,7 +71,12 @@ impl Opened {
         since: Tick,
     ) -> Self {
         pool.open.set(pool.open.get() + 1);
-        Self { since, pool: Rc::downgrade(pool), _permit: permit, _gauge: gauge }
+        Self { since, pool: Rc::downgrade(pool), permit, _gauge: gauge }
+    }
+
+    /// Whether somebody on another worker, or who calls another endpoint of the service, waits for it to end.
+    pub(crate) fn is_wanted(&self) -> bool {
+        self.permit.as_ref().is_some_and(ConnectionPermit::is_wanted)
     }
 }
 
@@ -100,6 +105,9 @@ impl Pools {
             let keep =
                 if is_current(id) { pool.idle_timeout.get().unwrap_or(IDLE_TIMEOUT) } else { Duration::ZERO };
             drop(pool.take_idle_since(now, keep));
+            while let Some(wanted) = pool.take_wanted() {
+                drop(wanted);
+            }
             pool.shared.borrow_mut().retain(|connection| {
                 connection.judge(wall);
                 !connection.is_over() && (connection.is_busy() || connection.idle_for(now) < keep)
@@ -145,6 +153,13 @@ impl EndpointPool {
     /// Takes those out that have waited for so long. Dropping them tells the pool, so it must not be borrowed then.
     fn take_idle_since(&self, now: Tick, keep: Duration) -> Vec<(Tick, Box<H1Client>)> {
         self.idle.borrow_mut().extract_if(.., |(since, _)| now.since(*since) >= keep).collect()
+    }
+
+    /// The oldest of those that wait, where somebody has more use for its place.
+    fn take_wanted(&self) -> Option<Box<H1Client>> {
+        let mut idle = self.idle.borrow_mut();
+        let is_wanted = idle.first().is_some_and(|(_, oldest)| oldest.is_wanted());
+        is_wanted.then(|| idle.remove(0).1)
     }
 
     /// How many milliseconds a connection may idle; 0: [`IDLE_TIMEOUT`].
@@ -199,8 +214,12 @@ impl EndpointPool {
         }
     }
 
-    /// Keeps a connection whose exchange is completely done on both sides.
+    /// Keeps a connection whose exchange is completely done on both sides; or lets it go, where nobody waits for it here and
+    /// somebody does elsewhere: on another worker, or to call another endpoint of the service.
     pub(crate) fn give_back(&self, mut client: Box<H1Client>, now: Tick) {
+        if client.is_wanted() && !self.has_line() {
+            return;
+        }
         client.rest();
         let mut idle = self.idle.borrow_mut();
         if idle.len() < MAX_IDLE {

@@ -332,6 +332,9 @@ impl<'a> Second<'a> {
             self.race.renounce();
             return self.worker.hedged(&self.cluster, "refused");
         };
+        for ticket in hedged.ticket.iter().chain(&hedged.by_route) {
+            self.worker.breaker_begins(ticket);
+        }
         let traced = match self.dress(&mut parts.head, now) {
             Ok(traced) => traced,
             Err(failure) => {
@@ -341,9 +344,6 @@ impl<'a> Second<'a> {
             }
         };
         self.race.begin();
-        for ticket in hedged.ticket.iter().chain(&hedged.by_route) {
-            self.worker.breaker_begins(ticket);
-        }
         let to = Destination::of_endpoint(&self.cluster, &hedged.endpoint, self.connect_timeout, None);
         let http1 = matches!(to.speaks, Speaks::Http1);
         let under = Under {

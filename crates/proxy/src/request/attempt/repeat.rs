@@ -8,8 +8,12 @@ use meshwork_decision::{Cause, Cluster};
 
 use super::Attempts;
 use crate::error::Failure;
+use crate::request::body::RequestBody;
+use crate::request::deadline::Deadlines;
 use crate::request::journey::{Journey, decide};
+use crate::request::retry::Again;
 use crate::request::route::Target;
+use crate::upstream::Head;
 
 impl Attempts<'_> {
     /// Whether an answer is given up for another attempt. Where it is not, the record says why.
@@ -22,12 +26,39 @@ impl Attempts<'_> {
                 let breaker = policy.breaker();
                 breaker.map_or(Ok(()), |breaker| decide!(journey, |reasons| breaker.may_repeat(now, reasons)))
             })
-            .and_then(|()| decide!(journey, |reasons| cluster.may_call_again(now, reasons)));
+            .and_then(|()| {
+                let own = self.endpoint.as_ref().map(|endpoint| endpoint.id);
+                decide!(journey, |reasons| cluster.may_call_again(own, now, reasons))
+            });
         match may {
             Ok(()) => self.is_let_through = true,
             Err(cause) => journey.failed(&Failure::local(cause).because(format!("status {status}"))),
         }
         may.is_ok()
+    }
+
+    /// What follows a failure. Where a repeat is refused here, nobody has seen it: the failure that it was to repeat is what
+    /// the caller is told.
+    ///
+    /// # Errors
+    /// Nothing: it is final.
+    pub(super) fn after_failure(
+        &mut self,
+        failure: Failure,
+        head: &Head<'_>,
+        body: &RequestBody<'_>,
+        deadlines: &Deadlines,
+        journey: &mut Journey<'_>,
+    ) -> Result<Again, Failure> {
+        match self.before.take() {
+            Some(before) if is_refusal(failure.cause) => return Err(not_repeated(*before, failure.cause)),
+            _ => {}
+        }
+        let kept = failure.clone();
+        let endpoint = self.endpoint.as_ref().map(|endpoint| endpoint.id);
+        let repeat = self.repeats.after_failure(failure, head, body, deadlines, endpoint, journey)?;
+        self.before = Some(Box::new(kept));
+        Ok(repeat)
     }
 
     /// Whether an attempt is one of those that are held back, since too few succeed.
@@ -46,4 +77,23 @@ impl Attempts<'_> {
         let rng = &mut *self.conn.worker.rng.borrow_mut();
         decide!(journey, |reasons| cluster.admit_by_success(self.matters, now, rng, reasons))
     }
+}
+
+/// Whether a limit or a breaker has sent an attempt away before anybody saw it.
+const fn is_refusal(cause: Cause) -> bool {
+    matches!(
+        cause,
+        Cause::AdmissionControl
+            | Cause::CircuitBreaker
+            | Cause::MaxConnections
+            | Cause::MaxPendingRequests
+            | Cause::MaxRequests
+    )
+}
+
+fn not_repeated(failure: Failure, cause: Cause) -> Failure {
+    let detail = failure.detail.as_deref().unwrap_or_default();
+    let detail =
+        format!("{detail}{}a repeat was refused: {cause}", if detail.is_empty() { "" } else { "; " });
+    failure.because(detail)
 }

@@ -1,0 +1,80 @@
+//! Whether a call that was answered may be repeated. Whoever asks still has the answer: it is passed on where nobody would
+//! take the repeat.
+
+use meshwork_base::Tick;
+
+use super::Cluster;
+use crate::balance::{Barred, Regard};
+use crate::cause::Cause;
+use crate::limits::Limited;
+use crate::reasons::{Outcome, Phase, Reason, Reasons};
+
+impl Cluster {
+    /// Whether a call that was answered may be repeated, as far as circuit breakers and the limits of endpoints are asked;
+    /// no trial begins. `own`: the endpoint that has answered, to which this call is still counted.
+    ///
+    /// # Errors
+    /// It may not: what was answered is passed on.
+    pub fn may_call_again(
+        &self,
+        own: Option<u64>,
+        now: Tick,
+        reasons: &mut impl Reasons,
+    ) -> Result<(), Cause> {
+        let by_service = self.shared.breaker.would_admit(self.circuit_breaker.as_ref(), now);
+        reasons.notes(|| by_service.is_err().then(|| self.refuses_again(self.breaker(now).told(now))));
+        by_service?;
+        let by_endpoints = self.somebody_takes(own, now);
+        if let Err((cause, why)) = by_endpoints {
+            self.count_refused(cause);
+            reasons.note(|| self.refuses_again(why.to_owned()));
+        }
+        by_endpoints.map_err(|(cause, _)| cause)
+    }
+
+    fn refuses_again(&self, why: String) -> Reason {
+        Reason { phase: Phase::Breaker, subject: self.key.to_string(), outcome: Outcome::Refused, why }
+    }
+
+    /// Whether the endpoint that would be picked takes one more call. Where there is no endpoint at all, whoever picks one
+    /// finds that out, and waits.
+    fn somebody_takes(&self, own: Option<u64>, now: Tick) -> Result<(), (Cause, &'static str)> {
+        let limits = &self.limits;
+        let any = limits.max_requests_per_endpoint.or(limits.max_pending_requests_per_endpoint).is_some()
+            || self.endpoint_breaker.is_some();
+        if !any {
+            return Ok(());
+        }
+        let set = self.endpoints();
+        let regard = Regard::new(&set, now, &[], self.preference.panic_threshold).within_bounds(
+            limits,
+            self.protocol.is_http2(),
+            self.endpoint_breaker.as_ref(),
+        );
+        let barred = set.pickable().iter().map(|endpoint| regard.barred_without(endpoint, own));
+        match barred.min() {
+            None | Some(Barred::No | Barred::Ejected) => Ok(()),
+            // A request may wait for a connection though as many do; a repeat is not worth it.
+            Some(Barred::Awaited) => Err((
+                Cause::MaxPendingRequests,
+                "as many requests as may wait for a connection to each endpoint",
+            )),
+            Some(Barred::Closed) if set.pickable().iter().any(|endpoint| regard.is_tripped(endpoint)) => {
+                Err((Cause::CircuitBreaker, "no endpoint's circuit breaker lets it through"))
+            }
+            Some(Barred::Full | Barred::Closed) => {
+                Err((Cause::MaxRequests, "as many requests as one endpoint may have are under way to each"))
+            }
+        }
+    }
+
+    /// A limit, or the breaker of an endpoint, has refused a call.
+    pub(super) fn count_refused(&self, cause: Cause) {
+        match cause {
+            Cause::MaxRequests => self.shared.usage.count_refused(Limited::Request),
+            Cause::MaxPendingRequests => self.shared.usage.count_refused(Limited::Pending),
+            Cause::CircuitBreaker => self.shared.breaker.refuse(),
+            _ => {}
+        }
+    }
+}

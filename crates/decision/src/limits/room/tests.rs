@@ -1,0 +1,113 @@
+use std::sync::mpsc::{Receiver, sync_channel};
+
+use meshwork_messages::v1;
+
+use super::*;
+use crate::builder::SnapshotBuilder;
+use crate::limits::ConnectionPermit;
+use crate::tests::{build, key, policy_change, service, service_change, slice, wire_endpoint};
+
+/// Two endpoints of a service that may have so many connections, and to each.
+fn cluster(max_connections: u32, max_connections_per_endpoint: u32) -> Arc<Cluster> {
+    let endpoints = (1..=2).map(|n| wire_endpoint(&format!("10.0.0.{n}"))).collect();
+    let limits = v1::Limits { max_connections, max_connections_per_endpoint, ..Default::default() };
+    let changes = [
+        service_change(&service("ns/a", &[("", 80)])),
+        slice("ns/a-1", "ns/a", ("", 80), endpoints),
+        policy_change(v1::TrafficPolicy { limits: Some(limits), ..Default::default() }),
+    ];
+    let snapshot = build(&mut SnapshotBuilder::new(), changes);
+    Arc::clone(snapshot.cluster(&key("ns/a", 80)).expect("a cluster"))
+}
+
+fn endpoints(cluster: &Cluster) -> [Arc<Endpoint>; 2] {
+    [0, 1].map(|at| Arc::clone(&cluster.endpoints().all()[at]))
+}
+
+fn connect(cluster: &Cluster, to: &Endpoint) -> Result<ConnectionPermit, ConnectionLimit> {
+    cluster.admit_connection(to)
+}
+
+/// Waits; the receiver hears of it when it is called.
+fn waits(cluster: &Cluster, of: &Endpoint, limit: ConnectionLimit) -> (AwaitedRoom, Receiver<()>) {
+    let (call, called) = sync_channel(1);
+    (cluster.await_room(of, limit, move || call.send(()).expect("somebody listens")), called)
+}
+
+#[test]
+fn a_connection_that_ends_at_another_endpoint_or_thread_calls_one_who_waits_for_its_service() {
+    let cluster = cluster(2, 10);
+    let [one, other] = endpoints(&cluster);
+    let first = connect(&cluster, &one).unwrap();
+    let second = connect(&cluster, &other).unwrap();
+    assert_eq!(connect(&cluster, &one).unwrap_err(), ConnectionLimit::Service);
+    let (waiting, called) = waits(&cluster, &one, ConnectionLimit::Service);
+    let (_later, called_later) = waits(&cluster, &one, ConnectionLimit::Service);
+    assert_eq!(connect(&cluster, &one).unwrap_err(), ConnectionLimit::Service, "it looks once more");
+    assert!(called.try_recv().is_err(), "that it found nothing calls nobody");
+    std::thread::spawn(move || drop(second)).join().unwrap();
+    assert!(called.try_recv().is_ok() && called_later.try_recv().is_err(), "one connection, one who waits");
+    let third = connect(&cluster, &one).expect("there is room");
+    waiting.in_vain();
+    drop(first);
+    assert!(called_later.try_recv().is_ok());
+    drop(third);
+}
+
+#[test]
+fn who_waits_for_an_endpoint_is_called_by_its_connections_alone_and_before_others() {
+    let cluster = cluster(3, 1);
+    let [one, other] = endpoints(&cluster);
+    let first = connect(&cluster, &one).unwrap();
+    let second = connect(&cluster, &other).unwrap();
+    assert_eq!(connect(&cluster, &one).unwrap_err(), ConnectionLimit::Endpoint);
+    let (_of_service, called_of_service) = waits(&cluster, &other, ConnectionLimit::Service);
+    let (_waiting, called) = waits(&cluster, &one, ConnectionLimit::Endpoint);
+    drop(second);
+    assert!(called.try_recv().is_err() && called_of_service.try_recv().is_ok());
+    let (_of_service, called_of_service) = waits(&cluster, &other, ConnectionLimit::Service);
+    drop(first);
+    assert!(called.try_recv().is_ok() && called_of_service.try_recv().is_err());
+}
+
+#[test]
+fn whoever_is_called_and_leaves_has_the_next_one_called_and_who_found_nothing_has_not() {
+    let cluster = cluster(1, 1);
+    let [one, _] = endpoints(&cluster);
+    let end_one = || drop(connect(&cluster, &one).unwrap());
+    let (leaves, first) = waits(&cluster, &one, ConnectionLimit::Endpoint);
+    let (quick, second) = waits(&cluster, &one, ConnectionLimit::Endpoint);
+    let (_last, third) = waits(&cluster, &one, ConnectionLimit::Service);
+    end_one();
+    assert!(first.try_recv().is_ok() && second.try_recv().is_err());
+    drop(leaves);
+    assert!(second.try_recv().is_ok() && third.try_recv().is_err());
+    drop(quick);
+    assert!(third.try_recv().is_ok(), "of those who wait for the service then");
+    let (in_vain, fourth) = waits(&cluster, &one, ConnectionLimit::Endpoint);
+    let (patient, fifth) = waits(&cluster, &one, ConnectionLimit::Endpoint);
+    end_one();
+    assert!(fourth.try_recv().is_ok());
+    in_vain.in_vain();
+    assert!(fifth.try_recv().is_err());
+    drop(patient);
+    assert!(!one.stats.room.is_awaited(), "nobody is left");
+}
+
+#[test]
+fn a_connection_is_wanted_while_somebody_waits_for_its_endpoint_or_service() {
+    let cluster = cluster(1, 1);
+    let [one, other] = endpoints(&cluster);
+    let permit = connect(&cluster, &one).unwrap();
+    assert!(!permit.is_wanted());
+    for (of, limit, wanted) in [
+        (&one, ConnectionLimit::Endpoint, true),
+        (&other, ConnectionLimit::Endpoint, false),
+        (&other, ConnectionLimit::Service, true),
+    ] {
+        let (waiting, _called) = waits(&cluster, of, limit);
+        assert_eq!(permit.is_wanted(), wanted, "{limit:?} of {}", of.address());
+        drop(waiting);
+        assert!(!permit.is_wanted());
+    }
+}
