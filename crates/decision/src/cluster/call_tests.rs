@@ -423,3 +423,15 @@ proptest! {
         prop_assert_eq!(cluster.refused(Limited::Request), refused);
     }
 }
+
+#[test]
+fn what_an_operator_forces_decides_about_repeats_too_and_a_refusal_counts() {
+    let (cluster, now) = (cluster(1, v1::TrafficPolicy::default()), Tick::from_nanos(1));
+    let until = now.after(Duration::from_secs(60));
+    assert_eq!(cluster.may_call_again(None, now, &mut NoReasons), Ok(()));
+    cluster.force_breaker(Some((crate::ForcedState::Open, until)));
+    assert_eq!(cluster.may_call_again(None, now, &mut NoReasons), Err(Cause::CircuitBreaker));
+    assert_eq!(cluster.refused_by_breaker(), 1);
+    cluster.force_breaker(Some((crate::ForcedState::Closed, until)));
+    assert_eq!(cluster.may_call_again(None, now, &mut NoReasons), Ok(()));
+}

@@ -629,6 +629,38 @@ fn what_is_open_for_many_times_an_answer_is_a_stream_and_holds_no_place() {
     assert_eq!(gate.view().in_flight, 0);
 }
 
+/// Where answers take 100 ms a stream is what lasts for ten seconds, and where nothing is known what lasts for a minute.
+#[test]
+fn what_may_be_a_slow_answer_keeps_its_place_for_longer() {
+    let config = Arc::new(Overload { concurrency: ADAPTIVE, ..fixed(1, QUEUE) });
+    let rng = &mut SeededRng::new(1);
+    let slow = Arc::new(Gate::default());
+    for answer in 0..200 {
+        let pass = slow.enter_at_once(&config, Priority::Default, at(100 * answer)).expect("there is room");
+        pass.answered(at(100 * (answer + 1)), rng);
+    }
+    assert_eq!(slow.view().min_rtt, Some(MS * 100));
+    for (gate, begins, lasts) in [(slow, 30_000, 10_000), (Arc::new(Gate::default()), 0, 60_000)] {
+        let comes = |now| gate.enter_at_once(&config, Priority::Default, at(now)).expect("there is room");
+        let _stream = comes(begins);
+        drop(comes(begins + lasts - 1));
+        assert_eq!(gate.view().in_flight, 1, "it may be an answer");
+        let _other = comes(begins + lasts);
+        assert_eq!(gate.view().in_flight, 1, "it is none");
+    }
+}
+
+#[test]
+fn a_stream_whose_caller_owes_something_late_holds_its_place_no_longer_for_that() {
+    let config = Arc::new(Overload { concurrency: ADAPTIVE, ..fixed(1, QUEUE) });
+    let gate = learnt(&config, &mut SeededRng::new(1));
+    let comes = |now| gate.enter_at_once(&config, Priority::Default, at(now)).expect("there is room");
+    let mut stream = comes(10_000);
+    stream.owes(at(14_500));
+    let _other = comes(15_000);
+    assert_eq!(gate.view().in_flight, 1, "its five seconds are over");
+}
+
 #[test]
 fn a_limit_that_was_said_counts_whatever_is_under_way() {
     let (gate, config) = (Arc::new(Gate::default()), Arc::new(fixed(1, QUEUE)));
