@@ -10,7 +10,7 @@ use crate::health_check::{Checked, HealthCheck};
 use crate::outlier::OutlierDetection;
 use crate::overload::{GateView, Priority, Queue};
 use crate::retry::RetryBudget;
-use crate::retry::worth::{ROW, SAVINGS, Standing};
+use crate::retry::worth::{ROW_PRICE, Standing};
 use crate::verdicts::Rules;
 
 /// Outlier detection leaves somebody, and ejects no more than it may.
@@ -184,16 +184,16 @@ pub fn retry_budget(budget: RetryBudget, requests: u64, retries: u64) -> Result<
     Ok(())
 }
 
-/// A row of retries in vain ends the belief in them, and no more is saved up for them than a row costs.
+/// Who owes what a row of retries costs does not believe in them, and who has saved as much does.
 ///
 /// # Errors
 /// What is broken.
 pub(crate) fn worth_of_retries(standing: Standing) -> Result<(), String> {
     let holds = match standing {
-        Standing::Helping { row } => row < ROW,
-        Standing::InVain { saved } => saved <= SAVINGS,
+        Standing::Helping { owed } => owed < ROW_PRICE,
+        Standing::InVain { saved } => saved < ROW_PRICE,
     };
-    if holds { Ok(()) } else { Err(format!("{standing:?}, of a row of {ROW} and {SAVINGS} to be saved")) }
+    if holds { Ok(()) } else { Err(format!("{standing:?}, where a row costs {ROW_PRICE}")) }
 }
 
 /// Since retries do not help, each was paid for: by attempts that ended well, and by others that were refused.

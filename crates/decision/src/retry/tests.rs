@@ -240,6 +240,27 @@ fn where_no_retry_helps_there_is_a_row_of_them_and_then_one_for_fifty_requests()
 }
 
 #[test]
+fn one_address_that_always_fails_takes_no_retries_from_a_crowd_whose_instance_dies() {
+    let budget = RetryBudget { percent: 20, min_per_second: 3 };
+    let (cluster, policy) = (cluster(None), Arc::new(RetryPolicy { attempts: 2, budget, ..policy() }));
+    let endpoint = Arc::clone(&cluster.endpoints().all()[0]);
+    all_fail(&cluster, &policy, 10);
+    for _ in 0..1_000 {
+        cluster.count_request(Tick::ZERO);
+        let well = Answer::new(AttemptOutcome::Success, Duration::from_millis(1));
+        drop(cluster.record(&endpoint, &well, Tick::ZERO));
+    }
+    let mut crowd: Vec<_> = (0..80).map(|_| Retry::begin(Some(&policy), &cluster, Tick::ZERO)).collect();
+    let mut rng = SeededRng::new(1);
+    let repeated = crowd.iter_mut().take(40).filter_map(|retry| {
+        let decision =
+            retry.after(AttemptFailure::Reset, Some(1), &GET, Tick::ZERO, &mut rng, &mut NoReasons);
+        matches!(decision, Decision::Again { .. }).then_some(())
+    });
+    assert_eq!(repeated.count(), 40, "of a budget of some two hundred");
+}
+
+#[test]
 fn when_an_outage_ends_the_whole_budget_is_back_after_a_few_answers() {
     let (cluster, policy) = (cluster(None), Arc::new(policy()));
     all_fail(&cluster, &policy, 1_000);

@@ -4,24 +4,29 @@
 //! three hops adds its own to what the hop before has added, and `minPerSecond` adds more than that where little comes. When
 //! every endpoint fails, all of it is for nothing.
 //!
-//! *How.* After [`ROW`] retries in a row that ended badly, nothing speaks for the next one. From then on each is paid for:
-//! by [`SUCCESSES`] attempts that ended well, retries or not, since a service that answers may be worth asking again; or by
-//! [`REFUSALS`] retries that were refused, so that now and then one is tried even where no first attempt ends well. The
-//! first retry that helps brings the whole budget back at once. To be wrong is cheap, therefore: where a fair part of the
-//! attempts ends well, a retry is soon made, and soon helps.
+//! *How.* Each retry that ends badly is owed for, and attempts that end well pay for it, retries or not: [`SUCCESSES`] for
+//! one, since a service that answers may be worth asking again. When [`ROW`] of them are owed for, nothing speaks for the
+//! next one. From then on each is paid for before it is made: so as before; or by [`REFUSALS`] retries that were refused,
+//! so that now and then one is tried even where no attempt ends well. The first retry that helps brings the whole
+//! budget back at once, and so do attempts that end well and have paid for a row.
+//!
+//! *Who is meant.* One that mostly fails. An address that always fails owes little in a service that mostly answers, and
+//! is paid for by what goes on beside it: it takes no retries from a crowd whose instance dies. A row holds all
+//! retries where less than three end well for each that ends badly: more than a quarter of what there is, which is beyond
+//! the ordinary budget.
 //!
 //! *Counts, no times.* What holds at two thousand requests a second holds at one a minute. And only what has ended counts: a
-//! crowd that comes at the start, and finds one of three endpoints dead, has its whole budget.
+//! crowd that finds one of three endpoints dead has its whole budget, at the start and later.
 //!
-//! *Cost.* One word for all workers. As long as retries help, or there are none, an attempt that ends well reads it, and
-//! nobody writes to it but retries.
+//! *Cost.* One word for all workers. As long as nothing is owed, an attempt that ends well reads it, and nobody writes to it
+//! but retries. After a retry in vain, the next [`SUCCESSES`] attempts that end well write, too.
 
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use super::budget::Refused;
 use crate::invariants;
 
-/// So many in a row that ended badly say that retries do not help.
+/// So many that ended badly, and were not paid for, say that retries do not help.
 pub(crate) const ROW: u32 = 5;
 /// So many attempts that ended well pay for one.
 pub(crate) const SUCCESSES: u32 = 3;
@@ -29,16 +34,16 @@ pub(crate) const SUCCESSES: u32 = 3;
 pub(crate) const REFUSALS: u32 = 50;
 /// What one costs: an attempt that ended well pays one part of [`SUCCESSES`], a refusal one of [`REFUSALS`].
 pub(crate) const PRICE: u32 = SUCCESSES * REFUSALS;
-/// No more is saved up than what a row of retries costs.
-pub(crate) const SAVINGS: u32 = ROW * PRICE;
+/// What a row of retries costs: whoever owes it is in vain, and whoever has saved it is not any more.
+pub(crate) const ROW_PRICE: u32 = ROW * PRICE;
 
 /// What is known of a service's retries.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Standing {
     /// They help, or nobody knows better.
     Helping {
-        /// So many in a row have not.
-        row: u32,
+        /// What is to be paid for those that have not.
+        owed: u32,
     },
     /// They do not.
     InVain {
@@ -47,13 +52,13 @@ pub(crate) enum Standing {
     },
 }
 
-/// In the word: they do not help, and the other bits are what was paid; without it they are the row.
+/// In the word: they do not help, and the other bits are what was paid; without it they are what is owed.
 const IN_VAIN: u32 = 1 << 31;
 
 impl Standing {
     const fn of(word: u32) -> Self {
         if word & IN_VAIN == 0 {
-            Self::Helping { row: word }
+            Self::Helping { owed: word }
         } else {
             Self::InVain { saved: word & !IN_VAIN }
         }
@@ -61,7 +66,7 @@ impl Standing {
 
     const fn word(self) -> u32 {
         match self {
-            Self::Helping { row } => row,
+            Self::Helping { owed } => owed,
             Self::InVain { saved } => IN_VAIN | saved,
         }
     }
@@ -86,8 +91,8 @@ impl Standing {
     /// One that was taken has ended.
     const fn ended(self, well: bool) -> Self {
         match self {
-            _ if well => Self::Helping { row: 0 },
-            Self::Helping { row } if row + 1 < ROW => Self::Helping { row: row + 1 },
+            _ if well => Self::Helping { owed: 0 },
+            Self::Helping { owed } if owed + PRICE < ROW_PRICE => Self::Helping { owed: owed + PRICE },
             Self::Helping { .. } => Self::InVain { saved: 0 },
             // It was paid for.
             Self::InVain { .. } => self,
@@ -97,8 +102,11 @@ impl Standing {
     /// An attempt has ended well, whatever it was.
     fn succeeded(self) -> Self {
         match self {
-            Self::Helping { .. } => self,
-            Self::InVain { saved } => Self::InVain { saved: (saved + PRICE / SUCCESSES).min(SAVINGS) },
+            Self::Helping { owed } => Self::Helping { owed: owed.saturating_sub(PRICE / SUCCESSES) },
+            Self::InVain { saved } if saved + PRICE / SUCCESSES < ROW_PRICE => {
+                Self::InVain { saved: saved + PRICE / SUCCESSES }
+            }
+            Self::InVain { .. } => Self::Helping { owed: 0 },
         }
     }
 }

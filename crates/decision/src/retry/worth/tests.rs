@@ -29,7 +29,7 @@ fn a_row_in_vain_ends_the_belief_in_retries_and_one_that_helps_brings_it_back() 
     assert_eq!(worth.ask(), Err(Refused::InVain));
     worth.ended(false);
     worth.ended(true);
-    assert_eq!(worth.standing(), Standing::Helping { row: 0 });
+    assert_eq!(worth.standing(), Standing::Helping { owed: 0 });
     assert_eq!(given(&worth, 100), 100);
 }
 
@@ -60,46 +60,63 @@ fn of_fifty_that_are_refused_comes_one_that_is_not() {
 }
 
 #[test]
-fn no_more_is_saved_than_a_row_costs() {
+fn whoever_has_saved_for_a_row_believes_in_retries_again() {
     let worth = in_vain();
-    (0..1_000).for_each(|_| worth.succeeded());
-    assert_eq!(given(&worth, 40), ROW);
+    (1..ROW * SUCCESSES).for_each(|_| worth.succeeded());
+    assert_eq!(given(&worth, ROW), ROW - 1, "each but the last was paid for");
+    let worth = in_vain();
+    (0..ROW * SUCCESSES).for_each(|_| worth.succeeded());
+    assert_eq!(worth.standing(), Standing::Helping { owed: 0 });
+    assert_eq!(given(&worth, 40), 40);
 }
 
-/// What ends well while retries help is not written down.
 #[test]
-fn nothing_is_saved_while_retries_help() {
+fn what_goes_on_beside_pays_for_those_that_never_help() {
     let worth = Worth::default();
-    worth.ended(false);
-    (0..100).for_each(|_| worth.succeeded());
-    assert_eq!(worth.standing(), Standing::Helping { row: 1 });
+    for _ in 0..100 {
+        worth.ended(false);
+        worth.ended(false);
+        (0..2 * SUCCESSES).for_each(|_| worth.succeeded());
+        assert_eq!(worth.standing(), Standing::Helping { owed: 0 });
+    }
     (1..ROW).for_each(|_| worth.ended(false));
-    assert!(worth.ask().is_err());
+    (0..SUCCESSES).for_each(|_| worth.succeeded());
+    worth.ended(false);
+    assert_eq!(given(&worth, 1), 1, "one of the row was paid for");
+    worth.ended(false);
+    assert_eq!(worth.ask(), Err(Refused::InVain), "what was paid before there was a debt does not count");
 }
 
 proptest! {
-    /// Whatever comes in whatever order: while retries help each is given, and since they do not each was paid for.
+    /// Whatever comes in whatever order: while retries help each is given, and since they do not each was paid for. They
+    /// do not from the failure on by which a row is owed, and do again when as much was paid as a row costs.
     #[test]
-    fn each_retry_in_vain_was_paid_for(steps in prop::collection::vec(0u8..16, 0..600)) {
+    fn each_retry_in_vain_was_paid_for(steps in prop::collection::vec(0u8..24, 0..600)) {
         let worth = Worth::default();
-        let (mut row, mut helping) = (0, true);
+        let (mut owed, mut helping) = (0, true);
         let (mut made, mut succeeded, mut refused) = (0, 0, 0);
         for step in steps {
             match step {
                 0 => {
                     worth.ended(true);
-                    (row, helping) = (0, true);
+                    (owed, helping) = (0, true);
                 }
-                1..=3 => {
+                1..=5 => {
                     worth.ended(false);
-                    row += 1;
-                    if helping && row == ROW {
+                    owed += SUCCESSES;
+                    if helping && owed >= ROW * SUCCESSES {
                         (helping, made, succeeded, refused) = (false, 0, 0, 0);
                     }
                 }
-                4 | 5 => {
+                6..=11 => {
                     worth.succeeded();
-                    succeeded += 1;
+                    if helping {
+                        owed = owed.saturating_sub(1);
+                    } else {
+                        succeeded += 1;
+                        let paid = succeeded * REFUSALS + refused * SUCCESSES - made * PRICE;
+                        (owed, helping) = (0, paid >= ROW * PRICE);
+                    }
                 }
                 _ if worth.ask().is_ok() => made += 1,
                 _ => {
