@@ -12,6 +12,7 @@ mod blame;
 #[cfg(test)]
 mod tests;
 mod unusual;
+mod waits;
 
 use std::collections::BTreeSet;
 use std::time::Duration;

@@ -1,12 +1,12 @@
 //! What the requests of an operation ordinarily take, so that of one that took long it can be told whether it always does.
 //!
-//! *A median, slowly.* Of an operation the first [`PROMPT`] answers are learnt, then one in a second or so. The median of all
-//! of them is the usual; when there are [`MOST`], or an hour is over, the old ones lose half of their weight. So what an
+//! *A median, slowly.* Of an operation the first [`PROMPT`] answers are learnt, then one in a second or so, drawn from all
+//! of that second: requests come in groups, and the first of one to end is the quickest. The median of all of them is the usual; when there are [`MOST`], or an hour is over, the old ones lose half of their weight. So what an
 //! operation has taken for so many minutes stays the usual while a fault lasts as many, at any rate of requests, and
 //! what half an hour of it has not changed an hour does. That one of several instances is slow moves no median of their
 //! caller's.
 //!
-//! *Bounds.* [`OPERATIONS`] are known at most, each in about 700 bytes. When there are more, those of which too little
+//! *Bounds.* [`OPERATIONS`] are known at most, each in about 750 bytes. When there are more, those of which too little
 //! is known make room for each other, and of the others those that nobody has called for [`UNHEARD`].
 //!
 //! *Cost.* Nobody waits here: who finds another at it learns nothing this time, or is told nothing.
@@ -18,7 +18,7 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use foldhash::fast::FixedState;
-use meshwork_base::Tick;
+use meshwork_base::{Rng, Tick};
 use parking_lot::Mutex;
 
 use crate::sizes::{SIZES, middle, size};
@@ -60,8 +60,11 @@ struct Answers {
     whole: Counts,
     own: Option<Counts>,
     count: u32,
-    /// When the next one is learnt.
+    /// When one of those that were heard meanwhile is learnt.
     next: Tick,
+    /// Which one, as drawn so far, and of how many.
+    drawn: Took,
+    of: u64,
     /// When they lost weight last.
     halved: Tick,
     heard: Tick,
@@ -102,17 +105,30 @@ impl Counts {
 impl Answers {
     fn new(now: Tick) -> Self {
         let (whole, own) = (Counts::new(), None);
-        Self { whole, own, count: 0, next: now, halved: now, heard: now, usual: None }
+        let (drawn, usual) = (Took::default(), None);
+        Self { whole, own, count: 0, next: now, drawn, of: 0, halved: now, heard: now, usual }
+    }
+
+    fn hear(&mut self, took: Took, now: Tick, rng: &mut impl Rng) {
+        self.heard = now;
+        if self.count < PROMPT {
+            self.learn(took, now);
+            return;
+        }
+        if now >= self.next {
+            if self.of > 0 {
+                self.learn(self.drawn, now);
+            }
+            self.of = 0;
+            self.next = now.after(Self::pause(rng));
+        }
+        self.of += 1;
+        if rng.below(self.of) == 0 {
+            self.drawn = took;
+        }
     }
 
     fn learn(&mut self, took: Took, now: Tick) {
-        self.heard = now;
-        if now < self.next {
-            return;
-        }
-        if self.count >= PROMPT {
-            self.next = now.after(self.pause());
-        }
         let is_old = now.since(self.halved) >= HOUR && self.count >= 2 * ENOUGH;
         if is_old || self.count >= MOST {
             self.halved = now;
@@ -132,9 +148,8 @@ impl Answers {
 
     /// From half of [`PAUSE`] to one and a half: whoever calls three instances in turn at an even pace is not kept step
     /// with.
-    fn pause(&self) -> Duration {
-        let part = self.count.wrapping_mul(0x9E37_79B9) >> 16;
-        PAUSE / 2 + PAUSE * part / (1 << 16)
+    fn pause(rng: &mut impl Rng) -> Duration {
+        PAUSE / 2 + PAUSE.mul_f64(rng.unit())
     }
 
     fn is_known(&self) -> bool {
@@ -144,12 +159,12 @@ impl Answers {
 
 impl Usuals {
     /// An answer to a request of this operation took so long.
-    pub fn learn(&self, of: Operation, took: Took, now: Tick) {
+    pub fn learn(&self, of: Operation, took: Took, now: Tick, rng: &mut impl Rng) {
         let Some(mut known) = self.0.try_lock() else { return };
         if let Some(answers) = known.get_mut(&of) {
-            answers.learn(took, now);
+            answers.hear(took, now, rng);
         } else if known.len() < OPERATIONS || Self::make_room(&mut known, now) {
-            known.entry(of).or_insert_with(|| Answers::new(now)).learn(took, now);
+            known.entry(of).or_insert_with(|| Answers::new(now)).hear(took, now, rng);
         }
     }
 

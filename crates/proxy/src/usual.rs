@@ -47,7 +47,13 @@ pub(crate) struct Timing {
 
 /// A request has ended; of a tunnel, which lasts as long as it is held, nothing is learnt. Gives what it took of its application alone.
 #[inline]
-pub(crate) fn ended(conn: &Conn, record: &Record, started: Tick, phase: Phase) -> Option<Duration> {
+pub(crate) fn ended(
+    conn: &Conn,
+    record: &Record,
+    started: Tick,
+    phase: Phase,
+    is_grpc: bool,
+) -> Option<Duration> {
     let (worker, now) = (&conn.worker, started.after(record.duration));
     let Learnt { usuals, calls } = &worker.shared.learnt;
     if !worker.recorder.is_on() {
@@ -67,17 +73,17 @@ pub(crate) fn ended(conn: &Conn, record: &Record, started: Tick, phase: Phase) -
     if phase != Phase::Tunnel
         && is_ordinary(record)
         && worker.turn.has_come(now)
-        && let Some(operation) = operation(conn.place, record)
+        && let Some(operation) = operation(conn.place, record, is_grpc)
     {
-        usuals.learn(operation, Took { whole: record.duration, own }, now);
+        usuals.learn(operation, Took { whole: record.duration, own }, now, &mut *worker.rng.borrow_mut());
     }
     own
 }
 
 /// What is told of a request that is kept.
-pub(crate) fn timing(conn: &Conn, record: &Record, own: Option<Duration>) -> Timing {
+pub(crate) fn timing(conn: &Conn, record: &Record, own: Option<Duration>, is_grpc: bool) -> Timing {
     let usuals = &conn.worker.shared.learnt.usuals;
-    Timing { own, usual: operation(conn.place, record).and_then(|operation| usuals.of(operation)) }
+    Timing { own, usual: operation(conn.place, record, is_grpc).and_then(|operation| usuals.of(operation)) }
 }
 
 /// By what the application's calls are known to belong to a call to it.
@@ -87,10 +93,10 @@ fn families(record: &Record) -> impl Iterator<Item = Family> {
     record.trace_id.map(Family::of).into_iter().chain(id)
 }
 
-fn operation(place: Place, record: &Record) -> Option<Operation> {
+fn operation(place: Place, record: &Record, is_grpc: bool) -> Option<Operation> {
     let is_called = matches!(place, Place::Inbound(_));
     let service = record.service.as_deref()?;
-    Some(Operation::of(is_called, service, record.text.method(), record.text.path()))
+    Some(Operation::of(is_called, service, record.text.method(), record.text.path(), is_grpc))
 }
 
 /// Whether its upstream has answered it as it should: whoever refuses is quick.

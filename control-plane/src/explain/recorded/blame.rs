@@ -6,7 +6,8 @@ use meshwork_messages::v1::{RequestRecord, request_record::Side};
 use meshwork_xds::server::Observed;
 use serde::Serialize;
 
-use super::unusual::{Unusual, Way, ms};
+use super::unusual::{Unusual, ms};
+use super::waits::{Way, together};
 use crate::explain::live::{millis, record};
 
 /// Who has to look.
@@ -73,15 +74,18 @@ pub(super) fn blame(hops: &[Observed], parents: &[Option<usize>]) -> Option<Blam
     let roots = (0..hops.len()).filter(|at| parents[*at].is_none() && !is_copy(at));
     let mut at = roots.min_by_key(|at| (!failed(&hops[*at]), start(*at)))?;
     let root = at;
+    let way = Way { hops, parents };
     let mut may_be_usual = true;
     // Parents never form a ring, yet nothing here shall hang on that.
     for _ in 0..hops.len() {
-        let below = || (0..hops.len()).filter(|below| parents[*below] == Some(at) && !is_copy(below));
+        let is_below =
+            |below: &usize| parents[*below] == Some(at) && !is_copy(below) && !way.outlasts(*below);
+        let below = || (0..hops.len()).filter(is_below);
         let is_slow = !failed(&hops[at]) && record(&hops[at]).kept == "slow";
         // Asked once, of as much as there is: what is unusual of a part may be little of the whole.
         if may_be_usual && (is_slow || waited(&hops[at])) {
             may_be_usual = false;
-            if let Some(found) = (Way { hops, parents }).unusual(at) {
+            if let Some(found) = way.unusual(at) {
                 return Some(told(hops, parents, found.at).beyond_usual(&found));
             }
         }
@@ -91,13 +95,18 @@ pub(super) fn blame(hops: &[Observed], parents: &[Option<usize>]) -> Option<Blam
             // It waited for somebody: for whom longest, all calls of a service together?
             None => {
                 let took = |below: usize| record(&hops[below]).duration_ns;
-                let together = |one: usize| -> u64 {
+                let calls = way.calls(at);
+                let all = |one: usize| -> u64 {
                     let same = |other: &usize| record(&hops[*other]).service == record(&hops[one]).service;
-                    below().filter(same).map(took).sum()
+                    match record(&hops[at]).side() {
+                        Side::Inbound => together(calls.iter().filter(|call| same(&call.at))),
+                        // Those of whom it is called have clocks of their own.
+                        _ => below().filter(same).map(took).sum(),
+                    }
                 };
                 below()
-                    .max_by_key(|below| (together(*below), took(*below)))
-                    .filter(|below| together(*below) >= took(at) / 2)
+                    .max_by_key(|below| (all(*below), took(*below)))
+                    .filter(|below| all(*below) >= took(at) / 2)
             }
         };
         match next {

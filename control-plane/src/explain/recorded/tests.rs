@@ -149,13 +149,16 @@ fn what_is_slow_is_where_the_time_went() {
 #[test]
 fn many_calls_of_one_service_count_together() {
     let mut hops = chain();
-    hops.push(hop("ratings", Side::Inbound, 6, "ratings", from("reviews")));
-    hops.push(hop("reviews", Side::Outbound, 5, "ratings", |_| {}));
+    hops.push(hop("ratings", Side::Inbound, 501, "ratings", from("reviews")));
+    hops.push(hop("reviews", Side::Outbound, 500, "ratings", |_| {}));
     for (hop, ms) in [(0, 400), (2, 400), (4, 400), (5, 400), (1, 1_000), (3, 1_000)] {
         at(&mut hops, hop).kept = "slow".to_owned();
         at(&mut hops, hop).duration_ns = ms * 1_000_000;
     }
     assert_eq!(blamed(hops.clone()).unwrap().1.as_deref(), Some("shop/ratings:80"));
+    at(&mut hops, 5).start_unix_ns = 5_000_000;
+    at(&mut hops, 4).start_unix_ns = 6_000_000;
+    assert_eq!(blamed(hops.clone()).unwrap().1.as_deref(), Some("shop/reviews:80"), "at the same time");
     hops.truncate(4);
     assert_eq!(blamed(hops).unwrap().1.as_deref(), Some("shop/reviews:80"), "one of them is not half of it");
 }

@@ -3,14 +3,16 @@
 //! A hop's part is what nobody below it accounts for: of an inbound side what the application took without its own calls,
 //! of a call the way there and back, or all of it where the called side has kept nothing. That one calls a service that
 //! always takes long is no reason why it is slow: such a call is in nobody's part but the called one's, and usual there.
+//!
+//! Only what was waited for counts: of calls at the same time the one that ended last, and of that no more than what was
+//! waited for it alone; of calls that went on after their request had been answered nothing.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use meshwork_messages::v1::{RequestRecord, request_record::Side};
-use meshwork_xds::server::Observed;
 
 use super::blame::{failed, waited};
-use crate::explain::live::record;
+use super::waits::{Way, together};
 
 /// What is beyond the usual is the reason if it is at least an eighth of the request's time, and a quarter more than the
 /// usual: times scatter.
@@ -34,6 +36,8 @@ pub(super) struct Unusual {
     pub(super) at: usize,
     pub(super) took_ns: u64,
     pub(super) usual_ns: u64,
+    /// What was waited for it alone: it is beyond its usual by no more.
+    bound_ns: u64,
     calls: usize,
     part: Part,
 }
@@ -53,7 +57,37 @@ impl Unusual {
     }
 
     fn beyond(&self) -> u64 {
-        self.took_ns.saturating_sub(self.usual_ns)
+        self.took_ns.saturating_sub(self.usual_ns).min(self.bound_ns)
+    }
+
+    fn is_reason(&self, request_ns: u64) -> bool {
+        let beyond = self.beyond();
+        beyond > 0 && beyond >= request_ns / OF_REQUEST && beyond >= self.usual_ns / OF_USUAL
+    }
+}
+
+/// What the hops of a way add up to, by service and part.
+#[derive(Default)]
+struct Sums<'a> {
+    known: BTreeMap<(&'a str, Part), (Unusual, u64)>,
+    unknown: BTreeMap<(&'a str, Part), u64>,
+    seen: BTreeSet<usize>,
+}
+
+impl<'a> Sums<'a> {
+    fn add(&mut self, service: &'a str, one: Unusual) {
+        let beyond = one.beyond();
+        let Some((all, most)) = self.known.get_mut(&(service, one.part)) else {
+            self.known.insert((service, one.part), (one, beyond));
+            return;
+        };
+        if beyond > *most {
+            (all.at, *most) = (one.at, beyond);
+        }
+        all.took_ns += one.took_ns;
+        all.usual_ns += one.usual_ns;
+        all.bound_ns = all.bound_ns.saturating_add(one.bound_ns);
+        all.calls += 1;
     }
 }
 
@@ -62,45 +96,48 @@ pub(super) fn ms(nanos: u64) -> String {
     if millis < 9.95 { format!("{millis:.1}") } else { format!("{millis:.0}") }
 }
 
-/// The way of a request, as its hops tell it.
-pub(super) struct Way<'a> {
-    pub(super) hops: &'a [Observed],
-    pub(super) parents: &'a [Option<usize>],
-}
-
-impl Way<'_> {
+impl<'a> Way<'a> {
     /// What took longest beyond the usual, of a hop and all below it. `None`: nothing did, or a failure tells more, or
     /// the usual is not known of what may have taken as long.
     pub(super) fn unusual(&self, root: usize) -> Option<Unusual> {
-        let within: Vec<usize> = (0..self.hops.len()).filter(|at| self.is_within(*at, root)).collect();
-        if within.iter().any(|at| failed(&self.hops[*at]) && !waited(&self.hops[*at])) {
+        let mut within = (0..self.hops.len()).filter(|at| self.is_within(*at, root));
+        if within.any(|at| failed(&self.hops[at]) && !waited(&self.hops[at]) && !self.outlasts(at)) {
             return None;
         }
-        let mut known: BTreeMap<(&str, Part), Unusual> = BTreeMap::new();
-        let mut unknown: BTreeMap<(&str, Part), u64> = BTreeMap::new();
-        // A first hop that has given up says only that it did.
-        for at in within.into_iter().filter(|at| self.parents[*at].is_some() || !failed(&self.hops[*at])) {
-            let (part, took_ns, usual) = self.part(at);
-            let key = (&*self.is(at).service, part);
-            let Some(usual_ns) = usual else {
-                *unknown.entry(key).or_default() += took_ns;
-                continue;
-            };
-            let one = Unusual { at, took_ns, usual_ns, calls: 1, part };
-            known.entry(key).and_modify(|all| self.join(all, &one)).or_insert(one);
-        }
-        let most = known.into_values().max_by_key(Unusual::beyond)?;
-        let beyond = most.beyond();
-        let unknown = unknown.into_values().max().unwrap_or(0);
-        let is_reason = beyond > 0
-            && beyond >= self.is(root).duration_ns / OF_REQUEST
-            && beyond >= most.usual_ns / OF_USUAL
-            && beyond >= unknown / 2;
-        is_reason.then_some(most)
+        let mut sums = Sums::default();
+        let request_ns = self.is(root).duration_ns;
+        self.sum_up(root, (request_ns, u64::MAX), &mut sums);
+        let unknown = sums.unknown.into_values().max().unwrap_or(0);
+        let known = sums.known.into_values().map(|(all, _)| all);
+        let most = known.filter(|all| all.is_reason(request_ns)).max_by_key(Unusual::beyond)?;
+        (most.beyond() >= unknown / 2).then_some(most)
     }
 
-    fn is(&self, at: usize) -> &RequestRecord {
-        record(&self.hops[at])
+    /// Adds what was waited for, of a hop that took so long and was waited for alone so long, and of all below it.
+    fn sum_up(&self, at: usize, (took_ns, bound_ns): (u64, u64), sums: &mut Sums<'a>) {
+        if !sums.seen.insert(at) {
+            return;
+        }
+        // A first hop that has given up says only that it did.
+        if self.parents[at].is_some() || !failed(&self.hops[at]) {
+            let (part, took_ns, usual) = self.part(at, took_ns);
+            let service = &*self.is(at).service;
+            match usual {
+                Some(usual_ns) => {
+                    sums.add(service, Unusual { at, took_ns, usual_ns, bound_ns, calls: 1, part });
+                }
+                None => *sums.unknown.entry((service, part)).or_default() += took_ns,
+            }
+        }
+        if self.is(at).side() == Side::Inbound {
+            for call in self.waited_for(at) {
+                self.sum_up(call.at, (call.ns(), call.bound_ns.min(bound_ns)), sums);
+            }
+        } else {
+            for below in self.below(at) {
+                self.sum_up(below, (self.is(below).duration_ns, bound_ns), sums);
+            }
+        }
     }
 
     fn is_within(&self, at: usize, root: usize) -> bool {
@@ -117,52 +154,29 @@ impl Way<'_> {
         false
     }
 
-    fn join(&self, all: &mut Unusual, one: &Unusual) {
-        let beyond = |at: usize| {
-            let (_, took, usual) = self.part(at);
-            took.saturating_sub(usual.unwrap_or(took))
-        };
-        if beyond(one.at) > beyond(all.at) {
-            all.at = one.at;
-        }
-        all.took_ns += one.took_ns;
-        all.usual_ns += one.usual_ns;
-        all.calls += 1;
+    fn below(&self, at: usize) -> impl Iterator<Item = usize> {
+        let is_below = move |below: &usize| self.parents[*below] == Some(at) && !self.is(*below).mirrored;
+        (0..self.hops.len()).filter(is_below)
     }
 
-    /// A hop's part of the time, and what that ordinarily is.
-    fn part(&self, at: usize) -> (Part, u64, Option<u64>) {
+    /// The part of the time of a hop that took so long, and what that ordinarily is.
+    fn part(&self, at: usize, took_ns: u64) -> (Part, u64, Option<u64>) {
         let is = self.is(at);
-        let below = (0..self.hops.len()).filter(|below| self.parents[*below] == Some(at));
-        let below: Vec<&RequestRecord> =
-            below.map(|at| self.is(at)).filter(|below| !below.mirrored).collect();
         if is.side() == Side::Inbound {
             // What the proxy has counted lacks calls that were cut off with the request, what was kept lacks quick ones.
-            let kept = is.duration_ns.saturating_sub(together(&below));
+            let kept = is.duration_ns.saturating_sub(together(&self.calls(at)));
             let took = is.own_ns.map_or(kept, |own| own.min(kept));
             // An instance that was always slow is not usual for its caller, which calls others too.
             let of_caller = self.parents[at].and_then(|caller| self.is(caller).usual_ns);
             return (Part::Application, took, is.usual_own_ns.into_iter().chain(of_caller).min());
         }
+        let below: Vec<&RequestRecord> = self.below(at).map(|at| self.is(at)).collect();
         if below.is_empty() {
-            return (Part::Call, is.duration_ns, is.usual_ns);
+            return (Part::Call, took_ns, is.usual_ns);
         }
         let inner: u64 = below.iter().map(|below| below.duration_ns).sum();
         let usual_inner: Option<u64> = below.iter().map(|below| below.usual_ns).sum();
         let usual = is.usual_ns.zip(usual_inner).map(|(all, inner)| all.saturating_sub(inner));
-        (Part::Way, is.duration_ns.saturating_sub(inner), usual)
+        (Part::Way, took_ns.saturating_sub(inner), usual)
     }
-}
-
-/// For how long at least one of these lasted, by one proxy's clock.
-fn together(calls: &[&RequestRecord]) -> u64 {
-    let mut times: Vec<(u64, u64)> =
-        calls.iter().map(|call| (call.start_unix_ns, call.start_unix_ns + call.duration_ns)).collect();
-    times.sort_unstable();
-    let (mut sum, mut until) = (0, 0);
-    for (start, end) in times {
-        sum += end.saturating_sub(start.max(until));
-        until = until.max(end);
-    }
-    sum
 }

@@ -41,7 +41,8 @@ pub struct BreakerView {
     pub forced: Option<(ForcedState, Tick)>,
     /// What the policy says; absent: there is none, and only an operator moves it.
     pub mode: Option<BreakerMode>,
-    /// Percent of its calls that may fail, or be slow, beyond those that do, until it opens; absent: rates decide nothing.
+    /// Percent of its calls that may fail, or be slow, beyond those that do, until it opens; absent: rates decide nothing, or an
+    /// operator has forced it.
     pub headroom: Option<u32>,
     /// Calls in its window.
     pub calls: u32,
@@ -140,12 +141,14 @@ impl Breaker {
         let (tally, until) =
             machine.as_ref().map_or((Tally::default(), None), |machine| machine.numbers(now));
         let state = machine.as_ref().map_or(BreakerState::Closed, Machine::state);
+        let forced = self.forced.get(now);
         BreakerView {
             state,
-            headroom: policy.and_then(|policy| policy.headroom(state, tally)),
+            // What an operator forces no rate decides.
+            headroom: policy.filter(|_| forced.is_none()).and_then(|policy| policy.headroom(state, tally)),
             cause: machine.as_ref().and_then(Machine::cause),
             until,
-            forced: self.forced.get(now),
+            forced,
             mode: policy.map(|policy| policy.mode),
             calls: tally.calls,
             failed: tally.failed,

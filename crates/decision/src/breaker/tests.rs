@@ -404,6 +404,27 @@ mod shared {
     }
 
     #[test]
+    fn what_an_operator_forces_has_no_headroom_of_the_rates() {
+        let mut builder = SnapshotBuilder::new();
+        let cluster = cluster(&mut builder, v1::circuit_breaker::Mode::Enforce);
+        let now = Tick::ZERO.after(Duration::from_secs(1));
+        let end = now.after(Duration::from_secs(300));
+        let headroom = |forced: Option<ForcedState>, now: Tick| {
+            cluster.force_breaker(forced.map(|forced| (forced, end)));
+            cluster.breaker(now).headroom
+        };
+        assert!(headroom(None, now) > Some(0));
+        assert_eq!(headroom(Some(ForcedState::Open), now), None);
+        assert_eq!(call(&cluster, FAILED, now), Err(Cause::CircuitBreaker));
+        cluster.force_breaker(None);
+        assert_eq!(call(&cluster, FAILED, now), Ok(None));
+        assert_eq!(call(&cluster, FAILED, now), Ok(Some(BreakerState::Open)));
+        assert_eq!(headroom(None, now), Some(0));
+        assert_eq!(headroom(Some(ForcedState::Closed), now), None, "no call opens it");
+        assert_eq!(headroom(Some(ForcedState::Closed), end), Some(0), "its time is over");
+    }
+
+    #[test]
     fn a_breaker_tells_its_numbers_and_what_brought_it_there() {
         let mut builder = SnapshotBuilder::new();
         let cluster = cluster(&mut builder, v1::circuit_breaker::Mode::Enforce);

@@ -7,40 +7,75 @@ use foldhash::fast::FixedState;
 /// Bytes of a path that tell operations apart.
 const PATH: usize = 256;
 
-/// An operation of a service: its method, and its path without the query and without what names one thing of many. As
-/// such counts every segment with a digit in it: `/orders/17/items` and `/orders/18/items` are one.
+/// An operation of a service: its method, and its path without the query and without what names one thing of many: a
+/// segment that is mostly digits, an id in hexadecimal digits, or a long one with many digits. `/orders/17/items` and
+/// `/orders/18/items` are one, `/v1/orders` and `/v2/orders` two. Paths of gRPC name nothing but methods.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Operation(u64);
 
 impl Operation {
     /// The operation of a request. Those of callers and those of who is called are two.
     #[must_use]
-    pub fn of(is_called: bool, service: &str, method: &[u8], path: &[u8]) -> Self {
+    pub fn of(is_called: bool, service: &str, method: &[u8], path: &[u8], is_grpc: bool) -> Self {
         let mut hasher = FixedState::default().build_hasher();
         hasher.write(service.as_bytes());
         hasher.write(method);
-        hasher.write_u64(shape(path) ^ u64::from(is_called));
+        hasher.write_u64(shape(path, is_grpc) ^ u64::from(is_called));
         Self(hasher.finish())
     }
 }
 
+/// What a segment is made of.
+#[derive(Default)]
+struct Segment {
+    length: u32,
+    digits: u32,
+    /// Hexadecimal digits, and what stands between their groups.
+    hex: u32,
+    starts_with_v: bool,
+}
+
+impl Segment {
+    const fn add(&mut self, byte: u8) {
+        if self.length == 0 {
+            self.starts_with_v = matches!(byte, b'v' | b'V');
+        }
+        self.length += 1;
+        self.digits += byte.is_ascii_digit() as u32;
+        self.hex += (byte.is_ascii_hexdigit() || matches!(byte, b'-' | b'_')) as u32;
+    }
+
+    /// Whether it names one of many. A version does not, nor a word with a digit in it.
+    const fn is_name(&self) -> bool {
+        const LONG: u32 = 20;
+        let Self { length, digits, hex, starts_with_v } = *self;
+        let is_version = starts_with_v && digits + 1 == length && digits <= 3;
+        let is_number = digits * 2 > length && !is_version;
+        let is_hex = hex == length && digits >= 2 && length >= 4;
+        is_number || is_hex || length >= LONG && digits * 6 >= length
+    }
+}
+
 /// A number of a path's shape (FNV-1a, since most paths are short).
-fn shape(path: &[u8]) -> u64 {
+fn shape(path: &[u8], is_grpc: bool) -> u64 {
     const PRIME: u64 = 0x0100_0000_01b3;
     let step = |shape: u64, byte: u8| (shape ^ u64::from(byte)).wrapping_mul(PRIME);
     let mut shape = 0xcbf2_9ce4_8422_2325;
-    // Where the segment begins, and whether it names one of many.
-    let (mut begun, mut is_name) = (shape, false);
+    let (mut begun, mut segment) = (shape, Segment::default());
+    let ended = |shape: u64, begun: u64, segment: &Segment| match segment.is_name() && !is_grpc {
+        true => step(begun, b'*'),
+        false => shape,
+    };
     for &byte in path.iter().take(PATH).take_while(|byte| **byte != b'?') {
-        is_name |= byte.is_ascii_digit();
         if byte == b'/' {
-            shape = step(if is_name { step(begun, b'*') } else { shape }, byte);
-            (begun, is_name) = (shape, false);
+            shape = step(ended(shape, begun, &segment), byte);
+            (begun, segment) = (shape, Segment::default());
         } else {
+            segment.add(byte);
             shape = step(shape, byte);
         }
     }
-    if is_name { step(begun, b'*') } else { shape }
+    ended(shape, begun, &segment)
 }
 
 #[cfg(test)]
@@ -48,7 +83,7 @@ mod tests {
     use super::*;
 
     fn of(path: &str) -> Operation {
-        Operation::of(true, "shop/web:80", b"GET", path.as_bytes())
+        Operation::of(true, "shop/web:80", b"GET", path.as_bytes(), false)
     }
 
     #[test]
@@ -63,12 +98,49 @@ mod tests {
     }
 
     #[test]
+    fn a_word_with_a_digit_is_no_name() {
+        for (one, other) in [
+            ("/shop.v1.Orders/List", "/shop.v1.Users/List"),
+            ("/shop.v1.A/GetV2", "/shop.v1.B/PutV2"),
+            ("/v1/orders", "/v2/orders"),
+            ("/v10", "/v11"),
+            ("/oauth2/token", "/s3/token"),
+            ("/face2", "/cafe"),
+        ] {
+            assert_ne!(of(one), of(other), "{one} {other}");
+        }
+    }
+
+    #[test]
+    fn numbers_and_ids_are_names() {
+        for name in [
+            "1",
+            "2024-11-26",
+            "ord-1234567",
+            "a3f-18",
+            "5f2b9c01",
+            "f8a5fd30-7ba0-4d87-b202-548d07d15ad6",
+            "F8A5FD307BA04D87B202548D07D15AD6",
+            "01HZX3K9Q2ABCDEFGHJKMNPQ7R",
+        ] {
+            assert_eq!(of(&format!("/orders/{name}/items")), of("/orders/17/items"), "{name}");
+        }
+    }
+
+    #[test]
+    fn of_grpc_nothing_is_a_name() {
+        let of = |path: &[u8]| Operation::of(true, "shop/web:80", b"POST", path, true);
+        assert_ne!(of(b"/2024/Get"), of(b"/2025/Get"));
+        assert_eq!(of(b"/2024/Get?a"), of(b"/2024/Get"));
+    }
+
+    #[test]
     fn services_methods_and_sides_are_told_apart() {
         let all = [
             of("/a"),
-            Operation::of(false, "shop/web:80", b"GET", b"/a"),
-            Operation::of(true, "shop/web:80", b"PUT", b"/a"),
-            Operation::of(true, "shop/cart:80", b"GET", b"/a"),
+            Operation::of(false, "shop/web:80", b"GET", b"/a", false),
+            Operation::of(true, "shop/web:80", b"PUT", b"/a", false),
+            Operation::of(true, "shop/cart:80", b"GET", b"/a", false),
         ];
         let different: std::collections::HashSet<_> = all.into_iter().collect();
         assert_eq!(different.len(), all.len());

@@ -1,3 +1,4 @@
+use meshwork_base::SeededRng;
 use proptest::prelude::*;
 
 use super::*;
@@ -9,7 +10,7 @@ fn at(seconds: u64) -> Tick {
 }
 
 fn operation(path: &str) -> Operation {
-    Operation::of(true, "shop/cart:80", b"GET", path.as_bytes())
+    Operation::of(true, "shop/cart:80", b"GET", path.as_bytes(), false)
 }
 
 fn took(millis: u64) -> Took {
@@ -17,10 +18,16 @@ fn took(millis: u64) -> Took {
     Took { whole, own: Some(whole / 2) }
 }
 
+/// Chance, another one for each.
+fn chance(number: u64) -> SeededRng {
+    SeededRng::new(number.wrapping_mul(0x9E37_79B9_7F4A_7C15))
+}
+
 /// So many answers per second for so long, each of that.
 fn answer(usuals: &Usuals, millis: u64, from: u64, seconds: u64, per_second: u64) {
+    let mut rng = chance(from);
     for second in from..from + seconds {
-        (0..per_second).for_each(|_| usuals.learn(operation("/a"), took(millis), at(second)));
+        (0..per_second).for_each(|_| usuals.learn(operation("/a"), took(millis), at(second), &mut rng));
     }
 }
 
@@ -48,12 +55,45 @@ fn too_few_answers_say_nothing() {
 #[test]
 fn one_slow_instance_of_three_is_not_usual() {
     let usuals = Usuals::default();
+    let mut rng = chance(1);
     // In turn, at a pace at which one in a second would always be the same one's.
     for (number, millis) in [5, 250, 6].into_iter().cycle().take(3_600).enumerate() {
         let now = Tick::ZERO.after(Duration::from_millis(334 * number as u64));
-        usuals.learn(operation("/a"), took(millis), now);
+        usuals.learn(operation("/a"), took(millis), now, &mut rng);
     }
     assert!(near(usual(&usuals), 6), "{:?}", usual(&usuals));
+}
+
+/// A page that calls ten of a kind at once: the first to end is the quickest of ten.
+#[test]
+fn of_a_group_not_always_the_first_is_learnt() {
+    for pause in [300, 1_000, 3_000] {
+        let usuals = Usuals::default();
+        let mut rng = chance(pause);
+        for page in 0..2_000 {
+            // From 4 to 40 ms; those that end later have taken longer.
+            for millis in (1..=10).map(|nth| 4 * nth) {
+                let now = Tick::ZERO.after(Duration::from_millis(pause * page + millis));
+                usuals.learn(operation("/a"), took(millis), now, &mut rng);
+            }
+        }
+        let found = usual(&usuals).unwrap();
+        assert!((15..=29).contains(&found), "every {pause} ms: {found}, the median is 20 to 24");
+    }
+}
+
+/// One light call of an operation, and then two heavy ones.
+#[test]
+fn of_calls_in_turn_not_always_the_first_is_learnt() {
+    let usuals = Usuals::default();
+    let mut rng = chance(1);
+    for page in 0..2_000 {
+        for (millis, ends) in [(5, 5), (200, 205), (200, 405)] {
+            let now = Tick::ZERO.after(Duration::from_millis(2_000 * page + ends));
+            usuals.learn(operation("/a"), took(millis), now, &mut rng);
+        }
+    }
+    assert!(near(usual(&usuals), 200), "{:?}", usual(&usuals));
 }
 
 #[test]
@@ -81,7 +121,9 @@ fn a_change_that_stays_becomes_usual_within_the_hour() {
 fn a_change_of_a_rare_operation_becomes_usual_within_hours() {
     let usuals = Usuals::default();
     let minutely = |millis: u64, minutes: std::ops::Range<u64>| {
-        minutes.for_each(|minute| usuals.learn(operation("/a"), took(millis), at(minute * MINUTE)));
+        minutes.for_each(|minute| {
+            usuals.learn(operation("/a"), took(millis), at(minute * MINUTE), &mut chance(minute));
+        });
     };
     minutely(5, 0..10_000);
     assert!(near(usual(&usuals), 5));
@@ -93,7 +135,7 @@ fn a_change_of_a_rare_operation_becomes_usual_within_hours() {
 fn what_was_usual_before_a_quiet_night_is_still_known() {
     let usuals = Usuals::default();
     answer(&usuals, 5, 0, 60, 1);
-    usuals.learn(operation("/a"), took(250), at(10 * 3600));
+    usuals.learn(operation("/a"), took(250), at(10 * 3600), &mut chance(0));
     assert!(near(usual(&usuals), 5), "{:?}", usual(&usuals));
 }
 
@@ -104,7 +146,7 @@ fn a_crowd_of_operations_does_not_push_out_those_that_are_known() {
     for n in 0..1_000_u64 {
         let (a, b) = ((b'a' + (n % 26) as u8) as char, (b'a' + (n / 26 % 26) as u8) as char);
         let c = (b'a' + (n / 676) as u8) as char;
-        usuals.learn(operation(&format!("/x{a}{b}{c}")), took(9), at(100 + n));
+        usuals.learn(operation(&format!("/x{a}{b}{c}")), took(9), at(100 + n), &mut chance(n));
         assert!(usuals.0.lock().len() <= OPERATIONS);
     }
     assert!(near(usual(&usuals), 5));
@@ -118,13 +160,13 @@ fn who_is_known_makes_room_when_nobody_calls_it_any_more() {
     let full = |now: u64| {
         for n in 0..OPERATIONS {
             let name: String = n.to_string().bytes().map(|digit| (digit - b'0' + b'a') as char).collect();
-            (0..30).for_each(|_| usuals.learn(operation(&name), took(9), at(now)));
+            (0..30).for_each(|_| usuals.learn(operation(&name), took(9), at(now), &mut chance(0)));
         }
     };
     full(0);
-    usuals.learn(operation("/a"), took(5), at(60));
+    usuals.learn(operation("/a"), took(5), at(60), &mut chance(0));
     assert!(!usuals.0.lock().contains_key(&operation("/a")), "all are known and called");
-    usuals.learn(operation("/a"), took(5), at(3 * 3600));
+    usuals.learn(operation("/a"), took(5), at(3 * 3600), &mut chance(0));
     assert!(usuals.0.lock().contains_key(&operation("/a")));
     assert_eq!(usuals.0.lock().len(), OPERATIONS);
 }
@@ -134,7 +176,7 @@ fn nobody_waits_for_another() {
     let usuals = Usuals::default();
     answer(&usuals, 5, 0, 30, 1);
     let held = usuals.0.lock();
-    usuals.learn(operation("/a"), took(5), at(60));
+    usuals.learn(operation("/a"), took(5), at(60), &mut chance(0));
     assert_eq!(usuals.of(operation("/a")), None);
     drop(held);
     assert!(near(usual(&usuals), 5));
@@ -146,7 +188,7 @@ proptest! {
     #[test]
     fn the_usual_is_a_median(millis in prop::collection::vec(1u64..60_000, 20..60)) {
         let usuals = Usuals::default();
-        millis.iter().for_each(|millis| usuals.learn(operation("/a"), took(*millis), at(0)));
+        millis.iter().for_each(|millis| usuals.learn(operation("/a"), took(*millis), at(0), &mut chance(0)));
         let found = usuals.of(operation("/a")).unwrap().whole;
         let mut sorted = millis;
         sorted.sort_unstable();

@@ -373,7 +373,7 @@ impl<'c> Journey<'c> {
             self.kin = None;
             worker.log(self.record);
             series::of(self.conn, &self.called).observe(self.record);
-            let own = usual::ended(self.conn, self.record, self.started, self.phase);
+            let own = usual::ended(self.conn, self.record, self.started, self.phase, self.called.grpc);
             let class = worker.recorder.class(self.record);
             if class.is_some() || self.sighting.is_some() {
                 self.tell(class, own);
@@ -396,7 +396,7 @@ impl Journey<'_> {
             sighting.report(self.conn, self.record, &tried);
         }
         if let Some(class) = class {
-            let timing = usual::timing(self.conn, self.record, own);
+            let timing = usual::timing(self.conn, self.record, own, self.called.grpc);
             self.conn.worker.recorder.keep(class, self.conn.place, self.record, tried, timing);
         }
     }

@@ -36,8 +36,8 @@ fn shop(edge: [Times; 2], cart: [Times; 2], pay: Option<[Times; 2]>) -> Vec<Obse
         hop("cart", Side::Inbound, 1_011, "cart", |is| slow(is, &cart[1])),
     ];
     if let Some(pay) = pay {
-        hops.push(hop("checkout", Side::Outbound, 1_400, "pay", |is| slow(is, &pay[0])));
-        hops.push(hop("pay", Side::Inbound, 1_401, "pay", |is| slow(is, &pay[1])));
+        hops.push(hop("checkout", Side::Outbound, 1_300, "pay", |is| slow(is, &pay[0])));
+        hops.push(hop("pay", Side::Inbound, 1_301, "pay", |is| slow(is, &pay[1])));
     }
     for (hop, by) in [(1, "edge"), (3, "checkout"), (5, "checkout")] {
         if let Some(hop) = hops.get_mut(hop) {
@@ -203,5 +203,81 @@ fn copies_are_in_nobodys_way() {
         slow(is, &caller(390, 1));
         is.mirrored = true;
     }));
+    assert_eq!(whose(hops).0, "shop/cart:80");
+}
+
+/// Its time scatters by more than what the fault costs, but not by a quarter of what it always takes.
+#[test]
+fn who_scatters_a_little_does_not_hide_who_is_far_beyond() {
+    let hops = shop(
+        [caller(1_702, 1_208), called(1_701, 1_450, (1_207, 1_200))],
+        [caller(246, 6), called(245, 245, (5, 5))],
+        None,
+    );
+    assert_eq!(whose(hops).0, "shop/cart:80");
+}
+
+#[test]
+fn calls_at_the_same_time_count_as_long_as_they_were_waited_for() {
+    // Ten at once, each of 40 ms for its usual 10; front itself took 250 ms for its usual 50.
+    let mut hops =
+        shop([caller(292, 62), called(291, 250, (61, 50))], [caller(41, 11), called(40, 40, (10, 10))], None);
+    for n in 0..9 {
+        hops.push(hop("checkout", Side::Outbound, 1_010, "cart", |is| {
+            slow(is, &caller(40, 11));
+            is.start_unix_ns += n * 100_000;
+        }));
+    }
+    let (service, why) = whose(hops);
+    assert_eq!(service, "shop/checkout:80");
+    assert_eq!(why, "the application of shop/checkout:80 took 250 ms by itself, usually 50 ms");
+}
+
+#[test]
+fn nobody_was_slow_for_whoever_waited_longer_for_another() {
+    // Cart and pay at the same time; pay always takes 300 ms, and so long it was waited for.
+    let at_once = |cart: u64| {
+        let mut hops = shop(
+            [caller(420, 320), called(419, 100, (319, 15))],
+            [caller(cart, 6), called(cart - 1, cart - 1, (5, 5))],
+            Some([caller(301, 301), called(300, 300, (300, 300))]),
+        );
+        at(&mut hops, 4).start_unix_ns = 1_010_000_000;
+        at(&mut hops, 5).start_unix_ns = 1_011_000_000;
+        whose(hops).0
+    };
+    assert_eq!(at_once(105), "shop/checkout:80");
+    assert_eq!(at_once(305), "shop/checkout:80", "it cost five milliseconds");
+    assert_eq!(at_once(405), "shop/cart:80", "it cost more than a hundred");
+}
+
+#[test]
+fn a_call_that_outlasts_its_request_counts_for_nobody() {
+    // The application took 2 s by itself, while a call of three seconds went on that it did not wait for.
+    let outlasting = |audit: u64, usual: u64| {
+        let mut hops = shop(
+            [caller(2_003, 53), called(2_002, 1_995, (52, 45))],
+            [caller(audit, usual), called(audit - 1, audit - 1, (usual, usual))],
+            None,
+        );
+        hops[2].observation.record.as_mut().unwrap().usual_ns = (usual > 0).then_some(usual * 1_000_000);
+        hops
+    };
+    for (audit, usual) in [(3_000, 3_000), (10_000, 50), (600_000, 0)] {
+        let (service, why) = whose(outlasting(audit, usual));
+        assert_eq!(service, "shop/checkout:80", "{audit}, usually {usual}");
+        assert_eq!(why, "the application of shop/checkout:80 took 1995 ms by itself, usually 45 ms");
+        // Nor where nothing is known of the usual.
+        let mut hops = outlasting(audit, 0);
+        for hop in 0..4 {
+            (at(&mut hops, hop).usual_ns, at(&mut hops, hop).usual_own_ns) = (None, None);
+        }
+        assert_eq!(whose(hops).0, "shop/checkout:80");
+    }
+    // A request that was given up did wait for what its proxy saw end only later.
+    let mut hops = outlasting(3_000, 50);
+    fails(at(&mut hops, 0), "request_timeout", 504);
+    fails(at(&mut hops, 1), "downstream_reset", 0);
+    at(&mut hops, 1).own_ns = Some(9_000_000);
     assert_eq!(whose(hops).0, "shop/cart:80");
 }

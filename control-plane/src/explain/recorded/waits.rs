@@ -1,0 +1,120 @@
+//! Which of its calls an application has waited for, and how long, by the one clock of its sidecar.
+
+use meshwork_messages::v1::{RequestRecord, request_record::Side};
+use meshwork_xds::server::Observed;
+
+use super::blame::failed;
+use crate::explain::live::record;
+
+/// That a call is over is written down a little after its application has heard of it, and gone on.
+const SLACK_NS: u64 = 1_000_000;
+
+/// The way of a request, as its hops tell it.
+#[derive(Clone, Copy)]
+pub(super) struct Way<'a> {
+    pub(super) hops: &'a [Observed],
+    pub(super) parents: &'a [Option<usize>],
+}
+
+/// A call as far as its caller may have waited for it.
+#[derive(Clone, Copy)]
+pub(super) struct Wait {
+    pub(super) at: usize,
+    start: u64,
+    end: u64,
+    /// How long it would have waited for nothing but this call's being slower than usual.
+    pub(super) bound_ns: u64,
+}
+
+impl Wait {
+    pub(super) const fn ns(&self) -> u64 {
+        self.end.saturating_sub(self.start)
+    }
+}
+
+impl<'a> Way<'a> {
+    pub(super) fn is(&self, at: usize) -> &'a RequestRecord {
+        record(&self.hops[at])
+    }
+
+    fn end(&self, at: usize) -> u64 {
+        self.is(at).start_unix_ns.saturating_add(self.is(at).duration_ns)
+    }
+
+    /// Whether a call went on after what it was made for had been answered well: nobody waited for its end.
+    pub(super) fn outlasts(&self, at: usize) -> bool {
+        let goes_on = |above: usize| !failed(&self.hops[above]) && self.end(at) > self.end(above) + SLACK_NS;
+        let began = self.is(at).start_unix_ns;
+        let may_be_of = |above: &usize| self.is(*above).start_unix_ns <= began && began <= self.end(*above);
+        let by = self.parents[at].filter(|_| self.is(at).side() == Side::Outbound);
+        by.is_some_and(|by| goes_on(by) && self.beside(by).filter(may_be_of).all(goes_on))
+    }
+
+    /// The requests that the same proxy let in, this one too.
+    fn beside(&self, inbound: usize) -> impl Iterator<Item = usize> {
+        let is_there = move |at: &usize| {
+            self.is(*at).side() == Side::Inbound
+                && self.hops[*at].proxy.node.id == self.hops[inbound].proxy.node.id
+        };
+        (0..self.hops.len()).filter(is_there)
+    }
+
+    /// The calls that an application may have waited for while it worked on a request. Of two requests at a time nobody
+    /// knows whose a call is: it counts for each whose time it is within.
+    pub(super) fn calls(&self, inbound: usize) -> Vec<Wait> {
+        let (began, ended) = (self.is(inbound).start_unix_ns, self.end(inbound));
+        let gave_up = failed(&self.hops[inbound]);
+        let may_be_its = |at: usize| {
+            let Some(by) = self.parents[at] else { return false };
+            let is_within = self.is(at).start_unix_ns >= began && self.end(at) <= ended + SLACK_NS;
+            by == inbound
+                || is_within
+                    && self.is(by).side() == Side::Inbound
+                    && self.hops[by].proxy.node.id == self.hops[inbound].proxy.node.id
+        };
+        let calls = (0..self.hops.len()).filter(|at| self.is(*at).side() == Side::Outbound);
+        calls
+            .filter(|at| !self.is(*at).mirrored && may_be_its(*at))
+            .filter(|at| gave_up || self.end(*at) <= ended + SLACK_NS)
+            .map(|at| {
+                let cut = |time: u64| time.clamp(began, ended.max(began));
+                let (start, end) = (cut(self.is(at).start_unix_ns), cut(self.end(at)));
+                Wait { at, start, end, bound_ns: u64::MAX }
+            })
+            .collect()
+    }
+
+    /// Those of them that its end hung on, from the last one back: of calls at the same time the one that ended last.
+    pub(super) fn waited_for(&self, inbound: usize) -> Vec<Wait> {
+        let mut calls = self.calls(inbound);
+        calls.sort_unstable_by_key(|call| (std::cmp::Reverse(call.end), call.start));
+        let mut until = u64::MAX;
+        let on_the_way = |call: &&Wait| {
+            let is = call.end <= until.saturating_add(SLACK_NS);
+            until = if is { until.min(call.start) } else { until };
+            is
+        };
+        let on_the_way: Vec<Wait> = calls.iter().filter(on_the_way).copied().collect();
+        on_the_way.into_iter().map(|call| Wait { bound_ns: self.bound(&call, &calls), ..call }).collect()
+    }
+
+    /// Had it been as ever, it would still have waited for those that ran beside, as long as such ordinarily take.
+    fn bound(&self, call: &Wait, calls: &[Wait]) -> u64 {
+        let beside = calls.iter().filter(|other| other.at != call.at && other.start < call.end);
+        let usually =
+            beside.filter_map(|other| Some(other.start + self.is(other.at).usual_ns?.min(other.ns())));
+        call.end.saturating_sub(usually.fold(call.start, u64::max))
+    }
+}
+
+/// For how long at least one of these lasted.
+pub(super) fn together<'w>(calls: impl IntoIterator<Item = &'w Wait>) -> u64 {
+    let mut times: Vec<(u64, u64)> = calls.into_iter().map(|call| (call.start, call.end)).collect();
+    times.sort_unstable();
+    let (mut sum, mut until) = (0, 0);
+    for (start, end) in times {
+        sum += end.saturating_sub(start.max(until));
+        until = until.max(end);
+    }
+    sum
+}
