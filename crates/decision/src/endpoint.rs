@@ -289,6 +289,9 @@ pub struct EndpointSet {
     beginners: Option<Box<Beginners>>,
     /// What it is made anew from when somebody of it is ejected, where this proxy calls a part of all.
     part: Option<Box<Part>>,
+    /// How many could be called and are not, since this proxy calls a part of all; and how many of them were in when the part
+    /// was made.
+    beyond: (usize, usize),
 }
 
 /// How a proxy sees the endpoints of a cluster.
@@ -341,7 +344,13 @@ impl EndpointSet {
             None => subsetting.of(all.iter().filter(|e| e.excluded.is_none())).into_iter().cloned().collect(),
         };
         let part = Some(Box::new(Part::new(sight, subsetting)));
-        Self { tiers, beginners, part, ..Self::of(all, called, shape) }
+        let count = |of: &[Arc<Endpoint>]| {
+            let callable = of.iter().filter(|endpoint| endpoint.excluded.is_none());
+            (callable.clone().count(), callable.filter(|endpoint| endpoint.stats.standing.is_in()).count())
+        };
+        let (of_all, of_called) = (count(&all), count(&called));
+        let beyond = (of_all.0.saturating_sub(of_called.0), of_all.1.saturating_sub(of_called.1));
+        Self { tiers, beginners, part, beyond, ..Self::of(all, called, shape) }
     }
 
     /// The same endpoints, with the part of them that this proxy calls now; none where it calls all.
@@ -378,10 +387,11 @@ impl EndpointSet {
     }
 
     /// Whether so many are ejected that ejections are disregarded: fewer than this percentage are left, and they cannot
-    /// carry everything. Of a part of the endpoints somebody is always left as long as there are others beyond it.
+    /// carry everything. Of a part of the endpoints somebody is always left as long as there are others beyond it; those are
+    /// counted when the part is made, which it is anew when somebody is out, or in again.
     pub(crate) fn panics(&self, now: Tick, threshold: u32) -> bool {
-        let (mut total, mut left) = (0, 0);
-        for endpoint in self.callable() {
+        let (mut total, mut left) = self.beyond;
+        for endpoint in self.pickable() {
             total += 1;
             left += usize::from(!endpoint.is_ejected(now));
         }

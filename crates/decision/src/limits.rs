@@ -1,7 +1,8 @@
 //! Limits of a service: how much may be under way at once, across all workers of the process.
 //!
 //! A permit is taken by adding first and looking then: what is over the limit is taken back. So a limit is never
-//! exceeded; two that come at the very edge together may both be refused, which errs on the side of the limit.
+//! exceeded; two that come at the very edge together may both be refused, which errs on the side of the limit. Connections
+//! are not added first: whoever waits for one is called once, and must not be refused because of one that is refused too.
 //! Counting goes on where no limit is set, so that a limit that comes later starts from the truth. Whoever waits for a
 //! connection is called when one ends, see `limits/room.rs`.
 
@@ -166,6 +167,22 @@ impl Permit {
             _ => Ok(permit),
         }
     }
+
+    /// A connection of the service, of which a refusal is not counted.
+    fn connection(shared: &Arc<ClusterShared>, limits: &Limits) -> Option<Self> {
+        let what = Limited::Connection;
+        let is_within = add_within(&shared.usage.0[what as usize], limits.in_force(what));
+        is_within.then(|| Self { shared: Arc::clone(shared), what })
+    }
+}
+
+/// Counts one more where that is within the limit. What is refused is written too, as it was: so whoever counts down after
+/// that sees what was done before, see [`Room`].
+fn add_within(count: &AtomicU32, limit: Option<u32>) -> bool {
+    let limit = limit.unwrap_or(u32::MAX);
+    let more = |count: u32| Some(count + u32::from(count < limit));
+    let (Ok(before) | Err(before)) = count.fetch_update(Ordering::AcqRel, Ordering::Acquire, more);
+    before < limit
 }
 
 /// A connection to an endpoint; dropping it ends the count, and calls one who waits for that.
@@ -173,8 +190,6 @@ impl Permit {
 pub struct ConnectionPermit {
     of_service: Option<Permit>,
     endpoint: Arc<EndpointStats>,
-    /// It was within the limits: what was refused makes room for nobody.
-    granted: bool,
 }
 
 /// A request that waits for a connection to an endpoint; dropping it ends the count.
@@ -231,12 +246,14 @@ impl ConnectionPermit {
         limits: &Limits,
         endpoint: &Endpoint,
     ) -> Result<Self, ConnectionLimit> {
-        let of_service =
-            Permit::free(shared, limits, Limited::Connection).map_err(|_| ConnectionLimit::Service)?;
-        let before = endpoint.stats.connections.fetch_add(1, Ordering::AcqRel);
-        let granted = limits.max_connections_per_endpoint.is_none_or(|limit| before < limit);
-        let permit = Self { of_service: Some(of_service), endpoint: Arc::clone(&endpoint.stats), granted };
-        if granted { Ok(permit) } else { Err(ConnectionLimit::Endpoint) }
+        let of_service = Permit::connection(shared, limits).ok_or(ConnectionLimit::Service)?;
+        if add_within(&endpoint.stats.connections, limits.max_connections_per_endpoint) {
+            return Ok(Self { of_service: Some(of_service), endpoint: Arc::clone(&endpoint.stats) });
+        }
+        drop(of_service);
+        // Whoever was called meanwhile, and looked just then, had no room because of this one.
+        shared.room.call_one();
+        Err(ConnectionLimit::Endpoint)
     }
 
     /// Whether somebody waits for it to end.
@@ -254,9 +271,7 @@ impl Drop for ConnectionPermit {
         let Some(of_service) = self.of_service.take() else { return };
         let service = Arc::clone(&of_service.shared);
         drop(of_service);
-        if self.granted {
-            room::is_free(&service, &self.endpoint);
-        }
+        room::is_free(&service, &self.endpoint);
     }
 }
 
@@ -337,6 +352,30 @@ mod tests {
         assert!(Permit::take(&shared, &limits, Limited::Retry).is_ok(), "each is counted apart");
         drop(first);
         assert!(Permit::take(&shared, &limits, Limited::Request).is_ok());
+    }
+
+    #[test]
+    fn a_connection_that_is_refused_counts_not_even_for_a_moment() {
+        let shared = Arc::default();
+        let one = crate::tests::endpoint(1, 1);
+        for limits in [
+            Limits { max_connections: Some(1), ..Limits::default() },
+            Limits { max_connections_per_endpoint: Some(1), ..Limits::default() },
+        ] {
+            let _held = ConnectionPermit::take(&shared, &limits, &one).unwrap();
+            std::thread::scope(|scope| {
+                let asks = scope.spawn(|| {
+                    for _ in 0..100_000 {
+                        assert!(ConnectionPermit::take(&shared, &limits, &one).is_err());
+                    }
+                });
+                while !asks.is_finished() {
+                    assert_eq!(one.stats.connections(), 1, "{limits:?}");
+                    let of_service = shared.usage.get(Limited::Connection);
+                    assert!(of_service == 1 || limits.max_connections.is_none(), "{of_service}: {limits:?}");
+                }
+            });
+        }
     }
 
     proptest! {

@@ -304,3 +304,53 @@ async fn a_kept_connection_that_its_peer_has_closed_makes_room_for_a_new_one() {
     assert_eq!(waited, 0, "it was not made to wait");
     serving.await.unwrap();
 }
+
+/// Asks, and is not answered yet.
+async fn asks(address: SocketAddr) -> TcpStream {
+    let mut tcp = TcpStream::connect(address).await.unwrap();
+    tcp.write_all(GET).await.unwrap();
+    tcp
+}
+
+#[tokio::test]
+async fn who_waits_behind_one_that_leaves_has_the_connection_of_another_endpoint_that_ends_then() {
+    let [(one, of_one, open), (other, of_other, _)] = [holding().await, holding().await];
+    let limit = v1::Limits { max_connections: 2, max_pending_requests: 10, ..Default::default() };
+    let (harness, address) = gateway(&[one.address, other.address], Some(patient(limit))).await;
+    let waiting = &["maxPendingRequests"];
+    // In turn: one of each pair goes to either endpoint.
+    let held = hold(address, &of_one).await;
+    let mut ends = hold(address, &of_other).await;
+    let leaves = asks(address).await;
+    harness.wait_metric("meshwork_limit_headroom", waiting, 9).await;
+    let leaves_too = asks(address).await;
+    harness.wait_metric("meshwork_limit_headroom", waiting, 8).await;
+    let mut stays = asks(address).await;
+    harness.wait_metric("meshwork_limit_headroom", waiting, 7).await;
+    drop((leaves, leaves_too));
+    harness.wait_metric("meshwork_limit_headroom", waiting, 9).await;
+    open.store(true, Ordering::SeqCst);
+    ends.write_all(b"more").await.unwrap();
+    assert!(read_until(&mut ends, "hello").await.starts_with("HTTP/1.1 200"));
+    let answer = tokio::time::timeout(SOON, read_until(&mut stays, "hello")).await;
+    assert!(answer.expect("there is room").starts_with("HTTP/1.1 200"));
+    drop(held);
+}
+
+#[tokio::test]
+async fn whoever_waits_in_vain_because_of_the_limit_hears_of_the_limit_wherever_in_line_it_was() {
+    let (up, held, _) = holding().await;
+    let limit = v1::Limits { max_connections_per_endpoint: 1, ..Default::default() };
+    let timeouts = Some(v1::Timeouts { connect_ms: 300, ..Default::default() });
+    let policy = v1::TrafficPolicy { limits: Some(limit), timeouts, ..Default::default() };
+    let (harness, address) = gateway(&[up.address], Some(policy)).await;
+    let first = hold(address, &held).await;
+    let waiting = [0; 4].map(|_| tokio::spawn(async move { exchange(address, GET).await }));
+    for one in waiting {
+        let answer = one.await.unwrap();
+        assert!(answer.starts_with("HTTP/1.1 503") && answer.ends_with("max_connections\n"), "{answer}");
+    }
+    let refused = ["default/web", "maxConnections"];
+    assert_eq!(harness.metric("meshwork_limit_rejected_total", &refused), 4, "each was made to wait");
+    drop(first);
+}

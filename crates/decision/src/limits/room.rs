@@ -10,7 +10,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use parking_lot::Mutex;
 
@@ -31,23 +31,21 @@ pub(crate) struct Room {
 
 #[derive(Default)]
 struct Line {
-    /// Of the last who came.
-    number: u64,
     waiting: BTreeMap<u64, Call>,
 }
+
+/// Numbers whoever comes, for all lines: so one that moves from one line to another keeps its age.
+static COME: AtomicU64 = AtomicU64::new(0);
 
 impl Room {
     pub(crate) fn is_awaited(&self) -> bool {
         self.waiting.load(Ordering::Acquire) > 0
     }
 
-    fn join(&self, call: Call) -> u64 {
+    fn join(&self, number: u64, call: Call) {
         let mut line = self.line.lock();
-        line.number += 1;
-        let number = line.number;
         line.waiting.insert(number, call);
         self.waiting.store(line.waiting.len(), Ordering::Release);
-        number
     }
 
     /// Whoever waits no longer; false: it was called.
@@ -94,8 +92,8 @@ pub struct AwaitedRoom {
     endpoint: Arc<EndpointStats>,
     limit: ConnectionLimit,
     number: u64,
-    /// It was called and found no room: there is none for others either.
-    in_vain: bool,
+    /// It has what it was called for.
+    used: bool,
 }
 
 impl AwaitedRoom {
@@ -105,9 +103,20 @@ impl AwaitedRoom {
         self.limit
     }
 
-    /// It was called, and somebody else was quicker: nobody is called in its place.
-    pub fn in_vain(mut self) {
-        self.in_vain = true;
+    /// It was called and has made a connection: nobody else is called.
+    pub fn used(mut self) {
+        self.used = true;
+    }
+
+    /// It was called, and found this limit in the way: it waits again, as long as it has waited. Where it is the same limit,
+    /// somebody else was quicker, and nobody is called in its place; where it is the other one, there is room for those who are
+    /// not kept by that. To be looked for once more after this.
+    pub fn again(&mut self, limit: ConnectionLimit, call: impl FnOnce() + Send + 'static) {
+        if !self.room().leave(self.number) && self.limit != limit {
+            self.pass_on();
+        }
+        self.limit = limit;
+        self.room().join(self.number, Box::new(call));
     }
 
     fn room(&self) -> &Room {
@@ -116,16 +125,19 @@ impl AwaitedRoom {
             ConnectionLimit::Endpoint => &self.endpoint.room,
         }
     }
+
+    fn pass_on(&self) {
+        match self.limit {
+            ConnectionLimit::Service => drop(self.service.room.call_one()),
+            ConnectionLimit::Endpoint => is_free(&self.service, &self.endpoint),
+        }
+    }
 }
 
 impl Drop for AwaitedRoom {
     fn drop(&mut self) {
-        if self.room().leave(self.number) || self.in_vain {
-            return;
-        }
-        match self.limit {
-            ConnectionLimit::Service => drop(self.service.room.call_one()),
-            ConnectionLimit::Endpoint => is_free(&self.service, &self.endpoint),
+        if !self.room().leave(self.number) && !self.used {
+            self.pass_on();
         }
     }
 }
@@ -140,8 +152,9 @@ impl Cluster {
         call: impl FnOnce() + Send + 'static,
     ) -> AwaitedRoom {
         let (service, endpoint) = (Arc::clone(&self.shared), Arc::clone(&endpoint.stats));
-        let mut awaited = AwaitedRoom { service, endpoint, limit, number: 0, in_vain: false };
-        awaited.number = awaited.room().join(Box::new(call));
+        let number = COME.fetch_add(1, Ordering::Relaxed);
+        let awaited = AwaitedRoom { service, endpoint, limit, number, used: false };
+        awaited.room().join(number, Box::new(call));
         awaited
     }
 }

@@ -8,6 +8,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::builder::SnapshotBuilder;
 use crate::cluster::{Cluster, Wanted};
+use crate::health_check::Checked;
 use crate::load::Answer;
 use crate::outlier::AttemptOutcome;
 use crate::reasons::{Explanation, NoReasons};
@@ -180,6 +181,22 @@ fn the_only_one_that_is_called_is_ejected_for_the_next_as_far_as_the_whole_fleet
         assert_eq!(seen.len(), nth + 1, "another one each time");
     }
     assert!(!fails(&cluster, now), "a tenth of all is out");
+}
+
+#[test]
+fn those_beyond_the_part_are_counted_when_somebody_is_out_and_not_for_each_request() {
+    let (_, cluster) = world(&[9], 2);
+    let now = Tick::from_nanos(1);
+    let set = cluster.endpoints();
+    let beyond: Vec<_> = set.all().iter().filter(|one| set.is_beyond(one)).collect();
+    assert_eq!(beyond.len(), 7);
+    beyond.iter().for_each(|one| one.stats.standing.ejected_for_all(true));
+    assert!(!cluster.panics(now), "nobody has told the cluster");
+    cluster.checked(beyond[0], Checked::Unhealthy, now);
+    assert!(cluster.panics(now), "two of nine are left");
+    beyond.iter().for_each(|one| one.stats.standing.ejected_for_all(false));
+    cluster.checked(beyond[0], Checked::Healthy, now);
+    assert!(!cluster.panics(now));
 }
 
 #[test]

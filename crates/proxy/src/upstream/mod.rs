@@ -7,6 +7,7 @@
 pub(crate) mod connect;
 pub(crate) mod h1;
 pub(crate) mod h2;
+mod line;
 pub(crate) mod mesh;
 pub(crate) mod open;
 pub(crate) mod pool;

@@ -18,6 +18,7 @@ use tokio::sync::Notify;
 
 use super::h1::H1Client;
 use super::h2::H2Connection;
+use super::line::Line;
 use crate::error::Failure;
 use crate::gauges::OpenUpstream;
 
@@ -48,8 +49,8 @@ pub(crate) struct EndpointPool {
     dials: Cell<u64>,
     /// HTTP/1 connections that are being made.
     making: Cell<u32>,
-    freed: Notify,
-    waiting: Cell<usize>,
+    /// Who waits for an HTTP/1 connection.
+    line: Line,
     /// How long a connection may idle, where a policy says so.
     idle_timeout: Cell<Option<Duration>>,
 }
@@ -187,21 +188,16 @@ impl EndpointPool {
 
     /// Whether others wait in line; who comes later is served later.
     pub(crate) fn has_line(&self) -> bool {
-        self.waiting.get() > 0
+        !self.line.is_empty()
     }
 
-    /// Waits in line until a connection is given back or ends, or another one may be made.
-    pub(crate) async fn freed(&self) {
-        self.waiting.set(self.waiting.get() + 1);
-        let _waiting = Waiting(&self.waiting);
-        self.freed.notified().await;
+    pub(super) const fn line(&self) -> &Line {
+        &self.line
     }
 
     /// Something became free, perhaps.
     pub(crate) fn wake_one(&self) {
-        if self.waiting.get() > 0 {
-            self.freed.notify_one();
-        }
+        self.line.call_one();
     }
 
     /// The warmest idle connection that its peer has not closed.
@@ -297,15 +293,6 @@ impl Drop for Making {
     fn drop(&mut self) {
         self.0.making.set(self.0.making.get() - 1);
         self.0.wake_one();
-    }
-}
-
-/// One who waits for a connection, as long as it does.
-struct Waiting<'a>(&'a Cell<usize>);
-
-impl Drop for Waiting<'_> {
-    fn drop(&mut self) {
-        self.0.set(self.0.get() - 1);
     }
 }
 

@@ -8,6 +8,7 @@ use tokio::sync::oneshot;
 use tokio::time::sleep;
 
 use super::h1::H1Client;
+use super::line::{InLine, NotYet};
 use super::open::Destination;
 use super::pool::{EndpointPool, Making};
 use crate::error::{Failure, Retry};
@@ -20,15 +21,6 @@ pub(super) enum Turn {
     Reuse(Box<H1Client>),
 }
 
-/// Why it is not somebody's turn yet.
-#[derive(Clone, Copy)]
-enum NotYet {
-    /// Many others are being made, or others have waited longer.
-    InLine,
-    /// A limit stands in the way.
-    Limit(ConnectionLimit),
-}
-
 /// A place in the line before a limit, where also those wait who are on other workers or call other endpoints.
 struct Place {
     awaited: AwaitedRoom,
@@ -39,11 +31,16 @@ impl Place {
     fn before(limit: ConnectionLimit, to: &Destination<'_>) -> Self {
         let (cluster, endpoint) = to.service.expect("only a service has limits");
         let (call, called) = oneshot::channel();
-        let awaited = cluster.await_room(endpoint, limit, move || {
-            // Who has left meanwhile passes it on.
-            let _ = call.send(());
-        });
+        // Who has left meanwhile passes it on.
+        let awaited = cluster.await_room(endpoint, limit, move || _ = call.send(()));
         Self { awaited, called }
+    }
+
+    /// It was called in vain, or another limit stands in the way now.
+    fn again(&mut self, limit: ConnectionLimit) {
+        let (call, called) = oneshot::channel();
+        self.awaited.again(limit, move || _ = call.send(()));
+        self.called = called;
     }
 
     /// Waits until a connection has ended; nobody waits in no line.
@@ -56,6 +53,76 @@ impl Place {
     }
 }
 
+/// One who waits, in its worker's line and, where a limit stands in the way, before that.
+struct Waits<'a> {
+    to: &'a Destination<'a>,
+    pool: &'a EndpointPool,
+    late: NotYet,
+    line: InLine<'a>,
+    place: Option<Place>,
+    /// Its place was called.
+    is_called: bool,
+    /// The limit has made it wait.
+    limited: bool,
+}
+
+impl<'a> Waits<'a> {
+    fn new(to: &'a Destination<'a>, pool: &'a EndpointPool, late: NotYet) -> Self {
+        let line = pool.line().join();
+        let mut waits = Self { to, pool, late, line, place: None, is_called: false, limited: false };
+        waits.refused(late);
+        waits
+    }
+
+    fn refused(&mut self, why: NotYet) {
+        self.pool.line().set_late(why);
+        let is_limit = matches!(why, NotYet::Limit(_));
+        // One that waits is one that the limit made wait, however often it is woken in vain.
+        if is_limit && !std::mem::replace(&mut self.limited, true) {
+            self.to.count_refused();
+        }
+        // Whoever came later thinks so as well, and is to wait before the limit.
+        if is_limit && self.late == NotYet::Dials {
+            self.line.call_next();
+        }
+        self.late = why;
+    }
+
+    /// Takes its place before the limit that stands in the way; true: that is new.
+    fn joins(&mut self) -> bool {
+        let is_called = std::mem::take(&mut self.is_called);
+        match (self.late, &mut self.place) {
+            (NotYet::Limit(limit), None) => self.place = Some(Place::before(limit, self.to)),
+            (NotYet::Limit(limit), Some(place)) if is_called || place.awaited.limit() != limit => {
+                place.again(limit);
+            }
+            (NotYet::Dials, _) if is_called => {
+                // Who waits on other workers may have use for it.
+                self.place = None;
+                return false;
+            }
+            _ => return false,
+        }
+        true
+    }
+
+    /// It is its turn.
+    fn goes(self, turn: &Turn) {
+        if self.is_called
+            && let (Some(place), Turn::Connect(Some(_), _)) = (self.place, turn)
+        {
+            place.awaited.used();
+        }
+    }
+
+    fn in_vain(&self) -> Failure {
+        match (self.late, self.pool.line().late()) {
+            (NotYet::Dials, NotYet::Dials) => too_slow(self.to),
+            _ => self.to.over_limit(Cause::MaxConnections),
+        }
+    }
+}
+
 /// Waits in line until a new connection is within the limits and few others are being made, or a kept one is free.
 /// Idle connections to other endpoints of the service make room. As in Envoy, a worker without any connection to an
 /// endpoint may open one all the same: nothing else could ever serve those who wait for it.
@@ -64,53 +131,36 @@ pub(super) async fn admitted(
     to: &Destination<'_>,
     pool: &Rc<EndpointPool>,
 ) -> Result<Turn, Failure> {
-    let mut limited = false;
-    let mut try_turn = |woken| {
-        turn(worker, to, pool, woken).inspect_err(|why| {
-            // One that waits is one that the limit made wait, however often it is woken in vain.
-            if matches!(why, NotYet::Limit(_)) && !std::mem::replace(&mut limited, true) {
-                to.count_refused();
-            }
-        })
-    };
-    let mut late = NotYet::InLine;
-    // Whoever comes while others wait goes to the end of the line.
-    if !pool.has_line() {
-        match try_turn(false) {
+    // Whoever comes while others wait goes to the end of the line, and waits for what they wait for.
+    let behind = pool.has_line();
+    let late = if behind {
+        pool.line().late()
+    } else {
+        match turn(worker, to, pool, false) {
             Ok(turn) => return Ok(turn),
-            Err(why) => late = why,
+            Err(why) => why,
         }
-    }
+    };
+    let mut waits = Waits::new(to, pool, late);
     let mut patience = std::pin::pin!(sleep(to.connect_timeout));
-    let mut place: Option<Place> = None;
+    // What ended before one of them joined has called whoever was before it.
+    let mut may_look = !behind;
     loop {
-        let mut is_called = false;
-        match late {
-            NotYet::Limit(limit) if place.as_ref().is_none_or(|place| place.awaited.limit() != limit) => {
-                // What ended before has called nobody: it is looked for once more, without waiting.
-                place = Some(Place::before(limit, to));
+        // What ended before it joined has called nobody: it is looked for once more, without waiting.
+        if !(waits.joins() && may_look) {
+            tokio::select! {
+                () = waits.line.called() => {}
+                () = Place::called(&mut waits.place) => waits.is_called = true,
+                () = &mut patience => return Err(waits.in_vain()),
             }
-            NotYet::Limit(_) | NotYet::InLine => tokio::select! {
-                () = pool.freed() => {}
-                () = Place::called(&mut place) => is_called = true,
-                () = &mut patience => {
-                    return Err(match late {
-                        NotYet::InLine => too_slow(to),
-                        NotYet::Limit(_) => to.over_limit(Cause::MaxConnections),
-                    });
-                }
-            },
         }
-        match try_turn(true) {
+        may_look = true;
+        match turn(worker, to, pool, true) {
             Ok(turn) => {
-                // What else is free finds whoever comes next: of several wake-ups at once only one is kept.
-                pool.wake_one();
+                waits.goes(&turn);
                 return Ok(turn);
             }
-            Err(why) => late = why,
-        }
-        if let Some(place) = place.take_if(|_| is_called) {
-            place.awaited.in_vain();
+            Err(why) => waits.refused(why),
         }
     }
 }
@@ -152,7 +202,7 @@ fn turn(worker: &Worker, to: &Destination<'_>, pool: &Rc<EndpointPool>, woken: b
 }
 
 fn connecting(pool: &Rc<EndpointPool>, permit: Option<ConnectionPermit>) -> Result<Turn, NotYet> {
-    pool.make().map(|making| Turn::Connect(permit, making)).ok_or(NotYet::InLine)
+    pool.make().map(|making| Turn::Connect(permit, making)).ok_or(NotYet::Dials)
 }
 
 fn too_slow(to: &Destination<'_>) -> Failure {

@@ -34,6 +34,13 @@ fn waits(cluster: &Cluster, of: &Endpoint, limit: ConnectionLimit) -> (AwaitedRo
     (cluster.await_room(of, limit, move || call.send(()).expect("somebody listens")), called)
 }
 
+/// Waits once more; the receiver hears of it when it is called.
+fn waits_again(one: &mut AwaitedRoom, limit: ConnectionLimit) -> Receiver<()> {
+    let (call, called) = sync_channel(1);
+    one.again(limit, move || call.send(()).expect("somebody listens"));
+    called
+}
+
 #[test]
 fn a_connection_that_ends_at_another_endpoint_or_thread_calls_one_who_waits_for_its_service() {
     let cluster = cluster(2, 10);
@@ -48,7 +55,7 @@ fn a_connection_that_ends_at_another_endpoint_or_thread_calls_one_who_waits_for_
     std::thread::spawn(move || drop(second)).join().unwrap();
     assert!(called.try_recv().is_ok() && called_later.try_recv().is_err(), "one connection, one who waits");
     let third = connect(&cluster, &one).expect("there is room");
-    waiting.in_vain();
+    waiting.used();
     drop(first);
     assert!(called_later.try_recv().is_ok());
     drop(third);
@@ -84,12 +91,16 @@ fn whoever_is_called_and_leaves_has_the_next_one_called_and_who_found_nothing_ha
     assert!(second.try_recv().is_ok() && third.try_recv().is_err());
     drop(quick);
     assert!(third.try_recv().is_ok(), "of those who wait for the service then");
-    let (in_vain, fourth) = waits(&cluster, &one, ConnectionLimit::Endpoint);
+    let (mut in_vain, fourth) = waits(&cluster, &one, ConnectionLimit::Endpoint);
     let (patient, fifth) = waits(&cluster, &one, ConnectionLimit::Endpoint);
     end_one();
     assert!(fourth.try_recv().is_ok());
-    in_vain.in_vain();
+    let called_again = waits_again(&mut in_vain, ConnectionLimit::Endpoint);
     assert!(fifth.try_recv().is_err());
+    end_one();
+    assert!(called_again.try_recv().is_ok() && fifth.try_recv().is_err(), "first come, first served");
+    in_vain.used();
+    assert!(fifth.try_recv().is_err(), "who has used its place calls nobody");
     drop(patient);
     assert!(!one.stats.room.is_awaited(), "nobody is left");
 }
@@ -110,4 +121,34 @@ fn a_connection_is_wanted_while_somebody_waits_for_its_endpoint_or_service() {
         drop(waiting);
         assert!(!permit.is_wanted());
     }
+}
+
+#[test]
+fn who_meets_the_other_limit_waits_there_as_long_as_it_has_waited_and_has_the_next_one_called() {
+    let cluster = cluster(10, 10);
+    let [one, other] = endpoints(&cluster);
+    for [limit, other_limit] in [
+        [ConnectionLimit::Service, ConnectionLimit::Endpoint],
+        [ConnectionLimit::Endpoint, ConnectionLimit::Service],
+    ] {
+        let (mut moves, first) = waits(&cluster, &one, limit);
+        let (_stays, second) = waits(&cluster, &one, limit);
+        let (_younger, third) = waits(&cluster, &one, other_limit);
+        drop(connect(&cluster, if limit == ConnectionLimit::Service { &other } else { &one }).unwrap());
+        assert!(first.try_recv().is_ok(), "{limit:?}");
+        let moved = waits_again(&mut moves, other_limit);
+        assert!(second.try_recv().is_ok(), "what keeps one need not keep the next: {limit:?}");
+        drop(connect(&cluster, if other_limit == ConnectionLimit::Service { &other } else { &one }).unwrap());
+        assert!(moved.try_recv().is_ok() && third.try_recv().is_err(), "it is older: {limit:?}");
+    }
+}
+
+#[test]
+fn a_place_of_the_service_that_was_held_while_the_endpoint_refused_calls_who_waits_for_it() {
+    let cluster = cluster(2, 1);
+    let [one, other] = endpoints(&cluster);
+    let _first = connect(&cluster, &one).unwrap();
+    let (_waiting, called) = waits(&cluster, &other, ConnectionLimit::Service);
+    assert_eq!(connect(&cluster, &one).unwrap_err(), ConnectionLimit::Endpoint);
+    assert!(called.try_recv().is_ok(), "it may have looked just then");
 }
