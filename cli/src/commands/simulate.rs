@@ -330,6 +330,22 @@ mod tests {
         ])
     }
 
+    /// Of what matters, much less fails than where nobody holds back.
+    fn holding_back_helps(name: &str, scenario: &Scenario, with: &Outline) {
+        let mut alone = scenario.clone();
+        alone.policies.admission = None;
+        let without = Outline::of(&alone, simulate(&alone, with.seed));
+        let high = |of: &Outline| of.failed_by_priority.unwrap()[0];
+        let counts = (with.held_back, without.held_back);
+        assert!(counts.0 > 1_000 && counts.1 == 0, "{name}: {counts:?} were held back");
+        assert!(
+            high(with) + 5.0 < high(&without),
+            "{name}: of high priority {} % fail, without it {} %",
+            high(with),
+            high(&without)
+        );
+    }
+
     #[test]
     fn the_fleets_of_the_folder_are_those_that_balancers_are_compared_on() {
         let mut files: Vec<PathBuf> =
@@ -342,9 +358,10 @@ mod tests {
             let mut fleet = compared()
                 .find(|fleet| fleet.name == name)
                 .unwrap_or_else(|| panic!("{}: no fleet is called `{name}`", path.display()));
-            // A second of them tells as much, and is over sooner.
+            // A second of them tells as much, and is over sooner; nobody is held back before somebody has failed.
             let begins = fleet.arrivals.loads.get(1).map_or(Duration::from_secs(2), |(at, _)| *at);
-            let lasts = begins + Duration::from_secs(1);
+            let more = if fleet.policies.admission.is_some() { 5 } else { 1 };
+            let lasts = begins + Duration::from_secs(more);
             assert_eq!(
                 (scenario.duration, &scenario.arrivals.loads),
                 (fleet.duration, &fleet.arrivals.loads)
@@ -359,6 +376,10 @@ mod tests {
                 assert!(high < low, "{name}: {high} % of high priority failed, {low} % of low");
             }
             assert_eq!(outline.failed_by_priority.is_some(), scenario.arrivals.high > 0, "{name}");
+            assert_eq!(scenario.policies.admission, fleet.policies.admission, "{name}");
+            if scenario.policies.admission.is_some() {
+                holding_back_helps(&name, &scenario, &outline);
+            }
             names.push(name);
         }
         names.sort();

@@ -193,7 +193,7 @@ struct Part {
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 struct Beginning {
-    window: Time,
+    window: Spanned<Time>,
     #[serde(default)]
     aggression: Option<f64>,
     #[serde(default)]
@@ -215,7 +215,7 @@ struct Ejecting {
     #[serde(default, rename = "consecutive5xx")]
     consecutive_5xx: Option<u32>,
     #[serde(default)]
-    base_ejection_time: Option<Time>,
+    base_ejection_time: Option<Spanned<Time>>,
     #[serde(default)]
     max_ejection_percent: Option<u32>,
 }
@@ -433,12 +433,21 @@ fn slow_start_of(said: &Beginning) -> Result<SlowStart, Wrong> {
     if !(1..=100).contains(&min_weight_percent) {
         return wrong("policies.loadBalancer.slowStart.minWeightPercent: 1 to 100");
     }
-    if said.window.0.is_zero() {
-        return wrong("policies.loadBalancer.slowStart.window: above 0");
-    }
+    let window = overload::time("loadBalancer.slowStart.window", Some(&said.window))?.unwrap_or_default();
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "between 1 and a million")]
     let aggression = (aggression * 1e3).round() as u32;
-    Ok(SlowStart { window: said.window.0, aggression, min_weight_percent })
+    Ok(SlowStart { window, aggression, min_weight_percent })
+}
+
+fn ejecting(said: &Ejecting) -> Result<OutlierDetection, Wrong> {
+    let default = OutlierDetection::DEFAULT;
+    let base = overload::time("outlierDetection.baseEjectionTime", said.base_ejection_time.as_ref())?;
+    Ok(OutlierDetection {
+        consecutive_5xx: said.consecutive_5xx.unwrap_or(default.consecutive_5xx),
+        base_ejection_time: base.unwrap_or(default.base_ejection_time),
+        max_ejection_percent: said.max_ejection_percent.unwrap_or(default.max_ejection_percent),
+        ..default
+    })
 }
 
 /// With the defaults of a `TrafficPolicy`.
@@ -474,15 +483,6 @@ fn policies(said: &Said) -> Result<Policies, Wrong> {
         Choice::RoundRobin => Algorithm::RoundRobin,
         Choice::Random => Algorithm::Random,
     });
-    let outlier_detection = said.outlier_detection.as_ref().map(|said| {
-        let default = OutlierDetection::DEFAULT;
-        OutlierDetection {
-            consecutive_5xx: said.consecutive_5xx.unwrap_or(default.consecutive_5xx),
-            base_ejection_time: said.base_ejection_time.map_or(default.base_ejection_time, |time| time.0),
-            max_ejection_percent: said.max_ejection_percent.unwrap_or(default.max_ejection_percent),
-            ..default
-        }
-    });
     let retry = match &said.retry {
         None => default.retry,
         Some(said) => {
@@ -514,7 +514,7 @@ fn policies(said: &Said) -> Result<Policies, Wrong> {
         algorithm: algorithm.unwrap_or(default.algorithm),
         slow_start: slow_start.map(slow_start_of).transpose()?,
         subset_size: subset_size.map(|part| part.size),
-        outlier_detection,
+        outlier_detection: said.outlier_detection.as_ref().map(ejecting).transpose()?,
         retry,
         hedge: said.hedge.as_ref().map(hedge).transpose()?,
         circuit_breaker: said.circuit_breaker.as_ref().map(breaking::breaker).transpose()?,

@@ -8,6 +8,8 @@ use meshwork_base::{Rng, Tick};
 use crate::breaker::{BreakerMode, BreakerState, Call, Ticket};
 use crate::cause::Cause;
 use crate::cluster::{Cluster, Wanted};
+use crate::endpoint::Endpoint;
+use crate::hedge::Hedged;
 use crate::load::Answer;
 use crate::outlier::{AttemptOutcome, Picked};
 use crate::reasons::NoReasons;
@@ -26,6 +28,11 @@ pub(super) struct Caller {
 pub(super) struct Tickets([Option<Ticket>; 2]);
 
 impl Tickets {
+    /// A second attempt has one, as in a proxy.
+    pub(super) fn of_hedge(hedged: &mut Hedged) -> Self {
+        Self([hedged.ticket.take(), None])
+    }
+
     /// The attempt has ended. Where it has ended without a word, these are dropped.
     pub(super) fn ended(self, answer: &Answer, now: Tick, rng: &mut impl Rng) {
         let call = Call { failed: answer.outcome == AttemptOutcome::Failure, took: answer.took };
@@ -111,7 +118,7 @@ pub(super) fn check_refusal(
 ///
 /// # Errors
 /// What does not.
-pub(super) fn check_call(cluster: &Cluster, picked: &Picked, now: Tick) -> Result<(), String> {
+pub(super) fn check_call(cluster: &Cluster, picked: &Endpoint, now: Tick) -> Result<(), String> {
     let is_open = |policy: &crate::breaker::CircuitBreaker, breaker: &crate::breaker::Breaker| {
         policy.mode == BreakerMode::Enforce && breaker.view(Some(policy), now).state == BreakerState::Open
     };
@@ -120,8 +127,26 @@ pub(super) fn check_call(cluster: &Cluster, picked: &Picked, now: Tick) -> Resul
         return Err("called while the circuit breaker is open".to_owned());
     }
     let of_endpoint = cluster.endpoint_breaker.as_ref();
-    if of_endpoint.is_some_and(|policy| is_open(policy, &picked.endpoint.stats.breaker)) {
-        return Err(format!("{} was called while its circuit breaker is open", picked.endpoint.address()));
+    if of_endpoint.is_some_and(|policy| is_open(policy, &picked.stats.breaker)) {
+        return Err(format!("{} was called while its circuit breaker is open", picked.address()));
+    }
+    Ok(())
+}
+
+/// What must hold of who is called: it is not ejected while somebody else could be. Who refuses by its own breaker could not.
+///
+/// # Errors
+/// What does not.
+pub(super) fn check_ejection(cluster: &Cluster, picked: &Picked, now: Tick) -> Result<(), String> {
+    let Picked { endpoint: picked, trial } = picked;
+    if trial.is_some() || !picked.stats.is_out() {
+        return Ok(());
+    }
+    let refuses = |other: &Endpoint| {
+        cluster.endpoint_breaker.as_ref().is_some_and(|policy| other.stats.breaker.refuses(policy, now))
+    };
+    if cluster.endpoints().pickable().iter().any(|other| !other.is_ejected(now) && !refuses(other)) {
+        return Err(format!("{} is ejected and was picked at {now:?}", picked.address()));
     }
     Ok(())
 }
@@ -145,3 +170,6 @@ pub(super) fn check_counts<'c>(
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;

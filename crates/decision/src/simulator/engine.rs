@@ -273,17 +273,12 @@ impl<'s> Engine<'s> {
             Ok(begun) => begun,
             Err(cause) => return self.refused(id, cause),
         };
-        if let Err(why) = calls::check_call(cluster, &picked, self.now) {
+        let held = calls::check_call(cluster, &picked.endpoint, self.now)
+            .and_then(|()| calls::check_ejection(cluster, &picked, self.now));
+        if let Err(why) = held {
             self.report.broken(|| why);
         }
         let Picked { endpoint: picked, trial } = picked;
-        if trial.is_none()
-            && picked.stats.is_out()
-            && cluster.endpoints().pickable().iter().any(|endpoint| !endpoint.is_ejected(self.now))
-        {
-            let at = self.now;
-            self.report.broken(|| format!("{} is ejected and was picked at {at:?}", picked.address()));
-        }
         let first = self.send(id, deadline, picked, (trial, tickets, None));
         self.may_hedge(id, deadline, first);
     }
@@ -324,12 +319,17 @@ impl<'s> Engine<'s> {
         let deadline = self.deadline(self.requests.get(id));
         let Some(hedging) = &mut self.requests.get_mut(id).hedging else { return };
         let retries = self.policy.budget;
-        let Some(hedged) = hedging.admit(tried, deadline, retries, self.now, &mut self.chance) else {
+        let Some(mut hedged) = hedging.admit(tried, deadline, retries, self.now, &mut self.chance) else {
             return;
         };
         self.report.hedges += 1;
         let endpoint = Arc::clone(&hedged.endpoint);
-        let second = self.send(id, deadline, endpoint, (None, Tickets::default(), Some(hedged)));
+        let cluster = &self.clients[self.requests.get(id).client].cluster;
+        if let Err(why) = calls::check_call(cluster, &endpoint, self.now) {
+            self.report.broken(|| why);
+        }
+        let tickets = Tickets::of_hedge(&mut hedged);
+        let second = self.send(id, deadline, endpoint, (None, tickets, Some(hedged)));
         if let Some(hedging) = &mut self.requests.get_mut(id).hedging {
             hedging.second = Some(second);
         }

@@ -1,7 +1,9 @@
 use std::time::Duration;
 
 use super::*;
+use crate::breaker::{BreakerMode, CircuitBreaker, WindowSize};
 use crate::hedge::{HedgeDelay, HedgePolicy};
+use crate::outlier::OutlierDetection;
 use crate::overload::{AdaptiveConcurrency, Queue};
 
 /// One proxy, one instance that works on one request at a time for 10 ms.
@@ -117,6 +119,90 @@ fn when_an_outage_ends_retries_are_what_they_were() {
         assert!(without > 0.05, "a fifth of all may be repeated, a third fails: {without:.3}");
         assert!(with <= 1.1 * without, "{per_second}/s: {with:.3} fail, without an outage {without:.3}");
         assert!(during > 0.8 * whole, "{per_second}/s: {during} retries, without an outage {whole}");
+    }
+}
+
+/// Opens after ten calls of which half fail, for a second at first and two later.
+fn breaking(per_endpoint: bool) -> Breaking {
+    let policy = CircuitBreaker {
+        mode: BreakerMode::Enforce,
+        window: WindowSize::Time(Duration::from_secs(2)),
+        minimum_calls: 10,
+        failure_percent: Some(50),
+        slow_calls: None,
+        open_time: Duration::from_secs(1),
+        max_open_time: Duration::from_secs(2),
+        trials: 3,
+    };
+    Breaking { policy, per_endpoint }
+}
+
+/// So many instances all of which fail for five seconds. What fails is counted from three seconds after that on.
+fn all_fail_for_a_while(instances: usize) -> Scenario {
+    let mut scenario = small(200.0);
+    scenario.duration = Duration::from_secs(14);
+    scenario.warm_up = Duration::from_secs(11);
+    let phase = |at, state| Phase { at: Duration::from_secs(at), state };
+    let mut instance = scenario.instances[0].clone();
+    instance.concurrency = 8;
+    instance.spread = Spread::Exponential;
+    instance.phases = vec![phase(3, State::Failing(Duration::from_millis(1))), phase(8, State::Serving(1.0))];
+    scenario.instances = vec![instance; instances];
+    scenario
+}
+
+/// Whatever else is beside it: who fails is not called, and who is well again is.
+#[test]
+fn a_circuit_breaker_spares_who_fails_until_it_is_well_again() {
+    let ejecting = OutlierDetection {
+        consecutive_5xx: 3,
+        base_ejection_time: Duration::from_secs(1),
+        ..OutlierDetection::DEFAULT
+    };
+    let hedge = HedgePolicy { delay: HedgeDelay::Fixed(Duration::from_millis(15)), budget_percent: 10 };
+    let beside = [(None, None), (Some(ejecting), None), (None, Some(hedge)), (Some(ejecting), Some(hedge))];
+    for (per_endpoint, instances) in [(false, 3), (true, 2), (true, 3)] {
+        for (outlier_detection, hedge) in beside {
+            let mut scenario = all_fail_for_a_while(instances);
+            (scenario.policies.outlier_detection, scenario.policies.hedge) = (outlier_detection, hedge);
+            for seed in 1..3 {
+                let without = run(&scenario, seed);
+                let mut broken = scenario.clone();
+                broken.policies.circuit_breaker = Some(breaking(per_endpoint));
+                let with = run(&broken, seed);
+                let what = format!("{:?}, {with}", broken.policies);
+                assert_eq!((with.broken.as_ref(), without.broken.as_ref()), (None, None), "{what}");
+                assert!(with.refused > 500 && without.refused == 0, "most of a thousand: {what}");
+                assert!(with.attempts + 500 < without.attempts, "{} without it: {what}", without.attempts);
+                assert_eq!(with.failures, 0, "it is closed again: {what}");
+            }
+        }
+    }
+}
+
+/// Nearly every first attempt goes to an instance that hangs, and nobody gives it up before all has come: only of hedges,
+/// which fail, can the breaker have heard.
+#[test]
+fn a_circuit_breaker_hears_of_hedges_too() {
+    let mut scenario = small(100.0);
+    scenario.duration = Duration::from_secs(1);
+    scenario.instances = vec![scenario.instances[0].clone(); 2];
+    scenario.instances[0].weight = 1_000;
+    let always = |state| vec![Phase { at: Duration::ZERO, state }];
+    scenario.instances[0].phases = always(State::Hanging);
+    scenario.instances[1].phases = always(State::Failing(Duration::from_millis(1)));
+    scenario.policies.algorithm = crate::cluster::Algorithm::RoundRobin;
+    scenario.policies.retry.attempts = 0;
+    scenario.policies.retry.per_try_timeout = None;
+    let delay = HedgeDelay::Fixed(Duration::from_millis(15));
+    scenario.policies.hedge = Some(HedgePolicy { delay, budget_percent: 50 });
+    let mut breaking = breaking(false);
+    breaking.policy.minimum_calls = 5;
+    scenario.policies.circuit_breaker = Some(breaking);
+    for seed in 1..5 {
+        let report = run(&scenario, seed);
+        assert!(report.refused > 10, "{} hedges: {report}", report.hedges);
+        assert_eq!(report.broken, None);
     }
 }
 

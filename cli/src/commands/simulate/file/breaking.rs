@@ -10,7 +10,7 @@ use serde::Deserialize;
 use serde_saphyr::Spanned;
 
 use super::overload::{number, time};
-use super::{Time, Wrong, wrong, wrong_at};
+use super::{Time, Wrong, wrong_at};
 
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
@@ -18,7 +18,7 @@ pub(super) struct Breaker {
     #[serde(default)]
     per: Scope,
     #[serde(default)]
-    window: Option<Window>,
+    window: Option<Spanned<Window>>,
     #[serde(default)]
     minimum_calls: Option<Spanned<u32>>,
     #[serde(default)]
@@ -73,15 +73,16 @@ pub(super) struct Holding {
     max_rejection_probability: Option<Spanned<u32>>,
 }
 
-fn window(said: Option<&Window>) -> Result<WindowSize, Wrong> {
-    let Some(Window { calls, time: of }) = said else { return Ok(WindowSize::Time(Duration::from_secs(10))) };
+fn window(said: Option<&Spanned<Window>>) -> Result<WindowSize, Wrong> {
+    let Some(said) = said else { return Ok(WindowSize::Time(Duration::from_secs(10))) };
+    let Window { calls, time: of } = &said.value;
     match (calls, time("circuitBreaker.window.time", of.as_ref())?) {
         (Some(calls), None) => {
             let calls = number("circuitBreaker.window.calls", Some(calls), 1, 100_000, 1)?;
             Ok(WindowSize::Calls(calls))
         }
         (None, Some(time)) => Ok(WindowSize::Time(time)),
-        _ => wrong("policies.circuitBreaker.window: `calls` or `time`"),
+        _ => wrong_at(said, "policies.circuitBreaker.window: `calls` or `time`"),
     }
 }
 

@@ -66,14 +66,19 @@ pub(super) fn number(
     }
 }
 
+/// The longest time: messages have milliseconds in 32 bits.
+const LONGEST: Duration = Duration::from_hours(49 * 24);
+
 /// A time above none, as whole milliseconds as messages have it.
 pub(super) fn time(name: &str, said: Option<&Spanned<Time>>) -> Result<Option<Duration>, Wrong> {
-    match said {
-        Some(said) if said.value.0 < Duration::from_millis(1) => {
-            wrong_at(said, format!("policies.{name}: at least 1ms"))
-        }
-        said => Ok(said.map(|said| said.value.0)),
+    let Some(at) = said else { return Ok(None) };
+    let Time(time) = at.value;
+    let is_whole = time.subsec_nanos().is_multiple_of(1_000_000);
+    if !(Duration::from_millis(1)..=LONGEST).contains(&time) || !is_whole {
+        let why = "at least 1ms, at most 49 days (1176h), in whole milliseconds";
+        return wrong_at(at, format!("policies.{name}: {why}"));
     }
+    Ok(Some(time))
 }
 
 pub(super) fn overload(said: &Guarding) -> Result<(AdaptiveConcurrency, Queue), Wrong> {

@@ -146,7 +146,7 @@ fn what_is_said_of_breakers_and_of_holding_back_counts() {
     assert_eq!((is.aggression, is.rps_threshold, is.max_rejection_probability), (1_500, 7, 60));
     for (said, says) in [
         ("circuitBreaker: {per: Route}", "Route"),
-        ("circuitBreaker: {window: {}}", "policies.circuitBreaker.window: `calls` or `time`"),
+        ("circuitBreaker: {window: {}}", "line 6: policies.circuitBreaker.window: `calls` or `time`"),
         (
             "circuitBreaker: {window: {calls: 9}, minimumCalls: 10}",
             "line 6: policies.circuitBreaker.minimumCalls: 1 to 9",
@@ -168,6 +168,30 @@ fn what_is_said_of_breakers_and_of_holding_back_counts() {
     ] {
         let Wrong(why) = of(said).unwrap_err();
         assert!(why.contains(says), "{said}: {why}");
+    }
+}
+
+/// Simulated proxies hear of their policies by messages, which have milliseconds in 32 bits.
+#[test]
+fn times_that_no_message_can_tell_are_wrong() {
+    for (field, said) in [
+        ("circuitBreaker.openTime", "circuitBreaker: {openTime: TIME}"),
+        ("circuitBreaker.maxOpenTime", "circuitBreaker: {maxOpenTime: TIME}"),
+        ("circuitBreaker.window.time", "circuitBreaker: {window: {time: TIME}}"),
+        ("circuitBreaker.slowCalls.after", "circuitBreaker: {slowCalls: {after: TIME}}"),
+        ("admissionControl.samplingWindow", "admissionControl: {samplingWindow: TIME}"),
+        ("outlierDetection.baseEjectionTime", "outlierDetection: {baseEjectionTime: TIME}"),
+        ("loadBalancer.slowStart.window", "loadBalancer: {slowStart: {window: TIME}}"),
+    ] {
+        let of = |time: &str| read(&format!("{LEAST}policies:\n  {}\n", said.replace("TIME", time)));
+        for wrong in ["1177h", "2000h", "500us", "1500us", "0s"] {
+            let Wrong(why) = of(wrong).unwrap_err();
+            let says = format!("line 6: policies.{field}: at least 1ms, at most 49 days");
+            assert!(why.contains(&says), "{wrong}: {why}");
+        }
+        let (_, scenario) = of("1176h").unwrap_or_else(|why| panic!("{field}: {why}"));
+        let report = meshwork_decision::simulator::run(&scenario, 1);
+        assert_eq!(report.broken, None, "{field}");
     }
 }
 
