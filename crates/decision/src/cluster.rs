@@ -664,7 +664,9 @@ impl Cluster {
         endpoint.stats.load.record(answer, now);
         if answer.outcome == AttemptOutcome::Success {
             self.shared.fastest.answered(answer.took, now);
-            self.shared.budget.succeeded();
+            if !answer.to_repeat {
+                self.shared.budget.succeeded();
+            }
         }
         if let Some(policy) = &self.admission {
             self.shared.admissions.ended(policy, answer.outcome, now);

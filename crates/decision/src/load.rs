@@ -63,13 +63,15 @@ pub struct Answer {
     pub took: Duration,
     /// The endpoint's own word on when to come again.
     pub push_back: Option<Duration>,
+    /// The retry policy names it, whatever it says of the endpoint: no retry is paid for by it.
+    pub to_repeat: bool,
 }
 
 impl Answer {
     /// What an attempt without a response says, and nothing on when to come again.
     #[must_use]
     pub const fn new(outcome: AttemptOutcome, took: Duration) -> Self {
-        Self { outcome, status: 0, took, push_back: None }
+        Self { outcome, status: 0, took, push_back: None, to_repeat: false }
     }
 }
 

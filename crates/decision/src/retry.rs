@@ -374,16 +374,7 @@ impl Retry {
         now: Tick,
         rng: &mut impl Rng,
     ) -> Result<(Duration, Option<Permit>), StopReason> {
-        let processed_nothing = matches!(failure, AttemptFailure::Connect | AttemptFailure::Refused);
-        if !(facts.idempotent || !facts.sent || processed_nothing) {
-            return Err(StopReason::NotRepeatable);
-        }
-        if facts.sent && !facts.replayable {
-            return Err(StopReason::NotReplayable);
-        }
-        if facts.deadline.is_some_and(|d| d <= now) {
-            return Err(StopReason::Deadline);
-        }
+        repeatable(failure, facts, now)?;
         if failure == AttemptFailure::StaleConnection
             && let Some(id) = endpoint
             && !self.stale.contains(&id)
@@ -391,6 +382,32 @@ impl Retry {
             self.stale.push(id);
             return Ok((Duration::ZERO, None));
         }
+        let (policy, wait) = self.called_for(failure, facts, now)?;
+        let after = policy.backoff(self.retries + 1, rng).saturating_add(wait);
+        if facts.deadline.is_some_and(|d| d <= now.after(after)) {
+            return Err(StopReason::Deadline);
+        }
+        let permit = self.cluster.admit(Limited::Retry).map_err(|_| StopReason::MaxRetries)?;
+        self.cluster.shared.budget.retry(policy.budget, now)?;
+        self.is_owed = true;
+        self.retries += 1;
+        self.tried.extend(endpoint);
+        Ok((after, Some(permit)))
+    }
+
+    /// Whether a failure would be repeated, if there is anything left of what that costs. Nothing is taken.
+    #[must_use]
+    pub fn would_repeat(&self, failure: AttemptFailure, facts: &RequestFacts, now: Tick) -> bool {
+        repeatable(failure, facts, now).and_then(|()| self.called_for(failure, facts, now)).is_ok()
+    }
+
+    /// The policy that calls for a repetition, and how long the endpoint wants to be left alone before it.
+    fn called_for(
+        &self,
+        failure: AttemptFailure,
+        facts: &RequestFacts,
+        now: Tick,
+    ) -> Result<(&RetryPolicy, Duration), StopReason> {
         let Some(policy) = self.policy.as_ref().filter(|p| p.calls_for(failure)) else {
             return Err(StopReason::NotCalledFor);
         };
@@ -404,20 +421,24 @@ impl Retry {
         if self.retries >= policy.attempts {
             return Err(StopReason::Attempts);
         }
-        let mut after = policy.backoff(self.retries + 1, rng);
-        if let Some(push_back) = facts.push_back {
-            after = after.saturating_add(push_back.wait(facts.deadline, now).ok_or(StopReason::PushBack)?);
-        }
-        if facts.deadline.is_some_and(|d| d <= now.after(after)) {
-            return Err(StopReason::Deadline);
-        }
-        let permit = self.cluster.admit(Limited::Retry).map_err(|_| StopReason::MaxRetries)?;
-        self.cluster.shared.budget.retry(policy.budget, now)?;
-        self.is_owed = true;
-        self.retries += 1;
-        self.tried.extend(endpoint);
-        Ok((after, Some(permit)))
+        let wait = facts.push_back.map_or(Some(Duration::ZERO), |said| said.wait(facts.deadline, now));
+        Ok((policy, wait.ok_or(StopReason::PushBack)?))
     }
+}
+
+/// What of the request itself stands in the way of repeating it.
+fn repeatable(failure: AttemptFailure, facts: &RequestFacts, now: Tick) -> Result<(), StopReason> {
+    let processed_nothing = matches!(failure, AttemptFailure::Connect | AttemptFailure::Refused);
+    if !(facts.idempotent || !facts.sent || processed_nothing) {
+        return Err(StopReason::NotRepeatable);
+    }
+    if facts.sent && !facts.replayable {
+        return Err(StopReason::NotReplayable);
+    }
+    if facts.deadline.is_some_and(|d| d <= now) {
+        return Err(StopReason::Deadline);
+    }
+    Ok(())
 }
 
 #[cfg(test)]

@@ -371,6 +371,61 @@ async fn where_second_attempts_do_not_help_there_are_no_more_of_them() {
     assert_eq!(pool.asked.load(Ordering::SeqCst), 25, "{why}");
 }
 
+/// Of three connections each instance has one that is busy, and the first attempt the third, so that the second one finds none:
+/// that is a limit of ours, and says nothing of whether second attempts help.
+#[tokio::test]
+async fn second_attempts_that_a_limit_refuses_were_not_in_vain() {
+    let busy = Arc::new(AtomicUsize::new(0));
+    let instances = [late_and_closing(&busy).await, late_and_closing(&busy).await];
+    let clock = ManualClock::new();
+    let settings = Settings { workers: 1, ..Settings::default() };
+    let mut harness = Harness::join(settings, Mesh::default(), Arc::new(clock.clone()), "gateway");
+    harness.service("web", AppProtocol::Http1, &instances).await;
+    let address = harness.route(vec![support::rule(&[("web", 1)], vec![])]).await;
+    let policy = v1::TrafficPolicy {
+        limits: Some(v1::Limits { max_connections: 3, ..Default::default() }),
+        timeouts: Some(v1::Timeouts { connect_ms: 30, ..Default::default() }),
+        ..after(20)
+    };
+    harness.change([traffic(policy)]).await;
+    let edge = Edge { harness, address };
+    let mut kept = Vec::new();
+    for count in 1..=2 {
+        let mut tcp = TcpStream::connect(edge.address).await.unwrap();
+        tcp.write_all(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n").await.unwrap();
+        kept.push(tcp);
+        until(|| busy.load(Ordering::SeqCst) == count).await;
+    }
+    for number in 1..=10 {
+        assert!(exchange(edge.address, GET).await.starts_with("HTTP/1.1 200"), "{number}");
+        edge.counted("failed", number).await;
+        clock.advance(Duration::from_secs(11));
+    }
+}
+
+/// Answers after a while, and closes the connection then; but never a `POST`, of which it counts.
+async fn late_and_closing(posts: &Arc<AtomicUsize>) -> SocketAddr {
+    let posts = Arc::clone(posts);
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        while let Ok((mut tcp, _)) = listener.accept().await {
+            let posts = Arc::clone(&posts);
+            tokio::spawn(async move {
+                if support::read_until(&mut tcp, "\r\n\r\n").await.starts_with("POST") {
+                    posts.fetch_add(1, Ordering::SeqCst);
+                    std::future::pending::<()>().await;
+                }
+                tokio::time::sleep(Duration::from_millis(200)).await;
+                let _ = tcp
+                    .write_all(b"HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: 1\r\n\r\n1")
+                    .await;
+            });
+        }
+    });
+    address
+}
+
 #[tokio::test]
 async fn nothing_is_hedged_where_a_limit_is_reached() {
     let pool = pool(Does::Late(150), Does::Answers).await;

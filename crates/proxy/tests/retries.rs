@@ -386,6 +386,50 @@ async fn retries_in_vain_end_and_begin_again_when_one_helps() {
     assert_eq!(asked.load(Ordering::SeqCst), 12 + 7);
 }
 
+const NO_RETRY: Option<v1::RetryBudget> = Some(v1::RetryBudget { percent: 0, min_per_second: 0 });
+
+/// What holds a repeat back is asked before the budget: a repeat that nobody sends costs nothing.
+#[tokio::test]
+async fn a_repeat_that_is_held_back_takes_nothing_from_the_budget() {
+    let mut policy = v1::TrafficPolicy { admission_control: holding_back(), ..retry(3) };
+    policy.retry.as_mut().unwrap().budget = NO_RETRY;
+    let (up, _) = recovering(BUSY).await;
+    let (harness, address) = gateway(AppProtocol::Http1, &[up.address], policy).await;
+    assert_eq!(statuses(address, 1).await, ["503"]);
+    let line = harness.lines(1).await.remove(0);
+    assert!(line.contains("admission_control") && !line.contains("retry_budget"), "{line}");
+}
+
+#[tokio::test]
+async fn what_nobody_has_seen_goes_elsewhere_also_where_the_budget_has_no_retry() {
+    let retry = v1::Retry { attempts: 2, on_connect_failure: true, budget: NO_RETRY, ..Default::default() };
+    let algorithm = v1::traffic_policy::Algorithm::RoundRobin.into();
+    // A service that was never there is not waited for. Whose turn comes first is chance.
+    for _ in 0..4 {
+        let policy = v1::TrafficPolicy { retry: Some(retry.clone()), algorithm, ..Default::default() };
+        let (up, asked) = in_turn(&[Some(OK)]).await;
+        let dead = || SocketAddr::from(([127, 0, 0, 1], support::free_port()));
+        let (_harness, address) = gateway(AppProtocol::Http1, &[dead(), dead(), up.address], policy).await;
+        assert_eq!(statuses(address, 1).await, ["200"]);
+        assert_eq!(asked.load(Ordering::SeqCst), 1);
+    }
+}
+
+#[tokio::test]
+async fn an_answer_that_the_policy_names_pays_for_no_retry() {
+    const MISSING: &[u8] = b"HTTP/1.1 404 Missing\r\ncontent-length: 0\r\n\r\n";
+    let mut policy = retry(1);
+    policy.retry.as_mut().unwrap().status_codes = vec![404];
+    let (up, asked) = in_turn(&[Some(MISSING)]).await;
+    let (_harness, address) = gateway(AppProtocol::Http1, &[up.address], policy).await;
+    assert_eq!(statuses(address, 40).await, ["404"; 40]);
+    assert_eq!(
+        asked.load(Ordering::SeqCst),
+        40 + 5,
+        "a 404 says that its endpoint is well, and not that retries help"
+    );
+}
+
 #[tokio::test]
 async fn retries_that_help_one_request_after_the_other_go_on() {
     let (up, _) = in_turn(&[Some(BUSY), Some(BUSY), Some(OK)]).await;

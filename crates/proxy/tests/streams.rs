@@ -335,15 +335,30 @@ async fn what_runs_when_the_process_drains_may_finish_until_its_time_is_over() {
     assert!(stays.read_exact(&mut [0; 1]).await.is_err(), "it is cut");
 }
 
-/// Two of three endpoints refuse connections, and each has its turn: the first retry of every connection is in vain, the
-/// second helps.
+/// Nothing was sent, so that nobody has more to do by another endpoint: a budget that has no retry does not make it worse than
+/// no policy at all.
 #[tokio::test(flavor = "multi_thread")]
-async fn connections_are_made_again_as_long_as_that_helps() {
+async fn another_endpoint_is_tried_also_where_the_budget_has_no_retry() {
     let dead = || SocketAddr::from(([127, 0, 0, 1], free_port()));
     let (mut harness, address) = through(&[dead(), dead(), summing().await]).await;
+    let budget = Some(v1::RetryBudget { percent: 0, min_per_second: 0 });
+    repeat_connections(&mut harness, v1::Retry { budget, ..connecting_again() }).await;
+    for number in 0..10 {
+        let mut tcp = TcpStream::connect(address).await.unwrap();
+        tcp.write_all(b"1").await.unwrap();
+        tcp.shutdown().await.unwrap();
+        assert_eq!(said(&mut tcp).await, sum(b"1"), "connection {number}");
+    }
+}
+
+fn connecting_again() -> v1::Retry {
+    v1::Retry { attempts: 2, on_connect_failure: true, ..Default::default() }
+}
+
+async fn repeat_connections(harness: &mut Harness, retry: v1::Retry) {
     let policy = v1::TrafficPolicy {
         algorithm: v1::traffic_policy::Algorithm::RoundRobin.into(),
-        retry: Some(v1::Retry { attempts: 2, on_connect_failure: true, ..Default::default() }),
+        retry: Some(retry),
         ..Default::default()
     };
     let target =
@@ -351,6 +366,15 @@ async fn connections_are_made_again_as_long_as_that_helps() {
     let spec = Some(v1::policy::Spec::Traffic(policy));
     let policy = v1::Policy { source: None, targets: vec![target], spec };
     harness.change([Change::upsert("default/p", "1", &policy)]).await;
+}
+
+/// Two of three endpoints refuse connections, and each has its turn: the first retry of every connection is in vain, the
+/// second helps.
+#[tokio::test(flavor = "multi_thread")]
+async fn connections_are_made_again_as_long_as_that_helps() {
+    let dead = || SocketAddr::from(([127, 0, 0, 1], free_port()));
+    let (mut harness, address) = through(&[dead(), dead(), summing().await]).await;
+    repeat_connections(&mut harness, connecting_again()).await;
     for number in 0..10 {
         let mut tcp = TcpStream::connect(address).await.unwrap();
         tcp.write_all(b"1").await.unwrap();

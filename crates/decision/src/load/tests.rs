@@ -105,6 +105,7 @@ fn an_endpoint_is_taken_at_its_word_but_not_for_ever() {
         status: 429,
         took: MS(1),
         push_back: Some(Duration::from_secs(secs)),
+        to_repeat: false,
     };
     load.record(&busy(3), at(0));
     assert!(load.is_resting(at(2_999)) && !load.is_resting(at(3_000)));

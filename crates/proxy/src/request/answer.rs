@@ -30,7 +30,7 @@ pub(crate) fn of_response(
         },
     };
     let status = grpc.map_or(response.status, status_of_grpc);
-    Answer { outcome, status, took, push_back }
+    Answer { status, push_back, ..Answer::new(outcome, took) }
 }
 
 /// The status of HTTP that stands for one of gRPC (`google.rpc.Code`).

@@ -175,11 +175,7 @@ impl<'a> Attempts<'a> {
             self.observe(outcome.as_ref().map(|_| ()), response, (journey.is_grpc(), more), now);
             let repeat = match outcome {
                 Ok(exchange) => {
-                    let endpoint = self.endpoint.as_ref().map(|endpoint| endpoint.id);
-                    let called_for =
-                        self.repeats.after_response(response, &head, body, deadlines, endpoint, journey);
-                    let Some(repeat) = called_for.filter(|_| self.may_repeat(response.status, journey))
-                    else {
+                    let Some(repeat) = self.after_response(response, &head, body, deadlines, journey) else {
                         return Ok(exchange);
                     };
                     let now = self.conn.worker.now();
@@ -289,7 +285,9 @@ impl<'a> Attempts<'a> {
                     return self
                         .settle(&Answer { status: 200, ..Answer::new(AttemptOutcome::Success, took) }, now);
                 }
-                answer::of_response(response, is_grpc, took, || worker.shared.clock.wall())
+                let to_repeat = self.repeats.names(response);
+                let wall = || worker.shared.clock.wall();
+                Answer { to_repeat, ..answer::of_response(response, is_grpc, took, wall) }
             }
             Err(failure) => match answer::of_failure(failure, took) {
                 Some(answer) => answer,
@@ -302,7 +300,9 @@ impl<'a> Attempts<'a> {
     /// The response has ended: what only its trailers could say is told now. It is too late for another attempt.
     pub(crate) fn ended(&mut self, ended: Result<(), &Failure>, grpc_status: Option<u8>) {
         if let Some(took) = self.late.take() {
-            self.tell(&answer::of_end(ended, grpc_status, took), self.conn.worker.now());
+            let to_repeat = grpc_status.is_some_and(|code| self.repeats.names_code(code));
+            let answer = Answer { to_repeat, ..answer::of_end(ended, grpc_status, took) };
+            self.tell(&answer, self.conn.worker.now());
         }
     }
 

@@ -33,6 +33,13 @@ pub(crate) enum Again {
     Anywhere { after: Duration, waiting: Permit },
 }
 
+/// An attempt that a response calls for.
+pub(crate) struct Called {
+    /// As what, by the policy; `None`: nobody has seen the request, and none names its answer.
+    kind: Option<AttemptFailure>,
+    facts: RequestFacts,
+}
+
 /// The repeating of one request.
 pub(crate) struct Repeats<'a> {
     conn: &'a Conn,
@@ -145,7 +152,8 @@ impl<'a> Repeats<'a> {
                 Ok(Again::SameEndpoint)
             }
             Decision::Again { after, permit } => Ok(Again::Elsewhere { after, permit }),
-            Decision::Stop(StopReason::NotCalledFor)
+            // Where nobody has seen it, a budget without a retry says nothing against another endpoint.
+            Decision::Stop(StopReason::NotCalledFor | StopReason::Budget | StopReason::InVain)
                 if self.may_go_elsewhere(cluster, policy, kind, &facts) =>
             {
                 if let Some(told) = journey.told() {
@@ -210,8 +218,8 @@ impl<'a> Repeats<'a> {
         Some(Again::Anywhere { after, waiting })
     }
 
-    /// Without a policy that names it: what no endpoint has seen is tried elsewhere, unless a policy wants no retries at
-    /// all; and where there is no policy, what may be done twice is, once, when its connection broke before an answer.
+    /// Without a policy that names it, or a budget for it: what no endpoint has seen is tried elsewhere, unless a policy wants
+    /// no retries at all; and where there is no policy, what may be done twice is, once, when its connection broke before an answer.
     fn may_go_elsewhere(
         &mut self,
         cluster: &Arc<Cluster>,
@@ -254,7 +262,7 @@ impl<'a> Repeats<'a> {
         }
     }
 
-    /// What follows a response; `None`: it is passed on.
+    /// What a response calls for; `None`: it is passed on. Nothing is taken for it yet.
     pub(crate) fn after_response(
         &mut self,
         response: &ResponseHead,
@@ -263,7 +271,7 @@ impl<'a> Repeats<'a> {
         deadlines: &Deadlines,
         endpoint: Option<u64>,
         journey: &mut Journey<'_>,
-    ) -> Option<Again> {
+    ) -> Option<Called> {
         let (cluster, policy) = self.service?;
         let unseen = overload::was_sent_away(response, cluster, endpoint);
         let Some((policy, kind)) = policy.and_then(|policy| Some((policy, called_for(policy, response)?)))
@@ -272,13 +280,48 @@ impl<'a> Repeats<'a> {
                 state.ended(answer::outcome(response, journey.is_grpc()) == AttemptOutcome::Success);
             }
             let facts = Self::facts(head, body, deadlines);
-            return if unseen { self.beside(cluster, policy, endpoint, &facts) } else { None };
+            let may = unseen && self.may_go_beside(cluster, policy, endpoint, &facts);
+            return may.then_some(Called { kind: None, facts });
         };
         let wall = || self.conn.worker.shared.clock.wall();
         let push_back = answer::push_back(response, wall);
         let mut facts = RequestFacts { push_back, ..Self::facts(head, body, deadlines) };
         facts.idempotent |= unseen;
-        match self.decide(cluster, Some(policy), kind, &facts, endpoint, journey) {
+        let now = self.conn.worker.now();
+        let called = Called { kind: Some(kind), facts };
+        if self.state(cluster, Some(policy)).would_repeat(kind, &facts, now) {
+            return Some(called);
+        }
+        // Why it is not, is told.
+        let _ = self.granted(&called, response, head, deadlines, endpoint, journey);
+        None
+    }
+
+    /// Something else stands in the way of what a response calls for: its attempt is the last one.
+    pub(crate) fn renounce(&mut self) {
+        if let Some(state) = &mut self.state {
+            state.ended(false);
+        }
+    }
+
+    /// Takes what an attempt that a response calls for costs; `None`: that is not there, and the response is passed on.
+    pub(crate) fn granted(
+        &mut self,
+        called: &Called,
+        response: &ResponseHead,
+        head: &Head<'_>,
+        deadlines: &Deadlines,
+        endpoint: Option<u64>,
+        journey: &mut Journey<'_>,
+    ) -> Option<Again> {
+        let (cluster, policy) = self.service?;
+        let Some(kind) = called.kind else {
+            let now = self.conn.worker.now();
+            let may = self.state(cluster, policy).may_repeat(now);
+            self.unseen += u8::from(may);
+            return may.then_some(Again::Elsewhere { after: Duration::ZERO, permit: None });
+        };
+        match self.decide(cluster, policy, kind, &called.facts, endpoint, journey) {
             Decision::Again { after, permit } => Some(Again::Elsewhere { after, permit }),
             Decision::Stop(stop) => {
                 if stop.is_for_good() {
@@ -295,25 +338,33 @@ impl<'a> Repeats<'a> {
     }
 
     /// What another proxy has sent away before its application saw it goes elsewhere without a policy, too: once, if there is
-    /// anybody else, and within the budget, since others may have as much to do.
-    fn beside(
-        &mut self,
+    /// anybody else; and within the budget, since others may have as much to do.
+    fn may_go_beside(
+        &self,
         cluster: &Arc<Cluster>,
         policy: Option<&Arc<RetryPolicy>>,
         endpoint: Option<u64>,
         facts: &RequestFacts,
-    ) -> Option<Again> {
+    ) -> bool {
         let now = self.conn.worker.now();
         let wanted = facts.replayable && !facts.nested && policy.is_none_or(|policy| policy.attempts > 0);
         let in_time = facts.deadline.is_none_or(|deadline| deadline > now);
         let is_other = |other: &Arc<Endpoint>| Some(other.id) != endpoint && !other.is_ejected(now);
-        let may = wanted
-            && in_time
-            && self.unseen == 0
-            && cluster.endpoints().pickable().iter().any(is_other)
-            && self.state(cluster, policy).may_repeat(now);
-        self.unseen += u8::from(may);
-        may.then_some(Again::Elsewhere { after: Duration::ZERO, permit: None })
+        wanted && in_time && self.unseen == 0 && cluster.endpoints().pickable().iter().any(is_other)
+    }
+
+    /// Whether the policy names a response as one to be repeated.
+    pub(crate) fn names(&self, response: &ResponseHead) -> bool {
+        self.service
+            .and_then(|(_, policy)| policy)
+            .is_some_and(|policy| called_for(policy, response).is_some())
+    }
+
+    /// The same of a code that comes in the trailers.
+    pub(crate) fn names_code(&self, code: u8) -> bool {
+        self.service
+            .and_then(|(_, policy)| policy)
+            .is_some_and(|policy| policy.grpc_codes.contains(&code.into()))
     }
 
     fn facts(head: &Head<'_>, body: &RequestBody<'_>, deadlines: &Deadlines) -> RequestFacts {

@@ -107,7 +107,8 @@ async fn reach(cx: &Carried<'_>, way: &Way<'_>, journey: &mut Journey) -> Result
                 cx.unless_ended(Box::pin(pause)).await?;
             }
             Decision::Again { .. } => {}
-            Decision::Stop(StopReason::NotCalledFor)
+            // Nobody has seen it: that the budget has no retry says nothing against another endpoint.
+            Decision::Stop(StopReason::NotCalledFor | StopReason::Budget | StopReason::InVain)
                 if policy.is_none_or(|policy| policy.attempts > 0) && unseen < UNSEEN_RETRIES =>
             {
                 unseen += 1;

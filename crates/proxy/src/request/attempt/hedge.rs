@@ -15,8 +15,8 @@ use std::time::Duration;
 
 use meshwork_base::{Clock, Tick};
 use meshwork_decision::{
-    AttemptOutcome, Cause, Cluster, Endpoint, Explanation, Hedge, HedgeFacts, Hedged, InFlight, Leg, Race,
-    Reasons, Reply, RetryBudget, Verdict, is_idempotent,
+    Answer, AttemptOutcome, Cause, Cluster, Endpoint, Explanation, Hedge, HedgeFacts, Hedged, InFlight, Leg,
+    Race, Reasons, Reply, RetryBudget, Verdict, is_idempotent,
 };
 use meshwork_http1::{KnownName, Limits, ResponseHead};
 use meshwork_telemetry::{Phase, Protocol, SpanId, TraceContext};
@@ -393,8 +393,9 @@ impl<'a> Second<'a> {
     /// It has ended; true: well.
     fn ended(&mut self, under: Box<Under>, done: Result<Answered, Failure>) -> bool {
         let now = self.worker.now();
+        let named = |answered: &Answered| retry::names(self.target, &answered.response);
         let reply = match &done {
-            Ok(answered) if retry::names(self.target, &answered.response) => Reply::Bad,
+            Ok(answered) if named(answered) => Reply::Bad,
             Ok(answered) => of_head(&answered.response, self.is_grpc),
             Err(_) => Reply::Bad,
         };
@@ -406,7 +407,10 @@ impl<'a> Second<'a> {
         let took = now.since(under.began);
         let wall = || self.worker.shared.clock.wall();
         let answer = match &done {
-            Ok(answered) => Some(answer::of_response(&answered.response, self.is_grpc, took, wall)),
+            Ok(answered) => Some(Answer {
+                to_repeat: named(answered),
+                ..answer::of_response(&answered.response, self.is_grpc, took, wall)
+            }),
             Err(failure) => answer::of_failure(failure, took),
         };
         let mut under = under;
@@ -415,9 +419,10 @@ impl<'a> Second<'a> {
             for ticket in [under.hedged.ticket.take(), under.hedged.by_route.take()].into_iter().flatten() {
                 self.worker.breaker_ends(ticket, &answer, now);
             }
+            // What is our own, as a limit, says nothing of whether second attempts help.
+            self.hedge.second_ended(false);
         }
         self.worker.hedged(&self.cluster, "failed");
-        self.hedge.second_ended(false);
         let failed = match done {
             Ok(Answered { exchange, response, opened, .. }) => {
                 let born = exchange.born();

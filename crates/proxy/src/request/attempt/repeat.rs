@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use meshwork_base::Tick;
 use meshwork_decision::{Cause, Cluster};
+use meshwork_http1::ResponseHead;
 
 use super::Attempts;
 use crate::error::Failure;
@@ -16,8 +17,27 @@ use crate::request::route::Target;
 use crate::upstream::Head;
 
 impl Attempts<'_> {
+    /// The attempt that follows an answer, if one does. Whether it may be made is asked before anything is taken for it: what
+    /// is never sent costs no budget.
+    pub(super) fn after_response(
+        &mut self,
+        response: &ResponseHead,
+        head: &Head<'_>,
+        body: &RequestBody<'_>,
+        deadlines: &Deadlines,
+        journey: &mut Journey<'_>,
+    ) -> Option<Again> {
+        let endpoint = self.endpoint.as_ref().map(|endpoint| endpoint.id);
+        let called = self.repeats.after_response(response, head, body, deadlines, endpoint, journey)?;
+        if !self.may_repeat(response.status, journey) {
+            self.repeats.renounce();
+            return None;
+        }
+        self.repeats.granted(&called, response, head, deadlines, endpoint, journey)
+    }
+
     /// Whether an answer is given up for another attempt. Where it is not, the record says why.
-    pub(super) fn may_repeat(&mut self, status: u16, journey: &mut Journey<'_>) -> bool {
+    fn may_repeat(&mut self, status: u16, journey: &mut Journey<'_>) -> bool {
         let Target::Service { cluster, policy, .. } = self.target else { return true };
         let now = self.conn.worker.now();
         let may = self
