@@ -4,7 +4,6 @@
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
 use std::thread::JoinHandle;
-use std::time::Duration;
 
 use axum::Router;
 use axum::extract::State;
@@ -14,12 +13,9 @@ use axum::routing::get;
 use meshwork_telemetry::{Format, LogHandle, MetricsRegistry};
 use tokio_util::sync::CancellationToken;
 
+use crate::giving_back::keep_small;
 use crate::local::by_address;
-use crate::startup::release_code;
 use crate::{Problem, Readiness};
-
-/// What starts last (entries in the registry, first connections) has started so long after readiness.
-const SETTLING: Duration = Duration::from_secs(2);
 
 /// Where the three servers listen; port 0 takes a free one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -195,10 +191,7 @@ fn bind(what: &'static str, address: SocketAddr) -> Result<TcpListener, AdminErr
 async fn serve(services: Vec<(TcpListener, Router)>, readiness: Readiness, stop: CancellationToken) {
     tokio::spawn(async move {
         readiness.wait().await;
-        tokio::time::sleep(SETTLING).await;
-        if let Err(error) = release_code() {
-            tracing::debug!(%error, "code that only starting needed stays mapped");
-        }
+        keep_small().await;
     });
     for (listener, routes) in services {
         let listener = match tokio::net::TcpListener::from_std(listener) {

@@ -6,13 +6,14 @@
 //!                                                                          │ Readiness: conditions become true
 //! SIGTERM ──► Drain: stop accepting ─► GOAWAY ─► wait until idle or timeout ─► exit 0
 //! AdminServer (own thread): /healthz/live /healthz/ready /metrics /loglevel + what the role adds;
-//!                           once ready, what only starting needed is given back
+//!                           once ready and after growth, what is not needed is given back
 //! ```
 
 pub mod admin;
 pub mod caller;
 pub mod cpus;
 pub mod drain;
+mod giving_back;
 pub mod local;
 #[cfg(test)]
 mod machine;
@@ -21,7 +22,6 @@ pub mod observed;
 pub mod problem;
 pub mod readiness;
 pub mod settings;
-pub mod startup;
 pub mod traces;
 
 pub use admin::{AdminAddresses, AdminArgs, AdminError, AdminServer, AdminState};
