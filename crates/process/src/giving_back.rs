@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use rustix::mm::{Advice, madvise};
 
-use crate::memory::resident_memory;
+use crate::memory::{give_memory_back, resident_memory};
 
 /// What starts last (entries in the registry, first connections) has started so long after readiness.
 const SETTLING: Duration = Duration::from_secs(2);
@@ -40,6 +40,7 @@ pub(crate) async fn keep_small() {
 }
 
 fn give_back() {
+    give_memory_back();
     if let Err(error) = release_program() {
         tracing::debug!(%error, "pages of the program that are not needed stay mapped");
     }
