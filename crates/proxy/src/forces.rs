@@ -48,11 +48,11 @@ impl Of {
         rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
     }
 
-    /// What is said of less goes before what is said of more.
-    fn width(&self) -> usize {
+    /// What is said of less goes before what is said of more: a subset before its service, a port before all.
+    fn width(&self) -> (usize, u32) {
         match self {
-            Self::Service(_, port) => *port as usize,
-            Self::Route(route) => route.len(),
+            Self::Service(service, port) => (service.len(), *port),
+            Self::Route(route) => (route.len(), 0),
         }
     }
 }
@@ -123,7 +123,7 @@ impl Forces {
         }
     }
 
-    /// What holds, the narrowest first: when it ends, the next one holds at once.
+    /// What holds of those that mean the same, the narrowest first: when it ends, the next one holds at once.
     fn held(&self, now: Tick, means: impl Fn(&Of) -> bool) -> Vec<(ForcedState, Tick)> {
         let mut held: Vec<_> = self.0.iter().filter(|force| force.until > now && means(&force.of)).collect();
         held.sort_by_key(|force| std::cmp::Reverse(force.of.width()));

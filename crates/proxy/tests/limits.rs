@@ -223,6 +223,25 @@ async fn who_waits_for_a_connection_of_the_service_has_that_of_another_endpoint_
 }
 
 #[tokio::test]
+async fn a_connection_that_idles_at_another_endpoint_makes_room_for_a_new_one() {
+    let [(one, of_one, _), (other, _, open)] = [holding().await, holding().await];
+    open.store(true, Ordering::SeqCst);
+    let limit = v1::Limits { max_connections: 2, ..Default::default() };
+    let (_harness, address) = gateway(&[one.address, other.address], Some(patient(limit))).await;
+    // In turn: the first and the third go to the same endpoint, and what the second needed idles by then.
+    let mut first = hold(address, &of_one).await;
+    assert!(exchange(address, GET).await.starts_with("HTTP/1.1 200"));
+    let third = tokio::time::timeout(SOON, hold(address, &of_one)).await;
+    let mut third = third.expect("it has a connection");
+    let connections = || [&one, &other].map(|up| up.connections.load(Ordering::SeqCst));
+    assert_eq!(connections(), [2, 1]);
+    for held in [&mut first, &mut third] {
+        held.write_all(b"more").await.unwrap();
+        assert!(read_until(held, "hello").await.starts_with("HTTP/1.1 200"));
+    }
+}
+
+#[tokio::test]
 async fn a_connection_that_idles_at_another_worker_makes_room_for_who_waits() {
     const ASK: &[u8] = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n";
     let (up, held, open) = holding().await;

@@ -94,3 +94,22 @@ fn what_is_forced_of_more_holds_from_the_moment_at_which_what_is_forced_of_less_
     );
     assert_eq!(met(), [BreakerState::Closed; 2], "nothing is forced any more");
 }
+
+#[test]
+fn what_is_forced_of_a_subset_holds_before_what_is_forced_of_its_service() {
+    let held = |said: &[(&str, u32)]| {
+        let force = |(service, port): &(&str, u32)| Of::Service((*service).into(), *port);
+        let mut held: Vec<_> = said.iter().map(force).collect();
+        held.sort_by_key(|of| std::cmp::Reverse(of.width()));
+        held
+    };
+    let narrowest = Of::Service("ns/a/v2".into(), 0);
+    assert_eq!(held(&[("ns/a", 0), ("ns/a/v2", 0)])[0], narrowest, "whichever was said first");
+    assert_eq!(held(&[("ns/a/v2", 0), ("ns/a", 0)])[0], narrowest);
+    assert_eq!(
+        held(&[("ns/a", 80), ("ns/a/v2", 0)])[0],
+        narrowest,
+        "a port of all of it is more than all ports of a part"
+    );
+    assert_eq!(held(&[("ns/a/v2", 0), ("ns/a/v2", 80)])[0], Of::Service("ns/a/v2".into(), 80));
+}

@@ -132,7 +132,11 @@ impl Pools {
     pub(crate) fn evict_idle(&self, endpoint: u64) -> bool {
         let pool = self.endpoints.borrow().get(&endpoint).map(Rc::clone);
         pool.is_some_and(|pool| {
-            let oldest = (!pool.idle.borrow().is_empty()).then(|| pool.idle.borrow_mut().remove(0));
+            // Dropping it tells the pool, so it must not be borrowed then.
+            let oldest = {
+                let mut idle = pool.idle.borrow_mut();
+                (!idle.is_empty()).then(|| idle.remove(0))
+            };
             oldest.is_some()
         })
     }
@@ -156,11 +160,11 @@ impl EndpointPool {
         self.idle.borrow_mut().extract_if(.., |(since, _)| now.since(*since) >= keep).collect()
     }
 
-    /// The oldest of those that wait, where somebody has more use for its place.
+    /// The oldest of those that wait and whose place somebody has more use for.
     fn take_wanted(&self) -> Option<Box<H1Client>> {
         let mut idle = self.idle.borrow_mut();
-        let is_wanted = idle.first().is_some_and(|(_, oldest)| oldest.is_wanted());
-        is_wanted.then(|| idle.remove(0).1)
+        let wanted = idle.iter().position(|(_, connection)| connection.is_wanted())?;
+        Some(idle.remove(wanted).1)
     }
 
     /// How many milliseconds a connection may idle; 0: [`IDLE_TIMEOUT`].

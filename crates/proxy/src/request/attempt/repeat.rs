@@ -77,7 +77,8 @@ impl Attempts<'_> {
         let kept = failure.clone();
         let endpoint = self.endpoint.as_ref().map(|endpoint| endpoint.id);
         let repeat = self.repeats.after_failure(failure, head, body, deadlines, endpoint, journey)?;
-        self.before = Some(Box::new(kept));
+        // A kept connection that was stale says nothing of the endpoint, and nobody who could be reached, nothing at all.
+        self.before = matches!(repeat, Again::Elsewhere { .. }).then(|| Box::new(kept));
         Ok(repeat)
     }
 
