@@ -126,7 +126,8 @@ mod tests {
         };
         let code = "1000-3000 r-xp 00001000 08:01 5    /bin/meshwork";
         let constants = "1000-3000 r--p 00000000 08:01 5    /bin/meshwork";
-        let (taken, left) = (vec![0x1000..0x3000], Vec::<Range<usize>>::new());
+        let mapping = 0x1000..0x3000;
+        let (taken, left) = (vec![mapping], Vec::<Range<usize>>::new());
         assert_eq!(of(code, 0, 0), taken);
         assert_eq!(of(constants, 0, 0), taken);
         assert_eq!(of(code, 4, 0), left, "a debugger wrote into it");
