@@ -45,15 +45,33 @@ pub(crate) struct Timing {
     pub(crate) usual: Option<Took>,
 }
 
+/// Bytes of a body that are on their way, or wait in sockets: whoever sends more waits for whoever reads it.
+const HELD: u64 = 32 * 1024;
+
+/// How a request was, as far as its record does not tell.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Told {
+    pub(crate) started: Tick,
+    pub(crate) phase: Phase,
+    pub(crate) is_grpc: bool,
+    /// It was noted when it was let in.
+    pub(crate) is_noted: bool,
+}
+
+/// A request is let in to the application; whether that is noted.
+#[inline]
+pub(crate) fn begun(conn: &Conn, record: &Record) -> bool {
+    let worker = &conn.worker;
+    let calls = &worker.shared.learnt.calls;
+    calls.are_made()
+        && worker.recorder.is_on()
+        && families(record).filter(|family| calls.begun(*family, worker.now())).count() > 0
+}
+
 /// A request has ended; of a tunnel, which lasts as long as it is held, nothing is learnt. Gives what it took of its application alone.
 #[inline]
-pub(crate) fn ended(
-    conn: &Conn,
-    record: &Record,
-    started: Tick,
-    phase: Phase,
-    is_grpc: bool,
-) -> Option<Duration> {
+pub(crate) fn ended(conn: &Conn, record: &Record, told: Told) -> Option<Duration> {
+    let Told { started, phase, is_grpc, is_noted } = told;
     let (worker, now) = (&conn.worker, started.after(record.duration));
     let Learnt { usuals, calls } = &worker.shared.learnt;
     if !worker.recorder.is_on() {
@@ -61,8 +79,8 @@ pub(crate) fn ended(
     }
     let own = match conn.place {
         Place::Inbound(_) => {
-            let waited = families(record).map(|family| calls.take(family, started, now)).max();
-            Some(record.duration.saturating_sub(waited.unwrap_or_default()))
+            let waited = families(record).map(|family| calls.take(family, started, now, is_noted));
+            waited_by(waited).and_then(|waited| own(record, waited))
         }
         Place::Outbound(_) => {
             families(record).for_each(|family| calls.ended(family, started, now));
@@ -84,6 +102,23 @@ pub(crate) fn ended(
 pub(crate) fn timing(conn: &Conn, record: &Record, own: Option<Duration>, is_grpc: bool) -> Timing {
     let usuals = &conn.worker.shared.learnt.usuals;
     Timing { own, usual: operation(conn.place, record, is_grpc).and_then(|operation| usuals.of(operation)) }
+}
+
+/// How long an application has waited, by what is known of its request's trace and of its id. Where one of them is another
+/// request's too, the other tells, if it tells of calls.
+fn waited_by(known: impl Iterator<Item = Option<Duration>>) -> Option<Duration> {
+    let (longest, is_sure) = known.fold((Duration::ZERO, true), |(longest, is_sure), known| {
+        (longest.max(known.unwrap_or_default()), is_sure && known.is_some())
+    });
+    (is_sure || !longest.is_zero()).then_some(longest)
+}
+
+/// What a request took of its application alone, which has waited so long for others. What a caller took to send a long
+/// body, or to read one, is none of it: of such an answer the time until its head counts, of such a request nothing is known.
+fn own(record: &Record, waited: Duration) -> Option<Duration> {
+    let own = record.duration.saturating_sub(waited);
+    let until_head = record.time_to_first_byte.filter(|_| record.bytes_sent > HELD);
+    (record.bytes_received <= HELD).then(|| until_head.map_or(own, |until_head| own.min(until_head)))
 }
 
 /// By what the application's calls are known to belong to a call to it.
@@ -120,6 +155,35 @@ mod tests {
         assert_eq!(learnt(6_000, 100), 100);
         let later = learnt(10_000, 10);
         assert!((70..=80).contains(&later), "after a pause: {later}");
+    }
+
+    #[test]
+    fn what_a_caller_takes_to_read_or_to_send_is_not_its_application_s() {
+        let ms = Duration::from_millis;
+        let of = |sent: u64, received: u64| {
+            let record = Record {
+                duration: ms(50_000),
+                time_to_first_byte: Some(ms(40)),
+                bytes_sent: sent,
+                bytes_received: received,
+                ..Record::default()
+            };
+            own(&record, ms(10))
+        };
+        assert_eq!(of(50 << 20, 0), Some(ms(40)), "until its head");
+        assert_eq!(of(1_000, 0), Some(ms(49_990)), "so little waits for nobody");
+        assert_eq!(of(1_000, 50 << 20), None);
+    }
+
+    #[test]
+    fn where_a_trace_is_anothers_too_the_id_tells_if_it_tells_of_calls() {
+        let ms = |millis: u64| Some(Duration::from_millis(millis));
+        let of = |known: &[Option<Duration>]| waited_by(known.iter().copied());
+        assert_eq!(of(&[]), ms(0));
+        assert_eq!(of(&[ms(3), ms(5)]), ms(5));
+        assert_eq!(of(&[None, ms(5)]), ms(5));
+        assert_eq!(of(&[None, ms(0)]), None);
+        assert_eq!(of(&[None, None]), None);
     }
 
     #[test]

@@ -7,7 +7,7 @@ use meshwork_xds::server::Observed;
 use serde::Serialize;
 
 use super::unusual::{Unusual, ms};
-use super::waits::{Way, together};
+use super::waits::{Way, together, until_head};
 use crate::explain::live::{millis, record};
 
 /// Who has to look.
@@ -149,7 +149,15 @@ fn told(hops: &[Observed], parents: &[Option<usize>], at: usize) -> Blame {
     let detail = if is.cause_detail.is_empty() { String::new() } else { format!(" ({})", is.cause_detail) };
     let (who, why) = match cause_of(is) {
         None if is.status >= 500 => (Who::Service, format!("{application}{name} answered {}", is.status)),
-        None => (Who::Service, format!("{application}{name} took {ms} ms")),
+        None => {
+            let answering = (is.duration_ns - until_head(is)) / 1_000_000;
+            let read = if answering > ms / 2 {
+                format!(", {answering} ms of it until all was read")
+            } else {
+                String::new()
+            };
+            (Who::Service, format!("{application}{name} took {ms} ms{read}"))
+        }
         Some(cause) => match side_of(cause) {
             Fault::Left if parents[at].is_some() => {
                 let why =

@@ -12,7 +12,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use meshwork_messages::v1::{RequestRecord, request_record::Side};
 
 use super::blame::{failed, waited};
-use super::waits::{Way, together};
+use super::waits::{Wait, Way, together, until_head};
 
 /// What is beyond the usual is the reason if it is at least an eighth of the request's time, and a quarter more than the
 /// usual: times scatter.
@@ -164,19 +164,23 @@ impl<'a> Way<'a> {
         let is = self.is(at);
         if is.side() == Side::Inbound {
             // What the proxy has counted lacks calls that were cut off with the request, what was kept lacks quick ones.
-            let kept = is.duration_ns.saturating_sub(together(&self.calls(at)));
-            let took = is.own_ns.map_or(kept, |own| own.min(kept));
+            let head_ns = until_head(is);
+            let cut = |call: Wait| call.until(is.start_unix_ns.saturating_add(head_ns));
+            let calls: Vec<Wait> = self.calls(at).into_iter().map(cut).collect();
+            let kept = head_ns.saturating_sub(together(&calls));
+            // Where it could not tell whose the calls were, or how long the caller took to send, nothing is known.
+            let Some(own) = is.own_ns else { return (Part::Application, kept, None) };
             // An instance that was always slow is not usual for its caller, which calls others too.
             let of_caller = self.parents[at].and_then(|caller| self.is(caller).usual_ns);
-            return (Part::Application, took, is.usual_own_ns.into_iter().chain(of_caller).min());
+            return (Part::Application, own.min(kept), is.usual_own_ns.into_iter().chain(of_caller).min());
         }
         let below: Vec<&RequestRecord> = self.below(at).map(|at| self.is(at)).collect();
         if below.is_empty() {
-            return (Part::Call, took_ns, is.usual_ns);
+            return (Part::Call, took_ns.min(until_head(is)), is.usual_ns);
         }
-        let inner: u64 = below.iter().map(|below| below.duration_ns).sum();
+        let inner: u64 = below.iter().map(|below| until_head(below)).sum();
         let usual_inner: Option<u64> = below.iter().map(|below| below.usual_ns).sum();
         let usual = is.usual_ns.zip(usual_inner).map(|(all, inner)| all.saturating_sub(inner));
-        (Part::Way, took_ns.saturating_sub(inner), usual)
+        (Part::Way, took_ns.min(until_head(is)).saturating_sub(inner), usual)
     }
 }

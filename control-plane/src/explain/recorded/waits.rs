@@ -9,6 +9,9 @@ use crate::explain::live::record;
 /// That a call is over is written down a little after its application has heard of it, and gone on.
 const SLACK_NS: u64 = 1_000_000;
 
+/// Bytes of an answer that its caller need not have read when the last one is sent.
+const HELD: u64 = 32 * 1024;
+
 /// The way of a request, as its hops tell it.
 #[derive(Clone, Copy)]
 pub(super) struct Way<'a> {
@@ -29,6 +32,10 @@ pub(super) struct Wait {
 impl Wait {
     pub(super) const fn ns(&self) -> u64 {
         self.end.saturating_sub(self.start)
+    }
+
+    pub(super) fn until(self, end: u64) -> Self {
+        Self { end: self.end.min(end), ..self }
     }
 }
 
@@ -105,6 +112,13 @@ impl<'a> Way<'a> {
             beside.filter_map(|other| Some(other.start + self.is(other.at).usual_ns?.min(other.ns())));
         call.end.saturating_sub(usually.fold(call.start, u64::max))
     }
+}
+
+/// What a request took without what its caller may have taken to read its answer: of a longer one than what waits in
+/// sockets, until its head.
+pub(super) fn until_head(of: &RequestRecord) -> u64 {
+    let head = of.time_to_first_byte_ns.filter(|_| of.bytes_sent > HELD);
+    head.map_or(of.duration_ns, |head| head.min(of.duration_ns))
 }
 
 /// For how long at least one of these lasted.

@@ -2,10 +2,11 @@
 //!
 //! Its sidecar sees both: the request that comes in, and the calls that go out with the same trace or request id, if the
 //! application passes that on. Calls at the same time count once, as far as each ends after the one before has begun;
-//! of one that lasts longer than several others one after the other only what came after them counts.
+//! of one that lasts longer than several others one after the other only what came after them counts. While two requests
+//! of one trace or id are under way, nobody knows for which of them a call is: of both nothing is said.
 //!
-//! *Bounds.* A table of fixed size, made when it is first needed, in which the newer takes the place of the older: whose
-//! calls are forgotten seems to have worked longer itself. A time is known to 16 microseconds and up to four minutes.
+//! *Bounds.* A table of fixed size, made when the application first calls somebody, in which the newer takes the place of the
+//! older: of a request whose place is taken nothing is said. A time is known to 33 microseconds and up to four minutes.
 
 use std::array;
 use std::sync::OnceLock;
@@ -18,12 +19,16 @@ use crate::kinship::Family;
 
 const SETS: usize = 2048;
 const WAYS: usize = 4;
-/// Times are told in 2^14 nanoseconds.
-const UNIT_SHIFT: u32 = 14;
-/// A word is `tag:16 waited:24 end:24`: how long calls have taken, and when the last one ended.
-const TIME_BITS: u32 = 24;
+/// Times are told in 2^15 nanoseconds.
+const UNIT_SHIFT: u32 = 15;
+/// A word is `tag:14 mixed:1 open:3 waited:23 end:23`: whether several requests were under way at a time, how many are, how
+/// long calls have taken, and when the last one ended.
+const TIME_BITS: u32 = 23;
 const TIME: u64 = (1 << TIME_BITS) - 1;
-const TAG: u64 = !((1 << (2 * TIME_BITS)) - 1);
+const OPEN_ONE: u64 = 1 << (2 * TIME_BITS);
+const OPEN: u64 = 7 * OPEN_ONE;
+const MIXED: u64 = 8 * OPEN_ONE;
+const TAG: u64 = !(MIXED | (MIXED - 1));
 /// Two workers seldom meet at one word, and then one call more or less is not told.
 const TRIES: usize = 3;
 
@@ -34,45 +39,79 @@ type Set = [AtomicU64; WAYS];
 pub struct AppCalls(OnceLock<Box<[Set; SETS]>>);
 
 impl AppCalls {
+    /// Whether the application has called anybody so far.
+    #[must_use]
+    pub fn are_made(&self) -> bool {
+        self.0.get().is_some()
+    }
+
+    /// A request of this family is let in. Gives whether that is noted: not before the application has called anybody.
+    pub fn begun(&self, family: Family, now: Tick) -> bool {
+        let Some(table) = self.0.get() else { return false };
+        Self::change(table, family, now, |old| match old {
+            Some(word) if word & OPEN == OPEN => word | MIXED,
+            Some(word) if word & OPEN != 0 => (word | MIXED) + OPEN_ONE,
+            // What was heard before is of another one.
+            _ => tag(family) | OPEN_ONE | moment(now),
+        })
+    }
+
     /// A call that the application has made for this family is over.
     pub fn ended(&self, family: Family, started: Tick, now: Tick) {
         let table = self.0.get_or_init(|| Box::new(array::from_fn(|_| Set::default())));
-        let set = &table[index(family)];
         let took = units(now.since(started));
-        for _ in 0..TRIES {
-            let words = set.iter().map(|place| (place, place.load(Ordering::Relaxed)));
-            // Its own place, else that of whoever was heard of longest ago.
-            let standing = |word: u64| match word {
-                0 => (1, TIME + 1),
-                word if word & TAG == tag(family) => (2, 0),
-                word => (0, age(word, now)),
+        Self::change(table, family, now, |old| {
+            let (kept, waited, more) = match old {
+                Some(word) => (word & !(OPEN_ONE - 1), word >> TIME_BITS & TIME, took.min(age(word, now))),
+                None => (tag(family), 0, took),
             };
-            let (place, old) = words.max_by_key(|(_, word)| standing(*word)).expect("a set has places");
-            let (waited, more) = match standing(old) {
-                (2, _) => (old >> TIME_BITS & TIME, took.min(age(old, now))),
-                _ => (0, took),
-            };
-            let new = tag(family) | (waited + more).min(TIME) << TIME_BITS | moment(now);
-            if place.compare_exchange(old, new, Ordering::Relaxed, Ordering::Relaxed).is_ok() {
-                return;
-            }
-        }
+            kept | (waited + more).min(TIME) << TIME_BITS | moment(now)
+        });
     }
 
-    /// How long the application has waited since then; whoever asks is done with it.
-    pub fn take(&self, family: Family, since: Tick, now: Tick) -> Duration {
-        let Some(table) = self.0.get() else { return Duration::ZERO };
-        let places = table[index(family)].iter().map(|place| (place, place.load(Ordering::Relaxed)));
-        let mut own = places.filter(|(_, word)| *word != 0 && word & TAG == tag(family));
-        let Some((place, word)) = own.next() else { return Duration::ZERO };
-        place.store(0, Ordering::Relaxed);
+    /// How long the application has waited since then; whoever asks is done with it. Absent: that is not known.
+    pub fn take(&self, family: Family, since: Tick, now: Tick, is_noted: bool) -> Option<Duration> {
+        let unheard = (!is_noted).then_some(Duration::ZERO);
+        let Some(table) = self.0.get() else { return unheard };
+        let is_its = |place: &&AtomicU64| is_of(place.load(Ordering::Relaxed), family);
+        let Some(place) = table[index(family)].iter().find(is_its) else { return unheard };
         let lasted = now.since(since);
         // What ended before the request began was for another one.
-        if age(word, now) > units(lasted) {
-            return Duration::ZERO;
-        }
-        Duration::from_nanos((word >> TIME_BITS & TIME) << UNIT_SHIFT).min(lasted)
+        let is_older = |word: u64| word & OPEN == 0 && age(word, now) > units(lasted);
+        let left = |word: u64| match word & OPEN {
+            _ if !is_of(word, family) || !is_noted && is_older(word) => None,
+            0 => Some(0),
+            _ if !is_noted => Some(word | MIXED),
+            OPEN_ONE => Some(0),
+            _ => Some(word - OPEN_ONE),
+        };
+        let Ok(word) = place.fetch_update(Ordering::Relaxed, Ordering::Relaxed, left) else {
+            return unheard;
+        };
+        let is_alone = word & (MIXED | OPEN) == if is_noted { OPEN_ONE } else { 0 };
+        is_alone.then(|| Duration::from_nanos((word >> TIME_BITS & TIME) << UNIT_SHIFT).min(lasted))
     }
+
+    /// Changes a family's word, if need be in the place of another one; whether it came to that.
+    fn change(table: &[Set; SETS], family: Family, now: Tick, new: impl Fn(Option<u64>) -> u64) -> bool {
+        let set = &table[index(family)];
+        (0..TRIES).any(|_| {
+            let words = set.iter().map(|place| (place, place.load(Ordering::Relaxed)));
+            // Its own place, else that of whoever was heard of longest ago: of calls that nobody may ask for, if there are.
+            let standing = |word: u64| match word {
+                0 => (2, 0),
+                word if is_of(word, family) => (3, 0),
+                word => (u8::from(word & OPEN == 0), age(word, now)),
+            };
+            let (place, old) = words.max_by_key(|(_, word)| standing(*word)).expect("a set has places");
+            let new = new(is_of(old, family).then_some(old));
+            place.compare_exchange(old, new, Ordering::Relaxed, Ordering::Relaxed).is_ok()
+        })
+    }
+}
+
+fn is_of(word: u64, family: Family) -> bool {
+    word != 0 && word & TAG == tag(family)
 }
 
 fn index(family: Family) -> usize {
@@ -106,6 +145,11 @@ mod tests {
         Tick::ZERO.after(Duration::from_millis(millis))
     }
 
+    /// What is known of a request that was not noted.
+    fn taken(calls: &AppCalls, family: Family, since: Tick, now: Tick) -> Duration {
+        calls.take(family, since, now, false).unwrap()
+    }
+
     fn millis(time: Duration) -> u64 {
         (time + Duration::from_micros(500)).as_millis().try_into().unwrap()
     }
@@ -114,13 +158,13 @@ mod tests {
     fn calls_of_one_request_add_up_and_are_taken_once() {
         let calls = AppCalls::default();
         let (ours, other) = (Family::of("a"), Family::of("b"));
-        assert_eq!(calls.take(ours, at(0), at(9)), Duration::ZERO, "nobody has called anybody");
+        assert_eq!(taken(&calls, ours, at(0), at(9)), Duration::ZERO, "nobody has called anybody");
         calls.ended(ours, at(1_010), at(1_030));
         calls.ended(other, at(1_000), at(1_040));
         calls.ended(ours, at(1_050), at(1_055));
-        assert_eq!(millis(calls.take(ours, at(1_000), at(1_060))), 25);
-        assert_eq!(calls.take(ours, at(1_000), at(1_060)), Duration::ZERO, "it is told once");
-        assert_eq!(millis(calls.take(other, at(1_000), at(1_060))), 40);
+        assert_eq!(millis(taken(&calls, ours, at(1_000), at(1_060))), 25);
+        assert_eq!(taken(&calls, ours, at(1_000), at(1_060)), Duration::ZERO, "it is told once");
+        assert_eq!(millis(taken(&calls, other, at(1_000), at(1_060))), 40);
     }
 
     #[test]
@@ -130,7 +174,7 @@ mod tests {
         calls.ended(ours, at(10), at(30));
         calls.ended(ours, at(12), at(40));
         calls.ended(ours, at(11), at(40));
-        assert_eq!(millis(calls.take(ours, at(5), at(50))), 30);
+        assert_eq!(millis(taken(&calls, ours, at(5), at(50))), 30);
     }
 
     #[test]
@@ -138,7 +182,7 @@ mod tests {
         let calls = AppCalls::default();
         let ours = Family::of("a");
         calls.ended(ours, at(10), at(30));
-        assert_eq!(calls.take(ours, at(40), at(90)), Duration::ZERO);
+        assert_eq!(taken(&calls, ours, at(40), at(90)), Duration::ZERO);
     }
 
     #[test]
@@ -147,7 +191,7 @@ mod tests {
         let ours = Family::of("a");
         calls.ended(ours, at(0), at(300_000));
         calls.ended(ours, at(300_000), at(300_010));
-        assert_eq!(calls.take(ours, at(300_000), at(300_020)), Duration::from_millis(20));
+        assert_eq!(taken(&calls, ours, at(300_000), at(300_020)), Duration::from_millis(20));
     }
 
     /// Half a thousand requests at a time find room.
@@ -158,9 +202,59 @@ mod tests {
         for n in 0..20_000_u64 {
             calls.ended(Family::of(n), at(n), at(n + 1));
             let Some(before) = n.checked_sub(500) else { continue };
-            lost += u32::from(calls.take(Family::of(before), at(before), at(n + 1)).is_zero());
+            lost += u32::from(taken(&calls, Family::of(before), at(before), at(n + 1)).is_zero());
         }
         assert!(lost < 20, "of 20,000, half a thousand requests later: {lost}");
+    }
+
+    #[test]
+    fn of_two_requests_at_a_time_nothing_is_said() {
+        let calls = AppCalls::default();
+        let ours = Family::of("a");
+        assert!(!calls.begun(ours, at(0)), "the application has called nobody");
+        calls.ended(Family::of("b"), at(0), at(1));
+        assert!(calls.begun(ours, at(1_000)) && calls.begun(ours, at(1_001)));
+        calls.ended(ours, at(1_002), at(1_182));
+        calls.ended(ours, at(1_003), at(1_183));
+        assert_eq!(calls.take(ours, at(1_001), at(1_184), true), None, "the first to end");
+        assert_eq!(calls.take(ours, at(1_000), at(1_185), true), None, "and the other one");
+        assert!(calls.begun(ours, at(1_200)));
+        calls.ended(ours, at(1_210), at(1_220));
+        assert_eq!(calls.take(ours, at(1_200), at(1_230), true).map(millis), Some(10), "alone again");
+    }
+
+    /// The application calls somebody who calls it again.
+    #[test]
+    fn the_inner_one_does_not_take_what_the_outer_one_has_waited() {
+        let calls = AppCalls::default();
+        let ours = Family::of("a");
+        calls.ended(ours, at(0), at(10));
+        assert_eq!(taken(&calls, ours, at(20), at(25)), Duration::ZERO);
+        assert_eq!(millis(taken(&calls, ours, at(0), at(30))), 10);
+    }
+
+    #[test]
+    fn whoever_was_not_noted_meets_one_that_was() {
+        let calls = AppCalls::default();
+        let ours = Family::of("a");
+        calls.ended(Family::of("b"), at(0), at(1));
+        assert!(calls.begun(ours, at(10)));
+        calls.ended(ours, at(20), at(30));
+        assert_eq!(calls.take(ours, at(5), at(40), false), None);
+        assert_eq!(calls.take(ours, at(10), at(50), true), None);
+        assert_eq!(calls.take(ours, at(10), at(50), true), None, "its place is gone");
+    }
+
+    /// Words of calls that nobody will ask for make room for those of requests under way.
+    #[test]
+    fn calls_of_nobody_do_not_push_out_a_request() {
+        let calls = AppCalls::default();
+        let ours = Family::of("ours");
+        calls.ended(Family::of("b"), at(0), at(1));
+        assert!(calls.begun(ours, at(10)));
+        calls.ended(ours, at(20), at(30));
+        (0..50_000_u64).for_each(|n| calls.ended(Family::of(n), at(30), at(31 + n / 1_000)));
+        assert_eq!(calls.take(ours, at(10), at(100), true).map(millis), Some(10));
     }
 
     proptest! {
@@ -176,7 +270,7 @@ mod tests {
                 table.ended(ours, at(now - took), at(now));
                 sum += took;
             }
-            let found = millis(table.take(ours, at(0), at(now)));
+            let found = millis(taken(&table, ours, at(0), at(now)));
             if at_once {
                 prop_assert!(found <= sum && found <= now - 950, "{found} of {sum}");
             } else {

@@ -44,6 +44,8 @@ pub(crate) struct Journey<'c> {
     traced: Option<Box<Traced>>,
     /// How far it has come.
     phase: Phase,
+    /// Whether it is noted that the application works on it.
+    is_noted: bool,
     finished: bool,
 }
 
@@ -103,6 +105,7 @@ impl<'c> Journey<'c> {
             attempted: Attempted::default(),
             traced,
             phase: Phase::Head,
+            is_noted: false,
             finished: false,
         }
     }
@@ -215,6 +218,7 @@ impl<'c> Journey<'c> {
     /// It calls the application beside us: perhaps as a retry of the hop before, or as a copy.
     #[inline]
     pub(crate) fn calls_application(&mut self, fields: &Fields, retried: bool, mirrored: bool) {
+        self.is_noted = usual::begun(self.conn, self.record);
         if retried || mirrored {
             let what = [(retried, Kin::Retried), (mirrored, Kin::Mirrored)];
             let what = what.into_iter().filter_map(|(is, what)| is.then_some(what));
@@ -373,7 +377,9 @@ impl<'c> Journey<'c> {
             self.kin = None;
             worker.log(self.record);
             series::of(self.conn, &self.called).observe(self.record);
-            let own = usual::ended(self.conn, self.record, self.started, self.phase, self.called.grpc);
+            let Self { started, phase, is_noted, .. } = *self;
+            let told = usual::Told { started, phase, is_grpc: self.called.grpc, is_noted };
+            let own = usual::ended(self.conn, self.record, told);
             let class = worker.recorder.class(self.record);
             if class.is_some() || self.sighting.is_some() {
                 self.tell(class, own);

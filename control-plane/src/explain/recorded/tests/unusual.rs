@@ -281,3 +281,56 @@ fn a_call_that_outlasts_its_request_counts_for_nobody() {
     at(&mut hops, 1).own_ns = Some(9_000_000);
     assert_eq!(whose(hops).0, "shop/cart:80");
 }
+
+/// front calls product twice at the same time, on one instance, and each time that calls stock, which is slow.
+#[test]
+fn two_requests_of_a_trace_at_one_sidecar_do_not_take_each_others_waiting() {
+    let mut hops = vec![hop("edge", Side::Gateway, 1_000, "front", |is| slow(is, &caller(190, 110)))];
+    let mut add = |by: &str, to: &str, start: u64, caller: Times, called: Times| {
+        hops.push(hop(by, Side::Outbound, start, to, |is| slow(is, &caller)));
+        hops.push(hop(to, Side::Inbound, start, to, |is| slow(is, &called)));
+        from(by)(hops.last_mut().unwrap().observation.record.as_mut().unwrap());
+    };
+    let unknown = |took: u64| Times { own: None, ..called(took, 0, (108, 4)) };
+    // The first of them was let in at 1_002 ms, and ended after the other one.
+    add("front", "product", 1_002, caller(185, 109), unknown(185));
+    add("front", "product", 1_003, caller(183, 109), unknown(183));
+    add("product", "stock", 1_004, caller(180, 101), called(179, 179, (100, 100)));
+    add("product", "stock", 1_005, caller(180, 101), called(179, 179, (100, 100)));
+    hops.push(hop("front", Side::Inbound, 1_001, "front", |is| slow(is, &called(188, 3, (109, 3)))));
+    from("edge")(hops.last_mut().unwrap().observation.record.as_mut().unwrap());
+    let (service, why) = whose(hops);
+    assert_eq!(service, "shop/stock:80");
+    assert_eq!(why, "the application of shop/stock:80 took 179 ms by itself, usually 100 ms");
+}
+
+/// Quick calls are not kept, and whose they were is not known: that it worked so long by itself is not said.
+#[test]
+fn what_is_not_known_to_be_an_application_s_own_is_not_called_so() {
+    let mut hops =
+        shop([caller(1_002, 20), called(1_001, 1, (19, 10))], [caller(2, 2), called(1, 1, (1, 1))], None);
+    at(&mut hops, 1).own_ns = None;
+    assert_eq!(whose(hops).1, "the application of shop/checkout:80 took 1001 ms");
+}
+
+#[test]
+fn what_a_caller_takes_to_read_is_not_by_itself() {
+    let mut hops =
+        shop([caller(50_002, 42), called(50_001, 39, (41, 40))], [caller(2, 2), called(1, 1, (1, 1))], None);
+    hops.truncate(2);
+    let read = |hops: &mut Vec<Observed>, bytes: u64| {
+        for hop in 0..2 {
+            at(hops, hop).bytes_sent = bytes;
+            at(hops, hop).time_to_first_byte_ns = Some(40_000_000);
+        }
+    };
+    read(&mut hops, 50 << 20);
+    assert_eq!(
+        whose(hops.clone()).1,
+        "the application of shop/checkout:80 took 50001 ms, 49961 ms of it until all was read"
+    );
+    // An answer that waits in sockets waits for no reader.
+    read(&mut hops, 1_000);
+    at(&mut hops, 1).own_ns = Some(50_001_000_000);
+    assert_eq!(whose(hops).1, "the application of shop/checkout:80 took 50001 ms by itself, usually 40 ms");
+}
