@@ -192,6 +192,14 @@ impl fmt::Debug for Target {
     }
 }
 
+/// Whether this is `host[:port]` as a Host field has it, for whoever takes it from elsewhere.
+///
+/// # Errors
+/// [`ParseError::BadHost`]: it is something else (RFC 9110 section 7.2), or holds user information.
+pub fn check_authority(authority: &[u8]) -> Result<(), ParseError> {
+    Authority::parse(authority).map(drop)
+}
+
 /// `host[:port]`, checked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Authority<'a> {

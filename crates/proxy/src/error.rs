@@ -87,6 +87,7 @@ impl Failure {
             StreamError::Io(_) | StreamError::Closed | StreamError::ClosedBefore => Cause::DownstreamClosed,
             StreamError::Http2(error) if error.is_io() => Cause::DownstreamClosed,
             StreamError::Http2(error) if error.is_library() => Cause::DownstreamProtocolError,
+            StreamError::InterimTooLarge { .. } => Cause::DownstreamProtocolError,
             StreamError::Http2(_) => Cause::DownstreamReset,
         };
         Self::downstream(cause).because(error.to_string())
@@ -97,7 +98,9 @@ impl Failure {
     pub(crate) fn of_upstream(error: &StreamError, began: bool, reused: bool) -> Self {
         let (cause, retry) = match error {
             _ if error.refused() => (Cause::UpstreamRefused, Retry::NothingSent),
-            StreamError::Http1(ParseError::OverLimit { .. }) => (Cause::UpstreamHeadersTooLarge, Retry::No),
+            StreamError::Http1(ParseError::OverLimit { .. }) | StreamError::InterimTooLarge { .. } => {
+                (Cause::UpstreamHeadersTooLarge, Retry::No)
+            }
             _ if error.is_protocol() => (Cause::UpstreamProtocolError, Retry::No),
             StreamError::ClosedBefore if reused => (Cause::UpstreamClosed, Retry::Reused),
             StreamError::Io(_) if reused && !began => (Cause::UpstreamReset, Retry::Reused),

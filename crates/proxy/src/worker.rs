@@ -37,6 +37,8 @@ use crate::usual::Turn;
 
 /// How often connections that wait are looked at.
 const SWEEP: Duration = Duration::from_millis(500);
+/// How long connections that are left at the end of a drain have to say so to whom they are with.
+const LAST_WORDS: Duration = Duration::from_millis(500);
 /// How often services in use are said to be.
 const SAY_USED: Duration = Duration::from_secs(30);
 /// Endpoints whose metric cells a worker remembers; beyond it starts afresh.
@@ -398,8 +400,15 @@ pub(crate) async fn run(shared: Arc<Shared>, bells: Bells, mut commands: mpsc::R
                     worker.pools.clear();
                 }
                 Some(Command::Stop) | None => {
+                    accepting.drain().for_each(|(_, task)| task.abort());
                     let closed = Order::Close(Cause::Draining);
-                    worker.all_connections().into_iter().for_each(|some| some.order_all(closed));
+                    for connections in worker.all_connections() {
+                        connections.drain();
+                        connections.order_all(closed);
+                    }
+                    // Each says by itself that what it carries is not whole: a connection that is only dropped looks like
+                    // one that is at its end.
+                    let _ = tokio::time::timeout(LAST_WORDS, worker.drained()).await;
                     return;
                 }
             },

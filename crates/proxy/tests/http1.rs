@@ -9,6 +9,7 @@ use meshwork_messages::v1;
 use meshwork_messages::v1::service_port::AppProtocol;
 use meshwork_proxy::Settings;
 use parking_lot::Mutex;
+use support::h2::{answer, fetch, get, h2_client, h2_upstream};
 use support::{Harness, exchange, is_head, read_until, rule, upstream};
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
@@ -251,6 +252,101 @@ async fn informational_responses_pass() {
     assert!(read_until(&mut tcp, "\r\n\r\n").await.starts_with("HTTP/1.1 100 Continue"));
     tcp.write_all(b"body").await.unwrap();
     assert!(read_until(&mut tcp, "hello").await.starts_with("HTTP/1.1 200"));
+}
+
+/// A gateway before an upstream that says one thing.
+async fn saying(what: Vec<u8>) -> (Harness, std::net::SocketAddr) {
+    let up = upstream(move |got| is_head(got).then(|| what.clone())).await;
+    let mut harness = Harness::start(Settings::default());
+    harness.service("web", AppProtocol::Http1, &[up.address]).await;
+    let address = harness.route(vec![rule(&[("web", 1)], vec![])]).await;
+    (harness, address)
+}
+
+#[tokio::test]
+async fn informational_responses_together_are_no_larger_than_a_head_may_be() {
+    let some = |count: usize| {
+        let one = format!("HTTP/1.1 102 Processing\r\nx: {}\r\n\r\n", "a".repeat(1_000));
+        [one.repeat(count).as_bytes(), OK].concat()
+    };
+    let (_harness, address) = saying(some(50)).await;
+    let told = exchange(address, b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").await;
+    assert!(told.matches("HTTP/1.1 102").count() == 50 && told.ends_with("hello"), "{}", told.len());
+    let (harness, address) = saying(some(100)).await;
+    let told = exchange(address, b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").await;
+    assert!(
+        told.contains("\r\n\r\nHTTP/1.1 502 ") && told.ends_with("upstream_headers_too_large\n"),
+        "{}",
+        told.len()
+    );
+    assert!(harness.lines(1).await[0].contains("--max-header-bytes"));
+    let status = fetch(&mut h2_client(address).await, get("/")).await.0;
+    assert_eq!(status, 502, "a caller of HTTP/2 is told so too");
+}
+
+#[tokio::test]
+async fn what_came_of_a_response_before_it_broke_is_passed_on() {
+    let head = "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n";
+    for rest in ["9\r\nab<close>", "2\r\nab\r\nzz\r\n", "2\r\nab\r\n0\r\ncontent-length: 3\r\n\r\n"] {
+        let (_harness, address) = saying([head, rest].concat().into()).await;
+        let told = exchange(address, b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").await;
+        assert!(told.starts_with("HTTP/1.1 200 OK\r\n"), "{rest:?}: {told:?}");
+        assert!(!told.ends_with("0\r\n\r\n"), "{rest:?}: {told:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_request_without_host_has_no_authority_in_http2() {
+    let up = h2_upstream(usize::MAX, |_, request: http::Request<h2::RecvStream>, respond| async move {
+        assert_eq!(request.uri().authority(), None);
+        answer(respond, b"hello");
+    })
+    .await;
+    let mut harness = Harness::start(Settings::default());
+    harness.service("web", AppProtocol::Http2, &[up.address]).await;
+    let address = harness.route(vec![rule(&[("web", 1)], vec![])]).await;
+    let told = exchange(address, b"OPTIONS / HTTP/1.0\r\n\r\n").await;
+    assert!(told.starts_with("HTTP/1.1 200 OK\r\n") && told.ends_with("hello"), "{told}");
+}
+
+#[tokio::test]
+async fn a_response_says_that_it_is_the_last_of_its_connection() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let mut harness = Harness::start(Settings::default());
+    harness.service("web", AppProtocol::Http1, &[listener.local_addr().unwrap()]).await;
+    let address = harness.route(vec![rule(&[("web", 1)], vec![])]).await;
+    let mut tcp = TcpStream::connect(address).await.unwrap();
+    let get = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n";
+    tcp.write_all(get).await.unwrap();
+    let (mut up, _) = listener.accept().await.unwrap();
+    read_until(&mut up, "\r\n\r\n").await;
+    up.write_all(OK).await.unwrap();
+    assert!(!read_until(&mut tcp, "hello").await.contains("connection: close"), "nobody drains yet");
+    tcp.write_all(get).await.unwrap();
+    read_until(&mut up, "\r\n\r\n").await;
+    let draining = tokio::spawn(harness.engine.drain(std::time::Duration::from_secs(30)));
+    while TcpStream::connect(address).await.is_ok() {
+        tokio::task::yield_now().await;
+    }
+    up.write_all(OK).await.unwrap();
+    let told = read_until(&mut tcp, "hello").await.to_lowercase();
+    assert!(told.contains("\r\nconnection: close\r\n"), "{told}");
+    assert!(draining.await.unwrap(), "nothing was cut off");
+}
+
+#[tokio::test]
+async fn what_a_drain_leaves_unfinished_is_no_regular_end() {
+    let head = b"HTTP/1.1 200 OK\r\n\r\nhalf".to_vec();
+    let up = upstream(move |got| is_head(got).then(|| head.clone())).await;
+    let mut harness = Harness::start(Settings::default());
+    harness.service("web", AppProtocol::Http1, &[up.address]).await;
+    let address = harness.route(vec![rule(&[("web", 1)], vec![])]).await;
+    let mut tcp = TcpStream::connect(address).await.unwrap();
+    tcp.write_all(b"GET / HTTP/1.0\r\nHost: a\r\n\r\n").await.unwrap();
+    read_until(&mut tcp, "half").await;
+    assert!(!harness.engine.drain(std::time::Duration::from_millis(1)).await, "its upstream goes on");
+    let rest = tokio::io::AsyncReadExt::read_to_end(&mut tcp, &mut Vec::new()).await;
+    assert_eq!(rest.unwrap_err().kind(), std::io::ErrorKind::ConnectionReset);
 }
 
 #[tokio::test]

@@ -222,6 +222,48 @@ async fn a_request_that_is_none_is_refused_and_never_answered() {
 }
 
 #[tokio::test]
+async fn what_is_no_host_is_none_in_http2_either() {
+    const AUTHORITY: u8 = 1;
+    const HOST: u8 = 38;
+    let texts = [
+        "a:", "a:b", "a:99999", "a:-1", "a:+80", "a:0x50", "u:p@a", "x@y@a", "@a", "a,b", "*", "[a]",
+        "[::1]x", "a b", "a/b", "a?b", "a#b",
+    ];
+    for target in Target::both().await {
+        let mut raw = Raw::open(target.address).await;
+        let mut stream = 1;
+        for text in texts {
+            let host = [&[0x0f, HOST - 15][..], &literal(0, text)[1..]].concat();
+            for (what, named) in [("authority", literal(AUTHORITY, text)), ("host", host)] {
+                raw.send(&frame(
+                    HEADERS,
+                    END_HEADERS | END_STREAM,
+                    stream,
+                    &[head_to_nobody("/"), named].concat(),
+                ))
+                .await;
+                let (kind, _, _, payload) = loop {
+                    let next = raw.next().await.unwrap_or_else(|error| panic!("{what} {text}: {error}"));
+                    if next.2 == stream || next.0 == GOAWAY {
+                        break next;
+                    }
+                };
+                assert_eq!((kind, &payload[..]), (RESET, &PROTOCOL.to_be_bytes()[..]), "{what} {text}");
+                stream += 2;
+            }
+        }
+        raw.send(&frame(
+            HEADERS,
+            END_HEADERS | END_STREAM,
+            stream,
+            &[head_to_nobody("/"), literal(AUTHORITY, "[::1]:80")].concat(),
+        ))
+        .await;
+        while raw.next().await.unwrap().2 != stream {}
+    }
+}
+
+#[tokio::test]
 async fn a_body_of_another_length_than_declared_never_reaches_the_application_whole() {
     for target in Target::both().await {
         let mut raw = Raw::open(target.address).await;

@@ -72,6 +72,20 @@ impl std::ops::Deref for Conn {
     }
 }
 
+impl Conn {
+    /// Whether the connection ends behind the request that is under way.
+    fn takes_no_more(&self) -> bool {
+        self.entry.is_draining() || self.entry.order().is_some()
+    }
+
+    /// Call before the head of a response is sent.
+    pub(crate) fn say_whether_last(&self, down: &mut Down<'_>) {
+        if self.takes_no_more() {
+            down.is_last();
+        }
+    }
+}
+
 /// Serves a connection until it ends. Its future is what an idle connection costs: a handshake and requests have boxes of
 /// their own, which are gone while nothing comes.
 pub(crate) async fn serve(worker: Rc<Worker>, place: Place, tcp: TcpStream, peer: SocketAddr) {
@@ -264,8 +278,7 @@ fn serve_h1(conn: Conn, wire: Wire) -> impl Future<Output = Option<(Conn, Io)>> 
             if server.was_aborted() {
                 return None;
             }
-            let stop = conn.entry.is_draining() || conn.entry.order().is_some();
-            if !server.keep_alive || stop {
+            if !server.keep_alive || conn.takes_no_more() {
                 linger(&conn, &mut server).await;
                 return None;
             }

@@ -60,6 +60,13 @@ impl Down<'_> {
         }
     }
 
+    /// The connection takes no request behind this one, and its response says so (RFC 9112 section 9.6).
+    pub(crate) fn is_last(&mut self) {
+        if let Self::H1(server) = self {
+            server.keep_alive = false;
+        }
+    }
+
     /// Queues the final head. `end`: no body follows.
     pub(crate) fn send_head(&mut self, head: &ResponseHead, end: bool) -> Result<(), StreamError> {
         match self {

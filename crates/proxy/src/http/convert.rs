@@ -12,6 +12,7 @@ use http::{Method, Request, Response, StatusCode, Uri};
 use meshwork_decision::Cause;
 use meshwork_http1::{
     BodyLength, Fields, KnownName, Limit, Limits, ParseError, RequestHead, ResponseHead, Version,
+    check_authority,
 };
 
 use super::upgrade;
@@ -119,9 +120,11 @@ fn read(
             return Err(ParseError::HostMismatch);
         }
         (Some(authority), _) => {
+            // What `http` takes for an authority is more than what a Host field may be (RFC 9113 section 8.3.1).
+            check_authority(authority.as_bytes())?;
             head.fields.push_known(KnownName::Host, authority).map_err(|_| ParseError::BadHost)?;
         }
-        (None, [_]) => {}
+        (None, [host]) => check_authority(host.as_bytes())?,
     }
     fill_request(request.headers(), authority.is_some(), head)?;
     if head.fields.len() > limits.header_count as usize {
@@ -195,12 +198,19 @@ fn fill_request(map: &HeaderMap, has_authority: bool, head: &mut RequestHead) ->
 pub(crate) fn request(head: &Head<'_>, extended: bool) -> Result<Request<()>, String> {
     let mut request = Request::new(());
     *request.method_mut() = if extended { Method::CONNECT } else { head.method.clone() };
-    *request.version_mut() = http::Version::HTTP_2;
     let mut uri = http::uri::Parts::default();
-    let authority = Authority::try_from(head.authority);
-    uri.authority = Some(authority.map_err(|e| format!("authority `{}`: {e}", head.authority))?);
+    if head.authority.is_empty() && *head.method != Method::CONNECT {
+        // HTTP/1.0 knows requests without, and `:authority` is left out of those (RFC 9113 section 8.3.1): `h2` takes such
+        // a request for a relative one, of scheme `http`.
+        *request.version_mut() = http::Version::HTTP_11;
+    } else {
+        *request.version_mut() = http::Version::HTTP_2;
+        let authority = Authority::try_from(head.authority);
+        uri.authority = Some(authority.map_err(|e| format!("authority `{}`: {e}", head.authority))?);
+    }
     if *head.method != Method::CONNECT {
-        uri.scheme = Some(if head.https { http::uri::Scheme::HTTPS } else { http::uri::Scheme::HTTP });
+        let scheme = if head.https { http::uri::Scheme::HTTPS } else { http::uri::Scheme::HTTP };
+        uri.scheme = uri.authority.is_some().then_some(scheme);
         let path = PathAndQuery::from_maybe_shared(Bytes::copy_from_slice(head.path.as_bytes()));
         uri.path_and_query = Some(path.map_err(|e| format!("path `{}`: {e}", head.path))?);
     }

@@ -1,7 +1,7 @@
 //! What a body is made of, and how it can break, whatever the version of HTTP.
 
 use bytes::Bytes;
-use meshwork_http1::{Fields, ParseError};
+use meshwork_http1::{Fields, Limits, ParseError, ResponseHead};
 
 /// A piece of a body.
 #[derive(Debug)]
@@ -27,9 +27,33 @@ pub(crate) enum StreamError {
     /// The message violates HTTP/1.1.
     #[error("malformed HTTP/1.1: {0}")]
     Http1(#[from] ParseError),
+    /// One response has more heads before its final one than anybody keeps for a caller who does not read.
+    #[error("its informational responses are more than {max} bytes together, see --max-header-bytes")]
+    InterimTooLarge {
+        /// The limit, in bytes.
+        max: u32,
+    },
     /// The HTTP/2 stream or its connection failed.
     #[error("HTTP/2: {0}")]
     Http2(h2::Error),
+}
+
+/// What the informational responses of one exchange have taken of the limit on a head's bytes.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Interim(u32);
+
+/// A status line, at least.
+const STATUS_LINE: u32 = 16;
+
+impl Interim {
+    /// # Errors
+    /// With this one they are too many.
+    pub(crate) fn add(&mut self, head: &ResponseHead, limits: &Limits) -> Result<(), StreamError> {
+        let fields = u32::try_from(head.fields.text_len()).unwrap_or(u32::MAX);
+        self.0 = self.0.saturating_add(fields).saturating_add(STATUS_LINE);
+        let max = limits.header_bytes;
+        if self.0 > max { Err(StreamError::InterimTooLarge { max }) } else { Ok(()) }
+    }
 }
 
 impl From<h2::Error> for StreamError {
@@ -49,7 +73,7 @@ impl StreamError {
     /// The peer spoke, and it was no HTTP.
     pub(crate) fn is_protocol(&self) -> bool {
         match self {
-            Self::Http1(_) => true,
+            Self::Http1(_) | Self::InterimTooLarge { .. } => true,
             Self::Http2(error) => error.is_library(),
             Self::Io(_) | Self::Closed | Self::ClosedBefore => false,
         }

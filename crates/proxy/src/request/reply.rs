@@ -174,6 +174,7 @@ async fn send(
     journey.record.status = response.status;
     response.body = BodyLength::Known(text.len() as u64);
     response.keep_alive = true;
+    conn.say_whether_last(down);
     down.send_head(response, text.is_empty())?;
     if !text.is_empty() && journey.record.text.method() != b"HEAD" {
         journey.record.bytes_sent = text.len() as u64;

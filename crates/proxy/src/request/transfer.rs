@@ -115,6 +115,7 @@ pub(crate) async fn response(
         exchange.share();
     }
     let mut ended = exchange.is_end();
+    conn.say_whether_last(down);
     down.send_head(head, ended).map_err(|error| Failure::of_downstream(&error))?;
     if ended {
         down.end(None);
@@ -152,6 +153,8 @@ pub(crate) async fn response(
         Ok(()) => exchange.abort(),
         Err(failure) => {
             exchange.abort();
+            // A caller who gets no byte of a response takes its request for one that nobody saw, and may repeat it.
+            poll_fn(|cx| Poll::Ready(down.poll_flush(cx))).await.is_pending();
             return Err(failure);
         }
     }

@@ -13,7 +13,7 @@ use meshwork_http1::{
 use super::Head;
 use super::pool::Opened;
 use crate::error::Failure;
-use crate::http::stream::{Frame, StreamError};
+use crate::http::stream::{Frame, Interim, StreamError};
 use crate::io::Io;
 use crate::wire::Wire;
 
@@ -27,6 +27,7 @@ pub(crate) struct H1Client {
     request: BodyLength,
     request_done: bool,
     head_done: bool,
+    interim: Interim,
     keep_alive: bool,
     carried: u64,
     /// It says at its beginning for whom it is made, so nobody else's request may follow.
@@ -45,6 +46,7 @@ impl H1Client {
             request: BodyLength::None,
             request_done: true,
             head_done: true,
+            interim: Interim::default(),
             keep_alive: true,
             carried: 0,
             alone: false,
@@ -96,6 +98,7 @@ impl H1Client {
         self.request = head.body;
         self.request_done = head.body.is_empty();
         self.head_done = false;
+        self.interim = Interim::default();
         self.keep_alive = true;
         self.carried += 1;
         let connection = match head.upgrade {
@@ -149,7 +152,9 @@ impl H1Client {
                 return Poll::Ready(Err(if began { StreamError::Closed } else { StreamError::ClosedBefore }));
             }
         }
-        if !head.is_informational() {
+        if head.is_informational() {
+            self.interim.add(head, limits)?;
+        } else {
             self.head_done = true;
             self.keep_alive = head.keep_alive;
             self.response = BodyDecoder::new(head.body);

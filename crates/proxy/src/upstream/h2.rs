@@ -11,7 +11,7 @@ use h2::client::{ResponseFuture, SendRequest};
 use http::Method;
 use meshwork_base::{Clock, Tick};
 use meshwork_decision::Cause;
-use meshwork_http1::{Fields, ResponseHead};
+use meshwork_http1::{Fields, Limits, ResponseHead};
 use meshwork_identity::Peer;
 use tokio::task::AbortHandle;
 
@@ -24,7 +24,7 @@ use crate::gather::Gathered;
 use crate::http::convert;
 use crate::http::h2_body::{H2Sink, H2Source};
 use crate::http::payload::{Backlog, Payload};
-use crate::http::stream::{Frame, StreamError};
+use crate::http::stream::{Frame, Interim, StreamError};
 use crate::http::tunnel::Tunnel;
 use crate::http::upgrade;
 use crate::replay::Replayed;
@@ -263,6 +263,7 @@ impl H2Connection {
             reused,
             key,
             stream,
+            interim: Interim::default(),
         })
     }
 }
@@ -296,6 +297,7 @@ pub(crate) struct H2Exchange {
     /// Of a change of protocol that was asked for and is not decided yet, or was agreed to.
     key: Option<Box<[u8]>>,
     stream: Stream,
+    interim: Interim,
 }
 
 impl H2Exchange {
@@ -308,6 +310,7 @@ impl H2Exchange {
     pub(crate) fn poll_head(
         &mut self,
         cx: &mut Context<'_>,
+        limits: &Limits,
         head: &mut ResponseHead,
     ) -> Poll<Result<(), StreamError>> {
         let response = self.response.as_mut().expect("asked for no head after the final one");
@@ -318,7 +321,7 @@ impl H2Exchange {
                 return Poll::Ready(Err(h2::Error::from(h2::Reason::PROTOCOL_ERROR).into()));
             }
             convert::response_into(&interim, true, head);
-            return Poll::Ready(Ok(()));
+            return Poll::Ready(self.interim.add(head, limits));
         }
         let (parts, recv) = ready!(Pin::new(response).poll(cx))?.into_parts();
         convert::response_into(&http::Response::from_parts(parts, ()), recv.is_end_stream(), head);

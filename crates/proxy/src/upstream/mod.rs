@@ -83,7 +83,7 @@ impl Exchange {
     ) -> Poll<Result<(), StreamError>> {
         match self {
             Self::H1 { client, .. } => client.poll_head(cx, limits, head),
-            Self::H2(exchange) => exchange.poll_head(cx, head),
+            Self::H2(exchange) => exchange.poll_head(cx, limits, head),
         }
     }
 

@@ -211,8 +211,10 @@ pub(crate) async fn tunnel(
     };
     let mut head = ResponseHead::new();
     let failed = |cause, why: String| Failure::upstream(cause, Retry::NothingSent).because(why);
+    let limits = worker.shared.settings.limits;
     loop {
-        let answered = timeout(to.connect_timeout, poll_fn(|cx| exchange.poll_head(cx, &mut head))).await;
+        let read = poll_fn(|cx| exchange.poll_head(cx, &limits, &mut head));
+        let answered = timeout(to.connect_timeout, read).await;
         match answered {
             Err(_) => {
                 return Err(failed(Cause::ConnectTimeout, format!("{}: no tunnel in time", to.address)));

@@ -34,9 +34,17 @@ pub fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
 
 /// `GET PATH` for `shop`.
 pub fn head(path: &str) -> Vec<u8> {
-    let literal =
-        |index: u8, text: &str| [&[index, u8::try_from(text.len()).unwrap()], text.as_bytes()].concat();
-    [vec![0x82, 0x86], literal(4, path), literal(1, "shop")].concat()
+    [head_to_nobody(path), literal(1, "shop")].concat()
+}
+
+/// Without an authority.
+pub fn head_to_nobody(path: &str) -> Vec<u8> {
+    [vec![0x82, 0x86], literal(4, path)].concat()
+}
+
+/// A field whose name is in HPACK's table.
+pub fn literal(index: u8, text: &str) -> Vec<u8> {
+    [&[index, u8::try_from(text.len()).unwrap()], text.as_bytes()].concat()
 }
 
 pub fn request(stream: u32, path: &str) -> Vec<u8> {
