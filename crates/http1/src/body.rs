@@ -234,21 +234,7 @@ impl BodyDecoder {
         let trailers = self.trailers.get_or_insert_default();
         let section = (Limit::TrailerBytes, limits.trailer_bytes);
         let Some(consumed) = self.scan.fields(rest, limits, section, trailers)? else { return Ok(None) };
-        let forbidden = |entry: &crate::fields::Entry| {
-            matches!(
-                entry.known,
-                Some(
-                    KnownName::ContentLength
-                        | KnownName::TransferEncoding
-                        | KnownName::Host
-                        | KnownName::Connection
-                        | KnownName::Trailer
-                        | KnownName::Te
-                        | KnownName::Upgrade
-                        | KnownName::Expect
-                )
-            )
-        };
+        let forbidden = |entry: &crate::fields::Entry| entry.known.is_some_and(KnownName::frames_or_routes);
         if trailers.entries.iter().any(forbidden) {
             Err(ParseError::ForbiddenTrailer)
         } else {

@@ -95,6 +95,61 @@ known_names! {
     StrictTransportSecurity = "strict-transport-security",
 }
 
+impl KnownName {
+    /// Whether a field of this name frames or routes its message: as a trailer it is refused (RFC 9110 section 6.5.1).
+    #[must_use]
+    pub const fn frames_or_routes(self) -> bool {
+        matches!(
+            self,
+            Self::ContentLength
+                | Self::TransferEncoding
+                | Self::Host
+                | Self::Connection
+                | Self::Trailer
+                | Self::Te
+                | Self::Upgrade
+                | Self::Expect
+        )
+    }
+
+    /// Whether a field of this name says who asks, by which way, or what the body is (RFC 9110 section 6.5.1). What it
+    /// says behind a body nobody has looked at: policies, filters and the proxies that write such fields see heads only.
+    #[must_use]
+    pub const fn is_of_heads_only(self) -> bool {
+        matches!(
+            self,
+            Self::Authorization
+                | Self::ProxyAuthorization
+                | Self::ProxyAuthenticate
+                | Self::WwwAuthenticate
+                | Self::Cookie
+                | Self::SetCookie
+                | Self::ContentType
+                | Self::ContentEncoding
+                | Self::ContentRange
+                | Self::Range
+                | Self::MaxForwards
+                | Self::KeepAlive
+                | Self::ProxyConnection
+                | Self::Forwarded
+                | Self::XForwardedFor
+                | Self::XForwardedHost
+                | Self::XForwardedProto
+                | Self::XForwardedClientCert
+                | Self::XRealIp
+                | Self::XRequestId
+                | Self::XMeshworkMirror
+                | Self::XEnvoyAttemptCount
+                | Self::XEnvoyExpectedRqTimeoutMs
+                | Self::GrpcTimeout
+                | Self::TraceParent
+                | Self::TraceState
+                | Self::Location
+                | Self::CacheControl
+        )
+    }
+}
+
 /// Slots of the table in which names are found, a power of two.
 const SLOTS: usize = 512;
 /// Spreads the names so that no two share a slot; found by trying.

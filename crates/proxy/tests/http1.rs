@@ -296,6 +296,67 @@ async fn what_came_of_a_response_before_it_broke_is_passed_on() {
 }
 
 #[tokio::test]
+async fn trailers_say_nothing_that_heads_are_for() {
+    let chunked = "transfer-encoding: chunked\r\n\r\n1\r\nx\r\n0\r\nx-sum: 1\r\nAuthorization: me\r\nx-forwarded-client-cert: me\r\n\r\n";
+    let seen = Arc::new(Mutex::new(String::new()));
+    let heard = Arc::clone(&seen);
+    let up = upstream(move |got| {
+        *heard.lock() = String::from_utf8_lossy(got).into_owned();
+        got.ends_with(b"\r\n\r\n").then(|| format!("HTTP/1.1 200 OK\r\n{chunked}").into_bytes())
+    })
+    .await;
+    let mut harness = Harness::start(Settings::default());
+    harness.service("web", AppProtocol::Http1, &[up.address]).await;
+    let address = harness.route(vec![rule(&[("web", 1)], vec![])]).await;
+    let mut tcp = TcpStream::connect(address).await.unwrap();
+    tcp.write_all(format!("POST / HTTP/1.1\r\nHost: a\r\nTE: trailers\r\n{chunked}").as_bytes())
+        .await
+        .unwrap();
+    let told = read_until(&mut tcp, "0\r\nx-sum: 1\r\n\r\n").await;
+    assert!(!told.contains("client-cert"), "{told}");
+    let seen = seen.lock().clone();
+    assert!(seen.ends_with("0\r\nx-sum: 1\r\n\r\n") && !seen.contains("Authorization"), "{seen}");
+}
+
+#[tokio::test]
+async fn what_http1_refuses_as_a_trailer_comes_through_from_no_http2_either() {
+    let seen = Arc::new(Mutex::new(String::new()));
+    let heard = Arc::clone(&seen);
+    let up = upstream(move |got| {
+        *heard.lock() = String::from_utf8_lossy(got).into_owned();
+        got.ends_with(b"0\r\n\r\n").then(|| OK.to_vec())
+    })
+    .await;
+    let mut harness = Harness::start(Settings::default());
+    harness.service("web", AppProtocol::Http1, &[up.address]).await;
+    let address = harness.route(vec![rule(&[("web", 1)], vec![])]).await;
+    for name in ["host", "content-length", "trailer", "expect"] {
+        let mut client = h2_client(address).await;
+        let request = http::Request::post("http://shop/").body(()).unwrap();
+        let (response, mut send) = client.send_request(request, false).unwrap();
+        send.send_data("x".into(), false).unwrap();
+        send.send_trailers(http::HeaderMap::from_iter([(
+            http::HeaderName::from_static(name),
+            "1".parse().unwrap(),
+        )]))
+        .unwrap();
+        assert_eq!(response.await.expect("RFC 9113 section 8.1.1 lets us answer").status(), 400, "{name}");
+        assert!(!seen.lock().contains(&format!("{name}: 1\r\n\r\n")), "{name}");
+    }
+}
+
+#[tokio::test]
+async fn a_response_without_a_date_gets_one() {
+    let (_harness, address) = saying(OK.to_vec()).await;
+    let told = exchange(address, b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").await;
+    assert!(told.to_lowercase().contains("\r\ndate: "), "{told}");
+    let (_harness, address) =
+        saying(b"HTTP/1.1 200 OK\r\nDate: then\r\ncontent-length: 0\r\n\r\n".to_vec()).await;
+    let told = exchange(address, b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").await;
+    assert_eq!(told.matches("ate: ").count(), 1, "{told}");
+}
+
+#[tokio::test]
 async fn a_request_without_host_has_no_authority_in_http2() {
     let up = h2_upstream(usize::MAX, |_, request: http::Request<h2::RecvStream>, respond| async move {
         assert_eq!(request.uri().authority(), None);

@@ -197,6 +197,7 @@ async fn a_request_that_is_none_is_refused_and_never_answered() {
         ("a pseudo-field that is none", with(&[(":verb", "GET")])),
         ("two methods", with(&[(":method", "GET")])),
         ("a length without a body", with(&[("content-length", "5")])),
+        ("a length twice", with(&[("content-length", "0"), ("content-length", "0")])),
         ("two lengths", with(&[("content-length", "0"), ("content-length", "1")])),
     ];
     for target in Target::both().await {

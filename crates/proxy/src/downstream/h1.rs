@@ -8,7 +8,7 @@ use meshwork_http1::{
     RequestHead, RequestKind, ResponseHead, Version, parse_request, write_last_chunk, write_response_head,
 };
 
-use crate::http::stream::{Frame, StreamError};
+use crate::http::stream::{self, Frame, StreamError};
 use crate::wire::Wire;
 
 /// Of a request's body that nobody wanted, so much is read to keep the connection.
@@ -117,7 +117,7 @@ impl H1Server {
                     self.expects_leave = false;
                     return Poll::Ready(Ok(Frame::Data(data)));
                 }
-                Decoded::End { trailers } => return Poll::Ready(Ok(Frame::End(trailers.map(Box::new)))),
+                Decoded::End { trailers } => return Poll::Ready(Ok(stream::end(trailers)?)),
                 Decoded::NeedMore => {}
             }
             if self.wire.eof || ready!(self.wire.poll_fill(cx))? == 0 {

@@ -109,6 +109,9 @@ fn read(
         }
         None => return Err(ParseError::BadTarget),
     };
+    if request.uri().scheme_str().is_some_and(|scheme| !matches!(scheme, "http" | "https")) {
+        return Err(ParseError::BadTarget);
+    }
     let method = head.method.clone();
     head.target.set(&method, target)?;
     let declared = request.headers().get_all(http::header::HOST).iter().collect::<Vec<_>>();
@@ -129,6 +132,9 @@ fn read(
     fill_request(request.headers(), authority.is_some(), head)?;
     if head.fields.len() > limits.header_count as usize {
         return Err(ParseError::OverLimit { limit: Limit::HeaderCount, max: limits.header_count });
+    }
+    if head.fields.known_all(KnownName::ContentLength).nth(1).is_some() {
+        return Err(ParseError::RepeatedLength);
     }
     let length = head.fields.known(KnownName::ContentLength).map(declared_length);
     head.body = match length {
@@ -255,6 +261,11 @@ pub(crate) fn response(head: &ResponseHead) -> Response<()> {
         map.remove(upgrade::ACCEPT);
         map.remove(http::header::CONTENT_LENGTH);
         *response.status_mut() = StatusCode::OK;
+        return response;
+    }
+    // RFC 9110 section 8.6.
+    if head.status / 100 == 1 || head.status == 204 {
+        map.remove(http::header::CONTENT_LENGTH);
         return response;
     }
     // Of what came from an upstream, the length is among the fields; of our own answers it is known.

@@ -9,7 +9,7 @@ use meshwork_http1::Fields;
 
 use super::convert;
 use super::payload::{Backlog, Payload};
-use super::stream::{Frame, StreamError};
+use super::stream::{self, Frame, StreamError};
 
 /// Frames that arrive.
 #[derive(Debug)]
@@ -44,7 +44,7 @@ impl H2Source {
             }
         }
         let trailers = ready!(self.recv.poll_trailers(cx))?;
-        Poll::Ready(Ok(Frame::End(trailers.map(|map| Box::new(convert::fields_of(&map))))))
+        Poll::Ready(Ok(stream::end(trailers.map(|map| convert::fields_of(&map)))?))
     }
 }
 

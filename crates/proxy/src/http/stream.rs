@@ -1,7 +1,7 @@
 //! What a body is made of, and how it can break, whatever the version of HTTP.
 
 use bytes::Bytes;
-use meshwork_http1::{Fields, Limits, ParseError, ResponseHead};
+use meshwork_http1::{Fields, KnownName, Limits, ParseError, ResponseHead};
 
 /// A piece of a body.
 #[derive(Debug)]
@@ -36,6 +36,19 @@ pub(crate) enum StreamError {
     /// The HTTP/2 stream or its connection failed.
     #[error("HTTP/2: {0}")]
     Http2(h2::Error),
+}
+
+/// The clean end of a body, with what of its trailers may be passed on.
+///
+/// # Errors
+/// One of them frames or routes the message.
+pub(crate) fn end(trailers: Option<Fields>) -> Result<Frame, ParseError> {
+    let Some(mut fields) = trailers else { return Ok(Frame::End(None)) };
+    if fields.iter_known().any(|(known, ..)| known.is_some_and(KnownName::frames_or_routes)) {
+        return Err(ParseError::ForbiddenTrailer);
+    }
+    fields.retain(|known, _, _| !known.is_some_and(KnownName::is_of_heads_only));
+    Ok(Frame::End((!fields.is_empty()).then(|| Box::new(fields))))
 }
 
 /// What the informational responses of one exchange have taken of the limit on a head's bytes.

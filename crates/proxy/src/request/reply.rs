@@ -5,7 +5,7 @@ use std::time::UNIX_EPOCH;
 
 use meshwork_base::Clock;
 use meshwork_decision::{Abort, Cause, FaultInjection, ResponseFlag};
-use meshwork_http1::{BodyLength, FieldError, KnownName, RequestHead, ResponseHead};
+use meshwork_http1::{BodyLength, FieldError, Fields, KnownName, RequestHead, ResponseHead};
 
 use super::answer::http_status;
 use super::journey::Journey;
@@ -18,7 +18,20 @@ use crate::http::stream::StreamError;
 
 /// Whether the caller speaks gRPC and must be answered in its terms.
 pub(crate) fn is_grpc(head: &RequestHead) -> bool {
-    head.fields.known(KnownName::ContentType).is_some_and(|value| value.starts_with(b"application/grpc"))
+    const GRPC: &[u8] = b"application/grpc";
+    head.fields.known(KnownName::ContentType).is_some_and(|value| {
+        value.len() >= GRPC.len()
+            && value[..GRPC.len()].eq_ignore_ascii_case(GRPC)
+            && matches!(value.get(GRPC.len()), None | Some(b'+' | b';' | b' ' | b'\t'))
+    })
+}
+
+/// A response that came without a date gets one here (RFC 9110 section 6.6.1).
+pub(crate) fn date(conn: &Conn, fields: &mut Fields) {
+    if fields.known(KnownName::Date).is_none() {
+        let date = httpdate::fmt_http_date(UNIX_EPOCH + conn.worker.shared.clock.wall());
+        fields.push_known(KnownName::Date, date).expect("a date is a field value");
+    }
 }
 
 /// Answers with another place.
@@ -106,10 +119,9 @@ pub(crate) async fn abort(
 fn begin(conn: &Conn, response: &mut ResponseHead, status: u16) {
     response.clear();
     response.status = status;
-    let date = httpdate::fmt_http_date(UNIX_EPOCH + conn.worker.shared.clock.wall());
     let fields = &mut response.fields;
     fields.push_known(KnownName::Server, "meshwork").expect("a constant is a field value");
-    fields.push_known(KnownName::Date, date).expect("a date is a field value");
+    date(conn, fields);
 }
 
 fn text_head(response: &mut ResponseHead) -> Result<(), FieldError> {

@@ -13,7 +13,7 @@ use meshwork_http1::{
 use super::Head;
 use super::pool::Opened;
 use crate::error::Failure;
-use crate::http::stream::{Frame, Interim, StreamError};
+use crate::http::stream::{self, Frame, Interim, StreamError};
 use crate::io::Io;
 use crate::wire::Wire;
 
@@ -170,7 +170,7 @@ impl H1Client {
         loop {
             match self.response.decode(&mut self.wire.read, &self.limits)? {
                 Decoded::Data(data) => return Poll::Ready(Ok(Frame::Data(data))),
-                Decoded::End { trailers } => return Poll::Ready(Ok(Frame::End(trailers.map(Box::new)))),
+                Decoded::End { trailers } => return Poll::Ready(Ok(stream::end(trailers)?)),
                 Decoded::NeedMore => {}
             }
             if ready!(self.wire.poll_fill(cx))? == 0 {

@@ -11,7 +11,7 @@ use h2::client::{ResponseFuture, SendRequest};
 use http::Method;
 use meshwork_base::{Clock, Tick};
 use meshwork_decision::Cause;
-use meshwork_http1::{Fields, Limits, ResponseHead};
+use meshwork_http1::{Fields, Limit, Limits, ParseError, ResponseHead};
 use meshwork_identity::Peer;
 use tokio::task::AbortHandle;
 
@@ -325,6 +325,10 @@ impl H2Exchange {
         }
         let (parts, recv) = ready!(Pin::new(response).poll(cx))?.into_parts();
         convert::response_into(&http::Response::from_parts(parts, ()), recv.is_end_stream(), head);
+        if head.fields.len() > limits.header_count as usize {
+            let over = ParseError::OverLimit { limit: Limit::HeaderCount, max: limits.header_count };
+            return Poll::Ready(Err(over.into()));
+        }
         self.source = Some(H2Source::new(recv));
         self.response = None;
         match self.key.take() {
