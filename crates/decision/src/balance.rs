@@ -42,6 +42,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use meshwork_base::Rng;
 
 use crate::endpoint::{Endpoint, EndpointSet};
+use crate::load::ALIKE;
 
 #[cfg(test)]
 pub(crate) use consistent::Bound;
@@ -58,9 +59,6 @@ const DRAWS: usize = 3;
 
 /// How many turns may be left out in a row, where some have less than their weight, before all are looked at.
 const SKIPPED: usize = 32;
-
-/// Latencies of which one is less than twice the other count as equal: logarithms differ by less than ln 2.
-const ALIKE: f32 = std::f32::consts::LN_2;
 
 /// The endpoint of this id, where nothing speaks against it; also beyond the part of all that this proxy calls.
 pub(crate) fn persistent<'s>(regard: &Regard<'s>, id: u64) -> Option<&'s Arc<Endpoint>> {

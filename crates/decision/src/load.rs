@@ -5,7 +5,8 @@
 //! over [`RISE`], something faster over [`FALL`]: trouble is noticed sooner than recovery is believed. The average is that
 //! of the logarithms: one request of a kind that takes a minute says less about its endpoint than ten that take twice as
 //! long as elsewhere. Below [`UNNOTICED`] no difference is made. What has not been heard of for a while is forgotten bit by bit, so that an endpoint that was slow
-//! is asked again.
+//! is asked again. Where that shows it to be as slow as it was, it is remembered for twice as long the next time, up to
+//! [`MOST_DOUBLED`] times: where few call, each time that one of them finds out counts.
 //!
 //! *Only answers count.* A failure is often faster than the work it refuses to do, and a time-out says how patient we
 //! are. Failures say nothing about latency; they make an endpoint rest.
@@ -24,7 +25,7 @@
 //! These are each proxy's own impressions, kept from the first moment and without a policy; they only say whom to
 //! prefer. To take an endpoint out is outlier detection's business.
 
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
 use meshwork_base::Tick;
@@ -32,6 +33,8 @@ use meshwork_base::Tick;
 use crate::outage::doubled;
 use crate::outlier::AttemptOutcome;
 
+/// Latencies of which one is less than twice the other count as equal: logarithms differ by less than ln 2.
+pub(crate) const ALIKE: f32 = std::f32::consts::LN_2;
 /// Answers as quick as this are alike. What a first connection or a busy machine adds is no reason to leave an endpoint
 /// alone, and an idle one that was left alone would be for long.
 const UNNOTICED: Duration = Duration::from_millis(10);
@@ -41,6 +44,8 @@ const RISE: Duration = Duration::from_secs(2);
 const FALL: Duration = Duration::from_secs(10);
 /// How long it takes until what is not heard of is remembered as 1/e of what it was.
 const FORGET: Duration = Duration::from_secs(10);
+/// How often that time is doubled.
+const MOST_DOUBLED: u8 = 3;
 /// The rest after the first failure.
 const FIRST_REST: Duration = Duration::from_millis(50);
 /// The longest rest that failures lead to.
@@ -84,13 +89,15 @@ pub(crate) struct Load {
     /// The same of the trial under way; it counts only while the last word was a failure.
     trial_until: AtomicU64,
     failures_in_a_row: AtomicU32,
+    /// How often it was asked again, and was as slow as it had been.
+    confirmed: AtomicU8,
 }
 
 impl Load {
     /// The natural logarithm of the average latency in nanoseconds, as far as it is remembered; `None` when nothing is
     /// known.
     pub(crate) fn ln_latency(&self, now: Tick) -> Option<f32> {
-        self.latency.at(now)
+        self.latency.at(now, FORGET * (1 << self.confirmed.load(Ordering::Relaxed)))
     }
 
     /// Whether it is passed by for now.
@@ -140,6 +147,7 @@ impl Load {
     /// The instance behind the address is another one.
     pub(crate) fn forget(&self) {
         self.latency.0.store(0, Ordering::Relaxed);
+        self.confirmed.store(0, Ordering::Relaxed);
         self.resting_until.store(0, Ordering::Relaxed);
         self.failures_in_a_row.store(0, Ordering::Relaxed);
     }
@@ -148,6 +156,7 @@ impl Load {
     pub(crate) fn record(&self, answer: &Answer, now: Tick) {
         match answer.outcome {
             AttemptOutcome::Success => {
+                self.compare(answer.took, now);
                 self.latency.observe(answer.took, now);
                 if self.has_failed() {
                     self.failures_in_a_row.store(0, Ordering::Relaxed);
@@ -164,9 +173,20 @@ impl Load {
     /// An attempt was given up after this time, since another one had answered: it would have taken longer. That says
     /// something of an endpoint that is believed to be quicker, and of no other.
     pub(crate) fn outlasted(&self, waited: Duration, now: Tick) {
-        let sample = (waited.max(UNNOTICED).as_secs_f32() * 1e9).ln();
-        if self.ln_latency(now).is_none_or(|known| sample > known) {
+        if self.ln_latency(now).is_none_or(|known| sample(waited) > known) {
             self.latency.observe(waited, now);
+        }
+    }
+
+    /// Whether what was about to be forgotten is still so. Something else, quicker or slower, begins anew.
+    fn compare(&self, took: Duration, now: Tick) {
+        let Some((average, age)) = unpack(self.latency.0.load(Ordering::Relaxed), now) else { return };
+        let confirmed = self.confirmed.load(Ordering::Relaxed);
+        let is_alike = (sample(took) - average).abs() < ALIKE;
+        if is_alike && age > FORGET && confirmed < MOST_DOUBLED {
+            self.confirmed.store(confirmed + 1, Ordering::Relaxed);
+        } else if !is_alike && confirmed > 0 {
+            self.confirmed.store(0, Ordering::Relaxed);
         }
     }
 
@@ -200,7 +220,7 @@ struct Latency(AtomicU64);
 
 impl Latency {
     fn observe(&self, took: Duration, now: Tick) {
-        let sample = (took.max(UNNOTICED).as_secs_f32() * 1e9).ln();
+        let sample = sample(took);
         let step = |word: u64| {
             let Some((average, age)) = unpack(word, now) else { return Some(pack(sample, now)) };
             let over = if sample > average { RISE } else { FALL };
@@ -211,10 +231,16 @@ impl Latency {
         let _ = self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, step);
     }
 
-    fn at(&self, now: Tick) -> Option<f32> {
+    /// As far as it is remembered, where it is forgotten in this time.
+    fn at(&self, now: Tick, forget: Duration) -> Option<f32> {
         let (average, age) = unpack(self.0.load(Ordering::Relaxed), now)?;
-        Some(average - age.as_secs_f32() / FORGET.as_secs_f32())
+        Some(average - age.as_secs_f32() / forget.as_secs_f32())
     }
+}
+
+/// The logarithm that stands for a time.
+fn sample(took: Duration) -> f32 {
+    (took.max(UNNOTICED).as_secs_f32() * 1e9).ln()
 }
 
 /// Average, and time since it was written; `None` for a word that nobody has written.

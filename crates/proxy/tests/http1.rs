@@ -346,6 +346,17 @@ async fn what_http1_refuses_as_a_trailer_comes_through_from_no_http2_either() {
 }
 
 #[tokio::test]
+async fn whoever_begins_like_http2_and_stops_has_the_time_of_a_handshake() {
+    let mut settings = Settings::default();
+    settings.timeouts.handshake = std::time::Duration::from_millis(1);
+    let mut harness = Harness::start(settings);
+    harness.service("web", AppProtocol::Http1, &[]).await;
+    let address = harness.route(vec![rule(&[("web", 1)], vec![])]).await;
+    let ended = tokio::time::timeout(std::time::Duration::from_secs(20), exchange(address, b"PRI * HTT"));
+    assert_eq!(ended.await.expect("it does not idle"), "");
+}
+
+#[tokio::test]
 async fn a_response_without_a_date_gets_one() {
     let (_harness, address) = saying(OK.to_vec()).await;
     let told = exchange(address, b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").await;

@@ -65,6 +65,27 @@ async fn a_request_waits_for_a_connection_within_the_limit_but_not_in_a_crowd() 
     assert_eq!(up.connections.load(Ordering::SeqCst), 1, "the limit held");
 }
 
+#[tokio::test]
+async fn a_request_whose_caller_has_left_in_the_line_is_not_sent() {
+    for body in [&b"more"[..], &[b'x'; 20_000], b""] {
+        let (up, held, open) = holding().await;
+        let policy = limits(v1::Limits { max_connections: 1, ..Default::default() });
+        let (harness, address) = gateway(&[up.address], Some(policy)).await;
+        let mut first = hold(address, &held).await;
+        let mut gone = TcpStream::connect(address).await.unwrap();
+        let head = format!("POST /gone HTTP/1.1\r\nHost: a\r\nContent-Length: {}\r\n\r\n", body.len());
+        gone.write_all(&[head.as_bytes(), body].concat()).await.unwrap();
+        drop(gone);
+        let line = harness.lines(1).await.remove(0);
+        assert!(line.contains("downstream_closed") && line.contains("\"/gone\""), "{line}");
+        open.store(true, Ordering::SeqCst);
+        first.write_all(b"more").await.unwrap();
+        read_until(&mut first, "hello").await;
+        assert!(exchange(address, GET).await.starts_with("HTTP/1.1 200"));
+        assert_eq!(held.load(Ordering::SeqCst), 1, "with a body of {} bytes it was sent", body.len());
+    }
+}
+
 /// Sockets of this machine that are being connected to a port.
 fn connecting_to(port: u16) -> usize {
     let table = std::fs::read_to_string("/proc/net/tcp").unwrap();

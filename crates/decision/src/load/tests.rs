@@ -53,6 +53,31 @@ fn what_is_not_heard_of_is_forgotten() {
 }
 
 #[test]
+fn what_is_as_slow_as_it_was_is_remembered_for_twice_as_long() {
+    let load = Load::default();
+    let mut now = 0;
+    for seconds in [10, 20, 40, 80, 80] {
+        load.record(&answered(3_000), at(now));
+        now += 1_000 * seconds;
+        assert!((latency(&load, at(now)) - 3_000.0 / std::f32::consts::E).abs() < 1.0, "{seconds}");
+        now += 1;
+    }
+    load.record(&answered(20), at(now));
+    let known = latency(&load, at(now));
+    assert!(
+        (latency(&load, at(now + 10_000)) - known / std::f32::consts::E).abs() < 1.0,
+        "it is quick: that is new"
+    );
+}
+
+#[test]
+fn whoever_is_asked_all_the_time_is_forgotten_as_soon_as_ever() {
+    let load = Load::default();
+    (0..100).for_each(|second| load.record(&answered(3_000), at(1_000 * second)));
+    assert!((latency(&load, at(109_000)) - 3_000.0 / std::f32::consts::E).abs() < 1.0);
+}
+
+#[test]
 fn a_failure_says_nothing_about_latency() {
     let load = Load::default();
     load.record(&failed(1), at(0));

@@ -14,7 +14,9 @@
 //! is halved for a moment, and traffic goes on: answers of what begins then take less time if a queue was among it, and the
 //! limit is halved once more; or they do not, and that is `base`. Unlike an average that follows (Netflix's gradient), it
 //! does not drift to what an overload makes of it; unlike Envoy's, nothing is cut to a handful while it is measured. A descent
-//! has at most a twentieth of the time. Where a limit that was cut to half has not made answers quicker, the application has
+//! has at most a twentieth of the time. Where as many as may be under way all end without an answer, since callers or their
+//! time-outs have less patience than the application's queue is long, the limit is halved before anything is known: nothing
+//! would ever be. Where a limit that was cut to half has not made answers quicker, the application has
 //! become slower and not its queue longer: that is the new `base`.
 
 use std::time::Duration;
@@ -89,6 +91,8 @@ pub(crate) struct Gradient {
     next_descent: Tick,
     /// Limit and average before the first of a row of cuts.
     cut: Option<(f64, f64)>,
+    /// How many in a row have ended without an answer, while nothing is known.
+    unanswered: u32,
 }
 
 /// The time of a logarithm of nanoseconds.
@@ -178,6 +182,7 @@ impl Gradient {
             self.descent = None;
             return;
         }
+        self.unanswered = 0;
         let ln = (now.since(began).max(QUICKEST).as_secs_f64() * 1e9).ln();
         if self.descent.is_some() {
             return self.descends(config, (began, ln), in_flight, now, rng);
@@ -193,6 +198,19 @@ impl Gradient {
             self.looked(config, &window, now, rng);
         }
         debug_assert!(self.limit(config) >= 1, "somebody may always go on");
+    }
+
+    /// A request has ended without an answer, and nothing is known yet.
+    pub(crate) fn lost(&mut self, config: &AdaptiveConcurrency, now: Tick) {
+        self.unanswered += 1;
+        let limit = self.limit(config);
+        if config.is_fixed() || self.unanswered < limit {
+            return;
+        }
+        self.unanswered = 0;
+        self.limit = Some(config.clamp(f64::from(limit) / 2.0));
+        self.descent = None;
+        self.window = Window { began: now, ..Window::default() };
     }
 
     /// A window is over.

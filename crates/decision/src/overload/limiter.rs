@@ -142,7 +142,7 @@ impl<W> Limiter<W> {
     }
 
     /// A request that began then has ended without an answer. That it took long says something, that it did not says
-    /// nothing.
+    /// nothing; nor does one, while it is not known what is long, but a row of them does.
     pub(crate) fn lost(
         &mut self,
         config: &Overload,
@@ -151,8 +151,10 @@ impl<W> Limiter<W> {
         rng: &mut impl Rng,
         called: &mut Called<W>,
     ) {
-        if self.gradient.base().is_some_and(|base| now.since(began) > base) {
-            return self.answered(config, began, now, rng, called);
+        match self.gradient.base() {
+            Some(base) if now.since(began) > base => return self.answered(config, began, now, rng, called),
+            Some(_) => {}
+            None => self.gradient.lost(&config.concurrency, now),
         }
         self.ended(config, now, called);
     }

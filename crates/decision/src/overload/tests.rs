@@ -498,6 +498,42 @@ fn answers_that_were_never_given_count_when_they_were_waited_for_for_long() {
 }
 
 #[test]
+fn callers_without_patience_do_not_keep_the_limit_from_being_found() {
+    let config = Overload { concurrency: ADAPTIVE, ..fixed(1, QUEUE) };
+    let (mut limiter, mut called, mut rng) = (Limiter::<u64>::default(), Called::new(), SeededRng::new(1));
+    // Four threads of 100 ms that work off whatever they were given; each caller waits for 400 ms.
+    let mut threads = [0; 4];
+    let mut under_way: Vec<(u64, u64)> = vec![];
+    let mut answered = 0;
+    for now in 0..20_000 {
+        let (ended, go_on): (Vec<_>, Vec<_>) = under_way.into_iter().partition(|(_, ends)| *ends <= now);
+        under_way = go_on;
+        let mut begins = vec![];
+        for (began, ends) in ended {
+            if ends < began + 400 {
+                answered += u32::from(now >= 5_000);
+                limiter.answered(&config, at(began), at(now), &mut rng, &mut called);
+            } else {
+                limiter.lost(&config, at(began), at(now), &mut rng, &mut called);
+            }
+        }
+        // 125 a second come, three times of what is possible.
+        if now % 8 == 0
+            && limiter.enter(&config, Priority::Default, at(now), || now, &mut called) == Entry::Passed
+        {
+            begins.push(now);
+        }
+        begins.extend(called.drain(..).filter(|(_, what)| what.is_ok()).map(|_| now));
+        for began in begins {
+            let thread = threads.iter_mut().min().expect("four");
+            *thread = (*thread).max(began) + 100;
+            under_way.push((began, (*thread).min(began + 400)));
+        }
+    }
+    assert!(answered >= 15 * 40 * 3 / 4, "{answered} of 600");
+}
+
+#[test]
 fn who_waits_at_a_gate_is_called_with_its_pass_and_who_has_left_passes_it_on() {
     let (gate, config) = (Arc::new(Gate::default()), Arc::new(fixed(1, QUEUE)));
     let heard: Arc<Mutex<Vec<(u32, bool)>>> = Arc::default();

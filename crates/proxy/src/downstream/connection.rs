@@ -140,7 +140,7 @@ async fn rest(conn: &Conn, io: &Io) -> bool {
 /// Serves until the connection ends or has been idle for a while. It is boxed once for each such time, never per request.
 async fn serve_awake(conn: Conn, mut wire: Wire, is_http1: bool) -> Option<Rested> {
     if !is_http1 {
-        match detect(&mut wire, &conn.entry).await {
+        match detect(&mut wire, &conn.entry, || conn.worker.now()).await {
             Ok(Detected::Http1) => {}
             Ok(Detected::Http2) => {
                 // Its state would make the future of HTTP/1.1 half as large again.

@@ -4,7 +4,9 @@
 use std::future::poll_fn;
 use std::task::Poll;
 
-use crate::connections::{Entry, Order};
+use meshwork_base::Tick;
+
+use crate::connections::{Entry, Order, Phase};
 use crate::http::stream::StreamError;
 use crate::wire::Wire;
 
@@ -25,7 +27,11 @@ pub(crate) enum Detected {
 ///
 /// # Errors
 /// The socket failed.
-pub(crate) async fn detect(wire: &mut Wire, entry: &Entry) -> Result<Detected, StreamError> {
+pub(crate) async fn detect(
+    wire: &mut Wire,
+    entry: &Entry,
+    now: impl Fn() -> Tick,
+) -> Result<Detected, StreamError> {
     poll_fn(|cx| {
         loop {
             if let Some(found) = judge(&wire.read) {
@@ -35,7 +41,12 @@ pub(crate) async fn detect(wire: &mut Wire, entry: &Entry) -> Result<Detected, S
                 return Poll::Ready(Ok(Detected::Nothing));
             }
             match wire.poll_fill(cx) {
-                Poll::Ready(Ok(_)) => {}
+                Poll::Ready(Ok(_)) => {
+                    // Whoever has begun to speak does not idle.
+                    if entry.phase() == Phase::Idle {
+                        entry.enter(Phase::Handshake, now());
+                    }
+                }
                 Poll::Ready(Err(error)) => return Poll::Ready(Err(error.into())),
                 Poll::Pending => {
                     if wire.read.is_empty() && entry.may_rest() {

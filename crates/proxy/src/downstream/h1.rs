@@ -14,6 +14,9 @@ use crate::wire::Wire;
 /// Of a request's body that nobody wanted, so much is read to keep the connection.
 const DRAIN_BYTES: u64 = 64 * 1024;
 
+/// So much of a body that nobody takes yet is read, to find its caller's hanging up behind it.
+const READ_AHEAD: usize = 32 * 1024;
+
 /// See the module's text.
 #[derive(Debug)]
 pub(crate) struct H1Server {
@@ -21,6 +24,8 @@ pub(crate) struct H1Server {
     limits: Limits,
     scan: HeadScan,
     body: BodyDecoder,
+    /// Somebody has begun to take the body.
+    is_taken: bool,
     kind: RequestKind,
     version: Version,
     /// Whether the connection goes on after the present exchange.
@@ -43,6 +48,7 @@ impl H1Server {
             limits,
             scan: HeadScan::default(),
             body: BodyDecoder::new(BodyLength::None),
+            is_taken: false,
             kind: RequestKind::Other,
             version: Version::Http11,
             keep_alive: true,
@@ -84,6 +90,7 @@ impl H1Server {
     fn begin(&mut self, head: &RequestHead) {
         self.scan = HeadScan::default();
         self.body = BodyDecoder::new(head.body);
+        self.is_taken = false;
         self.kind = RequestKind::from(&head.method);
         self.version = head.version;
         // What follows CONNECT is meant for the other end of a tunnel, also when there is none.
@@ -111,6 +118,7 @@ impl H1Server {
     }
 
     pub(crate) fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Result<Frame, StreamError>> {
+        self.is_taken = true;
         loop {
             match self.body.decode(&mut self.wire.read, &self.limits)? {
                 Decoded::Data(data) => {
@@ -127,16 +135,26 @@ impl H1Server {
     }
 
     /// While the upstream works, the caller's hanging up shows as the end of its stream. Bytes of a pipelined request
-    /// are read once and then left alone, so that a caller cannot fill our memory by not waiting.
+    /// are read once and then left alone, so that a caller cannot fill our memory by not waiting. A body that is not
+    /// taken yet, since its request waits for its turn, is read ahead for the same reason, as far as that goes: what nobody
+    /// waits for any more shall not be done.
     pub(crate) fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<StreamError> {
-        if !self.body.is_done() || !self.wire.read.is_empty() || self.has_all() {
+        let ahead = match self.body.is_done() {
+            true => 0,
+            false if self.is_taken => return Poll::Pending,
+            false => READ_AHEAD,
+        };
+        if self.has_all() {
             return Poll::Pending;
         }
-        match ready!(self.wire.poll_fill(cx)) {
-            Ok(0) => Poll::Ready(StreamError::Closed),
-            Ok(_) => Poll::Pending,
-            Err(error) => Poll::Ready(error.into()),
+        while self.wire.read.len() <= ahead {
+            match ready!(self.wire.poll_fill(cx)) {
+                Ok(0) => return Poll::Ready(StreamError::Closed),
+                Ok(_) => {}
+                Err(error) => return Poll::Ready(error.into()),
+            }
         }
+        Poll::Pending
     }
 
     /// The caller has the whole response, and may leave, although its upstream has not ended it yet.
