@@ -416,6 +416,22 @@ async fn what_nobody_has_seen_goes_elsewhere_also_where_the_budget_has_no_retry(
 }
 
 #[tokio::test]
+async fn what_goes_elsewhere_without_the_budget_counts_among_the_attempts() {
+    for (attempts, percent, made, cause) in
+        [(1, 0, 2, "retries_exhausted"), (3, 200, 4, "retries_exhausted"), (9, 0, 3, "retry_budget")]
+    {
+        let budget = Some(v1::RetryBudget { percent, min_per_second: 0 });
+        let retry = v1::Retry { attempts, on_connect_failure: true, budget, ..Default::default() };
+        let policy = v1::TrafficPolicy { retry: Some(retry), ..Default::default() };
+        let nobody = [(); 5].map(|()| SocketAddr::from(([127, 0, 0, 1], support::free_port())));
+        let (harness, address) = gateway(AppProtocol::Http1, &nobody, policy).await;
+        assert_eq!(statuses(address, 1).await, ["503"]);
+        let line = harness.lines(1).await.remove(0);
+        assert!(line.contains(&format!("\"attempts\":{made}")) && line.contains(cause), "{line}");
+    }
+}
+
+#[tokio::test]
 async fn an_answer_that_the_policy_names_pays_for_no_retry() {
     const MISSING: &[u8] = b"HTTP/1.1 404 Missing\r\ncontent-length: 0\r\n\r\n";
     let mut policy = retry(1);

@@ -153,9 +153,10 @@ impl<'a> Repeats<'a> {
             }
             Decision::Again { after, permit } => Ok(Again::Elsewhere { after, permit }),
             // Where nobody has seen it, a budget without a retry says nothing against another endpoint.
-            Decision::Stop(StopReason::NotCalledFor | StopReason::Budget | StopReason::InVain)
+            Decision::Stop(stop @ (StopReason::NotCalledFor | StopReason::Budget | StopReason::InVain))
                 if self.may_go_elsewhere(cluster, policy, kind, &facts) =>
             {
+                self.state(cluster, policy).goes_elsewhere(stop);
                 if let Some(told) = journey.told() {
                     told.tell(
                         "retry",
