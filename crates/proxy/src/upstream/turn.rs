@@ -85,6 +85,10 @@ impl<'a> Waits<'a> {
         if is_limit && self.late == NotYet::Dials {
             self.line.call_next();
         }
+        // What is given back calls the first in line, which has no use for it where only a new connection will do.
+        if !may_reuse(self.to) && self.pool.has_idle() {
+            self.line.call_next();
+        }
         self.late = why;
     }
 
@@ -142,6 +146,10 @@ pub(super) async fn admitted(
         }
     };
     let mut waits = Waits::new(to, pool, late);
+    if behind && pool.has_idle() {
+        // It lies there because those before can do nothing with it.
+        pool.line().call_again();
+    }
     let mut patience = std::pin::pin!(sleep(to.connect_timeout));
     // What ended before one of them joined has called whoever was before it.
     let mut may_look = !behind;
@@ -170,7 +178,7 @@ pub(super) async fn admitted(
 /// # Errors
 /// What it is when the wait is over in vain.
 fn turn(worker: &Worker, to: &Destination<'_>, pool: &Rc<EndpointPool>, woken: bool) -> Result<Turn, NotYet> {
-    let may_reuse = !to.fresh && to.announcement.is_none();
+    let may_reuse = may_reuse(to);
     // What was given back meanwhile serves better than one more connection.
     if woken
         && may_reuse
@@ -199,6 +207,11 @@ fn turn(worker: &Worker, to: &Destination<'_>, pool: &Rc<EndpointPool>, woken: b
             return Err(NotYet::Limit(limit));
         }
     }
+}
+
+/// Whether a connection that has carried a request will do.
+const fn may_reuse(to: &Destination<'_>) -> bool {
+    !to.fresh && to.announcement.is_none()
 }
 
 fn connecting(pool: &Rc<EndpointPool>, permit: Option<ConnectionPermit>) -> Result<Turn, NotYet> {
