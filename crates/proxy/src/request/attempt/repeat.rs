@@ -70,15 +70,20 @@ impl Attempts<'_> {
         deadlines: &Deadlines,
         journey: &mut Journey<'_>,
     ) -> Result<Again, Failure> {
-        match self.before.take() {
+        let before = match self.before.take() {
             Some(before) if is_refusal(failure.cause) => return Err(not_repeated(*before, failure.cause)),
-            _ => {}
-        }
+            before => before,
+        };
         let kept = failure.clone();
         let endpoint = self.endpoint.as_ref().map(|endpoint| endpoint.id);
         let repeat = self.repeats.after_failure(failure, head, body, deadlines, endpoint, journey)?;
-        // A kept connection that was stale says nothing of the endpoint, and nobody who could be reached, nothing at all.
-        self.before = matches!(repeat, Again::Elsewhere { .. }).then(|| Box::new(kept));
+        self.before = match repeat {
+            Again::Elsewhere { .. } => Some(Box::new(kept)),
+            // A kept connection that was stale says nothing of the endpoint: the same is repeated as before.
+            Again::SameEndpoint => before,
+            // Nor does it say anything that nobody could be reached.
+            Again::Anywhere { .. } => None,
+        };
         Ok(repeat)
     }
 
