@@ -439,13 +439,23 @@ const NO_RETRY: Option<v1::RetryBudget> = Some(v1::RetryBudget { percent: 0, min
 /// What holds a repeat back is asked before the budget: a repeat that nobody sends costs nothing.
 #[tokio::test]
 async fn a_repeat_that_is_held_back_takes_nothing_from_the_budget() {
-    let mut policy = v1::TrafficPolicy { admission_control: holding_back(), ..retry(3) };
-    policy.retry.as_mut().unwrap().budget = NO_RETRY;
-    let (up, _) = recovering(BUSY).await;
-    let (harness, address) = gateway(AppProtocol::Http1, &[up.address], policy).await;
+    // Of ten retries nine are made. The tenth is held back, and then made for the next request.
+    let mut answers = [Some(BUSY), Some(OK)].repeat(9);
+    answers.extend([Some(BUSY), Some(BUSY), Some(OK), Some(BUSY)]);
+    let (up, asked) = in_turn(answers.leak()).await;
+    let mut policy = retry(1);
+    policy.retry.as_mut().unwrap().budget = Some(v1::RetryBudget { percent: 0, min_per_second: 1 });
+    let held_back = v1::TrafficPolicy { admission_control: holding_back(), ..policy.clone() };
+    let (mut harness, address) = gateway(AppProtocol::Http1, &[up.address], policy.clone()).await;
+    assert_eq!(statuses(address, 9).await, ["200"; 9]);
+    harness.change([traffic(held_back)]).await;
     assert_eq!(statuses(address, 1).await, ["503"]);
-    let line = harness.lines(1).await.remove(0);
-    assert!(line.contains("admission_control") && !line.contains("retry_budget"), "{line}");
+    harness.change([traffic(policy)]).await;
+    assert_eq!(statuses(address, 2).await, ["200", "503"]);
+    assert_eq!(asked.load(Ordering::SeqCst), 22);
+    let lines = harness.lines(12).await;
+    assert!(lines[9].contains("admission_control") && !lines[9].contains("retry_budget"), "{}", lines[9]);
+    assert!(lines[11].contains("retry_budget"), "now it is spent: {}", lines[11]);
 }
 
 #[tokio::test]
