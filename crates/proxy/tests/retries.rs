@@ -459,6 +459,21 @@ async fn a_repeat_that_is_held_back_takes_nothing_from_the_budget() {
 }
 
 #[tokio::test]
+async fn a_retry_that_is_repeated_takes_no_place_from_its_own_next_one() {
+    for answer in [BUSY, b""] {
+        let (up, asked) = in_turn(vec![Some(answer)].leak()).await;
+        let limits = Some(v1::Limits { max_retries: 1, ..Default::default() });
+        let mut policy = v1::TrafficPolicy { limits, ..retry(3) };
+        policy.retry.as_mut().unwrap().on_reset = true;
+        let (harness, address) = gateway(AppProtocol::Http1, &[up.address], policy).await;
+        assert_eq!(statuses(address, 1).await, ["503"]);
+        let line = harness.lines(1).await.remove(0);
+        assert!(line.contains("retries_exhausted"), "nobody else repeats: {line}");
+        assert_eq!(asked.load(Ordering::SeqCst), 4);
+    }
+}
+
+#[tokio::test]
 async fn what_nobody_has_seen_goes_elsewhere_also_where_the_budget_has_no_retry() {
     let retry = v1::Retry { attempts: 2, on_connect_failure: true, budget: NO_RETRY, ..Default::default() };
     let algorithm = v1::traffic_policy::Algorithm::RoundRobin.into();
