@@ -289,9 +289,35 @@ pub struct EndpointSet {
     beginners: Option<Box<Beginners>>,
     /// What it is made anew from when somebody of it is ejected, where this proxy calls a part of all.
     part: Option<Box<Part>>,
-    /// How many could be called and are not, since this proxy calls a part of all; and how many of them were in when the part
-    /// was made.
-    beyond: (usize, usize),
+    /// Those that could be called and are not, since this proxy calls a part of all.
+    beyond: Beyond,
+}
+
+/// Endpoints that could be called and are not.
+#[derive(Debug, Default)]
+struct Beyond {
+    count: usize,
+    /// Of whom nobody said that they were out when the part was made.
+    left: usize,
+    /// Whom this proxy had ejected itself by then. Nobody tries them here, so each is out until its time is over.
+    ejected: Box<[Arc<Endpoint>]>,
+}
+
+impl Beyond {
+    fn of(all: &[Arc<Endpoint>], called: &[Arc<Endpoint>]) -> Self {
+        let count = |of: &[Arc<Endpoint>]| {
+            let callable = of.iter().filter(|endpoint| endpoint.excluded.is_none());
+            (callable.clone().count(), callable.filter(|endpoint| endpoint.stats.standing.is_in()).count())
+        };
+        let (of_all, of_called) = (count(all), count(called));
+        let is_here = |endpoint: &Arc<Endpoint>| called.iter().any(|one| Arc::ptr_eq(one, endpoint));
+        let out = all.iter().filter(|endpoint| endpoint.excluded.is_none() && endpoint.stats.is_out());
+        Self {
+            count: of_all.0.saturating_sub(of_called.0),
+            left: of_all.1.saturating_sub(of_called.1),
+            ejected: out.filter(|endpoint| !is_here(endpoint)).cloned().collect(),
+        }
+    }
 }
 
 /// How a proxy sees the endpoints of a cluster.
@@ -344,12 +370,7 @@ impl EndpointSet {
             None => subsetting.of(all.iter().filter(|e| e.excluded.is_none())).into_iter().cloned().collect(),
         };
         let part = Some(Box::new(Part::new(sight, subsetting)));
-        let count = |of: &[Arc<Endpoint>]| {
-            let callable = of.iter().filter(|endpoint| endpoint.excluded.is_none());
-            (callable.clone().count(), callable.filter(|endpoint| endpoint.stats.standing.is_in()).count())
-        };
-        let (of_all, of_called) = (count(&all), count(&called));
-        let beyond = (of_all.0.saturating_sub(of_called.0), of_all.1.saturating_sub(of_called.1));
+        let beyond = Beyond::of(&all, &called);
         Self { tiers, beginners, part, beyond, ..Self::of(all, called, shape) }
     }
 
@@ -390,7 +411,8 @@ impl EndpointSet {
     /// carry everything. Of a part of the endpoints somebody is always left as long as there are others beyond it; those are
     /// counted when the part is made, which it is anew when somebody is out, or in again.
     pub(crate) fn panics(&self, now: Tick, threshold: u32) -> bool {
-        let (mut total, mut left) = self.beyond;
+        let Beyond { count: mut total, mut left, ref ejected } = self.beyond;
+        left += ejected.iter().filter(|endpoint| !endpoint.is_ejected(now)).count();
         for endpoint in self.pickable() {
             total += 1;
             left += usize::from(!endpoint.is_ejected(now));

@@ -71,6 +71,8 @@ pub struct HedgeFacts {
     pub idempotent: bool,
     /// It is a retry of the hop before.
     pub nested: bool,
+    /// It is with the endpoint of its caller's session.
+    pub in_session: bool,
     /// It has no body, or all of it is kept.
     pub whole: bool,
     /// When its time is over.
@@ -84,6 +86,8 @@ pub enum NoHedge {
     NotRepeatable,
     /// The hop before repeats it already.
     Nested,
+    /// It belongs to the endpoint of its caller's session.
+    Session,
     /// Its body has not come yet, or is too long to be kept.
     NotWhole,
     /// Its time would be over before.
@@ -107,6 +111,7 @@ impl NoHedge {
         match self {
             Self::NotRepeatable => "its method is not idempotent",
             Self::Nested => "the request is a retry of the hop before",
+            Self::Session => "it belongs to the endpoint of its caller's session",
             Self::NotWhole => "its body is not kept whole",
             Self::Deadline => "the request's time would be over before",
             Self::Breaker => "the circuit breaker is not closed",
@@ -157,6 +162,7 @@ impl Hedge {
         let may_not = match facts {
             HedgeFacts { idempotent: false, .. } => Some(NoHedge::NotRepeatable),
             HedgeFacts { nested: true, .. } => Some(NoHedge::Nested),
+            HedgeFacts { in_session: true, .. } => Some(NoHedge::Session),
             HedgeFacts { .. } => None,
         };
         if let Some(no) = may_not {

@@ -10,6 +10,7 @@
 //! *How often.* At most `attempts` after the first, within the request's deadline, within the service's budget over ten
 //! seconds and its limit of retries under way; budget and limit are process-wide, and there is no retry without a budget.
 //! Where retries do not help there are few of them, whatever the budget is: see the text of its module `worth`.
+//! Whoever carries the request may send what no endpoint has seen elsewhere without the budget; that counts among `attempts`.
 //! A request that is itself a retry of the hop before (`nested`) is not repeated here, or attempts would multiply from hop
 //! to hop. What an answer says about it (`PushBack`) is respected: never, or not before so long.
 //!
@@ -133,6 +134,11 @@ pub enum AttemptFailure {
 }
 
 impl AttemptFailure {
+    /// No endpoint has seen the request.
+    const fn is_unseen(self) -> bool {
+        matches!(self, Self::Connect | Self::Refused)
+    }
+
     /// The cause that is reported when this failure is final; `None` for a response, which is passed on.
     #[must_use]
     pub const fn cause(self) -> Option<Cause> {
@@ -270,6 +276,9 @@ pub struct Retry {
     stale: SmallVec<[u64; 2]>,
     /// The attempt under way was taken from the budget, which has not heard yet how it ended.
     is_owed: bool,
+    /// Attempts made without the budget, and why it gave none.
+    unpaid: u32,
+    refused: Option<StopReason>,
 }
 
 impl From<Refused> for StopReason {
@@ -300,6 +309,8 @@ impl Retry {
             tried: SmallVec::new(),
             stale: SmallVec::new(),
             is_owed: false,
+            unpaid: 0,
+            refused: None,
         }
     }
 
@@ -309,7 +320,7 @@ impl Retry {
         &self.tried
     }
 
-    /// Retries so far, without those of stale connections.
+    /// Retries so far, without those of stale connections, and without what the budget has not paid for.
     #[must_use]
     pub fn retries(&self) -> u32 {
         self.retries
@@ -326,6 +337,15 @@ impl Retry {
     pub fn may_repeat(&mut self, now: Tick) -> bool {
         self.is_owed = self.cluster.shared.budget.retry(RetryBudget::DEFAULT, now).is_ok();
         self.is_owed
+    }
+
+    /// What no endpoint has seen is sent elsewhere, though there is no retry for it. Where that is because the budget gives
+    /// nothing it counts as one of the policy's attempts, and the budget is not asked again for what no endpoint has seen.
+    pub fn goes_elsewhere(&mut self, stop: StopReason) {
+        if matches!(stop, StopReason::Budget | StopReason::InVain) {
+            self.unpaid += 1;
+            self.refused = Some(stop);
+        }
     }
 
     /// An attempt has ended. If it was a repetition, the budget learns whether that helped: by [`Self::after`], where it
@@ -388,7 +408,10 @@ impl Retry {
             return Err(StopReason::Deadline);
         }
         let permit = self.cluster.admit(Limited::Retry).map_err(|_| StopReason::MaxRetries)?;
-        self.cluster.shared.budget.retry(policy.budget, now)?;
+        match self.refused {
+            Some(refused) if failure.is_unseen() => return Err(refused),
+            _ => self.cluster.shared.budget.retry(policy.budget, now)?,
+        }
         self.is_owed = true;
         self.retries += 1;
         self.tried.extend(endpoint);
@@ -418,7 +441,7 @@ impl Retry {
             // Nothing is used up where nothing was to be repeated.
             return Err(StopReason::NotCalledFor);
         }
-        if self.retries >= policy.attempts {
+        if self.retries + self.unpaid >= policy.attempts {
             return Err(StopReason::Attempts);
         }
         let wait = facts.push_back.map_or(Some(Duration::ZERO), |said| said.wait(facts.deadline, now));
@@ -428,8 +451,7 @@ impl Retry {
 
 /// What of the request itself stands in the way of repeating it.
 fn repeatable(failure: AttemptFailure, facts: &RequestFacts, now: Tick) -> Result<(), StopReason> {
-    let processed_nothing = matches!(failure, AttemptFailure::Connect | AttemptFailure::Refused);
-    if !(facts.idempotent || !facts.sent || processed_nothing) {
+    if !(facts.idempotent || !facts.sent || failure.is_unseen()) {
         return Err(StopReason::NotRepeatable);
     }
     if facts.sent && !facts.replayable {

@@ -217,6 +217,26 @@ async fn what_takes_too_long_is_sent_a_second_time_and_the_first_good_answer_cou
 }
 
 #[tokio::test]
+async fn a_request_of_a_session_is_sent_to_its_endpoint_alone() {
+    let pool = pool_of(&[Does::Answers, Does::Late(300), Does::Late(300)]).await;
+    let mut harness = Harness::start(Settings { workers: 1, ..Settings::default() });
+    harness.service("web", AppProtocol::Http1, &pool.addresses).await;
+    let session = v1::SessionPersistence { name: "sid".into(), ..Default::default() };
+    let rule = v1::Rule { session: Some(session), ..support::rule(&[("web", 1)], vec![]) };
+    let address = harness.route(vec![rule]).await;
+    harness.change([traffic(after(50))]).await;
+    let begins = exchange(address, GET).await;
+    let cookie = begins.split("set-cookie: ").nth(1).unwrap().split(';').next().unwrap();
+    let again = format!("GET / HTTP/1.1\r\nHost: a\r\nCookie: {cookie}\r\nConnection: close\r\n\r\n");
+    let again = exchange(address, again.as_bytes()).await;
+    assert!(again.ends_with("\r\n\r\n1") && !again.contains("set-cookie"), "{again}");
+    let places = pool.places.lock().clone();
+    assert_eq!(places, [places[0]; 2]);
+    let another = exchange(address, GET).await;
+    assert!(another.ends_with("\r\n\r\n3"), "what has no session yet is hedged: {another}");
+}
+
+#[tokio::test]
 async fn what_is_answered_in_time_is_sent_once() {
     let pool = pool(Does::Answers, Does::Answers).await;
     let edge = edge(AppProtocol::Http1, &pool.addresses, after(2_000)).await;

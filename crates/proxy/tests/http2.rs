@@ -3,7 +3,7 @@
 mod support;
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -268,6 +268,28 @@ async fn a_refused_stream_is_sent_again_also_a_post() {
     assert!(harness.lines(3).await.iter().all(|line| line.contains("\"attempts\":2")));
     let counts = counts.lock().clone();
     assert_eq!(&counts[..2], [None, Some("2".parse().unwrap())], "a retry says that it is one");
+}
+
+#[tokio::test]
+async fn who_refuses_streams_is_there_and_is_not_waited_for() {
+    let asked = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&asked);
+    let up = h2_upstream(usize::MAX, move |number, _, mut respond| {
+        counted.fetch_add(1, Ordering::SeqCst);
+        async move {
+            match number {
+                0 => answer(respond, b"ok"),
+                _ => respond.send_reset(h2::Reason::REFUSED_STREAM),
+            }
+        }
+    })
+    .await;
+    let (_harness, address) = gateway(AppProtocol::Http2, up.address).await;
+    let get = b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n";
+    assert!(exchange(address, get).await.starts_with("HTTP/1.1 200"));
+    let refused = exchange(address, get).await;
+    assert!(refused.ends_with("upstream_refused\n"), "{refused}");
+    assert_eq!(asked.load(Ordering::SeqCst), 1 + 3, "it is not waited for");
 }
 
 #[tokio::test]

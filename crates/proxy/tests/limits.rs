@@ -12,7 +12,7 @@ use meshwork_messages::v1;
 use meshwork_messages::v1::service_port::AppProtocol;
 use meshwork_proxy::Settings;
 use support::policy::{GET, OK, gateway, holding, limits, traffic};
-use support::{Harness, exchange, is_head, read_until, rule, with_a_full_queue};
+use support::{Harness, exchange, fill_the_queue_of, is_head, read_until, rule, with_a_full_queue};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
@@ -393,4 +393,56 @@ async fn whoever_waits_in_vain_because_of_the_limit_hears_of_the_limit_wherever_
     let refused = ["default/web", "maxConnections"];
     assert_eq!(harness.metric("meshwork_limit_rejected_total", &refused), 4, "each was made to wait");
     drop(first);
+}
+
+/// Reads a request from a kept connection, soon.
+async fn is_asked(kept: &mut TcpStream, why: &str) {
+    tokio::time::timeout(SOON, read_until(kept, "\r\n\r\n")).await.expect(why);
+}
+
+#[tokio::test]
+async fn one_who_needs_a_new_connection_keeps_no_kept_one_from_those_behind() {
+    let (socket, upstream, queued) = with_a_full_queue();
+    let listener: std::net::TcpListener = socket.into();
+    for _ in &queued {
+        listener.accept().unwrap();
+    }
+    listener.set_nonblocking(true).unwrap();
+    let listener = TcpListener::from_std(listener).unwrap();
+    let limit = v1::Limits { max_pending_requests: 1_000, ..Default::default() };
+    let (harness, address) = gateway(&[upstream], Some(patient(limit))).await;
+    let ask = || tokio::spawn(async move { exchange(address, GET).await });
+    let pending = async |count: u64| {
+        harness.wait_metric("meshwork_limit_headroom", &["maxPendingRequests"], 1_000 - count).await;
+    };
+    // Two connections are there, of which one has carried a request before.
+    let served = ask();
+    let (mut stale, _) = listener.accept().await.unwrap();
+    is_asked(&mut stale, "a request comes").await;
+    stale.write_all(OK).await.unwrap();
+    assert!(served.await.unwrap().ends_with("hello"));
+    let repeated = ask();
+    is_asked(&mut stale, "it is kept").await;
+    let served = ask();
+    let (mut kept, _) = listener.accept().await.unwrap();
+    is_asked(&mut kept, "a request comes").await;
+    // No other can be made, and as many as may be are tried.
+    let _queued = fill_the_queue_of(upstream);
+    let crowd: Vec<_> = (0..128).map(|_| ask()).collect();
+    pending(128).await;
+    drop(stale);
+    pending(129).await;
+    let behind = ask();
+    pending(130).await;
+    kept.write_all(OK).await.unwrap();
+    is_asked(&mut kept, "it is for whoever waits behind").await;
+    kept.write_all(OK).await.unwrap();
+    for one in [served, behind] {
+        assert!(one.await.unwrap().ends_with("hello"));
+    }
+    let comes = ask();
+    is_asked(&mut kept, "and for whoever comes").await;
+    kept.write_all(OK).await.unwrap();
+    assert!(comes.await.unwrap().ends_with("hello"));
+    assert!(!repeated.is_finished() && crowd.iter().all(|one| !one.is_finished()), "they wait");
 }

@@ -20,6 +20,7 @@ use support::{Harness, Upstream, exchange, is_head, rule, upstream};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::oneshot;
+use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 const GET: &[u8] = b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n";
@@ -201,15 +202,16 @@ async fn a_repeat_that_is_refused_leaves_the_failure_that_was_there() {
     }
 }
 
+async fn request(tcp: &mut TcpStream) {
+    let mut got = Vec::new();
+    while !is_head(&got) {
+        assert_ne!(tcp.read_buf(&mut got).await.unwrap(), 0, "a request was to come");
+    }
+}
+
 /// Serves three connections: one request on the first and another that it never answers, one that fails on the second,
 /// and on the third one that succeeds. The second request is held until it is told to close.
 async fn stale_once(listener: TcpListener, held: oneshot::Sender<()>, close: oneshot::Receiver<()>) {
-    async fn request(tcp: &mut TcpStream) {
-        let mut got = Vec::new();
-        while !is_head(&got) {
-            assert_ne!(tcp.read_buf(&mut got).await.unwrap(), 0, "a request was to come");
-        }
-    }
     let (mut first, _) = listener.accept().await.unwrap();
     request(&mut first).await;
     first.write_all(OK).await.unwrap();
@@ -244,6 +246,52 @@ async fn who_was_let_through_is_not_held_back_because_a_connection_was_stale() {
     serving.await.unwrap();
     let rejected = harness.metric("meshwork_admission_control_rejected_total", &["default/web"]);
     assert_eq!(rejected, 0, "nor is it asked again");
+}
+
+#[tokio::test]
+async fn a_stale_connection_in_between_does_not_lose_the_failure_that_is_repeated() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let upstream = listener.local_addr().unwrap();
+    let retry = v1::Retry { attempts: 3, on_reset: true, ..Default::default() };
+    // Three failures of five calls open it.
+    let breaker = v1::CircuitBreaker { minimum_calls: 5, ..opening_at_once() };
+    let policy =
+        v1::TrafficPolicy { retry: Some(retry), circuit_breaker: Some(breaker), ..Default::default() };
+    let (harness, address) = gateway(AppProtocol::Http1, &[upstream], policy).await;
+    let ask = || tokio::spawn(async move { exchange(address, GET).await });
+    let begun = async || {
+        let (mut tcp, _) = listener.accept().await.unwrap();
+        request(&mut tcp).await;
+        tcp
+    };
+    // Two connections are kept, of which the second is taken first.
+    let mut asked = JoinSet::new();
+    let mut kept = Vec::new();
+    for _ in 0..2 {
+        asked.spawn(async move { exchange(address, GET).await });
+        kept.push(begun().await);
+    }
+    for tcp in &mut kept {
+        tcp.write_all(OK).await.unwrap();
+        assert!(asked.join_next().await.unwrap().unwrap().ends_with("hello"));
+    }
+    let repeated = ask();
+    let (mut second, mut first) = (kept.pop().unwrap(), kept.pop().unwrap());
+    request(&mut second).await;
+    second.write_all(b"HTTP/1.1 2").await.unwrap();
+    drop(second);
+    request(&mut first).await;
+    for _ in 0..2 {
+        let fails = ask();
+        let mut tcp = begun().await;
+        tcp.write_all(b"HTTP/1.1 500 No\r\ncontent-length: 0\r\nconnection: close\r\n\r\n").await.unwrap();
+        assert!(fails.await.unwrap().starts_with("HTTP/1.1 500"));
+    }
+    drop(first);
+    let answer = repeated.await.unwrap();
+    assert!(answer.ends_with("upstream_closed\n"), "{answer}");
+    let line = harness.lines(5).await.pop().unwrap();
+    assert!(line.contains("a repeat was refused: circuit_breaker"), "{line}");
 }
 
 #[tokio::test]
@@ -391,13 +439,38 @@ const NO_RETRY: Option<v1::RetryBudget> = Some(v1::RetryBudget { percent: 0, min
 /// What holds a repeat back is asked before the budget: a repeat that nobody sends costs nothing.
 #[tokio::test]
 async fn a_repeat_that_is_held_back_takes_nothing_from_the_budget() {
-    let mut policy = v1::TrafficPolicy { admission_control: holding_back(), ..retry(3) };
-    policy.retry.as_mut().unwrap().budget = NO_RETRY;
-    let (up, _) = recovering(BUSY).await;
-    let (harness, address) = gateway(AppProtocol::Http1, &[up.address], policy).await;
+    // Of ten retries nine are made. The tenth is held back, and then made for the next request.
+    let mut answers = [Some(BUSY), Some(OK)].repeat(9);
+    answers.extend([Some(BUSY), Some(BUSY), Some(OK), Some(BUSY)]);
+    let (up, asked) = in_turn(answers.leak()).await;
+    let mut policy = retry(1);
+    policy.retry.as_mut().unwrap().budget = Some(v1::RetryBudget { percent: 0, min_per_second: 1 });
+    let held_back = v1::TrafficPolicy { admission_control: holding_back(), ..policy.clone() };
+    let (mut harness, address) = gateway(AppProtocol::Http1, &[up.address], policy.clone()).await;
+    assert_eq!(statuses(address, 9).await, ["200"; 9]);
+    harness.change([traffic(held_back)]).await;
     assert_eq!(statuses(address, 1).await, ["503"]);
-    let line = harness.lines(1).await.remove(0);
-    assert!(line.contains("admission_control") && !line.contains("retry_budget"), "{line}");
+    harness.change([traffic(policy)]).await;
+    assert_eq!(statuses(address, 2).await, ["200", "503"]);
+    assert_eq!(asked.load(Ordering::SeqCst), 22);
+    let lines = harness.lines(12).await;
+    assert!(lines[9].contains("admission_control") && !lines[9].contains("retry_budget"), "{}", lines[9]);
+    assert!(lines[11].contains("retry_budget"), "now it is spent: {}", lines[11]);
+}
+
+#[tokio::test]
+async fn a_retry_that_is_repeated_takes_no_place_from_its_own_next_one() {
+    for answer in [BUSY, b""] {
+        let (up, asked) = in_turn(vec![Some(answer)].leak()).await;
+        let limits = Some(v1::Limits { max_retries: 1, ..Default::default() });
+        let mut policy = v1::TrafficPolicy { limits, ..retry(3) };
+        policy.retry.as_mut().unwrap().on_reset = true;
+        let (harness, address) = gateway(AppProtocol::Http1, &[up.address], policy).await;
+        assert_eq!(statuses(address, 1).await, ["503"]);
+        let line = harness.lines(1).await.remove(0);
+        assert!(line.contains("retries_exhausted"), "nobody else repeats: {line}");
+        assert_eq!(asked.load(Ordering::SeqCst), 4);
+    }
 }
 
 #[tokio::test]
@@ -412,6 +485,22 @@ async fn what_nobody_has_seen_goes_elsewhere_also_where_the_budget_has_no_retry(
         let (_harness, address) = gateway(AppProtocol::Http1, &[dead(), dead(), up.address], policy).await;
         assert_eq!(statuses(address, 1).await, ["200"]);
         assert_eq!(asked.load(Ordering::SeqCst), 1);
+    }
+}
+
+#[tokio::test]
+async fn what_goes_elsewhere_without_the_budget_counts_among_the_attempts() {
+    for (attempts, percent, made, cause) in
+        [(1, 0, 2, "retries_exhausted"), (3, 200, 4, "retries_exhausted"), (9, 0, 3, "retry_budget")]
+    {
+        let budget = Some(v1::RetryBudget { percent, min_per_second: 0 });
+        let retry = v1::Retry { attempts, on_connect_failure: true, budget, ..Default::default() };
+        let policy = v1::TrafficPolicy { retry: Some(retry), ..Default::default() };
+        let nobody = [(); 5].map(|()| SocketAddr::from(([127, 0, 0, 1], support::free_port())));
+        let (harness, address) = gateway(AppProtocol::Http1, &nobody, policy).await;
+        assert_eq!(statuses(address, 1).await, ["503"]);
+        let line = harness.lines(1).await.remove(0);
+        assert!(line.contains(&format!("\"attempts\":{made}")) && line.contains(cause), "{line}");
     }
 }
 

@@ -351,6 +351,17 @@ async fn another_endpoint_is_tried_also_where_the_budget_has_no_retry() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn no_more_endpoints_are_tried_without_the_budget_than_there_may_be_attempts() {
+    let nobody = [(); 4].map(|()| SocketAddr::from(([127, 0, 0, 1], free_port())));
+    let (mut harness, address) = through(&nobody).await;
+    let budget = Some(v1::RetryBudget { percent: 0, min_per_second: 0 });
+    repeat_connections(&mut harness, v1::Retry { attempts: 1, budget, ..connecting_again() }).await;
+    // It is reset, perhaps before this has seen that it stands.
+    let _tcp = TcpStream::connect(address).await;
+    assert_eq!(line(&harness, 0).await["attempts"], 2);
+}
+
 fn connecting_again() -> v1::Retry {
     v1::Retry { attempts: 2, on_connect_failure: true, ..Default::default() }
 }

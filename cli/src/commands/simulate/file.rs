@@ -442,10 +442,14 @@ fn slow_start_of(said: &Beginning) -> Result<SlowStart, Wrong> {
 fn ejecting(said: &Ejecting) -> Result<OutlierDetection, Wrong> {
     let default = OutlierDetection::DEFAULT;
     let base = overload::time("outlierDetection.baseEjectionTime", said.base_ejection_time.as_ref())?;
+    let max_ejection_percent = said.max_ejection_percent.unwrap_or(default.max_ejection_percent);
+    if max_ejection_percent > 100 {
+        return wrong("policies.outlierDetection.maxEjectionPercent: 0 to 100");
+    }
     Ok(OutlierDetection {
         consecutive_5xx: said.consecutive_5xx.unwrap_or(default.consecutive_5xx),
         base_ejection_time: base.unwrap_or(default.base_ejection_time),
-        max_ejection_percent: said.max_ejection_percent.unwrap_or(default.max_ejection_percent),
+        max_ejection_percent,
         ..default
     })
 }

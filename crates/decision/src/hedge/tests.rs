@@ -14,7 +14,8 @@ const BY_RANK: HedgePolicy = HedgePolicy {
     delay: HedgeDelay::Percentile { percent: 95, least: Duration::from_millis(5) },
     budget_percent: 10,
 };
-const GET: HedgeFacts = HedgeFacts { idempotent: true, nested: false, whole: true, deadline: None };
+const GET: HedgeFacts =
+    HedgeFacts { idempotent: true, nested: false, in_session: false, whole: true, deadline: None };
 
 fn at(millis: u64) -> Tick {
     Tick::ZERO.after(Duration::from_millis(1_000 + millis))
@@ -60,6 +61,7 @@ fn only_what_may_be_repeated_is_hedged() {
     let no = |facts: HedgeFacts| begin(&FIXED, &cluster, &facts).err();
     assert_eq!(no(HedgeFacts { idempotent: false, ..GET }), Some(NoHedge::NotRepeatable));
     assert_eq!(no(HedgeFacts { nested: true, ..GET }), Some(NoHedge::Nested));
+    assert_eq!(no(HedgeFacts { in_session: true, ..GET }), Some(NoHedge::Session));
     assert_eq!(begin(&FIXED, &cluster, &GET).unwrap().delay(), Some(Duration::from_millis(50)));
     assert_eq!(admitted(&cluster, &HedgeFacts { whole: false, ..GET }), Err(NoHedge::NotWhole));
     assert_eq!(admitted(&cluster, &HedgeFacts { deadline: Some(at(0)), ..GET }), Err(NoHedge::Deadline));

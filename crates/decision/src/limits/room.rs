@@ -9,6 +9,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::mem;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
@@ -92,7 +93,7 @@ pub struct AwaitedRoom {
     endpoint: Arc<EndpointStats>,
     limit: ConnectionLimit,
     number: u64,
-    /// It has what it was called for.
+    /// It has what it was called for, or has passed it on.
     used: bool,
 }
 
@@ -112,11 +113,19 @@ impl AwaitedRoom {
     /// somebody else was quicker, and nobody is called in its place; where it is the other one, there is room for those who are
     /// not kept by that. To be looked for once more after this.
     pub fn again(&mut self, limit: ConnectionLimit, call: impl FnOnce() + Send + 'static) {
-        if !self.room().leave(self.number) && self.limit != limit {
+        if !self.room().leave(self.number) && self.limit != limit && !self.used {
             self.pass_on();
         }
-        self.limit = limit;
+        (self.limit, self.used) = (limit, false);
         self.room().join(self.number, Box::new(call));
+    }
+
+    /// It was called, and something else than a limit stands in the way: the next one is called in its place. It waits for no
+    /// limit until [`Self::again`], and then as long as it has waited.
+    pub fn pass(&mut self) {
+        if !self.room().leave(self.number) && !mem::replace(&mut self.used, true) {
+            self.pass_on();
+        }
     }
 
     fn room(&self) -> &Room {

@@ -328,6 +328,67 @@ fn what_the_budget_refuses_costs_nothing_of_what_was_paid() {
     assert_eq!(budget.retry(RetryBudget::DEFAULT, Tick::ZERO), Err(Refused::InVain));
 }
 
+/// One request that nobody can take, sent elsewhere as often as it may be: attempts after the first, and what ended them.
+fn nobody_takes(cluster: &Arc<Cluster>, policy: &Arc<RetryPolicy>) -> (u32, StopReason) {
+    let mut retry = Retry::begin(Some(policy), cluster, Tick::ZERO);
+    let (mut rng, mut elsewhere) = (SeededRng::new(1), 0);
+    loop {
+        let failure = AttemptFailure::Connect;
+        match retry.after(failure, Some(1), &GET, Tick::ZERO, &mut rng, &mut NoReasons) {
+            Decision::Again { .. } => {}
+            Decision::Stop(stop) if stop == StopReason::Attempts || elsewhere == 5 => {
+                return (retry.retries() + elsewhere, stop);
+            }
+            Decision::Stop(stop) => {
+                retry.goes_elsewhere(stop);
+                elsewhere += 1;
+            }
+        }
+    }
+}
+
+#[test]
+fn what_goes_elsewhere_without_the_budget_counts_among_the_attempts() {
+    let made = |attempts, percent| {
+        let budget = RetryBudget { percent, min_per_second: 0 };
+        nobody_takes(&cluster(None), &Arc::new(RetryPolicy { attempts, budget, ..policy() }))
+    };
+    assert_eq!(made(1, 0), (1, StopReason::Attempts));
+    assert_eq!(made(3, 0), (3, StopReason::Attempts));
+    assert_eq!(made(3, 100), (3, StopReason::Attempts), "one from the budget, two without");
+    assert_eq!(made(9, 0), (5, StopReason::Budget));
+    // What the policy does not name is no retry of its own.
+    let mut retry = Retry::begin(Some(&Arc::new(policy())), &cluster(None), Tick::ZERO);
+    (0..5).for_each(|_| retry.goes_elsewhere(StopReason::NotCalledFor));
+    let (failure, rng) = (AttemptFailure::Status(503), &mut SeededRng::new(1));
+    let decision = retry.after(failure, Some(1), &GET, Tick::ZERO, rng, &mut NoReasons);
+    assert!(matches!(decision, Decision::Again { .. }), "{decision:?}");
+}
+
+#[test]
+fn a_request_is_refused_once_however_often_it_goes_elsewhere() {
+    let (cluster, policy) = (cluster(None), Arc::new(RetryPolicy { attempts: 9, ..policy() }));
+    let in_vain =
+        |requests| (0..requests).all(|_| nobody_takes(&cluster, &policy) == (5, StopReason::InVain));
+    (0..5).for_each(|_| cluster.shared.budget.ended(false));
+    assert!(in_vain(50), "fifty that are refused pay for one");
+    assert_eq!(nobody_takes(&cluster, &policy), (6, StopReason::InVain));
+    assert!(in_vain(49));
+}
+
+#[test]
+fn what_an_endpoint_has_seen_asks_the_budget_again() {
+    let (cluster, policy) = (cluster(None), Arc::new(policy()));
+    let mut retry = Retry::begin(Some(&policy), &cluster, Tick::ZERO);
+    retry.goes_elsewhere(StopReason::Budget);
+    let mut after = |failure| {
+        let rng = &mut SeededRng::new(1);
+        retry.after(failure, Some(1), &GET, Tick::ZERO, rng, &mut NoReasons)
+    };
+    assert!(matches!(after(AttemptFailure::Refused), Decision::Stop(StopReason::Budget)));
+    assert!(matches!(after(AttemptFailure::Status(503)), Decision::Again { .. }));
+}
+
 #[test]
 fn a_push_back_delays_the_retry_and_a_refusal_ends_it() {
     let at = |ms: u64| Tick::ZERO.after(Duration::from_millis(ms));

@@ -24,7 +24,7 @@ pub(super) struct Hedging {
 }
 
 fn facts(deadline: Tick) -> HedgeFacts {
-    HedgeFacts { idempotent: true, nested: false, whole: true, deadline: Some(deadline) }
+    HedgeFacts { idempotent: true, nested: false, in_session: false, whole: true, deadline: Some(deadline) }
 }
 
 impl Hedging {

@@ -46,6 +46,11 @@ impl Affinity {
         Wanted { tried, hash: self.hash, session: self.session }
     }
 
+    /// Whether this is the endpoint that the caller's session is with.
+    pub(crate) fn is_with(&self, endpoint: Option<&Arc<Endpoint>>) -> bool {
+        endpoint.is_some_and(|endpoint| self.session == Some(endpoint.id))
+    }
+
     /// Tells the caller what to send from now on, once this endpoint has answered.
     ///
     /// # Errors
@@ -65,7 +70,7 @@ impl Affinity {
         }
         let (Way::Rule(matched), Some(endpoint)) = (way, endpoint) else { return Ok(()) };
         let Some(persistence) = matched.rule().session_persistence() else { return Ok(()) };
-        if self.session == Some(endpoint.id) {
+        if self.is_with(Some(endpoint)) {
             return Ok(());
         }
         let wall = conn.worker.shared.clock.wall();

@@ -6,7 +6,7 @@ use std::time::Duration;
 use meshwork_base::Clock;
 use meshwork_decision::{
     AttemptFailure, AttemptOutcome, Cause, Cluster, Decision, Endpoint, Limited, Permit, RequestFacts,
-    RetryPolicy, StopReason, is_idempotent,
+    RetryPolicy, StopReason, Transport, is_idempotent,
 };
 use meshwork_http1::{KnownName, ResponseHead};
 use smallvec::SmallVec;
@@ -136,8 +136,7 @@ impl<'a> Repeats<'a> {
         facts.sent = failure.retry != Retry::NothingSent;
         let Some((cluster, policy)) = self.service else { return self.of_app(failure, &facts) };
         // Whoever is there and will not have us is not waited for.
-        let is_away =
-            matches!(failure.cause, Cause::ConnectFailure | Cause::ConnectTimeout | Cause::UpstreamRefused);
+        let is_away = is_away(failure.cause, cluster, endpoint);
         if is_away {
             self.unreached.extend(endpoint);
             // With nobody left to try, trying again is no retry but waiting.
@@ -153,9 +152,10 @@ impl<'a> Repeats<'a> {
             }
             Decision::Again { after, permit } => Ok(Again::Elsewhere { after, permit }),
             // Where nobody has seen it, a budget without a retry says nothing against another endpoint.
-            Decision::Stop(StopReason::NotCalledFor | StopReason::Budget | StopReason::InVain)
+            Decision::Stop(stop @ (StopReason::NotCalledFor | StopReason::Budget | StopReason::InVain))
                 if self.may_go_elsewhere(cluster, policy, kind, &facts) =>
             {
+                self.state(cluster, policy).goes_elsewhere(stop);
                 if let Some(told) = journey.told() {
                     told.tell(
                         "retry",
@@ -391,6 +391,20 @@ impl<'a> Repeats<'a> {
         let (now, rng) = (worker.now(), &mut *worker.rng.borrow_mut());
         let state = self.state(cluster, policy);
         decide!(journey, |reasons| state.after(kind, endpoint, facts, now, rng, reasons))
+    }
+}
+
+/// Whether an attempt found nobody: no connection, or a sidecar whose application is gone. An endpoint without one that refuses
+/// is there.
+fn is_away(cause: Cause, cluster: &Cluster, endpoint: Option<u64>) -> bool {
+    let has_sidecar = |one: &Arc<Endpoint>| matches!(one.transport, Transport::Mesh { .. });
+    match cause {
+        Cause::ConnectFailure | Cause::ConnectTimeout => true,
+        Cause::UpstreamRefused => {
+            let endpoints = cluster.endpoints();
+            endpoints.all().iter().find(|one| Some(one.id) == endpoint).is_none_or(has_sidecar)
+        }
+        _ => false,
     }
 }
 

@@ -90,14 +90,10 @@ async fn reach(cx: &Carried<'_>, way: &Way<'_>, journey: &mut Journey) -> Result
             Err(failure) if failure.retry == error::Retry::No => return Err(failure),
             Err(failure) => failure,
         };
-        let decision = retry.after(
-            AttemptFailure::Connect,
-            Some(endpoint.id),
-            &FACTS,
-            worker.now(),
-            &mut *worker.rng.borrow_mut(),
-            &mut NoReasons,
-        );
+        let decision = {
+            let (now, rng) = (worker.now(), &mut *worker.rng.borrow_mut());
+            retry.after(AttemptFailure::Connect, Some(endpoint.id), &FACTS, now, rng, &mut NoReasons)
+        };
         match decision {
             Decision::Again { after, permit: _counted } if !after.is_zero() => {
                 let pause = async {
@@ -108,10 +104,11 @@ async fn reach(cx: &Carried<'_>, way: &Way<'_>, journey: &mut Journey) -> Result
             }
             Decision::Again { .. } => {}
             // Nobody has seen it: that the budget has no retry says nothing against another endpoint.
-            Decision::Stop(StopReason::NotCalledFor | StopReason::Budget | StopReason::InVain)
+            Decision::Stop(stop @ (StopReason::NotCalledFor | StopReason::Budget | StopReason::InVain))
                 if policy.is_none_or(|policy| policy.attempts > 0) && unseen < UNSEEN_RETRIES =>
             {
                 unseen += 1;
+                retry.goes_elsewhere(stop);
             }
             Decision::Stop(_) => return Err(failure),
         }

@@ -54,6 +54,13 @@ impl Line {
         self.call_after(0);
     }
 
+    /// Calls the first one; unless somebody is called already, who will find what there is or have the next one called.
+    pub(super) fn call_again(&self) {
+        if !self.waiting.borrow().values().any(|one| one.called) {
+            self.call_one();
+        }
+    }
+
     fn call_after(&self, number: u64) {
         let mut waiting = self.waiting.borrow_mut();
         let behind = (Bound::Excluded(number), Bound::Unbounded);
@@ -130,6 +137,15 @@ mod tests {
         line.call_one();
         assert!(is_called(&second), "what ends while one is called is the next one's");
         assert!(is_called(&first));
+    }
+
+    #[test]
+    fn nobody_is_called_beside_one_who_has_yet_to_look() {
+        let line = Line::default();
+        let [first, second] = [line.join(), line.join()];
+        line.call_again();
+        line.call_again();
+        assert!(is_called(&first) && !is_called(&second));
     }
 
     #[test]

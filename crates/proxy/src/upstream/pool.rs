@@ -190,6 +190,10 @@ impl EndpointPool {
         self.open.get() == 0 && self.making.get() == 0
     }
 
+    pub(super) fn has_idle(&self) -> bool {
+        !self.idle.borrow().is_empty()
+    }
+
     /// Whether others wait in line; who comes later is served later.
     pub(crate) fn has_line(&self) -> bool {
         !self.line.is_empty()

@@ -24,7 +24,8 @@ pub(super) enum Turn {
 /// A place in the line before a limit, where also those wait who are on other workers or call other endpoints.
 struct Place {
     awaited: AwaitedRoom,
-    called: oneshot::Receiver<()>,
+    /// None while no limit stands in the way.
+    called: Option<oneshot::Receiver<()>>,
 }
 
 impl Place {
@@ -33,21 +34,32 @@ impl Place {
         let (call, called) = oneshot::channel();
         // Who has left meanwhile passes it on.
         let awaited = cluster.await_room(endpoint, limit, move || _ = call.send(()));
-        Self { awaited, called }
+        Self { awaited, called: Some(called) }
     }
 
     /// It was called in vain, or another limit stands in the way now.
     fn again(&mut self, limit: ConnectionLimit) {
         let (call, called) = oneshot::channel();
         self.awaited.again(limit, move || _ = call.send(()));
-        self.called = called;
+        self.called = Some(called);
+    }
+
+    /// It was called, and no limit stands in the way, but something else does.
+    fn pass(&mut self) {
+        self.awaited.pass();
+        self.called = None;
+    }
+
+    /// Whether it is to join the line before this limit, or once more.
+    fn is_to_join(&self, limit: ConnectionLimit) -> bool {
+        self.called.is_none() || self.awaited.limit() != limit
     }
 
     /// Waits until a connection has ended; nobody waits in no line.
     async fn called(place: &mut Option<Self>) {
-        match place {
+        match place.as_mut().and_then(|place| place.called.as_mut()) {
             // A sender that is gone has sent before.
-            Some(place) => drop((&mut place.called).await),
+            Some(called) => drop(called.await),
             None => pending().await,
         }
     }
@@ -85,6 +97,10 @@ impl<'a> Waits<'a> {
         if is_limit && self.late == NotYet::Dials {
             self.line.call_next();
         }
+        // What is given back calls the first in line, which has no use for it where only a new connection will do.
+        if !may_reuse(self.to) && self.pool.has_idle() {
+            self.line.call_next();
+        }
         self.late = why;
     }
 
@@ -93,12 +109,12 @@ impl<'a> Waits<'a> {
         let is_called = std::mem::take(&mut self.is_called);
         match (self.late, &mut self.place) {
             (NotYet::Limit(limit), None) => self.place = Some(Place::before(limit, self.to)),
-            (NotYet::Limit(limit), Some(place)) if is_called || place.awaited.limit() != limit => {
+            (NotYet::Limit(limit), Some(place)) if is_called || place.is_to_join(limit) => {
                 place.again(limit);
             }
-            (NotYet::Dials, _) if is_called => {
+            (NotYet::Dials, Some(place)) if is_called => {
                 // Who waits on other workers may have use for it.
-                self.place = None;
+                place.pass();
                 return false;
             }
             _ => return false,
@@ -116,9 +132,10 @@ impl<'a> Waits<'a> {
     }
 
     fn in_vain(&self) -> Failure {
-        match (self.late, self.pool.line().late()) {
-            (NotYet::Dials, NotYet::Dials) => too_slow(self.to),
-            _ => self.to.over_limit(Cause::MaxConnections),
+        // Whoever looked last knows best; one behind others has perhaps never looked.
+        match self.pool.line().late() {
+            NotYet::Dials => too_slow(self.to),
+            NotYet::Limit(_) => self.to.over_limit(Cause::MaxConnections),
         }
     }
 }
@@ -142,6 +159,10 @@ pub(super) async fn admitted(
         }
     };
     let mut waits = Waits::new(to, pool, late);
+    if behind && pool.has_idle() {
+        // It lies there because those before can do nothing with it.
+        pool.line().call_again();
+    }
     let mut patience = std::pin::pin!(sleep(to.connect_timeout));
     // What ended before one of them joined has called whoever was before it.
     let mut may_look = !behind;
@@ -170,7 +191,7 @@ pub(super) async fn admitted(
 /// # Errors
 /// What it is when the wait is over in vain.
 fn turn(worker: &Worker, to: &Destination<'_>, pool: &Rc<EndpointPool>, woken: bool) -> Result<Turn, NotYet> {
-    let may_reuse = !to.fresh && to.announcement.is_none();
+    let may_reuse = may_reuse(to);
     // What was given back meanwhile serves better than one more connection.
     if woken
         && may_reuse
@@ -201,6 +222,11 @@ fn turn(worker: &Worker, to: &Destination<'_>, pool: &Rc<EndpointPool>, woken: b
     }
 }
 
+/// Whether a connection that has carried a request will do.
+const fn may_reuse(to: &Destination<'_>) -> bool {
+    !to.fresh && to.announcement.is_none()
+}
+
 fn connecting(pool: &Rc<EndpointPool>, permit: Option<ConnectionPermit>) -> Result<Turn, NotYet> {
     pool.make().map(|making| Turn::Connect(permit, making)).ok_or(NotYet::Dials)
 }
@@ -208,4 +234,34 @@ fn connecting(pool: &Rc<EndpointPool>, permit: Option<ConnectionPermit>) -> Resu
 fn too_slow(to: &Destination<'_>) -> Failure {
     let why = format!("{}: no turn to connect within {:?}", to.address, to.connect_timeout);
     Failure::upstream(Cause::ConnectTimeout, Retry::NothingSent).because(why)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::SocketAddr;
+    use std::time::Duration;
+
+    use super::*;
+    use crate::upstream::open::Speaks;
+
+    #[test]
+    fn one_behind_others_hears_of_what_stood_in_the_way_last() {
+        let to = Destination {
+            pool: 1,
+            address: SocketAddr::from(([127, 0, 0, 1], 1)),
+            speaks: Speaks::Http1,
+            service: None,
+            connect_timeout: Duration::from_secs(1),
+            fresh: false,
+            announcement: None,
+        };
+        let pool = EndpointPool::default();
+        let limit = NotYet::Limit(ConnectionLimit::Endpoint);
+        let [mut first, behind] = [limit, limit].map(|late| Waits::new(&to, &pool, late));
+        assert_eq!(behind.in_vain().cause, Cause::MaxConnections);
+        first.refused(NotYet::Dials);
+        assert_eq!(behind.in_vain().cause, Cause::ConnectTimeout, "the limit has gone meanwhile");
+        first.refused(limit);
+        assert_eq!(behind.in_vain().cause, Cause::MaxConnections);
+    }
 }

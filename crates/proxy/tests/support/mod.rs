@@ -304,11 +304,17 @@ pub fn with_a_full_queue() -> (socket2::Socket, SocketAddr, Vec<std::net::TcpStr
     socket.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
     socket.listen(0).unwrap();
     let upstream = socket.local_addr().unwrap().as_socket().unwrap();
+    let queued = fill_the_queue_of(upstream);
+    (socket, upstream, queued)
+}
+
+/// Connects to one that accepts nobody, until nobody can.
+pub fn fill_the_queue_of(upstream: SocketAddr) -> Vec<std::net::TcpStream> {
     let mut queued = Vec::new();
     let soon = std::time::Duration::from_millis(100);
     while let Ok(tcp) = std::net::TcpStream::connect_timeout(&upstream, soon) {
         queued.push(tcp);
         assert!(queued.len() < 20, "a queue of nobody takes everybody");
     }
-    (socket, upstream, queued)
+    queued
 }

@@ -242,6 +242,11 @@ fn what_is_no_scenario_is_told_where_it_is_not() {
         ("perSecond: 10", "perSecond: 100000000", "at most 10000000 requests"),
         ("[{service", "[{zone: 1, service", "instances[0].zone: below `zones`, which is 0"),
         ("name: x", "name: x\npolicies: {retry: {budget: {percent: 101}}}", "percent: 0 to 100"),
+        (
+            "name: x",
+            "name: x\npolicies: {outlierDetection: {maxEjectionPercent: 101}}",
+            "line 3: policies.outlierDetection.maxEjectionPercent: 0 to 100",
+        ),
         ("name: x", "name: x\npolicies: {hedge: {}}", "policies.hedge: `delay` above 0"),
         ("name: x", "name: x\npolicies: {hedge: {delay: 1s, budgetPercent: 0}}", "budgetPercent: 1 to 100"),
     ] {

@@ -144,6 +144,34 @@ fn who_meets_the_other_limit_waits_there_as_long_as_it_has_waited_and_has_the_ne
 }
 
 #[test]
+fn who_passes_on_what_it_was_called_for_calls_one_and_waits_again_as_long_as_it_has_waited() {
+    let cluster = cluster(1, 1);
+    let [one, _] = endpoints(&cluster);
+    let end_one = || drop(connect(&cluster, &one).unwrap());
+    for limit in [ConnectionLimit::Endpoint, ConnectionLimit::Service] {
+        let (mut passes, first) = waits(&cluster, &one, ConnectionLimit::Endpoint);
+        let (mut second, called_second) = waits(&cluster, &one, limit);
+        let (third, called_third) = waits(&cluster, &one, limit);
+        end_one();
+        assert!(first.try_recv().is_ok() && called_second.try_recv().is_err());
+        passes.pass();
+        passes.pass();
+        assert!(called_second.try_recv().is_ok() && called_third.try_recv().is_err(), "one, and once");
+        let called_second = waits_again(&mut second, limit);
+        let called_again = waits_again(&mut passes, limit);
+        assert!(called_second.try_recv().is_err() && called_third.try_recv().is_err(), "nothing has ended");
+        end_one();
+        assert!(called_again.try_recv().is_ok() && called_second.try_recv().is_err(), "it is the oldest");
+        passes.pass();
+        assert!(called_second.try_recv().is_ok());
+        drop((passes, second));
+        assert!(called_third.try_recv().is_ok(), "of the two the second leaves with what it was called for");
+        third.used();
+    }
+    assert!(!one.stats.room.is_awaited());
+}
+
+#[test]
 fn a_place_of_the_service_that_was_held_while_the_endpoint_refused_calls_who_waits_for_it() {
     let cluster = cluster(2, 1);
     let [one, other] = endpoints(&cluster);

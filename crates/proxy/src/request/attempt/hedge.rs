@@ -26,6 +26,7 @@ use super::Attempts;
 use crate::downstream::Down;
 use crate::error::{Failure, Fault};
 use crate::proxy_protocol::Written;
+use crate::request::affinity::Affinity;
 use crate::request::answer;
 use crate::request::aside::{self, Lost, OwnHead, Sending};
 use crate::request::body::RequestBody;
@@ -56,14 +57,21 @@ impl<'a> Attempts<'a> {
         if journey.record.attempts > 0 || head.upgrade.is_some() {
             return None;
         }
-        let (facts, now) = (facts(head, false, deadlines), self.conn.worker.now());
+        let (facts, now) = (facts(self, head, deadlines), self.conn.worker.now());
         decide!(journey, |reasons| Hedge::begin(said, (cluster, policy.breaker()), &facts, now, reasons)).ok()
     }
 }
 
-fn facts(head: &Head<'_>, whole: bool, deadlines: &Deadlines) -> HedgeFacts {
-    let idempotent = is_idempotent(head.method.as_str());
-    HedgeFacts { idempotent, nested: head.nested, whole, deadline: deadlines.end() }
+/// What is known of a request before its body is.
+fn facts(attempts: &Attempts<'_>, head: &Head<'_>, deadlines: &Deadlines) -> HedgeFacts {
+    let with = |affinity: &Affinity| affinity.is_with(attempts.endpoint.as_ref());
+    HedgeFacts {
+        idempotent: is_idempotent(head.method.as_str()),
+        nested: head.nested,
+        in_session: attempts.affinity.is_some_and(with),
+        whole: false,
+        deadline: deadlines.end(),
+    }
 }
 
 /// Runs the first attempt, and perhaps a second one beside it.
@@ -283,7 +291,7 @@ impl<'a> Second<'a> {
             cluster: Arc::clone(cluster),
             target: attempts.target,
             parts,
-            facts: facts(head, false, deadlines),
+            facts: facts(attempts, head, deadlines),
             is_grpc: journey.is_grpc(),
             first: attempts.endpoint.as_ref().map(|endpoint| endpoint.id),
             retries: policy.retry(Some(cluster)).map_or(RetryBudget::DEFAULT, |retry| retry.budget),

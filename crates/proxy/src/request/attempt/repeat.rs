@@ -8,7 +8,7 @@ use meshwork_decision::{Cause, Cluster};
 use meshwork_http1::ResponseHead;
 
 use super::Attempts;
-use crate::error::Failure;
+use crate::error::{Failure, Retry};
 use crate::request::body::RequestBody;
 use crate::request::deadline::Deadlines;
 use crate::request::journey::{Journey, decide};
@@ -33,6 +33,8 @@ impl Attempts<'_> {
             self.repeats.renounce();
             return None;
         }
+        // A retry that is repeated makes room for the next one.
+        self.permit = None;
         self.repeats.granted(&called, response, head, deadlines, endpoint, journey)
     }
 
@@ -70,15 +72,24 @@ impl Attempts<'_> {
         deadlines: &Deadlines,
         journey: &mut Journey<'_>,
     ) -> Result<Again, Failure> {
-        match self.before.take() {
+        let before = match self.before.take() {
             Some(before) if is_refusal(failure.cause) => return Err(not_repeated(*before, failure.cause)),
-            _ => {}
+            before => before,
+        };
+        // The same attempt goes on over a new connection; any other makes room for the next one.
+        if failure.retry != Retry::Reused {
+            self.permit = None;
         }
         let kept = failure.clone();
         let endpoint = self.endpoint.as_ref().map(|endpoint| endpoint.id);
         let repeat = self.repeats.after_failure(failure, head, body, deadlines, endpoint, journey)?;
-        // A kept connection that was stale says nothing of the endpoint, and nobody who could be reached, nothing at all.
-        self.before = matches!(repeat, Again::Elsewhere { .. }).then(|| Box::new(kept));
+        self.before = match repeat {
+            Again::Elsewhere { .. } => Some(Box::new(kept)),
+            // A kept connection that was stale says nothing of the endpoint: the same is repeated as before.
+            Again::SameEndpoint => before,
+            // Nor does it say anything that nobody could be reached.
+            Again::Anywhere { .. } => None,
+        };
         Ok(repeat)
     }
 
