@@ -39,6 +39,7 @@ use crate::reasons::{Outcome, Phase, Reason, Reasons};
 
 pub use budget::RetryBudget;
 pub(crate) use budget::{Budget, BudgetWindow, Refused};
+pub(crate) use worth::End;
 
 /// When and how often an attempt is repeated. Values are as the user wrote them, defaults written out.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -270,6 +271,8 @@ pub struct Retry {
     stale: SmallVec<[u64; 2]>,
     /// The attempt under way was taken from the budget, which has not heard yet how it ended.
     is_owed: bool,
+    /// The budget has heard that a retry of this request ended badly.
+    has_failed: bool,
 }
 
 impl From<Refused> for StopReason {
@@ -300,6 +303,7 @@ impl Retry {
             tried: SmallVec::new(),
             stale: SmallVec::new(),
             is_owed: false,
+            has_failed: false,
         }
     }
 
@@ -331,9 +335,15 @@ impl Retry {
     /// An attempt has ended. If it was a repetition, the budget learns whether that helped: by [`Self::after`], where it
     /// was a failure. What ends without a word on the service, as when the caller leaves, is not told.
     pub fn ended(&mut self, well: bool) {
-        if mem::take(&mut self.is_owed) {
-            self.cluster.shared.budget.ended(well);
+        if !mem::take(&mut self.is_owed) {
+            return;
         }
+        let end = match well {
+            true => End::Well,
+            false if mem::replace(&mut self.has_failed, true) => End::BadlyAgain,
+            false => End::Badly,
+        };
+        self.cluster.shared.budget.ended(end);
     }
 
     /// Decides what follows a failure. `endpoint` is the id of the endpoint that failed, when one was picked.

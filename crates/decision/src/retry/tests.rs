@@ -260,6 +260,41 @@ fn one_address_that_always_fails_takes_no_retries_from_a_crowd_whose_instance_di
     assert_eq!(repeated.count(), 40, "of a budget of some two hundred");
 }
 
+/// Three instances, of which one fails everything, and a page that fails everywhere: as often as the policy allows, one in
+/// twenty requests.
+#[test]
+fn a_page_that_is_repeated_often_and_always_fails_takes_no_retries_from_what_another_instance_answers() {
+    let (cluster, policy) = (cluster(None), Arc::new(RetryPolicy { attempts: 5, ..policy() }));
+    let endpoint = Arc::clone(&cluster.endpoints().all()[0]);
+    let well = Answer::new(AttemptOutcome::Success, Duration::from_millis(1));
+    let mut rng = SeededRng::new(1);
+    for n in 0..400 {
+        if n % 20 == 1 {
+            assert_eq!(all_fail(&cluster, &policy, 1), (5, Some(StopReason::Attempts)), "request {n}");
+        }
+        let mut retry = Retry::begin(Some(&policy), &cluster, Tick::ZERO);
+        // After each such page the bad instance gets two requests in a row.
+        if [0, 1].contains(&(n % 20)) || n % 3 == 0 {
+            let failure = AttemptFailure::Status(503);
+            let decision = retry.after(failure, Some(1), &GET, Tick::ZERO, &mut rng, &mut NoReasons);
+            assert!(matches!(decision, Decision::Again { .. }), "request {n}: {decision:?}");
+            retry.ended(true);
+        }
+        drop(cluster.record(&endpoint, &well, Tick::ZERO));
+    }
+}
+
+#[test]
+fn when_all_of_a_service_that_was_well_fails_the_retries_of_five_requests_are_made() {
+    let (cluster, policy) = (cluster(None), Arc::new(RetryPolicy { attempts: 3, ..policy() }));
+    let endpoint = Arc::clone(&cluster.endpoints().all()[0]);
+    let well = Answer::new(AttemptOutcome::Success, Duration::from_millis(1));
+    (0..100).for_each(|_| drop(cluster.record(&endpoint, &well, Tick::ZERO)));
+    let (retries, stop) = all_fail(&cluster, &policy, 1_000);
+    assert!((5 * 3 - 2 + 15..=5 * 3 + 20).contains(&retries), "{retries} for a thousand requests");
+    assert_eq!(stop, Some(StopReason::InVain));
+}
+
 #[test]
 fn when_an_outage_ends_the_whole_budget_is_back_after_a_few_answers() {
     let (cluster, policy) = (cluster(None), Arc::new(policy()));
@@ -320,7 +355,7 @@ fn an_attempt_goes_on_over_another_connection_and_only_its_end_counts() {
 fn what_the_budget_refuses_costs_nothing_of_what_was_paid() {
     let cluster = cluster(None);
     let budget = &cluster.shared.budget;
-    (0..5).for_each(|_| budget.ended(false));
+    (0..5).for_each(|_| budget.ended(End::Badly));
     (0..3).for_each(|_| budget.succeeded());
     let none = RetryBudget { percent: 0, min_per_second: 0 };
     assert_eq!(budget.retry(none, Tick::ZERO), Err(Refused::Spent));
