@@ -85,7 +85,7 @@ impl RetryPolicy {
         match failure {
             AttemptFailure::Connect => self.on_connect_failure,
             AttemptFailure::Refused => self.on_refused,
-            AttemptFailure::Reset | AttemptFailure::PerTryTimeout => self.on_reset,
+            AttemptFailure::Reset | AttemptFailure::PerTryTimeout | AttemptFailure::InLine => self.on_reset,
             AttemptFailure::Status(status) => self.status_codes.contains(&status),
             AttemptFailure::Grpc(code) => self.grpc_codes.contains(&code),
             AttemptFailure::StaleConnection => true,
@@ -127,6 +127,8 @@ pub enum AttemptFailure {
     Reset,
     /// The attempt's time is over.
     PerTryTimeout,
+    /// The attempt's time is over, and it still waited for one of our own connections: no endpoint was asked.
+    InLine,
     /// A response of this status.
     Status(u16),
     /// A gRPC response that is only trailers, with this code.
@@ -143,6 +145,7 @@ impl AttemptFailure {
             Self::StaleConnection => Some(Cause::UpstreamClosed),
             Self::Reset => Some(Cause::UpstreamReset),
             Self::PerTryTimeout => Some(Cause::PerTryTimeout),
+            Self::InLine => Some(Cause::MaxConnections),
             Self::Status(_) | Self::Grpc(_) => None,
         }
     }
@@ -359,7 +362,10 @@ impl Retry {
         // The same attempt on another connection has not ended.
         let is_stale = failure == AttemptFailure::StaleConnection
             && endpoint.is_some_and(|endpoint| !self.stale.contains(&endpoint));
-        if !is_stale {
+        if failure == AttemptFailure::InLine {
+            // Our own connections say nothing about what a retry is worth.
+            self.is_owed = false;
+        } else if !is_stale {
             self.ended(false);
         }
         let decision = match self.decide(failure, endpoint, facts, now, rng) {
@@ -438,7 +444,8 @@ impl Retry {
 
 /// What of the request itself stands in the way of repeating it.
 fn repeatable(failure: AttemptFailure, facts: &RequestFacts, now: Tick) -> Result<(), StopReason> {
-    let processed_nothing = matches!(failure, AttemptFailure::Connect | AttemptFailure::Refused);
+    let processed_nothing =
+        matches!(failure, AttemptFailure::Connect | AttemptFailure::Refused | AttemptFailure::InLine);
     if !(facts.idempotent || !facts.sent || processed_nothing) {
         return Err(StopReason::NotRepeatable);
     }

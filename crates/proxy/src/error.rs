@@ -56,6 +56,15 @@ impl Failure {
         Self { cause, fault: Fault::Local, retry: Retry::No, detail: None }
     }
 
+    /// Whether it is one of our own connections that the request did not get: no endpoint was asked.
+    pub(crate) fn is_before_any(&self) -> bool {
+        let waited = matches!(
+            self.cause,
+            Cause::MaxConnections | Cause::MaxPendingRequests | Cause::ConnectTimeout
+        );
+        self.fault == Fault::Local && waited
+    }
+
     /// Adds what exactly: an address, a policy, the system's words.
     pub(crate) fn because(mut self, detail: impl Into<Arc<str>>) -> Self {
         self.detail = Some(detail.into());

@@ -337,6 +337,23 @@ fn what_has_not_ended_says_nothing() {
 }
 
 #[test]
+fn what_waited_in_vain_for_a_connection_of_ours_is_repeated_and_says_nothing_of_what_that_is_worth() {
+    let (cluster, policy) = (cluster(None), Arc::new(RetryPolicy { attempts: 1, ..policy() }));
+    let unsent = RequestFacts { sent: false, ..POST };
+    let mut rng = SeededRng::new(1);
+    for _ in 0..100 {
+        let mut retry = Retry::begin(Some(&policy), &cluster, Tick::ZERO);
+        let mut waited = || {
+            retry.after(AttemptFailure::InLine, Some(1), &unsent, Tick::ZERO, &mut rng, &mut NoReasons)
+        };
+        assert!(matches!(waited(), Decision::Again { .. }));
+        assert!(matches!(waited(), Decision::Stop(StopReason::Attempts)));
+    }
+    let unnamed = RetryPolicy { on_reset: false, ..(*policy).clone() };
+    assert_eq!(after(unnamed, AttemptFailure::InLine, &unsent), Err(StopReason::NotCalledFor));
+}
+
+#[test]
 fn an_attempt_goes_on_over_another_connection_and_only_its_end_counts() {
     let (cluster, policy) = (cluster(None), Arc::new(RetryPolicy { attempts: 1, ..policy() }));
     let mut rng = SeededRng::new(1);

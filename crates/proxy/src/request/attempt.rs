@@ -34,6 +34,7 @@ use crate::downstream::Down;
 use crate::downstream::connection::Conn;
 use crate::error::Failure;
 use crate::proxy_protocol::{Client, Written};
+use crate::upstream::behind::{Ahead, Behind, in_vain};
 use crate::upstream::connect::{CONNECT_TIMEOUT, announcement};
 use crate::upstream::open::{self, Destination, Speaks, app_id};
 use crate::upstream::{Exchange, Head};
@@ -56,6 +57,8 @@ pub(crate) struct Attempts<'a> {
     began: Tick,
     /// Its connection was not there at once.
     waited: Cell<bool>,
+    /// What it waits for, as long as that is none of its endpoint's.
+    behind: Cell<Option<Ahead>>,
     /// The return of its endpoint hangs on this attempt.
     trial: Option<Trial>,
     /// The circuit breaker of the service, or of the endpoint, wants to know how this attempt ends.
@@ -105,6 +108,7 @@ impl<'a> Attempts<'a> {
             endpoint: None,
             began: Tick::ZERO,
             waited: Cell::new(false),
+            behind: Cell::new(None),
             trial: None,
             ticket: None,
             by_route: None,
@@ -401,6 +405,7 @@ impl<'a> Attempts<'a> {
         let now = worker.now();
         self.began = now;
         self.endpoint = None;
+        self.behind.set(None);
         // What came before has ended, though perhaps without a word.
         self.let_go();
         if !std::mem::take(&mut self.is_let_through) {
@@ -467,7 +472,7 @@ impl<'a> Attempts<'a> {
             (Target::Service { cluster, .. }, Some(endpoint)) => {
                 let announcement = self.announcement.as_deref().map(|header| &header[..]);
                 let to = Destination::of_endpoint(cluster, endpoint, connect_timeout, announcement);
-                Destination { fresh: self.fresh, ..to }
+                Destination { fresh: self.fresh, behind: Behind(Some(&self.behind)), ..to }
             }
             (Target::App { port, http2 }, _) => Destination {
                 pool: app_id(port.app_port, http2),
@@ -477,6 +482,7 @@ impl<'a> Attempts<'a> {
                 connect_timeout,
                 fresh: self.fresh,
                 announcement: None,
+                behind: Behind(Some(&self.behind)),
             },
             (Target::Service { .. }, None) => unreachable!("an endpoint was picked before"),
         }
@@ -497,7 +503,11 @@ impl<'a> Attempts<'a> {
         let kept = if may_keep { pool.take_idle() } else { None };
         let mut client = match kept {
             Some(client) => client,
-            None => self.unless_interrupted(Box::pin(open::h1(worker, to, &pool)), down, deadlines).await?,
+            None => {
+                let opening = Box::pin(open::h1(worker, to, &pool));
+                let opened = self.unless_interrupted(opening, down, deadlines).await;
+                opened.map_err(|failure| in_vain(failure, self.behind.get(), &pool))?
+            }
         };
         client.send(head, &worker.shared.settings.limits)?;
         Ok(Exchange::H1 { client, pool })
@@ -515,7 +525,8 @@ impl<'a> Attempts<'a> {
         let pool = worker.pools.of(to.pool);
         pool.may_idle(self.idle_ms);
         let opening = Box::pin(open::h2(worker, to, &pool, head, end));
-        let exchange = self.unless_interrupted(opening, down, deadlines).await?;
+        let opened = self.unless_interrupted(opening, down, deadlines).await;
+        let exchange = opened.map_err(|failure| in_vain(failure, self.behind.get(), &pool))?;
         Ok(Exchange::H2(Box::new(exchange)))
     }
 

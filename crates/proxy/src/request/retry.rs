@@ -17,7 +17,7 @@ use super::journey::{Journey, decide};
 use super::route::Target;
 use super::{answer, kin, overload};
 use crate::downstream::connection::Conn;
-use crate::error::{Failure, Retry};
+use crate::error::{Failure, Fault, Retry};
 use crate::upstream::{Head, UNSEEN_RETRIES};
 
 /// How often an idempotent request whose connection broke before the response began is sent again without a policy.
@@ -136,8 +136,11 @@ impl<'a> Repeats<'a> {
         facts.sent = failure.retry != Retry::NothingSent;
         let Some((cluster, policy)) = self.service else { return self.of_app(failure, &facts) };
         // Whoever is there and will not have us is not waited for.
-        let is_away =
-            matches!(failure.cause, Cause::ConnectFailure | Cause::ConnectTimeout | Cause::UpstreamRefused);
+        let is_away = kind != AttemptFailure::InLine
+            && matches!(
+                failure.cause,
+                Cause::ConnectFailure | Cause::ConnectTimeout | Cause::UpstreamRefused
+            );
         if is_away {
             self.unreached.extend(endpoint);
             // With nobody left to try, trying again is no retry but waiting.
@@ -399,6 +402,7 @@ fn kind(failure: &Failure) -> Option<AttemptFailure> {
     Some(match (failure.retry, failure.cause) {
         (_, Cause::PerTryTimeout) => AttemptFailure::PerTryTimeout,
         (Retry::No, _) => return None,
+        (Retry::NothingSent, _) if failure.fault == Fault::Local => AttemptFailure::InLine,
         (_, Cause::UpstreamRefused) => AttemptFailure::Refused,
         (Retry::NothingSent, _) => AttemptFailure::Connect,
         (Retry::Reused, _) => AttemptFailure::StaleConnection,
@@ -455,6 +459,9 @@ mod tests {
         assert_eq!(of(Cause::UpstreamReset, Retry::Policy), Some(AttemptFailure::Reset));
         assert_eq!(of(Cause::UpstreamProtocolError, Retry::No), None);
         assert_eq!(kind(&Failure::local(Cause::PerTryTimeout)), Some(AttemptFailure::PerTryTimeout));
+        let in_line = Failure { retry: Retry::NothingSent, ..Failure::local(Cause::MaxConnections) };
+        assert_eq!(kind(&in_line), Some(AttemptFailure::InLine));
+        assert_eq!(kind(&Failure::local(Cause::MaxConnections)), None);
         assert_eq!(kind(&Failure::downstream(Cause::DownstreamClosed)), None);
     }
 

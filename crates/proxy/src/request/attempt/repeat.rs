@@ -8,7 +8,7 @@ use meshwork_decision::{Cause, Cluster};
 use meshwork_http1::ResponseHead;
 
 use super::Attempts;
-use crate::error::Failure;
+use crate::error::{Failure, Fault, Retry};
 use crate::request::body::RequestBody;
 use crate::request::deadline::Deadlines;
 use crate::request::journey::{Journey, decide};
@@ -70,8 +70,12 @@ impl Attempts<'_> {
         deadlines: &Deadlines,
         journey: &mut Journey<'_>,
     ) -> Result<Again, Failure> {
+        if failure.is_before_any() || (failure.fault != Fault::Upstream && self.behind.get().is_some()) {
+            journey.unasked();
+        }
         match self.before.take() {
-            Some(before) if is_refusal(failure.cause) => return Err(not_repeated(*before, failure.cause)),
+            // What waited for as long as an attempt may is one, and may be followed by another.
+            Some(before) if is_refusal(failure.cause) && failure.retry == Retry::No => return Err(not_repeated(*before, failure.cause)),
             _ => {}
         }
         let kept = failure.clone();
