@@ -38,6 +38,14 @@ pub const POLICIES: &[Row] = &[
         "`limits.maxConnections` are taken, and none comes free within `timeouts.connect`",
     ),
     row(
+        "no-connection-in-time",
+        Status(503),
+        "UO",
+        "max_connections",
+        "connect",
+        "`limits.maxConnections` are taken, and none comes free within the request's time",
+    ),
+    row(
         "queue-full",
         Status(503),
         "UO",
