@@ -142,9 +142,11 @@ pub(crate) fn setup(name: &str) -> Setup {
             &[Head, Send(LATER)],
             "retry: {attempts: 1, on: [503]}\n  limits: {maxRetries: 1}",
         ),
-        "no-connection" => {
-            acting(Act::Beside(Payload::Nothing), &[Head, Hang], "limits: {maxConnections: 1}\n  timeouts: {connect: 300ms}")
-        }
+        "no-connection" => acting(
+            Act::Beside(Payload::Nothing),
+            &[Head, Hang],
+            "limits: {maxConnections: 1}\n  timeouts: {connect: 300ms}",
+        ),
         "no-connection-in-time" => acting(
             Act::Beside(Payload::Within(300)),
             &[Head, Hang],
@@ -179,11 +181,15 @@ pub(crate) fn setup(name: &str) -> Setup {
         "hedged-stalled" => {
             Setup { instances: 2, ..plain(&[Head, Hang], concat!(hedge!(), "timeouts: {request: 500ms}")) }
         }
-        "overloaded" => acting(Act::Beside(Payload::Nothing), &[Head, Hang], concat!(one!(), "{maxRequests: 0}}")),
+        "overloaded" => {
+            acting(Act::Beside(Payload::Nothing), &[Head, Hang], concat!(one!(), "{maxRequests: 0}}"))
+        }
         "overload-queue" => {
             acting(Act::Behind, &[Head, Hang], concat!(one!(), "{maxRequests: 1, maxWait: 60s}}"))
         }
-        "overload-time" => acting(Act::Beside(Payload::Nothing), &[Head, Hang], concat!(one!(), "{maxWait: 300ms}}")),
+        "overload-time" => {
+            acting(Act::Beside(Payload::Nothing), &[Head, Hang], concat!(one!(), "{maxWait: 300ms}}"))
+        }
         "asked-too-often" => acting(
             Act::After(1, 200, Payload::Nothing),
             &[Head, Send(OK)],

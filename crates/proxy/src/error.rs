@@ -58,10 +58,8 @@ impl Failure {
 
     /// Whether it is one of our own connections that the request did not get: no endpoint was asked.
     pub(crate) fn is_before_any(&self) -> bool {
-        let waited = matches!(
-            self.cause,
-            Cause::MaxConnections | Cause::MaxPendingRequests | Cause::ConnectTimeout
-        );
+        let waited =
+            matches!(self.cause, Cause::MaxConnections | Cause::MaxPendingRequests | Cause::ConnectTimeout);
         self.fault == Fault::Local && waited
     }
 

@@ -343,9 +343,8 @@ fn what_waited_in_vain_for_a_connection_of_ours_is_repeated_and_says_nothing_of_
     let mut rng = SeededRng::new(1);
     for _ in 0..100 {
         let mut retry = Retry::begin(Some(&policy), &cluster, Tick::ZERO);
-        let mut waited = || {
-            retry.after(AttemptFailure::InLine, Some(1), &unsent, Tick::ZERO, &mut rng, &mut NoReasons)
-        };
+        let mut waited =
+            || retry.after(AttemptFailure::InLine, Some(1), &unsent, Tick::ZERO, &mut rng, &mut NoReasons);
         assert!(matches!(waited(), Decision::Again { .. }));
         assert!(matches!(waited(), Decision::Stop(StopReason::Attempts)));
     }

@@ -207,7 +207,8 @@ mod tests {
         for (attempts, seconds) in [(2, 250), (3, 350)] {
             for seed in 0..100 {
                 let retry = RetryPolicy { attempts, ..chain(3, false).retry };
-                let rate = Chain { per_second: 1, duration: Duration::from_secs(seconds), retry, ..chain(3, false) };
+                let rate =
+                    Chain { per_second: 1, duration: Duration::from_secs(seconds), retry, ..chain(3, false) };
                 let callers = (0..3).map(|caller| Client::new(&two_instances(), caller));
                 let callers: Vec<_> = callers.inspect(answers).collect();
                 let reached = run_calls(&rate, callers, seed);

@@ -139,7 +139,9 @@ fn judged(
     match first {
         Ok(_) if retry::names(attempts.target, response) => Reply::Bad,
         Ok(_) => of_head(response, is_grpc),
-        Err(Failure { fault: Fault::Upstream, .. } | Failure { cause: Cause::PerTryTimeout, .. }) => Reply::Bad,
+        Err(Failure { fault: Fault::Upstream, .. } | Failure { cause: Cause::PerTryTimeout, .. }) => {
+            Reply::Bad
+        }
         // Its endpoint alone may have reached a limit.
         Err(failure) if failure.is_before_any() => Reply::Bad,
         // Who called has left, or its time is over: nobody waits for the other either.
@@ -372,9 +374,9 @@ impl<'a> Second<'a> {
         let running = async move {
             match attempt {
                 None => exchange.await,
-                Some(limit) => timeout(limit, exchange)
-                    .await
-                    .unwrap_or_else(|_| Err(in_vain(Failure::local(Cause::PerTryTimeout), behind.get(), &pool))),
+                Some(limit) => timeout(limit, exchange).await.unwrap_or_else(|_| {
+                    Err(in_vain(Failure::local(Cause::PerTryTimeout), behind.get(), &pool))
+                }),
             }
         };
         self.state = State::Runs(Box::new(under), Box::pin(running));

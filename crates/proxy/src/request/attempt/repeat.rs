@@ -75,7 +75,9 @@ impl Attempts<'_> {
         }
         match self.before.take() {
             // What waited for as long as an attempt may is one, and may be followed by another.
-            Some(before) if is_refusal(failure.cause) && failure.retry == Retry::No => return Err(not_repeated(*before, failure.cause)),
+            Some(before) if is_refusal(failure.cause) && failure.retry == Retry::No => {
+                return Err(not_repeated(*before, failure.cause));
+            }
             _ => {}
         }
         let kept = failure.clone();
