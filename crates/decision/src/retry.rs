@@ -4,7 +4,9 @@
 //! failures, resets, refusals, statuses and gRPC codes are each switched on by the policy.
 //!
 //! *What may be repeated.* A request of an idempotent method; any request of which nothing was sent; any request that
-//! the upstream says it did not process. A `POST` that was sent and answered 503 was perhaps processed, and is not
+//! the upstream says it did not process; a gRPC call that ends with a code which the policy names, before anything of its
+//! response was passed on: gRPC knows no methods but `POST`, and whoever names a code says that calls which end with it
+//! may be made again (gRFC A6). Any other `POST` that was sent and answered 503 was perhaps processed, and is not
 //! repeated. A request whose body is gone (`replayable` false) is never repeated once some of it was sent.
 //!
 //! *How often.* At most `attempts` after the first, within the request's deadline, within the service's budget over ten
@@ -444,9 +446,11 @@ impl Retry {
 
 /// What of the request itself stands in the way of repeating it.
 fn repeatable(failure: AttemptFailure, facts: &RequestFacts, now: Tick) -> Result<(), StopReason> {
-    let processed_nothing =
-        matches!(failure, AttemptFailure::Connect | AttemptFailure::Refused | AttemptFailure::InLine);
-    if !(facts.idempotent || !facts.sent || processed_nothing) {
+    let whatever_the_method = matches!(
+        failure,
+        AttemptFailure::Connect | AttemptFailure::Refused | AttemptFailure::InLine | AttemptFailure::Grpc(_)
+    );
+    if !(facts.idempotent || !facts.sent || whatever_the_method) {
         return Err(StopReason::NotRepeatable);
     }
     if facts.sent && !facts.replayable {

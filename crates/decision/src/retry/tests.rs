@@ -99,11 +99,15 @@ fn repeats_only_what_may_be_repeated() {
     assert_eq!(after(policy(), Status(503), &POST), Err(StopReason::NotRepeatable));
     assert_eq!(after(policy(), AttemptFailure::StaleConnection, &POST), Err(StopReason::NotRepeatable));
     assert_eq!(after(policy(), Refused, &POST), Ok(()), "the upstream did not process it");
+    assert_eq!(after(policy(), AttemptFailure::Grpc(14), &POST), Ok(()), "the policy names it");
+    assert_eq!(after(policy(), AttemptFailure::Grpc(13), &POST), Err(StopReason::NotCalledFor));
     let unsent = RequestFacts { sent: false, ..POST };
     assert_eq!(after(policy(), Connect, &unsent), Ok(()));
     assert_eq!(after(policy(), Reset, &unsent), Ok(()));
     let gone = RequestFacts { replayable: false, ..GET };
     assert_eq!(after(policy(), Reset, &gone), Err(StopReason::NotReplayable));
+    let gone_call = RequestFacts { replayable: false, ..POST };
+    assert_eq!(after(policy(), AttemptFailure::Grpc(14), &gone_call), Err(StopReason::NotReplayable));
     assert_eq!(after(policy(), Connect, &RequestFacts { sent: false, ..gone }), Ok(()));
     assert_eq!(after(policy(), Reset, &RequestFacts { nested: true, ..GET }), Err(StopReason::Nested));
     assert!(
