@@ -1,7 +1,8 @@
 //! Repeating what failed, and not making it worse.
 //!
 //! *What calls for a retry.* An attempt ends as an [`AttemptFailure`], or with a status that the policy names. Connection
-//! failures, resets, refusals, statuses and gRPC codes are each switched on by the policy.
+//! failures, resets, refusals, statuses and gRPC codes are each switched on by the policy. What is repeated where there is
+//! none is repeated with any that allows a retry: an idempotent request whose connection broke before an answer, once.
 //!
 //! *What may be repeated.* A request of an idempotent method; any request of which nothing was sent; any request that
 //! the upstream says it did not process; a gRPC call that ends with a code which the policy names, before anything of its
@@ -278,6 +279,8 @@ pub struct Retry {
     is_owed: bool,
     /// The budget has heard that a retry of this request ended badly.
     has_failed: bool,
+    /// What its policy does not name was repeated all the same.
+    has_repeated_unnamed: bool,
 }
 
 impl From<Refused> for StopReason {
@@ -309,6 +312,7 @@ impl Retry {
             stale: SmallVec::new(),
             is_owed: false,
             has_failed: false,
+            has_repeated_unnamed: false,
         }
     }
 
@@ -401,6 +405,7 @@ impl Retry {
             return Ok((Duration::ZERO, None));
         }
         let (policy, wait) = self.called_for(failure, facts, now)?;
+        let is_named = policy.calls_for(failure);
         let after = policy.backoff(self.retries + 1, rng).saturating_add(wait);
         if facts.deadline.is_some_and(|d| d <= now.after(after)) {
             return Err(StopReason::Deadline);
@@ -408,6 +413,7 @@ impl Retry {
         let permit = self.cluster.admit(Limited::Retry).map_err(|_| StopReason::MaxRetries)?;
         self.cluster.shared.budget.retry(policy.budget, now)?;
         self.is_owed = true;
+        self.has_repeated_unnamed |= !is_named;
         self.retries += 1;
         self.tried.extend(endpoint);
         Ok((after, Some(permit)))
@@ -426,7 +432,8 @@ impl Retry {
         facts: &RequestFacts,
         now: Tick,
     ) -> Result<(&RetryPolicy, Duration), StopReason> {
-        let Some(policy) = self.policy.as_ref().filter(|p| p.calls_for(failure)) else {
+        let unnamed = failure == AttemptFailure::Reset && facts.idempotent && !self.has_repeated_unnamed;
+        let Some(policy) = self.policy.as_ref().filter(|p| unnamed || p.calls_for(failure)) else {
             return Err(StopReason::NotCalledFor);
         };
         if facts.nested {

@@ -82,14 +82,33 @@ fn repeats_only_what_the_policy_names() {
         on_refused: false,
         ..policy()
     };
+    // Of what is idempotent a reset is repeated once whatever is named.
+    let once = RequestFacts { sent: false, ..POST };
     for failure in [Connect, Refused, Reset, PerTryTimeout, Status(503), Grpc(14)] {
-        assert_eq!(after(policy(), failure, &GET), Ok(()), "{failure:?}");
-        assert_eq!(after(nothing(), failure, &GET), Err(StopReason::NotCalledFor), "{failure:?}");
+        assert_eq!(after(policy(), failure, &once), Ok(()), "{failure:?}");
+        assert_eq!(after(nothing(), failure, &once), Err(StopReason::NotCalledFor), "{failure:?}");
     }
     assert_eq!(after(policy(), Status(500), &GET), Err(StopReason::NotCalledFor));
     assert_eq!(after(RetryPolicy { on_connect_failure: true, ..nothing() }, Connect, &GET), Ok(()));
     assert_eq!(after(RetryPolicy { on_refused: true, ..nothing() }, Refused, &GET), Ok(()));
     assert_eq!(after(RetryPolicy { on_reset: true, ..nothing() }, Reset, &GET), Ok(()));
+}
+
+#[test]
+fn with_a_policy_that_names_something_else_a_reset_is_repeated_as_often_as_without_any() {
+    let silent = |attempts| RetryPolicy { attempts, on_reset: false, ..policy() };
+    assert_eq!(after(silent(0), AttemptFailure::Reset, &GET), Err(StopReason::NotCalledFor));
+    assert_eq!(after(silent(2), AttemptFailure::Reset, &POST), Err(StopReason::NotRepeatable));
+    let mut retry = Retry::begin(Some(&Arc::new(silent(3))), &cluster(None), Tick::ZERO);
+    let mut rng = SeededRng::new(1);
+    let mut fails = |failure| match retry.after(failure, Some(1), &GET, Tick::ZERO, &mut rng, &mut NoReasons)
+    {
+        Decision::Again { permit, .. } => Ok(permit.is_some()),
+        Decision::Stop(stop) => Err(stop),
+    };
+    assert_eq!(fails(AttemptFailure::Reset), Ok(true), "as any retry, it counts");
+    assert_eq!(fails(AttemptFailure::Status(503)), Ok(true));
+    assert_eq!(fails(AttemptFailure::Reset), Err(StopReason::NotCalledFor), "once");
 }
 
 #[test]
