@@ -133,6 +133,7 @@ pub(crate) fn setup(name: &str) -> Setup {
         "storm" => {
             plain(&[Head, Send(BUSY)], "retry: {attempts: 2, on: [503], backoff: {base: 5ms, max: 10ms}}")
         }
+        "late-storm" => plain(&[Head, Hang], "retry: {attempts: 1, on: [reset], perTryTimeout: 200ms}"),
         "budget-spent" => plain(
             &[Head, Send(BUSY)],
             "retry: {attempts: 2, on: [503], budget: {percent: 0, minPerSecond: 0}}",

@@ -41,19 +41,21 @@ pub(crate) struct Failure {
     pub(crate) fault: Fault,
     pub(crate) retry: Retry,
     pub(crate) detail: Option<Arc<str>>,
+    /// The failure of the last attempt, where the cause is that there was no other.
+    pub(crate) last: Option<Cause>,
 }
 
 impl Failure {
     pub(crate) fn upstream(cause: Cause, retry: Retry) -> Self {
-        Self { cause, fault: Fault::Upstream, retry, detail: None }
+        Self { cause, fault: Fault::Upstream, retry, detail: None, last: None }
     }
 
     pub(crate) fn downstream(cause: Cause) -> Self {
-        Self { cause, fault: Fault::Downstream, retry: Retry::No, detail: None }
+        Self { cause, fault: Fault::Downstream, retry: Retry::No, detail: None, last: None }
     }
 
     pub(crate) fn local(cause: Cause) -> Self {
-        Self { cause, fault: Fault::Local, retry: Retry::No, detail: None }
+        Self { cause, fault: Fault::Local, retry: Retry::No, detail: None, last: None }
     }
 
     /// Whether it is one of our own connections that the request did not get: no endpoint was asked.
@@ -61,6 +63,11 @@ impl Failure {
         let waited =
             matches!(self.cause, Cause::MaxConnections | Cause::MaxPendingRequests | Cause::ConnectTimeout);
         self.fault == Fault::Local && waited
+    }
+
+    /// The status to answer with; `None`: nobody is left to be answered.
+    pub(crate) fn status(&self) -> Option<u16> {
+        self.last.unwrap_or(self.cause).status()
     }
 
     /// Adds what exactly: an address, a policy, the system's words.

@@ -443,7 +443,9 @@ fn stopped(failure: Failure, stop: StopReason, deadlines: &Deadlines) -> Failure
     let Some(cause) = cause_of(stop, deadlines) else { return failure };
     let of_attempt = failure.detail.as_deref().unwrap_or_default();
     let detail = detail(stop, format!("{}: {of_attempt}", failure.cause));
-    Failure { cause, ..failure }.because(detail)
+    // That the request's own time would be over before is a time-out itself.
+    let last = (stop != StopReason::Deadline).then_some(failure.cause);
+    Failure { cause, last, ..failure }.because(detail)
 }
 
 #[cfg(test)]
@@ -472,5 +474,17 @@ mod tests {
         let stopped = stopped(failure, StopReason::Attempts, &Deadlines::default());
         assert_eq!(stopped.cause, Cause::RetriesExhausted);
         assert_eq!(stopped.detail.as_deref(), Some("connect_failure: 10.0.0.1:80: refused"));
+        assert_eq!(stopped.status(), Some(503));
+    }
+
+    #[test]
+    fn whoever_waited_for_the_last_attempt_in_vain_hears_of_a_time_out() {
+        let status =
+            |stop| stopped(Failure::local(Cause::PerTryTimeout), stop, &Deadlines::default()).status();
+        for spent in [StopReason::Attempts, StopReason::Budget, StopReason::InVain, StopReason::MaxRetries] {
+            assert_eq!(status(spent), Some(504), "{spent:?}");
+        }
+        let failed = Failure::upstream(Cause::UpstreamReset, Retry::Policy);
+        assert_eq!(stopped(failed, StopReason::Deadline, &Deadlines::default()).status(), Some(504));
     }
 }
