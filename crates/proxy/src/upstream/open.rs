@@ -164,6 +164,7 @@ pub(crate) async fn h2(
     let clock = &*worker.shared.clock;
     loop {
         let mut _pending = None;
+        let mut is_full = false;
         let connection = match pool.with_room(clock.wall()) {
             Some(connection) => connection,
             None => {
@@ -176,6 +177,7 @@ pub(crate) async fn h2(
                     }
                     Err(failure) if failure.cause == Cause::MaxConnections => {
                         to.behind.waits(Ahead::Limit);
+                        is_full = true;
                         pool.least_busy().ok_or(failure)?
                     }
                     Err(failure) => return Err(failure),
@@ -183,7 +185,7 @@ pub(crate) async fn h2(
             }
         };
         let reused = connection.is_reused();
-        let sent = connection.send(head, end, clock).await;
+        let sent = connection.send(head, end, is_full, clock).await;
         to.behind.goes();
         match sent {
             // It is closed and not found again, so this ends.

@@ -350,6 +350,7 @@ impl<'a> Second<'a> {
         self.race.begin();
         let to = Destination::of_endpoint(&self.cluster, &hedged.endpoint, self.connect_timeout, None);
         let http1 = matches!(to.speaks, Speaks::Http1);
+        let pool = self.worker.pools.of(to.pool);
         let under = Under {
             address: to.address,
             protocol: if http1 { Protocol::Http11 } else { Protocol::Http2 },
@@ -360,7 +361,6 @@ impl<'a> Second<'a> {
             hedged,
         };
         let behind = Rc::clone(&under.behind);
-        let pool = self.worker.pools.of(to.pool);
         let endpoint = Arc::clone(&under.hedged.endpoint);
         let exchange = exchange(
             Rc::clone(&self.worker),
