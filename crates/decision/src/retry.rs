@@ -355,6 +355,11 @@ impl Retry {
         self.cluster.shared.budget.ended(end);
     }
 
+    /// The attempt has ended without a word on the service.
+    pub fn ended_silently(&mut self) {
+        self.is_owed = false;
+    }
+
     /// Decides what follows a failure. `endpoint` is the id of the endpoint that failed, when one was picked.
     pub fn after(
         &mut self,
@@ -370,7 +375,7 @@ impl Retry {
             && endpoint.is_some_and(|endpoint| !self.stale.contains(&endpoint));
         if failure == AttemptFailure::InLine {
             // Our own connections say nothing about what a retry is worth.
-            self.is_owed = false;
+            self.ended_silently();
         } else if !is_stale {
             self.ended(false);
         }

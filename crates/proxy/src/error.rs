@@ -43,19 +43,21 @@ pub(crate) struct Failure {
     pub(crate) detail: Option<Arc<str>>,
     /// The failure of the last attempt, where the cause is that there was no other.
     pub(crate) last: Option<Cause>,
+    /// Whatever it is, it says nothing about the endpoint: most of the time was spent in a line of ours.
+    pub(crate) is_hasty: bool,
 }
 
 impl Failure {
     pub(crate) fn upstream(cause: Cause, retry: Retry) -> Self {
-        Self { cause, fault: Fault::Upstream, retry, detail: None, last: None }
+        Self { cause, fault: Fault::Upstream, retry, detail: None, last: None, is_hasty: false }
     }
 
     pub(crate) fn downstream(cause: Cause) -> Self {
-        Self { cause, fault: Fault::Downstream, retry: Retry::No, detail: None, last: None }
+        Self { cause, fault: Fault::Downstream, retry: Retry::No, detail: None, last: None, is_hasty: false }
     }
 
     pub(crate) fn local(cause: Cause) -> Self {
-        Self { cause, fault: Fault::Local, retry: Retry::No, detail: None, last: None }
+        Self { cause, fault: Fault::Local, retry: Retry::No, detail: None, last: None, is_hasty: false }
     }
 
     /// Whether it is one of our own connections that the request did not get: no endpoint was asked.

@@ -34,7 +34,7 @@ use crate::downstream::Down;
 use crate::downstream::connection::Conn;
 use crate::error::Failure;
 use crate::proxy_protocol::{Client, Written};
-use crate::upstream::behind::{Ahead, Behind, in_vain};
+use crate::upstream::behind::{Ahead, Behind, held_up, in_vain};
 use crate::upstream::connect::{CONNECT_TIMEOUT, announcement};
 use crate::upstream::open::{self, Destination, Speaks, app_id};
 use crate::upstream::{Exchange, Head};
@@ -50,6 +50,8 @@ pub(crate) struct Attempts<'a> {
     idle_ms: u32,
     /// Milliseconds that an attempt may take; 0: no limit of its own.
     attempt_ms: u32,
+    /// Milliseconds that a limit of connections has held this attempt up.
+    held_ms: u32,
     tried: SmallVec<[u64; 4]>,
     affinity: Option<&'a Affinity>,
     endpoint: Option<Arc<Endpoint>>,
@@ -103,6 +105,7 @@ impl<'a> Attempts<'a> {
             connect_ms: millis(timeouts.connect.unwrap_or(CONNECT_TIMEOUT)),
             idle_ms: timeouts.idle.map_or(0, millis),
             attempt_ms: attempt_timeout.map_or(0, |limit| millis(limit).max(1)),
+            held_ms: 0,
             tried: SmallVec::new(),
             affinity,
             endpoint: None,
@@ -382,6 +385,10 @@ impl<'a> Attempts<'a> {
             }
         };
         let waited = self.waited.take().then(|| self.conn.worker.now());
+        self.held_ms = match (self.behind.get(), waited) {
+            (Some(Ahead::Past), Some(opened)) => millis(opened.since(self.began)),
+            _ => 0,
+        };
         journey.opened(waited, exchange.born());
         if let Speaks::Mesh { id, .. } = to.speaks {
             journey.record.upstream_id = Some(Arc::clone(id.shared()));
@@ -390,9 +397,17 @@ impl<'a> Attempts<'a> {
             Ok(()) => Ok(exchange),
             Err(failure) => {
                 exchange.abort();
-                Err(failure)
+                Err(self.held_up(failure))
             }
         }
+    }
+
+    /// A failure of an attempt that a limit has held up before.
+    fn held_up(&self, failure: Failure) -> Failure {
+        let (Target::Service { cluster, .. }, 1..) = (self.target, self.held_ms) else { return failure };
+        let now = self.conn.worker.now();
+        let waited = Duration::from_millis(self.held_ms.into());
+        held_up(failure, waited, now.since(self.began).saturating_sub(waited), cluster.fastest(now))
     }
 
     fn pick(&mut self, journey: &mut Journey<'_>) -> Result<(), Failure> {

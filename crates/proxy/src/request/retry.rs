@@ -150,6 +150,9 @@ impl<'a> Repeats<'a> {
                 return Ok(again);
             }
         }
+        if let (true, Some(state)) = (failure.is_hasty, &mut self.state) {
+            state.ended_silently();
+        }
         match self.decide(cluster, policy, kind, &facts, endpoint, journey) {
             Decision::Again { permit: None, .. } if kind == AttemptFailure::StaleConnection => {
                 Ok(Again::SameEndpoint)

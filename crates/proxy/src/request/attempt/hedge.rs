@@ -167,7 +167,7 @@ fn lose_first(
     let now = attempts.conn.worker.now();
     let waited = now.since(attempts.began);
     second.hedge.first_took(waited, now);
-    if let (Some(endpoint), None) = (&attempts.endpoint, attempts.behind.get()) {
+    if let (Some(endpoint), false) = (&attempts.endpoint, Ahead::is_waited_for(attempts.behind.get())) {
         second.cluster.outlasted(endpoint, waited, now);
     }
     attempts.let_go();
@@ -496,7 +496,7 @@ impl<'a> Second<'a> {
         };
         attempts.tried.push(under.hedged.endpoint.id);
         if failed.is_none() {
-            if under.behind.get().is_none() {
+            if !Ahead::is_waited_for(under.behind.get()) {
                 self.cluster.outlasted(&under.hedged.endpoint, now.since(under.began), now);
             }
             self.worker.hedged(&self.cluster, "lost");

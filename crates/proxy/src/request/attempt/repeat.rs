@@ -15,6 +15,7 @@ use crate::request::journey::{Journey, decide};
 use crate::request::retry::Again;
 use crate::request::route::Target;
 use crate::upstream::Head;
+use crate::upstream::behind::Ahead;
 
 impl Attempts<'_> {
     /// The attempt that follows an answer, if one does. Whether it may be made is asked before anything is taken for it: what
@@ -70,7 +71,9 @@ impl Attempts<'_> {
         deadlines: &Deadlines,
         journey: &mut Journey<'_>,
     ) -> Result<Again, Failure> {
-        if failure.is_before_any() || (failure.fault != Fault::Upstream && self.behind.get().is_some()) {
+        if failure.is_before_any()
+            || (failure.fault != Fault::Upstream && Ahead::is_waited_for(self.behind.get()))
+        {
             journey.unasked();
         }
         match self.before.take() {
