@@ -42,7 +42,7 @@ async fn meet(row: &Row, gateway: SocketAddr, log: &Path, up: Option<&Running>) 
                 assert_eq!(seen(answer).await, Sees::Status(status), "{}", row.name);
             }
         }
-        Act::Beside | Act::Behind | Act::Repeating => {
+        Act::Beside(_) | Act::Behind | Act::Repeating => {
             before.push(waiting(gateway, &path, &format!("{}-before", row.name)).await);
             up.expect("it has an endpoint").arrived.notified().await;
         }
@@ -74,10 +74,10 @@ async fn meet(row: &Row, gateway: SocketAddr, log: &Path, up: Option<&Running>) 
                 before.push(waits);
                 all.push(sent(row, Some(id), saw));
             }
-            Act::Send(payload) | Act::After(.., payload) => {
+            Act::Send(payload) | Act::After(.., payload) | Act::Beside(payload) => {
                 all.push(sent(row, Some(id.clone()), once(version, gateway, &path, &id, payload).await));
             }
-            Act::Beside | Act::Behind | Act::Repeating => {
+            Act::Behind | Act::Repeating => {
                 let saw = once(version, gateway, &path, &id, Payload::Nothing).await;
                 all.push(sent(row, Some(id), saw));
             }

@@ -14,6 +14,14 @@ pub const POLICIES: &[Row] = &[
         "every instance answers 503, and `retry` repeats that",
     ),
     row(
+        "late-storm",
+        Status(504),
+        "URX",
+        "retries_exhausted",
+        "request",
+        "no instance answers within `retry.perTryTimeout`, and `retry` repeats that",
+    ),
+    row(
         "budget-spent",
         Status(503),
         "URX",
@@ -36,6 +44,14 @@ pub const POLICIES: &[Row] = &[
         "max_connections",
         "connect",
         "`limits.maxConnections` are taken, and none comes free within `timeouts.connect`",
+    ),
+    row(
+        "no-connection-in-time",
+        Status(503),
+        "UO",
+        "max_connections",
+        "connect",
+        "`limits.maxConnections` are taken, and none comes free within the request's time",
     ),
     row(
         "queue-full",

@@ -21,7 +21,7 @@ pub(crate) enum Act {
     /// Until one is answered by the gateway itself: whom it refuses is drawn.
     UntilRefused,
     /// One request is under way.
-    Beside,
+    Beside(Payload),
     /// One waits to be repeated.
     Repeating,
     /// One request is under way, and one waits.
@@ -133,6 +133,7 @@ pub(crate) fn setup(name: &str) -> Setup {
         "storm" => {
             plain(&[Head, Send(BUSY)], "retry: {attempts: 2, on: [503], backoff: {base: 5ms, max: 10ms}}")
         }
+        "late-storm" => plain(&[Head, Hang], "retry: {attempts: 1, on: [reset], perTryTimeout: 200ms}"),
         "budget-spent" => plain(
             &[Head, Send(BUSY)],
             "retry: {attempts: 2, on: [503], budget: {percent: 0, minPerSecond: 0}}",
@@ -142,13 +143,20 @@ pub(crate) fn setup(name: &str) -> Setup {
             &[Head, Send(LATER)],
             "retry: {attempts: 1, on: [503]}\n  limits: {maxRetries: 1}",
         ),
-        "no-connection" => {
-            acting(Act::Beside, &[Head, Hang], "limits: {maxConnections: 1}\n  timeouts: {connect: 300ms}")
-        }
+        "no-connection" => acting(
+            Act::Beside(Payload::Nothing),
+            &[Head, Hang],
+            "limits: {maxConnections: 1}\n  timeouts: {connect: 300ms}",
+        ),
+        "no-connection-in-time" => acting(
+            Act::Beside(Payload::Within(300)),
+            &[Head, Hang],
+            "limits: {maxConnections: 1}\n  timeouts: {callerDeadline: Accept}",
+        ),
         "queue-full" => {
             acting(Act::Behind, &[Head, Hang], "limits: {maxConnections: 1, maxPendingRequests: 1}")
         }
-        "busy" => acting(Act::Beside, &[Head, Hang], "limits: {maxRequests: 1}"),
+        "busy" => acting(Act::Beside(Payload::Nothing), &[Head, Hang], "limits: {maxRequests: 1}"),
         "breaker" => acting(
             Act::After(3, 503, Payload::Nothing),
             &[Head, Send(BUSY)],
@@ -174,11 +182,15 @@ pub(crate) fn setup(name: &str) -> Setup {
         "hedged-stalled" => {
             Setup { instances: 2, ..plain(&[Head, Hang], concat!(hedge!(), "timeouts: {request: 500ms}")) }
         }
-        "overloaded" => acting(Act::Beside, &[Head, Hang], concat!(one!(), "{maxRequests: 0}}")),
+        "overloaded" => {
+            acting(Act::Beside(Payload::Nothing), &[Head, Hang], concat!(one!(), "{maxRequests: 0}}"))
+        }
         "overload-queue" => {
             acting(Act::Behind, &[Head, Hang], concat!(one!(), "{maxRequests: 1, maxWait: 60s}}"))
         }
-        "overload-time" => acting(Act::Beside, &[Head, Hang], concat!(one!(), "{maxWait: 300ms}}")),
+        "overload-time" => {
+            acting(Act::Beside(Payload::Nothing), &[Head, Hang], concat!(one!(), "{maxWait: 300ms}}"))
+        }
         "asked-too-often" => acting(
             Act::After(1, 200, Payload::Nothing),
             &[Head, Send(OK)],

@@ -13,6 +13,7 @@ mod counters;
 mod drain;
 mod edits;
 mod filters;
+mod grpc_retries;
 mod protocols;
 mod proxied;
 mod references;

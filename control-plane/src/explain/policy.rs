@@ -3,7 +3,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use meshwork_decision::{CircuitBreaker, Cluster, HedgeDelay, Matched, Origin, RetryPolicy, Sources};
+use meshwork_decision::{
+    CircuitBreaker, Cluster, HedgeDelay, Matched, Origin, RetryPolicy, Sources, is_idempotent,
+};
+use meshwork_resources::RetryOn;
 
 use super::answer::{Admission, Breaker, Limits, Retry, Said, Source, Story, Timeouts};
 
@@ -43,6 +46,7 @@ pub(super) fn retry(
     matched: &Matched<'_>,
     cluster: &Cluster,
     sources: &Sources,
+    method: &str,
     story: &mut Story,
 ) -> Option<Retry> {
     let Some(policy) = matched.policy().retry(Some(cluster)) else {
@@ -55,12 +59,11 @@ pub(super) fn retry(
         return None;
     };
     let on = on(policy);
-    let codes = policy.status_codes.iter().map(ToString::to_string);
-    let called: Vec<String> = on.iter().map(|name| (*name).to_owned()).chain(codes).collect();
     let why = format!(
-        "up to {} more attempts on {}{}",
+        "up to {} more attempts on {}{}{}",
         policy.attempts,
-        called.join(", "),
+        called_for(policy).join(", "),
+        unless_idempotent(policy, method),
         by(sources.retry.as_deref())
     );
     story.tell("retry", cluster.key.to_string(), "noted", why);
@@ -75,6 +78,30 @@ pub(super) fn retry(
         budget_percent: Some(policy.budget.percent),
         source: sources.retry.as_deref().and_then(Source::of),
     })
+}
+
+/// What calls for another attempt, in the words of a policy.
+fn called_for(policy: &RetryPolicy) -> Vec<String> {
+    let all = (500..600).all(|status| policy.status_codes.contains(&status));
+    let statuses = policy.status_codes.iter().filter(|status| !all || **status < 500);
+    let any = all.then(|| "5xx".to_owned());
+    let names = on(policy).into_iter().map(str::to_owned);
+    names.chain(any).chain(statuses.map(ToString::to_string)).chain(grpc_names(policy)).collect()
+}
+
+fn grpc_names(policy: &RetryPolicy) -> impl Iterator<Item = String> {
+    let known = |code: &u16| u8::try_from(*code).ok();
+    policy.grpc_codes.iter().filter_map(known).map(|code| RetryOn::Grpc(code).to_string())
+}
+
+/// What of that does not hold for a request that may not be done twice.
+fn unless_idempotent(policy: &RetryPolicy, method: &str) -> String {
+    if is_idempotent(method) {
+        return String::new();
+    }
+    let names: Vec<String> = grpc_names(policy).collect();
+    let or = if names.is_empty() { String::new() } else { format!(", or by gRPC's {}", names.join(", ")) };
+    format!("; a {method} that was sent only where no endpoint has processed it{or}")
 }
 
 /// Whether what takes long is sent a second time beside the first.
@@ -168,5 +195,39 @@ fn told(policy: &CircuitBreaker, origin: Option<&Origin>) -> Breaker {
         slow_percent: policy.slow_calls.map(|(_, percent)| percent),
         open_time: format!("{:?}", policy.open_time),
         source: origin.and_then(Source::of),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use meshwork_decision::RetryBudget;
+
+    use super::*;
+
+    #[test]
+    fn what_is_repeated_is_told_in_the_words_of_a_policy_and_as_far_as_it_holds_for_the_method() {
+        let policy = RetryPolicy {
+            attempts: 2,
+            status_codes: (429..430).chain(500..600).collect(),
+            grpc_codes: [8, 14].into(),
+            on_reset: true,
+            on_connect_failure: false,
+            on_refused: false,
+            per_try_timeout: None,
+            backoff_base: Duration::ZERO,
+            backoff_max: Duration::ZERO,
+            budget: RetryBudget::DEFAULT,
+        };
+        let told = ["reset", "5xx", "429", "resource-exhausted", "unavailable"];
+        assert_eq!(called_for(&policy), told);
+        assert_eq!(unless_idempotent(&policy, "GET"), "");
+        let only = "; a POST that was sent only where no endpoint has processed it";
+        assert_eq!(
+            unless_idempotent(&policy, "POST"),
+            format!("{only}, or by gRPC's resource-exhausted, unavailable")
+        );
+        let some = RetryPolicy { status_codes: [502, 503].into(), grpc_codes: [].into(), ..policy };
+        assert_eq!(called_for(&some), ["reset", "502", "503"]);
+        assert_eq!(unless_idempotent(&some, "POST"), only);
     }
 }

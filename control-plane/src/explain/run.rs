@@ -396,7 +396,7 @@ impl<'a> Run<'a> {
         }
         let sources = self.builder.sources(matched, way.parent, cluster);
         view.timeouts = Some(policy::timeouts(matched, cluster, &sources, &mut self.story));
-        view.retry = policy::retry(matched, cluster, &sources, &mut self.story);
+        view.retry = policy::retry(matched, cluster, &sources, &request.method, &mut self.story);
         policy::hedge(matched, cluster, &sources, &mut self.story);
         view.limits = policy::limits(cluster, &sources);
         view.circuit_breaker = policy::breaker(cluster, &sources);

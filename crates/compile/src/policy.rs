@@ -8,6 +8,7 @@ mod load_balancer;
 mod overload;
 
 use std::collections::HashMap;
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 
 use meshwork_base::{Code, QualifiedName};
@@ -417,8 +418,8 @@ fn retry(spec: &TrafficRetry) -> v1::Retry {
     let written: Vec<RetryOn> = spec.on.iter().map(|on| on.inner).collect();
     for on in if written.is_empty() { &default[..] } else { &written[..] } {
         match *on {
-            RetryOn::ServerError => retry.status_codes.extend(500..=599),
-            RetryOn::GatewayError => retry.status_codes.extend(502..=504),
+            RetryOn::ServerError => answers(&mut retry, 500..=599),
+            RetryOn::GatewayError => answers(&mut retry, 502..=504),
             RetryOn::Reset => retry.on_reset = true,
             RetryOn::ConnectFailure => retry.on_connect_failure = true,
             RetryOn::RefusedStream => retry.on_refused = true,
@@ -429,6 +430,12 @@ fn retry(spec: &TrafficRetry) -> v1::Retry {
     retry.status_codes.sort_unstable();
     retry.status_codes.dedup();
     retry
+}
+
+/// These answers, and what would become one of them here: no answer at all (so it is in Envoy).
+fn answers(retry: &mut v1::Retry, statuses: RangeInclusive<u32>) {
+    retry.status_codes.extend(statuses);
+    (retry.on_reset, retry.on_connect_failure, retry.on_refused) = (true, true, true);
 }
 
 fn authorization(spec: &AuthorizationPolicy) -> v1::AuthorizationPolicy {

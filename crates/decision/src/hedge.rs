@@ -29,7 +29,7 @@ use crate::endpoint::Endpoint;
 use crate::limits::{Limited, Permit};
 use crate::outlier::Picked;
 use crate::reasons::{NoReasons, Outcome, Phase, Reason, Reasons};
-use crate::retry::{BudgetWindow, Refused, RetryBudget};
+use crate::retry::{BudgetWindow, End, Refused, RetryBudget};
 
 use latencies::Latencies;
 
@@ -268,7 +268,7 @@ impl Hedge {
 
     /// The second attempt has ended, and was not given up: the budget learns whether it helped.
     pub fn second_ended(&self, well: bool) {
-        self.cluster.shared.budget.ended(well);
+        self.cluster.shared.budget.ended(if well { End::Well } else { End::Badly });
     }
 
     /// The first attempt has answered after this time, or was given up after it for the second one's sake.

@@ -190,7 +190,7 @@ pub fn retry_budget(budget: RetryBudget, requests: u64, retries: u64) -> Result<
 /// What is broken.
 pub(crate) fn worth_of_retries(standing: Standing) -> Result<(), String> {
     let holds = match standing {
-        Standing::Helping { owed } => owed < ROW_PRICE,
+        Standing::Helping { owed, .. } => owed < ROW_PRICE,
         Standing::InVain { saved } => saved < ROW_PRICE,
     };
     if holds { Ok(()) } else { Err(format!("{standing:?}, where a row costs {ROW_PRICE}")) }

@@ -1,10 +1,13 @@
 //! Repeating what failed, and not making it worse.
 //!
 //! *What calls for a retry.* An attempt ends as an [`AttemptFailure`], or with a status that the policy names. Connection
-//! failures, resets, refusals, statuses and gRPC codes are each switched on by the policy.
+//! failures, resets, refusals, statuses and gRPC codes are each switched on by the policy. What is repeated where there is
+//! none is repeated with any that allows a retry: an idempotent request whose connection broke before an answer, once.
 //!
 //! *What may be repeated.* A request of an idempotent method; any request of which nothing was sent; any request that
-//! the upstream says it did not process. A `POST` that was sent and answered 503 was perhaps processed, and is not
+//! the upstream says it did not process; a gRPC call that ends with a code which the policy names, before anything of its
+//! response was passed on: gRPC knows no methods but `POST`, and whoever names a code says that calls which end with it
+//! may be made again (gRFC A6). Any other `POST` that was sent and answered 503 was perhaps processed, and is not
 //! repeated. A request whose body is gone (`replayable` false) is never repeated once some of it was sent.
 //!
 //! *How often.* At most `attempts` after the first, within the request's deadline, within the service's budget over ten
@@ -40,6 +43,7 @@ use crate::reasons::{Outcome, Phase, Reason, Reasons};
 
 pub use budget::RetryBudget;
 pub(crate) use budget::{Budget, BudgetWindow, Refused};
+pub(crate) use worth::End;
 
 /// When and how often an attempt is repeated. Values are as the user wrote them, defaults written out.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -85,7 +89,7 @@ impl RetryPolicy {
         match failure {
             AttemptFailure::Connect => self.on_connect_failure,
             AttemptFailure::Refused => self.on_refused,
-            AttemptFailure::Reset | AttemptFailure::PerTryTimeout => self.on_reset,
+            AttemptFailure::Reset | AttemptFailure::PerTryTimeout | AttemptFailure::InLine => self.on_reset,
             AttemptFailure::Status(status) => self.status_codes.contains(&status),
             AttemptFailure::Grpc(code) => self.grpc_codes.contains(&code),
             AttemptFailure::StaleConnection => true,
@@ -127,6 +131,8 @@ pub enum AttemptFailure {
     Reset,
     /// The attempt's time is over.
     PerTryTimeout,
+    /// The attempt's time is over, and it still waited for one of our own connections: no endpoint was asked.
+    InLine,
     /// A response of this status.
     Status(u16),
     /// A gRPC response that is only trailers, with this code.
@@ -148,6 +154,7 @@ impl AttemptFailure {
             Self::StaleConnection => Some(Cause::UpstreamClosed),
             Self::Reset => Some(Cause::UpstreamReset),
             Self::PerTryTimeout => Some(Cause::PerTryTimeout),
+            Self::InLine => Some(Cause::MaxConnections),
             Self::Status(_) | Self::Grpc(_) => None,
         }
     }
@@ -279,6 +286,10 @@ pub struct Retry {
     /// Attempts made without the budget, and why it gave none.
     unpaid: u32,
     refused: Option<StopReason>,
+    /// The budget has heard that a retry of this request ended badly.
+    has_failed: bool,
+    /// What its policy does not name was repeated all the same.
+    has_repeated_unnamed: bool,
 }
 
 impl From<Refused> for StopReason {
@@ -311,6 +322,8 @@ impl Retry {
             is_owed: false,
             unpaid: 0,
             refused: None,
+            has_failed: false,
+            has_repeated_unnamed: false,
         }
     }
 
@@ -351,9 +364,20 @@ impl Retry {
     /// An attempt has ended. If it was a repetition, the budget learns whether that helped: by [`Self::after`], where it
     /// was a failure. What ends without a word on the service, as when the caller leaves, is not told.
     pub fn ended(&mut self, well: bool) {
-        if mem::take(&mut self.is_owed) {
-            self.cluster.shared.budget.ended(well);
+        if !mem::take(&mut self.is_owed) {
+            return;
         }
+        let end = match well {
+            true => End::Well,
+            false if mem::replace(&mut self.has_failed, true) => End::BadlyAgain,
+            false => End::Badly,
+        };
+        self.cluster.shared.budget.ended(end);
+    }
+
+    /// The attempt has ended without a word on the service.
+    pub fn ended_silently(&mut self) {
+        self.is_owed = false;
     }
 
     /// Decides what follows a failure. `endpoint` is the id of the endpoint that failed, when one was picked.
@@ -369,7 +393,10 @@ impl Retry {
         // The same attempt on another connection has not ended.
         let is_stale = failure == AttemptFailure::StaleConnection
             && endpoint.is_some_and(|endpoint| !self.stale.contains(&endpoint));
-        if !is_stale {
+        if failure == AttemptFailure::InLine {
+            // Our own connections say nothing about what a retry is worth.
+            self.ended_silently();
+        } else if !is_stale {
             self.ended(false);
         }
         let decision = match self.decide(failure, endpoint, facts, now, rng) {
@@ -403,6 +430,7 @@ impl Retry {
             return Ok((Duration::ZERO, None));
         }
         let (policy, wait) = self.called_for(failure, facts, now)?;
+        let is_named = policy.calls_for(failure);
         let after = policy.backoff(self.retries + 1, rng).saturating_add(wait);
         if facts.deadline.is_some_and(|d| d <= now.after(after)) {
             return Err(StopReason::Deadline);
@@ -413,6 +441,7 @@ impl Retry {
             _ => self.cluster.shared.budget.retry(policy.budget, now)?,
         }
         self.is_owed = true;
+        self.has_repeated_unnamed |= !is_named;
         self.retries += 1;
         self.tried.extend(endpoint);
         Ok((after, Some(permit)))
@@ -431,7 +460,8 @@ impl Retry {
         facts: &RequestFacts,
         now: Tick,
     ) -> Result<(&RetryPolicy, Duration), StopReason> {
-        let Some(policy) = self.policy.as_ref().filter(|p| p.calls_for(failure)) else {
+        let unnamed = failure == AttemptFailure::Reset && facts.idempotent && !self.has_repeated_unnamed;
+        let Some(policy) = self.policy.as_ref().filter(|p| unnamed || p.calls_for(failure)) else {
             return Err(StopReason::NotCalledFor);
         };
         if facts.nested {
@@ -451,7 +481,8 @@ impl Retry {
 
 /// What of the request itself stands in the way of repeating it.
 fn repeatable(failure: AttemptFailure, facts: &RequestFacts, now: Tick) -> Result<(), StopReason> {
-    if !(facts.idempotent || !facts.sent || failure.is_unseen()) {
+    let whatever_the_method = failure.is_unseen() || matches!(failure, AttemptFailure::InLine | AttemptFailure::Grpc(_));
+    if !(facts.idempotent || !facts.sent || whatever_the_method) {
         return Err(StopReason::NotRepeatable);
     }
     if facts.sent && !facts.replayable {

@@ -41,19 +41,35 @@ pub(crate) struct Failure {
     pub(crate) fault: Fault,
     pub(crate) retry: Retry,
     pub(crate) detail: Option<Arc<str>>,
+    /// The failure of the last attempt, where the cause is that there was no other.
+    pub(crate) last: Option<Cause>,
+    /// Whatever it is, it says nothing about the endpoint: most of the time was spent in a line of ours.
+    pub(crate) is_hasty: bool,
 }
 
 impl Failure {
     pub(crate) fn upstream(cause: Cause, retry: Retry) -> Self {
-        Self { cause, fault: Fault::Upstream, retry, detail: None }
+        Self { cause, fault: Fault::Upstream, retry, detail: None, last: None, is_hasty: false }
     }
 
     pub(crate) fn downstream(cause: Cause) -> Self {
-        Self { cause, fault: Fault::Downstream, retry: Retry::No, detail: None }
+        Self { cause, fault: Fault::Downstream, retry: Retry::No, detail: None, last: None, is_hasty: false }
     }
 
     pub(crate) fn local(cause: Cause) -> Self {
-        Self { cause, fault: Fault::Local, retry: Retry::No, detail: None }
+        Self { cause, fault: Fault::Local, retry: Retry::No, detail: None, last: None, is_hasty: false }
+    }
+
+    /// Whether it is one of our own connections that the request did not get: no endpoint was asked.
+    pub(crate) fn is_before_any(&self) -> bool {
+        let waited =
+            matches!(self.cause, Cause::MaxConnections | Cause::MaxPendingRequests | Cause::ConnectTimeout);
+        self.fault == Fault::Local && waited
+    }
+
+    /// The status to answer with; `None`: nobody is left to be answered.
+    pub(crate) fn status(&self) -> Option<u16> {
+        self.last.unwrap_or(self.cause).status()
     }
 
     /// Adds what exactly: an address, a policy, the system's words.

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use meshwork_base::Tick;
 
-use super::worth::Worth;
+use super::worth::{End, Worth};
 use crate::invariants;
 
 /// Bounds retries by what goes on besides them. Where they do not help there are few, whatever it allows.
@@ -159,8 +159,8 @@ impl Budget {
     }
 
     /// What was taken has ended.
-    pub(crate) fn ended(&self, well: bool) {
-        self.worth.ended(well);
+    pub(crate) fn ended(&self, end: End) {
+        self.worth.ended(end);
     }
 
     /// Any attempt has ended well.

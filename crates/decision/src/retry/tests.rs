@@ -82,14 +82,33 @@ fn repeats_only_what_the_policy_names() {
         on_refused: false,
         ..policy()
     };
+    // Of what is idempotent a reset is repeated once whatever is named.
+    let once = RequestFacts { sent: false, ..POST };
     for failure in [Connect, Refused, Reset, PerTryTimeout, Status(503), Grpc(14)] {
-        assert_eq!(after(policy(), failure, &GET), Ok(()), "{failure:?}");
-        assert_eq!(after(nothing(), failure, &GET), Err(StopReason::NotCalledFor), "{failure:?}");
+        assert_eq!(after(policy(), failure, &once), Ok(()), "{failure:?}");
+        assert_eq!(after(nothing(), failure, &once), Err(StopReason::NotCalledFor), "{failure:?}");
     }
     assert_eq!(after(policy(), Status(500), &GET), Err(StopReason::NotCalledFor));
     assert_eq!(after(RetryPolicy { on_connect_failure: true, ..nothing() }, Connect, &GET), Ok(()));
     assert_eq!(after(RetryPolicy { on_refused: true, ..nothing() }, Refused, &GET), Ok(()));
     assert_eq!(after(RetryPolicy { on_reset: true, ..nothing() }, Reset, &GET), Ok(()));
+}
+
+#[test]
+fn with_a_policy_that_names_something_else_a_reset_is_repeated_as_often_as_without_any() {
+    let silent = |attempts| RetryPolicy { attempts, on_reset: false, ..policy() };
+    assert_eq!(after(silent(0), AttemptFailure::Reset, &GET), Err(StopReason::NotCalledFor));
+    assert_eq!(after(silent(2), AttemptFailure::Reset, &POST), Err(StopReason::NotRepeatable));
+    let mut retry = Retry::begin(Some(&Arc::new(silent(3))), &cluster(None), Tick::ZERO);
+    let mut rng = SeededRng::new(1);
+    let mut fails = |failure| match retry.after(failure, Some(1), &GET, Tick::ZERO, &mut rng, &mut NoReasons)
+    {
+        Decision::Again { permit, .. } => Ok(permit.is_some()),
+        Decision::Stop(stop) => Err(stop),
+    };
+    assert_eq!(fails(AttemptFailure::Reset), Ok(true), "as any retry, it counts");
+    assert_eq!(fails(AttemptFailure::Status(503)), Ok(true));
+    assert_eq!(fails(AttemptFailure::Reset), Err(StopReason::NotCalledFor), "once");
 }
 
 #[test]
@@ -99,11 +118,15 @@ fn repeats_only_what_may_be_repeated() {
     assert_eq!(after(policy(), Status(503), &POST), Err(StopReason::NotRepeatable));
     assert_eq!(after(policy(), AttemptFailure::StaleConnection, &POST), Err(StopReason::NotRepeatable));
     assert_eq!(after(policy(), Refused, &POST), Ok(()), "the upstream did not process it");
+    assert_eq!(after(policy(), AttemptFailure::Grpc(14), &POST), Ok(()), "the policy names it");
+    assert_eq!(after(policy(), AttemptFailure::Grpc(13), &POST), Err(StopReason::NotCalledFor));
     let unsent = RequestFacts { sent: false, ..POST };
     assert_eq!(after(policy(), Connect, &unsent), Ok(()));
     assert_eq!(after(policy(), Reset, &unsent), Ok(()));
     let gone = RequestFacts { replayable: false, ..GET };
     assert_eq!(after(policy(), Reset, &gone), Err(StopReason::NotReplayable));
+    let gone_call = RequestFacts { replayable: false, ..POST };
+    assert_eq!(after(policy(), AttemptFailure::Grpc(14), &gone_call), Err(StopReason::NotReplayable));
     assert_eq!(after(policy(), Connect, &RequestFacts { sent: false, ..gone }), Ok(()));
     assert_eq!(after(policy(), Reset, &RequestFacts { nested: true, ..GET }), Err(StopReason::Nested));
     assert!(
@@ -260,6 +283,41 @@ fn one_address_that_always_fails_takes_no_retries_from_a_crowd_whose_instance_di
     assert_eq!(repeated.count(), 40, "of a budget of some two hundred");
 }
 
+/// Three instances, of which one fails everything, and a page that fails everywhere: as often as the policy allows, one in
+/// twenty requests.
+#[test]
+fn a_page_that_is_repeated_often_and_always_fails_takes_no_retries_from_what_another_instance_answers() {
+    let (cluster, policy) = (cluster(None), Arc::new(RetryPolicy { attempts: 5, ..policy() }));
+    let endpoint = Arc::clone(&cluster.endpoints().all()[0]);
+    let well = Answer::new(AttemptOutcome::Success, Duration::from_millis(1));
+    let mut rng = SeededRng::new(1);
+    for n in 0..400 {
+        if n % 20 == 1 {
+            assert_eq!(all_fail(&cluster, &policy, 1), (5, Some(StopReason::Attempts)), "request {n}");
+        }
+        let mut retry = Retry::begin(Some(&policy), &cluster, Tick::ZERO);
+        // After each such page the bad instance gets two requests in a row.
+        if [0, 1].contains(&(n % 20)) || n % 3 == 0 {
+            let failure = AttemptFailure::Status(503);
+            let decision = retry.after(failure, Some(1), &GET, Tick::ZERO, &mut rng, &mut NoReasons);
+            assert!(matches!(decision, Decision::Again { .. }), "request {n}: {decision:?}");
+            retry.ended(true);
+        }
+        drop(cluster.record(&endpoint, &well, Tick::ZERO));
+    }
+}
+
+#[test]
+fn when_all_of_a_service_that_was_well_fails_the_retries_of_five_requests_are_made() {
+    let (cluster, policy) = (cluster(None), Arc::new(RetryPolicy { attempts: 3, ..policy() }));
+    let endpoint = Arc::clone(&cluster.endpoints().all()[0]);
+    let well = Answer::new(AttemptOutcome::Success, Duration::from_millis(1));
+    (0..100).for_each(|_| drop(cluster.record(&endpoint, &well, Tick::ZERO)));
+    let (retries, stop) = all_fail(&cluster, &policy, 1_000);
+    assert!((5 * 3 - 2 + 15..=5 * 3 + 20).contains(&retries), "{retries} for a thousand requests");
+    assert_eq!(stop, Some(StopReason::InVain));
+}
+
 #[test]
 fn when_an_outage_ends_the_whole_budget_is_back_after_a_few_answers() {
     let (cluster, policy) = (cluster(None), Arc::new(policy()));
@@ -302,6 +360,22 @@ fn what_has_not_ended_says_nothing() {
 }
 
 #[test]
+fn what_waited_in_vain_for_a_connection_of_ours_is_repeated_and_says_nothing_of_what_that_is_worth() {
+    let (cluster, policy) = (cluster(None), Arc::new(RetryPolicy { attempts: 1, ..policy() }));
+    let unsent = RequestFacts { sent: false, ..POST };
+    let mut rng = SeededRng::new(1);
+    for _ in 0..100 {
+        let mut retry = Retry::begin(Some(&policy), &cluster, Tick::ZERO);
+        let mut waited =
+            || retry.after(AttemptFailure::InLine, Some(1), &unsent, Tick::ZERO, &mut rng, &mut NoReasons);
+        assert!(matches!(waited(), Decision::Again { .. }));
+        assert!(matches!(waited(), Decision::Stop(StopReason::Attempts)));
+    }
+    let unnamed = RetryPolicy { on_reset: false, ..(*policy).clone() };
+    assert_eq!(after(unnamed, AttemptFailure::InLine, &unsent), Err(StopReason::NotCalledFor));
+}
+
+#[test]
 fn an_attempt_goes_on_over_another_connection_and_only_its_end_counts() {
     let (cluster, policy) = (cluster(None), Arc::new(RetryPolicy { attempts: 1, ..policy() }));
     let mut rng = SeededRng::new(1);
@@ -320,7 +394,7 @@ fn an_attempt_goes_on_over_another_connection_and_only_its_end_counts() {
 fn what_the_budget_refuses_costs_nothing_of_what_was_paid() {
     let cluster = cluster(None);
     let budget = &cluster.shared.budget;
-    (0..5).for_each(|_| budget.ended(false));
+    (0..5).for_each(|_| budget.ended(End::Badly));
     (0..3).for_each(|_| budget.succeeded());
     let none = RetryBudget { percent: 0, min_per_second: 0 };
     assert_eq!(budget.retry(none, Tick::ZERO), Err(Refused::Spent));

@@ -11,9 +11,11 @@
 //! budget back at once, and so do attempts that end well and have paid for a row.
 //!
 //! *Who is meant.* One that mostly fails. An address that always fails owes little in a service that mostly answers, and
-//! is paid for by what goes on beside it: it takes no retries from a crowd whose instance dies. A row holds all
-//! retries where less than three end well for each that ends badly: more than a quarter of what there is, which is beyond
-//! the ordinary budget.
+//! is paid for by what goes on beside it: it takes no retries from a crowd whose instance dies. So where attempts have
+//! ended well before, a row counts requests: of one that is repeated five times in vain, the first retry tells and the
+//! others say the same again. Where none ever has, nothing speaks for the service, and each retry counts. A row holds all
+//! retries where less than three attempts end well for each request that is repeated in vain: more than a quarter of what
+//! there is, which is beyond the ordinary budget.
 //!
 //! *Counts, no times.* What holds at two thousand requests a second holds at one a minute. And only what has ended counts: a
 //! crowd that finds one of three endpoints dead has its whole budget, at the start and later.
@@ -44,6 +46,8 @@ pub(crate) enum Standing {
     Helping {
         /// What is to be paid for those that have not.
         owed: u32,
+        /// An attempt has ended well at some time.
+        answers: bool,
     },
     /// They do not.
     InVain {
@@ -54,11 +58,13 @@ pub(crate) enum Standing {
 
 /// In the word: they do not help, and the other bits are what was paid; without it they are what is owed.
 const IN_VAIN: u32 = 1 << 31;
+/// In the word of a service whose retries help: an attempt has ended well.
+const ANSWERS: u32 = 1 << 30;
 
 impl Standing {
     const fn of(word: u32) -> Self {
         if word & IN_VAIN == 0 {
-            Self::Helping { owed: word }
+            Self::Helping { owed: word & !ANSWERS, answers: word & ANSWERS != 0 }
         } else {
             Self::InVain { saved: word & !IN_VAIN }
         }
@@ -66,7 +72,8 @@ impl Standing {
 
     const fn word(self) -> u32 {
         match self {
-            Self::Helping { owed } => owed,
+            Self::Helping { owed, answers: false } => owed,
+            Self::Helping { owed, answers: true } => ANSWERS | owed,
             Self::InVain { saved } => IN_VAIN | saved,
         }
     }
@@ -89,26 +96,42 @@ impl Standing {
     }
 
     /// One that was taken has ended.
-    const fn ended(self, well: bool) -> Self {
-        match self {
-            _ if well => Self::Helping { owed: 0 },
-            Self::Helping { owed } if owed + PRICE < ROW_PRICE => Self::Helping { owed: owed + PRICE },
-            Self::Helping { .. } => Self::InVain { saved: 0 },
+    const fn ended(self, end: End) -> Self {
+        match (self, end) {
+            (_, End::Well) => Self::Helping { owed: 0, answers: true },
+            (Self::Helping { answers: true, .. }, End::BadlyAgain) => self,
+            (Self::Helping { owed, answers }, _) if owed + PRICE < ROW_PRICE => {
+                Self::Helping { owed: owed + PRICE, answers }
+            }
+            (Self::Helping { .. }, _) => Self::InVain { saved: 0 },
             // It was paid for.
-            Self::InVain { .. } => self,
+            (Self::InVain { .. }, _) => self,
         }
     }
 
     /// An attempt has ended well, whatever it was.
     fn succeeded(self) -> Self {
         match self {
-            Self::Helping { owed } => Self::Helping { owed: owed.saturating_sub(PRICE / SUCCESSES) },
+            Self::Helping { owed, .. } => {
+                Self::Helping { owed: owed.saturating_sub(PRICE / SUCCESSES), answers: true }
+            }
             Self::InVain { saved } if saved + PRICE / SUCCESSES < ROW_PRICE => {
                 Self::InVain { saved: saved + PRICE / SUCCESSES }
             }
-            Self::InVain { .. } => Self::Helping { owed: 0 },
+            Self::InVain { .. } => Self::Helping { owed: 0, answers: true },
         }
     }
+}
+
+/// How a retry ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum End {
+    /// It has helped.
+    Well,
+    /// It has not, the first one of its request to say so.
+    Badly,
+    /// Nor has it, and a retry of the same request has said so before.
+    BadlyAgain,
 }
 
 /// See the module's text.
@@ -127,8 +150,8 @@ impl Worth {
         if self.step(Standing::asked).gives() { Ok(()) } else { Err(Refused::InVain) }
     }
 
-    pub(crate) fn ended(&self, well: bool) {
-        self.step(|standing| standing.ended(well));
+    pub(crate) fn ended(&self, end: End) {
+        self.step(|standing| standing.ended(end));
     }
 
     pub(crate) fn succeeded(&self) {

@@ -41,10 +41,14 @@ pub struct Reached {
 /// Runs a chain.
 #[must_use]
 pub fn run_chain(chain: &Chain, seed: u64) -> Reached {
+    run_calls(chain, (0..chain.depth).map(|caller| Client::new(&two_instances(), caller)).collect(), seed)
+}
+
+fn run_calls(chain: &Chain, callers: Vec<Client>, seed: u64) -> Reached {
     let mut run = Run {
         chain,
         policy: Arc::new(chain.retry.clone()),
-        callers: (0..chain.depth).map(|caller| Client::new(&two_instances(), caller)).collect(),
+        callers,
         kin: (0..chain.depth).map(|_| Kinship::default()).collect(),
         chance: SeededRng::new(seed),
         ids: 0,
@@ -152,6 +156,8 @@ fn two_instances() -> Scenario {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::load::Answer;
+    use crate::outlier::AttemptOutcome;
     use crate::retry::RetryBudget;
 
     fn chain(depth: usize, traced: bool) -> Chain {
@@ -193,5 +199,28 @@ mod tests {
                 );
             }
         }
+    }
+
+    /// The same where all three have answered well until then.
+    #[test]
+    fn without_ids_what_was_well_before_it_fails_gets_no_more_than_a_fifth_from_some_hundred_requests_on() {
+        for (attempts, seconds) in [(2, 250), (3, 350)] {
+            for seed in 0..100 {
+                let retry = RetryPolicy { attempts, ..chain(3, false).retry };
+                let rate =
+                    Chain { per_second: 1, duration: Duration::from_secs(seconds), retry, ..chain(3, false) };
+                let callers = (0..3).map(|caller| Client::new(&two_instances(), caller));
+                let callers: Vec<_> = callers.inspect(answers).collect();
+                let reached = run_calls(&rate, callers, seed);
+                let last = *reached.at.last().unwrap();
+                assert!(10 * last <= 12 * reached.incoming, "{attempts}, seed {seed}: {reached:?}");
+            }
+        }
+    }
+
+    fn answers(caller: &Client) {
+        let endpoint = Arc::clone(&caller.cluster.endpoints().all()[0]);
+        let well = Answer::new(AttemptOutcome::Success, Duration::from_millis(1));
+        (0..100).for_each(|_| drop(caller.cluster.record(&endpoint, &well, Tick::ZERO)));
     }
 }

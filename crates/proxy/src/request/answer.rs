@@ -108,7 +108,7 @@ pub(crate) fn push_back(response: &ResponseHead, wall: impl FnOnce() -> Duration
 /// or the caller's fault.
 pub(crate) fn of_failure(failure: &Failure, took: Duration) -> Option<Answer> {
     let of_endpoint = match failure {
-        Failure { retry: Retry::Reused, .. } => false,
+        Failure { retry: Retry::Reused, .. } | Failure { is_hasty: true, .. } => false,
         Failure { fault: Fault::Upstream, .. } => true,
         Failure { cause, .. } => {
             matches!(cause, Cause::PerTryTimeout | Cause::RequestTimeout | Cause::DeadlineExceeded)
@@ -227,6 +227,7 @@ mod tests {
         assert!(of(Failure::upstream(Cause::ConnectFailure, Retry::NothingSent)));
         assert!(of(Failure::local(Cause::PerTryTimeout)));
         assert!(!of(Failure::upstream(Cause::UpstreamClosed, Retry::Reused)), "a stale connection");
+        assert!(!of(Failure { is_hasty: true, ..Failure::local(Cause::RequestTimeout) }), "ours");
         assert!(!of(Failure::downstream(Cause::DownstreamClosed)));
         assert!(!of(Failure::local(Cause::MaxRequests)));
     }

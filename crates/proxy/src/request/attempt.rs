@@ -34,6 +34,7 @@ use crate::downstream::Down;
 use crate::downstream::connection::Conn;
 use crate::error::Failure;
 use crate::proxy_protocol::{Client, Written};
+use crate::upstream::behind::{Ahead, Behind, held_up, in_vain};
 use crate::upstream::connect::{CONNECT_TIMEOUT, announcement};
 use crate::upstream::open::{self, Destination, Speaks, app_id};
 use crate::upstream::{Exchange, Head};
@@ -49,6 +50,8 @@ pub(crate) struct Attempts<'a> {
     idle_ms: u32,
     /// Milliseconds that an attempt may take; 0: no limit of its own.
     attempt_ms: u32,
+    /// Milliseconds that a limit of connections has held this attempt up.
+    held_ms: u32,
     tried: SmallVec<[u64; 4]>,
     affinity: Option<&'a Affinity>,
     endpoint: Option<Arc<Endpoint>>,
@@ -56,6 +59,8 @@ pub(crate) struct Attempts<'a> {
     began: Tick,
     /// Its connection was not there at once.
     waited: Cell<bool>,
+    /// What it waits for, as long as that is none of its endpoint's.
+    behind: Cell<Option<Ahead>>,
     /// The return of its endpoint hangs on this attempt.
     trial: Option<Trial>,
     /// The circuit breaker of the service, or of the endpoint, wants to know how this attempt ends.
@@ -100,11 +105,13 @@ impl<'a> Attempts<'a> {
             connect_ms: millis(timeouts.connect.unwrap_or(CONNECT_TIMEOUT)),
             idle_ms: timeouts.idle.map_or(0, millis),
             attempt_ms: attempt_timeout.map_or(0, |limit| millis(limit).max(1)),
+            held_ms: 0,
             tried: SmallVec::new(),
             affinity,
             endpoint: None,
             began: Tick::ZERO,
             waited: Cell::new(false),
+            behind: Cell::new(None),
             trial: None,
             ticket: None,
             by_route: None,
@@ -378,6 +385,10 @@ impl<'a> Attempts<'a> {
             }
         };
         let waited = self.waited.take().then(|| self.conn.worker.now());
+        self.held_ms = match (self.behind.get(), waited) {
+            (Some(Ahead::Past), Some(opened)) => millis(opened.since(self.began)),
+            _ => 0,
+        };
         journey.opened(waited, exchange.born());
         if let Speaks::Mesh { id, .. } = to.speaks {
             journey.record.upstream_id = Some(Arc::clone(id.shared()));
@@ -386,9 +397,17 @@ impl<'a> Attempts<'a> {
             Ok(()) => Ok(exchange),
             Err(failure) => {
                 exchange.abort();
-                Err(failure)
+                Err(self.held_up(failure))
             }
         }
+    }
+
+    /// A failure of an attempt that a limit has held up before.
+    fn held_up(&self, failure: Failure) -> Failure {
+        let (Target::Service { cluster, .. }, 1..) = (self.target, self.held_ms) else { return failure };
+        let now = self.conn.worker.now();
+        let waited = Duration::from_millis(self.held_ms.into());
+        held_up(failure, waited, now.since(self.began).saturating_sub(waited), cluster.fastest(now))
     }
 
     fn pick(&mut self, journey: &mut Journey<'_>) -> Result<(), Failure> {
@@ -401,6 +420,7 @@ impl<'a> Attempts<'a> {
         let now = worker.now();
         self.began = now;
         self.endpoint = None;
+        self.behind.set(None);
         // What came before has ended, though perhaps without a word.
         self.let_go();
         if !std::mem::take(&mut self.is_let_through) {
@@ -467,7 +487,7 @@ impl<'a> Attempts<'a> {
             (Target::Service { cluster, .. }, Some(endpoint)) => {
                 let announcement = self.announcement.as_deref().map(|header| &header[..]);
                 let to = Destination::of_endpoint(cluster, endpoint, connect_timeout, announcement);
-                Destination { fresh: self.fresh, ..to }
+                Destination { fresh: self.fresh, behind: Behind(Some(&self.behind)), ..to }
             }
             (Target::App { port, http2 }, _) => Destination {
                 pool: app_id(port.app_port, http2),
@@ -477,6 +497,7 @@ impl<'a> Attempts<'a> {
                 connect_timeout,
                 fresh: self.fresh,
                 announcement: None,
+                behind: Behind(Some(&self.behind)),
             },
             (Target::Service { .. }, None) => unreachable!("an endpoint was picked before"),
         }
@@ -497,7 +518,11 @@ impl<'a> Attempts<'a> {
         let kept = if may_keep { pool.take_idle() } else { None };
         let mut client = match kept {
             Some(client) => client,
-            None => self.unless_interrupted(Box::pin(open::h1(worker, to, &pool)), down, deadlines).await?,
+            None => {
+                let opening = Box::pin(open::h1(worker, to, &pool));
+                let opened = self.unless_interrupted(opening, down, deadlines).await;
+                opened.map_err(|failure| in_vain(failure, self.behind.get(), &pool))?
+            }
         };
         client.send(head, &worker.shared.settings.limits)?;
         Ok(Exchange::H1 { client, pool })
@@ -515,7 +540,8 @@ impl<'a> Attempts<'a> {
         let pool = worker.pools.of(to.pool);
         pool.may_idle(self.idle_ms);
         let opening = Box::pin(open::h2(worker, to, &pool, head, end));
-        let exchange = self.unless_interrupted(opening, down, deadlines).await?;
+        let opened = self.unless_interrupted(opening, down, deadlines).await;
+        let exchange = opened.map_err(|failure| in_vain(failure, self.behind.get(), &pool))?;
         Ok(Exchange::H2(Box::new(exchange)))
     }
 

@@ -282,6 +282,12 @@ impl<'c> Journey<'c> {
         }
     }
 
+    /// The attempt got as far as our own connections: no endpoint is one that was asked.
+    pub(crate) fn unasked(&mut self) {
+        self.record.endpoint = None;
+        self.record.upstream_protocol = None;
+    }
+
     /// The attempt's response is given up: another attempt is to replace it, if it comes to that.
     pub(crate) fn superseded(&mut self, now: Tick) {
         let (known, attempted) = self.in_attempt();

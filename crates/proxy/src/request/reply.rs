@@ -71,7 +71,7 @@ pub(crate) async fn fail(
         journey.finish();
         return;
     }
-    let status = failure.cause.status().filter(|_| !down.head_sent());
+    let status = failure.status().filter(|_| !down.head_sent());
     let Some(status) = status else {
         down.abort();
         journey.finish();

@@ -17,7 +17,7 @@ use super::journey::{Journey, decide};
 use super::route::Target;
 use super::{answer, kin, overload};
 use crate::downstream::connection::Conn;
-use crate::error::{Failure, Retry};
+use crate::error::{Failure, Fault, Retry};
 use crate::upstream::{Head, UNSEEN_RETRIES};
 
 /// How often an idempotent request whose connection broke before the response began is sent again without a policy.
@@ -136,7 +136,7 @@ impl<'a> Repeats<'a> {
         facts.sent = failure.retry != Retry::NothingSent;
         let Some((cluster, policy)) = self.service else { return self.of_app(failure, &facts) };
         // Whoever is there and will not have us is not waited for.
-        let is_away = is_away(failure.cause, cluster, endpoint);
+        let is_away = kind != AttemptFailure::InLine && is_away(failure.cause, cluster, endpoint);
         if is_away {
             self.unreached.extend(endpoint);
             // With nobody left to try, trying again is no retry but waiting.
@@ -145,6 +145,9 @@ impl<'a> Repeats<'a> {
             {
                 return Ok(again);
             }
+        }
+        if let (true, Some(state)) = (failure.is_hasty, &mut self.state) {
+            state.ended_silently();
         }
         match self.decide(cluster, policy, kind, &facts, endpoint, journey) {
             Decision::Again { permit: None, .. } if kind == AttemptFailure::StaleConnection => {
@@ -413,6 +416,7 @@ fn kind(failure: &Failure) -> Option<AttemptFailure> {
     Some(match (failure.retry, failure.cause) {
         (_, Cause::PerTryTimeout) => AttemptFailure::PerTryTimeout,
         (Retry::No, _) => return None,
+        (Retry::NothingSent, _) if failure.fault == Fault::Local => AttemptFailure::InLine,
         (_, Cause::UpstreamRefused) => AttemptFailure::Refused,
         (Retry::NothingSent, _) => AttemptFailure::Connect,
         (Retry::Reused, _) => AttemptFailure::StaleConnection,
@@ -453,7 +457,9 @@ fn stopped(failure: Failure, stop: StopReason, deadlines: &Deadlines) -> Failure
     let Some(cause) = cause_of(stop, deadlines) else { return failure };
     let of_attempt = failure.detail.as_deref().unwrap_or_default();
     let detail = detail(stop, format!("{}: {of_attempt}", failure.cause));
-    Failure { cause, ..failure }.because(detail)
+    // That the request's own time would be over before is a time-out itself.
+    let last = (stop != StopReason::Deadline).then_some(failure.cause);
+    Failure { cause, last, ..failure }.because(detail)
 }
 
 #[cfg(test)]
@@ -469,6 +475,9 @@ mod tests {
         assert_eq!(of(Cause::UpstreamReset, Retry::Policy), Some(AttemptFailure::Reset));
         assert_eq!(of(Cause::UpstreamProtocolError, Retry::No), None);
         assert_eq!(kind(&Failure::local(Cause::PerTryTimeout)), Some(AttemptFailure::PerTryTimeout));
+        let in_line = Failure { retry: Retry::NothingSent, ..Failure::local(Cause::MaxConnections) };
+        assert_eq!(kind(&in_line), Some(AttemptFailure::InLine));
+        assert_eq!(kind(&Failure::local(Cause::MaxConnections)), None);
         assert_eq!(kind(&Failure::downstream(Cause::DownstreamClosed)), None);
     }
 
@@ -479,5 +488,17 @@ mod tests {
         let stopped = stopped(failure, StopReason::Attempts, &Deadlines::default());
         assert_eq!(stopped.cause, Cause::RetriesExhausted);
         assert_eq!(stopped.detail.as_deref(), Some("connect_failure: 10.0.0.1:80: refused"));
+        assert_eq!(stopped.status(), Some(503));
+    }
+
+    #[test]
+    fn whoever_waited_for_the_last_attempt_in_vain_hears_of_a_time_out() {
+        let status =
+            |stop| stopped(Failure::local(Cause::PerTryTimeout), stop, &Deadlines::default()).status();
+        for spent in [StopReason::Attempts, StopReason::Budget, StopReason::InVain, StopReason::MaxRetries] {
+            assert_eq!(status(spent), Some(504), "{spent:?}");
+        }
+        let failed = Failure::upstream(Cause::UpstreamReset, Retry::Policy);
+        assert_eq!(stopped(failed, StopReason::Deadline, &Deadlines::default()).status(), Some(504));
     }
 }

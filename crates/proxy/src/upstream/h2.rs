@@ -201,7 +201,7 @@ impl H2Connection {
         now.since(self.used.get())
     }
 
-    /// Sends a request's head. `end`: it has no body.
+    /// Sends a request's head. `end`: it has no body. `is_full`: its stream waits until another one ends.
     ///
     /// # Errors
     /// The connection takes no more streams; nothing was sent.
@@ -209,6 +209,7 @@ impl H2Connection {
         self: &Rc<Self>,
         head: &Head<'_>,
         end: bool,
+        is_full: bool,
         clock: &dyn Clock,
     ) -> Result<H2Exchange, Failure> {
         let stream = Stream::open(self, clock);
@@ -216,7 +217,7 @@ impl H2Connection {
         let request = convert::request(head, key.is_some())
             .map_err(|why| Failure::local(Cause::Internal).because(why))?;
         let end = end && key.is_none();
-        self.send_request(stream, request, end, key.map(Into::into)).await
+        self.send_request(stream, request, end, is_full, key.map(Into::into)).await
     }
 
     /// Asks for a tunnel to this authority (RFC 9113, section 8.5).
@@ -232,7 +233,7 @@ impl H2Connection {
         let mut request = http::Request::new(());
         *request.method_mut() = http::Method::CONNECT;
         *request.uri_mut() = authority.into();
-        self.send_request(stream, request, false, None).await
+        self.send_request(stream, request, false, false, None).await
     }
 
     async fn send_request(
@@ -240,6 +241,7 @@ impl H2Connection {
         stream: Stream,
         request: http::Request<()>,
         end: bool,
+        is_full: bool,
         key: Option<Box<[u8]>>,
     ) -> Result<H2Exchange, Failure> {
         let nothing_sent = |error: h2::Error| {
@@ -255,6 +257,10 @@ impl H2Connection {
         };
         let reused = self.is_reused();
         let (response, sink) = send.send_request(request, end).map_err(nothing_sent)?;
+        if is_full {
+            // Its handle is ready again when the stream is open.
+            send.ready().await.map_err(nothing_sent)?;
+        }
         self.carried.set(self.carried.get() + 1);
         Ok(H2Exchange {
             response: Some(response),

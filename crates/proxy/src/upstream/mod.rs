@@ -4,6 +4,7 @@
 //! send head ──▶ queue/end/flush body ──▶ poll_head (1xx …, then the final one) ──▶ poll_frame … End ──▶ finish
 //! ```
 
+pub(crate) mod behind;
 pub(crate) mod connect;
 pub(crate) mod h1;
 pub(crate) mod h2;

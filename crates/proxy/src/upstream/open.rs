@@ -12,6 +12,7 @@ use meshwork_decision::{
 use meshwork_http1::ResponseHead;
 use tokio::time::timeout;
 
+use super::behind::{Ahead, Behind};
 use super::connect::{connect, connect_announced};
 use super::h1::H1Client;
 use super::h2::{H2Connection, H2Exchange};
@@ -38,6 +39,8 @@ pub(crate) struct Destination<'a> {
     pub(crate) fresh: bool,
     /// What an HTTP/1 connection begins with, which then is for one request.
     pub(crate) announcement: Option<&'a [u8]>,
+    /// What the request waits for before it has a connection.
+    pub(crate) behind: Behind<'a>,
 }
 
 /// What is spoken there.
@@ -96,6 +99,7 @@ impl<'a> Destination<'a> {
             connect_timeout,
             fresh: false,
             announcement,
+            behind: Behind::default(),
         }
     }
 }
@@ -160,17 +164,20 @@ pub(crate) async fn h2(
     let clock = &*worker.shared.clock;
     loop {
         let mut _pending = None;
+        let mut is_full = false;
         let connection = match pool.with_room(clock.wall()) {
             Some(connection) => connection,
             None => {
                 // Whoever waits for another one's connection waits as well as who makes it.
                 _pending = to.admit_pending().map_err(|cause| to.over_limit(cause))?;
-                match pool.share(clock.wall(), || dial(worker, to, pool)).await {
+                match pool.share(clock.wall(), to.behind, || dial(worker, to, pool)).await {
                     Ok(connection) => {
                         _pending = None;
                         connection
                     }
                     Err(failure) if failure.cause == Cause::MaxConnections => {
+                        to.behind.waits(Ahead::Limit);
+                        is_full = true;
                         pool.least_busy().ok_or(failure)?
                     }
                     Err(failure) => return Err(failure),
@@ -178,7 +185,9 @@ pub(crate) async fn h2(
             }
         };
         let reused = connection.is_reused();
-        match connection.send(head, end, clock).await {
+        let sent = connection.send(head, end, is_full, clock).await;
+        to.behind.goes();
+        match sent {
             // It is closed and not found again, so this ends.
             Err(failure) if reused && connection.is_closed() && failure.cause == Cause::UpstreamReset => {}
             other => return other,
@@ -201,7 +210,7 @@ pub(crate) async fn tunnel(
     let authority = http::uri::Authority::try_from(format!("{name}.{namespace}:{}", key.port))
         .map_err(|error| Failure::local(Cause::Internal).because(error.to_string()))?;
     let mut exchange = loop {
-        let connection = pool.share(clock.wall(), || dial(worker, to, &pool)).await?;
+        let connection = pool.share(clock.wall(), to.behind, || dial(worker, to, &pool)).await?;
         let reused = connection.is_reused();
         match connection.connect(authority.clone(), clock).await {
             // It is closed and not found again, so this ends.

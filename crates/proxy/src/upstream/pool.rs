@@ -16,6 +16,7 @@ use meshwork_decision::ConnectionPermit;
 use meshwork_identity::Peer;
 use tokio::sync::Notify;
 
+use super::behind::{Ahead, Behind};
 use super::h1::H1Client;
 use super::h2::H2Connection;
 use super::line::Line;
@@ -241,6 +242,7 @@ impl EndpointPool {
     pub(crate) async fn share<F>(
         &self,
         wall: Duration,
+        behind: Behind<'_>,
         dial: impl Fn() -> F,
     ) -> Result<Rc<H2Connection>, Failure>
     where
@@ -252,7 +254,9 @@ impl EndpointPool {
             }
             if self.dialing.get() {
                 let awaited = self.dials.get();
+                behind.waits(Ahead::Dials);
                 self.dialed.notified().await;
+                behind.goes();
                 match &*self.failed.borrow() {
                     Some((dial, failure)) if *dial == awaited => return Err(failure.clone()),
                     _ => continue,

@@ -88,6 +88,7 @@ impl<'a> Waits<'a> {
 
     fn refused(&mut self, why: NotYet) {
         self.pool.line().set_late(why);
+        self.to.behind.waits(why.into());
         let is_limit = matches!(why, NotYet::Limit(_));
         // One that waits is one that the limit made wait, however often it is woken in vain.
         if is_limit && !std::mem::replace(&mut self.limited, true) {
@@ -124,6 +125,7 @@ impl<'a> Waits<'a> {
 
     /// It is its turn.
     fn goes(self, turn: &Turn) {
+        self.to.behind.goes();
         if self.is_called
             && let (Some(place), Turn::Connect(Some(_), _)) = (self.place, turn)
         {

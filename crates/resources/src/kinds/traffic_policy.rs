@@ -237,11 +237,11 @@ choice! {
 /// A failure after which an attempt may be repeated. The words are Envoy's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum RetryOn {
-    /// `5xx`: any status from 500.
+    /// `5xx`: any status from 500, and no answer at all.
     ServerError,
-    /// `gateway-error`: 502, 503, 504.
+    /// `gateway-error`: 502, 503, 504, and no answer at all.
     GatewayError,
-    /// `reset`: the connection broke before the response began.
+    /// `reset`: the connection broke before the response began, or the attempt's time was over.
     Reset,
     /// `connect-failure`: there was no connection.
     ConnectFailure,

@@ -5,7 +5,7 @@ use super::*;
 /// A service whose retries do not help.
 fn in_vain() -> Worth {
     let worth = Worth::default();
-    (0..ROW).for_each(|_| worth.ended(false));
+    (0..ROW).for_each(|_| worth.ended(End::Badly));
     worth
 }
 
@@ -17,19 +17,19 @@ fn given(worth: &Worth, asked: u32) -> u32 {
 fn a_row_in_vain_ends_the_belief_in_retries_and_one_that_helps_brings_it_back() {
     let worth = Worth::default();
     for _ in 1..ROW {
-        worth.ended(false);
+        worth.ended(End::Badly);
         assert_eq!(given(&worth, 100), 100, "the row is not full");
     }
-    worth.ended(true);
+    worth.ended(End::Well);
     for _ in 1..ROW {
-        worth.ended(false);
+        worth.ended(End::Badly);
     }
     assert_eq!(given(&worth, 100), 100, "one that helped has begun another row");
-    worth.ended(false);
+    worth.ended(End::Badly);
     assert_eq!(worth.ask(), Err(Refused::InVain));
-    worth.ended(false);
-    worth.ended(true);
-    assert_eq!(worth.standing(), Standing::Helping { owed: 0 });
+    worth.ended(End::Badly);
+    worth.ended(End::Well);
+    assert_eq!(worth.standing(), Standing::Helping { owed: 0, answers: true });
     assert_eq!(given(&worth, 100), 100);
 }
 
@@ -40,7 +40,7 @@ fn three_that_end_well_pay_for_one() {
         worth.succeeded();
         worth.succeeded();
         assert!(worth.ask().is_err(), "two are too few");
-        worth.ended(false);
+        worth.ended(End::Badly);
         worth.succeeded();
         assert!(worth.ask().is_ok());
     }
@@ -55,7 +55,7 @@ fn of_fifty_that_are_refused_comes_one_that_is_not() {
     assert_eq!(given(&worth, REFUSALS), 0);
     assert_eq!(given(&worth, 10 * (REFUSALS + 1)), 10);
     assert_eq!(given(&worth, 1), 1);
-    worth.ended(false);
+    worth.ended(End::Badly);
     assert!(worth.ask().is_err(), "it was paid for, and helped nobody");
 }
 
@@ -66,7 +66,7 @@ fn whoever_has_saved_for_a_row_believes_in_retries_again() {
     assert_eq!(given(&worth, ROW), ROW - 1, "each but the last was paid for");
     let worth = in_vain();
     (0..ROW * SUCCESSES).for_each(|_| worth.succeeded());
-    assert_eq!(worth.standing(), Standing::Helping { owed: 0 });
+    assert_eq!(worth.standing(), Standing::Helping { owed: 0, answers: true });
     assert_eq!(given(&worth, 40), 40);
 }
 
@@ -74,17 +74,41 @@ fn whoever_has_saved_for_a_row_believes_in_retries_again() {
 fn what_goes_on_beside_pays_for_those_that_never_help() {
     let worth = Worth::default();
     for _ in 0..100 {
-        worth.ended(false);
-        worth.ended(false);
+        worth.ended(End::Badly);
+        worth.ended(End::Badly);
         (0..2 * SUCCESSES).for_each(|_| worth.succeeded());
-        assert_eq!(worth.standing(), Standing::Helping { owed: 0 });
+        assert_eq!(worth.standing(), Standing::Helping { owed: 0, answers: true });
     }
-    (1..ROW).for_each(|_| worth.ended(false));
+    (1..ROW).for_each(|_| worth.ended(End::Badly));
     (0..SUCCESSES).for_each(|_| worth.succeeded());
-    worth.ended(false);
+    worth.ended(End::Badly);
     assert_eq!(given(&worth, 1), 1, "one of the row was paid for");
-    worth.ended(false);
+    worth.ended(End::Badly);
     assert_eq!(worth.ask(), Err(Refused::InVain), "what was paid before there was a debt does not count");
+}
+
+#[test]
+fn of_a_request_that_is_repeated_in_vain_one_retry_tells_where_anything_has_ended_well() {
+    let poisoned = |worth: &Worth, requests| {
+        for _ in 0..requests {
+            worth.ended(End::Badly);
+            (0..4).for_each(|_| worth.ended(End::BadlyAgain));
+        }
+    };
+    for answered in [Worth::succeeded, |worth: &Worth| worth.ended(End::Well)] {
+        let worth = Worth::default();
+        answered(&worth);
+        poisoned(&worth, ROW - 1);
+        assert_eq!(given(&worth, 100), 100, "four requests are no row");
+        poisoned(&worth, 1);
+        assert_eq!(worth.ask(), Err(Refused::InVain), "five are");
+        (0..ROW * SUCCESSES).for_each(|_| worth.succeeded());
+        poisoned(&worth, ROW - 1);
+        assert_eq!(given(&worth, 100), 100, "nor are they after one");
+    }
+    let worth = Worth::default();
+    poisoned(&worth, 1);
+    assert_eq!(worth.ask(), Err(Refused::InVain), "nothing speaks for what has never answered");
 }
 
 proptest! {
@@ -93,23 +117,24 @@ proptest! {
     #[test]
     fn each_retry_in_vain_was_paid_for(steps in prop::collection::vec(0u8..24, 0..600)) {
         let worth = Worth::default();
-        let (mut owed, mut helping) = (0, true);
+        let (mut owed, mut helping, mut answers) = (0, true, false);
         let (mut made, mut succeeded, mut refused) = (0, 0, 0);
         for step in steps {
             match step {
                 0 => {
-                    worth.ended(true);
-                    (owed, helping) = (0, true);
+                    worth.ended(End::Well);
+                    (owed, helping, answers) = (0, true, true);
                 }
                 1..=5 => {
-                    worth.ended(false);
-                    owed += SUCCESSES;
+                    worth.ended(if step < 4 { End::Badly } else { End::BadlyAgain });
+                    owed += if step < 4 || !answers { SUCCESSES } else { 0 };
                     if helping && owed >= ROW * SUCCESSES {
                         (helping, made, succeeded, refused) = (false, 0, 0, 0);
                     }
                 }
                 6..=11 => {
                     worth.succeeded();
+                    answers = true;
                     if helping {
                         owed = owed.saturating_sub(1);
                     } else {

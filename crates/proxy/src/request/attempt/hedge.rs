@@ -5,6 +5,7 @@
 //! one goes its way as any attempt does, and whichever loses is dropped, which resets its stream or closes its connection.
 //! What is told of both, to journey, balancer and breaker, is told when it is clear which of them the request's is.
 
+use std::cell::Cell;
 use std::future::poll_fn;
 use std::net::SocketAddr;
 use std::pin::Pin;
@@ -36,6 +37,7 @@ use crate::request::retry;
 use crate::request::route::Target;
 use crate::request::transfer;
 use crate::request::tried::{HEDGE_LOST, Tried};
+use crate::upstream::behind::{Ahead, Behind, in_vain};
 use crate::upstream::open::{Destination, Speaks};
 use crate::upstream::{Exchange, Head};
 use crate::worker::Worker;
@@ -122,8 +124,9 @@ pub(super) async fn raced(
             Ok(false) => {}
             Err(interrupted) => {
                 second.loses(attempts, journey);
-                let response_is_there = interrupted.fault == Fault::Local && first.is_ok();
-                return if response_is_there { first } else { Err(interrupted) };
+                // A response is there, or there was no endpoint whose fault it could be.
+                let is_told = first.as_ref().map_or_else(Failure::is_before_any, |_| true);
+                return if is_told && interrupted.fault == Fault::Local { first } else { Err(interrupted) };
             }
         }
     } else if reply == Reply::Good && first.is_ok() {
@@ -144,12 +147,11 @@ fn judged(
     match first {
         Ok(_) if retry::names(attempts.target, response) => Reply::Bad,
         Ok(_) => of_head(response, is_grpc),
-        Err(Failure { fault: Fault::Upstream, .. }) => Reply::Bad,
-        // Its own time, or a limit that its endpoint alone may have reached.
-        Err(Failure {
-            cause: Cause::PerTryTimeout | Cause::MaxConnections | Cause::MaxPendingRequests,
-            ..
-        }) => Reply::Bad,
+        Err(Failure { fault: Fault::Upstream, .. } | Failure { cause: Cause::PerTryTimeout, .. }) => {
+            Reply::Bad
+        }
+        // Its endpoint alone may have reached a limit.
+        Err(failure) if failure.is_before_any() => Reply::Bad,
         // Who called has left, or its time is over: nobody waits for the other either.
         Err(_) => Reply::Good,
     }
@@ -173,7 +175,7 @@ fn lose_first(
     let now = attempts.conn.worker.now();
     let waited = now.since(attempts.began);
     second.hedge.first_took(waited, now);
-    if let Some(endpoint) = &attempts.endpoint {
+    if let (Some(endpoint), false) = (&attempts.endpoint, Ahead::is_waited_for(attempts.behind.get())) {
         second.cluster.outlasted(endpoint, waited, now);
     }
     attempts.let_go();
@@ -225,6 +227,8 @@ struct Under {
     hedged: Hedged,
     in_flight: InFlight,
     began: Tick,
+    /// What it waits for before it has a connection.
+    behind: Rc<Cell<Option<Ahead>>>,
     /// Civil time of its beginning, where its span is recorded, and that span.
     traced: Option<(Duration, SpanId)>,
     address: SocketAddr,
@@ -354,14 +358,17 @@ impl<'a> Second<'a> {
         self.race.begin();
         let to = Destination::of_endpoint(&self.cluster, &hedged.endpoint, self.connect_timeout, None);
         let http1 = matches!(to.speaks, Speaks::Http1);
+        let pool = self.worker.pools.of(to.pool);
         let under = Under {
             address: to.address,
             protocol: if http1 { Protocol::Http11 } else { Protocol::Http2 },
             in_flight: hedged.endpoint.begin(),
             began: now,
+            behind: Rc::default(),
             traced,
             hedged,
         };
+        let behind = Rc::clone(&under.behind);
         let endpoint = Arc::clone(&under.hedged.endpoint);
         let exchange = exchange(
             Rc::clone(&self.worker),
@@ -369,14 +376,15 @@ impl<'a> Second<'a> {
             endpoint,
             parts,
             self.connect_timeout,
+            Rc::clone(&behind),
         );
         let attempt = self.attempt_timeout;
         let running = async move {
             match attempt {
                 None => exchange.await,
-                Some(limit) => timeout(limit, exchange)
-                    .await
-                    .unwrap_or_else(|_| Err(Failure::local(Cause::PerTryTimeout))),
+                Some(limit) => timeout(limit, exchange).await.unwrap_or_else(|_| {
+                    Err(in_vain(Failure::local(Cause::PerTryTimeout), behind.get(), &pool))
+                }),
             }
         };
         self.state = State::Runs(Box::new(under), Box::pin(running));
@@ -461,7 +469,7 @@ impl<'a> Second<'a> {
             unreachable!("it has been answered")
         };
         let (
-            Under { hedged, in_flight, began, traced, address, protocol },
+            Under { hedged, in_flight, began, traced, address, protocol, behind: _ },
             Answered { exchange, sending, response: head, opened },
         ) = (*under, *answered);
         self.worker.hedged(&self.cluster, "won");
@@ -496,7 +504,9 @@ impl<'a> Second<'a> {
         };
         attempts.tried.push(under.hedged.endpoint.id);
         if failed.is_none() {
-            self.cluster.outlasted(&under.hedged.endpoint, now.since(under.began), now);
+            if !Ahead::is_waited_for(under.behind.get()) {
+                self.cluster.outlasted(&under.hedged.endpoint, now.since(under.began), now);
+            }
             self.worker.hedged(&self.cluster, "lost");
         }
         let ended = failed.as_ref().map_or(now, |failed| failed.ended);
@@ -535,10 +545,14 @@ async fn exchange(
     endpoint: Arc<Endpoint>,
     parts: Parts,
     connect_timeout: Duration,
+    behind: Rc<Cell<Option<Ahead>>>,
 ) -> Result<Answered, Failure> {
     let Parts { head, mut sending, announcement } = parts;
     let announcement = announcement.as_deref().map(|header| &header[..]);
-    let to = Destination::of_endpoint(&cluster, &endpoint, connect_timeout, announcement);
+    let to = Destination {
+        behind: Behind(Some(&behind)),
+        ..Destination::of_endpoint(&cluster, &endpoint, connect_timeout, announcement)
+    };
     let mut exchange = aside::open(&worker, &to, &head.head(), sending.is_done()).await?;
     let opened = worker.now();
     let limits: Limits = worker.shared.settings.limits;

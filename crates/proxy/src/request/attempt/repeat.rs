@@ -8,13 +8,14 @@ use meshwork_decision::{Cause, Cluster};
 use meshwork_http1::ResponseHead;
 
 use super::Attempts;
-use crate::error::{Failure, Retry};
+use crate::error::{Failure, Fault, Retry};
 use crate::request::body::RequestBody;
 use crate::request::deadline::Deadlines;
 use crate::request::journey::{Journey, decide};
 use crate::request::retry::Again;
 use crate::request::route::Target;
 use crate::upstream::Head;
+use crate::upstream::behind::Ahead;
 
 impl Attempts<'_> {
     /// The attempt that follows an answer, if one does. Whether it may be made is asked before anything is taken for it: what
@@ -72,8 +73,16 @@ impl Attempts<'_> {
         deadlines: &Deadlines,
         journey: &mut Journey<'_>,
     ) -> Result<Again, Failure> {
+        if failure.is_before_any()
+            || (failure.fault != Fault::Upstream && Ahead::is_waited_for(self.behind.get()))
+        {
+            journey.unasked();
+        }
         let before = match self.before.take() {
-            Some(before) if is_refusal(failure.cause) => return Err(not_repeated(*before, failure.cause)),
+            // What waited for as long as an attempt may is one, and may be followed by another.
+            Some(before) if is_refusal(failure.cause) && failure.retry == Retry::No => {
+                return Err(not_repeated(*before, failure.cause));
+            }
             before => before,
         };
         // The same attempt goes on over a new connection; any other makes room for the next one.

@@ -1,0 +1,189 @@
+//! Requests whose time is over while they wait for a connection of ours: they say what stood in the way, and nothing of
+//! endpoints that nobody asked.
+
+#![expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+
+mod support;
+
+use std::net::SocketAddr;
+use std::sync::atomic::Ordering;
+
+use meshwork_messages::v1;
+use meshwork_messages::v1::service_port::AppProtocol;
+use meshwork_messages::v1::timeouts::CallerDeadline;
+use meshwork_proxy::Settings;
+use support::h2::h2_upstream_with;
+use support::policy::{GET, gateway, holding, traffic};
+use support::{Harness, exchange, read_until, rule, with_a_full_queue};
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpStream;
+use tokio::sync::{mpsc, oneshot};
+
+const HURRIED: &[u8] =
+    b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\nx-envoy-expected-rq-timeout-ms: 200\r\n\r\n";
+
+/// One failure ejects an endpoint and opens the breaker.
+fn strict(limits: v1::Limits) -> v1::TrafficPolicy {
+    let outlier_detection = Some(v1::OutlierDetection {
+        consecutive_5xx: 1,
+        base_ejection_time_ms: 60_000,
+        max_ejection_time_ms: 60_000,
+        max_ejection_percent: 100,
+        ..Default::default()
+    });
+    let circuit_breaker = Some(v1::CircuitBreaker {
+        window_calls: 10,
+        minimum_calls: 1,
+        failure_percent: 1,
+        open_ms: 60_000,
+        max_open_ms: 60_000,
+        trials: 1,
+        ..Default::default()
+    });
+    let timeouts =
+        Some(v1::Timeouts { caller_deadline: CallerDeadline::Accept.into(), ..Default::default() });
+    let algorithm = v1::traffic_policy::Algorithm::RoundRobin.into();
+    v1::TrafficPolicy {
+        limits: Some(limits),
+        outlier_detection,
+        circuit_breaker,
+        timeouts,
+        algorithm,
+        ..Default::default()
+    }
+}
+
+fn one_connection() -> v1::TrafficPolicy {
+    strict(v1::Limits { max_connections_per_endpoint: 1, ..Default::default() })
+}
+
+fn retry(attempts: u32) -> Option<v1::Retry> {
+    Some(v1::Retry { attempts, per_try_timeout_ms: 200, on_reset: true, ..Default::default() })
+}
+
+/// Nobody has a bad name with us.
+fn assert_unharmed(harness: &Harness) {
+    assert_eq!(harness.metric("meshwork_endpoint_ejections_total", &["default/web"]), 0);
+    assert_eq!(harness.metric("meshwork_circuit_breaker_changes_total", &["default/web"]), 0);
+}
+
+async fn post(address: SocketAddr) -> TcpStream {
+    let mut tcp = TcpStream::connect(address).await.unwrap();
+    tcp.write_all(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\n\r\n").await.unwrap();
+    tcp
+}
+
+#[tokio::test]
+async fn whose_time_is_over_behind_a_limit_hears_of_the_limit_and_no_endpoint_has_failed() {
+    let request = v1::TrafficPolicy {
+        timeouts: Some(v1::Timeouts { request_ms: 200, ..Default::default() }),
+        ..one_connection()
+    };
+    let attempt = v1::TrafficPolicy { retry: retry(0), ..one_connection() };
+    for (policy, get) in [(request, GET), (attempt, GET), (one_connection(), HURRIED)] {
+        let [(one, of_one, _), (other, of_other, _)] = [holding().await, holding().await];
+        let (mut harness, address) = gateway(&[one.address, other.address], Some(one_connection())).await;
+        let mut held = [post(address).await, post(address).await];
+        while [&of_one, &of_other].map(|held| held.load(Ordering::SeqCst)) != [1, 1] {
+            tokio::task::yield_now().await;
+        }
+        // What is held began before there was a limit of its time.
+        harness.change([traffic(policy)]).await;
+        let waiting = [0; 4].map(|_| tokio::spawn(exchange(address, get)));
+        for one in waiting {
+            let answer = one.await.unwrap();
+            assert!(answer.starts_with("HTTP/1.1 503") && answer.ends_with("max_connections\n"), "{answer}");
+        }
+        for line in harness.lines(4).await {
+            for said in [r#""UO""#, r#""max_connections""#, r#""phase":"connect""#] {
+                assert!(line.contains(said), "{said}: {line}");
+            }
+            assert!(!line.contains("upstream_host"), "nobody was asked: {line}");
+        }
+        assert_unharmed(&harness);
+        for held in &mut held {
+            held.write_all(b"more").await.unwrap();
+            assert!(read_until(held, "hello").await.starts_with("HTTP/1.1 200"));
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_attempt_whose_time_is_over_behind_a_limit_is_repeated_as_any() {
+    let (up, _, _) = holding().await;
+    let (mut harness, address) = gateway(&[up.address], Some(one_connection())).await;
+    let held = post(address).await;
+    harness.wait_metric("meshwork_limit_headroom", &["maxConnections"], 0).await;
+    harness.change([traffic(v1::TrafficPolicy { retry: retry(1), ..one_connection() })]).await;
+    let answer = exchange(address, GET).await;
+    assert!(answer.starts_with("HTTP/1.1 503") && answer.ends_with("retries_exhausted\n"), "{answer}");
+    let line = harness.lines(1).await.remove(0);
+    assert!(line.contains(r#""attempts":2"#) && line.contains("max_connections: "), "{line}");
+    assert!(!line.contains("upstream_host"), "{line}");
+    assert_unharmed(&harness);
+    drop(held);
+}
+
+#[tokio::test]
+async fn whose_time_is_over_behind_the_only_stream_of_a_connection_hears_of_the_limit() {
+    let (taken, mut is_taken) = mpsc::channel(1);
+    let (go, gone) = oneshot::channel();
+    let gone = std::sync::Arc::new(parking_lot::Mutex::new(Some(gone)));
+    let up = h2_upstream_with(
+        |builder| builder.max_concurrent_streams(1),
+        usize::MAX,
+        move |_, _, mut respond| {
+            let (taken, gone) = (taken.clone(), gone.lock().take());
+            async move {
+                taken.send(()).await.unwrap();
+                if let Some(gone) = gone {
+                    _ = gone.await;
+                }
+                // Whoever was given up may have been reset.
+                if let Ok(mut body) = respond.send_response(http::Response::new(()), false) {
+                    _ = body.send_data(bytes::Bytes::from_static(b"hello"), true);
+                }
+            }
+        },
+    )
+    .await;
+    let mut harness = Harness::start(Settings::default());
+    harness.service("web", AppProtocol::Http2, &[up.address]).await;
+    let address = harness.route(vec![rule(&[("web", 1)], vec![])]).await;
+    harness.change([traffic(one_connection())]).await;
+    let first = tokio::spawn(exchange(address, GET));
+    is_taken.recv().await.unwrap();
+    let answer = exchange(address, HURRIED).await;
+    assert!(answer.starts_with("HTTP/1.1 503") && answer.ends_with("max_connections\n"), "{answer}");
+    let line = harness.lines(1).await.remove(0);
+    assert!(!line.contains("upstream_host") && line.contains(r#""phase":"connect""#), "{line}");
+    assert_unharmed(&harness);
+    go.send(()).unwrap();
+    let first = first.await.unwrap();
+    assert!(first.starts_with("HTTP/1.1 200") && first.contains("hello"), "{first}");
+}
+
+#[tokio::test]
+async fn whose_time_is_over_while_connections_are_made_for_others_hears_that_there_was_none_in_time() {
+    for (protocol, others) in [(AppProtocol::Http1, 128), (AppProtocol::Http2, 1)] {
+        let (_socket, upstream, _queued) = with_a_full_queue();
+        let mut harness = Harness::start(Settings::default());
+        harness.service("web", protocol, &[upstream]).await;
+        let address = harness.route(vec![rule(&[("web", 1)], vec![])]).await;
+        let policy = strict(v1::Limits { max_pending_requests: 200, ..Default::default() });
+        let timeouts = policy.timeouts.map(|timeouts| v1::Timeouts { connect_ms: 60_000, ..timeouts });
+        harness.change([traffic(v1::TrafficPolicy { timeouts, ..policy })]).await;
+        let others: Vec<_> = (0..others).map(|_| tokio::spawn(exchange(address, GET))).collect();
+        let left = 200 - u64::try_from(others.len()).unwrap();
+        harness.wait_metric("meshwork_limit_headroom", &["maxPendingRequests"], left).await;
+        let answer = exchange(address, HURRIED).await;
+        assert!(answer.starts_with("HTTP/1.1 503") && answer.ends_with("connect_timeout\n"), "{answer}");
+        let line = harness.lines(1).await.remove(0);
+        for said in [r#""UF""#, r#""connect_timeout""#, r#""phase":"connect""#] {
+            assert!(line.contains(said), "{said}: {line}");
+        }
+        assert!(!line.contains("upstream_host"), "nobody was asked: {line}");
+        assert_unharmed(&harness);
+        others.iter().for_each(tokio::task::JoinHandle::abort);
+    }
+}
