@@ -21,7 +21,7 @@ use crate::error::Failure;
 use crate::observe::{Sighting, Told};
 use crate::recorder::Class;
 use crate::series::{self, Called};
-use crate::usual;
+use crate::usual::{self, Made};
 
 /// See the module's text. Dropping it writes the record: also a request that is cancelled is written once.
 pub(crate) struct Journey<'c> {
@@ -46,6 +46,7 @@ pub(crate) struct Journey<'c> {
     phase: Phase,
     /// Whether it is noted that the application works on it.
     is_noted: bool,
+    made: Made,
     finished: bool,
 }
 
@@ -80,7 +81,7 @@ impl<'c> Journey<'c> {
             (protocol, _) => protocol,
         };
         record.peer = Some(conn.peer);
-        let traced = trace::begin(conn, fields, record);
+        let (is_of_ours, traced) = trace::begin(conn, fields, record);
         record.text.set(
             head.method.as_str().as_bytes(),
             head.target.path_and_query().as_bytes(),
@@ -106,6 +107,7 @@ impl<'c> Journey<'c> {
             traced,
             phase: Phase::Head,
             is_noted: false,
+            made: Made { trace: is_of_ours, id: false },
             finished: false,
         }
     }
@@ -178,6 +180,7 @@ impl<'c> Journey<'c> {
     /// The request got its id from us.
     pub(crate) fn identified(&mut self, id: &[u8]) {
         self.record.text.set_request_id(id);
+        self.made.id = true;
     }
 
     pub(crate) fn matched(&mut self, matched: &Matched<'_>) {
@@ -377,8 +380,8 @@ impl<'c> Journey<'c> {
             self.kin = None;
             worker.log(self.record);
             series::of(self.conn, &self.called).observe(self.record);
-            let Self { started, phase, is_noted, .. } = *self;
-            let told = usual::Told { started, phase, is_grpc: self.called.grpc, is_noted };
+            let Self { started, phase, is_noted, made, .. } = *self;
+            let told = usual::Told { started, phase, is_grpc: self.called.grpc, is_noted, made };
             let own = usual::ended(self.conn, self.record, told);
             let class = worker.recorder.class(self.record);
             if class.is_some() || self.sighting.is_some() {
