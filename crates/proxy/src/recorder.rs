@@ -23,7 +23,7 @@ use meshwork_telemetry::{Record, WorkerCounter, WorkerGauge, WorkerMetrics, inve
 
 use crate::mesh::Place;
 use crate::observe::message;
-use crate::request::tried::Tried;
+use crate::request::tried::{Held, Tried};
 use crate::upstream::pool::IdHasher;
 use crate::usual::Timing;
 
@@ -95,6 +95,7 @@ struct Kept {
     class: Class,
     record: Record,
     tried: Vec<Tried>,
+    held: Vec<Held>,
     timing: Timing,
 }
 
@@ -227,10 +228,11 @@ impl Recorder {
         class: Class,
         place: Place,
         record: &Record,
-        mut tried: Vec<Tried>,
+        (mut tried, mut held): (Vec<Tried>, Vec<Held>),
         timing: Timing,
     ) {
         tried.shrink_to_fit();
+        held.shrink_to_fit();
         let text = record.text.shortened(PATH, TEXT);
         // Names are counted here although others may hold them too: nobody knows who holds them longest.
         let shared = |text: &Option<std::sync::Arc<str>>| text.as_deref().map_or(0, str::len);
@@ -245,14 +247,15 @@ impl Recorder {
             + shared(&record.upstream_id)
             + record.rule.as_deref().map_or(0, str::len)
             + tried.len() * size_of::<Tried>()
-            + of_attempts.sum::<usize>();
+            + of_attempts.sum::<usize>()
+            + held.iter().map(|held| size_of::<Held>() + shared(&held.by)).sum::<usize>();
         // Field by field, so that the caller's text is not copied to be cut.
         let record = Record { text, ..copied(record) };
         let entry = Entry {
             trace: record.trace_id.map_or(0, |id| last8(id.as_bytes())),
             request: last8(record.text.request_id()),
             bytes,
-            kept: Box::new(Kept { place, class, record, tried, timing }),
+            kept: Box::new(Kept { place, class, record, tried, held, timing }),
         };
         let group = group_of(&entry.kept.record);
         let part = Class::ALL.iter().position(|is| *is == class).expect("all classes are listed");
@@ -302,6 +305,7 @@ impl Kept {
         let mut record = message::record(self.place, &self.record);
         self.class.as_str().clone_into(&mut record.kept);
         message::timing(&self.timing, &mut record);
+        message::held(&self.held, &mut record);
         v1::Observation {
             r#match: Match::Recorded.into(),
             record: Some(record),

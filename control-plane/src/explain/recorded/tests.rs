@@ -1,3 +1,5 @@
+mod pieces;
+mod sides;
 mod unusual;
 
 use meshwork_base::SpiffeId;

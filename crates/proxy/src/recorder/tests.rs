@@ -21,7 +21,7 @@ fn request(trace: u128, service: &str, cause: &'static str) -> Record {
 
 fn keep(recorder: &Recorder, record: &Record) {
     let class = recorder.class(record).expect("it is kept");
-    recorder.keep(class, AT, record, Vec::new(), Timing::default());
+    recorder.keep(class, AT, record, Default::default(), Timing::default());
 }
 
 fn of_trace(trace: u128) -> Wanted {
@@ -106,7 +106,7 @@ fn nothing_is_kept_without_memory() {
     let failed = request(1, "shop/web", "upstream_reset");
     assert_eq!(recorder.class(&failed), None, "so that nothing is copied either");
     assert!((1..2_000).all(|id| recorder.class(&request(id, "shop/web", "")).is_none()));
-    recorder.keep(Class::Failed, AT, &failed, Vec::new(), Timing::default());
+    recorder.keep(Class::Failed, AT, &failed, Default::default(), Timing::default());
     assert_eq!(held(&recorder), [0; 3]);
     assert_eq!(recorder.oldest(), None);
 }

@@ -11,17 +11,21 @@ use meshwork_telemetry::trace::Attempt;
 use meshwork_telemetry::{Copied, Phase, Protocol, Record, SpanId, TraceContext, Traced};
 
 use super::body::RequestBody;
+use super::filters;
 use super::kin;
 use super::reply::is_grpc;
 use super::shape::Shape;
 use super::trace;
-use super::tried::{Attempted, HEDGE_LOST, Known, Tried};
+use super::tried::{Attempted, HEDGE_LOST, Held, Known, Tried};
 use crate::downstream::connection::Conn;
 use crate::error::Failure;
 use crate::observe::{Sighting, Told};
 use crate::recorder::Class;
 use crate::series::{self, Called};
 use crate::usual::{self, Made};
+
+/// What is waited for less long is nobody's reason.
+const NOTED: Duration = Duration::from_millis(1);
 
 /// See the module's text. Dropping it writes the record: also a request that is cancelled is written once.
 pub(crate) struct Journey<'c> {
@@ -170,6 +174,16 @@ impl<'c> Journey<'c> {
     /// The same, where such policies are about it at all.
     pub(crate) fn shaped(&mut self) -> Option<&mut Shape> {
         self.shape.as_deref_mut()
+    }
+
+    /// It has waited since then for something that comes before any attempt; by whose word.
+    #[cold]
+    pub(crate) fn held(&mut self, phase: Phase, since: Tick, by: impl FnOnce() -> Option<String>) {
+        let took = self.conn.worker.now().since(since);
+        if took >= NOTED && self.conn.worker.recorder.is_on() {
+            let by = by().map(Arc::from);
+            self.shape().held.push(Held { phase, took, by });
+        }
     }
 
     /// What the next proxy of the mesh is told, if somebody asks about this request.
@@ -368,6 +382,11 @@ impl<'c> Journey<'c> {
         self.record.cause = failure.cause.as_str();
         self.record.flag = failure.cause.flag().as_str();
         self.record.cause_detail.clone_from(&failure.detail);
+        // What fails before it has an id is asked about too.
+        if self.record.text.request_id().is_empty() {
+            let id = filters::request_id(&mut *self.conn.worker.rng.borrow_mut());
+            self.identified(&id);
+        }
     }
 
     /// Writes the record now; the moment is the end of the request.
@@ -406,7 +425,9 @@ impl Journey<'_> {
         }
         if let Some(class) = class {
             let timing = usual::timing(self.conn, self.record, own, self.called.grpc);
-            self.conn.worker.recorder.keep(class, self.conn.place, self.record, tried, timing);
+            let held = self.shape.as_deref_mut().map(|shape| std::mem::take(&mut shape.held));
+            let kept = (tried, held.unwrap_or_default());
+            self.conn.worker.recorder.keep(class, self.conn.place, self.record, kept, timing);
         }
     }
 }
