@@ -126,7 +126,8 @@ fn waited_by(known: impl Iterator<Item = Option<Duration>>) -> Option<Duration> 
 fn own(record: &Record, waited: Duration) -> Option<Duration> {
     let own = record.duration.saturating_sub(waited);
     let until_head = record.time_to_first_byte.filter(|_| record.bytes_sent > HELD);
-    (record.bytes_received <= HELD).then(|| until_head.map_or(own, |until_head| own.min(until_head)))
+    let of_head = until_head.map(|until_head| until_head.saturating_sub(waited));
+    (record.bytes_received <= HELD).then(|| of_head.map_or(own, |of_head| own.min(of_head)))
 }
 
 /// By what the application's calls are known to belong to a call to it. Not by what was made for a call alone: nobody would
@@ -181,7 +182,7 @@ mod tests {
             };
             own(&record, ms(10))
         };
-        assert_eq!(of(50 << 20, 0), Some(ms(40)), "until its head");
+        assert_eq!(of(50 << 20, 0), Some(ms(30)), "until its head");
         assert_eq!(of(1_000, 0), Some(ms(49_990)), "so little waits for nobody");
         assert_eq!(of(1_000, 50 << 20), None);
     }
