@@ -22,7 +22,7 @@ pub(crate) struct Hop {
     side: &'static str,
     /// Why it belongs here: `filter`, `mark` of the proxy before, `trace`, `recorded`.
     matched: &'static str,
-    /// Why the flight recorder has it: `failed`, `slow`, `sampled`.
+    /// Why the flight recorder has it: `failed`, `slow`, `sampled`, `recent`, `related`.
     kept: Option<String>,
     revision: String,
     /// When its first byte came.

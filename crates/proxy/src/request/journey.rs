@@ -427,7 +427,12 @@ impl Journey<'_> {
             let timing = usual::timing(self.conn, self.record, own, self.called.grpc);
             let held = self.shape.as_deref_mut().map(|shape| std::mem::take(&mut shape.held));
             let kept = (tried, held.unwrap_or_default());
-            self.conn.worker.recorder.keep(class, self.conn.place, self.record, kept, timing);
+            let worker = &self.conn.worker;
+            let observer = &worker.shared.observer;
+            worker.recorder.keep(class, self.conn.place, self.record, kept, timing, &observer.traces);
+            if matches!(class, Class::Failed | Class::Slow) {
+                observer.relate(self.record, now);
+            }
         }
     }
 }
