@@ -69,7 +69,7 @@ fn who_was_quick_below_a_slow_request_is_told_long_after_others_came() {
     std::fs::write(resources.join("edge.yaml"), edge).unwrap();
     assert_ok(&platform.up(&["--no-shop", "--resources", resources.to_str().unwrap()]));
     let app = |service, place, takes, asks, recorder: &[&str]| {
-        let more = [&["--protocol", "http", "--flight-recorder-sample", "0"], recorder].concat();
+        let more = [&["--protocol", "http", "--flight-recorder-sample", "0"][..], recorder].concat();
         Application { service, place, takes, slow: takes, asks }.run(&platform, &python, &more)
     };
     // There is room for a few requests of each kind.
@@ -98,7 +98,10 @@ fn who_was_quick_below_a_slow_request_is_told_long_after_others_came() {
     let outer = hop(&answer, "inbound", "front").unwrap_or_else(|| panic!("{answer:#}"));
     assert_eq!(outer["kept"], "slow");
     let call = answer["hops"].as_array().unwrap().iter().find(|hop| hop["side"] == "outbound");
-    assert_eq!(call.map(|hop| (&hop["service"], &hop["depth"])), Some((&json!("default/back:80"), &json!(2))));
+    assert_eq!(
+        call.map(|hop| (&hop["service"], &hop["depth"])),
+        Some((&json!("default/back:80"), &json!(2)))
+    );
     // What belongs to nothing that was slow has gone from there.
     assert!(hop(&explained(&platform, 100), "inbound", "back").is_none());
     is_refused(&platform);

@@ -25,25 +25,25 @@ h.ThreadingHTTPServer((os.environ['HOST'], int(os.environ['PORT'])), App).serve_
 ";
 
 /// Whoever runs it.
-pub fn python() -> Option<PathBuf> {
+pub(crate) fn python() -> Option<PathBuf> {
     meshwork_testkit::tool("python3")
 }
 
 /// The application as a service.
-pub struct Application<'a> {
-    pub service: &'a str,
+pub(crate) struct Application<'a> {
+    pub(crate) service: &'a str,
     /// Which of the platform's addresses it has.
-    pub place: u32,
+    pub(crate) place: u32,
     /// Seconds that it works, and while the file `fault` is there.
-    pub takes: &'a str,
-    pub slow: &'a str,
+    pub(crate) takes: &'a str,
+    pub(crate) slow: &'a str,
     /// Whom it calls then; may be empty.
-    pub asks: &'a str,
+    pub(crate) asks: &'a str,
 }
 
 impl Application<'_> {
     /// Starts it with its sidecar, and waits until that is ready.
-    pub fn run(&self, platform: &Platform, python: &Path, more: &[&str]) -> Spawned {
+    pub(crate) fn run(&self, platform: &Platform, python: &Path, more: &[&str]) -> Spawned {
         let fault = platform.data.path().join("fault");
         let set = [
             ("TAKES", self.takes),
@@ -68,12 +68,12 @@ impl Application<'_> {
 /// So many requests of a kind make known what they take.
 const ENOUGH: u32 = 20;
 
-pub fn trace(number: u32) -> String {
+pub(crate) fn trace(number: u32) -> String {
     format!("{number:032x}")
 }
 
 /// `GET PATH` of the edge, as one trace.
-pub fn ask(platform: &Platform, path: &str, number: u32) {
+pub(crate) fn ask(platform: &Platform, path: &str, number: u32) {
     let request = format!(
         "GET {path} HTTP/1.1\r\nHost: shop\r\nConnection: close\r\ntraceparent: 00-{}-00f067aa0ba902b7-01\r\n\r\n",
         trace(number)

@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use meshwork_decision::{
-    Abort, AuthorizationPolicy, CircuitBreaker, Cluster, FaultInjection, HedgeDelay, Matched, Origin, Overload,
-    RateLimit, RetryPolicy, Share, Sources,
+    Abort, AuthorizationPolicy, CircuitBreaker, Cluster, FaultInjection, HedgeDelay, Matched, Origin,
+    Overload, RateLimit, RetryPolicy, Share, Sources,
 };
 
 use super::answer::{Admission, Breaker, Limits, Retry, Said, Source, Story, Timeouts};
@@ -63,8 +63,12 @@ pub(super) fn retry(
     };
     let on = on(policy);
     let of_grpc = policy.grpc_codes.iter().map(|code| format!("gRPC status {code}"));
-    let called: Vec<String> =
-        on.iter().map(|name| (*name).to_owned()).chain(statuses(&policy.status_codes)).chain(of_grpc).collect();
+    let called: Vec<String> = on
+        .iter()
+        .map(|name| (*name).to_owned())
+        .chain(statuses(&policy.status_codes))
+        .chain(of_grpc)
+        .collect();
     let why = format!(
         "up to {} more attempts on {}{}",
         policy.attempts,

@@ -87,7 +87,8 @@ pub(crate) fn ended(conn: &Conn, record: &Record, told: Told) -> Option<Duration
     }
     let own = match conn.place {
         Place::Inbound(_) => {
-            let waited = families(record, Made::default()).map(|family| calls.take(family, started, now, is_noted));
+            let waited =
+                families(record, Made::default()).map(|family| calls.take(family, started, now, is_noted));
             waited_by(waited).and_then(|waited| own(record, waited))
         }
         Place::Outbound(_) => {

@@ -185,13 +185,12 @@ fn told(hops: &[Observed], parents: &[Option<usize>], at: usize) -> Blame {
             Fault::Mesh => {
                 (Who::Mesh, format!("{} could not do its part: {cause}{detail}", hop.proxy.node.id))
             }
-            Fault::Service => {
-                (Who::Service, format!("calling {application}{name} failed: {cause}{detail}"))
-            }
+            Fault::Service => (Who::Service, format!("calling {application}{name} failed: {cause}{detail}")),
             Fault::Limit => (Who::Service, format!("{name} is held back: {cause}{detail}")),
         },
     };
-    let service = service.filter(|_| who == Who::Service || who == Who::Configuration);
+    let is_its = is.cause.is_empty() || who == Who::Service || who == Who::Configuration;
+    let service = service.filter(|_| is_its);
     let (proxy, cause, flag, phase) =
         (hop.proxy.node.id.clone(), said(&is.cause), said(&is.flag), said(&is.phase));
     Blame { who, service, proxy, cause, flag, phase, why, took_ms: None, usual_ms: None, at }

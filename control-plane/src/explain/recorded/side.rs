@@ -38,7 +38,9 @@ pub(super) fn side_of(cause: Cause, detail: &str) -> Fault {
         (Flag::Overload, _) if is_of_memory(detail) => Fault::Mesh,
         // An instance has failed, and is not called again.
         (_, Cause::MaxRetries) => Fault::Service,
-        (Flag::UpstreamOverflow | Flag::RateLimited | Flag::Overload | Flag::AdmissionControl, _) => Fault::Limit,
+        (Flag::UpstreamOverflow | Flag::RateLimited | Flag::Overload | Flag::AdmissionControl, _) => {
+            Fault::Limit
+        }
         (
             Flag::NoHealthyUpstream
             | Flag::UpstreamConnectionFailure

@@ -89,7 +89,9 @@ fn a_first_attempt_that_hung_is_not_the_way_to_the_second_one() {
     );
     // So does the first of two that ran beside each other, until the second began.
     let attempts = vec![attempt(0, 1_005, "hedge_lost"), attempt(900, 100, "")];
-    assert!(who_and_why(call(1_006, attempts, &[])).1.ends_with("900 ms of it in attempts that came to nothing"));
+    assert!(
+        who_and_why(call(1_006, attempts, &[])).1.ends_with("900 ms of it in attempts that came to nothing")
+    );
     // A second one that lost cost nothing.
     let attempts = vec![attempt(0, 1_005, ""), attempt(900, 105, "hedge_lost")];
     assert_eq!(who_and_why(call(1_006, attempts, &[])).1, "shop/cart:80 took 1006 ms, usually 6.0 ms");
@@ -119,11 +121,18 @@ fn waiting_for_a_connection_is_told_from_waiting_for_the_answer() {
 
 #[test]
 fn a_queue_and_the_control_plane_are_told_from_the_service() {
-    let of = |phase: &str, by: &str| who_and_why(call(1_006, vec![attempt(1_000, 5, "")], &[(phase, 1_000, by)]));
+    let of =
+        |phase: &str, by: &str| who_and_why(call(1_006, vec![attempt(1_000, 5, "")], &[(phase, 1_000, by)]));
     let (who, why) = of("overload", "TrafficPolicy shop/gate");
-    assert_eq!((who, why.ends_with("; 1000 ms of it in the queue of TrafficPolicy shop/gate")), (Who::Service, true));
+    assert_eq!(
+        (who, why.ends_with("; 1000 ms of it in the queue of TrafficPolicy shop/gate")),
+        (Who::Service, true)
+    );
     let (who, why) = of("discover", "");
-    assert_eq!((who, why.ends_with("; 1000 ms of it until the control plane had told of it")), (Who::Mesh, true));
+    assert_eq!(
+        (who, why.ends_with("; 1000 ms of it until the control plane had told of it")),
+        (Who::Mesh, true)
+    );
 }
 
 #[test]
@@ -141,7 +150,8 @@ fn what_several_calls_waited_for_counts_together() {
         }));
         hops[0].observation.attempts[0].instance = "front-1".to_owned();
         for call_ in 0..n {
-            let mut one = call(290, vec![attempt(280, 5, "")], &[("fault", 280, "TrafficPolicy shop/trial")]).remove(0);
+            let mut one =
+                call(290, vec![attempt(280, 5, "")], &[("fault", 280, "TrafficPolicy shop/trial")]).remove(0);
             let is = one.observation.record.as_mut().unwrap();
             is.side = Side::Outbound.into();
             is.start_unix_ns = (1_001 + call_ * 295) * MS;

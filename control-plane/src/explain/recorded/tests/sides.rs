@@ -54,9 +54,8 @@ fn every_cause_is_somebody_s() {
             NoListener | NoHost | NoRule | UnknownService | NoBackends | ZeroWeight | InvalidBackend => {
                 Who::Configuration
             }
-            AuthorizationDenied | AuthorizationUnknown | PeerUnauthenticated | PeerRevoked | UnknownAppPort => {
-                Who::Configuration
-            }
+            AuthorizationDenied | AuthorizationUnknown | PeerUnauthenticated | PeerRevoked
+            | UnknownAppPort => Who::Configuration,
             FaultAbort | MaxStreamDuration => Who::Configuration,
             ClusterNotFound | DiscoveryUnavailable | SvidExpired | Draining | Internal => Who::Mesh,
             _ => Who::Service,
