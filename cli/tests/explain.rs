@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a helper that fails is a test that fails")]
 
+#[path = "explain/related.rs"]
+mod related;
 mod support;
 #[path = "explain/usual.rs"]
 mod usual;

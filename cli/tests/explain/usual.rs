@@ -1,8 +1,10 @@
 //! `explain TRACE` of a slow request: who took longer than it ordinarily does, below somebody who always takes longest.
 
+use std::path::{Path, PathBuf};
+
 use serde_json::Value;
 
-use crate::support::platform::{Platform, assert_ok, next};
+use crate::support::platform::{Platform, Spawned, assert_ok, next};
 use crate::support::{exchange, get, until, yaml};
 
 /// An application that works for so long, longer while a file is there, and then asks another.
@@ -22,15 +24,56 @@ class App(h.BaseHTTPRequestHandler):
 h.ThreadingHTTPServer((os.environ['HOST'], int(os.environ['PORT'])), App).serve_forever()
 ";
 
+/// Whoever runs it.
+pub(crate) fn python() -> Option<PathBuf> {
+    meshwork_testkit::tool("python3")
+}
+
+/// The application as a service.
+pub(crate) struct Application<'a> {
+    pub(crate) service: &'a str,
+    /// Which of the platform's addresses it has.
+    pub(crate) place: u32,
+    /// Seconds that it works, and while the file `fault` is there.
+    pub(crate) takes: &'a str,
+    pub(crate) slow: &'a str,
+    /// Whom it calls then; may be empty.
+    pub(crate) asks: &'a str,
+}
+
+impl Application<'_> {
+    /// Starts it with its sidecar, and waits until that is ready.
+    pub(crate) fn run(&self, platform: &Platform, python: &Path, more: &[&str]) -> Spawned {
+        let fault = platform.data.path().join("fault");
+        let set = [
+            ("TAKES", self.takes),
+            ("SLOW", self.slow),
+            ("ASKS", self.asks),
+            ("FAULT", fault.to_str().unwrap()),
+        ];
+        let set = set.map(|(name, value)| format!("{name}={value}"));
+        let app: Vec<&str> = ["env"]
+            .into_iter()
+            .chain(set.iter().map(String::as_str))
+            .chain([python.to_str().unwrap(), "-c", APP])
+            .collect();
+        let address = next(platform.base, self.place);
+        let app = platform.run(self.service, address, more, &app);
+        let ready = (address, 15021).into();
+        until("a sidecar is ready", || get(ready, "/healthz/ready").filter(|(status, _)| *status == 200));
+        app
+    }
+}
+
 /// So many requests of a kind make known what they take.
 const ENOUGH: u32 = 20;
 
-fn trace(number: u32) -> String {
+pub(crate) fn trace(number: u32) -> String {
     format!("{number:032x}")
 }
 
 /// `GET PATH` of the edge, as one trace.
-fn ask(platform: &Platform, path: &str, number: u32) {
+pub(crate) fn ask(platform: &Platform, path: &str, number: u32) {
     let request = format!(
         "GET {path} HTTP/1.1\r\nHost: shop\r\nConnection: close\r\ntraceparent: 00-{}-00f067aa0ba902b7-01\r\n\r\n",
         trace(number)
@@ -56,7 +99,7 @@ fn front(answer: &Value) -> Option<&Value> {
 
 #[test]
 fn whoever_took_longer_than_usual_is_named_below_a_service_that_always_takes_longest() {
-    let Some(python) = meshwork_testkit::tool("python3") else { return };
+    let Some(python) = python() else { return };
     let platform = Platform::new();
     let resources = platform.data.path().join("resources");
     std::fs::create_dir(&resources).unwrap();
@@ -64,23 +107,10 @@ fn whoever_took_longer_than_usual_is_named_below_a_service_that_always_takes_lon
     std::fs::write(resources.join("edge.yaml"), edge).unwrap();
     let fault = platform.data.path().join("fault");
     assert_ok(&platform.up(&["--no-shop", "--resources", resources.to_str().unwrap()]));
-    let run = |service: &str, place: u32, takes: &str, slow: &str, asks: &str| {
-        let set = [("TAKES", takes), ("SLOW", slow), ("ASKS", asks), ("FAULT", fault.to_str().unwrap())];
-        let set = set.map(|(name, value)| format!("{name}={value}"));
-        let app: Vec<&str> = ["env"]
-            .into_iter()
-            .chain(set.iter().map(String::as_str))
-            .chain([python.to_str().unwrap(), "-c", APP])
-            .collect();
-        let app = platform.run(
-            service,
-            next(platform.base, place),
-            &["--protocol", "http", "--flight-recorder-slow", "50ms"],
-            &app,
-        );
-        let ready = (next(platform.base, place), 15021).into();
-        until("a sidecar is ready", || get(ready, "/healthz/ready").filter(|(status, _)| *status == 200));
-        app
+    let run = |service, place, takes, slow, asks| {
+        let app = Application { service, place, takes, slow, asks };
+        let more = ["--protocol", "http", "--flight-recorder-slow", "50ms"];
+        app.run(&platform, &python, &more)
     };
     // The one always takes 150 ms by itself, the other 5 ms, and 100 ms with the fault.
     let _back = run("back", 1, "0.005", "0.1", "");

@@ -22,6 +22,9 @@ pub(super) struct Answer {
     pub(super) route: Option<Rule>,
     /// What filters made of it.
     pub(super) forwarded: Option<Seen>,
+    /// The authorization policies that it met, by name, and what each does.
+    #[serde(skip)]
+    pub(super) authorization: Vec<(String, Said)>,
     pub(super) backends: Vec<Backend>,
     pub(super) steps: Vec<Step>,
     /// Roads not taken that are not among the steps, because there are too many.
@@ -139,6 +142,7 @@ pub(super) struct Rule {
     pub(super) matched: usize,
     /// When nobody is called by it for a while.
     pub(super) circuit_breaker: Option<Breaker>,
+    pub(super) rate_limit: Option<Said>,
 }
 
 impl Rule {
@@ -165,6 +169,8 @@ pub(super) struct Backend {
     /// What the caller keeps from it; where it has sidecars these do it.
     pub(super) overload: Option<Said>,
     pub(super) admission_control: Option<Admission>,
+    /// What a policy answers instead of it, and how often.
+    pub(super) fault_abort: Option<Said>,
     pub(super) timeouts: Option<Timeouts>,
     pub(super) retry: Option<Retry>,
     /// The request with the backend's own filters applied, where it has some.
@@ -242,6 +248,7 @@ pub(super) struct Timeouts {
     pub(super) idle: Option<Said>,
     pub(super) stream_idle: Option<Said>,
     pub(super) max_stream_duration: Option<Said>,
+    pub(super) caller_deadline: Option<Said>,
 }
 
 #[derive(Debug, Serialize)]

@@ -4,7 +4,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use meshwork_decision::{
-    CircuitBreaker, Cluster, HedgeDelay, Matched, Origin, RetryPolicy, Sources, is_idempotent,
+    Abort, AuthorizationPolicy, CircuitBreaker, Cluster, FaultInjection, HedgeDelay, Matched, Origin,
+    Overload, RateLimit, RetryPolicy, Share, Sources, is_idempotent,
 };
 use meshwork_resources::RetryOn;
 
@@ -30,6 +31,10 @@ pub(super) fn timeouts(
         idle: one("idle", said.idle, &sources.idle),
         stream_idle: one("streamIdle", said.stream_idle, &sources.stream_idle),
         max_stream_duration: one("maxStreamDuration", said.max_stream, &sources.max_stream),
+        caller_deadline: sources.caller_deadline.as_deref().map(|origin| Said {
+            value: if said.believes_callers { "Accept" } else { "Ignore" }.to_owned(),
+            source: Source::of(origin),
+        }),
     };
     if said == meshwork_decision::Timeouts::default() {
         story.tell("timeouts", cluster.key.to_string(), "noted", "nothing is said: no limit on the request");
@@ -150,12 +155,71 @@ pub(super) fn limits(cluster: &Cluster, sources: &Sources) -> Option<Limits> {
 /// What the caller keeps from a service that has no sidecars.
 pub(super) fn overload(cluster: &Cluster, story: &mut Story) -> Option<Said> {
     let (_, policy) = cluster.guard()?;
+    let said = gate(policy);
+    let why = format!("{}{}", said.value, by(Some(&policy.origin)));
+    story.tell("overload", cluster.key.to_string(), "noted", why);
+    Some(said)
+}
+
+/// How much an application gets at once, and how many wait.
+pub(super) fn gate(policy: &Overload) -> Said {
     let (at_once, queue) = (&policy.concurrency, &policy.queue);
     let (least, most) = (at_once.min_concurrency, at_once.max_concurrency);
     let many = if least == most { most.to_string() } else { format!("{least} to {most}") };
     let value = format!("{many} at once, {} wait for {:?} at most", queue.max_requests, queue.max_wait);
-    story.tell("overload", cluster.key.to_string(), "noted", format!("{value}{}", by(Some(&policy.origin))));
-    Some(Said { value, source: Source::of(&policy.origin) })
+    Said { value, source: Source::of(&policy.origin) }
+}
+
+/// How many requests the rule takes; none where that is not limited.
+pub(super) fn of_route(matched: &Matched<'_>, story: &mut Story) -> Option<Said> {
+    let limit = matched.policy().rate_limit()?;
+    let said = rate_limit(limit);
+    let why = format!("{}{}", said.value, by(Some(&limit.origin)));
+    story.tell("rate limit", matched.route().origin.to_string(), "noted", why);
+    Some(said)
+}
+
+/// How many requests are taken.
+pub(super) fn rate_limit(limit: &RateLimit) -> Said {
+    let spec = limit.spec;
+    let shares = if spec.fair_share { ", of which every caller has a share" } else { "" };
+    let shadow = if spec.shadow { ", and more are only counted" } else { "" };
+    let value = format!("{} requests in {:?}{shares}{shadow}", spec.requests, spec.per);
+    Said { value, source: Source::of(&limit.origin) }
+}
+
+/// What is injected into calls of the cluster. Gives what they are answered with, if that is injected.
+pub(super) fn faults(matched: &Matched<'_>, cluster: &Cluster, story: &mut Story) -> Option<Said> {
+    let fault = matched.policy().fault(cluster)?;
+    let abort = abort(fault);
+    let delay = fault.delay.map(|(share, time)| format!("{} are delayed by {time:?}", percent(share)));
+    let abort_told = abort.as_ref().map(|abort| format!("{} are injected", abort.value));
+    let slow = fault
+        .bandwidth
+        .map(|(share, bytes)| format!("{} are answered with {bytes} bytes per second", percent(share)));
+    let told: Vec<String> = [delay, abort_told, slow].into_iter().flatten().collect();
+    let why = format!("{}{}", told.join(", "), by(Some(&fault.origin)));
+    story.tell("fault", cluster.key.to_string(), "noted", why);
+    abort
+}
+
+fn abort(fault: &FaultInjection) -> Option<Said> {
+    let (share, abort) = fault.abort?;
+    let with = match abort {
+        Abort::Status(status) => format!("status {status}"),
+        Abort::Grpc(status) => format!("gRPC status {status}"),
+    };
+    Some(Said { value: format!("{with} to {}", percent(share)), source: Source::of(&fault.origin) })
+}
+
+fn percent(share: Share) -> String {
+    format!("{} % of the requests", f64::from(share.numerator) * 100.0 / f64::from(share.denominator))
+}
+
+/// What an authorization policy does, by the name with which refusals are written down.
+pub(super) fn action(policy: &AuthorizationPolicy) -> (String, Said) {
+    let name = format!("{} {}", policy.origin.kind, policy.origin.qualified);
+    (name, Said { value: format!("{:?}", policy.action), source: Source::of(&policy.origin) })
 }
 
 /// When the cluster, or each of its endpoints, is not called for a while; none where it always is.

@@ -9,6 +9,9 @@
 
 mod advice;
 mod blame;
+mod decided;
+mod pieces;
+mod side;
 #[cfg(test)]
 mod tests;
 mod unusual;

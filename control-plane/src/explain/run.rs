@@ -38,6 +38,7 @@ pub(super) fn explain(
             service: None,
             route: None,
             forwarded: None,
+            authorization: Vec::new(),
             backends: Vec::new(),
             steps: Vec::new(),
             omitted: 0,
@@ -232,8 +233,10 @@ impl<'a> Run<'a> {
             rule_name: matched.rule().name().to_owned(),
             matched: matched.match_index(),
             circuit_breaker: policy::route_breaker(matched, &mut self.story),
+            rate_limit: policy::of_route(matched, &mut self.story),
         });
         let authorization = &matched.policy().authorization;
+        self.answer.authorization = authorization.policies().map(policy::action).collect();
         // A gateway's caller has proved nothing; a sidecar knows whom it stands beside.
         let peer = way.parent.and(way.caller.clone());
         let seen = OwnedRequest { peer, ..request.clone() };
@@ -402,6 +405,7 @@ impl<'a> Run<'a> {
         view.circuit_breaker = policy::breaker(cluster, &sources);
         view.overload = policy::overload(cluster, &mut self.story);
         view.admission_control = policy::admission(cluster, &sources, &mut self.story);
+        view.fault_abort = policy::faults(matched, cluster, &mut self.story);
         view.protocol = Some(format!("{:?}", cluster.protocol));
         view.algorithm = Some(format!("{:?}", cluster.algorithm));
         let wanted = Wanted { hash: self.hash(cluster, request), ..Wanted::default() };
@@ -492,6 +496,7 @@ fn unresolved(backend: &meshwork_decision::Backend, verdict: Verdict) -> answer:
         circuit_breaker: None,
         overload: None,
         admission_control: None,
+        fault_abort: None,
         timeouts: None,
         retry: None,
         forwarded: None,

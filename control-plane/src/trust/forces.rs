@@ -32,7 +32,7 @@ impl Kept {
     pub(super) async fn keep(&self, hub: &Hub) -> Result<(), TrustError> {
         // Asked for in turn: the last to write has the last word.
         let store = self.0.lock().await;
-        let record = Probes { forces: hub.forces(), probes: Vec::new() };
+        let record = Probes { forces: hub.forces(), ..Probes::default() };
         let written = store.commit(Txn::new().then(Op::put(KEY, record.encode_to_vec()))).await?;
         debug_assert!(matches!(written, Outcome::Done(_)), "nothing is a condition of it");
         Ok(())

@@ -100,6 +100,11 @@ impl Authorization {
         self.deny.is_empty() && self.allow.is_empty() && self.audit.is_empty()
     }
 
+    /// All that apply.
+    pub fn policies(&self) -> impl Iterator<Item = &AuthorizationPolicy> {
+        self.deny.iter().chain(&self.allow).chain(&self.audit).map(|policy| &**policy)
+    }
+
     /// Whether a request may pass.
     ///
     /// # Errors

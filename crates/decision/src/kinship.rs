@@ -44,7 +44,9 @@ impl Family {
         Self(FixedState::default().hash_one(id))
     }
 
-    pub(crate) const fn number(self) -> u64 {
+    /// A number that is most likely its alone.
+    #[must_use]
+    pub const fn number(self) -> u64 {
         self.0
     }
 }

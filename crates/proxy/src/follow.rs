@@ -20,6 +20,7 @@ use crate::engine::{BindKey, Engine};
 use crate::forces::Forces;
 use crate::listen::ListenError;
 use crate::mesh::Side;
+use crate::related;
 use crate::standing;
 use crate::stats;
 use crate::tls::certified_key;
@@ -78,6 +79,7 @@ pub struct Follower {
     forces: Forces,
     /// Ports that could not be had, and why.
     failed: BTreeMap<BindKey, String>,
+    related: related::Known,
     listening: (mpsc::Sender<Order>, mpsc::Receiver<Order>),
 }
 
@@ -101,6 +103,7 @@ impl Follower {
             revision: 0,
             forces: Forces::default(),
             failed: BTreeMap::new(),
+            related: related::Known::default(),
             listening,
         }
     }
@@ -140,10 +143,11 @@ impl Follower {
                     let wanted = probes.borrow_and_update().clone();
                     self.arm(wanted).await;
                 }
-                Some(observation) = next(&mut found) => {
+                Some(observation) = next(&mut found) => match observation.follow {
+                    Some(follow) => self.look_up(follow.recall.unwrap_or_default()).await,
                     // A handle whose client is gone has nobody to tell.
-                    let _ = self.handle.observed(observation).await;
-                }
+                    None => drop(self.handle.observed(observation).await),
+                },
                 _ = tidy.tick() => self.tidy().await,
             }
         }
@@ -260,7 +264,26 @@ impl Follower {
             .collect()
     }
 
-    async fn arm(&mut self, wanted: v1::Probes) {
+    /// Keeps a trace with all of its requests, and tells the proxies that these were sent to.
+    async fn look_up(&mut self, recall: v1::Recall) {
+        if !self.related.add(&recall) {
+            return;
+        }
+        self.metrics.counter(&inventory::RECORDER_TRACES, &[]).increment();
+        let (found, handle) = (self.engine.recall(0, &recall).await, self.handle.clone());
+        tokio::spawn(async move {
+            let called = related::called(&found.await);
+            if !called.is_empty() {
+                // A handle whose client is gone has nobody to tell.
+                let _ = handle.observed(related::told(recall, called)).await;
+            }
+        });
+    }
+
+    async fn arm(&mut self, mut wanted: v1::Probes) {
+        for recall in std::mem::take(&mut wanted.keep) {
+            self.look_up(recall).await;
+        }
         let observer = &self.engine.shared().observer;
         let shared = self.engine.shared();
         self.forces.take(&wanted.forces, &shared.snapshot.load(), &*shared.clock, &self.metrics);

@@ -50,6 +50,7 @@ mod peek;
 mod pressure;
 pub mod proxy_protocol;
 mod recorder;
+mod related;
 mod replay;
 mod request;
 mod scraped;

@@ -31,6 +31,8 @@ use tokio::sync::mpsc;
 
 use crate::downstream::connection::Conn;
 use crate::mesh::Place;
+use crate::recorder::Traces;
+use crate::related::{self, Pace};
 use crate::request::Seen;
 use filter::Filter;
 use outcome::Outcome;
@@ -53,6 +55,9 @@ pub struct Observer {
     probes: ArcSwap<Vec<Arc<Armed>>>,
     /// Questions that are asked as long as they stand, and answered once.
     asked: Mutex<Vec<u64>>,
+    /// Those whose requests are all kept.
+    pub(crate) traces: Traces,
+    pace: Pace,
     found: mpsc::Sender<v1::Observation>,
     receiver: Mutex<Option<mpsc::Receiver<v1::Observation>>>,
 }
@@ -64,6 +69,8 @@ impl Default for Observer {
             armed: AtomicBool::new(false),
             probes: ArcSwap::default(),
             asked: Mutex::default(),
+            traces: Traces::default(),
+            pace: Pace::default(),
             found,
             receiver: Mutex::new(Some(receiver)),
         }
@@ -254,6 +261,14 @@ impl Observer {
             probe.follow(record);
         }
         (found.is_some() || !taps.is_empty()).then(|| Box::new(Sighting::new(found, taps)))
+    }
+
+    /// A request was failed or slow: the others of its trace are looked up, where these are not too many.
+    pub(crate) fn relate(&self, record: &Record, now: Tick) {
+        if let Some(follow) = related::of(record, &self.pace, now) {
+            // When too much waits already, another one's turn comes.
+            let _ = self.found.try_send(follow);
+        }
     }
 
     /// Sends what became of a request. When too much waits already, the next one says what was lost.

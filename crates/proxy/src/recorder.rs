@@ -4,28 +4,33 @@
 //!
 //! *What is kept.* Every request that failed (a cause of ours, a status from 500, a gRPC status of a failure); every one
 //! that was slow or took more than one attempt; one in so many of the rest, chosen by the trace id, so that all proxies
-//! on a request's way choose alike.
+//! on a request's way choose alike. Of what is left whoever took at least a [`SHORT`]th of what is slow is kept for a while:
+//! it may turn out that its trace was slow or failed, and then it is one of those that explain it.
 //!
-//! *What goes.* The memory is counted in bytes and divided: half for failed requests, a quarter each for slow ones and
-//! for the sample; none takes from another. Within each, requests of one service with one outcome are a group, and when
-//! the part is full the group that holds most loses its oldest. So a flood of one failure pushes out its own.
+//! *What goes.* The memory is counted in bytes and divided: half for failed requests, an eighth each for slow ones, for
+//! the sample, for what is recent, and for what was recent and belongs to such a trace ([`Traces`]); none takes from another.
+//! Within each, requests of one service with one outcome are a group, and when the part is full the group that holds most
+//! loses its oldest. So a flood of one failure pushes out its own.
 
+mod part;
 #[cfg(test)]
 mod tests;
+mod traces;
 
 use std::cell::RefCell;
-use std::collections::VecDeque;
 use std::hash::{Hash as _, Hasher as _};
 use std::time::Duration;
 
 use meshwork_messages::v1::{self, observation::Match};
-use meshwork_telemetry::{Record, WorkerCounter, WorkerGauge, WorkerMetrics, inventory, is_grpc_failure};
+use meshwork_telemetry::{Record, WorkerMetrics, is_grpc_failure};
 
 use crate::mesh::Place;
 use crate::observe::message;
-use crate::request::tried::Tried;
+use crate::request::tried::{Held, Tried};
 use crate::upstream::pool::IdHasher;
 use crate::usual::Timing;
+use part::{Entry, Part};
+pub(crate) use traces::Traces;
 
 /// Requests that one worker tells of one trace.
 const ANSWERS: usize = 32;
@@ -34,6 +39,8 @@ const GROUPS: usize = 16;
 /// Bytes that are kept of a path, and of other texts that callers may make long.
 const PATH: usize = 1024;
 const TEXT: usize = 256;
+/// What took less than this part of what is slow is not the reason why another request was.
+const SHORT: u32 = 128;
 
 /// What the recorder keeps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,23 +65,29 @@ pub(crate) enum Class {
     Failed,
     Slow,
     Sampled,
+    /// It may yet turn out to belong to a trace that was failed or slow.
+    Recent,
+    /// It was recent, and does.
+    Related,
 }
 
 impl Class {
-    const ALL: [Self; 3] = [Self::Failed, Self::Slow, Self::Sampled];
+    const ALL: [Self; 5] = [Self::Failed, Self::Slow, Self::Sampled, Self::Recent, Self::Related];
 
     pub(crate) const fn as_str(self) -> &'static str {
         match self {
             Self::Failed => "failed",
             Self::Slow => "slow",
             Self::Sampled => "sampled",
+            Self::Recent => "recent",
+            Self::Related => "related",
         }
     }
 
     const fn share(self, of: usize) -> usize {
         match self {
             Self::Failed => of / 2,
-            Self::Slow | Self::Sampled => of / 4,
+            Self::Slow | Self::Sampled | Self::Recent | Self::Related => of / 8,
         }
     }
 }
@@ -82,11 +95,12 @@ impl Class {
 /// One worker's recorder; see the module's text.
 pub(crate) struct Recorder {
     slow: Duration,
+    short: Duration,
     /// A request is in the sample if its number is below this one.
     sample: u32,
     /// Its memory.
     bytes: usize,
-    parts: RefCell<[Part; 3]>,
+    parts: RefCell<[Part; Class::ALL.len()]>,
 }
 
 /// A request that is kept.
@@ -95,65 +109,8 @@ struct Kept {
     class: Class,
     record: Record,
     tried: Vec<Tried>,
+    held: Vec<Held>,
     timing: Timing,
-}
-
-struct Entry {
-    trace: u64,
-    request: u64,
-    bytes: usize,
-    kept: Box<Kept>,
-}
-
-#[derive(Default)]
-struct Group {
-    entries: VecDeque<Entry>,
-    bytes: usize,
-}
-
-/// What is kept of one class.
-struct Part {
-    groups: [Group; GROUPS],
-    bytes: usize,
-    most: usize,
-    count: WorkerCounter,
-    evicted: WorkerCounter,
-    gauge: WorkerGauge,
-}
-
-impl Part {
-    fn new(class: Class, bytes: usize, metrics: &WorkerMetrics) -> Self {
-        let labels = [class.as_str()];
-        Self {
-            groups: Default::default(),
-            bytes: 0,
-            most: class.share(bytes),
-            count: metrics.counter(&inventory::RECORDER_KEPT, &labels),
-            evicted: metrics.counter(&inventory::RECORDER_EVICTED, &labels),
-            gauge: metrics.gauge(&inventory::RECORDER_BYTES, &labels),
-        }
-    }
-
-    fn push(&mut self, group: usize, entry: Entry) {
-        if entry.bytes > self.most {
-            return;
-        }
-        self.count.increment();
-        let before = self.bytes;
-        self.bytes += entry.bytes;
-        self.groups[group].bytes += entry.bytes;
-        self.groups[group].entries.push_back(entry);
-        while self.bytes > self.most {
-            let largest = self.groups.iter_mut().max_by_key(|group| group.bytes).expect("there are groups");
-            let gone = largest.entries.pop_front().expect("what holds bytes holds requests");
-            largest.bytes -= gone.bytes;
-            self.bytes -= gone.bytes;
-            self.evicted.increment();
-        }
-        let signed = |bytes: usize| i64::try_from(bytes).unwrap_or(i64::MAX);
-        self.gauge.add(signed(self.bytes) - signed(before));
-        debug_assert_eq!(self.bytes, self.groups.iter().map(|group| group.bytes).sum::<usize>());
-    }
 }
 
 /// What a worker answers.
@@ -194,6 +151,7 @@ impl Recorder {
         let bytes = settings.bytes / workers.max(1);
         Self {
             slow: settings.slow,
+            short: settings.slow / SHORT,
             sample: u32::MAX.checked_div(settings.sample).unwrap_or(0),
             bytes,
             parts: RefCell::new(Class::ALL.map(|class| Part::new(class, bytes, metrics))),
@@ -214,6 +172,8 @@ impl Recorder {
             Class::Slow
         } else if number(record) < self.sample {
             Class::Sampled
+        } else if record.duration >= self.short {
+            Class::Recent
         } else {
             return None;
         };
@@ -227,36 +187,46 @@ impl Recorder {
         class: Class,
         place: Place,
         record: &Record,
-        mut tried: Vec<Tried>,
+        (mut tried, mut held): (Vec<Tried>, Vec<Held>),
         timing: Timing,
+        traces: &Traces,
     ) {
+        let class = match class {
+            Class::Failed | Class::Slow => {
+                traces.note(record);
+                class
+            }
+            Class::Recent if traces.knows(record) => Class::Related,
+            Class::Sampled | Class::Recent | Class::Related => class,
+        };
         tried.shrink_to_fit();
+        held.shrink_to_fit();
         let text = record.text.shortened(PATH, TEXT);
-        // Names are counted here although others may hold them too: nobody knows who holds them longest.
-        let shared = |text: &Option<std::sync::Arc<str>>| text.as_deref().map_or(0, str::len);
-        let of_attempts = tried
-            .iter()
-            .map(|tried| shared(&tried.detail) + shared(&tried.instance) + shared(&tried.spiffe_id));
-        let bytes = size_of::<Entry>()
-            + size_of::<Kept>()
-            + text.len()
-            + shared(&record.cause_detail)
-            + shared(&record.peer_id)
-            + shared(&record.upstream_id)
-            + record.rule.as_deref().map_or(0, str::len)
-            + tried.len() * size_of::<Tried>()
-            + of_attempts.sum::<usize>();
+        let bytes = text.len() + weight(record, &tried, &held);
         // Field by field, so that the caller's text is not copied to be cut.
         let record = Record { text, ..copied(record) };
         let entry = Entry {
             trace: record.trace_id.map_or(0, |id| last8(id.as_bytes())),
             request: last8(record.text.request_id()),
             bytes,
-            kept: Box::new(Kept { place, class, record, tried, timing }),
+            kept: Box::new(Kept { place, class, record, tried, held, timing }),
         };
         let group = group_of(&entry.kept.record);
-        let part = Class::ALL.iter().position(|is| *is == class).expect("all classes are listed");
-        self.parts.borrow_mut()[part].push(group, entry);
+        let mut parts = self.parts.borrow_mut();
+        let [failed, slow, sampled, recent, related] = &mut *parts;
+        let nobody = |_, _| {};
+        match class {
+            Class::Failed => failed.push(group, entry, nobody),
+            Class::Slow => slow.push(group, entry, nobody),
+            Class::Sampled => sampled.push(group, entry, nobody),
+            Class::Related => related.push(group, entry, nobody),
+            Class::Recent => recent.push(group, entry, |group, mut gone| {
+                if traces.knows(&gone.kept.record) {
+                    gone.kept.class = Class::Related;
+                    related.push(group, gone, nobody);
+                }
+            }),
+        }
     }
 
     /// The requests that are asked for, the youngest first, at most so many.
@@ -302,6 +272,7 @@ impl Kept {
         let mut record = message::record(self.place, &self.record);
         self.class.as_str().clone_into(&mut record.kept);
         message::timing(&self.timing, &mut record);
+        message::held(&self.held, &mut record);
         v1::Observation {
             r#match: Match::Recorded.into(),
             record: Some(record),
@@ -309,6 +280,23 @@ impl Kept {
             ..v1::Observation::default()
         }
     }
+}
+
+/// Bytes of a request that is kept, but for its text. Names are counted although others may hold them too: nobody knows who
+/// holds them longest.
+fn weight(record: &Record, tried: &[Tried], held: &[Held]) -> usize {
+    let shared = |text: &Option<std::sync::Arc<str>>| text.as_deref().map_or(0, str::len);
+    let of_attempts =
+        tried.iter().map(|tried| shared(&tried.detail) + shared(&tried.instance) + shared(&tried.spiffe_id));
+    size_of::<Entry>()
+        + size_of::<Kept>()
+        + shared(&record.cause_detail)
+        + shared(&record.peer_id)
+        + shared(&record.upstream_id)
+        + record.rule.as_deref().map_or(0, str::len)
+        + size_of_val(tried)
+        + of_attempts.sum::<usize>()
+        + held.iter().map(|held| size_of::<Held>() + shared(&held.by)).sum::<usize>()
 }
 
 /// The record without its text.

@@ -48,6 +48,13 @@ pub(crate) struct Timing {
 /// Bytes of a body that are on their way, or wait in sockets: whoever sends more waits for whoever reads it.
 const HELD: u64 = 32 * 1024;
 
+/// Which of a request's ids we have made ourselves. Of a call that an application makes it never learns of them.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Made {
+    pub(crate) trace: bool,
+    pub(crate) id: bool,
+}
+
 /// How a request was, as far as its record does not tell.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Told {
@@ -56,6 +63,7 @@ pub(crate) struct Told {
     pub(crate) is_grpc: bool,
     /// It was noted when it was let in.
     pub(crate) is_noted: bool,
+    pub(crate) made: Made,
 }
 
 /// A request is let in to the application; whether that is noted.
@@ -65,13 +73,13 @@ pub(crate) fn begun(conn: &Conn, record: &Record) -> bool {
     let calls = &worker.shared.learnt.calls;
     calls.are_made()
         && worker.recorder.is_on()
-        && families(record).filter(|family| calls.begun(*family, worker.now())).count() > 0
+        && families(record, Made::default()).filter(|family| calls.begun(*family, worker.now())).count() > 0
 }
 
 /// A request has ended; of a tunnel, which lasts as long as it is held, nothing is learnt. Gives what it took of its application alone.
 #[inline]
 pub(crate) fn ended(conn: &Conn, record: &Record, told: Told) -> Option<Duration> {
-    let Told { started, phase, is_grpc, is_noted } = told;
+    let Told { started, phase, is_grpc, is_noted, made } = told;
     let (worker, now) = (&conn.worker, started.after(record.duration));
     let Learnt { usuals, calls } = &worker.shared.learnt;
     if !worker.recorder.is_on() {
@@ -79,11 +87,12 @@ pub(crate) fn ended(conn: &Conn, record: &Record, told: Told) -> Option<Duration
     }
     let own = match conn.place {
         Place::Inbound(_) => {
-            let waited = families(record).map(|family| calls.take(family, started, now, is_noted));
+            let waited =
+                families(record, Made::default()).map(|family| calls.take(family, started, now, is_noted));
             waited_by(waited).and_then(|waited| own(record, waited))
         }
         Place::Outbound(_) => {
-            families(record).for_each(|family| calls.ended(family, started, now));
+            families(record, made).for_each(|family| calls.ended(family, started, now));
             None
         }
         Place::Gateway(_) | Place::Hbone(_) => None,
@@ -118,14 +127,16 @@ fn waited_by(known: impl Iterator<Item = Option<Duration>>) -> Option<Duration> 
 fn own(record: &Record, waited: Duration) -> Option<Duration> {
     let own = record.duration.saturating_sub(waited);
     let until_head = record.time_to_first_byte.filter(|_| record.bytes_sent > HELD);
-    (record.bytes_received <= HELD).then(|| until_head.map_or(own, |until_head| own.min(until_head)))
+    let of_head = until_head.map(|until_head| until_head.saturating_sub(waited));
+    (record.bytes_received <= HELD).then(|| of_head.map_or(own, |of_head| own.min(of_head)))
 }
 
-/// By what the application's calls are known to belong to a call to it.
-fn families(record: &Record) -> impl Iterator<Item = Family> {
+/// By what the application's calls are known to belong to a call to it. Not by what was made for a call alone: nobody would
+/// ever ask for that.
+fn families(record: &Record, made: Made) -> impl Iterator<Item = Family> {
     let id = record.text.request_id();
-    let id = (!id.is_empty()).then(|| Family::of(id));
-    record.trace_id.map(Family::of).into_iter().chain(id)
+    let id = (!made.id && !id.is_empty()).then(|| Family::of(id));
+    record.trace_id.filter(|_| !made.trace).map(Family::of).into_iter().chain(id)
 }
 
 fn operation(place: Place, record: &Record, is_grpc: bool) -> Option<Operation> {
@@ -141,6 +152,8 @@ fn is_ordinary(record: &Record) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use meshwork_telemetry::TraceId;
+
     use super::*;
 
     #[test]
@@ -170,7 +183,7 @@ mod tests {
             };
             own(&record, ms(10))
         };
-        assert_eq!(of(50 << 20, 0), Some(ms(40)), "until its head");
+        assert_eq!(of(50 << 20, 0), Some(ms(30)), "until its head");
         assert_eq!(of(1_000, 0), Some(ms(49_990)), "so little waits for nobody");
         assert_eq!(of(1_000, 50 << 20), None);
     }
@@ -184,6 +197,19 @@ mod tests {
         assert_eq!(of(&[None, ms(5)]), ms(5));
         assert_eq!(of(&[None, ms(0)]), None);
         assert_eq!(of(&[None, None]), None);
+    }
+
+    #[test]
+    fn a_call_is_known_by_the_ids_that_its_application_has_passed_on() {
+        let trace_id = TraceId::from_bytes([7; 16]);
+        let mut record = Record { trace_id, ..Record::default() };
+        record.text.set(b"GET", b"/", b"back", b"", b"r-7");
+        let (trace, id) = (trace_id.map(Family::of).unwrap(), Family::of(b"r-7".as_slice()));
+        let known = |trace, id| families(&record, Made { trace, id }).collect::<Vec<_>>();
+        assert_eq!(known(false, false), [trace, id]);
+        assert_eq!(known(false, true), [trace]);
+        assert_eq!(known(true, false), [id]);
+        assert_eq!(known(true, true), []);
     }
 
     #[test]

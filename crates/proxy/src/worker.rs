@@ -384,6 +384,7 @@ pub(crate) async fn run(shared: Arc<Shared>, bells: Bells, mut commands: mpsc::R
                 }
                 Some(Command::Recall(wanted, answer)) => {
                     let recorder = &worker.recorder;
+                    worker.shared.observer.traces.note_wanted(&wanted);
                     // Who asked may have stopped waiting.
                     let _ = answer.send(Recalled { found: recorder.recall(&wanted), oldest: recorder.oldest() });
                 }

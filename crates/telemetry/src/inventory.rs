@@ -194,11 +194,13 @@ metrics! {
     ACCESS_LOG_DROPPED = "meshwork_access_log_dropped_total", Counter, "", &[],
         "Access log lines lost because the output was slower than the traffic or failed.";
     RECORDER_KEPT = "meshwork_flight_recorder_requests_total", Counter, "", &["class"],
-        "Requests that the flight recorder kept: `failed`, `slow` or `sampled`.";
+        "Requests that the flight recorder kept: `failed`, `slow`, `sampled`, `recent` for a while, or `related` to such a trace.";
     RECORDER_EVICTED = "meshwork_flight_recorder_evicted_total", Counter, "", &["class"],
         "Requests that the flight recorder let go of to keep others of their class.";
     RECORDER_BYTES = "meshwork_flight_recorder_size_bytes", Gauge, "bytes", &["class"],
         "Memory of the requests that the flight recorder keeps.";
+    RECORDER_TRACES = "meshwork_flight_recorder_traces_total", Counter, "", &[],
+        "Traces of which this proxy keeps what it has, since a request of them was failed or slow, here or in another proxy.";
     SPANS_EXPORTED = "meshwork_spans_exported_total", Counter, "", &[],
         "Spans that were sent to the collector.";
     SPANS_DROPPED = "meshwork_spans_dropped_total", Counter, "", &["cause"],

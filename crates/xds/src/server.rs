@@ -19,7 +19,7 @@ use std::time::Duration;
 
 use meshwork_base::{SpiffeId, Tick, differences};
 use meshwork_messages::v1::{
-    BreakerForce, DiscoveryRequest, DiscoveryResponse, Node, Probes, Resource, Views,
+    BreakerForce, DiscoveryRequest, DiscoveryResponse, Follow, Node, Probes, Resource, Views,
 };
 
 use forces::Forces;
@@ -250,10 +250,27 @@ impl Server {
         if let Some(views) = views {
             self.views.insert(id, (stream.viewer().clone(), stream.believed(views)));
         }
-        for observation in observations {
-            self.armed.found(stream.viewer(), observation);
+        let mut follows = Vec::new();
+        for mut observation in observations {
+            match observation.follow.take() {
+                Some(follow) => follows.push(follow),
+                None => self.armed.found(stream.viewer(), observation),
+            }
         }
+        follows.into_iter().for_each(|follow| self.follow(follow));
         Ok(())
+    }
+
+    /// Tells the proxies that were called on behalf of a trace to keep what they have of it.
+    fn follow(&mut self, follow: Follow) {
+        let Some(recall) = follow.recall.filter(observe::is_short) else { return };
+        let called = |stream: &&mut Stream| {
+            observe::records(&stream.viewer().node) && follow.instances.contains(&stream.viewer().node.id)
+        };
+        for stream in self.streams.values_mut().filter(|stream| stream.observes()).filter(called) {
+            stream.keep(recall.clone());
+            stream.arm(wanted(&self.armed, &self.forces, &stream.viewer().node));
+        }
     }
 
     /// Arms a probe on all proxies that can look at requests, also on those that join later, or on one; observations go

@@ -72,8 +72,9 @@ pub(super) fn paragraph(hop: &Value, marks: bool) -> Vec<String> {
         text(hop, "revision"),
     )];
     lines.extend(steps(hop, marks));
+    let waits = hop["held"].as_array().into_iter().flatten().map(held);
     let attempts = hop["attempts"].as_array().into_iter().flatten().map(attempt);
-    lines.extend(attempts.map(|line| if marks { format!("  {line}") } else { line }));
+    lines.extend(waits.chain(attempts).map(|line| if marks { format!("  {line}") } else { line }));
     let line = format!("{:<10} {} in {}", "answer", verdict(&hop["verdict"]), times(hop));
     lines.push(if marks { format!("  {line}") } else { line });
     lines
@@ -88,6 +89,12 @@ fn times(hop: &Value) -> String {
     };
     let usual = both("usualMs", "usualOwnMs").map(|usual| format!(", usually {usual}"));
     both("durationMs", "ownMs").unwrap_or_default() + &usual.unwrap_or_default()
+}
+
+/// What it waited for before it was sent to anybody.
+fn held(held: &Value) -> String {
+    let by = held["by"].as_str().map(|by| format!(", by {by}")).unwrap_or_default();
+    format!("{:<10} {} ms in phase {}{by}", "held", held["ms"], text(held, "phase"))
 }
 
 /// One attempt: where, how long each step took, on which connection, what came of it.
@@ -116,7 +123,11 @@ fn attempt(attempt: &Value) -> String {
 }
 
 fn verdict(verdict: &Value) -> String {
-    let status = verdict["status"].as_u64().map_or_else(|| "none".to_owned(), |status| status.to_string());
+    let mut status =
+        verdict["status"].as_u64().map_or_else(|| "none".to_owned(), |status| status.to_string());
+    if let Some(of_grpc) = verdict["grpcStatus"].as_u64() {
+        status += &format!(", gRPC status {of_grpc}");
+    }
     match verdict["cause"].as_str() {
         None => status,
         Some(cause) => {

@@ -8,6 +8,8 @@ use meshwork_xds::server::Observed;
 
 use super::hop::Hop;
 
+mod pairs;
+
 /// Hops that are kept of one request.
 const HOPS: usize = 256;
 
@@ -34,7 +36,9 @@ impl Gathered {
 
     /// From which hop each follows.
     pub(in crate::explain) fn parents(&self) -> Vec<Option<usize>> {
-        (0..self.hops.len()).map(|at| self.parent(at)).collect()
+        let mut parents: Vec<_> = (0..self.hops.len()).map(|at| self.parent(at)).collect();
+        self.pair(&mut parents);
+        parents
     }
 
     /// Takes a hop if it is of the same request.
@@ -90,7 +94,7 @@ impl Gathered {
         };
         let serves = |other: &Observed| other.proxy.node.id == *id && record(other).side() == Side::Inbound;
         let others = self.hops.iter().enumerate().filter(|(at, _)| *at != of);
-        let mut fitting = others.filter(|(_, other)| match hop.observation.r#match() {
+        let fitting = others.filter(|(_, other)| match hop.observation.r#match() {
             Match::Filter => false,
             Match::Mark => calls(other),
             Match::Trace => serves(other),
@@ -100,14 +104,15 @@ impl Gathered {
                 Side::Inbound => calls(other),
             },
         });
-        // Of several the one that began last, but not after it.
+        // Of several the one that began last, but not after it, and that had not ended; proxies tell them in any order.
         let began = mine.start_unix_ns;
-        let first = fitting.next()?;
-        let later = |best: (usize, _), next: (usize, _)| {
-            let start = |(_, hop): &(usize, &Observed)| record(hop).start_unix_ns;
-            if start(&next) <= began && start(&next) > start(&best) { next } else { best }
+        let rank = |(_, other): &(usize, &Observed)| {
+            let (start, took) = (record(other).start_unix_ns, record(other).duration_ns);
+            let has_begun = start <= began;
+            let is_there = has_begun && began <= start.saturating_add(took);
+            (is_there, has_begun, if has_begun { start } else { u64::MAX - start }, took)
         };
-        Some(fitting.fold(first, later).0)
+        fitting.max_by_key(rank).map(|(at, _)| at)
     }
 
     /// In the order of the way: each hop, then what follows from it.

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use meshwork_base::clock::rfc3339_millis;
-use meshwork_messages::v1::{Attempt, Reason, RequestRecord, observation::Match, request_record::Side};
+use meshwork_messages::v1::{self, Attempt, Reason, RequestRecord, observation::Match, request_record::Side};
 use meshwork_xds::server::Observed;
 use serde::Serialize;
 
@@ -22,7 +22,7 @@ pub(crate) struct Hop {
     side: &'static str,
     /// Why it belongs here: `filter`, `mark` of the proxy before, `trace`, `recorded`.
     matched: &'static str,
-    /// Why the flight recorder has it: `failed`, `slow`, `sampled`.
+    /// Why the flight recorder has it: `failed`, `slow`, `sampled`, `recent`, `related`.
     kept: Option<String>,
     revision: String,
     /// When its first byte came.
@@ -44,6 +44,8 @@ pub(crate) struct Hop {
     upstream_protocol: Option<String>,
     bytes_received: u64,
     bytes_sent: u64,
+    /// What it waited for before it was sent to anybody.
+    held: Vec<Held>,
     attempts: Vec<Tried>,
     steps: Vec<Step>,
     omitted: u32,
@@ -77,6 +79,16 @@ struct Verdict {
     /// Where it failed.
     phase: Option<String>,
     detail: Option<String>,
+}
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Held {
+    /// `discover`, `fault`, `overload`.
+    phase: String,
+    ms: f64,
+    /// The policy, where one says so.
+    by: Option<String>,
 }
 
 #[derive(Debug, Serialize)]
@@ -154,6 +166,7 @@ impl Hop {
             upstream_protocol: said(&is.upstream_protocol),
             bytes_received: is.bytes_received,
             bytes_sent: is.bytes_sent,
+            held: is.held.iter().map(Held::new).collect(),
             attempts: observation.attempts.iter().map(Tried::new).collect(),
             steps: observation.reasons.iter().map(Step::new).collect(),
             omitted: observation.omitted,
@@ -193,6 +206,12 @@ impl Verdict {
             phase: said(&is.phase),
             detail: said(&is.cause_detail),
         }
+    }
+}
+
+impl Held {
+    fn new(held: &v1::Held) -> Self {
+        Self { phase: held.phase.clone(), ms: millis(held.ns), by: said(&held.by) }
     }
 }
 

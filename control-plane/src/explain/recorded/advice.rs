@@ -7,14 +7,15 @@ use meshwork_xds::server::Observed;
 use serde::Serialize;
 
 use super::blame::Blame;
-use crate::explain::answer::{Answer, Backend, Breaker, Limits, Source};
-use crate::explain::ask::Ask;
+use super::decided::{Decided, decided};
+use super::side::{MEMORY, is_of_memory};
+use crate::explain::Explainer;
+use crate::explain::answer::Source;
 use crate::explain::live::record;
-use crate::explain::{Explainer, run};
 
 /// Where it was the proxy that had too much: the flag, which the detail then names, and what to do.
-const MEMORY: (&str, &str) = (
-    "--max-memory-bytes",
+const OF_MEMORY: (Field, &str) = (
+    Field::Flag(MEMORY),
     "the proxy came near the memory that it may have ({detail}): give it more, or lower what reaches it",
 );
 
@@ -24,7 +25,7 @@ const MEMORY: (&str, &str) = (
 pub(super) struct Advice {
     cause: String,
     text: String,
-    /// The field of a `TrafficPolicy`, of a route's rule, or the proxy's flag.
+    /// The field of a policy, of a route's rule, or the proxy's flag.
     field: Option<String>,
     /// What it says now; none: nothing is said.
     value: Option<String>,
@@ -33,13 +34,14 @@ pub(super) struct Advice {
 
 /// Which field decides.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Field {
+pub(super) enum Field {
     None,
     Request,
     Attempt,
     Connect,
     StreamIdle,
     MaxStream,
+    CallerDeadline,
     Retry,
     MaxConnections,
     MaxPending,
@@ -48,6 +50,10 @@ enum Field {
     Breaker,
     Overload,
     Admission,
+    RateLimit,
+    Abort,
+    /// Of an `AuthorizationPolicy`.
+    Authorization,
     Flag(&'static str),
 }
 
@@ -60,6 +66,7 @@ impl Field {
             Self::Connect => "timeouts.connect",
             Self::StreamIdle => "timeouts.streamIdle",
             Self::MaxStream => "timeouts.maxStreamDuration",
+            Self::CallerDeadline => "timeouts.callerDeadline",
             Self::Retry => "retry",
             Self::MaxConnections => "limits.maxConnections",
             Self::MaxPending => "limits.maxPendingRequests",
@@ -68,74 +75,12 @@ impl Field {
             Self::Breaker => "circuitBreaker",
             Self::Overload => "overload",
             Self::Admission => "admissionControl",
+            Self::RateLimit => "rateLimit",
+            Self::Abort => "faultInjection.abort",
+            Self::Authorization => "action",
             Self::Flag(flag) => flag,
         })
     }
-
-    /// What it says of this backend, and who wrote it.
-    fn said(self, backend: &Backend) -> (Option<String>, Option<Source>) {
-        let times = backend.timeouts.as_ref();
-        let limits = backend.limits.as_ref();
-        let retry = backend.retry.as_ref();
-        let limit = |name: &str, value: fn(&Limits) -> Option<u32>| {
-            let value = limits.and_then(value).map(|value| value.to_string());
-            (value, limits.and_then(|limits| limits.sources.get(name).cloned()))
-        };
-        let said = match self {
-            Self::Request => times.and_then(|times| times.request.as_ref()),
-            Self::Connect => times.and_then(|times| times.connect.as_ref()),
-            Self::StreamIdle => times.and_then(|times| times.stream_idle.as_ref()),
-            Self::Overload => backend.overload.as_ref(),
-            Self::MaxStream => times.and_then(|times| times.max_stream_duration.as_ref()),
-            Self::Attempt => {
-                let tries =
-                    retry.and_then(|retry| Some((retry.per_try_timeout.clone()?, retry.source.clone())));
-                if let Some((value, source)) = tries {
-                    return (Some(value), source);
-                }
-                times.and_then(|times| times.backend_request.as_ref())
-            }
-            Self::Retry => {
-                let said =
-                    |retry: &crate::explain::answer::Retry| format!("{} more attempts", retry.attempts);
-                return (retry.map(said), retry.and_then(|retry| retry.source.clone()));
-            }
-            Self::MaxConnections => return limit("maxConnections", |limits| limits.max_connections),
-            Self::MaxPending => return limit("maxPendingRequests", |limits| limits.max_pending_requests),
-            Self::MaxRequests => return limit("maxRequests", |limits| limits.max_requests),
-            Self::MaxRetries => return limit("maxRetries", |limits| limits.max_retries),
-            Self::Breaker => {
-                let breaker = backend.circuit_breaker.as_ref();
-                return (breaker.map(told), breaker.and_then(|breaker| breaker.source.clone()));
-            }
-            Self::Admission => {
-                let admission = backend.admission_control.as_ref();
-                let said = admission.map(|said| {
-                    format!(
-                        "up to {} % when less than {} % of the calls of {} succeed",
-                        said.max_rejection_probability, said.success_rate_threshold, said.sampling_window
-                    )
-                });
-                return (said, admission.and_then(|said| said.source.clone()));
-            }
-            Self::None | Self::Flag(_) => None,
-        };
-        said.map_or((None, None), |said| (Some(said.value.clone()), said.source.clone()))
-    }
-}
-
-/// The rates that open it.
-fn told(breaker: &Breaker) -> String {
-    let rate = |what: &str, percent: Option<u32>| percent.map(|percent| format!("{what} {percent} %"));
-    let rates = [rate("failurePercent", breaker.failure_percent), rate("slowCalls", breaker.slow_percent)];
-    let rates: Vec<String> = rates.into_iter().flatten().collect();
-    format!(
-        "{}, {} of at least {} calls, open for {}",
-        breaker.mode,
-        rates.join(", "),
-        breaker.minimum_calls,
-        breaker.open_time
-    )
 }
 
 /// What to do about a request: of the hop at fault, and of the one that the client heard of.
@@ -154,47 +99,23 @@ pub(super) fn of(explainer: &Explainer, hops: &[Observed], fault: Option<&Blame>
     all
 }
 
-/// What is published now about such a request, if the same rule takes it still.
-fn decided(explainer: &Explainer, hop: &Observed) -> Option<Answer> {
-    let is = record(hop);
-    let said = |text: &str| (!text.is_empty()).then(|| text.to_owned());
-    let ask = Ask {
-        host: is.host.clone(),
-        method: said(&is.method),
-        path: said(&is.path),
-        listener: said(&is.listener),
-        from: match is.side() {
-            Side::Outbound => Some(hop.proxy.identity.as_ref()?.to_string()),
-            Side::Gateway => None,
-            Side::Inbound => return None,
-        },
-        ..Ask::default()
-    };
-    let world = explainer.world().ok()?;
-    let mut held = explainer.held.lock();
-    let snapshot = held.follow(world);
-    let answer = run::explain(&held.builder, &snapshot, &ask, |_| None).ok()?;
-    let same = answer.route.as_ref().map_or(is.route.is_empty(), |rule| rule.is_of(&is.route));
-    same.then_some(answer)
-}
-
-fn backend<'a>(answer: &'a Answer, is: &RequestRecord) -> Option<&'a Backend> {
-    answer.backends.iter().find(|backend| format!("{}:{}", backend.service, backend.port) == is.service)
-}
-
 /// Which of the two circuit breakers it was, the detail tells.
 const BREAKER_OF_ROUTE: &str = "the circuit breaker of {detail} is open since most calls by it failed or were slow: mend {service}; it closes by itself when trial calls succeed";
 
-fn one(cause: Cause, is: &RequestRecord, decided: Option<&Answer>) -> Advice {
-    let is_memory = cause == Cause::Overload && is.cause_detail.contains(MEMORY.0);
-    let (field, text) = if is_memory { (Field::Flag(MEMORY.0), MEMORY.1) } else { rule(cause) };
-    let backend = decided.and_then(|answer| backend(answer, is));
+fn one(cause: Cause, is: &RequestRecord, decided: Option<&Decided>) -> Advice {
+    let is_memory = cause == Cause::Overload && is_of_memory(&is.cause_detail);
+    let (field, text) = if is_memory { OF_MEMORY } else { rule(cause) };
+    // Within the mesh callers are always believed.
+    let field = match field {
+        Field::CallerDeadline if is.side() != Side::Gateway => Field::None,
+        field => field,
+    };
     let by_route = cause == Cause::CircuitBreaker && is.cause_detail.starts_with("HTTPRoute ");
-    let (text, (value, source)) = if by_route {
-        let breaker = decided.and_then(|answer| answer.route.as_ref()?.circuit_breaker.as_ref());
-        (BREAKER_OF_ROUTE, (breaker.map(told), breaker.and_then(|breaker| breaker.source.clone())))
-    } else {
-        (text, backend.map_or((None, None), |backend| field.said(backend)))
+    let text = if by_route { BREAKER_OF_ROUTE } else { text };
+    let (value, source) = match decided {
+        Some(decided) if by_route => decided.of_route_breaker(),
+        Some(decided) => decided.said(field, is),
+        None => (None, None),
     };
     let service = if is.service.is_empty() { &is.host } else { &is.service };
     let text = text
@@ -316,11 +237,11 @@ const fn rule(cause: Cause) -> (Field, &'static str) {
             "the budget has no more retries, or few since they do not help ({detail}): {service} fails for many callers; mend it before the budget is raised",
         ),
         Cause::DeadlineExceeded => (
-            Field::None,
+            Field::CallerDeadline,
             "the caller gave this request less time than {service} took: see what was slow; the deadline is the caller's own, by `grpc-timeout` or `x-envoy-expected-rq-timeout-ms`",
         ),
         Cause::DeadlineUnreachable => (
-            Field::None,
+            Field::CallerDeadline,
             "the caller gave this request less time than any answer takes ({detail}): it came too late, or its caller must wait longer",
         ),
         Cause::MaxStreamDuration => {
@@ -365,7 +286,7 @@ const fn rule(cause: Cause) -> (Field, &'static str) {
         }
         Cause::NotImplemented => (Field::None, "the proxy does not carry this method or upgrade ({detail})"),
         Cause::AuthorizationDenied => (
-            Field::None,
+            Field::Authorization,
             "a policy refuses it: {detail}; allow the caller there, or call as somebody whom it allows",
         ),
         Cause::AuthorizationUnknown => (
@@ -381,10 +302,10 @@ const fn rule(cause: Cause) -> (Field, &'static str) {
             "the caller's identity is denied: `GET /v1/identity/deny` of the control plane's API lists the entries",
         ),
         Cause::RateLimited => {
-            (Field::None, "a rate limit was reached ({detail}): call less often, or raise it")
+            (Field::RateLimit, "a rate limit was reached ({detail}): call less often, or raise it")
         }
         Cause::FaultAbort => (
-            Field::None,
+            Field::Abort,
             "a policy injects this answer ({detail}): remove its `faultInjection`, or lower its part, when the trial is over",
         ),
         Cause::Overload => (

@@ -6,6 +6,8 @@ use meshwork_messages::v1::{RequestRecord, request_record::Side};
 use meshwork_xds::server::Observed;
 use serde::Serialize;
 
+use super::pieces::Pieces;
+use super::side::{DEADLINE_EXCEEDED, Fault, grpc_failure, side_of};
 use super::unusual::{Unusual, ms};
 use super::waits::{Way, together, until_head};
 use crate::explain::live::{millis, record};
@@ -16,7 +18,7 @@ use crate::explain::live::{millis, record};
 pub(super) enum Who {
     /// A service: its application, or its instances.
     Service,
-    /// Who called from outside.
+    /// Who called: from outside, or an application of the mesh.
     Caller,
     /// Whoever wrote routes and policies.
     Configuration,
@@ -46,9 +48,12 @@ pub(super) struct Blame {
 }
 
 impl Blame {
-    fn beyond_usual(mut self, found: &Unusual) -> Self {
+    fn beyond_usual(mut self, found: &Unusual, hop: &RequestRecord) -> Self {
         self.why = match (&self.cause, &self.service) {
-            (None, Some(name)) => found.told(name),
+            (None, Some(name)) => {
+                self.who = found.piece().map_or(self.who, |(piece, _)| piece.who());
+                found.told(name, hop)
+            }
             _ => format!("{}, usually {} ms", self.why, ms(found.usual_ns)),
         };
         self.took_ms = Some(millis(found.took_ns));
@@ -59,7 +64,7 @@ impl Blame {
 
 pub(super) fn failed(hop: &Observed) -> bool {
     let record = record(hop);
-    !record.cause.is_empty() || record.status >= 500
+    !record.cause.is_empty() || record.status >= 500 || grpc_failure(record).is_some()
 }
 
 fn cause_of(record: &RequestRecord) -> Option<Cause> {
@@ -86,7 +91,7 @@ pub(super) fn blame(hops: &[Observed], parents: &[Option<usize>]) -> Option<Blam
         if may_be_usual && (is_slow || waited(&hops[at])) {
             may_be_usual = false;
             if let Some(found) = way.unusual(at) {
-                return Some(told(hops, parents, found.at).beyond_usual(&found));
+                return Some(told(hops, parents, found.at).beyond_usual(&found, record(&hops[found.at])));
             }
         }
         let next = match below().filter(|below| failed(&hops[*below])).max_by_key(|below| start(*below)) {
@@ -123,7 +128,12 @@ pub(super) fn blame(hops: &[Observed], parents: &[Option<usize>]) -> Option<Blam
 
 /// What failed because time was over says nothing of those that were waited for but that they were slow.
 pub(super) fn waited(hop: &Observed) -> bool {
-    cause_of(record(hop)).is_some_and(|cause| {
+    let is = record(hop);
+    // An application says the same in gRPC's terms.
+    if is.cause.is_empty() {
+        return is.grpc_status == Some(DEADLINE_EXCEEDED);
+    }
+    cause_of(is).is_some_and(|cause| {
         let over_time = matches!(
             cause,
             Cause::RequestTimeout
@@ -149,16 +159,13 @@ fn told(hops: &[Observed], parents: &[Option<usize>], at: usize) -> Blame {
     let detail = if is.cause_detail.is_empty() { String::new() } else { format!(" ({})", is.cause_detail) };
     let (who, why) = match cause_of(is) {
         None if is.status >= 500 => (Who::Service, format!("{application}{name} answered {}", is.status)),
-        None => {
-            let answering = (is.duration_ns - until_head(is)) / 1_000_000;
-            let read = if answering > ms / 2 {
-                format!(", {answering} ms of it until all was read")
-            } else {
-                String::new()
-            };
-            (Who::Service, format!("{application}{name} took {ms} ms{read}"))
-        }
-        Some(cause) => match side_of(cause) {
+        None => match grpc_failure(is) {
+            Some((status, word)) => {
+                (Who::Service, format!("{application}{name} answered {word} (gRPC status {status})"))
+            }
+            None => where_it_went(hop, &format!("{application}{name}")),
+        },
+        Some(cause) => match side_of(cause, &is.cause_detail) {
             Fault::Left if parents[at].is_some() => {
                 let why =
                     format!("{application}{name} had not answered after {ms} ms, when its caller gave up");
@@ -169,6 +176,12 @@ fn told(hops: &[Observed], parents: &[Option<usize>], at: usize) -> Blame {
             Fault::Configuration => {
                 (Who::Configuration, format!("routes or policies refuse it: {cause}{detail}"))
             }
+            Fault::Injected => {
+                (Who::Configuration, format!("a policy answers instead of {name}: {cause}{detail}"))
+            }
+            Fault::Duration => {
+                (Who::Configuration, format!("a stream of {name} lasted as long as it may: {cause}{detail}"))
+            }
             Fault::Mesh => {
                 (Who::Mesh, format!("{} could not do its part: {cause}{detail}", hop.proxy.node.id))
             }
@@ -176,31 +189,25 @@ fn told(hops: &[Observed], parents: &[Option<usize>], at: usize) -> Blame {
             Fault::Limit => (Who::Service, format!("{name} is held back: {cause}{detail}")),
         },
     };
-    let service = service.filter(|_| who == Who::Service || who == Who::Configuration);
+    let is_its = is.cause.is_empty() || who == Who::Service || who == Who::Configuration;
+    let service = service.filter(|_| is_its);
     let (proxy, cause, flag, phase) =
         (hop.proxy.node.id.clone(), said(&is.cause), said(&is.flag), said(&is.phase));
     Blame { who, service, proxy, cause, flag, phase, why, took_ms: None, usual_ms: None, at }
 }
 
-enum Fault {
-    /// The caller has gone away.
-    Left,
-    Caller,
-    Configuration,
-    Mesh,
-    Service,
-    /// A policy keeps the service from being called, for how it is.
-    Limit,
-}
-
-fn side_of(cause: Cause) -> Fault {
-    match cause.flag() {
-        ResponseFlag::DownstreamConnectionTermination | ResponseFlag::DownstreamRemoteReset => Fault::Left,
-        ResponseFlag::DownstreamProtocolError => Fault::Caller,
-        ResponseFlag::NoRoute | ResponseFlag::Unauthorized => Fault::Configuration,
-        ResponseFlag::NoCluster | ResponseFlag::LocalReset => Fault::Mesh,
-        ResponseFlag::UpstreamOverflow | ResponseFlag::RateLimited | ResponseFlag::Overload => Fault::Limit,
-        _ if cause == Cause::SvidExpired => Fault::Mesh,
-        _ => Fault::Service,
+/// Of what was only slow: what most of its time was spent on, if it was not the answer.
+fn where_it_went(hop: &Observed, name: &str) -> (Who, String) {
+    let is = record(hop);
+    let took = is.duration_ns / 1_000_000;
+    let answering = (is.duration_ns - until_head(is)) / 1_000_000;
+    if answering > took / 2 {
+        return (Who::Service, format!("{name} took {took} ms, {answering} ms of it until all was read"));
+    }
+    match Pieces::of(hop, is.duration_ns).most_of(is.duration_ns) {
+        None => (Who::Service, format!("{name} took {took} ms")),
+        Some((piece, ns)) => {
+            (piece.who(), format!("{name} took {took} ms, {} ms of it {}", ms(ns), piece.told(is)))
+        }
     }
 }

@@ -1,3 +1,5 @@
+mod pieces;
+mod sides;
 mod unusual;
 
 use meshwork_base::SpiffeId;
@@ -77,8 +79,15 @@ fn at(hops: &mut [Observed], at: usize) -> &mut RequestRecord {
 }
 
 fn blamed(hops: Vec<Observed>) -> Option<(Who, Option<String>, String)> {
-    let gathered = Gathered::of(hops);
-    blame(gathered.hops(), &gathered.parents()).map(|blame| (blame.who, blame.service, blame.why))
+    let told = |hops: Vec<Observed>| {
+        let gathered = Gathered::of(hops);
+        blame(gathered.hops(), &gathered.parents()).map(|blame| (blame.who, blame.service, blame.why))
+    };
+    // Proxies tell the youngest first, and who answers first is chance.
+    let backwards = told(hops.iter().rev().cloned().collect());
+    let told = told(hops);
+    assert_eq!(backwards, told, "the same in another order");
+    told
 }
 
 #[test]

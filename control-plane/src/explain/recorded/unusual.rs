@@ -2,7 +2,8 @@
 //!
 //! A hop's part is what nobody below it accounts for: of an inbound side what the application took without its own calls,
 //! of a call the way there and back, or all of it where the called side has kept nothing. That one calls a service that
-//! always takes long is no reason why it is slow: such a call is in nobody's part but the called one's, and usual there.
+//! always takes long is no reason why it is slow: such a call is in nobody's part but the called one's, and usual there. What
+//! the hop itself spent on it before the attempt that was answered is told by its name (`pieces.rs`).
 //!
 //! Only what was waited for counts: of calls at the same time the one that ended last, and of that no more than what was
 //! waited for it alone; of calls that went on after their request had been answered nothing.
@@ -12,6 +13,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use meshwork_messages::v1::{RequestRecord, request_record::Side};
 
 use super::blame::{failed, waited};
+use super::pieces::{Piece, Pieces};
 use super::waits::{Wait, Way, together, until_head};
 
 /// What is beyond the usual is the reason if it is at least an eighth of the request's time, and a quarter more than the
@@ -40,13 +42,27 @@ pub(super) struct Unusual {
     bound_ns: u64,
     calls: usize,
     part: Part,
+    pieces: Pieces,
 }
 
 impl Unusual {
-    /// In words, of a service by this name.
-    pub(super) fn told(&self, name: &str) -> String {
+    /// What most of that was which is beyond the usual, where it was neither the application's time nor the way's.
+    pub(super) fn piece(&self) -> Option<(Piece, u64)> {
+        self.pieces.most_of(self.took_ns.saturating_sub(self.usual_ns))
+    }
+
+    /// In words, of a service by this name, whose hop is this.
+    pub(super) fn told(&self, name: &str, hop: &RequestRecord) -> String {
         let times = if self.calls > 1 { format!(" in {} calls", self.calls) } else { String::new() };
         let (took, usual) = (ms(self.took_ns), ms(self.usual_ns));
+        if let Some((piece, piece_ns)) = self.piece() {
+            let what = match self.part {
+                Part::Application => format!("{name} took {took} ms without its calls{times}"),
+                Part::Way => format!("calling {name} took {took} ms beside its answer{times}"),
+                Part::Call => format!("calling {name} took {took} ms{times}"),
+            };
+            return format!("{what}, usually {usual} ms; {} ms of it {}", ms(piece_ns), piece.told(hop));
+        }
         match self.part {
             Part::Application => {
                 format!("the application of {name} took {took} ms by itself{times}, usually {usual} ms")
@@ -88,6 +104,7 @@ impl<'a> Sums<'a> {
         all.usual_ns += one.usual_ns;
         all.bound_ns = all.bound_ns.saturating_add(one.bound_ns);
         all.calls += 1;
+        all.pieces.add(&one.pieces);
     }
 }
 
@@ -124,7 +141,8 @@ impl<'a> Way<'a> {
             let service = &*self.is(at).service;
             match usual {
                 Some(usual_ns) => {
-                    sums.add(service, Unusual { at, took_ns, usual_ns, bound_ns, calls: 1, part });
+                    let pieces = Pieces::of(&self.hops[at], took_ns);
+                    sums.add(service, Unusual { at, took_ns, usual_ns, bound_ns, calls: 1, part, pieces });
                 }
                 None => *sums.unknown.entry((service, part)).or_default() += took_ns,
             }

@@ -29,6 +29,8 @@ pub struct Sources {
     pub stream_idle: Option<Arc<Origin>>,
     /// `Timeouts::max_stream`.
     pub max_stream: Option<Arc<Origin>>,
+    /// `Timeouts::believes_callers`.
+    pub caller_deadline: Option<Arc<Origin>>,
     /// The retry policy.
     pub retry: Option<Arc<Origin>>,
     /// The hedge policy.
@@ -60,6 +62,7 @@ impl SnapshotBuilder {
             idle: who(|p| p.idle_timeout.is_some()),
             stream_idle: who(|p| p.stream_idle_timeout.is_some()),
             max_stream: who(|p| p.max_stream_duration.is_some()),
+            caller_deadline: who(|p| p.believes_callers.is_some()),
             retry: who(|p| p.retry.is_some()),
             hedge: who(|p| p.hedge.is_some()),
             max_connections: self.of_service(to, |p| p.limits.max_connections.is_some()),

@@ -8,7 +8,7 @@ use meshwork_messages::v1::{self, request_record::Side};
 use meshwork_telemetry::Record;
 
 use crate::mesh::Place;
-use crate::request::tried::Tried;
+use crate::request::tried::{Held, Tried};
 use crate::usual::Timing;
 
 fn nanos(time: Duration) -> u64 {
@@ -63,7 +63,18 @@ pub(crate) fn record(place: Place, record: &Record) -> v1::RequestRecord {
         own_ns: None,
         usual_ns: None,
         usual_own_ns: None,
+        held: Vec::new(),
     }
+}
+
+/// Adds what the request has waited for before it was sent to anybody.
+pub(crate) fn held(held: &[Held], record: &mut v1::RequestRecord) {
+    let told = |held: &Held| v1::Held {
+        phase: held.phase.as_str().to_owned(),
+        ns: nanos(held.took),
+        by: held.by.as_deref().unwrap_or_default().to_owned(),
+    };
+    record.held = held.iter().map(told).collect();
 }
 
 /// Adds what a request took of its application alone, and what such requests take, as far as that is known.

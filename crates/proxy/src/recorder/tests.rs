@@ -20,8 +20,12 @@ fn request(trace: u128, service: &str, cause: &'static str) -> Record {
 }
 
 fn keep(recorder: &Recorder, record: &Record) {
+    keep_with(recorder, record, &Traces::default());
+}
+
+fn keep_with(recorder: &Recorder, record: &Record, traces: &Traces) {
     let class = recorder.class(record).expect("it is kept");
-    recorder.keep(class, AT, record, Vec::new(), Timing::default());
+    recorder.keep(class, AT, record, Default::default(), Timing::default(), traces);
 }
 
 fn of_trace(trace: u128) -> Wanted {
@@ -29,7 +33,7 @@ fn of_trace(trace: u128) -> Wanted {
     Wanted::new(&v1::Recall { trace_id, request_id: String::new() })
 }
 
-fn held(recorder: &Recorder) -> [usize; 3] {
+fn held(recorder: &Recorder) -> [usize; 5] {
     let parts = recorder.parts.borrow();
     parts.each_ref().map(|part| part.bytes)
 }
@@ -74,9 +78,9 @@ fn a_flood_of_one_failure_pushes_out_its_own() {
     for id in 10..10_000 {
         keep(&recorder, &request(id, "shop/flooded", "connect_failure"));
     }
-    let [failed, slow, sampled] = held(&recorder);
+    let [failed, slow, sampled, ..] = held(&recorder);
     assert!(failed <= 32 * 1024 && failed > 30 * 1024, "half for failures, and it is used: {failed}");
-    assert!(slow <= 16 * 1024 && sampled <= 16 * 1024);
+    assert!(slow <= 8 * 1024 && sampled <= 8 * 1024);
     for kept in [1, 2, 9_999] {
         assert_eq!(recorder.recall(&of_trace(kept)).len(), 1, "{kept}");
     }
@@ -106,8 +110,8 @@ fn nothing_is_kept_without_memory() {
     let failed = request(1, "shop/web", "upstream_reset");
     assert_eq!(recorder.class(&failed), None, "so that nothing is copied either");
     assert!((1..2_000).all(|id| recorder.class(&request(id, "shop/web", "")).is_none()));
-    recorder.keep(Class::Failed, AT, &failed, Vec::new(), Timing::default());
-    assert_eq!(held(&recorder), [0; 3]);
+    recorder.keep(Class::Failed, AT, &failed, Default::default(), Timing::default(), &Traces::default());
+    assert_eq!(held(&recorder), [0; 5]);
     assert_eq!(recorder.oldest(), None);
 }
 
@@ -124,4 +128,73 @@ fn all_workers_answer_at_once_and_say_how_far_back_they_reach() {
         [(9, true), (9, false)]
     );
     assert_eq!(told[1].done, Some(v1::Done { oldest_unix_ns: 2, workers: 2 }));
+}
+
+/// A request of this trace that took so many milliseconds.
+fn taking(trace: u128, millis: u64) -> Record {
+    Record { duration: Duration::from_millis(millis), ..request(trace, "shop/cart", "") }
+}
+
+fn without_sample(bytes: usize) -> Recorder {
+    let settings = RecorderSettings { bytes, sample: 0, ..RecorderSettings::default() };
+    Recorder::new(&settings, 1, &MetricsRegistry::default().worker())
+}
+
+fn told(recorder: &Recorder, trace: u128) -> Option<String> {
+    recorder.recall(&of_trace(trace)).first().map(|found| found.record.as_ref().unwrap().kept.clone())
+}
+
+#[test]
+fn what_may_be_the_reason_of_another_s_slowness_is_kept_for_a_while() {
+    let recorder = without_sample(64 * 1024);
+    assert_eq!(recorder.class(&taking(1, 7)), None, "a trifle of a second");
+    (1..=200).for_each(|trace| keep(&recorder, &taking(trace, 8)));
+    assert_eq!(told(&recorder, 200).as_deref(), Some("recent"));
+    assert_eq!(told(&recorder, 1), None, "others came after it");
+    let [_, _, _, recent, related] = held(&recorder);
+    assert!(recent <= 8 * 1024 && recent > 6 * 1024 && related == 0, "an eighth: {recent}, {related}");
+}
+
+#[test]
+fn what_belongs_to_a_trace_that_was_slow_or_failed_stays_when_others_come_after_it() {
+    let (one, other, traces) = (without_sample(64 * 1024), without_sample(64 * 1024), Traces::default());
+    for (trace, by_id) in [(1, false), (2, false), (3, true)] {
+        let mut quick = taking(trace, 100);
+        if by_id {
+            quick.trace_id = None;
+        }
+        keep_with(&one, &quick, &traces);
+    }
+    // The same process, another worker: its callers were slow, and failed.
+    let failed = request(2, "shop/front", "upstream_reset");
+    [taking(1, 1_000), failed, taking(3, 2_000)].iter().for_each(|it| keep_with(&other, it, &traces));
+    // One that ends only now is told from the others at once.
+    keep_with(&one, &taking(1, 50), &traces);
+    (100..=400).for_each(|trace| keep_with(&one, &taking(trace, 100), &traces));
+    assert_eq!([1, 2, 100].map(|trace| told(&one, trace).is_some()), [true, true, false]);
+    assert_eq!(one.recall(&of_trace(1)).len(), 2);
+    assert_eq!(told(&one, 2).as_deref(), Some("related"));
+    let by_id = v1::Recall { trace_id: String::new(), request_id: format!("id-{:016}", 3) };
+    assert_eq!(one.recall(&Wanted::new(&by_id)).len(), 1, "it knows its id alone");
+}
+
+#[test]
+fn what_is_asked_about_stays() {
+    let (recorder, traces) = (without_sample(64 * 1024), Traces::default());
+    keep_with(&recorder, &taking(1, 100), &traces);
+    traces.note_wanted(&of_trace(1));
+    (100..=400).for_each(|trace| keep_with(&recorder, &taking(trace, 100), &traces));
+    assert_eq!(told(&recorder, 1).as_deref(), Some("related"));
+}
+
+#[test]
+fn what_belongs_to_others_is_bounded_too() {
+    let (recorder, traces) = (without_sample(64 * 1024), Traces::default());
+    for trace in 1..=1_000 {
+        keep_with(&recorder, &taking(trace, 1_000), &traces);
+        keep_with(&recorder, &taking(trace, 100), &traces);
+    }
+    let held = held(&recorder);
+    assert!(held[1..].iter().all(|part| *part <= 8 * 1024), "{held:?}");
+    assert_eq!(recorder.recall(&of_trace(1_000)).len(), 2);
 }

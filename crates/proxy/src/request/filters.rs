@@ -256,7 +256,7 @@ fn client_certificate(conn: &Conn, fields: &mut Fields) -> Result<(), FieldError
 }
 
 /// A random UUID (version 4, RFC 9562 section 5.4).
-fn request_id(rng: &mut impl Rng) -> [u8; 36] {
+pub(super) fn request_id(rng: &mut impl Rng) -> [u8; 36] {
     const DIGITS: &[u8; 16] = b"0123456789abcdef";
     let bits = u128::from(rng.next_u64()) << 64 | u128::from(rng.next_u64());
     let bits = bits & !(0xF << 76) & !(0x3 << 62) | 0x4 << 76 | 0x2 << 62;

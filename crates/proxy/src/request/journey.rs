@@ -11,17 +11,21 @@ use meshwork_telemetry::trace::Attempt;
 use meshwork_telemetry::{Copied, Phase, Protocol, Record, SpanId, TraceContext, Traced};
 
 use super::body::RequestBody;
+use super::filters;
 use super::kin;
 use super::reply::is_grpc;
 use super::shape::Shape;
 use super::trace;
-use super::tried::{Attempted, HEDGE_LOST, Known, Tried};
+use super::tried::{Attempted, HEDGE_LOST, Held, Known, Tried};
 use crate::downstream::connection::Conn;
 use crate::error::Failure;
 use crate::observe::{Sighting, Told};
 use crate::recorder::Class;
 use crate::series::{self, Called};
-use crate::usual;
+use crate::usual::{self, Made};
+
+/// What is waited for less long is nobody's reason.
+const NOTED: Duration = Duration::from_millis(1);
 
 /// See the module's text. Dropping it writes the record: also a request that is cancelled is written once.
 pub(crate) struct Journey<'c> {
@@ -46,6 +50,7 @@ pub(crate) struct Journey<'c> {
     phase: Phase,
     /// Whether it is noted that the application works on it.
     is_noted: bool,
+    made: Made,
     finished: bool,
 }
 
@@ -80,7 +85,7 @@ impl<'c> Journey<'c> {
             (protocol, _) => protocol,
         };
         record.peer = Some(conn.peer);
-        let traced = trace::begin(conn, fields, record);
+        let (is_of_ours, traced) = trace::begin(conn, fields, record);
         record.text.set(
             head.method.as_str().as_bytes(),
             head.target.path_and_query().as_bytes(),
@@ -106,6 +111,7 @@ impl<'c> Journey<'c> {
             traced,
             phase: Phase::Head,
             is_noted: false,
+            made: Made { trace: is_of_ours, id: false },
             finished: false,
         }
     }
@@ -170,6 +176,16 @@ impl<'c> Journey<'c> {
         self.shape.as_deref_mut()
     }
 
+    /// It has waited since then for something that comes before any attempt; by whose word.
+    #[cold]
+    pub(crate) fn held(&mut self, phase: Phase, since: Tick, by: impl FnOnce() -> Option<String>) {
+        let took = self.conn.worker.now().since(since);
+        if took >= NOTED && self.conn.worker.recorder.is_on() {
+            let by = by().map(Arc::from);
+            self.shape().held.push(Held { phase, took, by });
+        }
+    }
+
     /// What the next proxy of the mesh is told, if somebody asks about this request.
     pub(crate) fn mark(&self) -> Option<String> {
         self.sighting.as_ref().and_then(|sighting| sighting.mark())
@@ -178,6 +194,7 @@ impl<'c> Journey<'c> {
     /// The request got its id from us.
     pub(crate) fn identified(&mut self, id: &[u8]) {
         self.record.text.set_request_id(id);
+        self.made.id = true;
     }
 
     pub(crate) fn matched(&mut self, matched: &Matched<'_>) {
@@ -371,6 +388,11 @@ impl<'c> Journey<'c> {
         self.record.cause = failure.cause.as_str();
         self.record.flag = failure.cause.flag().as_str();
         self.record.cause_detail.clone_from(&failure.detail);
+        // What fails before it has an id is asked about too.
+        if self.record.text.request_id().is_empty() {
+            let id = filters::request_id(&mut *self.conn.worker.rng.borrow_mut());
+            self.identified(&id);
+        }
     }
 
     /// Writes the record now; the moment is the end of the request.
@@ -383,8 +405,8 @@ impl<'c> Journey<'c> {
             self.kin = None;
             worker.log(self.record);
             series::of(self.conn, &self.called).observe(self.record);
-            let Self { started, phase, is_noted, .. } = *self;
-            let told = usual::Told { started, phase, is_grpc: self.called.grpc, is_noted };
+            let Self { started, phase, is_noted, made, .. } = *self;
+            let told = usual::Told { started, phase, is_grpc: self.called.grpc, is_noted, made };
             let own = usual::ended(self.conn, self.record, told);
             let class = worker.recorder.class(self.record);
             if class.is_some() || self.sighting.is_some() {
@@ -409,7 +431,14 @@ impl Journey<'_> {
         }
         if let Some(class) = class {
             let timing = usual::timing(self.conn, self.record, own, self.called.grpc);
-            self.conn.worker.recorder.keep(class, self.conn.place, self.record, tried, timing);
+            let held = self.shape.as_deref_mut().map(|shape| std::mem::take(&mut shape.held));
+            let kept = (tried, held.unwrap_or_default());
+            let worker = &self.conn.worker;
+            let observer = &worker.shared.observer;
+            worker.recorder.keep(class, self.conn.place, self.record, kept, timing, &observer.traces);
+            if matches!(class, Class::Failed | Class::Slow) {
+                observer.relate(self.record, now);
+            }
         }
     }
 }

@@ -101,7 +101,10 @@ pub(crate) async fn serve(
     let found = match discover::missing(conn, &view, head.authority()) {
         Some(missing) => {
             journey.enter(Phase::Discover);
-            Box::pin(discover::wait(conn, down, missing)).await.map(|newer| view = newer)
+            let began = conn.worker.now();
+            let found = Box::pin(discover::wait(conn, down, missing)).await;
+            journey.held(Phase::Discover, began, || None);
+            found.map(|newer| view = newer)
         }
         None => Ok(()),
     };

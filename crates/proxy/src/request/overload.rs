@@ -80,7 +80,10 @@ pub(crate) async fn enter(
     let passed = match (entered, answer) {
         (Ok(Entered::Passed(pass)), _) => Ok(pass),
         (Ok(Entered::Waits(waiting)), Some(called)) => {
-            wait(conn, overload, (waiting, called), down, deadlines).await?
+            let began = conn.worker.now();
+            let waited = wait(conn, overload, (waiting, called), down, deadlines).await;
+            journey.held(Phase::Overload, began, || Some(overload.origin.to_string()));
+            waited?
         }
         (Ok(Entered::Waits(_)), None) => unreachable!("whoever waits can be called"),
         (Err(shed), _) => Err(shed),

@@ -18,6 +18,7 @@ use super::journey::Journey;
 use super::reply;
 use super::route::{Seen, Target, Way};
 use super::transfer::poll_interrupted;
+use super::tried::Held;
 use crate::downstream::Down;
 use crate::downstream::connection::Conn;
 use crate::error::Failure;
@@ -31,6 +32,8 @@ pub(crate) struct Shape {
     /// What the caller is told of a limit.
     told: Option<(Arc<Origin>, RateSpec, Allowance)>,
     pace: Option<Pace>,
+    /// What it has waited for.
+    pub(crate) held: Vec<Held>,
 }
 
 /// A response that comes slowly.
@@ -112,7 +115,10 @@ pub(crate) async fn inject(
     let drawn = fault.draw(&Seen::new(conn, head), &mut *conn.worker.rng.borrow_mut());
     if let Some(delay) = drawn.delay {
         happens(conn, fault, journey, "delay");
-        wait(conn, delay, down).await?;
+        let began = conn.worker.now();
+        let waited = wait(conn, delay, down).await;
+        journey.held(Phase::Fault, began, || Some(fault.origin.to_string()));
+        waited?;
     }
     if let Some(abort) = drawn.abort {
         happens(conn, fault, journey, "abort");

@@ -14,24 +14,24 @@ pub(crate) fn caller(fields: &Fields) -> Option<TraceContext> {
     TraceContext::parse(first).filter(|_| all.next().is_none())
 }
 
-/// Finds out which trace a request belongs to. Gives what is noted of one that is recorded.
-pub(crate) fn begin(conn: &Conn, fields: &Fields, record: &mut Record) -> Option<Box<Traced>> {
+/// Finds out which trace a request belongs to. Gives whether that is one of ours, and what is noted of one that is recorded.
+pub(crate) fn begin(conn: &Conn, fields: &Fields, record: &mut Record) -> (bool, Option<Box<Traced>>) {
     let caller = caller(fields);
     record.trace_id = caller.map(|caller| caller.trace_id);
     record.span_id = caller.map(|caller| caller.span_id);
-    let tracer = conn.worker.shared.tracer.as_ref()?;
+    let Some(tracer) = conn.worker.shared.tracer.as_ref() else { return (false, None) };
     let rng = &mut *conn.worker.rng.borrow_mut();
     let trace = caller.unwrap_or_else(|| TraceContext::begin(rng));
     record.trace_id = Some(trace.trace_id);
     if !tracer.sampler().samples(&trace.trace_id, caller.as_ref()) {
-        return None;
+        return (caller.is_none(), None);
     }
     // Without a parent the rest is nobody's (section 4.3).
     let state = caller.map(|_| trace_state(fields.known_all(KnownName::TraceState))).unwrap_or_default();
     let parent = caller.map(|caller| caller.span_id);
     let traced = Traced::begin(&trace, parent, state, conn.https, rng);
     record.span_id = Some(traced.context.span_id);
-    Some(Box::new(traced))
+    (caller.is_none(), Some(Box::new(traced)))
 }
 
 /// Tells the upstream of the next attempt who its parent is. Of a request that we do not record that stays who it was; a

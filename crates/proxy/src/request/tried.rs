@@ -41,6 +41,15 @@ pub(crate) struct Tried {
     pub(crate) received: u64,
 }
 
+/// What a request has waited for before it was sent to anybody.
+#[derive(Clone, Debug)]
+pub(crate) struct Held {
+    pub(crate) phase: Phase,
+    pub(crate) took: Duration,
+    /// The policy, where one says so.
+    pub(crate) by: Option<Arc<str>>,
+}
+
 /// The attempt that runs.
 #[derive(Clone, Copy)]
 struct Running {

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use meshwork_messages::v1::{Node, Observation, Probe, Probes};
+use meshwork_messages::v1::{Node, Observation, Probe, Probes, Recall};
 use meshwork_messages::{OPERATE, RECORD};
 use tokio::sync::mpsc;
 
@@ -12,6 +12,8 @@ use super::{Hub, Viewer};
 
 /// Probes that may be armed at once: each costs every proxy a look at every request.
 const PROBES: usize = 8;
+/// Bytes of an id by which requests are known.
+const ID: usize = 1024;
 /// Observations that wait for whoever asked.
 const WAITING: usize = 256;
 
@@ -62,6 +64,16 @@ const fn needs_record(probe: &Probe) -> bool {
     probe.recall.is_some() || probe.tap.is_some() || probe.stats
 }
 
+/// Whether a proxy keeps requests.
+pub(super) fn records(node: &Node) -> bool {
+    node.features.iter().any(|feature| feature == RECORD)
+}
+
+/// Whether ids are no longer than proxies keep them.
+pub(super) fn is_short(recall: &Recall) -> bool {
+    recall.trace_id.len() <= ID && recall.request_id.len() <= ID
+}
+
 /// Whether a proxy lets itself be operated.
 pub(super) fn operates(node: &Node) -> bool {
     node.features.iter().any(|feature| feature == OPERATE)
@@ -88,13 +100,17 @@ impl Armed {
 
     /// What a proxy has to arm, of what it understands.
     pub(super) fn of(&self, node: &Node) -> Probes {
-        let records = node.features.iter().any(|feature| feature == RECORD);
+        let records = records(node);
         let meant = self.subscriptions.values().filter(|subscription| {
             subscription.means(&node.id)
                 && (records || !needs_record(&subscription.probe))
                 && (operates(node) || !subscription.probe.standings)
         });
-        Probes { forces: Vec::new(), probes: meant.map(|subscription| subscription.probe.clone()).collect() }
+        Probes {
+            forces: Vec::new(),
+            keep: Vec::new(),
+            probes: meant.map(|subscription| subscription.probe.clone()).collect(),
+        }
     }
 
     /// Passes on what a proxy found, if it was asked to look for it and somebody still waits.

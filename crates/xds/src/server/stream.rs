@@ -6,7 +6,7 @@ use std::sync::Arc;
 use meshwork_base::SpiffeId;
 use meshwork_messages::OBSERVE;
 use meshwork_messages::v1::{
-    Commit, DiscoveryRequest, DiscoveryResponse, Probes, Rejection, Report, Resource, Service, Views,
+    Commit, DiscoveryRequest, DiscoveryResponse, Probes, Recall, Rejection, Report, Resource, Service, Views,
 };
 use prost::Message as _;
 
@@ -19,6 +19,8 @@ const RESPONSE_BYTES: usize = 512 * 1024;
 const VIEWED_SERVICES: usize = 4096;
 const VIEWED_ENDPOINTS: usize = 1024;
 const CALLED_ENDPOINTS: usize = 8192;
+/// Traces that one proxy is told to keep.
+const KEEP: usize = 16;
 /// Names of removed resources in one response.
 const RESPONSE_NAMES: usize = 4096;
 
@@ -54,6 +56,8 @@ pub(super) struct Stream {
     verdicts: u64,
     /// The probes that it has to be told of.
     probes: Option<Probes>,
+    /// The traces that it is to keep, the youngest.
+    keep: VecDeque<Recall>,
 }
 
 impl Stream {
@@ -100,7 +104,16 @@ impl Stream {
 
     /// Tells it to arm these probes and no others.
     pub(super) fn arm(&mut self, probes: Probes) {
-        self.probes = Some(probes);
+        self.probes = Some(Probes { keep: self.keep.iter().cloned().collect(), ..probes });
+    }
+
+    /// It is to keep what it has of a trace. What was said before is said again: of messages that come close together it
+    /// may look at the last one alone.
+    pub(super) fn keep(&mut self, recall: Recall) {
+        if self.keep.len() >= KEEP {
+            self.keep.pop_front();
+        }
+        self.keep.push_back(recall);
     }
 
     /// What is believed of what a proxy says about services: of those that it was told of, and so much as a proxy may say.

@@ -301,6 +301,44 @@ fn probes_reach_who_can_look_now_and_later_and_are_taken_back() {
 }
 
 #[test]
+fn who_was_called_is_told_what_to_keep_and_nobody_else() {
+    let mut server = server(world(1, &[], &[]));
+    let recording = |id: &str| {
+        let mut requests = observing();
+        let node = requests[0].node.as_mut().unwrap();
+        id.clone_into(&mut node.id);
+        node.features.push(meshwork_messages::RECORD.to_owned());
+        requests
+    };
+    let caller = open(&mut server, recording("shop/front-1"));
+    let called = open(&mut server, recording("shop/cart-1"));
+    let other = open(&mut server, recording("shop/cart-2"));
+    let kept = |server: &mut Server, id| {
+        let mut responses = std::iter::from_fn(|| server.next_response(id));
+        let probes = responses.find_map(|response| response.probes)?;
+        Some(probes.keep.into_iter().map(|recall| recall.trace_id).collect::<Vec<_>>())
+    };
+    let follow = |server: &mut Server, trace: &str| {
+        let recall = Some(v1::Recall { trace_id: trace.to_owned(), request_id: String::new() });
+        let follow = Some(v1::Follow { recall, instances: vec!["shop/cart-1".to_owned()] });
+        let observations = vec![v1::Observation { follow, ..v1::Observation::default() }];
+        server.receive(caller, DiscoveryRequest { observations, ..DiscoveryRequest::default() }).unwrap();
+    };
+    follow(&mut server, "a");
+    follow(&mut server, "b");
+    assert_eq!(kept(&mut server, called), Some(vec!["a".to_owned(), "b".to_owned()]));
+    assert_eq!((kept(&mut server, other), kept(&mut server, caller)), (None, None));
+    // A probe of somebody else says it again, and takes nothing back.
+    let (subscription, _found) = Subscription::new(v1::Probe { id: 7, ..v1::Probe::default() }, None);
+    server.observe(subscription).unwrap();
+    assert_eq!(kept(&mut server, called).map(|kept| kept.len()), Some(2));
+    follow(&mut server, &"long".repeat(1_000));
+    (0..100).for_each(|n| follow(&mut server, &n.to_string()));
+    let kept = kept(&mut server, called).unwrap();
+    assert_eq!((kept.len(), kept.last().map(String::as_str)), (16, Some("99")));
+}
+
+#[test]
 fn a_bounded_number_of_probes_is_armed() {
     let mut server = server(world(1, &[], &[]));
     let arm = |server: &mut Server, id| {

@@ -334,3 +334,62 @@ fn what_a_caller_takes_to_read_is_not_by_itself() {
     at(&mut hops, 1).own_ns = Some(50_001_000_000);
     assert_eq!(whose(hops).1, "the application of shop/checkout:80 took 50001 ms by itself, usually 40 ms");
 }
+
+/// One hop more: `by` calls `to` (`caller`), and it comes in there (`called`).
+fn call(hops: &mut Vec<Observed>, by: &str, to: &str, start: u64, caller: Times, called: Times) {
+    hops.push(hop(by, Side::Outbound, start, to, |is| slow(is, &caller)));
+    hops.push(hop(to, Side::Inbound, start + 1, to, |is| slow(is, &called)));
+    from(by)(hops.last_mut().unwrap().observation.record.as_mut().unwrap());
+}
+
+/// A front that was called by the edge for so long, and has calls to make.
+fn front(took: u64, own: u64) -> Vec<Observed> {
+    let mut hops = vec![
+        hop("edge", Side::Gateway, 1_000, "front", |is| slow(is, &caller(took + 2, 60))),
+        hop("front", Side::Inbound, 1_001, "front", |is| slow(is, &called(took, own, (59, 5)))),
+    ];
+    from("edge")(at(&mut hops, 1));
+    hops
+}
+
+/// The first of two calls in turn is slow for another's sake, the second one by itself.
+#[test]
+fn a_service_that_is_called_twice_is_not_blamed_for_whom_it_has_called_once() {
+    let mut hops = front(1_370, 5);
+    call(&mut hops, "front", "product", 1_010, caller(1_007, 43), called(1_005, 4, (42, 40)));
+    call(&mut hops, "product", "stock", 1_013, caller(1_001, 2), called(1_000, 1_000, (1, 1)));
+    call(&mut hops, "front", "product", 2_020, caller(352, 43), called(350, 350, (42, 40)));
+    let gathered = Gathered::of(hops.clone());
+    assert_eq!(gathered.parents(), [None, Some(0), Some(1), Some(2), Some(3), Some(4), Some(1), Some(6)]);
+    let (service, why) = whose(hops);
+    assert_eq!(service, "shop/stock:80");
+    assert_eq!(why, "the application of shop/stock:80 took 1000 ms by itself, usually 1.0 ms");
+}
+
+/// The same service twice at once, and below each a slow one.
+#[test]
+fn two_calls_at_once_have_each_its_own_below() {
+    let mut hops = front(1_020, 5);
+    let unknown = |took: u64| Times { own: None, ..called(took, 0, (12, 4)) };
+    call(&mut hops, "front", "product", 1_005, caller(1_010, 13), unknown(1_008));
+    call(&mut hops, "front", "product", 1_005, caller(1_013, 13), unknown(1_011));
+    call(&mut hops, "product", "stock", 1_008, caller(1_003, 4), called(1_001, 1_001, (2, 2)));
+    call(&mut hops, "product", "stock", 1_009, caller(1_004, 4), called(1_002, 1_002, (2, 2)));
+    let gathered = Gathered::of(hops.clone());
+    let parents = gathered.parents();
+    assert_eq!((parents[3], parents[5], parents[7], parents[9]), (Some(2), Some(4), Some(6), Some(8)));
+    let (service, why) = whose(hops);
+    assert_eq!(service, "shop/stock:80");
+    assert_eq!(why, "the application of shop/stock:80 took 1002 ms by itself, usually 2.0 ms");
+}
+
+/// One of three was quick, and nobody has kept how it came in.
+#[test]
+fn what_was_not_kept_leaves_the_others_where_they_belong() {
+    let mut hops = front(700, 5);
+    call(&mut hops, "front", "product", 1_010, caller(302, 43), called(300, 300, (42, 40)));
+    call(&mut hops, "front", "product", 1_320, caller(12, 43), called(10, 10, (42, 40)));
+    call(&mut hops, "front", "product", 1_340, caller(352, 43), called(350, 350, (42, 40)));
+    hops.remove(5);
+    assert_eq!(Gathered::of(hops).parents(), [None, Some(0), Some(1), Some(2), Some(1), Some(1), Some(5)]);
+}

@@ -1,0 +1,167 @@
+//! What is published now of the policies that a hop met: on the way to its service, or before the application that it is beside.
+
+use meshwork_decision::{InboundPort, Snapshot};
+use meshwork_messages::v1::{RequestRecord, request_record::Side};
+use meshwork_xds::server::Observed;
+
+use super::advice::Field;
+use crate::explain::answer::{Answer, Backend, Breaker, Limits, Retry, Said, Source};
+use crate::explain::ask::Ask;
+use crate::explain::live::record;
+use crate::explain::{Explainer, policy, run};
+
+/// A field's value, and who wrote it.
+pub(super) type Word = (Option<String>, Option<Source>);
+
+/// See the module's text.
+pub(super) enum Decided {
+    Way(Box<Answer>),
+    Application { rate_limit: Option<Said>, overload: Option<Said>, authorization: Vec<(String, Said)> },
+}
+
+/// What is published now about such a request, if the same rule takes it still.
+pub(super) fn decided(explainer: &Explainer, hop: &Observed) -> Option<Decided> {
+    let is = record(hop);
+    let world = explainer.world().ok()?;
+    let mut held = explainer.held.lock();
+    let snapshot = held.follow(world);
+    let from = match is.side() {
+        Side::Outbound => Some(hop.proxy.identity.as_ref()?.to_string()),
+        Side::Gateway => None,
+        Side::Inbound => return before_application(&snapshot, &hop.proxy.node.id, is),
+    };
+    let said = |text: &str| (!text.is_empty()).then(|| text.to_owned());
+    let ask = Ask {
+        host: is.host.clone(),
+        method: said(&is.method),
+        path: said(&is.path),
+        listener: said(&is.listener),
+        from,
+        ..Ask::default()
+    };
+    let answer = run::explain(&held.builder, &snapshot, &ask, |_| None).ok()?;
+    let same = answer.route.as_ref().map_or(is.route.is_empty(), |rule| rule.is_of(&is.route));
+    same.then(|| Decided::Way(Box::new(answer)))
+}
+
+fn before_application(snapshot: &Snapshot, instance: &str, is: &RequestRecord) -> Option<Decided> {
+    let inbound = snapshot.inbounds().find(|inbound| *inbound.name == *instance)?;
+    let port: &InboundPort = inbound.ports.iter().find(|port| *port.label == *is.service)?;
+    Some(Decided::Application {
+        rate_limit: port.rate_limit.as_deref().map(policy::rate_limit),
+        overload: port.overload.as_deref().map(policy::gate),
+        authorization: port.authorization.policies().map(policy::action).collect(),
+    })
+}
+
+impl Decided {
+    /// What the rule's circuit breaker says.
+    pub(super) fn of_route_breaker(&self) -> Word {
+        let Self::Way(answer) = self else { return (None, None) };
+        let breaker = answer.route.as_ref().and_then(|route| route.circuit_breaker.as_ref());
+        (breaker.map(told), breaker.and_then(|breaker| breaker.source.clone()))
+    }
+
+    /// What a field says of a request like this.
+    pub(super) fn said(&self, field: Field, is: &RequestRecord) -> Word {
+        let (authorization, said) = match self {
+            Self::Application { rate_limit, overload, authorization } => {
+                let said = match field {
+                    Field::RateLimit => rate_limit.as_ref(),
+                    Field::Overload => overload.as_ref(),
+                    _ => None,
+                };
+                (authorization, word(said))
+            }
+            Self::Way(answer) => {
+                let said = match field {
+                    Field::RateLimit => {
+                        word(answer.route.as_ref().and_then(|route| route.rate_limit.as_ref()))
+                    }
+                    _ => backend(answer, is).map_or((None, None), |backend| of_backend(field, backend)),
+                };
+                (&answer.authorization, said)
+            }
+        };
+        if field != Field::Authorization {
+            return said;
+        }
+        let is_named = |name: &str| {
+            let rest = is.cause_detail.strip_prefix(name);
+            rest.is_some_and(|rest| rest.is_empty() || rest.starts_with(' '))
+        };
+        word(authorization.iter().find(|(name, _)| is_named(name)).map(|(_, said)| said))
+    }
+}
+
+fn word(said: Option<&Said>) -> Word {
+    said.map_or((None, None), |said| (Some(said.value.clone()), said.source.clone()))
+}
+
+fn backend<'a>(answer: &'a Answer, is: &RequestRecord) -> Option<&'a Backend> {
+    answer.backends.iter().find(|backend| format!("{}:{}", backend.service, backend.port) == is.service)
+}
+
+fn of_backend(field: Field, backend: &Backend) -> Word {
+    let times = backend.timeouts.as_ref();
+    let limits = backend.limits.as_ref();
+    let retry = backend.retry.as_ref();
+    let limit = |name: &str, value: fn(&Limits) -> Option<u32>| {
+        let value = limits.and_then(value).map(|value| value.to_string());
+        (value, limits.and_then(|limits| limits.sources.get(name).cloned()))
+    };
+    let said = match field {
+        Field::Request => times.and_then(|times| times.request.as_ref()),
+        Field::Connect => times.and_then(|times| times.connect.as_ref()),
+        Field::StreamIdle => times.and_then(|times| times.stream_idle.as_ref()),
+        Field::MaxStream => times.and_then(|times| times.max_stream_duration.as_ref()),
+        Field::CallerDeadline => times.and_then(|times| times.caller_deadline.as_ref()),
+        Field::Overload => backend.overload.as_ref(),
+        Field::Abort => backend.fault_abort.as_ref(),
+        Field::Attempt => {
+            let tries = retry.and_then(|retry| Some((retry.per_try_timeout.clone()?, retry.source.clone())));
+            if let Some((value, source)) = tries {
+                return (Some(value), source);
+            }
+            times.and_then(|times| times.backend_request.as_ref())
+        }
+        Field::Retry => {
+            let said = |retry: &Retry| format!("{} more attempts", retry.attempts);
+            return (retry.map(said), retry.and_then(|retry| retry.source.clone()));
+        }
+        Field::MaxConnections => return limit("maxConnections", |limits| limits.max_connections),
+        Field::MaxPending => return limit("maxPendingRequests", |limits| limits.max_pending_requests),
+        Field::MaxRequests => return limit("maxRequests", |limits| limits.max_requests),
+        Field::MaxRetries => return limit("maxRetries", |limits| limits.max_retries),
+        Field::Breaker => {
+            let breaker = backend.circuit_breaker.as_ref();
+            return (breaker.map(told), breaker.and_then(|breaker| breaker.source.clone()));
+        }
+        Field::Admission => {
+            let admission = backend.admission_control.as_ref();
+            let said = admission.map(|said| {
+                format!(
+                    "up to {} % when less than {} % of the calls of {} succeed",
+                    said.max_rejection_probability, said.success_rate_threshold, said.sampling_window
+                )
+            });
+            return (said, admission.and_then(|said| said.source.clone()));
+        }
+        Field::None | Field::RateLimit | Field::Authorization | Field::Flag(_) => None,
+    };
+    word(said)
+}
+
+/// The rates that open it.
+fn told(breaker: &Breaker) -> String {
+    let rate = |what: &str, percent: Option<u32>| percent.map(|percent| format!("{what} {percent} %"));
+    let rates = [rate("failurePercent", breaker.failure_percent), rate("slowCalls", breaker.slow_percent)];
+    let rates: Vec<String> = rates.into_iter().flatten().collect();
+    format!(
+        "{}, {} of at least {} calls, open for {}",
+        breaker.mode,
+        rates.join(", "),
+        breaker.minimum_calls,
+        breaker.open_time
+    )
+}

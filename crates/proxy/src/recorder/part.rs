@@ -1,0 +1,69 @@
+//! What is kept of one class, bounded in bytes.
+
+use std::collections::VecDeque;
+
+use meshwork_telemetry::{WorkerCounter, WorkerGauge, WorkerMetrics, inventory};
+
+use super::{Class, GROUPS, Kept};
+
+/// A request that is kept, and the ends of its ids.
+pub(super) struct Entry {
+    pub(super) trace: u64,
+    pub(super) request: u64,
+    pub(super) bytes: usize,
+    pub(super) kept: Box<Kept>,
+}
+
+#[derive(Default)]
+pub(super) struct Group {
+    pub(super) entries: VecDeque<Entry>,
+    bytes: usize,
+}
+
+/// See the module's text.
+pub(super) struct Part {
+    pub(super) groups: [Group; GROUPS],
+    pub(super) bytes: usize,
+    most: usize,
+    count: WorkerCounter,
+    evicted: WorkerCounter,
+    gauge: WorkerGauge,
+}
+
+impl Part {
+    pub(super) fn new(class: Class, bytes: usize, metrics: &WorkerMetrics) -> Self {
+        let labels = [class.as_str()];
+        Self {
+            groups: Default::default(),
+            bytes: 0,
+            most: class.share(bytes),
+            count: metrics.counter(&inventory::RECORDER_KEPT, &labels),
+            evicted: metrics.counter(&inventory::RECORDER_EVICTED, &labels),
+            gauge: metrics.gauge(&inventory::RECORDER_BYTES, &labels),
+        }
+    }
+
+    /// Keeps it. Whoever has to go for it is given to `gone`, the oldest of the group that holds most first.
+    pub(super) fn push(&mut self, group: usize, entry: Entry, mut gone: impl FnMut(usize, Entry)) {
+        if entry.bytes > self.most {
+            return;
+        }
+        self.count.increment();
+        let before = self.bytes;
+        self.bytes += entry.bytes;
+        self.groups[group].bytes += entry.bytes;
+        self.groups[group].entries.push_back(entry);
+        while self.bytes > self.most {
+            let groups = self.groups.iter_mut().enumerate();
+            let (at, largest) = groups.max_by_key(|(_, group)| group.bytes).expect("there are groups");
+            let oldest = largest.entries.pop_front().expect("what holds bytes holds requests");
+            largest.bytes -= oldest.bytes;
+            self.bytes -= oldest.bytes;
+            self.evicted.increment();
+            gone(at, oldest);
+        }
+        let signed = |bytes: usize| i64::try_from(bytes).unwrap_or(i64::MAX);
+        self.gauge.add(signed(self.bytes) - signed(before));
+        debug_assert_eq!(self.bytes, self.groups.iter().map(|group| group.bytes).sum::<usize>());
+    }
+}
