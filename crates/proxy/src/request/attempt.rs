@@ -384,15 +384,15 @@ impl<'a> Attempts<'a> {
                 self.open_h2(&to, head, down, body.is_empty(), deadlines).await?
             }
         };
+        if let Speaks::Mesh { id, .. } = to.speaks {
+            journey.record.upstream_id = Some(Arc::clone(id.shared()));
+        }
         let waited = self.waited.take().then(|| self.conn.worker.now());
         self.held_ms = match (self.behind.get(), waited) {
             (Some(Ahead::Past), Some(opened)) => millis(opened.since(self.began)),
             _ => 0,
         };
         journey.opened(waited, exchange.born());
-        if let Speaks::Mesh { id, .. } = to.speaks {
-            journey.record.upstream_id = Some(Arc::clone(id.shared()));
-        }
         match transfer::until_head(self.conn, &mut exchange, down, body, response, deadlines).await {
             Ok(()) => Ok(exchange),
             Err(failure) => {
