@@ -244,6 +244,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+    use crate::upstream::behind::Behind;
     use crate::upstream::open::Speaks;
 
     #[test]
@@ -256,6 +257,7 @@ mod tests {
             connect_timeout: Duration::from_secs(1),
             fresh: false,
             announcement: None,
+            behind: Behind::default(),
         };
         let pool = EndpointPool::default();
         let limit = NotYet::Limit(ConnectionLimit::Endpoint);
