@@ -32,7 +32,10 @@ class App(http.server.BaseHTTPRequestHandler):
                 passed = {k: v for k, v in self.headers.items() if k.lower() in ('traceparent', 'tracestate')}
                 asked = urllib.request.Request('http://' + target + self.path, headers=passed)
                 status = urllib.request.urlopen(asked).status
-            except urllib.error.HTTPError as error: status = error.code
+            except urllib.error.HTTPError as error:
+                # Whoever closes before it has the body has not had the response.
+                error.read()
+                status = error.code
         else: status = int(self.path.rsplit('/', 1)[1])
         body = str(self.headers.get('traceparent')).encode()
         self.send_response(status)

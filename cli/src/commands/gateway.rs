@@ -101,7 +101,7 @@ pub(crate) fn run(arguments: Arguments) -> Outcome {
             }
             (None, None) => unreachable!("clap wants one of the two"),
         };
-        meshwork_gateway::run(parts).await?;
+        Box::pin(meshwork_gateway::run(parts)).await?;
         Ok(ExitCode::SUCCESS)
     })
 }

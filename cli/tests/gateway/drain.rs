@@ -63,7 +63,8 @@ fn a_second_sigterm_stops_at_once() {
     let said = gateway.stderr();
     assert!(said.contains("stopped at once by a second signal"), "{said}");
     assert!(!said.contains("--drain-timeout"), "time was not the cause: {said}");
-    assert!(!slow.wait_with_output().unwrap().status.success());
+    let told = Reply::parse(&String::from_utf8(slow.wait_with_output().unwrap().stdout).unwrap());
+    assert_eq!((told.status, &*told.body), (503, "draining\n"), "its caller is told");
 }
 
 #[test]

@@ -120,8 +120,11 @@ fn a_call_that_ends_with_a_code_of_its_policy_is_made_again_though_it_is_a_post(
     assert_eq!(said, "done\n");
 
     let lines = gateway.log(12 + 12 + 6 + 12 + 1);
-    let of = |id: &'static str| lines.iter().filter(move |line| line["request_id"].as_str().unwrap().starts_with(id));
-    let attempts = |id: &'static str| of(id).map(|line| line["attempts"].as_u64().unwrap()).collect::<Vec<_>>();
+    let of = |id: &'static str| {
+        lines.iter().filter(move |line| line["request_id"].as_str().unwrap().starts_with(id))
+    };
+    let attempts =
+        |id: &'static str| of(id).map(|line| line["attempts"].as_u64().unwrap()).collect::<Vec<_>>();
     let two = attempts("two-");
     assert!(two.iter().all(|attempts| (1..=3).contains(attempts)) && two.contains(&3), "{two:?}");
     assert!(of("two-").all(|line| line["grpc_status"] == 0 && line["response_flags"] == "-"), "{lines:?}");

@@ -217,7 +217,7 @@ struct Ejecting {
     #[serde(default)]
     base_ejection_time: Option<Spanned<Time>>,
     #[serde(default)]
-    max_ejection_percent: Option<u32>,
+    max_ejection_percent: Option<Spanned<u32>>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -442,10 +442,12 @@ fn slow_start_of(said: &Beginning) -> Result<SlowStart, Wrong> {
 fn ejecting(said: &Ejecting) -> Result<OutlierDetection, Wrong> {
     let default = OutlierDetection::DEFAULT;
     let base = overload::time("outlierDetection.baseEjectionTime", said.base_ejection_time.as_ref())?;
-    let max_ejection_percent = said.max_ejection_percent.unwrap_or(default.max_ejection_percent);
-    if max_ejection_percent > 100 {
-        return wrong("policies.outlierDetection.maxEjectionPercent: 0 to 100");
-    }
+    let max_ejection_percent = match &said.max_ejection_percent {
+        Some(at) if at.value > 100 => {
+            return wrong_at(at, "policies.outlierDetection.maxEjectionPercent: 0 to 100");
+        }
+        said => said.as_ref().map_or(default.max_ejection_percent, |at| at.value),
+    };
     Ok(OutlierDetection {
         consecutive_5xx: said.consecutive_5xx.unwrap_or(default.consecutive_5xx),
         base_ejection_time: base.unwrap_or(default.base_ejection_time),

@@ -9,6 +9,7 @@ use meshwork_telemetry::Protocol;
 
 use super::journey::Journey;
 use super::kin;
+use super::reply;
 use super::route::{Seen, Target, Way};
 use crate::downstream::connection::Conn;
 use crate::error::Failure;
@@ -302,11 +303,13 @@ pub(crate) fn backend(
 /// # Errors
 /// A filter wrote what no field can hold.
 pub(crate) fn response(
+    conn: &Conn,
     way: &Way<'_>,
     target: &Target<'_>,
     response: &mut ResponseHead,
 ) -> Result<(), FieldError> {
     let hop = strip_hop_by_hop(&mut response.fields);
+    reply::date(conn, &mut response.fields);
     if let Some(protocol) = hop.upgrade.filter(|_| response.tunnel) {
         response.fields.push_known(KnownName::Upgrade, protocol)?;
     }

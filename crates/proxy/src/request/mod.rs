@@ -183,8 +183,7 @@ async fn run(
     let exchange = attempts.run(&sent, down, &mut body, response, journey, &mut deadlines).await?;
     journey.enter(Phase::Response);
     overload::answered(conn, &target, response, &mut body, journey.is_grpc());
-    reply::date(conn, &mut response.fields);
-    filters::response(&way, &target, response)
+    filters::response(conn, &way, &target, response)
         .and_then(|()| kin::mark(conn, &head.fields, response, journey.is_grpc()))
         .and_then(|()| match &affinity {
             Some(affinity) => affinity.answer(conn, &way, attempts.endpoint(), response),

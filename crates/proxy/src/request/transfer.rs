@@ -153,8 +153,6 @@ pub(crate) async fn response(
         Ok(()) => exchange.abort(),
         Err(failure) => {
             exchange.abort();
-            // A caller who gets no byte of a response takes its request for one that nobody saw, and may repeat it.
-            poll_fn(|cx| Poll::Ready(down.poll_flush(cx))).await.is_pending();
             return Err(failure);
         }
     }
@@ -214,7 +212,12 @@ fn poll_ready_frame(
             *ended = true;
             Ok(true)
         }
-        Poll::Ready(Err(error)) => Err(Failure::of_upstream(&error, true, false)),
+        Poll::Ready(Err(error)) => {
+            // A caller who gets no byte of a response takes its request for one that nobody saw, and may repeat it. What
+            // breaks here, too, is told as the upstream's failure: it was first.
+            let _ = down.poll_flush(cx);
+            Err(Failure::of_upstream(&error, true, false))
+        }
         Poll::Pending => Ok(false),
     }
 }

@@ -245,7 +245,7 @@ fn what_is_no_scenario_is_told_where_it_is_not() {
         (
             "name: x",
             "name: x\npolicies: {outlierDetection: {maxEjectionPercent: 101}}",
-            "line 3: policies.outlierDetection.maxEjectionPercent: 0 to 100",
+            "line 2: policies.outlierDetection.maxEjectionPercent: 0 to 100",
         ),
         ("name: x", "name: x\npolicies: {hedge: {}}", "policies.hedge: `delay` above 0"),
         ("name: x", "name: x\npolicies: {hedge: {delay: 1s, budgetPercent: 0}}", "budgetPercent: 1 to 100"),

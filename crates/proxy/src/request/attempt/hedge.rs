@@ -17,7 +17,7 @@ use std::time::Duration;
 use meshwork_base::{Clock, Tick};
 use meshwork_decision::{
     Answer, AttemptOutcome, Cause, Cluster, Endpoint, Explanation, Hedge, HedgeFacts, Hedged, InFlight, Leg,
-    Race, Reasons, Reply, RetryBudget, Verdict, is_idempotent,
+    NoHedge, Race, Reasons, Reply, RetryBudget, Verdict, is_idempotent,
 };
 use meshwork_http1::{KnownName, Limits, ResponseHead};
 use meshwork_telemetry::{Phase, Protocol, SpanId, TraceContext};
@@ -329,18 +329,7 @@ impl<'a> Second<'a> {
         self.state = State::Over;
         let Some(mut parts) = self.parts.take() else { return };
         let now = self.worker.now();
-        let facts = HedgeFacts { whole: parts.sending.is_whole(MOST), ..self.facts };
-        let admitted = {
-            let rng = &mut *self.worker.rng.borrow_mut();
-            match &mut self.reasons {
-                Some(reasons) => self.hedge.admit(self.first, &facts, self.retries, now, rng, reasons),
-                None => {
-                    let reasons = &mut meshwork_decision::NoReasons;
-                    self.hedge.admit(self.first, &facts, self.retries, now, rng, reasons)
-                }
-            }
-        };
-        let Ok(hedged) = admitted else {
+        let Ok(hedged) = self.admit(parts.sending.is_whole(MOST), now) else {
             self.race.renounce();
             return self.worker.hedged(&self.cluster, "refused");
         };
@@ -388,6 +377,19 @@ impl<'a> Second<'a> {
             }
         };
         self.state = State::Runs(Box::new(under), Box::pin(running));
+    }
+
+    /// `whole`: the request's body is there.
+    fn admit(&mut self, whole: bool, now: Tick) -> Result<Hedged, NoHedge> {
+        let facts = HedgeFacts { whole, ..self.facts };
+        let rng = &mut *self.worker.rng.borrow_mut();
+        match &mut self.reasons {
+            Some(reasons) => self.hedge.admit(self.first, &facts, self.retries, now, rng, reasons),
+            None => {
+                let reasons = &mut meshwork_decision::NoReasons;
+                self.hedge.admit(self.first, &facts, self.retries, now, rng, reasons)
+            }
+        }
     }
 
     /// Says that it is a repetition, how long it has, and where it stands in the trace.
