@@ -4,6 +4,7 @@
 //! what the proxy was offered, and sends the difference to what the proxy wants of the latest publication, one whole
 //! change at a time.
 
+mod follows;
 mod forces;
 mod hub;
 mod observe;
@@ -22,6 +23,7 @@ use meshwork_messages::v1::{
     BreakerForce, DiscoveryRequest, DiscoveryResponse, Follow, Node, Probes, Resource, Views,
 };
 
+use follows::Follows;
 use forces::Forces;
 pub use hub::{EffectiveError, Hub};
 use observe::Armed;
@@ -140,6 +142,7 @@ pub struct Server {
     tally: Tally,
     verdicts: u64,
     armed: Armed,
+    follows: Follows,
     forces: Forces,
     /// What proxies see of services, the last words of each, until somebody takes them.
     views: BTreeMap<StreamId, (Viewer, Views)>,
@@ -165,6 +168,7 @@ impl Server {
             tally: Tally::default(),
             verdicts: 0,
             armed: Armed::default(),
+            follows: Follows::default(),
             forces: Forces::default(),
             views: BTreeMap::new(),
         }
@@ -250,19 +254,25 @@ impl Server {
         if let Some(views) = views {
             self.views.insert(id, (stream.viewer().clone(), stream.believed(views)));
         }
-        let mut follows = Vec::new();
         for mut observation in observations {
             match observation.follow.take() {
-                Some(follow) => follows.push(follow),
+                Some(follow) => self.follows.add(follow),
                 None => self.armed.found(stream.viewer(), observation),
             }
         }
-        follows.into_iter().for_each(|follow| self.follow(follow));
         Ok(())
     }
 
-    /// Tells the proxies that were called on behalf of a trace to keep what they have of it.
-    fn follow(&mut self, follow: Follow) {
+    /// Tells the proxies that were called on behalf of a trace to keep what they have of it, where those that were said since
+    /// the last time are not too many. Whether there are any.
+    pub fn follow(&mut self, now: Tick) -> bool {
+        let follows = self.follows.take(now);
+        let any = !follows.is_empty();
+        follows.into_iter().for_each(|follow| self.pass_on(follow));
+        any
+    }
+
+    fn pass_on(&mut self, follow: Follow) {
         let Some(recall) = follow.recall.filter(observe::is_short) else { return };
         let called = |stream: &&mut Stream| {
             observe::records(&stream.viewer().node) && follow.instances.contains(&stream.viewer().node.id)

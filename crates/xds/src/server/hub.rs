@@ -235,7 +235,13 @@ impl Open<'_> {
             tokio::select! {
                 request = transport.rx.recv() => {
                     let Some(request) = request else { return };
-                    let taken = self.hub.server.lock().receive(self.id, request);
+                    let (taken, has_followers) = {
+                        let mut server = self.hub.server.lock();
+                        (server.receive(self.id, request), server.follow(self.hub.clock.now()))
+                    };
+                    if has_followers {
+                        self.hub.published.send_replace(());
+                    }
                     self.hub.activity.send_replace(());
                     if let Err(refusal) = taken {
                         let error = StreamError::Refused(refusal.to_string());
