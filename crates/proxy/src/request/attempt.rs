@@ -34,7 +34,7 @@ use crate::downstream::Down;
 use crate::downstream::connection::Conn;
 use crate::error::Failure;
 use crate::proxy_protocol::{Client, Written};
-use crate::upstream::behind::{Ahead, Behind, held_up, in_vain};
+use crate::upstream::behind::{Ahead, Behind, Spent, held_up, in_vain};
 use crate::upstream::connect::{CONNECT_TIMEOUT, announcement};
 use crate::upstream::open::{self, Destination, Speaks, app_id};
 use crate::upstream::{Exchange, Head};
@@ -50,8 +50,6 @@ pub(crate) struct Attempts<'a> {
     idle_ms: u32,
     /// Milliseconds that an attempt may take; 0: no limit of its own.
     attempt_ms: u32,
-    /// Milliseconds that a limit of connections has held this attempt up.
-    held_ms: u32,
     tried: SmallVec<[u64; 4]>,
     affinity: Option<&'a Affinity>,
     endpoint: Option<Arc<Endpoint>>,
@@ -105,7 +103,6 @@ impl<'a> Attempts<'a> {
             connect_ms: millis(timeouts.connect.unwrap_or(CONNECT_TIMEOUT)),
             idle_ms: timeouts.idle.map_or(0, millis),
             attempt_ms: attempt_timeout.map_or(0, |limit| millis(limit).max(1)),
-            held_ms: 0,
             tried: SmallVec::new(),
             affinity,
             endpoint: None,
@@ -388,26 +385,23 @@ impl<'a> Attempts<'a> {
             journey.record.upstream_id = Some(Arc::clone(id.shared()));
         }
         let waited = self.waited.take().then(|| self.conn.worker.now());
-        self.held_ms = match (self.behind.get(), waited) {
-            (Some(Ahead::Past), Some(opened)) => millis(opened.since(self.began)),
-            _ => 0,
-        };
         journey.opened(waited, exchange.born());
         match transfer::until_head(self.conn, &mut exchange, down, body, response, deadlines).await {
             Ok(()) => Ok(exchange),
             Err(failure) => {
                 exchange.abort();
-                Err(self.held_up(failure))
+                Err(held_up(failure, self.behind.get(), &self.spent()))
             }
         }
     }
 
-    /// A failure of an attempt that a limit has held up before.
-    fn held_up(&self, failure: Failure) -> Failure {
-        let (Target::Service { cluster, .. }, 1..) = (self.target, self.held_ms) else { return failure };
+    fn spent(&self) -> Spent {
         let now = self.conn.worker.now();
-        let waited = Duration::from_millis(self.held_ms.into());
-        held_up(failure, waited, now.since(self.began).saturating_sub(waited), cluster.fastest(now))
+        let fastest = match self.target {
+            Target::Service { cluster, .. } => cluster.fastest(now),
+            Target::App { .. } => None,
+        };
+        Spent { began: self.began, now, fastest }
     }
 
     fn pick(&mut self, journey: &mut Journey<'_>) -> Result<(), Failure> {
@@ -521,7 +515,7 @@ impl<'a> Attempts<'a> {
             None => {
                 let opening = Box::pin(open::h1(worker, to, &pool));
                 let opened = self.unless_interrupted(opening, down, deadlines).await;
-                opened.map_err(|failure| in_vain(failure, self.behind.get(), &pool))?
+                opened.map_err(|failure| in_vain(failure, self.behind.get(), &pool, &self.spent()))?
             }
         };
         client.send(head, &worker.shared.settings.limits)?;
@@ -541,7 +535,7 @@ impl<'a> Attempts<'a> {
         pool.may_idle(self.idle_ms);
         let opening = Box::pin(open::h2(worker, to, &pool, head, end));
         let opened = self.unless_interrupted(opening, down, deadlines).await;
-        let exchange = opened.map_err(|failure| in_vain(failure, self.behind.get(), &pool))?;
+        let exchange = opened.map_err(|failure| in_vain(failure, self.behind.get(), &pool, &self.spent()))?;
         Ok(Exchange::H2(Box::new(exchange)))
     }
 

@@ -4,6 +4,7 @@
 use std::cell::Cell;
 use std::time::Duration;
 
+use meshwork_base::Tick;
 use meshwork_decision::Cause;
 
 use super::line::NotYet;
@@ -17,8 +18,27 @@ pub(crate) enum Ahead {
     Dials,
     /// A limit of connections.
     Limit,
-    /// Nothing any more: the limit has let it go.
-    Past,
+    /// Nothing any more: the limit has let it go, then.
+    Past(Tick),
+}
+
+/// How long an attempt has lasted, and what is known of answers.
+#[derive(Clone, Copy)]
+pub(crate) struct Spent {
+    pub(crate) began: Tick,
+    pub(crate) now: Tick,
+    /// How long the service's fastest answer of late took.
+    pub(crate) fastest: Option<Duration>,
+}
+
+impl Spent {
+    /// How long a limit has held it up, and what its endpoint had then, where that is too little: for less than the fastest
+    /// answer of late took, or, where that is not known, for less than it had waited. No endpoint could be expected to answer.
+    fn too_little(&self, noted: Option<Ahead>) -> Option<(Duration, Duration)> {
+        let Some(Ahead::Past(gone)) = noted else { return None };
+        let (waited, had) = (gone.since(self.began), self.now.since(gone));
+        (had < self.fastest.unwrap_or(waited)).then_some((waited, had))
+    }
 }
 
 impl Ahead {
@@ -47,9 +67,18 @@ impl Behind<'_> {
     }
 
     /// From now on it waits for its endpoint.
-    pub(super) fn goes(self) {
-        let limited = self.0.is_some_and(|noted| matches!(noted.get(), Some(Ahead::Limit | Ahead::Past)));
-        self.set(limited.then_some(Ahead::Past));
+    pub(super) fn goes(self, now: Tick) {
+        let Some(noted) = self.0 else { return };
+        noted.set(match noted.get() {
+            Some(Ahead::Limit) => Some(Ahead::Past(now)),
+            past @ Some(Ahead::Past(_)) => past,
+            Some(Ahead::Dials) | None => None,
+        });
+    }
+
+    /// The connection that another one has made is there, or is not.
+    pub(super) fn made(self) {
+        self.set(None);
     }
 
     fn set(self, ahead: Option<Ahead>) {
@@ -59,41 +88,36 @@ impl Behind<'_> {
     }
 }
 
-/// What became of a request that a limit had held up for `waited` before its endpoint got it, and that failed there after
-/// `had`. An endpoint that had it for less time than the service's fastest answer of late took (`needed`; where that is not
-/// known, for less than it had waited) could not be expected to answer: a time-out says nothing about it.
-pub(crate) fn held_up(
-    failure: Failure,
-    waited: Duration,
-    had: Duration,
-    needed: Option<Duration>,
-) -> Failure {
-    let is_time_out =
-        matches!(failure.cause, Cause::PerTryTimeout | Cause::RequestTimeout | Cause::DeadlineExceeded);
-    if !is_time_out || had >= needed.unwrap_or(waited) {
-        return failure;
+/// What became of a request that a limit had held up before its endpoint got it, and that failed there. A time-out of one that
+/// had [too little](Spent::too_little) left says nothing about the endpoint.
+pub(crate) fn held_up(failure: Failure, noted: Option<Ahead>, spent: &Spent) -> Failure {
+    match spent.too_little(noted).filter(|_| is_time_out(failure.cause)) {
+        None => failure,
+        Some((waited, had)) => {
+            let why = format!("{had:?} after a limit of connections had held it up for {waited:?}");
+            Failure { is_hasty: true, ..failure }.because(why)
+        }
     }
-    let why = format!("{had:?} after a limit of connections had held it up for {waited:?}");
-    Failure { is_hasty: true, ..failure }.because(why)
 }
 
-/// The failure of a request that had come as far as `ahead` on the way to a connection of `pool`. Where its time was over
+const fn is_time_out(cause: Cause) -> bool {
+    matches!(cause, Cause::PerTryTimeout | Cause::RequestTimeout | Cause::DeadlineExceeded)
+}
+
+/// The failure of a request that had come as far as `noted` on the way to a connection of `pool`. Where its time was over
 /// there, no endpoint has failed; and what is left of it may go elsewhere.
-pub(crate) fn in_vain(failure: Failure, ahead: Option<Ahead>, pool: &EndpointPool) -> Failure {
-    let ahead = match ahead {
-        Some(ahead @ (Ahead::Dials | Ahead::Limit)) => ahead,
-        Some(Ahead::Past) | None => return failure,
-    };
-    let retry = match failure.cause {
-        Cause::PerTryTimeout => Retry::NothingSent,
-        Cause::RequestTimeout | Cause::DeadlineExceeded => Retry::No,
+pub(crate) fn in_vain(failure: Failure, noted: Option<Ahead>, pool: &EndpointPool, spent: &Spent) -> Failure {
+    if !is_time_out(failure.cause) {
+        return failure;
+    }
+    // As for whoever waits too long: those before may meanwhile wait for something else.
+    let cause = match (noted, pool.line().late()) {
+        (Some(Ahead::Dials), NotYet::Dials) => Cause::ConnectTimeout,
+        (Some(Ahead::Dials | Ahead::Limit), _) => Cause::MaxConnections,
+        _ if spent.too_little(noted).is_some() => Cause::MaxConnections,
         _ => return failure,
     };
-    // As for whoever waits too long: those before may meanwhile wait for something else.
-    let cause = match (ahead, pool.line().late()) {
-        (Ahead::Dials, NotYet::Dials) => Cause::ConnectTimeout,
-        _ => Cause::MaxConnections,
-    };
+    let retry = if failure.cause == Cause::PerTryTimeout { Retry::NothingSent } else { Retry::No };
     let why = format!("{} while it waited for a connection", failure.cause);
     Failure { cause, fault: Fault::Local, retry, ..failure }.because(why)
 }
@@ -102,17 +126,38 @@ pub(crate) fn in_vain(failure: Failure, ahead: Option<Ahead>, pool: &EndpointPoo
 mod tests {
     use super::*;
 
+    fn at(ms: u64) -> Tick {
+        Tick::ZERO.after(Duration::from_millis(ms))
+    }
+
     #[test]
     fn an_endpoint_that_had_less_time_than_any_answer_takes_has_not_failed() {
-        let ms = Duration::from_millis;
-        let hasty =
-            |had, needed| held_up(Failure::local(Cause::RequestTimeout), ms(300), ms(had), needed).is_hasty;
-        assert!(hasty(49, Some(ms(50))));
-        assert!(!hasty(50, Some(ms(50))), "others answer in that time");
-        assert!(hasty(299, None), "nobody knows: it waited for longer than it was waited for");
-        assert!(!hasty(300, None));
+        let hasty = |now, fastest: Option<u64>| {
+            let spent = Spent { began: at(0), now: at(now), fastest: fastest.map(Duration::from_millis) };
+            held_up(Failure::local(Cause::RequestTimeout), Some(Ahead::Past(at(300))), &spent).is_hasty
+        };
+        assert!(hasty(349, Some(50)));
+        assert!(!hasty(350, Some(50)), "others answer in that time");
+        assert!(hasty(599, None), "nobody knows: it waited for longer than it was waited for");
+        assert!(!hasty(600, None));
+        let spent = Spent { began: at(0), now: at(301), fastest: None };
         let reset = Failure::upstream(Cause::UpstreamReset, Retry::Policy);
-        assert!(!held_up(reset, ms(300), ms(1), None).is_hasty, "that is no matter of time");
+        assert!(!held_up(reset, Some(Ahead::Past(at(300))), &spent).is_hasty, "that is no matter of time");
+        assert!(!held_up(Failure::local(Cause::RequestTimeout), None, &spent).is_hasty, "nothing held it up");
+    }
+
+    #[test]
+    fn a_connection_that_is_being_made_since_a_moment_ago_was_still_waited_for() {
+        let pool = EndpointPool::default();
+        let cause = |noted, now| {
+            let spent = Spent { began: at(0), now: at(now), fastest: None };
+            in_vain(Failure::local(Cause::PerTryTimeout), noted, &pool, &spent).cause
+        };
+        assert_eq!(cause(Some(Ahead::Past(at(300))), 301), Cause::MaxConnections);
+        assert_eq!(cause(Some(Ahead::Past(at(300))), 600), Cause::PerTryTimeout, "the endpoint had its time");
+        assert_eq!(cause(Some(Ahead::Limit), 600), Cause::MaxConnections);
+        assert_eq!(cause(Some(Ahead::Dials), 600), Cause::ConnectTimeout);
+        assert_eq!(cause(None, 600), Cause::PerTryTimeout);
     }
 
     #[test]
@@ -120,12 +165,12 @@ mod tests {
         let noted = Cell::new(None);
         let behind = Behind(Some(&noted));
         behind.waits(Ahead::Dials);
-        behind.goes();
+        behind.goes(at(1));
         assert_eq!(noted.get(), None);
         behind.waits(Ahead::Limit);
         assert!(Ahead::is_waited_for(noted.get()));
-        behind.goes();
-        behind.goes();
-        assert_eq!((noted.get(), Ahead::is_waited_for(noted.get())), (Some(Ahead::Past), false));
+        behind.goes(at(2));
+        behind.goes(at(3));
+        assert_eq!((noted.get(), Ahead::is_waited_for(noted.get())), (Some(Ahead::Past(at(2))), false));
     }
 }

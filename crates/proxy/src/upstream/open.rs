@@ -186,7 +186,9 @@ pub(crate) async fn h2(
         };
         let reused = connection.is_reused();
         let sent = connection.send(head, end, is_full, clock).await;
-        to.behind.goes();
+        if is_full {
+            to.behind.goes(worker.now());
+        }
         match sent {
             // It is closed and not found again, so this ends.
             Err(failure) if reused && connection.is_closed() && failure.cause == Cause::UpstreamReset => {}

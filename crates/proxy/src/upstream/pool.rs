@@ -256,7 +256,7 @@ impl EndpointPool {
                 let awaited = self.dials.get();
                 behind.waits(Ahead::Dials);
                 self.dialed.notified().await;
-                behind.goes();
+                behind.made();
                 match &*self.failed.borrow() {
                     Some((dial, failure)) if *dial == awaited => return Err(failure.clone()),
                     _ => continue,

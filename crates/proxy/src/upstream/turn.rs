@@ -3,6 +3,7 @@
 use std::future::pending;
 use std::rc::Rc;
 
+use meshwork_base::Tick;
 use meshwork_decision::{AwaitedRoom, Cause, ConnectionLimit, ConnectionPermit};
 use tokio::sync::oneshot;
 use tokio::time::sleep;
@@ -124,8 +125,8 @@ impl<'a> Waits<'a> {
     }
 
     /// It is its turn.
-    fn goes(self, turn: &Turn) {
-        self.to.behind.goes();
+    fn goes(self, turn: &Turn, now: Tick) {
+        self.to.behind.goes(now);
         if self.is_called
             && let (Some(place), Turn::Connect(Some(_), _)) = (self.place, turn)
         {
@@ -180,7 +181,7 @@ pub(super) async fn admitted(
         may_look = true;
         match turn(worker, to, pool, true) {
             Ok(turn) => {
-                waits.goes(&turn);
+                waits.goes(&turn, worker.now());
                 return Ok(turn);
             }
             Err(why) => waits.refused(why),

@@ -37,7 +37,7 @@ use crate::request::retry;
 use crate::request::route::Target;
 use crate::request::transfer;
 use crate::request::tried::{HEDGE_LOST, Tried};
-use crate::upstream::behind::{Ahead, Behind, in_vain};
+use crate::upstream::behind::{Ahead, Behind, Spent, in_vain};
 use crate::upstream::open::{Destination, Speaks};
 use crate::upstream::{Exchange, Head};
 use crate::worker::Worker;
@@ -368,11 +368,16 @@ impl<'a> Second<'a> {
             Rc::clone(&behind),
         );
         let attempt = self.attempt_timeout;
+        let (worker, cluster) = (Rc::clone(&self.worker), Arc::clone(&self.cluster));
+        let spent = move || {
+            let ended = worker.now();
+            Spent { began: now, now: ended, fastest: cluster.fastest(ended) }
+        };
         let running = async move {
             match attempt {
                 None => exchange.await,
                 Some(limit) => timeout(limit, exchange).await.unwrap_or_else(|_| {
-                    Err(in_vain(Failure::local(Cause::PerTryTimeout), behind.get(), &pool))
+                    Err(in_vain(Failure::local(Cause::PerTryTimeout), behind.get(), &pool, &spent()))
                 }),
             }
         };
