@@ -254,6 +254,12 @@ impl EndpointStats {
         self.standing.is_out()
     }
 
+    /// Whether it is out for everybody by what others say.
+    #[must_use]
+    pub fn is_out_for_all(&self) -> bool {
+        self.standing.is_out_for_all()
+    }
+
     /// Why it is out, if it is.
     #[must_use]
     pub fn ejection_cause(&self) -> Option<EjectionCause> {

@@ -37,6 +37,7 @@
 mod rates;
 mod standing;
 mod trial;
+mod unheard;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};

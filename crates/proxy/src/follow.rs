@@ -6,6 +6,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use meshwork_base::Tick;
 use meshwork_decision::{Change, Listener, Protocol, Severity, Snapshot, SnapshotBuilder};
 use meshwork_messages::v1::{self, rejection};
 use meshwork_process::Condition;
@@ -81,6 +82,8 @@ pub struct Follower {
     failed: BTreeMap<BindKey, String>,
     related: related::Known,
     listening: (mpsc::Sender<Order>, mpsc::Receiver<Order>),
+    /// The control plane was away when it was looked last.
+    was_away: bool,
 }
 
 impl Follower {
@@ -105,6 +108,7 @@ impl Follower {
             failed: BTreeMap::new(),
             related: related::Known::default(),
             listening,
+            was_away: false,
         }
     }
 
@@ -116,7 +120,7 @@ impl Follower {
 
     /// Runs until `stop`; gives the engine back to be drained.
     pub async fn run(mut self, mut updates: Updates, stop: &tokio_util::sync::CancellationToken) -> Engine {
-        let mut probes = updates.probes();
+        let (mut probes, away) = (updates.probes(), updates.away());
         let mut found = self.engine.shared().observer.found();
         let (shared, shifted) = (Arc::clone(self.engine.shared()), self.engine.shifted());
         let telling = tokio::spawn(views::keep_telling(shared, shifted, self.handle.clone()));
@@ -148,7 +152,10 @@ impl Follower {
                     // A handle whose client is gone has nobody to tell.
                     None => drop(self.handle.observed(observation).await),
                 },
-                _ = tidy.tick() => self.tidy().await,
+                _ = tidy.tick() => {
+                    self.look_for_word(*away.borrow());
+                    self.tidy().await;
+                }
             }
         }
     }
@@ -314,6 +321,25 @@ impl Follower {
         }
         let armed = observer.arm(wanted, self.engine.shared().clock.now());
         let _ = self.handle.armed(armed).await;
+    }
+
+    /// What the control plane has said of endpoints does not count for ever while it is away.
+    fn look_for_word(&mut self, away: Option<Tick>) {
+        if !std::mem::replace(&mut self.was_away, away.is_some()) && away.is_none() {
+            return;
+        }
+        let shared = self.engine.shared();
+        let now = shared.clock.now();
+        let away = away.map(|since| now.since(since));
+        for cluster in shared.snapshot.load().clusters() {
+            for endpoint in cluster.unheard(away, now) {
+                let (service, instance, address) = (&*cluster.name, &*endpoint.instance, endpoint.address());
+                tracing::info!(
+                    service, instance, %address,
+                    "endpoint was ejected for everybody, and the control plane is away: a request tries it"
+                );
+            }
+        }
     }
 
     async fn tidy(&mut self) {

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use meshwork_base::{Clock as _, Tick};
 use meshwork_decision::verdicts::LEASE;
-use meshwork_decision::{Cluster, Endpoint, Snapshot};
+use meshwork_decision::{Cluster, EjectionCause, Endpoint, Snapshot};
 use meshwork_messages::v1;
 use meshwork_xds::client::Handle;
 use tokio::sync::Notify;
@@ -95,7 +95,8 @@ fn of_cluster(cluster: &Cluster, now: Tick) -> Option<v1::ServiceView> {
 }
 
 fn ejected(endpoint: &Endpoint, now: Tick) -> Option<v1::EjectedView> {
-    let cause = endpoint.stats.ejection_cause()?;
+    // What others said while the control plane was there is nothing that this proxy has seen.
+    let cause = endpoint.stats.ejection_cause().filter(|cause| *cause != EjectionCause::ForAll)?;
     let is_tried = now < endpoint.stats.ejected_until().after(UNTRIED);
     is_tried.then(|| v1::EjectedView {
         address: endpoint.address().to_string(),

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use meshwork_base::{Clock, SeededRng, SpiffeId, SystemClock};
+use meshwork_base::{Clock, ManualClock, SeededRng, SpiffeId, SystemClock};
 use meshwork_messages::v1::{Node, Resource, rejection::Severity};
 use meshwork_messages::{type_url, v1};
 use meshwork_xds::ResourceKey;
@@ -14,8 +14,9 @@ use meshwork_xds::cache::Cache;
 use meshwork_xds::client::{Answer, Change, Handle, Rejection, Settings, Updates, start};
 use meshwork_xds::server::{Access, Hub, Open, Publication, Refusal, Viewer};
 use meshwork_xds::transport::grpc::{self, DiscoveryService};
-use meshwork_xds::transport::{Connector, StreamError};
+use meshwork_xds::transport::{Connector, StreamError, in_memory};
 use parking_lot::Mutex;
+use tokio::sync::Notify;
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -187,6 +188,42 @@ async fn a_control_plane_that_is_away_is_waited_for_and_joined_again() {
     assert_eq!(handle.watch(key("shop/a"), PATIENCE).await, Answer::Present);
     assert_eq!(*held.lock(), map(&[("shop/a", "1")]));
     assert_eq!(handle.watch(key("shop/b"), PATIENCE).await, Answer::Absent);
+}
+
+#[tokio::test]
+async fn since_when_nothing_is_heard_of_the_control_plane_is_known() {
+    let (hub, time) = (Hub::new(Arc::new(Open), clock()), ManualClock::new());
+    hub.publish(publication(1, &[("shop/a", "1")]));
+    let (transport, server) = in_memory();
+    let serving = tokio::spawn(async move { hub.serve(None, server).await });
+    let (mut once, attempted) = (Some(transport), Arc::new(Notify::new()));
+    let told = Arc::clone(&attempted);
+    let connector: Connector = Box::new(move || {
+        let transport = once.take();
+        if transport.is_none() {
+            told.notify_one();
+        }
+        let away = || StreamError::Unreachable { target: "test".into(), why: "it is away".into() };
+        Box::pin(async move { transport.ok_or_else(away) })
+    });
+    time.advance(Duration::from_secs(5));
+    let (began, driven_by) = (time.now(), Arc::new(time.clone()));
+    let (handle, updates, driver) = start(settings(), None, connector, driven_by, SeededRng::new(1));
+    let mut away = updates.away();
+    assert_eq!(*away.borrow(), Some(began), "nothing was heard yet");
+    tokio::spawn(driver);
+    tokio::spawn(consume(handle, updates, Held::default()));
+    let there = tokio::time::timeout(PATIENCE, away.wait_for(Option::is_none));
+    drop(there.await.expect("it joins").unwrap());
+    time.advance(Duration::from_secs(7));
+    serving.abort();
+    let lost = tokio::time::timeout(PATIENCE, away.wait_for(Option::is_some));
+    assert_eq!(*lost.await.expect("it is lost").unwrap(), Some(began.after(Duration::from_secs(7))));
+    time.advance(Duration::from_secs(100));
+    for _ in 0..2 {
+        tokio::time::timeout(PATIENCE, attempted.notified()).await.expect("it is looked for");
+    }
+    assert_eq!(*away.borrow(), Some(began.after(Duration::from_secs(7))), "attempts in vain change nothing");
 }
 
 #[tokio::test]

@@ -26,17 +26,20 @@ pub enum EjectionCause {
     FailurePercentage,
     /// The request that tried it failed.
     TrialFailed,
+    /// It was out for everybody, and who said so has not been heard of for long.
+    ForAll,
 }
 
 impl EjectionCause {
     /// All of them.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 7] = [
         Self::Consecutive5xx,
         Self::ConsecutiveGatewayFailure,
         Self::ConsecutiveLocalOriginFailure,
         Self::SuccessRate,
         Self::FailurePercentage,
         Self::TrialFailed,
+        Self::ForAll,
     ];
 
     /// As metrics and logs call it.
@@ -49,6 +52,7 @@ impl EjectionCause {
             Self::SuccessRate => "success_rate",
             Self::FailurePercentage => "failure_percentage",
             Self::TrialFailed => "trial_failed",
+            Self::ForAll => "ejected_for_all",
         }
     }
 }
@@ -114,6 +118,34 @@ impl Standing {
             self.said.fetch_or(FOR_ALL, Ordering::Relaxed);
         } else if self.said.load(Ordering::Relaxed) & FOR_ALL != 0 {
             self.said.fetch_and(!FOR_ALL, Ordering::Relaxed);
+        }
+    }
+
+    /// Whether it is out for everybody by what others say.
+    pub(crate) fn is_out_for_all(&self) -> bool {
+        self.said.load(Ordering::Relaxed) & FOR_ALL != 0
+    }
+
+    /// What others said does not count any more: from now on one request tries it, like one that was ejected here. False: it is
+    /// not out for everybody.
+    pub(super) fn hand_over(&self, now: Tick) -> bool {
+        if !self.is_out_for_all() {
+            return false;
+        }
+        // Who has ejected it here goes by that as before.
+        if self.until.load(Ordering::Relaxed) == 0 {
+            self.cause.store(EjectionCause::ForAll as u8, Ordering::Relaxed);
+            self.until.store(now.as_nanos().max(1), Ordering::Relaxed);
+        }
+        self.ejected_for_all(false);
+        true
+    }
+
+    /// It counts again.
+    pub(super) fn take_back(&self) {
+        self.ejected_for_all(true);
+        if self.cause() == Some(EjectionCause::ForAll) {
+            self.until.store(0, Ordering::Relaxed);
         }
     }
 

@@ -76,7 +76,12 @@ pub(crate) fn explained(
 ) -> Option<(Outcome, String)> {
     let standing = &endpoint.stats.standing;
     let Some(cause) = standing.cause() else { return for_all_explained(endpoint, picked) };
-    let (cause, count) = (cause.as_str(), standing.ejections());
+    let ejected = match cause {
+        EjectionCause::ForAll => {
+            "it was out for everybody when the control plane was last heard of".to_owned()
+        }
+        _ => format!("outlier detection has ejected it ({}, count {})", cause.as_str(), standing.ejections()),
+    };
     let until = standing.until();
     let is_picked = picked.is_some_and(|picked| Arc::ptr_eq(picked, endpoint));
     Some(if standing.is_passed_by(now) {
@@ -84,23 +89,22 @@ pub(crate) fn explained(
             true => format!("tried again in {:.1} s", until.since(now).as_secs_f64()),
             false => "another request tries it".to_owned(),
         };
-        let why = format!("outlier detection has ejected it ({cause}, count {count}): {till}");
+        let why = format!("{ejected}: {till}");
         match is_picked {
             true => (Outcome::Chosen, format!("picked, since no other is there; {why}")),
             false => (Outcome::Skipped, why),
         }
     } else {
-        let why = format!("outlier detection had ejected it ({cause}, count {count})");
         match is_picked {
-            true => (Outcome::Chosen, format!("picked for the one request that tries it: {why}")),
-            false => (Outcome::Noted, format!("a candidate for its trial: {why}")),
+            true => (Outcome::Chosen, format!("picked for the one request that tries it: {ejected}")),
+            false => (Outcome::Noted, format!("a candidate for its trial: {ejected}")),
         }
     })
 }
 
 /// What an explanation says of an endpoint that is out for everybody, and that this proxy has not ejected itself.
 fn for_all_explained(endpoint: &Arc<Endpoint>, picked: Option<&Arc<Endpoint>>) -> Option<(Outcome, String)> {
-    if endpoint.ejected_by == 0 {
+    if !endpoint.stats.is_out_for_all() {
         return None;
     }
     let why = format!("{} of its callers have ejected it: it is out for everybody", endpoint.ejected_by);

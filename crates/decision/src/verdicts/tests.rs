@@ -407,6 +407,55 @@ mod in_a_proxy {
         assert!(!first(&cluster).is_ejected(at(40)));
     }
 
+    /// A request whose session is with the first; whether it tries it.
+    fn calls(cluster: &Arc<Cluster>, now: super::Tick) -> (bool, Option<crate::Trial>) {
+        let first = first(cluster).id;
+        let wanted = Wanted { session: Some(first), ..Wanted::default() };
+        let picked = cluster.choose(now, &mut SeededRng::new(1), &wanted, &mut NoReasons).unwrap();
+        (picked.endpoint.id == first, picked.trial)
+    }
+
+    #[test]
+    fn who_is_out_for_everybody_is_tried_when_the_control_plane_was_away_for_as_long_as_an_ejection_lasts() {
+        let (mut builder, cluster) = proxy();
+        assert_eq!(builder.apply([endpoints(&[1])]), []);
+        let unheard = |seconds, now| cluster.unheard(Some(Duration::from_secs(seconds)), at(now)).len();
+        assert_eq!((unheard(299, 399), calls(&cluster, at(399)).0), (0, false), "what it said last counts");
+        assert_eq!((unheard(300, 400), unheard(301, 401)), (1, 0), "it is told once");
+        let mut told = Explanation::default();
+        cluster.pick_explained(at(401), &mut SeededRng::new(1), &Wanted::default(), &mut told);
+        let reason = told.0.iter().find(|reason| reason.subject == "10.0.0.1:80").unwrap();
+        assert!(reason.why.ends_with("when the control plane was last heard of"), "{}", reason.why);
+        let (_, trial) = calls(&cluster, at(401));
+        let trial = trial.expect("one request tries it");
+        assert!(!calls(&cluster, at(401)).0, "and one alone");
+        let answer = |status, outcome| Answer { status, ..Answer::new(outcome, Duration::ZERO) };
+        cluster.tried(trial, &answer(500, AttemptOutcome::Failure), at(401));
+        assert_eq!((unheard(330, 430), calls(&cluster, at(430)).0), (0, false), "it is ejected here");
+        let trial = calls(&cluster, at(431)).1.expect("for 30 seconds, as ever");
+        cluster.tried(trial, &answer(200, AttemptOutcome::Success), at(431));
+        assert_eq!((unheard(331, 431), first(&cluster).is_ejected(at(431))), (0, false), "it is in");
+        assert_eq!(cluster.unheard(None, at(432)).len(), 0);
+        assert!(first(&cluster).is_ejected(at(432)), "the control plane is back, and its word counts");
+        assert_eq!(builder.apply([endpoints(&[])]), []);
+        assert!(!first(&cluster).is_ejected(at(432)));
+    }
+
+    #[test]
+    fn of_who_was_not_tried_meanwhile_nothing_is_left_when_the_control_plane_is_back() {
+        let (mut builder, cluster) = proxy();
+        assert_eq!(builder.apply([endpoints(&[1])]), []);
+        fails(&cluster, &Arc::clone(&cluster.endpoints().pickable()[1]), at(399));
+        let until = cluster.endpoints().pickable()[1].stats.ejected_until();
+        assert_eq!(cluster.unheard(Some(Duration::from_secs(300)), at(400)).len(), 1);
+        assert!(first(&cluster).stats.is_out());
+        cluster.unheard(None, at(401));
+        assert!(!first(&cluster).stats.is_out() && first(&cluster).is_ejected(at(401)));
+        assert_eq!(builder.apply([endpoints(&[])]), []);
+        assert!(!first(&cluster).is_ejected(at(402)), "no trial is owed");
+        assert_eq!(cluster.endpoints().pickable()[1].stats.ejected_until(), until, "its own ejection stays");
+    }
+
     #[test]
     fn outlier_detection_leaves_the_last_that_is_in_for_everybody() {
         let (mut builder, cluster) = proxy();

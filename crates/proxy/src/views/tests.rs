@@ -6,12 +6,8 @@ fn at(seconds: u64) -> Tick {
     Tick::ZERO.after(Duration::from_secs(seconds))
 }
 
-/// `shop/a` with four endpoints, of which two failures in a row eject one, for everybody when others say so too.
-fn snapshot() -> Arc<Snapshot> {
-    let service = v1::Service {
-        ports: vec![v1::ServicePort { name: "http".into(), port: 80, ..Default::default() }],
-        ..Default::default()
-    };
+/// The endpoints of `shop/a`.
+fn four() -> v1::EndpointSlice {
     let endpoint = |number: u8| v1::Endpoint {
         addresses: vec![format!("10.0.0.{number}")],
         health: v1::endpoint::Health::Healthy.into(),
@@ -19,10 +15,18 @@ fn snapshot() -> Arc<Snapshot> {
         instance: format!("a-{number}"),
         ..Default::default()
     };
-    let slice = v1::EndpointSlice {
+    v1::EndpointSlice {
         service: "shop/a".into(),
         ports: vec![v1::EndpointPort { name: "http".into(), port: 9000 }],
         endpoints: (1..=4).map(endpoint).collect(),
+        ..Default::default()
+    }
+}
+
+/// `shop/a`, of whose endpoints two failures in a row eject one, for everybody when others say so too.
+fn changes(slice: &v1::EndpointSlice) -> [Change; 3] {
+    let service = v1::Service {
+        ports: vec![v1::ServicePort { name: "http".into(), port: 80, ..Default::default() }],
         ..Default::default()
     };
     let outlier_detection = Some(v1::OutlierDetection {
@@ -37,13 +41,17 @@ fn snapshot() -> Arc<Snapshot> {
     let target = v1::policy::Target { kind: "Service".into(), name: "shop/a".into(), section: String::new() };
     let spec = v1::policy::Spec::Traffic(v1::TrafficPolicy { outlier_detection, ..Default::default() });
     let policy = v1::Policy { source: None, targets: vec![target], spec: Some(spec) };
-    let mut builder = SnapshotBuilder::new();
-    let changes = [
+    [
         Change::upsert("shop/a", "1", &service),
-        Change::upsert("shop/a-1", "1", &slice),
+        Change::upsert("shop/a-1", "1", slice),
         Change::upsert("TrafficPolicy/shop/p", "1", &policy),
-    ];
-    assert_eq!(builder.apply(changes), []);
+    ]
+}
+
+/// All of them.
+fn snapshot() -> Arc<Snapshot> {
+    let mut builder = SnapshotBuilder::new();
+    assert_eq!(builder.apply(changes(&four())), []);
     builder.build()
 }
 
@@ -92,4 +100,18 @@ fn who_was_called_is_told_with_what_is_told_anyway() {
         "its opinion counts for a minute"
     );
     assert_eq!(told(&mut last, &snapshot, at(131)), Some((vec![], vec![])), "nobody calls it any more");
+}
+
+#[test]
+fn what_others_said_while_the_control_plane_was_there_is_nothing_that_this_proxy_has_seen() {
+    let mut endpoints = four();
+    endpoints.endpoints[1].ejected = [("http".to_owned(), 2)].into();
+    let mut builder = SnapshotBuilder::new();
+    assert_eq!(builder.apply(changes(&endpoints)), []);
+    let snapshot = builder.build();
+    calls(&snapshot, 1, AttemptOutcome::Success, at(400));
+    let cluster = snapshot.cluster(&ClusterKey::whole("shop/a".into(), 80)).unwrap();
+    assert_eq!(cluster.unheard(Some(Duration::from_secs(300)), at(400)).len(), 1, "one is to be tried");
+    assert!(cluster.endpoints().all()[1].stats.is_out());
+    assert_eq!(told(&mut Told::default(), &snapshot, at(400)), Some((vec![1], vec![])));
 }

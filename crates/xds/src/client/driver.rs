@@ -140,6 +140,7 @@ impl Handle {
 pub struct Updates {
     batches: mpsc::Receiver<Batch>,
     probes: watch::Receiver<v1::Probes>,
+    away: watch::Receiver<Option<Tick>>,
 }
 
 impl Updates {
@@ -152,6 +153,12 @@ impl Updates {
     #[must_use]
     pub fn probes(&self) -> watch::Receiver<v1::Probes> {
         self.probes.clone()
+    }
+
+    /// Since when nothing is heard of the control plane; absent: it is there.
+    #[must_use]
+    pub fn away(&self) -> watch::Receiver<Option<Tick>> {
+        self.away.clone()
     }
 }
 
@@ -167,14 +174,15 @@ pub fn start(
     let (commands, orders) = mpsc::channel(COMMANDS);
     let (batches, updates) = mpsc::channel(BATCHES_AHEAD);
     let (probes, wanted) = watch::channel(v1::Probes::default());
+    let (away, is_away) = watch::channel(Some(clock.now()));
     let (cache, preload) = cache.unzip();
     let client = Client::new(settings, preload, clock.now());
     let backoff = Backoff::new(BACKOFF_BASE, BACKOFF_MAX);
     let waiters = BTreeMap::new();
     let ready = VecDeque::new();
-    let core = Core { client, cache, clock, waiters, ready, probes };
+    let core = Core { client, cache, clock, waiters, ready, probes, away };
     let driver = Driver { core, rng, backoff, orders, batches, connector };
-    (Handle { commands }, Updates { batches: updates, probes: wanted }, driver.run())
+    (Handle { commands }, Updates { batches: updates, probes: wanted, away: is_away }, driver.run())
 }
 
 struct Driver<R> {
@@ -194,6 +202,7 @@ struct Core {
     waiters: BTreeMap<WaiterId, oneshot::Sender<Answer>>,
     ready: VecDeque<Batch>,
     probes: watch::Sender<v1::Probes>,
+    away: watch::Sender<Option<Tick>>,
 }
 
 /// Why a wait ended.
@@ -216,6 +225,9 @@ impl<R: Rng + Send> Driver<R> {
                     self.core.client.connected();
                     let Some(why) = self.converse(transport).await else { return };
                     self.core.client.disconnected();
+                    let now = self.core.clock.now();
+                    // A stream on which nothing was said changes nothing.
+                    self.core.away.send_if_modified(|away| away.replace(away.unwrap_or(now)).is_none());
                     tracing::warn!(%why, "discovery stream lost; the configuration in effect stays");
                 }
                 Err(error) => {
@@ -295,7 +307,10 @@ impl Core {
         while let Some(event) = self.client.poll_event() {
             match event {
                 Event::Batch(batch) => self.ready.push_back(batch),
-                Event::Joined => backoff.reset(),
+                Event::Joined => {
+                    backoff.reset();
+                    self.away.send_replace(None);
+                }
                 Event::Probes(probes) => drop(self.probes.send_replace(probes)),
                 Event::Answer(waiter, answer) => {
                     // A waiter that has gone away needs no answer.
