@@ -295,6 +295,33 @@ async fn a_stale_connection_in_between_does_not_lose_the_failure_that_is_repeate
 }
 
 #[tokio::test]
+async fn a_repeat_that_was_let_through_is_not_asked_again_behind_its_back_off() {
+    let asked = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&asked);
+    let up = upstream(move |got| {
+        is_head(got).then(|| match (got.starts_with(b"GET /fails"), counted.fetch_add(1, Ordering::SeqCst)) {
+            (true, _) => b"HTTP/1.1 500 No\r\ncontent-length: 0\r\n\r\n".to_vec(),
+            (false, 1) => b"HTTP/1.1 503 Later\r\nretry-after: 3\r\ncontent-length: 0\r\n\r\n".to_vec(),
+            (false, _) => OK.to_vec(),
+        })
+    })
+    .await;
+    // One of two may fail, and of three not two.
+    let half = holding_back().map(|said| v1::AdmissionControl { success_rate_threshold: 50, ..said });
+    let policy = v1::TrafficPolicy { admission_control: half, ..retry(1) };
+    let (harness, address) = gateway(AppProtocol::Http1, &[up.address], policy).await;
+    assert!(exchange(address, GET).await.ends_with("hello"));
+    let waiting = tokio::spawn(async move { exchange(address, GET).await });
+    harness.wait_metric("meshwork_admission_control_headroom_percent", &["default/web"], 0).await;
+    let fails = b"GET /fails HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n";
+    assert!(exchange(address, fails).await.starts_with("HTTP/1.1 500"));
+    assert!(exchange(address, GET).await.ends_with("admission_control\n"), "from now on calls are held back");
+    let answer = waiting.await.unwrap();
+    assert!(answer.ends_with("hello"), "{answer}");
+    assert_eq!(asked.load(Ordering::SeqCst), 4);
+}
+
+#[tokio::test]
 async fn no_endpoint_is_asked_twice_while_there_is_another() {
     let counts: Arc<[AtomicUsize; 3]> = Arc::default();
     let mut addresses = Vec::new();
