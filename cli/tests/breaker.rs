@@ -116,7 +116,7 @@ fn what_the_rates_do_is_seen_and_explained() {
 fn how_near_endpoints_are_to_their_bounds_is_seen() {
     let upstream = Upstream::start("web");
     let said = "circuitBreaker: {per: Endpoint, window: {calls: 10}, minimumCalls: 4}
-  admissionControl: {successRateThreshold: 70, maxRejectionProbability: 0}
+  admissionControl: {successRateThreshold: 70, maxRejectionProbability: 1}
   limits: {perEndpoint: {maxRequests: 9}}";
     let gateway = Gateway::start(&[("shop.yaml", &resources(&upstream)), ("policy.yaml", &policy(said))]);
     for wanted in [200, 200, 200, 500] {
@@ -150,9 +150,17 @@ fn how_near_endpoints_are_to_their_bounds_is_seen() {
     assert_eq!((&web["service"], &web["headroomPercent"]), (&"default/web".into(), &0.into()), "{top:#}");
     assert_eq!(
         (&web["breakers"][format!("open ({address})")], &web["heldBackPercent"]),
-        (&1.into(), &0.into()),
+        (&1.into(), &1.into()),
         "{top:#}"
     );
+    let admission = &standing(&gateway)["admissionControl"];
+    assert_eq!(
+        (&admission["state"], &admission["cause"]),
+        (&"holding_back".into(), &"success_rate".into()),
+        "{admission:#}"
+    );
+    let table = printed(&gateway.ask(&["get", "breakers"]));
+    assert!(table.contains("failed, holding back)"), "{table}");
 }
 
 #[test]

@@ -139,10 +139,20 @@ fn row(service: &Value, standing: &Value) -> Vec<String> {
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
     let breaker = &standing["breaker"];
     let limits = standing["limits"].as_array().into_iter().flatten();
-    let limits = limits.map(|l| format!("{} {}/{}", text(&l["limit"]), l["inUse"], l["allowed"]));
+    let limits = limits.map(|l| {
+        let used = format!("{} {}/{}", text(&l["limit"]), l["inUse"], l["allowed"]);
+        match l["shedding"].as_str() {
+            Some(why) => format!("{used} (sends away: {why})"),
+            None => used,
+        }
+    });
     let admission = &standing["admissionControl"];
     let held_back = admission["rejectionPercent"].as_u64().map(|percent| {
-        format!("admissionControl {percent} % ({} of {} failed)", admission["failed"], admission["calls"])
+        let of = format!("{} of {} failed", admission["failed"], admission["calls"]);
+        match admission["state"].as_str() {
+            Some("holding_back") => format!("admissionControl {percent} % ({of}, holding back)"),
+            _ => format!("admissionControl {percent} % ({of})"),
+        }
     });
     let ejected = standing["ejected"].as_array().into_iter().flatten();
     let ejected = ejected.map(|e| {

@@ -10,7 +10,6 @@ pub const ELSEWHERE: &[(&str, &str)] = &[
         "cluster_not_found",
         "between two messages of a control plane alone: a rule has come whose service has not",
     ),
-    ("request_body_too_large", "nothing limits a body yet; the name is kept for it"),
     (
         "authorization_unknown",
         "it takes a control plane newer than the proxy, with a policy that this one does not know",

@@ -133,6 +133,14 @@ fn counted(metrics: &str, row: &Row) -> usize {
     fitting.map(|line| line.rsplit(' ').next().unwrap().parse::<usize>().unwrap()).sum()
 }
 
+/// Requests that metrics count for a row's service under its cause.
+fn caused(metrics: &str, row: &Row) -> usize {
+    let service = if is_nobodys(row) { String::new() } else { format!("default/{}", row.name) };
+    let line = format!("meshwork_failed_requests_total{{service=\"{service}\",cause=\"{}\"}} ", row.cause);
+    let told = metrics.lines().find_map(|told| told.strip_prefix(&line));
+    told.map_or(0, |count| count.parse().unwrap())
+}
+
 /// Whether its requests come to no service.
 fn is_nobodys(row: &Row) -> bool {
     // Whose backend is not known yet, or is none.
@@ -218,9 +226,13 @@ fn compare(gateway: &Gateway, sent: &[Sent]) {
                 row.name, sent.version, sent.saw, row.sees
             ));
         }
-        let (count, lines) = (counted(&metrics, row), logged(&log, row));
+        let (count, lines) = (counted(&metrics, row), logged(&log, row, "response_flags", row.flag));
         if count != lines {
             failures.push(format!("{}: the metric counts {count} under {}, not {lines}", row.name, row.flag));
+        }
+        let (count, lines) = (caused(&metrics, row), logged(&log, row, "cause", row.cause));
+        if count != lines {
+            failures.push(format!("{}: the metric counts {count} by {}, not {lines}", row.name, row.cause));
         }
     }
     assert!(failures.is_empty(), "{}", failures.join("\n"));
@@ -238,12 +250,10 @@ fn advised(row: &Row, answer: &Value) {
     }
 }
 
-/// Lines of a row's service that have its flag.
-fn logged(log: &[Value], row: &Row) -> usize {
+/// Lines of a row's service that have its flag, or its cause.
+fn logged(log: &[Value], row: &Row, key: &str, value: &str) -> usize {
     let service = if is_nobodys(row) { Value::Null } else { json!(format!("default/{}:80", row.name)) };
-    log.iter()
-        .filter(|line| line["upstream_cluster"] == service && line["response_flags"] == row.flag)
-        .count()
+    log.iter().filter(|line| line["upstream_cluster"] == service && line[key] == value).count()
 }
 
 fn is_of(line: &Value, sent: &Sent) -> bool {

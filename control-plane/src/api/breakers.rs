@@ -109,6 +109,9 @@ struct Limit {
     allowed: u32,
     headroom: u32,
     rejected: u64,
+    /// Of `overload.adaptiveConcurrency`: why requests are sent away, or were a moment ago.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    shedding: String,
 }
 
 #[derive(Debug, Serialize)]
@@ -121,8 +124,12 @@ struct Admission {
     rejected: u64,
     /// Percent that succeed: where it is reached nobody is held back.
     success_rate_threshold: u32,
-    /// Percent of its calls that may fail beyond those that do, until some are held back.
-    headroom_percent: u32,
+    /// Percent of its calls that may fail beyond those that do, until some are held back; absent: its policy holds none back.
+    headroom_percent: Option<u32>,
+    /// `admitting`, or `holding_back`.
+    state: String,
+    /// Of the last change of that.
+    cause: String,
 }
 
 #[derive(Debug, Serialize)]
@@ -178,6 +185,7 @@ impl Standing {
             in_use: limit.in_use,
             allowed: limit.allowed,
             rejected: limit.rejected,
+            shedding: limit.shedding,
         });
         let ejected = told.ejected.into_iter().map(|endpoint| Ejected {
             address: endpoint.address,
@@ -204,6 +212,8 @@ impl Standing {
                 rejected: admission.rejected,
                 success_rate_threshold: admission.success_rate_threshold,
                 headroom_percent: admission.headroom_percent,
+                state: admission.state,
+                cause: admission.cause,
             }),
             endpoints: told.endpoints,
             ejected: ejected.collect(),

@@ -75,7 +75,8 @@ struct Admission {
     port: u32,
     /// Of the calls of this moment.
     rejection_percent: u32,
-    headroom_percent: u32,
+    /// Absent: its policy holds none back.
+    headroom_percent: Option<u32>,
 }
 
 /// What is kept from a service, or from the application beside the proxy.

@@ -18,8 +18,12 @@
 //!
 //! *Who matters.* Requests of a high or critical priority are never refused. They count like all others.
 //!
+//! *Changes.* That calls begin to be held back, and that this is over, is told once each, with its cause; see `change.rs`.
+//!
 //! *Cost.* While enough succeed, a call begins by reading one word, and nobody waits for anybody when it ends: a worker that
 //! finds another one counting leaves its call uncounted.
+
+mod change;
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
@@ -35,6 +39,8 @@ use crate::outlier::AttemptOutcome;
 use crate::overload::{Priority, PriorityRule, priority_of};
 use crate::reasons::{Outcome, Phase, Reason, Reasons};
 use crate::request::RequestView;
+use change::Changes;
+pub use change::{AdmissionCause, AdmissionChange, AdmissionState};
 
 /// How much is refused when too few calls succeed.
 #[derive(Debug, PartialEq, Eq)]
@@ -70,23 +76,52 @@ impl Default for AdmissionControl {
 impl AdmissionControl {
     /// The probability with which a call is refused, after these; `refused`: how many were refused in the same time.
     pub(crate) fn probability(&self, sent: Tally, refused: u32) -> f64 {
-        let offered = f64::from(sent.calls) + f64::from(refused);
-        if offered < f64::from(self.rps_threshold) * self.sampling_window.as_secs_f64() {
+        let excess = self.excess(sent.calls, sent.failed);
+        if excess <= 0 || !self.are_enough(sent.calls, refused) {
             return 0.0;
         }
-        let (calls, succeeded) = (i64::from(sent.calls), i64::from(sent.calls - sent.failed));
-        let threshold = i64::from(self.success_rate_threshold.clamp(1, 100));
-        // In whole numbers: what is next to nothing would grow to much where the policy is aggressive.
-        let excess = calls * threshold - succeeded * 100;
-        if excess <= 0 {
-            return 0.0;
-        }
+        let (calls, threshold) = (i64::from(sent.calls), self.threshold());
         #[expect(clippy::cast_precision_loss, reason = "32 bits times a hundred")]
         let excess = excess as f64 / (threshold * (calls + 1)) as f64;
         let grown = excess.powf(1000.0 / f64::from(self.aggression.max(1000)));
         let probability = grown.min(f64::from(self.max_rejection_probability.min(100)) / 100.0);
         debug_assert_eq!(invariants::rejection(self, sent, probability), Ok(()));
         probability
+    }
+
+    fn threshold(&self) -> i64 {
+        i64::from(self.success_rate_threshold.clamp(1, 100))
+    }
+
+    /// Hundred times the threshold's times of what was sent beyond what has succeeded. In whole numbers: what is next to nothing
+    /// would grow to much where the policy is aggressive.
+    fn excess(&self, calls: u32, failed: u32) -> i64 {
+        i64::from(calls) * self.threshold() - i64::from(calls - failed) * 100
+    }
+
+    /// Whether as many succeed as should.
+    fn is_reached(&self, calls: u32, failed: u32) -> bool {
+        self.excess(calls, failed) <= 0
+    }
+
+    /// Whether so many calls come that anything is decided by them.
+    fn are_enough(&self, sent: u32, refused: u32) -> bool {
+        let offered = f64::from(sent) + f64::from(refused);
+        offered >= f64::from(self.rps_threshold) * self.sampling_window.as_secs_f64()
+    }
+
+    /// Percent of calls that may fail beyond those that do, until some are refused, rounded up. All that may, where fewer come
+    /// than it decides by. Absent: it refuses nobody.
+    pub(crate) fn headroom(&self, sent: Tally, refused: u32) -> Option<u32> {
+        if self.max_rejection_probability == 0 {
+            return None;
+        }
+        let counted = if self.are_enough(sent.calls, refused) { sent } else { Tally::default() };
+        let failed = u64::from(counted.failed) * 100 / u64::from(counted.calls.max(1));
+        let may = 100 - self.success_rate_threshold.clamp(1, 100);
+        let headroom = Some(may.saturating_sub(u32::try_from(failed).unwrap_or(u32::MAX)));
+        debug_assert_eq!(invariants::admission_headroom(self, sent, refused, headroom), Ok(()));
+        headroom
     }
 
     /// Whether a request matters so much that it is never refused.
@@ -101,15 +136,34 @@ impl AdmissionControl {
 struct Counted {
     sent: Window,
     refused: Window,
+    changes: Changes,
 }
 
 impl Counted {
     fn new(size: WindowSize) -> Self {
-        Self { sent: Window::new(size), refused: Window::new(size) }
+        Self { sent: Window::new(size), refused: Window::new(size), changes: Changes::default() }
     }
 
     fn probability(&self, policy: &AdmissionControl, now: Tick) -> f64 {
         policy.probability(self.sent.tally(now), self.refused.tally(now).calls)
+    }
+
+    /// `refused`: calls refused since it was made.
+    fn view(&self, policy: &AdmissionControl, refused: u64, now: Tick) -> AdmissionView {
+        let (sent, held_back) = (self.sent.tally(now), self.refused.tally(now).calls);
+        let probability = policy.probability(sent, held_back);
+        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "0 to 100")]
+        let rejection_percent = (probability * 100.0).round() as u32;
+        AdmissionView {
+            holds_back: probability > 0.0,
+            rejection_percent,
+            calls: sent.calls,
+            failed: sent.failed,
+            headroom: policy.headroom(sent, held_back),
+            state: self.changes.state(policy, now),
+            cause: self.changes.cause(),
+            ..AdmissionView::new(policy, refused)
+        }
     }
 }
 
@@ -119,6 +173,8 @@ pub(crate) struct Admissions {
     counted: Mutex<Option<Box<Counted>>>,
     /// Some may be refused: somebody must look.
     holds_back: AtomicBool,
+    /// There is something to tell.
+    has_changed: AtomicBool,
     refused: AtomicU64,
 }
 
@@ -135,14 +191,30 @@ pub struct AdmissionView {
     pub refused: u64,
     /// Percent of calls that succeed: where it is reached nobody is refused.
     pub threshold: u32,
+    /// Percent of calls that may fail beyond those that do, until some are refused, rounded up; absent: its policy refuses nobody.
+    pub headroom: Option<u32>,
+    /// Some would be refused at this moment.
+    pub holds_back: bool,
+    /// What was told last, or that its time is over.
+    pub state: AdmissionState,
+    /// Why that was told; absent: nothing ever was.
+    pub cause: Option<AdmissionCause>,
 }
 
 impl AdmissionView {
-    /// Percent of calls that may fail beyond those that do, until some are refused, rounded up.
-    #[must_use]
-    pub fn headroom(&self) -> u32 {
-        let failed = u64::from(self.failed) * 100 / u64::from(self.calls.max(1));
-        (100 - self.threshold.min(100)).saturating_sub(u32::try_from(failed).unwrap_or(u32::MAX))
+    /// Before the first call has ended.
+    fn new(policy: &AdmissionControl, refused: u64) -> Self {
+        Self {
+            rejection_percent: 0,
+            calls: 0,
+            failed: 0,
+            refused,
+            threshold: policy.success_rate_threshold,
+            headroom: policy.headroom(Tally::default(), 0),
+            holds_back: false,
+            state: AdmissionState::Admitting,
+            cause: None,
+        }
     }
 }
 
@@ -154,10 +226,28 @@ impl Admissions {
         let counted = counted.get_or_insert_with(|| Box::new(Counted::new(size)));
         // A policy that looks at another time than before begins with none.
         if counted.sent.size() != size {
-            **counted = Counted::new(size);
+            let changes = std::mem::take(&mut counted.changes);
+            **counted = Counted { changes, ..Counted::new(size) };
         }
         counted.sent.add(outcome != AttemptOutcome::Success, false, now);
-        self.holds_back.store(counted.probability(policy, now) > 0.0, Ordering::Relaxed);
+        let view = counted.view(policy, self.refused.load(Ordering::Relaxed), now);
+        self.holds_back.store(view.holds_back, Ordering::Relaxed);
+        if counted.changes.look(policy, view, now) {
+            self.has_changed.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// What has changed since somebody asked, the oldest first.
+    #[inline]
+    fn changes(&self) -> Option<impl Iterator<Item = AdmissionChange> + use<>> {
+        self.has_changed.load(Ordering::Relaxed).then(|| self.take_changes())
+    }
+
+    #[cold]
+    fn take_changes(&self) -> impl Iterator<Item = AdmissionChange> + use<> {
+        let mut counted = self.counted.lock();
+        self.has_changed.store(false, Ordering::Relaxed);
+        counted.as_mut().map(|counted| counted.changes.take()).into_iter().flatten()
     }
 
     /// Whether a call may begin.
@@ -178,14 +268,10 @@ impl Admissions {
     }
 
     fn view(&self, policy: &AdmissionControl, now: Tick) -> AdmissionView {
-        let counted = self.counted.lock();
-        let probability = counted.as_ref().map_or(0.0, |counted| counted.probability(policy, now));
-        let sent = counted.as_ref().map_or(Tally::default(), |counted| counted.sent.tally(now));
-        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "0 to 100")]
-        let rejection_percent = (probability * 100.0).round() as u32;
         let refused = self.refused.load(Ordering::Relaxed);
-        let threshold = policy.success_rate_threshold;
-        AdmissionView { rejection_percent, calls: sent.calls, failed: sent.failed, refused, threshold }
+        let counted = self.counted.lock();
+        let view = counted.as_ref().map(|counted| counted.view(policy, refused, now));
+        view.unwrap_or_else(|| AdmissionView::new(policy, refused))
     }
 }
 
@@ -222,6 +308,13 @@ impl Cluster {
     #[must_use]
     pub fn holds_back(&self) -> bool {
         self.admission.is_some() && self.shared.admissions.holds_back.load(Ordering::Relaxed)
+    }
+
+    /// That calls begin to be held back, or that this is over, for log and metric: what has come of attempts since somebody
+    /// asked. Nothing is looked at where no policy holds any back.
+    #[inline]
+    pub fn admission_changes(&self) -> impl Iterator<Item = AdmissionChange> + use<> {
+        self.admission.as_ref().and_then(|_| self.shared.admissions.changes()).into_iter().flatten()
     }
 
     /// How admission by success rate stands; absent: there is none.

@@ -104,6 +104,9 @@ pub enum BreakerState {
 }
 
 impl BreakerState {
+    /// All of them, in their order.
+    pub const ALL: [Self; 3] = [Self::Closed, Self::Open, Self::HalfOpen];
+
     /// As metrics and logs call it.
     #[must_use]
     pub const fn as_str(self) -> &'static str {

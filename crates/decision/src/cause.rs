@@ -197,8 +197,6 @@ causes! {
     UriTooLong, "uri_too_long", DownstreamProtocolError, Some(414);
     /// The request's fields exceed the limit.
     RequestHeadersTooLarge, "request_headers_too_large", DownstreamProtocolError, Some(431);
-    /// The request's body exceeds the limit.
-    RequestBodyTooLarge, "request_body_too_large", DownstreamProtocolError, Some(413);
     /// The request is in a version of HTTP that does not go in this form (RFC 9110 section 15.6.6).
     UnsupportedVersion, "unsupported_version", DownstreamProtocolError, Some(505);
     /// A method or upgrade that we do not carry.

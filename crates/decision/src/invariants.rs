@@ -158,6 +158,25 @@ pub(crate) fn rejection(policy: &AdmissionControl, sent: Tally, probability: f64
     Ok(())
 }
 
+/// No headroom is left where calls are refused, and none is told where the policy refuses nobody.
+///
+/// # Errors
+/// What is broken.
+pub(crate) fn admission_headroom(
+    policy: &AdmissionControl,
+    sent: Tally,
+    refused: u32,
+    headroom: Option<u32>,
+) -> Result<(), String> {
+    let refuses = policy.probability(sent, refused) > 0.0;
+    let may = 100 - policy.success_rate_threshold.clamp(1, 100);
+    match headroom {
+        None if policy.max_rejection_probability == 0 => Ok(()),
+        Some(left) if left <= may && (!refuses || left == 0) => Ok(()),
+        _ => Err(format!("{headroom:?} percent are left of {sent:?}; calls are refused: {refuses}")),
+    }
+}
+
 /// A breaker is open for at least half of its first time, and not longer than its longest.
 ///
 /// # Errors

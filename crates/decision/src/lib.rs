@@ -28,6 +28,7 @@ mod cluster;
 mod convert;
 mod deadline;
 mod endpoint;
+mod episode;
 mod fault;
 mod filter;
 mod health_check;
@@ -65,7 +66,7 @@ mod trust;
 mod usual;
 pub mod verdicts;
 
-pub use admission::{AdmissionControl, AdmissionView};
+pub use admission::{AdmissionCause, AdmissionChange, AdmissionControl, AdmissionState, AdmissionView};
 pub use affinity::{HashKey, HashRule, HashSource, Hashing, NewCookie};
 pub use authorization::{Action, Authorization, AuthorizationPolicy, Denied};
 pub use balance::{Rank, SlowStart, TierState};
@@ -97,8 +98,8 @@ pub use outlier::{
     Trial,
 };
 pub use overload::{
-    AdaptiveConcurrency, Entered, Gate, GateView, Guard, Overload, Pass, Priority, Queue, Shed, Tally,
-    Waiting,
+    AdaptiveConcurrency, Entered, Gate, GateChange, GateView, Guard, Overload, Pass, Priority, Queue, Shed,
+    Tally, Waiting,
 };
 pub use policy::{RulePolicy, Timeouts};
 pub use preference::{Distance, Locality, Prefer, Preference};

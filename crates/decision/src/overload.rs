@@ -12,6 +12,7 @@
 //! there. Where no instance of a service has a sidecar it stands before the cluster, in each proxy that calls it. A request
 //! counts until the application begins to answer, so that streams and slow callers do not hold its place.
 
+mod change;
 mod gate;
 mod gradient;
 mod limiter;
@@ -21,6 +22,7 @@ mod priority;
 use std::sync::Arc;
 
 use crate::origin::Origin;
+pub use change::GateChange;
 pub use gate::{Entered, Gate, Pass, Waiting};
 pub use gradient::AdaptiveConcurrency;
 pub(crate) use limiter::{Called, Entry, Limiter};

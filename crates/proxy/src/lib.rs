@@ -28,6 +28,7 @@
 //! Each worker is a thread with a runtime of its own; a connection lives and dies on one worker, so nothing on a
 //! request's way waits for a lock. The snapshot that decides is one pointer, taken once per request.
 
+mod changes;
 mod checker;
 pub mod client_hello;
 mod connections;

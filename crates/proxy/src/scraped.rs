@@ -8,7 +8,7 @@ use meshwork_messages::v1;
 use meshwork_telemetry::{Samples, inventory};
 
 use crate::engine::Shared;
-use crate::standing::{endpoint_breakers, limits_per_endpoint};
+use crate::standing::{EndpointBreakers, endpoint_breakers, limits_per_endpoint};
 
 /// Tells them as long as the engine lives.
 pub(crate) fn tell(shared: &Arc<Shared>) {
@@ -61,16 +61,13 @@ fn of_cluster(cluster: &Cluster, now: Tick, samples: &mut Samples) {
 /// What holds calls back for a while.
 fn of_breakers(cluster: &Cluster, now: Tick, labels: [&str; 2], samples: &mut Samples) {
     let [service, port] = labels;
-    if let Some(policy) = &cluster.endpoint_breaker {
-        let set = cluster.endpoints();
-        let states = || set.pickable().iter().map(|endpoint| endpoint.stats.breaker(policy, now).in_effect());
-        let nearest = endpoint_breakers(cluster, now).nearest.and_then(|(_, view)| view.headroom);
-        if let Some(headroom) = nearest {
+    if cluster.endpoint_breaker.is_some() {
+        let EndpointBreakers { counts, nearest, .. } = endpoint_breakers(cluster, now);
+        if let Some(headroom) = nearest.and_then(|(_, view)| view.headroom) {
             samples.tell(&inventory::ENDPOINT_BREAKER_HEADROOM, &labels, headroom.into());
         }
-        for state in [BreakerState::Closed, BreakerState::Open, BreakerState::HalfOpen] {
-            let count = states().filter(|of| *of == state).count();
-            samples.tell(&inventory::ENDPOINT_BREAKERS, &[service, port, state.as_str()], count as u64);
+        for (state, count) in BreakerState::ALL.into_iter().zip(counts) {
+            samples.tell(&inventory::ENDPOINT_BREAKERS, &[service, port, state.as_str()], count);
         }
     }
     let view = cluster.breaker(now);
@@ -87,7 +84,9 @@ fn of_breakers(cluster: &Cluster, now: Tick, labels: [&str; 2], samples: &mut Sa
     if let Some(view) = cluster.admissions(now) {
         samples.tell(&inventory::ADMISSION_REJECTED, &labels, view.refused);
         samples.tell(&inventory::ADMISSION_PERCENT, &labels, view.rejection_percent.into());
-        samples.tell(&inventory::ADMISSION_HEADROOM, &labels, view.headroom().into());
+        if let Some(headroom) = view.headroom {
+            samples.tell(&inventory::ADMISSION_HEADROOM, &labels, headroom.into());
+        }
     }
 }
 

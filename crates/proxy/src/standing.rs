@@ -20,7 +20,7 @@ const SERVICES: usize = 256;
 pub(crate) fn answers(probe: u64, shared: &Shared) -> Vec<v1::Observation> {
     let now = shared.clock.now();
     let snapshot = shared.snapshot.load();
-    let apps = snapshot.inbounds().flat_map(|inbound| &inbound.ports).filter_map(of_app);
+    let apps = snapshot.inbounds().flat_map(|inbound| &inbound.ports).filter_map(|port| of_app(port, now));
     let called = snapshot.clusters().filter_map(|cluster| of_cluster(cluster, now));
     let services: Vec<_> = called.chain(apps).collect();
     let of_memory = v1::Standings { memory: memory(shared), ..v1::Standings::default() };
@@ -56,17 +56,17 @@ fn memory(shared: &Shared) -> Option<v1::MemoryStanding> {
 }
 
 /// What the application beside us gets at once, where a policy says that.
-fn of_app(port: &InboundPort) -> Option<v1::ServiceStanding> {
+fn of_app(port: &InboundPort, now: Tick) -> Option<v1::ServiceStanding> {
     Some(v1::ServiceStanding {
         service: port.key.service.to_string(),
         port: port.key.port.into(),
-        limits: overload(port.guard()?),
+        limits: overload(port.guard()?, now),
         ..v1::ServiceStanding::default()
     })
 }
 
 /// How many are under way and how many wait; nothing before the first request.
-fn overload((gate, policy): Guard<'_>) -> Vec<v1::LimitStanding> {
+fn overload((gate, policy): Guard<'_>, now: Tick) -> Vec<v1::LimitStanding> {
     let view = gate.view();
     let shed = |reasons: &[Shed]| -> u64 {
         let of =
@@ -78,9 +78,13 @@ fn overload((gate, policy): Guard<'_>) -> Vec<v1::LimitStanding> {
         in_use,
         allowed,
         rejected,
+        shedding: String::new(),
     };
     let most = policy.queue.max_requests;
-    let at_once = limit("overload.adaptiveConcurrency", view.in_flight, view.limit, shed(&Shed::ALL));
+    let at_once = v1::LimitStanding {
+        shedding: gate.sheds(now).map_or("", Shed::as_str).to_owned(),
+        ..limit("overload.adaptiveConcurrency", view.in_flight, view.limit, shed(&Shed::ALL))
+    };
     let waiting =
         limit("overload.queue.maxRequests", view.queued, most, shed(&[Shed::QueueFull, Shed::Preempted]));
     // 0 would say that there is no limit.
@@ -93,7 +97,7 @@ fn of_cluster(cluster: &Cluster, now: Tick) -> Option<v1::ServiceStanding> {
     let limits = Limited::ALL.iter().filter_map(|&what| limit(cluster, what));
     let limits: Vec<_> = limits
         .chain(limits_per_endpoint(cluster))
-        .chain(cluster.guard().map(overload).unwrap_or_default())
+        .chain(cluster.guard().map(|guard| overload(guard, now)).unwrap_or_default())
         .collect();
     let has_breaker = view.is_in_use();
     let watches = cluster.outlier_detection.is_some() || cluster.health_check.is_some();
@@ -103,7 +107,7 @@ fn of_cluster(cluster: &Cluster, now: Tick) -> Option<v1::ServiceStanding> {
         return None;
     }
     let set = cluster.endpoints();
-    let EndpointBreakers { tripped, nearest } = endpoint_breakers(cluster, now);
+    let EndpointBreakers { tripped, nearest, .. } = endpoint_breakers(cluster, now);
     let of_endpoint = |(endpoint, view): (Arc<Endpoint>, BreakerView)| v1::EndpointBreaker {
         address: endpoint.address().to_string(),
         instance: endpoint.instance.to_string(),
@@ -122,7 +126,9 @@ fn of_cluster(cluster: &Cluster, now: Tick) -> Option<v1::ServiceStanding> {
             failed: view.failed,
             rejected: view.refused,
             success_rate_threshold: view.threshold,
-            headroom_percent: view.headroom(),
+            headroom_percent: view.headroom,
+            state: view.state.as_str().to_owned(),
+            cause: view.cause.map_or("", |cause| cause.as_str()).to_owned(),
         }),
         ejected: set.pickable().iter().filter_map(|endpoint| ejected(endpoint, now)).collect(),
         failing: set.pickable().iter().filter_map(|endpoint| failing(endpoint)).collect(),
@@ -133,19 +139,31 @@ fn of_cluster(cluster: &Cluster, now: Tick) -> Option<v1::ServiceStanding> {
 /// Of a service whose endpoints have breakers of their own.
 #[derive(Default)]
 pub(crate) struct EndpointBreakers {
-    /// Those that are not closed.
+    /// How many there are by the state that calls meet: closed, open, half-open.
+    pub(crate) counts: [u64; 3],
+    /// Those that are not closed, and where a policy only observes those that would not be.
     pub(crate) tripped: Vec<(Arc<Endpoint>, BreakerView)>,
     /// The one of the others that has the least headroom.
     pub(crate) nearest: Option<(Arc<Endpoint>, BreakerView)>,
 }
 
+/// Each is looked at once: it is locked for that.
 pub(crate) fn endpoint_breakers(cluster: &Cluster, now: Tick) -> EndpointBreakers {
-    let Some(policy) = &cluster.endpoint_breaker else { return EndpointBreakers::default() };
-    let set = cluster.endpoints();
-    let all = set.pickable().iter().map(|of| (Arc::clone(of), of.stats.breaker(policy, now)));
-    let (closed, tripped): (Vec<_>, Vec<_>) = all.partition(|(_, view)| view.state == BreakerState::Closed);
-    let nearest = closed.into_iter().min_by_key(|(_, view)| view.headroom.unwrap_or(u32::MAX));
-    EndpointBreakers { tripped, nearest }
+    let mut all = EndpointBreakers::default();
+    let Some(policy) = &cluster.endpoint_breaker else { return all };
+    let left = |view: &BreakerView| view.headroom.unwrap_or(u32::MAX);
+    for endpoint in cluster.endpoints().pickable() {
+        let view = endpoint.stats.breaker(policy, now);
+        let state = view.in_effect();
+        all.counts[state as usize] += 1;
+        let would_be_open = policy.mode == BreakerMode::Observe && view.state != BreakerState::Closed;
+        if state != BreakerState::Closed || would_be_open {
+            all.tripped.push((Arc::clone(endpoint), view));
+        } else if all.nearest.as_ref().is_none_or(|(_, nearest)| left(&view) < left(nearest)) {
+            all.nearest = Some((Arc::clone(endpoint), view));
+        }
+    }
+    all
 }
 
 fn breaker(view: &BreakerView, now: Tick) -> v1::BreakerStanding {
@@ -177,6 +195,7 @@ fn limit(cluster: &Cluster, what: Limited) -> Option<v1::LimitStanding> {
         in_use: cluster.in_use(what),
         allowed: cluster.told_limit(what)?,
         rejected: cluster.refused(what),
+        shedding: String::new(),
     })
 }
 
@@ -184,21 +203,24 @@ fn limit(cluster: &Cluster, what: Limited) -> Option<v1::LimitStanding> {
 /// where it has one.
 pub(crate) fn limits_per_endpoint(cluster: &Cluster) -> impl Iterator<Item = v1::LimitStanding> {
     let (limits, set) = (cluster.limits, cluster.endpoints());
-    let most = |count: fn(&EndpointStats) -> u32| {
+    let most = move |count: fn(&EndpointStats) -> u32| {
         set.all().iter().map(|endpoint| count(&endpoint.stats)).max().unwrap_or_default()
     };
-    let each = [
-        (Limited::Connection, limits.max_connections_per_endpoint, most(EndpointStats::connections)),
-        (Limited::Pending, limits.max_pending_requests_per_endpoint, most(EndpointStats::pending)),
-        (Limited::Request, limits.max_requests_per_endpoint, most(EndpointStats::in_flight)),
+    let each: [(_, _, fn(&EndpointStats) -> u32); 3] = [
+        (Limited::Connection, limits.max_connections_per_endpoint, EndpointStats::connections),
+        (Limited::Pending, limits.max_pending_requests_per_endpoint, EndpointStats::pending),
+        (Limited::Request, limits.max_requests_per_endpoint, EndpointStats::in_flight),
     ];
-    each.into_iter().filter_map(|(what, allowed, in_use)| {
+    each.into_iter().filter_map(move |(what, allowed, in_use)| {
+        // Without a limit nobody walks through all endpoints.
+        let allowed = allowed?;
         let is_alone = cluster.limits.of(what).is_none();
         Some(v1::LimitStanding {
             limit: format!("perEndpoint.{}", what.as_str()),
-            in_use,
-            allowed: allowed?,
+            in_use: most(in_use),
+            allowed,
             rejected: if is_alone { cluster.refused(what) } else { 0 },
+            shedding: String::new(),
         })
     })
 }
@@ -217,7 +239,7 @@ fn ejected(endpoint: &Endpoint, now: Tick) -> Option<v1::EjectedEndpoint> {
 fn failing(endpoint: &Endpoint) -> Option<v1::FailingEndpoint> {
     let (state, why) = match endpoint.stats.check_failure() {
         Some(why) => ("unhealthy", why.to_string()),
-        None if endpoint.ejected_by > 0 => {
+        None if endpoint.stats.is_out_for_all() => {
             ("ejected_for_all", format!("{} of its callers have ejected it", endpoint.ejected_by))
         }
         None => return None,

@@ -43,7 +43,7 @@ pub(crate) fn of(metrics: &MetricsRegistry, snapshot: &Snapshot, now: Tick) -> v
             service: cluster.name.to_string(),
             port: cluster.key.port.into(),
             rejection_percent: view.rejection_percent,
-            headroom_percent: view.headroom(),
+            headroom_percent: view.headroom,
         })
     });
     let called = snapshot

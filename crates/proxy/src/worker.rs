@@ -27,7 +27,7 @@ use crate::downstream;
 use crate::engine::{BindKey, Shared};
 use crate::gauges::{Gauges, OpenDownstream, OpenUpstream};
 use crate::mesh::Place;
-use crate::pressure::{Memory, Pressure};
+use crate::pressure::Memory;
 use crate::recorder::{Recalled, Recorder, Wanted};
 use crate::stream::splice::Pipes;
 use crate::tls::TlsConfigs;
@@ -249,6 +249,14 @@ impl Worker {
         }
     }
 
+    /// Counts a request that failed here, by its cause.
+    #[cold]
+    pub(crate) fn failed(&self, record: &Record) {
+        let label = record.service.as_deref().unwrap_or_default();
+        let service = label.rsplit_once(':').map_or(label, |(service, _)| service);
+        self.gauges.shaped(&inventory::FAILED_REQUESTS, &service.into(), record.cause, &self.metrics);
+    }
+
     /// Counts a request over a local rate limit.
     pub(crate) fn rate_limited(&self, policy: &Arc<str>, mode: &'static str) {
         self.gauges.shaped(&inventory::RATE_LIMITED, policy, mode, &self.metrics);
@@ -418,21 +426,13 @@ pub(crate) async fn run(shared: Arc<Shared>, bells: Bells, mut commands: mpsc::R
     }
 }
 
-fn tell_pressure(pressure: Pressure) {
-    match pressure {
-        Pressure::Calm => tracing::info!("memory is no longer near its limit"),
-        Pressure::Tight => tracing::warn!("memory is near its limit: idle connections are closed sooner"),
-        Pressure::Full => tracing::warn!("memory is at its limit: requests are sent away"),
-    }
-}
-
 fn sweep_once(worker: &Rc<Worker>) {
     let now = worker.now();
     // An idle worker, too, lets go of a snapshot that was replaced.
     let view = worker.view();
     let wall = worker.shared.clock.wall();
     if worker.memory.look(&worker.shared.memory) {
-        tell_pressure(worker.memory.pressure());
+        worker.pressure_changed(worker.memory.pressure());
     }
     let timeouts = worker.memory.timeouts(&worker.shared.settings.timeouts);
     for connections in worker.all_connections() {

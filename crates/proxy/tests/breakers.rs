@@ -168,10 +168,16 @@ async fn of_calls_that_do_not_succeed_most_are_held_back_but_not_those_that_matt
     for _ in sent..10 {
         assert!(exchange(address, MATTERS).await.ends_with("busy"), "it matters");
     }
+    let changes = |state, cause| {
+        harness.metric("meshwork_admission_control_changes_total", &["\"default/web\"", state, cause])
+    };
+    assert_eq!(changes("\"holding_back\"", "\"success_rate\""), 1, "that it begins is told once");
     clock.advance(Duration::from_secs(40));
     for _ in 0..5 {
         assert!(exchange(address, GET).await.ends_with("hello"), "what failed is long ago");
     }
+    assert_eq!(changes("\"admitting\"", "\"success_rate_reached\""), 1, "and so is that it is over");
+    assert_eq!(changes("", ""), 2);
 }
 
 #[tokio::test]

@@ -141,6 +141,8 @@ metrics! {
         "Percent of calls that are held back now.";
     ADMISSION_HEADROOM = "meshwork_admission_control_headroom_percent", Gauge, "", &["service", "port"],
         "Percent of calls that may fail beyond those that do, until some are held back.";
+    ADMISSION_CHANGES = "meshwork_admission_control_changes_total", Counter, "", &["service", "state", "cause"],
+        "How often calls have begun to be held back since too few succeed (`holding_back`), and that was over (`admitting`), by cause.";
     ROUTE_BREAKER_CHANGES = "meshwork_route_circuit_breaker_changes_total", Counter, "", &["route", "state", "cause"],
         "Changes of circuit breakers of routes (NAMESPACE/NAME) and their rules (NAMESPACE/NAME/RULE), by the state that began and why.";
     ROUTE_BREAKER_STATE = "meshwork_route_circuit_breaker_state", Gauge, "", &["route", "state"],
@@ -173,12 +175,18 @@ metrics! {
         "Requests that it was given.";
     OVERLOAD_SHED = "meshwork_overload_shed_requests_total", Counter, "", &["service", "priority", "reason"],
         "Requests that were sent away: for `concurrency`, `queue_full`, `queue_time`, or `preempted` by a higher priority.";
+    OVERLOAD_CHANGES = "meshwork_overload_changes_total", Counter, "", &["service", "state", "cause"],
+        "How often requests have begun to be sent away (`shedding`, by why the first one was), and that was over (`calm`).";
+    OVERLOAD_MEMORY_CHANGES = "meshwork_overload_memory_changes_total", Counter, "", &["level"],
+        "How often the process has come nearer to the memory that it may have, or farther from it, by the level that began.";
     OVERLOAD_MEMORY = "meshwork_overload_memory_refused_requests_total", Counter, "", &[],
         "Requests that were sent away because the process came near the memory that it may have.";
     OVERLOAD_MEMORY_LIMIT = "meshwork_overload_memory_limit_bytes", Gauge, "bytes", &[],
         "The memory that the process may have; absent: no limit. What it has is `process_resident_memory_bytes`.";
     OVERLOAD_MEMORY_PRESSURE = "meshwork_overload_memory_pressure", Gauge, "", &["level"],
         "How near that limit is, as a label with the value 1: `calm`, `tight` (idle connections are closed soon), `full` (requests are sent away).";
+    FAILED_REQUESTS = "meshwork_failed_requests_total", Counter, "", &["service", "cause"],
+        "Requests that failed in this proxy, by the cause that log, flight recorder and `explain` say; the service is empty where none was known yet.";
     FAULTS_INJECTED = "meshwork_faults_injected_total", Counter, "", &["policy", "kind"],
         "Faults that a policy injected: delay, abort, bandwidth.";
     HEDGED_REQUESTS = "meshwork_hedged_requests_total", Counter, "", &["service", "outcome"],

@@ -281,9 +281,6 @@ const fn rule(cause: Cause) -> (Field, &'static str) {
             Field::Flag("--max-header-bytes"),
             "the request's head is larger than the proxy takes ({detail})",
         ),
-        Cause::RequestBodyTooLarge => {
-            (Field::None, "the request's body is larger than a limit allows ({detail})")
-        }
         Cause::NotImplemented => (Field::None, "the proxy does not carry this method or upgrade ({detail})"),
         Cause::AuthorizationDenied => (
             Field::Authorization,

@@ -201,6 +201,85 @@ fn a_service_without_such_a_policy_holds_nobody_back() {
     assert_eq!(cluster.admit_by_success(false, at(0), &mut SeededRng::new(1), &mut NoReasons), Ok(()));
 }
 
+/// So many calls end at that moment; what that changes.
+fn end(world: &World, outcome: AttemptOutcome, calls: u32, now: Tick) -> Vec<AdmissionChange> {
+    (0..calls).for_each(|_| world.admissions.ended(&world.policy, outcome, now));
+    world.admissions.changes().into_iter().flatten().collect()
+}
+
+#[test]
+fn that_calls_are_held_back_is_told_once_and_that_it_is_over_when_none_was_for_a_while() {
+    use AttemptOutcome::{Failure, Success};
+    let mut world = World::new(policy(), 1);
+    assert_eq!(end(&world, Success, 20, at(0)), []);
+    assert_eq!(end(&world, Failure, 1, at(0)), [], "enough succeed");
+    let [begins]: [AdmissionChange; 1] =
+        end(&world, Failure, 1, at(1)).try_into().expect("two of 22 are too many");
+    let view = begins.view;
+    assert_eq!((begins.state, begins.cause), (AdmissionState::HoldingBack, AdmissionCause::SuccessRate));
+    assert_eq!((view.calls, view.failed, view.threshold, begins.held_back), (22, 2, 95, None));
+    assert_eq!((view.state, view.cause), (begins.state, Some(begins.cause)));
+    // It goes and comes at the border.
+    assert_eq!(end(&world, Failure, 20, at(1_000)), []);
+    let mut passes = |now| world.admissions.lets_through(&world.policy, now, &mut world.rng);
+    let refused = (0..100).filter(|_| !passes(at(1_000))).count() as u64;
+    assert!(refused > 0);
+    assert_eq!(end(&world, Success, 1_000, at(2_000)), []);
+    assert!(!world.admissions.holds_back.load(Ordering::Relaxed), "nobody is held back at this moment");
+    assert_eq!(end(&world, Failure, 100, at(3_000)), []);
+    let state = |now| world.admissions.view(&world.policy, now).state;
+    assert_eq!(state(at(12_999)), AdmissionState::HoldingBack);
+    assert_eq!(state(at(13_000)), AdmissionState::Admitting, "also while nobody calls");
+    let [over]: [AdmissionChange; 1] =
+        end(&world, Success, 5, at(40_000)).try_into().expect("it is told with the next call");
+    assert_eq!((over.state, over.cause), (AdmissionState::Admitting, AdmissionCause::SuccessRateReached));
+    assert_eq!(over.held_back, Some((Duration::from_millis(2_999), refused)));
+    assert_eq!(end(&world, Failure, 1, at(40_001)).len(), 1, "and then it begins anew");
+    let mut passes = |now| world.admissions.lets_through(&world.policy, now, &mut world.rng);
+    let again = (0..100).filter(|_| !passes(at(40_001))).count() as u64;
+    let [over]: [AdmissionChange; 1] = end(&world, Success, 1, at(60_000)).try_into().expect("it is over");
+    assert!(again > 0 && over.held_back == Some((Duration::ZERO, again)), "{over:?} of {again}");
+}
+
+#[test]
+fn why_calls_are_held_back_no_longer_is_told() {
+    use AttemptOutcome::Failure;
+    let over = |then: AdmissionControl| {
+        let mut world = World::new(AdmissionControl { rps_threshold: 10, ..policy() }, 1);
+        assert_eq!(end(&world, Failure, 99, at(0)), [], "fewer calls than it decides by");
+        assert_eq!(end(&world, Failure, 10, at(0)).len(), 1);
+        world.policy = then;
+        end(&world, Failure, 1, at(30_000))
+            .iter()
+            .map(|change| (change.state, change.cause))
+            .collect::<Vec<_>>()
+    };
+    let few = AdmissionControl { rps_threshold: 10, ..policy() };
+    assert_eq!(over(few), [(AdmissionState::Admitting, AdmissionCause::FewCalls)]);
+    let harmless = AdmissionControl { max_rejection_probability: 0, ..policy() };
+    assert_eq!(over(harmless), [(AdmissionState::Admitting, AdmissionCause::Policy)]);
+    let other = AdmissionControl { sampling_window: Duration::from_secs(5), ..policy() };
+    let again = [
+        (AdmissionState::Admitting, AdmissionCause::FewCalls),
+        (AdmissionState::HoldingBack, AdmissionCause::SuccessRate),
+    ];
+    assert_eq!(over(other), again, "what was told outlives another window");
+}
+
+#[test]
+fn headroom_is_told_where_anybody_could_be_held_back_and_by_as_many_calls_as_decide() {
+    let headroom = |policy: AdmissionControl, calls, failed| policy.headroom(sent(calls, failed), 0);
+    assert_eq!(headroom(policy(), 0, 0), Some(5));
+    assert_eq!(headroom(policy(), 100, 3), Some(2));
+    assert_eq!(headroom(policy(), 100, 50), Some(0));
+    let busy = || AdmissionControl { rps_threshold: 10, ..policy() };
+    assert_eq!(headroom(busy(), 99, 99), Some(5), "so few decide nothing");
+    assert_eq!(headroom(busy(), 100, 99), Some(0));
+    assert_eq!(busy().headroom(sent(60, 60), 40), Some(0), "those that were held back are wanted ones");
+    let harmless = AdmissionControl { max_rejection_probability: 0, ..policy() };
+    assert_eq!(headroom(harmless, 100, 50), None, "it holds nobody back");
+}
+
 proptest! {
     /// Whatever was sent: a probability within its bound, none where the rate is reached, and more failures never lower it.
     #[test]
@@ -223,6 +302,11 @@ proptest! {
         let failed = failed.min(calls);
         let probability = policy.probability(sent(calls, failed), refused);
         prop_assert_eq!(invariants::rejection(&policy, sent(calls, failed), probability), Ok(()));
+        let headroom = policy.headroom(sent(calls, failed), refused);
+        prop_assert_eq!(
+            invariants::admission_headroom(&policy, sent(calls, failed), refused, headroom),
+            Ok(())
+        );
         if failed < calls {
             let worse = policy.probability(sent(calls, failed + 1), refused);
             prop_assert!(worse >= probability, "{worse} after {probability}");

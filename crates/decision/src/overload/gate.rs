@@ -10,13 +10,15 @@
 use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use meshwork_base::{Rng, Tick};
 use parking_lot::Mutex;
 use smallvec::SmallVec;
 
-use super::{Called, Entry, GateView, Limiter, Overload, Priority, Shed};
+use super::change::Changes;
+use super::{Called, Entry, GateChange, GateView, Limiter, Overload, Priority, Shed};
 
 /// Called once with what becomes of somebody who waits, on whatever thread that turns out.
 pub(crate) type Call = Box<dyn FnOnce(Result<Pass, Shed>) + Send>;
@@ -32,7 +34,11 @@ const UNKNOWN: Duration = Duration::from_secs(60);
 
 /// See the module's text.
 #[derive(Default)]
-pub struct Gate(Mutex<State>);
+pub struct Gate {
+    state: Mutex<State>,
+    /// There is something to tell.
+    has_changed: AtomicBool,
+}
 
 #[derive(Default)]
 struct State {
@@ -45,6 +51,7 @@ struct State {
     places: BTreeSet<Place>,
     /// Of the last place.
     number: u64,
+    changes: Changes,
 }
 
 /// When a place may be given up, and a number that is its own.
@@ -74,6 +81,13 @@ impl State {
         let place = (due, self.number);
         self.places.insert(place);
         place
+    }
+
+    /// Whether requests have begun to be sent away, or that is over.
+    fn has_changed(&mut self) -> bool {
+        let Self { limiter, config, changes, now, .. } = self;
+        let view = || config.as_deref().map(|config| limiter.view(config)).unwrap_or_default();
+        changes.look(limiter.shed(), view, *now)
     }
 
     /// Those whose time is over give their places up. That says nothing of how long answers take.
@@ -166,8 +180,34 @@ impl Gate {
     /// How it is; nothing is known before the first request.
     #[must_use]
     pub fn view(&self) -> GateView {
-        let state = self.0.lock();
+        let state = self.state.lock();
         state.config.as_deref().map(|config| state.limiter.view(config)).unwrap_or_default()
+    }
+
+    /// Why requests are sent away at this moment, or were a moment ago; absent: they are not.
+    #[must_use]
+    pub fn sheds(&self, now: Tick) -> Option<Shed> {
+        self.state.lock().changes.cause(now)
+    }
+
+    /// That requests begin to be sent away, or that this is over, for log and metric: what has come of it since somebody
+    /// asked, the oldest first.
+    pub fn changes(&self) -> impl Iterator<Item = GateChange> + use<> {
+        self.has_changed.load(Ordering::Relaxed).then(|| self.take_changes()).into_iter().flatten()
+    }
+
+    #[cold]
+    fn take_changes(&self) -> impl Iterator<Item = GateChange> + use<> {
+        let mut state = self.state.lock();
+        self.has_changed.store(false, Ordering::Relaxed);
+        state.changes.take()
+    }
+
+    /// To be called while the state is locked, after whatever may have sent somebody away.
+    fn notice(&self, state: &mut State) {
+        if state.has_changed() {
+            self.has_changed.store(true, Ordering::Relaxed);
+        }
     }
 
     fn pass(self: &Arc<Self>, place: Place, began: Tick) -> Pass {
@@ -177,11 +217,12 @@ impl Gate {
     /// Does something under the lock, and calls those whom it concerns after it.
     fn with<T>(self: &Arc<Self>, now: Tick, act: impl FnOnce(&mut State, &mut Called<Call>) -> T) -> T {
         let mut called = Called::new();
-        let mut state = self.0.lock();
+        let mut state = self.state.lock();
         // Workers look at the clock before they come here, and not in turn.
         state.now = state.now.max(now);
         state.clear(&mut called);
         let done = act(&mut state, &mut called);
+        self.notice(&mut state);
         let told = called.into_iter().map(|(call, what)| (call, what.map(|()| state.place(now))));
         let told: SmallVec<[_; 2]> = told.collect();
         drop(state);
@@ -267,7 +308,7 @@ impl Pass {
 impl Drop for Pass {
     fn drop(&mut self) {
         if let Some(gate) = self.gate.take() {
-            let now = gate.0.lock().now;
+            let now = gate.state.lock().now;
             gate.end(self.place, now, |limiter, config, called| limiter.ended(config, now, called));
         }
     }
@@ -281,7 +322,12 @@ impl Waiting {
 
     fn leave(&mut self, gave_up: bool) -> bool {
         let Some(gate) = self.gate.take() else { return false };
-        let gone = gate.0.lock().limiter.leave(self.ticket, self.priority, gave_up);
+        let gone = {
+            let mut state = gate.state.lock();
+            let gone = state.limiter.leave(self.ticket, self.priority, gave_up);
+            gate.notice(&mut state);
+            gone
+        };
         // It is dropped here, and not under the lock.
         gone.is_some()
     }

@@ -55,11 +55,19 @@ pub(crate) struct Limiter<W> {
     in_flight: u32,
     line: Line<W>,
     tally: Tally,
+    /// How many were sent away, and why the last one was.
+    shed: (u64, Option<Shed>),
 }
 
 impl<W> Default for Limiter<W> {
     fn default() -> Self {
-        Self { gradient: Gradient::default(), in_flight: 0, line: Line::default(), tally: Tally::default() }
+        Self {
+            gradient: Gradient::default(),
+            in_flight: 0,
+            line: Line::default(),
+            tally: Tally::default(),
+            shed: (0, None),
+        }
     }
 }
 
@@ -85,7 +93,7 @@ impl<W> Limiter<W> {
         match joined {
             Ok(ticket) => Entry::Waits(ticket),
             Err(shed) => {
-                self.tally.shed[priority as usize][shed as usize] += 1;
+                self.count_shed(priority, shed);
                 Entry::Refused(shed)
             }
         }
@@ -102,7 +110,7 @@ impl<W> Limiter<W> {
         self.turn(config, now, called);
         let goes = self.goes_at_once(config, priority);
         if !goes {
-            self.tally.shed[priority as usize][Shed::Concurrency as usize] += 1;
+            self.count_shed(priority, Shed::Concurrency);
         }
         debug_assert_eq!(self.holds(config), Ok(()));
         goes
@@ -122,7 +130,7 @@ impl<W> Limiter<W> {
     pub(crate) fn leave(&mut self, ticket: u64, priority: Priority, gave_up: bool) -> Option<W> {
         let gone = self.line.leave(ticket, priority);
         if gone.is_some() && gave_up {
-            self.tally.shed[priority as usize][Shed::QueueTime as usize] += 1;
+            self.count_shed(priority, Shed::QueueTime);
         }
         gone
     }
@@ -176,6 +184,16 @@ impl<W> Limiter<W> {
         self.gradient.base()
     }
 
+    /// How many were sent away so far, and why the last one was.
+    pub(crate) const fn shed(&self) -> (u64, Option<Shed>) {
+        self.shed
+    }
+
+    fn count_shed(&mut self, priority: Priority, shed: Shed) {
+        self.tally.shed[priority as usize][shed as usize] += 1;
+        self.shed = (self.shed.0 + 1, Some(shed));
+    }
+
     fn is_over(&mut self) {
         debug_assert!(self.in_flight > 0, "what ends has begun");
         self.in_flight = self.in_flight.saturating_sub(1);
@@ -212,7 +230,7 @@ impl<W> Limiter<W> {
 
     fn send_away(&mut self, away: Away<W>, called: &mut Called<W>) {
         for (who, priority, shed) in away {
-            self.tally.shed[priority as usize][shed as usize] += 1;
+            self.count_shed(priority, shed);
             called.push((who, Err(shed)));
         }
     }

@@ -534,6 +534,26 @@ fn callers_without_patience_do_not_keep_the_limit_from_being_found() {
 }
 
 #[test]
+fn who_comes_back_with_the_rest_of_a_body_is_load_like_any_other() {
+    let adaptive = Overload { concurrency: ADAPTIVE, ..fixed(1, QUEUE) };
+    let (mut limiter, mut called, mut rng) = (Limiter::<u32>::default(), Called::new(), SeededRng::new(1));
+    for n in 0..40 {
+        limiter.enter(&adaptive, Priority::Default, at(n * 20), || 0, &mut called);
+        limiter.answered(&adaptive, at(n * 20), at(n * 20 + 10), &mut rng, &mut called);
+    }
+    let known = limiter.view(&adaptive);
+    assert!(known.min_rtt.expect("by then").abs_diff(MS * 10) < MS);
+    (0..known.limit).for_each(|_| limiter.comes_back());
+    // All of them together, so it says nothing of an application without a queue.
+    for _ in 0..known.limit {
+        limiter.answered(&adaptive, at(1_000), at(1_100), &mut rng, &mut called);
+    }
+    let then = limiter.view(&adaptive);
+    assert!(then.limit < known.limit, "{then:?}");
+    assert_eq!(then.min_rtt, known.min_rtt);
+}
+
+#[test]
 fn who_waits_at_a_gate_is_called_with_its_pass_and_who_has_left_passes_it_on() {
     let (gate, config) = (Arc::new(Gate::default()), Arc::new(fixed(1, QUEUE)));
     let heard: Arc<Mutex<Vec<(u32, bool)>>> = Arc::default();

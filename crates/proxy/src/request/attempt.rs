@@ -319,7 +319,7 @@ impl<'a> Attempts<'a> {
         if let Some(trial) = self.trial.take() {
             worker.shifted(cluster, cluster.tried(trial, answer, now));
         }
-        worker.shifted(cluster, cluster.record(endpoint, answer, now));
+        worker.attempted(cluster, endpoint, answer, now);
         self.conclude(|_| true, answer, now);
     }
 

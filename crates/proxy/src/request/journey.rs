@@ -405,6 +405,9 @@ impl<'c> Journey<'c> {
             self.kin = None;
             worker.log(self.record);
             series::of(self.conn, &self.called).observe(self.record);
+            if !self.record.cause.is_empty() {
+                worker.failed(self.record);
+            }
             let Self { started, phase, is_noted, made, .. } = *self;
             let told = usual::Told { started, phase, is_grpc: self.called.grpc, is_noted, made };
             let own = usual::ended(self.conn, self.record, told);

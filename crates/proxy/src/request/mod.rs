@@ -172,8 +172,9 @@ async fn run(
     let mut deadlines = deadline::begin(conn, &target, &timeouts, &mut head.fields, journey)?;
     let mut body = RequestBody::new(head, conn);
     if let Some(gate) = overload::before(&target) {
-        let pass = Box::pin(overload::enter(conn, gate, head, down, journey, &mut deadlines)).await?;
-        body.pass = Some(pass);
+        let pass = Box::pin(overload::enter(conn, gate, head, down, journey, &mut deadlines)).await;
+        conn.worker.look_at(gate.0, target.label());
+        body.pass = Some(pass?);
     }
     conn.entry.be_patient(timeouts.stream_idle);
     let mut attempts = Attempts::new(conn, target, affinity.as_deref(), head);

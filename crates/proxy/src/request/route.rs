@@ -252,6 +252,14 @@ pub(crate) enum Target<'v> {
 }
 
 impl<'v> Target<'v> {
+    /// As metrics name it.
+    pub(crate) fn label(&self) -> &'v Arc<str> {
+        match self {
+            Self::Service { cluster, .. } => &cluster.label,
+            Self::App { port, .. } => &port.label,
+        }
+    }
+
     pub(crate) fn timeouts(&self) -> Timeouts {
         match self {
             Self::Service { cluster, policy, .. } => policy.timeouts(Some(cluster)),

@@ -214,7 +214,7 @@ fn observe(
     if let Some(trial) = trial {
         worker.shifted(way.cluster, way.cluster.tried(trial, &answer, now));
     }
-    worker.shifted(way.cluster, way.cluster.record(endpoint, &answer, now));
+    worker.attempted(way.cluster, endpoint, &answer, now);
     if let Some(ticket) = ticket {
         worker.breaker_ends(ticket, &answer, now);
     }

@@ -160,6 +160,9 @@ async fn what_is_too_much_waits_and_the_highest_priority_goes_first() {
     assert_eq!(pair.inbound.metric(shed, &[SERVICE, "low", "queue_full"]), 1);
     assert_eq!(pair.inbound.metric(shed, &[SERVICE, "low", "preempted"]), 1);
     assert_eq!(pair.inbound.metric("meshwork_overload_passed_requests_total", &[SERVICE, "high"]), 1);
+    let changes = |of: &[&str]| pair.inbound.metric("meshwork_overload_changes_total", of);
+    assert_eq!(changes(&[SERVICE, "\"shedding\"", "\"queue_full\""]), 1);
+    assert_eq!(changes(&[]), 1, "that it begins is told once");
 }
 
 #[tokio::test]

@@ -1,13 +1,18 @@
 //! Callers that are slow themselves, and streams.
 
+use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
+use meshwork_base::ManualClock;
+use meshwork_decision::Change;
 use meshwork_messages::v1;
 use meshwork_messages::v1::overload::Queue;
 use meshwork_messages::v1::service_port::AppProtocol;
-use meshwork_proxy::Settings;
+use meshwork_proxy::{Mesh, Settings};
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpStream;
+use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::callers::{alone_at, gateway_before};
@@ -65,15 +70,14 @@ async fn who_has_waited_at_the_gate_has_the_policy_s_patience_behind_it() {
     assert_eq!(*app.came.lock(), ["/first", "/second"]);
 }
 
-#[tokio::test]
-async fn copies_that_are_given_up_say_that_answers_take_long() {
-    let (main, copies) = (app(1_000_000, Duration::ZERO).await, app(0, Duration::ZERO).await);
+/// Nothing moves for longer.
+fn idle() -> Change {
     let timeouts = Some(v1::Timeouts { stream_idle_ms: 200, ..Default::default() });
-    let traffic = v1::TrafficPolicy { timeouts, ..Default::default() };
-    let idle = policy("idle", "reviews", v1::policy::Spec::Traffic(traffic));
-    let mut gateway = Harness::start(Settings::default());
-    gateway.service("main", AppProtocol::Http1, &[main.address]).await;
-    gateway.change(alone_at(copies.address).into_iter().chain([overload(LEARNS, LINE), idle])).await;
+    policy("idle", "reviews", v1::policy::Spec::Traffic(v1::TrafficPolicy { timeouts, ..Default::default() }))
+}
+
+/// All requests to `main` are copied to `reviews`.
+fn mirrored() -> v1::Rule {
     let mut mirrored = rule(&[("main", 1)], vec![]);
     mirrored.backends[0].mirrors = vec![v1::Mirror {
         service: "shop/reviews".into(),
@@ -81,13 +85,16 @@ async fn copies_that_are_given_up_say_that_answers_take_long() {
         share: Some(v1::Share { numerator: 1, denominator: 1 }),
         subset: String::new(),
     }];
-    let address = gateway.route(vec![mirrored]).await;
+    mirrored
+}
+
+/// The gate learns how long an answer takes, and then that none comes, which callers are told by this status.
+async fn learns_that_none_come(gateway: &Harness, address: SocketAddr, lets: &Semaphore, status: &str) {
     let limit = || gateway.metric("meshwork_overload_concurrency_limit", &[SERVICE]);
     let (began, enough) = (Instant::now(), Duration::from_millis(500));
     let mut answers = 0;
-    // By then it knows how long an answer takes.
     while answers < 60 || began.elapsed() < enough {
-        copies.lets.add_permits(1);
+        lets.add_permits(1);
         answered(call(address, "quick", ""), "HTTP/1.1 200").await;
         answers += 1;
         gateway.wait_metric(IN_FLIGHT, &[SERVICE], 0).await;
@@ -96,8 +103,47 @@ async fn copies_that_are_given_up_say_that_answers_take_long() {
     while limit() >= before {
         assert!(began.elapsed() < Duration::from_secs(10), "the limit is {before} still");
         for call in (0..before).map(|_| call(address, "never", "")).collect::<Vec<_>>() {
-            answered(call, "HTTP/1.1 200").await;
+            answered(call, status).await;
         }
         gateway.wait_metric(IN_FLIGHT, &[SERVICE], 0).await;
     }
+}
+
+#[tokio::test]
+async fn requests_that_are_given_up_say_that_answers_take_long() {
+    let app = app(0, Duration::ZERO).await;
+    let (gateway, address) = gateway_before(app.address, vec![overload(LEARNS, LINE), idle()]).await;
+    learns_that_none_come(&gateway, address, &app.lets, "HTTP/1.1 504").await;
+}
+
+#[tokio::test]
+async fn copies_that_are_given_up_say_that_answers_take_long() {
+    let (main, copies) = (app(1_000_000, Duration::ZERO).await, app(0, Duration::ZERO).await);
+    let mut gateway = Harness::start(Settings::default());
+    gateway.service("main", AppProtocol::Http1, &[main.address]).await;
+    gateway.change(alone_at(copies.address).into_iter().chain([overload(LEARNS, LINE), idle()])).await;
+    let address = gateway.route(vec![mirrored()]).await;
+    learns_that_none_come(&gateway, address, &copies.lets, "HTTP/1.1 200").await;
+}
+
+#[tokio::test]
+async fn a_copy_whose_body_is_owed_keeps_nobody_away() {
+    let clock = ManualClock::new();
+    // Nobody is answered, so no copy is cut off.
+    let (main, copies) = (app(0, Duration::ZERO).await, app(0, Duration::ZERO).await);
+    let mut gateway = Harness::join(Settings::default(), Mesh::default(), Arc::new(clock.clone()), "gateway");
+    gateway.service("main", AppProtocol::Http1, &[main.address]).await;
+    let guarded = overload(one(), Queue { max_requests: 0, ..LINE });
+    gateway.change(alone_at(copies.address).into_iter().chain([guarded])).await;
+    let address = gateway.route(vec![mirrored()]).await;
+    let mut slow = TcpStream::connect(address).await.expect("it listens");
+    let head = "POST /slow HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\n\r\n";
+    slow.write_all(head.as_bytes()).await.expect("it is open");
+    gateway.wait_metric(IN_FLIGHT, &[SERVICE], 1).await;
+    let _sent_away = call(address, "sent-away", "");
+    gateway.wait_metric("meshwork_mirrored_requests_total", &["refused"], 1).await;
+    clock.advance(Duration::from_secs(2));
+    let _next = call(address, "next", "");
+    gateway.wait_metric("meshwork_overload_passed_requests_total", &[SERVICE], 2).await;
+    assert_eq!(gateway.metric("meshwork_mirrored_requests_total", &["refused"]), 1, "it had the only place");
 }

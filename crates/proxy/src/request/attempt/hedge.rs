@@ -438,7 +438,7 @@ impl<'a> Second<'a> {
         };
         let mut under = under;
         if let Some(answer) = answer {
-            self.worker.shifted(&self.cluster, self.cluster.record(&under.hedged.endpoint, &answer, now));
+            self.worker.attempted(&self.cluster, &under.hedged.endpoint, &answer, now);
             for ticket in [under.hedged.ticket.take(), under.hedged.by_route.take()].into_iter().flatten() {
                 self.worker.breaker_ends(ticket, &answer, now);
             }

@@ -164,7 +164,7 @@ impl Copy {
             if let Some(trial) = trial {
                 self.worker.shifted(&self.cluster, self.cluster.tried(trial, &answer, now));
             }
-            self.worker.shifted(&self.cluster, self.cluster.record(&endpoint, &answer, now));
+            self.worker.attempted(&self.cluster, &endpoint, &answer, now);
             if let Some(ticket) = ticket {
                 self.worker.breaker_ends(ticket, &answer, now);
             }
@@ -177,6 +177,7 @@ impl Copy {
     fn passed(&self) -> Result<Option<Pass>, Lost> {
         let Some((gate, overload)) = self.cluster.guard() else { return Ok(None) };
         let pass = gate.enter_at_once(overload, Priority::Low, self.worker.now());
+        self.worker.look_at(gate, &self.cluster.label);
         pass.map(Some).map_err(|_| Lost::Refused(Cause::Overload))
     }
 

@@ -1,0 +1,120 @@
+//! What holds requests back here begins to, and is over: each counted and logged once, with its cause.
+
+use std::sync::Arc;
+
+use meshwork_base::Tick;
+use meshwork_decision::{
+    AdmissionChange, AdmissionState, AdmissionView, Answer, Cluster, Endpoint, Gate, GateChange,
+};
+use meshwork_telemetry::inventory;
+
+use crate::pressure::Pressure;
+use crate::worker::Worker;
+
+impl Worker {
+    /// An attempt has ended: balancer, outlier detection and admission control are told; what that changes is counted and
+    /// logged.
+    pub(crate) fn attempted(&self, cluster: &Cluster, endpoint: &Arc<Endpoint>, answer: &Answer, now: Tick) {
+        self.shifted(cluster, cluster.record(endpoint, answer, now));
+        cluster.admission_changes().for_each(|change| self.admission_changed(cluster, &change));
+    }
+
+    #[cold]
+    fn admission_changed(&self, cluster: &Cluster, change: &AdmissionChange) {
+        let (service, port) = (&*cluster.name, cluster.key.port);
+        let (state, cause) = (change.state.as_str(), change.cause.as_str());
+        let AdmissionView { calls, failed, threshold, rejection_percent, .. } = change.view;
+        match (change.state, change.held_back) {
+            (AdmissionState::Admitting, Some((lasted, held_back))) => {
+                let seconds = lasted.as_secs_f64();
+                tracing::info!(
+                    service,
+                    port,
+                    state,
+                    cause,
+                    calls,
+                    failed,
+                    threshold,
+                    held_back,
+                    seconds,
+                    "admission control changed: all calls go through again"
+                );
+            }
+            _ => tracing::info!(
+                service,
+                port,
+                state,
+                cause,
+                calls,
+                failed,
+                threshold,
+                rejection_percent,
+                "admission control changed: a part of the calls is held back"
+            ),
+        }
+        self.shared.metrics.counter(&inventory::ADMISSION_CHANGES, &[service, state, cause]).increment();
+    }
+
+    /// Whether a gate has begun to send requests away, or that is over: counted and logged. `service`: what it stands before,
+    /// as its metrics say.
+    pub(crate) fn look_at(&self, gate: &Gate, service: &str) {
+        gate.changes().for_each(|change| self.gate_changed(service, &change));
+    }
+
+    #[cold]
+    fn gate_changed(&self, service: &str, change: &GateChange) {
+        let (limit, in_flight, queued) = (change.view.limit, change.view.in_flight, change.view.queued);
+        let (state, cause) = match change.shed {
+            Some(shed) => ("shedding", shed.as_str()),
+            None => ("calm", "none_sent_away"),
+        };
+        match change.sent_away {
+            Some((lasted, sent_away)) => {
+                let seconds = lasted.as_secs_f64();
+                tracing::info!(
+                    service,
+                    state,
+                    cause,
+                    limit,
+                    in_flight,
+                    queued,
+                    sent_away,
+                    seconds,
+                    "overload changed: no request is sent away any more"
+                );
+            }
+            None => tracing::info!(
+                service,
+                state,
+                cause,
+                limit,
+                in_flight,
+                queued,
+                "overload changed: requests are sent away"
+            ),
+        }
+        self.shared.metrics.counter(&inventory::OVERLOAD_CHANGES, &[service, state, cause]).increment();
+    }
+
+    /// The process has come nearer to the memory that it may have, or is farther from it.
+    #[cold]
+    pub(crate) fn pressure_changed(&self, pressure: Pressure) {
+        let (level, limit) = (pressure.as_str(), self.memory.limit().unwrap_or_default());
+        let resident = meshwork_process::resident_memory().unwrap_or_default();
+        match pressure {
+            Pressure::Calm => tracing::info!(level, resident, limit, "memory is no longer near its limit"),
+            Pressure::Tight => {
+                tracing::warn!(
+                    level,
+                    resident,
+                    limit,
+                    "memory is near its limit: idle connections are closed sooner"
+                );
+            }
+            Pressure::Full => {
+                tracing::warn!(level, resident, limit, "memory is at its limit: requests are sent away");
+            }
+        }
+        self.shared.metrics.counter(&inventory::OVERLOAD_MEMORY_CHANGES, &[level]).increment();
+    }
+}
