@@ -185,9 +185,11 @@ pub(crate) fn setup(name: &str) -> Setup {
         "overloaded" => {
             acting(Act::Beside(Payload::Nothing), &[Head, Hang], concat!(one!(), "{maxRequests: 0}}"))
         }
-        "overload-queue" => {
-            acting(Act::Behind, &[Head, Hang], concat!(one!(), "{maxRequests: 1, maxWait: 60s}}"))
-        }
+        "overload-queue" => acting(
+            Act::Behind,
+            &[Head, Hang],
+            concat!(one!(), "{maxRequests: 1, maxWait: 60s, target: 60s}}"),
+        ),
         "overload-time" => {
             acting(Act::Beside(Payload::Nothing), &[Head, Hang], concat!(one!(), "{maxWait: 300ms}}"))
         }
