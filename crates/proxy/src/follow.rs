@@ -148,7 +148,7 @@ impl Follower {
                     self.arm(wanted).await;
                 }
                 Some(observation) = next(&mut found) => match observation.follow {
-                    Some(follow) => self.look_up(follow.recall.unwrap_or_default()).await,
+                    Some(follow) => Box::pin(self.look_up(follow.recall.unwrap_or_default())).await,
                     // A handle whose client is gone has nobody to tell.
                     None => drop(self.handle.observed(observation).await),
                 },
@@ -289,7 +289,7 @@ impl Follower {
 
     async fn arm(&mut self, mut wanted: v1::Probes) {
         for recall in std::mem::take(&mut wanted.keep) {
-            self.look_up(recall).await;
+            Box::pin(self.look_up(recall)).await;
         }
         let observer = &self.engine.shared().observer;
         let shared = self.engine.shared();

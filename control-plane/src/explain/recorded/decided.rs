@@ -17,7 +17,14 @@ pub(super) type Word = (Option<String>, Option<Source>);
 #[expect(clippy::large_enum_variant, reason = "there is one for each answer, and it is taken apart at once")]
 pub(super) enum Decided {
     Way(Box<Answer>),
-    Application { rate_limit: Option<Said>, overload: Option<Said>, authorization: Vec<(String, Said)> },
+    Application(Box<Application>),
+}
+
+/// What stands before an application.
+pub(super) struct Application {
+    rate_limit: Option<Said>,
+    overload: Option<Said>,
+    authorization: Vec<(String, Said)>,
 }
 
 /// What is published now about such a request, if the same rule takes it still.
@@ -48,11 +55,11 @@ pub(super) fn decided(explainer: &Explainer, hop: &Observed) -> Option<Decided> 
 fn before_application(snapshot: &Snapshot, instance: &str, is: &RequestRecord) -> Option<Decided> {
     let inbound = snapshot.inbounds().find(|inbound| *inbound.name == *instance)?;
     let port: &InboundPort = inbound.ports.iter().find(|port| *port.label == *is.service)?;
-    Some(Decided::Application {
+    Some(Decided::Application(Box::new(Application {
         rate_limit: port.rate_limit.as_deref().map(policy::rate_limit),
         overload: port.overload.as_deref().map(policy::gate),
         authorization: port.authorization.policies().map(policy::action).collect(),
-    })
+    })))
 }
 
 impl Decided {
@@ -66,13 +73,13 @@ impl Decided {
     /// What a field says of a request like this.
     pub(super) fn said(&self, field: Field, is: &RequestRecord) -> Word {
         let (authorization, said) = match self {
-            Self::Application { rate_limit, overload, authorization } => {
+            Self::Application(before) => {
                 let said = match field {
-                    Field::RateLimit => rate_limit.as_ref(),
-                    Field::Overload => overload.as_ref(),
+                    Field::RateLimit => before.rate_limit.as_ref(),
+                    Field::Overload => before.overload.as_ref(),
                     _ => None,
                 };
-                (authorization, word(said))
+                (&before.authorization, word(said))
             }
             Self::Way(answer) => {
                 let said = match field {
