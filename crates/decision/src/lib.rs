@@ -36,6 +36,7 @@ mod hostname;
 mod inbound;
 pub mod invariants;
 mod kinship;
+mod labels;
 mod limits;
 mod load;
 mod matching;
