@@ -160,7 +160,7 @@ class Shop:
         place = self.run / f"{service}-{number}"
         place.mkdir()
         argv = [self.binary, "run", "--service", service, "--instance", f"{service}-{number}", "--address", address,
-                "--listen-address", address, "--flight-recorder-slow", SLOW, "--port", "9000", "--protocol", "http", "--workers", "1",
+                "--flight-recorder-slow", SLOW, "--port", "9000", "--protocol", "http", "--workers", "1",
                 "--control-plane", self.at["plane"], "--registry", self.at["registry"], "--server", self.at["server"],
                 "--data-dir", place / "data", "--access-log", place / "access.log", "--token-file", self.token(service, place),
                 "--", *command("shop-service", self.file, service)]

@@ -192,7 +192,7 @@ fn proxies_and_services_are_told_to_scripts_as_promised() {
 
     let app = "import http.server, os\nhttp.server.HTTPServer((os.environ['HOST'], int(os.environ['PORT'])), http.server.SimpleHTTPRequestHandler).serve_forever()";
     let app = [python.to_str().unwrap(), "-c", app];
-    let more = ["--app-version", "7", "--protocol", "http"];
+    let more = ["--app-version", "7", "--protocol", "http", "--label", "tier=main", "--label", "team=web"];
     let _web = platform.run("web", next(platform.base, 1), &more, &app);
     let services = until("the instance is registered", || {
         let services = json(&platform.command(&["services", "-o", "json"]));
@@ -204,6 +204,10 @@ fn proxies_and_services_are_told_to_scripts_as_promised() {
     let instance = &web["instances"][0];
     assert!(keys(instance).is_superset(&promised.split(' ').collect()), "{instance}");
     assert_eq!(instance["version"], "7");
+    assert_eq!(
+        (&instance["metadata"]["tier"], &instance["metadata"]["team"]),
+        (&"main".into(), &"web".into())
+    );
     assert_eq!(printed(&platform.command(&["services", "-n", "other", "-o", "json"])).trim(), "[]");
 }
 

@@ -20,8 +20,8 @@ use meshwork_decision::Snapshot;
 use meshwork_identity::Identity;
 use meshwork_messages::{OBSERVE, OPERATE, RECORD, type_url, v1};
 use meshwork_process::{
-    AdminArgs, AdminError, AdminServer, AdminState, CommonArgs, Condition, Drain, Readiness, TraceArgs,
-    TraceArgsError,
+    AdminArgs, AdminError, AdminServer, AdminState, CommonArgs, Condition, Drain, ListenArgs, Readiness,
+    TraceArgs, TraceArgsError,
 };
 use meshwork_proxy::{Engine, Follower, Learnt, MemoryLevel, Mesh, Observer, Settings, Shared, TrafficArgs};
 use meshwork_telemetry::{
@@ -42,6 +42,8 @@ const FAREWELL: Duration = Duration::from_secs(2);
 pub struct Flags {
     /// Every process's flags.
     pub common: CommonArgs,
+    /// Where it listens, unless a `Gateway` or a flag says it.
+    pub listen: ListenArgs,
     /// Whether spans are exported, and where to.
     pub traces: TraceArgs,
     /// Bounds on what callers may make it hold.
@@ -83,7 +85,7 @@ impl Admin {
     /// # Errors
     /// [`GatewayError::Admin`].
     pub fn open(
-        common: &CommonArgs,
+        listen: &ListenArgs,
         addresses: &AdminArgs,
         metrics: &MetricsRegistry,
         log: LogHandle,
@@ -93,7 +95,7 @@ impl Admin {
         let readiness = Readiness::new();
         let (configured, serving) = (readiness.condition("configuration"), readiness.condition("serving"));
         let state = AdminState { readiness, metrics: metrics.clone(), log: Some(log) };
-        let server = AdminServer::start(addresses.addresses(common.listen_address), state, routes)?;
+        let server = AdminServer::start(addresses.addresses(listen.listen_address), state, routes)?;
         Ok(Self { server, configured, serving })
     }
 }
@@ -223,7 +225,7 @@ fn shared(
         clock: Arc::clone(clock),
         settings: Settings {
             workers: flags.common.worker_count(),
-            listen_address: flags.common.listen_address,
+            listen_address: flags.listen.listen_address,
             identity: replica(&flags.common, identity.as_deref().map(Identity::id).as_ref()),
             ..flags.traffic.settings()
         },

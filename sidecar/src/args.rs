@@ -45,6 +45,11 @@ pub struct SidecarArgs {
     #[arg(long, value_name = "VERSION", env = "MESHWORK_APP_VERSION")]
     pub app_version: Option<String>,
 
+    /// A label of this instance, as tier=main, for `matchLabels` of subsets and priorities; the registry has it as
+    /// metadata. May be given several times
+    #[arg(long = "label", value_name = "KEY=VALUE", env = "MESHWORK_LABEL", value_delimiter = ',')]
+    pub labels: Vec<Label>,
+
     /// This instance's own address, at which its sidecar listens and the registry finds it [default: a loopback address that is free]
     #[arg(long, value_name = "IP", env = "MESHWORK_ADDRESS")]
     pub address: Option<IpAddr>,
@@ -98,6 +103,55 @@ pub struct SidecarArgs {
     /// The application: its command and arguments; {port} in them becomes its port
     #[arg(last = true, required = true, value_name = "COMMAND")]
     pub command: Vec<OsString>,
+}
+
+/// What an instance is told apart by.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Label {
+    /// Its name, as Consul takes it for `Meta`.
+    pub key: String,
+    /// What it says.
+    pub value: String,
+}
+
+/// Why a text is no label.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub enum LabelError {
+    /// There is no `=`.
+    #[error("`{0}` is not KEY=VALUE, as in tier=main")]
+    Form(String),
+    /// What nobody could write elsewhere.
+    #[error(
+        "`{0}` cannot be a label's name: use 1 to 128 letters, digits, `-`, `_`, `.` and `/`, as in tier"
+    )]
+    Key(String),
+    /// Metadata by which the platform itself tells instances apart.
+    #[error("`{0}` is set by the sidecar itself; choose another name than meshwork.dev/…")]
+    Ours(String),
+    /// There is a flag for it.
+    #[error("`version` is said by --app-version, and selected by `version` all the same")]
+    Version,
+    /// Two values.
+    #[error("--label: `{0}` has two values; give it once")]
+    Twice(String),
+}
+
+impl FromStr for Label {
+    type Err = LabelError;
+    fn from_str(text: &str) -> Result<Self, LabelError> {
+        let (key, value) = text.split_once('=').ok_or_else(|| LabelError::Form(text.to_owned()))?;
+        let fits = |byte: u8| byte.is_ascii_alphanumeric() || b"-_./".contains(&byte);
+        if key.is_empty() || key.len() > 128 || !key.bytes().all(fits) {
+            return Err(LabelError::Key(key.to_owned()));
+        }
+        if key.starts_with("meshwork.dev/") {
+            return Err(LabelError::Ours(key.to_owned()));
+        }
+        if key == "version" {
+            return Err(LabelError::Version);
+        }
+        Ok(Self { key: key.to_owned(), value: value.to_owned() })
+    }
 }
 
 /// A door of the outbound side that leads to one service.
@@ -188,6 +242,20 @@ impl SidecarArgs {
         Ok(doors)
     }
 
+    /// The instance's labels.
+    ///
+    /// # Errors
+    /// One has two values.
+    pub(crate) fn labels(&self) -> Result<BTreeMap<String, String>, LabelError> {
+        let mut labels = BTreeMap::new();
+        for Label { key, value } in &self.labels {
+            if labels.insert(key.clone(), value.clone()).is_some() {
+                return Err(LabelError::Twice(key.clone()));
+            }
+        }
+        Ok(labels)
+    }
+
     pub(crate) fn node(&self, instance: &str, workers: usize) -> v1::Node {
         v1::Node {
             id: format!("{}/{instance}", self.namespace),
@@ -246,5 +314,19 @@ mod tests {
             assert_eq!(door(text), Err(DoorError::Form(text.to_owned())));
         }
         assert!(door("a:1=0.0.0.0:2").unwrap_err().to_string().contains("loopback"));
+    }
+
+    #[test]
+    fn a_label_is_a_key_and_a_value_and_none_of_ours() {
+        let label = |text: &str| text.parse::<Label>();
+        let tier = label("tier=main=1").unwrap();
+        assert_eq!((&*tier.key, &*tier.value), ("tier", "main=1"));
+        assert_eq!(label("team/tier=").unwrap().value, "");
+        assert_eq!(label("tier"), Err(LabelError::Form("tier".to_owned())));
+        assert_eq!(label("=main"), Err(LabelError::Key(String::new())));
+        assert_eq!(label("a b=main"), Err(LabelError::Key("a b".to_owned())));
+        let ours = "meshwork.dev/mesh-port";
+        assert_eq!(label(&format!("{ours}=1")), Err(LabelError::Ours(ours.to_owned())));
+        assert_eq!(label("version=v2"), Err(LabelError::Version));
     }
 }

@@ -50,7 +50,7 @@ use tokio::task::JoinHandle;
 
 pub use app::{App, AppError, Exit, Spec, assign_port};
 use args::Places;
-pub use args::{Door, DoorError, SidecarArgs};
+pub use args::{Door, DoorError, Label, LabelError, SidecarArgs};
 use discovery::Discovery;
 use signals::{Received, Signals};
 
@@ -107,6 +107,9 @@ pub enum SidecarError {
     /// Doors to single services.
     #[error(transparent)]
     Door(#[from] DoorError),
+    /// The instance's labels.
+    #[error(transparent)]
+    Label(#[from] LabelError),
     /// The system gave no threads or no signals.
     #[error("the sidecar cannot start its workers: {0}; raise the limits of threads and open files")]
     Start(#[from] std::io::Error),
@@ -449,7 +452,7 @@ fn registrar(
             workload: Some(identity.id().workload().to_owned()),
             version: args.app_version.clone(),
             zone: args.traffic.zone.clone(),
-            metadata: metadata.into_iter().chain(region).collect(),
+            metadata: args.labels()?.into_iter().chain(metadata).chain(region).collect(),
             lease_seconds: Some(LEASE_SECONDS),
             maintenance: Some("its sidecar is starting".to_owned()),
             ..Registration::default()

@@ -82,7 +82,7 @@ class Meshwork(Peer):
     def sidecar(self, run, hop, address, service, token, more, application, cpu):
         place = folder(run, hop)
         place.mkdir()
-        argv = [self.path(), "run", "--service", service, "--address", address, "--listen-address", address,
+        argv = [self.path(), "run", "--service", service, "--address", address,
                 "--control-plane", f"{SERVER}:15012", "--registry", f"{SERVER}:8501", "--token-file", token,
                 "--data-dir", place / "data", "--workers", "1", "--access-log", place / self.log, *more, "--", *application]
         process = Process(f"{self.name} of {service}", argv, place, cpu, alone=True)

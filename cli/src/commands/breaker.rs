@@ -20,8 +20,10 @@ pub(crate) struct Arguments {
 #[derive(clap::Subcommand, Debug)]
 enum Action {
     /// Refuse every call to a service, or by a route, for a time
+    #[command(override_usage = "meshwork breaker open [OPTIONS] --for <TIME> <NAME>")]
     Open(Force),
     /// Let every call to a service, or by a route, through, for a time
+    #[command(override_usage = "meshwork breaker close [OPTIONS] --for <TIME> <NAME>")]
     Close(Force),
     /// Let policy and rates decide again
     Release(Which),

@@ -10,7 +10,7 @@ use meshwork_base::{Clock, Namespace, ObjectName, SystemClock, ThreadRng};
 use meshwork_control_plane::{ControlPlane, Settings};
 use meshwork_gateway::{Admin, Entry, Flags, Parts};
 use meshwork_identity::Identity;
-use meshwork_process::{AdminArgs, CommonArgs, TraceArgs};
+use meshwork_process::{AdminArgs, CommonArgs, ListenArgs, TraceArgs};
 use meshwork_proxy::TrafficArgs;
 use meshwork_telemetry::{MetricsRegistry, init_logging};
 use meshwork_xds::join::{Joining, role_client};
@@ -60,6 +60,8 @@ pub(crate) struct Arguments {
     #[command(flatten)]
     traffic: TrafficArgs,
     #[command(flatten)]
+    listen: ListenArgs,
+    #[command(flatten)]
     common: CommonArgs,
 }
 
@@ -79,11 +81,12 @@ pub(crate) fn run(arguments: Arguments) -> Outcome {
             addresses,
             traces,
             traffic,
+            listen,
             common,
         } = arguments;
-        let flags = Flags { common, traces, traffic };
+        let flags = Flags { common, listen, traces, traffic };
         let metrics = MetricsRegistry::default();
-        let open = |routes| Admin::open(&flags.common, &addresses, &metrics, log, routes);
+        let open = |routes| Admin::open(&flags.listen, &addresses, &metrics, log, routes);
         let parts = match (control_plane, resources) {
             (Some(control_plane), _) => {
                 let admin = open(axum::Router::new())?;

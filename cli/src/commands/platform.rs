@@ -17,7 +17,7 @@ use axum::extract::Request;
 use axum::middleware::{self, Next};
 use meshwork_api::{Client, ConfigClient, RegistryClient};
 use meshwork_base::{Clock, SystemClock};
-use meshwork_process::{AdminState, Caller, CommonArgs, Drain, Observed, Readiness, by_address};
+use meshwork_process::{AdminState, Caller, CommonArgs, Drain, ListenArgs, Observed, Readiness, by_address};
 use meshwork_telemetry::{LogHandle, MetricsRegistry, init_logging, inventory};
 use tokio::net::TcpListener;
 use tokio::task::AbortHandle;
@@ -39,7 +39,7 @@ pub(crate) struct ServerArguments {
     #[command(flatten)]
     config: ConfigArgs,
     #[command(flatten)]
-    common: CommonArgs,
+    common: RoleArgs,
 }
 
 /// Run the config service alone
@@ -51,7 +51,7 @@ pub(crate) struct ConfigArguments {
     #[command(flatten)]
     config: ConfigArgs,
     #[command(flatten)]
-    common: CommonArgs,
+    common: RoleArgs,
 }
 
 /// Run the registry alone
@@ -68,7 +68,7 @@ pub(crate) struct RegistryArguments {
     #[command(flatten)]
     registry: RegistryArgs,
     #[command(flatten)]
-    common: CommonArgs,
+    common: RoleArgs,
 }
 
 /// Run the control plane alone
@@ -83,6 +83,15 @@ pub(crate) struct ControlPlaneArguments {
     #[command(flatten)]
     plane: PlaneArgs,
     #[command(flatten)]
+    common: RoleArgs,
+}
+
+/// The flags of every role's process.
+#[derive(clap::Args, Clone, Debug)]
+struct RoleArgs {
+    #[command(flatten)]
+    listen: ListenArgs,
+    #[command(flatten)]
     common: CommonArgs,
 }
 
@@ -91,6 +100,7 @@ pub(crate) struct ControlPlaneArguments {
 struct Process {
     role: &'static str,
     common: CommonArgs,
+    listen_address: IpAddr,
     log: LogHandle,
     clock: Arc<dyn Clock>,
     metrics: MetricsRegistry,
@@ -98,13 +108,14 @@ struct Process {
 }
 
 impl Process {
-    fn new(common: CommonArgs, role: &'static str) -> Result<Self, Box<dyn std::error::Error>> {
+    fn new(flags: RoleArgs, role: &'static str) -> Result<Self, Box<dyn std::error::Error>> {
+        let RoleArgs { listen: ListenArgs { listen_address }, common } = flags;
         let log = init_logging(common.log_format, &common.log)?;
         let drain = Drain::new(common.drain_timeout);
         let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
         let metrics = MetricsRegistry::default();
         metrics.set_info(&inventory::BUILD_INFO, &[env!("CARGO_PKG_VERSION"), role]);
-        Ok(Self { common, role, log, clock, metrics, drain })
+        Ok(Self { common, listen_address, role, log, clock, metrics, drain })
     }
 
     /// What every process shows of itself.
@@ -126,7 +137,7 @@ impl Process {
 
     /// Where what is not protected listens: never beyond this machine.
     const fn plain_address(&self) -> IpAddr {
-        let listen = self.common.listen_address;
+        let listen = self.listen_address;
         if listen.is_loopback() { listen } else { IpAddr::V4(std::net::Ipv4Addr::LOCALHOST) }
     }
 
@@ -138,10 +149,10 @@ impl Process {
 
 fn run(
     role: &'static str,
-    common: CommonArgs,
+    flags: RoleArgs,
     serve: impl AsyncFnOnce(Process) -> Result<(), Box<dyn std::error::Error>>,
 ) -> Outcome {
-    let process = Process::new(common, role)?;
+    let process = Process::new(flags, role)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     let drain = process.drain.clone();
     runtime.block_on(async {

@@ -110,9 +110,9 @@ fn words(arguments: &[&str]) -> Vec<OsString> {
 }
 
 /// What every process is told.
-fn common(wanted: &Wanted<'_>, data_dir: &Path, listen: IpAddr) -> Vec<OsString> {
-    let mut arguments = words(&["--listen-address", &listen.to_string(), "--data-dir"]);
-    arguments.push(data_dir.into());
+fn common(wanted: &Wanted<'_>) -> Vec<OsString> {
+    let mut arguments = words(&["--data-dir"]);
+    arguments.push(wanted.data_dir.into());
     if let Some(workers) = wanted.workers {
         arguments.extend(words(&["--workers", &workers.to_string()]));
     }
@@ -122,7 +122,8 @@ fn common(wanted: &Wanted<'_>, data_dir: &Path, listen: IpAddr) -> Vec<OsString>
 fn server(wanted: &Wanted<'_>) -> Task {
     let mut arguments = words(&["server", "--resources"]);
     arguments.push(wanted.resources.into());
-    arguments.extend(common(wanted, wanted.data_dir, wanted.base));
+    arguments.extend(words(&["--listen-address", &wanted.base.to_string()]));
+    arguments.extend(common(wanted));
     let ready = SocketAddr::new(wanted.base, 15014);
     Task { name: "server".to_owned(), arguments, environment: Vec::new(), ready }
 }
@@ -133,7 +134,8 @@ fn gateway(wanted: &Wanted<'_>) -> Task {
     let mut arguments = words(&["gateway", "--control-plane", &control_plane, "--server", &server]);
     arguments.push("--access-log".into());
     arguments.push(wanted.data_dir.join("gateway/access.log").into());
-    arguments.extend(common(wanted, wanted.data_dir, wanted.base));
+    arguments.extend(words(&["--listen-address", &wanted.base.to_string()]));
+    arguments.extend(common(wanted));
     let ready = SocketAddr::new(wanted.base, 15021);
     Task { name: "gateway".to_owned(), arguments, environment: Vec::new(), ready }
 }
@@ -153,7 +155,7 @@ fn instance(
     arguments.extend(words(&["--registry", &at(8501), "--server", &format!("http://{}", at(15014))]));
     arguments.push("--access-log".into());
     arguments.push(wanted.data_dir.join(&name).join("access.log").into());
-    arguments.extend(common(wanted, wanted.data_dir, address));
+    arguments.extend(common(wanted));
     arguments.push("--".into());
     arguments.extend(command.iter().cloned());
     let data: OsString = wanted.data_dir.join(&name).join("data").into();

@@ -144,7 +144,7 @@ fn caused(metrics: &str, row: &Row) -> usize {
 /// Whether its requests come to no service.
 fn is_nobodys(row: &Row) -> bool {
     // Whose backend is not known yet, or is none.
-    matches!(row.phase, "head" | "route" | "authorize" | "rate_limit")
+    matches!(row.phase, "head" | "route")
         || matches!(row.name, "no-service" | "no-backends" | "no-weight" | "memory")
 }
 

@@ -97,6 +97,9 @@ fn wrong_use_ends_with_2_and_says_what_is_right() {
         (&["gateway"], "--resources"),
         (&["gateway", "--resources", ".", "--workers", "many"], "many"),
         (&["gateway", "--resources", ".", "--listen-address", "everywhere"], "everywhere"),
+        // A sidecar listens at its instance's own address.
+        (&["run", "--service", "a", "--listen-address", "127.0.0.2", "--", "true"], "--listen-address"),
+        (&["run", "--service", "a", "--label", "tier", "--", "true"], "KEY=VALUE"),
         (&["gateway", "--resources", ".", "--settings", missing], missing),
         (&["gateway", "--resources", ".", "--settings", typo], "settings.yaml:2"),
         (&["check"], "--filename"),
@@ -121,7 +124,7 @@ fn a_settings_file_of_any_process_is_refused_at_the_line_of_what_it_does_not_kno
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
         assert_eq!(output.status.code(), Some(2), "{process}: {said}");
         let expected = format!("settings.yaml:3: `listen-adress` is no setting of `{process}`; known are");
-        assert!(said.contains(&expected) && said.contains("listen-address"), "{process}: {said}");
+        assert!(said.contains(&expected) && said.contains("drain-timeout"), "{process}: {said}");
     }
 }
 

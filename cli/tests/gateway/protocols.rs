@@ -68,6 +68,46 @@ print("done")
 }
 
 #[test]
+fn a_grpc_client_sees_the_code_that_a_policy_injects_whichever_it_is() {
+    let Some(python) = meshwork_testkit::python() else { return };
+    let codes = "cancelled unknown invalid-argument deadline-exceeded not-found already-exists permission-denied \
+                 resource-exhausted failed-precondition aborted out-of-range unimplemented internal unavailable data-loss \
+                 unauthenticated";
+    let injected = |code: &str| {
+        let rule = format!("  - matches: [{{path: {{type: Exact, value: /a.B/{code}}}}}]");
+        let policy = format!(
+            "apiVersion: meshwork.dev/v1alpha1
+kind: TrafficPolicy
+metadata: {{name: {code}}}
+spec:
+  targetRefs: [{{group: gateway.networking.k8s.io, kind: HTTPRoute, name: {code}}}]
+  faultInjection: {{abort: {{grpcStatus: {code}}}}}
+---
+"
+        );
+        [yaml::route(code, &format!("{rule}\n    backendRefs: [{{name: s, port: 80}}]")), policy].concat()
+    };
+    let nobody = "127.0.0.1:9".parse().unwrap();
+    let all: String = codes.split_whitespace().map(injected).collect();
+    let gateway =
+        Gateway::start(&[("all.yaml", &[yaml::EDGE, &yaml::service("s", &[nobody]), &all].concat())]);
+    let script = r#"
+import grpc, sys
+channel = grpc.insecure_channel(sys.argv[1])
+for code in grpc.StatusCode:
+    if code is grpc.StatusCode.OK: continue
+    try:
+        channel.unary_unary("/a.B/" + code.name.lower().replace("_", "-"))(b"x", timeout=20)
+        raise SystemExit("a status must arrive")
+    except grpc.RpcError as error:
+        assert (error.code(), error.details()) == (code, "fault_abort"), error
+print("done")
+"#;
+    let said = stdout(Command::new(python).args(["-c", script, &gateway.at(8080).to_string()]));
+    assert_eq!(said, "done\n");
+}
+
+#[test]
 fn a_websocket_passes_with_its_frames_and_its_close() {
     let Some(python) = meshwork_testkit::python() else { return };
     let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();

@@ -397,7 +397,15 @@ async fn force(
     let port = order.port.map_or(0, u32::from);
     let ports = service.ports.iter().map(|known| known.port);
     let service = format!("{namespace}/{name}");
-    tracing::info!(service, port, state = order.state, seconds = lasts.as_secs(), "circuit breaker forced");
+    match state {
+        breaker_force::State::None => {
+            tracing::info!(service, port = order.port, "circuit breaker released");
+        }
+        breaker_force::State::Open | breaker_force::State::Closed => {
+            let (state, seconds) = (&order.state, lasts.as_secs());
+            tracing::info!(service, port = order.port, state, seconds, "circuit breaker forced");
+        }
+    }
     let none = breaker_force::State::None.into();
     // What was said of one port before does not stand above what is said of all now.
     for port in ports.filter(|_| port == 0) {

@@ -27,7 +27,7 @@ use crate::output::{ByKey, Output, ResourceKey, ResourceType};
 use crate::route::{self, Draft, Kept};
 use crate::shadow::Shadows;
 use crate::status::Status;
-use crate::{Cx, Part, endpoints, policy, service, stream, subset};
+use crate::{Cx, Part, endpoints, labels, policy, service, stream, subset};
 
 use stale::{Seen, Stale};
 
@@ -39,6 +39,7 @@ pub struct Compiler {
     services: Told,
     streams: Told,
     policies: Told,
+    labels: Told,
     back: Told,
     routes: BTreeMap<ObjectKey, Kept>,
     shadows: Shadows,
@@ -92,6 +93,10 @@ impl Compiler {
         if stale.policies || reshaped {
             policy::policies(&mut cx, &gateways, &maps.resources);
             maps.replace(&mut self.policies, cx.take());
+        }
+        if stale.services || stale.policies {
+            labels::priorities(&mut cx);
+            maps.replace(&mut self.labels, cx.take());
         }
         gateway::finish(&mut cx, &gateways);
         maps.replace(&mut self.back, cx.take());
@@ -203,7 +208,7 @@ impl Compiler {
     }
 
     fn diagnostics(&self) -> Vec<Diagnostic> {
-        let parts = [&self.front, &self.services, &self.streams, &self.policies, &self.back];
+        let parts = [&self.front, &self.services, &self.streams, &self.policies, &self.labels, &self.back];
         let of_routes = self.faulty.iter().filter_map(|key| self.routes.get(key)).flat_map(|kept| &kept.told);
         in_order(parts.into_iter().flat_map(|part| &part.diagnostics).chain(of_routes).cloned().collect())
     }

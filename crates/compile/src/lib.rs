@@ -25,6 +25,7 @@ mod endpoints;
 mod gateway;
 mod hostname;
 mod index;
+mod labels;
 mod listener;
 mod policy;
 mod route;

@@ -318,7 +318,7 @@ fn traffic(spec: &TrafficPolicy) -> v1::TrafficPolicy {
 
 /// Envoy's defaults for what is not said; rates are looked at where somebody writes them.
 fn outlier_detection(spec: &OutlierDetection) -> v1::OutlierDetection {
-    let base = spec.base_ejection_time.map_or(30_000, millis);
+    let base = spec.base_ejection_time.as_ref().map_or(30_000, |time| millis(time.inner));
     v1::OutlierDetection {
         consecutive_5xx: spec.consecutive_5xx.unwrap_or(5),
         consecutive_gateway_failure: spec.consecutive_gateway_failure.unwrap_or_default(),

@@ -3,7 +3,7 @@
 use meshwork_messages::v1;
 use meshwork_messages::v1::fault_injection::abort::With;
 use meshwork_messages::v1::fault_injection::{Abort, Bandwidth, Delay};
-use meshwork_resources::{FaultInjection, Fraction, HTTPHeader, RateLimit, RateLimitMode, RetryOn, Spanned};
+use meshwork_resources::{FaultInjection, Fraction, HTTPHeader, RateLimit, RateLimitMode, Spanned};
 
 use crate::rule::millis;
 
@@ -22,12 +22,12 @@ pub(crate) fn fault(spec: &FaultInjection) -> v1::FaultInjection {
         headers: spec.headers.iter().map(|header| field(header)).collect(),
         delay: spec.delay.as_ref().map(|delay| Delay {
             share: share(delay.percent, delay.fraction.as_ref()),
-            time_ms: millis(delay.time),
+            time_ms: millis(delay.time.inner),
         }),
         abort: spec.abort.as_ref().map(|abort| Abort {
             share: share(abort.percent, abort.fraction.as_ref()),
             with: match (abort.http_status, abort.grpc_status) {
-                (_, Some(RetryOn::Grpc(status))) => Some(With::GrpcStatus(status.into())),
+                (_, Some(status)) => Some(With::GrpcStatus(status.code().into())),
                 (status, _) => status.map(With::Status),
             },
         }),

@@ -1,16 +1,14 @@
 //! Subsets of services: what routes name as a backend, and whether anybody is in them.
 
 use meshwork_messages::v1;
-use meshwork_resources::{EndpointSlice, ServiceSubset, Severity, SubsetFallback};
+use meshwork_resources::{ServiceSubset, Severity, SubsetFallback};
 
 use crate::Cx;
 use crate::codes;
 use crate::index::{Entry, Name, qualified};
-use crate::service::{ports_of, registered};
+use crate::labels::{VERSION, members};
+use crate::service::ports_of;
 use crate::status::Status;
-
-/// The label that is also the version which an endpoint says by itself.
-const VERSION: &str = "version";
 
 /// The subsets of a service, as its message says them.
 pub(crate) fn of(cx: &Cx<'_>, (namespace, service): Name<'_>) -> Vec<v1::service::Subset> {
@@ -79,14 +77,8 @@ fn accepted(
             Some("add it, register it, or correct its name".to_owned());
         return Err(("TargetNotFound", message));
     }
-    if !cx.index.services.contains_key(&of) {
-        let instances = registered(cx, of).map_or(&[][..], |service| &service.instances);
-        let has = |instance: &&crate::input::CatalogInstance| {
-            matches(subset, &instance.version, |label| instance.labels.get(label).map(String::as_str))
-        };
-        return Ok((instances.iter().filter(has).count(), instances.len()));
-    }
-    if let Some(unknown) = subset.match_labels.keys().find(|label| *label != VERSION) {
+    let unknown = subset.match_labels.keys().find(|label| *label != VERSION);
+    if let Some(unknown) = unknown.filter(|_| cx.index.services.contains_key(&of)) {
         let message = format!(
             "Label `{unknown}` selects nobody: of the endpoints of an EndpointSlice only the version is known, by the \
              slice's label `app.kubernetes.io/version`."
@@ -96,22 +88,5 @@ fn accepted(
             Some("select by `version`, or write a Service of its own for these endpoints".to_owned());
         return Err(("Invalid", message));
     }
-    let (mut members, mut all) = (0, 0);
-    let slices = cx.index.slices.iter().filter(|((namespace, _), _)| *namespace == name.0);
-    for (_, slice) in
-        slices.filter(|(_, slice)| EndpointSlice::service_name(&slice.object.meta) == Some(of.1))
-    {
-        let version = slice.object.meta.labels.get("app.kubernetes.io/version").map_or("", String::as_str);
-        let count = slice.spec.endpoints.len();
-        all += count;
-        members += if matches(subset, version, |_| None) { count } else { 0 };
-    }
-    Ok((members, all))
-}
-
-fn matches<'a>(subset: &ServiceSubset, version: &'a str, label: impl Fn(&str) -> Option<&'a str>) -> bool {
-    subset.match_labels.iter().all(|(name, value)| {
-        let own = label(name).or_else(|| (name == VERSION).then_some(version));
-        own == Some(value)
-    })
+    Ok(members(cx, of, &subset.match_labels))
 }

@@ -37,6 +37,7 @@ mod hostname;
 mod inbound;
 pub mod invariants;
 mod kinship;
+mod labels;
 mod limits;
 mod load;
 mod matching;

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use crate::balance::Rank;
 use crate::endpoint::Endpoint;
+use crate::labels;
 
 /// Where a proxy runs; empty where nobody said so.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -77,10 +78,8 @@ impl Default for Preference {
 
 impl Preference {
     pub(crate) fn rank(&self, endpoint: &Endpoint, place: &Locality) -> Rank {
-        let has = |labels: &BTreeMap<String, String>| {
-            labels.iter().all(|(name, value)| endpoint.labels.get(name) == Some(value))
-        };
-        let priority = self.priorities.iter().position(has).unwrap_or(self.priorities.len());
+        let priority = self.priorities.iter().position(|labels| labels::has(endpoint, labels));
+        let priority = priority.unwrap_or(self.priorities.len());
         let distance = match (distance(endpoint, place), self.prefer) {
             (_, Prefer::Nothing) => Distance::Elsewhere,
             (Distance::Zone, Prefer::Region) => Distance::Region,

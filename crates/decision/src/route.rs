@@ -213,6 +213,15 @@ impl Rule {
         &self.spec.filters
     }
 
+    /// Where its requests go, if that does not have to be chosen.
+    #[must_use]
+    pub fn only_cluster(&self) -> Option<&Arc<Cluster>> {
+        match &*self.backends {
+            [only] if self.total_weight > 0 => only.cluster(),
+            _ => None,
+        }
+    }
+
     /// Chooses a backend by weight, among all of them: one that does not resolve takes its share of the requests and
     /// fails them, as Gateway API asks.
     ///

@@ -5,9 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crate::endpoint::Endpoint;
-
-/// The label that is also the version which an endpoint says by itself.
-const VERSION: &str = "version";
+use crate::labels;
 
 /// Which endpoints a subset has.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -22,10 +20,7 @@ pub(crate) struct Subset {
 impl Subset {
     /// Whether an endpoint is in it.
     pub(crate) fn has(&self, endpoint: &Endpoint) -> bool {
-        self.labels.iter().all(|(name, value)| {
-            let own = endpoint.labels.get(name).map(String::as_str);
-            own.or_else(|| (name == VERSION).then_some(&*endpoint.version)) == Some(value)
-        })
+        labels::has(endpoint, &self.labels)
     }
 
     /// Those of a service's endpoints that are called for it.

@@ -32,5 +32,5 @@ pub use memory::{give_memory_back, gives_memory_back, memory_limit, resident_mem
 pub use observed::Observed;
 pub use problem::Problem;
 pub use readiness::{Condition, Readiness};
-pub use settings::{CommonArgs, SettingsError, parse_args, parse_duration};
+pub use settings::{CommonArgs, ListenArgs, SettingsError, parse_args, parse_duration};
 pub use traces::{TraceArgs, TraceArgsError};

@@ -17,13 +17,17 @@ use serde::Deserialize;
 use serde::de::{Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_saphyr::Spanned;
 
-/// The flags of every process.
+/// Where a process listens; of every process but a sidecar, which listens at its instance's own address.
 #[derive(Args, Clone, Debug)]
-pub struct CommonArgs {
+pub struct ListenArgs {
     /// Address that this process's listeners bind to unless they name one themselves
     #[arg(long, value_name = "IP", env = "MESHWORK_LISTEN_ADDRESS", default_value_t = IpAddr::V4(Ipv4Addr::LOCALHOST))]
     pub listen_address: IpAddr,
+}
 
+/// The flags of every process.
+#[derive(Args, Clone, Debug)]
+pub struct CommonArgs {
     /// Threads that carry traffic [default: the CPU quota rounded up, else the cores]
     #[arg(long, value_name = "N", env = "MESHWORK_WORKERS")]
     pub workers: Option<NonZeroUsize>,

@@ -152,6 +152,7 @@ fn changed(force: &Force, what: &str, metrics: &MetricsRegistry) {
     };
     let (metric, of) = match &force.of {
         Of::Service(service, port) => {
+            let port = (*port > 0).then_some(*port);
             tracing::info!(service, port, state, cause, "circuit breaker changed");
             (&inventory::BREAKER_CHANGES, service)
         }

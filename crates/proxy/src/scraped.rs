@@ -21,10 +21,13 @@ pub(crate) fn tell(shared: &Arc<Shared>) {
             snapshot.clusters().for_each(|cluster| of_cluster(cluster, now, samples));
             snapshot.route_breakers().iter().for_each(|breaker| of_route(breaker, now, samples));
             let ports = snapshot.inbounds().flat_map(|inbound| &inbound.ports);
-            let of_apps = ports.filter_map(|port| Some((&*port.label, port.guard()?)));
+            let of_apps = ports.filter_map(|port| Some((&*port.key.service, port.key.port, port.guard()?)));
+            let clusters = snapshot.clusters();
             let of_services =
-                snapshot.clusters().filter_map(|cluster| Some((&*cluster.label, cluster.guard()?)));
-            of_apps.chain(of_services).for_each(|(label, guard)| of_gate(label, guard, samples));
+                clusters.filter_map(|cluster| Some((&*cluster.name, cluster.key.port, cluster.guard()?)));
+            of_apps.chain(of_services).for_each(|(service, port, guard)| {
+                of_gate([service, &port.to_string()], guard, samples);
+            });
         }
     });
 }
@@ -126,23 +129,23 @@ fn checked(cluster: &Cluster, [service, port]: [&str; 2], samples: &mut Samples)
     }
 }
 
-fn of_gate(service: &str, (gate, _): Guard<'_>, samples: &mut Samples) {
+fn of_gate([service, port]: [&str; 2], (gate, _): Guard<'_>, samples: &mut Samples) {
     let view = gate.view();
-    samples.tell(&inventory::OVERLOAD_LIMIT, &[service], view.limit.into());
-    samples.tell(&inventory::OVERLOAD_IN_FLIGHT, &[service], view.in_flight.into());
-    samples.tell(&inventory::OVERLOAD_QUEUED, &[service], view.queued.into());
+    samples.tell(&inventory::OVERLOAD_LIMIT, &[service, port], view.limit.into());
+    samples.tell(&inventory::OVERLOAD_IN_FLIGHT, &[service, port], view.in_flight.into());
+    samples.tell(&inventory::OVERLOAD_QUEUED, &[service, port], view.queued.into());
     let min_rtt = view.min_rtt.map_or(0, |time| u64::try_from(time.as_micros()).unwrap_or(u64::MAX));
-    samples.tell(&inventory::OVERLOAD_MIN_RTT, &[service], min_rtt);
+    samples.tell(&inventory::OVERLOAD_MIN_RTT, &[service, port], min_rtt);
     for priority in Priority::ALL {
         let (passed, shed) = (view.tally.passed[priority as usize], view.tally.shed[priority as usize]);
         let priority = priority.as_str();
         if passed > 0 {
-            samples.tell(&inventory::OVERLOAD_PASSED, &[service, priority], passed);
+            samples.tell(&inventory::OVERLOAD_PASSED, &[service, port, priority], passed);
         }
         for reason in Shed::ALL.into_iter().filter(|&reason| shed[reason as usize] > 0) {
             samples.tell(
                 &inventory::OVERLOAD_SHED,
-                &[service, priority, reason.as_str()],
+                &[service, port, priority, reason.as_str()],
                 shed[reason as usize],
             );
         }

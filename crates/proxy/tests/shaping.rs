@@ -14,6 +14,7 @@ use meshwork_messages::v1::fault_injection::abort::With;
 use meshwork_messages::v1::fault_injection::{Abort, Bandwidth, Delay};
 use meshwork_messages::v1::service_port::AppProtocol;
 use meshwork_proxy::{Mesh, Settings};
+use serde_json::json;
 use support::mesh::Pair;
 use support::{Harness, Upstream, exchange, is_head, read_until, rule, upstream};
 use tokio::io::AsyncWriteExt;
@@ -93,6 +94,19 @@ async fn who_is_over_a_rate_limit_is_told_so_and_when_to_come_again() {
 }
 
 #[tokio::test]
+async fn a_limit_in_parts_of_a_second_is_told_by_what_passes_in_whole_ones() {
+    for (per_ms, told) in
+        [(500, "q=4;w=1"), (1_500, "q=2;w=2"), (2_000, "q=2;w=2"), (3_000_000, "q=2;w=3000")]
+    {
+        let limit = v1::RateLimit { requests: 2, per_ms, burst: 2, ..Default::default() };
+        let Edge { harness: _harness, address, .. } =
+            edge(5, v1::TrafficPolicy { rate_limit: Some(limit), ..Default::default() }).await;
+        let response = exchange(address, GET).await;
+        assert!(response.contains(&format!("ratelimit-policy: \"default/p\";{told}\r\n")), "{response}");
+    }
+}
+
+#[tokio::test]
 async fn a_redirect_tells_of_the_limit_too() {
     let mut harness = Harness::start(Settings::default());
     let redirect = v1::Redirect { hostname: "b".into(), status: 302, ..Default::default() };
@@ -102,6 +116,39 @@ async fn a_redirect_tells_of_the_limit_too() {
     let answer = exchange(address, GET).await;
     assert!(answer.starts_with("HTTP/1.1 302") && answer.contains("location: http://b"), "{answer}");
     assert!(answer.contains("ratelimit: \"default/p\";r=1;t=1\r\n"), "{answer}");
+}
+
+#[tokio::test]
+async fn who_is_refused_before_a_backend_is_chosen_is_asked_for_by_an_id_and_by_its_service() {
+    let Edge { mut harness, address, .. } = edge(5, limit(1, false)).await;
+    exchange(address, GET).await;
+    exchange(address, GET).await;
+    let address = harness.route(vec![rule(&[("web", 1), ("other", 1)], vec![])]).await;
+    exchange(address, GET).await;
+    exchange(address, b"GET / HTTP/1.1\r\nConnection: close\r\n\r\n").await;
+    let lines = harness.lines(4).await;
+    let lines: Vec<serde_json::Value> =
+        lines.iter().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let wanted = [
+        (200, json!("default/web:80")),
+        (429, json!("default/web:80")),
+        (429, json!(null)),
+        (400, json!(null)),
+    ];
+    for (line, (status, service)) in lines.iter().zip(wanted) {
+        assert_eq!((&line["response_code"], &line["upstream_cluster"]), (&json!(status), &service), "{line}");
+    }
+    let id = |line: usize| lines[line]["request_id"].as_str().unwrap().to_owned();
+    assert_ne!(id(1), id(2));
+    assert_eq!(id(3).len(), 36, "a UUID");
+    for (line, service) in [(1, "default/web:80"), (2, "")] {
+        let kept =
+            harness.engine.recall(0, &v1::Recall { request_id: id(line), ..Default::default() }).await.await;
+        let record = kept[0].record.as_ref().unwrap();
+        assert_eq!((&*record.cause, &*record.service), ("rate_limited", service), "{kept:?}");
+    }
+    let named = ["destination_service_name=\"web\"", "response_flags=\"RL\""];
+    harness.wait_metric("istio_requests_total", &named, 1).await;
 }
 
 #[tokio::test]

@@ -5,6 +5,7 @@ mod config;
 mod endpoint_slice;
 mod gateway;
 mod gateway_class;
+mod grpc_status;
 mod http_filter;
 mod http_match;
 mod http_route;
@@ -38,6 +39,7 @@ pub use gateway::{
     ListenerTls, Protocol, RouteGroupKind, RouteNamespaces, TlsMode,
 };
 pub use gateway_class::{GatewayClass, ParametersReference};
+pub use grpc_status::GrpcStatus;
 pub use http_filter::{
     HTTPHeader, HTTPHeaderFilter, HTTPPathModifier, HTTPRequestRedirectFilter, HTTPRouteFilter,
     HTTPURLRewriteFilter, RedirectScheme, RedirectStatus,

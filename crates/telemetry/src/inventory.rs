@@ -163,17 +163,17 @@ metrics! {
         "What a limit has refused or made wait.";
     RATE_LIMITED = "meshwork_rate_limited_requests_total", Counter, "", &["policy", "mode"],
         "Requests over a local rate limit, by policy: refused, or in shadow mode passed on all the same.";
-    OVERLOAD_LIMIT = "meshwork_overload_concurrency_limit", Gauge, "", &["service"],
+    OVERLOAD_LIMIT = "meshwork_overload_concurrency_limit", Gauge, "", &["service", "port"],
         "How many requests the application beside the proxy, or a service that has no sidecars, gets at once, as its policy's `overload` has learnt.";
-    OVERLOAD_IN_FLIGHT = "meshwork_overload_requests_in_flight", Gauge, "", &["service"],
+    OVERLOAD_IN_FLIGHT = "meshwork_overload_requests_in_flight", Gauge, "", &["service", "port"],
         "Requests that it has not begun to answer.";
-    OVERLOAD_QUEUED = "meshwork_overload_requests_queued", Gauge, "", &["service"],
+    OVERLOAD_QUEUED = "meshwork_overload_requests_queued", Gauge, "", &["service", "port"],
         "Requests that wait until it can take them.";
-    OVERLOAD_MIN_RTT = "meshwork_overload_min_rtt_seconds", Time, "seconds", &["service"],
+    OVERLOAD_MIN_RTT = "meshwork_overload_min_rtt_seconds", Time, "seconds", &["service", "port"],
         "What an answer takes while the application has no queue; 0 before it is known.";
-    OVERLOAD_PASSED = "meshwork_overload_passed_requests_total", Counter, "", &["service", "priority"],
+    OVERLOAD_PASSED = "meshwork_overload_passed_requests_total", Counter, "", &["service", "port", "priority"],
         "Requests that it was given.";
-    OVERLOAD_SHED = "meshwork_overload_shed_requests_total", Counter, "", &["service", "priority", "reason"],
+    OVERLOAD_SHED = "meshwork_overload_shed_requests_total", Counter, "", &["service", "port", "priority", "reason"],
         "Requests that were sent away: for `concurrency`, `queue_full`, `queue_time`, or `preempted` by a higher priority.";
     OVERLOAD_CHANGES = "meshwork_overload_changes_total", Counter, "", &["service", "state", "cause"],
         "How often requests have begun to be sent away (`shedding`, by why the first one was), and that was over (`calm`).";

@@ -85,8 +85,7 @@ pub(super) async fn start(
     args: PlaneArgs,
     followed: Followed,
 ) -> Result<Plane, Box<dyn Error>> {
-    let proxy_address =
-        args.proxy_address.unwrap_or_else(|| SocketAddr::new(process.common.listen_address, 15012));
+    let proxy_address = args.proxy_address.unwrap_or_else(|| SocketAddr::new(process.listen_address, 15012));
     let secure = Secure {
         trust_domain: args.trust_domain,
         root: args.ca_cert.zip(args.ca_key).map(|(certificate, key)| RootFiles { certificate, key }),

@@ -46,7 +46,7 @@ pub(super) async fn start(process: &Process) -> Result<Registry, Box<dyn Error>>
     let options = embedded::Options::new(Arc::clone(&process.clock), Box::new(ThreadRng::new()));
     let store = embedded::open(&path, options)?;
     let rng = Box::new(ThreadRng::new());
-    let options = Options { address: process.common.listen_address, ..Options::default() };
+    let options = Options { address: process.listen_address, ..Options::default() };
     Ok(Registry::start(store, Arc::clone(&process.clock), rng, options).await?)
 }
 
@@ -129,9 +129,8 @@ impl RegistryArgs {
         let plain = self.address(process);
         let local = routes.clone().merge(process_routes(process.admin(readiness)));
         let local = serve_local("registry", "--registry-address", plain, local).await?;
-        let mesh = self
-            .registry_mesh_address
-            .unwrap_or_else(|| SocketAddr::new(process.common.listen_address, 8501));
+        let mesh =
+            self.registry_mesh_address.unwrap_or_else(|| SocketAddr::new(process.listen_address, 8501));
         let mesh = bind("registry", "--registry-mesh-address", mesh).await?;
         let mut served = Served(vec![local]);
         tracing::info!(%plain, mesh = %mesh.local_addr()?, "registry started");

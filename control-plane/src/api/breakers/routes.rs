@@ -115,12 +115,13 @@ pub(super) async fn force(
     let until_unix_ms = until(hub, lasts);
     let all = format!("{namespace}/{name}");
     let route = order.rule.as_ref().map_or_else(|| all.clone(), |rule| format!("{all}/{rule}"));
-    tracing::info!(
-        route,
-        state = order.state,
-        seconds = lasts.as_secs(),
-        "circuit breaker of a route forced"
-    );
+    match state {
+        breaker_force::State::None => tracing::info!(route, "circuit breaker of a route released"),
+        breaker_force::State::Open | breaker_force::State::Closed => {
+            let (state, seconds) = (&order.state, lasts.as_secs());
+            tracing::info!(route, state, seconds, "circuit breaker of a route forced");
+        }
+    }
     let none = breaker_force::State::None.into();
     // What was said of one rule before does not stand above what is said of all now.
     for rule in named().filter(|_| order.rule.is_none()) {

@@ -11,6 +11,7 @@ use super::Unattached;
 use crate::Cx;
 use crate::codes;
 use crate::index::{Name, qualified};
+use crate::labels::VERSION;
 use crate::service::{counts_nowhere, in_mesh, is_http, port_protocol, ports_of};
 
 /// Whether each part of a policy does something at its target.
@@ -92,12 +93,12 @@ fn on_layer_4(policy: &v1::TrafficPolicy) -> Option<(&'static str, &'static str)
     ))
 }
 
-/// Endpoints of an `EndpointSlice` have zones, and neither regions nor labels.
+/// Endpoints of an `EndpointSlice` have zones and a version, and neither regions nor other labels.
 fn of_slices(policy: &v1::TrafficPolicy) -> Option<(&'static str, &'static str)> {
     let failover = policy.load_balancer.as_ref()?.failover.as_ref()?;
-    if !failover.priorities.is_empty() {
-        let why = "the endpoints of an EndpointSlice have no labels; put them into services of their own, with weights in \
-                   the HTTPRoute";
+    if failover.priorities.iter().any(|priority| priority.labels.keys().any(|label| label != VERSION)) {
+        let why = "of the endpoints of an EndpointSlice only the version is known, by the slice's label \
+                   `app.kubernetes.io/version`; go by `version`, or put them into services of their own";
         return Some(("loadBalancer.failover.priorities", why));
     }
     (failover.prefer() == Prefer::Region).then_some((

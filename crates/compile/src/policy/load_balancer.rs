@@ -57,7 +57,7 @@ fn failover(spec: &Failover) -> v1::Failover {
         FailoverPreference::Region => Prefer::Region,
         FailoverPreference::Nothing => Prefer::Nothing,
     };
-    let labels = |labels: &FailoverPriority| v1::Labels { labels: labels.match_labels.clone() };
+    let labels = |labels: &FailoverPriority| v1::Labels { labels: labels.match_labels.inner.clone() };
     v1::Failover {
         prefer: prefer.into(),
         priorities: spec.priorities.iter().map(labels).collect(),

@@ -530,9 +530,10 @@ fn what_is_about_requests_is_refused_where_nobody_sees_them() {
 }
 
 #[test]
-fn endpoints_of_the_files_have_neither_labels_nor_regions() {
+fn endpoints_of_the_files_have_a_version_and_neither_other_labels_nor_regions() {
     for (said, expected) in [
         ("{priorities: [{matchLabels: {tier: main}}]}", "False Invalid"),
+        ("{priorities: [{matchLabels: {version: v1}}]}", "True Accepted"),
         ("{prefer: Region}", "False Invalid"),
         ("{prefer: Zone}", "True Accepted"),
         ("{prefer: None, overprovisioningFactor: 100}", "True Accepted"),

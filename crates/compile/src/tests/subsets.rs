@@ -141,15 +141,17 @@ fn a_subset_of_another_namespace_needs_a_grant_for_its_kind() {
     }
 }
 
+/// Two endpoints of `shop/s`, of this version.
+fn slice(name: &str, version: &str) -> String {
+    format!(
+        "---\napiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {{name: {name}, namespace: shop, \
+         labels: {{kubernetes.io/service-name: s, app.kubernetes.io/version: {version}}}}}\naddressType: IPv4\n\
+         ports: [{{port: 8080}}]\nendpoints: [{{addresses: [10.0.0.1]}}, {{addresses: [10.0.0.2]}}]\n"
+    )
+}
+
 #[test]
 fn endpoints_of_files_are_known_by_their_slice_s_version_alone() {
-    let slice = |name: &str, version: &str| {
-        format!(
-            "---\napiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {{name: {name}, namespace: shop, \
-             labels: {{kubernetes.io/service-name: s, app.kubernetes.io/version: {version}}}}}\naddressType: IPv4\n\
-             ports: [{{port: 8080}}]\nendpoints: [{{addresses: [10.0.0.1]}}, {{addresses: [10.0.0.2]}}]\n"
-        )
-    };
     let objects = [
         &*service("shop", "s"),
         &slice("one", "v1"),
@@ -163,4 +165,32 @@ fn endpoints_of_files_are_known_by_their_slice_s_version_alone() {
     assert_eq!(message, "2 of 4 endpoints of Service shop/s have the labels.");
     assert_eq!(conditions(&output, "ServiceSubset shop/main"), ["Accepted=False Invalid"]);
     assert!(diagnostics(&output).concat().contains("MW2023"));
+}
+
+#[test]
+fn a_priority_that_no_endpoint_has_is_told_while_there_are_endpoints() {
+    let priorities = |target: &str, labels: &[&str]| {
+        let priorities: Vec<_> =
+            labels.iter().map(|labels| format!("      - matchLabels: {labels}\n")).collect();
+        format!(
+            "---\napiVersion: meshwork.dev/v1alpha1\nkind: TrafficPolicy\nmetadata: {{name: p, namespace: shop}}\nspec:\n  \
+             targetRefs: [{{group: '', {target}}}]\n  loadBalancer:\n    failover:\n      priorities:\n{}",
+            priorities.concat()
+        )
+    };
+    let said = ["{version: v1}", "{version: v1, tier: main}", "{version: v3}", "{tier: spare, version: v1}"];
+    let known = registered(&[("v1", "main"), ("v2", "spare")]);
+    let told = |world: &World, objects: &[&str]| diagnostics(&world.compile(&objects.concat()));
+    let at_service = priorities("kind: Service, name: registered", &said);
+    assert_eq!(told(&known, &[&at_service]), ["12 MW2023", "13 MW2023"]);
+    assert_eq!(told(&registered(&[]), &[&at_service]), [""; 0], "who will come is not known");
+    let output = known.compile(&at_service);
+    assert_eq!(conditions(&output, "TrafficPolicy shop/p").concat(), "registered Accepted=True Accepted");
+    let files = [&*service("shop", "s"), &slice("one", "v1")].concat();
+    let at_files = priorities("kind: Service, name: s", &["{version: v1}", "{version: v3}"]);
+    let before = files.lines().count();
+    assert_eq!(told(&World::default(), &[&files, &at_files]), [format!("{} MW2023", before + 11)]);
+    let at_all =
+        priorities("kind: Namespace, name: shop", &["{tier: main}", "{version: v2}", "{tier: none}"]);
+    assert_eq!(told(&known, &[&files, &at_all]), [format!("{} MW2023", before + 12)]);
 }

@@ -26,6 +26,8 @@ struct Gateway {
     #[arg(long)]
     strict: bool,
     #[command(flatten)]
+    listen: ListenArgs,
+    #[command(flatten)]
     common: CommonArgs,
 }
 
@@ -68,7 +70,7 @@ fn a_file_sets_any_flag_and_a_flag_beats_it() {
     let from_file = gateway(&[], Some(yaml)).unwrap();
     assert_eq!(from_file.common.worker_count(), 3);
     assert_eq!(from_file.common.drain_timeout, Duration::from_secs(90));
-    assert_eq!(from_file.common.listen_address, IpAddr::from([0, 0, 0, 0, 0, 0, 0, 1]));
+    assert_eq!(from_file.listen.listen_address, IpAddr::from([0, 0, 0, 0, 0, 0, 0, 1]));
     assert_eq!(from_file.resources, [PathBuf::from("a"), PathBuf::from("b")]);
     assert!(from_file.strict);
     let flags = gateway(&["--workers", "5", "--resources", "c"], Some(yaml)).unwrap();

@@ -14,6 +14,7 @@ use super::body::RequestBody;
 use super::filters;
 use super::kin;
 use super::reply::is_grpc;
+use super::route::Way;
 use super::shape::Shape;
 use super::trace;
 use super::tried::{Attempted, HEDGE_LOST, Held, Known, Tried};
@@ -224,6 +225,17 @@ impl<'c> Journey<'c> {
             self.permit = Some(cluster.admit(Limited::Request).map_err(over)?);
         }
         Ok(())
+    }
+
+    /// It was refused before its backend was chosen: where the rule leaves no choice, it was for that one all the same.
+    #[cold]
+    pub(crate) fn was_for(&mut self, way: &Way<'_>) {
+        if let Way::Rule(matched) = way
+            && let Some(cluster) = matched.rule().only_cluster()
+        {
+            self.record.service = Some(Arc::clone(&cluster.label));
+            self.called.cluster = Some(Arc::clone(cluster));
+        }
     }
 
     /// Our own application is called, as this port of a service.

@@ -149,8 +149,9 @@ async fn run(
     journey.enter(Phase::Route);
     let way = route::find(conn, view, head, journey)?;
     journey.enter(Phase::Authorize);
-    route::authorize(conn, &way, head, journey)?;
-    shape::limit(conn, &way, journey)?;
+    route::authorize(conn, &way, head, journey)
+        .and_then(|()| shape::limit(conn, &way, journey))
+        .inspect_err(|_| journey.was_for(&way))?;
     journey.enter(Phase::Filters);
     let outgoing = match filters::request(conn, &way, head, journey)? {
         filters::Verdict::Answer { status, location } => {

@@ -222,13 +222,19 @@ pub(crate) fn tell(journey: &mut Journey<'_>, response: &mut ResponseHead) -> Re
     let policy = &*origin.qualified;
     let window = seconds(spec.per);
     let fields = &mut response.fields;
-    fields.push("ratelimit-policy", format!("\"{policy}\";q={};w={window}", spec.requests))?;
+    fields.push("ratelimit-policy", format!("\"{policy}\";q={};w={window}", quota(spec, window)))?;
     let reset = seconds(allowance.reset);
     fields.push("ratelimit", format!("\"{policy}\";r={};t={reset}", allowance.remaining))?;
     if !allowance.admitted {
         fields.set_known(KnownName::RetryAfter, seconds(allowance.retry_after).max(1).to_string())?;
     }
     Ok(())
+}
+
+/// How many may pass in this window, which is told in whole seconds.
+fn quota(spec: &RateSpec, window: u64) -> u128 {
+    let whole = Duration::from_secs(window).as_nanos();
+    u128::from(spec.requests) * whole / spec.per.as_nanos().max(1)
 }
 
 /// Whole seconds, rounded up: who comes then is not too early.

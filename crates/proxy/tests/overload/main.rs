@@ -113,7 +113,7 @@ fn call(proxy: SocketAddr, name: &str, priority: &str) -> JoinHandle<String> {
     tokio::spawn(async move { exchange(proxy, request.as_bytes()).await })
 }
 
-const SERVICE: &str = "shop/reviews:80";
+const SERVICE: &str = "service=\"shop/reviews\",port=\"80\"";
 
 async fn queued(pair: &Pair, count: u64) {
     pair.inbound.wait_metric("meshwork_overload_requests_queued", &[SERVICE], count).await;

@@ -43,6 +43,14 @@ choice! {
     }
 }
 
+/// Reports labels by which endpoints are told apart, where one has no name.
+pub(super) fn named(labels: &Spanned<BTreeMap<String, String>>, cx: &mut Cx) {
+    if labels.keys().any(String::is_empty) {
+        cx.error(labels.span, codes::INVALID_VALUE, "`matchLabels` has a label without a name").help =
+            Some("write it as `version: v2`".to_owned());
+    }
+}
+
 impl LabelSelector {
     /// Whether an object with these labels is selected.
     #[must_use]

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use meshwork_base::ObjectName;
 
-use crate::codes;
+use super::label_selector;
 use crate::decode::{Cx, choice, record};
 use crate::kinds::{Body, in_spec};
 use crate::object::ObjectMeta;
@@ -37,10 +37,6 @@ impl Body for ServiceSubset {
     in_spec!();
 
     fn validate(&self, _: &ObjectMeta, cx: &mut Cx) {
-        if self.match_labels.keys().any(String::is_empty) {
-            let message = "`matchLabels` has a label without a name";
-            cx.error(self.match_labels.span, codes::INVALID_VALUE, message).help =
-                Some("write it as `version: v2`".to_owned());
-        }
+        label_selector::named(&self.match_labels, cx);
     }
 }

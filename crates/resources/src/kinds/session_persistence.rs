@@ -6,6 +6,20 @@ use crate::decode::duration::GatewayDuration;
 use crate::decode::{Cx, choice, record};
 use crate::span::{Span, Spanned};
 
+/// Header fields that say how a message is sent, or to whom (RFC 9110 sections 7.2, 7.6.1 and 8.6): each hop writes its
+/// own, and a session in them would reach nobody.
+const OF_A_HOP: [&str; 9] = [
+    "connection",
+    "content-length",
+    "host",
+    "keep-alive",
+    "proxy-connection",
+    "te",
+    "trailer",
+    "transfer-encoding",
+    "upgrade",
+];
+
 record! {
     /// Callers stay with the endpoint that answered them.
     pub struct SessionPersistence {
@@ -74,6 +88,17 @@ impl SessionPersistence {
             let message = "`sessionPersistence.absoluteTimeout` of none ends every session at once";
             cx.error(timeout.span, codes::OUT_OF_RANGE, message).help =
                 Some("leave it out for sessions without an end".to_owned());
+        }
+        if let Some(name) =
+            self.session_name.as_ref().filter(|_| self.persistence_type == SessionPersistenceType::Header)
+            && OF_A_HOP.iter().any(|of_a_hop| name.eq_ignore_ascii_case(of_a_hop))
+        {
+            let message = format!(
+                "`sessionPersistence.sessionName` cannot be `{}`: that header says something else of a message",
+                name.inner
+            );
+            cx.error(name.span, codes::INVALID_VALUE, message).help =
+                Some("choose a name of your own, as `x-session`".to_owned());
         }
         // What a cookie is called, and a header: RFC 9110 section 5.6.2.
         let fits = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);

@@ -1,7 +1,7 @@
 //! What a traffic policy does to requests to shape them: a limit of their rate, and faults.
 
+use super::grpc_status::GrpcStatus;
 use super::http_filter::HTTPHeader;
-use super::traffic_policy::RetryOn;
 use crate::codes;
 use crate::decode::duration::GatewayDuration;
 use crate::decode::{Cx, choice, record};
@@ -56,7 +56,7 @@ record! {
         /// So many, more exactly.
         pub fraction: Option<Spanned<Fraction>>,
         /// How long.
-        pub time: GatewayDuration,
+        pub time: Spanned<GatewayDuration>,
     }
 }
 
@@ -69,8 +69,9 @@ record! {
         pub fraction: Option<Spanned<Fraction>>,
         /// The status of HTTP.
         pub http_status: Option<u32> as "httpStatus" [200..=599],
-        /// The status of gRPC by its name; callers that speak no gRPC get the status of HTTP that stands for it.
-        pub grpc_status: Option<RetryOn> as "grpcStatus",
+        /// The status of gRPC by its name (`not-found`, …); callers that speak no gRPC get the status of HTTP that stands for
+        /// it.
+        pub grpc_status: Option<GrpcStatus> as "grpcStatus",
     }
 }
 
@@ -113,17 +114,18 @@ impl FaultInjection {
             cx.error(span, codes::CONFLICTING_FIELDS, message).help =
                 Some("add one of them (`delay: {percent: 10, time: 1s}`), or remove it".to_owned());
         }
+        if let Some(time) = self.delay.as_ref().map(|delay| &delay.time).filter(|time| time.is_zero()) {
+            let message = "`faultInjection.delay.time` is 0s: nobody would wait";
+            cx.error(time.span, codes::CONFLICTING_FIELDS, message).help =
+                Some("write a time longer than none, or remove `delay`".to_owned());
+        }
         if let Some(abort) = &self.abort {
-            let is_grpc = matches!(abort.grpc_status, None | Some(RetryOn::Grpc(_)));
             let wrong = match (abort.http_status, abort.grpc_status) {
                 (None, None) => {
                     Some(("has no status", "write `httpStatus: 503` or `grpcStatus: unavailable`"))
                 }
                 (Some(_), Some(_)) => {
                     Some(("has both an `httpStatus` and a `grpcStatus`", "remove one of the two"))
-                }
-                _ if !is_grpc => {
-                    Some(("has a `grpcStatus` that gRPC does not know", "write its name: `unavailable`"))
                 }
                 _ => None,
             };

@@ -120,7 +120,7 @@ record! {
         /// When it fails too often, whatever the fleet does; never by this when absent.
         pub failure_percentage: Option<OutlierFailurePercentage> as "failurePercentage",
         /// For so long, multiplied by how often it happened; 30 s when absent.
-        pub base_ejection_time: Option<GatewayDuration> as "baseEjectionTime",
+        pub base_ejection_time: Option<Spanned<GatewayDuration>> as "baseEjectionTime",
         /// The longest time; 300 s, or one base time where that is longer, when absent.
         pub max_ejection_time: Option<Spanned<GatewayDuration>> as "maxEjectionTime",
         /// Never more than this share of the endpoints; 10 when absent.
@@ -473,9 +473,20 @@ impl TrafficPolicy {
             cx.error(interval.span, codes::CONFLICTING_FIELDS, message).help =
                 Some("add one of them (`failurePercentage: {}`), or remove it".to_owned());
         }
-        if let (Some(base), Some(longest)) = (outlier.base_ejection_time, &outlier.max_ejection_time)
-            && base > longest.inner
+        let times = [
+            ("baseEjectionTime", &outlier.base_ejection_time, "30s"),
+            ("maxEjectionTime", &outlier.max_ejection_time, "300s"),
+        ];
+        for (field, time, default) in times {
+            let Some(time) = time.as_ref().filter(|time| time.is_zero()) else { continue };
+            let message = format!("`outlierDetection.{field}` is 0s: nothing would be left out for any time");
+            cx.error(time.span, codes::CONFLICTING_FIELDS, message).help =
+                Some(format!("write a time longer than none, or leave it out for {default}"));
+        }
+        if let (Some(base), Some(longest)) = (&outlier.base_ejection_time, &outlier.max_ejection_time)
+            && base.inner > longest.inner
         {
+            let base = base.inner;
             let message = format!(
                 "`outlierDetection.baseEjectionTime` ({base}) is longer than `maxEjectionTime` ({})",
                 longest.inner

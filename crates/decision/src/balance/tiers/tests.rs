@@ -288,6 +288,27 @@ fn a_zone_that_answers_slowly_is_left_for_one_that_does_not() {
 }
 
 #[test]
+fn a_priority_by_version_is_of_those_that_were_registered_with_it() {
+    let labels = |version: &str| [("version".to_owned(), version.to_owned())].into();
+    let mut policy = failover(Prefer::Zone, &[]);
+    let said = policy.load_balancer.as_mut().and_then(|said| said.failover.as_mut()).unwrap();
+    said.priorities = ["v1", "v2"].map(|version| v1::Labels { labels: labels(version) }).into();
+    let World { mut builder, cluster } = world(&[], policy);
+    let versioned = |n: u32, version: &str| v1::Endpoint {
+        version: version.to_owned(),
+        ..wire_endpoint(&format!("10.0.0.{n}"))
+    };
+    let labelled = v1::Endpoint { labels: labels("v2"), ..versioned(3, "v1") };
+    let endpoints = vec![versioned(1, "v2"), versioned(2, "v1"), labelled, versioned(4, "")];
+    build(&mut builder, [slice("ns/a-1", "ns/a", ("", 80), endpoints)]);
+    let told: Vec<_> = cluster.tiers(at(1)).iter().map(|tier| (tier.rank.priority, tier.members)).collect();
+    assert_eq!(told, [(0, 1), (1, 2), (2, 1)], "a label goes before what was registered as version");
+    let mut rng = SeededRng::new(1);
+    let picked = cluster.pick(at(1), &mut rng, &[]).unwrap();
+    assert_eq!(picked.address().ip().to_string(), "10.0.0.2");
+}
+
+#[test]
 fn priorities_go_before_nearness_and_nearness_can_be_left_aside() {
     let endpoints = [(1, "r", "main"), (0, "r", "spare"), (0, "r", ""), (2, "s", "main")];
     let world = world(&endpoints, failover(Prefer::Zone, &["main", "spare"]));

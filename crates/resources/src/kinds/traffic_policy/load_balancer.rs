@@ -6,6 +6,7 @@ use super::slow_start::{self, SlowStart};
 use crate::codes;
 use crate::decode::duration::GatewayDuration;
 use crate::decode::{Cx, choice, record};
+use crate::kinds::label_selector;
 use crate::span::{Span, Spanned};
 
 record! {
@@ -60,8 +61,7 @@ record! {
     pub struct Failover {
         /// How far nearness to the proxy is looked at.
         pub prefer: FailoverPreference = FailoverPreference::Zone,
-        /// Labels of who goes first, who comes second, and so on, before nearness; who has none of them comes last. Not for
-        /// services of an `EndpointSlice`, whose endpoints have no labels.
+        /// Labels of who goes first, who comes second, and so on, before nearness; who has none of them comes last.
         pub priorities: Vec<FailoverPriority> [0..=16],
         /// Percent of its part that each priority, zone or region is taken to be able to carry: 140 when absent, so that it
         /// carries everything down to five of seven.
@@ -75,8 +75,9 @@ record! {
 record! {
     /// Endpoints with these labels.
     pub struct FailoverPriority {
-        /// All of them.
-        pub match_labels: BTreeMap<String, String> as "matchLabels" [1..=16],
+        /// All of them, as in a `ServiceSubset`: `version` is also the version that an instance was registered with; of the
+        /// endpoints of an `EndpointSlice` nothing else is known.
+        pub match_labels: Spanned<BTreeMap<String, String>> as "matchLabels" [1..=16],
     }
 }
 
@@ -163,6 +164,10 @@ pub(super) fn validate(balancer: &Spanned<LoadBalancer>, cx: &mut Cx) {
         let message = format!("`loadBalancer` has no `hashPolicy`, which `algorithm: {algorithm}` goes by");
         cx.error(balancer.span, codes::MISSING_FIELD, message).help =
             Some("say what tells requests apart: `hashPolicy: [{type: Header, name: x-user}]`".to_owned());
+    }
+    let priorities = balancer.failover.iter().flat_map(|failover| &failover.priorities);
+    for priority in priorities {
+        label_selector::named(&priority.match_labels, cx);
     }
     for rule in &balancer.hash_policy {
         rule.inner.validate(rule.span, cx);
