@@ -64,6 +64,7 @@ impl Worker {
     #[cold]
     fn gate_changed(&self, service: &str, change: &GateChange) {
         let (limit, in_flight, queued) = (change.view.limit, change.view.in_flight, change.view.queued);
+        let (service, port) = service.rsplit_once(':').unwrap_or((service, ""));
         let (state, cause) = match change.shed {
             Some(shed) => ("shedding", shed.as_str()),
             None => ("calm", "none_sent_away"),
@@ -73,6 +74,7 @@ impl Worker {
                 let seconds = lasted.as_secs_f64();
                 tracing::info!(
                     service,
+                    port,
                     state,
                     cause,
                     limit,
@@ -85,6 +87,7 @@ impl Worker {
             }
             None => tracing::info!(
                 service,
+                port,
                 state,
                 cause,
                 limit,
@@ -93,7 +96,7 @@ impl Worker {
                 "overload changed: requests are sent away"
             ),
         }
-        self.shared.metrics.counter(&inventory::OVERLOAD_CHANGES, &[service, state, cause]).increment();
+        self.shared.metrics.counter(&inventory::OVERLOAD_CHANGES, &[service, port, state, cause]).increment();
     }
 
     /// The process has come nearer to the memory that it may have, or is farther from it.

@@ -199,6 +199,9 @@ fn limit(cluster: &Cluster, what: Limited) -> Option<v1::LimitStanding> {
     })
 }
 
+/// A limit of each endpoint's, how much it is, and how much of it one has in use.
+type PerEndpoint = (Limited, Option<u32>, fn(&EndpointStats) -> u32);
+
 /// Of each, the endpoint that is nearest to its own limit. Refusals are counted together, with those of the service's limit
 /// where it has one.
 pub(crate) fn limits_per_endpoint(cluster: &Cluster) -> impl Iterator<Item = v1::LimitStanding> {
@@ -206,7 +209,7 @@ pub(crate) fn limits_per_endpoint(cluster: &Cluster) -> impl Iterator<Item = v1:
     let most = move |count: fn(&EndpointStats) -> u32| {
         set.all().iter().map(|endpoint| count(&endpoint.stats)).max().unwrap_or_default()
     };
-    let each: [(_, _, fn(&EndpointStats) -> u32); 3] = [
+    let each: [PerEndpoint; 3] = [
         (Limited::Connection, limits.max_connections_per_endpoint, EndpointStats::connections),
         (Limited::Pending, limits.max_pending_requests_per_endpoint, EndpointStats::pending),
         (Limited::Request, limits.max_requests_per_endpoint, EndpointStats::in_flight),

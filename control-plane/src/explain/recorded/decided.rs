@@ -14,7 +14,6 @@ use crate::explain::{Explainer, policy, run};
 pub(super) type Word = (Option<String>, Option<Source>);
 
 /// See the module's text.
-#[expect(clippy::large_enum_variant, reason = "there is one for each answer, and it is taken apart at once")]
 pub(super) enum Decided {
     Way(Box<Answer>),
     Application(Box<Application>),

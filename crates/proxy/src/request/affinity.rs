@@ -19,6 +19,20 @@ pub(crate) struct Affinity {
     session: Option<u64>,
 }
 
+/// Tells the caller of an affinity what to send from now on, once this endpoint has answered.
+///
+/// # Errors
+/// The head has no room.
+pub(crate) fn answer(
+    affinity: Option<&Affinity>,
+    conn: &Conn,
+    way: &Way<'_>,
+    endpoint: Option<&Arc<Endpoint>>,
+    response: &mut ResponseHead,
+) -> Result<(), FieldError> {
+    affinity.map_or(Ok(()), |affinity| affinity.answer(conn, way, endpoint, response))
+}
+
 /// What the service's policy and the rule make of a request; `session` is where the caller's leads.
 pub(crate) fn find(
     conn: &Conn,
@@ -55,7 +69,7 @@ impl Affinity {
     ///
     /// # Errors
     /// The head has no room.
-    pub(crate) fn answer(
+    fn answer(
         &self,
         conn: &Conn,
         way: &Way<'_>,

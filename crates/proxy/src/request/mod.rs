@@ -173,9 +173,9 @@ async fn run(
     let mut deadlines = deadline::begin(conn, &target, &timeouts, &mut head.fields, journey)?;
     let mut body = RequestBody::new(head, conn);
     if let Some(gate) = overload::before(&target) {
-        let pass = Box::pin(overload::enter(conn, gate, head, down, journey, &mut deadlines)).await;
-        conn.worker.look_at(gate.0, target.label());
-        body.pass = Some(pass?);
+        let label = target.label();
+        let pass = Box::pin(overload::enter(conn, gate, label, head, down, journey, &mut deadlines)).await?;
+        body.pass = Some(pass);
     }
     conn.entry.be_patient(timeouts.stream_idle);
     let mut attempts = Attempts::new(conn, target, affinity.as_deref(), head);
@@ -187,10 +187,7 @@ async fn run(
     overload::answered(conn, &target, response, &mut body, journey.is_grpc());
     filters::response(conn, &way, &target, response)
         .and_then(|()| kin::mark(conn, &head.fields, response, journey.is_grpc()))
-        .and_then(|()| match &affinity {
-            Some(affinity) => affinity.answer(conn, &way, attempts.endpoint(), response),
-            None => Ok(()),
-        })
+        .and_then(|()| affinity::answer(affinity.as_deref(), conn, &way, attempts.endpoint(), response))
         .and_then(|()| shape::tell(journey, response))
         .map_err(|error| Failure::local(Cause::Internal).because(error.to_string()))?;
     journey.responded(response);

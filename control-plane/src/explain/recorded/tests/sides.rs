@@ -50,7 +50,7 @@ fn every_cause_is_somebody_s() {
         let wanted = match cause {
             DownstreamClosed | DownstreamReset | MisdirectedRequest | DeadlineUnreachable => Who::Caller,
             RequestHeaderTimeout | RequestBodyTimeout | DownstreamProtocolError | UriTooLong => Who::Caller,
-            RequestHeadersTooLarge | RequestBodyTooLarge | UnsupportedVersion | NotImplemented => Who::Caller,
+            RequestHeadersTooLarge | UnsupportedVersion | NotImplemented => Who::Caller,
             NoListener | NoHost | NoRule | UnknownService | NoBackends | ZeroWeight | InvalidBackend => {
                 Who::Configuration
             }
