@@ -175,7 +175,7 @@ metrics! {
         "Requests that it was given.";
     OVERLOAD_SHED = "meshwork_overload_shed_requests_total", Counter, "", &["service", "port", "priority", "reason"],
         "Requests that were sent away: for `concurrency`, `queue_full`, `queue_time`, or `preempted` by a higher priority.";
-    OVERLOAD_CHANGES = "meshwork_overload_changes_total", Counter, "", &["service", "state", "cause"],
+    OVERLOAD_CHANGES = "meshwork_overload_changes_total", Counter, "", &["service", "port", "state", "cause"],
         "How often requests have begun to be sent away (`shedding`, by why the first one was), and that was over (`calm`).";
     OVERLOAD_MEMORY_CHANGES = "meshwork_overload_memory_changes_total", Counter, "", &["level"],
         "How often the process has come nearer to the memory that it may have, or farther from it, by the level that began.";

@@ -174,7 +174,7 @@ async fn run(
     let mut body = RequestBody::new(head, conn);
     if let Some(gate) = overload::before(&target) {
         let pass = Box::pin(overload::enter(conn, gate, head, down, journey, &mut deadlines)).await;
-        conn.worker.look_at(gate.0, target.label());
+        conn.worker.look_at(gate.0, target.named());
         body.pass = Some(pass?);
     }
     conn.entry.be_patient(timeouts.stream_idle);
