@@ -347,9 +347,9 @@ fn how_overload_and_memory_stand_is_seen() {
     assert!(table.contains("OVERLOAD") && table.contains("1/1, 1 wait"), "{table}");
     let metrics = get(gateway.at(support::process::METRICS), "/metrics").unwrap().1;
     for line in [
-        "meshwork_overload_concurrency_limit{service=\"default/web:80\"} 1",
-        "meshwork_overload_requests_in_flight{service=\"default/web:80\"} 1",
-        "meshwork_overload_requests_queued{service=\"default/web:80\"} 1",
+        "meshwork_overload_concurrency_limit{service=\"default/web\",port=\"80\"} 1",
+        "meshwork_overload_requests_in_flight{service=\"default/web\",port=\"80\"} 1",
+        "meshwork_overload_requests_queued{service=\"default/web\",port=\"80\"} 1",
         "meshwork_overload_memory_limit_bytes 100000000000",
         "meshwork_overload_memory_pressure{level=\"calm\"} 1",
     ] {

@@ -55,16 +55,15 @@ impl Worker {
         self.shared.metrics.counter(&inventory::ADMISSION_CHANGES, &[service, state, cause]).increment();
     }
 
-    /// Whether a gate has begun to send requests away, or that is over: counted and logged. `service`: what it stands before,
-    /// as its metrics say.
-    pub(crate) fn look_at(&self, gate: &Gate, service: &str) {
-        gate.changes().for_each(|change| self.gate_changed(service, &change));
+    /// Whether a gate has begun to send requests away, or that is over: counted and logged, with the service and port before which
+    /// it stands.
+    pub(crate) fn look_at(&self, gate: &Gate, before: (&str, u16)) {
+        gate.changes().for_each(|change| self.gate_changed(before, &change));
     }
 
     #[cold]
-    fn gate_changed(&self, service: &str, change: &GateChange) {
+    fn gate_changed(&self, (service, port): (&str, u16), change: &GateChange) {
         let (limit, in_flight, queued) = (change.view.limit, change.view.in_flight, change.view.queued);
-        let (service, port) = service.rsplit_once(':').unwrap_or((service, ""));
         let (state, cause) = match change.shed {
             Some(shed) => ("shedding", shed.as_str()),
             None => ("calm", "none_sent_away"),
@@ -96,7 +95,9 @@ impl Worker {
                 "overload changed: requests are sent away"
             ),
         }
-        self.shared.metrics.counter(&inventory::OVERLOAD_CHANGES, &[service, port, state, cause]).increment();
+        let port = port.to_string();
+        let labels = [service, &*port, state, cause];
+        self.shared.metrics.counter(&inventory::OVERLOAD_CHANGES, &labels).increment();
     }
 
     /// The process has come nearer to the memory that it may have, or is farther from it.

@@ -134,5 +134,8 @@ mod tests {
         assert_eq!(gate.enter_at_once(&config, Priority::Low, at(30_001)).err(), Some(Shed::Concurrency));
         let again: Vec<_> = told().iter().map(|change| change.shed).collect();
         assert_eq!(again, [Some(Shed::Concurrency)], "and then it begins anew, for what it was then");
+        let Ok(Entered::Waits(_waiting)) = comes(60_000) else { panic!("one may wait") };
+        let sent_away: Vec<_> = told().iter().map(|change| change.sent_away).collect();
+        assert_eq!(sent_away, [Some((Duration::ZERO, 1))], "those of before are told");
     }
 }

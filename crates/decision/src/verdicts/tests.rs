@@ -442,6 +442,16 @@ mod in_a_proxy {
     }
 
     #[test]
+    fn who_has_ejected_it_itself_goes_by_that_also_while_the_control_plane_is_away() {
+        let (mut builder, cluster) = proxy();
+        fails(&cluster, &first(&cluster), at(399));
+        assert_eq!(builder.apply([endpoints(&[1])]), []);
+        assert_eq!(cluster.unheard(Some(Duration::from_secs(300)), at(400)).len(), 1);
+        assert!(!calls(&cluster, at(428)).0, "its own thirty seconds are not over");
+        assert!(calls(&cluster, at(429)).1.is_some(), "and then it tries it");
+    }
+
+    #[test]
     fn of_who_was_not_tried_meanwhile_nothing_is_left_when_the_control_plane_is_back() {
         let (mut builder, cluster) = proxy();
         assert_eq!(builder.apply([endpoints(&[1])]), []);

@@ -62,7 +62,7 @@ pub(crate) fn before<'v>(target: &Target<'v>) -> Option<Guard<'v>> {
 pub(crate) async fn enter(
     conn: &Conn,
     (gate, overload): Guard<'_>,
-    label: &str,
+    named: (&str, u16),
     head: &RequestHead,
     down: &mut Down<'_>,
     journey: &mut Journey<'_>,
@@ -90,7 +90,7 @@ pub(crate) async fn enter(
         (Err(shed), _) => Err(shed),
     };
     tell((gate, overload), priority, passed.as_ref().err().copied(), journey);
-    conn.worker.look_at(gate, label);
+    conn.worker.look_at(gate, named);
     let mut pass = passed.map_err(|shed| {
         Failure::local(Cause::Overload).because(format!(
             "{} ({}, priority {})",

@@ -252,11 +252,11 @@ pub(crate) enum Target<'v> {
 }
 
 impl<'v> Target<'v> {
-    /// As metrics name it.
-    pub(crate) fn label(&self) -> &'v Arc<str> {
+    /// The service and its port, as metrics name them.
+    pub(crate) fn named(&self) -> (&'v str, u16) {
         match self {
-            Self::Service { cluster, .. } => &cluster.label,
-            Self::App { port, .. } => &port.label,
+            Self::Service { cluster, .. } => (&cluster.name, cluster.key.port),
+            Self::App { port, .. } => (&port.key.service, port.key.port),
         }
     }
 

@@ -178,7 +178,7 @@ impl Copy {
     fn passed(&self) -> Result<Option<Pass>, Lost> {
         let Some((gate, overload)) = self.cluster.guard() else { return Ok(None) };
         let pass = gate.enter_at_once(overload, Priority::Low, self.worker.now());
-        self.worker.look_at(gate, &self.cluster.label);
+        self.worker.look_at(gate, (&self.cluster.name, self.cluster.key.port));
         pass.map(Some).map_err(|_| Lost::Refused(Cause::Overload))
     }
 
