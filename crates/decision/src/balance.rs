@@ -8,11 +8,11 @@
 //!
 //! *Least request* draws in the same way and looks at requests in flight alone.
 //!
-//! Both: when one endpoint has nearly all the weight, the second is drawn among the others. A tie goes to the first
+//! Both: when one endpoint has nearly all the weight, the second is drawn among the others, by weight too. A tie goes to the first
 //! drawn, so that an idle fleet is loaded by weight and not by position. Two choices suffice to avoid herding on one
 //! endpoint when many proxies see the same numbers.
 //!
-//! *Random* draws one by weight.
+//! *Random* draws one by weight. Where nobody is wanted, all three draw by weight among those against whom the least speaks.
 //!
 //! *Round robin* walks the smooth weighted schedule of the set with one cursor for all workers. Skipping an endpoint
 //! advances the cursor like taking one, so that its neighbour does not inherit its share. Where nobody is wanted, those
@@ -184,16 +184,13 @@ fn draw<'s>(
     })
 }
 
-/// One of all that fit: by share where somebody has less than its weight, else uniformly.
+/// One of all that fit, by weight and share.
 fn among<'s>(
     regard: &Regard<'s>,
     rng: &mut impl Rng,
     fits: impl Fn(&Endpoint) -> bool,
 ) -> Option<&'s Arc<Endpoint>> {
-    match regard.slows() {
-        true => by_share(regard, rng.next_u64(), fits),
-        false => choose(regard.set, rng, fits),
-    }
+    by_share(regard, rng.next_u64(), fits)
 }
 
 /// The one of all that fit to whom a random number leads, by weight and share.
@@ -202,11 +199,20 @@ fn by_share<'s>(
     number: u64,
     fits: impl Fn(&Endpoint) -> bool,
 ) -> Option<&'s Arc<Endpoint>> {
-    let fitting = || regard.set.pickable().iter().filter(|endpoint| fits(endpoint));
-    let total: u128 = fitting().map(|endpoint| u128::from(regard.weight(endpoint))).sum();
+    led_to(regard.set, number, fits, |endpoint| regard.weight(endpoint))
+}
+
+fn led_to<'s>(
+    set: &'s EndpointSet,
+    number: u64,
+    fits: impl Fn(&Endpoint) -> bool,
+    weight: impl Fn(&Endpoint) -> u64,
+) -> Option<&'s Arc<Endpoint>> {
+    let fitting = || set.pickable().iter().filter(|endpoint| fits(endpoint));
+    let total: u128 = fitting().map(|endpoint| u128::from(weight(endpoint))).sum();
     let mut at = (u128::from(number) * total) >> 64;
     fitting().find(|endpoint| {
-        let weight = u128::from(regard.weight(endpoint));
+        let weight = u128::from(weight(endpoint));
         let here = at < weight;
         at = at.saturating_sub(weight);
         here
@@ -270,15 +276,13 @@ fn in_turn_by_share<'s>(regard: &Regard<'s>, cursor: &AtomicUsize) -> Option<&'s
     by_share(regard, stir(turn() as u64), |endpoint| regard.standing(endpoint) == best)
 }
 
-/// A uniform choice among those that fit.
+/// One of those that fit, by weight alone.
 pub(crate) fn choose<'s>(
     set: &'s EndpointSet,
     rng: &mut impl Rng,
     fits: impl Fn(&Endpoint) -> bool,
 ) -> Option<&'s Arc<Endpoint>> {
-    let count = set.pickable().iter().filter(|e| fits(e)).count();
-    let nth = below(rng, count);
-    set.pickable().iter().filter(|e| fits(e)).nth(nth)
+    led_to(set, rng.next_u64(), fits, |endpoint| endpoint.weight.max(1).into())
 }
 
 fn below(rng: &mut impl Rng, bound: usize) -> usize {

@@ -64,6 +64,38 @@ fn those_who_are_equally_bad_take_turns_by_weight() {
     assert_eq!(counts(&[]), [(1, 100), (2, 100), (3, 200), (4, 100)].into(), "all are ejected");
 }
 
+/// Of four whose weights are 1, 1, 2 and 4 the last is the only one that does not fit.
+#[test]
+fn who_draws_goes_by_weight_also_among_those_who_are_equally_bad() {
+    type Pick = for<'s> fn(&Regard<'s>, &mut SeededRng) -> Option<&'s Arc<Endpoint>>;
+    let algorithms: [(&str, Pick); 4] = [
+        ("random", |regard, rng| random(regard, rng)),
+        ("least request", |regard, rng| least_request(regard, rng)),
+        ("peak EWMA", |regard, rng| peak_ewma(regard, rng)),
+        ("no matter what", |regard, rng| choose(regard.set, rng, |e| !regard.is_out(e))),
+    ];
+    for (name, pick) in algorithms {
+        let set = set(&[1, 1, 2, 4]);
+        let tried: &[u64] = if name == "no matter what" { &[] } else { &[1, 2, 3] };
+        eject(&set.pickable()[3]);
+        let by_weight = |rng: &mut SeededRng| pick(&regard(&set, Tick::ZERO, tried), rng).unwrap().id;
+        let counts = picked(&set, 8_000, by_weight);
+        for (got, want) in counts.iter().zip([2_000_u32, 2_000, 4_000, 0]) {
+            assert!(got.abs_diff(want) < 200, "{name}: {counts:?}");
+        }
+    }
+}
+
+/// One has nearly all the weight, and nobody wants it: the others are not alike for that.
+#[test]
+fn the_second_of_two_is_drawn_by_weight_where_a_few_draws_do_not_find_one() {
+    let set = set(&[1_000, 1, 9]);
+    let _busy: Vec<_> = (0..100_000).map(|_| set.pickable()[0].begin()).collect();
+    let second = |rng: &mut SeededRng| least_request(&regard(&set, Tick::ZERO, &[]), rng).unwrap().id;
+    let counts = picked(&set, 8_000, second);
+    assert!(counts[1].abs_diff(800) < 200 && counts[2].abs_diff(7_200) < 200, "{counts:?}");
+}
+
 #[test]
 fn least_request_follows_weights_when_idle_and_load_when_not() {
     let set = set(&[1, 3]);
