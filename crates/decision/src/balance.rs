@@ -202,12 +202,12 @@ fn by_share<'s>(
     led_to(regard.set, number, fits, |endpoint| regard.weight(endpoint))
 }
 
-fn led_to<'s>(
-    set: &'s EndpointSet,
+fn led_to(
+    set: &EndpointSet,
     number: u64,
     fits: impl Fn(&Endpoint) -> bool,
     weight: impl Fn(&Endpoint) -> u64,
-) -> Option<&'s Arc<Endpoint>> {
+) -> Option<&Arc<Endpoint>> {
     let fitting = || set.pickable().iter().filter(|endpoint| fits(endpoint));
     let total: u128 = fitting().map(|endpoint| u128::from(weight(endpoint))).sum();
     let mut at = (u128::from(number) * total) >> 64;
