@@ -9,6 +9,7 @@ use meshwork_http1::{BodyLength, Fields};
 use super::tee::{Next, Tap};
 use crate::error::Failure;
 use crate::http::stream::StreamError;
+use crate::upstream::behind::Behind;
 use crate::upstream::open::{self, Destination, Speaks};
 use crate::upstream::{Exchange, Head};
 use crate::worker::Worker;
@@ -61,8 +62,9 @@ pub(crate) async fn open(
     to: &Destination<'_>,
     head: &Head<'_>,
     end: bool,
+    behind: Behind<'_>,
 ) -> Result<Exchange, Failure> {
-    opened(worker, to, head, end).await.inspect_err(|failure| worker.connect_failed(failure.cause))
+    opened(worker, to, head, end, behind).await.inspect_err(|failure| worker.connect_failed(failure.cause))
 }
 
 async fn opened(
@@ -70,6 +72,7 @@ async fn opened(
     to: &Destination<'_>,
     head: &Head<'_>,
     end: bool,
+    behind: Behind<'_>,
 ) -> Result<Exchange, Failure> {
     let pool = worker.pools.of(to.pool);
     match to.speaks {
@@ -77,13 +80,13 @@ async fn opened(
             let may_keep = to.announcement.is_none() && !pool.has_line();
             let mut client = match if may_keep { pool.take_idle() } else { None } {
                 Some(client) => client,
-                None => Box::pin(open::h1(worker, to, &pool)).await?,
+                None => Box::pin(open::h1(worker, to, &pool, behind)).await?,
             };
             client.send(head, &worker.shared.settings.limits)?;
             Ok(Exchange::H1 { client, pool })
         }
         Speaks::Http2 | Speaks::Mesh { .. } => {
-            Ok(Exchange::H2(Box::new(Box::pin(open::h2(worker, to, &pool, head, end)).await?)))
+            Ok(Exchange::H2(Box::new(Box::pin(open::h2(worker, to, &pool, head, end, behind)).await?)))
         }
     }
 }

@@ -34,7 +34,7 @@ use crate::downstream::Down;
 use crate::downstream::connection::Conn;
 use crate::error::Failure;
 use crate::proxy_protocol::{Client, Written};
-use crate::upstream::behind::{Ahead, Behind, Spent, held_up, in_vain};
+use crate::upstream::behind::{Behind, Noted, Spent, held_up, in_vain};
 use crate::upstream::connect::{CONNECT_TIMEOUT, announcement};
 use crate::upstream::open::{self, Destination, Speaks, app_id};
 use crate::upstream::{Exchange, Head};
@@ -58,7 +58,7 @@ pub(crate) struct Attempts<'a> {
     /// Its connection was not there at once.
     waited: Cell<bool>,
     /// What it waits for, as long as that is none of its endpoint's.
-    behind: Cell<Option<Ahead>>,
+    behind: Noted,
     /// The return of its endpoint hangs on this attempt.
     trial: Option<Trial>,
     /// The circuit breaker of the service, or of the endpoint, wants to know how this attempt ends.
@@ -108,7 +108,7 @@ impl<'a> Attempts<'a> {
             endpoint: None,
             began: Tick::ZERO,
             waited: Cell::new(false),
-            behind: Cell::new(None),
+            behind: Noted::default(),
             trial: None,
             ticket: None,
             by_route: None,
@@ -481,7 +481,7 @@ impl<'a> Attempts<'a> {
             (Target::Service { cluster, .. }, Some(endpoint)) => {
                 let announcement = self.announcement.as_deref().map(|header| &header[..]);
                 let to = Destination::of_endpoint(cluster, endpoint, connect_timeout, announcement);
-                Destination { fresh: self.fresh, behind: Behind(Some(&self.behind)), ..to }
+                Destination { fresh: self.fresh, ..to }
             }
             (Target::App { port, http2 }, _) => Destination {
                 pool: app_id(port.app_port, http2),
@@ -491,7 +491,6 @@ impl<'a> Attempts<'a> {
                 connect_timeout,
                 fresh: self.fresh,
                 announcement: None,
-                behind: Behind(Some(&self.behind)),
             },
             (Target::Service { .. }, None) => unreachable!("an endpoint was picked before"),
         }
@@ -513,7 +512,7 @@ impl<'a> Attempts<'a> {
         let mut client = match kept {
             Some(client) => client,
             None => {
-                let opening = Box::pin(open::h1(worker, to, &pool));
+                let opening = Box::pin(open::h1(worker, to, &pool, Behind(Some(&self.behind))));
                 let opened = self.unless_interrupted(opening, down, deadlines).await;
                 opened.map_err(|failure| in_vain(failure, self.behind.get(), &pool, &self.spent()))?
             }
@@ -533,7 +532,7 @@ impl<'a> Attempts<'a> {
         let worker = &self.conn.worker;
         let pool = worker.pools.of(to.pool);
         pool.may_idle(self.idle_ms);
-        let opening = Box::pin(open::h2(worker, to, &pool, head, end));
+        let opening = Box::pin(open::h2(worker, to, &pool, head, end, Behind(Some(&self.behind))));
         let opened = self.unless_interrupted(opening, down, deadlines).await;
         let exchange = opened.map_err(|failure| in_vain(failure, self.behind.get(), &pool, &self.spent()))?;
         Ok(Exchange::H2(Box::new(exchange)))

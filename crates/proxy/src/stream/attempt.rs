@@ -20,7 +20,6 @@ use crate::gauges::OpenUpstream;
 use crate::io::Io;
 use crate::proxy_protocol::{Client, Written};
 use crate::upstream::UNSEEN_RETRIES;
-use crate::upstream::behind::Behind;
 use crate::upstream::connect::{CONNECT_TIMEOUT, announcement, connect_announced};
 use crate::upstream::open::{self, Destination, Speaks, tunnels_id};
 
@@ -174,7 +173,6 @@ async fn once(
                 connect_timeout: timeout,
                 fresh: false,
                 announcement: None,
-                behind: Behind::default(),
             };
             let opened = cx.unless_ended(Box::pin(open::tunnel(cx.worker, &to, &way.cluster.key))).await;
             journey.proven(spiffe_id);

@@ -19,7 +19,54 @@ pub(crate) enum Ahead {
     /// A limit of connections.
     Limit,
     /// Nothing any more: the limit has let it go, then.
-    Past(Tick),
+    Past(Moment),
+}
+
+/// A moment of the last days, in milliseconds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Moment(u32);
+
+impl Moment {
+    /// As many bits as a note has for it: twelve days.
+    const MASK: u32 = (1 << 30) - 1;
+
+    fn of(now: Tick) -> Self {
+        let millis = (now.as_nanos() / 1_000_000) & u64::from(Self::MASK);
+        Self(u32::try_from(millis).expect("30 bits"))
+    }
+
+    fn since(self, earlier: Self) -> Duration {
+        Duration::from_millis((self.0.wrapping_sub(earlier.0) & Self::MASK).into())
+    }
+}
+
+/// What a request waits for, in one word: few wait, and the futures of all would be larger for more.
+#[derive(Default)]
+pub(crate) struct Noted(Cell<u32>);
+
+impl Noted {
+    const DIALS: u32 = 1 << 30;
+    const LIMIT: u32 = 2 << 30;
+    const PAST: u32 = 3 << 30;
+
+    pub(crate) fn get(&self) -> Option<Ahead> {
+        let word = self.0.get();
+        match word & Self::PAST {
+            Self::DIALS => Some(Ahead::Dials),
+            Self::LIMIT => Some(Ahead::Limit),
+            Self::PAST => Some(Ahead::Past(Moment(word & Moment::MASK))),
+            _ => None,
+        }
+    }
+
+    pub(crate) fn set(&self, ahead: Option<Ahead>) {
+        self.0.set(match ahead {
+            None => 0,
+            Some(Ahead::Dials) => Self::DIALS,
+            Some(Ahead::Limit) => Self::LIMIT,
+            Some(Ahead::Past(Moment(millis))) => Self::PAST | millis,
+        });
+    }
 }
 
 /// How long an attempt has lasted, and what is known of answers.
@@ -36,7 +83,7 @@ impl Spent {
     /// answer of late took, or, where that is not known, for less than it had waited. No endpoint could be expected to answer.
     fn too_little(&self, noted: Option<Ahead>) -> Option<(Duration, Duration)> {
         let Some(Ahead::Past(gone)) = noted else { return None };
-        let (waited, had) = (gone.since(self.began), self.now.since(gone));
+        let (waited, had) = (gone.since(Moment::of(self.began)), Moment::of(self.now).since(gone));
         (had < self.fastest.unwrap_or(waited)).then_some((waited, had))
     }
 }
@@ -59,7 +106,7 @@ impl From<NotYet> for Ahead {
 
 /// Where a request notes what it waits for, for those who may give it up meanwhile.
 #[derive(Clone, Copy, Default)]
-pub(crate) struct Behind<'a>(pub(crate) Option<&'a Cell<Option<Ahead>>>);
+pub(crate) struct Behind<'a>(pub(crate) Option<&'a Noted>);
 
 impl Behind<'_> {
     pub(super) fn waits(self, ahead: Ahead) {
@@ -70,10 +117,15 @@ impl Behind<'_> {
     pub(super) fn goes(self, now: Tick) {
         let Some(noted) = self.0 else { return };
         noted.set(match noted.get() {
-            Some(Ahead::Limit) => Some(Ahead::Past(now)),
+            Some(Ahead::Limit) => Some(Ahead::Past(Moment::of(now))),
             past @ Some(Ahead::Past(_)) => past,
             Some(Ahead::Dials) | None => None,
         });
+    }
+
+    /// Whether anybody asks.
+    pub(super) const fn is_noted(self) -> bool {
+        self.0.is_some()
     }
 
     /// The connection that another one has made is there, or is not.
@@ -134,7 +186,8 @@ mod tests {
     fn an_endpoint_that_had_less_time_than_any_answer_takes_has_not_failed() {
         let hasty = |now, fastest: Option<u64>| {
             let spent = Spent { began: at(0), now: at(now), fastest: fastest.map(Duration::from_millis) };
-            held_up(Failure::local(Cause::RequestTimeout), Some(Ahead::Past(at(300))), &spent).is_hasty
+            held_up(Failure::local(Cause::RequestTimeout), Some(Ahead::Past(Moment::of(at(300)))), &spent)
+                .is_hasty
         };
         assert!(hasty(349, Some(50)));
         assert!(!hasty(350, Some(50)), "others answer in that time");
@@ -142,7 +195,10 @@ mod tests {
         assert!(!hasty(600, None));
         let spent = Spent { began: at(0), now: at(301), fastest: None };
         let reset = Failure::upstream(Cause::UpstreamReset, Retry::Policy);
-        assert!(!held_up(reset, Some(Ahead::Past(at(300))), &spent).is_hasty, "that is no matter of time");
+        assert!(
+            !held_up(reset, Some(Ahead::Past(Moment::of(at(300)))), &spent).is_hasty,
+            "that is no matter of time"
+        );
         assert!(!held_up(Failure::local(Cause::RequestTimeout), None, &spent).is_hasty, "nothing held it up");
     }
 
@@ -153,8 +209,12 @@ mod tests {
             let spent = Spent { began: at(0), now: at(now), fastest: None };
             in_vain(Failure::local(Cause::PerTryTimeout), noted, &pool, &spent).cause
         };
-        assert_eq!(cause(Some(Ahead::Past(at(300))), 301), Cause::MaxConnections);
-        assert_eq!(cause(Some(Ahead::Past(at(300))), 600), Cause::PerTryTimeout, "the endpoint had its time");
+        assert_eq!(cause(Some(Ahead::Past(Moment::of(at(300)))), 301), Cause::MaxConnections);
+        assert_eq!(
+            cause(Some(Ahead::Past(Moment::of(at(300)))), 600),
+            Cause::PerTryTimeout,
+            "the endpoint had its time"
+        );
         assert_eq!(cause(Some(Ahead::Limit), 600), Cause::MaxConnections);
         assert_eq!(cause(Some(Ahead::Dials), 600), Cause::ConnectTimeout);
         assert_eq!(cause(None, 600), Cause::PerTryTimeout);
@@ -162,7 +222,7 @@ mod tests {
 
     #[test]
     fn only_whom_a_limit_has_let_go_was_held_up_by_it() {
-        let noted = Cell::new(None);
+        let noted = Noted::default();
         let behind = Behind(Some(&noted));
         behind.waits(Ahead::Dials);
         behind.goes(at(1));
@@ -171,6 +231,19 @@ mod tests {
         assert!(Ahead::is_waited_for(noted.get()));
         behind.goes(at(2));
         behind.goes(at(3));
-        assert_eq!((noted.get(), Ahead::is_waited_for(noted.get())), (Some(Ahead::Past(at(2))), false));
+        assert_eq!(
+            (noted.get(), Ahead::is_waited_for(noted.get())),
+            (Some(Ahead::Past(Moment::of(at(2)))), false)
+        );
+    }
+
+    #[test]
+    fn a_moment_is_told_apart_from_what_is_waited_for_also_when_its_clock_begins_anew() {
+        let noted = Noted::default();
+        for ahead in [None, Some(Ahead::Dials), Some(Ahead::Limit), Some(Ahead::Past(Moment(Moment::MASK)))] {
+            noted.set(ahead);
+            assert_eq!(noted.get(), ahead);
+        }
+        assert_eq!(Moment(4).since(Moment(Moment::MASK)), Duration::from_millis(5));
     }
 }

@@ -39,8 +39,6 @@ pub(crate) struct Destination<'a> {
     pub(crate) fresh: bool,
     /// What an HTTP/1 connection begins with, which then is for one request.
     pub(crate) announcement: Option<&'a [u8]>,
-    /// What the request waits for before it has a connection.
-    pub(crate) behind: Behind<'a>,
 }
 
 /// What is spoken there.
@@ -99,7 +97,6 @@ impl<'a> Destination<'a> {
             connect_timeout,
             fresh: false,
             announcement,
-            behind: Behind::default(),
         }
     }
 }
@@ -133,9 +130,10 @@ pub(crate) async fn h1(
     worker: &Worker,
     to: &Destination<'_>,
     pool: &Rc<EndpointPool>,
+    behind: Behind<'_>,
 ) -> Result<Box<H1Client>, Failure> {
     let _pending = to.admit_pending().map_err(|cause| to.over_limit(cause))?;
-    let (permit, _making) = match admitted(worker, to, pool).await? {
+    let (permit, _making) = match admitted(worker, to, pool, behind).await? {
         Turn::Connect(permit, making) => (permit, making),
         Turn::Reuse(client) => return Ok(client),
     };
@@ -156,6 +154,7 @@ pub(crate) async fn h2(
     pool: &Rc<EndpointPool>,
     head: &Head<'_>,
     end: bool,
+    behind: Behind<'_>,
 ) -> Result<H2Exchange, Failure> {
     if to.announcement.is_some() && matches!(to.speaks, Speaks::Http2) {
         let why = "a PROXY header cannot be sent to a service that speaks HTTP/2";
@@ -170,14 +169,15 @@ pub(crate) async fn h2(
             None => {
                 // Whoever waits for another one's connection waits as well as who makes it.
                 _pending = to.admit_pending().map_err(|cause| to.over_limit(cause))?;
-                match pool.share(clock.wall(), to.behind, || dial(worker, to, pool)).await {
+                match pool.share(clock.wall(), behind, || dial(worker, to, pool)).await {
                     Ok(connection) => {
                         _pending = None;
                         connection
                     }
                     Err(failure) if failure.cause == Cause::MaxConnections => {
-                        to.behind.waits(Ahead::Limit);
-                        is_full = true;
+                        behind.waits(Ahead::Limit);
+                        // Who does not ask has a patience of its own, for what comes once it is sent.
+                        is_full = behind.is_noted();
                         pool.least_busy().ok_or(failure)?
                     }
                     Err(failure) => return Err(failure),
@@ -187,7 +187,7 @@ pub(crate) async fn h2(
         let reused = connection.is_reused();
         let sent = connection.send(head, end, is_full, clock).await;
         if is_full {
-            to.behind.goes(worker.now());
+            behind.goes(worker.now());
         }
         match sent {
             // It is closed and not found again, so this ends.
@@ -212,7 +212,7 @@ pub(crate) async fn tunnel(
     let authority = http::uri::Authority::try_from(format!("{name}.{namespace}:{}", key.port))
         .map_err(|error| Failure::local(Cause::Internal).because(error.to_string()))?;
     let mut exchange = loop {
-        let connection = pool.share(clock.wall(), to.behind, || dial(worker, to, &pool)).await?;
+        let connection = pool.share(clock.wall(), Behind::default(), || dial(worker, to, &pool)).await?;
         let reused = connection.is_reused();
         match connection.connect(authority.clone(), clock).await {
             // It is closed and not found again, so this ends.

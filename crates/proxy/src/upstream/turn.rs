@@ -8,6 +8,7 @@ use meshwork_decision::{AwaitedRoom, Cause, ConnectionLimit, ConnectionPermit};
 use tokio::sync::oneshot;
 use tokio::time::sleep;
 
+use super::behind::Behind;
 use super::h1::H1Client;
 use super::line::{InLine, NotYet};
 use super::open::Destination;
@@ -70,6 +71,8 @@ impl Place {
 struct Waits<'a> {
     to: &'a Destination<'a>,
     pool: &'a EndpointPool,
+    /// What it waits for is noted here.
+    noted: Behind<'a>,
     late: NotYet,
     line: InLine<'a>,
     place: Option<Place>,
@@ -80,16 +83,16 @@ struct Waits<'a> {
 }
 
 impl<'a> Waits<'a> {
-    fn new(to: &'a Destination<'a>, pool: &'a EndpointPool, late: NotYet) -> Self {
+    fn new(to: &'a Destination<'a>, pool: &'a EndpointPool, noted: Behind<'a>, late: NotYet) -> Self {
         let line = pool.line().join();
-        let mut waits = Self { to, pool, late, line, place: None, is_called: false, limited: false };
+        let mut waits = Self { to, pool, noted, late, line, place: None, is_called: false, limited: false };
         waits.refused(late);
         waits
     }
 
     fn refused(&mut self, why: NotYet) {
         self.pool.line().set_late(why);
-        self.to.behind.waits(why.into());
+        self.noted.waits(why.into());
         let is_limit = matches!(why, NotYet::Limit(_));
         // One that waits is one that the limit made wait, however often it is woken in vain.
         if is_limit && !std::mem::replace(&mut self.limited, true) {
@@ -126,7 +129,7 @@ impl<'a> Waits<'a> {
 
     /// It is its turn.
     fn goes(self, turn: &Turn, now: Tick) {
-        self.to.behind.goes(now);
+        self.noted.goes(now);
         if self.is_called
             && let (Some(place), Turn::Connect(Some(_), _)) = (self.place, turn)
         {
@@ -150,6 +153,7 @@ pub(super) async fn admitted(
     worker: &Worker,
     to: &Destination<'_>,
     pool: &Rc<EndpointPool>,
+    noted: Behind<'_>,
 ) -> Result<Turn, Failure> {
     // Whoever comes while others wait goes to the end of the line, and waits for what they wait for.
     let behind = pool.has_line();
@@ -161,7 +165,7 @@ pub(super) async fn admitted(
             Err(why) => why,
         }
     };
-    let mut waits = Waits::new(to, pool, late);
+    let mut waits = Waits::new(to, pool, noted, late);
     if behind && pool.has_idle() {
         // It lies there because those before can do nothing with it.
         pool.line().call_again();
@@ -245,7 +249,6 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::upstream::behind::Behind;
     use crate::upstream::open::Speaks;
 
     #[test]
@@ -258,11 +261,10 @@ mod tests {
             connect_timeout: Duration::from_secs(1),
             fresh: false,
             announcement: None,
-            behind: Behind::default(),
         };
         let pool = EndpointPool::default();
         let limit = NotYet::Limit(ConnectionLimit::Endpoint);
-        let [mut first, behind] = [limit, limit].map(|late| Waits::new(&to, &pool, late));
+        let [mut first, behind] = [limit, limit].map(|late| Waits::new(&to, &pool, Behind::default(), late));
         assert_eq!(behind.in_vain().cause, Cause::MaxConnections);
         first.refused(NotYet::Dials);
         assert_eq!(behind.in_vain().cause, Cause::ConnectTimeout, "the limit has gone meanwhile");

@@ -5,7 +5,6 @@
 //! one goes its way as any attempt does, and whichever loses is dropped, which resets its stream or closes its connection.
 //! What is told of both, to journey, balancer and breaker, is told when it is clear which of them the request's is.
 
-use std::cell::Cell;
 use std::future::poll_fn;
 use std::net::SocketAddr;
 use std::pin::Pin;
@@ -37,7 +36,7 @@ use crate::request::retry;
 use crate::request::route::Target;
 use crate::request::transfer;
 use crate::request::tried::{HEDGE_LOST, Tried};
-use crate::upstream::behind::{Ahead, Behind, Spent, in_vain};
+use crate::upstream::behind::{Ahead, Behind, Noted, Spent, in_vain};
 use crate::upstream::open::{Destination, Speaks};
 use crate::upstream::{Exchange, Head};
 use crate::worker::Worker;
@@ -228,7 +227,7 @@ struct Under {
     in_flight: InFlight,
     began: Tick,
     /// What it waits for before it has a connection.
-    behind: Rc<Cell<Option<Ahead>>>,
+    behind: Rc<Noted>,
     /// Civil time of its beginning, where its span is recorded, and that span.
     traced: Option<(Duration, SpanId)>,
     address: SocketAddr,
@@ -552,15 +551,13 @@ async fn exchange(
     endpoint: Arc<Endpoint>,
     parts: Parts,
     connect_timeout: Duration,
-    behind: Rc<Cell<Option<Ahead>>>,
+    behind: Rc<Noted>,
 ) -> Result<Answered, Failure> {
     let Parts { head, mut sending, announcement } = parts;
     let announcement = announcement.as_deref().map(|header| &header[..]);
-    let to = Destination {
-        behind: Behind(Some(&behind)),
-        ..Destination::of_endpoint(&cluster, &endpoint, connect_timeout, announcement)
-    };
-    let mut exchange = aside::open(&worker, &to, &head.head(), sending.is_done()).await?;
+    let to = Destination::of_endpoint(&cluster, &endpoint, connect_timeout, announcement);
+    let mut exchange =
+        aside::open(&worker, &to, &head.head(), sending.is_done(), Behind(Some(&behind))).await?;
     let opened = worker.now();
     let limits: Limits = worker.shared.settings.limits;
     let mut response = ResponseHead::new();

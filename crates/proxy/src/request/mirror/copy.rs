@@ -25,6 +25,7 @@ use crate::request::aside::{self, OwnHead, Sending};
 use crate::request::overload;
 use crate::request::tee::Tap;
 use crate::upstream::Exchange;
+use crate::upstream::behind::Behind;
 use crate::upstream::connect::CONNECT_TIMEOUT;
 use crate::upstream::open::{Destination, Speaks};
 use crate::worker::{Mirroring, Worker};
@@ -222,9 +223,10 @@ impl Copy {
             traced.attempt.protocol = if http1 { Protocol::Http11 } else { Protocol::Http2 };
         }
         let worker = &self.worker;
-        let mut exchange = aside::open(worker, &to, &self.head.head(), carried.sending.is_done())
-            .await
-            .map_err(Lost::Failed)?;
+        let mut exchange =
+            aside::open(worker, &to, &self.head.head(), carried.sending.is_done(), Behind::default())
+                .await
+                .map_err(Lost::Failed)?;
         let idle = self.timeouts.stream_idle.unwrap_or(worker.shared.settings.timeouts.stream_idle);
         let mut patience = Patience { idle, sleep: Box::pin(sleep(idle)), last: false };
         let done = poll_fn(|cx| {
