@@ -31,7 +31,7 @@ impl Moment {
     const MASK: u32 = (1 << 30) - 1;
 
     fn of(now: Tick) -> Self {
-        let millis = now.as_nanos() / 1_000_000 & u64::from(Self::MASK);
+        let millis = (now.as_nanos() / 1_000_000) & u64::from(Self::MASK);
         Self(u32::try_from(millis).expect("30 bits"))
     }
 
