@@ -237,7 +237,7 @@ fn feed(program: &mut Command, text: &str) -> (Option<i32>, String) {
 #[test]
 fn times_are_told_in_seconds() {
     let text = busy().render(Format::Prometheus);
-    assert!(text.contains("meshwork_overload_min_rtt_seconds{service=\"x\"} 0.0015\n"), "{text}");
+    assert!(text.contains("meshwork_overload_min_rtt_seconds{service=\"x\",port=\"x\"} 0.0015\n"), "{text}");
 }
 
 #[test]
