@@ -391,7 +391,9 @@ impl Retry {
 
     /// The attempt has ended without a word on the service.
     pub fn ended_silently(&mut self) {
-        self.taken = None;
+        if let Some(taken) = self.taken.take() {
+            self.cluster.shared.budget.ended_silently(taken);
+        }
     }
 
     /// Decides what follows a failure. `endpoint` is the id of the endpoint that failed, when one was picked.

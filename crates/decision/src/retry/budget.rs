@@ -161,6 +161,11 @@ impl Budget {
     /// What was taken is not made: something else stood in its way, before anybody saw it.
     pub(crate) fn give_back(&self, taken: Taken) {
         self.window.give_back(taken.second);
+        self.ended_silently(taken);
+    }
+
+    /// What was taken has ended without a word on whether it helped.
+    pub(crate) fn ended_silently(&self, taken: Taken) {
         if taken.is_counted {
             self.worth.give_back();
         }

@@ -266,8 +266,6 @@ fn two_instances() -> Scenario {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::load::Answer;
-    use crate::outlier::AttemptOutcome;
     use crate::retry::RetryBudget;
 
     fn chain(depth: usize, traced: bool) -> Chain {

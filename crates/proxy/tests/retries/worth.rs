@@ -14,7 +14,7 @@ use meshwork_proxy::{Mesh, Settings};
 
 use crate::support::h2::{fetch, h2_client, h2_upstream};
 use crate::support::{self, Harness, Upstream, exchange, is_head, rule, upstream};
-use crate::{GET, OK, gateway, holding_back, opening_at_once, recovering, retry, traffic};
+use crate::{GET, OK, gateway, holding_back, opening_at_once, retry, traffic};
 
 const BUSY: &[u8] = b"HTTP/1.1 503 Busy\r\ncontent-length: 4\r\n\r\nbusy";
 
