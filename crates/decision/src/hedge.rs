@@ -29,7 +29,7 @@ use crate::endpoint::Endpoint;
 use crate::limits::{Limited, Permit};
 use crate::outlier::Picked;
 use crate::reasons::{NoReasons, Outcome, Phase, Reason, Reasons};
-use crate::retry::{BudgetWindow, End, Refused, RetryBudget};
+use crate::retry::{BudgetWindow, End, Refused, RetryBudget, Taken};
 
 use latencies::Latencies;
 
@@ -145,6 +145,8 @@ pub struct Hedged {
     pub by_route: Option<Ticket>,
     /// Counts it among retries and requests under way.
     pub permits: (Permit, Option<Permit>),
+    /// As what it was taken from the budget.
+    pub(crate) taken: Taken,
 }
 
 impl Hedge {
@@ -254,7 +256,7 @@ impl Hedge {
         let request = cluster.limits.max_requests.is_some().then(|| limited(Limited::Request)).transpose()?;
         let hedges = cluster.shared.hedges();
         let taken = cluster.shared.budget.hedge(&hedges.begun, self.policy.budget_percent, retries, now);
-        taken.map_err(|refused| match refused {
+        let taken = taken.map_err(|refused| match refused {
             Refused::Spent => NoHedge::Budget,
             Refused::InVain => NoHedge::InVain,
         })?;
@@ -263,7 +265,7 @@ impl Hedge {
         let by_route = route.map(|route| route.try_call(now, &mut NoReasons)).transpose();
         let by_route = by_route.map_err(|_| NoHedge::Breaker)?.flatten();
         let ticket = own.or(ticket);
-        Ok(Hedged { endpoint, ticket, by_route, permits: (repeated, request) })
+        Ok(Hedged { endpoint, ticket, by_route, permits: (repeated, request), taken })
     }
 
     /// The second attempt has ended, and was not given up: the budget learns whether it helped.

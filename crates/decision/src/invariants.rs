@@ -10,7 +10,7 @@ use crate::health_check::{Checked, HealthCheck};
 use crate::outlier::OutlierDetection;
 use crate::overload::{GateView, Priority, Queue};
 use crate::retry::RetryBudget;
-use crate::retry::worth::{ROW_PRICE, Standing};
+use crate::retry::worth::{ROW, ROW_PRICE, Standing};
 use crate::verdicts::Rules;
 
 /// Outlier detection leaves somebody, and ejects no more than it may.
@@ -209,7 +209,8 @@ pub fn retry_budget(budget: RetryBudget, requests: u64, retries: u64) -> Result<
 /// What is broken.
 pub(crate) fn worth_of_retries(standing: Standing) -> Result<(), String> {
     let holds = match standing {
-        Standing::Helping { owed, .. } => owed < ROW_PRICE,
+        Standing::Unknown { made } => made <= ROW,
+        Standing::Helping { owed } => owed < ROW_PRICE,
         Standing::InVain { saved } => saved < ROW_PRICE,
     };
     if holds { Ok(()) } else { Err(format!("{standing:?}, where a row costs {ROW_PRICE}")) }

@@ -37,12 +37,13 @@ use smallvec::SmallVec;
 
 use crate::cause::Cause;
 use crate::cluster::Cluster;
+use crate::hedge::Hedged;
 use crate::invariants;
 use crate::limits::{Limited, Permit};
 use crate::reasons::{Outcome, Phase, Reason, Reasons};
 
 pub use budget::RetryBudget;
-pub(crate) use budget::{Budget, BudgetWindow, Refused};
+pub(crate) use budget::{Budget, BudgetWindow, Refused, Taken};
 pub(crate) use worth::End;
 
 /// When and how often an attempt is repeated. Values are as the user wrote them, defaults written out.
@@ -281,8 +282,8 @@ pub struct Retry {
     retries: u32,
     tried: SmallVec<[u64; 4]>,
     stale: SmallVec<[u64; 2]>,
-    /// The attempt under way was taken from the budget, which has not heard yet how it ended.
-    is_owed: bool,
+    /// What the attempt under way was taken from the budget as, which has not heard yet how it ended.
+    taken: Option<Taken>,
     /// Attempts made without the budget, and why it gave none.
     unpaid: u32,
     refused: Option<StopReason>,
@@ -319,7 +320,7 @@ impl Retry {
             retries: 0,
             tried: SmallVec::new(),
             stale: SmallVec::new(),
-            is_owed: false,
+            taken: None,
             unpaid: 0,
             refused: None,
             has_failed: false,
@@ -348,8 +349,21 @@ impl Retry {
     /// Takes one repetition that no policy asks for from the default budget, if it has one left.
     #[must_use]
     pub fn may_repeat(&mut self, now: Tick) -> bool {
-        self.is_owed = self.cluster.shared.budget.retry(RetryBudget::DEFAULT, now).is_ok();
-        self.is_owed
+        self.taken = self.cluster.shared.budget.retry(RetryBudget::DEFAULT, now).ok();
+        self.taken.is_some()
+    }
+
+    /// A hedge goes on as the request's attempt: how it ends is told as of a repetition.
+    pub fn goes_on_as(&mut self, hedged: &Hedged) {
+        self.taken = Some(hedged.taken);
+    }
+
+    /// The attempt that was to come is not made: a limit or a breaker stood in its way, and nobody has seen it. It has cost
+    /// nothing.
+    pub fn not_made(&mut self) {
+        if let Some(taken) = self.taken.take() {
+            self.cluster.shared.budget.give_back(taken);
+        }
     }
 
     /// What no endpoint has seen is sent elsewhere, though there is no retry for it. Where that is because the budget gives
@@ -364,7 +378,7 @@ impl Retry {
     /// An attempt has ended. If it was a repetition, the budget learns whether that helped: by [`Self::after`], where it
     /// was a failure. What ends without a word on the service, as when the caller leaves, is not told.
     pub fn ended(&mut self, well: bool) {
-        if !mem::take(&mut self.is_owed) {
+        if self.taken.take().is_none() {
             return;
         }
         let end = match well {
@@ -377,7 +391,9 @@ impl Retry {
 
     /// The attempt has ended without a word on the service.
     pub fn ended_silently(&mut self) {
-        self.is_owed = false;
+        if let Some(taken) = self.taken.take() {
+            self.cluster.shared.budget.ended_silently(taken);
+        }
     }
 
     /// Decides what follows a failure. `endpoint` is the id of the endpoint that failed, when one was picked.
@@ -436,11 +452,10 @@ impl Retry {
             return Err(StopReason::Deadline);
         }
         let permit = self.cluster.admit(Limited::Retry).map_err(|_| StopReason::MaxRetries)?;
-        match self.refused {
+        self.taken = match self.refused {
             Some(refused) if failure.is_unseen() => return Err(refused),
-            _ => self.cluster.shared.budget.retry(policy.budget, now)?,
-        }
-        self.is_owed = true;
+            _ => Some(self.cluster.shared.budget.retry(policy.budget, now)?),
+        };
         self.has_repeated_unnamed |= !is_named;
         self.retries += 1;
         self.tried.extend(endpoint);

@@ -6,8 +6,10 @@
 use std::fmt::Write;
 use std::time::Duration;
 
-use meshwork_decision::simulator::{Policies, Report, Scenario, fleets, median, run};
-use meshwork_decision::{Algorithm, HedgeDelay, HedgePolicy, OutlierDetection, SlowStart};
+use meshwork_decision::simulator::{Chain, Policies, Report, Scenario, fleets, median, run, run_chain};
+use meshwork_decision::{
+    Algorithm, HedgeDelay, HedgePolicy, OutlierDetection, RetryBudget, RetryPolicy, SlowStart,
+};
 
 const ALGORITHMS: [Algorithm; 4] =
     [Algorithm::PeakEwma, Algorithm::LeastRequest, Algorithm::RoundRobin, Algorithm::Random];
@@ -292,4 +294,34 @@ fn hedging_shortens_the_tail_within_the_budget() {
 #[ignore = "a hundred seeds take minutes: see tests/long"]
 fn hedging_shortens_the_tail_over_a_hundred_seeds() {
     print!("{}", hedging(&(0..100).collect::<Vec<_>>()));
+}
+
+/// Services behind each other that pass on no id: what reaches the last for one request, the median of seeds and the most.
+fn along_a_chain(chain: &Chain, seeds: u64) -> (f64, f64) {
+    let times: Vec<f64> = (0..seeds).map(|seed| run_chain(chain, seed).times()).collect();
+    (median(times.iter().copied()), times.iter().copied().fold(0.0, f64::max))
+}
+
+#[test]
+#[ignore = "a hundred seeds take minutes: see tests/long"]
+fn what_reaches_the_last_of_three_services_over_a_hundred_seeds() {
+    println!("\n| before | requests | a second | fails after | median | most |");
+    println!("|---|---:|---:|---:|---:|---:|");
+    let retry = RetryPolicy { attempts: 3, budget: RetryBudget::DEFAULT, ..Policies::default().retry };
+    for well in [0, 2_000] {
+        for requests in [120, 300, 400, 1_000, 4_000] {
+            for per_second in [1, 5, 100, 2_000, 1_000_000] {
+                for takes in [0, 1_000].map(Duration::from_millis) {
+                    let retry = retry.clone();
+                    let chain = Chain { depth: 3, per_second, requests, well, takes, retry, traced: false };
+                    let (middle, most) = along_a_chain(&chain, 100);
+                    let before = if well == 0 { "nothing" } else { "answers" };
+                    println!(
+                        "| {before} | {requests} | {per_second} | {takes:?} | {middle:.2} | {most:.2} |"
+                    );
+                    assert!(well > 0 || most <= 1.2, "at {per_second} a second");
+                }
+            }
+        }
+    }
 }

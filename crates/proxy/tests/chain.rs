@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use meshwork_messages::v1;
 use meshwork_messages::v1::service_port::AppProtocol;
 use meshwork_proxy::{Settings, Side};
-use support::mesh::{TestMesh, policy, service_at, serving};
+use support::mesh::{TestMesh, plain_at, policy, service_at, serving};
 use support::{Harness, Upstream, exchange, is_head, read_until, upstream};
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpListener;
@@ -56,10 +56,28 @@ async fn middle(
 
 /// What every caller says about the service that it calls.
 fn repeats(service: &str) -> meshwork_decision::Change {
+    repeats_unless(service, None)
+}
+
+/// Unless a breaker refuses that.
+fn repeats_unless(service: &str, circuit_breaker: Option<v1::CircuitBreaker>) -> meshwork_decision::Change {
     let retry =
         v1::Retry { attempts: 3, status_codes: (500..600).collect(), on_reset: true, ..Default::default() };
-    let spec = v1::TrafficPolicy { retry: Some(retry), ..Default::default() };
+    let spec = v1::TrafficPolicy { retry: Some(retry), circuit_breaker, ..Default::default() };
     policy(&format!("TrafficPolicy/{service}"), service, v1::policy::Spec::Traffic(spec))
+}
+
+/// One failure opens it.
+fn opening_at_once() -> v1::CircuitBreaker {
+    v1::CircuitBreaker {
+        window_calls: 10,
+        minimum_calls: 1,
+        failure_percent: 50,
+        open_ms: 600_000,
+        max_open_ms: 600_000,
+        trials: 1,
+        ..Default::default()
+    }
 }
 
 /// `web` calls `one`, which calls `two`, which calls `three`, which always fails.
@@ -74,13 +92,28 @@ struct Chain {
 }
 
 async fn chain(traced: bool) -> Chain {
+    chain_to(Last { answer: BUSY, ..Last::default() }, traced).await
+}
+
+/// The last service of a chain.
+#[derive(Clone, Copy, Default)]
+struct Last {
+    /// Empty: it breaks the connection.
+    answer: &'static [u8],
+    /// Its caller's breaker opens at once.
+    is_broken: bool,
+    /// It has no proxy.
+    is_plain: bool,
+}
+
+async fn chain_to(last: Last, traced: bool) -> Chain {
     let mesh = TestMesh::new();
     let three = Arc::new(AtomicUsize::new(0));
     let counted = Arc::clone(&three);
     let app = upstream(move |got| {
         is_head(got).then(|| {
             counted.fetch_add(1, Ordering::SeqCst);
-            BUSY.to_vec()
+            last.answer.to_vec()
         })
     })
     .await;
@@ -99,8 +132,13 @@ async fn chain(traced: bool) -> Chain {
         let mut proxy = mesh.proxy(&identity, None, Settings::default());
         proxy.change([mesh.bundle(1, &[]), serving(&identity.id(), name, address, AppProtocol::Http1)]).await;
         if let (Some((called, peer)), Some(out)) = (next, out) {
-            let service = service_at(called, &mesh.id(called), peer);
-            proxy.change(service.into_iter().chain([repeats(called)])).await;
+            let is_last = called == "three";
+            let service = match is_last && last.is_plain {
+                true => plain_at(called, app.address),
+                false => service_at(called, &mesh.id(called), peer),
+            };
+            let breaker = (is_last && last.is_broken).then(opening_at_once);
+            proxy.change(service.into_iter().chain([repeats_unless(called, breaker)])).await;
             *out.lock() = Some(proxy.engine.listen(Side::Outbound, local()).await.unwrap());
         }
         next = Some((name, proxy.engine.listen(Side::Inbound, local()).await.unwrap()));
@@ -170,4 +208,15 @@ async fn what_the_caller_repeats_is_not_repeated_beyond_it() {
     let [one, two, three] = chain.asked();
     assert_eq!((one, two), (9, 9));
     assert!(three > 9, "another family is repeated as ever: {three}");
+}
+
+/// A repeat that a breaker refuses is one that was called for: the failure is final, and the hops before do not begin anew.
+#[tokio::test]
+async fn where_a_repeat_is_refused_nothing_is_repeated_further_up_either() {
+    for (answer, is_plain) in [(BUSY, false), (&b""[..], true)] {
+        let chain = chain_to(Last { answer, is_plain, is_broken: true }, true).await;
+        let answer = exchange(chain.proxy, b"GET / HTTP/1.1\r\nHost: one\r\nConnection: close\r\n\r\n").await;
+        assert!(answer.starts_with("HTTP/1.1 503"), "{answer}");
+        assert_eq!(chain.asked(), [1, 1, 1], "a plain one: {is_plain}");
+    }
 }

@@ -262,13 +262,13 @@ fn a_permit_ends_with_its_hedge() {
 
 #[test]
 fn hedges_have_a_budget_and_share_that_of_retries() {
-    let alone = cluster(2);
+    let [alone, beside] = [cluster(2), cluster(2)];
+    [&alone, &beside].into_iter().for_each(|cluster| cluster.shared.budget.succeeded());
     let count = |cluster: &Arc<Cluster>| (0..100).filter(|_| admitted(cluster, &GET).is_ok()).count();
     assert_eq!(count(&alone), 10, "ten of a hundred requests");
     let (_, repeated) = alone.shared.budget.sums(at(0));
     assert_eq!(repeated, 10, "and retries have so many less");
 
-    let beside = cluster(2);
     let retries = RetryBudget { percent: 20, min_per_second: 0 };
     assert_eq!((0..100).filter(|_| beside.shared.budget.retry(retries, at(0)).is_ok()).count(), 20);
     assert_eq!(admitted(&beside, &GET), Err(NoHedge::Budget), "what retries have spent is spent");
@@ -287,7 +287,7 @@ fn where_second_attempts_do_not_help_there_are_few_and_none_of_retries_either() 
     assert_eq!(cluster.shared.budget.retry(retries, at(0)), Err(Refused::InVain));
     hedge.second_ended(true);
     assert!(admit(&hedge, &GET).is_ok(), "one that wins brings them back");
-    assert_eq!(cluster.shared.budget.retry(retries, at(0)), Ok(()));
+    assert!(cluster.shared.budget.retry(retries, at(0)).is_ok());
 }
 
 #[test]

@@ -82,6 +82,15 @@ impl BudgetWindow {
         self.add(now, REQUESTS, REQUEST);
     }
 
+    /// A retry that was counted in this second was not made.
+    fn give_back(&self, second: u32) {
+        let slot = &self.0[second as usize % WINDOW];
+        let is_there = |word: u64| word >> SECOND_SHIFT == u64::from(second) && word & RETRIES > 0;
+        // Where the second has gone by, so has what was counted.
+        let _ =
+            slot.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |word| is_there(word).then(|| word - 1));
+    }
+
     /// # Errors
     /// It has none left.
     fn has(&self, budget: RetryBudget, now: Tick) -> Result<(), Refused> {
@@ -111,6 +120,15 @@ pub(crate) enum Refused {
     InVain,
 }
 
+/// A retry that was taken from a budget, until it has ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Taken {
+    /// In which second of the window.
+    second: u32,
+    /// It was counted for the row, or paid for.
+    is_counted: bool,
+}
+
 /// The retries of a service, policies apart: how many there were, and what they are worth.
 #[derive(Debug, Default)]
 pub(crate) struct Budget {
@@ -132,11 +150,25 @@ impl Budget {
     ///
     /// # Errors
     /// There is none.
-    pub(crate) fn retry(&self, budget: RetryBudget, now: Tick) -> Result<(), Refused> {
+    pub(crate) fn retry(&self, budget: RetryBudget, now: Tick) -> Result<Taken, Refused> {
         self.window.has(budget, now)?;
-        self.worth.ask()?;
+        let is_counted = self.worth.ask()?;
         self.window.add(now, RETRIES, 1);
-        Ok(())
+        let second = u32::try_from(BudgetWindow::second(now)).expect("24 bits");
+        Ok(Taken { second, is_counted })
+    }
+
+    /// What was taken is not made: something else stood in its way, before anybody saw it.
+    pub(crate) fn give_back(&self, taken: Taken) {
+        self.window.give_back(taken.second);
+        self.ended_silently(taken);
+    }
+
+    /// What was taken has ended without a word on whether it helped.
+    pub(crate) fn ended_silently(&self, taken: Taken) {
+        if taken.is_counted {
+            self.worth.give_back();
+        }
     }
 
     /// Takes a hedge from both budgets: that of hedges, of which `begun` counts so many, and that of retries.
@@ -149,13 +181,11 @@ impl Budget {
         percent: u32,
         retries: RetryBudget,
         now: Tick,
-    ) -> Result<(), Refused> {
+    ) -> Result<Taken, Refused> {
         self.window.has_hedges(begun, percent, now)?;
-        self.window.has(retries, now)?;
-        self.worth.ask()?;
-        self.window.add(now, RETRIES, 1);
+        let taken = self.retry(retries, now)?;
         begun.add(now, RETRIES, 1);
-        Ok(())
+        Ok(taken)
     }
 
     /// What was taken has ended.

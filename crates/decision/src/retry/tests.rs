@@ -342,21 +342,57 @@ fn when_an_outage_ends_the_whole_budget_is_back_after_a_few_answers() {
 }
 
 #[test]
-fn what_has_not_ended_says_nothing() {
-    let (cluster, policy) = (cluster(None), RetryPolicy { budget: RetryBudget::DEFAULT, ..policy() });
-    let mut rng = SeededRng::new(1);
-    let mut crowd: Vec<_> =
-        (0..300).map(|_| Retry::begin(Some(&Arc::new(policy.clone())), &cluster, Tick::ZERO)).collect();
-    let granted = crowd.iter_mut().take(100).filter_map(|retry| {
-        match retry.after(AttemptFailure::Reset, Some(1), &GET, Tick::ZERO, &mut rng, &mut NoReasons) {
-            Decision::Again { .. } => Some(()),
-            Decision::Stop(stop) => {
-                assert_eq!(stop, StopReason::Budget);
-                None
+fn what_has_not_ended_says_nothing_where_something_has_ended_well() {
+    let policy = Arc::new(RetryPolicy { budget: RetryBudget::DEFAULT, ..policy() });
+    let crowd = |cluster: Arc<Cluster>, otherwise| {
+        let mut rng = SeededRng::new(1);
+        let mut crowd: Vec<_> = (0..300).map(|_| Retry::begin(Some(&policy), &cluster, Tick::ZERO)).collect();
+        let granted = crowd.iter_mut().take(100).filter_map(|retry| {
+            match retry.after(AttemptFailure::Reset, Some(1), &GET, Tick::ZERO, &mut rng, &mut NoReasons) {
+                Decision::Again { .. } => Some(()),
+                Decision::Stop(stop) => {
+                    assert_eq!(stop, otherwise);
+                    None
+                }
             }
-        }
-    });
-    assert_eq!(granted.count(), 60, "a third of a crowd fails: a fifth of it is repeated at once");
+        });
+        granted.count()
+    };
+    let answered = cluster(None);
+    answered.shared.budget.succeeded();
+    let granted = crowd(answered, StopReason::Budget);
+    assert_eq!(granted, 60, "a third of a crowd fails: a fifth of it is repeated at once");
+    let granted = crowd(cluster(None), StopReason::InVain);
+    assert_eq!(granted, 5 + 1, "a row, and one for fifty that were refused");
+}
+
+#[test]
+fn a_retry_that_is_not_made_has_cost_nothing() {
+    let (cluster, policy) =
+        (cluster(None), Arc::new(RetryPolicy { budget: RetryBudget::DEFAULT, ..policy() }));
+    let mut rng = SeededRng::new(1);
+    let mut fails = |retry: &mut Retry, now| {
+        let failure = AttemptFailure::Status(503);
+        matches!(retry.after(failure, Some(1), &GET, now, &mut rng, &mut NoReasons), Decision::Again { .. })
+    };
+    let (now, later) = (Tick::ZERO, Tick::ZERO.after(Duration::from_millis(1_500)));
+    for _ in 0..100 {
+        let mut retry = Retry::begin(Some(&policy), &cluster, now);
+        assert!(fails(&mut retry, now));
+        retry.not_made();
+    }
+    assert_eq!(cluster.shared.budget.sums(now), (100, 0));
+    // It is given back to the second that it was taken from, once.
+    let mut retry = Retry::begin(Some(&policy), &cluster, now);
+    let mut other = Retry::begin(Some(&policy), &cluster, later);
+    assert!(fails(&mut retry, now) && fails(&mut other, later));
+    assert_eq!(cluster.shared.budget.sums(later).1, 2);
+    retry.not_made();
+    retry.not_made();
+    assert_eq!(cluster.shared.budget.sums(later).1, 1);
+    other.ended(false);
+    other.not_made();
+    assert_eq!(cluster.shared.budget.sums(later).1, 1, "it was made");
 }
 
 #[test]
@@ -394,11 +430,12 @@ fn an_attempt_goes_on_over_another_connection_and_only_its_end_counts() {
 fn what_the_budget_refuses_costs_nothing_of_what_was_paid() {
     let cluster = cluster(None);
     let budget = &cluster.shared.budget;
+    budget.succeeded();
     (0..5).for_each(|_| budget.ended(End::Badly));
     (0..3).for_each(|_| budget.succeeded());
     let none = RetryBudget { percent: 0, min_per_second: 0 };
     assert_eq!(budget.retry(none, Tick::ZERO), Err(Refused::Spent));
-    assert_eq!(budget.retry(RetryBudget::DEFAULT, Tick::ZERO), Ok(()));
+    assert!(budget.retry(RetryBudget::DEFAULT, Tick::ZERO).is_ok());
     assert_eq!(budget.retry(RetryBudget::DEFAULT, Tick::ZERO), Err(Refused::InVain));
 }
 
@@ -444,6 +481,7 @@ fn a_request_is_refused_once_however_often_it_goes_elsewhere() {
     let (cluster, policy) = (cluster(None), Arc::new(RetryPolicy { attempts: 9, ..policy() }));
     let in_vain =
         |requests| (0..requests).all(|_| nobody_takes(&cluster, &policy) == (5, StopReason::InVain));
+    cluster.shared.budget.succeeded();
     (0..5).for_each(|_| cluster.shared.budget.ended(End::Badly));
     assert!(in_vain(50), "fifty that are refused pay for one");
     assert_eq!(nobody_takes(&cluster, &policy), (6, StopReason::InVain));
@@ -489,6 +527,7 @@ fn a_push_back_delays_the_retry_and_a_refusal_ends_it() {
 #[test]
 fn without_a_policy_too_there_is_a_budget() {
     let cluster = cluster(None);
+    cluster.shared.budget.succeeded();
     let may = || Retry::of_counted(None, &cluster).may_repeat(Tick::ZERO);
     let granted = (0..100).filter(|_| may()).count();
     assert_eq!(granted, 30, "three a second for ten seconds, with no requests at all");
@@ -531,6 +570,7 @@ proptest! {
         steps in prop::collection::vec((0u64..3_000, any::<bool>()), 0..200),
     ) {
         let window = Budget::default();
+        window.succeeded();
         let unlimited = RetryBudget { percent: 100, min_per_second: 1_000 };
         let mut now = Tick::ZERO;
         let mut events: Vec<(u64, bool)> = Vec::new();
@@ -538,7 +578,7 @@ proptest! {
             now = now.after(Duration::from_millis(ms));
             let second = now.as_nanos() / 1_000_000_000;
             if is_retry {
-                prop_assert_eq!(window.retry(unlimited, now), Ok(()));
+                prop_assert!(window.retry(unlimited, now).is_ok());
             } else {
                 window.request(now);
             }
@@ -556,6 +596,7 @@ proptest! {
         steps in prop::collection::vec((0u64..2_000, any::<bool>()), 0..200),
     ) {
         let window = Budget::default();
+        window.succeeded();
         let budget = RetryBudget { percent, min_per_second };
         let mut now = Tick::ZERO;
         for (ms, is_retry) in steps {

@@ -13,15 +13,17 @@
 //! *Who is meant.* One that mostly fails. An address that always fails owes little in a service that mostly answers, and
 //! is paid for by what goes on beside it: it takes no retries from a crowd whose instance dies. So where attempts have
 //! ended well before, a row counts requests: of one that is repeated five times in vain, the first retry tells and the
-//! others say the same again. Where none ever has, nothing speaks for the service, and each retry counts. A row holds all
+//! others say the same again. Where none ever has, nothing speaks for the service, and each retry counts when it is made, not
+//! when it has ended: a crowd that comes upon a service of which nobody has an answer gets no more than whoever comes one
+//! by one. The first that ends well, a retry or not, ends this. A row holds all
 //! retries where less than three attempts end well for each request that is repeated in vain: more than a quarter of what
 //! there is, which is beyond the ordinary budget.
 //!
-//! *Counts, no times.* What holds at two thousand requests a second holds at one a minute. And only what has ended counts: a
-//! crowd that finds one of three endpoints dead has its whole budget, at the start and later.
+//! *Counts, no times.* What holds at two thousand requests a second holds at one a minute. And once something has ended
+//! well, only what has ended counts: a crowd that finds one of three endpoints dead has its whole budget.
 //!
 //! *Cost.* One word for all workers. As long as nothing is owed, an attempt that ends well reads it, and nobody writes to it
-//! but retries. After a retry in vain, the next [`SUCCESSES`] attempts that end well write, too.
+//! but retries, and the first attempt that ends well. After a retry in vain, the next [`SUCCESSES`] that do write, too.
 
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -42,12 +44,15 @@ pub(crate) const ROW_PRICE: u32 = ROW * PRICE;
 /// What is known of a service's retries.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Standing {
+    /// Nothing has ended well so far.
+    Unknown {
+        /// Retries that were made.
+        made: u32,
+    },
     /// They help, or nobody knows better.
     Helping {
         /// What is to be paid for those that have not.
         owed: u32,
-        /// An attempt has ended well at some time.
-        answers: bool,
     },
     /// They do not.
     InVain {
@@ -56,24 +61,26 @@ pub(crate) enum Standing {
     },
 }
 
-/// In the word: they do not help, and the other bits are what was paid; without it they are what is owed.
+/// In the word: they do not help, and the other bits are what was paid.
 const IN_VAIN: u32 = 1 << 31;
-/// In the word of a service whose retries help: an attempt has ended well.
-const ANSWERS: u32 = 1 << 30;
+/// They help, and the other bits are what is owed. With neither they are how many were made.
+const HELPING: u32 = 1 << 30;
 
 impl Standing {
     const fn of(word: u32) -> Self {
-        if word & IN_VAIN == 0 {
-            Self::Helping { owed: word & !ANSWERS, answers: word & ANSWERS != 0 }
-        } else {
+        if word & IN_VAIN != 0 {
             Self::InVain { saved: word & !IN_VAIN }
+        } else if word & HELPING != 0 {
+            Self::Helping { owed: word & !HELPING }
+        } else {
+            Self::Unknown { made: word }
         }
     }
 
     const fn word(self) -> u32 {
         match self {
-            Self::Helping { owed, answers: false } => owed,
-            Self::Helping { owed, answers: true } => ANSWERS | owed,
+            Self::Unknown { made } => made,
+            Self::Helping { owed } => HELPING | owed,
             Self::InVain { saved } => IN_VAIN | saved,
         }
     }
@@ -81,6 +88,7 @@ impl Standing {
     /// Whether there may be a retry.
     const fn gives(self) -> bool {
         match self {
+            Self::Unknown { made } => made < ROW,
             Self::Helping { .. } => true,
             Self::InVain { saved } => saved >= PRICE,
         }
@@ -89,36 +97,45 @@ impl Standing {
     /// One is wanted: it is taken, or its refusal pays for a later one.
     const fn asked(self) -> Self {
         match self {
+            Self::Unknown { made } if made < ROW => Self::Unknown { made: made + 1 },
+            Self::Unknown { .. } => Self::InVain { saved: PRICE / REFUSALS },
             Self::Helping { .. } => self,
             Self::InVain { saved } if saved >= PRICE => Self::InVain { saved: saved - PRICE },
             Self::InVain { saved } => Self::InVain { saved: saved + PRICE / REFUSALS },
         }
     }
 
+    /// One that was taken, and counted or paid for, is not made after all.
+    fn given_back(self) -> Self {
+        match self {
+            Self::Unknown { made } => Self::Unknown { made: made.saturating_sub(1) },
+            Self::Helping { .. } => self,
+            Self::InVain { saved } => Self::InVain { saved: (saved + PRICE).min(ROW_PRICE - 1) },
+        }
+    }
+
     /// One that was taken has ended.
     const fn ended(self, end: End) -> Self {
         match (self, end) {
-            (_, End::Well) => Self::Helping { owed: 0, answers: true },
-            (Self::Helping { answers: true, .. }, End::BadlyAgain) => self,
-            (Self::Helping { owed, answers }, _) if owed + PRICE < ROW_PRICE => {
-                Self::Helping { owed: owed + PRICE, answers }
+            (_, End::Well) => Self::Helping { owed: 0 },
+            (Self::Helping { owed }, End::Badly) if owed + PRICE < ROW_PRICE => {
+                Self::Helping { owed: owed + PRICE }
             }
-            (Self::Helping { .. }, _) => Self::InVain { saved: 0 },
-            // It was paid for.
-            (Self::InVain { .. }, _) => self,
+            (Self::Helping { .. }, End::Badly) => Self::InVain { saved: 0 },
+            // It has been said; or it was counted when it was made, or paid for.
+            (Self::Helping { .. }, End::BadlyAgain) | (Self::Unknown { .. } | Self::InVain { .. }, _) => self,
         }
     }
 
     /// An attempt has ended well, whatever it was.
     fn succeeded(self) -> Self {
         match self {
-            Self::Helping { owed, .. } => {
-                Self::Helping { owed: owed.saturating_sub(PRICE / SUCCESSES), answers: true }
-            }
+            Self::Unknown { .. } => Self::Helping { owed: 0 },
+            Self::Helping { owed } => Self::Helping { owed: owed.saturating_sub(PRICE / SUCCESSES) },
             Self::InVain { saved } if saved + PRICE / SUCCESSES < ROW_PRICE => {
                 Self::InVain { saved: saved + PRICE / SUCCESSES }
             }
-            Self::InVain { .. } => Self::Helping { owed: 0, answers: true },
+            Self::InVain { .. } => Self::Helping { owed: 0 },
         }
     }
 }
@@ -144,10 +161,19 @@ impl Worth {
         Standing::of(self.0.load(Ordering::Relaxed))
     }
 
+    /// Whether there may be a retry, and whether it was counted, or paid for.
+    ///
     /// # Errors
     /// Retries do not help, and this one is not paid for.
-    pub(crate) fn ask(&self) -> Result<(), Refused> {
-        if self.step(Standing::asked).gives() { Ok(()) } else { Err(Refused::InVain) }
+    pub(crate) fn ask(&self) -> Result<bool, Refused> {
+        let before = self.step(Standing::asked);
+        let counted = !matches!(before, Standing::Helping { .. });
+        if before.gives() { Ok(counted) } else { Err(Refused::InVain) }
+    }
+
+    /// One that was counted, or paid for, is not made after all.
+    pub(crate) fn give_back(&self) {
+        self.step(Standing::given_back);
     }
 
     pub(crate) fn ended(&self, end: End) {

@@ -1,8 +1,10 @@
 //! A chain of services of which the last always fails: how many requests reach each.
 //!
-//! Every service stands beside a proxy of its own, and so does the client. Work and network take no time: what is asked
-//! is only who repeats what.
+//! Every service stands beside a proxy of its own, and so does the client. Work and network take no time but for the last
+//! service's, where it is said; back-offs do. What is asked is only who repeats what.
 
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,7 +12,11 @@ use meshwork_base::{SeededRng, Tick};
 
 use super::client::Client;
 use super::scenario::{Arrivals, Instance, Policies, Scenario, Spread};
+use crate::endpoint::Endpoint;
 use crate::kinship::{Family, Kin, Kinship};
+use crate::limits::Permit;
+use crate::load::Answer;
+use crate::outlier::AttemptOutcome;
 use crate::reasons::NoReasons;
 use crate::retry::{AttemptFailure, Decision, PushBack, RequestFacts, Retry, RetryPolicy};
 
@@ -19,23 +25,37 @@ use crate::retry::{AttemptFailure, Decision, PushBack, RequestFacts, Retry, Retr
 pub struct Chain {
     /// Services, one behind the other.
     pub depth: usize,
-    /// Requests of the client.
+    /// Requests of the client, which are evenly spread.
     pub per_second: u64,
-    /// How long they arrive.
-    pub duration: Duration,
+    /// So many come while the last service fails.
+    pub requests: u64,
+    /// So many came before, and were answered well.
+    pub well: u64,
+    /// How long the last service takes to fail.
+    pub takes: Duration,
     /// Every caller's.
     pub retry: RetryPolicy,
     /// Applications pass on the id of a request.
     pub traced: bool,
 }
 
-/// What reached each service, in the order of the chain, and what the client began.
+/// What reached each service, in the order of the chain, and what the client began; what was answered well is counted in
+/// neither.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Reached {
     /// What the client began.
     pub incoming: u64,
     /// Requests at each service.
     pub at: Vec<u64>,
+}
+
+impl Reached {
+    /// Requests at the last service for one of the client's.
+    #[must_use]
+    #[expect(clippy::cast_precision_loss, reason = "counts far below 2^52")]
+    pub fn times(&self) -> f64 {
+        self.at.last().map_or(0.0, |&last| last as f64) / self.incoming as f64
+    }
 }
 
 /// Runs a chain.
@@ -52,18 +72,55 @@ fn run_calls(chain: &Chain, callers: Vec<Client>, seed: u64) -> Reached {
         kin: (0..chain.depth).map(|_| Kinship::default()).collect(),
         chance: SeededRng::new(seed),
         ids: 0,
+        calls: Vec::new(),
+        events: BinaryHeap::new(),
+        planned: 0,
+        now: Tick::ZERO,
         reached: Reached { incoming: 0, at: vec![0; chain.depth] },
     };
     let gap = Duration::from_secs(1) / u32::try_from(chain.per_second).expect("a rate below 2^32");
-    let mut now = Tick::ZERO;
-    while now < Tick::ZERO.after(chain.duration) {
-        run.reached.incoming += 1;
-        run.ids += 1;
-        let id = run.ids;
-        run.call(0, id, now, false);
-        now = now.after(gap);
+    let mut arrives = Tick::ZERO;
+    for number in 0..chain.well + chain.requests {
+        run.until(arrives);
+        run.now = arrives;
+        let well = number < chain.well;
+        run.reached.incoming += u64::from(!well);
+        let id = run.new_id();
+        run.begin(Call::new(None, 0, id, well, run.retry(0)));
+        arrives = arrives.after(gap);
     }
+    run.until(Tick::from_nanos(u64::MAX));
     run.reached
+}
+
+/// What happens to a call later, by its number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Event {
+    /// Its back-off is over.
+    Again(usize),
+    /// The last service has failed it.
+    Fails(usize),
+}
+
+/// A request on one hop, with all its attempts.
+struct Call {
+    /// The call for whose sake an application makes this one.
+    parent: Option<usize>,
+    service: usize,
+    id: u64,
+    /// It is a retry of the hop before, or made for the sake of one.
+    nested: bool,
+    /// It is answered well.
+    well: bool,
+    retry: Retry,
+    endpoint: Option<Arc<Endpoint>>,
+    permit: Option<Permit>,
+}
+
+impl Call {
+    const fn new(parent: Option<usize>, service: usize, id: u64, well: bool, retry: Retry) -> Self {
+        Self { parent, service, id, nested: false, well, retry, endpoint: None, permit: None }
+    }
 }
 
 struct Run<'c> {
@@ -75,57 +132,110 @@ struct Run<'c> {
     kin: Vec<Kinship>,
     chance: SeededRng,
     ids: u64,
+    calls: Vec<Call>,
+    /// With the order in which they were planned, where they come at the same time.
+    events: BinaryHeap<Reverse<(Tick, u64, Event)>>,
+    planned: u64,
+    now: Tick,
     reached: Reached,
 }
 
 impl Run<'_> {
-    /// A service is called until its caller's proxy gives up; that is when.
-    fn call(&mut self, service: usize, id: u64, mut now: Tick, nested: bool) -> Tick {
-        let cluster = Arc::clone(&self.callers[service].cluster);
-        let mut retry = Retry::begin(Some(&self.policy), &cluster, now);
-        loop {
-            let picked = cluster.pick(now, &mut self.chance, retry.tried()).expect("two instances");
-            self.reached.at[service] += 1;
-            let push_back = self.serve(service, id, &mut now, nested || retry.retries() > 0);
-            let facts = RequestFacts {
-                idempotent: true,
-                sent: true,
-                replayable: true,
-                nested,
-                deadline: None,
-                push_back,
-            };
-            let failure = AttemptFailure::Status(503);
-            match retry.after(failure, Some(picked.id), &facts, now, &mut self.chance, &mut NoReasons) {
-                Decision::Again { after, .. } => now = now.after(after),
-                Decision::Stop(stop) => {
-                    if stop.is_for_good() && service > 0 {
-                        self.kin[service - 1].remember(Family::of(id), Kin::Failed, now);
-                    }
-                    return now;
-                }
+    fn plan(&mut self, after: Duration, event: Event) {
+        self.planned += 1;
+        self.events.push(Reverse((self.now.after(after), self.planned, event)));
+    }
+
+    fn until(&mut self, end: Tick) {
+        while let Some(&Reverse((at, _, event))) = self.events.peek()
+            && at <= end
+        {
+            self.events.pop();
+            self.now = at;
+            match event {
+                Event::Again(call) => self.attempt(call),
+                Event::Fails(call) => self.failed(call, None),
             }
         }
     }
 
-    /// A service answers 503: the last at once, the others when what they call has failed.
-    fn serve(&mut self, service: usize, id: u64, now: &mut Tick, retried: bool) -> Option<PushBack> {
+    fn new_id(&mut self) -> u64 {
+        self.ids += 1;
+        self.ids
+    }
+
+    fn retry(&self, service: usize) -> Retry {
+        Retry::begin(Some(&self.policy), &self.callers[service].cluster, self.now)
+    }
+
+    fn begin(&mut self, call: Call) {
+        self.calls.push(call);
+        self.attempt(self.calls.len() - 1);
+    }
+
+    /// A service is called; the last answers, the others call the next one first.
+    fn attempt(&mut self, call: usize) {
+        let Call { service, id, nested, well, .. } = self.calls[call];
+        let (cluster, retry) = (&self.callers[service].cluster, &self.calls[call].retry);
+        let endpoint = cluster.pick(self.now, &mut self.chance, retry.tried()).expect("two instances");
+        let retried = nested || retry.retries() > 0;
+        self.calls[call].endpoint = Some(endpoint);
+        self.reached.at[service] += u64::from(!well);
         if service + 1 == self.chain.depth {
-            return None;
+            return if well { self.answered(call) } else { self.plan(self.chain.takes, Event::Fails(call)) };
         }
         if retried {
-            self.kin[service].remember(Family::of(id), Kin::Retried, *now);
+            self.kin[service].remember(Family::of(id), Kin::Retried, self.now);
         }
-        let own = if self.chain.traced {
-            id
-        } else {
-            self.ids += 1;
-            self.ids
+        let own = if self.chain.traced { id } else { self.new_id() };
+        let mut next = Call::new(Some(call), service + 1, own, well, self.retry(service + 1));
+        next.nested = self.kin[service].knows(Family::of(own), Kin::Retried, self.now);
+        self.begin(next);
+    }
+
+    /// A call is answered well, and so is what it was made for.
+    fn answered(&mut self, call: usize) {
+        let now = self.now;
+        let Call { service, parent, retry, endpoint, .. } = &mut self.calls[call];
+        let answer = Answer::new(AttemptOutcome::Success, Duration::from_millis(1));
+        let endpoint = endpoint.as_ref().expect("it was called");
+        drop(self.callers[*service].cluster.record(endpoint, &answer, now));
+        retry.ended(true);
+        if let &mut Some(parent) = parent {
+            self.answered(parent);
+        }
+    }
+
+    fn failed(&mut self, number: usize, push_back: Option<PushBack>) {
+        let call = &mut self.calls[number];
+        call.permit = None;
+        let facts = RequestFacts {
+            idempotent: true,
+            sent: true,
+            replayable: true,
+            nested: call.nested,
+            deadline: None,
+            push_back,
         };
-        let nested = self.kin[service].knows(Family::of(own), Kin::Retried, *now);
-        *now = self.call(service + 1, own, *now, nested);
-        self.kin[service].forget(Family::of(id), Kin::Retried);
-        self.kin[service].knows(Family::of(id), Kin::Failed, *now).then_some(PushBack::Never)
+        let (failure, endpoint) = (AttemptFailure::Status(503), call.endpoint.as_ref().map(|one| one.id));
+        match call.retry.after(failure, endpoint, &facts, self.now, &mut self.chance, &mut NoReasons) {
+            Decision::Again { after, permit } => {
+                call.permit = permit;
+                self.plan(after, Event::Again(number));
+            }
+            Decision::Stop(stop) => {
+                let (id, parent) = (Family::of(call.id), call.parent);
+                let Some(parent) = parent else { return };
+                let before = &self.calls[parent];
+                let (kin, of_parent) = (&self.kin[before.service], Family::of(before.id));
+                if stop.is_for_good() {
+                    kin.remember(id, Kin::Failed, self.now);
+                }
+                kin.forget(of_parent, Kin::Retried);
+                let says = kin.knows(of_parent, Kin::Failed, self.now).then_some(PushBack::Never);
+                self.failed(parent, says);
+            }
+        }
     }
 }
 
@@ -156,13 +266,12 @@ fn two_instances() -> Scenario {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::load::Answer;
-    use crate::outlier::AttemptOutcome;
     use crate::retry::RetryBudget;
 
     fn chain(depth: usize, traced: bool) -> Chain {
         let retry = RetryPolicy { attempts: 3, budget: RetryBudget::DEFAULT, ..Policies::default().retry };
-        Chain { depth, per_second: 100, duration: Duration::from_secs(60), retry, traced }
+        let (per_second, requests, takes) = (100, 6_000, Duration::ZERO);
+        Chain { depth, per_second, requests, well: 0, takes, retry, traced }
     }
 
     /// With every endpoint failing the last service gets hardly more than the first was asked.
@@ -184,43 +293,40 @@ mod tests {
     }
 
     /// Where no application passes on an id, and no hop knows of another: what each learns of its own retries is enough,
-    /// where little comes and where much does.
+    /// where little comes and where much does, at once or slowly.
     #[test]
     fn without_ids_three_services_deep_the_last_gets_at_most_a_fifth_more_than_the_first() {
-        for (per_second, seconds) in [(1, 120), (5, 60), (100, 10), (2_000, 1)] {
-            for seed in 0..100 {
-                let rate = Chain { per_second, duration: Duration::from_secs(seconds), ..chain(3, false) };
-                let reached = run_chain(&rate, seed);
-                let last = *reached.at.last().unwrap();
-                assert!(10 * last <= 12 * reached.incoming, "{per_second}/s, seed {seed}: {reached:?}");
-                assert!(
-                    last > reached.incoming,
-                    "retries are tried: {per_second}/s, seed {seed}: {reached:?}"
-                );
+        for (per_second, requests) in [(1, 120), (5, 300), (100, 1_000), (2_000, 2_000), (1_000_000, 120)] {
+            for takes in [Duration::ZERO, Duration::from_secs(1)] {
+                for seed in 0..100 {
+                    let rate = Chain { per_second, requests, takes, ..chain(3, false) };
+                    let reached = run_chain(&rate, seed);
+                    let why = format!("{per_second}/s, {takes:?}, seed {seed}: {reached:?}");
+                    assert!(reached.times() <= 1.2, "{why}");
+                    assert!(reached.times() > 1.0, "retries are tried: {why}");
+                    assert_eq!(reached.incoming, requests, "{why}");
+                }
             }
         }
     }
 
-    /// The same where all three have answered well until then.
+    /// Where all went well until now, those that are under way when it ends have their budget.
     #[test]
-    fn without_ids_what_was_well_before_it_fails_gets_no_more_than_a_fifth_from_some_hundred_requests_on() {
-        for (attempts, seconds) in [(2, 250), (3, 350)] {
-            for seed in 0..100 {
+    fn what_went_well_before_leaves_a_crowd_its_budget_and_no_more() {
+        for seed in 0..20 {
+            let well = Chain { well: 1_000, requests: 1_000, ..chain(3, false) };
+            let reached = run_chain(&well, seed);
+            assert_eq!(reached.incoming, 1_000);
+            assert!(reached.times() > 1.0 && reached.times() <= 1.2, "seed {seed}: {reached:?}");
+            for (attempts, requests) in [(2, 250), (3, 350)] {
                 let retry = RetryPolicy { attempts, ..chain(3, false).retry };
-                let rate =
-                    Chain { per_second: 1, duration: Duration::from_secs(seconds), retry, ..chain(3, false) };
-                let callers = (0..3).map(|caller| Client::new(&two_instances(), caller));
-                let callers: Vec<_> = callers.inspect(answers).collect();
-                let reached = run_calls(&rate, callers, seed);
-                let last = *reached.at.last().unwrap();
-                assert!(10 * last <= 12 * reached.incoming, "{attempts}, seed {seed}: {reached:?}");
+                let few = Chain { per_second: 1, well: 100, requests, retry, ..chain(3, false) };
+                let reached = run_chain(&few, seed);
+                assert!(reached.times() <= 1.2, "{attempts}, seed {seed}: {reached:?}");
             }
+            let crowd = Chain { per_second: 2_000, ..well };
+            let reached = run_chain(&crowd, seed);
+            assert!(reached.times() > 1.1 && reached.times() <= 1.4, "seed {seed}: {reached:?}");
         }
-    }
-
-    fn answers(caller: &Client) {
-        let endpoint = Arc::clone(&caller.cluster.endpoints().all()[0]);
-        let well = Answer::new(AttemptOutcome::Success, Duration::from_millis(1));
-        (0..100).for_each(|_| drop(caller.cluster.record(&endpoint, &well, Tick::ZERO)));
     }
 }

@@ -287,6 +287,7 @@ impl<'s> Engine<'s> {
     fn refused(&mut self, id: usize, cause: Cause) {
         let request = self.requests.get_mut(id);
         request.permit = None;
+        request.retry.not_made();
         let caller = Caller { is_exempt: request.priority >= Priority::High, is_let_through: false };
         let cluster = &self.clients[request.client].cluster;
         if let Err(why) = calls::check_refusal(cluster, cause, caller, self.now) {

@@ -27,7 +27,7 @@ use super::answer;
 use super::body::RequestBody;
 use super::deadline::{self, Deadlines};
 use super::journey::{Journey, decide};
-use super::retry::{Again, Repeats};
+use super::retry::{Again, Of, Repeats};
 use super::route::{self, Target};
 use super::transfer;
 use crate::downstream::Down;
@@ -177,22 +177,20 @@ impl<'a> Attempts<'a> {
             journey.attempted(outcome.as_ref().map(|_| response.status), body, now);
             let more = outcome.as_ref().is_ok_and(|exchange| !exchange.is_end());
             self.observe(outcome.as_ref().map(|_| ()), response, (journey.is_grpc(), more), now);
-            let repeat = match outcome {
-                Ok(exchange) => {
-                    let Some(repeat) = self.after_response(response, &head, body, deadlines, journey) else {
-                        return Ok(exchange);
-                    };
-                    let now = self.conn.worker.now();
-                    self.before = None;
-                    journey.superseded(now);
-                    if exchange.is_end() && body.is_sent() {
-                        exchange.finish(now);
-                    } else {
-                        exchange.abort();
+            let repeat = {
+                let endpoint = self.endpoint.as_ref().map(|endpoint| endpoint.id);
+                let of = Of { head: &head, body: &*body, deadlines: &*deadlines, endpoint };
+                match outcome {
+                    Ok(exchange) => {
+                        let Some(repeat) = self.after_response((response, more), &of, journey) else {
+                            return Ok(exchange);
+                        };
+                        self.before = None;
+                        superseded(exchange, body, journey, self.conn.worker.now());
+                        repeat
                     }
-                    repeat
+                    Err(failure) => self.after_failure(failure, &of, journey)?,
                 }
-                Err(failure) => self.after_failure(failure, &head, body, deadlines, journey)?,
             };
             journey.pauses();
             self.prepare(repeat, down, deadlines).await?;
@@ -306,6 +304,10 @@ impl<'a> Attempts<'a> {
         if let Some(took) = self.late.take() {
             let to_repeat = grpc_status.is_some_and(|code| self.repeats.names_code(code));
             let answer = Answer { to_repeat, ..answer::of_end(ended, grpc_status, took) };
+            // A caller who has left says nothing of whether a repetition helped.
+            if ended.is_ok() || answer.outcome != AttemptOutcome::Success {
+                self.repeats.ended(answer.outcome == AttemptOutcome::Success && !to_repeat);
+            }
             self.tell(&answer, self.conn.worker.now());
         }
     }
@@ -554,6 +556,16 @@ impl<'a> Attempts<'a> {
         })
         .await;
         done.inspect_err(|failure| self.conn.worker.connect_failed(failure.cause))
+    }
+}
+
+/// A response is given up for another attempt.
+fn superseded(exchange: Exchange, body: &RequestBody<'_>, journey: &mut Journey<'_>, now: Tick) {
+    journey.superseded(now);
+    if exchange.is_end() && body.is_sent() {
+        exchange.finish(now);
+    } else {
+        exchange.abort();
     }
 }
 

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use meshwork_base::Clock;
 use meshwork_decision::{
-    AttemptFailure, AttemptOutcome, Cause, Cluster, Decision, Endpoint, Limited, Permit, RequestFacts,
-    RetryPolicy, StopReason, Transport, is_idempotent,
+    AttemptFailure, AttemptOutcome, Cause, Cluster, Decision, Endpoint, Hedged, Limited, Permit,
+    RequestFacts, RetryPolicy, StopReason, Transport, is_idempotent,
 };
 use meshwork_http1::{KnownName, ResponseHead};
 use smallvec::SmallVec;
@@ -38,6 +38,29 @@ pub(crate) struct Called {
     /// As what, by the policy; `None`: nobody has seen the request, and none names its answer.
     kind: Option<AttemptFailure>,
     facts: RequestFacts,
+}
+
+/// What an attempt that has ended was part of.
+#[derive(Clone, Copy)]
+pub(crate) struct Of<'e, 'b> {
+    pub(crate) head: &'e Head<'e>,
+    pub(crate) body: &'e RequestBody<'b>,
+    pub(crate) deadlines: &'e Deadlines,
+    /// Whom it went to, where one was picked.
+    pub(crate) endpoint: Option<u64>,
+}
+
+impl Of<'_, '_> {
+    fn facts(&self) -> RequestFacts {
+        RequestFacts {
+            idempotent: is_idempotent(self.head.method.as_str()),
+            sent: true,
+            replayable: self.body.is_replayable(),
+            nested: self.head.nested,
+            deadline: self.deadlines.end(),
+            push_back: None,
+        }
+    }
 }
 
 /// The repeating of one request.
@@ -103,18 +126,13 @@ impl<'a> Repeats<'a> {
     pub(crate) fn after_failure(
         &mut self,
         failure: Failure,
-        head: &Head<'_>,
-        body: &RequestBody<'_>,
-        deadlines: &Deadlines,
-        endpoint: Option<u64>,
+        of: &Of<'_, '_>,
         journey: &mut Journey<'_>,
     ) -> Result<Again, Failure> {
-        let follows = self.follows(failure, head, body, deadlines, endpoint, journey);
+        let follows = self.follows(failure, of, journey);
         // Its time may be over, and then no policy is asked.
-        if let (Err(failure), Some(state)) = (&follows, &mut self.state)
-            && answer::of_failure(failure, Duration::ZERO).is_some()
-        {
-            state.ended(false);
+        if follows.as_ref().is_err_and(|failure| answer::of_failure(failure, Duration::ZERO).is_some()) {
+            self.ended(false);
         }
         follows
     }
@@ -122,13 +140,10 @@ impl<'a> Repeats<'a> {
     fn follows(
         &mut self,
         failure: Failure,
-        head: &Head<'_>,
-        body: &RequestBody<'_>,
-        deadlines: &Deadlines,
-        endpoint: Option<u64>,
+        of: &Of<'_, '_>,
         journey: &mut Journey<'_>,
     ) -> Result<Again, Failure> {
-        let mut facts = Self::facts(head, body, deadlines);
+        let mut facts = of.facts();
         if let (Cause::NoHealthyUpstream, Some((cluster, policy))) = (failure.cause, self.service) {
             return self.wait(cluster, policy, &facts).ok_or(failure);
         }
@@ -136,9 +151,9 @@ impl<'a> Repeats<'a> {
         facts.sent = failure.retry != Retry::NothingSent;
         let Some((cluster, policy)) = self.service else { return self.of_app(failure, &facts) };
         // Whoever is there and will not have us is not waited for.
-        let is_away = kind != AttemptFailure::InLine && is_away(failure.cause, cluster, endpoint);
+        let is_away = kind != AttemptFailure::InLine && is_away(failure.cause, cluster, of.endpoint);
         if is_away {
-            self.unreached.extend(endpoint);
+            self.unreached.extend(of.endpoint);
             // With nobody left to try, trying again is no retry but waiting.
             if (self.pauses > 0 || self.has_tried_all(cluster))
                 && let Some(again) = self.go_on(cluster, policy, &facts)
@@ -149,7 +164,7 @@ impl<'a> Repeats<'a> {
         if let (true, Some(state)) = (failure.is_hasty, &mut self.state) {
             state.ended_silently();
         }
-        match self.decide(cluster, policy, kind, &facts, endpoint, journey) {
+        match self.decide(cluster, policy, kind, (&facts, of.endpoint), journey) {
             Decision::Again { permit: None, .. } if kind == AttemptFailure::StaleConnection => {
                 Ok(Again::SameEndpoint)
             }
@@ -172,9 +187,9 @@ impl<'a> Repeats<'a> {
             Decision::Stop(stop) => {
                 let waits = if is_away { self.wait(cluster, policy, &facts) } else { None };
                 if waits.is_none() && (stop.is_for_good() || self.counted().is_some()) {
-                    kin::failed_for_good(self.conn, head.fields);
+                    kin::failed_for_good(self.conn, of.head.fields);
                 }
-                waits.ok_or_else(|| stopped(failure, stop, deadlines))
+                waits.ok_or_else(|| stopped(failure, stop, of.deadlines))
             }
         }
     }
@@ -268,27 +283,26 @@ impl<'a> Repeats<'a> {
     /// What a response calls for; `None`: it is passed on. Nothing is taken for it yet.
     pub(crate) fn after_response(
         &mut self,
-        response: &ResponseHead,
-        head: &Head<'_>,
-        body: &RequestBody<'_>,
-        deadlines: &Deadlines,
-        endpoint: Option<u64>,
+        (response, more): (&ResponseHead, bool),
+        of: &Of<'_, '_>,
         journey: &mut Journey<'_>,
     ) -> Option<Called> {
         let (cluster, policy) = self.service?;
-        let unseen = overload::was_sent_away(response, cluster, endpoint);
+        let unseen = overload::was_sent_away(response, cluster, of.endpoint);
         let Some((policy, kind)) = policy.and_then(|policy| Some((policy, called_for(policy, response)?)))
         else {
-            if let Some(state) = &mut self.state {
-                state.ended(answer::outcome(response, journey.is_grpc()) == AttemptOutcome::Success);
+            let is_grpc = journey.is_grpc();
+            // Where only its end says what became of the call, that is told.
+            if self.state.is_some() && !(more && answer::comes_late(response, is_grpc)) {
+                self.ended(answer::outcome(response, is_grpc) == AttemptOutcome::Success);
             }
-            let facts = Self::facts(head, body, deadlines);
-            let may = unseen && self.may_go_beside(cluster, policy, endpoint, &facts);
+            let facts = of.facts();
+            let may = unseen && self.may_go_beside(cluster, policy, of.endpoint, &facts);
             return may.then_some(Called { kind: None, facts });
         };
         let wall = || self.conn.worker.shared.clock.wall();
         let push_back = answer::push_back(response, wall);
-        let mut facts = RequestFacts { push_back, ..Self::facts(head, body, deadlines) };
+        let mut facts = RequestFacts { push_back, ..of.facts() };
         facts.idempotent |= unseen;
         let now = self.conn.worker.now();
         let called = Called { kind: Some(kind), facts };
@@ -296,15 +310,38 @@ impl<'a> Repeats<'a> {
             return Some(called);
         }
         // Why it is not, is told.
-        let _ = self.granted(&called, response, head, deadlines, endpoint, journey);
+        let _ = self.granted(&called, response, of, journey);
         None
     }
 
-    /// Something else stands in the way of what a response calls for: its attempt is the last one.
-    pub(crate) fn renounce(&mut self) {
+    /// The attempt has ended: if it was a repetition, the budget learns whether that helped.
+    pub(crate) fn ended(&mut self, well: bool) {
         if let Some(state) = &mut self.state {
-            state.ended(false);
+            state.ended(well);
         }
+    }
+
+    /// Something else stands in the way of what a response calls for: its attempt is the last one, here and before.
+    pub(crate) fn renounce(&mut self, of: &Of<'_, '_>) {
+        self.ended(false);
+        kin::failed_for_good(self.conn, of.head.fields);
+    }
+
+    /// A limit or a breaker has sent an attempt away before anybody saw it. If it was a repetition, it has cost nothing; and
+    /// what it was to repeat has failed for good.
+    pub(crate) fn refused(&mut self, of: &Of<'_, '_>) {
+        if let Some(state) = &mut self.state {
+            state.not_made();
+        }
+        if self.counted().is_some() {
+            kin::failed_for_good(self.conn, of.head.fields);
+        }
+    }
+
+    /// The second attempt beside the first goes on as the request's, and only its end says what became of it.
+    pub(crate) fn goes_on_as(&mut self, cluster: &Arc<Cluster>, hedged: &Hedged) {
+        let policy = self.service.and_then(|(_, policy)| policy);
+        self.state(cluster, policy).goes_on_as(hedged);
     }
 
     /// Takes what an attempt that a response calls for costs; `None`: that is not there, and the response is passed on.
@@ -312,9 +349,7 @@ impl<'a> Repeats<'a> {
         &mut self,
         called: &Called,
         response: &ResponseHead,
-        head: &Head<'_>,
-        deadlines: &Deadlines,
-        endpoint: Option<u64>,
+        of: &Of<'_, '_>,
         journey: &mut Journey<'_>,
     ) -> Option<Again> {
         let (cluster, policy) = self.service?;
@@ -324,14 +359,14 @@ impl<'a> Repeats<'a> {
             self.unseen += u8::from(may);
             return may.then_some(Again::Elsewhere { after: Duration::ZERO, permit: None });
         };
-        match self.decide(cluster, policy, kind, &called.facts, endpoint, journey) {
+        match self.decide(cluster, policy, kind, (&called.facts, of.endpoint), journey) {
             Decision::Again { after, permit } => Some(Again::Elsewhere { after, permit }),
             Decision::Stop(stop) => {
                 if stop.is_for_good() {
-                    kin::failed_for_good(self.conn, head.fields);
+                    kin::failed_for_good(self.conn, of.head.fields);
                 }
                 // The response is the answer; that there was no other attempt, and why, goes into the record.
-                if let Some(cause) = cause_of(stop, deadlines) {
+                if let Some(cause) = cause_of(stop, of.deadlines) {
                     let detail = detail(stop, format!("status {}", response.status));
                     journey.failed(&Failure::local(cause).because(detail));
                 }
@@ -370,24 +405,12 @@ impl<'a> Repeats<'a> {
             .is_some_and(|policy| policy.grpc_codes.contains(&code.into()))
     }
 
-    fn facts(head: &Head<'_>, body: &RequestBody<'_>, deadlines: &Deadlines) -> RequestFacts {
-        RequestFacts {
-            idempotent: is_idempotent(head.method.as_str()),
-            sent: true,
-            replayable: body.is_replayable(),
-            nested: head.nested,
-            deadline: deadlines.end(),
-            push_back: None,
-        }
-    }
-
     fn decide(
         &mut self,
         cluster: &Arc<Cluster>,
         policy: Option<&Arc<RetryPolicy>>,
         kind: AttemptFailure,
-        facts: &RequestFacts,
-        endpoint: Option<u64>,
+        (facts, endpoint): (&RequestFacts, Option<u64>),
         journey: &mut Journey<'_>,
     ) -> Decision {
         let worker = &self.conn.worker;

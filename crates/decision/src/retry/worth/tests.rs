@@ -2,9 +2,16 @@ use proptest::prelude::*;
 
 use super::*;
 
-/// A service whose retries do not help.
-fn in_vain() -> Worth {
+/// A service that has answered.
+fn answered() -> Worth {
     let worth = Worth::default();
+    worth.succeeded();
+    worth
+}
+
+/// One whose retries do not help.
+fn in_vain() -> Worth {
+    let worth = answered();
     (0..ROW).for_each(|_| worth.ended(End::Badly));
     worth
 }
@@ -14,8 +21,48 @@ fn given(worth: &Worth, asked: u32) -> u32 {
 }
 
 #[test]
-fn a_row_in_vain_ends_the_belief_in_retries_and_one_that_helps_brings_it_back() {
+fn where_nothing_has_ended_well_a_crowd_has_a_row_and_no_more() {
+    let crowd = Worth::default();
+    assert_eq!(given(&crowd, 40), ROW, "none of them has ended");
+    (0..ROW).for_each(|_| crowd.ended(End::Badly));
+    assert_eq!(given(&crowd, REFUSALS - 35), 0, "35 were refused");
+    assert_eq!(given(&crowd, 1), 1, "the fifty-first");
+
+    for helps in [Worth::succeeded as fn(&Worth), |worth| worth.ended(End::Well)] {
+        let worth = Worth::default();
+        assert_eq!(given(&worth, 3), 3);
+        helps(&worth);
+        assert_eq!(given(&worth, 100), 100, "it answers");
+        (1..ROW).for_each(|_| worth.ended(End::Badly));
+        assert_eq!(given(&worth, 1), 1, "those that were made before count as any");
+        worth.ended(End::Badly);
+        assert_eq!(worth.ask(), Err(Refused::InVain));
+    }
+}
+
+#[test]
+fn one_that_is_not_made_costs_nothing() {
     let worth = Worth::default();
+    for _ in 0..3 * ROW {
+        assert_eq!(worth.ask(), Ok(true));
+        worth.give_back();
+    }
+    assert_eq!(worth.standing(), Standing::Unknown { made: 0 });
+    let worth = in_vain();
+    (0..SUCCESSES).for_each(|_| worth.succeeded());
+    for _ in 0..3 {
+        assert_eq!(worth.ask(), Ok(true), "it was paid for");
+        worth.give_back();
+    }
+    assert_eq!(given(&worth, 2), 1);
+    (0..2 * ROW).for_each(|_| worth.give_back());
+    assert!(matches!(worth.standing(), Standing::InVain { .. }), "that is nothing that ended well");
+    assert_eq!(answered().ask(), Ok(false), "what is given freely is not given back");
+}
+
+#[test]
+fn a_row_in_vain_ends_the_belief_in_retries_and_one_that_helps_brings_it_back() {
+    let worth = answered();
     for _ in 1..ROW {
         worth.ended(End::Badly);
         assert_eq!(given(&worth, 100), 100, "the row is not full");
@@ -29,7 +76,7 @@ fn a_row_in_vain_ends_the_belief_in_retries_and_one_that_helps_brings_it_back() 
     assert_eq!(worth.ask(), Err(Refused::InVain));
     worth.ended(End::Badly);
     worth.ended(End::Well);
-    assert_eq!(worth.standing(), Standing::Helping { owed: 0, answers: true });
+    assert_eq!(worth.standing(), Standing::Helping { owed: 0 });
     assert_eq!(given(&worth, 100), 100);
 }
 
@@ -66,18 +113,18 @@ fn whoever_has_saved_for_a_row_believes_in_retries_again() {
     assert_eq!(given(&worth, ROW), ROW - 1, "each but the last was paid for");
     let worth = in_vain();
     (0..ROW * SUCCESSES).for_each(|_| worth.succeeded());
-    assert_eq!(worth.standing(), Standing::Helping { owed: 0, answers: true });
+    assert_eq!(worth.standing(), Standing::Helping { owed: 0 });
     assert_eq!(given(&worth, 40), 40);
 }
 
 #[test]
 fn what_goes_on_beside_pays_for_those_that_never_help() {
-    let worth = Worth::default();
+    let worth = answered();
     for _ in 0..100 {
         worth.ended(End::Badly);
         worth.ended(End::Badly);
         (0..2 * SUCCESSES).for_each(|_| worth.succeeded());
-        assert_eq!(worth.standing(), Standing::Helping { owed: 0, answers: true });
+        assert_eq!(worth.standing(), Standing::Helping { owed: 0 });
     }
     (1..ROW).for_each(|_| worth.ended(End::Badly));
     (0..SUCCESSES).for_each(|_| worth.succeeded());
@@ -95,7 +142,7 @@ fn of_a_request_that_is_repeated_in_vain_one_retry_tells_where_anything_has_ende
             (0..4).for_each(|_| worth.ended(End::BadlyAgain));
         }
     };
-    for answered in [Worth::succeeded, |worth: &Worth| worth.ended(End::Well)] {
+    for answered in [Worth::succeeded as fn(&Worth), |worth| worth.ended(End::Well)] {
         let worth = Worth::default();
         answered(&worth);
         poisoned(&worth, ROW - 1);
@@ -107,35 +154,37 @@ fn of_a_request_that_is_repeated_in_vain_one_retry_tells_where_anything_has_ende
         assert_eq!(given(&worth, 100), 100, "nor are they after one");
     }
     let worth = Worth::default();
+    assert_eq!(given(&worth, ROW), ROW);
     poisoned(&worth, 1);
     assert_eq!(worth.ask(), Err(Refused::InVain), "nothing speaks for what has never answered");
 }
 
 proptest! {
-    /// Whatever comes in whatever order: while retries help each is given, and since they do not each was paid for. They
-    /// do not from the failure on by which a row is owed, and do again when as much was paid as a row costs.
+    /// Whatever comes in whatever order: at first a row is given; while retries help each is; and since they do not each was
+    /// paid for. They do not from the failure on by which a row is owed, and do again when as much was paid as a row costs.
     #[test]
     fn each_retry_in_vain_was_paid_for(steps in prop::collection::vec(0u8..24, 0..600)) {
         let worth = Worth::default();
-        let (mut owed, mut helping, mut answers) = (0, true, false);
+        let (mut owed, mut helping, mut unknown) = (0, true, Some(0));
         let (mut made, mut succeeded, mut refused) = (0, 0, 0);
         for step in steps {
             match step {
                 0 => {
                     worth.ended(End::Well);
-                    (owed, helping, answers) = (0, true, true);
+                    (owed, helping, unknown) = (0, true, None);
                 }
                 1..=5 => {
                     worth.ended(if step < 4 { End::Badly } else { End::BadlyAgain });
-                    owed += if step < 4 || !answers { SUCCESSES } else { 0 };
+                    owed += if step < 4 && unknown.is_none() { SUCCESSES } else { 0 };
                     if helping && owed >= ROW * SUCCESSES {
                         (helping, made, succeeded, refused) = (false, 0, 0, 0);
                     }
                 }
                 6..=11 => {
                     worth.succeeded();
-                    answers = true;
-                    if helping {
+                    if unknown.take().is_some() {
+                        owed = 0;
+                    } else if helping {
                         owed = owed.saturating_sub(1);
                     } else {
                         succeeded += 1;
@@ -143,13 +192,24 @@ proptest! {
                         (owed, helping) = (0, paid >= ROW * PRICE);
                     }
                 }
-                _ if worth.ask().is_ok() => made += 1,
+                _ if worth.ask().is_ok() => {
+                    made += 1;
+                    if let Some(given) = &mut unknown {
+                        *given += 1;
+                        prop_assert!(*given <= ROW);
+                    }
+                }
                 _ => {
+                    if unknown.take().is_some() {
+                        prop_assert_eq!(made, ROW);
+                        (helping, made, succeeded, refused) = (false, 0, 0, 0);
+                    }
                     prop_assert!(!helping);
                     refused += 1;
                 }
             }
-            prop_assert_eq!(helping, matches!(worth.standing(), Standing::Helping { .. }));
+            prop_assert_eq!(unknown.is_some(), matches!(worth.standing(), Standing::Unknown { .. }));
+            prop_assert_eq!(!helping, matches!(worth.standing(), Standing::InVain { .. }));
             if !helping {
                 prop_assert_eq!(invariants::paid_retries(made, succeeded, refused), Ok(()));
             }

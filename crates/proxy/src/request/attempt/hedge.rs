@@ -479,7 +479,11 @@ impl<'a> Second<'a> {
             Answered { exchange, sending, response: head, opened },
         ) = (*under, *answered);
         self.worker.hedged(&self.cluster, "won");
-        self.hedge.second_ended(true);
+        if answer::comes_late(&head, self.is_grpc) && !exchange.is_end() {
+            attempts.repeats.goes_on_as(&self.cluster, &hedged);
+        } else {
+            self.hedge.second_ended(true);
+        }
         *response = head;
         body.goes_on(sending);
         attempts.tried.push(hedged.endpoint.id);

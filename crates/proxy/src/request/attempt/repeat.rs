@@ -9,12 +9,9 @@ use meshwork_http1::ResponseHead;
 
 use super::Attempts;
 use crate::error::{Failure, Fault, Retry};
-use crate::request::body::RequestBody;
-use crate::request::deadline::Deadlines;
 use crate::request::journey::{Journey, decide};
-use crate::request::retry::Again;
+use crate::request::retry::{Again, Of};
 use crate::request::route::Target;
-use crate::upstream::Head;
 use crate::upstream::behind::Ahead;
 
 impl Attempts<'_> {
@@ -22,21 +19,18 @@ impl Attempts<'_> {
     /// is never sent costs no budget.
     pub(super) fn after_response(
         &mut self,
-        response: &ResponseHead,
-        head: &Head<'_>,
-        body: &RequestBody<'_>,
-        deadlines: &Deadlines,
+        (response, more): (&ResponseHead, bool),
+        of: &Of<'_, '_>,
         journey: &mut Journey<'_>,
     ) -> Option<Again> {
-        let endpoint = self.endpoint.as_ref().map(|endpoint| endpoint.id);
-        let called = self.repeats.after_response(response, head, body, deadlines, endpoint, journey)?;
+        let called = self.repeats.after_response((response, more), of, journey)?;
         if !self.may_repeat(response.status, journey) {
-            self.repeats.renounce();
+            self.repeats.renounce(of);
             return None;
         }
         // A retry that is repeated makes room for the next one.
         self.permit = None;
-        self.repeats.granted(&called, response, head, deadlines, endpoint, journey)
+        self.repeats.granted(&called, response, of, journey)
     }
 
     /// Whether an answer is given up for another attempt. Where it is not, the record says why.
@@ -60,17 +54,15 @@ impl Attempts<'_> {
         may.is_ok()
     }
 
-    /// What follows a failure. Where a repeat is refused here, nobody has seen it: the failure that it was to repeat is what
-    /// the caller is told.
+    /// What follows a failure. Where a repeat is refused here, nobody has seen it, and it costs nothing: the failure that it
+    /// was to repeat is what the caller is told.
     ///
     /// # Errors
     /// Nothing: it is final.
     pub(super) fn after_failure(
         &mut self,
         failure: Failure,
-        head: &Head<'_>,
-        body: &RequestBody<'_>,
-        deadlines: &Deadlines,
+        of: &Of<'_, '_>,
         journey: &mut Journey<'_>,
     ) -> Result<Again, Failure> {
         if failure.is_before_any()
@@ -78,20 +70,21 @@ impl Attempts<'_> {
         {
             journey.unasked();
         }
-        let before = match self.before.take() {
-            // What waited for as long as an attempt may is one, and may be followed by another.
-            Some(before) if is_refusal(failure.cause) && failure.retry == Retry::No => {
+        let before = self.before.take();
+        // What waited for as long as an attempt may is one, and may be followed by another.
+        if is_refusal(failure.cause) && failure.retry == Retry::No {
+            self.repeats.refused(of);
+            if let Some(before) = before {
                 return Err(not_repeated(*before, failure.cause));
             }
-            before => before,
-        };
+            return Err(failure);
+        }
         // The same attempt goes on over a new connection; any other makes room for the next one.
         if failure.retry != Retry::Reused {
             self.permit = None;
         }
         let kept = failure.clone();
-        let endpoint = self.endpoint.as_ref().map(|endpoint| endpoint.id);
-        let repeat = self.repeats.after_failure(failure, head, body, deadlines, endpoint, journey)?;
+        let repeat = self.repeats.after_failure(failure, of, journey)?;
         self.before = match repeat {
             Again::Elsewhere { .. } => Some(Box::new(kept)),
             // A kept connection that was stale says nothing of the endpoint: the same is repeated as before.
