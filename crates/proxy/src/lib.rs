@@ -32,6 +32,7 @@ mod changes;
 mod checker;
 pub mod client_hello;
 mod connections;
+mod date;
 mod downstream;
 mod engine;
 mod error;

@@ -23,6 +23,7 @@ use tokio::sync::{Notify, mpsc, oneshot};
 use tokio_rustls::TlsAcceptor;
 
 use crate::connections::{Connections, Order};
+use crate::date::DateText;
 use crate::downstream;
 use crate::engine::{BindKey, Shared};
 use crate::gauges::{Gauges, OpenDownstream, OpenUpstream};
@@ -109,6 +110,7 @@ pub(crate) struct Worker {
     inbound: Rc<Connections>,
     others: Rc<Connections>,
     pub(crate) rng: RefCell<ThreadRng>,
+    pub(crate) date: DateText,
     gauges: Gauges,
     pub(crate) tls: TlsConfigs,
     pub(crate) bells: Bells,
@@ -145,6 +147,7 @@ impl Worker {
             inbound: Rc::default(),
             others: Rc::default(),
             rng: RefCell::new(ThreadRng::new()),
+            date: DateText::default(),
             gauges: Gauges::new(&metrics),
             tls: TlsConfigs::default(),
             bells,

@@ -1,7 +1,6 @@
 //! What we answer ourselves: redirects, and the one place where a failure becomes a response.
 
 use std::future::poll_fn;
-use std::time::UNIX_EPOCH;
 
 use meshwork_base::Clock;
 use meshwork_decision::{Abort, Cause, FaultInjection, ResponseFlag};
@@ -29,8 +28,10 @@ pub(crate) fn is_grpc(head: &RequestHead) -> bool {
 /// A response that came without a date gets one here (RFC 9110 section 6.6.1).
 pub(crate) fn date(conn: &Conn, fields: &mut Fields) {
     if fields.known(KnownName::Date).is_none() {
-        let date = httpdate::fmt_http_date(UNIX_EPOCH + conn.worker.shared.clock.wall());
-        fields.push_known(KnownName::Date, date).expect("a date is a field value");
+        let worker = &conn.worker;
+        let pushed =
+            worker.date.with(worker.shared.clock.wall(), |date| fields.push_known(KnownName::Date, date));
+        pushed.expect("a date is a field value");
     }
 }
 
