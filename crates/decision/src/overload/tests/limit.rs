@@ -1,0 +1,268 @@
+//! How the limit is found, by applications that take as long as they are told.
+
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
+
+use super::*;
+use crate::overload::gradient::Gradient;
+
+/// An application that works on so many at once, each for so long, behind a gradient; whoever comes beyond the limit is
+/// not there.
+struct App {
+    gradient: Gradient,
+    service: Duration,
+    /// When each worker is free.
+    free: BinaryHeap<Reverse<Tick>>,
+    /// When each request ends, and when it began.
+    under_way: BinaryHeap<Reverse<(Tick, Tick)>>,
+    rng: SeededRng,
+    done: u64,
+}
+
+impl App {
+    fn new(workers: usize, service: Duration) -> Self {
+        Self {
+            gradient: Gradient::default(),
+            service,
+            free: vec![Reverse(at(0)); workers].into(),
+            under_way: BinaryHeap::new(),
+            rng: SeededRng::new(3),
+            done: 0,
+        }
+    }
+
+    /// As many come as may, for this time; never more than `wanted` are under way.
+    fn runs(&mut self, config: &AdaptiveConcurrency, from: Tick, time: Duration, wanted: usize) -> Tick {
+        let mut now = from;
+        while now < from.after(time) {
+            let limit = self.gradient.limit(config) as usize;
+            while self.under_way.len() < limit.min(wanted) {
+                let Reverse(free) = self.free.pop().unwrap();
+                let ends = free.max(now).after(self.service);
+                self.free.push(Reverse(ends));
+                self.under_way.push(Reverse((ends, now)));
+                self.gradient.sees(u32::try_from(self.under_way.len()).unwrap(), false);
+            }
+            if wanted > limit {
+                self.gradient.sees(u32::try_from(self.under_way.len()).unwrap(), true);
+            }
+            let Reverse((ends, began)) = self.under_way.pop().unwrap();
+            now = ends.max(now);
+            let left = u32::try_from(self.under_way.len()).unwrap();
+            self.gradient.answered(config, began, left, now, &mut self.rng);
+            self.done += 1;
+        }
+        now
+    }
+}
+
+#[test]
+fn under_a_load_without_end_the_limit_finds_what_the_application_can_do_and_stays_there() {
+    for (workers, service) in [(1, 100), (8, 20), (64, 5), (300, 20), (8, 400)] {
+        let mut app = App::new(workers, MS * service);
+        let mut now = app.runs(&ADAPTIVE, at(0), Duration::from_secs(30), 10_000);
+        app.done = 0;
+        for _ in 0..60 {
+            now = app.runs(&ADAPTIVE, now, Duration::from_secs(1), 10_000);
+            let limit = app.gradient.limit(&ADAPTIVE) as usize;
+            assert!(limit <= (3 * workers).max(6), "{limit} at once for {workers} workers of {service} ms");
+        }
+        let rate = app.done as f64 / 60.0 * f64::from(service) / 1e3 / workers as f64;
+        assert!(rate > 0.95, "{workers} workers of {service} ms do {rate} of what they can");
+        let base = app.gradient.base().unwrap();
+        assert!(base < MS * service * 5 / 4, "{base:?} without a queue, and it is {service} ms");
+    }
+}
+
+#[test]
+fn a_load_that_is_no_overload_is_not_held_back() {
+    let mut app = App::new(100, MS * 10);
+    let mut now = at(0);
+    for _ in 0..60 {
+        now = app.runs(&ADAPTIVE, now, Duration::from_secs(1), 60);
+        assert!(app.gradient.limit(&ADAPTIVE) >= 20);
+    }
+    assert!(app.gradient.limit(&ADAPTIVE) >= 120, "twice of what is wanted");
+    assert!(!app.gradient.descends_now());
+    assert!(app.gradient.base().unwrap().abs_diff(MS * 10) < MS);
+}
+
+#[test]
+fn nothing_is_measured_where_the_load_keeps_nobody_back() {
+    let config = AdaptiveConcurrency { max_concurrency: 20, ..ADAPTIVE };
+    let mut app = App::new(100, MS * 10);
+    let mut now = at(0);
+    for _ in 0..400 {
+        now = app.runs(&config, now, MS * 100, 15);
+        assert!(!app.gradient.descends_now(), "more than half of the limit, and not all of it");
+    }
+}
+
+#[test]
+fn what_showed_by_itself_is_not_measured_soon() {
+    let mut app = App::new(8, MS * 20);
+    let mut now = app.runs(&ADAPTIVE, at(0), Duration::from_secs(5), 4);
+    for _ in 0..140 {
+        now = app.runs(&ADAPTIVE, now, MS * 100, 1_000);
+        assert!(!app.gradient.descends_now(), "it has shown less than 15 s ago");
+    }
+    let mut descended = false;
+    for _ in 0..20 {
+        now = app.runs(&ADAPTIVE, now, MS * 100, 1_000);
+        descended |= app.gradient.descends_now();
+    }
+    assert!(descended, "and now it is measured");
+}
+
+#[test]
+fn one_window_never_takes_more_than_half_of_the_limit() {
+    let mut app = App::new(100, MS * 10);
+    let mut now = app.runs(&ADAPTIVE, at(0), Duration::from_secs(5), 1_000);
+    let mut limit = app.gradient.limit(&ADAPTIVE);
+    assert!(limit > 80, "{limit}");
+    app.service = MS * 500;
+    for _ in 0..400 {
+        now = app.runs(&ADAPTIVE, now, MS * 10, 1_000);
+        let next = app.gradient.limit(&ADAPTIVE);
+        assert!(2 * next + 1 >= limit, "from {limit} to {next}");
+        limit = next;
+    }
+}
+
+#[test]
+fn a_measurement_that_finds_what_is_known_goes_no_deeper() {
+    let mut app = App::new(8, MS * 20);
+    let mut now = app.runs(&ADAPTIVE, at(0), Duration::from_secs(10), 1_000);
+    let mut lowest = u32::MAX;
+    for _ in 0..5_000 {
+        now = app.runs(&ADAPTIVE, now, MS * 10, 1_000);
+        lowest = lowest.min(app.gradient.limit(&ADAPTIVE));
+    }
+    assert!((5..=8).contains(&lowest), "{lowest} at once: half of what it can do or so");
+}
+
+#[test]
+fn cuts_that_make_nothing_quicker_say_that_the_application_is_slower() {
+    let config = AdaptiveConcurrency { max_concurrency: 45, ..ADAPTIVE };
+    let mut app = App::new(50, MS * 10);
+    let now = app.runs(&config, at(0), Duration::from_secs(5), 1_000);
+    assert_eq!(app.gradient.limit(&config), 45, "it could do more than it may");
+    app.service = MS * 60;
+    app.runs(&config, now, Duration::from_secs(5), 1_000);
+    let (base, limit) = (app.gradient.base().unwrap(), app.gradient.limit(&config));
+    assert!(base.abs_diff(MS * 60) < MS * 10 && limit >= 25, "{base:?}, {limit}: long before it is measured");
+}
+
+#[test]
+fn another_policy_counts_during_a_measurement_too() {
+    let mut app = App::new(8, MS * 20);
+    let mut now = at(0);
+    while !app.gradient.descends_now() {
+        now = app.runs(&ADAPTIVE, now, MS * 10, 1_000);
+    }
+    assert_eq!(app.gradient.limit(&ADAPTIVE), 10, "half of the first one");
+    let fixed = AdaptiveConcurrency { min_concurrency: 30, max_concurrency: 30, ..ADAPTIVE };
+    assert_eq!(app.gradient.limit(&fixed), 30);
+    let less = AdaptiveConcurrency { min_concurrency: 1, max_concurrency: 2, ..ADAPTIVE };
+    assert_eq!(app.gradient.limit(&less), 2);
+}
+
+#[test]
+fn an_application_that_becomes_slower_for_good_is_believed() {
+    let mut app = App::new(50, MS * 10);
+    let now = app.runs(&ADAPTIVE, at(0), Duration::from_secs(20), 40);
+    let before = app.gradient.limit(&ADAPTIVE);
+    app.service = MS * 60;
+    let now = app.runs(&ADAPTIVE, now, Duration::from_secs(10), 40);
+    assert!(app.gradient.limit(&ADAPTIVE) >= 40, "{} of {before}", app.gradient.limit(&ADAPTIVE));
+    let base = app.gradient.base().unwrap();
+    assert!(base.abs_diff(MS * 60) < MS * 15, "{base:?}");
+    app.service = MS * 10;
+    app.runs(&ADAPTIVE, now, Duration::from_secs(10), 40);
+    assert!(app.gradient.base().unwrap().abs_diff(MS * 10) < MS * 3, "and when it is quick again, too");
+}
+
+#[test]
+fn the_limit_stays_within_what_the_policy_says() {
+    let config = AdaptiveConcurrency { min_concurrency: 5, max_concurrency: 10, ..ADAPTIVE };
+    let mut app = App::new(100, MS * 10);
+    assert_eq!(app.gradient.limit(&config), 10, "of the 20 of the beginning");
+    let now = app.runs(&config, at(0), Duration::from_secs(10), 1_000);
+    assert_eq!(app.gradient.limit(&config), 10);
+    app.free = vec![Reverse(now)].into();
+    app.runs(&config, now, Duration::from_secs(2), 1_000);
+    assert_eq!(app.gradient.limit(&config), 5, "of the one that there is");
+    let other = AdaptiveConcurrency { min_concurrency: 7, max_concurrency: 7, ..ADAPTIVE };
+    assert_eq!(app.gradient.limit(&other), 7, "a limit that stays");
+    app.runs(&other, now.after(MS * 5_000), Duration::from_secs(2), 1_000);
+    assert_eq!(app.gradient.limit(&other), 7);
+}
+
+#[test]
+fn answers_that_were_never_given_count_when_they_were_waited_for_for_long() {
+    let config = fixed(1, QUEUE);
+    let mut limiter: Limiter<u32> = Limiter::default();
+    let (mut rng, mut called) = (SeededRng::new(1), Called::new());
+    let adaptive = Overload { concurrency: ADAPTIVE, ..config };
+    let mut turn = |millis: u64, lasts: u64, lost: bool| {
+        limiter.enter(&adaptive, Priority::Default, at(millis), || 0, &mut called);
+        let (began, now) = (at(millis), at(millis + lasts));
+        match lost {
+            true => limiter.lost(&adaptive, began, now, &mut rng, &mut called),
+            false => limiter.answered(&adaptive, began, now, &mut rng, &mut called),
+        }
+        limiter.view(&adaptive).min_rtt
+    };
+    for n in 0..40 {
+        turn(n * 20, 10, false);
+    }
+    let known = turn(800, 10, false).unwrap();
+    assert!(known.abs_diff(MS * 10) < MS);
+    for n in 0..100 {
+        turn(1_000 + n * 20, 1, true);
+    }
+    assert_eq!(turn(4_000, 1, true), Some(known), "quick failures say nothing");
+    for n in 0..100 {
+        turn(5_000 + n * 50, 40, true);
+    }
+    assert!(
+        turn(20_000, 40, true).unwrap() > known * 2,
+        "what was given up after long says that it takes long"
+    );
+}
+
+#[test]
+fn callers_without_patience_do_not_keep_the_limit_from_being_found() {
+    let config = Overload { concurrency: ADAPTIVE, ..fixed(1, QUEUE) };
+    let (mut limiter, mut called, mut rng) = (Limiter::<u64>::default(), Called::new(), SeededRng::new(1));
+    // Four threads of 100 ms that work off whatever they were given; each caller waits for 400 ms.
+    let mut threads = [0; 4];
+    let mut under_way: Vec<(u64, u64)> = vec![];
+    let mut answered = 0;
+    for now in 0..20_000 {
+        let (ended, go_on): (Vec<_>, Vec<_>) = under_way.into_iter().partition(|(_, ends)| *ends <= now);
+        under_way = go_on;
+        let mut begins = vec![];
+        for (began, ends) in ended {
+            if ends < began + 400 {
+                answered += u32::from(now >= 5_000);
+                limiter.answered(&config, at(began), at(now), &mut rng, &mut called);
+            } else {
+                limiter.lost(&config, at(began), at(now), &mut rng, &mut called);
+            }
+        }
+        // 125 a second come, three times of what is possible.
+        if now % 8 == 0
+            && limiter.enter(&config, Priority::Default, at(now), || now, &mut called) == Entry::Passed
+        {
+            begins.push(now);
+        }
+        begins.extend(called.drain(..).filter(|(_, what)| what.is_ok()).map(|_| now));
+        for began in begins {
+            let thread = threads.iter_mut().min().expect("four");
+            *thread = (*thread).max(began) + 100;
+            under_way.push((began, (*thread).min(began + 400)));
+        }
+    }
+    assert!(answered >= 15 * 40 * 3 / 4, "{answered} of 600");
+}
