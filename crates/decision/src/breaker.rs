@@ -196,7 +196,12 @@ impl CircuitBreaker {
     }
 
     fn is_slow(&self, call: Call) -> bool {
-        self.slow_calls.is_some_and(|(bound, _)| call.took > bound)
+        self.is_slow_after(call.took)
+    }
+
+    /// Whether a call that takes longer than this is a slow one.
+    pub(crate) fn is_slow_after(&self, took: Duration) -> bool {
+        self.slow_calls.is_some_and(|(bound, _)| took > bound)
     }
 }
 

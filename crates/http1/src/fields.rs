@@ -43,9 +43,10 @@ impl Fields {
         self.entries.clear();
     }
 
-    /// Removes all fields and gives the memory back, for a connection that idles.
-    pub fn release(&mut self) {
-        *self = Self::new();
+    /// Bytes of memory that it holds, whatever is in it.
+    #[must_use]
+    pub fn held(&self) -> usize {
+        self.text.capacity() + self.entries.capacity() * size_of::<Entry>()
     }
 
     /// Makes room for so many more fields, whose lines are so many bytes together.

@@ -13,8 +13,7 @@
 //! ```
 //!
 //! Nothing here opens a socket, starts a timer or allocates per request in the steady state: heads and [`Fields`] are
-//! cleared and used again by the next request of the connection, and [`Fields::release`] gives their memory back while
-//! the connection idles. [`Fields`] is the header list of the whole proxy, HTTP/2 included.
+//! cleared and used again by the next request. [`Fields`] is the header list of the whole proxy, HTTP/2 included.
 
 mod body;
 mod chars;

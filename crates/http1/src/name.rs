@@ -17,6 +17,7 @@ macro_rules! known_names {
 
             /// The name in lower case, as HTTP/2 writes it.
             #[must_use]
+            #[inline]
             pub const fn as_str(self) -> &'static str {
                 match self { $(Self::$variant => $text,)* }
             }

@@ -50,9 +50,10 @@ impl RequestHead {
         self.upgrade = false;
     }
 
-    /// Empties the head and gives its memory back, for a connection that idles.
-    pub fn release(&mut self) {
-        *self = Self::default();
+    /// Bytes of memory that it holds for the next request.
+    #[must_use]
+    pub fn held(&self) -> usize {
+        self.target.held() + self.fields.held()
     }
 
     /// `host[:port]` that the request is for: the target's if it has one, else Host's. `None` only for HTTP/1.0

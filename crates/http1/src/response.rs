@@ -67,9 +67,10 @@ impl ResponseHead {
         self.tunnel = false;
     }
 
-    /// Empties the head and gives its memory back, for a connection that idles.
-    pub fn release(&mut self) {
-        *self = Self::default();
+    /// Bytes of memory that it holds for the next response.
+    #[must_use]
+    pub fn held(&self) -> usize {
+        self.reason.capacity() + self.fields.held()
     }
 
     /// Whether another head follows this one for the same request (100, 102, 103).

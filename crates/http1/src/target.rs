@@ -85,6 +85,10 @@ impl Target {
         if self.server_wide { "*" } else { &self.text[self.path_start()..] }
     }
 
+    pub(crate) fn held(&self) -> usize {
+        self.text.capacity()
+    }
+
     pub(crate) fn clear(&mut self) {
         let mut text = std::mem::take(&mut self.text);
         text.clear();

@@ -28,6 +28,7 @@
 //! Each worker is a thread with a runtime of its own; a connection lives and dies on one worker, so nothing on a
 //! request's way waits for a lock. The snapshot that decides is one pointer, taken once per request.
 
+mod blocks;
 mod changes;
 mod checker;
 pub mod client_hello;
@@ -49,6 +50,7 @@ mod observe;
 #[doc(hidden)]
 pub mod parsers;
 mod peek;
+mod poll_time;
 mod pressure;
 pub mod proxy_protocol;
 mod recorder;
@@ -66,6 +68,7 @@ mod usual;
 mod views;
 mod wire;
 mod worker;
+mod workspace;
 
 pub use connections::DownstreamTimeouts;
 pub use engine::{BindKey, Engine, Settings, Shared};

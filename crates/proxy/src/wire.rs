@@ -1,10 +1,9 @@
 //! The buffered bytes of one HTTP/1 connection, the same for both sides.
 //!
 //! Writes are gathered: heads and small bodies are copied behind each other into one buffer, a large chunk of a body
-//! is kept as it came and written after it in the same call. Reads go into a buffer that is given back to the worker
-//! while the connection idles, so an idle connection holds no buffer.
+//! is kept as it came and written after it in the same call. Buffers are the worker's ([`crate::blocks`]): one that is empty
+//! is given back at once, so a connection that idles, or whose upstream works, holds none.
 
-use std::cell::RefCell;
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
@@ -13,12 +12,13 @@ use bytes::{Buf, Bytes, BytesMut};
 use meshwork_http1::{BodyLength, ChunkHeader, Fields, write_chunk};
 use tokio::io::{AsyncWrite, ReadBuf};
 
+use crate::blocks;
 use crate::io::Io;
 
 /// Bytes read at once. One read of this size carries an ordinary request or response whole.
-const READ_CHUNK: usize = 16 * 1024;
+const READ_CHUNK: usize = blocks::SMALL;
 /// Bytes read at once while a large body passes.
-const READ_CHUNK_LARGE: usize = 64 * 1024;
+const READ_CHUNK_LARGE: usize = blocks::LARGE;
 /// The same on the way to one stream of several, each of whose readers may stop: as many as HTTP/2 takes of one.
 const READ_CHUNK_SHARED: usize = 32 * 1024;
 /// Below this a chunk of a body is copied behind the head, so that both leave in one segment.
@@ -27,15 +27,6 @@ const COPY_BELOW: usize = 8 * 1024;
 const HEAD_ROOM: usize = 192;
 /// Above this much unsent output the source of it is not read any further.
 const OUT_HIGH_WATER: usize = 64 * 1024;
-
-/// So many large blocks a worker keeps.
-const BLOCKS_KEPT: usize = 4;
-
-thread_local! {
-    /// Large blocks that this worker's connections gave back, the last one last: it is still in the cache, and what an
-    /// allocator hands out in turn is not.
-    static BLOCKS: RefCell<Vec<BytesMut>> = const { RefCell::new(Vec::new()) };
-}
 
 /// See the module's text.
 #[derive(Debug)]
@@ -87,8 +78,7 @@ impl Wire {
             if let Io::Tcp(tcp) = &self.io {
                 ready!(tcp.poll_read_ready(cx))?;
             }
-            let fits = chunk == READ_CHUNK_LARGE && self.read.is_empty();
-            match BLOCKS.with_borrow_mut(|blocks| blocks.pop_if(|_| fits)) {
+            match self.read.is_empty().then(|| blocks::take(chunk)).flatten() {
                 Some(block) => self.read = block,
                 None => self.read.reserve(chunk),
             }
@@ -155,6 +145,9 @@ impl Wire {
             self.out.extend_from_slice(std::mem::take(&mut self.tail));
             self.out.extend_from_slice(&std::mem::take(&mut self.next));
         }
+        if self.out.capacity() == 0 {
+            self.out = blocks::get(blocks::SMALL);
+        }
         &mut self.out
     }
 
@@ -198,6 +191,7 @@ impl Wire {
             self.bytes_out += count as u64;
             self.advance_output(count);
         }
+        blocks::give_back(std::mem::take(&mut self.out));
         // TLS may hold records back until it is flushed; on TCP this does nothing.
         Pin::new(&mut self.io).poll_flush(cx)
     }
@@ -218,21 +212,18 @@ impl Wire {
         }
     }
 
-    /// Gives the buffers back when nothing is in them. The allocator keeps such blocks per thread, so taking one
-    /// again is a few instructions.
-    pub(crate) fn release_buffers(&mut self) {
+    /// Gives the buffer of reads back when nothing is in it.
+    pub(crate) fn release_read(&mut self) {
         if self.read.is_empty() {
-            let mut block = std::mem::take(&mut self.read);
-            if block.try_reclaim(READ_CHUNK_LARGE) {
-                BLOCKS.with_borrow_mut(|blocks| {
-                    if blocks.len() < BLOCKS_KEPT {
-                        blocks.push(block);
-                    }
-                });
-            }
+            blocks::give_back(std::mem::take(&mut self.read));
         }
+    }
+
+    /// Gives the buffers back when nothing is in them; what comes next is not known to be large.
+    pub(crate) fn release_buffers(&mut self) {
+        self.release_read();
         if !self.has_output() {
-            self.out = BytesMut::new();
+            blocks::give_back(std::mem::take(&mut self.out));
         }
         self.full_reads = false;
         self.shared = false;

@@ -28,6 +28,7 @@ use crate::downstream;
 use crate::engine::{BindKey, Shared};
 use crate::gauges::{Gauges, OpenDownstream, OpenUpstream};
 use crate::mesh::Place;
+use crate::poll_time::{PollTime, timed_by_poll};
 use crate::pressure::Memory;
 use crate::recorder::{Recalled, Recorder, Wanted};
 use crate::stream::splice::Pipes;
@@ -35,6 +36,7 @@ use crate::tls::TlsConfigs;
 use crate::upstream::open::{endpoint_of, is_app};
 use crate::upstream::pool::{BuildId, Pools};
 use crate::usual::Turn;
+use crate::workspace::Workspaces;
 
 /// How often connections that wait are looked at.
 const SWEEP: Duration = Duration::from_millis(500);
@@ -111,6 +113,8 @@ pub(crate) struct Worker {
     others: Rc<Connections>,
     pub(crate) rng: RefCell<ThreadRng>,
     pub(crate) date: DateText,
+    pub(crate) poll_time: PollTime,
+    pub(crate) workspaces: Workspaces,
     gauges: Gauges,
     pub(crate) tls: TlsConfigs,
     pub(crate) bells: Bells,
@@ -148,6 +152,8 @@ impl Worker {
             others: Rc::default(),
             rng: RefCell::new(ThreadRng::new()),
             date: DateText::default(),
+            poll_time: PollTime::default(),
+            workspaces: Workspaces::default(),
             gauges: Gauges::new(&metrics),
             tls: TlsConfigs::default(),
             bells,
@@ -191,8 +197,9 @@ impl Worker {
         [&self.inbound, &self.others]
     }
 
+    /// The time; in one poll of a connection's or a stream's task it is the same.
     pub(crate) fn now(&self) -> Tick {
-        self.shared.clock.now()
+        self.poll_time.get(|| self.shared.clock.now())
     }
 
     pub(crate) fn accepted(&self, place: Place) -> OpenDownstream {
@@ -485,7 +492,8 @@ async fn accept(worker: Rc<Worker>, place: Place, listener: TcpListener) {
                     tracing::warn!(%place, %peer, "maximum of connections reached: closed");
                     continue;
                 }
-                tokio::task::spawn_local(downstream::connection::serve(Rc::clone(&worker), place, tcp, peer));
+                let serving = downstream::connection::serve(Rc::clone(&worker), place, tcp, peer);
+                tokio::task::spawn_local(timed_by_poll(Rc::clone(&worker), serving));
             }
             // The caller went away before it was accepted.
             Err(error) if error.kind() == std::io::ErrorKind::ConnectionAborted => {}

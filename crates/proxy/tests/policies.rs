@@ -4,6 +4,7 @@
 
 mod support;
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -12,9 +13,10 @@ use meshwork_base::ManualClock;
 use meshwork_messages::v1;
 use meshwork_messages::v1::service_port::AppProtocol;
 use meshwork_proxy::{Mesh, Settings};
-use support::policy::{BUSY, GET, OK, POST, gateway, holding, pair, recovering, retry};
+use support::policy::{BUSY, GET, OK, POST, gateway, holding, pair, recovering, retry, traffic};
 use support::{Harness, exchange, is_head, read_until, rule, upstream};
 use tokio::io::AsyncWriteExt;
+use tokio::net::TcpStream;
 
 #[tokio::test]
 async fn a_status_that_the_policy_names_is_tried_again_and_says_so() {
@@ -254,4 +256,67 @@ async fn a_slow_endpoint_is_asked_less_by_default() {
     let [slow, fast] = [0, 1].map(|at: usize| counts[at].load(Ordering::SeqCst));
     // Until both have answered once chance decides.
     assert!(slow < 12 && fast > 48, "{slow} and {fast}");
+}
+
+/// A call whose caller waits for this long and no longer; whether it was answered.
+async fn left_after(address: SocketAddr, held: &AtomicUsize, clock: &ManualClock, time: Duration) -> bool {
+    let before = held.load(Ordering::SeqCst);
+    let mut caller = TcpStream::connect(address).await.unwrap();
+    caller.write_all(GET).await.unwrap();
+    let is_held = async {
+        while held.load(Ordering::SeqCst) == before {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    tokio::select! {
+        answer = read_until(&mut caller, "hello") => return answer.ends_with("hello"),
+        () = is_held => clock.advance(time),
+    }
+    false
+}
+
+#[tokio::test]
+async fn an_endpoint_whose_callers_all_leave_is_asked_less_by_default() {
+    let clock = ManualClock::new();
+    let (hanging, held, _open) = holding().await;
+    let (well, _) = recovering(OK, 0).await;
+    let mut harness = Harness::join(Settings::default(), Mesh::default(), Arc::new(clock.clone()), "gateway");
+    harness.service("web", AppProtocol::Http1, &[hanging.address, well.address]).await;
+    let address = harness.route(vec![rule(&[("web", 1)], vec![])]).await;
+    let mut answered = 0;
+    for number in 1..=60 {
+        answered += usize::from(left_after(address, &held, &clock, Duration::from_secs(1)).await);
+        harness.lines(number).await;
+    }
+    // Until both have been called chance decides; a second is remembered for long.
+    assert!(answered > 48, "{answered} of 60 were answered");
+    assert_eq!(answered + held.load(Ordering::SeqCst), 60);
+}
+
+#[tokio::test]
+async fn calls_whose_callers_leave_are_slow_ones_to_a_breaker_that_looks_for_them() {
+    let clock = ManualClock::new();
+    let (hanging, held, _open) = holding().await;
+    let mut harness = Harness::join(Settings::default(), Mesh::default(), Arc::new(clock.clone()), "gateway");
+    harness.service("web", AppProtocol::Http1, &[hanging.address]).await;
+    let address = harness.route(vec![rule(&[("web", 1)], vec![])]).await;
+    let circuit_breaker = Some(v1::CircuitBreaker {
+        window_calls: 10,
+        minimum_calls: 3,
+        failure_percent: 50,
+        slow_after_ms: 500,
+        slow_percent: 50,
+        open_ms: 5_000,
+        max_open_ms: 60_000,
+        trials: 1,
+        ..Default::default()
+    });
+    harness.change([traffic(v1::TrafficPolicy { circuit_breaker, ..Default::default() })]).await;
+    for (number, millis) in [400, 600, 600, 600].into_iter().enumerate() {
+        assert_eq!(harness.metric("meshwork_circuit_breaker_changes_total", &[]), 0, "{number} have left");
+        left_after(address, &held, &clock, Duration::from_millis(millis)).await;
+        harness.lines(number + 1).await;
+    }
+    harness.wait_metric("meshwork_circuit_breaker_changes_total", &["slow_call_rate"], 1).await;
+    assert!(exchange(address, GET).await.ends_with("circuit_breaker\n"));
 }

@@ -204,6 +204,7 @@ async fn a_broken_connection_is_never_passed_on_as_a_regular_end() {
     assert_eq!(end.unwrap_err().kind(), std::io::ErrorKind::ConnectionReset);
     let line = line(&harness, 0).await;
     assert_eq!((&line["response_flags"], &line["cause"]), (&"UR".into(), &"upstream_reset".into()));
+    assert_eq!(line["phase"], "tunnel");
     assert_eq!(harness.metric("istio_tcp_connections_closed_total", &["response_flags=\"UR\""]), 1);
 }
 
@@ -255,18 +256,21 @@ async fn where_nobody_can_take_a_connection_it_is_reset_and_the_cause_told() {
     refused(address).await;
     let told = line(&harness, 0).await;
     assert_eq!((&told["response_flags"], &told["cause"]), (&"UF".into(), &"connect_failure".into()));
+    assert_eq!(told["phase"], "connect");
     assert_eq!(harness.metric("istio_tcp_connections_closed_total", &["response_flags=\"UF\""]), 1);
 
     let (harness, address) = through(&[]).await;
     refused(address).await;
-    assert_eq!(line(&harness, 0).await["cause"], "no_healthy_upstream");
+    let told = line(&harness, 0).await;
+    assert_eq!((&told["cause"], &told["phase"]), (&"no_healthy_upstream".into(), &"endpoint".into()));
 
     let mut harness = Harness::start(Settings::default());
     let mut rule = any_rule(&[("absent", 1)]);
     rule.backends[0].invalid = "BackendNotFound".into();
     let address = tcp_route(&mut harness, rule).await;
     refused(address).await;
-    assert_eq!(line(&harness, 0).await["cause"], "invalid_backend");
+    let told = line(&harness, 0).await;
+    assert_eq!((&told["cause"], &told["phase"]), (&"invalid_backend".into(), &"backend".into()));
 }
 
 #[tokio::test(flavor = "multi_thread")]

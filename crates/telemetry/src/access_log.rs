@@ -24,8 +24,9 @@ use crate::metrics::{Counter, MetricsRegistry};
 use crate::record::Record;
 use json::LineWriter;
 
-/// Bytes after which a buffer is handed over at once.
-const HAND_OVER: usize = 64 * 1024;
+/// Bytes after which a buffer is handed over at once. The thread that writes is woken for each, and takes the core from a
+/// worker for it: at fifty thousand requests a second a hundred times instead of four hundred.
+const HAND_OVER: usize = 256 * 1024;
 /// Bytes a buffer holds at most; lines beyond are dropped.
 const FULL: usize = 4 * 1024 * 1024;
 /// How long a line waits at most before it is handed over.
@@ -305,9 +306,12 @@ impl Drainer {
             if lines > 0 {
                 let result = self.output.write(&self.spare);
                 self.report(result, lines);
+                self.spare.clear();
+                self.spare.shrink_to(2 * HAND_OVER);
+            } else {
+                // Where nothing is written nothing is held.
+                self.spare = Vec::new();
             }
-            self.spare.clear();
-            self.spare.shrink_to(2 * HAND_OVER);
         }
         drop(workers);
         // A worker that ended leaves its buffer behind: ours is then the only hold on it, and it is empty.

@@ -190,6 +190,12 @@ impl RequestText {
         short
     }
 
+    /// Bytes of memory that it holds, whatever is in it.
+    #[must_use]
+    pub fn held(&self) -> usize {
+        self.buffer.capacity()
+    }
+
     /// Bytes of all texts.
     #[must_use]
     pub fn len(&self) -> usize {

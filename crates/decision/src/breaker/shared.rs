@@ -5,6 +5,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use meshwork_base::{Rng, Tick};
 use parking_lot::Mutex;
@@ -318,6 +319,12 @@ impl Ticket {
     #[must_use]
     pub const fn is_trial(&self) -> bool {
         self.is_trial
+    }
+
+    /// Whether a call that takes longer than this counts as a slow one, however it ends.
+    #[must_use]
+    pub fn takes_for_slow(&self, took: Duration) -> bool {
+        self.whose.policy().is_some_and(|policy| policy.is_slow_after(took))
     }
 
     /// Whose breaker it is.

@@ -10,7 +10,6 @@ use std::task::Poll;
 use bytes::BytesMut;
 use meshwork_base::{SpiffeId, Tick};
 use meshwork_decision::{Cause, Protocol};
-use meshwork_http1::RequestHead;
 use tokio::net::TcpStream;
 
 use super::Down;
@@ -26,11 +25,12 @@ use crate::http::stream::StreamError;
 use crate::io::Io;
 use crate::mesh::Place;
 use crate::replay::Replayed;
-use crate::request::{self, Scratch};
+use crate::request;
 use crate::series::LastSeries;
 use crate::stream;
 use crate::wire::Wire;
 use crate::worker::Worker;
+use crate::workspace::{Lent, Workspace};
 
 /// Of a caller that will not stop sending, so much is read before the connection is closed.
 const LINGER_BYTES: u64 = 1024 * 1024;
@@ -40,6 +40,8 @@ pub(crate) struct Link {
     pub(crate) worker: Rc<Worker>,
     pub(crate) place: Place,
     pub(crate) peer: SocketAddr,
+    /// Its address as upstreams are told it.
+    pub(crate) peer_text: Box<str>,
     /// Which address was called.
     pub(crate) local: SocketAddr,
     /// The server name of the TLS handshake.
@@ -206,7 +208,9 @@ async fn begin(worker: Rc<Worker>, place: Place, mut tcp: TcpStream, peer: Socke
     };
     let Ends { peer, local } = ends;
     let series = RefCell::default();
-    let link = Rc::new(Link { worker, place, peer, local, sni, https, caller, series, _open: open });
+    let peer_text = peer.ip().to_canonical().to_string().into();
+    let link =
+        Rc::new(Link { worker, place, peer, peer_text, local, sni, https, caller, series, _open: open });
     entry.enter(Phase::Idle, link.worker.now());
     let conn = Conn { link, entry };
     if let Place::Outbound(at) = place
@@ -247,34 +251,30 @@ pub(crate) async fn serve_detected(conn: Conn, wire: Wire, http2: bool) {
 fn serve_h1(conn: Conn, wire: Wire) -> impl Future<Output = Option<(Conn, Io)>> {
     let mut server = H1Server::new(wire, conn.worker.shared.settings.limits);
     async move {
-        let mut head = RequestHead::new();
-        let mut scratch = Scratch::new(meshwork_telemetry::Protocol::Http11);
+        let mut space = None;
         loop {
-            let started = match next_head(&conn, &mut server, &mut head, &mut scratch).await {
+            let next = next_head(&conn, &mut server, &mut space).await;
+            let lent = || Lent::new(&conn.worker, meshwork_telemetry::Protocol::Http11);
+            let Workspace { head, scratch } = &mut **space.get_or_insert_with(lent);
+            let started = match next {
                 Next::Request(started) => started,
                 Next::Close => return None,
                 Next::Rest => return Some((conn, server.wire.io)),
                 Next::Refuse(failure, started) => {
                     server.refuse();
-                    request::refuse(
-                        &conn,
-                        &mut head,
-                        &mut Down::H1(&mut server),
-                        &mut scratch,
-                        &failure,
-                        started,
-                    )
-                    .await;
+                    let mut down = Down::H1(&mut server);
+                    request::refuse(&conn, head, &mut down, scratch, &failure, started).await;
                     linger(&conn, &mut server).await;
                     return None;
                 }
             };
             conn.entry.enter(Phase::Exchange, started);
             if head.method == http::Method::CONNECT && matches!(conn.place, Place::Outbound(_)) {
+                let head = std::mem::take(head);
                 Box::pin(stream::outbound::serve(conn, server, head)).await;
                 return None;
             }
-            request::serve(&conn, &mut head, &mut Down::H1(&mut server), &mut scratch, started).await;
+            request::serve(&conn, head, &mut Down::H1(&mut server), scratch, started).await;
             if server.was_aborted() {
                 return None;
             }
@@ -298,13 +298,8 @@ enum Next {
     Close,
 }
 
-/// Waits for the next head. While nothing has come, no buffer is held.
-async fn next_head(
-    conn: &Conn,
-    server: &mut H1Server,
-    head: &mut RequestHead,
-    scratch: &mut Scratch,
-) -> Next {
+/// Waits for the next head. While nothing has come, no memory is held for it.
+async fn next_head(conn: &Conn, server: &mut H1Server, space: &mut Option<Lent>) -> Next {
     let mut started = conn.worker.now();
     // Waking up is no request: the time of one who only rested goes on.
     let phase = if server.has_partial_head() { Phase::Head } else { Phase::Idle };
@@ -312,7 +307,8 @@ async fn next_head(
         conn.entry.enter(phase, started);
     }
     poll_fn(|cx| {
-        let read = server.poll_head(cx, head);
+        let lent = || Lent::new(&conn.worker, meshwork_telemetry::Protocol::Http11);
+        let read = server.poll_head(cx, &mut space.get_or_insert_with(lent).head);
         if conn.entry.phase() == Phase::Idle && (read.is_ready() || server.has_partial_head()) {
             started = conn.worker.now();
             conn.entry.enter(Phase::Head, started);
@@ -344,8 +340,7 @@ async fn next_head(
                 return Poll::Ready(Next::Rest);
             }
             server.wire.release_buffers();
-            head.release();
-            scratch.release();
+            *space = None;
         }
         conn.entry.watch(cx);
         Poll::Pending

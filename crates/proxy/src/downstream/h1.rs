@@ -88,6 +88,10 @@ impl H1Server {
     }
 
     fn begin(&mut self, head: &RequestHead) {
+        if head.body.is_empty() {
+            // Its upstream's answer is read into the same memory.
+            self.wire.release_read();
+        }
         self.scan = HeadScan::default();
         self.body = BodyDecoder::new(head.body);
         self.is_taken = false;

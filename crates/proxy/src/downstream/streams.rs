@@ -9,7 +9,7 @@ use std::time::Duration;
 use h2::Reason;
 use h2::server::{Builder, Connection, SendResponse};
 use meshwork_decision::Cause;
-use meshwork_http1::{Limits, RequestHead};
+use meshwork_http1::Limits;
 use meshwork_telemetry::Protocol;
 
 use super::Down;
@@ -23,9 +23,11 @@ use crate::gather::{Flusher, Gathered};
 use crate::http::convert;
 use crate::http::payload::{Backlog, Payload};
 use crate::mesh::Place;
+use crate::poll_time::timed_by_poll;
 use crate::replay::Replayed;
-use crate::request::{self, Scratch};
+use crate::request;
 use crate::stream;
+use crate::workspace::{Lent, Workspace};
 
 /// Bytes of one request's body that may be on the way to us unread.
 const STREAM_WINDOW: u32 = 128 * 1024;
@@ -142,7 +144,8 @@ pub(crate) async fn serve(link: Rc<Link>, entry: Registration, io: Replayed) {
         entry.progress(worker.now());
         let own = worker.connections(link.place).register_stream(worker.now(), peer);
         let conn = Conn { link: Rc::clone(&link), entry: own };
-        tokio::task::spawn_local(serve_stream(conn, Rc::clone(&common), request, respond));
+        let serving = serve_stream(conn, Rc::clone(&common), request, respond);
+        tokio::task::spawn_local(timed_by_poll(Rc::clone(worker), serving));
     }
 }
 
@@ -270,13 +273,13 @@ async fn serve_stream(
         return common.entry.progress(now);
     }
     let started = conn.worker.now();
-    let mut head = RequestHead::new();
-    let mut scratch = Scratch::new(Protocol::Http2);
-    let read = convert::request_into(&request, &conn.worker.shared.settings.limits, &mut head);
+    let mut space = Lent::new(&conn.worker, Protocol::Http2);
+    let Workspace { head, scratch } = &mut *space;
+    let read = convert::request_into(&request, &conn.worker.shared.settings.limits, head);
     let mut down = Down::H2(Box::new(H2Stream::new(request, respond, Rc::clone(&common.backlog))));
     match read {
-        Ok(()) => request::serve(&conn, &mut head, &mut down, &mut scratch, started).await,
-        Err(failure) => request::refuse(&conn, &mut head, &mut down, &mut scratch, &failure, started).await,
+        Ok(()) => request::serve(&conn, head, &mut down, scratch, started).await,
+        Err(failure) => request::refuse(&conn, head, &mut down, scratch, &failure, started).await,
     }
     let now = conn.worker.now();
     common.resets.ended(scratch.was_taken_back() && now.since(started) < PREMATURE);

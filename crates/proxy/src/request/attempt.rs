@@ -32,7 +32,7 @@ use super::route::{self, Target};
 use super::transfer;
 use crate::downstream::Down;
 use crate::downstream::connection::Conn;
-use crate::error::Failure;
+use crate::error::{Failure, Fault};
 use crate::proxy_protocol::{Client, Written};
 use crate::upstream::behind::{Behind, Noted, Spent, held_up, in_vain};
 use crate::upstream::connect::{CONNECT_TIMEOUT, announcement};
@@ -293,6 +293,7 @@ impl<'a> Attempts<'a> {
             }
             Err(failure) => match answer::of_failure(failure, took) {
                 Some(answer) => answer,
+                None if failure.fault == Fault::Downstream => return self.left(took, now),
                 None => return,
             },
         };
@@ -309,6 +310,17 @@ impl<'a> Attempts<'a> {
                 self.repeats.ended(answer.outcome == AttemptOutcome::Success && !to_repeat);
             }
             self.tell(&answer, self.conn.worker.now());
+        }
+    }
+
+    /// The caller has left while the endpoint had the request. Of an answer that has not come nothing is known but that it
+    /// takes longer than this: of callers who are less patient than a slow endpoint is slow, none would ever tell.
+    fn left(&mut self, took: Duration, now: Tick) {
+        let (Target::Service { cluster, .. }, Some(endpoint)) = (self.target, &self.endpoint) else { return };
+        if self.behind.get().is_none() {
+            cluster.outlasted(endpoint, took, now);
+            let slow = Answer::new(AttemptOutcome::Success, took);
+            self.conclude(|ticket| ticket.takes_for_slow(took), &slow, now);
         }
     }
 

@@ -1,11 +1,10 @@
 //! Doing what the rule's filters say: to the request before it is sent, to the response before it is passed on.
 
-use std::net::IpAddr;
-
 use meshwork_base::Rng;
 use meshwork_decision::{Cause, Filter, HeaderEdit, HeaderEdits, Matched, RequestView, Rewrite};
 use meshwork_http1::{FieldError, Fields, HopByHop, KnownName, RequestHead, ResponseHead, strip_hop_by_hop};
 use meshwork_telemetry::Protocol;
+use smallvec::SmallVec;
 
 use super::journey::Journey;
 use super::kin;
@@ -225,16 +224,13 @@ fn forwarded(conn: &Conn, fields: &mut Fields, journey: &mut Journey<'_>) -> Res
 
 /// `X-Forwarded-For` and `X-Forwarded-Proto`; fields that only proxies of the mesh may set are removed.
 fn edge(conn: &Conn, fields: &mut Fields) -> Result<(), FieldError> {
-    let peer = match conn.peer.ip() {
-        IpAddr::V6(ip) => ip.to_canonical(),
-        ip @ IpAddr::V4(_) => ip,
-    };
-    let before: Vec<&[u8]> = fields.known_all(KnownName::XForwardedFor).collect();
-    let mut chain = before.join(&b", "[..]);
-    if !chain.is_empty() {
+    let peer = conn.peer_text.as_bytes();
+    let mut chain: SmallVec<[u8; 128]> = SmallVec::new();
+    for before in fields.known_all(KnownName::XForwardedFor).filter(|before| !before.is_empty()) {
+        chain.extend_from_slice(before);
         chain.extend_from_slice(b", ");
     }
-    chain.extend_from_slice(peer.to_string().as_bytes());
+    chain.extend_from_slice(peer);
     fields.set_known(KnownName::XForwardedFor, &chain)?;
     fields.set_known(KnownName::XForwardedProto, if conn.https { "https" } else { "http" })?;
     for ours in [KnownName::XForwardedClientCert, KnownName::XEnvoyAttemptCount] {

@@ -64,9 +64,10 @@ use deadline::Deadlines;
 use journey::Journey;
 pub(crate) use route::Seen;
 
-/// Memory that the requests of one connection use one after the other.
+/// What a request works in besides its head; see [`crate::workspace`].
 pub(crate) struct Scratch {
-    protocol: Protocol,
+    /// What its caller speaks.
+    pub(crate) protocol: Protocol,
     record: Record,
     response: ResponseHead,
 }
@@ -81,10 +82,9 @@ impl Scratch {
         self.record.cause == Cause::DownstreamReset.as_str() && self.record.status == 0
     }
 
-    /// Gives the memory back while the connection idles.
-    pub(crate) fn release(&mut self) {
-        self.record = Record::default();
-        self.response.release();
+    /// Bytes of memory that it holds for the next request.
+    pub(crate) fn held(&self) -> usize {
+        self.record.text.held() + self.response.held()
     }
 }
 

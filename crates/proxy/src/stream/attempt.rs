@@ -8,6 +8,7 @@ use meshwork_decision::{
     Answer, AttemptFailure, AttemptOutcome, Cause, Cluster, ConnectionLimit, ConnectionPermit, Decision,
     Endpoint, NoReasons, Picked, RequestFacts, Retry, StopReason, Ticket, Transport, Trial, Wanted,
 };
+use meshwork_telemetry::Phase;
 use smallvec::SmallVec;
 use tokio::time::sleep;
 
@@ -69,20 +70,24 @@ async fn reach(cx: &Carried<'_>, way: &Way<'_>, journey: &mut Journey) -> Result
     let mut last = None;
     loop {
         let began = worker.now();
+        journey.enter(Phase::Endpoint);
         let wanted = Wanted { tried: &tried, hash, session: None };
         let (ticket, picked) = pick(cx, way, &wanted, began).map_err(over)?;
         let Some(Picked { endpoint, trial }) = picked else {
-            return Err(last.unwrap_or_else(|| over(Cause::NoHealthyUpstream)));
+            let Some((phase, failure)) = last else { return Err(over(Cause::NoHealthyUpstream)) };
+            journey.enter(phase);
+            return Err(failure);
         };
         tried.push(endpoint.id);
         let permit = match cluster.admit_connection(&endpoint) {
             Ok(permit) => permit,
             Err(ConnectionLimit::Service) => return Err(over(Cause::MaxConnections)),
             Err(ConnectionLimit::Endpoint) => {
-                last = Some(over(Cause::MaxConnections));
+                last = Some((Phase::Endpoint, over(Cause::MaxConnections)));
                 continue;
             }
         };
+        journey.enter(Phase::Connect);
         let outcome = once(cx, way, &endpoint, header.as_ref(), journey).await;
         observe(cx, way, (&endpoint, &mut retry), (began, ticket, trial), outcome.as_ref().err());
         let failure = match outcome {
@@ -112,7 +117,7 @@ async fn reach(cx: &Carried<'_>, way: &Way<'_>, journey: &mut Journey) -> Result
             }
             Decision::Stop(_) => return Err(failure),
         }
-        last = Some(failure);
+        last = Some((Phase::Connect, failure));
     }
 }
 

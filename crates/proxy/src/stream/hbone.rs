@@ -8,6 +8,7 @@ use bytes::Bytes;
 use h2::server::SendResponse;
 use http::{Method, Response, StatusCode};
 use meshwork_decision::{Cause, InboundPort, split_authority};
+use meshwork_telemetry::Phase;
 use tokio::net::TcpStream;
 
 use super::end::End;
@@ -78,12 +79,15 @@ async fn open(
     }
     let authority = request.uri().authority().map_or("", http::uri::Authority::as_str);
     journey.named(Some(authority));
+    journey.enter(Phase::Route);
     let port = app_port(conn, view, authority)?;
     journey.own(port);
+    journey.enter(Phase::Authorize);
     port.admit(conn.peer_id()).map_err(|cause| Failure::downstream(cause).because(&*port.sni))?;
     route::authorize(&port.authorization, conn.peer_id())?;
     let address = (conn.worker.shared.settings.app_address, port.app_port).into();
     journey.application(address);
+    journey.enter(Phase::Connect);
     let dialing = connect(address, CONNECT_TIMEOUT);
     let tcp: TcpStream = cx.unless_ended(Box::pin(dialing)).await?;
     Ok(End::Socket(Io::Tcp(tcp)))

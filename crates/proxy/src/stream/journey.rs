@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use meshwork_base::{Clock, SpiffeId, Tick};
 use meshwork_decision::{Cause, Cluster, Endpoint, InFlight, InboundPort, Matched};
-use meshwork_telemetry::{Protocol, Record, StreamSeries};
+use meshwork_telemetry::{Phase, Protocol, Record, StreamSeries};
 
 use crate::downstream::connection::{Conn, Link};
 use crate::downstream::proxied::Ends;
@@ -24,6 +24,8 @@ pub(super) struct Journey {
     in_flight: Option<InFlight>,
     /// The connection that it came by, where other proxies of the mesh call.
     link: Option<Rc<Link>>,
+    /// How far it has come.
+    phase: Phase,
     /// Both sides have ended, or something went wrong and is told.
     told: bool,
     silent: bool,
@@ -46,6 +48,7 @@ impl Journey {
             series: None,
             in_flight: None,
             link: None,
+            phase: Phase::Head,
             told: false,
             silent: false,
         }
@@ -68,6 +71,11 @@ impl Journey {
     pub(super) fn discard(mut self) {
         self.told = true;
         self.silent = true;
+    }
+
+    /// The connection comes to its next phase.
+    pub(super) fn enter(&mut self, phase: Phase) {
+        self.phase = phase;
     }
 
     /// Our own application is called, as this service.
@@ -151,6 +159,7 @@ impl Journey {
     /// What went wrong.
     pub(super) fn failed(&mut self, failure: &Failure) {
         self.told = true;
+        self.record.phase = self.phase;
         self.record.cause = failure.cause.as_str();
         self.record.flag = failure.cause.flag().as_str();
         self.record.cause_detail.clone_from(&failure.detail);

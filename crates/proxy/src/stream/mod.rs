@@ -32,6 +32,7 @@ use std::task::Poll;
 
 use bytes::Bytes;
 use meshwork_decision::{Binding, Protocol};
+use meshwork_telemetry::Phase as Stage;
 use tokio::net::TcpStream;
 
 use crate::connections::{Entry, Order, Phase, Registration};
@@ -118,6 +119,7 @@ async fn run(
     journey: &mut Journey,
 ) -> Result<(), Failure> {
     let worker = &caller.worker;
+    journey.enter(Stage::Route);
     let (listener, way) = match route::find(worker, binding, name, journey) {
         Ok(way) => way,
         Err(failure) => {
@@ -127,7 +129,10 @@ async fn run(
     };
     let ends_here = binding.protocol == Protocol::Tls && !listener.passthrough;
     let mut down = match ends_here {
-        true => End::Socket(Box::pin(end_tls(caller, listener, tcp)).await?),
+        true => {
+            journey.enter(Stage::Head);
+            End::Socket(Box::pin(end_tls(caller, listener, tcp)).await?)
+        }
         false => End::Socket(Io::Tcp(tcp)),
     };
     let cx = Carried { worker, ends: caller.ends, entry: &caller.entry };

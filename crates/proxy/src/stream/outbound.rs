@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use meshwork_decision::{AppProtocol, Cause, OutboundPort, split_authority};
 use meshwork_http1::RequestHead;
+use meshwork_telemetry::Phase as Stage;
 use tokio::time::sleep;
 
 use super::attempt;
@@ -65,11 +66,13 @@ async fn enter(conn: Conn, mut server: H1Server, authority: &str, door: Door) {
     let mut journey = Journey::begin_outbound(&conn, &view);
     journey.named(Some(authority));
     if let Some(missing) = discover::missing(&conn, &view, Some(authority)) {
+        journey.enter(Stage::Discover);
         match Box::pin(discover::wait(&conn, &mut Down::H1(&mut server), missing)).await {
             Ok(newer) => view = newer,
             Err(failure) => return refuse(server.wire, journey, &failure, door).await,
         }
     }
+    journey.enter(Stage::Route);
     let mut wire = server.wire;
     let port = match port(&conn, &view, authority) {
         Ok(port) => port,

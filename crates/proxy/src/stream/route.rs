@@ -6,6 +6,7 @@ use meshwork_base::SpiffeId;
 use meshwork_decision::{
     Authorization, Binding, Cluster, Listener, NoReasons, Routed, RulePolicy, Stream, Timeouts,
 };
+use meshwork_telemetry::Phase;
 
 use super::journey::Journey;
 use crate::error::Failure;
@@ -47,7 +48,9 @@ pub(super) fn find<'v>(
         }
     };
     journey.matched(&matched);
+    journey.enter(Phase::Authorize);
     authorize(&matched.policy().authorization, None)?;
+    journey.enter(Phase::Backend);
     let chosen = matched.rule().choose_backend(&mut *worker.rng.borrow_mut(), &mut NoReasons);
     let (_, cluster) =
         chosen.map_err(|cause| Failure::local(cause).because(Arc::clone(&matched.route().name)))?;

@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use bytes::{Buf, Bytes};
 use meshwork_decision::Cause;
+use meshwork_telemetry::Phase as Stage;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::Carried;
@@ -190,6 +191,7 @@ pub(super) async fn run(
     entry.be_patient(Some(idle.unwrap_or(IDLE_TIMEOUT)));
     let (mut requests, mut responses) = (Direction::new(ahead), Direction::new(Bytes::new()));
     journey.established();
+    journey.enter(Stage::Tunnel);
     let moved = poll_fn(|cx| {
         let before = (requests.moved, responses.moved);
         let there = requests.poll(cx, worker, down, up);

@@ -162,14 +162,15 @@ pub(crate) fn in_vain(failure: Failure, noted: Option<Ahead>, pool: &EndpointPoo
     if !is_time_out(failure.cause) {
         return failure;
     }
+    let retry = if failure.cause == Cause::PerTryTimeout { Retry::NothingSent } else { Retry::No };
     // As for whoever waits too long: those before may meanwhile wait for something else.
     let cause = match (noted, pool.line().late()) {
         (Some(Ahead::Dials), NotYet::Dials) => Cause::ConnectTimeout,
         (Some(Ahead::Dials | Ahead::Limit), _) => Cause::MaxConnections,
         _ if spent.too_little(noted).is_some() => Cause::MaxConnections,
-        _ => return failure,
+        // Its endpoint was too slow to take it: that it has not been sent is all that is left to say.
+        _ => return Failure { retry, ..failure },
     };
-    let retry = if failure.cause == Cause::PerTryTimeout { Retry::NothingSent } else { Retry::No };
     let why = format!("{} while it waited for a connection", failure.cause);
     Failure { cause, fault: Fault::Local, retry, ..failure }.because(why)
 }
@@ -218,6 +219,10 @@ mod tests {
         assert_eq!(cause(Some(Ahead::Limit), 600), Cause::MaxConnections);
         assert_eq!(cause(Some(Ahead::Dials), 600), Cause::ConnectTimeout);
         assert_eq!(cause(None, 600), Cause::PerTryTimeout);
+        let spent = Spent { began: at(0), now: at(600), fastest: None };
+        let retry = |cause| in_vain(Failure::local(cause), None, &pool, &spent).retry;
+        assert_eq!(retry(Cause::PerTryTimeout), Retry::NothingSent, "no endpoint has seen it");
+        assert_eq!(retry(Cause::RequestTimeout), Retry::No, "there is no time left for another");
     }
 
     #[test]
