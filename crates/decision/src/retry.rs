@@ -494,6 +494,13 @@ impl Retry {
     }
 }
 
+/// What its last repetition came to nobody has heard: its caller has left, or something else stood in the way.
+impl Drop for Retry {
+    fn drop(&mut self) {
+        self.ended_silently();
+    }
+}
+
 /// What of the request itself stands in the way of repeating it.
 fn repeatable(failure: AttemptFailure, facts: &RequestFacts, now: Tick) -> Result<(), StopReason> {
     let whatever_the_method =

@@ -7,22 +7,23 @@
 //! ```
 //!
 //! The order between the three kinds of path is exact, then prefix, then expression; between prefixes the longer wins.
-//! Prefixes are hash entries too: a path is cut at its slashes, and only cuts of a length that some prefix has are
+//! Prefixes are looked up whole too: a path is cut at its slashes, and only cuts of a length that some prefix has are
 //! looked up, so that the number of look-ups is bounded by the configuration and not by who writes the path.
 //!
 //! A table is never changed; an edit makes a new one that shares every bucket in which nothing changed, so that one
 //! route among thousands of one host costs a copy of pointers.
 
+mod buckets;
+
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
-
-use foldhash::fast::FixedState;
 
 use crate::matching::{PathMatch, RouteMatch};
 use crate::policy::RulePolicy;
 use crate::reasons::{Outcome, Phase, Reason, Reasons};
 use crate::request::RequestView;
 use crate::route::{Route, Rule, RuleSpec};
+use buckets::{Bucket, Buckets};
 
 /// One match of one rule of one route under one parent.
 #[derive(Clone, Debug)]
@@ -108,8 +109,6 @@ pub(crate) struct HostTable {
     longest: usize,
     regex: Arc<[Entry]>,
 }
-
-type Buckets = HashMap<Arc<str>, Arc<[Entry]>, FixedState>;
 
 impl HostTable {
     /// This table without the entries of some routes (as they are in it) and with those of others, each with the policy
@@ -203,7 +202,7 @@ impl HostTable {
     /// All buckets of prefixes, by path.
     #[cfg(test)]
     pub(crate) fn buckets(&self) -> impl Iterator<Item = (&str, &Arc<[Entry]>)> {
-        self.prefix.iter().map(|(path, bucket)| (&**path, bucket))
+        self.prefix.iter()
     }
 
     fn may_have(&self, length: usize) -> bool {
@@ -236,33 +235,31 @@ impl<'t> Edit<'t> {
 
     fn finish(self) -> HostTable {
         let mut table = self.table.clone();
-        merge(&mut table.exact, self.exact, &self.gone);
-        merge(&mut table.prefix, self.prefix, &self.gone);
+        table.exact.replace(merge(&self.table.exact, self.exact, &self.gone));
+        table.prefix.replace(merge(&self.table.prefix, self.prefix, &self.gone));
         if let Some(come) = self.regex {
             table.regex = merged(&table.regex, come, &self.gone);
         }
-        let lengths = || table.prefix.keys().map(|p| p.len());
+        let lengths = || table.prefix.iter().map(|(path, _)| path.len());
         table.longest = lengths().max().unwrap_or(0);
         table.lengths = lengths().filter(|&l| l < 128).fold(0, |set, l| set | 1 << l);
         table
     }
 }
 
-fn merge(buckets: &mut Buckets, come: HashMap<&str, Vec<Entry>>, gone: &HashSet<&Arc<str>>) {
-    for (path, come) in come {
-        let there = buckets.get(path).cloned().unwrap_or_default();
-        let entries = merged(&there, come, gone);
-        if entries.is_empty() {
-            buckets.remove(path);
-        } else if let Some(bucket) = buckets.get_mut(path) {
-            *bucket = entries;
-        } else {
-            buckets.insert(path.into(), entries);
-        }
-    }
+fn merge<'t>(
+    there: &Buckets,
+    come: HashMap<&'t str, Vec<Entry>>,
+    gone: &HashSet<&Arc<str>>,
+) -> Vec<(&'t str, Bucket)> {
+    let merge = |(path, come)| {
+        let there = there.get(path).map_or(&[][..], |bucket| bucket);
+        (path, merged(there, come, gone))
+    };
+    come.into_iter().map(merge).collect()
 }
 
-fn merged(there: &[Entry], mut come: Vec<Entry>, gone: &HashSet<&Arc<str>>) -> Arc<[Entry]> {
+fn merged(there: &[Entry], mut come: Vec<Entry>, gone: &HashSet<&Arc<str>>) -> Bucket {
     come.extend(there.iter().filter(|e| !gone.contains(&e.route.name)).cloned());
     come.sort_by(Entry::order);
     come.into()

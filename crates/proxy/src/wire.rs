@@ -100,6 +100,11 @@ impl Wire {
         Poll::Ready(Ok(count))
     }
 
+    /// However much is on its way, the next read takes no more than an ordinary one does.
+    pub(crate) fn read_little(&mut self) {
+        self.full_reads = false;
+    }
+
     /// What is read from now on goes to one stream of several.
     pub(crate) fn share(&mut self) {
         self.shared = true;

@@ -8,7 +8,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use http::Request;
-use meshwork_decision::Change;
+use meshwork_decision::{Change, read_grpc_timeout};
 use meshwork_messages::v1;
 use meshwork_messages::v1::service_port::AppProtocol;
 use meshwork_messages::v1::timeouts::CallerDeadline;
@@ -142,16 +142,16 @@ async fn grpc_hears_what_is_left_and_gets_deadline_exceeded() {
     assert_eq!(seen.lock().take().as_deref(), Some("1n"), "no hop raises it");
     fetch(&mut h2_client(address).await, call("60S")).await;
     let told = seen.lock().take().unwrap();
-    let left = told.strip_suffix('u').unwrap().parse::<u64>().unwrap();
+    let left = read_grpc_timeout(told.as_bytes()).unwrap();
     assert!(
-        (5_000_000..=10_000_000).contains(&left),
+        (Duration::from_secs(5)..=Duration::from_secs(10)).contains(&left),
         "nobody outside is believed, our own limit is told: {told}"
     );
     let (harness, address) = gateway(AppProtocol::Grpc, up.address, accept).await;
     fetch(&mut h2_client(address).await, call("5S")).await;
     let told = seen.lock().take().unwrap();
-    let left = told.strip_suffix('u').unwrap().parse::<u64>().unwrap();
-    assert!((1_000_000..=5_000_000).contains(&left), "{told}");
+    let left = read_grpc_timeout(told.as_bytes()).unwrap();
+    assert!((Duration::from_secs(1)..=Duration::from_secs(5)).contains(&left), "{told}");
     let mut client = h2_client(address).await;
     let (response, _) = client.send_request(call("50m"), true).unwrap();
     let response = response.await.unwrap();

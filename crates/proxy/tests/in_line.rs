@@ -126,7 +126,7 @@ async fn an_attempt_whose_time_is_over_behind_a_limit_is_repeated_as_any() {
 
 #[tokio::test]
 async fn whose_time_is_over_behind_the_only_stream_of_a_connection_hears_of_the_limit() {
-    let (taken, mut is_taken) = mpsc::channel(1);
+    let (taken, mut is_taken) = mpsc::channel(8);
     let (go, gone) = oneshot::channel();
     let gone = std::sync::Arc::new(parking_lot::Mutex::new(Some(gone)));
     let up = h2_upstream_with(
@@ -139,10 +139,8 @@ async fn whose_time_is_over_behind_the_only_stream_of_a_connection_hears_of_the_
                 if let Some(gone) = gone {
                     _ = gone.await;
                 }
-                // Whoever was given up may have been reset.
-                if let Ok(mut body) = respond.send_response(http::Response::new(()), false) {
-                    _ = body.send_data(bytes::Bytes::from_static(b"hello"), true);
-                }
+                let mut body = respond.send_response(http::Response::new(()), false).unwrap();
+                body.send_data(bytes::Bytes::from_static(b"hello"), true).unwrap();
             }
         },
     )
@@ -161,6 +159,10 @@ async fn whose_time_is_over_behind_the_only_stream_of_a_connection_hears_of_the_
     go.send(()).unwrap();
     let first = first.await.unwrap();
     assert!(first.starts_with("HTTP/1.1 200") && first.contains("hello"), "{first}");
+    // What was given up would come before what comes after it.
+    assert!(exchange(address, GET).await.contains("hello"));
+    is_taken.recv().await.unwrap();
+    assert!(is_taken.try_recv().is_err(), "what was said to have been asked of nobody was");
 }
 
 #[tokio::test]

@@ -472,7 +472,7 @@ async fn what_a_deadline_does_not_explain_is_held_against_a_copy_s_endpoint() {
 async fn a_copy_that_gets_no_stream_does_not_wait_for_ever() {
     let serve = |_, _: Request<h2::RecvStream>, mut respond: h2::server::SendResponse<Bytes>| async move {
         let mut send = respond.send_response(Response::new(()), false).unwrap();
-        // The first one goes on for longer than the second one waits.
+        // The first one goes on for longer than the second one waits for its stream.
         while send.send_data(Bytes::from_static(b"."), false).is_ok() {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
@@ -486,7 +486,7 @@ async fn a_copy_that_gets_no_stream_does_not_wait_for_ever() {
     // Its endpoint's limit of streams is known from here on.
     until(|| copy.connections.load(Ordering::SeqCst) == 1).await;
     exchange(edge.address, GET).await;
-    edge.ended("timed_out", 1).await;
+    edge.ended("refused", 1).await;
 }
 
 fn route_of(service: &str, to: &str) -> Change {

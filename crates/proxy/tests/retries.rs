@@ -350,6 +350,16 @@ async fn no_endpoint_is_asked_twice_while_there_is_another() {
 }
 
 #[tokio::test]
+async fn a_code_of_grpc_is_nothing_where_no_grpc_is_spoken() {
+    const LOOKS_SO: &[u8] = b"HTTP/1.1 200 OK\r\ngrpc-status: 14\r\ncontent-length: 4\r\n\r\nonce";
+    let (up, asked) = recovering(LOOKS_SO).await;
+    let (_harness, address) = gateway(AppProtocol::Http1, &[up.address], retry(1)).await;
+    let post = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
+    assert!(exchange(address, post).await.ends_with("once"));
+    assert_eq!(asked.load(Ordering::SeqCst), 1);
+}
+
+#[tokio::test]
 async fn an_endpoint_that_says_when_to_come_again_is_asked_then() {
     for (later, at_least) in [
         (&b"HTTP/1.1 503 Later\r\nretry-after: 1\r\ncontent-length: 0\r\n\r\n"[..], 1000),
@@ -373,9 +383,11 @@ async fn who_wants_no_retry_or_one_too_late_has_the_last_word() {
         let (up, asked) = recovering(answer).await;
         let timeouts = v1::Timeouts { request_ms: 1000, ..Default::default() };
         let policy = v1::TrafficPolicy { timeouts: Some(timeouts), ..retry(1) };
-        let (_harness, address) = gateway(AppProtocol::Http1, &[up.address], policy).await;
+        let (harness, address) = gateway(AppProtocol::Http1, &[up.address], policy).await;
         assert!(exchange(address, GET).await.starts_with("HTTP/1.1 503"), "{word}");
         assert_eq!(asked.load(Ordering::SeqCst), 1, "{word}");
+        let line = harness.lines(1).await.remove(0);
+        assert!(!line.contains("request_timeout"), "it was answered in time: {line}");
     }
 }
 

@@ -107,6 +107,19 @@ async fn a_limit_in_parts_of_a_second_is_told_by_what_passes_in_whole_ones() {
 }
 
 #[tokio::test]
+async fn both_headers_of_a_refusal_name_the_moment_when_the_next_one_may_pass() {
+    let limit = v1::RateLimit { requests: 2, per_ms: 60_000, burst: 2, ..Default::default() };
+    let Edge { harness: _harness, address, .. } =
+        edge(5, v1::TrafficPolicy { rate_limit: Some(limit), ..Default::default() }).await;
+    for left in [1, 0] {
+        let answer = exchange(address, GET).await;
+        assert!(answer.contains(&format!("ratelimit: \"default/p\";r={left};t=")), "{answer}");
+    }
+    let refused = exchange(address, GET).await;
+    assert!(refused.contains("retry-after: 30\r\n") && refused.contains(";r=0;t=30\r\n"), "{refused}");
+}
+
+#[tokio::test]
 async fn a_redirect_tells_of_the_limit_too() {
     let mut harness = Harness::start(Settings::default());
     let redirect = v1::Redirect { hostname: "b".into(), status: 302, ..Default::default() };

@@ -396,6 +396,18 @@ fn a_retry_that_is_not_made_has_cost_nothing() {
 }
 
 #[test]
+fn what_a_caller_has_left_says_nothing_of_what_retries_are_worth() {
+    let (cluster, policy) = (cluster(None), Arc::new(policy()));
+    for _ in 0..20 {
+        let mut retry = Retry::begin(Some(&policy), &cluster, Tick::ZERO);
+        let rng = &mut SeededRng::new(1);
+        let decision =
+            retry.after(AttemptFailure::Status(503), Some(1), &GET, Tick::ZERO, rng, &mut NoReasons);
+        assert!(matches!(decision, Decision::Again { .. }), "none of them has ended: {decision:?}");
+    }
+}
+
+#[test]
 fn what_waited_in_vain_for_a_connection_of_ours_is_repeated_and_says_nothing_of_what_that_is_worth() {
     let (cluster, policy) = (cluster(None), Arc::new(RetryPolicy { attempts: 1, ..policy() }));
     let unsent = RequestFacts { sent: false, ..POST };

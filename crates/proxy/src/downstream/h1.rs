@@ -151,7 +151,8 @@ impl H1Server {
         if self.has_all() {
             return Poll::Pending;
         }
-        while self.wire.read.len() <= ahead {
+        while self.wire.read.len() < ahead.max(1) {
+            self.wire.read_little();
             match ready!(self.wire.poll_fill(cx)) {
                 Ok(0) => return Poll::Ready(StreamError::Closed),
                 Ok(_) => {}

@@ -34,9 +34,10 @@ use crate::downstream::Down;
 use crate::downstream::connection::Conn;
 use crate::error::{Failure, Fault};
 use crate::proxy_protocol::{Client, Written};
-use crate::upstream::behind::{Behind, Noted, Spent, held_up, in_vain};
+use crate::upstream::behind::{Behind, Noted, Spent, held_up, in_vain, unsent};
 use crate::upstream::connect::{CONNECT_TIMEOUT, announcement};
 use crate::upstream::open::{self, Destination, Speaks, app_id};
+use crate::upstream::pool::EndpointPool;
 use crate::upstream::{Exchange, Head};
 
 /// The attempts of one request.
@@ -287,7 +288,7 @@ impl<'a> Attempts<'a> {
                     return self
                         .settle(&Answer { status: 200, ..Answer::new(AttemptOutcome::Success, took) }, now);
                 }
-                let to_repeat = self.repeats.names(response);
+                let to_repeat = self.repeats.names(response, is_grpc);
                 let wall = || worker.shared.clock.wall();
                 Answer { to_repeat, ..answer::of_response(response, is_grpc, took, wall) }
             }
@@ -421,8 +422,8 @@ impl<'a> Attempts<'a> {
     fn pick(&mut self, journey: &mut Journey<'_>) -> Result<(), Failure> {
         let worker = &self.conn.worker;
         let Target::Service { cluster, policy, .. } = self.target else {
-            // The application is there: the first attempt begins with the request.
-            self.began = if journey.record.attempts == 0 { journey.started() } else { worker.now() };
+            // It is there. What the request has waited for its turn is none of its time.
+            self.began = worker.now();
             return Ok(());
         };
         let now = worker.now();
@@ -528,7 +529,7 @@ impl<'a> Attempts<'a> {
             None => {
                 let opening = Box::pin(open::h1(worker, to, &pool, Behind(Some(&self.behind))));
                 let opened = self.unless_interrupted(opening, down, deadlines).await;
-                opened.map_err(|failure| in_vain(failure, self.behind.get(), &pool, &self.spent()))?
+                opened.map_err(|failure| self.without_connection(failure, &pool))?
             }
         };
         client.send(head, &worker.shared.settings.limits)?;
@@ -548,8 +549,12 @@ impl<'a> Attempts<'a> {
         pool.may_idle(self.idle_ms);
         let opening = Box::pin(open::h2(worker, to, &pool, head, end, Behind(Some(&self.behind))));
         let opened = self.unless_interrupted(opening, down, deadlines).await;
-        let exchange = opened.map_err(|failure| in_vain(failure, self.behind.get(), &pool, &self.spent()))?;
+        let exchange = opened.map_err(|failure| self.without_connection(failure, &pool))?;
         Ok(Exchange::H2(Box::new(exchange)))
+    }
+
+    fn without_connection(&self, failure: Failure, pool: &EndpointPool) -> Failure {
+        unsent(in_vain(failure, self.behind.get(), pool, &self.spent()))
     }
 
     /// Waits, unless the request's time is over or nobody waits for it any more.

@@ -158,6 +158,8 @@ impl<'a> Repeats<'a> {
             if (self.pauses > 0 || self.has_tried_all(cluster))
                 && let Some(again) = self.go_on(cluster, policy, &facts)
             {
+                // If it was a repetition, it has ended without help.
+                self.ended(false);
                 return Ok(again);
             }
         }
@@ -289,9 +291,9 @@ impl<'a> Repeats<'a> {
     ) -> Option<Called> {
         let (cluster, policy) = self.service?;
         let unseen = overload::was_sent_away(response, cluster, of.endpoint);
-        let Some((policy, kind)) = policy.and_then(|policy| Some((policy, called_for(policy, response)?)))
-        else {
-            let is_grpc = journey.is_grpc();
+        let is_grpc = journey.is_grpc();
+        let called = |policy: &'a Arc<RetryPolicy>| Some((policy, called_for(policy, response, is_grpc)?));
+        let Some((policy, kind)) = policy.and_then(called) else {
             // Where only its end says what became of the call, that is told.
             if self.state.is_some() && !(more && answer::comes_late(response, is_grpc)) {
                 self.ended(answer::outcome(response, is_grpc) == AttemptOutcome::Success);
@@ -366,7 +368,9 @@ impl<'a> Repeats<'a> {
                     kin::failed_for_good(self.conn, of.head.fields);
                 }
                 // The response is the answer; that there was no other attempt, and why, goes into the record.
-                if let Some(cause) = cause_of(stop, of.deadlines) {
+                if let Some(cause) = stop.cause() {
+                    // It was answered: that there is no time for another attempt is no time-out.
+                    let cause = if stop == StopReason::Deadline { Cause::RetriesExhausted } else { cause };
                     let detail = detail(stop, format!("status {}", response.status));
                     journey.failed(&Failure::local(cause).because(detail));
                 }
@@ -392,10 +396,10 @@ impl<'a> Repeats<'a> {
     }
 
     /// Whether the policy names a response as one to be repeated.
-    pub(crate) fn names(&self, response: &ResponseHead) -> bool {
+    pub(crate) fn names(&self, response: &ResponseHead, is_grpc: bool) -> bool {
         self.service
             .and_then(|(_, policy)| policy)
-            .is_some_and(|policy| called_for(policy, response).is_some())
+            .is_some_and(|policy| called_for(policy, response, is_grpc).is_some())
     }
 
     /// The same of a code that comes in the trailers.
@@ -447,12 +451,12 @@ fn kind(failure: &Failure) -> Option<AttemptFailure> {
     })
 }
 
-/// Whether a response is one that the policy names.
-fn called_for(policy: &RetryPolicy, response: &ResponseHead) -> Option<AttemptFailure> {
+/// Whether a response is one that the policy names; by a code of gRPC only what answers a call of it.
+fn called_for(policy: &RetryPolicy, response: &ResponseHead, is_grpc: bool) -> Option<AttemptFailure> {
     if policy.status_codes.contains(&response.status) {
         return Some(AttemptFailure::Status(response.status));
     }
-    if policy.grpc_codes.is_empty() {
+    if !is_grpc || policy.grpc_codes.is_empty() {
         return None;
     }
     let code = std::str::from_utf8(response.fields.known(KnownName::GrpcStatus)?).ok()?.parse().ok()?;
@@ -460,9 +464,9 @@ fn called_for(policy: &RetryPolicy, response: &ResponseHead) -> Option<AttemptFa
 }
 
 /// Whether a retry policy names this response as one to be repeated.
-pub(crate) fn names(target: Target<'_>, response: &ResponseHead) -> bool {
+pub(crate) fn names(target: Target<'_>, response: &ResponseHead, is_grpc: bool) -> bool {
     let Target::Service { cluster, policy, .. } = target else { return false };
-    policy.retry(Some(cluster)).is_some_and(|policy| called_for(policy, response).is_some())
+    policy.retry(Some(cluster)).is_some_and(|policy| called_for(policy, response, is_grpc).is_some())
 }
 
 /// Whose deadline it is that leaves no time, the request's limit knows.
@@ -470,9 +474,12 @@ fn cause_of(stop: StopReason, deadlines: &Deadlines) -> Option<Cause> {
     stop.cause().map(|cause| if stop == StopReason::Deadline { deadlines.cause() } else { cause })
 }
 
-/// What is said besides the cause, which a budget that is spent and one that holds back have in common.
+/// What is said besides the cause, which several reasons have in common.
 fn detail(stop: StopReason, of_attempt: String) -> String {
-    if stop == StopReason::InVain { format!("{}: {of_attempt}", stop.why()) } else { of_attempt }
+    match stop {
+        StopReason::InVain | StopReason::Deadline => format!("{}: {of_attempt}", stop.why()),
+        _ => of_attempt,
+    }
 }
 
 /// The failure as it is reported when a bound of the retries stood in the way of another attempt.

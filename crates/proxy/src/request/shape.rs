@@ -223,10 +223,17 @@ pub(crate) fn tell(journey: &mut Journey<'_>, response: &mut ResponseHead) -> Re
     let window = seconds(spec.per);
     let fields = &mut response.fields;
     fields.push("ratelimit-policy", format!("\"{policy}\";q={};w={window}", quota(spec, window)))?;
-    let reset = seconds(allowance.reset);
+    // Both headers name the same moment, as the draft's section on Retry-After asks.
+    let (reset, again) = match allowance.admitted {
+        true => (seconds(allowance.reset), None),
+        false => {
+            let again = seconds(allowance.retry_after).max(1);
+            (again, Some(again))
+        }
+    };
     fields.push("ratelimit", format!("\"{policy}\";r={};t={reset}", allowance.remaining))?;
-    if !allowance.admitted {
-        fields.set_known(KnownName::RetryAfter, seconds(allowance.retry_after).max(1).to_string())?;
+    if let Some(again) = again {
+        fields.set_known(KnownName::RetryAfter, again.to_string())?;
     }
     Ok(())
 }

@@ -123,11 +123,6 @@ impl Behind<'_> {
         });
     }
 
-    /// Whether anybody asks.
-    pub(super) const fn is_noted(self) -> bool {
-        self.0.is_some()
-    }
-
     /// The connection that another one has made is there, or is not.
     pub(super) fn made(self) {
         self.set(None);
@@ -162,17 +157,24 @@ pub(crate) fn in_vain(failure: Failure, noted: Option<Ahead>, pool: &EndpointPoo
     if !is_time_out(failure.cause) {
         return failure;
     }
-    let retry = if failure.cause == Cause::PerTryTimeout { Retry::NothingSent } else { Retry::No };
     // As for whoever waits too long: those before may meanwhile wait for something else.
     let cause = match (noted, pool.line().late()) {
         (Some(Ahead::Dials), NotYet::Dials) => Cause::ConnectTimeout,
         (Some(Ahead::Dials | Ahead::Limit), _) => Cause::MaxConnections,
         _ if spent.too_little(noted).is_some() => Cause::MaxConnections,
-        // Its endpoint was too slow to take it: that it has not been sent is all that is left to say.
-        _ => return Failure { retry, ..failure },
+        _ => return failure,
     };
+    let retry = if failure.cause == Cause::PerTryTimeout { Retry::NothingSent } else { Retry::No };
     let why = format!("{} while it waited for a connection", failure.cause);
     Failure { cause, fault: Fault::Local, retry, ..failure }.because(why)
+}
+
+/// The failure of an attempt that had no connection yet: what its time ran out for has not been sent.
+pub(crate) fn unsent(failure: Failure) -> Failure {
+    match failure.cause {
+        Cause::PerTryTimeout => Failure { retry: Retry::NothingSent, ..failure },
+        _ => failure,
+    }
 }
 
 #[cfg(test)]
@@ -219,8 +221,11 @@ mod tests {
         assert_eq!(cause(Some(Ahead::Limit), 600), Cause::MaxConnections);
         assert_eq!(cause(Some(Ahead::Dials), 600), Cause::ConnectTimeout);
         assert_eq!(cause(None, 600), Cause::PerTryTimeout);
-        let spent = Spent { began: at(0), now: at(600), fastest: None };
-        let retry = |cause| in_vain(Failure::local(cause), None, &pool, &spent).retry;
+    }
+
+    #[test]
+    fn an_attempt_whose_time_is_over_before_it_has_a_connection_may_be_repeated_whatever_it_is() {
+        let retry = |cause| unsent(Failure::local(cause)).retry;
         assert_eq!(retry(Cause::PerTryTimeout), Retry::NothingSent, "no endpoint has seen it");
         assert_eq!(retry(Cause::RequestTimeout), Retry::No, "there is no time left for another");
     }

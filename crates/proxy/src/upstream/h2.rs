@@ -17,7 +17,7 @@ use tokio::task::AbortHandle;
 
 use super::Head;
 use super::mesh::Validity;
-use super::pool::Opened;
+use super::pool::{Opened, Room};
 use super::settled::Settled;
 use crate::error::{Failure, Retry};
 use crate::gather::Gathered;
@@ -63,6 +63,8 @@ pub(crate) struct H2Connection {
     svid: Option<Validity>,
     /// Carries its frames.
     task: AbortHandle,
+    /// Who is told when a stream has ended.
+    room: Room,
     open: Opened,
 }
 
@@ -95,13 +97,18 @@ impl H2Connection {
         })?;
         let ended = Rc::new(Cell::new(false));
         let settled = Rc::new(Settled::default());
-        let (end, settling) = (Rc::clone(&ended), Rc::clone(&settled));
+        let (end, settling, room) = (Rc::clone(&ended), Rc::clone(&settled), open.room());
         let task = tokio::task::spawn_local(async move {
             let mut pings = connection.ping_pong().expect("asked for once");
+            let mut most = connection.max_concurrent_send_streams();
             // Each stream learns of the connection's end by itself.
             let done = poll_fn(|cx| {
                 settling.turn(cx, &mut pings);
                 let done = Pin::new(&mut connection).poll(cx);
+                let before = std::mem::replace(&mut most, connection.max_concurrent_send_streams());
+                if before < most {
+                    room.call();
+                }
                 if done.is_pending()
                     && let Poll::Ready(Err(error)) = flusher.poll_flush(cx, false)
                 {
@@ -127,6 +134,7 @@ impl H2Connection {
             settled,
             svid,
             task: task.abort_handle(),
+            room: open.room(),
             open,
         }))
     }
@@ -186,11 +194,6 @@ impl H2Connection {
         self.carried.get() > 0
     }
 
-    /// How many streams are open.
-    pub(crate) fn streams(&self) -> usize {
-        self.streams.get()
-    }
-
     /// Whether a stream is open.
     pub(crate) fn is_busy(&self) -> bool {
         self.streams.get() > 0
@@ -201,7 +204,7 @@ impl H2Connection {
         now.since(self.used.get())
     }
 
-    /// Sends a request's head. `end`: it has no body. `is_full`: its stream waits until another one ends.
+    /// Sends a request's head, where there is [room](Self::has_room) for it. `end`: it has no body.
     ///
     /// # Errors
     /// The connection takes no more streams; nothing was sent.
@@ -209,7 +212,6 @@ impl H2Connection {
         self: &Rc<Self>,
         head: &Head<'_>,
         end: bool,
-        is_full: bool,
         clock: &dyn Clock,
     ) -> Result<H2Exchange, Failure> {
         let stream = Stream::open(self, clock);
@@ -217,7 +219,7 @@ impl H2Connection {
         let request = convert::request(head, key.is_some())
             .map_err(|why| Failure::local(Cause::Internal).because(why))?;
         let end = end && key.is_none();
-        self.send_request(stream, request, end, is_full, key.map(Into::into)).await
+        self.send_request(stream, request, end, key.map(Into::into)).await
     }
 
     /// Asks for a tunnel to this authority (RFC 9113, section 8.5).
@@ -233,7 +235,7 @@ impl H2Connection {
         let mut request = http::Request::new(());
         *request.method_mut() = http::Method::CONNECT;
         *request.uri_mut() = authority.into();
-        self.send_request(stream, request, false, false, None).await
+        self.send_request(stream, request, false, None).await
     }
 
     async fn send_request(
@@ -241,7 +243,6 @@ impl H2Connection {
         stream: Stream,
         request: http::Request<()>,
         end: bool,
-        is_full: bool,
         key: Option<Box<[u8]>>,
     ) -> Result<H2Exchange, Failure> {
         let nothing_sent = |error: h2::Error| {
@@ -256,11 +257,8 @@ impl H2Connection {
             }
         };
         let reused = self.is_reused();
+        // From here on it is `h2`'s, and counts as sent.
         let (response, sink) = send.send_request(request, end).map_err(nothing_sent)?;
-        if is_full {
-            // Its handle is ready again when the stream is open.
-            send.ready().await.map_err(nothing_sent)?;
-        }
         self.carried.set(self.carried.get() + 1);
         Ok(H2Exchange {
             response: Some(response),
@@ -290,6 +288,7 @@ impl Stream {
 impl Drop for Stream {
     fn drop(&mut self) {
         self.connection.streams.set(self.connection.streams.get() - 1);
+        self.connection.room.call();
         self.connection.used.set(self.connection.used.get().max(self.opened));
     }
 }

@@ -1,4 +1,5 @@
-//! Those of a worker who wait for an HTTP/1.1 connection to an endpoint: first come, first served.
+//! Those of a worker who wait for an HTTP/1.1 connection to an endpoint, or for room on one of HTTP/2: first come, first
+//! served.
 //!
 //! Whoever is called in vain keeps its number. Whoever leaves calls the next one, with a connection or without: what it was
 //! called for, and what ended while it was called already, is not lost with it.

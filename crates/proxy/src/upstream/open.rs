@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::Duration;
 
-use meshwork_base::SpiffeId;
+use meshwork_base::{Clock, SpiffeId};
 use meshwork_decision::{
     Cause, Cluster, ClusterKey, ConnectionLimit, ConnectionPermit, Endpoint, PendingPermit, Transport,
 };
@@ -163,7 +163,6 @@ pub(crate) async fn h2(
     let clock = &*worker.shared.clock;
     loop {
         let mut _pending = None;
-        let mut is_full = false;
         let connection = match pool.with_room(clock.wall()) {
             Some(connection) => connection,
             None => {
@@ -175,25 +174,40 @@ pub(crate) async fn h2(
                         connection
                     }
                     Err(failure) if failure.cause == Cause::MaxConnections => {
+                        if !pool.has_shared() {
+                            return Err(failure);
+                        }
                         behind.waits(Ahead::Limit);
-                        // Who does not ask has a patience of its own, for what comes once it is sent.
-                        is_full = behind.is_noted();
-                        pool.least_busy().ok_or(failure)?
+                        let found = room(pool, clock).await;
+                        behind.goes(worker.now());
+                        match found {
+                            Some(connection) => connection,
+                            None => continue,
+                        }
                     }
                     Err(failure) => return Err(failure),
                 }
             }
         };
         let reused = connection.is_reused();
-        let sent = connection.send(head, end, is_full, clock).await;
-        if is_full {
-            behind.goes(worker.now());
-        }
-        match sent {
+        match connection.send(head, end, clock).await {
             // It is closed and not found again, so this ends.
             Err(failure) if reused && connection.is_closed() && failure.cause == Cause::UpstreamReset => {}
             other => return other,
         }
+    }
+}
+
+/// Waits for room on a connection that is there: where a limit allows no other, a stream waits until one ends, as long as its
+/// caller does. Nothing of it is sent before: what waits inside of `h2` cannot be taken back. `None`: none is there any more.
+async fn room(pool: &Rc<EndpointPool>, clock: &dyn Clock) -> Option<Rc<H2Connection>> {
+    let line = pool.streams().join();
+    loop {
+        let found = pool.with_room(clock.wall());
+        if found.is_some() || !pool.has_shared() {
+            return found;
+        }
+        line.called().await;
     }
 }
 

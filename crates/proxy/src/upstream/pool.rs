@@ -52,6 +52,8 @@ pub(crate) struct EndpointPool {
     making: Cell<u32>,
     /// Who waits for an HTTP/1 connection.
     line: Line,
+    /// Who waits for room on a shared connection.
+    streams: Line,
     /// How long a connection may idle, where a policy says so.
     idle_timeout: Cell<Option<Duration>>,
 }
@@ -76,9 +78,26 @@ impl Opened {
         Self { since, pool: Rc::downgrade(pool), permit, _gauge: gauge }
     }
 
+    /// Who is told that it takes more streams.
+    pub(crate) fn room(&self) -> Room {
+        Room(Weak::clone(&self.pool))
+    }
+
     /// Whether somebody on another worker, or who calls another endpoint of the service, waits for it to end.
     pub(crate) fn is_wanted(&self) -> bool {
         self.permit.as_ref().is_some_and(ConnectionPermit::is_wanted)
+    }
+}
+
+/// Those who wait for room on a shared connection, as long as it is one of their pool's.
+pub(crate) struct Room(Weak<EndpointPool>);
+
+impl Room {
+    /// A stream has ended on it, or it takes more of them than before.
+    pub(crate) fn call(&self) {
+        if let Some(pool) = self.0.upgrade() {
+            pool.streams.call_one();
+        }
     }
 }
 
@@ -87,6 +106,7 @@ impl Drop for Opened {
         if let Some(pool) = self.pool.upgrade() {
             pool.open.set(pool.open.get() - 1);
             pool.wake_one();
+            pool.streams.call_one();
         }
     }
 }
@@ -204,6 +224,11 @@ impl EndpointPool {
         &self.line
     }
 
+    /// Those who wait for room on a shared connection.
+    pub(super) const fn streams(&self) -> &Line {
+        &self.streams
+    }
+
     /// Something became free, perhaps.
     pub(crate) fn wake_one(&self) {
         self.line.call_one();
@@ -277,14 +302,9 @@ impl EndpointPool {
         }
     }
 
-    /// The shared connection with the fewest streams, full or not.
-    pub(crate) fn least_busy(&self) -> Option<Rc<H2Connection>> {
-        let shared = self.shared.borrow();
-        shared
-            .iter()
-            .filter(|connection| !connection.is_closed())
-            .min_by_key(|connection| connection.streams())
-            .cloned()
+    /// Whether a shared connection is there, full or not.
+    pub(crate) fn has_shared(&self) -> bool {
+        self.shared.borrow().iter().any(|connection| !connection.is_closed())
     }
 
     /// A shared connection that takes another stream.

@@ -144,7 +144,7 @@ fn judged(
     is_grpc: bool,
 ) -> Reply {
     match first {
-        Ok(_) if retry::names(attempts.target, response) => Reply::Bad,
+        Ok(_) if retry::names(attempts.target, response, is_grpc) => Reply::Bad,
         Ok(_) => of_head(response, is_grpc),
         Err(Failure { fault: Fault::Upstream, .. } | Failure { cause: Cause::PerTryTimeout, .. }) => {
             Reply::Bad
@@ -415,7 +415,7 @@ impl<'a> Second<'a> {
     /// It has ended; true: well.
     fn ended(&mut self, under: Box<Under>, done: Result<Answered, Failure>) -> bool {
         let now = self.worker.now();
-        let named = |answered: &Answered| retry::names(self.target, &answered.response);
+        let named = |answered: &Answered| retry::names(self.target, &answered.response, self.is_grpc);
         let reply = match &done {
             Ok(answered) if named(answered) => Reply::Bad,
             Ok(answered) => of_head(&answered.response, self.is_grpc),

@@ -15,7 +15,7 @@ use meshwork_decision::{
 };
 use meshwork_http1::{KnownName, ResponseHead};
 use meshwork_telemetry::{Copied, Protocol};
-use tokio::time::{Instant, Sleep, sleep};
+use tokio::time::{Instant, Sleep, sleep, timeout};
 
 use crate::error::Failure;
 use crate::http::stream::Frame;
@@ -25,7 +25,7 @@ use crate::request::aside::{self, OwnHead, Sending};
 use crate::request::overload;
 use crate::request::tee::Tap;
 use crate::upstream::Exchange;
-use crate::upstream::behind::Behind;
+use crate::upstream::behind::{Ahead, Behind, Noted};
 use crate::upstream::connect::CONNECT_TIMEOUT;
 use crate::upstream::open::{Destination, Speaks};
 use crate::worker::{Mirroring, Worker};
@@ -148,9 +148,9 @@ impl Copy {
         };
         let done = match self.end.map(|end| end.since(began)) {
             None => self.exchanged(&endpoint, &mut carried).await,
-            Some(rest) => tokio::time::timeout(rest, self.exchanged(&endpoint, &mut carried))
-                .await
-                .unwrap_or(Err(Lost::TimedOut)),
+            Some(rest) => {
+                timeout(rest, self.exchanged(&endpoint, &mut carried)).await.unwrap_or(Err(Lost::TimedOut))
+            }
         };
         let now = self.worker.now();
         if let Some(pass) = carried.pass.take() {
@@ -224,11 +224,15 @@ impl Copy {
             traced.attempt.protocol = if http1 { Protocol::Http11 } else { Protocol::Http2 };
         }
         let worker = &self.worker;
-        let mut exchange =
-            aside::open(worker, &to, &self.head.head(), carried.sending.is_done(), Behind::default())
-                .await
-                .map_err(Lost::Failed)?;
         let idle = self.timeouts.stream_idle.unwrap_or(worker.shared.settings.timeouts.stream_idle);
+        let (noted, head) = (Noted::default(), self.head.head());
+        let opening = aside::open(worker, &to, &head, carried.sending.is_done(), Behind(Some(&noted)));
+        let mut exchange = match timeout(idle, opening).await {
+            Ok(opened) => opened.map_err(Lost::Failed)?,
+            // No endpoint has seen it.
+            Err(_) if Ahead::is_waited_for(noted.get()) => return Err(Lost::Refused(Cause::MaxConnections)),
+            Err(_) => return Err(Lost::TimedOut),
+        };
         let mut patience = Patience { idle, sleep: Box::pin(sleep(idle)), last: false };
         let done = poll_fn(|cx| {
             let moved = carried.moved();
