@@ -105,7 +105,7 @@ pub use overload::{
 pub use policy::{RulePolicy, Timeouts};
 pub use preference::{Distance, Locality, Prefer, Preference};
 pub use proxy_protocol::{ProxyProtocol, ProxyVersion};
-pub use rate_limit::{Allowance, Caller, RateLimit, RateSpec};
+pub use rate_limit::{Allowance, Caller, LimitText, RateLimit, RateSpec, whole_seconds};
 pub use reasons::{Explanation, NoReasons, Outcome, Phase, Reason, Reasons};
 pub use request::{OwnedRequest, RequestView, Scheme, split_authority};
 pub use retry::{

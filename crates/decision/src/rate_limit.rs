@@ -44,6 +44,8 @@ pub struct RateLimit {
     pub origin: Arc<Origin>,
     /// What it says.
     pub spec: RateSpec,
+    /// What callers are told of it; see [`LimitText`].
+    pub text: Arc<LimitText>,
     all: Bucket,
     callers: Option<Box<Callers>>,
 }
@@ -56,6 +58,32 @@ impl PartialEq for RateLimit {
 }
 
 impl Eq for RateLimit {}
+
+/// A limit as callers are told of it (draft-ietf-httpapi-ratelimit-headers-10): the same for each request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LimitText {
+    /// Its name as an item of a structured field: the policy's, in quotes.
+    pub name: Box<str>,
+    /// The value of `RateLimit-Policy`.
+    pub policy: Box<str>,
+}
+
+impl LimitText {
+    fn new(origin: &Origin, spec: &RateSpec) -> Self {
+        let name = format!("\"{}\"", origin.qualified);
+        let window = whole_seconds(spec.per);
+        // How many may pass in this window, which is told in whole seconds.
+        let whole = Duration::from_secs(window).as_nanos();
+        let quota = u128::from(spec.requests) * whole / spec.per.as_nanos().max(1);
+        Self { policy: format!("{name};q={quota};w={window}").into(), name: name.into() }
+    }
+}
+
+/// Whole seconds, rounded up: who comes then is not too early.
+#[must_use]
+pub const fn whole_seconds(time: Duration) -> u64 {
+    time.as_secs() + (time.subsec_nanos() > 0) as u64
+}
 
 /// What a request was told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -123,7 +151,8 @@ impl Bucket {
 impl RateLimit {
     pub(crate) fn new(origin: Arc<Origin>, spec: RateSpec) -> Self {
         let callers = spec.fair_share.then(Box::default);
-        Self { origin, spec, all: Bucket::default(), callers }
+        let text = Arc::new(LimitText::new(&origin, &spec));
+        Self { origin, spec, text, all: Bucket::default(), callers }
     }
 
     /// A request comes. `caller`: who asks, as far as that is known; all unknown ones are one.

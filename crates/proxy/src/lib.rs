@@ -62,6 +62,7 @@ mod series;
 mod standing;
 mod stats;
 mod stream;
+mod timers;
 mod tls;
 mod upstream;
 mod usual;

@@ -32,6 +32,7 @@ use crate::poll_time::{PollTime, timed_by_poll};
 use crate::pressure::Memory;
 use crate::recorder::{Recalled, Recorder, Wanted};
 use crate::stream::splice::Pipes;
+use crate::timers::Timers;
 use crate::tls::TlsConfigs;
 use crate::upstream::open::{endpoint_of, is_app};
 use crate::upstream::pool::{BuildId, Pools};
@@ -115,6 +116,7 @@ pub(crate) struct Worker {
     pub(crate) date: DateText,
     pub(crate) poll_time: PollTime,
     pub(crate) workspaces: Workspaces,
+    pub(crate) timers: Rc<Timers>,
     gauges: Gauges,
     pub(crate) tls: TlsConfigs,
     pub(crate) bells: Bells,
@@ -154,6 +156,7 @@ impl Worker {
             date: DateText::default(),
             poll_time: PollTime::default(),
             workspaces: Workspaces::default(),
+            timers: Rc::default(),
             gauges: Gauges::new(&metrics),
             tls: TlsConfigs::default(),
             bells,

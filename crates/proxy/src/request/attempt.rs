@@ -221,7 +221,7 @@ impl<'a> Attempts<'a> {
         deadlines: &mut Deadlines,
     ) -> Result<(), Failure> {
         // The time between attempts is no attempt's.
-        deadlines.attempt(None);
+        deadlines.no_attempt();
         // Nor do others wait through it for a trial that has ended.
         self.let_go();
         match repeat {
@@ -389,7 +389,7 @@ impl<'a> Attempts<'a> {
         let to = self.destination();
         let protocol = if matches!(to.speaks, Speaks::Http1) { Protocol::Http11 } else { Protocol::Http2 };
         journey.attempt(to.address, self.endpoint.as_ref(), protocol, self.began);
-        deadlines.attempt(self.attempt_timeout());
+        deadlines.attempt(&self.conn.worker, self.attempt_timeout());
         let mut exchange = match to.speaks {
             Speaks::Http1 => self.open_h1(&to, head, down, deadlines).await?,
             Speaks::Http2 | Speaks::Mesh { .. } => {

@@ -4,33 +4,32 @@
 //! `x-envoy-expected-rq-timeout-ms`. No hop raises it. Where the mesh begins callers are not believed unless a policy
 //! says so: whoever may set deadlines may make endpoints look as if they failed.
 
-use std::future::Future;
-use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use meshwork_base::Tick;
 use meshwork_decision::{Cause, Timeouts, read_grpc_timeout, read_millis, write_grpc_timeout};
 use meshwork_http1::{FieldError, Fields, KnownName};
-use tokio::time::{Sleep, sleep};
 
 use super::journey::Journey;
 use super::route::Target;
 use crate::downstream::connection::Conn;
 use crate::error::Failure;
 use crate::mesh::Place;
+use crate::timers::Timer;
+use crate::worker::Worker;
 
 /// See the module's text.
 #[derive(Default)]
 pub(crate) struct Deadlines {
-    request: Option<(Pin<Box<Sleep>>, Cause)>,
+    request: Option<(Timer, Cause)>,
     end: Option<Tick>,
-    attempt: Option<(Pin<Box<Sleep>>, Cause)>,
+    attempt: Option<(Timer, Cause)>,
 }
 
 impl Deadlines {
     /// The request's time begins now. `caller`: what is left of the time that its caller gave it.
-    pub(crate) fn new(timeouts: &Timeouts, caller: Option<Duration>, now: Tick) -> Self {
+    pub(crate) fn new(worker: &Worker, timeouts: &Timeouts, caller: Option<Duration>) -> Self {
         let limits = [
             (timeouts.request, Cause::RequestTimeout),
             (caller, Cause::DeadlineExceeded),
@@ -38,14 +37,14 @@ impl Deadlines {
         ];
         let limits = limits.into_iter().filter_map(|(limit, cause)| Some((limit?, cause)));
         let first = limits.min_by_key(|(limit, _)| *limit);
-        let request = first.map(|(limit, cause)| (Box::pin(sleep(limit)), cause));
-        Self { request, end: first.map(|(limit, _)| now.after(limit)), attempt: None }
+        let request = first.map(|(limit, cause)| (worker.timers.start(limit), cause));
+        Self { request, end: first.map(|(limit, _)| worker.now().after(limit)), attempt: None }
     }
 
     /// A tunnel has only the time of any stream; it began at `started`.
-    pub(crate) fn of_tunnel(timeouts: &Timeouts, started: Tick, now: Tick) -> Self {
-        let left = timeouts.max_stream.map(|limit| limit.saturating_sub(now.since(started)));
-        Self::new(&Timeouts { max_stream: left, ..Timeouts::default() }, None, now)
+    pub(crate) fn of_tunnel(worker: &Worker, timeouts: &Timeouts, started: Tick) -> Self {
+        let left = timeouts.max_stream.map(|limit| limit.saturating_sub(worker.now().since(started)));
+        Self::new(worker, &Timeouts { max_stream: left, ..Timeouts::default() }, None)
     }
 
     /// When the request's time is over.
@@ -65,14 +64,19 @@ impl Deadlines {
     }
 
     /// An attempt's time begins now.
-    pub(crate) fn attempt(&mut self, limit: Option<Duration>) {
-        self.attempt = limit.map(|limit| (Box::pin(sleep(limit)), Cause::PerTryTimeout));
+    pub(crate) fn attempt(&mut self, worker: &Worker, limit: Option<Duration>) {
+        self.attempt = limit.map(|limit| (worker.timers.start(limit), Cause::PerTryTimeout));
+    }
+
+    /// No attempt is under way.
+    pub(crate) fn no_attempt(&mut self) {
+        self.attempt = None;
     }
 
     /// Ready with the cause when a limit is over; the whole request's first.
     pub(crate) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Cause> {
         for (limit, cause) in self.request.iter_mut().chain(&mut self.attempt) {
-            if limit.as_mut().poll(cx).is_ready() {
+            if limit.poll(cx).is_ready() {
                 return Poll::Ready(*cause);
             }
         }
@@ -93,7 +97,7 @@ pub(crate) fn begin(
 ) -> Result<Deadlines, Failure> {
     let given = of_caller(conn, fields, journey.is_grpc(), timeouts);
     let left = check(conn, target, given, journey.started())?;
-    Ok(Deadlines::new(timeouts, left, conn.worker.now()))
+    Ok(Deadlines::new(&conn.worker, timeouts, left))
 }
 
 /// What the caller says that is left of a request's time. Whoever is not believed has said nothing.

@@ -8,9 +8,10 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
-use meshwork_decision::{Allowance, Cause, FaultInjection, Origin, RateLimit, RateSpec};
+use meshwork_decision::{Allowance, Cause, FaultInjection, LimitText, RateLimit, whole_seconds};
 use meshwork_http1::{FieldError, KnownName, RequestHead, ResponseHead};
 use meshwork_telemetry::Phase;
+use smallvec::SmallVec;
 use tokio::time::{Instant, Sleep, sleep, sleep_until};
 
 use super::deadline::Deadlines;
@@ -30,7 +31,7 @@ const PIECE: u64 = 16 * 1024;
 #[derive(Default)]
 pub(crate) struct Shape {
     /// What the caller is told of a limit.
-    told: Option<(Arc<Origin>, RateSpec, Allowance)>,
+    told: Option<(Arc<LimitText>, Allowance)>,
     pace: Option<Pace>,
     /// What it has waited for.
     pub(crate) held: Vec<Held>,
@@ -83,7 +84,7 @@ fn ask(conn: &Conn, limit: &RateLimit, journey: &mut Journey<'_>) -> Result<(), 
         }
         return Ok(());
     }
-    journey.shape().told = Some((Arc::clone(&limit.origin), limit.spec, allowance));
+    journey.shape().told = Some((Arc::clone(&limit.text), allowance));
     if allowance.admitted {
         return Ok(());
     }
@@ -216,35 +217,27 @@ impl Pace {
 /// # Errors
 /// The head has no room.
 pub(crate) fn tell(journey: &mut Journey<'_>, response: &mut ResponseHead) -> Result<(), FieldError> {
-    let Some((origin, spec, allowance)) = journey.shaped().and_then(|shape| shape.told.as_ref()) else {
+    let Some((limit, allowance)) = journey.shaped().and_then(|shape| shape.told.as_ref()) else {
         return Ok(());
     };
-    let policy = &*origin.qualified;
-    let window = seconds(spec.per);
     let fields = &mut response.fields;
-    fields.push("ratelimit-policy", format!("\"{policy}\";q={};w={window}", quota(spec, window)))?;
+    fields.push("ratelimit-policy", limit.policy.as_bytes())?;
     // Both headers name the same moment, as the draft's section on Retry-After asks.
     let (reset, again) = match allowance.admitted {
-        true => (seconds(allowance.reset), None),
+        true => (whole_seconds(allowance.reset), None),
         false => {
-            let again = seconds(allowance.retry_after).max(1);
+            let again = whole_seconds(allowance.retry_after).max(1);
             (again, Some(again))
         }
     };
-    fields.push("ratelimit", format!("\"{policy}\";r={};t={reset}", allowance.remaining))?;
+    let mut stands: SmallVec<[u8; 128]> = SmallVec::from_slice(limit.name.as_bytes());
+    for (key, number) in [(";r=", u64::from(allowance.remaining)), (";t=", reset)] {
+        stands.extend_from_slice(key.as_bytes());
+        stands.extend_from_slice(itoa::Buffer::new().format(number).as_bytes());
+    }
+    fields.push("ratelimit", &stands)?;
     if let Some(again) = again {
         fields.set_known(KnownName::RetryAfter, again.to_string())?;
     }
     Ok(())
-}
-
-/// How many may pass in this window, which is told in whole seconds.
-fn quota(spec: &RateSpec, window: u64) -> u128 {
-    let whole = Duration::from_secs(window).as_nanos();
-    u128::from(spec.requests) * whole / spec.per.as_nanos().max(1)
-}
-
-/// Whole seconds, rounded up: who comes then is not too early.
-fn seconds(time: Duration) -> u64 {
-    time.as_secs() + u64::from(time.subsec_nanos() > 0)
 }

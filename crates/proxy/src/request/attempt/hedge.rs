@@ -20,7 +20,7 @@ use meshwork_decision::{
 };
 use meshwork_http1::{KnownName, Limits, ResponseHead};
 use meshwork_telemetry::{Phase, Protocol, SpanId, TraceContext};
-use tokio::time::{Sleep, sleep, timeout};
+use tokio::time::timeout;
 
 use super::Attempts;
 use crate::downstream::Down;
@@ -36,6 +36,7 @@ use crate::request::retry;
 use crate::request::route::Target;
 use crate::request::transfer;
 use crate::request::tried::{HEDGE_LOST, Tried};
+use crate::timers::Timer;
 use crate::upstream::behind::{Ahead, Behind, Noted, Spent, in_vain};
 use crate::upstream::open::{Destination, Speaks};
 use crate::upstream::{Exchange, Head};
@@ -107,7 +108,7 @@ pub(super) async fn raced(
     let reply = judged(attempts, &first, response, journey.is_grpc());
     if second.race.ended(Leg::First, reply) == Verdict::Wait {
         // The first one's own time has ended with it.
-        deadlines.attempt(None);
+        deadlines.no_attempt();
         let waited = poll_fn(|cx| {
             if let Poll::Ready(good) = second.poll(cx) {
                 return Poll::Ready(Ok(good));
@@ -167,7 +168,7 @@ fn of_head(response: &ResponseHead, is_grpc: bool) -> Reply {
 /// longer than this is learnt.
 fn lose_first(
     attempts: &mut Attempts<'_>,
-    second: &Second<'_>,
+    second: &Second<'_, '_>,
     body: &RequestBody<'_>,
     journey: &mut Journey<'_>,
 ) {
@@ -213,7 +214,7 @@ type Running = Pin<Box<dyn Future<Output = Result<Answered, Failure>>>>;
 /// What the second attempt comes to.
 enum State {
     /// It has not begun.
-    Before(Option<Pin<Box<Sleep>>>),
+    Before(Option<Timer>),
     Runs(Box<Under>, Running),
     Won(Box<Under>, Box<Answered>),
     /// It was answered badly, or not at all.
@@ -241,8 +242,10 @@ struct Failed {
     ended: Tick,
 }
 
-struct Second<'a> {
+struct Second<'a, 'h> {
     hedge: Hedge,
+    /// The request's.
+    head: &'h Head<'h>,
     race: Race,
     state: State,
     worker: Rc<Worker>,
@@ -262,18 +265,17 @@ struct Second<'a> {
     trace: Option<TraceContext>,
 }
 
-/// What it sends.
+/// What it sends besides its head.
 struct Parts {
-    head: OwnHead,
     sending: Sending,
     announcement: Option<Box<Written>>,
 }
 
-impl<'a> Second<'a> {
+impl<'a, 'h> Second<'a, 'h> {
     fn new(
         attempts: &Attempts<'a>,
         hedge: Hedge,
-        head: &Head<'_>,
+        head: &'h Head<'h>,
         body: &mut RequestBody<'_>,
         deadlines: &Deadlines,
         journey: &mut Journey<'_>,
@@ -281,9 +283,8 @@ impl<'a> Second<'a> {
         let Target::Service { cluster, policy, .. } = attempts.target else {
             unreachable!("only calls of services are hedged")
         };
-        let due = hedge.delay().map(|delay| Box::pin(sleep(delay)));
+        let due = hedge.delay().map(|delay| attempts.conn.worker.timers.start(delay));
         let parts = due.is_some().then(|| Parts {
-            head: OwnHead::of(head),
             sending: Sending::new(if body.is_empty() { None } else { Some(body.tap()) }),
             announcement: super::announced(attempts.conn, cluster),
         });
@@ -303,6 +304,7 @@ impl<'a> Second<'a> {
             reasons: journey.told().is_some().then(Explanation::default),
             trace: journey.trace(),
             hedge,
+            head,
         }
     }
 
@@ -310,7 +312,7 @@ impl<'a> Second<'a> {
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<bool> {
         if let State::Before(due) = &mut self.state {
             let Some(due) = due else { return Poll::Pending };
-            if due.as_mut().poll(cx).is_pending() {
+            if due.poll(cx).is_pending() {
                 return Poll::Pending;
             }
             self.begin();
@@ -326,7 +328,7 @@ impl<'a> Second<'a> {
     /// The time has come.
     fn begin(&mut self) {
         self.state = State::Over;
-        let Some(mut parts) = self.parts.take() else { return };
+        let Some(parts) = self.parts.take() else { return };
         let now = self.worker.now();
         let Ok(hedged) = self.admit(parts.sending.is_whole(MOST), now) else {
             self.race.renounce();
@@ -335,7 +337,8 @@ impl<'a> Second<'a> {
         for ticket in hedged.ticket.iter().chain(&hedged.by_route) {
             self.worker.breaker_begins(ticket);
         }
-        let traced = match self.dress(&mut parts.head, now) {
+        let mut head = OwnHead::of(self.head);
+        let traced = match self.dress(&mut head, now) {
             Ok(traced) => traced,
             Err(failure) => {
                 self.race.renounce();
@@ -362,7 +365,7 @@ impl<'a> Second<'a> {
             Rc::clone(&self.worker),
             Arc::clone(&self.cluster),
             endpoint,
-            parts,
+            (head, parts),
             self.connect_timeout,
             Rc::clone(&behind),
         );
@@ -553,11 +556,11 @@ async fn exchange(
     worker: Rc<Worker>,
     cluster: Arc<Cluster>,
     endpoint: Arc<Endpoint>,
-    parts: Parts,
+    (head, parts): (OwnHead, Parts),
     connect_timeout: Duration,
     behind: Rc<Noted>,
 ) -> Result<Answered, Failure> {
-    let Parts { head, mut sending, announcement } = parts;
+    let Parts { mut sending, announcement } = parts;
     let announcement = announcement.as_deref().map(|header| &header[..]);
     let to = Destination::of_endpoint(&cluster, &endpoint, connect_timeout, announcement);
     let mut exchange =
