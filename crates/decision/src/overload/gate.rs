@@ -294,7 +294,17 @@ impl Pass {
         }
     }
 
-    /// It has not, and nobody waits for it any more.
+    /// It has answered that it could not do it.
+    pub fn failed(mut self, now: Tick, rng: &mut impl Rng) {
+        if let Some(gate) = self.gate.take_if(|_| !self.owed) {
+            let how = |limiter: &mut Limiter<Call>, config: &Overload, called: &mut Called<Call>| {
+                limiter.failed(config, self.began, now, rng, called);
+            };
+            gate.end(self.place, now, how);
+        }
+    }
+
+    /// It has not answered, and nobody waits for it any more.
     pub fn lost(mut self, now: Tick, rng: &mut impl Rng) {
         if let Some(gate) = self.gate.take_if(|_| !self.owed) {
             let how = |limiter: &mut Limiter<Call>, config: &Overload, called: &mut Called<Call>| {

@@ -16,7 +16,7 @@
 //! does not drift to what an overload makes of it; unlike Envoy's, nothing is cut to a handful while it is measured. A descent
 //! has at most a twentieth of the time. Where as many as may be under way all end without an answer, since callers or their
 //! time-outs have less patience than the application's queue is long, the limit is halved before anything is known: nothing
-//! would ever be. Where a limit that was cut to half has not made answers quicker, the application has
+//! would ever be. A failure is an answer here: an application that fails at once, as one whose database is away, keeps its limit. Where a limit that was cut to half has not made answers quicker, the application has
 //! become slower and not its queue longer: that is the new `base`.
 
 use std::time::Duration;
@@ -198,6 +198,11 @@ impl Gradient {
             self.looked(config, &window, now, rng);
         }
         debug_assert!(self.limit(config) >= 1, "somebody may always go on");
+    }
+
+    /// There was an answer, though a failure: what was not answered before is no row any more.
+    pub(crate) fn was_heard(&mut self) {
+        self.unanswered = 0;
     }
 
     /// A request has ended without an answer, and nothing is known yet.

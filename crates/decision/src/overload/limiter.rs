@@ -159,12 +159,38 @@ impl<W> Limiter<W> {
         rng: &mut impl Rng,
         called: &mut Called<W>,
     ) {
-        match self.gradient.base() {
-            Some(base) if now.since(began) > base => return self.answered(config, began, now, rng, called),
-            Some(_) => {}
-            None => self.gradient.lost(&config.concurrency, now),
+        if self.gradient.base().is_none() {
+            self.gradient.lost(&config.concurrency, now);
         }
-        self.ended(config, now, called);
+        self.in_vain(config, began, now, rng, called);
+    }
+
+    /// A request that began then was answered with a failure. That it took long says as much as if nobody had answered; that
+    /// it did not says nothing, and no row of them does: whoever fails at once has no queue that is too long for its callers.
+    pub(crate) fn failed(
+        &mut self,
+        config: &Overload,
+        began: Tick,
+        now: Tick,
+        rng: &mut impl Rng,
+        called: &mut Called<W>,
+    ) {
+        self.gradient.was_heard();
+        self.in_vain(config, began, now, rng, called);
+    }
+
+    fn in_vain(
+        &mut self,
+        config: &Overload,
+        began: Tick,
+        now: Tick,
+        rng: &mut impl Rng,
+        called: &mut Called<W>,
+    ) {
+        match self.gradient.base() {
+            Some(base) if now.since(began) > base => self.answered(config, began, now, rng, called),
+            _ => self.ended(config, now, called),
+        }
     }
 
     /// A request has ended of which nothing is known.

@@ -504,6 +504,7 @@ enum Step {
     Comes(Priority),
     Answers,
     Loses,
+    Fails,
     Ends,
     Leaves(usize),
 }
@@ -513,6 +514,7 @@ fn steps() -> impl Strategy<Value = Vec<(u64, Step)>> {
         6 => (0usize..4).prop_map(|at| Step::Comes(Priority::ALL[at])),
         3 => Just(Step::Answers),
         1 => Just(Step::Loses),
+        1 => Just(Step::Fails),
         1 => Just(Step::Ends),
         1 => (0usize..8).prop_map(Step::Leaves),
     ];
@@ -552,11 +554,12 @@ proptest! {
                     let (ticket, priority, who) = waiting.remove(which % waiting.len());
                     prop_assert_eq!(limiter.leave(ticket, priority, false), Some(who));
                 }
-                Step::Answers | Step::Loses | Step::Ends if !under_way.is_empty() => {
+                Step::Answers | Step::Loses | Step::Fails | Step::Ends if !under_way.is_empty() => {
                     let began = under_way.remove(0);
                     match step {
                         Step::Answers => limiter.answered(&config, began, at(now), &mut rng, &mut called),
                         Step::Loses => limiter.lost(&config, began, at(now), &mut rng, &mut called),
+                        Step::Fails => limiter.failed(&config, began, at(now), &mut rng, &mut called),
                         _ => limiter.ended(&config, at(now), &mut called),
                     }
                 }

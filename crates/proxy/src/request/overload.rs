@@ -167,7 +167,7 @@ pub(crate) fn ended(worker: &Worker, pass: Pass, response: &ResponseHead, is_grp
     match answer::outcome(response, is_grpc) {
         AttemptOutcome::Success => pass.answered(now, rng),
         // What was not done says nothing about how long it takes, unless it took long.
-        AttemptOutcome::Overloaded | AttemptOutcome::Failure => pass.lost(now, rng),
+        AttemptOutcome::Overloaded | AttemptOutcome::Failure => pass.failed(now, rng),
     }
 }
 

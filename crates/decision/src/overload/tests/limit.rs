@@ -232,6 +232,31 @@ fn answers_that_were_never_given_count_when_they_were_waited_for_for_long() {
 }
 
 #[test]
+fn an_application_that_fails_at_once_from_its_start_keeps_its_limit() {
+    let config = Overload { concurrency: ADAPTIVE, ..fixed(1, QUEUE) };
+    let (mut rng, mut called) = (SeededRng::new(1), Called::new());
+    let mut limiter: Limiter<u32> = Limiter::default();
+    let mut ends = |millis: u64, failed: bool| {
+        limiter.enter(&config, Priority::Default, at(millis), || 0, &mut called);
+        match failed {
+            true => limiter.failed(&config, at(millis), at(millis + 2), &mut rng, &mut called),
+            false => limiter.lost(&config, at(millis), at(millis + 2), &mut rng, &mut called),
+        }
+        limiter.view(&config).limit
+    };
+    for n in 0..1_000 {
+        assert_eq!(ends(n * 10, true), 20, "after {n} failures");
+    }
+    // Those that nobody answered are a row only where there is no answer among them.
+    for n in 0..1_000 {
+        assert_eq!(ends(10_000 + n * 10, n % 19 == 0), 20);
+    }
+    ends(20_000, true);
+    let limit = (1..=20).map(|n| ends(20_000 + n * 10, false)).last();
+    assert_eq!(limit, Some(10));
+}
+
+#[test]
 fn callers_without_patience_do_not_keep_the_limit_from_being_found() {
     let config = Overload { concurrency: ADAPTIVE, ..fixed(1, QUEUE) };
     let (mut limiter, mut called, mut rng) = (Limiter::<u64>::default(), Called::new(), SeededRng::new(1));
