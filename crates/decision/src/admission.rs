@@ -263,7 +263,14 @@ impl Admissions {
             return true;
         }
         counted.refused.add(false, false, now);
-        self.refused.fetch_add(1, Ordering::Relaxed);
+        let refused = self.refused.fetch_add(1, Ordering::Relaxed);
+        // Where nearly all are refused, hours may go by until one is sent and ends: this one tells, too.
+        if !counted.changes.goes_on(policy, now) {
+            let view = counted.view(policy, refused, now);
+            if counted.changes.look(policy, view, now) {
+                self.has_changed.store(true, Ordering::Relaxed);
+            }
+        }
         false
     }
 

@@ -93,6 +93,15 @@ impl Changes {
         turn.ended.is_some() || turn.begins
     }
 
+    /// A call is refused at this moment. False: it is the first for a while, and a look is to tell of it.
+    pub(super) fn goes_on(&mut self, policy: &AdmissionControl, now: Tick) -> bool {
+        let lasts = self.episode.lasts(pause(policy), now);
+        if lasts {
+            self.episode.look(true, pause(policy), now);
+        }
+        lasts
+    }
+
     fn tell(
         &mut self,
         state: AdmissionState,

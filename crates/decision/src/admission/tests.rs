@@ -242,6 +242,45 @@ fn that_calls_are_held_back_is_told_once_and_that_it_is_over_when_none_was_for_a
 }
 
 #[test]
+fn calls_are_held_back_as_long_as_they_are_refused_though_none_is_sent() {
+    let thirty = Duration::from_secs(30);
+    let all = AdmissionControl { max_rejection_probability: 100, sampling_window: thirty, ..policy() };
+    let mut world = World::new(all, 1);
+    assert_eq!(end(&world, AttemptOutcome::Failure, 1_000, at(0)).len(), 1, "it begins");
+    for second in 1..=25 {
+        let passes = world.admissions.lets_through(&world.policy, at(second * 1_000), &mut world.rng);
+        assert!(!passes, "one in a thousand would");
+        let view = world.admissions.view(&world.policy, at(second * 1_000));
+        assert_eq!((view.state, view.rejection_percent), (AdmissionState::HoldingBack, 100), "{second} s");
+    }
+    assert_eq!(
+        end(&world, AttemptOutcome::Failure, 1, at(26_000)),
+        [],
+        "it was not over, and does not begin anew"
+    );
+    let [over]: [AdmissionChange; 1] =
+        end(&world, AttemptOutcome::Success, 1, at(70_000)).try_into().expect("now it is over");
+    assert_eq!(over.held_back, Some((Duration::from_secs(26), 25)));
+}
+
+#[test]
+fn that_calls_are_held_back_again_is_told_by_the_first_that_is_refused() {
+    let thirty = Duration::from_secs(30);
+    let all = AdmissionControl { max_rejection_probability: 100, sampling_window: thirty, ..policy() };
+    let mut world = World::new(all, 1);
+    assert_eq!(end(&world, AttemptOutcome::Failure, 1_000, at(0)).len(), 1, "it begins");
+    // Nobody calls for longer than that lasts.
+    assert!(!world.admissions.lets_through(&world.policy, at(15_000), &mut world.rng));
+    let told: Vec<_> = world.admissions.changes().into_iter().flatten().collect();
+    let states: Vec<_> = told.iter().map(|change| (change.state, change.held_back.map(|of| of.1))).collect();
+    let again = [(AdmissionState::Admitting, Some(0)), (AdmissionState::HoldingBack, None)];
+    assert_eq!(states, again, "the end of before, and a beginning that is of this one");
+    let [over]: [AdmissionChange; 1] =
+        end(&world, AttemptOutcome::Success, 1, at(70_000)).try_into().expect("it is over");
+    assert_eq!(over.held_back, Some((Duration::ZERO, 1)), "the one that began it counts");
+}
+
+#[test]
 fn why_calls_are_held_back_no_longer_is_told() {
     use AttemptOutcome::Failure;
     let over = |then: AdmissionControl| {
