@@ -261,16 +261,33 @@ impl Hedge {
             Refused::InVain => NoHedge::InVain,
         })?;
         // Last, since one that only observes may be tried by this: whoever gets the ticket tells of that.
-        let ticket = cluster.try_call(now, &mut NoReasons).map_err(|_| NoHedge::Breaker)?;
-        let by_route = route.map(|route| route.try_call(now, &mut NoReasons)).transpose();
-        let by_route = by_route.map_err(|_| NoHedge::Breaker)?.flatten();
+        let tried = cluster.try_call(now, &mut NoReasons).and_then(|ticket| {
+            let by_route = route.map(|route| route.try_call(now, &mut NoReasons)).transpose()?;
+            Ok((ticket, by_route.flatten()))
+        });
+        let Ok((ticket, by_route)) = tried else {
+            self.cluster.shared.budget.hedge_not_made(&hedges.begun, taken);
+            return Err(NoHedge::Breaker);
+        };
         let ticket = own.or(ticket);
         Ok(Hedged { endpoint, ticket, by_route, permits: (repeated, request), taken })
+    }
+
+    /// The second attempt is not made after all: nobody has seen it, and it has cost nothing.
+    pub fn not_made(&self, hedged: &Hedged) {
+        let shared = &self.cluster.shared;
+        shared.budget.hedge_not_made(&shared.hedges().begun, hedged.taken);
     }
 
     /// The second attempt has ended, and was not given up: the budget learns whether it helped.
     pub fn second_ended(&self, well: bool) {
         self.cluster.shared.budget.ended(if well { End::Well } else { End::Badly });
+    }
+
+    /// It has ended without a word on the service, as when a limit of ours stood in its way: it was a second attempt, and says
+    /// nothing of what such are worth.
+    pub fn second_ended_silently(&self, hedged: &Hedged) {
+        self.cluster.shared.budget.ended_silently(hedged.taken);
     }
 
     /// The first attempt has answered after this time, or was given up after it for the second one's sake.

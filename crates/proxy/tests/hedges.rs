@@ -395,8 +395,15 @@ async fn where_second_attempts_do_not_help_there_are_no_more_of_them() {
 /// that is a limit of ours, and says nothing of whether second attempts help.
 #[tokio::test]
 async fn second_attempts_that_a_limit_refuses_were_not_in_vain() {
+    // The second: of a service of which nothing was ever answered well.
+    for status in ["200 OK", "500 No"] {
+        refused_by_a_limit(status).await;
+    }
+}
+
+async fn refused_by_a_limit(status: &'static str) {
     let busy = Arc::new(AtomicUsize::new(0));
-    let instances = [late_and_closing(&busy).await, late_and_closing(&busy).await];
+    let instances = [late_and_closing(&busy, status).await, late_and_closing(&busy, status).await];
     let clock = ManualClock::new();
     let settings = Settings { workers: 1, ..Settings::default() };
     let mut harness = Harness::join(settings, Mesh::default(), Arc::new(clock.clone()), "gateway");
@@ -417,14 +424,14 @@ async fn second_attempts_that_a_limit_refuses_were_not_in_vain() {
         until(|| busy.load(Ordering::SeqCst) == count).await;
     }
     for number in 1..=10 {
-        assert!(exchange(edge.address, GET).await.starts_with("HTTP/1.1 200"), "{number}");
+        assert!(exchange(edge.address, GET).await.starts_with(&format!("HTTP/1.1 {status}")), "{number}");
         edge.counted("failed", number).await;
         clock.advance(Duration::from_secs(11));
     }
 }
 
 /// Answers after a while, and closes the connection then; but never a `POST`, of which it counts.
-async fn late_and_closing(posts: &Arc<AtomicUsize>) -> SocketAddr {
+async fn late_and_closing(posts: &Arc<AtomicUsize>, status: &'static str) -> SocketAddr {
     let posts = Arc::clone(posts);
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
@@ -437,9 +444,8 @@ async fn late_and_closing(posts: &Arc<AtomicUsize>) -> SocketAddr {
                     std::future::pending::<()>().await;
                 }
                 tokio::time::sleep(Duration::from_millis(200)).await;
-                let _ = tcp
-                    .write_all(b"HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: 1\r\n\r\n1")
-                    .await;
+                let answer = format!("HTTP/1.1 {status}\r\nconnection: close\r\ncontent-length: 1\r\n\r\n1");
+                let _ = tcp.write_all(answer.as_bytes()).await;
             });
         }
     });

@@ -100,6 +100,29 @@ fn the_time_is_that_of_nearly_all_first_attempts_and_not_below_the_least() {
 }
 
 #[test]
+fn second_attempts_that_say_nothing_are_no_row_of_them() {
+    let cluster = cluster(2);
+    let hedge = begin(&FIXED, &cluster, &GET).unwrap();
+    for number in 1..=9 {
+        let hedged = admit(&hedge, &GET);
+        hedge.second_ended_silently(&hedged.unwrap_or_else(|no| panic!("the {number}th: {no:?}")));
+    }
+    assert_eq!(cluster.shared.budget.sums(at(0)), (100, 9), "each was made");
+}
+
+#[test]
+fn one_that_is_not_made_after_all_has_cost_nothing() {
+    let cluster = cluster(2);
+    let hedge = begin(&FIXED, &cluster, &GET).unwrap();
+    for number in 1..=50 {
+        let hedged = admit(&hedge, &GET);
+        hedge.not_made(&hedged.unwrap_or_else(|no| panic!("the {number}th: {no:?}")));
+    }
+    assert_eq!(cluster.shared.budget.sums(at(0)), (100, 0));
+    assert_eq!(cluster.shared.hedges().begun.sums(at(0)), (0, 0), "nor of the hedges' own budget");
+}
+
+#[test]
 fn it_goes_to_another_endpoint_that_is_well_or_to_none() {
     assert_eq!(admitted(&cluster(1), &GET), Err(NoHedge::NoOther));
     let two = cluster(2);

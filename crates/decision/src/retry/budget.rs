@@ -188,6 +188,12 @@ impl Budget {
         Ok(taken)
     }
 
+    /// A hedge that was taken is not made.
+    pub(crate) fn hedge_not_made(&self, begun: &BudgetWindow, taken: Taken) {
+        begun.give_back(taken.second);
+        self.give_back(taken);
+    }
+
     /// What was taken has ended.
     pub(crate) fn ended(&self, end: End) {
         self.worth.ended(end);

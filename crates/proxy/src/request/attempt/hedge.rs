@@ -342,6 +342,7 @@ impl<'a, 'h> Second<'a, 'h> {
             Ok(traced) => traced,
             Err(failure) => {
                 self.race.renounce();
+                self.hedge.not_made(&hedged);
                 tracing::debug!(?failure, "a second attempt cannot be sent");
                 return;
             }
@@ -444,8 +445,10 @@ impl<'a, 'h> Second<'a, 'h> {
             for ticket in [under.hedged.ticket.take(), under.hedged.by_route.take()].into_iter().flatten() {
                 self.worker.breaker_ends(ticket, &answer, now);
             }
-            // What is our own, as a limit, says nothing of whether second attempts help.
             self.hedge.second_ended(false);
+        } else {
+            // What is our own, as a limit, says nothing of whether second attempts help.
+            self.hedge.second_ended_silently(&under.hedged);
         }
         self.worker.hedged(&self.cluster, "failed");
         let failed = match done {
