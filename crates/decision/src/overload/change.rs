@@ -103,9 +103,23 @@ mod tests {
         let comes = |now| gate.enter(&config, Priority::Default, at(now), || |_: Result<Pass, Shed>| ());
         let Ok(Entered::Passed(_first)) = comes(0) else { panic!("there is room") };
         let Ok(Entered::Waits(waiting)) = comes(1) else { panic!("one may wait") };
-        assert!(waiting.gave_up());
+        assert!(waiting.gave_up(at(501)));
         let told: Vec<_> = gate.changes().map(|change| change.shed).collect();
         assert_eq!(told, [Some(Shed::QueueTime)], "also where nobody comes behind it");
+    }
+
+    #[test]
+    fn requests_are_sent_away_from_when_the_first_has_waited_for_too_long_and_not_from_when_it_came() {
+        let (gate, config) = (Arc::new(Gate::default()), config());
+        let comes = |now| gate.enter(&config, Priority::Default, at(now), || |_: Result<Pass, Shed>| ());
+        let Ok(Entered::Passed(_first)) = comes(0) else { panic!("there is room") };
+        let Ok(Entered::Waits(waiting)) = comes(1) else { panic!("one may wait") };
+        assert!(waiting.gave_up(at(15_001)));
+        assert_eq!(gate.sheds(at(15_001)), Some(Shed::QueueTime), "it is told while it is so");
+        assert_eq!(gate.changes().count(), 1);
+        let Ok(Entered::Waits(_next)) = comes(15_100) else { panic!("one may wait") };
+        assert_eq!(gate.changes().count(), 0, "a moment later nothing is over");
+        assert_eq!((gate.sheds(at(25_000)), gate.sheds(at(25_001))), (Some(Shed::QueueTime), None));
     }
 
     #[test]
@@ -122,7 +136,7 @@ mod tests {
         let view = begins.view;
         assert_eq!((view.in_flight, view.limit, view.queued), (1, 1, 1), "as it stands then");
         assert_eq!(comes(3).err(), Some(Shed::QueueFull));
-        assert!(waiting.gave_up(), "whoever has waited for too long is sent away too");
+        assert!(waiting.gave_up(at(501)), "whoever has waited for too long is sent away too");
         assert_eq!(gate.enter_at_once(&config, Priority::Low, at(9_000)).err(), Some(Shed::Concurrency));
         assert_eq!(told(), [], "it is told once");
         first.answered(at(18_999), &mut SeededRng::new(1));

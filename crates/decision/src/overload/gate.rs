@@ -325,16 +325,19 @@ impl Drop for Pass {
 }
 
 impl Waiting {
-    /// It has waited for as long as it may. False: it was called just now.
-    pub fn gave_up(mut self) -> bool {
-        self.leave(true)
+    /// It has waited for as long as it may, which is over now. False: it was called a moment ago.
+    pub fn gave_up(mut self, now: Tick) -> bool {
+        self.leave(Some(now))
     }
 
-    fn leave(&mut self, gave_up: bool) -> bool {
+    /// `gave_up`: when its patience was over, where that is why.
+    fn leave(&mut self, gave_up: Option<Tick>) -> bool {
         let Some(gate) = self.gate.take() else { return false };
         let gone = {
             let mut state = gate.state.lock();
-            let gone = state.limiter.leave(self.ticket, self.priority, gave_up);
+            // Nothing may have happened since it came, and it is now that it is sent away.
+            state.now = gave_up.map_or(state.now, |now| state.now.max(now));
+            let gone = state.limiter.leave(self.ticket, self.priority, gave_up.is_some());
             gate.notice(&mut state);
             gone
         };
@@ -345,6 +348,6 @@ impl Waiting {
 
 impl Drop for Waiting {
     fn drop(&mut self) {
-        self.leave(false);
+        self.leave(None);
     }
 }

@@ -119,7 +119,7 @@ async fn wait(
             return Poll::Ready(Ok(what.expect("whoever waits is called, or leaves by itself")));
         }
         if waiting.is_some() && sleeping.as_mut().poll(cx).is_ready() {
-            let gave_up = waiting.take().is_some_and(|waiting| waiting.gave_up());
+            let gave_up = waiting.take().is_some_and(|waiting| waiting.gave_up(conn.worker.now()));
             if gave_up {
                 return Poll::Ready(Ok(Err(Shed::QueueTime)));
             }
