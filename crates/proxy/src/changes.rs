@@ -52,7 +52,9 @@ impl Worker {
                 "admission control changed: a part of the calls is held back"
             ),
         }
-        self.shared.metrics.counter(&inventory::ADMISSION_CHANGES, &[service, state, cause]).increment();
+        let port = port.to_string();
+        let labels = [service, &*port, state, cause];
+        self.shared.metrics.counter(&inventory::ADMISSION_CHANGES, &labels).increment();
     }
 
     /// Whether a gate has begun to send requests away, or that is over: counted and logged, with the service and port before which

@@ -169,7 +169,10 @@ async fn of_calls_that_do_not_succeed_most_are_held_back_but_not_those_that_matt
         assert!(exchange(address, MATTERS).await.ends_with("busy"), "it matters");
     }
     let changes = |state, cause| {
-        harness.metric("meshwork_admission_control_changes_total", &["\"default/web\"", state, cause])
+        harness.metric(
+            "meshwork_admission_control_changes_total",
+            &["\"default/web\"", "port=\"80\"", state, cause],
+        )
     };
     assert_eq!(changes("\"holding_back\"", "\"success_rate\""), 1, "that it begins is told once");
     clock.advance(Duration::from_secs(40));

@@ -141,7 +141,7 @@ metrics! {
         "Percent of calls that are held back now.";
     ADMISSION_HEADROOM = "meshwork_admission_control_headroom_percent", Gauge, "", &["service", "port"],
         "Percent of calls that may fail beyond those that do, until some are held back.";
-    ADMISSION_CHANGES = "meshwork_admission_control_changes_total", Counter, "", &["service", "state", "cause"],
+    ADMISSION_CHANGES = "meshwork_admission_control_changes_total", Counter, "", &["service", "port", "state", "cause"],
         "How often calls have begun to be held back since too few succeed (`holding_back`), and that was over (`admitting`), by cause.";
     ROUTE_BREAKER_CHANGES = "meshwork_route_circuit_breaker_changes_total", Counter, "", &["route", "state", "cause"],
         "Changes of circuit breakers of routes (NAMESPACE/NAME) and their rules (NAMESPACE/NAME/RULE), by the state that began and why.";
