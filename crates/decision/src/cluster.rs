@@ -711,7 +711,7 @@ impl Cluster {
     }
 
     /// Somebody is out, or in again: where this proxy calls a part of the endpoints, another takes the place, or leaves it.
-    fn regroup(&self) {
+    pub(crate) fn regroup(&self) {
         if self.calls_a_part() {
             self.shared.endpoints.rcu(|set| set.again().map_or_else(|| Arc::clone(set), Arc::new));
         }

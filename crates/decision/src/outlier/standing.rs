@@ -141,12 +141,14 @@ impl Standing {
         true
     }
 
-    /// It counts again.
-    pub(super) fn take_back(&self) {
-        self.ejected_for_all(true);
-        if self.cause() == Some(EjectionCause::ForAll) {
+    /// It counts again. False: it has all the time.
+    pub(super) fn take_back(&self) -> bool {
+        let has_counted = self.said.fetch_or(FOR_ALL, Ordering::Relaxed) & FOR_ALL != 0;
+        let was_handed_over = self.cause() == Some(EjectionCause::ForAll);
+        if was_handed_over {
             self.until.store(0, Ordering::Relaxed);
         }
+        !has_counted || was_handed_over
     }
 
     /// What active checks say.

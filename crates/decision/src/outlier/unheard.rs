@@ -21,11 +21,20 @@ impl Cluster {
         let marked = set.all().iter().filter(|endpoint| endpoint.ejected_by > 0);
         match away {
             None => {
-                marked.for_each(|endpoint| endpoint.stats.standing.take_back());
+                // All of them are asked, whatever the first one says.
+                let changed = marked.filter(|endpoint| endpoint.stats.standing.take_back()).count();
+                if changed > 0 {
+                    self.regroup();
+                }
                 Vec::new()
             }
             Some(away) if away >= config.longest() => {
-                marked.filter(|endpoint| endpoint.stats.standing.hand_over(now)).cloned().collect()
+                let handed: Vec<_> =
+                    marked.filter(|endpoint| endpoint.stats.standing.hand_over(now)).cloned().collect();
+                if !handed.is_empty() {
+                    self.regroup();
+                }
+                handed
             }
             Some(_) => Vec::new(),
         }

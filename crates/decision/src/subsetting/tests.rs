@@ -212,6 +212,27 @@ fn who_is_ejected_beyond_the_part_is_out_until_its_time_is_over() {
     assert!(!cluster.panics(Tick::from_nanos(1_000)));
 }
 
+/// Of the others nobody is heard to say that they are out, so they can carry everything; the control plane's word counts again
+/// when it is back.
+#[test]
+fn those_beyond_the_part_that_were_out_for_everybody_count_as_left_while_the_control_plane_is_away() {
+    let (mut builder, cluster) = world(&[9], 2);
+    let now = Tick::from_nanos(1);
+    let set = cluster.endpoints();
+    let beyond = set.all().iter().filter(|one| set.is_beyond(one));
+    let beyond: BTreeSet<String> = beyond.map(|one| one.address().ip().to_string()).collect();
+    let mut marked = endpoints(&[9]);
+    for one in marked.iter_mut().filter(|one| beyond.contains(&one.addresses[0])) {
+        one.ejected = [(String::new(), 2)].into();
+    }
+    build(&mut builder, [slice("ns/a-1", "ns/a", ("", 80), marked)]);
+    assert!(cluster.panics(now), "two of nine are left");
+    let away = |seconds| cluster.unheard(Some(Duration::from_secs(seconds)), now).len();
+    assert_eq!((away(3_600), cluster.panics(now)), (7, false));
+    cluster.unheard(None, now);
+    assert!(cluster.panics(now), "it is said again");
+}
+
 #[test]
 fn in_a_part_of_one_too_ejections_are_disregarded_where_most_of_the_fleet_is_out() {
     let (_, cluster) = world(&[9], 1);
