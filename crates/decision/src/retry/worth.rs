@@ -15,7 +15,8 @@
 //! ended well before, a row counts requests: of one that is repeated five times in vain, the first retry tells and the
 //! others say the same again. Where none ever has, nothing speaks for the service, and each retry counts when it is made, not
 //! when it has ended: a crowd that comes upon a service of which nobody has an answer gets no more than whoever comes one
-//! by one. The first that ends well, a retry or not, ends this. A row holds all
+//! by one. The first that ends well, a retry or not, ends this, as long as no more than a row was wanted; once one more was, they
+//! are in vain, which the first retry that helps ends, or what pays for a row. A row holds all
 //! retries where less than three attempts end well for each request that is repeated in vain: more than a quarter of what
 //! there is, which is beyond the ordinary budget.
 //!

@@ -41,6 +41,16 @@ fn where_nothing_has_ended_well_a_crowd_has_a_row_and_no_more() {
 }
 
 #[test]
+fn once_more_than_a_row_was_wanted_an_answer_does_not_bring_retries_back_and_one_that_helps_does() {
+    let worth = Worth::default();
+    assert_eq!(given(&worth, ROW + 1), ROW);
+    worth.succeeded();
+    assert_eq!(worth.ask(), Err(Refused::InVain));
+    worth.ended(End::Well);
+    assert_eq!(given(&worth, 100), 100);
+}
+
+#[test]
 fn one_that_is_not_made_costs_nothing() {
     let worth = Worth::default();
     for _ in 0..3 * ROW {
