@@ -81,12 +81,15 @@ pub(super) fn blame(hops: &[Observed], parents: &[Option<usize>]) -> Option<Blam
     let root = at;
     let way = Way { hops, parents };
     let mut may_be_usual = true;
+    // A quick hop below a slow one is kept for its sake: that it is not slow itself says nothing of where the time went.
+    let mut was_slow = false;
     // Parents never form a ring, yet nothing here shall hang on that.
     for _ in 0..hops.len() {
         let is_below =
             |below: &usize| parents[*below] == Some(at) && !is_copy(below) && !way.outlasts(*below);
         let below = || (0..hops.len()).filter(is_below);
         let is_slow = !failed(&hops[at]) && record(&hops[at]).kept == "slow";
+        was_slow |= is_slow;
         // Asked once, of as much as there is: what is unusual of a part may be little of the whole.
         if may_be_usual && (is_slow || waited(&hops[at])) {
             may_be_usual = false;
@@ -119,8 +122,7 @@ pub(super) fn blame(hops: &[Observed], parents: &[Option<usize>]) -> Option<Blam
             None => break,
         }
     }
-    let slow = record(&hops[at]).kept == "slow";
-    if !failed(&hops[root]) && !failed(&hops[at]) && !slow {
+    if !failed(&hops[root]) && !failed(&hops[at]) && !was_slow {
         return None;
     }
     Some(told(hops, parents, at))

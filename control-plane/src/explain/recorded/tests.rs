@@ -156,6 +156,21 @@ fn what_is_slow_is_where_the_time_went() {
 }
 
 #[test]
+fn names_the_hop_in_which_a_slow_request_spent_its_time_though_it_was_kept_as_related() {
+    for kept in ["related", "recent", "sampled"] {
+        let mut hops = chain();
+        for (hop, ms) in [(1, 1_050), (3, 990), (2, 200), (0, 190)] {
+            at(&mut hops, hop).kept = kept.to_owned();
+            at(&mut hops, hop).duration_ns = ms * 1_000_000;
+        }
+        at(&mut hops, 1).kept = "slow".to_owned();
+        let (_, service, why) = blamed(hops).unwrap();
+        assert_eq!(service.as_deref(), Some("shop/reviews:80"), "{kept}");
+        assert_eq!(why, "the application of shop/reviews:80 took 990 ms");
+    }
+}
+
+#[test]
 fn many_calls_of_one_service_count_together() {
     let mut hops = chain();
     hops.push(hop("ratings", Side::Inbound, 501, "ratings", from("reviews")));
