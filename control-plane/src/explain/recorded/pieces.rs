@@ -1,6 +1,8 @@
 //! What the time of a hop was spent on before the attempt that was answered, so that a delay that a policy injects, a queue, a
 //! connection that was slow to come and attempts that came to nothing are told from the way to a service and back.
 
+use std::cmp::Reverse;
+
 use meshwork_messages::v1::{Attempt, RequestRecord};
 use meshwork_xds::server::Observed;
 
@@ -75,16 +77,19 @@ impl Pieces {
     pub(super) fn of(hop: &Observed, most_ns: u64) -> Self {
         let mut attempts: Vec<&Attempt> = hop.observation.attempts.iter().collect();
         attempts.sort_by_key(|attempt| attempt.start_ns);
-        let last = attempts.iter().rposition(|attempt| attempt.cause != HEDGE_LOST);
-        let before = last.map(|last| attempts.remove(last));
+        // The one that was answered ended last, as nothing goes on after it; a second one beside it may have begun later and failed.
+        let end = |attempt: &Attempt| attempt.start_ns.saturating_add(attempt.duration_ns);
+        let won = (0..attempts.len()).filter(|at| attempts[*at].cause != HEDGE_LOST);
+        let won = won.max_by_key(|at| (end(attempts[*at]), Reverse(*at)));
+        let before = won.map(|won| attempts.remove(won));
         // Of a request that was sent to nobody all its time was before.
-        let until = before.map_or(record(hop).duration_ns, |last| last.start_ns);
+        let until = before.map_or(record(hop).duration_ns, |won| won.start_ns);
         let tried = covered(&attempts, until);
         let first = attempts.first().map_or(until, |first| first.start_ns.min(until));
         let of = |piece: Piece| match piece {
             Piece::Tried => tried,
             Piece::Pause => (until - first).saturating_sub(tried),
-            Piece::Connection => before.and_then(|last| last.connect_ns).unwrap_or(0),
+            Piece::Connection => before.and_then(|won| won.connect_ns).unwrap_or(0),
             Piece::Injected | Piece::Queue | Piece::Discovery => {
                 let held = record(hop).held.iter().filter(|held| Some(&*held.phase) == piece.phase());
                 held.map(|held| held.ns).sum()

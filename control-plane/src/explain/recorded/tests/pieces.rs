@@ -95,6 +95,11 @@ fn a_first_attempt_that_hung_is_not_the_way_to_the_second_one() {
     // A second one that lost cost nothing.
     let attempts = vec![attempt(0, 1_005, ""), attempt(900, 105, "hedge_lost")];
     assert_eq!(who_and_why(call(1_006, attempts, &[])).1, "shop/cart:80 took 1006 ms, usually 6.0 ms");
+    // Nor did one that failed while the first was waited for.
+    for cause in ["connect_failure", ""] {
+        let attempts = vec![attempt(0, 1_005, ""), attempt(900, 5, cause)];
+        assert_eq!(who_and_why(call(1_006, attempts, &[])).1, "shop/cart:80 took 1006 ms, usually 6.0 ms");
+    }
 }
 
 #[test]
