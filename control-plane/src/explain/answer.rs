@@ -186,8 +186,18 @@ pub(super) struct Limits {
     pub(super) max_pending_requests: Option<u32>,
     pub(super) max_requests: Option<u32>,
     pub(super) max_retries: Option<u32>,
+    pub(super) per_endpoint: EndpointLimits,
     /// Who says each of them, by its name.
     pub(super) sources: BTreeMap<&'static str, Source>,
+}
+
+/// How much may be under way to any one endpoint.
+#[derive(Debug, Default, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct EndpointLimits {
+    pub(super) max_connections: Option<u32>,
+    pub(super) max_pending_requests: Option<u32>,
+    pub(super) max_requests: Option<u32>,
 }
 
 /// How many calls of the backend are held back when too few succeed.
@@ -244,6 +254,9 @@ pub(super) struct Said {
 pub(super) struct Timeouts {
     pub(super) request: Option<Said>,
     pub(super) backend_request: Option<Said>,
+    /// An attempt has no longer than that, as no `perTryTimeout` is shorter.
+    #[serde(skip)]
+    pub(super) backend_request_ends_attempts: bool,
     pub(super) connect: Option<Said>,
     pub(super) idle: Option<Said>,
     pub(super) stream_idle: Option<Said>,

@@ -9,7 +9,7 @@ use meshwork_decision::{
 };
 use meshwork_resources::RetryOn;
 
-use super::answer::{Admission, Breaker, Limits, Retry, Said, Source, Story, Timeouts};
+use super::answer::{Admission, Breaker, EndpointLimits, Limits, Retry, Said, Source, Story, Timeouts};
 
 /// The times of a request to this cluster.
 pub(super) fn timeouts(
@@ -19,6 +19,7 @@ pub(super) fn timeouts(
     story: &mut Story,
 ) -> Timeouts {
     let said = matched.policy().timeouts(Some(cluster));
+    let per_try = matched.policy().retry(Some(cluster)).and_then(|retry| retry.per_try_timeout);
     let mut one = |name: &str, value: Option<Duration>, source: &Option<Arc<Origin>>| {
         let value = format!("{:?}", value?);
         story.tell("timeouts", name, "noted", format!("{value}{}", by(source.as_deref())));
@@ -27,6 +28,9 @@ pub(super) fn timeouts(
     let timeouts = Timeouts {
         request: one("request", said.request, &sources.request),
         backend_request: one("backendRequest", said.backend_request, &sources.backend_request),
+        backend_request_ends_attempts: said
+            .backend_request
+            .is_some_and(|time| per_try.is_none_or(|per_try| time < per_try)),
         connect: one("connect", said.connect, &sources.connect),
         idle: one("idle", said.idle, &sources.idle),
         stream_idle: one("streamIdle", said.stream_idle, &sources.stream_idle),
@@ -141,6 +145,9 @@ pub(super) fn limits(cluster: &Cluster, sources: &Sources) -> Option<Limits> {
         ("maxPendingRequests", &sources.max_pending_requests),
         ("maxRequests", &sources.max_requests),
         ("maxRetries", &sources.max_retries),
+        ("perEndpoint.maxConnections", &sources.max_connections_per_endpoint),
+        ("perEndpoint.maxPendingRequests", &sources.max_pending_requests_per_endpoint),
+        ("perEndpoint.maxRequests", &sources.max_requests_per_endpoint),
     ];
     let source = |(name, origin): (_, &Option<Arc<Origin>>)| Some((name, Source::of(origin.as_deref()?)?));
     (limits != meshwork_decision::Limits::default()).then(|| Limits {
@@ -148,6 +155,11 @@ pub(super) fn limits(cluster: &Cluster, sources: &Sources) -> Option<Limits> {
         max_pending_requests: limits.max_pending_requests,
         max_requests: limits.max_requests,
         max_retries: limits.max_retries,
+        per_endpoint: EndpointLimits {
+            max_connections: limits.max_connections_per_endpoint,
+            max_pending_requests: limits.max_pending_requests_per_endpoint,
+            max_requests: limits.max_requests_per_endpoint,
+        },
         sources: named.into_iter().filter_map(source).collect(),
     })
 }

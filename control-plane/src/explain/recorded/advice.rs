@@ -38,6 +38,7 @@ pub(super) enum Field {
     None,
     Request,
     Attempt,
+    BackendRequest,
     Connect,
     StreamIdle,
     MaxStream,
@@ -47,6 +48,9 @@ pub(super) enum Field {
     MaxPending,
     MaxRequests,
     MaxRetries,
+    ConnectionsPerEndpoint,
+    PendingPerEndpoint,
+    RequestsPerEndpoint,
     Breaker,
     Overload,
     Admission,
@@ -63,6 +67,7 @@ impl Field {
             Self::None => return None,
             Self::Request => "timeouts.request",
             Self::Attempt => "retry.perTryTimeout",
+            Self::BackendRequest => "timeouts.backendRequest",
             Self::Connect => "timeouts.connect",
             Self::StreamIdle => "timeouts.streamIdle",
             Self::MaxStream => "timeouts.maxStreamDuration",
@@ -72,6 +77,9 @@ impl Field {
             Self::MaxPending => "limits.maxPendingRequests",
             Self::MaxRequests => "limits.maxRequests",
             Self::MaxRetries => "limits.maxRetries",
+            Self::ConnectionsPerEndpoint => "limits.perEndpoint.maxConnections",
+            Self::PendingPerEndpoint => "limits.perEndpoint.maxPendingRequests",
+            Self::RequestsPerEndpoint => "limits.perEndpoint.maxRequests",
             Self::Breaker => "circuitBreaker",
             Self::Overload => "overload",
             Self::Admission => "admissionControl",
@@ -102,13 +110,13 @@ pub(super) fn of(explainer: &Explainer, hops: &[Observed], fault: Option<&Blame>
 /// Which of the two circuit breakers it was, the detail tells.
 const BREAKER_OF_ROUTE: &str = "the circuit breaker of {detail} is open since most calls by it failed or were slow: mend {service}; it closes by itself when trial calls succeed";
 
-fn one(cause: Cause, is: &RequestRecord, decided: Option<&Decided>) -> Advice {
+pub(super) fn one(cause: Cause, is: &RequestRecord, decided: Option<&Decided>) -> Advice {
     let is_memory = cause == Cause::Overload && is_of_memory(&is.cause_detail);
     let (field, text) = if is_memory { OF_MEMORY } else { rule(cause) };
     // Within the mesh callers are always believed.
     let field = match field {
         Field::CallerDeadline if is.side() != Side::Gateway => Field::None,
-        field => field,
+        field => decided.map_or(field, |decided| decided.deciding(field, is)),
     };
     let by_route = cause == Cause::CircuitBreaker && is.cause_detail.starts_with("HTTPRoute ");
     let text = if by_route { BREAKER_OF_ROUTE } else { text };

@@ -69,6 +69,30 @@ impl Decided {
         (breaker.map(told), breaker.and_then(|breaker| breaker.source.clone()))
     }
 
+    /// The field that has decided, of those that a cause can turn on.
+    pub(super) fn deciding(&self, field: Field, is: &RequestRecord) -> Field {
+        let Self::Way(answer) = self else { return field };
+        let Some(backend) = backend(answer, is) else { return field };
+        let Some(limits) = &backend.limits else { return of_attempt(field, backend) };
+        let per_endpoint = &limits.per_endpoint;
+        // A proxy writes down that a limit was reached and not which of the two: it is that which is reached first.
+        let (each, all, narrow) = match field {
+            Field::MaxConnections => {
+                (per_endpoint.max_connections, limits.max_connections, Field::ConnectionsPerEndpoint)
+            }
+            Field::MaxPending => {
+                (per_endpoint.max_pending_requests, limits.max_pending_requests, Field::PendingPerEndpoint)
+            }
+            Field::MaxRequests => {
+                (per_endpoint.max_requests, limits.max_requests, Field::RequestsPerEndpoint)
+            }
+            field => return of_attempt(field, backend),
+        };
+        let together = |each: u32| u64::from(each) * backend.endpoints.len() as u64;
+        let is_first = |each: u32| all.is_none_or(|all| together(each) < u64::from(all));
+        if each.is_some_and(is_first) { narrow } else { field }
+    }
+
     /// What a field says of a request like this.
     pub(super) fn said(&self, field: Field, is: &RequestRecord) -> Word {
         let (authorization, said) = match self {
@@ -109,6 +133,13 @@ fn backend<'a>(answer: &'a Answer, is: &RequestRecord) -> Option<&'a Backend> {
     answer.backends.iter().find(|backend| format!("{}:{}", backend.service, backend.port) == is.service)
 }
 
+/// Of the two that bound an attempt, the shorter.
+fn of_attempt(field: Field, backend: &Backend) -> Field {
+    let is_backend_request =
+        backend.timeouts.as_ref().is_some_and(|times| times.backend_request_ends_attempts);
+    if field == Field::Attempt && is_backend_request { Field::BackendRequest } else { field }
+}
+
 fn of_backend(field: Field, backend: &Backend) -> Word {
     let times = backend.timeouts.as_ref();
     let limits = backend.limits.as_ref();
@@ -127,11 +158,9 @@ fn of_backend(field: Field, backend: &Backend) -> Word {
         Field::Abort => backend.fault_abort.as_ref(),
         Field::Attempt => {
             let tries = retry.and_then(|retry| Some((retry.per_try_timeout.clone()?, retry.source.clone())));
-            if let Some((value, source)) = tries {
-                return (Some(value), source);
-            }
-            times.and_then(|times| times.backend_request.as_ref())
+            return tries.map_or((None, None), |(value, source)| (Some(value), source));
         }
+        Field::BackendRequest => times.and_then(|times| times.backend_request.as_ref()),
         Field::Retry => {
             let said = |retry: &Retry| format!("{} more attempts", retry.attempts);
             return (retry.map(said), retry.and_then(|retry| retry.source.clone()));
@@ -140,6 +169,17 @@ fn of_backend(field: Field, backend: &Backend) -> Word {
         Field::MaxPending => return limit("maxPendingRequests", |limits| limits.max_pending_requests),
         Field::MaxRequests => return limit("maxRequests", |limits| limits.max_requests),
         Field::MaxRetries => return limit("maxRetries", |limits| limits.max_retries),
+        Field::ConnectionsPerEndpoint => {
+            return limit("perEndpoint.maxConnections", |limits| limits.per_endpoint.max_connections);
+        }
+        Field::PendingPerEndpoint => {
+            return limit("perEndpoint.maxPendingRequests", |limits| {
+                limits.per_endpoint.max_pending_requests
+            });
+        }
+        Field::RequestsPerEndpoint => {
+            return limit("perEndpoint.maxRequests", |limits| limits.per_endpoint.max_requests);
+        }
         Field::Breaker => {
             let breaker = backend.circuit_breaker.as_ref();
             return (breaker.map(told), breaker.and_then(|breaker| breaker.source.clone()));

@@ -1,3 +1,4 @@
+mod fields;
 mod pieces;
 mod sides;
 mod unusual;

@@ -43,6 +43,12 @@ pub struct Sources {
     pub max_requests: Option<Arc<Origin>>,
     /// `Limits::max_retries`.
     pub max_retries: Option<Arc<Origin>>,
+    /// `Limits::max_connections_per_endpoint`.
+    pub max_connections_per_endpoint: Option<Arc<Origin>>,
+    /// `Limits::max_pending_requests_per_endpoint`.
+    pub max_pending_requests_per_endpoint: Option<Arc<Origin>>,
+    /// `Limits::max_requests_per_endpoint`.
+    pub max_requests_per_endpoint: Option<Arc<Origin>>,
     /// The circuit breaker.
     pub circuit_breaker: Option<Arc<Origin>>,
     /// Admission by success rate.
@@ -69,6 +75,11 @@ impl SnapshotBuilder {
             max_pending_requests: self.of_service(to, |p| p.limits.max_pending_requests.is_some()),
             max_requests: self.of_service(to, |p| p.limits.max_requests.is_some()),
             max_retries: self.of_service(to, |p| p.limits.max_retries.is_some()),
+            max_connections_per_endpoint: self
+                .of_service(to, |p| p.limits.max_connections_per_endpoint.is_some()),
+            max_pending_requests_per_endpoint: self
+                .of_service(to, |p| p.limits.max_pending_requests_per_endpoint.is_some()),
+            max_requests_per_endpoint: self.of_service(to, |p| p.limits.max_requests_per_endpoint.is_some()),
             circuit_breaker: self.of_service(to, |p| p.circuit_breaker.is_some()),
             admission: self.of_service(to, |p| p.admission.is_some()),
         }
