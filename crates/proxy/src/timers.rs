@@ -1,5 +1,6 @@
 //! Timers that one request after the other sets. Most are set for a while and never run out; what a new one costs is being
-//! entered into the runtime's wheel and taken out again. One that is there and is set for later stays where it is.
+//! entered into the runtime's wheel and taken out again. One that is there and is set for later stays where it is, so the one
+//! is taken that is set for the latest moment before the wanted one.
 
 use std::cell::RefCell;
 use std::pin::Pin;
@@ -11,8 +12,10 @@ use tokio::time::{Instant, Sleep, sleep_until};
 
 /// So many a worker keeps.
 const KEPT: usize = 64;
+/// Of so many that were given back last the best is taken: requests have few kinds of time limits.
+const LOOKED_AT: usize = 8;
 
-/// What a worker's requests have given back, the last one first: it is set for about the time that the next one wants.
+/// What a worker's requests have given back.
 #[derive(Default)]
 pub(crate) struct Timers(RefCell<Vec<Pin<Box<Sleep>>>>);
 
@@ -22,7 +25,7 @@ impl Timers {
         // As tokio does where a time has no end.
         let far = || Instant::now() + Duration::from_secs(86_400 * 365 * 30);
         let end = Instant::now().checked_add(time).unwrap_or_else(far);
-        let sleep = match self.0.borrow_mut().pop() {
+        let sleep = match self.take(end) {
             Some(mut sleep) => {
                 sleep.as_mut().reset(end);
                 sleep
@@ -30,6 +33,15 @@ impl Timers {
             None => Box::pin(sleep_until(end)),
         };
         Timer { sleep: Some(sleep), timers: Rc::clone(self) }
+    }
+
+    fn take(&self, end: Instant) -> Option<Pin<Box<Sleep>>> {
+        let mut kept = self.0.borrow_mut();
+        let last = kept.len().checked_sub(1)?;
+        let looked_at = kept.iter().enumerate().rev().take(LOOKED_AT);
+        let before = looked_at.filter(|(_, sleep)| sleep.deadline() <= end);
+        let best = before.max_by_key(|(_, sleep)| sleep.deadline()).map_or(last, |(at, _)| at);
+        Some(kept.swap_remove(best))
     }
 }
 
@@ -91,6 +103,17 @@ mod tests {
                 assert!(took >= time - TICK && took < 1_000 * time, "{took:?} after {before:?}");
             }
         }
+    }
+
+    #[tokio::test]
+    async fn of_several_the_one_is_taken_that_need_not_be_moved() {
+        let timers = Rc::new(Timers::default());
+        let minutes = [1, 10, 5].map(|minutes| Duration::from_secs(60 * minutes));
+        let place = |timer: &Timer| timer.sleep.as_ref().map(|sleep| std::ptr::from_ref(&**sleep));
+        let first = minutes.map(|time| timers.start(time));
+        let places = first.each_ref().map(place);
+        drop(first);
+        assert_eq!(minutes.map(|time| place(&timers.start(time))), places, "each kind has its own again");
     }
 
     #[tokio::test]
