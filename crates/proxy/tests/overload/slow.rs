@@ -17,7 +17,7 @@ use tokio::time::{Instant, sleep, timeout};
 
 use crate::callers::{alone_at, gateway_before};
 use crate::support::mesh::policy;
-use crate::support::{Harness, read_until, rule};
+use crate::support::{Harness, is_head, read_until, rule, upstream};
 use crate::{LEARNS, LINE, SERVICE, answered, app, call, one, overload};
 
 const IN_FLIGHT: &str = "meshwork_overload_requests_in_flight";
@@ -114,6 +114,19 @@ async fn requests_that_are_given_up_say_that_answers_take_long() {
     let app = app(0, Duration::ZERO).await;
     let (gateway, address) = gateway_before(app.address, vec![overload(LEARNS, LINE), idle()]).await;
     learns_that_none_come(&gateway, address, &app.lets, "HTTP/1.1 504").await;
+}
+
+/// As one whose database is away at its start: what it has not done says nothing of how much it can do at once.
+#[tokio::test]
+async fn an_application_that_fails_at_once_keeps_its_limit() {
+    let failure = b"HTTP/1.1 500 No\r\nContent-Length: 0\r\n\r\n";
+    let app = upstream(|request| is_head(request).then(|| failure.to_vec())).await;
+    let (gateway, address) = gateway_before(app.address, vec![overload(LEARNS, LINE)]).await;
+    for _ in 0..100 {
+        answered(call(address, "fails", ""), "HTTP/1.1 500").await;
+    }
+    gateway.wait_metric(IN_FLIGHT, &[SERVICE], 0).await;
+    assert_eq!(gateway.metric("meshwork_overload_concurrency_limit", &[SERVICE]), 20);
 }
 
 #[tokio::test]
