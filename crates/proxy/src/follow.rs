@@ -148,7 +148,12 @@ impl Follower {
                     self.arm(wanted).await;
                 }
                 Some(observation) = next(&mut found) => match observation.follow {
-                    Some(follow) => Box::pin(self.look_up(follow.recall.unwrap_or_default())).await,
+                    Some(follow) => {
+                        let recall = follow.recall.unwrap_or_default();
+                        if self.related.is_new_here(&recall) {
+                            Box::pin(self.look_up(recall)).await;
+                        }
+                    }
                     // A handle whose client is gone has nobody to tell.
                     None => drop(self.handle.observed(observation).await),
                 },
@@ -273,9 +278,6 @@ impl Follower {
 
     /// Keeps a trace with all of its requests, and tells the proxies that these were sent to.
     async fn look_up(&mut self, recall: v1::Recall) {
-        if !self.related.add(&recall) {
-            return;
-        }
         self.metrics.counter(&inventory::RECORDER_TRACES, &[]).increment();
         let (found, handle) = (self.engine.recall(0, &recall).await, self.handle.clone());
         tokio::spawn(async move {
@@ -289,7 +291,9 @@ impl Follower {
 
     async fn arm(&mut self, mut wanted: v1::Probes) {
         for recall in std::mem::take(&mut wanted.keep) {
-            Box::pin(self.look_up(recall)).await;
+            if self.related.is_new_told(&recall) {
+                Box::pin(self.look_up(recall)).await;
+            }
         }
         let observer = &self.engine.shared().observer;
         let shared = self.engine.shared();

@@ -51,13 +51,33 @@ pub(crate) fn told(recall: v1::Recall, instances: Vec<String>) -> v1::Observatio
     v1::Observation { follow, ..v1::Observation::default() }
 }
 
-/// What has been looked up of late.
+/// What has been looked up of late. The control plane says the same again with whatever else it says, so that what it has said
+/// has a place of its own: from there no flood of failures here pushes it out.
 #[derive(Debug, Default)]
-pub(crate) struct Known(VecDeque<v1::Recall>);
+pub(crate) struct Known {
+    here: Recalls,
+    told: Recalls,
+}
 
 impl Known {
-    /// Whether this is new.
-    pub(crate) fn add(&mut self, recall: &v1::Recall) -> bool {
+    /// Whether this, which was failed or slow here, is new.
+    pub(crate) fn is_new_here(&mut self, recall: &v1::Recall) -> bool {
+        self.here.add(recall) && !self.told.0.contains(recall)
+    }
+
+    /// Whether this, which the control plane has told of, is new.
+    pub(crate) fn is_new_told(&mut self, recall: &v1::Recall) -> bool {
+        self.told.add(recall) && !self.here.0.contains(recall)
+    }
+}
+
+/// The latest of one kind.
+#[derive(Debug, Default)]
+struct Recalls(VecDeque<v1::Recall>);
+
+impl Recalls {
+    /// Whether it is not there yet.
+    fn add(&mut self, recall: &v1::Recall) -> bool {
         let is_new = *recall != v1::Recall::default() && !self.0.contains(recall);
         if is_new {
             if self.0.len() >= KNOWN {
@@ -106,11 +126,24 @@ mod tests {
 
     #[test]
     fn each_is_looked_up_once() {
-        let mut known = Known::default();
+        let mut known = Recalls::default();
         assert!(known.add(&recall("a")) && !known.add(&recall("a")) && known.add(&recall("b")));
         assert!(!known.add(&v1::Recall::default()), "it names nothing");
         (0..100).for_each(|n| assert!(known.add(&recall(&n.to_string()))));
         assert_eq!(known.0.len(), KNOWN);
+    }
+
+    #[test]
+    fn what_the_control_plane_says_again_is_known_whatever_fails_here_meanwhile() {
+        let mut known = Known::default();
+        let said: Vec<_> = (0..16).map(|n| recall(&format!("told {n}"))).collect();
+        assert!(said.iter().all(|recall| known.is_new_told(recall)));
+        for n in 0..1_000 {
+            assert!(known.is_new_here(&recall(&n.to_string())));
+            assert!(!said.iter().any(|recall| known.is_new_told(recall)), "after {n} failures");
+        }
+        assert!(!known.is_new_here(&said[0]), "also where it fails here, too");
+        assert!(!known.is_new_told(&recall("999")), "or failed here before");
     }
 
     #[test]

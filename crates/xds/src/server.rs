@@ -278,8 +278,9 @@ impl Server {
             observe::records(&stream.viewer().node) && follow.instances.contains(&stream.viewer().node.id)
         };
         for stream in self.streams.values_mut().filter(|stream| stream.observes()).filter(called) {
-            stream.keep(recall.clone());
-            stream.arm(wanted(&self.armed, &self.forces, &stream.viewer().node));
+            if stream.keep(&recall) {
+                stream.arm(wanted(&self.armed, &self.forces, &stream.viewer().node));
+            }
         }
     }
 

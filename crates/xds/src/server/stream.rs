@@ -108,12 +108,16 @@ impl Stream {
     }
 
     /// It is to keep what it has of a trace. What was said before is said again: of messages that come close together it
-    /// may look at the last one alone.
-    pub(super) fn keep(&mut self, recall: Recall) {
-        if self.keep.len() >= KEEP {
-            self.keep.pop_front();
+    /// may look at the last one alone. False: it knows, by another caller or another request of that trace.
+    pub(super) fn keep(&mut self, recall: &Recall) -> bool {
+        let is_new = !self.keep.contains(recall);
+        if is_new {
+            if self.keep.len() >= KEEP {
+                self.keep.pop_front();
+            }
+            self.keep.push_back(recall.clone());
         }
-        self.keep.push_back(recall);
+        is_new
     }
 
     /// What is believed of what a proxy says about services: of those that it was told of, and so much as a proxy may say.

@@ -334,6 +334,11 @@ fn who_was_called_is_told_what_to_keep_and_nobody_else() {
     let (subscription, _found) = Subscription::new(v1::Probe { id: 7, ..v1::Probe::default() }, None);
     server.observe(subscription).unwrap();
     assert_eq!(kept(&mut server, called).map(|kept| kept.len()), Some(2));
+    // Another caller, or another request, tells of the same trace: it was told, and takes no second place.
+    follow(&mut server, "a");
+    assert_eq!(kept(&mut server, called), None);
+    follow(&mut server, "c");
+    assert_eq!(kept(&mut server, called), Some(["a", "b", "c"].map(str::to_owned).to_vec()));
     follow(&mut server, &"long".repeat(1_000));
     (0..50).for_each(|n| follow(&mut server, &n.to_string()));
     let kept = kept(&mut server, called).unwrap();
