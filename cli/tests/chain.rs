@@ -114,7 +114,6 @@ fn along(world: &World, requests: u32) -> [f64; 3] {
     for ((time, service), before) in times.iter_mut().zip(services).zip(before) {
         *time = f64::from(u32::try_from(world.asked(service) - before).unwrap()) / f64::from(requests);
     }
-    println!("of {requests} requests reached the first, second and third: {times:?}");
     times
 }
 
@@ -123,6 +122,7 @@ fn with_default_policies_the_last_of_three_is_asked_at_most_a_fifth_more_than_th
     let Some(python) = meshwork_testkit::tool("python3") else { return };
     let world = World::start(&python, "");
     let [_, _, third] = along(&world, 300);
+    println!("{third} reached the third for one that reached the first");
     assert!(third <= 1.2, "{third}");
 }
 
@@ -132,6 +132,7 @@ fn where_each_hop_repeats_what_it_can_the_last_of_three_is_asked_at_most_a_fifth
     let policies: String = ["first", "second", "third"].map(repeats).concat();
     let world = World::start(&python, &policies);
     let [first, _, third] = along(&world, 300);
+    println!("{first} reached the first, {third} the third");
     assert!(third <= 1.2, "{third}");
     assert!(first > 1.0 || third > 1.0, "some are repeated");
 }

@@ -30,6 +30,7 @@ impl Workspace {
 
 /// What a worker's requests have given back.
 #[derive(Default)]
+#[expect(clippy::vec_box, reason = "they are lent out as they are, without being copied")]
 pub(crate) struct Workspaces(RefCell<Vec<Box<Workspace>>>);
 
 impl Workspaces {

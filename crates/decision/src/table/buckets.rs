@@ -20,6 +20,7 @@ const MANY: usize = 9;
 pub(super) enum Buckets {
     /// Less than [`MANY`], in the order of their paths.
     Few(Box<[Bucket]>),
+    #[expect(clippy::box_collection, reason = "few hosts have a map: all would be larger for it")]
     Many(Box<HashMap<Arc<str>, Bucket, FixedState>>),
 }
 

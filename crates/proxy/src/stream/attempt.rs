@@ -2,6 +2,7 @@
 //! endpoint may always be tried; how often, the retry policy says.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use meshwork_base::Tick;
 use meshwork_decision::{
@@ -100,14 +101,7 @@ async fn reach(cx: &Carried<'_>, way: &Way<'_>, journey: &mut Journey) -> Result
             retry.after(AttemptFailure::Connect, Some(endpoint.id), &FACTS, now, rng, &mut NoReasons)
         };
         match decision {
-            Decision::Again { after, permit: _counted } if !after.is_zero() => {
-                let pause = async {
-                    sleep(after).await;
-                    Ok(())
-                };
-                cx.unless_ended(Box::pin(pause)).await?;
-            }
-            Decision::Again { .. } => {}
+            Decision::Again { after, permit: _counted } => pause(cx, after).await?,
             // Nobody has seen it: that the budget has no retry says nothing against another endpoint.
             Decision::Stop(stop @ (StopReason::NotCalledFor | StopReason::Budget | StopReason::InVain))
                 if policy.is_none_or(|policy| policy.attempts > 0) && unseen < UNSEEN_RETRIES =>
@@ -119,6 +113,18 @@ async fn reach(cx: &Carried<'_>, way: &Way<'_>, journey: &mut Journey) -> Result
         }
         last = Some((Phase::Connect, failure));
     }
+}
+
+/// The back-off before another attempt.
+async fn pause(cx: &Carried<'_>, time: Duration) -> Result<(), Failure> {
+    if time.is_zero() {
+        return Ok(());
+    }
+    let sleeping = async {
+        sleep(time).await;
+        Ok(())
+    };
+    cx.unless_ended(Box::pin(sleeping)).await
 }
 
 /// What a connection begins with, where the service wants to know for whom it is made.
