@@ -39,6 +39,8 @@ pub(crate) struct Wire {
     tail: &'static [u8],
     /// Follows both: the rest of a body whose beginning, in `big`, had come with its head. Else empty.
     next: Bytes,
+    /// What was written may not have left: TLS holds on to what the socket had no room for.
+    unflushed: bool,
     /// The peer has closed its writing side.
     pub(crate) eof: bool,
     /// The last read filled the whole buffer: a large body is on its way.
@@ -58,6 +60,7 @@ impl Wire {
             big: Bytes::new(),
             tail: b"",
             next: Bytes::new(),
+            unflushed: false,
             eof: false,
             full_reads: false,
             shared: false,
@@ -168,7 +171,12 @@ impl Wire {
         out
     }
 
+    /// Whether something has not left yet.
     pub(crate) fn has_output(&self) -> bool {
+        self.has_queued() || self.unflushed
+    }
+
+    fn has_queued(&self) -> bool {
         !self.out.is_empty() || self.is_large()
     }
 
@@ -181,7 +189,8 @@ impl Wire {
         if !self.has_output() {
             return Poll::Ready(Ok(()));
         }
-        while self.has_output() {
+        self.unflushed = true;
+        while self.has_queued() {
             let large = self.is_large();
             let io = Pin::new(&mut self.io);
             let count = if large {
@@ -197,8 +206,10 @@ impl Wire {
             self.advance_output(count);
         }
         blocks::give_back(std::mem::take(&mut self.out));
-        // TLS may hold records back until it is flushed; on TCP this does nothing.
-        Pin::new(&mut self.io).poll_flush(cx)
+        // On TCP this does nothing.
+        ready!(Pin::new(&mut self.io).poll_flush(cx))?;
+        self.unflushed = false;
+        Poll::Ready(Ok(()))
     }
 
     fn advance_output(&mut self, count: usize) {
@@ -227,7 +238,7 @@ impl Wire {
     /// Gives the buffers back when nothing is in them; what comes next is not known to be large.
     pub(crate) fn release_buffers(&mut self) {
         self.release_read();
-        if !self.has_output() {
+        if !self.has_queued() {
             blocks::give_back(std::mem::take(&mut self.out));
         }
         self.full_reads = false;

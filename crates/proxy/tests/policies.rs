@@ -259,10 +259,15 @@ async fn a_slow_endpoint_is_asked_less_by_default() {
 }
 
 /// A call whose caller waits for this long and no longer; whether it was answered.
-async fn left_after(address: SocketAddr, held: &AtomicUsize, clock: &ManualClock, time: Duration) -> bool {
+async fn left_after(
+    address: SocketAddr,
+    request: &[u8],
+    held: &AtomicUsize,
+    (clock, time): (&ManualClock, Duration),
+) -> bool {
     let before = held.load(Ordering::SeqCst);
     let mut caller = TcpStream::connect(address).await.unwrap();
-    caller.write_all(GET).await.unwrap();
+    caller.write_all(request).await.unwrap();
     let is_held = async {
         while held.load(Ordering::SeqCst) == before {
             tokio::time::sleep(Duration::from_millis(1)).await;
@@ -285,7 +290,7 @@ async fn an_endpoint_whose_callers_all_leave_is_asked_less_by_default() {
     let address = harness.route(vec![rule(&[("web", 1)], vec![])]).await;
     let mut answered = 0;
     for number in 1..=60 {
-        answered += usize::from(left_after(address, &held, &clock, Duration::from_secs(1)).await);
+        answered += usize::from(left_after(address, GET, &held, (&clock, Duration::from_secs(1))).await);
         harness.lines(number).await;
     }
     // Until both have been called chance decides; a second is remembered for long.
@@ -312,9 +317,15 @@ async fn calls_whose_callers_leave_are_slow_ones_to_a_breaker_that_looks_for_the
         ..Default::default()
     });
     harness.change([traffic(v1::TrafficPolicy { circuit_breaker, ..Default::default() })]).await;
-    for (number, millis) in [400, 600, 600, 600].into_iter().enumerate() {
+    // Whoever owes a part of its request has kept the endpoint waiting.
+    let owing = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\n";
+    for number in 1..=6 {
+        left_after(address, owing, &held, (&clock, Duration::from_secs(1))).await;
+        harness.lines(number).await;
+    }
+    for (number, millis) in (6..).zip([400, 600, 600, 600]) {
         assert_eq!(harness.metric("meshwork_circuit_breaker_changes_total", &[]), 0, "{number} have left");
-        left_after(address, &held, &clock, Duration::from_millis(millis)).await;
+        left_after(address, GET, &held, (&clock, Duration::from_millis(millis))).await;
         harness.lines(number + 1).await;
     }
     harness.wait_metric("meshwork_circuit_breaker_changes_total", &["slow_call_rate"], 1).await;

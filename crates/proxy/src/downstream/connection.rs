@@ -271,6 +271,7 @@ fn serve_h1(conn: Conn, wire: Wire) -> impl Future<Output = Option<(Conn, Io)>> 
             conn.entry.enter(Phase::Exchange, started);
             if head.method == http::Method::CONNECT && matches!(conn.place, Place::Outbound(_)) {
                 let head = std::mem::take(head);
+                drop(space.take());
                 Box::pin(stream::outbound::serve(conn, server, head)).await;
                 return None;
             }

@@ -32,7 +32,7 @@ use super::route::{self, Target};
 use super::transfer;
 use crate::downstream::Down;
 use crate::downstream::connection::Conn;
-use crate::error::{Failure, Fault};
+use crate::error::Failure;
 use crate::proxy_protocol::{Client, Written};
 use crate::upstream::behind::{Behind, Noted, Spent, held_up, in_vain, unsent};
 use crate::upstream::connect::{CONNECT_TIMEOUT, announcement};
@@ -178,6 +178,9 @@ impl<'a> Attempts<'a> {
             journey.attempted(outcome.as_ref().map(|_| response.status), body, now);
             let more = outcome.as_ref().is_ok_and(|exchange| !exchange.is_end());
             self.observe(outcome.as_ref().map(|_| ()), response, (journey.is_grpc(), more), now);
+            if outcome.as_ref().is_err_and(|failure| has_left(failure, body)) {
+                self.left(now);
+            }
             let repeat = {
                 let endpoint = self.endpoint.as_ref().map(|endpoint| endpoint.id);
                 let of = Of { head: &head, body: &*body, deadlines: &*deadlines, endpoint };
@@ -294,7 +297,6 @@ impl<'a> Attempts<'a> {
             }
             Err(failure) => match answer::of_failure(failure, took) {
                 Some(answer) => answer,
-                None if failure.fault == Fault::Downstream => return self.left(took, now),
                 None => return,
             },
         };
@@ -316,8 +318,9 @@ impl<'a> Attempts<'a> {
 
     /// The caller has left while the endpoint had the request. Of an answer that has not come nothing is known but that it
     /// takes longer than this: of callers who are less patient than a slow endpoint is slow, none would ever tell.
-    fn left(&mut self, took: Duration, now: Tick) {
+    fn left(&mut self, now: Tick) {
         let (Target::Service { cluster, .. }, Some(endpoint)) = (self.target, &self.endpoint) else { return };
+        let took = now.since(self.began);
         if self.behind.get().is_none() {
             cluster.outlasted(endpoint, took, now);
             let slow = Answer::new(AttemptOutcome::Success, took);
@@ -574,6 +577,11 @@ impl<'a> Attempts<'a> {
         .await;
         done.inspect_err(|failure| self.conn.worker.connect_failed(failure.cause))
     }
+}
+
+/// Whether its caller has left while the whole request was its endpoint's. Who owes a part of it has kept the endpoint waiting.
+fn has_left(failure: &Failure, body: &RequestBody<'_>) -> bool {
+    matches!(failure.cause, Cause::DownstreamClosed | Cause::DownstreamReset) && body.is_passed_on()
 }
 
 /// A response is given up for another attempt.

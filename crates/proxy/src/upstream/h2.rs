@@ -122,6 +122,7 @@ impl H2Connection {
             }
             end.set(true);
             settling.over();
+            room.call();
         });
         Ok(Rc::new(Self {
             send: RefCell::new(send),
@@ -150,8 +151,8 @@ impl H2Connection {
         let Some(svid) = &self.svid else { return };
         if wall >= svid.ends {
             self.cut();
-        } else if wall >= svid.retires {
-            self.retired.set(true);
+        } else if wall >= svid.retires && !self.retired.replace(true) {
+            self.room.call();
         }
     }
 
@@ -165,6 +166,7 @@ impl H2Connection {
         self.retired.set(true);
         self.task.abort();
         self.settled.over();
+        self.room.call();
     }
 
     /// The key of the handshake that becomes an extended CONNECT here; `None`: the request does not ask for a change
@@ -253,6 +255,7 @@ impl H2Connection {
             Ok(send) => send,
             Err(error) => {
                 self.retired.set(true);
+                self.room.call();
                 return Err(nothing_sent(error));
             }
         };

@@ -161,31 +161,47 @@ pub(crate) async fn h2(
         return Err(Failure::local(Cause::Internal).because(why));
     }
     let clock = &*worker.shared.clock;
+    let mut may_dial = false;
     loop {
         let mut _pending = None;
-        let connection = match pool.with_room(clock.wall()) {
+        // Whoever comes while others wait for room goes to the end of their line.
+        let has_line = !std::mem::take(&mut may_dial) && !pool.streams().is_empty();
+        let found = if has_line { None } else { pool.with_room(clock.wall()) };
+        let connection = match found {
             Some(connection) => connection,
             None => {
                 // Whoever waits for another one's connection waits as well as who makes it.
                 _pending = to.admit_pending().map_err(|cause| to.over_limit(cause))?;
-                match pool.share(clock.wall(), behind, || dial(worker, to, pool)).await {
-                    Ok(connection) => {
+                let shared = if has_line {
+                    None
+                } else {
+                    Some(pool.share(clock.wall(), behind, || dial(worker, to, pool)).await)
+                };
+                match shared {
+                    Some(Ok(connection)) => {
                         _pending = None;
                         connection
                     }
-                    Err(failure) if failure.cause == Cause::MaxConnections => {
-                        if !pool.has_shared() {
-                            return Err(failure);
+                    Some(Err(failure)) if failure.cause != Cause::MaxConnections => return Err(failure),
+                    Some(Err(failure)) if !pool.has_shared() => {
+                        // What has ended keeps its place among the limit's until it is let go.
+                        if pool.let_go_of_ended() {
+                            continue;
                         }
+                        return Err(failure);
+                    }
+                    Some(Err(_)) | None => {
                         behind.waits(Ahead::Limit);
-                        let found = room(pool, clock).await;
+                        let found = room(to, pool, clock).await;
                         behind.goes(worker.now());
                         match found {
                             Some(connection) => connection,
-                            None => continue,
+                            None => {
+                                may_dial = true;
+                                continue;
+                            }
                         }
                     }
-                    Err(failure) => return Err(failure),
                 }
             }
         };
@@ -198,16 +214,24 @@ pub(crate) async fn h2(
     }
 }
 
-/// Waits for room on a connection that is there: where a limit allows no other, a stream waits until one ends, as long as its
-/// caller does. Nothing of it is sent before: what waits inside of `h2` cannot be taken back. `None`: none is there any more.
-async fn room(pool: &Rc<EndpointPool>, clock: &dyn Clock) -> Option<Rc<H2Connection>> {
+/// Waits in line for room on a connection that is there: where a limit allows no other, a stream waits until one ends, as long
+/// as its caller does. Nothing of it is sent before: what waits inside of `h2` cannot be taken back. `None`: a connection may be
+/// made, or none is there any more.
+async fn room(to: &Destination<'_>, pool: &Rc<EndpointPool>, clock: &dyn Clock) -> Option<Rc<H2Connection>> {
+    let mut is_called = pool.streams().is_empty();
     let line = pool.streams().join();
     loop {
-        let found = pool.with_room(clock.wall());
-        if found.is_some() || !pool.has_shared() {
-            return found;
+        if is_called {
+            let found = pool.with_room(clock.wall());
+            if found.is_some() || !pool.has_shared() {
+                return found;
+            }
         }
         line.called().await;
+        if pool.with_room(clock.wall()).is_none() && to.admit_connection().is_ok() {
+            return None;
+        }
+        is_called = true;
     }
 }
 

@@ -134,6 +134,8 @@ impl Pools {
                 connection.judge(wall);
                 !connection.is_over() && (connection.is_busy() || connection.idle_for(now) < keep)
             });
+            // What a limit has room for meanwhile, since a connection elsewhere has ended or it was raised, nobody else says.
+            pool.streams.call_again();
             Rc::strong_count(pool) > 1 || !pool.is_empty() || keep > Duration::ZERO && pool.dialing.get()
         });
     }
@@ -292,6 +294,7 @@ impl EndpointPool {
             match dialed {
                 Ok(connection) => {
                     self.shared.borrow_mut().push(Rc::clone(&connection));
+                    self.streams.call_one();
                     return Ok(connection);
                 }
                 Err(failure) => {
@@ -300,6 +303,14 @@ impl EndpointPool {
                 }
             }
         }
+    }
+
+    /// Lets go of shared connections that are over, which the sweep would; whether there were any. Dropping them tells the
+    /// pool, so it must not be borrowed then.
+    pub(crate) fn let_go_of_ended(&self) -> bool {
+        let ended: Vec<_> =
+            self.shared.borrow_mut().extract_if(.., |connection| connection.is_over()).collect();
+        !ended.is_empty()
     }
 
     /// Whether a shared connection is there, full or not.

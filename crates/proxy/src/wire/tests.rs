@@ -79,7 +79,7 @@ async fn what_is_queued_behind_a_half_written_body_leaves_behind_it() {
                 let rest = queued(&wire);
                 assert!(rest == expected[taken..], "{taken} of {first} and {second}, then {third}");
                 wire.advance_output(rest.len());
-                assert!(!wire.has_output());
+                assert!(!wire.has_queued());
             }
         }
     }
@@ -164,4 +164,53 @@ async fn a_large_block_that_one_connection_gave_back_is_the_next_one_s() {
     let [of_one, of_other] = places;
     assert!(of_other.iter().any(|place| of_one.contains(place)), "{of_one:x?} {of_other:x?}");
     assert_eq!(blocks::kept()[1], 1, "and it was given back again");
+}
+
+/// A connection with TLS, both of whose sockets take little, and its other end.
+async fn tight_tls_pair() -> (Wire, tokio_rustls::client::TlsStream<TcpStream>) {
+    let made = rcgen::generate_simple_self_signed(["a.example".to_owned()]).unwrap();
+    let key = rustls_pki_types::PrivateKeyDer::try_from(made.signing_key.serialize_der()).unwrap();
+    let server = rustls::ServerConfig::builder_with_provider(meshwork_identity::provider())
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(vec![made.cert.der().clone()], key)
+        .unwrap();
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(made.cert.der().clone()).unwrap();
+    let client = rustls::ClientConfig::builder_with_provider(meshwork_identity::provider())
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let tcp = tokio::net::TcpSocket::new_v4().unwrap();
+    tcp.set_recv_buffer_size(4096).unwrap();
+    let tcp = tcp.connect(listener.local_addr().unwrap()).await.unwrap();
+    let (accepted, _) = listener.accept().await.unwrap();
+    socket2::SockRef::from(&accepted).set_send_buffer_size(4096).unwrap();
+    let name = rustls_pki_types::ServerName::try_from("a.example").unwrap();
+    let (server, client) = tokio::join!(
+        tokio_rustls::TlsAcceptor::from(std::sync::Arc::new(server)).accept(accepted),
+        tokio_rustls::TlsConnector::from(std::sync::Arc::new(client)).connect(name, tcp),
+    );
+    (Wire::new(Io::TlsServer(Box::new(server.unwrap()))), client.unwrap())
+}
+
+#[tokio::test]
+async fn what_tls_holds_on_to_since_the_socket_is_full_leaves_before_a_flush_is_over() {
+    const LENGTH: usize = 48 * 1024;
+    let (mut wire, mut peer) = tight_tls_pair().await;
+    wire.queue(Bytes::from(vec![b'x'; LENGTH]));
+    let pending = poll_fn(|cx| std::task::Poll::Ready(wire.poll_flush(cx).is_pending())).await;
+    assert!(pending && !wire.has_queued(), "TLS has taken all, and the socket has not");
+    assert!(wire.has_output());
+    let reading = tokio::spawn(async move {
+        let mut got = vec![0; LENGTH];
+        peer.read_exact(&mut got).await.map(|_| got)
+    });
+    poll_fn(|cx| wire.poll_flush(cx)).await.unwrap();
+    assert!(!wire.has_output());
+    let read = tokio::time::timeout(std::time::Duration::from_secs(10), reading);
+    assert!(read.await.expect("all of it comes").unwrap().unwrap() == vec![b'x'; LENGTH]);
 }

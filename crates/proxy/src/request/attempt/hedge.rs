@@ -126,7 +126,15 @@ pub(super) async fn raced(
                 second.loses(attempts, journey);
                 // A response is there, or there was no endpoint whose fault it could be.
                 let is_told = first.as_ref().map_or_else(Failure::is_before_any, |_| true);
-                return if is_told && interrupted.fault == Fault::Local { first } else { Err(interrupted) };
+                if is_told && interrupted.fault == Fault::Local {
+                    return first;
+                }
+                // What the first one's endpoint has answered counts, whoever has left since.
+                let (now, is_grpc) = (attempts.conn.worker.now(), journey.is_grpc());
+                attempts.observe(first.as_ref().map(|_| ()), response, (is_grpc, false), now);
+                attempts.let_go();
+                attempts.endpoint = None;
+                return Err(interrupted);
             }
         }
     } else if reply == Reply::Good && first.is_ok() {
