@@ -16,6 +16,7 @@
 //! usual ─── what requests ordinarily take                                      usual.rs
 //! stream ── TCP and TLS that is no HTTP, from end to end  stream/
 //! pool ──── connections to endpoints, per worker, by mTLS  upstream/
+//! reuse ─── memory, timers and time of one request, the next one's           workspace.rs, blocks.rs, timers.rs, poll_time.rs
 //! ```
 //!
 //! A connection comes in by a listener of the snapshot, or by one of two fixed ones ([`Engine::listen`]): what the
