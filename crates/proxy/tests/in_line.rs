@@ -1,5 +1,5 @@
-//! Requests whose time is over while they wait for a connection of ours: they say what stood in the way, and nothing of
-//! endpoints that nobody asked.
+//! Requests that wait for a connection of ours, or a stream on one: first come, first served. Those whose time is over there say
+//! what stood in the way, and nothing of endpoints that nobody asked.
 
 #![expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
@@ -12,7 +12,7 @@ use meshwork_messages::v1;
 use meshwork_messages::v1::service_port::AppProtocol;
 use meshwork_messages::v1::timeouts::CallerDeadline;
 use meshwork_proxy::Settings;
-use support::h2::h2_upstream_with;
+use support::h2::{answer, h2_upstream, h2_upstream_with};
 use support::policy::{GET, gateway, holding, traffic};
 use support::{Harness, exchange, read_until, rule, with_a_full_queue};
 use tokio::io::AsyncWriteExt;
@@ -188,4 +188,57 @@ async fn whose_time_is_over_while_connections_are_made_for_others_hears_that_the
         assert_unharmed(&harness);
         others.iter().for_each(tokio::task::JoinHandle::abort);
     }
+}
+
+async fn gateway_over_http2(upstream: SocketAddr) -> (Harness, SocketAddr) {
+    let mut harness = Harness::start(Settings { workers: 1, ..Settings::default() });
+    harness.service("web", AppProtocol::Http2, &[upstream]).await;
+    let address = harness.route(vec![rule(&[("web", 1)], vec![])]).await;
+    let limits = v1::Limits { max_connections: 1, max_pending_requests: 100, ..Default::default() };
+    harness.change([traffic(v1::TrafficPolicy { limits: Some(limits), ..Default::default() })]).await;
+    (harness, address)
+}
+
+#[tokio::test]
+async fn whoever_comes_while_others_wait_for_a_stream_is_served_after_them() {
+    let (came, mut coming) = mpsc::channel(8);
+    let lets = std::sync::Arc::new(tokio::sync::Semaphore::new(0));
+    let permits = std::sync::Arc::clone(&lets);
+    let up = h2_upstream_with(
+        |builder| builder.max_concurrent_streams(1),
+        usize::MAX,
+        move |_, request, respond| {
+            let (came, permits) = (came.clone(), std::sync::Arc::clone(&permits));
+            async move {
+                came.send(request.uri().path().to_owned()).await.unwrap();
+                permits.acquire().await.unwrap().forget();
+                answer(respond, b"hello");
+            }
+        },
+    )
+    .await;
+    let (harness, address) = gateway_over_http2(up.address).await;
+    // Its second request is there when the first is answered, before anybody who waits has had a turn.
+    let mut first = TcpStream::connect(address).await.unwrap();
+    let two = b"GET /first HTTP/1.1\r\nHost: a\r\n\r\nGET /comes HTTP/1.1\r\nHost: a\r\n\r\n";
+    first.write_all(two).await.unwrap();
+    assert_eq!(coming.recv().await.unwrap(), "/first");
+    let waits = b"GET /waits HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n";
+    let waits = tokio::spawn(exchange(address, waits));
+    harness.wait_metric("meshwork_limit_headroom", &["maxPendingRequests"], 99).await;
+    lets.add_permits(3);
+    assert_eq!(coming.recv().await.unwrap(), "/waits");
+    assert_eq!(coming.recv().await.unwrap(), "/comes");
+    assert!(waits.await.unwrap().contains("hello"));
+}
+
+#[tokio::test]
+async fn a_connection_that_its_peer_has_ended_makes_room_for_another_at_once() {
+    let up = h2_upstream(1, |_, _, respond| async move { answer(respond, b"hello") }).await;
+    let (_harness, address) = gateway_over_http2(up.address).await;
+    for number in 0..10 {
+        let answer = exchange(address, GET).await;
+        assert!(answer.starts_with("HTTP/1.1 200"), "the {number}th: {answer}");
+    }
+    assert!(up.connections.load(Ordering::SeqCst) > 1, "each ended");
 }

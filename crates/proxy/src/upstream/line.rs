@@ -102,6 +102,21 @@ impl InLine<'_> {
         .await;
     }
 
+    /// It looks elsewhere, and is not called meanwhile: what it would be called for is the next one's.
+    pub(super) fn leaves(&self) {
+        self.set_called(true);
+    }
+
+    /// It waits again, where it was. As nobody has called it, it has to look once for itself.
+    pub(super) fn is_back(&self) {
+        self.set_called(false);
+    }
+
+    fn set_called(&self, called: bool) {
+        let mut waiting = self.line.waiting.borrow_mut();
+        waiting.get_mut(&self.number).expect("it waits as long as this lives").called = called;
+    }
+
     /// Whoever comes next is to look for itself, too.
     pub(super) fn call_next(&self) {
         self.line.call_after(self.number);

@@ -13,6 +13,7 @@ pub(crate) mod mesh;
 pub(crate) mod open;
 pub(crate) mod pool;
 pub(crate) mod settled;
+mod shared;
 mod turn;
 
 use std::rc::Rc;

@@ -5,18 +5,19 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::Duration;
 
-use meshwork_base::{Clock, SpiffeId};
+use meshwork_base::{SpiffeId, Tick};
 use meshwork_decision::{
     Cause, Cluster, ClusterKey, ConnectionLimit, ConnectionPermit, Endpoint, PendingPermit, Transport,
 };
 use meshwork_http1::ResponseHead;
 use tokio::time::timeout;
 
-use super::behind::{Ahead, Behind};
+use super::behind::Behind;
 use super::connect::{connect, connect_announced};
 use super::h1::H1Client;
 use super::h2::{H2Connection, H2Exchange};
 use super::pool::{EndpointPool, Opened};
+use super::shared::{self, Dials};
 use super::turn::{Turn, admitted};
 use super::{Head, mesh};
 use crate::error::{Failure, Retry};
@@ -161,48 +162,15 @@ pub(crate) async fn h2(
         return Err(Failure::local(Cause::Internal).because(why));
     }
     let clock = &*worker.shared.clock;
-    let mut may_dial = false;
     loop {
-        let mut _pending = None;
-        // Whoever comes while others wait for room goes to the end of their line.
-        let has_line = !std::mem::take(&mut may_dial) && !pool.streams().is_empty();
-        let found = if has_line { None } else { pool.with_room(clock.wall()) };
+        // Whoever comes while others wait for room is not before them.
+        let found = if pool.streams().is_empty() { pool.with_room(clock.wall()) } else { None };
         let connection = match found {
             Some(connection) => connection,
             None => {
                 // Whoever waits for another one's connection waits as well as who makes it.
-                _pending = to.admit_pending().map_err(|cause| to.over_limit(cause))?;
-                let shared = if has_line {
-                    None
-                } else {
-                    Some(pool.share(clock.wall(), behind, || dial(worker, to, pool)).await)
-                };
-                match shared {
-                    Some(Ok(connection)) => {
-                        _pending = None;
-                        connection
-                    }
-                    Some(Err(failure)) if failure.cause != Cause::MaxConnections => return Err(failure),
-                    Some(Err(failure)) if !pool.has_shared() => {
-                        // What has ended keeps its place among the limit's until it is let go.
-                        if pool.let_go_of_ended() {
-                            continue;
-                        }
-                        return Err(failure);
-                    }
-                    Some(Err(_)) | None => {
-                        behind.waits(Ahead::Limit);
-                        let found = room(to, pool, clock).await;
-                        behind.goes(worker.now());
-                        match found {
-                            Some(connection) => connection,
-                            None => {
-                                may_dial = true;
-                                continue;
-                            }
-                        }
-                    }
-                }
+                let _pending = to.admit_pending().map_err(|cause| to.over_limit(cause))?;
+                shared::connection(pool, clock, behind, &Dialer { worker, to, pool }).await?
             }
         };
         let reused = connection.is_reused();
@@ -211,27 +179,6 @@ pub(crate) async fn h2(
             Err(failure) if reused && connection.is_closed() && failure.cause == Cause::UpstreamReset => {}
             other => return other,
         }
-    }
-}
-
-/// Waits in line for room on a connection that is there: where a limit allows no other, a stream waits until one ends, as long
-/// as its caller does. Nothing of it is sent before: what waits inside of `h2` cannot be taken back. `None`: a connection may be
-/// made, or none is there any more.
-async fn room(to: &Destination<'_>, pool: &Rc<EndpointPool>, clock: &dyn Clock) -> Option<Rc<H2Connection>> {
-    let mut is_called = pool.streams().is_empty();
-    let line = pool.streams().join();
-    loop {
-        if is_called {
-            let found = pool.with_room(clock.wall());
-            if found.is_some() || !pool.has_shared() {
-                return found;
-            }
-        }
-        line.called().await;
-        if pool.with_room(clock.wall()).is_none() && to.admit_connection().is_ok() {
-            return None;
-        }
-        is_called = true;
     }
 }
 
@@ -250,7 +197,8 @@ pub(crate) async fn tunnel(
     let authority = http::uri::Authority::try_from(format!("{name}.{namespace}:{}", key.port))
         .map_err(|error| Failure::local(Cause::Internal).because(error.to_string()))?;
     let mut exchange = loop {
-        let connection = pool.share(clock.wall(), Behind::default(), || dial(worker, to, &pool)).await?;
+        let dialer = Dialer { worker, to, pool: &pool };
+        let connection = pool.share(clock.wall(), Behind::default(), || dialer.dial()).await?;
         let reused = connection.is_reused();
         match connection.connect(authority.clone(), clock).await {
             // It is closed and not found again, so this ends.
@@ -282,6 +230,27 @@ pub(crate) async fn tunnel(
         status => {
             Err(failed(Cause::ConnectFailure, format!("the proxy at {} answered {status}", to.address)))
         }
+    }
+}
+
+/// Makes shared connections.
+struct Dialer<'a> {
+    worker: &'a Worker,
+    to: &'a Destination<'a>,
+    pool: &'a Rc<EndpointPool>,
+}
+
+impl Dials for Dialer<'_> {
+    fn may_dial(&self) -> bool {
+        self.to.admit_connection().is_ok()
+    }
+
+    async fn dial(&self) -> Result<Rc<H2Connection>, Failure> {
+        dial(self.worker, self.to, self.pool).await
+    }
+
+    fn now(&self) -> Tick {
+        self.worker.now()
     }
 }
 

@@ -289,11 +289,13 @@ impl EndpointPool {
                     _ => continue,
                 }
             }
-            let _dialing = Dialing::begin(self);
+            let dialing = Dialing::begin(self);
             let dialed = dial().await;
             match dialed {
                 Ok(connection) => {
                     self.shared.borrow_mut().push(Rc::clone(&connection));
+                    // Those who have waited for this one came before those who wait for any.
+                    drop(dialing);
                     self.streams.call_one();
                     return Ok(connection);
                 }

@@ -1,0 +1,106 @@
+//! Whose turn it is to have a stream of a shared HTTP/2 connection: first come, first served. Whoever waits keeps its place
+//! until it has a stream, also while it makes another connection and finds that somebody else has made the last one that
+//! a limit allows.
+
+use std::rc::Rc;
+
+use meshwork_base::{Clock, Tick};
+use meshwork_decision::Cause;
+
+use super::behind::{Ahead, Behind};
+use super::h2::H2Connection;
+use super::line::InLine;
+use super::pool::EndpointPool;
+use crate::error::Failure;
+
+/// Who makes connections.
+pub(super) trait Dials {
+    /// Whether another one is within the limits at this moment.
+    fn may_dial(&self) -> bool;
+
+    /// Makes one.
+    ///
+    /// # Errors
+    /// A limit, or it could not be made.
+    async fn dial(&self) -> Result<Rc<H2Connection>, Failure>;
+
+    fn now(&self) -> Tick;
+}
+
+/// A connection that takes another stream: one that has room, or a new one. Where a limit allows no other, a stream waits until
+/// one ends, as long as its caller does. Nothing of it is sent before: what waits inside of `h2` cannot be taken back.
+///
+/// # Errors
+/// A limit while no connection is there, or none could be made.
+pub(super) async fn connection(
+    pool: &EndpointPool,
+    clock: &dyn Clock,
+    behind: Behind<'_>,
+    dials: &impl Dials,
+) -> Result<Rc<H2Connection>, Failure> {
+    let line = pool.streams();
+    // Whoever comes while others wait goes to the end of their line.
+    let mut is_behind = !line.is_empty();
+    let mut place = None;
+    loop {
+        if !is_behind {
+            let shared = away(place.as_ref(), pool.share(clock.wall(), behind, || dials.dial())).await;
+            match shared {
+                Err(failure) if failure.cause == Cause::MaxConnections => {
+                    if !pool.has_shared() {
+                        // What has ended keeps its place among the limit's until it is let go.
+                        if pool.let_go_of_ended() {
+                            continue;
+                        }
+                        return Err(failure);
+                    }
+                }
+                done => return done,
+            }
+        }
+        behind.waits(Ahead::Limit);
+        let may_look = !is_behind && (place.is_some() || line.is_empty());
+        let found = room(pool, place.get_or_insert_with(|| line.join()), may_look, clock, dials).await;
+        behind.goes(dials.now());
+        if let Some(connection) = found {
+            return Ok(connection);
+        }
+        is_behind = false;
+    }
+}
+
+/// Whoever makes a connection is called for nothing meanwhile: what ends then is the next one's.
+async fn away<T>(place: Option<&InLine<'_>>, step: impl Future<Output = T>) -> T {
+    let Some(place) = place else { return step.await };
+    place.leaves();
+    let done = step.await;
+    place.is_back();
+    done
+}
+
+/// Waits for room on a connection that is there. `None`: one may be made, or none is there any more. `may_look`: it is nobody
+/// else's turn; what ended before it came has called nobody.
+async fn room(
+    pool: &EndpointPool,
+    place: &InLine<'_>,
+    mut may_look: bool,
+    clock: &dyn Clock,
+    dials: &impl Dials,
+) -> Option<Rc<H2Connection>> {
+    loop {
+        if may_look {
+            let found = pool.with_room(clock.wall());
+            if found.is_some() || !pool.has_shared() {
+                return found;
+            }
+        }
+        place.called().await;
+        if pool.with_room(clock.wall()).is_none() && dials.may_dial() {
+            return None;
+        }
+        may_look = true;
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,165 @@
+use std::cell::{Cell, RefCell};
+use std::pin::{Pin, pin};
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+use http::Method;
+use meshwork_base::ManualClock;
+use meshwork_http1::{BodyLength, Fields};
+use meshwork_telemetry::MetricsRegistry;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::oneshot;
+use tokio::task::{LocalSet, yield_now};
+
+use super::*;
+use crate::gauges::Gauges;
+use crate::io::Io;
+use crate::replay::Replayed;
+use crate::upstream::Head;
+use crate::upstream::h2::H2Exchange;
+use crate::upstream::pool::Opened;
+
+type Dialed = Result<Rc<H2Connection>, Failure>;
+
+/// Makes what it is told to; a dial beyond that finds that a limit is reached.
+#[derive(Default)]
+struct Scripted {
+    may_dial: Cell<bool>,
+    dials: RefCell<Vec<oneshot::Receiver<Dialed>>>,
+}
+
+impl Dials for Scripted {
+    fn may_dial(&self) -> bool {
+        self.may_dial.get()
+    }
+
+    async fn dial(&self) -> Dialed {
+        let next = self.dials.borrow_mut().pop();
+        match next {
+            Some(dialed) => dialed.await.unwrap(),
+            None => Err(Failure::local(Cause::MaxConnections)),
+        }
+    }
+
+    fn now(&self) -> Tick {
+        Tick::ZERO
+    }
+}
+
+/// A connection to a peer who takes one stream at a time and answers none.
+async fn connected(pool: &Rc<EndpointPool>) -> Rc<H2Connection> {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::task::spawn_local(async move {
+        let (tcp, _) = listener.accept().await.unwrap();
+        let mut builder = h2::server::Builder::new();
+        let serving = builder.max_concurrent_streams(1).handshake::<_, bytes::Bytes>(tcp).await;
+        let (mut serving, mut held) = (serving.unwrap(), Vec::new());
+        while let Some(Ok(request)) = serving.accept().await {
+            held.push(request);
+        }
+    });
+    let gauges = Gauges::new(&MetricsRegistry::default().worker());
+    let opened = Opened::new(pool, None, gauges.connected(), Tick::ZERO);
+    let io = Replayed::new(bytes::BytesMut::new(), Io::Tcp(TcpStream::connect(address).await.unwrap()));
+    H2Connection::start(io, opened, Tick::ZERO, None).await.unwrap()
+}
+
+async fn opens(connection: &Rc<H2Connection>) -> H2Exchange {
+    let head = Head {
+        method: &Method::GET,
+        https: false,
+        authority: "a",
+        path: "/",
+        fields: &Fields::default(),
+        body: BodyLength::None,
+        te_trailers: false,
+        upgrade: None,
+        nested: false,
+    };
+    connection.send(&head, true, &ManualClock::new()).await.unwrap()
+}
+
+/// A pool with one connection that has no room, and what takes it.
+async fn full() -> (Rc<EndpointPool>, H2Exchange) {
+    let pool = Rc::new(EndpointPool::default());
+    let connection = pool.share(Duration::ZERO, Behind::default(), async || Ok(connected(&pool).await));
+    let connection = connection.await.unwrap();
+    let taken = opens(&connection).await;
+    // Its peer's settings say how many it takes.
+    while connection.has_room() {
+        yield_now().await;
+    }
+    (pool, taken)
+}
+
+fn look<T>(waiting: &mut Pin<&mut impl Future<Output = T>>) -> Poll<T> {
+    waiting.as_mut().poll(&mut Context::from_waker(Waker::noop()))
+}
+
+#[tokio::test]
+async fn whoever_is_beaten_to_a_connection_keeps_its_place() {
+    let run = async {
+        let (pool, taken) = full().await;
+        let (clock, dials) = (ManualClock::new(), Scripted::default());
+        let mut first = pin!(connection(&pool, &clock, Behind::default(), &dials));
+        let mut second = pin!(connection(&pool, &clock, Behind::default(), &dials));
+        assert!(look(&mut first).is_pending() && look(&mut second).is_pending());
+        // There was room for one more, until it asked.
+        dials.may_dial.set(true);
+        pool.streams().call_one();
+        assert!(look(&mut first).is_pending());
+        dials.may_dial.set(false);
+        drop(taken);
+        assert!(look(&mut second).is_pending(), "it came later");
+        assert!(matches!(look(&mut first), Poll::Ready(Ok(_))));
+    };
+    LocalSet::new().run_until(run).await;
+}
+
+#[tokio::test]
+async fn a_stream_that_ends_while_the_first_makes_a_connection_is_the_next_one_s() {
+    let run = async {
+        let (pool, taken) = full().await;
+        let (clock, dials) = (ManualClock::new(), Scripted::default());
+        let mut first = pin!(connection(&pool, &clock, Behind::default(), &dials));
+        let mut second = pin!(connection(&pool, &clock, Behind::default(), &dials));
+        assert!(look(&mut first).is_pending() && look(&mut second).is_pending());
+        let (_made, dial) = oneshot::channel();
+        dials.dials.borrow_mut().push(dial);
+        dials.may_dial.set(true);
+        pool.streams().call_one();
+        assert!(look(&mut first).is_pending() && dials.dials.borrow().is_empty(), "it makes one");
+        drop(taken);
+        assert!(matches!(look(&mut second), Poll::Ready(Ok(_))));
+    };
+    LocalSet::new().run_until(run).await;
+}
+
+#[tokio::test]
+async fn who_waits_hears_of_a_connection_that_another_one_has_made() {
+    let run = async {
+        let (pool, _taken) = full().await;
+        let waits = pool.streams().join();
+        let made = pool.share(Duration::ZERO, Behind::default(), async || Ok(connected(&pool).await));
+        let made = made.await.unwrap();
+        assert!(look(&mut pin!(waits.called())).is_ready());
+        assert!(made.has_room());
+    };
+    LocalSet::new().run_until(run).await;
+}
+
+#[tokio::test]
+async fn whoever_comes_while_others_wait_goes_to_the_end_of_their_line_though_there_is_room() {
+    let run = async {
+        let (pool, taken) = full().await;
+        let (clock, dials) = (ManualClock::new(), Scripted::default());
+        let waits = pool.streams().join();
+        drop(taken);
+        let mut comes = pin!(connection(&pool, &clock, Behind::default(), &dials));
+        assert!(look(&mut comes).is_pending(), "the room is for who was called");
+        drop(waits);
+        assert!(matches!(look(&mut comes), Poll::Ready(Ok(_))));
+    };
+    LocalSet::new().run_until(run).await;
+}
