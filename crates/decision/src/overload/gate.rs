@@ -304,7 +304,7 @@ impl Pass {
         }
     }
 
-    /// It has not answered, and nobody waits for it any more.
+    /// It has not answered, and nobody waits for it any more. What it never had is dropped instead.
     pub fn lost(mut self, now: Tick, rng: &mut impl Rng) {
         if let Some(gate) = self.gate.take_if(|_| !self.owed) {
             let how = |limiter: &mut Limiter<Call>, config: &Overload, called: &mut Called<Call>| {

@@ -21,7 +21,7 @@ use super::route::{self, Seen, Target};
 use super::transfer::poll_interrupted;
 use crate::downstream::Down;
 use crate::downstream::connection::Conn;
-use crate::error::Failure;
+use crate::error::{Failure, Fault};
 use crate::worker::Worker;
 
 /// What Envoy's overload manager says of a request that it sends away; from a proxy of the mesh it is the proxy's own word,
@@ -171,6 +171,32 @@ pub(crate) fn ended(worker: &Worker, pass: Pass, response: &ResponseHead, is_grp
     }
 }
 
+/// A request has failed. Where nobody had it, that says nothing of how long answers take, nor that callers have less patience
+/// than that: its place is free, and that is all.
+#[cold]
+pub(crate) fn failed(failure: &Failure, body: &mut RequestBody<'_>) {
+    if was_unheard(failure) {
+        drop(body.pass.take());
+    }
+}
+
+/// Whether a request failed before anybody had it. Who has not even taken its connection in time may have too much to do.
+pub(crate) const fn was_unheard(failure: &Failure) -> bool {
+    let cause = match failure.last {
+        Some(last) => last,
+        None => failure.cause,
+    };
+    match cause {
+        Cause::ConnectTimeout => matches!(failure.fault, Fault::Local),
+        Cause::NoHealthyUpstream
+        | Cause::CircuitBreaker
+        | Cause::AdmissionControl
+        | Cause::MaxConnections
+        | Cause::MaxPendingRequests => true,
+        cause => cause.is_connecting(),
+    }
+}
+
 /// Whether another proxy of the mesh has sent the request away, before its application saw anything of it. Whoever is not in
 /// the mesh may say so too, and is not believed: the field may be that of somebody further on.
 pub(crate) fn was_sent_away(response: &ResponseHead, cluster: &Cluster, endpoint: Option<u64>) -> bool {
@@ -193,4 +219,24 @@ pub(crate) fn mark(conn: &Conn, cause: Cause, response: &mut ResponseHead) -> Re
         response.fields.set_known(KnownName::RetryAfter, "1")?;
     }
     response.fields.push(LOCAL_OVERLOADED, "true")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::Retry;
+
+    #[test]
+    fn only_what_somebody_had_says_how_long_answers_take() {
+        let of_endpoint = |cause| was_unheard(&Failure::upstream(cause, Retry::Policy));
+        assert!(of_endpoint(Cause::ConnectFailure));
+        assert!(!of_endpoint(Cause::ConnectTimeout), "its queue of connections is full, perhaps");
+        assert!(!of_endpoint(Cause::UpstreamClosed) && !of_endpoint(Cause::UpstreamRefused));
+        let ours = |cause| was_unheard(&Failure::local(cause));
+        assert!(ours(Cause::MaxConnections) && ours(Cause::CircuitBreaker) && ours(Cause::ConnectTimeout));
+        assert!(!ours(Cause::RequestTimeout) && !ours(Cause::PerTryTimeout));
+        assert!(!was_unheard(&Failure::downstream(Cause::DownstreamClosed)));
+        let last = |last| Failure { last: Some(last), ..Failure::local(Cause::RetriesExhausted) };
+        assert!(was_unheard(&last(Cause::ConnectFailure)) && !was_unheard(&last(Cause::PerTryTimeout)));
+    }
 }

@@ -16,8 +16,8 @@ use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::callers::{alone_at, gateway_before};
-use crate::support::mesh::policy;
-use crate::support::{Harness, is_head, read_until, rule, upstream};
+use crate::support::mesh::{Pair, policy};
+use crate::support::{Harness, free_port, is_head, read_until, rule, upstream};
 use crate::{LEARNS, LINE, SERVICE, answered, app, call, one, overload};
 
 const IN_FLIGHT: &str = "meshwork_overload_requests_in_flight";
@@ -127,6 +127,38 @@ async fn an_application_that_fails_at_once_keeps_its_limit() {
     }
     gateway.wait_metric(IN_FLIGHT, &[SERVICE], 0).await;
     assert_eq!(gateway.metric("meshwork_overload_concurrency_limit", &[SERVICE]), 20);
+}
+
+#[tokio::test]
+async fn an_application_that_does_not_listen_keeps_its_limit() {
+    let closed = SocketAddr::from(([127, 0, 0, 1], free_port()));
+    let mut pair = Pair::start(closed, AppProtocol::Http1).await;
+    pair.inbound.change([overload(LEARNS, LINE)]).await;
+    // Who finds nobody there is not waited for.
+    let retry = Some(v1::Retry::default());
+    let once = v1::TrafficPolicy { retry, ..Default::default() };
+    pair.outbound.change([policy("once", "reviews", v1::policy::Spec::Traffic(once))]).await;
+    for number in 0..100 {
+        answered(call(pair.proxy, "nobody", ""), "HTTP/1.1 503").await;
+        pair.inbound.wait_metric(IN_FLIGHT, &[SERVICE], 0).await;
+        let limit = pair.inbound.metric("meshwork_overload_concurrency_limit", &[SERVICE]);
+        assert_eq!(limit, 20, "after {number} calls");
+    }
+}
+
+#[tokio::test]
+async fn copies_that_nobody_takes_keep_the_limit() {
+    let main = app(1_000_000, Duration::ZERO).await;
+    let closed = SocketAddr::from(([127, 0, 0, 1], free_port()));
+    let mut gateway = Harness::start(Settings::default());
+    gateway.service("main", AppProtocol::Http1, &[main.address]).await;
+    gateway.change(alone_at(closed).into_iter().chain([overload(LEARNS, LINE)])).await;
+    let address = gateway.route(vec![mirrored()]).await;
+    for number in 1..=40 {
+        answered(call(address, "copied", ""), "HTTP/1.1 200").await;
+        gateway.wait_metric("meshwork_mirrored_requests_total", &["failed"], number).await;
+        assert_eq!(gateway.metric("meshwork_overload_concurrency_limit", &[SERVICE]), 20, "{number}");
+    }
 }
 
 #[tokio::test]

@@ -153,7 +153,8 @@ impl Copy {
             }
         };
         let now = self.worker.now();
-        if let Some(pass) = carried.pass.take() {
+        let was_unheard = matches!(&done, Err(Lost::Failed(failure)) if overload::was_unheard(failure));
+        if let Some(pass) = carried.pass.take_if(|_| !was_unheard) {
             pass.lost(now, &mut *self.worker.rng.borrow_mut());
         }
         let took = carried.answered.unwrap_or(now).since(began);
