@@ -391,6 +391,56 @@ async fn where_second_attempts_do_not_help_there_are_no_more_of_them() {
     assert_eq!(pool.asked.load(Ordering::SeqCst), 25, "{why}");
 }
 
+/// Nothing was ever answered well here, so that each that counts against them counts for good.
+#[tokio::test]
+async fn second_attempts_whose_callers_leave_were_not_in_vain() {
+    let pool = pool_of(&[Does::Hangs; 16]).await;
+    let edge = edge(AppProtocol::Http1, &pool.addresses, after(20)).await;
+    for number in 1..=8 {
+        let mut caller = TcpStream::connect(edge.address).await.unwrap();
+        caller.write_all(GET).await.unwrap();
+        until(|| pool.asked.load(Ordering::SeqCst) == 2 * number).await;
+        drop(caller);
+        edge.counted("lost", number as u64).await;
+    }
+}
+
+/// The same over HTTP/2, where a caller takes a request back.
+#[tokio::test]
+async fn second_attempts_of_requests_that_are_taken_back_were_not_in_vain() {
+    let pool = pool_of(&[Does::Hangs; 16]).await;
+    let edge = edge(AppProtocol::Http1, &pool.addresses, after(20)).await;
+    let mut client = h2_client(edge.address).await;
+    for number in 1..=8 {
+        let (response, mut send) = client.send_request(get("/"), true).unwrap();
+        until(|| pool.asked.load(Ordering::SeqCst) == 2 * number).await;
+        send.send_reset(h2::Reason::CANCEL);
+        drop(response);
+        edge.counted("lost", number as u64).await;
+    }
+}
+
+#[tokio::test]
+async fn second_attempts_that_are_not_answered_in_the_request_s_time_were_in_vain() {
+    let pool = pool_of(&[Does::Hangs; 16]).await;
+    let clock = ManualClock::new();
+    let settings = Settings { workers: 1, ..Settings::default() };
+    let mut harness = Harness::join(settings, Mesh::default(), Arc::new(clock.clone()), "gateway");
+    harness.service("web", AppProtocol::Http1, &pool.addresses).await;
+    let address = harness.route(vec![support::rule(&[("web", 1)], vec![])]).await;
+    let timeouts = Some(v1::Timeouts { request_ms: 100, ..Default::default() });
+    harness.change([traffic(v1::TrafficPolicy { timeouts, ..after(20) })]).await;
+    let edge = Edge { harness, address };
+    for number in 1..=5 {
+        assert!(exchange(edge.address, GET).await.starts_with("HTTP/1.1 504"), "{number}");
+        edge.counted("lost", number).await;
+        // An endpoint that failed has rested, and budgets are whole again.
+        clock.advance(Duration::from_secs(11));
+    }
+    assert!(exchange(edge.address, GET).await.starts_with("HTTP/1.1 504"));
+    edge.counted("refused", 1).await;
+}
+
 /// Of three connections each instance has one that is busy, and the first attempt the third, so that the second one finds none:
 /// that is a limit of ours, and says nothing of whether second attempts help.
 #[tokio::test]

@@ -123,7 +123,7 @@ pub(super) async fn raced(
             }
             Ok(false) => {}
             Err(interrupted) => {
-                second.loses(attempts, journey);
+                second.loses(attempts, journey, Some(&interrupted));
                 // A response is there, or there was no endpoint whose fault it could be.
                 let is_told = first.as_ref().map_or_else(Failure::is_before_any, |_| true);
                 if is_told && interrupted.fault == Fault::Local {
@@ -141,7 +141,7 @@ pub(super) async fn raced(
         let now = attempts.conn.worker.now();
         second.hedge.first_took(now.since(attempts.began), now);
     }
-    second.loses(attempts, journey);
+    second.loses(attempts, journey, first.as_ref().err());
     first
 }
 
@@ -163,6 +163,11 @@ fn judged(
         // Who called has left, or its time is over: nobody waits for the other either.
         Err(_) => Reply::Good,
     }
+}
+
+/// Whether the time of its request was over: a second attempt that ran until then has not helped.
+fn is_time_out(failure: &Failure) -> bool {
+    answer::of_failure(failure, Duration::ZERO).is_some()
 }
 
 fn of_head(response: &ResponseHead, is_grpc: bool) -> Reply {
@@ -513,8 +518,8 @@ impl<'a, 'h> Second<'a, 'h> {
         Ok(exchange)
     }
 
-    /// It is not: what became of it is written down beside.
-    fn loses(self, attempts: &mut Attempts<'_>, journey: &mut Journey<'_>) {
+    /// It is not: what became of it is written down beside. `over`: the failure with which its request ends.
+    fn loses(self, attempts: &mut Attempts<'_>, journey: &mut Journey<'_>, over: Option<&Failure>) {
         let now = self.worker.now();
         let (under, failed) = match self.state {
             State::Before(_) | State::Over => return,
@@ -528,8 +533,15 @@ impl<'a, 'h> Second<'a, 'h> {
         };
         attempts.tried.push(under.hedged.endpoint.id);
         if failed.is_none() {
-            if !Ahead::is_waited_for(under.behind.get()) {
+            let had_endpoint = !Ahead::is_waited_for(under.behind.get());
+            if had_endpoint {
                 self.cluster.outlasted(&under.hedged.endpoint, now.since(under.began), now);
+            }
+            if had_endpoint && over.is_some_and(is_time_out) {
+                self.hedge.second_ended(false);
+            } else {
+                // Whom nobody waits for any more might have helped.
+                self.hedge.second_ended_silently(&under.hedged);
             }
             self.worker.hedged(&self.cluster, "lost");
         }
