@@ -263,11 +263,11 @@ impl Admissions {
             return true;
         }
         counted.refused.add(false, false, now);
-        let refused = self.refused.fetch_add(1, Ordering::Relaxed);
+        let refused = self.refused.fetch_add(1, Ordering::Relaxed) + 1;
         // Where nearly all are refused, hours may go by until one is sent and ends: this one tells, too.
         if !counted.changes.goes_on(policy, now) {
             let view = counted.view(policy, refused, now);
-            if counted.changes.look(policy, view, now) {
+            if counted.changes.refuses(policy, view, now) {
                 self.has_changed.store(true, Ordering::Relaxed);
             }
         }

@@ -16,6 +16,11 @@ impl Worker {
     /// logged.
     pub(crate) fn attempted(&self, cluster: &Cluster, endpoint: &Arc<Endpoint>, answer: &Answer, now: Tick) {
         self.shifted(cluster, cluster.record(endpoint, answer, now));
+        self.look_at_admission(cluster);
+    }
+
+    /// Whether calls have begun to be held back, or that is over.
+    pub(crate) fn look_at_admission(&self, cluster: &Cluster) {
         cluster.admission_changes().for_each(|change| self.admission_changed(cluster, &change));
     }
 

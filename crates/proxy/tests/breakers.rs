@@ -317,3 +317,50 @@ async fn an_endpoint_s_trial_is_over_when_its_stream_begins() {
     }
     harness.wait_metric("meshwork_endpoint_returns_total", &[], 1).await;
 }
+
+#[tokio::test]
+async fn that_calls_are_held_back_again_is_told_with_the_first_that_is() {
+    use meshwork_messages::v1::overload::{Priority, PriorityRule};
+    const FAILS: &[u8] = b"HTTP/1.1 500 No\r\ncontent-length: 0\r\n\r\n";
+    const MATTERS: &[u8] = b"GET / HTTP/1.1\r\nHost: a\r\nX-Matters: 1\r\nConnection: close\r\n\r\n";
+    let up = support::upstream(|got| support::is_head(got).then(|| FAILS.to_vec())).await;
+    let clock = meshwork_base::ManualClock::new();
+    let settings = meshwork_proxy::Settings { workers: 1, ..meshwork_proxy::Settings::default() };
+    let time = std::sync::Arc::new(clock.clone());
+    let mut harness = support::Harness::join(settings, meshwork_proxy::Mesh::default(), time, "gateway");
+    harness.service("web", v1::service_port::AppProtocol::Http1, &[up.address]).await;
+    let address = harness.route(vec![support::rule(&[("web", 1)], vec![])]).await;
+    let matters = PriorityRule {
+        priority: Priority::High.into(),
+        headers: vec![v1::Field { name: "X-Matters".into(), value: "1".into() }],
+        from: vec![],
+        to: vec![],
+    };
+    let admission_control = Some(v1::AdmissionControl {
+        sampling_window_ms: 30_000,
+        success_rate_threshold: 95,
+        aggression_thousandths: 1_000,
+        rps_threshold: 0,
+        max_rejection_percent: 100,
+        priorities: vec![matters],
+    });
+    let policy = v1::TrafficPolicy { admission_control, ..Default::default() };
+    harness.change([support::policy::traffic(policy)]).await;
+    let changes = || harness.metric("meshwork_admission_control_changes_total", &["default/web"]);
+    loop {
+        for _ in 0..100 {
+            let answer = support::exchange(address, MATTERS).await;
+            assert!(answer.starts_with("HTTP/1.1 500"), "{answer}");
+        }
+        // Longer than it lasts, and not so long that failures are forgotten.
+        clock.advance(std::time::Duration::from_secs(15));
+        let before = changes();
+        let answer = support::exchange(address, support::policy::GET).await;
+        if answer.ends_with("admission_control\n") {
+            assert_eq!(changes(), before + 2, "that it was over, and that it begins");
+            return;
+        }
+        // One in a hundred goes through.
+        clock.advance(std::time::Duration::from_secs(60));
+    }
+}

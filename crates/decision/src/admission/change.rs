@@ -81,13 +81,23 @@ pub(super) struct Changes {
 impl Changes {
     /// Takes how it stands at this moment; true where there is something to tell.
     pub(super) fn look(&mut self, policy: &AdmissionControl, view: AdmissionView, now: Tick) -> bool {
+        self.turn(policy, view, view.refused, now)
+    }
+
+    /// The same, where a call is refused at this moment: the view has it, and it is of what begins with it.
+    pub(super) fn refuses(&mut self, policy: &AdmissionControl, view: AdmissionView, now: Tick) -> bool {
+        self.turn(policy, view, view.refused.saturating_sub(1), now)
+    }
+
+    /// `before`: calls refused before this moment.
+    fn turn(&mut self, policy: &AdmissionControl, view: AdmissionView, before: u64, now: Tick) -> bool {
         let turn = self.episode.look(view.holds_back, pause(policy), now);
         if let Some(lasted) = turn.ended {
-            let held_back = (lasted, view.refused.saturating_sub(self.refused_before));
+            let held_back = (lasted, before.saturating_sub(self.refused_before));
             self.tell(AdmissionState::Admitting, over(policy, &view), view, Some(held_back));
         }
         if turn.begins {
-            self.refused_before = view.refused;
+            self.refused_before = before;
             self.tell(AdmissionState::HoldingBack, AdmissionCause::SuccessRate, view, None);
         }
         turn.ended.is_some() || turn.begins

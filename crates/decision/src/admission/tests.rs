@@ -275,6 +275,7 @@ fn that_calls_are_held_back_again_is_told_by_the_first_that_is_refused() {
     let states: Vec<_> = told.iter().map(|change| (change.state, change.held_back.map(|of| of.1))).collect();
     let again = [(AdmissionState::Admitting, Some(0)), (AdmissionState::HoldingBack, None)];
     assert_eq!(states, again, "the end of before, and a beginning that is of this one");
+    assert_eq!(told[1].view.refused, 1, "how it stands with this one");
     let [over]: [AdmissionChange; 1] =
         end(&world, AttemptOutcome::Success, 1, at(70_000)).try_into().expect("it is over");
     assert_eq!(over.held_back, Some((Duration::ZERO, 1)), "the one that began it counts");

@@ -108,8 +108,13 @@ impl Attempts<'_> {
         if cluster.admission.is_none() {
             return Ok(());
         }
-        let rng = &mut *self.conn.worker.rng.borrow_mut();
-        decide!(journey, |reasons| cluster.admit_by_success(self.matters, now, rng, reasons))
+        let worker = &self.conn.worker;
+        let may = {
+            let rng = &mut *worker.rng.borrow_mut();
+            decide!(journey, |reasons| cluster.admit_by_success(self.matters, now, rng, reasons))
+        };
+        // Where nearly all are refused, it may be long until an attempt ends that would tell.
+        may.inspect_err(|_| worker.look_at_admission(cluster))
     }
 }
 
