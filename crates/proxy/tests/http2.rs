@@ -212,6 +212,28 @@ async fn a_caller_s_reset_reaches_the_upstream_and_the_record() {
 }
 
 #[tokio::test]
+async fn a_caller_that_takes_its_request_back_while_it_is_answered_has_reset_it() {
+    // The second is more than its window takes.
+    for size in [5, 200_000] {
+        let up = h2_upstream(usize::MAX, move |_, _, mut respond| async move {
+            let mut send = respond.send_response(Response::new(()), false).unwrap();
+            send.send_data(Bytes::from(vec![b'x'; size]), false).unwrap();
+            std::future::pending::<()>().await;
+        })
+        .await;
+        let (harness, address) = gateway(AppProtocol::Http2, up.address).await;
+        let mut client = h2_client(address).await;
+        let (response, mut send) = client.send_request(get("/"), true).unwrap();
+        let mut body = response.await.unwrap().into_body();
+        body.data().await.unwrap().unwrap();
+        send.send_reset(h2::Reason::CANCEL);
+        let line = harness.lines(1).await.remove(0);
+        assert!(line.contains("\"cause\":\"downstream_reset\"") && line.contains("\"DR\""), "{size}: {line}");
+        assert!(line.contains("\"response_code\":200"), "{line}");
+    }
+}
+
+#[tokio::test]
 async fn a_caller_that_has_the_whole_response_may_leave_before_its_upstream_has_ended_it() {
     let end = Arc::new(Notify::new());
     let ending = Arc::clone(&end);

@@ -81,7 +81,14 @@ impl H2Stream {
 
     pub(crate) fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), StreamError>> {
         match &mut self.sink {
-            Some(sink) => sink.poll_room(cx),
+            Some(sink) => match sink.poll_room(cx) {
+                // Nothing can be sent on it any more: its caller has said why.
+                Poll::Ready(Err(StreamError::Closed)) => {
+                    let why = sink.poll_reset(cx);
+                    Poll::Ready(Err(if let Poll::Ready(why) = why { why } else { StreamError::Closed }))
+                }
+                done => done,
+            },
             None => Poll::Ready(Ok(())),
         }
     }
