@@ -182,13 +182,8 @@ async fn run(
     attempts.announce(&mut head.fields, &deadlines, journey)?;
     let sent = outgoing.head(head);
     mirror::begin(conn, (&way, &target), (head, &sent), &deadlines, &mut body, journey);
-    let exchange = match attempts.run(&sent, down, &mut body, response, journey, &mut deadlines).await {
-        Ok(exchange) => exchange,
-        Err(failure) => {
-            overload::failed(&failure, &mut body);
-            return Err(failure);
-        }
-    };
+    let ran = attempts.run(&sent, down, &mut body, response, journey, &mut deadlines).await;
+    let exchange = ran.map_err(|failure| overload::failed(failure, &mut body))?;
     journey.enter(Phase::Response);
     overload::answered(conn, &target, response, &mut body, journey.is_grpc());
     filters::response(conn, &way, &target, response)

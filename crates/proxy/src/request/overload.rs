@@ -174,10 +174,11 @@ pub(crate) fn ended(worker: &Worker, pass: Pass, response: &ResponseHead, is_grp
 /// A request has failed. Where nobody had it, that says nothing of how long answers take, nor that callers have less patience
 /// than that: its place is free, and that is all.
 #[cold]
-pub(crate) fn failed(failure: &Failure, body: &mut RequestBody<'_>) {
-    if was_unheard(failure) {
+pub(crate) fn failed(failure: Failure, body: &mut RequestBody<'_>) -> Failure {
+    if was_unheard(&failure) {
         drop(body.pass.take());
     }
+    failure
 }
 
 /// Whether a request failed before anybody had it. Who has not even taken its connection in time may have too much to do.
