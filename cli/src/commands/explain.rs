@@ -217,7 +217,10 @@ fn verdict(answer: &Value) -> String {
                     } else {
                         String::new()
                     };
-                    format!("{}:{} ({share} %){but}", text(backend, "service"), backend["port"])
+                    // What does not resolve has none.
+                    let port = backend["port"].as_u64().filter(|port| *port > 0);
+                    let port = port.map(|port| format!(":{port}")).unwrap_or_default();
+                    format!("{}{port} ({share} %){but}", text(backend, "service"))
                 })
                 .collect();
             format!("forwarded to {}", told.join("; "))

@@ -110,6 +110,9 @@ fn told(
         Err(Broken { code, severity, reason, message: why, help }) => {
             cx.report.tell(route.object, wanted.span, severity, code, why.clone()).help = Some(help);
             reason.clone_into(&mut message.invalid);
+            // For people: whom it names is not looked for.
+            let namespace = wanted.namespace.map_or(route.namespace(), |ns| ns.as_str());
+            message.service = format!("{namespace}/{}", wanted.name);
             (message, Some((reason, why)))
         }
     }

@@ -69,7 +69,11 @@ impl ClusterKey {
 
 impl fmt::Display for ClusterKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}:{}", self.named(), self.port)
+        match self.port {
+            // What a reference names that does not resolve.
+            0 => f.write_str(&self.named()),
+            port => write!(f, "{}:{port}", self.named()),
+        }
     }
 }
 

@@ -193,3 +193,20 @@ fn a_bundle_older_than_the_one_held_is_refused_so_that_nothing_revoked_comes_bac
     assert_eq!(offer(7), (None, Some(7)), "the same once more, as after joining again");
     assert_eq!(offer(8), (None, Some(8)));
 }
+
+#[test]
+fn a_backend_that_does_not_resolve_is_told_by_its_name_alone() {
+    let broken = v1::Backend {
+        service: "ns/gone".into(),
+        weight: 1,
+        invalid: "BackendNotFound".into(),
+        ..Default::default()
+    };
+    let rules = vec![v1::Rule { backends: vec![broken], ..rule(vec![path(prefix("/"))]) }];
+    let snapshot = snapshot([listener("ns/gw/web", 80, ""), route("ns/r", 1, &[], rules)]);
+    let mut told = crate::Explanation::default();
+    let chosen = snapshot.routes().next().unwrap().rules[0].choose_backend(&mut SeededRng::new(1), &mut told);
+    assert_eq!(chosen.map(|_| ()).unwrap_err(), Cause::InvalidBackend);
+    let subjects: Vec<_> = told.0.iter().map(|reason| &*reason.subject).collect();
+    assert_eq!(subjects, ["ns/gone"]);
+}
