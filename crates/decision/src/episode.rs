@@ -117,6 +117,15 @@ mod tests {
     }
 
     #[test]
+    fn one_that_looks_with_an_older_clock_does_not_bring_the_end_forward() {
+        let mut episode = Episode::default();
+        episode.look(true, PAUSE, at(1));
+        episode.look(true, PAUSE, at(8));
+        assert_eq!(episode.look(true, PAUSE, at(6)), Turn::default());
+        assert!(episode.lasts(PAUSE, at(17)));
+    }
+
+    #[test]
     fn an_end_and_a_beginning_are_both_told_and_of_more_the_latest() {
         let mut news = News::default();
         assert_eq!(news.take().count(), 0);

@@ -151,8 +151,8 @@ fn pause(policy: &AdmissionControl) -> Duration {
 fn over(policy: &AdmissionControl, view: &AdmissionView) -> AdmissionCause {
     if policy.max_rejection_probability == 0 {
         AdmissionCause::Policy
-    } else if view.holds_back || !policy.is_reached(view.calls, view.failed) {
-        // What held calls back then is forgotten, or too few come.
+    } else if !policy.is_reached(view.calls, view.failed) {
+        // What held calls back then is forgotten, or too few come; or some would be held back again at this moment.
         AdmissionCause::FewCalls
     } else {
         AdmissionCause::SuccessRateReached

@@ -126,6 +126,8 @@ fn failures_are_forgotten_and_another_window_begins_with_none() {
     };
     assert!(passed(&mut world, at(1)) < 5);
     assert_eq!(passed(&mut world, at(20_000)), 100, "also where nobody was let through meanwhile");
+    let holds_back = world.admissions.holds_back.load(Ordering::Relaxed);
+    assert!(!holds_back, "second attempts may be made again, though none has ended");
     for _ in 0..1_000 {
         world.admissions.ended(&world.policy, AttemptOutcome::Failure, at(20_000));
     }
@@ -199,6 +201,25 @@ fn a_service_without_such_a_policy_holds_nobody_back() {
     let cluster = snapshot.cluster(&key("ns/a", 80)).unwrap();
     assert_eq!(cluster.admissions(at(0)), None);
     assert_eq!(cluster.admit_by_success(false, at(0), &mut SeededRng::new(1), &mut NoReasons), Ok(()));
+}
+
+#[test]
+fn when_the_policy_has_gone_nothing_is_held_back_and_nothing_told() {
+    let mut builder = SnapshotBuilder::new();
+    let changes = [
+        service_change(&service("ns/a", &[("", 80)])),
+        slice("ns/1", "ns/a", ("", 8080), vec![wire_endpoint("10.0.0.1")]),
+        policy_change(v1::TrafficPolicy { admission_control: Some(said()), ..Default::default() }),
+    ];
+    let before = Arc::clone(build(&mut builder, changes).cluster(&key("ns/a", 80)).unwrap());
+    let endpoint = Arc::clone(&before.endpoints().all()[0]);
+    drop(before.record(&endpoint, &Answer::new(AttemptOutcome::Failure, Duration::ZERO), at(0)));
+    assert!(before.holds_back());
+    let changes = [policy_change(v1::TrafficPolicy::default())];
+    let after = Arc::clone(build(&mut builder, changes).cluster(&key("ns/a", 80)).unwrap());
+    assert!(!after.holds_back(), "second attempts may be made");
+    assert_eq!(after.admission_changes().count(), 0);
+    assert_eq!(before.admission_changes().count(), 1, "it was there to be told");
 }
 
 /// So many calls end at that moment; what that changes.
@@ -304,6 +325,17 @@ fn why_calls_are_held_back_no_longer_is_told() {
         (AdmissionState::HoldingBack, AdmissionCause::SuccessRate),
     ];
     assert_eq!(over(other), again, "what was told outlives another window");
+}
+
+#[test]
+fn in_a_short_window_too_it_is_over_after_a_second_and_not_before() {
+    use AttemptOutcome::Failure;
+    let world = World::new(AdmissionControl { sampling_window: Duration::from_millis(100), ..policy() }, 1);
+    assert_eq!(end(&world, Failure, 10, at(0)).len(), 1);
+    let view = |millis| world.admissions.view(&world.policy, at(millis));
+    assert_eq!((view(999).state, view(999).holds_back), (AdmissionState::HoldingBack, false));
+    assert_eq!(view(1_000).state, AdmissionState::Admitting);
+    assert_eq!(view(1_000).cause, Some(AdmissionCause::SuccessRate), "the last that was told");
 }
 
 #[test]
