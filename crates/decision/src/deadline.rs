@@ -68,7 +68,7 @@ impl Fastest {
 
     pub(crate) fn answered(&self, took: Duration, now: Tick) {
         let period = Self::period(now);
-        let took = u64::try_from(took.as_micros()).unwrap_or(MICROS).min(MICROS);
+        let took = u64::try_from(took.as_micros()).unwrap_or(MICROS);
         let step = |word: u64| {
             let (count, least) = match word >> PERIOD_SHIFT == period {
                 true => (word & COUNT, word >> MICROS_SHIFT & MICROS),
@@ -125,6 +125,7 @@ mod tests {
             assert_eq!(fastest.of_late(at(n)), None, "{n} are not enough");
             fastest.answered(Duration::from_millis(100 - n), at(n));
         }
+        assert_eq!(fastest.of_late(at(20)), Some(Duration::from_millis(81)), "in the first period of all");
         assert_eq!(fastest.of_late(at(9_999)), Some(Duration::from_millis(81)));
         assert_eq!(fastest.of_late(at(10_000)), None, "nothing was heard since");
         for _ in 0..20 {
@@ -132,6 +133,22 @@ mod tests {
         }
         assert_eq!(fastest.of_late(at(6_000)), Some(Duration::from_millis(81)), "both periods count");
         assert_eq!(fastest.of_late(at(10_000)), Some(Duration::from_millis(300)));
+    }
+
+    #[test]
+    fn many_answers_and_long_ones_do_not_run_over() {
+        let fastest = Fastest::default();
+        (0..1_000).for_each(|_| fastest.answered(Duration::from_secs(10_000), at(0)));
+        assert_eq!(fastest.of_late(at(0)), Some(Duration::from_micros(MICROS)));
+        (0..1_000).for_each(|_| fastest.answered(Duration::from_millis(100), at(0)));
+        assert_eq!(fastest.of_late(at(0)), Some(Duration::from_millis(100)));
+    }
+
+    #[test]
+    fn a_number_of_eight_digits_has_room_in_its_unit_and_more_is_the_most() {
+        assert_eq!(write_grpc_timeout(Duration::from_nanos(99_999_999)), "99999999n");
+        assert_eq!(write_grpc_timeout(Duration::from_nanos(100_000_000)), "100000u");
+        assert_eq!(write_grpc_timeout(Duration::MAX), "99999999S");
     }
 
     proptest! {

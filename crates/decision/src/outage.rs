@@ -99,6 +99,13 @@ mod tests {
     }
 
     #[test]
+    fn an_outage_may_begin_with_the_clock() {
+        let outage = Outage::default();
+        outage.served();
+        assert!(outage.may_wait(at(0)) && outage.may_wait(at(1)) && !outage.may_wait(at(4)));
+    }
+
+    #[test]
     fn pauses_grow_to_their_bound_and_spread() {
         let mut rng = SeededRng::new(1);
         for pauses in 0..70 {

@@ -213,8 +213,9 @@ fn without_a_standing_line_patience_ends_too() {
     let queue = Queue { interval: Some(Duration::from_secs(60)), ..QUEUE };
     let mut table = standing(queue);
     table.enter(2, Priority::Default, 400);
-    assert_eq!(table.called(), []);
-    table.enter(3, Priority::Default, 501);
+    table.enter(3, Priority::Default, 500);
+    assert_eq!(table.called(), [], "just so long is not too long");
+    table.enter(4, Priority::Default, 501);
     assert_eq!(table.called(), [(1, Err(Shed::QueueTime))]);
 }
 
@@ -230,6 +231,16 @@ fn high_ones_are_waited_for_though_low_ones_stand_in_line() {
     table.ended(151);
     table.ended(152);
     assert_eq!(table.called(), [(2, Ok(())), (3, Ok(()))], "and so the oldest goes first");
+}
+
+#[test]
+fn who_waits_behind_a_line_of_high_ones_that_stands_stands_in_it_too() {
+    let mut table = Table::new(fixed(1, QUEUE));
+    table.enter(0, Priority::High, 0);
+    table.enter(1, Priority::High, 0);
+    table.enter(2, Priority::Low, 90);
+    table.enter(3, Priority::High, 110);
+    assert_eq!(table.called(), [(2, Err(Shed::QueueTime))], "the lowest first");
 }
 
 #[test]
@@ -383,6 +394,29 @@ fn those_whose_rest_comes_at_once_exceed_the_limit_by_as_many_as_they_are_and_ot
 }
 
 #[test]
+fn what_a_request_waits_for_at_the_proxy_is_not_the_application_s_time() {
+    let config = Arc::new(Overload { concurrency: ADAPTIVE, ..fixed(1, QUEUE) });
+    let gate = Arc::new(Gate::default());
+    for nth in 0..200 {
+        let comes = at(100 * nth);
+        let mut pass = gate.enter_at_once(&config, Priority::Default, comes).expect("there is room");
+        pass.begins(comes.after(MS * 90));
+        pass.answered(comes.after(MS * 100), &mut SeededRng::new(1));
+    }
+    assert_eq!(gate.view().min_rtt, Some(MS * 10));
+}
+
+#[test]
+fn another_policy_is_in_effect_with_the_first_who_comes_by_it() {
+    let gate = Arc::new(Gate::default());
+    for limit in [1, 5, 2] {
+        let config = Arc::new(fixed(limit, QUEUE));
+        let _pass = gate.enter_at_once(&config, Priority::Default, at(limit.into())).expect("there is room");
+        assert_eq!(gate.view().limit, limit);
+    }
+}
+
+#[test]
 fn a_slow_caller_s_time_is_not_the_application_s() {
     let config = Arc::new(Overload { concurrency: ADAPTIVE, ..fixed(1, QUEUE) });
     let rng = &mut SeededRng::new(1);
@@ -392,9 +426,10 @@ fn a_slow_caller_s_time_is_not_the_application_s() {
         let begins = 10_000 + 20 * upload;
         let mut pass = gate.enter_at_once(&config, Priority::Default, at(begins)).expect("there is room");
         pass.owes(at(begins));
-        match upload % 3 {
+        match upload % 4 {
             0 => pass.answered(at(begins + 800), rng),
             1 => pass.lost(at(begins + 800), rng),
+            2 => pass.failed(at(begins + 800), rng),
             _ => {
                 pass.has_paid(at(begins + 800));
                 pass.answered(at(begins + 810), rng);

@@ -245,6 +245,45 @@ mod tests {
         assert_eq!(calls.take(ours, at(10), at(50), true), None, "its place is gone");
     }
 
+    #[test]
+    fn what_was_heard_before_a_request_came_is_of_another_one() {
+        let calls = AppCalls::default();
+        let ours = Family::of("ours");
+        calls.ended(ours, at(0), at(5));
+        assert!(calls.begun(ours, at(10)));
+        calls.ended(ours, at(20), at(30));
+        assert_eq!(calls.take(ours, at(10), at(40), true).map(millis), Some(10));
+        assert_eq!(
+            calls.take(ours, at(0), at(50), false).map(millis),
+            Some(0),
+            "and the last takes all with it"
+        );
+    }
+
+    #[test]
+    fn of_more_than_can_be_counted_nothing_is_said() {
+        let calls = AppCalls::default();
+        let ours = Family::of("ours");
+        calls.ended(Family::of("b"), at(0), at(1));
+        (0..20).for_each(|n| assert!(calls.begun(ours, at(10 + n))));
+        calls.ended(ours, at(40), at(50));
+        (0..7).for_each(|_| assert_eq!(calls.take(ours, at(10), at(60), true), None));
+    }
+
+    /// A crowd of families finds room: what is asked for soon after is still there.
+    #[test]
+    fn of_a_crowd_of_families_the_oldest_makes_room() {
+        let calls = AppCalls::default();
+        let mut lost = 0;
+        for n in 0..20_000u64 {
+            calls.ended(Family::of(n), at(n), at(n + 1));
+            let before = n.saturating_sub(500);
+            let told = taken(&calls, Family::of(before), at(before), at(n + 1));
+            lost += u32::from(told.is_zero());
+        }
+        assert!(lost < 520, "of 20,000, half a thousand requests later: {lost}");
+    }
+
     /// Words of calls that nobody will ask for make room for those of requests under way.
     #[test]
     fn calls_of_nobody_do_not_push_out_a_request() {

@@ -51,7 +51,7 @@ impl Segment {
         let Self { length, digits, hex, starts_with_v } = *self;
         let is_version = starts_with_v && digits + 1 == length && digits <= 3;
         let is_number = digits * 2 > length && !is_version;
-        let is_hex = hex == length && digits >= 2 && length >= 4;
+        let is_hex = hex == length && digits >= 2;
         is_number || is_hex || length >= LONG && digits * 6 >= length
     }
 }
@@ -106,6 +106,9 @@ mod tests {
             ("/v10", "/v11"),
             ("/oauth2/token", "/s3/token"),
             ("/face2", "/cafe"),
+            ("/face2", "/cafe3"),
+            ("/V10", "/V11"),
+            ("/terms-of-service-2", "/privacy-of-service-2"),
         ] {
             assert_ne!(of(one), of(other), "{one} {other}");
         }
@@ -118,6 +121,8 @@ mod tests {
             "2024-11-26",
             "ord-1234567",
             "a3f-18",
+            "v1234",
+            "v-123",
             "5f2b9c01",
             "f8a5fd30-7ba0-4d87-b202-548d07d15ad6",
             "F8A5FD307BA04D87B202548D07D15AD6",
@@ -125,6 +130,13 @@ mod tests {
         ] {
             assert_eq!(of(&format!("/orders/{name}/items")), of("/orders/17/items"), "{name}");
         }
+    }
+
+    #[test]
+    fn of_a_long_path_the_beginning_counts() {
+        let long = format!("/{}", "abc/".repeat(100));
+        assert_eq!(of(&format!("{long}one")), of(&format!("{long}other")));
+        assert_ne!(of(&long), of(&format!("/b{long}")));
     }
 
     #[test]

@@ -172,6 +172,38 @@ fn who_is_known_makes_room_when_nobody_calls_it_any_more() {
 }
 
 #[test]
+fn who_is_still_called_keeps_its_place() {
+    let usuals = Usuals::default();
+    answer(&usuals, 5, 0, 60, 1);
+    answer(&usuals, 5, 5_400, 1, 1);
+    for n in 1..OPERATIONS {
+        let name: String = n.to_string().bytes().map(|digit| (digit - b'0' + b'a') as char).collect();
+        (0..30).for_each(|_| usuals.learn(operation(&name), took(9), at(5_400), &mut chance(0)));
+    }
+    usuals.learn(operation("/b"), took(5), at(3 * 3600), &mut chance(0));
+    assert!(near(usual(&usuals), 5), "it was called an hour and a half ago");
+    assert!(!usuals.0.lock().contains_key(&operation("/b")));
+}
+
+#[test]
+fn of_one_that_is_only_just_known_an_hour_loses_nothing() {
+    let usuals = Usuals::default();
+    answer(&usuals, 5, 0, 25, 1);
+    answer(&usuals, 5, 2 * 3600, 1, 1);
+    assert!(near(usual(&usuals), 5), "{:?}", usual(&usuals));
+}
+
+#[test]
+fn behind_the_first_answers_none_is_learnt_before_its_pause_is_over() {
+    let usuals = Usuals::default();
+    let count = |usuals: &Usuals| usuals.0.lock()[&operation("/a")].count;
+    answer(&usuals, 5, 0, 1, u64::from(PROMPT) + 5);
+    assert_eq!(count(&usuals), PROMPT);
+    answer(&usuals, 5, 2, 1, 5);
+    assert_eq!(count(&usuals), PROMPT + 1);
+}
+
+#[test]
 fn nobody_waits_for_another() {
     let usuals = Usuals::default();
     answer(&usuals, 5, 0, 30, 1);

@@ -83,6 +83,43 @@ fn two_of_three_eject_and_one_does_not_however_often_it_speaks() {
 }
 
 #[test]
+fn whoever_has_ejected_it_is_a_witness_and_it_is_told_how_it_began() {
+    let (mut verdicts, rules) = (settled(), rules(2, 50, 50, 4));
+    for observer in [1, 2] {
+        says_of(&mut verdicts, (observer, &[]), &[3], at(0));
+    }
+    says_of(&mut verdicts, (3, &[3]), &[], at(0));
+    let told =
+        |verdicts: &Verdicts| verdicts.of(&service(80)).map(|(_, sentence)| *sentence).collect::<Vec<_>>();
+    assert_eq!(judged(&mut verdicts, &rules, at(0)), [3]);
+    assert_eq!(told(&verdicts), [Sentence { observers: 2, callers: 3 }]);
+    says(&mut verdicts, 4, &[3], at(1));
+    assert_eq!(judged(&mut verdicts, &rules, at(1)), [3]);
+    assert_eq!(
+        told(&verdicts),
+        [Sentence { observers: 2, callers: 4 }],
+        "those who have called it since count"
+    );
+}
+
+#[test]
+fn when_the_last_report_ends_the_next_words_are_first_ones() {
+    let (mut verdicts, rules) = (Verdicts::default(), rules(2, 50, 50, 4));
+    says(&mut verdicts, 1, &[], at(0));
+    [1, 2].into_iter().for_each(|observer| says(&mut verdicts, observer, &[3], at(0).after(LEASE)));
+    assert_eq!(judged(&mut verdicts, &rules, at(0).after(LEASE)), [] as [u8; 0]);
+    assert_eq!(verdicts.next_change(at(0).after(LEASE)), Some(at(0).after(LEASE).after(SETTLING)));
+}
+
+#[test]
+fn the_end_of_a_report_that_accuses_nobody_changes_nothing() {
+    let mut verdicts = settled();
+    says(&mut verdicts, 1, &[], at(1));
+    says(&mut verdicts, 2, &[3], at(4));
+    assert_eq!(verdicts.next_change(at(5)), Some(at(4).after(LEASE)));
+}
+
+#[test]
 fn a_quorum_of_one_is_none() {
     let mut verdicts = settled();
     says(&mut verdicts, 1, &[3], at(0));
@@ -464,6 +501,32 @@ mod in_a_proxy {
         assert_eq!(builder.apply([endpoints(&[])]), []);
         assert!(!first(&cluster).is_ejected(at(402)), "no trial is owed");
         assert_eq!(cluster.endpoints().pickable()[1].stats.ejected_until(), until, "its own ejection stays");
+    }
+
+    #[test]
+    fn whom_this_proxy_has_ejected_meanwhile_stays_out_when_the_control_plane_is_back() {
+        let (mut builder, cluster) = proxy();
+        assert_eq!(builder.apply([endpoints(&[1])]), []);
+        assert_eq!(cluster.unheard(Some(Duration::from_secs(300)), at(400)).len(), 1);
+        let trial = calls(&cluster, at(400)).1.expect("one request tries it");
+        let failed = Answer { status: 500, ..Answer::new(AttemptOutcome::Failure, Duration::ZERO) };
+        assert!(cluster.tried(trial, &failed, at(400)).is_some());
+        let stats = &first(&cluster).stats;
+        assert_eq!((stats.ejection_cause(), stats.ejections()), (Some(crate::EjectionCause::TrialFailed), 1));
+        cluster.unheard(None, at(401));
+        assert_eq!(builder.apply([endpoints(&[])]), []);
+        assert!(first(&cluster).is_ejected(at(402)), "others take it in, and this one has seen it fail");
+        assert!(!first(&cluster).is_ejected(at(430)), "it tries it when its own time is over");
+    }
+
+    #[test]
+    fn only_those_whom_others_have_ejected_are_out_when_the_control_plane_is_back() {
+        let (mut builder, cluster) = proxy();
+        assert_eq!(builder.apply([endpoints(&[1])]), []);
+        cluster.unheard(Some(Duration::from_secs(300)), at(400));
+        cluster.unheard(None, at(401));
+        let out = cluster.endpoints().pickable().iter().filter(|one| one.is_ejected(at(401))).count();
+        assert_eq!(out, 1);
     }
 
     #[test]

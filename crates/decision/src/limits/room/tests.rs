@@ -58,6 +58,7 @@ fn a_connection_that_ends_at_another_endpoint_or_thread_calls_one_who_waits_for_
     waiting.used();
     drop(first);
     assert!(called_later.try_recv().is_ok());
+    assert!(!cluster.shared.room.is_awaited(), "who was called waits no longer");
     drop(third);
 }
 

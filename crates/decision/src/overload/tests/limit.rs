@@ -254,6 +254,32 @@ fn an_application_that_fails_at_once_from_its_start_keeps_its_limit() {
     ends(20_000, true);
     let limit = (1..=20).map(|n| ends(20_000 + n * 10, false)).last();
     assert_eq!(limit, Some(10));
+    let after: Vec<_> = (21..=30).map(|n| ends(20_000 + n * 10, false)).collect();
+    assert_eq!((after[8], after[9]), (10, 5), "the next row begins then, and is one of ten");
+}
+
+#[test]
+fn an_answer_ends_a_row_of_losses_and_where_something_is_known_there_is_none() {
+    let config = Overload { concurrency: ADAPTIVE, ..fixed(1, QUEUE) };
+    let (mut rng, mut called) = (SeededRng::new(1), Called::new());
+    let mut limiter: Limiter<u32> = Limiter::default();
+    let mut ends = |n: u64, lasts: u64, lost: bool| {
+        let (began, now) = (at(n * 20), at(n * 20 + lasts));
+        limiter.enter(&config, Priority::Default, began, || 0, &mut called);
+        match lost {
+            true => limiter.lost(&config, began, now, &mut rng, &mut called),
+            false => limiter.answered(&config, began, now, &mut rng, &mut called),
+        }
+        limiter.view(&config)
+    };
+    (0..19).for_each(|n| drop(ends(n, 2, true)));
+    ends(19, 10, false);
+    assert_eq!((20..39).map(|n| ends(n, 2, true).limit).last(), Some(20), "nineteen again");
+    (100..200).for_each(|n| drop(ends(n, 10, false)));
+    let known = ends(200, 10, false);
+    assert!(known.min_rtt.is_some());
+    let after = (300..400).map(|n| ends(n, 2, true).limit).last();
+    assert_eq!(after, Some(known.limit), "those who leave at once say nothing");
 }
 
 #[test]
