@@ -46,3 +46,17 @@ impl Mirror {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn that_a_service_has_not_been_delivered_is_told() {
+        let key = ClusterKey::whole("ns/a".into(), 80);
+        let spec = MirrorSpec { key, share: Share { numerator: 1, denominator: 2 } };
+        let mirrors = Mirror::resolve(&[spec], |_| None);
+        let told = "1 of 2 requests are copied to ns/a:80, which has not been delivered: to nobody";
+        assert_eq!(mirrors[0].told(), told);
+    }
+}

@@ -343,6 +343,7 @@ fn headroom_is_told_where_anybody_could_be_held_back_and_by_as_many_calls_as_dec
     let headroom = |policy: AdmissionControl, calls, failed| policy.headroom(sent(calls, failed), 0);
     assert_eq!(headroom(policy(), 0, 0), Some(5));
     assert_eq!(headroom(policy(), 100, 3), Some(2));
+    assert_eq!(headroom(policy(), 1_000, 1), Some(5), "it is rounded up");
     assert_eq!(headroom(policy(), 100, 50), Some(0));
     let busy = || AdmissionControl { rps_threshold: 10, ..policy() };
     assert_eq!(headroom(busy(), 99, 99), Some(5), "so few decide nothing");

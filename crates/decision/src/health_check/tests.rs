@@ -83,6 +83,13 @@ proptest! {
     }
 }
 
+#[test]
+fn pauses_are_spread() {
+    let mut rng = SeededRng::new(1);
+    let mut pause = || policy(1, 1).pause(true, &mut rng);
+    assert_ne!(pause(), pause());
+}
+
 /// A service with so many endpoints, checked, and with these words of a policy beside.
 fn cluster(endpoints: u8, traffic: v1::TrafficPolicy) -> Arc<Cluster> {
     let health_check = Some(v1::HealthCheck {

@@ -280,7 +280,8 @@ fn a_permit_ends_with_its_hedge() {
     let hedged = admit(&hedge, &GET).unwrap();
     assert_eq!(admit(&hedge, &GET).err(), Some(NoHedge::Limit));
     drop(hedged);
-    assert!(admit(&hedge, &GET).is_ok());
+    let without_limit = admit(&hedge, &GET).unwrap().permits.1;
+    assert!(without_limit.is_none(), "it is no request of its own where nobody limits those");
 }
 
 #[test]

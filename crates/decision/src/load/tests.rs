@@ -150,6 +150,26 @@ fn another_instance_begins_anew() {
 }
 
 #[test]
+fn another_instance_is_not_remembered_for_longer() {
+    let load = Load::default();
+    load.record(&answered(3_000), at(0));
+    load.record(&answered(3_000), at(10_001));
+    load.forget();
+    load.record(&answered(3_000), at(20_000));
+    assert!((latency(&load, at(30_000)) - 3_000.0 / std::f32::consts::E).abs() < 1.0);
+}
+
+#[test]
+fn who_has_answered_well_or_badly_has_within_its_time() {
+    let (well, badly) = (Load::default(), Load::default());
+    well.record(&answered(1), at(1_000));
+    badly.record(&failed(1), at(1_000));
+    assert!(well.has_answered(MS(100), at(1_100)) && !well.has_answered(MS(100), at(1_101)));
+    assert!(badly.has_answered(MS(100), at(1_150)), "its rest of 50 ms is none of that");
+    assert!(!badly.has_answered(MS(100), at(1_151)));
+}
+
+#[test]
 fn time_wraps_without_harm() {
     let load = Load::default();
     let wrap = Duration::from_micros(1 << 32);

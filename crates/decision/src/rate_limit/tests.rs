@@ -74,6 +74,15 @@ fn what_others_leave_of_a_small_burst_is_lent() {
 }
 
 #[test]
+fn what_callers_are_told_is_in_whole_seconds_that_are_not_too_short() {
+    let seconds = [0, 1_000, 1_001].map(|millis| whole_seconds(Duration::from_millis(millis)));
+    assert_eq!(seconds, [0, 1, 2]);
+    let spec = RateSpec { per: Duration::from_millis(1_500), ..limit(10, 1, false).spec };
+    let text = RateLimit::new(Arc::default(), spec).text;
+    assert!(text.policy.ends_with("q=13;w=2"), "as many as pass in two seconds: {}", text.policy);
+}
+
+#[test]
 fn a_caller_alone_has_the_whole_limit() {
     let limit = limit(100, 10, true);
     let admitted: u32 = (0..10_000).map(|millis| u32::from(limit.ask("alone", at(millis)).admitted)).sum();

@@ -396,6 +396,31 @@ fn a_retry_that_is_not_made_has_cost_nothing() {
 }
 
 #[test]
+fn what_is_given_back_is_what_was_taken_and_once() {
+    let at = |seconds| Tick::ZERO.after(Duration::from_secs(seconds));
+    let budget = Budget::default();
+    (0..3).for_each(|_| budget.request(at(0)));
+    let first = budget.retry(RetryBudget::DEFAULT, at(0)).expect("there is one");
+    budget.give_back(first);
+    budget.give_back(first);
+    assert_eq!(budget.sums(at(0)), (3, 0), "no request is taken for a retry");
+    let before = budget.retry(RetryBudget::DEFAULT, at(0)).expect("there is one");
+    budget.retry(RetryBudget::DEFAULT, at(10)).expect("there is one");
+    budget.give_back(before);
+    assert_eq!(budget.sums(at(10)), (0, 1), "its second has gone by");
+}
+
+#[test]
+fn what_was_given_freely_does_not_pay_when_retries_are_in_vain_by_then() {
+    let budget = Budget::default();
+    budget.succeeded();
+    let freely = budget.retry(RetryBudget::DEFAULT, Tick::ZERO).expect("there is one");
+    (0..worth::ROW).for_each(|_| budget.ended(End::Badly));
+    budget.give_back(freely);
+    assert_eq!(budget.retry(RetryBudget::DEFAULT, Tick::ZERO), Err(Refused::InVain));
+}
+
+#[test]
 fn what_a_caller_has_left_says_nothing_of_what_retries_are_worth() {
     let (cluster, policy) = (cluster(None), Arc::new(policy()));
     for _ in 0..20 {

@@ -63,6 +63,17 @@ fn a_session_ends_with_its_time_and_not_before() {
 }
 
 #[test]
+fn a_session_that_begins_within_a_second_has_its_whole_time_and_holds_at_once() {
+    let endpoint = crate::tests::endpoint(1, 1);
+    let session = kept(Carrier::SessionCookie, Some(Duration::from_secs(60)));
+    let began = WALL + Duration::from_millis(500);
+    let request = back(&session.begin(&endpoint, "/", began));
+    for millis in [0, 59_900] {
+        assert!(session.brought(&request, began + Duration::from_millis(millis)).is_some(), "{millis}");
+    }
+}
+
+#[test]
 fn what_is_no_token_is_none() {
     let session = kept(Carrier::Header, None);
     for value in ["", "x", "0123", "00112233445566778", "+123456789abcdef", "0011223344556677.zz"] {

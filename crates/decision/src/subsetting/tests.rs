@@ -85,6 +85,15 @@ proptest! {
     }
 }
 
+#[test]
+fn one_at_least_is_called_and_those_who_are_stand_in_the_order_in_which_they_were_given() {
+    let fleet = fleet(1..=50);
+    assert_eq!(chosen(&fleet, 0, 1).len(), 1);
+    let part = Subsetting { size: 20, seed: seed("proxy") };
+    let ids: Vec<u64> = part.of(fleet.iter()).iter().map(|endpoint| endpoint.id).collect();
+    assert!(ids.len() == 20 && ids.is_sorted(), "{ids:?}");
+}
+
 /// Service `ns/a` with so many endpoints in each zone, of which each proxy calls so many; this one runs in `z0`.
 fn world(zones: &[u32], size: u32) -> (SnapshotBuilder, Arc<Cluster>) {
     world_with(zones, size, 100)

@@ -108,7 +108,7 @@ mod tests {
             ("/face2", "/cafe"),
             ("/face2", "/cafe3"),
             ("/V10", "/V11"),
-            ("/terms-of-service-2", "/privacy-of-service-2"),
+            ("/the-terms-of-our-service-2", "/privacy-in-our-service-2"),
         ] {
             assert_ne!(of(one), of(other), "{one} {other}");
         }
