@@ -96,6 +96,22 @@ impl BodyDecoder {
         }
     }
 
+    /// So many bytes of a body of known length have gone by without being decoded: the kernel moved them.
+    ///
+    /// # Panics
+    /// In debug builds, if so many were not to come.
+    pub fn pass(&mut self, bytes: u64) {
+        let State::Known(left) = self.state else {
+            debug_assert!(false, "only a body of known length is told apart without being seen");
+            return;
+        };
+        debug_assert!(bytes <= left, "{bytes} bytes of a body of which {left} are left");
+        self.state = match left.saturating_sub(bytes) {
+            0 => State::Done,
+            left => State::Known(left),
+        };
+    }
+
     /// The trailers, once the body is complete.
     pub fn take_trailers(&mut self) -> Option<Fields> {
         self.trailers.take().map(|boxed| *boxed)

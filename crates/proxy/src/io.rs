@@ -19,6 +19,11 @@ pub(crate) enum Io {
 }
 
 impl Io {
+    /// Whether the bytes on the socket are the connection's own.
+    pub(crate) const fn is_plain(&self) -> bool {
+        matches!(self, Self::Tcp(_))
+    }
+
     /// The socket below.
     pub(crate) fn tcp(&self) -> &TcpStream {
         match self {

@@ -60,6 +60,7 @@ mod replay;
 mod request;
 mod scraped;
 mod series;
+mod splice;
 mod standing;
 mod stats;
 mod stream;

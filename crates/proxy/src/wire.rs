@@ -103,6 +103,11 @@ impl Wire {
         Poll::Ready(Ok(count))
     }
 
+    /// Whether what comes next can be taken from the socket as it is: nothing of it has been read, and it is plain.
+    pub(crate) fn is_bare(&self) -> bool {
+        self.read.is_empty() && self.io.is_plain()
+    }
+
     /// However much is on its way, the next read takes no more than an ordinary one does.
     pub(crate) fn read_little(&mut self) {
         self.full_reads = false;

@@ -31,7 +31,7 @@ use crate::mesh::Place;
 use crate::poll_time::{PollTime, timed_by_poll};
 use crate::pressure::Memory;
 use crate::recorder::{Recalled, Recorder, Wanted};
-use crate::stream::splice::Pipes;
+use crate::splice::Pipes;
 use crate::timers::Timers;
 use crate::tls::TlsConfigs;
 use crate::upstream::open::{endpoint_of, is_app};

@@ -250,7 +250,9 @@ async fn a_caller_who_leaves_a_delayed_request_is_noticed() {
 /// Also where it comes from the upstream in one read.
 #[tokio::test]
 async fn a_slowed_response_comes_whole_and_not_faster_than_the_policy_says() {
-    for (body, bytes_per_second, least) in [(80 * 1024, 256 * 1024, 210), (3_000, 10_000, 200)] {
+    for (body, bytes_per_second, least) in
+        [(80 * 1024, 256 * 1024, 210), (3_000, 10_000, 200), (400 * 1024, 1024 * 1024, 290)]
+    {
         let bandwidth = Some(Bandwidth { share: ALWAYS, bytes_per_second });
         let policy = fault(v1::FaultInjection { bandwidth, ..Default::default() });
         let Edge { harness: _harness, address, .. } = edge(body, policy).await;

@@ -246,6 +246,18 @@ impl H1Server {
         }
     }
 
+    /// Whether the caller has been told how long the response's body is.
+    pub(crate) fn is_of_known_length(&self) -> bool {
+        matches!(self.framing, BodyLength::Known(_))
+    }
+
+    /// So many bytes of the response's body have left without being queued.
+    pub(crate) fn has_passed(&mut self, count: usize) {
+        debug_assert!(count as u64 <= self.owed, "a body of known length is not longer");
+        self.owed = self.owed.saturating_sub(count as u64);
+        self.wire.bytes_out += count as u64;
+    }
+
     pub(crate) fn end(&mut self, trailers: Option<&Fields>) {
         if self.framing == BodyLength::Chunked && !self.ended {
             write_last_chunk(self.wire.out(), trailers);

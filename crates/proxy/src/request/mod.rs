@@ -17,7 +17,7 @@
 //! hedge     a second one beside it?                                  attempt/hedge.rs
 //! retry     once more?                                               retry.rs, kin.rs
 //! response  the response's own filters, and what policies tell       filters.rs, kin.rs, affinity.rs, shape.rs
-//! transfer  bodies both ways at the same time                        transfer.rs, body.rs; shape.rs slows it
+//! transfer  bodies both ways at the same time                        transfer.rs, body.rs, bulk.rs; shape.rs slows it
 //! tunnel    after a change of protocol: bytes both ways              tunnel.rs
 //! record    one Record, whatever happened                            journey.rs
 //! ```
@@ -31,6 +31,7 @@ mod answer;
 mod aside;
 pub(crate) mod attempt;
 mod body;
+mod bulk;
 mod deadline;
 pub(crate) mod discover;
 mod filters;

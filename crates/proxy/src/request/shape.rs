@@ -172,6 +172,11 @@ pub(crate) fn may_pass(cx: &mut Context<'_>, journey: &mut Journey<'_>) -> bool 
     }
 }
 
+/// Whether a policy slows the response down.
+pub(crate) fn is_slowed(journey: &mut Journey<'_>) -> bool {
+    journey.shaped().is_some_and(|shape| shape.pace.is_some())
+}
+
 /// What was held back of a slowed response.
 #[inline]
 pub(crate) fn held(journey: &mut Journey<'_>) -> Option<Bytes> {

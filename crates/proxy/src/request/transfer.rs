@@ -8,6 +8,7 @@ use meshwork_decision::Cause;
 use meshwork_http1::{KnownName, ResponseHead};
 
 use super::body::{RequestBody, Side};
+use super::bulk::{Bulk, Moved};
 use super::deadline::Deadlines;
 use super::journey::Journey;
 use super::shape;
@@ -122,6 +123,7 @@ pub(crate) async fn response(
     }
     // Its last bytes may not have been written when the response came.
     let mut request_open = !body.is_sent();
+    let mut bulk = Bulk::default();
     let moved = poll_fn(|cx| {
         let before = (body.received, journey.record.bytes_sent);
         loop {
@@ -129,10 +131,21 @@ pub(crate) async fn response(
                 // The response goes on without it; the connection cannot be used again.
                 request_open = false;
             }
-            let flushed = poll_response(cx, &mut exchange, down, &mut ended, journey)?;
+            let flushed = bulk.is_under_way()
+                || poll_response(cx, &mut exchange, down, &mut ended, &mut bulk, journey)?;
             if ended && flushed {
                 return Poll::Ready(Ok(()));
             }
+            if flushed && bulk.takes_over(&exchange, down, journey) {
+                match bulk.poll(cx, &mut exchange, down, journey)? {
+                    Moved::All => {
+                        down.end(None);
+                        return Poll::Ready(Ok(()));
+                    }
+                    Moved::Some => break,
+                }
+            }
+            bulk.rest();
             // After a full flush there is room again: what the upstream has ready is taken in this turn.
             if !flushed || !down.has_room() || ended || !shape::may_pass(cx, journey) {
                 break;
@@ -166,11 +179,13 @@ fn poll_response(
     exchange: &mut Exchange,
     down: &mut Down<'_>,
     ended: &mut bool,
+    bulk: &mut Bulk,
     journey: &mut Journey<'_>,
 ) -> Result<bool, Failure> {
     while !*ended
         && down.has_room()
         && shape::may_pass(cx, journey)
+        && !bulk.takes_over(exchange, down, journey)
         && poll_ready_frame(cx, exchange, down, ended, journey)?
     {}
     match down.poll_flush(cx) {

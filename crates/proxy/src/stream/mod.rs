@@ -6,7 +6,7 @@
 //! route     decision: listener, route; who may; which backend             route.rs
 //! tls       ended here, where the listener says so                        downstream/handshake.rs
 //! attempt   endpoint, connection, another endpoint?                       attempt.rs
-//! transfer  bytes both ways, by splice where both sides are plain TCP     transfer.rs, splice.rs
+//! transfer  bytes both ways, by splice where both sides are plain TCP     transfer.rs, ../splice.rs
 //! record    one Record, whatever happened                                 journey.rs
 //! ```
 //!
@@ -21,7 +21,6 @@ mod journey;
 pub(crate) mod outbound;
 mod reject;
 mod route;
-pub(crate) mod splice;
 mod transfer;
 
 use std::future::poll_fn;

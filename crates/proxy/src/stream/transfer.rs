@@ -19,9 +19,9 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use super::Carried;
 use super::end::End;
 use super::journey::Journey;
-use super::splice::{Pipe, Pipes};
 use crate::connections::{Order, Phase};
 use crate::error::{Failure, Retry};
+use crate::splice::{Pipe, Pipes};
 use crate::worker::Worker;
 
 /// How long nothing may move where no policy says it; Envoy's.
@@ -102,7 +102,7 @@ impl Direction {
             self.bulk = false;
             return None;
         };
-        let filled = pipe.poll_fill(cx, from);
+        let filled = pipe.poll_fill(cx, from, usize::MAX);
         match &filled {
             Poll::Ready(Ok(count)) if *count > 0 => self.held = Held::Pipe(pipe),
             // The next is looked at first: it may be little.

@@ -166,6 +166,17 @@ impl H1Client {
         self.response.is_done()
     }
 
+    /// Bytes of the response's body that are still to come, where its head says how many; else none.
+    pub(crate) fn to_come(&self) -> u64 {
+        self.response.remaining().unwrap_or(0)
+    }
+
+    /// So many bytes of the response's body have been taken from the socket without being read.
+    pub(crate) fn has_passed(&mut self, count: usize) {
+        self.response.pass(count as u64);
+        self.wire.bytes_in += count as u64;
+    }
+
     pub(crate) fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Result<Frame, StreamError>> {
         loop {
             match self.response.decode(&mut self.wire.read, &self.limits)? {

@@ -29,7 +29,7 @@ pub(crate) struct Pipes {
 
 /// A pipe, and how much is in it.
 #[derive(Debug)]
-pub(super) struct Pipe {
+pub(crate) struct Pipe {
     ends: Option<(OwnedFd, OwnedFd)>,
     held: usize,
     pipes: Rc<Pipes>,
@@ -37,7 +37,7 @@ pub(super) struct Pipe {
 
 impl Pipes {
     /// An empty pipe; `None` when as many as may be are open, or the system gives none.
-    pub(super) fn take(self: &Rc<Self>) -> Option<Pipe> {
+    pub(crate) fn take(self: &Rc<Self>) -> Option<Pipe> {
         if self.open.get() >= OPEN {
             return None;
         }
@@ -57,17 +57,29 @@ fn make() -> Option<(OwnedFd, OwnedFd)> {
 }
 
 impl Pipe {
-    pub(super) fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.held == 0
     }
 
-    /// Moves bytes that have come into the empty pipe; 0: the sender has ended.
-    pub(super) fn poll_fill(&mut self, cx: &mut Context<'_>, from: &TcpStream) -> Poll<io::Result<usize>> {
+    /// Moves bytes that have come, `most` at most, into the empty pipe; 0: the sender has ended.
+    pub(crate) fn poll_fill(
+        &mut self,
+        cx: &mut Context<'_>,
+        from: &TcpStream,
+        most: usize,
+    ) -> Poll<io::Result<usize>> {
         debug_assert!(self.is_empty(), "a full pipe could not be told from an empty socket");
         let into = &self.ends.as_ref().expect("a pipe has its ends until it is dropped").1;
         loop {
             let filled = from.try_io(Interest::READABLE, || {
-                Ok(splice(from, None, into, None, CAPACITY, SpliceFlags::NONBLOCK | SpliceFlags::MOVE)?)
+                Ok(splice(
+                    from,
+                    None,
+                    into,
+                    None,
+                    most.min(CAPACITY),
+                    SpliceFlags::NONBLOCK | SpliceFlags::MOVE,
+                )?)
             });
             match filled {
                 Ok(count) => {
@@ -81,7 +93,7 @@ impl Pipe {
     }
 
     /// Moves what is in the pipe on; how much went.
-    pub(super) fn poll_drain(&mut self, cx: &mut Context<'_>, to: &TcpStream) -> Poll<io::Result<usize>> {
+    pub(crate) fn poll_drain(&mut self, cx: &mut Context<'_>, to: &TcpStream) -> Poll<io::Result<usize>> {
         let out = &self.ends.as_ref().expect("a pipe has its ends until it is dropped").0;
         loop {
             let drained = to.try_io(Interest::WRITABLE, || {
