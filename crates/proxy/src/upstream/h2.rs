@@ -163,7 +163,10 @@ impl H2Connection {
 
     /// Ends it, and what runs on it.
     pub(crate) fn cut(&self) {
-        self.retired.set(true);
+        // Whoever is called looks at it again, and would be called for it again.
+        if self.ended.replace(true) {
+            return;
+        }
         self.task.abort();
         self.settled.over();
         self.room.call();

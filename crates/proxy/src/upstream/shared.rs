@@ -87,18 +87,21 @@ async fn room(
     clock: &dyn Clock,
     dials: &impl Dials,
 ) -> Option<Rc<H2Connection>> {
+    let mut is_called = false;
     loop {
         if may_look {
             let found = pool.with_room(clock.wall());
-            if found.is_some() || !pool.has_shared() {
+            if found.is_some() {
                 return found;
+            }
+            // What has ended keeps its place among the limit's until it is let go.
+            pool.let_go_of_ended();
+            if !pool.has_shared() || (is_called && dials.may_dial()) {
+                return None;
             }
         }
         place.called().await;
-        if pool.with_room(clock.wall()).is_none() && dials.may_dial() {
-            return None;
-        }
-        may_look = true;
+        (may_look, is_called) = (true, true);
     }
 }
 

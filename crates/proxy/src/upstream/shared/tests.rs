@@ -4,8 +4,9 @@ use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use http::Method;
-use meshwork_base::ManualClock;
+use meshwork_base::{ManualClock, SpiffeId};
 use meshwork_http1::{BodyLength, Fields};
+use meshwork_identity::Peer;
 use meshwork_telemetry::MetricsRegistry;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::oneshot;
@@ -17,6 +18,7 @@ use crate::io::Io;
 use crate::replay::Replayed;
 use crate::upstream::Head;
 use crate::upstream::h2::H2Exchange;
+use crate::upstream::mesh::Validity;
 use crate::upstream::pool::Opened;
 
 type Dialed = Result<Rc<H2Connection>, Failure>;
@@ -25,11 +27,14 @@ type Dialed = Result<Rc<H2Connection>, Failure>;
 #[derive(Default)]
 struct Scripted {
     may_dial: Cell<bool>,
+    asked: Cell<u32>,
     dials: RefCell<Vec<oneshot::Receiver<Dialed>>>,
 }
 
 impl Dials for Scripted {
     fn may_dial(&self) -> bool {
+        self.asked.set(self.asked.get() + 1);
+        assert!(self.asked.get() < 100, "it asks for ever");
         self.may_dial.get()
     }
 
@@ -48,6 +53,17 @@ impl Dials for Scripted {
 
 /// A connection to a peer who takes one stream at a time and answers none.
 async fn connected(pool: &Rc<EndpointPool>) -> Rc<H2Connection> {
+    secured(pool, None).await
+}
+
+/// SVIDs whose connection takes no more requests from `retires` on, and ends at `ends`.
+fn svid(retires: Duration, ends: Duration) -> Option<Validity> {
+    let id = SpiffeId::parse("spiffe://mesh.example/ns/default/sa/web").unwrap();
+    let peer = Peer { id, not_before: Duration::ZERO, not_after: ends, serial: vec![] };
+    Some(Validity { peer, retires, ends })
+}
+
+async fn secured(pool: &Rc<EndpointPool>, svid: Option<Validity>) -> Rc<H2Connection> {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     tokio::task::spawn_local(async move {
@@ -62,7 +78,7 @@ async fn connected(pool: &Rc<EndpointPool>) -> Rc<H2Connection> {
     let gauges = Gauges::new(&MetricsRegistry::default().worker());
     let opened = Opened::new(pool, None, gauges.connected(), Tick::ZERO);
     let io = Replayed::new(bytes::BytesMut::new(), Io::Tcp(TcpStream::connect(address).await.unwrap()));
-    H2Connection::start(io, opened, Tick::ZERO, None).await.unwrap()
+    H2Connection::start(io, opened, Tick::ZERO, svid).await.unwrap()
 }
 
 async fn opens(connection: &Rc<H2Connection>) -> H2Exchange {
@@ -83,14 +99,21 @@ async fn opens(connection: &Rc<H2Connection>) -> H2Exchange {
 /// A pool with one connection that has no room, and what takes it.
 async fn full() -> (Rc<EndpointPool>, H2Exchange) {
     let pool = Rc::new(EndpointPool::default());
-    let connection = pool.share(Duration::ZERO, Behind::default(), async || Ok(connected(&pool).await));
-    let connection = connection.await.unwrap();
+    let taken = fills(&pool, None).await;
+    (pool, taken)
+}
+
+/// Another connection of a pool that has no room on any, and what takes it.
+async fn fills(pool: &Rc<EndpointPool>, svid: Option<Validity>) -> H2Exchange {
+    let svid = Cell::new(svid);
+    let dial = async || Ok(secured(pool, svid.take()).await);
+    let connection = pool.share(Duration::ZERO, Behind::default(), dial).await.unwrap();
     let taken = opens(&connection).await;
     // Its peer's settings say how many it takes.
     while connection.has_room() {
         yield_now().await;
     }
-    (pool, taken)
+    taken
 }
 
 fn look<T>(waiting: &mut Pin<&mut impl Future<Output = T>>) -> Poll<T> {
@@ -160,6 +183,41 @@ async fn whoever_comes_while_others_wait_goes_to_the_end_of_their_line_though_th
         assert!(look(&mut comes).is_pending(), "the room is for who was called");
         drop(waits);
         assert!(matches!(look(&mut comes), Poll::Ready(Ok(_))));
+    };
+    LocalSet::new().run_until(run).await;
+}
+
+#[tokio::test]
+async fn whoever_waits_beside_a_connection_whose_svid_has_ended_is_called_for_it_once() {
+    let run = async {
+        let (pool, _taken) = full().await;
+        let second = Duration::from_secs(1);
+        let _ends = fills(&pool, svid(second, second)).await;
+        let (clock, dials) = (ManualClock::new(), Scripted::default());
+        let mut waits = pin!(connection(&pool, &clock, Behind::default(), &dials));
+        assert!(look(&mut waits).is_pending());
+        clock.advance(second);
+        pool.streams().call_one();
+        assert!(look(&mut waits).is_pending());
+        assert!(dials.asked.get() > 0, "it was called");
+    };
+    LocalSet::new().run_until(run).await;
+}
+
+#[tokio::test]
+async fn what_an_ended_svid_leaves_behind_is_the_place_of_who_waits() {
+    let run = async {
+        let (pool, _taken) = full().await;
+        let second = Duration::from_secs(1);
+        let ends = fills(&pool, svid(second, second)).await;
+        let (clock, dials) = (ManualClock::new(), Scripted::default());
+        let mut waits = pin!(connection(&pool, &clock, Behind::default(), &dials));
+        assert!(look(&mut waits).is_pending());
+        clock.advance(second);
+        pool.streams().call_one();
+        assert!(look(&mut waits).is_pending());
+        drop(ends);
+        assert_eq!(pool.open(), 1, "nobody has to sweep before");
     };
     LocalSet::new().run_until(run).await;
 }
