@@ -14,9 +14,10 @@ use meshwork_messages::v1::timeouts::CallerDeadline;
 use meshwork_proxy::Settings;
 use support::h2::{answer, h2_upstream, h2_upstream_with};
 use support::policy::{GET, gateway, holding, traffic};
+use support::raw::{ACK, END_HEADERS, END_STREAM, GOAWAY, HEADERS, PREFACE, Raw, SETTINGS, frame};
 use support::{Harness, exchange, read_until, rule, with_a_full_queue};
-use tokio::io::AsyncWriteExt;
-use tokio::net::TcpStream;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{mpsc, oneshot};
 
 const HURRIED: &[u8] =
@@ -241,4 +242,40 @@ async fn a_connection_that_its_peer_has_ended_makes_room_for_another_at_once() {
         assert!(answer.starts_with("HTTP/1.1 200"), "the {number}th: {answer}");
     }
     assert!(up.connections.load(Ordering::SeqCst) > 1, "each ended");
+}
+
+#[tokio::test]
+async fn whoever_comes_after_the_goodbye_of_the_only_connection_waits_until_its_last_stream_has_ended() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let (harness, address) = gateway_over_http2(listener.local_addr().unwrap()).await;
+    let accept = async || {
+        let (mut tcp, _) = listener.accept().await.unwrap();
+        tcp.read_exact(&mut [0; PREFACE.len()]).await.unwrap();
+        let mut raw = Raw(tcp);
+        raw.send(&[frame(SETTINGS, 0, 0, &[]), frame(SETTINGS, ACK, 0, &[])].concat()).await;
+        raw
+    };
+    let asked = async |raw: &mut Raw| loop {
+        if let (HEADERS, _, stream, _) = raw.next().await.unwrap() {
+            return frame(HEADERS, END_HEADERS | END_STREAM, stream, &[0x88]);
+        }
+    };
+    let first = tokio::spawn(exchange(address, GET));
+    let mut raw = accept().await;
+    let last = asked(&mut raw).await;
+    raw.send(&frame(GOAWAY, 0, 0, &[0, 0, 0, 1, 0, 0, 0, 0])).await;
+    assert!(raw.settle().await, "it has heard of it");
+    let waiting = [0; 2].map(|_| tokio::spawn(exchange(address, GET)));
+    harness.wait_metric("meshwork_limit_headroom", &["maxPendingRequests"], 98).await;
+    raw.send(&last).await;
+    assert!(first.await.unwrap().starts_with("HTTP/1.1 200"));
+    let mut raw = accept().await;
+    for _ in &waiting {
+        let answer = asked(&mut raw).await;
+        raw.send(&answer).await;
+    }
+    for one in waiting {
+        let answer = one.await.unwrap();
+        assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    }
 }

@@ -315,11 +315,6 @@ impl EndpointPool {
         !ended.is_empty()
     }
 
-    /// Whether a shared connection is there, full or not.
-    pub(crate) fn has_shared(&self) -> bool {
-        self.shared.borrow().iter().any(|connection| !connection.is_closed())
-    }
-
     /// A shared connection that takes another stream.
     pub(crate) fn with_room(&self, wall: Duration) -> Option<Rc<H2Connection>> {
         let shared = self.shared.borrow();

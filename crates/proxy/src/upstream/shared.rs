@@ -28,10 +28,11 @@ pub(super) trait Dials {
 }
 
 /// A connection that takes another stream: one that has room, or a new one. Where a limit allows no other, a stream waits until
-/// one ends, as long as its caller does. Nothing of it is sent before: what waits inside of `h2` cannot be taken back.
+/// one ends, or a connection does that takes no more; as long as its caller waits. Nothing of it is sent before: what waits
+/// inside of `h2` cannot be taken back.
 ///
 /// # Errors
-/// A limit while no connection is there, or none could be made.
+/// None could be made.
 pub(super) async fn connection(
     pool: &EndpointPool,
     clock: &dyn Clock,
@@ -47,12 +48,10 @@ pub(super) async fn connection(
             let shared = away(place.as_ref(), pool.share(clock.wall(), behind, || dials.dial())).await;
             match shared {
                 Err(failure) if failure.cause == Cause::MaxConnections => {
-                    if !pool.has_shared() {
-                        // What has ended keeps its place among the limit's until it is let go.
-                        if pool.let_go_of_ended() {
-                            continue;
-                        }
-                        return Err(failure);
+                    // What has ended keeps its place among the limit's until it is let go. What is open gives it back, too, at
+                    // the latest when all that runs on it has ended.
+                    if pool.let_go_of_ended() || pool.open() == 0 {
+                        continue;
                     }
                 }
                 done => return done,
@@ -78,8 +77,8 @@ async fn away<T>(place: Option<&InLine<'_>>, step: impl Future<Output = T>) -> T
     done
 }
 
-/// Waits for room on a connection that is there. `None`: one may be made, or none is there any more. `may_look`: it is nobody
-/// else's turn; what ended before it came has called nobody.
+/// Waits for room on a connection that is there. `None`: one may be made, as where none is open any more. `may_look`: it is
+/// nobody else's turn; what ended before it came has called nobody.
 async fn room(
     pool: &EndpointPool,
     place: &InLine<'_>,
@@ -96,7 +95,7 @@ async fn room(
             }
             // What has ended keeps its place among the limit's until it is let go.
             pool.let_go_of_ended();
-            if !pool.has_shared() || (is_called && dials.may_dial()) {
+            if pool.open() == 0 || (is_called && dials.may_dial()) {
                 return None;
             }
         }

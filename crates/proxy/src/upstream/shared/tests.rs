@@ -221,3 +221,28 @@ async fn what_an_ended_svid_leaves_behind_is_the_place_of_who_waits() {
     };
     LocalSet::new().run_until(run).await;
 }
+
+#[tokio::test]
+async fn whoever_comes_while_the_only_connection_takes_no_more_waits_for_its_end() {
+    let run = async {
+        let pool = Rc::new(EndpointPool::default());
+        let second = Duration::from_secs(1);
+        let last = fills(&pool, svid(second, 2 * second)).await;
+        let (clock, dials) = (ManualClock::new(), Scripted::default());
+        clock.advance(second);
+        let mut first = pin!(connection(&pool, &clock, Behind::default(), &dials));
+        let mut second = pin!(connection(&pool, &clock, Behind::default(), &dials));
+        assert!(look(&mut first).is_pending() && look(&mut second).is_pending());
+        let (made, dial) = oneshot::channel();
+        dials.dials.borrow_mut().push(dial);
+        pool.streams().call_one();
+        assert!(look(&mut first).is_pending(), "called in vain");
+        assert_eq!(dials.dials.borrow().len(), 1);
+        drop(last);
+        assert!(look(&mut first).is_pending() && dials.dials.borrow().is_empty(), "it makes the next one");
+        made.send(Ok(connected(&pool).await)).ok();
+        assert!(matches!(look(&mut first), Poll::Ready(Ok(_))));
+        assert!(matches!(look(&mut second), Poll::Ready(Ok(_))), "there is room for both");
+    };
+    LocalSet::new().run_until(run).await;
+}
