@@ -489,6 +489,83 @@ async fn a_copy_that_gets_no_stream_does_not_wait_for_ever() {
     edge.ended("refused", 1).await;
 }
 
+#[tokio::test]
+async fn a_copy_whose_time_is_over_behind_a_limit_says_nothing_of_an_endpoint_that_never_had_it() {
+    let began = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&began);
+    let serve = move |_, _: Request<h2::RecvStream>, mut respond: h2::server::SendResponse<Bytes>| {
+        let counted = Arc::clone(&counted);
+        async move {
+            let _held = respond.send_response(Response::new(()), false).unwrap();
+            counted.fetch_add(1, Ordering::SeqCst);
+            std::future::pending().await
+        }
+    };
+    let copy = h2_upstream_with(|server| server.max_concurrent_streams(1), usize::MAX, serve).await;
+    let mut edge = edge_of(AppProtocol::Http2, copy.address, mirrored(vec![mirror("copy", 100)])).await;
+    let limits = Some(v1::Limits { max_connections: 1, ..Default::default() });
+    let outlier_detection = Some(v1::OutlierDetection {
+        consecutive_5xx: 1,
+        base_ejection_time_ms: 60_000,
+        max_ejection_time_ms: 60_000,
+        max_ejection_percent: 100,
+        ..Default::default()
+    });
+    let spec = v1::TrafficPolicy { limits, outlier_detection, ..Default::default() };
+    edge.harness.change([on_copy(spec)]).await;
+    exchange(edge.address, GET).await;
+    until(|| began.load(Ordering::SeqCst) == 1).await;
+    let hurried = v1::Rule { request_timeout_ms: 200, ..mirrored(vec![mirror("copy", 100)]) };
+    edge.address = edge.harness.route(vec![hurried]).await;
+    assert!(exchange(edge.address, GET).await.ends_with("original"));
+    edge.harness.wait_metric(OUTCOMES, &["default/copy"], 1).await;
+    edge.ended("refused", 1).await;
+    assert_eq!(edge.harness.metric("meshwork_endpoint_ejections_total", &["default/copy"]), 0);
+}
+
+#[tokio::test]
+async fn that_copies_are_held_back_again_is_told_with_the_first_that_is() {
+    let busy =
+        upstream(|got| is_head(got).then(|| b"HTTP/1.1 503 Busy\r\ncontent-length: 0\r\n\r\n".to_vec()))
+            .await;
+    let clock = meshwork_base::ManualClock::new();
+    let settings = Settings { workers: 1, ..Settings::default() };
+    let time = Arc::new(clock.clone());
+    let harness = Harness::join(settings, meshwork_proxy::Mesh::default(), time, "gateway");
+    let mut edge =
+        edge_at(harness, AppProtocol::Http1, busy.address, mirrored(vec![mirror("copy", 100)])).await;
+    let admission_control = Some(v1::AdmissionControl {
+        sampling_window_ms: 30_000,
+        success_rate_threshold: 95,
+        aggression_thousandths: 1_000_000,
+        rps_threshold: 0,
+        max_rejection_percent: 100,
+        priorities: vec![],
+    });
+    edge.harness.change([on_copy(v1::TrafficPolicy { admission_control, ..Default::default() })]).await;
+    let mut sent = 0;
+    let mut is_held_back = async || {
+        let refused = || edge.harness.metric(OUTCOMES, &["refused"]);
+        let before = refused();
+        assert!(exchange(edge.address, GET).await.ends_with("original"));
+        sent += 1;
+        edge.harness.wait_metric(OUTCOMES, &[], sent).await;
+        refused() > before
+    };
+    let changes = || edge.harness.metric("meshwork_admission_control_changes_total", &["default/copy"]);
+    loop {
+        while !is_held_back().await {}
+        let before = changes();
+        // Longer than it lasts, and not so long that failures are forgotten.
+        clock.advance(Duration::from_secs(15));
+        if is_held_back().await {
+            assert_eq!(changes(), before + 2, "that it was over, and that it begins");
+            return;
+        }
+        clock.advance(Duration::from_secs(60));
+    }
+}
+
 fn route_of(service: &str, to: &str) -> Change {
     let parent = v1::route::attachment::Parent::Service(format!("shop/{service}"));
     let backends =

@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use meshwork_base::{Clock, Tick};
 use meshwork_decision::{
-    Answer, AttemptOutcome, Cause, Cluster, Limited, NoReasons, Pass, Permit, Picked, Priority, Ticket,
-    Timeouts, Wanted,
+    Answer, AttemptOutcome, Cause, Cluster, Endpoint, Limited, NoReasons, Pass, Permit, Picked, Priority,
+    Ticket, Timeouts, Wanted,
 };
 use meshwork_http1::{KnownName, ResponseHead};
 use meshwork_telemetry::{Copied, Protocol};
@@ -25,7 +25,7 @@ use crate::request::aside::{self, OwnHead, Sending};
 use crate::request::overload;
 use crate::request::tee::Tap;
 use crate::upstream::Exchange;
-use crate::upstream::behind::{Ahead, Behind, Noted};
+use crate::upstream::behind::{Behind, Noted, Spent, held_up, in_vain};
 use crate::upstream::connect::CONNECT_TIMEOUT;
 use crate::upstream::open::{Destination, Speaks};
 use crate::worker::{Mirroring, Worker};
@@ -59,7 +59,7 @@ enum Lost {
     /// A limit, the circuit breaker, or a gate against overload.
     Refused(Cause),
     Failed(Failure),
-    TimedOut,
+    TimedOut(Failure),
     /// Its body came faster than it was read.
     GivenUp,
     /// The original's body broke off.
@@ -81,7 +81,7 @@ impl Lost {
         match self {
             Self::Refused(cause) => ("refused", cause.as_str()),
             Self::Failed(failure) => ("failed", failure.cause.as_str()),
-            Self::TimedOut => ("timed_out", Cause::RequestTimeout.as_str()),
+            Self::TimedOut(failure) => ("timed_out", failure.cause.as_str()),
             Self::GivenUp => ("given_up", "mirror_given_up"),
             Self::CutOff => ("cut_off", "mirror_cut_off"),
         }
@@ -90,8 +90,7 @@ impl Lost {
     /// What it says about the endpoint.
     fn answer(&self, took: Duration) -> Option<Answer> {
         match self {
-            Self::Failed(failure) => answer::of_failure(failure, took),
-            Self::TimedOut => Some(Answer::new(AttemptOutcome::Failure, took)),
+            Self::Failed(failure) | Self::TimedOut(failure) => answer::of_failure(failure, took),
             Self::Refused(_) | Self::GivenUp | Self::CutOff => None,
         }
     }
@@ -149,11 +148,16 @@ impl Copy {
         let done = match self.end.map(|end| end.since(began)) {
             None => self.exchanged(&endpoint, &mut carried).await,
             Some(rest) => {
-                timeout(rest, self.exchanged(&endpoint, &mut carried)).await.unwrap_or(Err(Lost::TimedOut))
+                let done = timeout(rest, self.exchanged(&endpoint, &mut carried)).await;
+                done.unwrap_or_else(|_| Err(self.too_late(&endpoint, &carried, began)))
             }
         };
         let now = self.worker.now();
-        let was_unheard = matches!(&done, Err(Lost::Failed(failure)) if overload::was_unheard(failure));
+        let was_unheard = match &done {
+            Err(Lost::Failed(failure)) => overload::was_unheard(failure),
+            Err(Lost::Refused(_)) => true,
+            Ok(()) | Err(Lost::TimedOut(_) | Lost::GivenUp | Lost::CutOff) => false,
+        };
         if let Some(pass) = carried.pass.take_if(|_| !was_unheard) {
             pass.lost(now, &mut *self.worker.rng.borrow_mut());
         }
@@ -192,7 +196,8 @@ impl Copy {
             let rng = &mut *self.worker.rng.borrow_mut();
             self.cluster.admit_by_success(false, self.worker.now(), rng, &mut NoReasons)
         };
-        held_back.map_err(Lost::Refused)?;
+        // Where nearly all are refused, it may be long until an attempt ends that would tell.
+        held_back.map_err(Lost::Refused).inspect_err(|_| self.worker.look_at_admission(&self.cluster))?;
         let ticket = self.cluster.try_call(self.worker.now(), &mut NoReasons).map_err(Lost::Refused)?;
         if let Some(ticket) = &ticket {
             self.worker.breaker_begins(ticket);
@@ -208,11 +213,19 @@ impl Copy {
         answer::of_response(&carried.response, self.is_grpc, took, wall)
     }
 
-    async fn exchanged(
-        &mut self,
-        endpoint: &meshwork_decision::Endpoint,
-        carried: &mut Carried,
-    ) -> Result<(), Lost> {
+    /// Its time is over. Where that was spent before a limit of ours, no endpoint has failed.
+    fn too_late(&self, endpoint: &Endpoint, carried: &Carried, began: Tick) -> Lost {
+        let now = self.worker.now();
+        let spent = Spent { began, now, fastest: self.cluster.fastest(now) };
+        let (over, noted) = (Failure::local(Cause::RequestTimeout), carried.behind.get());
+        if carried.has_connection {
+            return Lost::TimedOut(held_up(over, noted, &spent));
+        }
+        let failure = in_vain(over, noted, &self.worker.pools.of(endpoint.id), &spent);
+        if failure.is_before_any() { Lost::Refused(failure.cause) } else { Lost::TimedOut(failure) }
+    }
+
+    async fn exchanged(&mut self, endpoint: &Endpoint, carried: &mut Carried) -> Result<(), Lost> {
         let to = Destination::of_endpoint(
             &self.cluster,
             endpoint,
@@ -226,21 +239,22 @@ impl Copy {
         }
         let worker = &self.worker;
         let idle = self.timeouts.stream_idle.unwrap_or(worker.shared.settings.timeouts.stream_idle);
-        let (noted, head) = (Noted::default(), self.head.head());
-        let opening = aside::open(worker, &to, &head, carried.sending.is_done(), Behind(Some(&noted)));
+        let (began, head) = (worker.now(), self.head.head());
+        let opening =
+            aside::open(worker, &to, &head, carried.sending.is_done(), Behind(Some(&carried.behind)));
         let mut exchange = match timeout(idle, opening).await {
             Ok(opened) => opened.map_err(Lost::Failed)?,
-            // No endpoint has seen it.
-            Err(_) if Ahead::is_waited_for(noted.get()) => return Err(Lost::Refused(Cause::MaxConnections)),
-            Err(_) => return Err(Lost::TimedOut),
+            Err(_) => return Err(self.too_late(endpoint, carried, began)),
         };
+        carried.has_connection = true;
         let mut patience = Patience { idle, sleep: Box::pin(sleep(idle)), last: false };
         let done = poll_fn(|cx| {
             let moved = carried.moved();
             if let Poll::Ready(done) = carried.poll(cx, worker, &mut exchange) {
                 return Poll::Ready(done);
             }
-            patience.poll(cx, moved != carried.moved(), carried).map(|()| Err(Lost::TimedOut))
+            let over = patience.poll(cx, moved != carried.moved(), carried);
+            over.map(|()| Err(Lost::TimedOut(Failure::local(Cause::RequestTimeout))))
         })
         .await;
         match done {
@@ -248,7 +262,7 @@ impl Copy {
             Ok(()) | Err(_) => exchange.abort(),
         }
         // A response that had begun is one, however it ended.
-        if carried.answered.is_some() && matches!(done, Err(Lost::TimedOut)) { Ok(()) } else { done }
+        if carried.answered.is_some() && matches!(done, Err(Lost::TimedOut(_))) { Ok(()) } else { done }
     }
 }
 
@@ -275,6 +289,9 @@ impl Patience {
 #[derive(Default)]
 struct Carried {
     sending: Sending,
+    /// What it waits for, as long as that is none of its endpoint's.
+    behind: Noted,
+    has_connection: bool,
     is_grpc: bool,
     response: ResponseHead,
     /// It counts among what the service works on until then.
