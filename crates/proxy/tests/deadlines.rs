@@ -106,6 +106,39 @@ async fn what_has_been_spent_is_taken_off_and_no_hop_raises_it() {
 }
 
 #[tokio::test]
+async fn a_limit_of_the_outbound_s_own_is_over_there_first() {
+    const BUSY: &[u8] = b"HTTP/1.1 503 Busy\r\ncontent-length: 0\r\n\r\n";
+    let clock = Arc::new(std::sync::OnceLock::<meshwork_base::ManualClock>::new());
+    let time = Arc::clone(&clock);
+    let app = upstream(move |got| {
+        let is_first = !String::from_utf8_lossy(got).to_lowercase().contains("x-envoy-attempt-count: 2");
+        (is_head(got) && is_first).then(|| {
+            // The second attempt is told so much less than there is, as by rounding.
+            time.get().unwrap().advance(Duration::from_millis(9));
+            BUSY.to_vec()
+        })
+    })
+    .await;
+    let mut pair = Pair::start(app.address, AppProtocol::Http1).await;
+    clock.set(pair.mesh.clock.clone()).unwrap();
+    let retry = v1::Retry {
+        attempts: 1,
+        status_codes: vec![503],
+        backoff_base_ms: 1,
+        backoff_max_ms: 1,
+        ..Default::default()
+    };
+    let timeouts = v1::Timeouts { request_ms: 300, ..Default::default() };
+    let policy = v1::TrafficPolicy { retry: Some(retry), timeouts: Some(timeouts), ..Default::default() };
+    let policy = v1::policy::Spec::Traffic(policy);
+    pair.outbound.change([support::mesh::policy("p", "reviews", policy)]).await;
+    let answer = exchange(pair.proxy, format!("{GET}\r\n").as_bytes()).await;
+    assert!(answer.starts_with("HTTP/1.1 504") && answer.ends_with("request_timeout\n"), "{answer}");
+    let line = pair.outbound.lines(1).await.remove(0);
+    assert!(line.contains(r#""request_timeout""#) && line.contains(r#""attempts":2"#), "{line}");
+}
+
+#[tokio::test]
 async fn the_caller_s_deadline_ends_the_request_with_a_cause_of_its_own() {
     let (app, _) = silent().await;
     let pair = Pair::start(app.address, AppProtocol::Http1).await;

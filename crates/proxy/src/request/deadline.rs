@@ -19,6 +19,10 @@ use crate::mesh::Place;
 use crate::timers::Timer;
 use crate::worker::Worker;
 
+/// How much longer than it was told a proxy waits for the application beside it. Who told it knows whose limit that is and what
+/// follows, and is to be the first to say that it is over: what is told is rounded, and both clocks run at the same time.
+const GRACE: Duration = Duration::from_millis(10);
+
 /// See the module's text.
 #[derive(Default)]
 pub(crate) struct Deadlines {
@@ -28,8 +32,10 @@ pub(crate) struct Deadlines {
 }
 
 impl Deadlines {
-    /// The request's time begins now. `caller`: what is left of the time that its caller gave it.
-    pub(crate) fn new(worker: &Worker, timeouts: &Timeouts, caller: Option<Duration>) -> Self {
+    /// The request's time begins now. `caller`: what is left of the time that its caller gave it, and how much longer it is
+    /// waited for.
+    pub(crate) fn new(worker: &Worker, timeouts: &Timeouts, caller: Option<(Duration, Duration)>) -> Self {
+        let (caller, grace) = caller.unzip();
         let limits = [
             (timeouts.request, Cause::RequestTimeout),
             (caller, Cause::DeadlineExceeded),
@@ -37,7 +43,10 @@ impl Deadlines {
         ];
         let limits = limits.into_iter().filter_map(|(limit, cause)| Some((limit?, cause)));
         let first = limits.min_by_key(|(limit, _)| *limit);
-        let request = first.map(|(limit, cause)| (worker.timers.start(limit), cause));
+        let request = first.map(|(limit, cause)| {
+            let grace = grace.filter(|_| cause == Cause::DeadlineExceeded).unwrap_or_default();
+            (worker.timers.start(limit + grace), cause)
+        });
         Self { request, end: first.map(|(limit, _)| worker.now().after(limit)), attempt: None }
     }
 
@@ -97,7 +106,9 @@ pub(crate) fn begin(
 ) -> Result<Deadlines, Failure> {
     let given = of_caller(conn, fields, journey.is_grpc(), timeouts);
     let left = check(conn, target, given, journey.started())?;
-    Ok(Deadlines::new(&conn.worker, timeouts, left))
+    let is_last = matches!(target, Target::App { .. });
+    let grace = if is_last { GRACE } else { Duration::ZERO };
+    Ok(Deadlines::new(&conn.worker, timeouts, left.map(|left| (left, grace))))
 }
 
 /// What the caller says that is left of a request's time. Whoever is not believed has said nothing.
