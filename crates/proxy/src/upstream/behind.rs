@@ -123,9 +123,12 @@ impl Behind<'_> {
         });
     }
 
-    /// The connection that another one has made is there, or is not.
-    pub(super) fn made(self) {
-        self.set(None);
+    /// It waits for a connection that another one makes. What is returned is to be called when that is there, or is not: that a
+    /// limit had held it up before is still so.
+    pub(super) fn follows(self) -> impl FnOnce() {
+        let before = self.0.and_then(Noted::get).filter(|ahead| matches!(ahead, Ahead::Past(_)));
+        self.waits(Ahead::Dials);
+        move || self.set(before)
     }
 
     fn set(self, ahead: Option<Ahead>) {
@@ -245,6 +248,22 @@ mod tests {
             (noted.get(), Ahead::is_waited_for(noted.get())),
             (Some(Ahead::Past(Moment::of(at(2)))), false)
         );
+    }
+
+    #[test]
+    fn whoever_follows_another_one_s_dial_was_held_up_by_its_limit_all_the_same() {
+        let noted = Noted::default();
+        let behind = Behind(Some(&noted));
+        behind.waits(Ahead::Limit);
+        behind.goes(at(2));
+        let made = behind.follows();
+        assert_eq!(noted.get(), Some(Ahead::Dials), "it waits for that now");
+        made();
+        behind.goes(at(3));
+        assert_eq!(noted.get(), Some(Ahead::Past(Moment::of(at(2)))));
+        noted.set(None);
+        behind.follows()();
+        assert_eq!(noted.get(), None);
     }
 
     #[test]

@@ -16,7 +16,7 @@ use meshwork_decision::ConnectionPermit;
 use meshwork_identity::Peer;
 use tokio::sync::Notify;
 
-use super::behind::{Ahead, Behind};
+use super::behind::Behind;
 use super::h1::H1Client;
 use super::h2::H2Connection;
 use super::line::Line;
@@ -281,9 +281,9 @@ impl EndpointPool {
             }
             if self.dialing.get() {
                 let awaited = self.dials.get();
-                behind.waits(Ahead::Dials);
+                let made = behind.follows();
                 self.dialed.notified().await;
-                behind.made();
+                made();
                 match &*self.failed.borrow() {
                     Some((dial, failure)) if *dial == awaited => return Err(failure.clone()),
                     _ => continue,
