@@ -498,7 +498,7 @@ async fn a_copy_whose_time_is_over_behind_a_limit_says_nothing_of_an_endpoint_th
         async move {
             let _held = respond.send_response(Response::new(()), false).unwrap();
             counted.fetch_add(1, Ordering::SeqCst);
-            std::future::pending().await
+            std::future::pending::<()>().await;
         }
     };
     let copy = h2_upstream_with(|server| server.max_concurrent_streams(1), usize::MAX, serve).await;
