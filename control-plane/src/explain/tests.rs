@@ -123,8 +123,14 @@ fn told(answer: &Value) -> String {
         return format!("{} {} {}", verdict["status"], text(&verdict["cause"]), text(&verdict["flag"]));
     }
     let backends = answer["backends"].as_array().unwrap().iter();
-    let backends: Vec<_> =
-        backends.map(|b| format!("{}:{}*{}", text(&b["service"]), b["port"], b["weight"])).collect();
+    let backends: Vec<_> = backends
+        .map(|b| {
+            // What does not resolve has no port.
+            let port = b["port"].as_u64().filter(|port| *port > 0);
+            let port = port.map(|port| format!(":{port}")).unwrap_or_default();
+            format!("{}{port}*{}", text(&b["service"]), b["weight"])
+        })
+        .collect();
     format!("{}#{}.{} {}", text(&route["name"]), route["rule"], route["match"], backends.join(" "))
 }
 

@@ -53,6 +53,7 @@ pub(crate) struct H2Connection {
     send: RefCell<SendRequest<Payload>>,
     backlog: Rc<Backlog>,
     streams: Cell<usize>,
+    /// When it was last known to carry a stream.
     used: Cell<Tick>,
     carried: Cell<u64>,
     /// Its task has ended.
@@ -204,8 +205,11 @@ impl H2Connection {
         self.streams.get() > 0
     }
 
-    /// Since its last stream was opened.
+    /// Since its last stream was opened, or was still there when this was asked.
     pub(crate) fn idle_for(&self, now: Tick) -> Duration {
+        if self.is_busy() {
+            self.used.set(now);
+        }
         now.since(self.used.get())
     }
 

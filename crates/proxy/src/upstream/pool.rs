@@ -132,7 +132,8 @@ impl Pools {
             }
             pool.shared.borrow_mut().retain(|connection| {
                 connection.judge(wall);
-                !connection.is_over() && (connection.is_busy() || connection.idle_for(now) < keep)
+                let idle = connection.idle_for(now);
+                !connection.is_over() && (connection.is_busy() || idle < keep)
             });
             // What a limit has room for meanwhile, since a connection elsewhere has ended or it was raised, nobody else says.
             pool.streams.call_again();

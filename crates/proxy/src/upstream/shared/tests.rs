@@ -19,7 +19,7 @@ use crate::replay::Replayed;
 use crate::upstream::Head;
 use crate::upstream::h2::H2Exchange;
 use crate::upstream::mesh::Validity;
-use crate::upstream::pool::Opened;
+use crate::upstream::pool::{Opened, Pools};
 
 type Dialed = Result<Rc<H2Connection>, Failure>;
 
@@ -243,6 +243,23 @@ async fn whoever_comes_while_the_only_connection_takes_no_more_waits_for_its_end
         made.send(Ok(connected(&pool).await)).ok();
         assert!(matches!(look(&mut first), Poll::Ready(Ok(_))));
         assert!(matches!(look(&mut second), Poll::Ready(Ok(_))), "there is room for both");
+    };
+    LocalSet::new().run_until(run).await;
+}
+
+#[tokio::test]
+async fn a_connection_idles_from_the_end_of_its_last_stream_on() {
+    let run = async {
+        let pools = Pools::default();
+        let pool = pools.of(1);
+        let taken = fills(&pool, None).await;
+        let sweep = |minutes: u64| {
+            pools.sweep(Tick::ZERO.after(Duration::from_secs(60 * minutes)), Duration::ZERO, |_| true);
+            pool.open()
+        };
+        assert_eq!(sweep(60), 1, "it is busy");
+        drop(taken);
+        assert_eq!((sweep(60), sweep(120)), (1, 0));
     };
     LocalSet::new().run_until(run).await;
 }
