@@ -64,7 +64,8 @@ pub fn write_request_head(
 
 /// Writes a response head. Content-Length and Transfer-Encoding come from `body`, Connection from `connection`; such
 /// fields in `fields` are left out, except that with [`BodyLength::None`] the Content-Length of a response to HEAD or
-/// of a 304 stays: it speaks of the body that GET would have.
+/// of a 304 stays: it speaks of the body that GET would have. The Upgrade of a 426 is named in a Connection of its own (RFC
+/// 9110 section 7.8).
 ///
 /// A `reason` that is empty or malformed is replaced by the registered one.
 pub fn write_response_head(
@@ -106,6 +107,11 @@ pub fn write_response_head(
     put_fields(out, fields, body == BodyLength::None && !bodiless);
     put_framing(out, body);
     out.put_slice(connection.line());
+    // Here Upgrade is told whether or not the connection goes on, and belongs to it all the same.
+    if status == 426 && connection != ConnectionOption::Upgrade && fields.known(KnownName::Upgrade).is_some()
+    {
+        out.put_slice(ConnectionOption::Upgrade.line());
+    }
     out.put_slice(b"\r\n");
 }
 

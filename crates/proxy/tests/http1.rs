@@ -13,6 +13,7 @@ use support::h2::{answer, fetch, get, h2_client, h2_upstream};
 use support::{Harness, exchange, is_head, read_until, rule, upstream};
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
+use tokio::sync::mpsc;
 
 const OK: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nhello";
 
@@ -231,6 +232,99 @@ async fn an_upgrade_becomes_a_tunnel() {
     assert!(head.starts_with("HTTP/1.1 101") && head.to_lowercase().contains("upgrade: websocket"), "{head}");
     tcp.write_all(b"ping").await.unwrap();
     assert_eq!(read_until(&mut tcp, "ping").await, "ping");
+}
+
+#[tokio::test]
+async fn an_upgrade_of_http_1_0_is_no_offer() {
+    let seen = Arc::new(Mutex::new(String::new()));
+    let kept = Arc::clone(&seen);
+    let up = upstream(move |got| {
+        *kept.lock() = String::from_utf8_lossy(got).to_lowercase();
+        is_head(got).then(|| OK.to_vec())
+    })
+    .await;
+    let mut harness = Harness::start(Settings::default());
+    harness.service("web", AppProtocol::Http1, &[up.address]).await;
+    let address = harness.route(vec![rule(&[("web", 1)], vec![])]).await;
+    for version in ["1.0", "1.1"] {
+        let request = format!(
+            "GET / HTTP/{version}\r\nHost: a\r\nConnection: close, Upgrade\r\nUpgrade: websocket\r\n\r\n"
+        );
+        let told = exchange(address, request.as_bytes()).await;
+        assert!(told.starts_with("HTTP/1.1 200 OK\r\n"), "{told}");
+        let sent = seen.lock().clone();
+        assert_eq!(sent.contains("upgrade"), version == "1.1", "{version}: {sent}");
+    }
+}
+
+#[tokio::test]
+async fn max_forwards_is_counted_down_and_ends_here() {
+    let (tell, mut seen) = mpsc::channel(16);
+    let up = upstream(move |got| {
+        is_head(got).then(|| {
+            tell.try_send(String::from_utf8_lossy(got).to_lowercase()).unwrap();
+            OK.to_vec()
+        })
+    })
+    .await;
+    let mut harness = Harness::start(Settings::default());
+    harness.service("web", AppProtocol::Http1, &[up.address]).await;
+    let address = harness.route(vec![rule(&[("web", 1)], vec![])]).await;
+    let told = async |method: &str, forwards: &str| {
+        let request = format!(
+            "{method} / HTTP/1.1\r\nHost: a\r\nMax-Forwards: {forwards}\r\nConnection: close\r\n\r\n"
+        );
+        exchange(address, request.as_bytes()).await
+    };
+    for (method, given, sent) in
+        [("OPTIONS", "10", "9"), ("TRACE", "1", "0"), ("GET", "0", "0"), ("OPTIONS", "x", "x")]
+    {
+        assert!(told(method, given).await.ends_with("hello"), "{method} {given}");
+        let seen = seen.recv().await.unwrap();
+        assert!(seen.contains(&format!("\r\nmax-forwards: {sent}\r\n")), "{method} {given}: {seen}");
+    }
+    for (method, status) in [("OPTIONS", "200 OK"), ("TRACE", "501 Not Implemented")] {
+        let told = told(method, "0").await;
+        assert!(told.starts_with(&format!("HTTP/1.1 {status}\r\n")), "{told}");
+        assert!(told.contains("content-length: 0\r\n") && told.ends_with("\r\n\r\n"), "{told}");
+        assert!(seen.try_recv().is_err(), "nothing goes on");
+    }
+}
+
+#[tokio::test]
+async fn who_is_told_to_upgrade_is_told_to_what() {
+    for (status, wanted) in [("426 Upgrade Required", true), ("200 OK", false)] {
+        let said = format!(
+            "HTTP/1.1 {status}\r\nUpgrade: h9/1\r\nConnection: Upgrade\r\nContent-Length: 2\r\n\r\nno"
+        );
+        let (_harness, address) = saying(said.into_bytes()).await;
+        let told = exchange(address, b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").await;
+        let told = told.to_lowercase();
+        assert!(told.contains("\r\nconnection: close\r\n") && told.ends_with("no"), "{told}");
+        for line in ["\r\nupgrade: h9/1\r\n", "\r\nconnection: upgrade\r\n"] {
+            assert_eq!(told.contains(line), wanted, "{told}");
+        }
+        let (sent, _) = h2_client(address).await.send_request(get("/"), true).unwrap();
+        let headers = sent.await.unwrap().headers().clone();
+        assert!(!headers.contains_key("upgrade"), "HTTP/2 has no such field: {headers:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_path_that_http2_would_not_take_reaches_its_servers_escaped() {
+    let (tell, mut seen) = mpsc::channel(16);
+    let up = h2_upstream(8, move |_, request, respond| {
+        tell.try_send(request.uri().path_and_query().unwrap().to_string()).unwrap();
+        answer(respond, b"hello");
+        std::future::ready(())
+    })
+    .await;
+    let mut harness = Harness::start(Settings::default());
+    harness.service("web", AppProtocol::Http2, &[up.address]).await;
+    let address = harness.route(vec![rule(&[("web", 1)], vec![])]).await;
+    let told = exchange(address, b"GET /a`b?c`d HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").await;
+    assert!(told.starts_with("HTTP/1.1 200 "), "{told}");
+    assert_eq!(seen.recv().await.unwrap(), "/a%60b?c`d");
 }
 
 #[tokio::test]

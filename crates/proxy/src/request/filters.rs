@@ -1,5 +1,6 @@
 //! Doing what the rule's filters say: to the request before it is sent, to the response before it is passed on.
 
+use http::{Method, StatusCode};
 use meshwork_base::Rng;
 use meshwork_decision::{Cause, Filter, HeaderEdit, HeaderEdits, Matched, RequestView, Rewrite};
 use meshwork_http1::{FieldError, Fields, HopByHop, KnownName, RequestHead, ResponseHead, strip_hop_by_hop};
@@ -17,10 +18,12 @@ use crate::mesh::Place;
 use crate::observe::MARK;
 use crate::upstream::Head;
 
+const MAX_FORWARDS: &str = "max-forwards";
+
 /// What the rule's filters make of a request.
 pub(crate) enum Verdict {
     /// It is answered here.
-    Answer { status: u16, location: String },
+    Answer { status: u16, location: Option<String> },
     /// It goes on.
     Forward(Outgoing),
 }
@@ -70,6 +73,8 @@ pub(crate) fn request(
     journey: &mut Journey<'_>,
 ) -> Result<Verdict, Failure> {
     let mut hop = strip_hop_by_hop(&mut head.fields);
+    // HTTP/1.0 has no Upgrade (RFC 9110 section 7.8): what looks like one is no offer.
+    hop.upgrade = hop.upgrade.take().filter(|_| head.upgrade);
     if hop.upgrade.is_some() {
         offer(conn, &mut hop, head, journey).map_err(|error| internal(&error))?;
     }
@@ -83,7 +88,10 @@ pub(crate) fn request(
     if let Way::Rule(matched) = way
         && let Some((status, location)) = apply(conn, matched, head, &mut outgoing, journey)?
     {
-        return Ok(Verdict::Answer { status, location });
+        return Ok(Verdict::Answer { status, location: Some(location) });
+    }
+    if let Some(status) = last_hop(head).map_err(|error| internal(&error))? {
+        return Ok(Verdict::Answer { status, location: None });
     }
     forwarded(conn, &mut head.fields, journey).map_err(|error| internal(&error))?;
     match conn.place {
@@ -99,6 +107,22 @@ pub(crate) fn request(
         Place::Outbound(_) | Place::Gateway(_) | Place::Hbone(_) => {}
     }
     Ok(Verdict::Forward(outgoing))
+}
+
+/// Counts Max-Forwards down; the status to answer with where it may go no further (RFC 9110 section 7.6.2). Nothing is
+/// reflected to a TRACE: what it came with may be nobody's to read.
+fn last_hop(head: &mut RequestHead) -> Result<Option<u16>, FieldError> {
+    let status = match head.method {
+        Method::OPTIONS => StatusCode::OK,
+        Method::TRACE => StatusCode::NOT_IMPLEMENTED,
+        _ => return Ok(None),
+    };
+    let left = head.fields.get(MAX_FORWARDS).and_then(|value| std::str::from_utf8(value).ok());
+    match left.and_then(|left| left.parse::<u64>().ok()) {
+        None => Ok(None),
+        Some(0) => Ok(Some(status.as_u16())),
+        Some(left) => head.fields.set(MAX_FORWARDS, (left - 1).to_string()).map(|()| None),
+    }
 }
 
 /// The next hop is offered what the caller offers, as far as that may go on. A handshake of WebSocket that came over
@@ -306,7 +330,9 @@ pub(crate) fn response(
 ) -> Result<(), FieldError> {
     let hop = strip_hop_by_hop(&mut response.fields);
     reply::date(conn, &mut response.fields);
-    if let Some(protocol) = hop.upgrade.filter(|_| response.tunnel) {
+    // Nobody may say 426 without the protocols that would do (RFC 9110 section 15.5.22).
+    let is_wanted = response.status == StatusCode::UPGRADE_REQUIRED.as_u16();
+    if let Some(protocol) = hop.upgrade.filter(|_| response.tunnel || is_wanted) {
         response.fields.push_known(KnownName::Upgrade, protocol)?;
     }
     for filter in target.filters().iter().chain(way.filters()) {

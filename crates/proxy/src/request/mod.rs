@@ -156,7 +156,7 @@ async fn run(
     journey.enter(Phase::Filters);
     let outgoing = match filters::request(conn, &way, head, journey)? {
         filters::Verdict::Answer { status, location } => {
-            Box::pin(reply::redirect(conn, down, response, journey, status, &location)).await;
+            Box::pin(reply::here(conn, down, response, journey, status, location.as_deref())).await;
             return Ok(());
         }
         filters::Verdict::Forward(outgoing) => outgoing,

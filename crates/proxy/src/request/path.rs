@@ -28,7 +28,8 @@ pub(crate) fn normalize(head: &mut RequestHead) -> Result<(), Failure> {
 
 /// The normal form; `None` when the path is in it.
 pub(crate) fn normal(path: &str) -> Option<String> {
-    let suspicious = path.starts_with('/') && (path.contains('%') || path.contains("/."));
+    let suspicious =
+        path.starts_with('/') && (path.contains('%') || path.contains("/.") || path.contains('`'));
     if !suspicious {
         return None;
     }
@@ -36,7 +37,8 @@ pub(crate) fn normal(path: &str) -> Option<String> {
     (new != path).then_some(new)
 }
 
-/// Unreserved characters are written plainly, other escapes in capitals.
+/// Unreserved characters are written plainly, other escapes in capitals. A back-tick, which callers of HTTP/1.1 write though
+/// no path may have one, is escaped: a server of HTTP/2 would not take it.
 fn decoded(path: &str) -> String {
     let bytes = path.as_bytes();
     let mut out = String::with_capacity(path.len());
@@ -52,6 +54,10 @@ fn decoded(path: &str) -> String {
                     out.push_str(&format!("%{byte:02X}"));
                 }
                 at += 3;
+            }
+            (b'`', ..) => {
+                out.push_str("%60");
+                at += 1;
             }
             (byte, ..) => {
                 out.push(char::from(byte));
@@ -104,6 +110,7 @@ mod tests {
             ("/a/b/..", "/a/"),
             ("/a%2fb", "/a%2Fb"),
             ("/caf%c3%a9", "/caf%C3%A9"),
+            ("/a`b", "/a%60b"),
         ] {
             assert_eq!(normal(given).as_deref(), Some(wanted), "{given}");
         }

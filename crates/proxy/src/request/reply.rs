@@ -35,17 +35,17 @@ pub(crate) fn date(conn: &Conn, fields: &mut Fields) {
     }
 }
 
-/// Answers with another place.
-pub(crate) async fn redirect(
+/// Answers without asking anybody: with another place, or as the last whom a request may reach.
+pub(crate) async fn here(
     conn: &Conn,
     down: &mut Down<'_>,
     response: &mut ResponseHead,
     journey: &mut Journey<'_>,
     status: u16,
-    location: &str,
+    location: Option<&str>,
 ) {
     begin(conn, response, status);
-    let written = response.fields.push("location", location);
+    let written = location.map_or(Ok(()), |location| response.fields.push("location", location));
     answer(conn, down, response, journey, written, b"").await;
 }
 

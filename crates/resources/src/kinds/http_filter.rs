@@ -347,6 +347,18 @@ pub(super) fn validate(filters: &[Spanned<HTTPRouteFilter>], cx: &mut Cx) {
     }
 }
 
+/// Fields that frame a message or belong to a connection: each hop writes its own (RFC 9110 section 7.6.1), and proxies
+/// refuse a filter on them.
+const FRAMING: [&str; 5] = ["connection", "content-length", "te", "transfer-encoding", "upgrade"];
+
+fn refuse_framing(name: &HeaderName, span: Span, cx: &mut Cx) {
+    if FRAMING.iter().any(|framing| name.eq_ignore_ascii_case(framing)) {
+        let message =
+            format!("`{}` is `{name}`, which frames the message and is set by the proxy", cx.path());
+        cx.error(span, codes::INVALID_VALUE, message).help = Some("choose another header".to_owned());
+    }
+}
+
 impl HTTPHeaderFilter {
     fn validate(&self, cx: &mut Cx) {
         let lower = |name: &HeaderName| name.to_ascii_lowercase();
@@ -356,5 +368,17 @@ impl HTTPHeaderFilter {
         }
         let names = self.remove.iter().map(|name| (&name.inner, name.span));
         cx.in_field("remove", |cx| refuse_repeated(names, lower, "header", cx));
+        for (field, headers) in [("set", &self.set), ("add", &self.add)] {
+            cx.in_field(field, |cx| {
+                for (index, header) in headers.iter().enumerate() {
+                    cx.in_item(index, |cx| refuse_framing(&header.name, header.span, cx));
+                }
+            });
+        }
+        cx.in_field("remove", |cx| {
+            for (index, name) in self.remove.iter().enumerate() {
+                cx.in_item(index, |cx| refuse_framing(&name.inner, name.span, cx));
+            }
+        });
     }
 }
