@@ -1,10 +1,12 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use meshwork_base::{SeededRng, Tick};
+use meshwork_base::{SeededRng, SpiffeId, Tick};
 use proptest::prelude::*;
 
 use super::*;
+use crate::endpoint::{Exclusion, Transport};
+use crate::limits::Limits;
 use crate::load::Answer;
 use crate::outlier::AttemptOutcome;
 use crate::tests::endpoint;
@@ -301,4 +303,91 @@ fn one_that_rests_is_better_than_one_that_has_failed_this_request() {
     fails(&set.pickable()[0], now);
     let beside = |rng: &mut SeededRng| peak_ewma(&regard(&set, now, &[2, 3]), rng).unwrap().id;
     assert_eq!(picked(&set, 50, beside), [50, 0, 0]);
+}
+
+/// An endpoint that is something else too.
+fn endpoint_that(id: u64, is: impl FnOnce(&mut Endpoint)) -> Arc<Endpoint> {
+    let mut endpoint = Arc::into_inner(endpoint(id, 1)).expect("nobody else holds it");
+    is(&mut endpoint);
+    Arc::new(endpoint)
+}
+
+#[test]
+fn a_session_goes_on_with_who_is_there_and_well_and_has_not_failed_this_request() {
+    let leaving = endpoint_that(3, |endpoint| endpoint.excluded = Some(Exclusion::Draining));
+    let set = EndpointSet::new(vec![endpoint(1, 1), endpoint(2, 1), leaving]);
+    let goes_on = |id, tried: &[u64]| persistent(&regard(&set, Tick::ZERO, tried), id).is_some();
+    assert!(goes_on(1, &[2]));
+    assert!(!goes_on(1, &[2, 1]), "it has failed this request");
+    assert!(!goes_on(3, &[]), "it is leaving");
+    assert!(!goes_on(4, &[]), "it is gone");
+    eject(&set.pickable()[0]);
+    assert!(!goes_on(1, &[]), "it is ejected");
+    let most = Limits { max_requests_per_endpoint: Some(1), ..Limits::default() };
+    let _one = set.pickable()[1].begin();
+    let bounded = regard(&set, Tick::ZERO, &[]).within_bounds(&most, false, None);
+    assert!(goes_on(2, &[]) && persistent(&bounded, 2).is_none(), "it is at its limit");
+}
+
+#[test]
+fn of_those_who_are_ejected_one_that_has_room_is_called() {
+    let set = set(&[1, 1, 1]);
+    set.pickable().iter().for_each(|endpoint| eject(endpoint));
+    let _one = set.pickable()[0].begin();
+    let most = Limits { max_requests_per_endpoint: Some(1), ..Limits::default() };
+    let bounded = || regard(&set, Tick::ZERO, &[]).within_bounds(&most, false, None);
+    let by_chance = picked(&set, 200, |rng| random(&bounded(), rng).unwrap().id);
+    assert!(by_chance[0] == 0 && by_chance[1] > 0 && by_chance[2] > 0, "{by_chance:?}");
+    let cursor = AtomicUsize::new(0);
+    assert_eq!(picked(&set, 200, |_| round_robin(&bounded(), &cursor).unwrap().id), [0, 100, 100]);
+}
+
+/// Through a sidecar one connection carries many requests.
+#[test]
+fn nobody_waits_for_a_connection_through_sidecars() {
+    let behind_sidecar = |id| {
+        endpoint_that(id, |endpoint| {
+            let spiffe_id = SpiffeId::parse("spiffe://m/ns/shop/sa/web").unwrap();
+            endpoint.transport = Transport::Mesh { http: endpoint.address(), hbone: None, spiffe_id };
+        })
+    };
+    let most = Limits { max_connections_per_endpoint: Some(1), ..Limits::default() };
+    for (set, is_passed_by) in [
+        (EndpointSet::new(vec![endpoint(1, 1), endpoint(2, 1)]), true),
+        (EndpointSet::new(vec![behind_sidecar(1), behind_sidecar(2)]), false),
+    ] {
+        let _one = set.pickable()[0].begin();
+        let bounded = || regard(&set, Tick::ZERO, &[]).within_bounds(&most, false, None);
+        let counts = picked(&set, 200, |rng| random(&bounded(), rng).unwrap().id);
+        assert_eq!(counts[0] == 0, is_passed_by, "{counts:?}");
+    }
+}
+
+/// Where nobody of a part has a connection to spare, all of it are alike, whoever has one elsewhere.
+#[test]
+fn of_each_part_it_is_asked_whether_somebody_has_a_connection_to_spare() {
+    let all: Vec<_> = (1..=3).map(|id| endpoint(id, 1)).collect();
+    let part = EndpointSet::new(all[..2].to_vec());
+    let set = EndpointSet::new(all);
+    let _busy = [set.pickable()[0].begin(), set.pickable()[1].begin()];
+    let most = Limits { max_connections_per_endpoint: Some(1), ..Limits::default() };
+    let of_all = regard(&set, Tick::ZERO, &[]).within_bounds(&most, false, None);
+    assert!(of_all.is_crowded(&set.pickable()[0]), "the third has");
+    let of_part = of_all.within(&part);
+    assert!(part.pickable().iter().all(|one| !of_part.is_crowded(one)));
+}
+
+#[test]
+fn a_hash_leads_to_the_same_of_those_against_whom_nothing_speaks() {
+    let endpoints = (1..=10).map(|id| endpoint(id, 1)).collect();
+    let set = EndpointSet::shaped(endpoints, Some(Shape::Ring));
+    let now = Tick::ZERO.after(Duration::from_secs(1));
+    fails(&set.pickable()[0], now);
+    let mut rng = SeededRng::new(1);
+    let mut led_to =
+        |hash| clean(&regard(&set, now, &[2]), Some(stir(hash)), &mut rng).expect("eight are").id;
+    let first: Vec<_> = (0..50).map(&mut led_to).collect();
+    assert_eq!((0..50).map(&mut led_to).collect::<Vec<_>>(), first);
+    assert!(first.iter().all(|id| *id > 2), "one rests, and one has failed this request: {first:?}");
+    assert!(first.iter().any(|id| *id != first[0]), "and hashes are spread: {first:?}");
 }

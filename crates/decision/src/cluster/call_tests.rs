@@ -435,3 +435,28 @@ fn what_an_operator_forces_decides_about_repeats_too_and_a_refusal_counts() {
     cluster.force_breaker(Some((crate::ForcedState::Closed, until)));
     assert_eq!(cluster.may_call_again(None, now, &mut NoReasons), Ok(()));
 }
+
+#[test]
+fn what_only_one_that_is_ejected_would_take_is_repeated() {
+    let cluster = breaking(2, 1);
+    let now = Tick::from_nanos(1);
+    let [tripped, out] = [0, 1].map(|at: usize| ids(&cluster)[at]);
+    Caller::new(&cluster).trip(tripped, now);
+    cluster.endpoints().all()[1].stats.standing.eject_until(u64::MAX);
+    assert!(!cluster.panics(now), "half of them are left");
+    assert_eq!(cluster.may_call_again(None, now, &mut NoReasons), Ok(()));
+    let picked = Caller::new(&cluster).call(now).expect("its breaker is closed").0;
+    assert_eq!(picked.endpoint.id, out, "as it would be called");
+}
+
+#[test]
+fn a_pause_that_ends_with_the_deadline_is_too_long() {
+    let cluster = cluster(1, v1::TrafficPolicy::default());
+    cluster.served();
+    let now = Tick::from_nanos(1);
+    let pause = |deadline| cluster.pause(0, deadline, now, &mut SeededRng::new(1));
+    let whole = pause(None).expect("it has been there");
+    let end = now.after(whole);
+    assert_eq!(pause(Some(end)), None, "nothing could be sent any more");
+    assert_eq!(pause(Some(end.after(Duration::from_nanos(1)))), Some(whole));
+}

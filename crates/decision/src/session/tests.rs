@@ -1,10 +1,11 @@
 use meshwork_messages::v1;
 
 use super::*;
-use crate::builder::Change;
+use crate::builder::{Change, SnapshotBuilder};
 use crate::request::OwnedRequest;
 use crate::tests::{
-    backend, key, path, prefix, route, rule, service, service_change, slice, snapshot, wire_endpoint,
+    backend, build, key, path, policy_change, prefix, route, rule, service, service_change, slice, snapshot,
+    wire_endpoint,
 };
 
 const WALL: Duration = Duration::from_secs(1_800_000_000);
@@ -135,4 +136,47 @@ fn a_session_goes_before_weights_and_ends_with_its_endpoint() {
     assert!(rule.resume(&OwnedRequest::get("h", "/"), WALL, Tick::ZERO).is_none());
     endpoint.stats.standing.eject_until(1_000);
     assert!(rule.resume(&request, WALL, Tick::ZERO).is_none(), "it is ejected");
+}
+
+#[test]
+fn a_session_ends_with_who_is_leaving_or_fails_the_registry_s_checks() {
+    use v1::endpoint::Health;
+    let mut builder = SnapshotBuilder::new();
+    let snapshot = build(&mut builder, split());
+    let cluster = snapshot.cluster(&key("ns/b", 80)).expect("a cluster");
+    let rule = &snapshot.routes.values().next().expect("a route").rules[0];
+    let persistence = rule.session_persistence().expect("it is kept");
+    let request = back(&persistence.begin(&cluster.endpoints().all()[0], "/", WALL));
+    for (health, holds) in [
+        (Health::Draining, false),
+        (Health::Healthy, true),
+        (Health::Unhealthy, false),
+        (Health::Suspect, true),
+    ] {
+        let endpoint = v1::Endpoint { health: health.into(), ..wire_endpoint("10.0.0.2") };
+        build(&mut builder, [slice("ns/b-1", "ns/b", ("", 80), vec![endpoint])]);
+        assert_eq!(cluster.endpoints().all().len(), 1, "{health:?}: it is in view");
+        assert_eq!(rule.resume(&request, WALL, Tick::ZERO).is_some(), holds, "{health:?}");
+    }
+}
+
+#[test]
+fn a_session_that_began_elsewhere_leads_to_whom_this_proxy_does_not_call_otherwise() {
+    let load_balancer = Some(v1::LoadBalancer { subset_size: 1, ..Default::default() });
+    let fleet = (1..=5).map(|n| wire_endpoint(&format!("10.0.1.{n}"))).collect();
+    let mut changes = split();
+    changes.push(slice("ns/a-1", "ns/a", ("", 80), fleet));
+    changes.push(policy_change(v1::TrafficPolicy { load_balancer, ..Default::default() }));
+    let mut builder = SnapshotBuilder::new();
+    builder.run_as("proxy");
+    let snapshot = build(&mut builder, changes);
+    let set = snapshot.cluster(&key("ns/a", 80)).expect("a cluster").endpoints();
+    assert_eq!((set.all().len(), set.pickable().len()), (5, 1));
+    let rule = &snapshot.routes.values().next().expect("a route").rules[0];
+    let persistence = rule.session_persistence().expect("it is kept");
+    for endpoint in set.all() {
+        let request = back(&persistence.begin(endpoint, "/", WALL));
+        let resumed = rule.resume(&request, WALL, Tick::ZERO).map(|resumed| resumed.endpoint);
+        assert_eq!(resumed, Some(endpoint.id));
+    }
 }

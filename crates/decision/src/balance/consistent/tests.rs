@@ -195,3 +195,19 @@ fn the_bound_is_an_even_load_of_those_that_are_not_ejected() {
     let bound = Bound::new(&regard(&set, &[]), 100);
     assert!(bound.has_room(one) && bound.has_room(other));
 }
+
+#[test]
+fn where_only_those_who_have_failed_the_request_have_room_the_least_loaded_of_the_others_takes_it() {
+    for shape in SHAPES {
+        let set = evenly(shape, 1..=3);
+        let [most, least, tried] = set.pickable() else { panic!("three") };
+        let _busy: Vec<_> = (0..5).map(|n| if n < 3 { most.begin() } else { least.begin() }).collect();
+        let ids = [tried.id];
+        let regard = regard(&set, &ids);
+        let bound = Bound::new(&regard, 100);
+        assert!(!bound.has_room(most) && !bound.has_room(least) && bound.has_room(tried));
+        for n in 0..100 {
+            assert_eq!(consistent(&regard, key(n), Some(100)).unwrap().id, least.id, "{shape:?}");
+        }
+    }
+}

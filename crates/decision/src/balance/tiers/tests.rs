@@ -406,3 +406,47 @@ fn a_breaker_that_only_observes_moves_nobody_to_another_tier() {
         assert_eq!(cluster.tiers(at(1))[0].share == WHOLE, stays, "{mode:?}");
     }
 }
+
+/// The own zone's only endpoint and the next zone's have answered like this of late.
+fn near_and_far(near: u64, far: u64, now: Tick) -> (Arc<Cluster>, [Arc<Endpoint>; 2]) {
+    let World { cluster, .. } = world(&[(0, "r", ""), (1, "r", "")], algorithm(Algorithm::PeakEwma));
+    let both = [0, 1].map(|at| Arc::clone(&cluster.endpoints().all()[at]));
+    for (endpoint, millis) in both.iter().zip([near, far]) {
+        let took = Duration::from_millis(millis);
+        cluster.record(endpoint, &Answer::new(AttemptOutcome::Success, took), now);
+    }
+    (cluster, both)
+}
+
+#[test]
+fn a_zone_that_is_as_quick_as_the_next_one_is_not_left_however_much_it_has_to_do() {
+    let picked = |far| {
+        let (cluster, [near, _]) = near_and_far(100, far, at(1));
+        let _busy: Vec<_> = (0..10).map(|_| near.begin()).collect();
+        cluster.pick(at(1), &mut SeededRng::new(1), &[]).expect("somebody").zone.to_string()
+    };
+    assert_eq!(picked(99), "z0");
+    assert_eq!(picked(49), "z1");
+}
+
+#[test]
+fn nobody_leaves_a_slow_zone_for_one_that_has_failed_the_request_rests_or_is_ejected() {
+    let (cluster, [near, far]) = near_and_far(100, 10, at(1));
+    let picked = |tried: &[u64], now| cluster.pick(now, &mut SeededRng::new(1), tried).expect("somebody").id;
+    assert_eq!(picked(&[], at(1)), far.id);
+    assert_eq!(picked(&[far.id], at(1)), near.id, "it has failed this request");
+    far.stats.standing.eject_until(at(2).as_nanos());
+    assert_eq!(picked(&[], at(1)), near.id, "it is ejected");
+    assert_eq!(picked(&[], at(2)), far.id);
+    cluster.record(&far, &Answer::new(AttemptOutcome::Failure, Duration::from_millis(1)), at(2));
+    assert_eq!(picked(&[], at(2)), near.id, "it rests");
+}
+
+#[test]
+fn the_first_request_to_a_slow_zone_finds_out_about_the_next_one_also_when_the_clock_has_just_begun() {
+    let world = world(&[(0, "r", ""), (1, "r", "")], algorithm(Algorithm::PeakEwma));
+    let now = Tick::from_nanos(1_000_000);
+    let slow = Answer::new(AttemptOutcome::Success, Duration::from_secs(1));
+    drop(world.cluster.record(&world.endpoints("z0")[0], &slow, now));
+    assert_eq!(world.share("z1", now), 1, "and it alone, for a second");
+}
