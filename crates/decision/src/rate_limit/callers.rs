@@ -111,6 +111,18 @@ mod tests {
         let asking = |name: &str, nanos| callers.of(Caller::Name(name), Duration::from_secs(1), nanos).1;
         assert_eq!((asking("one", 1), asking("other", 2)), (1, 2));
         assert_eq!(asking("one", 2_000_000_000), 1, "the other has been away");
+        assert_eq!(asking("other", 2_000_000_001), 2, "and is back, though all were counted a moment ago");
+    }
+
+    #[test]
+    fn who_stays_away_has_no_part_though_nobody_new_comes() {
+        let callers = Callers::default();
+        let asking = |name: &str, millis: u64| {
+            callers.of(Caller::Name(name), Duration::from_secs(1), millis * 1_000_000).1
+        };
+        asking("gone", 1);
+        let here: Vec<_> = (0..15).map(|n| asking("here", 1 + 100 * n)).collect();
+        assert_eq!((here[0], here[9], here[14]), (2, 2, 1), "{here:?}");
     }
 
     #[test]

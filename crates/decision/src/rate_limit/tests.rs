@@ -138,3 +138,31 @@ proptest! {
         }
     }
 }
+
+/// So many requests of a caller at one moment: how many are admitted, and what the first that is not is told.
+fn at_once(limit: &RateLimit, caller: &str, times: u32, millis: u64) -> (u32, Option<Allowance>) {
+    let told: Vec<_> = (0..times).map(|_| limit.ask(caller, at(millis))).collect();
+    let admitted = told.iter().filter(|told| told.admitted).count();
+    (u32::try_from(admitted).unwrap(), told.into_iter().find(|told| !told.admitted))
+}
+
+#[test]
+fn who_is_beyond_its_share_leaves_half_of_the_burst_and_hears_of_nothing_that_it_could_have() {
+    let limit = limit(100, 20, true);
+    assert!(limit.ask("modest", at(0)).admitted);
+    let (greedy, refused) = at_once(&limit, "greedy", 100, 0);
+    assert_eq!(greedy, 10, "its half, and none of what was left");
+    let refused = refused.expect("ninety were");
+    assert_eq!((refused.remaining, refused.retry_after), (0, Duration::from_millis(10)));
+    assert_eq!(at_once(&limit, "modest", 100, 0).0, 9, "with the first one half of the burst");
+}
+
+#[test]
+fn with_more_callers_than_the_burst_has_requests_each_has_one_within_its_share() {
+    let limit = limit(10, 2, true);
+    let at_first = ["one", "two", "three"].map(|caller| limit.ask(caller, at(0)).admitted);
+    assert_eq!(at_first, [true, true, false]);
+    assert!(limit.ask("one", at(900)).admitted, "nobody else has taken it");
+    assert!(limit.ask("two", at(900)).admitted, "the last one of the burst is for who is within its share");
+    assert!(!limit.ask("three", at(900)).admitted);
+}
