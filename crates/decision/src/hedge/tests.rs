@@ -6,6 +6,7 @@ use crate::breaker::{BreakerCause, BreakerChange, BreakerMode, CircuitBreaker, F
 use crate::limits::Limits;
 use crate::load::Answer;
 use crate::outlier::AttemptOutcome;
+use crate::retry::Retry;
 use crate::tests::{build, key, service, service_change, slice, wire_endpoint};
 
 const FIXED: HedgePolicy =
@@ -312,6 +313,23 @@ fn where_second_attempts_do_not_help_there_are_few_and_none_of_retries_either() 
     hedge.second_ended(true);
     assert!(admit(&hedge, &GET).is_ok(), "one that wins brings them back");
     assert!(cluster.shared.budget.retry(retries, at(0)).is_ok());
+}
+
+/// The first attempt has failed, and what follows the hedge is a retry like any other.
+#[test]
+fn a_hedge_that_goes_on_alone_is_told_of_as_a_repetition() {
+    let cluster = cluster(2);
+    cluster.shared.budget.succeeded();
+    let hedge = begin(&FIXED, &cluster, &GET).unwrap();
+    let goes_on = |well| {
+        let hedged = admit(&hedge, &GET)?;
+        let mut retry = Retry::of_counted(None, &cluster);
+        retry.goes_on_as(&hedged);
+        retry.ended(well);
+        Ok(())
+    };
+    assert_eq!([(); 5].map(|()| goes_on(false)), [Ok(()); 5]);
+    assert_eq!(goes_on(false), Err(NoHedge::InVain));
 }
 
 #[test]

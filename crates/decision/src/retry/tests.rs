@@ -541,8 +541,8 @@ fn what_an_endpoint_has_seen_asks_the_budget_again() {
 #[test]
 fn a_push_back_delays_the_retry_and_a_refusal_ends_it() {
     let at = |ms: u64| Tick::ZERO.after(Duration::from_millis(ms));
-    let told = |push_back, deadline: Option<u64>| {
-        let facts = RequestFacts { push_back: Some(push_back), deadline: deadline.map(at), ..GET };
+    let after = |push_back, deadline: Option<u64>| {
+        let facts = RequestFacts { push_back, deadline: deadline.map(at), ..GET };
         let mut retry = Retry::begin(Some(&Arc::new(policy())), &cluster(None), Tick::ZERO);
         let rng = &mut SeededRng::new(1);
         match retry.after(AttemptFailure::Status(503), Some(1), &facts, Tick::ZERO, rng, &mut NoReasons) {
@@ -550,15 +550,34 @@ fn a_push_back_delays_the_retry_and_a_refusal_ends_it() {
             Decision::Stop(reason) => Err(reason),
         }
     };
+    let told = |push_back, deadline| after(Some(push_back), deadline);
     let second = PushBack::After(Duration::from_secs(1));
-    let after = told(second, None).unwrap();
-    assert!((Duration::from_secs(1)..=Duration::from_millis(1025)).contains(&after), "{after:?}");
+    let back_off = after(None, None).unwrap();
+    assert!(back_off > Duration::ZERO);
+    assert_eq!(told(second, None), Ok(Duration::from_secs(1) + back_off), "the back-off begins after it");
     assert_eq!(told(PushBack::Never, None), Err(StopReason::PushBack));
     assert_eq!(told(second, Some(1000)), Err(StopReason::PushBack), "its answer is better than a time-out");
     assert!(told(second, Some(1026)).is_ok());
     assert!(told(PushBack::After(LONGEST_PUSH_BACK), None).is_ok());
     let long = PushBack::After(LONGEST_PUSH_BACK + Duration::from_millis(1));
     assert_eq!(told(long, None), Err(StopReason::PushBack), "nobody waits for so long");
+}
+
+#[test]
+fn an_answer_that_the_policy_repeats_pays_for_no_retry() {
+    let (cluster, policy) = (cluster(None), Arc::new(policy()));
+    all_fail(&cluster, &policy, 10);
+    let endpoint = Arc::clone(&cluster.endpoints().all()[0]);
+    let well = Answer::new(AttemptOutcome::Success, Duration::from_millis(1));
+    let answers = |to_repeat| {
+        (0..3).for_each(|_| drop(cluster.record(&endpoint, &Answer { to_repeat, ..well }, Tick::ZERO)));
+        let mut retry = Retry::begin(Some(&policy), &cluster, Tick::ZERO);
+        let (failure, rng) = (AttemptFailure::Status(503), &mut SeededRng::new(1));
+        let decision = retry.after(failure, Some(1), &GET, Tick::ZERO, rng, &mut NoReasons);
+        matches!(decision, Decision::Again { .. })
+    };
+    assert!(!answers(true), "retries would pay for themselves");
+    assert!(answers(false), "three have paid for it");
 }
 
 #[test]
