@@ -212,6 +212,27 @@ fn a_trial_of_before_says_nothing_about_another_instance() {
 }
 
 #[test]
+fn another_instance_has_its_whole_row() {
+    let world = World::new(config(5, 50), 4);
+    assert_eq!(world.fail(0, 4), None);
+    world.endpoint(0).stats.forgive();
+    assert_eq!(world.fail(0, 4), None, "those of before were another's");
+    assert!(world.fail(0, 1).is_some());
+}
+
+#[test]
+fn a_trial_that_is_under_way_when_checks_pass_is_the_only_one_and_decides() {
+    let mut world = World::new(config(1, 50), 4);
+    world.now = world.fail(0, 1).expect("it fails").until;
+    let trial = world.trial(0).expect("a trial is due");
+    world.now = world.now.after(Duration::from_secs(1));
+    world.endpoint(0).stats.standing.bring_forward(world.now);
+    assert!(Trial::claim(world.endpoint(0), world.now).is_err(), "one request tries it");
+    assert!(world.tried(trial, 200).is_some_and(|shift| shift.ejection.is_none()));
+    assert!(!world.endpoint(0).stats.is_out());
+}
+
+#[test]
 fn ejections_are_capped_in_time_and_what_is_beyond_is_not_held_against_it() {
     let longest = Duration::from_secs(300);
     assert_eq!(config(1, 50).ejection_time(1000), longest);

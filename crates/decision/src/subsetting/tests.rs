@@ -351,3 +351,43 @@ fn who_is_out_for_everybody_pulls_in_another() {
     build(&mut builder, [slice("ns/a-1", "ns/a", ("", 80), endpoints(&[30]))]);
     assert_eq!(called(&cluster, now, 100), part, "and leaves again");
 }
+
+#[test]
+fn of_instances_behind_one_address_each_proxy_calls_others() {
+    let all: Vec<_> = (1..=20_u16)
+        .map(|n| {
+            let mut one = Arc::into_inner(endpoint(n.into(), 1)).expect("nobody else holds it");
+            one.addresses = [([10, 0, 0, 1], 80).into()].into_iter().collect();
+            one.transport = crate::Transport::Mesh {
+                http: ([10, 0, 0, 1], 15_000 + n).into(),
+                hbone: None,
+                spiffe_id: meshwork_base::SpiffeId::parse("spiffe://m/ns/shop/sa/web").unwrap(),
+            };
+            Arc::new(one)
+        })
+        .collect();
+    let called: BTreeSet<_> = (0..50).flat_map(|proxy| chosen(&all, 4, proxy)).collect();
+    assert_eq!(called, (1..=20).collect(), "somebody calls each");
+}
+
+/// It was out for everybody, was tried while the control plane was away and went well; when that is back its word counts.
+#[test]
+fn who_is_out_for_everybody_again_when_the_control_plane_is_back_pulls_in_another() {
+    let (mut builder, cluster) = world(&[30], 4);
+    let now = Tick::from_nanos(1);
+    let part = called(&cluster, now, 100);
+    let out = cluster.endpoints().pickable()[0].address();
+    let mut marked = endpoints(&[30]);
+    let is_out = |one: &&mut v1::Endpoint| out.ip().to_string() == one.addresses[0];
+    marked.iter_mut().find(is_out).expect("it is there").ejected = [(String::new(), 2)].into();
+    build(&mut builder, [slice("ns/a-1", "ns/a", ("", 80), marked)]);
+    let others = called(&cluster, now, 100);
+    assert_eq!(cluster.unheard(Some(Duration::from_secs(3_600)), now).len(), 1);
+    let mut rng = SeededRng::new(1);
+    let mut choose = || cluster.choose(now, &mut rng, &Wanted::default(), &mut NoReasons).expect("somebody");
+    let trial = (0..100).find_map(|_| choose().trial).expect("one request tries it");
+    cluster.tried(trial, &Answer::new(AttemptOutcome::Success, Duration::from_millis(1)), now);
+    assert_eq!(called(&cluster, now, 100), part, "it has its place again");
+    cluster.unheard(None, now);
+    assert_eq!(called(&cluster, now, 100), others);
+}
