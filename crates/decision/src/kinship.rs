@@ -167,6 +167,14 @@ mod tests {
         assert!(kinship.knows(ours, Kin::Mirrored, at(61)), "of three each is remembered by itself");
     }
 
+    #[test]
+    fn one_that_remembers_by_an_older_clock_sends_nobody_to_sleep() {
+        let kinship = Kinship::default();
+        kinship.remember(Family::of("a"), Kin::Failed, at(20));
+        kinship.remember(Family::of("b"), Kin::Failed, at(15));
+        assert!(kinship.is_awake(at(29)) && kinship.knows(Family::of("a"), Kin::Failed, at(29)));
+    }
+
     /// A crowd of families that fail at the same time finds room: what is read soon after is still there.
     #[test]
     fn the_oldest_makes_room() {

@@ -220,6 +220,18 @@ fn without_a_standing_line_patience_ends_too() {
 }
 
 #[test]
+fn who_was_sent_away_makes_the_line_late_no_longer() {
+    let mut table = standing(Queue { interval: Some(MS * 600), ..QUEUE });
+    table.enter(2, Priority::Default, 499);
+    table.enter(3, Priority::Default, 501);
+    assert_eq!(table.called(), [(1, Err(Shed::QueueTime))]);
+    table.enter(4, Priority::Default, 610);
+    assert_eq!(table.called(), [], "at 501 nobody had waited for too long");
+    table.enter(5, Priority::Default, 1_103);
+    assert_eq!(table.called(), [(2, Err(Shed::QueueTime)), (3, Err(Shed::QueueTime))]);
+}
+
+#[test]
 fn high_ones_are_waited_for_though_low_ones_stand_in_line() {
     let mut table = Table::new(fixed(1, Queue { max_requests: 100, ..QUEUE }));
     table.enter(0, Priority::Low, 0);
@@ -391,6 +403,17 @@ fn those_whose_rest_comes_at_once_exceed_the_limit_by_as_many_as_they_are_and_ot
     assert_eq!(comes(12_002).err(), Some(Shed::Concurrency));
     drop(quick);
     assert!(comes(12_003).is_ok());
+}
+
+/// Workers look at the clock before they come to the gate, and not in turn.
+#[test]
+fn of_the_clocks_of_all_workers_the_latest_counts() {
+    let (gate, config) = (Arc::new(Gate::default()), Arc::new(fixed(1, QUEUE)));
+    let comes = |now| gate.enter_at_once(&config, Priority::Default, at(now));
+    let mut slow = comes(0).expect("there is room");
+    assert_eq!(comes(1_015).err(), Some(Shed::Concurrency));
+    slow.owes(at(10));
+    assert!(comes(1_009).is_ok(), "by the other worker's clock it has owed for long enough");
 }
 
 #[test]

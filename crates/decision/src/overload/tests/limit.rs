@@ -321,3 +321,43 @@ fn callers_without_patience_do_not_keep_the_limit_from_being_found() {
     }
     assert!(answered >= 15 * 40 * 3 / 4, "{answered} of 600");
 }
+
+#[test]
+fn a_failure_that_took_just_as_long_as_an_answer_says_nothing() {
+    let config = Overload { concurrency: ADAPTIVE, ..fixed(1, QUEUE) };
+    let (mut rng, mut called) = (SeededRng::new(1), Called::new());
+    let mut limit_after = |lasts: Duration| {
+        let mut limiter: Limiter<u32> = Limiter::default();
+        for n in 0..100 {
+            limiter.enter(&config, Priority::Default, at(n * 20), || 0, &mut called);
+            limiter.answered(&config, at(n * 20), at(n * 20 + 10), &mut rng, &mut called);
+        }
+        let known = limiter.view(&config);
+        assert_eq!(known.min_rtt, Some(MS * 10));
+        // So many at once that a window of them would say that more may be.
+        for round in 0..20 {
+            let begins = at(10_000 + round * 100);
+            (0..known.limit).for_each(|_| {
+                limiter.enter(&config, Priority::Default, begins, || 0, &mut called);
+            });
+            (0..known.limit).for_each(|_| {
+                limiter.failed(&config, begins, begins.after(lasts), &mut rng, &mut called);
+            });
+        }
+        limiter.view(&config).limit.cmp(&known.limit)
+    };
+    assert_eq!(limit_after(MS * 10), std::cmp::Ordering::Equal);
+    assert_eq!(limit_after(MS * 11), std::cmp::Ordering::Greater);
+}
+
+#[test]
+fn what_began_before_a_cut_tells_of_the_limit_of_before() {
+    let (mut gradient, mut rng) = (Gradient::default(), SeededRng::new(1));
+    gradient.sees(40, true);
+    (0..20).for_each(|_| gradient.lost(&ADAPTIVE, at(1_000)));
+    assert_eq!(gradient.limit(&ADAPTIVE), 10);
+    (0..20).for_each(|_| gradient.answered(&ADAPTIVE, at(900), 20, at(1_400), &mut rng));
+    assert_eq!(gradient.limit(&ADAPTIVE), 10, "they were among those of whom there were too many");
+    (0..20).for_each(|_| gradient.answered(&ADAPTIVE, at(1_500), 0, at(1_900), &mut rng));
+    assert!(gradient.base().is_some(), "and these were not");
+}
