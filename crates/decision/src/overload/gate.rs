@@ -337,7 +337,9 @@ impl Waiting {
             let mut state = gate.state.lock();
             // Nothing may have happened since it came, and it is now that it is sent away.
             state.now = gave_up.map_or(state.now, |now| state.now.max(now));
-            let gone = state.limiter.leave(self.ticket, self.priority, gave_up.is_some());
+            let State { limiter, config, now, .. } = &mut *state;
+            let config = config.as_deref().expect("whoever waits has entered by a policy");
+            let gone = limiter.leave(config, (self.ticket, self.priority), gave_up.is_some(), *now);
             gate.notice(&mut state);
             gone
         };

@@ -127,8 +127,14 @@ impl<W> Limiter<W> {
     }
 
     /// Somebody stops waiting: its patience is over (`gave_up`), or it is gone. `None`: it was called before.
-    pub(crate) fn leave(&mut self, ticket: u64, priority: Priority, gave_up: bool) -> Option<W> {
-        let gone = self.line.leave(ticket, priority);
+    pub(crate) fn leave(
+        &mut self,
+        config: &Overload,
+        (ticket, priority): (u64, Priority),
+        gave_up: bool,
+        now: Tick,
+    ) -> Option<W> {
+        let gone = self.line.leave(&self.patience(config), ticket, priority, now);
         if gone.is_some() && gave_up {
             self.count_shed(priority, Shed::QueueTime);
         }

@@ -187,12 +187,20 @@ impl<W> Line<W> {
     }
 
     /// Somebody does not wait any longer; `None`: it has been called, or sent away.
-    pub(crate) fn leave(&mut self, ticket: u64, priority: Priority) -> Option<W> {
+    pub(crate) fn leave(
+        &mut self,
+        config: &Patience,
+        ticket: u64,
+        priority: Priority,
+        now: Tick,
+    ) -> Option<W> {
         let level = &mut self.levels[priority as usize].waiting;
         // Tickets rise within a level.
         let at = level.binary_search_by_key(&ticket, |waiting| waiting.ticket).ok()?;
         let gone = level.remove(at)?;
         self.waiting -= 1;
+        // Nobody looks at an empty line before the next one has come.
+        self.look(config, now);
         Some(gone.who)
     }
 

@@ -55,6 +55,11 @@ impl Table {
         self.limiter.enter(&self.config, priority, at(now), || who, &mut self.called)
     }
 
+    /// One of the default priority.
+    fn leave(&mut self, ticket: u64, gave_up: bool, now: u64) -> Option<u32> {
+        self.limiter.leave(&self.config, (ticket, Priority::Default), gave_up, at(now))
+    }
+
     fn ended(&mut self, now: u64) {
         self.limiter.ended(&self.config, at(now), &mut self.called);
     }
@@ -161,6 +166,23 @@ fn a_line_that_was_empty_is_patient_again() {
 }
 
 #[test]
+fn a_line_that_all_have_left_is_patient_again() {
+    let mut table = standing(QUEUE);
+    let Entry::Waits(second) = table.enter(2, Priority::Default, 50) else { panic!("it waits") };
+    let Entry::Waits(third) = table.enter(3, Priority::Default, 106) else { panic!("it waits") };
+    assert_eq!(table.called(), [(1, Err(Shed::QueueTime))], "it stands");
+    for ticket in [second, third] {
+        assert!(table.leave(ticket, false, 107).is_some());
+    }
+    for who in 4..8 {
+        table.enter(who, Priority::Default, 70 + 10 * u64::from(who));
+    }
+    assert_eq!(table.called(), [], "nobody waited at 106");
+    table.ended(151);
+    assert_eq!(table.called(), [(4, Ok(()))]);
+}
+
+#[test]
 fn a_line_that_moves_does_not_stand_though_it_is_never_empty() {
     let mut table = standing(QUEUE);
     table.enter(2, Priority::Default, 8);
@@ -232,6 +254,18 @@ fn who_was_sent_away_makes_the_line_late_no_longer() {
 }
 
 #[test]
+fn who_gave_up_makes_the_line_late_no_longer() {
+    let mut table = Table::new(fixed(1, Queue { interval: Some(MS * 600), ..QUEUE }));
+    table.enter(0, Priority::Default, 0);
+    let Entry::Waits(first) = table.enter(1, Priority::Default, 0) else { panic!("it waits") };
+    table.enter(2, Priority::Default, 499);
+    assert_eq!(table.leave(first, true, 500), Some(1));
+    table.enter(3, Priority::Default, 590);
+    table.enter(4, Priority::Default, 610);
+    assert_eq!(table.called(), [], "at 500 nobody had waited for too long");
+}
+
+#[test]
 fn high_ones_are_waited_for_though_low_ones_stand_in_line() {
     let mut table = Table::new(fixed(1, Queue { max_requests: 100, ..QUEUE }));
     table.enter(0, Priority::Low, 0);
@@ -275,9 +309,9 @@ fn who_leaves_is_not_called_and_only_lost_patience_counts() {
     let mut table = standing(QUEUE);
     let Entry::Waits(second) = table.enter(2, Priority::Default, 1) else { panic!("it waits") };
     let Entry::Waits(third) = table.enter(3, Priority::Default, 2) else { panic!("it waits") };
-    assert_eq!(table.limiter.leave(second, Priority::Default, false), Some(2));
-    assert_eq!(table.limiter.leave(second, Priority::Default, false), None, "it is gone");
-    assert_eq!(table.limiter.leave(third, Priority::Default, true), Some(3));
+    assert_eq!(table.leave(second, false, 3), Some(2));
+    assert_eq!(table.leave(second, false, 3), None, "it is gone");
+    assert_eq!(table.leave(third, true, 3), Some(3));
     table.ended(5);
     assert_eq!(table.called(), [(1, Ok(()))]);
     assert_eq!(table.limiter.view(&table.config).tally.shed[1], [0, 0, 1, 0]);
@@ -610,7 +644,7 @@ proptest! {
                 }
                 Step::Leaves(which) if !waiting.is_empty() => {
                     let (ticket, priority, who) = waiting.remove(which % waiting.len());
-                    prop_assert_eq!(limiter.leave(ticket, priority, false), Some(who));
+                    prop_assert_eq!(limiter.leave(&config, (ticket, priority), false, at(now)), Some(who));
                 }
                 Step::Answers | Step::Loses | Step::Fails | Step::Ends if !under_way.is_empty() => {
                     let began = under_way.remove(0);

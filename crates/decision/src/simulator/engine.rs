@@ -181,7 +181,7 @@ impl<'s> Engine<'s> {
             Event::Reaches(attempt) => self.reaches(attempt),
             Event::Done(instance, attempt, life) => self.done(instance, attempt, life),
             Event::GivesUp(instance, attempt) => {
-                if self.gates[instance].gave_up(attempt) {
+                if self.gates[instance].gave_up(attempt, self.now) {
                     self.plan(self.scenario.network, Event::Hears(attempt, Heard::Shed));
                 }
             }

@@ -143,7 +143,7 @@ impl<'s> Gate<'s> {
 
     /// Its caller does not wait any more.
     pub(super) fn abandoned(&mut self, attempt: AttemptId, now: Tick, rng: &mut SeededRng) -> Moves {
-        self.leaves(attempt, false);
+        self.leaves(attempt, false, now);
         let Some(began) = self.began.remove(&attempt) else { return Moves::default() };
         let mut called = Called::new();
         self.limiter.lost(self.config, began, now, rng, &mut called);
@@ -151,13 +151,13 @@ impl<'s> Gate<'s> {
     }
 
     /// It has waited for as long as it may. True: it is sent away.
-    pub(super) fn gave_up(&mut self, attempt: AttemptId) -> bool {
-        self.leaves(attempt, true)
+    pub(super) fn gave_up(&mut self, attempt: AttemptId, now: Tick) -> bool {
+        self.leaves(attempt, true, now)
     }
 
-    fn leaves(&mut self, attempt: AttemptId, gave_up: bool) -> bool {
+    fn leaves(&mut self, attempt: AttemptId, gave_up: bool, now: Tick) -> bool {
         let Some((ticket, priority)) = self.waiting.remove(&attempt) else { return false };
-        self.limiter.leave(ticket, priority, gave_up).is_some()
+        self.limiter.leave(self.config, (ticket, priority), gave_up, now).is_some()
     }
 
     fn moved(&mut self, called: Called<AttemptId>, now: Tick) -> Moves {
