@@ -503,8 +503,7 @@ impl Drop for Retry {
 
 /// What of the request itself stands in the way of repeating it.
 fn repeatable(failure: AttemptFailure, facts: &RequestFacts, now: Tick) -> Result<(), StopReason> {
-    let whatever_the_method =
-        failure.is_unseen() || matches!(failure, AttemptFailure::InLine | AttemptFailure::Grpc(_));
+    let whatever_the_method = failure.is_unseen() || matches!(failure, AttemptFailure::Grpc(_));
     if !(facts.idempotent || !facts.sent || whatever_the_method) {
         return Err(StopReason::NotRepeatable);
     }

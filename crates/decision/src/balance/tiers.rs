@@ -184,7 +184,8 @@ impl Tiers {
     /// Whether everything can be carried by who is not ejected, whatever else is known.
     pub(crate) fn can_carry(&self, now: Tick) -> bool {
         let is_here = |endpoint: &&Arc<Endpoint>| !endpoint.is_ejected(now);
-        let here = |tier: &Tier| tier.set.pickable().iter().filter(is_here).count().min(tier.members);
+        // Who stands in another's place in a part of all counts too: more than all of a tier carry no more than everything.
+        let here = |tier: &Tier| tier.set.pickable().iter().filter(is_here).count();
         let health = self.tiers.iter().map(|tier| health(here(tier), tier.members, self.factor));
         health.sum::<u32>() >= WHOLE
     }

@@ -141,14 +141,13 @@ impl Standing {
         true
     }
 
-    /// It counts again. False: it has all the time.
+    /// It counts again. False: it did before.
     pub(super) fn take_back(&self) -> bool {
         let has_counted = self.said.fetch_or(FOR_ALL, Ordering::Relaxed) & FOR_ALL != 0;
-        let was_handed_over = self.cause() == Some(EjectionCause::ForAll);
-        if was_handed_over {
+        if self.cause() == Some(EjectionCause::ForAll) {
             self.until.store(0, Ordering::Relaxed);
         }
-        !has_counted || was_handed_over
+        !has_counted
     }
 
     /// What active checks say.
