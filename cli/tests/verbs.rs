@@ -352,9 +352,30 @@ fn a_scenario_runs_against_real_proxies() {
     std::fs::write(&file, FLEET.replace("- {concurrency", "- {weight: 2, concurrency")).unwrap();
     let refusal = command(&["simulate", "--live"]).arg(&file).output().unwrap();
     refused(&refusal, &["instances[1].weight", "have no weight"]);
-    let guarded = FLEET.replace("  hedge:", "  overload: {adaptiveConcurrency: {}}\n  hedge:");
-    assert_ne!(guarded, FLEET);
-    std::fs::write(&file, guarded).unwrap();
-    let refusal = command(&["simulate", "--live"]).arg(&file).output().unwrap();
-    refused(&refusal, &["policies.overload", "have no sidecars"]);
+}
+
+/// Twice of what one instance can do, a quarter of it of high priority.
+const OVERLOAD: &str = "\
+name: too much
+duration: 5s
+warmUp: 2s
+arrivals: {perSecond: 80, highPercent: 25}
+instances:
+- {concurrency: 2, service: {mean: 50ms, spread: Constant}}
+policies:
+  retry: {attempts: 0}
+  overload: {adaptiveConcurrency: {}, queue: {maxRequests: 8}}
+  timeouts: {request: 1s}
+";
+
+#[test]
+fn a_live_instance_has_a_proxy_that_keeps_it_from_overload() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("fleet.yaml");
+    std::fs::write(&file, OVERLOAD).unwrap();
+    let live = json(&command(&["simulate", "--live", "-o", "json"]).arg(&file).output().unwrap());
+    let of = |key: &str| live[key]["median"].as_f64().unwrap();
+    // Half can be answered. Without it whatever is answered has waited in the instance's queue for longer than anybody asks.
+    assert!((20.0..80.0).contains(&of("failedPercent")), "{live}");
+    assert!(of("failedHighPercent") < 10.0 && of("failedLowPercent") > 30.0, "{live}");
 }

@@ -7,10 +7,13 @@
 //!               ▼                   ▼ metrics: ejections, refusals        ▼
 //!            latencies ─────────▶ Outline, as of a seed ◀────────── requests of each
 //! ```
+//!
+//! Where the scenario says `overload`, another gateway stands before each instance as its sidecar would, and keeps it.
 
 mod instance;
 mod load;
 mod proxies;
+mod told;
 
 use std::cell::RefCell;
 use std::path::PathBuf;
@@ -47,11 +50,6 @@ pub(super) enum LiveError {
         "instances[{0}].joins: real proxies hear of all instances from the beginning; leave it out, or run without `--live`"
     )]
     Joins(usize),
-    /// Live instances are alone.
-    #[error(
-        "policies.overload and arrivals.highPercent: instances of a live run have no sidecars that would keep it; leave them out, or run without `--live`"
-    )]
-    Overload,
     /// What the simulator can do and a `TrafficPolicy` cannot say.
     #[error(
         "proxies would refuse the scenario: {0}; keep to what a TrafficPolicy takes, or run without `--live`"
@@ -86,9 +84,6 @@ pub(super) fn run(scenario: &Scenario, seed: u64) -> Result<Outline, LiveError> 
     if let Some(late) = scenario.instances.iter().position(|instance| !instance.joins.is_zero()) {
         return Err(LiveError::Joins(late));
     }
-    if scenario.policies.overload.is_some() || scenario.arrivals.high > 0 {
-        return Err(LiveError::Overload);
-    }
     // One thread: instances and load share the machine with proxies that have threads of their own.
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -115,10 +110,16 @@ async fn once(scenario: &Scenario, seed: u64) -> Result<Outline, LiveError> {
     }
     let counted = load::run(scenario, &proxies.addresses(), &world, &clock, began).await;
     let told = proxies.finish().await?;
-    Ok(outline(seed, &counted, &told, &instances))
+    Ok(outline(scenario, seed, &counted, &told, &instances))
 }
 
-fn outline(seed: u64, counted: &Counted, told: &proxies::Told, instances: &[Rc<Instance>]) -> Outline {
+fn outline(
+    scenario: &Scenario,
+    seed: u64,
+    counted: &Counted,
+    told: &proxies::Told,
+    instances: &[Rc<Instance>],
+) -> Outline {
     let requests = counted.arrived;
     let quantile = |share: f64| millis(counted.quantile(share));
     let unended =
@@ -128,7 +129,8 @@ fn outline(seed: u64, counted: &Counted, told: &proxies::Told, instances: &[Rc<I
         requests,
         latencies: QUANTILES.map(quantile),
         failed: 100.0 * counted.failed(),
-        failed_by_priority: None,
+        failed_by_priority: (scenario.arrivals.high > 0)
+            .then(|| counted.failed_by_priority().map(|failed| 100.0 * failed)),
         attempts_per_request: ratio(told.attempts, requests),
         retries: told.attempts.saturating_sub(told.requests),
         held_back: told.held_back,

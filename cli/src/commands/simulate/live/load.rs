@@ -11,10 +11,17 @@ use http_body_util::{BodyExt as _, Empty};
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
-use meshwork_base::{Clock, SeededRng, Tick};
+use meshwork_base::{Clock, Rng as _, SeededRng, Tick};
 use meshwork_decision::simulator::{Scenario, Spread};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
+
+use super::ratio;
+
+/// The field by which proxies know a request's priority, and what it says.
+pub(super) const PRIORITY: &str = "x-priority";
+pub(super) const HIGH: &str = "high";
+pub(super) const LOW: &str = "low";
 
 /// So long after its time a request that has not ended never will.
 const SLACK: Duration = Duration::from_secs(5);
@@ -26,15 +33,22 @@ type Http = Client<HttpConnector, Empty<Bytes>>;
 pub(super) struct Counted {
     pub(super) arrived: u64,
     pub(super) unended: u64,
-    failed: u64,
-    /// Of those that arrived after the warm-up, sorted; one that failed has all the time it had.
+    /// Of those that arrived after the warm-up, of high priority and of low: how many, and how many of them failed.
+    of: [(u64, u64); 2],
+    /// Of the same, sorted; one that failed has all the time it had.
     took: Vec<Duration>,
 }
 
 impl Counted {
     /// The part of the measured requests that failed.
     pub(super) fn failed(&self) -> f64 {
-        self.failed as f64 / self.took.len().max(1) as f64
+        let failed: u64 = self.of.iter().map(|(_, failed)| failed).sum();
+        ratio(failed, self.took.len() as u64)
+    }
+
+    /// The same of those of high priority, and of those of low.
+    pub(super) fn failed_by_priority(&self) -> [f64; 2] {
+        self.of.map(|(all, failed)| ratio(failed, all))
     }
 
     /// The latency that this share of the measured requests did not exceed.
@@ -53,6 +67,12 @@ struct Callers<'a> {
 }
 
 impl Callers<'_> {
+    /// Whether the next request has high priority.
+    fn is_high(&self) -> bool {
+        let high = u64::from(self.scenario.arrivals.high);
+        high > 0 && self.world.borrow_mut().below(100) < high
+    }
+
     fn drawn(&self) -> f64 {
         Spread::Exponential.draw(&mut *self.world.borrow_mut())
     }
@@ -122,15 +142,18 @@ async fn call(
     while due < whole {
         sleep(due.since(clock.now())).await;
         counted.borrow_mut().arrived += 1;
+        let is_high = callers.is_high();
         let (client, clock, counted) = (client.clone(), Rc::clone(clock), Rc::clone(counted));
         let (limit, measured) = (policies.timeout, due >= warm);
         requests.spawn_local(async move {
-            let ended = timeout(limit + SLACK, one(&client, proxy)).await;
+            let ended = timeout(limit + SLACK, one(&client, proxy, is_high)).await;
             let mut counted = counted.borrow_mut();
             counted.unended += u64::from(ended.is_err());
             let good = ended.unwrap_or(false);
             if measured {
-                counted.failed += u64::from(!good);
+                let of = &mut counted.of[usize::from(!is_high)];
+                of.0 += 1;
+                of.1 += u64::from(!good);
                 counted.took.push(if good { clock.now().since(due) } else { limit });
             }
         });
@@ -142,9 +165,10 @@ async fn call(
 }
 
 /// Whether a request was answered well.
-async fn one(client: &Http, proxy: SocketAddr) -> bool {
-    let request = Request::get(format!("http://{proxy}/")).body(Empty::new());
-    let Ok(response) = client.request(request.expect("an address is an authority")).await else {
+async fn one(client: &Http, proxy: SocketAddr, is_high: bool) -> bool {
+    let request = Request::get(format!("http://{proxy}/")).header(PRIORITY, if is_high { HIGH } else { LOW });
+    let request = request.body(Empty::new()).expect("an address is an authority");
+    let Ok(response) = client.request(request).await else {
         return false;
     };
     let status = response.status();
