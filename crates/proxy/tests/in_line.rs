@@ -6,14 +6,18 @@
 mod support;
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
+use meshwork_base::ManualClock;
 use meshwork_messages::v1;
+use meshwork_messages::v1::hedge::Delay;
 use meshwork_messages::v1::service_port::AppProtocol;
 use meshwork_messages::v1::timeouts::CallerDeadline;
-use meshwork_proxy::Settings;
+use meshwork_proxy::{Mesh, Settings};
 use support::h2::{answer, h2_upstream, h2_upstream_with};
-use support::policy::{GET, gateway, holding, traffic};
+use support::policy::{GET, OK, gateway, holding, traffic};
 use support::raw::{ACK, END_HEADERS, END_STREAM, GOAWAY, HEADERS, PREFACE, Raw, SETTINGS, frame};
 use support::{Harness, exchange, read_until, rule, with_a_full_queue};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -278,4 +282,148 @@ async fn whoever_comes_after_the_goodbye_of_the_only_connection_waits_until_its_
         let answer = one.await.unwrap();
         assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
     }
+}
+
+/// Two instances of HTTP/1.1 that do what a test says.
+struct Two {
+    harness: Harness,
+    clock: ManualClock,
+    address: SocketAddr,
+    instances: [TcpListener; 2],
+}
+
+/// The instances are called in turn, one connection to each.
+async fn two(delay: Delay) -> Two {
+    let listen = async || TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let instances = [listen().await, listen().await];
+    let clock = ManualClock::new();
+    let settings = Settings { workers: 1, ..Settings::default() };
+    let mut harness = Harness::join(settings, Mesh::default(), Arc::new(clock.clone()), "gateway");
+    let addresses = [0, 1].map(|number: usize| instances[number].local_addr().unwrap());
+    harness.service("web", AppProtocol::Http1, &addresses).await;
+    let address = harness.route(vec![rule(&[("web", 1)], vec![])]).await;
+    let limits = v1::Limits { max_connections_per_endpoint: 1, ..Default::default() };
+    let budget = Some(v1::RetryBudget { percent: 100, min_per_second: 0 });
+    let policy = v1::TrafficPolicy {
+        limits: Some(limits),
+        timeouts: Some(v1::Timeouts { connect_ms: 60_000, ..Default::default() }),
+        algorithm: v1::traffic_policy::Algorithm::RoundRobin.into(),
+        hedge: Some(v1::Hedge { delay: Some(delay), least_ms: 1, budget_percent: 100 }),
+        retry: Some(v1::Retry { budget, ..Default::default() }),
+        ..Default::default()
+    };
+    harness.change([traffic(policy)]).await;
+    Two { harness, clock, address, instances }
+}
+
+impl Two {
+    /// A connection to either instance, and to which.
+    async fn accept(&self) -> (usize, TcpStream) {
+        let [one, other] = &self.instances;
+        tokio::select! {
+            one = one.accept() => (0, one.unwrap().0),
+            other = other.accept() => (1, other.unwrap().0),
+        }
+    }
+
+    /// Occupies the only connection to an instance with a response that goes on; gives both its ends.
+    async fn occupied(&self) -> (usize, TcpStream, TcpStream) {
+        let mut caller = post(self.address).await;
+        caller.write_all(b"more").await.unwrap();
+        let (number, mut instance) = self.accept().await;
+        read_until(&mut instance, "more").await;
+        instance.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nh").await.unwrap();
+        read_until(&mut caller, "\r\n\r\nh").await;
+        (number, instance, caller)
+    }
+
+    async fn made_wait(&self, count: u64) {
+        let labels = ["default/web", "maxConnections"];
+        self.harness.wait_metric("meshwork_limit_rejected_total", &labels, count).await;
+    }
+
+    /// How many of twenty requests, one after the other, go to this instance, where the quicker one is preferred.
+    async fn share(&mut self, number: usize) -> usize {
+        let algorithm = v1::traffic_policy::Algorithm::PeakEwma.into();
+        self.harness.change([traffic(v1::TrafficPolicy { algorithm, ..Default::default() })]).await;
+        let mut share = 0;
+        for _ in 0..20 {
+            let mut caller = TcpStream::connect(self.address).await.unwrap();
+            caller.write_all(GET).await.unwrap();
+            let (called, mut instance) = self.accept().await;
+            read_until(&mut instance, "\r\n\r\n").await;
+            instance.write_all(CLOSING).await.unwrap();
+            read_until(&mut caller, "hello").await;
+            share += usize::from(called == number);
+        }
+        share
+    }
+}
+
+const CLOSING: &[u8] = b"HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: 5\r\n\r\nhello";
+
+#[tokio::test]
+async fn a_first_attempt_that_loses_to_a_hedge_has_not_taken_what_it_waited_before_a_limit() {
+    let mut two = two(Delay::FixedMs(300)).await;
+    let both = [two.occupied().await, two.occupied().await];
+    let asked = tokio::spawn(exchange(two.address, GET));
+    two.made_wait(1).await;
+    // The requests of the last ten seconds are what a hedge is allowed by.
+    two.clock.advance(Duration::from_secs(9));
+    two.made_wait(2).await;
+    let (mut hedges, mut others) = (Vec::new(), Vec::new());
+    for (number, mut instance, _caller) in both {
+        instance.write_all(b"ello").await.unwrap();
+        let got = read_until(&mut instance, "\r\n\r\n").await;
+        let is_hedge = got.contains("x-envoy-attempt-count: 2");
+        if is_hedge { &mut hedges } else { &mut others }.push((number, instance));
+    }
+    let ((_, mut hedge), (late, _first)) = (hedges.pop().unwrap(), others.pop().unwrap());
+    hedge.write_all(CLOSING).await.unwrap();
+    assert!(asked.await.unwrap().ends_with("hello"));
+    assert!(two.share(late).await > 0, "it was asked a moment ago, and is no slower than others");
+}
+
+#[tokio::test]
+async fn a_hedge_that_loses_has_not_taken_what_it_waited_before_a_limit() {
+    let mut two = two(Delay::FixedMs(50)).await;
+    let (late, mut occupied, caller) = two.occupied().await;
+    let asked = tokio::spawn(exchange(two.address, GET));
+    let (slow, mut first) = two.accept().await;
+    assert_ne!(slow, late);
+    read_until(&mut first, "\r\n\r\n").await;
+    two.made_wait(1).await;
+    two.clock.advance(Duration::from_secs(50));
+    occupied.write_all(b"ello").await.unwrap();
+    read_until(&mut occupied, "\r\n\r\n").await;
+    first.write_all(CLOSING).await.unwrap();
+    assert!(asked.await.unwrap().ends_with("hello"));
+    drop(caller);
+    assert_eq!(two.share(slow).await, 0, "it alone has taken so long");
+}
+
+#[tokio::test]
+async fn what_waited_before_a_limit_does_not_put_hedges_off() {
+    let two = two(Delay::Percentile(50)).await;
+    let both = [two.occupied().await, two.occupied().await];
+    let waiting = [(); 30].map(|()| tokio::spawn(exchange(two.address, GET)));
+    two.made_wait(30).await;
+    two.clock.advance(Duration::from_secs(3_600));
+    for (_, mut instance, _caller) in both {
+        instance.write_all(b"ello").await.unwrap();
+        for number in 1..=15 {
+            read_until(&mut instance, "\r\n\r\n").await;
+            instance.write_all(if number == 15 { CLOSING } else { OK }).await.unwrap();
+        }
+    }
+    for one in waiting {
+        assert!(one.await.unwrap().ends_with("hello"));
+    }
+    let asked = tokio::spawn(exchange(two.address, GET));
+    let (first, _hangs) = two.accept().await;
+    let hedge = tokio::time::timeout(Duration::from_secs(10), two.accept()).await;
+    let (second, mut hedge) = hedge.expect("nobody has taken an hour");
+    assert_ne!(first, second);
+    hedge.write_all(CLOSING).await.unwrap();
+    assert!(asked.await.unwrap().ends_with("hello"));
 }

@@ -67,6 +67,16 @@ impl Noted {
             Some(Ahead::Past(Moment(millis))) => Self::PAST | millis,
         });
     }
+
+    /// How long the endpoint of an attempt that began then has been asked; `None`: it has not, since something of ours stands
+    /// in the way.
+    pub(crate) fn asked(&self, began: Tick, now: Tick) -> Option<Duration> {
+        match self.get() {
+            None => Some(now.since(began)),
+            Some(Ahead::Past(gone)) => Some(Moment::of(now).since(gone)),
+            Some(Ahead::Dials | Ahead::Limit) => None,
+        }
+    }
 }
 
 /// How long an attempt has lasted, and what is known of answers.
@@ -264,6 +274,18 @@ mod tests {
         noted.set(None);
         behind.follows()();
         assert_eq!(noted.get(), None);
+    }
+
+    #[test]
+    fn an_endpoint_is_asked_from_when_a_limit_has_let_its_request_go() {
+        let noted = Noted::default();
+        let asked = |ahead| {
+            noted.set(ahead);
+            noted.asked(at(100), at(350)).map(|asked| asked.as_millis())
+        };
+        assert_eq!(asked(None), Some(250), "nothing stood in the way");
+        assert_eq!(asked(Some(Ahead::Past(Moment::of(at(300))))), Some(50));
+        assert_eq!((asked(Some(Ahead::Limit)), asked(Some(Ahead::Dials))), (None, None), "it was not asked");
     }
 
     #[test]

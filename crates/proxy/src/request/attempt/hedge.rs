@@ -37,7 +37,7 @@ use crate::request::route::Target;
 use crate::request::transfer;
 use crate::request::tried::{HEDGE_LOST, Tried};
 use crate::timers::Timer;
-use crate::upstream::behind::{Ahead, Behind, Noted, Spent, in_vain};
+use crate::upstream::behind::{Behind, Noted, Spent, in_vain};
 use crate::upstream::open::{Destination, Speaks};
 use crate::upstream::{Exchange, Head};
 use crate::worker::Worker;
@@ -139,7 +139,7 @@ pub(super) async fn raced(
         }
     } else if reply == Reply::Good && first.is_ok() {
         let now = attempts.conn.worker.now();
-        second.hedge.first_took(now.since(attempts.began), now);
+        second.first_took(attempts.behind.asked(attempts.began, now), now);
     }
     second.loses(attempts, journey, first.as_ref().err());
     first
@@ -186,10 +186,10 @@ fn lose_first(
     journey: &mut Journey<'_>,
 ) {
     let now = attempts.conn.worker.now();
-    let waited = now.since(attempts.began);
-    second.hedge.first_took(waited, now);
-    if let (Some(endpoint), false) = (&attempts.endpoint, Ahead::is_waited_for(attempts.behind.get())) {
-        second.cluster.outlasted(endpoint, waited, now);
+    let asked = attempts.behind.asked(attempts.began, now);
+    second.first_took(asked, now);
+    if let (Some(endpoint), Some(asked)) = (&attempts.endpoint, asked) {
+        second.cluster.outlasted(endpoint, asked, now);
     }
     attempts.let_go();
     journey.lost(body, now);
@@ -476,6 +476,13 @@ impl<'a, 'h> Second<'a, 'h> {
         false
     }
 
+    /// What is learnt is how long the service takes: what waited for something of ours says nothing of that.
+    fn first_took(&self, asked: Option<Duration>, now: Tick) {
+        if let Some(asked) = asked {
+            self.hedge.first_took(asked, now);
+        }
+    }
+
     fn tell_reasons(&mut self, journey: &mut Journey<'_>) {
         if let (Some(Explanation(reasons)), Some(told)) = (self.reasons.take(), journey.told()) {
             reasons.into_iter().for_each(|reason| told.note(|| reason));
@@ -533,11 +540,11 @@ impl<'a, 'h> Second<'a, 'h> {
         };
         attempts.tried.push(under.hedged.endpoint.id);
         if failed.is_none() {
-            let had_endpoint = !Ahead::is_waited_for(under.behind.get());
-            if had_endpoint {
-                self.cluster.outlasted(&under.hedged.endpoint, now.since(under.began), now);
+            let asked = under.behind.asked(under.began, now);
+            if let Some(asked) = asked {
+                self.cluster.outlasted(&under.hedged.endpoint, asked, now);
             }
-            if had_endpoint && over.is_some_and(is_time_out) {
+            if asked.is_some() && over.is_some_and(is_time_out) {
                 self.hedge.second_ended(false);
             } else {
                 // Whom nobody waits for any more might have helped.
