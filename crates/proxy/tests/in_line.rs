@@ -235,6 +235,8 @@ async fn whoever_comes_while_others_wait_for_a_stream_is_served_after_them() {
     assert_eq!(coming.recv().await.unwrap(), "/waits");
     assert_eq!(coming.recv().await.unwrap(), "/comes");
     assert!(waits.await.unwrap().contains("hello"));
+    let made_wait = harness.metric("meshwork_limit_rejected_total", &["default/web", "maxConnections"]);
+    assert_eq!(made_wait, 2, "also who came behind others");
 }
 
 #[tokio::test]
@@ -271,6 +273,7 @@ async fn whoever_comes_after_the_goodbye_of_the_only_connection_waits_until_its_
     assert!(raw.settle().await, "it has heard of it");
     let waiting = [0; 2].map(|_| tokio::spawn(exchange(address, GET)));
     harness.wait_metric("meshwork_limit_headroom", &["maxPendingRequests"], 98).await;
+    harness.wait_metric("meshwork_limit_rejected_total", &["default/web", "maxConnections"], 2).await;
     raw.send(&last).await;
     assert!(first.await.unwrap().starts_with("HTTP/1.1 200"));
     let mut raw = accept().await;

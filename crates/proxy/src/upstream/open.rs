@@ -249,6 +249,10 @@ impl Dials for Dialer<'_> {
         dial(self.worker, self.to, self.pool).await
     }
 
+    fn count_refused(&self) {
+        self.to.count_refused();
+    }
+
     fn now(&self) -> Tick {
         self.worker.now()
     }
@@ -261,10 +265,7 @@ async fn dial(
 ) -> Result<Rc<H2Connection>, Failure> {
     let permit = match to.admit_connection() {
         Err(_) if pool.open() == 0 => None,
-        admitted => admitted.map_err(|_| {
-            to.count_refused();
-            to.over_limit(Cause::MaxConnections)
-        })?,
+        admitted => admitted.map_err(|_| to.over_limit(Cause::MaxConnections))?,
     };
     let tcp = connect(to.address, to.connect_timeout).await?;
     let (io, svid) = match to.speaks {

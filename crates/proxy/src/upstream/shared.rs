@@ -24,6 +24,9 @@ pub(super) trait Dials {
     /// A limit, or it could not be made.
     async fn dial(&self) -> Result<Rc<H2Connection>, Failure>;
 
+    /// A limit has made somebody wait.
+    fn count_refused(&self);
+
     fn now(&self) -> Tick;
 }
 
@@ -58,6 +61,10 @@ pub(super) async fn connection(
             }
         }
         behind.waits(Ahead::Limit);
+        // One that waits is one that the limit made wait, however often it is beaten to what it was called for.
+        if place.is_none() {
+            dials.count_refused();
+        }
         let may_look = !is_behind && (place.is_some() || line.is_empty());
         let found = room(pool, place.get_or_insert_with(|| line.join()), may_look, clock, dials).await;
         behind.goes(dials.now());

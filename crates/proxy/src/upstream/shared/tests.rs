@@ -28,6 +28,7 @@ type Dialed = Result<Rc<H2Connection>, Failure>;
 struct Scripted {
     may_dial: Cell<bool>,
     asked: Cell<u32>,
+    refused: Cell<u32>,
     dials: RefCell<Vec<oneshot::Receiver<Dialed>>>,
 }
 
@@ -44,6 +45,10 @@ impl Dials for Scripted {
             Some(dialed) => dialed.await.unwrap(),
             None => Err(Failure::local(Cause::MaxConnections)),
         }
+    }
+
+    fn count_refused(&self) {
+        self.refused.set(self.refused.get() + 1);
     }
 
     fn now(&self) -> Tick {
@@ -136,6 +141,7 @@ async fn whoever_is_beaten_to_a_connection_keeps_its_place() {
         drop(taken);
         assert!(look(&mut second).is_pending(), "it came later");
         assert!(matches!(look(&mut first), Poll::Ready(Ok(_))));
+        assert_eq!(dials.refused.get(), 2, "each was made to wait once");
     };
     LocalSet::new().run_until(run).await;
 }
