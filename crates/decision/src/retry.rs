@@ -334,6 +334,12 @@ impl Retry {
         &self.tried
     }
 
+    /// Whether a kept connection to this endpoint was stale for this request.
+    #[must_use]
+    pub fn was_stale(&self, endpoint: u64) -> bool {
+        self.stale.contains(&endpoint)
+    }
+
     /// Retries so far, without those of stale connections, and without what the budget has not paid for.
     #[must_use]
     pub fn retries(&self) -> u32 {

@@ -251,6 +251,44 @@ async fn who_was_let_through_is_not_held_back_because_a_connection_was_stale() {
 }
 
 #[tokio::test]
+async fn a_stale_connection_says_nothing_of_those_to_other_endpoints() {
+    let instances =
+        [TcpListener::bind("127.0.0.1:0").await.unwrap(), TcpListener::bind("127.0.0.1:0").await.unwrap()];
+    let addresses = instances.each_ref().map(|instance| instance.local_addr().unwrap());
+    let policy = v1::TrafficPolicy {
+        algorithm: v1::traffic_policy::Algorithm::RoundRobin.into(),
+        ..Default::default()
+    };
+    let (_harness, address) = gateway(AppProtocol::Http1, &addresses, policy).await;
+    let accept = async || {
+        let [one, other] = &instances;
+        tokio::select! {
+            one = one.accept() => (0, one.unwrap().0),
+            other = other.accept() => (1, other.unwrap().0),
+        }
+    };
+    let mut kept = Vec::new();
+    for _ in 0..2 {
+        let asked = tokio::spawn(exchange(address, GET));
+        let (number, mut tcp) = accept().await;
+        request(&mut tcp).await;
+        tcp.write_all(OK).await.unwrap();
+        assert!(asked.await.unwrap().ends_with("hello"));
+        kept.push((number, tcp));
+    }
+    let ((last, mut other), (first, mut stale)) = (kept.pop().unwrap(), kept.pop().unwrap());
+    assert_ne!(first, last, "they are called in turn");
+    let asked = tokio::spawn(exchange(address, GET));
+    request(&mut stale).await;
+    drop(stale);
+    tokio::select! {
+        () = request(&mut other) => other.write_all(OK).await.unwrap(),
+        (number, _) = accept() => panic!("a new connection to {number} beside the one that was kept"),
+    }
+    assert!(asked.await.unwrap().ends_with("hello"));
+}
+
+#[tokio::test]
 async fn a_stale_connection_in_between_does_not_lose_the_failure_that_is_repeated() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let upstream = listener.local_addr().unwrap();

@@ -68,8 +68,6 @@ pub(crate) struct Attempts<'a> {
     by_route: Option<Box<Ticket>>,
     /// How long the head of the response took, where only its end says what became of the call.
     late: Option<Duration>,
-    /// A kept connection turned out to be stale: the next one is new.
-    fresh: bool,
     /// The endpoint hears a deadline of a caller who is not believed.
     overheard: bool,
     /// It is sent however few calls succeed.
@@ -114,7 +112,6 @@ impl<'a> Attempts<'a> {
             ticket: None,
             by_route: None,
             late: None,
-            fresh: false,
             overheard: false,
             matters: matters(conn, &target, head),
             is_let_through: false,
@@ -234,7 +231,6 @@ impl<'a> Attempts<'a> {
                 // An attempt beside it may have been noted behind it.
                 let same = self.endpoint.as_ref().map(|endpoint| endpoint.id);
                 self.tried.retain(|tried| Some(*tried) != same);
-                self.fresh = true;
             }
             Again::Elsewhere { after, permit } => {
                 self.permit = permit;
@@ -495,11 +491,12 @@ impl<'a> Attempts<'a> {
 
     fn destination(&self) -> Destination<'_> {
         let connect_timeout = self.connect_timeout();
+        let fresh = self.repeats.was_stale(self.endpoint.as_ref().map(|endpoint| endpoint.id));
         match (self.target, &self.endpoint) {
             (Target::Service { cluster, .. }, Some(endpoint)) => {
                 let announcement = self.announcement.as_deref().map(|header| &header[..]);
                 let to = Destination::of_endpoint(cluster, endpoint, connect_timeout, announcement);
-                Destination { fresh: self.fresh, ..to }
+                Destination { fresh, ..to }
             }
             (Target::App { port, http2 }, _) => Destination {
                 pool: app_id(port.app_port, http2),
@@ -507,7 +504,7 @@ impl<'a> Attempts<'a> {
                 speaks: if http2 { Speaks::Http2 } else { Speaks::Http1 },
                 service: None,
                 connect_timeout,
-                fresh: self.fresh,
+                fresh,
                 announcement: None,
             },
             (Target::Service { .. }, None) => unreachable!("an endpoint was picked before"),
@@ -525,7 +522,7 @@ impl<'a> Attempts<'a> {
         let pool = worker.pools.of(to.pool);
         pool.may_idle(self.idle_ms);
         // Whoever waits in line goes first.
-        let may_keep = !self.fresh && to.announcement.is_none() && !pool.has_line();
+        let may_keep = !to.fresh && to.announcement.is_none() && !pool.has_line();
         let kept = if may_keep { pool.take_idle() } else { None };
         let mut client = match kept {
             Some(client) => client,

@@ -25,7 +25,7 @@ const RESET_RETRIES: u32 = 1;
 
 /// Another attempt.
 pub(crate) enum Again {
-    /// At once, on a new connection: the kept one was stale, which says nothing about the endpoint.
+    /// At once: a kept connection was stale, which says nothing about its endpoint. That is called on a new one.
     SameEndpoint,
     /// Best somewhere else, after this time.
     Elsewhere { after: Duration, permit: Option<Permit> },
@@ -193,6 +193,15 @@ impl<'a> Repeats<'a> {
                 }
                 waits.ok_or_else(|| stopped(failure, stop, of.deadlines))
             }
+        }
+    }
+
+    /// Whether a kept connection to this endpoint, or to the application, was stale for this request. Those beside it were
+    /// perhaps ended by the same; of other endpoints that says nothing.
+    pub(crate) fn was_stale(&self, endpoint: Option<u64>) -> bool {
+        match endpoint {
+            Some(id) => self.state.as_ref().is_some_and(|state| state.was_stale(id)),
+            None => self.stale_app,
         }
     }
 
