@@ -12,7 +12,7 @@ use meshwork_decision::Change;
 use meshwork_messages::v1;
 use meshwork_proxy::Settings;
 use serde_json::Value;
-use support::{Harness, free_port};
+use support::{Harness, free_port, with_a_full_queue};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
@@ -376,6 +376,10 @@ async fn repeat_connections(harness: &mut Harness, retry: v1::Retry) {
         retry: Some(retry),
         ..Default::default()
     };
+    repeat_by(harness, policy).await;
+}
+
+async fn repeat_by(harness: &mut Harness, policy: v1::TrafficPolicy) {
     let target =
         v1::policy::Target { kind: "Service".into(), name: "default/s".into(), section: String::new() };
     let spec = Some(v1::policy::Spec::Traffic(policy));
@@ -389,11 +393,45 @@ async fn repeat_connections(harness: &mut Harness, retry: v1::Retry) {
 async fn connections_are_made_again_as_long_as_that_helps() {
     let dead = || SocketAddr::from(([127, 0, 0, 1], free_port()));
     let (mut harness, address) = through(&[dead(), dead(), summing().await]).await;
-    repeat_connections(&mut harness, connecting_again()).await;
+    let policy = v1::TrafficPolicy {
+        algorithm: v1::traffic_policy::Algorithm::RoundRobin.into(),
+        retry: Some(connecting_again()),
+        // One that is over makes room for the next.
+        limits: Some(v1::Limits { max_retries: 1, ..Default::default() }),
+        ..Default::default()
+    };
+    repeat_by(&mut harness, policy).await;
     for number in 0..10 {
         let mut tcp = TcpStream::connect(address).await.unwrap();
         tcp.write_all(b"1").await.unwrap();
         tcp.shutdown().await.unwrap();
         assert_eq!(said(&mut tcp).await, sum(b"1"), "connection {number}");
     }
+}
+
+/// A retry lasts until its connection stands, not only until it is made: the next one is refused meanwhile.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_retry_counts_as_long_as_it_makes_its_connection() {
+    let (_socket, full, _queued) = with_a_full_queue();
+    let (mut harness, address) = through(&[dead(), full]).await;
+    let budget = Some(v1::RetryBudget { percent: 100, min_per_second: 100 });
+    let policy = v1::TrafficPolicy {
+        algorithm: v1::traffic_policy::Algorithm::RoundRobin.into(),
+        retry: Some(v1::Retry { budget, ..connecting_again() }),
+        limits: Some(v1::Limits { max_retries: 1, ..Default::default() }),
+        timeouts: Some(v1::Timeouts { connect_ms: 60_000, ..Default::default() }),
+        ..Default::default()
+    };
+    repeat_by(&mut harness, policy).await;
+    let refused = || harness.metric("meshwork_limit_rejected_total", &["default/s", "maxRetries"]);
+    let mut callers = Vec::new();
+    let met = async {
+        // Each second one calls the endpoint that is dead first. Whoever is refused is reset, perhaps before this has seen that it stands.
+        while refused() == 0 {
+            callers.extend(TcpStream::connect(address).await.ok());
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(10), met).await.expect("one retry is the limit");
+    assert_eq!(harness.metric("meshwork_limit_headroom", &["default/s", "maxRetries"]), 0);
 }

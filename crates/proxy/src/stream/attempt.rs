@@ -69,6 +69,8 @@ async fn reach(cx: &Carried<'_>, way: &Way<'_>, journey: &mut Journey) -> Result
     let mut tried: SmallVec<[u64; 4]> = SmallVec::new();
     let mut unseen = 0;
     let mut last = None;
+    // Counts the retry that is under way.
+    let mut counted = None;
     loop {
         let began = worker.now();
         journey.enter(Phase::Endpoint);
@@ -96,12 +98,17 @@ async fn reach(cx: &Carried<'_>, way: &Way<'_>, journey: &mut Journey) -> Result
             Err(failure) if failure.retry == error::Retry::No => return Err(failure),
             Err(failure) => failure,
         };
+        // It makes room for the next one.
+        drop(counted.take());
         let decision = {
             let (now, rng) = (worker.now(), &mut *worker.rng.borrow_mut());
             retry.after(AttemptFailure::Connect, Some(endpoint.id), &FACTS, now, rng, &mut NoReasons)
         };
         match decision {
-            Decision::Again { after, permit: _counted } => pause(cx, after).await?,
+            Decision::Again { after, permit } => {
+                counted = permit;
+                pause(cx, after).await?;
+            }
             // Nobody has seen it: that the budget has no retry says nothing against another endpoint.
             Decision::Stop(stop @ (StopReason::NotCalledFor | StopReason::Budget | StopReason::InVain))
                 if policy.is_none_or(|policy| policy.attempts > 0) && unseen < UNSEEN_RETRIES =>
