@@ -198,7 +198,7 @@ pub(crate) async fn tunnel(
         .map_err(|error| Failure::local(Cause::Internal).because(error.to_string()))?;
     let mut exchange = loop {
         let dialer = Dialer { worker, to, pool: &pool };
-        let connection = pool.share(clock.wall(), Behind::default(), || dialer.dial()).await?;
+        let connection = pool.share(clock.wall(), Behind::default(), || dialer.dial(None)).await?;
         let reused = connection.is_reused();
         match connection.connect(authority.clone(), clock).await {
             // It is closed and not found again, so this ends.
@@ -240,13 +240,29 @@ struct Dialer<'a> {
     pool: &'a Rc<EndpointPool>,
 }
 
+impl Dialer<'_> {
+    fn permit(&self) -> Result<Option<ConnectionPermit>, Failure> {
+        match self.to.admit_connection() {
+            Err(_) if self.pool.open() == 0 => Ok(None),
+            admitted => admitted.map_err(|_| self.to.over_limit(Cause::MaxConnections)),
+        }
+    }
+}
+
 impl Dials for Dialer<'_> {
-    fn may_dial(&self) -> bool {
-        self.to.admit_connection().is_ok()
+    /// None where no limit counts them.
+    type Permit = Option<ConnectionPermit>;
+
+    fn admit(&self) -> Option<Self::Permit> {
+        self.to.admit_connection().ok()
     }
 
-    async fn dial(&self) -> Result<Rc<H2Connection>, Failure> {
-        dial(self.worker, self.to, self.pool).await
+    async fn dial(&self, permit: Option<Self::Permit>) -> Result<Rc<H2Connection>, Failure> {
+        let permit = match permit {
+            Some(permit) => permit,
+            None => self.permit()?,
+        };
+        dial(self.worker, self.to, self.pool, permit).await
     }
 
     fn count_refused(&self) {
@@ -262,11 +278,8 @@ async fn dial(
     worker: &Worker,
     to: &Destination<'_>,
     pool: &Rc<EndpointPool>,
+    permit: Option<ConnectionPermit>,
 ) -> Result<Rc<H2Connection>, Failure> {
-    let permit = match to.admit_connection() {
-        Err(_) if pool.open() == 0 => None,
-        admitted => admitted.map_err(|_| to.over_limit(Cause::MaxConnections))?,
-    };
     let tcp = connect(to.address, to.connect_timeout).await?;
     let (io, svid) = match to.speaks {
         Speaks::Mesh { key, id } => {

@@ -12,7 +12,7 @@ use std::rc::{Rc, Weak};
 use std::time::Duration;
 
 use meshwork_base::Tick;
-use meshwork_decision::ConnectionPermit;
+use meshwork_decision::{Cause, ConnectionPermit};
 use meshwork_identity::Peer;
 use tokio::sync::Notify;
 
@@ -290,17 +290,17 @@ impl EndpointPool {
                     _ => continue,
                 }
             }
-            let dialing = Dialing::begin(self);
+            let mut dialing = Dialing::begin(self);
             let dialed = dial().await;
             match dialed {
                 Ok(connection) => {
                     self.shared.borrow_mut().push(Rc::clone(&connection));
-                    // Those who have waited for this one came before those who wait for any.
                     drop(dialing);
-                    self.streams.call_one();
                     return Ok(connection);
                 }
                 Err(failure) => {
+                    // What stands in its way stands in theirs, and it may be before them.
+                    dialing.calls = failure.cause != Cause::MaxConnections;
                     *self.failed.borrow_mut() = Some((self.dials.get(), failure.clone()));
                     return Err(failure);
                 }
@@ -314,6 +314,11 @@ impl EndpointPool {
         let ended: Vec<_> =
             self.shared.borrow_mut().extract_if(.., |connection| connection.is_over()).collect();
         !ended.is_empty()
+    }
+
+    /// Whether a shared connection is being made.
+    pub(crate) fn is_dialing(&self) -> bool {
+        self.dialing.get()
     }
 
     /// A shared connection that takes another stream.
@@ -337,21 +342,29 @@ impl Drop for Making {
     }
 }
 
-/// Wakes the waiters when a dial ends, also when its caller is cancelled.
-struct Dialing<'a>(&'a EndpointPool);
+/// Wakes those who wait when a dial ends, for it or in line, also when its caller is cancelled.
+struct Dialing<'a> {
+    pool: &'a EndpointPool,
+    /// Those in line are called when it ends.
+    calls: bool,
+}
 
 impl<'a> Dialing<'a> {
     fn begin(pool: &'a EndpointPool) -> Self {
         pool.dialing.set(true);
         pool.dials.set(pool.dials.get() + 1);
-        Self(pool)
+        Self { pool, calls: true }
     }
 }
 
 impl Drop for Dialing<'_> {
     fn drop(&mut self) {
-        self.0.dialing.set(false);
-        self.0.dialed.notify_waiters();
+        self.pool.dialing.set(false);
+        // Those who have waited for this one came before those who wait for any.
+        self.pool.dialed.notify_waiters();
+        if self.calls {
+            self.pool.streams.call_one();
+        }
     }
 }
 

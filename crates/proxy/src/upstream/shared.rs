@@ -2,6 +2,7 @@
 //! until it has a stream, also while it makes another connection and finds that somebody else has made the last one that
 //! a limit allows.
 
+use std::cell::Cell;
 use std::rc::Rc;
 
 use meshwork_base::{Clock, Tick};
@@ -15,19 +16,31 @@ use crate::error::Failure;
 
 /// Who makes connections.
 pub(super) trait Dials {
-    /// Whether another one is within the limits at this moment.
-    fn may_dial(&self) -> bool;
+    /// A place among the connections that limits count.
+    type Permit;
 
-    /// Makes one.
+    /// A place for another one, where that is within the limits at this moment.
+    fn admit(&self) -> Option<Self::Permit>;
+
+    /// Makes one; without a place it looks for one first.
     ///
     /// # Errors
     /// A limit, or it could not be made.
-    async fn dial(&self) -> Result<Rc<H2Connection>, Failure>;
+    async fn dial(&self, permit: Option<Self::Permit>) -> Result<Rc<H2Connection>, Failure>;
 
     /// A limit has made somebody wait.
     fn count_refused(&self);
 
     fn now(&self) -> Tick;
+}
+
+/// What one has that has waited.
+enum Found<P> {
+    /// Room on a connection that is there.
+    Room(Rc<H2Connection>),
+    /// Leave to make one, with the place for it where it has one already: whoever asked for it again could be refused, and have
+    /// hidden it from others meanwhile.
+    Leave(Option<P>),
 }
 
 /// A connection that takes another stream: one that has room, or a new one. Where a limit allows no other, a stream waits until
@@ -46,9 +59,11 @@ pub(super) async fn connection(
     // Whoever comes while others wait goes to the end of their line.
     let mut is_behind = !line.is_empty();
     let mut place = None;
+    let permit = Cell::new(None);
     loop {
         if !is_behind {
-            let shared = away(place.as_ref(), pool.share(clock.wall(), behind, || dials.dial())).await;
+            let sharing = pool.share(clock.wall(), behind, || dials.dial(permit.take()));
+            let shared = away(place.as_ref(), sharing).await;
             match shared {
                 Err(failure) if failure.cause == Cause::MaxConnections => {
                     // What has ended keeps its place among the limit's until it is let go. What is open gives it back, too, at
@@ -68,8 +83,9 @@ pub(super) async fn connection(
         let may_look = !is_behind && (place.is_some() || line.is_empty());
         let found = room(pool, place.get_or_insert_with(|| line.join()), may_look, clock, dials).await;
         behind.goes(dials.now());
-        if let Some(connection) = found {
-            return Ok(connection);
+        match found {
+            Found::Room(connection) => return Ok(connection),
+            Found::Leave(with) => permit.set(with),
         }
         is_behind = false;
     }
@@ -84,26 +100,32 @@ async fn away<T>(place: Option<&InLine<'_>>, step: impl Future<Output = T>) -> T
     done
 }
 
-/// Waits for room on a connection that is there. `None`: one may be made, as where none is open any more. `may_look`: it is
+/// Waits for room on a connection that is there, or until one may be made, as where none is open any more. `may_look`: it is
 /// nobody else's turn; what ended before it came has called nobody.
-async fn room(
+async fn room<D: Dials>(
     pool: &EndpointPool,
     place: &InLine<'_>,
     mut may_look: bool,
     clock: &dyn Clock,
-    dials: &impl Dials,
-) -> Option<Rc<H2Connection>> {
+    dials: &D,
+) -> Found<D::Permit> {
     let mut is_called = false;
     loop {
         if may_look {
-            let found = pool.with_room(clock.wall());
-            if found.is_some() {
-                return found;
+            if let Some(connection) = pool.with_room(clock.wall()) {
+                return Found::Room(connection);
             }
             // What has ended keeps its place among the limit's until it is let go.
             pool.let_go_of_ended();
-            if pool.open() == 0 || (is_called && dials.may_dial()) {
-                return None;
+            if pool.open() == 0 {
+                return Found::Leave(None);
+            }
+            // Where one is being made, its end calls who waits: a place that is taken now would only lie there.
+            if is_called
+                && !pool.is_dialing()
+                && let Some(permit) = dials.admit()
+            {
+                return Found::Leave(Some(permit));
             }
         }
         place.called().await;

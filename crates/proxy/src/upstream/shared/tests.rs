@@ -1,6 +1,7 @@
 use std::cell::{Cell, RefCell};
 use std::pin::{Pin, pin};
-use std::task::{Context, Poll, Waker};
+use std::sync::Arc;
+use std::task::{Context, Poll, Wake, Waker};
 use std::time::Duration;
 
 use http::Method;
@@ -8,6 +9,7 @@ use meshwork_base::{ManualClock, SpiffeId};
 use meshwork_http1::{BodyLength, Fields};
 use meshwork_identity::Peer;
 use meshwork_telemetry::MetricsRegistry;
+use parking_lot::Mutex;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::oneshot;
 use tokio::task::{LocalSet, yield_now};
@@ -28,18 +30,23 @@ type Dialed = Result<Rc<H2Connection>, Failure>;
 struct Scripted {
     may_dial: Cell<bool>,
     asked: Cell<u32>,
+    /// Dials that had their place already.
+    admitted: Cell<u32>,
     refused: Cell<u32>,
     dials: RefCell<Vec<oneshot::Receiver<Dialed>>>,
 }
 
 impl Dials for Scripted {
-    fn may_dial(&self) -> bool {
+    type Permit = ();
+
+    fn admit(&self) -> Option<()> {
         self.asked.set(self.asked.get() + 1);
         assert!(self.asked.get() < 100, "it asks for ever");
-        self.may_dial.get()
+        self.may_dial.get().then_some(())
     }
 
-    async fn dial(&self) -> Dialed {
+    async fn dial(&self, permit: Option<()>) -> Dialed {
+        self.admitted.set(self.admitted.get() + u32::from(permit.is_some()));
         let next = self.dials.borrow_mut().pop();
         match next {
             Some(dialed) => dialed.await.unwrap(),
@@ -159,8 +166,77 @@ async fn a_stream_that_ends_while_the_first_makes_a_connection_is_the_next_one_s
         dials.may_dial.set(true);
         pool.streams().call_one();
         assert!(look(&mut first).is_pending() && dials.dials.borrow().is_empty(), "it makes one");
+        assert_eq!(
+            (dials.asked.get(), dials.admitted.get()),
+            (1, 1),
+            "in the place that it has asked for once"
+        );
         drop(taken);
         assert!(matches!(look(&mut second), Poll::Ready(Ok(_))));
+    };
+    LocalSet::new().run_until(run).await;
+}
+
+#[tokio::test]
+async fn whoever_is_called_while_another_makes_a_connection_takes_no_place_for_one() {
+    let run = async {
+        let (pool, _taken) = full().await;
+        let (clock, dials) = (ManualClock::new(), Scripted::default());
+        let [mut first, mut second] =
+            [0, 1].map(|_| Box::pin(connection(&pool, &clock, Behind::default(), &dials)));
+        assert!(look(&mut first.as_mut()).is_pending() && look(&mut second.as_mut()).is_pending());
+        let (_makes, makes) = oneshot::channel();
+        let (_made, made) = oneshot::channel();
+        dials.dials.borrow_mut().extend([makes, made]);
+        dials.may_dial.set(true);
+        pool.streams().call_one();
+        assert!(look(&mut first.as_mut()).is_pending());
+        pool.streams().call_one();
+        assert!(look(&mut second.as_mut()).is_pending());
+        assert_eq!(dials.asked.get(), 1, "it would lie there until the other one is made");
+        drop(first);
+        assert!(look(&mut second.as_mut()).is_pending());
+        assert_eq!((dials.asked.get(), dials.dials.borrow().len()), (2, 0), "now it is its turn");
+    };
+    LocalSet::new().run_until(run).await;
+}
+
+/// Notes who was woken.
+struct Woken(&'static str, Arc<Mutex<Vec<&'static str>>>);
+
+impl Wake for Woken {
+    fn wake(self: Arc<Self>) {
+        self.1.lock().push(self.0);
+    }
+}
+
+#[tokio::test]
+async fn whoever_waits_for_a_dial_is_woken_by_its_end_before_those_in_line_however_it_ends() {
+    let run = async {
+        let (pool, _taken) = full().await;
+        let (clock, dials) = (ManualClock::new(), Scripted::default());
+        let new = connected(&pool).await;
+        for end in [Some(Err(Failure::local(Cause::Internal))), None, Some(Ok(new))] {
+            let (made, dial) = oneshot::channel();
+            dials.dials.borrow_mut().push(dial);
+            let mut dialing = Box::pin(connection(&pool, &clock, Behind::default(), &dials));
+            assert!(look(&mut dialing.as_mut()).is_pending());
+            let order = Arc::default();
+            let waker = |who| Waker::from(Arc::new(Woken(who, Arc::clone(&order))));
+            let mut follows = pin!(connection(&pool, &clock, Behind::default(), &dials));
+            assert!(follows.as_mut().poll(&mut Context::from_waker(&waker("follower"))).is_pending());
+            let place = pool.streams().join();
+            let mut waits = pin!(place.called());
+            assert!(waits.as_mut().poll(&mut Context::from_waker(&waker("line"))).is_pending());
+            match end {
+                Some(end) => {
+                    made.send(end).ok();
+                    assert!(look(&mut dialing.as_mut()).is_ready());
+                }
+                None => drop(dialing),
+            }
+            assert_eq!(*order.lock(), ["follower", "line"]);
+        }
     };
     LocalSet::new().run_until(run).await;
 }
