@@ -1,43 +1,37 @@
 //! Attempts: an endpoint is picked, a connection found or made, the request sent, the response's head awaited; and
 //! when that fails, or the response calls for it, whether it is done again.
 
+mod exchange;
 mod hedge;
+mod pick;
 mod repeat;
+mod told;
 
 use std::cell::Cell;
-use std::future::poll_fn;
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::Poll;
 use std::time::Duration;
 
-use meshwork_base::{Clock, Tick};
-use meshwork_decision::{
-    Answer, AttemptOutcome, Cause, Cluster, Endpoint, Hedge, Permit, Picked, RouteBreaker, Ticket, Trial,
-    Wanted, is_idempotent,
-};
+use meshwork_base::Tick;
+use meshwork_decision::{Cause, Cluster, Endpoint, Hedge, Permit, Ticket, Trial, is_idempotent};
 use meshwork_http1::{Fields, KnownName, RequestHead, ResponseHead};
-use meshwork_telemetry::{Phase, Protocol};
+use meshwork_telemetry::Phase;
 use smallvec::SmallVec;
 use tokio::task::yield_now;
 use tokio::time::sleep;
 
+use self::told::has_left;
 use super::affinity::Affinity;
-use super::answer;
 use super::body::RequestBody;
 use super::deadline::{self, Deadlines};
-use super::journey::{Journey, decide};
+use super::journey::Journey;
 use super::retry::{Again, Of, Repeats};
 use super::route::{self, Target};
-use super::transfer;
 use crate::downstream::Down;
 use crate::downstream::connection::Conn;
 use crate::error::Failure;
 use crate::proxy_protocol::{Client, Written};
-use crate::upstream::behind::{Behind, Noted, Spent, held_up, in_vain, unsent};
+use crate::upstream::behind::Noted;
 use crate::upstream::connect::{CONNECT_TIMEOUT, announcement};
-use crate::upstream::open::{self, Destination, Speaks, app_id};
-use crate::upstream::pool::EndpointPool;
 use crate::upstream::{Exchange, Head};
 
 /// The attempts of one request.
@@ -262,106 +256,6 @@ impl<'a> Attempts<'a> {
         self.unless_interrupted(Box::pin(sleeping), down, deadlines).await
     }
 
-    /// Tells balancer and outlier detection, once per attempt. `more`: something follows the response's head.
-    fn observe(
-        &mut self,
-        outcome: Result<(), &Failure>,
-        response: &ResponseHead,
-        (is_grpc, more): (bool, bool),
-        now: Tick,
-    ) {
-        let worker = &self.conn.worker;
-        let took = now.since(self.began);
-        if let (Target::App { port, .. }, Ok(())) = (self.target, &outcome)
-            && answer::outcome(response, is_grpc) == AttemptOutcome::Success
-        {
-            port.state.answered(took, now);
-        }
-        let (Target::Service { cluster, .. }, Some(_)) = (self.target, &self.endpoint) else { return };
-        let answer = match outcome {
-            Ok(()) => {
-                cluster.served();
-                if more && answer::comes_late(response, is_grpc) {
-                    self.late = Some(took);
-                    // Nobody else waits to try what answers, however long its stream lasts.
-                    return self
-                        .settle(&Answer { status: 200, ..Answer::new(AttemptOutcome::Success, took) }, now);
-                }
-                let to_repeat = self.repeats.names(response, is_grpc);
-                let wall = || worker.shared.clock.wall();
-                Answer { to_repeat, ..answer::of_response(response, is_grpc, took, wall) }
-            }
-            Err(failure) => match answer::of_failure(failure, took) {
-                Some(answer) => answer,
-                None => return,
-            },
-        };
-        self.tell(&answer, now);
-    }
-
-    /// The response has ended: what only its trailers could say is told now. It is too late for another attempt.
-    pub(crate) fn ended(&mut self, ended: Result<(), &Failure>, grpc_status: Option<u8>) {
-        if let Some(took) = self.late.take() {
-            let to_repeat = grpc_status.is_some_and(|code| self.repeats.names_code(code));
-            let answer = Answer { to_repeat, ..answer::of_end(ended, grpc_status, took) };
-            // A caller who has left says nothing of whether a repetition helped.
-            if ended.is_ok() || answer.outcome != AttemptOutcome::Success {
-                self.repeats.ended(answer.outcome == AttemptOutcome::Success && !to_repeat);
-            }
-            self.tell(&answer, self.conn.worker.now());
-        }
-    }
-
-    /// The caller has left while the endpoint had the request. Of an answer that has not come nothing is known but that it
-    /// takes longer than this: of callers who are less patient than a slow endpoint is slow, none would ever tell.
-    fn left(&mut self, now: Tick) {
-        let (Target::Service { cluster, .. }, Some(endpoint)) = (self.target, &self.endpoint) else { return };
-        let took = now.since(self.began);
-        if self.behind.get().is_none() {
-            cluster.outlasted(endpoint, took, now);
-            let slow = Answer::new(AttemptOutcome::Success, took);
-            self.conclude(|ticket| ticket.takes_for_slow(took), &slow, now);
-        }
-    }
-
-    fn tell(&mut self, answer: &Answer, now: Tick) {
-        if self.overheard && answer.status == 504 {
-            return self.let_go();
-        }
-        let (Target::Service { cluster, .. }, Some(endpoint)) = (self.target, &self.endpoint) else { return };
-        let worker = &self.conn.worker;
-        if let Some(trial) = self.trial.take() {
-            worker.shifted(cluster, cluster.tried(trial, answer, now));
-        }
-        worker.attempted(cluster, endpoint, answer, now);
-        self.conclude(|_| true, answer, now);
-    }
-
-    /// Ends the trials that hang on this attempt, of endpoint and breaker.
-    fn settle(&mut self, answer: &Answer, now: Tick) {
-        let Target::Service { cluster, .. } = self.target else { return };
-        if let Some(trial) = self.trial.take() {
-            self.conn.worker.shifted(cluster, cluster.tried(trial, answer, now));
-        }
-        self.conclude(Ticket::is_trial, answer, now);
-    }
-
-    /// Tells the breaker.
-    fn conclude(&mut self, which: impl Fn(&Ticket) -> bool, answer: &Answer, now: Tick) {
-        let worker = &self.conn.worker;
-        if let Some(ticket) = self.ticket.take_if(|ticket| which(ticket)) {
-            worker.breaker_ends(ticket, answer, now);
-        }
-        if let Some(ticket) = self.by_route.take_if(|ticket| which(ticket)) {
-            worker.breaker_ends(*ticket, answer, now);
-        }
-    }
-
-    /// The attempt has ended without a word on whom it went to.
-    fn let_go(&mut self) {
-        (self.trial, self.ticket, self.by_route) = (None, None, None);
-    }
-
     /// Picks an endpoint; and whether the attempt may have another one beside it.
     fn begin(
         &mut self,
@@ -374,113 +268,6 @@ impl<'a> Attempts<'a> {
         Ok(self.hedge(head, deadlines, journey).map(Box::new))
     }
 
-    /// From the endpoint to the head of its response.
-    async fn exchange(
-        &mut self,
-        head: &Head<'_>,
-        down: &mut Down<'_>,
-        body: &mut RequestBody<'_>,
-        response: &mut ResponseHead,
-        journey: &mut Journey<'_>,
-        deadlines: &mut Deadlines,
-    ) -> Result<Exchange, Failure> {
-        journey.enter(Phase::Connect);
-        let to = self.destination();
-        let protocol = if matches!(to.speaks, Speaks::Http1) { Protocol::Http11 } else { Protocol::Http2 };
-        journey.attempt(to.address, self.endpoint.as_ref(), protocol, self.began);
-        deadlines.attempt(&self.conn.worker, self.attempt_timeout());
-        let mut exchange = match to.speaks {
-            Speaks::Http1 => self.open_h1(&to, head, down, deadlines).await?,
-            Speaks::Http2 | Speaks::Mesh { .. } => {
-                self.open_h2(&to, head, down, body.is_empty(), deadlines).await?
-            }
-        };
-        if let Speaks::Mesh { id, .. } = to.speaks {
-            journey.record.upstream_id = Some(Arc::clone(id.shared()));
-        }
-        let waited = self.waited.take().then(|| self.conn.worker.now());
-        journey.opened(waited, exchange.born());
-        match transfer::until_head(self.conn, &mut exchange, down, body, response, deadlines).await {
-            Ok(()) => Ok(exchange),
-            Err(failure) => {
-                exchange.abort();
-                Err(held_up(failure, self.behind.get(), &self.spent()))
-            }
-        }
-    }
-
-    fn spent(&self) -> Spent {
-        let now = self.conn.worker.now();
-        let fastest = match self.target {
-            Target::Service { cluster, .. } => cluster.fastest(now),
-            Target::App { .. } => None,
-        };
-        Spent { began: self.began, now, fastest }
-    }
-
-    fn pick(&mut self, journey: &mut Journey<'_>) -> Result<(), Failure> {
-        let worker = &self.conn.worker;
-        let Target::Service { cluster, policy, .. } = self.target else {
-            // It is there. What the request has waited for its turn is none of its time.
-            self.began = worker.now();
-            return Ok(());
-        };
-        let now = worker.now();
-        self.began = now;
-        self.endpoint = None;
-        self.behind.set(None);
-        // What came before has ended, though perhaps without a word.
-        self.let_go();
-        if !std::mem::take(&mut self.is_let_through) {
-            self.held_back(cluster, now, journey)
-                .map_err(|cause| Failure::local(cause).because(Arc::clone(&cluster.key.service)))?;
-        }
-        if let Some(breaker) = policy.breaker() {
-            self.by_route = self.admitted_by(breaker, now, journey)?;
-        }
-        self.ticket = decide!(journey, |reasons| cluster.try_call(now, reasons))
-            .map_err(|cause| Failure::local(cause).because(Arc::clone(&cluster.key.service)))?;
-        if let Some(ticket) = &self.ticket {
-            worker.breaker_begins(ticket);
-        }
-        let rng = &mut *worker.rng.borrow_mut();
-        let tried = &self.tried;
-        let wanted = self.affinity.map_or(Wanted { tried, ..Wanted::default() }, |found| found.wanted(tried));
-        let called = decide!(journey, |reasons| cluster.call(now, rng, &wanted, reasons));
-        let (mut picked, mut ticket) =
-            called.map_err(|cause| Failure::local(cause).because(Arc::clone(&cluster.key.service)))?;
-        let unreached = self.repeats.unreached();
-        if unreached.contains(&picked.endpoint.id)
-            && let Some(endpoint) = cluster.pick_beside(rng, unreached)
-        {
-            (picked, ticket) = (Picked { endpoint, trial: None }, None);
-        }
-        let Picked { endpoint, trial } = picked;
-        self.trial = trial;
-        if let Some(ticket) = ticket {
-            worker.breaker_begins(&ticket);
-            self.ticket = Some(ticket);
-        }
-        self.tried.push(endpoint.id);
-        self.endpoint = Some(endpoint);
-        Ok(())
-    }
-
-    /// Whether the breaker of its route lets an attempt through.
-    fn admitted_by(
-        &self,
-        breaker: &Arc<RouteBreaker>,
-        now: Tick,
-        journey: &mut Journey<'_>,
-    ) -> Result<Option<Box<Ticket>>, Failure> {
-        let admitted = decide!(journey, |reasons| breaker.try_call(now, reasons));
-        let ticket = admitted.map_err(|cause| Failure::local(cause).because(breaker.to_string()))?;
-        if let Some(ticket) = &ticket {
-            self.conn.worker.breaker_begins(ticket);
-        }
-        Ok(ticket.map(Box::new))
-    }
-
     fn attempt_timeout(&self) -> Option<Duration> {
         (self.attempt_ms > 0).then(|| Duration::from_millis(self.attempt_ms.into()))
     }
@@ -488,97 +275,6 @@ impl<'a> Attempts<'a> {
     fn connect_timeout(&self) -> Duration {
         Duration::from_millis(self.connect_ms.into())
     }
-
-    fn destination(&self) -> Destination<'_> {
-        let connect_timeout = self.connect_timeout();
-        let fresh = self.repeats.was_stale(self.endpoint.as_ref().map(|endpoint| endpoint.id));
-        match (self.target, &self.endpoint) {
-            (Target::Service { cluster, .. }, Some(endpoint)) => {
-                let announcement = self.announcement.as_deref().map(|header| &header[..]);
-                let to = Destination::of_endpoint(cluster, endpoint, connect_timeout, announcement);
-                Destination { fresh, ..to }
-            }
-            (Target::App { port, http2 }, _) => Destination {
-                pool: app_id(port.app_port, http2),
-                address: (self.conn.worker.shared.settings.app_address, port.app_port).into(),
-                speaks: if http2 { Speaks::Http2 } else { Speaks::Http1 },
-                service: None,
-                connect_timeout,
-                fresh,
-                announcement: None,
-            },
-            (Target::Service { .. }, None) => unreachable!("an endpoint was picked before"),
-        }
-    }
-
-    async fn open_h1(
-        &self,
-        to: &Destination<'_>,
-        head: &Head<'_>,
-        down: &mut Down<'_>,
-        deadlines: &mut Deadlines,
-    ) -> Result<Exchange, Failure> {
-        let worker = &self.conn.worker;
-        let pool = worker.pools.of(to.pool);
-        pool.may_idle(self.idle_ms);
-        // Whoever waits in line goes first.
-        let may_keep = !to.fresh && to.announcement.is_none() && !pool.has_line();
-        let kept = if may_keep { pool.take_idle() } else { None };
-        let mut client = match kept {
-            Some(client) => client,
-            None => {
-                let opening = Box::pin(open::h1(worker, to, &pool, Behind(Some(&self.behind))));
-                let opened = self.unless_interrupted(opening, down, deadlines).await;
-                opened.map_err(|failure| self.without_connection(failure, &pool))?
-            }
-        };
-        client.send(head, &worker.shared.settings.limits)?;
-        Ok(Exchange::H1 { client, pool })
-    }
-
-    async fn open_h2(
-        &self,
-        to: &Destination<'_>,
-        head: &Head<'_>,
-        down: &mut Down<'_>,
-        end: bool,
-        deadlines: &mut Deadlines,
-    ) -> Result<Exchange, Failure> {
-        let worker = &self.conn.worker;
-        let pool = worker.pools.of(to.pool);
-        pool.may_idle(self.idle_ms);
-        let opening = Box::pin(open::h2(worker, to, &pool, head, end, Behind(Some(&self.behind))));
-        let opened = self.unless_interrupted(opening, down, deadlines).await;
-        let exchange = opened.map_err(|failure| self.without_connection(failure, &pool))?;
-        Ok(Exchange::H2(Box::new(exchange)))
-    }
-
-    fn without_connection(&self, failure: Failure, pool: &EndpointPool) -> Failure {
-        unsent(in_vain(failure, self.behind.get(), pool, &self.spent()))
-    }
-
-    /// Waits, unless the request's time is over or nobody waits for it any more.
-    async fn unless_interrupted<T>(
-        &self,
-        mut step: Pin<Box<impl Future<Output = Result<T, Failure>>>>,
-        down: &mut Down<'_>,
-        deadlines: &mut Deadlines,
-    ) -> Result<T, Failure> {
-        let done = poll_fn(|cx| {
-            if let Poll::Ready(done) = step.as_mut().poll(cx) {
-                return Poll::Ready(done);
-            }
-            self.waited.set(true);
-            transfer::poll_interrupted(cx, self.conn, down, deadlines).map(Err)
-        })
-        .await;
-        done.inspect_err(|failure| self.conn.worker.connect_failed(failure.cause))
-    }
-}
-
-/// Whether its caller has left while the whole request was its endpoint's. Who owes a part of it has kept the endpoint waiting.
-fn has_left(failure: &Failure, body: &RequestBody<'_>) -> bool {
-    matches!(failure.cause, Cause::DownstreamClosed | Cause::DownstreamReset) && body.is_passed_on()
 }
 
 /// A response is given up for another attempt.

@@ -1,0 +1,154 @@
+//! From the endpoint of an attempt to the head of its response: a connection, and the request on it.
+
+use std::future::poll_fn;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::Poll;
+
+use meshwork_http1::ResponseHead;
+use meshwork_telemetry::{Phase, Protocol};
+
+use super::Attempts;
+use crate::downstream::Down;
+use crate::error::Failure;
+use crate::request::body::RequestBody;
+use crate::request::deadline::Deadlines;
+use crate::request::journey::Journey;
+use crate::request::route::Target;
+use crate::request::transfer;
+use crate::upstream::behind::{Behind, Spent, held_up, in_vain, unsent};
+use crate::upstream::open::{self, Destination, Speaks, app_id};
+use crate::upstream::pool::EndpointPool;
+use crate::upstream::{Exchange, Head};
+
+impl Attempts<'_> {
+    /// From the endpoint to the head of its response.
+    pub(super) async fn exchange(
+        &mut self,
+        head: &Head<'_>,
+        down: &mut Down<'_>,
+        body: &mut RequestBody<'_>,
+        response: &mut ResponseHead,
+        journey: &mut Journey<'_>,
+        deadlines: &mut Deadlines,
+    ) -> Result<Exchange, Failure> {
+        journey.enter(Phase::Connect);
+        let to = self.destination();
+        let protocol = if matches!(to.speaks, Speaks::Http1) { Protocol::Http11 } else { Protocol::Http2 };
+        journey.attempt(to.address, self.endpoint.as_ref(), protocol, self.began);
+        deadlines.attempt(&self.conn.worker, self.attempt_timeout());
+        let mut exchange = match to.speaks {
+            Speaks::Http1 => self.open_h1(&to, head, down, deadlines).await?,
+            Speaks::Http2 | Speaks::Mesh { .. } => {
+                self.open_h2(&to, head, down, body.is_empty(), deadlines).await?
+            }
+        };
+        if let Speaks::Mesh { id, .. } = to.speaks {
+            journey.record.upstream_id = Some(Arc::clone(id.shared()));
+        }
+        let waited = self.waited.take().then(|| self.conn.worker.now());
+        journey.opened(waited, exchange.born());
+        match transfer::until_head(self.conn, &mut exchange, down, body, response, deadlines).await {
+            Ok(()) => Ok(exchange),
+            Err(failure) => {
+                exchange.abort();
+                Err(held_up(failure, self.behind.get(), &self.spent()))
+            }
+        }
+    }
+
+    fn spent(&self) -> Spent {
+        let now = self.conn.worker.now();
+        let fastest = match self.target {
+            Target::Service { cluster, .. } => cluster.fastest(now),
+            Target::App { .. } => None,
+        };
+        Spent { began: self.began, now, fastest }
+    }
+
+    fn destination(&self) -> Destination<'_> {
+        let connect_timeout = self.connect_timeout();
+        let fresh = self.repeats.was_stale(self.endpoint.as_ref().map(|endpoint| endpoint.id));
+        match (self.target, &self.endpoint) {
+            (Target::Service { cluster, .. }, Some(endpoint)) => {
+                let announcement = self.announcement.as_deref().map(|header| &header[..]);
+                let to = Destination::of_endpoint(cluster, endpoint, connect_timeout, announcement);
+                Destination { fresh, ..to }
+            }
+            (Target::App { port, http2 }, _) => Destination {
+                pool: app_id(port.app_port, http2),
+                address: (self.conn.worker.shared.settings.app_address, port.app_port).into(),
+                speaks: if http2 { Speaks::Http2 } else { Speaks::Http1 },
+                service: None,
+                connect_timeout,
+                fresh,
+                announcement: None,
+            },
+            (Target::Service { .. }, None) => unreachable!("an endpoint was picked before"),
+        }
+    }
+
+    async fn open_h1(
+        &self,
+        to: &Destination<'_>,
+        head: &Head<'_>,
+        down: &mut Down<'_>,
+        deadlines: &mut Deadlines,
+    ) -> Result<Exchange, Failure> {
+        let worker = &self.conn.worker;
+        let pool = worker.pools.of(to.pool);
+        pool.may_idle(self.idle_ms);
+        // Whoever waits in line goes first.
+        let may_keep = !to.fresh && to.announcement.is_none() && !pool.has_line();
+        let kept = if may_keep { pool.take_idle() } else { None };
+        let mut client = match kept {
+            Some(client) => client,
+            None => {
+                let opening = Box::pin(open::h1(worker, to, &pool, Behind(Some(&self.behind))));
+                let opened = self.unless_interrupted(opening, down, deadlines).await;
+                opened.map_err(|failure| self.without_connection(failure, &pool))?
+            }
+        };
+        client.send(head, &worker.shared.settings.limits)?;
+        Ok(Exchange::H1 { client, pool })
+    }
+
+    async fn open_h2(
+        &self,
+        to: &Destination<'_>,
+        head: &Head<'_>,
+        down: &mut Down<'_>,
+        end: bool,
+        deadlines: &mut Deadlines,
+    ) -> Result<Exchange, Failure> {
+        let worker = &self.conn.worker;
+        let pool = worker.pools.of(to.pool);
+        pool.may_idle(self.idle_ms);
+        let opening = Box::pin(open::h2(worker, to, &pool, head, end, Behind(Some(&self.behind))));
+        let opened = self.unless_interrupted(opening, down, deadlines).await;
+        let exchange = opened.map_err(|failure| self.without_connection(failure, &pool))?;
+        Ok(Exchange::H2(Box::new(exchange)))
+    }
+
+    fn without_connection(&self, failure: Failure, pool: &EndpointPool) -> Failure {
+        unsent(in_vain(failure, self.behind.get(), pool, &self.spent()))
+    }
+
+    /// Waits, unless the request's time is over or nobody waits for it any more.
+    pub(super) async fn unless_interrupted<T>(
+        &self,
+        mut step: Pin<Box<impl Future<Output = Result<T, Failure>>>>,
+        down: &mut Down<'_>,
+        deadlines: &mut Deadlines,
+    ) -> Result<T, Failure> {
+        let done = poll_fn(|cx| {
+            if let Poll::Ready(done) = step.as_mut().poll(cx) {
+                return Poll::Ready(done);
+            }
+            self.waited.set(true);
+            transfer::poll_interrupted(cx, self.conn, down, deadlines).map(Err)
+        })
+        .await;
+        done.inspect_err(|failure| self.conn.worker.connect_failed(failure.cause))
+    }
+}

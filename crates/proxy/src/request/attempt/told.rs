@@ -1,0 +1,118 @@
+//! What is told of an attempt, to balancer, outlier detection and breakers, once it is known how it ended.
+
+use meshwork_base::{Clock, Tick};
+use meshwork_decision::{Answer, AttemptOutcome, Cause, Ticket};
+use meshwork_http1::ResponseHead;
+
+use super::Attempts;
+use crate::error::Failure;
+use crate::request::answer;
+use crate::request::body::RequestBody;
+use crate::request::route::Target;
+
+impl Attempts<'_> {
+    /// Tells balancer and outlier detection, once per attempt. `more`: something follows the response's head.
+    pub(super) fn observe(
+        &mut self,
+        outcome: Result<(), &Failure>,
+        response: &ResponseHead,
+        (is_grpc, more): (bool, bool),
+        now: Tick,
+    ) {
+        let worker = &self.conn.worker;
+        let took = now.since(self.began);
+        if let (Target::App { port, .. }, Ok(())) = (self.target, &outcome)
+            && answer::outcome(response, is_grpc) == AttemptOutcome::Success
+        {
+            port.state.answered(took, now);
+        }
+        let (Target::Service { cluster, .. }, Some(_)) = (self.target, &self.endpoint) else { return };
+        let answer = match outcome {
+            Ok(()) => {
+                cluster.served();
+                if more && answer::comes_late(response, is_grpc) {
+                    self.late = Some(took);
+                    // Nobody else waits to try what answers, however long its stream lasts.
+                    return self
+                        .settle(&Answer { status: 200, ..Answer::new(AttemptOutcome::Success, took) }, now);
+                }
+                let to_repeat = self.repeats.names(response, is_grpc);
+                let wall = || worker.shared.clock.wall();
+                Answer { to_repeat, ..answer::of_response(response, is_grpc, took, wall) }
+            }
+            Err(failure) => match answer::of_failure(failure, took) {
+                Some(answer) => answer,
+                None => return,
+            },
+        };
+        self.tell(&answer, now);
+    }
+
+    /// The response has ended: what only its trailers could say is told now. It is too late for another attempt.
+    pub(crate) fn ended(&mut self, ended: Result<(), &Failure>, grpc_status: Option<u8>) {
+        if let Some(took) = self.late.take() {
+            let to_repeat = grpc_status.is_some_and(|code| self.repeats.names_code(code));
+            let answer = Answer { to_repeat, ..answer::of_end(ended, grpc_status, took) };
+            // A caller who has left says nothing of whether a repetition helped.
+            if ended.is_ok() || answer.outcome != AttemptOutcome::Success {
+                self.repeats.ended(answer.outcome == AttemptOutcome::Success && !to_repeat);
+            }
+            self.tell(&answer, self.conn.worker.now());
+        }
+    }
+
+    /// The caller has left while the endpoint had the request. Of an answer that has not come nothing is known but that it
+    /// takes longer than this: of callers who are less patient than a slow endpoint is slow, none would ever tell.
+    pub(super) fn left(&mut self, now: Tick) {
+        let (Target::Service { cluster, .. }, Some(endpoint)) = (self.target, &self.endpoint) else { return };
+        let took = now.since(self.began);
+        if self.behind.get().is_none() {
+            cluster.outlasted(endpoint, took, now);
+            let slow = Answer::new(AttemptOutcome::Success, took);
+            self.conclude(|ticket| ticket.takes_for_slow(took), &slow, now);
+        }
+    }
+
+    fn tell(&mut self, answer: &Answer, now: Tick) {
+        if self.overheard && answer.status == 504 {
+            return self.let_go();
+        }
+        let (Target::Service { cluster, .. }, Some(endpoint)) = (self.target, &self.endpoint) else { return };
+        let worker = &self.conn.worker;
+        if let Some(trial) = self.trial.take() {
+            worker.shifted(cluster, cluster.tried(trial, answer, now));
+        }
+        worker.attempted(cluster, endpoint, answer, now);
+        self.conclude(|_| true, answer, now);
+    }
+
+    /// Ends the trials that hang on this attempt, of endpoint and breaker.
+    fn settle(&mut self, answer: &Answer, now: Tick) {
+        let Target::Service { cluster, .. } = self.target else { return };
+        if let Some(trial) = self.trial.take() {
+            self.conn.worker.shifted(cluster, cluster.tried(trial, answer, now));
+        }
+        self.conclude(Ticket::is_trial, answer, now);
+    }
+
+    /// Tells the breaker.
+    fn conclude(&mut self, which: impl Fn(&Ticket) -> bool, answer: &Answer, now: Tick) {
+        let worker = &self.conn.worker;
+        if let Some(ticket) = self.ticket.take_if(|ticket| which(ticket)) {
+            worker.breaker_ends(ticket, answer, now);
+        }
+        if let Some(ticket) = self.by_route.take_if(|ticket| which(ticket)) {
+            worker.breaker_ends(*ticket, answer, now);
+        }
+    }
+
+    /// The attempt has ended without a word on whom it went to.
+    pub(super) fn let_go(&mut self) {
+        (self.trial, self.ticket, self.by_route) = (None, None, None);
+    }
+}
+
+/// Whether its caller has left while the whole request was its endpoint's. Who owes a part of it has kept the endpoint waiting.
+pub(super) fn has_left(failure: &Failure, body: &RequestBody<'_>) -> bool {
+    matches!(failure.cause, Cause::DownstreamClosed | Cause::DownstreamReset) && body.is_passed_on()
+}
