@@ -1,0 +1,81 @@
+//! The second attempt's way to the head of its response.
+
+use std::future::poll_fn;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::Poll;
+use std::time::Duration;
+
+use meshwork_base::Tick;
+use meshwork_decision::{Cause, Cluster, Endpoint};
+use meshwork_http1::{Limits, ResponseHead};
+
+use crate::error::Failure;
+use crate::proxy_protocol::Written;
+use crate::request::aside::{self, Lost, OwnHead, Sending};
+use crate::upstream::Exchange;
+use crate::upstream::behind::{Behind, Noted};
+use crate::upstream::open::Destination;
+use crate::worker::Worker;
+
+/// A connection with the answer of the second attempt on it.
+pub(super) struct Answered {
+    pub(super) exchange: Exchange,
+    /// What is left of its body.
+    pub(super) sending: Sending,
+    pub(super) response: ResponseHead,
+    pub(super) opened: Tick,
+}
+
+/// What it sends besides its head.
+pub(super) struct Parts {
+    pub(super) sending: Sending,
+    pub(super) announcement: Option<Box<Written>>,
+}
+
+/// The second attempt's exchange, as far as the head of its response.
+pub(super) async fn exchange(
+    worker: Rc<Worker>,
+    cluster: Arc<Cluster>,
+    endpoint: Arc<Endpoint>,
+    (head, parts): (OwnHead, Parts),
+    connect_timeout: Duration,
+    behind: Rc<Noted>,
+) -> Result<Answered, Failure> {
+    let Parts { mut sending, announcement } = parts;
+    let announcement = announcement.as_deref().map(|header| &header[..]);
+    let to = Destination::of_endpoint(&cluster, &endpoint, connect_timeout, announcement);
+    let mut exchange =
+        aside::open(&worker, &to, &head.head(), sending.is_done(), Behind(Some(&behind))).await?;
+    let opened = worker.now();
+    let limits: Limits = worker.shared.settings.limits;
+    let mut response = ResponseHead::new();
+    let answered = poll_fn(|cx| {
+        let sent = match sending.poll(cx, &mut exchange) {
+            Ok(sent) => sent,
+            Err(Lost::CutOff | Lost::Overrun) => {
+                return Poll::Ready(Err(Failure::local(Cause::Internal).because("its body was not kept")));
+            }
+        };
+        loop {
+            match exchange.poll_head(cx, &limits, &mut response) {
+                // Those of the first attempt are passed on.
+                Poll::Ready(Ok(())) if response.is_informational() => {}
+                Poll::Ready(Ok(())) => return Poll::Ready(Ok(())),
+                Poll::Ready(Err(error)) => {
+                    let error = sent.err().unwrap_or(error);
+                    return Poll::Ready(Err(Failure::of_upstream(&error, false, exchange.is_reused())));
+                }
+                Poll::Pending => return Poll::Pending,
+            }
+        }
+    })
+    .await;
+    match answered {
+        Ok(()) => Ok(Answered { exchange, sending, response, opened }),
+        Err(failure) => {
+            exchange.abort();
+            Err(failure)
+        }
+    }
+}

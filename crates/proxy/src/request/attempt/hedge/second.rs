@@ -1,0 +1,394 @@
+//! The second attempt: when it is due, what it has to itself, and what becomes of it.
+
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use meshwork_base::{Clock, Tick};
+use meshwork_decision::{
+    Answer, Cause, Cluster, Explanation, Hedge, HedgeFacts, Hedged, InFlight, Leg, NoHedge, Race, Reasons,
+    Reply, RetryBudget, Verdict,
+};
+use meshwork_http1::{KnownName, ResponseHead};
+use meshwork_telemetry::{Phase, Protocol, SpanId, TraceContext};
+use tokio::time::timeout;
+
+use super::exchange::{Answered, Parts, exchange};
+use super::{Attempts, facts, is_time_out, of_head};
+use crate::error::Failure;
+use crate::request::aside::{OwnHead, Sending};
+use crate::request::body::RequestBody;
+use crate::request::deadline::{self, Deadlines};
+use crate::request::journey::Journey;
+use crate::request::route::Target;
+use crate::request::tried::{HEDGE_LOST, Tried};
+use crate::request::{answer, attempt, retry};
+use crate::timers::Timer;
+use crate::upstream::behind::{Noted, Spent, in_vain};
+use crate::upstream::open::{Destination, Speaks};
+use crate::upstream::{Exchange, Head};
+use crate::worker::Worker;
+
+/// Of a body so much is kept for a second attempt, as for a retry.
+const MOST: usize = 64 * 1024;
+
+type Running = Pin<Box<dyn Future<Output = Result<Answered, Failure>>>>;
+
+/// What the second attempt comes to.
+enum State {
+    /// It has not begun.
+    Before(Option<Timer>),
+    Runs(Box<Under>, Running),
+    Won(Box<Under>, Box<Answered>),
+    /// It was answered badly, or not at all.
+    Failed(Box<Under>, Failed),
+    Over,
+}
+
+/// A second attempt that has begun.
+struct Under {
+    hedged: Hedged,
+    in_flight: InFlight,
+    began: Tick,
+    /// What it waits for before it has a connection.
+    behind: Rc<Noted>,
+    /// Civil time of its beginning, where its span is recorded, and that span.
+    traced: Option<(Duration, SpanId)>,
+    address: SocketAddr,
+    protocol: Protocol,
+}
+
+struct Failed {
+    status: u16,
+    failure: Option<Failure>,
+    opened: Option<(Tick, Tick)>,
+    ended: Tick,
+}
+
+pub(super) struct Second<'a, 'h> {
+    hedge: Hedge,
+    /// The request's.
+    head: &'h Head<'h>,
+    pub(super) race: Race,
+    state: State,
+    worker: Rc<Worker>,
+    pub(super) cluster: Arc<Cluster>,
+    target: Target<'a>,
+    /// Taken when it begins.
+    parts: Option<Parts>,
+    facts: HedgeFacts,
+    is_grpc: bool,
+    first: Option<u64>,
+    retries: RetryBudget,
+    connect_timeout: Duration,
+    attempt_timeout: Option<Duration>,
+    /// What is told to whoever asks about this request.
+    reasons: Option<Explanation>,
+    /// The request's own place in its trace, where its spans are recorded.
+    trace: Option<TraceContext>,
+}
+
+impl<'a, 'h> Second<'a, 'h> {
+    pub(super) fn new(
+        attempts: &Attempts<'a>,
+        hedge: Hedge,
+        head: &'h Head<'h>,
+        body: &mut RequestBody<'_>,
+        deadlines: &Deadlines,
+        journey: &mut Journey<'_>,
+    ) -> Self {
+        let Target::Service { cluster, policy, .. } = attempts.target else {
+            unreachable!("only calls of services are hedged")
+        };
+        let due = hedge.delay().map(|delay| attempts.conn.worker.timers.start(delay));
+        let parts = due.is_some().then(|| Parts {
+            sending: Sending::new(if body.is_empty() { None } else { Some(body.tap()) }),
+            announcement: attempt::announced(attempts.conn, cluster),
+        });
+        Self {
+            race: Race::default(),
+            state: State::Before(due),
+            worker: Rc::clone(&attempts.conn.worker),
+            cluster: Arc::clone(cluster),
+            target: attempts.target,
+            parts,
+            facts: facts(attempts, head, deadlines),
+            is_grpc: journey.is_grpc(),
+            first: attempts.endpoint.as_ref().map(|endpoint| endpoint.id),
+            retries: policy.retry(Some(cluster)).map_or(RetryBudget::DEFAULT, |retry| retry.budget),
+            connect_timeout: attempts.connect_timeout(),
+            attempt_timeout: attempts.attempt_timeout(),
+            reasons: journey.told().is_some().then(Explanation::default),
+            trace: journey.trace(),
+            hedge,
+            head,
+        }
+    }
+
+    /// Ready when it has ended; true: well, so that it is passed on.
+    pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<bool> {
+        if let State::Before(due) = &mut self.state {
+            let Some(due) = due else { return Poll::Pending };
+            if due.poll(cx).is_pending() {
+                return Poll::Pending;
+            }
+            self.begin();
+        }
+        let State::Runs(_, running) = &mut self.state else { return Poll::Pending };
+        let Poll::Ready(done) = running.as_mut().poll(cx) else { return Poll::Pending };
+        let State::Runs(under, _) = std::mem::replace(&mut self.state, State::Over) else {
+            unreachable!("it ran a moment ago")
+        };
+        Poll::Ready(self.ended(under, done))
+    }
+
+    /// The time has come.
+    fn begin(&mut self) {
+        self.state = State::Over;
+        let Some(parts) = self.parts.take() else { return };
+        let now = self.worker.now();
+        let Ok(hedged) = self.admit(parts.sending.is_whole(MOST), now) else {
+            self.race.renounce();
+            return self.worker.hedged(&self.cluster, "refused");
+        };
+        for ticket in hedged.ticket.iter().chain(&hedged.by_route) {
+            self.worker.breaker_begins(ticket);
+        }
+        let mut head = OwnHead::of(self.head);
+        let traced = match self.dress(&mut head, now) {
+            Ok(traced) => traced,
+            Err(failure) => {
+                self.race.renounce();
+                self.hedge.not_made(&hedged);
+                tracing::debug!(?failure, "a second attempt cannot be sent");
+                return;
+            }
+        };
+        self.race.begin();
+        let to = Destination::of_endpoint(&self.cluster, &hedged.endpoint, self.connect_timeout, None);
+        let http1 = matches!(to.speaks, Speaks::Http1);
+        let pool = self.worker.pools.of(to.pool);
+        let under = Under {
+            address: to.address,
+            protocol: if http1 { Protocol::Http11 } else { Protocol::Http2 },
+            in_flight: hedged.endpoint.begin(),
+            began: now,
+            behind: Rc::default(),
+            traced,
+            hedged,
+        };
+        let behind = Rc::clone(&under.behind);
+        let endpoint = Arc::clone(&under.hedged.endpoint);
+        let exchange = exchange(
+            Rc::clone(&self.worker),
+            Arc::clone(&self.cluster),
+            endpoint,
+            (head, parts),
+            self.connect_timeout,
+            Rc::clone(&behind),
+        );
+        let attempt = self.attempt_timeout;
+        let (worker, cluster) = (Rc::clone(&self.worker), Arc::clone(&self.cluster));
+        let spent = move || {
+            let ended = worker.now();
+            Spent { began: now, now: ended, fastest: cluster.fastest(ended) }
+        };
+        let running = async move {
+            match attempt {
+                None => exchange.await,
+                Some(limit) => timeout(limit, exchange).await.unwrap_or_else(|_| {
+                    Err(in_vain(Failure::local(Cause::PerTryTimeout), behind.get(), &pool, &spent()))
+                }),
+            }
+        };
+        self.state = State::Runs(Box::new(under), Box::pin(running));
+    }
+
+    /// `whole`: the request's body is there.
+    fn admit(&mut self, whole: bool, now: Tick) -> Result<Hedged, NoHedge> {
+        let facts = HedgeFacts { whole, ..self.facts };
+        let rng = &mut *self.worker.rng.borrow_mut();
+        match &mut self.reasons {
+            Some(reasons) => self.hedge.admit(self.first, &facts, self.retries, now, rng, reasons),
+            None => {
+                let reasons = &mut meshwork_decision::NoReasons;
+                self.hedge.admit(self.first, &facts, self.retries, now, rng, reasons)
+            }
+        }
+    }
+
+    /// Says that it is a repetition, how long it has, and where it stands in the trace.
+    fn dress(&self, head: &mut OwnHead, now: Tick) -> Result<Option<(Duration, SpanId)>, Failure> {
+        let internal =
+            |error: meshwork_http1::FieldError| Failure::local(Cause::Internal).because(error.to_string());
+        head.fields.set_known(KnownName::XEnvoyAttemptCount, "2").map_err(internal)?;
+        let rest = self.facts.deadline.map(|end| end.since(now));
+        if let Some(rest) = rest.into_iter().chain(self.attempt_timeout).min() {
+            deadline::tell(&mut head.fields, &self.target, rest, self.is_grpc)?;
+        }
+        let Some(trace) = self.trace else { return Ok(None) };
+        let span_id = SpanId::random(&mut *self.worker.rng.borrow_mut());
+        let own = TraceContext { span_id, ..trace };
+        head.fields.set_known(KnownName::TraceParent, own.traceparent()).map_err(internal)?;
+        Ok(Some((self.worker.shared.clock.wall(), span_id)))
+    }
+
+    /// It has ended; true: well.
+    fn ended(&mut self, under: Box<Under>, done: Result<Answered, Failure>) -> bool {
+        let now = self.worker.now();
+        let named = |answered: &Answered| retry::names(self.target, &answered.response, self.is_grpc);
+        let reply = match &done {
+            Ok(answered) if named(answered) => Reply::Bad,
+            Ok(answered) => of_head(&answered.response, self.is_grpc),
+            Err(_) => Reply::Bad,
+        };
+        if self.race.ended(Leg::Second, reply) == Verdict::Wins(Leg::Second) {
+            let answered = Box::new(done.unwrap_or_else(|_| unreachable!("what failed is not good")));
+            self.state = State::Won(under, answered);
+            return true;
+        }
+        let took = now.since(under.began);
+        let wall = || self.worker.shared.clock.wall();
+        let answer = match &done {
+            Ok(answered) => Some(Answer {
+                to_repeat: named(answered),
+                ..answer::of_response(&answered.response, self.is_grpc, took, wall)
+            }),
+            Err(failure) => answer::of_failure(failure, took),
+        };
+        let mut under = under;
+        if let Some(answer) = answer {
+            self.worker.attempted(&self.cluster, &under.hedged.endpoint, &answer, now);
+            for ticket in [under.hedged.ticket.take(), under.hedged.by_route.take()].into_iter().flatten() {
+                self.worker.breaker_ends(ticket, &answer, now);
+            }
+            self.hedge.second_ended(false);
+        } else {
+            // What is our own, as a limit, says nothing of whether second attempts help.
+            self.hedge.second_ended_silently(&under.hedged);
+        }
+        self.worker.hedged(&self.cluster, "failed");
+        let failed = match done {
+            Ok(Answered { exchange, response, opened, .. }) => {
+                let born = exchange.born();
+                exchange.abort();
+                Failed { status: response.status, failure: None, opened: Some((opened, born)), ended: now }
+            }
+            Err(failure) => Failed { status: 0, failure: Some(failure), opened: None, ended: now },
+        };
+        self.state = State::Failed(under, failed);
+        false
+    }
+
+    /// What is learnt is how long the service takes: what waited for something of ours says nothing of that.
+    pub(super) fn first_took(&self, asked: Option<Duration>, now: Tick) {
+        if let Some(asked) = asked {
+            self.hedge.first_took(asked, now);
+        }
+    }
+
+    pub(super) fn tell_reasons(&mut self, journey: &mut Journey<'_>) {
+        if let (Some(Explanation(reasons)), Some(told)) = (self.reasons.take(), journey.told()) {
+            reasons.into_iter().for_each(|reason| told.note(|| reason));
+        }
+    }
+
+    /// It is the request's attempt from now on.
+    pub(super) fn wins(
+        mut self,
+        attempts: &mut Attempts<'_>,
+        body: &mut RequestBody<'_>,
+        response: &mut ResponseHead,
+        journey: &mut Journey<'_>,
+    ) -> Result<Exchange, Failure> {
+        let State::Won(under, answered) = std::mem::replace(&mut self.state, State::Over) else {
+            unreachable!("it has been answered")
+        };
+        let (
+            Under { hedged, in_flight, began, traced, address, protocol, behind: _ },
+            Answered { exchange, sending, response: head, opened },
+        ) = (*under, *answered);
+        self.worker.hedged(&self.cluster, "won");
+        if answer::comes_late(&head, self.is_grpc) && !exchange.is_end() {
+            attempts.repeats.goes_on_as(&self.cluster, &hedged);
+        } else {
+            self.hedge.second_ended(true);
+        }
+        *response = head;
+        body.goes_on(sending);
+        attempts.tried.push(hedged.endpoint.id);
+        attempts.began = began;
+        (attempts.ticket, attempts.by_route) = (hedged.ticket, hedged.by_route.map(Box::new));
+        attempts.permit = Some(hedged.permits.0);
+        journey.goes_on(Arc::clone(&hedged.endpoint), in_flight, (address, protocol), began, traced);
+        journey.opened(Some(opened), exchange.born());
+        if let Some(id) = hedged.endpoint.spiffe_id() {
+            journey.record.upstream_id = Some(Arc::clone(id.shared()));
+        }
+        attempts.endpoint = Some(hedged.endpoint);
+        Ok(exchange)
+    }
+
+    /// It is not: what became of it is written down beside. `over`: the failure with which its request ends.
+    pub(super) fn loses(
+        self,
+        attempts: &mut Attempts<'_>,
+        journey: &mut Journey<'_>,
+        over: Option<&Failure>,
+    ) {
+        let now = self.worker.now();
+        let (under, failed) = match self.state {
+            State::Before(_) | State::Over => return,
+            // Dropping it resets its stream.
+            State::Runs(under, _) => (under, None),
+            State::Won(under, answered) => {
+                answered.exchange.abort();
+                (under, None)
+            }
+            State::Failed(under, failed) => (under, Some(failed)),
+        };
+        attempts.tried.push(under.hedged.endpoint.id);
+        if failed.is_none() {
+            let asked = under.behind.asked(under.began, now);
+            if let Some(asked) = asked {
+                self.cluster.outlasted(&under.hedged.endpoint, asked, now);
+            }
+            if asked.is_some() && over.is_some_and(is_time_out) {
+                self.hedge.second_ended(false);
+            } else {
+                // Whom nobody waits for any more might have helped.
+                self.hedge.second_ended_silently(&under.hedged);
+            }
+            self.worker.hedged(&self.cluster, "lost");
+        }
+        let ended = failed.as_ref().map_or(now, |failed| failed.ended);
+        let (status, failure) =
+            failed.as_ref().map_or((0, None), |failed| (failed.status, failed.failure.as_ref()));
+        let opened = failed.as_ref().and_then(|failed| failed.opened);
+        let cause = match (&failed, failure) {
+            (None, _) => HEDGE_LOST,
+            (Some(_), Some(failure)) => failure.cause.as_str(),
+            (Some(_), None) => "",
+        };
+        let tried = Tried {
+            start: under.began.since(journey.started()),
+            connect: opened.map(|(opened, _)| opened.since(under.began)),
+            took: ended.since(under.began),
+            address: under.address,
+            instance: Some(Arc::clone(&under.hedged.endpoint.instance)),
+            spiffe_id: under.hedged.endpoint.spiffe_id().map(|id| Arc::clone(id.shared())),
+            protocol: under.protocol,
+            age: opened.filter(|(_, born)| *born < under.began).map(|(_, born)| under.began.since(born)),
+            status,
+            cause,
+            detail: failure.and_then(|failure| failure.detail.clone()),
+            phase: if cause.is_empty() { Phase::Response } else { Phase::Request },
+            sent: 0,
+            received: 0,
+        };
+        journey.beside(tried, under.traced);
+    }
+}
