@@ -9,8 +9,9 @@
 //!
 //! *What goes.* The memory is counted in bytes and divided: half for failed requests, an eighth each for slow ones, for
 //! the sample, for what is recent, and for what was recent and belongs to such a trace ([`Traces`]); none takes from another.
-//! Within each, requests of one service with one outcome are a group, and when the part is full the group that holds most
-//! loses its oldest. So a flood of one failure pushes out its own.
+//! Within each, requests of one service with one outcome are a group, of slow ones those that took about as long (within a
+//! factor of two), and when the part is full the group that holds most loses its oldest. So a flood of one failure pushes out
+//! its own, and a flood of what is hardly slow leaves what was slowest.
 
 mod part;
 #[cfg(test)]
@@ -34,8 +35,10 @@ pub(crate) use traces::Traces;
 
 /// Requests that one worker tells of one trace.
 const ANSWERS: usize = 32;
-/// Groups of each class; what falls into the same one shares its fate.
-const GROUPS: usize = 16;
+/// Services and outcomes that are told apart; what falls into the same place shares its fate.
+const OUTCOMES: usize = 16;
+/// Of each that is slow: from what is hardly so to what took 128 times as long or more.
+const PACES: usize = 8;
 /// Bytes that are kept of a path, and of other texts that callers may make long.
 const PATH: usize = 1024;
 const TEXT: usize = 256;
@@ -81,6 +84,13 @@ impl Class {
             Self::Sampled => "sampled",
             Self::Recent => "recent",
             Self::Related => "related",
+        }
+    }
+
+    const fn groups(self) -> usize {
+        match self {
+            Self::Slow => OUTCOMES * PACES,
+            Self::Failed | Self::Sampled | Self::Recent | Self::Related => OUTCOMES,
         }
     }
 
@@ -211,7 +221,7 @@ impl Recorder {
             bytes,
             kept: Box::new(Kept { place, class, record, tried, held, timing }),
         };
-        let group = group_of(&entry.kept.record);
+        let group = self.group_of(class, &entry.kept.record);
         let mut parts = self.parts.borrow_mut();
         let [failed, slow, sampled, recent, related] = &mut *parts;
         let nobody = |_, _| {};
@@ -227,6 +237,16 @@ impl Recorder {
                 }
             }),
         }
+    }
+
+    /// Whom it may push out: requests of one service with one outcome, and of slow ones with about the same time.
+    fn group_of(&self, class: Class, record: &Record) -> usize {
+        let times = record.duration.as_nanos().checked_div(self.slow.as_nanos()).unwrap_or(0);
+        let pace = match class {
+            Class::Slow => times.checked_ilog2().map_or(0, |log| log as usize).min(PACES - 1),
+            Class::Failed | Class::Sampled | Class::Recent | Class::Related => 0,
+        };
+        pace * OUTCOMES + outcome_of(record)
     }
 
     /// The requests that are asked for, the youngest first, at most so many.
@@ -338,12 +358,12 @@ fn number(record: &Record) -> u32 {
 }
 
 /// Requests of one service with one outcome.
-fn group_of(record: &Record) -> usize {
+fn outcome_of(record: &Record) -> usize {
     let mut hasher = IdHasher::default();
     record.service.hash(&mut hasher);
     record.cause.hash(&mut hasher);
     hasher.write(&record.status.to_be_bytes());
     // The upper bits are mixed best.
     let mixed = hasher.finish().wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 32;
-    usize::try_from(mixed).expect("32 bits") % GROUPS
+    usize::try_from(mixed).expect("32 bits") % OUTCOMES
 }

@@ -38,7 +38,31 @@ impl Gathered {
     pub(in crate::explain) fn parents(&self) -> Vec<Option<usize>> {
         let mut parents: Vec<_> = (0..self.hops.len()).map(|at| self.parent(at)).collect();
         self.pair(&mut parents);
+        self.bridge(&mut parents);
         parents
+    }
+
+    /// Calls of a proxy that has not kept the request they were made for follow from whoever called that proxy.
+    fn bridge(&self, parents: &mut [Option<usize>]) {
+        for at in 0..self.hops.len() {
+            let hop = &self.hops[at];
+            let is_recorded = hop.observation.r#match() == Match::Recorded;
+            if parents[at].is_some() || !is_recorded || record(hop).side() != Side::Outbound {
+                continue;
+            }
+            let (id, began) = (&hop.proxy.node.id, record(hop).start_unix_ns);
+            let has_called = |other: &Observed| {
+                let is = record(other);
+                let lasted = is.start_unix_ns..=is.start_unix_ns.saturating_add(is.duration_ns);
+                let mut attempts = other.observation.attempts.iter();
+                other.proxy.node.id != *id
+                    && lasted.contains(&began)
+                    && attempts.any(|attempt| node_of(attempt).as_deref() == Some(id))
+            };
+            let callers = (0..self.hops.len()).filter(|other| has_called(&self.hops[*other]));
+            let last = callers.max_by_key(|other| record(&self.hops[*other]).start_unix_ns);
+            parents[at] = last.filter(|caller| !is_below(parents, *caller, at));
+        }
     }
 
     /// Takes a hop if it is of the same request.
@@ -133,6 +157,20 @@ impl Gathered {
         }
         told.into_iter().map(|(at, depth)| Hop::new(&self.hops[at], depth)).collect()
     }
+}
+
+/// Whether a hop follows from another, over however many.
+fn is_below(parents: &[Option<usize>], at: usize, above: usize) -> bool {
+    let mut next = Some(at);
+    // Clocks that differ may have made a ring.
+    for _ in 0..=parents.len() {
+        match next {
+            Some(hop) if hop == above => return true,
+            Some(hop) => next = parents[hop],
+            None => return false,
+        }
+    }
+    true
 }
 
 /// The proxy before an endpoint of the mesh.

@@ -29,6 +29,8 @@ enum Part {
     Way,
     /// Both, since the called side tells nothing.
     Call,
+    /// Both, since the called side tells nothing but what it has called.
+    Rest,
 }
 
 /// What took longer than it ordinarily does.
@@ -60,6 +62,7 @@ impl Unusual {
                 Part::Application => format!("{name} took {took} ms without its calls{times}"),
                 Part::Way => format!("calling {name} took {took} ms beside its answer{times}"),
                 Part::Call => format!("calling {name} took {took} ms{times}"),
+                Part::Rest => format!("calling {name} took {took} ms without its calls{times}"),
             };
             return format!("{what}, usually {usual} ms; {} ms of it {}", ms(piece_ns), piece.told(hop));
         }
@@ -69,6 +72,7 @@ impl Unusual {
             }
             Part::Way => format!("the way to {name} and back took {took} ms{times}, usually {usual} ms"),
             Part::Call => format!("{name} took {took} ms{times}, usually {usual} ms"),
+            Part::Rest => format!("{name} took {took} ms without its calls{times}, usually {usual} ms"),
         }
     }
 
@@ -147,13 +151,12 @@ impl<'a> Way<'a> {
                 None => *sums.unknown.entry((service, part)).or_default() += took_ns,
             }
         }
-        if self.is(at).side() == Side::Inbound {
-            for call in self.waited_for(at) {
-                self.sum_up(call.at, (call.ns(), call.bound_ns.min(bound_ns)), sums);
-            }
-        } else {
-            for below in self.below(at) {
-                self.sum_up(below, (self.is(below).duration_ns, bound_ns), sums);
+        for call in self.waited_for(at) {
+            self.sum_up(call.at, (call.ns(), call.bound_ns.min(bound_ns)), sums);
+        }
+        if self.is(at).side() != Side::Inbound {
+            for came in self.came_of(at) {
+                self.sum_up(came, (self.is(came).duration_ns, bound_ns), sums);
             }
         }
     }
@@ -172,9 +175,13 @@ impl<'a> Way<'a> {
         false
     }
 
-    fn below(&self, at: usize) -> impl Iterator<Item = usize> {
-        let is_below = move |below: &usize| self.parents[*below] == Some(at) && !self.is(*below).mirrored;
-        (0..self.hops.len()).filter(is_below)
+    /// What a call came in as.
+    fn came_of(&self, at: usize) -> impl Iterator<Item = usize> {
+        let has_come = move |below: &usize| {
+            let is = self.is(*below);
+            self.parents[*below] == Some(at) && is.side() == Side::Inbound && !is.mirrored
+        };
+        (0..self.hops.len()).filter(has_come)
     }
 
     /// The part of the time of a hop that took so long, and what that ordinarily is.
@@ -192,13 +199,19 @@ impl<'a> Way<'a> {
             let of_caller = self.parents[at].and_then(|caller| self.is(caller).usual_ns);
             return (Part::Application, own.min(kept), is.usual_own_ns.into_iter().chain(of_caller).min());
         }
-        let below: Vec<&RequestRecord> = self.below(at).map(|at| self.is(at)).collect();
-        if below.is_empty() {
-            return (Part::Call, took_ns.min(until_head(is)), is.usual_ns);
-        }
-        let inner: u64 = below.iter().map(|below| until_head(below)).sum();
-        let usual_inner: Option<u64> = below.iter().map(|below| below.usual_ns).sum();
+        let took_ns = took_ns.min(until_head(is));
+        let came: Vec<&RequestRecord> = self.came_of(at).map(|at| self.is(at)).collect();
+        let beyond = self.calls_beyond(at);
+        let inner = came.iter().map(|came| until_head(came)).sum::<u64>() + together(&beyond);
+        // Of calls that it seldom makes the usual is too much: it can only take its own part for less usual than it is.
+        let calls = beyond.iter().map(|call| self.is(call.at).usual_ns);
+        let usual_inner: Option<u64> = came.iter().map(|came| came.usual_ns).chain(calls).sum();
         let usual = is.usual_ns.zip(usual_inner).map(|(all, inner)| all.saturating_sub(inner));
-        (Part::Way, took_ns.min(until_head(is)).saturating_sub(inner), usual)
+        let part = match (came.is_empty(), beyond.is_empty()) {
+            (true, true) => Part::Call,
+            (true, false) => Part::Rest,
+            (false, _) => Part::Way,
+        };
+        (part, took_ns.saturating_sub(inner), usual)
     }
 }

@@ -53,7 +53,10 @@ impl<'a> Way<'a> {
         let goes_on = |above: usize| !failed(&self.hops[above]) && self.end(at) > self.end(above) + SLACK_NS;
         let began = self.is(at).start_unix_ns;
         let may_be_of = |above: &usize| self.is(*above).start_unix_ns <= began && began <= self.end(*above);
-        let by = self.parents[at].filter(|_| self.is(at).side() == Side::Outbound);
+        // Where the called proxy has not kept the request, whoever called it has another clock.
+        let is_for =
+            |by: &usize| self.is(at).side() == Side::Outbound && self.is(*by).side() == Side::Inbound;
+        let by = self.parents[at].filter(is_for);
         by.is_some_and(|by| goes_on(by) && self.beside(by).filter(may_be_of).all(goes_on))
     }
 
@@ -91,9 +94,21 @@ impl<'a> Way<'a> {
             .collect()
     }
 
-    /// Those of them that its end hung on, from the last one back: of calls at the same time the one that ended last.
-    pub(super) fn waited_for(&self, inbound: usize) -> Vec<Wait> {
-        let mut calls = self.calls(inbound);
+    /// The calls of the proxy that this hop called, which has not kept the request they were made for. By the clock of that
+    /// proxy, as if nothing of them had gone on after their request.
+    pub(super) fn calls_beyond(&self, caller: usize) -> Vec<Wait> {
+        let is_beyond = |at: &usize| {
+            let is = self.is(*at);
+            self.parents[*at] == Some(caller) && is.side() == Side::Outbound && !is.mirrored
+        };
+        let wait = |at| Wait { at, start: self.is(at).start_unix_ns, end: self.end(at), bound_ns: u64::MAX };
+        (0..self.hops.len()).filter(is_beyond).map(wait).collect()
+    }
+
+    /// Those of a hop's calls that its end hung on, from the last one back: of calls at the same time the one that ended last.
+    pub(super) fn waited_for(&self, at: usize) -> Vec<Wait> {
+        let mut calls =
+            if self.is(at).side() == Side::Inbound { self.calls(at) } else { self.calls_beyond(at) };
         calls.sort_unstable_by_key(|call| (std::cmp::Reverse(call.end), call.start));
         let mut until = u64::MAX;
         let on_the_way = |call: &&Wait| {

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 
 use meshwork_telemetry::{WorkerCounter, WorkerGauge, WorkerMetrics, inventory};
 
-use super::{Class, GROUPS, Kept};
+use super::{Class, Kept};
 
 /// A request that is kept, and the ends of its ids.
 pub(super) struct Entry {
@@ -22,7 +22,7 @@ pub(super) struct Group {
 
 /// See the module's text.
 pub(super) struct Part {
-    pub(super) groups: [Group; GROUPS],
+    pub(super) groups: Box<[Group]>,
     pub(super) bytes: usize,
     most: usize,
     count: WorkerCounter,
@@ -34,7 +34,7 @@ impl Part {
     pub(super) fn new(class: Class, bytes: usize, metrics: &WorkerMetrics) -> Self {
         let labels = [class.as_str()];
         Self {
-            groups: Default::default(),
+            groups: (0..class.groups()).map(|_| Group::default()).collect(),
             bytes: 0,
             most: class.share(bytes),
             count: metrics.counter(&inventory::RECORDER_KEPT, &labels),

@@ -69,6 +69,24 @@ fn every_proxy_samples_the_same_traces() {
 }
 
 #[test]
+fn a_flood_of_what_is_hardly_slow_leaves_what_was_slowest() {
+    let recorder = recorder(64 * 1024);
+    let slow = |id: u128, millis: u64| {
+        let mut record = request(id, "shop/web", "");
+        record.duration = Duration::from_millis(millis);
+        keep(&recorder, &record);
+    };
+    (1..=5).for_each(|id| slow(id, 4_000 + u64::try_from(id).unwrap()));
+    slow(6, 1_000_000);
+    (10..10_000).for_each(|id| slow(id, 1_500));
+    for id in 1..=6 {
+        assert_eq!(recorder.recall(&of_trace(id)).len(), 1, "{id}");
+    }
+    assert_eq!(recorder.recall(&of_trace(10)).len(), 0, "its like has pushed it out");
+    assert_eq!(recorder.recall(&of_trace(9_999)).len(), 1);
+}
+
+#[test]
 fn a_flood_of_one_failure_pushes_out_its_own() {
     let recorder = recorder(64 * 1024);
     keep(&recorder, &request(1, "shop/rare", "upstream_reset"));

@@ -87,6 +87,24 @@ fn where_nothing_is_unusual_it_is_where_the_time_went() {
 }
 
 #[test]
+fn where_a_proxy_has_not_kept_the_request_its_calls_tell_all_the_same() {
+    let mut hops = delayed_cart();
+    // The instance that was called, as its caller knows it.
+    hops.remove(1);
+    assert_eq!(whose(hops.clone()).0, "shop/cart:80");
+    // It is called in turn by whom it has called: nobody follows from himself.
+    let mut back = hop("cart", Side::Outbound, 1_012, "checkout", |is| slow(is, &caller(2, 2)));
+    back.observation.record.as_mut().unwrap().kept.clear();
+    hops.push(back);
+    assert_eq!(whose(hops.clone()).0, "shop/cart:80");
+    // What is left when they are taken off is more than what they took beyond their usual.
+    at(&mut hops, 0).duration_ns = 900_000_000;
+    hops.pop();
+    let took = "shop/checkout:80 took 795 ms without its calls, usually 301 ms";
+    assert_eq!(whose(hops), ("shop/checkout:80".to_owned(), took.to_owned()));
+}
+
+#[test]
 fn a_delayed_network_is_told_from_a_slow_application() {
     let hops =
         shop([caller(407, 307), called(406, 301, (306, 300))], [caller(105, 6), called(4, 4, (5, 5))], None);
