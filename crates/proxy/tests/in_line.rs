@@ -366,6 +366,22 @@ impl Two {
 const CLOSING: &[u8] = b"HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: 5\r\n\r\nhello";
 
 #[tokio::test]
+async fn an_answer_has_not_taken_what_its_request_waited_before_a_limit() {
+    let mut two = two(Delay::FixedMs(60_000)).await;
+    let [(number, mut instance, caller), (_, other, other_caller)] =
+        [two.occupied().await, two.occupied().await];
+    let asked = tokio::spawn(exchange(two.address, GET));
+    two.made_wait(1).await;
+    two.clock.advance(Duration::from_secs(50));
+    instance.write_all(b"ello").await.unwrap();
+    read_until(&mut instance, "\r\n\r\n").await;
+    instance.write_all(CLOSING).await.unwrap();
+    assert!(asked.await.unwrap().ends_with("hello"));
+    drop((caller, other, other_caller));
+    assert!(two.share(number).await > 0, "it was asked a moment ago, and is no slower than others");
+}
+
+#[tokio::test]
 async fn a_first_attempt_that_loses_to_a_hedge_has_not_taken_what_it_waited_before_a_limit() {
     let mut two = two(Delay::FixedMs(300)).await;
     let both = [two.occupied().await, two.occupied().await];

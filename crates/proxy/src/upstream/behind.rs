@@ -77,6 +77,11 @@ impl Noted {
             Some(Ahead::Dials | Ahead::Limit) => None,
         }
     }
+
+    /// How long an attempt has taken that has ended: its endpoint's time, where it has been asked.
+    pub(crate) fn took(&self, began: Tick, now: Tick) -> Duration {
+        self.asked(began, now).unwrap_or_else(|| now.since(began))
+    }
 }
 
 /// How long an attempt has lasted, and what is known of answers.

@@ -20,7 +20,7 @@ impl Attempts<'_> {
         now: Tick,
     ) {
         let worker = &self.conn.worker;
-        let took = now.since(self.began);
+        let took = self.behind.took(self.began, now);
         if let (Target::App { port, .. }, Ok(())) = (self.target, &outcome)
             && answer::outcome(response, is_grpc) == AttemptOutcome::Success
         {
@@ -65,8 +65,7 @@ impl Attempts<'_> {
     /// takes longer than this: of callers who are less patient than a slow endpoint is slow, none would ever tell.
     pub(super) fn left(&mut self, now: Tick) {
         let (Target::Service { cluster, .. }, Some(endpoint)) = (self.target, &self.endpoint) else { return };
-        let took = now.since(self.began);
-        if self.behind.get().is_none() {
+        if let Some(took) = self.behind.asked(self.began, now) {
             cluster.outlasted(endpoint, took, now);
             let slow = Answer::new(AttemptOutcome::Success, took);
             self.conclude(|ticket| ticket.takes_for_slow(took), &slow, now);

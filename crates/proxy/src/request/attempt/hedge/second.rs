@@ -250,7 +250,7 @@ impl<'a, 'h> Second<'a, 'h> {
             self.state = State::Won(under, answered);
             return true;
         }
-        let took = now.since(under.began);
+        let took = under.behind.took(under.began, now);
         let wall = || self.worker.shared.clock.wall();
         let answer = match &done {
             Ok(answered) => Some(Answer {
