@@ -404,6 +404,24 @@ async fn a_first_attempt_that_loses_to_a_hedge_has_not_taken_what_it_waited_befo
 }
 
 #[tokio::test]
+async fn a_hedge_that_wins_has_taken_its_own_time() {
+    let mut two = two(Delay::FixedMs(300)).await;
+    let (late, mut occupied, caller) = two.occupied().await;
+    let asked = tokio::spawn(exchange(two.address, GET));
+    let (slow, first) = two.accept().await;
+    assert_ne!(slow, late);
+    two.made_wait(1).await;
+    // It waits for the other one's connection, which it has at last, and is answered at once.
+    two.clock.advance(Duration::from_secs(50));
+    occupied.write_all(b"ello").await.unwrap();
+    read_until(&mut occupied, "\r\n\r\n").await;
+    occupied.write_all(CLOSING).await.unwrap();
+    assert!(asked.await.unwrap().ends_with("hello"));
+    drop((first, caller));
+    assert_eq!(two.share(slow).await, 0, "it alone has taken so long");
+}
+
+#[tokio::test]
 async fn a_hedge_that_loses_has_not_taken_what_it_waited_before_a_limit() {
     let mut two = two(Delay::FixedMs(50)).await;
     let (late, mut occupied, caller) = two.occupied().await;

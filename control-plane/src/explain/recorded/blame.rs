@@ -9,7 +9,7 @@ use serde::Serialize;
 use super::pieces::Pieces;
 use super::side::{DEADLINE_EXCEEDED, Fault, grpc_failure, side_of};
 use super::unusual::{Unusual, ms};
-use super::waits::{Way, together, until_head};
+use super::waits::{Wait, Way, together, until_head};
 use crate::explain::live::{millis, record};
 
 /// Who has to look.
@@ -103,13 +103,18 @@ pub(super) fn blame(hops: &[Observed], parents: &[Option<usize>]) -> Option<Blam
             // It waited for somebody: for whom longest, all calls of a service together?
             None => {
                 let took = |below: usize| record(&hops[below]).duration_ns;
-                let calls = way.calls(at);
+                let (calls, beyond) = (way.calls(at), way.calls_beyond(at));
                 let all = |one: usize| -> u64 {
                     let same = |other: &usize| record(&hops[*other]).service == record(&hops[one]).service;
                     match record(&hops[at]).side() {
                         Side::Inbound => together(calls.iter().filter(|call| same(&call.at))),
                         // Those of whom it is called have clocks of their own.
-                        _ => below().filter(same).map(took).sum(),
+                        _ => {
+                            let has_come = |below: &usize| record(&hops[*below]).side() == Side::Inbound;
+                            let came: u64 = below().filter(has_come).filter(same).map(took).sum();
+                            let of = |calls: &Vec<Wait>| together(calls.iter().filter(|call| same(&call.at)));
+                            came + beyond.iter().map(of).sum::<u64>()
+                        }
                     }
                 };
                 below()

@@ -202,15 +202,21 @@ impl<'a> Way<'a> {
         let took_ns = took_ns.min(until_head(is));
         let came: Vec<&RequestRecord> = self.came_of(at).map(|at| self.is(at)).collect();
         let beyond = self.calls_beyond(at);
-        let inner = came.iter().map(|came| until_head(came)).sum::<u64>() + together(&beyond);
-        // Of calls that it seldom makes the usual is too much: it can only take its own part for less usual than it is.
-        let calls = beyond.iter().map(|call| self.is(call.at).usual_ns);
-        let usual_inner: Option<u64> = came.iter().map(|came| came.usual_ns).chain(calls).sum();
-        let usual = is.usual_ns.zip(usual_inner).map(|(all, inner)| all.saturating_sub(inner));
-        let part = match (came.is_empty(), beyond.is_empty()) {
+        let of_calls: u64 = beyond.iter().map(together).sum();
+        // No call was usually longer than it was this time, so that of calls that are seldom made no more is taken off than they
+        // took. What is not known to be usual leaves the rest more usual than it is.
+        let usually =
+            |call: &Wait| call.until(call.starts().saturating_add(self.is(call.at).usual_ns.unwrap_or(0)));
+        let usual_of_calls: u64 =
+            beyond.iter().map(|calls| together(&calls.iter().map(usually).collect::<Vec<_>>())).sum();
+        let inner = came.iter().map(|came| until_head(came)).sum::<u64>() + of_calls;
+        let usual_inner: Option<u64> = came.iter().map(|came| came.usual_ns).sum();
+        let usual = is.usual_ns.zip(usual_inner);
+        let usual = usual.map(|(all, inner)| all.saturating_sub(inner).saturating_sub(usual_of_calls));
+        let part = match (beyond.is_empty(), came.is_empty()) {
+            (false, _) => Part::Rest,
             (true, true) => Part::Call,
-            (true, false) => Part::Rest,
-            (false, _) => Part::Way,
+            (true, false) => Part::Way,
         };
         (part, took_ns.saturating_sub(inner), usual)
     }

@@ -1,5 +1,7 @@
 //! Which of its calls an application has waited for, and how long, by the one clock of its sidecar.
 
+use std::collections::BTreeMap;
+
 use meshwork_messages::v1::{RequestRecord, request_record::Side};
 use meshwork_xds::server::Observed;
 
@@ -30,6 +32,10 @@ pub(super) struct Wait {
 }
 
 impl Wait {
+    pub(super) const fn starts(&self) -> u64 {
+        self.start
+    }
+
     pub(super) const fn ns(&self) -> u64 {
         self.end.saturating_sub(self.start)
     }
@@ -94,21 +100,41 @@ impl<'a> Way<'a> {
             .collect()
     }
 
-    /// The calls of the proxy that this hop called, which has not kept the request they were made for. By the clock of that
-    /// proxy, as if nothing of them had gone on after their request.
-    pub(super) fn calls_beyond(&self, caller: usize) -> Vec<Wait> {
-        let is_beyond = |at: &usize| {
-            let is = self.is(*at);
-            self.parents[*at] == Some(caller) && is.side() == Side::Outbound && !is.mirrored
+    /// The calls of the proxies that this hop called, each by its own clock, which have not kept the request they were made for.
+    /// That was over at the latest as long after their first as the caller has waited: of what went on the same holds as of any
+    /// request's calls.
+    pub(super) fn calls_beyond(&self, caller: usize) -> Vec<Vec<Wait>> {
+        let mut of_proxy: BTreeMap<&str, Vec<Wait>> = BTreeMap::new();
+        for at in 0..self.hops.len() {
+            let is = self.is(at);
+            if self.parents[at] == Some(caller) && is.side() == Side::Outbound && !is.mirrored {
+                let wait = Wait { at, start: is.start_unix_ns, end: self.end(at), bound_ns: u64::MAX };
+                of_proxy.entry(&self.hops[at].proxy.node.id).or_default().push(wait);
+            }
+        }
+        let gave_up = failed(&self.hops[caller]);
+        let waited_ns = until_head(self.is(caller));
+        let within = |calls: Vec<Wait>| -> Vec<Wait> {
+            let first = calls.iter().map(|call| call.start).min().unwrap_or(0);
+            let over = first.saturating_add(waited_ns);
+            let kept = calls.into_iter().filter(|call| gave_up || call.end <= over.saturating_add(SLACK_NS));
+            kept.map(|call| call.until(over)).collect()
         };
-        let wait = |at| Wait { at, start: self.is(at).start_unix_ns, end: self.end(at), bound_ns: u64::MAX };
-        (0..self.hops.len()).filter(is_beyond).map(wait).collect()
+        of_proxy.into_values().map(within).filter(|calls| !calls.is_empty()).collect()
     }
 
-    /// Those of a hop's calls that its end hung on, from the last one back: of calls at the same time the one that ended last.
+    /// Those of a hop's calls, or of the proxies that it called, that its end hung on.
     pub(super) fn waited_for(&self, at: usize) -> Vec<Wait> {
-        let mut calls =
-            if self.is(at).side() == Side::Inbound { self.calls(at) } else { self.calls_beyond(at) };
+        match self.is(at).side() {
+            Side::Inbound => self.last_ones(self.calls(at)),
+            Side::Gateway | Side::Outbound => {
+                self.calls_beyond(at).into_iter().flat_map(|calls| self.last_ones(calls)).collect()
+            }
+        }
+    }
+
+    /// From the last one back: of calls at the same time the one that ended last.
+    fn last_ones(&self, mut calls: Vec<Wait>) -> Vec<Wait> {
         calls.sort_unstable_by_key(|call| (std::cmp::Reverse(call.end), call.start));
         let mut until = u64::MAX;
         let on_the_way = |call: &&Wait| {

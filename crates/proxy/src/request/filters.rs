@@ -23,7 +23,7 @@ const MAX_FORWARDS: &str = "max-forwards";
 /// What the rule's filters make of a request.
 pub(crate) enum Verdict {
     /// It is answered here.
-    Answer { status: u16, location: Option<String> },
+    Answer { status: u16, field: (&'static str, String) },
     /// It goes on.
     Forward(Outgoing),
 }
@@ -88,10 +88,10 @@ pub(crate) fn request(
     if let Way::Rule(matched) = way
         && let Some((status, location)) = apply(conn, matched, head, &mut outgoing, journey)?
     {
-        return Ok(Verdict::Answer { status, location: Some(location) });
+        return Ok(Verdict::Answer { status, field: ("location", location) });
     }
     if let Some(status) = last_hop(head).map_err(|error| internal(&error))? {
-        return Ok(Verdict::Answer { status, location: None });
+        return Ok(Verdict::Answer { status, field: ("allow", Method::OPTIONS.to_string()) });
     }
     forwarded(conn, &mut head.fields, journey).map_err(|error| internal(&error))?;
     match conn.place {
@@ -114,14 +114,16 @@ pub(crate) fn request(
 fn last_hop(head: &mut RequestHead) -> Result<Option<u16>, FieldError> {
     let status = match head.method {
         Method::OPTIONS => StatusCode::OK,
-        Method::TRACE => StatusCode::NOT_IMPLEMENTED,
+        Method::TRACE => StatusCode::METHOD_NOT_ALLOWED,
         _ => return Ok(None),
     };
-    let left = head.fields.get(MAX_FORWARDS).and_then(|value| std::str::from_utf8(value).ok());
-    match left.and_then(|left| left.parse::<u64>().ok()) {
-        None => Ok(None),
-        Some(0) => Ok(Some(status.as_u16())),
-        Some(left) => head.fields.set(MAX_FORWARDS, (left - 1).to_string()).map(|()| None),
+    let said = head.fields.get(MAX_FORWARDS).filter(|value| !value.is_empty());
+    let Some(digits) = said.filter(|value| value.iter().all(u8::is_ascii_digit)) else { return Ok(None) };
+    let value = |digit: &u8| u64::from(digit - b'0');
+    let add = |sum: u64, digit| sum.saturating_mul(10).saturating_add(value(digit));
+    match digits.iter().fold(0, add) {
+        0 => Ok(Some(status.as_u16())),
+        left => head.fields.set(MAX_FORWARDS, (left - 1).to_string()).map(|()| None),
     }
 }
 

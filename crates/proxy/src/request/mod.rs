@@ -155,8 +155,8 @@ async fn run(
         .inspect_err(|_| journey.was_for(&way))?;
     journey.enter(Phase::Filters);
     let outgoing = match filters::request(conn, &way, head, journey)? {
-        filters::Verdict::Answer { status, location } => {
-            Box::pin(reply::here(conn, down, response, journey, status, location.as_deref())).await;
+        filters::Verdict::Answer { status, field } => {
+            Box::pin(reply::here(conn, down, response, journey, status, field)).await;
             return Ok(());
         }
         filters::Verdict::Forward(outgoing) => outgoing,

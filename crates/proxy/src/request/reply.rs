@@ -42,10 +42,10 @@ pub(crate) async fn here(
     response: &mut ResponseHead,
     journey: &mut Journey<'_>,
     status: u16,
-    location: Option<&str>,
+    (name, value): (&str, String),
 ) {
     begin(conn, response, status);
-    let written = location.map_or(Ok(()), |location| response.fields.push("location", location));
+    let written = response.fields.push(name, value);
     answer(conn, down, response, journey, written, b"").await;
 }
 

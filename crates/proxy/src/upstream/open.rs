@@ -1,5 +1,6 @@
 //! From "where to" to an open exchange: a kept connection if there is one, else a new one within the service's limits.
 
+use std::cell::Cell;
 use std::future::poll_fn;
 use std::net::SocketAddr;
 use std::rc::Rc;
@@ -162,6 +163,7 @@ pub(crate) async fn h2(
         return Err(Failure::local(Cause::Internal).because(why));
     }
     let clock = &*worker.shared.clock;
+    let dialer = Dialer { worker, to, pool, has_waited: Cell::new(false) };
     loop {
         // Whoever comes while others wait for room is not before them.
         let found = if pool.streams().is_empty() { pool.with_room(clock.wall()) } else { None };
@@ -170,7 +172,7 @@ pub(crate) async fn h2(
             None => {
                 // Whoever waits for another one's connection waits as well as who makes it.
                 let _pending = to.admit_pending().map_err(|cause| to.over_limit(cause))?;
-                shared::connection(pool, clock, behind, &Dialer { worker, to, pool }).await?
+                shared::connection(pool, clock, behind, &dialer).await?
             }
         };
         let reused = connection.is_reused();
@@ -197,7 +199,7 @@ pub(crate) async fn tunnel(
     let authority = http::uri::Authority::try_from(format!("{name}.{namespace}:{}", key.port))
         .map_err(|error| Failure::local(Cause::Internal).because(error.to_string()))?;
     let mut exchange = loop {
-        let dialer = Dialer { worker, to, pool: &pool };
+        let dialer = Dialer { worker, to, pool: &pool, has_waited: Cell::new(false) };
         let connection = pool.share(clock.wall(), Behind::default(), || dialer.dial(None)).await?;
         let reused = connection.is_reused();
         match connection.connect(authority.clone(), clock).await {
@@ -238,6 +240,8 @@ struct Dialer<'a> {
     worker: &'a Worker,
     to: &'a Destination<'a>,
     pool: &'a Rc<EndpointPool>,
+    /// A limit has made its request wait, and is told so once.
+    has_waited: Cell<bool>,
 }
 
 impl Dialer<'_> {
@@ -266,7 +270,9 @@ impl Dials for Dialer<'_> {
     }
 
     fn count_refused(&self) {
-        self.to.count_refused();
+        if !self.has_waited.replace(true) {
+            self.to.count_refused();
+        }
     }
 
     fn now(&self) -> Tick {

@@ -120,12 +120,14 @@ async fn room<D: Dials>(
             if pool.open() == 0 {
                 return Found::Leave(None);
             }
-            // Where one is being made, its end calls who waits: a place that is taken now would only lie there.
-            if is_called
-                && !pool.is_dialing()
-                && let Some(permit) = dials.admit()
-            {
-                return Found::Leave(Some(permit));
+            if is_called {
+                // Where one is being made it is that what is waited for; a place that is taken now would only lie there.
+                if pool.is_dialing() {
+                    return Found::Leave(None);
+                }
+                if let Some(permit) = dials.admit() {
+                    return Found::Leave(Some(permit));
+                }
             }
         }
         place.called().await;

@@ -104,6 +104,59 @@ fn where_a_proxy_has_not_kept_the_request_its_calls_tell_all_the_same() {
     assert_eq!(whose(hops), ("shop/checkout:80".to_owned(), took.to_owned()));
 }
 
+/// edge → checkout, which has kept nothing but calls: to whom, from when on, and what is known of their times.
+fn beyond(edge: Times, calls: &[(&str, u64, Times)]) -> Vec<Observed> {
+    let called = calls.iter().map(|(service, start, times)| {
+        hop("checkout", Side::Outbound, *start, service, |is| slow(is, times))
+    });
+    let edge = hop("edge", Side::Gateway, 1_000, "checkout", |is| slow(is, &edge));
+    std::iter::once(edge).chain(called).collect()
+}
+
+#[test]
+fn nobody_has_waited_longer_for_a_call_than_for_the_request_that_was_not_kept() {
+    let (service, why) = whose(beyond(caller(400, 100), &[("audit", 1_010, caller(5_000, 50))]));
+    assert_eq!((&*service, &*why), ("shop/checkout:80", "shop/checkout:80 took 400 ms, usually 100 ms"));
+    // Whoever gave up has waited for it until then.
+    let mut hops = beyond(caller(400, 100), &[("audit", 1_010, caller(5_000, 50))]);
+    fails(at(&mut hops, 0), "request_timeout", 504);
+    let (_, _, why) = blamed(hops).unwrap();
+    assert!(why.contains("audit"), "{why}");
+}
+
+#[test]
+fn of_calls_at_the_same_time_the_usual_is_no_sum() {
+    let calls = ["a", "b", "c", "d"].map(|service| (service, 1_200, caller(100, 100)));
+    let calls = [&calls[..], &[("e", 1_200, caller(250, 100))]].concat();
+    let (service, why) = whose(beyond(caller(450, 300), &calls));
+    assert_eq!((&*service, &*why), ("shop/e:80", "shop/e:80 took 250 ms, usually 100 ms"));
+}
+
+#[test]
+fn many_calls_at_the_same_time_are_no_long_time() {
+    let unknown = |took| Times { took, own: None, usual: None };
+    let calls = [("redis", 1_010, unknown(60)); 10];
+    let (service, why) = whose(beyond(unknown(1_000), &calls));
+    assert_eq!((&*service, &*why), ("shop/checkout:80", "shop/checkout:80 took 1000 ms"));
+}
+
+#[test]
+fn an_attempt_that_kept_its_request_does_not_make_the_others_time_the_way_s() {
+    let mut hops = beyond(caller(1_300, 300), &[("cart", 1_300, caller(100, 100))]);
+    hops.push(hop("checkout", Side::Inbound, 1_001, "checkout", |is| {
+        slow(is, &called(250, 250, (290, 190)));
+        from("edge")(is);
+    }));
+    // The second attempt was another instance's.
+    "shop/checkout-2".clone_into(&mut hops[1].proxy.node.id);
+    let mut second = hops[0].observation.attempts[0].clone();
+    "checkout-2".clone_into(&mut second.instance);
+    hops[0].observation.attempts.push(second);
+    let (service, why) = whose(hops);
+    assert_eq!(service, "shop/checkout:80");
+    assert!(why.contains("without its calls"), "{why}");
+}
+
 #[test]
 fn a_delayed_network_is_told_from_a_slow_application() {
     let hops =

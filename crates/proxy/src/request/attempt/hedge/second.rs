@@ -308,7 +308,7 @@ impl<'a, 'h> Second<'a, 'h> {
             unreachable!("it has been answered")
         };
         let (
-            Under { hedged, in_flight, began, traced, address, protocol, behind: _ },
+            Under { hedged, in_flight, began, traced, address, protocol, behind },
             Answered { exchange, sending, response: head, opened },
         ) = (*under, *answered);
         self.worker.hedged(&self.cluster, "won");
@@ -321,6 +321,7 @@ impl<'a, 'h> Second<'a, 'h> {
         body.goes_on(sending);
         attempts.tried.push(hedged.endpoint.id);
         attempts.began = began;
+        attempts.behind.set(behind.get());
         (attempts.ticket, attempts.by_route) = (hedged.ticket, hedged.by_route.map(Box::new));
         attempts.permit = Some(hedged.permits.0);
         journey.goes_on(Arc::clone(&hedged.endpoint), in_flight, (address, protocol), began, traced);
