@@ -47,21 +47,34 @@ impl Gathered {
         for at in 0..self.hops.len() {
             let hop = &self.hops[at];
             let is_recorded = hop.observation.r#match() == Match::Recorded;
-            if parents[at].is_some() || !is_recorded || record(hop).side() != Side::Outbound {
+            if !is_recorded || record(hop).side() != Side::Outbound {
                 continue;
             }
             let (id, began) = (&hop.proxy.node.id, record(hop).start_unix_ns);
-            let has_called = |other: &Observed| {
+            let lasted = |other: &Observed| {
                 let is = record(other);
-                let lasted = is.start_unix_ns..=is.start_unix_ns.saturating_add(is.duration_ns);
-                let mut attempts = other.observation.attempts.iter();
-                other.proxy.node.id != *id
-                    && lasted.contains(&began)
-                    && attempts.any(|attempt| node_of(attempt).as_deref() == Some(id))
+                (is.start_unix_ns..=is.start_unix_ns.saturating_add(is.duration_ns)).contains(&began)
             };
-            let callers = (0..self.hops.len()).filter(|other| has_called(&self.hops[*other]));
-            let last = callers.max_by_key(|other| record(&self.hops[*other]).start_unix_ns);
-            parents[at] = last.filter(|caller| !is_below(parents, *caller, at));
+            let came = |other: &usize| {
+                let other = &self.hops[*other];
+                other.proxy.node.id == *id && record(other).side() == Side::Inbound
+            };
+            let others = || 0..self.hops.len();
+            if others().filter(came).any(|other| lasted(&self.hops[other])) {
+                continue;
+            }
+            let has_called = |other: &usize| {
+                let calls = &self.hops[*other];
+                let attempts = calls.observation.attempts.iter();
+                let to_it = attempts.filter(|attempt| node_of(attempt).as_deref() == Some(id)).count();
+                // What came of a call that was kept is known.
+                let kept = others().filter(came).filter(|came| parents[*came] == Some(*other)).count();
+                calls.proxy.node.id != *id && lasted(calls) && to_it > kept
+            };
+            let last = others().filter(has_called).max_by_key(|of| record(&self.hops[*of]).start_unix_ns);
+            if let Some(caller) = last.filter(|caller| !is_below(parents, *caller, at)) {
+                parents[at] = Some(caller);
+            }
         }
     }
 

@@ -125,6 +125,19 @@ fn nobody_has_waited_longer_for_a_call_than_for_the_request_that_was_not_kept() 
 }
 
 #[test]
+fn of_two_requests_of_which_one_was_kept_the_other_s_call_is_not_the_one_s() {
+    let mut hops = beyond(caller(4_000, 100), &[("cart", 1_100, caller(3_800, 20))]);
+    // The same caller again, and this time it was kept.
+    hops.push(hop("edge", Side::Gateway, 5_100, "checkout", |is| slow(is, &caller(50, 100))));
+    hops.push(hop("checkout", Side::Inbound, 5_101, "checkout", |is| {
+        slow(is, &called(49, 49, (90, 70)));
+        from("edge")(is);
+    }));
+    let (service, why) = whose(hops);
+    assert_eq!((&*service, &*why), ("shop/cart:80", "shop/cart:80 took 3800 ms, usually 20 ms"));
+}
+
+#[test]
 fn of_calls_at_the_same_time_the_usual_is_no_sum() {
     let calls = ["a", "b", "c", "d"].map(|service| (service, 1_200, caller(100, 100)));
     let calls = [&calls[..], &[("e", 1_200, caller(250, 100))]].concat();
