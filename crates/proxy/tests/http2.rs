@@ -29,6 +29,33 @@ async fn gateway(protocol: AppProtocol, upstream: std::net::SocketAddr) -> (Harn
 }
 
 #[tokio::test]
+async fn a_length_that_is_said_twice_or_is_none_comes_from_no_http2_upstream() {
+    for lengths in [&["5", "5"][..], &["5", "6"], &["+5"], &["5", ""]] {
+        let up =
+            h2_upstream(usize::MAX, move |_, request: Request<h2::RecvStream>, mut respond| async move {
+                let mut response = Response::new(());
+                for length in lengths {
+                    response.headers_mut().append("content-length", length.parse().unwrap());
+                }
+                let ends = request.method() == http::Method::HEAD;
+                // It may have been reset already.
+                if let Ok(mut body) = respond.send_response(response, ends)
+                    && !ends
+                {
+                    drop(body.send_data(Bytes::from_static(b"hello"), true));
+                }
+            })
+            .await;
+        let (_harness, address) = gateway(AppProtocol::Http2, up.address).await;
+        for method in ["GET", "HEAD"] {
+            let request = format!("{method} / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n");
+            let told = exchange(address, request.as_bytes()).await;
+            assert!(told.starts_with("HTTP/1.1 502 "), "{method} {lengths:?}: {told}");
+        }
+    }
+}
+
+#[tokio::test]
 async fn many_requests_of_one_connection_reach_an_http1_upstream() {
     let up = upstream(|got| {
         let text = String::from_utf8_lossy(got).into_owned();

@@ -234,18 +234,31 @@ pub(crate) fn request(head: &Head<'_>, extended: bool) -> Result<Request<()>, St
 }
 
 /// Reads an HTTP/2 response head. `end`: no body follows.
-pub(crate) fn response_into(response: &Response<()>, end: bool, head: &mut ResponseHead) {
+///
+/// # Errors
+/// It says its length twice, or what is no length (RFC 9110 section 8.6): whoever reads it next could take the other one.
+pub(crate) fn response_into(
+    response: &Response<()>,
+    end: bool,
+    head: &mut ResponseHead,
+) -> Result<(), ParseError> {
     head.clear();
     head.status = response.status().as_u16();
     head.version = Version::Http11;
     head.keep_alive = true;
     fill(response.headers(), &mut head.fields);
-    let declared = head.fields.known(KnownName::ContentLength).and_then(declared_length);
+    let mut lengths = head.fields.known_all(KnownName::ContentLength);
+    let declared = match (lengths.next(), lengths.next()) {
+        (None, _) => None,
+        (Some(_), Some(_)) => return Err(ParseError::RepeatedLength),
+        (Some(said), None) => Some(declared_length(said).ok_or(ParseError::BadLength)?),
+    };
     head.body = match declared {
         _ if end => BodyLength::None,
         Some(length) => BodyLength::Known(length),
         None => BodyLength::Chunked,
     };
+    Ok(())
 }
 
 /// The HTTP/2 form of a response.
@@ -300,7 +313,7 @@ mod tests {
         head.status = 418;
         head.fields.push("X-A", "1").unwrap();
         let mut back = ResponseHead::new();
-        response_into(&response(&head), true, &mut back);
+        response_into(&response(&head), true, &mut back).unwrap();
         assert_eq!((back.status, back.fields.get("x-a")), (418, Some(&b"1"[..])));
     }
 }

@@ -335,11 +335,11 @@ impl H2Exchange {
             if interim.status() == http::StatusCode::SWITCHING_PROTOCOLS {
                 return Poll::Ready(Err(h2::Error::from(h2::Reason::PROTOCOL_ERROR).into()));
             }
-            convert::response_into(&interim, true, head);
+            convert::response_into(&interim, true, head)?;
             return Poll::Ready(self.interim.add(head, limits));
         }
         let (parts, recv) = ready!(Pin::new(response).poll(cx))?.into_parts();
-        convert::response_into(&http::Response::from_parts(parts, ()), recv.is_end_stream(), head);
+        convert::response_into(&http::Response::from_parts(parts, ()), recv.is_end_stream(), head)?;
         if head.fields.len() > limits.header_count as usize {
             let over = ParseError::OverLimit { limit: Limit::HeaderCount, max: limits.header_count };
             return Poll::Ready(Err(over.into()));
