@@ -29,8 +29,20 @@ async fn gateway(protocol: AppProtocol, upstream: std::net::SocketAddr) -> (Harn
 }
 
 #[tokio::test]
+async fn a_padded_value_comes_from_no_http2_upstream() {
+    let up = h2_upstream(usize::MAX, move |_, _, mut respond| async move {
+        let response = Response::builder().header("x", http::HeaderValue::from_static(" a\t"));
+        drop(respond.send_response(response.body(()).unwrap(), true));
+    })
+    .await;
+    let (_harness, address) = gateway(AppProtocol::Http2, up.address).await;
+    let told = exchange(address, b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").await;
+    assert!(told.starts_with("HTTP/1.1 502 "), "{told}");
+}
+
+#[tokio::test]
 async fn a_length_that_is_said_twice_or_is_none_comes_from_no_http2_upstream() {
-    for lengths in [&["5", "5"][..], &["5", "6"], &["+5"], &["5", ""]] {
+    for lengths in [&["5", "5"][..], &["5", "6"], &["+5"], &["5", ""], &[""]] {
         let up =
             h2_upstream(usize::MAX, move |_, request: Request<h2::RecvStream>, mut respond| async move {
                 let mut response = Response::new(());
@@ -363,12 +375,63 @@ async fn a_truncated_upstream_body_becomes_a_reset() {
     let (_harness, address) = gateway(AppProtocol::Http1, up.address).await;
     let mut client = h2_client(address).await;
     let (response, _) = client.send_request(get("/"), true).unwrap();
-    // The reset may overtake what was queued before it, but it never looks like an end.
-    let error = match response.await {
-        Ok(response) => collect_body(response.into_body()).await.expect_err("never a clean end"),
-        Err(error) => error,
-    };
+    let error = collect_body(response.await.unwrap().into_body()).await.expect_err("never a clean end");
     assert!(error.is_reset(), "{error}");
+}
+
+#[tokio::test]
+async fn what_came_before_a_response_broke_reaches_a_caller_of_http2() {
+    let heads =
+        ["content-length: 100\r\n\r\nhello<close>", "transfer-encoding: chunked\r\n\r\n5\r\nhello\r\nZZ\r\n"];
+    for rest in heads {
+        let up = upstream(move |got| is_head(got).then(|| format!("HTTP/1.1 200 OK\r\n{rest}").into_bytes()))
+            .await;
+        let (_harness, address) = gateway(AppProtocol::Http1, up.address).await;
+        for _ in 0..20 {
+            let (response, _) = h2_client(address).await.send_request(get("/"), true).unwrap();
+            let mut body = response.await.expect("its head has come").into_body();
+            let data = body.data().await.expect("so has its beginning").expect("before the reset");
+            assert!(data.starts_with(b"hello"), "{data:?}");
+            let error = body.data().await.expect("no end").expect_err("it broke off");
+            assert!(error.is_reset(), "{error}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn trailers_of_http2_are_as_few_and_as_short_as_those_of_http1() {
+    for (count, bytes) in [(120, 1), (7, 3_000)] {
+        let trailers = move || {
+            let mut map = HeaderMap::new();
+            for number in 0..count {
+                let name = http::HeaderName::try_from(format!("t{number}")).unwrap();
+                map.insert(name, "y".repeat(bytes).parse().unwrap());
+            }
+            map
+        };
+        let up =
+            h2_upstream(usize::MAX, move |_, request: Request<h2::RecvStream>, mut respond| async move {
+                let asks = request.uri().path() == "/trailers";
+                drop(collect_body(request.into_body()).await);
+                if let Ok(mut send) = respond.send_response(Response::new(()), false) {
+                    drop(send.send_data(Bytes::from_static(b"ok"), !asks));
+                    drop(asks.then(|| send.send_trailers(trailers())));
+                }
+            })
+            .await;
+        let (_harness, address) = gateway(AppProtocol::Http2, up.address).await;
+        let mut client = h2_client(address).await;
+        let (response, mut send) =
+            client.send_request(Request::post("http://shop/").body(()).unwrap(), false).unwrap();
+        send.send_data(Bytes::from_static(b"a"), false).unwrap();
+        send.send_trailers(trailers()).unwrap();
+        let response = response.await.expect("it is told");
+        assert_eq!(response.status(), 431, "{count} of {bytes} bytes from a caller");
+        let (response, _) = client.send_request(get("/trailers"), true).unwrap();
+        let error =
+            collect_body(response.await.unwrap().into_body()).await.expect_err("they end the response");
+        assert!(error.is_reset(), "{error}");
+    }
 }
 
 #[tokio::test]

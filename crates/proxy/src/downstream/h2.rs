@@ -4,7 +4,7 @@ use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 
 use h2::server::SendResponse;
-use meshwork_http1::ResponseHead;
+use meshwork_http1::{Limits, ResponseHead};
 
 use crate::http::convert;
 use crate::http::h2_body::{H2Sink, H2Source};
@@ -28,11 +28,12 @@ impl H2Stream {
         request: http::Request<h2::RecvStream>,
         respond: SendResponse<Payload>,
         backlog: Rc<Backlog>,
+        limits: &Limits,
     ) -> Self {
         let head_request = *request.method() == http::Method::HEAD;
         let extended = request.extensions().get::<h2::ext::Protocol>().is_some();
         Self {
-            source: H2Source::new(request.into_body()),
+            source: H2Source::new(request.into_body(), limits),
             respond,
             backlog,
             sink: None,
@@ -44,6 +45,11 @@ impl H2Stream {
     /// Both directions, behind the head of a response.
     pub(crate) fn halves(&mut self) -> (&mut H2Source, &mut H2Sink) {
         (&mut self.source, self.sink.as_mut().expect("a tunnel follows its head"))
+    }
+
+    /// Whether the head of a response has been handed to the connection.
+    pub(crate) fn has_begun(&self) -> bool {
+        self.sink.is_some()
     }
 
     pub(crate) fn sink(&self) -> Option<&H2Sink> {

@@ -15,10 +15,13 @@ pub(crate) mod proxied;
 pub(crate) mod streams;
 pub(crate) mod watch;
 
+use std::future::poll_fn;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use meshwork_http1::{Fields, ResponseHead};
+
+use tokio::task::yield_now;
 
 use crate::http::stream::{Frame, StreamError};
 use h1::H1Server;
@@ -104,6 +107,20 @@ impl Down<'_> {
             Self::H1(server) => server.wire.poll_flush(cx).map_err(StreamError::from),
             Self::H2(stream) => stream.poll_flush(cx),
         }
+    }
+
+    /// The same, once the caller has had what came before, as far as it takes it at once: a reset throws away what `h2` holds of
+    /// the stream, and a response that was never seen would be taken for none.
+    pub(crate) async fn break_off(&mut self) {
+        if let Self::H2(stream) = self
+            && stream.has_begun()
+        {
+            // What the window does not allow now stays behind.
+            _ = poll_fn(|cx| Poll::Ready(stream.poll_flush(cx))).await;
+            // The connection has its turn before this goes on.
+            yield_now().await;
+        }
+        self.abort();
     }
 
     /// Breaks a response off in the middle, so that the caller never takes it for complete.

@@ -275,8 +275,9 @@ async fn serve_stream(
     let started = conn.worker.now();
     let mut space = Lent::new(&conn.worker, Protocol::Http2);
     let Workspace { head, scratch } = &mut *space;
-    let read = convert::request_into(&request, &conn.worker.shared.settings.limits, head);
-    let mut down = Down::H2(Box::new(H2Stream::new(request, respond, Rc::clone(&common.backlog))));
+    let limits = &conn.worker.shared.settings.limits;
+    let read = convert::request_into(&request, limits, head);
+    let mut down = Down::H2(Box::new(H2Stream::new(request, respond, Rc::clone(&common.backlog), limits)));
     match read {
         Ok(()) => request::serve(&conn, head, &mut down, scratch, started).await,
         Err(failure) => request::refuse(&conn, head, &mut down, scratch, &failure, started).await,

@@ -170,12 +170,17 @@ fn declared_length(value: &[u8]) -> Option<u64> {
     if plain { std::str::from_utf8(value).ok()?.parse().ok() } else { None }
 }
 
+/// Whether white space stands around a value.
+fn is_padded(value: &HeaderValue) -> bool {
+    matches!(value.as_bytes(), [b' ' | b'\t', ..] | [.., b' ' | b'\t'])
+}
+
 fn fill_request(map: &HeaderMap, has_authority: bool, head: &mut RequestHead) -> Result<(), ParseError> {
     let mut cookies: Vec<u8> = Vec::new();
     reserve(map, &mut head.fields);
     for (name, value) in map {
         // RFC 9113 section 8.2.1; what HTTP/1 would trim is another value there.
-        if let [b' ' | b'\t', ..] | [.., b' ' | b'\t'] = value.as_bytes() {
+        if is_padded(value) {
             return Err(ParseError::BadFieldValue);
         }
         if *name == http::header::HOST && has_authority {
@@ -236,7 +241,8 @@ pub(crate) fn request(head: &Head<'_>, extended: bool) -> Result<Request<()>, St
 /// Reads an HTTP/2 response head. `end`: no body follows.
 ///
 /// # Errors
-/// It says its length twice, or what is no length (RFC 9110 section 8.6): whoever reads it next could take the other one.
+/// It says its length twice, or what is no length (RFC 9110 section 8.6): whoever reads it next could take the other one. Or
+/// white space stands around a value.
 pub(crate) fn response_into(
     response: &Response<()>,
     end: bool,
@@ -246,6 +252,10 @@ pub(crate) fn response_into(
     head.status = response.status().as_u16();
     head.version = Version::Http11;
     head.keep_alive = true;
+    // RFC 9113 section 8.2.1; what HTTP/1 would trim is another value there.
+    if response.headers().values().any(is_padded) {
+        return Err(ParseError::BadFieldValue);
+    }
     fill(response.headers(), &mut head.fields);
     let mut lengths = head.fields.known_all(KnownName::ContentLength);
     let declared = match (lengths.next(), lengths.next()) {

@@ -5,7 +5,8 @@ use std::task::{Context, Poll, ready};
 
 use bytes::{Bytes, BytesMut};
 use h2::{RecvStream, SendStream};
-use meshwork_http1::Fields;
+use http::HeaderMap;
+use meshwork_http1::{Fields, Limit, Limits, ParseError};
 
 use super::convert;
 use super::payload::{Backlog, Payload};
@@ -16,11 +17,13 @@ use super::stream::{self, Frame, StreamError};
 pub(crate) struct H2Source {
     recv: RecvStream,
     data_ended: bool,
+    /// Most trailers, and most of their bytes.
+    trailers: (u32, u32),
 }
 
 impl H2Source {
-    pub(crate) fn new(recv: RecvStream) -> Self {
-        Self { recv, data_ended: false }
+    pub(crate) fn new(recv: RecvStream, limits: &Limits) -> Self {
+        Self { recv, data_ended: false, trailers: (limits.header_count, limits.trailer_bytes) }
     }
 
     /// No frame will follow.
@@ -44,7 +47,23 @@ impl H2Source {
             }
         }
         let trailers = ready!(self.recv.poll_trailers(cx))?;
+        if let Some(map) = &trailers {
+            self.bound(map)?;
+        }
         Poll::Ready(Ok(stream::end(trailers.map(|map| convert::fields_of(&map)))?))
+    }
+
+    /// The same bounds as on trailers of HTTP/1.1, as they would be written there.
+    fn bound(&self, trailers: &HeaderMap) -> Result<(), ParseError> {
+        const AROUND: usize = ": \r\n".len();
+        let over = |limit, max: u32, is: usize| match is > max as usize {
+            true => Err(ParseError::OverLimit { limit, max }),
+            false => Ok(()),
+        };
+        let (count, bytes) = self.trailers;
+        over(Limit::HeaderCount, count, trailers.len())?;
+        let written = trailers.iter().map(|(name, value)| name.as_str().len() + value.len() + AROUND).sum();
+        over(Limit::TrailerBytes, bytes, written)
     }
 }
 

@@ -74,7 +74,7 @@ pub(crate) async fn fail(
     }
     let status = failure.status().filter(|_| !down.head_sent());
     let Some(status) = status else {
-        down.abort();
+        down.break_off().await;
         journey.finish();
         return;
     };

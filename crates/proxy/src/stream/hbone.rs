@@ -43,7 +43,7 @@ pub(crate) async fn serve(
     };
     let outcome = match (opened, answered) {
         (Ok(mut app), Ok(sink)) => {
-            let source = H2Source::new(request.into_body());
+            let source = H2Source::new(request.into_body(), &conn.worker.shared.settings.limits);
             let mut down = End::Tunnel(Box::new(Tunnel::new(source, sink, None)));
             transfer::run(&cx, None, (&mut down, &mut app), Bytes::new(), &mut journey).await
         }

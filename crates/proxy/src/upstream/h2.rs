@@ -344,7 +344,7 @@ impl H2Exchange {
             let over = ParseError::OverLimit { limit: Limit::HeaderCount, max: limits.header_count };
             return Poll::Ready(Err(over.into()));
         }
-        self.source = Some(H2Source::new(recv));
+        self.source = Some(H2Source::new(recv, limits));
         self.response = None;
         match self.key.take() {
             Some(key) if head.status / 100 == 2 => {
