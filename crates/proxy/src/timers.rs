@@ -15,9 +15,9 @@ const KEPT: usize = 64;
 /// Of so many that were given back last the best is taken: requests have few kinds of time limits.
 const LOOKED_AT: usize = 8;
 
-/// What a worker's requests have given back.
+/// What a worker's requests have given back, and for when each is set: who looks for one need not look at all of them.
 #[derive(Default)]
-pub(crate) struct Timers(RefCell<Vec<Pin<Box<Sleep>>>>);
+pub(crate) struct Timers(RefCell<Vec<(Instant, Pin<Box<Sleep>>)>>);
 
 impl Timers {
     /// One that runs out after this time.
@@ -39,9 +39,9 @@ impl Timers {
         let mut kept = self.0.borrow_mut();
         let last = kept.len().checked_sub(1)?;
         let looked_at = kept.iter().enumerate().rev().take(LOOKED_AT);
-        let before = looked_at.filter(|(_, sleep)| sleep.deadline() <= end);
-        let best = before.max_by_key(|(_, sleep)| sleep.deadline()).map_or(last, |(at, _)| at);
-        Some(kept.swap_remove(best))
+        let before = looked_at.filter(|(_, (set_for, _))| *set_for <= end);
+        let best = before.max_by_key(|(_, (set_for, _))| *set_for).map_or(last, |(at, _)| at);
+        Some(kept.swap_remove(best).1)
     }
 }
 
@@ -65,7 +65,7 @@ impl Drop for Timer {
         if let Some(sleep) = self.sleep.take()
             && kept.len() < KEPT
         {
-            kept.push(sleep);
+            kept.push((sleep.deadline(), sleep));
         }
     }
 }
