@@ -119,6 +119,8 @@ parse_errors! {
     CodingInHttp10 = 400, "coding_in_http10", "an HTTP/1.0 message may not have Transfer-Encoding";
     /// Transfer-Encoding where none may be: 1xx and 204 responses (RFC 9112 section 6.1).
     CodingNotAllowed = 400, "coding_not_allowed", "a 1xx or 204 response may not have Transfer-Encoding";
+    /// A WebSocket handshake that has a body: to one reader that is content, to another the tunnel's first bytes.
+    HandshakeWithContent = 400, "handshake_with_content", "a WebSocket handshake has no content; leave its body out";
     /// The status line is not `version SP three digits SP reason`.
     BadStatusLine = 400, "bad_status_line", "the status line is not: version, space, three digits, space, reason";
     /// A chunk size that is not 1 to 16 hexadecimal digits, or over 2^63.

@@ -50,6 +50,7 @@ pub(crate) struct Survey<'a> {
     pub(crate) keep_alive: bool,
     connection_upgrade: bool,
     upgrade: bool,
+    websocket: bool,
     pub(crate) expect_continue: bool,
 }
 
@@ -73,7 +74,10 @@ impl<'a> Survey<'a> {
                     this.hosts += 1;
                 }
                 KnownName::Connection => this.connection(value()),
-                KnownName::Upgrade => this.upgrade = true,
+                KnownName::Upgrade => {
+                    this.upgrade = true;
+                    this.websocket |= list(value()).any(|offer| offer.eq_ignore_ascii_case(b"websocket"));
+                }
                 KnownName::Expect => this.expect_continue |= value().eq_ignore_ascii_case(b"100-continue"),
                 _ => {}
             }
@@ -97,6 +101,11 @@ impl<'a> Survey<'a> {
     /// Whether the sender asks for, or agrees to, another protocol; HTTP/1.0 cannot (RFC 9110 section 7.8).
     pub(crate) fn upgrades(&self, version: Version) -> bool {
         version == Version::Http11 && self.connection_upgrade && self.upgrade
+    }
+
+    /// Whether the protocols that [`Self::upgrades`] is about include WebSocket.
+    pub(crate) fn offers_websocket(&self) -> bool {
+        self.websocket
     }
 
     /// The framing that the fields declare; `None` when they declare none.

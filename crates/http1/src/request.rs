@@ -144,6 +144,9 @@ fn finish(out: &mut RequestHead) -> Result<(), ParseError> {
     let body = survey.framing(out.version)?.unwrap_or(BodyLength::None);
     let expect_continue = survey.expect_continue && out.version == Version::Http11 && !body.is_empty();
     let (keep_alive, upgrade) = (survey.persists(out.version), survey.upgrades(out.version));
+    if upgrade && survey.offers_websocket() && out.method == Method::GET && !body.is_empty() {
+        return Err(ParseError::HandshakeWithContent);
+    }
     out.body = body;
     out.expect_continue = expect_continue;
     out.keep_alive = keep_alive;

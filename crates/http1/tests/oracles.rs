@@ -40,6 +40,7 @@ const HTTPARSE_ALSO_READS: &[(&str, &str)] = &[
     ("unknown_coding", "leaves framing to its caller"),
     ("repeated_coding", "leaves framing to its caller"),
     ("coding_in_http10", "leaves framing to its caller"),
+    ("handshake_with_content", "leaves Upgrade to its caller"),
 ];
 
 /// Requests that we refuse and hyper serves.
@@ -62,6 +63,7 @@ const HYPER_ALSO_SERVES: &[(&str, &str)] = &[
     ("bad_chunk_size", "takes a long run of leading zeros"),
     ("bad_chunk_extension", "skips everything between size and line end, white space included"),
     ("forbidden_trailer", "leaves trailers to the service"),
+    ("handshake_with_content", "leaves Upgrade to the service, behind the body"),
 ];
 
 /// Responses that we refuse and hyper's client takes.
@@ -233,6 +235,8 @@ fn field_line() -> impl Strategy<Value = &'static str> {
             "Transfer-Encoding: identity",
             "Connection: close",
             "Connection: keep-alive",
+            "Connection: upgrade\r\nUpgrade: websocket\r\nContent-Length: 5",
+            "Connection: upgrade\r\nUpgrade: websocket\r\nContent-Length: 0",
             "Host: b",
             "Host: a",
             " folded",

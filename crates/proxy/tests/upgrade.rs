@@ -31,6 +31,11 @@ fn handshake(path: &str) -> String {
     )
 }
 
+/// The request with this field line besides.
+fn with(request: &str, line: &str) -> String {
+    request.replacen("\r\n\r\n", &format!("\r\n{line}\r\n\r\n"), 1)
+}
+
 fn accept_of(key: &str) -> String {
     let hash = aws_lc_rs::digest::digest(
         &aws_lc_rs::digest::SHA1_FOR_LEGACY_USE_ONLY,
@@ -98,6 +103,15 @@ async fn open(address: SocketAddr, path: &str) -> (TcpStream, String) {
     tcp.write_all(handshake(path).as_bytes()).await.unwrap();
     let head = read_until(&mut tcp, "\r\n\r\n").await;
     (tcp, head)
+}
+
+async fn refused(address: SocketAddr, request: &str, cause: &str) {
+    let mut tcp = TcpStream::connect(address).await.unwrap();
+    tcp.write_all(request.as_bytes()).await.unwrap();
+    let mut told = read_until(&mut tcp, "\r\n\r\n").await;
+    assert!(told.starts_with("HTTP/1.1 400 "), "{request}{told}");
+    tcp.read_to_string(&mut told).await.unwrap();
+    assert!(told.contains(&format!(": {cause}: ")), "{request}{told}");
 }
 
 /// Sends megabytes while it reads them, says its last word and reads to the end.
@@ -304,6 +318,42 @@ async fn an_http2_application_gets_an_extended_connect_if_it_takes_one() {
             }
             assert!(head.starts_with("HTTP/1.1 200 "), "{head}");
             assert_eq!(requests.recv().await.unwrap(), (Method::GET, None, true));
+        }
+    }
+}
+
+/// An extended CONNECT has no Content-Length, and whoever reads one holds every byte of the tunnel against it.
+#[tokio::test]
+async fn a_handshake_that_says_it_has_no_content_crosses_from_proxy_to_proxy() {
+    let (app, mut told) = app().await;
+    let pair = Pair::start(app, AppProtocol::Http1).await;
+    let (_inner, inner) = gateway(AppProtocol::Http1, app).await;
+    let (_outer, outer) = gateway(AppProtocol::Http2, inner).await;
+    for address in [pair.proxy, outer] {
+        let mut tcp = TcpStream::connect(address).await.unwrap();
+        let request = with(&handshake("/"), "Content-Length: 0");
+        tcp.write_all(request.as_bytes()).await.unwrap();
+        let head = read_until(&mut tcp, "\r\n\r\n").await;
+        assert!(head.starts_with("HTTP/1.1 101 ") && head.contains(ACCEPT), "{head}");
+        told.recv().await.unwrap();
+        assert_eq!(talk(tcp).await, (3 << 20) + 3);
+        assert_eq!(told.recv().await.unwrap(), "ended");
+    }
+}
+
+/// Its content would be the first bytes of a tunnel to one reader and a body to another.
+#[tokio::test]
+async fn a_handshake_with_content_is_refused_whatever_its_endpoint_speaks() {
+    let (app, mut told) = app().await;
+    let (_plain, plain) = gateway(AppProtocol::Http1, app).await;
+    let (_crossing, crossing) = gateway(AppProtocol::Http2, plain).await;
+    for address in [plain, crossing] {
+        for (field, body) in
+            [("Content-Length: 3", "xyz"), ("Transfer-Encoding: chunked", "3\r\nxyz\r\n0\r\n\r\n")]
+        {
+            let request = with(&handshake("/"), field) + body;
+            refused(address, &request, "handshake_with_content").await;
+            assert!(told.try_recv().is_err(), "{field}: nothing is sent");
         }
     }
 }

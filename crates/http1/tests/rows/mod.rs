@@ -171,6 +171,18 @@ pub const REQUESTS: &[Row] = &[
         "coding_in_http10",
         400,
     ),
+    (
+        "WebSocket handshake with content",
+        b"GET / HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: WebSocket\r\nContent-Length: 5\r\n\r\n",
+        "handshake_with_content",
+        400,
+    ),
+    (
+        "WebSocket handshake in chunks",
+        b"GET / HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: b, websocket\r\nTransfer-Encoding: chunked\r\n\r\n",
+        "handshake_with_content",
+        400,
+    ),
 ];
 
 /// Chunked bodies of requests.

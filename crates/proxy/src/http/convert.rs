@@ -233,6 +233,8 @@ pub(crate) fn request(head: &Head<'_>, extended: bool) -> Result<Request<()>, St
     }
     if extended {
         map.remove(upgrade::KEY);
+        // It has no content (RFC 9110 section 9.3.6); beside a length of 0, the tunnel's bytes were too many.
+        map.remove(http::header::CONTENT_LENGTH);
         request.extensions_mut().insert(Protocol::from_static(upgrade::WEBSOCKET));
     }
     Ok(request)
