@@ -121,6 +121,8 @@ parse_errors! {
     CodingNotAllowed = 400, "coding_not_allowed", "a 1xx or 204 response may not have Transfer-Encoding";
     /// A WebSocket handshake that has a body: to one reader that is content, to another the tunnel's first bytes.
     HandshakeWithContent = 400, "handshake_with_content", "a WebSocket handshake has no content; leave its body out";
+    /// A WebSocket handshake that has more than one key (RFC 6455 section 11.3.1).
+    RepeatedKey = 400, "repeated_key", "Sec-WebSocket-Key is given more than once; send it once";
     /// The status line is not `version SP three digits SP reason`.
     BadStatusLine = 400, "bad_status_line", "the status line is not: version, space, three digits, space, reason";
     /// A chunk size that is not 1 to 16 hexadecimal digits, or over 2^63.

@@ -144,14 +144,25 @@ fn finish(out: &mut RequestHead) -> Result<(), ParseError> {
     let body = survey.framing(out.version)?.unwrap_or(BodyLength::None);
     let expect_continue = survey.expect_continue && out.version == Version::Http11 && !body.is_empty();
     let (keep_alive, upgrade) = (survey.persists(out.version), survey.upgrades(out.version));
-    if upgrade && survey.offers_websocket() && out.method == Method::GET && !body.is_empty() {
-        return Err(ParseError::HandshakeWithContent);
+    if upgrade && survey.offers_websocket() && out.method == Method::GET {
+        check_handshake(&out.fields, body)?;
     }
     out.body = body;
     out.expect_continue = expect_continue;
     out.keep_alive = keep_alive;
     out.upgrade = upgrade;
     Ok(())
+}
+
+fn check_handshake(fields: &Fields, body: BodyLength) -> Result<(), ParseError> {
+    if !body.is_empty() {
+        return Err(ParseError::HandshakeWithContent);
+    }
+    // The answer proves one of them, and which one that is depends on who reads.
+    match fields.get_all(b"sec-websocket-key").nth(1) {
+        Some(_) => Err(ParseError::RepeatedKey),
+        None => Ok(()),
+    }
 }
 
 fn check_host(survey: &Survey<'_>, out: &RequestHead) -> Result<(), ParseError> {

@@ -41,6 +41,7 @@ const HTTPARSE_ALSO_READS: &[(&str, &str)] = &[
     ("repeated_coding", "leaves framing to its caller"),
     ("coding_in_http10", "leaves framing to its caller"),
     ("handshake_with_content", "leaves Upgrade to its caller"),
+    ("repeated_key", "leaves Upgrade to its caller"),
 ];
 
 /// Requests that we refuse and hyper serves.
@@ -64,6 +65,7 @@ const HYPER_ALSO_SERVES: &[(&str, &str)] = &[
     ("bad_chunk_extension", "skips everything between size and line end, white space included"),
     ("forbidden_trailer", "leaves trailers to the service"),
     ("handshake_with_content", "leaves Upgrade to the service, behind the body"),
+    ("repeated_key", "leaves Upgrade to the service"),
 ];
 
 /// Responses that we refuse and hyper's client takes.
@@ -237,6 +239,7 @@ fn field_line() -> impl Strategy<Value = &'static str> {
             "Connection: keep-alive",
             "Connection: upgrade\r\nUpgrade: websocket\r\nContent-Length: 5",
             "Connection: upgrade\r\nUpgrade: websocket\r\nContent-Length: 0",
+            "Connection: upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Key: a\r\nsec-websocket-key: a",
             "Host: b",
             "Host: a",
             " folded",

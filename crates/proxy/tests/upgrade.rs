@@ -358,6 +358,19 @@ async fn a_handshake_with_content_is_refused_whatever_its_endpoint_speaks() {
     }
 }
 
+/// RFC 6455 section 11.3.1. Towards HTTP/2 the answer is ours, and could prove one of them only.
+#[tokio::test]
+async fn a_handshake_with_two_keys_is_refused_whatever_its_endpoint_speaks() {
+    let (app, mut told) = app().await;
+    let (_plain, plain) = gateway(AppProtocol::Http1, app).await;
+    let (_crossing, crossing) = gateway(AppProtocol::Http2, plain).await;
+    for address in [plain, crossing] {
+        let request = with(&handshake("/"), "sec-websocket-key: AAAAAAAAAAAAAAAAAAAAAA==");
+        refused(address, &request, "repeated_key").await;
+        assert!(told.try_recv().is_err(), "nothing is sent");
+    }
+}
+
 /// What could be sent once the protocol has changed is not waited for before it has.
 #[tokio::test]
 async fn a_websocket_begins_also_where_its_endpoint_takes_no_bytes_yet() {

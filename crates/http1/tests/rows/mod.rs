@@ -183,6 +183,12 @@ pub const REQUESTS: &[Row] = &[
         "handshake_with_content",
         400,
     ),
+    (
+        "WebSocket handshake with two keys",
+        b"GET / HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Key: a\r\nSec-WebSocket-Key: a\r\n\r\n",
+        "repeated_key",
+        400,
+    ),
 ];
 
 /// Chunked bodies of requests.
