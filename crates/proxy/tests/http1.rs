@@ -257,6 +257,32 @@ async fn an_upgrade_of_http_1_0_is_no_offer() {
     }
 }
 
+/// RFC 9110 section 10.1.1: such a caller does not wait, and cannot read a 100.
+#[tokio::test]
+async fn an_expectation_of_http_1_0_is_ignored_and_ends_here() {
+    let (tell, mut seen) = mpsc::channel(16);
+    let up = upstream(move |got| {
+        got.ends_with(b"abc").then(|| {
+            tell.try_send(String::from_utf8_lossy(got).to_lowercase()).unwrap();
+            OK.to_vec()
+        })
+    })
+    .await;
+    let mut harness = Harness::start(Settings::default());
+    harness.service("web", AppProtocol::Http1, &[up.address]).await;
+    let address = harness.route(vec![rule(&[("web", 1)], vec![])]).await;
+    for version in ["1.0", "1.1"] {
+        let request = format!(
+            "POST / HTTP/{version}\r\nHost: a\r\nConnection: close\r\nExpect: 100-continue\r\n\
+             Content-Length: 3\r\n\r\nabc"
+        );
+        let told = exchange(address, request.as_bytes()).await;
+        assert!(told.contains("HTTP/1.1 200 OK\r\n"), "{told}");
+        let sent = seen.recv().await.unwrap();
+        assert_eq!(sent.contains("expect"), version == "1.1", "{version}: {sent}");
+    }
+}
+
 #[tokio::test]
 async fn max_forwards_is_counted_down_and_ends_here() {
     let (tell, mut seen) = mpsc::channel(16);

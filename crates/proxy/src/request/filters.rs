@@ -3,7 +3,9 @@
 use http::{Method, StatusCode};
 use meshwork_base::Rng;
 use meshwork_decision::{Cause, Filter, HeaderEdit, HeaderEdits, Matched, RequestView, Rewrite};
-use meshwork_http1::{FieldError, Fields, HopByHop, KnownName, RequestHead, ResponseHead, strip_hop_by_hop};
+use meshwork_http1::{
+    FieldError, Fields, HopByHop, KnownName, RequestHead, ResponseHead, Version, strip_hop_by_hop,
+};
 use meshwork_telemetry::Protocol;
 use smallvec::SmallVec;
 
@@ -75,6 +77,10 @@ pub(crate) fn request(
     let mut hop = strip_hop_by_hop(&mut head.fields);
     // HTTP/1.0 has no Upgrade (RFC 9110 section 7.8): what looks like one is no offer.
     hop.upgrade = hop.upgrade.take().filter(|_| head.upgrade);
+    // Nor has it Expect, which is to be ignored (section 10.1.1): sent on, it would be ours, of a body that comes anyway.
+    if head.version == Version::Http10 {
+        head.fields.remove_known(KnownName::Expect);
+    }
     if hop.upgrade.is_some() {
         offer(conn, &mut hop, head, journey).map_err(|error| internal(&error))?;
     }
