@@ -67,6 +67,40 @@ async fn a_length_that_is_said_twice_or_is_none_comes_from_no_http2_upstream() {
     }
 }
 
+/// RFC 9110 section 8.6. Servers answer 411 where they expect content and nothing says that there is none.
+#[tokio::test]
+async fn an_http1_upstream_is_told_that_there_is_no_content_where_its_method_expects_some() {
+    let (tell, mut seen) = mpsc::channel(16);
+    let up = upstream(move |got| {
+        is_head(got).then(|| {
+            tell.try_send(String::from_utf8_lossy(got).to_lowercase()).unwrap();
+            b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok".to_vec()
+        })
+    })
+    .await;
+    let (_harness, address) = gateway(AppProtocol::Http1, up.address).await;
+    let mut client = h2_client(address).await;
+    for (method, says) in [
+        ("POST", true),
+        ("PUT", true),
+        ("PATCH", true),
+        ("GET", false),
+        ("DELETE", false),
+        ("OPTIONS", false),
+    ] {
+        let mut request = get("/");
+        *request.method_mut() = method.parse().unwrap();
+        assert_eq!(fetch(&mut client, request).await.0, 200);
+        let request = format!("{method} / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n");
+        assert!(exchange(address, request.as_bytes()).await.starts_with("HTTP/1.1 200 "));
+        for caller in ["HTTP/2", "HTTP/1.1"] {
+            let sent = seen.recv().await.unwrap();
+            assert_eq!(sent.contains("\r\ncontent-length: 0\r\n"), says, "{caller}: {sent}");
+            assert!(!sent.contains("transfer-encoding"), "{caller}: {sent}");
+        }
+    }
+}
+
 #[tokio::test]
 async fn many_requests_of_one_connection_reach_an_http1_upstream() {
     let up = upstream(|got| {

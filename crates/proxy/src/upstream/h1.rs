@@ -3,6 +3,7 @@
 use std::task::{Context, Poll, ready};
 
 use bytes::{Buf, Bytes};
+use http::Method;
 use meshwork_base::Tick;
 use meshwork_decision::Cause;
 use meshwork_http1::{
@@ -95,8 +96,15 @@ impl H1Client {
         self.scan = HeadScan::default();
         self.kind = RequestKind::from(head.method);
         self.limits = *limits;
-        self.request = head.body;
-        self.request_done = head.body.is_empty();
+        let body = match head.body {
+            // Servers that expect content answer 411 where nothing says that there is none (RFC 9110 section 8.6).
+            BodyLength::None if matches!(*head.method, Method::POST | Method::PUT | Method::PATCH) => {
+                BodyLength::Known(0)
+            }
+            body => body,
+        };
+        self.request = body;
+        self.request_done = body.is_empty();
         self.head_done = false;
         self.interim = Interim::default();
         self.keep_alive = true;
@@ -107,11 +115,11 @@ impl H1Client {
             None => ConnectionOption::None,
         };
         write_request_head(
-            self.wire.out_for(head.fields, head.body),
+            self.wire.out_for(head.fields, body),
             head.method,
             head.path,
             head.fields,
-            head.body,
+            body,
             connection,
         )
         .map_err(|error| Failure::local(Cause::Internal).because(format!("`{}`: {error}", head.path)))
