@@ -5,7 +5,7 @@ use bytes::{Buf, Bytes, BytesMut};
 use crate::chars::{is_field_value, is_token_byte};
 use crate::error::ParseError;
 use crate::fields::Fields;
-use crate::framing::BodyLength;
+use crate::framing::{BodyLength, DIGITS};
 use crate::limits::{Limit, Limits};
 use crate::name::KnownName;
 use crate::scan::HeadScan;
@@ -190,7 +190,7 @@ impl BodyDecoder {
         let mut size = 0u64;
         let mut digits = 0;
         while let Some(digit) = rest.get(digits).and_then(|&b| char::from(b).to_digit(16)) {
-            if digits == 15 {
+            if digits == DIGITS || size >> 56 != 0 {
                 // 60 bits: no reader overflows, and nobody has such a chunk.
                 return Err(ParseError::BadChunkSize);
             }

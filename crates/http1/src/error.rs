@@ -109,8 +109,8 @@ parse_errors! {
     ConflictingLength = 400, "conflicting_length", "both Content-Length and Transfer-Encoding are given; send one";
     /// Content-Length more than once, or a list.
     RepeatedLength = 400, "repeated_length", "Content-Length is given more than once; send it once";
-    /// Content-Length that is no plain decimal number below 2^63.
-    BadLength = 400, "bad_length", "Content-Length is no plain decimal number";
+    /// Content-Length that is not 1 to 32 decimal digits, or 10^18 and over.
+    BadLength = 400, "bad_length", "Content-Length is no plain decimal number below 10^18 in at most 32 digits";
     /// A transfer coding other than `chunked` (RFC 9112 section 6.1).
     UnknownCoding = 501, "unknown_coding", "only the transfer coding `chunked` is spoken";
     /// `chunked` more than once, or several Transfer-Encoding fields.
@@ -125,8 +125,8 @@ parse_errors! {
     RepeatedKey = 400, "repeated_key", "Sec-WebSocket-Key is given more than once; send it once";
     /// The status line is not `version SP three digits SP reason`.
     BadStatusLine = 400, "bad_status_line", "the status line is not: version, space, three digits, space, reason";
-    /// A chunk size that is not 1 to 16 hexadecimal digits, or over 2^63.
-    BadChunkSize = 400, "bad_chunk_size", "a chunk size is no plain hexadecimal number";
+    /// A chunk size that is not 1 to 32 hexadecimal digits, or 2^60 and over.
+    BadChunkSize = 400, "bad_chunk_size", "a chunk size is no plain hexadecimal number below 2^60 in at most 32 digits";
     /// A chunk extension that is not `;name[=value]` (RFC 9112 section 7.1.1).
     BadChunkExt = 400, "bad_chunk_extension", "a chunk extension is not: ; name, optionally = and a value";
     /// Chunk data not followed by CR LF.

@@ -140,13 +140,25 @@ impl<'a> Survey<'a> {
     }
 }
 
-fn content_length(value: &[u8]) -> Result<u64, ParseError> {
+/// Digits of a length or a chunk's size, leading zeros among them. Nobody writes more, and whoever drips zeros has to end.
+pub(crate) const DIGITS: usize = 32;
+
+/// Reads a Content-Length.
+///
+/// # Errors
+/// [`ParseError::RepeatedLength`] for a list; [`ParseError::BadLength`] for what is no plain number, or one of more than 32
+/// digits or from 10^18 on.
+pub fn content_length(value: &[u8]) -> Result<u64, ParseError> {
     if value.contains(&b',') {
         return Err(ParseError::RepeatedLength);
     }
-    // 18 digits stay below 2^63, so no sum overflows and no signed reader sees a negative length.
-    if value.is_empty() || value.len() > 18 || !value.iter().all(u8::is_ascii_digit) {
+    if value.is_empty() || value.len() > DIGITS || !value.iter().all(u8::is_ascii_digit) {
         return Err(ParseError::BadLength);
     }
-    Ok(value.iter().fold(0, |sum, digit| sum * 10 + u64::from(digit - b'0')))
+    // It stays below 2^63, so no sum overflows and no signed reader sees a negative length.
+    let add = |sum: u64, digit: &u8| {
+        let sum = sum * 10 + u64::from(digit - b'0');
+        (sum < 10u64.pow(18)).then_some(sum)
+    };
+    value.iter().try_fold(0, add).ok_or(ParseError::BadLength)
 }

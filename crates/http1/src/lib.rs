@@ -32,7 +32,7 @@ mod write;
 pub use body::{BodyDecoder, Decoded, Step};
 pub use error::{FieldError, ParseError};
 pub use fields::{FieldIter, Fields};
-pub use framing::{BodyLength, Version};
+pub use framing::{BodyLength, Version, content_length};
 pub use hop::{HopByHop, strip_hop_by_hop};
 pub use limits::{Limit, Limits};
 pub use name::KnownName;

@@ -163,6 +163,43 @@ fn statuses_are_those_of_the_standard() {
     assert_eq!(of(many.as_bytes()), 431);
 }
 
+/// RFC 9110 section 8.6 and RFC 9112 section 7.1 know no bound; writers of a fixed width exist, of 20 and of 16 digits.
+#[test]
+fn leading_zeros_change_no_number_up_to_a_bound_that_the_refusal_names() {
+    for width in [1, 16, 20, 32, 33, 100] {
+        let head = format!("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: {:0width$}\r\n\r\n", 5);
+        let body = format!("{:0width$x}\r\n0123456789\r\n{:0width$}\r\n\r\n", 10, 0);
+        let read =
+            (request(head.as_bytes()).map(|head| head.body), chunked(body.as_bytes(), &Limits::default()));
+        if width <= 32 {
+            assert_eq!(read, (Ok(BodyLength::Known(5)), Ok(b"0123456789".to_vec())), "{width}");
+        } else {
+            assert_eq!(read, (Err(ParseError::BadLength), Err(ParseError::BadChunkSize)), "{width}");
+        }
+    }
+    for error in [ParseError::BadLength, ParseError::BadChunkSize] {
+        assert!(error.to_string().contains("32 digits"), "{error}");
+    }
+}
+
+#[test]
+fn what_no_reader_can_hold_is_no_length_with_zeros_before_it_either() {
+    for zeros in ["", "0", "0000000000"] {
+        for (size, digits) in
+            [(Ok(BodyLength::Known(10u64.pow(18) - 1)), "9"), (Err(ParseError::BadLength), "99")]
+        {
+            let length = format!("{zeros}{digits}{}", "9".repeat(17));
+            let head = format!("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: {length}\r\n\r\n");
+            assert_eq!(request(head.as_bytes()).map(|head| head.body), size, "{length}");
+        }
+        for (size, taken) in [("fffffffffffffff", true), ("1000000000000000", false)] {
+            let line = format!("{zeros}{size}\r\n");
+            let step = BodyDecoder::new(BodyLength::Chunked).step(line.as_bytes(), &Limits::default());
+            assert_eq!(step.is_ok(), taken, "{line}: {step:?}");
+        }
+    }
+}
+
 /// Exactly at the limit passes, one above is refused, also when the rest never arrives.
 #[test]
 fn each_limit_holds_to_the_byte() {

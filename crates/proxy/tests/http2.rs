@@ -101,6 +101,33 @@ async fn an_http1_upstream_is_told_that_there_is_no_content_where_its_method_exp
     }
 }
 
+/// Most readers of HTTP/2 count digits and not the value.
+#[tokio::test]
+async fn a_length_with_many_zeros_is_a_plain_number_in_http2() {
+    let zeros = "0".repeat(31);
+    let (tell, mut seen) = mpsc::channel(1);
+    let up = h2_upstream(usize::MAX, move |_, request: Request<h2::RecvStream>, respond| {
+        tell.try_send(request.headers()["content-length"].clone()).unwrap();
+        answer(respond, b"hello");
+        std::future::ready(())
+    })
+    .await;
+    let (_harness, address) = gateway(AppProtocol::Http2, up.address).await;
+    let request =
+        format!("POST / HTTP/1.1\r\nHost: a\r\nConnection: close\r\nContent-Length: {zeros}5\r\n\r\nhello");
+    let told = exchange(address, request.as_bytes()).await;
+    assert!(told.starts_with("HTTP/1.1 200 "), "{told}");
+    assert_eq!(seen.recv().await.unwrap(), "5");
+
+    let response = format!("HTTP/1.1 200 OK\r\ncontent-length: {zeros}5\r\n\r\n");
+    let up = upstream(move |got| is_head(got).then(|| response.clone().into_bytes())).await;
+    let (_harness, address) = gateway(AppProtocol::Http1, up.address).await;
+    let mut request = get("/");
+    *request.method_mut() = http::Method::HEAD;
+    let (response, _) = h2_client(address).await.send_request(request, true).unwrap();
+    assert_eq!(response.await.unwrap().headers()["content-length"], "5");
+}
+
 #[tokio::test]
 async fn many_requests_of_one_connection_reach_an_http1_upstream() {
     let up = upstream(|got| {

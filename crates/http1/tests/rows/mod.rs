@@ -111,6 +111,18 @@ pub const REQUESTS: &[Row] = &[
         400,
     ),
     (
+        "length of more than 32 digits",
+        b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 000000000000000000000000000000005\r\n\r\n",
+        "bad_length",
+        400,
+    ),
+    (
+        "length of 10^18",
+        b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 01000000000000000000\r\n\r\n",
+        "bad_length",
+        400,
+    ),
+    (
         "unknown coding",
         b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: gzip\r\n\r\n",
         "unknown_coding",
@@ -201,6 +213,13 @@ pub const CHUNKS: &[Row] = &[
     ("size after a space", b" 5\r\nhello\r\n0\r\n\r\n", "bad_chunk_size", 400),
     ("size before a space", b"5 \r\nhello\r\n0\r\n\r\n", "bad_chunk_extension", 400),
     ("size that overflows", b"10000000000000005\r\nhello\r\n0\r\n\r\n", "bad_chunk_size", 400),
+    ("size of 2^60", b"01000000000000000\r\nhello\r\n0\r\n\r\n", "bad_chunk_size", 400),
+    (
+        "size of more than 32 digits",
+        b"000000000000000000000000000000005\r\nhello\r\n0\r\n\r\n",
+        "bad_chunk_size",
+        400,
+    ),
     ("size with an underscore", b"1_0\r\nhello\r\n0\r\n\r\n", "bad_chunk_size", 400),
     ("size line ended by LF alone", b"5\nhello\r\n0\r\n\r\n", "bare_lf", 400),
     ("size line with a CR", b"5\r\r\nhello\r\n0\r\n\r\n", "bare_cr", 400),
@@ -419,5 +438,15 @@ pub const ACCEPTED: &[(&str, &[u8], &[u8])] = &[
         "bytes above 127 in a value",
         b"GET /13 HTTP/1.1\r\nHost: a\r\nX: \xc3\xa4\r\n\r\n",
         b"GET /13 HTTP/1.1\r\nHost: a\r\nX: \xc3\xa4\r\n\r\n",
+    ),
+    (
+        "length of 32 digits",
+        b"POST /14 HTTP/1.1\r\nHost: a\r\nContent-Length: 00000000000000000000000000000005\r\n\r\nhello",
+        b"POST /14 HTTP/1.1\r\nHost: a\r\ncontent-length: 5\r\n\r\nhello",
+    ),
+    (
+        "chunk sizes of 16 and 32 digits",
+        b"POST /15 HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n000000000000000A\r\n0123456789\r\n00000000000000000000000000000000\r\n\r\n",
+        b"POST /15 HTTP/1.1\r\nHost: a\r\ntransfer-encoding: chunked\r\n\r\na\r\n0123456789\r\n0\r\n\r\n",
     ),
 ];

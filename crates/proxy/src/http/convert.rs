@@ -12,7 +12,7 @@ use http::{Method, Request, Response, StatusCode, Uri};
 use meshwork_decision::Cause;
 use meshwork_http1::{
     BodyLength, Fields, KnownName, Limit, Limits, ParseError, RequestHead, ResponseHead, Version,
-    check_authority,
+    check_authority, content_length,
 };
 
 use super::upgrade;
@@ -51,6 +51,14 @@ pub(crate) fn map_of(fields: &Fields) -> HeaderMap {
     let text = Bytes::copy_from_slice(fields.text());
     for (known, name, value) in fields.iter_ranges() {
         if is_connection_specific(known) {
+            continue;
+        }
+        // `h2` takes no more than 19 digits, whatever number they are.
+        if known == Some(KnownName::ContentLength)
+            && let zeros @ [b'0', _, ..] = &fields.text()[value.clone()]
+            && let Ok(length) = content_length(zeros)
+        {
+            map.append(http::header::CONTENT_LENGTH, length.into());
             continue;
         }
         let name = known.map_or_else(|| HeaderName::from_bytes(name), |known| Ok(known.header_name()));
@@ -136,10 +144,9 @@ fn read(
     if head.fields.known_all(KnownName::ContentLength).nth(1).is_some() {
         return Err(ParseError::RepeatedLength);
     }
-    let length = head.fields.known(KnownName::ContentLength).map(declared_length);
+    let length = head.fields.known(KnownName::ContentLength).map(content_length).transpose()?;
     head.body = match length {
-        Some(None) => return Err(ParseError::BadLength),
-        Some(Some(length)) => BodyLength::Known(length),
+        Some(length) => BodyLength::Known(length),
         None if request.body().is_end_stream() => BodyLength::None,
         None => BodyLength::Chunked,
     };
@@ -163,11 +170,6 @@ fn offer(protocol: &Protocol, head: &mut RequestHead) -> Result<(), Failure> {
     head.upgrade = true;
     head.body = BodyLength::None;
     Ok(())
-}
-
-fn declared_length(value: &[u8]) -> Option<u64> {
-    let plain = !value.is_empty() && value.len() <= 18 && value.iter().all(u8::is_ascii_digit);
-    if plain { std::str::from_utf8(value).ok()?.parse().ok() } else { None }
 }
 
 /// Whether white space stands around a value.
@@ -263,7 +265,7 @@ pub(crate) fn response_into(
     let declared = match (lengths.next(), lengths.next()) {
         (None, _) => None,
         (Some(_), Some(_)) => return Err(ParseError::RepeatedLength),
-        (Some(said), None) => Some(declared_length(said).ok_or(ParseError::BadLength)?),
+        (Some(said), None) => Some(content_length(said)?),
     };
     head.body = match declared {
         _ if end => BodyLength::None,
