@@ -181,6 +181,7 @@ async fn a_request_that_is_none_is_refused_and_never_answered() {
         }
         block
     };
+    let method = |text| [literal(2, text), head("/")[1..].to_vec()].concat();
     let cases = [
         ("an empty name", with(&[("", "x")])),
         ("an upper-case name", with(&[("X-Upper", "x")])),
@@ -196,6 +197,8 @@ async fn a_request_that_is_none_is_refused_and_never_answered() {
         ("a pseudo-field behind fields", with(&[("x", "a"), (":path", "/other")])),
         ("a pseudo-field that is none", with(&[(":verb", "GET")])),
         ("two methods", with(&[(":method", "GET")])),
+        ("an empty method", method("")),
+        ("a method that is no token", method("G(T")),
         ("a length without a body", with(&[("content-length", "5")])),
         ("a length twice", with(&[("content-length", "0"), ("content-length", "0")])),
         ("two lengths", with(&[("content-length", "0"), ("content-length", "1")])),
