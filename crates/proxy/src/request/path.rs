@@ -130,7 +130,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn the_normal_form_is_normal(path in "/[a-c./%2eEfF0-9]{0,12}") {
+        fn the_normal_form_is_normal(path in "/[a-c./%2eEfF0-9`]{0,12}") {
             // A broken escape is no target and never comes here.
             prop_assume!(RequestHead::new().target.set(&http::Method::GET, path.as_bytes()).is_ok());
             let once = normal(&path).unwrap_or_else(|| path.clone());
