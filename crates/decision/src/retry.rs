@@ -281,7 +281,8 @@ pub struct Retry {
     cluster: Arc<Cluster>,
     retries: u32,
     tried: SmallVec<[u64; 4]>,
-    stale: SmallVec<[u64; 2]>,
+    /// The endpoint to which a kept connection was stale.
+    stale: Option<u64>,
     /// What the attempt under way was taken from the budget as, which has not heard yet how it ended.
     taken: Option<Taken>,
     /// Attempts made without the budget, and why it gave none.
@@ -319,7 +320,7 @@ impl Retry {
             cluster,
             retries: 0,
             tried: SmallVec::new(),
-            stale: SmallVec::new(),
+            stale: None,
             taken: None,
             unpaid: 0,
             refused: None,
@@ -337,7 +338,7 @@ impl Retry {
     /// Whether a kept connection to this endpoint was stale for this request.
     #[must_use]
     pub fn was_stale(&self, endpoint: u64) -> bool {
-        self.stale.contains(&endpoint)
+        self.stale == Some(endpoint)
     }
 
     /// Retries so far, without those of stale connections, and without what the budget has not paid for.
@@ -413,8 +414,7 @@ impl Retry {
         reasons: &mut impl Reasons,
     ) -> Decision {
         // The same attempt on another connection has not ended.
-        let is_stale = failure == AttemptFailure::StaleConnection
-            && endpoint.is_some_and(|endpoint| !self.stale.contains(&endpoint));
+        let is_stale = self.is_stale(failure, endpoint);
         if failure == AttemptFailure::InLine {
             // Our own connections say nothing about what a retry is worth.
             self.ended_silently();
@@ -435,6 +435,15 @@ impl Retry {
         decision
     }
 
+    /// Whether the same is called again on a new connection, once for a request: one that breaks connections wherever it is
+    /// sent would reach every endpoint. Not where a policy wants no attempt but the first.
+    fn is_stale(&self, failure: AttemptFailure, endpoint: Option<u64>) -> bool {
+        failure == AttemptFailure::StaleConnection
+            && endpoint.is_some()
+            && self.stale.is_none()
+            && self.policy.as_ref().is_none_or(|policy| policy.attempts > 0)
+    }
+
     fn decide(
         &mut self,
         failure: AttemptFailure,
@@ -444,11 +453,8 @@ impl Retry {
         rng: &mut impl Rng,
     ) -> Result<(Duration, Option<Permit>), StopReason> {
         repeatable(failure, facts, now)?;
-        if failure == AttemptFailure::StaleConnection
-            && let Some(id) = endpoint
-            && !self.stale.contains(&id)
-        {
-            self.stale.push(id);
+        if self.is_stale(failure, endpoint) {
+            self.stale = endpoint;
             return Ok((Duration::ZERO, None));
         }
         let (policy, wait) = self.called_for(failure, facts, now)?;

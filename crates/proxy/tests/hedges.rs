@@ -298,7 +298,9 @@ async fn a_first_one_that_gets_no_connection_waits_for_the_second() {
 #[tokio::test]
 async fn a_stale_connection_is_replaced_also_where_another_attempt_ran_beside() {
     let pool = pool_of(&[Does::Answers, Does::Answers, Does::BreaksLate(200), Does::Fails]).await;
-    let edge = edge(AppProtocol::Http1, &pool.addresses, after(50)).await;
+    let mut policy = after(50);
+    policy.retry.as_mut().unwrap().attempts = 1;
+    let edge = edge(AppProtocol::Http1, &pool.addresses, policy).await;
     for _ in 0..2 {
         exchange(edge.address, GET).await;
     }

@@ -250,6 +250,56 @@ async fn who_was_let_through_is_not_held_back_because_a_connection_was_stale() {
     assert_eq!(rejected, 0, "nor is it asked again");
 }
 
+/// Serves connections; closes one that asks for `/poison`, and counts those requests.
+async fn poisoned(asked: Arc<AtomicUsize>) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        while let Ok((mut tcp, _)) = listener.accept().await {
+            let asked = Arc::clone(&asked);
+            tokio::spawn(async move {
+                let mut got = Vec::new();
+                while tcp.read_buf(&mut got).await.is_ok_and(|count| count > 0) {
+                    if !is_head(&got) {
+                        continue;
+                    }
+                    if got.starts_with(b"GET /poison") {
+                        asked.fetch_add(1, Ordering::SeqCst);
+                        return;
+                    }
+                    got.clear();
+                    tcp.write_all(OK).await.unwrap();
+                }
+            });
+        }
+    });
+    address
+}
+
+#[tokio::test]
+async fn a_request_that_breaks_kept_connections_does_not_reach_every_endpoint() {
+    const POISON: &[u8] = b"GET /poison HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n";
+    let none = v1::Retry { attempts: 0, ..Default::default() };
+    // Once more on a new connection, since the kept one may have been closed, and once more as any that breaks.
+    for (retry, most) in [(None, 3), (Some(none), 1)] {
+        let asked = Arc::new(AtomicUsize::new(0));
+        let mut addresses = Vec::new();
+        for _ in 0..5 {
+            addresses.push(poisoned(Arc::clone(&asked)).await);
+        }
+        let algorithm = v1::traffic_policy::Algorithm::RoundRobin.into();
+        let policy = v1::TrafficPolicy { algorithm, retry, ..Default::default() };
+        let (_harness, address) = gateway(AppProtocol::Http1, &addresses, policy).await;
+        for _ in 0..5 {
+            assert!(exchange(address, GET).await.ends_with("hello"));
+        }
+        let told = exchange(address, POISON).await;
+        assert!(told.starts_with("HTTP/1.1 503 "), "{told}");
+        let times = asked.load(Ordering::SeqCst);
+        assert_eq!(times, most);
+    }
+}
+
 #[tokio::test]
 async fn a_stale_connection_says_nothing_of_those_to_other_endpoints() {
     let instances =

@@ -159,16 +159,22 @@ fn stops_after_its_attempts_and_remembers_endpoints() {
 }
 
 #[test]
-fn a_stale_connection_is_repeated_at_once_and_once_for_each_endpoint_also_without_policy() {
+fn a_stale_connection_is_repeated_at_once_and_once_also_without_policy() {
     let mut retry = Retry::begin(None, &cluster(None), Tick::ZERO);
     let mut rng = SeededRng::new(1);
     let mut stale = |id| {
         retry.after(AttemptFailure::StaleConnection, Some(id), &GET, Tick::ZERO, &mut rng, &mut NoReasons)
     };
-    for id in [1, 2] {
-        let Decision::Again { after: Duration::ZERO, permit: None } = stale(id) else { panic!("once each") };
-    }
-    assert!(matches!(stale(1), Decision::Stop(StopReason::NotCalledFor)));
+    let Decision::Again { after: Duration::ZERO, permit: None } = stale(1) else { panic!("once") };
+    assert!(
+        matches!(stale(2), Decision::Stop(StopReason::NotCalledFor)),
+        "it breaks them wherever it is sent"
+    );
+    let none = Arc::new(RetryPolicy { attempts: 0, ..policy() });
+    let mut retry = Retry::begin(Some(&none), &cluster(None), Tick::ZERO);
+    let only =
+        retry.after(AttemptFailure::StaleConnection, Some(1), &GET, Tick::ZERO, &mut rng, &mut NoReasons);
+    assert!(matches!(only, Decision::Stop(_)), "no attempt but the first is wanted");
 }
 
 #[test]

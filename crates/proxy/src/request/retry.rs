@@ -282,8 +282,12 @@ impl<'a> Repeats<'a> {
     }
 
     /// The inbound side does not retry: its caller does. A stale connection to the application is no attempt.
-    fn of_app(&mut self, failure: Failure, facts: &RequestFacts) -> Result<Again, Failure> {
+    fn of_app(&mut self, mut failure: Failure, facts: &RequestFacts) -> Result<Again, Failure> {
         let may = failure.retry == Retry::Reused && facts.idempotent && facts.replayable;
+        // On the first connection it may have been seen, whatever became of the second: no caller is told otherwise.
+        if self.stale_app && failure.retry == Retry::NothingSent {
+            failure.retry = Retry::Policy;
+        }
         if may && !std::mem::replace(&mut self.stale_app, true) {
             Ok(Again::SameEndpoint)
         } else {
