@@ -378,5 +378,8 @@ fn a_live_instance_has_a_proxy_that_keeps_it_from_overload() {
     // Half can be answered. Without it whatever is answered has waited in the instance's queue for longer than anybody asks.
     assert!((20.0..80.0).contains(&of("failedPercent")), "{live}");
     // A machine that does other work can do less than the instance, and some of high priority fail too.
-    assert!(of("failedHighPercent") < of("failedLowPercent") / 2.0, "{live}");
+    assert!(
+        of("failedHighPercent") < of("failedLowPercent") / 2.0 && of("failedLowPercent") > 30.0,
+        "{live}"
+    );
 }
