@@ -27,8 +27,8 @@ pub(crate) enum Retry {
     No,
     /// Always: no byte of the request left, or the peer says that it processed nothing.
     NothingSent,
-    /// A connection kept from an earlier request broke before any byte of the response: the peer had closed it
-    /// meanwhile. Once more on a fresh connection, whatever the policy, if the method allows it.
+    /// A connection kept from an earlier request broke at once, before any byte of the response: the peer had perhaps closed
+    /// it meanwhile. Once more on a fresh connection, if the method and the policy allow it.
     Reused,
     /// As the policy says.
     Policy,
@@ -109,18 +109,18 @@ impl Failure {
         Self::downstream(cause).because(error.to_string())
     }
 
-    /// The endpoint's stream broke. `began`: a byte of the response had arrived; `reused`: the connection had carried
-    /// an earlier request.
-    pub(crate) fn of_upstream(error: &StreamError, began: bool, reused: bool) -> Self {
+    /// The endpoint's stream broke. `began`: a byte of the response had arrived; `stale`: the connection had perhaps been
+    /// closed [before the request came](crate::upstream::Exchange::is_stale).
+    pub(crate) fn of_upstream(error: &StreamError, began: bool, stale: bool) -> Self {
         let (cause, retry) = match error {
             _ if error.refused() => (Cause::UpstreamRefused, Retry::NothingSent),
             StreamError::Http1(ParseError::OverLimit { .. }) | StreamError::InterimTooLarge { .. } => {
                 (Cause::UpstreamHeadersTooLarge, Retry::No)
             }
             _ if error.is_protocol() => (Cause::UpstreamProtocolError, Retry::No),
-            StreamError::ClosedBefore if reused => (Cause::UpstreamClosed, Retry::Reused),
-            StreamError::Io(_) if reused && !began => (Cause::UpstreamReset, Retry::Reused),
-            StreamError::Http2(error) if reused && error.is_io() => (Cause::UpstreamReset, Retry::Reused),
+            StreamError::ClosedBefore if stale => (Cause::UpstreamClosed, Retry::Reused),
+            StreamError::Io(_) if stale && !began => (Cause::UpstreamReset, Retry::Reused),
+            StreamError::Http2(error) if stale && error.is_io() => (Cause::UpstreamReset, Retry::Reused),
             StreamError::Closed | StreamError::ClosedBefore => (Cause::UpstreamClosed, Retry::Policy),
             StreamError::Io(_) | StreamError::Http1(_) | StreamError::Http2(_) => {
                 (Cause::UpstreamReset, Retry::Policy)

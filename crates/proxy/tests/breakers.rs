@@ -12,7 +12,6 @@ use meshwork_base::ManualClock;
 use meshwork_decision::Change;
 use meshwork_messages::v1;
 use meshwork_messages::v1::service_port::AppProtocol;
-use meshwork_proxy::{Mesh, Settings};
 use support::h2::{H2Upstream, h2_client, h2_upstream};
 use support::policy::{BUSY, GET, OK, POST, gateway, limits, pair, recovering, retry, traffic};
 use support::{Harness, exchange, rule};
@@ -36,7 +35,7 @@ fn opening_after_three() -> v1::TrafficPolicy {
 async fn a_service_that_mostly_fails_is_not_called_for_a_while_and_then_tried() {
     let clock = ManualClock::new();
     let (up, counts) = recovering(BUSY, 4).await;
-    let mut harness = Harness::join(Settings::default(), Mesh::default(), Arc::new(clock.clone()), "gateway");
+    let mut harness = Harness::at(&clock);
     harness.service("web", AppProtocol::Http1, &[up.address]).await;
     let address = harness.route(vec![rule(&[("web", 1)], vec![])]).await;
     harness.change([traffic(opening_after_three())]).await;
@@ -65,7 +64,7 @@ async fn a_service_that_mostly_fails_is_not_called_for_a_while_and_then_tried() 
 async fn a_rule_by_which_most_calls_fail_is_closed_and_other_ways_to_the_service_are_not() {
     let clock = ManualClock::new();
     let (up, counts) = recovering(BUSY, 4).await;
-    let mut harness = Harness::join(Settings::default(), Mesh::default(), Arc::new(clock.clone()), "gateway");
+    let mut harness = Harness::at(&clock);
     harness.service("web", AppProtocol::Http1, &[up.address]).await;
     let pay = v1::StringMatch { kind: Some(v1::string_match::Kind::Prefix("/pay".into())) };
     let pay = v1::Rule {
@@ -105,7 +104,7 @@ async fn a_rule_by_which_most_calls_fail_is_closed_and_other_ways_to_the_service
 async fn who_waits_for_anybody_to_be_there_does_not_hold_the_trial_of_its_route() {
     let clock = ManualClock::new();
     let (up, _) = recovering(BUSY, 3).await;
-    let mut harness = Harness::join(Settings::default(), Mesh::default(), Arc::new(clock.clone()), "gateway");
+    let mut harness = Harness::at(&clock);
     harness.service("web", AppProtocol::Http1, &[up.address]).await;
     let address = harness.route(vec![rule(&[("web", 1)], vec![])]).await;
     let target =
@@ -132,7 +131,7 @@ async fn of_calls_that_do_not_succeed_most_are_held_back_but_not_those_that_matt
     const MATTERS: &[u8] = b"GET / HTTP/1.1\r\nHost: a\r\nx-priority: high\r\nConnection: close\r\n\r\n";
     let clock = ManualClock::new();
     let (up, counts) = recovering(BUSY, 10).await;
-    let mut harness = Harness::join(Settings::default(), Mesh::default(), Arc::new(clock.clone()), "gateway");
+    let mut harness = Harness::at(&clock);
     harness.service("web", AppProtocol::Http1, &[up.address]).await;
     let address = harness.route(vec![rule(&[("web", 1)], vec![])]).await;
     let high = v1::overload::PriorityRule {
@@ -273,7 +272,7 @@ async fn call(client: &mut h2::client::SendRequest<bytes::Bytes>) -> http::Respo
 async fn a_breaker_s_trial_is_over_when_its_stream_begins() {
     let clock = ManualClock::new();
     let (up, _) = streaming(3).await;
-    let mut harness = Harness::join(Settings::default(), Mesh::default(), Arc::new(clock.clone()), "gateway");
+    let mut harness = Harness::at(&clock);
     harness.service("web", AppProtocol::Grpc, &[up.address]).await;
     let address = harness.route(vec![rule(&[("web", 1)], vec![])]).await;
     harness.change([traffic(opening_after_three())]).await;
@@ -294,7 +293,7 @@ async fn an_endpoint_s_trial_is_over_when_its_stream_begins() {
     let clock = ManualClock::new();
     let (bad, tried) = streaming(2).await;
     let (good, _) = streaming(0).await;
-    let mut harness = Harness::join(Settings::default(), Mesh::default(), Arc::new(clock.clone()), "gateway");
+    let mut harness = Harness::at(&clock);
     harness.service("web", AppProtocol::Grpc, &[bad.address, good.address]).await;
     let address = harness.route(vec![rule(&[("web", 1)], vec![])]).await;
     let outlier_detection = Some(v1::OutlierDetection {

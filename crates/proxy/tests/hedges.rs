@@ -179,7 +179,16 @@ struct Edge {
 }
 
 async fn edge(protocol: AppProtocol, endpoints: &[SocketAddr], policy: v1::TrafficPolicy) -> Edge {
-    let mut harness = Harness::start(Settings { workers: 1, ..Settings::default() });
+    let harness = Harness::start(Settings { workers: 1, ..Settings::default() });
+    edge_of(harness, protocol, endpoints, policy).await
+}
+
+async fn edge_of(
+    mut harness: Harness,
+    protocol: AppProtocol,
+    endpoints: &[SocketAddr],
+    policy: v1::TrafficPolicy,
+) -> Edge {
     harness.service("web", protocol, endpoints).await;
     let address = harness.route(vec![support::rule(&[("web", 1)], vec![])]).await;
     harness.change([traffic(policy)]).await;
@@ -300,7 +309,11 @@ async fn a_stale_connection_is_replaced_also_where_another_attempt_ran_beside() 
     let pool = pool_of(&[Does::Answers, Does::Answers, Does::BreaksLate(200), Does::Fails]).await;
     let mut policy = after(50);
     policy.retry.as_mut().unwrap().attempts = 1;
-    let edge = edge(AppProtocol::Http1, &pool.addresses, policy).await;
+    // No time passes: what breaks, breaks at once.
+    let clock = Arc::new(ManualClock::new());
+    let settings = Settings { workers: 1, ..Settings::default() };
+    let harness = Harness::join(settings, Mesh::default(), clock, "gateway");
+    let edge = edge_of(harness, AppProtocol::Http1, &pool.addresses, policy).await;
     for _ in 0..2 {
         exchange(edge.address, GET).await;
     }

@@ -8,10 +8,11 @@ use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use meshwork_base::ManualClock;
 use meshwork_messages::v1;
 use meshwork_messages::v1::service_port::AppProtocol;
 use meshwork_proxy::Settings;
-use support::policy::{GET, OK, gateway, holding, limits, traffic};
+use support::policy::{GET, OK, gateway, gateway_of, holding, limits, traffic};
 use support::{Harness, exchange, fill_the_queue_of, is_head, read_until, rule, with_a_full_queue};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -410,7 +411,9 @@ async fn one_who_needs_a_new_connection_keeps_no_kept_one_from_those_behind() {
     listener.set_nonblocking(true).unwrap();
     let listener = TcpListener::from_std(listener).unwrap();
     let limit = v1::Limits { max_pending_requests: 1_000, ..Default::default() };
-    let (harness, address) = gateway(&[upstream], Some(patient(limit))).await;
+    // No time passes: what breaks, breaks at once.
+    let harness = Harness::at(&ManualClock::new());
+    let (harness, address) = gateway_of(harness, &[upstream], Some(patient(limit))).await;
     let ask = || tokio::spawn(async move { exchange(address, GET).await });
     let pending = async |count: u64| {
         harness.wait_metric("meshwork_limit_headroom", &["maxPendingRequests"], 1_000 - count).await;

@@ -4,6 +4,7 @@
 
 mod support;
 
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -18,7 +19,7 @@ use rustls_pki_types::ServerName;
 use support::mesh::{Pair, TestMesh, policy, service_at, serving};
 use support::{Upstream, exchange, is_head, read_until, upstream};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
+use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsConnector;
 
 const OK: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nhello";
@@ -560,4 +561,37 @@ async fn the_caller_of_an_application_that_breaks_off_repeats_what_may_be_done_t
     assert!(response.starts_with("HTTP/1.1 503") && response.ends_with("upstream_reset\n"), "{response}");
     assert!(pair.outbound.lines(1).await[0].contains("\"attempts\":1"));
     assert_eq!(app.connections.load(Ordering::SeqCst), 1);
+}
+
+/// Answers one request, and dies of the next one.
+async fn dying() -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        let (mut tcp, _) = listener.accept().await.unwrap();
+        for answers in [true, false] {
+            let mut got = Vec::new();
+            while !is_head(&got) {
+                assert_ne!(tcp.read_buf(&mut got).await.unwrap(), 0, "a request was to come");
+            }
+            if answers {
+                tcp.write_all(OK).await.unwrap();
+            }
+        }
+        drop((listener, tcp));
+    });
+    address
+}
+
+#[tokio::test]
+async fn no_caller_is_told_that_an_application_has_not_seen_what_it_died_of() {
+    let mut pair = Pair::start(dying().await, AppProtocol::Http1).await;
+    let retry = Some(v1::Retry { attempts: 0, ..Default::default() });
+    let never = v1::TrafficPolicy { retry, ..Default::default() };
+    pair.outbound.change([policy("never", "reviews", v1::policy::Spec::Traffic(never))]).await;
+    assert!(exchange(pair.proxy, GET).await.ends_with("hello"));
+    let told = exchange(pair.proxy, GET).await;
+    assert!(told.ends_with("upstream_reset\n"), "a refusal would say that nothing began: {told}");
+    let line = pair.inbound.lines(2).await.remove(1);
+    assert!(line.contains("\"attempts\":2"), "it was called once more, and was gone: {line}");
 }

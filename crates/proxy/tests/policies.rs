@@ -12,7 +12,6 @@ use std::time::Duration;
 use meshwork_base::ManualClock;
 use meshwork_messages::v1;
 use meshwork_messages::v1::service_port::AppProtocol;
-use meshwork_proxy::{Mesh, Settings};
 use support::policy::{BUSY, GET, OK, POST, gateway, holding, pair, recovering, retry, traffic};
 use support::{Harness, exchange, is_head, read_until, rule, upstream};
 use tokio::io::AsyncWriteExt;
@@ -247,7 +246,7 @@ async fn a_slow_endpoint_is_asked_less_by_default() {
         }
     };
     let (addresses, counts) = pair(takes(100), takes(1)).await;
-    let mut harness = Harness::join(Settings::default(), Mesh::default(), Arc::new(clock.clone()), "gateway");
+    let mut harness = Harness::at(&clock);
     harness.service("web", AppProtocol::Http1, &addresses).await;
     let address = harness.route(vec![rule(&[("web", 1)], vec![])]).await;
     for _ in 0..60 {
@@ -285,7 +284,7 @@ async fn an_endpoint_whose_callers_all_leave_is_asked_less_by_default() {
     let clock = ManualClock::new();
     let (hanging, held, _open) = holding().await;
     let (well, _) = recovering(OK, 0).await;
-    let mut harness = Harness::join(Settings::default(), Mesh::default(), Arc::new(clock.clone()), "gateway");
+    let mut harness = Harness::at(&clock);
     harness.service("web", AppProtocol::Http1, &[hanging.address, well.address]).await;
     let address = harness.route(vec![rule(&[("web", 1)], vec![])]).await;
     let mut answered = 0;
@@ -302,7 +301,7 @@ async fn an_endpoint_whose_callers_all_leave_is_asked_less_by_default() {
 async fn calls_whose_callers_leave_are_slow_ones_to_a_breaker_that_looks_for_them() {
     let clock = ManualClock::new();
     let (hanging, held, _open) = holding().await;
-    let mut harness = Harness::join(Settings::default(), Mesh::default(), Arc::new(clock.clone()), "gateway");
+    let mut harness = Harness::at(&clock);
     harness.service("web", AppProtocol::Http1, &[hanging.address]).await;
     let address = harness.route(vec![rule(&[("web", 1)], vec![])]).await;
     let circuit_breaker = Some(v1::CircuitBreaker {

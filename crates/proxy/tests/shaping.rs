@@ -3,7 +3,6 @@
 mod support;
 
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -13,7 +12,7 @@ use meshwork_messages::v1;
 use meshwork_messages::v1::fault_injection::abort::With;
 use meshwork_messages::v1::fault_injection::{Abort, Bandwidth, Delay};
 use meshwork_messages::v1::service_port::AppProtocol;
-use meshwork_proxy::{Mesh, Settings};
+use meshwork_proxy::Settings;
 use serde_json::json;
 use support::mesh::Pair;
 use support::{Harness, Upstream, exchange, is_head, read_until, rule, upstream};
@@ -53,7 +52,7 @@ async fn edge(body: usize, policy: v1::TrafficPolicy) -> Edge {
     let app = hello(body).await;
     let clock = ManualClock::new();
     clock.advance(Duration::from_secs(1_800_000_000));
-    let mut harness = Harness::join(Settings::default(), Mesh::default(), Arc::new(clock.clone()), "gateway");
+    let mut harness = Harness::at(&clock);
     harness.service("web", AppProtocol::Http1, &[app.address]).await;
     let address = harness.route(vec![rule(&[("web", 1)], vec![])]).await;
     harness.change([on("HTTPRoute", "default/r", policy)]).await;

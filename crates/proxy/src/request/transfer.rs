@@ -59,7 +59,7 @@ pub(crate) async fn until_head(
     response: &mut ResponseHead,
     deadlines: &mut Deadlines,
 ) -> Result<(), Failure> {
-    let reused = exchange.is_reused();
+    let mut sent = Some(conn.worker.now());
     let limits = conn.worker.shared.settings.limits;
     let mut sending: Result<(), StreamError> = Ok(());
     poll_fn(|cx| {
@@ -75,6 +75,7 @@ pub(crate) async fn until_head(
         loop {
             match exchange.poll_head(cx, &limits, response) {
                 Poll::Ready(Ok(())) if response.is_informational() => {
+                    sent = None;
                     if let Err(error) = down.send_interim(response) {
                         return Poll::Ready(Err(Failure::of_downstream(&error)));
                     }
@@ -85,7 +86,8 @@ pub(crate) async fn until_head(
                 Poll::Ready(Ok(())) => return Poll::Ready(Ok(())),
                 Poll::Ready(Err(error)) => {
                     let error = std::mem::replace(&mut sending, Ok(())).err().unwrap_or(error);
-                    return Poll::Ready(Err(Failure::of_upstream(&error, false, reused)));
+                    let stale = exchange.is_stale(sent, conn.worker.now());
+                    return Poll::Ready(Err(Failure::of_upstream(&error, false, stale)));
                 }
                 Poll::Pending => break,
             }

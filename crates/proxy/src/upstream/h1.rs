@@ -76,6 +76,11 @@ impl H1Client {
         self.carried > 1
     }
 
+    /// Whether a part of a head has come.
+    pub(crate) fn has_begun(&self) -> bool {
+        !self.wire.read.is_empty()
+    }
+
     /// Whether the peer has neither closed it nor sent anything unasked. Costs no system call while the socket is
     /// quiet: the runtime's own readiness answers.
     pub(crate) fn is_usable(&self) -> bool {
@@ -156,8 +161,11 @@ impl H1Client {
                 }
             }
             if ready!(self.wire.poll_fill(cx))? == 0 {
-                let began = !self.wire.read.is_empty();
-                return Poll::Ready(Err(if began { StreamError::Closed } else { StreamError::ClosedBefore }));
+                return Poll::Ready(Err(if self.has_begun() {
+                    StreamError::Closed
+                } else {
+                    StreamError::ClosedBefore
+                }));
             }
         }
         if head.is_informational() {

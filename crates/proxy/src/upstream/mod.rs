@@ -18,6 +18,7 @@ mod turn;
 
 use std::rc::Rc;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::Method;
@@ -31,6 +32,10 @@ use pool::EndpointPool;
 
 /// How often what no endpoint has seen is sent elsewhere when no policy says otherwise; a request waits then.
 pub(crate) const UNSEEN_RETRIES: u32 = 2;
+
+/// So long after a request was sent the end of its connection may be one that was on the way to us meanwhile, to us and
+/// through a peer that is slow to be woken.
+const CROSSING: Duration = Duration::from_millis(100);
 
 /// A request's head as it leaves: what routing and filters made of the one that came in.
 #[derive(Clone, Copy, Debug)]
@@ -60,12 +65,14 @@ pub(crate) enum Exchange {
 }
 
 impl Exchange {
-    /// Whether the connection had carried a request before this one.
-    pub(crate) fn is_reused(&self) -> bool {
-        match self {
-            Self::H1 { client, .. } => client.is_reused(),
+    /// Whether the connection, when it breaks, had perhaps been closed by the peer before the request came that was sent then
+    /// (`None`: the peer has spoken since). Whoever has had it for longer has begun it, and perhaps broken by it.
+    pub(crate) fn is_stale(&self, sent: Option<Tick>, now: Tick) -> bool {
+        let is_kept = match self {
+            Self::H1 { client, .. } => client.is_reused() && !client.has_begun(),
             Self::H2(exchange) => exchange.reused,
-        }
+        };
+        is_kept && sent.is_some_and(|sent| now.since(sent) <= CROSSING)
     }
 
     /// When the connection was made.

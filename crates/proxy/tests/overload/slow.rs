@@ -1,7 +1,6 @@
 //! Callers that are slow themselves, and streams.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::time::Duration;
 
 use meshwork_base::ManualClock;
@@ -9,7 +8,7 @@ use meshwork_decision::Change;
 use meshwork_messages::v1;
 use meshwork_messages::v1::overload::Queue;
 use meshwork_messages::v1::service_port::AppProtocol;
-use meshwork_proxy::{Mesh, Settings};
+use meshwork_proxy::Settings;
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
@@ -176,7 +175,7 @@ async fn a_copy_whose_body_is_owed_keeps_nobody_away() {
     let clock = ManualClock::new();
     // Nobody is answered, so no copy is cut off.
     let (main, copies) = (app(0, Duration::ZERO).await, app(0, Duration::ZERO).await);
-    let mut gateway = Harness::join(Settings::default(), Mesh::default(), Arc::new(clock.clone()), "gateway");
+    let mut gateway = Harness::at(&clock);
     gateway.service("main", AppProtocol::Http1, &[main.address]).await;
     let guarded = overload(one(), Queue { max_requests: 0, ..LINE });
     gateway.change(alone_at(copies.address).into_iter().chain([guarded])).await;

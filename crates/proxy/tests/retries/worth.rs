@@ -10,7 +10,6 @@ use http::{HeaderMap, Request, Response};
 use meshwork_base::ManualClock;
 use meshwork_messages::v1;
 use meshwork_messages::v1::service_port::AppProtocol;
-use meshwork_proxy::{Mesh, Settings};
 
 use crate::support::h2::{fetch, h2_client, h2_upstream};
 use crate::support::{self, Harness, Upstream, exchange, is_head, rule, upstream};
@@ -173,7 +172,7 @@ async fn what_no_policy_asks_for_ends_too_where_it_does_not_help() {
 async fn a_repeat_that_is_refused_after_its_back_off_has_cost_nothing() {
     let (up, asked) = in_turn(&[Some(b"")]).await;
     let clock = ManualClock::new();
-    let mut harness = Harness::join(Settings::default(), Mesh::default(), Arc::new(clock.clone()), "gateway");
+    let mut harness = Harness::at(&clock);
     harness.service("web", AppProtocol::Http1, &[up.address]).await;
     let address = harness.route(vec![rule(&[("web", 1)], vec![])]).await;
     let breaker = v1::CircuitBreaker { open_ms: 1_000, max_open_ms: 1_000, ..opening_at_once() };
@@ -299,8 +298,7 @@ async fn a_second_attempt_that_has_won_has_helped_only_where_its_end_is_good() {
         let ups =
             [h2_upstream(usize::MAX, serve(&asked)).await, h2_upstream(usize::MAX, serve(&asked)).await];
         let clock = ManualClock::new();
-        let mut harness =
-            Harness::join(Settings::default(), Mesh::default(), Arc::new(clock.clone()), "gateway");
+        let mut harness = Harness::at(&clock);
         harness.service("web", AppProtocol::Grpc, &ups.each_ref().map(|up| up.address)).await;
         let address = harness.route(vec![rule(&[("web", 1)], vec![])]).await;
         let delay = Some(v1::hedge::Delay::FixedMs(20));

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use arc_swap::ArcSwap;
-use meshwork_base::{Clock, SystemClock};
+use meshwork_base::{Clock, ManualClock, SystemClock};
 use meshwork_decision::{Change, Snapshot, SnapshotBuilder};
 use meshwork_messages::v1;
 use meshwork_proxy::{Engine, Learnt, MemoryLevel, Mesh, Observer, Settings, Shared};
@@ -57,6 +57,11 @@ pub fn rule(backends: &[(&str, u32)], filters: Vec<v1::Filter>) -> v1::Rule {
 impl Harness {
     pub fn start(settings: Settings) -> Self {
         Self::join(settings, Mesh::default(), Arc::new(SystemClock::new()), "gateway")
+    }
+
+    /// An engine whose time moves when told to.
+    pub fn at(clock: &ManualClock) -> Self {
+        Self::join(Settings::default(), Mesh::default(), Arc::new(clock.clone()), "gateway")
     }
 
     /// An engine whose spans nobody takes.

@@ -25,7 +25,14 @@ pub fn traffic(policy: v1::TrafficPolicy) -> Change {
 }
 
 pub async fn gateway(upstreams: &[SocketAddr], policy: Option<v1::TrafficPolicy>) -> (Harness, SocketAddr) {
-    let mut harness = Harness::start(Settings::default());
+    gateway_of(Harness::start(Settings::default()), upstreams, policy).await
+}
+
+pub async fn gateway_of(
+    mut harness: Harness,
+    upstreams: &[SocketAddr],
+    policy: Option<v1::TrafficPolicy>,
+) -> (Harness, SocketAddr) {
     harness.service("web", AppProtocol::Http1, upstreams).await;
     let address = harness.route(vec![rule(&[("web", 1)], vec![])]).await;
     harness.change(policy.map(traffic)).await;

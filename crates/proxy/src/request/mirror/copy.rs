@@ -247,6 +247,7 @@ impl Copy {
             Err(_) => return Err(self.too_late(endpoint, carried, began)),
         };
         carried.has_connection = true;
+        carried.sent = Some(worker.now());
         let mut patience = Patience { idle, sleep: Box::pin(sleep(idle)), last: false };
         let done = poll_fn(|cx| {
             let moved = carried.moved();
@@ -292,6 +293,8 @@ struct Carried {
     /// What it waits for, as long as that is none of its endpoint's.
     behind: Noted,
     has_connection: bool,
+    /// When, as long as its endpoint has said nothing.
+    sent: Option<Tick>,
     is_grpc: bool,
     response: ResponseHead,
     /// It counts among what the service works on until then.
@@ -323,7 +326,7 @@ impl Carried {
         }
         while self.answered.is_none() {
             match exchange.poll_head(cx, &worker.shared.settings.limits, &mut self.response) {
-                Poll::Ready(Ok(())) if self.response.is_informational() => {}
+                Poll::Ready(Ok(())) if self.response.is_informational() => self.sent = None,
                 Poll::Ready(Ok(())) => {
                     self.answered = Some(worker.now());
                     if let Some(pass) = self.pass.take() {
@@ -333,7 +336,8 @@ impl Carried {
                 Poll::Ready(Err(error)) => {
                     // An upstream may answer and close without reading: so it is the response that is asked.
                     let error = sending.err().unwrap_or(error);
-                    let failure = Failure::of_upstream(&error, false, exchange.is_reused());
+                    let stale = exchange.is_stale(self.sent, worker.now());
+                    let failure = Failure::of_upstream(&error, false, stale);
                     return Poll::Ready(Err(Lost::Failed(failure)));
                 }
                 Poll::Pending => return Poll::Pending,

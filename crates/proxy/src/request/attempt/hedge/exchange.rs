@@ -48,10 +48,11 @@ pub(super) async fn exchange(
     let mut exchange =
         aside::open(&worker, &to, &head.head(), sending.is_done(), Behind(Some(&behind))).await?;
     let opened = worker.now();
+    let mut sent = Some(opened);
     let limits: Limits = worker.shared.settings.limits;
     let mut response = ResponseHead::new();
     let answered = poll_fn(|cx| {
-        let sent = match sending.poll(cx, &mut exchange) {
+        let body = match sending.poll(cx, &mut exchange) {
             Ok(sent) => sent,
             Err(Lost::CutOff | Lost::Overrun) => {
                 return Poll::Ready(Err(Failure::local(Cause::Internal).because("its body was not kept")));
@@ -60,11 +61,12 @@ pub(super) async fn exchange(
         loop {
             match exchange.poll_head(cx, &limits, &mut response) {
                 // Those of the first attempt are passed on.
-                Poll::Ready(Ok(())) if response.is_informational() => {}
+                Poll::Ready(Ok(())) if response.is_informational() => sent = None,
                 Poll::Ready(Ok(())) => return Poll::Ready(Ok(())),
                 Poll::Ready(Err(error)) => {
-                    let error = sent.err().unwrap_or(error);
-                    return Poll::Ready(Err(Failure::of_upstream(&error, false, exchange.is_reused())));
+                    let error = body.err().unwrap_or(error);
+                    let stale = exchange.is_stale(sent, worker.now());
+                    return Poll::Ready(Err(Failure::of_upstream(&error, false, stale)));
                 }
                 Poll::Pending => return Poll::Pending,
             }
