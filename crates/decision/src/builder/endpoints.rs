@@ -44,6 +44,7 @@ impl EndpointIds {
         for endpoint in before.all() {
             known.entry(endpoint.address()).or_default().push(endpoint);
         }
+        let may = May { service, leaving: is_left_to_those_leaving(held, service, &cluster.port_name) };
         let mut places: HashMap<SocketAddr, Places<usize>> = HashMap::with_capacity(known.len());
         let mut all: Vec<Arc<Endpoint>> = Vec::with_capacity(known.len());
         for slice in held.slices_of(&service.name) {
@@ -58,12 +59,12 @@ impl EndpointIds {
                 match taken.iter().find(|&&at| same_place(&all[at].transport, &spec.transport)) {
                     None => {
                         taken.push(all.len());
-                        all.push(self.endpoint(service, spec, (*port, &cluster.port_name), known));
+                        all.push(self.endpoint(may, spec, (*port, &cluster.port_name), known));
                     }
                     // An instance that moves between slices is in both for a moment: what serves counts.
                     Some(&at) => {
-                        if all[at].excluded.is_some() && exclusion(service, spec).is_none() {
-                            all[at] = self.endpoint(service, spec, (*port, &cluster.port_name), known);
+                        if all[at].excluded.is_some() && may.exclusion(spec).is_none() {
+                            all[at] = self.endpoint(may, spec, (*port, &cluster.port_name), known);
                         }
                     }
                 }
@@ -85,14 +86,14 @@ impl EndpointIds {
 
     fn endpoint(
         &mut self,
-        service: &ServiceSpec,
+        may: May<'_>,
         spec: &EndpointSpec,
         (port, port_name): (u16, &str),
         known: Option<&Arc<Endpoint>>,
     ) -> Arc<Endpoint> {
         let addresses: SmallVec<[SocketAddr; 1]> =
             spec.addresses.iter().map(|&ip| SocketAddr::new(ip, port)).collect();
-        let excluded = exclusion(service, spec);
+        let excluded = may.exclusion(spec);
         let ejected_by = spec.ejected.iter().find(|(port, _)| **port == *port_name).map_or(0, |(_, by)| *by);
         // Connections may be kept only where they would be made alike today.
         let same = known.filter(|k| k.addresses == addresses && k.transport == spec.transport);
@@ -154,17 +155,39 @@ fn says_the_same(endpoint: &Endpoint, spec: &EndpointSpec, excluded: Option<Excl
         && endpoint.labels == spec.labels
 }
 
-fn exclusion(service: &ServiceSpec, spec: &EndpointSpec) -> Option<Exclusion> {
-    let identity = match &spec.transport {
-        Transport::Plaintext => None,
-        Transport::Mesh { spiffe_id, .. } => Some(spiffe_id),
-    };
-    if !service.spiffe_ids.is_empty() && !identity.is_some_and(|id| service.spiffe_ids.contains(id)) {
-        return Some(Exclusion::WrongIdentity);
+/// Who of a service's endpoints may be picked.
+#[derive(Clone, Copy)]
+struct May<'a> {
+    service: &'a ServiceSpec,
+    /// Those who are leaving, since there is nobody else.
+    leaving: bool,
+}
+
+impl May<'_> {
+    fn exclusion(self, spec: &EndpointSpec) -> Option<Exclusion> {
+        let identity = match &spec.transport {
+            Transport::Plaintext => None,
+            Transport::Mesh { spiffe_id, .. } => Some(spiffe_id),
+        };
+        let wanted = &self.service.spiffe_ids;
+        if !wanted.is_empty() && !identity.is_some_and(|id| wanted.contains(id)) {
+            return Some(Exclusion::WrongIdentity);
+        }
+        match spec.health {
+            Health::Healthy | Health::Suspect => None,
+            Health::Draining if self.leaving && identity.is_none() => None,
+            Health::Unhealthy => Some(Exclusion::Unhealthy),
+            Health::Draining => Some(Exclusion::Draining),
+        }
     }
-    match spec.health {
-        Health::Healthy | Health::Suspect => None,
-        Health::Unhealthy => Some(Exclusion::Unhealthy),
-        Health::Draining => Some(Exclusion::Draining),
-    }
+}
+
+/// Whether nobody is there but who is leaving. As kube-proxy does, those are called then: they say that they still serve.
+/// (A sidecar that is leaving takes nothing new, and its callers wait for the next instance.)
+fn is_left_to_those_leaving(held: &Held, service: &ServiceSpec, port_name: &str) -> bool {
+    let may = May { service, leaving: false };
+    let of_port = held
+        .slices_of(&service.name)
+        .filter(|slice| slice.ports.iter().any(|(name, _)| **name == *port_name));
+    !of_port.flat_map(|slice| &slice.endpoints).any(|spec| may.exclusion(spec).is_none())
 }

@@ -265,6 +265,37 @@ fn endpoint_changes_are_in_effect_without_a_new_snapshot() {
 }
 
 #[test]
+fn those_that_are_leaving_and_still_serve_are_called_while_there_is_nobody_else() {
+    let mut builder = SnapshotBuilder::new();
+    let snapshot = build(&mut builder, [service_change(&service("ns/a", &[("http", 80)]))]);
+    let cluster = cluster(&snapshot);
+    let with = |health: v1::endpoint::Health, address| v1::Endpoint {
+        health: health.into(),
+        ..wire_endpoint(address)
+    };
+    let (leaving, unwell) = (v1::endpoint::Health::Draining, v1::endpoint::Health::Unhealthy);
+    let mut pickable = |number: &str, endpoints| {
+        builder.apply([slice(&format!("ns/a-{number}"), "ns/a", ("http", 8080), endpoints)]);
+        let set = cluster.endpoints();
+        set.pickable().iter().map(|e| (e.address().ip().to_string(), e.id)).collect::<Vec<_>>()
+    };
+    let before = pickable("1", vec![wire_endpoint("10.0.0.1")]);
+    let after = pickable("1", vec![with(leaving, "10.0.0.1"), with(unwell, "10.0.0.2")]);
+    assert_eq!(after, before, "with the connections that it has");
+    let other = pickable("2", vec![wire_endpoint("10.0.0.3")]);
+    assert_eq!(other[0].0, "10.0.0.3", "another slice has one that stays");
+    assert_eq!(other.len(), 1);
+    assert_eq!(pickable("2", vec![with(unwell, "10.0.0.3")]), before);
+    let sidecar = v1::Endpoint {
+        transport: v1::endpoint::Transport::Mesh.into(),
+        mesh_port: 15_006,
+        spiffe_id: "spiffe://mesh.local/ns/ns/sa/a".into(),
+        ..with(leaving, "10.0.0.1")
+    };
+    assert_eq!(pickable("1", vec![sidecar]), [], "a sidecar takes nothing new");
+}
+
+#[test]
 fn an_instance_in_two_slices_counts_once_and_serves_if_either_says_so() {
     let mut builder = SnapshotBuilder::new();
     let unhealthy =

@@ -154,8 +154,9 @@ fn a_session_ends_with_who_is_leaving_or_fails_the_registry_s_checks() {
         (Health::Suspect, true),
     ] {
         let endpoint = v1::Endpoint { health: health.into(), ..wire_endpoint("10.0.0.2") };
-        build(&mut builder, [slice("ns/b-1", "ns/b", ("", 80), vec![endpoint])]);
-        assert_eq!(cluster.endpoints().all().len(), 1, "{health:?}: it is in view");
+        let stays = wire_endpoint("10.0.0.3");
+        build(&mut builder, [slice("ns/b-1", "ns/b", ("", 80), vec![endpoint, stays])]);
+        assert_eq!(cluster.endpoints().all().len(), 2, "{health:?}: it is in view");
         assert_eq!(rule.resume(&request, WALL, Tick::ZERO).is_some(), holds, "{health:?}");
     }
 }
