@@ -35,7 +35,8 @@ use meshwork_identity::Identity;
 use meshwork_messages::{type_url, v1};
 use meshwork_process::{AdminError, AdminServer, AdminState, CommonArgs, Drain, Readiness, TraceArgsError};
 use meshwork_proxy::{
-    Engine, Follower, Learnt, ListenError, Listening, MemoryLevel, Mesh, Observer, Settings, Shared, Side,
+    Ending, Engine, Follower, Learnt, ListenError, Listening, MemoryLevel, Mesh, Observer, Settings, Shared,
+    Side,
 };
 use meshwork_telemetry::{
     AccessLogError, AccessLogSink, LogHandle, MetricsRegistry, RequestLabels, TraceResource, Tracer,
@@ -56,7 +57,9 @@ use signals::{Received, Signals};
 
 /// How long an instance waits for its own workload before it takes requests without.
 const WORKLOAD: Duration = Duration::from_secs(5);
-/// How long the last spans may take.
+/// How long an application has at least to end, where what called it has taken all the time there was.
+const LEAST: Duration = Duration::from_secs(5);
+/// How long the last spans may take, and last words to callers.
 const FAREWELL: Duration = Duration::from_secs(2);
 
 /// What the sidecar is started with.
@@ -274,20 +277,25 @@ impl Running {
         }
     }
 
-    /// Lets what is in flight finish, then ends the application. What it calls goes out until it has ended.
+    /// Lets what is in flight finish, then ends the application. What it calls goes out until it has ended. The time is one
+    /// for both; whatever is left of it, the application has a little to say its own goodbyes.
     async fn stop(&mut self, mut app: App, signals: &mut Signals) -> Result<u8, SidecarError> {
+        let most = self.parts.common.drain_timeout;
         let (finished, at_once) = tokio::select! {
-            () = self.listening.drain_inbound() => (true, false),
-            () = tokio::time::sleep(self.parts.common.drain_timeout) => (false, false),
+            () = self.listening.drain_inbound(Ending::Finished) => (true, false),
+            () = tokio::time::sleep(signals.left(most)) => (false, false),
             () = signals.second() => (false, true),
         };
         if !finished {
+            // Callers hear that it is not whole; the end of the application would look like its last word.
+            let cut = self.listening.drain_inbound(Ending::AtOnce);
+            let _ = tokio::time::timeout(FAREWELL, cut).await;
             tracing::warn!(
                 "calls of the application were cut off; raise --drain-timeout if they may take longer"
             );
         }
         let signal = signals.first();
-        let timeout = self.parts.common.drain_timeout;
+        let timeout = signals.left(most).max(most.min(LEAST));
         let patience = async {
             if at_once {
                 return;
@@ -305,8 +313,9 @@ impl Running {
         self.drain.begin();
         let Some(follower) = self.follower.take() else { return };
         let Ok(engine) = follower.await else { return };
+        let left = signals.left(self.parts.common.drain_timeout).max(FAREWELL);
         tokio::select! {
-            finished = engine.drain(self.parts.common.drain_timeout) => if !finished {
+            finished = engine.drain(left) => if !finished {
                 tracing::warn!("requests in flight were cut off; raise --drain-timeout if they may take longer");
             },
             () = signals.second() => tracing::warn!("requests in flight were cut off, as a second signal asked"),

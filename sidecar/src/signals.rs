@@ -1,9 +1,11 @@
 //! The signals of a process that has an application to pass them on to.
 
 use std::io;
+use std::time::Duration;
 
 use rustix::process::Signal;
 use tokio::signal::unix::{self, SignalKind, signal};
+use tokio::time::Instant;
 
 /// What a signal asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -19,7 +21,7 @@ pub(crate) struct Signals {
     terminate: unix::Signal,
     interrupt: unix::Signal,
     hang_up: unix::Signal,
-    first: Option<Signal>,
+    first: Option<(Signal, Instant)>,
 }
 
 impl Signals {
@@ -45,7 +47,7 @@ impl Signals {
             tracing::warn!(signal = name, "stopping at once: this is the second signal");
         } else {
             tracing::info!(signal = name, "draining; a second signal stops at once");
-            self.first = Some(signal);
+            self.first = Some((signal, Instant::now()));
         }
         received
     }
@@ -65,6 +67,11 @@ impl Signals {
 
     /// How the application is asked to end: as we were.
     pub(crate) fn first(&self) -> Signal {
-        self.first.unwrap_or(Signal::TERM)
+        self.first.map_or(Signal::TERM, |(signal, _)| signal)
+    }
+
+    /// What is left of so much time since we were asked to end; all of it where nobody has asked.
+    pub(crate) fn left(&self, of: Duration) -> Duration {
+        self.first.map_or(of, |(_, asked)| of.saturating_sub(asked.elapsed()))
     }
 }

@@ -75,7 +75,8 @@ fn the_drain_time_is_a_limit() {
     gateway.signal("TERM");
     assert_eq!(gateway.ended().code(), Some(1), "a request was cut off");
     assert!(gateway.stderr().contains("--drain-timeout"), "{}", gateway.stderr());
-    assert!(!slow.wait_with_output().unwrap().status.success());
+    let told = Reply::parse(&String::from_utf8(slow.wait_with_output().unwrap().stdout).unwrap());
+    assert_eq!((told.status, &*told.body), (503, "draining\n"), "its caller is told");
 }
 
 #[test]

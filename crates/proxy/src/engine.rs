@@ -24,7 +24,7 @@ use crate::pressure::MemoryLevel;
 use crate::recorder::{self, RecorderSettings, Wanted};
 use crate::scraped;
 use crate::usual::Learnt;
-use crate::worker::{self, Bells, Command};
+use crate::worker::{self, Bells, Command, Ending};
 
 /// What the engine is told at its start.
 #[derive(Clone, Debug)]
@@ -294,14 +294,15 @@ impl Engine {
         &self.shared
     }
 
-    /// Stops accepting calls to the application beside us. The future that it gives comes true when those that run are
-    /// finished; what the application calls goes on, since it may need that to finish them.
-    pub async fn drain_inbound(&self) -> impl Future<Output = ()> + Send + use<> {
+    /// Stops accepting calls to the application beside us. The future that it gives comes true when those that run have
+    /// ended; what the application calls goes on, since it may need that to finish them. Whoever waits for the future of an
+    /// earlier call waits no longer.
+    pub async fn drain_inbound(&self, ending: Ending) -> impl Future<Output = ()> + Send + use<> {
         let mut finished = Vec::with_capacity(self.workers.len());
         for worker in &self.workers {
             let (done, told) = oneshot::channel();
             // A worker that is gone has nothing to finish.
-            let _ = worker.commands.send(Command::DrainInbound(done)).await;
+            let _ = worker.commands.send(Command::DrainInbound(ending, done)).await;
             finished.push(told);
         }
         async move {

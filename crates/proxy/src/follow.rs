@@ -26,6 +26,7 @@ use crate::standing;
 use crate::stats;
 use crate::tls::certified_key;
 use crate::views;
+use crate::worker::Ending;
 
 /// How often replaced snapshots are dropped, and ports that were taken are tried again.
 const TIDY: Duration = Duration::from_secs(1);
@@ -37,7 +38,7 @@ const ELSEWHERE: &str = "192.0.2.1:9";
 /// What is to be done with the fixed listeners, and who waits for it.
 enum Order {
     Open(Side, SocketAddr, oneshot::Sender<Result<SocketAddr, ListenError>>),
-    DrainInbound(oneshot::Sender<Pin<Box<dyn Future<Output = ()> + Send>>>),
+    DrainInbound(Ending, oneshot::Sender<Pin<Box<dyn Future<Output = ()> + Send>>>),
 }
 
 /// Opens fixed listeners on an engine that a [`Follower`] has, and drains the inbound one.
@@ -57,10 +58,10 @@ impl Listening {
         answer.await.ok()
     }
 
-    /// As [`Engine::drain_inbound`]; returns when what ran is finished, at once when the follower has ended.
-    pub async fn drain_inbound(&self) {
+    /// As [`Engine::drain_inbound`]; returns when what ran has ended, at once when the follower has ended.
+    pub async fn drain_inbound(&self, ending: Ending) {
         let (begun, answer) = oneshot::channel();
-        if self.orders.send(Order::DrainInbound(begun)).await.is_ok()
+        if self.orders.send(Order::DrainInbound(ending, begun)).await.is_ok()
             && let Ok(finished) = answer.await
         {
             finished.await;
@@ -171,8 +172,8 @@ impl Follower {
             Order::Open(side, address, opened) => {
                 let _ = opened.send(self.engine.listen(side, address).await);
             }
-            Order::DrainInbound(begun) => {
-                let _ = begun.send(Box::pin(self.engine.drain_inbound().await));
+            Order::DrainInbound(ending, begun) => {
+                let _ = begun.send(Box::pin(self.engine.drain_inbound(ending).await));
             }
         }
     }

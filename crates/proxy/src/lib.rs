@@ -84,3 +84,4 @@ pub use pressure::MemoryLevel;
 pub use recorder::RecorderSettings;
 pub use tls::{SecretError, certified_key};
 pub use usual::Learnt;
+pub use worker::Ending;

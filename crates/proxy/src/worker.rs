@@ -58,13 +58,22 @@ pub(crate) enum Command {
     Recheck,
     /// Finish what calls the application beside us, take nothing new of it, and say when it is done; what the
     /// application calls goes on.
-    DrainInbound(oneshot::Sender<()>),
+    DrainInbound(Ending, oneshot::Sender<()>),
     /// Finish what runs and take nothing new.
     Drain,
     /// Tell what is kept of these requests, and since when failures are.
     Recall(Arc<Wanted>, oneshot::Sender<Recalled>),
     /// End now.
     Stop,
+}
+
+/// How what runs is ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ending {
+    /// It is waited for.
+    Finished,
+    /// It breaks, and whoever is at the other end is told that it is not whole.
+    AtOnce,
 }
 
 /// A snapshot as a worker holds it.
@@ -410,10 +419,13 @@ pub(crate) async fn run(shared: Arc<Shared>, bells: Bells, mut commands: mpsc::R
                     let _ = answer.send(Recalled { found: recorder.recall(&wanted), oldest: recorder.oldest() });
                 }
                 Some(Command::Recheck) => recheck(&worker),
-                Some(Command::DrainInbound(done)) => {
+                Some(Command::DrainInbound(ending, done)) => {
                     let inbound = accepting.extract_if(|place, _| matches!(place, Place::Inbound(_) | Place::Hbone(_)));
                     inbound.for_each(|(_, task)| task.abort());
                     worker.inbound.drain();
+                    if ending == Ending::AtOnce {
+                        worker.inbound.order_all(Order::Close(Cause::Draining));
+                    }
                     inbound_done = Some(done);
                 }
                 Some(Command::Drain) => {

@@ -13,7 +13,7 @@ use std::time::Duration;
 use meshwork_decision::Change;
 use meshwork_messages::v1;
 use meshwork_messages::v1::service_port::AppProtocol;
-use meshwork_proxy::{Found, OnDemand, Settings, Side};
+use meshwork_proxy::{Ending, Found, OnDemand, Settings, Side};
 use parking_lot::Mutex;
 use rustls_pki_types::ServerName;
 use support::mesh::{Pair, TestMesh, policy, service_at, serving};
@@ -497,7 +497,7 @@ async fn what_an_application_calls_goes_on_while_calls_of_it_are_drained() {
     while app.connections.load(Ordering::SeqCst) == 0 {
         tokio::task::yield_now().await;
     }
-    let finished = pair.outbound.engine.drain_inbound().await;
+    let finished = pair.outbound.engine.drain_inbound(Ending::Finished).await;
     while TcpStream::connect(web).await.is_ok() {
         tokio::task::yield_now().await;
     }

@@ -213,10 +213,16 @@ impl Serving<'_> {
         }
         let done = self.watch.said_goodbye() && !self.ending && !self.connection.has_streams();
         if done {
-            self.ending = true;
-            self.connection.abrupt_shutdown(Reason::NO_ERROR);
+            self.farewell();
         }
         done
+    }
+
+    /// Says that nothing is left, and ends with that.
+    fn farewell(&mut self) {
+        if !std::mem::replace(&mut self.ending, true) {
+            self.connection.abrupt_shutdown(Reason::NO_ERROR);
+        }
     }
 
     /// Does what the connection was told to do; false: it ends here.
@@ -239,6 +245,9 @@ impl Serving<'_> {
                 self.end_for(Fault::new(Reason::ENHANCE_YOUR_CALM, Cause::RequestHeaderTimeout.as_str()));
             }
             Some(Order::Drain) => self.go_away(),
+            // Its streams are told the same: each says by itself that it is not whole, and then it is over.
+            Some(Order::Close(Cause::Draining)) if !idle => self.go_away(),
+            Some(Order::Close(Cause::Draining)) => self.farewell(),
             Some(Order::Close(_) | Order::TimedOut(Phase::Handshake)) => return false,
             Some(Order::TimedOut(Phase::Exchange | Phase::Body)) | None => {}
         }
