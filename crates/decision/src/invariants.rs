@@ -90,6 +90,20 @@ pub fn gate(view: &GateView, queue: &Queue) -> Result<(), String> {
     Ok(())
 }
 
+/// Nobody is sent away for having waited who has waited no longer than is said, and where nothing is said than an answer takes.
+///
+/// # Errors
+/// What is broken.
+pub fn queue_time(queue: &Queue, answer: Option<Duration>, waited: Duration) -> Result<(), String> {
+    let least = queue.target.or(answer).unwrap_or(queue.max_wait).min(queue.max_wait);
+    if waited <= least {
+        return Err(format!(
+            "sent away after {waited:?}, where {answer:?} is an answer and {queue:?} is said"
+        ));
+    }
+    Ok(())
+}
+
 /// Nobody goes on before somebody of a higher priority.
 ///
 /// # Errors

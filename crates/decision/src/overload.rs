@@ -12,6 +12,8 @@
 //! there. Where no instance of a service has a sidecar it stands before the cluster, in each proxy that calls it. A request
 //! counts until the application begins to answer, so that streams and slow callers do not hold its place.
 
+mod answers;
+mod average;
 mod change;
 mod gate;
 mod gradient;

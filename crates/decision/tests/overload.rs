@@ -88,6 +88,20 @@ fn at_three_times_of_what_it_can_do_a_fleet_does_what_it_can_and_what_matters_fi
     assert!(broken.is_empty(), "{}", broken.join("\n"));
 }
 
+/// As many as each instance works on, and twelve times as many, which is too much.
+#[test]
+fn under_a_limit_that_is_said_it_does_so_too() {
+    for limit in [8, 100] {
+        let (mut scenario, until) = lasting(Duration::from_secs(8));
+        let (concurrency, _) = scenario.policies.overload.as_mut().expect("it has one");
+        (concurrency.min_concurrency, concurrency.max_concurrency) = (limit, limit);
+        let report = run(&scenario, 1);
+        let kept = kept(&report, until);
+        let broken = broken(&report, &kept);
+        assert!(broken.is_empty(), "{limit} at once: {}", broken.join("\n"));
+    }
+}
+
 #[test]
 fn without_a_gate_the_same_fleet_works_for_nobody() {
     let (mut scenario, until) = lasting(Duration::from_secs(8));

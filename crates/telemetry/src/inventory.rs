@@ -170,7 +170,7 @@ metrics! {
     OVERLOAD_QUEUED = "meshwork_overload_requests_queued", Gauge, "", &["service", "port"],
         "Requests that wait until it can take them.";
     OVERLOAD_MIN_RTT = "meshwork_overload_min_rtt_seconds", Time, "seconds", &["service", "port"],
-        "What an answer takes while the application has no queue; 0 before it is known.";
+        "What an answer takes: without a queue where that is measured, else what answers took of late; 0 before it is known.";
     OVERLOAD_PASSED = "meshwork_overload_passed_requests_total", Counter, "", &["service", "port", "priority"],
         "Requests that it was given.";
     OVERLOAD_SHED = "meshwork_overload_shed_requests_total", Counter, "", &["service", "port", "priority", "reason"],

@@ -12,7 +12,8 @@
 //! *Finding `base`.* A window in which half of the limit was never reached tells it for free; and as long as answers are
 //! quick the limit grows to twice of what is wanted, so such windows are the rule. While the load keeps them away, the limit
 //! is halved for a moment, and traffic goes on: answers of what begins then take less time if a queue was among it, and the
-//! limit is halved once more; or they do not, and that is `base`. Unlike an average that follows (Netflix's gradient), it
+//! limit is halved once more; or they do not, and that is `base`. That sends some away who would have been served: so where nobody
+//! is, and nothing is known yet, what answers take is a bound of it for an interval. Unlike an average that follows (Netflix's gradient), it
 //! does not drift to what an overload makes of it; unlike Envoy's, nothing is cut to a handful while it is measured. A descent
 //! has at most a twentieth of the time. Where as many as may be under way all end without an answer, since callers or their
 //! time-outs have less patience than the application's queue is long, the limit is halved before anything is known: nothing
@@ -23,6 +24,8 @@ use std::time::Duration;
 
 use meshwork_base::{Rng, Tick};
 
+use super::average::{Average, ln, time};
+
 /// Answers that make a window.
 const ENOUGH: u32 = 20;
 /// Answers that tell the time of a step of the descent, or [`FEW`] of them after [`PATIENCE`].
@@ -30,9 +33,7 @@ const MEASURED: u32 = 50;
 const FEW: u32 = 10;
 const PATIENCE: Duration = Duration::from_secs(1);
 /// A step that takes less than this much (as a logarithm: a fifth) off the time has shown that no queue was left.
-const FELL: f64 = 0.22;
-/// What answers sooner says no more.
-const QUICKEST: Duration = Duration::from_micros(100);
+pub(super) const FELL: f64 = 0.22;
 /// The limit before anything is known (Netflix's).
 const INITIAL: f64 = 20.0;
 /// The most by which one window changes the limit.
@@ -76,6 +77,11 @@ impl AdaptiveConcurrency {
     pub(super) fn is_fixed(&self) -> bool {
         self.max_concurrency <= self.min_concurrency
     }
+
+    /// The limit can be cut to half, without which nothing is found under a load that lasts.
+    pub(super) fn can_halve(&self) -> bool {
+        self.max_concurrency / 2 >= self.min_concurrency.max(1)
+    }
 }
 
 /// See the module's text.
@@ -85,6 +91,8 @@ pub(crate) struct Gradient {
     limit: Option<f64>,
     /// The logarithm of nanoseconds.
     base: Option<f64>,
+    /// That is what answers took while nobody was sent away, and nothing was measured.
+    is_bound: bool,
     window: Window,
     descent: Option<Descent>,
     /// When to measure the time without a queue, unless it shows by itself.
@@ -95,33 +103,17 @@ pub(crate) struct Gradient {
     unanswered: u32,
 }
 
-/// The time of a logarithm of nanoseconds.
-fn time(ln: f64) -> Duration {
-    Duration::from_secs_f64(ln.exp() / 1e9)
-}
-
 /// Answers since a moment.
 #[derive(Debug, Default)]
 struct Window {
     began: Tick,
-    count: u32,
-    /// Of the logarithms of their times.
-    sum: f64,
+    times: Average,
     /// The most that were under way.
     most: u32,
     /// The limit kept somebody from going on.
     held: bool,
-}
-
-impl Window {
-    fn add(&mut self, ln: f64) {
-        self.count += 1;
-        self.sum += ln;
-    }
-
-    fn average(&self) -> f64 {
-        self.sum / f64::from(self.count.max(1))
-    }
+    /// Somebody was sent away for it.
+    sent_away: bool,
 }
 
 /// The limit is being halved.
@@ -154,7 +146,11 @@ impl Gradient {
 
     /// The time without a queue, as far as it is known.
     pub(crate) fn base(&self) -> Option<Duration> {
-        self.base.map(time)
+        self.measured().map(time)
+    }
+
+    fn measured(&self) -> Option<f64> {
+        self.base.filter(|_| !self.is_bound)
     }
 
     /// The limit is being halved for a measurement.
@@ -167,6 +163,11 @@ impl Gradient {
     pub(crate) fn sees(&mut self, in_flight: u32, held: bool) {
         self.window.most = self.window.most.max(in_flight);
         self.window.held |= held;
+    }
+
+    /// Somebody was sent away since the limit kept it from going on.
+    pub(crate) fn sends_away(&mut self) {
+        self.window.sent_away = true;
     }
 
     /// An answer has come to a request that began then. `in_flight`: without it.
@@ -183,17 +184,17 @@ impl Gradient {
             return;
         }
         self.unanswered = 0;
-        let ln = (now.since(began).max(QUICKEST).as_secs_f64() * 1e9).ln();
+        let ln = ln(now.since(began));
         if self.descent.is_some() {
             return self.descends(config, (began, ln), in_flight, now, rng);
         }
         if began < self.window.began {
             return;
         }
-        self.window.add(ln);
-        let average = self.window.average();
+        self.window.times.add(ln);
+        let average = self.window.times.of_all();
         let least = config.update_interval.max(2 * time(self.base.map_or(average, |base| base.max(average))));
-        if self.window.count >= ENOUGH && now.since(self.window.began) >= least {
+        if self.window.times.count >= ENOUGH && now.since(self.window.began) >= least {
             let window = std::mem::replace(&mut self.window, Window { began: now, ..Window::default() });
             self.looked(config, &window, now, rng);
         }
@@ -222,12 +223,12 @@ impl Gradient {
     fn looked(&mut self, config: &AdaptiveConcurrency, window: &Window, now: Tick, rng: &mut impl Rng) {
         let is_first = self.limit.is_none();
         let limit = config.clamp(self.limit.unwrap_or(INITIAL));
-        let average = window.average();
+        let average = window.times.of_all();
         self.limit = Some(limit);
         if f64::from(window.most) <= limit / 2.0 && !window.held {
             // Nothing has queued where half of it was not wanted.
-            self.base = Some(self.base.map_or(average, |base| base + (average - base) / 4.0));
-            self.cut = None;
+            self.base = Some(self.measured().map_or(average, |base| base + (average - base) / 4.0));
+            (self.cut, self.is_bound) = (None, false);
             self.plan(config, config.min_rtt_interval, now, rng);
             return;
         }
@@ -235,7 +236,12 @@ impl Gradient {
         if is_first {
             return;
         }
-        if window.held && now >= self.next_descent {
+        if window.held && self.base.is_none() && !window.sent_away {
+            // As long as all are served in time nobody is sent away to find out more.
+            (self.base, self.is_bound) = (Some(average), true);
+            self.plan(config, config.min_rtt_interval, now, rng);
+        }
+        if window.held && (now >= self.next_descent || self.is_bound && window.sent_away) {
             self.descend(config, limit, average, now);
             return;
         }
@@ -288,25 +294,25 @@ impl Gradient {
         if began < settled {
             return;
         }
-        descent.window.add(ln);
-        let (count, took) = (descent.window.count, now.since(settled));
+        descent.window.times.add(ln);
+        let (count, took) = (descent.window.times.count, now.since(settled));
         let enough = count >= MEASURED && took >= PATIENCE.min(2 * time(descent.before))
             || count >= FEW && took >= PATIENCE;
         if !enough {
             return;
         }
-        let (average, from) = (descent.window.average(), descent.limit);
-        let known = self.base.filter(|base| (average - base).abs() <= FELL);
-        if known.is_none() && descent.before - average > FELL && from > 1.0 {
+        let (average, from, before) = (descent.window.times.of_all(), descent.limit, descent.before);
+        let took = now.since(descent.began);
+        let known = self.measured().filter(|base| (average - base).abs() <= FELL);
+        if known.is_none() && before - average > FELL && from > 1.0 {
             return self.descend(config, from, average, now);
         }
-        let took = now.since(descent.began);
         self.descent = None;
         if known.is_none() {
             // Nothing queued at this limit, and something did at four times as much.
             self.limit = self.limit.map(|limit| config.clamp(limit.min(4.0 * from)));
         }
-        self.cut = None;
+        (self.cut, self.is_bound) = (None, false);
         // What is nearly the same counts as much: few answers tell little.
         self.base = Some(known.map_or(average, |base| f64::midpoint(base, average)));
         self.window = Window { began: now, ..Window::default() };

@@ -5,6 +5,7 @@ use std::time::Duration;
 use meshwork_base::{Rng, Tick};
 use smallvec::SmallVec;
 
+use super::answers::Answers;
 use super::gradient::Gradient;
 use super::line::{Away, Line, Patience};
 use super::{Overload, Priority, Shed};
@@ -42,7 +43,7 @@ pub struct GateView {
     pub in_flight: u32,
     /// So many wait.
     pub queued: u32,
-    /// The time that an answer takes without a queue, as far as it is known.
+    /// What an answer takes, as far as it is known: without a queue where that is measured, else what it took of late.
     pub min_rtt: Option<Duration>,
     /// What was counted so far.
     pub tally: Tally,
@@ -52,6 +53,7 @@ pub struct GateView {
 #[derive(Debug)]
 pub(crate) struct Limiter<W> {
     gradient: Gradient,
+    answers: Answers,
     in_flight: u32,
     line: Line<W>,
     tally: Tally,
@@ -63,6 +65,7 @@ impl<W> Default for Limiter<W> {
     fn default() -> Self {
         Self {
             gradient: Gradient::default(),
+            answers: Answers::default(),
             in_flight: 0,
             line: Line::default(),
             tally: Tally::default(),
@@ -93,7 +96,7 @@ impl<W> Limiter<W> {
         match joined {
             Ok(ticket) => Entry::Waits(ticket),
             Err(shed) => {
-                self.count_shed(priority, shed);
+                self.sends_away(priority, shed);
                 Entry::Refused(shed)
             }
         }
@@ -136,13 +139,25 @@ impl<W> Limiter<W> {
     ) -> Option<W> {
         let gone = self.line.leave(&self.patience(config), ticket, priority, now);
         if gone.is_some() && gave_up {
-            self.count_shed(priority, Shed::QueueTime);
+            self.sends_away(priority, Shed::QueueTime);
         }
         gone
     }
 
     /// A request that began then has been answered.
     pub(crate) fn answered(
+        &mut self,
+        config: &Overload,
+        began: Tick,
+        now: Tick,
+        rng: &mut impl Rng,
+        called: &mut Called<W>,
+    ) {
+        self.answers.hears(began, self.line.since(), now);
+        self.learns(config, began, now, rng, called);
+    }
+
+    fn learns(
         &mut self,
         config: &Overload,
         began: Tick,
@@ -193,9 +208,13 @@ impl<W> Limiter<W> {
         rng: &mut impl Rng,
         called: &mut Called<W>,
     ) {
-        match self.gradient.base() {
-            Some(base) if now.since(began) > base => self.answered(config, began, now, rng, called),
-            _ => self.ended(config, now, called),
+        let is_long = |usual: Duration| now.since(began) > usual;
+        if self.answers.time().is_some_and(is_long) {
+            self.answers.hears(began, self.line.since(), now);
+        }
+        match self.gradient.base().is_some_and(is_long) {
+            true => self.learns(config, began, now, rng, called),
+            false => self.ended(config, now, called),
         }
     }
 
@@ -211,7 +230,7 @@ impl<W> Limiter<W> {
         self.gradient.sees(self.in_flight, false);
     }
 
-    /// The time that an answer takes without a queue, as far as it is known.
+    /// The time that an answer takes without a queue, as far as it is measured.
     pub(crate) fn min_rtt(&self) -> Option<Duration> {
         self.gradient.base()
     }
@@ -257,12 +276,24 @@ impl<W> Limiter<W> {
     }
 
     fn patience(&self, config: &Overload) -> Patience {
-        config.queue.before(self.gradient.base())
+        config.queue.before(self.answer(config))
+    }
+
+    /// What an answer takes, as far as it is known.
+    fn answer(&self, config: &Overload) -> Option<Duration> {
+        let measured = self.gradient.base().filter(|_| config.concurrency.can_halve());
+        measured.or_else(|| self.answers.time())
+    }
+
+    /// Somebody whom the limit has kept from going on.
+    fn sends_away(&mut self, priority: Priority, shed: Shed) {
+        self.gradient.sends_away();
+        self.count_shed(priority, shed);
     }
 
     fn send_away(&mut self, away: Away<W>, called: &mut Called<W>) {
         for (who, priority, shed) in away {
-            self.count_shed(priority, shed);
+            self.sends_away(priority, shed);
             called.push((who, Err(shed)));
         }
     }
@@ -272,7 +303,7 @@ impl<W> Limiter<W> {
             limit: self.gradient.limit(&config.concurrency),
             in_flight: self.in_flight,
             queued: self.line.len(),
-            min_rtt: self.gradient.base(),
+            min_rtt: self.answer(config),
             tally: self.tally,
         }
     }

@@ -4,7 +4,8 @@
 //! `target` during a whole `interval`, the line *stands* (CoDel), until it is empty: waiting helps nobody then, since all who
 //! come wait as long. Whoever has waited for longer than `target` is sent away, and the one that came last goes first: its
 //! caller is the likeliest to wait still. The last one stays, so that there is somebody when a place is free. Each
-//! priority has a line of its own with those above it: that of the high ones does not stand because low ones wait.
+//! priority has a line of its own with those above it: that of the high ones does not stand because low ones wait. Where no time
+//! is said none stands before it is known what an answer takes.
 //!
 //! *Who is sent away* when it is full: the lowest priority, if somebody of a higher one comes.
 
@@ -23,10 +24,10 @@ pub struct Queue {
     pub max_requests: u32,
     /// How long anybody waits at most.
     pub max_wait: Duration,
-    /// How long in a line that stands; absent: what an answer takes without a queue, but 5 ms at least.
+    /// How long in a line that stands; absent: what an answer takes, but 5 ms at least.
     pub target: Option<Duration>,
     /// A line whose oldest has waited for longer during so long stands; absent: four times what an answer takes, but
-    /// 100 ms at least.
+    /// 100 ms at least, and none before that is known.
     pub interval: Option<Duration>,
 }
 
@@ -39,14 +40,16 @@ impl Queue {
     pub const DEFAULT: Self =
         Self { max_requests: 256, max_wait: Duration::from_millis(500), target: None, interval: None };
 
-    /// What holds before an application that answers in so much time.
-    pub(crate) fn before(&self, min_rtt: Option<Duration>) -> Patience {
-        let min_rtt = min_rtt.unwrap_or_default();
+    /// What holds before an application that answers in so much time, as far as it is known: before that nobody can say what
+    /// is long.
+    pub(crate) fn before(&self, answer: Option<Duration>) -> Patience {
+        let target = answer.map_or(self.max_wait, |answer| answer.max(TARGET));
+        let interval = answer.map_or(Duration::MAX, |answer| (answer * 4).max(INTERVAL));
         Patience {
             max_requests: self.max_requests,
             max_wait: self.max_wait,
-            target: self.target.unwrap_or(min_rtt.max(TARGET)).min(self.max_wait),
-            interval: self.interval.unwrap_or((min_rtt * 4).max(INTERVAL)),
+            target: self.target.unwrap_or(target).min(self.max_wait),
+            interval: self.interval.unwrap_or(interval),
         }
     }
 }
@@ -66,6 +69,8 @@ pub(crate) struct Line<W> {
     /// By priority, the lowest first.
     levels: [Level<W>; Priority::ALL.len()],
     waiting: u32,
+    /// When the first one came since nobody had waited.
+    began: Tick,
     tickets: u64,
 }
 
@@ -91,13 +96,18 @@ pub(crate) type Away<W> = SmallVec<[(W, Priority, Shed); 2]>;
 impl<W> Default for Line<W> {
     fn default() -> Self {
         let level = || Level { waiting: VecDeque::new(), late: None, stands: false };
-        Self { levels: std::array::from_fn(|_| level()), waiting: 0, tickets: 0 }
+        Self { levels: std::array::from_fn(|_| level()), waiting: 0, began: Tick::ZERO, tickets: 0 }
     }
 }
 
 impl<W> Line<W> {
     pub(crate) fn len(&self) -> u32 {
         self.waiting
+    }
+
+    /// Since when somebody has always waited, if anybody does.
+    pub(crate) fn since(&self) -> Option<Tick> {
+        (self.waiting > 0).then_some(self.began)
     }
 
     /// So many of a priority wait.
@@ -124,6 +134,9 @@ impl<W> Line<W> {
     ) -> Result<u64, Shed> {
         if config.max_requests == 0 {
             return Err(Shed::Concurrency);
+        }
+        if self.waiting == 0 {
+            self.began = now;
         }
         if self.waiting >= config.max_requests {
             away.push(self.make_room(priority, false).ok_or(Shed::QueueFull)?);

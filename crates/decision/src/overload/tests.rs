@@ -10,6 +10,7 @@ use crate::authorization::AuthorizationRule;
 use crate::invariants;
 use crate::request::OwnedRequest;
 
+mod answers;
 mod limit;
 
 const MS: Duration = Duration::from_millis(1);
@@ -292,11 +293,13 @@ fn who_waits_behind_a_line_of_high_ones_that_stands_stands_in_it_too() {
 #[test]
 fn what_is_said_of_no_time_follows_from_the_application_s() {
     let queue = Queue { target: None, interval: None, ..QUEUE };
-    let of = |min_rtt| {
-        let patience = queue.before(min_rtt);
+    let of = |answer| {
+        let patience = queue.before(answer);
         (patience.target, patience.interval)
     };
-    assert_eq!(of(None), (MS * 5, MS * 100));
+    assert_eq!(of(None), (MS * 500, Duration::MAX), "nobody can say what is long");
+    let said = QUEUE.before(None);
+    assert_eq!((said.target, said.interval), (MS * 5, MS * 100), "but who says it");
     assert_eq!(of(Some(MS * 4)), (MS * 5, MS * 100));
     assert_eq!(of(Some(MS * 200)), (MS * 200, MS * 800));
     assert_eq!(of(Some(MS * 4_000)).0, MS * 500, "never longer than anybody waits");
@@ -620,30 +623,34 @@ proptest! {
     fn the_bounds_hold_whatever_happens(
         steps in steps(),
         (min, more, line) in (1u32..6, 0u32..30, 0u32..6),
+        says in any::<bool>(),
         seed in any::<u64>(),
     ) {
         let concurrency = AdaptiveConcurrency { min_concurrency: min, max_concurrency: min + more, ..ADAPTIVE };
-        let config = Overload { concurrency, ..fixed(1, Queue { max_requests: line, ..QUEUE }) };
+        let queue = Queue { max_requests: line, ..QUEUE };
+        let queue = if says { queue } else { Queue { target: None, interval: None, ..queue } };
+        let config = Overload { concurrency, ..fixed(1, queue) };
         let mut limiter: Limiter<usize> = Limiter::default();
         let mut rng = SeededRng::new(seed);
         let mut now = 0;
-        let mut waiting: Vec<(u64, Priority, usize)> = Vec::new();
+        let mut waiting: Vec<(u64, Priority, usize, u64)> = Vec::new();
         let mut under_way: Vec<Tick> = Vec::new();
         let mut came = 0;
         for (later, step) in steps {
             now += later;
             let mut called = Called::new();
+            let answer = limiter.view(&config).min_rtt;
             match step {
                 Step::Comes(priority) => {
                     came += 1;
                     match limiter.enter(&config, priority, at(now), || came, &mut called) {
                         Entry::Passed => under_way.push(at(now)),
-                        Entry::Waits(ticket) => waiting.push((ticket, priority, came)),
+                        Entry::Waits(ticket) => waiting.push((ticket, priority, came, now)),
                         Entry::Refused(_) => {}
                     }
                 }
                 Step::Leaves(which) if !waiting.is_empty() => {
-                    let (ticket, priority, who) = waiting.remove(which % waiting.len());
+                    let (ticket, priority, who, _) = waiting.remove(which % waiting.len());
                     prop_assert_eq!(limiter.leave(&config, (ticket, priority), false, at(now)), Some(who));
                 }
                 Step::Answers | Step::Loses | Step::Fails | Step::Ends if !under_way.is_empty() => {
@@ -658,9 +665,14 @@ proptest! {
                 _ => {}
             }
             for (who, what) in called {
-                let place = waiting.iter().position(|(_, _, waits)| *waits == who);
+                let place = waiting.iter().position(|(_, _, waits, _)| *waits == who);
                 prop_assert!(place.is_some(), "{} was called twice, or never waited", who);
-                waiting.remove(place.unwrap());
+                let (.., since) = waiting.remove(place.unwrap());
+                if what == Err(Shed::QueueTime) {
+                    // The answer that is told of in this step may be the first.
+                    let least = [answer, limiter.view(&config).min_rtt].into_iter().flatten().min();
+                    prop_assert_eq!(invariants::queue_time(&config.queue, least, MS * u32::try_from(now - since).unwrap()), Ok(()));
+                }
                 if what.is_ok() {
                     under_way.push(at(now));
                 }

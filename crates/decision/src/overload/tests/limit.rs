@@ -45,6 +45,7 @@ impl App {
             }
             if wanted > limit {
                 self.gradient.sees(u32::try_from(self.under_way.len()).unwrap(), true);
+                self.gradient.sends_away();
             }
             let Reverse((ends, began)) = self.under_way.pop().unwrap();
             now = ends.max(now);
@@ -95,6 +96,34 @@ fn nothing_is_measured_where_the_load_keeps_nobody_back() {
     for _ in 0..400 {
         now = app.runs(&config, now, MS * 100, 15);
         assert!(!app.gradient.descends_now(), "more than half of the limit, and not all of it");
+    }
+}
+
+#[test]
+fn while_nobody_is_sent_away_and_nothing_is_known_nothing_is_measured_for_an_interval() {
+    let (mut gradient, mut rng) = (Gradient::default(), SeededRng::new(1));
+    let mut window = |n: u64, sent_away: bool| {
+        let begins = at(1_000 * n);
+        gradient.sees(40, true);
+        if sent_away {
+            gradient.sends_away();
+        }
+        (0..20).for_each(|_| gradient.answered(&ADAPTIVE, begins, 20, begins.after(MS * 300), &mut rng));
+        (gradient.descends_now(), gradient.base())
+    };
+    for n in 0..16 {
+        assert_eq!(window(n, false), (false, None), "at {n} s: it is a bound, and not measured");
+    }
+    assert_eq!(window(17, false), (true, None), "an interval later it is");
+    let (mut gradient, mut rng) = (Gradient::default(), SeededRng::new(1));
+    for n in 0..3 {
+        gradient.sees(40, true);
+        if n == 2 {
+            gradient.sends_away();
+        }
+        let begins = at(1_000 * n);
+        (0..20).for_each(|_| gradient.answered(&ADAPTIVE, begins, 20, begins.after(MS * 300), &mut rng));
+        assert_eq!(gradient.descends_now(), n == 2, "{n}: and at once where it costs nobody anything more");
     }
 }
 
