@@ -20,7 +20,10 @@
 //!
 //! *Half-open.* Exactly `trials` calls are let through; others are refused. When all of them have ended, the same rates
 //! decide. One that ends without a word on the service (the caller went away) gives its place back. Where `trials` becomes
-//! less than have ended by then, one more is let through, and all of them decide.
+//! less than have ended by then, one more is let through, and all of them decide. Where nobody has found a place since the last
+//! one began, for as long as it was open before, those under way are late and give their places to others: one that hangs would
+//! keep all others away for as long as it does. Nobody says here how long a call may take, so that it is late says nothing; how
+//! it ends does, whenever that is.
 //!
 //! *Ties.* A rate that is reached counts as exceeded. The moment at which the open time ends belongs to half-open. Calls
 //! that began in another state say nothing about this one.
@@ -208,7 +211,7 @@ impl CircuitBreaker {
 #[derive(Debug)]
 enum State {
     Closed(Box<Window>),
-    Open { until: Tick },
+    Open { until: Tick, lasts: Duration },
     HalfOpen(Trials),
 }
 
@@ -218,13 +221,48 @@ pub(crate) struct Trials {
     /// Those that have ended are among them.
     pub(crate) begun: u32,
     pub(crate) ended: Tally,
+    /// Those under way that hold no place any more: all that began before `anew`.
+    pub(crate) late: u32,
+    anew: Tick,
+    /// When the last one began, and how long they have from then on.
+    last: Tick,
+    time: Duration,
 }
 
 impl Trials {
+    /// The first comes now.
+    fn within(time: Duration) -> Self {
+        // Clocks have ticks: none is late that begins now.
+        Self { time: time.max(Duration::from_nanos(1)), ..Self::default() }
+    }
+
+    /// Whether another one may begin now, if need be in the place of one that is late.
+    fn admits(self, policy: &CircuitBreaker, now: Tick) -> bool {
+        self.has_place(policy) || self.are_late(now)
+    }
+
+    fn are_late(self, now: Tick) -> bool {
+        now.since(self.last) >= self.time
+    }
+
+    fn begins(&mut self, policy: &CircuitBreaker, now: Tick) {
+        if !self.has_place(policy) {
+            self.late = self.begun - self.ended.calls;
+            self.anew = now;
+        }
+        self.begun += 1;
+        self.last = now;
+    }
+
+    /// One that began then is not under way any more.
+    fn leaves(&mut self, began: Tick) {
+        self.late -= u32::from(began < self.anew && self.late > 0);
+    }
+
     /// Whether another one may begin. Where a policy came to want fewer than have ended already nobody else is left to
     /// decide: the end of one more does.
     const fn has_place(self, policy: &CircuitBreaker) -> bool {
-        self.begun < policy.trials || self.begun == self.ended.calls
+        self.begun - self.late < policy.trials || self.begun == self.ended.calls
     }
 }
 
@@ -284,7 +322,7 @@ impl Machine {
     pub(crate) fn numbers(&self, now: Tick) -> (Tally, Option<Tick>) {
         match &self.state {
             State::Closed(window) => (window.tally(now), None),
-            State::Open { until } => (Tally::default(), Some(*until)),
+            State::Open { until, .. } => (Tally::default(), Some(*until)),
             State::HalfOpen(trials) => (trials.ended, None),
         }
     }
@@ -300,8 +338,8 @@ impl Machine {
     pub(crate) fn refuses(&self, policy: &CircuitBreaker, now: Tick) -> bool {
         match &self.state {
             State::Closed(_) => false,
-            State::Open { until } => *until > now,
-            State::HalfOpen(trials) => !trials.has_place(policy),
+            State::Open { until, .. } => *until > now,
+            State::HalfOpen(trials) => !trials.admits(policy, now),
         }
     }
 
@@ -313,15 +351,15 @@ impl Machine {
 
     /// A call would begin.
     pub(crate) fn admit(&mut self, policy: &CircuitBreaker, now: Tick) -> Admission {
-        if let State::Open { until } = self.state
+        if let State::Open { until, lasts } = self.state
             && until <= now
         {
-            self.becomes(State::HalfOpen(Trials::default()), BreakerCause::OpenTimeOver);
+            self.becomes(State::HalfOpen(Trials::within(lasts)), BreakerCause::OpenTimeOver);
         }
         match &mut self.state {
             State::Closed(_) => Admission::Passes,
-            State::HalfOpen(trials) if trials.has_place(policy) => {
-                trials.begun += 1;
+            State::HalfOpen(trials) if trials.admits(policy, now) => {
+                trials.begins(policy, now);
                 debug_assert_eq!(invariants::trials(*trials), Ok(()));
                 Admission::Trial
             }
@@ -355,20 +393,21 @@ impl Machine {
         }
     }
 
-    /// A trial of this generation has ended without a word on the service.
-    pub(crate) fn give_back(&mut self, generation: u32) {
+    /// A trial of this generation, which began then, has ended without a word on the service.
+    pub(crate) fn give_back(&mut self, generation: u32, began: Tick) {
         if generation == self.generation
             && let State::HalfOpen(trials) = &mut self.state
         {
+            trials.leaves(began);
             trials.begun -= 1;
         }
     }
 
-    /// A trial of this generation has ended.
+    /// A trial of this generation, which began then, has ended.
     pub(crate) fn tried(
         &mut self,
         policy: &CircuitBreaker,
-        generation: u32,
+        (generation, began): (u32, Tick),
         call: Call,
         now: Tick,
         rng: &mut impl Rng,
@@ -377,6 +416,7 @@ impl Machine {
             return;
         }
         let State::HalfOpen(trials) = &mut self.state else { return };
+        trials.leaves(began);
         trials.ended.add(call.failed, policy.is_slow(call));
         let trials = *trials;
         debug_assert_eq!(invariants::trials(trials), Ok(()));
@@ -397,7 +437,7 @@ impl Machine {
         let time = spread(doubled(policy.open_time, self.openings, longest), rng);
         debug_assert_eq!(invariants::open_time(policy, time), Ok(()));
         self.openings = self.openings.saturating_add(1);
-        self.becomes(State::Open { until: now.after(time) }, cause);
+        self.becomes(State::Open { until: now.after(time), lasts: time }, cause);
     }
 }
 

@@ -140,7 +140,7 @@ pub(crate) fn headroom(policy: &CircuitBreaker, tally: Tally, headroom: Option<u
     }
 }
 
-/// No trial of a breaker ends that did not begin.
+/// No trial of a breaker ends that did not begin, and none is late that is not under way.
 ///
 /// # Errors
 /// What is broken.
@@ -148,6 +148,9 @@ pub(crate) fn trials(trials: Trials) -> Result<(), String> {
     tally(trials.ended)?;
     if trials.ended.calls > trials.begun {
         return Err(format!("{trials:?}: more ended than began"));
+    }
+    if trials.late > trials.begun - trials.ended.calls {
+        return Err(format!("{trials:?}: more are late than are under way"));
     }
     Ok(())
 }

@@ -130,6 +130,7 @@ impl Whose {
 pub struct Ticket {
     whose: Whose,
     generation: u32,
+    began: Tick,
     is_trial: bool,
     is_over: bool,
     change: Option<BreakerChange>,
@@ -264,6 +265,7 @@ impl Breaker {
         let ticket = |generation, is_trial, change| Ticket {
             whose: whose(),
             generation,
+            began: now,
             is_trial,
             is_over: false,
             change,
@@ -351,7 +353,7 @@ impl Ticket {
         let machine = machine.get_or_insert_with(|| Machine::new(policy));
         let before = machine.generation();
         match self.is_trial {
-            true => machine.tried(policy, self.generation, call, now, rng),
+            true => machine.tried(policy, (self.generation, self.began), call, now, rng),
             false => machine.ended(policy, self.generation, call, now, rng),
         }
         breaker.show(machine);
@@ -369,7 +371,7 @@ impl Drop for Ticket {
             && self.is_trial
             && let Some(machine) = self.whose.breaker().machine.lock().as_mut()
         {
-            machine.give_back(self.generation);
+            machine.give_back(self.generation, self.began);
         }
     }
 }

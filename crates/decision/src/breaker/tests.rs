@@ -37,10 +37,29 @@ impl World {
         let generation = self.machine.generation();
         match admission {
             Admission::Passes => self.machine.ended(&self.policy, generation, call, self.now, &mut self.rng),
-            Admission::Trial => self.machine.tried(&self.policy, generation, call, self.now, &mut self.rng),
+            Admission::Trial => self.tried(self.now, call),
             Admission::Refused => {}
         }
         admission
+    }
+
+    /// A trial of this state that began then has ended.
+    fn tried(&mut self, began: Tick, call: Call) {
+        let of = (self.machine.generation(), began);
+        self.machine.tried(&self.policy, of, call, self.now, &mut self.rng);
+    }
+
+    fn admit(&mut self) -> Admission {
+        self.machine.admit(&self.policy, self.now)
+    }
+
+    /// Half-open with its next call, and how long its trials have.
+    fn failed(policy: CircuitBreaker) -> (Self, Duration) {
+        let mut world = Self::new(policy);
+        world.calls(&[FAILED; 5]);
+        let time = world.until().since(world.now);
+        world.now = world.until();
+        (world, time)
     }
 
     fn calls(&mut self, calls: &[Call]) -> BreakerState {
@@ -56,7 +75,7 @@ impl World {
 
     fn until(&self) -> Tick {
         match self.machine.state {
-            State::Open { until } => until,
+            State::Open { until, .. } => until,
             _ => panic!("{:?} is not open", self.machine),
         }
     }
@@ -139,11 +158,60 @@ fn no_more_trials_than_allowed_are_under_way_and_a_place_can_be_given_back() {
         assert_eq!(admit(&mut world), Admission::Trial);
     }
     assert_eq!(admit(&mut world), Admission::Refused);
-    world.machine.give_back(world.machine.generation());
+    world.machine.give_back(world.machine.generation(), world.now);
     assert_eq!(admit(&mut world), Admission::Trial);
     assert_eq!(admit(&mut world), Admission::Refused);
-    world.machine.give_back(world.machine.generation().wrapping_sub(1));
+    world.machine.give_back(world.machine.generation().wrapping_sub(1), world.now);
     assert_eq!(admit(&mut world), Admission::Refused, "that was another state's");
+}
+
+#[test]
+fn trials_that_hang_give_their_places_to_others() {
+    let (mut world, time) = World::failed(POLICY);
+    let began = world.now;
+    for _ in 0..3 {
+        assert_eq!(world.admit(), Admission::Trial);
+    }
+    world.pass(time - Duration::from_nanos(1));
+    assert!(world.machine.refuses(&POLICY, world.now));
+    assert_eq!(world.admit(), Admission::Refused, "for as long as it was open they may be under way");
+    world.pass(Duration::from_nanos(1));
+    assert!(!world.machine.refuses(&POLICY, world.now), "balancers do not pass it by");
+    for _ in 0..3 {
+        assert_eq!(world.admit(), Admission::Trial);
+    }
+    assert_eq!(world.admit(), Admission::Refused, "those are as many as are allowed");
+    let again = world.now;
+    world.tried(again, OK);
+    assert_eq!(world.admit(), Admission::Refused, "one has ended, two are under way, and three hang");
+    world.machine.give_back(world.machine.generation(), again);
+    assert_eq!(world.admit(), Admission::Trial);
+    world.machine.give_back(world.machine.generation(), began);
+    assert_eq!(world.admit(), Admission::Refused, "who hangs holds no place that it could give back");
+    world.tried(again, OK);
+    world.tried(again, OK);
+    assert_eq!(world.machine.state(), BreakerState::Closed, "and those who do not decide");
+    let closed = world.machine.generation();
+    world.machine.tried(&POLICY, (closed.wrapping_sub(1), began), FAILED, world.now, &mut world.rng);
+    assert_eq!(world.machine.numbers(world.now).0, Tally::default());
+}
+
+#[test]
+fn trials_that_hang_count_when_they_end() {
+    let (mut world, time) = World::failed(POLICY);
+    let began = world.now;
+    for round in 0..3 {
+        for _ in 0..3 {
+            assert_eq!(world.admit(), Admission::Trial, "round {round}");
+        }
+        assert_eq!(world.admit(), Admission::Refused, "round {round}");
+        world.pass(time);
+    }
+    world.tried(began, FAILED);
+    world.tried(began, FAILED);
+    assert_eq!(world.machine.state(), BreakerState::HalfOpen);
+    world.tried(began, FAILED);
+    assert_eq!(world.machine.state(), BreakerState::Open);
 }
 
 #[test]
@@ -171,7 +239,7 @@ fn calls_of_another_state_say_nothing() {
     assert_eq!(world.machine.admit(&POLICY, world.now), Admission::Trial);
     for _ in 0..10 {
         world.machine.ended(&POLICY, closed, FAILED, world.now, &mut world.rng);
-        world.machine.tried(&POLICY, closed, FAILED, world.now, &mut world.rng);
+        world.machine.tried(&POLICY, (closed, world.now), FAILED, world.now, &mut world.rng);
     }
     assert_eq!(world.machine.state(), BreakerState::HalfOpen);
 }
@@ -185,8 +253,7 @@ fn fewer_trials_than_are_under_way_are_enough() {
         assert_eq!(world.machine.admit(&POLICY, world.now), Admission::Trial);
     }
     world.policy.trials = 1;
-    let generation = world.machine.generation();
-    world.machine.tried(&world.policy, generation, OK, world.now, &mut world.rng);
+    world.tried(world.now, OK);
     assert_eq!(world.machine.state(), BreakerState::Closed);
 }
 
@@ -219,7 +286,7 @@ fn trials_that_end_by_the_policy_of_before_do_not_leave_it_half_open() {
     let generation = world.machine.generation();
     for left in [2, 1, 0] {
         assert_eq!(world.call(OK), Admission::Refused, "{left} and one more are under way");
-        world.machine.tried(&before, generation, OK, world.now, &mut world.rng);
+        world.machine.tried(&before, (generation, world.now), OK, world.now, &mut world.rng);
     }
     assert_eq!(world.calls(&[OK]), BreakerState::Closed);
 }
@@ -261,30 +328,40 @@ proptest! {
         let policy = CircuitBreaker { window, trials, minimum_calls: minimum, ..POLICY };
         let mut world = World::new(policy);
         world.rng = SeededRng::new(seed);
-        let mut under_way: Vec<(Admission, u32)> = Vec::new();
+        let mut under_way: Vec<(Admission, u32, Tick)> = Vec::new();
         let mut last: Vec<Call> = Vec::new();
         for step in steps {
             let (before, generation) = (world.machine.state(), world.machine.generation());
             match step {
                 Step::Pass(ms) => world.pass(Duration::from_millis(ms)),
                 Step::Begin => {
-                    let open_until = match world.machine.state { State::Open { until } => Some(until), _ => None };
+                    let open_until = match world.machine.state { State::Open { until, .. } => Some(until), _ => None };
                     let admission = world.machine.admit(&policy, world.now);
                     if open_until.is_some_and(|until| world.now < until) {
                         prop_assert_eq!(admission, Admission::Refused);
                     }
+                    // A state has one generation, and its trials have as long as it was open before.
+                    let of_now = under_way.iter().filter(|(a, of, _)| *a == Admission::Trial && *of == generation);
+                    if let (State::HalfOpen(trials), BreakerState::HalfOpen) = (&world.machine.state, before) {
+                        let young = |began: Tick| world.now.since(began) < trials.time;
+                        let young = of_now.filter(|(.., began)| young(*began)).count();
+                        match admission {
+                            Admission::Trial => prop_assert!(young < policy.trials as usize),
+                            _ => prop_assert!(trials.last.after(trials.time) > world.now, "it is late, and nobody tries"),
+                        }
+                    }
                     if admission != Admission::Refused {
-                        under_way.push((admission, world.machine.generation()));
+                        under_way.push((admission, world.machine.generation(), world.now));
                     }
                 }
                 Step::End(which, failed, ms) if !under_way.is_empty() => {
-                    let (admission, of) = under_way.swap_remove(which % under_way.len());
+                    let (admission, of, began) = under_way.swap_remove(which % under_way.len());
                     let call = Call { failed, took: Duration::from_millis(ms) };
                     if admission == Admission::Passes {
                         if of == generation && before == BreakerState::Closed { last.push(call); }
                         world.machine.ended(&policy, of, call, world.now, &mut world.rng);
                     } else {
-                        world.machine.tried(&policy, of, call, world.now, &mut world.rng);
+                        world.machine.tried(&policy, (of, began), call, world.now, &mut world.rng);
                     }
                     if before == BreakerState::Closed && world.machine.state() == BreakerState::Open {
                         prop_assert!(last.len() >= minimum as usize);
@@ -298,19 +375,22 @@ proptest! {
                     }
                 }
                 Step::GiveBack(which) if !under_way.is_empty() => {
-                    let (admission, of) = under_way.swap_remove(which % under_way.len());
+                    let (admission, of, began) = under_way.swap_remove(which % under_way.len());
                     if admission == Admission::Trial {
-                        world.machine.give_back(of);
+                        world.machine.give_back(of, began);
                     }
                 }
                 Step::End(..) | Step::GiveBack(_) => {}
             }
             if world.machine.generation() != generation { last.clear(); }
             let now = world.machine.generation();
-            let trying = under_way.iter().filter(|(a, of)| *a == Admission::Trial && *of == now).count();
-            prop_assert!(trying <= trials as usize);
+            let of_now = || under_way.iter().filter(|(a, of, _)| *a == Admission::Trial && *of == now);
             if let State::HalfOpen(counted) = world.machine.state {
-                prop_assert_eq!(counted.begun - counted.ended.calls, u32::try_from(trying).unwrap());
+                prop_assert_eq!(invariants::trials(counted), Ok(()));
+                prop_assert_eq!(counted.begun - counted.ended.calls, u32::try_from(of_now().count()).unwrap());
+                let late = of_now().filter(|(.., began)| *began < counted.anew).count();
+                prop_assert_eq!(counted.late, u32::try_from(late).unwrap());
+                prop_assert!(of_now().count() - late <= trials as usize);
             }
         }
     }
@@ -376,6 +456,25 @@ mod shared {
         drop(trial);
         assert_eq!(call(&enforced, OK, later), Ok(Some(BreakerState::Closed)), "its place was given back");
         assert_eq!(call(&enforced, OK, later), Ok(None));
+    }
+
+    #[test]
+    fn a_trial_that_hangs_keeps_nobody_away_for_longer_than_it_was_open() {
+        let mut builder = SnapshotBuilder::new();
+        let cluster = cluster(&mut builder, v1::circuit_breaker::Mode::Enforce);
+        let now = Tick::ZERO.after(Duration::from_secs(1));
+        assert_eq!(call(&cluster, FAILED, now), Ok(None));
+        assert_eq!(call(&cluster, FAILED, now), Ok(Some(BreakerState::Open)));
+        let until = cluster.breaker(now).until.expect("it is open for a time");
+        let hangs = cluster.try_call(until, &mut NoReasons).expect("its time is over");
+        let late = until.after(until.since(now));
+        assert_eq!(call(&cluster, OK, Tick::from_nanos(late.as_nanos() - 1)), Err(Cause::CircuitBreaker));
+        let other = cluster.try_call(late, &mut NoReasons).expect("the place of the one that hangs");
+        assert_eq!(call(&cluster, OK, late), Err(Cause::CircuitBreaker), "and there is one");
+        drop(hangs);
+        assert_eq!(call(&cluster, OK, late), Err(Cause::CircuitBreaker), "which it does not give back");
+        let ended = other.and_then(|ticket| ticket.ended(OK, late, &mut SeededRng::new(1)));
+        assert_eq!(ended.map(|(_, change)| change.state), Some(BreakerState::Closed));
     }
 
     #[test]
