@@ -13,7 +13,7 @@ use crate::invariants;
 pub struct RetryBudget {
     /// Percent of the requests of the last ten seconds.
     pub percent: u32,
-    /// Retries per second of the window that are allowed in any case.
+    /// Retries per second of the window that are allowed in any case; all seconds of it together, be it at once.
     pub min_per_second: u32,
 }
 

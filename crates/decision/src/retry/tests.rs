@@ -470,6 +470,20 @@ fn an_attempt_goes_on_over_another_connection_and_only_its_end_counts() {
 }
 
 #[test]
+fn after_a_pause_all_that_ten_seconds_are_allowed_may_come_at_once() {
+    let cluster = cluster(None);
+    let budget = &cluster.shared.budget;
+    budget.succeeded();
+    let least = RetryBudget { percent: 20, min_per_second: 5 };
+    let granted = |seconds: u64| {
+        let retry = || budget.retry(least, Tick::from_nanos(seconds * 1_000_000_000));
+        let helped = |_: &_| budget.ended(End::Well);
+        std::iter::from_fn(|| retry().ok()).inspect(helped).take(1_000).count()
+    };
+    assert_eq!((granted(100), granted(101), granted(109), granted(110)), (50, 0, 0, 50));
+}
+
+#[test]
 fn what_the_budget_refuses_costs_nothing_of_what_was_paid() {
     let cluster = cluster(None);
     let budget = &cluster.shared.budget;

@@ -199,7 +199,7 @@ record! {
     pub struct RetryBudget {
         /// Of the requests of the last ten seconds; 20 when absent.
         pub percent: Option<u32> [0..=100],
-        /// So many are always allowed; 3 when absent.
+        /// Ten times as many are always allowed in ten seconds, be it at once; 3 when absent.
         pub min_per_second: Option<u32> as "minPerSecond",
     }
 }
