@@ -106,7 +106,10 @@ pub(crate) fn run(arguments: &Arguments) -> Outcome {
 fn row(hop: &Value) -> String {
     let text = |value: &Value| value.as_str().unwrap_or("-").to_owned();
     let (request, verdict) = (&hop["request"], &hop["verdict"]);
-    let status = verdict["status"].as_u64().map_or_else(|| "-".to_owned(), |status| status.to_string());
+    let mut status = verdict["status"].as_u64().map_or_else(|| "-".to_owned(), |status| status.to_string());
+    if let Some(of_grpc) = verdict["grpcStatus"].as_u64() {
+        status += &format!(" (gRPC {of_grpc})");
+    }
     let mut line = format!(
         "{} {} {} {status} {} ms  {} {}{}  {}",
         text(&hop["start"]),
@@ -125,4 +128,21 @@ fn row(hop: &Value) -> String {
         line += &format!("  {id}");
     }
     line
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_call_of_grpc_has_its_code_beside_the_status_that_says_nothing() {
+        let hop = json!({
+            "start": "t", "proxy": "gateway/g", "side": "gateway", "durationMs": 0.4, "service": "default/one:80",
+            "request": {"method": "POST", "host": "shop", "path": "/a.B/C", "requestId": "r-7"},
+            "verdict": {"status": 200, "grpcStatus": 14, "cause": "circuit_breaker", "flag": "UO", "phase": "endpoint"},
+        });
+        let line = "t gateway/g gateway 200 (gRPC 14) 0.4 ms  POST shop/a.B/C  default/one:80  \
+                    circuit_breaker (UO, endpoint)  r-7";
+        assert_eq!(row(&hop), line);
+    }
 }

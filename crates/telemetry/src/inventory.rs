@@ -298,7 +298,10 @@ pub const ACCESS_LOG_FIELDS: &[LogField] = &[
     ("bytes_received", "bytes of the request's body, or of the connection from its caller"),
     ("bytes_sent", "bytes of the response's body, or of the connection to its caller"),
     ("attempts", "attempts begun; 0 when the answer is our own"),
-    ("grpc_status", "grpc-status, where known"),
+    (
+        "grpc_status",
+        "grpc-status of a call, whoever it came from; 13 of one that was broken off, where known",
+    ),
     ("mirrors", "copies of it that were sent elsewhere, where known"),
     ("mirrored", "true for a request that is a copy itself, where known"),
     ("listener", "listener, where known"),

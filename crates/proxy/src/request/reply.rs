@@ -74,6 +74,10 @@ pub(crate) async fn fail(
     }
     let status = failure.status().filter(|_| !down.head_sent());
     let Some(status) = status else {
+        if grpc && failure.status().is_some() {
+            // Who is still there hears nothing but the reset of its stream, and makes this of it.
+            journey.record.grpc_status = Some(INTERNAL);
+        }
         down.break_off().await;
         journey.finish();
         return;
@@ -87,7 +91,7 @@ pub(crate) async fn fail(
         _ => format!("{}\n", failure.cause),
     };
     let written = if grpc {
-        grpc_head(response, failure.cause, grpc_code(failure.cause, status))
+        grpc_head(response, journey, failure.cause, grpc_code(failure.cause, status))
     } else {
         text_head(response)
     };
@@ -112,7 +116,7 @@ pub(crate) async fn abort(
     };
     begin(conn, response, status);
     let grpc = journey.is_grpc();
-    let written = if grpc { grpc_head(response, cause, code) } else { text_head(response) };
+    let written = if grpc { grpc_head(response, journey, cause, code) } else { text_head(response) };
     let text = format!("{cause}\n");
     answer(conn, down, response, journey, written, if grpc { b"" } else { text.as_bytes() }).await;
 }
@@ -129,13 +133,22 @@ fn text_head(response: &mut ResponseHead) -> Result<(), FieldError> {
     response.fields.push_known(KnownName::ContentType, "text/plain; charset=utf-8")
 }
 
-/// A response of trailers only (gRPC over HTTP2, "Responses").
-fn grpc_head(response: &mut ResponseHead, cause: Cause, code: u8) -> Result<(), FieldError> {
+/// A response of trailers only (gRPC over HTTP2, "Responses"). Its code is what became of the call, for whoever writes it down.
+fn grpc_head(
+    response: &mut ResponseHead,
+    journey: &mut Journey<'_>,
+    cause: Cause,
+    code: u8,
+) -> Result<(), FieldError> {
+    journey.record.grpc_status = Some(code);
     response.status = 200;
     response.fields.push_known(KnownName::ContentType, "application/grpc")?;
     response.fields.push_known(KnownName::GrpcStatus, code.to_string())?;
     response.fields.push("grpc-message", cause.as_str())
 }
+
+/// What gRPC's libraries call the `INTERNAL_ERROR` by which a stream is broken off.
+const INTERNAL: u8 = 13;
 
 /// gRPC's table of HTTP statuses, sharpened where we know more.
 fn grpc_code(cause: Cause, status: u16) -> u8 {
@@ -143,7 +156,6 @@ fn grpc_code(cause: Cause, status: u16) -> u8 {
     const PERMISSION_DENIED: u8 = 7;
     const RESOURCE_EXHAUSTED: u8 = 8;
     const UNIMPLEMENTED: u8 = 12;
-    const INTERNAL: u8 = 13;
     const UNAVAILABLE: u8 = 14;
     const UNAUTHENTICATED: u8 = 16;
     const UNKNOWN: u8 = 2;

@@ -1,0 +1,156 @@
+//! Calls of gRPC that fail here: their callers get a code with status 200, and so does whatever is written down.
+
+#![expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+
+mod support;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use h2::client::SendRequest;
+use http::{Request, Response};
+use meshwork_messages::v1;
+use meshwork_messages::v1::service_port::AppProtocol;
+use meshwork_proxy::Settings;
+use support::h2::{h2_client, h2_upstream};
+use support::mesh::{Pair, policy};
+use support::policy::traffic;
+use support::{Harness, exchange, free_port, rule};
+use tokio::sync::Notify;
+
+const CALL: &[u8] =
+    b"POST /a.B/C HTTP/1.1\r\nHost: reviews\r\nContent-Type: application/grpc\r\nContent-Length: 0\r\n\
+    Connection: close\r\n\r\n";
+
+fn closed() -> SocketAddr {
+    ([127, 0, 0, 1], free_port()).into()
+}
+
+async fn gateway(upstream: SocketAddr) -> (Harness, SocketAddr) {
+    let mut harness = Harness::start(Settings::default());
+    harness.service("web", AppProtocol::Grpc, &[upstream]).await;
+    let address = harness.route(vec![rule(&[("web", 1)], vec![])]).await;
+    (harness, address)
+}
+
+fn call() -> Request<()> {
+    Request::post("http://reviews/a.B/C").header("content-type", "application/grpc").body(()).unwrap()
+}
+
+/// The code that a caller over HTTP/2 gets, which comes with the head.
+async fn code(client: &mut SendRequest<Bytes>) -> String {
+    let (response, _) = client.send_request(call(), true).unwrap();
+    let response = response.await.unwrap();
+    assert_eq!(response.status(), 200);
+    response.headers()["grpc-status"].to_str().unwrap().to_owned()
+}
+
+/// A call was written down as failed with this code: in the log, among the requests, and where `top` counts.
+async fn written(harness: &Harness, count: usize, code: &str, flag: &str, service: &str) {
+    let line = harness.lines(count).await.remove(count - 1);
+    assert!(line.contains(&format!("\"grpc_status\":{code},")), "{line}");
+    assert!(line.contains(&format!("\"response_flags\":\"{flag}\"")), "{line}");
+    let (code, flag) = (format!("grpc_response_status=\"{code}\""), format!("response_flags=\"{flag}\""));
+    let labels = ["request_protocol=\"grpc\"", "response_code=\"200\"", &code, &flag];
+    harness.wait_metric("istio_requests_total", &labels, count as u64).await;
+    let by_service = harness.metrics.by_service();
+    let (_, tally) = by_service.iter().find(|((_, name), _)| name == service).unwrap();
+    assert_eq!((tally.requests, tally.failed), (count as u64, count as u64), "as `top` tells it");
+}
+
+#[tokio::test]
+async fn a_call_that_a_gateway_fails_is_written_down_with_the_code_that_its_caller_gets() {
+    let (harness, address) = gateway(closed()).await;
+    assert_eq!(code(&mut h2_client(address).await).await, "14");
+    written(&harness, 1, "14", "UF", "default/web").await;
+    let answer = exchange(address, CALL).await;
+    assert!(answer.starts_with("HTTP/1.1 200") && answer.contains("grpc-status: 14\r\n"), "{answer}");
+    written(&harness, 2, "14", "UF", "default/web").await;
+}
+
+fn forced_open() -> v1::TrafficPolicy {
+    let breaker = v1::CircuitBreaker {
+        mode: v1::circuit_breaker::Mode::ForcedOpen.into(),
+        window_calls: 10,
+        minimum_calls: 1,
+        open_ms: 1_000,
+        max_open_ms: 1_000,
+        trials: 1,
+        ..Default::default()
+    };
+    v1::TrafficPolicy { circuit_breaker: Some(breaker), ..Default::default() }
+}
+
+#[tokio::test]
+async fn a_call_that_an_open_breaker_refuses_is_a_failure_of_its_service() {
+    let (mut harness, address) = gateway(closed()).await;
+    harness.change([traffic(forced_open())]).await;
+    assert_eq!(code(&mut h2_client(address).await).await, "14");
+    written(&harness, 1, "14", "UO", "default/web").await;
+}
+
+#[tokio::test]
+async fn sidecars_write_down_the_code_of_what_they_refuse_on_either_side() {
+    let app = h2_upstream(usize::MAX, |_, _, mut respond| async move {
+        let head = Response::builder().header("content-type", "application/grpc").header("grpc-status", "0");
+        respond.send_response(head.body(()).unwrap(), true).unwrap();
+    })
+    .await;
+    let mut pair = Pair::start(app.address, AppProtocol::Grpc).await;
+    let limit = v1::RateLimit { requests: 1, per_ms: 1_000, burst: 1, ..Default::default() };
+    let limit = v1::TrafficPolicy { rate_limit: Some(limit), ..Default::default() };
+    pair.inbound.change([policy("limit", "reviews", v1::policy::Spec::Traffic(limit))]).await;
+    let mut client = h2_client(pair.proxy).await;
+    assert_eq!(code(&mut client).await, "0");
+    assert_eq!(code(&mut client).await, "8", "the limit is reached: no time passes");
+    let line = pair.inbound.lines(2).await.remove(1);
+    assert!(line.contains("\"grpc_status\":8,\"") && line.contains("\"RL\""), "{line}");
+    let labels = ["reporter=\"destination\"", "grpc_response_status=\"8\"", "response_flags=\"RL\""];
+    pair.inbound.wait_metric("istio_requests_total", &labels, 1).await;
+
+    pair.outbound.change([policy("breaker", "reviews", v1::policy::Spec::Traffic(forced_open()))]).await;
+    assert_eq!(code(&mut client).await, "14");
+    let line = pair.outbound.lines(3).await.remove(2);
+    assert!(line.contains("\"grpc_status\":14,\"") && line.contains("\"UO\""), "{line}");
+    let labels = ["reporter=\"source\"", "grpc_response_status=\"14\"", "response_flags=\"UO\""];
+    pair.outbound.wait_metric("istio_requests_total", &labels, 1).await;
+}
+
+#[tokio::test]
+async fn an_injected_code_is_written_down() {
+    let (mut harness, address) = gateway(closed()).await;
+    let all = Some(v1::Share { numerator: 1, denominator: 1 });
+    let with = Some(v1::fault_injection::abort::With::GrpcStatus(13));
+    let abort = Some(v1::fault_injection::Abort { share: all, with });
+    let fault = v1::FaultInjection { abort, ..Default::default() };
+    let policy = v1::TrafficPolicy { fault_injection: Some(fault), ..Default::default() };
+    harness.change([traffic(policy)]).await;
+    assert_eq!(code(&mut h2_client(address).await).await, "13");
+    written(&harness, 1, "13", "FI", "default/web").await;
+}
+
+#[tokio::test]
+async fn a_call_whose_answer_breaks_off_has_the_code_that_its_caller_makes_of_that() {
+    let breaks = Arc::new(Notify::new());
+    let told = Arc::clone(&breaks);
+    let up = h2_upstream(usize::MAX, move |_, _, mut respond| {
+        let told = Arc::clone(&told);
+        async move {
+            let head = Response::builder().header("content-type", "application/grpc").body(()).unwrap();
+            let mut send = respond.send_response(head, false).unwrap();
+            send.send_data(Bytes::from_static(b"\0\0\0\0\0"), false).unwrap();
+            told.notified().await;
+            send.send_reset(h2::Reason::CANCEL);
+        }
+    })
+    .await;
+    let (harness, address) = gateway(up.address).await;
+    let (response, _) = h2_client(address).await.send_request(call(), true).unwrap();
+    let mut body = response.await.unwrap().into_body();
+    body.data().await.unwrap().unwrap();
+    breaks.notify_one();
+    let broken = body.data().await.unwrap().unwrap_err();
+    assert_eq!(broken.reason(), Some(h2::Reason::INTERNAL_ERROR), "gRPC's libraries call that INTERNAL");
+    written(&harness, 1, "13", "UR", "default/web").await;
+}
