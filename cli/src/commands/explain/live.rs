@@ -100,10 +100,12 @@ fn held(held: &Value) -> String {
 /// One attempt: where, how long each step took, on which connection, what came of it.
 fn attempt(attempt: &Value) -> String {
     let instance = attempt["instance"].as_str().map(|name| format!(" ({name})")).unwrap_or_default();
+    let detail = attempt["detail"].as_str().filter(|detail| !detail.is_empty());
+    let detail = detail.map(|detail| format!(": {detail}")).unwrap_or_default();
     let outcome = match (attempt["status"].as_u64(), attempt["cause"].as_str()) {
         (Some(status), None) => status.to_string(),
-        (Some(status), Some(cause)) => format!("{status}, then {cause}: {}", text(attempt, "detail")),
-        (None, _) => [text(attempt, "cause"), text(attempt, "detail")].join(": "),
+        (Some(status), Some(cause)) => format!("{status}, then {cause}{detail}"),
+        (None, _) => format!("{}{detail}", text(attempt, "cause")),
     };
     let connection = match (attempt["connectMs"].as_f64(), attempt["connectionAgeMs"].as_f64()) {
         (None, _) => "no connection".to_owned(),
@@ -135,5 +137,27 @@ fn verdict(verdict: &Value) -> String {
             let phase = verdict["phase"].as_str().map(|phase| format!(", phase {phase}")).unwrap_or_default();
             format!("{status} (cause {cause}, flag {}{phase}{detail})", text(verdict, "flag"))
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_an_attempt_nothing_is_told_that_is_not_known() {
+        let told = |status: Value, cause: &str, detail: Value| {
+            attempt(&json!({
+                "endpoint": "10.0.0.1:80", "instance": null, "protocol": "HTTP/1.1", "startMs": 0.4, "durationMs": 51,
+                "status": status, "cause": cause, "detail": detail, "connectMs": null, "connectionAgeMs": null,
+                "bytesSent": 0, "bytesReceived": 0,
+            }))
+        };
+        let lost = told(Value::Null, "hedge_lost", Value::Null);
+        assert!(lost.contains("after 0.4 ms: hedge_lost in 51 ms; no connection"), "{lost}");
+        let late = told(json!(200), "request_timeout", json!(""));
+        assert!(late.contains("ms: 200, then request_timeout in 51 ms"), "{late}");
+        let refused = told(Value::Null, "connect_failure", json!("refused"));
+        assert!(refused.contains("ms: connect_failure: refused in 51 ms"), "{refused}");
     }
 }

@@ -1,7 +1,7 @@
 //! HTTP/2 towards the caller: one stream of a connection.
 
 use std::rc::Rc;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll, Waker, ready};
 
 use h2::server::SendResponse;
 use meshwork_http1::{Limits, ResponseHead};
@@ -74,13 +74,22 @@ impl H2Stream {
         Ok(self.respond.send_informational(convert::response(head))?)
     }
 
+    /// Why nothing can be sent on it: its caller has said why nothing is wanted, where it has; `h2` speaks of our mistake.
+    #[cold]
+    fn why(&mut self, error: h2::Error) -> StreamError {
+        match self.poll_gone(&mut Context::from_waker(Waker::noop())) {
+            Poll::Ready(why) => why,
+            Poll::Pending => error.into(),
+        }
+    }
+
     pub(crate) fn send_head(&mut self, head: &ResponseHead, end: bool) -> Result<(), StreamError> {
         let end = end || self.head_request || matches!(head.status, 204 | 304);
         let mut response = convert::response(head);
         if self.extended && !head.tunnel {
             upgrade::refuse(&mut response);
         }
-        let send = self.respond.send_response(response, end)?;
+        let send = self.respond.send_response(response, end).map_err(|error| self.why(error))?;
         self.sink = Some(H2Sink::new(send, &self.backlog, end));
         Ok(())
     }
@@ -89,9 +98,9 @@ impl H2Stream {
         match &mut self.sink {
             Some(sink) => match sink.poll_room(cx) {
                 // Nothing can be sent on it any more: its caller has said why.
-                Poll::Ready(Err(StreamError::Closed)) => {
+                Poll::Ready(Err(error @ (StreamError::Closed | StreamError::Http2(_)))) => {
                     let why = sink.poll_reset(cx);
-                    Poll::Ready(Err(if let Poll::Ready(why) = why { why } else { StreamError::Closed }))
+                    Poll::Ready(Err(if let Poll::Ready(why) = why { why } else { error }))
                 }
                 done => done,
             },
@@ -104,5 +113,57 @@ impl H2Stream {
             Some(sink) => sink.reset(reason),
             None => self.respond.send_reset(reason),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::poll_fn;
+
+    use meshwork_decision::Cause;
+
+    use super::*;
+    use crate::error::Failure;
+
+    /// A request whose caller has reset it, as far as the connection knows.
+    async fn taken_back(began: bool) -> H2Stream {
+        let (ours, theirs) = tokio::io::duplex(64 * 1024);
+        let (mut client, connection) = h2::client::handshake(theirs).await.unwrap();
+        tokio::spawn(connection);
+        let (_response, mut send) = client.send_request(http::Request::new(()), false).unwrap();
+        let mut server = h2::server::Builder::new().handshake::<_, Payload>(ours).await.unwrap();
+        let (request, respond) = server.accept().await.unwrap().unwrap();
+        let mut stream = H2Stream::new(request, respond, Rc::default(), &Limits::default());
+        if began {
+            stream.send_head(&ResponseHead { status: 200, ..ResponseHead::new() }, false).unwrap();
+        }
+        send.send_reset(h2::Reason::CANCEL);
+        poll_fn(|cx| {
+            _ = server.poll_accept(cx);
+            stream.poll_gone(cx)
+        })
+        .await;
+        stream
+    }
+
+    fn told(error: &StreamError) -> (Cause, String) {
+        let failure = Failure::of_downstream(error);
+        (failure.cause, failure.detail.unwrap().to_string())
+    }
+
+    #[tokio::test]
+    async fn what_a_caller_does_not_want_any_more_fails_by_its_own_word() {
+        let cancelled = (
+            Cause::DownstreamReset,
+            "HTTP/2: the stream was reset: CANCEL (stream no longer needed)".to_owned(),
+        );
+        let head = ResponseHead { status: 200, ..ResponseHead::new() };
+        let error = taken_back(false).await.send_head(&head, true).unwrap_err();
+        assert_eq!(told(&error), cancelled);
+        let mut stream = taken_back(true).await;
+        stream.sink_mut().end(None);
+        let flushed = poll_fn(|cx| Poll::Ready(stream.poll_flush(cx))).await;
+        let Poll::Ready(Err(error)) = flushed else { panic!("nothing can be sent: {flushed:?}") };
+        assert_eq!(told(&error), cancelled);
     }
 }

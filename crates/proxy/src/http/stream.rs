@@ -34,8 +34,18 @@ pub(crate) enum StreamError {
         max: u32,
     },
     /// The HTTP/2 stream or its connection failed.
-    #[error("HTTP/2: {0}")]
+    #[error("HTTP/2: {}", told(.0))]
     Http2(h2::Error),
+}
+
+/// Of a stream that its peer has reset `h2` says that the protocol was broken.
+fn told(error: &h2::Error) -> String {
+    match error.reason() {
+        Some(reason) if !error.is_reset() && !error.is_go_away() => {
+            format!("the stream was reset: {reason:?} ({reason})")
+        }
+        _ => error.to_string(),
+    }
 }
 
 /// The clean end of a body, with what of its trailers may be passed on.

@@ -152,12 +152,22 @@ fn check(
         Target::Service { cluster, .. } => cluster.fastest(now),
         Target::App { port, .. } => port.state.fastest(now),
     };
-    let needed = fastest.unwrap_or_default();
-    if left.is_zero() || left < needed {
-        let why = format!("{left:?} are left, the fastest answer of late took {needed:?}");
-        return Err(Failure::local(Cause::DeadlineUnreachable).because(why));
+    match too_little(given, left, fastest) {
+        Some(why) => Err(Failure::local(Cause::DeadlineUnreachable).because(why)),
+        None => Ok(Some(left)),
     }
-    Ok(Some(left))
+}
+
+/// Why nothing can be done in what is left; `None`: something can.
+fn too_little(given: Duration, left: Duration, fastest: Option<Duration>) -> Option<String> {
+    if given.is_zero() {
+        return Some("its caller gave it no time".to_owned());
+    }
+    if left.is_zero() {
+        return Some(format!("nothing is left of the {given:?} that its caller gave it"));
+    }
+    let needed = fastest.filter(|needed| left < *needed)?;
+    Some(format!("{left:?} are left, the fastest answer of late took {needed:?}"))
 }
 
 /// Tells the next hop what is left.
@@ -182,4 +192,27 @@ pub(crate) fn tell(
         fields.set_known(name, rest.as_millis().max(1).to_string()).map_err(internal)?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_request_without_time_says_what_is_missing() {
+        let told = |given, left, fastest: Option<u64>| {
+            let ms = Duration::from_millis;
+            too_little(ms(given), ms(left), fastest.map(ms))
+        };
+        assert_eq!(told(0, 0, None).as_deref(), Some("its caller gave it no time"));
+        assert_eq!(
+            told(20, 0, Some(5)).as_deref(),
+            Some("nothing is left of the 20ms that its caller gave it")
+        );
+        assert_eq!(
+            told(20, 4, Some(5)).as_deref(),
+            Some("4ms are left, the fastest answer of late took 5ms")
+        );
+        assert_eq!((told(20, 5, Some(5)), told(20, 1, None)), (None, None));
+    }
 }
