@@ -52,7 +52,7 @@ use meshwork_base::{Rng, Tick};
 
 use crate::invariants;
 use crate::outage::{doubled, spread};
-pub use forced::ForcedState;
+pub use forced::{ForcedBy, ForcedState};
 pub use route::RouteBreaker;
 pub(crate) use route::RouteBreakers;
 pub(crate) use shared::Breaker;
@@ -185,6 +185,12 @@ impl Tally {
 }
 
 impl CircuitBreaker {
+    /// Whether nobody is called as long as it says so.
+    #[must_use]
+    pub fn is_forced_open(&self) -> bool {
+        self.mode == BreakerMode::ForcedOpen
+    }
+
     /// Why these calls open it, if they do.
     pub(crate) fn trips(&self, tally: Tally) -> Option<BreakerCause> {
         let reached = |count: u32, percent: u32| {

@@ -37,6 +37,36 @@ pub enum Abort {
     Grpc(u8),
 }
 
+impl Abort {
+    /// What callers get who do not speak gRPC.
+    #[must_use]
+    pub fn status(self) -> u16 {
+        match self {
+            Self::Status(status) => status,
+            Self::Grpc(code) => http_status(code.into()),
+        }
+    }
+}
+
+/// The status of HTTP that stands for one of gRPC (`google.rpc.Code`).
+#[must_use]
+pub const fn http_status(code: u16) -> u16 {
+    match code {
+        0 => 200,
+        1 => 499,
+        3 | 9 | 11 => 400,
+        4 => 504,
+        5 => 404,
+        6 | 10 => 409,
+        7 => 403,
+        8 => 429,
+        12 => 501,
+        14 => 503,
+        16 => 401,
+        _ => 500,
+    }
+}
+
 /// What a policy injects.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FaultInjection {
@@ -64,10 +94,22 @@ pub struct Injected {
 }
 
 impl FaultInjection {
+    /// Whether it is about a request: that has all of its fields.
+    pub fn is_about(&self, request: &impl RequestView) -> bool {
+        let has = |(name, value): &(Box<str>, Box<str>)| request.header(name).any(|v| v == value.as_bytes());
+        self.headers.iter().all(has)
+    }
+
+    /// What every such request is answered with.
+    #[must_use]
+    pub fn certain_abort(&self) -> Option<Abort> {
+        let (share, abort) = self.abort?;
+        (share.numerator >= share.denominator).then_some(abort)
+    }
+
     /// Draws what happens to a request.
     pub fn draw(&self, request: &impl RequestView, rng: &mut impl Rng) -> Injected {
-        let has = |(name, value): &(Box<str>, Box<str>)| request.header(name).any(|v| v == value.as_bytes());
-        if !self.headers.iter().all(has) {
+        if !self.is_about(request) {
             return Injected::default();
         }
         Injected {

@@ -73,15 +73,15 @@ pub use authorization::{Action, Authorization, AuthorizationPolicy, Denied};
 pub use balance::{Rank, SlowStart, TierState};
 pub use binding::{Binding, Listener, Matched, Protocol, Routed, Secret};
 pub use breaker::{
-    BreakerCause, BreakerChange, BreakerMode, BreakerState, BreakerView, Call, CircuitBreaker, ForcedState,
-    RouteBreaker, Ticket, Whose, WindowSize,
+    BreakerCause, BreakerChange, BreakerMode, BreakerState, BreakerView, Call, CircuitBreaker, ForcedBy,
+    ForcedState, RouteBreaker, Ticket, Whose, WindowSize,
 };
 pub use builder::{Change, Rejection, Severity, SnapshotBuilder, Sources};
 pub use cause::{Cause, ResponseFlag};
 pub use cluster::{Algorithm, AppProtocol, Cluster, ClusterKey, Wanted};
 pub use deadline::{read_grpc_timeout, read_millis, write_grpc_timeout};
 pub use endpoint::{Endpoint, EndpointSet, EndpointStats, Exclusion, Health, InFlight, Transport};
-pub use fault::{Abort, FaultInjection, Injected, Share};
+pub use fault::{Abort, FaultInjection, Injected, Share, http_status};
 pub use filter::{Filter, HeaderEdit, HeaderEdits, PathEdit, Redirect, Rewrite};
 pub use health_check::{Checked, Checks, HealthCheck, HealthProbe};
 pub use hedge::{Hedge, HedgeDelay, HedgeFacts, HedgePolicy, Hedged, Leg, NoHedge, Race, Reply, Verdict};

@@ -229,15 +229,12 @@ impl StopReason {
     #[must_use]
     pub const fn cause(self) -> Option<Cause> {
         match self {
-            Self::Attempts => Some(Cause::RetriesExhausted),
+            // An answer that wants no other attempt is the last one, as after all that the policy allows.
+            Self::Attempts | Self::PushBack => Some(Cause::RetriesExhausted),
             Self::Budget | Self::InVain => Some(Cause::RetryBudget),
             Self::MaxRetries => Some(Cause::MaxRetries),
             Self::Deadline => Some(Cause::RequestTimeout),
-            Self::NotCalledFor
-            | Self::NotRepeatable
-            | Self::NotReplayable
-            | Self::Nested
-            | Self::PushBack => None,
+            Self::NotCalledFor | Self::NotRepeatable | Self::NotReplayable | Self::Nested => None,
         }
     }
 

@@ -72,6 +72,12 @@ impl Failure {
         self.last.unwrap_or(self.cause).status()
     }
 
+    /// The cause, and what exactly, where that is known.
+    pub(crate) fn told(&self) -> String {
+        let detail = self.detail.as_deref().map(|detail| format!(": {detail}")).unwrap_or_default();
+        format!("{}{detail}", self.cause)
+    }
+
     /// Adds what exactly: an address, a policy, the system's words.
     pub(crate) fn because(mut self, detail: impl Into<Arc<str>>) -> Self {
         self.detail = Some(detail.into());
@@ -80,8 +86,8 @@ impl Failure {
 
     /// Adds with whom.
     pub(crate) fn at(mut self, address: SocketAddr) -> Self {
-        let detail = self.detail.as_deref().unwrap_or_default();
-        self.detail = Some(format!("{address}: {detail}").into());
+        let told = self.detail.as_deref().map(|detail| format!(": {detail}")).unwrap_or_default();
+        self.detail = Some(format!("{address}{told}").into());
         self
     }
 

@@ -1,12 +1,16 @@
-//! Breakers that an operator has forced. Each holds until its own end, by this proxy's clock: new snapshots find it again
+//! Breakers that an operator has forced, and what is said of one that is forced. Each holds until its own end, by this proxy's clock: new snapshots find it again
 //! in its services and routes, and that the control plane is away changes nothing.
 
+use std::sync::Arc;
 use std::time::Duration;
 
+use meshwork_base::clock::rfc3339_millis;
 use meshwork_base::{Clock, Tick};
-use meshwork_decision::{Cluster, ForcedState, RouteBreaker, Snapshot};
+use meshwork_decision::{Cause, Cluster, ForcedBy, ForcedState, RouteBreaker, Snapshot};
 use meshwork_messages::v1::{self, breaker_force::State};
 use meshwork_telemetry::{MetricsRegistry, inventory};
+
+use crate::error::Failure;
 
 /// One that holds.
 #[derive(Debug)]
@@ -135,6 +139,34 @@ impl Forces {
         self.0
             .extract_if(.., |force| force.until <= now)
             .for_each(|force| changed(&force, "expired", metrics));
+    }
+}
+
+/// A call that a limit of its service, or a circuit breaker, has refused; with who keeps that open where its calls do not.
+#[cold]
+pub(crate) fn refusal(cluster: &Cluster, cause: Cause, now: Tick, clock: &dyn Clock) -> Failure {
+    let forced = if cause == Cause::CircuitBreaker { of_service(cluster, now, clock) } else { None };
+    Failure::local(cause).because(forced.map_or_else(|| Arc::clone(&cluster.key.service), Arc::from))
+}
+
+/// Who forces the circuit breaker of a service open, where somebody does. Minutes later it is asked.
+pub(crate) fn of_service(cluster: &Cluster, now: Tick, clock: &dyn Clock) -> Option<String> {
+    cluster.forced_open(now).map(|by| told(&cluster.key.service, by, now, clock))
+}
+
+/// Whose breaker that of a route is, and who forces it open, where somebody does.
+pub(crate) fn of_route(breaker: &RouteBreaker, now: Tick, clock: &dyn Clock) -> String {
+    let whose = breaker.to_string();
+    breaker.forced_open(now).map_or(whose.clone(), |by| told(&whose, by, now, clock))
+}
+
+fn told(whose: &str, by: ForcedBy, now: Tick, clock: &dyn Clock) -> String {
+    match by {
+        ForcedBy::Policy => format!("{whose}: {}", ForcedBy::POLICY),
+        ForcedBy::Operator(until) => {
+            let end = rfc3339_millis(clock.wall() + until.since(now));
+            format!("{whose}: {} until {end}", ForcedBy::OPERATOR)
+        }
     }
 }
 

@@ -8,8 +8,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use meshwork_base::ManualClock;
-use meshwork_decision::Change;
+use meshwork_base::{Clock, ManualClock, Tick};
+use meshwork_decision::{Change, ForcedState};
 use meshwork_messages::v1;
 use meshwork_messages::v1::service_port::AppProtocol;
 use support::h2::{H2Upstream, h2_client, h2_upstream};
@@ -98,6 +98,75 @@ async fn a_rule_by_which_most_calls_fail_is_closed_and_other_ways_to_the_service
     assert!(paid().await.ends_with("hello"), "one is tried");
     assert_eq!(of("meshwork_route_circuit_breaker_changes_total", "trials_succeeded"), 1);
     assert!(paid().await.ends_with("hello"));
+}
+
+/// A policy by which nobody is called.
+fn forced_open(per_endpoint: bool) -> v1::TrafficPolicy {
+    let mode = v1::circuit_breaker::Mode::ForcedOpen.into();
+    let breaker = opening_after_three().circuit_breaker.unwrap();
+    let circuit_breaker = Some(v1::CircuitBreaker { mode, per_endpoint, ..breaker });
+    v1::TrafficPolicy { circuit_breaker, ..Default::default() }
+}
+
+#[tokio::test]
+async fn a_breaker_that_is_forced_open_says_by_whom_and_until_when() {
+    let clock = ManualClock::new();
+    clock.advance(Duration::from_secs(1_800_000_000));
+    let (up, _) = recovering(OK, 0).await;
+    let mut harness = Harness::join(Settings::default(), Mesh::default(), Arc::new(clock.clone()), "gateway");
+    harness.service("web", AppProtocol::Http1, &[up.address]).await;
+    let address = harness.route(vec![rule(&[("web", 1)], vec![])]).await;
+    let by_policy = "\"cause_detail\":\"default/web: forced open by its policy\"";
+    for (number, per_endpoint) in [(1, false), (2, true)] {
+        harness.change([traffic(forced_open(per_endpoint))]).await;
+        assert!(exchange(address, GET).await.ends_with("circuit_breaker\n"));
+        let line = harness.lines(number).await.remove(number - 1);
+        assert!(line.contains(by_policy), "{line}");
+    }
+    harness.change([Change::remove::<v1::Policy>("default/p")]).await;
+    let forces = |until| Some((ForcedState::Open, until));
+    let end = clock.now().after(Duration::from_secs(5));
+    harness.builder.build().clusters().for_each(|cluster| cluster.force_breaker(forces(end)));
+    assert!(exchange(address, GET).await.ends_with("circuit_breaker\n"));
+    let line = harness.lines(3).await.remove(2);
+    let by_operator = "default/web: forced open by an operator until 2027-01-15T08:00:05.000Z\"";
+    assert!(line.contains(by_operator), "{line}");
+    clock.advance(Duration::from_secs(5));
+    assert!(exchange(address, GET).await.ends_with("hello"));
+
+    let target =
+        v1::policy::Target { kind: "HTTPRoute".into(), name: "default/r".into(), section: String::new() };
+    let spec = Some(v1::policy::Spec::Traffic(forced_open(false)));
+    let of_route = v1::Policy { source: None, targets: vec![target], spec };
+    harness.change([Change::upsert("default/of-route", "1", &of_route)]).await;
+    assert!(exchange(address, GET).await.ends_with("circuit_breaker\n"));
+    let line = harness.lines(5).await.remove(4);
+    assert!(line.contains("\"HTTPRoute default/r: forced open by its policy\""), "{line}");
+}
+
+#[tokio::test]
+async fn a_repeat_that_a_forced_breaker_refuses_says_so_beside_the_answer_that_stays() {
+    let forcing = Arc::new(parking_lot::Mutex::new(None::<Arc<meshwork_decision::Snapshot>>));
+    let of_operator = Arc::clone(&forcing);
+    let end = Tick::from_nanos(u64::MAX >> 2);
+    // It is forced while the first attempt is under way.
+    let up = support::upstream(move |got| {
+        support::is_head(got).then(|| {
+            let forced = || Some((ForcedState::Open, end));
+            of_operator.lock().iter().for_each(|snapshot| {
+                snapshot.clusters().for_each(|cluster| cluster.force_breaker(forced()));
+            });
+            BUSY.to_vec()
+        })
+    })
+    .await;
+    let (mut harness, address) = gateway(&[up.address], Some(retry(2, &[503]))).await;
+    *forcing.lock() = Some(harness.builder.build());
+    assert!(exchange(address, GET).await.ends_with("busy"));
+    let line = harness.lines(1).await.remove(0);
+    assert!(line.contains("\"circuit_breaker\"") && line.contains("\"attempts\":1,"), "{line}");
+    let detail = "\"cause_detail\":\"default/web: forced open by an operator until ";
+    assert!(line.contains(detail) && line.contains("Z; status 503\""), "{line}");
 }
 
 #[tokio::test]

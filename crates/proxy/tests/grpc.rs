@@ -13,7 +13,7 @@ use http::{Request, Response};
 use meshwork_messages::v1;
 use meshwork_messages::v1::service_port::AppProtocol;
 use meshwork_proxy::Settings;
-use support::h2::{h2_client, h2_upstream};
+use support::h2::{H2Upstream, h2_client, h2_upstream};
 use support::mesh::{Pair, policy};
 use support::policy::traffic;
 use support::{Harness, exchange, free_port, rule};
@@ -153,4 +153,37 @@ async fn a_call_whose_answer_breaks_off_has_the_code_that_its_caller_makes_of_th
     let broken = body.data().await.unwrap().unwrap_err();
     assert_eq!(broken.reason(), Some(h2::Reason::INTERNAL_ERROR), "gRPC's libraries call that INTERNAL");
     written(&harness, 1, "13", "UR", "default/web").await;
+}
+
+/// Answers every call with these fields beside the head of a failure.
+async fn failing(fields: &'static [(&'static str, &'static str)]) -> H2Upstream {
+    h2_upstream(usize::MAX, move |_, _, mut respond| async move {
+        let head = Response::builder().header("content-type", "application/grpc").header("grpc-status", "14");
+        let head = fields.iter().fold(head, |head, (name, value)| head.header(*name, *value));
+        respond.send_response(head.body(()).unwrap(), true).unwrap();
+    })
+    .await
+}
+
+#[tokio::test]
+async fn a_call_that_is_not_repeated_any_more_says_with_which_code_it_ended() {
+    let exhausted = "\"cause_detail\":\"grpc-status 14 (UNAVAILABLE)\"";
+    let wants_none = "or not for long: grpc-status 14 (UNAVAILABLE)\"";
+    for (fields, attempts, detail) in [
+        (&[][..], 2, exhausted),
+        (&[("grpc-retry-pushback-ms", "-1")], 1, wants_none),
+        (&[("grpc-retry-pushback-ms", "soon")], 1, wants_none),
+        (&[("grpc-retry-pushback-ms", "20000")], 1, wants_none),
+    ] {
+        let up = failing(fields).await;
+        let (mut harness, address) = gateway(up.address).await;
+        let retry = Some(v1::Retry { attempts: 1, grpc_codes: vec![14], ..Default::default() });
+        harness.change([traffic(v1::TrafficPolicy { retry, ..Default::default() })]).await;
+        assert_eq!(code(&mut h2_client(address).await).await, "14");
+        let line = harness.lines(1).await.remove(0);
+        for told in ["\"retries_exhausted\"", "\"URX\"", &format!("\"attempts\":{attempts},"), detail] {
+            assert!(line.contains(told), "{fields:?}: {line}");
+        }
+        written(&harness, 1, "14", "URX", "default/web").await;
+    }
 }

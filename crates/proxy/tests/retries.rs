@@ -310,8 +310,32 @@ async fn who_wants_no_retry_or_one_too_late_has_the_last_word() {
         assert!(exchange(address, GET).await.starts_with("HTTP/1.1 503"), "{word}");
         assert_eq!(asked.load(Ordering::SeqCst), 1, "{word}");
         let line = harness.lines(1).await.remove(0);
-        assert!(!line.contains("request_timeout"), "it was answered in time: {line}");
+        let detail = "the endpoint asked not to be asked again, or not for long: status 503";
+        for told in ["\"URX\"", "\"retries_exhausted\"", detail] {
+            assert!(line.contains(told), "it was answered in time, and nothing is repeated: {line}");
+        }
+        let labels = ["default/web", "retries_exhausted"];
+        assert_eq!(harness.metric("meshwork_failed_requests_total", &labels), 1, "{word}");
     }
+}
+
+#[tokio::test]
+async fn who_wants_no_other_retry_after_a_first_one_has_the_last_word_too() {
+    let asked = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&asked);
+    let up = upstream(move |got| {
+        let word = |word| format!("HTTP/1.1 503 No\r\n{word}content-length: 0\r\n\r\n").into_bytes();
+        is_head(got).then(|| match counted.fetch_add(1, Ordering::SeqCst) {
+            0 => word(""),
+            _ => word("x-envoy-overloaded: true\r\n"),
+        })
+    })
+    .await;
+    let (harness, address) = gateway(AppProtocol::Http1, &[up.address], retry(3)).await;
+    assert!(exchange(address, GET).await.starts_with("HTTP/1.1 503"));
+    assert_eq!(asked.load(Ordering::SeqCst), 2);
+    let line = harness.lines(1).await.remove(0);
+    assert!(line.contains("retries_exhausted") && line.contains("asked not to be asked again"), "{line}");
 }
 
 /// Answers every call with a message and then this status; counts.

@@ -27,5 +27,5 @@ pub use metrics::{
     Counter, Durations, Format, Gauge, MetricsRegistry, RequestLabels, RequestSeries, Samples, ServiceTally,
     StreamSeries, WorkerCounter, WorkerGauge, WorkerMetrics,
 };
-pub use record::{Phase, Protocol, Record, RequestText, TraceId, is_grpc_failure};
+pub use record::{Phase, Protocol, Record, RequestText, TraceId, grpc_name, is_grpc_failure};
 pub use trace::{Copied, Sampler, SpanId, TraceContext, TraceResource, Traced, Tracer};

@@ -335,6 +335,31 @@ pub const fn is_grpc_failure(status: u8) -> bool {
     matches!(status, UNKNOWN | DEADLINE_EXCEEDED | RESOURCE_EXHAUSTED | INTERNAL | UNAVAILABLE | DATA_LOSS)
 }
 
+/// What gRPC calls one of its statuses; `None`: it has no such.
+#[must_use]
+pub fn grpc_name(status: u32) -> Option<&'static str> {
+    const NAMES: [&str; 17] = [
+        "OK",
+        "CANCELLED",
+        "UNKNOWN",
+        "INVALID_ARGUMENT",
+        "DEADLINE_EXCEEDED",
+        "NOT_FOUND",
+        "ALREADY_EXISTS",
+        "PERMISSION_DENIED",
+        "RESOURCE_EXHAUSTED",
+        "FAILED_PRECONDITION",
+        "ABORTED",
+        "OUT_OF_RANGE",
+        "UNIMPLEMENTED",
+        "INTERNAL",
+        "UNAVAILABLE",
+        "DATA_LOSS",
+        "UNAUTHENTICATED",
+    ];
+    NAMES.get(usize::try_from(status).ok()?).copied()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -380,6 +405,14 @@ mod tests {
             fresh.text.set(b"", b"", b"", b"", b"");
             format!("{fresh:?}")
         });
+    }
+
+    #[test]
+    fn each_status_of_grpc_has_the_name_of_its_number() {
+        let some =
+            [(0, "OK"), (5, "NOT_FOUND"), (10, "ABORTED"), (14, "UNAVAILABLE"), (16, "UNAUTHENTICATED")];
+        assert!(some.iter().all(|(status, name)| grpc_name(*status) == Some(name)));
+        assert_eq!((grpc_name(17), grpc_name(u32::MAX)), (None, None));
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! What could be changed, by cause: the field of the policy that decided, with its value and who wrote it, read from what
 //! is published now. Nothing is guessed: where no policy had a part, it says where to look.
 
-use meshwork_decision::Cause;
+use meshwork_decision::{Cause, ForcedBy, StopReason};
 use meshwork_messages::v1::{RequestRecord, request_record::Side};
 use meshwork_xds::server::Observed;
 use serde::Serialize;
@@ -108,29 +108,58 @@ pub(super) fn of(explainer: &Explainer, hops: &[Observed], fault: Option<&Blame>
 }
 
 /// Which of the two circuit breakers it was, the detail tells.
-const BREAKER_OF_ROUTE: &str = "the circuit breaker of {detail} is open since most calls by it failed or were slow: mend {service}; it closes by itself when trial calls succeed";
+const BREAKER_OF_ROUTE: &str = "the circuit breaker of {whose} is open since most calls by it failed or were slow: mend {service}; it closes by itself when trial calls succeed";
+
+/// What several causes have in common is told apart by the detail.
+fn rule_of(cause: Cause, detail: &str, by_route: bool) -> (Field, &'static str) {
+    let begins = |stop: StopReason| detail.starts_with(stop.why());
+    match cause {
+        Cause::Overload if is_of_memory(detail) => OF_MEMORY,
+        Cause::CircuitBreaker if detail.contains(ForcedBy::OPERATOR) => (
+            Field::None,
+            "the circuit breaker of {whose} is {what}: it ends then by itself, or at once by `meshwork breaker release`",
+        ),
+        Cause::CircuitBreaker if detail.contains(ForcedBy::POLICY) => (
+            Field::Breaker,
+            "the circuit breaker of {whose} is {what}: nobody is called as long as that says `mode: ForcedOpen`",
+        ),
+        Cause::CircuitBreaker if by_route => (Field::Breaker, BREAKER_OF_ROUTE),
+        Cause::RetriesExhausted if begins(StopReason::PushBack) => (
+            Field::Retry,
+            "{service} wants no other attempt, or not for long ({what}): a `Retry-After` is waited for up to 10 s, and within the request's time; see above what became of it there",
+        ),
+        Cause::RetriesExhausted if begins(StopReason::Deadline) => (
+            Field::Retry,
+            "no time was left for another attempt ({what}): mend {service}, or give the request more time than the back-off takes",
+        ),
+        cause => rule(cause),
+    }
+}
 
 pub(super) fn one(cause: Cause, is: &RequestRecord, decided: Option<&Decided>) -> Advice {
-    let is_memory = cause == Cause::Overload && is_of_memory(&is.cause_detail);
-    let (field, text) = if is_memory { OF_MEMORY } else { rule(cause) };
+    let detail = &*is.cause_detail;
+    let by_route = cause == Cause::CircuitBreaker && detail.starts_with("HTTPRoute ");
+    let (field, text) = rule_of(cause, detail, by_route);
     // Within the mesh callers are always believed.
     let field = match field {
         Field::CallerDeadline if is.side() != Side::Gateway => Field::None,
         field => decided.map_or(field, |decided| decided.deciding(field, is)),
     };
-    let by_route = cause == Cause::CircuitBreaker && is.cause_detail.starts_with("HTTPRoute ");
-    let text = if by_route { BREAKER_OF_ROUTE } else { text };
     let (value, source) = match decided {
-        Some(decided) if by_route => decided.of_route_breaker(),
+        Some(decided) if by_route && field == Field::Breaker => decided.of_route_breaker(),
         Some(decided) => decided.said(field, is),
         None => (None, None),
     };
     let service = if is.service.is_empty() { &is.host } else { &is.service };
+    let (whose, what) = detail.split_once(": ").unwrap_or((detail, detail));
+    let before_more = |text: &str| text.split("; ").next().unwrap_or_default().to_owned();
     let text = text
+        .replace("{whose}", &if by_route { before_more(whose) } else { service.clone() })
+        .replace("{what}", &before_more(what))
         .replace("{service}", service)
         .replace("{host}", &is.host)
         .replace("{endpoint}", if is.endpoint.is_empty() { "its endpoint" } else { &is.endpoint })
-        .replace("{detail}", if is.cause_detail.is_empty() { "no name" } else { &is.cause_detail });
+        .replace("{detail}", if detail.is_empty() { "no name" } else { detail });
     Advice { cause: is.cause.clone(), text, field: field.name().map(str::to_owned), value, source }
 }
 
@@ -378,6 +407,65 @@ mod tests {
             text("HTTPRoute shop/edge/pay")
                 .starts_with("the circuit breaker of HTTPRoute shop/edge/pay is open")
         );
-        assert!(text("shop/web").starts_with("the circuit breaker of shop/web:80 is open"));
+        let again = "HTTPRoute shop/edge/pay; status 503";
+        assert!(text(again).starts_with("the circuit breaker of HTTPRoute shop/edge/pay is open since"));
+        assert!(text("shop/web").starts_with("the circuit breaker of shop/web:80 is open since most calls"));
+    }
+
+    #[test]
+    fn a_breaker_that_is_forced_open_is_not_said_to_close_by_itself() {
+        let told = |detail: &str| {
+            let is = RequestRecord {
+                cause: "circuit_breaker".to_owned(),
+                cause_detail: detail.to_owned(),
+                service: "shop/web:80".to_owned(),
+                ..RequestRecord::default()
+            };
+            let advice = one(Cause::CircuitBreaker, &is, None);
+            assert!(!advice.text.contains("failed or were slow"), "{}", advice.text);
+            (advice.text, advice.field)
+        };
+        let operator = "forced open by an operator until 2026-11-27T10:05:00.000Z";
+        let ends = "it ends then by itself, or at once by `meshwork breaker release`";
+        for (detail, whose) in [
+            (format!("shop/web: {operator}"), "shop/web:80"),
+            (format!("shop/web: {operator}; status 503"), "shop/web:80"),
+            (format!("HTTPRoute shop/edge/pay: {operator}"), "HTTPRoute shop/edge/pay"),
+        ] {
+            let text = format!("the circuit breaker of {whose} is {operator}: {ends}");
+            assert_eq!(told(&detail), (text, None));
+        }
+        for (detail, whose) in [
+            ("shop/web: forced open by its policy", "shop/web:80"),
+            ("HTTPRoute shop/edge: forced open by its policy; status 503", "HTTPRoute shop/edge"),
+        ] {
+            let (text, field) = told(detail);
+            let begins =
+                format!("the circuit breaker of {whose} is forced open by its policy: nobody is called");
+            assert!(text.starts_with(&begins), "{text}");
+            assert_eq!(field.as_deref(), Some("circuitBreaker"));
+        }
+    }
+
+    #[test]
+    fn an_answer_that_was_not_repeated_is_told_from_attempts_that_are_used_up() {
+        let text = |detail: &str| {
+            let is = RequestRecord {
+                cause: "retries_exhausted".to_owned(),
+                cause_detail: detail.to_owned(),
+                service: "shop/web:80".to_owned(),
+                ..RequestRecord::default()
+            };
+            one(Cause::RetriesExhausted, &is, None).text
+        };
+        assert!(text("status 503").starts_with("every attempt that the policy allows has failed"));
+        let wants_none = text(&format!("{}: status 503", StopReason::PushBack.why()));
+        assert!(
+            wants_none.starts_with("shop/web:80 wants no other attempt, or not for long"),
+            "{wants_none}"
+        );
+        assert!(wants_none.contains("(status 503)"), "{wants_none}");
+        let late = text(&format!("{}: grpc-status 14 (UNAVAILABLE)", StopReason::Deadline.why()));
+        assert!(late.starts_with("no time was left for another attempt"), "{late}");
     }
 }

@@ -20,7 +20,7 @@ pub(super) enum Who {
     Service,
     /// Who called: from outside, or an application of the mesh.
     Caller,
-    /// Whoever wrote routes and policies.
+    /// Whoever wrote routes and policies, or forces a breaker.
     Configuration,
     /// A proxy, or the control plane behind it.
     Mesh,
@@ -194,6 +194,7 @@ fn told(hops: &[Observed], parents: &[Option<usize>], at: usize) -> Blame {
             }
             Fault::Service => (Who::Service, format!("calling {application}{name} failed: {cause}{detail}")),
             Fault::Limit => (Who::Service, format!("{name} is held back: {cause}{detail}")),
+            Fault::Forced => (Who::Configuration, format!("{name} is held back: {cause}{detail}")),
         },
     };
     let is_its = is.cause.is_empty() || who == Who::Service || who == Who::Configuration;

@@ -199,8 +199,11 @@ fn of_backend(field: Field, backend: &Backend) -> Word {
     word(said)
 }
 
-/// The rates that open it.
+/// The rates that open it, where they do.
 fn told(breaker: &Breaker) -> String {
+    if matches!(&*breaker.mode, "ForcedOpen" | "ForcedClosed") {
+        return breaker.mode.clone();
+    }
     let rate = |what: &str, percent: Option<u32>| percent.map(|percent| format!("{what} {percent} %"));
     let rates = [rate("failurePercent", breaker.failure_percent), rate("slowCalls", breaker.slow_percent)];
     let rates: Vec<String> = rates.into_iter().flatten().collect();

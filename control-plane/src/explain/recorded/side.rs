@@ -1,8 +1,8 @@
 //! On whose side a failure was, by its flag.
 
-use meshwork_decision::{Cause, ResponseFlag};
+use meshwork_decision::{Cause, ForcedBy, ResponseFlag};
 use meshwork_messages::v1::RequestRecord;
-use meshwork_telemetry::is_grpc_failure;
+use meshwork_telemetry::{grpc_name, is_grpc_failure};
 
 /// See the module's text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -19,6 +19,8 @@ pub(super) enum Fault {
     Service,
     /// A policy keeps the service from being called, for how it is.
     Limit,
+    /// So does somebody, however it is.
+    Forced,
 }
 
 /// Whose the failure by this cause is.
@@ -38,6 +40,7 @@ pub(super) fn side_of(cause: Cause, detail: &str) -> Fault {
         (Flag::Overload, _) if is_of_memory(detail) => Fault::Mesh,
         // An instance has failed, and is not called again.
         (_, Cause::MaxRetries) => Fault::Service,
+        (_, Cause::CircuitBreaker) if is_forced(detail) => Fault::Forced,
         (Flag::UpstreamOverflow | Flag::RateLimited | Flag::Overload | Flag::AdmissionControl, _) => {
             Fault::Limit
         }
@@ -55,6 +58,11 @@ pub(super) fn side_of(cause: Cause, detail: &str) -> Fault {
     }
 }
 
+/// Whether it was not the calls that have opened a circuit breaker.
+fn is_forced(detail: &str) -> bool {
+    [ForcedBy::POLICY, ForcedBy::OPERATOR].iter().any(|forced| detail.contains(forced))
+}
+
 /// Whether load was shed since the proxy came near the memory that it may have.
 pub(super) fn is_of_memory(detail: &str) -> bool {
     detail.contains(MEMORY)
@@ -66,15 +74,7 @@ pub(super) const MEMORY: &str = "--max-memory-bytes";
 /// The status of gRPC by which a service has failed, as the recorder looks at it; its name too, if it is one.
 pub(super) fn grpc_failure(record: &RequestRecord) -> Option<(u32, &'static str)> {
     let status = record.grpc_status?;
-    let name = match status {
-        2 => "UNKNOWN",
-        DEADLINE_EXCEEDED => "DEADLINE_EXCEEDED",
-        8 => "RESOURCE_EXHAUSTED",
-        13 => "INTERNAL",
-        14 => "UNAVAILABLE",
-        15 => "DATA_LOSS",
-        _ => "",
-    };
+    let name = grpc_name(status).unwrap_or_default();
     u8::try_from(status).is_ok_and(is_grpc_failure).then_some((status, name))
 }
 

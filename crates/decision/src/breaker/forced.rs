@@ -7,7 +7,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use meshwork_base::Tick;
 
-use super::BreakerState;
+use super::{BreakerState, CircuitBreaker};
+use crate::cluster::Cluster;
 
 /// What an operator can force.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -26,6 +27,32 @@ impl ForcedState {
             Self::Open => BreakerState::Open,
             Self::Closed => BreakerState::Closed,
         }
+    }
+}
+
+/// Who keeps a breaker open, whatever its calls were like.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ForcedBy {
+    /// Its policy, as long as that says so.
+    Policy,
+    /// An operator, until then.
+    Operator(Tick),
+}
+
+impl ForcedBy {
+    /// So a refusal's detail says it of a policy.
+    pub const POLICY: &str = "forced open by its policy";
+    /// And of an operator; its end follows.
+    pub const OPERATOR: &str = "forced open by an operator";
+}
+
+impl Cluster {
+    /// Who keeps its circuit breaker open now, or those of its endpoints, if it is not the rates that do.
+    #[must_use]
+    pub fn forced_open(&self, now: Tick) -> Option<ForcedBy> {
+        let of_service = self.shared.breaker.forced_open(self.circuit_breaker.as_ref(), now);
+        let of_endpoints = self.endpoint_breaker.as_ref().is_some_and(CircuitBreaker::is_forced_open);
+        of_service.or(of_endpoints.then_some(ForcedBy::Policy))
     }
 }
 

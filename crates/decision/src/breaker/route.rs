@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use meshwork_base::Tick;
 
-use super::forced::ForcedState;
+use super::forced::{ForcedBy, ForcedState};
 use super::shared::{Breaker, BreakerView, Ticket, Whose};
 use super::{BreakerState, CircuitBreaker};
 use crate::cause::Cause;
@@ -98,6 +98,12 @@ impl RouteBreaker {
     #[must_use]
     pub fn is_closed(&self, now: Tick) -> bool {
         self.view(now).in_effect() == BreakerState::Closed
+    }
+
+    /// Who keeps it open now, if it is not the rates that do.
+    #[must_use]
+    pub fn forced_open(&self, now: Tick) -> Option<ForcedBy> {
+        self.shared.forced_open(Some(&self.policy), now)
     }
 
     /// An operator forces states, each until its time, whatever policy and rates say: what goes first is first; none: no

@@ -10,7 +10,7 @@ use std::time::Duration;
 use meshwork_base::{Rng, Tick};
 use parking_lot::Mutex;
 
-use super::forced::{Forced, ForcedState};
+use super::forced::{Forced, ForcedBy, ForcedState};
 use super::route::RouteBreaker;
 use super::{
     Admission, BreakerCause, BreakerChange, BreakerMode, BreakerState, Call, CircuitBreaker, Machine, Tally,
@@ -303,6 +303,15 @@ impl Breaker {
             return Err(Cause::CircuitBreaker);
         }
         Ok(())
+    }
+
+    /// Who keeps it open now, if it is not the rates that do.
+    pub(crate) fn forced_open(&self, policy: Option<&CircuitBreaker>, now: Tick) -> Option<ForcedBy> {
+        match self.forced.get(now) {
+            Some((ForcedState::Open, until)) => Some(ForcedBy::Operator(until)),
+            Some((ForcedState::Closed, _)) => None,
+            None => policy.is_some_and(CircuitBreaker::is_forced_open).then_some(ForcedBy::Policy),
+        }
     }
 
     /// A call was refused.

@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
-use meshwork_decision::{Answer, AttemptOutcome, Cause, PushBack};
+use meshwork_decision::{Answer, AttemptOutcome, Cause, PushBack, http_status};
 use meshwork_http1::{KnownName, ResponseHead};
+use meshwork_telemetry::grpc_name;
 
 use super::kin::OVERLOADED;
 use super::overload::LOCAL_OVERLOADED;
@@ -33,25 +34,7 @@ pub(crate) fn of_response(
     Answer { status, push_back, ..Answer::new(outcome, took) }
 }
 
-/// The status of HTTP that stands for one of gRPC (`google.rpc.Code`).
-pub(crate) const fn http_status(code: u16) -> u16 {
-    match code {
-        0 => 200,
-        1 => 499,
-        3 | 9 | 11 => 400,
-        4 => 504,
-        5 => 404,
-        6 | 10 => 409,
-        7 => 403,
-        8 => 429,
-        12 => 501,
-        14 => 503,
-        16 => 401,
-        _ => 500,
-    }
-}
-
-/// The same, as far as failures are told apart by it.
+/// The status of HTTP that stands for one of gRPC, as far as failures are told apart by it.
 const fn status_of_grpc(code: u16) -> u16 {
     match AttemptOutcome::of_grpc(code) {
         AttemptOutcome::Success => 200,
@@ -76,6 +59,17 @@ pub(crate) fn outcome(response: &ResponseHead, is_grpc: bool) -> AttemptOutcome 
 
 fn grpc_status(response: &ResponseHead, is_grpc: bool) -> Option<u16> {
     if is_grpc { response.fields.known(KnownName::GrpcStatus).and_then(number) } else { None }
+}
+
+/// For people, as far as it is what calls for a retry: the code of a call of gRPC, whose status says nothing.
+pub(crate) fn told(response: &ResponseHead, is_grpc: bool) -> String {
+    match grpc_status(response, is_grpc).filter(|_| response.status == 200) {
+        None => format!("status {}", response.status),
+        Some(code) => match grpc_name(code.into()) {
+            None => format!("grpc-status {code}"),
+            Some(name) => format!("grpc-status {code} ({name})"),
+        },
+    }
 }
 
 /// Whether only the trailers will say what became of a call: with a message gRPC's status comes behind it.

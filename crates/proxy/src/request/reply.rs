@@ -6,7 +6,6 @@ use meshwork_base::Clock;
 use meshwork_decision::{Abort, Cause, FaultInjection, ResponseFlag};
 use meshwork_http1::{BodyLength, FieldError, Fields, KnownName, RequestHead, ResponseHead};
 
-use super::answer::http_status;
 use super::journey::Journey;
 use super::{overload, shape};
 use crate::connections::Order;
@@ -110,11 +109,11 @@ pub(crate) async fn abort(
 ) {
     let cause = Cause::FaultAbort;
     journey.failed(&Failure::local(cause).because(fault.origin.to_string()));
-    let (status, code) = match abort {
-        Abort::Status(status) => (status, grpc_code(cause, status)),
-        Abort::Grpc(code) => (http_status(code.into()), code),
+    let code = match abort {
+        Abort::Status(status) => grpc_code(cause, status),
+        Abort::Grpc(code) => code,
     };
-    begin(conn, response, status);
+    begin(conn, response, abort.status());
     let grpc = journey.is_grpc();
     let written = if grpc { grpc_head(response, journey, cause, code) } else { text_head(response) };
     let text = format!("{cause}\n");

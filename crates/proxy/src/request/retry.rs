@@ -384,7 +384,7 @@ impl<'a> Repeats<'a> {
                 if let Some(cause) = stop.cause() {
                     // It was answered: that there is no time for another attempt is no time-out.
                     let cause = if stop == StopReason::Deadline { Cause::RetriesExhausted } else { cause };
-                    let detail = detail(stop, format!("status {}", response.status));
+                    let detail = detail(stop, answer::told(response, journey.is_grpc()));
                     journey.failed(&Failure::local(cause).because(detail));
                 }
                 None
@@ -490,7 +490,9 @@ fn cause_of(stop: StopReason, deadlines: &Deadlines) -> Option<Cause> {
 /// What is said besides the cause, which several reasons have in common.
 fn detail(stop: StopReason, of_attempt: String) -> String {
     match stop {
-        StopReason::InVain | StopReason::Deadline => format!("{}: {of_attempt}", stop.why()),
+        StopReason::InVain | StopReason::Deadline | StopReason::PushBack => {
+            format!("{}: {of_attempt}", stop.why())
+        }
         _ => of_attempt,
     }
 }
@@ -498,8 +500,7 @@ fn detail(stop: StopReason, of_attempt: String) -> String {
 /// The failure as it is reported when a bound of the retries stood in the way of another attempt.
 fn stopped(failure: Failure, stop: StopReason, deadlines: &Deadlines) -> Failure {
     let Some(cause) = cause_of(stop, deadlines) else { return failure };
-    let of_attempt = failure.detail.as_deref().unwrap_or_default();
-    let detail = detail(stop, format!("{}: {of_attempt}", failure.cause));
+    let detail = detail(stop, failure.told());
     // That the request's own time would be over before is a time-out itself.
     let last = (stop != StopReason::Deadline).then_some(failure.cause);
     Failure { cause, last, ..failure }.because(detail)
@@ -532,6 +533,9 @@ mod tests {
         assert_eq!(stopped.cause, Cause::RetriesExhausted);
         assert_eq!(stopped.detail.as_deref(), Some("connect_failure: 10.0.0.1:80: refused"));
         assert_eq!(stopped.status(), Some(503));
+        let bare = Failure::local(Cause::PerTryTimeout);
+        let stopped = super::stopped(bare, StopReason::Attempts, &Deadlines::default());
+        assert_eq!(stopped.detail.as_deref(), Some("per_try_timeout"), "nothing more is known of it");
     }
 
     #[test]

@@ -18,6 +18,7 @@ use super::end::End;
 use super::journey::Journey;
 use super::route::Way;
 use crate::error::{self, Failure, Fault};
+use crate::forces;
 use crate::gauges::OpenUpstream;
 use crate::io::Io;
 use crate::proxy_protocol::{Client, Written};
@@ -75,7 +76,8 @@ async fn reach(cx: &Carried<'_>, way: &Way<'_>, journey: &mut Journey) -> Result
         let began = worker.now();
         journey.enter(Phase::Endpoint);
         let wanted = Wanted { tried: &tried, hash, session: None };
-        let (ticket, picked) = pick(cx, way, &wanted, began).map_err(over)?;
+        let (ticket, picked) = pick(cx, way, &wanted, began)
+            .map_err(|cause| forces::refusal(cluster, cause, began, &*worker.shared.clock))?;
         let Some(Picked { endpoint, trial }) = picked else {
             let Some((phase, failure)) = last else { return Err(over(Cause::NoHealthyUpstream)) };
             journey.enter(phase);

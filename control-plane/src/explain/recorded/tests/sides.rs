@@ -27,6 +27,19 @@ fn what_a_policy_does_is_not_called_the_service_s_failure() {
 }
 
 #[test]
+fn a_breaker_that_somebody_forces_is_not_the_service_s_failure() {
+    for detail in [
+        "shop/reviews: forced open by an operator until 2026-11-27T10:05:00.000Z",
+        "shop/reviews: forced open by its policy",
+    ] {
+        let (who, service, why) = failed("circuit_breaker", detail);
+        assert_eq!((who, service.as_deref()), (Who::Configuration, Some("shop/reviews:80")));
+        assert_eq!(why, format!("shop/reviews:80 is held back: circuit_breaker ({detail})"));
+    }
+    assert_eq!(failed("circuit_breaker", "shop/reviews").0, Who::Service);
+}
+
+#[test]
 fn a_caller_that_gives_too_little_time_is_no_service_that_fails() {
     let (who, service, why) = failed("deadline_unreachable", "1ms are left");
     assert_eq!((who, service), (Who::Caller, None));

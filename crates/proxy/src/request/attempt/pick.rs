@@ -7,6 +7,7 @@ use meshwork_decision::{Picked, RouteBreaker, Ticket, Wanted};
 
 use super::Attempts;
 use crate::error::Failure;
+use crate::forces;
 use crate::request::journey::{Journey, decide};
 use crate::request::route::Target;
 
@@ -32,7 +33,7 @@ impl Attempts<'_> {
             self.by_route = self.admitted_by(breaker, now, journey)?;
         }
         self.ticket = decide!(journey, |reasons| cluster.try_call(now, reasons))
-            .map_err(|cause| Failure::local(cause).because(Arc::clone(&cluster.key.service)))?;
+            .map_err(|cause| forces::refusal(cluster, cause, now, &*worker.shared.clock))?;
         if let Some(ticket) = &self.ticket {
             worker.breaker_begins(ticket);
         }
@@ -41,7 +42,7 @@ impl Attempts<'_> {
         let wanted = self.affinity.map_or(Wanted { tried, ..Wanted::default() }, |found| found.wanted(tried));
         let called = decide!(journey, |reasons| cluster.call(now, rng, &wanted, reasons));
         let (mut picked, mut ticket) =
-            called.map_err(|cause| Failure::local(cause).because(Arc::clone(&cluster.key.service)))?;
+            called.map_err(|cause| forces::refusal(cluster, cause, now, &*worker.shared.clock))?;
         let unreached = self.repeats.unreached();
         if unreached.contains(&picked.endpoint.id)
             && let Some(endpoint) = cluster.pick_beside(rng, unreached)
@@ -67,7 +68,9 @@ impl Attempts<'_> {
         journey: &mut Journey<'_>,
     ) -> Result<Option<Box<Ticket>>, Failure> {
         let admitted = decide!(journey, |reasons| breaker.try_call(now, reasons));
-        let ticket = admitted.map_err(|cause| Failure::local(cause).because(breaker.to_string()))?;
+        let clock = &*self.conn.worker.shared.clock;
+        let ticket =
+            admitted.map_err(|cause| Failure::local(cause).because(forces::of_route(breaker, now, clock)))?;
         if let Some(ticket) = &ticket {
             self.conn.worker.breaker_begins(ticket);
         }

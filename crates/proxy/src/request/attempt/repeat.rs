@@ -9,6 +9,8 @@ use meshwork_http1::ResponseHead;
 
 use super::Attempts;
 use crate::error::{Failure, Fault, Retry};
+use crate::forces;
+use crate::request::answer;
 use crate::request::journey::{Journey, decide};
 use crate::request::retry::{Again, Of};
 use crate::request::route::Target;
@@ -24,7 +26,7 @@ impl Attempts<'_> {
         journey: &mut Journey<'_>,
     ) -> Option<Again> {
         let called = self.repeats.after_response((response, more), of, journey)?;
-        if !self.may_repeat(response.status, journey) {
+        if !self.may_repeat(response, journey) {
             self.repeats.renounce(of);
             return None;
         }
@@ -34,22 +36,33 @@ impl Attempts<'_> {
     }
 
     /// Whether an answer is given up for another attempt. Where it is not, the record says why.
-    fn may_repeat(&mut self, status: u16, journey: &mut Journey<'_>) -> bool {
+    fn may_repeat(&mut self, response: &ResponseHead, journey: &mut Journey<'_>) -> bool {
         let Target::Service { cluster, policy, .. } = self.target else { return true };
         let now = self.conn.worker.now();
+        let own = self.endpoint.as_ref().map(|endpoint| endpoint.id);
+        let (breaker, clock) = (policy.breaker(), &*self.conn.worker.shared.clock);
+        // Whose breaker it was is said where nobody would guess it: that of a route, or one that somebody forces.
         let may = self
             .held_back(cluster, now, journey)
-            .and_then(|()| {
-                let breaker = policy.breaker();
-                breaker.map_or(Ok(()), |breaker| decide!(journey, |reasons| breaker.may_repeat(now, reasons)))
+            .map_err(|cause| (cause, None))
+            .and_then(|()| match breaker {
+                None => Ok(()),
+                Some(breaker) => decide!(journey, |reasons| breaker.may_repeat(now, reasons))
+                    .map_err(|cause| (cause, Some(forces::of_route(breaker, now, clock)))),
             })
             .and_then(|()| {
-                let own = self.endpoint.as_ref().map(|endpoint| endpoint.id);
-                decide!(journey, |reasons| cluster.may_call_again(own, now, reasons))
+                decide!(journey, |reasons| cluster.may_call_again(own, now, reasons)).map_err(|cause| {
+                    let is_breaker = cause == Cause::CircuitBreaker;
+                    (cause, if is_breaker { forces::of_service(cluster, now, clock) } else { None })
+                })
             });
-        match may {
+        match &may {
             Ok(()) => self.is_let_through = true,
-            Err(cause) => journey.failed(&Failure::local(cause).because(format!("status {status}"))),
+            Err((cause, whose)) => {
+                let whose = whose.as_ref().map(|whose| format!("{whose}; ")).unwrap_or_default();
+                let detail = whose + &answer::told(response, journey.is_grpc());
+                journey.failed(&Failure::local(*cause).because(detail));
+            }
         }
         may.is_ok()
     }
