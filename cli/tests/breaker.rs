@@ -201,6 +201,43 @@ fn an_operator_forces_a_state_that_survives_edits_and_can_be_taken_back() {
     }
 }
 
+#[test]
+fn who_forces_a_breaker_open_is_told_of_a_request_that_is_over() {
+    let upstream = Upstream::start("web");
+    let gateway =
+        Gateway::start(&[("shop.yaml", &resources(&upstream)), ("policy.yaml", &policy("retry: {}"))]);
+    let refused = |id: &str| {
+        let fields = format!("Host: a\r\nContent-Type: application/grpc\r\nx-request-id: {id}");
+        let request = format!("GET / HTTP/1.1\r\n{fields}\r\nConnection: close\r\n\r\n");
+        let answer = exchange(gateway.at(HTTP), request.as_bytes()).expect("the gateway answers");
+        assert!(answer.contains("grpc-status: 14\r\n"), "{answer}");
+        printed(&gateway.ask(&["explain", id]))
+    };
+    printed(&gateway.ask(&["breaker", "open", "web", "--for", "10m"]));
+    let told = refused("by-operator");
+    for words in [
+        "default/web:80 is held back: circuit_breaker (default/web: forced open by an operator until 20",
+        "suggestion the circuit breaker of default/web:80 is forced open by an operator until 20",
+        "or at once by `meshwork breaker release`",
+        "answer     200, gRPC status 14 (cause circuit_breaker",
+    ] {
+        assert!(told.contains(words), "{words} in {told}");
+    }
+    assert!(!told.contains("nothing is said") && !told.contains("were slow"), "{told}");
+    printed(&gateway.ask(&["breaker", "release", "web"]));
+    gateway.edit(|| gateway.write("policy.yaml", &policy("circuitBreaker: {mode: ForcedOpen}")));
+    let told = refused("by-policy");
+    for words in [
+        "circuit_breaker (default/web: forced open by its policy)",
+        "circuitBreaker is ForcedOpen, as TrafficPolicy default/web (policy.yaml:1) says",
+    ] {
+        assert!(told.contains(words), "{words} in {told}");
+    }
+    let foretold = printed(&gateway.ask(&["explain", "--host", "a"]));
+    let line = "answer     503 (cause circuit_breaker, flag UO, TrafficPolicy default/web (policy.yaml:1))";
+    assert!(foretold.contains(line), "{foretold}");
+}
+
 /// A gateway whose rule `pay` has a breaker, open after four failures and for an hour.
 fn breaking_pay(upstream: &Upstream) -> Gateway {
     let rules = "  - name: pay

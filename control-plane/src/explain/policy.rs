@@ -4,12 +4,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use meshwork_decision::{
-    Abort, AuthorizationPolicy, CircuitBreaker, Cluster, FaultInjection, HedgeDelay, Matched, Origin,
-    Overload, RateLimit, RetryPolicy, Share, Sources, is_idempotent,
+    Abort, AuthorizationPolicy, BreakerMode, Cause, CircuitBreaker, Cluster, FaultInjection, ForcedBy,
+    HedgeDelay, Matched, Origin, Overload, OwnedRequest, RateLimit, RetryPolicy, Share, Sources,
+    is_idempotent,
 };
 use meshwork_resources::RetryOn;
 
-use super::answer::{Admission, Breaker, EndpointLimits, Limits, Retry, Said, Source, Story, Timeouts};
+use super::answer::{
+    Admission, Breaker, EndpointLimits, Limits, Retry, Said, Source, Story, Timeouts, Verdict,
+};
 
 /// The times of a request to this cluster.
 pub(super) fn timeouts(
@@ -200,19 +203,53 @@ pub(super) fn rate_limit(limit: &RateLimit) -> Said {
     Said { value, source: Source::of(&limit.origin) }
 }
 
-/// What is injected into calls of the cluster. Gives what they are answered with, if that is injected.
-pub(super) fn faults(matched: &Matched<'_>, cluster: &Cluster, story: &mut Story) -> Option<Said> {
+/// What is injected into such calls of the cluster. Gives what they are answered with, if that is injected.
+pub(super) fn faults(
+    matched: &Matched<'_>,
+    cluster: &Cluster,
+    request: &OwnedRequest,
+    story: &mut Story,
+) -> Option<Said> {
     let fault = matched.policy().fault(cluster)?;
     let abort = abort(fault);
+    let by = by(Some(&fault.origin));
+    if !fault.is_about(request) {
+        let fields: Vec<String> =
+            fault.headers.iter().map(|(name, value)| format!("{name}: {value}")).collect();
+        let why = format!("it is about requests with {}{by}", fields.join(", "));
+        story.tell("fault", cluster.key.to_string(), "skipped", why);
+        return abort;
+    }
     let delay = fault.delay.map(|(share, time)| format!("{} are delayed by {time:?}", percent(share)));
     let abort_told = abort.as_ref().map(|abort| format!("{} are injected", abort.value));
     let slow = fault
         .bandwidth
         .map(|(share, bytes)| format!("{} are answered with {bytes} bytes per second", percent(share)));
     let told: Vec<String> = [delay, abort_told, slow].into_iter().flatten().collect();
-    let why = format!("{}{}", told.join(", "), by(Some(&fault.origin)));
-    story.tell("fault", cluster.key.to_string(), "noted", why);
+    let outcome = if fault.certain_abort().is_some() { "refused" } else { "noted" };
+    story.tell("fault", cluster.key.to_string(), outcome, format!("{}{by}", told.join(", ")));
     abort
+}
+
+/// What becomes of every such request before an endpoint of the cluster is picked; in the order of the request's way.
+pub(super) fn stopped(
+    matched: &Matched<'_>,
+    cluster: &Cluster,
+    sources: &Sources,
+    request: &OwnedRequest,
+) -> Option<Verdict> {
+    if let Some(fault) = matched.policy().fault(cluster).filter(|fault| fault.is_about(request))
+        && let Some(abort) = fault.certain_abort()
+    {
+        let (status, policy) = (Some(abort.status()), Some(fault.origin.to_string()));
+        return Some(Verdict { status, policy, ..Verdict::failed(Cause::FaultAbort) });
+    }
+    let of_route = matched.policy().breaker().map(|breaker| (&breaker.policy, Some(&breaker.origin)));
+    let of_cluster = breaker_of(cluster).map(|policy| (policy, sources.circuit_breaker.as_ref()));
+    let mut breakers = of_route.into_iter().chain(of_cluster);
+    let (_, origin) = breakers.find(|(policy, _)| policy.is_forced_open())?;
+    let policy = origin.map(|origin| origin.to_string());
+    Some(Verdict { policy, ..Verdict::failed(Cause::CircuitBreaker) })
 }
 
 fn abort(fault: &FaultInjection) -> Option<Said> {
@@ -235,9 +272,38 @@ pub(super) fn action(policy: &AuthorizationPolicy) -> (String, Said) {
 }
 
 /// When the cluster, or each of its endpoints, is not called for a while; none where it always is.
-pub(super) fn breaker(cluster: &Cluster, sources: &Sources) -> Option<Breaker> {
-    let policy = cluster.circuit_breaker.as_ref().or(cluster.endpoint_breaker.as_ref())?;
+pub(super) fn breaker(cluster: &Cluster, sources: &Sources, story: &mut Story) -> Option<Breaker> {
+    let policy = breaker_of(cluster)?;
+    let whose = if cluster.circuit_breaker.is_none() { "each endpoint's " } else { "" };
+    let (outcome, why) = opens(policy);
+    let by = by(sources.circuit_breaker.as_deref());
+    story.tell("breaker", cluster.key.to_string(), outcome, format!("{whose}{why}{by}"));
     Some(told(policy, sources.circuit_breaker.as_deref()))
+}
+
+fn breaker_of(cluster: &Cluster) -> Option<&CircuitBreaker> {
+    cluster.circuit_breaker.as_ref().or(cluster.endpoint_breaker.as_ref())
+}
+
+/// When it refuses.
+fn opens(policy: &CircuitBreaker) -> (&'static str, String) {
+    let rates = || {
+        let (least, time) = (policy.minimum_calls, policy.open_time);
+        let failed =
+            policy.failure_percent.map(|percent| format!("{percent} % of at least {least} calls fail"));
+        let slow = policy.slow_calls.map(|(after, percent)| match &failed {
+            Some(_) => format!("{percent} % take longer than {after:?}"),
+            None => format!("{percent} % of at least {least} calls take longer than {after:?}"),
+        });
+        let rates: Vec<String> = [failed, slow].into_iter().flatten().collect();
+        format!("for {time:?} when {}", rates.join(", or "))
+    };
+    match policy.mode {
+        BreakerMode::Enforce => ("noted", format!("opens {}", rates())),
+        BreakerMode::Observe => ("noted", format!("would open {}: it only observes", rates())),
+        BreakerMode::ForcedOpen => ("refused", format!("{}: nobody is called", ForcedBy::POLICY)),
+        BreakerMode::ForcedClosed => ("noted", "forced closed by its policy: it refuses nobody".to_owned()),
+    }
 }
 
 /// How many calls of the cluster are held back; none where nobody holds back.
@@ -258,8 +324,9 @@ pub(super) fn admission(cluster: &Cluster, sources: &Sources, story: &mut Story)
 /// When nobody is called by the rule for a while; none where it may always be.
 pub(super) fn route_breaker(matched: &Matched<'_>, story: &mut Story) -> Option<Breaker> {
     let breaker = matched.policy().breaker()?;
-    let why = format!("all calls by it count together{}", by(Some(&breaker.origin)));
-    story.tell("breaker", breaker.to_string(), "noted", why);
+    let (outcome, why) = opens(&breaker.policy);
+    let why = format!("{why}; all calls by it count together{}", by(Some(&breaker.origin)));
+    story.tell("breaker", breaker.to_string(), outcome, why);
     Some(told(&breaker.policy, Some(&breaker.origin)))
 }
 

@@ -402,15 +402,19 @@ impl<'a> Run<'a> {
         view.retry = policy::retry(matched, cluster, &sources, &request.method, &mut self.story);
         policy::hedge(matched, cluster, &sources, &mut self.story);
         view.limits = policy::limits(cluster, &sources);
-        view.circuit_breaker = policy::breaker(cluster, &sources);
+        view.circuit_breaker = policy::breaker(cluster, &sources, &mut self.story);
         view.overload = policy::overload(cluster, &mut self.story);
         view.admission_control = policy::admission(cluster, &sources, &mut self.story);
-        view.fault_abort = policy::faults(matched, cluster, &mut self.story);
+        view.fault_abort = policy::faults(matched, cluster, request, &mut self.story);
         view.protocol = Some(format!("{:?}", cluster.protocol));
         view.algorithm = Some(format!("{:?}", cluster.algorithm));
+        view.endpoints = cluster.endpoints().all().iter().map(|endpoint| of_endpoint(endpoint)).collect();
+        if let Some(verdict) = policy::stopped(matched, cluster, &sources, request) {
+            view.verdict = verdict;
+            return;
+        }
         let wanted = Wanted { hash: self.hash(cluster, request), ..Wanted::default() };
         let picked = cluster.pick_explained(Tick::ZERO, &mut SeededRng::new(0), &wanted, &mut self.story);
-        view.endpoints = cluster.endpoints().all().iter().map(|endpoint| of_endpoint(endpoint)).collect();
         let Some(endpoint) = picked else {
             view.verdict = Verdict::failed(Cause::NoHealthyUpstream);
             return;

@@ -1,5 +1,7 @@
 //! What is explained is what the engine decides: the same folder, the same revision, the live functions beside.
 
+mod stops;
+
 use axum::body::Body;
 use axum::http::Request;
 use meshwork_decision::{NoReasons, OwnedRequest, Routed, SnapshotBuilder};
