@@ -113,7 +113,7 @@ async fn a_breaker_that_is_forced_open_says_by_whom_and_until_when() {
     let clock = ManualClock::new();
     clock.advance(Duration::from_secs(1_800_000_000));
     let (up, _) = recovering(OK, 0).await;
-    let mut harness = Harness::join(Settings::default(), Mesh::default(), Arc::new(clock.clone()), "gateway");
+    let mut harness = Harness::at(&clock);
     harness.service("web", AppProtocol::Http1, &[up.address]).await;
     let address = harness.route(vec![rule(&[("web", 1)], vec![])]).await;
     let by_policy = "\"cause_detail\":\"default/web: forced open by its policy\"";

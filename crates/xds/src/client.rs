@@ -84,7 +84,8 @@ impl Client {
     #[must_use]
     pub fn new(settings: Settings, preload: Option<Preload>, now: Tick) -> Self {
         let preload = preload.filter(|preload| !preload.resources.is_empty());
-        let mut watches = Watches::new(settings.absent_for, settings.idle_after);
+        let (absent_for, idle_after) = (settings.absent_for, settings.idle_after);
+        let mut watches = Watches::new(absent_for, idle_after, settings.subscriptions.clone());
         for key in preload.iter().flat_map(|preload| preload.resources.keys()) {
             if settings.on_demand.contains(&key.type_url) {
                 watches.ask(key, now);

@@ -232,6 +232,28 @@ fn a_waiter_gives_up_at_its_deadline_and_an_unused_name_is_dropped() {
     assert_eq!(client.deadline(), None);
 }
 
+#[test]
+fn what_is_subscribed_to_for_good_is_not_dropped_because_it_was_once_asked_for() {
+    let own = ResourceKey::new(type_url::<v1::Workload>(), "shop/web-1");
+    let settings = Settings { subscriptions: vec![own.clone()], ..settings() }.all_of([route_type()]);
+    let mut client = Client::new(settings, None, AT(0));
+    client.connected();
+    let mut pen = Pen::default();
+    for key in [&own, &route("a")] {
+        client.watch(key, AT(0), AT(100));
+        pen.send(&mut client, &key.type_url, &[(&key.name, "1")], AT(1));
+    }
+    client.receive(pen.commit(1), AT(1)).unwrap();
+    let update = batch(&mut client).unwrap();
+    client.settle(update.id, Vec::new(), AT(1));
+    assert_eq!(answers(&mut client), [Answer::Present, Answer::Present]);
+    requests(&mut client);
+    client.tick(AT(3_600_000));
+    assert!(requests(&mut client).iter().all(|request| request.unsubscribe.is_empty()));
+    assert_eq!(client.deadline(), None, "nor is it looked at again");
+    assert!(matches!(client.watch(&own, AT(3_600_000), AT(3_600_100)), Watching::Now(Answer::Present)));
+}
+
 fn preload() -> Preload {
     let resource = |name: &str| Resource { name: name.into(), version: "1".into(), ..Resource::default() };
     let resources = ["a", "b"].map(|name| (route(name), Arc::new(resource(name))));

@@ -39,6 +39,8 @@ struct Watch {
     answer: Option<(Answer, Option<Tick>)>,
     waiters: Vec<(WaiterId, Tick)>,
     used: Tick,
+    /// It is wanted whether it is asked for or not.
+    lasts: bool,
 }
 
 #[derive(Debug)]
@@ -46,12 +48,14 @@ pub(super) struct Watches {
     watches: BTreeMap<ResourceKey, Watch>,
     absent_for: Duration,
     idle_after: Duration,
+    /// What is wanted anyway, patterns included.
+    lasting: Vec<ResourceKey>,
     next: WaiterId,
 }
 
 impl Watches {
-    pub(super) const fn new(absent_for: Duration, idle_after: Duration) -> Self {
-        Self { watches: BTreeMap::new(), absent_for, idle_after, next: 1 }
+    pub(super) const fn new(absent_for: Duration, idle_after: Duration, lasting: Vec<ResourceKey>) -> Self {
+        Self { watches: BTreeMap::new(), absent_for, idle_after, lasting, next: 1 }
     }
 
     pub(super) fn keys(&self) -> impl Iterator<Item = &ResourceKey> {
@@ -64,7 +68,8 @@ impl Watches {
 
     /// Takes a name as asked for, without a waiter.
     pub(super) fn ask(&mut self, key: &ResourceKey, now: Tick) {
-        let new = || Watch { answer: None, waiters: Vec::new(), used: now };
+        let lasts = self.lasting.iter().any(|wanted| wanted.covers(key));
+        let new = || Watch { answer: None, waiters: Vec::new(), used: now, lasts };
         self.watches.entry(key.clone()).or_insert_with(new);
     }
 
@@ -124,18 +129,19 @@ impl Watches {
         late
     }
 
-    /// Forgets names that nobody used for long, and gives them.
+    /// Forgets names that nobody used for long, and gives them: they are to be unsubscribed.
     pub(super) fn drop_idle(&mut self, now: Tick) -> Vec<ResourceKey> {
         let idle_after = self.idle_after;
-        let idle = |watch: &Watch| watch.waiters.is_empty() && now.since(watch.used) >= idle_after;
+        let idle =
+            |watch: &Watch| !watch.lasts && watch.waiters.is_empty() && now.since(watch.used) >= idle_after;
         self.watches.extract_if(.., |_, watch| idle(watch)).map(|(key, _)| key).collect()
     }
 
     pub(super) fn deadline(&self) -> Option<Tick> {
         let next = |watch: &Watch| {
             let waiter = watch.waiters.iter().map(|(_, deadline)| *deadline).min();
-            waiter.unwrap_or_else(|| watch.used.after(self.idle_after))
+            waiter.or_else(|| (!watch.lasts).then(|| watch.used.after(self.idle_after)))
         };
-        self.watches.values().map(next).min()
+        self.watches.values().filter_map(next).min()
     }
 }
