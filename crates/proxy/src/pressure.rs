@@ -90,10 +90,9 @@ pub(crate) struct Memory {
 }
 
 impl Memory {
-    pub(crate) fn new(limit: Option<u64>, level: &MemoryLevel) -> Self {
-        let memory = Self { limit, pressure: Cell::default() };
-        memory.look(level);
-        memory
+    /// It has not looked yet: what a first look finds is told like any other.
+    pub(crate) fn new(limit: Option<u64>) -> Self {
+        Self { limit, pressure: Cell::default() }
     }
 
     /// Looks again; true for the one worker that finds another pressure than the process had.
@@ -192,11 +191,12 @@ mod tests {
     fn without_a_limit_nothing_is_done_and_beyond_it_idle_connections_go_first() {
         let usual = DownstreamTimeouts::default();
         let level = MemoryLevel::default();
-        let none = Memory::new(None, &level);
+        let none = Memory::new(None);
         assert!(!none.look(&level) && !none.is_full());
         assert_eq!((none.timeouts(&usual).idle, level.get()), (usual.idle, Pressure::Calm));
-        let beyond = Memory::new(Some(1), &level);
-        assert!(beyond.is_full() && !beyond.look(&level), "nothing has changed since it was made");
+        let (beyond, beside) = (Memory::new(Some(1)), Memory::new(Some(1)));
+        assert!(beyond.look(&level) && beyond.is_full(), "also a process that begins like that says so");
+        assert!(!beside.look(&level) && beside.is_full(), "another worker does not say it again");
         assert_eq!((beyond.timeouts(&usual).idle, level.get()), (SHORT, Pressure::Full));
         assert_eq!(beyond.timeouts(&usual).head, usual.head);
         let short = DownstreamTimeouts { idle: Duration::from_millis(5), ..usual };

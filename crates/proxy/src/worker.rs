@@ -178,7 +178,7 @@ impl Worker {
             view: RefCell::new(View::new(shared.snapshot.load_full())),
             recorder: Recorder::new(&shared.settings.recorder, shared.settings.workers, &metrics),
             turn: Turn::default(),
-            memory: Memory::new(shared.settings.max_memory, &shared.memory),
+            memory: Memory::new(shared.settings.max_memory),
             metrics,
             series: RefCell::default(),
             log: RefCell::new(shared.access_log.worker()),
@@ -268,6 +268,12 @@ impl Worker {
             let (cause, seconds) = (cause.as_str(), until.since(self.now()).as_secs_f64());
             tracing::info!(service, instance, %address, cause, count, seconds, "endpoint ejected");
             self.metrics.registry().counter(&inventory::ENDPOINT_EJECTIONS, &[service, cause]).increment();
+        }
+    }
+
+    fn look_at_memory(&self) {
+        if self.memory.look(&self.shared.memory) {
+            self.pressure_changed(self.memory.pressure());
         }
     }
 
@@ -390,6 +396,7 @@ impl Worker {
 /// Runs a worker until it is told to stop, or has drained.
 pub(crate) async fn run(shared: Arc<Shared>, bells: Bells, mut commands: mpsc::Receiver<Command>) {
     let worker = Worker::new(shared, bells);
+    worker.look_at_memory();
     let mut accepting: HashMap<Place, tokio::task::JoinHandle<()>> = HashMap::new();
     let mut sweep = tokio::time::interval(SWEEP);
     sweep.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -456,9 +463,7 @@ fn sweep_once(worker: &Rc<Worker>) {
     // An idle worker, too, lets go of a snapshot that was replaced.
     let view = worker.view();
     let wall = worker.shared.clock.wall();
-    if worker.memory.look(&worker.shared.memory) {
-        worker.pressure_changed(worker.memory.pressure());
-    }
+    worker.look_at_memory();
     let timeouts = worker.memory.timeouts(&worker.shared.settings.timeouts);
     for connections in worker.all_connections() {
         connections.sweep(now, wall, &timeouts);
