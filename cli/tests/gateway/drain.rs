@@ -1,6 +1,8 @@
 //! How a gateway ends.
 
+use std::fs::OpenOptions;
 use std::net::TcpStream;
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::process::{Child, Stdio};
 
 use crate::support::curl::Reply;
@@ -85,4 +87,22 @@ fn an_idle_gateway_ends_at_once_with_0_on_sigint_too() {
     let _idle = TcpStream::connect(gateway.at(HTTP)).unwrap();
     gateway.signal("INT");
     assert_eq!(gateway.ended().code(), Some(0), "{}", gateway.stderr());
+}
+
+#[test]
+fn a_gateway_ends_though_the_reader_of_its_access_log_has_stopped_reading() {
+    let directory = tempfile::tempdir().unwrap();
+    let pipe = directory.path().join("pipe");
+    let mode = rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR;
+    rustix::fs::mknodat(rustix::fs::CWD, &pipe, rustix::fs::FileType::Fifo, mode, 0).unwrap();
+    let flags = rustix::fs::OFlags::NONBLOCK.bits().cast_signed();
+    let _reader = OpenOptions::new().read(true).custom_flags(flags).open(&pipe).unwrap();
+    let (_upstream, mut gateway) = start(&["--access-log", pipe.to_str().unwrap()]);
+    // A pipe takes 64 KiB, which is about half of it.
+    for _ in 0..200 {
+        assert_eq!(get(gateway.at(HTTP), "/").expect("it answers").0, 200);
+    }
+    gateway.signal("TERM");
+    assert_eq!(gateway.ended().code(), Some(0), "{}", gateway.stderr());
+    assert!(gateway.stderr().contains("nobody takes the last lines"), "{}", gateway.stderr());
 }

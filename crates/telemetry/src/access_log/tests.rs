@@ -1,4 +1,5 @@
 use std::fs;
+use std::io::Read;
 use std::net::SocketAddr;
 
 use meshwork_base::{Clock, SystemClock};
@@ -215,6 +216,65 @@ fn an_output_that_cannot_be_written_loses_counted_lines_and_nothing_else() {
     sink.flush();
     let text = metrics.render(crate::Format::Prometheus);
     assert!(text.contains("meshwork_access_log_dropped_total 7\n"), "{text}");
+}
+
+fn pipe(path: &Path) {
+    let mode = rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR;
+    rustix::fs::mknodat(rustix::fs::CWD, path, rustix::fs::FileType::Fifo, mode, 0).unwrap();
+}
+
+#[test]
+fn an_output_that_nobody_reads_does_not_hold_the_end_and_what_it_has_not_taken_is_counted() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("access.log");
+    pipe(&path);
+    let flags = OFlags::NONBLOCK.bits().cast_signed();
+    let mut reader = OpenOptions::new().read(true).custom_flags(flags).open(&path).unwrap();
+    let metrics = MetricsRegistry::default();
+    let sink = AccessLogSink::open(&AccessLogTarget::File(path), &metrics).unwrap();
+    let inner = sink.inner.as_ref().unwrap();
+    let (mut held, mut waiting) = (sink.worker(), sink.worker());
+    // More than a pipe takes by itself.
+    let long = Record { cause_detail: Some("x".repeat(1 << 20).into()), ..full() };
+    assert!(line(&long).len() > 1 << 20);
+    held.write(&long);
+    while inner.in_hand.load(Ordering::Relaxed) != 1 {
+        std::thread::yield_now();
+    }
+    (0..7).for_each(|_| waiting.write(&full()));
+    inner.finish(Duration::from_millis(1));
+    let text = metrics.render(crate::Format::Prometheus);
+    assert!(text.contains("meshwork_access_log_dropped_total 8\n"), "{text}");
+    sink.flush();
+    drop((held, waiting, sink));
+    let mut some = [0; 1024];
+    assert!(reader.read(&mut some).unwrap() > 0, "what a pipe takes has come");
+    let again = metrics.render(crate::Format::Prometheus);
+    assert!(again.contains("meshwork_access_log_dropped_total 8\n"), "counted once: {again}");
+}
+
+#[test]
+fn a_pipe_that_nobody_reads_is_an_error_instead_of_a_start_that_hangs() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("access.log");
+    pipe(&path);
+    let target = AccessLogTarget::File(path.clone());
+    let error = AccessLogSink::open(&target, &MetricsRegistry::default()).unwrap_err().to_string();
+    assert!(error.contains(path.to_str().unwrap()) && error.contains("nobody reads"), "{error}");
+}
+
+#[test]
+fn lines_stay_in_the_old_file_when_its_path_leads_to_a_pipe_that_nobody_reads() {
+    let dir = tempfile::tempdir().unwrap();
+    let (path, old) = (dir.path().join("access.log"), dir.path().join("access.log.1"));
+    let sink =
+        AccessLogSink::open(&AccessLogTarget::File(path.clone()), &MetricsRegistry::default()).unwrap();
+    fs::rename(&path, &old).unwrap();
+    pipe(&path);
+    sink.reopen();
+    sink.worker().write(&full());
+    sink.flush();
+    assert_eq!(fs::read_to_string(&old).unwrap(), line(&full()));
 }
 
 #[test]
