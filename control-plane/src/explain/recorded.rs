@@ -10,6 +10,7 @@
 mod advice;
 mod blame;
 mod decided;
+mod ended;
 mod pieces;
 mod side;
 #[cfg(test)]

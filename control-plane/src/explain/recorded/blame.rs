@@ -1,11 +1,13 @@
 //! Whose fault it was: the deepest hop that failed, by the one cause that it wrote down; of what was only slow, the service
-//! that took longest beyond its usual; where nothing is known to be unusual, the hop in which the time was spent.
+//! that took longest beyond its usual; where nothing is known to be unusual, the hop in which the time was spent. What was cut
+//! off by the hop before it is told by the cause of whoever cut it: `ended.rs`.
 
-use meshwork_decision::{Cause, ResponseFlag};
+use meshwork_decision::Cause;
 use meshwork_messages::v1::{RequestRecord, request_record::Side};
 use meshwork_xds::server::Observed;
 use serde::Serialize;
 
+use super::ended::{was_cut, who_ended};
 use super::pieces::Pieces;
 use super::side::{DEADLINE_EXCEEDED, Fault, grpc_failure, side_of};
 use super::unusual::{Unusual, ms};
@@ -60,6 +62,26 @@ impl Blame {
         self.usual_ms = Some(millis(found.usual_ns));
         self
     }
+
+    /// The cause, and who wrote it down, are those of the hop that ended it: so say the client's answer and its log. Who was slow
+    /// is still who was slow.
+    fn ended(mut self, way: Way<'_>) -> Self {
+        if let Some(by) = who_ended(way, self.at) {
+            self.at = by;
+            self.by(&way.hops[by]);
+        }
+        self
+    }
+
+    fn by(&mut self, hop: &Observed) {
+        let is = record(hop);
+        self.proxy.clone_from(&hop.proxy.node.id);
+        (self.cause, self.flag, self.phase) = (said(&is.cause), said(&is.flag), said(&is.phase));
+    }
+}
+
+fn said(text: &str) -> Option<String> {
+    (!text.is_empty()).then(|| text.to_owned())
 }
 
 pub(super) fn failed(hop: &Observed) -> bool {
@@ -67,12 +89,16 @@ pub(super) fn failed(hop: &Observed) -> bool {
     !record.cause.is_empty() || record.status >= 500 || grpc_failure(record).is_some()
 }
 
-fn cause_of(record: &RequestRecord) -> Option<Cause> {
+pub(super) fn cause_of(record: &RequestRecord) -> Option<Cause> {
     Cause::ALL.iter().find(|cause| cause.as_str() == record.cause).copied()
 }
 
 /// Finds it; none of a request that went well and was not slow.
 pub(super) fn blame(hops: &[Observed], parents: &[Option<usize>]) -> Option<Blame> {
+    find(hops, parents).map(|found| found.ended(Way { hops, parents }))
+}
+
+fn find(hops: &[Observed], parents: &[Option<usize>]) -> Option<Blame> {
     let start = |at: usize| record(&hops[at]).start_unix_ns;
     // What becomes of a copy is nobody's fault: nobody waits for it.
     let is_copy = |at: &usize| record(&hops[*at]).mirrored;
@@ -97,7 +123,10 @@ pub(super) fn blame(hops: &[Observed], parents: &[Option<usize>]) -> Option<Blam
                 return Some(told(hops, parents, found.at).beyond_usual(&found, record(&hops[found.at])));
             }
         }
-        let next = match below().filter(|below| failed(&hops[*below])).max_by_key(|below| start(*below)) {
+        // Of calls that were given up since another had failed the other tells why; of those that time was over for, the last.
+        let tells = |below: usize| waited(&hops[at]) || !was_cut(&hops[below]);
+        let last = |below: &usize| (tells(*below), start(*below));
+        let next = match below().filter(|below| failed(&hops[*below])).max_by_key(last) {
             Some(below) => Some(below),
             None if failed(&hops[at]) && !waited(&hops[at]) => None,
             // It waited for somebody: for whom longest, all calls of a service together?
@@ -149,16 +178,13 @@ pub(super) fn waited(hop: &Observed) -> bool {
                 | Cause::DeadlineExceeded
                 | Cause::MaxStreamDuration
         );
-        over_time
-            || cause.flag() == ResponseFlag::DownstreamConnectionTermination
-            || cause.flag() == ResponseFlag::DownstreamRemoteReset
+        over_time || was_cut(hop)
     })
 }
 
 fn told(hops: &[Observed], parents: &[Option<usize>], at: usize) -> Blame {
     let hop = &hops[at];
     let is = record(hop);
-    let said = |text: &str| (!text.is_empty()).then(|| text.to_owned());
     let service = said(&is.service);
     let name = service.as_deref().unwrap_or(&is.host);
     let ms = is.duration_ns / 1_000_000;
@@ -172,12 +198,11 @@ fn told(hops: &[Observed], parents: &[Option<usize>], at: usize) -> Blame {
             }
             None => where_it_went(hop, &format!("{application}{name}")),
         },
+        Some(_) if is_late(hops, parents, at) => (
+            Who::Service,
+            format!("{application}{name} had not answered after {ms} ms, when its caller gave up"),
+        ),
         Some(cause) => match side_of(cause, &is.cause_detail) {
-            Fault::Left if parents[at].is_some() => {
-                let why =
-                    format!("{application}{name} had not answered after {ms} ms, when its caller gave up");
-                (Who::Service, why)
-            }
             Fault::Left => (Who::Caller, format!("the caller left after {ms} ms{detail}")),
             Fault::Caller => (Who::Caller, format!("the caller's request was refused: {cause}{detail}")),
             Fault::Configuration => {
@@ -199,9 +224,16 @@ fn told(hops: &[Observed], parents: &[Option<usize>], at: usize) -> Blame {
     };
     let is_its = is.cause.is_empty() || who == Who::Service || who == Who::Configuration;
     let service = service.filter(|_| is_its);
-    let (proxy, cause, flag, phase) =
-        (hop.proxy.node.id.clone(), said(&is.cause), said(&is.flag), said(&is.phase));
-    Blame { who, service, proxy, cause, flag, phase, why, took_ms: None, usual_ms: None, at }
+    let (proxy, took_ms, usual_ms) = (String::new(), None, None);
+    let mut blame =
+        Blame { who, service, proxy, cause: None, flag: None, phase: None, why, took_ms, usual_ms, at };
+    blame.by(hop);
+    blame
+}
+
+/// Whether its caller did not wait for it any longer.
+fn is_late(hops: &[Observed], parents: &[Option<usize>], at: usize) -> bool {
+    (was_cut(&hops[at]) && parents[at].is_some()) || who_ended(Way { hops, parents }, at).is_some()
 }
 
 /// Of what was only slow: what most of its time was spent on, if it was not the answer.

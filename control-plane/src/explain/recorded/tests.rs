@@ -1,3 +1,4 @@
+mod ended;
 mod fields;
 mod pieces;
 mod sides;

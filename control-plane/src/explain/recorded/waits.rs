@@ -9,7 +9,7 @@ use super::blame::failed;
 use crate::explain::live::record;
 
 /// That a call is over is written down a little after its application has heard of it, and gone on.
-const SLACK_NS: u64 = 1_000_000;
+pub(super) const SLACK_NS: u64 = 1_000_000;
 
 /// Bytes of an answer that its caller need not have read when the last one is sent.
 const HELD: u64 = 32 * 1024;
@@ -50,7 +50,7 @@ impl<'a> Way<'a> {
         record(&self.hops[at])
     }
 
-    fn end(&self, at: usize) -> u64 {
+    pub(super) fn end(&self, at: usize) -> u64 {
         self.is(at).start_unix_ns.saturating_add(self.is(at).duration_ns)
     }
 
