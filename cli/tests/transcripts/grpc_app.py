@@ -51,6 +51,12 @@ def endless(request, context):
     while context.is_active():
         yield b"x" * 10_000
 
+def stall(request, context):
+    over = threading.Event()
+    context.add_callback(over.set)
+    yield b"one"
+    over.wait(60)
+
 def join(requests, context):
     return b",".join(requests)
 
@@ -76,6 +82,7 @@ methods = {
     "Count": grpc.unary_stream_rpc_method_handler(count),
     "Half": grpc.unary_stream_rpc_method_handler(half),
     "Endless": grpc.unary_stream_rpc_method_handler(endless),
+    "Stall": grpc.unary_stream_rpc_method_handler(stall),
     "Join": grpc.stream_unary_rpc_method_handler(join),
     "Hasty": grpc.stream_unary_rpc_method_handler(hasty),
     "Chat": grpc.stream_stream_rpc_method_handler(chat),

@@ -46,6 +46,13 @@ def deadlines(rpc):
         rpc.unary_unary("/echo.Echo/Wait")(TOKEN + b"deadline", timeout=1.0)
     except grpc.RpcError as error:
         say("too late", error.code().name)
+    begun = [rpc.unary_stream("/echo.Echo/Stall")(b"", timeout=1.0) for _ in range(16)]
+    for stream in begun:
+        try:
+            list(stream)
+        except grpc.RpcError:
+            pass
+    say("too late, but begun", {stream.code().name for stream in begun})
     say("seen by the server", rpc.unary_unary("/echo.Echo/Was")(TOKEN + b"deadline", timeout=TIMEOUT))
 
 def cancelled(rpc):

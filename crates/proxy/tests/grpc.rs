@@ -4,6 +4,7 @@
 
 mod support;
 
+use std::future::poll_fn;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
@@ -153,6 +154,32 @@ async fn a_call_whose_answer_breaks_off_has_the_code_that_its_caller_makes_of_th
     let broken = body.data().await.unwrap().unwrap_err();
     assert_eq!(broken.reason(), Some(h2::Reason::INTERNAL_ERROR), "gRPC's libraries call that INTERNAL");
     written(&harness, 1, "13", "UR", "default/web").await;
+}
+
+#[tokio::test]
+async fn a_deadline_that_is_over_in_the_middle_of_an_answer_is_never_called_internal() {
+    let up = h2_upstream(usize::MAX, |_, _, mut respond| async move {
+        let head = Response::builder().header("content-type", "application/grpc").body(()).unwrap();
+        let mut send = respond.send_response(head, false).unwrap();
+        // A message that is whole, and half of another.
+        send.send_data(Bytes::from_static(b"\0\0\0\0\x01a\0\0"), false).unwrap();
+        poll_fn(|cx| send.poll_reset(cx)).await.unwrap();
+    })
+    .await;
+    let pair = Pair::start(up.address, AppProtocol::Grpc).await;
+    let mut call = call();
+    call.headers_mut().insert("grpc-timeout", http::HeaderValue::from_static("60m"));
+    let (response, _) = h2_client(pair.proxy).await.send_request(call, true).unwrap();
+    let mut body = response.await.unwrap().into_body();
+    assert_eq!(body.data().await.unwrap().unwrap().len(), 8);
+    let broken = body.data().await.unwrap().unwrap_err();
+    assert_eq!(broken.reason(), Some(h2::Reason::CANCEL), "of which its library makes DEADLINE_EXCEEDED");
+    let line = pair.outbound.lines(1).await.remove(0);
+    for part in ["\"grpc_status\":4,", "\"UT\"", "deadline_exceeded"] {
+        assert!(line.contains(part), "{part}: {line}");
+    }
+    let labels = ["grpc_response_status=\"4\"", "response_flags=\"UT\""];
+    pair.outbound.wait_metric("istio_requests_total", &labels, 1).await;
 }
 
 /// Answers every call with these fields beside the head of a failure.

@@ -1,5 +1,6 @@
 //! HTTP/2 towards the caller: one stream of a connection.
 
+use std::future::poll_fn;
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker, ready};
 
@@ -114,12 +115,21 @@ impl H2Stream {
             None => self.respond.send_reset(reason),
         }
     }
+
+    /// Resets the stream unless its caller does so before `grace` is over. By CANCEL: no reset says that a deadline is over, and
+    /// that is the one of which gRPC's libraries make `DEADLINE_EXCEEDED` when by their own clock it is.
+    pub(crate) async fn run_out(&mut self, mut grace: impl FnMut(&mut Context<'_>) -> Poll<()>) {
+        let left = |cx: &mut Context<'_>| match self.poll_gone(cx) {
+            Poll::Ready(_) => Poll::Ready(()),
+            Poll::Pending => grace(cx),
+        };
+        poll_fn(left).await;
+        self.reset(h2::Reason::CANCEL);
+    }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::future::poll_fn;
-
     use meshwork_decision::Cause;
 
     use super::*;
@@ -165,5 +175,40 @@ mod tests {
         let flushed = poll_fn(|cx| Poll::Ready(stream.poll_flush(cx))).await;
         let Poll::Ready(Err(error)) = flushed else { panic!("nothing can be sent: {flushed:?}") };
         assert_eq!(told(&error), cancelled);
+    }
+
+    #[tokio::test]
+    async fn whose_time_is_over_has_the_first_word_as_long_as_it_is_given() {
+        for leaves in [true, false] {
+            let (ours, theirs) = tokio::io::duplex(64 * 1024);
+            let (mut client, connection) = h2::client::handshake(theirs).await.unwrap();
+            tokio::spawn(connection);
+            let (response, mut send) = client.send_request(http::Request::new(()), false).unwrap();
+            let mut server = h2::server::Builder::new().handshake::<_, Payload>(ours).await.unwrap();
+            let (request, respond) = server.accept().await.unwrap().unwrap();
+            let mut stream = H2Stream::new(request, respond, Rc::default(), &Limits::default());
+            stream.send_head(&ResponseHead { status: 200, ..ResponseHead::new() }, false).unwrap();
+            if leaves {
+                send.send_reset(h2::Reason::CANCEL);
+            }
+            let mut asked = 0;
+            let grace = |_: &mut Context<'_>| {
+                asked += 1;
+                if leaves { Poll::Pending } else { Poll::Ready(()) }
+            };
+            tokio::select! {
+                () = stream.run_out(grace) => {}
+                _ = poll_fn(|cx| server.poll_closed(cx)) => panic!("the connection stays"),
+            }
+            if leaves {
+                continue;
+            }
+            assert_eq!(asked, 1);
+            let error = tokio::select! {
+                response = response => response.unwrap().into_body().data().await.unwrap().unwrap_err(),
+                _ = poll_fn(|cx| server.poll_closed(cx)) => panic!("the connection stays"),
+            };
+            assert_eq!(error.reason(), Some(h2::Reason::CANCEL));
+        }
     }
 }

@@ -24,6 +24,7 @@ use meshwork_http1::{Fields, ResponseHead};
 use tokio::task::yield_now;
 
 use crate::http::stream::{Frame, StreamError};
+use crate::timers::Timer;
 use h1::H1Server;
 use h2::H2Stream;
 
@@ -112,6 +113,11 @@ impl Down<'_> {
     /// The same, once the caller has had what came before, as far as it takes it at once: a reset throws away what `h2` holds of
     /// the stream, and a response that was never seen would be taken for none.
     pub(crate) async fn break_off(&mut self) {
+        self.let_leave().await;
+        self.abort();
+    }
+
+    async fn let_leave(&mut self) {
         if let Self::H2(stream) = self
             && stream.has_begun()
         {
@@ -120,7 +126,16 @@ impl Down<'_> {
             // The connection has its turn before this goes on.
             yield_now().await;
         }
-        self.abort();
+    }
+
+    /// The same for a caller of gRPC whose own time is over: it knows, or is about to, and has the first word as long as `grace`
+    /// lasts.
+    pub(crate) async fn run_out(&mut self, grace: &mut Timer) {
+        self.let_leave().await;
+        match self {
+            Self::H1(server) => server.abort(),
+            Self::H2(stream) => stream.run_out(|cx| grace.poll(cx)).await,
+        }
     }
 
     /// Breaks a response off in the middle, so that the caller never takes it for complete.

@@ -20,8 +20,9 @@ use crate::timers::Timer;
 use crate::worker::Worker;
 
 /// How much longer than it was told a proxy waits for the application beside it. Who told it knows whose limit that is and what
-/// follows, and is to be the first to say that it is over: what is told is rounded, and both clocks run at the same time.
-const GRACE: Duration = Duration::from_millis(10);
+/// follows, and is to be the first to say that it is over: what is told is rounded, and both clocks run at the same time. So long,
+/// too, a caller of gRPC has to leave by itself when its time is over in the middle of a response.
+pub(crate) const GRACE: Duration = Duration::from_millis(10);
 
 /// See the module's text.
 #[derive(Default)]

@@ -6,6 +6,7 @@ use meshwork_base::Clock;
 use meshwork_decision::{Abort, Cause, FaultInjection, ResponseFlag};
 use meshwork_http1::{BodyLength, FieldError, Fields, KnownName, RequestHead, ResponseHead};
 
+use super::deadline::GRACE;
 use super::journey::Journey;
 use super::{overload, shape};
 use crate::connections::Order;
@@ -73,11 +74,7 @@ pub(crate) async fn fail(
     }
     let status = failure.status().filter(|_| !down.head_sent());
     let Some(status) = status else {
-        if grpc && failure.status().is_some() {
-            // Who is still there hears nothing but the reset of its stream, and makes this of it.
-            journey.record.grpc_status = Some(INTERNAL);
-        }
-        down.break_off().await;
+        break_off(conn, down, journey, failure).await;
         journey.finish();
         return;
     };
@@ -96,6 +93,21 @@ pub(crate) async fn fail(
     };
     let written = written.and_then(|()| overload::mark(conn, failure.cause, response));
     answer(conn, down, response, journey, written, if grpc { b"" } else { text.as_bytes() }).await;
+}
+
+/// Ends a response that has begun, or that nobody can be sent.
+async fn break_off(conn: &Conn, down: &mut Down<'_>, journey: &mut Journey<'_>, failure: &Failure) {
+    let is_told = journey.is_grpc() && failure.status().is_some();
+    if is_told && failure.cause == Cause::DeadlineExceeded {
+        journey.record.grpc_status = Some(DEADLINE_EXCEEDED);
+        let mut grace = conn.worker.timers.start(GRACE);
+        return Box::pin(down.run_out(&mut grace)).await;
+    }
+    if is_told {
+        // Who is still there hears nothing but the reset of its stream, and makes this of it.
+        journey.record.grpc_status = Some(INTERNAL);
+    }
+    down.break_off().await;
 }
 
 /// Answers with what a policy injects.
@@ -148,10 +160,10 @@ fn grpc_head(
 
 /// What gRPC's libraries call the `INTERNAL_ERROR` by which a stream is broken off.
 const INTERNAL: u8 = 13;
+const DEADLINE_EXCEEDED: u8 = 4;
 
 /// gRPC's table of HTTP statuses, sharpened where we know more.
 fn grpc_code(cause: Cause, status: u16) -> u8 {
-    const DEADLINE_EXCEEDED: u8 = 4;
     const PERMISSION_DENIED: u8 = 7;
     const RESOURCE_EXHAUSTED: u8 = 8;
     const UNIMPLEMENTED: u8 = 12;
