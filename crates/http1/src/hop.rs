@@ -20,6 +20,17 @@ pub struct HopByHop {
 ///
 /// Host and Content-Length stay even when nominated: a sender cannot make us forget where a message goes or ends.
 pub fn strip_hop_by_hop(fields: &mut Fields) -> HopByHop {
+    strip(fields, |_| false)
+}
+
+/// The same of a request, of which fields also go that an application may take for one that only proxies write
+/// ([`KnownName::is_mistaken_for_proxies_word`]).
+pub fn strip_request(fields: &mut Fields) -> HopByHop {
+    strip(fields, KnownName::is_mistaken_for_proxies_word)
+}
+
+#[inline]
+fn strip(fields: &mut Fields, is_unwanted: impl Fn(&[u8]) -> bool) -> HopByHop {
     let mut found = HopByHop::default();
     let mut upgrade_nominated = false;
     // Names beyond the usual ones are rare; only they cost memory.
@@ -42,6 +53,7 @@ pub fn strip_hop_by_hop(fields: &mut Fields) -> HopByHop {
                 found.upgrade = Some(value.into());
             }
             Some(KnownName::Host | KnownName::ContentLength) => return true,
+            None if is_unwanted(name) => return false,
             _ => {}
         }
         !is_always_removed(known) && !nominated.iter().any(|other| other.eq_ignore_ascii_case(name))
@@ -92,6 +104,40 @@ mod tests {
         let found = strip_hop_by_hop(&mut given);
         assert_eq!(given, fields(&[("Host", "a"), ("Trailer", "grpc-status"), ("x-kept", "1")]));
         assert_eq!(found, HopByHop { upgrade: None, te_trailers: true, close: true });
+    }
+
+    #[test]
+    fn what_an_application_may_take_for_a_proxy_s_word_goes_from_requests() {
+        let names = [
+            "X_Forwarded_Client_Cert",
+            "x_forwarded-client_cert",
+            "X-FORWARDED_FOR",
+            "x_forwarded_proto",
+            "x_envoy_attempt_count",
+            "X_Envoy-Expected-Rq-Timeout-Ms",
+            "x_meshwork_mirror",
+        ];
+        let mut given = Fields::new();
+        for name in names {
+            given.push(name, "forged").unwrap();
+        }
+        // What looks alike but is nothing that we write, and how proxies write it themselves.
+        let kept = fields(&[
+            ("x_forwarded", "1"),
+            ("x_forwarded_for_", "1"),
+            ("y_forwarded_for", "1"),
+            ("x_user", "1"),
+            ("x.forwarded.for", "1"),
+            ("x-forwarded-for", "1"),
+            ("x_request_id", "1"),
+            ("content_type", "1"),
+        ]);
+        given.append(&kept).unwrap();
+        let all = given.clone();
+        strip_hop_by_hop(&mut given);
+        assert_eq!(given, all, "a response's are nobody's word");
+        strip_request(&mut given);
+        assert_eq!(given, kept);
     }
 
     #[test]

@@ -33,7 +33,7 @@ pub use body::{BodyDecoder, Decoded, Step};
 pub use error::{FieldError, ParseError};
 pub use fields::{FieldIter, Fields};
 pub use framing::{BodyLength, Version, content_length};
-pub use hop::{HopByHop, strip_hop_by_hop};
+pub use hop::{HopByHop, strip_hop_by_hop, strip_request};
 pub use limits::{Limit, Limits};
 pub use name::KnownName;
 pub use request::{RequestHead, parse_request};

@@ -151,6 +151,17 @@ impl KnownName {
     }
 }
 
+/// Bytes of the longest name.
+const LONGEST: usize = {
+    let (mut longest, mut at) = (0, 0);
+    while at < KnownName::ALL.len() {
+        let length = KnownName::ALL[at].as_str().len();
+        longest = if length > longest { length } else { longest };
+        at += 1;
+    }
+    longest
+};
+
 /// Slots of the table in which names are found, a power of two.
 const SLOTS: usize = 512;
 /// Spreads the names so that no two share a slot; found by trying.
@@ -201,6 +212,41 @@ impl KnownName {
         let known = *Self::ALL.get(usize::from(found))?;
         let text = known.as_str().as_bytes();
         (text.len() == name.len() && is_in_any_case(name, text)).then_some(known)
+    }
+
+    /// Whether an application may take a field of this name, which is not a known one, for one by which proxies tell who asks and
+    /// how: CGI, and what came after it (WSGI, PHP, Rack), make one variable of `-` and `_`. Of all unknown names only those
+    /// that begin with `x` are looked at.
+    #[must_use]
+    #[inline]
+    pub fn is_mistaken_for_proxies_word(name: &[u8]) -> bool {
+        matches!(name, [b'x' | b'X', ..]) && Self::is_proxies_word_with_underscores(name)
+    }
+
+    #[inline(never)]
+    fn is_proxies_word_with_underscores(name: &[u8]) -> bool {
+        let mut dashed = [0; LONGEST];
+        let Some(dashed) = dashed.get_mut(..name.len()) else { return false };
+        if memchr::memchr(b'_', name).is_none() {
+            return false;
+        }
+        for (to, from) in dashed.iter_mut().zip(name) {
+            *to = if *from == b'_' { b'-' } else { *from };
+        }
+        Self::find(dashed).is_some_and(Self::is_proxies_word)
+    }
+
+    /// Whether the proxies of a mesh write it, or take it away, so that it can be believed.
+    const fn is_proxies_word(self) -> bool {
+        matches!(
+            self,
+            Self::XForwardedClientCert
+                | Self::XForwardedFor
+                | Self::XForwardedProto
+                | Self::XMeshworkMirror
+                | Self::XEnvoyAttemptCount
+                | Self::XEnvoyExpectedRqTimeoutMs
+        )
     }
 
     /// Whether its value must not reach a log.

@@ -5,6 +5,7 @@ mod support;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use http::Request;
 use meshwork_messages::v1;
 use meshwork_messages::v1::service_port::AppProtocol;
 use meshwork_proxy::Settings;
@@ -416,8 +417,34 @@ async fn what_came_of_a_response_before_it_broke_is_passed_on() {
 }
 
 #[tokio::test]
+async fn what_an_application_may_take_for_a_proxy_s_word_is_not_passed_on() {
+    let seen = Arc::new(Mutex::new(String::new()));
+    let heard = Arc::clone(&seen);
+    let up = upstream(move |got| {
+        *heard.lock() = String::from_utf8_lossy(got).into_owned();
+        is_head(got).then(|| b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n".to_vec())
+    })
+    .await;
+    let mut harness = Harness::start(Settings::default());
+    harness.service("web", AppProtocol::Http1, &[up.address]).await;
+    let address = harness.route(vec![rule(&[("web", 1)], vec![])]).await;
+    let names = ["x_forwarded_for", "x_forwarded-proto", "x_forwarded_client_cert", "x_forwarded_other"];
+    let one = names.iter().fold(String::new(), |head, name| head + name + ": me\r\n");
+    exchange(address, format!("GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n{one}\r\n").as_bytes())
+        .await;
+    let of_http1 = std::mem::take(&mut *seen.lock());
+    let request = names.iter().fold(Request::get("http://a/"), |head, name| head.header(*name, "me"));
+    fetch(&mut h2_client(address).await, request.body(()).unwrap()).await;
+    for got in [of_http1, seen.lock().clone()] {
+        let left: Vec<_> = got.lines().filter(|line| line.contains('_')).collect();
+        assert_eq!(left, ["x_forwarded_other: me"], "{got}");
+        assert!(got.contains("x-forwarded-for: 127.0.0.1\r\n"), "{got}");
+    }
+}
+
+#[tokio::test]
 async fn trailers_say_nothing_that_heads_are_for() {
-    let chunked = "transfer-encoding: chunked\r\n\r\n1\r\nx\r\n0\r\nx-sum: 1\r\nAuthorization: me\r\nx-forwarded-client-cert: me\r\n\r\n";
+    let chunked = "transfer-encoding: chunked\r\n\r\n1\r\nx\r\n0\r\nx-sum: 1\r\nAuthorization: me\r\nx-forwarded-client-cert: me\r\nx_forwarded_client_cert: me\r\n\r\n";
     let seen = Arc::new(Mutex::new(String::new()));
     let heard = Arc::clone(&seen);
     let up = upstream(move |got| {
@@ -433,7 +460,7 @@ async fn trailers_say_nothing_that_heads_are_for() {
         .await
         .unwrap();
     let told = read_until(&mut tcp, "0\r\nx-sum: 1\r\n\r\n").await;
-    assert!(!told.contains("client-cert"), "{told}");
+    assert!(!told.contains("forwarded"), "{told}");
     let seen = seen.lock().clone();
     assert!(seen.ends_with("0\r\nx-sum: 1\r\n\r\n") && !seen.contains("Authorization"), "{seen}");
 }

@@ -305,6 +305,22 @@ async fn permissive_takes_plaintext_and_its_callers_are_nobody() {
     assert!(exchange(pair.peer, forged).await.ends_with("authorization_denied\n"), "nobody is not allowed");
 }
 
+#[tokio::test]
+async fn what_an_application_may_take_for_its_proxy_s_word_does_not_reach_it() {
+    let (mut pair, _app, seen) = pair().await;
+    let permissive = v1::InboundPolicy { mtls: v1::inbound_policy::Mtls::Permissive.into() };
+    pair.inbound.change([policy("open", "reviews", v1::policy::Spec::Inbound(permissive))]).await;
+    let forged =
+        b"GET http://reviews/ HTTP/1.1\r\nHost: reviews\r\nX_Forwarded_Client_Cert: URI=spiffe://forged\r\n\
+        x-envoy_attempt_count: 7\r\nX_User: me\r\nConnection: close\r\n\r\n";
+    for address in [pair.peer, pair.proxy] {
+        assert!(exchange(address, forged).await.starts_with("HTTP/1.1 200"));
+        let got = seen.lock().to_lowercase();
+        assert!(!got.contains("x_forwarded") && !got.contains("attempt"), "{got}");
+        assert!(got.contains("x_user: me\r\n"), "what is the application's own stays: {got}");
+    }
+}
+
 /// Answers as told, and notes what was asked.
 struct Oracle {
     asked: Mutex<Vec<String>>,

@@ -57,7 +57,10 @@ pub(crate) fn end(trailers: Option<Fields>) -> Result<Frame, ParseError> {
     if fields.iter_known().any(|(known, ..)| known.is_some_and(KnownName::frames_or_routes)) {
         return Err(ParseError::ForbiddenTrailer);
     }
-    fields.retain(|known, _, _| !known.is_some_and(KnownName::is_of_heads_only));
+    fields.retain(|known, name, _| match known {
+        Some(known) => !known.is_of_heads_only(),
+        None => !KnownName::is_mistaken_for_proxies_word(name),
+    });
     Ok(Frame::End((!fields.is_empty()).then(|| Box::new(fields))))
 }
 

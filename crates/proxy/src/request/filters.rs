@@ -5,6 +5,7 @@ use meshwork_base::Rng;
 use meshwork_decision::{Cause, Filter, HeaderEdit, HeaderEdits, Matched, RequestView, Rewrite};
 use meshwork_http1::{
     FieldError, Fields, HopByHop, KnownName, RequestHead, ResponseHead, Version, strip_hop_by_hop,
+    strip_request,
 };
 use meshwork_telemetry::Protocol;
 use smallvec::SmallVec;
@@ -74,7 +75,7 @@ pub(crate) fn request(
     head: &mut RequestHead,
     journey: &mut Journey<'_>,
 ) -> Result<Verdict, Failure> {
-    let mut hop = strip_hop_by_hop(&mut head.fields);
+    let mut hop = strip_request(&mut head.fields);
     // HTTP/1.0 has no Upgrade (RFC 9110 section 7.8): what looks like one is no offer.
     hop.upgrade = hop.upgrade.take().filter(|_| head.upgrade);
     // Nor has it Expect, which is to be ignored (section 10.1.1): sent on, it would be ours, of a body that comes anyway.

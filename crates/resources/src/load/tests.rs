@@ -492,3 +492,11 @@ fn a_hedge_says_when_in_one_way() {
         assert!(found.code == code && found.message.contains(says), "{said}: {}", told(&loaded));
     }
 }
+
+#[test]
+fn the_page_of_an_unknown_kind_names_every_kind_that_is_known() {
+    let page = include_str!("../../../../docs/errors/MW1007.md");
+    for kind in ObjectKind::ALL {
+        assert!(page.contains(&format!("`{kind}`")), "{kind}");
+    }
+}
