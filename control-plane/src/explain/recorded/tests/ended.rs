@@ -82,6 +82,23 @@ fn an_application_that_gave_up_a_call_by_itself_is_who_ended_it() {
 }
 
 #[test]
+fn what_the_callee_s_proxy_answers_by_itself_is_told_by_its_cause() {
+    for (cause, status, who) in [
+        ("upstream_protocol_error", 502, Who::Service),
+        ("authorization_denied", 403, Who::Configuration),
+        ("unknown_app_port", 404, Who::Configuration),
+    ] {
+        let mut hops = chain();
+        fails(at(&mut hops, 1), "", status);
+        fails(at(&mut hops, 3), cause, status);
+        hops = vec![hops.remove(3), hops.remove(1)];
+        assert_eq!(blamed(hops.clone()).unwrap().0, who);
+        let (_, named, proxy) = named(hops);
+        assert_eq!((named.as_deref(), &*proxy), (Some(cause), "shop/reviews-1"));
+    }
+}
+
+#[test]
 fn a_call_that_was_given_up_since_another_had_failed_is_not_to_blame() {
     let mut hops = chain();
     hops.push(hop("stars", Side::Inbound, 6, "stars", from("reviews")));
