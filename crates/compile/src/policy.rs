@@ -389,7 +389,7 @@ fn circuit_breaker(spec: &CircuitBreaker) -> v1::CircuitBreaker {
         minimum_calls: spec.minimum_calls.as_ref().map_or(few_calls, |minimum| minimum.inner),
         failure_percent: spec.failure_percent.unwrap_or(50),
         slow_percent: slow.map_or(0, |slow| slow.percent.unwrap_or(100)),
-        slow_after_ms: slow.map_or(0, |slow| millis(slow.after)),
+        slow_after_ms: slow.map_or(0, |slow| millis(slow.after.inner)),
         open_ms,
         max_open_ms: longest_ms.unwrap_or(open_ms.max(60_000)),
         trials: spec.trials.unwrap_or(5),

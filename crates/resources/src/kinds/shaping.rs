@@ -104,6 +104,14 @@ impl RateLimit {
             cx.error(span, codes::CONFLICTING_FIELDS, message).help =
                 Some("write a time longer than none, or leave it out for 1s".to_owned());
         }
+        if self.fair_share == Some(true) && self.burst.unwrap_or(self.requests) < 2 {
+            let message = "`rateLimit.fairShare` needs a burst of two at least: of one, nothing can be kept for who \
+                           comes later";
+            cx.error(span, codes::CONFLICTING_FIELDS, message).help = Some(
+                "write `burst: 2` or more (it is as many as `requests` when absent), or remove `fairShare`"
+                    .to_owned(),
+            );
+        }
     }
 }
 

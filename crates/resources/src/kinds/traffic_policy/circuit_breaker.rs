@@ -72,7 +72,7 @@ record! {
     /// Calls that take too long.
     pub struct SlowCalls {
         /// Longer than this to the head of the response.
-        pub after: GatewayDuration,
+        pub after: Spanned<GatewayDuration>,
         /// So many percent of all; 100 when absent.
         pub percent: Option<u32> [1..=100],
     }
@@ -93,6 +93,11 @@ pub(super) fn validate(breaker: &Spanned<CircuitBreaker>, targets: &[Spanned<Pol
             let message = format!("`circuitBreaker.window` {what}");
             cx.error(window.span, codes::CONFLICTING_FIELDS, message).help = Some(help.to_owned());
         }
+    }
+    if let Some(after) = breaker.slow_calls.as_ref().map(|slow| &slow.after).filter(|after| after.is_zero()) {
+        let message = "`circuitBreaker.slowCalls.after` is 0s: every call would be slow";
+        cx.error(after.span, codes::CONFLICTING_FIELDS, message).help =
+            Some("write a time longer than none, or remove `slowCalls`".to_owned());
     }
     validate_minimum(breaker, cx);
     let (open, longest) = (breaker.open_time, breaker.max_open_time);
