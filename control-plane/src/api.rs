@@ -36,7 +36,7 @@ use axum::http::StatusCode;
 use axum::routing::get;
 use axum::{Json, Router};
 use meshwork_process::{Problem, parse_duration};
-use meshwork_resources::{Diagnostic, Object, ObjectKey, ObjectKind};
+use meshwork_resources::{Diagnostic, ObjectKey, ObjectKind};
 use meshwork_xds::server::{EffectiveError, Proxy};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -126,19 +126,23 @@ fn select(model: &Model, kind: ObjectKind, namespace: Option<&str>) -> Vec<Value
     let is_there = |key: &ObjectKey| {
         namespace.is_none_or(|wanted| key.namespace.as_ref().is_some_and(|is| is.as_str() == wanted))
     };
-    let found = model.objects.iter().filter(|(key, _)| key.kind == kind && is_there(key));
-    found.map(|(_, object)| model.to_json(object)).collect()
+    let is_wanted = |key: &ObjectKey| key.kind == kind && is_there(key);
+    let found = model.objects.iter().filter(|(key, _)| is_wanted(key));
+    let refused = model.rejected.iter().filter(|(key, _)| is_wanted(key) && !model.objects.contains_key(key));
+    let found = found.map(|(_, object)| model.to_json(object));
+    found.chain(refused.map(|(key, rejected)| rejected.to_json(key))).collect()
 }
 
 fn find(model: &Model, kind: ObjectKind, namespace: Option<&str>, name: &str) -> Result<Value, Problem> {
-    let is_it = |object: &&std::sync::Arc<Object>| {
-        let key = object.key();
+    let is_it = |key: &ObjectKey| {
         key.kind == kind
             && key.name.as_str() == name
             && key.namespace.as_ref().map(meshwork_base::Namespace::as_str) == namespace
     };
-    match model.objects.values().find(is_it) {
-        Some(object) => Ok(model.to_json(object)),
+    let refused = || model.rejected.iter().find(|(key, _)| is_it(key));
+    match model.objects.iter().find(|(key, _)| is_it(key)) {
+        Some((_, object)) => Ok(model.to_json(object)),
+        None if let Some((key, rejected)) = refused() => Ok(rejected.to_json(key)),
         None => {
             let address = namespace.map(|namespace| format!("{namespace}/")).unwrap_or_default();
             let detail =

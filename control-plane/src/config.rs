@@ -11,8 +11,8 @@ use std::time::Duration;
 
 use meshwork_api::config::{Changes, Document, Since, Version};
 use meshwork_api::{ClientError, ConfigClient};
-use meshwork_base::Rng;
-use meshwork_resources::{FileName, ObjectKind, load_file};
+use meshwork_base::{Namespace, ObjectName, Rng};
+use meshwork_resources::{FileName, ObjectKey, ObjectKind, load_file};
 use meshwork_xds::client::Backoff;
 use serde_json::Value;
 use tokio::sync::watch;
@@ -206,6 +206,21 @@ fn address(version: &Version) -> Address {
 /// The name under which a revision's object appears.
 pub(crate) fn file_name(version: &Version) -> FileName {
     format!("{PREFIX}{}@{}", address(version), version.revision).into()
+}
+
+/// Whom a document is about, by its file name.
+pub(crate) fn key_of(file: &str) -> Option<ObjectKey> {
+    let (address, _) = file.strip_prefix(PREFIX)?.rsplit_once('@')?;
+    let [namespace, kind, name] = address.split('/').collect::<Vec<_>>().try_into().ok()?;
+    let kind = ObjectKind::parse(kind)?;
+    let namespace = kind.is_namespaced().then(|| Namespace::new(namespace)).transpose().ok()?;
+    Some(ObjectKey { kind, namespace, name: ObjectName::new(name).ok()? })
+}
+
+/// The document that a file is, whatever its revision; any other file itself.
+pub(crate) fn document_of(file: &str) -> &str {
+    let document = file.strip_prefix(PREFIX).and_then(|_| file.rsplit_once('@'));
+    document.map_or(file, |(document, _)| document)
 }
 
 /// A revision as a file.

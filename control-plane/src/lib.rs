@@ -48,6 +48,7 @@ use tokio::task::AbortHandle;
 pub use check::{Checked, check};
 pub use feed::{Ended, Feed};
 pub use model::Model;
+pub use objects::Rejected;
 pub use serve::{ApiError, ApiServer};
 pub use trust::{RootFiles, Secure, Trust, TrustError};
 
@@ -190,7 +191,11 @@ impl ControlPlane {
         let compiled = settings.metrics.durations(&inventory::CONTROL_PLANE_COMPILE_DURATION, &[]);
         let pipeline = Pipeline::new(settings.compile, clock, hub.clone(), shared.clone(), names)
             .with(look)
-            .timed(compiled);
+            .timed(compiled)
+            .counting(
+                ["success", "failure"]
+                    .map(|result| settings.metrics.counter(&inventory::CONTROL_PLANE_RELOADS, &[result])),
+            );
         tasks.push(tokio::spawn(pipeline.run(inbox)).abort_handle());
         let services = Arc::default();
         let config = Arc::default();

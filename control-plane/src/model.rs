@@ -10,6 +10,9 @@ use meshwork_messages::v1::{Resource, rejection::Severity};
 use meshwork_resources::{Diagnostic, Object, ObjectKey};
 use meshwork_xds::ResourceKey;
 use meshwork_xds::server::{Links, Proxy, Publication};
+use serde_json::json;
+
+use crate::objects::Rejected;
 
 /// Objects, statuses, diagnostics and messages of one moment; never changed, only replaced.
 #[derive(Debug, Default)]
@@ -24,6 +27,10 @@ pub struct Model {
     pub catalog: Arc<Catalog>,
     /// What is wrong, in the order of files and lines.
     pub diagnostics: Vec<Diagnostic>,
+    /// Objects whose newest text is refused.
+    pub rejected: BTreeMap<ObjectKey, Rejected>,
+    /// How many texts are refused, with those that do not say whom they are about.
+    pub rejections: u64,
     /// How many endpoints are out for everybody, by service.
     pub ejected: BTreeMap<String, usize>,
 }
@@ -41,7 +48,16 @@ impl Model {
     pub fn to_json(&self, object: &Object) -> serde_json::Value {
         let mut json = meshwork_resources::to_json(object);
         let fields = json.as_object_mut().expect("an object is a mapping");
-        if let Some(status) = self.status(&object.key()) {
+        let key = object.key();
+        let mut status = self.status(&key);
+        if let Some(rejected) = self.rejected.get(&key) {
+            // Of kinds whose conditions are about parents or targets it is the only one of the object itself.
+            let conditions = &mut status.get_or_insert_with(|| json!({}))["conditions"];
+            let mut all = conditions.as_array().cloned().unwrap_or_default();
+            all.push(json!(rejected.condition(Some(object))));
+            *conditions = all.into();
+        }
+        if let Some(status) = status {
             fields.insert("status".to_owned(), status);
         }
         let source = serde_json::to_value(&object.source).expect("a source is text and numbers");

@@ -38,5 +38,6 @@ pub(crate) fn export(metrics: &MetricsRegistry, hub: &Hub, shared: &Shared) {
             let count = model.diagnostics.iter().filter(|found| found.severity == severity).count();
             samples.tell(&inv::CONTROL_PLANE_DIAGNOSTICS, &[text], count as u64);
         }
+        samples.tell(&inv::CONTROL_PLANE_REJECTED, &[], model.rejections);
     });
 }

@@ -1,5 +1,7 @@
 //! The objects of all files: of each the last good version, counted by generation.
 
+mod rejected;
+
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::Arc;
 
@@ -9,6 +11,9 @@ use meshwork_resources::{Diagnostic, FileName, Loaded, Object, ObjectKey, Span, 
 
 use crate::codes;
 use crate::folder::FileChange;
+
+pub use rejected::Rejected;
+pub(crate) use rejected::Rejections;
 
 /// Who a file belongs to, and its name there. Files of an earlier source come first where two define one object.
 pub(crate) type FileKey = (u8, FileName);
@@ -20,6 +25,8 @@ type Definitions = (Arc<Object>, usize);
 struct File {
     /// As read last; its objects are the good ones, and those that stay although their text is bad now.
     loaded: Loaded,
+    /// How many of these, the last ones, its text does not define now.
+    kept: usize,
     unreadable: Option<String>,
 }
 
@@ -54,7 +61,7 @@ impl Objects {
                 }
                 let file = self.files.entry(name.clone()).or_default();
                 file.unreadable = None;
-                file.loaded = keep_last_good(&file.loaded, loaded);
+                (file.loaded, file.kept) = keep_last_good(&file.loaded, loaded);
                 file.loaded.objects.shrink_to_fit();
             }
         }
@@ -167,15 +174,17 @@ impl Objects {
 }
 
 /// While a file has errors, nobody can tell an object that was removed from one that is written badly: what the file
-/// does not define now keeps its last good version.
-fn keep_last_good(before: &Loaded, mut now: Loaded) -> Loaded {
+/// does not define now keeps its last good version. Gives how many that are.
+fn keep_last_good(before: &Loaded, mut now: Loaded) -> (Loaded, usize) {
     if !now.has_errors() {
-        return now;
+        return (now, 0);
     }
     let defined: HashSet<ObjectKey> = now.objects.iter().map(|object| object.key()).collect();
+    let good = now.objects.len();
     let kept = before.objects.iter().filter(|object| !defined.contains(&object.key()));
     now.objects.extend(kept.cloned());
-    now
+    let kept = now.objects.len() - good;
+    (now, kept)
 }
 
 fn unreadable_file(name: &FileName, why: &str) -> Diagnostic {

@@ -3,19 +3,21 @@
 //! It runs on a task of its own. Changes that came while it was compiling are taken together; what proxies say of
 //! listeners flows back into `status`.
 
+mod telling;
 #[cfg(test)]
 pub(crate) mod tests;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use meshwork_base::{Clock, Tick, pack};
+use meshwork_compile::status::Timestamp;
 use meshwork_compile::{Catalog, Compiler, Input, Output, ProxyReports};
 use meshwork_messages::v1::Resource;
-use meshwork_resources::{Diagnostic, FileName, Span};
-use meshwork_telemetry::Durations;
+use meshwork_resources::{Diagnostic, FileName, Severity, Span};
+use meshwork_telemetry::{Counter, Durations};
 use meshwork_xds::ResourceKey;
 use meshwork_xds::server::{Hub, Publication};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -24,7 +26,8 @@ use crate::codes;
 use crate::ejections::{self, Ejections};
 use crate::folder::Changes;
 use crate::model::{Model, refusals, reports, update};
-use crate::objects::Objects;
+use crate::objects::{Objects, Rejections};
+use telling::Telling;
 
 /// What a source has to say. Its first word is everything it holds: only then it counts as read.
 #[derive(Debug)]
@@ -79,9 +82,14 @@ pub(crate) struct Pipeline {
     hub: Hub,
     look: Option<Look>,
     compiled: Option<Durations>,
+    /// Changes of documents that were read, without and with errors.
+    reloads: Option<[Counter; 2]>,
     shared: Shared,
     sources: Vec<Source>,
     objects: Objects,
+    /// The documents that have changed since errors were looked at.
+    changed: BTreeSet<FileName>,
+    telling: Telling,
     compiler: Compiler,
     output: Arc<Output>,
     published: Arc<Publication>,
@@ -115,9 +123,12 @@ impl Pipeline {
             hub,
             look: None,
             compiled: None,
+            reloads: None,
             shared,
             sources: sources.into_iter().map(source).collect(),
             objects: Objects::default(),
+            changed: BTreeSet::new(),
+            telling: Telling::default(),
             compiler: Compiler::default(),
             output: Arc::default(),
             published: Arc::default(),
@@ -142,6 +153,12 @@ impl Pipeline {
     /// Notes how long compilations take.
     pub(crate) fn timed(mut self, compiled: Durations) -> Self {
         self.compiled = Some(compiled);
+        self
+    }
+
+    /// Counts how often documents were read without and with errors.
+    pub(crate) fn counting(mut self, reloads: [Counter; 2]) -> Self {
+        self.reloads = Some(reloads);
         self
     }
 
@@ -185,6 +202,7 @@ impl Pipeline {
                     source.problem = folder.err();
                 }
                 for (name, change) in changes.files {
+                    self.changed.insert(Arc::clone(&name));
                     self.objects.take(&(update.source, name), change);
                 }
             }
@@ -233,7 +251,8 @@ impl Pipeline {
     /// one.
     fn rebuild(&mut self, judged: bool) {
         if !self.sources.iter().all(|source| source.synced) {
-            // What has not been read yet is not gone.
+            // What has not been read yet is not gone, and who refers to it is not wrong.
+            self.written();
             return;
         }
         let began = self.clock.now();
@@ -249,37 +268,22 @@ impl Pipeline {
         if let Some(compiled) = &self.compiled {
             compiled.observe(self.clock.now().since(began));
         }
-        let messages_changed = std::mem::take(&mut self.messages_changed);
-        let first = self.published.revision == 0;
         let before = std::mem::replace(&mut self.output, output);
-        if first || judged || messages_changed || before.resources != self.output.resources {
-            let mut publication =
-                Publication { revision: self.published.revision + 1, ..(*self.published).clone() };
-            update(&mut publication, &before.resources, &self.output.resources);
-            if messages_changed {
-                self.renew_messages(&mut publication);
-            }
-            self.ejections.mark(&mut publication, &self.output.resources);
-            if publication.resources.len() > 2 * self.packed {
-                let mut links = self.packed;
-                pack(Arc::make_mut(&mut publication.links), &mut links);
-                pack(&mut publication.resources, &mut self.packed);
-            }
-            let revision = publication.revision;
-            if let Some(look) = &self.look {
-                look(&publication);
-            }
-            let published = self.hub.publish(publication);
-            self.published = self.hub.world().expect("it was published in the line above");
-            let (changed, removed) = (published.changed.len(), published.removed.len());
-            tracing::info!(revision, changed, removed, "configuration published");
-        }
+        let mut diagnostics = self.written();
+        self.publish(&before, judged);
+        diagnostics.extend(refusals(&self.hub.proxies(), &self.published));
+        diagnostics.sort_by(|a, b| (&a.file, a.line, a.column).cmp(&(&b.file, b.line, b.column)));
+        let now = Timestamp(self.clock.wall().as_secs());
+        let Rejections { of: rejected, count: rejections } =
+            self.objects.rejections(&self.shared.model.load().rejected, now);
         let model = Model {
             revision: self.published.revision,
             objects,
             output: Arc::clone(&self.output),
             catalog: Arc::clone(&self.catalog),
-            diagnostics: self.diagnostics(),
+            diagnostics,
+            rejected,
+            rejections,
             ejected: self.ejections.counts(),
         };
         self.shared.model.store(Arc::new(model));
@@ -288,6 +292,35 @@ impl Pipeline {
             // Who asked may have gone.
             _ = waiting.send(self.published.revision);
         }
+    }
+
+    /// Tells proxies what differs from the output before, if anything does.
+    fn publish(&mut self, before: &Output, judged: bool) {
+        let messages_changed = std::mem::take(&mut self.messages_changed);
+        let first = self.published.revision == 0;
+        if !(first || judged || messages_changed || before.resources != self.output.resources) {
+            return;
+        }
+        let mut publication =
+            Publication { revision: self.published.revision + 1, ..(*self.published).clone() };
+        update(&mut publication, &before.resources, &self.output.resources);
+        if messages_changed {
+            self.renew_messages(&mut publication);
+        }
+        self.ejections.mark(&mut publication, &self.output.resources);
+        if publication.resources.len() > 2 * self.packed {
+            let mut links = self.packed;
+            pack(Arc::make_mut(&mut publication.links), &mut links);
+            pack(&mut publication.resources, &mut self.packed);
+        }
+        let revision = publication.revision;
+        if let Some(look) = &self.look {
+            look(&publication);
+        }
+        let published = self.hub.publish(publication);
+        self.published = self.hub.world().expect("it was published in the line above");
+        let (changed, removed) = (published.changed.len(), published.removed.len());
+        tracing::info!(revision, changed, removed, "configuration published");
     }
 
     /// Puts the sources' messages in the place of those before.
@@ -300,19 +333,29 @@ impl Pipeline {
         self.messages = self.sources.iter().flat_map(|source| source.messages.keys().cloned()).collect();
     }
 
-    fn diagnostics(&self) -> Vec<Diagnostic> {
-        let unread = |source: &Source| {
+    /// What is wrong in what users wrote. What is new in it goes into the log, and what has changed is counted by whether
+    /// that went well.
+    fn written(&mut self) -> Vec<Diagnostic> {
+        let mut all: Vec<Diagnostic> = self.unreadable().chain(self.objects.diagnostics()).collect();
+        all.extend_from_slice(&self.output.diagnostics);
+        let news = self.telling.look(all.iter().filter(|found| found.severity == Severity::Error));
+        news.log();
+        let changed = std::mem::take(&mut self.changed);
+        if let Some([well, badly]) = self.reloads.as_ref().filter(|_| !changed.is_empty()) {
+            let is_bad = !news.wrong.is_empty() || self.telling.has_any_of(&changed);
+            if is_bad { badly } else { well }.increment();
+        }
+        all
+    }
+
+    /// The sources that cannot be read as a whole.
+    fn unreadable(&self) -> impl Iterator<Item = Diagnostic> {
+        self.sources.iter().filter_map(|source| {
             let why = source.problem.as_ref()?;
             let file: FileName = source.name.as_str().into();
             let found = Diagnostic::error(&file, Span::default(), codes::SOURCE_UNREADABLE, why);
             Some(found.with_help("bring it back; until then nothing is removed"))
-        };
-        let mut all: Vec<Diagnostic> = self.sources.iter().filter_map(unread).collect();
-        all.extend(self.objects.diagnostics());
-        all.extend_from_slice(&self.output.diagnostics);
-        all.extend(refusals(&self.hub.proxies(), &self.published));
-        all.sort_by(|a, b| (&a.file, a.line, a.column).cmp(&(&b.file, b.line, b.column)));
-        all
+        })
     }
 }
 

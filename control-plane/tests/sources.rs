@@ -464,7 +464,9 @@ async fn a_bad_revision_leaves_the_last_good_one_also_after_a_restart() {
         let told = model.diagnostics.iter().any(|found| &*found.file == "config:shop/HTTPRoute/a@2");
         let good =
             |object: &Arc<meshwork_resources::Object>| &*object.source.file == "config:shop/HTTPRoute/a@1";
-        told && model.objects.values().any(good)
+        let serves =
+            model.rejected.values().any(|rejected| &*rejected.source.file == "config:shop/HTTPRoute/a@2");
+        told && model.objects.values().any(good) && serves
     };
     world.until(stays).await;
     let restarted = plane(&world.registry, &Away::default(), &world.config, &Away::default());
@@ -475,9 +477,16 @@ async fn a_bad_revision_leaves_the_last_good_one_also_after_a_restart() {
     world.write(named).await;
     let told =
         |model: &Model| model.diagnostics.iter().any(|found| &*found.file == "config:shop/HTTPRoute/a@3");
-    world.until(told).await;
+    let model = world.until(told).await;
+    let (key, rejected) = model.rejected.first_key_value().unwrap();
+    assert_eq!(
+        (key.to_string().as_str(), &*rejected.source.file),
+        ("HTTPRoute shop/a", "config:shop/HTTPRoute/a@3")
+    );
+    assert_eq!((model.rejected.len(), model.objects.contains_key(key)), (1, true));
     world.write(serde_json::Value::Null).await;
-    world.until(|model| model.objects.len() == 1 && model.diagnostics.is_empty()).await;
+    let model = world.until(|model| model.objects.len() == 1 && model.diagnostics.is_empty()).await;
+    assert!(model.rejected.is_empty());
 }
 
 #[tokio::test]

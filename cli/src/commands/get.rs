@@ -46,6 +46,7 @@ pub(crate) fn run(arguments: &Arguments) -> Outcome {
         Value::Array(objects) => objects,
         object => vec![object],
     };
+    objects.iter().filter_map(rejection).for_each(|told| output::note(&format!("warning: {told}")));
     match (arguments.output, arguments.name.is_some()) {
         (Format::Table, _) => print_table(&objects)?,
         (format, true) => output::value(format, &objects.first())?,
@@ -77,12 +78,26 @@ fn print_table(objects: &[Value]) -> std::io::Result<()> {
         vec![
             text(&meta["namespace"]),
             text(&meta["name"]),
-            meta["generation"].to_string(),
+            match &meta["generation"] {
+                Value::Null => "-".to_owned(),
+                generation => generation.to_string(),
+            },
             conditions(&object["status"]),
             place,
         ]
     });
     output::table(&["NAMESPACE", "NAME", "GENERATION", "STATUS", "SOURCE"], rows)
+}
+
+/// What is wrong with an object's newest text, where that is not what is in force.
+fn rejection(object: &Value) -> Option<String> {
+    let conditions = object["status"]["conditions"].as_array()?;
+    let told = conditions.iter().find(|condition| condition["type"] == "meshwork.dev/Rejected")?;
+    let meta = &object["metadata"];
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    let namespace = meta["namespace"].as_str().map(|namespace| format!("{namespace}/")).unwrap_or_default();
+    let whom = format!("{} {namespace}{}", text(&object["kind"]), text(&meta["name"]));
+    Some(format!("the newest text of {whom} is refused: {}", text(&told["message"])))
 }
 
 /// What matters of a status: what does not hold, with its reason; `ok` when all holds.
@@ -105,9 +120,12 @@ fn collect(value: &Value, seen: &mut bool, wrong: &mut Vec<String>) {
                 (map.get("type").and_then(Value::as_str), map.get("status").and_then(Value::as_str))
             {
                 *seen = true;
+                let kind = kind.strip_prefix("meshwork.dev/").unwrap_or(kind);
                 // Conditions that are good when false carry their badness in their names.
-                let bad_when_true =
-                    matches!(kind, "Conflicted" | "PartiallyInvalid" | "OverlappingTLSConfig");
+                let bad_when_true = matches!(
+                    kind,
+                    "Conflicted" | "OverlappingTLSConfig" | "PartiallyInvalid" | "Rejected" | "Shadowed"
+                );
                 if (status == "True") == bad_when_true {
                     let reason = map.get("reason").and_then(Value::as_str).unwrap_or_default();
                     let text = format!("{kind}={status} ({reason})");
@@ -138,5 +156,23 @@ mod tests {
         assert_eq!(conditions(&status), "ResolvedRefs=False (InvalidCertificateRef)");
         assert_eq!(conditions(&json!({"conditions": [{"type": "Accepted", "status": "True"}]})), "ok");
         assert_eq!(conditions(&json!(null)), "");
+        let ours = json!({"conditions": [{"type": "meshwork.dev/Rejected", "status": "True", "reason": "NeverValid"}]});
+        assert_eq!(conditions(&ours), "Rejected=True (NeverValid)");
+        let shadowed = json!({"parents": [{"conditions": [
+            {"type": "Accepted", "status": "True", "reason": "Accepted"},
+            {"type": "meshwork.dev/Shadowed", "status": "True", "reason": "SameMatch"},
+        ]}]});
+        assert_eq!(conditions(&shadowed), "Shadowed=True (SameMatch)");
+    }
+
+    #[test]
+    fn a_newest_text_that_is_refused_is_told_with_its_object() {
+        let told = json!({"type": "meshwork.dev/Rejected", "message": "a.yaml:7:3: no"});
+        let object = |meta: Value, conditions: Value| json!({"kind": "Gateway", "metadata": meta, "status": {"conditions": conditions}});
+        let refused = object(json!({"namespace": "shop", "name": "edge"}), json!([told]));
+        let line = "the newest text of Gateway shop/edge is refused: a.yaml:7:3: no";
+        assert_eq!(rejection(&refused).as_deref(), Some(line));
+        assert_eq!(rejection(&object(json!({"name": "edge"}), json!([{"type": "Accepted"}]))), None);
+        assert_eq!(rejection(&json!({"kind": "Secret"})), None);
     }
 }

@@ -17,6 +17,7 @@ mod grpc_retries;
 mod protocols;
 mod proxied;
 mod references;
+mod rejected;
 mod routing;
 mod status;
 mod streams;

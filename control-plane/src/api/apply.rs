@@ -128,7 +128,7 @@ impl Draft {
             loaded.push(load_file(&name, text.as_bytes()));
             contents.extend(written(&name, text.as_bytes()));
         }
-        let Loaded { objects, diagnostics } = Loaded::merge(&loaded);
+        let Loaded { objects, diagnostics, .. } = Loaded::merge(&loaded);
         if diagnostics.iter().any(|found| found.severity == Severity::Error) {
             return Err(refused(&diagnostics));
         }

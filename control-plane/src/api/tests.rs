@@ -4,7 +4,7 @@ use futures_util::FutureExt as _;
 use tower::ServiceExt as _;
 
 use super::*;
-use crate::pipeline::tests::{Gateway, shop, start};
+use crate::pipeline::tests::{Gateway, route, shop, start};
 
 async fn get_json(plane: &ControlPlane, path: &str) -> (StatusCode, String, Value) {
     let request = Request::get(path).body(Body::empty()).unwrap();
@@ -104,4 +104,76 @@ async fn diagnostics_are_what_check_prints() {
     let found = ok(&plane, "/v1/diagnostics").await;
     assert_eq!((&found[0]["file"], &found[0]["line"]), (&json!("bad.yaml"), &json!(2)));
     assert_eq!((&found[0]["severity"], &found[0]["code"]), (&json!("error"), &json!("MW1007")));
+}
+
+fn rejected(object: &Value) -> (&Value, &Value, &str) {
+    let all = object["status"]["conditions"].as_array().expect("conditions of the object itself");
+    let told = all.iter().find(|told| told["type"] == "meshwork.dev/Rejected").expect("it is told");
+    assert_eq!(told["status"], "True");
+    (&told["reason"], &told["observedGeneration"], told["message"].as_str().unwrap())
+}
+
+#[tokio::test]
+async fn an_object_whose_newest_text_is_refused_says_so_and_what_serves() {
+    let (folder, plane) = serve().await;
+    let file = folder.path().join("routes.yaml");
+    let good = std::fs::read_to_string(&file).unwrap();
+    std::fs::write(&file, good.replacen("rules:", "roules:", 1)).unwrap();
+    plane.until(|model| !model.rejected.is_empty()).await;
+    let served = ok(&plane, "/v1/resources/httproute/shop/a").await;
+    let (reason, generation, message) = rejected(&served);
+    assert_eq!((reason, generation), (&json!("LastValidServes"), &json!(1)));
+    assert!(
+        message.starts_with("routes.yaml:7:3: ") && message.contains("did you mean `rules`?"),
+        "{message}"
+    );
+    assert!(message.ends_with("The version of routes.yaml:2:1 (generation 1) stays in force."), "{message}");
+    assert_eq!(served["status"]["parents"][0]["conditions"][0]["type"], "Accepted", "and the rest is there");
+    let other = ok(&plane, "/v1/resources/httproute/shop/b").await;
+    assert_eq!(other["status"]["conditions"], json!(null), "the others of the file are what is written");
+
+    std::fs::write(&file, format!("{}\napiVersion: [", route("a", "/a"))).unwrap();
+    let is_told = |model: &Model| model.rejected.keys().any(|key| key.name.as_str() == "b");
+    plane.until(is_told).await;
+    let unclear = ok(&plane, "/v1/resources/httproute/shop/b").await;
+    let (reason, _, message) = rejected(&unclear);
+    assert!(message.contains("whatever else the file had stays in force"), "{message}");
+    assert_eq!(reason, &json!("LastValidServes"));
+    assert_eq!(ok(&plane, "/v1/resources/httproute/shop/a").await["status"]["conditions"], json!(null));
+
+    std::fs::write(&file, &good).unwrap();
+    let model = plane.until(|model| model.rejected.is_empty()).await;
+    assert_eq!(model.rejections, 0);
+    assert_eq!(ok(&plane, "/v1/resources/httproute/shop/a").await["status"]["conditions"], json!(null));
+}
+
+#[tokio::test]
+async fn an_object_that_was_never_good_is_shown_with_why() {
+    let (folder, plane) = serve().await;
+    let text = "apiVersion: meshwork.dev/v1alpha1\nkind: TrafficPolicy\nmetadata: {name: p, namespace: shop}\n\
+                spec: {targetRefs: [{group: '', kind: Service, name: web}], retry: {atempts: 2}}\n";
+    std::fs::write(folder.path().join("policy.yaml"), text).unwrap();
+    plane.until(|model| !model.rejected.is_empty()).await;
+    let one = ok(&plane, "/v1/resources/trafficpolicy/shop/p").await;
+    assert_eq!(
+        (&one["kind"], &one["metadata"]),
+        (&json!("TrafficPolicy"), &json!({"name": "p", "namespace": "shop"}))
+    );
+    assert_eq!(one["source"], json!({"file": "policy.yaml", "line": 1, "column": 1}));
+    let (reason, generation, message) = rejected(&one);
+    assert_eq!((reason, generation), (&json!("NeverValid"), &json!(0)));
+    assert!(message.contains("policy.yaml:4:") && message.contains("nothing of it is in force"), "{message}");
+    assert_eq!(ok(&plane, "/v1/resources/trafficpolicies?namespace=shop").await, json!([one]));
+    assert_eq!(ok(&plane, "/v1/resources/trafficpolicies?namespace=other").await, json!([]));
+
+    std::fs::write(
+        folder.path().join("twin.yaml"),
+        std::fs::read(folder.path().join("gateway.yaml")).unwrap(),
+    )
+    .unwrap();
+    plane.until(|model| model.rejected.len() == 2).await;
+    let gateway = ok(&plane, "/v1/resources/gateway/shop/edge").await;
+    let (reason, _, message) = rejected(&gateway);
+    assert_eq!(reason, &json!("Duplicate"));
+    assert!(message.starts_with("twin.yaml:2:1: "), "{message}");
 }

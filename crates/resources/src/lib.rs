@@ -35,6 +35,6 @@ pub use decode::timestamp::Timestamp;
 pub use diagnostic::{Diagnostic, Severity, Snippet};
 pub use json::to_json;
 pub use kinds::*;
-pub use load::{Loaded, duplicate, load, load_file, written};
+pub use load::{Loaded, Refused, duplicate, load, load_file, written};
 pub use object::{Kind, Object, ObjectKey, ObjectKind, ObjectMeta};
 pub use span::{FileName, Source, Span, Spanned};

@@ -22,6 +22,19 @@ pub struct Loaded {
     pub objects: Vec<Arc<Object>>,
     /// What is wrong, file by file, in the order of lines.
     pub diagnostics: Vec<Diagnostic>,
+    /// The documents of which no object was made.
+    pub refused: Vec<Refused>,
+}
+
+/// A document with an error.
+#[derive(Clone, Debug)]
+pub struct Refused {
+    /// Whom it is about, as far as that can be read.
+    pub key: Option<ObjectKey>,
+    /// Where it begins.
+    pub source: Source,
+    /// The first thing that is wrong in it.
+    pub why: Diagnostic,
 }
 
 impl Loaded {
@@ -39,6 +52,7 @@ impl Loaded {
         let mut places: HashMap<ObjectKey, Source> = HashMap::new();
         for file in files {
             all.diagnostics.extend_from_slice(&file.diagnostics);
+            all.refused.extend_from_slice(&file.refused);
             for object in &file.objects {
                 let key = object.key();
                 match places.get(&key) {
@@ -138,7 +152,13 @@ fn read_documents(file: &FileName, text: &str, loaded: &mut Loaded) {
         match yaml::parse(file, part.text, part.line) {
             Ok(Some(node)) => document::read(file, &node, loaded),
             Ok(None) => {}
-            Err(found) => loaded.diagnostics.push(*found),
+            Err(torn) => {
+                let yaml::Torn { found, part: node } = *torn;
+                let key = node.as_ref().and_then(document::key);
+                let source = Source { file: Arc::clone(file), line: part.line, column: 1 };
+                loaded.refused.push(Refused { key, source, why: found.clone() });
+                loaded.diagnostics.push(found);
+            }
         }
     }
 }

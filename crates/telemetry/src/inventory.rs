@@ -257,6 +257,10 @@ metrics! {
         "Resources that proxies refused.";
     CONTROL_PLANE_DIAGNOSTICS = "meshwork_control_plane_diagnostics", Gauge, "", &["severity"],
         "What is wrong in the resources now.";
+    CONTROL_PLANE_REJECTED = "meshwork_control_plane_rejected_objects", Gauge, "", &[],
+        "Objects whose newest text is refused; their last good version, where there was one, stays in force.";
+    CONTROL_PLANE_RELOADS = "meshwork_control_plane_reloads_total", Counter, "", &["result"],
+        "How often changed resources were read: `success`, or `failure` where there was an error in what had changed or because of it.";
     CONTROL_PLANE_EJECTED = "meshwork_control_plane_ejected_endpoints", Gauge, "", &["service"],
         "Endpoints that are out for everybody, because many of their callers have ejected them.";
     CONTROL_PLANE_SVIDS = "meshwork_control_plane_svids_issued_total", Counter, "", &[],

@@ -2,11 +2,13 @@
 
 use std::sync::Arc;
 
-use super::{Loaded, metadata};
+use meshwork_base::{Namespace, ObjectName};
+
+use super::{Loaded, Refused, metadata};
 use crate::codes;
 use crate::decode::fields::{Fields, list, nearest};
 use crate::decode::{Cx, Decode, Node, Value};
-use crate::object::{Kind, Object, ObjectKind};
+use crate::object::{Kind, Object, ObjectKey, ObjectKind};
 use crate::span::{FileName, Source};
 
 pub(super) fn read(file: &FileName, node: &Node, loaded: &mut Loaded) {
@@ -21,8 +23,36 @@ pub(super) fn read(file: &FileName, node: &Node, loaded: &mut Loaded) {
     let object = object(node, &mut cx).filter(|_| !cx.has_errors());
     if let Some(object) = object {
         loaded.objects.push(Arc::new(object));
+    } else if let Some(why) = cx.found.iter().min_by_key(|found| (found.line, found.column)) {
+        let source = Source { file: Arc::clone(file), line: node.span.line, column: node.span.column };
+        loaded.refused.push(Refused { key: key(node), source, why: why.clone() });
     }
     loaded.diagnostics.append(&mut cx.found);
+}
+
+/// Whom a document is about, though it may be wrong otherwise.
+pub(super) fn key(node: &Node) -> Option<ObjectKey> {
+    let kind = ObjectKind::parse(text(node, "kind")?)?;
+    let meta = field(node, "metadata")?;
+    let name = ObjectName::new(text(meta, "name")?).ok()?;
+    let namespace = match (kind.is_namespaced(), field(meta, "namespace")) {
+        (false, _) => None,
+        (true, None) => Some(Namespace::default()),
+        (true, Some(_)) => Some(Namespace::new(text(meta, "namespace")?).ok()?),
+    };
+    Some(ObjectKey { kind, namespace, name })
+}
+
+fn field<'n>(node: &'n Node, name: &str) -> Option<&'n Node> {
+    let Value::Map(entries) = &node.value else { return None };
+    entries.iter().find(|entry| entry.key == name).map(|entry| &entry.value)
+}
+
+fn text<'n>(node: &'n Node, name: &str) -> Option<&'n str> {
+    match &field(node, name)?.value {
+        Value::Text(text) => Some(text),
+        _ => None,
+    }
 }
 
 /// The same objects as JSON.
@@ -35,17 +65,11 @@ pub(super) fn written(file: &FileName, node: &Node, all: &mut Vec<serde_json::Va
 
 /// The items of a `List`: of Kubernetes' own, or of one kind, as `HTTPRouteList`.
 fn list_items<'n>(node: &'n Node, cx: &mut Cx) -> Option<&'n [Node]> {
-    let Value::Map(entries) = &node.value else { return None };
-    let text = |name: &str| {
-        entries.iter().find(|entry| entry.key == name).and_then(|entry| match &entry.value.value {
-            Value::Text(text) => Some(text.as_str()),
-            _ => None,
-        })
-    };
-    let of = text("kind")?.strip_suffix("List")?;
+    let version = text(node, "apiVersion");
+    let of = text(node, "kind")?.strip_suffix("List")?;
     let known = match ObjectKind::parse(of) {
-        Some(kind) => kind.api_versions().any(|version| Some(version.as_str()) == text("apiVersion")),
-        None => of.is_empty() && text("apiVersion") == Some("v1"),
+        Some(kind) => kind.api_versions().any(|known| Some(known.as_str()) == version),
+        None => of.is_empty() && version == Some("v1"),
     };
     if !known {
         return None;

@@ -166,7 +166,7 @@ fn with_unknown_key_everywhere(root: &Json, at: &mut Vec<String>, visit: &mut im
 fn refuses_an_unknown_key_in_every_mapping() {
     let mut tried = 0;
     for part in split::documents(FULL) {
-        let json = yaml::parse(&"test.yaml".into(), part.text, part.line).unwrap().unwrap().to_json();
+        let json = yaml::parse(&"test.yaml".into(), part.text, part.line).ok().flatten().unwrap().to_json();
         with_unknown_key_everywhere(&json, &mut Vec::new(), &mut |place, changed| {
             tried += 1;
             let loaded = load_text(&changed.to_string());
@@ -255,6 +255,34 @@ fn a_bad_object_hides_no_other() {
     let lines: Vec<u32> = loaded.diagnostics.iter().map(|found| found.line).collect();
     assert_eq!(loaded.diagnostics.len(), 4, "{}", told(&loaded));
     assert!(lines.is_sorted() && lines[0] <= 2 && lines[3] == 11, "{lines:?}");
+}
+
+#[test]
+fn what_is_refused_says_whom_it_is_about_as_far_as_that_can_be_read() {
+    let service = "apiVersion: v1\nkind: Service\nmetadata: {name: a, namespace: shop}\nspec:";
+    for (text, whom, line) in [
+        (format!("---\n{service} {{ports: [{{port: eighty}}]}}"), Some("Service shop/a"), 5),
+        (format!("{service} {{ports: [{{port: 80}}]}}\nspek: 1"), Some("Service shop/a"), 5),
+        (format!("{service}\n  ports: [{{port: 80"), Some("Service shop/a"), 5),
+        (format!("{service}\n\tports: []"), Some("Service shop/a"), 5),
+        ("kind: Gateway\nmetadata:\n  name: edge\n  name: b\n".into(), Some("Gateway default/edge"), 4),
+        ("kind: GatewayClass\nmetadata: {name: m, namespace: x}".into(), Some("GatewayClass m"), 1),
+        ("kind: Service\nmetadata: {name: a, namespace: {}}".into(), None, 1),
+        ("kind: Service\nmetadata: {name: A_b}".into(), None, 1),
+        ("kind: Servise\nmetadata: {name: a}".into(), None, 1),
+        ("spec: [".into(), None, 1),
+        ("7".into(), None, 1),
+    ] {
+        let loaded = load_text(&text);
+        let [refused] = &loaded.refused[..] else { panic!("{text}: {}", told(&loaded)) };
+        assert_eq!(refused.key.as_ref().map(ToString::to_string).as_deref(), whom, "{text}");
+        assert_eq!((refused.why.line, &refused.why), (line, &loaded.diagnostics[0]), "{text}");
+        assert_eq!((loaded.objects.len(), &*refused.source.file), (0, "test.yaml"));
+    }
+    let list = "apiVersion: v1\nkind: List\nitems:\n- {apiVersion: v1, kind: Namespace, metadata: {name: good}}\n\
+                - {apiVersion: v1, kind: Namespace, metadata: {name: bad}, spek: 1}\n";
+    let loaded = load_text(list);
+    assert_eq!((loaded.objects.len(), loaded.refused.len(), loaded.refused[0].source.line), (1, 1, 5));
 }
 
 #[test]

@@ -13,8 +13,19 @@ use crate::span::{FileName, Span};
 
 type Result<T> = std::result::Result<T, Box<Diagnostic>>;
 
+/// A document that cannot be read to its end.
+pub(super) struct Torn {
+    pub(super) found: Diagnostic,
+    /// What stands before the place where it is wrong: often who the object is.
+    pub(super) part: Option<Node>,
+}
+
 /// Parses a document; `None` when it has no content. `first_line` is the document's line in its file.
-pub(super) fn parse(file: &FileName, text: &str, first_line: u32) -> Result<Option<Node>> {
+pub(super) fn parse(
+    file: &FileName,
+    text: &str,
+    first_line: u32,
+) -> std::result::Result<Option<Node>, Box<Torn>> {
     let mut options = granit_parser::Options::default();
     options.emit_comments = false;
     let mut builder = Builder {
@@ -29,9 +40,12 @@ pub(super) fn parse(file: &FileName, text: &str, first_line: u32) -> Result<Opti
         aliased: 0,
     };
     for event in Parser::new_from_str_with_options(text, options) {
-        match event {
-            Ok((event, span)) => builder.take(event, &span)?,
-            Err(error) => return Err(builder.syntax_error(&error)),
+        let taken = match event {
+            Ok((event, span)) => builder.take(event, &span),
+            Err(error) => Err(builder.syntax_error(&error)),
+        };
+        if let Err(found) = taken {
+            return Err(Box::new(Torn { found: *found, part: builder.part() }));
         }
     }
     Ok(builder.done)
@@ -253,6 +267,26 @@ impl Builder<'_> {
         let node = anchored.node.clone();
         self.count(nodes, span)?;
         self.place_node(node, 0, nodes, depth)
+    }
+
+    /// What was read so far, as if all that is open ended here.
+    fn part(mut self) -> Option<Node> {
+        while let Some(Open { content, span, .. }) = self.open.pop() {
+            let value = match content {
+                Content::Seq(items) => Value::Seq(items),
+                Content::Map { entries, .. } => Value::Map(entries),
+            };
+            let node = Node { value, span };
+            match self.open.last_mut().map(|parent| &mut parent.content) {
+                None => self.done = Some(node),
+                Some(Content::Seq(items)) => items.push(node),
+                Some(Content::Map { entries, key, .. }) => {
+                    let key = key.take();
+                    entries.extend(key.map(|(key, key_span)| Entry { key, key_span, value: node }));
+                }
+            }
+        }
+        self.done
     }
 
     /// Whether the next node is a mapping's key.

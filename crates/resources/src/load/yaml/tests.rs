@@ -4,7 +4,7 @@ fn json(text: &str) -> String {
     match parse(&"t".into(), text, 1) {
         Ok(Some(node)) => node.to_json().to_string(),
         Ok(None) => String::new(),
-        Err(found) => format!("{}:{} {}", found.line, found.column, found.message),
+        Err(torn) => format!("{}:{} {}", torn.found.line, torn.found.column, torn.found.message),
     }
 }
 
