@@ -117,7 +117,7 @@ mod tests {
         assert_eq!(look(&[error("a.yaml", 8, "typo"), value.clone()]), ["a.yaml:9:3: value"]);
         assert!(look(std::slice::from_ref(&value)).is_empty(), "one of two is mended");
         let elsewhere = error("b.yaml", 1, "value");
-        assert_eq!(look(&[elsewhere.clone()]), ["b.yaml:1:3: value", "a.yaml is mended"]);
+        assert_eq!(look(std::slice::from_ref(&elsewhere)), ["b.yaml:1:3: value", "a.yaml is mended"]);
         assert_eq!(look(&[elsewhere, typo]), ["a.yaml:7:3: typo"], "an error that comes back is a new one");
     }
 
