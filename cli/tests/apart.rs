@@ -84,10 +84,15 @@ impl Apart {
     }
 
     fn web(&self, number: u32, python: &Path) -> Spawned {
+        self.web_of(number, python, 8501)
+    }
+
+    /// With its registry at a port.
+    fn web_of(&self, number: u32, python: &Path, registry: u16) -> Spawned {
         let script = "import http.server, os\nhttp.server.ThreadingHTTPServer((os.environ['HOST'], int(os.environ['PORT'])), http.server.SimpleHTTPRequestHandler).serve_forever()";
         let address = next(self.base, number).to_string();
         let (plane, registry, server) =
-            (self.at(15012).to_string(), self.at(8501).to_string(), self.server());
+            (self.at(15012).to_string(), self.at(registry).to_string(), self.server());
         let name = format!("web-{number}");
         let arguments = ["run", "--service", "web", "--instance", &name, "--address", &address];
         let peers = ["--control-plane", &plane, "--registry", &registry, "--server", &server];
@@ -232,6 +237,33 @@ fn what_is_started_before_the_control_plane_waits_for_it_and_says_so_once() {
         signal("TERM", process.id());
         assert_eq!(process.ended(), Some(0));
     }
+}
+
+#[test]
+fn a_sidecar_that_was_not_told_what_it_serves_is_not_ready() {
+    let Some(python) = meshwork_testkit::tool("python3") else { return };
+    let apart = Apart::new();
+    let (_config, _plane) = (apart.config(), apart.control_plane());
+    let listens = |port| until("it listens", || std::net::TcpStream::connect(apart.at(port)).ok().map(drop));
+    listens(15014);
+    let _registry = apart.registry();
+    listens(8501);
+    // Only what is registered is told, and this one asks where no registry is.
+    let lost = apart.web_of(1, &python, 8502);
+    let health = |number| {
+        let (status, said) = get((next(apart.base, number), 15021).into(), "/healthz/ready")?;
+        Some((status, serde_json::from_str::<Value>(&said).map_or(Value::Null, |said| said["unmet"].clone())))
+    };
+    let lacking = serde_json::json!(["workload told by the control plane"]);
+    until("it lacks nothing else", || (health(1)? == (503, lacking.clone())).then_some(()));
+    let says = || log_of(&apart, "web").contains("has not said what this instance serves").then_some(());
+    until("it says so", says);
+    assert_eq!(health(1).unwrap().0, 503);
+    drop(lost);
+
+    let _web = apart.web(2, &python);
+    until("who is told is ready", || (health(2)?.0 == 200).then_some(()));
+    until("and in use", || (apart.passing() == Some(1)).then_some(()));
 }
 
 #[test]

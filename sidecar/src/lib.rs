@@ -55,8 +55,10 @@ pub use args::{Door, DoorError, Label, LabelError, SidecarArgs};
 use discovery::Discovery;
 use signals::{Received, Signals};
 
-/// How long an instance waits for its own workload before it takes requests without.
-const WORKLOAD: Duration = Duration::from_secs(5);
+/// The condition that the control plane has said what the instance serves. Without, everything that comes in is refused.
+const WORKLOAD: &str = "workload told by the control plane";
+/// How long an instance waits for its own workload before it says so.
+const SOON: Duration = Duration::from_secs(5);
 /// How long an application has at least to end, where what called it has taken all the time there was.
 const LEAST: Duration = Duration::from_secs(5);
 /// How long the last spans may take, and last words to callers.
@@ -145,7 +147,6 @@ struct Running {
     readiness: Readiness,
     access_log: AccessLogSink,
     tracer: Option<Tracer>,
-    handle: Handle,
     listening: Listening,
     outbound: SocketAddr,
     app_address: SocketAddr,
@@ -172,6 +173,7 @@ impl Running {
         let readiness = Readiness::new();
         let configured = readiness.condition("configuration");
         let _ = (readiness.condition("application"), readiness.condition("serving"));
+        let workload = readiness.condition(WORKLOAD);
         let state =
             AdminState { readiness: readiness.clone(), metrics: metrics.clone(), log: parts.log.clone() };
         let admin = AdminServer::start(places.admin, state, axum::Router::new())?;
@@ -196,7 +198,8 @@ impl Running {
             engine.listen(Side::Outbound, door).await?;
         }
         let drain = Drain::new(common.drain_timeout);
-        let follower = Follower::new(engine, handle.clone(), metrics.clone(), configured);
+        let follower =
+            Follower::new(engine, handle, metrics.clone(), configured).beside_an_instance(workload);
         let listening = follower.listening();
         let stop = drain.draining().clone();
         let follower = Some(tokio::spawn(async move { follower.run(updates, &stop).await }));
@@ -206,7 +209,6 @@ impl Running {
             readiness,
             access_log,
             tracer,
-            handle,
             listening,
             outbound,
             app_address,
@@ -246,11 +248,14 @@ impl Running {
         let Places { inbound, hbone, .. } = Places::new(&self.parts.args, self.parts.address);
         self.listening.open(Side::Inbound, inbound).await.transpose()?;
         self.listening.open(Side::Hbone, hbone).await.transpose()?;
-        let keeping = tokio::spawn(self.registrar.clone().keep(self.workload_held(), ThreadRng::new()));
+        let keeping = tokio::spawn(self.registrar.clone().keep(self.workload_told(), ThreadRng::new()));
+        let telling = tokio::spawn(tell_of_workload(self.readiness.clone()));
         self.readiness.condition("serving").set(true);
         let exit = self.watch(&mut app, signals).await;
         self.readiness.condition("serving").set(false);
         keeping.abort();
+        // Who leaves loses it, which is as it should be.
+        telling.abort();
         self.registrar.deregister().await;
         match exit? {
             Some(exit) => {
@@ -339,18 +344,31 @@ impl Running {
     }
 
     /// Comes true when the inbound side knows what this instance serves.
-    fn workload_held(&self) -> impl Future<Output = ()> + Send + use<> {
-        let handle = self.handle.clone();
-        let key = workload(&self.parts.args, &self.parts.instance);
-        async move {
-            let answer = handle.watch(key, WORKLOAD).await;
-            if answer != client::Answer::Present {
-                tracing::warn!(
-                    ?answer,
-                    "the control plane has not said what this instance serves; requests are refused until it does"
-                );
-            }
+    fn workload_told(&self) -> impl Future<Output = ()> + Send + use<> {
+        let readiness = self.readiness.clone();
+        async move { readiness.wait_for(WORKLOAD).await }
+    }
+}
+
+/// Says once each time that nothing can be served, and when that is over. The instance stays registered: what took its
+/// workload away may give it back, and only what is registered has one.
+async fn tell_of_workload(readiness: Readiness) {
+    let mut missed = tokio::time::timeout(SOON, readiness.wait_for(WORKLOAD)).await.is_err();
+    if missed {
+        tracing::warn!(
+            "the control plane has not said what this instance serves; it is not ready and not taken into use until it does"
+        );
+    }
+    loop {
+        readiness.wait_for(WORKLOAD).await;
+        if std::mem::replace(&mut missed, true) {
+            tracing::info!("the control plane has said what this instance serves");
         }
+        readiness.wait_for_loss(WORKLOAD).await;
+        tracing::warn!(
+            "the control plane has taken away what this instance serves; requests are refused (unknown_app_port), and it is \
+             not ready until it is given back"
+        );
     }
 }
 

@@ -22,7 +22,11 @@ pub const ELSEWHERE: &[(&str, &str)] = &[
         "peer_revoked",
         "what runs is cut off when its caller is revoked; who calls then is in the table of the mesh",
     ),
-    ("unknown_app_port", "a caller in the mesh with an older notion of a service's ports than its instance"),
+    (
+        "unknown_app_port",
+        "a caller in the mesh with an older notion of a service's ports than its instance, or one that the control plane \
+         has not told what it serves, or no longer: its sidecar is not ready then",
+    ),
     ("draining", "only of what is still under way when `--drain-timeout` is over"),
     ("internal", "a mistake of ours: nothing outside brings it about"),
 ];

@@ -22,6 +22,10 @@ pub enum Mtls {
     Permissive,
 }
 
+/// Why nothing that comes in can be taken, as records say it: an instance without a workload is told from a port that none
+/// of its services has.
+pub const UNTOLD: &str = "the control plane has not said what this instance serves, or has taken it away";
+
 /// What one instance serves.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Inbound {

@@ -60,6 +60,13 @@ impl Readiness {
         drop(watch.wait_for(|all| all.get(name) == Some(&true)).await);
     }
 
+    /// Returns when this condition is not true.
+    pub async fn wait_for_loss(&self, name: &str) {
+        let mut watch = self.conditions.subscribe();
+        // The channel cannot close: `self` holds the sender.
+        drop(watch.wait_for(|all| all.get(name) != Some(&true)).await);
+    }
+
     /// Returns when all conditions are true.
     pub async fn wait(&self) {
         let mut watch = self.conditions.subscribe();
@@ -101,6 +108,22 @@ mod tests {
         assert!(readiness.is_ready());
         again.set(false);
         assert!(!readiness.is_ready());
+    }
+
+    #[tokio::test]
+    async fn the_loss_of_one_condition_wakes_whoever_waits_for_it() {
+        let readiness = Readiness::new();
+        let (config, other) = (readiness.condition("config"), readiness.condition("other"));
+        config.set(true);
+        let waiter = tokio::spawn({
+            let readiness = readiness.clone();
+            async move { readiness.wait_for_loss("config").await }
+        });
+        other.set(true);
+        tokio::task::yield_now().await;
+        assert!(!waiter.is_finished(), "another condition says nothing of it");
+        config.set(false);
+        waiter.await.expect("the waiter returns");
     }
 
     #[tokio::test]

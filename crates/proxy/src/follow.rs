@@ -77,6 +77,8 @@ pub struct Follower {
     metrics: MetricsRegistry,
     updates_applied: Counter,
     configured: Condition,
+    /// Whether it is known what the instance beside us serves; of a sidecar alone.
+    workload: Option<Condition>,
     revision: u64,
     forces: Forces,
     /// Ports that could not be had, and why.
@@ -104,6 +106,7 @@ impl Follower {
             metrics,
             updates_applied,
             configured,
+            workload: None,
             revision: 0,
             forces: Forces::default(),
             failed: BTreeMap::new(),
@@ -111,6 +114,13 @@ impl Follower {
             listening,
             was_away: false,
         }
+    }
+
+    /// As that of an instance: `told` is true while it is in effect what that instance serves.
+    #[must_use]
+    pub fn beside_an_instance(mut self, told: Condition) -> Self {
+        self.workload = Some(told);
+        self
     }
 
     /// For listeners that are opened while it runs.
@@ -230,7 +240,11 @@ impl Follower {
         for (listener, why) in snapshot.unbound() {
             tracing::warn!(listener = %listener.name, why, "listener cannot be served");
         }
+        let served = snapshot.inbound().is_some();
         self.bind(snapshot).await;
+        if let Some(workload) = &self.workload {
+            workload.set(served);
+        }
         self.updates_applied.increment();
         self.metrics.set_info(&inventory::CONFIG_REVISION, &[&self.revision.to_string()]);
         tracing::info!(revision = self.revision, "configuration in effect");

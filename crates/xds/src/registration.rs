@@ -19,6 +19,17 @@ const RENEW: Duration = Duration::from_secs(LEASE_SECONDS / 3);
 /// How long one call may take.
 const CALL: Duration = Duration::from_secs(4);
 
+/// What the registry knows of us.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Entry {
+    /// Nothing.
+    Missing,
+    /// It keeps us, and nobody is sent to us.
+    Kept,
+    /// We are in use.
+    Used,
+}
+
 /// Who is registered, and where.
 #[derive(Clone, Debug)]
 pub struct Registrar {
@@ -60,48 +71,59 @@ impl Registrar {
     /// Registers, takes the instance into use once `usable`, and renews for as long as it is polled; what the registry
     /// forgot is registered again.
     pub async fn keep(self, usable: impl Future<Output = ()>, mut rng: impl Rng) {
-        let mut usable = Some(Box::pin(usable));
+        let mut usable = Box::pin(usable);
+        let mut is_usable = false;
         let mut backoff = Backoff::new(Duration::from_millis(100), RENEW);
-        let mut registered = false;
+        let mut entry = Entry::Missing;
         let mut told = false;
         loop {
-            let result = if registered { self.renew().await } else { self.register(&mut usable).await };
-            match result {
-                Ok(()) => {
-                    if !registered {
+            match self.advance(entry, is_usable).await {
+                Ok(next) => {
+                    if next == Entry::Used && entry != Entry::Used {
                         tracing::info!(service = %self.service, instance = %self.instance, "registered");
                     }
-                    (registered, told) = (true, false);
+                    (entry, told) = (next, false);
                     backoff.reset();
-                    tokio::time::sleep(RENEW).await;
+                    if entry == Entry::Used {
+                        tokio::time::sleep(RENEW).await;
+                    } else if !is_usable {
+                        // Only what is registered has a workload at the control plane, and callers must not come before it
+                        // is here; however long that takes, the registry must not forget us meanwhile.
+                        is_usable = tokio::time::timeout(RENEW, usable.as_mut()).await.is_ok();
+                    }
                 }
                 Err(error) => {
+                    let registered = entry != Entry::Missing;
                     if std::mem::replace(&mut told, true) {
                         tracing::debug!(%error, registered, "the registry was not told; trying again");
                     } else {
                         tracing::warn!(%error, registered, "the registry was not told; trying again");
                     }
                     // Forgotten, or somebody else's now: only a registration tells which.
-                    registered &=
-                        !matches!(error.status(), Some(StatusCode::NOT_FOUND | StatusCode::FORBIDDEN));
+                    if matches!(error.status(), Some(StatusCode::NOT_FOUND | StatusCode::FORBIDDEN)) {
+                        entry = Entry::Missing;
+                    }
                     tokio::time::sleep(backoff.next(&mut rng)).await;
                 }
             }
         }
     }
 
-    async fn register(
-        &self,
-        usable: &mut Option<std::pin::Pin<Box<impl Future<Output = ()>>>>,
-    ) -> Result<(), ClientError> {
+    /// The next thing to tell the registry, and what the entry is then.
+    async fn advance(&self, entry: Entry, usable: bool) -> Result<Entry, ClientError> {
         let (namespace, service, id) = self.name();
-        let registering = self.registry.register(namespace, service, id, &self.registration);
-        bounded(&self.registry, registering).await?;
-        // Only what is registered has a workload at the control plane, and callers must not come before it is here.
-        if let Some(usable) = usable.take() {
-            usable.await;
+        match entry {
+            Entry::Missing => {
+                let registering = self.registry.register(namespace, service, id, &self.registration);
+                bounded(&self.registry, registering).await?;
+                Ok(Entry::Kept)
+            }
+            Entry::Kept if usable => {
+                bounded(&self.registry, self.registry.end_maintenance(namespace, service, id)).await?;
+                Ok(Entry::Used)
+            }
+            Entry::Kept | Entry::Used => self.renew().await.map(|()| entry),
         }
-        bounded(&self.registry, self.registry.end_maintenance(namespace, service, id)).await
     }
 
     async fn renew(&self) -> Result<(), ClientError> {
@@ -152,3 +174,6 @@ async fn bounded<T>(
         Err(ClientError::Unreachable { server: registry.0.server().to_owned(), cause })
     })
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,7 +1,7 @@
 //! What could be changed, by cause: the field of the policy that decided, with its value and who wrote it, read from what
 //! is published now. Nothing is guessed: where no policy had a part, it says where to look.
 
-use meshwork_decision::{Cause, ForcedBy, StopReason};
+use meshwork_decision::{Cause, ForcedBy, StopReason, UNTOLD};
 use meshwork_messages::v1::{RequestRecord, request_record::Side};
 use meshwork_xds::server::Observed;
 use serde::Serialize;
@@ -122,6 +122,10 @@ fn rule_of(cause: Cause, detail: &str, by_route: bool) -> (Field, &'static str) 
         Cause::CircuitBreaker if detail.contains(ForcedBy::POLICY) => (
             Field::Breaker,
             "the circuit breaker of {whose} is {what}: nobody is called as long as that says `mode: ForcedOpen`",
+        ),
+        Cause::UnknownAppPort if detail == UNTOLD => (
+            Field::None,
+            "its sidecar is not ready, as it has no workload: `meshwork services` says whether the instance is registered, and its log when the workload was taken away",
         ),
         Cause::CircuitBreaker if by_route => (Field::Breaker, BREAKER_OF_ROUTE),
         Cause::RetriesExhausted if begins(StopReason::PushBack) => (
@@ -392,6 +396,20 @@ mod tests {
             assert!(!advice.text.contains(['{', '}']), "{cause}: {}", advice.text);
             assert_eq!((advice.value, advice.source), (None, None), "{cause}: nothing is known");
         }
+    }
+
+    #[test]
+    fn an_instance_that_was_not_told_what_it_serves_is_not_sought_among_the_ports() {
+        let text = |detail: &str| {
+            let is = RequestRecord {
+                cause: "unknown_app_port".to_owned(),
+                cause_detail: detail.to_owned(),
+                ..RequestRecord::default()
+            };
+            one(Cause::UnknownAppPort, &is, None).text
+        };
+        assert!(text(UNTOLD).contains("it has no workload"), "{}", text(UNTOLD));
+        assert!(text("web:81").contains("the ports that its service declares"), "{}", text("web:81"));
     }
 
     #[test]

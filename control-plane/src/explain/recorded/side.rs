@@ -1,6 +1,6 @@
 //! On whose side a failure was, by its flag.
 
-use meshwork_decision::{Cause, ForcedBy, ResponseFlag};
+use meshwork_decision::{Cause, ForcedBy, ResponseFlag, UNTOLD};
 use meshwork_messages::v1::RequestRecord;
 use meshwork_telemetry::{grpc_name, is_grpc_failure};
 
@@ -32,6 +32,8 @@ pub(super) fn side_of(cause: Cause, detail: &str) -> Fault {
         (Flag::DownstreamProtocolError | Flag::DeadlineUnreachable, _) | (_, Cause::MisdirectedRequest) => {
             Fault::Caller
         }
+        // No route is wrong: its sidecar does not know what it serves.
+        (_, Cause::UnknownAppPort) if detail == UNTOLD => Fault::Mesh,
         (Flag::NoRoute | Flag::Unauthorized, _) => Fault::Configuration,
         (Flag::FaultInjected, _) => Fault::Injected,
         (Flag::DurationTimeout, _) => Fault::Duration,

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use meshwork_base::{Clock, SpiffeId};
 use meshwork_decision::{
     AppProtocol, Authorization, Backend, Cause, Cluster, Filter, InboundPort, Matched, Mtls, OutboundPort,
-    RequestView, Resumed, Routed, RulePolicy, Scheme, Timeouts, split_authority,
+    RequestView, Resumed, Routed, RulePolicy, Scheme, Timeouts, UNTOLD, split_authority,
 };
 use meshwork_http1::{KnownName, RequestHead};
 use meshwork_identity::Identity;
@@ -183,7 +183,7 @@ fn app_port<'v>(
     journey: &mut Journey<'_>,
 ) -> Result<&'v InboundPort, Failure> {
     let Some(inbound) = view.snapshot.inbound() else {
-        return Err(Failure::local(Cause::UnknownAppPort).because("nothing is served here yet"));
+        return Err(Failure::local(Cause::UnknownAppPort).because(UNTOLD));
     };
     let of_mesh = conn.sni.as_deref().filter(|sni| sni.ends_with(".mesh"));
     let port = match of_mesh {

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use h2::server::SendResponse;
 use http::{Method, Response, StatusCode};
-use meshwork_decision::{Cause, InboundPort, split_authority};
+use meshwork_decision::{Cause, InboundPort, UNTOLD, split_authority};
 use meshwork_telemetry::Phase;
 use tokio::net::TcpStream;
 
@@ -97,7 +97,7 @@ async fn open(
 /// port that the CONNECT names.
 fn app_port<'v>(conn: &Conn, view: &'v View, authority: &str) -> Result<&'v InboundPort, Failure> {
     let unknown = |why: &str| Failure::local(Cause::UnknownAppPort).because(Arc::<str>::from(why));
-    let inbound = view.snapshot.inbound().ok_or_else(|| unknown("nothing is served here yet"))?;
+    let inbound = view.snapshot.inbound().ok_or_else(|| unknown(UNTOLD))?;
     match conn.sni.as_deref().filter(|sni| sni.ends_with(".mesh")) {
         Some(sni) => inbound.by_sni(sni).ok_or_else(|| unknown(sni)),
         None => inbound.by_port(split_authority(authority).1).map_err(|_| unknown(authority)),

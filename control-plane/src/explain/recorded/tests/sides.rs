@@ -55,6 +55,14 @@ fn a_proxy_without_memory_is_not_its_service() {
     assert!(why.starts_with("shop/reviews:80 is held back: overload"), "{why}");
 }
 
+#[test]
+fn a_sidecar_that_was_not_told_what_it_serves_is_not_the_fault_of_routes() {
+    let (who, _, why) = failed("unknown_app_port", meshwork_decision::UNTOLD);
+    assert_eq!(who, Who::Mesh);
+    assert!(why.contains("could not do its part: unknown_app_port (the control plane has not said"), "{why}");
+    assert_eq!(failed("unknown_app_port", "web:81").0, Who::Configuration);
+}
+
 /// Of each cause who has to look.
 #[test]
 fn every_cause_is_somebody_s() {

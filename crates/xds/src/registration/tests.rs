@@ -1,0 +1,71 @@
+use std::sync::Arc;
+
+use axum::Router;
+use axum::http::{Method, Uri};
+use meshwork_api::Client;
+use meshwork_base::SeededRng;
+use parking_lot::Mutex;
+use tokio::sync::oneshot;
+
+use super::*;
+
+const INSTANCE: &str = r#"{"id": "web-0", "address": "127.0.0.1", "ports": {}, "weight": 1, "tags": [], "metadata": {},
+    "health": "maintenance", "node": "here"}"#;
+
+/// What a registry was told, and whether it still knows the instance.
+#[derive(Default)]
+struct Told {
+    calls: Vec<String>,
+    forgets: bool,
+}
+
+/// Keeps an entry in a registry that takes everything; what is given back makes it usable.
+fn kept() -> (Arc<Mutex<Told>>, oneshot::Sender<()>) {
+    let told = Arc::new(Mutex::new(Told::default()));
+    let hears = Arc::clone(&told);
+    let answer = move |method: Method, uri: Uri| {
+        let path = uri.path().strip_prefix("/v1/meshwork/instances/shop/web/web-0").unwrap();
+        let mut told = hears.lock();
+        told.calls.push(format!("{method} {path}"));
+        let forgotten = path == "/renew" && std::mem::take(&mut told.forgets);
+        let status = if forgotten { StatusCode::NOT_FOUND } else { StatusCode::OK };
+        std::future::ready((status, INSTANCE))
+    };
+    let registry = RegistryClient(Client::in_memory("the registry", Router::new().fallback(answer)));
+    let registrar = Registrar {
+        registry,
+        namespace: "shop".to_owned(),
+        service: "web".to_owned(),
+        instance: "web-0".to_owned(),
+        registration: Registration::default(),
+    };
+    let (usable, becomes) = oneshot::channel();
+    tokio::spawn(registrar.keep(async { becomes.await.unwrap() }, SeededRng::new(1)));
+    (told, usable)
+}
+
+/// What is told in some time.
+async fn within(told: &Mutex<Told>, time: Duration) -> Vec<String> {
+    tokio::time::sleep(time).await;
+    std::mem::take(&mut told.lock().calls)
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_instance_that_is_not_usable_yet_is_kept_by_the_registry_and_not_taken_into_use() {
+    let (told, usable) = kept();
+    let first = within(&told, Duration::from_secs(61)).await;
+    assert_eq!(first[0], "PUT ");
+    assert_eq!(first[1..], vec!["PUT /renew"; 12], "for four leases");
+    usable.send(()).unwrap();
+    assert_eq!(within(&told, Duration::from_secs(1)).await, ["DELETE /maintenance"]);
+    assert_eq!(within(&told, RENEW).await, ["PUT /renew"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_the_registry_forgot_is_registered_again_and_used_again() {
+    let (told, usable) = kept();
+    usable.send(()).unwrap();
+    assert_eq!(within(&told, Duration::from_secs(1)).await, ["PUT ", "DELETE /maintenance"]);
+    told.lock().forgets = true;
+    assert_eq!(within(&told, RENEW).await, ["PUT /renew", "PUT ", "DELETE /maintenance"]);
+}
