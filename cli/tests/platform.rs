@@ -127,6 +127,26 @@ fn a_platform_that_cannot_start_says_why_and_leaves_nothing() {
 }
 
 #[test]
+fn a_platform_whose_place_another_one_has_does_not_take_its_answers_for_its_own() {
+    let platform = Platform::new();
+    let taken = std::net::TcpListener::bind(platform.at(15014)).unwrap();
+    std::thread::spawn(move || {
+        for mut tcp in taken.incoming().flatten() {
+            // Ready, whatever it is asked.
+            drop(std::io::Read::read(&mut tcp, &mut [0; 1024]));
+            let answer = b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\nConnection: close\r\n\r\nready\n";
+            drop(std::io::Write::write_all(&mut tcp, answer));
+        }
+    });
+    let output = platform.up(&["--no-shop"]);
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    let place = platform.at(15014).to_string();
+    assert!(said.contains(&format!("another process listens on {place}")), "{said}");
+    assert!(platform.pids().iter().all(|pid| !is_alive(*pid)));
+}
+
+#[test]
 fn a_program_is_in_the_mesh_while_it_runs() {
     let Some(python) = meshwork_testkit::tool("python3") else { return };
     let platform = Platform::new();

@@ -191,8 +191,10 @@ impl Platform {
         let progress = self.progress;
         let tell = move |news: &News| match &news.what {
             What::Ready if progress => output::note(&format!("{} is ready", news.name)),
-            What::Ended(how) if progress => output::note(&format!("{}: {how}; starting it again", news.name)),
-            What::Ready | What::Ended(_) => {}
+            What::Ended(how) | What::Unable(how) if progress => {
+                output::note(&format!("{}: {how}; starting it again", news.name));
+            }
+            What::Ready | What::Ended(_) | What::Unable(_) => {}
         };
         let all: Vec<_> = self.plan.tasks().cloned().collect();
         let server = self.start(&all[..1]);
@@ -208,7 +210,7 @@ impl Platform {
         output::print("ready\n").map_err(UpError::io(Path::new("stdout")))?;
         while let Some(news) = self.news.recv().await {
             tell(&news);
-            if let What::Ended(how) = &news.what {
+            if let What::Ended(how) | What::Unable(how) = &news.what {
                 self.log(&format!("{}: {how}; starting it again", news.name));
             }
             Endpoints::now(&self.plan).write(&data_dir)?;

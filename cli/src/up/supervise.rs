@@ -43,6 +43,8 @@ pub(crate) enum What {
     Ready,
     /// It ended by itself.
     Ended(String),
+    /// There is no process, for this reason; it says nothing itself.
+    Unable(String),
 }
 
 /// A process under supervision. Dropping it leaves the process alone.
@@ -99,12 +101,12 @@ impl Keeper {
         loop {
             let began = self.clock.now();
             self.was_ready.store(false, Ordering::Relaxed);
-            let (why, as_told) = match self.once().await {
+            let (what, as_told) = match self.once().await {
                 End::Stopped => return,
-                End::Ended(status) => (format!("it ended with {status}"), status.success()),
-                End::Failed(error) => (format!("it cannot be started: {error}"), false),
+                End::Ended(status) => (What::Ended(format!("it ended with {status}")), status.success()),
+                End::Failed(error) => (What::Unable(format!("it cannot be started: {error}")), false),
             };
-            self.tell(What::Ended(why)).await;
+            self.tell(what).await;
             if as_told && self.was_ready.load(Ordering::Relaxed) {
                 // Somebody restarts it, however often: that is no failure to back off from.
                 backoff.reset();
@@ -127,7 +129,7 @@ impl Keeper {
     }
 
     async fn once(&mut self) -> End {
-        let mut child = match self.spawn() {
+        let mut child = match self.place_is_free().and_then(|()| self.spawn()) {
             Ok(child) => child,
             Err(error) => return End::Failed(error),
         };
@@ -147,6 +149,18 @@ impl Keeper {
         };
         drop(std::fs::remove_file(self.folder.join("pid")));
         end
+    }
+
+    /// Whoever answers there must be the process that is started now: somebody else's answer would be taken for its own.
+    fn place_is_free(&self) -> std::io::Result<()> {
+        let taken = |error: std::io::Error| match error.kind() {
+            std::io::ErrorKind::AddrInUse => std::io::Error::other(format!(
+                "another process listens on {}; end it, or choose another --base-address",
+                self.task.ready
+            )),
+            _ => error,
+        };
+        std::net::TcpListener::bind(self.task.ready).map(drop).map_err(taken)
     }
 
     fn spawn(&self) -> std::io::Result<Child> {
@@ -224,27 +238,36 @@ pub(crate) async fn all_ready(
     mut tell: impl FnMut(&News),
 ) -> Result<(), UpError> {
     let mut waiting: Vec<&String> = names.iter().collect();
-    let mut ends: Vec<(String, String)> = Vec::new();
+    // Of whom, how, and whether a process has run.
+    let mut ends: Vec<(String, String, bool)> = Vec::new();
     let log = |name: &str| data_dir.join(name).join("log");
     while let Some(first) = waiting.first() {
         let Ok(Some(one)) = tokio::time::timeout_at(deadline, news.recv()).await else {
             let name = (*first).clone();
-            let ended = ends.iter().rev().find(|(of, _)| *of == name);
-            let how = ended.map_or("it does not answer", |(_, how)| how.as_str());
-            let why = format!("{how}, and says: {}", last_words(data_dir, &name));
+            let ended = ends.iter().rev().find(|(of, ..)| *of == name);
+            let how = ended.map_or("it does not answer", |(_, how, _)| how.as_str());
+            let why = reason(how, ended.is_none_or(|(_, _, has_run)| *has_run), data_dir, &name);
             return Err(UpError::NotReady { log: log(&name), name, seconds: timeout.as_secs(), why });
         };
         tell(&one);
-        match one.what {
-            What::Ready => waiting.retain(|name| **name != one.name),
-            What::Ended(how) => {
-                ends.push((one.name.clone(), how.clone()));
-                if ends.iter().filter(|(of, _)| *of == one.name).count() >= HOPELESS {
-                    let why = format!("{how}, and says: {}", last_words(data_dir, &one.name));
-                    return Err(UpError::Fails { log: log(&one.name), name: one.name, why });
-                }
+        let (how, has_run) = match one.what {
+            What::Ready => {
+                waiting.retain(|name| **name != one.name);
+                continue;
             }
+            What::Ended(how) => (how, true),
+            What::Unable(how) => (how, false),
+        };
+        ends.push((one.name.clone(), how.clone(), has_run));
+        if ends.iter().filter(|(of, ..)| *of == one.name).count() >= HOPELESS {
+            let why = reason(&how, has_run, data_dir, &one.name);
+            return Err(UpError::Fails { log: log(&one.name), name: one.name, why });
         }
     }
     Ok(())
+}
+
+/// Why it is not there; its last words are an earlier process's if none has run.
+fn reason(how: &str, has_run: bool, data_dir: &Path, name: &str) -> String {
+    if has_run { format!("{how}, and says: {}", last_words(data_dir, name)) } else { how.to_owned() }
 }
