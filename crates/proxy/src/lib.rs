@@ -59,6 +59,7 @@ mod related;
 mod replay;
 mod request;
 mod scraped;
+mod seldom;
 mod series;
 mod splice;
 mod standing;

@@ -31,6 +31,7 @@ use crate::mesh::Place;
 use crate::poll_time::{PollTime, timed_by_poll};
 use crate::pressure::Memory;
 use crate::recorder::{Recalled, Recorder, Wanted};
+use crate::seldom::Seldom;
 use crate::splice::Pipes;
 use crate::timers::Timers;
 use crate::tls::TlsConfigs;
@@ -505,11 +506,14 @@ fn listen(
 }
 
 async fn accept(worker: Rc<Worker>, place: Place, listener: TcpListener) {
+    let (mut full, mut failed) = (Seldom::default(), Seldom::default());
     loop {
         match listener.accept().await {
             Ok((tcp, peer)) => {
                 if worker.open() >= worker.shared.settings.max_connections {
-                    tracing::warn!(%place, %peer, "maximum of connections reached: closed");
+                    if let Some(times) = full.happened(worker.shared.clock.now()) {
+                        tracing::warn!(%place, %peer, times, "maximum of connections reached: closed");
+                    }
                     continue;
                 }
                 let serving = downstream::connection::serve(Rc::clone(&worker), place, tcp, peer);
@@ -519,7 +523,9 @@ async fn accept(worker: Rc<Worker>, place: Place, listener: TcpListener) {
             Err(error) if error.kind() == std::io::ErrorKind::ConnectionAborted => {}
             Err(error) => {
                 // Out of file descriptors or memory: others must end first.
-                tracing::warn!(%place, %error, "cannot accept");
+                if let Some(times) = failed.happened(worker.shared.clock.now()) {
+                    tracing::warn!(%place, %error, times, "cannot accept");
+                }
                 tokio::time::sleep(Duration::from_millis(20)).await;
             }
         }
