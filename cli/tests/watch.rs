@@ -117,10 +117,24 @@ fn a_line_for_people_and_what_is_no_question() {
     );
     let ended = tapping(&gateway, &["--timeout", "1s"], 1).wait_with_output().unwrap();
     assert!(ended.status.success() && ended.stdout.is_empty(), "{ended:?}");
+    let odd = gateway.ask(&["tap", "-X", "get", "--timeout", "1ms"]);
+    assert!(odd.status.success(), "it may be meant: {odd:?}");
+    let said = String::from_utf8_lossy(&odd.stderr);
+    assert!(said.contains("method `get` is not `GET`"), "{said}");
+    for (service, is_known) in [("web", true), ("default/web", true), ("other/web", false), ("nosuch", false)]
+    {
+        let output = gateway.ask(&["tap", "--service", service, "--timeout", "1ms"]);
+        assert!(output.status.success(), "it may come: {output:?}");
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(!said.contains(&format!("no service is called `{service}`")), is_known, "{said}");
+    }
     for (arguments, code, says) in [
         (&["tap", "--status", "9xx"][..], 1, "a class, as 5xx"),
         (&["tap", "--min-duration", "long"], 1, "minDuration"),
         (&["tap", "--host", "http://shop"], 1, "a name or address"),
+        (&["tap", "--host", "a*b"], 1, "a name or address"),
+        (&["tap", "--timeout", "48h"], 1, "at most a day"),
+        (&["explain", "--live", "--timeout", "20m"], 1, "at most ten minutes"),
         (&["tap", "--path-prefix", "api"], 1, "begins with /"),
         (&["tap", "--path-prefix", "/api?x"], 1, "without a query"),
         (&["tap", "--proxy", "nobody"], 1, "MW4111"),

@@ -90,6 +90,16 @@ pub(super) fn header(text: &str) -> Result<(String, String), String> {
     }
 }
 
+/// Says that a method is another one than is meant, most likely: nothing will match it.
+pub(super) fn note_of_method(method: Option<&str>) {
+    if let Some(method) = method.filter(|method| method.contains(|c: char| c.is_ascii_lowercase())) {
+        let upper = method.to_ascii_uppercase();
+        output::note(&format!(
+            "method `{method}` is not `{upper}`: case counts, and clients send the latter"
+        ));
+    }
+}
+
 /// The page of a code, in any case.
 fn page(code: &str) -> Option<String> {
     let file = Pages::get(&format!("{}.md", code.to_ascii_uppercase()))?;
@@ -133,6 +143,7 @@ fn explain_code(code: &str, arguments: &Arguments) -> Outcome {
 
 fn explain_request(arguments: &Arguments) -> Outcome {
     let Request { host, path, method, headers, listener, port, https, sni, from } = &arguments.request;
+    note_of_method(method.as_deref());
     let question = json!({
         "host": host, "path": path, "method": method, "headers": headers, "listener": listener, "port": port,
         "https": https, "sni": sni, "from": from,

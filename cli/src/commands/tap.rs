@@ -3,9 +3,10 @@
 use std::process::ExitCode;
 
 use bytes::Bytes;
+use meshwork_api::Client;
 use serde_json::{Value, json};
 
-use super::explain::header;
+use super::explain::{header, note_of_method};
 use super::{Outcome, block_on};
 use crate::output;
 use crate::server::ServerArgs;
@@ -77,7 +78,11 @@ pub(crate) fn run(arguments: &Arguments) -> Outcome {
         "present": arguments.has_header, "headers": arguments.headers, "timeout": arguments.timeout,
     });
     let client = arguments.server.client()?;
+    note_of_method(arguments.method.as_deref());
     block_on(async {
+        if let Some(service) = &arguments.service {
+            note_of_service(&client, service).await;
+        }
         let body = Bytes::from(question.to_string());
         let mut lines = client.lines(http::Method::POST, "/v1/tap", body).await?;
         let mut left = arguments.limit.unwrap_or(u64::MAX);
@@ -101,6 +106,31 @@ pub(crate) fn run(arguments: &Arguments) -> Outcome {
         }
         Ok(ExitCode::SUCCESS)
     })?
+}
+
+/// Says that there is no such service, most likely by a slip: nothing matches until there is.
+async fn note_of_service(client: &Client, service: &str) {
+    let list = |path| client.json::<Vec<Value>>(http::Method::GET, path, &[], Bytes::new());
+    let lists = tokio::join!(
+        list("/v1/services"),
+        list("/v1/resources/services"),
+        list("/v1/resources/servicesubsets"),
+    );
+    // Whoever cannot say which services there are has said nothing of this one.
+    let (Ok(registered), Ok(services), Ok(subsets)) = lists else { return };
+    let objects = services.iter().chain(&subsets).map(|object| &object["metadata"]);
+    let is_there = registered.iter().chain(objects).any(|of| is_called(of, service));
+    if !is_there {
+        output::note(&format!(
+            "no service is called `{service}` now; `meshwork services` lists the registered ones"
+        ));
+    }
+}
+
+/// Whether what has this name and namespace is meant.
+fn is_called(of: &Value, service: &str) -> bool {
+    let (namespace, name) = service.split_once('/').map_or((None, service), |(of, name)| (Some(of), name));
+    of["name"] == name && namespace.is_none_or(|namespace| of["namespace"] == namespace)
 }
 
 fn row(hop: &Value) -> String {

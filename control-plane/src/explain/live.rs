@@ -72,7 +72,10 @@ pub(super) struct Live {
 pub(super) async fn explain(State(explainer): State<Explainer>, body: Bytes) -> Result<Json<Live>, Problem> {
     let ask: Ask = body_of(&body)?;
     let patience = match ask.timeout.as_deref().map(parse_duration).transpose() {
-        Ok(timeout) => timeout.unwrap_or(TIMEOUT).min(TIMEOUT_MAX),
+        Ok(Some(timeout)) if timeout > TIMEOUT_MAX => {
+            return Err(bad("timeout", "at most ten minutes, 10m"));
+        }
+        Ok(timeout) => timeout.unwrap_or(TIMEOUT),
         Err(why) => return Err(bad("timeout", &why)),
     };
     let hub = explainer.plane.hub();
@@ -98,7 +101,8 @@ pub(super) async fn explain(State(explainer): State<Explainer>, body: Bytes) -> 
 /// It is no host.
 pub(crate) fn host(text: Option<&str>) -> Result<String, Problem> {
     let host = split_authority(text.unwrap_or_default()).0;
-    if host.contains(['/', ' ']) {
+    // A star elsewhere is a character that no host has.
+    if host.contains(['/', ' ']) || host.strip_prefix("*.").unwrap_or(host).contains('*') {
         return Err(bad("host", "a name or address, as shop.example or *.shop.example"));
     }
     Ok(host.to_owned())

@@ -67,7 +67,10 @@ enum Line {
 
 pub(super) async fn tap(State(plane): State<ControlPlane>, body: Bytes) -> Result<Response, Problem> {
     let ask: Ask = body_of(&body)?;
-    let lasts = time("timeout", ask.timeout.as_deref())?.unwrap_or(LASTS).min(LASTS_MAX);
+    let lasts = time("timeout", ask.timeout.as_deref())?.unwrap_or(LASTS);
+    if lasts > LASTS_MAX {
+        return Err(bad("timeout", "at most a day, 24h"));
+    }
     let hub = plane.hub();
     if let Some(wanted) = &ask.proxy {
         connected(hub, wanted)?;

@@ -5,7 +5,7 @@ use std::io::IsTerminal as _;
 use bytes::Bytes;
 use serde_json::{Value, json};
 
-use super::{Arguments, Request, steps, text};
+use super::{Arguments, Request, note_of_method, steps, text};
 use crate::commands::{Outcome, block_on};
 use crate::output;
 
@@ -32,6 +32,7 @@ pub(super) fn run(arguments: &Arguments) -> Outcome {
     let body = Bytes::from(question.to_string());
     let kind = [("content-type", "application/json")];
     let client = arguments.server.client()?;
+    note_of_method(method.as_deref());
     if std::io::stderr().is_terminal() {
         output::note(&format!("waiting at most {timeout} for a request that matches"));
     }
