@@ -7,7 +7,9 @@ use std::process::Stdio;
 
 use serde_json::Value;
 
-use crate::support::{command, meshwork, yaml};
+use crate::support::platform::{Spawned, signal};
+use crate::support::process::HTTP;
+use crate::support::{Upstream, address, command, get, meshwork, until, yaml};
 
 fn check(path: &Path) -> (Option<i32>, Vec<Value>) {
     let output = meshwork(&["check", "-f", path.to_str().unwrap(), "-o", "json"]);
@@ -212,4 +214,27 @@ fn every_error_code_has_a_page() {
     let unknown = meshwork(&["explain", "MW9999"]);
     assert_eq!(unknown.status.code(), Some(1));
     assert!(String::from_utf8_lossy(&unknown.stderr).contains("MW9999"));
+}
+
+#[test]
+fn a_process_log_that_cannot_be_written_is_lost_and_nothing_else() {
+    let upstream = Upstream::start("web");
+    let route = yaml::route("web", "  - backendRefs: [{name: web, port: 80}]");
+    let files = [yaml::EDGE, &route, &yaml::service("web", &[upstream.address])].concat();
+    let (folder, address) = (tempfile::tempdir().unwrap(), address());
+    fs::write(folder.path().join("all.yaml"), &files).unwrap();
+    let (resources, listen) = (folder.path().to_str().unwrap(), address.to_string());
+    let mut gateway = command(&["gateway", "--resources", resources, "--listen-address", &listen]);
+    gateway.current_dir(folder.path()).args(["--workers", "1", "--access-log", "off"]);
+    let full = fs::File::options().write(true).open("/dev/full").unwrap();
+    let mut running = Spawned::logging(&mut gateway, full);
+    let serves = |status| {
+        let answer = || get((address, HTTP).into(), "/").filter(|(told, _)| *told == status);
+        until("it does what its resources say", answer);
+    };
+    serves(200);
+    fs::write(folder.path().join("all.yaml"), yaml::EDGE).unwrap();
+    serves(404);
+    signal("TERM", running.id());
+    assert_eq!(running.ended(), Some(0), "no thread has panicked");
 }

@@ -90,6 +90,8 @@ where
         .flatten_event(true)
         .with_env_filter(filter)
         .with_writer(io::stderr)
+        // What cannot be written is lost. It would be told on the same stderr, and that panics.
+        .log_internal_errors(false)
         .init();
     let result = tokio::runtime::Builder::new_current_thread()
         .enable_all()

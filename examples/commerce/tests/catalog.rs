@@ -29,6 +29,15 @@ async fn starts_with_its_own_catalogue_and_finds_things_in_it() {
 }
 
 #[tokio::test]
+async fn a_log_that_cannot_be_written_costs_no_answer() {
+    let catalog = Service::start_unheard(CATALOG);
+    for _ in 0..2 {
+        let page = get(&format!("{}/products?size=1", catalog.url())).await.json();
+        assert_eq!(page["total"].as_u64(), Some(200));
+    }
+}
+
+#[tokio::test]
 async fn pages_join_without_gap_or_overlap() {
     let catalog = Service::start(CATALOG, &[]);
     let mut skus = Vec::new();

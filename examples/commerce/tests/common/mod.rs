@@ -4,7 +4,7 @@
 
 use std::io::{BufRead, BufReader, Write as _};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, ChildStderr, Command, ExitStatus, Stdio};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -38,7 +38,22 @@ impl Service {
         service
     }
 
+    /// The same, but nobody reads its log from then on, and what it writes there is an error.
+    pub fn start_unheard(program: &str) -> Self {
+        let data = tempfile::tempdir().unwrap();
+        let (mut service, _log) = Self::begin(program, data.path(), &[]);
+        service._data = Some(data);
+        service
+    }
+
     pub fn start_in(program: &str, data: &Path, env: &[(&str, &str)]) -> Self {
+        let (service, mut log) = Self::begin(program, data, env);
+        // A full pipe would stop the service.
+        std::thread::spawn(move || std::io::copy(&mut log, &mut std::io::sink()));
+        service
+    }
+
+    fn begin(program: &str, data: &Path, env: &[(&str, &str)]) -> (Self, BufReader<ChildStderr>) {
         let mut command = if program.ends_with(".py") {
             let mut python = Command::new("python3");
             python.arg(program);
@@ -62,9 +77,7 @@ impl Service {
                 break line["address"].as_str().unwrap().to_owned();
             }
         };
-        // A full pipe would stop the service.
-        std::thread::spawn(move || std::io::copy(&mut log, &mut std::io::sink()));
-        Self { child, address, _data: None }
+        (Self { child, address, _data: None }, log)
     }
 
     pub fn url(&self) -> String {
