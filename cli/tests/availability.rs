@@ -32,6 +32,9 @@ const INSTANCES: [&str; 6] =
 /// What is saved again and again; its name is that of the catalogue.
 const PRODUCT: &str = r#"{"sku": "TE1001", "name": "Larkfold 1 Solo Tent", "category": "Tents & Shelters", "brand": "Fellgate", "pricePence": 18900}"#;
 
+/// A sidecar gives up what it has not used for ten minutes.
+const QUIET: Duration = Duration::from_secs(720);
+
 /// How much of it.
 #[derive(Clone, Copy)]
 struct Form {
@@ -256,6 +259,14 @@ fn nobody_configures(form: Form) {
     each(form, "absence", 1, |platform, _| absence(platform, form));
 }
 
+/// Longer than anything that nobody uses is kept, so that what is dropped then is missed.
+fn nothing_happens(form: Form) {
+    each(form, "quiet", 0, |_, _| {
+        let clock = SystemClock::new();
+        sleep_until(&clock, clock.now().after(QUIET));
+    });
+}
+
 /// Runs one test, alone on the machine.
 fn alone(test: impl FnOnce()) {
     if shop_is_built() {
@@ -277,6 +288,12 @@ fn no_request_is_lost_when_instances_are_restarted_in_turn() {
 #[test]
 fn no_request_is_lost_while_nobody_configures_and_a_sidecar_restarted_meanwhile_serves() {
     alone(|| nobody_configures(SHORT));
+}
+
+#[test]
+#[ignore = "twelve minutes: tests/long runs it"]
+fn no_request_is_lost_while_nothing_happens() {
+    alone(|| nothing_happens(Form { seeds: &[1], rate: 50, per_ten_thousand: None, ..WHOLE }));
 }
 
 #[test]

@@ -280,7 +280,12 @@ fn explained_later(platform: &Platform) {
     });
     apps.iter().for_each(|pid| signal("CONT", *pid));
     assert_eq!(told["fault"]["service"], "default/catalog:80", "{told:#}");
-    assert!(told["fault"]["proxy"].as_str().unwrap().starts_with("default/catalog-"), "{told:#}");
+    // Who noticed is where the caller left; whom it was waiting for is another matter.
+    assert!(told["fault"]["proxy"].as_str().unwrap().starts_with("gateway/"), "{told:#}");
+    assert_eq!(
+        (&told["fault"]["cause"], &told["fault"]["flag"]),
+        (&"downstream_closed".into(), &"DC".into())
+    );
     let sides: Vec<&str> =
         told["hops"].as_array().unwrap().iter().map(|hop| hop["side"].as_str().unwrap()).collect();
     assert_eq!(sides[..4], ["gateway", "inbound", "outbound", "inbound"], "{told:#}");
