@@ -188,6 +188,10 @@ mod tests {
             let (request, respond) = server.accept().await.unwrap().unwrap();
             let mut stream = H2Stream::new(request, respond, Rc::default(), &Limits::default());
             stream.send_head(&ResponseHead { status: 200, ..ResponseHead::new() }, false).unwrap();
+            let mut body = tokio::select! {
+                response = response => response.unwrap().into_body(),
+                _ = poll_fn(|cx| server.poll_closed(cx)) => panic!("the connection stays"),
+            };
             if leaves {
                 send.send_reset(h2::Reason::CANCEL);
             }
@@ -205,7 +209,7 @@ mod tests {
             }
             assert_eq!(asked, 1);
             let error = tokio::select! {
-                response = response => response.unwrap().into_body().data().await.unwrap().unwrap_err(),
+                data = body.data() => data.unwrap().unwrap_err(),
                 _ = poll_fn(|cx| server.poll_closed(cx)) => panic!("the connection stays"),
             };
             assert_eq!(error.reason(), Some(h2::Reason::CANCEL));
