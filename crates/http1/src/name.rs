@@ -216,20 +216,22 @@ impl KnownName {
 
     /// Whether an application may take a field of this name, which is not a known one, for one by which proxies tell who asks and
     /// how: CGI, and what came after it (WSGI, PHP, Rack), make one variable of `-` and `_`. Of all unknown names only those
-    /// that begin with `x` are looked at.
+    /// that begin like one of them are looked at.
     #[must_use]
     #[inline]
     pub fn is_mistaken_for_proxies_word(name: &[u8]) -> bool {
-        matches!(name, [b'x' | b'X', ..]) && Self::is_proxies_word_with_underscores(name)
+        // `x-forwarded`, `x-envoy`, `x-meshwork`.
+        matches!(name, [b'x' | b'X', b'-' | b'_', b'e' | b'E' | b'f' | b'F' | b'm' | b'M', ..])
+            && Self::is_proxies_word_with_underscores(name)
     }
 
     #[inline(never)]
     fn is_proxies_word_with_underscores(name: &[u8]) -> bool {
-        let mut dashed = [0; LONGEST];
-        let Some(dashed) = dashed.get_mut(..name.len()) else { return false };
         if memchr::memchr(b'_', name).is_none() {
             return false;
         }
+        let mut dashed = [0; LONGEST];
+        let Some(dashed) = dashed.get_mut(..name.len()) else { return false };
         for (to, from) in dashed.iter_mut().zip(name) {
             *to = if *from == b'_' { b'-' } else { *from };
         }
@@ -259,6 +261,15 @@ impl KnownName {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn every_proxies_word_with_underscores_is_taken_for_one() {
+        let words = KnownName::ALL.iter().filter(|known| known.is_proxies_word());
+        for word in words {
+            let name = word.as_str().replace('-', "_");
+            assert!(KnownName::is_mistaken_for_proxies_word(name.as_bytes()), "{name}");
+        }
+    }
 
     #[test]
     fn every_known_name_is_found_in_any_case_and_no_other() {
