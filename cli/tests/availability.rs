@@ -2,7 +2,7 @@
 //! nothing. Requests come in an open loop while it happens, and each is counted.
 //!
 //! What is run in CI is short; `tests/long` runs the whole (500 requests a second, two minutes with twenty kills, two of
-//! restarts in turn, ten minutes of absence, three seeds each).
+//! restarts in turn, ten minutes of absence, three seeds each; and twelve minutes in which nothing happens).
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 #![expect(clippy::print_stdout, reason = "what was counted is the result")]
