@@ -18,6 +18,7 @@ mod recorded;
 mod run;
 #[cfg(test)]
 mod tests;
+mod words;
 
 use std::sync::Arc;
 

@@ -16,7 +16,7 @@ use meshwork_base::{Clock, Tick, pack};
 use meshwork_compile::status::Timestamp;
 use meshwork_compile::{Catalog, Compiler, Input, Output, ProxyReports};
 use meshwork_messages::v1::Resource;
-use meshwork_resources::{Diagnostic, FileName, Severity, Span};
+use meshwork_resources::{Diagnostic, FileName, Span};
 use meshwork_telemetry::{Counter, Durations};
 use meshwork_xds::ResourceKey;
 use meshwork_xds::server::{Hub, Publication};
@@ -338,11 +338,11 @@ impl Pipeline {
     fn written(&mut self) -> Vec<Diagnostic> {
         let mut all: Vec<Diagnostic> = self.unreadable().chain(self.objects.diagnostics()).collect();
         all.extend_from_slice(&self.output.diagnostics);
-        let news = self.telling.look(all.iter().filter(|found| found.severity == Severity::Error));
+        let news = self.telling.look(&all);
         news.log();
         let changed = std::mem::take(&mut self.changed);
         if let Some([well, badly]) = self.reloads.as_ref().filter(|_| !changed.is_empty()) {
-            let is_bad = !news.wrong.is_empty() || self.telling.has_any_of(&changed);
+            let is_bad = news.is_bad() || self.telling.is_wrong(&changed);
             if is_bad { badly } else { well }.increment();
         }
         all

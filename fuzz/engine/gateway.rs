@@ -110,7 +110,7 @@ fn rule((number, backend): (u32, &Backend)) -> v1::Rule {
         matches: vec![v1::Match { path: Some(path), ..Default::default() }],
         backends: vec![v1::Backend { service, port: 80, weight: 1, ..Default::default() }],
         // Nobody waits for an upstream to come back.
-        retry: Some(v1::Retry::default()),
+        retry: Some(v1::Retry { attempts: Some(0), ..Default::default() }),
         ..Default::default()
     }
 }

@@ -33,13 +33,13 @@ fn policy(
     load_balancer: Option<v1::LoadBalancer>,
 ) -> v1::Policy {
     let outlier_detection = Some(v1::OutlierDetection {
-        consecutive_5xx: 5,
+        consecutive_5xx: Some(5),
         base_ejection_time_ms: 30_000,
         max_ejection_time_ms: 300_000,
         max_ejection_percent: 50,
         interval_ms: 10_000,
         shared,
-        ..Default::default()
+        ..v1::OutlierDetection::default()
     });
     let target =
         v1::policy::Target { kind: "Service".into(), name: "shop/reviews".into(), section: String::new() };
@@ -102,7 +102,7 @@ impl World {
     }
 
     fn shared() -> Self {
-        Self::new(Some(v1::outlier_detection::Shared { observers: 2, percent: 50 }))
+        Self::new(Some(v1::outlier_detection::Shared { observers: 2, percent: Some(50) }))
     }
 
     /// It has called all of them.
@@ -224,7 +224,7 @@ fn without_a_policy_that_shares_nobody_is_marked() {
 
 #[test]
 fn who_calls_it_and_is_content_counts_and_the_bound_is_the_policy_s() {
-    let mut world = World::new(Some(v1::outlier_detection::Shared { observers: 2, percent: 67 }));
+    let mut world = World::new(Some(v1::outlier_detection::Shared { observers: 2, percent: Some(67) }));
     world.says(&web(1), &[2]);
     world.says(&web(2), &[2]);
     world.says(&web(3), &[]);
@@ -237,7 +237,7 @@ fn who_calls_it_and_is_content_counts_and_the_bound_is_the_policy_s() {
 
 #[test]
 fn who_has_not_called_that_endpoint_does_not_count() {
-    let mut world = World::new(Some(v1::outlier_detection::Shared { observers: 2, percent: 67 }));
+    let mut world = World::new(Some(v1::outlier_detection::Shared { observers: 2, percent: Some(67) }));
     world.says(&web(1), &[2]);
     world.says(&web(2), &[2]);
     world.says_of(&web(3), &[1, 3], &[]);
@@ -261,7 +261,7 @@ fn a_policy_that_shares_no_longer_brings_back_who_was_out() {
 fn any_endpoint_may_be_out_whichever_part_of_the_fleet_a_proxy_calls() {
     let part = Some(v1::LoadBalancer { subset_size: 1, ..Default::default() });
     for suspect in 1..=4 {
-        let shared = v1::outlier_detection::Shared { observers: 2, percent: 50 };
+        let shared = v1::outlier_detection::Shared { observers: 2, percent: Some(50) };
         let mut world = World::of(Some(shared), part.clone());
         world.says(&web(1), &[suspect]);
         world.says(&web(2), &[suspect]);

@@ -188,7 +188,7 @@ pub(super) struct Limits {
     pub(super) max_retries: Option<u32>,
     pub(super) per_endpoint: EndpointLimits,
     /// Who says each of them, by its name.
-    pub(super) sources: BTreeMap<&'static str, Source>,
+    pub(super) sources: BTreeMap<String, Source>,
 }
 
 /// How much may be under way to any one endpoint.
@@ -208,6 +208,8 @@ pub(super) struct Admission {
     pub(super) success_rate_threshold: u32,
     pub(super) max_rejection_probability: u32,
     pub(super) source: Option<Source>,
+    /// Who says each field, by its name.
+    pub(super) sources: BTreeMap<String, Source>,
 }
 
 /// When a backend, or by a rule, is not called for a while.
@@ -220,6 +222,8 @@ pub(super) struct Breaker {
     pub(super) slow_percent: Option<u32>,
     pub(super) open_time: String,
     pub(super) source: Option<Source>,
+    /// Who says each field, by its name.
+    pub(super) sources: BTreeMap<String, Source>,
 }
 
 #[derive(Debug, Serialize)]
@@ -241,12 +245,16 @@ pub(super) struct Endpoint {
     pub(super) candidate: bool,
 }
 
-/// A time, and who says so.
+/// What is said, and who says so.
 #[derive(Clone, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct Said {
     pub(super) value: String,
+    /// Of several, the one of the narrowest target.
     pub(super) source: Option<Source>,
+    /// Who says each field of it, by its name, where it has several.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub(super) sources: BTreeMap<String, Source>,
 }
 
 #[derive(Debug, Serialize)]
@@ -276,6 +284,8 @@ pub(super) struct Retry {
     pub(super) backoff_max: String,
     pub(super) budget_percent: Option<u32>,
     pub(super) source: Option<Source>,
+    /// Who says each field, by its name.
+    pub(super) sources: BTreeMap<String, Source>,
 }
 
 /// The other side of the call, in the mesh.

@@ -1,18 +1,18 @@
 //! What applies on the way to a cluster, with who said it.
 
-use std::sync::Arc;
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use meshwork_decision::{
     Abort, AuthorizationPolicy, BreakerMode, Cause, CircuitBreaker, Cluster, FaultInjection, ForcedBy,
-    HedgeDelay, Matched, Origin, Overload, OwnedRequest, RateLimit, RetryPolicy, Share, Sources,
-    is_idempotent,
+    HedgeDelay, Matched, Overload, OwnedRequest, RateLimit, RetryPolicy, Share, Sources, is_idempotent,
 };
 use meshwork_resources::RetryOn;
 
 use super::answer::{
     Admission, Breaker, EndpointLimits, Limits, Retry, Said, Source, Story, Timeouts, Verdict,
 };
+use super::words;
 
 /// The times of a request to this cluster.
 pub(super) fn timeouts(
@@ -22,35 +22,32 @@ pub(super) fn timeouts(
     story: &mut Story,
 ) -> Timeouts {
     let said = matched.policy().timeouts(Some(cluster));
-    let per_try = matched.policy().retry(Some(cluster)).and_then(|retry| retry.per_try_timeout);
-    let mut one = |name: &str, value: Option<Duration>, source: &Option<Arc<Origin>>| {
-        let value = format!("{:?}", value?);
-        story.tell("timeouts", name, "noted", format!("{value}{}", by(source.as_deref())));
-        Some(Said { value, source: source.as_deref().and_then(Source::of) })
+    let per_try = matched.policy().retry(cluster).and_then(|retry| retry.per_try_timeout);
+    let mut one = |name: &str, value: Option<Duration>, path: &str| {
+        let (value, origin) = (format!("{:?}", value?), sources.of(path));
+        story.tell("timeouts", name, "noted", format!("{value}{}", words::by(sources, path)));
+        Some(Said { value, source: origin.and_then(|origin| Source::of(origin)), sources: BTreeMap::new() })
     };
     let timeouts = Timeouts {
-        request: one("request", said.request, &sources.request),
-        backend_request: one("backendRequest", said.backend_request, &sources.backend_request),
+        request: one("request", said.request, "timeouts.request_ms"),
+        backend_request: one("backendRequest", said.backend_request, "timeouts.backend_request_ms"),
         backend_request_ends_attempts: said
             .backend_request
             .is_some_and(|time| per_try.is_none_or(|per_try| time < per_try)),
-        connect: one("connect", said.connect, &sources.connect),
-        idle: one("idle", said.idle, &sources.idle),
-        stream_idle: one("streamIdle", said.stream_idle, &sources.stream_idle),
-        max_stream_duration: one("maxStreamDuration", said.max_stream, &sources.max_stream),
-        caller_deadline: sources.caller_deadline.as_deref().map(|origin| Said {
+        connect: one("connect", said.connect, "timeouts.connect_ms"),
+        idle: one("idle", said.idle, "timeouts.idle_ms"),
+        stream_idle: one("streamIdle", said.stream_idle, "timeouts.stream_idle_ms"),
+        max_stream_duration: one("maxStreamDuration", said.max_stream, "timeouts.max_stream_ms"),
+        caller_deadline: sources.of("timeouts.caller_deadline").map(|origin| Said {
             value: if said.believes_callers { "Accept" } else { "Ignore" }.to_owned(),
             source: Source::of(origin),
+            sources: BTreeMap::new(),
         }),
     };
     if said == meshwork_decision::Timeouts::default() {
         story.tell("timeouts", cluster.key.to_string(), "noted", "nothing is said: no limit on the request");
     }
     timeouts
-}
-
-fn by(origin: Option<&Origin>) -> String {
-    origin.map(|origin| format!(", as {origin} says")).unwrap_or_default()
 }
 
 /// How failed attempts are repeated.
@@ -61,7 +58,7 @@ pub(super) fn retry(
     method: &str,
     story: &mut Story,
 ) -> Option<Retry> {
-    let Some(policy) = matched.policy().retry(Some(cluster)) else {
+    let Some(policy) = matched.policy().retry(cluster) else {
         story.tell(
             "retry",
             cluster.key.to_string(),
@@ -76,7 +73,7 @@ pub(super) fn retry(
         policy.attempts,
         called_for(policy).join(", "),
         unless_idempotent(policy, method),
-        by(sources.retry.as_deref())
+        words::by(sources, "retry")
     );
     story.tell("retry", cluster.key.to_string(), "noted", why);
     Some(Retry {
@@ -88,7 +85,8 @@ pub(super) fn retry(
         backoff_base: format!("{:?}", policy.backoff_base),
         backoff_max: format!("{:?}", policy.backoff_max),
         budget_percent: Some(policy.budget.percent),
-        source: sources.retry.as_deref().and_then(Source::of),
+        source: words::narrowest(sources, "retry"),
+        sources: words::by_field(sources, "retry"),
     })
 }
 
@@ -126,8 +124,8 @@ pub(super) fn hedge(matched: &Matched<'_>, cluster: &Cluster, sources: &Sources,
         }
     };
     let budget = policy.budget_percent;
-    let why =
-        format!("a second attempt {after}, of {budget} % of the requests{}", by(sources.hedge.as_deref()));
+    let by = words::by(sources, "hedge");
+    let why = format!("a second attempt {after}, of {budget} % of the requests{by}");
     story.tell("hedge", cluster.key.to_string(), "noted", why);
 }
 
@@ -143,16 +141,6 @@ fn on(policy: &RetryPolicy) -> Vec<&'static str> {
 /// How much may be under way; none where nothing is limited.
 pub(super) fn limits(cluster: &Cluster, sources: &Sources) -> Option<Limits> {
     let limits = cluster.limits;
-    let named = [
-        ("maxConnections", &sources.max_connections),
-        ("maxPendingRequests", &sources.max_pending_requests),
-        ("maxRequests", &sources.max_requests),
-        ("maxRetries", &sources.max_retries),
-        ("perEndpoint.maxConnections", &sources.max_connections_per_endpoint),
-        ("perEndpoint.maxPendingRequests", &sources.max_pending_requests_per_endpoint),
-        ("perEndpoint.maxRequests", &sources.max_requests_per_endpoint),
-    ];
-    let source = |(name, origin): (_, &Option<Arc<Origin>>)| Some((name, Source::of(origin.as_deref()?)?));
     (limits != meshwork_decision::Limits::default()).then(|| Limits {
         max_connections: limits.max_connections,
         max_pending_requests: limits.max_pending_requests,
@@ -163,56 +151,62 @@ pub(super) fn limits(cluster: &Cluster, sources: &Sources) -> Option<Limits> {
             max_pending_requests: limits.max_pending_requests_per_endpoint,
             max_requests: limits.max_requests_per_endpoint,
         },
-        sources: named.into_iter().filter_map(source).collect(),
+        sources: words::by_field(sources, "limits"),
     })
 }
 
 /// What the caller keeps from a service that has no sidecars.
-pub(super) fn overload(cluster: &Cluster, story: &mut Story) -> Option<Said> {
+pub(super) fn overload(cluster: &Cluster, sources: &Sources, story: &mut Story) -> Option<Said> {
     let (_, policy) = cluster.guard()?;
-    let said = gate(policy);
-    let why = format!("{}{}", said.value, by(Some(&policy.origin)));
+    let said = gate(policy, sources);
+    let why = format!("{}{}", said.value, words::by(sources, "overload"));
     story.tell("overload", cluster.key.to_string(), "noted", why);
     Some(said)
 }
 
 /// How much an application gets at once, and how many wait.
-pub(super) fn gate(policy: &Overload) -> Said {
+pub(super) fn gate(policy: &Overload, sources: &Sources) -> Said {
     let (at_once, queue) = (&policy.concurrency, &policy.queue);
     let (least, most) = (at_once.min_concurrency, at_once.max_concurrency);
     let many = if least == most { most.to_string() } else { format!("{least} to {most}") };
     let value = format!("{many} at once, {} wait for {:?} at most", queue.max_requests, queue.max_wait);
-    Said { value, source: Source::of(&policy.origin) }
+    said_by(value, sources, "overload")
 }
 
 /// How many requests the rule takes; none where that is not limited.
-pub(super) fn of_route(matched: &Matched<'_>, story: &mut Story) -> Option<Said> {
+pub(super) fn of_route(matched: &Matched<'_>, sources: &Sources, story: &mut Story) -> Option<Said> {
     let limit = matched.policy().rate_limit()?;
-    let said = rate_limit(limit);
-    let why = format!("{}{}", said.value, by(Some(&limit.origin)));
+    let said = rate_limit(limit, sources);
+    let why = format!("{}{}", said.value, words::by(sources, "rate_limit"));
     story.tell("rate limit", matched.route().origin.to_string(), "noted", why);
     Some(said)
 }
 
 /// How many requests are taken.
-pub(super) fn rate_limit(limit: &RateLimit) -> Said {
+pub(super) fn rate_limit(limit: &RateLimit, sources: &Sources) -> Said {
     let spec = limit.spec;
     let shares = if spec.fair_share { ", of which every caller has a share" } else { "" };
     let shadow = if spec.shadow { ", and more are only counted" } else { "" };
     let value = format!("{} requests in {:?}{shares}{shadow}", spec.requests, spec.per);
-    Said { value, source: Source::of(&limit.origin) }
+    said_by(value, sources, "rate_limit")
+}
+
+fn said_by(value: String, sources: &Sources, part: &str) -> Said {
+    let (source, sources) = (words::narrowest(sources, part), words::by_field(sources, part));
+    Said { value, source, sources }
 }
 
 /// What is injected into such calls of the cluster. Gives what they are answered with, if that is injected.
 pub(super) fn faults(
     matched: &Matched<'_>,
     cluster: &Cluster,
+    sources: &Sources,
     request: &OwnedRequest,
     story: &mut Story,
 ) -> Option<Said> {
     let fault = matched.policy().fault(cluster)?;
-    let abort = abort(fault);
-    let by = by(Some(&fault.origin));
+    let abort = abort(fault, sources);
+    let by = words::by(sources, "fault_injection");
     if !fault.is_about(request) {
         let fields: Vec<String> =
             fault.headers.iter().map(|(name, value)| format!("{name}: {value}")).collect();
@@ -220,11 +214,11 @@ pub(super) fn faults(
         story.tell("fault", cluster.key.to_string(), "skipped", why);
         return abort;
     }
-    let delay = fault.delay.map(|(share, time)| format!("{} are delayed by {time:?}", percent(share)));
+    let delay = fault.delay.as_ref();
+    let delay = delay.map(|is| format!("{} are delayed by {:?}", percent(is.share), is.what));
     let abort_told = abort.as_ref().map(|abort| format!("{} are injected", abort.value));
-    let slow = fault
-        .bandwidth
-        .map(|(share, bytes)| format!("{} are answered with {bytes} bytes per second", percent(share)));
+    let slow = fault.bandwidth.as_ref();
+    let slow = slow.map(|is| format!("{} are answered with {} bytes per second", percent(is.share), is.what));
     let told: Vec<String> = [delay, abort_told, slow].into_iter().flatten().collect();
     let outcome = if fault.certain_abort().is_some() { "refused" } else { "noted" };
     story.tell("fault", cluster.key.to_string(), outcome, format!("{}{by}", told.join(", ")));
@@ -235,30 +229,33 @@ pub(super) fn faults(
 pub(super) fn stopped(
     matched: &Matched<'_>,
     cluster: &Cluster,
+    of_rule: &Sources,
     sources: &Sources,
     request: &OwnedRequest,
 ) -> Option<Verdict> {
     if let Some(fault) = matched.policy().fault(cluster).filter(|fault| fault.is_about(request))
         && let Some(abort) = fault.certain_abort()
     {
-        let (status, policy) = (Some(abort.status()), Some(fault.origin.to_string()));
+        let policy = fault.abort.as_ref().map(|abort| abort.origin.to_string());
+        let status = Some(abort.status());
         return Some(Verdict { status, policy, ..Verdict::failed(Cause::FaultAbort) });
     }
-    let of_route = matched.policy().breaker().map(|breaker| (&breaker.policy, Some(&breaker.origin)));
-    let of_cluster = breaker_of(cluster).map(|policy| (policy, sources.circuit_breaker.as_ref()));
+    let of_route = matched.policy().breaker().map(|breaker| (&breaker.policy, of_rule));
+    let of_cluster = breaker_of(cluster).map(|policy| (policy, sources));
     let mut breakers = of_route.into_iter().chain(of_cluster);
-    let (_, origin) = breakers.find(|(policy, _)| policy.is_forced_open())?;
-    let policy = origin.map(|origin| origin.to_string());
+    let (_, sources) = breakers.find(|(policy, _)| policy.is_forced_open())?;
+    let policy = sources.of("circuit_breaker.mode").map(ToString::to_string);
     Some(Verdict { policy, ..Verdict::failed(Cause::CircuitBreaker) })
 }
 
-fn abort(fault: &FaultInjection) -> Option<Said> {
-    let (share, abort) = fault.abort?;
-    let with = match abort {
+fn abort(fault: &FaultInjection, sources: &Sources) -> Option<Said> {
+    let abort = fault.abort.as_ref()?;
+    let with = match abort.what {
         Abort::Status(status) => format!("status {status}"),
         Abort::Grpc(status) => format!("gRPC status {status}"),
     };
-    Some(Said { value: format!("{with} to {}", percent(share)), source: Source::of(&fault.origin) })
+    let value = format!("{with} to {}", percent(abort.share));
+    Some(said_by(value, sources, "fault_injection.abort"))
 }
 
 fn percent(share: Share) -> String {
@@ -268,7 +265,8 @@ fn percent(share: Share) -> String {
 /// What an authorization policy does, by the name with which refusals are written down.
 pub(super) fn action(policy: &AuthorizationPolicy) -> (String, Said) {
     let name = format!("{} {}", policy.origin.kind, policy.origin.qualified);
-    (name, Said { value: format!("{:?}", policy.action), source: Source::of(&policy.origin) })
+    let (value, source) = (format!("{:?}", policy.action), Source::of(&policy.origin));
+    (name, Said { value, source, sources: BTreeMap::new() })
 }
 
 /// When the cluster, or each of its endpoints, is not called for a while; none where it always is.
@@ -276,9 +274,9 @@ pub(super) fn breaker(cluster: &Cluster, sources: &Sources, story: &mut Story) -
     let policy = breaker_of(cluster)?;
     let whose = if cluster.circuit_breaker.is_none() { "each endpoint's " } else { "" };
     let (outcome, why) = opens(policy);
-    let by = by(sources.circuit_breaker.as_deref());
+    let by = words::by(sources, "circuit_breaker");
     story.tell("breaker", cluster.key.to_string(), outcome, format!("{whose}{why}{by}"));
-    Some(told(policy, sources.circuit_breaker.as_deref()))
+    Some(told(policy, sources))
 }
 
 fn breaker_of(cluster: &Cluster) -> Option<&CircuitBreaker> {
@@ -310,34 +308,36 @@ fn opens(policy: &CircuitBreaker) -> (&'static str, String) {
 pub(super) fn admission(cluster: &Cluster, sources: &Sources, story: &mut Story) -> Option<Admission> {
     let policy = cluster.admission.as_ref()?;
     let (threshold, most) = (policy.success_rate_threshold, policy.max_rejection_probability);
-    let by = by(sources.admission.as_deref());
+    let by = words::by(sources, "admission_control");
     let why = format!("up to {most} % are held back when less than {threshold} % succeed{by}");
     story.tell("admission", cluster.key.to_string(), "noted", why);
     Some(Admission {
         sampling_window: format!("{:?}", policy.sampling_window),
         success_rate_threshold: threshold,
         max_rejection_probability: most,
-        source: sources.admission.as_deref().and_then(Source::of),
+        source: words::narrowest(sources, "admission_control"),
+        sources: words::by_field(sources, "admission_control"),
     })
 }
 
 /// When nobody is called by the rule for a while; none where it may always be.
-pub(super) fn route_breaker(matched: &Matched<'_>, story: &mut Story) -> Option<Breaker> {
+pub(super) fn route_breaker(matched: &Matched<'_>, sources: &Sources, story: &mut Story) -> Option<Breaker> {
     let breaker = matched.policy().breaker()?;
     let (outcome, why) = opens(&breaker.policy);
-    let why = format!("{why}; all calls by it count together{}", by(Some(&breaker.origin)));
+    let why = format!("{why}; all calls by it count together{}", words::by(sources, "circuit_breaker"));
     story.tell("breaker", breaker.to_string(), outcome, why);
-    Some(told(&breaker.policy, Some(&breaker.origin)))
+    Some(told(&breaker.policy, sources))
 }
 
-fn told(policy: &CircuitBreaker, origin: Option<&Origin>) -> Breaker {
+fn told(policy: &CircuitBreaker, sources: &Sources) -> Breaker {
     Breaker {
         mode: format!("{:?}", policy.mode),
         minimum_calls: policy.minimum_calls,
         failure_percent: policy.failure_percent,
         slow_percent: policy.slow_calls.map(|(_, percent)| percent),
         open_time: format!("{:?}", policy.open_time),
-        source: origin.and_then(Source::of),
+        source: words::narrowest(sources, "circuit_breaker"),
+        sources: words::by_field(sources, "circuit_breaker"),
     }
 }
 

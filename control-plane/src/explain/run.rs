@@ -227,13 +227,14 @@ impl<'a> Run<'a> {
     fn matched(&mut self, matched: &Matched<'_>, mut request: OwnedRequest, way: &Way<'_>) -> Verdict {
         let route = matched.route();
         self.answer.listener = matched.listener.map(of_listener);
+        let sources = self.builder.sources_of_rule(matched, way.parent);
         self.answer.route = Some(Rule {
             route: Place::new(&route.name, &route.origin),
             rule: matched.rule_index(),
             rule_name: matched.rule().name().to_owned(),
             matched: matched.match_index(),
-            circuit_breaker: policy::route_breaker(matched, &mut self.story),
-            rate_limit: policy::of_route(matched, &mut self.story),
+            circuit_breaker: policy::route_breaker(matched, &sources, &mut self.story),
+            rate_limit: policy::of_route(matched, &sources, &mut self.story),
         });
         let authorization = &matched.policy().authorization;
         self.answer.authorization = authorization.policies().map(policy::action).collect();
@@ -403,13 +404,14 @@ impl<'a> Run<'a> {
         policy::hedge(matched, cluster, &sources, &mut self.story);
         view.limits = policy::limits(cluster, &sources);
         view.circuit_breaker = policy::breaker(cluster, &sources, &mut self.story);
-        view.overload = policy::overload(cluster, &mut self.story);
+        view.overload = policy::overload(cluster, &sources, &mut self.story);
         view.admission_control = policy::admission(cluster, &sources, &mut self.story);
-        view.fault_abort = policy::faults(matched, cluster, request, &mut self.story);
+        view.fault_abort = policy::faults(matched, cluster, &sources, request, &mut self.story);
         view.protocol = Some(format!("{:?}", cluster.protocol));
         view.algorithm = Some(format!("{:?}", cluster.algorithm));
         view.endpoints = cluster.endpoints().all().iter().map(|endpoint| of_endpoint(endpoint)).collect();
-        if let Some(verdict) = policy::stopped(matched, cluster, &sources, request) {
+        let of_rule = self.builder.sources_of_rule(matched, way.parent);
+        if let Some(verdict) = policy::stopped(matched, cluster, &of_rule, &sources, request) {
             view.verdict = verdict;
             return;
         }

@@ -270,3 +270,82 @@ async fn follows_the_folder_and_refuses_what_is_no_question() {
         assert!(problem["detail"].as_str().unwrap().contains(says), "{problem}");
     }
 }
+
+/// Policies of the namespace, the gateway, the service and the route, each with a part of what holds.
+const LAYERS: &str = "
+---
+apiVersion: meshwork.dev/v1alpha1
+kind: TrafficPolicy
+metadata: {name: wide, namespace: shop}
+spec:
+  targetRefs: [{group: '', kind: Namespace, name: shop}]
+  retry: {attempts: 4, on: ['500'], budget: {percent: 7}}
+  circuitBreaker: {mode: ForcedOpen, window: {calls: 10}}
+---
+apiVersion: meshwork.dev/v1alpha1
+kind: TrafficPolicy
+metadata: {name: edge, namespace: shop}
+spec:
+  targetRefs: [{group: gateway.networking.k8s.io, kind: Gateway, name: edge}]
+  retry: {perTryTimeout: 1s, budget: {percent: 8, minPerSecond: 9}}
+  rateLimit: {requests: 9, burst: 3}
+---
+apiVersion: meshwork.dev/v1alpha1
+kind: TrafficPolicy
+metadata: {name: breaks, namespace: shop}
+spec:
+  targetRefs: [{group: '', kind: Service, name: web}]
+  circuitBreaker: {trials: 2}
+---
+apiVersion: meshwork.dev/v1alpha1
+kind: TrafficPolicy
+metadata: {name: narrow, namespace: shop}
+spec:
+  targetRefs: [{group: gateway.networking.k8s.io, kind: HTTPRoute, name: all}]
+  retry: {on: ['503']}
+  rateLimit: {requests: 5}
+";
+
+#[tokio::test]
+async fn of_what_several_policies_say_each_field_names_its_own() {
+    let (folder, plane) = serve().await;
+    let before = plane.model().revision;
+    std::fs::write(folder.path().join("layers.yaml"), LAYERS).unwrap();
+    let model = plane.until(|model| model.revision > before).await;
+    assert!(model.diagnostics.iter().all(|found| &*found.file != "layers.yaml"), "{:?}", model.diagnostics);
+    let (_, answer) = ask(&plane, &json!({"host": "shop.example", "path": "/api/x"})).await;
+    let web = &answer["backends"][0];
+    let who = |part: &Value| {
+        let sources = part["sources"].as_object().unwrap().iter();
+        let told =
+            sources.map(|(field, source)| (field.clone(), source["name"].as_str().unwrap().to_owned()));
+        told.collect::<Vec<_>>()
+    };
+    let named = |fields: &[(&str, &str)]| {
+        fields.iter().map(|(field, name)| ((*field).to_owned(), format!("shop/{name}"))).collect::<Vec<_>>()
+    };
+    let retry = &web["retry"];
+    let fields = [
+        ("attempts", "wide"),
+        ("budget.minPerSecond", "edge"),
+        ("budget.percent", "edge"),
+        ("on", "narrow"),
+        ("perTryTimeout", "edge"),
+    ];
+    assert_eq!(who(retry), named(&fields), "{retry:#}");
+    assert_eq!(
+        (&retry["attempts"], &retry["statusCodes"], &retry["budgetPercent"]),
+        (&json!(4), &json!([503]), &json!(8))
+    );
+    assert_eq!(retry["source"]["name"], "shop/narrow", "the narrowest");
+    let told = step(&answer, "retry", "noted");
+    let authors = "as TrafficPolicy shop/narrow (layers.yaml:26), TrafficPolicy shop/edge (layers.yaml:11) and \
+                   TrafficPolicy shop/wide (layers.yaml:3) say";
+    assert!(told.iter().any(|why| why.ends_with(authors)), "{told:?}");
+    let breaker = &web["circuitBreaker"];
+    assert_eq!((&breaker["mode"], &breaker["minimumCalls"]), (&json!("ForcedOpen"), &json!(10)));
+    let fields = [("mode", "wide"), ("trials", "breaks"), ("window.calls", "wide")];
+    assert_eq!(who(breaker), named(&fields), "{breaker:#}");
+    let limit = &answer["route"]["rateLimit"];
+    assert_eq!(who(limit), named(&[("burst", "edge"), ("requests", "narrow")]), "{limit:#}");
+}

@@ -1,8 +1,8 @@
-//! What is told of errors in the log: each once, and that there are none any more.
+//! What is told in the log of what is wrong or doubtful: each once, and that nothing is any more.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use meshwork_resources::{Diagnostic, FileName};
+use meshwork_resources::{Diagnostic, FileName, Severity};
 
 use crate::{codes, config};
 
@@ -14,35 +14,36 @@ const FIRST_OF_READ: u16 = 2_000;
 /// What has changed.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct News {
-    /// Errors that were not there before.
-    pub(super) wrong: Vec<Diagnostic>,
-    /// Files that had errors and have none any more.
+    /// What was not there before.
+    pub(super) found: Vec<Diagnostic>,
+    /// Files in which something was wrong or doubtful and nothing is any more.
     pub(super) mended: Vec<FileName>,
 }
 
-/// The errors that were told, by file; of a stored document all revisions are one.
+/// What was told, by file; of a stored document all revisions are one.
 #[derive(Debug, Default)]
 pub(super) struct Telling(BTreeMap<FileName, Vec<Diagnostic>>);
 
 impl Telling {
-    /// Takes all errors as they are now.
-    pub(super) fn look<'d>(&mut self, errors: impl IntoIterator<Item = &'d Diagnostic>) -> News {
+    /// Takes all that is wrong or doubtful now.
+    pub(super) fn look<'d>(&mut self, all: impl IntoIterator<Item = &'d Diagnostic>) -> News {
         let mut now: BTreeMap<FileName, Vec<Diagnostic>> = BTreeMap::new();
-        for error in errors {
-            now.entry(config::document_of(&error.file).into()).or_default().push(error.clone());
+        for found in all {
+            now.entry(config::document_of(&found.file).into()).or_default().push(found.clone());
         }
         let mut news = News::default();
-        for (file, errors) in &now {
-            news.wrong.extend(new_ones(self.0.get(file).map_or(&[][..], Vec::as_slice), errors));
+        for (file, found) in &now {
+            news.found.extend(new_ones(self.0.get(file).map_or(&[][..], Vec::as_slice), found));
         }
         let before = std::mem::replace(&mut self.0, now);
         news.mended = before.into_keys().filter(|file| !self.0.contains_key(file)).collect();
         news
     }
 
-    /// Whether one of these files has an error.
-    pub(super) fn has_any_of(&self, files: &BTreeSet<FileName>) -> bool {
-        files.iter().any(|file| self.0.contains_key(config::document_of(file)))
+    /// Whether something is wrong in one of these files.
+    pub(super) fn is_wrong(&self, files: &BTreeSet<FileName>) -> bool {
+        let found = files.iter().filter_map(|file| self.0.get(config::document_of(file))).flatten();
+        found.into_iter().any(is_error)
     }
 }
 
@@ -64,14 +65,25 @@ fn new_ones(before: &[Diagnostic], now: &[Diagnostic]) -> Vec<Diagnostic> {
     new.into_iter().cloned().collect()
 }
 
+fn is_error(found: &Diagnostic) -> bool {
+    found.severity == Severity::Error
+}
+
 impl News {
+    /// Whether something is wrong that was not.
+    pub(super) fn is_bad(&self) -> bool {
+        self.found.iter().any(is_error)
+    }
+
     /// Writes it into the log.
     pub(super) fn log(&self) {
-        for error in self.wrong.iter().take(LINES) {
-            let Diagnostic { file, line, column, code, message, help, .. } = error;
+        for found in self.found.iter().take(LINES) {
+            let Diagnostic { file, line, column, code, severity, message, help, .. } = found;
             let at = format!("{file}:{line}:{column}");
             // What cannot be read changes nothing; what can be and does not fit is in force as far as it goes.
-            if code.number() < FIRST_OF_READ || *code == codes::SOURCE_UNREADABLE {
+            if *severity == Severity::Warning {
+                tracing::warn!(at, %code, help, "configuration doubtful: {message}");
+            } else if code.number() < FIRST_OF_READ || *code == codes::SOURCE_UNREADABLE {
                 tracing::warn!(
                     at,
                     %code,
@@ -82,11 +94,11 @@ impl News {
                 tracing::warn!(at, %code, help, "configuration error: {message}");
             }
         }
-        if let Some(more) = self.wrong.len().checked_sub(LINES).filter(|more| *more > 0) {
-            tracing::warn!(more, "more errors in the configuration, which /v1/diagnostics lists");
+        if let Some(more) = self.found.len().checked_sub(LINES).filter(|more| *more > 0) {
+            tracing::warn!(more, "more is wrong in the configuration, which /v1/diagnostics lists");
         }
         for file in self.mended.iter().take(LINES) {
-            tracing::info!(%file, "configuration mended: there is no error any more");
+            tracing::info!(%file, "configuration mended: nothing is wrong with it any more");
         }
     }
 }
@@ -102,12 +114,12 @@ mod tests {
     }
 
     fn told(news: &News) -> Vec<String> {
-        let wrong = news.wrong.iter().map(ToString::to_string);
-        wrong.chain(news.mended.iter().map(|file| format!("{file} is mended"))).collect()
+        let found = news.found.iter().map(ToString::to_string);
+        found.chain(news.mended.iter().map(|file| format!("{file} is mended"))).collect()
     }
 
     #[test]
-    fn an_error_is_told_once_and_when_its_file_has_none_any_more() {
+    fn what_is_wrong_is_told_once_and_that_nothing_in_its_file_is_any_more() {
         let mut telling = Telling::default();
         let mut look = |errors: &[Diagnostic]| told(&telling.look(errors));
         let (typo, value) = (error("a.yaml", 7, "typo"), error("a.yaml", 9, "value"));
@@ -139,6 +151,9 @@ mod tests {
         assert!(look(&[at(4)]).is_empty(), "a revision that is as wrong is no news");
         assert_eq!(look(&[]), ["config:shop/HTTPRoute/a is mended"]);
         look(&[at(5)]);
-        assert!(telling.has_any_of(&["config:shop/HTTPRoute/a@6".into()].into()));
+        let next = ["config:shop/HTTPRoute/a@6".into()].into();
+        assert!(telling.is_wrong(&next));
+        telling.look(&[at(6).as_warning()]);
+        assert!(!telling.is_wrong(&next), "what is doubtful is not wrong");
     }
 }

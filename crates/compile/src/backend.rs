@@ -71,7 +71,7 @@ pub(crate) fn mirrors(
         match told(cx, route, &wanted, v1::Backend::default()) {
             (_, Some(fault)) => faults.push(fault),
             (v1::Backend { service, port, subset, .. }, None) => {
-                let share = shaping::share(mirror.percent, mirror.fraction.as_ref());
+                let share = Some(shaping::share_or_all(mirror.percent, mirror.fraction.as_ref()));
                 mirrors.push(v1::Mirror { service, port, share, subset });
             }
         }

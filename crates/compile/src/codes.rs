@@ -58,6 +58,8 @@ codes! {
     PROXY_PROTOCOL_UNFIT = 2022;
     /// A part of a policy that does nothing at its target.
     PART_WITHOUT_EFFECT = 2023;
+    /// Two policies that are each good do not fit together.
+    POLICIES_DISAGREE = 2024;
 }
 
 #[cfg(test)]

@@ -18,7 +18,7 @@ use std::mem;
 use std::sync::Arc;
 
 use meshwork_base::pack;
-use meshwork_resources::{Diagnostic, HTTPRoute, Kind, ObjectKey};
+use meshwork_resources::{Diagnostic, HTTPBackendRef, HTTPRoute, HTTPRouteRule, Kind, ObjectKey, Spanned};
 
 use crate::gateway::{self, Gateways};
 use crate::index::{Entry, Index, in_order, precedence};
@@ -124,7 +124,8 @@ impl Compiler {
     }
 
     /// Compiles the routes that are stale, and those that claim what these claimed or claim. Tells whether a policy may
-    /// see a difference: routes that came, went, reach proxies or do not any more, or whose rules have other names.
+    /// see a difference: routes that came, went, reach proxies or do not any more, hang elsewhere, or whose rules have other
+    /// names or backends.
     fn routes(&mut self, cx: &mut Cx<'_>, gateways: &Gateways<'_>, stale: &Stale, maps: &mut Maps) -> bool {
         let mut reshaped = false;
         let mut others = BTreeSet::new();
@@ -135,7 +136,7 @@ impl Compiler {
                 self.shadows.leave(before, &kept.claims, &mut others);
             }
             let now = cx.input.objects.get(key);
-            reshaped |= rule_names(before) != rule_names(now);
+            reshaped |= shapes(before) != shapes(now);
             match now {
                 Some(object) => there.push(object),
                 None => self.forget(key, maps),
@@ -171,9 +172,9 @@ impl Compiler {
     /// Puts a route in the place of what was there; tells whether it reaches proxies now and did not, or the reverse.
     fn keep(&mut self, key: ObjectKey, part: Part, kept: Kept, maps: &mut Maps) -> bool {
         let resource = resource_key(&key);
-        let was_there = maps.resources.contains_key(&resource);
+        let before = maps.resources.get(&resource).map(|before| before.parents.clone());
         let compiled = part.resources.into_iter().next().map(|(_, resource)| resource);
-        let is_there = compiled.is_some();
+        let differs = before.as_deref() != compiled.as_deref().map(|now| &now.parents[..]);
         put(&mut maps.resources, resource, compiled);
         put(&mut maps.statuses, key.clone(), part.statuses.into_iter().next().map(|(_, status)| status));
         if kept.told.is_empty() {
@@ -185,7 +186,7 @@ impl Compiler {
         if let Some(before) = self.routes.insert(key, kept) {
             self.count(&before.listeners, |count| count - 1);
         }
-        was_there != is_there
+        differs
     }
 
     fn forget(&mut self, key: &ObjectKey, maps: &mut Maps) {
@@ -255,10 +256,17 @@ fn entry(object: &Arc<meshwork_resources::Object>) -> Option<Entry<'_, HTTPRoute
     }
 }
 
-/// The names of a route's rules, which policies may speak of; absent: there is no route.
-fn rule_names(route: Option<&Arc<meshwork_resources::Object>>) -> Option<Vec<&str>> {
+/// A rule as policies see it: its name, which they may speak of, and whom it leads to, of whom they may.
+type Shape<'r> = (Option<&'r str>, &'r [Spanned<HTTPBackendRef>]);
+
+/// The shapes of a route's rules; absent: there is no route.
+fn shapes(route: Option<&Arc<meshwork_resources::Object>>) -> Option<Vec<Shape<'_>>> {
     let rules = &entry(route?)?.spec.rules;
-    Some(rules.iter().filter_map(|rule| Some(rule.name.as_ref()?.as_str())).collect())
+    Some(rules.iter().map(|rule| shape(rule)).collect())
+}
+
+fn shape(rule: &HTTPRouteRule) -> Shape<'_> {
+    (rule.name.as_ref().map(|name| name.as_str()), &rule.backend_refs)
 }
 
 fn resource_key(route: &ObjectKey) -> ResourceKey {

@@ -1,6 +1,7 @@
 //! Meshwork's policies: what they are attached to, which of two wins, and their messages.
 
 mod admission_control;
+mod combined;
 mod effect;
 mod health_check;
 mod hedge;
@@ -15,9 +16,10 @@ use meshwork_base::{Code, QualifiedName};
 use meshwork_messages::v1;
 use meshwork_messages::v1::authorization_policy::Action;
 use meshwork_messages::v1::authorization_rule::{Operation, Peer};
-use meshwork_messages::v1::circuit_breaker::Mode as WireMode;
+use meshwork_messages::v1::circuit_breaker::{Mode as WireMode, Window};
 use meshwork_messages::v1::inbound_policy::Mtls;
 use meshwork_messages::v1::policy::{Spec, Target};
+use meshwork_messages::v1::retry::On;
 use meshwork_messages::v1::service_port::AppProtocol;
 use meshwork_messages::v1::timeouts::CallerDeadline as WireCallerDeadline;
 use meshwork_messages::v1::traffic_policy::{Algorithm, ProxyProtocol as WireProxyProtocol};
@@ -33,26 +35,15 @@ use crate::codes;
 use crate::gateway::Gateways;
 use crate::index::{Name, qualified, source};
 use crate::output::{ByKey, ResourceKey, ResourceType};
-use crate::rule::{millis, timeout_ms};
+use crate::rule::{millis, said_ms, timeout_ms};
 use crate::service::{in_mesh, port_protocol, ports_of};
 use crate::shaping;
 use crate::status::{AncestorStatus, ParentReference, Status};
 
-/// Retries after the first attempt where nobody says how many.
-pub(crate) const DEFAULT_ATTEMPTS: u32 = 2;
-/// The wait before the first retry where nobody says it (Envoy's).
-pub(crate) const BACKOFF_BASE_MS: u32 = 25;
-/// Always on, so that retries never multiply an outage.
-pub(crate) const DEFAULT_BUDGET: v1::RetryBudget = v1::RetryBudget { percent: 20, min_per_second: 3 };
-
-/// The longest wait between retries where nobody says it (Envoy's): ten times the first.
-pub(crate) const fn backoff_max_ms(base: u32) -> u32 {
-    base.saturating_mul(10)
-}
-
 /// Compiles every policy, in order of precedence; `known` are the resources that policies act on.
 pub(crate) fn policies(cx: &mut Cx<'_>, gateways: &Gateways<'_>, known: &ByKey) {
     let mut taken = HashMap::new();
+    let mut drafts = Vec::new();
     for object in cx.index.policies.iter().copied() {
         let (targets, spec) = match &object.kind {
             Kind::TrafficPolicy(policy) => (&policy.target_refs, Spec::Traffic(traffic(policy))),
@@ -63,41 +54,68 @@ pub(crate) fn policies(cx: &mut Cx<'_>, gateways: &Gateways<'_>, known: &ByKey) 
             Kind::ListenerPolicy(policy) => (&policy.target_refs, Spec::Listener(listener(policy))),
             _ => continue,
         };
-        policy(cx, (gateways, known), object, targets, spec, &mut taken);
+        drafts.push(draft(cx, (gateways, known), object, targets, spec, &mut taken));
+    }
+    let mut disagreeing: HashMap<usize, Vec<(usize, String)>> = HashMap::new();
+    for found in combined::contradictions(cx, &drafts, known) {
+        let of = drafts.iter().position(|draft| std::ptr::eq(draft.object, found.object));
+        let Some(of) = of else { continue };
+        let at = drafts[of].accepted.iter().position(|target| target == found.target);
+        disagreeing.entry(of).or_default().extend(at.map(|at| (at, found.message)));
+    }
+    for (number, draft) in drafts.into_iter().enumerate() {
+        let told = disagreeing.get(&number).map_or(&[][..], Vec::as_slice);
+        finish(cx, draft, told);
     }
 }
 
 /// What a policy has claimed: kind, target kind, target name, section, part → who claimed it.
 type Taken = HashMap<(ObjectKind, (String, String, String), &'static str), String>;
 
-fn policy(
-    cx: &mut Cx<'_>,
+/// A policy as far as it is understood by itself and beside those of the same targets.
+struct Drafted<'a> {
+    object: &'a Object,
+    spec: Spec,
+    accepted: Vec<Target>,
+    parents: Vec<ResourceKey>,
+    ancestors: Vec<Ancestor>,
+}
+
+struct Ancestor {
+    status: AncestorStatus,
+    /// Which of the accepted targets it is; none where it is not accepted.
+    accepted: Option<usize>,
+}
+
+fn draft<'a>(
+    cx: &mut Cx<'a>,
     there: (&Gateways<'_>, &ByKey),
-    object: &Object,
+    object: &'a Object,
     targets: &[Spanned<PolicyTarget>],
     spec: Spec,
     taken: &mut Taken,
-) {
-    let name = (object.meta.namespace.as_str(), object.meta.name.as_str());
+) -> Drafted<'a> {
+    let namespace = object.meta.namespace.as_str();
     let (mut accepted, mut parents, mut ancestors) = (Vec::new(), Vec::new(), Vec::new());
     for target in targets {
-        let found = find(cx, there, name.0, target)
-            .and_then(|found| announceable(cx, name.0, target, &spec).map(|()| found))
-            .and_then(|found| effect::effective(cx, name.0, target, &spec).map(|()| found))
+        let found = find(cx, there, namespace, target)
+            .and_then(|found| announceable(cx, namespace, target, &spec).map(|()| found))
+            .and_then(|found| effect::effective(cx, namespace, target, &spec).map(|()| found))
             .and_then(|found| claim(object, &spec, &found.0, taken).map(|()| found));
-        let condition = match found {
+        let (place, condition) = match found {
             Ok((target, found_parents)) => {
                 accepted.push(target);
                 parents.extend(found_parents);
-                cx.condition(object, "Accepted", true, "Accepted", "The policy is attached.")
+                let condition = cx.condition(object, "Accepted", true, "Accepted", "The policy is attached.");
+                (Some(accepted.len() - 1), condition)
             }
             Err(Unattached::NotOurs) => continue,
             Err(Unattached::Because { code, reason, message }) => {
                 cx.report.tell(object, target.span, Severity::Error, code, message.clone());
-                cx.condition(object, "Accepted", false, reason, message)
+                (None, cx.condition(object, "Accepted", false, reason, message))
             }
         };
-        ancestors.push(AncestorStatus {
+        let status = AncestorStatus {
             ancestor_ref: ParentReference {
                 group: target.group.to_string(),
                 kind: target.kind.to_string(),
@@ -107,14 +125,34 @@ fn policy(
             },
             controller_name: cx.input.settings.controller_name.clone(),
             conditions: vec![condition],
-        });
+        };
+        ancestors.push(Ancestor { status, accepted: place });
     }
+    Drafted { object, spec, accepted, parents, ancestors }
+}
+
+/// `disagreeing`: what does not fit together with wider policies, by accepted target.
+fn finish(cx: &mut Cx<'_>, draft: Drafted<'_>, disagreeing: &[(usize, String)]) {
+    let Drafted { object, spec, accepted, parents, ancestors } = draft;
+    let ancestors: Vec<AncestorStatus> = ancestors
+        .into_iter()
+        .map(|Ancestor { mut status, accepted }| {
+            let here = disagreeing.iter().filter(|(at, _)| Some(*at) == accepted);
+            let told: Vec<&str> = here.map(|(_, message)| message.as_str()).collect();
+            if !told.is_empty() {
+                let (kind, reason, message) = ("meshwork.dev/Conflicted", "Contradiction", told.join("; "));
+                status.conditions.push(cx.condition(object, kind, true, reason, message));
+            }
+            status
+        })
+        .collect();
     if !ancestors.is_empty() {
         cx.set_status(object, Status::Policy { ancestors });
     }
     if !accepted.is_empty() {
+        let name = qualified((object.meta.namespace.as_str(), object.meta.name.as_str()));
         let message = v1::Policy { source: Some(source(object)), targets: accepted, spec: Some(spec) };
-        cx.resources.add(format!("{}/{}", object.kind.name(), qualified(name)), message, parents, vec![]);
+        cx.resources.add(format!("{}/{name}", object.kind.name()), message, parents, vec![]);
     }
 }
 
@@ -271,7 +309,9 @@ fn claim(object: &Object, spec: &Spec, target: &Target, taken: &mut Taken) -> Re
     Ok(())
 }
 
-fn traffic(spec: &TrafficPolicy) -> v1::TrafficPolicy {
+/// What is written and nothing else: what is not said, a policy of a less specific target may say, and proxies know the
+/// defaults.
+pub(crate) fn traffic(spec: &TrafficPolicy) -> v1::TrafficPolicy {
     let algorithm = match spec.load_balancer.as_ref().and_then(|balancer| balancer.algorithm) {
         None => Algorithm::Unspecified,
         Some(LoadBalancerAlgorithm::LeastRequest) => Algorithm::LeastRequest,
@@ -312,43 +352,35 @@ fn traffic(spec: &TrafficPolicy) -> v1::TrafficPolicy {
         .into(),
         rate_limit: spec.rate_limit.as_ref().map(|limit| shaping::rate_limit(limit)),
         fault_injection: spec.fault_injection.as_ref().map(|fault| shaping::fault(fault)),
-        overload: spec.overload.as_ref().and_then(|overload| overload::message(overload)),
+        overload: spec.overload.as_ref().map(|overload| overload::message(overload)),
     }
 }
 
-/// Envoy's defaults for what is not said; rates are looked at where somebody writes them.
 fn outlier_detection(spec: &OutlierDetection) -> v1::OutlierDetection {
-    let base = spec.base_ejection_time.as_ref().map_or(30_000, |time| millis(time.inner));
     v1::OutlierDetection {
-        consecutive_5xx: spec.consecutive_5xx.unwrap_or(5),
-        consecutive_gateway_failure: spec.consecutive_gateway_failure.unwrap_or_default(),
-        consecutive_local_origin_failure: spec
-            .consecutive_local_origin_failure
-            .as_ref()
-            .map_or(5, |row| row.inner),
-        split_external_local_origin_errors: spec.split_external_local_origin_errors.unwrap_or_default(),
-        interval_ms: spec.interval.as_ref().map_or(10_000, |interval| millis(interval.inner).max(1)),
+        consecutive_5xx: spec.consecutive_5xx,
+        consecutive_gateway_failure: spec.consecutive_gateway_failure,
+        consecutive_local_origin_failure: spec.consecutive_local_origin_failure.as_ref().map(|row| row.inner),
+        split_external_local_origin_errors: spec.split_external_local_origin_errors,
+        interval_ms: said_ms(spec.interval.as_deref()),
         success_rate: spec.success_rate.as_ref().map(|rate| v1::outlier_detection::SuccessRate {
-            minimum_hosts: rate.minimum_hosts.unwrap_or(5),
-            request_volume: rate.request_volume.unwrap_or(100),
-            stdev_factor: rate.stdev_factor.unwrap_or(1_900),
+            minimum_hosts: rate.minimum_hosts.unwrap_or_default(),
+            request_volume: rate.request_volume.unwrap_or_default(),
+            stdev_factor: rate.stdev_factor.unwrap_or_default(),
         }),
         failure_percentage: spec.failure_percentage.as_ref().map(|failures| {
             v1::outlier_detection::FailurePercentage {
-                threshold: failures.threshold.unwrap_or(85),
-                minimum_hosts: failures.minimum_hosts.unwrap_or(5),
-                request_volume: failures.request_volume.unwrap_or(50),
+                threshold: failures.threshold.unwrap_or_default(),
+                minimum_hosts: failures.minimum_hosts.unwrap_or_default(),
+                request_volume: failures.request_volume.unwrap_or_default(),
             }
         }),
-        base_ejection_time_ms: base,
-        max_ejection_time_ms: spec
-            .max_ejection_time
-            .as_ref()
-            .map_or(base.max(300_000), |longest| millis(longest.inner)),
-        max_ejection_percent: spec.max_ejection_percent.unwrap_or(10),
+        base_ejection_time_ms: said_ms(spec.base_ejection_time.as_deref()),
+        max_ejection_time_ms: said_ms(spec.max_ejection_time.as_deref()),
+        max_ejection_percent: spec.max_ejection_percent.unwrap_or_default(),
         shared: spec.shared.as_ref().map(|shared| v1::outlier_detection::Shared {
-            observers: shared.observers.unwrap_or(2),
-            percent: shared.percent.unwrap_or(50),
+            observers: shared.observers.unwrap_or_default(),
+            percent: shared.percent,
         }),
     }
 }
@@ -370,72 +402,69 @@ fn limits(spec: &TrafficLimits) -> v1::Limits {
 
 fn circuit_breaker(spec: &CircuitBreaker) -> v1::CircuitBreaker {
     let mode = match spec.mode {
-        None | Some(BreakerMode::Enforce) => WireMode::Enforce,
+        None => WireMode::Unspecified,
+        Some(BreakerMode::Enforce) => WireMode::Enforce,
         Some(BreakerMode::Observe) => WireMode::Observe,
         Some(BreakerMode::ForcedOpen) => WireMode::ForcedOpen,
         Some(BreakerMode::ForcedClosed) => WireMode::ForcedClosed,
     };
-    let window = spec.window.as_ref();
-    let calls = window.and_then(|window| window.calls);
-    let time = window.and_then(|window| window.time).map_or(10_000, millis);
+    let window = spec.window.as_ref().and_then(|window| match (window.calls, window.time) {
+        (Some(calls), _) => Some(Window::WindowCalls(calls)),
+        (None, Some(time)) => Some(Window::WindowMs(millis(time).max(1))),
+        (None, None) => None,
+    });
     let slow = spec.slow_calls.as_ref();
-    let longest_ms = spec.max_open_time.map(millis);
-    let open_ms = spec.open_time.map_or(longest_ms.map_or(5_000, |longest| longest.min(5_000)), millis);
-    let few_calls = calls.map_or(20, |calls| calls.min(20));
     v1::CircuitBreaker {
         mode: mode.into(),
-        window_calls: calls.unwrap_or_default(),
-        window_ms: if calls.is_some() { 0 } else { time.max(1) },
-        minimum_calls: spec.minimum_calls.as_ref().map_or(few_calls, |minimum| minimum.inner),
-        failure_percent: spec.failure_percent.unwrap_or(50),
-        slow_percent: slow.map_or(0, |slow| slow.percent.unwrap_or(100)),
-        slow_after_ms: slow.map_or(0, |slow| millis(slow.after.inner)),
-        open_ms,
-        max_open_ms: longest_ms.unwrap_or(open_ms.max(60_000)),
-        trials: spec.trials.unwrap_or(5),
-        per_endpoint: spec.per.as_deref() == Some(&BreakerScope::Endpoint),
+        window,
+        minimum_calls: spec.minimum_calls.as_ref().map_or(0, |minimum| minimum.inner),
+        failure_percent: spec.failure_percent.unwrap_or_default(),
+        slow_percent: slow.and_then(|slow| slow.percent).unwrap_or_default(),
+        slow_after_ms: slow.map_or(0, |slow| millis(slow.after.inner).max(1)),
+        open_ms: said_ms(spec.open_time.as_ref()),
+        max_open_ms: said_ms(spec.max_open_time.as_ref()),
+        trials: spec.trials.unwrap_or_default(),
+        per_endpoint: spec.per.as_ref().map(|per| per.inner == BreakerScope::Endpoint),
     }
 }
 
 fn retry(spec: &TrafficRetry) -> v1::Retry {
     let backoff = spec.backoff.as_ref();
-    let base = backoff.and_then(|backoff| backoff.base).map_or(BACKOFF_BASE_MS, millis);
-    let max = backoff.and_then(|backoff| backoff.max).map_or(backoff_max_ms(base), millis);
-    let budget = spec.budget.as_ref();
-    let mut retry = v1::Retry {
-        attempts: spec.attempts.unwrap_or(DEFAULT_ATTEMPTS),
+    v1::Retry {
+        attempts: spec.attempts,
+        on: (!spec.on.is_empty()).then(|| named(&spec.on)),
         per_try_timeout_ms: spec.per_try_timeout.map_or(0, timeout_ms),
-        // A wait of at most `max` begins with no more than that.
-        backoff_base_ms: base.min(max),
-        backoff_max_ms: max,
-        budget: Some(v1::RetryBudget {
-            percent: budget.and_then(|budget| budget.percent).unwrap_or(DEFAULT_BUDGET.percent),
-            min_per_second: budget.and_then(|b| b.min_per_second).unwrap_or(DEFAULT_BUDGET.min_per_second),
-        }),
-        ..v1::Retry::default()
-    };
-    let default = [RetryOn::Reset, RetryOn::ConnectFailure, RetryOn::RefusedStream];
-    let written: Vec<RetryOn> = spec.on.iter().map(|on| on.inner).collect();
-    for on in if written.is_empty() { &default[..] } else { &written[..] } {
-        match *on {
-            RetryOn::ServerError => answers(&mut retry, 500..=599),
-            RetryOn::GatewayError => answers(&mut retry, 502..=504),
-            RetryOn::Reset => retry.on_reset = true,
-            RetryOn::ConnectFailure => retry.on_connect_failure = true,
-            RetryOn::RefusedStream => retry.on_refused = true,
-            RetryOn::Status(status) => retry.status_codes.push(u32::from(status)),
-            RetryOn::Grpc(code) => retry.grpc_codes.push(u32::from(code)),
+        backoff_base_ms: backoff.and_then(|backoff| backoff.base).map(millis),
+        backoff_max_ms: backoff.and_then(|backoff| backoff.max).map(millis),
+        budget: spec
+            .budget
+            .as_ref()
+            .map(|budget| v1::RetryBudget { percent: budget.percent, min_per_second: budget.min_per_second }),
+    }
+}
+
+fn named(failures: &[Spanned<RetryOn>]) -> On {
+    let mut named = On::default();
+    for failure in failures {
+        match failure.inner {
+            RetryOn::ServerError => answers(&mut named, 500..=599),
+            RetryOn::GatewayError => answers(&mut named, 502..=504),
+            RetryOn::Reset => named.reset = true,
+            RetryOn::ConnectFailure => named.connect_failure = true,
+            RetryOn::RefusedStream => named.refused = true,
+            RetryOn::Status(status) => named.status_codes.push(u32::from(status)),
+            RetryOn::Grpc(code) => named.grpc_codes.push(u32::from(code)),
         }
     }
-    retry.status_codes.sort_unstable();
-    retry.status_codes.dedup();
-    retry
+    named.status_codes.sort_unstable();
+    named.status_codes.dedup();
+    named
 }
 
 /// These answers, and what would become one of them here: no answer at all (so it is in Envoy).
-fn answers(retry: &mut v1::Retry, statuses: RangeInclusive<u32>) {
-    retry.status_codes.extend(statuses);
-    (retry.on_reset, retry.on_connect_failure, retry.on_refused) = (true, true, true);
+fn answers(named: &mut On, statuses: RangeInclusive<u32>) {
+    named.status_codes.extend(statuses);
+    (named.reset, named.connect_failure, named.refused) = (true, true, true);
 }
 
 fn authorization(spec: &AuthorizationPolicy) -> v1::AuthorizationPolicy {

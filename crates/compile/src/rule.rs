@@ -1,15 +1,14 @@
-//! Rules of routes as messages: every default written out.
+//! Rules of routes as messages: every default written out, but for those of `retry`, which policies go before.
 
 use meshwork_base::ContentHash;
 use meshwork_messages::v1;
+use meshwork_messages::v1::retry::On;
 use meshwork_messages::v1::{filter, path_edit, string_match};
 use meshwork_resources::{
     GatewayDuration, HTTPHeader, HTTPHeaderFilter, HTTPPathModifier, HTTPRouteFilter, HTTPRouteMatch,
     HTTPRouteRetry, HTTPRouteRule, PathMatchType, SessionPersistence, SessionPersistenceType, Spanned,
     ValueMatchType,
 };
-
-use crate::policy::{BACKOFF_BASE_MS, DEFAULT_ATTEMPTS, DEFAULT_BUDGET, backoff_max_ms};
 
 /// A rule without its backends. `place` names it where nobody did.
 pub(crate) fn rule(spec: &HTTPRouteRule, place: impl Fn() -> String) -> v1::Rule {
@@ -59,21 +58,26 @@ pub(crate) fn millis(duration: GatewayDuration) -> u32 {
     u32::try_from(duration.get().as_millis()).unwrap_or(u32::MAX)
 }
 
-/// What an `HTTPRoute` says of retries. The standard leaves open how often when `attempts` is absent; connection errors
-/// are retried whenever there is a `retry`.
+/// Milliseconds of a time that someone may have written, longer than none; 0 where nobody has.
+pub(crate) fn said_ms(duration: Option<&GatewayDuration>) -> u32 {
+    duration.map_or(0, |duration| millis(*duration).max(1))
+}
+
+/// What an `HTTPRoute` says of retries; the rest policies may say. Connection errors are retried whenever there is a
+/// `retry`: beside the codes that are said, and where none are because that is the default.
 fn retry(spec: &HTTPRouteRetry) -> v1::Retry {
-    let base = spec.backoff.map_or(BACKOFF_BASE_MS, millis);
+    let codes = || spec.codes.iter().map(|code| u32::from(code.inner)).collect();
     v1::Retry {
-        attempts: spec.attempts.unwrap_or(DEFAULT_ATTEMPTS),
-        status_codes: spec.codes.iter().map(|code| u32::from(code.inner)).collect(),
-        on_reset: true,
-        on_connect_failure: true,
-        on_refused: true,
-        grpc_codes: Vec::new(),
-        per_try_timeout_ms: 0,
-        backoff_base_ms: base,
-        backoff_max_ms: backoff_max_ms(base),
-        budget: Some(DEFAULT_BUDGET),
+        attempts: spec.attempts,
+        on: (!spec.codes.is_empty()).then(|| On {
+            status_codes: codes(),
+            grpc_codes: Vec::new(),
+            reset: true,
+            connect_failure: true,
+            refused: true,
+        }),
+        backoff_base_ms: spec.backoff.map(millis),
+        ..v1::Retry::default()
     }
 }
 

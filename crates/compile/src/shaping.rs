@@ -5,15 +5,15 @@ use meshwork_messages::v1::fault_injection::abort::With;
 use meshwork_messages::v1::fault_injection::{Abort, Bandwidth, Delay};
 use meshwork_resources::{FaultInjection, Fraction, HTTPHeader, RateLimit, RateLimitMode, Spanned};
 
-use crate::rule::millis;
+use crate::rule::{millis, said_ms};
 
 pub(crate) fn rate_limit(spec: &RateLimit) -> v1::RateLimit {
     v1::RateLimit {
         requests: spec.requests,
-        per_ms: spec.per.map_or(1_000, millis).max(1),
-        burst: spec.burst.unwrap_or(spec.requests),
-        fair_share: spec.fair_share.unwrap_or_default(),
-        shadow: spec.mode == Some(RateLimitMode::Shadow),
+        per_ms: said_ms(spec.per.as_ref()),
+        burst: spec.burst.unwrap_or_default(),
+        fair_share: spec.fair_share,
+        shadow: spec.mode.map(|mode| mode == RateLimitMode::Shadow),
     }
 }
 
@@ -42,12 +42,17 @@ pub(crate) fn field(header: &HTTPHeader) -> v1::Field {
     v1::Field { name: header.name.to_string(), value: header.value.to_string() }
 }
 
+/// Of a policy that may not say how many.
+fn share(percent: Option<u32>, fraction: Option<&Spanned<Fraction>>) -> Option<v1::Share> {
+    (percent.is_some() || fraction.is_some()).then(|| share_or_all(percent, fraction))
+}
+
 /// All, where nobody says how many.
-pub(crate) fn share(percent: Option<u32>, fraction: Option<&Spanned<Fraction>>) -> Option<v1::Share> {
-    Some(match fraction {
+pub(crate) fn share_or_all(percent: Option<u32>, fraction: Option<&Spanned<Fraction>>) -> v1::Share {
+    match fraction {
         Some(fraction) => {
             v1::Share { numerator: fraction.numerator, denominator: fraction.denominator.unwrap_or(100) }
         }
         None => v1::Share { numerator: percent.unwrap_or(100), denominator: 100 },
-    })
+    }
 }

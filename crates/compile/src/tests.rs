@@ -4,6 +4,7 @@ mod again;
 mod conflicts;
 mod gateways;
 mod grants;
+mod layers;
 mod messages;
 mod policies;
 mod properties;

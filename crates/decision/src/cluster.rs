@@ -23,7 +23,7 @@ use crate::load::Answer;
 use crate::outage::{self, Outage};
 use crate::outlier::{self, AttemptOutcome, Fleet, OutlierDetection, Picked, Shift, Trial};
 use crate::overload::{Gate, Overload};
-use crate::policy::RequestPolicy;
+use crate::policy::ServiceWords;
 use crate::preference::Preference;
 use crate::proxy_protocol::ProxyVersion;
 use crate::reasons::{NoReasons, Outcome, Phase, Reason, Reasons};
@@ -193,10 +193,9 @@ pub struct Cluster {
     pub admission: Option<Arc<AdmissionControl>>,
     /// What each plaintext connection begins with, to say for whom it is made.
     pub proxy_protocol: Option<ProxyVersion>,
-    /// What policies attached to the service say about its requests; asked through [`crate::RulePolicy`].
-    pub(crate) requests: RequestPolicy,
-    /// What policies attached to its namespace say: the widest of all.
-    pub(crate) namespace: RequestPolicy,
+    /// What policies attached to the service and its namespace say about its requests; asked through
+    /// [`crate::RulePolicy`].
+    pub(crate) words: Arc<ServiceWords>,
     pub(crate) shared: Arc<ClusterShared>,
 }
 
@@ -740,8 +739,7 @@ impl Cluster {
             && self.overload == other.overload
             && self.admission == other.admission
             && self.proxy_protocol == other.proxy_protocol
-            && self.requests == other.requests
-            && self.namespace == other.namespace
+            && self.words == other.words
     }
 }
 

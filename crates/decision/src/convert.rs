@@ -22,9 +22,11 @@ use crate::hostname::{HostPattern, HostPatternError};
 use crate::matching::PatternError;
 use crate::origin::Origin;
 
-pub(crate) use policy::{closed_policy, policy};
-pub(crate) use route::{request_policy, route};
+pub(crate) use hedge::hedge;
+pub(crate) use policy::{closed_policy, policy, traffic_spec};
+pub(crate) use route::{retry, route, timeouts};
 pub(crate) use service::{EndpointSpec, Interner, PortSpec, ServiceSpec, SliceSpec, service, slice};
+pub(crate) use shaping::{fault, rate_limit};
 pub(crate) use workload::{ServedSpec, WorkloadSpec, bundle, workload};
 
 /// Why a message is refused.

@@ -20,6 +20,9 @@ pub struct Share {
 }
 
 impl Share {
+    /// All of them.
+    pub const ALL: Self = Self { numerator: 1, denominator: 1 };
+
     /// Whether it is this one's turn.
     pub fn happens(self, rng: &mut impl Rng) -> bool {
         // Nothing is drawn where nothing is to be decided.
@@ -67,30 +70,39 @@ pub const fn http_status(code: u16) -> u16 {
     }
 }
 
-/// What a policy injects.
+/// One kind of fault.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Injection<T> {
+    /// The policy that says it; of several, the one of the narrowest target.
+    pub origin: Arc<Origin>,
+    /// How many requests it happens to.
+    pub share: Share,
+    /// What happens.
+    pub what: T,
+}
+
+/// What policies inject.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FaultInjection {
-    /// The policy that says it.
-    pub origin: Arc<Origin>,
     /// Only into requests that have all of these fields. Names are in lower case.
     pub headers: Box<[(Box<str>, Box<str>)]>,
     /// A time before the request goes on.
-    pub delay: Option<(Share, Duration)>,
+    pub delay: Option<Injection<Duration>>,
     /// An answer instead of going on.
-    pub abort: Option<(Share, Abort)>,
+    pub abort: Option<Injection<Abort>>,
     /// Bytes per second of the response's body.
-    pub bandwidth: Option<(Share, u64)>,
+    pub bandwidth: Option<Injection<u64>>,
 }
 
 /// What happens to one request.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Injected {
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Injected<'f> {
     /// It waits first.
-    pub delay: Option<Duration>,
+    pub delay: Option<&'f Injection<Duration>>,
     /// It is answered with this.
-    pub abort: Option<Abort>,
+    pub abort: Option<&'f Injection<Abort>>,
     /// Its response's body comes at so many bytes per second.
-    pub bandwidth: Option<u64>,
+    pub bandwidth: Option<&'f Injection<u64>>,
 }
 
 impl FaultInjection {
@@ -103,25 +115,25 @@ impl FaultInjection {
     /// What every such request is answered with.
     #[must_use]
     pub fn certain_abort(&self) -> Option<Abort> {
-        let (share, abort) = self.abort?;
-        (share.numerator >= share.denominator).then_some(abort)
+        let abort = self.abort.as_ref()?;
+        (abort.share.numerator >= abort.share.denominator).then_some(abort.what)
     }
 
     /// Draws what happens to a request.
-    pub fn draw(&self, request: &impl RequestView, rng: &mut impl Rng) -> Injected {
+    pub fn draw(&self, request: &impl RequestView, rng: &mut impl Rng) -> Injected<'_> {
         if !self.is_about(request) {
             return Injected::default();
         }
         Injected {
-            delay: drawn(self.delay, rng),
-            abort: drawn(self.abort, rng),
-            bandwidth: drawn(self.bandwidth, rng),
+            delay: drawn(self.delay.as_ref(), rng),
+            abort: drawn(self.abort.as_ref(), rng),
+            bandwidth: drawn(self.bandwidth.as_ref(), rng),
         }
     }
 }
 
-fn drawn<T>(what: Option<(Share, T)>, rng: &mut impl Rng) -> Option<T> {
-    what.filter(|(share, _)| share.happens(rng)).map(|(_, what)| what)
+fn drawn<'f, T>(what: Option<&'f Injection<T>>, rng: &mut impl Rng) -> Option<&'f Injection<T>> {
+    what.filter(|injection| injection.share.happens(rng))
 }
 
 #[cfg(test)]
@@ -145,18 +157,17 @@ mod tests {
 
     #[test]
     fn only_requests_with_all_the_fields_are_meant() {
-        let always = Share { numerator: 1, denominator: 1 };
+        let what = Abort::Status(503);
         let fault = FaultInjection {
-            origin: Arc::default(),
             headers: [("x-test".into(), "on".into()), ("x-who".into(), "me".into())].into(),
             delay: None,
-            abort: Some((always, Abort::Status(503))),
+            abort: Some(Injection { origin: Arc::default(), share: Share::ALL, what }),
             bandwidth: None,
         };
         let request = |fields: &[(&str, &str)]| {
             let mut request = OwnedRequest::get("shop", "/");
             request.headers.extend(fields.iter().map(|(n, v)| ((*n).to_owned(), (*v).to_owned())));
-            fault.draw(&request, &mut SeededRng::new(1)).abort
+            fault.draw(&request, &mut SeededRng::new(1)).abort.map(|abort| abort.what)
         };
         assert_eq!(request(&[("x-test", "on"), ("x-who", "me")]), Some(Abort::Status(503)));
         assert_eq!(request(&[("x-test", "on")]), None);

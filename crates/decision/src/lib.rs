@@ -81,7 +81,7 @@ pub use cause::{Cause, ResponseFlag};
 pub use cluster::{Algorithm, AppProtocol, Cluster, ClusterKey, Wanted};
 pub use deadline::{read_grpc_timeout, read_millis, write_grpc_timeout};
 pub use endpoint::{Endpoint, EndpointSet, EndpointStats, Exclusion, Health, InFlight, Transport};
-pub use fault::{Abort, FaultInjection, Injected, Share, http_status};
+pub use fault::{Abort, FaultInjection, Injected, Injection, Share, http_status};
 pub use filter::{Filter, HeaderEdit, HeaderEdits, PathEdit, Redirect, Rewrite};
 pub use health_check::{Checked, Checks, HealthCheck, HealthProbe};
 pub use hedge::{Hedge, HedgeDelay, HedgeFacts, HedgePolicy, Hedged, Leg, NoHedge, Race, Reply, Verdict};

@@ -40,24 +40,6 @@ pub struct Limits {
 }
 
 impl Limits {
-    /// Fills what is not said here from a wider policy.
-    #[must_use]
-    pub(crate) fn or(self, wider: Self) -> Self {
-        Self {
-            max_connections: self.max_connections.or(wider.max_connections),
-            max_pending_requests: self.max_pending_requests.or(wider.max_pending_requests),
-            max_requests: self.max_requests.or(wider.max_requests),
-            max_retries: self.max_retries.or(wider.max_retries),
-            max_connections_per_endpoint: self
-                .max_connections_per_endpoint
-                .or(wider.max_connections_per_endpoint),
-            max_pending_requests_per_endpoint: self
-                .max_pending_requests_per_endpoint
-                .or(wider.max_pending_requests_per_endpoint),
-            max_requests_per_endpoint: self.max_requests_per_endpoint.or(wider.max_requests_per_endpoint),
-        }
-    }
-
     /// How much of this may be under way, as the policy says.
     #[must_use]
     pub fn of(&self, what: Limited) -> Option<u32> {

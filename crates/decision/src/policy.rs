@@ -2,19 +2,26 @@
 //! struct and walks no attachments.
 //!
 //! Levels, from wide to narrow: namespace, gateway, listener; service and its port, route and its rule; the route's own
-//! words. The narrower wins field by field; between policies of one level the older wins, then the first in
-//! alphabetical order. Gateway and route are known when rules are indexed, the service only when the backend is
-//! chosen, so a merged policy is kept in three layers: `near` (route), the cluster's own, and `far` (gateway, namespace).
+//! words. The narrower wins field by field, however deep a field is, and defaults fill what nobody says (`words.rs`);
+//! between policies of one level the older wins, then the first in alphabetical order. Gateway and route are known when
+//! rules are indexed, the service only when the backend is chosen. So a merged policy is kept in layers: `near` (route), the
+//! cluster's own, and `far` (gateway, namespace); and where a service has a word in what cannot be picked field by field from
+//! these, it is kept for each such service of the rule.
 
-use std::collections::{BTreeMap, VecDeque};
+mod attached;
+mod words;
+
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
+
+use meshwork_messages::v1;
 
 use crate::admission::AdmissionControl;
 use crate::affinity::Hashing;
 use crate::authorization::{Authorization, AuthorizationPolicy};
 use crate::balance::SlowStart;
-use crate::breaker::{CircuitBreaker, RouteBreaker, RouteBreakers};
+use crate::breaker::{CircuitBreaker, RouteBreaker};
 use crate::cluster::{Algorithm, Cluster};
 use crate::fault::FaultInjection;
 use crate::health_check::HealthCheck;
@@ -28,53 +35,41 @@ use crate::preference::Preference;
 use crate::proxy_protocol::{ProxyProtocol, ProxyVersion};
 use crate::rate_limit::RateLimit;
 use crate::retry::RetryPolicy;
+pub(crate) use attached::{Attached, Level, namespace_of, route_levels, service_levels};
+pub(crate) use words::{RequestPolicy, Requests, ServiceWords, Words};
 
 /// What applies to the requests of one rule. Equal results are shared between rules.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct RulePolicy {
     /// Who may use this rule.
     pub authorization: Authorization,
     /// What the route itself, or a policy attached to it, says: it wins over the service's.
-    pub(crate) near: RequestPolicy,
+    near: RequestPolicy,
     /// What gateway and namespace say: the service's wins over it.
-    pub(crate) far: RequestPolicy,
+    far: RequestPolicy,
+    /// Whether there is more in these than what is picked field by field.
+    has_words: bool,
+    /// What that is for a service that says nothing.
+    alone: Requests,
+    /// What it is for services that do, of those that the rule has as backends.
+    joint: Box<[Joint]>,
+    /// What limits the requests of this rule where it is decided.
+    limit: Option<Arc<RateLimit>>,
     /// What holds back the calls by it for a while, beside the breakers of services and endpoints.
-    pub(crate) breaker: Option<Arc<RouteBreaker>>,
+    breaker: Option<Arc<RouteBreaker>>,
 }
 
-/// The part of a policy that speaks of whole requests; absent fields are not said here.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct RequestPolicy {
-    pub(crate) request_timeout: Option<Duration>,
-    pub(crate) backend_request_timeout: Option<Duration>,
-    pub(crate) idle_timeout: Option<Duration>,
-    pub(crate) connect_timeout: Option<Duration>,
-    pub(crate) stream_idle_timeout: Option<Duration>,
-    pub(crate) max_stream_duration: Option<Duration>,
-    pub(crate) believes_callers: Option<bool>,
-    pub(crate) retry: Option<Arc<RetryPolicy>>,
-    pub(crate) hedge: Option<Arc<HedgePolicy>>,
-    pub(crate) rate_limit: Option<Arc<RateLimit>>,
-    pub(crate) fault: Option<Arc<FaultInjection>>,
+/// What holds for requests of a rule to services that say this.
+#[derive(Clone, Debug)]
+struct Joint {
+    of: Arc<ServiceWords>,
+    requests: Requests,
 }
 
-impl RequestPolicy {
-    /// Fills what is not said here from a wider policy.
-    #[must_use]
-    pub(crate) fn or(&self, wider: &Self) -> Self {
-        Self {
-            request_timeout: self.request_timeout.or(wider.request_timeout),
-            backend_request_timeout: self.backend_request_timeout.or(wider.backend_request_timeout),
-            idle_timeout: self.idle_timeout.or(wider.idle_timeout),
-            connect_timeout: self.connect_timeout.or(wider.connect_timeout),
-            stream_idle_timeout: self.stream_idle_timeout.or(wider.stream_idle_timeout),
-            max_stream_duration: self.max_stream_duration.or(wider.max_stream_duration),
-            believes_callers: self.believes_callers.or(wider.believes_callers),
-            retry: self.retry.as_ref().or(wider.retry.as_ref()).cloned(),
-            hedge: self.hedge.as_ref().or(wider.hedge.as_ref()).cloned(),
-            rate_limit: self.rate_limit.as_ref().or(wider.rate_limit.as_ref()).cloned(),
-            fault: self.fault.as_ref().or(wider.fault.as_ref()).cloned(),
-        }
+/// It is looked for by where the words lie: two that say the same are not the same here.
+impl PartialEq for Joint {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.of, &other.of) && self.requests == other.requests
     }
 }
 
@@ -99,6 +94,30 @@ pub struct Timeouts {
 }
 
 impl RulePolicy {
+    fn new(near: RequestPolicy, far: RequestPolicy) -> Self {
+        let alone = Requests::of(&near.or(&far));
+        let has_words = near.has_words() || far.has_words();
+        Self { near, far, has_words, alone, ..Self::default() }
+    }
+
+    /// Takes what the services that the rule may send requests to say.
+    #[must_use]
+    pub(crate) fn before<'c>(mut self, services: impl Iterator<Item = &'c Arc<Cluster>>) -> Self {
+        if !self.has_words {
+            return self;
+        }
+        let mut joint: Vec<Joint> = Vec::new();
+        for words in services.map(|cluster| &cluster.words) {
+            if words.is_silent() || joint.iter().any(|known| Arc::ptr_eq(&known.of, words)) {
+                continue;
+            }
+            let merged = self.near.or(&words.own).or(&self.far).or(&words.namespace);
+            joint.push(Joint { of: Arc::clone(words), requests: Requests::of(&merged) });
+        }
+        self.joint = joint.into();
+        self
+    }
+
     /// The times that apply when a request goes to this cluster (or is answered without one).
     #[must_use]
     pub fn timeouts(&self, cluster: Option<&Cluster>) -> Timeouts {
@@ -117,16 +136,30 @@ impl RulePolicy {
     /// What the narrowest level says that says anything.
     fn pick<T>(&self, cluster: Option<&Cluster>, field: fn(&RequestPolicy) -> Option<T>) -> Option<T> {
         field(&self.near)
-            .or_else(|| cluster.and_then(|c| field(&c.requests)))
+            .or_else(|| cluster.and_then(|c| field(&c.words.own)))
             .or_else(|| field(&self.far))
-            .or_else(|| cluster.and_then(|c| field(&c.namespace)))
+            .or_else(|| cluster.and_then(|c| field(&c.words.namespace)))
+    }
+
+    /// What holds for requests to this cluster, which is a backend of the rule.
+    fn requests<'p>(&'p self, cluster: &'p Cluster) -> &'p Requests {
+        if !self.has_words {
+            return &cluster.words.alone;
+        }
+        let joint = self.joint.iter().find(|joint| Arc::ptr_eq(&joint.of, &cluster.words));
+        debug_assert!(
+            joint.is_some() || cluster.words.is_silent(),
+            "{} is no backend of the rule",
+            cluster.key
+        );
+        joint.map_or(&self.alone, |joint| &joint.requests)
     }
 
     /// What limits the requests of this rule where it is decided. A service's own limit is not among it: that one is
     /// kept where the service is.
     #[must_use]
     pub fn rate_limit(&self) -> Option<&RateLimit> {
-        self.near.rate_limit.as_deref().or(self.far.rate_limit.as_deref())
+        self.limit.as_deref()
     }
 
     /// The circuit breaker that its calls go by, besides those of services and endpoints.
@@ -138,43 +171,44 @@ impl RulePolicy {
     /// What is injected into requests to this cluster.
     #[must_use]
     pub fn fault<'p>(&'p self, cluster: &'p Cluster) -> Option<&'p FaultInjection> {
-        let near = self.near.fault.as_deref();
-        near.or(cluster.requests.fault.as_deref()).or(self.far.fault.as_deref())
+        self.requests(cluster).fault.as_deref()
     }
 
     /// How failed attempts to this cluster are repeated; absent: not at all.
     #[must_use]
-    pub fn retry<'p>(&'p self, cluster: Option<&'p Cluster>) -> Option<&'p Arc<RetryPolicy>> {
-        let near = self.near.retry.as_ref();
-        near.or_else(|| cluster.and_then(|c| c.requests.retry.as_ref()))
-            .or(self.far.retry.as_ref())
-            .or_else(|| cluster.and_then(|c| c.namespace.retry.as_ref()))
+    pub fn retry<'p>(&'p self, cluster: &'p Cluster) -> Option<&'p Arc<RetryPolicy>> {
+        self.requests(cluster).retry.as_ref()
     }
 
     /// When a request to this cluster is sent a second time beside the first; absent: never.
     #[must_use]
     pub fn hedge<'p>(&'p self, cluster: &'p Cluster) -> Option<&'p HedgePolicy> {
-        let near = self.near.hedge.as_deref().or(cluster.requests.hedge.as_deref());
-        near.or(self.far.hedge.as_deref()).or(cluster.namespace.hedge.as_deref())
+        self.requests(cluster).hedge.as_deref()
     }
 }
 
-/// Shares equal policies: thousands of rules say one of a few things.
-#[derive(Debug, Default)]
-pub(crate) struct PolicyPool {
-    recent: VecDeque<Arc<RulePolicy>>,
+/// Shares what is equal: thousands of rules and services say one of a few things.
+#[derive(Debug)]
+pub(crate) struct Pool<T> {
+    recent: VecDeque<Arc<T>>,
 }
 
-impl PolicyPool {
+impl<T> Default for Pool<T> {
+    fn default() -> Self {
+        Self { recent: VecDeque::new() }
+    }
+}
+
+impl<T: PartialEq> Pool<T> {
     const SIZE: usize = 16;
 
-    /// An `Arc` of an equal policy that was asked for lately, or a new one.
-    pub(crate) fn share(&mut self, policy: RulePolicy) -> Arc<RulePolicy> {
-        if let Some(known) = self.recent.iter().find(|known| ***known == policy) {
+    /// An `Arc` of an equal one that was asked for lately, or a new one.
+    pub(crate) fn share(&mut self, one: T) -> Arc<T> {
+        if let Some(known) = self.recent.iter().find(|known| ***known == one) {
             return Arc::clone(known);
         }
         self.recent.truncate(Self::SIZE - 1);
-        let new = Arc::new(policy);
+        let new = Arc::new(one);
         self.recent.push_front(Arc::clone(&new));
         new
     }
@@ -216,12 +250,21 @@ impl PolicySpec {
 
 #[derive(Debug)]
 pub(crate) enum Said {
-    Traffic(Box<TrafficSpec>),
+    Traffic(Box<Traffic>),
     Authorization(Arc<AuthorizationPolicy>),
     Inbound(Mtls),
     Listener(Arc<ProxyProtocol>),
 }
 
+/// What a traffic policy says, and what that is where it is the only one.
+#[derive(Debug)]
+pub(crate) struct Traffic {
+    pub(crate) message: v1::TrafficPolicy,
+    pub(crate) alone: TrafficSpec,
+    pub(crate) requests: RequestPolicy,
+}
+
+/// What applies to a service, besides to the requests to it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct TrafficSpec {
     pub(crate) algorithm: Option<Algorithm>,
@@ -237,233 +280,7 @@ pub(crate) struct TrafficSpec {
     /// Belongs to the breaker: each endpoint has one, and the service none.
     pub(crate) breaks_endpoints: bool,
     pub(crate) admission: Option<Arc<AdmissionControl>>,
-    pub(crate) requests: RequestPolicy,
     pub(crate) proxy_protocol: Option<ProxyVersion>,
     /// Kept where the service is, or where it is called when nobody is there.
     pub(crate) overload: Option<Arc<Overload>>,
-}
-
-impl TrafficSpec {
-    fn or(&self, wider: &Self) -> Self {
-        Self {
-            algorithm: self.algorithm.or(wider.algorithm),
-            hashing: if self.algorithm.is_some() { &self.hashing } else { &wider.hashing }.clone(),
-            preference: self.preference.as_ref().or(wider.preference.as_ref()).cloned(),
-            slow_start: self.slow_start.or(wider.slow_start),
-            subset_size: self.subset_size.or(wider.subset_size),
-            limits: self.limits.or(wider.limits),
-            outlier: self.outlier.or(wider.outlier),
-            health_check: self.health_check.as_ref().or(wider.health_check.as_ref()).cloned(),
-            circuit_breaker: self.circuit_breaker.or(wider.circuit_breaker),
-            breaks_endpoints: if self.circuit_breaker.is_some() { self } else { wider }.breaks_endpoints,
-            admission: self.admission.as_ref().or(wider.admission.as_ref()).cloned(),
-            requests: self.requests.or(&wider.requests),
-            proxy_protocol: self.proxy_protocol.or(wider.proxy_protocol),
-            overload: self.overload.as_ref().or(wider.overload.as_ref()).cloned(),
-        }
-    }
-}
-
-/// All policies by what they hang on, in the order of precedence.
-#[derive(Debug, Default)]
-pub(crate) struct Attached {
-    at: BTreeMap<TargetKey, Vec<Arc<PolicySpec>>>,
-    breakers: RouteBreakers,
-}
-
-impl Attached {
-    /// `before`: those whose breakers go on.
-    pub(crate) fn new<'p>(policies: impl Iterator<Item = &'p Arc<PolicySpec>>, before: &Self) -> Self {
-        let mut map: BTreeMap<TargetKey, Vec<Arc<PolicySpec>>> = BTreeMap::new();
-        for policy in policies {
-            for target in &policy.targets {
-                map.entry(target.clone()).or_default().push(Arc::clone(policy));
-            }
-        }
-        for list in map.values_mut() {
-            list.sort_by(|a, b| a.origin.precedence(&b.origin).then_with(|| a.name.cmp(&b.name)));
-            list.dedup_by(|a, b| Arc::ptr_eq(a, b));
-        }
-        let of_routes = map.iter().filter(|(target, _)| target.kind == TargetKind::HttpRoute);
-        let said = of_routes.filter_map(|(target, list)| {
-            let (origin, policy) =
-                list.iter().find_map(|policy| Some((&policy.origin, breaks_calls(policy)?)))?;
-            Some((&*target.name, &*target.section, origin, policy))
-        });
-        let breakers = RouteBreakers::new(said, &before.breakers);
-        Self { at: map, breakers }
-    }
-
-    pub(crate) fn is_empty(&self) -> bool {
-        self.at.is_empty()
-    }
-
-    /// The breakers of all routes and rules that have one.
-    pub(crate) fn breakers(&self) -> Box<[Arc<RouteBreaker>]> {
-        self.breakers.all()
-    }
-
-    fn at(&self, kind: TargetKind, name: &str, section: &str) -> &[Arc<PolicySpec>] {
-        let key = TargetKey { kind, name: name.into(), section: section.into() };
-        self.at.get(&key).map_or(&[], Vec::as_slice)
-    }
-
-    /// What traffic policies say at these levels, the narrowest first.
-    fn traffic<'a>(&'a self, levels: impl IntoIterator<Item = Level<'a>>) -> TrafficSpec {
-        let mut merged = TrafficSpec::default();
-        for (kind, name, section) in levels {
-            for policy in self.at(kind, name, section) {
-                if let Said::Traffic(said) = &policy.said {
-                    merged = merged.or(said);
-                }
-            }
-        }
-        merged
-    }
-
-    /// Whose word counts for a field of requests: the first that says something, by level and precedence.
-    pub(crate) fn who_says<'a>(
-        &'a self,
-        levels: impl IntoIterator<Item = Level<'a>>,
-        says: impl Fn(&RequestPolicy) -> bool,
-    ) -> Option<&'a Arc<Origin>> {
-        self.who_says_traffic(levels, |said| says(&said.requests))
-    }
-
-    /// The same for any field of traffic policies.
-    pub(crate) fn who_says_traffic<'a>(
-        &'a self,
-        levels: impl IntoIterator<Item = Level<'a>>,
-        says: impl Fn(&TrafficSpec) -> bool,
-    ) -> Option<&'a Arc<Origin>> {
-        let policies = levels.into_iter().flat_map(|(kind, name, section)| self.at(kind, name, section));
-        policies.into_iter().find_map(|policy| match &policy.said {
-            Said::Traffic(said) if says(said) => Some(&policy.origin),
-            Said::Traffic(_) | Said::Authorization(_) | Said::Inbound(_) | Said::Listener(_) => None,
-        })
-    }
-
-    /// All authorization policies at these levels.
-    fn authorization<'a>(&'a self, levels: impl IntoIterator<Item = Level<'a>>) -> Authorization {
-        let policies = levels.into_iter().flat_map(|(kind, name, section)| self.at(kind, name, section));
-        Authorization::new(policies.filter_map(|policy| match &policy.said {
-            Said::Authorization(said) => Some(Arc::clone(said)),
-            Said::Traffic(_) | Said::Inbound(_) | Said::Listener(_) => None,
-        }))
-    }
-
-    /// What applies to clusters of a service: its own and its namespace's words, the latter apart.
-    pub(crate) fn of_service(&self, service: &str, port: &str) -> (TrafficSpec, RequestPolicy) {
-        let [namespace, all, section] = service_levels(service, port);
-        let wide = self.traffic([namespace]);
-        let own = self.traffic([section, all]);
-        let requests = own.requests.clone();
-        (TrafficSpec { requests, ..own.or(&wide) }, wide.requests)
-    }
-
-    /// What applies to a rule under a listener of a gateway.
-    pub(crate) fn of_gateway_rule(
-        &self,
-        gateway: &str,
-        listener: &str,
-        route: &str,
-        rule: &str,
-    ) -> RulePolicy {
-        let gateway_levels = [
-            (TargetKind::Gateway, gateway, listener),
-            (TargetKind::Gateway, gateway, ""),
-            (TargetKind::Namespace, namespace_of(gateway), ""),
-        ];
-        let route_levels = route_levels(route, rule);
-        let route_namespace = (TargetKind::Namespace, namespace_of(route), "");
-        let [listener, all, gateway_namespace] = gateway_levels;
-        RulePolicy {
-            authorization: self.authorization(gateway_levels.into_iter().chain(route_levels)),
-            near: self.traffic(route_levels).requests,
-            far: self.traffic([listener, all, route_namespace, gateway_namespace]).requests,
-            breaker: self.breakers.of(route, rule).cloned(),
-        }
-    }
-
-    /// How a listener (`NAMESPACE/GATEWAY/LISTENER`) receives connections.
-    pub(crate) fn of_listener(&self, listener: &str) -> Option<&Arc<ProxyProtocol>> {
-        let (gateway, section) = listener.rsplit_once('/')?;
-        let levels = [(TargetKind::Gateway, gateway, section), (TargetKind::Gateway, gateway, "")];
-        let policies = levels.into_iter().flat_map(|(kind, name, section)| self.at(kind, name, section));
-        policies.into_iter().find_map(|policy| match &policy.said {
-            Said::Listener(said) => Some(said),
-            Said::Traffic(_) | Said::Authorization(_) | Said::Inbound(_) => None,
-        })
-    }
-
-    /// What applies to a rule of a route that hangs on a service. Who may call the service is decided at its inbound side,
-    /// where the peer is proven; what is attached to the route is decided where the route is, by the caller's own sidecar.
-    pub(crate) fn of_mesh_rule(&self, service: &str, port: &str, route: &str, rule: &str) -> RulePolicy {
-        let [namespace, all, section] = service_levels(service, port);
-        let route_namespace = (TargetKind::Namespace, namespace_of(route), "");
-        RulePolicy {
-            authorization: self.authorization(route_levels(route, rule)),
-            near: self.traffic(route_levels(route, rule)).requests,
-            far: RequestPolicy {
-                // That one is kept where the service is.
-                rate_limit: None,
-                ..self.traffic([section, all, route_namespace, namespace]).requests
-            },
-            breaker: self.breakers.of(route, rule).cloned(),
-        }
-    }
-
-    /// How many requests of a service are taken, where it is.
-    pub(crate) fn rate_limit_of(&self, service: &str, port: &str) -> Option<Arc<RateLimit>> {
-        let [_, all, section] = service_levels(service, port);
-        self.traffic([section, all]).requests.rate_limit
-    }
-
-    /// What keeps an instance of a service from more than it can do, where it is.
-    pub(crate) fn overload_of(&self, service: &str, port: &str) -> Option<Arc<Overload>> {
-        let [namespace, all, section] = service_levels(service, port);
-        self.traffic([section, all, namespace]).overload
-    }
-
-    /// Who may call a service, and whether only by mTLS.
-    pub(crate) fn of_inbound(&self, service: &str, port: &str) -> (Authorization, Mtls) {
-        let [namespace, all, section] = service_levels(service, port);
-        let levels = [section, all, namespace];
-        let mtls = levels
-            .into_iter()
-            .flat_map(|(kind, name, section)| self.at(kind, name, section))
-            .find_map(|policy| match policy.said {
-                Said::Inbound(mtls) => Some(mtls),
-                Said::Traffic(_) | Said::Authorization(_) | Said::Listener(_) => None,
-            });
-        (self.authorization(levels), mtls.unwrap_or_default())
-    }
-}
-
-/// The breaker that a policy says, unless it is about endpoints.
-fn breaks_calls(policy: &PolicySpec) -> Option<CircuitBreaker> {
-    match &policy.said {
-        Said::Traffic(said) => said.circuit_breaker.filter(|_| !said.breaks_endpoints),
-        Said::Authorization(_) | Said::Inbound(_) | Said::Listener(_) => None,
-    }
-}
-
-pub(crate) type Level<'a> = (TargetKind, &'a str, &'a str);
-
-pub(crate) fn namespace_of(qualified: &str) -> &str {
-    qualified.split_once('/').map_or(qualified, |(namespace, _)| namespace)
-}
-
-/// From wide to narrow. A section that is empty would repeat the level above it, which merging does not mind.
-pub(crate) fn service_levels<'a>(service: &'a str, port: &'a str) -> [Level<'a>; 3] {
-    [
-        (TargetKind::Namespace, namespace_of(service), ""),
-        (TargetKind::Service, service, ""),
-        (TargetKind::Service, service, port),
-    ]
-}
-
-/// From narrow to wide.
-pub(crate) fn route_levels<'a>(route: &'a str, rule: &'a str) -> [Level<'a>; 2] {
-    [(TargetKind::HttpRoute, route, rule), (TargetKind::HttpRoute, route, "")]
 }

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use meshwork_base::Rng;
+use meshwork_messages::v1;
 
 use crate::cause::Cause;
 use crate::cluster::{Cluster, ClusterKey};
@@ -12,8 +13,8 @@ use crate::hostname::HostPattern;
 use crate::matching::{PathMatch, RouteMatch};
 use crate::mirror::{Mirror, MirrorSpec};
 use crate::origin::Origin;
+use crate::policy::Words;
 use crate::reasons::{Outcome, Phase, Reason, Reasons};
-use crate::retry::RetryPolicy;
 use crate::session::SessionPersistence;
 
 /// One route object. Unchanged routes are shared between snapshots.
@@ -101,7 +102,7 @@ pub(crate) struct RuleSpec {
     pub(crate) backends: Box<[BackendSpec]>,
     pub(crate) request_timeout: Option<Duration>,
     pub(crate) backend_request_timeout: Option<Duration>,
-    pub(crate) retry: Option<Arc<RetryPolicy>>,
+    pub(crate) retry: Option<Arc<Words<v1::Retry>>>,
     pub(crate) session: Option<Arc<SessionPersistence>>,
     pub(crate) mirrors: Box<[MirrorSpec]>,
 }

@@ -1,5 +1,6 @@
 //! What tests share: messages written short, and a builder that must take them all.
 
+mod layers;
 mod listeners;
 mod mesh;
 pub(crate) mod policies;
@@ -37,6 +38,27 @@ pub(crate) fn endpoint(id: u64, weight: u32) -> Arc<Endpoint> {
         fingerprint: id,
         stats: Arc::default(),
     })
+}
+
+/// A retry policy that says all: nothing is repeated by name, and nobody waits.
+pub(crate) fn bare_retry() -> v1::Retry {
+    v1::Retry {
+        attempts: Some(0),
+        on: Some(v1::retry::On::default()),
+        backoff_base_ms: Some(0),
+        backoff_max_ms: Some(0),
+        ..v1::Retry::default()
+    }
+}
+
+/// Outlier detection by no row of failures.
+pub(crate) fn rows_off() -> v1::OutlierDetection {
+    v1::OutlierDetection {
+        consecutive_5xx: Some(0),
+        consecutive_gateway_failure: Some(0),
+        consecutive_local_origin_failure: Some(0),
+        ..v1::OutlierDetection::default()
+    }
 }
 
 pub(crate) fn source(kind: &str, qualified: &str, created: i64) -> Option<v1::Source> {

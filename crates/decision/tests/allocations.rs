@@ -70,7 +70,7 @@ fn world() -> Vec<Change> {
         matches: vec![matched],
         backends: vec![backend(1), backend(2)],
         retry: Some(v1::Retry {
-            attempts: 2,
+            attempts: Some(2),
             budget: Some(v1::RetryBudget::default()),
             ..Default::default()
         }),
@@ -112,7 +112,7 @@ fn an_ordinary_request_is_decided_on_without_allocating() {
             assert!(matched.policy().authorization.check(&request, &mut NoReasons).is_ok());
             let (_, cluster) = matched.rule().choose_backend(&mut rng, &mut NoReasons).expect("two backends");
             let _times = matched.policy().timeouts(Some(cluster));
-            let retry = Retry::begin(matched.policy().retry(Some(cluster)), cluster, Tick::ZERO);
+            let retry = Retry::begin(matched.policy().retry(cluster), cluster, Tick::ZERO);
             let _permit = cluster.admit(Limited::Request).expect("no limit");
             let endpoint = cluster.pick(Tick::ZERO, &mut rng, retry.tried()).expect("two endpoints");
             let _in_flight = endpoint.begin();

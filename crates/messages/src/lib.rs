@@ -8,7 +8,11 @@
 //!                                                 ^^^^^^^^ this crate
 //! ```
 
+mod layered;
+
 use std::fmt;
+
+pub use layered::Layered;
 
 /// The types of `meshwork.v1`.
 #[expect(missing_docs, clippy::all, reason = "generated; the .proto files carry the comments")]

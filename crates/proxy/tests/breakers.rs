@@ -20,7 +20,7 @@ use tokio::task::JoinSet;
 /// A breaker that opens when half of at least three calls fail, for five seconds, and then tries one.
 fn opening_after_three() -> v1::TrafficPolicy {
     let circuit_breaker = Some(v1::CircuitBreaker {
-        window_calls: 10,
+        window: Some(v1::circuit_breaker::Window::WindowCalls(10)),
         minimum_calls: 3,
         failure_percent: 50,
         open_ms: 5_000,
@@ -104,7 +104,7 @@ async fn a_rule_by_which_most_calls_fail_is_closed_and_other_ways_to_the_service
 fn forced_open(per_endpoint: bool) -> v1::TrafficPolicy {
     let mode = v1::circuit_breaker::Mode::ForcedOpen.into();
     let breaker = opening_after_three().circuit_breaker.unwrap();
-    let circuit_breaker = Some(v1::CircuitBreaker { mode, per_endpoint, ..breaker });
+    let circuit_breaker = Some(v1::CircuitBreaker { mode, per_endpoint: Some(per_endpoint), ..breaker });
     v1::TrafficPolicy { circuit_breaker, ..Default::default() }
 }
 
@@ -213,8 +213,8 @@ async fn of_calls_that_do_not_succeed_most_are_held_back_but_not_those_that_matt
         sampling_window_ms: 30_000,
         success_rate_threshold: 95,
         aggression_thousandths: 1_000_000,
-        rps_threshold: 0,
-        max_rejection_percent: 100,
+        rps_threshold: Some(0),
+        max_rejection_percent: Some(100),
         priorities: vec![high],
     });
     harness.change([traffic(v1::TrafficPolicy { admission_control, ..Default::default() })]).await;
@@ -256,13 +256,13 @@ async fn an_endpoint_whose_breaker_is_open_is_passed_by_and_its_service_goes_on(
     const FAILS: &[u8] = b"HTTP/1.1 500 No\r\ncontent-length: 0\r\n\r\n";
     let (addresses, counts) = pair(|| FAILS, || OK).await;
     let circuit_breaker = Some(v1::CircuitBreaker {
-        window_calls: 10,
+        window: Some(v1::circuit_breaker::Window::WindowCalls(10)),
         minimum_calls: 3,
         failure_percent: 50,
         open_ms: 600_000,
         max_open_ms: 600_000,
         trials: 1,
-        per_endpoint: true,
+        per_endpoint: Some(true),
         ..Default::default()
     });
     let algorithm = v1::traffic_policy::Algorithm::RoundRobin.into();
@@ -284,7 +284,7 @@ async fn a_response_that_nothing_replaces_in_the_end_has_one_outcome() {
     const LATER: &[u8] = b"HTTP/1.1 503 Later\r\nretry-after: 1\r\ncontent-length: 4\r\n\r\nbusy";
     let (up, _) = recovering(LATER, usize::MAX).await;
     let circuit_breaker = Some(v1::CircuitBreaker {
-        window_calls: 10,
+        window: Some(v1::circuit_breaker::Window::WindowCalls(10)),
         minimum_calls: 2,
         failure_percent: 50,
         open_ms: 60_000,
@@ -366,10 +366,10 @@ async fn an_endpoint_s_trial_is_over_when_its_stream_begins() {
     harness.service("web", AppProtocol::Grpc, &[bad.address, good.address]).await;
     let address = harness.route(vec![rule(&[("web", 1)], vec![])]).await;
     let outlier_detection = Some(v1::OutlierDetection {
-        consecutive_5xx: 2,
+        consecutive_5xx: Some(2),
         base_ejection_time_ms: 5_000,
         max_ejection_percent: 50,
-        ..Default::default()
+        ..crate::support::rows_off()
     });
     let algorithm = v1::traffic_policy::Algorithm::LeastRequest.into();
     harness.change([traffic(v1::TrafficPolicy { outlier_detection, algorithm, ..Default::default() })]).await;
@@ -408,8 +408,8 @@ async fn that_calls_are_held_back_again_is_told_with_the_first_that_is() {
         sampling_window_ms: 30_000,
         success_rate_threshold: 95,
         aggression_thousandths: 1_000,
-        rps_threshold: 0,
-        max_rejection_percent: 100,
+        rps_threshold: Some(0),
+        max_rejection_percent: Some(100),
         priorities: vec![matters],
     });
     let policy = v1::TrafficPolicy { admission_control, ..Default::default() };

@@ -61,8 +61,11 @@ fn repeats(service: &str) -> meshwork_decision::Change {
 
 /// Unless a breaker refuses that.
 fn repeats_unless(service: &str, circuit_breaker: Option<v1::CircuitBreaker>) -> meshwork_decision::Change {
-    let retry =
-        v1::Retry { attempts: 3, status_codes: (500..600).collect(), on_reset: true, ..Default::default() };
+    let retry = v1::Retry {
+        attempts: Some(3),
+        on: Some(v1::retry::On { status_codes: (500..600).collect(), reset: true, ..Default::default() }),
+        ..crate::support::bare_retry()
+    };
     let spec = v1::TrafficPolicy { retry: Some(retry), circuit_breaker, ..Default::default() };
     policy(&format!("TrafficPolicy/{service}"), service, v1::policy::Spec::Traffic(spec))
 }
@@ -70,7 +73,7 @@ fn repeats_unless(service: &str, circuit_breaker: Option<v1::CircuitBreaker>) ->
 /// One failure opens it.
 fn opening_at_once() -> v1::CircuitBreaker {
     v1::CircuitBreaker {
-        window_calls: 10,
+        window: Some(v1::circuit_breaker::Window::WindowCalls(10)),
         minimum_calls: 1,
         failure_percent: 50,
         open_ms: 600_000,

@@ -23,7 +23,7 @@ fn check(probe: Probe) -> v1::policy::Spec {
     let health_check = v1::HealthCheck {
         probe: Some(probe),
         interval_ms: 10,
-        interval_jitter_ms: 2,
+        interval_jitter_ms: Some(2),
         timeout_ms: 5_000,
         no_traffic_interval_ms: 10,
         unhealthy_threshold: 2,
@@ -228,12 +228,12 @@ fn a_part(subset_size: u32, spec: v1::policy::Spec) -> v1::policy::Spec {
     v1::policy::Spec::Traffic(v1::TrafficPolicy {
         load_balancer: Some(v1::LoadBalancer { subset_size, ..Default::default() }),
         outlier_detection: Some(v1::OutlierDetection {
-            consecutive_5xx: 1,
+            consecutive_5xx: Some(1),
             base_ejection_time_ms: 3_600_000,
             max_ejection_time_ms: 3_600_000,
             max_ejection_percent: 100,
             interval_ms: 10_000,
-            ..Default::default()
+            ..crate::support::rows_off()
         }),
         ..traffic
     })

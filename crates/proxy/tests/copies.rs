@@ -34,12 +34,12 @@ async fn says(what: Option<&'static [u8]>) -> Upstream {
 /// Two failures in a row eject.
 fn ejecting(base_ejection_time_ms: u32) -> v1::TrafficPolicy {
     let outlier_detection = Some(v1::OutlierDetection {
-        consecutive_5xx: 2,
+        consecutive_5xx: Some(2),
         base_ejection_time_ms,
         max_ejection_time_ms: 3_600_000,
         max_ejection_percent: 50,
         interval_ms: 10_000,
-        ..Default::default()
+        ..crate::support::rows_off()
     });
     let algorithm = v1::traffic_policy::Algorithm::RoundRobin.into();
     v1::TrafficPolicy { algorithm, outlier_detection, ..Default::default() }
@@ -95,8 +95,13 @@ async fn an_ejected_endpoint_is_tried_by_a_copy_and_returns_where_that_goes_well
 }
 
 fn breaking(breaker: v1::CircuitBreaker) -> v1::TrafficPolicy {
-    let breaker =
-        v1::CircuitBreaker { window_calls: 10, open_ms: 60_000, max_open_ms: 60_000, trials: 1, ..breaker };
+    let breaker = v1::CircuitBreaker {
+        window: Some(v1::circuit_breaker::Window::WindowCalls(10)),
+        open_ms: 60_000,
+        max_open_ms: 60_000,
+        trials: 1,
+        ..breaker
+    };
     v1::TrafficPolicy { circuit_breaker: Some(breaker), ..Default::default() }
 }
 
@@ -105,7 +110,7 @@ async fn copies_that_fail_open_their_endpoint_s_breaker() {
     let bad = says(Some(BAD)).await;
     let mut edge = edge(bad.address, to_copy()).await;
     let breaker = v1::CircuitBreaker {
-        per_endpoint: true,
+        per_endpoint: Some(true),
         minimum_calls: 2,
         failure_percent: 50,
         ..Default::default()

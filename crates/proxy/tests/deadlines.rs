@@ -122,11 +122,11 @@ async fn a_limit_of_the_outbound_s_own_is_over_there_first() {
     let mut pair = Pair::start(app.address, AppProtocol::Http1).await;
     clock.set(pair.mesh.clock.clone()).unwrap();
     let retry = v1::Retry {
-        attempts: 1,
-        status_codes: vec![503],
-        backoff_base_ms: 1,
-        backoff_max_ms: 1,
-        ..Default::default()
+        attempts: Some(1),
+        on: Some(v1::retry::On { status_codes: vec![503], ..Default::default() }),
+        backoff_base_ms: Some(1),
+        backoff_max_ms: Some(1),
+        ..crate::support::bare_retry()
     };
     let timeouts = v1::Timeouts { request_ms: 300, ..Default::default() };
     let policy = v1::TrafficPolicy { retry: Some(retry), timeouts: Some(timeouts), ..Default::default() };
@@ -210,7 +210,7 @@ async fn a_deadline_of_a_caller_who_is_not_believed_is_held_against_no_endpoint(
     harness.service("web", AppProtocol::Grpc, &[up.address]).await;
     let address = harness.route(vec![rule(&[("web", 1)], vec![])]).await;
     let breaker = v1::CircuitBreaker {
-        window_calls: 10,
+        window: Some(v1::circuit_breaker::Window::WindowCalls(10)),
         minimum_calls: 3,
         failure_percent: 30,
         open_ms: 60_000,

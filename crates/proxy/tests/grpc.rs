@@ -73,7 +73,7 @@ async fn a_call_that_a_gateway_fails_is_written_down_with_the_code_that_its_call
 fn forced_open() -> v1::TrafficPolicy {
     let breaker = v1::CircuitBreaker {
         mode: v1::circuit_breaker::Mode::ForcedOpen.into(),
-        window_calls: 10,
+        window: Some(v1::circuit_breaker::Window::WindowCalls(10)),
         minimum_calls: 1,
         open_ms: 1_000,
         max_open_ms: 1_000,
@@ -204,7 +204,8 @@ async fn a_call_that_is_not_repeated_any_more_says_with_which_code_it_ended() {
     ] {
         let up = failing(fields).await;
         let (mut harness, address) = gateway(up.address).await;
-        let retry = Some(v1::Retry { attempts: 1, grpc_codes: vec![14], ..Default::default() });
+        let on = Some(v1::retry::On { grpc_codes: vec![14], ..Default::default() });
+        let retry = Some(v1::Retry { attempts: Some(1), on, ..crate::support::bare_retry() });
         harness.change([traffic(v1::TrafficPolicy { retry, ..Default::default() })]).await;
         assert_eq!(code(&mut h2_client(address).await).await, "14");
         let line = harness.lines(1).await.remove(0);

@@ -151,12 +151,12 @@ async fn until(happened: impl Fn() -> bool) {
 fn hedge(delay: Delay, budget_percent: u32) -> v1::TrafficPolicy {
     v1::TrafficPolicy {
         algorithm: Algorithm::RoundRobin.into(),
-        hedge: Some(v1::Hedge { delay: Some(delay), least_ms: 1, budget_percent }),
+        hedge: Some(v1::Hedge { delay: Some(delay), least_ms: Some(1), budget_percent }),
         // Nothing that fails is repeated.
         retry: Some(v1::Retry {
-            attempts: 0,
-            budget: Some(v1::RetryBudget { percent: 100, min_per_second: 0 }),
-            ..Default::default()
+            attempts: Some(0),
+            budget: Some(v1::RetryBudget { percent: Some(100), min_per_second: Some(0) }),
+            ..crate::support::bare_retry()
         }),
         ..Default::default()
     }
@@ -308,7 +308,7 @@ async fn a_first_one_that_gets_no_connection_waits_for_the_second() {
 async fn a_stale_connection_is_replaced_also_where_another_attempt_ran_beside() {
     let pool = pool_of(&[Does::Answers, Does::Answers, Does::BreaksLate(200), Does::Fails]).await;
     let mut policy = after(50);
-    policy.retry.as_mut().unwrap().attempts = 1;
+    policy.retry.as_mut().unwrap().attempts = Some(1);
     // No time passes: what breaks, breaks at once.
     let clock = Arc::new(ManualClock::new());
     let settings = Settings { workers: 1, ..Settings::default() };
@@ -568,12 +568,12 @@ async fn who_loses_is_passed_by_and_is_not_ejected() {
     let policy = v1::TrafficPolicy {
         algorithm: Algorithm::PeakEwma.into(),
         outlier_detection: Some(v1::OutlierDetection {
-            consecutive_5xx: 1,
+            consecutive_5xx: Some(1),
             base_ejection_time_ms: 30_000,
             max_ejection_percent: 100,
             interval_ms: 10_000,
             max_ejection_time_ms: 30_000,
-            ..Default::default()
+            ..crate::support::rows_off()
         }),
         ..after(60)
     };

@@ -30,14 +30,14 @@ const HURRIED: &[u8] =
 /// One failure ejects an endpoint and opens the breaker.
 fn strict(limits: v1::Limits) -> v1::TrafficPolicy {
     let outlier_detection = Some(v1::OutlierDetection {
-        consecutive_5xx: 1,
+        consecutive_5xx: Some(1),
         base_ejection_time_ms: 60_000,
         max_ejection_time_ms: 60_000,
         max_ejection_percent: 100,
-        ..Default::default()
+        ..crate::support::rows_off()
     });
     let circuit_breaker = Some(v1::CircuitBreaker {
-        window_calls: 10,
+        window: Some(v1::circuit_breaker::Window::WindowCalls(10)),
         minimum_calls: 1,
         failure_percent: 1,
         open_ms: 60_000,
@@ -63,7 +63,12 @@ fn one_connection() -> v1::TrafficPolicy {
 }
 
 fn retry(attempts: u32) -> Option<v1::Retry> {
-    Some(v1::Retry { attempts, per_try_timeout_ms: 200, on_reset: true, ..Default::default() })
+    Some(v1::Retry {
+        attempts: Some(attempts),
+        on: Some(v1::retry::On { reset: true, ..Default::default() }),
+        per_try_timeout_ms: 200,
+        ..crate::support::bare_retry()
+    })
 }
 
 /// Nobody has a bad name with us.
@@ -306,13 +311,13 @@ async fn two(delay: Delay) -> Two {
     harness.service("web", AppProtocol::Http1, &addresses).await;
     let address = harness.route(vec![rule(&[("web", 1)], vec![])]).await;
     let limits = v1::Limits { max_connections_per_endpoint: 1, ..Default::default() };
-    let budget = Some(v1::RetryBudget { percent: 100, min_per_second: 0 });
+    let budget = Some(v1::RetryBudget { percent: Some(100), min_per_second: Some(0) });
     let policy = v1::TrafficPolicy {
         limits: Some(limits),
         timeouts: Some(v1::Timeouts { connect_ms: 60_000, ..Default::default() }),
         algorithm: v1::traffic_policy::Algorithm::RoundRobin.into(),
-        hedge: Some(v1::Hedge { delay: Some(delay), least_ms: 1, budget_percent: 100 }),
-        retry: Some(v1::Retry { budget, ..Default::default() }),
+        hedge: Some(v1::Hedge { delay: Some(delay), least_ms: Some(1), budget_percent: 100 }),
+        retry: Some(v1::Retry { budget, ..crate::support::bare_retry() }),
         ..Default::default()
     };
     harness.change([traffic(policy)]).await;

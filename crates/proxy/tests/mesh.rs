@@ -422,7 +422,11 @@ async fn only_one_hop_retries() {
     })
     .await;
     let mut pair = Pair::start(app.address, AppProtocol::Http1).await;
-    let retry = v1::Retry { attempts: 2, status_codes: vec![503], ..Default::default() };
+    let retry = v1::Retry {
+        attempts: Some(2),
+        on: Some(v1::retry::On { status_codes: vec![503], ..Default::default() }),
+        ..crate::support::bare_retry()
+    };
     let traffic = v1::TrafficPolicy { retry: Some(retry), ..Default::default() };
     let again = policy("again", "reviews", v1::policy::Spec::Traffic(traffic));
     pair.inbound.change([again.clone()]).await;
@@ -602,7 +606,7 @@ async fn dying() -> SocketAddr {
 #[tokio::test]
 async fn no_caller_is_told_that_an_application_has_not_seen_what_it_died_of() {
     let mut pair = Pair::start(dying().await, AppProtocol::Http1).await;
-    let retry = Some(v1::Retry { attempts: 0, ..Default::default() });
+    let retry = Some(v1::Retry { attempts: Some(0), ..crate::support::bare_retry() });
     let never = v1::TrafficPolicy { retry, ..Default::default() };
     pair.outbound.change([policy("never", "reviews", v1::policy::Spec::Traffic(never))]).await;
     assert!(exchange(pair.proxy, GET).await.ends_with("hello"));

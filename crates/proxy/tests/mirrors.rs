@@ -105,7 +105,11 @@ async fn a_service_that_cannot_be_reached_or_breaks_is_nobodys_concern() {
     let copy = upstream(|got| is_head(got).then(Vec::new)).await;
     let mut broken = self::edge(copy.address, mirrored(vec![mirror("copy", 100)])).await;
     // What the rule says of retries is said of originals.
-    let retry = v1::Retry { attempts: 3, on_reset: true, ..Default::default() };
+    let retry = v1::Retry {
+        attempts: Some(3),
+        on: Some(v1::retry::On { reset: true, ..Default::default() }),
+        ..crate::support::bare_retry()
+    };
     let rule = v1::Rule { retry: Some(retry), ..mirrored(vec![mirror("copy", 100)]) };
     broken.address = broken.harness.route(vec![rule]).await;
     assert!(exchange(broken.address, GET).await.ends_with("original"));
@@ -323,8 +327,8 @@ async fn copies_are_held_back_where_too_few_calls_succeed() {
         sampling_window_ms: 30_000,
         success_rate_threshold: 95,
         aggression_thousandths: 1_000_000,
-        rps_threshold: 0,
-        max_rejection_percent: 100,
+        rps_threshold: Some(0),
+        max_rejection_percent: Some(100),
         priorities: vec![],
     });
     edge.harness.change([on_copy(v1::TrafficPolicy { admission_control, ..Default::default() })]).await;
@@ -421,7 +425,7 @@ async fn grpc_copies(status: &'static str) -> (Edge, H2Upstream) {
     .await;
     let mut edge = edge_of(AppProtocol::Grpc, copy.address, mirrored(vec![mirror("copy", 100)])).await;
     let breaker = v1::CircuitBreaker {
-        window_calls: 10,
+        window: Some(v1::circuit_breaker::Window::WindowCalls(10)),
         minimum_calls: 3,
         failure_percent: 30,
         open_ms: 60_000,
@@ -505,11 +509,11 @@ async fn a_copy_whose_time_is_over_behind_a_limit_says_nothing_of_an_endpoint_th
     let mut edge = edge_of(AppProtocol::Http2, copy.address, mirrored(vec![mirror("copy", 100)])).await;
     let limits = Some(v1::Limits { max_connections: 1, ..Default::default() });
     let outlier_detection = Some(v1::OutlierDetection {
-        consecutive_5xx: 1,
+        consecutive_5xx: Some(1),
         base_ejection_time_ms: 60_000,
         max_ejection_time_ms: 60_000,
         max_ejection_percent: 100,
-        ..Default::default()
+        ..crate::support::rows_off()
     });
     let spec = v1::TrafficPolicy { limits, outlier_detection, ..Default::default() };
     edge.harness.change([on_copy(spec)]).await;
@@ -538,8 +542,8 @@ async fn that_copies_are_held_back_again_is_told_with_the_first_that_is() {
         sampling_window_ms: 30_000,
         success_rate_threshold: 95,
         aggression_thousandths: 1_000_000,
-        rps_threshold: 0,
-        max_rejection_percent: 100,
+        rps_threshold: Some(0),
+        max_rejection_percent: Some(100),
         priorities: vec![],
     });
     edge.harness.change([on_copy(v1::TrafficPolicy { admission_control, ..Default::default() })]).await;

@@ -51,7 +51,11 @@ async fn when_attempts_are_used_up_the_last_response_is_passed_on_with_a_flag() 
 async fn what_nobody_has_seen_goes_elsewhere_unless_no_retries_are_wanted() {
     let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let only = |attempts| {
-        let retry = v1::Retry { attempts, status_codes: vec![500], ..Default::default() };
+        let retry = v1::Retry {
+            attempts: Some(attempts),
+            on: Some(v1::retry::On { status_codes: vec![500], ..Default::default() }),
+            ..crate::support::bare_retry()
+        };
         v1::TrafficPolicy { retry: Some(retry), ..Default::default() }
     };
     for (policy, repeated) in [(None, true), (Some(only(1)), true), (Some(only(0)), false)] {
@@ -100,8 +104,8 @@ async fn the_pause_between_attempts_is_not_of_an_attempt_s_time() {
     .await;
     let mut policy = retry(3, &[503]);
     let of = policy.retry.as_mut().unwrap();
-    (of.per_try_timeout_ms, of.backoff_base_ms, of.backoff_max_ms) = (50, 400, 400);
-    of.budget = Some(v1::RetryBudget { percent: 100, min_per_second: 100 });
+    (of.per_try_timeout_ms, of.backoff_base_ms, of.backoff_max_ms) = (50, Some(400), Some(400));
+    of.budget = Some(v1::RetryBudget { percent: Some(100), min_per_second: Some(100) });
     let (harness, address) = gateway(&[up.address], Some(policy)).await;
     assert!(exchange(address, GET).await.starts_with("HTTP/1.1 200"));
     assert!(harness.lines(1).await[0].contains("\"attempts\":4"));
@@ -112,10 +116,10 @@ async fn a_failing_endpoint_is_left_alone_for_a_while() {
     let (bad, seen) = recovering(BUSY, usize::MAX).await;
     let (good, _) = recovering(OK, 0).await;
     let outlier = v1::OutlierDetection {
-        consecutive_5xx: 3,
+        consecutive_5xx: Some(3),
         base_ejection_time_ms: 60_000,
         max_ejection_percent: 50,
-        ..Default::default()
+        ..crate::support::rows_off()
     };
     // The default balancer would take its time to give it a third chance.
     let algorithm = v1::traffic_policy::Algorithm::LeastRequest.into();
@@ -137,10 +141,10 @@ async fn one_request_tries_an_ejected_endpoint_and_its_success_takes_it_in_again
     let (bad, seen) = recovering(BUSY, 3).await;
     let (good, _) = recovering(OK, 0).await;
     let outlier = v1::OutlierDetection {
-        consecutive_5xx: 2,
+        consecutive_5xx: Some(2),
         base_ejection_time_ms: 300,
         max_ejection_percent: 50,
-        ..Default::default()
+        ..crate::support::rows_off()
     };
     let algorithm = v1::traffic_policy::Algorithm::LeastRequest.into();
     let policy = v1::TrafficPolicy { outlier_detection: Some(outlier), algorithm, ..Default::default() };
@@ -305,7 +309,7 @@ async fn calls_whose_callers_leave_are_slow_ones_to_a_breaker_that_looks_for_the
     harness.service("web", AppProtocol::Http1, &[hanging.address]).await;
     let address = harness.route(vec![rule(&[("web", 1)], vec![])]).await;
     let circuit_breaker = Some(v1::CircuitBreaker {
-        window_calls: 10,
+        window: Some(v1::circuit_breaker::Window::WindowCalls(10)),
         minimum_calls: 3,
         failure_percent: 50,
         slow_after_ms: 500,

@@ -36,7 +36,11 @@ fn traffic(policy: v1::TrafficPolicy) -> Change {
 }
 
 fn retry(attempts: u32) -> v1::TrafficPolicy {
-    let retry = v1::Retry { attempts, status_codes: vec![503], grpc_codes: vec![14], ..Default::default() };
+    let retry = v1::Retry {
+        attempts: Some(attempts),
+        on: Some(v1::retry::On { status_codes: vec![503], grpc_codes: vec![14], ..Default::default() }),
+        ..crate::support::bare_retry()
+    };
     v1::TrafficPolicy { retry: Some(retry), ..Default::default() }
 }
 
@@ -80,7 +84,7 @@ fn holding_back() -> Option<v1::AdmissionControl> {
         sampling_window_ms: 30_000,
         success_rate_threshold: 95,
         aggression_thousandths: 1_000_000,
-        max_rejection_percent: 100,
+        max_rejection_percent: Some(100),
         ..Default::default()
     })
 }
@@ -88,7 +92,7 @@ fn holding_back() -> Option<v1::AdmissionControl> {
 /// One failure opens it.
 fn opening_at_once() -> v1::CircuitBreaker {
     v1::CircuitBreaker {
-        window_calls: 10,
+        window: Some(v1::circuit_breaker::Window::WindowCalls(10)),
         minimum_calls: 1,
         failure_percent: 50,
         open_ms: 600_000,
@@ -102,7 +106,7 @@ fn opening_at_once() -> v1::CircuitBreaker {
 async fn a_repeat_that_is_held_back_leaves_the_answer_that_is_there() {
     let policy = v1::TrafficPolicy { admission_control: holding_back(), ..retry(3) };
     let broken = v1::TrafficPolicy { circuit_breaker: Some(opening_at_once()), ..retry(3) };
-    let per_endpoint = v1::CircuitBreaker { per_endpoint: true, ..opening_at_once() };
+    let per_endpoint = v1::CircuitBreaker { per_endpoint: Some(true), ..opening_at_once() };
     let of_endpoint = v1::TrafficPolicy { circuit_breaker: Some(per_endpoint), ..retry(3) };
     for (policy, cause) in
         [(policy, "admission_control"), (broken, "circuit_breaker"), (of_endpoint, "circuit_breaker")]
@@ -149,10 +153,10 @@ async fn a_repeat_for_which_no_endpoint_has_a_place_leaves_the_answer_that_is_th
     .await;
     // Its first failure ejects the one; the other has as many requests as it may.
     let outlier = v1::OutlierDetection {
-        consecutive_5xx: 1,
+        consecutive_5xx: Some(1),
         base_ejection_time_ms: 600_000,
         max_ejection_percent: 50,
-        ..Default::default()
+        ..crate::support::rows_off()
     };
     let policy = v1::TrafficPolicy {
         limits: Some(v1::Limits { max_requests_per_endpoint: 1, ..Default::default() }),
@@ -185,11 +189,15 @@ async fn a_repeat_takes_the_place_of_the_attempt_that_it_repeats() {
 
 #[tokio::test]
 async fn a_repeat_that_is_refused_leaves_the_failure_that_was_there() {
-    let retry = v1::Retry { attempts: 3, on_reset: true, ..Default::default() };
+    let retry = v1::Retry {
+        attempts: Some(3),
+        on: Some(v1::retry::On { reset: true, ..Default::default() }),
+        ..crate::support::bare_retry()
+    };
     let retry = v1::TrafficPolicy { retry: Some(retry), ..Default::default() };
     let held = v1::TrafficPolicy { admission_control: holding_back(), ..retry.clone() };
     let broken = v1::TrafficPolicy { circuit_breaker: Some(opening_at_once()), ..retry.clone() };
-    let per_endpoint = v1::CircuitBreaker { per_endpoint: true, ..opening_at_once() };
+    let per_endpoint = v1::CircuitBreaker { per_endpoint: Some(true), ..opening_at_once() };
     let of_endpoint = v1::TrafficPolicy { circuit_breaker: Some(per_endpoint), ..retry };
     for (policy, cause) in
         [(held, "admission_control"), (broken, "circuit_breaker"), (of_endpoint, "circuit_breaker")]
@@ -361,10 +369,10 @@ async fn late(status: &'static str) -> (H2Upstream, Arc<AtomicUsize>) {
 async fn a_grpc_status_that_comes_late_is_a_failure_all_the_same() {
     let ((bad, asked), (good, _)) = (late("14").await, late("0").await);
     let outlier = v1::OutlierDetection {
-        consecutive_5xx: 3,
+        consecutive_5xx: Some(3),
         base_ejection_time_ms: 60_000,
         max_ejection_percent: 50,
-        ..Default::default()
+        ..crate::support::rows_off()
     };
     let algorithm = v1::traffic_policy::Algorithm::LeastRequest.into();
     let policy = v1::TrafficPolicy { outlier_detection: Some(outlier), algorithm, ..retry(1) };

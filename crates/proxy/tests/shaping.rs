@@ -60,7 +60,13 @@ async fn edge(body: usize, policy: v1::TrafficPolicy) -> Edge {
 }
 
 fn limit(requests: u32, shadow: bool) -> v1::TrafficPolicy {
-    let limit = v1::RateLimit { requests, per_ms: 1_000, burst: requests, fair_share: false, shadow };
+    let limit = v1::RateLimit {
+        requests,
+        per_ms: 1_000,
+        burst: requests,
+        fair_share: Some(false),
+        shadow: Some(shadow),
+    };
     v1::TrafficPolicy { rate_limit: Some(limit), ..Default::default() }
 }
 

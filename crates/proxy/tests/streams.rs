@@ -218,10 +218,10 @@ async fn an_endpoint_that_refuses_is_passed_over_and_ejected() {
     let (mut harness, address) = through(&[dead(), echoing().await]).await;
     let policy = v1::TrafficPolicy {
         outlier_detection: Some(v1::OutlierDetection {
-            consecutive_5xx: 1,
+            consecutive_5xx: Some(1),
             base_ejection_time_ms: 600_000,
             max_ejection_percent: 50,
-            ..Default::default()
+            ..crate::support::rows_off()
         }),
         ..Default::default()
     };
@@ -345,7 +345,7 @@ async fn what_runs_when_the_process_drains_may_finish_until_its_time_is_over() {
 async fn another_endpoint_is_tried_also_where_the_budget_has_no_retry() {
     let dead = || SocketAddr::from(([127, 0, 0, 1], free_port()));
     let (mut harness, address) = through(&[dead(), dead(), summing().await]).await;
-    let budget = Some(v1::RetryBudget { percent: 0, min_per_second: 0 });
+    let budget = Some(v1::RetryBudget { percent: Some(0), min_per_second: Some(0) });
     repeat_connections(&mut harness, v1::Retry { budget, ..connecting_again() }).await;
     for number in 0..10 {
         let mut tcp = TcpStream::connect(address).await.unwrap();
@@ -359,15 +359,19 @@ async fn another_endpoint_is_tried_also_where_the_budget_has_no_retry() {
 async fn no_more_endpoints_are_tried_without_the_budget_than_there_may_be_attempts() {
     let nobody = [(); 4].map(|()| SocketAddr::from(([127, 0, 0, 1], free_port())));
     let (mut harness, address) = through(&nobody).await;
-    let budget = Some(v1::RetryBudget { percent: 0, min_per_second: 0 });
-    repeat_connections(&mut harness, v1::Retry { attempts: 1, budget, ..connecting_again() }).await;
+    let budget = Some(v1::RetryBudget { percent: Some(0), min_per_second: Some(0) });
+    repeat_connections(&mut harness, v1::Retry { attempts: Some(1), budget, ..connecting_again() }).await;
     // It is reset, perhaps before this has seen that it stands.
     let _tcp = TcpStream::connect(address).await;
     assert_eq!(line(&harness, 0).await["attempts"], 2);
 }
 
 fn connecting_again() -> v1::Retry {
-    v1::Retry { attempts: 2, on_connect_failure: true, ..Default::default() }
+    v1::Retry {
+        attempts: Some(2),
+        on: Some(v1::retry::On { connect_failure: true, ..Default::default() }),
+        ..crate::support::bare_retry()
+    }
 }
 
 async fn repeat_connections(harness: &mut Harness, retry: v1::Retry) {
@@ -414,7 +418,7 @@ async fn connections_are_made_again_as_long_as_that_helps() {
 async fn a_retry_counts_as_long_as_it_makes_its_connection() {
     let (_socket, full, _queued) = with_a_full_queue();
     let (mut harness, address) = through(&[dead(), full]).await;
-    let budget = Some(v1::RetryBudget { percent: 100, min_per_second: 100 });
+    let budget = Some(v1::RetryBudget { percent: Some(100), min_per_second: Some(100) });
     let policy = v1::TrafficPolicy {
         algorithm: v1::traffic_policy::Algorithm::RoundRobin.into(),
         retry: Some(v1::Retry { budget, ..connecting_again() }),

@@ -6,6 +6,7 @@
 pub(crate) mod duration;
 pub(crate) mod fields;
 pub(crate) mod node;
+pub(crate) mod overlay;
 pub(crate) mod scalars;
 pub(crate) mod text;
 pub(crate) mod timestamp;
@@ -225,9 +226,10 @@ macro_rules! record {
                 cx: &mut $crate::decode::Cx,
             ) -> Option<Self> {
                 $(
-                    let name = record!(@name $field $($json)?);
+                    let name = $crate::decode::record!(@name $field $($json)?);
                     $(fields.bound(cx, name, $bounds);)?
-                    let $field = record!(@read fields, cx, name, $ty $([$bounds])? $(= $default)?);
+                    let $field =
+                        $crate::decode::record!(@read fields, cx, name, $ty $([$bounds])? $(= $default)?);
                 )*
                 $(fields.refuse_unimplemented(cx, &[$($absent),*]);)?
                 Some(Self { $($field: $field?),* })

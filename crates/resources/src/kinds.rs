@@ -65,6 +65,8 @@ pub use shaping::{
 pub use target::PolicyTarget;
 pub use tcp_route::TCPRoute;
 pub use tls_route::TLSRoute;
+#[cfg(test)]
+pub(crate) use traffic_policy::traffic_fields;
 pub use traffic_policy::{
     AdaptiveConcurrency, AdmissionControl, Aggression, Backoff, BreakerMode, BreakerScope, BreakerWindow,
     CallerDeadline, CircuitBreaker, EndpointLimits, Failover, FailoverPreference, FailoverPriority,

@@ -1,6 +1,6 @@
 //! What is published now of the policies that a hop met: on the way to its service, or before the application that it is beside.
 
-use meshwork_decision::{InboundPort, Snapshot};
+use meshwork_decision::{InboundPort, Snapshot, SnapshotBuilder};
 use meshwork_messages::v1::{RequestRecord, request_record::Side};
 use meshwork_xds::server::Observed;
 
@@ -35,7 +35,7 @@ pub(super) fn decided(explainer: &Explainer, hop: &Observed) -> Option<Decided> 
     let from = match is.side() {
         Side::Outbound => Some(hop.proxy.identity.as_ref()?.to_string()),
         Side::Gateway => None,
-        Side::Inbound => return before_application(&snapshot, &hop.proxy.node.id, is),
+        Side::Inbound => return before_application(&held.builder, &snapshot, &hop.proxy.node.id, is),
     };
     let said = |text: &str| (!text.is_empty()).then(|| text.to_owned());
     let ask = Ask {
@@ -51,12 +51,18 @@ pub(super) fn decided(explainer: &Explainer, hop: &Observed) -> Option<Decided> 
     same.then(|| Decided::Way(Box::new(answer)))
 }
 
-fn before_application(snapshot: &Snapshot, instance: &str, is: &RequestRecord) -> Option<Decided> {
+fn before_application(
+    builder: &SnapshotBuilder,
+    snapshot: &Snapshot,
+    instance: &str,
+    is: &RequestRecord,
+) -> Option<Decided> {
     let inbound = snapshot.inbounds().find(|inbound| *inbound.name == *instance)?;
     let port: &InboundPort = inbound.ports.iter().find(|port| *port.label == *is.service)?;
+    let sources = builder.sources_of_inbound(&port.key);
     Some(Decided::Application(Box::new(Application {
-        rate_limit: port.rate_limit.as_deref().map(policy::rate_limit),
-        overload: port.overload.as_deref().map(policy::gate),
+        rate_limit: port.rate_limit.as_deref().map(|limit| policy::rate_limit(limit, &sources)),
+        overload: port.overload.as_deref().map(|overload| policy::gate(overload, &sources)),
         authorization: port.authorization.policies().map(policy::action).collect(),
     })))
 }
@@ -157,13 +163,15 @@ fn of_backend(field: Field, backend: &Backend) -> Word {
         Field::Overload => backend.overload.as_ref(),
         Field::Abort => backend.fault_abort.as_ref(),
         Field::Attempt => {
-            let tries = retry.and_then(|retry| Some((retry.per_try_timeout.clone()?, retry.source.clone())));
-            return tries.map_or((None, None), |(value, source)| (Some(value), source));
+            let time = retry.and_then(|retry| retry.per_try_timeout.clone());
+            let source = retry.and_then(|retry| retry.sources.get("perTryTimeout").cloned());
+            return (time, source);
         }
         Field::BackendRequest => times.and_then(|times| times.backend_request.as_ref()),
         Field::Retry => {
             let said = |retry: &Retry| format!("{} more attempts", retry.attempts);
-            return (retry.map(said), retry.and_then(|retry| retry.source.clone()));
+            let author = |retry: &Retry| retry.sources.get("attempts").or(retry.source.as_ref()).cloned();
+            return (retry.map(said), retry.and_then(author));
         }
         Field::MaxConnections => return limit("maxConnections", |limits| limits.max_connections),
         Field::MaxPending => return limit("maxPendingRequests", |limits| limits.max_pending_requests),

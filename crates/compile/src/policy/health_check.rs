@@ -2,16 +2,11 @@
 
 use meshwork_messages::v1;
 use meshwork_messages::v1::health_check::{Grpc, Http, Probe, StatusRange, Tcp};
-use meshwork_resources::{HTTPMethod, HealthCheck, HttpHealthCheck};
+use meshwork_resources::{HealthCheck, HttpHealthCheck};
 
-use crate::rule::millis;
-
-/// What the interval is where nobody says it, in milliseconds.
-const INTERVAL_MS: u32 = 3_000;
-const TIMEOUT_MS: u32 = 1_000;
+use crate::rule::{millis, said_ms};
 
 pub(super) fn message(spec: &HealthCheck) -> v1::HealthCheck {
-    let interval_ms = spec.interval.as_ref().map_or(INTERVAL_MS, |interval| millis(interval.inner).max(1));
     let probe = match (&spec.http, &spec.tcp, &spec.grpc) {
         (Some(http_check), _, _) => Some(Probe::Http(http(http_check))),
         (_, Some(tcp), _) => {
@@ -26,26 +21,22 @@ pub(super) fn message(spec: &HealthCheck) -> v1::HealthCheck {
     };
     v1::HealthCheck {
         probe,
-        interval_ms,
-        interval_jitter_ms: spec.interval_jitter.map_or(interval_ms / 10, millis),
-        timeout_ms: spec.timeout.as_ref().map_or(TIMEOUT_MS, |timeout| millis(timeout.inner).max(1)),
-        no_traffic_interval_ms: spec
-            .no_traffic_interval
-            .as_ref()
-            .map_or(interval_ms, |interval| millis(interval.inner).max(1)),
-        unhealthy_threshold: spec.unhealthy_threshold.unwrap_or(3),
-        healthy_threshold: spec.healthy_threshold.unwrap_or(1),
+        interval_ms: said_ms(spec.interval.as_deref()),
+        interval_jitter_ms: spec.interval_jitter.map(millis),
+        timeout_ms: said_ms(spec.timeout.as_deref()),
+        no_traffic_interval_ms: said_ms(spec.no_traffic_interval.as_deref()),
+        unhealthy_threshold: spec.unhealthy_threshold.unwrap_or_default(),
+        healthy_threshold: spec.healthy_threshold.unwrap_or_default(),
     }
 }
 
 fn http(spec: &HttpHealthCheck) -> Http {
     let range = |start, end| StatusRange { start, end };
     let written = spec.expected_statuses.iter().map(|said| range(said.start, said.end));
-    let method = spec.method.as_ref().map_or(HTTPMethod::Get, |method| method.inner);
     Http {
-        method: method.as_str().to_owned(),
+        method: spec.method.as_ref().map(|method| method.inner.as_str().to_owned()).unwrap_or_default(),
         path: spec.path.inner.clone(),
         host: spec.host.as_ref().map(ToString::to_string).unwrap_or_default(),
-        expected: if spec.expected_statuses.is_empty() { vec![range(200, 201)] } else { written.collect() },
+        expected: written.collect(),
     }
 }

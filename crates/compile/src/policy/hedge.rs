@@ -6,16 +6,11 @@ use meshwork_resources::Hedge;
 
 use crate::rule::millis;
 
-/// The shortest time by a percentile where nobody says it: below it a second attempt gains nothing.
-const LEAST_MS: u32 = 10;
-/// Of a hundred requests, where nobody says it.
-const BUDGET_PERCENT: u32 = 10;
-
 pub(super) fn hedge(spec: &Hedge) -> v1::Hedge {
     let fixed = spec.delay.map(|delay| Delay::FixedMs(millis(delay).max(1)));
     v1::Hedge {
         delay: fixed.or_else(|| spec.delay_percentile.map(Delay::Percentile)),
-        least_ms: spec.min_delay.map_or(LEAST_MS, millis),
-        budget_percent: spec.budget_percent.unwrap_or(BUDGET_PERCENT),
+        least_ms: spec.min_delay.map(millis),
+        budget_percent: spec.budget_percent.unwrap_or_default(),
     }
 }

@@ -40,28 +40,27 @@ fn hash_rule(spec: &HashRule) -> v1::HashRule {
     v1::HashRule { kind: Some(kind), terminal: spec.terminal }
 }
 
-/// Envoy's numbers for what is not said.
 fn slow_start(spec: &SlowStart) -> v1::SlowStart {
     v1::SlowStart {
         window_ms: millis(spec.window.inner).max(1),
-        aggression: spec.aggression.map_or(1_000, Aggression::thousandths),
-        min_weight_percent: spec.min_weight_percent.unwrap_or(10),
+        aggression: spec.aggression.map_or(0, Aggression::thousandths),
+        min_weight_percent: spec.min_weight_percent.unwrap_or_default(),
     }
 }
 
-/// Envoy's numbers for what is not said.
 fn failover(spec: &Failover) -> v1::Failover {
     use v1::failover::Prefer;
     let prefer = match spec.prefer {
-        FailoverPreference::Zone => Prefer::Zone,
-        FailoverPreference::Region => Prefer::Region,
-        FailoverPreference::Nothing => Prefer::Nothing,
+        None => Prefer::Unspecified,
+        Some(FailoverPreference::Zone) => Prefer::Zone,
+        Some(FailoverPreference::Region) => Prefer::Region,
+        Some(FailoverPreference::Nothing) => Prefer::Nothing,
     };
     let labels = |labels: &FailoverPriority| v1::Labels { labels: labels.match_labels.inner.clone() };
     v1::Failover {
         prefer: prefer.into(),
         priorities: spec.priorities.iter().map(labels).collect(),
-        overprovisioning_factor: spec.overprovisioning_factor.unwrap_or(140),
-        panic_threshold: spec.panic_threshold.unwrap_or(50),
+        overprovisioning_factor: spec.overprovisioning_factor.unwrap_or_default(),
+        panic_threshold: spec.panic_threshold,
     }
 }

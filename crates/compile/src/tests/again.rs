@@ -137,11 +137,14 @@ fn rest() -> impl Strategy<Value = String> {
         "{group: '', kind: Service, name: s0}",
         "{group: '', kind: Namespace, name: NS}",
     ]);
-    let policy = ((0u8..2, 0u8..2), target, 1u8..4).prop_map(|((namespace, name), target, seconds)| {
-        let target = target.replace("NS", NAMESPACES[usize::from(namespace)]);
-        let spec = format!("spec: {{targetRefs: [{target}], timeouts: {{request: {seconds}s}}}}");
-        object(POLICIES, "TrafficPolicy", (namespace, &format!("p{name}")), &spec)
-    });
+    let said = prop::sample::select(vec!["timeouts: {request: SECONDS}", "retry: {perTryTimeout: SECONDS}"]);
+    let policy =
+        ((0u8..2, 0u8..3), target, said, 1u8..4).prop_map(|((namespace, name), target, said, seconds)| {
+            let target = target.replace("NS", NAMESPACES[usize::from(namespace)]);
+            let said = said.replace("SECONDS", &format!("{seconds}s"));
+            let spec = format!("spec: {{targetRefs: [{target}], {said}}}");
+            object(POLICIES, "TrafficPolicy", (namespace, &format!("p{name}")), &spec)
+        });
     prop_oneof![3 => service, 1 => slice, 1 => grant, 1 => namespace, 1 => secret, 3 => policy]
 }
 

@@ -53,9 +53,10 @@ fn a_rule_is_written_out_whole() {
     assert_eq!(rule.backends[1].filters.len(), 1);
     assert_eq!((rule.request_timeout_ms, rule.backend_request_timeout_ms), (10_000, u32::MAX));
     let retry = rule.retry.as_ref().unwrap();
-    assert_eq!((retry.attempts, retry.status_codes.as_slice()), (2, &[503][..]));
-    assert!(retry.on_reset && retry.on_connect_failure && retry.on_refused);
-    assert_eq!((retry.backoff_base_ms, retry.backoff_max_ms), (100, 1000));
+    let on = retry.on.as_ref().unwrap();
+    assert_eq!((retry.attempts, on.status_codes.as_slice()), (None, &[503][..]));
+    assert!(on.reset && on.connect_failure && on.refused);
+    assert_eq!((retry.backoff_base_ms, retry.backoff_max_ms, retry.budget), (Some(100), None, None));
 
     let every_path = text(string_match::Kind::Prefix("/".to_owned()));
     assert_eq!(message.rules[1].matches[0].path, every_path, "no match is written out as every path");

@@ -94,7 +94,8 @@ fn traffic(spec: &str) -> v1::TrafficPolicy {
 }
 
 #[test]
-fn balancer_and_breaker_are_written_out() {
+fn balancer_and_breaker_say_what_is_written_and_no_default() {
+    use v1::circuit_breaker::{Mode, Window};
     use v1::traffic_policy::Algorithm;
     for (name, wire) in [
         ("PeakEwma", Algorithm::PeakEwma),
@@ -105,68 +106,48 @@ fn balancer_and_breaker_are_written_out() {
         assert_eq!(traffic(&format!("loadBalancer: {{algorithm: {name}}}")).algorithm(), wire);
     }
     assert_eq!(traffic("loadBalancer: {algorithm: Random}").load_balancer, None);
-    let short = traffic("circuitBreaker: {}").circuit_breaker.unwrap();
-    let defaults = v1::CircuitBreaker {
-        mode: v1::circuit_breaker::Mode::Enforce.into(),
-        window_calls: 0,
-        window_ms: 10_000,
-        minimum_calls: 20,
-        failure_percent: 50,
-        slow_percent: 0,
-        slow_after_ms: 0,
-        open_ms: 5_000,
-        max_open_ms: 60_000,
-        trials: 5,
-        per_endpoint: false,
-    };
-    assert_eq!(short, defaults);
+    assert_eq!(traffic("circuitBreaker: {}").circuit_breaker, Some(v1::CircuitBreaker::default()));
     let of_few = traffic("circuitBreaker: {window: {calls: 10}, maxOpenTime: 1s}").circuit_breaker.unwrap();
-    assert_eq!((of_few.window_calls, of_few.minimum_calls), (10, 10), "no more are wanted than it looks at");
-    assert_eq!(
-        (of_few.open_ms, of_few.max_open_ms),
-        (1_000, 1_000),
-        "nor is it open longer than the longest"
-    );
-    assert!(traffic("circuitBreaker: {per: Endpoint}").circuit_breaker.unwrap().per_endpoint);
+    let said = v1::CircuitBreaker {
+        window: Some(Window::WindowCalls(10)),
+        max_open_ms: 1_000,
+        ..v1::CircuitBreaker::default()
+    };
+    assert_eq!(of_few, said);
+    assert_eq!(traffic("circuitBreaker: {per: Endpoint}").circuit_breaker.unwrap().per_endpoint, Some(true));
+    assert_eq!(traffic("circuitBreaker: {per: Service}").circuit_breaker.unwrap().per_endpoint, Some(false));
     let of_rule = "{targetRefs: [{group: gateway.networking.k8s.io, kind: HTTPRoute, name: r, sectionName: cart}], \
                    circuitBreaker: {per: Route}}";
     let output = compiled(&[shop(), policy("TrafficPolicy", "p", 1, of_rule)].concat());
     let message = resource::<v1::Policy>(&output, "TrafficPolicy/shop/p").unwrap();
-    assert_eq!(
-        message.spec,
-        Some(v1::policy::Spec::Traffic(traffic("circuitBreaker: {}"))),
-        "the target says it"
-    );
-    let long =
-        "circuitBreaker: {mode: ForcedOpen, window: {calls: 50}, slowCalls: {after: 2s}, openTime: 2m}";
-    let long = traffic(long).circuit_breaker.unwrap();
-    assert_eq!(long.mode(), v1::circuit_breaker::Mode::ForcedOpen);
-    assert_eq!((long.window_calls, long.window_ms), (50, 0));
-    assert_eq!((long.slow_after_ms, long.slow_percent), (2_000, 100));
-    assert_eq!(
-        (long.open_ms, long.max_open_ms),
-        (120_000, 120_000),
-        "the longest is no shorter than the first"
-    );
+    let of_service = v1::policy::Spec::Traffic(traffic("circuitBreaker: {per: Service}"));
+    assert_eq!(message.spec, Some(of_service), "the target says it");
+    let long = "circuitBreaker: {mode: ForcedOpen, window: {time: 1s}, minimumCalls: 3, failurePercent: 4, \
+                slowCalls: {after: 2s, percent: 5}, openTime: 2m, trials: 6}";
+    let said = v1::CircuitBreaker {
+        mode: Mode::ForcedOpen.into(),
+        window: Some(Window::WindowMs(1_000)),
+        minimum_calls: 3,
+        failure_percent: 4,
+        slow_percent: 5,
+        slow_after_ms: 2_000,
+        open_ms: 120_000,
+        max_open_ms: 0,
+        trials: 6,
+        per_endpoint: None,
+    };
+    assert_eq!(traffic(long).circuit_breaker, Some(said));
 }
 
 #[test]
-fn admission_and_limits_of_endpoints_are_written_out() {
-    let short = traffic("admissionControl: {}").admission_control.unwrap();
-    let defaults = v1::AdmissionControl {
-        sampling_window_ms: 30_000,
-        success_rate_threshold: 95,
-        aggression_thousandths: 1_000,
-        rps_threshold: 0,
-        max_rejection_percent: 80,
-        priorities: vec![],
-    };
-    assert_eq!(short, defaults);
-    let long = "admissionControl: {samplingWindow: 5s, aggression: 2.5, rpsThreshold: 7, maxRejectionProbability: 0, \
+fn admission_and_limits_of_endpoints_say_what_is_written() {
+    assert_eq!(traffic("admissionControl: {}").admission_control, Some(v1::AdmissionControl::default()));
+    let long = "admissionControl: {samplingWindow: 5s, aggression: 2.5, rpsThreshold: 0, maxRejectionProbability: 0, \
                 priorities: [{priority: High, headers: [{name: a, value: b}]}]}";
     let long = traffic(long).admission_control.unwrap();
     assert_eq!((long.sampling_window_ms, long.aggression_thousandths), (5_000, 2_500));
-    assert_eq!((long.rps_threshold, long.max_rejection_percent, long.priorities.len()), (7, 0, 1));
+    assert_eq!((long.rps_threshold, long.max_rejection_percent), (Some(0), Some(0)), "none is a word too");
+    assert_eq!((long.success_rate_threshold, long.priorities.len()), (0, 1));
     let each = traffic("limits: {perEndpoint: {maxRequests: 7}}").limits.unwrap();
     assert_eq!((each.max_requests_per_endpoint, each.max_connections_per_endpoint), (7, 0));
     let each = traffic("limits: {perEndpoint: {maxPendingRequests: 7}}").limits.unwrap();
@@ -174,7 +155,7 @@ fn admission_and_limits_of_endpoints_are_written_out() {
 }
 
 #[test]
-fn what_a_rate_limit_a_fault_and_a_hedge_leave_out_is_written_out() {
+fn what_a_rate_limit_a_fault_and_a_hedge_leave_out_is_not_said() {
     use v1::fault_injection::abort::With;
     let traffic = |spec: &str| {
         let route = "{group: gateway.networking.k8s.io, kind: HTTPRoute, name: r}";
@@ -186,14 +167,15 @@ fn what_a_rate_limit_a_fault_and_a_hedge_leave_out_is_written_out() {
     };
     use v1::hedge::Delay;
     let hedge = |spec: &str| traffic(spec).hedge.unwrap();
-    let fixed = v1::Hedge { delay: Some(Delay::FixedMs(50)), least_ms: 10, budget_percent: 10 };
+    let fixed = v1::Hedge { delay: Some(Delay::FixedMs(50)), least_ms: None, budget_percent: 0 };
     assert_eq!(hedge("hedge: {delay: 50ms}"), fixed);
-    let learnt = v1::Hedge { delay: Some(Delay::Percentile(95)), least_ms: 2, budget_percent: 5 };
+    let learnt = v1::Hedge { delay: Some(Delay::Percentile(95)), least_ms: Some(2), budget_percent: 5 };
     assert_eq!(hedge("hedge: {delayPercentile: 95, minDelay: 2ms, budgetPercent: 5}"), learnt);
     let limit = |spec: &str| traffic(spec).rate_limit.unwrap();
-    let short = v1::RateLimit { requests: 10, per_ms: 1_000, burst: 10, fair_share: false, shadow: false };
+    let short = v1::RateLimit { requests: 10, ..v1::RateLimit::default() };
     assert_eq!(limit("rateLimit: {requests: 10}"), short);
-    let long = v1::RateLimit { requests: 10, per_ms: 60_000, burst: 3, fair_share: true, shadow: true };
+    let (fair_share, shadow) = (Some(true), Some(true));
+    let long = v1::RateLimit { requests: 10, per_ms: 60_000, burst: 3, fair_share, shadow };
     assert_eq!(limit("rateLimit: {requests: 10, per: 1m, burst: 3, fairShare: true, mode: Shadow}"), long);
     let fault = "faultInjection: {headers: [{name: X-Test, value: 'on'}], delay: {percent: 5, time: 2s},
       abort: {fraction: {numerator: 1, denominator: 1000}, grpcStatus: unavailable}, bandwidth: {kibPerSecond: 8}}";
@@ -202,40 +184,35 @@ fn what_a_rate_limit_a_fault_and_a_hedge_leave_out_is_written_out() {
     let (delay, abort, slow) = (fault.delay.unwrap(), fault.abort.unwrap(), fault.bandwidth.unwrap());
     assert_eq!((delay.share, delay.time_ms), (share(5, 100), 2_000));
     assert_eq!((abort.share, abort.with), (share(1, 1_000), Some(With::GrpcStatus(14))));
-    assert_eq!(
-        (slow.share, slow.bytes_per_second),
-        (share(100, 100), 8_192),
-        "all, where nobody says how many"
-    );
+    assert_eq!((slow.share, slow.bytes_per_second), (None, 8_192), "how many is not said");
     assert_eq!(fault.headers[0].name.to_lowercase(), "x-test");
 }
 
 #[test]
-fn what_a_retry_leaves_out_is_written_out() {
-    let spec = "{targetRefs: [{group: '', kind: Service, name: reviews}], retry: {on: [gateway-error, 500, unavailable]},
-  outlierDetection: {}, timeouts: {request: 0s}}";
-    let output = compiled(&[shop(), policy("TrafficPolicy", "p", 1, spec)].concat());
-    let message = resource::<v1::Policy>(&output, "TrafficPolicy/shop/p").unwrap();
-    let Some(v1::policy::Spec::Traffic(traffic)) = message.spec else { panic!("a traffic policy") };
-    let retry = traffic.retry.unwrap();
-    assert_eq!(retry.status_codes, [500, 502, 503, 504]);
-    assert_eq!((retry.attempts, retry.backoff_base_ms, retry.backoff_max_ms), (2, 25, 250));
-    assert!(retry.on_reset && retry.on_connect_failure && retry.on_refused, "no answer is a gateway error");
-    assert_eq!(retry.grpc_codes, [14]);
-    assert_eq!(retry.budget, Some(v1::RetryBudget { percent: 20, min_per_second: 3 }));
-    let outlier = traffic.outlier_detection.unwrap();
-    let said = (outlier.consecutive_5xx, outlier.base_ejection_time_ms, outlier.max_ejection_percent);
-    assert_eq!(said, (5, 30_000, 10));
-    let said = (outlier.interval_ms, outlier.max_ejection_time_ms, outlier.consecutive_local_origin_failure);
-    assert_eq!(said, (10_000, 300_000, 5));
-    assert!(!outlier.split_external_local_origin_errors && outlier.consecutive_gateway_failure == 0);
-    assert!(outlier.success_rate.is_none() && outlier.failure_percentage.is_none(), "rates are asked for");
-    let timeouts = traffic.timeouts.unwrap();
+fn what_a_retry_leaves_out_is_not_said() {
+    let said = traffic(
+        "retry: {on: [gateway-error, 500, unavailable]}, outlierDetection: {}, timeouts: {request: 0s}",
+    );
+    let on = v1::retry::On {
+        status_codes: vec![500, 502, 503, 504],
+        grpc_codes: vec![14],
+        reset: true,
+        connect_failure: true,
+        refused: true,
+    };
+    let retry = v1::Retry { on: Some(on), ..v1::Retry::default() };
+    assert_eq!(said.retry, Some(retry), "no answer is a gateway error");
+    assert_eq!(said.outlier_detection, Some(v1::OutlierDetection::default()));
+    let timeouts = said.timeouts.unwrap();
     assert_eq!(
         (timeouts.request_ms, timeouts.connect_ms),
         (u32::MAX, 0),
         "zero switches off, absent says nothing"
     );
+    let never = traffic("retry: {attempts: 0, backoff: {base: 0s}, budget: {percent: 0}}").retry.unwrap();
+    assert_eq!((never.attempts, never.on, never.backoff_base_ms), (Some(0), None, Some(0)));
+    let budget = v1::RetryBudget { percent: Some(0), min_per_second: None };
+    assert_eq!((never.backoff_max_ms, never.budget), (None, Some(budget)));
 }
 
 #[test]
@@ -248,31 +225,26 @@ fn outlier_detection_is_passed_on_as_written() {
     let message = resource::<v1::Policy>(&output, "TrafficPolicy/shop/p").unwrap();
     let Some(v1::policy::Spec::Traffic(traffic)) = message.spec else { panic!("a traffic policy") };
     let expected = v1::OutlierDetection {
-        consecutive_5xx: 0,
-        consecutive_gateway_failure: 2,
-        split_external_local_origin_errors: true,
-        consecutive_local_origin_failure: 3,
+        consecutive_5xx: Some(0),
+        consecutive_gateway_failure: Some(2),
+        split_external_local_origin_errors: Some(true),
+        consecutive_local_origin_failure: Some(3),
         interval_ms: 1_000,
-        success_rate: Some(v1::outlier_detection::SuccessRate {
-            minimum_hosts: 5,
-            request_volume: 100,
-            stdev_factor: 1_500,
-        }),
+        success_rate: Some(v1::outlier_detection::SuccessRate { stdev_factor: 1_500, ..Default::default() }),
         failure_percentage: Some(v1::outlier_detection::FailurePercentage {
-            threshold: 85,
-            minimum_hosts: 5,
             request_volume: 7,
+            ..Default::default()
         }),
         base_ejection_time_ms: 400_000,
-        max_ejection_time_ms: 400_000,
-        max_ejection_percent: 10,
-        shared: Some(v1::outlier_detection::Shared { observers: 2, percent: 30 }),
+        max_ejection_time_ms: 0,
+        max_ejection_percent: 0,
+        shared: Some(v1::outlier_detection::Shared { observers: 0, percent: Some(30) }),
     };
-    assert_eq!(traffic.outlier_detection, Some(expected), "the longest time is no shorter than the first");
+    assert_eq!(traffic.outlier_detection, Some(expected));
 }
 
 #[test]
-fn what_a_health_check_leaves_out_is_written_out() {
+fn what_a_health_check_leaves_out_is_not_said() {
     use v1::health_check::{Grpc, Http, Probe, StatusRange, Tcp};
     let check = |said: &str| {
         let at = "targetRefs: [{group: '', kind: Service, name: reviews}]";
@@ -282,22 +254,9 @@ fn what_a_health_check_leaves_out_is_written_out() {
         let Some(v1::policy::Spec::Traffic(traffic)) = message.spec else { panic!("a traffic policy") };
         traffic.health_check.unwrap()
     };
-    let http = Http {
-        method: "GET".into(),
-        path: "/healthz".into(),
-        host: String::new(),
-        expected: vec![StatusRange { start: 200, end: 201 }],
-    };
-    let defaults = v1::HealthCheck {
-        probe: Some(Probe::Http(http.clone())),
-        interval_ms: 3_000,
-        interval_jitter_ms: 300,
-        timeout_ms: 1_000,
-        no_traffic_interval_ms: 3_000,
-        unhealthy_threshold: 3,
-        healthy_threshold: 1,
-    };
-    assert_eq!(check("{http: {path: /healthz}}"), defaults);
+    let http = Http { path: "/healthz".into(), ..Http::default() };
+    let short = v1::HealthCheck { probe: Some(Probe::Http(http.clone())), ..v1::HealthCheck::default() };
+    assert_eq!(check("{http: {path: /healthz}}"), short);
     let long = "{http: {path: /healthz, host: a.example.com, method: HEAD, expectedStatuses: [{start: 200, end: 300}]},
   interval: 5s, intervalJitter: 0s, timeout: 2s, noTrafficInterval: 1m, unhealthyThreshold: 4, healthyThreshold: 2}";
     let http = Http {
@@ -309,7 +268,7 @@ fn what_a_health_check_leaves_out_is_written_out() {
     let said = v1::HealthCheck {
         probe: Some(Probe::Http(http)),
         interval_ms: 5_000,
-        interval_jitter_ms: 0,
+        interval_jitter_ms: Some(0),
         timeout_ms: 2_000,
         no_traffic_interval_ms: 60_000,
         unhealthy_threshold: 4,
@@ -351,7 +310,7 @@ fn what_tells_requests_apart_is_written_out() {
 }
 
 #[test]
-fn how_an_endpoint_begins_is_written_out_with_envoy_s_numbers() {
+fn how_an_endpoint_begins_is_passed_on_as_written() {
     let slow_start = |said: &str| {
         let spec = format!(
             "{{targetRefs: [{{group: '', kind: Service, name: reviews}}], loadBalancer: {{slowStart: {said}}}}}"
@@ -361,8 +320,8 @@ fn how_an_endpoint_begins_is_written_out_with_envoy_s_numbers() {
         let Some(v1::policy::Spec::Traffic(traffic)) = message.spec else { panic!("a traffic policy") };
         traffic.load_balancer.unwrap().slow_start.unwrap()
     };
-    let defaults = v1::SlowStart { window_ms: 60_000, aggression: 1_000, min_weight_percent: 10 };
-    assert_eq!(slow_start("{window: 1m}"), defaults);
+    let short = v1::SlowStart { window_ms: 60_000, ..v1::SlowStart::default() };
+    assert_eq!(slow_start("{window: 1m}"), short);
     let said = v1::SlowStart { window_ms: 250, aggression: 1_500, min_weight_percent: 1 };
     assert_eq!(slow_start("{window: 250ms, aggression: 1.5, minWeightPercent: 1}"), said);
     let spec =
@@ -374,7 +333,7 @@ fn how_an_endpoint_begins_is_written_out_with_envoy_s_numbers() {
 }
 
 #[test]
-fn who_goes_first_is_written_out_with_envoy_s_numbers() {
+fn who_goes_first_is_passed_on_as_written() {
     let failover = |said: &str| {
         let spec = format!(
             "{{targetRefs: [{{group: '', kind: Service, name: registered}}], loadBalancer: {{failover: {said}}}}}"
@@ -385,8 +344,7 @@ fn who_goes_first_is_written_out_with_envoy_s_numbers() {
         assert_eq!(traffic.algorithm, 0, "no algorithm is said");
         traffic.load_balancer.unwrap().failover.unwrap()
     };
-    let defaults = v1::Failover { overprovisioning_factor: 140, panic_threshold: 50, ..Default::default() };
-    assert_eq!(failover("{}"), defaults);
+    assert_eq!(failover("{}"), v1::Failover::default());
     let said = failover(
         "{prefer: None, priorities: [{matchLabels: {tier: main}}], overprovisioningFactor: 100, healthyPanicThreshold: 0}",
     );
@@ -395,7 +353,7 @@ fn who_goes_first_is_written_out_with_envoy_s_numbers() {
         prefer: v1::failover::Prefer::Nothing.into(),
         priorities: vec![labels],
         overprovisioning_factor: 100,
-        panic_threshold: 0,
+        panic_threshold: Some(0),
     };
     assert_eq!(said, expected);
 }
@@ -433,7 +391,7 @@ fn told_at(world: &World, service: &str, objects: &str, said: &str) -> String {
 }
 
 #[test]
-fn what_an_overload_policy_leaves_out_is_written_out() {
+fn what_an_overload_policy_leaves_out_is_not_said() {
     use v1::overload::{AdaptiveConcurrency, Priority, Queue};
     let overload = |spec: &str| {
         let spec = format!("{{targetRefs: [{{group: '', kind: Namespace, name: shop}}], overload: {spec}}}");
@@ -443,27 +401,15 @@ fn what_an_overload_policy_leaves_out_is_written_out() {
         traffic.overload.unwrap()
     };
     let short = overload("{adaptiveConcurrency: {}}");
-    let adaptive = AdaptiveConcurrency {
-        min_concurrency: 3,
-        max_concurrency: 1_000,
-        update_interval_ms: 100,
-        buffer_percent: 50,
-        min_rtt_interval_ms: 15_000,
-        jitter_percent: 15,
-    };
-    assert_eq!(short.adaptive_concurrency, Some(adaptive));
-    let line = Queue { max_requests: 256, max_wait_ms: 500, target_ms: None, interval_ms: None };
-    assert_eq!((short.queue, short.priorities.len()), (Some(line), 0));
+    assert_eq!(short.adaptive_concurrency, Some(AdaptiveConcurrency::default()));
+    assert_eq!((short.queue, short.priorities.len()), (None, 0));
     let long = overload(
         "{adaptiveConcurrency: {minConcurrency: 2000}, queue: {maxRequests: 0, maxWait: 1s, target: 10ms, interval: 1s},
          priorities: [{priority: Low, headers: [{name: X-Kind, value: batch}], from: [{namespaces: [batch]}], to: [{paths: [/a*]}]}]}",
     );
-    assert_eq!(
-        long.adaptive_concurrency.unwrap().max_concurrency,
-        2_000,
-        "the most is no less than the least"
-    );
-    let line = Queue { max_requests: 0, max_wait_ms: 1_000, target_ms: Some(10), interval_ms: Some(1_000) };
+    let adaptive = long.adaptive_concurrency.unwrap();
+    assert_eq!((adaptive.min_concurrency, adaptive.max_concurrency), (2_000, 0));
+    let line = Queue { max_requests: Some(0), max_wait_ms: 1_000, target_ms: 10, interval_ms: 1_000 };
     assert_eq!(long.queue, Some(line));
     let rule = &long.priorities[0];
     assert_eq!((rule.priority(), &*rule.headers[0].value), (Priority::Low, "batch"));

@@ -151,8 +151,8 @@ fn said() -> v1::AdmissionControl {
         sampling_window_ms: 30_000,
         success_rate_threshold: 95,
         aggression_thousandths: 1_000_000,
-        rps_threshold: 0,
-        max_rejection_percent: 100,
+        rps_threshold: Some(0),
+        max_rejection_percent: Some(100),
         priorities: vec![v1::overload::PriorityRule {
             priority: v1::overload::Priority::High.into(),
             headers: vec![v1::Field { name: "X-Important".into(), value: "1".into() }],

@@ -406,7 +406,7 @@ mod shared {
     fn cluster(builder: &mut SnapshotBuilder, mode: v1::circuit_breaker::Mode) -> Arc<Cluster> {
         let breaker = v1::CircuitBreaker {
             mode: mode.into(),
-            window_calls: 4,
+            window: Some(v1::circuit_breaker::Window::WindowCalls(4)),
             minimum_calls: 2,
             failure_percent: 50,
             open_ms: 1_000,

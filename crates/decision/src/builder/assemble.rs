@@ -20,8 +20,10 @@ use super::{Changed, Held};
 use crate::cluster::{Cluster, ClusterKey};
 use crate::convert::{PortSpec, ServiceSpec};
 use crate::hostname::{HostMap, HostPattern};
-use crate::policy::{Attached, PolicyPool, RequestPolicy, RulePolicy, TargetKey, TargetKind, namespace_of};
-use crate::route::{Attachment, Parent, Route, RouteSpec, RuleSpec};
+use crate::policy::{
+    Attached, Pool, RequestPolicy, RulePolicy, ServiceWords, TargetKey, TargetKind, namespace_of,
+};
+use crate::route::{Attachment, Backend, Parent, Route, RouteSpec, Rule};
 use crate::snapshot::Snapshot;
 use crate::subset::Subset;
 use crate::table::HostTable;
@@ -45,7 +47,8 @@ pub(super) struct Built {
     /// Which routes each host of a parent has, by attachment.
     routes_at: BTreeMap<(Parent, HostPattern), Names>,
     tables: BTreeMap<Place, Tables>,
-    pool: PolicyPool,
+    pool: Pool<RulePolicy>,
+    words: Pool<ServiceWords>,
     packed: usize,
 }
 
@@ -98,7 +101,7 @@ impl Built {
     }
 
     fn clusters(
-        &self,
+        &mut self,
         held: &Held,
         old: &Snapshot,
         changed: &Changed,
@@ -143,13 +146,13 @@ impl Built {
     }
 
     fn cluster(
-        &self,
+        &mut self,
         service: &ServiceSpec,
         port: &PortSpec,
         (key, subset): (ClusterKey, Option<&Arc<Subset>>),
         before: Option<&Arc<Cluster>>,
     ) -> Cluster {
-        let (said, namespace) = self.policies.of_service(&service.name, &port.name);
+        let (said, words) = self.policies.of_service(&service.name, &port.name);
         // Connections are kept by endpoint and begin in one way: with another protocol, everything begins anew.
         let alike =
             |b: &&Arc<Cluster>| b.protocol == port.protocol && b.proxy_protocol == said.proxy_protocol;
@@ -186,8 +189,7 @@ impl Built {
             // Of a namespace's policy, too: nothing is asked where nobody looks into connections.
             admission: said.admission.filter(|_| !port.protocol.is_opaque()),
             proxy_protocol: said.proxy_protocol,
-            requests: said.requests,
-            namespace,
+            words: self.words.share(words),
             shared: shared.unwrap_or_default(),
         }
     }
@@ -311,7 +313,7 @@ impl Built {
         let come = names.iter().filter_map(|name| new.get(name)).filter(here);
         let (policies, pool) = (&self.policies, &mut self.pool);
         before.edit(gone, come, |route, rule| {
-            pool.share(rule_policy(policies, parent, section, route, &route.rules[rule].spec))
+            pool.share(rule_policy(policies, parent, section, route, &route.rules[rule]))
         })
     }
 }
@@ -322,27 +324,25 @@ fn rule_policy(
     parent: &Parent,
     section: &str,
     route: &Route,
-    rule: &RuleSpec,
+    rule: &Rule,
 ) -> RulePolicy {
+    let spec = &rule.spec;
     let own = RequestPolicy {
-        request_timeout: rule.request_timeout,
-        backend_request_timeout: rule.backend_request_timeout,
-        retry: rule.retry.clone(),
+        request_timeout: spec.request_timeout,
+        backend_request_timeout: spec.backend_request_timeout,
+        retry: spec.retry.clone(),
         ..RequestPolicy::default()
     };
-    if policies.is_empty() {
-        return RulePolicy { near: own, ..RulePolicy::default() };
-    }
     let name = route_target(&route.spec);
-    let mut merged = match parent {
+    let merged = match parent {
+        _ if policies.is_empty() => Attached::of_nobody(own),
         Parent::Listener(listener) => {
-            let (gateway, listener) = listener.rsplit_once('/').unwrap_or((listener, ""));
-            policies.of_gateway_rule(gateway, listener, name, &rule.name)
+            let gateway = listener.rsplit_once('/').unwrap_or((listener, ""));
+            policies.of_gateway_rule(gateway, name, &spec.name, &own)
         }
-        Parent::Service(service) => policies.of_mesh_rule(service, section, name, &rule.name),
+        Parent::Service(service) => policies.of_mesh_rule((service, section), name, &spec.name, &own),
     };
-    merged.near = own.or(&merged.near);
-    merged
+    merged.before(rule.backends.iter().filter_map(Backend::cluster))
 }
 
 /// `NAMESPACE/NAME` of an HTTPRoute's resource name, as policies name it.

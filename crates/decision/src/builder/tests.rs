@@ -395,10 +395,10 @@ fn another_protocol_means_other_connections() {
 fn ejections_survive_updates() {
     let mut builder = SnapshotBuilder::new();
     let outlier = v1::OutlierDetection {
-        consecutive_5xx: 2,
+        consecutive_5xx: Some(2),
         base_ejection_time_ms: 30_000,
         max_ejection_percent: 50,
-        ..Default::default()
+        ..crate::tests::rows_off()
     };
     let policy = v1::Policy {
         source: source("TrafficPolicy", "ns/p", 0),
@@ -515,10 +515,10 @@ fn ejections_end_with_the_policy_that_made_them() {
     let mut builder = SnapshotBuilder::new();
     let outlier = |percent| {
         let outlier = v1::OutlierDetection {
-            consecutive_5xx: 1,
+            consecutive_5xx: Some(1),
             base_ejection_time_ms: 30_000,
             max_ejection_percent: percent,
-            ..Default::default()
+            ..crate::tests::rows_off()
         };
         traffic(v1::TrafficPolicy { outlier_detection: Some(outlier), ..Default::default() })
     };

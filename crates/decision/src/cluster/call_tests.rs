@@ -26,13 +26,13 @@ fn cluster(count: u32, traffic: v1::TrafficPolicy) -> Arc<Cluster> {
 
 fn breaking(count: u32, trials: u32) -> Arc<Cluster> {
     let breaker = v1::CircuitBreaker {
-        window_calls: 10,
+        window: Some(v1::circuit_breaker::Window::WindowCalls(10)),
         minimum_calls: 2,
         failure_percent: 50,
         open_ms: 1_000,
         max_open_ms: 1_000,
         trials,
-        per_endpoint: true,
+        per_endpoint: Some(true),
         ..Default::default()
     };
     cluster(count, v1::TrafficPolicy { circuit_breaker: Some(breaker), ..Default::default() })
@@ -153,13 +153,13 @@ fn another_instance_and_one_that_is_taken_in_again_begin_with_a_closed_breaker()
 fn breakers_that_no_policy_asks_for_any_more_are_forgotten() {
     for per_endpoint in [false, true] {
         let breaker = v1::CircuitBreaker {
-            window_calls: 10,
+            window: Some(v1::circuit_breaker::Window::WindowCalls(10)),
             minimum_calls: 2,
             failure_percent: 50,
             open_ms: 1_000,
             max_open_ms: 1_000,
             trials: 1,
-            per_endpoint,
+            per_endpoint: Some(per_endpoint),
             ..Default::default()
         };
         let with = |circuit_breaker| v1::TrafficPolicy { circuit_breaker, ..Default::default() };

@@ -38,7 +38,7 @@ fn easily_in_panic(algorithm: Algorithm) -> Arc<Cluster> {
         prefer: v1::failover::Prefer::Nothing.into(),
         priorities: vec![],
         overprovisioning_factor: 140,
-        panic_threshold: 100,
+        panic_threshold: Some(100),
     };
     let balancer = v1::LoadBalancer { hash_policy, failover: Some(failover), ..Default::default() };
     let traffic = v1::TrafficPolicy {

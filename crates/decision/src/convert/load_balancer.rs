@@ -5,12 +5,33 @@ use std::time::Duration;
 
 use meshwork_messages::v1;
 
+use super::policy::or;
 use super::{Result, unknown, value};
 use crate::affinity::{HashRule, HashSource, Hashing};
 use crate::balance::SlowStart;
+use crate::cluster::Algorithm;
 use crate::preference::{Prefer, Preference};
 
-pub(super) fn hashing(message: Option<&v1::LoadBalancer>) -> Result<Option<Arc<Hashing>>> {
+/// What is said besides the algorithm, as far as that goes by it.
+pub(super) struct Balancer {
+    pub(super) hashing: Option<Arc<Hashing>>,
+    pub(super) preference: Option<Arc<Preference>>,
+    pub(super) slow_start: Option<SlowStart>,
+    pub(super) subset_size: Option<u32>,
+}
+
+/// What belongs to another algorithm has no meaning for this one: a wider policy may have said it beside its own.
+pub(super) fn balancer(algorithm: Option<Algorithm>, message: Option<&v1::LoadBalancer>) -> Result<Balancer> {
+    let (hashing, preference, slow_start) = (hashing(message)?, preference(message)?, slow_start(message)?);
+    let subset_size = message.map(|said| said.subset_size).filter(|&size| size > 0);
+    Ok(if matches!(algorithm, Some(Algorithm::RingHash | Algorithm::Maglev)) {
+        Balancer { hashing, preference, slow_start: None, subset_size: None }
+    } else {
+        Balancer { hashing: None, preference, slow_start, subset_size }
+    })
+}
+
+fn hashing(message: Option<&v1::LoadBalancer>) -> Result<Option<Arc<Hashing>>> {
     let Some(message) = message.filter(|message| !message.hash_policy.is_empty()) else { return Ok(None) };
     let factor = message.hash_balance_factor;
     if (1..100).contains(&factor) {
@@ -36,16 +57,18 @@ fn rule(message: &v1::HashRule) -> Result<HashRule> {
     Ok(HashRule { source, terminal: message.terminal })
 }
 
-pub(super) fn preference(message: Option<&v1::LoadBalancer>) -> Result<Option<Arc<Preference>>> {
+fn preference(message: Option<&v1::LoadBalancer>) -> Result<Option<Arc<Preference>>> {
     use v1::failover::Prefer as Wire;
     let Some(said) = message.and_then(|message| message.failover.as_ref()) else { return Ok(None) };
     let prefer = match Wire::try_from(said.prefer) {
-        Ok(Wire::Zone) => Prefer::Zone,
+        Ok(Wire::Unspecified | Wire::Zone) => Prefer::Zone,
         Ok(Wire::Region) => Prefer::Region,
         Ok(Wire::Nothing) => Prefer::Nothing,
         Err(_) => return Err(unknown("load_balancer.failover.prefer")),
     };
-    let (factor, threshold) = (said.overprovisioning_factor, said.panic_threshold);
+    let usual = Preference::default();
+    let factor = or(said.overprovisioning_factor, usual.overprovisioning_factor);
+    let threshold = said.panic_threshold.unwrap_or(usual.panic_threshold);
     if factor < 100 {
         return value("load_balancer.failover.overprovisioning_factor", factor, "write at least 100");
     }
@@ -60,23 +83,19 @@ pub(super) fn preference(message: Option<&v1::LoadBalancer>) -> Result<Option<Ar
     })))
 }
 
-pub(super) fn slow_start(message: Option<&v1::LoadBalancer>) -> Result<Option<SlowStart>> {
+fn slow_start(message: Option<&v1::LoadBalancer>) -> Result<Option<SlowStart>> {
     let Some(said) = message.and_then(|message| message.slow_start.as_ref()) else { return Ok(None) };
-    for (at, number) in [
-        ("load_balancer.slow_start.window_ms", said.window_ms),
-        ("load_balancer.slow_start.aggression", said.aggression),
-    ] {
-        if number == 0 {
-            return value(at, number, "write a number above 0");
-        }
+    if said.window_ms == 0 {
+        return value("load_balancer.slow_start.window_ms", 0, "write a number above 0");
     }
-    let least = said.min_weight_percent;
+    // Envoy's number.
+    let least = or(said.min_weight_percent, 10);
     if !(1..=100).contains(&least) {
         return value("load_balancer.slow_start.min_weight_percent", least, "write 1 to 100");
     }
     Ok(Some(SlowStart {
         window: Duration::from_millis(said.window_ms.into()),
-        aggression: said.aggression,
+        aggression: or(said.aggression, 1_000),
         min_weight_percent: least,
     }))
 }

@@ -7,10 +7,8 @@ use ipnet::IpNet;
 use meshwork_messages::v1;
 
 use super::admission::admission;
-use super::hedge::hedge;
 use super::overload::overload;
-use super::shaping::{fault, rate_limit};
-use super::{ConvertError, Result, health_check, load_balancer, request_policy, unknown, value};
+use super::{ConvertError, Result, health_check, load_balancer, timeouts, unknown, value};
 use crate::authorization::{
     Action, AuthorizationPolicy, AuthorizationRule, HostRule, Operation, Peers, TextRule,
 };
@@ -21,9 +19,12 @@ use crate::inbound::Mtls;
 use crate::limits::Limits;
 use crate::origin::Origin;
 use crate::outlier::{FailurePercentage, OutlierDetection, SuccessRate};
-use crate::policy::{PolicySpec, RequestPolicy, Said, TargetKey, TargetKind, TrafficSpec};
+use crate::policy::{PolicySpec, RequestPolicy, Said, TargetKey, TargetKind, Traffic, TrafficSpec, Words};
 use crate::proxy_protocol::{ProxyProtocol, ProxyVersion};
 use crate::verdicts::SharedEjection;
+
+/// The calls of this time are looked at where nobody says which.
+const BREAKER_WINDOW: std::time::Duration = std::time::Duration::from_secs(10);
 
 /// A policy that cannot be taken.
 pub(crate) struct Refused {
@@ -96,7 +97,19 @@ fn said(origin: &Arc<Origin>, spec: &v1::policy::Spec) -> Result<Said> {
     })
 }
 
-fn traffic_policy(origin: &Arc<Origin>, message: &v1::TrafficPolicy) -> Result<TrafficSpec> {
+fn traffic_policy(origin: &Arc<Origin>, message: &v1::TrafficPolicy) -> Result<Traffic> {
+    let requests = RequestPolicy {
+        retry: message.retry.clone().map(|said| Words::new(origin, said)).transpose()?,
+        hedge: message.hedge.map(|said| Words::new(origin, said)).transpose()?,
+        rate_limit: message.rate_limit.map(|said| Words::new(origin, said)).transpose()?,
+        fault: message.fault_injection.clone().map(|said| Words::new(origin, said)).transpose()?,
+        ..timeouts(message.timeouts.as_ref())?
+    };
+    Ok(Traffic { alone: traffic_spec(origin, message)?, requests, message: message.clone() })
+}
+
+/// What is said, with defaults for the rest. `guards`: whose word `overload` is.
+pub(crate) fn traffic_spec(guards: &Arc<Origin>, message: &v1::TrafficPolicy) -> Result<TrafficSpec> {
     use v1::traffic_policy::Algorithm as Wire;
     let algorithm = match Wire::try_from(message.algorithm) {
         Ok(Wire::Unspecified) => None,
@@ -108,8 +121,39 @@ fn traffic_policy(origin: &Arc<Origin>, message: &v1::TrafficPolicy) -> Result<T
         Ok(Wire::Maglev) => Some(Algorithm::Maglev),
         Err(_) => return Err(unknown("algorithm")),
     };
-    let limit = |field: fn(&v1::Limits) -> u32| message.limits.as_ref().map(field).filter(|&n| n > 0);
-    let limits = Limits {
+    let proxy_protocol = match v1::traffic_policy::ProxyProtocol::try_from(message.proxy_protocol) {
+        Ok(v1::traffic_policy::ProxyProtocol::Unspecified) => None,
+        Ok(v1::traffic_policy::ProxyProtocol::V1) => Some(ProxyVersion::V1),
+        Ok(v1::traffic_policy::ProxyProtocol::V2) => Some(ProxyVersion::V2),
+        Err(_) => return Err(unknown("proxy_protocol")),
+    };
+    let breaker = message.circuit_breaker.as_ref();
+    let balancer = load_balancer::balancer(algorithm, message.load_balancer.as_ref())?;
+    Ok(TrafficSpec {
+        algorithm,
+        hashing: balancer.hashing,
+        preference: balancer.preference,
+        slow_start: balancer.slow_start,
+        subset_size: balancer.subset_size,
+        limits: limits(message.limits.as_ref()),
+        outlier: message.outlier_detection.as_ref().map(outlier).transpose()?,
+        health_check: message
+            .health_check
+            .as_ref()
+            .map(health_check::health_check)
+            .transpose()?
+            .map(Arc::new),
+        circuit_breaker: breaker.map(circuit_breaker).transpose()?,
+        admission: message.admission_control.as_ref().map(admission).transpose()?.map(Arc::new),
+        breaks_endpoints: breaker.and_then(|breaker| breaker.per_endpoint).unwrap_or_default(),
+        proxy_protocol,
+        overload: message.overload.as_ref().map(|m| overload(guards, m)).transpose()?.map(Arc::new),
+    })
+}
+
+fn limits(message: Option<&v1::Limits>) -> Limits {
+    let limit = |field: fn(&v1::Limits) -> u32| message.map(field).filter(|&n| n > 0);
+    Limits {
         max_connections: limit(|l| l.max_connections),
         max_pending_requests: limit(|l| l.max_pending_requests),
         max_requests: limit(|l| l.max_requests),
@@ -117,43 +161,12 @@ fn traffic_policy(origin: &Arc<Origin>, message: &v1::TrafficPolicy) -> Result<T
         max_connections_per_endpoint: limit(|l| l.max_connections_per_endpoint),
         max_pending_requests_per_endpoint: limit(|l| l.max_pending_requests_per_endpoint),
         max_requests_per_endpoint: limit(|l| l.max_requests_per_endpoint),
-    };
-    let requests = RequestPolicy {
-        rate_limit: message.rate_limit.as_ref().map(|m| rate_limit(origin, m)).transpose()?.map(Arc::new),
-        fault: message.fault_injection.as_ref().map(|m| fault(origin, m)).transpose()?.map(Arc::new),
-        hedge: message.hedge.as_ref().map(hedge).transpose()?.map(Arc::new),
-        ..request_policy(message.timeouts.as_ref(), message.retry.as_ref())?
-    };
-    let outlier = message.outlier_detection.as_ref().map(outlier).transpose()?;
-    let proxy_protocol = match v1::traffic_policy::ProxyProtocol::try_from(message.proxy_protocol) {
-        Ok(v1::traffic_policy::ProxyProtocol::Unspecified) => None,
-        Ok(v1::traffic_policy::ProxyProtocol::V1) => Some(ProxyVersion::V1),
-        Ok(v1::traffic_policy::ProxyProtocol::V2) => Some(ProxyVersion::V2),
-        Err(_) => return Err(unknown("proxy_protocol")),
-    };
-    let health_check =
-        message.health_check.as_ref().map(health_check::health_check).transpose()?.map(Arc::new);
-    let circuit_breaker = message.circuit_breaker.as_ref().map(circuit_breaker).transpose()?;
-    let overload = message.overload.as_ref().map(|m| overload(origin, m)).transpose()?.map(Arc::new);
-    let hashing = load_balancer::hashing(message.load_balancer.as_ref())?;
-    let preference = load_balancer::preference(message.load_balancer.as_ref())?;
-    let slow_start = load_balancer::slow_start(message.load_balancer.as_ref())?;
-    Ok(TrafficSpec {
-        algorithm,
-        hashing,
-        preference,
-        slow_start,
-        subset_size: message.load_balancer.as_ref().map(|said| said.subset_size).filter(|&size| size > 0),
-        limits,
-        outlier,
-        health_check,
-        circuit_breaker,
-        admission: message.admission_control.as_ref().map(admission).transpose()?.map(Arc::new),
-        breaks_endpoints: message.circuit_breaker.as_ref().is_some_and(|breaker| breaker.per_endpoint),
-        requests,
-        proxy_protocol,
-        overload,
-    })
+    }
+}
+
+/// A number that is said where it is above 0, or else the default.
+pub(super) const fn or(said: u32, default: u32) -> u32 {
+    if said > 0 { said } else { default }
 }
 
 fn proxy_protocol(message: &v1::ListenerPolicy) -> Result<ProxyProtocol> {
@@ -169,45 +182,49 @@ fn proxy_protocol(message: &v1::ListenerPolicy) -> Result<ProxyProtocol> {
     Ok(ProxyProtocol { v1: said.v1, v2: said.v2, required: said.required, trusted })
 }
 
+/// What two authors say may not fit together: then the lesser of two bounds holds.
 fn circuit_breaker(message: &v1::CircuitBreaker) -> Result<CircuitBreaker> {
-    use v1::circuit_breaker::Mode as Wire;
+    use v1::circuit_breaker::{Mode as Wire, Window};
     let mode = match Wire::try_from(message.mode) {
-        Ok(Wire::Enforce) => BreakerMode::Enforce,
+        Ok(Wire::Unspecified | Wire::Enforce) => BreakerMode::Enforce,
         Ok(Wire::Observe) => BreakerMode::Observe,
         Ok(Wire::ForcedOpen) => BreakerMode::ForcedOpen,
         Ok(Wire::ForcedClosed) => BreakerMode::ForcedClosed,
         Err(_) => return Err(unknown("circuit_breaker.mode")),
     };
     let millis = |millis: u32| std::time::Duration::from_millis(millis.into());
-    let window = match (message.window_calls, message.window_ms) {
-        (0, 0) => {
-            return value("circuit_breaker.window_calls", 0, "write how many calls it looks at, or a time");
+    let (window, most_calls) = match message.window {
+        None => (WindowSize::Time(BREAKER_WINDOW), u32::MAX),
+        Some(Window::WindowCalls(0) | Window::WindowMs(0)) => {
+            return value("circuit_breaker.window", 0, "write how many calls it looks at, or a time");
         }
-        (0, time) => WindowSize::Time(millis(time)),
-        (calls, 0) => WindowSize::Calls(calls),
-        (_, _) => return value("circuit_breaker.window_ms", message.window_ms, "write calls or a time"),
+        Some(Window::WindowMs(time)) => (WindowSize::Time(millis(time)), u32::MAX),
+        Some(Window::WindowCalls(calls)) => (WindowSize::Calls(calls), calls),
     };
     for (at, percent) in [
         ("circuit_breaker.failure_percent", message.failure_percent),
         ("circuit_breaker.slow_percent", message.slow_percent),
     ] {
         if percent > 100 {
-            return value(at, percent, "write 0 to 100");
+            return value(at, percent, "write 1 to 100");
         }
     }
-    let slow = || (millis(message.slow_after_ms), message.slow_percent);
+    let longest = (message.max_open_ms > 0).then_some(message.max_open_ms);
+    let open_ms = or(message.open_ms, 5_000).min(longest.unwrap_or(u32::MAX));
+    let slow = || (millis(message.slow_after_ms), or(message.slow_percent, 100));
     Ok(CircuitBreaker {
         mode,
         window,
-        minimum_calls: message.minimum_calls,
-        failure_percent: (message.failure_percent > 0).then_some(message.failure_percent),
-        slow_calls: (message.slow_percent > 0).then(slow),
-        open_time: millis(message.open_ms),
-        max_open_time: millis(message.max_open_ms),
-        trials: message.trials,
+        minimum_calls: or(message.minimum_calls, 20).min(most_calls),
+        failure_percent: Some(or(message.failure_percent, 50)),
+        slow_calls: (message.slow_after_ms > 0).then(slow),
+        open_time: millis(open_ms),
+        max_open_time: millis(longest.unwrap_or(open_ms.max(60_000))),
+        trials: or(message.trials, 5),
     })
 }
 
+/// Envoy's defaults for what is not said; rates are looked at where somebody writes them.
 fn outlier(message: &v1::OutlierDetection) -> Result<OutlierDetection> {
     if message.max_ejection_percent > 100 {
         return value(
@@ -216,43 +233,46 @@ fn outlier(message: &v1::OutlierDetection) -> Result<OutlierDetection> {
             "write 0 to 100",
         );
     }
-    if let Some(failures) = &message.failure_percentage
-        && !(1..=100).contains(&failures.threshold)
+    if let Some(failures) = message.failure_percentage
+        && failures.threshold > 100
     {
         return value("outlier_detection.failure_percentage.threshold", failures.threshold, "write 1 to 100");
     }
     let millis = |millis: u32| std::time::Duration::from_millis(millis.into());
+    let longest = (message.max_ejection_time_ms > 0).then_some(message.max_ejection_time_ms);
+    let base = or(message.base_ejection_time_ms, 30_000).min(longest.unwrap_or(u32::MAX));
     Ok(OutlierDetection {
-        consecutive_5xx: message.consecutive_5xx,
-        consecutive_gateway_failure: message.consecutive_gateway_failure,
-        consecutive_local_origin_failure: message.consecutive_local_origin_failure,
-        split_external_local_origin_errors: message.split_external_local_origin_errors,
-        interval: millis(message.interval_ms),
-        success_rate: message.success_rate.as_ref().map(|rate| SuccessRate {
-            minimum_hosts: rate.minimum_hosts,
-            request_volume: rate.request_volume,
-            stdev_factor: rate.stdev_factor,
+        consecutive_5xx: message.consecutive_5xx.unwrap_or(5),
+        consecutive_gateway_failure: message.consecutive_gateway_failure.unwrap_or_default(),
+        consecutive_local_origin_failure: message.consecutive_local_origin_failure.unwrap_or(5),
+        split_external_local_origin_errors: message.split_external_local_origin_errors.unwrap_or_default(),
+        interval: millis(or(message.interval_ms, 10_000)),
+        success_rate: message.success_rate.map(|rate| SuccessRate {
+            minimum_hosts: or(rate.minimum_hosts, 5),
+            request_volume: or(rate.request_volume, 100),
+            stdev_factor: or(rate.stdev_factor, 1_900),
         }),
-        failure_percentage: message.failure_percentage.as_ref().map(|failures| FailurePercentage {
-            threshold: failures.threshold,
-            minimum_hosts: failures.minimum_hosts,
-            request_volume: failures.request_volume,
+        failure_percentage: message.failure_percentage.map(|failures| FailurePercentage {
+            threshold: or(failures.threshold, 85),
+            minimum_hosts: or(failures.minimum_hosts, 5),
+            request_volume: or(failures.request_volume, 50),
         }),
-        base_ejection_time: millis(message.base_ejection_time_ms),
-        max_ejection_time: millis(message.max_ejection_time_ms),
-        max_ejection_percent: message.max_ejection_percent,
+        base_ejection_time: millis(base),
+        max_ejection_time: millis(longest.unwrap_or(base.max(300_000))),
+        max_ejection_percent: or(message.max_ejection_percent, 10),
         shared: message.shared.as_ref().map(shared).transpose()?,
     })
 }
 
 fn shared(message: &v1::outlier_detection::Shared) -> Result<SharedEjection> {
-    if message.observers < 2 {
-        return value("outlier_detection.shared.observers", message.observers, "write at least 2");
+    let (observers, percent) = (or(message.observers, 2), message.percent.unwrap_or(50));
+    if observers < 2 {
+        return value("outlier_detection.shared.observers", observers, "write at least 2");
     }
-    if message.percent > 100 {
-        return value("outlier_detection.shared.percent", message.percent, "write 0 to 100");
+    if percent > 100 {
+        return value("outlier_detection.shared.percent", percent, "write 0 to 100");
     }
-    Ok(SharedEjection { observers: message.observers, percent: message.percent })
+    Ok(SharedEjection { observers, percent })
 }
 
 fn authorization(origin: &Arc<Origin>, message: &v1::AuthorizationPolicy) -> Result<AuthorizationPolicy> {

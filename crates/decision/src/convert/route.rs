@@ -13,7 +13,7 @@ use crate::hostname::HostPattern;
 use crate::matching::{FieldMatch, PathMatch, Pattern, RouteMatch, ValueMatch};
 use crate::mirror::MirrorSpec;
 use crate::origin::Origin;
-use crate::policy::RequestPolicy;
+use crate::policy::{RequestPolicy, Words};
 use crate::request::Scheme;
 use crate::retry::{RetryBudget, RetryPolicy};
 use crate::route::{Attachment, BackendSpec, Parent, RouteSpec, RuleSpec};
@@ -23,11 +23,12 @@ pub(crate) fn route(name: &Arc<str>, message: &v1::Route, strings: &mut Interner
     if message.rules.len() > usize::from(u16::MAX) {
         return value("rules", message.rules.len(), "write at most 65,535 rules");
     }
+    let origin = Arc::new(Origin::from_message(message.source.as_ref()).interned(strings));
     Ok(RouteSpec {
         name: Arc::clone(name),
-        origin: Arc::new(Origin::from_message(message.source.as_ref()).interned(strings)),
         attachments: each("attachments", &message.attachments, |at, a| attachment(at, a, strings))?,
-        rules: each("rules", &message.rules, |at, r| rule(at, r, name, strings).map(Arc::new))?,
+        rules: each("rules", &message.rules, |at, r| rule(at, r, (name, &origin), strings).map(Arc::new))?,
+        origin,
     })
 }
 
@@ -53,7 +54,12 @@ fn attachment(at: &str, message: &v1::route::Attachment, strings: &mut Interner)
     Ok(Attachment { parent, port, hostnames })
 }
 
-fn rule(at: &str, message: &v1::Rule, route: &str, strings: &mut Interner) -> Result<RuleSpec> {
+fn rule(
+    at: &str,
+    message: &v1::Rule,
+    (route, origin): (&str, &Arc<Origin>),
+    strings: &mut Interner,
+) -> Result<RuleSpec> {
     if message.matches.len() > usize::from(u16::MAX) {
         return value(format!("{at}.matches"), message.matches.len(), "write at most 65,535 matches");
     }
@@ -81,7 +87,7 @@ fn rule(at: &str, message: &v1::Rule, route: &str, strings: &mut Interner) -> Re
         matches,
         request_timeout: millis(message.request_timeout_ms),
         backend_request_timeout: millis(message.backend_request_timeout_ms),
-        retry: message.retry.as_ref().map(|r| retry(&format!("{at}.retry"), r)).transpose()?.map(Arc::new),
+        retry: message.retry.clone().map(|said| own_retry(at, origin, said)).transpose()?,
         session: message.session.as_ref().map(|said| session(at, said, route, &message.name)).transpose()?,
         mirrors: mirrors(at, &message.mirrors, strings)?,
     })
@@ -297,49 +303,58 @@ fn field_name(at: &str, name: &str) -> Result<Box<str>> {
     Ok(lower.into())
 }
 
+/// What a rule says itself, which policies may add to.
+fn own_retry(at: &str, origin: &Arc<Origin>, message: v1::Retry) -> Result<Arc<Words<v1::Retry>>> {
+    retry(&format!("{at}.retry"), &message)?;
+    Words::new(origin, message)
+}
+
+/// Attempts after the first where nobody says how many.
+const ATTEMPTS: u32 = 2;
+/// The wait before the first retry where nobody says it (Envoy's), in milliseconds. The longest is ten times the first.
+const BACKOFF_BASE_MS: u32 = 25;
+
 pub(crate) fn retry(at: &str, message: &v1::Retry) -> Result<RetryPolicy> {
     let code = |want| move |at: &str, &c: &u32| u16::try_from(c).or_else(|_| value(at, c, want));
-    let budget = message.budget.as_ref().map_or(RetryBudget::DEFAULT, |b| RetryBudget {
-        percent: b.percent,
-        min_per_second: b.min_per_second,
-    });
+    let default = v1::retry::On { reset: true, connect_failure: true, refused: true, ..Default::default() };
+    let on = message.on.as_ref().unwrap_or(&default);
+    let budget = message.budget.unwrap_or_default();
+    let base = message.backoff_base_ms.unwrap_or(BACKOFF_BASE_MS);
+    let longest = message.backoff_max_ms.unwrap_or(base.saturating_mul(10));
     Ok(RetryPolicy {
-        attempts: message.attempts,
-        status_codes: each(at, &message.status_codes, code("write statuses from 400 to 599"))?,
-        grpc_codes: each(at, &message.grpc_codes, code("write gRPC codes from 1 to 16"))?,
-        on_reset: message.on_reset,
-        on_connect_failure: message.on_connect_failure,
-        on_refused: message.on_refused,
+        attempts: message.attempts.unwrap_or(ATTEMPTS),
+        status_codes: each(at, &on.status_codes, code("write statuses from 400 to 599"))?,
+        grpc_codes: each(at, &on.grpc_codes, code("write gRPC codes from 1 to 16"))?,
+        on_reset: on.reset,
+        on_connect_failure: on.connect_failure,
+        on_refused: on.refused,
         per_try_timeout: millis(message.per_try_timeout_ms),
-        backoff_base: Duration::from_millis(message.backoff_base_ms.into()),
-        backoff_max: Duration::from_millis(message.backoff_max_ms.max(message.backoff_base_ms).into()),
-        budget,
+        // A wait of at most `max` begins with no more than that.
+        backoff_base: Duration::from_millis(base.min(longest).into()),
+        backoff_max: Duration::from_millis(longest.into()),
+        budget: RetryBudget {
+            percent: budget.percent.unwrap_or(RetryBudget::DEFAULT.percent),
+            min_per_second: budget.min_per_second.unwrap_or(RetryBudget::DEFAULT.min_per_second),
+        },
     })
 }
 
-/// What a traffic policy says about requests.
-pub(crate) fn request_policy(
-    timeouts: Option<&v1::Timeouts>,
-    retries: Option<&v1::Retry>,
-) -> Result<RequestPolicy> {
+/// What a traffic policy says of times.
+pub(crate) fn timeouts(said: Option<&v1::Timeouts>) -> Result<RequestPolicy> {
     use v1::timeouts::CallerDeadline as Callers;
-    let time = |field: fn(&v1::Timeouts) -> u32| timeouts.map(field).and_then(millis);
+    let time = |field: fn(&v1::Timeouts) -> u32| said.map(field).and_then(millis);
     Ok(RequestPolicy {
         request_timeout: time(|t| t.request_ms),
-        backend_request_timeout: None,
         idle_timeout: time(|t| t.idle_ms),
         connect_timeout: time(|t| t.connect_ms),
         stream_idle_timeout: time(|t| t.stream_idle_ms),
         max_stream_duration: time(|t| t.max_stream_ms),
-        believes_callers: match timeouts.map(|t| Callers::try_from(t.caller_deadline)) {
+        believes_callers: match said.map(|t| Callers::try_from(t.caller_deadline)) {
             None | Some(Ok(Callers::Unspecified)) => None,
             Some(Ok(Callers::Ignore)) => Some(false),
             Some(Ok(Callers::Accept)) => Some(true),
             Some(Err(_)) => return Err(unknown("timeouts.caller_deadline")),
         },
-        retry: retries.map(|r| retry("retry", r)).transpose()?.map(Arc::new),
-        hedge: None,
-        rate_limit: None,
-        fault: None,
+        ..RequestPolicy::default()
     })
 }

@@ -5,44 +5,45 @@ use std::time::Duration;
 
 use meshwork_messages::v1;
 
+use super::policy::or;
 use super::{Result, unknown, value};
-use crate::fault::{Abort, FaultInjection, Share};
+use crate::fault::{Abort, FaultInjection, Injection, Share};
 use crate::origin::Origin;
-use crate::rate_limit::{RateLimit, RateSpec};
+use crate::rate_limit::RateSpec;
 
-pub(super) fn rate_limit(origin: &Arc<Origin>, message: &v1::RateLimit) -> Result<RateLimit> {
-    for (at, number) in [("requests", message.requests), ("per_ms", message.per_ms), ("burst", message.burst)]
-    {
-        if number == 0 {
-            return value(format!("rate_limit.{at}"), number, "write at least 1");
-        }
+pub(crate) fn rate_limit(message: &v1::RateLimit) -> Result<RateSpec> {
+    if message.requests == 0 {
+        return value("rate_limit.requests", 0, "write at least 1");
     }
-    let spec = RateSpec {
+    Ok(RateSpec {
         requests: message.requests,
-        per: Duration::from_millis(message.per_ms.into()),
-        burst: message.burst,
-        fair_share: message.fair_share,
-        shadow: message.shadow,
-    };
-    Ok(RateLimit::new(Arc::clone(origin), spec))
+        per: Duration::from_millis(or(message.per_ms, 1_000).into()),
+        burst: or(message.burst, message.requests),
+        fair_share: message.fair_share.unwrap_or_default(),
+        shadow: message.shadow.unwrap_or_default(),
+    })
 }
 
-pub(super) fn fault(origin: &Arc<Origin>, message: &v1::FaultInjection) -> Result<FaultInjection> {
+/// `origins`: who says of delay, abort and bandwidth.
+pub(crate) fn fault(origins: [Arc<Origin>; 3], message: &v1::FaultInjection) -> Result<FaultInjection> {
+    let [delays, aborts, slows] = origins;
     let field = |field: &v1::Field| (field.name.to_ascii_lowercase().into(), field.value.as_str().into());
     let delay = |delay: &v1::fault_injection::Delay| -> Result<_> {
-        Ok((
-            share("fault_injection.delay", delay.share.as_ref())?,
-            Duration::from_millis(delay.time_ms.into()),
-        ))
+        let share = share_or_all("fault_injection.delay", delay.share.as_ref())?;
+        Ok(Injection { origin: delays, share, what: Duration::from_millis(delay.time_ms.into()) })
     };
     let bandwidth = |bandwidth: &v1::fault_injection::Bandwidth| {
         if bandwidth.bytes_per_second == 0 {
             return value("fault_injection.bandwidth.bytes_per_second", 0, "write at least 1");
         }
-        Ok((share("fault_injection.bandwidth", bandwidth.share.as_ref())?, bandwidth.bytes_per_second))
+        let share = share_or_all("fault_injection.bandwidth", bandwidth.share.as_ref())?;
+        Ok(Injection { origin: slows, share, what: bandwidth.bytes_per_second })
+    };
+    let abort = |message: &v1::fault_injection::Abort| -> Result<_> {
+        let share = share_or_all("fault_injection.abort", message.share.as_ref())?;
+        Ok(Injection { origin: aborts, share, what: abort(message)? })
     };
     Ok(FaultInjection {
-        origin: Arc::clone(origin),
         headers: message.headers.iter().map(field).collect(),
         delay: message.delay.as_ref().map(delay).transpose()?,
         abort: message.abort.as_ref().map(abort).transpose()?,
@@ -50,9 +51,13 @@ pub(super) fn fault(origin: &Arc<Origin>, message: &v1::FaultInjection) -> Resul
     })
 }
 
-fn abort(message: &v1::fault_injection::Abort) -> Result<(Share, Abort)> {
+fn share_or_all(at: &str, message: Option<&v1::Share>) -> Result<Share> {
+    message.map_or(Ok(Share::ALL), |said| share(at, Some(said)))
+}
+
+fn abort(message: &v1::fault_injection::Abort) -> Result<Abort> {
     use v1::fault_injection::abort::With;
-    let with = match message.with {
+    Ok(match message.with {
         Some(With::Status(status)) => match u16::try_from(status) {
             Ok(status @ 200..=599) => Abort::Status(status),
             _ => return value("fault_injection.abort.status", status, "write 200 to 599"),
@@ -62,8 +67,7 @@ fn abort(message: &v1::fault_injection::Abort) -> Result<(Share, Abort)> {
             _ => return value("fault_injection.abort.grpc_status", status, "write 0 to 16"),
         },
         None => return Err(unknown("fault_injection.abort.with")),
-    };
-    Ok((share("fault_injection.abort", message.share.as_ref())?, with))
+    })
 }
 
 /// How many of all; `at` is what is shared.

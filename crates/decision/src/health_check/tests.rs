@@ -95,7 +95,7 @@ fn cluster(endpoints: u8, traffic: v1::TrafficPolicy) -> Arc<Cluster> {
     let health_check = Some(v1::HealthCheck {
         probe: Some(v1::health_check::Probe::Tcp(v1::health_check::Tcp::default())),
         interval_ms: 1_000,
-        interval_jitter_ms: 0,
+        interval_jitter_ms: Some(0),
         timeout_ms: 1_000,
         no_traffic_interval_ms: 1_000,
         unhealthy_threshold: 1,
@@ -113,12 +113,12 @@ fn cluster(endpoints: u8, traffic: v1::TrafficPolicy) -> Arc<Cluster> {
 
 fn ejecting(max_ejection_percent: u32) -> v1::TrafficPolicy {
     let outlier_detection = Some(v1::OutlierDetection {
-        consecutive_5xx: 1,
+        consecutive_5xx: Some(1),
         base_ejection_time_ms: 30_000,
         max_ejection_time_ms: 300_000,
         max_ejection_percent,
         interval_ms: 10_000,
-        ..Default::default()
+        ..crate::tests::rows_off()
     });
     v1::TrafficPolicy { outlier_detection, ..Default::default() }
 }

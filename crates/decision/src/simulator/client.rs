@@ -96,7 +96,7 @@ fn millis(time: Duration) -> u32 {
 }
 
 fn breaker(said: &Breaking) -> v1::CircuitBreaker {
-    use v1::circuit_breaker::Mode;
+    use v1::circuit_breaker::{Mode, Window};
     let CircuitBreaker { mode, window, failure_percent, slow_calls, .. } = said.policy;
     let mode = match mode {
         BreakerMode::Enforce => Mode::Enforce,
@@ -104,15 +104,14 @@ fn breaker(said: &Breaking) -> v1::CircuitBreaker {
         BreakerMode::ForcedOpen => Mode::ForcedOpen,
         BreakerMode::ForcedClosed => Mode::ForcedClosed,
     };
-    let (window_calls, window_ms) = match window {
-        WindowSize::Calls(calls) => (calls, 0),
-        WindowSize::Time(time) => (0, millis(time)),
+    let window = match window {
+        WindowSize::Calls(calls) => Window::WindowCalls(calls),
+        WindowSize::Time(time) => Window::WindowMs(millis(time)),
     };
     let (slow_after, slow_percent) = slow_calls.unwrap_or_default();
     v1::CircuitBreaker {
         mode: mode.into(),
-        window_calls,
-        window_ms,
+        window: Some(window),
         minimum_calls: said.policy.minimum_calls,
         failure_percent: failure_percent.unwrap_or_default(),
         slow_percent,
@@ -120,7 +119,7 @@ fn breaker(said: &Breaking) -> v1::CircuitBreaker {
         open_ms: millis(said.policy.open_time),
         max_open_ms: millis(said.policy.max_open_time),
         trials: said.policy.trials,
-        per_endpoint: said.per_endpoint,
+        per_endpoint: Some(said.per_endpoint),
     }
 }
 
@@ -130,8 +129,8 @@ fn admission(said: &AdmissionControl) -> v1::AdmissionControl {
         sampling_window_ms: millis(said.sampling_window),
         success_rate_threshold: said.success_rate_threshold,
         aggression_thousandths: said.aggression,
-        rps_threshold: said.rps_threshold,
-        max_rejection_percent: said.max_rejection_probability,
+        rps_threshold: Some(said.rps_threshold),
+        max_rejection_percent: Some(said.max_rejection_probability),
         priorities: Vec::new(),
     }
 }
@@ -148,14 +147,14 @@ fn policy(scenario: &Scenario) -> v1::Policy {
         Algorithm::Maglev => Wire::Maglev,
     };
     let outlier_detection = policies.outlier_detection.map(|outlier| v1::OutlierDetection {
-        consecutive_5xx: outlier.consecutive_5xx,
+        consecutive_5xx: Some(outlier.consecutive_5xx),
         base_ejection_time_ms: millis(outlier.base_ejection_time),
         max_ejection_percent: outlier.max_ejection_percent,
         // Nobody collects what simulated clients see.
         shared: None,
-        consecutive_gateway_failure: outlier.consecutive_gateway_failure,
-        consecutive_local_origin_failure: outlier.consecutive_local_origin_failure,
-        split_external_local_origin_errors: outlier.split_external_local_origin_errors,
+        consecutive_gateway_failure: Some(outlier.consecutive_gateway_failure),
+        consecutive_local_origin_failure: Some(outlier.consecutive_local_origin_failure),
+        split_external_local_origin_errors: Some(outlier.split_external_local_origin_errors),
         interval_ms: millis(outlier.interval),
         success_rate: outlier.success_rate.map(|rate| v1::outlier_detection::SuccessRate {
             minimum_hosts: rate.minimum_hosts,

@@ -138,7 +138,7 @@ fn where_a_subset_has_nobody_its_fallback_is_called_and_left_again() {
 #[test]
 fn that_one_version_fails_says_nothing_about_the_others() {
     let breaker = v1::CircuitBreaker {
-        window_calls: 10,
+        window: Some(v1::circuit_breaker::Window::WindowCalls(10)),
         minimum_calls: 2,
         failure_percent: 50,
         open_ms: 1_000,
@@ -147,10 +147,10 @@ fn that_one_version_fails_says_nothing_about_the_others() {
         ..Default::default()
     };
     let outlier = v1::OutlierDetection {
-        consecutive_5xx: 2,
+        consecutive_5xx: Some(2),
         base_ejection_time_ms: 1_000,
         max_ejection_percent: 100,
-        ..Default::default()
+        ..crate::tests::rows_off()
     };
     let traffic = v1::TrafficPolicy {
         circuit_breaker: Some(breaker),

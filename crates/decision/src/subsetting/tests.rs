@@ -102,11 +102,11 @@ fn world(zones: &[u32], size: u32) -> (SnapshotBuilder, Arc<Cluster>) {
 /// The same, where so many percent may be ejected.
 fn world_with(zones: &[u32], size: u32, max_ejection_percent: u32) -> (SnapshotBuilder, Arc<Cluster>) {
     let outlier = v1::OutlierDetection {
-        consecutive_5xx: 1,
+        consecutive_5xx: Some(1),
         base_ejection_time_ms: 1_000,
         max_ejection_time_ms: 1_000,
         max_ejection_percent,
-        ..Default::default()
+        ..crate::tests::rows_off()
     };
     let traffic = v1::TrafficPolicy {
         algorithm: v1::traffic_policy::Algorithm::RoundRobin.into(),

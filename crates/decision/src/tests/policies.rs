@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::*;
 
-fn target(kind: &str, name: &str, section: &str) -> v1::policy::Target {
+pub(super) fn target(kind: &str, name: &str, section: &str) -> v1::policy::Target {
     v1::policy::Target { kind: kind.into(), name: name.into(), section: section.into() }
 }
 
@@ -22,13 +22,13 @@ fn times(request_ms: u32, connect_ms: u32, idle_ms: u32) -> v1::TrafficPolicy {
     v1::TrafficPolicy { timeouts, ..Default::default() }
 }
 
-fn retries(attempts: u32) -> v1::TrafficPolicy {
-    let retry = Some(v1::Retry { attempts, ..Default::default() });
+pub(super) fn retries(attempts: u32) -> v1::TrafficPolicy {
+    let retry = Some(v1::Retry { attempts: Some(attempts), ..crate::tests::bare_retry() });
     v1::TrafficPolicy { retry, ..Default::default() }
 }
 
 /// One route `app/r` with two rules to `app/s:80`, on listener `infra/gw/web`.
-fn world() -> Vec<Change> {
+pub(super) fn world() -> Vec<Change> {
     let named = |name: &str, at: &str| v1::Rule {
         name: name.into(),
         backends: vec![backend("app/s", 80, 1)],
@@ -50,8 +50,8 @@ fn effective(snapshot: &Snapshot, target: &str) -> [Option<u128>; 4] {
     let Routed::Matched(m) = snapshot.bindings()[0].route(&request, None, &mut NoReasons) else {
         panic!("{target} has a rule");
     };
-    let cluster = m.rule().backends[0].cluster().map(|c| &**c);
-    let timeouts = m.policy().timeouts(cluster);
+    let cluster = m.rule().backends[0].cluster().unwrap();
+    let timeouts = m.policy().timeouts(Some(cluster));
     let ms = |d: Option<Duration>| d.map(|d| d.as_millis());
     let retries = m.policy().retry(cluster).map(|r| r.attempts.into());
     [ms(timeouts.request), ms(timeouts.connect), ms(timeouts.idle), retries]
@@ -253,7 +253,7 @@ fn authorization_that_is_not_understood_closes_what_it_protects() {
 }
 
 fn hedges(delay: v1::hedge::Delay, budget_percent: u32) -> v1::TrafficPolicy {
-    let hedge = Some(v1::Hedge { delay: Some(delay), least_ms: 3, budget_percent });
+    let hedge = Some(v1::Hedge { delay: Some(delay), least_ms: Some(3), budget_percent });
     v1::TrafficPolicy { hedge, ..Default::default() }
 }
 
@@ -293,7 +293,6 @@ fn a_hedge_that_cannot_be_is_refused() {
         (FixedMs(0), 10, "hedge.fixed_ms"),
         (Percentile(100), 10, "hedge.percentile"),
         (Percentile(10), 10, "hedge.percentile"),
-        (FixedMs(1), 0, "hedge.budget_percent"),
         (FixedMs(1), 101, "hedge.budget_percent"),
     ] {
         let policy = traffic("p/1", target("Service", "app/s", ""), hedges(delay, budget));

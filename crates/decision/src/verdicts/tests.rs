@@ -381,13 +381,13 @@ mod in_a_proxy {
 
     fn proxy() -> (SnapshotBuilder, Arc<Cluster>) {
         let outlier_detection = Some(v1::OutlierDetection {
-            consecutive_5xx: 1,
+            consecutive_5xx: Some(1),
             base_ejection_time_ms: 30_000,
             max_ejection_time_ms: 300_000,
             max_ejection_percent: 100,
             interval_ms: 10_000,
-            shared: Some(v1::outlier_detection::Shared { observers: 2, percent: 50 }),
-            ..Default::default()
+            shared: Some(v1::outlier_detection::Shared { observers: 2, percent: Some(50) }),
+            ..crate::tests::rows_off()
         });
         let mut builder = SnapshotBuilder::new();
         let changes = [

@@ -31,7 +31,7 @@ fn snapshot() -> std::sync::Arc<Snapshot> {
     };
     let target = v1::policy::Target { kind: "HTTPRoute".into(), name: "ns/r".into(), section: "pay".into() };
     let breaker = v1::CircuitBreaker {
-        window_calls: 10,
+        window: Some(v1::circuit_breaker::Window::WindowCalls(10)),
         minimum_calls: 10,
         failure_percent: 50,
         open_ms: 1_000,

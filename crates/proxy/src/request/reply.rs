@@ -3,7 +3,7 @@
 use std::future::poll_fn;
 
 use meshwork_base::Clock;
-use meshwork_decision::{Abort, Cause, FaultInjection, ResponseFlag};
+use meshwork_decision::{Abort, Cause, Injection, ResponseFlag};
 use meshwork_http1::{BodyLength, FieldError, Fields, KnownName, RequestHead, ResponseHead};
 
 use super::deadline::GRACE;
@@ -116,16 +116,15 @@ pub(crate) async fn abort(
     down: &mut Down<'_>,
     response: &mut ResponseHead,
     journey: &mut Journey<'_>,
-    abort: Abort,
-    fault: &FaultInjection,
+    abort: &Injection<Abort>,
 ) {
     let cause = Cause::FaultAbort;
-    journey.failed(&Failure::local(cause).because(fault.origin.to_string()));
-    let code = match abort {
+    journey.failed(&Failure::local(cause).because(abort.origin.to_string()));
+    let code = match abort.what {
         Abort::Status(status) => grpc_code(cause, status),
         Abort::Grpc(code) => code,
     };
-    begin(conn, response, abort.status());
+    begin(conn, response, abort.what.status());
     let grpc = journey.is_grpc();
     let written = if grpc { grpc_head(response, journey, cause, code) } else { text_head(response) };
     let text = format!("{cause}\n");

@@ -82,7 +82,7 @@ pub(crate) struct Repeats<'a> {
 impl<'a> Repeats<'a> {
     pub(crate) fn new(conn: &'a Conn, target: Target<'a>) -> Self {
         let service = match target {
-            Target::Service { cluster, policy, .. } => Some((cluster, policy.retry(Some(cluster)))),
+            Target::Service { cluster, policy, .. } => Some((cluster, policy.retry(cluster))),
             Target::App { .. } => None,
         };
         if let Some((cluster, _)) = service {
@@ -479,7 +479,7 @@ fn called_for(policy: &RetryPolicy, response: &ResponseHead, is_grpc: bool) -> O
 /// Whether a retry policy names this response as one to be repeated.
 pub(crate) fn names(target: Target<'_>, response: &ResponseHead, is_grpc: bool) -> bool {
     let Target::Service { cluster, policy, .. } = target else { return false };
-    policy.retry(Some(cluster)).is_some_and(|policy| called_for(policy, response, is_grpc).is_some())
+    policy.retry(cluster).is_some_and(|policy| called_for(policy, response, is_grpc).is_some())
 }
 
 /// Whose deadline it is that leaves no time, the request's limit knows.

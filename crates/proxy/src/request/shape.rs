@@ -8,7 +8,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
-use meshwork_decision::{Allowance, Cause, FaultInjection, LimitText, RateLimit, whole_seconds};
+use meshwork_decision::{Allowance, Cause, FaultInjection, LimitText, Origin, RateLimit, whole_seconds};
 use meshwork_http1::{FieldError, KnownName, RequestHead, ResponseHead};
 use meshwork_telemetry::Phase;
 use smallvec::SmallVec;
@@ -115,34 +115,34 @@ pub(crate) async fn inject(
     journey.enter(Phase::Fault);
     let drawn = fault.draw(&Seen::new(conn, head), &mut *conn.worker.rng.borrow_mut());
     if let Some(delay) = drawn.delay {
-        happens(conn, fault, journey, "delay");
+        happens(conn, &delay.origin, journey, "delay");
         let began = conn.worker.now();
-        let waited = wait(conn, delay, down).await;
-        journey.held(Phase::Fault, began, || Some(fault.origin.to_string()));
+        let waited = wait(conn, delay.what, down).await;
+        journey.held(Phase::Fault, began, || Some(delay.origin.to_string()));
         waited?;
     }
     if let Some(abort) = drawn.abort {
-        happens(conn, fault, journey, "abort");
-        reply::abort(conn, down, response, journey, abort, fault).await;
+        happens(conn, &abort.origin, journey, "abort");
+        reply::abort(conn, down, response, journey, abort).await;
         return Ok(true);
     }
-    if let Some(bytes_per_second) = drawn.bandwidth {
-        drawn_for(fault, journey, "bandwidth");
-        let policy = Some(Arc::clone(&fault.origin.qualified));
+    if let Some(slow) = drawn.bandwidth {
+        drawn_for(&slow.origin, journey, "bandwidth");
+        let (policy, bytes_per_second) = (Some(Arc::clone(&slow.origin.qualified)), slow.what);
         journey.shape().pace =
             Some(Pace { policy, bytes_per_second, began: None, until: None, held: Bytes::new() });
     }
     Ok(false)
 }
 
-fn happens(conn: &Conn, fault: &FaultInjection, journey: &mut Journey<'_>, kind: &'static str) {
-    conn.worker.fault_injected(&fault.origin.qualified, kind);
-    drawn_for(fault, journey, kind);
+fn happens(conn: &Conn, policy: &Origin, journey: &mut Journey<'_>, kind: &'static str) {
+    conn.worker.fault_injected(&policy.qualified, kind);
+    drawn_for(policy, journey, kind);
 }
 
-fn drawn_for(fault: &FaultInjection, journey: &mut Journey<'_>, kind: &'static str) {
+fn drawn_for(policy: &Origin, journey: &mut Journey<'_>, kind: &'static str) {
     if let Some(told) = journey.told() {
-        told.tell("fault", fault.origin.to_string(), "chosen", kind.to_owned());
+        told.tell("fault", policy.to_string(), "chosen", kind.to_owned());
     }
 }
 

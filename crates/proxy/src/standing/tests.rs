@@ -28,7 +28,7 @@ fn beside_reviews() -> Arc<Snapshot> {
             update_interval_ms: 100,
             ..Default::default()
         }),
-        queue: Some(Queue { max_requests: 1, max_wait_ms: 1_000, ..Default::default() }),
+        queue: Some(Queue { max_requests: Some(1), max_wait_ms: 1_000, ..Default::default() }),
         priorities: Vec::new(),
     };
     let traffic = v1::TrafficPolicy { overload: Some(overload), ..Default::default() };
@@ -97,13 +97,13 @@ fn each_with_a_breaker(mode: v1::circuit_breaker::Mode) -> Arc<Snapshot> {
     };
     let circuit_breaker = Some(v1::CircuitBreaker {
         mode: mode.into(),
-        window_calls: 10,
+        window: Some(v1::circuit_breaker::Window::WindowCalls(10)),
         minimum_calls: 4,
         failure_percent: 50,
         open_ms: 60_000,
         max_open_ms: 60_000,
         trials: 1,
-        per_endpoint: true,
+        per_endpoint: Some(true),
         ..Default::default()
     });
     let target =

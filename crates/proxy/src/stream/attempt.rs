@@ -63,7 +63,7 @@ pub(super) async fn connect(
 async fn reach(cx: &Carried<'_>, way: &Way<'_>, journey: &mut Journey) -> Result<Upstream, Failure> {
     let (worker, cluster) = (cx.worker, way.cluster);
     let over = |cause| Failure::local(cause).because(Arc::clone(&cluster.key.service));
-    let policy = way.policy.retry(Some(cluster));
+    let policy = way.policy.retry(cluster);
     let mut retry = Retry::begin(policy, cluster, worker.now());
     let header = announced(cx, cluster);
     let hash = cluster.hashing.as_ref().and_then(|hashing| hashing.of_connection(cx.ends.peer.ip()));

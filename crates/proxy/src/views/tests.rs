@@ -30,13 +30,13 @@ fn changes(slice: &v1::EndpointSlice) -> [Change; 3] {
         ..Default::default()
     };
     let outlier_detection = Some(v1::OutlierDetection {
-        consecutive_5xx: 2,
+        consecutive_5xx: Some(2),
         base_ejection_time_ms: 30_000,
         max_ejection_time_ms: 300_000,
         max_ejection_percent: 50,
         interval_ms: 10_000,
-        shared: Some(v1::outlier_detection::Shared { observers: 2, percent: 50 }),
-        ..Default::default()
+        shared: Some(v1::outlier_detection::Shared { observers: 2, percent: Some(50) }),
+        ..v1::OutlierDetection::default()
     });
     let target = v1::policy::Target { kind: "Service".into(), name: "shop/a".into(), section: String::new() };
     let spec = v1::policy::Spec::Traffic(v1::TrafficPolicy { outlier_detection, ..Default::default() });

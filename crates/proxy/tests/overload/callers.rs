@@ -45,7 +45,7 @@ fn by_caller(spiffe_id: &str, priority: Priority, max_requests: u32) -> Change {
     let rule = PriorityRule { priority: priority.into(), from: vec![from], ..Default::default() };
     let spec = v1::Overload {
         adaptive_concurrency: Some(one()),
-        queue: Some(Queue { max_requests, ..LINE }),
+        queue: Some(Queue { max_requests: Some(max_requests), ..LINE }),
         priorities: vec![rule],
     };
     let traffic = v1::TrafficPolicy { overload: Some(spec), ..Default::default() };
@@ -57,7 +57,7 @@ async fn a_gateway_keeps_it_from_a_service_that_has_no_sidecars() {
     let app = app(0, Duration::ZERO).await;
     let mut gateway = Harness::start(Settings::default());
     let [service, endpoints] = alone_at(app.address);
-    let guarded = overload(one(), Queue { max_requests: 2, max_wait_ms: 60_000, ..LINE });
+    let guarded = overload(one(), Queue { max_requests: Some(2), max_wait_ms: 60_000, ..LINE });
     gateway.change([service, endpoints, guarded]).await;
     let mut to_reviews = rule(&[("reviews", 1)], vec![]);
     to_reviews.backends[0].service = "shop/reviews".into();
@@ -87,7 +87,7 @@ async fn a_gateway_keeps_it_from_a_service_that_has_no_sidecars() {
     assert_eq!(gateway.metric(SHED, &[SERVICE, "low", "queue_full"]), 1);
     assert_eq!(gateway.metric(SHED, &[SERVICE, "low", "preempted"]), 1);
     // What changes about a policy counts at once.
-    gateway.change([overload(one(), Queue { max_requests: 0, ..LINE })]).await;
+    gateway.change([overload(one(), Queue { max_requests: Some(0), ..LINE })]).await;
     let held = call(address, "held", "");
     gateway.wait_metric(IN_FLIGHT, &[SERVICE], 1).await;
     answered(call(address, "more", ""), "HTTP/1.1 503").await;
@@ -143,7 +143,7 @@ async fn on_the_outbound_side_the_own_workload_is_the_caller() {
 async fn where_there_are_sidecars_callers_leave_it_to_them() {
     let app = app(0, Duration::ZERO).await;
     let mut pair = Pair::start(app.address, AppProtocol::Http1).await;
-    pair.outbound.change([overload(one(), Queue { max_requests: 0, ..LINE })]).await;
+    pair.outbound.change([overload(one(), Queue { max_requests: Some(0), ..LINE })]).await;
     let calls = ["a", "b", "c"].map(|name| call(pair.proxy, name, ""));
     let all = async {
         while app.came.lock().len() < 3 {

@@ -95,11 +95,11 @@ const LEARNS: AdaptiveConcurrency = AdaptiveConcurrency {
     min_concurrency: 3,
     max_concurrency: 1_000,
     update_interval_ms: 100,
-    buffer_percent: 50,
+    buffer_percent: Some(50),
     min_rtt_interval_ms: 15_000,
-    jitter_percent: 15,
+    jitter_percent: Some(15),
 };
-const LINE: Queue = Queue { max_requests: 256, max_wait_ms: 500, target_ms: None, interval_ms: None };
+const LINE: Queue = Queue { max_requests: Some(256), max_wait_ms: 500, target_ms: 0, interval_ms: 0 };
 
 fn one() -> AdaptiveConcurrency {
     AdaptiveConcurrency { min_concurrency: 1, max_concurrency: 1, ..LEARNS }
@@ -136,7 +136,9 @@ async fn answered(call: JoinHandle<String>, start: &str) -> String {
 async fn what_is_too_much_waits_and_the_highest_priority_goes_first() {
     let app = app(0, Duration::ZERO).await;
     let mut pair = Pair::start(app.address, AppProtocol::Http1).await;
-    pair.inbound.change([overload(one(), Queue { max_requests: 2, max_wait_ms: 60_000, ..LINE })]).await;
+    pair.inbound
+        .change([overload(one(), Queue { max_requests: Some(2), max_wait_ms: 60_000, ..LINE })])
+        .await;
     let first = call(pair.proxy, "first", "low");
     in_flight(&pair, 1).await;
     let low = call(pair.proxy, "low", "low");
@@ -186,16 +188,16 @@ async fn patience_ends_and_who_left_has_no_place() {
 async fn a_caller_s_proxy_knows_that_it_was_the_load_and_ejects_nobody() {
     let app = app(0, Duration::ZERO).await;
     let mut pair = Pair::start(app.address, AppProtocol::Http1).await;
-    pair.inbound.change([overload(one(), Queue { max_requests: 0, ..LINE })]).await;
+    pair.inbound.change([overload(one(), Queue { max_requests: Some(0), ..LINE })]).await;
     let outlier = v1::OutlierDetection {
-        consecutive_5xx: 1,
+        consecutive_5xx: Some(1),
         base_ejection_time_ms: 60_000,
         max_ejection_percent: 100,
         max_ejection_time_ms: 60_000,
-        ..Default::default()
+        ..crate::support::rows_off()
     };
     let breaker = v1::CircuitBreaker {
-        window_calls: 2,
+        window: Some(v1::circuit_breaker::Window::WindowCalls(2)),
         minimum_calls: 2,
         failure_percent: 50,
         open_ms: 60_000,
@@ -226,7 +228,7 @@ async fn a_caller_s_proxy_knows_that_it_was_the_load_and_ejects_nobody() {
 async fn grpc_callers_are_told_in_their_terms() {
     let app = app(0, Duration::ZERO).await;
     let mut pair = Pair::start(app.address, AppProtocol::Http1).await;
-    pair.inbound.change([overload(one(), Queue { max_requests: 0, ..LINE })]).await;
+    pair.inbound.change([overload(one(), Queue { max_requests: Some(0), ..LINE })]).await;
     let _first = call(pair.proxy, "first", "");
     in_flight(&pair, 1).await;
     let grpc = "POST / HTTP/1.1\r\nHost: reviews\r\nContent-Type: application/grpc\r\nContent-Length: 0\r\n\
@@ -240,7 +242,7 @@ async fn grpc_callers_are_told_in_their_terms() {
 async fn what_one_instance_has_sent_away_another_takes_though_it_may_not_be_repeated() {
     let (held, free) = (app(0, Duration::ZERO).await, app(100, Duration::ZERO).await);
     let mut pair = Pair::start(held.address, AppProtocol::Http1).await;
-    pair.inbound.change([overload(one(), Queue { max_requests: 0, ..LINE })]).await;
+    pair.inbound.change([overload(one(), Queue { max_requests: Some(0), ..LINE })]).await;
     let first = call(pair.proxy, "first", "");
     in_flight(&pair, 1).await;
     let id = pair.reviews.id();

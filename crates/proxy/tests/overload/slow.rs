@@ -25,7 +25,7 @@ const IN_FLIGHT: &str = "meshwork_overload_requests_in_flight";
 async fn who_owes_the_rest_of_a_body_keeps_nobody_away_and_counts_when_it_has_come() {
     let app = app(0, Duration::ZERO).await;
     let (gateway, address) =
-        gateway_before(app.address, vec![overload(one(), Queue { max_requests: 0, ..LINE })]).await;
+        gateway_before(app.address, vec![overload(one(), Queue { max_requests: Some(0), ..LINE })]).await;
     let mut slow = TcpStream::connect(address).await.expect("it listens");
     let head = "POST /slow HTTP/1.1\r\nHost: reviews\r\nContent-Length: 4\r\nConnection: close\r\n\r\n";
     slow.write_all(head.as_bytes()).await.expect("it is open");
@@ -57,7 +57,7 @@ async fn who_has_waited_at_the_gate_has_the_policy_s_patience_behind_it() {
     let timeouts = Some(v1::Timeouts { stream_idle_ms: 200, ..Default::default() });
     let traffic = v1::TrafficPolicy { timeouts, ..Default::default() };
     let idle = policy("idle", "reviews", v1::policy::Spec::Traffic(traffic));
-    let guarded = overload(one(), Queue { max_wait_ms: 60_000, target_ms: Some(60_000), ..LINE });
+    let guarded = overload(one(), Queue { max_wait_ms: 60_000, target_ms: 60_000, ..LINE });
     let (gateway, address) = gateway_before(app.address, vec![guarded, idle]).await;
     let first = call(address, "first", "");
     gateway.wait_metric(IN_FLIGHT, &[SERVICE], 1).await;
@@ -134,7 +134,7 @@ async fn an_application_that_does_not_listen_keeps_its_limit() {
     let mut pair = Pair::start(closed, AppProtocol::Http1).await;
     pair.inbound.change([overload(LEARNS, LINE)]).await;
     // Who finds nobody there is not waited for.
-    let retry = Some(v1::Retry::default());
+    let retry = Some(crate::support::bare_retry());
     let once = v1::TrafficPolicy { retry, ..Default::default() };
     pair.outbound.change([policy("once", "reviews", v1::policy::Spec::Traffic(once))]).await;
     for number in 0..100 {
@@ -177,7 +177,7 @@ async fn a_copy_whose_body_is_owed_keeps_nobody_away() {
     let (main, copies) = (app(0, Duration::ZERO).await, app(0, Duration::ZERO).await);
     let mut gateway = Harness::at(&clock);
     gateway.service("main", AppProtocol::Http1, &[main.address]).await;
-    let guarded = overload(one(), Queue { max_requests: 0, ..LINE });
+    let guarded = overload(one(), Queue { max_requests: Some(0), ..LINE });
     gateway.change(alone_at(copies.address).into_iter().chain([guarded])).await;
     let address = gateway.route(vec![mirrored()]).await;
     let mut slow = TcpStream::connect(address).await.expect("it listens");

@@ -89,7 +89,7 @@ async fn poisoned(asked: Arc<AtomicUsize>) -> SocketAddr {
 #[tokio::test]
 async fn a_request_that_breaks_kept_connections_does_not_reach_every_endpoint() {
     const POISON: &[u8] = b"GET /poison HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n";
-    let none = v1::Retry { attempts: 0, ..Default::default() };
+    let none = v1::Retry { attempts: Some(0), ..crate::support::bare_retry() };
     // Once more on a new connection, since the kept one may have been closed, and once more as any that breaks.
     for (retry, most) in [(None, 3), (Some(none), 1)] {
         let asked = Arc::new(AtomicUsize::new(0));
@@ -152,7 +152,11 @@ async fn a_stale_connection_says_nothing_of_those_to_other_endpoints() {
 async fn a_stale_connection_in_between_does_not_lose_the_failure_that_is_repeated() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let upstream = listener.local_addr().unwrap();
-    let retry = v1::Retry { attempts: 3, on_reset: true, ..Default::default() };
+    let retry = v1::Retry {
+        attempts: Some(3),
+        on: Some(v1::retry::On { reset: true, ..Default::default() }),
+        ..crate::support::bare_retry()
+    };
     // Three failures of five calls open it.
     let breaker = v1::CircuitBreaker { minimum_calls: 5, ..opening_at_once() };
     let policy =

@@ -56,7 +56,7 @@ async fn retries_in_vain_end_and_begin_again_when_one_helps() {
     assert_eq!(asked.load(Ordering::SeqCst), 12 + 7);
 }
 
-const NO_RETRY: Option<v1::RetryBudget> = Some(v1::RetryBudget { percent: 0, min_per_second: 0 });
+const NO_RETRY: Option<v1::RetryBudget> = Some(v1::RetryBudget { percent: Some(0), min_per_second: Some(0) });
 
 /// What holds a repeat back is asked before the budget: a repeat that nobody sends costs nothing.
 #[tokio::test]
@@ -66,7 +66,8 @@ async fn a_repeat_that_is_held_back_takes_nothing_from_the_budget() {
     answers.extend([Some(BUSY), Some(BUSY), Some(OK), Some(BUSY)]);
     let (up, asked) = in_turn(answers.leak()).await;
     let mut policy = retry(1);
-    policy.retry.as_mut().unwrap().budget = Some(v1::RetryBudget { percent: 0, min_per_second: 1 });
+    policy.retry.as_mut().unwrap().budget =
+        Some(v1::RetryBudget { percent: Some(0), min_per_second: Some(1) });
     let held_back = v1::TrafficPolicy { admission_control: holding_back(), ..policy.clone() };
     let (mut harness, address) = gateway(AppProtocol::Http1, &[up.address], policy.clone()).await;
     assert_eq!(statuses(address, 9).await, ["200"; 9]);
@@ -86,7 +87,7 @@ async fn a_retry_that_is_repeated_takes_no_place_from_its_own_next_one() {
         let (up, asked) = in_turn(vec![Some(answer)].leak()).await;
         let limits = Some(v1::Limits { max_retries: 1, ..Default::default() });
         let mut policy = v1::TrafficPolicy { limits, ..retry(3) };
-        policy.retry.as_mut().unwrap().on_reset = true;
+        named(&mut policy).reset = true;
         let (harness, address) = gateway(AppProtocol::Http1, &[up.address], policy).await;
         assert_eq!(statuses(address, 1).await, ["503"]);
         let line = harness.lines(1).await.remove(0);
@@ -97,7 +98,12 @@ async fn a_retry_that_is_repeated_takes_no_place_from_its_own_next_one() {
 
 #[tokio::test]
 async fn what_nobody_has_seen_goes_elsewhere_also_where_the_budget_has_no_retry() {
-    let retry = v1::Retry { attempts: 2, on_connect_failure: true, budget: NO_RETRY, ..Default::default() };
+    let retry = v1::Retry {
+        attempts: Some(2),
+        on: Some(v1::retry::On { connect_failure: true, ..Default::default() }),
+        budget: NO_RETRY,
+        ..crate::support::bare_retry()
+    };
     let algorithm = v1::traffic_policy::Algorithm::RoundRobin.into();
     // A service that was never there is not waited for. Whose turn comes first is chance.
     for _ in 0..4 {
@@ -115,8 +121,13 @@ async fn what_goes_elsewhere_without_the_budget_counts_among_the_attempts() {
     for (attempts, percent, made, cause) in
         [(1, 0, 2, "retries_exhausted"), (3, 200, 4, "retries_exhausted"), (9, 0, 3, "retry_budget")]
     {
-        let budget = Some(v1::RetryBudget { percent, min_per_second: 0 });
-        let retry = v1::Retry { attempts, on_connect_failure: true, budget, ..Default::default() };
+        let budget = Some(v1::RetryBudget { percent: Some(percent), min_per_second: Some(0) });
+        let retry = v1::Retry {
+            attempts: Some(attempts),
+            on: Some(v1::retry::On { connect_failure: true, ..Default::default() }),
+            budget,
+            ..crate::support::bare_retry()
+        };
         let policy = v1::TrafficPolicy { retry: Some(retry), ..Default::default() };
         let nobody = [(); 5].map(|()| SocketAddr::from(([127, 0, 0, 1], support::free_port())));
         let (harness, address) = gateway(AppProtocol::Http1, &nobody, policy).await;
@@ -126,11 +137,16 @@ async fn what_goes_elsewhere_without_the_budget_counts_among_the_attempts() {
     }
 }
 
+/// What a policy repeats by name.
+fn named(policy: &mut v1::TrafficPolicy) -> &mut v1::retry::On {
+    policy.retry.as_mut().unwrap().on.as_mut().unwrap()
+}
+
 #[tokio::test]
 async fn an_answer_that_the_policy_names_pays_for_no_retry() {
     const MISSING: &[u8] = b"HTTP/1.1 404 Missing\r\ncontent-length: 0\r\n\r\n";
     let mut policy = retry(1);
-    policy.retry.as_mut().unwrap().status_codes = vec![404];
+    named(&mut policy).status_codes = vec![404];
     let (up, asked) = in_turn(&[Some(MISSING)]).await;
     let (_harness, address) = gateway(AppProtocol::Http1, &[up.address], policy).await;
     assert_eq!(statuses(address, 40).await, ["404"; 40]);
@@ -176,7 +192,11 @@ async fn a_repeat_that_is_refused_after_its_back_off_has_cost_nothing() {
     harness.service("web", AppProtocol::Http1, &[up.address]).await;
     let address = harness.route(vec![rule(&[("web", 1)], vec![])]).await;
     let breaker = v1::CircuitBreaker { open_ms: 1_000, max_open_ms: 1_000, ..opening_at_once() };
-    let retry = v1::Retry { attempts: 3, on_reset: true, ..Default::default() };
+    let retry = v1::Retry {
+        attempts: Some(3),
+        on: Some(v1::retry::On { reset: true, ..Default::default() }),
+        ..crate::support::bare_retry()
+    };
     let circuit_breaker = Some(breaker);
     let policy = v1::TrafficPolicy { retry: Some(retry), circuit_breaker, ..Default::default() };
     harness.change([traffic(policy)]).await;
@@ -250,7 +270,7 @@ async fn a_crowd_that_nobody_has_answered_yet_has_a_row_of_retries() {
         .await;
         let mut policy = retry(1);
         let said = policy.retry.as_mut().unwrap();
-        (said.backoff_base_ms, said.backoff_max_ms) = (400, 400);
+        (said.backoff_base_ms, said.backoff_max_ms) = (Some(400), Some(400));
         let (_harness, address) = gateway(AppProtocol::Http2, &[up.address], policy).await;
         let mut client = h2_client(address).await;
         for _ in 0..answered {
@@ -303,9 +323,10 @@ async fn a_second_attempt_that_has_won_has_helped_only_where_its_end_is_good() {
         let address = harness.route(vec![rule(&[("web", 1)], vec![])]).await;
         let delay = Some(v1::hedge::Delay::FixedMs(20));
         let mut policy = retry(0);
-        policy.retry.as_mut().unwrap().budget = Some(v1::RetryBudget { percent: 100, min_per_second: 0 });
+        policy.retry.as_mut().unwrap().budget =
+            Some(v1::RetryBudget { percent: Some(100), min_per_second: Some(0) });
         policy.algorithm = v1::traffic_policy::Algorithm::RoundRobin.into();
-        policy.hedge = Some(v1::Hedge { delay, least_ms: 1, budget_percent: 100 });
+        policy.hedge = Some(v1::Hedge { delay, least_ms: Some(1), budget_percent: 100 });
         harness.change([traffic(policy)]).await;
         let mut client = h2_client(address).await;
         for _ in 0..8 {

@@ -32,6 +32,27 @@ pub struct Harness {
     _dir: tempfile::TempDir,
 }
 
+/// A retry policy that says all: nothing is repeated by name, and nobody waits.
+pub fn bare_retry() -> v1::Retry {
+    v1::Retry {
+        attempts: Some(0),
+        on: Some(v1::retry::On::default()),
+        backoff_base_ms: Some(0),
+        backoff_max_ms: Some(0),
+        ..v1::Retry::default()
+    }
+}
+
+/// Outlier detection by no row of failures.
+pub fn rows_off() -> v1::OutlierDetection {
+    v1::OutlierDetection {
+        consecutive_5xx: Some(0),
+        consecutive_gateway_failure: Some(0),
+        consecutive_local_origin_failure: Some(0),
+        ..v1::OutlierDetection::default()
+    }
+}
+
 /// A rule that sends everything to these services (name, weight), with filters.
 pub fn rule(backends: &[(&str, u32)], filters: Vec<v1::Filter>) -> v1::Rule {
     let any = v1::Match {

@@ -41,11 +41,14 @@ pub async fn gateway_of(
 
 pub fn retry(attempts: u32, status_codes: &[u32]) -> v1::TrafficPolicy {
     let retry = v1::Retry {
-        attempts,
-        status_codes: status_codes.to_vec(),
-        on_reset: true,
-        on_connect_failure: true,
-        ..Default::default()
+        attempts: Some(attempts),
+        on: Some(v1::retry::On {
+            status_codes: status_codes.to_vec(),
+            reset: true,
+            connect_failure: true,
+            ..Default::default()
+        }),
+        ..crate::support::bare_retry()
     };
     v1::TrafficPolicy { retry: Some(retry), ..Default::default() }
 }

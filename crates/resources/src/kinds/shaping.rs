@@ -4,10 +4,11 @@ use super::grpc_status::GrpcStatus;
 use super::http_filter::HTTPHeader;
 use crate::codes;
 use crate::decode::duration::GatewayDuration;
+use crate::decode::overlay::{layered, words};
 use crate::decode::{Cx, choice, record};
 use crate::span::{Span, Spanned};
 
-record! {
+layered! {
     /// So many requests in a time, in each proxy.
     pub struct RateLimit {
         /// How many.
@@ -34,7 +35,7 @@ choice! {
     }
 }
 
-record! {
+layered! {
     /// What is done to some requests. Of each kind it is drawn by itself whether it happens.
     pub struct FaultInjection {
         /// Only to requests that have all of these header fields.
@@ -48,7 +49,7 @@ record! {
     }
 }
 
-record! {
+layered! {
     /// A time before a request is sent on.
     pub struct FaultDelay {
         /// So many of a hundred; all when neither this nor `fraction` is there.
@@ -58,9 +59,10 @@ record! {
         /// How long.
         pub time: Spanned<GatewayDuration>,
     }
+    one_of { [percent] [fraction] }
 }
 
-record! {
+layered! {
     /// An answer instead of sending a request on: one of the two statuses.
     pub struct FaultAbort {
         /// So many of a hundred; all when neither this nor `fraction` is there.
@@ -73,9 +75,11 @@ record! {
         /// it.
         pub grpc_status: Option<GrpcStatus> as "grpcStatus",
     }
+    one_of { [percent] [fraction] }
+    one_of { [http_status] [grpc_status] }
 }
 
-record! {
+layered! {
     /// How fast a response's body comes.
     pub struct FaultBandwidth {
         /// So many of a hundred; all when neither this nor `fraction` is there.
@@ -85,6 +89,7 @@ record! {
         /// Kibibytes per second.
         pub kib_per_second: u32 as "kibPerSecond" [1..=4_194_303],
     }
+    one_of { [percent] [fraction] }
 }
 
 record! {
@@ -96,6 +101,8 @@ record! {
         pub denominator: Option<u32> [1..=u32::MAX.into()],
     }
 }
+
+words!(RateLimitMode, Fraction, GrpcStatus);
 
 impl RateLimit {
     pub(super) fn validate(&self, span: Span, cx: &mut Cx) {

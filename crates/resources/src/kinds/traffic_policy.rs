@@ -17,10 +17,12 @@ use crate::codes;
 use crate::decode::duration::GatewayDuration;
 use crate::decode::fields::{list, nearest, shorten};
 use crate::decode::node::{Node, Value};
-use crate::decode::{Cx, Decode, choice, record};
+use crate::decode::overlay::{Overlay, layered, words};
+use crate::decode::{Cx, Decode, choice};
+use crate::diagnostic::Diagnostic;
 use crate::kinds::{Body, in_spec};
-use crate::object::{ObjectKind, ObjectMeta};
-use crate::span::Spanned;
+use crate::object::{Object, ObjectKind, ObjectMeta};
+use crate::span::{Span, Spanned};
 
 pub use admission_control::AdmissionControl;
 pub use circuit_breaker::{BreakerMode, BreakerScope, BreakerWindow, CircuitBreaker, SlowCalls};
@@ -34,7 +36,7 @@ pub use load_balancer::{
 pub use overload::{AdaptiveConcurrency, Overload, OverloadPriority, OverloadQueue, PriorityRule};
 pub use slow_start::{Aggression, SlowStart};
 
-record! {
+layered! {
     /// How calls to a target behave. What is absent is said by a policy of a less specific target, or by the default.
     pub struct TrafficPolicy {
         /// What it is attached to.
@@ -71,7 +73,7 @@ record! {
     }
 }
 
-record! {
+layered! {
     /// How much may be under way to a service, in each proxy.
     pub struct TrafficLimits {
         /// Connections.
@@ -87,7 +89,7 @@ record! {
     }
 }
 
-record! {
+layered! {
     /// How much may be under way to one endpoint of a service, in each proxy.
     pub struct EndpointLimits {
         /// Connections.
@@ -100,7 +102,7 @@ record! {
     }
 }
 
-record! {
+layered! {
     /// When an endpoint is left out for a while, until one request has tried it. The names are Envoy's.
     pub struct OutlierDetection {
         /// After so many failures in a row; 5 when absent, 0: never by these.
@@ -131,7 +133,7 @@ record! {
     }
 }
 
-record! {
+layered! {
     /// When ejections count for everybody: when both hold.
     pub struct SharedEjection {
         /// So many have ejected the endpoint; 2 when absent. One alone never suffices.
@@ -141,7 +143,7 @@ record! {
     }
 }
 
-record! {
+layered! {
     /// When an endpoint succeeds less often than the fleet does.
     pub struct OutlierSuccessRate {
         /// So many endpoints must have been asked enough; 5 when absent.
@@ -153,7 +155,7 @@ record! {
     }
 }
 
-record! {
+layered! {
     /// When an endpoint fails too often.
     pub struct OutlierFailurePercentage {
         /// Percent of attempts; 85 when absent.
@@ -165,7 +167,7 @@ record! {
     }
 }
 
-record! {
+layered! {
     /// Whether a failed attempt is repeated.
     pub struct TrafficRetry {
         /// How often after the first attempt.
@@ -182,7 +184,7 @@ record! {
     }
 }
 
-record! {
+layered! {
     /// How long to wait between attempts: a random time that grows from `base` to `max`.
     pub struct Backoff {
         /// Before the first retry.
@@ -192,7 +194,7 @@ record! {
     }
 }
 
-record! {
+layered! {
     /// How many retries there may be in relation to requests: the larger of the two. As long as retries do not help, there
     /// are few whatever it says: after five in a row that ended badly, one for three attempts that ended well and one for
     /// fifty retries that were refused, until one helps.
@@ -204,7 +206,7 @@ record! {
     }
 }
 
-record! {
+layered! {
     /// How long things may take.
     pub struct TrafficTimeouts {
         /// A request, all attempts included. Not on layer 4.
@@ -233,6 +235,8 @@ choice! {
         Accept = "Accept",
     }
 }
+
+words!(CallerDeadline, ProxyProtocolVersion);
 
 /// A failure after which an attempt may be repeated. The words are Envoy's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -335,6 +339,12 @@ impl TrafficTimeouts {
     }
 }
 
+/// Tells the paths of all that a policy can say.
+#[cfg(test)]
+pub(crate) fn traffic_fields(tell: &mut dyn FnMut(&str)) {
+    <TrafficPolicy as Overlay>::fields("", tell);
+}
+
 /// Where traffic policies can be attached.
 const TARGETS: [ObjectKind; 4] =
     [ObjectKind::Service, ObjectKind::HTTPRoute, ObjectKind::Gateway, ObjectKind::Namespace];
@@ -346,6 +356,64 @@ impl Body for TrafficPolicy {
         target::validate(&self.target_refs, &TARGETS, meta, cx);
         self.validate_proxy_protocol(cx);
         self.validate_scope(cx);
+        if let Some(breaker) = &self.circuit_breaker {
+            circuit_breaker::validate_scope(breaker, &self.target_refs, cx);
+        }
+        self.validate_shaping_scope(cx);
+        self.agree(cx);
+    }
+}
+
+impl TrafficPolicy {
+    /// This policy with what a wider one says of what this does not say. What that one says beside an algorithm that is
+    /// another one here has no meaning any more; so it is with what goes by failures that are not told apart here.
+    #[must_use]
+    pub fn over(&self, wider: &Self) -> Self {
+        let mut wider = wider.clone();
+        let own = self.load_balancer.as_ref().and_then(|balancer| balancer.algorithm);
+        if let (Some(algorithm), Some(balancer)) = (own, &mut wider.load_balancer) {
+            balancer.inner.keep_what_fits(algorithm);
+        }
+        let own = self.outlier_detection.as_ref();
+        if let Some(outlier) = &mut wider.outlier_detection
+            && own.is_some_and(|own| own.split_external_local_origin_errors == Some(false))
+        {
+            outlier.consecutive_local_origin_failure = None;
+        }
+        Overlay::over(self, &wider)
+    }
+
+    /// The same policy as far as it is about requests: what is said of them by whatever is on their way.
+    #[must_use]
+    pub fn of_requests(&self) -> Self {
+        Self {
+            load_balancer: None,
+            limits: None,
+            outlier_detection: None,
+            health_check: None,
+            circuit_breaker: None,
+            proxy_protocol: None,
+            admission_control: None,
+            overload: None,
+            ..self.clone()
+        }
+    }
+
+    /// What does not fit together in this policy laid over wider ones, the narrowest first: each of them is good by
+    /// itself. `object`: the one that says this, where it is told.
+    #[must_use]
+    pub fn contradictions(&self, object: &Object, wider: &[&Self]) -> Vec<Diagnostic> {
+        let start = Span { line: object.source.line, column: object.source.column, len: 0 };
+        let mut wider = wider.iter();
+        let Some(first) = wider.next().map(|first| (*first).clone()) else { return Vec::new() };
+        let merged = wider.fold(first, |merged, wider| merged.over(wider));
+        let mut cx = Cx::new(&object.source.file, start);
+        self.over(&merged.placed(start)).agree(&mut cx);
+        cx.found
+    }
+
+    /// What is said fits together, whatever it is said of.
+    fn agree(&self, cx: &mut Cx) {
         self.validate_outlier_detection(cx);
         if let Some(balancer) = &self.load_balancer {
             load_balancer::validate(balancer, cx);
@@ -354,7 +422,7 @@ impl Body for TrafficPolicy {
             health_check::validate(check, cx);
         }
         if let Some(breaker) = &self.circuit_breaker {
-            circuit_breaker::validate(breaker, &self.target_refs, cx);
+            circuit_breaker::validate(breaker, cx);
         }
         if let Some(admission) = &self.admission_control {
             admission_control::validate(admission, cx);
@@ -362,7 +430,8 @@ impl Body for TrafficPolicy {
         if let Some(overload) = &self.overload {
             overload::validate(overload, cx);
         }
-        self.validate_shaping(cx);
+        self.rate_limit.iter().for_each(|limit| limit.validate(limit.span, cx));
+        self.fault_injection.iter().for_each(|fault| fault.validate(fault.span, cx));
         self.validate_says_something(cx);
         self.hedge.iter().for_each(|hedge| hedge::validate(hedge, cx));
         let Some(retry) = &self.retry else { return };
@@ -411,9 +480,7 @@ impl TrafficPolicy {
     }
 
     /// A namespace has many services, and none of them alone has such a limit or such a fault.
-    fn validate_shaping(&self, cx: &mut Cx) {
-        self.rate_limit.iter().for_each(|limit| limit.validate(limit.span, cx));
-        self.fault_injection.iter().for_each(|fault| fault.validate(fault.span, cx));
+    fn validate_shaping_scope(&self, cx: &mut Cx) {
         let Some(namespace) =
             self.target_refs.iter().find(|target| target.object_kind() == Some(ObjectKind::Namespace))
         else {

@@ -73,11 +73,11 @@ impl World {
     fn new(algorithm: v1::traffic_policy::Algorithm, endpoints: Vec<v1::Endpoint>) -> Self {
         let slow_start = v1::SlowStart { window_ms: 60_000, aggression: 1_000, min_weight_percent: 10 };
         let outlier = v1::OutlierDetection {
-            consecutive_5xx: 1,
+            consecutive_5xx: Some(1),
             base_ejection_time_ms: 1_000,
             max_ejection_time_ms: 1_000,
             max_ejection_percent: 100,
-            ..Default::default()
+            ..crate::tests::rows_off()
         };
         let traffic = v1::TrafficPolicy {
             algorithm: algorithm.into(),

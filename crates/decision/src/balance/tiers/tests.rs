@@ -150,7 +150,7 @@ fn failover(prefer: Prefer, priorities: &[&str]) -> v1::TrafficPolicy {
         prefer: prefer.into(),
         priorities: priorities.iter().map(labels).collect(),
         overprovisioning_factor: 140,
-        panic_threshold: 50,
+        panic_threshold: Some(50),
     };
     let load_balancer = Some(v1::LoadBalancer { failover: Some(failover), ..Default::default() });
     v1::TrafficPolicy { load_balancer, ..Default::default() }
@@ -385,8 +385,8 @@ fn a_breaker_that_only_observes_moves_nobody_to_another_tier() {
     for (mode, stays) in [(Mode::Observe, true), (Mode::Enforce, false)] {
         let breaker = v1::CircuitBreaker {
             mode: mode.into(),
-            per_endpoint: true,
-            window_calls: 10,
+            per_endpoint: Some(true),
+            window: Some(v1::circuit_breaker::Window::WindowCalls(10)),
             minimum_calls: 1,
             failure_percent: 50,
             open_ms: 60_000,

@@ -18,7 +18,7 @@ const NOW: Tick = Tick::from_nanos(1_000_000_000);
 
 fn breaking(minimum_calls: u32) -> v1::TrafficPolicy {
     let breaker = v1::CircuitBreaker {
-        window_calls: 10,
+        window: Some(v1::circuit_breaker::Window::WindowCalls(10)),
         minimum_calls,
         failure_percent: 50,
         open_ms: 1_000,
@@ -180,7 +180,7 @@ fn a_route_of_a_service_has_one_too() {
 #[test]
 fn one_that_is_about_endpoints_is_none_of_a_route() {
     let mut said = breaking(1);
-    said.circuit_breaker.as_mut().unwrap().per_endpoint = true;
+    said.circuit_breaker.as_mut().unwrap().per_endpoint = Some(true);
     let wide = traffic("p/wide", at("HTTPRoute", "app/r", ""), said);
     let snapshot = build(&mut SnapshotBuilder::new(), world().into_iter().chain([wide]));
     assert_eq!(of(&snapshot, "/one"), None);

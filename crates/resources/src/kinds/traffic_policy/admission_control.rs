@@ -3,11 +3,12 @@
 use super::overload::{PriorityRule, validate_priorities};
 use super::slow_start::Aggression;
 use crate::codes;
+use crate::decode::Cx;
 use crate::decode::duration::GatewayDuration;
-use crate::decode::{Cx, record};
+use crate::decode::overlay::layered;
 use crate::span::Spanned;
 
-record! {
+layered! {
     /// How many calls to a service each caller refuses itself when too few of them succeed. The names and the defaults are
     /// Envoy's.
     pub struct AdmissionControl {

@@ -2,12 +2,13 @@
 
 use crate::codes;
 use crate::decode::duration::GatewayDuration;
-use crate::decode::{Cx, choice, record};
+use crate::decode::overlay::{layered, words};
+use crate::decode::{Cx, choice};
 use crate::kinds::target::PolicyTarget;
 use crate::object::ObjectKind;
 use crate::span::Spanned;
 
-record! {
+layered! {
     /// When a service, or by a route, is not called for a while, since it mostly fails or has become too slow.
     pub struct CircuitBreaker {
         /// What each breaker is about; when absent `Service` for services and namespaces, and `Route` for routes.
@@ -58,7 +59,7 @@ choice! {
     }
 }
 
-record! {
+layered! {
     /// The calls that a circuit breaker looks at: one of the two.
     pub struct BreakerWindow {
         /// The last so many.
@@ -66,9 +67,10 @@ record! {
         /// Those of this time.
         pub time: Option<GatewayDuration>,
     }
+    one_of { [calls] [time] }
 }
 
-record! {
+layered! {
     /// Calls that take too long.
     pub struct SlowCalls {
         /// Longer than this to the head of the response.
@@ -78,8 +80,9 @@ record! {
     }
 }
 
-pub(super) fn validate(breaker: &Spanned<CircuitBreaker>, targets: &[Spanned<PolicyTarget>], cx: &mut Cx) {
-    validate_scope(breaker, targets, cx);
+words!(BreakerScope, BreakerMode);
+
+pub(super) fn validate(breaker: &Spanned<CircuitBreaker>, cx: &mut Cx) {
     if let Some(window) = &breaker.window {
         let wrong = match (window.calls, window.time) {
             (Some(_), Some(_)) => Some(("has both `calls` and `time`", "remove one of the two")),
@@ -130,7 +133,7 @@ fn validate_minimum(breaker: &CircuitBreaker, cx: &mut Cx) {
 }
 
 /// What it is about must be what the policy is attached to.
-fn validate_scope(breaker: &CircuitBreaker, targets: &[Spanned<PolicyTarget>], cx: &mut Cx) {
+pub(super) fn validate_scope(breaker: &CircuitBreaker, targets: &[Spanned<PolicyTarget>], cx: &mut Cx) {
     for target in targets {
         let fits: &[BreakerScope] = match target.object_kind() {
             Some(ObjectKind::Service | ObjectKind::Namespace) => {

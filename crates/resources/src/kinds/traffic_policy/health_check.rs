@@ -2,12 +2,13 @@
 
 use crate::codes;
 use crate::decode::duration::GatewayDuration;
+use crate::decode::overlay::{layered, words};
 use crate::decode::text::PreciseHostname;
 use crate::decode::{Cx, record};
 use crate::kinds::http_match::HTTPMethod;
 use crate::span::Spanned;
 
-record! {
+layered! {
     /// How endpoints are asked whether they serve: one of `http`, `tcp` and `grpc`. Every proxy that calls the service asks
     /// each of its endpoints, at once when it hears of it and then at intervals. The names are Envoy's.
     pub struct HealthCheck {
@@ -30,9 +31,10 @@ record! {
         /// The interval until the service is called for the first time; `interval` when absent.
         pub no_traffic_interval: Option<Spanned<GatewayDuration>> as "noTrafficInterval",
     }
+    one_of { [http] [tcp] [grpc] }
 }
 
-record! {
+layered! {
     /// A request.
     pub struct HttpHealthCheck {
         /// Path and query.
@@ -56,7 +58,7 @@ record! {
     }
 }
 
-record! {
+layered! {
     /// A connection. Where nothing else is said, that it can be made is all.
     pub struct TcpHealthCheck {
         /// What is sent.
@@ -66,13 +68,15 @@ record! {
     }
 }
 
-record! {
+layered! {
     /// A question to gRPC's health service.
     pub struct GrpcHealthCheck {
         /// The service that is asked about; the whole server when absent.
         pub service: Option<String>,
     }
 }
+
+words!(PreciseHostname, HTTPMethod);
 
 pub(super) fn validate(check: &Spanned<HealthCheck>, cx: &mut Cx) {
     let kinds = [check.http.is_some(), check.tcp.is_some(), check.grpc.is_some()];

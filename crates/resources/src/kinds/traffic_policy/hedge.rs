@@ -1,11 +1,12 @@
 //! When a request is sent a second time beside the first.
 
 use crate::codes;
+use crate::decode::Cx;
 use crate::decode::duration::GatewayDuration;
-use crate::decode::{Cx, record};
+use crate::decode::overlay::layered;
 use crate::span::Spanned;
 
-record! {
+layered! {
     /// A request that takes longer than this is sent to a second endpoint too, and the first good answer counts: `delay`
     /// or `delayPercentile`. Only what may be repeated. Not on layer 4.
     pub struct Hedge {
@@ -19,6 +20,7 @@ record! {
         /// `retry` besides.
         pub budget_percent: Option<u32> as "budgetPercent" [1..=100],
     }
+    one_of { [delay] [delay_percentile, min_delay] }
 }
 
 pub(super) fn validate(hedge: &Spanned<Hedge>, cx: &mut Cx) {

@@ -5,11 +5,12 @@ use std::collections::BTreeMap;
 use super::slow_start::{self, SlowStart};
 use crate::codes;
 use crate::decode::duration::GatewayDuration;
+use crate::decode::overlay::{layered, words};
 use crate::decode::{Cx, choice, record};
 use crate::kinds::label_selector;
 use crate::span::{Span, Spanned};
 
-record! {
+layered! {
     /// Which endpoint is called.
     pub struct LoadBalancer {
         /// The rule of choice; `PeakEwma` when nobody says one.
@@ -29,7 +30,7 @@ record! {
     }
 }
 
-record! {
+layered! {
     /// Each proxy calls a part of the endpoints, drawn by its identity: for fleets so large that not every proxy can have
     /// a connection to every endpoint.
     pub struct Subsetting {
@@ -56,11 +57,11 @@ choice! {
     }
 }
 
-record! {
+layered! {
     /// Who goes first, and when others help.
     pub struct Failover {
-        /// How far nearness to the proxy is looked at.
-        pub prefer: FailoverPreference = FailoverPreference::Zone,
+        /// How far nearness to the proxy is looked at; `Zone` when absent.
+        pub prefer: Option<FailoverPreference>,
         /// Labels of who goes first, who comes second, and so on, before nearness; who has none of them comes last.
         pub priorities: Vec<FailoverPriority> [0..=16],
         /// Percent of its part that each priority, zone or region is taken to be able to carry: 140 when absent, so that it
@@ -121,6 +122,20 @@ choice! {
         QueryParameter = "QueryParameter",
         /// The caller's IP address.
         SourceAddress = "SourceAddress",
+    }
+}
+
+words!(LoadBalancerAlgorithm, FailoverPreference);
+
+impl LoadBalancer {
+    /// Leaves out what has no meaning for an algorithm.
+    pub(super) fn keep_what_fits(&mut self, algorithm: LoadBalancerAlgorithm) {
+        if algorithm.is_hashing() {
+            (self.slow_start, self.subsetting) = (None, None);
+        } else {
+            self.hash_policy.clear();
+            self.hash_balance_factor = None;
+        }
     }
 }
 

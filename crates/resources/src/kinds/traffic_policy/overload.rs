@@ -2,12 +2,13 @@
 
 use crate::codes;
 use crate::decode::duration::GatewayDuration;
+use crate::decode::overlay::layered;
 use crate::decode::{Cx, choice, record};
 use crate::kinds::authorization_policy::{AuthorizationFrom, AuthorizationTo};
 use crate::kinds::http_filter::HTTPHeader;
 use crate::span::{Span, Spanned};
 
-record! {
+layered! {
     /// What keeps an application from more than it can do. It is decided by the sidecar beside each instance, and by each
     /// proxy that calls a service without sidecars.
     pub struct Overload {
@@ -21,7 +22,7 @@ record! {
     }
 }
 
-record! {
+layered! {
     /// How many requests an instance gets at once. The names are Envoy's where it has them.
     pub struct AdaptiveConcurrency {
         /// Never less; 3 when absent.
@@ -39,7 +40,7 @@ record! {
     }
 }
 
-record! {
+layered! {
     /// How requests wait that come beyond what an instance gets at once.
     pub struct OverloadQueue {
         /// So many at most; 256 when absent, 0: nobody waits.

@@ -2,10 +2,11 @@
 
 use crate::codes;
 use crate::decode::duration::GatewayDuration;
-use crate::decode::{Cx, Decode, Node, Value, record};
+use crate::decode::overlay::{layered, words};
+use crate::decode::{Cx, Decode, Node, Value};
 use crate::span::Spanned;
 
-record! {
+layered! {
     /// How an endpoint that has just begun, or is back, gets a share that grows to its weight. The names are Envoy's.
     /// Not for `RingHash` and `Maglev`: where a hash leads does not hang on time.
     pub struct SlowStart {
@@ -21,6 +22,8 @@ record! {
 /// How a share grows: a number from 0.001 to 1000, of which thousandths count.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Aggression(u32);
+
+words!(Aggression);
 
 impl Aggression {
     /// In thousandths.

@@ -118,7 +118,7 @@ impl<'a, 'h> Second<'a, 'h> {
             facts: facts(attempts, head, deadlines),
             is_grpc: journey.is_grpc(),
             first: attempts.endpoint.as_ref().map(|endpoint| endpoint.id),
-            retries: policy.retry(Some(cluster)).map_or(RetryBudget::DEFAULT, |retry| retry.budget),
+            retries: policy.retry(cluster).map_or(RetryBudget::DEFAULT, |retry| retry.budget),
             connect_timeout: attempts.connect_timeout(),
             attempt_timeout: attempts.attempt_timeout(),
             reasons: journey.told().is_some().then(Explanation::default),
