@@ -85,7 +85,7 @@ pub(crate) fn run(arguments: Arguments) -> Outcome {
             common,
         } = arguments;
         let flags = Flags { common, listen, traces, traffic };
-        let metrics = MetricsRegistry::default();
+        let metrics = MetricsRegistry::new(flags.common.max_metric_series);
         let open = |routes| Admin::open(&flags.listen, &addresses, &metrics, log, routes);
         let parts = match (control_plane, resources) {
             (Some(control_plane), _) => {

@@ -113,7 +113,7 @@ impl Process {
         let log = init_logging(common.log_format, &common.log)?;
         let drain = Drain::new(common.drain_timeout);
         let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
-        let metrics = MetricsRegistry::default();
+        let metrics = MetricsRegistry::new(common.max_metric_series);
         metrics.set_info(&inventory::BUILD_INFO, &[env!("CARGO_PKG_VERSION"), role]);
         Ok(Self { common, listen_address, role, log, clock, metrics, drain })
     }

@@ -65,7 +65,7 @@ pub(crate) fn run(arguments: Arguments) -> Outcome {
         args.token_file =
             token_file(&api, (&platform, &common.data_dir), args.token_file.clone(), who, clock.wall())
                 .await?;
-        let metrics = MetricsRegistry::default();
+        let metrics = MetricsRegistry::new(common.max_metric_series);
         let parts = Parts { common, args, instance, address, log: Some(log), clock, metrics };
         Ok::<_, Box<dyn std::error::Error>>(meshwork_sidecar::run(parts).await?)
     })?;

@@ -146,3 +146,28 @@ fn the_access_log_goes_on_in_a_new_file_after_sighup() {
     assert_eq!(curl.get(&[&gateway.url("/ok?new")]).status, 200);
     assert_eq!(gateway.log(1)[0]["path"], "/ok?new");
 }
+
+#[test]
+fn each_of_fifteen_services_has_its_latency_unless_fewer_series_are_asked_for() {
+    let upstream = Upstream::start("web");
+    let names: Vec<String> = (0..15).map(|number| format!("s{number}")).collect();
+    let rule = |name: &String| {
+        format!(
+            "\n  - matches: [{{path: {{value: /{name}}}}}]\n    backendRefs: [{{name: {name}, port: 80}}]"
+        )
+    };
+    let rules: String = names.iter().map(rule).collect();
+    let services: String = names.iter().map(|name| yaml::service(name, &[upstream.address])).collect();
+    let files = [yaml::EDGE, &yaml::route("all", &rules), &services].concat();
+    for (arguments, all_are_known) in [(&[][..], true), (&["--max-metric-series", "300"], false)] {
+        let gateway = Gateway::start_at(address(), &[("all.yaml", &files)], arguments);
+        for name in &names {
+            assert_eq!(get(gateway.at(HTTP), &format!("/{name}")).expect("an answer").0, 200);
+        }
+        let all =
+            sums(&scrape(&gateway), "istio_request_duration_milliseconds_count", "destination_service_name");
+        assert_eq!(all.values().sum::<u64>(), 15);
+        let known = all.keys().filter(|name| names.contains(name)).count();
+        assert!(if all_are_known { known == 15 } else { (1..10).contains(&known) }, "{all:?}");
+    }
+}

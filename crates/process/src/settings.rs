@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::{Arg, ArgAction, ArgMatches, Args, Command};
-use meshwork_telemetry::{AccessLogTarget, LogFormat};
+use meshwork_telemetry::{AccessLogTarget, DEFAULT_MAX_SERIES, LogFormat};
 use serde::Deserialize;
 use serde::de::{Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_saphyr::Spanned;
@@ -47,6 +47,10 @@ pub struct CommonArgs {
     /// Where the access log goes: stdout, off or a file
     #[arg(long, value_name = "TARGET", env = "MESHWORK_ACCESS_LOG", default_value = "stdout", value_parser = access_log)]
     pub access_log: AccessLogTarget,
+
+    /// Time series of requests and connections that are exported at most; what is beyond is counted under `other`
+    #[arg(long, value_name = "N", env = "MESHWORK_MAX_METRIC_SERIES", default_value_t = DEFAULT_MAX_SERIES)]
+    pub max_metric_series: usize,
 
     /// How the process log on stderr is written: text or json
     #[arg(long, value_name = "FORMAT", env = "MESHWORK_LOG_FORMAT", default_value = "text", value_parser = log_format)]

@@ -24,8 +24,8 @@ pub mod trace;
 pub use access_log::{AccessLogError, AccessLogSink, AccessLogTarget, AccessLogWriter};
 pub use logging::{LogFormat, LogHandle, LoggingError, init_logging};
 pub use metrics::{
-    Counter, Durations, Format, Gauge, MetricsRegistry, RequestLabels, RequestSeries, Samples, ServiceTally,
-    StreamSeries, WorkerCounter, WorkerGauge, WorkerMetrics,
+    Counter, DEFAULT_MAX_SERIES, Durations, Format, Gauge, MetricsRegistry, RequestLabels, RequestSeries,
+    Samples, ServiceTally, StreamSeries, WorkerCounter, WorkerGauge, WorkerMetrics,
 };
 pub use record::{Phase, Protocol, Record, RequestText, TraceId, grpc_name, is_grpc_failure};
 pub use trace::{Copied, Sampler, SpanId, TraceContext, TraceResource, Traced, Tracer};

@@ -6,6 +6,7 @@
 mod cells;
 mod durations;
 mod exposition;
+mod idle;
 mod procfs;
 mod requests;
 mod sources;
@@ -16,8 +17,10 @@ use std::cell::RefCell;
 use std::collections::HashMap;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::Mutex;
+use tokio::time::Instant;
 
 pub use cells::{Counter, Gauge, WorkerCounter, WorkerGauge};
 pub use durations::Durations;
@@ -34,8 +37,9 @@ use requests::RequestTable;
 use sources::Source;
 use streams::StreamTable;
 
-/// Time series a process exports at most unless it is told otherwise.
-pub const DEFAULT_MAX_SERIES: usize = 600;
+/// Time series of requests and connections that a process exports at most unless it is told otherwise: latency for some
+/// 450 pairs of a service and an outcome. They are there once somebody has counted under them, and cost some 50 bytes each.
+pub const DEFAULT_MAX_SERIES: usize = 20_000;
 
 /// Every number of this process. Cheap to clone; clones share.
 #[derive(Clone)]
@@ -43,6 +47,8 @@ pub struct MetricsRegistry {
     shared: Arc<Mutex<Families>>,
     sources: Arc<Mutex<Vec<Source>>>,
     folded: Counter,
+    /// Begins anew when series were let go of: cells of the one before may be exported no more.
+    era: Arc<AtomicU64>,
 }
 
 impl std::fmt::Debug for MetricsRegistry {
@@ -82,8 +88,9 @@ impl Default for MetricsRegistry {
 }
 
 impl MetricsRegistry {
-    /// A registry that exports at most about `max_series` time series; label sets of requests beyond that are
-    /// counted together, under `other`, and `meshwork_metric_series_folded_total` says how many.
+    /// A registry that exports at most about `max_series` time series of requests and connections; label sets beyond that
+    /// are counted together, under `other`, and `meshwork_metric_series_folded_total` says how many. When that happens, those
+    /// give up their room under which nothing was counted for a quarter of an hour.
     #[must_use]
     pub fn new(max_series: usize) -> Self {
         let families = Families {
@@ -96,7 +103,7 @@ impl MetricsRegistry {
         };
         let shared = Arc::new(Mutex::new(families));
         let folded = Counter(shared.lock().cell(&inventory::SERIES_FOLDED, &[]));
-        Self { shared, sources: Arc::default(), folded }
+        Self { shared, sources: Arc::default(), folded, era: Arc::default() }
     }
 
     /// The metrics of one more worker; stays on the worker's thread.
@@ -164,9 +171,22 @@ impl MetricsRegistry {
     /// All metrics as text, the process's own (`process_*`) included.
     #[must_use]
     pub fn render(&self, format: Format) -> String {
+        self.render_at(format, Instant::now())
+    }
+
+    fn render_at(&self, format: Format, now: Instant) -> String {
         // Before the lock: a source takes locks of its own.
         let told = Samples::of(&self.sources.lock());
-        exposition::render(&self.shared.lock(), &told, format)
+        let mut families = self.shared.lock();
+        if families.make_room(now) {
+            self.era.fetch_add(1, Ordering::Relaxed);
+        }
+        exposition::render(&families, &told, format)
+    }
+
+    /// Cells of another era are to be asked for anew.
+    fn era(&self) -> u64 {
+        self.era.load(Ordering::Relaxed)
     }
 }
 

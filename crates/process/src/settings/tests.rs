@@ -61,15 +61,17 @@ fn without_a_file_the_defaults_hold() {
     let common = gateway(&["--resources", "x"], None).unwrap().common;
     assert_eq!(common.drain_timeout, Duration::from_secs(30));
     assert_eq!(common.access_log, AccessLogTarget::Stdout);
+    assert_eq!(common.max_metric_series, meshwork_telemetry::DEFAULT_MAX_SERIES);
     assert!(common.worker_count() >= 1);
 }
 
 #[test]
 fn a_file_sets_any_flag_and_a_flag_beats_it() {
-    let yaml = "workers: 3\ndrain-timeout: 1m30s\nstrict: true\nresources: [a, b]\nlisten-address: ::1\nlog: 'info'\n";
+    let yaml = "workers: 3\ndrain-timeout: 1m30s\nmax-metric-series: 50\nstrict: true\nresources: [a, b]\nlisten-address: ::1\nlog: 'info'\n";
     let from_file = gateway(&[], Some(yaml)).unwrap();
     assert_eq!(from_file.common.worker_count(), 3);
     assert_eq!(from_file.common.drain_timeout, Duration::from_secs(90));
+    assert_eq!(from_file.common.max_metric_series, 50);
     assert_eq!(from_file.listen.listen_address, IpAddr::from([0, 0, 0, 0, 0, 0, 0, 1]));
     assert_eq!(from_file.resources, [PathBuf::from("a"), PathBuf::from("b")]);
     assert!(from_file.strict);

@@ -156,11 +156,8 @@ impl Text {
             return;
         }
         self.header(&inventory::REQUESTS);
-        let counts: BTreeMap<String, u64> = table
-            .counts
-            .iter()
-            .map(|(key, cells)| (request_labels(key), cells.values().map(|c| c.get()).sum()))
-            .collect();
+        let counts: BTreeMap<String, u64> =
+            table.counts.iter().map(|(key, counted)| (request_labels(key), counted.sum())).collect();
         for (labels, sum) in &counts {
             self.sample(inventory::REQUESTS.name, labels, sum);
         }
@@ -207,7 +204,9 @@ impl Text {
                 .streams
                 .0
                 .iter()
-                .map(|(key, cells)| (stream_labels(key), cells.values().map(|c| number(c).get()).sum()))
+                .map(|(key, counted)| {
+                    (stream_labels(key), counted.cells.values().map(|c| number(c).get()).sum())
+                })
                 // A flag belongs to ends alone.
                 .filter(|(_, sum)| *sum > 0)
                 .collect();

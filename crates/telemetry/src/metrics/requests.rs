@@ -1,11 +1,15 @@
 //! Request metrics: Istio's labels, cells per worker, a bounded number of series.
 
+use std::cell;
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use tokio::time::Instant;
+
 use super::MetricsRegistry;
 use super::cells::{Cell, RequestHistograms, SERIES_PER_HISTOGRAMS};
+use super::idle::LastCounted;
 use crate::record::Record;
 
 /// Who called whom: Istio's labels apart from those that tell how it went. [`Default`] is `unknown` everywhere.
@@ -105,15 +109,22 @@ pub struct RequestSeries {
     labels: RequestLabels,
     /// The outcomes seen so far: few, so a scan beats a hash.
     outcomes: RefCell<Vec<(Outcome, Cells)>>,
+    /// The registry's era of these.
+    era: cell::Cell<u64>,
 }
 
 impl RequestSeries {
     pub(super) fn new(registry: MetricsRegistry, worker: usize, labels: RequestLabels) -> Self {
-        Self { registry, worker, labels, outcomes: RefCell::default() }
+        let era = cell::Cell::new(registry.era());
+        Self { registry, worker, labels, outcomes: RefCell::default(), era }
     }
 
-    /// Counts one request. Takes no lock unless the outcome is new to this worker.
+    /// Counts one request. Takes no lock unless the outcome is new to this worker, or the registry has let go of series since.
     pub fn observe(&self, record: &Record) {
+        let era = self.registry.era();
+        if self.era.replace(era) != era {
+            self.outcomes.borrow_mut().clear();
+        }
         let outcome = Outcome { code: record.status, flag: record.flag, grpc: record.grpc_status };
         let mut outcomes = self.outcomes.borrow_mut();
         let index = outcomes.iter().position(|(o, ..)| *o == outcome).unwrap_or_else(|| {
@@ -137,12 +148,31 @@ impl RequestSeries {
 
 pub(super) type Key = (RequestLabels, Outcome);
 
-/// All request series, with the cells of every worker.
+/// The count of one label set.
+#[derive(Debug)]
+pub(super) struct Counted {
+    pub(super) cells: HashMap<usize, Arc<Cell>>,
+    last: LastCounted,
+}
+
+impl Counted {
+    fn new() -> Self {
+        Self { cells: HashMap::new(), last: LastCounted::new() }
+    }
+
+    pub(super) fn sum(&self) -> u64 {
+        self.cells.values().map(|cell| cell.get()).sum()
+    }
+}
+
+/// All request series, with the cells of every worker. What has a histogram has a count.
 #[derive(Debug)]
 pub(super) struct RequestTable {
     max: usize,
     used: usize,
-    pub(super) counts: HashMap<Key, HashMap<usize, Arc<Cell>>>,
+    /// Something had no room since series were last let go of.
+    is_short: bool,
+    pub(super) counts: HashMap<Key, Counted>,
     pub(super) histograms: HashMap<Key, HashMap<usize, Arc<RequestHistograms>>>,
 }
 
@@ -153,7 +183,7 @@ impl RequestTable {
     pub(super) fn new(max: usize) -> Self {
         // The process's own metrics, and the `other` series, always have room.
         let used = 8 + 1 + SERIES_PER_HISTOGRAMS;
-        Self { max, used, counts: HashMap::new(), histograms: HashMap::new() }
+        Self { max, used, is_short: false, counts: HashMap::new(), histograms: HashMap::new() }
     }
 
     /// Notes time series that are exported elsewhere and count against the limit.
@@ -161,13 +191,33 @@ impl RequestTable {
         self.used += series;
     }
 
-    /// Makes room for time series that are exported elsewhere; false when there is none.
+    /// Makes room for time series; false when there is none.
     pub(super) fn admit(&mut self, series: usize) -> bool {
-        let fits = self.used + series <= self.max;
+        self.admit_within(series, self.max)
+    }
+
+    fn admit_within(&mut self, series: usize, room: usize) -> bool {
+        let fits = self.used + series <= room;
         if fits {
             self.used += series;
+        } else {
+            self.is_short = true;
         }
         fits
+    }
+
+    /// Gives back the room of time series that are not exported any more.
+    pub(super) fn free(&mut self, series: usize) {
+        self.used -= series;
+    }
+
+    /// Whether something had no room since this was last asked and room was found.
+    pub(super) const fn is_short(&self) -> bool {
+        self.is_short
+    }
+
+    pub(super) const fn has_room(&mut self) {
+        self.is_short = false;
     }
 
     fn other() -> Key {
@@ -180,25 +230,34 @@ impl RequestTable {
     /// kept for them: histograms are folded first.
     fn cells(&mut self, worker: usize, labels: &RequestLabels, outcome: Outcome) -> (Cells, bool) {
         let key = (labels.clone(), outcome);
-        let mut folded = false;
-        let mut admit = |known: bool, series: usize, room: usize| {
-            if known {
-                return true;
-            }
-            let fits = self.used + series <= room;
-            if fits {
-                self.used += series;
-            }
-            folded |= !fits;
-            fits
-        };
-        let count_key =
-            if admit(self.counts.contains_key(&key), 1, self.max) { key.clone() } else { Self::other() };
+        let counts = self.counts.contains_key(&key) || self.admit(1);
         let room = self.max - self.max / 3;
-        let known = self.histograms.contains_key(&key);
-        let histogram_key = if admit(known, SERIES_PER_HISTOGRAMS, room) { key } else { Self::other() };
-        let count = self.counts.entry(count_key).or_default().entry(worker).or_default();
-        let histograms = self.histograms.entry(histogram_key).or_default().entry(worker).or_default();
-        ((Arc::clone(count), Arc::clone(histograms)), folded)
+        let measures = self.histograms.contains_key(&key) || self.admit_within(SERIES_PER_HISTOGRAMS, room);
+        let own = |fits: bool| if fits { key.clone() } else { Self::other() };
+        let counted = self.counts.entry(own(counts)).or_insert_with(Counted::new);
+        let count = Arc::clone(counted.cells.entry(worker).or_default());
+        let histograms = self.histograms.entry(own(measures)).or_default().entry(worker).or_default();
+        ((count, Arc::clone(histograms)), !(counts && measures))
+    }
+
+    /// Looks at what was counted under since the last look.
+    pub(super) fn look(&mut self, now: Instant) {
+        for counted in self.counts.values_mut() {
+            let sum = counted.sum();
+            counted.last.look(sum, now);
+        }
+    }
+
+    /// Lets go of what nobody has counted under for long; whether there was any.
+    pub(super) fn let_go(&mut self, now: Instant) -> bool {
+        let other = Self::other();
+        let idle = self.counts.extract_if(|key, counted| *key != other && counted.last.is_long_ago(now));
+        let mut freed = 0;
+        for (key, _) in idle {
+            let measured = self.histograms.remove(&key).is_some();
+            freed += 1 + if measured { SERIES_PER_HISTOGRAMS } else { 0 };
+        }
+        self.used -= freed;
+        freed > 0
     }
 }

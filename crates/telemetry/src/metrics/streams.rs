@@ -3,12 +3,16 @@
 //! A connection lives long, so its bytes are counted as they pass; how it went is known at its end, so that is a label
 //! of the count of ends alone.
 
+use std::cell;
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use tokio::time::Instant;
+
 use super::MetricsRegistry;
 use super::cells::Cell;
+use super::idle::LastCounted;
 use super::requests::RequestLabels;
 
 /// The four numbers of one label set.
@@ -32,39 +36,47 @@ pub struct StreamSeries {
     registry: MetricsRegistry,
     worker: usize,
     labels: RequestLabels,
-    running: Arc<StreamCells>,
-    /// By flag, those that have come up.
-    ends: RefCell<Vec<(&'static str, Arc<StreamCells>)>>,
+    /// By flag, those that have come up; without one while it runs and where nothing failed.
+    known: RefCell<Vec<(&'static str, Arc<StreamCells>)>>,
+    /// The registry's era of these.
+    era: cell::Cell<u64>,
 }
 
 impl StreamSeries {
     pub(super) fn new(registry: MetricsRegistry, worker: usize, labels: RequestLabels) -> Self {
-        let running = cells(&registry, worker, &labels, "");
-        Self { registry, worker, labels, running, ends: RefCell::default() }
+        let era = cell::Cell::new(registry.era());
+        Self { registry, worker, labels, known: RefCell::default(), era }
     }
 
     /// A connection began.
     pub fn opened(&self) {
-        self.running.opened.add_alone(1);
+        self.with("", |cells| cells.opened.add_alone(1));
     }
 
     /// So many bytes came from the caller, and went to it, since the last call.
     pub fn moved(&self, received: u64, sent: u64) {
-        self.running.received.add_alone(received);
-        self.running.sent.add_alone(sent);
+        self.with("", |cells| {
+            cells.received.add_alone(received);
+            cells.sent.add_alone(sent);
+        });
     }
 
     /// A connection ended, with Envoy's response flag; empty when nothing failed on our side.
     pub fn closed(&self, flag: &'static str) {
-        if flag.is_empty() {
-            return self.running.closed.add_alone(1);
+        self.with(flag, |cells| cells.closed.add_alone(1));
+    }
+
+    fn with(&self, flag: &'static str, count: impl FnOnce(&StreamCells)) {
+        let mut known = self.known.borrow_mut();
+        let era = self.registry.era();
+        if self.era.replace(era) != era {
+            known.clear();
         }
-        let mut ends = self.ends.borrow_mut();
-        let index = ends.iter().position(|(known, _)| *known == flag).unwrap_or_else(|| {
-            ends.push((flag, cells(&self.registry, self.worker, &self.labels, flag)));
-            ends.len() - 1
+        let index = known.iter().position(|(known, _)| *known == flag).unwrap_or_else(|| {
+            known.push((flag, cells(&self.registry, self.worker, &self.labels, flag)));
+            known.len() - 1
         });
-        ends[index].1.closed.add_alone(1);
+        count(&known[index].1);
     }
 }
 
@@ -83,9 +95,47 @@ fn cells(
     cells
 }
 
+/// The numbers of one label set.
+#[derive(Debug)]
+pub(super) struct Counted {
+    pub(super) cells: HashMap<usize, Arc<StreamCells>>,
+    last: LastCounted,
+}
+
+impl Counted {
+    fn new() -> Self {
+        Self { cells: HashMap::new(), last: LastCounted::new() }
+    }
+
+    fn sum(&self) -> u64 {
+        let of = |cells: &StreamCells| {
+            [&cells.opened, &cells.closed, &cells.received, &cells.sent].map(Cell::get).into_iter()
+        };
+        self.cells.values().flat_map(|cells| of(cells)).fold(0, u64::wrapping_add)
+    }
+}
+
 /// All series of connections, with the cells of every worker.
 #[derive(Debug, Default)]
-pub(super) struct StreamTable(pub(super) HashMap<Key, HashMap<usize, Arc<StreamCells>>>);
+pub(super) struct StreamTable(pub(super) HashMap<Key, Counted>);
+
+impl StreamTable {
+    /// Looks at what was counted under since the last look.
+    pub(super) fn look(&mut self, now: Instant) {
+        for counted in self.0.values_mut() {
+            let sum = counted.sum();
+            counted.last.look(sum, now);
+        }
+    }
+
+    /// Lets go of what nobody has counted under for long; how many series that were.
+    pub(super) fn let_go(&mut self, now: Instant) -> usize {
+        let other = RequestLabels::other();
+        let idle =
+            self.0.extract_if(|(labels, _), counted| *labels != other && counted.last.is_long_ago(now));
+        idle.count() * SERIES
+    }
+}
 
 impl super::Families {
     /// The worker's cells for a label set, and whether it had to be folded into `other` for want of room.
@@ -98,7 +148,7 @@ impl super::Families {
         let key = (labels.clone(), flag);
         let fits = self.streams.0.contains_key(&key) || self.requests.admit(SERIES);
         let key = if fits { key } else { (RequestLabels::other(), flag) };
-        let cells = self.streams.0.entry(key).or_default().entry(worker).or_default();
-        (Arc::clone(cells), !fits)
+        let counted = self.streams.0.entry(key).or_insert_with(Counted::new);
+        (Arc::clone(counted.cells.entry(worker).or_default()), !fits)
     }
 }

@@ -27,9 +27,9 @@ impl MetricsRegistry {
         let shared = self.shared.lock();
         let mut tallies: BTreeMap<(&'static str, String), ServiceTally> = BTreeMap::new();
         let requests = &shared.requests;
-        for ((labels, outcome), workers) in &requests.counts {
+        for ((labels, outcome), counted) in &requests.counts {
             let Some(tally) = named(&mut tallies, labels) else { continue };
-            let count: u64 = workers.values().map(|cell| cell.get()).sum();
+            let count = counted.sum();
             tally.requests += count;
             let failed =
                 outcome.code >= 500 || outcome.code == 0 || outcome.grpc.is_some_and(is_grpc_failure);

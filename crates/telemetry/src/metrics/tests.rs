@@ -2,6 +2,7 @@ use std::io::Write;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
+use super::idle::LONG;
 use super::*;
 use crate::record::{Record, TraceId};
 
@@ -93,7 +94,8 @@ fn a_worker_finds_its_cells_again_after_it_forgot_them() {
 
 #[test]
 fn series_are_bounded_and_no_request_is_lost_by_it() {
-    let registry = MetricsRegistry::default();
+    const MOST: usize = 600;
+    let registry = MetricsRegistry::new(MOST);
     let worker = registry.worker();
     for service in 0..500 {
         for status in [200, 404, 503] {
@@ -101,7 +103,7 @@ fn series_are_bounded_and_no_request_is_lost_by_it() {
         }
     }
     let text = registry.render(Format::Prometheus);
-    assert!(series(&text) <= DEFAULT_MAX_SERIES, "{} series", series(&text));
+    assert!(series(&text) <= MOST, "{} series", series(&text));
     assert_eq!(total(&text, "istio_requests_total"), 1500.0);
     assert_eq!(total(&text, "istio_request_duration_milliseconds_count"), 1500.0);
     let folded = value(&text, "meshwork_metric_series_folded_total", &[]);
@@ -111,6 +113,83 @@ fn series_are_bounded_and_no_request_is_lost_by_it() {
         text.lines().filter(|l| l.starts_with("istio_requests_total")).count() > 150,
         "counts keep a third of the room"
     );
+}
+
+#[test]
+fn hundreds_of_services_have_counts_and_latency_of_their_own() {
+    let registry = MetricsRegistry::default();
+    let worker = registry.worker();
+    for service in 0..400 {
+        worker.requests(&to(&format!("s{service}"))).observe(&request(200, 3));
+    }
+    let text = registry.render(Format::Prometheus);
+    for name in ["istio_requests_total", "istio_request_duration_milliseconds_count"] {
+        assert_eq!(value(&text, name, &[r#"destination_service_name="s399""#]), 1.0, "{name}");
+    }
+    assert_eq!(value(&text, "meshwork_metric_series_folded_total", &[]), 0.0);
+}
+
+/// Room for the counts of requests to 200 services, and for the latency of 14.
+const LITTLE: usize = 600;
+
+#[test]
+fn names_that_are_gone_give_up_their_room_and_those_that_live_count_on() {
+    let registry = MetricsRegistry::new(LITTLE);
+    let worker = registry.worker();
+    let ask = |service: &str| worker.requests(&to(service)).observe(&request(200, 3));
+    let connect = |service: &str| {
+        let connections = worker.streams(&to(service));
+        connections.opened();
+        connections.closed("UF");
+    };
+    let read = |name: &str, service: &str, now| {
+        let text = registry.render_at(Format::Prometheus, now);
+        let of = format!(r#"destination_service_name="{service}""#);
+        let of: String =
+            text.lines().filter(|line| line.contains(&of)).map(|line| format!("{line}\n")).collect();
+        total(&of, name)
+    };
+    let (count, latency) = ("istio_requests_total", "istio_request_duration_milliseconds_count");
+    let start = Instant::now();
+    ask("lives");
+    connect("lives");
+    connect("gone");
+    (0..LITTLE).for_each(|number| ask(&format!("gone{number}")));
+    connect("new");
+    ask("new");
+    assert_eq!(read(count, "gone0", start), 1.0);
+    assert_eq!(read(count, "new", start + LONG / 2), 0.0, "there is no room");
+    ask("lives");
+    connect("lives");
+    let together = read(count, "other", start + LONG - Duration::from_secs(1));
+    assert_eq!(read(count, "gone0", start + LONG - Duration::from_secs(1)), 1.0);
+    assert_eq!(read(count, "gone0", start + LONG), 0.0);
+    ask("lives");
+    ask("new");
+    connect("lives");
+    connect("new");
+    for (service, times) in [("lives", 3.0), ("new", 1.0), ("gone1", 0.0)] {
+        assert_eq!(read(count, service, start + LONG), times, "{service}");
+        assert_eq!(read(latency, service, start + LONG), times, "{service}");
+    }
+    for (service, times) in [("lives", 3.0), ("new", 1.0), ("gone", 0.0)] {
+        assert_eq!(read("istio_tcp_connections_opened_total", service, start + LONG), times, "{service}");
+    }
+    assert_eq!(read(count, "other", start + LONG), together, "what was counted together stays so");
+}
+
+#[test]
+fn while_there_is_room_nothing_is_let_go() {
+    let registry = MetricsRegistry::new(LITTLE);
+    let worker = registry.worker();
+    worker.requests(&to("seldom")).observe(&request(200, 3));
+    worker.streams(&to("seldom")).opened();
+    let start = Instant::now();
+    for day in 0..3 {
+        let text = registry.render_at(Format::Prometheus, start + day * Duration::from_secs(86_400));
+        assert_eq!(total(&text, "istio_requests_total"), 1.0);
+        assert_eq!(total(&text, "istio_tcp_connections_opened_total"), 1.0);
+    }
 }
 
 #[test]
