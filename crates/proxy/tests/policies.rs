@@ -15,7 +15,8 @@ use meshwork_messages::v1::service_port::AppProtocol;
 use support::policy::{BUSY, GET, OK, POST, gateway, holding, pair, recovering, retry, traffic};
 use support::{Harness, exchange, is_head, read_until, rule, upstream};
 use tokio::io::AsyncWriteExt;
-use tokio::net::TcpStream;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::mpsc;
 
 #[tokio::test]
 async fn a_status_that_the_policy_names_is_tried_again_and_says_so() {
@@ -91,6 +92,61 @@ async fn an_attempt_that_takes_too_long_is_given_up() {
     let (harness, address) = gateway(&[up.address], Some(policy)).await;
     assert!(exchange(address, GET).await.starts_with("HTTP/1.1 200"));
     assert!(harness.lines(1).await[0].contains("\"attempts\":2"));
+}
+
+/// Answers `/begin` with half of a response, of which the rest comes when asked for, what has a body when that is there, and nothing else.
+async fn halting() -> (SocketAddr, mpsc::Sender<()>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let (go_on, goes_on) = mpsc::channel(1);
+    let goes_on = Arc::new(tokio::sync::Mutex::new(goes_on));
+    tokio::spawn(async move {
+        while let Ok((mut tcp, _)) = listener.accept().await {
+            let goes_on = Arc::clone(&goes_on);
+            tokio::spawn(async move {
+                let head = read_until(&mut tcp, "\r\n\r\n").await;
+                if head.starts_with("GET /begin") {
+                    tcp.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\nhello").await.unwrap();
+                    goes_on.lock().await.recv().await.unwrap();
+                    tcp.write_all(b"hello").await.unwrap();
+                } else if head.starts_with("POST") {
+                    if !head.ends_with("done") {
+                        read_until(&mut tcp, "done").await;
+                    }
+                    tcp.write_all(OK).await.unwrap();
+                } else {
+                    std::future::pending::<()>().await;
+                }
+            });
+        }
+    });
+    (address, go_on)
+}
+
+#[tokio::test]
+async fn an_attempt_s_time_is_the_answer_s_that_is_awaited_and_no_other() {
+    let (up, go_on) = halting().await;
+    let mut policy = retry(0, &[]);
+    policy.retry.as_mut().unwrap().per_try_timeout_ms = 50;
+    let (harness, address) = gateway(&[up], Some(policy)).await;
+    let mut begun = TcpStream::connect(address).await.unwrap();
+    begun.write_all(b"GET /begin HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").await.unwrap();
+    read_until(&mut begun, "hello").await;
+    let mut asking = TcpStream::connect(address).await.unwrap();
+    let head = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 8\r\nConnection: close\r\n\r\nhalf";
+    asking.write_all(head).await.unwrap();
+    // Its time is over after theirs would have been.
+    assert!(exchange(address, GET).await.ends_with("per_try_timeout\n"));
+    go_on.send(()).await.unwrap();
+    assert_eq!(
+        read_until(&mut begun, "hello").await,
+        "hello",
+        "nothing can take the place of what has begun"
+    );
+    asking.write_all(b"done").await.unwrap();
+    let answer = read_until(&mut asking, "hello").await;
+    assert!(answer.starts_with("HTTP/1.1 200"), "a caller's slowness is not its endpoint's: {answer}");
+    assert_eq!(harness.lines(3).await.iter().filter(|line| line.contains("\"UT\"")).count(), 1);
 }
 
 #[tokio::test]

@@ -45,6 +45,8 @@ pub(crate) struct Attempts<'a> {
     idle_ms: u32,
     /// Milliseconds that an attempt may take; 0: no limit of its own.
     attempt_ms: u32,
+    /// The same until its response begins, counted from when the request is there.
+    answer_ms: u32,
     tried: SmallVec<[u64; 4]>,
     affinity: Option<&'a Affinity>,
     endpoint: Option<Arc<Endpoint>>,
@@ -85,17 +87,16 @@ impl<'a> Attempts<'a> {
     ) -> Self {
         let timeouts = target.timeouts();
         let repeats = Repeats::new(conn, target);
-        let attempt_timeout = match (timeouts.backend_request, repeats.per_try_timeout()) {
-            (Some(one), Some(other)) => Some(one.min(other)),
-            (one, other) => one.or(other),
-        };
+        let limit = |time: Option<Duration>| time.map_or(0, |limit| millis(limit).max(1));
+        let (attempt_ms, answer_ms) = (limit(timeouts.backend_request), limit(repeats.per_try_timeout()));
         Self {
             conn,
             target,
             repeats,
             connect_ms: millis(timeouts.connect.unwrap_or(CONNECT_TIMEOUT)),
             idle_ms: timeouts.idle.map_or(0, millis),
-            attempt_ms: attempt_timeout.map_or(0, |limit| millis(limit).max(1)),
+            attempt_ms,
+            answer_ms,
             tried: SmallVec::new(),
             affinity,
             endpoint: None,
@@ -268,8 +269,14 @@ impl<'a> Attempts<'a> {
         Ok(self.hedge(head, deadlines, journey).map(Box::new))
     }
 
+    /// What an attempt has until its response's end.
     fn attempt_timeout(&self) -> Option<Duration> {
         (self.attempt_ms > 0).then(|| Duration::from_millis(self.attempt_ms.into()))
+    }
+
+    /// What it has until its response begins.
+    fn answer_timeout(&self) -> Option<Duration> {
+        (self.answer_ms > 0).then(|| Duration::from_millis(self.answer_ms.into()))
     }
 
     fn connect_timeout(&self) -> Duration {

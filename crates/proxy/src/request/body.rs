@@ -95,6 +95,11 @@ impl<'c> RequestBody<'c> {
         self.kept.is_empty() && !self.overflowed && self.ended && self.trailers.is_none()
     }
 
+    /// All of it has been received.
+    pub(crate) fn has_ended(&self) -> bool {
+        self.ended
+    }
+
     /// Whether another attempt can get the whole of it.
     pub(crate) fn is_replayable(&self) -> bool {
         !self.overflowed

@@ -30,6 +30,18 @@ pub(crate) struct Deadlines {
     request: Option<(Timer, Cause)>,
     end: Option<Tick>,
     attempt: Option<(Timer, Cause)>,
+    answer: Answer,
+}
+
+/// How long an attempt is waited for until its response begins.
+#[derive(Default)]
+enum Answer {
+    /// As long as the attempt has.
+    #[default]
+    Unlimited,
+    /// It is counted from when all of the request is there: how long its caller takes is nobody's fault.
+    Unasked(Duration),
+    Awaited(Timer),
 }
 
 impl Deadlines {
@@ -48,7 +60,8 @@ impl Deadlines {
             let grace = grace.filter(|_| cause == Cause::DeadlineExceeded).unwrap_or_default();
             (worker.timers.start(limit + grace), cause)
         });
-        Self { request, end: first.map(|(limit, _)| worker.now().after(limit)), attempt: None }
+        let end = first.map(|(limit, _)| worker.now().after(limit));
+        Self { request, end, attempt: None, answer: Answer::Unlimited }
     }
 
     /// A tunnel has only the time of any stream; it began at `started`.
@@ -73,14 +86,28 @@ impl Deadlines {
         rest.into_iter().chain(attempt).min()
     }
 
-    /// An attempt's time begins now.
-    pub(crate) fn attempt(&mut self, worker: &Worker, limit: Option<Duration>) {
+    /// An attempt's time begins now. `answer`: how long its response may take to begin.
+    pub(crate) fn attempt(&mut self, worker: &Worker, limit: Option<Duration>, answer: Option<Duration>) {
         self.attempt = limit.map(|limit| (worker.timers.start(limit), Cause::PerTryTimeout));
+        self.answer = answer.map_or(Answer::Unlimited, Answer::Unasked);
+    }
+
+    /// All of the request is there: from now on its answer is awaited.
+    pub(crate) fn asked(&mut self, worker: &Worker) {
+        if let Answer::Unasked(limit) = self.answer {
+            self.answer = Answer::Awaited(worker.timers.start(limit));
+        }
+    }
+
+    /// A response has begun. No other attempt can take its place, so that the rest of it has the time of the request.
+    pub(crate) fn answered(&mut self) {
+        self.answer = Answer::Unlimited;
     }
 
     /// No attempt is under way.
     pub(crate) fn no_attempt(&mut self) {
         self.attempt = None;
+        self.answered();
     }
 
     /// Ready with the cause when a limit is over; the whole request's first.
@@ -90,7 +117,10 @@ impl Deadlines {
                 return Poll::Ready(*cause);
             }
         }
-        Poll::Pending
+        match &mut self.answer {
+            Answer::Awaited(limit) => limit.poll(cx).map(|()| Cause::PerTryTimeout),
+            Answer::Unlimited | Answer::Unasked(_) => Poll::Pending,
+        }
     }
 }
 

@@ -95,6 +95,9 @@ pub(crate) async fn until_head(
         if body.received != received {
             conn.entry.progress(conn.worker.now());
         }
+        if body.has_ended() {
+            deadlines.asked(&conn.worker);
+        }
         poll_interrupted(cx, conn, down, deadlines).map(Err)
     })
     .await

@@ -36,7 +36,10 @@ impl Attempts<'_> {
         let to = self.destination();
         let protocol = if matches!(to.speaks, Speaks::Http1) { Protocol::Http11 } else { Protocol::Http2 };
         journey.attempt(to.address, self.endpoint.as_ref(), protocol, self.began);
-        deadlines.attempt(&self.conn.worker, self.attempt_timeout());
+        deadlines.attempt(&self.conn.worker, self.attempt_timeout(), self.answer_timeout());
+        if body.has_ended() {
+            deadlines.asked(&self.conn.worker);
+        }
         let mut exchange = match to.speaks {
             Speaks::Http1 => self.open_h1(&to, head, down, deadlines).await?,
             Speaks::Http2 | Speaks::Mesh { .. } => {
@@ -49,7 +52,10 @@ impl Attempts<'_> {
         let waited = self.waited.take().then(|| self.conn.worker.now());
         journey.opened(waited, exchange.born());
         match transfer::until_head(self.conn, &mut exchange, down, body, response, deadlines).await {
-            Ok(()) => Ok(exchange),
+            Ok(()) => {
+                deadlines.answered();
+                Ok(exchange)
+            }
             Err(failure) => {
                 exchange.abort();
                 Err(held_up(failure, self.behind.get(), &self.spent()))

@@ -85,6 +85,7 @@ pub(super) async fn raced(
     second.tell_reasons(journey);
     let Some(first) = first else {
         lose_first(attempts, &second, body, journey);
+        deadlines.answered();
         return second.wins(attempts, body, response, journey);
     };
     let reply = judged(attempts, &first, response, journey.is_grpc());

@@ -85,6 +85,7 @@ pub(super) struct Second<'a, 'h> {
     retries: RetryBudget,
     connect_timeout: Duration,
     attempt_timeout: Option<Duration>,
+    answer_timeout: Option<Duration>,
     /// What is told to whoever asks about this request.
     reasons: Option<Explanation>,
     /// The request's own place in its trace, where its spans are recorded.
@@ -121,6 +122,7 @@ impl<'a, 'h> Second<'a, 'h> {
             retries: policy.retry(cluster).map_or(RetryBudget::DEFAULT, |retry| retry.budget),
             connect_timeout: attempts.connect_timeout(),
             attempt_timeout: attempts.attempt_timeout(),
+            answer_timeout: attempts.answer_timeout(),
             reasons: journey.told().is_some().then(Explanation::default),
             trace: journey.trace(),
             hedge,
@@ -190,7 +192,7 @@ impl<'a, 'h> Second<'a, 'h> {
             self.connect_timeout,
             Rc::clone(&behind),
         );
-        let attempt = self.attempt_timeout;
+        let attempt = self.attempt_timeout.into_iter().chain(self.answer_timeout).min();
         let (worker, cluster) = (Rc::clone(&self.worker), Arc::clone(&self.cluster));
         let spent = move || {
             let ended = worker.now();
