@@ -8,15 +8,11 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use meshwork_api::registry::{
-    Changes, Health, Instance, METRICS_PORT, ROLE, Service, ServiceRef, Since, sidecar,
-};
+use meshwork_api::registry::{Changes, Health, Instance, ROLE, Service, ServiceRef, Since, sidecar};
 use meshwork_api::{ClientError, RegistryClient};
 use meshwork_base::{ContentHash, InstanceId, QualifiedName, Rng, SpiffeId};
 use meshwork_compile::Catalog;
-use meshwork_compile::input::{
-    self as compile, AppProtocol, CatalogInstance, CatalogPort, CatalogService, Transport,
-};
+use meshwork_compile::input::{self as compile, AppProtocol, CatalogInstance, CatalogService, Transport};
 use meshwork_messages::v1::{self, Resource, service_port};
 use meshwork_xds::ResourceKey;
 use meshwork_xds::client::Backoff;
@@ -24,6 +20,9 @@ use prost::Message as _;
 use tokio::time::Instant;
 
 use crate::{ControlPlane, Ended, Feed};
+use ports::Ports;
+
+mod ports;
 
 /// The names of the feeds, to be declared in [`crate::Settings::feeds`]. Both have spoken before anything is published:
 /// a catalog without workloads would take every sidecar its own.
@@ -37,6 +36,9 @@ const GRACE: Duration = Duration::from_secs(10);
 /// call it until it has drained. And how long a service is known after its last instance has gone: one that restarts its
 /// only instance has nobody for a moment, and is not unknown.
 const LINGER: Duration = Duration::from_secs(60);
+
+/// Sentences about registrations that are not what they are meant to be.
+type Doubts = BTreeSet<String>;
 
 type Messages = BTreeMap<ResourceKey, Arc<Resource>>;
 
@@ -52,6 +54,7 @@ pub async fn follow(plane: ControlPlane, registry: RegistryClient, mut rng: impl
         services: BTreeMap::new(),
         empty: Empty::default(),
         workloads: Workloads::default(),
+        doubts: Doubts::new(),
     };
     let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
     loop {
@@ -82,6 +85,8 @@ struct Source {
     services: BTreeMap<(String, String), Service>,
     empty: Empty,
     workloads: Workloads,
+    /// What was said of them already.
+    doubts: Doubts,
 }
 
 /// Services whose last instance has gone a short while ago, as they were.
@@ -104,7 +109,7 @@ impl Empty {
 
     /// Adds them to a catalog, without instances.
     fn add_to(&self, catalog: &mut Catalog) {
-        let was = catalog_of(self.0.values().map(|(service, _)| service));
+        let (was, _) = catalog_of(self.0.values().map(|(service, _)| service));
         let empty = was
             .services
             .into_iter()
@@ -175,9 +180,11 @@ impl Source {
     }
 
     /// Workloads first: an instance knows what it serves before others call it.
-    async fn tell(&self, catalog: &Feed, workloads: &Feed) -> Result<(), Ended> {
+    async fn tell(&mut self, catalog: &Feed, workloads: &Feed) -> Result<(), Ended> {
         workloads.messages(self.workloads.all()).await?;
-        let mut known = catalog_of(self.services.values());
+        let (mut known, doubts) = catalog_of(self.services.values());
+        doubts.difference(&self.doubts).for_each(|doubt| tracing::warn!("{doubt}"));
+        self.doubts = doubts;
         self.empty.add_to(&mut known);
         catalog.catalog(known).await
     }
@@ -195,59 +202,52 @@ fn mesh(instance: &Instance) -> Option<(SpiffeId, u16)> {
     Some((id, port))
 }
 
-/// An instance's ports, without that of its metrics: name, number that callers use, number that the application uses.
-fn ports(instance: &Instance) -> impl Iterator<Item = (&str, u16, u16, Option<&str>)> {
-    let service_port = instance.metadata.get(sidecar::SERVICE_PORT).and_then(|text| text.parse().ok());
-    let ports = instance.ports.iter().filter(|(name, _)| *name != METRICS_PORT);
-    // One number names one port; an instance with several is called on each by its own.
-    let service_port: Option<u16> = service_port.filter(|_| ports.clone().count() == 1);
-    ports.map(move |(name, port)| {
-        (name.as_str(), service_port.unwrap_or(port.port), port.port, port.protocol.as_deref())
-    })
-}
-
-fn catalog_of<'a>(services: impl Iterator<Item = &'a Service>) -> Catalog {
-    let mut catalog = Catalog::default();
+/// The services that can be called, and what is to be said of them.
+fn catalog_of<'a>(services: impl Iterator<Item = &'a Service>) -> (Catalog, Doubts) {
+    let (mut catalog, mut doubts) = (Catalog::default(), Doubts::new());
     for service in services {
         match QualifiedName::new(&service.namespace, &service.name) {
-            Ok(name) => drop(catalog.services.insert(name, catalog_service(service))),
-            Err(error) => tracing::warn!(%error, "a registered service cannot be called: its name is none"),
+            Ok(name) => drop(catalog.services.insert(name, catalog_service(service, &mut doubts))),
+            Err(error) => {
+                doubts.insert(format!("a registered service cannot be called, its name is none: {error}"));
+            }
         }
     }
-    catalog
+    (catalog, doubts)
 }
 
-fn catalog_service(service: &Service) -> CatalogService {
+fn catalog_service(service: &Service, doubts: &mut Doubts) -> CatalogService {
     let is_mesh = service.instances.iter().any(|instance| mesh(instance).is_some());
     // Who is proven and who is not are never mixed: otherwise anybody could step in for a workload of the mesh.
     let (used, left): (Vec<_>, Vec<_>) =
         service.instances.iter().partition(|instance| !is_mesh || mesh(instance).is_some());
+    let name = format!("{}/{}", service.namespace, service.name);
     for instance in left {
-        tracing::warn!(service = %service.name, instance = %instance.id, "an instance without identity is not called, because others of its service have one");
+        let id = &instance.id;
+        doubts.insert(format!(
+            "instance {id} of {name} is not called: it has no identity, and others of its service have one"
+        ));
     }
-    let mut ports_by_name: BTreeMap<&str, CatalogPort> = BTreeMap::new();
-    for (name, port, _, protocol) in used.iter().flat_map(|instance| ports(instance)) {
-        let known = ports_by_name.entry(name).or_insert_with(|| CatalogPort {
-            name: name.to_owned(),
-            port,
-            protocol: AppProtocol::Detect,
-        });
-        if known.protocol == AppProtocol::Detect {
-            known.protocol = protocol.map_or(AppProtocol::Detect, app_protocol);
-        }
-    }
+    let ports = Ports::of(&used);
+    doubts.extend(ports.doubts(&name));
     let spiffe_ids: BTreeSet<SpiffeId> = used.iter().filter_map(|i| Some(mesh(i)?.0)).collect();
     CatalogService {
-        ports: ports_by_name.into_values().collect(),
+        ports: ports.catalog(),
         spiffe_ids: spiffe_ids.into_iter().collect(),
         addresses: Vec::new(),
-        instances: used.into_iter().filter_map(catalog_instance).collect(),
+        instances: used
+            .into_iter()
+            .filter_map(|instance| catalog_instance(instance, &ports, doubts))
+            .collect(),
     }
 }
 
-fn catalog_instance(instance: &Instance) -> Option<CatalogInstance> {
+fn catalog_instance(instance: &Instance, ports: &Ports<'_>, doubts: &mut Doubts) -> Option<CatalogInstance> {
     let (Ok(id), Ok(address)) = (InstanceId::new(&instance.id), instance.address.parse::<IpAddr>()) else {
-        tracing::warn!(instance = %instance.id, address = %instance.address, "an instance is not called: its id is no name, or its address no IP address");
+        let Instance { id, address, .. } = instance;
+        doubts.insert(format!(
+            "instance {id} at {address} is not called: its id is no name, or its address no IP address"
+        ));
         return None;
     };
     let transport = mesh(instance).map_or(Transport::Plaintext, |(spiffe_id, mesh_port)| Transport::Mesh {
@@ -262,7 +262,7 @@ fn catalog_instance(instance: &Instance) -> Option<CatalogInstance> {
     Some(CatalogInstance {
         id,
         addresses: vec![address],
-        ports: ports(instance).map(|(name, _, port, _)| (name.to_owned(), port)).collect(),
+        ports: ports::said(instance).map(|said| (ports.name(&said), said.app)).collect(),
         health: match instance.health {
             Health::Passing | Health::Warning => compile::Health::Healthy,
             Health::Suspect => compile::Health::Suspect,
@@ -282,19 +282,6 @@ fn catalog_instance(instance: &Instance) -> Option<CatalogInstance> {
 fn labels(instance: &Instance) -> BTreeMap<String, String> {
     let theirs = instance.metadata.iter().filter(|(name, _)| !name.starts_with("meshwork.dev/"));
     theirs.map(|(name, value)| (name.clone(), value.clone())).collect()
-}
-
-/// As Consul's users and Kubernetes' write it; a word that is not known is carried as TCP.
-fn app_protocol(text: &str) -> AppProtocol {
-    match text.to_ascii_lowercase().as_str() {
-        "" => AppProtocol::Detect,
-        "http" | "http1" | "http/1.1" => AppProtocol::Http1,
-        "http2" | "h2c" | "h2" => AppProtocol::Http2,
-        "grpc" => AppProtocol::Grpc,
-        "tls" | "https" => AppProtocol::Tls,
-        "ws" | "websocket" => AppProtocol::WebSocket,
-        _ => AppProtocol::Tcp,
-    }
 }
 
 const fn served_protocol(protocol: AppProtocol) -> service_port::AppProtocol {
@@ -326,14 +313,13 @@ fn workload_messages<'a>(services: impl Iterator<Item = &'a Service>) -> Message
                 spiffe_id: id.to_string(),
                 services: Vec::new(),
             });
-            let served =
-                |(_, port, app_port, protocol): (&str, u16, u16, Option<&str>)| v1::workload::Served {
-                    service: format!("{}/{}", service.namespace, service.name),
-                    service_port: port.into(),
-                    app_port: app_port.into(),
-                    protocol: served_protocol(protocol.map_or(AppProtocol::Detect, app_protocol)).into(),
-                };
-            workload.services.extend(ports(instance).map(served));
+            let served = |said: ports::Said<'_>| v1::workload::Served {
+                service: format!("{}/{}", service.namespace, service.name),
+                service_port: said.number().into(),
+                app_port: said.app.into(),
+                protocol: served_protocol(said.protocol()).into(),
+            };
+            workload.services.extend(ports::said(instance).map(served));
         }
     }
     let resource = |(name, workload): (String, v1::Workload)| {

@@ -1,5 +1,7 @@
 use meshwork_api::registry::Port;
 
+use meshwork_compile::input::CatalogPort;
+
 use super::*;
 
 fn instance(id: &str, identity: Option<&str>) -> Instance {
@@ -34,7 +36,8 @@ fn an_instance_with_a_sidecar_is_called_by_mtls_on_the_services_port() {
     let mut critical = instance("web-2", Some(ID));
     critical.health = Health::Maintenance;
     let services = [service(vec![instance("web-1", Some(ID)), critical])];
-    let catalog = catalog_of(services.iter());
+    let (catalog, doubts) = catalog_of(services.iter());
+    assert_eq!(doubts, Doubts::new());
     let web = &catalog.services[&QualifiedName::new("shop", "web").unwrap()];
     let port = CatalogPort { name: "http".to_owned(), port: 80, protocol: AppProtocol::Grpc };
     assert_eq!(web.ports, [port], "the metrics' port is no port of the service");
@@ -57,12 +60,12 @@ fn an_instance_with_a_sidecar_is_called_by_mtls_on_the_services_port() {
 #[test]
 fn who_is_proven_and_who_is_not_are_never_mixed() {
     let mixed = [service(vec![instance("web-1", Some(ID)), instance("evil", None)])];
-    let web = &catalog_service(&mixed[0]);
+    let web = &catalog_service(&mixed[0], &mut Doubts::new());
     assert_eq!(web.instances.iter().map(|i| i.id.as_str()).collect::<Vec<_>>(), ["web-1"]);
     assert_eq!(workload_messages(mixed.iter()).len(), 1);
     let mut external = instance("outside", None);
     external.metadata.clear();
-    let web = catalog_service(&service(vec![external]));
+    let web = catalog_service(&service(vec![external]), &mut Doubts::new());
     assert_eq!(web.instances[0].transport, Transport::Plaintext);
     assert_eq!((web.ports[0].port, web.instances[0].ports["http"]), (41_000, 41_000));
     assert!(web.spiffe_ids.is_empty());
@@ -102,7 +105,7 @@ fn a_service_without_instances_is_known_for_a_while() {
     assert_eq!(web.spiffe_ids, [SpiffeId::parse(ID).unwrap()], "nobody else may take its place");
     assert_eq!(empty.next_end(), Some(now + LINGER));
     // One that is there counts.
-    let mut catalog = catalog_of([service(vec![instance("web-2", Some(ID))])].iter());
+    let (mut catalog, _) = catalog_of([service(vec![instance("web-2", Some(ID))])].iter());
     empty.add_to(&mut catalog);
     assert_eq!(catalog.services[&name].instances.len(), 1);
     empty.forget(now + LINGER);
@@ -119,4 +122,91 @@ fn a_process_of_the_platform_is_no_service_of_the_mesh() {
         "whoever is called is a service"
     );
     assert!(!is_platform(&service(Vec::new())));
+}
+
+/// An instance that declares this number and protocol.
+fn at(id: &str, number: u16, protocol: &str) -> Instance {
+    let mut one = instance(id, Some(ID));
+    one.metadata.insert(sidecar::SERVICE_PORT.to_owned(), number.to_string());
+    one.ports.get_mut("http").unwrap().protocol = Some(protocol.to_owned());
+    one
+}
+
+#[test]
+fn an_instance_that_says_another_number_has_a_port_of_its_own_and_leaves_the_others_theirs() {
+    for odd in ["a", "z"] {
+        let mut instances = vec![at("b", 80, "http"), at("c", 80, "http"), at(odd, 8080, "http")];
+        instances.sort_by(|a, b| a.id.cmp(&b.id));
+        let mut doubts = Doubts::new();
+        let web = catalog_service(&service(instances), &mut doubts);
+        let port =
+            |name: &str, port| CatalogPort { name: name.to_owned(), port, protocol: AppProtocol::Http1 };
+        assert_eq!(web.ports, [port("http", 80), port("http-8080", 8080)]);
+        for instance in &web.instances {
+            let name = if instance.id.as_str() == odd { "http-8080" } else { "http" };
+            assert_eq!(instance.ports, BTreeMap::from([(name.to_owned(), 41_000)]), "{}", instance.id);
+        }
+        let doubt = doubts.first().expect("it is said");
+        assert!(doubt.contains("shop/web") && doubt.contains("80 (2 of them), 8080 (1 of them)"), "{doubt}");
+    }
+}
+
+#[test]
+fn a_port_s_name_goes_with_the_majority_of_its_instances() {
+    let names = |numbers: &[u16]| {
+        let instances: Vec<Instance> = numbers
+            .iter()
+            .enumerate()
+            .map(|(id, number)| at(&format!("web-{id}"), *number, "http"))
+            .collect();
+        let web = catalog_service(&service(instances), &mut Doubts::new());
+        web.ports.into_iter().map(|port| (port.port, port.name)).collect::<BTreeMap<_, _>>()
+    };
+    let of = |known: &[(u16, &str)]| known.iter().map(|(port, name)| (*port, (*name).to_owned())).collect();
+    assert_eq!(names(&[8080, 80, 80]), of(&[(80, "http"), (8080, "http-8080")]));
+    assert_eq!(names(&[8080, 80]), of(&[(80, "http"), (8080, "http-8080")]));
+    assert_eq!(names(&[8080, 8080, 80]), of(&[(80, "http-80"), (8080, "http")]));
+    assert_eq!(names(&[8080, 8080]), of(&[(8080, "http")]));
+}
+
+#[test]
+fn what_most_instances_speak_at_a_port_is_its_protocol() {
+    let protocol = |words: &[&str]| {
+        let instances: Vec<Instance> =
+            words.iter().enumerate().map(|(id, word)| at(&format!("web-{id}"), 80, word)).collect();
+        let mut doubts = Doubts::new();
+        let web = catalog_service(&service(instances), &mut doubts);
+        assert_eq!(web.ports.len(), 1);
+        (web.ports[0].protocol, doubts.len())
+    };
+    assert_eq!(protocol(&["tcp", "http", "http"]), (AppProtocol::Http1, 1));
+    assert_eq!(protocol(&["http", "tcp", "tcp"]), (AppProtocol::Tcp, 1));
+    assert_eq!(
+        protocol(&["htpp", "http"]),
+        (AppProtocol::Http1, 1),
+        "a word that is not known is no reason to lose routes"
+    );
+    assert_eq!(protocol(&["", "grpc", ""]), (AppProtocol::Grpc, 0));
+    assert_eq!(protocol(&["", ""]), (AppProtocol::Detect, 0));
+}
+
+#[test]
+fn who_declares_no_number_joins_the_port_of_its_name() {
+    let mut of_consul = instance("a-consul", None);
+    of_consul.metadata.clear();
+    of_consul.ports.get_mut("http").unwrap().port = 31_000;
+    let mut other = of_consul.clone();
+    (other.id, other.ports.get_mut("http").unwrap().port) = ("b-consul".to_owned(), 32_000);
+    let web = catalog_service(&service(vec![of_consul.clone(), other]), &mut Doubts::new());
+    assert_eq!(
+        (web.ports.len(), web.ports[0].port),
+        (1, 31_000),
+        "ports that are given anew for each are one"
+    );
+    let ports: Vec<_> = web.instances.iter().map(|instance| instance.ports["http"]).collect();
+    assert_eq!(ports, [31_000, 32_000]);
+    let mut declaring = at("c", 80, "http");
+    declaring.identity = None;
+    let web = catalog_service(&service(vec![of_consul, declaring]), &mut Doubts::new());
+    assert_eq!((web.ports.len(), web.ports[0].port, web.instances.len()), (1, 80, 2));
 }
