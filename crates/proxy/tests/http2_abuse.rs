@@ -4,15 +4,19 @@
 mod support;
 
 use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use meshwork_messages::v1;
 use meshwork_messages::v1::service_port::AppProtocol;
 use meshwork_proxy::Settings;
-use support::h2::{fetch, get, h2_client};
+use support::h2::{H2Upstream, collect, fetch, get, h2_client, h2_upstream};
 use support::mesh::{Pair, policy};
+use support::mirrors::until;
 use support::raw::*;
 use support::{Harness, is_head, rule, upstream};
 use tokio::io::AsyncWriteExt;
+use tokio::sync::Notify;
 
 const FAULTS: &str = "meshwork_http2_faults_total";
 /// A proxy under attack: an engine, and whatever must live as long.
@@ -285,4 +289,50 @@ async fn a_body_of_another_length_than_declared_never_reaches_the_application_wh
             }
         }
     }
+}
+
+/// An application that begins to answer `/long` and goes on when told, and never answers anything else.
+async fn waiting() -> (H2Upstream, Arc<AtomicUsize>, Arc<Notify>) {
+    let (seen, go_on) = (Arc::new(AtomicUsize::new(0)), Arc::new(Notify::new()));
+    let (counts, told) = (Arc::clone(&seen), Arc::clone(&go_on));
+    let app = h2_upstream(usize::MAX, move |_, request, mut respond| {
+        let (counts, told) = (Arc::clone(&counts), Arc::clone(&told));
+        async move {
+            if request.uri().path() == "/long" {
+                let mut body = respond.send_response(http::Response::new(()), false).unwrap();
+                told.notified().await;
+                return body.send_data("to the end".into(), true).unwrap();
+            }
+            counts.fetch_add(1, Ordering::SeqCst);
+            std::future::poll_fn(|cx| respond.poll_reset(cx)).await.unwrap();
+        }
+    })
+    .await;
+    (app, seen, go_on)
+}
+
+#[tokio::test]
+async fn what_one_caller_takes_back_costs_no_other_its_stream() {
+    let (app, seen, go_on) = waiting().await;
+    let pair = Pair::start(app.address, AppProtocol::Http2).await;
+    let request = |path: &str| http::Request::get(format!("http://reviews{path}")).body(()).unwrap();
+    let mut other = h2_client(pair.proxy).await;
+    let (long, _) = other.send_request(request("/long"), true).unwrap();
+    let long = long.await.unwrap();
+    let mut hasty = h2_client(pair.proxy).await;
+    for wave in 1..=12 {
+        let mut asked = Vec::new();
+        for _ in 0..100 {
+            hasty = hasty.ready().await.unwrap();
+            asked.push(hasty.send_request(request("/"), true).unwrap());
+        }
+        until(|| seen.load(Ordering::SeqCst) == 100 * wave).await;
+        // Dropped, they are reset.
+        drop(asked);
+    }
+    pair.inbound.wait_metric(FAULTS, &["cause=\"rapid_reset\""], 2).await;
+    go_on.notify_one();
+    let (status, body, _) = collect(long).await;
+    assert_eq!((status, &body[..]), (200, &b"to the end"[..]));
+    assert_eq!(pair.inbound.metric("meshwork_downstream_connections_total", &[]), 1);
 }

@@ -49,13 +49,17 @@ const SMALL_FRAMES: usize = 16 * 1024 * 1024;
 /// Requests taken back before we had a look at them: as many as there may be at all, so that one gust of cancellations
 /// is no attack. Beyond it `h2` says GOAWAY.
 const UNSEEN_RESETS: usize = 128;
+/// The same of a proxy of the mesh: what many callers have taken back while we did not read.
+const MESH_UNSEEN_RESETS: usize = 16 * 1024;
 /// Resets that a caller may provoke by its own errors in a connection's life (CVE-2025-8671). A client that begins more
 /// streams than it may, before it has read how many that are, spends some too.
 const PROVOKED_RESETS: usize = 1024;
 /// A request that its caller takes back sooner than this is suspicious: it costs us, and the caller nothing
 /// (CVE-2023-44487).
 const PREMATURE: Duration = Duration::from_secs(1);
-/// So many of them, and more than half of all, end a connection. Envoy's rule.
+/// So many of them, and more than half of all, end a connection. Envoy's rule. It is about strangers: a proxy of the mesh passes on what
+/// its callers take back, on the connection of all of them, and who did nothing would lose their streams for it. There, and for the
+/// application beside us, it is counted alone.
 const PREMATURE_RESETS: u32 = 500;
 
 /// How a connection's requests ended.
@@ -90,11 +94,18 @@ struct Common {
     backlog: Rc<Backlog>,
 }
 
-fn builder(limits: &Limits, place: Place) -> Builder {
-    let window = match place {
+/// Whether a connection's resets are those of a stranger.
+fn is_stranger(link: &Link) -> bool {
+    link.caller.is_none() && !matches!(link.place, Place::Outbound(_))
+}
+
+fn builder(limits: &Limits, link: &Link) -> Builder {
+    let window = match link.place {
         Place::Inbound(_) | Place::Hbone(_) => MESH_WINDOW,
         Place::Gateway(_) | Place::Outbound(_) => CONNECTION_WINDOW,
     };
+    let (unseen, provoked) =
+        if is_stranger(link) { (UNSEEN_RESETS, Some(PROVOKED_RESETS)) } else { (MESH_UNSEEN_RESETS, None) };
     let mut builder = Builder::new();
     builder
         .initial_window_size(STREAM_WINDOW)
@@ -104,8 +115,8 @@ fn builder(limits: &Limits, place: Place) -> Builder {
         .max_header_list_size(limits.header_bytes)
         .max_concurrent_reset_streams(REMEMBERED_RESETS)
         .reset_stream_duration(REMEMBERED_FOR)
-        .max_pending_accept_reset_streams(UNSEEN_RESETS)
-        .max_local_error_reset_streams(Some(PROVOKED_RESETS))
+        .max_pending_accept_reset_streams(unseen)
+        .max_local_error_reset_streams(provoked)
         .data_frame_budget(SMALL_FRAMES)
         .enable_connect_protocol();
     builder
@@ -116,7 +127,7 @@ pub(crate) async fn serve(link: Rc<Link>, entry: Registration, io: Replayed) {
     let worker = &link.worker;
     let (gathered, flusher) = Gathered::new(io);
     let (guarded, watch) = Guarded::new(gathered, Rc::clone(worker));
-    let builder = builder(&worker.shared.settings.limits, link.place);
+    let builder = builder(&worker.shared.settings.limits, &link);
     entry.enter(Phase::Handshake, worker.now());
     let shaken = handshake::unless_ordered(&entry, builder.handshake::<_, Payload>(guarded)).await;
     let connection = match shaken {
@@ -184,7 +195,7 @@ impl Serving<'_> {
             return Poll::Ready(None);
         }
         if let Some(fault) = self.common.resets.fault() {
-            self.end_for(fault);
+            if is_stranger(self.link) { self.end_for(fault) } else { self.count(&fault) }
         }
         let mut accepted = self.connection.poll_accept(cx);
         if accepted.is_pending() && self.looked_at() {
@@ -261,10 +272,14 @@ impl Serving<'_> {
         }
     }
 
-    fn end_for(&mut self, fault: Fault) {
+    fn count(&self, fault: &Fault) {
         let Link { worker, place, peer, .. } = &**self.link;
         worker.http2_fault(*place, fault.cause);
-        tracing::debug!(%peer, listener = %place, cause = fault.cause, "HTTP/2 connection refused");
+        tracing::debug!(%peer, listener = %place, cause = fault.cause, "fault of an HTTP/2 connection");
+    }
+
+    fn end_for(&mut self, fault: Fault) {
+        self.count(&fault);
         self.ending = true;
         self.connection.abrupt_shutdown(fault.reason);
     }
