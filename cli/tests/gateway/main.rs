@@ -15,6 +15,7 @@ mod edits;
 mod filters;
 mod grpc_retries;
 mod layers;
+mod paused;
 mod protocols;
 mod proxied;
 mod references;

@@ -23,6 +23,7 @@ use tokio::task::JoinHandle;
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::engine::Shared;
+use crate::timers::timeout;
 
 /// Checks that are asked at the same moment, in the whole process. More wait for their turn.
 const AT_ONCE: usize = 128;
@@ -173,7 +174,7 @@ async fn keep_asking(asked: Arc<Asked>, shared: Arc<Shared>, common: Arc<Common>
         let answer = {
             let Ok(_turn) = common.turns.acquire().await else { return };
             let asking = Box::pin(ask::ask(cluster, endpoint, &check.probe, &shared));
-            tokio::time::timeout(check.timeout, asking).await
+            timeout(check.timeout, asking).await
         };
         let (result, failure) = match answer {
             Ok(Ok(())) => ("success", None),

@@ -1,19 +1,30 @@
 //! Timers that one request after the other sets. Most are set for a while and never run out; what a new one costs is being
 //! entered into the runtime's wheel and taken out again. One that is there and is set for later stays where it is, so the one
 //! is taken that is set for the latest moment before the wanted one.
+//!
+//! A process may stand still: suspended, moved to another machine, out of its share of the CPU. What it waited for may have come
+//! meanwhile and lie in its sockets when it goes on, of which the runtime has not been told yet; its timers have run out at once. So
+//! a timer that is found late lets what has arrived go first: our own pause is not the fault of whom we called.
 
 use std::cell::RefCell;
-use std::pin::Pin;
+use std::future::poll_fn;
+use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use tokio::time::{Instant, Sleep, sleep_until};
+use tokio::task::yield_now;
+use tokio::time::{Instant, Sleep, sleep, sleep_until};
 
 /// So many a worker keeps.
 const KEPT: usize = 64;
 /// Of so many that were given back last the best is taken: requests have few kinds of time limits.
 const LOOKED_AT: usize = 8;
+
+/// Found so much later than it was set for, a timer was kept from being seen by more than a busy turn of the loop.
+const LATE: Duration = Duration::from_millis(100);
+/// Turns of the loop in which what has arrived goes before a timer that is late: each tells of a thousand sockets at most.
+const TURNS: u8 = 4;
 
 /// What a worker's requests have given back, and for when each is set: who looks for one need not look at all of them.
 #[derive(Default)]
@@ -32,7 +43,7 @@ impl Timers {
             }
             None => Box::pin(sleep_until(end)),
         };
-        Timer { sleep: Some(sleep), timers: Rc::clone(self) }
+        Timer { sleep: Some(sleep), turns: 0, timers: Rc::clone(self) }
     }
 
     fn take(&self, end: Instant) -> Option<Pin<Box<Sleep>>> {
@@ -49,14 +60,53 @@ impl Timers {
 pub(crate) struct Timer {
     /// Absent only while it is dropped.
     sleep: Option<Pin<Box<Sleep>>>,
+    /// In which others went first.
+    turns: u8,
     timers: Rc<Timers>,
 }
 
 impl Timer {
     pub(crate) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let sleep = self.sleep.as_mut().expect("it is there until it is dropped");
-        sleep.as_mut().poll(cx)
+        if sleep.as_mut().poll(cx).is_pending() {
+            return Poll::Pending;
+        }
+        poll_after_others(sleep.deadline(), &mut self.turns, cx)
     }
+}
+
+/// Ready at once where the timer is seen in time, and else when others had their turns.
+fn poll_after_others(set_for: Instant, turns: &mut u8, cx: &mut Context<'_>) -> Poll<()> {
+    if *turns >= TURNS || Instant::now().saturating_duration_since(set_for) < LATE {
+        return Poll::Ready(());
+    }
+    *turns += 1;
+    // Wakes us behind the runtime's next look at its sockets.
+    pin!(yield_now()).poll(cx)
+}
+
+/// The time was over first.
+#[derive(Debug)]
+pub(crate) struct Elapsed;
+
+/// As tokio's, but for a process that stood still: see the module's text.
+///
+/// # Errors
+/// It is not ready in time.
+pub(crate) async fn timeout<F: Future>(time: Duration, future: F) -> Result<F::Output, Elapsed> {
+    let mut future = pin!(future);
+    let mut sleep = pin!(sleep(time));
+    let mut turns = 0;
+    poll_fn(|cx| {
+        if let Poll::Ready(done) = future.as_mut().poll(cx) {
+            return Poll::Ready(Ok(done));
+        }
+        if sleep.as_mut().poll(cx).is_pending() {
+            return Poll::Pending;
+        }
+        poll_after_others(sleep.deadline(), &mut turns, cx).map(|()| Err(Elapsed))
+    })
+    .await
 }
 
 impl Drop for Timer {
@@ -72,8 +122,6 @@ impl Drop for Timer {
 
 #[cfg(test)]
 mod tests {
-    use std::future::poll_fn;
-
     use super::*;
 
     /// As exactly as the runtime counts.
@@ -103,6 +151,22 @@ mod tests {
                 assert!(took >= time - TICK && took < 1_000 * time, "{took:?} after {before:?}");
             }
         }
+    }
+
+    #[tokio::test]
+    async fn one_that_is_late_lets_others_go_first() {
+        let timers = Rc::new(Timers::default());
+        let mut timer = timers.start(Duration::ZERO);
+        // The loop stands still.
+        std::thread::sleep(2 * LATE);
+        let mut waited = 0;
+        let over = |cx: &mut Context<'_>| {
+            let over = timer.poll(cx);
+            waited += u8::from(over.is_pending());
+            over
+        };
+        poll_fn(over).await;
+        assert!(waited >= TURNS, "{waited}");
     }
 
     #[tokio::test]

@@ -6,7 +6,6 @@ use std::rc::Rc;
 use std::task::Poll;
 
 use meshwork_decision::{Cause, split_authority};
-use tokio::time::timeout;
 
 use super::deadline::Deadlines;
 use super::transfer;
@@ -14,6 +13,7 @@ use crate::downstream::Down;
 use crate::downstream::connection::Conn;
 use crate::error::Failure;
 use crate::mesh::{Found, OnDemand, Place};
+use crate::timers::timeout;
 use crate::worker::View;
 
 /// The host of an authority whose service no snapshot has, and who can be asked for it.

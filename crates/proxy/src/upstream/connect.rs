@@ -9,6 +9,7 @@ use tokio::net::TcpStream;
 
 use crate::error::{Failure, Retry};
 use crate::proxy_protocol::{Client, Written, write_v1, write_v2};
+use crate::timers;
 
 /// How long a TCP connection may take when no policy says otherwise; Envoy's default.
 pub(crate) const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -21,7 +22,7 @@ pub(crate) async fn connect(address: SocketAddr, timeout: Duration) -> Result<Tc
     let fail = |cause, error: &dyn std::fmt::Display| {
         Failure::upstream(cause, Retry::NothingSent).because(format!("{address}: {error}"))
     };
-    match tokio::time::timeout(timeout, TcpStream::connect(address)).await {
+    match timers::timeout(timeout, TcpStream::connect(address)).await {
         Err(_) => Err(fail(Cause::ConnectTimeout, &format_args!("no connection within {timeout:?}"))),
         Ok(Err(error)) => Err(fail(Cause::ConnectFailure, &error)),
         Ok(Ok(tcp)) => {

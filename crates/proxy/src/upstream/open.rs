@@ -11,7 +11,6 @@ use meshwork_decision::{
     Cause, Cluster, ClusterKey, ConnectionLimit, ConnectionPermit, Endpoint, PendingPermit, Transport,
 };
 use meshwork_http1::ResponseHead;
-use tokio::time::timeout;
 
 use super::behind::Behind;
 use super::connect::{connect, connect_announced};
@@ -25,6 +24,7 @@ use crate::error::{Failure, Retry};
 use crate::http::tunnel::Tunnel;
 use crate::io::Io;
 use crate::replay::Replayed;
+use crate::timers::timeout;
 use crate::worker::Worker;
 
 /// Where an attempt goes.

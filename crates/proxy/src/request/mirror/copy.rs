@@ -15,7 +15,7 @@ use meshwork_decision::{
 };
 use meshwork_http1::{KnownName, ResponseHead};
 use meshwork_telemetry::{Copied, Protocol};
-use tokio::time::{Instant, Sleep, sleep, timeout};
+use tokio::time::{Instant, Sleep, sleep};
 
 use crate::error::Failure;
 use crate::http::stream::Frame;
@@ -24,6 +24,7 @@ use crate::request::answer;
 use crate::request::aside::{self, OwnHead, Sending};
 use crate::request::overload;
 use crate::request::tee::Tap;
+use crate::timers::timeout;
 use crate::upstream::Exchange;
 use crate::upstream::behind::{Behind, Noted, Spent, held_up, in_vain};
 use crate::upstream::connect::CONNECT_TIMEOUT;

@@ -14,7 +14,6 @@ use meshwork_decision::{
 };
 use meshwork_http1::{KnownName, ResponseHead};
 use meshwork_telemetry::{Phase, Protocol, SpanId, TraceContext};
-use tokio::time::timeout;
 
 use super::exchange::{Answered, Parts, exchange};
 use super::{Attempts, facts, is_time_out, of_head};
@@ -27,6 +26,7 @@ use crate::request::route::Target;
 use crate::request::tried::{HEDGE_LOST, Tried};
 use crate::request::{answer, attempt, retry};
 use crate::timers::Timer;
+use crate::timers::timeout;
 use crate::upstream::behind::{Noted, Spent, in_vain};
 use crate::upstream::open::{Destination, Speaks};
 use crate::upstream::{Exchange, Head};
