@@ -182,42 +182,6 @@ fn a_program_is_in_the_mesh_while_it_runs() {
 }
 
 #[test]
-fn calls_that_outlast_the_drain_are_cut_off_by_us_before_the_application_ends() {
-    let Some(python) = meshwork_testkit::tool("python3") else { return };
-    let platform = Platform::new();
-    assert_ok(&platform.up(&["--no-shop"]));
-    // It answers at once but for half of one answer, and its own end would close that.
-    let script = "import os, signal, socket, threading\n\
-                  signal.signal(signal.SIGTERM, lambda *_: os._exit(5))\n\
-                  def serve(c):\n\
-                  \twhile b'/' in (got := c.recv(65536)):\n\
-                  \t\tc.sendall(b'HTTP/1.1 200 OK\\r\\ncontent-length: 4\\r\\n\\r\\n' + (b'ha' if b'/half' in got else b'four'))\n\
-                  s = socket.create_server((os.environ['HOST'], int(os.environ['PORT'])))\n\
-                  while True: threading.Thread(target=serve, args=(s.accept()[0],), daemon=True).start()";
-    let address = next(platform.base, 1);
-    let log = platform.data.path().join("web.log");
-    let more = ["--protocol", "http", "--drain-timeout", "300ms", "--access-log", log.to_str().unwrap()];
-    let mut child = platform.run("web", address, &more, &[python.to_str().unwrap(), "-c", script]);
-    let whole = b"GET / HTTP/1.1\r\nHost: web\r\nConnection: close\r\n\r\n";
-    let door = std::net::SocketAddr::from((address, 15001));
-    until("it serves", || exchange(door, whole)?.ends_with("four").then_some(()));
-    let mut caller = std::net::TcpStream::connect(door).unwrap();
-    caller.write_all(b"GET /half HTTP/1.1\r\nHost: web\r\n\r\n").unwrap();
-    let mut got = Vec::new();
-    while !got.ends_with(b"\r\n\r\nha") {
-        let mut byte = [0];
-        caller.read_exact(&mut byte).unwrap();
-        got.extend(byte);
-    }
-    signal("TERM", child.id());
-    assert_eq!(child.ended(), Some(5));
-    let lines = std::fs::read_to_string(&log).unwrap();
-    let half = |line: &&str| line.contains("/half") && line.contains("\"protocol\":\"HTTP/2\"");
-    let line = lines.lines().find(half).unwrap_or_else(|| panic!("{lines}"));
-    assert!(line.contains("\"draining\""), "{line}");
-}
-
-#[test]
 fn a_token_lets_its_workload_in_once() {
     let platform = Platform::new();
     assert_ok(&platform.up(&["--no-shop"]));

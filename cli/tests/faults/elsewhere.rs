@@ -27,6 +27,9 @@ pub const ELSEWHERE: &[(&str, &str)] = &[
         "a caller in the mesh with an older notion of a service's ports than its instance, or one that the control plane \
          has not told what it serves, or no longer: its sidecar is not ready then",
     ),
-    ("draining", "only of what is still under way when `--drain-timeout` is over"),
+    (
+        "draining",
+        "only of what is still under way when `--drain-timeout` is over, or at a second SIGTERM; to a caller in the mesh it is a reset",
+    ),
     ("internal", "a mistake of ours: nothing outside brings it about"),
 ];

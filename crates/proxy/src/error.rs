@@ -60,6 +60,13 @@ impl Failure {
         Self { cause, fault: Fault::Local, retry: Retry::No, detail: None, last: None, is_hasty: false }
     }
 
+    /// What runs is ended by us. A caller in the mesh may do with what is cut off by the end of a drain as if the endpoint
+    /// had broken it off.
+    pub(crate) fn closed(cause: Cause, in_mesh: bool) -> Self {
+        let retry = if in_mesh && cause == Cause::Draining { Retry::Policy } else { Retry::No };
+        Self { retry, ..Self::local(cause) }
+    }
+
     /// Whether it is one of our own connections that the request did not get: no endpoint was asked.
     pub(crate) fn is_before_any(&self) -> bool {
         let waited =

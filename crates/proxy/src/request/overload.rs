@@ -22,6 +22,7 @@ use super::transfer::poll_interrupted;
 use crate::downstream::Down;
 use crate::downstream::connection::Conn;
 use crate::error::{Failure, Fault};
+use crate::upstream::behind::unsent;
 use crate::worker::Worker;
 
 /// What Envoy's overload manager says of a request that it sends away; from a proxy of the mesh it is the proxy's own word,
@@ -129,7 +130,7 @@ async fn wait(
     })
     .await;
     conn.entry.go_on(conn.worker.now());
-    waited
+    waited.map_err(unsent)
 }
 
 fn tell((gate, overload): Guard<'_>, priority: Priority, shed: Option<Shed>, journey: &mut Journey<'_>) {

@@ -40,7 +40,7 @@ pub(crate) fn poll_interrupted(
             let timeouts = &conn.worker.shared.settings.timeouts;
             return Poll::Ready(Failure::late(Cause::RequestBodyTimeout, Phase::Body, timeouts));
         }
-        Some(Order::Close(cause)) => return Poll::Ready(Failure::local(cause)),
+        Some(Order::Close(cause)) => return Poll::Ready(Failure::closed(cause, conn.caller.is_some())),
         Some(Order::Drain | Order::TimedOut(_)) | None => {}
     }
     conn.entry.watch(cx);

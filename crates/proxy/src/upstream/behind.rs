@@ -187,10 +187,13 @@ pub(crate) fn in_vain(failure: Failure, noted: Option<Ahead>, pool: &EndpointPoo
     Failure { cause, fault: Fault::Local, retry, ..failure }.because(why)
 }
 
-/// The failure of an attempt that had no connection yet: what its time ran out for has not been sent.
+/// The failure of an attempt that had no connection yet: what its time ran out for, or what we have cut off, has not been
+/// sent.
 pub(crate) fn unsent(failure: Failure) -> Failure {
-    match failure.cause {
-        Cause::PerTryTimeout => Failure { retry: Retry::NothingSent, ..failure },
+    match (failure.cause, failure.retry) {
+        (Cause::PerTryTimeout, _) | (Cause::Draining, Retry::Policy) => {
+            Failure { retry: Retry::NothingSent, ..failure }
+        }
         _ => failure,
     }
 }
@@ -246,6 +249,10 @@ mod tests {
         let retry = |cause| unsent(Failure::local(cause)).retry;
         assert_eq!(retry(Cause::PerTryTimeout), Retry::NothingSent, "no endpoint has seen it");
         assert_eq!(retry(Cause::RequestTimeout), Retry::No, "there is no time left for another");
+        let cut_off = |in_mesh| unsent(Failure::closed(Cause::Draining, in_mesh)).retry;
+        assert_eq!((cut_off(true), cut_off(false)), (Retry::NothingSent, Retry::No));
+        let revoked = unsent(Failure::closed(Cause::PeerRevoked, true));
+        assert_eq!(revoked.retry, Retry::No, "nobody takes anything of that caller");
     }
 
     #[test]
