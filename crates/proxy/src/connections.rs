@@ -200,9 +200,17 @@ impl Entry {
         }
     }
 
+    /// What is to end at once stays so, whatever it is told besides; and who is not trusted any more is told no last words.
     fn give(&self, order: Order) {
-        self.order.set(Some(order));
-        self.wake();
+        let stays = match self.order.get() {
+            Some(Order::Close(Cause::Draining)) => !matches!(order, Order::Close(_)),
+            Some(Order::Close(_)) => true,
+            _ => false,
+        };
+        if !stays {
+            self.order.set(Some(order));
+            self.wake();
+        }
     }
 
     fn wake(&self) {
@@ -258,7 +266,8 @@ pub(crate) struct Connections {
     free: RefCell<Vec<usize>>,
     connections: Cell<usize>,
     streams: Cell<usize>,
-    draining: Cell<bool>,
+    /// What all were told who were here when they began to end.
+    ending: Cell<Option<Order>>,
     /// Told when the last one of a list that drains is gone.
     done: Notify,
 }
@@ -294,8 +303,8 @@ impl Connections {
             since: Cell::new(now),
             patience: Cell::new(None),
             owing: Cell::new(None),
-            // Accepted just before; what a connection has begun goes on.
-            order: Cell::new((self.draining.get() && !is_stream).then_some(Order::Drain)),
+            // Accepted just before. What a connection has begun goes on while others of it do.
+            order: Cell::new(self.ending.get().filter(|order| !is_stream || *order != Order::Drain)),
             rests: Cell::new(false),
             waker: RefCell::new(None),
             svid: OnceCell::new(),
@@ -316,23 +325,33 @@ impl Connections {
 
     /// Lets every connection finish what runs, and take nothing new.
     pub(crate) fn drain(&self) {
-        self.draining.set(true);
-        self.order_all(Order::Drain);
+        self.end(Order::Drain);
+    }
+
+    /// Ends every connection and stream now, and whatever their peers have begun before they hear of it.
+    pub(crate) fn cut_off(&self) {
+        self.end(Order::Close(Cause::Draining));
+    }
+
+    fn end(&self, order: Order) {
+        if !matches!(self.ending.get(), Some(Order::Close(_))) {
+            self.ending.set(Some(order));
+        }
+        self.each(|entry| entry.give(order));
         if self.is_done() {
             self.done.notify_waiters();
         }
     }
 
-    /// Waits until all are gone that were told to finish.
-    pub(crate) async fn drained(&self) {
-        while !(self.draining.get() && self.is_done()) {
-            self.done.notified().await;
-        }
+    fn is_draining(&self) -> bool {
+        self.ending.get().is_some()
     }
 
-    /// Gives every connection an order.
-    pub(crate) fn order_all(&self, order: Order) {
-        self.each(|entry| entry.give(order));
+    /// Waits until all are gone that were told to finish.
+    pub(crate) async fn drained(&self) {
+        while !(self.is_draining() && self.is_done()) {
+            self.done.notified().await;
+        }
     }
 
     /// Ends the connections whose peer is not trusted any more.
@@ -370,7 +389,7 @@ pub(crate) struct Registration {
 impl Registration {
     /// Nothing new is taken.
     pub(crate) fn is_draining(&self) -> bool {
-        self.connections.draining.get()
+        self.connections.is_draining()
     }
 
     /// The entry, for those who may outlive the connection.
@@ -393,7 +412,7 @@ impl Drop for Registration {
         count.set(count.get() - 1);
         self.connections.entries.borrow_mut()[self.entry.slot] = None;
         self.connections.free.borrow_mut().push(self.entry.slot);
-        if self.connections.draining.get() && self.connections.is_done() {
+        if self.connections.is_draining() && self.connections.is_done() {
             self.connections.done.notify_waiters();
         }
     }
@@ -514,6 +533,41 @@ mod tests {
         assert_eq!(connections.register_stream(at(0), None).order(), None);
     }
 
+    #[test]
+    fn what_comes_in_after_all_was_cut_off_is_cut_off_too() {
+        let connections = Rc::new(Connections::default());
+        connections.drain();
+        let before = connections.register_stream(at(0), None);
+        connections.cut_off();
+        // Whoever is told to finish after that is not let live by it.
+        connections.drain();
+        let closed = Some(Order::Close(Cause::Draining));
+        assert_eq!(before.order(), closed);
+        assert_eq!(connections.register_stream(at(0), None).order(), closed, "its peer had not heard of it");
+        assert_eq!(connections.register(at(0)).order(), closed);
+    }
+
+    #[test]
+    fn whose_peer_is_not_trusted_any_more_does_not_live_until_a_drain_is_over() {
+        let connections = Rc::new(Connections::default());
+        let peer = Rc::new(Peer {
+            id: meshwork_base::SpiffeId::parse("spiffe://m/ns/a/sa/b").unwrap(),
+            not_before: Duration::ZERO,
+            not_after: Duration::from_secs(3600),
+            serial: vec![1],
+        });
+        let stream = connections.register_stream(at(0), Some(&peer));
+        connections.close_denied(|_| true);
+        let revoked = Some(Order::Close(Cause::PeerRevoked));
+        connections.drain();
+        assert_eq!(stream.order(), revoked);
+        connections.cut_off();
+        assert_eq!(stream.order(), revoked, "that is why it ended");
+        let other = connections.register_stream(at(0), Some(&peer));
+        connections.close_denied(|_| true);
+        assert_eq!(other.order(), revoked, "and that does not wait for last words");
+    }
+
     /// A head that arrives in the turn in which its time ran out is served, and what it asks for has its own time.
     #[test]
     fn what_has_come_after_all_is_judged_by_its_own_time() {
@@ -527,7 +581,7 @@ mod tests {
         assert_eq!(entry.order(), None);
         connections.sweep(at(310), Duration::ZERO, &timeouts);
         assert_eq!(entry.order(), Some(Order::TimedOut(Phase::Exchange)));
-        connections.order_all(Order::Drain);
+        connections.drain();
         entry.enter(Phase::Idle, at(311));
         assert_eq!(entry.order(), Some(Order::Drain), "that is no matter of one phase");
     }
@@ -538,7 +592,7 @@ mod tests {
         let entry = connections.register(at(0));
         let (waker, count) = futures_util_test_waker();
         entry.watch(&Context::from_waker(&waker));
-        connections.order_all(Order::Drain);
+        connections.drain();
         assert_eq!(count.load(std::sync::atomic::Ordering::SeqCst), 1);
         assert_eq!(entry.order(), Some(Order::Drain));
     }

@@ -22,7 +22,7 @@ use tokio::net::TcpListener;
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio_rustls::TlsAcceptor;
 
-use crate::connections::{Connections, Order};
+use crate::connections::Connections;
 use crate::date::DateText;
 use crate::downstream;
 use crate::engine::{BindKey, Shared};
@@ -430,9 +430,9 @@ pub(crate) async fn run(shared: Arc<Shared>, bells: Bells, mut commands: mpsc::R
                 Some(Command::DrainInbound(ending, done)) => {
                     let inbound = accepting.extract_if(|place, _| matches!(place, Place::Inbound(_) | Place::Hbone(_)));
                     inbound.for_each(|(_, task)| task.abort());
-                    worker.inbound.drain();
-                    if ending == Ending::AtOnce {
-                        worker.inbound.order_all(Order::Close(Cause::Draining));
+                    match ending {
+                        Ending::Finished => worker.inbound.drain(),
+                        Ending::AtOnce => worker.inbound.cut_off(),
                     }
                     inbound_done = Some(done);
                 }
@@ -443,11 +443,7 @@ pub(crate) async fn run(shared: Arc<Shared>, bells: Bells, mut commands: mpsc::R
                 }
                 Some(Command::Stop) | None => {
                     accepting.drain().for_each(|(_, task)| task.abort());
-                    let closed = Order::Close(Cause::Draining);
-                    for connections in worker.all_connections() {
-                        connections.drain();
-                        connections.order_all(closed);
-                    }
+                    worker.all_connections().into_iter().for_each(|some| some.cut_off());
                     // Each says by itself that what it carries is not whole: a connection that is only dropped looks like
                     // one that is at its end.
                     let _ = tokio::time::timeout(LAST_WORDS, worker.drained()).await;

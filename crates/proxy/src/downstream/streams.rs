@@ -19,6 +19,7 @@ use super::h2::H2Stream;
 use super::handshake;
 use super::watch::{Fault, Watch};
 use crate::connections::{Entry, Order, Phase, Registration};
+use crate::error::Failure;
 use crate::gather::{Flusher, Gathered};
 use crate::http::convert;
 use crate::http::payload::{Backlog, Payload};
@@ -27,6 +28,7 @@ use crate::poll_time::timed_by_poll;
 use crate::replay::Replayed;
 use crate::request;
 use crate::stream;
+use crate::upstream::behind::unsent;
 use crate::workspace::{Lent, Workspace};
 
 /// Bytes of one request's body that may be on the way to us unread.
@@ -285,6 +287,14 @@ impl Serving<'_> {
     }
 }
 
+/// A stream that its peer has begun before it heard that all is over is not worth the while of whoever would get it.
+fn in_time(order: Option<Order>, in_mesh: bool) -> Result<(), Failure> {
+    match order {
+        Some(Order::Close(cause)) => Err(unsent(Failure::closed(cause, in_mesh))),
+        _ => Ok(()),
+    }
+}
+
 async fn serve_stream(
     conn: Conn,
     common: Rc<Common>,
@@ -302,7 +312,7 @@ async fn serve_stream(
     let limits = &conn.worker.shared.settings.limits;
     let read = convert::request_into(&request, limits, head);
     let mut down = Down::H2(Box::new(H2Stream::new(request, respond, Rc::clone(&common.backlog), limits)));
-    match read {
+    match read.and_then(|()| in_time(conn.entry.order(), conn.caller.is_some())) {
         Ok(()) => request::serve(&conn, head, &mut down, scratch, started).await,
         Err(failure) => request::refuse(&conn, head, &mut down, scratch, &failure, started).await,
     }
@@ -314,6 +324,7 @@ async fn serve_stream(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::error::Retry;
 
     fn size<A, B, C, D, F: Future>(_: fn(A, B, C, D) -> F) -> usize {
         size_of::<F>()
@@ -322,6 +333,14 @@ mod tests {
     #[test]
     fn a_stream_s_future_stays_small() {
         assert!(size(serve_stream) <= 3136, "a stream's future is {} bytes", size(serve_stream));
+    }
+
+    #[test]
+    fn a_stream_that_comes_when_all_is_over_is_refused_so_that_it_may_go_elsewhere() {
+        let late = |in_mesh| in_time(Some(Order::Close(Cause::Draining)), in_mesh).unwrap_err();
+        assert_eq!((late(true).cause, late(true).retry), (Cause::Draining, Retry::NothingSent));
+        assert_eq!(late(false).retry, Retry::No, "that caller is answered");
+        assert!(in_time(Some(Order::Drain), true).is_ok() && in_time(None, true).is_ok());
     }
 
     #[test]
