@@ -252,12 +252,17 @@ async fn end(
             entered.leave().await;
         }
     };
-    let drained = async {
+    let enough = async {
         tokio::select! {
-            finished = engine.drain(timeout) => {
-                if finished { Ok(()) } else { Err(GatewayError::CutOff) }
-            }
-            () = drain.cut_off().cancelled() => Err(GatewayError::ToldTwice),
+            () = tokio::time::sleep(timeout) => {}
+            () = drain.cut_off().cancelled() => {}
+        }
+    };
+    let drained = async {
+        match engine.drain_until(enough).await {
+            true => Ok(()),
+            false if drain.cut_off().is_cancelled() => Err(GatewayError::ToldTwice),
+            false => Err(GatewayError::CutOff),
         }
     };
     let (ended, ()) = tokio::join!(drained, leave);
@@ -306,5 +311,40 @@ fn node(common: &CommonArgs, admin: SocketAddr, identity: Option<&SpiffeId>) -> 
         pid,
         address: admin.to_string(),
         service: String::new(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use meshwork_base::ManualClock;
+    use meshwork_telemetry::AccessLogTarget;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_second_signal_waits_until_the_workers_have_had_their_last_words() {
+        let metrics = MetricsRegistry::default();
+        let access_log = AccessLogSink::open(&AccessLogTarget::Off, &metrics).unwrap();
+        let shared = Arc::new(Shared {
+            snapshot: ArcSwap::from_pointee(Snapshot::default()),
+            clock: Arc::new(ManualClock::new()),
+            settings: Settings { workers: 4, ..Settings::default() },
+            metrics,
+            access_log,
+            tracer: None,
+            labels: labels(None),
+            mesh: Mesh::default(),
+            observer: Observer::default(),
+            memory: MemoryLevel::default(),
+            learnt: Learnt::default(),
+        });
+        let engine = Engine::start(Arc::clone(&shared)).unwrap();
+        let hour = Duration::from_secs(3600);
+        let drain = Drain::new(hour);
+        drain.begin();
+        drain.begin();
+        let ended = end(engine, &drain, hour, None).await;
+        assert!(matches!(ended, Err(GatewayError::ToldTwice)), "{ended:?}");
+        assert_eq!(Arc::strong_count(&shared), 1, "each of them holds one");
     }
 }

@@ -56,8 +56,8 @@ fn sigterm_finishes_what_is_in_flight_and_refuses_what_is_new() {
 #[test]
 fn a_second_sigterm_stops_at_once() {
     let Some(curl) = Curl::find() else { return };
-    let (upstream, mut gateway) = start(&["--drain-timeout", "1h"]);
-    let slow = held(&curl, &upstream, &gateway, "--http1.1");
+    let (upstream, mut gateway) = start(&["--drain-timeout", "1h", "--workers", "4"]);
+    let slow: Vec<_> = (0..8).map(|_| held(&curl, &upstream, &gateway, "--http1.1")).collect();
     gateway.signal("TERM");
     until_refused(&gateway);
     gateway.signal("TERM");
@@ -65,8 +65,13 @@ fn a_second_sigterm_stops_at_once() {
     let said = gateway.stderr();
     assert!(said.contains("stopped at once by a second signal"), "{said}");
     assert!(!said.contains("--drain-timeout"), "time was not the cause: {said}");
-    let told = Reply::parse(&String::from_utf8(slow.wait_with_output().unwrap().stdout).unwrap());
-    assert_eq!((told.status, &*told.body), (503, "draining\n"), "its caller is told");
+    for slow in slow {
+        let told = Reply::parse(&String::from_utf8(slow.wait_with_output().unwrap().stdout).unwrap());
+        assert_eq!((told.status, &*told.body), (503, "draining\n"), "its caller is told");
+    }
+    // It has ended: nothing more is written.
+    let log = std::fs::read_to_string(gateway.directory().join("access.log")).unwrap();
+    assert_eq!(log.lines().filter(|line| line.contains("\"draining\"")).count(), 8, "{log}");
 }
 
 #[test]

@@ -339,14 +339,23 @@ impl Engine {
 
     /// Stops accepting, lets what runs finish, and after `timeout` ends the rest. Returns whether all finished.
     pub async fn drain(self, timeout: Duration) -> bool {
+        self.drain_until(tokio::time::sleep(timeout)).await
+    }
+
+    /// The same; the rest is ended when `enough` comes true. In any case what was under way has been told so, and is written
+    /// down, when this returns.
+    pub async fn drain_until(self, enough: impl Future<Output = ()>) -> bool {
         self.tell_all(|| Command::Drain).await;
-        let finished = tokio::time::timeout(timeout, async {
+        let all_end = async {
             for worker in &self.workers {
                 worker.commands.closed().await;
             }
-        })
-        .await
-        .is_ok();
+        };
+        let finished = tokio::select! {
+            biased;
+            () = all_end => true,
+            () = enough => false,
+        };
         self.tell_all(|| Command::Stop).await;
         let threads: Vec<_> = self.workers.into_iter().map(|worker| worker.thread).collect();
         let joined = tokio::task::spawn_blocking(move || threads.into_iter().all(|t| t.join().is_ok())).await;
