@@ -134,3 +134,25 @@ fn who_waits_for_an_instance_that_gets_a_second_sigterm_is_answered_by_another()
     assert!(answer.starts_with("HTTP/1.1 200") && answer.ends_with("four"), "{answer}");
     one.process.ended();
 }
+
+#[test]
+fn a_second_sigterm_ends_what_the_application_calls_too() {
+    if meshwork_testkit::tool("python3").is_none() {
+        return;
+    }
+    let platform = Platform::new();
+    assert_ok(&platform.up(&["--no-shop"]));
+    let noted = platform.data.path().join("hangs");
+    let mut one =
+        Instance::start(&platform, "web-1", next(platform.base, 1), None, &["--drain-timeout", "1h"]);
+    until("it serves", || one.call("/")?.ends_with("four").then_some(()));
+    let _other = Instance::start(&platform, "web-2", next(platform.base, 2), Some(&noted), &[]);
+    // It is nothing that the end of the application, or of what calls that, would end.
+    let called = hanging(one.door, &noted);
+    one.signal("TERM");
+    one.until_refused();
+    one.signal("TERM");
+    one.process.ended();
+    let answer = called.join().unwrap().unwrap();
+    assert!(answer.starts_with("HTTP/1.1 503") && answer.ends_with("draining\n"), "{answer}");
+}

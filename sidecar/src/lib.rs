@@ -286,25 +286,20 @@ impl Running {
     /// for both; whatever is left of it, the application has a little to say its own goodbyes.
     async fn stop(&mut self, mut app: App, signals: &mut Signals) -> Result<u8, SidecarError> {
         let most = self.parts.common.drain_timeout;
-        let (finished, at_once) = tokio::select! {
-            () = self.listening.drain_inbound(Ending::Finished) => (true, false),
-            () = tokio::time::sleep(signals.left(most)) => (false, false),
-            () = signals.second() => (false, true),
+        let finished = tokio::select! {
+            () = self.listening.drain_inbound(Ending::Finished) => true,
+            () = tokio::time::sleep(signals.left(most)) => false,
+            () = signals.second() => false,
         };
         if !finished {
             // Callers hear that it is not whole; the end of the application would look like its last word.
             let cut = self.listening.drain_inbound(Ending::AtOnce);
             let _ = tokio::time::timeout(FAREWELL, cut).await;
-            tracing::warn!(
-                "calls of the application were cut off; raise --drain-timeout if they may take longer"
-            );
+            tell_cut_off("calls of the application", signals);
         }
         let signal = signals.first();
         let timeout = signals.left(most).max(most.min(LEAST));
         let patience = async {
-            if at_once {
-                return;
-            }
             tokio::select! {
                 () = signals.second() => {}
                 () = tokio::time::sleep(timeout) => {}
@@ -319,11 +314,14 @@ impl Running {
         let Some(follower) = self.follower.take() else { return };
         let Ok(engine) = follower.await else { return };
         let left = signals.left(self.parts.common.drain_timeout).max(FAREWELL);
-        tokio::select! {
-            finished = engine.drain(left) => if !finished {
-                tracing::warn!("requests in flight were cut off; raise --drain-timeout if they may take longer");
-            },
-            () = signals.second() => tracing::warn!("requests in flight were cut off, as a second signal asked"),
+        let enough = async {
+            tokio::select! {
+                () = tokio::time::sleep(left) => {}
+                () = signals.second() => {}
+            }
+        };
+        if !engine.drain_until(enough).await {
+            tell_cut_off("requests in flight", signals);
         }
         self.access_log.flush();
         if let Some(tracer) = &self.tracer {
@@ -347,6 +345,15 @@ impl Running {
     fn workload_told(&self) -> impl Future<Output = ()> + Send + use<> {
         let readiness = self.readiness.clone();
         async move { readiness.wait_for(WORKLOAD).await }
+    }
+}
+
+/// Says what was not finished, and by whose word.
+fn tell_cut_off(what: &str, signals: &Signals) {
+    if signals.told_twice() {
+        tracing::warn!("{what} were cut off, as a second signal asked");
+    } else {
+        tracing::warn!("{what} were cut off; raise --drain-timeout if they may take longer");
     }
 }
 

@@ -22,6 +22,8 @@ pub(crate) struct Signals {
     interrupt: unix::Signal,
     hang_up: unix::Signal,
     first: Option<(Signal, Instant)>,
+    /// Another one that asks for the end came after the first.
+    told_twice: bool,
 }
 
 impl Signals {
@@ -33,6 +35,7 @@ impl Signals {
             interrupt: signal(SignalKind::interrupt())?,
             hang_up: signal(SignalKind::hangup())?,
             first: None,
+            told_twice: false,
         })
     }
 
@@ -44,6 +47,7 @@ impl Signals {
             _ = self.hang_up.recv() => return Received::HangUp,
         };
         if self.first.is_some() {
+            self.told_twice = true;
             tracing::warn!(signal = name, "stopping at once: this is the second signal");
         } else {
             tracing::info!(signal = name, "draining; a second signal stops at once");
@@ -57,12 +61,16 @@ impl Signals {
         while self.next().await != Received::End {}
     }
 
-    /// Waits for one more such signal after the first; where none has come yet, for two.
+    /// Waits for the second such signal. It is meant for all that is still to end: who asks for it later finds it here.
     pub(crate) async fn second(&mut self) {
-        if self.first.is_none() {
-            self.end().await;
+        while !self.told_twice {
+            self.next().await;
         }
-        self.end().await;
+    }
+
+    /// Whether the second one has come.
+    pub(crate) fn told_twice(&self) -> bool {
+        self.told_twice
     }
 
     /// How the application is asked to end: as we were.
@@ -73,5 +81,35 @@ impl Signals {
     /// What is left of so much time since we were asked to end; all of it where nobody has asked.
     pub(crate) fn left(&self, of: Duration) -> Duration {
         self.first.map_or(of, |(_, asked)| of.saturating_sub(asked.elapsed()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::Future as _;
+    use std::pin::pin;
+    use std::task::{Context, Poll, Waker};
+
+    use rustix::process::{getpid, kill_process};
+
+    use super::*;
+
+    fn is_there(signals: &mut Signals) -> bool {
+        let second = pin!(signals.second());
+        second.poll(&mut Context::from_waker(Waker::noop())) == Poll::Ready(())
+    }
+
+    #[tokio::test]
+    async fn a_second_signal_ends_whatever_is_still_to_end() {
+        let mut signals = Signals::new().unwrap();
+        kill_process(getpid(), Signal::TERM).unwrap();
+        signals.end().await;
+        assert!(!is_there(&mut signals) && !signals.told_twice());
+        kill_process(getpid(), Signal::INT).unwrap();
+        signals.second().await;
+        assert!(
+            is_there(&mut signals) && signals.told_twice(),
+            "who ends last need not be told a third time"
+        );
     }
 }
