@@ -118,6 +118,31 @@ async fn sidecars_write_down_the_code_of_what_they_refuse_on_either_side() {
     pair.outbound.wait_metric("istio_requests_total", &labels, 1).await;
 }
 
+/// Calls an application that fails, through a proxy that does not repeat it, and looks at the record beside the application.
+async fn handed_back(app: SocketAddr, flag: &str) {
+    let mut pair = Pair::start(app, AppProtocol::Grpc).await;
+    let never = v1::TrafficPolicy { retry: Some(support::bare_retry()), ..Default::default() };
+    pair.outbound.change([policy("never", "reviews", v1::policy::Spec::Traffic(never))]).await;
+    assert_eq!(code(&mut h2_client(pair.proxy).await).await, "14");
+    let line = pair.inbound.lines(1).await.remove(0);
+    for part in ["\"grpc_status\":14,", "\"response_code\":0,", flag] {
+        assert!(line.contains(part), "{part}: {line}");
+    }
+    let labels = ["reporter=\"destination\"", "grpc_response_status=\"14\"", "response_code=\"0\""];
+    pair.inbound.wait_metric("istio_requests_total", &labels, 1).await;
+}
+
+#[tokio::test]
+async fn what_an_instance_hands_back_has_the_code_there_that_its_caller_gets_when_nobody_else_is_there() {
+    // Nobody saw it, and somebody has.
+    handed_back(closed(), "\"UF\"").await;
+    let app = h2_upstream(usize::MAX, |_, _, mut respond| async move {
+        respond.send_reset(h2::Reason::INTERNAL_ERROR);
+    })
+    .await;
+    handed_back(app.address, "\"UR\"").await;
+}
+
 #[tokio::test]
 async fn an_injected_code_is_written_down() {
     let (mut harness, address) = gateway(closed()).await;

@@ -61,14 +61,11 @@ pub(crate) async fn fail(
     journey.failed(failure);
     let Failure { cause, fault, detail, .. } = failure;
     tracing::debug!(%cause, ?fault, ?detail, listener = %conn.place, "request failed");
-    // A caller in the mesh may send elsewhere what our application has not seen.
-    if failure.retry == Retry::NothingSent && conn.caller.is_some() && !down.head_sent() && down.refuse() {
-        journey.finish();
-        return;
-    }
-    // What the application perhaps began it did not finish: the caller learns that its request was reset, and is not
-    // told that somebody answered 503.
-    if matches!(failure.retry, Retry::Policy | Retry::Reused) && conn.caller.is_some() && down.reset() {
+    if conn.caller.is_some() && hand_back(down, failure) {
+        if grpc {
+            // Where the caller's proxy has nobody else to ask, that is what it answers.
+            journey.record.grpc_status = Some(UNAVAILABLE);
+        }
         journey.finish();
         return;
     }
@@ -93,6 +90,18 @@ pub(crate) async fn fail(
     };
     let written = written.and_then(|()| overload::mark(conn, failure.cause, response));
     answer(conn, down, response, journey, written, if grpc { b"" } else { text.as_bytes() }).await;
+}
+
+/// Leaves it to a caller in the mesh what becomes of a request that has no answer. False: it is answered here.
+fn hand_back(down: &mut Down<'_>, failure: &Failure) -> bool {
+    match failure.retry {
+        // What our application has not seen may be sent elsewhere.
+        Retry::NothingSent => !down.head_sent() && down.refuse(),
+        // What the application perhaps began it did not finish: the caller learns that its request was reset, and is not
+        // told that somebody answered 503.
+        Retry::Policy | Retry::Reused => down.reset(),
+        Retry::No => false,
+    }
 }
 
 /// Ends a response that has begun, or that nobody can be sent.
@@ -160,13 +169,13 @@ fn grpc_head(
 /// What gRPC's libraries call the `INTERNAL_ERROR` by which a stream is broken off.
 const INTERNAL: u8 = 13;
 const DEADLINE_EXCEEDED: u8 = 4;
+const UNAVAILABLE: u8 = 14;
 
 /// gRPC's table of HTTP statuses, sharpened where we know more.
 fn grpc_code(cause: Cause, status: u16) -> u8 {
     const PERMISSION_DENIED: u8 = 7;
     const RESOURCE_EXHAUSTED: u8 = 8;
     const UNIMPLEMENTED: u8 = 12;
-    const UNAVAILABLE: u8 = 14;
     const UNAUTHENTICATED: u8 = 16;
     const UNKNOWN: u8 = 2;
     match (cause, status) {
