@@ -117,7 +117,7 @@ impl H2Stream {
     }
 
     /// Resets the stream unless its caller does so before `grace` is over. By CANCEL: no reset says that a deadline is over, and
-    /// that is the one of which gRPC's libraries make `DEADLINE_EXCEEDED` when by their own clock it is.
+    /// that is the one of which gRPC's libraries make `DEADLINE_EXCEEDED` when by their own clock it is, and `CANCELLED` otherwise.
     pub(crate) async fn run_out(&mut self, mut grace: impl FnMut(&mut Context<'_>) -> Poll<()>) {
         let left = |cx: &mut Context<'_>| match self.poll_gone(cx) {
             Poll::Ready(_) => Poll::Ready(()),
@@ -195,16 +195,20 @@ mod tests {
             if leaves {
                 send.send_reset(h2::Reason::CANCEL);
             }
+            // Whoever leaves has so many turns for it, which is more than it takes.
+            let turns = if leaves { 10_000 } else { 1 };
             let mut asked = 0;
-            let grace = |_: &mut Context<'_>| {
+            let grace = |cx: &mut Context<'_>| {
                 asked += 1;
-                if leaves { Poll::Pending } else { Poll::Ready(()) }
+                cx.waker().wake_by_ref();
+                if asked < turns { Poll::Pending } else { Poll::Ready(()) }
             };
             tokio::select! {
                 () = stream.run_out(grace) => {}
                 _ = poll_fn(|cx| server.poll_closed(cx)) => panic!("the connection stays"),
             }
             if leaves {
+                assert!(asked < turns, "it was not waited for longer than until it left");
                 continue;
             }
             assert_eq!(asked, 1);

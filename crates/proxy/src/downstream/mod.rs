@@ -128,7 +128,7 @@ impl Down<'_> {
         }
     }
 
-    /// The same for a caller of gRPC whose own time is over: it knows, or is about to, and has the first word as long as `grace`
+    /// The same for a caller of gRPC whose own time is over, by its own clock too: it knows, or is about to, and has the first word as long as `grace`
     /// lasts.
     pub(crate) async fn run_out(&mut self, grace: &mut Timer) {
         self.let_leave().await;

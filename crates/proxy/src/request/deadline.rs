@@ -133,17 +133,36 @@ pub(crate) fn begin(
     target: &Target<'_>,
     timeouts: &Timeouts,
     fields: &mut Fields,
-    journey: &Journey<'_>,
+    journey: &mut Journey<'_>,
 ) -> Result<Deadlines, Failure> {
     let given = of_caller(conn, fields, journey.is_grpc(), timeouts);
-    let left = check(conn, target, given, journey.started())?;
+    journey.has_timer = given.is_some_and(|given| given.has_timer);
+    let left = check(conn, target, given.map(|given| given.time), journey.started())?;
     let is_last = matches!(target, Target::App { .. });
     let grace = if is_last { GRACE } else { Duration::ZERO };
     Ok(Deadlines::new(&conn.worker, timeouts, left.map(|left| (left, grace))))
 }
 
+/// The time that a caller gives a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Given {
+    time: Duration,
+    /// It is the caller's library that has said so, which counts that time itself.
+    has_timer: bool,
+}
+
+impl Given {
+    /// The least of what is said to gRPC and to anybody.
+    fn least(grpc: Option<Duration>, http: Option<Duration>) -> Option<Self> {
+        let time = grpc.into_iter().chain(http).min()?;
+        // A proxy says the same in both, and the one in whole milliseconds.
+        let has_timer = grpc.is_some_and(|grpc| grpc.as_millis() <= time.as_millis());
+        Some(Self { time, has_timer })
+    }
+}
+
 /// What the caller says that is left of a request's time. Whoever is not believed has said nothing.
-fn of_caller(conn: &Conn, fields: &mut Fields, is_grpc: bool, timeouts: &Timeouts) -> Option<Duration> {
+fn of_caller(conn: &Conn, fields: &mut Fields, is_grpc: bool, timeouts: &Timeouts) -> Option<Given> {
     let (grpc, http) = (KnownName::GrpcTimeout, KnownName::XEnvoyExpectedRqTimeoutMs);
     if !believes(conn, timeouts) {
         // What gRPC's own protocol says to the server is passed on as it is.
@@ -153,7 +172,7 @@ fn of_caller(conn: &Conn, fields: &mut Fields, is_grpc: bool, timeouts: &Timeout
         return None;
     }
     let grpc = fields.known(grpc).filter(|_| is_grpc).and_then(read_grpc_timeout);
-    grpc.into_iter().chain(fields.known(http).and_then(read_millis)).min()
+    Given::least(grpc, fields.known(http).and_then(read_millis))
 }
 
 fn believes(conn: &Conn, timeouts: &Timeouts) -> bool {
@@ -228,6 +247,24 @@ pub(crate) fn tell(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_a_time_that_grpc_s_library_has_set_is_one_that_it_counts_itself() {
+        let us = Duration::from_micros;
+        let counted = |grpc: Option<u64>, http: Option<u64>| {
+            Given::least(grpc.map(us), http.map(us)).map(|given| (given.time, given.has_timer))
+        };
+        assert_eq!(counted(None, None), None);
+        assert_eq!(counted(Some(60_000), None), Some((us(60_000), true)));
+        assert_eq!(counted(None, Some(60_000)), Some((us(60_000), false)));
+        assert_eq!(counted(Some(60_000), Some(59_000)), Some((us(59_000), false)), "it would go on waiting");
+        assert_eq!(
+            counted(Some(59_700), Some(59_000)),
+            Some((us(59_000), true)),
+            "as a proxy tells one time"
+        );
+        assert_eq!(counted(Some(59_000), Some(60_000)), Some((us(59_000), true)));
+    }
 
     #[test]
     fn a_request_without_time_says_what_is_missing() {

@@ -51,6 +51,8 @@ pub(crate) struct Journey<'c> {
     phase: Phase,
     /// Whether it is noted that the application works on it.
     is_noted: bool,
+    /// The deadline that its caller has set is one that the caller counts itself.
+    pub(crate) has_timer: bool,
     made: Made,
     finished: bool,
 }
@@ -112,6 +114,7 @@ impl<'c> Journey<'c> {
             traced,
             phase: Phase::Head,
             is_noted: false,
+            has_timer: false,
             made: Made { trace: is_of_ours, id: false },
             finished: false,
         }

@@ -107,7 +107,7 @@ fn hand_back(down: &mut Down<'_>, failure: &Failure) -> bool {
 /// Ends a response that has begun, or that nobody can be sent.
 async fn break_off(conn: &Conn, down: &mut Down<'_>, journey: &mut Journey<'_>, failure: &Failure) {
     let is_told = journey.is_grpc() && failure.status().is_some();
-    if is_told && failure.cause == Cause::DeadlineExceeded {
+    if is_told && failure.cause == Cause::DeadlineExceeded && journey.has_timer {
         journey.record.grpc_status = Some(DEADLINE_EXCEEDED);
         let mut grace = conn.worker.timers.start(GRACE);
         return Box::pin(down.run_out(&mut grace)).await;
