@@ -18,6 +18,7 @@
 mod app;
 mod args;
 mod discovery;
+mod leaving;
 mod signals;
 
 use std::collections::BTreeMap;
@@ -53,6 +54,7 @@ pub use app::{App, AppError, Exit, Spec, assign_port};
 use args::Places;
 pub use args::{Door, DoorError, Label, LabelError, SidecarArgs};
 use discovery::Discovery;
+use leaving::Leaving;
 use signals::{Received, Signals};
 
 /// The condition that the control plane has said what the instance serves. Without, everything that comes in is refused.
@@ -256,14 +258,19 @@ impl Running {
         keeping.abort();
         // Who leaves loses it, which is as it should be.
         telling.abort();
-        self.registrar.deregister().await;
-        match exit? {
-            Some(exit) => {
+        let registrar = self.registrar.clone();
+        let most = signals.left(self.parts.common.drain_timeout);
+        let leaving = Leaving::begin(async move { registrar.deregister().await }, most).await;
+        let ended = match exit {
+            Ok(Some(exit)) => {
                 tracing::error!(%exit, "the application ended by itself");
                 Ok(exit.code())
             }
-            None => self.stop(app, signals).await,
-        }
+            Ok(None) => self.stop(app, signals).await,
+            Err(error) => Err(error.into()),
+        };
+        leaving.end(signals.second()).await;
+        ended
     }
 
     /// Waits for the application's end, or for the signal to end it.
