@@ -410,7 +410,7 @@ fn circuit_breaker(spec: &CircuitBreaker) -> v1::CircuitBreaker {
     };
     let window = spec.window.as_ref().and_then(|window| match (window.calls, window.time) {
         (Some(calls), _) => Some(Window::WindowCalls(calls)),
-        (None, Some(time)) => Some(Window::WindowMs(millis(time).max(1))),
+        (None, Some(time)) => Some(Window::WindowMs(millis(time))),
         (None, None) => None,
     });
     let slow = spec.slow_calls.as_ref();
@@ -420,7 +420,7 @@ fn circuit_breaker(spec: &CircuitBreaker) -> v1::CircuitBreaker {
         minimum_calls: spec.minimum_calls.as_ref().map_or(0, |minimum| minimum.inner),
         failure_percent: spec.failure_percent.unwrap_or_default(),
         slow_percent: slow.and_then(|slow| slow.percent).unwrap_or_default(),
-        slow_after_ms: slow.map_or(0, |slow| millis(slow.after.inner).max(1)),
+        slow_after_ms: slow.map_or(0, |slow| millis(slow.after.inner)),
         open_ms: said_ms(spec.open_time.as_ref()),
         max_open_ms: said_ms(spec.max_open_time.as_ref()),
         trials: spec.trials.unwrap_or_default(),

@@ -60,7 +60,7 @@ pub(crate) fn millis(duration: GatewayDuration) -> u32 {
 
 /// Milliseconds of a time that someone may have written, longer than none; 0 where nobody has.
 pub(crate) fn said_ms(duration: Option<&GatewayDuration>) -> u32 {
-    duration.map_or(0, |duration| millis(*duration).max(1))
+    duration.map_or(0, |duration| millis(*duration))
 }
 
 /// What an `HTTPRoute` says of retries; the rest policies may say. Connection errors are retried whenever there is a

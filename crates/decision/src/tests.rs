@@ -1,11 +1,13 @@
 //! What tests share: messages written short, and a builder that must take them all.
 
 mod layers;
+mod levels;
 mod listeners;
 mod mesh;
 pub(crate) mod policies;
 mod precedence;
 mod property;
+mod said;
 mod streams;
 
 use std::net::SocketAddr;

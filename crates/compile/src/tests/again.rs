@@ -305,3 +305,45 @@ fn a_route_that_goes_frees_the_match_that_another_has_too() {
     assert!(free.diagnostics.is_empty(), "{:?}", free.diagnostics);
     assert_ne!(shadowed.statuses.get(&twin.key()), free.statuses.get(&twin.key()));
 }
+
+#[test]
+fn policies_are_looked_at_again_where_a_route_leads_elsewhere_or_hangs_elsewhere() {
+    let policy = |name: &str, target: &str, said: &str| {
+        format!(
+            "---\napiVersion: meshwork.dev/v1alpha1\nkind: TrafficPolicy\nmetadata: {{name: {name}, namespace: shop}}\n\
+             spec: {{targetRefs: [{{{target}}}], {said}}}\n"
+        )
+    };
+    let to = |gateway: &str, service: &str| {
+        let backend = format!("backendRefs: [{{name: {service}, port: 80}}]");
+        format!("{{parentRefs: [{{name: {gateway}}}], hostnames: [h.org], rules: [{{{backend}}}]}}")
+    };
+    let route = "group: gateway.networking.k8s.io, kind: HTTPRoute, name: r";
+    let other =
+        super::gateway("  - {name: http, port: 8081, protocol: HTTP}").replace("name: web", "name: wob");
+    let (service, gateway) =
+        ("group: '', kind: Service, name: s", "group: gateway.networking.k8s.io, kind: Gateway, name: web");
+    // One thing changes at a time, and nothing behind it moves in the text.
+    for (short, [elsewhere, there]) in
+        [(service, [("web", "t"), ("web", "s")]), (gateway, [("wob", "s"), ("web", "s")])]
+    {
+        let yaml = [
+            &*super::gateway(super::HTTP),
+            "---\n",
+            &other,
+            &super::service("shop", "s"),
+            &super::service("shop", "t"),
+            &policy("long", route, "retry: {perTryTimeout: 2s}"),
+            &policy("short", short, "timeouts: {request: 1s}"),
+        ];
+        let (world, catalog, mut compiler) = (World::default(), Arc::default(), Compiler::default());
+        let mut objects = Arc::new(by_key(load(&yaml.concat()).objects));
+        let mut told = |second: u64, (gateway, service): (&str, &str)| {
+            let edited = some_route("r", &to(gateway, service));
+            Arc::make_mut(&mut objects).insert(edited.key(), edited);
+            let output = compiler.compile(&input(&world, (&objects, &catalog), None, second));
+            output.diagnostics.iter().filter(|found| found.code == crate::codes::POLICIES_DISAGREE).count()
+        };
+        assert_eq!([told(1, elsewhere), told(2, there), told(3, elsewhere)], [0, 1, 0], "{short}");
+    }
+}

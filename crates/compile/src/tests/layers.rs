@@ -8,7 +8,8 @@ use meshwork_messages::{Layered as _, v1};
 use meshwork_resources::{Kind, Severity, TrafficPolicy, load, to_json};
 use serde_json::Value;
 
-use super::{HTTP, World, compiled, conditions, gateway, resource, route, service};
+use super::policies::with_registered;
+use super::{HTTP, World, compiled, conditions, gateway, resource, route, service, status};
 use crate::policy::traffic;
 
 /// Policies that write every field.
@@ -188,14 +189,14 @@ fn what_meets_nowhere_or_fits_is_no_contradiction() {
     for (narrow, wide, first, second) in [
         (SERVICE, STOCK, long, short),
         (RULE, STOCK, long, short),
-        (SERVICE, NAMESPACE, "timeouts: {request: 3s}, retry: {attempts: 1}", long),
-        (SERVICE, GATEWAY, "rateLimit: {requests: 9, burst: 1}", "rateLimit: {requests: 9, fairShare: true}"),
+        // A route's breaker is none of its services', though both speak of requests too.
         (
-            SERVICE,
-            GATEWAY,
-            "timeouts: {request: 3s}, rateLimit: {requests: 9, burst: 1}",
-            "rateLimit: {requests: 9, fairShare: true}",
+            ROUTE,
+            NAMESPACE,
+            "circuitBreaker: {window: {calls: 5}}, retry: {attempts: 1}",
+            "circuitBreaker: {minimumCalls: 9}, retry: {attempts: 2}",
         ),
+        (SERVICE, NAMESPACE, "timeouts: {request: 3s}, retry: {attempts: 1}", long),
         (
             SERVICE,
             NAMESPACE,
@@ -208,6 +209,178 @@ fn what_meets_nowhere_or_fits_is_no_contradiction() {
             output.diagnostics.iter().filter(|d| d.code == crate::codes::POLICIES_DISAGREE).collect();
         assert!(found.is_empty(), "{narrow}, {wide}: {found:?}");
     }
+}
+
+/// What is told of these policies, as `POLICY WITH`, with what that is about.
+fn told(output: &crate::Output) -> Vec<(String, &str)> {
+    let conflicts = output.diagnostics.iter().filter(|d| d.code == crate::codes::POLICIES_DISAGREE);
+    let all = conflicts.map(|found| {
+        let (_, with) = found.message.split_once("together with TrafficPolicy ").unwrap();
+        let field = found.message.split('`').nth(1).unwrap();
+        (with.split(' ').next().unwrap().to_owned(), field)
+    });
+    all.collect()
+}
+
+#[test]
+fn of_three_levels_each_is_laid_over_all_that_are_wider() {
+    let policies = |wide, middle, narrow| {
+        let three = [("wide", NAMESPACE, wide), ("middle", SERVICE, middle), ("narrow", RULE, narrow)];
+        compiled(&shop(&three))
+    };
+    let none = policies("timeouts: {request: 1s}", "timeouts: {request: 3s}", "retry: {perTryTimeout: 2s}");
+    assert_eq!(told(&none), [], "the middle one has said another time");
+    let far = policies("timeouts: {request: 1s}", "retry: {attempts: 1}", "retry: {perTryTimeout: 2s}");
+    assert_eq!(told(&far), [("shop/wide".to_owned(), "retry.perTryTimeout")], "not the next one");
+    let both = policies(
+        "timeouts: {request: 1s}",
+        "retry: {backoff: {max: 10ms}}",
+        "retry: {perTryTimeout: 2s, backoff: {base: 1s}}",
+    );
+    let mut both = told(&both);
+    both.sort();
+    let wanted = [("shop/middle", "retry.backoff.base"), ("shop/wide", "retry.perTryTimeout")];
+    assert_eq!(both, wanted.map(|(with, field)| (with.to_owned(), field)), "each with whom it is");
+}
+
+#[test]
+fn what_shows_on_several_ways_is_told_once_and_at_each_target_where_it_does() {
+    let (short, long) = ("timeouts: {request: 1s}", "retry: {perTryTimeout: 2s}");
+    let once = compiled(&shop(&[
+        ("narrow", ROUTE, long),
+        ("middle", SERVICE, "retry: {attempts: 1}"),
+        ("wide", NAMESPACE, short),
+    ]));
+    assert_eq!(told(&once).len(), 1, "by each of the two rules: {:?}", told(&once));
+    let says =
+        status(&once, "TrafficPolicy shop/narrow").conditions().map(|(_, condition)| &*condition.message);
+    let says = says.collect::<Vec<_>>().concat();
+    assert_eq!(says.matches("together with").count(), 1, "{says}");
+    let conflicts = |output: &crate::Output| {
+        let conditions = conditions(output, "TrafficPolicy shop/narrow");
+        conditions.iter().filter(|told| told.contains("Contradiction")).count()
+    };
+    let two = &format!("{SERVICE}}}, {{{STOCK}");
+    let each = compiled(&shop(&[("narrow", two, long), ("wide", NAMESPACE, short)]));
+    assert_eq!(conflicts(&each), 2, "at both services");
+    let other = RULE.replace("cart", "else");
+    let rules = &format!("{RULE}}}, {{{other}");
+    let one = compiled(&shop(&[("narrow", rules, long), ("wide", STOCK, short)]));
+    assert_eq!(conflicts(&one), 1, "at the rule that leads there");
+}
+
+#[test]
+fn a_gateway_meets_its_namespace_also_where_it_leads_nowhere() {
+    let text = shop(&[
+        ("narrow", GATEWAY, "retry: {perTryTimeout: 2s}"),
+        ("wide", NAMESPACE, "timeouts: {request: 1s}"),
+    ]);
+    let gone = text.find("---\napiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute").unwrap();
+    let end = gone + text[gone + 3..].find("---").unwrap() + 3;
+    let output = compiled(&(text[..gone].to_owned() + &text[end..]));
+    assert_eq!(told(&output), [("shop/wide".to_owned(), "retry.perTryTimeout")]);
+}
+
+/// Route `shop/r` of gateway `infra/web` and of service `front/f` leads to a subset of service `data/reviews`.
+fn far_apart(policies: &[(&str, &str, &str, &str)]) -> String {
+    let spec = "{parentRefs: [{name: web, namespace: infra}, {group: '', kind: Service, name: f, namespace: front}], \
+                rules: [{name: cart, backendRefs: [{name: reviews, namespace: data, port: 80}]}]}";
+    let listener = "  - {name: http, port: 8080, protocol: HTTP, allowedRoutes: {namespaces: {from: All}}}";
+    let reviews = service("data", "reviews").replace("{port: 80}", "{name: http, port: 80}");
+    let grant = "---\napiVersion: gateway.networking.k8s.io/v1\nkind: ReferenceGrant\n\
+                 metadata: {name: g, namespace: data}\n\
+                 spec: {from: [{group: gateway.networking.k8s.io, kind: HTTPRoute, namespace: shop}], \
+                 to: [{group: '', kind: Service}]}\n";
+    let gateway = gateway(listener).replace("namespace: shop", "namespace: infra");
+    let mut text = [&*gateway, &reviews, &service("front", "f"), &route("shop", "r", spec), grant].concat();
+    for (name, namespace, target, said) in policies {
+        text += &format!(
+            "---\napiVersion: meshwork.dev/v1alpha1\nkind: TrafficPolicy\nmetadata: {{name: {name}, namespace: {namespace}}}\n\
+             spec: {{targetRefs: [{{{target}}}], {said}}}\n"
+        );
+    }
+    text
+}
+
+#[test]
+fn levels_of_other_namespaces_meet_on_the_way_in_their_order() {
+    let (short, long) = ("timeouts: {request: 1s}", "retry: {perTryTimeout: 2s}");
+    let namespace = |name: &str| format!("group: '', kind: Namespace, name: {name}");
+    let port = format!("{SERVICE}, sectionName: http");
+    let front = "group: '', kind: Service, name: f".to_owned();
+    for ((narrow, at), (wide, under)) in [
+        (("shop", ROUTE.to_owned()), ("data", port)),
+        (("shop", ROUTE.to_owned()), ("data", SERVICE.to_owned())),
+        (("shop", ROUTE.to_owned()), ("front", front.clone())),
+        (("data", SERVICE.to_owned()), ("front", front.clone())),
+        (("front", front.clone()), ("shop", namespace("shop"))),
+        (("front", front), ("data", namespace("data"))),
+        (("infra", GATEWAY.to_owned()), ("data", namespace("data"))),
+        (("shop", namespace("shop")), ("infra", namespace("infra"))),
+        (("shop", namespace("shop")), ("front", namespace("front"))),
+        (("infra", namespace("infra")), ("data", namespace("data"))),
+        (("shop", namespace("shop")), ("data", namespace("data"))),
+    ] {
+        let output = compiled(&far_apart(&[("narrow", narrow, &at, long), ("wide", wide, &under, short)]));
+        let wanted = format!("{wide}/wide");
+        assert_eq!(told(&output), [(wanted, "retry.perTryTimeout")], "{at} over {under}");
+    }
+}
+
+#[test]
+fn of_a_mesh_way_only_what_is_said_of_requests_meets() {
+    let front = "group: '', kind: Service, name: f";
+    let [few, many] = ["maxConcurrency: 5", "minConcurrency: 9"]
+        .map(|said| format!("overload: {{adaptiveConcurrency: {{{said}}}}}, retry: {{attempts: 1}}"));
+    let output = compiled(&far_apart(&[("reviews", "data", SERVICE, &few), ("f", "front", front, &many)]));
+    assert_eq!(told(&output), []);
+}
+
+/// The shop whose route `r` leads to a service of the registry instead.
+fn registered(policies: &[(&str, &str, &str)]) -> String {
+    shop(policies).replace("name: reviews, port", "name: registered, port")
+}
+
+const REGISTERED: &str = "group: '', kind: Service, name: registered";
+
+#[test]
+fn a_rule_that_leads_to_a_subset_meets_its_service() {
+    let text = registered(&[
+        ("narrow", ROUTE, "retry: {perTryTimeout: 2s}"),
+        ("wide", REGISTERED, "timeouts: {request: 1s}"),
+    ]);
+    let backend = "{group: meshwork.dev, kind: ServiceSubset, name: v1, port: 80}";
+    let subset = "---\napiVersion: meshwork.dev/v1alpha1\nkind: ServiceSubset\nmetadata: {name: v1, namespace: shop}\n\
+                  spec: {service: registered, matchLabels: {version: v1}}\n";
+    let text = text.replace("{name: registered, port: 80}", backend) + subset;
+    let output = with_registered(vec![]).compile(&text);
+    assert_eq!(told(&output), [("shop/wide".to_owned(), "retry.perTryTimeout")], "{:?}", output.diagnostics);
+}
+
+#[test]
+fn a_service_s_own_limit_has_no_part_in_what_others_say() {
+    let (one, shared) = ("rateLimit: {requests: 9, burst: 1}", "rateLimit: {requests: 9, fairShare: true}");
+    for (also, to) in [("", REGISTERED), ("timeouts: {request: 3s}, ", REGISTERED), ("", ROUTE)] {
+        let text = registered(&[("narrow", to, &format!("{also}{one}")), ("wide", GATEWAY, shared)]);
+        let output = with_registered(vec![]).compile(&text);
+        assert_eq!(told(&output).len(), usize::from(to == ROUTE), "{:?}", output.diagnostics);
+        let accepted = conditions(&output, "TrafficPolicy shop/narrow").concat();
+        assert!(accepted.contains("Accepted=True"), "{accepted}");
+    }
+}
+
+#[test]
+fn a_route_without_codes_leaves_to_policies_after_which_failures() {
+    let rule = |retry: &str| {
+        let spec = format!(
+            "{{parentRefs: [{{name: web}}], rules: [{{retry: {retry}, backendRefs: [{{name: s, port: 80}}]}}]}}"
+        );
+        let output = World::default()
+            .compile(&[gateway(HTTP), service("shop", "s"), route("shop", "r", &spec)].concat());
+        resource::<v1::Route>(&output, "HTTPRoute/shop/r").unwrap().rules[0].retry.clone().unwrap()
+    };
+    assert_eq!(rule("{attempts: 3}"), v1::Retry { attempts: Some(3), ..Default::default() });
+    assert!(rule("{codes: [503]}").on.is_some());
 }
 
 #[test]

@@ -359,7 +359,7 @@ fn who_goes_first_is_passed_on_as_written() {
 }
 
 /// Service `shop/registered` of the registry, with instances that are reached in these ways.
-fn with_registered(transports: Vec<Transport>) -> World {
+pub(super) fn with_registered(transports: Vec<Transport>) -> World {
     let mut world = World::default();
     let instances = (0..).zip(transports).map(|(n, transport)| CatalogInstance {
         id: InstanceId::new(&format!("registered-{n}")).unwrap(),

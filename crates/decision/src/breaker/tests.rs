@@ -215,6 +215,15 @@ fn trials_that_hang_count_when_they_end() {
 }
 
 #[test]
+fn trials_that_have_no_time_at_all_are_not_late_at_once() {
+    let (mut world, time) =
+        World::failed(CircuitBreaker { open_time: Duration::ZERO, max_open_time: Duration::ZERO, ..POLICY });
+    assert_eq!(time, Duration::ZERO);
+    let admitted = [(); 4].map(|()| world.admit());
+    assert_eq!(admitted, [Admission::Trial, Admission::Trial, Admission::Trial, Admission::Refused]);
+}
+
+#[test]
 fn it_is_open_longer_each_time_and_briefly_again_after_it_was_closed() {
     let mut world = World::new(POLICY);
     world.calls(&[FAILED; 5]);
@@ -475,6 +484,47 @@ mod shared {
         assert_eq!(call(&cluster, OK, late), Err(Cause::CircuitBreaker), "which it does not give back");
         let ended = other.and_then(|ticket| ticket.ended(OK, late, &mut SeededRng::new(1)));
         assert_eq!(ended.map(|(_, change)| change.state), Some(BreakerState::Closed));
+    }
+
+    #[test]
+    fn a_trial_that_took_the_place_of_a_late_one_gives_it_back() {
+        let mut builder = SnapshotBuilder::new();
+        let cluster = cluster(&mut builder, v1::circuit_breaker::Mode::Enforce);
+        let now = Tick::ZERO.after(Duration::from_secs(1));
+        assert_eq!(call(&cluster, FAILED, now), Ok(None));
+        assert_eq!(call(&cluster, FAILED, now), Ok(Some(BreakerState::Open)));
+        let until = cluster.breaker(now).until.expect("it is open for a time");
+        let late = until.after(until.since(now));
+        let _hangs = cluster.try_call(until, &mut NoReasons).expect("its time is over");
+        drop(cluster.try_call(late, &mut NoReasons).expect("the place of the one that hangs"));
+        assert_eq!(call(&cluster, OK, late), Ok(Some(BreakerState::Closed)));
+    }
+
+    #[test]
+    fn who_keeps_it_open_is_told_if_it_is_not_the_rates() {
+        use v1::circuit_breaker::Mode;
+        let mut builder = SnapshotBuilder::new();
+        let now = Tick::ZERO.after(Duration::from_secs(1));
+        let end = now.after(Duration::from_secs(300));
+        let enforced = cluster(&mut builder, Mode::Enforce);
+        assert_eq!(enforced.forced_open(now), None);
+        enforced.force_breaker(Some((ForcedState::Open, end)));
+        assert_eq!(enforced.forced_open(now), Some(ForcedBy::Operator(end)));
+        assert_eq!(enforced.forced_open(end), None, "its time is over");
+        let by_policy = cluster(&mut builder, Mode::ForcedOpen);
+        assert_eq!(by_policy.forced_open(now), Some(ForcedBy::Operator(end)), "above its policy");
+        by_policy.force_breaker(Some((ForcedState::Closed, end)));
+        assert_eq!(by_policy.forced_open(now), None);
+        assert_eq!(by_policy.forced_open(end), Some(ForcedBy::Policy));
+        let each = v1::CircuitBreaker {
+            mode: Mode::ForcedOpen.into(),
+            per_endpoint: Some(true),
+            ..Default::default()
+        };
+        let each = v1::TrafficPolicy { circuit_breaker: Some(each), ..Default::default() };
+        let snapshot = build(&mut builder, [policy_change(each)]);
+        let of_endpoints = snapshot.cluster(&key("ns/a", 80)).unwrap();
+        assert_eq!(of_endpoints.forced_open(now), Some(ForcedBy::Policy), "each of its endpoints");
     }
 
     #[test]

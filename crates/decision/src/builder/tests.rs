@@ -274,6 +274,7 @@ fn those_that_are_leaving_and_still_serve_are_called_while_there_is_nobody_else(
         ..wire_endpoint(address)
     };
     let (leaving, unwell) = (v1::endpoint::Health::Draining, v1::endpoint::Health::Unhealthy);
+    let suspect = v1::endpoint::Health::Suspect;
     let mut pickable = |number: &str, endpoints| {
         builder.apply([slice(&format!("ns/a-{number}"), "ns/a", ("http", 8080), endpoints)]);
         let set = cluster.endpoints();
@@ -285,6 +286,12 @@ fn those_that_are_leaving_and_still_serve_are_called_while_there_is_nobody_else(
     let other = pickable("2", vec![wire_endpoint("10.0.0.3")]);
     assert_eq!(other[0].0, "10.0.0.3", "another slice has one that stays");
     assert_eq!(other.len(), 1);
+    let other = pickable("2", vec![with(suspect, "10.0.0.3")]);
+    assert_eq!(
+        (&*other[0].0, other.len()),
+        ("10.0.0.3", 1),
+        "and may be called, though it is not sure how it is"
+    );
     assert_eq!(pickable("2", vec![with(unwell, "10.0.0.3")]), before);
     let sidecar = v1::Endpoint {
         transport: v1::endpoint::Transport::Mesh.into(),
@@ -293,6 +300,21 @@ fn those_that_are_leaving_and_still_serve_are_called_while_there_is_nobody_else(
         ..with(leaving, "10.0.0.1")
     };
     assert_eq!(pickable("1", vec![sidecar]), [], "a sidecar takes nothing new");
+}
+
+#[test]
+fn those_that_are_leaving_are_called_where_others_have_other_ports_alone() {
+    let mut builder = SnapshotBuilder::new();
+    let leaving = v1::Endpoint { health: v1::endpoint::Health::Draining.into(), ..wire_endpoint("10.0.0.1") };
+    let snapshot = build(
+        &mut builder,
+        [
+            service_change(&service("ns/a", &[("http", 80)])),
+            slice("ns/a-1", "ns/a", ("http", 8080), vec![leaving]),
+            slice("ns/a-2", "ns/a", ("admin", 9090), vec![wire_endpoint("10.0.0.2")]),
+        ],
+    );
+    assert_eq!(cluster(&snapshot).endpoints().pickable().len(), 1);
 }
 
 #[test]

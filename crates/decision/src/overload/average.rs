@@ -29,7 +29,9 @@ impl Average {
         self.sum += ln;
     }
 
+    /// There is one at least.
     pub(super) fn of_all(&self) -> f64 {
-        self.sum / f64::from(self.count.max(1))
+        debug_assert!(self.count > 0, "of none there is no average");
+        self.sum / f64::from(self.count)
     }
 }

@@ -170,6 +170,7 @@ fn a_stale_connection_is_repeated_at_once_and_once_also_without_policy() {
         matches!(stale(2), Decision::Stop(StopReason::NotCalledFor)),
         "it breaks them wherever it is sent"
     );
+    assert!(retry.was_stale(1) && !retry.was_stale(2), "another endpoint is called as any is");
     let none = Arc::new(RetryPolicy { attempts: 0, ..policy() });
     let mut retry = Retry::begin(Some(&none), &cluster(None), Tick::ZERO);
     let only =
@@ -581,6 +582,7 @@ fn a_push_back_delays_the_retry_and_a_refusal_ends_it() {
     assert!(told(PushBack::After(LONGEST_PUSH_BACK), None).is_ok());
     let long = PushBack::After(LONGEST_PUSH_BACK + Duration::from_millis(1));
     assert_eq!(told(long, None), Err(StopReason::PushBack), "nobody waits for so long");
+    assert_eq!(StopReason::PushBack.cause(), Some(Cause::RetriesExhausted), "its answer is the last one");
 }
 
 #[test]

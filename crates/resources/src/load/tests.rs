@@ -673,6 +673,22 @@ fn what_excludes_another_field_takes_its_place() {
 }
 
 #[test]
+fn a_bound_that_is_reached_is_good() {
+    for said in [
+        "circuitBreaker: {minimumCalls: 10, window: {calls: 10}}",
+        "circuitBreaker: {openTime: 60s, maxOpenTime: 60s}",
+        "rateLimit: {requests: 9, burst: 2, fairShare: true}",
+        "rateLimit: {requests: 2, fairShare: true}",
+    ] {
+        let text = format!(
+            "{{apiVersion: meshwork.dev/v1alpha1, kind: TrafficPolicy, metadata: {{name: p}}, \
+             spec: {{targetRefs: [{{group: '', kind: Service, name: s}}], {said}}}}}"
+        );
+        assert_eq!(accepted(&text).len(), 1, "{said}");
+    }
+}
+
+#[test]
 fn what_does_not_fit_together_is_told_where_the_narrower_stands() {
     let object = |said: &str| {
         let text = format!(

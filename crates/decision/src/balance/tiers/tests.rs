@@ -362,6 +362,8 @@ fn nobody_panics_while_another_tier_can_carry_everything() {
     world.endpoints("z0").iter().for_each(|e| e.stats.standing.eject_until(at(100).as_nanos()));
     assert!(!world.cluster.panics(at(1)));
     assert_eq!(world.share("z1", at(1)), 1_000);
+    world.endpoints("z1")[1..].iter().for_each(|e| e.stats.standing.eject_until(at(100).as_nanos()));
+    assert!(world.cluster.panics(at(1)), "one of three cannot");
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::overload::answers::Answers;
+use crate::overload::line::{Away, Line};
 
 /// An application of some threads that work off what they were given, one after the other, behind a limiter. Time goes by
 /// milliseconds.
@@ -267,6 +268,84 @@ fn one_pause_is_no_more_than_one_window() {
         assert!(answers.time().unwrap() < MS * 12, "{:?}, half of the way to the average", answers.time());
     }
     assert!(answers.time().unwrap() < MS * 3, "{:?}", answers.time());
+}
+
+/// After how many answers that took so long and came so often (ms) the first window is over: what comes then says nothing yet.
+fn first_window(takes: u64, every: u64) -> u64 {
+    let after = |count: u64| {
+        let mut answers = Answers::default();
+        (0..count).for_each(|n| answers.hears(at(every * n), None, at(every * n + takes)));
+        let before = answers.time();
+        let now = every * count + 100 * takes;
+        answers.hears(at(every * count), None, at(now));
+        answers.time() == before
+    };
+    (10..1_000).find(|&count| after(count)).expect("it ends")
+}
+
+#[test]
+fn a_window_lasts_for_twenty_answers_and_the_time_of_two_and_a_tenth_of_a_second() {
+    assert_eq!(first_window(1, 50), 20);
+    assert_eq!(first_window(1, 4), 26, "the last of them comes 100 ms after the first");
+    assert_eq!(first_window(200, 7), 59, "two take 400 ms");
+}
+
+/// What an answer takes is known: 10 ms.
+fn known() -> Answers {
+    let mut answers = Answers::default();
+    (0..20).for_each(|n| answers.hears(at(10 * n), None, at(10 * n + 10)));
+    assert_eq!(answers.time(), Some(MS * 10));
+    answers
+}
+
+#[test]
+fn who_came_out_of_a_line_that_stood_for_no_longer_than_an_answer_says_that_it_takes_more() {
+    let after = |began: u64| {
+        let mut answers = known();
+        (0..200).for_each(|n| answers.hears(at(began), Some(at(1_000)), at(1_050 + 5 * n)));
+        answers.time().unwrap()
+    };
+    assert!(after(1_005) > MS * 30, "{:?}", after(1_005));
+    assert_eq!(after(1_015), MS * 10);
+}
+
+#[test]
+fn a_few_who_had_no_line_before_them_do_not_speak_for_the_others() {
+    let mut answers = known();
+    (0..9).for_each(|n| answers.hears(at(1_000 + n), None, at(2_000 + n)));
+    for n in 0..40 {
+        answers.hears(at(2_000 + 10 * n), Some(at(500)), at(2_010 + 10 * n));
+        assert_eq!(answers.time(), Some(MS * 10));
+    }
+}
+
+#[test]
+fn who_came_out_of_a_line_says_that_it_takes_less_where_it_is_a_fifth_less() {
+    let after = |takes: u64| {
+        let mut answers = known();
+        (0..25).for_each(|n| answers.hears(at(1_000 + 10 * n), Some(at(500)), at(1_000 + 10 * n + takes)));
+        answers.time().unwrap()
+    };
+    assert_eq!(after(9), MS * 10);
+    assert!(after(7).abs_diff(MS * 837 / 100) < MS / 10, "{:?}, half of the way", after(7));
+}
+
+#[test]
+fn a_line_stands_since_somebody_came_when_nobody_waited() {
+    let patience = QUEUE.before(None);
+    let (mut line, mut away) = (Line::default(), Away::new());
+    assert_eq!(line.since(), None);
+    let mut joins = |line: &mut Line<u32>, now: u64| {
+        line.join(&patience, Priority::Default, at(now), || 1, &mut away).expect("there is room")
+    };
+    let (first, second) = (joins(&mut line, 5), joins(&mut line, 7));
+    for ticket in [first, second] {
+        assert_eq!(line.since(), Some(at(5)));
+        line.leave(&patience, ticket, Priority::Default, at(8));
+    }
+    assert_eq!(line.since(), None);
+    joins(&mut line, 9);
+    assert_eq!(line.since(), Some(at(9)));
 }
 
 proptest! {

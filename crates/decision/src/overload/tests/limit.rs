@@ -128,6 +128,81 @@ fn while_nobody_is_sent_away_and_nothing_is_known_nothing_is_measured_for_an_int
 }
 
 #[test]
+fn what_shows_by_itself_takes_the_place_of_a_bound_whatever_that_was() {
+    let (mut gradient, mut rng) = (Gradient::default(), SeededRng::new(1));
+    let mut window = |n: u64, held: bool, takes: u32| {
+        let begins = at(1_000 * n);
+        gradient.sees(if held { 40 } else { 1 }, held);
+        (0..20).for_each(|_| gradient.answered(&ADAPTIVE, begins, 20, begins.after(MS * takes), &mut rng));
+        gradient.base()
+    };
+    assert_eq!([window(0, true, 300), window(1, true, 300)], [None; 2], "a bound is not measured");
+    let base = window(2, false, 100).expect("half of the limit was not wanted");
+    assert!(base.abs_diff(MS * 100) < MS, "{base:?}");
+}
+
+#[test]
+fn where_the_limit_kept_nobody_back_what_answers_take_is_no_bound() {
+    let (mut gradient, mut rng) = (Gradient::default(), SeededRng::new(1));
+    let mut window = |n: u64, takes: u32| {
+        let begins = at(1_000 * n);
+        gradient.sees(gradient.limit(&ADAPTIVE), false);
+        (0..20).for_each(|_| gradient.answered(&ADAPTIVE, begins, 20, begins.after(MS * takes), &mut rng));
+        gradient.limit(&ADAPTIVE)
+    };
+    let limits = [window(0, 100), window(1, 100), window(2, 300), window(3, 300)];
+    assert!(limits.is_sorted() && limits[3] > limits[1], "{limits:?}");
+}
+
+#[test]
+fn a_limit_that_can_be_cut_to_half_is_one_that_leaves_the_least() {
+    let can_halve =
+        |min, max| AdaptiveConcurrency { min_concurrency: min, max_concurrency: max, ..ADAPTIVE }.can_halve();
+    assert_eq!(
+        [can_halve(4, 8), can_halve(4, 7), can_halve(0, 2), can_halve(0, 1)],
+        [true, false, true, false]
+    );
+}
+
+/// What a limiter's limit is after windows in each of which somebody is kept from going on, and then goes away by itself, is
+/// sent away (`gave_up`) or was not made to wait.
+fn limits_of(gave_up: bool, at_once: bool) -> Vec<u32> {
+    let mut table = Table::new(Overload { concurrency: ADAPTIVE, ..fixed(1, QUEUE) });
+    let mut rng = SeededRng::new(1);
+    let mut window = |n: u64| {
+        let (begins, ends) = (at(1_000 * n), at(1_000 * n + 300));
+        let mut passed = 0;
+        let ticket = loop {
+            match table.enter(passed, Priority::Default, 1_000 * n) {
+                Entry::Passed => passed += 1,
+                Entry::Waits(ticket) => break ticket,
+                Entry::Refused(why) => panic!("there is room in the line: {why:?}"),
+            }
+        };
+        if at_once {
+            let Table { config, limiter, called } = &mut table;
+            assert!(!limiter.enter_at_once(config, Priority::Default, begins, called));
+        }
+        table.leave(ticket, gave_up, 1_000 * n + 1);
+        for _ in 0..passed {
+            let Table { config, limiter, called } = &mut table;
+            limiter.answered(config, begins, ends, &mut rng, called);
+        }
+        table.limiter.view(&table.config).limit
+    };
+    (0..4).map(&mut window).collect()
+}
+
+#[test]
+fn only_who_has_waited_and_was_sent_away_makes_a_limit_be_measured_at_once() {
+    assert!(!limits_of(true, false).is_sorted(), "it is halved: {:?}", limits_of(true, false));
+    for at_once in [false, true] {
+        let limits = limits_of(false, at_once);
+        assert!(limits.is_sorted(), "{at_once}: {limits:?}");
+    }
+}
+
+#[test]
 fn what_showed_by_itself_is_not_measured_soon() {
     let mut app = App::new(8, MS * 20);
     let mut now = app.runs(&ADAPTIVE, at(0), Duration::from_secs(5), 4);
