@@ -116,6 +116,10 @@ mod tests {
             "x_envoy_attempt_count",
             "X_Envoy-Expected-Rq-Timeout-Ms",
             "x_meshwork_mirror",
+            "X.Forwarded.Client.Cert",
+            "x.forwarded+for",
+            "X-Forwarded~Proto",
+            "x!forwarded#client$cert",
         ];
         let mut given = Fields::new();
         for name in names {
@@ -127,7 +131,9 @@ mod tests {
             ("x_forwarded_for_", "1"),
             ("y_forwarded_for", "1"),
             ("x_user", "1"),
-            ("x.forwarded.for", "1"),
+            ("x.forwarded.for.", "1"),
+            ("x.forwardedfor", "1"),
+            ("x1forwarded1for", "1"),
             ("x-forwarded-for", "1"),
             ("x_request_id", "1"),
             ("content_type", "1"),

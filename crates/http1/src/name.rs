@@ -151,17 +151,6 @@ impl KnownName {
     }
 }
 
-/// Bytes of the longest name.
-const LONGEST: usize = {
-    let (mut longest, mut at) = (0, 0);
-    while at < KnownName::ALL.len() {
-        let length = KnownName::ALL[at].as_str().len();
-        longest = if length > longest { length } else { longest };
-        at += 1;
-    }
-    longest
-};
-
 /// Slots of the table in which names are found, a power of two.
 const SLOTS: usize = 512;
 /// Spreads the names so that no two share a slot; found by trying.
@@ -204,38 +193,45 @@ fn is_in_any_case(name: &[u8], lower: &[u8]) -> bool {
 }
 
 impl KnownName {
+    /// The only known name that may be found in a slot.
+    #[inline]
+    fn at(slot: usize) -> Option<Self> {
+        Self::ALL.get(usize::from(SLOT_OF[slot])).copied()
+    }
+
     /// Finds a name, in any case.
     #[must_use]
     pub fn find(name: &[u8]) -> Option<Self> {
         let (&first, &last) = (name.first()?, name.last()?);
-        let found = SLOT_OF[slot(first, name[name.len() / 2], last, name.len())];
-        let known = *Self::ALL.get(usize::from(found))?;
+        let known = Self::at(slot(first, name[name.len() / 2], last, name.len()))?;
         let text = known.as_str().as_bytes();
         (text.len() == name.len() && is_in_any_case(name, text)).then_some(known)
     }
 
     /// Whether an application may take a field of this name, which is not a known one, for one by which proxies tell who asks and
-    /// how: CGI, and what came after it (WSGI, PHP, Rack), make one variable of `-` and `_`. Of all unknown names only those
-    /// that begin like one of them are looked at.
+    /// how: CGI, and what came after it (WSGI, PHP, Rack), make one variable of `-` and `_`, and some servers (lighttpd) of
+    /// whatever is no letter and no digit. Of all unknown names only those that begin like one of them are looked at.
     #[must_use]
     #[inline]
     pub fn is_mistaken_for_proxies_word(name: &[u8]) -> bool {
         // `x-forwarded`, `x-envoy`, `x-meshwork`.
-        matches!(name, [b'x' | b'X', b'-' | b'_', b'e' | b'E' | b'f' | b'F' | b'm' | b'M', ..])
-            && Self::is_proxies_word_with_underscores(name)
+        matches!(name, [b'x' | b'X', _, b'e' | b'E' | b'f' | b'F' | b'm' | b'M', ..])
+            && Self::makes_the_variable_of_a_proxies_word(name)
     }
 
     #[inline(never)]
-    fn is_proxies_word_with_underscores(name: &[u8]) -> bool {
-        if memchr::memchr(b'_', name).is_none() {
-            return false;
-        }
-        let mut dashed = [0; LONGEST];
-        let Some(dashed) = dashed.get_mut(..name.len()) else { return false };
-        for (to, from) in dashed.iter_mut().zip(name) {
-            *to = if *from == b'_' { b'-' } else { *from };
-        }
-        Self::find(dashed).is_some_and(Self::is_proxies_word)
+    fn makes_the_variable_of_a_proxies_word(name: &[u8]) -> bool {
+        let (&[first, .., last], middle) = (name, name[name.len() / 2]) else { return false };
+        let middle = if middle.is_ascii_alphanumeric() { middle } else { b'-' };
+        let Some(known) = Self::at(slot(first, middle, last, name.len())) else { return false };
+        let text = known.as_str().as_bytes();
+        let mut pairs = name.iter().zip(text);
+        known.is_proxies_word()
+            && text.len() == name.len()
+            && pairs.all(|(byte, own)| match own {
+                b'-' => !byte.is_ascii_alphanumeric(),
+                own => byte.eq_ignore_ascii_case(own),
+            })
     }
 
     /// Whether the proxies of a mesh write it, or take it away, so that it can be believed.
@@ -262,12 +258,35 @@ impl KnownName {
 mod tests {
     use super::*;
 
+    /// A variable of CGI, as lighttpd makes it of a field's name.
+    fn variable(name: &[u8]) -> Vec<u8> {
+        name.iter()
+            .map(|byte| if byte.is_ascii_alphanumeric() { byte.to_ascii_uppercase() } else { b'_' })
+            .collect()
+    }
+
     #[test]
-    fn every_proxies_word_with_underscores_is_taken_for_one() {
-        let words = KnownName::ALL.iter().filter(|known| known.is_proxies_word());
-        for word in words {
-            let name = word.as_str().replace('-', "_");
-            assert!(KnownName::is_mistaken_for_proxies_word(name.as_bytes()), "{name}");
+    fn whatever_name_makes_the_variable_of_a_proxies_word_is_taken_for_it() {
+        for word in KnownName::ALL.iter().filter(|known| known.is_proxies_word()) {
+            let word = word.as_str().as_bytes();
+            for at in 0..word.len() {
+                for byte in (0..=u8::MAX).filter(|byte| !byte.eq_ignore_ascii_case(&word[at])) {
+                    let mut name = word.to_ascii_uppercase();
+                    name[at] = byte;
+                    let same = variable(&name) == variable(word);
+                    assert_eq!(
+                        KnownName::is_mistaken_for_proxies_word(&name),
+                        same,
+                        "{}",
+                        name.escape_ascii()
+                    );
+                }
+            }
+            for other in b"!#$%&'*+._^|~`" {
+                let name: Vec<u8> =
+                    word.iter().map(|byte| if *byte == b'-' { *other } else { *byte }).collect();
+                assert!(KnownName::is_mistaken_for_proxies_word(&name), "{}", name.escape_ascii());
+            }
         }
     }
 
