@@ -1,6 +1,7 @@
 //! HTTP/1.1 towards an endpoint: one connection, one exchange at a time.
 
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use bytes::{Buf, Bytes};
 use http::Method;
@@ -64,6 +65,11 @@ impl H1Client {
     /// When it was made.
     pub(crate) fn born(&self) -> Tick {
         self.open.since
+    }
+
+    /// How long it takes there and back.
+    pub(crate) fn round_trip(&self) -> Duration {
+        self.open.round_trip
     }
 
     /// Whether somebody elsewhere waits for it to end.

@@ -321,6 +321,11 @@ impl H2Exchange {
         self.stream.connection.open.since
     }
 
+    /// How long it takes there and back.
+    pub(crate) fn round_trip(&self) -> Duration {
+        self.stream.connection.open.round_trip
+    }
+
     /// The next head of the response: informational ones first, then the final one.
     pub(crate) fn poll_head(
         &mut self,

@@ -33,9 +33,11 @@ use pool::EndpointPool;
 /// How often what no endpoint has seen is sent elsewhere when no policy says otherwise; a request waits then.
 pub(crate) const UNSEEN_RETRIES: u32 = 2;
 
-/// So long after a request was sent the end of its connection may be one that was on the way to us meanwhile, to us and
-/// through a peer that is slow to be woken.
+/// So long after a request was sent, and the way there and back besides, the end of its connection may be one that was on the
+/// way to us meanwhile: through a peer that is slow to be woken.
 const CROSSING: Duration = Duration::from_millis(100);
+/// What took longer to connect was lost and sent again after a second, and says nothing of the way.
+const LONGEST_WAY: Duration = Duration::from_millis(900);
 
 /// A request's head as it leaves: what routing and filters made of the one that came in.
 #[derive(Clone, Copy, Debug)]
@@ -68,11 +70,12 @@ impl Exchange {
     /// Whether the connection, when it breaks, had perhaps been closed by the peer before the request came that was sent then
     /// (`None`: the peer has spoken since). Whoever has had it for longer has begun it, and perhaps broken by it.
     pub(crate) fn is_stale(&self, sent: Option<Tick>, now: Tick) -> bool {
-        let is_kept = match self {
-            Self::H1 { client, .. } => client.is_reused() && !client.has_begun(),
-            Self::H2(exchange) => exchange.reused,
+        let (is_kept, round_trip) = match self {
+            Self::H1 { client, .. } => (client.is_reused() && !client.has_begun(), client.round_trip()),
+            Self::H2(exchange) => (exchange.reused, exchange.round_trip()),
         };
-        is_kept && sent.is_some_and(|sent| now.since(sent) <= CROSSING)
+        let crossing = CROSSING + round_trip.min(LONGEST_WAY);
+        is_kept && sent.is_some_and(|sent| now.since(sent) <= crossing)
     }
 
     /// When the connection was made.

@@ -139,8 +139,9 @@ pub(crate) async fn h1(
         Turn::Connect(permit, making) => (permit, making),
         Turn::Reuse(client) => return Ok(client),
     };
+    let asked = worker.now();
     let tcp = connect_announced(to.address, to.connect_timeout, to.announcement).await?;
-    let opened = Opened::new(pool, permit, worker.connected(), worker.now());
+    let opened = Opened::new(pool, permit, worker.connected(), (asked, worker.now()));
     let client = H1Client::new(Io::Tcp(tcp), opened);
     Ok(Box::new(if to.announcement.is_some() { client.for_one() } else { client }))
 }
@@ -286,7 +287,10 @@ async fn dial(
     pool: &Rc<EndpointPool>,
     permit: Option<ConnectionPermit>,
 ) -> Result<Rc<H2Connection>, Failure> {
+    let asked = worker.now();
     let tcp = connect(to.address, to.connect_timeout).await?;
+    // The handshake is what it is for who computes it, not for the way there.
+    let stood = worker.now();
     let (io, svid) = match to.speaks {
         Speaks::Mesh { key, id } => {
             let securing = mesh::secure(worker.shared.mesh.identity.as_ref(), key, id, tcp);
@@ -297,6 +301,6 @@ async fn dial(
         }
         Speaks::Http1 | Speaks::Http2 => (Replayed::new(bytes::BytesMut::new(), Io::Tcp(tcp)), None),
     };
-    let opened = Opened::new(pool, permit, worker.connected(), worker.now());
+    let opened = Opened::new(pool, permit, worker.connected(), (asked, stood));
     H2Connection::start(io, opened, worker.now(), svid).await
 }

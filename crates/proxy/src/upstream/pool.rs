@@ -62,20 +62,23 @@ pub(crate) struct EndpointPool {
 pub(crate) struct Opened {
     /// When it was opened.
     pub(crate) since: Tick,
+    /// How long what we send takes to the peer, and its answer to us, as it was when the connection was made.
+    pub(crate) round_trip: Duration,
     pool: Weak<EndpointPool>,
     permit: Option<ConnectionPermit>,
     _gauge: OpenUpstream,
 }
 
 impl Opened {
+    /// Of a connection that was asked for, and stood, at these times.
     pub(crate) fn new(
         pool: &Rc<EndpointPool>,
         permit: Option<ConnectionPermit>,
         gauge: OpenUpstream,
-        since: Tick,
+        (asked, since): (Tick, Tick),
     ) -> Self {
         pool.open.set(pool.open.get() + 1);
-        Self { since, pool: Rc::downgrade(pool), permit, _gauge: gauge }
+        Self { since, round_trip: since.since(asked), pool: Rc::downgrade(pool), permit, _gauge: gauge }
     }
 
     /// Who is told that it takes more streams.

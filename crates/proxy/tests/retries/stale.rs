@@ -9,7 +9,7 @@ use meshwork_base::ManualClock;
 use meshwork_messages::v1;
 use meshwork_messages::v1::service_port::AppProtocol;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 
@@ -198,15 +198,42 @@ async fn a_stale_connection_in_between_does_not_lose_the_failure_that_is_repeate
     assert!(line.contains("a repeat was refused: circuit_breaker"), "{line}");
 }
 
-/// How often a request is sent whose kept connection breaks so long after it came, and after these bytes, and that breaks each
-/// new connection.
-async fn sent_when_broken(after: Duration, begun: &[u8]) -> usize {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+/// Waits until somebody has asked for a connection to this port and stands in front of its full queue.
+async fn is_asked_for(port: u16) {
+    // The remote address and the state `SYN_SENT`, as the kernel lists them.
+    let (to, asked) = (format!(":{port:04X}"), "02");
+    loop {
+        let all = tokio::fs::read_to_string("/proc/net/tcp").await.unwrap();
+        let waits = |line: &str| {
+            let mut words = line.split_ascii_whitespace().skip(2);
+            words.next().is_some_and(|remote| remote.ends_with(&to)) && words.next() == Some(asked)
+        };
+        if all.lines().any(waits) {
+            return;
+        }
+        tokio::task::yield_now().await;
+    }
+}
+
+/// How often a request is sent whose kept connection, which took so long to be made, breaks so long after it came, and after
+/// these bytes, and that breaks each new connection.
+async fn sent_when_broken(connecting: Duration, after: Duration, begun: &[u8]) -> usize {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    // One may wait to be accepted; who comes after it is not heard and asks again a second later.
+    let listener = socket.listen(0).unwrap();
     let upstream = listener.local_addr().unwrap();
     let clock = ManualClock::new();
     let (_harness, address) =
         serving(Harness::at(&clock), AppProtocol::Http1, &[upstream], v1::TrafficPolicy::default()).await;
+    let in_the_way =
+        if connecting.is_zero() { None } else { Some(TcpStream::connect(upstream).await.unwrap()) };
     let first = tokio::spawn(exchange(address, GET));
+    if in_the_way.is_some() {
+        is_asked_for(upstream.port()).await;
+        clock.advance(connecting);
+        listener.accept().await.unwrap();
+    }
     let (mut tcp, _) = listener.accept().await.unwrap();
     request(&mut tcp).await;
     tcp.write_all(OK).await.unwrap();
@@ -234,10 +261,22 @@ async fn sent_when_broken(after: Duration, begun: &[u8]) -> usize {
 
 #[tokio::test]
 async fn a_connection_that_breaks_when_its_request_was_worked_on_was_not_stale() {
-    let millis = Duration::from_millis;
+    let (at_once, millis) = (Duration::ZERO, Duration::from_millis);
     // Once more on a new connection, since the kept one may have been closed, and once more as any that breaks.
-    assert_eq!(sent_when_broken(millis(100), b"").await, 3);
-    assert_eq!(sent_when_broken(millis(101), b"").await, 2, "it had the request");
+    assert_eq!(sent_when_broken(at_once, millis(100), b"").await, 3);
+    assert_eq!(sent_when_broken(at_once, millis(101), b"").await, 2, "it had the request");
     let hints = b"HTTP/1.1 103 Early Hints\r\nlink: </a>\r\n\r\n";
-    assert_eq!(sent_when_broken(Duration::ZERO, hints).await, 2, "it said so");
+    assert_eq!(sent_when_broken(at_once, at_once, hints).await, 2, "it said so");
+}
+
+#[tokio::test]
+async fn the_end_of_a_kept_connection_may_be_as_long_on_its_way_as_the_connection_took_to_be_made() {
+    let millis = Duration::from_millis;
+    assert_eq!(sent_when_broken(millis(240), millis(340), b"").await, 3, "it crossed the request");
+    assert_eq!(sent_when_broken(millis(240), millis(341), b"").await, 2);
+    assert_eq!(
+        sent_when_broken(millis(3_000), millis(1_001), b"").await,
+        2,
+        "what was lost says nothing of the way"
+    );
 }
