@@ -304,7 +304,7 @@ pub const ACCESS_LOG_FIELDS: &[LogField] = &[
     ("attempts", "attempts begun; 0 when the answer is our own"),
     (
         "grpc_status",
-        "grpc-status of a call, whoever it came from; 13 of one that was broken off, where known",
+        "grpc-status of a call, whoever it came from; of one that was broken off 13, or 4 when its time was over, where known",
     ),
     ("mirrors", "copies of it that were sent elsewhere, where known"),
     ("mirrored", "true for a request that is a copy itself, where known"),
