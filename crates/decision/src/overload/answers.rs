@@ -29,6 +29,15 @@ pub(crate) struct Answers {
     /// What the windows have found, as a logarithm.
     known: Option<f64>,
     window: Window,
+    /// The line that stands, or stood last, and the one before it: who has come out of them is still being answered.
+    lines: [Option<Stood>; 2],
+}
+
+/// Since when, and until when as far as it was seen, somebody always waited.
+#[derive(Clone, Copy, Debug)]
+struct Stood {
+    since: Tick,
+    until: Tick,
 }
 
 /// Answers since a moment.
@@ -51,8 +60,11 @@ impl Answers {
 
     /// An answer has come to a request that began then. `line`: since when somebody has always waited, if anybody does.
     pub(crate) fn hears(&mut self, began: Tick, line: Option<Tick>, now: Tick) {
-        let after = |since: Tick| self.time().is_some_and(|answer| began > since.after(answer));
-        let stood = line.is_some_and(after);
+        self.sees(line, now);
+        let out_of = |line: &Stood| {
+            began <= line.until && self.time().is_some_and(|answer| began > line.since.after(answer))
+        };
+        let stood = self.lines.iter().flatten().any(out_of);
         let (window, ln) = (&mut self.window, ln(now.since(began)));
         if window.all.count == 0 {
             window.began = now;
@@ -68,6 +80,15 @@ impl Answers {
         if now.since(window.began) >= least {
             self.looks();
         }
+    }
+
+    /// A request has ended, and whoever is next in the line is called.
+    pub(crate) fn sees(&mut self, line: Option<Tick>, now: Tick) {
+        let Some(since) = line else { return };
+        if self.lines[0].is_none_or(|line| line.since != since) {
+            self.lines[1] = self.lines[0];
+        }
+        self.lines[0] = Some(Stood { since, until: now });
     }
 
     /// A window is over.

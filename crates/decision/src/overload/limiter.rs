@@ -220,6 +220,7 @@ impl<W> Limiter<W> {
 
     /// A request has ended of which nothing is known.
     pub(crate) fn ended(&mut self, config: &Overload, now: Tick, called: &mut Called<W>) {
+        self.answers.sees(self.line.since(), now);
         self.is_over();
         self.turn(config, now, called);
     }

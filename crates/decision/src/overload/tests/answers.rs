@@ -348,6 +348,32 @@ fn a_line_stands_since_somebody_came_when_nobody_waited() {
     assert_eq!(line.since(), Some(at(9)));
 }
 
+#[test]
+fn the_last_who_come_out_of_a_line_lift_nothing_though_nobody_waits_any_more_when_they_are_answered() {
+    let mut answers = Answers::default();
+    for n in 0..20 {
+        answers.hears(at(10 * n), None, at(10 * n + 10));
+    }
+    assert_eq!(answers.time(), Some(MS * 10));
+    // Answers to some who all began then, one after the other.
+    let hear = |answers: &mut Answers, began: u64, line: Option<u64>| {
+        for n in 0..400 {
+            answers.hears(at(began), line.map(at), at(began + 500 + 20 * n));
+        }
+        answers.time()
+    };
+    // It stands from 200 to 2,000.
+    answers.sees(Some(at(200)), at(2_000));
+    assert_eq!(hear(&mut answers, 2_000, None), Some(MS * 10), "they came out of it");
+    assert_eq!(
+        hear(&mut answers, 2_000, Some(2_300)),
+        Some(MS * 10),
+        "and not out of another one, which is short"
+    );
+    let calm = hear(&mut answers, 20_000, None);
+    assert!(calm > Some(MS * 50), "{calm:?}: who came later did not");
+}
+
 proptest! {
     /// Whatever the limit and however long an answer takes: a burst of which the last has waited for four answers, and for
     /// no longer than may be, loses nobody, after however many answers.
