@@ -502,14 +502,14 @@ fn listen(
 }
 
 async fn accept(worker: Rc<Worker>, place: Place, listener: TcpListener) {
-    let (mut full, mut failed) = (Seldom::default(), Seldom::default());
+    let (full, failed) = (Seldom::default(), Seldom::default());
     loop {
         match listener.accept().await {
             Ok((tcp, peer)) => {
                 if worker.open() >= worker.shared.settings.max_connections {
-                    if let Some(times) = full.happened(worker.shared.clock.now()) {
+                    full.happened(worker.shared.clock.now(), move |times| {
                         tracing::warn!(%place, %peer, times, "maximum of connections reached: closed");
-                    }
+                    });
                     continue;
                 }
                 let serving = downstream::connection::serve(Rc::clone(&worker), place, tcp, peer);
@@ -519,9 +519,9 @@ async fn accept(worker: Rc<Worker>, place: Place, listener: TcpListener) {
             Err(error) if error.kind() == std::io::ErrorKind::ConnectionAborted => {}
             Err(error) => {
                 // Out of file descriptors or memory: others must end first.
-                if let Some(times) = failed.happened(worker.shared.clock.now()) {
+                failed.happened(worker.shared.clock.now(), move |times| {
                     tracing::warn!(%place, %error, times, "cannot accept");
-                }
+                });
                 tokio::time::sleep(Duration::from_millis(20)).await;
             }
         }
