@@ -34,6 +34,19 @@ impl Io {
     }
 }
 
+/// What has happened to a connection: the system's words, but of a connection that is no plain one, whose libraries have theirs.
+pub(crate) fn told(error: &io::Error) -> String {
+    match error.kind() {
+        // Of plain connections an end is none of these.
+        io::ErrorKind::UnexpectedEof => {
+            "the connection was closed before the end of its TLS session (close_notify)".to_owned()
+        }
+        // `h2`'s, once the connection below has ended.
+        io::ErrorKind::BrokenPipe if error.get_ref().is_some() => "the connection was closed".to_owned(),
+        _ => error.to_string(),
+    }
+}
+
 macro_rules! each {
     ($self:ident, $io:ident => $call:expr) => {
         match $self.get_mut() {
@@ -73,5 +86,24 @@ impl AsyncWrite for Io {
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         each!(self, io => Pin::new(io).poll_shutdown(cx))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn how_a_connection_has_broken_is_told_without_what_libraries_tell_their_users() {
+        let kind = io::ErrorKind::UnexpectedEof;
+        let eof = "peer closed connection without sending TLS close_notify: https://docs.rs/rustls/latest/rustls/manual";
+        let cut = "the connection was closed before the end of its TLS session (close_notify)";
+        assert_eq!(told(&io::Error::new(kind, eof)), cut);
+        let below = io::Error::new(io::ErrorKind::BrokenPipe, "stream closed because of a broken pipe");
+        assert_eq!(told(&below), "the connection was closed");
+        let reset = io::Error::from_raw_os_error(104);
+        assert_eq!(told(&reset), "Connection reset by peer (os error 104)");
+        let pipe = io::Error::from_raw_os_error(32);
+        assert_eq!(told(&pipe), "Broken pipe (os error 32)");
     }
 }

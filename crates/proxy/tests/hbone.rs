@@ -123,6 +123,35 @@ async fn an_opaque_connection_passes_two_proxies_and_both_know_with_whom() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn of_a_tunnel_that_breaks_both_proxies_say_which_side_broke_and_by_which_code() {
+    const RESET: &str = "Connection reset by peer (os error 104)";
+    const PASSED_ON: &str = "HTTP/2: the stream was reset by the peer: CONNECT_ERROR";
+    let abort = |tcp: &TcpStream| socket2::SockRef::from(tcp).set_linger(Some(Duration::ZERO)).unwrap();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let pair = Pair::start(listener.local_addr().unwrap(), AppProtocol::Tcp).await;
+    for (number, (by_app, out, inside)) in [
+        (true, ("endpoint", PASSED_ON), ("endpoint", RESET)),
+        (false, ("caller", RESET), ("caller", PASSED_ON)),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let (_, mut caller) = pair.connect("db:80").await;
+        let (mut app, _) = listener.accept().await.unwrap();
+        caller.write_all(b"ask?").await.unwrap();
+        app.read_exact(&mut [0; 4]).await.unwrap();
+        let (breaks, mut other) = if by_app { (app, caller) } else { (caller, app) };
+        abort(&breaks);
+        drop(breaks);
+        assert_eq!(all(&mut other).await.unwrap_err().kind(), std::io::ErrorKind::ConnectionReset);
+        for (harness, (side, what)) in [(&pair.outbound, out), (&pair.inbound, inside)] {
+            let line = line(harness, number).await;
+            assert_eq!(line["cause_detail"], format!("reading from the {side}: {what}"), "{line}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn who_may_not_call_is_refused_and_what_cannot_be_seen_grants_nothing() {
     use v1::authorization_policy::Action;
     use v1::authorization_rule::{Operation, Peer};

@@ -204,6 +204,7 @@ async fn a_broken_connection_is_never_passed_on_as_a_regular_end() {
     assert_eq!(end.unwrap_err().kind(), std::io::ErrorKind::ConnectionReset);
     let line = line(&harness, 0).await;
     assert_eq!((&line["response_flags"], &line["cause"]), (&"UR".into(), &"upstream_reset".into()));
+    assert_eq!(line["cause_detail"], "reading from the endpoint: Connection reset by peer (os error 104)");
     assert_eq!(line["phase"], "tunnel");
     assert_eq!(harness.metric("istio_tcp_connections_closed_total", &["response_flags=\"UR\""]), 1);
 }

@@ -163,10 +163,7 @@ mod tests {
 
     #[tokio::test]
     async fn what_a_caller_does_not_want_any_more_fails_by_its_own_word() {
-        let cancelled = (
-            Cause::DownstreamReset,
-            "HTTP/2: the stream was reset: CANCEL (stream no longer needed)".to_owned(),
-        );
+        let cancelled = (Cause::DownstreamReset, "HTTP/2: the stream was reset: CANCEL".to_owned());
         let head = ResponseHead { status: 200, ..ResponseHead::new() };
         let error = taken_back(false).await.send_head(&head, true).unwrap_err();
         assert_eq!(told(&error), cancelled);

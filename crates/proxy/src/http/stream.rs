@@ -3,6 +3,8 @@
 use bytes::Bytes;
 use meshwork_http1::{Fields, KnownName, Limits, ParseError, ResponseHead};
 
+use crate::io;
+
 /// A piece of a body.
 #[derive(Debug)]
 pub(crate) enum Frame {
@@ -16,7 +18,7 @@ pub(crate) enum Frame {
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum StreamError {
     /// The socket failed.
-    #[error("the connection failed: {0}")]
+    #[error("the connection failed: {}", io::told(.0))]
     Io(#[from] std::io::Error),
     /// The peer closed before the message was complete.
     #[error("the connection was closed in the middle of a message")]
@@ -38,14 +40,28 @@ pub(crate) enum StreamError {
     Http2(h2::Error),
 }
 
-/// Of a stream that its peer has reset `h2` says that the protocol was broken.
-fn told(error: &h2::Error) -> String {
-    match error.reason() {
-        Some(reason) if !error.is_reset() && !error.is_go_away() => {
-            format!("the stream was reset: {reason:?} ({reason})")
-        }
-        _ => error.to_string(),
+/// Who has ended what, and with which code. `h2`'s own words are those of RFC 9113 about codes in general, and of a stream
+/// that its peer has reset they say that the protocol was broken.
+pub(crate) fn told(error: &h2::Error) -> String {
+    if let Some(error) = error.get_io() {
+        return io::told(error);
     }
+    let text = error.to_string();
+    let Some(reason) = error.reason() else {
+        // Else it is a mistake of ours.
+        return if text.ends_with("inactive stream") { "the stream has ended".to_owned() } else { text };
+    };
+    let who = match (error.is_remote(), error.is_library()) {
+        (true, _) => " by the peer",
+        (_, true) => " by us, since the peer breaks HTTP/2",
+        // Of what is found while sending it is not known.
+        _ if !error.is_reset() && !error.is_go_away() => "",
+        _ => " by us",
+    };
+    let what = if error.is_go_away() { "the connection was ended" } else { "the stream was reset" };
+    // What a peer adds to its farewell is in the text alone.
+    let added = text.find(" (b\"").map_or("", |at| &text[at..]);
+    format!("{what}{who}: {reason:?}{added}")
 }
 
 /// The clean end of a body, with what of its trailers may be passed on.

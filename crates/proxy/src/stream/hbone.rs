@@ -18,6 +18,7 @@ use crate::downstream::connection::Conn;
 use crate::error::Failure;
 use crate::http::h2_body::{H2Sink, H2Source};
 use crate::http::payload::{Backlog, Payload};
+use crate::http::stream::told;
 use crate::http::tunnel::Tunnel;
 use crate::io::Io;
 use crate::upstream::connect::{CONNECT_TIMEOUT, connect};
@@ -48,7 +49,10 @@ pub(crate) async fn serve(
             transfer::run(&cx, None, (&mut down, &mut app), Bytes::new(), &mut journey).await
         }
         (Err(failure), _) => Err(failure),
-        (Ok(_), Err(error)) => Err(Failure::downstream(Cause::DownstreamReset).because(error.to_string())),
+        (Ok(_), Err(error)) => {
+            let why = format!("answering the caller: {}", told(&error));
+            Err(Failure::downstream(Cause::DownstreamReset).because(why))
+        }
     };
     if let Err(failure) = outcome {
         journey.failed(&failure);

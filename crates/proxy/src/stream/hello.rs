@@ -7,6 +7,7 @@ use crate::client_hello::{self, Hello, MAX_BYTES};
 use crate::connections::Entry;
 use crate::downstream::handshake::unless_ordered;
 use crate::error::Failure;
+use crate::io::told;
 use crate::peek::peek;
 
 /// Waits for the client's first message.
@@ -26,7 +27,10 @@ pub(super) async fn read(entry: &Entry, tcp: &TcpStream) -> Result<Option<Box<st
         Ok(Some(Ok(None))) => {
             Err(Failure::downstream(Cause::DownstreamClosed).because("before its ClientHello was whole"))
         }
-        Ok(Some(Err(error))) => Err(Failure::downstream(Cause::DownstreamClosed).because(error.to_string())),
+        Ok(Some(Err(error))) => {
+            let why = format!("reading the ClientHello: {}", told(&error));
+            Err(Failure::downstream(Cause::DownstreamClosed).because(why))
+        }
         Ok(None) => Err(Failure::local(Cause::Draining)),
         Err(refused) => Err(bad(refused.why)),
     }

@@ -23,7 +23,7 @@ use crate::downstream::Down;
 use crate::downstream::connection::{Conn, serve_detected};
 use crate::downstream::h1::H1Server;
 use crate::error::Failure;
-use crate::io::Io;
+use crate::io::{Io, told};
 use crate::request::discover;
 use crate::wire::Wire;
 use crate::worker::View;
@@ -142,7 +142,8 @@ async fn carry(conn: &Conn, port: &OutboundPort, mut wire: Wire, mut journey: Jo
         }
     };
     if unanswered && let Err(error) = answer(&mut wire, "200 OK").await {
-        return journey.failed(&Failure::downstream(Cause::DownstreamClosed).because(error.to_string()));
+        let why = format!("answering the caller: {}", told(&error));
+        return journey.failed(&Failure::downstream(Cause::DownstreamClosed).because(why));
     }
     // A client need not wait for the answer.
     let ahead = wire.read.split().freeze();

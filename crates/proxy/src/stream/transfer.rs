@@ -21,6 +21,7 @@ use super::end::End;
 use super::journey::Journey;
 use crate::connections::{Order, Phase};
 use crate::error::{Failure, Retry};
+use crate::io::told;
 use crate::splice::{Pipe, Pipes};
 use crate::worker::Worker;
 
@@ -231,11 +232,12 @@ pub(super) async fn run(
 
 /// `requests`: the direction goes from the caller to the endpoint.
 fn failure(broken: Broken, requests: bool) -> Failure {
-    let (error, downstream) = match broken {
-        Broken::From(error) => (error, requests),
-        Broken::To(error) => (error, !requests),
+    let (doing, error, downstream) = match broken {
+        Broken::From(error) => ("reading from", error, requests),
+        Broken::To(error) => ("writing to", error, !requests),
     };
-    let why = error.to_string();
+    let side = if downstream { "caller" } else { "endpoint" };
+    let why = format!("{doing} the {side}: {}", told(&error));
     if downstream {
         let reset = error.kind() == io::ErrorKind::ConnectionReset;
         let cause = if reset { Cause::DownstreamReset } else { Cause::DownstreamClosed };

@@ -24,7 +24,7 @@ use crate::gather::Gathered;
 use crate::http::convert;
 use crate::http::h2_body::{H2Sink, H2Source};
 use crate::http::payload::{Backlog, Payload};
-use crate::http::stream::{Frame, Interim, StreamError};
+use crate::http::stream::{Frame, Interim, StreamError, told};
 use crate::http::tunnel::Tunnel;
 use crate::http::upgrade;
 use crate::replay::Replayed;
@@ -94,7 +94,7 @@ impl H2Connection {
             .enable_push(false);
         let (gathered, flusher) = Gathered::new(io);
         let (send, mut connection) = builder.handshake(gathered).await.map_err(|error| {
-            Failure::upstream(Cause::ConnectFailure, Retry::NothingSent).because(error.to_string())
+            Failure::upstream(Cause::ConnectFailure, Retry::NothingSent).because(told(&error))
         })?;
         let ended = Rc::new(Cell::new(false));
         let settled = Rc::new(Settled::default());
@@ -255,7 +255,7 @@ impl H2Connection {
         key: Option<Box<[u8]>>,
     ) -> Result<H2Exchange, Failure> {
         let nothing_sent = |error: h2::Error| {
-            Failure::upstream(Cause::UpstreamReset, Retry::NothingSent).because(error.to_string())
+            Failure::upstream(Cause::UpstreamReset, Retry::NothingSent).because(told(&error))
         };
         let handle = self.send.borrow().clone();
         let mut send = match handle.ready().await {
