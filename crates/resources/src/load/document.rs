@@ -30,9 +30,15 @@ pub(super) fn read(file: &FileName, node: &Node, loaded: &mut Loaded) {
     loaded.diagnostics.append(&mut cx.found);
 }
 
-/// Whom a document is about, though it may be wrong otherwise.
+/// Whom a document is about, though it may be wrong otherwise. Another group's kind of the same name is none of ours.
 pub(super) fn key(node: &Node) -> Option<ObjectKey> {
     let kind = ObjectKind::parse(text(node, "kind")?)?;
+    if let Some(version) = text(node, "apiVersion") {
+        let group = version.split_once('/').map_or("", |(group, _)| group);
+        if group != kind.group() {
+            return None;
+        }
+    }
     let meta = field(node, "metadata")?;
     let name = ObjectName::new(text(meta, "name")?).ok()?;
     let namespace = match (kind.is_namespaced(), field(meta, "namespace")) {

@@ -260,6 +260,8 @@ fn a_bad_object_hides_no_other() {
 #[test]
 fn what_is_refused_says_whom_it_is_about_as_far_as_that_can_be_read() {
     let service = "apiVersion: v1\nkind: Service\nmetadata: {name: a, namespace: shop}\nspec:";
+    let gateway =
+        |version: &str| format!("apiVersion: {version}\nkind: Gateway\nmetadata: {{name: edge}}\nspec: {{}}");
     for (text, whom, line) in [
         (format!("---\n{service} {{ports: [{{port: eighty}}]}}"), Some("Service shop/a"), 5),
         (format!("{service} {{ports: [{{port: 80}}]}}\nspek: 1"), Some("Service shop/a"), 5),
@@ -267,6 +269,11 @@ fn what_is_refused_says_whom_it_is_about_as_far_as_that_can_be_read() {
         (format!("{service}\n\tports: []"), Some("Service shop/a"), 5),
         ("kind: Gateway\nmetadata:\n  name: edge\n  name: b\n".into(), Some("Gateway default/edge"), 4),
         ("kind: GatewayClass\nmetadata: {name: m, namespace: x}".into(), Some("GatewayClass m"), 1),
+        (gateway("gateway.networking.k8s.io/v9"), Some("Gateway default/edge"), 1),
+        (gateway("{}"), Some("Gateway default/edge"), 1),
+        (gateway("networking.istio.io/v1"), None, 1),
+        (gateway("v1"), None, 1),
+        ("apiVersion: serving.knative.dev/v1\nkind: Service\nmetadata: {name: a}".into(), None, 1),
         ("kind: Service\nmetadata: {name: a, namespace: {}}".into(), None, 1),
         ("kind: Service\nmetadata: {name: A_b}".into(), None, 1),
         ("kind: Servise\nmetadata: {name: a}".into(), None, 1),
