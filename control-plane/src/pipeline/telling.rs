@@ -20,49 +20,71 @@ pub(super) struct News {
     pub(super) mended: Vec<FileName>,
 }
 
-/// What was told, by file; of a stored document all revisions are one.
+/// What was told; of a stored document all revisions are one file.
 #[derive(Debug, Default)]
-pub(super) struct Telling(BTreeMap<FileName, Vec<Diagnostic>>);
+pub(super) struct Telling(Vec<Diagnostic>);
 
 impl Telling {
     /// Takes all that is wrong or doubtful now.
-    pub(super) fn look<'d>(&mut self, all: impl IntoIterator<Item = &'d Diagnostic>) -> News {
-        let mut now: BTreeMap<FileName, Vec<Diagnostic>> = BTreeMap::new();
-        for found in all {
-            now.entry(config::document_of(&found.file).into()).or_default().push(found.clone());
+    pub(super) fn look(&mut self, all: &[Diagnostic]) -> News {
+        // Most of what is compiled anew is compiled since endpoints have changed.
+        if self.0 == all {
+            return News::default();
         }
+        let (before, now) = (by_file(&self.0), by_file(all));
         let mut news = News::default();
         for (file, found) in &now {
-            news.found.extend(new_ones(self.0.get(file).map_or(&[][..], Vec::as_slice), found));
+            news.found.extend(new_ones(before.get(file).map_or(&[][..], Vec::as_slice), found));
         }
-        let before = std::mem::replace(&mut self.0, now);
-        news.mended = before.into_keys().filter(|file| !self.0.contains_key(file)).collect();
+        news.mended = before.into_keys().filter(|file| !now.contains_key(file)).map(FileName::from).collect();
+        self.0 = all.to_vec();
         news
     }
 
     /// Whether something is wrong in one of these files.
     pub(super) fn is_wrong(&self, files: &BTreeSet<FileName>) -> bool {
-        let found = files.iter().filter_map(|file| self.0.get(config::document_of(file))).flatten();
-        found.into_iter().any(is_error)
+        let files: BTreeSet<&str> = files.iter().map(|file| config::document_of(file)).collect();
+        self.0.iter().any(|found| is_error(found) && files.contains(config::document_of(&found.file)))
     }
 }
 
-/// What of `now` was not said before. What has only moved within its file was.
-fn new_ones(before: &[Diagnostic], now: &[Diagnostic]) -> Vec<Diagnostic> {
-    let mut said: Vec<&Diagnostic> = before.iter().collect();
-    let mut new: Vec<&Diagnostic> = now.iter().collect();
-    let same_place = |a: &Diagnostic, b: &Diagnostic| a == b;
-    let moved = |a: &Diagnostic, b: &Diagnostic| (a.code, &a.message) == (b.code, &b.message);
-    for is_same in [same_place, moved] {
-        new.retain(|error| match said.iter().position(|known| is_same(known, error)) {
-            Some(at) => {
-                said.swap_remove(at);
-                false
-            }
-            None => true,
-        });
+fn by_file(all: &[Diagnostic]) -> BTreeMap<&str, Vec<&Diagnostic>> {
+    let mut files: BTreeMap<&str, Vec<&Diagnostic>> = BTreeMap::new();
+    for found in all {
+        files.entry(config::document_of(&found.file)).or_default().push(found);
     }
+    files
+}
+
+/// What of `now` was not said before. What has only moved within its file was.
+fn new_ones(before: &[&Diagnostic], now: &[&Diagnostic]) -> Vec<Diagnostic> {
+    fn what(found: &Diagnostic) -> (u16, &str) {
+        (found.code.number(), &found.message)
+    }
+    fn place(found: &Diagnostic) -> ((u16, &str), u32, u32) {
+        (what(found), found.line, found.column)
+    }
+    // How often each was said, and how often at its place: a generated file may have one mistake thousands of times.
+    let (mut said, mut said_there) = (BTreeMap::new(), BTreeMap::new());
+    for found in before {
+        *said.entry(what(found)).or_insert(0_usize) += 1;
+        *said_there.entry(place(found)).or_insert(0_usize) += 1;
+    }
+    let mut new = now.to_vec();
+    new.retain(|found| {
+        let known = takes_one(&mut said_there, &place(found));
+        if known {
+            takes_one(&mut said, &what(found));
+        }
+        !known
+    });
+    new.retain(|found| !takes_one(&mut said, &what(found)));
     new.into_iter().cloned().collect()
+}
+
+/// Whether one was left, which is taken.
+fn takes_one<K: Ord>(left: &mut BTreeMap<K, usize>, key: &K) -> bool {
+    left.get_mut(key).filter(|left| **left > 0).map(|left| *left -= 1).is_some()
 }
 
 fn is_error(found: &Diagnostic) -> bool {
@@ -140,6 +162,33 @@ mod tests {
         assert_eq!(look(&[error("a.yaml", 1, "typo")]).len(), 1);
         let both = [error("a.yaml", 1, "typo"), error("a.yaml", 5, "typo")];
         assert_eq!(look(&both), ["a.yaml:5:3: typo"]);
+    }
+
+    #[test]
+    fn of_equal_errors_those_are_told_that_stand_where_none_stood() {
+        let mut telling = Telling::default();
+        let mut look = |lines: &[u32]| {
+            let errors: Vec<_> = lines.iter().map(|line| error("a.yaml", *line, "typo")).collect();
+            told(&telling.look(&errors))
+        };
+        look(&[1, 5, 9]);
+        assert!(look(&[2, 6, 10]).is_empty(), "a line was added above them");
+        assert_eq!(look(&[2, 4, 6, 10]), ["a.yaml:4:3: typo"]);
+        assert_eq!(look(&[2, 4, 7, 11, 20]), ["a.yaml:20:3: typo"], "two have moved and one has come");
+        assert!(look(&[2, 20]).is_empty());
+        assert_eq!(look(&[2, 20, 30]), ["a.yaml:30:3: typo"], "what was mended in between is a new one");
+    }
+
+    #[test]
+    fn a_generated_file_with_a_mistake_on_each_line_is_looked_at_line_by_line() {
+        let mut telling = Telling::default();
+        let all = |shift: u32| -> Vec<_> {
+            (0..50_000).map(|line| error("a.yaml", line + shift, "typo")).collect()
+        };
+        assert_eq!(telling.look(&all(1)).found.len(), 50_000);
+        let mut moved = all(100_000);
+        moved.push(error("a.yaml", 7, "value"));
+        assert_eq!(told(&telling.look(&moved)), ["a.yaml:7:3: value"]);
     }
 
     #[test]
