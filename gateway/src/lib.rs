@@ -114,7 +114,7 @@ impl Entry {
         let name = (id.namespace(), id.workload());
         let metrics = reached_at(metrics, &self.address);
         let registrar = Registrar::of_process(self.client, name, "gateway", metrics);
-        let keeping = tokio::spawn(registrar.clone().keep(std::future::ready(()), ThreadRng::new()));
+        let keeping = tokio::spawn(registrar.clone().keep(|| std::future::ready(()), ThreadRng::new()));
         Entered { registrar, keeping }
     }
 }

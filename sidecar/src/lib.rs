@@ -23,6 +23,7 @@ mod signals;
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -348,10 +349,13 @@ impl Running {
         }
     }
 
-    /// Comes true when the inbound side knows what this instance serves.
-    fn workload_told(&self) -> impl Future<Output = ()> + Send + use<> {
+    /// Waits, whenever it is asked, until the inbound side knows what this instance serves.
+    fn workload_told(&self) -> impl Fn() -> Pin<Box<dyn Future<Output = ()> + Send>> + Send + use<> {
         let readiness = self.readiness.clone();
-        async move { readiness.wait_for(WORKLOAD).await }
+        move || {
+            let readiness = readiness.clone();
+            Box::pin(async move { readiness.wait_for(WORKLOAD).await })
+        }
     }
 }
 

@@ -68,10 +68,10 @@ impl Registrar {
         Self { registry, namespace, service, instance: metrics.to_string(), registration }
     }
 
-    /// Registers, takes the instance into use once `usable`, and renews for as long as it is polled; what the registry
-    /// forgot is registered again.
-    pub async fn keep(self, usable: impl Future<Output = ()>, mut rng: impl Rng) {
-        let mut usable = Box::pin(usable);
+    /// Registers, takes the instance into use once it is `usable`, and renews for as long as it is polled; what the registry
+    /// forgot is registered again, and asked again whether it is usable.
+    pub async fn keep<F: Future<Output = ()>>(self, usable: impl Fn() -> F, mut rng: impl Rng) {
+        let mut becoming = Box::pin(usable());
         let mut is_usable = false;
         let mut backoff = Backoff::new(Duration::from_millis(100), RENEW);
         let mut entry = Entry::Missing;
@@ -89,7 +89,7 @@ impl Registrar {
                     } else if !is_usable {
                         // Only what is registered has a workload at the control plane, and callers must not come before it
                         // is here; however long that takes, the registry must not forget us meanwhile.
-                        is_usable = tokio::time::timeout(RENEW, usable.as_mut()).await.is_ok();
+                        is_usable = tokio::time::timeout(RENEW, becoming.as_mut()).await.is_ok();
                     }
                 }
                 Err(error) => {
@@ -102,6 +102,9 @@ impl Registrar {
                     // Forgotten, or somebody else's now: only a registration tells which.
                     if matches!(error.status(), Some(StatusCode::NOT_FOUND | StatusCode::FORBIDDEN)) {
                         entry = Entry::Missing;
+                        // And what made it usable may have gone with it.
+                        is_usable = false;
+                        becoming.set(usable());
                     }
                     tokio::time::sleep(backoff.next(&mut rng)).await;
                 }

@@ -25,7 +25,7 @@ pub(super) async fn until_told(
     let address = if any { IpAddr::V4(Ipv4Addr::LOCALHOST) } else { metrics.ip() };
     let metrics = SocketAddr::new(address, metrics.port());
     let registrar = Registrar::of_process(registry, (REGISTRY.0, process.role), process.role, metrics);
-    let keeping = tokio::spawn(registrar.clone().keep(std::future::ready(()), ThreadRng::new()));
+    let keeping = tokio::spawn(registrar.clone().keep(|| std::future::ready(()), ThreadRng::new()));
     process.until_told().await;
     keeping.abort();
     registrar.deregister().await;

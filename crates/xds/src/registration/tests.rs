@@ -5,7 +5,7 @@ use axum::http::{Method, Uri};
 use meshwork_api::Client;
 use meshwork_base::SeededRng;
 use parking_lot::Mutex;
-use tokio::sync::oneshot;
+use tokio::sync::watch;
 
 use super::*;
 
@@ -19,8 +19,8 @@ struct Told {
     forgets: bool,
 }
 
-/// Keeps an entry in a registry that takes everything; what is given back makes it usable.
-fn kept() -> (Arc<Mutex<Told>>, oneshot::Sender<()>) {
+/// Keeps an entry in a registry that takes everything; what is given back says whether it is usable.
+fn kept() -> (Arc<Mutex<Told>>, watch::Sender<bool>) {
     let told = Arc::new(Mutex::new(Told::default()));
     let hears = Arc::clone(&told);
     let answer = move |method: Method, uri: Uri| {
@@ -39,8 +39,12 @@ fn kept() -> (Arc<Mutex<Told>>, oneshot::Sender<()>) {
         instance: "web-0".to_owned(),
         registration: Registration::default(),
     };
-    let (usable, becomes) = oneshot::channel();
-    tokio::spawn(registrar.keep(async { becomes.await.unwrap() }, SeededRng::new(1)));
+    let (usable, is_usable) = watch::channel(false);
+    let becomes = move || {
+        let mut is_usable = is_usable.clone();
+        async move { drop(is_usable.wait_for(|usable| *usable).await.unwrap()) }
+    };
+    tokio::spawn(registrar.keep(becomes, SeededRng::new(1)));
     (told, usable)
 }
 
@@ -56,16 +60,22 @@ async fn an_instance_that_is_not_usable_yet_is_kept_by_the_registry_and_not_take
     let first = within(&told, Duration::from_secs(61)).await;
     assert_eq!(first[0], "PUT ");
     assert_eq!(first[1..], vec!["PUT /renew"; 12], "for four leases");
-    usable.send(()).unwrap();
+    usable.send(true).unwrap();
     assert_eq!(within(&told, Duration::from_secs(1)).await, ["DELETE /maintenance"]);
     assert_eq!(within(&told, RENEW).await, ["PUT /renew"]);
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_the_registry_forgot_is_registered_again_and_used_again() {
+async fn what_the_registry_forgot_is_registered_again_and_used_again_once_it_is_usable() {
     let (told, usable) = kept();
-    usable.send(()).unwrap();
+    usable.send(true).unwrap();
     assert_eq!(within(&told, Duration::from_secs(1)).await, ["PUT ", "DELETE /maintenance"]);
     told.lock().forgets = true;
-    assert_eq!(within(&told, RENEW).await, ["PUT /renew", "PUT ", "DELETE /maintenance"]);
+    assert_eq!(within(&told, RENEW).await, ["PUT /renew", "PUT ", "DELETE /maintenance"], "it still is");
+    // Gone with the entry, its workload is not told to it any more.
+    usable.send(false).unwrap();
+    told.lock().forgets = true;
+    assert_eq!(within(&told, 2 * RENEW).await, ["PUT /renew", "PUT ", "PUT /renew"], "kept, and not in use");
+    usable.send(true).unwrap();
+    assert_eq!(within(&told, Duration::from_secs(1)).await, ["DELETE /maintenance"]);
 }
