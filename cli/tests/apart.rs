@@ -171,20 +171,27 @@ fn three_processes_carry_a_mesh_and_each_may_be_stopped_and_started_again() {
     listens(8888);
     until("the control plane has found it again", || apart.ask(&apply).status.success().then_some(()));
 
+    let proxies = || -> Vec<Value> {
+        let output = apart.ask(&["proxies", "-o", "json"]);
+        serde_json::from_slice(&output.stdout).unwrap_or_default()
+    };
+    let had = proxies().iter().filter_map(|proxy| proxy["effectiveRevision"].as_u64()).max().unwrap();
     stop(&mut plane);
     plane = apart.control_plane();
     until("the control plane is ready", || {
         get(apart.at(15014), "/healthz/ready").filter(|(status, _)| *status == 200)
     });
-    let proxies = || -> Vec<Value> {
-        let output = apart.ask(&["proxies", "-o", "json"]);
-        serde_json::from_slice(&output.stdout).unwrap_or_default()
-    };
     until("both proxies have come back and have everything in effect", || {
         let all = proxies();
         let ok = |p: &Value| p["connected"] == true && p["effectiveRevision"] == p["modelRevision"];
         (all.len() == 2 && all.iter().all(ok)).then_some(())
     });
+    for proxy in proxies() {
+        assert!(
+            proxy["effectiveRevision"].as_u64().unwrap() > had,
+            "what was published later counts as later: {proxy}"
+        );
+    }
     assert_ok(&apart.ask(&["get", "trafficpolicy", "web"]));
 
     stop(&mut registry);

@@ -53,7 +53,7 @@ pub use serve::{ApiError, ApiServer};
 pub use trust::{RootFiles, Secure, Trust, TrustError};
 
 use folder::{Folder, FolderError};
-use pipeline::{Look, Pipeline, Shared};
+use pipeline::{Pipeline, Shared};
 
 /// Updates of one source that may wait while a compilation runs.
 const UPDATES: usize = 8;
@@ -147,7 +147,7 @@ impl ControlPlane {
         let opened = trust::open(secure, Arc::clone(&settings.access), Arc::clone(&clock)).await?;
         let metrics = settings.metrics.clone();
         settings.feeds.push(trust::FEED.to_owned());
-        let mut plane = Self::assemble(settings, opened.access.clone(), Some(opened.look()), clock)?;
+        let mut plane = Self::assemble(settings, opened.access.clone(), Some(&opened), clock)?;
         let feed = plane.feed(trust::FEED).expect("it was declared above");
         let trust = opened.serve(&plane.hub, feed)?;
         trust.export(&metrics);
@@ -158,7 +158,7 @@ impl ControlPlane {
     fn assemble(
         settings: Settings,
         access: Arc<dyn Access>,
-        look: Option<Look>,
+        opened: Option<&trust::Opened>,
         clock: Arc<dyn Clock>,
     ) -> Result<Self, FolderError> {
         let folders: Vec<Folder> =
@@ -190,7 +190,8 @@ impl ControlPlane {
         numbers::export(&settings.metrics, &hub, &shared);
         let compiled = settings.metrics.durations(&inventory::CONTROL_PLANE_COMPILE_DURATION, &[]);
         let pipeline = Pipeline::new(settings.compile, clock, hub.clone(), shared.clone(), names)
-            .with(look)
+            .with(opened.map(trust::Opened::look))
+            .after(opened.map_or(0, trust::Opened::last_revision))
             .timed(compiled)
             .counting(
                 ["success", "failure"]

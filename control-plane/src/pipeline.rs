@@ -150,6 +150,12 @@ impl Pipeline {
         self
     }
 
+    /// Counts revisions on from this one.
+    pub(crate) fn after(mut self, revision: u64) -> Self {
+        self.published = Arc::new(Publication { revision, ..Publication::default() });
+        self
+    }
+
     /// Notes how long compilations take.
     pub(crate) fn timed(mut self, compiled: Durations) -> Self {
         self.compiled = Some(compiled);
@@ -297,7 +303,7 @@ impl Pipeline {
     /// Tells proxies what differs from the output before, if anything does.
     fn publish(&mut self, before: &Output, judged: bool) {
         let messages_changed = std::mem::take(&mut self.messages_changed);
-        let first = self.published.revision == 0;
+        let first = self.hub.revision().is_none();
         if !(first || judged || messages_changed || before.resources != self.output.resources) {
             return;
         }

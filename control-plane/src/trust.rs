@@ -20,6 +20,7 @@ mod api;
 mod deny;
 mod forces;
 mod issue;
+mod revisions;
 #[cfg(test)]
 mod tests;
 mod tokens;
@@ -53,6 +54,7 @@ use tonic::service::Routes;
 pub(crate) use access::MeshAccess;
 use deny::Deny;
 use issue::Issuer;
+use revisions::Revisions;
 use tokens::Tokens;
 
 use crate::Feed;
@@ -81,7 +83,7 @@ pub struct RootFiles {
 /// How the mesh's trust is set up.
 #[derive(Clone, Debug)]
 pub struct Secure {
-    /// Where keys, tokens, deny entries and what is forced are kept: `D/control-plane`.
+    /// Where keys, tokens, deny entries, what is forced and the last revision are kept: `D/control-plane`.
     pub data_dir: PathBuf,
     /// For whom SVIDs are issued.
     pub trust_domain: TrustDomain,
@@ -193,6 +195,9 @@ pub(crate) struct Opened {
     connections: Connections,
     /// What operators had forced when it ended.
     forces: Vec<BreakerForce>,
+    revisions: Revisions,
+    /// Hears of each publication.
+    published: watch::Sender<u64>,
     stop: CancellationToken,
 }
 
@@ -215,6 +220,7 @@ pub(crate) async fn open(
         Deny::new(store.clone(), record, Arc::clone(&authority), Arc::clone(&identity), connections.clone());
     let forces = forces::load(&store).await?;
     let tokens = Tokens::new(store.clone(), Arc::clone(&clock));
+    let (revisions, published) = revisions::open(store.clone()).await?;
     let kept = forces::Kept::new(store);
     let stop = CancellationToken::new();
     let access = Arc::new(MeshAccess::new(secure.trust_domain, inside));
@@ -222,7 +228,8 @@ pub(crate) async fn open(
     let svid_ttl = secure.svid_ttl;
     let issuer = Arc::new(Issuer { authority, identity, tokens, clock, svid_ttl, issued: AtomicU64::new(0) });
     let inner = Inner { issuer, connections: connections.clone(), deny, forces: kept, address, _stop };
-    Ok(Opened { access, trust: Trust { inner: Arc::new(inner) }, listener, connections, forces, stop })
+    let trust = Trust { inner: Arc::new(inner) };
+    Ok(Opened { access, trust, listener, connections, forces, revisions, published, stop })
 }
 
 fn authority(secure: &Secure, clock: &Arc<dyn Clock>) -> Result<Authority, TrustError> {
@@ -255,14 +262,23 @@ fn own_svid(authority: &Authority, ttl: Duration) -> Result<Svid, TrustError> {
 impl Opened {
     /// What is to see each publication first.
     pub(crate) fn look(&self) -> Look {
-        let access = Arc::clone(&self.access);
-        Arc::new(move |publication| access.look(publication))
+        let (access, published) = (Arc::clone(&self.access), self.published.clone());
+        Arc::new(move |publication| {
+            access.look(publication);
+            published.send_replace(publication.revision);
+        })
+    }
+
+    /// The last revision that may have been published before.
+    pub(crate) const fn last_revision(&self) -> u64 {
+        self.revisions.before()
     }
 
     /// Begins to serve proxies.
     pub(crate) fn serve(self, hub: &Hub, feed: Feed) -> Result<Trust, TrustError> {
-        let Self { trust, listener, connections, forces, stop, .. } = self;
+        let Self { trust, listener, connections, forces, revisions, stop, .. } = self;
         hub.restore_forces(forces);
+        tokio::spawn(revisions.run());
         let address = trust.inner.address;
         let listener = tokio::net::TcpListener::from_std(listener)
             .map_err(|error| TrustError::Bind { address, error })?;

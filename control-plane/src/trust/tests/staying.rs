@@ -96,6 +96,16 @@ async fn a_restart_keeps_the_authority_tokens_deny_entries_and_svids() {
 }
 
 #[tokio::test]
+async fn what_is_published_after_a_restart_has_greater_revisions() {
+    let mesh = Mesh::new().await;
+    let first = mesh.plane.model().revision;
+    let mesh = mesh.restart().await;
+    let second = mesh.plane.model().revision;
+    assert!(second > first, "{second} after {first}");
+    assert!(mesh.restart().await.plane.model().revision > second);
+}
+
+#[tokio::test]
 async fn a_restored_older_copy_takes_no_trust_back_and_its_next_change_is_taken_by_all() {
     let mesh = Mesh::new().await;
     let deny = async |mesh: &Mesh, who: &str| {
