@@ -12,7 +12,7 @@ use meshwork_base::{Namespace, ObjectName};
 use meshwork_messages::{OBSERVE, OPERATE, RECORD, v1};
 use meshwork_process::{AdminAddresses, AdminArgs, TraceArgs};
 use meshwork_proxy::TrafficArgs;
-use meshwork_xds::join::Joining;
+use meshwork_xds::join::{Joining, Tokens};
 
 /// Flags of the sidecar.
 #[derive(clap::Args, Clone, Debug)]
@@ -212,11 +212,11 @@ fn namespace(text: &str) -> Result<Namespace, String> {
 impl SidecarArgs {
     /// Who joins, and where.
     #[must_use]
-    pub fn joining(&self, data_dir: &Path) -> Joining {
+    pub fn joining(&self, data_dir: &Path, tokens: Tokens) -> Joining {
         Joining {
             control_plane: self.control_plane.clone(),
             data_dir: data_dir.to_owned(),
-            token_file: self.token_file.clone(),
+            tokens,
             expected: Some((self.namespace.clone(), self.workload().clone())),
         }
     }

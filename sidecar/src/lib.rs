@@ -47,7 +47,7 @@ use meshwork_telemetry::{
 use meshwork_xds::ResourceKey;
 use meshwork_xds::cache::{Cache, CacheError};
 use meshwork_xds::client::{self, Handle};
-use meshwork_xds::join::{JoinError, Joining, role_client};
+use meshwork_xds::join::{JoinError, Joining, Tokens, role_client};
 use meshwork_xds::registration::{LEASE_SECONDS, Registrar};
 use tokio::task::JoinHandle;
 
@@ -73,6 +73,8 @@ pub struct Parts {
     pub common: CommonArgs,
     /// The sidecar's own.
     pub args: SidecarArgs,
+    /// Where join tokens come from.
+    pub tokens: Tokens,
     /// The name of this instance.
     pub instance: String,
     /// Its own address.
@@ -131,7 +133,7 @@ pub enum SidecarError {
 /// [`SidecarError`].
 pub async fn run(parts: Parts) -> Result<u8, SidecarError> {
     let mut signals = Signals::new()?;
-    let joining = parts.args.joining(&parts.common.data_dir);
+    let joining = parts.args.joining(&parts.common.data_dir, parts.tokens.clone());
     let mut rng = ThreadRng::new();
     let identity = tokio::select! {
         identity = joining.identity(Arc::clone(&parts.clock), &mut rng) => identity?,

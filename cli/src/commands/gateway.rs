@@ -19,7 +19,7 @@ use meshwork_xds::transport::Connector;
 use super::Outcome;
 use crate::private;
 use crate::server::ApiArgs;
-use crate::token::token_file;
+use crate::token::tokens;
 
 /// Run the proxy at the edge
 #[derive(clap::Args, Debug)]
@@ -134,11 +134,11 @@ impl Member {
         let expected = (Namespace::new(namespace)?, ObjectName::new(name)?);
         let data_dir = platform.join("gateway");
         private::folder(&data_dir)?;
-        let token_file = self.token((platform, &data_dir), &expected, &**clock).await?;
+        let tokens = tokens(&self.api, platform, self.token_file, (namespace, name));
         let joining = Joining {
             control_plane: self.control_plane,
             data_dir: data_dir.clone(),
-            token_file,
+            tokens,
             expected: Some(expected),
         };
         let identity = joining.identity(Arc::clone(clock), &mut ThreadRng::new()).await?;
@@ -147,24 +147,6 @@ impl Member {
         let client = RegistryClient(role_client(&self.registry, &identity, REGISTRY)?);
         let registry = Entry { client, address: self.registry };
         Ok(Membership { connector, identity, cache: data_dir, registry })
-    }
-
-    async fn token(
-        &self,
-        (platform, data_dir): (&Path, &Path),
-        expected: &(Namespace, ObjectName),
-        clock: &dyn Clock,
-    ) -> Result<Option<PathBuf>, Box<dyn std::error::Error>> {
-        let (namespace, workload) = expected;
-        let given = self.token_file.clone();
-        Ok(token_file(
-            &self.api,
-            (platform, data_dir),
-            given,
-            (namespace.as_str(), workload.as_str()),
-            clock.wall(),
-        )
-        .await?)
     }
 }
 

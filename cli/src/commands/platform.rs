@@ -15,6 +15,7 @@ use std::sync::Arc;
 use axum::Router;
 use axum::extract::Request;
 use axum::middleware::{self, Next};
+use meshwork_api::identity::REGISTRY;
 use meshwork_api::{Client, ConfigClient, RegistryClient};
 use meshwork_base::{Clock, SystemClock};
 use meshwork_process::{AdminState, Caller, CommonArgs, Drain, ListenArgs, Observed, Readiness, by_address};
@@ -25,6 +26,7 @@ use tokio::task::AbortHandle;
 use super::Outcome;
 use crate::private;
 use crate::server::ApiArgs;
+use crate::token::tokens;
 use config::ConfigArgs;
 use control_plane::{Followed, PlaneArgs};
 use registry::RegistryArgs;
@@ -60,7 +62,7 @@ pub(crate) struct RegistryArguments {
     /// Where the control plane takes proxies: the registry joins its mesh, so that instances reach it by mTLS
     #[arg(long, value_name = "HOST:PORT", env = "MESHWORK_CONTROL_PLANE", default_value = "127.0.0.1:15012")]
     control_plane: String,
-    /// File with a join token for workload `registry` of namespace `meshwork`; needed at the first start only
+    /// File with a join token for workload `registry` of namespace `meshwork`; needed at the first start, and not where the control plane's API is this machine's
     #[arg(long, value_name = "FILE", env = "MESHWORK_TOKEN_FILE")]
     token_file: Option<PathBuf>,
     #[command(flatten)]
@@ -179,7 +181,7 @@ pub(crate) fn server(arguments: ServerArguments) -> Outcome {
         };
         let plane = control_plane::start(&process, plane, followed).await?;
         let _documents = config.serve(&process, &documents).await?;
-        let member = registry::Member::inside(&process, &plane).await?;
+        let member = registry::Member::inside(&plane);
         let _catalog = registry.serve(&process, &catalog, member).await?;
         entry::until_told(&process, Some(itself), plane.api_address).await
     })
@@ -190,7 +192,8 @@ pub(crate) fn registry(arguments: RegistryArguments) -> Outcome {
     run("registry", common, async move |process| {
         let catalog = registry::start(&process).await?;
         let itself = RegistryClient(Client::in_memory("the registry", as_local(catalog.router())));
-        let member = registry::Member { control_plane, token_file, api: Some(api) };
+        let tokens = tokens(&api, &process.common.data_dir, token_file, REGISTRY);
+        let member = registry::Member { control_plane, tokens };
         let _served = registry.serve(&process, &catalog, member).await?;
         entry::until_told(&process, Some(itself), registry.address(&process)).await
     })

@@ -15,7 +15,7 @@ use rustix::fs::{FlockOperation, flock};
 use super::Outcome;
 use crate::private;
 use crate::server::ApiArgs;
-use crate::token::token_file;
+use crate::token::tokens;
 
 /// Run a program in the mesh: registered, reached and calling by mTLS, with metrics
 #[derive(clap::Args, Debug)]
@@ -47,7 +47,7 @@ enum RunError {
 }
 
 pub(crate) fn run(arguments: Arguments) -> Outcome {
-    let Arguments { instance, api, sidecar: mut args, mut common } = arguments;
+    let Arguments { instance, api, sidecar: args, mut common } = arguments;
     let log = init_logging(common.log_format, &common.log)?;
     let (instance, _lock) = claim(&common.data_dir, &args, instance)?;
     let platform = std::mem::take(&mut common.data_dir);
@@ -60,13 +60,10 @@ pub(crate) fn run(arguments: Arguments) -> Outcome {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
     // On this thread, which lives as long as the process: the application dies with the thread that started it.
     let code = runtime.block_on(async {
-        let workload = args.workload().clone();
-        let who = (args.namespace.as_str(), workload.as_str());
-        args.token_file =
-            token_file(&api, (&platform, &common.data_dir), args.token_file.clone(), who, clock.wall())
-                .await?;
+        let who = (args.namespace.as_str(), args.workload().as_str());
+        let tokens = tokens(&api, &platform, args.token_file.clone(), who);
         let metrics = MetricsRegistry::new(common.max_metric_series);
-        let parts = Parts { common, args, instance, address, log: Some(log), clock, metrics };
+        let parts = Parts { common, args, tokens, instance, address, log: Some(log), clock, metrics };
         Ok::<_, Box<dyn std::error::Error>>(meshwork_sidecar::run(parts).await?)
     })?;
     Ok(ExitCode::from(code))

@@ -17,7 +17,7 @@ use meshwork_identity::Identity;
 use meshwork_messages::{type_url, v1};
 use meshwork_xds::ResourceKey;
 use meshwork_xds::client::{self, Batch, Change, Handle, Updates};
-use meshwork_xds::join::{JoinError, Joining};
+use meshwork_xds::join::{JoinError, Joining, Tokens};
 use meshwork_xds::transport::Connector;
 use prost::Message as _;
 use serde_json::{Value, json};
@@ -109,13 +109,37 @@ impl Mesh {
 
     /// How an instance with this folder joins; a token is put into a file.
     fn joining(&self, folder: &str, token: Option<&str>) -> Joining {
-        let token_file = token.map(|token| {
+        let tokens = token.map(|token| {
             let path = self.path(&format!("{folder}.token"));
             std::fs::write(&path, token).unwrap();
-            path
+            Tokens::File(path)
         });
         let control_plane = self.plane.trust().unwrap().address().to_string();
-        Joining { control_plane, data_dir: self.path(folder), token_file, expected: None }
+        let tokens = tokens.unwrap_or_default();
+        Joining { control_plane, data_dir: self.path(folder), tokens, expected: None }
+    }
+
+    /// How one joins that may ask the API, which runs on its machine.
+    fn asking(&self, workload: &str) -> Joining {
+        let api = self.api();
+        let tokens = Tokens::made(("shop", workload), move || Ok(api.clone()));
+        Joining { tokens, ..self.joining(workload, None) }
+    }
+
+    /// Keeps an SVID until it is another one.
+    async fn until_renewed(&self, joining: Joining, identity: &Arc<Identity>) {
+        let serial = |identity: &Identity| identity.svid().as_peer().serial.clone();
+        let first = serial(identity);
+        let keep = joining.keep(Arc::clone(identity), Arc::clone(&self.clock), SeededRng::new(1));
+        let renewed = async {
+            while serial(identity) == first {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        tokio::select! {
+            () = keep => unreachable!("it keeps the SVID for as long as it is polled"),
+            done = tokio::time::timeout(PATIENCE, renewed) => done.expect("it is renewed"),
+        }
     }
 
     async fn join_with(&self, folder: &str, token: Option<&str>) -> Result<Arc<Identity>, JoinError> {

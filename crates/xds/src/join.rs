@@ -5,15 +5,16 @@
 //! data directory ─SVID in force──────────────────────────▶ Identity ──▶ connector (mTLS, gRPC)
 //!        │ none                                              ▲   │
 //!        └─ token ─ pinned TLS ─ POST /v1/identity/join ─────┤   └─ a third of its life ─ POST /v1/identity/renew ─┐
-//!                                                            └──────────────────────────────────────────────────┘
+//!             ▲                                              └──────────────────────────────────────────────────┘
+//!             └─ a file, or the API of a control plane that lets us (Tokens); asked each time
 //! ```
 
-use std::fmt::Display;
+use std::fmt::{self, Display};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use meshwork_api::identity::{CONTROL_PLANE, Der, Issued, JoinRequest, RenewRequest};
+use meshwork_api::identity::{CONTROL_PLANE, Der, Issued, JoinRequest, RenewRequest, TokenRequest};
 use meshwork_api::{Client, ClientError, IdentityClient};
 use meshwork_base::{Clock, Namespace, ObjectName, Rng, SpiffeId, TrustDomain};
 use meshwork_identity::{
@@ -28,6 +29,71 @@ use crate::transport::{Connector, mtls};
 /// A wall clock may be set: a wait for it is never longer than this.
 const LONGEST_WAIT: Duration = Duration::from_mins(1);
 
+/// How long a token that is used at once may be used.
+const TOKEN_TTL: Duration = Duration::from_mins(5);
+
+/// Gives a client of the API that makes tokens: anew each time, since where that is may be written down only once it is up.
+type Api = Arc<dyn Fn() -> Result<Client, ClientError> + Send + Sync>;
+
+/// Where join tokens come from. They are asked for each time that one is needed, at the first start as after an outage that
+/// has outlived the SVID: the one of the first start is used up by then.
+#[derive(Clone, Default)]
+pub enum Tokens {
+    /// From nowhere.
+    #[default]
+    None,
+    /// From a file; who puts another one there is heard.
+    File(PathBuf),
+    /// From the API of a control plane that lets us, as the one on this machine.
+    Made {
+        /// Namespace and workload of who joins.
+        who: (String, String),
+        /// Whom to ask.
+        api: Api,
+    },
+}
+
+impl fmt::Debug for Tokens {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::None => f.write_str("None"),
+            Self::File(path) => f.debug_tuple("File").field(path).finish(),
+            Self::Made { who, .. } => f.debug_struct("Made").field("who", who).finish_non_exhaustive(),
+        }
+    }
+}
+
+impl Tokens {
+    /// Asks the API that this gives, for this namespace and workload.
+    #[must_use]
+    pub fn made(
+        (namespace, workload): (&str, &str),
+        api: impl Fn() -> Result<Client, ClientError> + Send + Sync + 'static,
+    ) -> Self {
+        Self::Made { who: (namespace.to_owned(), workload.to_owned()), api: Arc::new(api) }
+    }
+
+    /// One token; none where there is nobody to ask.
+    async fn take(&self) -> Result<Option<JoinToken>, JoinError> {
+        let text = match self {
+            Self::None => return Ok(None),
+            Self::File(path) => std::fs::read_to_string(path)
+                .map_err(|error| JoinError::TokenFile { path: path.clone(), error })?,
+            Self::Made { who: (namespace, workload), api } => {
+                let request = TokenRequest {
+                    namespace: namespace.clone(),
+                    workload: workload.clone(),
+                    uses: 1,
+                    ttl_seconds: TOKEN_TTL.as_secs(),
+                };
+                let api = IdentityClient(api().map_err(JoinError::NotMade)?);
+                api.create_token(&request).await.map_err(JoinError::NotMade)?.token
+            }
+        };
+        Ok(Some(JoinToken::parse(&text)?))
+    }
+}
+
 /// Where an identity comes from.
 #[derive(Clone, Debug)]
 pub struct Joining {
@@ -35,8 +101,8 @@ pub struct Joining {
     pub control_plane: String,
     /// Where the SVID, its key and the bundle are kept.
     pub data_dir: PathBuf,
-    /// A file with a join token; not read while an SVID in force is kept.
-    pub token_file: Option<PathBuf>,
+    /// Where a join token comes from; not asked while an SVID in force is kept.
+    pub tokens: Tokens,
     /// Who we must turn out to be: namespace and workload. None takes whatever the token gives.
     pub expected: Option<(Namespace, ObjectName)>,
 }
@@ -66,6 +132,9 @@ pub enum JoinError {
         /// What the system said.
         error: std::io::Error,
     },
+    /// The API that was to make a token.
+    #[error("no join token: {0}; make one with `meshwork token create`, and pass it with --token-file")]
+    NotMade(ClientError),
     /// The token's form.
     #[error(transparent)]
     Token(#[from] TokenError),
@@ -104,7 +173,7 @@ impl JoinError {
     /// Whether the same may succeed later.
     #[must_use]
     pub fn is_temporary(&self) -> bool {
-        matches!(self, Self::Client(error) if error.is_temporary())
+        matches!(self, Self::Client(error) | Self::NotMade(error) if error.is_temporary())
     }
 }
 
@@ -163,10 +232,10 @@ impl Joining {
             Loaded::Expired { id, .. } => format!(" in force (that of {id} has expired)"),
         };
         let mut waiting = Waiting::new();
-        // One request for all attempts: where only the answer was lost, asking again takes no second use of the token.
-        let pending = PendingSvid::generate()?;
+        // One request and one token for all attempts: where only the answer was lost, asking again takes no second use.
+        let (pending, mut token) = (PendingSvid::generate()?, None);
         loop {
-            match self.join(&pending, &clock, &why).await {
+            match self.join(&pending, &mut token, &clock, &why).await {
                 Ok(issued) => {
                     let (svid, bundle) = complete(pending, issued)?;
                     self.check(svid.id(), "that the token gives".to_owned(), "give it a token of its own")?;
@@ -196,18 +265,32 @@ impl Joining {
         }
     }
 
+    /// Joins with a token that was had before, or another one.
     async fn join(
         &self,
         pending: &PendingSvid,
+        held: &mut Option<JoinToken>,
         clock: &Arc<dyn Clock>,
         why: &str,
     ) -> Result<Issued, JoinError> {
-        let Some(path) = &self.token_file else {
-            return Err(JoinError::NoToken { data_dir: self.data_dir.clone(), why: why.to_owned() });
-        };
-        let read = std::fs::read_to_string(path);
-        let text = read.map_err(|error| JoinError::TokenFile { path: path.clone(), error })?;
-        let token = JoinToken::parse(&text)?;
+        if let Some(token) = &*held {
+            match self.join_with(token, pending, clock).await {
+                // Its time may have passed while nobody answered.
+                Err(error) if !error.is_temporary() => {}
+                joined => return joined,
+            }
+        }
+        let none = || JoinError::NoToken { data_dir: self.data_dir.clone(), why: why.to_owned() };
+        let token = held.insert(self.tokens.take().await?.ok_or_else(none)?);
+        self.join_with(token, pending, clock).await
+    }
+
+    async fn join_with(
+        &self,
+        token: &JoinToken,
+        pending: &PendingSvid,
+        clock: &Arc<dyn Clock>,
+    ) -> Result<Issued, JoinError> {
         let server = (namespace(CONTROL_PLANE.0), workload(CONTROL_PLANE.1));
         let config = pinned_client_config(token.pin(), server, h2(), Arc::clone(clock));
         let client = IdentityClient(Client::tls(&self.url(), config)?);
@@ -252,7 +335,7 @@ impl Joining {
             client.renew(&RenewRequest { csr: Der(pending.csr().to_vec()) }).await?
         } else {
             // Nobody takes an expired SVID; a token may still be good.
-            self.join(&pending, clock, " in force (ours has expired)").await?
+            self.join(&pending, &mut None, clock, " in force (ours has expired)").await?
         };
         let (svid, bundle) = complete(pending, issued)?;
         match identity.trust(bundle) {

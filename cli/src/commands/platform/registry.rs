@@ -3,30 +3,26 @@
 
 use std::error::Error;
 use std::net::SocketAddr;
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use axum::Router;
 use axum::extract::Request;
 use axum::middleware::{self, Next};
 use axum::response::Response;
-use meshwork_api::identity::{REGISTRY, TokenRequest};
-use meshwork_api::{Client, IdentityClient};
+use meshwork_api::Client;
+use meshwork_api::identity::REGISTRY;
 use meshwork_base::{Namespace, ObjectName, ThreadRng};
-use meshwork_identity::{ClientAuth, Identity, Loaded, SvidStore};
+use meshwork_identity::{ClientAuth, Identity};
 use meshwork_process::Readiness;
 use meshwork_process::admin::process_routes;
 use meshwork_registry::{Caller, Options, Registry};
 use meshwork_store::embedded;
-use meshwork_xds::join::Joining;
+use meshwork_xds::join::{Joining, Tokens};
 use meshwork_xds::transport::mtls::{self, Connections, Endpoints};
 use tonic::service::Routes;
 
 use super::control_plane::Plane;
 use super::{Process, Served, bind, serve_local};
-use crate::private;
-use crate::server::ApiArgs;
-use crate::token::token_file;
 
 /// Flags of the registry.
 #[derive(clap::Args, Clone, Debug)]
@@ -65,47 +61,23 @@ fn as_workload(router: Router) -> Router {
 /// How the registry joins the mesh that it serves.
 pub(super) struct Member {
     pub(super) control_plane: String,
-    pub(super) token_file: Option<PathBuf>,
-    /// The control plane's API, which makes a token where none was given.
-    pub(super) api: Option<ApiArgs>,
+    pub(super) tokens: Tokens,
 }
 
 impl Member {
-    /// Beside the control plane it makes its own token.
-    pub(super) async fn inside(process: &Process, plane: &Plane) -> Result<Self, Box<dyn Error>> {
-        let folder = process.folder("registry")?;
-        let control_plane = plane.proxy_address.to_string();
-        if matches!(SvidStore::new(&folder).load(process.clock.wall())?, Loaded::Valid(..)) {
-            return Ok(Self { control_plane, token_file: None, api: None });
-        }
-        let (namespace, workload) = REGISTRY;
-        let request = TokenRequest {
-            namespace: namespace.to_owned(),
-            workload: workload.to_owned(),
-            uses: 1,
-            ttl_seconds: 60,
-        };
-        let api = IdentityClient(Client::in_memory("the control plane", plane.plane.router()));
-        let path = folder.join("token");
-        private::write(&path, &api.create_token(&request).await?.token)?;
-        Ok(Self { control_plane, token_file: Some(path), api: None })
+    /// Beside the control plane it makes its own tokens.
+    pub(super) fn inside(plane: &Plane) -> Self {
+        let (control_plane, plane) = (plane.proxy_address.to_string(), plane.plane.clone());
+        let api = move || Ok(Client::in_memory("the control plane", plane.router()));
+        Self { control_plane, tokens: Tokens::made(REGISTRY, api) }
     }
 
-    /// Joins, for as long as it takes. In a process of its own it asks the control plane's API for a token, unless it
-    /// was given one.
+    /// Joins, for as long as it takes.
     async fn join(self, process: &Process) -> Result<(Joining, Arc<Identity>), Box<dyn Error>> {
-        let data_dir = process.folder("registry")?;
-        let token_file = match &self.api {
-            Some(api) => {
-                let places = (process.common.data_dir.as_path(), data_dir.as_path());
-                token_file(api, places, self.token_file, REGISTRY, process.clock.wall()).await?
-            }
-            None => self.token_file,
-        };
         let joining = Joining {
             control_plane: self.control_plane,
-            data_dir,
-            token_file,
+            data_dir: process.folder("registry")?,
+            tokens: self.tokens,
             expected: Some((Namespace::new(REGISTRY.0)?, ObjectName::new(REGISTRY.1)?)),
         };
         let identity = joining.identity(Arc::clone(&process.clock), &mut ThreadRng::new()).await?;

@@ -146,19 +146,8 @@ async fn an_svid_is_renewed_under_the_running_stream() {
     let (connector, calls) = counted(mesh.connector(&identity));
     let mut proxy = Proxy::open("shop/web-1", connector);
     proxy.bundle().await;
-    let first = identity.svid();
     clock.advance(Duration::from_hours(25));
-    let keep =
-        mesh.joining("web", None).keep(Arc::clone(&identity), Arc::clone(&mesh.clock), SeededRng::new(1));
-    let renewed = async {
-        while identity.svid().as_peer().serial == first.as_peer().serial {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    };
-    tokio::select! {
-        () = keep => unreachable!("it keeps the SVID for as long as it is polled"),
-        done = tokio::time::timeout(PATIENCE, renewed) => done.unwrap(),
-    }
+    mesh.until_renewed(mesh.joining("web", None), &identity).await;
     assert!(identity.remaining() > Duration::from_hours(71));
     // The stream of before carries on: what changes arrives, and nobody has connected again.
     mesh.post("/v1/identity/deny", json!({"spiffeId": "spiffe://mesh.local/ns/shop/sa/bad"})).await.unwrap();
@@ -183,6 +172,23 @@ async fn an_expired_svid_fails_closed_until_a_token_helps() {
     assert!(matches!(error, JoinError::NoToken { .. }), "{error}");
     let token = mesh.token("web", 1).await.token;
     assert!(mesh.join_with("web", Some(&token)).await.is_ok());
+}
+
+#[tokio::test]
+async fn who_may_ask_the_api_gets_a_fresh_token_after_however_long_an_outage() {
+    let clock = ManualClock::new();
+    clock.advance(Duration::from_secs(1_800_000_000));
+    let mesh = Mesh::at(Arc::new(clock.clone())).await;
+    let identity =
+        mesh.asking("web").identity(Arc::clone(&mesh.clock), &mut SeededRng::new(1)).await.unwrap();
+    assert_eq!(mesh.get("/v1/tokens").await[0]["state"], "usedUp");
+    clock.advance(Duration::from_hours(100 * 24));
+    let mesh = mesh.restart().await;
+    assert!(mesh.connector(&identity)().await.is_err(), "it has expired");
+    mesh.until_renewed(mesh.asking("web"), &identity).await;
+    assert!(identity.remaining() > Duration::from_hours(71));
+    let mut proxy = Proxy::open("shop/web-1", mesh.connector(&identity));
+    proxy.bundle().await;
 }
 
 #[tokio::test]
