@@ -8,7 +8,11 @@ mod support;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
 use std::process::Output;
+use std::sync::Arc;
+use std::time::Duration;
 
+use meshwork_base::{Clock as _, ManualClock, SpiffeId, SystemClock, TrustDomain};
+use meshwork_identity::{Authority, Bundle, DEFAULT_SVID_TTL, PendingSvid, SvidStore};
 use serde_json::Value;
 use support::platform::{Spawned, assert_ok, base, next, signal};
 use support::yaml::{EDGE, route};
@@ -68,10 +72,14 @@ impl Apart {
     }
 
     fn registry(&self) -> Spawned {
+        self.registry_of(&self.server())
+    }
+
+    /// With whom it asks for a token.
+    fn registry_of(&self, server: &str) -> Spawned {
         let (base, plane) = (self.base.to_string(), self.at(15012).to_string());
-        let server = self.server();
         let arguments =
-            ["registry", "--listen-address", &base, "--control-plane", &plane, "--server", &server];
+            ["registry", "--listen-address", &base, "--control-plane", &plane, "--server", server];
         self.spawn("registry", &arguments, &[])
     }
 
@@ -84,18 +92,17 @@ impl Apart {
     }
 
     fn web(&self, number: u32, python: &Path) -> Spawned {
-        self.web_of(number, python, 8501)
+        self.web_of(number, python, 8501, &self.server())
     }
 
-    /// With its registry at a port.
-    fn web_of(&self, number: u32, python: &Path, registry: u16) -> Spawned {
+    /// With its registry at a port, and whom it asks for a token.
+    fn web_of(&self, number: u32, python: &Path, registry: u16, server: &str) -> Spawned {
         let script = "import http.server, os\nhttp.server.ThreadingHTTPServer((os.environ['HOST'], int(os.environ['PORT'])), http.server.SimpleHTTPRequestHandler).serve_forever()";
         let address = next(self.base, number).to_string();
-        let (plane, registry, server) =
-            (self.at(15012).to_string(), self.at(registry).to_string(), self.server());
+        let (plane, registry) = (self.at(15012).to_string(), self.at(registry).to_string());
         let name = format!("web-{number}");
         let arguments = ["run", "--service", "web", "--instance", &name, "--address", &address];
-        let peers = ["--control-plane", &plane, "--registry", &registry, "--server", &server];
+        let peers = ["--control-plane", &plane, "--registry", &registry, "--server", server];
         let more = ["--protocol", "http"];
         self.spawn(
             "web",
@@ -256,7 +263,7 @@ fn a_sidecar_that_was_not_told_what_it_serves_is_not_ready() {
     let _registry = apart.registry();
     listens(8501);
     // Only what is registered is told, and this one asks where no registry is.
-    let lost = apart.web_of(1, &python, 8502);
+    let lost = apart.web_of(1, &python, 8502, &apart.server());
     let health = |number| {
         let (status, said) = get((next(apart.base, number), 15021).into(), "/healthz/ready")?;
         Some((status, serde_json::from_str::<Value>(&said).map_or(Value::Null, |said| said["unmet"].clone())))
@@ -271,6 +278,41 @@ fn a_sidecar_that_was_not_told_what_it_serves_is_not_ready() {
     let _web = apart.web(2, &python);
     until("who is told is ready", || (health(2)?.0 == 200).then_some(()));
     until("and in use", || (apart.passing() == Some(1)).then_some(()));
+}
+
+/// What there is of a mesh that was switched off ten days ago: the authority, and SVIDs that have expired since.
+fn switched_off(apart: &Apart, kept: &[(&str, &str, &str)]) {
+    let clock = ManualClock::new();
+    clock.advance(SystemClock::new().wall() - Duration::from_hours(13 * 24));
+    let domain = TrustDomain::new("mesh.local").unwrap();
+    let ca = apart.data.path().join("plane/control-plane/ca");
+    let authority = Authority::open_or_create(&ca, &domain, Arc::new(clock)).unwrap();
+    for (folder, namespace, workload) in kept {
+        let pending = PendingSvid::generate().unwrap();
+        let id = SpiffeId::parse(&format!("spiffe://{domain}/ns/{namespace}/sa/{workload}")).unwrap();
+        let issued = authority.issue(pending.csr(), &id, DEFAULT_SVID_TTL).unwrap();
+        let store = SvidStore::new(&apart.data.path().join(folder));
+        let roots = vec![authority.root().clone()];
+        store.save_bundle(&Bundle::new(domain.clone(), 1, roots, []).unwrap()).unwrap();
+        store.save_svid(&pending.complete(issued.chain).unwrap()).unwrap();
+    }
+}
+
+#[test]
+fn a_mesh_that_was_off_for_longer_than_its_identities_live_comes_back_without_tokens() {
+    let Some(python) = meshwork_testkit::tool("python3") else { return };
+    let apart = Apart::new();
+    switched_off(&apart, &[("registry/registry", "meshwork", "registry"), ("web/web-1", "default", "web")]);
+    let nobody = format!("http://{}", apart.at(9));
+    // In the wrong order: they wait for the one that renews.
+    let _web = apart.web_of(1, &python, 8501, &nobody);
+    let _registry = apart.registry_of(&nobody);
+    let (_config, _plane) = (apart.config(), apart.control_plane());
+    until("the instance is in use", || (apart.passing() == Some(1)).then_some(()));
+    for role in ["web", "registry"] {
+        let log = log_of(&apart, role);
+        assert!(log.contains("identity kept from before and renewed"), "{role}: {log}");
+    }
 }
 
 #[test]

@@ -8,7 +8,7 @@
 //! 15014  POST /v1/tokens, /v1/identity/deny        operators (api)
 //! 15012  TLS, a client certificate is optional     proxies (issue)
 //!          without one: POST /v1/identity/join       token ─▶ SVID and bundle
-//!          with one:    POST /v1/identity/renew      next SVID of the same identity
+//!          with one:    POST /v1/identity/renew      next SVID of the same identity; alone takes one that has expired
 //!                       /meshwork.v1.Discovery       the stream; the SPIFFE ID decides what it shows (access)
 //!
 //! deny entry ─▶ store ─▶ Bundle ─┬─▶ our own handshakes, and live connections closed
@@ -71,6 +71,9 @@ const UPKEEP: Duration = Duration::from_mins(1);
 /// How long connections may take to end when the control plane does.
 const FAREWELL: Duration = Duration::from_secs(1);
 
+/// How long after its end an SVID is still renewed: 30 days.
+const DEFAULT_SVID_GRACE: Duration = Duration::from_hours(30 * 24);
+
 /// A platform team's own root.
 #[derive(Clone, Debug)]
 pub struct RootFiles {
@@ -93,10 +96,13 @@ pub struct Secure {
     pub listen: SocketAddr,
     /// How long SVIDs live.
     pub svid_ttl: Duration,
+    /// How long after its end an SVID is still renewed for who has its key; zero: never.
+    pub svid_grace: Duration,
 }
 
 impl Secure {
-    /// The design's defaults: trust domain `mesh.local`, a root of its own, 127.0.0.1:15012, SVIDs of 72 hours.
+    /// The design's defaults: trust domain `mesh.local`, a root of its own, 127.0.0.1:15012, SVIDs of 72 hours that are renewed
+    /// up to 30 days after their end.
     #[must_use]
     pub fn new(data_dir: impl Into<PathBuf>) -> Self {
         Self {
@@ -105,6 +111,7 @@ impl Secure {
             root: None,
             listen: SocketAddr::from(([127, 0, 0, 1], 15012)),
             svid_ttl: DEFAULT_SVID_TTL,
+            svid_grace: DEFAULT_SVID_GRACE,
         }
     }
 }
@@ -225,8 +232,9 @@ pub(crate) async fn open(
     let stop = CancellationToken::new();
     let access = Arc::new(MeshAccess::new(secure.trust_domain, inside));
     let _stop = stop.clone().drop_guard();
-    let svid_ttl = secure.svid_ttl;
-    let issuer = Arc::new(Issuer { authority, identity, tokens, clock, svid_ttl, issued: AtomicU64::new(0) });
+    let (svid_ttl, svid_grace) = (secure.svid_ttl, secure.svid_grace);
+    let issued = AtomicU64::new(0);
+    let issuer = Arc::new(Issuer { authority, identity, tokens, clock, svid_ttl, svid_grace, issued });
     let inner = Inner { issuer, connections: connections.clone(), deny, forces: kept, address, _stop };
     let trust = Trust { inner: Arc::new(inner) };
     Ok(Opened { access, trust, listener, connections, forces, revisions, published, stop })

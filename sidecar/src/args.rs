@@ -54,7 +54,7 @@ pub struct SidecarArgs {
     #[arg(long, value_name = "IP", env = "MESHWORK_ADDRESS")]
     pub address: Option<IpAddr>,
 
-    /// File with a join token; needed at the first start only
+    /// File with a join token; needed at the first start, or after weeks of absence, and not where the control plane's API is this machine's
     #[arg(long, value_name = "FILE", env = "MESHWORK_TOKEN_FILE")]
     pub token_file: Option<PathBuf>,
 

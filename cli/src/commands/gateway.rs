@@ -36,7 +36,7 @@ pub(crate) struct Arguments {
     /// Where the control plane takes proxies, as 127.0.0.1:15012: resources come from there, and services are called by mTLS
     #[arg(long, value_name = "HOST:PORT", env = "MESHWORK_CONTROL_PLANE")]
     control_plane: Option<String>,
-    /// File with a join token; needed at the first start only, and not where the control plane's API is this machine's
+    /// File with a join token; needed at the first start, or after weeks of absence, and not where the control plane's API is this machine's
     #[arg(long, value_name = "FILE", env = "MESHWORK_TOKEN_FILE", requires = "control_plane")]
     token_file: Option<PathBuf>,
     /// Where the registry takes instances, by mTLS: it is entered there, so that Prometheus finds it [default: port 8501 of the control plane's host]

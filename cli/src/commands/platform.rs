@@ -62,7 +62,7 @@ pub(crate) struct RegistryArguments {
     /// Where the control plane takes proxies: the registry joins its mesh, so that instances reach it by mTLS
     #[arg(long, value_name = "HOST:PORT", env = "MESHWORK_CONTROL_PLANE", default_value = "127.0.0.1:15012")]
     control_plane: String,
-    /// File with a join token for workload `registry` of namespace `meshwork`; needed at the first start, and not where the control plane's API is this machine's
+    /// File with a join token for workload `registry` of namespace `meshwork`; needed at the first start, or after weeks of absence, and not where the control plane's API is this machine's
     #[arg(long, value_name = "FILE", env = "MESHWORK_TOKEN_FILE")]
     token_file: Option<PathBuf>,
     #[command(flatten)]

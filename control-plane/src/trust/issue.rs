@@ -1,4 +1,5 @@
-//! What proxies ask the authority for, on the mTLS port: the first SVID with a token, the next with the one they have.
+//! What proxies ask the authority for, on the mTLS port: the first SVID with a token, the next with the one they have, also
+//! when that has expired not too long ago.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -11,7 +12,7 @@ use axum::routing::post;
 use axum::{Json, Router};
 use meshwork_api::identity::{Der, Issued, JoinRequest, RenewRequest};
 use meshwork_base::{Clock, SpiffeId};
-use meshwork_identity::{Authority, AuthorityError, Identity, JoinToken, Peer, Refusal, TokenError};
+use meshwork_identity::{Authority, AuthorityError, Identity, JoinToken, Peer, Refusal, Shown, TokenError};
 use meshwork_process::Problem;
 use meshwork_xds::transport::mtls::Caller;
 
@@ -28,6 +29,8 @@ pub(crate) struct Issuer {
     pub(crate) tokens: Tokens,
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) svid_ttl: Duration,
+    /// How long after its end an SVID is still renewed.
+    pub(crate) svid_grace: Duration,
     /// SVIDs issued to others so far.
     pub(crate) issued: AtomicU64,
 }
@@ -84,21 +87,39 @@ async fn renew(
     caller: Option<Extension<Caller>>,
     body: Result<Json<RenewRequest>, JsonRejection>,
 ) -> Result<Json<Issued>, Problem> {
-    let Some(Extension(Caller(Some(peer)))) = caller else {
+    // The handshake has proven the key of either, and that nobody but its holder has sent this request.
+    let Some(Extension(Caller(Shown::InForce(peer) | Shown::Lapsed(peer)))) = caller else {
         return Err(refused(StatusCode::UNAUTHORIZED, &Refusal::NoCertificate));
     };
     let Json(request) = body.map_err(|why| bad_body(&why))?;
-    if issuer.clock.wall() > peer.not_after {
-        let refusal = Refusal::SvidExpired { id: peer.id, not_after: peer.not_after };
-        return Err(refused(StatusCode::FORBIDDEN, &refusal));
-    }
+    issuer.check_time(&peer)?;
     issuer.check_denied(&peer)?;
     let issued = issuer.issue(&request.csr.0, &peer.id)?;
-    tracing::debug!(id = %peer.id, "an SVID is renewed");
+    match issuer.clock.wall().checked_sub(peer.not_after) {
+        Some(ago) if !ago.is_zero() => {
+            tracing::info!(id = %peer.id, seconds = ago.as_secs(), "an SVID that had expired is renewed");
+        }
+        _ => tracing::debug!(id = %peer.id, "an SVID is renewed"),
+    }
     Ok(Json(issued))
 }
 
 impl Issuer {
+    /// An SVID in force is renewed, and one that has expired a while ago: the control plane may have been away longer than
+    /// it lived.
+    fn check_time(&self, peer: &Peer) -> Result<(), Problem> {
+        if self.clock.wall().saturating_sub(peer.not_after) <= self.svid_grace {
+            return Ok(());
+        }
+        let refusal = Refusal::SvidExpired { id: peer.id.clone(), not_after: peer.not_after };
+        tracing::warn!(%refusal, "an SVID is not renewed, since it expired longer ago than --svid-grace");
+        let grace = rounded(self.svid_grace);
+        let detail = format!(
+            "{refusal}, longer ago than one is renewed here ({grace}); join again with a new token, or raise --svid-grace of the control plane"
+        );
+        Err(refused(StatusCode::FORBIDDEN, &refusal).detail(detail))
+    }
+
     fn check_denied(&self, peer: &Peer) -> Result<(), Problem> {
         let denied = self.identity.bundle().check_denied(peer);
         denied.map_err(|refusal| refused(StatusCode::FORBIDDEN, &refusal))
@@ -117,6 +138,15 @@ impl Issuer {
             chain: issued.chain.iter().map(|certificate| Der(certificate.to_vec())).collect(),
             bundle: bundle.expect("a bundle is written as JSON"),
         })
+    }
+}
+
+/// As the flag is written, in its largest unit that is not zero.
+fn rounded(time: Duration) -> String {
+    match time.as_secs() {
+        hours @ 3600.. => format!("{}h", hours / 3600),
+        minutes @ 60.. => format!("{}m", minutes / 60),
+        seconds => format!("{seconds}s"),
     }
 }
 

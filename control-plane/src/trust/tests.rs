@@ -1,5 +1,6 @@
 //! A control plane and its proxies over real TLS on loopback: who gets in, who does not and why, and what stays.
 
+mod lapsed;
 mod refusals;
 mod staying;
 
@@ -189,8 +190,13 @@ impl Mesh {
 }
 
 async fn start(disk: &Path, listen: SocketAddr, clock: &Arc<dyn Clock>) -> ControlPlane {
+    start_with(disk, |secure| Secure { listen, ..secure }, clock).await
+}
+
+async fn start_with(disk: &Path, set: impl FnOnce(Secure) -> Secure, clock: &Arc<dyn Clock>) -> ControlPlane {
     let settings = Settings::folder(disk.join("resources"));
-    let secure = Secure { listen, ..Secure::new(disk.join("control-plane")) };
+    let listen = SocketAddr::from(([127, 0, 0, 1], 0));
+    let secure = set(Secure { listen, ..Secure::new(disk.join("control-plane")) });
     loop {
         let settings = Settings {
             access: Arc::clone(&settings.access),

@@ -3,7 +3,7 @@
 //! | where | path | who may call | answer |
 //! |---|---|---|---|
 //! | 15012, TLS | `POST /v1/identity/join` [`JoinRequest`] | whoever has a token; no client certificate | [`Issued`] |
-//! | 15012, mTLS | `POST /v1/identity/renew` [`RenewRequest`] | who shows an SVID in force, for the same identity | [`Issued`] |
+//! | 15012, mTLS | `POST /v1/identity/renew` [`RenewRequest`] | who shows an SVID, for the same identity; it may have expired, not too long ago | [`Issued`] |
 //! | 15014 | `POST /v1/tokens` [`TokenRequest`] | an operator: loopback, or a token | [`Token`] |
 //!
 //! 15012 speaks HTTP/2 (ALPN `h2`) and serves the discovery stream on the same port. It asks for a client certificate
@@ -69,7 +69,7 @@ impl std::fmt::Debug for JoinRequest {
     }
 }
 
-/// A process that shows its SVID asks for the next one.
+/// A process that shows its SVID, which may have expired, asks for the next one.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct RenewRequest {
@@ -136,7 +136,7 @@ impl IdentityClient {
     /// Renews over the SVID that the client's TLS shows.
     ///
     /// # Errors
-    /// [`ClientError`]; status 403 for who is revoked.
+    /// [`ClientError`]; status 403 for who is revoked, or whose SVID expired too long ago.
     pub async fn renew(&self, request: &RenewRequest) -> Result<Issued, ClientError> {
         self.0.json(Method::POST, "/v1/identity/renew", &[], body(request)).await
     }

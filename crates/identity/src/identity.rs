@@ -17,6 +17,7 @@ use crate::refusal::Refusal;
 use crate::svid::Svid;
 use crate::time::ClockTime;
 use crate::tls::{ClientVerifier, ServerVerifier, provider};
+use crate::verify::Peer;
 
 /// Why an SVID or a bundle is not taken.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -72,6 +73,9 @@ pub struct ServerOptions {
     pub alpn: Vec<Vec<u8>>,
     /// Whether a client must show an SVID.
     pub client_auth: ClientAuth,
+    /// Let a client show an SVID that has expired, as [`crate::Shown::Lapsed`], to ask for the next one with it. Everything but its
+    /// time must be right, and it has its key.
+    pub lapsed: bool,
     /// Send the roots behind the chain, so that a client that has only a join token can check them against its pin.
     pub send_roots: bool,
 }
@@ -188,6 +192,11 @@ impl Identity {
         Ok(())
     }
 
+    /// Whether a peer's SVID has expired.
+    pub(crate) fn is_over(&self, peer: &Peer) -> bool {
+        self.clock.wall() > peer.not_after
+    }
+
     fn certified(&self) -> Option<Arc<CertifiedKey>> {
         self.check_own().ok().map(|()| self.svid.load().certified())
     }
@@ -196,7 +205,8 @@ impl Identity {
     /// certificate would outlive a revocation.
     #[must_use]
     pub fn server_config(self: &Arc<Self>, options: ServerOptions) -> Arc<ServerConfig> {
-        let verifier = ClientVerifier { identity: self.clone(), auth: options.client_auth };
+        let verifier =
+            ClientVerifier { identity: self.clone(), auth: options.client_auth, lapsed: options.lapsed };
         let resolver = ServerResolver { identity: self.clone(), send_roots: options.send_roots };
         let mut config =
             ServerConfig::builder_with_details(provider(), Arc::new(ClockTime(self.clock.clone())))
@@ -213,6 +223,22 @@ impl Identity {
     /// TLS 1.3 with our SVID; the server must be one of `expected`.
     #[must_use]
     pub fn client_config(self: &Arc<Self>, alpn: Vec<Vec<u8>>, expected: Expected) -> Arc<ClientConfig> {
+        self.calling(alpn, expected, ClientResolver { identity: self.clone(), lapsed: false })
+    }
+
+    /// The same for asking the authority for the next SVID: ours is shown also when it has expired, which nobody but the
+    /// authority takes ([`ServerOptions::lapsed`]).
+    #[must_use]
+    pub fn renewal_config(self: &Arc<Self>, alpn: Vec<Vec<u8>>, authority: Expected) -> Arc<ClientConfig> {
+        self.calling(alpn, authority, ClientResolver { identity: self.clone(), lapsed: true })
+    }
+
+    fn calling(
+        self: &Arc<Self>,
+        alpn: Vec<Vec<u8>>,
+        expected: Expected,
+        resolver: ClientResolver,
+    ) -> Arc<ClientConfig> {
         let verifier = ServerVerifier { identity: self.clone(), expected };
         let mut config =
             ClientConfig::builder_with_details(provider(), Arc::new(ClockTime(self.clock.clone())))
@@ -220,7 +246,7 @@ impl Identity {
                 .expect("the provider has TLS 1.3 suites")
                 .dangerous()
                 .with_custom_certificate_verifier(Arc::new(verifier))
-                .with_client_cert_resolver(Arc::new(ClientResolver(self.clone())));
+                .with_client_cert_resolver(Arc::new(resolver));
         config.alpn_protocols = alpn;
         config.resumption = Resumption::disabled();
         Arc::new(config)
@@ -262,11 +288,15 @@ impl ResolvesServerCert for ServerResolver {
 }
 
 #[derive(Debug)]
-struct ClientResolver(Arc<Identity>);
+struct ClientResolver {
+    identity: Arc<Identity>,
+    /// Whether an expired SVID is shown too.
+    lapsed: bool,
+}
 
 impl ResolvesClientCert for ClientResolver {
     fn resolve(&self, _: &[&[u8]], _: &[SignatureScheme]) -> Option<Arc<CertifiedKey>> {
-        self.0.certified()
+        if self.lapsed { Some(self.identity.svid.load().certified()) } else { self.identity.certified() }
     }
 
     fn has_certs(&self) -> bool {

@@ -45,4 +45,4 @@ pub use svid::{Svid, SvidError};
 pub use time::ClockTime;
 pub use tls::{accept, connect, pinned_client_config, provider};
 pub use token::{JoinToken, Pin, TokenError, TokenRecord};
-pub use verify::Peer;
+pub use verify::{Peer, Shown};

@@ -74,7 +74,7 @@ pub enum Refusal {
     )]
     PinMismatch,
     /// Our own SVID's time is over: we fail closed.
-    #[error("our own SVID expired at {}; it is renewed as soon as the control plane is reached", rfc3339_millis(*.not_after))]
+    #[error("our own SVID expired at {} and is not renewed yet; this process's log says why", rfc3339_millis(*.not_after))]
     OwnSvidExpired {
         /// When, since the Unix epoch.
         not_after: Duration,

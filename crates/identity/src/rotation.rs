@@ -9,6 +9,9 @@ const FIRST_RETRY: Duration = Duration::from_secs(1);
 /// Longest pause between renewals that fail.
 const LONGEST_RETRY: Duration = Duration::from_mins(5);
 
+/// The same while the SVID has expired: nothing is carried until the next one is there.
+const LONGEST_RETRY_EXPIRED: Duration = Duration::from_secs(30);
+
 /// What to do now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Action {
@@ -25,8 +28,8 @@ pub enum Action {
 ///
 /// The first attempt falls somewhere in the last fifth before a third of the lifetime is over, so that instances that
 /// began together do not ask together, and two thirds of the lifetime (48 of 72 hours) remain for any outage. After a
-/// failure it asks again with growing, jittered pauses and never gives up: an expired SVID may be renewed too, where
-/// the authority still accepts it, but [`Rotation::is_expired`] says that nothing is to be carried with it.
+/// failure it asks again with growing, jittered pauses and never gives up: an expired SVID may be renewed too, for
+/// as long as the authority takes it for that, but [`Rotation::is_expired`] says that nothing is to be carried with it.
 #[derive(Clone, Debug)]
 pub struct Rotation {
     not_after: Duration,
@@ -60,9 +63,11 @@ impl Rotation {
         self.failures
     }
 
-    /// The renewal failed: try again after a pause between half and the whole of 1 s, 2 s, 4 s, … 5 min.
+    /// The renewal failed: try again after a pause between half and the whole of 1 s, 2 s, 4 s, … 5 min, or 30 s once
+    /// the SVID has expired.
     pub fn failed(&mut self, now: Duration, rng: &mut impl Rng) {
-        let pause = FIRST_RETRY.saturating_mul(2u32.saturating_pow(self.failures)).min(LONGEST_RETRY);
+        let longest = if self.is_expired(now) { LONGEST_RETRY_EXPIRED } else { LONGEST_RETRY };
+        let pause = FIRST_RETRY.saturating_mul(2u32.saturating_pow(self.failures)).min(longest);
         self.failures = self.failures.saturating_add(1);
         self.next = now + pause.mul_f64(0.5 + rng.unit() / 2.0);
         debug_assert!(self.next > now && self.next <= now + LONGEST_RETRY, "a renewal is retried, and soon");
@@ -122,6 +127,18 @@ mod tests {
         assert_eq!(rotation.failures(), 0);
         assert!(!rotation.is_expired(HOUR * 80));
         assert!(matches!(rotation.action(HOUR * 73), Action::Wait { until } if until > HOUR * 90));
+    }
+
+    #[test]
+    fn an_expired_svid_is_asked_for_more_often() {
+        let mut rng = SeededRng::new(1);
+        let mut rotation = Rotation::new(Duration::ZERO, HOUR * 72, &mut rng);
+        for _ in 0..20 {
+            rotation.failed(HOUR * 71, &mut rng);
+        }
+        rotation.failed(HOUR * 73, &mut rng);
+        let Action::Wait { until } = rotation.action(HOUR * 73) else { panic!("a pause follows a failure") };
+        assert!(until <= HOUR * 73 + Duration::from_secs(30), "{until:?}");
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use meshwork_base::{Code, SpiffeId};
+use meshwork_base::Code;
 
 use crate::bundle::{Bundle, BundleError};
 use crate::files::{read_secret, write_secret};
@@ -56,13 +56,8 @@ pub enum Loaded {
     Missing,
     /// An identity in force: no token is needed.
     Valid(Box<Svid>, Box<Bundle>),
-    /// An identity whose time is over: join with a token.
-    Expired {
-        /// Whose.
-        id: SpiffeId,
-        /// Since when, since the Unix epoch.
-        not_after: Duration,
-    },
+    /// An identity whose time is over: it may still be renewed, or join with a token.
+    Expired(Box<Svid>, Box<Bundle>),
 }
 
 /// The folder. Files have mode 0600 and are replaced whole; each is parsed completely when read, key and certificate
@@ -117,9 +112,8 @@ impl SvidStore {
             .map_err(|error| StoreError::Svid { path: self.folder.join(SVID_FILE), error })?;
         let bundle = Bundle::from_json(&bundle)
             .map_err(|error| StoreError::Bundle { path: self.folder.join(BUNDLE_FILE), error })?;
-        if svid.is_expired(now) {
-            return Ok(Loaded::Expired { id: svid.id().clone(), not_after: svid.not_after() });
-        }
-        Ok(Loaded::Valid(Box::new(svid), Box::new(bundle)))
+        let is_over = svid.is_expired(now);
+        let (svid, bundle) = (Box::new(svid), Box::new(bundle));
+        Ok(if is_over { Loaded::Expired(svid, bundle) } else { Loaded::Valid(svid, bundle) })
     }
 }

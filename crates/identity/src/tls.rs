@@ -17,7 +17,7 @@ use crate::identity::{ClientAuth, Expected, Identity};
 use crate::refusal::Refusal;
 use crate::time::ClockTime;
 use crate::token::Pin;
-use crate::verify::{Peer, Role, chain_refusal, signed_by, verify};
+use crate::verify::{Peer, Role, Shown, chain_refusal, signed_by, verify, verify_lapsed};
 
 /// The one provider of cryptography: `aws-lc-rs`, hybrid post-quantum key exchange first.
 #[must_use]
@@ -64,6 +64,7 @@ macro_rules! verify_signatures {
 pub(crate) struct ClientVerifier {
     pub(crate) identity: Arc<Identity>,
     pub(crate) auth: ClientAuth,
+    pub(crate) lapsed: bool,
 }
 
 impl ClientCertVerifier for ClientVerifier {
@@ -82,8 +83,14 @@ impl ClientCertVerifier for ClientVerifier {
         intermediates: &[CertificateDer<'_>],
         now: UnixTime,
     ) -> Result<ClientCertVerified, Error> {
-        verify(&self.identity.bundle(), Role::Client, leaf, intermediates, now)
-            .map_err(Refusal::into_rustls)?;
+        let bundle = self.identity.bundle();
+        let verified = match verify(&bundle, Role::Client, leaf, intermediates, now) {
+            Err(Refusal::SvidExpired { .. }) if self.lapsed => {
+                verify_lapsed(&bundle, leaf, intermediates, now)
+            }
+            verified => verified,
+        };
+        verified.map_err(Refusal::into_rustls)?;
         Ok(ClientCertVerified::assertion())
     }
 
@@ -188,7 +195,7 @@ fn peer_of(certificates: Option<&[CertificateDer<'_>]>) -> Result<Option<Peer>, 
     certificates.and_then(<[_]>::first).map(Peer::read).transpose()
 }
 
-/// Answers a handshake; `None` for a client without SVID, where that is allowed.
+/// Answers a handshake; says what the client has shown, where the configuration lets it show less than an SVID in force.
 ///
 /// # Errors
 /// [`Refusal`] names the reason.
@@ -196,11 +203,15 @@ pub async fn accept<IO: AsyncRead + AsyncWrite + Unpin>(
     identity: &Identity,
     acceptor: &TlsAcceptor,
     io: IO,
-) -> Result<(tokio_rustls::server::TlsStream<IO>, Option<Peer>), Refusal> {
+) -> Result<(tokio_rustls::server::TlsStream<IO>, Shown), Refusal> {
     identity.check_own()?;
     let stream = acceptor.accept(io).await.map_err(|error| Refusal::of_io(&error))?;
-    let peer = peer_of(stream.get_ref().1.peer_certificates())?;
-    Ok((stream, peer))
+    let shown = match peer_of(stream.get_ref().1.peer_certificates())? {
+        None => Shown::Nothing,
+        Some(peer) if identity.is_over(&peer) => Shown::Lapsed(peer),
+        Some(peer) => Shown::InForce(peer),
+    };
+    Ok((stream, shown))
 }
 
 /// Begins a handshake. In TLS 1.3 the server judges our SVID afterwards: that it refused comes with the first read,

@@ -26,6 +26,32 @@ pub struct Peer {
     pub serial: Vec<u8>,
 }
 
+/// What a client has shown of itself in a handshake.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Shown {
+    /// No certificate.
+    Nothing,
+    /// An SVID in force.
+    InForce(Peer),
+    /// An SVID whose time is over, with its key: it gives no right but to ask the authority for the next one
+    /// ([`crate::ServerOptions::lapsed`]).
+    Lapsed(Peer),
+}
+
+impl Shown {
+    /// Who it is, where that counts: an SVID that has expired is refused.
+    ///
+    /// # Errors
+    /// [`Refusal::SvidExpired`].
+    pub fn in_force(self) -> Result<Option<Peer>, Refusal> {
+        match self {
+            Self::Nothing => Ok(None),
+            Self::InForce(peer) => Ok(Some(peer)),
+            Self::Lapsed(Peer { id, not_after, .. }) => Err(Refusal::SvidExpired { id, not_after }),
+        }
+    }
+}
+
 /// On which side of a connection the peer is: its certificate must be for that.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Role {
@@ -107,6 +133,24 @@ pub(crate) fn verify(
     };
     chain.map_err(|error| chain_refusal(error, &peer))?;
     bundle.check_denied(&peer)?;
+    Ok(peer)
+}
+
+/// Checks a client whose SVID has expired as it would have been checked in its last second, with whom is trusted and
+/// denied today; who signed it must be in force today.
+pub(crate) fn verify_lapsed(
+    bundle: &Bundle,
+    leaf: &CertificateDer<'_>,
+    intermediates: &[CertificateDer<'_>],
+    now: UnixTime,
+) -> Result<Peer, Refusal> {
+    let last = Peer::read(leaf)?.not_after.min(Duration::from_secs(now.as_secs()));
+    let peer = verify(bundle, Role::Client, leaf, intermediates, UnixTime::since_unix_epoch(last))?;
+    for certificate in intermediates {
+        if unix(parse(certificate)?.validity().not_after.timestamp()).as_secs() < now.as_secs() {
+            return Err(Refusal::UntrustedIssuer { id: peer.id });
+        }
+    }
     Ok(peer)
 }
 

@@ -9,15 +9,15 @@ use std::sync::Arc;
 use common::{HOUR, Mesh};
 use meshwork_base::{Clock, Namespace, ObjectName};
 use meshwork_identity::{
-    ClientAuth, Denied, Expected, Identity, JoinToken, Peer, Refusal, ServerOptions, accept, connect,
-    pinned_client_config,
+    ClientAuth, Denied, Expected, Identity, JoinToken, Peer, Refusal, ServerOptions, Shown, Svid, accept,
+    connect, pinned_client_config,
 };
 use rustls::{ClientConfig, NamedGroup, ProtocolVersion, ServerConfig};
 use rustls_pki_types::ServerName;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 use tokio_rustls::{TlsAcceptor, TlsConnector, client, server};
 
-type Accepted = Result<(server::TlsStream<DuplexStream>, Option<Peer>), Refusal>;
+type Accepted = Result<(server::TlsStream<DuplexStream>, Shown), Refusal>;
 type Connected = Result<(client::TlsStream<DuplexStream>, Peer), Refusal>;
 
 fn options() -> ServerOptions {
@@ -57,8 +57,8 @@ async fn two_workloads_prove_themselves_to_each_other() {
     let mesh = Mesh::new("mesh.local");
     let (web, reviews) = (mesh.identity("web"), mesh.identity("reviews"));
     let (accepted, connected) = call(&web, &reviews, Expected::one(reviews.id())).await;
-    let ((mut theirs, peer), (mut ours, answered)) = (accepted.unwrap(), connected.unwrap());
-    assert_eq!(peer.unwrap(), *web.svid().as_peer());
+    let ((mut theirs, shown), (mut ours, answered)) = (accepted.unwrap(), connected.unwrap());
+    assert_eq!(shown, Shown::InForce(web.svid().as_peer().clone()));
     assert_eq!(answered, *reviews.svid().as_peer());
     let (session, other) = (ours.get_ref().1, theirs.get_ref().1);
     assert_eq!(session.protocol_version(), Some(ProtocolVersion::TLSv1_3));
@@ -120,7 +120,7 @@ async fn a_deny_entry_refuses_and_names_live_connections() {
     let mesh = Mesh::new("mesh.local");
     let (web, reviews) = (mesh.identity("web"), mesh.identity("reviews"));
     let (accepted, _) = call(&web, &reviews, Expected::TrustDomain).await;
-    let live = accepted.unwrap().1.unwrap();
+    let live = accepted.unwrap().1.in_force().unwrap().unwrap();
     assert_eq!(reviews.bundle().check_denied(&live), Ok(()));
 
     let serial = Denied::Serial { serial: [&[0], &live.serial[..]].concat() };
@@ -236,9 +236,9 @@ async fn a_renewed_svid_serves_new_connections_and_the_old_ones_go_on() {
 
     let (accepted, connected) = shake(&reviews, serves, &web, calls).await;
     assert_eq!(connected.unwrap().1, *reviews.svid().as_peer());
-    let after = accepted.unwrap().1.unwrap();
+    let after = accepted.unwrap().1.in_force().unwrap().unwrap();
     assert_eq!(after, *web.svid().as_peer());
-    assert_ne!(Some(after.serial), before.map(|peer| peer.serial));
+    assert_ne!(Some(after.serial), before.in_force().unwrap().map(|peer| peer.serial));
 }
 
 #[tokio::test]
@@ -309,7 +309,7 @@ mod first_contact {
         let (accepted, connected) =
             join(&plane, open(), joining(&token(&mesh), &mesh, "control-plane")).await;
         assert_eq!(connected, Ok(()));
-        assert_eq!(accepted.unwrap().1, None, "a joining instance has no identity yet");
+        assert_eq!(accepted.unwrap().1, Shown::Nothing, "a joining instance has no identity yet");
     }
 
     #[tokio::test]
@@ -320,6 +320,64 @@ mod first_contact {
         let calls = web.client_config(vec![b"h2".to_vec()], Expected::TrustDomain);
         let (accepted, _) = shake(&plane, plane.server_config(open()), &web, calls).await;
         assert_eq!(cause(accepted), "revoked");
+    }
+
+    fn renewing() -> ServerOptions {
+        ServerOptions { lapsed: true, ..open() }
+    }
+
+    async fn asked(plane: &Arc<Identity>, options: ServerOptions, web: &Arc<Identity>) -> Accepted {
+        let calls = web.renewal_config(vec![b"h2".to_vec()], Expected::TrustDomain);
+        let (near, far) = tokio::io::duplex(1 << 16);
+        let (acceptor, connector) =
+            (TlsAcceptor::from(plane.server_config(options)), TlsConnector::from(calls));
+        tokio::join!(accept(plane, &acceptor, far), connector.connect(name(), near)).0
+    }
+
+    #[tokio::test]
+    async fn an_expired_svid_is_shown_as_such_where_it_is_renewed_and_taken_nowhere_else() {
+        let mesh = Mesh::new("mesh.local");
+        let web = mesh.identity("web");
+        mesh.clock.advance(HOUR * 24 * 20);
+        let plane = mesh.identity("control-plane");
+        let (_, shown) = asked(&plane, renewing(), &web).await.unwrap();
+        assert_eq!(shown, Shown::Lapsed(web.svid().as_peer().clone()));
+        assert_eq!(cause(shown.in_force()), "svid_expired", "who asks for one in force gets none");
+        assert_eq!(cause(asked(&plane, open(), &web).await), "svid_expired");
+        assert_eq!(cause(asked(&plane, options(), &web).await), "svid_expired");
+        let calls = web.client_config(vec![b"h2".to_vec()], Expected::TrustDomain);
+        let (accepted, connected) = shake(&plane, plane.server_config(renewing()), &web, calls).await;
+        assert_eq!(
+            (accepted.is_ok(), cause(connected)),
+            (false, "own_svid_expired"),
+            "nor do we call with it"
+        );
+    }
+
+    #[tokio::test]
+    async fn an_expired_svid_must_be_right_in_all_but_its_time() {
+        let mesh = Mesh::new("mesh.local");
+        let forger = Mesh::at("mesh.local", mesh.clock.clone());
+        let web = mesh.identity("web");
+        // It believes the mesh, which does not believe it.
+        let forged = Svid::from_pem(&forger.identity("web").svid().to_pem()).unwrap();
+        let forged = Identity::new(forged, mesh.bundle(1, []), Arc::new(mesh.clock.clone())).unwrap();
+        mesh.clock.advance(HOUR * 100);
+        let plane = mesh.identity("control-plane");
+        assert_eq!(cause(asked(&plane, renewing(), &forged).await), "untrusted_issuer");
+        let denied = Denied::Identity { id: web.id(), issued_before: Some(mesh.clock.wall()) };
+        plane.trust(mesh.bundle(2, [denied])).unwrap();
+        assert_eq!(cause(asked(&plane, renewing(), &web).await), "revoked");
+    }
+
+    #[tokio::test]
+    async fn an_expired_svid_whose_issuer_has_expired_too_is_not_taken() {
+        let mesh = Mesh::new("mesh.local");
+        let web = mesh.identity("web");
+        mesh.clock.advance(meshwork_identity::INTERMEDIATE_LIFETIME + HOUR);
+        mesh.authority.maintain().unwrap();
+        let plane = mesh.identity("control-plane");
+        assert_eq!(cause(asked(&plane, renewing(), &web).await), "untrusted_issuer");
     }
 
     #[tokio::test]

@@ -38,7 +38,7 @@ fn a_restart_uses_the_same_identity_while_it_is_valid() {
 
     mesh.clock.advance(HOUR * 73);
     assert!(
-        matches!(store.load(mesh.clock.wall()).unwrap(), Loaded::Expired { id, .. } if id == mesh.id("web"))
+        matches!(store.load(mesh.clock.wall()).unwrap(), Loaded::Expired(svid, _) if *svid.id() == mesh.id("web"))
     );
     store.save_svid(&mesh.svid("web")).unwrap();
     assert!(matches!(store.load(mesh.clock.wall()).unwrap(), Loaded::Valid(..)));

@@ -3,6 +3,7 @@
 //!
 //! ```text
 //! data directory ─SVID in force──────────────────────────▶ Identity ──▶ connector (mTLS, gRPC)
+//!        ├─ one that has expired ─ mTLS ─ POST /v1/identity/renew ─┐ (what is refused there goes on with a token)
 //!        │ none                                              ▲   │
 //!        └─ token ─ pinned TLS ─ POST /v1/identity/join ─────┤   └─ a third of its life ─ POST /v1/identity/renew ─┐
 //!             ▲                                              └──────────────────────────────────────────────────┘
@@ -16,6 +17,7 @@ use std::time::Duration;
 
 use meshwork_api::identity::{CONTROL_PLANE, Der, Issued, JoinRequest, RenewRequest, TokenRequest};
 use meshwork_api::{Client, ClientError, IdentityClient};
+use meshwork_base::clock::rfc3339_millis;
 use meshwork_base::{Clock, Namespace, ObjectName, Rng, SpiffeId, TrustDomain};
 use meshwork_identity::{
     Action, Bundle, BundleError, CsrError, Expected, Identity, IdentityError, JoinToken, Loaded, PendingSvid,
@@ -94,6 +96,19 @@ impl Tokens {
     }
 }
 
+/// What all attempts to get one SVID have in common, its request and its token: where only the answer was lost, asking again
+/// takes no second use.
+struct Asking {
+    pending: PendingSvid,
+    token: Option<JoinToken>,
+}
+
+impl Asking {
+    fn new() -> Result<Self, JoinError> {
+        Ok(Self { pending: PendingSvid::generate()?, token: None })
+    }
+}
+
 /// Where an identity comes from.
 #[derive(Clone, Debug)]
 pub struct Joining {
@@ -101,7 +116,7 @@ pub struct Joining {
     pub control_plane: String,
     /// Where the SVID, its key and the bundle are kept.
     pub data_dir: PathBuf,
-    /// Where a join token comes from; not asked while an SVID in force is kept.
+    /// Where a join token comes from; not asked while an SVID is kept that is in force, or is renewed though it has expired.
     pub tokens: Tokens,
     /// Who we must turn out to be: namespace and workload. None takes whatever the token gives.
     pub expected: Option<(Namespace, ObjectName)>,
@@ -115,14 +130,22 @@ pub enum JoinError {
     Store(#[from] StoreError),
     /// Neither an SVID nor a token.
     #[error(
-        "there is no identity in {}{why}, and no join token was given; make one with `meshwork token create` and pass it with --token-file",
+        "there is no identity in force in {}, and no join token was given; make one with `meshwork token create` and pass it with --token-file",
         data_dir.display()
     )]
     NoToken {
         /// Where an SVID would be kept.
         data_dir: PathBuf,
-        /// What is there instead.
-        why: String,
+    },
+    /// An SVID that has expired is not renewed, and no token helps.
+    #[error("our SVID expired at {} and is not renewed: {renewal}; nor could we join again: {join}", rfc3339_millis(*.not_after))]
+    Lapsed {
+        /// When, since the Unix epoch.
+        not_after: Duration,
+        /// Why it is not renewed.
+        renewal: Box<Self>,
+        /// Why a token does not help.
+        join: Box<Self>,
     },
     /// The token's file.
     #[error("token file {} cannot be read: {error}", path.display())]
@@ -173,7 +196,14 @@ impl JoinError {
     /// Whether the same may succeed later.
     #[must_use]
     pub fn is_temporary(&self) -> bool {
-        matches!(self, Self::Client(error) | Self::NotMade(error) if error.is_temporary())
+        match self {
+            Self::Client(error) | Self::NotMade(error) => error.is_temporary(),
+            // A token that is refused stays so, whatever becomes of the renewal.
+            Self::Lapsed { renewal, join, .. } => {
+                join.is_temporary() || (matches!(**join, Self::NoToken { .. }) && renewal.is_temporary())
+            }
+            _ => false,
+        }
     }
 }
 
@@ -221,36 +251,41 @@ impl Joining {
         rng: &mut impl Rng,
     ) -> Result<Arc<Identity>, JoinError> {
         let store = SvidStore::new(&self.data_dir);
-        let why = match store.load(clock.wall())? {
+        let lapsed = match store.load(clock.wall())? {
             Loaded::Valid(svid, bundle) => {
                 let advice = "give each workload a data directory of its own";
                 self.check(svid.id(), format!("kept in {}", self.data_dir.display()), advice)?;
                 tracing::info!(id = %svid.id(), "identity kept from before");
                 return Ok(Identity::new(*svid, *bundle, clock)?);
             }
-            Loaded::Missing => String::new(),
-            Loaded::Expired { id, .. } => format!(" in force (that of {id} has expired)"),
+            Loaded::Expired(svid, bundle) if self.check(svid.id(), String::new(), "").is_ok() => {
+                tracing::info!(id = %svid.id(), "the identity kept from before has expired; asking for the next one");
+                Some(Identity::new(*svid, *bundle, Arc::clone(&clock))?)
+            }
+            // That of another workload is no reason to be that one.
+            Loaded::Missing | Loaded::Expired(..) => None,
         };
-        let mut waiting = Waiting::new();
-        // One request and one token for all attempts: where only the answer was lost, asking again takes no second use.
-        let (pending, mut token) = (PendingSvid::generate()?, None);
-        loop {
-            match self.join(&pending, &mut token, &clock, &why).await {
-                Ok(issued) => {
-                    let (svid, bundle) = complete(pending, issued)?;
-                    self.check(svid.id(), "that the token gives".to_owned(), "give it a token of its own")?;
-                    // The bundle first: an SVID without one counts as none, and the token may have been used up.
-                    store.save_bundle(&bundle)?;
-                    store.save_svid(&svid)?;
-                    tracing::info!(id = %svid.id(), "joined");
-                    return Ok(Identity::new(svid, bundle, clock)?);
-                }
-                Err(error) if error.is_temporary() => {
-                    waiting.after(&error, rng).await;
-                }
+        let (mut asking, mut waiting) = (Asking::new()?, Waiting::new());
+        let issued = loop {
+            match self.ask(lapsed.as_ref(), &mut asking, &clock).await {
+                Ok(issued) => break issued,
+                Err(error) if error.is_temporary() => waiting.after(&error, rng).await,
                 Err(error) => return Err(error),
             }
+        };
+        let Asking { pending, token } = asking;
+        let (svid, bundle) = complete(pending, issued)?;
+        if let Some(identity) = lapsed.filter(|_| token.is_none()) {
+            self.take(&identity, svid, bundle)?;
+            tracing::info!(id = %identity.id(), "identity kept from before and renewed");
+            return Ok(identity);
         }
+        self.check(svid.id(), "that the token gives".to_owned(), "give it a token of its own")?;
+        // The bundle first: an SVID without one counts as none, and the token may have been used up.
+        store.save_bundle(&bundle)?;
+        store.save_svid(&svid)?;
+        tracing::info!(id = %svid.id(), "joined");
+        Ok(Identity::new(svid, bundle, clock)?)
     }
 
     fn check(&self, id: &SpiffeId, what: String, advice: &'static str) -> Result<(), JoinError> {
@@ -265,14 +300,33 @@ impl Joining {
         }
     }
 
-    /// Joins with a token that was had before, or another one.
-    async fn join(
+    /// Asks for an SVID: for the next one, where there is one, and with a token, where there is none or the control plane does
+    /// not take it any more.
+    async fn ask(
         &self,
-        pending: &PendingSvid,
-        held: &mut Option<JoinToken>,
+        held: Option<&Arc<Identity>>,
+        asking: &mut Asking,
         clock: &Arc<dyn Clock>,
-        why: &str,
     ) -> Result<Issued, JoinError> {
+        let Some(identity) = held else { return self.join(asking, clock).await };
+        let renewal = match self.ask_next(identity, &asking.pending).await {
+            Err(error) if identity.check_own().is_err() => Box::new(error),
+            answered => return answered,
+        };
+        let not_after = identity.svid().not_after();
+        let joined = self.join(asking, clock).await;
+        joined.map_err(|join| JoinError::Lapsed { not_after, renewal, join: Box::new(join) })
+    }
+
+    async fn ask_next(&self, identity: &Arc<Identity>, pending: &PendingSvid) -> Result<Issued, JoinError> {
+        let config = identity.renewal_config(h2(), control_plane_of(identity));
+        let client = IdentityClient(Client::tls(&self.url(), config)?);
+        Ok(client.renew(&RenewRequest { csr: Der(pending.csr().to_vec()) }).await?)
+    }
+
+    /// Joins with a token that was had before, or another one.
+    async fn join(&self, asking: &mut Asking, clock: &Arc<dyn Clock>) -> Result<Issued, JoinError> {
+        let Asking { pending, token: held } = asking;
         if let Some(token) = &*held {
             match self.join_with(token, pending, clock).await {
                 // Its time may have passed while nobody answered.
@@ -280,7 +334,7 @@ impl Joining {
                 joined => return joined,
             }
         }
-        let none = || JoinError::NoToken { data_dir: self.data_dir.clone(), why: why.to_owned() };
+        let none = || JoinError::NoToken { data_dir: self.data_dir.clone() };
         let token = held.insert(self.tokens.take().await?.ok_or_else(none)?);
         self.join_with(token, pending, clock).await
     }
@@ -328,26 +382,26 @@ impl Joining {
     }
 
     async fn renew(&self, identity: &Arc<Identity>, clock: &Arc<dyn Clock>) -> Result<Arc<Svid>, JoinError> {
-        let pending = PendingSvid::generate()?;
-        let issued = if identity.check_own().is_ok() {
-            let config = identity.client_config(h2(), control_plane_of(identity));
-            let client = IdentityClient(Client::tls(&self.url(), config)?);
-            client.renew(&RenewRequest { csr: Der(pending.csr().to_vec()) }).await?
-        } else {
-            // Nobody takes an expired SVID; a token may still be good.
-            self.join(&pending, &mut None, clock, " in force (ours has expired)").await?
-        };
-        let (svid, bundle) = complete(pending, issued)?;
+        let mut asking = Asking::new()?;
+        let issued = self.ask(Some(identity), &mut asking, clock).await?;
+        let (svid, bundle) = complete(asking.pending, issued)?;
+        self.take(identity, svid, bundle)?;
+        Ok(identity.svid())
+    }
+
+    /// Puts what was issued in the place of what there is, and keeps it.
+    fn take(&self, identity: &Identity, svid: Svid, bundle: Bundle) -> Result<(), JoinError> {
         match identity.trust(bundle) {
             // A newer one came over the stream meanwhile.
             Ok(()) | Err(IdentityError::Stale { .. }) => {}
             Err(error) => return Err(error.into()),
         }
+        // In use before it is kept: it is ours, and a full disk is no reason to go on without.
+        identity.renew(svid)?;
         let store = SvidStore::new(&self.data_dir);
         store.save_bundle(&identity.bundle())?;
-        store.save_svid(&svid)?;
-        identity.renew(svid)?;
-        Ok(identity.svid())
+        store.save_svid(&identity.svid())?;
+        Ok(())
     }
 
     /// Opens streams to the control plane, proven on both sides.

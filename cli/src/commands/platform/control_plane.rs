@@ -4,11 +4,12 @@ use std::error::Error;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use meshwork_api::{ConfigClient, RegistryClient};
 use meshwork_base::{ThreadRng, TrustDomain};
 use meshwork_control_plane::{ApiServer, ControlPlane, RootFiles, Secure, Settings, config, registry};
-use meshwork_process::Readiness;
+use meshwork_process::{Readiness, parse_duration};
 use meshwork_xds::server::Open;
 
 use super::Process;
@@ -44,6 +45,10 @@ pub(crate) struct PlaneArgs {
     /// Its private key (PEM)
     #[arg(long, value_name = "FILE", env = "MESHWORK_CA_KEY", requires = "ca_cert")]
     pub(crate) ca_key: Option<PathBuf>,
+
+    /// How long after its end an identity is still renewed for who has its key, so that a mesh comes back by itself after an outage of the control plane; 0s: never
+    #[arg(long, value_name = "TIME", env = "MESHWORK_SVID_GRACE", default_value = "720h", value_parser = parse_duration)]
+    pub(crate) svid_grace: Duration,
 }
 
 fn trust_domain(text: &str) -> Result<TrustDomain, String> {
@@ -90,6 +95,7 @@ pub(super) async fn start(
         trust_domain: args.trust_domain,
         root: args.ca_cert.zip(args.ca_key).map(|(certificate, key)| RootFiles { certificate, key }),
         listen: proxy_address,
+        svid_grace: args.svid_grace,
         ..Secure::new(process.folder("control-plane")?)
     };
     let feeds = followed.feeds();

@@ -12,7 +12,7 @@ use axum::response::Response;
 use meshwork_api::Client;
 use meshwork_api::identity::REGISTRY;
 use meshwork_base::{Namespace, ObjectName, ThreadRng};
-use meshwork_identity::{ClientAuth, Identity};
+use meshwork_identity::{ClientAuth, Identity, Shown};
 use meshwork_process::Readiness;
 use meshwork_process::admin::process_routes;
 use meshwork_registry::{Caller, Options, Registry};
@@ -50,7 +50,8 @@ pub(super) async fn start(process: &Process) -> Result<Registry, Box<dyn Error>>
 fn as_workload(router: Router) -> Router {
     router.layer(middleware::from_fn(|mut request: Request, next: Next| async move {
         // Without a peer nothing is inserted, and the registry refuses.
-        if let Some(mtls::Caller(Some(peer))) = request.extensions().get::<mtls::Caller>().cloned() {
+        if let Some(mtls::Caller(Shown::InForce(peer))) = request.extensions().get::<mtls::Caller>().cloned()
+        {
             request.extensions_mut().insert(Caller::Spiffe(peer.id));
         }
         let response: Response = next.run(request).await;

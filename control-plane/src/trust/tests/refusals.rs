@@ -10,7 +10,7 @@ use rustls_pki_types::pem::PemObject as _;
 
 use super::*;
 
-fn h2() -> Vec<Vec<u8>> {
+pub(super) fn h2() -> Vec<Vec<u8>> {
     vec![b"h2".to_vec()]
 }
 
@@ -86,7 +86,7 @@ fn careless(svid: &Svid) -> Arc<ClientConfig> {
 }
 
 #[derive(Debug)]
-struct Careless;
+pub(super) struct Careless;
 
 impl rustls::client::danger::ServerCertVerifier for Careless {
     fn verify_server_cert(

@@ -158,23 +158,6 @@ async fn an_svid_is_renewed_under_the_running_stream() {
 }
 
 #[tokio::test]
-async fn an_expired_svid_fails_closed_until_a_token_helps() {
-    let clock = ManualClock::new();
-    clock.advance(Duration::from_secs(1_800_000_000));
-    let mesh = Mesh::at(Arc::new(clock.clone())).await;
-    let identity = mesh.join("web").await;
-    clock.advance(Duration::from_hours(73));
-    // The control plane was away as long: it signs for itself when it starts.
-    let mesh = mesh.restart().await;
-    let opened = mesh.connector(&identity)().await.unwrap_err().to_string();
-    assert!(opened.contains("our own SVID expired"), "{opened}");
-    let error = mesh.join_with("web", None).await.unwrap_err();
-    assert!(matches!(error, JoinError::NoToken { .. }), "{error}");
-    let token = mesh.token("web", 1).await.token;
-    assert!(mesh.join_with("web", Some(&token)).await.is_ok());
-}
-
-#[tokio::test]
 async fn who_may_ask_the_api_gets_a_fresh_token_after_however_long_an_outage() {
     let clock = ManualClock::new();
     clock.advance(Duration::from_secs(1_800_000_000));

@@ -134,8 +134,8 @@ pub(crate) async fn mesh(worker: &Worker, entry: &Entry, tcp: TcpStream) -> Resu
     };
     let accepting = meshwork_identity::accept(identity, acceptor, tcp);
     let Some(accepted) = unless_ordered(entry, accepting).await? else { return Ok(None) };
-    let (stream, peer) = accepted?;
-    let peer = Rc::new(peer.ok_or(Refusal::NoCertificate)?);
+    let (stream, shown) = accepted?;
+    let peer = Rc::new(shown.in_force()?.ok_or(Refusal::NoCertificate)?);
     entry.is_with(&peer);
     // Trust may have been taken away between the check in the handshake and the entry in the list of connections.
     identity.bundle().check_denied(&peer)?;

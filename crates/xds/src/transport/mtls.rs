@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use hyper_util::rt::TokioIo;
 use meshwork_base::Clock;
-use meshwork_identity::{Bundle, ClientAuth, Expected, Identity, Peer, Refusal, ServerOptions};
+use meshwork_identity::{Bundle, ClientAuth, Expected, Identity, Peer, Refusal, ServerOptions, Shown};
 use parking_lot::Mutex;
 use rustls_pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -124,7 +124,7 @@ impl Connections {
     }
 }
 
-/// When a connection of a client without SVID must end: it came to join, which takes no time.
+/// When a connection of a client without SVID in force must end: it came for one, which takes no time.
 fn end_of_joining(connections: &Connections) -> End {
     let over = Box::pin(async {
         tokio::time::sleep(JOINING).await;
@@ -149,16 +149,18 @@ impl Drop for End {
 /// A stream with its peer, which fails when the peer's right to it ends.
 struct Proven<S> {
     stream: S,
-    peer: Option<Peer>,
+    shown: Shown,
     end: Option<End>,
     refused: Option<Refusal>,
 }
 
 impl<S> Proven<S> {
-    fn new(stream: S, peer: Option<Peer>, connections: &Connections, clock: &dyn Clock) -> Self {
-        let end = peer.clone().map(|peer| connections.open(peer, clock));
-        let end = Some(end.unwrap_or_else(|| end_of_joining(connections)));
-        Self { stream, peer, end, refused: None }
+    fn new(stream: S, shown: Shown, connections: &Connections, clock: &dyn Clock) -> Self {
+        let end = Some(match &shown {
+            Shown::InForce(peer) => connections.open(peer.clone(), clock),
+            Shown::Nothing | Shown::Lapsed(_) => end_of_joining(connections),
+        });
+        Self { stream, shown, end, refused: None }
     }
 
     fn check(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
@@ -200,15 +202,15 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Proven<S> {
     }
 }
 
-/// Who is at the other end, in the extensions of every request of a connection; none for a client that came without
-/// an SVID, to join.
+/// Who is at the other end, in the extensions of every request of a connection; nobody, for all purposes but one, is a
+/// client that came without an SVID to join, or with an expired one to have it renewed.
 #[derive(Clone, Debug)]
-pub struct Caller(pub Option<Peer>);
+pub struct Caller(pub Shown);
 
 impl<S> Connected for Proven<S> {
     type ConnectInfo = Caller;
     fn connect_info(&self) -> Caller {
-        Caller(self.peer.clone())
+        Caller(self.shown.clone())
     }
 }
 
@@ -216,7 +218,7 @@ impl<S> Connected for Proven<S> {
 #[must_use]
 pub fn identify() -> Identify {
     Arc::new(|extensions| match extensions.get::<Caller>() {
-        Some(Caller(Some(peer))) => Ok(Some(peer.id.clone())),
+        Some(Caller(Shown::InForce(peer))) => Ok(Some(peer.id.clone())),
         _ => Err(Status::unauthenticated(Refusal::NoCertificate.to_string())),
     })
 }
@@ -226,7 +228,7 @@ pub fn identify() -> Identify {
 pub struct Endpoints {
     /// Our SVID and whom we trust.
     pub identity: Arc<Identity>,
-    /// Whether a client may come without an SVID, to join with a token.
+    /// Whether a client may come without an SVID to join with a token, or with an expired one to have it renewed.
     pub client_auth: ClientAuth,
     /// What is served there: gRPC services, and an `axum` router beside them ([`Routes`] is made from both).
     pub routes: Routes,
@@ -262,8 +264,9 @@ type Accepted = Result<Proven<tokio_rustls::server::TlsStream<TcpStream>>, io::E
 
 async fn accept(listener: TcpListener, endpoints: Endpoints, proven: mpsc::Sender<Accepted>) {
     let Endpoints { identity, client_auth, connections, clock, .. } = endpoints;
-    let send_roots = client_auth == ClientAuth::Optional;
-    let options = ServerOptions { alpn: vec![ALPN.to_vec()], client_auth, send_roots };
+    let is_open = client_auth == ClientAuth::Optional;
+    let options =
+        ServerOptions { alpn: vec![ALPN.to_vec()], client_auth, lapsed: is_open, send_roots: is_open };
     let acceptor = TlsAcceptor::from(identity.server_config(options));
     let room = Arc::new(Semaphore::new(HANDSHAKES));
     loop {
@@ -285,8 +288,8 @@ async fn accept(listener: TcpListener, endpoints: Endpoints, proven: mpsc::Sende
             let late = || Refusal::Handshake { why: format!("it took over {} s", HANDSHAKE.as_secs()) };
             let done = tokio::time::timeout(HANDSHAKE, handshake).await.unwrap_or_else(|_| Err(late()));
             match done {
-                Ok((stream, peer)) => {
-                    let admitted = Proven::new(stream, peer, &connections, &*clock);
+                Ok((stream, shown)) => {
+                    let admitted = Proven::new(stream, shown, &connections, &*clock);
                     // For a deny entry that came between the handshake's look at the bundle and this line.
                     connections.review(&identity.bundle());
                     drop(proven.send(Ok(admitted)).await);
@@ -316,7 +319,7 @@ pub fn connector(
             let opened = tokio::time::timeout(HANDSHAKE, connect(&target, &identity, &tls));
             let (stream, peer) =
                 opened.await.map_err(|_| unreachable("no answer within 10 s".to_owned()))??;
-            let proven = Proven::new(stream, Some(peer), &connections, &*clock);
+            let proven = Proven::new(stream, Shown::InForce(peer), &connections, &*clock);
             let mut once = Some(TokioIo::new(proven));
             let again = || io::Error::from(io::ErrorKind::NotConnected);
             let dial = tower::service_fn(move |_| std::future::ready(once.take().ok_or_else(again)));

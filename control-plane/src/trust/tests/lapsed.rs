@@ -1,0 +1,190 @@
+//! What becomes of an SVID that has expired while the control plane was away: it is renewed for who has its key, up to a
+//! bound, and is good for nothing else.
+
+use meshwork_api::identity::{Der, RenewRequest};
+use meshwork_base::{ManualClock, SpiffeId};
+use meshwork_identity::{Loaded, Peer, PendingSvid, Svid, SvidStore, provider};
+use meshwork_xds::join::role_client;
+use rustls::ClientConfig;
+use rustls::client::ResolvesClientCert;
+use rustls::sign::CertifiedKey;
+use rustls_pki_types::pem::PemObject as _;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+
+use super::refusals::{Careless, h2};
+use super::*;
+
+const DAY: Duration = Duration::from_hours(24);
+const TTL: Duration = Duration::from_hours(72);
+
+async fn mesh() -> (Mesh, ManualClock) {
+    let clock = ManualClock::new();
+    clock.advance(Duration::from_secs(1_800_000_000));
+    (Mesh::at(Arc::new(clock.clone())).await, clock)
+}
+
+/// Time passes while the control plane is away.
+async fn away(mesh: Mesh, clock: &ManualClock, time: Duration) -> Mesh {
+    clock.advance(time);
+    mesh.restart().await
+}
+
+/// Shows a chain with whatever key.
+#[derive(Debug)]
+struct Shows(Arc<CertifiedKey>);
+
+impl ResolvesClientCert for Shows {
+    fn resolve(&self, _: &[&[u8]], _: &[rustls::SignatureScheme]) -> Option<Arc<CertifiedKey>> {
+        Some(Arc::clone(&self.0))
+    }
+
+    fn has_certs(&self) -> bool {
+        true
+    }
+}
+
+/// A client that shows the chain of one SVID and has the key of another one, which may be the same.
+fn client(mesh: &Mesh, chain: &Svid, key: &Svid) -> IdentityClient {
+    let pem = key.to_pem();
+    let key = PrivateKeyDer::from_pem_slice(pem.as_bytes()).unwrap();
+    let key = provider().key_provider.load_private_key(key).unwrap();
+    let shows = Shows(Arc::new(CertifiedKey::new(chain.chain().to_vec(), key)));
+    let mut config = ClientConfig::builder_with_provider(provider())
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(Careless))
+        .with_client_cert_resolver(Arc::new(shows));
+    config.alpn_protocols = h2();
+    let base = format!("https://{}", mesh.plane.trust().unwrap().address());
+    IdentityClient(Client::tls(&base, Arc::new(config)).unwrap())
+}
+
+fn request() -> RenewRequest {
+    RenewRequest { csr: Der(PendingSvid::generate().unwrap().csr().to_vec()) }
+}
+
+#[tokio::test]
+async fn a_running_process_comes_back_by_itself_after_an_outage_that_outlived_its_svid() {
+    let (mesh, clock) = mesh().await;
+    let identity = mesh.join("web").await;
+    let mesh = away(mesh, &clock, TTL + DAY * 29).await;
+    let opened = mesh.connector(&identity)().await.unwrap_err().to_string();
+    assert!(opened.contains("our own SVID expired"), "it fails closed until then: {opened}");
+    mesh.until_renewed(mesh.joining("web", None), &identity).await;
+    assert!(identity.remaining() > Duration::from_hours(71));
+    assert_eq!(identity.id().as_str(), "spiffe://mesh.local/ns/shop/sa/web");
+    Proxy::open("shop/web-1", mesh.connector(&identity)).bundle().await;
+    let kept = SvidStore::new(&mesh.path("web")).load(mesh.clock.wall()).unwrap();
+    assert!(matches!(kept, Loaded::Valid(svid, _) if svid.not_after() == identity.svid().not_after()));
+}
+
+#[tokio::test]
+async fn an_instance_that_was_stopped_for_longer_than_its_svid_lived_needs_no_token_to_start() {
+    let (mesh, clock) = mesh().await;
+    let before = mesh.join("web").await.id();
+    let mesh = away(mesh, &clock, TTL + DAY).await;
+    let identity = mesh.join_with("web", None).await.unwrap();
+    assert_eq!(identity.id(), before);
+    assert!(identity.remaining() > Duration::from_hours(71));
+    let expected = Some((Namespace::new("shop").unwrap(), ObjectName::new("api").unwrap()));
+    let mesh = away(mesh, &clock, TTL + DAY).await;
+    let joining = Joining { expected, ..mesh.joining("web", None) };
+    let error = joining.identity(Arc::clone(&mesh.clock), &mut SeededRng::new(1)).await.unwrap_err();
+    assert!(matches!(error, JoinError::NoToken { .. }), "another workload takes nothing from it: {error}");
+}
+
+#[tokio::test]
+async fn one_that_expired_too_long_ago_is_refused_until_a_token_helps() {
+    let (mesh, clock) = mesh().await;
+    let identity = mesh.join("web").await;
+    let mesh = away(mesh, &clock, TTL + DAY * 30 + Duration::from_secs(1)).await;
+    let refused = client(&mesh, &identity.svid(), &identity.svid()).renew(&request()).await.unwrap_err();
+    assert_eq!(told(&refused), (403, "MW6006".into(), "svid_expired".into()));
+    let error = mesh.join_with("web", None).await.unwrap_err();
+    assert!(matches!(error, JoinError::Lapsed { .. }), "{error}");
+    let said = error.to_string();
+    assert!(said.contains("longer ago than one is renewed here (720h)"), "{said}");
+    assert!(said.contains("make one with `meshwork token create`"), "{said}");
+    let token = mesh.token("web", 1).await.token;
+    assert!(mesh.join_with("web", Some(&token)).await.unwrap().remaining() > Duration::from_hours(71));
+}
+
+#[tokio::test]
+async fn with_a_grace_of_none_an_expired_svid_is_never_renewed() {
+    let (mesh, clock) = mesh().await;
+    let identity = mesh.join("web").await;
+    clock.advance(TTL + Duration::from_secs(1));
+    let Mesh { disk, clock, plane } = mesh;
+    drop(plane);
+    let plane =
+        start_with(disk.path(), |secure| Secure { svid_grace: Duration::ZERO, ..secure }, &clock).await;
+    let mesh = Mesh { disk, clock, plane };
+    let refused = client(&mesh, &identity.svid(), &identity.svid()).renew(&request()).await.unwrap_err();
+    assert_eq!(told(&refused).2, "svid_expired");
+}
+
+#[tokio::test]
+async fn who_is_revoked_is_not_renewed() {
+    let (mesh, clock) = mesh().await;
+    let identity = mesh.join("web").await;
+    let id = identity.id().to_string();
+    mesh.post("/v1/identity/deny", json!({ "spiffeId": id })).await.unwrap();
+    let mesh = away(mesh, &clock, TTL + DAY).await;
+    let error = client(&mesh, &identity.svid(), &identity.svid()).renew(&request()).await.unwrap_err();
+    assert!(matches!(error, ClientError::Unreachable { .. }), "an alert: {error}");
+    assert_eq!(mesh.refused(1).await, ["revoked"]);
+}
+
+#[tokio::test]
+async fn who_has_the_certificate_and_not_its_key_gets_nothing() {
+    let (mesh, clock) = mesh().await;
+    let (web, other) = (mesh.join("web").await, mesh.join("other").await);
+    let mesh = away(mesh, &clock, TTL + DAY).await;
+    let error = client(&mesh, &web.svid(), &other.svid()).renew(&request()).await.unwrap_err();
+    assert!(matches!(error, ClientError::Unreachable { .. }), "{error}");
+    assert_eq!(mesh.refused(1).await, ["bad_certificate"]);
+}
+
+#[tokio::test]
+async fn one_is_renewed_as_itself_and_as_nobody_else() {
+    let (mesh, clock) = mesh().await;
+    let web = mesh.join("web").await;
+    let mesh = away(mesh, &clock, TTL + DAY).await;
+    // A request names nobody; one that asks for another name gets its own all the same.
+    let mut params = rcgen::CertificateParams::default();
+    let other = SpiffeId::parse("spiffe://mesh.local/ns/shop/sa/api").unwrap();
+    params.subject_alt_names = vec![rcgen::SanType::URI(other.as_str().try_into().unwrap())];
+    let csr = params.serialize_request(&rcgen::KeyPair::generate().unwrap()).unwrap().der().to_vec();
+    let client = client(&mesh, &web.svid(), &web.svid());
+    let issued = client.renew(&RenewRequest { csr: Der(csr) }).await.unwrap();
+    let leaf = Peer::read(&CertificateDer::from(issued.chain[0].0.clone())).unwrap();
+    assert_eq!(leaf.id, web.id());
+    // An instance takes no other name either.
+    let api = mesh.join("api").await;
+    assert!(matches!(
+        web.renew(Svid::from_pem(&api.svid().to_pem()).unwrap()),
+        Err(meshwork_identity::IdentityError::OtherIdentity { .. })
+    ));
+}
+
+#[tokio::test]
+async fn an_expired_svid_opens_no_stream_and_no_other_door() {
+    let (mesh, clock) = mesh().await;
+    let web = mesh.join("web").await;
+    let mesh = away(mesh, &clock, TTL + DAY).await;
+    let client = client(&mesh, &web.svid(), &web.svid()).0;
+    let headers = [("content-type", "application/grpc"), ("te", "trailers")];
+    let path = "/meshwork.v1.Discovery/Stream";
+    let stream = client.send(Method::POST, path, &headers, Bytes::new()).await.unwrap();
+    assert_eq!(stream.headers["grpc-status"], "16", "UNAUTHENTICATED: {:?}", stream.headers);
+    assert!(mesh.plane.hub().proxies().is_empty());
+    let address = mesh.plane.trust().unwrap().address().to_string();
+    let role = role_client(&address, &web, meshwork_api::identity::CONTROL_PLANE).unwrap();
+    let error = IdentityClient(role).renew(&request()).await.unwrap_err();
+    assert_eq!(
+        told(&error),
+        (401, "MW6001".into(), "no_certificate".into()),
+        "it is shown for renewal alone"
+    );
+}
