@@ -313,6 +313,12 @@ fn a_mesh_that_was_off_for_longer_than_its_identities_live_comes_back_without_to
         let log = log_of(&apart, role);
         assert!(log.contains("identity kept from before and renewed"), "{role}: {log}");
     }
+    let web = (next(apart.base, 1), 15020).into();
+    for (at, id) in [(web, "ns/default/sa/web"), (apart.at(8500), "ns/meshwork/sa/registry")] {
+        let metrics = get(at, "/metrics").unwrap().1;
+        let gauge = format!("meshwork_svid_remaining_seconds{{spiffe_id=\"spiffe://mesh.local/{id}\"}} 2");
+        assert!(metrics.contains(&gauge), "some 259,000 s: {metrics}");
+    }
 }
 
 #[test]

@@ -400,13 +400,15 @@ impl Trust {
         self.inner.forces.keep(hub).await
     }
 
-    /// Tells how many SVIDs were issued, for as long as this lives.
+    /// Tells how many SVIDs were issued and how long our own still lives, for as long as this lives.
     pub(crate) fn export(&self, metrics: &MetricsRegistry) {
         let issuer = Arc::downgrade(&self.inner.issuer);
         metrics.ask(move |samples| {
             if let Some(issuer) = issuer.upgrade() {
                 let issued = issuer.issued.load(Ordering::Relaxed);
                 samples.tell(&inventory::CONTROL_PLANE_SVIDS, &[], issued);
+                let (id, left) = (issuer.identity.id(), issuer.identity.remaining().as_secs());
+                samples.tell(&inventory::SVID_REMAINING, &[id.as_str()], left);
             }
         });
     }

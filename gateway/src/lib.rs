@@ -29,13 +29,16 @@ use meshwork_telemetry::{
     inventory,
 };
 use meshwork_xds::cache::{Cache, CacheError};
-use meshwork_xds::client;
+use meshwork_xds::client::{self, Handle};
+use meshwork_xds::join::{Joining, Standing};
 use meshwork_xds::registration::{Registrar, reached_at};
 use meshwork_xds::transport::Connector;
 use tokio::task::JoinHandle;
 
 /// How long the last spans may take.
 const FAREWELL: Duration = Duration::from_secs(2);
+/// The condition that a gateway of a mesh can prove who it is. Without, it reaches nobody there.
+const IDENTITY: &str = "SVID in force";
 
 /// What users set.
 #[derive(Clone, Debug)]
@@ -60,6 +63,8 @@ pub struct Parts {
     pub connector: Connector,
     /// Who we are in the mesh; without it, services that ask for mTLS cannot be reached.
     pub identity: Option<Arc<Identity>>,
+    /// How that is kept.
+    pub joining: Option<Joining>,
     /// Where the last good resources are kept, to start from them while the control plane is away. Without, nothing is
     /// kept: the control plane is in this process.
     pub cache: Option<PathBuf>,
@@ -77,6 +82,7 @@ pub struct Admin {
     server: AdminServer,
     configured: Condition,
     serving: Condition,
+    readiness: Readiness,
 }
 
 impl Admin {
@@ -94,9 +100,9 @@ impl Admin {
         metrics.set_info(&inventory::BUILD_INFO, &[env!("CARGO_PKG_VERSION"), "gateway"]);
         let readiness = Readiness::new();
         let (configured, serving) = (readiness.condition("configuration"), readiness.condition("serving"));
-        let state = AdminState { readiness, metrics: metrics.clone(), log: Some(log) };
+        let state = AdminState { readiness: readiness.clone(), metrics: metrics.clone(), log: Some(log) };
         let server = AdminServer::start(addresses.addresses(listen.listen_address), state, routes)?;
-        Ok(Self { server, configured, serving })
+        Ok(Self { server, configured, serving, readiness })
     }
 }
 
@@ -176,13 +182,14 @@ fn types() -> [String; 7] {
 /// # Errors
 /// [`GatewayError`].
 pub async fn run(parts: Parts) -> Result<(), GatewayError> {
-    let Parts { flags, admin, connector, identity, cache, registry, clock, metrics } = parts;
-    let Admin { server, configured, serving } = admin;
+    let Parts { flags, admin, connector, identity, joining, cache, registry, clock, metrics } = parts;
+    let Admin { server, configured, serving, readiness } = admin;
     let common = &flags.common;
     let cache = cache.map(|directory| Cache::of_proxy(&directory)).transpose()?;
     let id = identity.as_deref().map(Identity::id);
     let access_log = AccessLogSink::open(&common.access_log, &metrics)?;
     let tracer = flags.traces.tracer(resource(id.as_ref()), &metrics)?;
+    let member = joining.zip(identity.clone());
     let engine = Engine::start(shared(&flags, &clock, &metrics, (&access_log, tracer.as_ref()), identity))?;
     serving.set(true);
     tracing::info!(admin = %server.admin_address(), workers = common.worker_count(), "gateway started");
@@ -192,8 +199,10 @@ pub async fn run(parts: Parts) -> Result<(), GatewayError> {
         .map(|(entry, (metrics, id))| entry.enter(metrics, id));
 
     let settings = client::Settings::new(node(common, server.admin_address(), id.as_ref())).all_of(types());
-    let (handle, updates, driver) = client::start(settings, cache, connector, clock, ThreadRng::new());
+    let (handle, updates, driver) =
+        client::start(settings, cache, connector, Arc::clone(&clock), ThreadRng::new());
     let driver = tokio::spawn(driver);
+    let keeping = member.map(|member| keep(member, clock, handle.clone(), readiness.condition(IDENTITY)));
     let drain = Drain::new(common.drain_timeout);
     let signals = drain.clone();
     let reopened = access_log.clone();
@@ -205,12 +214,27 @@ pub async fn run(parts: Parts) -> Result<(), GatewayError> {
     let ended = end(engine, &drain, common.drain_timeout, entered).await;
     driver.abort();
     signals.abort();
+    keeping.inspect(JoinHandle::abort);
     access_log.flush();
     if let Some(tracer) = tracer {
         tracer.flush(FAREWELL).await;
     }
     drop(server);
     ended
+}
+
+/// Keeps the SVID renewed, and tells readiness and the control plane how it stands.
+fn keep(
+    (joining, identity): (Joining, Arc<Identity>),
+    clock: Arc<dyn Clock>,
+    handle: Handle,
+    in_force: Condition,
+) -> JoinHandle<()> {
+    let told = move |standing: &Standing| {
+        in_force.set(standing.in_force);
+        handle.troubled(standing.trouble.clone());
+    };
+    tokio::spawn(joining.keep(identity, clock, ThreadRng::new(), told))
 }
 
 fn shared(

@@ -35,7 +35,9 @@ use meshwork_base::{Clock, ThreadRng};
 use meshwork_decision::Snapshot;
 use meshwork_identity::Identity;
 use meshwork_messages::{type_url, v1};
-use meshwork_process::{AdminError, AdminServer, AdminState, CommonArgs, Drain, Readiness, TraceArgsError};
+use meshwork_process::{
+    AdminError, AdminServer, AdminState, CommonArgs, Condition, Drain, Readiness, TraceArgsError,
+};
 use meshwork_proxy::{
     Ending, Engine, Follower, Learnt, ListenError, Listening, MemoryLevel, Mesh, Observer, Settings, Shared,
     Side,
@@ -47,7 +49,7 @@ use meshwork_telemetry::{
 use meshwork_xds::ResourceKey;
 use meshwork_xds::cache::{Cache, CacheError};
 use meshwork_xds::client::{self, Handle};
-use meshwork_xds::join::{JoinError, Joining, Tokens, role_client};
+use meshwork_xds::join::{JoinError, Joining, Standing, Tokens, role_client};
 use meshwork_xds::registration::{LEASE_SECONDS, Registrar};
 use tokio::task::JoinHandle;
 
@@ -60,6 +62,8 @@ use signals::{Received, Signals};
 
 /// The condition that the control plane has said what the instance serves. Without, everything that comes in is refused.
 const WORKLOAD: &str = "workload told by the control plane";
+/// The condition that it can prove who it is. Without, nothing goes out and nothing comes in.
+const IDENTITY: &str = "SVID in force";
 /// How long an instance waits for its own workload before it says so.
 const SOON: Duration = Duration::from_secs(5);
 /// How long an application has at least to end, where what called it has taken all the time there was.
@@ -190,11 +194,8 @@ impl Running {
         let (handle, updates, driver) =
             client::start(settings, cached, connector, Arc::clone(clock), ThreadRng::new());
         let mut tasks = vec![tokio::spawn(driver)];
-        tasks.push(tokio::spawn(joining.clone().keep(
-            Arc::clone(identity),
-            Arc::clone(clock),
-            ThreadRng::new(),
-        )));
+        let keeping = keep(joining, identity, clock, &handle, readiness.condition(IDENTITY));
+        tasks.push(tokio::spawn(keeping));
         let joins = Joins { app: app_address, doors: args.doors(places.outbound.ip())? };
         let mut engine =
             Engine::start(shared(&parts, identity, &handle, (&access_log, tracer.as_ref()), &joins))?;
@@ -390,6 +391,22 @@ async fn tell_of_workload(readiness: Readiness) {
              not ready until it is given back"
         );
     }
+}
+
+/// Keeps the SVID renewed, and tells readiness and the control plane how it stands.
+fn keep(
+    joining: &Joining,
+    identity: &Arc<Identity>,
+    clock: &Arc<dyn Clock>,
+    handle: &Handle,
+    in_force: Condition,
+) -> impl Future<Output = ()> + Send + use<> {
+    let handle = handle.clone();
+    let told = move |standing: &Standing| {
+        in_force.set(standing.in_force);
+        handle.troubled(standing.trouble.clone());
+    };
+    joining.clone().keep(Arc::clone(identity), Arc::clone(clock), ThreadRng::new(), told)
 }
 
 fn workload(args: &SidecarArgs, instance: &str) -> ResourceKey {

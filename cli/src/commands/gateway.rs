@@ -99,8 +99,8 @@ pub(crate) fn run(arguments: Arguments) -> Outcome {
                 let settings = Settings { metrics: metrics.clone(), ..Settings::folder(folder) };
                 let plane = ControlPlane::start(settings, Arc::clone(&clock))?;
                 let (admin, connector) = (open(plane.router())?, plane.connector());
-                let (identity, cache, registry) = (None, None, None);
-                Parts { flags, admin, connector, identity, cache, registry, clock, metrics }
+                let (identity, joining, cache, registry) = (None, None, None, None);
+                Parts { flags, admin, connector, identity, joining, cache, registry, clock, metrics }
             }
             (None, None) => unreachable!("clap wants one of the two"),
         };
@@ -143,10 +143,9 @@ impl Member {
         };
         let identity = joining.identity(Arc::clone(clock), &mut ThreadRng::new()).await?;
         let connector = joining.connector(&identity, Arc::clone(clock));
-        tokio::spawn(joining.keep(Arc::clone(&identity), Arc::clone(clock), ThreadRng::new()));
         let client = RegistryClient(role_client(&self.registry, &identity, REGISTRY)?);
         let registry = Entry { client, address: self.registry };
-        Ok(Membership { connector, identity, cache: data_dir, registry })
+        Ok(Membership { connector, identity, joining, cache: data_dir, registry })
     }
 }
 
@@ -154,14 +153,16 @@ impl Member {
 struct Membership {
     connector: Connector,
     identity: Arc<Identity>,
+    joining: Joining,
     cache: PathBuf,
     registry: Entry,
 }
 
 impl Membership {
     fn parts(self, flags: Flags, admin: Admin, clock: Arc<dyn Clock>, metrics: MetricsRegistry) -> Parts {
-        let Self { connector, identity, cache, registry } = self;
-        let (identity, cache, registry) = (Some(identity), Some(cache), Some(registry));
-        Parts { flags, admin, connector, identity, cache, registry, clock, metrics }
+        let Self { connector, identity, joining, cache, registry } = self;
+        let (identity, joining) = (Some(identity), Some(joining));
+        let (cache, registry) = (Some(cache), Some(registry));
+        Parts { flags, admin, connector, identity, joining, cache, registry, clock, metrics }
     }
 }

@@ -131,7 +131,7 @@ impl Mesh {
     async fn until_renewed(&self, joining: Joining, identity: &Arc<Identity>) {
         let serial = |identity: &Identity| identity.svid().as_peer().serial.clone();
         let first = serial(identity);
-        let keep = joining.keep(Arc::clone(identity), Arc::clone(&self.clock), SeededRng::new(1));
+        let keep = joining.keep(Arc::clone(identity), Arc::clone(&self.clock), SeededRng::new(1), |_| {});
         let renewed = async {
             while serial(identity) == first {
                 tokio::time::sleep(Duration::from_millis(5)).await;

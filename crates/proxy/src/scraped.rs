@@ -17,6 +17,10 @@ pub(crate) fn tell(shared: &Arc<Shared>) {
         if let Some(shared) = weak.upgrade() {
             let now = shared.clock.now();
             of_memory(&shared, samples);
+            if let Some(identity) = &shared.mesh.identity {
+                let remaining = identity.remaining().as_secs();
+                samples.tell(&inventory::SVID_REMAINING, &[identity.id().as_str()], remaining);
+            }
             let snapshot = shared.snapshot.load();
             snapshot.clusters().for_each(|cluster| of_cluster(cluster, now, samples));
             snapshot.route_breakers().iter().for_each(|breaker| of_route(breaker, now, samples));

@@ -265,6 +265,8 @@ metrics! {
         "Endpoints that are out for everybody, because many of their callers have ejected them.";
     CONTROL_PLANE_SVIDS = "meshwork_control_plane_svids_issued_total", Counter, "", &[],
         "SVIDs issued to proxies and roles.";
+    SVID_REMAINING = "meshwork_svid_remaining_seconds", Gauge, "seconds", &["spiffe_id"],
+        "How long the process's own SVID still lives; 0: it has expired, and the process neither calls nor answers.";
     BUILD_INFO = "meshwork_build_info", Gauge, "", &["version", "role"],
         "Version and role of this process, as labels; the value is 1.";
     PROCESS_START_TIME = "process_start_time_seconds", Gauge, "seconds", &[],

@@ -64,6 +64,8 @@ pub struct Client {
     watches: Watches,
     report: Report,
     report_due: bool,
+    /// What is wrong with the identity.
+    trouble: Option<String>,
     observations: VecDeque<Observation>,
     /// What the consumer sees of services, and whether it is to be said.
     views: Option<Views>,
@@ -105,6 +107,7 @@ impl Client {
             refused: BTreeMap::new(),
             report: Report::default(),
             report_due: false,
+            trouble: None,
             observations: VecDeque::new(),
             views: None,
             views_due: false,
@@ -404,11 +407,21 @@ impl Client {
         }
     }
 
+    /// What is wrong with the identity here, or that nothing is any more.
+    pub fn troubled(&mut self, trouble: Option<String>) {
+        if self.trouble != trouble {
+            self.trouble = trouble;
+            self.refresh_last_error();
+            self.report_due = true;
+        }
+    }
+
     /// What is wrong here, the worst first.
     fn refresh_last_error(&mut self) {
         let unbound = self.report.unbound.iter().next().map(|(listener, why)| format!("{listener}: {why}"));
         let refused = || self.refused.iter().next().map(|(key, why)| format!("{key}: {why}"));
-        self.report.last_error = unbound.or_else(refused).unwrap_or_default();
+        let trouble = self.trouble.clone();
+        self.report.last_error = trouble.or(unbound).or_else(refused).unwrap_or_default();
     }
 
     /// What this proxy reports.

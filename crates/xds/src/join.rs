@@ -207,6 +207,15 @@ impl JoinError {
     }
 }
 
+/// How the identity of a running process stands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Standing {
+    /// Whether its SVID is in force; without, the process neither calls nor answers.
+    pub in_force: bool,
+    /// Why it is not renewed though it is time.
+    pub trouble: Option<String>,
+}
+
 /// Waits for a control plane that is not there yet: with back-off, and told once.
 #[derive(Debug)]
 pub struct Waiting {
@@ -356,24 +365,39 @@ impl Joining {
         format!("https://{}", self.control_plane)
     }
 
-    /// Renews the SVID for as long as it is polled, and keeps what is renewed.
-    pub async fn keep(self, identity: Arc<Identity>, clock: Arc<dyn Clock>, mut rng: impl Rng) {
+    /// Renews the SVID for as long as it is polled, and keeps what is renewed. How it stands is told once a minute at
+    /// least, whether it has changed or not.
+    pub async fn keep(
+        self,
+        identity: Arc<Identity>,
+        clock: Arc<dyn Clock>,
+        mut rng: impl Rng,
+        mut told: impl FnMut(&Standing),
+    ) {
         let svid = identity.svid();
         let mut rotation = Rotation::new(svid.not_before(), svid.not_after(), &mut rng);
+        let mut trouble = None;
         loop {
             let now = clock.wall();
+            told(&Standing { in_force: identity.check_own().is_ok(), trouble: trouble.clone() });
             match rotation.action(now) {
                 Action::Wait { until } => {
-                    tokio::time::sleep(until.saturating_sub(now).min(LONGEST_WAIT)).await;
+                    // Its end is told when it comes, and not a minute later.
+                    let over = identity.svid().not_after() + Duration::from_secs(1);
+                    let next = if over > now { until.min(over) } else { until };
+                    tokio::time::sleep(next.saturating_sub(now).min(LONGEST_WAIT)).await;
                 }
                 Action::Renew => match self.renew(&identity, &clock).await {
                     Ok(svid) => {
                         tracing::info!(id = %svid.id(), "SVID renewed");
+                        trouble = None;
                         rotation.renewed(svid.not_before(), svid.not_after(), &mut rng);
                     }
                     Err(error) => {
                         let remaining_seconds = identity.remaining().as_secs();
                         tracing::warn!(%error, remaining_seconds, "SVID not renewed; asking again");
+                        let ends = rfc3339_millis(identity.svid().not_after());
+                        trouble = Some(format!("the SVID, which ends at {ends}, is not renewed: {error}"));
                         rotation.failed(clock.wall(), &mut rng);
                     }
                 },

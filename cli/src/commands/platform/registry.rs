@@ -17,7 +17,8 @@ use meshwork_process::Readiness;
 use meshwork_process::admin::process_routes;
 use meshwork_registry::{Caller, Options, Registry};
 use meshwork_store::embedded;
-use meshwork_xds::join::{Joining, Tokens};
+use meshwork_telemetry::inventory;
+use meshwork_xds::join::{Joining, Standing, Tokens};
 use meshwork_xds::transport::mtls::{self, Connections, Endpoints};
 use tonic::service::Routes;
 
@@ -119,7 +120,15 @@ impl RegistryArgs {
             connections: Connections::default(),
             clock: Arc::clone(&clock),
         };
-        served.0.push(tokio::spawn(joining.keep(identity, clock, ThreadRng::new())).abort_handle());
+        let (of_mesh, told) = (Arc::downgrade(&identity), joined.clone());
+        process.metrics.ask(move |samples| {
+            if let Some(identity) = of_mesh.upgrade() {
+                let remaining = identity.remaining().as_secs();
+                samples.tell(&inventory::SVID_REMAINING, &[identity.id().as_str()], remaining);
+            }
+        });
+        let told = move |standing: &Standing| told.set(standing.in_force);
+        served.0.push(tokio::spawn(joining.keep(identity, clock, ThreadRng::new(), told)).abort_handle());
         let stop = process.drain.draining().clone().cancelled_owned();
         let serving = async move {
             if let Err(error) = mtls::serve(mesh, endpoints, stop).await {
@@ -127,7 +136,6 @@ impl RegistryArgs {
             }
         };
         served.0.push(tokio::spawn(serving).abort_handle());
-        joined.set(true);
         Ok(served)
     }
 

@@ -4,7 +4,7 @@
 use meshwork_api::identity::{Der, RenewRequest};
 use meshwork_base::{ManualClock, SpiffeId};
 use meshwork_identity::{Loaded, Peer, PendingSvid, Svid, SvidStore, provider};
-use meshwork_xds::join::role_client;
+use meshwork_xds::join::{Standing, role_client};
 use rustls::ClientConfig;
 use rustls::client::ResolvesClientCert;
 use rustls::sign::CertifiedKey;
@@ -187,4 +187,47 @@ async fn an_expired_svid_opens_no_stream_and_no_other_door() {
         (401, "MW6001".into(), "no_certificate".into()),
         "it is shown for renewal alone"
     );
+}
+
+/// What is told until something that is looked for is told.
+async fn told_until(
+    mesh: &Mesh,
+    joining: Joining,
+    identity: &Arc<Identity>,
+    wanted: impl Fn(&Standing) -> bool,
+) -> Vec<Standing> {
+    let (tell, mut told) = tokio::sync::mpsc::channel(64);
+    let rng = SeededRng::new(1);
+    let say = move |standing: &Standing| tell.try_send(standing.clone()).unwrap();
+    let keep = joining.keep(Arc::clone(identity), Arc::clone(&mesh.clock), rng, say);
+    let heard = async {
+        let mut all = Vec::new();
+        while !all.last().is_some_and(&wanted) {
+            all.push(told.recv().await.unwrap());
+        }
+        all
+    };
+    tokio::select! {
+        () = keep => unreachable!("it keeps the SVID for as long as it is polled"),
+        heard = tokio::time::timeout(PATIENCE, heard) => heard.expect("it is told"),
+    }
+}
+
+#[tokio::test]
+async fn a_process_tells_that_its_svid_is_over_why_and_when_that_is_mended() {
+    let (mesh, clock) = mesh().await;
+    let used = mesh.token("web", 1).await.token;
+    let identity = mesh.join_with("web", Some(&used)).await.unwrap();
+    let well = Standing { in_force: true, trouble: None };
+    let joining = mesh.joining("web", Some(&used));
+    assert_eq!(told_until(&mesh, joining, &identity, |_| true).await, std::slice::from_ref(&well));
+    let mesh = away(mesh, &clock, TTL + DAY * 31).await;
+    let told = told_until(&mesh, mesh.joining("web", Some(&used)), &identity, |s| s.trouble.is_some()).await;
+    assert!(told.iter().all(|standing| !standing.in_force), "{told:?}");
+    let trouble = told.last().unwrap().trouble.as_deref().unwrap();
+    assert!(trouble.contains("is not renewed") && trouble.contains("create a new one"), "{trouble}");
+    // Who puts another token into the file mends it.
+    let fresh = mesh.token("web", 1).await.token;
+    let told = told_until(&mesh, mesh.joining("web", Some(&fresh)), &identity, |s| s.in_force).await;
+    assert_eq!(told.last(), Some(&well));
 }

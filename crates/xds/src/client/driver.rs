@@ -30,6 +30,7 @@ enum Command {
     Bound(BTreeMap<String, IpAddr>, BTreeMap<String, String>),
     Watch(ResourceKey, Duration, oneshot::Sender<Answer>),
     Touch(ResourceKey),
+    Troubled(Option<String>),
     Armed(Vec<u64>),
     Observed(Box<v1::Observation>),
     Viewed(v1::Views),
@@ -54,6 +55,7 @@ impl std::fmt::Debug for Command {
             Self::Bound(..) => "Bound",
             Self::Watch(..) => "Watch",
             Self::Touch(_) => "Touch",
+            Self::Troubled(_) => "Troubled",
             Self::Armed(_) => "Armed",
             Self::Observed(_) => "Observed",
             Self::Viewed(_) => "Viewed",
@@ -104,6 +106,11 @@ impl Handle {
     /// the next call says the same.
     pub fn touch(&self, key: ResourceKey) {
         drop(self.commands.try_send(Command::Touch(key)));
+    }
+
+    /// Says what is wrong with the identity, or that nothing is; say it again now and then: a full queue drops it.
+    pub fn troubled(&self, trouble: Option<String>) {
+        drop(self.commands.try_send(Command::Troubled(trouble)));
     }
 
     /// The consumer has armed these probes.
@@ -325,6 +332,7 @@ impl Core {
         match command {
             Command::Effective(revision) => self.client.effective(revision),
             Command::Bound(listeners, unbound) => self.client.bound(listeners, unbound),
+            Command::Troubled(trouble) => self.client.troubled(trouble),
             Command::Touch(key) => self.client.touch(&key, now),
             Command::Armed(probes) => self.client.armed(probes),
             Command::Observed(observation) => self.client.observed(*observation),

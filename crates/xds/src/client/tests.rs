@@ -443,3 +443,17 @@ fn without_a_stream_one_waits_for_it_and_the_others_are_told_at_once() {
     client.tick(AT(3001));
     assert_eq!(answers(&mut client), [], "there is somebody to ask now");
 }
+
+#[test]
+fn trouble_with_the_identity_is_the_last_error_until_it_is_over() {
+    let (mut client, _) = joined();
+    client.bound(BTreeMap::new(), BTreeMap::from([("edge/http".to_owned(), "port 80 is taken".to_owned())]));
+    client.troubled(Some("the SVID is not renewed".to_owned()));
+    assert_eq!(client.report().last_error, "the SVID is not renewed");
+    assert!(client.has_request(), "and it is said");
+    while client.poll_request().is_some() {}
+    client.troubled(Some("the SVID is not renewed".to_owned()));
+    assert!(!client.has_request(), "once");
+    client.troubled(None);
+    assert_eq!(client.report().last_error, "edge/http: port 80 is taken");
+}

@@ -38,6 +38,8 @@ const HANDSHAKES: usize = 256;
 const REMEMBERED: usize = 128;
 /// How long a client without SVID may stay.
 const JOINING: Duration = Duration::from_secs(30);
+/// A wall clock may be set on, and a machine may have slept: the end of an SVID is looked for as often.
+const LOOK: Duration = Duration::from_mins(1);
 /// How often an idle connection is asked whether it lives, and how long the answer may take.
 const KEEP_ALIVE: Duration = Duration::from_secs(10);
 const KEEP_ALIVE_ANSWER: Duration = Duration::from_secs(5);
@@ -106,9 +108,9 @@ impl Connections {
         self.live.lock().peers.len()
     }
 
-    fn open(&self, peer: Peer, clock: &dyn Clock) -> End {
+    fn open(&self, peer: Peer, clock: &Arc<dyn Clock>) -> End {
         let (end, ended) = oneshot::channel();
-        let left = peer.not_after.saturating_sub(clock.wall());
+        let over = until_over(peer.not_after, Arc::clone(clock));
         let expired = Refusal::SvidExpired { id: peer.id.clone(), not_after: peer.not_after };
         let mut live = self.live.lock();
         live.next += 1;
@@ -117,10 +119,21 @@ impl Connections {
         let over = Box::pin(async move {
             tokio::select! {
                 Ok(refusal) = ended => refusal,
-                () = tokio::time::sleep(left) => expired,
+                () = over => expired,
             }
         });
         End { connections: self.clone(), id, over }
+    }
+}
+
+/// Returns when the wall clock says that an SVID is over.
+async fn until_over(not_after: Duration, clock: Arc<dyn Clock>) {
+    loop {
+        let left = not_after.saturating_sub(clock.wall());
+        if left.is_zero() {
+            return;
+        }
+        tokio::time::sleep(left.min(LOOK)).await;
     }
 }
 
@@ -155,7 +168,7 @@ struct Proven<S> {
 }
 
 impl<S> Proven<S> {
-    fn new(stream: S, shown: Shown, connections: &Connections, clock: &dyn Clock) -> Self {
+    fn new(stream: S, shown: Shown, connections: &Connections, clock: &Arc<dyn Clock>) -> Self {
         let end = Some(match &shown {
             Shown::InForce(peer) => connections.open(peer.clone(), clock),
             Shown::Nothing | Shown::Lapsed(_) => end_of_joining(connections),
@@ -289,7 +302,7 @@ async fn accept(listener: TcpListener, endpoints: Endpoints, proven: mpsc::Sende
             let done = tokio::time::timeout(HANDSHAKE, handshake).await.unwrap_or_else(|_| Err(late()));
             match done {
                 Ok((stream, shown)) => {
-                    let admitted = Proven::new(stream, shown, &connections, &*clock);
+                    let admitted = Proven::new(stream, shown, &connections, &clock);
                     // For a deny entry that came between the handshake's look at the bundle and this line.
                     connections.review(&identity.bundle());
                     drop(proven.send(Ok(admitted)).await);
@@ -319,7 +332,7 @@ pub fn connector(
             let opened = tokio::time::timeout(HANDSHAKE, connect(&target, &identity, &tls));
             let (stream, peer) =
                 opened.await.map_err(|_| unreachable("no answer within 10 s".to_owned()))??;
-            let proven = Proven::new(stream, Shown::InForce(peer), &connections, &*clock);
+            let proven = Proven::new(stream, Shown::InForce(peer), &connections, &clock);
             let mut once = Some(TokioIo::new(proven));
             let again = || io::Error::from(io::ErrorKind::NotConnected);
             let dial = tower::service_fn(move |_| std::future::ready(once.take().ok_or_else(again)));
@@ -350,4 +363,23 @@ async fn connect(
     let name = ServerName::try_from("control-plane.mesh").expect("it is a DNS name");
     let connected = meshwork_identity::connect(identity, tls, name, tcp).await;
     connected.map_err(|refusal| StreamError::Refused(refusal.to_string()))
+}
+
+#[cfg(test)]
+mod tests {
+    use meshwork_base::ManualClock;
+    use tokio::time::Instant;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn an_svid_that_ends_as_the_clock_is_set_on_ends_its_connection_within_a_minute() {
+        let clock = ManualClock::new();
+        let (began, hour) = (Instant::now(), Duration::from_hours(1));
+        let over = tokio::spawn(until_over(hour, Arc::new(clock.clone())));
+        tokio::task::yield_now().await;
+        clock.advance(hour);
+        over.await.expect("it ends");
+        assert!(began.elapsed() <= LOOK);
+    }
 }
