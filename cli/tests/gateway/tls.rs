@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 
-use crate::support::{Curl, Gateway, Upstream, sslscan, yaml};
+use crate::support::{Curl, Gateway, Upstream, meshwork, sslscan, until, yaml};
 
 const HTTPS: u16 = 8443;
 
@@ -142,7 +142,7 @@ fn sni_chooses_the_certificate_and_alpn_the_version() {
 }
 
 #[test]
-fn a_replaced_certificate_is_served_at_once_and_a_broken_one_never() {
+fn a_replaced_certificate_is_served_at_once_and_an_absent_one_is_told() {
     let Some(curl) = Curl::find() else { return };
     let upstream = Upstream::start("web");
     let (old, new) = (Authority::new(), Authority::new());
@@ -157,17 +157,64 @@ fn a_replaced_certificate_is_served_at_once_and_a_broken_one_never() {
     gateway.edit(|| gateway.write("secret.yaml", &fresh));
     assert_eq!(curl.get(&Call::new(&gateway, "a.example", &new).arguments()).status, 200);
     curl.refused(&Call::new(&gateway, "a.example", &old).arguments());
-    // A key that does not belong to the certificate: the listener says so, and names no byte of either.
-    let other = Authority::new().secret("a", "a.example");
-    let (chain, _) = fresh.split_once("  tls.key").unwrap();
-    let (_, key) = other.split_once("  tls.key").unwrap();
-    gateway.write("secret.yaml", &format!("{chain}  tls.key{key}"));
-    let edge = crate::support::until("the listener says that its certificate is broken", || {
+    // Without any certificate the listener says so.
+    gateway.write("secret.yaml", "");
+    let edge = until("the listener says that its certificate is absent", || {
         let edge = gateway.object("gateway", "default", "edge");
         let conditions = edge["status"]["listeners"][0]["conditions"].as_array()?.clone();
         conditions.into_iter().find(|c| c["type"] == "ResolvedRefs" && c["status"] == "False")
     });
     assert_eq!(edge["reason"], "InvalidCertificateRef");
+}
+
+/// The slip of a renewal: the key of one day, the certificate of another.
+#[test]
+fn a_certificate_whose_key_is_anothers_leaves_the_last_good_one_serving() {
+    let Some(curl) = Curl::find() else { return };
+    let upstream = Upstream::start("web");
+    let (old, new) = (Authority::new(), Authority::new());
+    let gateway = Gateway::start(&[
+        ("edge.yaml", &[edge(&[("a", "a.example")]), serving(&upstream)].concat()),
+        ("secret.yaml", &old.secret("a", "a.example")),
+    ]);
+    let old = old.file(gateway.directory(), "old.pem");
+    let fresh = new.secret("a", "a.example");
+    let new = new.file(gateway.directory(), "new.pem");
+    let (_, key) = fresh.split_once("  tls.key").unwrap();
+    let other = Authority::new().secret("a", "a.example");
+    let (chain, other_key) = other.split_once("  tls.key").unwrap();
+    let (head, _) = fresh.split_once("  tls.crt").unwrap();
+    let bad = [
+        (format!("{chain}  tls.key{key}"), "`tls.key` is not the key of the first certificate"),
+        (format!("{head}  tls.crt: no certificate\n  tls.key{other_key}"), "`tls.crt` holds no certificate"),
+    ];
+    for (bad, why) in bad {
+        gateway.write("secret.yaml", &bad);
+        let told = until("the secret is refused", || {
+            let secret = gateway.object("secret", "default", "a");
+            let conditions = secret["status"]["conditions"].as_array()?.clone();
+            let told = conditions.into_iter().find(|c| c["type"] == "meshwork.dev/Rejected")?;
+            told["message"].as_str()?.contains(why).then_some(told)
+        });
+        assert_eq!((&told["status"], &told["reason"]), (&"True".into(), &"LastValidServes".into()));
+        let reply = curl.get(&Call::new(&gateway, "a.example", &old).arguments());
+        assert_eq!(reply.status, 200, "the last good certificate serves: {why}");
+        let log = gateway.stderr();
+        let line = log.lines().find(|line| line.contains("configuration refused") && line.contains(why));
+        assert!(line.is_some_and(|line| line.contains("MW1019")), "{why}: {log}");
+        assert!(!log.contains(key.lines().nth(2).unwrap().trim()), "no byte of a key is told");
+        let shown = gateway.ask(&["get", "secrets"]);
+        let table = String::from_utf8_lossy(&shown.stdout);
+        assert!(table.contains("Rejected=True (LastValidServes)"), "{table}");
+        let file = gateway.directory().join("bad.yaml");
+        fs::write(&file, &bad).unwrap();
+        let checked = meshwork(&["check", "-f", file.to_str().unwrap()]);
+        assert_eq!(checked.status.code(), Some(1), "{checked:?}");
+        assert!([checked.stdout, checked.stderr].concat().windows(6).any(|word| word == b"MW1019"));
+    }
+    gateway.edit(|| gateway.write("secret.yaml", &fresh));
+    assert_eq!(curl.get(&Call::new(&gateway, "a.example", &new).arguments()).status, 200);
+    curl.refused(&Call::new(&gateway, "a.example", &old).arguments());
 }
 
 #[test]

@@ -14,7 +14,6 @@
 mod stale;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::mem;
 use std::sync::Arc;
 
 use meshwork_base::pack;
@@ -100,7 +99,6 @@ impl Compiler {
         }
         gateway::finish(&mut cx, &gateways);
         maps.replace(&mut self.back, cx.take());
-        let verdicts = mem::take(&mut cx.verdicts);
         if self.routes.len() > 2 * self.packed {
             let (mut resources, mut statuses) = (self.packed, self.packed);
             pack(Arc::make_mut(&mut maps.resources), &mut resources);
@@ -112,7 +110,6 @@ impl Compiler {
             resources: maps.resources,
             statuses: maps.statuses,
             diagnostics: self.diagnostics(),
-            verdicts,
         });
         Arc::clone(&self.output)
     }

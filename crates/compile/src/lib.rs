@@ -19,7 +19,6 @@
 
 mod attach;
 mod backend;
-mod certificate;
 mod compiler;
 mod endpoints;
 mod gateway;
@@ -56,7 +55,7 @@ pub use output::{Changes, CompiledResource, Output, ResourceKey, ResourceType};
 pub use status::Status;
 
 use index::{Index, Report};
-use output::{Resources, Verdicts};
+use output::Resources;
 use status::{Condition, ConditionStatus, Timestamp};
 
 /// Compiles everything, once. Who compiles again and again keeps a [`Compiler`].
@@ -78,7 +77,6 @@ struct Cx<'a> {
     recent: Vec<Arc<Status>>,
     names: HashSet<Arc<str>>,
     report: Report,
-    verdicts: Verdicts,
 }
 
 /// What one part of a compilation has put out.
@@ -100,7 +98,6 @@ impl<'a> Cx<'a> {
             recent: Vec::new(),
             names: HashSet::new(),
             report: Report::default(),
-            verdicts: Verdicts::new(),
         }
     }
 

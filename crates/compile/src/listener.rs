@@ -3,14 +3,10 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use meshwork_base::ContentHash;
 use meshwork_messages::v1;
-use meshwork_resources::{
-    Gateway, Listener, Protocol, SecretBytes, SecretReference, Severity, Spanned, TlsMode,
-};
+use meshwork_resources::{Gateway, Listener, Protocol, SecretReference, Severity, Spanned, TlsMode};
 
 use crate::Cx;
-use crate::certificate;
 use crate::codes;
 use crate::gateway::GatewayPlan;
 use crate::index::{Entry, GATEWAY_GROUP, Reference, qualified, source};
@@ -173,24 +169,15 @@ fn certificate(
     }
     let Some(secret) = cx.index.secrets.get(&key) else {
         let message = format!("There is no Secret {}.", qualified(key));
-        return fail(
-            codes::INVALID_CERTIFICATE,
-            "InvalidCertificateRef",
-            message,
-            "add it, or correct its name",
-        );
+        let help = "add it, correct its name, or mend it if it was refused";
+        return fail(codes::INVALID_CERTIFICATE, "InvalidCertificateRef", message, help);
     };
-    let part = |name: &str| secret.spec.data.get(name).map_or(&[][..], SecretBytes::expose);
-    let (chain, private_key) = (part("tls.crt"), part("tls.key"));
-    let verdict = verdict(cx, chain, private_key);
-    if let Err(why) = verdict {
-        let message = format!("Secret {} is no certificate: {why}.", qualified(key));
+    // Whether they fit was judged when the secret was read, which so keeps its last good version.
+    let Some((chain, private_key)) = secret.spec.certificate_and_key() else {
+        let message = format!("Secret {} does not hold both `tls.crt` and `tls.key`.", qualified(key));
         let help = "see the page of this code";
-        let code = codes::INVALID_CERTIFICATE;
-        cx.report.tell(gateway.object, reference.span, Severity::Error, code, message.clone()).help =
-            Some(help.to_owned());
-        return Err(("InvalidCertificateRef", message));
-    }
+        return fail(codes::INVALID_CERTIFICATE, "InvalidCertificateRef", message, help);
+    };
     let name: Arc<str> = qualified(key).into();
     let message = v1::Secret {
         source: Some(source(secret.object)),
@@ -199,15 +186,6 @@ fn certificate(
     };
     cx.resources.add(Arc::clone(&name), message, vec![], vec![]);
     Ok(name)
-}
-
-/// Whether chain and key are usable; looked at once per content, since checking an RSA key is not cheap.
-fn verdict(cx: &mut Cx<'_>, chain: &[u8], key: &[u8]) -> Result<(), String> {
-    let content = [ContentHash::of(chain).to_string(), ContentHash::of(key).to_string()].concat();
-    let known = cx.verdicts.get(&content).or_else(|| cx.previous?.verdicts.get(&content)).cloned();
-    let verdict = known.unwrap_or_else(|| certificate::check(chain, key).map_err(|error| error.to_string()));
-    cx.verdicts.insert(content, verdict.clone());
-    verdict
 }
 
 /// Where a listener is reached: two in one place must be told apart by hostname.

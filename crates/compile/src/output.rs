@@ -117,9 +117,6 @@ impl fmt::Debug for CompiledResource {
     }
 }
 
-/// The verdict on a certificate that was looked at, so that the next compilation need not look again.
-pub(crate) type Verdicts = BTreeMap<String, Result<(), String>>;
-
 /// Resources by key.
 pub type ByKey = BTreeMap<ResourceKey, Arc<CompiledResource>>;
 
@@ -132,7 +129,6 @@ pub struct Output {
     pub statuses: Arc<BTreeMap<ObjectKey, Arc<Status>>>,
     /// What users are to know, in the order of files and lines.
     pub diagnostics: Vec<Diagnostic>,
-    pub(crate) verdicts: Verdicts,
 }
 
 /// The difference between two outputs.

@@ -48,4 +48,6 @@ codes! {
     DUPLICATE_ENTRY = 1017;
     /// A regular expression that does not compile.
     INVALID_REGEX = 1018;
+    /// A secret's certificate chain and private key cannot be used, or not together.
+    INVALID_CERTIFICATE = 1019;
 }

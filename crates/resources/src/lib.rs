@@ -15,6 +15,7 @@
 //!
 //! What a reference points to is not looked up here: that needs all objects and is the work of `compile`.
 
+mod certificate;
 mod decode;
 mod diagnostic;
 mod json;

@@ -1,6 +1,6 @@
 //! Compiling again gives what compiling from nothing gives, whatever changed in between.
 
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use meshwork_base::QualifiedName;
 use meshwork_resources::Object;
@@ -32,6 +32,17 @@ fn object(api: &str, kind: &str, (namespace, name): (u8, &str), rest: &str) -> S
 
 const GATEWAY_API: &str = "gateway.networking.k8s.io/v1";
 const POLICIES: &str = "meshwork.dev/v1alpha1";
+
+/// A certificate with its key, as a secret's data.
+static CERTIFICATE: LazyLock<String> = LazyLock::new(|| {
+    let made = rcgen::generate_simple_self_signed(["a.org".to_owned()]).unwrap();
+    let indent = |pem: String| pem.lines().map(|line| format!("    {line}\n")).collect::<String>();
+    format!(
+        "tls.crt: |\n{}  tls.key: |\n{}",
+        indent(made.cert.pem()),
+        indent(made.signing_key.serialize_pem())
+    )
+});
 
 fn gateway() -> impl Strategy<Value = String> {
     (0u8..2, prop::sample::select(vec!["Same", "All"]), 0u8..3, any::<bool>()).prop_map(
@@ -126,9 +137,8 @@ fn rest() -> impl Strategy<Value = String> {
         format!("apiVersion: v1\nkind: Namespace\nmetadata: {{name: {name}{labels}}}\n")
     });
     let secret = (0u8..2, any::<bool>()).prop_map(|(namespace, good)| {
-        let data = if good { "bm8=" } else { "eWVz" };
-        let rest = format!("type: kubernetes.io/tls\ndata: {{tls.crt: {data}, tls.key: {data}}}");
-        object("v1", "Secret", (namespace, "cert"), &rest)
+        let data = if good { CERTIFICATE.as_str() } else { "tls.crt: half of it" };
+        object("v1", "Secret", (namespace, "cert"), &format!("stringData:\n  {data}"))
     });
     let target = prop::sample::select(vec![
         "{group: gateway.networking.k8s.io, kind: HTTPRoute, name: r0}",

@@ -94,8 +94,8 @@ fn a_certificate_that_cannot_be_used_closes_its_listener() {
         ("{name: broken, group: example.com}", "InvalidCertificateRef", "MW2005"),
         ("{name: broken, namespace: certs}", "RefNotPermitted", "MW2006"),
     ];
-    let secret = "---\napiVersion: v1\nkind: Secret\ntype: kubernetes.io/tls\nmetadata: {name: broken, namespace: shop}\n\
-                  stringData: {tls.crt: Hello world, tls.key: Hello world}\n";
+    let secret = "---\napiVersion: v1\nkind: Secret\nmetadata: {name: broken, namespace: shop}\n\
+                  stringData: {tls.crt: Hello world}\n";
     for (reference, reason, code) in cases {
         let https = format!(
             "  - {{name: https, port: 8443, protocol: HTTPS, tls: {{certificateRefs: [{reference}]}}}}"

@@ -6,6 +6,7 @@ use std::fmt;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 
+use crate::certificate;
 use crate::codes;
 use crate::decode::node::Node;
 use crate::decode::{Cx, Decode, Fields, record};
@@ -14,6 +15,10 @@ use crate::object::ObjectMeta;
 
 /// The type of secrets that hold a certificate and its key.
 const TLS: &str = "kubernetes.io/tls";
+/// Where a certificate chain stands in a secret.
+const CHAIN: &str = "tls.crt";
+/// Where its private key stands.
+const KEY: &str = "tls.key";
 
 /// What must not be seen: it prints and serialises as `<redacted>`.
 #[derive(Clone, PartialEq, Eq)]
@@ -69,26 +74,15 @@ pub struct Secret {
 }
 
 impl Secret {
-    /// Whether it is of type `kubernetes.io/tls`.
+    /// The certificate chain and its private key, both PEM; a secret of any type may hold them. In an object that was
+    /// loaded they fit each other.
     #[must_use]
-    pub fn is_tls(&self) -> bool {
-        self.secret_type == TLS
+    pub fn certificate_and_key(&self) -> Option<(&[u8], &[u8])> {
+        Some((self.part(CHAIN)?, self.part(KEY)?))
     }
 
-    /// The certificate chain, PEM, of a secret of type `kubernetes.io/tls`.
-    #[must_use]
-    pub fn certificate_chain(&self) -> Option<&[u8]> {
-        self.tls_part("tls.crt")
-    }
-
-    /// The private key, PEM, of a secret of type `kubernetes.io/tls`.
-    #[must_use]
-    pub fn private_key(&self) -> Option<&[u8]> {
-        self.tls_part("tls.key")
-    }
-
-    fn tls_part(&self, name: &str) -> Option<&[u8]> {
-        self.data.get(name).filter(|_| self.is_tls()).map(SecretBytes::expose)
+    fn part(&self, name: &str) -> Option<&[u8]> {
+        self.data.get(name).map(SecretBytes::expose).filter(|bytes| !bytes.is_empty())
     }
 }
 
@@ -105,15 +99,19 @@ impl Body for Secret {
     }
 
     fn validate(&self, _: &ObjectMeta, cx: &mut Cx) {
-        if !self.is_tls() {
-            return;
+        let needed: &[&str] = if self.secret_type == TLS { &[CHAIN, KEY] } else { &[] };
+        for name in needed.iter().filter(|name| self.part(name).is_none()) {
+            let message = format!("a secret of type `{TLS}` needs `{name}`");
+            cx.error(cx.start(), codes::MISSING_FIELD, message).help =
+                Some("put it under `data` (base64) or `stringData` (as it is)".to_owned());
         }
-        for name in ["tls.crt", "tls.key"] {
-            if self.data.get(name).is_none_or(|bytes| bytes.expose().is_empty()) {
-                let message = format!("a secret of type `{TLS}` needs `{name}`");
-                cx.error(cx.start(), codes::MISSING_FIELD, message).help =
-                    Some("put it under `data` (base64) or `stringData` (as it is)".to_owned());
-            }
+        // Judged here, where the last good version can stay, and not by the listener, which would be closed. The place is
+        // the object's: who prints the lines around it prints no key.
+        let Some((chain, key)) = self.certificate_and_key() else { return };
+        if let Err(error) = certificate::check(chain, key) {
+            cx.error(cx.start(), codes::INVALID_CERTIFICATE, error.to_string()).help = Some(
+                "`tls.crt`: the chain, the server's own first; `tls.key`: the key of that one".to_owned(),
+            );
         }
     }
 
