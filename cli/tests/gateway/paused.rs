@@ -9,6 +9,7 @@ use crate::support::{Curl, Gateway, Upstream, until, yaml};
 const LIMIT: Duration = Duration::from_secs(1);
 
 #[test]
+#[expect(clippy::disallowed_methods, reason = "the time of a process that stands still goes on")]
 fn an_answer_that_came_while_the_gateway_stood_still_is_no_time_out() {
     let Some(curl) = Curl::find() else { return };
     let upstream = Upstream::start("web");
