@@ -64,7 +64,7 @@ pub(crate) fn run(arguments: Arguments) -> Outcome {
         let tokens = tokens(&api, &platform, args.token_file.clone(), who);
         let metrics = MetricsRegistry::new(common.max_metric_series);
         let parts = Parts { common, args, tokens, instance, address, log: Some(log), clock, metrics };
-        Ok::<_, Box<dyn std::error::Error>>(meshwork_sidecar::run(parts).await?)
+        Ok::<_, Box<dyn std::error::Error>>(Box::pin(meshwork_sidecar::run(parts)).await?)
     })?;
     Ok(ExitCode::from(code))
 }

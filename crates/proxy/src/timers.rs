@@ -154,6 +154,7 @@ mod tests {
     }
 
     #[tokio::test]
+    #[expect(clippy::disallowed_methods, reason = "the loop stands still")]
     async fn one_that_is_late_lets_others_go_first() {
         let timers = Rc::new(Timers::default());
         let mut timer = timers.start(Duration::ZERO);

@@ -1,6 +1,8 @@
 //! Callers who speak HTTP/2 to hurt: each is bounded, named and counted, and nobody else notices. Against a gateway, and
 //! against the side of a proxy that the mesh calls.
 
+#![expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+
 mod support;
 
 use std::net::SocketAddr;
