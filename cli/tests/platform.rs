@@ -169,7 +169,8 @@ fn a_program_is_in_the_mesh_while_it_runs() {
     });
     assert_eq!(instance["address"], address.to_string());
     assert_eq!(instance["identity"], "spiffe://mesh.local/ns/default/sa/web");
-    assert_eq!(call(&instance, "web"), 200, "through its own sidecar, twice");
+    // Callers learn from the control plane what the registry says.
+    until("it is called, through its own sidecar, twice", || (call(&instance, "web") == 200).then_some(()));
     let app = pid_in(&platform.data.path().join("web-1/app.pid")).unwrap();
     signal("TERM", child.id());
     assert_eq!(child.ended(), Some(5));
