@@ -61,7 +61,7 @@ pub struct RetryPolicy {
     pub on_connect_failure: bool,
     /// The upstream says that it processed nothing.
     pub on_refused: bool,
-    /// The time of one attempt.
+    /// The time of one attempt, from when the request is there until its response begins.
     pub per_try_timeout: Option<Duration>,
     /// The first back-off; zero: none.
     pub backoff_base: Duration,

@@ -478,15 +478,20 @@ mod tests {
         assert_eq!(exchange.order(), Some(Order::TimedOut(Phase::Exchange)));
     }
 
-    #[test]
-    fn a_connection_ends_with_its_peer_s_svid_and_takes_nothing_new_shortly_before() {
-        let connections = Rc::new(Connections::default());
-        let peer = Rc::new(Peer {
+    /// Somebody whose SVID ends after an hour.
+    fn peer() -> Rc<Peer> {
+        Rc::new(Peer {
             id: meshwork_base::SpiffeId::parse("spiffe://m/ns/a/sa/b").unwrap(),
             not_before: Duration::ZERO,
             not_after: Duration::from_secs(3600),
             serial: vec![1],
-        });
+        })
+    }
+
+    #[test]
+    fn a_connection_ends_with_its_peer_s_svid_and_takes_nothing_new_shortly_before() {
+        let connections = Rc::new(Connections::default());
+        let peer = peer();
         let link = connections.register(at(0));
         link.is_with(&peer);
         let stream = connections.register_stream(at(0), Some(&peer));
@@ -550,12 +555,7 @@ mod tests {
     #[test]
     fn whose_peer_is_not_trusted_any_more_does_not_live_until_a_drain_is_over() {
         let connections = Rc::new(Connections::default());
-        let peer = Rc::new(Peer {
-            id: meshwork_base::SpiffeId::parse("spiffe://m/ns/a/sa/b").unwrap(),
-            not_before: Duration::ZERO,
-            not_after: Duration::from_secs(3600),
-            serial: vec![1],
-        });
+        let peer = peer();
         let stream = connections.register_stream(at(0), Some(&peer));
         connections.close_denied(|_| true);
         let revoked = Some(Order::Close(Cause::PeerRevoked));
