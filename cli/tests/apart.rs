@@ -228,12 +228,13 @@ fn what_is_started_before_the_control_plane_waits_for_it_and_says_so_once() {
     signal("TERM", registry.id());
     assert_eq!(registry.ended(), Some(0));
     registry = apart.registry();
+    let said = |role: &str, what: &str| log_of(&apart, role).matches(what).count();
+    until("it waits as the one before it", || (said("registry", "waiting for it") == 2).then_some(()));
 
     let mut plane = apart.control_plane();
     for port in [8500, 15021, 15014] {
         until("it has what it waited for", || (ready(port) == Some(200)).then_some(()));
     }
-    let said = |role: &str, what: &str| log_of(&apart, role).matches(what).count();
     assert_eq!((said("gateway", "waiting for it"), said("registry", "waiting for it")), (1, 2));
     assert_eq!((said("registry", "registry started"), said("config", "config service started")), (2, 1));
 
