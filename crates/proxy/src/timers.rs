@@ -1,6 +1,6 @@
 //! Timers that one request after the other sets. Most are set for a while and never run out; what a new one costs is being
-//! entered into the runtime's wheel and taken out again. One that is there and is set for later stays where it is, so the one
-//! is taken that is set for the latest moment before the wanted one.
+//! entered into the runtime's wheel and taken out again. So one that is there is taken as it is, set for the latest moment before
+//! the wanted one: only if somebody still waits for it when that comes, it is set for later.
 //!
 //! A process may stand still: suspended, moved to another machine, out of its share of the CPU. What it waited for may have come
 //! meanwhile and lie in its sockets when it goes on, of which the runtime has not been told yet; its timers have run out at once. So
@@ -36,30 +36,36 @@ impl Timers {
         // As tokio does where a time has no end.
         let far = || Instant::now() + Duration::from_secs(86_400 * 365 * 30);
         let end = Instant::now().checked_add(time).unwrap_or_else(far);
-        let sleep = match self.take(end) {
-            Some(mut sleep) => {
-                sleep.as_mut().reset(end);
-                sleep
-            }
-            None => Box::pin(sleep_until(end)),
-        };
-        Timer { sleep: Some(sleep), turns: 0, timers: Rc::clone(self) }
+        let sleep = self.take(end).unwrap_or_else(|| Box::pin(sleep_until(end)));
+        Timer { sleep: Some(sleep), end, turns: 0, timers: Rc::clone(self) }
     }
 
+    /// One that is set for no later than this, or can be.
     fn take(&self, end: Instant) -> Option<Pin<Box<Sleep>>> {
         let mut kept = self.0.borrow_mut();
         let last = kept.len().checked_sub(1)?;
-        let looked_at = kept.iter().enumerate().rev().take(LOOKED_AT);
-        let before = looked_at.filter(|(_, (set_for, _))| *set_for <= end);
-        let best = before.max_by_key(|(_, (set_for, _))| *set_for).map_or(last, |(at, _)| at);
-        Some(kept.swap_remove(best).1)
+        let mut best: Option<(usize, Instant)> = None;
+        // A plain loop: as a chain of iterators this was a sixth of what a request's time limits cost.
+        for at in kept.len().saturating_sub(LOOKED_AT)..kept.len() {
+            let set_for = kept[at].0;
+            if set_for <= end && best.is_none_or(|(_, latest)| latest < set_for) {
+                best = Some((at, set_for));
+            }
+        }
+        if let Some((at, _)) = best {
+            return Some(kept.swap_remove(at).1);
+        }
+        let mut sleep = kept.swap_remove(last).1;
+        sleep.as_mut().reset(end);
+        Some(sleep)
     }
 }
 
 /// A timer, as long as somebody waits for it.
 pub(crate) struct Timer {
-    /// Absent only while it is dropped.
+    /// Absent only while it is dropped; set for the end, or for before.
     sleep: Option<Pin<Box<Sleep>>>,
+    end: Instant,
     /// In which others went first.
     turns: u8,
     timers: Rc<Timers>,
@@ -68,10 +74,15 @@ pub(crate) struct Timer {
 impl Timer {
     pub(crate) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let sleep = self.sleep.as_mut().expect("it is there until it is dropped");
-        if sleep.as_mut().poll(cx).is_pending() {
-            return Poll::Pending;
+        loop {
+            if sleep.as_mut().poll(cx).is_pending() {
+                return Poll::Pending;
+            }
+            if sleep.deadline() >= self.end {
+                return poll_after_others(self.end, &mut self.turns, cx);
+            }
+            sleep.as_mut().reset(self.end);
         }
-        poll_after_others(sleep.deadline(), &mut self.turns, cx)
     }
 }
 
@@ -179,6 +190,25 @@ mod tests {
         let places = first.each_ref().map(place);
         drop(first);
         assert_eq!(minutes.map(|time| place(&timers.start(time))), places, "each kind has its own again");
+    }
+
+    #[tokio::test]
+    async fn one_that_is_taken_as_it_is_wakes_nobody_twice_before_its_end() {
+        let timers = Rc::new(Timers::default());
+        let time = Duration::from_millis(50);
+        drop(timers.start(time));
+        let mut timer = timers.start(3 * time);
+        let set_for = timer.sleep.as_ref().map(|sleep| sleep.deadline());
+        assert!(set_for.is_some_and(|set_for| set_for < timer.end), "it is not moved");
+        let mut polls = 0;
+        let began = Instant::now();
+        poll_fn(|cx| {
+            polls += 1;
+            timer.poll(cx)
+        })
+        .await;
+        assert!(began.elapsed() >= 3 * time - TICK, "{:?}", began.elapsed());
+        assert!(polls <= 3 + i32::from(TURNS), "{polls}");
     }
 
     #[tokio::test]

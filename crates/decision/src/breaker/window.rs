@@ -23,7 +23,9 @@ const PARTS: u64 = 10;
 #[derive(Debug)]
 pub(crate) struct Window {
     size: WindowSize,
+    /// What is in it: of a window of time when its newest part has the number `sum_at`.
     sum: Tally,
+    sum_at: u64,
     /// Windows of calls: each call, the oldest first.
     calls: VecDeque<Tally>,
     /// Windows of time: tallies and the number of the part that they belong to.
@@ -32,7 +34,7 @@ pub(crate) struct Window {
 
 impl Window {
     pub(crate) fn new(size: WindowSize) -> Self {
-        Self { size, sum: Tally::default(), calls: VecDeque::new(), parts: Default::default() }
+        Self { size, sum: Tally::default(), sum_at: 0, calls: VecDeque::new(), parts: Default::default() }
     }
 
     pub(crate) fn size(&self) -> WindowSize {
@@ -70,7 +72,14 @@ impl Window {
             (*of, *tally) = (number, Tally::default());
         }
         tally.add(failed, slow);
-        self.within(number)
+        // As long as no other part begins, the calls before stay what they are.
+        if self.sum_at == number {
+            self.sum.add(failed, slow);
+        } else {
+            (self.sum, self.sum_at) = (self.within(number), number);
+        }
+        debug_assert_eq!(self.sum, self.within(number), "what is in the window is the sum of its parts");
+        self.sum
     }
 
     /// What is in the window at this moment.

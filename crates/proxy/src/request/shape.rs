@@ -226,7 +226,7 @@ pub(crate) fn tell(journey: &mut Journey<'_>, response: &mut ResponseHead) -> Re
         return Ok(());
     };
     let fields = &mut response.fields;
-    fields.push("ratelimit-policy", limit.policy.as_bytes())?;
+    fields.push_known(KnownName::RateLimitPolicy, limit.policy.as_bytes())?;
     // Both headers name the same moment, as the draft's section on Retry-After asks.
     let (reset, again) = match allowance.admitted {
         true => (whole_seconds(allowance.reset), None),
@@ -240,7 +240,7 @@ pub(crate) fn tell(journey: &mut Journey<'_>, response: &mut ResponseHead) -> Re
         stands.extend_from_slice(key.as_bytes());
         stands.extend_from_slice(itoa::Buffer::new().format(number).as_bytes());
     }
-    fields.push("ratelimit", &stands)?;
+    fields.push_known(KnownName::RateLimit, &stands)?;
     if let Some(again) = again {
         fields.set_known(KnownName::RetryAfter, again.to_string())?;
     }
