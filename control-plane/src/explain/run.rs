@@ -163,7 +163,13 @@ impl<'a> Run<'a> {
             };
             protocol && ask.port.is_none_or(|port| binding.port == port) && named(binding)
         };
-        let found: Vec<&'a Binding> = bindings.iter().filter(fits).copied().collect();
+        let mut found: Vec<&'a Binding> = Vec::new();
+        for binding in bindings.iter().filter(fits).copied() {
+            // A Gateway of several addresses has a socket at each: what comes in by them is decided alike.
+            if !found.iter().any(|known| is_alike(known, binding)) {
+                found.push(binding);
+            }
+        }
         if let [] | [_] = *found {
             return Ok(found.first().copied());
         }
@@ -177,8 +183,10 @@ impl<'a> Run<'a> {
             [] => Ok(found.first().copied()),
             [only] => Ok(Some(only)),
             _ => {
-                let names: Vec<&str> =
+                let mut names: Vec<&str> =
                     taking.iter().flat_map(|binding| &binding.listeners).map(|l| &*l.name).collect();
+                names.sort_unstable();
+                names.dedup();
                 let right = format!("given, since several ports take this host: {}", names.join(", "));
                 Err(bad("listener", &right))
             }
@@ -560,4 +568,10 @@ fn edit(request: &mut OwnedRequest, edits: &HeaderEdits) {
             HeaderEdit::Add(name, value) => request.headers.push((name.to_owned(), value.to_owned())),
         }
     }
+}
+
+/// Whether both ports have the same listeners, at different addresses.
+fn is_alike(one: &Binding, other: &Binding) -> bool {
+    (one.port, one.protocol) == (other.port, other.protocol)
+        && one.listeners.iter().map(|l| &l.name).eq(other.listeners.iter().map(|l| &l.name))
 }

@@ -349,3 +349,21 @@ async fn of_what_several_policies_say_each_field_names_its_own() {
     let limit = &answer["route"]["rateLimit"];
     assert_eq!(who(limit), named(&[("burst", "edge"), ("requests", "narrow")]), "{limit:#}");
 }
+
+#[tokio::test]
+async fn a_gateway_of_two_addresses_is_one_way_in() {
+    let folder = tempfile::tempdir().unwrap();
+    let both =
+        "  addresses: [{type: IPAddress, value: 127.0.0.1}, {type: IPAddress, value: '::1'}]\n  listeners:";
+    std::fs::write(folder.path().join("all.yaml"), RESOURCES.replacen("  listeners:", both, 1)).unwrap();
+    let plane = start(folder.path());
+    plane.synced().await;
+    let mut held = Held { world: Arc::default(), builder: SnapshotBuilder::new() };
+    assert_eq!(held.follow(plane.hub().world().unwrap()).bindings().len(), 2, "a socket at each");
+    for more in [json!({}), json!({"port": 8080}), json!({"listener": "shop/edge/http"})] {
+        let mut question = json!({"host": "shop.example", "path": "/api"});
+        question.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        let (status, answer) = ask(&plane, &question).await;
+        assert_eq!((status, &answer["verdict"]["outcome"]), (StatusCode::OK, &json!("forwarded")), "{answer}");
+    }
+}
