@@ -259,7 +259,7 @@ async fn an_instance_that_comes_or_goes_is_one_endpoint_slice_and_one_workload()
     let mut changed = proxy.until(|proxy| proxy.picks() == ["127.0.0.2", "127.0.0.3"]).await;
     changed.sort();
     assert_eq!(changed, ["+EndpointSlice registry/shop/web/web-2", "+Workload shop/web-2"]);
-    world.registry().deregister("shop", "web", "web-1").await.unwrap();
+    world.registry().deregister("shop", "web", "web-1", None).await.unwrap();
     let changed = proxy.until(|proxy| proxy.picks() == ["127.0.0.3"]).await;
     // Who was told of it before it went may still call it.
     assert_eq!(changed, ["-EndpointSlice registry/shop/web/web-1"]);

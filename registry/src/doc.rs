@@ -65,6 +65,8 @@ pub(crate) struct Instance {
     pub(crate) maintenance: Option<String>,
     /// Its lease ran out together with too many others.
     pub(crate) suspect: bool,
+    /// Which copy of that name it is.
+    pub(crate) incarnation: Option<String>,
 }
 
 /// The port that Consul's API shows: its one port has no name there.

@@ -35,6 +35,18 @@ pub enum RegistryError {
         /// Which name, and how to find the right one.
         what: String,
     },
+    /// The name of an instance is another living copy's.
+    #[error(
+        "instance {id:?} runs at {address} already, and this copy at {given} is another one; give one of them another name (--instance), or stop the other: its place is free once it has left, or has not renewed its lease"
+    )]
+    Taken {
+        /// Which instance.
+        id: String,
+        /// Where it is.
+        address: String,
+        /// Where this one is; or what it is, where that is not told.
+        given: String,
+    },
     /// Others kept changing the same thing.
     #[error("{what} was changed by others again and again while this change was tried; try again")]
     Contended {
@@ -72,6 +84,7 @@ impl RegistryError {
             Self::Contended { .. } => Code::new(5023),
             Self::Session { .. } => Code::new(5024),
             Self::Unauthenticated => Code::new(5025),
+            Self::Taken { .. } => Code::new(5026),
         }
     }
 
@@ -84,7 +97,7 @@ impl RegistryError {
             Self::Store(_) => StatusCode::SERVICE_UNAVAILABLE,
             Self::Owned { .. } => StatusCode::FORBIDDEN,
             Self::Unknown { .. } => StatusCode::NOT_FOUND,
-            Self::Contended { .. } => StatusCode::CONFLICT,
+            Self::Contended { .. } | Self::Taken { .. } => StatusCode::CONFLICT,
             // As Consul answers, which clients match on.
             Self::Session { .. } => StatusCode::INTERNAL_SERVER_ERROR,
             Self::Unauthenticated => StatusCode::UNAUTHORIZED,
@@ -98,6 +111,7 @@ impl RegistryError {
             Self::Invalid { .. } => "the request is not valid",
             Self::Unknown { .. } => "nothing has this name",
             Self::Contended { .. } => "too much contention",
+            Self::Taken { .. } => "another copy has this name",
             Self::Session { .. } => "the session is gone",
             Self::Unauthenticated => "the caller is not known",
         };

@@ -346,6 +346,10 @@ fn build_registration(model: &Model, caller: &Caller, what: &Registering) -> Res
     }
     let key = Subject::Instance(place.clone()).key();
     let mut txn = own(Txn::new(), model, &name, caller)?.when(&key, unchanged(found));
+    if let Some(found) = found.filter(|found| is_taken(&found.doc, &instance)) {
+        let (address, given) = (found.doc.address.clone(), instance.address);
+        return Err(RegistryError::Taken { id: place.id.clone(), address, given });
+    }
     if found.is_none_or(|found| found.doc != instance) {
         txn = txn.then(Op::put(&key, doc::json(&instance)));
     }
@@ -372,6 +376,14 @@ fn build_registration(model: &Model, caller: &Caller, what: &Registering) -> Res
         }
     }
     Ok(txn)
+}
+
+/// Whether another copy than this one lives under its name. One at the same place has taken the other's: both cannot listen there.
+fn is_taken(found: &Instance, given: &Instance) -> bool {
+    let lives = found.lease.is_some() && !found.suspect;
+    let both = found.incarnation.as_ref().zip(given.incarnation.as_ref());
+    let moved = (&found.address, &found.ports) != (&given.address, &given.ports);
+    lives && moved && both.is_some_and(|(found, given)| found != given)
 }
 
 /// A check that is registered again keeps what it says: a client that registers at each start does not make itself

@@ -64,7 +64,7 @@ async fn an_instance_is_shown_as_scripts_expect() {
     let one: Service =
         serde_json::from_value(world.consul.get("/v1/meshwork/services/shop/reviews").await.1).unwrap();
     assert_eq!(one.instances.len(), 1);
-    world.native().deregister("shop", "reviews", "reviews-0").await.unwrap();
+    world.native().deregister("shop", "reviews", "reviews-0", None).await.unwrap();
     assert_eq!(world.native().services().await.unwrap(), []);
     let body = r#"{"address":"10.0.0.1","prots":{}}"#;
     let (status, words) = world.consul.refused(Method::PUT, "/v1/meshwork/instances/shop/a/1", body).await;
@@ -80,13 +80,13 @@ async fn a_lease_that_is_not_renewed_takes_its_instance_along() {
     world.pass(9).await;
     let before = world.store.cursor().await.unwrap();
     for id in ["reviews-0", "reviews-1"] {
-        world.native().renew("shop", "reviews", id).await.unwrap();
+        world.native().renew("shop", "reviews", id, None).await.unwrap();
     }
     assert_eq!(world.store.cursor().await.unwrap(), before, "renewals are not written");
     world.pass(1).await;
     let left: Vec<String> = health(&world).await.into_iter().map(|(id, _)| id).collect();
     assert_eq!(left, ["reviews-0", "reviews-1"]);
-    let error = world.native().renew("shop", "reviews", "reviews-2").await.unwrap_err();
+    let error = world.native().renew("shop", "reviews", "reviews-2", None).await.unwrap_err();
     assert_eq!(error.status().unwrap(), 404, "who was removed has to register again");
 }
 
@@ -95,11 +95,11 @@ async fn losing_more_than_half_at_once_by_silence_keeps_them_as_suspect() {
     let world = World::new().await;
     register(&world, "reviews", 4).await;
     world.pass(9).await;
-    world.native().renew("shop", "reviews", "reviews-0").await.unwrap();
+    world.native().renew("shop", "reviews", "reviews-0", None).await.unwrap();
     world.pass(1).await;
     let suspects: Vec<_> = health(&world).await.into_iter().filter(|(_, h)| *h == Health::Suspect).collect();
     assert_eq!(suspects.len(), 3, "three of four: none is removed");
-    world.native().renew("shop", "reviews", "reviews-1").await.unwrap();
+    world.native().renew("shop", "reviews", "reviews-1", None).await.unwrap();
     assert_eq!(health(&world).await[1].1, Health::Passing, "who speaks again is well");
     // Two of four are silent now: that is not more than half any more, so they go.
     world.pass(1).await;
@@ -229,7 +229,7 @@ async fn a_watch_tells_what_changed_and_what_vanished() {
     tokio::task::yield_now().await;
     world.consul.put("/v1/kv/unrelated", "x").await;
     assert!(!waiting.is_finished());
-    native.deregister("shop", "b", "b-0").await.unwrap();
+    native.deregister("shop", "b", "b-0", None).await.unwrap();
     let changes = waiting.await.unwrap().unwrap();
     let gone: Vec<_> =
         changes.removed.iter().map(|name| (name.namespace.as_str(), name.name.as_str())).collect();
@@ -299,4 +299,47 @@ async fn prometheus_finds_every_instance_that_has_a_metrics_port() {
     assert_eq!([role(0), role(1)], ["sidecar", "gateway"]);
     let (_, groups) = world.consul.get("/v1/meshwork/http_sd?port=http").await;
     assert_eq!(groups.as_array().unwrap().len(), 3);
+}
+
+#[tokio::test]
+async fn two_copies_of_one_name_do_not_take_each_others_place() {
+    let world = World::new().await;
+    let native = world.native();
+    let copy = |incarnation: &str, address: &str| Registration {
+        address: address.into(),
+        incarnation: Some(incarnation.into()),
+        ..registration(Some(10))
+    };
+    let register = async |registration: &Registration| {
+        native.register("shop", "web", "web-1", registration).await.map(|instance| instance.address)
+    };
+    let refused = |error: meshwork_api::ClientError| {
+        assert_eq!(error.status().unwrap(), 409, "{error}");
+        error.to_string()
+    };
+    assert_eq!(register(&copy("a", "10.0.0.1")).await.unwrap(), "10.0.0.1");
+
+    // The other one is told who is there, and can neither keep nor take away what is not its own.
+    let words = refused(register(&copy("b", "10.0.0.2")).await.unwrap_err());
+    assert!(
+        words.contains("10.0.0.1") && words.contains("10.0.0.2") && words.contains("--instance"),
+        "{words}"
+    );
+    refused(native.renew("shop", "web", "web-1", Some("b")).await.unwrap_err());
+    refused(native.deregister("shop", "web", "web-1", Some("b")).await.unwrap_err());
+    native.renew("shop", "web", "web-1", Some("a")).await.unwrap();
+
+    // The same copy may move; one that comes back where the old one was has its place; who does not say which it is, too.
+    assert_eq!(register(&copy("a", "10.0.0.3")).await.unwrap(), "10.0.0.3");
+    assert_eq!(register(&copy("b", "10.0.0.3")).await.unwrap(), "10.0.0.3");
+    refused(native.renew("shop", "web", "web-1", Some("a")).await.unwrap_err());
+    assert_eq!(register(&registration(Some(10))).await.unwrap(), "10.0.0.1");
+
+    // Whoever is silent for a lease has lost it; as the last one it is shown on, and no longer in the way.
+    assert_eq!(register(&copy("a", "10.0.0.1")).await.unwrap(), "10.0.0.1");
+    refused(register(&copy("b", "10.0.0.2")).await.unwrap_err());
+    world.pass(10).await;
+    assert_eq!(health(&world).await, [("web-1".to_owned(), Health::Suspect)]);
+    assert_eq!(register(&copy("b", "10.0.0.2")).await.unwrap(), "10.0.0.2");
+    native.deregister("shop", "web", "web-1", Some("b")).await.unwrap();
 }

@@ -50,7 +50,7 @@ use meshwork_xds::ResourceKey;
 use meshwork_xds::cache::{Cache, CacheError};
 use meshwork_xds::client::{self, Handle};
 use meshwork_xds::join::{JoinError, Joining, Standing, Tokens, role_client};
-use meshwork_xds::registration::{LEASE_SECONDS, Registrar};
+use meshwork_xds::registration::{LEASE_SECONDS, Registrar, incarnation};
 use tokio::task::JoinHandle;
 
 pub use app::{App, AppError, Exit, Spec, assign_port};
@@ -519,6 +519,7 @@ fn registrar(
             metadata: args.labels()?.into_iter().chain(metadata).chain(region).collect(),
             lease_seconds: Some(LEASE_SECONDS),
             maintenance: Some("its sidecar is starting".to_owned()),
+            incarnation: Some(incarnation(&parts.common.data_dir, &mut ThreadRng::new())),
             ..Registration::default()
         },
     })

@@ -20,7 +20,7 @@ use crate::token::tokens;
 /// Run a program in the mesh: registered, reached and calling by mTLS, with metrics
 #[derive(clap::Args, Debug)]
 pub(crate) struct Arguments {
-    /// The name of this instance [default: the service's name and the first number that is free]
+    /// The name of this instance [default: the service's name, this machine's where the control plane is another's, and the first number that is free]
     #[arg(long, value_name = "NAME", env = "MESHWORK_INSTANCE")]
     instance: Option<String>,
     #[command(flatten)]
@@ -30,6 +30,9 @@ pub(crate) struct Arguments {
     #[command(flatten)]
     common: CommonArgs,
 }
+
+/// Of a machine's name so many letters say which it is: container runtimes give twelve.
+const LONGEST_HOST: usize = 32;
 
 /// Why an instance cannot have its folder or its address.
 #[derive(Debug, thiserror::Error)]
@@ -87,13 +90,32 @@ fn claim(data_dir: &Path, args: &SidecarArgs, asked: Option<String>) -> Result<(
             None => Err(RunError::Running { instance, folder }),
         };
     }
+    let name = default_name(args, rustix::system::uname().nodename().to_bytes());
     for number in 1u32.. {
-        let instance = format!("{}-{number}", args.service);
+        let instance = format!("{name}-{number}");
         if let Some(file) = lock(&folder(data_dir, args, &instance))? {
             return Ok((instance, file));
         }
     }
     unreachable!("a machine has fewer processes than there are numbers")
+}
+
+/// What instances are called but for their number. The number is free among those of this folder; where the mesh reaches beyond
+/// this machine the machine's name tells them from those of others.
+fn default_name(args: &SidecarArgs, host: &[u8]) -> String {
+    let control_plane = args.control_plane.rsplit_once(':').map_or("", |(host, _)| host);
+    let control_plane = control_plane.trim_matches(['[', ']']);
+    let here =
+        control_plane == "localhost" || control_plane.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback());
+    let first = host.split(|byte| *byte == b'.').next().unwrap_or_default();
+    let host: String = first
+        .iter()
+        .filter(|byte| byte.is_ascii_alphanumeric() || **byte == b'-')
+        .map(|byte| char::from(byte.to_ascii_lowercase()))
+        .take(LONGEST_HOST)
+        .collect();
+    let host = host.trim_matches('-');
+    if here || host.is_empty() { args.service.to_string() } else { format!("{}-{host}", args.service) }
 }
 
 fn lock(folder: &Path) -> Result<Option<File>, RunError> {
@@ -125,15 +147,19 @@ fn free_address(data_dir: &Path, args: &SidecarArgs) -> Result<(IpAddr, Option<F
 mod tests {
     use super::*;
 
-    #[test]
-    fn an_instance_is_claimed_once_and_numbers_are_used_again() {
+    fn parsed(words: &[&str]) -> SidecarArgs {
         #[derive(clap::Parser)]
         struct Parser {
             #[command(flatten)]
             args: SidecarArgs,
         }
+        <Parser as clap::Parser>::parse_from(words).args
+    }
+
+    #[test]
+    fn an_instance_is_claimed_once_and_numbers_are_used_again() {
         let data = tempfile::tempdir().unwrap();
-        let args = <Parser as clap::Parser>::parse_from(["run", "--service", "web", "--", "true"]).args;
+        let args = parsed(&["run", "--service", "web", "--", "true"]);
         let (first, lock) = claim(data.path(), &args, None).unwrap();
         let (second, _second) = claim(data.path(), &args, None).unwrap();
         assert_eq!((first.as_str(), second.as_str()), ("web-1", "web-2"));
@@ -142,5 +168,19 @@ mod tests {
         drop(lock);
         assert_eq!(claim(data.path(), &args, None).unwrap().0, "web-1");
         assert!(claim(data.path(), &args, Some("../x".to_owned())).is_err());
+    }
+
+    #[test]
+    fn where_the_mesh_reaches_beyond_the_machine_its_name_is_part_of_the_instance_s() {
+        let named = |control_plane: &str, host: &[u8]| {
+            let words = ["run", "--service", "web", "--control-plane", control_plane, "--", "true"];
+            default_name(&parsed(&words), host)
+        };
+        for here in ["127.0.0.1:15012", "127.9.8.7:15012", "[::1]:15012", "localhost:15012"] {
+            assert_eq!(named(here, b"web03"), "web");
+        }
+        assert_eq!(named("10.0.0.1:15012", b"Web_03.example"), "web-web03");
+        assert_eq!(named("mesh.example:15012", b"4f66ad9a0b2e"), "web-4f66ad9a0b2e");
+        assert_eq!(named("mesh.example:15012", "-\u{e4}".as_bytes()), "web");
     }
 }

@@ -364,6 +364,10 @@ async fn a_gateway_of_two_addresses_is_one_way_in() {
         let mut question = json!({"host": "shop.example", "path": "/api"});
         question.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
         let (status, answer) = ask(&plane, &question).await;
-        assert_eq!((status, &answer["verdict"]["outcome"]), (StatusCode::OK, &json!("forwarded")), "{answer}");
+        assert_eq!(
+            (status, &answer["verdict"]["outcome"]),
+            (StatusCode::OK, &json!("forwarded")),
+            "{answer}"
+        );
     }
 }

@@ -143,6 +143,10 @@ pub struct Registration {
     /// stays as it is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub maintenance: Option<String>,
+    /// Which copy of that name it is: while the lease of one lives, another one at another place is refused. Absent: whoever
+    /// comes takes the place of who was there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub incarnation: Option<String>,
 }
 
 /// The name of a service.
@@ -211,24 +215,34 @@ impl RegistryClient {
         self.0.json(Method::PUT, &Self::instance(namespace, service, id), &[], body(registration)).await
     }
 
-    /// Renews an instance's lease.
+    /// Renews an instance's lease, if it is (still) this incarnation's.
     ///
     /// # Errors
-    /// [`ClientError`]; status 404 means that it must register again.
-    pub async fn renew(&self, namespace: &str, service: &str, id: &str) -> Result<(), ClientError> {
-        let path = Self::instance(namespace, service, id) + "/renew";
+    /// [`ClientError`]; status 404 means that it must register again, 409 that another copy has its name.
+    pub async fn renew(
+        &self,
+        namespace: &str,
+        service: &str,
+        id: &str,
+        incarnation: Option<&str>,
+    ) -> Result<(), ClientError> {
+        let path = Self::instance(namespace, service, id) + "/renew" + &of(incarnation);
         self.0.send(Method::PUT, &path, &[], Bytes::new()).await.map(drop)
     }
 
-    /// Removes an instance.
+    /// Removes an instance, if it is (still) this incarnation.
     ///
     /// # Errors
     /// [`ClientError`].
-    pub async fn deregister(&self, namespace: &str, service: &str, id: &str) -> Result<(), ClientError> {
-        self.0
-            .send(Method::DELETE, &Self::instance(namespace, service, id), &[], Bytes::new())
-            .await
-            .map(drop)
+    pub async fn deregister(
+        &self,
+        namespace: &str,
+        service: &str,
+        id: &str,
+        incarnation: Option<&str>,
+    ) -> Result<(), ClientError> {
+        let path = Self::instance(namespace, service, id) + &of(incarnation);
+        self.0.send(Method::DELETE, &path, &[], Bytes::new()).await.map(drop)
     }
 
     /// Takes an instance into use.
@@ -254,4 +268,9 @@ impl RegistryClient {
         );
         self.0.json(Method::GET, &path, &[], Bytes::new()).await
     }
+}
+
+/// The question of a path that means one incarnation.
+fn of(incarnation: Option<&str>) -> String {
+    incarnation.map(|incarnation| format!("?incarnation={}", segment(incarnation))).unwrap_or_default()
 }

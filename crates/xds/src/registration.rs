@@ -12,6 +12,10 @@ use meshwork_base::Rng;
 
 use crate::client::Backoff;
 
+mod incarnation;
+
+pub use incarnation::incarnation;
+
 /// How long the registry keeps an instance of which it hears nothing.
 pub const LEASE_SECONDS: u64 = 15;
 /// How often it hears from us.
@@ -100,7 +104,10 @@ impl Registrar {
                         tracing::warn!(%error, registered, "the registry was not told; trying again");
                     }
                     // Forgotten, or somebody else's now: only a registration tells which.
-                    if matches!(error.status(), Some(StatusCode::NOT_FOUND | StatusCode::FORBIDDEN)) {
+                    if matches!(
+                        error.status(),
+                        Some(StatusCode::NOT_FOUND | StatusCode::FORBIDDEN | StatusCode::CONFLICT)
+                    ) {
                         entry = Entry::Missing;
                         // And what made it usable may have gone with it.
                         is_usable = false;
@@ -131,15 +138,18 @@ impl Registrar {
 
     async fn renew(&self) -> Result<(), ClientError> {
         let (namespace, service, id) = self.name();
-        bounded(&self.registry, self.registry.renew(namespace, service, id)).await
+        let renewing = self.registry.renew(namespace, service, id, self.incarnation());
+        bounded(&self.registry, renewing).await
     }
 
     /// Takes the instance out. A registry that is away learns it when the lease ends.
     pub async fn deregister(&self) {
         let (namespace, service, id) = self.name();
-        match bounded(&self.registry, self.registry.deregister(namespace, service, id)).await {
+        let leaving = self.registry.deregister(namespace, service, id, self.incarnation());
+        match bounded(&self.registry, leaving).await {
             Ok(()) => tracing::info!(service, instance = id, "deregistered"),
-            Err(error) if error.status() == Some(StatusCode::NOT_FOUND) => {}
+            // It has forgotten us, or the name is another copy's by now.
+            Err(error) if matches!(error.status(), Some(StatusCode::NOT_FOUND | StatusCode::CONFLICT)) => {}
             Err(error) => {
                 tracing::warn!(%error, "not deregistered; the registry forgets it when its lease ends");
             }
@@ -148,6 +158,10 @@ impl Registrar {
 
     fn name(&self) -> (&str, &str, &str) {
         (&self.namespace, &self.service, &self.instance)
+    }
+
+    fn incarnation(&self) -> Option<&str> {
+        self.registration.incarnation.as_deref()
     }
 }
 

@@ -157,6 +157,24 @@ fn found(call: &Call, at: &(String, String, String)) -> Result<Place, RegistryEr
     }
 }
 
+/// The same, if it is that incarnation; none means whichever it is.
+fn found_as(
+    call: &Call,
+    at: &(String, String, String),
+    incarnation: Option<String>,
+) -> Result<Place, RegistryError> {
+    let place = found(call, at)?;
+    let model = call.inner.model.read();
+    let doc = model.instances.get(&place).map(|stored| &stored.doc);
+    match doc.zip(incarnation).filter(|(doc, asked)| doc.incarnation.as_ref().is_some_and(|is| is != asked)) {
+        None => Ok(place),
+        Some((doc, asked)) => {
+            let given = format!("incarnation {asked}");
+            Err(RegistryError::Taken { id: place.id, address: doc.address.clone(), given })
+        }
+    }
+}
+
 async fn register(Path((namespace, service, id)): Path<(String, String, String)>, mut call: Call) -> Answer {
     let pretty = call.end()?;
     let wrong = |why: String| RegistryError::invalid(why);
@@ -189,6 +207,7 @@ async fn register(Path((namespace, service, id)): Path<(String, String, String)>
         metadata: given.metadata,
         lease: given.lease_seconds.map(|seconds| seconds * 1000),
         maintenance: given.maintenance,
+        incarnation: given.incarnation,
         ..Instance::default()
     };
     let place = place(&call, &namespace, &id);
@@ -208,15 +227,17 @@ async fn one(Path(at): Path<(String, String, String)>, mut call: Call) -> Answer
 }
 
 async fn deregister(Path(at): Path<(String, String, String)>, mut call: Call) -> Answer {
+    let incarnation = call.query.text("incarnation");
     call.end()?;
-    let place = found(&call, &at)?;
+    let place = found_as(&call, &at, incarnation)?;
     call.inner.deregister(&call.caller, &place).await?;
     Ok(StatusCode::NO_CONTENT.into_response())
 }
 
 async fn renew(Path(at): Path<(String, String, String)>, mut call: Call) -> Answer {
+    let incarnation = call.query.text("incarnation");
     call.end()?;
-    let place = found(&call, &at)?;
+    let place = found_as(&call, &at, incarnation)?;
     call.inner.renew_lease(&call.caller, &place).await?;
     Ok(StatusCode::NO_CONTENT.into_response())
 }

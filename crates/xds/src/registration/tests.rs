@@ -17,18 +17,29 @@ const INSTANCE: &str = r#"{"id": "web-0", "address": "127.0.0.1", "ports": {}, "
 struct Told {
     calls: Vec<String>,
     forgets: bool,
+    /// Another copy has the name.
+    is_taken: bool,
 }
 
 /// Keeps an entry in a registry that takes everything; what is given back says whether it is usable.
 fn kept() -> (Arc<Mutex<Told>>, watch::Sender<bool>) {
+    kept_as(Registration::default())
+}
+
+fn kept_as(registration: Registration) -> (Arc<Mutex<Told>>, watch::Sender<bool>) {
     let told = Arc::new(Mutex::new(Told::default()));
     let hears = Arc::clone(&told);
     let answer = move |method: Method, uri: Uri| {
-        let path = uri.path().strip_prefix("/v1/meshwork/instances/shop/web/web-0").unwrap();
+        let path = uri.to_string();
+        let path = path.strip_prefix("/v1/meshwork/instances/shop/web/web-0").unwrap();
         let mut told = hears.lock();
         told.calls.push(format!("{method} {path}"));
         let forgotten = path == "/renew" && std::mem::take(&mut told.forgets);
-        let status = if forgotten { StatusCode::NOT_FOUND } else { StatusCode::OK };
+        let status = match (forgotten, told.is_taken && method != Method::GET) {
+            (true, _) => StatusCode::NOT_FOUND,
+            (_, true) => StatusCode::CONFLICT,
+            _ => StatusCode::OK,
+        };
         std::future::ready((status, INSTANCE))
     };
     let registry = RegistryClient(Client::in_memory("the registry", Router::new().fallback(answer)));
@@ -37,7 +48,7 @@ fn kept() -> (Arc<Mutex<Told>>, watch::Sender<bool>) {
         namespace: "shop".to_owned(),
         service: "web".to_owned(),
         instance: "web-0".to_owned(),
-        registration: Registration::default(),
+        registration,
     };
     let (usable, is_usable) = watch::channel(false);
     let becomes = move || {
@@ -78,4 +89,22 @@ async fn what_the_registry_forgot_is_registered_again_and_used_again_once_it_is_
     assert_eq!(within(&told, 2 * RENEW).await, ["PUT /renew", "PUT ", "PUT /renew"], "kept, and not in use");
     usable.send(true).unwrap();
     assert_eq!(within(&told, Duration::from_secs(1)).await, ["DELETE /maintenance"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn whose_name_another_copy_has_says_which_it_is_and_waits_for_its_place() {
+    let registration = Registration { incarnation: Some("a1".to_owned()), ..Registration::default() };
+    let (told, usable) = kept_as(registration);
+    usable.send(true).unwrap();
+    assert_eq!(within(&told, Duration::from_secs(1)).await, ["PUT ", "DELETE /maintenance"]);
+    told.lock().is_taken = true;
+    let calls = within(&told, 6 * RENEW).await;
+    assert_eq!(
+        calls[..2],
+        ["PUT /renew?incarnation=a1", "PUT "],
+        "only a registration tells whether it is free again"
+    );
+    assert!(calls[2..].iter().all(|call| call == "PUT ") && calls.len() > 5, "{calls:?}");
+    told.lock().is_taken = false;
+    assert_eq!(within(&told, RENEW).await[..2], ["PUT ", "DELETE /maintenance"]);
 }
