@@ -147,6 +147,24 @@ async fn resets_that_a_caller_provokes_are_counted_as_its_own() {
 }
 
 #[tokio::test]
+async fn resets_that_a_peer_provokes_without_end_do_not_become_memory_whoever_it_is() {
+    let app = upstream(|_| None).await;
+    let pair = Pair::start(app.address, AppProtocol::Http1).await;
+    // A field that no request has: each is reset before anybody has it, and the peer reads none of that.
+    let block = [head("/"), vec![0, 10], b"connection".to_vec(), vec![5], b"close".to_vec()].concat();
+    let request = |stream: u32| frame(HEADERS, END_HEADERS | END_STREAM, stream, &block);
+    let mut peer = Raw::open(pair.proxy).await;
+    // Far more than many callers provoke by chance.
+    let some: Vec<u8> = (1..10_000).step_by(2).flat_map(request).collect();
+    peer.send(&some).await;
+    assert!(peer.settle().await, "the connection of them all goes on");
+    let rest: Vec<u8> = (10_001..200_000).step_by(2).flat_map(request).collect();
+    let told = peer.flood(rest).await;
+    assert!(told.is_none_or(|told| told == CALM), "GOAWAY {told:?}");
+    pair.outbound.wait_metric(FAULTS, &["cause=\"flood\""], 1).await;
+}
+
+#[tokio::test]
 async fn frames_out_of_place_or_shape_end_their_connection_with_the_code_of_the_standard() {
     const FLOW: u32 = 3;
     const CLOSED: u32 = 5;

@@ -42,8 +42,11 @@ const MESH_WINDOW: u32 = STREAM_WINDOW * MAX_STREAMS;
 const MAX_STREAMS: u32 = 128;
 /// Bytes of one response's body that wait for the connection; all of them together are bounded by the backlog.
 const SEND_BUFFER: usize = 32 * 1024;
-/// Streams reset by us that are remembered, because frames of theirs may still be on the way; and for how long.
+/// Streams reset by us that are remembered, because frames of theirs may still be on the way; and for how long. Such a frame
+/// provokes a further reset where its stream is forgotten.
 const REMEMBERED_RESETS: usize = 64;
+/// The same of a proxy of the mesh, whose connection carries what many callers still send.
+const MESH_REMEMBERED_RESETS: usize = 1024;
 const REMEMBERED_FOR: Duration = Duration::from_secs(1);
 /// What small frames of requests that nobody has read yet may cost, as `h2` counts: 256 less their length, each. One
 /// application that does not read must not end the connection of all its callers; a few MiB of our memory at worst.
@@ -56,6 +59,9 @@ const MESH_UNSEEN_RESETS: usize = 16 * 1024;
 /// Resets that a caller may provoke by its own errors in a connection's life (CVE-2025-8671). A client that begins more
 /// streams than it may, before it has read how many that are, spends some too.
 const PROVOKED_RESETS: usize = 1024;
+/// The same of a proxy of the mesh: what its callers do provokes few, and each waits in our memory while the peer does not read
+/// (RUSTSEC-2024-0003).
+const MESH_PROVOKED_RESETS: usize = 64 * 1024;
 /// A request that its caller takes back sooner than this is suspicious: it costs us, and the caller nothing
 /// (CVE-2023-44487).
 const PREMATURE: Duration = Duration::from_secs(1);
@@ -106,8 +112,10 @@ fn builder(limits: &Limits, link: &Link) -> Builder {
         Place::Inbound(_) | Place::Hbone(_) => MESH_WINDOW,
         Place::Gateway(_) | Place::Outbound(_) => CONNECTION_WINDOW,
     };
-    let (unseen, provoked) =
-        if is_stranger(link) { (UNSEEN_RESETS, Some(PROVOKED_RESETS)) } else { (MESH_UNSEEN_RESETS, None) };
+    let (unseen, provoked, remembered) = match is_stranger(link) {
+        true => (UNSEEN_RESETS, PROVOKED_RESETS, REMEMBERED_RESETS),
+        false => (MESH_UNSEEN_RESETS, MESH_PROVOKED_RESETS, MESH_REMEMBERED_RESETS),
+    };
     let mut builder = Builder::new();
     builder
         .initial_window_size(STREAM_WINDOW)
@@ -115,10 +123,10 @@ fn builder(limits: &Limits, link: &Link) -> Builder {
         .max_concurrent_streams(MAX_STREAMS)
         .max_send_buffer_size(SEND_BUFFER)
         .max_header_list_size(limits.header_bytes)
-        .max_concurrent_reset_streams(REMEMBERED_RESETS)
+        .max_concurrent_reset_streams(remembered)
         .reset_stream_duration(REMEMBERED_FOR)
         .max_pending_accept_reset_streams(unseen)
-        .max_local_error_reset_streams(provoked)
+        .max_local_error_reset_streams(Some(provoked))
         .data_frame_budget(SMALL_FRAMES)
         .enable_connect_protocol();
     builder
