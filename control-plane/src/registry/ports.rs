@@ -1,7 +1,8 @@
 //! The ports of a service: each of its instances says them for itself, and need not say what the others do.
 //!
 //! Callers go by a port's number. So each number that instances declare is a port of its own, with those instances that have it:
-//! a service moves from one number to another by a rolling update. A name is of one port alone, and it is the majority's.
+//! a service moves from one number to another by a rolling update. A name is of one port alone, and it is the majority's; what
+//! policies say of it holds for the others that are called so too.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -137,7 +138,10 @@ impl<'a> Ports<'a> {
         let others = self.others.iter().map(|(name, port)| ((*name).to_owned(), port));
         let mut all: Vec<CatalogPort> = declared
             .chain(others)
-            .map(|(name, port)| CatalogPort { name, port: port.number, protocol: port.protocol() })
+            .map(|(name, port)| {
+                let said = port.names.most().filter(|said| **said != name).unwrap_or_default().to_owned();
+                CatalogPort { name, said, port: port.number, protocol: port.protocol() }
+            })
             .collect();
         all.sort_by(|a, b| a.name.cmp(&b.name));
         all

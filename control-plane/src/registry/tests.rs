@@ -39,7 +39,8 @@ fn an_instance_with_a_sidecar_is_called_by_mtls_on_the_services_port() {
     let (catalog, doubts) = catalog_of(services.iter());
     assert_eq!(doubts, Doubts::new());
     let web = &catalog.services[&QualifiedName::new("shop", "web").unwrap()];
-    let port = CatalogPort { name: "http".to_owned(), port: 80, protocol: AppProtocol::Grpc };
+    let port =
+        CatalogPort { name: "http".to_owned(), said: String::new(), port: 80, protocol: AppProtocol::Grpc };
     assert_eq!(web.ports, [port], "the metrics' port is no port of the service");
     assert_eq!(web.spiffe_ids, [SpiffeId::parse(ID).unwrap()]);
     let mesh = Transport::Mesh { mesh_port: 15006, hbone_port: 0, spiffe_id: SpiffeId::parse(ID).unwrap() };
@@ -139,9 +140,11 @@ fn an_instance_that_says_another_number_has_a_port_of_its_own_and_leaves_the_oth
         instances.sort_by(|a, b| a.id.cmp(&b.id));
         let mut doubts = Doubts::new();
         let web = catalog_service(&service(instances), &mut doubts);
-        let port =
-            |name: &str, port| CatalogPort { name: name.to_owned(), port, protocol: AppProtocol::Http1 };
-        assert_eq!(web.ports, [port("http", 80), port("http-8080", 8080)]);
+        let port = |name: &str, said: &str, port| {
+            let (name, said) = (name.to_owned(), said.to_owned());
+            CatalogPort { name, said, port, protocol: AppProtocol::Http1 }
+        };
+        assert_eq!(web.ports, [port("http", "", 80), port("http-8080", "http", 8080)]);
         for instance in &web.instances {
             let name = if instance.id.as_str() == odd { "http-8080" } else { "http" };
             assert_eq!(instance.ports, BTreeMap::from([(name.to_owned(), 41_000)]), "{}", instance.id);

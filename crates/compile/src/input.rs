@@ -127,6 +127,8 @@ pub struct CatalogService {
 pub struct CatalogPort {
     /// Its name; empty where the service has one port only.
     pub name: String,
+    /// What its instances call it, where another port has that name; empty otherwise.
+    pub said: String,
     /// The number that callers use.
     pub port: u16,
     /// What is spoken there.

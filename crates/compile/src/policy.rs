@@ -7,6 +7,7 @@ mod health_check;
 mod hedge;
 mod load_balancer;
 mod overload;
+mod siblings;
 
 use std::collections::HashMap;
 use std::ops::RangeInclusive;
@@ -56,6 +57,8 @@ pub(crate) fn policies(cx: &mut Cx<'_>, gateways: &Gateways<'_>, known: &ByKey) 
         };
         drafts.push(draft(cx, (gateways, known), object, targets, spec, &mut taken));
     }
+    // Once each has claimed what it names itself.
+    drafts.iter_mut().for_each(|draft| siblings::add(cx, draft, &mut taken));
     let mut disagreeing: HashMap<usize, Vec<(usize, String)>> = HashMap::new();
     for found in combined::contradictions(cx, &drafts, known) {
         let of = drafts.iter().position(|draft| std::ptr::eq(draft.object, found.object));
@@ -75,6 +78,7 @@ type Taken = HashMap<(ObjectKind, (String, String, String), &'static str), Strin
 /// A policy as far as it is understood by itself and beside those of the same targets.
 struct Drafted<'a> {
     object: &'a Object,
+    targets: &'a [Spanned<PolicyTarget>],
     spec: Spec,
     accepted: Vec<Target>,
     parents: Vec<ResourceKey>,
@@ -91,7 +95,7 @@ fn draft<'a>(
     cx: &mut Cx<'a>,
     there: (&Gateways<'_>, &ByKey),
     object: &'a Object,
-    targets: &[Spanned<PolicyTarget>],
+    targets: &'a [Spanned<PolicyTarget>],
     spec: Spec,
     taken: &mut Taken,
 ) -> Drafted<'a> {
@@ -128,12 +132,12 @@ fn draft<'a>(
         };
         ancestors.push(Ancestor { status, accepted: place });
     }
-    Drafted { object, spec, accepted, parents, ancestors }
+    Drafted { object, targets, spec, accepted, parents, ancestors }
 }
 
 /// `disagreeing`: what does not fit together with wider policies, by accepted target.
 fn finish(cx: &mut Cx<'_>, draft: Drafted<'_>, disagreeing: &[(usize, String)]) {
-    let Drafted { object, spec, accepted, parents, ancestors } = draft;
+    let Drafted { object, spec, accepted, parents, ancestors, .. } = draft;
     let ancestors: Vec<AncestorStatus> = ancestors
         .into_iter()
         .map(|Ancestor { mut status, accepted }| {

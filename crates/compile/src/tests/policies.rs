@@ -380,6 +380,45 @@ pub(super) fn with_registered(transports: Vec<Transport>) -> World {
     world
 }
 
+#[test]
+fn what_is_said_of_a_name_holds_for_each_port_that_instances_call_so() {
+    let mut world = with_registered(vec![]);
+    let port = |name: &str, said: &str, port| CatalogPort {
+        name: name.to_owned(),
+        said: said.to_owned(),
+        port,
+        ..CatalogPort::default()
+    };
+    let service = world.catalog.services.values_mut().next().unwrap();
+    service.ports = vec![port("http", "", 80), port("http-8080", "http", 8080), port("other", "", 81)];
+    let at = |section: &str, rest: &str| {
+        format!(
+            "{{targetRefs: [{{group: '', kind: Service, name: registered, sectionName: {section}}}], {rest}}}"
+        )
+    };
+    let (deny, strict) = ("action: Deny, rules: [{}]", "mtls: Strict");
+    let limit = |most: u32| format!("limits: {{maxRequests: {most}}}, timeouts: {{request: 1s}}");
+    let policies = [
+        policy("AuthorizationPolicy", "deny", 1, &at("http", deny)),
+        policy("AuthorizationPolicy", "elsewhere", 1, &at("other", deny)),
+        policy("InboundPolicy", "strict", 1, &at("http", strict)),
+        policy("TrafficPolicy", "name", 1, &at("http", &limit(10))),
+        policy("TrafficPolicy", "port", 2, &at("http-8080", "limits: {maxRequests: 20}")),
+    ];
+    let output = world.compile(&policies.concat());
+    assert_eq!(diagnostics(&output), [""; 0]);
+    let sections = |policy: &str| {
+        let message = resource::<v1::Policy>(&output, policy).unwrap();
+        message.targets.into_iter().map(|target| target.section).collect::<Vec<_>>()
+    };
+    assert_eq!(sections("AuthorizationPolicy/shop/deny"), ["http", "http-8080"]);
+    assert_eq!(sections("AuthorizationPolicy/shop/elsewhere"), ["other"]);
+    assert_eq!(sections("InboundPolicy/shop/strict"), ["http", "http-8080"]);
+    assert_eq!(sections("TrafficPolicy/shop/name"), ["http"], "who names the port goes first");
+    assert_eq!(sections("TrafficPolicy/shop/port"), ["http-8080"]);
+    assert_eq!(conditions(&output, "AuthorizationPolicy shop/deny").len(), 1, "it has been written once");
+}
+
 /// What a traffic policy that says this is told at a service.
 fn told_at(world: &World, service: &str, objects: &str, said: &str) -> String {
     let spec = format!("{{targetRefs: [{{group: '', kind: Service, name: {service}}}], {said}}}");
