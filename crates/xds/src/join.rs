@@ -198,9 +198,10 @@ impl JoinError {
     pub fn is_temporary(&self) -> bool {
         match self {
             Self::Client(error) | Self::NotMade(error) => error.is_temporary(),
-            // A token that is refused stays so, whatever becomes of the renewal.
+            // A token that is refused stays so, whatever becomes of the renewal; one that is not there says nothing of it.
             Self::Lapsed { renewal, join, .. } => {
-                join.is_temporary() || (matches!(**join, Self::NoToken { .. }) && renewal.is_temporary())
+                let is_without = matches!(**join, Self::NoToken { .. } | Self::TokenFile { .. });
+                join.is_temporary() || (is_without && renewal.is_temporary())
             }
             _ => false,
         }

@@ -94,6 +94,23 @@ async fn an_instance_that_was_stopped_for_longer_than_its_svid_lived_needs_no_to
     assert!(matches!(error, JoinError::NoToken { .. }), "another workload takes nothing from it: {error}");
 }
 
+#[test]
+fn a_token_whose_file_is_gone_is_no_reason_to_give_up_while_the_control_plane_is_away() {
+    let lapsed = |renewal: ClientError, join: JoinError| {
+        let renewal = Box::new(JoinError::Client(renewal));
+        JoinError::Lapsed { not_after: Duration::ZERO, renewal, join: Box::new(join) }
+    };
+    let away = || ClientError::Unreachable { server: "it".to_owned(), cause: "it is away".to_owned() };
+    let answers = || ClientError::Unexpected { server: "it".to_owned(), why: "it is another".to_owned() };
+    let gone = || JoinError::TokenFile { path: "token".into(), error: std::io::ErrorKind::NotFound.into() };
+    let none = || JoinError::NoToken { data_dir: "web".into() };
+    assert!(lapsed(away(), none()).is_temporary() && lapsed(away(), gone()).is_temporary());
+    assert!(!lapsed(answers(), none()).is_temporary() && !lapsed(answers(), gone()).is_temporary());
+    assert!(!gone().is_temporary(), "at the first start somebody has to put it there");
+    let refused = JoinError::Token(meshwork_identity::TokenError::Malformed);
+    assert!(!lapsed(away(), refused).is_temporary());
+}
+
 #[tokio::test]
 async fn one_that_expired_too_long_ago_is_refused_until_a_token_helps() {
     let (mesh, clock) = mesh().await;
