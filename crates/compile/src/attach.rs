@@ -15,7 +15,7 @@ use crate::gateway::{GatewayPlan, Gateways};
 use crate::hostname;
 use crate::index::{GATEWAY_GROUP, Name, RouteView, qualified};
 use crate::listener::ListenerPlan;
-use crate::service::ports_of;
+use crate::service::{is_called, ports_of};
 use crate::status;
 
 /// What became of one of a route's `parentRefs`.
@@ -198,20 +198,21 @@ fn judge_service(
         return refused(codes::SERVICE_NOT_ATTACHABLE, "UnsupportedValue", message, help);
     }
     let fits = |(number, port_name): &(&u16, &&str)| {
+        let is_called = |section: &str| is_called(cx, name, (**number, port_name), section);
         reference.port.is_none_or(|port| port == **number)
-            && reference.section_name.as_ref().is_none_or(|section| &**section == **port_name)
+            && reference.section_name.as_ref().is_none_or(|section| is_called(section))
     };
     let whole = reference.port.is_none() && reference.section_name.is_none();
-    let port = match ports.iter().find(fits) {
-        _ if whole => 0,
-        Some((number, _)) => *number,
-        None => {
-            let known: Vec<_> = ports.keys().map(ToString::to_string).collect();
-            let message = format!("Service {service} has no such port.");
-            return not_there(message, &format!("its ports are {}", known.join(", ")));
-        }
-    };
-    Outcome::Accepted(vec![Attached { to: AttachedTo::Service(service.into(), port), hostnames: vec![] }])
+    let numbers: Vec<u16> =
+        if whole { vec![0] } else { ports.iter().filter(fits).map(|(number, _)| *number).collect() };
+    if numbers.is_empty() {
+        let known: Vec<_> = ports.keys().map(ToString::to_string).collect();
+        let message = format!("Service {service} has no such port.");
+        return not_there(message, &format!("its ports are {}", known.join(", ")));
+    }
+    let service: Arc<str> = service.into();
+    let to = |number| AttachedTo::Service(Arc::clone(&service), number);
+    Outcome::Accepted(numbers.into_iter().map(|port| Attached { to: to(port), hostnames: vec![] }).collect())
 }
 
 fn has_front(service: &Service) -> bool {

@@ -55,6 +55,19 @@ pub(crate) fn ports_of<'a>(cx: &Cx<'a>, name: Name<'_>) -> Option<BTreeMap<u16, 
     Some(service.ports.iter().map(|port| (port.port, port.name.as_str())).collect())
 }
 
+/// Whether a port is meant by a name: it has that, or its instances call it so while another port has it.
+pub(crate) fn is_called(cx: &Cx<'_>, name: Name<'_>, (number, port): (u16, &str), section: &str) -> bool {
+    let said = |service: &CatalogService| {
+        service
+            .ports
+            .iter()
+            .any(|known| known.port == number && known.name == *port && known.said == *section)
+    };
+    // Ports of files have the names that they have.
+    let by_files = cx.index.services.contains_key(&name);
+    *port == *section || (!by_files && registered(cx, name).is_some_and(said))
+}
+
 /// Whether instances of the service are reached through their sidecars.
 pub(crate) fn in_mesh(cx: &Cx<'_>, name: Name<'_>) -> bool {
     !cx.index.services.contains_key(&name)

@@ -253,6 +253,34 @@ fn a_service_of_a_backend_may_come_from_the_registry() {
 }
 
 #[test]
+fn a_route_of_a_port_s_name_is_one_of_each_number_that_instances_give_it() {
+    use crate::input::{CatalogPort, CatalogService};
+    let mut world = World::default();
+    let port = |name: &str, said: &str, port| CatalogPort {
+        name: name.to_owned(),
+        said: said.to_owned(),
+        port,
+        ..CatalogPort::default()
+    };
+    let ports = vec![port("http", "", 80), port("http-8080", "http", 8080), port("other", "", 81)];
+    let name = meshwork_base::QualifiedName::new("shop", "reviews").unwrap();
+    world.catalog.services.insert(name, CatalogService { ports, ..CatalogService::default() });
+    for (at, attached) in [
+        ("sectionName: http", &["shop/reviews:80", "shop/reviews:8080"][..]),
+        ("sectionName: http, port: 8080", &["shop/reviews:8080"]),
+        ("sectionName: http-8080", &["shop/reviews:8080"]),
+        ("sectionName: other", &["shop/reviews:81"]),
+        ("sectionName: other, port: 80", &[]),
+    ] {
+        let spec = format!(
+            "{{parentRefs: [{{group: '', kind: Service, name: reviews, {at}}}], rules: [{{backendRefs: [{{name: reviews, port: 80}}]}}]}}"
+        );
+        let output = world.compile(&route("shop", "r", &spec));
+        assert_eq!(attachments(&output, "HTTPRoute/shop/r"), attached, "{at}");
+    }
+}
+
+#[test]
 fn a_session_has_a_name_of_its_rule_s_own_where_nobody_gave_one() {
     use v1::session_persistence::Carrier;
     let rules = "{parentRefs: [{name: web}], rules: [
