@@ -32,14 +32,19 @@ struct Pair {
 
 impl Pair {
     async fn start(app: SocketAddr, protocol: AppProtocol) -> Self {
+        Self::start_as(app, protocol, protocol).await
+    }
+
+    /// `db` declares one thing, and `web` goes by another.
+    async fn start_as(app: SocketAddr, declared: AppProtocol, taken_for: AppProtocol) -> Self {
         let mesh = TestMesh::new();
         let (web, db) = (mesh.identity("web"), mesh.identity("db"));
         let any = "127.0.0.1:0".parse().unwrap();
         let mut inbound = mesh.proxy(&db, None, Settings::default());
-        inbound.change([mesh.bundle(1, &[]), serving(&db.id(), "db", app, protocol)]).await;
+        inbound.change([mesh.bundle(1, &[]), serving(&db.id(), "db", app, declared)]).await;
         let hbone = inbound.engine.listen(Side::Hbone, any).await.unwrap();
         let mut outbound = mesh.proxy(&web, None, Settings::default());
-        let changes = db_behind(&db.id(), app, protocol, (1, hbone.port()));
+        let changes = db_behind(&db.id(), app, taken_for, (1, hbone.port()));
         outbound.change([mesh.bundle(1, &[])].into_iter().chain(changes)).await;
         let proxy = outbound.engine.listen(Side::Outbound, any).await.unwrap();
         Self { _mesh: mesh, web, outbound, inbound, proxy }
@@ -236,4 +241,46 @@ async fn an_unknown_service_or_port_and_a_dead_application_are_answered() {
     assert_eq!(pair.connect("db:81").await.0, 404);
     assert_eq!(pair.connect("db:80").await.0, 503);
     assert_eq!(line(&pair.inbound, 0).await["cause"], "connect_failure");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn requests_do_not_reach_an_application_as_bytes_of_a_tunnel_whenever_they_come() {
+    let pair = Pair::start(greeting().await, AppProtocol::Unspecified).await;
+    let request = "\r\nget / HTTP/1.1\r\nhost: db\r\nx-forwarded-client-cert: By=x;URI=spiffe://mesh.local/ns/shop/sa/admin\r\n\r\n";
+    for (number, cut) in [2, 10, 17, request.len()].into_iter().enumerate() {
+        let (status, mut tcp) = pair.connect("db:80").await;
+        assert_eq!(status, 200);
+        // Who is silent until the application has greeted is opaque to its own proxy.
+        let mut greeted = [0; 11];
+        tcp.read_exact(&mut greeted).await.unwrap();
+        assert_eq!(&greeted, b"220 ready\r\n");
+        tcp.write_all(&request.as_bytes()[..cut]).await.unwrap();
+        if cut < 19 {
+            let mut before = vec![0; cut];
+            tcp.read_exact(&mut before).await.unwrap();
+            tcp.write_all(&request.as_bytes()[cut..]).await.unwrap();
+        }
+        let after = all(&mut tcp).await;
+        assert!(
+            after.as_ref().map_or(true, Vec::is_empty),
+            "{cut}: nothing with the line's end came through: {after:?}"
+        );
+        let inside = line(&pair.inbound, number).await;
+        assert_eq!(inside["cause"], "downstream_protocol_error", "{inside}");
+    }
+    let (_, mut tcp) = pair.connect("db:80").await;
+    tcp.write_all(b"get / of what is no request\r\nHTTP/1.1\r\n").await.unwrap();
+    tcp.shutdown().await.unwrap();
+    assert_eq!(all(&mut tcp).await.unwrap(), b"220 ready\r\nget / of what is no request\r\nHTTP/1.1\r\n");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_port_that_declares_http_takes_requests_and_no_tunnels() {
+    for declared in [AppProtocol::Http1, AppProtocol::Http2, AppProtocol::Grpc, AppProtocol::Websocket] {
+        let pair = Pair::start_as(greeting().await, declared, AppProtocol::Tcp).await;
+        let (status, _tcp) = pair.connect("db:80").await;
+        assert!(status >= 400, "{declared:?}: {status}");
+        let inside = line(&pair.inbound, 0).await;
+        assert_eq!(inside["cause"], "downstream_protocol_error", "{inside}");
+    }
 }

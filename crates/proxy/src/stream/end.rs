@@ -1,4 +1,5 @@
-//! One side of a connection that is carried: a socket, plain or with TLS, or a tunnel through another proxy.
+//! One side of a connection that is carried: a socket, plain or with TLS, or a tunnel through another proxy, of which perhaps
+//! no request may come.
 
 use std::io;
 use std::pin::Pin;
@@ -7,6 +8,7 @@ use std::task::{Context, Poll};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
+use super::first_line::FirstLine;
 use super::reject;
 use crate::http::tunnel::Tunnel;
 use crate::io::Io;
@@ -15,14 +17,21 @@ use crate::io::Io;
 pub(super) enum End {
     Socket(Io),
     Tunnel(Box<Tunnel>),
+    /// One that breaks where what comes from it is HTTP.
+    Opaque(Box<(Tunnel, FirstLine)>),
 }
+
+/// What was to be opaque is HTTP.
+#[derive(Debug, thiserror::Error)]
+#[error("this is HTTP, and the tunnel is for what is not: send requests as such, or declare the port as tcp")]
+pub(super) struct IsHttp;
 
 impl End {
     /// The socket, where the bytes on it are the connection's own.
     pub(super) fn plain(&self) -> Option<&TcpStream> {
         match self {
             Self::Socket(Io::Tcp(tcp)) => Some(tcp),
-            Self::Socket(Io::TlsServer(_) | Io::TlsClient(_)) | Self::Tunnel(_) => None,
+            Self::Socket(Io::TlsServer(_) | Io::TlsClient(_)) | Self::Tunnel(_) | Self::Opaque(_) => None,
         }
     }
 
@@ -31,6 +40,7 @@ impl End {
         match self {
             Self::Socket(io) => reject::reset(io.tcp()),
             Self::Tunnel(tunnel) => tunnel.reset(),
+            Self::Opaque(watched) => watched.0.reset(),
         }
     }
 }
@@ -40,13 +50,30 @@ macro_rules! each {
         match $self.get_mut() {
             End::Socket($end) => $call,
             End::Tunnel($end) => $call,
+            End::Opaque(watched) => {
+                let $end = &mut watched.0;
+                $call
+            }
         }
     };
 }
 
 impl AsyncRead for End {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        each!(self, end => Pin::new(end).poll_read(cx, buf))
+        let this = self.get_mut();
+        let before = buf.filled().len();
+        let read = {
+            let this = Pin::new(&mut *this);
+            each!(this, end => Pin::new(end).poll_read(cx, buf))
+        };
+        if let Self::Opaque(watched) = this
+            && watched.1.shows_http(&buf.filled()[before..])
+        {
+            // What it was read with goes nowhere.
+            buf.set_filled(before);
+            return Poll::Ready(Err(io::Error::other(IsHttp)));
+        }
+        read
     }
 }
 

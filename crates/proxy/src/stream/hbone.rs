@@ -12,7 +12,9 @@ use meshwork_telemetry::Phase;
 use tokio::net::TcpStream;
 
 use super::end::End;
+use super::first_line::FirstLine;
 use super::journey::Journey;
+use super::outbound::{self, Inside};
 use super::{Carried, route, transfer};
 use crate::downstream::connection::Conn;
 use crate::error::Failure;
@@ -43,9 +45,13 @@ pub(crate) async fn serve(
         }
     };
     let outcome = match (opened, answered) {
-        (Ok(mut app), Ok(sink)) => {
+        (Ok((mut app, is_declared)), Ok(sink)) => {
             let source = H2Source::new(request.into_body(), &conn.worker.shared.settings.limits);
-            let mut down = End::Tunnel(Box::new(Tunnel::new(source, sink, None)));
+            let tunnel = Tunnel::new(source, sink, None);
+            let mut down = match is_declared {
+                true => End::Tunnel(Box::new(tunnel)),
+                false => End::Opaque(Box::new((tunnel, FirstLine::default()))),
+            };
             transfer::run(&cx, None, (&mut down, &mut app), Bytes::new(), &mut journey).await
         }
         (Err(failure), _) => Err(failure),
@@ -70,13 +76,14 @@ fn answer(
     Ok(H2Sink::new(respond.send_response(response, end)?, backlog, end))
 }
 
+/// The application, and whether its port says that it is opaque.
 async fn open(
     cx: &Carried<'_>,
     conn: &Conn,
     view: &View,
     request: &http::Request<h2::RecvStream>,
     journey: &mut Journey,
-) -> Result<End, Failure> {
+) -> Result<(End, bool), Failure> {
     if *request.method() != Method::CONNECT {
         let why = "this port takes tunnels only: CONNECT over HTTP/2";
         return Err(Failure::downstream(Cause::NotImplemented).because(why));
@@ -86,6 +93,15 @@ async fn open(
     journey.enter(Phase::Route);
     let port = app_port(conn, view, authority)?;
     journey.own(port);
+    let is_declared = match outbound::declared(port.protocol) {
+        None => false,
+        Some(Inside::Opaque) => true,
+        Some(Inside::Http1 | Inside::Http2) => {
+            // What the application is told of callers, and what keeps them within bounds, comes with requests.
+            let why = "its port declares HTTP: it takes requests, and no tunnels";
+            return Err(Failure::downstream(Cause::DownstreamProtocolError).because(why));
+        }
+    };
     journey.enter(Phase::Authorize);
     port.admit(conn.peer_id()).map_err(|cause| Failure::downstream(cause).because(&*port.sni))?;
     route::authorize(&port.authorization, conn.peer_id())?;
@@ -94,7 +110,7 @@ async fn open(
     journey.enter(Phase::Connect);
     let dialing = connect(address, CONNECT_TIMEOUT);
     let tcp: TcpStream = cx.unless_ended(Box::pin(dialing)).await?;
-    Ok(End::Socket(Io::Tcp(tcp)))
+    Ok((End::Socket(Io::Tcp(tcp)), is_declared))
 }
 
 /// The application's port: as for requests, by the name of the handshake, which callers in the mesh set; for others by the

@@ -15,6 +15,7 @@
 
 mod attempt;
 mod end;
+mod first_line;
 pub(crate) mod hbone;
 mod hello;
 mod journey;

@@ -109,7 +109,8 @@ async fn enter(conn: Conn, mut server: H1Server, authority: &str, door: Door) {
     Box::pin(serve_detected(conn, wire, inside == Inside::Http2)).await;
 }
 
-fn declared(protocol: AppProtocol) -> Option<Inside> {
+/// What a port says; none: that is to be found out.
+pub(super) fn declared(protocol: AppProtocol) -> Option<Inside> {
     match protocol {
         AppProtocol::Detect => None,
         AppProtocol::Http1 | AppProtocol::WebSocket => Some(Inside::Http1),

@@ -17,7 +17,7 @@ use meshwork_telemetry::Phase as Stage;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::Carried;
-use super::end::End;
+use super::end::{End, IsHttp};
 use super::journey::Journey;
 use crate::connections::{Order, Phase};
 use crate::error::{Failure, Retry};
@@ -238,6 +238,9 @@ fn failure(broken: Broken, requests: bool) -> Failure {
     };
     let side = if downstream { "caller" } else { "endpoint" };
     let why = format!("{doing} the {side}: {}", told(&error));
+    if requests && error.get_ref().is_some_and(|inner| inner.is::<IsHttp>()) {
+        return Failure::downstream(Cause::DownstreamProtocolError).because(IsHttp.to_string());
+    }
     if downstream {
         let reset = error.kind() == io::ErrorKind::ConnectionReset;
         let cause = if reset { Cause::DownstreamReset } else { Cause::DownstreamClosed };
