@@ -201,6 +201,15 @@ impl Binding {
         self.by_sni(sni).and_then(|group| group.first())
     }
 
+    /// Whether connections that came in by `before`, on this port, may have a listener no more. Of plain HTTP each request
+    /// finds its own, so that only the protocol counts.
+    #[must_use]
+    pub fn leaves_behind(&self, before: &Self) -> bool {
+        let is_gone = |listener: &Arc<Listener>| self.by_host.get(&listener.hostname).is_none();
+        self.protocol != before.protocol
+            || self.protocol == Protocol::Https && before.listeners.iter().any(is_gone)
+    }
+
     /// Finds the route of a connection: of a TLS port by its server name, of a TCP port the only one. Among the listeners
     /// of a TLS port the most specific for the name has it, as under HTTPS.
     pub fn route_stream(&self, stream: &Stream<'_>, reasons: &mut impl Reasons) -> Routed<'_> {

@@ -15,6 +15,7 @@ use meshwork_decision::Cause;
 use meshwork_identity::Peer;
 use tokio::sync::Notify;
 
+use crate::downstream::connection::Link;
 use crate::mesh::retires_at;
 
 /// How much longer than it means to something may stand still before it is taken for stuck.
@@ -40,7 +41,7 @@ pub(crate) enum Phase {
 /// Why a connection is asked to end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Order {
-    /// The process drains: finish what runs, take nothing new.
+    /// The process drains, or the way in is taken away: finish what runs, take nothing new.
     Drain,
     /// The phase has taken longer than its limit.
     TimedOut(Phase),
@@ -118,6 +119,8 @@ pub(crate) struct Entry {
     waker: RefCell<Option<Waker>>,
     /// Whom the connection is with; it lives no longer than that SVID.
     svid: OnceCell<Rc<Peer>>,
+    /// The way in of a connection that carries requests.
+    link: OnceCell<Rc<Link>>,
 }
 
 impl Entry {
@@ -178,6 +181,13 @@ impl Entry {
     pub(crate) fn is_with(&self, peer: &Rc<Peer>) {
         // A handshake happens once per connection.
         let _ = self.svid.set(Rc::clone(peer));
+    }
+
+    /// The connection carries requests that came in this way, and no longer than that is there. False: it is gone already.
+    pub(crate) fn came_by(&self, link: &Rc<Link>) -> bool {
+        // That happens once per connection.
+        let _ = self.link.set(Rc::clone(link));
+        !link.is_left_behind()
     }
 
     /// An order that does not apply any more: what it was about began to move again.
@@ -308,6 +318,7 @@ impl Connections {
             rests: Cell::new(false),
             waker: RefCell::new(None),
             svid: OnceCell::new(),
+            link: OnceCell::new(),
         });
         entries[slot] = Some(Rc::clone(&entry));
         Registration { entry, connections: Rc::clone(self) }
@@ -352,6 +363,15 @@ impl Connections {
         while !(self.is_draining() && self.is_done()) {
             self.done.notified().await;
         }
+    }
+
+    /// Lets those finish what runs, and take nothing new, whose way in is gone.
+    pub(crate) fn drain_left_behind(&self) {
+        self.each(|entry| {
+            if entry.link.get().is_some_and(|link| link.is_left_behind()) {
+                entry.give(Order::Drain);
+            }
+        });
     }
 
     /// Ends the connections whose peer is not trusted any more.

@@ -181,12 +181,13 @@ impl Engine {
     }
 
     /// Puts a snapshot into effect on all workers: new sockets are bound and old ones closed, then every request that
-    /// begins is decided by it. Returns what could not be bound; everything else is in effect.
+    /// begins is decided by it. Connections of a listener that is gone finish what runs, and end. Returns what could not be bound; everything else is in effect.
     pub async fn apply(&mut self, snapshot: Arc<Snapshot>) -> Vec<(BindKey, ListenError)> {
         let wanted: Vec<BindKey> = snapshot.bindings().iter().map(|binding| BindKey::of(binding)).collect();
         let distrusts = self.trust(&snapshot);
         // The snapshot first: a connection on a new socket finds its binding.
         let before = self.shared.snapshot.swap(Arc::clone(&snapshot));
+        let leaves_behind = leaves_behind(&before, &snapshot);
         if !Arc::ptr_eq(&before, &snapshot) {
             self.replaced.push(before);
         }
@@ -198,6 +199,9 @@ impl Engine {
         for key in gone {
             self.bound.remove(&key);
             self.tell_all(|| Command::Unlisten(Place::Gateway(key))).await;
+        }
+        if leaves_behind {
+            self.tell_all(|| Command::DrainLeftBehind).await;
         }
         let mut errors = Vec::new();
         for key in wanted {
@@ -361,6 +365,12 @@ impl Engine {
         let joined = tokio::task::spawn_blocking(move || threads.into_iter().all(|t| t.join().is_ok())).await;
         finished && joined.unwrap_or(false)
     }
+}
+
+/// Whether a listener is gone, so that connections of it may be open.
+fn leaves_behind(before: &Snapshot, now: &Snapshot) -> bool {
+    let of = |key| now.bindings().iter().find(|binding| BindKey::of(binding) == key);
+    before.bindings().iter().any(|old| of(BindKey::of(old)).is_none_or(|binding| binding.leaves_behind(old)))
 }
 
 fn start_worker(index: usize, shared: Arc<Shared>, bells: Bells) -> std::io::Result<WorkerHandle> {

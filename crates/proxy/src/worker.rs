@@ -55,6 +55,8 @@ pub(crate) enum Command {
     Listen(Place, std::net::TcpListener),
     /// Stop accepting; connections go on.
     Unlisten(Place),
+    /// Let connections finish what runs, and take nothing new, whose listener is not in the snapshot any more.
+    DrainLeftBehind,
     /// Close the connections whose peer is not trusted any more.
     Recheck,
     /// Finish what calls the application beside us, take nothing new of it, and say when it is done; what the
@@ -420,6 +422,7 @@ pub(crate) async fn run(shared: Arc<Shared>, bells: Bells, mut commands: mpsc::R
                         task.abort();
                     }
                 }
+                Some(Command::DrainLeftBehind) => worker.others.drain_left_behind(),
                 Some(Command::Recall(wanted, answer)) => {
                     let recorder = &worker.recorder;
                     worker.shared.observer.traces.note_wanted(&wanted);

@@ -32,6 +32,10 @@ fn certificate(host: &str, version: &str) -> (CertificateDer<'static>, Change) {
 }
 
 fn listener(name: &str, port: u16, host: &str) -> Change {
+    speaking(v1::listener::Protocol::Https, name, port, host)
+}
+
+fn speaking(protocol: v1::listener::Protocol, name: &str, port: u16, host: &str) -> Change {
     let source = v1::Source {
         kind: "Gateway".into(),
         name: "gw".into(),
@@ -41,9 +45,10 @@ fn listener(name: &str, port: u16, host: &str) -> Change {
     let message = v1::Listener {
         source: Some(source),
         port: port.into(),
-        protocol: v1::listener::Protocol::Https.into(),
+        protocol: protocol.into(),
         hostname: host.to_owned(),
-        tls: Some(v1::TlsTermination { passthrough: false, secrets: vec![format!("default/{host}")] }),
+        tls: (protocol == v1::listener::Protocol::Https)
+            .then(|| v1::TlsTermination { passthrough: false, secrets: vec![format!("default/{host}")] }),
         ..Default::default()
     };
     Change::upsert(&format!("default/gw/{name}"), "1", &message)
@@ -180,4 +185,35 @@ async fn a_replaced_certificate_is_shown_to_new_connections_and_old_ones_go_on()
     let after = edge.connect_trusting("a.example", &[], std::slice::from_ref(&renewed)).await.unwrap();
     assert_eq!(shown(&after), renewed);
     assert!(ask(&mut before, "a.example").await.starts_with("HTTP/1.1 200"));
+}
+
+#[tokio::test]
+async fn connections_of_a_listener_that_is_taken_from_its_port_end_and_the_others_go_on() {
+    let mut edge = edge().await;
+    let (mut a, mut b) =
+        (edge.connect("a.example", &[]).await.unwrap(), edge.connect("b.example", &[]).await.unwrap());
+    assert!(ask(&mut a, "a.example").await.starts_with("HTTP/1.1 200"));
+    assert!(ask(&mut b, "b.example").await.starts_with("HTTP/1.1 200"));
+    edge.harness.change([Change::remove::<v1::Listener>("default/gw/a")]).await;
+    let_go(&mut a).await;
+    assert!(ask(&mut b, "b.example").await.starts_with("HTTP/1.1 200"));
+}
+
+#[tokio::test]
+async fn a_port_that_is_https_no_more_keeps_no_connection_of_it() {
+    let mut edge = edge().await;
+    let mut tls = edge.connect("a.example", &[]).await.unwrap();
+    assert!(ask(&mut tls, "a.example").await.starts_with("HTTP/1.1 200"));
+    let plain = |name, host| speaking(v1::listener::Protocol::Http, name, edge.address.port(), host);
+    let changes = [plain("a", "a.example"), plain("b", "b.example")];
+    edge.harness.change(changes).await;
+    let_go(&mut tls).await;
+}
+
+async fn let_go(tls: &mut TlsStream<TcpStream>) {
+    let mut rest = Vec::new();
+    let read = tls.read_to_end(&mut rest);
+    // An idle connection ends without the last word of TLS.
+    let _ = tokio::time::timeout(std::time::Duration::from_secs(10), read).await.expect("it is let go");
+    assert!(rest.is_empty());
 }

@@ -54,7 +54,27 @@ pub(crate) struct Link {
     _open: OpenDownstream,
 }
 
+impl std::fmt::Debug for Link {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Link").field("place", &self.place).field("peer", &self.peer).finish_non_exhaustive()
+    }
+}
+
 impl Link {
+    /// Whether the listener that it came in by is gone. Over TLS that is the one that the handshake chose; in plaintext each
+    /// request finds its own on the port.
+    pub(crate) fn is_left_behind(&self) -> bool {
+        if !matches!(self.place, Place::Gateway(_)) {
+            return false;
+        }
+        let view = self.worker.view();
+        view.binding(self.place).is_none_or(|binding| match binding.protocol {
+            Protocol::Http => self.https,
+            Protocol::Https => !self.https || binding.certificates_for(self.sni.as_deref()).is_none(),
+            Protocol::Tls | Protocol::Tcp => true,
+        })
+    }
+
     /// Who called, where that was proven.
     pub(crate) fn peer_id(&self) -> Option<&SpiffeId> {
         self.caller.as_ref().map(|caller| &caller.peer.id)
@@ -211,6 +231,9 @@ async fn begin(worker: Rc<Worker>, place: Place, mut tcp: TcpStream, peer: Socke
     let peer_text = peer.ip().to_canonical().to_string().into();
     let link =
         Rc::new(Link { worker, place, peer, peer_text, local, sni, https, caller, series, _open: open });
+    if !entry.came_by(&link) {
+        return None;
+    }
     entry.enter(Phase::Idle, link.worker.now());
     let conn = Conn { link, entry };
     if let Place::Outbound(at) = place
