@@ -36,7 +36,7 @@ use meshwork_decision::Snapshot;
 use meshwork_identity::Identity;
 use meshwork_messages::{type_url, v1};
 use meshwork_process::{
-    AdminError, AdminServer, AdminState, CommonArgs, Condition, Drain, Readiness, TraceArgsError,
+    AdminError, AdminServer, AdminState, CommonArgs, Condition, Drain, Drained, Readiness, TraceArgsError,
 };
 use meshwork_proxy::{
     Ending, Engine, Follower, Learnt, ListenError, Listening, MemoryLevel, Mesh, Observer, Settings, Shared,
@@ -331,8 +331,8 @@ impl Running {
                 () = signals.second() => {}
             }
         };
-        if !engine.drain_until(enough).await {
-            tell_cut_off("requests in flight", signals);
+        if let Drained::CutOff { left } = engine.drain_until(enough).await {
+            tell_cut_off(&format!("requests and connections in flight ({left})"), signals);
         }
         self.access_log.flush();
         if let Some(tracer) = &self.tracer {

@@ -37,9 +37,9 @@ pub struct DrainGuard {
 pub enum Drained {
     /// Everything in flight was finished.
     Clean,
-    /// Time was up or a second signal came; so many guards were left.
+    /// Time was up or a second signal came.
     CutOff {
-        /// Guards that were still held.
+        /// How much was left: guards that were still held, or requests and connections in flight.
         left: usize,
     },
 }

@@ -14,6 +14,7 @@ use std::time::Duration;
 use meshwork_decision::Change;
 use meshwork_messages::v1;
 use meshwork_messages::v1::service_port::AppProtocol;
+use meshwork_process::Drained;
 use meshwork_proxy::Settings;
 use support::mesh::Pair;
 use support::{Harness, rule};
@@ -57,7 +58,7 @@ async fn edge(upstream: SocketAddr, policies: Vec<Change>) -> bool {
     harness.service("web", AppProtocol::Http1, &[upstream]).await;
     harness.change(policies).await;
     serve_until_told(address);
-    harness.engine.drain(PATIENCE).await
+    harness.engine.drain(PATIENCE).await == Drained::Clean
 }
 
 /// What `bench/meshwork/policies.yaml` says, in the form in which it comes to a proxy.
@@ -134,5 +135,6 @@ fn attached(kind: &str, name: &str, policy: v1::TrafficPolicy) -> Change {
 async fn mesh(upstream: SocketAddr) -> bool {
     let pair = Pair::start(upstream, AppProtocol::Http1).await;
     serve_until_told(pair.proxy);
-    pair.outbound.engine.drain(PATIENCE).await && pair.inbound.engine.drain(PATIENCE).await
+    let drained = (pair.outbound.engine.drain(PATIENCE).await, pair.inbound.engine.drain(PATIENCE).await);
+    drained == (Drained::Clean, Drained::Clean)
 }

@@ -334,6 +334,16 @@ impl Connections {
         self.connections.get() == 0 && self.streams.get() == 0
     }
 
+    /// How much is under way: streams, and connections that carry one thing alone.
+    pub(crate) fn busy(&self) -> usize {
+        let entries = self.entries.borrow();
+        entries
+            .iter()
+            .flatten()
+            .filter(|entry| entry.is_stream || entry.phase.get() == Phase::Exchange)
+            .count()
+    }
+
     /// Lets every connection finish what runs, and take nothing new.
     pub(crate) fn drain(&self) {
         self.end(Order::Drain);

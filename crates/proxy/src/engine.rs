@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -12,6 +13,7 @@ use meshwork_base::Clock;
 use meshwork_decision::{Binding, Bundle, Locality, Snapshot};
 use meshwork_http1::Limits;
 use meshwork_messages::v1;
+use meshwork_process::Drained;
 use meshwork_telemetry::{AccessLogSink, MetricsRegistry, RequestLabels, Tracer};
 use tokio::sync::{Notify, mpsc, oneshot};
 
@@ -341,29 +343,36 @@ impl Engine {
         }
     }
 
-    /// Stops accepting, lets what runs finish, and after `timeout` ends the rest. Returns whether all finished.
-    pub async fn drain(self, timeout: Duration) -> bool {
+    /// Stops accepting, lets what runs finish, and after `timeout` ends the rest.
+    pub async fn drain(self, timeout: Duration) -> Drained {
         self.drain_until(tokio::time::sleep(timeout)).await
     }
 
     /// The same; the rest is ended when `enough` comes true. In any case what was under way has been told so, and is written
     /// down, when this returns.
-    pub async fn drain_until(self, enough: impl Future<Output = ()>) -> bool {
+    pub async fn drain_until(self, enough: impl Future<Output = ()>) -> Drained {
         self.tell_all(|| Command::Drain).await;
         let all_end = async {
             for worker in &self.workers {
                 worker.commands.closed().await;
             }
         };
-        let finished = tokio::select! {
+        tokio::select! {
             biased;
-            () = all_end => true,
-            () = enough => false,
-        };
-        self.tell_all(|| Command::Stop).await;
+            () = all_end => {}
+            () = enough => {}
+        }
+        let left = Arc::new(AtomicUsize::new(0));
+        self.tell_all(|| Command::Stop(Arc::clone(&left))).await;
         let threads: Vec<_> = self.workers.into_iter().map(|worker| worker.thread).collect();
         let joined = tokio::task::spawn_blocking(move || threads.into_iter().all(|t| t.join().is_ok())).await;
-        finished && joined.unwrap_or(false)
+        if !joined.unwrap_or(false) {
+            tracing::error!("a worker broke down while it drained; what it carried is lost");
+        }
+        match left.load(Ordering::Relaxed) {
+            0 => Drained::Clean,
+            left => Drained::CutOff { left },
+        }
     }
 }
 

@@ -7,6 +7,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, HashSet};
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use meshwork_base::{Clock, ThreadRng, Tick};
@@ -66,8 +67,8 @@ pub(crate) enum Command {
     Drain,
     /// Tell what is kept of these requests, and since when failures are.
     Recall(Arc<Wanted>, oneshot::Sender<Recalled>),
-    /// End now.
-    Stop,
+    /// End now, and add how much that cuts off.
+    Stop(Arc<AtomicUsize>),
 }
 
 /// How what runs is ended.
@@ -444,18 +445,22 @@ pub(crate) async fn run(shared: Arc<Shared>, bells: Bells, mut commands: mpsc::R
                     worker.all_connections().into_iter().for_each(|some| some.drain());
                     worker.pools.clear();
                 }
-                Some(Command::Stop) | None => {
-                    accepting.drain().for_each(|(_, task)| task.abort());
-                    worker.all_connections().into_iter().for_each(|some| some.cut_off());
-                    // Each says by itself that what it carries is not whole: a connection that is only dropped looks like
-                    // one that is at its end.
-                    let _ = tokio::time::timeout(LAST_WORDS, worker.drained()).await;
-                    return;
+                Some(Command::Stop(left)) => {
+                    left.fetch_add(worker.all_connections().map(|some| some.busy()).iter().sum(), Ordering::Relaxed);
+                    return cut_off(&worker, &mut accepting).await;
                 }
+                None => return cut_off(&worker, &mut accepting).await,
             },
             _ = sweep.tick() => sweep_once(&worker),
         }
     }
+}
+
+/// Each says by itself that what it carries is not whole: a connection that is only dropped looks like one that is at its end.
+async fn cut_off(worker: &Worker, accepting: &mut HashMap<Place, tokio::task::JoinHandle<()>>) {
+    accepting.drain().for_each(|(_, task)| task.abort());
+    worker.all_connections().into_iter().for_each(|some| some.cut_off());
+    let _ = tokio::time::timeout(LAST_WORDS, worker.drained()).await;
 }
 
 fn sweep_once(worker: &Rc<Worker>) {

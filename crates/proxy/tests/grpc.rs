@@ -7,18 +7,20 @@ mod support;
 use std::future::poll_fn;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use h2::client::SendRequest;
-use http::{Request, Response};
+use http::{HeaderMap, Request, Response};
 use meshwork_messages::v1;
 use meshwork_messages::v1::service_port::AppProtocol;
+use meshwork_process::Drained;
 use meshwork_proxy::Settings;
 use support::h2::{H2Upstream, h2_client, h2_upstream};
 use support::mesh::{Pair, policy};
 use support::policy::traffic;
 use support::{Harness, exchange, free_port, rule};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, mpsc};
 
 const CALL: &[u8] =
     b"POST /a.B/C HTTP/1.1\r\nHost: reviews\r\nContent-Type: application/grpc\r\nContent-Length: 0\r\n\
@@ -179,6 +181,95 @@ async fn a_call_whose_answer_breaks_off_has_the_code_that_its_caller_makes_of_th
     let broken = body.data().await.unwrap().unwrap_err();
     assert_eq!(broken.reason(), Some(h2::Reason::INTERNAL_ERROR), "gRPC's libraries call that INTERNAL");
     written(&harness, 1, "13", "UR", "default/web").await;
+}
+
+/// Answers with this head and these bytes, and never ends that.
+async fn endless(head: &'static [(&'static str, &'static str)], body: Bytes) -> H2Upstream {
+    h2_upstream(usize::MAX, move |_, _, mut respond| {
+        let body = body.clone();
+        async move {
+            let mut response = Response::builder();
+            for (name, value) in head {
+                response = response.header(*name, *value);
+            }
+            let mut send = respond.send_response(response.body(()).unwrap(), false).unwrap();
+            send.send_data(body, false).unwrap();
+            poll_fn(|cx| send.poll_reset(cx)).await.unwrap();
+        }
+    })
+    .await
+}
+
+const GRPC: (&str, &str) = ("content-type", "application/grpc");
+
+/// Drains in the middle of such an answer; how it ends.
+async fn drained(
+    head: &'static [(&'static str, &'static str)],
+    bytes: usize,
+    request: Request<()>,
+) -> (Harness, Result<Option<HeaderMap>, h2::Error>) {
+    let up = endless(head, vec![0; bytes].into()).await;
+    let (mut harness, address) = gateway(up.address).await;
+    let mut client = h2_client(address).await;
+    // Its caller has not said its last word.
+    let (response, _sends) = client.send_request(request, false).unwrap();
+    let mut body = response.await.unwrap().into_body();
+    body.data().await.unwrap().unwrap();
+    let next = Harness::start(Settings::default()).engine;
+    let drained = std::mem::replace(&mut harness.engine, next).drain(Duration::from_millis(1)).await;
+    assert_eq!(drained, Drained::CutOff { left: 1 });
+    // What the window did not take stays behind.
+    while let Some(data) = body.data().await {
+        if let Err(error) = data {
+            return (harness, Err(error));
+        }
+    }
+    (harness, body.trailers().await)
+}
+
+#[tokio::test]
+async fn what_a_drain_cuts_off_of_a_call_ends_as_unavailable_so_that_it_is_begun_elsewhere() {
+    for bytes in [5, 200_000] {
+        let (harness, ended) = drained(&[GRPC], bytes, call()).await;
+        let trailers = ended.unwrap().unwrap();
+        assert_eq!(
+            (&trailers["grpc-status"], &trailers["grpc-message"]),
+            (&"14".parse().unwrap(), &"draining".parse().unwrap())
+        );
+        let line = harness.lines(1).await.remove(0);
+        assert!(line.contains("\"grpc_status\":14,") && line.contains("\"draining\""), "{line}");
+    }
+}
+
+#[tokio::test]
+async fn what_a_drain_cuts_off_where_trailers_would_not_tell_is_reset() {
+    let plain = Request::post("http://reviews/").body(()).unwrap();
+    for (head, request) in [(&[][..], plain), (&[GRPC, ("content-length", "10")][..], call())] {
+        let (_harness, ended) = drained(head, 5, request).await;
+        assert_eq!(ended.unwrap_err().reason(), Some(h2::Reason::INTERNAL_ERROR), "never a clean end");
+    }
+}
+
+#[tokio::test]
+async fn a_call_that_is_not_answered_when_a_drain_is_over_is_told_that_nobody_is_there() {
+    let (begun, mut asked) = mpsc::channel(1);
+    let up = h2_upstream(usize::MAX, move |_, _, mut respond| {
+        let begun = begun.clone();
+        async move {
+            begun.send(()).await.unwrap();
+            poll_fn(|cx| respond.poll_reset(cx)).await.unwrap();
+        }
+    })
+    .await;
+    let (harness, address) = gateway(up.address).await;
+    let (response, _) = h2_client(address).await.send_request(call(), true).unwrap();
+    asked.recv().await.unwrap();
+    assert_eq!(harness.engine.drain(Duration::from_millis(1)).await, Drained::CutOff { left: 1 });
+    let response = response.await.unwrap();
+    assert_eq!(
+        (response.status().as_u16(), &response.headers()["grpc-status"]),
+        (200, &"14".parse().unwrap())
+    );
 }
 
 /// Calls one who never ends its answer, with a deadline in this field that is over in the middle of that, however slow the

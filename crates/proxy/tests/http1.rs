@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use http::Request;
 use meshwork_messages::v1;
 use meshwork_messages::v1::service_port::AppProtocol;
+use meshwork_process::Drained;
 use meshwork_proxy::Settings;
 use parking_lot::Mutex;
 use support::h2::{answer, fetch, get, h2_client, h2_upstream};
@@ -556,7 +557,7 @@ async fn a_response_says_that_it_is_the_last_of_its_connection() {
     up.write_all(OK).await.unwrap();
     let told = read_until(&mut tcp, "hello").await.to_lowercase();
     assert!(told.contains("\r\nconnection: close\r\n"), "{told}");
-    assert!(draining.await.unwrap(), "nothing was cut off");
+    assert_eq!(draining.await.unwrap(), Drained::Clean);
 }
 
 #[tokio::test]
@@ -569,7 +570,8 @@ async fn what_a_drain_leaves_unfinished_is_no_regular_end() {
     let mut tcp = TcpStream::connect(address).await.unwrap();
     tcp.write_all(b"GET / HTTP/1.0\r\nHost: a\r\n\r\n").await.unwrap();
     read_until(&mut tcp, "half").await;
-    assert!(!harness.engine.drain(std::time::Duration::from_millis(1)).await, "its upstream goes on");
+    let drained = harness.engine.drain(std::time::Duration::from_millis(1)).await;
+    assert_eq!(drained, Drained::CutOff { left: 1 }, "its upstream goes on");
     let rest = tokio::io::AsyncReadExt::read_to_end(&mut tcp, &mut Vec::new()).await;
     assert_eq!(rest.unwrap_err().kind(), std::io::ErrorKind::ConnectionReset);
 }
@@ -583,7 +585,7 @@ async fn drain_finishes_what_runs_and_closes_what_idles() {
     let mut idle = TcpStream::connect(address).await.unwrap();
     idle.write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").await.unwrap();
     read_until(&mut idle, "hello").await;
-    assert!(harness.engine.drain(std::time::Duration::from_secs(5)).await, "nothing was cut off");
+    assert_eq!(harness.engine.drain(std::time::Duration::from_secs(5)).await, Drained::Clean);
     let mut rest = Vec::new();
     tokio::io::AsyncReadExt::read_to_end(&mut idle, &mut rest).await.unwrap();
     assert!(rest.is_empty());

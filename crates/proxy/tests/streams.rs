@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use meshwork_decision::Change;
 use meshwork_messages::v1;
+use meshwork_process::Drained;
 use meshwork_proxy::Settings;
 use serde_json::Value;
 use support::{Harness, free_port, with_a_full_queue};
@@ -336,7 +337,7 @@ async fn what_runs_when_the_process_drains_may_finish_until_its_time_is_over() {
     ends.read_exact(&mut [0; 1]).await.expect("what runs goes on");
     ends.shutdown().await.unwrap();
     assert_eq!(said(&mut ends).await, "");
-    assert!(!draining.await.unwrap(), "one did not end by itself");
+    assert_eq!(draining.await.unwrap(), Drained::CutOff { left: 1 }, "one did not end by itself");
     assert!(stays.read_exact(&mut [0; 1]).await.is_err(), "it is cut");
 }
 

@@ -128,6 +128,16 @@ impl Down<'_> {
         }
     }
 
+    /// Ends a response that has begun with these trailers, where its protocol has such that say what became of it; what the
+    /// caller does not take at once stays behind. False where it cannot be ended so.
+    pub(crate) async fn end_early(&mut self, trailers: &Fields) -> bool {
+        self.let_leave().await;
+        match self {
+            Self::H1(_) => false,
+            Self::H2(stream) => stream.has_begun() && stream.sink_mut().end_early(trailers).is_ok(),
+        }
+    }
+
     /// The same for a caller of gRPC whose own time is over, by its own clock too: it knows, or is about to, and has the first word as long as `grace`
     /// lasts.
     pub(crate) async fn run_out(&mut self, grace: &mut Timer) {

@@ -122,6 +122,16 @@ impl H2Sink {
         self.end = Some(trailers);
     }
 
+    /// Ends the stream with these trailers, in place of whatever waits for the window.
+    pub(crate) fn end_early(&mut self, trailers: &Fields) -> Result<(), StreamError> {
+        if std::mem::replace(&mut self.ended, true) {
+            return Err(StreamError::Closed);
+        }
+        (self.waiting, self.end) = (Bytes::new(), None);
+        self.gathered.clear();
+        Ok(self.send.send_trailers(convert::map_of(trailers))?)
+    }
+
     /// Hands what is queued to the connection, as far as the window allows.
     pub(crate) fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), StreamError>> {
         if self.ended {

@@ -71,7 +71,7 @@ pub(crate) async fn fail(
     }
     let status = failure.status().filter(|_| !down.head_sent());
     let Some(status) = status else {
-        break_off(conn, down, journey, failure).await;
+        break_off(conn, down, response, journey, failure).await;
         journey.finish();
         return;
     };
@@ -105,12 +105,25 @@ fn hand_back(down: &mut Down<'_>, failure: &Failure) -> bool {
 }
 
 /// Ends a response that has begun, or that nobody can be sent.
-async fn break_off(conn: &Conn, down: &mut Down<'_>, journey: &mut Journey<'_>, failure: &Failure) {
+async fn break_off(
+    conn: &Conn,
+    down: &mut Down<'_>,
+    response: &ResponseHead,
+    journey: &mut Journey<'_>,
+    failure: &Failure,
+) {
     let is_told = journey.is_grpc() && failure.status().is_some();
     if is_told && failure.cause == Cause::DeadlineExceeded && journey.has_timer {
         journey.record.grpc_status = Some(DEADLINE_EXCEEDED);
         let mut grace = conn.worker.timers.start(GRACE);
         return Box::pin(down.run_out(&mut grace)).await;
+    }
+    // That a stream ends with its proxy is nobody's mistake: gRPC's callers begin it anew elsewhere when they are told so.
+    let may_end =
+        is_told && failure.cause == Cause::Draining && !matches!(response.body, BodyLength::Known(_));
+    if may_end && down.end_early(&grpc_trailers(failure.cause, UNAVAILABLE)).await {
+        journey.record.grpc_status = Some(UNAVAILABLE);
+        return;
     }
     if is_told {
         // Who is still there hears nothing but the reset of its stream, and makes this of it.
@@ -164,6 +177,14 @@ fn grpc_head(
     response.fields.push_known(KnownName::ContentType, "application/grpc")?;
     response.fields.push_known(KnownName::GrpcStatus, code.to_string())?;
     response.fields.push("grpc-message", cause.as_str())
+}
+
+/// How a call of gRPC ends that has begun to be answered. A code that is no success, so that nobody takes what came for all.
+fn grpc_trailers(cause: Cause, code: u8) -> Fields {
+    let mut fields = Fields::default();
+    fields.push_known(KnownName::GrpcStatus, code.to_string()).expect("a number is a field value");
+    fields.push("grpc-message", cause.as_str()).expect("a cause is a field value");
+    fields
 }
 
 /// What gRPC's libraries call the `INTERNAL_ERROR` by which a stream is broken off.
