@@ -696,3 +696,55 @@ async fn through_sidecars_a_retry_of_the_hop_before_is_not_hedged() {
     let lines = outbound.lines(2).await;
     assert!(lines[0].contains("\"attempts\":2") && lines[1].contains("\"attempts\":1"), "{lines:?}");
 }
+
+/// Two instances: who is asked first never answers, or fails it when the other one has been asked; that one begins an answer and
+/// never ends it.
+async fn endless(fails: bool) -> [SocketAddr; 2] {
+    let asked = Arc::new(AtomicUsize::new(0));
+    let both = Arc::new(tokio::sync::Notify::new());
+    let instance = async || {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (asked, both) = (Arc::clone(&asked), Arc::clone(&both));
+        tokio::spawn(async move {
+            let (mut tcp, _) = listener.accept().await.unwrap();
+            read_until(&mut tcp, "\r\n\r\n").await;
+            if asked.fetch_add(1, Ordering::SeqCst) == 0 {
+                both.notified().await;
+                if fails {
+                    tcp.write_all(BUSY).await.unwrap();
+                }
+            } else {
+                both.notify_one();
+                // Whatever is first, the outcome is the same; the other one should be.
+                tokio::time::sleep(Duration::from_millis(20)).await;
+                tcp.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\nhalf").await.unwrap();
+            }
+            let _ = tcp.read(&mut [0; 1]).await;
+        });
+        address
+    };
+    [instance().await, instance().await]
+}
+
+#[tokio::test]
+async fn the_second_one_has_the_whole_time_of_an_attempt_whatever_the_first_had() {
+    const DELAY: u32 = 150;
+    const TIME: u32 = 300;
+    for fails in [false, true] {
+        let endpoints = endless(fails).await;
+        let mut harness = Harness::start(Settings { workers: 1, ..Settings::default() });
+        harness.service("web", AppProtocol::Http1, &endpoints).await;
+        let rule = v1::Rule { backend_request_timeout_ms: TIME, ..support::rule(&[("web", 1)], vec![]) };
+        let address = harness.route(vec![rule]).await;
+        harness.change([traffic(after(DELAY))]).await;
+        let began = std::time::Instant::now();
+        let asking = exchange(address, GET);
+        let got =
+            tokio::time::timeout(Duration::from_secs(10), asking).await.expect("its time is over some time");
+        let least = Duration::from_millis(u64::from(DELAY + TIME));
+        assert!(got.ends_with("half") && began.elapsed() >= least, "{:?}: {got}", began.elapsed());
+        let line = harness.lines(1).await.remove(0);
+        assert!(line.contains("\"UT\"") && line.contains("per_try_timeout"), "{line}");
+    }
+}

@@ -104,6 +104,12 @@ impl Deadlines {
         self.answer = Answer::Unlimited;
     }
 
+    /// An attempt that ran beside is the request's from now on. Its time is its own, and began with it.
+    pub(crate) fn goes_on(&mut self, worker: &Worker, limit: Option<Duration>, began: Tick) {
+        let spent = worker.now().since(began);
+        self.attempt(worker, limit.map(|limit| limit.saturating_sub(spent)), None);
+    }
+
     /// No attempt is under way.
     pub(crate) fn no_attempt(&mut self) {
         self.attempt = None;

@@ -85,8 +85,7 @@ pub(super) async fn raced(
     second.tell_reasons(journey);
     let Some(first) = first else {
         lose_first(attempts, &second, body, journey);
-        deadlines.answered();
-        return second.wins(attempts, body, response, journey);
+        return second.wins(attempts, body, response, journey, deadlines);
     };
     let reply = judged(attempts, &first, response, journey.is_grpc());
     if second.race.ended(Leg::First, reply) == Verdict::Wait {
@@ -102,7 +101,7 @@ pub(super) async fn raced(
         match waited {
             Ok(true) => {
                 end_first(attempts, first, response, body, journey);
-                return second.wins(attempts, body, response, journey);
+                return second.wins(attempts, body, response, journey, deadlines);
             }
             Ok(false) => {}
             Err(interrupted) => {

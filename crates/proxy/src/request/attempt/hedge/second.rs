@@ -305,6 +305,7 @@ impl<'a, 'h> Second<'a, 'h> {
         body: &mut RequestBody<'_>,
         response: &mut ResponseHead,
         journey: &mut Journey<'_>,
+        deadlines: &mut Deadlines,
     ) -> Result<Exchange, Failure> {
         let State::Won(under, answered) = std::mem::replace(&mut self.state, State::Over) else {
             unreachable!("it has been answered")
@@ -323,6 +324,7 @@ impl<'a, 'h> Second<'a, 'h> {
         body.goes_on(sending);
         attempts.tried.push(hedged.endpoint.id);
         attempts.began = began;
+        deadlines.goes_on(&self.worker, self.attempt_timeout, began);
         attempts.behind.set(behind.get());
         (attempts.ticket, attempts.by_route) = (hedged.ticket, hedged.by_route.map(Box::new));
         attempts.permit = Some(hedged.permits.0);
