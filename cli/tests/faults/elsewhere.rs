@@ -25,7 +25,7 @@ pub const ELSEWHERE: &[(&str, &str)] = &[
     (
         "unknown_app_port",
         "a caller in the mesh with an older notion of a service's ports than its instance, or one that the control plane \
-         has not told what it serves, or no longer: its sidecar is not ready then",
+         has not told what it serves, or no longer: its sidecar is not ready then; in the mesh it is a refused stream",
     ),
     (
         "draining",

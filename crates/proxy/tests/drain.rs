@@ -10,67 +10,15 @@ use std::sync::Arc;
 use meshwork_decision::Change;
 use meshwork_messages::v1;
 use meshwork_messages::v1::overload::{AdaptiveConcurrency, Queue};
-use meshwork_messages::v1::service_port::AppProtocol;
-use meshwork_proxy::{Ending, Settings, Side};
+use meshwork_proxy::Ending;
 use parking_lot::Mutex;
-use support::mesh::{TestMesh, policy, service_at, serving};
-use support::{Harness, exchange, is_head, upstream, with_a_full_queue};
+use support::mesh::{Two, policy, two};
+use support::{exchange, is_head, upstream, with_a_full_queue};
 
 const OK: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nhello";
 const GET: &str = "GET / HTTP/1.1\r\nHost: reviews\r\nConnection: close\r\n\r\n";
 const POST: &str =
     "POST / HTTP/1.1\r\nHost: reviews\r\nContent-Length: 8\r\nConnection: close\r\n\r\nthe body";
-
-/// `web` calls one of two instances of `reviews`.
-struct Two {
-    outbound: Harness,
-    instances: [Harness; 2],
-    proxy: SocketAddr,
-}
-
-async fn two(apps: [SocketAddr; 2], more: impl IntoIterator<Item = Change>) -> Two {
-    let mesh = TestMesh::new();
-    let (web, reviews) = (mesh.identity("web"), mesh.identity("reviews"));
-    let any = || "127.0.0.1:0".parse().unwrap();
-    let more: Vec<_> = more.into_iter().collect();
-    let (mut instances, mut endpoints) = (Vec::new(), Vec::new());
-    for app in apps {
-        let mut instance = mesh.proxy(&reviews, None, Settings::default());
-        let told = [mesh.bundle(1, &[]), serving(&reviews.id(), "reviews", app, AppProtocol::Http1)];
-        instance.change(told.into_iter().chain(more.clone())).await;
-        let at = instance.engine.listen(Side::Inbound, any()).await.unwrap();
-        endpoints.push(v1::Endpoint {
-            addresses: vec![at.ip().to_string()],
-            weight: 1,
-            instance: format!("reviews-{at}"),
-            workload: "reviews".to_owned(),
-            transport: v1::endpoint::Transport::Mesh.into(),
-            mesh_port: at.port().into(),
-            spiffe_id: reviews.id().as_str().to_owned(),
-            ..Default::default()
-        });
-        instances.push(instance);
-    }
-    let slice = v1::EndpointSlice {
-        service: "shop/reviews".into(),
-        ports: vec![v1::EndpointPort { name: "http".into(), port: 80 }],
-        endpoints,
-        ..Default::default()
-    };
-    let [service, _] = service_at("reviews", &reviews.id(), any());
-    let slice = Change::upsert("shop/reviews-1", "1", &slice);
-    let mut outbound = mesh.proxy(&web, None, Settings::default());
-    outbound.change([mesh.bundle(1, &[]), service, slice, in_turn()]).await;
-    let proxy = outbound.engine.listen(Side::Outbound, any()).await.unwrap();
-    Two { outbound, instances: instances.try_into().ok().unwrap(), proxy }
-}
-
-/// Who has much to do is called as well.
-fn in_turn() -> Change {
-    let algorithm = v1::traffic_policy::Algorithm::RoundRobin.into();
-    let traffic = v1::TrafficPolicy { algorithm, ..Default::default() };
-    policy("turns", "reviews", v1::policy::Spec::Traffic(traffic))
-}
 
 /// Two applications, one of which never answers: the one that gets the first request. Tells who got each.
 async fn one_hangs() -> ([support::Upstream; 2], Arc<Mutex<Vec<usize>>>) {

@@ -16,7 +16,7 @@ use meshwork_messages::v1::service_port::AppProtocol;
 use meshwork_proxy::{Ending, Found, OnDemand, Settings, Side};
 use parking_lot::Mutex;
 use rustls_pki_types::ServerName;
-use support::mesh::{Pair, TestMesh, policy, service_at, serving};
+use support::mesh::{Pair, TestMesh, policy, service_at, serving, two};
 use support::{Upstream, exchange, is_head, read_until, upstream};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -614,4 +614,28 @@ async fn no_caller_is_told_that_an_application_has_not_seen_what_it_died_of() {
     assert!(told.ends_with("upstream_reset\n"), "a refusal would say that nothing began: {told}");
     let line = pair.inbound.lines(2).await.remove(1);
     assert!(line.contains("\"attempts\":2"), "it was called once more, and was gone: {line}");
+}
+
+/// Its proxy has not been told, or no longer, what it serves; or callers know another port.
+#[tokio::test]
+async fn what_an_instance_does_not_serve_is_asked_of_another_one_whatever_its_method() {
+    let post = b"POST / HTTP/1.1\r\nHost: reviews\r\nContent-Length: 8\r\nConnection: close\r\n\r\nthe body";
+    let apps = [app().await.0, app().await.0];
+    for served in [None, Some("others")] {
+        let mut two = two([apps[0].address, apps[1].address], []).await;
+        let id = two.instances[0].engine.shared().mesh.identity.as_ref().unwrap().id();
+        let change = match served {
+            None => Change::remove::<v1::Workload>("shop/reviews-1"),
+            Some(service) => serving(&id, service, apps[0].address, AppProtocol::Http1),
+        };
+        two.instances[0].change([change]).await;
+        for _ in 0..2 {
+            let answer = exchange(two.proxy, post).await;
+            assert!(answer.starts_with("HTTP/1.1 200"), "{served:?}: {answer}");
+        }
+        let line = two.instances[0].lines(1).await.remove(0);
+        assert!(line.contains("\"unknown_app_port\"") && line.contains("\"response_code\":0"), "{line}");
+        let lines = two.outbound.lines(2).await;
+        assert!(lines.iter().any(|line| line.contains("\"attempts\":2")), "{lines:?}");
+    }
 }

@@ -13,7 +13,7 @@ use meshwork_telemetry::Protocol;
 
 use super::journey::{Journey, decide};
 use crate::downstream::connection::Conn;
-use crate::error::Failure;
+use crate::error::{Failure, Retry};
 use crate::mesh::Place;
 use crate::worker::View;
 
@@ -183,12 +183,12 @@ fn app_port<'v>(
     journey: &mut Journey<'_>,
 ) -> Result<&'v InboundPort, Failure> {
     let Some(inbound) = view.snapshot.inbound() else {
-        return Err(Failure::local(Cause::UnknownAppPort).because(UNTOLD));
+        return Err(not_served(UNTOLD));
     };
     let of_mesh = conn.sni.as_deref().filter(|sni| sni.ends_with(".mesh"));
     let port = match of_mesh {
-        Some(sni) => inbound.by_sni(sni).ok_or_else(|| Failure::local(Cause::UnknownAppPort).because(sni)),
-        None => inbound.by_port(seen.port).map_err(|cause| Failure::local(cause).because(seen.host)),
+        Some(sni) => inbound.by_sni(sni).ok_or_else(|| not_served(sni)),
+        None => inbound.by_port(seen.port).map_err(|_| not_served(seen.host)),
     }?;
     let admitted = port.admit(seen.peer);
     if let Some(told) = journey.told() {
@@ -205,6 +205,11 @@ fn app_port<'v>(
     }
     admitted.map_err(|cause| Failure::downstream(cause).because(&*port.sni))?;
     Ok(port)
+}
+
+/// Nothing has seen the request, and another instance may serve what is wanted: a caller in the mesh asks that.
+fn not_served(what: &str) -> Failure {
+    Failure { retry: Retry::NothingSent, ..Failure::local(Cause::UnknownAppPort).because(what) }
 }
 
 /// Who we are, where our own application calls.
