@@ -4,7 +4,7 @@ use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use meshwork_base::Code;
 use meshwork_process::Problem;
-use meshwork_store::StoreError;
+use meshwork_store::{StoreError, limits};
 use serde::Serialize;
 
 /// A place where a document breaks its schema.
@@ -29,6 +29,20 @@ pub enum ConfigError {
     Invalid {
         /// What is wrong and what would be right.
         what: String,
+    },
+    /// A change of so many documents that what is noted of it has no room.
+    #[error(
+        "this change is of {documents} documents, whose names and revisions take {bytes} bytes; the store keeps at most {max} of one change: send it in parts, of {at_once} documents or less"
+    )]
+    TooLarge {
+        /// How many it has.
+        documents: usize,
+        /// What is noted of it, without their contents.
+        bytes: usize,
+        /// How much that may be.
+        max: usize,
+        /// So many have room if they are like these.
+        at_once: usize,
     },
     /// Nothing has this name.
     #[error("{what}")]
@@ -67,6 +81,14 @@ impl ConfigError {
         Self::Invalid { what: what.into() }
     }
 
+    pub(crate) fn too_large(documents: usize, bytes: usize) -> Self {
+        let max = limits::MAX_VALUE_BYTES;
+        // They are not all of one length.
+        let fits = documents * max / bytes.max(1) * 9 / 10;
+        let at_once = if fits > 100 { fits / 100 * 100 } else { fits.max(1) };
+        Self::TooLarge { documents, bytes, max, at_once }
+    }
+
     pub(crate) fn unknown(what: impl Into<String>) -> Self {
         Self::Unknown { what: what.into() }
     }
@@ -76,6 +98,7 @@ impl ConfigError {
     pub const fn code(&self) -> Code {
         match self {
             Self::Store(error) => error.code(),
+            Self::TooLarge { .. } => Code::new(5004),
             Self::Invalid { .. } => Code::new(5040),
             Self::Unknown { .. } => Code::new(5041),
             Self::Conflict { .. } => Code::new(5042),
@@ -89,7 +112,7 @@ impl ConfigError {
     #[must_use]
     pub const fn status(&self) -> StatusCode {
         match self {
-            Self::Store(StoreError::Limit { .. }) => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::Store(StoreError::Limit { .. }) | Self::TooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
             Self::Store(StoreError::Invalid { .. }) | Self::Invalid { .. } => StatusCode::BAD_REQUEST,
             Self::Store(_) => StatusCode::SERVICE_UNAVAILABLE,
             Self::Unknown { .. } => StatusCode::NOT_FOUND,
@@ -107,6 +130,7 @@ impl IntoResponse for ConfigError {
             tracing::error!(error = %self, "the config service could not serve a request");
         }
         let title = match &self {
+            Self::Store(StoreError::Limit { .. }) | Self::TooLarge { .. } => "more than the store takes",
             Self::Store(_) => "the config service's store failed",
             Self::Invalid { .. } => "the request is not valid",
             Self::Unknown { .. } => "nothing has this name",

@@ -235,8 +235,7 @@ impl Inner {
     ) -> Result<Outcome, ConfigError> {
         let stored = serde_json::to_vec(record).expect("changes have text keys and no failing serializer");
         if stored.len() > limits::MAX_VALUE_BYTES {
-            let (what, max) = ("bytes of a change without its contents; split it", limits::MAX_VALUE_BYTES);
-            return Err(StoreError::Limit { what, found: stored.len(), max }.into());
+            return Err(ConfigError::too_large(record.edits.len(), stored.len()));
         }
         let mut txn = Txn::new();
         let mut bytes = 0;

@@ -217,6 +217,20 @@ async fn a_change_of_several_documents_happens_whole_or_not_at_all() {
         let error = world.api().apply(&bad).await.unwrap_err().to_string();
         assert!(error.contains(word), "{error}");
     }
+    // More than is kept of one change; what is told is true.
+    let name = |n: usize| format!("{n:05}.{0}.{0}.{0}", "n".repeat(60));
+    let many = |count: usize| {
+        change((0..count).map(|n| edit("Named", &name(n), json!({"n": n}), Some(0))).collect())
+    };
+    let error = world.api().apply(&many(4_000)).await.unwrap_err();
+    let ClientError::Refused { status, problem, .. } = &error else { panic!("{error}") };
+    assert_eq!((status.as_u16(), problem.code.as_deref()), (413, Some("MW5004")));
+    let told = error.to_string();
+    assert!(told.contains("this change is of 4000 documents") && told.contains("send it in parts"), "{told}");
+    let at_once =
+        told.split("parts, of ").nth(1).and_then(|rest| rest.split(' ').next()?.parse().ok()).unwrap();
+    assert_eq!(world.api().plan(&many(at_once)).await.unwrap().len(), at_once);
+    world.api().apply(&many(at_once)).await.unwrap();
     // Some thousand documents, and one change of more bytes than a transaction of the store holds.
     let many = change((0..5000).map(|n| edit("Many", &format!("n-{n}"), json!({"n": n}), Some(0))).collect());
     let applied = world.api().apply(&many).await.unwrap();
