@@ -124,6 +124,10 @@ fn a_route_is_applied_changed_rolled_back_and_deleted() {
     assert!(yaml.contains("kind: HTTPRoute") && !yaml.contains('{'), "{yaml}");
     assert_ok(&platform.command(&["delete", "-f", path, "--wait"]));
     assert_eq!(status(&platform), 404);
+    refused(&platform.command(&["delete", "-f", path]), &["HTTPRoute default/web", "nothing was removed"]);
+    let none = platform.command(&["delete", "-f", path, "--ignore-not-found", "--wait"]);
+    assert_ok(&none);
+    assert!(said(&none).contains("nothing was removed"), "{none:?}");
     // What a folder defines is not the config service's to remove.
     refused(&platform.command(&["delete", "gateway", "edge"]), &["edge.yaml", "remove it there"]);
 }

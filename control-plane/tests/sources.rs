@@ -373,7 +373,11 @@ async fn what_is_deleted_is_gone_from_effect_and_stays_in_history() {
     let error = api.delete(&Delete { documents, ..Delete::default() }).await.unwrap_err();
     assert_eq!(error.status(), Some(StatusCode::NOT_FOUND), "{error}");
     assert!(error.to_string().contains("HTTPRoute shop/typo") && !error.to_string().contains("shop/a"));
+    assert!(error.to_string().contains("--ignore-not-found"), "there are others: {error}");
     assert_eq!(api.history("shop", "route", "a").await.unwrap().len(), 1);
+    let error = api.delete(&Delete { documents: vec![name("route", "typo")], ..Delete::default() }).await;
+    let error = error.unwrap_err();
+    assert!(!error.to_string().contains("--ignore-not-found"), "there is nothing else: {error}");
     let error = api.delete(&Delete::default()).await.unwrap_err();
     assert_eq!(error.status(), Some(StatusCode::BAD_REQUEST), "{error}");
 
@@ -398,6 +402,30 @@ async fn what_is_deleted_is_gone_from_effect_and_stays_in_history() {
     assert_eq!((gone.versions.len(), gone.versions[0].revision), (1, 4));
     proxy.until(|proxy| proxy.path().is_none()).await;
     assert_eq!(world.config().list(None).await.unwrap().len(), 1, "the gateway stays");
+}
+
+#[tokio::test]
+async fn what_is_not_there_holds_nothing_up_where_that_is_said() {
+    let world = World::new().await;
+    world.plane.synced().await;
+    world.apply(&[GATEWAY, &route("/one")]).await.unwrap();
+    let api = world.api();
+    let typo =
+        DocumentName { namespace: "shop".to_owned(), kind: "route".to_owned(), name: "typo".to_owned() };
+    let delete = Delete {
+        files: [("a.yaml".to_owned(), route("/other"))].into(),
+        documents: vec![typo],
+        ignore_absent: true,
+        ..Delete::default()
+    };
+    let gone = api.delete(&delete).await.unwrap();
+    assert_eq!((gone.versions.len(), &*gone.versions[0].name, gone.versions[0].deleted), (1, "a", true));
+    // All of them are gone by now.
+    let again = api.delete(&delete).await.unwrap();
+    assert_eq!(
+        (again.versions.len(), again.config_revision, again.revision),
+        (0, gone.config_revision, gone.revision)
+    );
 }
 
 #[tokio::test]

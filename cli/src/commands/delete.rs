@@ -7,7 +7,7 @@ use meshwork_api::apply::{Delete, DocumentName};
 
 use super::apply::{WaitArgs, WhyArgs, finish, read};
 use super::{Outcome, block_on};
-use crate::output::Format;
+use crate::output::{self, Format};
 use crate::server::ServerArgs;
 
 /// Take documents out of effect; their histories stay, and `rollback` brings them back
@@ -25,6 +25,9 @@ pub(crate) struct Arguments {
     /// The namespace of the documents that are named
     #[arg(short, long, value_name = "NAMESPACE", default_value = "default", conflicts_with = "filename")]
     namespace: String,
+    /// Remove those that are there; that others are not is no error
+    #[arg(long)]
+    ignore_not_found: bool,
     #[command(flatten)]
     why: WhyArgs,
     #[command(flatten)]
@@ -49,12 +52,16 @@ pub(crate) fn run(arguments: &Arguments) -> Outcome {
     let delete = Delete {
         files: read(&arguments.filename)?,
         documents: kind.as_ref().map(named).unwrap_or_default(),
+        ignore_absent: arguments.ignore_not_found,
         message: arguments.why.message.clone(),
         author: arguments.why.author.clone(),
     };
     let client = ApplyClient(arguments.server.client()?);
     block_on(async {
         let stored = client.delete(&delete).await;
+        if stored.as_ref().is_ok_and(|stored| stored.versions.is_empty()) {
+            output::note("none of them is there: nothing was removed");
+        }
         finish(&client, stored, &arguments.wait, arguments.output).await
     })?
 }

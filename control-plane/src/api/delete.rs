@@ -10,7 +10,7 @@ use axum::http::StatusCode;
 use axum::routing::post;
 use axum::{Json, Router};
 use meshwork_api::apply::{Delete, DocumentName, Stored};
-use meshwork_api::config::{Action, Change, Edit};
+use meshwork_api::config::{Action, Change, Edit, Planned};
 use meshwork_process::Problem;
 use meshwork_resources::Object;
 use serde_json::Value;
@@ -28,7 +28,7 @@ pub(super) fn router(plane: ControlPlane) -> Router {
 
 async fn delete(State(plane): State<ControlPlane>, body: Bytes) -> Result<Json<Stored>, Problem> {
     let followed = followed(&plane)?;
-    let Delete { files, documents, message, author } =
+    let Delete { files, documents, ignore_absent, message, author } =
         serde_json::from_slice(&body).map_err(|error| bad_body(error.to_string()))?;
     let mut names: BTreeSet<DocumentName> = documents.into_iter().map(stored).collect();
     if !files.is_empty() {
@@ -40,8 +40,18 @@ async fn delete(State(plane): State<ControlPlane>, body: Bytes) -> Result<Json<S
     if names.is_empty() {
         return Err(bad_body("it names no document; send `files` or `documents`".to_owned()));
     }
-    let draft = without(&*synced(&plane)?, names)?;
-    all_there(followed, &draft).await?;
+    let mut draft = without(&*synced(&plane)?, names)?;
+    let absent = absent(followed, &draft).await?;
+    if !ignore_absent {
+        all_there(&absent, draft.edits.len())?;
+    }
+    draft.edits.retain(|Edit { namespace, kind, name, .. }| {
+        !absent.iter().any(|gone| (&gone.namespace, &gone.kind, &gone.name) == (namespace, kind, name))
+    });
+    if draft.edits.is_empty() {
+        let (config_revision, revision) = *followed.read.borrow();
+        return Ok(Json(Stored { config_revision, revision, versions: Vec::new(), warnings: Vec::new() }));
+    }
     store(&plane, followed, draft, Why { message, author }).await
 }
 
@@ -82,22 +92,28 @@ fn in_a_folder(object: &Object) -> Problem {
         .code(codes::NO_SUCH_OBJECT)
 }
 
-/// Nothing is removed where one of them is not there: a name is misspelt more often than removed twice.
-async fn all_there(followed: &Followed, draft: &Draft) -> Result<(), Problem> {
+/// Those that are not there.
+async fn absent(followed: &Followed, draft: &Draft) -> Result<Vec<Planned>, Problem> {
     let change = Change { message: String::new(), author: None, edits: draft.edits.clone() };
     let client = &followed.client;
-    let planned = bounded(client, PATIENCE, client.plan(&change)).await.map_err(of_config)?;
-    let absent: Vec<String> = planned
-        .into_iter()
-        .filter(|planned| planned.action != Action::Delete)
-        .map(|planned| format!("{} {}/{}", planned.kind, planned.namespace, planned.name))
-        .collect();
+    let mut planned = bounded(client, PATIENCE, client.plan(&change)).await.map_err(of_config)?;
+    planned.retain(|planned| planned.action != Action::Delete);
+    Ok(planned)
+}
+
+/// Nothing is removed where one of them is not there, unless that is said: a name is misspelt more often than removed twice.
+fn all_there(absent: &[Planned], wanted: usize) -> Result<(), Problem> {
     if absent.is_empty() {
         return Ok(());
     }
-    let detail = format!("there is no {}; nothing was removed", absent.join(", no "));
+    let names: Vec<String> = absent
+        .iter()
+        .map(|planned| format!("{} {}/{}", planned.kind, planned.namespace, planned.name))
+        .collect();
+    let others = if names.len() < wanted { "; `--ignore-not-found` removes the others" } else { "" };
+    let detail = format!("there is no {}; nothing was removed{others}", names.join(", no "));
     Err(Problem::new(StatusCode::NOT_FOUND, "no such object")
         .detail(detail)
         .code(codes::NO_SUCH_OBJECT)
-        .with("absent", absent))
+        .with("absent", names))
 }

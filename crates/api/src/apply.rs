@@ -60,6 +60,9 @@ pub struct Delete {
     /// Documents by name.
     #[serde(default)]
     pub documents: Vec<DocumentName>,
+    /// What is not there is left out, instead of refusing all.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub ignore_absent: bool,
     /// Why.
     #[serde(default)]
     pub message: String,
@@ -130,7 +133,7 @@ impl ApplyClient {
         self.0.json(Method::POST, &path("rollback", namespace, kind, name), &[], body(rollback)).await
     }
 
-    /// Removes documents, all or none; their histories stay, and a rollback brings them back.
+    /// Removes documents, all (or all that are there) or none; their histories stay, and a rollback brings them back.
     ///
     /// # Errors
     /// [`ClientError`]; status 404 when one of them is not there, 422 with `diagnostics` when others
