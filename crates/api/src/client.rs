@@ -65,6 +65,8 @@ pub enum ClientError {
         server: String,
         /// Why it is not trusted.
         cause: String,
+        /// The word of the verifier that the caller has brought, for who knows it.
+        reason: Option<Arc<dyn std::error::Error + Send + Sync>>,
     },
     /// It refused.
     #[error("{server} refused with {status}: {problem}")]
@@ -307,7 +309,9 @@ impl Client {
             // Boxed: a handshake's state is large, and most calls of most clients never need it.
             Way::Tls(way) => Box::pin(way.send(request)).await.map_err(|failure| match failure {
                 Failure::Unreachable(cause) => unreachable(cause),
-                Failure::Untrusted(cause) => ClientError::Untrusted { server: self.server.clone(), cause },
+                Failure::Untrusted(cause, reason) => {
+                    ClientError::Untrusted { server: self.server.clone(), cause, reason }
+                }
             })?,
             Way::Unix(path) => unix::send(path, request).await.map_err(unreachable)?,
             Way::InMemory(role) => {

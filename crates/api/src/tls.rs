@@ -25,17 +25,17 @@ const CONNECT: Duration = Duration::from_secs(5);
 pub(crate) enum Failure {
     /// Nobody is there, or the connection broke.
     Unreachable(String),
-    /// Somebody is there whom we may not talk to.
-    Untrusted(String),
+    /// Somebody is there whom we may not talk to; with the verifier's reason, where it is one of our own.
+    Untrusted(String, Option<Arc<dyn std::error::Error + Send + Sync>>),
 }
 
 /// What TLS failed with. A verifier of our own gives its reason, which the library's text would hide.
 fn failure(error: &io::Error) -> Failure {
     match error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
         Some(rustls::Error::InvalidCertificate(CertificateError::Other(reason))) => {
-            Failure::Untrusted(whole(&*reason.0))
+            Failure::Untrusted(whole(&*reason.0), Some(Arc::clone(&reason.0)))
         }
-        Some(error @ rustls::Error::InvalidCertificate(_)) => Failure::Untrusted(error.to_string()),
+        Some(error @ rustls::Error::InvalidCertificate(_)) => Failure::Untrusted(error.to_string(), None),
         _ => Failure::Unreachable(whole(error)),
     }
 }

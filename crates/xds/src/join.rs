@@ -10,7 +10,7 @@
 //!             └─ a file, or the API of a control plane that lets us (Tokens); asked each time
 //! ```
 
-use std::fmt::{self, Display};
+use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,7 +21,7 @@ use meshwork_base::clock::rfc3339_millis;
 use meshwork_base::{Clock, Namespace, ObjectName, Rng, SpiffeId, TrustDomain};
 use meshwork_identity::{
     Action, Bundle, BundleError, CsrError, Expected, Identity, IdentityError, JoinToken, Loaded, PendingSvid,
-    Rotation, StoreError, Svid, SvidError, SvidStore, TokenError, pinned_client_config,
+    Refusal, Rotation, StoreError, Svid, SvidError, SvidStore, TokenError, pinned_client_config,
 };
 use rustls_pki_types::CertificateDer;
 
@@ -197,6 +197,7 @@ impl JoinError {
     #[must_use]
     pub fn is_temporary(&self) -> bool {
         match self {
+            Self::Client(error) if is_of_clocks(error) => true,
             Self::Client(error) | Self::NotMade(error) => error.is_temporary(),
             // A token that is refused stays so, whatever becomes of the renewal; one that is not there says nothing of it.
             Self::Lapsed { renewal, join, .. } => {
@@ -208,6 +209,12 @@ impl JoinError {
     }
 }
 
+/// Whether it is our clock alone that does not trust the other side: by it, that one's SVID begins only later. Time mends that.
+fn is_of_clocks(error: &ClientError) -> bool {
+    let ClientError::Untrusted { reason: Some(reason), .. } = error else { return false };
+    matches!(reason.downcast_ref(), Some(Refusal::SvidNotYetValid { .. }))
+}
+
 /// How the identity of a running process stands.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Standing {
@@ -217,11 +224,11 @@ pub struct Standing {
     pub trouble: Option<String>,
 }
 
-/// Waits for a control plane that is not there yet: with back-off, and told once.
+/// Waits for a control plane that is not there yet, or whose time has not come by our clock: with back-off, and told once.
 #[derive(Debug)]
 pub struct Waiting {
     backoff: Backoff,
-    told: bool,
+    told: Option<&'static str>,
 }
 
 impl Default for Waiting {
@@ -235,15 +242,21 @@ impl Waiting {
     #[must_use]
     pub const fn new() -> Self {
         let backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(5));
-        Self { backoff, told: false }
+        Self { backoff, told: None }
     }
 
     /// Waits before the next attempt, since the last one ended so.
-    pub async fn after(&mut self, error: &impl Display, rng: &mut impl Rng) {
-        if std::mem::replace(&mut self.told, true) {
-            tracing::debug!(%error, "the control plane does not answer yet");
+    async fn after(&mut self, error: &JoinError, rng: &mut impl Rng) {
+        let what = match error {
+            JoinError::Client(error) if is_of_clocks(error) => {
+                "this machine's clock is behind the control plane's; waiting until it fits: set it, and we go on within seconds"
+            }
+            _ => "the control plane does not answer yet; waiting for it",
+        };
+        if self.told.replace(what) == Some(what) {
+            tracing::debug!(%error, "{what}");
         } else {
-            tracing::warn!(%error, "the control plane does not answer yet; waiting for it");
+            tracing::warn!(%error, "{what}");
         }
         tokio::time::sleep(self.backoff.next(rng)).await;
     }

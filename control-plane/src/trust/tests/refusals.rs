@@ -205,3 +205,23 @@ async fn requests_that_would_break_the_mesh_are_refused() {
     }
     assert_eq!((mesh.get("/v1/tokens").await, mesh.get("/v1/identity/deny").await), (json!([]), json!([])));
 }
+
+#[tokio::test]
+async fn whose_clock_is_behind_waits_until_the_control_plane_s_time_has_come() {
+    let clock = ManualClock::new();
+    clock.advance(Duration::from_secs(1_800_000_000));
+    let mesh = Mesh::at(Arc::new(clock)).await;
+    let own = ManualClock::new();
+    own.advance(Duration::from_secs(1_800_000_000 - 90));
+    let token = mesh.token("web", 1).await.token;
+    let joining = mesh.joining("web", Some(&token));
+    let joined = tokio::spawn({
+        let own = own.clone();
+        async move { joining.identity(Arc::new(own), &mut SeededRng::new(1)).await }
+    });
+    assert_eq!(mesh.refused(1).await, ["refused_by_peer"]);
+    assert!(!joined.is_finished(), "time mends that");
+    own.advance(Duration::from_secs(60));
+    let identity = tokio::time::timeout(PATIENCE, joined).await.expect("it joins").unwrap().unwrap();
+    assert_eq!(identity.id().workload(), "web");
+}
