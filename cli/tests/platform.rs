@@ -380,3 +380,32 @@ fn a_protocol_that_is_no_http_sounds_the_same_through_two_sidecars() {
     let answer = exchange((server, 15008).into(), b"CONNECT talk:80 HTTP/1.1\r\nHost: talk:80\r\n\r\n");
     assert_eq!(answer.unwrap_or_default(), "");
 }
+
+/// A root as a team has its own.
+fn own_root(folder: &std::path::Path) -> [String; 2] {
+    let key = rcgen::KeyPair::generate().unwrap();
+    let mut params = rcgen::CertificateParams::default();
+    params.distinguished_name.push(rcgen::DnType::CommonName, "Example Corp Root");
+    params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+    params.key_usages = vec![rcgen::KeyUsagePurpose::KeyCertSign];
+    let parts = [("root.pem", params.self_signed(&key).unwrap().pem()), ("root.key", key.serialize_pem())];
+    parts.map(|(name, pem)| {
+        let path = folder.join(name);
+        std::fs::write(&path, pem).unwrap();
+        path.to_str().unwrap().to_owned()
+    })
+}
+
+#[test]
+fn a_platform_on_one_machine_has_the_root_that_it_is_given() {
+    let folder = tempfile::tempdir().unwrap();
+    let [certificate, key] = own_root(folder.path());
+    let platform = Platform::new();
+    let root = [("MESHWORK_CA_CERT", &*certificate), ("MESHWORK_CA_KEY", &*key)];
+    let alone = platform.up_with(&["--no-shop"], &root[..1]);
+    assert_eq!(alone.status.code(), Some(2), "one without the other: {alone:?}");
+    assert_ok(&platform.up_with(&["--no-shop"], &root));
+    let served = platform.data.path().join("control-plane/ca/root.pem");
+    let text = |path: &std::path::Path| std::fs::read_to_string(path).unwrap().trim().to_owned();
+    assert!(text(&served).contains(&text(certificate.as_ref())), "beside its key");
+}

@@ -53,6 +53,12 @@ pub(crate) struct Arguments {
     /// Threads that carry traffic, of each process [default: as each finds right]
     #[arg(long, value_name = "N", env = "MESHWORK_WORKERS")]
     workers: Option<std::num::NonZeroUsize>,
+    /// Certificate (PEM) of a root of your own, under which identities are issued [default: one is made at the first start]
+    #[arg(long, value_name = "FILE", env = "MESHWORK_CA_CERT", requires = "ca_key")]
+    ca_cert: Option<PathBuf>,
+    /// Its private key (PEM)
+    #[arg(long, value_name = "FILE", env = "MESHWORK_CA_KEY", requires = "ca_cert")]
+    ca_key: Option<PathBuf>,
     /// Begin a session of its own; what --detach starts
     #[arg(long, hide = true)]
     own_session: bool,
@@ -109,6 +115,7 @@ fn plan(arguments: &Arguments) -> Result<Plan, UpError> {
         resources: &resources,
         with_shop,
         workers: arguments.workers.map(std::num::NonZeroUsize::get),
+        root: arguments.ca_cert.as_deref().zip(arguments.ca_key.as_deref()),
     })
 }
 

@@ -15,6 +15,8 @@ pub(crate) struct Wanted<'a> {
     pub(crate) resources: &'a Path,
     pub(crate) with_shop: bool,
     pub(crate) workers: Option<usize>,
+    /// Certificate and key of the mesh's root, where it is one's own.
+    pub(crate) root: Option<(&'a Path, &'a Path)>,
 }
 
 /// Everything that is started.
@@ -75,7 +77,7 @@ impl Plan {
             }
         }
         Ok(Self {
-            server: server(wanted),
+            server: server(wanted)?,
             gateway: gateway(wanted),
             base: wanted.base,
             instances,
@@ -119,13 +121,19 @@ fn common(wanted: &Wanted<'_>) -> Vec<OsString> {
     arguments
 }
 
-fn server(wanted: &Wanted<'_>) -> Task {
+fn server(wanted: &Wanted<'_>) -> Result<Task, UpError> {
     let mut arguments = words(&["server", "--resources"]);
     arguments.push(wanted.resources.into());
     arguments.extend(words(&["--listen-address", &wanted.base.to_string()]));
+    if let Some((certificate, key)) = wanted.root {
+        for (flag, file) in [("--ca-cert", certificate), ("--ca-key", key)] {
+            arguments.push(flag.into());
+            arguments.push(std::path::absolute(file).map_err(UpError::io(file))?.into());
+        }
+    }
     arguments.extend(common(wanted));
     let ready = SocketAddr::new(wanted.base, 15014);
-    Task { name: "server".to_owned(), arguments, environment: Vec::new(), ready }
+    Ok(Task { name: "server".to_owned(), arguments, environment: Vec::new(), ready })
 }
 
 fn gateway(wanted: &Wanted<'_>) -> Task {
