@@ -1,10 +1,7 @@
 //! What becomes of calls that outlast the drain of a sidecar, as their callers see it.
 
-#![expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
-
 mod support;
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 
 use meshwork_decision::Change;

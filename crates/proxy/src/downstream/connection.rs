@@ -231,9 +231,7 @@ async fn begin(worker: Rc<Worker>, place: Place, mut tcp: TcpStream, peer: Socke
     let peer_text = peer.ip().to_canonical().to_string().into();
     let link =
         Rc::new(Link { worker, place, peer, peer_text, local, sni, https, caller, series, _open: open });
-    if !entry.came_by(&link) {
-        return None;
-    }
+    entry.came_by(&link).then_some(())?;
     entry.enter(Phase::Idle, link.worker.now());
     let conn = Conn { link, entry };
     if let Place::Outbound(at) = place
