@@ -74,19 +74,7 @@ fn policies() -> Vec<Change> {
             max_requests_per_endpoint: 512,
             ..Default::default()
         }),
-        outlier_detection: Some(v1::OutlierDetection {
-            consecutive_5xx: Some(5),
-            consecutive_gateway_failure: Some(5),
-            split_external_local_origin_errors: Some(true),
-            interval_ms: 5_000,
-            success_rate: Some(v1::outlier_detection::SuccessRate { minimum_hosts: 3, ..Default::default() }),
-            failure_percentage: Some(v1::outlier_detection::FailurePercentage {
-                minimum_hosts: 3,
-                ..Default::default()
-            }),
-            max_ejection_percent: 50,
-            ..Default::default()
-        }),
+        outlier_detection: Some(ejection()),
         circuit_breaker: Some(v1::CircuitBreaker {
             slow_after_ms: 1_000,
             slow_percent: 50,
@@ -124,6 +112,22 @@ fn policies() -> Vec<Change> {
     let limit = v1::RateLimit { requests: 1_000_000, ..Default::default() };
     let rate = v1::TrafficPolicy { rate_limit: Some(limit), ..Default::default() };
     vec![attached("Service", "default/web", resilience), attached("HTTPRoute", "default/r", rate)]
+}
+
+fn ejection() -> v1::OutlierDetection {
+    v1::OutlierDetection {
+        consecutive_5xx: Some(5),
+        consecutive_gateway_failure: Some(5),
+        split_external_local_origin_errors: Some(true),
+        interval_ms: 5_000,
+        success_rate: Some(v1::outlier_detection::SuccessRate { minimum_hosts: 3, ..Default::default() }),
+        failure_percentage: Some(v1::outlier_detection::FailurePercentage {
+            minimum_hosts: 3,
+            ..Default::default()
+        }),
+        max_ejection_percent: 50,
+        ..Default::default()
+    }
 }
 
 fn attached(kind: &str, name: &str, policy: v1::TrafficPolicy) -> Change {
