@@ -204,6 +204,9 @@ async fn tells_filters_shares_endpoints_and_who_set_the_times() {
         (&times["connect"]["value"], &times["connect"]["source"]["name"]),
         (&json!("2s"), &json!("shop/patience"))
     );
+    let who = "2s, as TrafficPolicy shop/patience (all.yaml:69) says";
+    let told = step(&answer, "timeouts", "noted");
+    assert!(told.contains(&who), "{told:?}");
     assert!(step(&answer, "route", "skipped").iter().any(|why| why.contains("/old")), "{answer:#}");
     assert!(step(&answer, "listener", "skipped")[0].contains("api.example"), "{answer:#}");
     let (_, moved) = ask(&plane, &json!({"host": "shop.example", "path": "/old/a?b=c"})).await;

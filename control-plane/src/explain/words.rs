@@ -88,9 +88,15 @@ pub(super) fn by(sources: &Sources, part: &str) -> String {
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeSet;
+    use std::sync::Arc;
+    use std::time::Duration;
 
+    use meshwork_base::{InstanceId, QualifiedName, SpiffeId};
+    use meshwork_compile::input::{CatalogInstance, CatalogPort, CatalogService, Health, Transport};
+    use meshwork_compile::{Catalog, Input, ProxyReports, ResourceType, Settings, by_key, compile};
     use meshwork_messages::{Layered as _, v1};
     use meshwork_resources::{load, to_json};
+    use prost::Message as _;
     use serde_json::Value;
 
     use super::*;
@@ -109,11 +115,109 @@ mod tests {
         }
     }
 
+    const TRAFFIC: &str = include_str!("../../../crates/resources/testdata/traffic.yaml");
+
+    /// A service of the mesh: there limits can be kept.
+    fn in_the_mesh() -> CatalogService {
+        let spiffe_id = SpiffeId::parse("spiffe://mesh.local/ns/shop/sa/reviews").unwrap();
+        let instance = CatalogInstance {
+            id: InstanceId::new("reviews-1").unwrap(),
+            addresses: vec![[10, 0, 0, 1].into()],
+            ports: BTreeMap::new(),
+            health: Health::Healthy,
+            weight: 1,
+            workload: String::new(),
+            version: String::new(),
+            zone: String::new(),
+            region: String::new(),
+            transport: Transport::Mesh { mesh_port: 15006, hbone_port: 0, spiffe_id },
+            labels: BTreeMap::new(),
+        };
+        let ports = vec![CatalogPort { port: 80, ..CatalogPort::default() }];
+        CatalogService { ports, instances: vec![instance], ..CatalogService::default() }
+    }
+
+    /// What a policy says, by the names that users write; none where it is no policy.
+    fn said(policy: &Value) -> Option<BTreeSet<String>> {
+        let objects = load([("p.yaml", policy.to_string())]).objects;
+        let mut catalog = Catalog::default();
+        catalog.services.insert(QualifiedName::new("shop", "reviews").unwrap(), in_the_mesh());
+        let output = compile(&Input {
+            objects: &Arc::new(by_key(objects)),
+            catalog: &Arc::new(catalog),
+            settings: &Settings::folder(),
+            proxies: &ProxyReports::default(),
+            previous: None,
+            now: Duration::ZERO,
+        });
+        let mut policies = output.resources.iter().filter(|(key, _)| key.kind == ResourceType::Policy);
+        let policy = v1::Policy::decode(policies.next()?.1.body.clone()).unwrap();
+        let Some(v1::policy::Spec::Traffic(traffic)) = policy.spec else { panic!("a TrafficPolicy") };
+        let mut said = BTreeSet::new();
+        traffic.said("", &mut |path| {
+            said.insert(name(&path));
+        });
+        Some(said)
+    }
+
+    #[test]
+    fn what_a_policy_says_is_told_by_the_names_that_were_written_and_what_is_taken_out_is_missed_by_its_own()
+    {
+        let mut missed = BTreeSet::new();
+        for object in load([("traffic.yaml", TRAFFIC)]).objects {
+            let mut whole = to_json(&object);
+            // In the mesh callers prove who they are.
+            whole["spec"].as_object_mut().unwrap().remove("proxyProtocol");
+            let (all, mut leaves) = (said(&whole).unwrap(), BTreeSet::new());
+            written(&whole["spec"], "", &mut leaves);
+            leaves.remove("targetRefs");
+            // Both are a share.
+            let as_told = |leaf: &String| match leaf.split_once(".fraction.") {
+                Some((part, _)) => format!("{part}.percent"),
+                None => leaf.clone(),
+            };
+            assert_eq!(all, leaves.iter().map(as_told).collect());
+            for leaf in leaves {
+                let mut without = whole.clone();
+                let (parent, last) = leaf.rsplit_once('.').unwrap_or(("", &leaf));
+                let pointer = format!("/spec.{parent}").trim_end_matches('.').replace('.', "/");
+                without.pointer_mut(&pointer).and_then(Value::as_object_mut).unwrap().remove(last);
+                let Some(left) = said(&without) else { continue };
+                for name in all.difference(&left) {
+                    assert!(
+                        *name == leaf || leaf.starts_with(&format!("{name}.")),
+                        "{name} goes with {leaf}"
+                    );
+                    missed.insert(name.clone());
+                }
+            }
+        }
+        let unseen: Vec<_> =
+            NAMES.iter().map(|(_, name)| *name).filter(|name| !missed.contains(*name)).collect();
+        assert_eq!(unseen, NEVER, "each name that is not made of the message's is tried");
+    }
+
+    /// What a part is nothing without cannot be taken out of it.
+    const NEVER: [&str; 8] = [
+        "circuitBreaker.slowCalls.after",
+        "circuitBreaker.window.calls",
+        "circuitBreaker.window.time",
+        "faultInjection.abort.httpStatus",
+        "faultInjection.bandwidth.kibPerSecond",
+        "hedge.delay",
+        "hedge.delayPercentile",
+        "loadBalancer.subsetting.size",
+    ];
+
+    #[test]
+    fn nobody_is_named_where_nobody_has_said_anything() {
+        assert_eq!(by(&Sources::default(), "retry"), "");
+    }
+
     #[test]
     fn every_field_of_the_message_has_the_name_that_users_write() {
-        let text = include_str!("../../../crates/resources/testdata/traffic.yaml");
         let mut known = BTreeSet::new();
-        for object in load([("traffic.yaml", text)]).objects {
+        for object in load([("traffic.yaml", TRAFFIC)]).objects {
             written(&to_json(&object)["spec"], "", &mut known);
         }
         let mut unknown = Vec::new();

@@ -213,3 +213,102 @@ fn who_declares_no_number_joins_the_port_of_its_name() {
     let web = catalog_service(&service(vec![of_consul, declaring]), &mut Doubts::new());
     assert_eq!((web.ports.len(), web.ports[0].port, web.instances.len()), (1, 80, 2));
 }
+
+/// An instance of Consul's kind, which says ports by name: name, number, protocol.
+fn plain(id: &str, ports: &[(&str, u16, &str)]) -> Instance {
+    let said = ports.iter().map(|(name, port, protocol)| {
+        ((*name).to_owned(), Port { port: *port, protocol: Some((*protocol).to_owned()) })
+    });
+    Instance { ports: said.collect(), metadata: BTreeMap::new(), ..instance(id, None) }
+}
+
+#[test]
+fn a_word_for_a_protocol_is_read_as_consul_s_users_and_kubernetes_write_it_and_told_so() {
+    use AppProtocol::{Detect, Grpc, Http1, Http2, Tcp, Tls, WebSocket};
+    let mut ids = 0..;
+    for (word, protocol, told) in [
+        ("http", Http1, "http"),
+        ("http1", Http1, "http"),
+        ("HTTP/1.1", Http1, "http"),
+        ("http2", Http2, "http2"),
+        ("h2c", Http2, "http2"),
+        ("h2", Http2, "http2"),
+        ("gRPC", Grpc, "grpc"),
+        ("tls", Tls, "tls"),
+        ("https", Tls, "tls"),
+        ("ws", WebSocket, "websocket"),
+        ("WebSocket", WebSocket, "websocket"),
+        ("tcp", Tcp, "tcp"),
+        ("htpp", Tcp, "tcp"),
+        ("", Detect, ""),
+    ] {
+        let mut one = |word: &str| at(&format!("web-{}", ids.next().unwrap()), 80, word);
+        let web = catalog_service(&service(vec![one(word)]), &mut Doubts::new());
+        assert_eq!(web.ports[0].protocol, protocol, "{word}");
+        if protocol == Detect {
+            continue;
+        }
+        let other = if protocol == Grpc { "http" } else { "grpc" };
+        let (several, mut doubts) = (vec![one(word), one(word), one(other)], Doubts::new());
+        let web = catalog_service(&service(several), &mut doubts);
+        assert_eq!(web.ports[0].protocol, protocol, "{word}");
+        let doubt = doubts.first().unwrap();
+        let said =
+            format!("at port 80: {told} (2 of them), {other} (1 of them); callers take it for {told}:");
+        assert!(doubt.contains(&said), "{doubt}");
+    }
+}
+
+#[test]
+fn an_instance_with_several_ports_is_called_on_each_by_its_own_number() {
+    let mut one = plain("web-1", &[("web", 8080, "http"), ("admin", 9000, "grpc")]);
+    one.metadata.insert(sidecar::SERVICE_PORT.to_owned(), "80".to_owned());
+    let web = catalog_service(&service(vec![one]), &mut Doubts::new());
+    let ports: Vec<_> = web.ports.iter().map(|port| (port.name.as_str(), port.port)).collect();
+    assert_eq!(ports, [("admin", 9000), ("web", 8080)]);
+}
+
+#[test]
+fn ports_are_in_the_order_of_their_names() {
+    let mut declared = at("b", 80, "http");
+    declared.identity = None;
+    let several = vec![plain("a", &[("api", 9000, "grpc")]), declared];
+    let web = catalog_service(&service(several), &mut Doubts::new());
+    let ports: Vec<_> = web.ports.iter().map(|port| (port.name.as_str(), port.port)).collect();
+    assert_eq!(ports, [("api", 9000), ("http", 80)]);
+}
+
+#[test]
+fn who_declares_no_number_has_a_word_on_the_protocol_of_the_port_that_it_joins() {
+    let mut declared = at("c", 80, "");
+    declared.identity = None;
+    let others = [plain("a", &[("http", 31_000, "grpc")]), plain("b", &[("http", 32_000, "grpc")])];
+    let mut doubts = Doubts::new();
+    let web = catalog_service(&service([&others[..], &[declared.clone()]].concat()), &mut doubts);
+    assert_eq!((web.ports.len(), web.ports[0].protocol, doubts.len()), (1, AppProtocol::Grpc, 0));
+    let of_http = plain("b", &[("http", 32_000, "http")]);
+    let web = catalog_service(&service(vec![others[0].clone(), of_http, declared]), &mut doubts);
+    assert_eq!((web.ports.len(), web.ports[0].port), (1, 80));
+    let told = "at port 80: none (1 of them), grpc (1 of them), http (1 of them); callers take it for grpc:";
+    assert!(doubts.first().unwrap().contains(told), "{doubts:?}");
+}
+
+#[test]
+fn who_declares_a_number_has_no_port_besides() {
+    let mut doubts = Doubts::new();
+    let web = catalog_service(&service(vec![at("a", 80, "http"), at("b", 80, "grpc")]), &mut doubts);
+    assert_eq!(web.ports.len(), 1);
+    let counted = "http (1 of them), grpc (1 of them)";
+    assert!(doubts.first().unwrap().contains(counted), "{doubts:?}");
+}
+
+#[test]
+fn instances_that_declare_no_number_and_speak_different_protocols_are_told_too() {
+    let several = vec![plain("a", &[("http", 9000, "http")]), plain("b", &[("http", 9000, "grpc")])];
+    let mut doubts = Doubts::new();
+    catalog_service(&service(several), &mut doubts);
+    assert!(
+        doubts.first().is_some_and(|doubt| doubt.contains("at port 9000: http (1 of them), grpc")),
+        "{doubts:?}"
+    );
+}

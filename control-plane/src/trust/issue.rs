@@ -160,3 +160,15 @@ fn authority_problem(error: &AuthorityError) -> Problem {
     }
     Problem::new(status, "no SVID is issued").detail(error.to_string()).code(error.code())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_grace_is_told_in_its_largest_unit() {
+        let told = |seconds| rounded(Duration::from_secs(seconds));
+        assert_eq!([told(720 * 3600), told(3600), told(3599)], ["720h", "1h", "59m"]);
+        assert_eq!([told(60), told(59), told(0)], ["1m", "59s", "0s"]);
+    }
+}

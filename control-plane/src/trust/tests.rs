@@ -368,4 +368,9 @@ async fn an_instance_takes_no_identity_but_its_own() {
     let error = joining.identity(Arc::clone(&mesh.clock), &mut SeededRng::new(1)).await.unwrap_err();
     assert!(matches!(error, JoinError::Other { .. }), "{error}");
     assert!(!mesh.path("api").join("svid.pem").exists(), "and keeps nothing of it");
+    // Nor that of another one that is kept.
+    mesh.join("web").await;
+    let kept = Joining { expected: joining.expected, ..mesh.joining("web", None) };
+    let error = kept.identity(Arc::clone(&mesh.clock), &mut SeededRng::new(1)).await.unwrap_err();
+    assert!(matches!(&error, JoinError::Other { what, .. } if what.contains("kept in")), "{error}");
 }

@@ -258,7 +258,87 @@ impl KnownName {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
+
+    /// Fields that the proxies of a mesh write, or take away.
+    const OURS: [&str; 6] = [
+        "x-envoy-attempt-count",
+        "x-envoy-expected-rq-timeout-ms",
+        "x-forwarded-client-cert",
+        "x-forwarded-for",
+        "x-forwarded-proto",
+        "x-meshwork-mirror",
+    ];
+
+    /// The names of which this holds.
+    fn those(holds: impl Fn(KnownName) -> bool) -> BTreeSet<&'static str> {
+        KnownName::ALL.iter().filter(|known| holds(**known)).map(|known| known.as_str()).collect()
+    }
+
+    #[test]
+    fn what_frames_or_routes_a_message_is_no_trailer() {
+        let wanted = BTreeSet::from([
+            "connection",
+            "content-length",
+            "expect",
+            "host",
+            "te",
+            "trailer",
+            "transfer-encoding",
+            "upgrade",
+        ]);
+        assert_eq!(those(KnownName::frames_or_routes), wanted);
+    }
+
+    #[test]
+    fn what_says_who_asks_or_what_the_body_is_stands_in_heads() {
+        let credentials = [
+            "authorization",
+            "cookie",
+            "proxy-authenticate",
+            "proxy-authorization",
+            "set-cookie",
+            "www-authenticate",
+        ];
+        let of_the_body = ["content-encoding", "content-range", "content-type", "range"];
+        let of_the_way =
+            ["forwarded", "keep-alive", "max-forwards", "proxy-connection", "x-forwarded-host", "x-real-ip"];
+        let of_calls = ["grpc-timeout", "traceparent", "tracestate", "x-request-id"];
+        let of_answers = ["cache-control", "location"];
+        let wanted = [&credentials[..], &of_the_body, &of_the_way, &of_calls, &of_answers, &OURS].concat();
+        assert_eq!(those(KnownName::is_of_heads_only), BTreeSet::from_iter(wanted));
+    }
+
+    #[test]
+    fn credentials_and_what_stands_for_them_reach_no_log() {
+        let wanted = ["authorization", "cookie", "proxy-authorization", "set-cookie"];
+        assert_eq!(those(KnownName::is_secret), BTreeSet::from(wanted));
+    }
+
+    #[test]
+    fn only_what_proxies_write_is_a_word_of_theirs() {
+        for known in KnownName::ALL {
+            let other = known.as_str().replace('-', "_");
+            let is_ours = OURS.contains(&known.as_str());
+            assert_eq!(KnownName::is_mistaken_for_proxies_word(other.as_bytes()), is_ours, "{other}");
+        }
+    }
+
+    #[test]
+    fn a_name_that_is_longer_by_what_the_table_does_not_see_is_another() {
+        for &known in KnownName::ALL {
+            let text = known.as_str().as_bytes();
+            // The table sees eight bits of a length, the first byte, the middle one and the last.
+            let mut name = [text, &vec![text[text.len() / 2]; 256 - text.len()], text].concat();
+            assert_eq!((name.len(), name[name.len() / 2]), (text.len() + 256, text[text.len() / 2]));
+            assert_eq!(KnownName::find(&name), None, "{}", name.escape_ascii());
+            assert!(!KnownName::is_mistaken_for_proxies_word(&name), "{}", name.escape_ascii());
+            name.make_ascii_uppercase();
+            assert_eq!(KnownName::find(&name), None, "{}", name.escape_ascii());
+        }
+    }
 
     /// A variable of CGI, as lighttpd makes it of a field's name.
     fn variable(name: &[u8]) -> Vec<u8> {

@@ -396,10 +396,7 @@ impl Joining {
             told(&Standing { in_force: identity.check_own().is_ok(), trouble: trouble.clone() });
             match rotation.action(now) {
                 Action::Wait { until } => {
-                    // Its end is told when it comes, and not a minute later.
-                    let over = identity.svid().not_after() + Duration::from_secs(1);
-                    let next = if over > now { until.min(over) } else { until };
-                    tokio::time::sleep(next.saturating_sub(now).min(LONGEST_WAIT)).await;
+                    tokio::time::sleep(until_next_look(until, identity.svid().not_after(), now)).await;
                 }
                 Action::Renew => match self.renew(&identity, &clock).await {
                     Ok(svid) => {
@@ -481,6 +478,13 @@ fn workload(text: &'static str) -> ObjectName {
     ObjectName::new(text).expect("the well-known workload is a name")
 }
 
+/// How long it is until an SVID is looked at again. Its end is told when it comes, and not a minute later.
+fn until_next_look(until: Duration, not_after: Duration, now: Duration) -> Duration {
+    let over = not_after + Duration::from_secs(1);
+    let next = if over > now { until.min(over) } else { until };
+    next.saturating_sub(now).min(LONGEST_WAIT)
+}
+
 fn h2() -> Vec<Vec<u8>> {
     vec![b"h2".to_vec()]
 }
@@ -488,4 +492,66 @@ fn h2() -> Vec<Vec<u8>> {
 fn complete(pending: PendingSvid, issued: Issued) -> Result<(Svid, Bundle), JoinError> {
     let chain = issued.chain.into_iter().map(|der| CertificateDer::from(der.0)).collect();
     Ok((pending.complete(chain)?, Bundle::from_json(&issued.bundle.to_string())?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn away() -> JoinError {
+        let server = "127.0.0.1:15012".to_owned();
+        JoinError::Client(ClientError::Unreachable { server, cause: "connection refused".to_owned() })
+    }
+
+    fn refused() -> JoinError {
+        let server = "127.0.0.1:15012".to_owned();
+        JoinError::Client(ClientError::Untrusted { server, cause: "another root".to_owned() })
+    }
+
+    fn no_token() -> JoinError {
+        JoinError::NoToken { data_dir: PathBuf::new() }
+    }
+
+    #[test]
+    fn who_is_away_is_waited_for_and_a_refusal_is_final() {
+        assert!(away().is_temporary() && !refused().is_temporary() && !no_token().is_temporary());
+        let JoinError::Client(unreachable) = away() else { unreachable!("it is of a client") };
+        assert!(JoinError::NotMade(unreachable).is_temporary(), "the API may come too");
+        let lapsed = |renewal, join| {
+            let (renewal, join) = (Box::new(renewal), Box::new(join));
+            JoinError::Lapsed { not_after: Duration::ZERO, renewal, join }.is_temporary()
+        };
+        assert!(lapsed(refused(), away()), "a token may help");
+        assert!(lapsed(away(), no_token()), "without a token the renewal may");
+        assert!(!lapsed(refused(), no_token()));
+        assert!(!lapsed(away(), refused()), "a token that is refused stays so");
+    }
+
+    #[test]
+    fn an_svid_is_looked_at_when_it_is_time_when_it_ends_and_once_a_minute() {
+        let next = |until, not_after, now| {
+            let of = |seconds| Duration::from_secs(seconds);
+            until_next_look(of(until), of(not_after), of(now)).as_secs()
+        };
+        assert_eq!(next(130, 500, 100), 30, "it is to be renewed then");
+        assert_eq!(next(5_000, 5_000, 100), 60, "a clock may be set");
+        assert_eq!(next(150, 119, 100), 20, "it is over a second after its last one");
+        assert_eq!(next(150, 80, 100), 50, "that it is over has been told");
+        assert_eq!(next(90, 500, 100), 0);
+    }
+
+    #[test]
+    fn an_identity_is_somebody_s_by_namespace_and_workload() {
+        let of = |namespace, workload| Joining {
+            control_plane: String::new(),
+            data_dir: PathBuf::new(),
+            tokens: Tokens::None,
+            expected: Some((Namespace::new(namespace).unwrap(), ObjectName::new(workload).unwrap())),
+        };
+        let id = SpiffeId::parse("spiffe://mesh.local/ns/shop/sa/web").unwrap();
+        let is_ours = |joining: Joining| joining.check(&id, String::new(), "").is_ok();
+        assert!(is_ours(of("shop", "web")));
+        assert!(!is_ours(of("shop", "api")) && !is_ours(of("test", "web")));
+        assert!(is_ours(Joining { expected: None, ..of("shop", "api") }), "whatever the token gives");
+    }
 }

@@ -115,7 +115,9 @@ fn a_token_whose_file_is_gone_is_no_reason_to_give_up_while_the_control_plane_is
 async fn one_that_expired_too_long_ago_is_refused_until_a_token_helps() {
     let (mesh, clock) = mesh().await;
     let identity = mesh.join("web").await;
-    let mesh = away(mesh, &clock, TTL + DAY * 30 + Duration::from_secs(1)).await;
+    let mesh = away(mesh, &clock, TTL + DAY * 30).await;
+    client(&mesh, &identity.svid(), &identity.svid()).renew(&request()).await.expect("just so long");
+    clock.advance(Duration::from_secs(1));
     let refused = client(&mesh, &identity.svid(), &identity.svid()).renew(&request()).await.unwrap_err();
     assert_eq!(told(&refused), (403, "MW6006".into(), "svid_expired".into()));
     let error = mesh.join_with("web", None).await.unwrap_err();
@@ -123,8 +125,100 @@ async fn one_that_expired_too_long_ago_is_refused_until_a_token_helps() {
     let said = error.to_string();
     assert!(said.contains("longer ago than one is renewed here (720h)"), "{said}");
     assert!(said.contains("make one with `meshwork token create`"), "{said}");
-    let token = mesh.token("web", 1).await.token;
-    assert!(mesh.join_with("web", Some(&token)).await.unwrap().remaining() > Duration::from_hours(71));
+    // Whose the token is, that it is now: nobody else is expected.
+    let token = mesh.token("api", 1).await.token;
+    let joined = mesh.join_with("web", Some(&token)).await.unwrap();
+    assert_eq!(joined.id().as_str(), "spiffe://mesh.local/ns/shop/sa/api");
+    assert!(joined.remaining() > Duration::from_hours(71));
+}
+
+/// An address at which nobody is.
+async fn nobody() -> String {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    listener.local_addr().unwrap().to_string()
+}
+
+#[tokio::test]
+async fn who_has_an_svid_in_force_takes_no_token_because_nobody_renews_it() {
+    let (mesh, clock) = mesh().await;
+    let token = mesh.token("web", 2).await.token;
+    let identity = mesh.join_with("web", Some(&token)).await.unwrap();
+    clock.advance(TTL / 2);
+    let joining = Joining { control_plane: nobody().await, ..mesh.joining("web", Some(&token)) };
+    let told = told_until(&mesh, joining, &identity, |standing| standing.trouble.is_some()).await;
+    let last = told.last().unwrap();
+    let trouble = last.trouble.as_deref().unwrap();
+    assert!(last.in_force && trouble.contains("is not renewed"), "{trouble}");
+    assert!(!trouble.contains("join again"), "{trouble}");
+}
+
+#[tokio::test]
+async fn what_is_renewed_is_renewed_once_and_kept_with_the_bundle_of_the_day() {
+    let (mesh, clock) = mesh().await;
+    let identity = mesh.join("web").await;
+    let id = mesh.join("other").await.id().to_string();
+    mesh.post("/v1/identity/deny", json!({ "spiffeId": id })).await.unwrap();
+    let mesh = away(mesh, &clock, TTL / 2).await;
+    let before = identity.svid().not_after();
+    let rng = SeededRng::new(1);
+    let keep = mesh.joining("web", None).keep(Arc::clone(&identity), Arc::clone(&mesh.clock), rng, |_| {});
+    let renewed = async {
+        while identity.svid().not_after() == before {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        let serial = identity.svid().as_peer().serial.clone();
+        // Whoever asked again at once would have been answered before these.
+        for workload in ["a", "b"] {
+            mesh.join(workload).await;
+        }
+        assert_eq!(identity.svid().as_peer().serial, serial);
+    };
+    tokio::select! {
+        () = keep => unreachable!("it keeps the SVID for as long as it is polled"),
+        done = tokio::time::timeout(PATIENCE, renewed) => done.expect("it is renewed"),
+    }
+    let Loaded::Valid(_, kept) = SvidStore::new(&mesh.path("web")).load(mesh.clock.wall()).unwrap() else {
+        panic!("it is kept");
+    };
+    assert_eq!(kept.to_json(), identity.bundle().to_json());
+    assert!(kept.to_json().contains(&id), "it was denied meanwhile: {}", kept.to_json());
+}
+
+#[tokio::test]
+async fn one_token_is_tried_while_nobody_answers_and_another_one_when_it_is_refused() {
+    let mesh = Mesh::new().await;
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let asked = std::sync::atomic::AtomicUsize::new(0);
+    let (api, asked) = (mesh.api(), Arc::new(asked));
+    let counted = Arc::clone(&asked);
+    let tokens = Tokens::made(("shop", "web"), move || {
+        counted.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+        Ok(api.clone())
+    });
+    let control_plane = listener.local_addr().unwrap().to_string();
+    let joining = Joining { control_plane, tokens, ..mesh.joining("web", None) };
+    let mut rng = SeededRng::new(1);
+    let joins = joining.identity(Arc::clone(&mesh.clock), &mut rng);
+    let answers = async {
+        for _ in 0..3 {
+            drop(listener.accept().await.unwrap());
+        }
+        assert_eq!(asked.load(std::sync::atomic::Ordering::SeqCst), 1, "its time may not have passed");
+        // What it had is taken back before anybody answers.
+        let first = mesh.get("/v1/tokens").await[0]["id"].as_str().unwrap().to_owned();
+        mesh.delete(&format!("/v1/tokens/{first}")).await.unwrap();
+        loop {
+            let (mut from, _) = listener.accept().await.unwrap();
+            let mut to = tokio::net::TcpStream::connect(mesh.plane.trust().unwrap().address()).await.unwrap();
+            tokio::spawn(async move { drop(tokio::io::copy_bidirectional(&mut from, &mut to).await) });
+        }
+    };
+    let identity = tokio::select! {
+        joined = tokio::time::timeout(PATIENCE, joins) => joined.expect("it joins").unwrap(),
+        () = answers => unreachable!("it goes on"),
+    };
+    assert_eq!(identity.id().workload(), "web");
+    assert_eq!(asked.load(std::sync::atomic::Ordering::SeqCst), 2);
 }
 
 #[tokio::test]

@@ -192,6 +192,133 @@ fn while_there_is_room_nothing_is_let_go() {
     }
 }
 
+/// What is counted under this service.
+fn counted(registry: &MetricsRegistry, name: &str, service: &str, now: Instant) -> f64 {
+    let of = format!(r#"destination_service_name="{service}""#);
+    let text = registry.render_at(Format::Prometheus, now);
+    total(
+        &text.lines().filter(|line| line.contains(&of)).map(|line| format!("{line}\n")).collect::<String>(),
+        name,
+    )
+}
+
+/// Asks for more than there is room for.
+fn fill(worker: &WorkerMetrics, prefix: &str) {
+    (0..LITTLE)
+        .for_each(|number| worker.requests(&to(&format!("{prefix}{number}"))).observe(&request(200, 3)));
+}
+
+#[test]
+fn what_was_never_counted_under_is_idle_from_the_first_look_on() {
+    let (start, mut last) = (Instant::now(), super::idle::LastCounted::new());
+    assert!(!last.is_long_ago(start + LONG), "nobody has looked yet");
+    last.look(0, start);
+    assert!(!last.is_long_ago(start + LONG - Duration::from_millis(1)));
+    last.look(0, start + LONG / 2);
+    assert!(last.is_long_ago(start + LONG));
+    last.look(1, start + LONG);
+    assert!(!last.is_long_ago(start + LONG));
+}
+
+#[test]
+fn all_of_the_room_comes_back() {
+    let registry = MetricsRegistry::new(LITTLE);
+    let worker = registry.worker();
+    let all = |prefix: &str, now| {
+        for number in 0..9 {
+            worker.streams(&to(&format!("{prefix}-s{number}"))).opened();
+        }
+        fill(&worker, &format!("{prefix}-r"));
+        let of = format!(r#"destination_service_name="{prefix}-"#);
+        let text = registry.render_at(Format::Prometheus, now);
+        (text.lines().filter(|line| line.contains(&of)).count(), text)
+    };
+    let start = Instant::now();
+    let (first, _) = all("first", start);
+    registry.render_at(Format::Prometheus, start + LONG);
+    let (second, text) = all("second", start + LONG);
+    assert_eq!(second, first, "{text}");
+    assert!(!text.contains("first-"), "{text}");
+}
+
+#[test]
+fn who_holds_what_was_let_go_of_counts_on_in_a_new_one() {
+    let (start, registry) = (Instant::now(), MetricsRegistry::new(LITTLE));
+    let worker = registry.worker();
+    // Requests alone, and then connections alone.
+    let held = worker.requests(&to("held"));
+    held.observe(&request(200, 3));
+    fill(&worker, "gone");
+    registry.render_at(Format::Prometheus, start);
+    assert_eq!(counted(&registry, "istio_requests_total", "held", start + LONG), 0.0);
+    held.observe(&request(200, 3));
+    assert_eq!(counted(&registry, "istio_requests_total", "held", start + LONG), 1.0);
+
+    let connections = worker.streams(&to("held"));
+    connections.opened();
+    let lives = || {
+        held.observe(&request(200, 3));
+        fill(&worker, "gone");
+    };
+    lives();
+    let opened = "istio_tcp_connections_opened_total";
+    assert_eq!(counted(&registry, opened, "held", start + LONG), 1.0);
+    lives();
+    assert_eq!(counted(&registry, opened, "held", start + 2 * LONG), 0.0, "there was no room");
+    connections.opened();
+    assert_eq!(counted(&registry, opened, "held", start + 2 * LONG), 1.0);
+}
+
+#[test]
+fn who_has_found_room_lets_go_of_nothing_more() {
+    let (start, registry) = (Instant::now(), MetricsRegistry::new(LITTLE));
+    let worker = registry.worker();
+    fill(&worker, "gone");
+    registry.render_at(Format::Prometheus, start);
+    registry.render_at(Format::Prometheus, start + LONG);
+    worker.requests(&to("seldom")).observe(&request(200, 3));
+    for times in 1..4 {
+        assert_eq!(counted(&registry, "istio_requests_total", "seldom", start + times * LONG), 1.0);
+    }
+}
+
+#[test]
+fn what_is_counted_together_is_never_let_go_of() {
+    let (start, registry) = (Instant::now(), MetricsRegistry::new(LITTLE));
+    let worker = registry.worker();
+    fill(&worker, "gone");
+    worker.streams(&to("new")).opened();
+    let opened = "istio_tcp_connections_opened_total";
+    assert_eq!(counted(&registry, opened, "other", start), 1.0);
+    for times in 1..3 {
+        assert_eq!(counted(&registry, opened, "other", start + times * LONG), 1.0);
+        assert!(counted(&registry, "istio_requests_total", "other", start + times * LONG) > 0.0);
+    }
+}
+
+#[test]
+fn a_connection_on_which_anything_happens_is_not_idle() {
+    type Happens = fn(&StreamSeries);
+    let happenings: [(&str, Happens); 4] = [
+        ("opened", StreamSeries::opened),
+        ("closed", |connections| connections.closed("")),
+        ("received", |connections| connections.moved(1, 0)),
+        ("sent", |connections| connections.moved(0, 1)),
+    ];
+    for (what, happens) in happenings {
+        let (start, registry) = (Instant::now(), MetricsRegistry::new(LITTLE));
+        let worker = registry.worker();
+        let connections = worker.streams(&to("lives"));
+        connections.opened();
+        fill(&worker, "gone");
+        registry.render_at(Format::Prometheus, start);
+        happens(&connections);
+        registry.render_at(Format::Prometheus, start + LONG / 2);
+        let opened = counted(&registry, "istio_tcp_connections_opened_total", "lives", start + LONG);
+        assert!(opened >= 1.0, "{what}");
+    }
+}
+
 #[test]
 fn a_gauge_of_a_worker_may_be_negative_and_the_sum_is_right() {
     let registry = MetricsRegistry::default();
