@@ -182,6 +182,36 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn one_that_is_hardly_late_is_over_at_once_and_before_a_late_one_others_have_so_many_turns() {
+        for late in [Duration::ZERO, TICK, LATE, 9 * LATE] {
+            let (set_for, mut turns) = (Instant::now() - late, 0);
+            poll_fn(|cx| poll_after_others(set_for, &mut turns, cx)).await;
+            if late >= LATE {
+                assert_eq!(turns, TURNS, "{late:?}");
+            } else {
+                assert!(turns == 0 || set_for.elapsed() >= LATE, "{late:?}");
+            }
+        }
+    }
+
+    #[tokio::test]
+    #[expect(clippy::disallowed_methods, reason = "the loop stands still")]
+    async fn what_is_there_has_come_in_time_also_where_the_time_is_found_to_be_over_late() {
+        assert!(timeout(Duration::ZERO, std::future::ready(())).await.is_ok());
+        // It is there when others have had a turn.
+        let mut asked = 0;
+        let arrives = poll_fn(|_| {
+            asked += 1;
+            if asked > 3 { Poll::Ready(()) } else { Poll::Pending }
+        });
+        let mut waited_for = pin!(timeout(TICK, arrives));
+        assert!(waited_for.as_mut().poll(&mut Context::from_waker(std::task::Waker::noop())).is_pending());
+        std::thread::sleep(2 * LATE);
+        assert!(waited_for.await.is_ok());
+        assert!(timeout(TICK, std::future::pending::<()>()).await.is_err(), "and what never comes has not");
+    }
+
+    #[tokio::test]
     async fn of_several_the_one_is_taken_that_need_not_be_moved() {
         let timers = Rc::new(Timers::default());
         let minutes = [1, 10, 5].map(|minutes| Duration::from_secs(60 * minutes));

@@ -13,6 +13,8 @@ use meshwork_messages::v1::service_port::AppProtocol;
 use meshwork_messages::v1::traffic_policy::Algorithm;
 use meshwork_proxy::Settings;
 use support::{Harness, Upstream, exchange, is_head, rule, upstream};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpListener;
 
 /// Upstreams that say who they are.
 async fn named(count: usize) -> Vec<Upstream> {
@@ -159,6 +161,40 @@ async fn a_session_goes_before_a_weight_of_none_and_by_header_too() {
     assert_eq!(field(&again, "x-name"), field(&first, "x-name"), "though its weight is 0 now");
     let new = name(address, "/", "").await;
     assert!(["3", "4", "5"].contains(&new.as_str()), "a new caller goes by weight: {new}");
+}
+
+#[tokio::test]
+async fn a_caller_whose_endpoint_cannot_be_reached_has_a_new_session_with_who_has_answered() {
+    // It answers one connection and is gone.
+    let once = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let stays = named(1).await;
+    let mut harness = Harness::start(Settings::default());
+    let addresses = [once.local_addr().unwrap(), stays[0].address];
+    harness.service("web", AppProtocol::Http1, &addresses).await;
+    let rule = v1::Rule { session: Some(cookies()), ..rule(&[("web", 1)], vec![]) };
+    let address = harness.route(vec![rule]).await;
+    let serving = tokio::spawn(async move {
+        let (mut tcp, _) = once.accept().await.unwrap();
+        let mut got = Vec::new();
+        while !is_head(&got) {
+            tcp.read_buf(&mut got).await.unwrap();
+        }
+        tcp.write_all(b"HTTP/1.1 200 OK\r\nx-name: once\r\nconnection: close\r\ncontent-length: 0\r\n\r\n")
+            .await
+            .unwrap();
+    });
+    let first = loop {
+        let first = get(address, "/", "").await;
+        if field(&first, "x-name") == Some("once") {
+            break first;
+        }
+    };
+    serving.await.unwrap();
+    let pair = field(&first, "set-cookie").unwrap().split_once(';').unwrap().0;
+    let second = get(address, "/", &format!("Cookie: {pair}\r\n")).await;
+    assert_eq!(field(&second, "x-name"), Some("0"));
+    let anew = field(&second, "set-cookie").expect("a new session").split_once(';').unwrap().0;
+    assert_ne!(anew, pair);
 }
 
 #[tokio::test]

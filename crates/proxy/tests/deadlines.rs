@@ -269,6 +269,27 @@ async fn a_request_s_time_is_over_with_its_cause() {
 }
 
 #[tokio::test]
+async fn an_attempt_has_the_time_that_its_rule_gives_it_also_behind_its_response_s_head() {
+    let begins = upstream(|got| {
+        let begun = is_head(got) && got.starts_with(b"GET /begun ");
+        begun.then(|| b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nhel".to_vec())
+    })
+    .await;
+    let mut harness = Harness::start(Settings::default());
+    harness.service("web", AppProtocol::Http1, &[begins.address]).await;
+    let rule = v1::Rule { backend_request_timeout_ms: 50, ..rule(&[("web", 1)], vec![]) };
+    let address = harness.route(vec![rule]).await;
+    let ask = async |path: &str| {
+        let request = format!("GET {path} HTTP/1.1\r\nHost: reviews\r\nConnection: close\r\n\r\n");
+        let asked = exchange(address, request.as_bytes());
+        tokio::time::timeout(Duration::from_secs(30), asked).await.expect("nobody waits for ever")
+    };
+    let answer = ask("/").await;
+    assert!(answer.starts_with("HTTP/1.1 504") && answer.ends_with("per_try_timeout\n"), "{answer}");
+    assert!(ask("/begun").await.ends_with("\r\n\r\nhel"), "it is broken off");
+}
+
+#[tokio::test]
 async fn a_connection_that_nobody_accepts_is_given_up() {
     // A full backlog: the kernel answers no more SYN.
     let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();

@@ -81,6 +81,78 @@ async fn what_the_upstream_sees() {
     }
 }
 
+/// What an upstream gets of this head behind a gateway, in lower case.
+async fn passed_on(filters: Vec<v1::Filter>, head: &str) -> String {
+    let seen = Arc::new(Mutex::new(String::new()));
+    let note = Arc::clone(&seen);
+    let up = upstream(move |got| {
+        is_head(got).then(|| {
+            *note.lock() = String::from_utf8_lossy(got).to_lowercase();
+            OK.to_vec()
+        })
+    })
+    .await;
+    let mut harness = Harness::start(Settings::default());
+    harness.service("web", AppProtocol::Http1, &[up.address]).await;
+    let address = harness.route(vec![rule(&[("web", 1)], filters)]).await;
+    assert!(exchange(address, head.as_bytes()).await.ends_with("hello"));
+    let seen = seen.lock();
+    seen.clone()
+}
+
+#[tokio::test]
+async fn what_a_caller_says_of_itself_and_of_the_way_counts_as_far_as_it_can_be_believed() {
+    for (said, present, absent) in [
+        ("X-Forwarded-For:\r\n", "\r\nx-forwarded-for: 127.0.0.1\r\n", ": ,"),
+        ("X-Request-Id: mine\r\n", "\r\nx-request-id: mine\r\n", "none"),
+        ("X-Forwarded-Client-Cert: By=me\r\n", "\r\nx-forwarded-proto: http\r\n", "client-cert"),
+    ] {
+        let got =
+            passed_on(vec![], &format!("GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n{said}\r\n")).await;
+        assert!(got.contains(present) && !got.contains(absent), "{said}: {got}");
+        assert_eq!(got.matches("x-request-id").count(), 1, "{got}");
+    }
+}
+
+#[tokio::test]
+async fn there_is_one_host_and_an_absolute_target_says_which() {
+    for (head, host) in [
+        ("GET http://shop.example/ HTTP/1.0\r\n\r\n", "host: shop.example\r\n"),
+        ("GET / HTTP/1.0\r\n\r\n", "host: \r\n"),
+    ] {
+        let got = passed_on(vec![], head).await;
+        assert!(got.contains(host), "{got}");
+        assert_eq!(got.matches("host:").count(), 1, "{got}");
+    }
+}
+
+#[tokio::test]
+async fn a_path_that_is_rewritten_keeps_its_query() {
+    let path = Some(v1::PathEdit { kind: Some(v1::path_edit::Kind::Full("/new".into())) });
+    let rewrite =
+        v1::Filter { kind: Some(v1::filter::Kind::Rewrite(v1::Rewrite { path, ..Default::default() })) };
+    let got = passed_on(vec![rewrite], "GET /old?q=1 HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").await;
+    assert!(got.starts_with("get /new?q=1 http/1.1\r\n"), "{got}");
+}
+
+#[tokio::test]
+async fn of_a_response_s_filters_the_rule_s_have_the_last_word() {
+    let set = |value: &str| v1::Filter {
+        kind: Some(v1::filter::Kind::ResponseHeaders(v1::FieldEdits {
+            set: vec![v1::Field { name: "x-who".into(), value: value.into() }],
+            ..Default::default()
+        })),
+    };
+    let up = upstream(move |got| is_head(got).then(|| OK.to_vec())).await;
+    let mut harness = Harness::start(Settings::default());
+    harness.service("web", AppProtocol::Http1, &[up.address]).await;
+    let mut rule = rule(&[("web", 1)], vec![set("rule")]);
+    rule.backends[0].filters = vec![set("backend")];
+    let address = harness.route(vec![rule]).await;
+    let told = exchange(address, b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").await;
+    assert!(told.contains("x-who: rule\r\n") && !told.contains("x-who: backend"), "{told}");
+}
+
 #[tokio::test]
 async fn bodies_pass_both_ways_whole_whatever_their_framing() {
     let body = vec![b'x'; 300_000];
@@ -304,9 +376,15 @@ async fn max_forwards_is_counted_down_and_ends_here() {
         );
         exchange(address, request.as_bytes()).await
     };
-    for (method, given, sent) in
-        [("OPTIONS", "10", "9"), ("TRACE", "1", "0"), ("GET", "0", "0"), ("OPTIONS", "+5", "+5")]
-    {
+    for (method, given, sent) in [
+        ("OPTIONS", "10", "9"),
+        ("TRACE", "1", "0"),
+        ("GET", "0", "0"),
+        ("OPTIONS", "+5", "+5"),
+        ("OPTIONS", "", ""),
+        // 2 to the 64th.
+        ("OPTIONS", "18446744073709551616", "18446744073709551614"),
+    ] {
         assert!(told(method, given).await.ends_with("hello"), "{method} {given}");
         let seen = seen.recv().await.unwrap();
         assert!(seen.contains(&format!("\r\nmax-forwards: {sent}\r\n")), "{method} {given}: {seen}");

@@ -80,9 +80,20 @@ struct Edge {
     _up: Upstream,
 }
 
+/// So large that without TLS the kernel would move it.
+const LARGE: usize = 1_000_003;
+
+fn large() -> Vec<u8> {
+    let head = format!("HTTP/1.1 200 OK\r\ncontent-length: {LARGE}\r\n\r\n");
+    [head.as_bytes(), &vec![b'x'; LARGE]].concat()
+}
+
 /// Two listeners of one port, for `a.example` and `b.example`.
 async fn edge() -> Edge {
-    let up = upstream(|got| is_head(got).then(|| OK.to_vec())).await;
+    let up = upstream(|got| {
+        is_head(got).then(|| if got.starts_with(b"GET /large ") { large() } else { OK.to_vec() })
+    })
+    .await;
     let mut harness = Harness::start(Settings::default());
     harness.service("web", AppProtocol::Http1, &[up.address]).await;
     let port = free_port();
@@ -144,6 +155,16 @@ async fn sni_chooses_the_certificate_and_alpn_the_version() {
     tokio::spawn(connection);
     let request = http::Request::get("https://a.example/").body(()).unwrap();
     assert_eq!(support::h2::fetch(&mut client, request).await.0, 200);
+}
+
+#[tokio::test]
+async fn a_large_response_comes_whole_through_tls_too() {
+    let edge = edge().await;
+    let mut tls = edge.connect("a.example", &[b"http/1.1"]).await.unwrap();
+    tls.write_all(b"GET /large HTTP/1.1\r\nHost: a.example\r\nConnection: close\r\n\r\n").await.unwrap();
+    let mut got = Vec::new();
+    tls.read_to_end(&mut got).await.unwrap();
+    assert!(got.ends_with(&[b'x'; LARGE]), "{} bytes", got.len());
 }
 
 #[tokio::test]

@@ -202,6 +202,24 @@ mod tests {
     }
 
     #[test]
+    fn only_a_call_of_grpc_whose_head_says_nothing_is_known_by_its_end_and_told_by_its_code() {
+        let head = |status, code: Option<&str>| {
+            let mut head = ResponseHead { status, ..ResponseHead::default() };
+            code.iter().for_each(|code| head.fields.push("grpc-status", code).unwrap());
+            head
+        };
+        assert!(comes_late(&head(200, None), true));
+        assert!(!comes_late(&head(200, None), false) && !comes_late(&head(503, None), true));
+        assert!(!comes_late(&head(200, Some("0")), true));
+        let told = |status, code, is_grpc| told(&head(status, code), is_grpc);
+        assert_eq!(told(200, Some("14"), true), "grpc-status 14 (UNAVAILABLE)");
+        assert_eq!(
+            (told(503, Some("14"), true), told(200, Some("14"), false)),
+            ("status 503".into(), "status 200".into())
+        );
+    }
+
+    #[test]
     fn what_trailers_say_counts_and_a_caller_who_left_says_nothing() {
         let of = |ended: Result<(), &Failure>, code| of_end(ended, code, Duration::ZERO).outcome;
         assert_eq!(of(Ok(()), Some(14)), AttemptOutcome::Failure);
@@ -219,7 +237,9 @@ mod tests {
     fn only_what_is_the_endpoint_s_fault_is_held_against_it() {
         let of = |failure: Failure| of_failure(&failure, Duration::ZERO).is_some();
         assert!(of(Failure::upstream(Cause::ConnectFailure, Retry::NothingSent)));
-        assert!(of(Failure::local(Cause::PerTryTimeout)));
+        for time_out in [Cause::PerTryTimeout, Cause::RequestTimeout, Cause::DeadlineExceeded] {
+            assert!(of(Failure::local(time_out)), "{time_out}");
+        }
         assert!(!of(Failure::upstream(Cause::UpstreamClosed, Retry::Reused)), "a stale connection");
         assert!(!of(Failure { is_hasty: true, ..Failure::local(Cause::RequestTimeout) }), "ours");
         assert!(!of(Failure::downstream(Cause::DownstreamClosed)));

@@ -252,7 +252,70 @@ pub(crate) fn tell(
 
 #[cfg(test)]
 mod tests {
+    use std::future::poll_fn;
+    use std::rc::Rc;
+    use std::task::Waker;
+
     use super::*;
+    use crate::timers::Timers;
+
+    fn polled(deadlines: &mut Deadlines) -> Poll<Cause> {
+        deadlines.poll(&mut Context::from_waker(Waker::noop()))
+    }
+
+    /// The clock has gone on: what was set for now is over.
+    async fn goes_on(timers: &Rc<Timers>) {
+        let mut now = timers.start(Duration::ZERO);
+        poll_fn(|cx| now.poll(cx)).await;
+    }
+
+    #[tokio::test]
+    async fn of_limits_that_are_over_together_the_request_s_is_told() {
+        let timers = Rc::new(Timers::default());
+        let over = |cause| Some((timers.start(Duration::ZERO), cause));
+        let mut deadlines = Deadlines {
+            request: over(Cause::RequestTimeout),
+            attempt: over(Cause::PerTryTimeout),
+            answer: Answer::Awaited(timers.start(Duration::ZERO)),
+            end: None,
+        };
+        goes_on(&timers).await;
+        assert_eq!(polled(&mut deadlines), Poll::Ready(Cause::RequestTimeout));
+        deadlines.request = None;
+        assert_eq!(polled(&mut deadlines), Poll::Ready(Cause::PerTryTimeout));
+    }
+
+    #[tokio::test]
+    async fn between_attempts_neither_s_time_runs_and_behind_a_head_that_of_the_attempt_does() {
+        let timers = Rc::new(Timers::default());
+        let running = || Deadlines {
+            attempt: Some((timers.start(Duration::ZERO), Cause::PerTryTimeout)),
+            answer: Answer::Awaited(timers.start(Duration::ZERO)),
+            ..Deadlines::default()
+        };
+        let (mut deadlines, mut begun) = (running(), running());
+        goes_on(&timers).await;
+        deadlines.no_attempt();
+        assert_eq!(polled(&mut deadlines), Poll::Pending);
+        begun.answered();
+        assert_eq!(polled(&mut begun), Poll::Ready(Cause::PerTryTimeout));
+        begun.attempt = None;
+        assert_eq!(polled(&mut begun), Poll::Pending, "no answer is awaited any more");
+    }
+
+    #[test]
+    fn an_attempt_has_the_shorter_of_its_own_time_and_what_is_left_of_the_request_s() {
+        let ms = Duration::from_millis;
+        let rest = |end: Option<u64>, attempt: Option<u64>| {
+            let end = end.map(|end| Tick::ZERO.after(ms(end)));
+            let deadlines = Deadlines { end, ..Deadlines::default() };
+            deadlines.rest(attempt.map(ms), Tick::ZERO.after(ms(100)))
+        };
+        assert_eq!(rest(Some(150), Some(30)), Some(ms(30)));
+        assert_eq!(rest(Some(150), Some(70)), Some(ms(50)));
+        assert_eq!((rest(Some(150), None), rest(None, Some(70))), (Some(ms(50)), Some(ms(70))));
+        assert_eq!(rest(None, None), None);
+    }
 
     #[test]
     fn only_a_time_that_grpc_s_library_has_set_is_one_that_it_counts_itself() {

@@ -267,3 +267,25 @@ fn end(journey: &mut Journey<'_>, sent: Result<(), StreamError>) {
     }
     journey.finish();
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_call_of_grpc_is_told_by_its_content_type() {
+        let is = |value: &str| {
+            let mut head = RequestHead::new();
+            head.fields.push("content-type", value).unwrap();
+            is_grpc(&head)
+        };
+        let calls = ["grpc", "grpc+proto", "grpc+json", "grpc;x=y", "grpc ;x=y", "grpc\t;x=y", "GRPC"];
+        for call in calls {
+            assert!(is(&format!("application/{call}")), "{call}");
+        }
+        for other in ["grpc-web", "grpc-web+proto", "grpcs", "grp", "json"] {
+            assert!(!is(&format!("application/{other}")), "{other}");
+        }
+        assert!(!is_grpc(&RequestHead::new()));
+    }
+}

@@ -298,6 +298,12 @@ mod tests {
         assert_eq!(asked(None), Some(250), "nothing stood in the way");
         assert_eq!(asked(Some(Ahead::Past(Moment::of(at(300))))), Some(50));
         assert_eq!((asked(Some(Ahead::Limit)), asked(Some(Ahead::Dials))), (None, None), "it was not asked");
+        let took = |ahead| {
+            noted.set(ahead);
+            noted.took(at(100), at(350)).as_millis()
+        };
+        assert_eq!((took(None), took(Some(Ahead::Past(Moment::of(at(300)))))), (250, 50));
+        assert_eq!((took(Some(Ahead::Limit)), took(Some(Ahead::Dials))), (250, 250), "all of it was waiting");
     }
 
     #[test]

@@ -60,7 +60,8 @@ async fn who_was_let_through_is_not_held_back_because_a_connection_was_stale() {
     assert_eq!(rejected, 0, "nor is it asked again");
 }
 
-/// Serves connections; closes one that asks for `/poison`, and counts those requests.
+/// Serves connections; closes one that asks for `/poison`, resets one that asks for `/half` behind a part of its answer, and
+/// counts those requests.
 async fn poisoned(asked: Arc<AtomicUsize>) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
@@ -75,6 +76,12 @@ async fn poisoned(asked: Arc<AtomicUsize>) -> SocketAddr {
                     }
                     if got.starts_with(b"GET /poison") {
                         asked.fetch_add(1, Ordering::SeqCst);
+                        return;
+                    }
+                    if got.starts_with(b"GET /half") {
+                        asked.fetch_add(1, Ordering::SeqCst);
+                        tcp.write_all(b"HTTP/1.1 200 OK\r\nconte").await.unwrap();
+                        socket2::SockRef::from(&tcp).set_linger(Some(Duration::ZERO)).unwrap();
                         return;
                     }
                     got.clear();
@@ -108,6 +115,39 @@ async fn a_request_that_breaks_kept_connections_does_not_reach_every_endpoint() 
         let times = asked.load(Ordering::SeqCst);
         assert_eq!(times, most);
     }
+}
+
+#[tokio::test]
+async fn a_connection_on_which_an_answer_has_begun_was_not_stale() {
+    let asked = Arc::new(AtomicUsize::new(0));
+    let upstream = poisoned(Arc::clone(&asked)).await;
+    let (_harness, address) = standing(&[upstream], v1::TrafficPolicy::default()).await;
+    assert!(exchange(address, GET).await.ends_with("hello"));
+    let told = exchange(address, b"GET /half HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").await;
+    assert!(told.starts_with("HTTP/1.1 503 "), "{told}");
+    assert_eq!(asked.load(Ordering::SeqCst), 2, "once more as any that breaks");
+}
+
+#[tokio::test]
+async fn a_shared_connection_that_breaks_by_its_first_request_was_not_stale() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let upstream = listener.local_addr().unwrap();
+    let asked = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&asked);
+    tokio::spawn(async move {
+        while let Ok((tcp, _)) = listener.accept().await {
+            let mut connection = h2::server::handshake(tcp).await.unwrap();
+            if connection.accept().await.is_some() {
+                counted.fetch_add(1, Ordering::SeqCst);
+            }
+        }
+    });
+    let harness = Harness::at(&ManualClock::new());
+    let policy = v1::TrafficPolicy::default();
+    let (_harness, address) = serving(harness, AppProtocol::Http2, &[upstream], policy).await;
+    let told = exchange(address, GET).await;
+    assert!(told.starts_with("HTTP/1.1 503 "), "{told}");
+    assert_eq!(asked.load(Ordering::SeqCst), 2, "once more as any that breaks");
 }
 
 #[tokio::test]
