@@ -9,9 +9,12 @@
 //!                  ▲ flush, once a turn
 //!            the connection's task
 //! ```
+//!
+//! Whoever asks whether a connection still leads anywhere sees here what has moved on it, and can break it off.
 
 use std::cell::RefCell;
 use std::io::{self, IoSlice};
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
@@ -31,9 +34,27 @@ struct Shared {
     out: BytesMut,
     /// Somebody flushes. Before that, during the handshake, each flush is one.
     gathers: bool,
+    moved: Moved,
+    /// Why nothing is read and written any more.
+    broken: Option<&'static str>,
+}
+
+/// What has moved on a connection.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Moved {
+    /// Bytes that have come.
+    pub(crate) heard: u64,
+    /// Bytes that the socket has taken.
+    pub(crate) told: u64,
+    /// It takes no more of what there is.
+    pub(crate) is_full: bool,
 }
 
 impl Shared {
+    fn check(&self) -> io::Result<()> {
+        self.broken.map_or(Ok(()), |why| Err(io::Error::new(io::ErrorKind::TimedOut, why)))
+    }
+
     /// Keeps the bytes if they fit in.
     fn keep(&mut self, bufs: &[IoSlice<'_>]) -> Option<usize> {
         let len: usize = bufs.iter().map(|buf| buf.len()).sum();
@@ -53,10 +74,13 @@ impl Shared {
             let behind = slices[1..].iter_mut().zip(bufs).map(|(slice, buf)| *slice = IoSlice::new(buf));
             let used = 1 + behind.count();
             let from = usize::from(self.out.is_empty());
-            let count = ready!(Pin::new(&mut self.io).poll_write_vectored(cx, &slices[from..used]))?;
+            let written = Pin::new(&mut self.io).poll_write_vectored(cx, &slices[from..used]);
+            self.moved.is_full = written.is_pending();
+            let count = ready!(written)?;
             if count == 0 {
                 return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
             }
+            self.moved.told += count as u64;
             let kept = count.min(self.out.len());
             self.out.advance(kept);
             if count > kept || (bufs.is_empty() && self.out.is_empty()) {
@@ -77,11 +101,13 @@ impl Shared {
 pub(crate) struct Gathered(Rc<RefCell<Shared>>);
 
 /// The task's hand on a connection that `h2` owns.
+#[derive(Clone)]
 pub(crate) struct Flusher(Rc<RefCell<Shared>>);
 
 impl Gathered {
     pub(crate) fn new(io: Replayed) -> (Self, Flusher) {
-        let shared = Rc::new(RefCell::new(Shared { io, out: BytesMut::new(), gathers: false }));
+        let (out, moved) = (BytesMut::new(), Moved::default());
+        let shared = Rc::new(RefCell::new(Shared { io, out, gathers: false, moved, broken: None }));
         (Self(Rc::clone(&shared)), Flusher(shared))
     }
 }
@@ -92,6 +118,7 @@ impl Flusher {
     pub(crate) fn poll_flush(&self, cx: &mut Context<'_>, idle: bool) -> Poll<io::Result<()>> {
         let mut shared = self.0.borrow_mut();
         shared.gathers = true;
+        shared.check()?;
         ready!(shared.poll_drain(cx))?;
         if idle {
             shared.out = BytesMut::new();
@@ -103,9 +130,31 @@ impl Flusher {
     }
 }
 
+impl Flusher {
+    /// What has moved so far.
+    pub(crate) fn moved(&self) -> Moved {
+        self.0.borrow().moved
+    }
+
+    /// From now on reading and writing fail, for this reason; the task finds it at its next turn.
+    pub(crate) fn break_off(&self, why: &'static str) {
+        self.0.borrow_mut().broken = Some(why);
+    }
+
+    /// The socket below.
+    pub(crate) fn peer(&self) -> io::Result<SocketAddr> {
+        self.0.borrow().io.tcp().peer_addr()
+    }
+}
+
 impl AsyncRead for Gathered {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0.borrow_mut().io).poll_read(cx, buf)
+        let mut shared = self.0.borrow_mut();
+        shared.check()?;
+        let before = buf.filled().len();
+        let read = Pin::new(&mut shared.io).poll_read(cx, buf);
+        shared.moved.heard += (buf.filled().len() - before) as u64;
+        read
     }
 }
 
@@ -120,6 +169,7 @@ impl AsyncWrite for Gathered {
         bufs: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let mut shared = self.0.borrow_mut();
+        shared.check()?;
         if let Some(kept) = shared.keep(bufs) {
             return Poll::Ready(Ok(kept));
         }

@@ -2,11 +2,28 @@
 
 use std::io;
 use std::net::{SocketAddr, TcpListener};
+use std::time::Duration;
 
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 
 /// How many connections the kernel completes before a worker takes them.
 const BACKLOG: i32 = 4096;
+
+/// A connection on which nothing has moved for so long is asked by the kernel whether its peer is there, as often as this,
+/// and is over when that was not answered so many times.
+const SILENT: Duration = Duration::from_secs(30);
+const AGAIN: Duration = Duration::from_secs(10);
+const TIMES: u32 = 3;
+
+/// Lets the kernel find out that a peer has vanished; otherwise a connection on which nothing is sent would stay for ever. There is
+/// no TCP_USER_TIMEOUT on purpose: it also ends connections to peers that are there and read slowly.
+///
+/// # Errors
+/// What the system said.
+pub(crate) fn keep_alive<'s>(socket: impl Into<SockRef<'s>>) -> io::Result<()> {
+    let asks = TcpKeepalive::new().with_time(SILENT).with_interval(AGAIN).with_retries(TIMES);
+    socket.into().set_tcp_keepalive(&asks)
+}
 
 /// Why a listener cannot accept.
 #[derive(Debug, thiserror::Error)]
@@ -73,6 +90,8 @@ fn probe(address: SocketAddr) -> io::Result<()> {
 fn socket(address: SocketAddr) -> io::Result<TcpListener> {
     let socket = new_socket(address)?;
     socket.set_reuse_port(true)?;
+    // What it accepts has it from here, without a system call each.
+    keep_alive(&socket)?;
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;
     socket.set_nonblocking(true)?;
@@ -89,6 +108,20 @@ mod tests {
         let ports: Vec<_> = sockets.iter().map(|s| s.local_addr().unwrap().port()).collect();
         assert_eq!(ports.len(), 3);
         assert!(ports.iter().all(|&port| port == ports[0] && port != 0));
+    }
+
+    #[test]
+    fn what_is_accepted_does_not_outlive_a_caller_that_vanishes() {
+        let sockets = bind("127.0.0.1:0".parse().unwrap(), 1).unwrap();
+        let caller = std::net::TcpStream::connect(sockets[0].local_addr().unwrap()).unwrap();
+        sockets[0].set_nonblocking(false).unwrap();
+        let (accepted, _) = sockets[0].accept().unwrap();
+        let accepted = SockRef::from(&accepted);
+        assert!(accepted.keepalive().unwrap());
+        assert_eq!(accepted.tcp_keepalive_time().unwrap(), SILENT);
+        assert_eq!(accepted.tcp_keepalive_interval().unwrap(), AGAIN);
+        assert_eq!(accepted.tcp_keepalive_retries().unwrap(), TIMES);
+        drop(caller);
     }
 
     #[test]

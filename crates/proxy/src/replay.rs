@@ -6,6 +6,7 @@ use std::task::{Context, Poll};
 
 use bytes::{Buf, BytesMut};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
 
 use crate::io::Io;
 
@@ -19,6 +20,11 @@ pub(crate) struct Replayed {
 impl Replayed {
     pub(crate) fn new(first: BytesMut, io: Io) -> Self {
         Self { first, io }
+    }
+
+    /// The socket below.
+    pub(crate) fn tcp(&self) -> &TcpStream {
+        self.io.tcp()
     }
 }
 

@@ -43,6 +43,9 @@ use crate::workspace::Workspaces;
 
 /// How often connections that wait are looked at.
 const SWEEP: Duration = Duration::from_millis(500);
+/// A sweep that comes so much too late finds a worker that has stood still, or its process has: what came meanwhile has not been
+/// read yet.
+const LATE: Duration = Duration::from_millis(250);
 /// How long connections that are left at the end of a drain have to say so to whom they are with.
 const LAST_WORDS: Duration = Duration::from_millis(500);
 /// How often services in use are said to be.
@@ -451,7 +454,7 @@ pub(crate) async fn run(shared: Arc<Shared>, bells: Bells, mut commands: mpsc::R
                 }
                 None => return cut_off(&worker, &mut accepting).await,
             },
-            _ = sweep.tick() => sweep_once(&worker),
+            due = sweep.tick() => sweep_once(&worker, due.elapsed() >= LATE),
         }
     }
 }
@@ -463,7 +466,7 @@ async fn cut_off(worker: &Worker, accepting: &mut HashMap<Place, tokio::task::Jo
     let _ = tokio::time::timeout(LAST_WORDS, worker.drained()).await;
 }
 
-fn sweep_once(worker: &Rc<Worker>) {
+fn sweep_once(worker: &Rc<Worker>, late: bool) {
     let now = worker.now();
     // An idle worker, too, lets go of a snapshot that was replaced.
     let view = worker.view();
@@ -480,7 +483,7 @@ fn sweep_once(worker: &Rc<Worker>) {
     if !worker.pools.is_empty() {
         let ids = |cluster: &Arc<Cluster>| cluster.endpoints().all().iter().map(|e| e.id).collect::<Vec<_>>();
         let current: HashSet<u64> = view.snapshot.clusters().flat_map(ids).collect();
-        worker.pools.sweep(now, wall, |id| current.contains(&endpoint_of(id)) || is_app(id));
+        worker.pools.sweep((now, late), wall, |id| current.contains(&endpoint_of(id)) || is_app(id));
     }
     worker.tls.sweep();
 }

@@ -23,13 +23,13 @@ pub(crate) struct Tunnel {
     read_ended: bool,
     write_ended: bool,
     /// Counts it among the streams of a connection that we opened.
-    _stream: Option<Stream>,
+    stream: Option<Stream>,
 }
 
 impl Tunnel {
     pub(crate) fn new(source: H2Source, sink: H2Sink, stream: Option<Stream>) -> Self {
         let held = Bytes::new();
-        Self { source, sink, held, read_ended: false, write_ended: false, _stream: stream }
+        Self { source, sink, held, read_ended: false, write_ended: false, stream }
     }
 
     /// Breaks it off, so that the peer takes it for no regular end.
@@ -51,7 +51,12 @@ impl AsyncRead for Tunnel {
     ) -> Poll<io::Result<()>> {
         if self.held.is_empty() && !self.read_ended {
             match ready!(self.source.poll_frame(cx)).map_err(|error| broken(&error))? {
-                Frame::Data(data) => self.held = data,
+                Frame::Data(data) => {
+                    self.held = data;
+                    if let Some(stream) = &self.stream {
+                        stream.spoke();
+                    }
+                }
                 Frame::End(_) => self.read_ended = true,
             }
         }

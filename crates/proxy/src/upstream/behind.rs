@@ -165,7 +165,8 @@ pub(crate) fn held_up(failure: Failure, noted: Option<Ahead>, spent: &Spent) -> 
     }
 }
 
-const fn is_time_out(cause: Cause) -> bool {
+/// Whether a request's time, or an attempt's, was over.
+pub(crate) const fn is_time_out(cause: Cause) -> bool {
     matches!(cause, Cause::PerTryTimeout | Cause::RequestTimeout | Cause::DeadlineExceeded)
 }
 

@@ -8,6 +8,7 @@ use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 
 use crate::error::{Failure, Retry};
+use crate::listen::keep_alive;
 use crate::proxy_protocol::{Client, Written, write_v1, write_v2};
 use crate::timers;
 
@@ -27,7 +28,8 @@ pub(crate) async fn connect(address: SocketAddr, timeout: Duration) -> Result<Tc
         Ok(Err(error)) => Err(fail(Cause::ConnectFailure, &error)),
         Ok(Ok(tcp)) => {
             // Heads and bodies are gathered here already; Nagle would only hold the last segment back.
-            tcp.set_nodelay(true).map_err(|error| fail(Cause::ConnectFailure, &error))?;
+            let set = tcp.set_nodelay(true).and_then(|()| keep_alive(&tcp));
+            set.map_err(|error| fail(Cause::ConnectFailure, &error))?;
             Ok(tcp)
         }
     }
@@ -59,4 +61,19 @@ pub(crate) async fn connect_announced(
         })?;
     }
     Ok(tcp)
+}
+
+#[cfg(test)]
+mod tests {
+    use socket2::SockRef;
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_connection_does_not_outlive_an_endpoint_that_vanishes() {
+        let endpoint = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let tcp = connect(endpoint.local_addr().unwrap(), CONNECT_TIMEOUT).await.unwrap();
+        assert!(SockRef::from(&tcp).keepalive().unwrap());
+    }
 }

@@ -16,11 +16,12 @@ use meshwork_identity::Peer;
 use tokio::task::AbortHandle;
 
 use super::Head;
+use super::alive::{ANSWER, Alive, Next, Seen};
 use super::mesh::Validity;
+use super::pings::Pings;
 use super::pool::{Opened, Room};
-use super::settled::Settled;
 use crate::error::{Failure, Retry};
-use crate::gather::Gathered;
+use crate::gather::{Flusher, Gathered};
 use crate::http::convert;
 use crate::http::h2_body::{H2Sink, H2Source};
 use crate::http::payload::{Backlog, Payload};
@@ -48,6 +49,9 @@ const REMEMBERED_FOR: Duration = Duration::from_secs(30);
 /// full of small messages, and at worst some 50 MiB of our memory.
 const SMALL_FRAMES: usize = 128 * 1024 * 1024;
 
+/// Why a connection that leads nowhere has ended.
+const SILENT: &str = "no answer to a PING within 5 s: the connection leads nowhere";
+
 /// A connection to one endpoint.
 pub(crate) struct H2Connection {
     send: RefCell<SendRequest<Payload>>,
@@ -60,7 +64,10 @@ pub(crate) struct H2Connection {
     ended: Rc<Cell<bool>>,
     /// It takes no more requests.
     retired: Cell<bool>,
-    settled: Rc<Settled>,
+    pings: Rc<Pings>,
+    alive: Rc<Alive>,
+    /// What moves on it.
+    moving: Flusher,
     svid: Option<Validity>,
     /// Carries its frames.
     task: AbortHandle,
@@ -97,14 +104,18 @@ impl H2Connection {
             Failure::upstream(Cause::ConnectFailure, Retry::NothingSent).because(told(&error))
         })?;
         let ended = Rc::new(Cell::new(false));
-        let settled = Rc::new(Settled::default());
-        let (end, settling, room) = (Rc::clone(&ended), Rc::clone(&settled), open.room());
+        let (pings, alive) = (Rc::<Pings>::default(), Rc::new(Alive::new(now, svid.is_some())));
+        let moving = flusher.clone();
+        let (end, asking, lives, room) =
+            (Rc::clone(&ended), Rc::clone(&pings), Rc::clone(&alive), open.room());
         let task = tokio::task::spawn_local(async move {
-            let mut pings = connection.ping_pong().expect("asked for once");
+            let mut ping_pong = connection.ping_pong().expect("asked for once");
             let mut most = connection.max_concurrent_send_streams();
             // Each stream learns of the connection's end by itself.
             let done = poll_fn(|cx| {
-                settling.turn(cx, &mut pings);
+                if asking.turn(cx, &mut ping_pong) && lives.answered() {
+                    room.call();
+                }
                 let done = Pin::new(&mut connection).poll(cx);
                 let before = std::mem::replace(&mut most, connection.max_concurrent_send_streams());
                 if before < most {
@@ -122,7 +133,7 @@ impl H2Connection {
                 tracing::debug!(%error, "upstream HTTP/2 connection ended");
             }
             end.set(true);
-            settling.over();
+            asking.over();
             room.call();
         });
         Ok(Rc::new(Self {
@@ -133,7 +144,9 @@ impl H2Connection {
             carried: Cell::new(0),
             ended,
             retired: Cell::new(false),
-            settled,
+            pings,
+            alive,
+            moving,
             svid,
             task: task.abort_handle(),
             room: open.room(),
@@ -157,6 +170,44 @@ impl H2Connection {
         }
     }
 
+    /// Looks whether it still leads anywhere, as the worker's sweep does. `late`: the worker has stood still before.
+    pub(crate) fn look(&self, now: Tick, late: bool) {
+        if self.is_over() {
+            return;
+        }
+        let seen = Seen {
+            now,
+            moved: self.moving.moved(),
+            carried: self.carried.get(),
+            is_busy: self.is_busy(),
+            is_asked: self.pings.is_under_way(),
+            late,
+        };
+        match self.alive.look(&seen) {
+            Next::Nothing => {}
+            Next::Trust => self.room.call(),
+            Next::Ask => self.pings.ask(),
+            Next::GiveUp => self.give_up(),
+        }
+    }
+
+    /// Nobody is there: what runs on it fails, and may go another way.
+    #[cold]
+    fn give_up(&self) {
+        let to = self.moving.peer().map(|peer| peer.to_string()).unwrap_or_default();
+        let (streams, seconds) = (self.streams.get(), ANSWER.as_secs());
+        tracing::info!(to, streams, seconds, "upstream HTTP/2 connection given up: no answer to a PING");
+        self.retired.set(true);
+        self.moving.break_off(SILENT);
+        self.pings.wake();
+        self.room.call();
+    }
+
+    /// It takes new streams only where no other does: it may lead nowhere.
+    pub(crate) fn is_doubted(&self) -> bool {
+        self.alive.is_doubted()
+    }
+
     /// Whom it is with, where that was proven.
     pub(crate) fn peer(&self) -> Option<&Peer> {
         self.svid.as_ref().map(|svid| &svid.peer)
@@ -169,7 +220,7 @@ impl H2Connection {
             return;
         }
         self.task.abort();
-        self.settled.over();
+        self.pings.over();
         self.room.call();
     }
 
@@ -180,7 +231,7 @@ impl H2Connection {
         let key = upgrade::key(head.fields).filter(|_| websocket)?;
         let taken = || self.send.borrow().is_extended_connect_protocol_enabled();
         if !taken() {
-            self.settled.wait().await;
+            self.pings.settled().await;
         }
         taken().then_some(key)
     }
@@ -286,12 +337,29 @@ impl H2Connection {
 pub(crate) struct Stream {
     connection: Rc<H2Connection>,
     opened: Tick,
+    /// What its connection had heard then.
+    heard: u64,
 }
 
 impl Stream {
     fn open(connection: &Rc<H2Connection>, clock: &dyn Clock) -> Self {
         connection.streams.set(connection.streams.get() + 1);
-        Self { connection: Rc::clone(connection), opened: clock.now() }
+        let heard = connection.moving.moved().heard;
+        Self { connection: Rc::clone(connection), opened: clock.now(), heard }
+    }
+
+    /// Something of its response has come.
+    pub(crate) fn spoke(&self) {
+        self.connection.alive.spoke();
+    }
+
+    /// Its time was over. Where nothing at all has come since it was opened, the connection has to prove that it lives.
+    fn ran_out(&self, now: Tick) {
+        let H2Connection { moving, alive, pings, .. } = &*self.connection;
+        let moved = moving.moved();
+        if moved.heard == self.heard && alive.doubt(moved, now) {
+            pings.ask();
+        }
     }
 }
 
@@ -326,6 +394,11 @@ impl H2Exchange {
         self.stream.connection.open.round_trip
     }
 
+    /// See [`super::Exchange::ran_out`].
+    pub(crate) fn ran_out(&self, now: Tick) {
+        self.stream.ran_out(now);
+    }
+
     /// The next head of the response: informational ones first, then the final one.
     pub(crate) fn poll_head(
         &mut self,
@@ -349,6 +422,7 @@ impl H2Exchange {
             let over = ParseError::OverLimit { limit: Limit::HeaderCount, max: limits.header_count };
             return Poll::Ready(Err(over.into()));
         }
+        self.stream.spoke();
         self.source = Some(H2Source::new(recv, limits));
         self.response = None;
         match self.key.take() {
@@ -384,7 +458,11 @@ impl H2Exchange {
     }
 
     pub(crate) fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Result<Frame, StreamError>> {
-        self.source.as_mut().expect("a body follows its head").poll_frame(cx)
+        let frame = self.source.as_mut().expect("a body follows its head").poll_frame(cx);
+        if frame.is_ready() {
+            self.stream.spoke();
+        }
+        frame
     }
 
     /// What a CONNECT has opened, once its response is there.

@@ -4,6 +4,7 @@
 //! send head ──▶ queue/end/flush body ──▶ poll_head (1xx …, then the final one) ──▶ poll_frame … End ──▶ finish
 //! ```
 
+mod alive;
 pub(crate) mod behind;
 pub(crate) mod connect;
 pub(crate) mod h1;
@@ -11,8 +12,8 @@ pub(crate) mod h2;
 mod line;
 pub(crate) mod mesh;
 pub(crate) mod open;
+mod pings;
 pub(crate) mod pool;
-pub(crate) mod settled;
 mod shared;
 mod turn;
 
@@ -83,6 +84,16 @@ impl Exchange {
         match self {
             Self::H1 { client, .. } => client.born(),
             Self::H2(exchange) => exchange.born(),
+        }
+    }
+
+    /// The time of its request was over, and nothing of a response has come since this moment. Perhaps its connection leads
+    /// nowhere any more, and those that have been idle since before it do neither: what comes next goes another way.
+    pub(crate) fn ran_out(&self, began: Tick, now: Tick) {
+        match self {
+            Self::H1 { client, pool } if client.is_reused() && !client.has_begun() => pool.doubt_idle(began),
+            Self::H1 { .. } => {}
+            Self::H2(exchange) => exchange.ran_out(now),
         }
     }
 

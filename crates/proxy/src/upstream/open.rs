@@ -217,6 +217,7 @@ pub(crate) async fn tunnel(
         let answered = timeout(to.connect_timeout, read).await;
         match answered {
             Err(_) => {
+                exchange.ran_out(worker.now());
                 return Err(failed(Cause::ConnectTimeout, format!("{}: no tunnel in time", to.address)));
             }
             Ok(Err(error)) => return Err(failed(Cause::ConnectFailure, format!("{}: {error}", to.address))),

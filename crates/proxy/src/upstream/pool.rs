@@ -20,6 +20,7 @@ use super::behind::Behind;
 use super::h1::H1Client;
 use super::h2::H2Connection;
 use super::line::Line;
+use super::open::is_app;
 use crate::error::Failure;
 use crate::gauges::OpenUpstream;
 
@@ -30,6 +31,8 @@ pub(crate) const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
 const MAX_DIALS: u32 = 128;
 /// Idle HTTP/1 connections kept per endpoint and worker.
 const MAX_IDLE: usize = 512;
+/// So many shared connections to one endpoint in doubt are not all at fault.
+const MOST_DOUBTED: usize = 2;
 
 /// One worker's pools, by [`meshwork_decision::Endpoint::id`].
 #[derive(Default)]
@@ -123,9 +126,9 @@ impl Pools {
         self.endpoints.borrow().is_empty()
     }
 
-    /// Lets go of what has idled too long, of what may not be used at `wall` any more, and of all idle connections to
-    /// endpoints that are gone.
-    pub(crate) fn sweep(&self, now: Tick, wall: Duration, is_current: impl Fn(u64) -> bool) {
+    /// Lets go of what has idled too long, of what may not be used at `wall` any more, of what leads nowhere, and of all idle
+    /// connections to endpoints that are gone. `late`: the worker has stood still before.
+    pub(crate) fn sweep(&self, (now, late): (Tick, bool), wall: Duration, is_current: impl Fn(u64) -> bool) {
         self.endpoints.borrow_mut().retain(|&id, pool| {
             let keep =
                 if is_current(id) { pool.idle_timeout.get().unwrap_or(IDLE_TIMEOUT) } else { Duration::ZERO };
@@ -135,6 +138,10 @@ impl Pools {
             }
             pool.shared.borrow_mut().retain(|connection| {
                 connection.judge(wall);
+                // What is beside us on this machine cannot vanish, and may be stopped, in a debugger or elsewhere.
+                if !is_app(id) {
+                    connection.look(now, late);
+                }
                 let idle = connection.idle_for(now);
                 !connection.is_over() && (connection.is_busy() || idle < keep)
             });
@@ -250,6 +257,14 @@ impl EndpointPool {
         }
     }
 
+    /// Lets go of those that have been idle since before this moment.
+    #[cold]
+    pub(crate) fn doubt_idle(&self, before: Tick) {
+        let doubted: Vec<_> = self.idle.borrow_mut().extract_if(.., |(since, _)| *since < before).collect();
+        // Dropping them tells the pool.
+        drop(doubted);
+    }
+
     /// Keeps a connection whose exchange is completely done on both sides; or lets it go, where nobody waits for it here and
     /// somebody does elsewhere: on another worker, or to call another endpoint of the service.
     pub(crate) fn give_back(&self, mut client: Box<H1Client>, now: Tick) {
@@ -302,6 +317,12 @@ impl EndpointPool {
                     return Ok(connection);
                 }
                 Err(failure) => {
+                    // Where there can be no other, one in doubt is better than none.
+                    if failure.cause == Cause::MaxConnections
+                        && let Some(doubted) = self.doubted_with_room()
+                    {
+                        return Ok(doubted);
+                    }
                     // What stands in its way stands in theirs, and it may be before them.
                     dialing.calls = failure.cause != Cause::MaxConnections;
                     *self.failed.borrow_mut() = Some((self.dials.get(), failure.clone()));
@@ -324,14 +345,29 @@ impl EndpointPool {
         self.dialing.get()
     }
 
-    /// A shared connection that takes another stream.
+    /// A shared connection that takes another stream. One in doubt takes none, unless the one that was made in its place is no
+    /// better: it is the endpoint, then, that does not answer, and not the way there.
     pub(crate) fn with_room(&self, wall: Duration) -> Option<Rc<H2Connection>> {
         let shared = self.shared.borrow();
-        shared
+        let mut doubted = 0;
+        let found = shared
             .iter()
             .inspect(|connection| connection.judge(wall))
-            .find(|connection| connection.has_room())
-            .cloned()
+            .filter(|connection| connection.has_room())
+            .inspect(|connection| doubted += usize::from(connection.is_doubted()))
+            .find(|connection| !connection.is_doubted());
+        match found {
+            Some(connection) => Some(Rc::clone(connection)),
+            None if doubted >= MOST_DOUBTED => self.doubted_with_room(),
+            None => None,
+        }
+    }
+
+    /// Of those in doubt that would take another stream, the youngest.
+    #[cold]
+    pub(super) fn doubted_with_room(&self) -> Option<Rc<H2Connection>> {
+        let shared = self.shared.borrow();
+        shared.iter().rev().find(|connection| connection.has_room()).cloned()
     }
 }
 

@@ -128,6 +128,9 @@ async fn room<D: Dials>(
                 if let Some(permit) = dials.admit() {
                     return Found::Leave(Some(permit));
                 }
+                if let Some(doubted) = pool.doubted_with_room() {
+                    return Found::Room(doubted);
+                }
             }
         }
         place.called().await;

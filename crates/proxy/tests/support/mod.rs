@@ -7,6 +7,7 @@ pub mod mesh;
 pub mod mirrors;
 pub mod policy;
 pub mod raw;
+pub mod relay;
 
 use std::net::SocketAddr;
 use std::sync::Arc;

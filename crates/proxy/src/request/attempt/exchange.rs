@@ -16,7 +16,7 @@ use crate::request::deadline::Deadlines;
 use crate::request::journey::Journey;
 use crate::request::route::Target;
 use crate::request::transfer;
-use crate::upstream::behind::{Behind, Spent, held_up, in_vain, unsent};
+use crate::upstream::behind::{Behind, Spent, held_up, in_vain, is_time_out, unsent};
 use crate::upstream::open::{self, Destination, Speaks, app_id};
 use crate::upstream::pool::EndpointPool;
 use crate::upstream::{Exchange, Head};
@@ -57,6 +57,10 @@ impl Attempts<'_> {
                 Ok(exchange)
             }
             Err(failure) => {
+                // What is beside us cannot have vanished.
+                if is_time_out(failure.cause) && matches!(self.target, Target::Service { .. }) {
+                    exchange.ran_out(self.began, self.conn.worker.now());
+                }
                 exchange.abort();
                 Err(held_up(failure, self.behind.get(), &self.spent()))
             }

@@ -336,7 +336,9 @@ async fn a_connection_idles_from_the_end_of_its_last_stream_on() {
         let pool = pools.of(1);
         let taken = fills(&pool, None).await;
         let sweep = |minutes: u64| {
-            pools.sweep(Tick::ZERO.after(Duration::from_secs(60 * minutes)), Duration::ZERO, |_| true);
+            pools.sweep((Tick::ZERO.after(Duration::from_secs(60 * minutes)), false), Duration::ZERO, |_| {
+                true
+            });
             pool.open()
         };
         assert_eq!(sweep(60), 1, "it is busy");

@@ -1,0 +1,156 @@
+use super::*;
+
+/// A connection that is looked at every half second.
+struct Looked {
+    alive: Alive,
+    seen: Seen,
+}
+
+impl Looked {
+    fn new(in_mesh: bool) -> Self {
+        let seen = Seen {
+            now: Tick::ZERO,
+            moved: Moved::default(),
+            carried: 1,
+            is_busy: true,
+            is_asked: false,
+            late: false,
+        };
+        Self { alive: Alive::new(Tick::ZERO, in_mesh), seen }
+    }
+
+    /// What comes first of something to do, and after how many seconds, within these.
+    fn within(&mut self, seconds: u64) -> Option<(u64, Next)> {
+        let began = self.seen.now;
+        (0..2 * seconds).find_map(|_| {
+            self.seen.now = self.seen.now.after(Duration::from_millis(500));
+            let next = self.alive.look(&self.seen);
+            self.seen.is_asked |= next == Next::Ask;
+            (next != Next::Nothing).then(|| (self.seen.now.since(began).as_secs(), next))
+        })
+    }
+
+    /// The answer to a PING, or more.
+    fn hears(&mut self, is_answer: bool) {
+        self.seen.moved.heard += 17;
+        if is_answer {
+            self.seen.is_asked = false;
+            self.alive.answered();
+        } else {
+            self.alive.spoke();
+        }
+    }
+}
+
+#[test]
+fn one_that_says_nothing_is_asked_and_then_given_up() {
+    let mut looked = Looked::new(false);
+    assert_eq!(looked.within(60), Some((5, Next::Ask)));
+    assert_eq!(looked.within(60), Some((5, Next::GiveUp)));
+}
+
+#[test]
+fn one_that_idles_is_asked_once_a_request_waits_on_it() {
+    let mut looked = Looked::new(false);
+    (looked.seen.is_busy, looked.seen.carried) = (false, 0);
+    assert_eq!(looked.within(3600), None);
+    // Whose caller may be gone already.
+    looked.seen.carried = 1;
+    assert_eq!(looked.within(60), Some((0, Next::Ask)));
+    assert_eq!(looked.within(60), Some((5, Next::GiveUp)));
+}
+
+#[test]
+fn one_that_says_anything_is_not_asked() {
+    let mut looked = Looked::new(false);
+    for _ in 0..100 {
+        looked.hears(false);
+        assert_eq!(looked.within(4), None);
+    }
+}
+
+#[test]
+fn one_that_answers_is_not_given_up_and_not_asked_more_often_than_libraries_of_grpc_bear() {
+    let mut looked = Looked::new(false);
+    for _ in 0..3 {
+        assert_eq!(looked.within(60), Some((5, Next::Ask)));
+        looked.hears(true);
+        assert_eq!(looked.within(60), Some((5, Next::Ask)));
+        looked.hears(true);
+        assert_eq!(looked.within(290), None, "a third one would be one too many");
+        assert!(matches!(looked.within(60), Some((_, Next::Ask))), "but one in five minutes is none");
+        looked.hears(true);
+        looked.hears(false);
+        looked.seen.now = looked.seen.now.after(Duration::from_millis(1));
+        assert_eq!(looked.alive.look(&looked.seen), Next::Nothing);
+    }
+    // Nor does who runs out of time on it ask more often.
+    assert!(looked.alive.doubt(looked.seen.moved, looked.seen.now));
+    looked.hears(true);
+    assert!(looked.alive.doubt(looked.seen.moved, looked.seen.now));
+    looked.hears(true);
+    assert!(!looked.alive.doubt(looked.seen.moved, looked.seen.now));
+    assert!(!looked.alive.is_doubted(), "as much is known of it as can be");
+}
+
+#[test]
+fn a_proxy_of_the_mesh_is_asked_every_ten_seconds() {
+    let mut looked = Looked::new(true);
+    assert_eq!(looked.within(60), Some((5, Next::Ask)));
+    for _ in 0..100 {
+        looked.hears(true);
+        assert_eq!(looked.within(60), Some((10, Next::Ask)));
+    }
+}
+
+#[test]
+fn one_in_doubt_is_trusted_again_by_whatever_comes() {
+    let mut looked = Looked::new(false);
+    assert!(looked.alive.doubt(looked.seen.moved, looked.seen.now));
+    assert!(!looked.alive.doubt(looked.seen.moved, looked.seen.now), "it is asked already");
+    assert!(looked.alive.is_doubted());
+    looked.hears(false);
+    assert_eq!(looked.within(1), Some((0, Next::Trust)));
+    assert!(!looked.alive.is_doubted());
+}
+
+#[test]
+fn one_that_speaks_and_does_not_answer_pings_is_not_given_up_for_it() {
+    let mut looked = Looked::new(false);
+    assert_eq!(looked.within(60), Some((5, Next::Ask)));
+    looked.hears(false);
+    assert_eq!(looked.within(3600), None);
+    assert!(!looked.alive.doubt(looked.seen.moved, looked.seen.now) && !looked.alive.is_doubted());
+}
+
+#[test]
+fn one_that_reads_slowly_has_its_time_from_when_it_last_did() {
+    let mut looked = Looked::new(false);
+    assert_eq!(looked.within(60), Some((5, Next::Ask)));
+    looked.seen.moved.is_full = true;
+    for _ in 0..100 {
+        assert_eq!(looked.within(4), None);
+        looked.seen.moved.told += 1;
+    }
+    assert_eq!(looked.within(60), Some((5, Next::GiveUp)));
+}
+
+#[test]
+fn where_we_have_stood_still_ourselves_the_time_for_an_answer_begins_anew() {
+    let mut looked = Looked::new(false);
+    assert_eq!(looked.within(60), Some((5, Next::Ask)));
+    looked.seen.now = looked.seen.now.after(Duration::from_secs(60));
+    looked.seen.late = true;
+    assert_eq!(looked.alive.look(&looked.seen), Next::Nothing);
+    looked.seen.late = false;
+    assert_eq!(looked.within(4), None);
+    assert_eq!(looked.within(60), Some((1, Next::GiveUp)));
+}
+
+#[test]
+fn a_ping_that_is_on_its_way_already_is_waited_for_as_well() {
+    let mut looked = Looked::new(false);
+    looked.seen.is_asked = true;
+    assert_eq!(looked.within(60), Some((5, Next::Ask)));
+    assert_eq!(looked.within(60), Some((5, Next::GiveUp)));
+}
