@@ -124,7 +124,7 @@ pub(super) fn list(answer: &Value, key: &str) -> Vec<Value> {
 /// What is to be said of a proxy's memory, if anything.
 fn short_of_memory(told: &Value) -> Option<String> {
     let does = match told["pressure"].as_str()? {
-        "tight" => "it closes idle connections soon",
+        "tight" => "connections have less time for what they have begun",
         "full" => "it sends requests away",
         _ => return None,
     };
@@ -284,7 +284,7 @@ mod tests {
             )
         };
         assert_eq!(told("full").as_deref(), Some("p has 97 of 100 MiB of memory: it sends requests away"));
-        assert!(told("tight").is_some_and(|note| note.ends_with("idle connections soon")));
+        assert!(told("tight").is_some_and(|note| note.ends_with("less time for what they have begun")));
         assert_eq!(told("calm"), None);
     }
 

@@ -1,7 +1,7 @@
 //! How many workers fit: the quota of the control group, rounded up, else the cores this process may run on.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// One worker per core of the quota, at least one.
 #[must_use]
@@ -48,28 +48,36 @@ pub(crate) fn smallest_of_groups<T: Copy + PartialOrd>(
     v2: fn(&Path) -> Option<T>,
     v1: fn(&Path) -> Option<T>,
 ) -> Option<T> {
-    let groups = fs::read_to_string(root.join("proc/self/cgroup")).ok()?;
     let mut smallest: Option<T> = None;
+    for (group, is_v2) in groups_of(root, controller) {
+        if let Some(value) = (if is_v2 { v2 } else { v1 })(&group) {
+            smallest = Some(smallest.map_or(value, |s| if value < s { value } else { s }));
+        }
+    }
+    smallest
+}
+
+/// The folders of this process's groups that a controller has, each before those above it, and whether they are of version 2.
+pub(crate) fn groups_of(root: &Path, controller: &str) -> Vec<(PathBuf, bool)> {
+    let groups = fs::read_to_string(root.join("proc/self/cgroup")).unwrap_or_default();
+    let mut found = Vec::new();
     for line in groups.lines() {
         let mut parts = line.splitn(3, ':');
         let (Some(_), Some(controllers), Some(path)) = (parts.next(), parts.next(), parts.next()) else {
             continue;
         };
-        let (mount, read) = if controllers.is_empty() {
-            (root.join("sys/fs/cgroup"), v2)
+        let (mount, is_v2) = if controllers.is_empty() {
+            (root.join("sys/fs/cgroup"), true)
         } else if controllers.split(',').any(|c| c == controller) {
-            (root.join("sys/fs/cgroup").join(controller), v1)
+            (root.join("sys/fs/cgroup").join(controller), false)
         } else {
             continue;
         };
         // In a container with its own view the path may not exist below the mount; its ancestors do.
-        for group in Path::new(path.trim_start_matches('/')).ancestors() {
-            if let Some(value) = read(&mount.join(group)) {
-                smallest = Some(smallest.map_or(value, |s| if value < s { value } else { s }));
-            }
-        }
+        let folders = Path::new(path.trim_start_matches('/')).ancestors();
+        found.extend(folders.map(|group| (mount.join(group), is_v2)));
     }
-    smallest
+    found
 }
 
 /// `cpu.max`: `QUOTA PERIOD`, or `max PERIOD`.

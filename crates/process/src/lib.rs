@@ -28,7 +28,7 @@ pub use admin::{AdminAddresses, AdminArgs, AdminError, AdminServer, AdminState};
 pub use caller::Caller;
 pub use drain::{Drain, DrainGuard, Drained};
 pub use local::{by_address, is_called_by_address};
-pub use memory::{give_memory_back, gives_memory_back, memory_limit, resident_memory};
+pub use memory::{MemoryMeter, give_memory_back, gives_memory_back, memory_limit, resident_memory};
 pub use observed::Observed;
 pub use problem::Problem;
 pub use readiness::{Condition, Readiness};

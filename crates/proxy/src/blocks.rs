@@ -3,7 +3,7 @@
 //! Who only waits holds none. The last one that was given back is taken first: it is still in the cache, and what an
 //! allocator hands out in turn is not.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 
 use bytes::BytesMut;
 
@@ -16,6 +16,8 @@ pub(crate) const LARGE: usize = 64 * 1024;
 const KEPT: [usize; 2] = [8, 4];
 
 thread_local! {
+    /// Bytes of buffers that were made since somebody has asked.
+    static MADE: Cell<u64> = const { Cell::new(0) };
     static BLOCKS: RefCell<[Vec<BytesMut>; 2]> = const { RefCell::new([Vec::new(), Vec::new()]) };
 }
 
@@ -31,7 +33,25 @@ pub(crate) fn take(size: usize) -> Option<BytesMut> {
 
 /// A block with room for so many bytes, a new one if need be.
 pub(crate) fn get(size: usize) -> BytesMut {
-    take(size).unwrap_or_else(|| BytesMut::with_capacity(size))
+    take(size).unwrap_or_else(|| {
+        is_made(size);
+        BytesMut::with_capacity(size)
+    })
+}
+
+/// No block was there, or one had to grow, by so many bytes.
+pub(crate) fn is_made(bytes: usize) {
+    MADE.set(MADE.get() + bytes as u64);
+}
+
+/// Bytes that this thread has made since [`forget_made`]: what may be more than before.
+pub(crate) fn made() -> u64 {
+    MADE.get()
+}
+
+/// The same, and counting begins anew.
+pub(crate) fn forget_made() -> u64 {
+    MADE.replace(0)
 }
 
 /// What is in a buffer is not wanted any more. It is the next one's, unless somebody else still holds a part of it.

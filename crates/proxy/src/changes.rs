@@ -111,19 +111,24 @@ impl Worker {
     #[cold]
     pub(crate) fn pressure_changed(&self, pressure: Pressure) {
         let (level, limit) = (pressure.as_str(), self.memory.limit().unwrap_or_default());
-        let resident = meshwork_process::resident_memory().unwrap_or_default();
+        let used = self.memory.used().unwrap_or_default();
         match pressure {
-            Pressure::Calm => tracing::info!(level, resident, limit, "memory is no longer near its limit"),
+            Pressure::Calm => tracing::info!(level, used, limit, "memory is no longer near its limit"),
             Pressure::Tight => {
                 tracing::warn!(
                     level,
-                    resident,
+                    used,
                     limit,
-                    "memory is near its limit: idle connections are closed sooner"
+                    "memory is near its limit: what connections have begun has less time"
                 );
             }
             Pressure::Full => {
-                tracing::warn!(level, resident, limit, "memory is at its limit: requests are sent away");
+                tracing::warn!(
+                    level,
+                    used,
+                    limit,
+                    "memory is at its limit: new connections and requests are sent away"
+                );
             }
         }
         self.shared.metrics.counter(&inventory::OVERLOAD_MEMORY_CHANGES, &[level]).increment();

@@ -22,6 +22,12 @@ use crate::mesh::retires_at;
 const SLACK: Duration = Duration::from_secs(10);
 /// A connection that has been idle so long rests.
 const REST: Duration = Duration::from_millis(500);
+/// What has begun less long ago than this is on its way, and is not ended to make room.
+const YOUNG: Duration = Duration::from_millis(100);
+/// The same of whoever has sent a request before.
+const YOUNG_OF_KNOWN: Duration = Duration::from_secs(1);
+/// Bytes that something unfinished holds at least: a task, a socket, what a handshake needs.
+const LEAST_HELD: u32 = 8 * 1024;
 
 /// What a connection waits for; each has a time limit of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,6 +44,17 @@ pub(crate) enum Phase {
     Body,
 }
 
+/// What a caller has shown of itself: whoever has shown more is kept for longer where there is no room for all.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Standing {
+    /// Nothing yet.
+    New,
+    /// A whole request, or a connection of layer 4.
+    First,
+    /// More than one.
+    Known,
+}
+
 /// Why a connection is asked to end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Order {
@@ -45,6 +62,8 @@ pub(crate) enum Order {
     Drain,
     /// The phase has taken longer than its limit.
     TimedOut(Phase),
+    /// There is no room for what it has begun and not finished.
+    Shed,
     /// End at once, for this reason.
     Close(Cause),
 }
@@ -117,6 +136,9 @@ pub(crate) struct Entry {
     /// It has had nothing to do for a while.
     rests: Cell<bool>,
     waker: RefCell<Option<Waker>>,
+    standing: Cell<Standing>,
+    /// Bytes of a head that is not whole.
+    held: Cell<u32>,
     /// Whom the connection is with; it lives no longer than that SVID.
     svid: OnceCell<Rc<Peer>>,
     /// The way in of a connection that carries requests.
@@ -124,9 +146,9 @@ pub(crate) struct Entry {
 }
 
 impl Entry {
-    /// Enters a phase. That the one before took too long does not matter any more.
+    /// Enters a phase. That the one before took too long, or too much, does not matter any more.
     pub(crate) fn enter(&self, phase: Phase, now: Tick) {
-        if matches!(self.order.get(), Some(Order::TimedOut(_))) {
+        if matches!(self.order.get(), Some(Order::TimedOut(_) | Order::Shed)) {
             self.order.set(None);
         }
         self.phase.set(phase);
@@ -165,6 +187,52 @@ impl Entry {
     pub(crate) fn go_on(&self, now: Tick) {
         self.patience.set(None);
         self.since.set(now);
+    }
+
+    /// So many bytes are held for a head that is not whole.
+    pub(crate) fn holds(&self, bytes: usize) {
+        self.held.set(u32::try_from(bytes).unwrap_or(u32::MAX));
+    }
+
+    /// Bytes that would be free without it, about.
+    pub(crate) fn weight(&self) -> u64 {
+        self.held.get().max(LEAST_HELD).into()
+    }
+
+    /// Whose turn it is where room must be made: who has shown least, then who has been at it for longest.
+    pub(crate) fn turn(&self) -> (Standing, Tick) {
+        (self.standing.get(), self.since.get())
+    }
+
+    pub(crate) fn standing(&self) -> Standing {
+        self.standing.get()
+    }
+
+    /// Whether it has begun something for so long that it may be ended to make room; `full`: there is none.
+    fn is_in_the_way(&self, now: Tick, full: bool) -> bool {
+        if self.is_stream || !matches!(self.order.get(), None | Some(Order::Drain)) {
+            return false;
+        }
+        let is_new = self.standing.get() == Standing::New;
+        let young = if is_new { YOUNG } else { YOUNG_OF_KNOWN };
+        let begun = match self.phase.get() {
+            Phase::Handshake | Phase::Head => true,
+            Phase::Idle => full && is_new,
+            Phase::Exchange | Phase::Body => false,
+        };
+        begun && now.since(self.since.get()) >= young
+    }
+
+    /// There is no room for it.
+    pub(crate) fn shed(&self) {
+        self.give(Order::Shed);
+    }
+
+    /// What runs is finished, and then it ends.
+    pub(crate) fn finish(&self) {
+        if self.order.get().is_none() {
+            self.order.set(Some(Order::Drain));
+        }
     }
 
     /// Since when the caller owes bytes of its request's body, if it does.
@@ -242,7 +310,7 @@ impl Entry {
     }
 
     fn judge_time(&self, now: Tick, timeouts: &DownstreamTimeouts) {
-        if matches!(self.order(), Some(Order::TimedOut(_))) {
+        if matches!(self.order(), Some(Order::TimedOut(_) | Order::Shed)) {
             return;
         }
         let phase = self.phase.get();
@@ -276,6 +344,8 @@ pub(crate) struct Connections {
     free: RefCell<Vec<usize>>,
     connections: Cell<usize>,
     streams: Cell<usize>,
+    /// Connections that have shown nothing yet.
+    newcomers: Cell<usize>,
     /// What all were told who were here when they began to end.
     ending: Cell<Option<Order>>,
     /// Told when the last one of a list that drains is gone.
@@ -286,6 +356,7 @@ impl Connections {
     /// Notes a new connection; the guard forgets it on drop.
     pub(crate) fn register(self: &Rc<Self>, now: Tick) -> Registration {
         self.connections.set(self.connections.get() + 1);
+        self.newcomers.set(self.newcomers.get() + 1);
         self.add(now, false)
     }
 
@@ -317,6 +388,8 @@ impl Connections {
             order: Cell::new(self.ending.get().filter(|order| !is_stream || *order != Order::Drain)),
             rests: Cell::new(false),
             waker: RefCell::new(None),
+            standing: Cell::new(Standing::New),
+            held: Cell::new(0),
             svid: OnceCell::new(),
             link: OnceCell::new(),
         });
@@ -327,6 +400,17 @@ impl Connections {
     /// How many connections are open.
     pub(crate) fn len(&self) -> usize {
         self.connections.get()
+    }
+
+    /// How many connections have shown nothing yet.
+    pub(crate) fn newcomers(&self) -> usize {
+        self.newcomers.get()
+    }
+
+    /// Adds the connections that may be ended to make room; `full`: there is none.
+    pub(crate) fn in_the_way(&self, now: Tick, full: bool, found: &mut Vec<Rc<Entry>>) {
+        let entries = self.entries.borrow();
+        found.extend(entries.iter().flatten().filter(|entry| entry.is_in_the_way(now, full)).map(Rc::clone));
     }
 
     /// Neither connections nor streams are left.
@@ -422,6 +506,20 @@ impl Registration {
         self.connections.is_draining()
     }
 
+    /// A whole request has come, or what else the connection is for.
+    #[inline]
+    pub(crate) fn arrives(&self) {
+        let standing = match self.entry.standing.get() {
+            Standing::Known => return,
+            Standing::First => Standing::Known,
+            Standing::New => {
+                self.connections.newcomers.set(self.connections.newcomers.get() - 1);
+                Standing::First
+            }
+        };
+        self.entry.standing.set(standing);
+    }
+
     /// The entry, for those who may outlive the connection.
     pub(crate) fn entry(&self) -> Rc<Entry> {
         Rc::clone(&self.entry)
@@ -440,6 +538,9 @@ impl Drop for Registration {
         let count =
             if self.entry.is_stream { &self.connections.streams } else { &self.connections.connections };
         count.set(count.get() - 1);
+        if !self.entry.is_stream && self.entry.standing.get() == Standing::New {
+            self.connections.newcomers.set(self.connections.newcomers.get() - 1);
+        }
         self.connections.entries.borrow_mut()[self.entry.slot] = None;
         self.connections.free.borrow_mut().push(self.entry.slot);
         if self.connections.is_draining() && self.connections.is_done() {
@@ -596,6 +697,43 @@ mod tests {
         let other = connections.register_stream(at(0), Some(&peer));
         connections.close_denied(|_| true);
         assert_eq!(other.order(), revoked, "and that does not wait for last words");
+    }
+
+    #[test]
+    fn room_is_made_by_what_is_unfinished_and_by_idle_newcomers_only_where_there_is_none() {
+        let connections = Rc::new(Connections::default());
+        let in_phase = |phase, arrived: u32| {
+            let entry = connections.register(at(0));
+            (0..arrived).for_each(|_| entry.arrives());
+            entry.enter(phase, at(0));
+            entry
+        };
+        let (head, known_head) = (in_phase(Phase::Head, 0), in_phase(Phase::Head, 2));
+        let (handshake, idle) = (in_phase(Phase::Handshake, 0), in_phase(Phase::Idle, 0));
+        let (_known_idle, _exchange) = (in_phase(Phase::Idle, 1), in_phase(Phase::Exchange, 1));
+        let _stream = connections.register_stream(at(0), None);
+        assert_eq!(connections.newcomers(), 3);
+        let found = |ms, full| {
+            let mut found = Vec::new();
+            connections.in_the_way(Tick::ZERO.after(Duration::from_millis(ms)), full, &mut found);
+            found.sort_by_key(|entry| (entry.turn(), entry.slot));
+            found.iter().map(|entry| entry.slot).collect::<Vec<_>>()
+        };
+        assert_eq!((found(99, false), found(99, true)), (vec![], vec![]), "they have just begun");
+        assert_eq!(found(100, false), [head.slot, handshake.slot]);
+        assert_eq!(found(100, true), [head.slot, handshake.slot, idle.slot]);
+        assert_eq!(
+            found(1_000, false),
+            [head.slot, handshake.slot, known_head.slot],
+            "who is known goes last"
+        );
+        assert_eq!(found(1_000, true), [head.slot, handshake.slot, idle.slot, known_head.slot]);
+        head.shed();
+        assert_eq!(found(1_000, false), [handshake.slot, known_head.slot], "nobody is told twice");
+        head.enter(Phase::Exchange, at(1));
+        assert_eq!(head.order(), None, "it was whole after all");
+        drop(idle);
+        assert_eq!(connections.newcomers(), 2);
     }
 
     /// A head that arrives in the turn in which its time ran out is served, and what it asks for has its own time.

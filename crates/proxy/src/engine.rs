@@ -13,7 +13,7 @@ use meshwork_base::Clock;
 use meshwork_decision::{Binding, Bundle, Locality, Snapshot};
 use meshwork_http1::Limits;
 use meshwork_messages::v1;
-use meshwork_process::Drained;
+use meshwork_process::{Drained, MemoryMeter};
 use meshwork_telemetry::{AccessLogSink, MetricsRegistry, RequestLabels, Tracer};
 use tokio::sync::{Notify, mpsc, oneshot};
 
@@ -54,6 +54,8 @@ pub struct Settings {
     pub identity: String,
     /// Bytes of memory near which requests are sent away; absent: no such limit.
     pub max_memory: Option<u64>,
+    /// How much of it is used.
+    pub memory: MemoryMeter,
 }
 
 impl Default for Settings {
@@ -70,6 +72,7 @@ impl Default for Settings {
             place: Locality::default(),
             identity: String::new(),
             max_memory: None,
+            memory: MemoryMeter::default(),
         }
     }
 }

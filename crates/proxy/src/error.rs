@@ -104,9 +104,19 @@ impl Failure {
     }
 
     /// The caller took longer than it may.
-    pub(crate) fn late(cause: Cause, phase: Phase, timeouts: &DownstreamTimeouts) -> Self {
-        let limit = timeouts.of(phase);
-        Self::downstream(cause).because(format!("over the limit of {limit:?} (setting {})", phase.setting()))
+    pub(crate) fn late(
+        cause: Cause,
+        phase: Phase,
+        usual: &DownstreamTimeouts,
+        now: &DownstreamTimeouts,
+    ) -> Self {
+        let (limit, setting) = (now.of(phase), phase.setting());
+        let why = if limit < usual.of(phase) {
+            format!("over {limit:?}, the limit while memory is short (setting --max-memory-bytes)")
+        } else {
+            format!("over the limit of {limit:?} (setting {setting})")
+        };
+        Self::downstream(cause).because(why)
     }
 
     /// The request's own stream broke.

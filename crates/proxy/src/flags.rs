@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use meshwork_decision::Locality;
 use meshwork_http1::Limits;
-use meshwork_process::{memory_limit, parse_duration};
+use meshwork_process::{MemoryMeter, memory_limit, parse_duration};
 
 use crate::connections::DownstreamTimeouts;
 use crate::engine::Settings;
@@ -74,8 +74,8 @@ pub struct TrafficArgs {
     #[arg(long, value_name = "COUNT", env = "MESHWORK_FLIGHT_RECORDER_SAMPLE", default_value_t = RecorderSettings::default().sample)]
     pub flight_recorder_sample: u32,
 
-    /// Memory of the process, in bytes: near it idle connections are closed sooner, then requests are sent away. Absent: the
-    /// limit of its control group, if that has one; 0: no limit
+    /// Memory of the process, in bytes: near it what connections have begun has less time, then new connections and requests
+    /// are sent away. Absent: the limit of its control group, if that has one; 0: no limit
     #[arg(long, value_name = "BYTES", env = "MESHWORK_MAX_MEMORY_BYTES")]
     pub max_memory_bytes: Option<u64>,
 
@@ -102,6 +102,7 @@ impl TrafficArgs {
     /// The engine's settings with these bounds.
     #[must_use]
     pub fn settings(&self) -> Settings {
+        let (max_memory, memory) = self.memory();
         Settings {
             limits: Limits {
                 request_line: self.max_request_line_bytes,
@@ -127,12 +128,19 @@ impl TrafficArgs {
                 zone: self.zone.as_deref().unwrap_or_default().into(),
                 region: self.region.as_deref().unwrap_or_default().into(),
             },
-            max_memory: match self.max_memory_bytes {
-                Some(0) => None,
-                said => said.or_else(memory_limit),
-            },
+            max_memory,
+            memory,
             max_connections: usize::try_from(self.max_connections).unwrap_or(usize::MAX),
             ..Settings::default()
+        }
+    }
+
+    /// How much there is, and what counts of it: whose limit it is says how it is counted.
+    fn memory(&self) -> (Option<u64>, MemoryMeter) {
+        match (self.max_memory_bytes, memory_limit()) {
+            (Some(0), _) | (None, None) => (None, MemoryMeter::default()),
+            (Some(said), _) => (Some(said), MemoryMeter::of_process()),
+            (None, Some(limit)) => (Some(limit), MemoryMeter::of_group(limit)),
         }
     }
 }

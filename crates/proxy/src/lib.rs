@@ -15,6 +15,7 @@
 //! recorder  what became of requests that are asked about later                 recorder.rs
 //! usual ─── what requests ordinarily take                                      usual.rs
 //! stream ── TCP and TLS that is no HTTP, from end to end  stream/
+//! room ──── what makes place where memory is near its limit                     room.rs, pressure.rs
 //! pool ──── connections to endpoints, per worker, by mTLS  upstream/
 //! reuse ─── memory, timers and time of one request, the next one's           workspace.rs, blocks.rs, timers.rs, poll_time.rs
 //! ```
@@ -58,6 +59,7 @@ mod recorder;
 mod related;
 mod replay;
 mod request;
+mod room;
 mod scraped;
 mod seldom;
 mod series;

@@ -1,22 +1,35 @@
-//! What is done when the process comes near the memory that it may have. The actions are two of Envoy's overload manager:
-//! idle connections are kept for a shorter time, and then requests are sent away; what runs goes on.
+//! What is done when the process comes near the memory that it may have. The actions are those of Envoy's overload manager:
+//! what connections have begun has less time, and then new ones and requests are sent away; what runs goes on.
+//! `room.rs` does it; here is what is known.
 
 use std::cell::Cell;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
 
-use meshwork_process::{give_memory_back, resident_memory};
+use meshwork_process::{MemoryMeter, give_memory_back};
 
+use crate::blocks;
 use crate::connections::DownstreamTimeouts;
 
-/// Percent of the limit from which on idle connections are closed sooner.
+/// Percent of the limit from which on connections have less time for what they have begun.
 const TIGHT: u64 = 85;
 /// Percent of the limit from which on requests are sent away.
 const FULL: u64 = 95;
 /// A level is left so many percent below where it is reached: what is let in at the border would fill it again at once.
 const SLACK: u64 = 5;
-/// How long a connection may be idle then.
+/// How long a connection may then be idle, and take for a handshake or a head.
 const SHORT: Duration = Duration::from_secs(2);
+/// How long the next kibibyte of a request's body may take then.
+const SHORT_BODY: Duration = Duration::from_secs(5);
+/// The part of the limit by which the workers together may grow until one of them looks again; and what one has risen by who
+/// looks again soon.
+const STEP: u64 = 32;
+/// Nobody looks again for less growth than this, in bytes: looking costs some microseconds.
+const LEAST_STEP: u64 = 256 * 1024;
+/// How often it is looked ordinarily.
+const PERIOD: Duration = Duration::from_millis(500);
+/// How often while there is none left, or it grows quickly.
+const SOON: Duration = Duration::from_millis(100);
 
 /// How near the limit is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -24,9 +37,9 @@ pub(crate) enum Pressure {
     /// Not near, or there is none.
     #[default]
     Calm,
-    /// Idle connections are closed soon.
+    /// What connections have begun has less time.
     Tight,
-    /// Requests are sent away.
+    /// New connections and requests are sent away.
     Full,
 }
 
@@ -86,21 +99,73 @@ impl MemoryLevel {
 /// How near the limit is, as a worker has seen it last.
 pub(crate) struct Memory {
     limit: Option<u64>,
+    meter: MemoryMeter,
     pressure: Cell<Pressure>,
+    /// How much was used then, and how much more that was than the time before.
+    used: Cell<Option<u64>>,
+    rise: Cell<u64>,
+    /// Bytes that callers have made this worker take since, beside buffers.
+    grown: Cell<u64>,
+    /// From so many on it looks again.
+    step: u64,
 }
 
 impl Memory {
     /// It has not looked yet: what a first look finds is told like any other.
-    pub(crate) fn new(limit: Option<u64>) -> Self {
-        Self { limit, pressure: Cell::default() }
+    pub(crate) fn new(limit: Option<u64>, meter: MemoryMeter, workers: usize) -> Self {
+        let step = limit.map_or(u64::MAX, |limit| limit / STEP / workers.max(1) as u64).max(LEAST_STEP);
+        Self {
+            limit,
+            meter,
+            pressure: Cell::default(),
+            used: Cell::default(),
+            rise: Cell::default(),
+            grown: Cell::default(),
+            step,
+        }
     }
 
     /// Looks again; true for the one worker that finds another pressure than the process had.
     pub(crate) fn look(&self, level: &MemoryLevel) -> bool {
         let Some(limit) = self.limit else { return false };
-        let next = level.get().next(limit, resident_memory, give_memory_back);
+        let before = self.used.get();
+        let used = || {
+            self.used.set(self.meter.used());
+            self.used.get()
+        };
+        let next = level.get().next(limit, used, give_memory_back);
+        let rise = self.used.get().zip(before).map_or(0, |(used, before)| used.saturating_sub(before));
+        self.rise.set(rise);
         self.pressure.set(next);
         level.set(next)
+    }
+
+    /// Notes that a caller has made us take so many bytes, beside those of buffers; true when that was so much since the last
+    /// look that it is time for another one.
+    pub(crate) fn has_grown(&self, bytes: u64) -> bool {
+        self.grown.set(self.grown.get() + bytes);
+        self.limit.is_some() && self.grown.get() + blocks::made() >= self.step
+    }
+
+    /// How much this worker may have grown since this was asked last.
+    pub(crate) fn take_growth(&self) -> u64 {
+        self.grown.take() + blocks::forget_made()
+    }
+
+    /// How much was used at the last look, where that is known.
+    pub(crate) fn used(&self) -> Option<u64> {
+        self.used.get()
+    }
+
+    /// How much more is used than at the look before.
+    pub(crate) fn rise(&self) -> u64 {
+        self.rise.get()
+    }
+
+    /// When it is to be looked next, if not before.
+    pub(crate) fn period(&self) -> Duration {
+        let rises = self.limit.is_some_and(|limit| self.rise.get() >= limit / STEP);
+        if self.is_full() || rises { SOON } else { PERIOD }
     }
 
     #[inline]
@@ -121,7 +186,13 @@ impl Memory {
     pub(crate) fn timeouts(&self, usual: &DownstreamTimeouts) -> DownstreamTimeouts {
         match self.pressure.get() {
             Pressure::Calm => *usual,
-            Pressure::Tight | Pressure::Full => DownstreamTimeouts { idle: usual.idle.min(SHORT), ..*usual },
+            Pressure::Tight | Pressure::Full => DownstreamTimeouts {
+                handshake: usual.handshake.min(SHORT),
+                idle: usual.idle.min(SHORT),
+                head: usual.head.min(SHORT),
+                body: usual.body.min(SHORT_BODY),
+                ..*usual
+            },
         }
     }
 }
@@ -187,19 +258,53 @@ mod tests {
         assert_eq!(next(Pressure::Tight, 500), (Pressure::Tight, 0), "nobody is asked before it is needed");
     }
 
+    fn of_process(limit: Option<u64>) -> Memory {
+        Memory::new(limit, MemoryMeter::default(), 1)
+    }
+
     #[test]
-    fn without_a_limit_nothing_is_done_and_beyond_it_idle_connections_go_first() {
+    fn without_a_limit_nothing_is_done_and_near_it_what_has_begun_has_less_time() {
         let usual = DownstreamTimeouts::default();
         let level = MemoryLevel::default();
-        let none = Memory::new(None);
-        assert!(!none.look(&level) && !none.is_full());
+        let none = of_process(None);
+        assert!(!none.look(&level) && !none.is_full() && !none.has_grown(1 << 40));
         assert_eq!((none.timeouts(&usual).idle, level.get()), (usual.idle, Pressure::Calm));
-        let (beyond, beside) = (Memory::new(Some(1)), Memory::new(Some(1)));
+        let (beyond, beside) = (of_process(Some(1)), of_process(Some(1)));
         assert!(beyond.look(&level) && beyond.is_full(), "also a process that begins like that says so");
         assert!(!beside.look(&level) && beside.is_full(), "another worker does not say it again");
-        assert_eq!((beyond.timeouts(&usual).idle, level.get()), (SHORT, Pressure::Full));
-        assert_eq!(beyond.timeouts(&usual).head, usual.head);
+        let shorter = beyond.timeouts(&usual);
+        assert_eq!(
+            (shorter.idle, shorter.handshake, shorter.head, level.get()),
+            (SHORT, SHORT, SHORT, Pressure::Full)
+        );
+        assert_eq!((shorter.body, shorter.stream_idle), (SHORT_BODY, usual.stream_idle), "what runs goes on");
         let short = DownstreamTimeouts { idle: Duration::from_millis(5), ..usual };
         assert_eq!(beyond.timeouts(&short).idle, short.idle, "never longer than usual");
+    }
+
+    #[test]
+    fn it_is_looked_sooner_where_it_grows_quickly_or_is_full() {
+        let used = std::sync::Arc::new(std::sync::atomic::AtomicU64::new(100 << 20));
+        let told = std::sync::Arc::clone(&used);
+        let meter = MemoryMeter::told_by(move || Some(told.load(Ordering::Relaxed)));
+        let (memory, level) = (Memory::new(Some(320 << 20), meter, 2), MemoryLevel::default());
+        let look = |mebibytes: u64| {
+            used.store(mebibytes << 20, Ordering::Relaxed);
+            memory.look(&level);
+            (memory.pressure(), memory.rise() >> 20, memory.period())
+        };
+        assert_eq!(look(100), (Pressure::Calm, 0, PERIOD), "there was nothing before");
+        assert_eq!(look(109), (Pressure::Calm, 9, PERIOD));
+        assert_eq!(look(119), (Pressure::Calm, 10, SOON));
+        assert_eq!(look(60), (Pressure::Calm, 0, PERIOD));
+        assert_eq!(look(310), (Pressure::Full, 250, SOON));
+        assert_eq!(look(310), (Pressure::Full, 0, SOON));
+        memory.take_growth();
+        assert!(!memory.has_grown(4 << 20), "of two workers each may grow by half of it");
+        assert!(memory.has_grown(1 << 20));
+        assert_eq!(memory.take_growth(), 5 << 20);
+        assert!(!memory.has_grown(1 << 20), "that has been looked at");
+        blocks::is_made(4 << 20);
+        assert!(memory.has_grown(0), "buffers count");
     }
 }

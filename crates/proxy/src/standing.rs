@@ -9,7 +9,6 @@ use meshwork_decision::{
     RouteBreaker, Shed,
 };
 use meshwork_messages::v1;
-use meshwork_process::resident_memory;
 
 use crate::engine::Shared;
 
@@ -50,7 +49,7 @@ fn of_route(route: &RouteBreaker, now: Tick) -> v1::RouteStanding {
 fn memory(shared: &Shared) -> Option<v1::MemoryStanding> {
     Some(v1::MemoryStanding {
         limit_bytes: shared.settings.max_memory?,
-        resident_bytes: resident_memory().unwrap_or_default(),
+        resident_bytes: shared.settings.memory.used().unwrap_or_default(),
         pressure: shared.memory.get().as_str().to_owned(),
     })
 }

@@ -83,7 +83,10 @@ impl Wire {
             }
             match self.read.is_empty().then(|| blocks::take(chunk)).flatten() {
                 Some(block) => self.read = block,
-                None => self.read.reserve(chunk),
+                None => {
+                    blocks::is_made(chunk);
+                    self.read.reserve(chunk);
+                }
             }
         }
         let spare = self.read.spare_capacity_mut();

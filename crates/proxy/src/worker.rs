@@ -41,8 +41,6 @@ use crate::upstream::pool::{BuildId, Pools};
 use crate::usual::Turn;
 use crate::workspace::Workspaces;
 
-/// How often connections that wait are looked at.
-const SWEEP: Duration = Duration::from_millis(500);
 /// A sweep that comes so much too late finds a worker that has stood still, or its process has: what came meanwhile has not been
 /// read yet.
 const LATE: Duration = Duration::from_millis(250);
@@ -185,7 +183,11 @@ impl Worker {
             view: RefCell::new(View::new(shared.snapshot.load_full())),
             recorder: Recorder::new(&shared.settings.recorder, shared.settings.workers, &metrics),
             turn: Turn::default(),
-            memory: Memory::new(shared.settings.max_memory),
+            memory: Memory::new(
+                shared.settings.max_memory,
+                shared.settings.memory.clone(),
+                shared.settings.workers,
+            ),
             metrics,
             series: RefCell::default(),
             log: RefCell::new(shared.access_log.worker()),
@@ -212,7 +214,7 @@ impl Worker {
         self.others.drained().await;
     }
 
-    fn all_connections(&self) -> [&Rc<Connections>; 2] {
+    pub(crate) fn all_connections(&self) -> [&Rc<Connections>; 2] {
         [&self.inbound, &self.others]
     }
 
@@ -275,12 +277,6 @@ impl Worker {
             let (cause, seconds) = (cause.as_str(), until.since(self.now()).as_secs_f64());
             tracing::info!(service, instance, %address, cause, count, seconds, "endpoint ejected");
             self.metrics.registry().counter(&inventory::ENDPOINT_EJECTIONS, &[service, cause]).increment();
-        }
-    }
-
-    fn look_at_memory(&self) {
-        if self.memory.look(&self.shared.memory) {
-            self.pressure_changed(self.memory.pressure());
         }
     }
 
@@ -405,7 +401,8 @@ pub(crate) async fn run(shared: Arc<Shared>, bells: Bells, mut commands: mpsc::R
     let worker = Worker::new(shared, bells);
     worker.look_at_memory();
     let mut accepting: HashMap<Place, tokio::task::JoinHandle<()>> = HashMap::new();
-    let mut sweep = tokio::time::interval(SWEEP);
+    // How often connections that wait are looked at is how often memory is.
+    let mut sweep = tokio::time::interval(worker.memory.period());
     sweep.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut inbound_done: Option<oneshot::Sender<()>> = None;
     loop {
@@ -454,7 +451,10 @@ pub(crate) async fn run(shared: Arc<Shared>, bells: Bells, mut commands: mpsc::R
                 }
                 None => return cut_off(&worker, &mut accepting).await,
             },
-            due = sweep.tick() => sweep_once(&worker, due.elapsed() >= LATE),
+            due = sweep.tick() => {
+                sweep_once(&worker, due.elapsed() >= LATE);
+                sweep.reset_after(worker.memory.period());
+            }
         }
     }
 }
@@ -521,6 +521,9 @@ async fn accept(worker: Rc<Worker>, place: Place, listener: TcpListener) {
                     full.happened(worker.shared.clock.now(), move |times| {
                         tracing::warn!(%place, %peer, times, "maximum of connections reached: closed");
                     });
+                    continue;
+                }
+                if !worker.takes_newcomer() {
                     continue;
                 }
                 let serving = downstream::connection::serve(Rc::clone(&worker), place, tcp, peer);

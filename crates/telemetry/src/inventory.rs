@@ -181,10 +181,14 @@ metrics! {
         "How often the process has come nearer to the memory that it may have, or farther from it, by the level that began.";
     OVERLOAD_MEMORY = "meshwork_overload_memory_refused_requests_total", Counter, "", &[],
         "Requests that were sent away because the process came near the memory that it may have.";
+    OVERLOAD_MEMORY_CLOSED = "meshwork_overload_memory_closed_connections_total", Counter, "", &["what"],
+        "Connections that were closed because the process came near the memory that it may have: `new` at once, others in the middle of a `handshake` or a `head`, or `idle` before their first request.";
+    OVERLOAD_MEMORY_USED = "meshwork_overload_memory_used_bytes", Gauge, "bytes", &[],
+        "What counts of the memory that the process may have; absent: no limit. With the limit of a control group that is what it holds and what the kernel holds for the group.";
     OVERLOAD_MEMORY_LIMIT = "meshwork_overload_memory_limit_bytes", Gauge, "bytes", &[],
-        "The memory that the process may have; absent: no limit. What it has is `process_resident_memory_bytes`.";
+        "The memory that the process may have; absent: no limit.";
     OVERLOAD_MEMORY_PRESSURE = "meshwork_overload_memory_pressure", Gauge, "", &["level"],
-        "How near that limit is, as a label with the value 1: `calm`, `tight` (idle connections are closed soon), `full` (requests are sent away).";
+        "How near that limit is, as a label with the value 1: `calm`, `tight` (what connections have begun has less time), `full` (new connections and requests are sent away).";
     FAILED_REQUESTS = "meshwork_failed_requests_total", Counter, "", &["service", "cause"],
         "Requests that failed in this proxy, by the cause that log, flight recorder and `explain` say; the service is empty where none was known yet.";
     FAULTS_INJECTED = "meshwork_faults_injected_total", Counter, "", &["policy", "kind"],

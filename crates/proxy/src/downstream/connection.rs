@@ -283,13 +283,18 @@ fn serve_h1(conn: Conn, wire: Wire) -> impl Future<Output = Option<(Conn, Io)>> 
                 Next::Rest => return Some((conn, server.wire.io)),
                 Next::Refuse(failure, started) => {
                     server.refuse();
+                    if failure.cause == Cause::Overload {
+                        server.forget_input();
+                    }
                     let mut down = Down::H1(&mut server);
                     request::refuse(&conn, head, &mut down, scratch, &failure, started).await;
+                    drop(space.take());
                     linger(&conn, &mut server).await;
                     return None;
                 }
             };
             conn.entry.enter(Phase::Exchange, started);
+            conn.entry.arrives();
             if head.method == http::Method::CONNECT && matches!(conn.place, Place::Outbound(_)) {
                 let head = std::mem::take(head);
                 drop(space.take());
@@ -348,14 +353,19 @@ async fn next_head(conn: &Conn, server: &mut H1Server, space: &mut Option<Lent>)
         }
         match conn.entry.order() {
             Some(Order::TimedOut(Phase::Head)) => {
-                let timeouts = &conn.worker.shared.settings.timeouts;
-                let failure = Failure::late(Cause::RequestHeaderTimeout, Phase::Head, timeouts);
+                let failure = conn.worker.late(Cause::RequestHeaderTimeout, Phase::Head);
                 return Poll::Ready(Next::Refuse(failure, started));
+            }
+            Some(Order::Shed) if server.has_partial_head() => {
+                return Poll::Ready(Next::Refuse(conn.worker.no_room(), started));
             }
             // A head that is on its way still gets its answer while we drain.
             Some(Order::Drain) if server.has_partial_head() => {}
             Some(_) => return Poll::Ready(Next::Close),
             None => {}
+        }
+        if server.has_partial_head() && !has_room(conn, server) {
+            return Poll::Ready(Next::Refuse(conn.worker.no_room(), started));
         }
         if conn.entry.phase() == Phase::Idle {
             if conn.entry.may_rest() {
@@ -368,6 +378,18 @@ async fn next_head(conn: &Conn, server: &mut H1Server, space: &mut Option<Lent>)
         Poll::Pending
     })
     .await
+}
+
+/// Whether a head that is not whole may be held. Where requests are sent away nobody waits for the rest of one.
+#[cold]
+fn has_room(conn: &Conn, server: &H1Server) -> bool {
+    conn.entry.holds(server.wire.read.capacity());
+    conn.worker.grew(0);
+    let has_room = !conn.worker.memory.is_full();
+    if !has_room && conn.entry.order() != Some(Order::Shed) {
+        conn.worker.closed_for_memory("head");
+    }
+    has_room
 }
 
 /// Reads what is left of a body that nobody wanted; false when it breaks or does not come in time.

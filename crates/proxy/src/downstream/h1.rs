@@ -121,6 +121,12 @@ impl H1Server {
         self.ended = false;
     }
 
+    /// What has come is not wanted, and costs nothing any more.
+    pub(crate) fn forget_input(&mut self) {
+        self.wire.read.clear();
+        self.wire.release_read();
+    }
+
     pub(crate) fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Result<Frame, StreamError>> {
         self.is_taken = true;
         loop {
@@ -297,7 +303,7 @@ impl H1Server {
     /// caller has read the last response (RFC 9112 section 9.6).
     pub(crate) fn poll_linger(&mut self, cx: &mut Context<'_>, left: &mut u64) -> Poll<()> {
         loop {
-            self.wire.read.clear();
+            self.forget_input();
             match ready!(self.wire.poll_fill(cx)) {
                 Ok(count @ 1..) if (count as u64) < *left => *left -= count as u64,
                 _ => return Poll::Ready(()),

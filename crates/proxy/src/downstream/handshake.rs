@@ -5,7 +5,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::task::Poll;
 
-use meshwork_decision::Mtls;
+use meshwork_decision::{Cause, Mtls};
 use meshwork_identity::{Identity, Peer, Refusal};
 use sha2::{Digest, Sha256};
 use tokio::net::TcpStream;
@@ -193,6 +193,10 @@ pub(crate) async fn unless_ordered<F: Future>(entry: &Entry, step: F) -> Result<
             Some(Order::TimedOut(_)) => {
                 let why = "the client did not finish its handshake in time".to_owned();
                 return Poll::Ready(Err(Refused { cause: "handshake_timeout", why }));
+            }
+            Some(Order::Shed) => {
+                let why = "there is no memory for it (setting --max-memory-bytes)".to_owned();
+                return Poll::Ready(Err(Refused { cause: Cause::Overload.as_str(), why }));
             }
             Some(_) => return Poll::Ready(Ok(None)),
             None => {}

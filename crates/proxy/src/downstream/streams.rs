@@ -27,6 +27,7 @@ use crate::mesh::Place;
 use crate::poll_time::timed_by_poll;
 use crate::replay::Replayed;
 use crate::request;
+use crate::room::HTTP2_HEAD;
 use crate::stream;
 use crate::upstream::behind::unsent;
 use crate::workspace::{Lent, Workspace};
@@ -163,6 +164,7 @@ pub(crate) async fn serve(link: Rc<Link>, entry: Registration, io: Replayed) {
             Err(error) => return ended(&link, &error),
         };
         entry.progress(worker.now());
+        entry.arrives();
         let own = worker.connections(link.place).register_stream(worker.now(), peer);
         let conn = Conn { link: Rc::clone(&link), entry: own };
         let serving = serve_stream(conn, Rc::clone(&common), request, respond);
@@ -231,12 +233,37 @@ impl Serving<'_> {
         let phase = if self.watch.reads_head() { Phase::Head } else { Phase::Idle };
         if self.common.entry.phase() != phase {
             self.common.entry.enter(phase, self.link.worker.now());
+            if phase == Phase::Head {
+                self.common.entry.holds(HTTP2_HEAD);
+                self.link.worker.grew(HTTP2_HEAD);
+            }
+        }
+        if phase == Phase::Head && !self.has_room() {
+            self.give_up();
+            return true;
         }
         let done = self.watch.said_goodbye() && !self.ending && !self.connection.has_streams();
         if done {
             self.farewell();
         }
         done
+    }
+
+    /// Whether a head that is not whole may be held; what the connection carries besides is not ended for it.
+    #[cold]
+    fn has_room(&self) -> bool {
+        let (worker, entry) = (&self.link.worker, &self.common.entry);
+        let has_room = self.ending || !worker.memory.is_full() || self.connection.has_streams();
+        if !has_room && entry.order() != Some(Order::Shed) {
+            worker.closed_for_memory("head");
+        }
+        has_room
+    }
+
+    /// There is no room for what it has begun.
+    fn give_up(&mut self) {
+        self.ending = true;
+        self.connection.abrupt_shutdown(Reason::ENHANCE_YOUR_CALM);
     }
 
     /// Says that nothing is left, and ends with that.
@@ -264,6 +291,11 @@ impl Serving<'_> {
             Some(Order::TimedOut(Phase::Head)) => {
                 entry.disregard(self.link.worker.now());
                 self.end_for(Fault::new(Reason::ENHANCE_YOUR_CALM, Cause::RequestHeaderTimeout.as_str()));
+            }
+            Some(Order::Shed) if self.ending => return false,
+            Some(Order::Shed) => {
+                entry.disregard(self.link.worker.now());
+                self.give_up();
             }
             Some(Order::Drain) => self.go_away(),
             // Its streams are told the same: each says by itself that it is not whole, and then it is over.

@@ -9,7 +9,7 @@ use meshwork_decision::{
     AttemptOutcome, Cause, Cluster, Entered, Guard, Overload, Pass, Priority, Shed, Waiting,
 };
 use meshwork_http1::{FieldError, KnownName, RequestHead, ResponseHead};
-use meshwork_telemetry::{Phase, inventory};
+use meshwork_telemetry::Phase;
 use tokio::sync::oneshot;
 use tokio::time::sleep;
 
@@ -19,6 +19,7 @@ use super::deadline::Deadlines;
 use super::journey::Journey;
 use super::route::{self, Seen, Target};
 use super::transfer::poll_interrupted;
+use crate::connections::Standing;
 use crate::downstream::Down;
 use crate::downstream::connection::Conn;
 use crate::error::{Failure, Fault};
@@ -41,10 +42,11 @@ pub(crate) fn check_memory(conn: &Conn, journey: &mut Journey<'_>) -> Result<(),
 #[cold]
 fn refuse_for_memory(conn: &Conn, journey: &mut Journey<'_>) -> Failure {
     journey.enter(Phase::Overload);
-    let limit = conn.worker.memory.limit().unwrap_or_default();
-    conn.worker.shared.metrics.counter(&inventory::OVERLOAD_MEMORY, &[]).increment();
-    Failure::local(Cause::Overload)
-        .because(format!("memory (limit of {limit} bytes, setting --max-memory-bytes)"))
+    if conn.entry.standing() < Standing::Known {
+        // It would idle: who comes with every request anew must not fill what is left.
+        conn.entry.finish();
+    }
+    conn.worker.refused_for_memory()
 }
 
 /// What keeps the target from more than it can do, where a policy says so.
@@ -217,7 +219,7 @@ pub(crate) fn mark(conn: &Conn, cause: Cause, response: &mut ResponseHead) -> Re
         return Ok(());
     }
     if conn.worker.memory.is_full() {
-        // It is looked at twice in a second.
+        // It is looked at twice in a second, or more often.
         response.fields.set_known(KnownName::RetryAfter, "1")?;
     }
     response.fields.push(LOCAL_OVERLOADED, "true")

@@ -250,7 +250,7 @@ async fn send(
         if let std::task::Poll::Ready(done) = down.poll_flush(cx) {
             return std::task::Poll::Ready(done);
         }
-        if matches!(conn.entry.order(), Some(Order::Close(_) | Order::TimedOut(_))) {
+        if matches!(conn.entry.order(), Some(Order::Close(_) | Order::TimedOut(_) | Order::Shed)) {
             return std::task::Poll::Ready(Err(StreamError::Closed));
         }
         conn.entry.watch(cx);

@@ -37,11 +37,10 @@ pub(crate) fn poll_interrupted(
             return Poll::Ready(Failure::local(Cause::StreamIdleTimeout));
         }
         Some(Order::TimedOut(Phase::Body)) => {
-            let timeouts = &conn.worker.shared.settings.timeouts;
-            return Poll::Ready(Failure::late(Cause::RequestBodyTimeout, Phase::Body, timeouts));
+            return Poll::Ready(conn.worker.late(Cause::RequestBodyTimeout, Phase::Body));
         }
         Some(Order::Close(cause)) => return Poll::Ready(Failure::closed(cause, conn.caller.is_some())),
-        Some(Order::Drain | Order::TimedOut(_)) | None => {}
+        Some(Order::Drain | Order::TimedOut(_) | Order::Shed) | None => {}
     }
     conn.entry.watch(cx);
     Poll::Pending

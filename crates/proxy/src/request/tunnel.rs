@@ -263,7 +263,7 @@ async fn carry(
                 return Poll::Ready(Err(Failure::local(Cause::StreamIdleTimeout)));
             }
             Some(Order::Close(cause)) => return Poll::Ready(Err(Failure::local(cause))),
-            Some(Order::Drain | Order::TimedOut(_)) | None => {}
+            Some(Order::Drain | Order::TimedOut(_) | Order::Shed) | None => {}
         }
         caller.rest();
         endpoint.rest();

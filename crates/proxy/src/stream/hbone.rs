@@ -90,6 +90,8 @@ async fn open(
     }
     let authority = request.uri().authority().map_or("", http::uri::Authority::as_str);
     journey.named(Some(authority));
+    journey.enter(Phase::Overload);
+    conn.worker.check_memory()?;
     journey.enter(Phase::Route);
     let port = app_port(conn, view, authority)?;
     journey.own(port);

@@ -106,6 +106,7 @@ pub(crate) async fn serve(caller: Caller, binding: Arc<Binding>, tcp: TcpStream)
         journey.named(name.as_deref());
     }
     entry.enter(Phase::Exchange, worker.now());
+    entry.arrives();
     if let Err(failure) = run(&caller, &binding, tcp, name.as_deref(), &mut journey).await {
         journey.failed(&failure);
     }
@@ -119,6 +120,8 @@ async fn run(
     journey: &mut Journey,
 ) -> Result<(), Failure> {
     let worker = &caller.worker;
+    journey.enter(Stage::Overload);
+    worker.check_memory()?;
     journey.enter(Stage::Route);
     let (listener, way) = match route::find(worker, binding, name, journey) {
         Ok(way) => way,

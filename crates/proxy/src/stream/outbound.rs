@@ -57,6 +57,7 @@ pub(crate) async fn serve(conn: Conn, server: H1Server, head: RequestHead) {
 /// Serves a connection that came by the door of one service.
 pub(crate) async fn serve_door(conn: Conn, io: Io, authority: &str) {
     conn.entry.enter(Phase::Exchange, conn.worker.now());
+    conn.entry.arrives();
     let server = H1Server::new(Wire::new(io), conn.worker.shared.settings.limits);
     enter(conn, server, authority, Door::Own).await;
 }
@@ -65,6 +66,10 @@ async fn enter(conn: Conn, mut server: H1Server, authority: &str, door: Door) {
     let mut view = conn.worker.view();
     let mut journey = Journey::begin_outbound(&conn, &view);
     journey.named(Some(authority));
+    if let Err(failure) = conn.worker.check_memory() {
+        journey.enter(Stage::Overload);
+        return refuse(server.wire, journey, &failure, door).await;
+    }
     if let Some(missing) = discover::missing(&conn, &view, Some(authority)) {
         journey.enter(Stage::Discover);
         match Box::pin(discover::wait(&conn, &mut Down::H1(&mut server), missing)).await {

@@ -213,7 +213,7 @@ pub(super) async fn run(
             }
             Some(Order::Close(cause)) => return Poll::Ready(Err(Failure::local(cause))),
             // What runs when the process drains may go on until the drain's time is over.
-            Some(Order::Drain | Order::TimedOut(_)) | None => {}
+            Some(Order::Drain | Order::TimedOut(_) | Order::Shed) | None => {}
         }
         entry.watch(cx);
         Poll::Pending
