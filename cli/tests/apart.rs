@@ -5,10 +5,11 @@
 #[path = "support/mod.rs"]
 mod support;
 
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
 use std::process::Output;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use meshwork_base::{Clock as _, ManualClock, SpiffeId, SystemClock, TrustDomain};
@@ -97,9 +98,14 @@ impl Apart {
 
     /// With its registry at a port, and whom it asks for a token.
     fn web_of(&self, number: u32, python: &Path, registry: u16, server: &str) -> Spawned {
+        self.web_by(number, python, [self.at(15012), self.at(registry)], server)
+    }
+
+    /// With its control plane and registry at these addresses.
+    fn web_by(&self, number: u32, python: &Path, peers: [SocketAddr; 2], server: &str) -> Spawned {
         let script = "import http.server, os\nhttp.server.ThreadingHTTPServer((os.environ['HOST'], int(os.environ['PORT'])), http.server.SimpleHTTPRequestHandler).serve_forever()";
         let address = next(self.base, number).to_string();
-        let (plane, registry) = (self.at(15012).to_string(), self.at(registry).to_string());
+        let [plane, registry] = peers.map(|peer| peer.to_string());
         let name = format!("web-{number}");
         let arguments = ["run", "--service", "web", "--instance", &name, "--address", &address];
         let peers = ["--control-plane", &plane, "--registry", &registry, "--server", server];
@@ -210,6 +216,86 @@ fn three_processes_carry_a_mesh_and_each_may_be_stopped_and_started_again() {
     for mut process in [registry, plane, config] {
         stop(&mut process);
     }
+}
+
+/// A way to somebody that can be cut.
+struct Cable {
+    address: SocketAddr,
+    cut: Arc<AtomicBool>,
+    ends: Arc<Mutex<Vec<TcpStream>>>,
+}
+
+impl Cable {
+    fn to(peer: SocketAddr) -> Self {
+        let listener = TcpListener::bind((peer.ip(), 0)).unwrap();
+        let (cut, ends) = (Arc::new(AtomicBool::new(false)), Arc::new(Mutex::new(Vec::new())));
+        let cable = Self { address: listener.local_addr().unwrap(), cut, ends };
+        let (cut, ends) = (Arc::clone(&cable.cut), Arc::clone(&cable.ends));
+        std::thread::spawn(move || {
+            for near in listener.incoming().flatten() {
+                let mut ends = ends.lock().unwrap();
+                let Some(far) = TcpStream::connect(peer).ok().filter(|_| !cut.load(Ordering::SeqCst)) else {
+                    continue;
+                };
+                for (from, to) in [(&near, &far), (&far, &near)] {
+                    let (mut from, mut to) = (from.try_clone().unwrap(), to.try_clone().unwrap());
+                    std::thread::spawn(move || drop(std::io::copy(&mut from, &mut to)));
+                }
+                ends.extend([near, far]);
+            }
+        });
+        cable
+    }
+
+    /// From now on nobody comes through.
+    fn cut(&self) {
+        let mut ends = self.ends.lock().unwrap();
+        self.cut.store(true, Ordering::SeqCst);
+        ends.drain(..).for_each(|end| drop(end.shutdown(Shutdown::Both)));
+    }
+
+    fn mend(&self) {
+        self.cut.store(false, Ordering::SeqCst);
+    }
+}
+
+#[test]
+fn who_waits_for_the_effect_is_told_who_is_cut_off_and_still_serves_the_old() {
+    let Some(python) = meshwork_testkit::tool("python3") else { return };
+    let apart = Apart::new();
+    let (_config, _plane) = (apart.config(), apart.control_plane());
+    let listens = |port| until("it listens", || TcpStream::connect(apart.at(port)).ok().map(drop));
+    listens(15014);
+    let _registry = apart.registry();
+    listens(8501);
+    let _gateway = apart.gateway();
+    let cable = Cable::to(apart.at(15012));
+    let _web = apart.web_by(1, &python, [cable.address, apart.at(8501)], &apart.server());
+    let status = || get(apart.at(8080), "/").map(|(status, _)| status);
+    until("a request passes gateway and sidecar", || (status() == Some(200)).then_some(()));
+    let file = apart.data.path().join("deny.yaml");
+    let policy = "apiVersion: meshwork.dev/v1alpha1\nkind: AuthorizationPolicy\nmetadata: {name: web}\nspec:\n  targetRefs: [{group: \"\", kind: Service, name: web}]\n  action: Deny\n  rules: [{}]\n";
+    std::fs::write(&file, policy).unwrap();
+
+    cable.cut();
+    // Its registration is renewed: the sidecar serves on, and lets everybody in.
+    let apply =
+        |more: &[&str]| apart.ask(&[&["apply", "-f", file.to_str().unwrap(), "--wait"][..], more].concat());
+    let output = apply(&["--timeout", "1s"]);
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    let named = "is in effect on 1 of 2 proxies; not connected: default/web-1";
+    assert!(said.contains(named) && said.contains("MW4105"), "{said}");
+    assert_eq!(status(), Some(200), "that is the truth");
+    let output = apart.ask(&["breaker", "open", "web", "--for", "1s"]);
+    assert_eq!(
+        String::from_utf8_lossy(&output.stdout),
+        "default/web: forced open in 1 of 2 proxies; not connected: default/web-1\n"
+    );
+
+    cable.mend();
+    assert_ok(&apply(&[]));
+    until("nobody is let in", || (status() == Some(403)).then_some(()));
 }
 
 #[test]

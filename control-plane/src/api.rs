@@ -37,7 +37,7 @@ use axum::routing::get;
 use axum::{Json, Router};
 use meshwork_process::{Problem, parse_duration};
 use meshwork_resources::{Diagnostic, ObjectKey, ObjectKind};
-use meshwork_xds::server::{EffectiveError, Proxy};
+use meshwork_xds::server::{EffectiveError, Proxy, Reach};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
@@ -255,16 +255,21 @@ async fn revision(
     };
     match plane.hub().effective(wanted, if waits { patience } else { Duration::ZERO }).await {
         Err(error) if waits => Err(not_effective(&error)),
-        answer => {
-            let published = plane.hub().revision();
-            let behind = answer.as_ref().err().map(|error| &error.behind);
-            Ok(Json(json!({
-                "revision": published,
-                "effective": answer.is_ok(),
-                "behind": behind.into_iter().flatten().collect::<Vec<_>>(),
-            })))
-        }
+        Ok(reach) | Err(EffectiveError(reach)) => Ok(Json(json!({
+            "revision": plane.hub().revision(),
+            "effective": reach.is_everywhere(),
+            "behind": behind(&reach),
+            "notConnected": reach.absent,
+            "proxies": reach.proxies(),
+            "effectiveProxies": reach.effective.len(),
+        }))),
     }
+}
+
+/// Who has not reported it, connected or not; of what is not published, nobody could.
+fn behind(reach: &Reach) -> Vec<&str> {
+    let behind = reach.behind.union(&reach.absent).filter(|_| reach.published);
+    behind.map(String::as_str).collect()
 }
 
 fn bad_parameter(name: &str, right: &str) -> Problem {
@@ -275,10 +280,13 @@ fn bad_parameter(name: &str, right: &str) -> Problem {
 }
 
 fn not_effective(error: &EffectiveError) -> Problem {
-    let behind: Vec<&str> = error.behind.iter().map(String::as_str).collect();
+    let reach = &error.0;
     Problem::new(StatusCode::GATEWAY_TIMEOUT, "not in effect in time")
         .detail(error.to_string())
         .code(codes::NOT_EFFECTIVE)
-        .with("revision", error.revision)
-        .with("behind", behind)
+        .with("revision", reach.revision)
+        .with("behind", behind(reach))
+        .with("notConnected", json!(reach.absent))
+        .with("proxies", reach.proxies())
+        .with("effectiveProxies", reach.effective.len())
 }

@@ -8,7 +8,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use meshwork_api::registry::{Changes, Health, Instance, ROLE, Service, ServiceRef, Since, sidecar};
+use meshwork_api::registry::{Changes, Health, Instance, PROXY, ROLE, Service, ServiceRef, Since, sidecar};
 use meshwork_api::{ClientError, RegistryClient};
 use meshwork_base::{ContentHash, InstanceId, QualifiedName, Rng, SpiffeId};
 use meshwork_compile::Catalog;
@@ -45,7 +45,7 @@ type Messages = BTreeMap<ResourceKey, Arc<Resource>>;
 /// Follows a registry for as long as it is polled and the control plane lives.
 pub async fn follow(plane: ControlPlane, registry: RegistryClient, mut rng: impl Rng) {
     let [Some(catalog), Some(workloads)] = FEEDS.map(|name| plane.feed(name)) else { return };
-    let services = Arc::clone(&plane.services);
+    let (services, hub) = (Arc::clone(&plane.services), plane.hub().clone());
     // The plane ends with its last holder, and must not be kept by who feeds it.
     drop(plane);
     let mut source = Source {
@@ -64,8 +64,10 @@ pub async fn follow(plane: ControlPlane, registry: RegistryClient, mut rng: impl
                 let now = Instant::now();
                 if changed || source.next_end().is_some_and(|end| end <= now) {
                     source.empty.forget(now);
-                    services.store(Arc::new(source.services.values().cloned().collect()));
-                    source.workloads.take(workload_messages(source.services.values()), now);
+                    hub.expect(proxies(source.services.values()));
+                    services.store(Arc::new(source.called().cloned().collect()));
+                    let registered = workload_messages(source.called());
+                    source.workloads.take(registered, now);
                     if source.tell(&catalog, &workloads).await.is_err() {
                         return;
                     }
@@ -82,6 +84,7 @@ pub async fn follow(plane: ControlPlane, registry: RegistryClient, mut rng: impl
 struct Source {
     registry: RegistryClient,
     since: Option<Since>,
+    /// Also those of the platform, which nobody calls.
     services: BTreeMap<(String, String), Service>,
     empty: Empty,
     workloads: Workloads,
@@ -95,7 +98,7 @@ struct Empty(BTreeMap<(String, String), (Service, Instant)>);
 
 impl Empty {
     fn take(&mut self, service: Option<Service>, now: Instant) {
-        let Some(service) = service else { return };
+        let Some(service) = service.filter(|service| !is_platform(service)) else { return };
         self.0.insert((service.namespace.clone(), service.name.clone()), (service, now + LINGER));
     }
 
@@ -166,12 +169,17 @@ impl Source {
         for ServiceRef { namespace, name } in removed {
             self.empty.take(self.services.remove(&(namespace, name)), now);
         }
-        for service in services.into_iter().filter(|service| !is_platform(service)) {
+        for service in services {
             let key = (service.namespace.clone(), service.name.clone());
             self.empty.0.remove(&key);
             self.services.insert(key, service);
         }
         Ok(changed)
+    }
+
+    /// The services that are the mesh's.
+    fn called(&self) -> impl Iterator<Item = &Service> {
+        self.services.values().filter(|service| !is_platform(service))
     }
 
     /// When the first of what is gone is to be forgotten.
@@ -182,7 +190,7 @@ impl Source {
     /// Workloads first: an instance knows what it serves before others call it.
     async fn tell(&mut self, catalog: &Feed, workloads: &Feed) -> Result<(), Ended> {
         workloads.messages(self.workloads.all()).await?;
-        let (mut known, doubts) = catalog_of(self.services.values());
+        let (mut known, doubts) = catalog_of(self.called());
         doubts.difference(&self.doubts).for_each(|doubt| tracing::warn!("{doubt}"));
         self.doubts = doubts;
         self.empty.add_to(&mut known);
@@ -193,6 +201,27 @@ impl Source {
 /// Processes of the platform itself are registered to be found by who scrapes them; nobody calls them.
 fn is_platform(service: &Service) -> bool {
     !service.instances.is_empty() && service.instances.iter().all(|one| one.metadata.contains_key(ROLE))
+}
+
+/// The proxies that hold a lease, by the ids under which they join: whether they are connected or not, they carry traffic.
+fn proxies<'a>(services: impl Iterator<Item = &'a Service>) -> BTreeSet<String> {
+    let of = |service: &'a Service| service.instances.iter().filter_map(|one| proxy(&service.namespace, one));
+    services.flat_map(of).collect()
+}
+
+fn proxy(namespace: &str, instance: &Instance) -> Option<String> {
+    // The lease of a suspect has ended.
+    if instance.lease_expires.is_none() || instance.health == Health::Suspect {
+        return None;
+    }
+    if mesh(instance).is_some() {
+        return Some(format!("{namespace}/{}", instance.id));
+    }
+    let named = instance.metadata.get(PROXY)?;
+    let id = SpiffeId::parse(instance.identity.as_deref()?).ok()?;
+    // Nobody makes others wait for proxies that are not its own.
+    let own = format!("gateway/{}/{}/", id.namespace(), id.workload());
+    named.starts_with(&own).then(|| named.clone())
 }
 
 /// What an instance's sidecar has proven: who it is, and where it takes mTLS.

@@ -15,6 +15,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use meshwork_api::RegistryClient;
+use meshwork_api::registry::PROXY;
 use meshwork_base::{Clock, SpiffeId, ThreadRng};
 use meshwork_decision::Snapshot;
 use meshwork_identity::Identity;
@@ -116,10 +117,11 @@ pub struct Entry {
 
 impl Entry {
     /// The gateway is entered by a name of its own, its workload's, for as long as it does not leave.
-    fn enter(self, metrics: SocketAddr, id: &SpiffeId) -> Entered {
+    fn enter(self, metrics: SocketAddr, id: &SpiffeId, node: &v1::Node) -> Entered {
         let name = (id.namespace(), id.workload());
         let metrics = reached_at(metrics, &self.address);
-        let registrar = Registrar::of_process(self.client, name, "gateway", metrics);
+        let mut registrar = Registrar::of_process(self.client, name, "gateway", metrics);
+        registrar.registration.metadata.insert(PROXY.to_owned(), node.id.clone());
         let keeping = tokio::spawn(registrar.clone().keep(|| std::future::ready(()), ThreadRng::new()));
         Entered { registrar, keeping }
     }
@@ -191,11 +193,12 @@ pub async fn run(parts: Parts) -> Result<(), GatewayError> {
     serving.set(true);
     tracing::info!(admin = %server.admin_address(), workers = common.worker_count(), "gateway started");
 
+    let node = node(common, server.admin_address(), id.as_ref());
     let entered = registry
         .zip(server.metrics_address().zip(id.as_ref()))
-        .map(|(entry, (metrics, id))| entry.enter(metrics, id));
+        .map(|(entry, (metrics, id))| entry.enter(metrics, id, &node));
 
-    let settings = client::Settings::new(node(common, server.admin_address(), id.as_ref())).all_of(types());
+    let settings = client::Settings::new(node).all_of(types());
     let (handle, updates, driver) =
         client::start(settings, cache, connector, Arc::clone(&clock), ThreadRng::new());
     let driver = tokio::spawn(driver);

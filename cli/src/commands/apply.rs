@@ -56,10 +56,10 @@ pub(crate) struct WhyArgs {
 /// Whether to wait for the effect.
 #[derive(clap::Args, Debug)]
 pub(crate) struct WaitArgs {
-    /// Return when the change is in effect on all workers of all proxies
+    /// Return when the change is in effect on all workers of all proxies, also of those that are cut off from the control plane
     #[arg(long)]
     wait: bool,
-    /// How long to wait for that, as 30s or 2m
+    /// How long to wait for that, as 30s or 2m; then those in which it is not in effect are named, and the exit code is 1
     #[arg(long, value_name = "TIME", default_value = "30s", value_parser = time)]
     timeout: String,
 }

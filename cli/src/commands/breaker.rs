@@ -255,13 +255,26 @@ fn order(which: &Which, state: &str, lasts: Option<&str>) -> Outcome {
         "open" => "forced open",
         _ => "forced closed",
     };
-    output::print(&format!(
-        "{what}: {done} in {} proxies\n",
-        answer["proxies"].as_array().map_or(0, Vec::len)
-    ))?;
+    output::print(&format!("{what}: {done} in {}\n", reach(&answer)))?;
     let unable = "is of a version that cannot be operated: it goes on as its policy says";
     notes(&answer, "has not answered; it hears of it when it is back", unable);
     Ok(ExitCode::SUCCESS)
+}
+
+/// In how many proxies an order is in effect, and of how many, where they are not all.
+fn reach(answer: &Value) -> String {
+    let named = |key: &str| -> Vec<&str> {
+        answer[key].as_array().into_iter().flatten().filter_map(Value::as_str).collect()
+    };
+    let (done, absent) = (named("proxies").len(), named("notConnected"));
+    let others = named("silent").len() + named("unable").len() + absent.len();
+    match (others, absent.as_slice()) {
+        (0, _) => format!("{done} proxies"),
+        (_, []) => format!("{done} of {} proxies", done + others),
+        (_, absent) => {
+            format!("{done} of {} proxies; not connected: {}", done + others, absent.join(", "))
+        }
+    }
 }
 
 /// Names the proxies that an answer does not speak of.
@@ -298,6 +311,15 @@ mod tests {
         assert_eq!(headroom(&standing), "38 %, 7 % (10.0.0.1:80), 0 % (admissionControl)");
         let forced = json!({"breaker": {"headroomPercent": null}, "nearest": null, "admissionControl": null});
         assert_eq!(headroom(&forced), "", "no rate decides");
+    }
+
+    #[test]
+    fn an_order_says_how_many_it_has_reached_and_who_is_cut_off() {
+        let all = json!({"proxies": ["a", "b"], "silent": [], "unable": [], "notConnected": []});
+        assert_eq!(reach(&all), "2 proxies");
+        assert_eq!(reach(&json!({"proxies": ["a"], "silent": ["b"]})), "1 of 2 proxies");
+        let some = json!({"proxies": ["a"], "silent": [], "unable": ["b"], "notConnected": ["c", "d"]});
+        assert_eq!(reach(&some), "1 of 4 proxies; not connected: c, d");
     }
 
     #[test]

@@ -376,6 +376,8 @@ struct Forced {
     silent: BTreeSet<String>,
     /// Proxies whose version cannot be operated: they go on as their policy says.
     unable: BTreeSet<String>,
+    /// Proxies that are not connected and not known to be gone: they go on as they did, and hear of it when they are back.
+    not_connected: BTreeSet<String>,
 }
 
 async fn force(
@@ -443,7 +445,14 @@ impl Forced {
             breaker_force::State::None => who.answered.difference(&holding).cloned().collect(),
             breaker_force::State::Open | breaker_force::State::Closed => holding,
         };
-        Self { state: named, until_unix_ms, proxies, silent: who.silent, unable: who.unable }
+        Self {
+            state: named,
+            until_unix_ms,
+            proxies,
+            silent: who.silent,
+            unable: who.unable,
+            not_connected: who.absent,
+        }
     }
 }
 

@@ -72,7 +72,10 @@ async fn tells_proxies_and_waits_until_all_use_a_revision() {
     let mut gateway = Gateway::join(&plane);
     let mut waiting = Box::pin(get_json(&plane, "/v1/revision?wait=effective&revision=1&timeout=1m"));
     gateway.commit().await;
-    assert_eq!(waiting.as_mut().await.2, json!({"revision": 1, "effective": true, "behind": []}));
+    let everywhere = json!({
+        "revision": 1, "effective": true, "behind": [], "notConnected": [], "proxies": 1, "effectiveProxies": 1,
+    });
+    assert_eq!(waiting.as_mut().await.2, everywhere);
     let proxies = ok(&plane, "/v1/proxies").await;
     let expected = [
         ("id", json!("gateway/shop/edge/1")),
@@ -92,6 +95,51 @@ async fn tells_proxies_and_waits_until_all_use_a_revision() {
     let (status, late) = problem(&plane, "/v1/revision?wait=effective&revision=2&timeout=1ms").await;
     assert_eq!((status, &late["code"]), (504, &json!("MW4105")));
     assert!(get_json(&plane, "/v1/revision?wait=effective&revision=2").now_or_never().is_none(), "it waits");
+}
+
+#[tokio::test]
+async fn who_is_cut_off_and_holds_a_lease_is_waited_for_and_named() {
+    let (_folder, plane) = serve().await;
+    let mut gateway = Gateway::join(&plane);
+    gateway.commit().await;
+    let ids = |ids: &[&str]| ids.iter().map(|&id| id.to_owned()).collect();
+    // As the registry says; of the second one no stream was ever seen.
+    plane.hub().expect(ids(&["gateway/shop/edge/1", "shop/web-1"]));
+    ok(&plane, "/v1/revision").await;
+    drop(gateway);
+    let mut activity = plane.hub().activity();
+    while plane.hub().proxies()[0].connected {
+        activity.changed().await.unwrap();
+    }
+    let wait = "/v1/revision?wait=effective&revision=1&timeout=";
+    let (status, late) = problem(&plane, &format!("{wait}1ms")).await;
+    assert_eq!((status, &late["code"]), (504, &json!("MW4105")));
+    let named = json!(["gateway/shop/edge/1", "shop/web-1"]);
+    assert_eq!((&late["notConnected"], &late["behind"]), (&named, &named));
+    assert_eq!((&late["effectiveProxies"], &late["proxies"]), (&json!(0), &json!(2)));
+    let said = "revision 1 is in effect on 0 of 2 proxies; not connected: gateway/shop/edge/1, shop/web-1";
+    assert_eq!(late["detail"], said);
+    let now = ok(&plane, "/v1/revision").await;
+    assert_eq!((&now["effective"], &now["notConnected"]), (&json!(false), &named));
+
+    let wait = format!("{wait}1h");
+    let mut waiting = Box::pin(get_json(&plane, &wait));
+    assert!(waiting.as_mut().now_or_never().is_none(), "it waits");
+    plane.hub().expect(ids(&[]));
+    let (status, _, everywhere) = waiting.await;
+    assert_eq!((status, &everywhere["effective"]), (StatusCode::OK, &json!(true)), "their leases have ended");
+}
+
+#[tokio::test]
+async fn who_forces_a_breaker_is_told_who_does_not_hear_of_it() {
+    let (_folder, plane) = serve().await;
+    plane.hub().expect(["shop/web-1".to_owned()].into());
+    let request = Request::post("/v1/breakers/shop/web").body(Body::from(r#"{"state":"open","for":"5m"}"#));
+    let response = plane.router().oneshot(request.unwrap()).await.unwrap();
+    let body = axum::body::to_bytes(response.into_body(), usize::MAX).await.unwrap();
+    let forced: Value = serde_json::from_slice(&body).unwrap();
+    assert_eq!((&forced["proxies"], &forced["silent"]), (&json!([]), &json!([])), "{forced}");
+    assert_eq!(forced["notConnected"], json!(["shop/web-1"]));
 }
 
 #[tokio::test]

@@ -23,7 +23,7 @@ pub(crate) fn observe(hub: &Hub, probe: Probe, proxy: Option<String>) -> Result<
     })
 }
 
-/// Who of the connected proxies has answered a question, by id.
+/// Who of the proxies has answered a question, by id.
 #[derive(Debug, Default)]
 pub(crate) struct Answered {
     pub(crate) answered: BTreeSet<String>,
@@ -31,12 +31,14 @@ pub(crate) struct Answered {
     pub(crate) silent: BTreeSet<String>,
     /// Those whose version cannot answer.
     pub(crate) unable: BTreeSet<String>,
+    /// Those that are not connected, and are not known to be gone.
+    pub(crate) absent: BTreeSet<String>,
 }
 
 impl Answered {
     /// Nobody has been asked yet; `able`: who can answer.
     pub(crate) fn nobody(hub: &Hub, able: impl Fn(&Proxy) -> bool) -> Self {
-        let mut who = Self::default();
+        let mut who = Self { absent: hub.reach(0).absent, ..Self::default() };
         for proxy in hub.proxies().into_iter().filter(|proxy| proxy.connected) {
             let which = if able(&proxy) { &mut who.silent } else { &mut who.unable };
             which.insert(proxy.node.id);

@@ -125,6 +125,30 @@ fn a_process_of_the_platform_is_no_service_of_the_mesh() {
     assert!(!is_platform(&service(Vec::new())));
 }
 
+#[test]
+fn the_proxies_that_hold_a_lease_are_there_whether_they_are_connected_or_not() {
+    let holds = |id: &str| {
+        let lease_expires = Some("2026-11-27T12:00:00Z".to_owned());
+        Instance { lease_expires, ..instance(id, Some(ID)) }
+    };
+    let suspect = Instance { health: Health::Suspect, ..holds("web-2") };
+    let mut plain = holds("web-4");
+    plain.metadata.clear();
+    let out = Instance { health: Health::Maintenance, ..holds("web-5") };
+    let web = service(vec![holds("web-1"), suspect, instance("web-3", Some(ID)), plain, out]);
+    assert_eq!(proxies([web].iter()), ["shop/web-1", "shop/web-5"].map(str::to_owned).into());
+
+    let edge = |identity: &str| {
+        let mut edge = Instance { identity: Some(identity.to_owned()), ..holds("10.0.0.1:15020") };
+        let metadata = [(ROLE, "gateway"), (PROXY, "gateway/shop/edge/10.0.0.1/42")];
+        edge.metadata = metadata.map(|(key, value)| (key.to_owned(), value.to_owned())).into();
+        proxies([service(vec![edge])].iter())
+    };
+    let own = edge("spiffe://mesh.local/ns/shop/sa/edge");
+    assert_eq!(own, ["gateway/shop/edge/10.0.0.1/42".to_owned()].into());
+    assert_eq!(edge(ID), BTreeSet::new(), "nobody makes others wait for what is not its own");
+}
+
 /// An instance that declares this number and protocol.
 fn at(id: &str, number: u16, protocol: &str) -> Instance {
     let mut one = instance(id, Some(ID));

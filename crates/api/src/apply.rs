@@ -142,10 +142,12 @@ impl ApplyClient {
         self.0.json(Method::POST, "/v1/delete", &[], body(delete)).await
     }
 
-    /// Waits until a revision is in effect on all workers of all proxies. `timeout` as in `30s`.
+    /// Waits until a revision is in effect on all workers of all proxies, also of those that are not connected and not known
+    /// to be gone. `timeout` as in `30s`.
     ///
     /// # Errors
-    /// [`ClientError`]; status 504, with the proxies that are `behind`, when time is up.
+    /// [`ClientError`]; status 504, with the proxies that are `behind`, of them those that are `notConnected`, when time is
+    /// up.
     pub async fn effective(&self, revision: u64, timeout: &str) -> Result<(), ClientError> {
         let path = format!("/v1/revision?wait=effective&revision={revision}&timeout={}", segment(timeout));
         self.0.send(Method::GET, &path, &[], Bytes::new()).await.map(drop)

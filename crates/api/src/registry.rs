@@ -16,6 +16,10 @@ pub const METRICS_PORT: &str = "metrics";
 /// …). It serves no callers and is no service of the mesh; it is registered so that who scrapes metrics finds it.
 pub const ROLE: &str = "meshwork.dev/role";
 
+/// Metadata by this key names the proxy that such a process is, by the id under which the control plane knows it: as long
+/// as its lease lives the control plane counts it, connected or not.
+pub const PROXY: &str = "meshwork.dev/proxy";
+
 /// What the sidecar beside an instance writes into the instance's metadata when it registers it. Its ports are then
 /// where the *application* listens; the instance is reached through the sidecar, by mTLS, as its identity says.
 pub mod sidecar {

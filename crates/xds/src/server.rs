@@ -9,6 +9,7 @@ mod forces;
 mod hub;
 mod observe;
 mod proxy;
+mod reach;
 mod stream;
 #[cfg(test)]
 mod tests;
@@ -29,6 +30,8 @@ pub use hub::{EffectiveError, Hub};
 use observe::Armed;
 pub use observe::{Observed, Observing, Subscription, TooManyProbes};
 pub use proxy::{Proxy, ProxyRejection};
+use reach::Expected;
+pub use reach::Reach;
 use stream::Stream;
 
 use crate::key::ResourceKey;
@@ -146,6 +149,8 @@ pub struct Server {
     forces: Forces,
     /// What proxies see of services, the last words of each, until somebody takes them.
     views: BTreeMap<StreamId, (Viewer, Views)>,
+    /// Who is there by another word than a stream's.
+    expected: Expected,
 }
 
 impl fmt::Debug for Server {
@@ -171,6 +176,7 @@ impl Server {
             follows: Follows::default(),
             forces: Forces::default(),
             views: BTreeMap::new(),
+            expected: Expected::default(),
         }
     }
 
@@ -366,17 +372,32 @@ impl Server {
         self.verdicts + self.streams.values().map(Stream::verdicts).sum::<u64>()
     }
 
-    /// The proxies in which this revision is not in effect yet: connected ones, and those that went away less than
-    /// `grace` ago and may be about to return.
+    /// The proxies that are there by another word than a stream's, as a registry says: they count, connected or not. Who
+    /// was among them and is no more has left, and is not waited for.
+    pub fn expect(&mut self, proxies: BTreeSet<String>, now: Tick) {
+        self.expected.replace(proxies, now);
+    }
+
+    /// In which proxies this revision is in effect, and in which not: those that are connected, those that are
+    /// [expected](Server::expect), and those that went away less than `grace` ago and may be about to return.
     #[must_use]
-    pub fn behind(&self, revision: u64, grace: Duration, now: Tick) -> BTreeSet<String> {
-        let streams = self.streams.values().filter(|stream| !stream.viewer().node.id.is_empty());
-        let connected = streams.filter(|stream| stream.effective() < Some(revision));
-        let gone = self.gone.values().filter(|(_, since)| now.since(*since) < grace);
-        connected
-            .map(|stream| stream.viewer().node.id.clone())
-            .chain(gone.map(|(proxy, _)| proxy.node.id.clone()))
-            .collect()
+    pub fn reach(&self, revision: u64, grace: Duration, now: Tick) -> Reach {
+        // A younger stream of the same node replaces the older, which has not noticed its end yet.
+        let named = self.streams.values().filter(|stream| !stream.viewer().node.id.is_empty());
+        let connected: BTreeMap<&str, Option<u64>> =
+            named.map(|stream| (stream.viewer().node.id.as_str(), stream.effective())).collect();
+        let mut reach = Reach { revision, published: self.revision() >= Some(revision), ..Reach::default() };
+        for (id, effective) in &connected {
+            let which = if *effective >= Some(revision) { &mut reach.effective } else { &mut reach.behind };
+            which.insert((*id).to_owned());
+        }
+        let away = self
+            .gone
+            .iter()
+            .filter(|(id, (_, since))| now.since(*since) < grace && !self.expected.has_left(id));
+        let away = away.map(|(id, _)| id).chain(self.expected.all());
+        reach.absent = away.filter(|id| !connected.contains_key(id.as_str())).cloned().collect();
+        reach
     }
 }
 

@@ -326,7 +326,7 @@ fn run(wildcard: bool, steps: &[Step]) {
     assert!(world.waiting.is_empty(), "everybody was answered");
     let proxy = &world.server.proxies()[0];
     assert!(proxy.connected && proxy.effective_revision == world.revision, "{proxy:?}");
-    assert!(world.server.behind(world.revision, Duration::ZERO, world.now).is_empty());
+    assert!(world.server.reach(world.revision, Duration::ZERO, world.now).is_everywhere());
     let on_disk = world.disk.resources.iter().map(|(key, resource)| (key, &resource.version));
     assert!(on_disk.eq(world.held.iter()), "what is written down is what is held");
 }

@@ -98,7 +98,7 @@ async fn edits_arrive_and_are_reported_effective(hub: &Hub, connector: Connector
     assert_eq!(proxies[0].last_error, "Service shop/a: it is bad");
     assert_eq!(proxies[0].rejections[0].key, key("shop/a"));
     let early = hub.effective(3, Duration::from_millis(1)).await.unwrap_err();
-    assert!(early.to_string().contains("has not published"), "{early}");
+    assert!(early.to_string().contains("is not published"), "{early}");
 }
 
 #[tokio::test]

@@ -11,37 +11,22 @@ use parking_lot::Mutex;
 use tokio::sync::watch;
 
 use super::{
-    Access, Observing, Proxy, Publication, Published, Server, StreamId, Subscription, Tally, TooManyProbes,
-    Viewer,
+    Access, Observing, Proxy, Publication, Published, Reach, Server, StreamId, Subscription, Tally,
+    TooManyProbes, Viewer,
 };
+use crate::registration::LEASE_SECONDS;
 use crate::transport::{ClientTransport, ServerTransport, StreamError, in_memory};
 
-/// How long a proxy whose stream broke is waited for.
-const GRACE: Duration = Duration::from_secs(5);
+/// How long a proxy whose stream broke counts, of which nobody says whether it is there: as long as a registry would
+/// keep it.
+const GRACE: Duration = Duration::from_secs(LEASE_SECONDS);
+/// How often it is looked whether that is over.
+const LOOK: Duration = Duration::from_secs(1);
 
 /// A revision is not in effect everywhere.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("revision {revision} is not in effect yet in {}; see their lastError", Names(behind))]
-pub struct EffectiveError {
-    /// The revision waited for.
-    pub revision: u64,
-    /// Ids of the proxies that have not reported it; empty when it was not published at all.
-    pub behind: BTreeSet<String>,
-}
-
-struct Names<'a>(&'a BTreeSet<String>);
-
-impl fmt::Display for Names<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.0.is_empty() {
-            return f.write_str("the control plane itself, which has not published it");
-        }
-        for (at, name) in self.0.iter().enumerate() {
-            write!(f, "{}{name}", if at == 0 { "" } else { ", " })?;
-        }
-        Ok(())
-    }
-}
+#[error("{0}")]
+pub struct EffectiveError(pub Reach);
 
 /// A [`Server`] shared by the tasks of its streams; cheap to clone.
 #[derive(Clone)]
@@ -125,38 +110,43 @@ impl Hub {
         self.activity.subscribe()
     }
 
-    /// Waits until a revision is in effect on all workers of all proxies.
+    /// See [`Server::expect`].
+    pub fn expect(&self, proxies: BTreeSet<String>) {
+        self.server.lock().expect(proxies, self.clock.now());
+        self.activity.send_replace(());
+    }
+
+    /// See [`Server::reach`]; who went away a moment ago counts for as long as a lease lasts.
+    #[must_use]
+    pub fn reach(&self, revision: u64) -> Reach {
+        self.server.lock().reach(revision, GRACE, self.clock.now())
+    }
+
+    /// Waits until a revision is in effect on all workers of all proxies, also of those that are not connected and not
+    /// known to be gone.
     ///
     /// # Errors
-    /// [`EffectiveError`] with those that are behind when time is up.
-    pub async fn effective(&self, revision: u64, patience: Duration) -> Result<(), EffectiveError> {
+    /// [`EffectiveError`] with those in which it is not when time is up.
+    pub async fn effective(&self, revision: u64, patience: Duration) -> Result<Reach, EffectiveError> {
         let mut activity = self.activity();
-        let behind = || {
-            let server = self.server.lock();
-            let published = server.revision() >= Some(revision);
-            (published, server.behind(revision, GRACE, self.clock.now()))
-        };
         let wait = async {
             loop {
-                let (published, behind) = behind();
-                if published && behind.is_empty() {
-                    return;
+                let reach = self.reach(revision);
+                if reach.is_everywhere() {
+                    return reach;
                 }
-                // Besides what happens, the grace of a proxy that went away may end.
+                // Besides what happens, the time of a proxy that went away may end.
                 tokio::select! {
                     _ = activity.changed() => {}
-                    () = tokio::time::sleep(GRACE) => {}
+                    () = tokio::time::sleep(LOOK) => {}
                 }
             }
         };
-        if tokio::time::timeout(patience, wait).await.is_ok() {
-            return Ok(());
+        if let Ok(reach) = tokio::time::timeout(patience, wait).await {
+            return Ok(reach);
         }
-        match behind() {
-            (true, behind) if behind.is_empty() => Ok(()),
-            (true, behind) => Err(EffectiveError { revision, behind }),
-            (false, _) => Err(EffectiveError { revision, behind: BTreeSet::new() }),
-        }
+        let reach = self.reach(revision);
+        if reach.is_everywhere() { Ok(reach) } else { Err(EffectiveError(reach)) }
     }
 
     /// Arms a probe on all proxies, also on those that join later, or on one, until the answer is dropped.

@@ -193,7 +193,7 @@ fn what_may_not_be_seen_is_absent_and_who_may_not_join_is_told_why() {
 #[test]
 fn effective_counts_only_what_is_said_on_this_stream() {
     let mut server = server(world(5, &[], &[]));
-    let behind = |server: &Server, revision| server.behind(revision, Duration::ZERO, Tick::ZERO).len();
+    let behind = |server: &Server, revision| server.reach(revision, Duration::ZERO, Tick::ZERO).behind.len();
     let mut requests = join("Route", &["*"], &[]);
     requests[1] = report(99);
     let id = open(&mut server, requests);
@@ -204,8 +204,51 @@ fn effective_counts_only_what_is_said_on_this_stream() {
     server.receive(id, report(5)).unwrap();
     assert_eq!((behind(&server, 5), behind(&server, 6)), (0, 1));
     server.disconnect(id, Tick::ZERO);
-    assert_eq!(server.behind(6, Duration::from_secs(5), Tick::ZERO.after(Duration::from_secs(4))).len(), 1);
-    assert_eq!(server.behind(6, Duration::from_secs(5), Tick::ZERO.after(Duration::from_secs(6))).len(), 0);
+    let absent = |after| server.reach(6, Duration::from_secs(5), seconds(after)).absent.len();
+    assert_eq!((absent(4), absent(6)), (1, 0));
+}
+
+fn seconds(after: u64) -> Tick {
+    Tick::ZERO.after(Duration::from_secs(after))
+}
+
+#[test]
+fn who_is_cut_off_counts_for_as_long_as_it_is_known_to_be_there() {
+    let mut server = server(world(1, &[], &[]));
+    let ids = |ids: &[&str]| ids.iter().map(|&id| id.to_owned()).collect::<BTreeSet<_>>();
+    let id = open(&mut server, join("Route", &["*"], &[]));
+    // Of "never" no stream was seen: the control plane was started again, say.
+    server.expect(ids(&["test/one", "test/never"]), Tick::ZERO);
+    server.disconnect(id, seconds(1));
+    let reach = |server: &Server, after| server.reach(1, Duration::from_secs(15), seconds(after));
+    let cut_off = reach(&server, 7200);
+    assert_eq!(
+        cut_off.absent,
+        ids(&["test/one", "test/never"]),
+        "its stream ended hours ago, its lease did not"
+    );
+    assert!(!cut_off.is_everywhere());
+    assert_eq!(
+        cut_off.to_string(),
+        "revision 1 is in effect on 0 of 2 proxies; not connected: test/never, test/one"
+    );
+    server.expect(ids(&["test/never"]), seconds(2));
+    assert_eq!(reach(&server, 3).absent, ids(&["test/never"]), "who has left is not waited for");
+    server.expect(ids(&[]), seconds(3));
+    assert!(reach(&server, 3).is_everywhere());
+}
+
+#[test]
+fn of_two_streams_of_one_proxy_the_younger_counts() {
+    let mut server = server(world(1, &[], &[]));
+    // The older one has not noticed its end.
+    open(&mut server, join("Route", &["*"], &[]));
+    let id = open(&mut server, join("Route", &["*"], &[]));
+    let commit = server.next_response(id).unwrap();
+    let (type_url, response_nonce) = (commit.type_url, commit.nonce);
+    server.receive(id, DiscoveryRequest { type_url, response_nonce, ..Default::default() }).unwrap();
+    server.receive(id, report(1)).unwrap();
+    assert!(server.reach(1, Duration::ZERO, Tick::ZERO).is_everywhere());
 }
 
 #[test]
