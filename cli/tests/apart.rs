@@ -5,15 +5,18 @@
 #[path = "support/mod.rs"]
 mod support;
 
+use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Output;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use meshwork_base::{Clock as _, ManualClock, SpiffeId, SystemClock, TrustDomain};
 use meshwork_identity::{Authority, Bundle, DEFAULT_SVID_TTL, PendingSvid, SvidStore};
+use parking_lot::Mutex;
 use serde_json::Value;
 use support::platform::{Spawned, assert_ok, base, next, signal};
 use support::yaml::{EDGE, route};
@@ -70,6 +73,13 @@ impl Apart {
             resources.to_str().unwrap(),
         ];
         self.spawn("plane", &[&["control-plane", "--listen-address", &base][..], &follows].concat(), &[])
+    }
+
+    /// Registry, config service and control plane in one process.
+    fn all_in_one(&self) -> Spawned {
+        let (base, resources) = (self.base.to_string(), self.data.path().join("resources"));
+        let arguments = ["server", "--listen-address", &base, "--resources", resources.to_str().unwrap()];
+        self.spawn("server", &arguments, &[])
     }
 
     fn registry(&self) -> Spawned {
@@ -139,7 +149,7 @@ impl Apart {
             let path = self.data.path().join(format!("{role}.log"));
             format!("{role}:\n{}\n", std::fs::read_to_string(path).unwrap_or_default())
         };
-        ["config", "plane", "registry", "gateway", "web"].map(read).concat()
+        ["config", "plane", "registry", "server", "gateway", "web"].map(read).concat()
     }
 }
 
@@ -233,7 +243,7 @@ impl Cable {
         let (cut, ends) = (Arc::clone(&cable.cut), Arc::clone(&cable.ends));
         std::thread::spawn(move || {
             for near in listener.incoming().flatten() {
-                let mut ends = ends.lock().unwrap();
+                let mut ends = ends.lock();
                 let Some(far) = TcpStream::connect(peer).ok().filter(|_| !cut.load(Ordering::SeqCst)) else {
                     continue;
                 };
@@ -249,7 +259,7 @@ impl Cable {
 
     /// From now on nobody comes through.
     fn cut(&self) {
-        let mut ends = self.ends.lock().unwrap();
+        let mut ends = self.ends.lock();
         self.cut.store(true, Ordering::SeqCst);
         ends.drain(..).for_each(|end| drop(end.shutdown(Shutdown::Both)));
     }
@@ -296,6 +306,115 @@ fn who_waits_for_the_effect_is_told_who_is_cut_off_and_still_serves_the_old() {
     cable.mend();
     assert_ok(&apply(&[]));
     until("nobody is let in", || (status() == Some(403)).then_some(()));
+}
+
+/// Callers of the edge that call without a pause, until they are asked what they got.
+struct Callers {
+    stop: Arc<AtomicBool>,
+    answered: Arc<AtomicUsize>,
+    calling: JoinHandle<BTreeMap<u16, usize>>,
+}
+
+impl Callers {
+    fn of(edge: SocketAddr) -> Self {
+        let stop = Arc::new(AtomicBool::new(false));
+        let answered = Arc::new(AtomicUsize::new(0));
+        let (stopped, answers) = (Arc::clone(&stop), Arc::clone(&answered));
+        let calling = std::thread::spawn(move || {
+            let mut got = BTreeMap::new();
+            while !stopped.load(Ordering::SeqCst) {
+                let status = get(edge, "/").map_or(0, |(status, _)| status);
+                *got.entry(status).or_default() += 1;
+                answers.fetch_add(1, Ordering::SeqCst);
+            }
+            got
+        });
+        Self { stop, answered, calling }
+    }
+
+    /// Lets them call on for a while.
+    fn go_on(&self) {
+        let before = self.answered.load(Ordering::SeqCst);
+        until("they are answered", || (self.answered.load(Ordering::SeqCst) > before + 100).then_some(()));
+    }
+
+    /// How often they got which status; 0 is no answer.
+    fn end(self) -> BTreeMap<u16, usize> {
+        self.stop.store(true, Ordering::SeqCst);
+        self.calling.join().unwrap()
+    }
+}
+
+/// Ends a process at once, and takes away what its roles have stored.
+fn lose(process: &mut Spawned, stores: &[PathBuf]) {
+    signal("KILL", process.id());
+    process.ended();
+    stores.iter().for_each(|store| std::fs::remove_dir_all(store).unwrap());
+}
+
+#[test]
+fn a_registry_that_comes_back_with_nothing_costs_no_request() {
+    let Some(python) = meshwork_testkit::tool("python3") else { return };
+    let apart = Apart::new();
+    let (_config, _plane) = (apart.config(), apart.control_plane());
+    let listens = |port| until("it listens", || TcpStream::connect(apart.at(port)).ok().map(drop));
+    listens(15014);
+    let mut registry = apart.registry();
+    listens(8501);
+    let _gateway = apart.gateway();
+    let cable = Cable::to(apart.at(8501));
+    let _web = apart.web_by(1, &python, [apart.at(15012), cable.address], &apart.server());
+    until("a request passes gateway and sidecar", || {
+        get(apart.at(8080), "/").filter(|(status, _)| *status == 200)
+    });
+    let callers = Callers::of(apart.at(8080));
+    cable.cut();
+    lose(&mut registry, &[apart.data.path().join("registry/registry")]);
+    let _registry = apart.registry();
+    until("the control plane has read the new store", || {
+        log_of(&apart, "plane").contains("the registry's store is another one than before").then_some(())
+    });
+    callers.go_on();
+    // Only now it is heard of.
+    cable.mend();
+    until("the control plane keeps nothing any more", || {
+        log_of(&apart, "plane").contains("what has not registered again").then_some(())
+    });
+    assert_eq!(apart.passing(), Some(1), "who lives has registered again");
+    let got = callers.end();
+    assert_eq!(got.keys().collect::<Vec<_>>(), [&200], "{got:?}");
+    assert!(!log_of(&apart, "web").contains("taken away what this instance serves"));
+}
+
+#[test]
+fn a_server_that_comes_back_with_an_empty_registry_costs_no_request() {
+    let Some(python) = meshwork_testkit::tool("python3") else { return };
+    let apart = Apart::new();
+    let mut server = apart.all_in_one();
+    let ready = || {
+        until("the server is ready", || {
+            get(apart.at(15014), "/healthz/ready").filter(|(status, _)| *status == 200)
+        })
+    };
+    ready();
+    let _gateway = apart.gateway();
+    let _web = apart.web(1, &python);
+    until("a request passes gateway and sidecar", || {
+        get(apart.at(8080), "/").filter(|(status, _)| *status == 200)
+    });
+    let callers = Callers::of(apart.at(8080));
+    // What is routed is in the folder of resources.
+    let store = |role: &str| apart.data.path().join("server").join(role);
+    lose(&mut server, &[store("registry"), store("config")]);
+    let _server = apart.all_in_one();
+    ready();
+    let got = callers.end();
+    assert_eq!(got.keys().collect::<Vec<_>>(), [&200], "{got:?}");
+    let log = log_of(&apart, "server");
+    assert!(log.contains("another one than was followed before"), "of the registry");
+    assert!(log.contains("the config service's store is another one than before"), "it is said too");
+    assert!(!log_of(&apart, "web").contains("taken away what this instance serves"));
+    assert_eq!(apart.passing(), Some(1), "who lives has registered again");
 }
 
 #[test]

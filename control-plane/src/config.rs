@@ -3,7 +3,7 @@
 //!
 //! A document's "file" is `config:NAMESPACE/KIND/NAME@REVISION`, printed as indented JSON. A revision that is wrong
 //! leaves the last good one in force, also across a restart: the service has the history. What the service said last
-//! stays while it is away; only a deletion removes.
+//! stays while it is away; only a deletion removes. A store that is another one than before is taken as it is, and told.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -18,6 +18,7 @@ use serde_json::Value;
 use tokio::sync::watch;
 
 use crate::folder::{self, FileChange};
+use crate::trust::Followed as Stores;
 use crate::{ControlPlane, Feed};
 
 /// The name of the feed, to be declared in [`crate::Settings::feeds`].
@@ -60,10 +61,14 @@ pub fn follow(
     };
     let read = plane.config.get_or_init(|| followed).read.clone();
     let feed = plane.feed(FEED);
-    let mut source = Source { client, since: None, held: BTreeMap::new() };
+    let stores = plane.trust().map(crate::Trust::followed);
+    let mut source = Source { client, since: None, before: None, held: BTreeMap::new() };
     let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
     async move {
         let Some(feed) = feed else { return };
+        if let Some(stores) = &stores {
+            source.before = stores.epoch(FEED).await;
+        }
         loop {
             match source.step().await {
                 Ok(changes) => {
@@ -71,6 +76,7 @@ pub fn follow(
                     if source.tell(changes, &feed, &read).await.is_err() {
                         return;
                     }
+                    source.remember(stores.as_ref()).await;
                 }
                 Err(error) => {
                     tracing::warn!(%error, "the config service is not followed; what it said last stays");
@@ -96,6 +102,8 @@ struct Held {
 struct Source {
     client: ConfigClient,
     since: Option<Since>,
+    /// The epoch that was followed before this process, or is followed now.
+    before: Option<String>,
     held: BTreeMap<Address, Held>,
 }
 
@@ -104,6 +112,13 @@ impl Source {
     async fn step(&mut self) -> Result<folder::Changes, ClientError> {
         let Changes { epoch, revision, reset, documents } =
             bounded(&self.client, WAIT + GRACE, self.client.changes(self.since.as_ref(), WAIT)).await?;
+        if self.before.as_ref().is_some_and(|before| *before != epoch) {
+            tracing::error!(
+                documents = documents.len(),
+                "the config service's store is another one than before: what was applied is in effect only where it is in this one too; apply it again, or restore the folder"
+            );
+            self.before = None;
+        }
         // The service may fail in the middle: what is held changes only when all is known.
         let mut held = self.held.clone();
         let mut files = BTreeMap::new();
@@ -141,6 +156,18 @@ impl Source {
         self.held = held;
         self.since = Some(Since { epoch, revision });
         Ok(folder::Changes { files, folder: None })
+    }
+
+    /// From now on this store is the one before.
+    async fn remember(&mut self, stores: Option<&Stores>) {
+        let Some(since) = self.since.as_ref().filter(|since| self.before.as_ref() != Some(&since.epoch))
+        else {
+            return;
+        };
+        self.before = Some(since.epoch.clone());
+        if let Some(stores) = stores {
+            stores.keep(FEED, &since.epoch).await;
+        }
     }
 
     async fn tell(

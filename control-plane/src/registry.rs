@@ -1,8 +1,11 @@
 //! The registry as a source: who is where becomes the catalog that is compiled, and one `Workload` for each instance
 //! that has a sidecar.
 //!
-//! What the registry said last stays while it is away: nothing vanishes by silence.
+//! What the registry said last stays while it is away: nothing vanishes by silence. It stays for a lease also where the
+//! registry comes back with another store. A control plane that has begun anew together with it knows nothing itself, and
+//! tells nothing for as long: proxies go on with what they have, and who is alive registers again.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -16,12 +19,16 @@ use meshwork_compile::input::{self as compile, AppProtocol, CatalogInstance, Cat
 use meshwork_messages::v1::{self, Resource, service_port};
 use meshwork_xds::ResourceKey;
 use meshwork_xds::client::Backoff;
+use meshwork_xds::registration::LEASE_SECONDS;
 use prost::Message as _;
 use tokio::time::Instant;
 
+use crate::trust::Followed;
 use crate::{ControlPlane, Ended, Feed};
+use kept::Kept;
 use ports::Ports;
 
+mod kept;
 mod ports;
 
 /// The names of the feeds, to be declared in [`crate::Settings::feeds`]. Both have spoken before anything is published:
@@ -36,9 +43,16 @@ const GRACE: Duration = Duration::from_secs(10);
 /// call it until it has drained. And how long a service is known after its last instance has gone: one that restarts its
 /// only instance has nobody for a moment, and is not unknown.
 const LINGER: Duration = Duration::from_secs(60);
+/// How long what was registered stays when its registry has lost its store: in that time whoever is alive has told it again.
+const LEASE: Duration = Duration::from_secs(LEASE_SECONDS);
+/// How often the registry is asked meanwhile: that somebody is gone whom it never had is no change of its catalog.
+const LOOK: Duration = Duration::from_secs(1);
 
 /// Sentences about registrations that are not what they are meant to be.
 type Doubts = BTreeSet<String>;
+
+/// By namespace and name.
+type Services = BTreeMap<(String, String), Service>;
 
 type Messages = BTreeMap<ResourceKey, Arc<Resource>>;
 
@@ -46,16 +60,10 @@ type Messages = BTreeMap<ResourceKey, Arc<Resource>>;
 pub async fn follow(plane: ControlPlane, registry: RegistryClient, mut rng: impl Rng) {
     let [Some(catalog), Some(workloads)] = FEEDS.map(|name| plane.feed(name)) else { return };
     let (services, hub) = (Arc::clone(&plane.services), plane.hub().clone());
+    let followed = plane.trust().map(crate::Trust::followed);
     // The plane ends with its last holder, and must not be kept by who feeds it.
     drop(plane);
-    let mut source = Source {
-        registry,
-        since: None,
-        services: BTreeMap::new(),
-        empty: Empty::default(),
-        workloads: Workloads::default(),
-        doubts: Doubts::new(),
-    };
+    let mut source = Source::new(registry, epoch_before(followed.as_ref()).await);
     let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
     loop {
         match source.step().await {
@@ -63,14 +71,13 @@ pub async fn follow(plane: ControlPlane, registry: RegistryClient, mut rng: impl
                 backoff.reset();
                 let now = Instant::now();
                 if changed || source.next_end().is_some_and(|end| end <= now) {
-                    source.empty.forget(now);
-                    hub.expect(proxies(source.services.values()));
-                    services.store(Arc::new(source.called().cloned().collect()));
-                    let registered = workload_messages(source.called());
-                    source.workloads.take(registered, now);
-                    if source.tell(&catalog, &workloads).await.is_err() {
+                    source.forget(now);
+                    hub.expect(proxies(source.all().values()));
+                    services.store(Arc::new(called(&source.all()).cloned().collect()));
+                    if source.hold.is_none() && source.tell(now, &catalog, &workloads).await.is_err() {
                         return;
                     }
+                    remember(followed.as_ref(), &mut source).await;
                 }
             }
             Err(error) => {
@@ -81,11 +88,32 @@ pub async fn follow(plane: ControlPlane, registry: RegistryClient, mut rng: impl
     }
 }
 
+/// Which store was followed by whoever had this control plane's data before.
+async fn epoch_before(followed: Option<&Followed>) -> Option<String> {
+    followed?.epoch(FEEDS[0]).await
+}
+
+/// The store is the one that is followed as soon as nothing is kept of another one.
+async fn remember(followed: Option<&Followed>, source: &mut Source) {
+    let Some((followed, since)) = followed.zip(source.since.as_ref()) else { return };
+    let is_settled = source.hold.is_none() && source.kept.is_none();
+    if is_settled && source.before.as_ref() != Some(&since.epoch) {
+        source.before = Some(since.epoch.clone());
+        followed.keep(FEEDS[0], &since.epoch).await;
+    }
+}
+
 struct Source {
     registry: RegistryClient,
     since: Option<Since>,
-    /// Also those of the platform, which nobody calls.
-    services: BTreeMap<(String, String), Service>,
+    /// What the registry says; also services of the platform, which nobody calls.
+    services: Services,
+    /// Of another store, which it has lost.
+    kept: Option<Kept>,
+    /// The epoch that was followed before this process, or is followed now.
+    before: Option<String>,
+    /// Until when nothing is told: what proxies have was made of another store, of which we know nothing.
+    hold: Option<Instant>,
     empty: Empty,
     workloads: Workloads,
     /// What was said of them already.
@@ -150,19 +178,40 @@ impl Workloads {
 }
 
 impl Source {
+    fn new(registry: RegistryClient, before: Option<String>) -> Self {
+        Self {
+            registry,
+            since: None,
+            services: Services::new(),
+            kept: None,
+            before,
+            hold: None,
+            empty: Empty::default(),
+            workloads: Workloads::default(),
+            doubts: Doubts::new(),
+        }
+    }
+
     /// Asks once; says whether there is something new.
     async fn step(&mut self) -> Result<bool, ClientError> {
         let end = self.next_end().map(|end| end.saturating_duration_since(Instant::now()));
-        let wait = end.map_or(WAIT, |end| end.min(WAIT));
+        let longest = if self.kept.is_some() { LOOK } else { WAIT };
+        let wait = end.map_or(longest, |end| end.min(longest));
         let asked = self.registry.changes(self.since.as_ref(), wait);
         let answered = tokio::time::timeout(WAIT + GRACE, asked).await;
-        let Changes { epoch, revision, reset, services, removed } = answered.unwrap_or_else(|_| {
+        let changes = answered.unwrap_or_else(|_| {
             let server = self.registry.0.server().to_owned();
             Err(ClientError::Unreachable { server, cause: "it does not answer".to_owned() })
         })?;
+        Ok(self.take(changes, Instant::now()))
+    }
+
+    /// Takes what the registry says; says whether something is new.
+    fn take(&mut self, changes: Changes, now: Instant) -> bool {
+        self.beware(&changes, now);
+        let Changes { epoch, revision, reset, services, removed, departed, .. } = changes;
         let changed = reset || !services.is_empty() || !removed.is_empty();
         self.since = Some(Since { epoch, revision });
-        let now = Instant::now();
         if reset {
             std::mem::take(&mut self.services).into_values().for_each(|was| self.empty.take(Some(was), now));
         }
@@ -174,28 +223,83 @@ impl Source {
             self.empty.0.remove(&key);
             self.services.insert(key, service);
         }
-        Ok(changed)
+        let kept = self.kept.as_mut();
+        kept.is_some_and(|kept| kept.look(&self.services, &departed)) || changed
     }
 
-    /// The services that are the mesh's.
-    fn called(&self) -> impl Iterator<Item = &Service> {
-        self.services.values().filter(|service| !is_platform(service))
+    /// Sees whether the registry's store is another one than before, and who is in it may not be all who are there.
+    fn beware(&mut self, changes: &Changes, now: Instant) {
+        // Who is alive has told it by then.
+        let left = LEASE.saturating_sub(Duration::from_millis(changes.runs_ms));
+        if left.is_zero() || !changes.reset {
+            return;
+        }
+        let (seconds, end) = (left.as_secs_f32(), now + left);
+        match &self.since {
+            // An older copy of the same store has forgotten too.
+            Some(since) if since.epoch != changes.epoch || since.revision > changes.revision => {
+                tracing::warn!(
+                    seconds,
+                    "the registry's store is another one than before; what was registered stays for a lease unless it is deregistered"
+                );
+                let all = self.all().into_owned();
+                self.kept = Some(Kept::new(&all, end));
+                // Of what was told before this process began nothing is known now either.
+                self.hold = self.hold.map(|_| end);
+            }
+            None if self.before.as_ref().is_some_and(|before| *before != changes.epoch) => {
+                tracing::warn!(
+                    seconds,
+                    "the registry's store is another one than was followed before; proxies keep what they have for a lease, and are told nothing until then"
+                );
+                self.hold = Some(end);
+            }
+            _ => {}
+        }
     }
 
-    /// When the first of what is gone is to be forgotten.
+    /// What is registered, and what is kept.
+    fn all(&self) -> Cow<'_, Services> {
+        match &self.kept {
+            None => Cow::Borrowed(&self.services),
+            Some(kept) => Cow::Owned(kept.over(&self.services)),
+        }
+    }
+
+    /// Forgets what is over.
+    fn forget(&mut self, now: Instant) {
+        self.empty.forget(now);
+        self.hold = self.hold.filter(|end| *end > now);
+        if let Some(kept) = self.kept.take_if(|kept| kept.end <= now) {
+            let missing = kept.missing();
+            let (count, instances) = (missing.len(), missing.join(", "));
+            tracing::info!(count, instances, "what has not registered again in the registry's store is gone");
+        }
+    }
+
+    /// When the first of what stays for a while is to be forgotten.
     fn next_end(&self) -> Option<Instant> {
-        self.workloads.next_end().into_iter().chain(self.empty.next_end()).min()
+        let kept = self.kept.as_ref().map(|kept| kept.end);
+        let ends = [kept, self.hold, self.workloads.next_end(), self.empty.next_end()];
+        ends.into_iter().flatten().min()
     }
 
     /// Workloads first: an instance knows what it serves before others call it.
-    async fn tell(&mut self, catalog: &Feed, workloads: &Feed) -> Result<(), Ended> {
+    async fn tell(&mut self, now: Instant, catalog: &Feed, workloads: &Feed) -> Result<(), Ended> {
+        let registered = workload_messages(called(&self.all()));
+        self.workloads.take(registered, now);
         workloads.messages(self.workloads.all()).await?;
-        let (mut known, doubts) = catalog_of(self.called());
+        let (mut known, doubts) = catalog_of(called(&self.all()));
         doubts.difference(&self.doubts).for_each(|doubt| tracing::warn!("{doubt}"));
         self.doubts = doubts;
         self.empty.add_to(&mut known);
         catalog.catalog(known).await
     }
+}
+
+/// The services that are the mesh's.
+fn called(services: &Services) -> impl Iterator<Item = &Service> {
+    services.values().filter(|service| !is_platform(service))
 }
 
 /// Processes of the platform itself are registered to be found by who scrapes them; nobody calls them.

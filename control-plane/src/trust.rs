@@ -3,7 +3,8 @@
 //!
 //! ```text
 //! D/control-plane/ca/      root and intermediate ─▶ Authority ─issues─▶ SVIDs (72 h)
-//! D/control-plane/store    join tokens (hashed), deny entries, the bundle's sequence, what operators have forced
+//! D/control-plane/store    join tokens (hashed), deny entries, the bundle's sequence, what operators have forced, which
+//!                          registry's store was followed
 //!
 //! 15014  POST /v1/tokens, /v1/identity/deny        operators (api)
 //! 15012  TLS, a client certificate is optional     proxies (issue)
@@ -18,6 +19,7 @@
 mod access;
 mod api;
 mod deny;
+mod followed;
 mod forces;
 mod issue;
 mod revisions;
@@ -53,6 +55,7 @@ use tonic::service::Routes;
 
 pub(crate) use access::MeshAccess;
 use deny::Deny;
+pub(crate) use followed::Followed;
 use issue::Issuer;
 use revisions::Revisions;
 use tokens::Tokens;
@@ -86,7 +89,7 @@ pub struct RootFiles {
 /// How the mesh's trust is set up.
 #[derive(Clone, Debug)]
 pub struct Secure {
-    /// Where keys, tokens, deny entries, what is forced and the last revision are kept: `D/control-plane`.
+    /// Where keys, tokens, deny entries, what is forced, the last revision and which store was followed are kept: `D/control-plane`.
     pub data_dir: PathBuf,
     /// For whom SVIDs are issued.
     pub trust_domain: TrustDomain,
@@ -184,6 +187,7 @@ struct Inner {
     connections: Connections,
     deny: Deny,
     forces: forces::Kept,
+    store: Store,
     address: SocketAddr,
     _stop: DropGuard,
 }
@@ -228,14 +232,14 @@ pub(crate) async fn open(
     let forces = forces::load(&store).await?;
     let tokens = Tokens::new(store.clone(), Arc::clone(&clock));
     let (revisions, published) = revisions::open(store.clone()).await?;
-    let kept = forces::Kept::new(store);
+    let kept = forces::Kept::new(store.clone());
     let stop = CancellationToken::new();
     let access = Arc::new(MeshAccess::new(secure.trust_domain, inside));
     let _stop = stop.clone().drop_guard();
     let (svid_ttl, svid_grace) = (secure.svid_ttl, secure.svid_grace);
     let issued = AtomicU64::new(0);
     let issuer = Arc::new(Issuer { authority, identity, tokens, clock, svid_ttl, svid_grace, issued });
-    let inner = Inner { issuer, connections: connections.clone(), deny, forces: kept, address, _stop };
+    let inner = Inner { issuer, connections: connections.clone(), deny, forces: kept, store, address, _stop };
     let trust = Trust { inner: Arc::new(inner) };
     Ok(Opened { access, trust, listener, connections, forces, revisions, published, stop })
 }

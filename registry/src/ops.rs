@@ -84,7 +84,10 @@ impl Inner {
     pub(crate) async fn deregister(&self, caller: &Caller, place: &Place) -> Result<(), RegistryError> {
         {
             let model = self.model.read();
-            let found = model.instances.get(place).ok_or_else(|| unknown_instance(&place.id))?;
+            let found = model.instances.get(place).ok_or_else(|| {
+                self.departed.note(caller, place, self.clock.now());
+                unknown_instance(&place.id)
+            })?;
             must_own(&model, &ServiceName::new(&place.namespace, &found.doc.service), caller)?;
         }
         self.remove_instance(place).await
@@ -325,7 +328,7 @@ impl Inner {
 }
 
 /// The SPIFFE ID of what a caller registers.
-fn identity(caller: &Caller) -> Option<String> {
+pub(crate) fn identity(caller: &Caller) -> Option<String> {
     match caller {
         Caller::Spiffe(id) => Some(id.to_string()),
         Caller::Token(_) | Caller::Local => None,

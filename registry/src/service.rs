@@ -13,6 +13,7 @@ use parking_lot::{Mutex, RwLock};
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 
+use crate::departed::Departures;
 use crate::doc::{Place, Status, Subject};
 use crate::error::RegistryError;
 use crate::keeper::Timers;
@@ -68,6 +69,7 @@ pub(crate) struct Inner {
     pub(crate) look: Notify,
     /// Keys that were locked by a session that ended, and until when no one else may lock them.
     pub(crate) lock_delays: Mutex<HashMap<String, Tick>>,
+    pub(crate) departed: Departures,
     probes: Mutex<Probes>,
     applied: watch::Sender<u64>,
 }
@@ -87,6 +89,7 @@ impl Registry {
         let cursor = listing.cursor;
         let watch = store.watch("", cursor).await?;
         let inner = Arc::new(Inner {
+            departed: Departures::new(clock.now()),
             store,
             clock,
             rng: Mutex::new(rng),
@@ -205,8 +208,14 @@ impl Inner {
             .await;
             match loaded {
                 Ok((listing, watch)) => {
-                    let Cursor { revision, .. } = listing.cursor;
-                    let transitions = self.model.read().transitions;
+                    let Cursor { epoch, revision } = listing.cursor;
+                    let (before, transitions) = {
+                        let model = self.model.read();
+                        (model.epoch, model.transitions)
+                    };
+                    if epoch != before {
+                        self.departed.begin(self.clock.now());
+                    }
                     let mut loaded = Model::load(listing);
                     loaded.transitions = transitions;
                     *self.model.write() = loaded;

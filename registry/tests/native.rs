@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use http::Method;
-use meshwork_api::registry::{Health, Port, Registration, Service, Since};
+use meshwork_api::registry::{Departed, Health, Port, Registration, Service, Since};
 use meshwork_registry::Caller;
 use serde_json::json;
 use support::{World, spiffe};
@@ -244,6 +244,45 @@ async fn a_watch_tells_what_changed_and_what_vanished() {
     );
     since.epoch = "0".into();
     assert!(native.changes(Some(&since), Duration::from_secs(60)).await.unwrap().reset);
+}
+
+#[tokio::test]
+async fn who_follows_is_told_how_long_the_registry_runs_and_who_wanted_to_be_gone_that_it_never_had() {
+    let world = World::new().await;
+    register(&world, "a", 1).await;
+    world.pass(5).await;
+    let told = world.native().changes(None, Duration::ZERO).await.unwrap();
+    assert_eq!((told.runs_ms, told.departed), (5_000, Vec::new()));
+    let id = "spiffe://mesh.local/ns/shop/sa/web";
+    let path = "/v1/meshwork/instances/shop/web/web-1";
+    let (status, _) = world.as_caller(spiffe(id)).refused(Method::DELETE, path, "").await;
+    assert_eq!(status, 404);
+    world.native().deregister("shop", "a", "a-0").await.unwrap();
+    let told = world.native().changes(None, Duration::ZERO).await.unwrap();
+    let gone = Departed {
+        namespace: "shop".into(),
+        node: "meshwork".into(),
+        id: "web-1".into(),
+        identity: Some(id.into()),
+    };
+    assert_eq!(told.departed, [gone], "who was there is simply gone");
+    let since = Since { epoch: told.epoch.clone(), revision: told.revision };
+    world.pass(60).await;
+    let told = world.native().changes(Some(&since), Duration::ZERO).await.unwrap();
+    assert_eq!((told.runs_ms, told.departed), (65_000, Vec::new()), "nobody keeps anything for so long");
+
+    let mut snapshot = Vec::new();
+    world.store.snapshot(&mut snapshot).await.unwrap();
+    let waiting = {
+        let native = world.native();
+        tokio::spawn(async move { native.changes(Some(&since), Duration::from_secs(60)).await })
+    };
+    tokio::task::yield_now().await;
+    world.store.restore(&mut &snapshot[..]).await.unwrap();
+    assert_eq!(waiting.await.unwrap().unwrap().runs_ms, 0, "with this store it runs from now on");
+    let world = world.restart_after(Duration::from_secs(60)).await;
+    world.pass(2).await;
+    assert_eq!(world.native().changes(None, Duration::ZERO).await.unwrap().runs_ms, 2_000);
 }
 
 #[tokio::test]

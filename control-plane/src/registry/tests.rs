@@ -1,4 +1,4 @@
-use meshwork_api::registry::Port;
+use meshwork_api::registry::{Departed, Port};
 
 use meshwork_compile::input::CatalogPort;
 
@@ -335,4 +335,152 @@ fn instances_that_declare_no_number_and_speak_different_protocols_are_told_too()
         doubts.first().is_some_and(|doubt| doubt.contains("at port 9000: http (1 of them), grpc")),
         "{doubts:?}"
     );
+}
+
+/// What a registry says that has run for so long.
+fn told(epoch: &str, runs: Duration, services: Vec<Service>) -> Changes {
+    Changes {
+        epoch: epoch.to_owned(),
+        revision: 7,
+        reset: true,
+        services,
+        removed: Vec::new(),
+        runs_ms: u64::try_from(runs.as_millis()).unwrap(),
+        departed: Vec::new(),
+    }
+}
+
+fn source(before: Option<&str>) -> Source {
+    let registry = RegistryClient(meshwork_api::Client::in_memory("nobody", axum::Router::new()));
+    Source::new(registry, before.map(str::to_owned))
+}
+
+/// One that follows a registry with these instances.
+fn following(instances: Vec<Instance>) -> (Source, Instant) {
+    let (mut source, now) = (source(None), Instant::now());
+    assert!(source.take(told("a", LEASE * 9, vec![service(instances)]), now));
+    assert!(source.kept.is_none() && source.hold.is_none(), "of a first store nothing is missed");
+    (source, now)
+}
+
+/// The addresses of a service's instances that may be called, and the names of all workloads.
+fn published(source: &mut Source, now: Instant) -> (Vec<String>, Vec<String>) {
+    source.forget(now);
+    let all = source.all().into_owned();
+    let (catalog, _) = catalog_of(called(&all));
+    let instances = catalog.services.values().flat_map(|service| &service.instances);
+    let used = instances.filter(|one| one.health == compile::Health::Healthy);
+    let used = used.map(|one| one.addresses[0].to_string()).collect();
+    let workloads = workload_messages(called(&all)).keys().map(|key| key.name.to_string()).collect();
+    (used, workloads)
+}
+
+fn standing_at(id: &str, address: &str) -> Instance {
+    Instance { address: address.to_owned(), ..instance(id, Some(ID)) }
+}
+
+#[test]
+fn a_registry_that_has_lost_its_store_takes_nobody_away_for_a_lease() {
+    let (mut source, now) =
+        following(vec![standing_at("web-1", "10.0.0.1"), standing_at("web-2", "10.0.0.2")]);
+    source.take(told("b", Duration::from_secs(1), Vec::new()), now);
+    let end = now + LEASE - Duration::from_secs(1);
+    assert_eq!(source.next_end(), Some(end), "who is alive has told it again by then");
+    let both = (
+        vec!["10.0.0.1".to_owned(), "10.0.0.2".to_owned()],
+        vec!["shop/web-1".to_owned(), "shop/web-2".to_owned()],
+    );
+    assert_eq!(published(&mut source, now), both);
+    // Lost once more.
+    let later = now + Duration::from_secs(5);
+    source.take(told("c", Duration::ZERO, vec![service(vec![standing_at("web-1", "10.0.0.1")])]), later);
+    assert_eq!(published(&mut source, end), both);
+    let (used, workloads) = published(&mut source, later + LEASE);
+    assert_eq!((used, workloads), (vec!["10.0.0.1".to_owned()], vec!["shop/web-1".to_owned()]));
+}
+
+#[test]
+fn an_older_copy_of_a_store_has_lost_something_too() {
+    let (mut source, now) = following(vec![standing_at("web-1", "10.0.0.1")]);
+    let older = Changes { revision: 6, ..told("a", Duration::ZERO, Vec::new()) };
+    source.take(older, now);
+    assert_eq!(published(&mut source, now).0, ["10.0.0.1"]);
+}
+
+#[test]
+fn a_store_that_is_the_same_or_has_run_for_a_lease_is_believed_at_once() {
+    let all = vec![standing_at("web-1", "10.0.0.1")];
+    let (mut source, now) = following(all.clone());
+    source.take(Changes { revision: 8, ..told("a", Duration::ZERO, Vec::new()) }, now);
+    assert_eq!(
+        published(&mut source, now).0,
+        Vec::<String>::new(),
+        "it says who was removed while we were away"
+    );
+    let (mut source, now) = following(all);
+    source.take(told("b", LEASE, Vec::new()), now);
+    assert_eq!(published(&mut source, now).0, Vec::<String>::new(), "who is alive would have told it again");
+}
+
+#[test]
+fn who_registers_again_replaces_its_old_self_once_it_is_in_use_or_stands_elsewhere() {
+    let (mut source, now) =
+        following(vec![standing_at("web-1", "10.0.0.1"), standing_at("web-2", "10.0.0.2")]);
+    source.take(told("b", Duration::ZERO, Vec::new()), now);
+    let mut say = |instances: Vec<Instance>| {
+        source.take(Changes { reset: false, ..told("b", Duration::ZERO, vec![service(instances)]) }, now);
+        published(&mut source, now).0
+    };
+    let becoming = |one: Instance| Instance { health: Health::Maintenance, ..one };
+    let first = standing_at("web-1", "10.0.0.1");
+    assert_eq!(
+        say(vec![becoming(first.clone())]),
+        ["10.0.0.1", "10.0.0.2"],
+        "its sidecar is about to be used"
+    );
+    assert_eq!(say(vec![first.clone()]), ["10.0.0.1", "10.0.0.2"]);
+    assert_eq!(say(vec![becoming(first.clone())]), ["10.0.0.2"], "now its owner has taken it out");
+    let moved = standing_at("web-2", "10.0.0.9");
+    assert_eq!(
+        say(vec![first.clone(), becoming(moved.clone())]),
+        ["10.0.0.1"],
+        "nobody is at its old address"
+    );
+    assert_eq!(say(vec![first.clone(), moved]), ["10.0.0.1", "10.0.0.9"]);
+    assert_eq!(say(vec![first]), ["10.0.0.1"], "what the new store had and has no more is gone");
+}
+
+#[test]
+fn who_deregisters_from_a_store_that_never_had_it_is_gone_at_once() {
+    let (mut source, now) =
+        following(vec![standing_at("web-1", "10.0.0.1"), standing_at("web-2", "10.0.0.2")]);
+    source.take(told("b", Duration::ZERO, Vec::new()), now);
+    let departed = |id: &str, identity: &str| Departed {
+        namespace: "shop".to_owned(),
+        node: "n".to_owned(),
+        id: id.to_owned(),
+        identity: Some(identity.to_owned()),
+    };
+    let said = vec![departed("web-1", ID), departed("web-2", "spiffe://mesh.local/ns/shop/sa/evil")];
+    let quiet = Changes { reset: false, departed: said, ..told("b", Duration::ZERO, Vec::new()) };
+    assert!(source.take(quiet.clone(), now), "that is something new");
+    assert_eq!(published(&mut source, now).0, ["10.0.0.2"], "nobody sends others away");
+    assert!(!source.take(quiet, now));
+}
+
+#[test]
+fn a_control_plane_that_begins_with_another_store_than_before_tells_nothing_for_a_lease() {
+    let (mut begun, now) = (source(Some("a")), Instant::now());
+    begun.take(told("b", Duration::from_secs(2), Vec::new()), now);
+    let end = now + LEASE - Duration::from_secs(2);
+    assert_eq!((begun.hold, begun.next_end()), (Some(end), Some(end)));
+    begun.forget(end);
+    assert_eq!(begun.hold, None);
+    for (before, epoch, runs) in
+        [(Some("a"), "a", Duration::ZERO), (None, "b", Duration::ZERO), (Some("a"), "b", LEASE)]
+    {
+        let mut begun = source(before);
+        begun.take(told(epoch, runs, Vec::new()), now);
+        assert_eq!(begun.hold, None, "{before:?} {epoch} {runs:?}");
+    }
 }

@@ -177,6 +177,27 @@ pub struct Changes {
     pub services: Vec<Service>,
     /// Services whose last instance was removed.
     pub removed: Vec<ServiceRef>,
+    /// For how long this registry has run, in milliseconds: who is alive has told it again after a lease. A store of
+    /// another epoch than before, in a registry that began a moment ago, may have lost what was in it.
+    #[serde(default)]
+    pub runs_ms: u64,
+    /// Who wanted to be removed in its first minute and was not there: the store that was lost may have had it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub departed: Vec<Departed>,
+}
+
+/// An instance that is to be gone, though the registry never had it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Departed {
+    /// Its namespace.
+    pub namespace: String,
+    /// The node it would be registered on.
+    pub node: String,
+    /// Its id.
+    pub id: String,
+    /// Who says so: what stays of an instance with another identity is not meant.
+    pub identity: Option<String>,
 }
 
 /// A place in the registry's history.

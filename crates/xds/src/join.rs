@@ -505,7 +505,7 @@ mod tests {
 
     fn refused() -> JoinError {
         let server = "127.0.0.1:15012".to_owned();
-        JoinError::Client(ClientError::Untrusted { server, cause: "another root".to_owned() })
+        JoinError::Client(ClientError::Untrusted { server, cause: "another root".to_owned(), reason: None })
     }
 
     fn no_token() -> JoinError {

@@ -120,7 +120,10 @@ async fn watch(mut call: Call) -> Answer {
 /// What to tell a watcher now; nothing when it has to wait.
 fn changes(inner: &Inner, epoch: Option<&str>, since: Option<u64>, elapsed: bool) -> Option<Changes> {
     let model = inner.model.read();
+    let now = inner.clock.now();
     let told = Changes {
+        runs_ms: u64::try_from(inner.departed.running(now).as_millis()).unwrap_or(u64::MAX),
+        departed: inner.departed.all(now),
         epoch: format!("{:016x}", model.epoch),
         revision: model.revision,
         reset: true,
@@ -229,7 +232,8 @@ async fn one(Path(at): Path<(String, String, String)>, mut call: Call) -> Answer
 async fn deregister(Path(at): Path<(String, String, String)>, mut call: Call) -> Answer {
     let incarnation = call.query.text("incarnation");
     call.end()?;
-    let place = found_as(&call, &at, incarnation)?;
+    let is_there = call.inner.model.read().instances.contains_key(&place(&call, &at.0, &at.2));
+    let place = if is_there { found_as(&call, &at, incarnation)? } else { place(&call, &at.0, &at.2) };
     call.inner.deregister(&call.caller, &place).await?;
     Ok(StatusCode::NO_CONTENT.into_response())
 }

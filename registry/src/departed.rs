@@ -1,0 +1,58 @@
+//! Who wanted to be removed and was not there. After a store was lost its readers keep for a lease what it had; who is told
+//! to end in that time is to be gone at once all the same. Kept in memory, for the first minute.
+
+use std::time::Duration;
+
+use meshwork_api::registry::Departed;
+use meshwork_base::Tick;
+use meshwork_process::Caller;
+use parking_lot::Mutex;
+
+use crate::doc::Place;
+use crate::ops::identity;
+
+/// Longer than any reader keeps what it does not hear of.
+const YOUTH: Duration = Duration::from_mins(1);
+/// So many are told.
+const MOST: usize = 4096;
+
+/// See the module's text.
+pub(crate) struct Departures(Mutex<Since>);
+
+struct Since {
+    began: Tick,
+    who: Vec<Departed>,
+}
+
+impl Departures {
+    pub(crate) const fn new(began: Tick) -> Self {
+        Self(Mutex::new(Since { began, who: Vec::new() }))
+    }
+
+    /// Another store is in the place of the one before.
+    pub(crate) fn begin(&self, now: Tick) {
+        *self.0.lock() = Since { began: now, who: Vec::new() };
+    }
+
+    /// For how long the registry has run with its store.
+    pub(crate) fn running(&self, now: Tick) -> Duration {
+        now.since(self.0.lock().began)
+    }
+
+    /// Somebody wants to be removed who is not there.
+    pub(crate) fn note(&self, caller: &Caller, place: &Place, now: Tick) {
+        let Place { namespace, node, id } = place.clone();
+        let departed = Departed { namespace, node, id, identity: identity(caller) };
+        let mut since = self.0.lock();
+        let is_young = now.since(since.began) < YOUTH;
+        if is_young && since.who.len() < MOST && !since.who.contains(&departed) {
+            since.who.push(departed);
+        }
+    }
+
+    /// All of them, while the registry is young.
+    pub(crate) fn all(&self, now: Tick) -> Vec<Departed> {
+        let since = self.0.lock();
+        if now.since(since.began) < YOUTH { since.who.clone() } else { Vec::new() }
+    }
+}
