@@ -76,7 +76,7 @@ struct Waiting<'w> {
 
 impl Waiting<'_> {
     /// It has an answer, or has failed by itself.
-    fn is_over(self) {
+    fn ends(self) {
         std::mem::forget(self);
     }
 }
@@ -104,7 +104,7 @@ impl TlsWay {
         let Connection { number, mut sender } = self.connection().await?;
         let waiting = Waiting { way: self, number };
         let answered = sender.try_send_request(request).await;
-        waiting.is_over();
+        waiting.ends();
         match answered {
             Ok(response) => Ok(response),
             // The connection had ended and nothing was sent: once more, on a new one.
@@ -114,7 +114,7 @@ impl TlsWay {
                     let Connection { number, mut sender } = self.connection().await?;
                     let waiting = Waiting { way: self, number };
                     let answered = sender.send_request(request).await;
-                    waiting.is_over();
+                    waiting.ends();
                     answered.map_err(|error| unreachable(&error))
                 }
                 None => Err(unreachable(error.error())),

@@ -52,6 +52,22 @@ const SMALL_FRAMES: usize = 128 * 1024 * 1024;
 /// Why a connection that leads nowhere has ended.
 const SILENT: &str = "no answer to a PING within 5 s: the connection leads nowhere";
 
+fn builder() -> h2::client::Builder {
+    let mut builder = h2::client::Builder::new();
+    builder
+        .initial_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_send_buffer_size(SEND_BUFFER)
+        .max_header_list_size(HEADER_LIST)
+        .max_concurrent_reset_streams(REMEMBERED_RESETS)
+        .reset_stream_duration(REMEMBERED_FOR)
+        // `h2` counts frames of forgotten streams over a connection's whole life, which may be days.
+        .max_local_error_reset_streams(None)
+        .data_frame_budget(SMALL_FRAMES)
+        .enable_push(false);
+    builder
+}
+
 /// A connection to one endpoint.
 pub(crate) struct H2Connection {
     send: RefCell<SendRequest<Payload>>,
@@ -87,20 +103,8 @@ impl H2Connection {
         now: Tick,
         svid: Option<Validity>,
     ) -> Result<Rc<Self>, Failure> {
-        let mut builder = h2::client::Builder::new();
-        builder
-            .initial_window_size(STREAM_WINDOW)
-            .initial_connection_window_size(CONNECTION_WINDOW)
-            .max_send_buffer_size(SEND_BUFFER)
-            .max_header_list_size(HEADER_LIST)
-            .max_concurrent_reset_streams(REMEMBERED_RESETS)
-            .reset_stream_duration(REMEMBERED_FOR)
-            // `h2` counts frames of forgotten streams over a connection's whole life, which may be days.
-            .max_local_error_reset_streams(None)
-            .data_frame_budget(SMALL_FRAMES)
-            .enable_push(false);
         let (gathered, flusher) = Gathered::new(io);
-        let (send, mut connection) = builder.handshake(gathered).await.map_err(|error| {
+        let (send, mut connection) = builder().handshake(gathered).await.map_err(|error| {
             Failure::upstream(Cause::ConnectFailure, Retry::NothingSent).because(told(&error))
         })?;
         let ended = Rc::new(Cell::new(false));

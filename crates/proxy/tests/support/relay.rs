@@ -74,5 +74,5 @@ async fn pass(
     }
     while from.read(&mut chunk).await.is_ok_and(|count| count > 0) {}
     // Nor does the other end hear of this one's.
-    std::future::pending().await
+    std::future::pending::<()>().await;
 }
