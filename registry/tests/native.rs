@@ -257,7 +257,7 @@ async fn who_follows_is_told_how_long_the_registry_runs_and_who_wanted_to_be_gon
     let path = "/v1/meshwork/instances/shop/web/web-1";
     let (status, _) = world.as_caller(spiffe(id)).refused(Method::DELETE, path, "").await;
     assert_eq!(status, 404);
-    world.native().deregister("shop", "a", "a-0").await.unwrap();
+    world.native().deregister("shop", "a", "a-0", None).await.unwrap();
     let told = world.native().changes(None, Duration::ZERO).await.unwrap();
     let gone = Departed {
         namespace: "shop".into(),
