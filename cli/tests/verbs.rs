@@ -12,7 +12,7 @@ use std::process::{Output, Stdio};
 use serde_json::Value;
 use support::platform::{Platform, assert_ok, next};
 use support::yaml::{EDGE, route};
-use support::{command, get, until};
+use support::{command, exchange, get, until};
 
 fn said(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
@@ -130,6 +130,45 @@ fn a_route_is_applied_changed_rolled_back_and_deleted() {
     assert!(said(&none).contains("nothing was removed"), "{none:?}");
     // What a folder defines is not the config service's to remove.
     refused(&platform.command(&["delete", "gateway", "edge"]), &["edge.yaml", "remove it there"]);
+}
+
+#[test]
+fn who_has_served_keeps_its_traffic_when_another_of_an_earlier_name_wants_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let platform = platform(folder.path());
+    let elsewhere = tempfile::tempdir().unwrap();
+    let apply = |name: &str, to: &str| {
+        let file = elsewhere.path().join("route.yaml");
+        let text = redirect(to).replace("name: web", &format!("name: {name}"));
+        std::fs::write(&file, text).unwrap();
+        platform.command(&["apply", "-f", file.to_str().unwrap(), "--wait"])
+    };
+    let served = || {
+        let answer =
+            exchange(platform.at(8080), b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").unwrap();
+        let mut lines = answer.lines();
+        lines
+            .find_map(|line| line.to_ascii_lowercase().strip_prefix("location: ").map(str::to_owned))
+            .unwrap()
+    };
+    let by = |to: &str| format!("http://x:8080{to}");
+    assert_ok(&apply("z", "/old"));
+    assert_eq!(served(), by("/old"));
+    let told = said(&apply("a0", "/new"));
+    assert!(told.contains("HTTPRoute default/z, which is older, has the same match"), "{told}");
+    assert_eq!(served(), by("/old"), "who came first keeps it");
+    assert_ok(&apply("z", "/edited"));
+    assert_eq!(served(), by("/edited"), "an edit makes nobody younger");
+    // What was removed and comes back is the youngest.
+    assert_ok(&platform.command(&["delete", "route", "z", "--wait"]));
+    assert_eq!(served(), by("/new"));
+    assert_ok(&platform.command(&["rollback", "route", "z", "--to", "1", "--wait"]));
+    assert_eq!(served(), by("/new"));
+    let age = |name: &str| {
+        let object = json(&platform.command(&["get", "route", name, "-o", "json"]));
+        object["metadata"]["creationTimestamp"].as_str().unwrap().to_owned()
+    };
+    assert!(age("a0") < age("z"));
 }
 
 #[test]

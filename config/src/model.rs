@@ -14,6 +14,8 @@ use crate::key::{self, Key, Record};
 pub(crate) struct Current {
     /// All its revisions, the first one first.
     pub(crate) versions: Vec<Version>,
+    /// When it came into being; of one that was removed and written again, the last time.
+    pub(crate) created: String,
     /// What the last one holds.
     pub(crate) content: Value,
     /// The store's revision that wrote it.
@@ -33,7 +35,16 @@ impl Current {
 
     /// Its last revision, whole.
     pub(crate) fn document(&self) -> Document {
-        Document { version: self.last().clone(), content: self.content.clone() }
+        let version = self.last().clone();
+        let created = (!version.deleted).then(|| self.created.clone());
+        Document { version, created, content: self.content.clone() }
+    }
+
+    /// One of its revisions, and when the document that it was then came into being.
+    pub(crate) fn at(&self, revision: u64) -> Option<(Version, Option<String>)> {
+        let at = self.versions.iter().position(|version| version.revision == revision)?;
+        let life = self.versions[..=at].iter().rev().take_while(|version| !version.deleted);
+        Some((self.versions[at].clone(), life.last().map(|first| first.time.clone())))
     }
 }
 
@@ -126,9 +137,14 @@ impl Model {
             *self.published.entry(version.kind.clone()).or_default() += 1;
             let current = self.documents.entry(Key::of(&version)).or_insert_with(|| Current {
                 versions: Vec::new(),
+                created: version.time.clone(),
                 content: Value::Null,
                 modified: 0,
             });
+            // What is written again after it was removed is another document: others may have taken its place.
+            if current.versions.last().is_some_and(|last| last.deleted) {
+                current.created.clone_from(&version.time);
+            }
             current.versions.push(version);
             (current.content, current.modified) = (content, step.last.modified);
         }

@@ -293,20 +293,15 @@ impl Inner {
 
     /// A document at a revision.
     pub(crate) async fn at(&self, key: &Key, revision: u64) -> Result<Document, ConfigError> {
-        let version = {
-            let model = self.model.read();
-            let versions =
-                model.documents.get(key).map(|current| current.versions.as_slice()).unwrap_or_default();
-            versions.iter().find(|version| version.revision == revision).cloned()
-        };
+        let found = self.model.read().documents.get(key).and_then(|current| current.at(revision));
         let missing =
             || ConfigError::unknown(format!("{key} has no revision {revision}; its history lists all"));
-        let version = version.ok_or_else(missing)?;
+        let (version, created) = found.ok_or_else(missing)?;
         let content = match &version.hash {
             Some(hash) => read_content(&self.store, hash).await?,
             None => Value::Null,
         };
-        Ok(Document { version, content })
+        Ok(Document { version, created, content })
     }
 
     /// All revisions, the last one first.

@@ -285,6 +285,37 @@ async fn a_rollback_is_a_new_revision_with_an_old_content() {
     assert_eq!(error.status(), Some(StatusCode::NOT_FOUND));
 }
 
+#[tokio::test]
+async fn a_document_is_as_old_as_its_first_revision_until_it_is_removed() {
+    let mut world = World::new().await;
+    let created = |world: &World, revision| {
+        let api = world.api();
+        async move { api.get("shop", "HTTPRoute", "web", revision).await.unwrap().created.unwrap() }
+    };
+    let minute = |n| format!("1970-01-01T00:0{n}:00.000Z");
+    for n in 1..=2 {
+        world.clock.advance(Duration::from_secs(60));
+        world.put(ROUTE, json!({"n": n})).await;
+        assert_eq!(created(&world, None).await, minute(1), "an edit keeps it");
+    }
+    world.clock.advance(Duration::from_secs(60));
+    world.api().rollback("shop", "HTTPRoute", "web", 1, "").await.unwrap();
+    assert_eq!(created(&world, None).await, minute(1), "so does a rollback");
+    world.send(Method::DELETE, ROUTE, &[], &Value::Null).await.unwrap();
+    let gone = world.api().get("shop", "HTTPRoute", "web", Some(4)).await.unwrap();
+    assert!(gone.version.deleted && gone.created.is_none());
+    world.clock.advance(Duration::from_secs(60));
+    world.api().rollback("shop", "HTTPRoute", "web", 1, "").await.unwrap();
+    for _ in 0..2 {
+        assert_eq!(created(&world, None).await, minute(4), "what comes back is a new one");
+        assert_eq!(created(&world, Some(2)).await, minute(1), "what it was then");
+        assert_eq!(world.api().list(None).await.unwrap()[0].created, Some(minute(4)));
+        let told = world.api().changes(None, Duration::ZERO).await.unwrap();
+        assert_eq!(told.documents[0].created, Some(minute(4)));
+        world = world.restart().await;
+    }
+}
+
 fn settings_schema(maximum: u32) -> Value {
     json!({
         "$schema": "https://json-schema.org/draft/2020-12/schema",

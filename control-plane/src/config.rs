@@ -260,7 +260,7 @@ struct Read {
 fn read(document: &Document) -> Read {
     let name = file_name(&document.version);
     let mut content = document.content.clone();
-    if let Err(why) = settle(&mut content, &document.version) {
+    if let Err(why) = settle(&mut content, &document.version, document.created.as_deref()) {
         return Read { name, change: FileChange::Unreadable(why), is_good: false };
     }
     let bytes = serde_json::to_vec_pretty(&content).expect("JSON can be written");
@@ -269,8 +269,9 @@ fn read(document: &Document) -> Read {
     Read { name, change: FileChange::Content(bytes), is_good }
 }
 
-/// Writes a document's address and revision into its content; what the content says of itself must agree.
-pub(crate) fn settle(content: &mut Value, version: &Version) -> Result<(), String> {
+/// Writes a document's address, revision and age into its content. What the content says of its address must agree; what
+/// it says of its age does not count: anybody could make a document the oldest.
+pub(crate) fn settle(content: &mut Value, version: &Version, created: Option<&str>) -> Result<(), String> {
     let Version { namespace, kind, name, revision, .. } = version;
     let wrong = |what: &str, says: &Value, is: &str| {
         Err(format!(
@@ -300,6 +301,10 @@ pub(crate) fn settle(content: &mut Value, version: &Version) -> Result<(), Strin
     }
     // It survives our restarts, unlike a count of our own.
     meta.insert("generation".to_owned(), (*revision).into());
+    match created {
+        Some(created) => drop(meta.insert("creationTimestamp".to_owned(), created.into())),
+        None => drop(meta.remove("creationTimestamp")),
+    }
     Ok(())
 }
 

@@ -22,6 +22,7 @@ use meshwork_control_plane::{ControlPlane, Model, Settings, config, registry};
 use meshwork_messages::{type_url, v1};
 use meshwork_process::Caller;
 use meshwork_registry::{Options, Registry};
+use meshwork_resources::{Object, ObjectKind};
 use meshwork_store::{Store, embedded};
 use meshwork_xds::client::{self, Change, Handle, Updates};
 use prost::Message as _;
@@ -353,6 +354,60 @@ async fn what_is_applied_is_in_effect_and_can_be_rolled_back() {
     let missing = Rollback { to: 9, message: String::new(), author: None };
     let error = api.rollback("shop", "route", "a", &missing).await.unwrap_err();
     assert_eq!(error.status(), Some(StatusCode::NOT_FOUND), "{error}");
+}
+
+/// The ages of the routes in effect, by name, as `get` shows them.
+fn ages(model: &Model) -> BTreeMap<String, String> {
+    let routes = model.objects.values().filter(|object| object.kind.name() == ObjectKind::HTTPRoute);
+    let ages = routes.map(|object| {
+        let shown = model.to_json(object);
+        let text = |field: &str| shown["metadata"][field].as_str().unwrap_or_default().to_owned();
+        (text("name"), text("creationTimestamp"))
+    });
+    ages.collect()
+}
+
+#[tokio::test]
+async fn a_document_is_as_old_as_the_config_service_says_and_not_as_it_says_itself() {
+    let world = World::new().await;
+    let first = route("/old").replace("name: a,", "name: z,");
+    let applied = world.apply_when_synced(&[GATEWAY, &first]).await;
+    let model = world.until(|model| model.revision >= applied.revision).await;
+    let z = ages(&model)["z"].clone();
+    assert_eq!(z, applied.versions[1].time, "{applied:?}");
+    // Who is younger has nothing of it, whatever it says, and is told before it is stored.
+    let younger = route("/old").replace("shop}", "shop, creationTimestamp: '1970-01-01T00:00:00Z'}");
+    let applied = world.apply(&[&younger]).await.unwrap();
+    let shadowed = |found: &serde_json::Value| found["code"] == "MW2014";
+    let warned = applied.warnings.iter().find(|found| shadowed(found)).unwrap();
+    let warned = warned["message"].as_str().unwrap();
+    assert!(warned.contains("rule 0 of HTTPRoute shop/z, which is older, has the same match"), "{warned}");
+    let model = world.until(|model| model.revision >= applied.revision).await;
+    let of_both = ages(&model);
+    assert!(of_both["z"] == z && of_both["a"] > z, "{of_both:?}");
+    let stored = world.config().get("shop", "HTTPRoute", "a", None).await.unwrap();
+    assert_eq!(stored.content["metadata"]["creationTimestamp"], serde_json::Value::Null);
+    // Nor is it believed where it was written into the config service itself; an edit keeps the age.
+    let meta = json!({"name": "z", "namespace": "shop", "creationTimestamp": "2099-01-01T00:00:00Z"});
+    let mut edited = world.config().get("shop", "HTTPRoute", "z", None).await.unwrap();
+    edited.content["metadata"] = meta;
+    let edit = Edit {
+        namespace: "shop".into(),
+        kind: "HTTPRoute".into(),
+        name: "z".into(),
+        content: edited.content,
+        if_revision: None,
+    };
+    let change = Edits { message: String::new(), author: None, edits: vec![edit] };
+    world.config().apply(&change).await.unwrap();
+    let is_edited = |object: &Arc<Object>| {
+        object.meta.name.as_str() == "z" && object.source.file.ends_with("HTTPRoute/z@2")
+    };
+    let model = world.until(|model| model.objects.values().any(is_edited)).await;
+    assert_eq!(ages(&model), of_both);
+    // An edit by `apply` is checked with the age that it has.
+    let applied = world.apply(&[&first.replace("port: 80", "port: 81")]).await.unwrap();
+    assert!(!applied.warnings.iter().any(shadowed), "{:?}", applied.warnings);
 }
 
 #[tokio::test]

@@ -16,7 +16,8 @@ use meshwork_api::config::{Change, Document, Edit, Planned, Version};
 use meshwork_compile::{Input, ProxyReports};
 use meshwork_process::Problem;
 use meshwork_resources::{
-    Diagnostic, FileName, Loaded, Object, ObjectKey, ObjectKind, Severity, Span, load_file, written,
+    Diagnostic, FileName, Loaded, Object, ObjectKey, ObjectKind, Severity, Span, Timestamp, load_file,
+    written,
 };
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -29,6 +30,8 @@ use crate::{ControlPlane, Model, codes};
 pub(super) const MAX_BODY: usize = 8 << 20;
 /// How long the config service may take for one call, and the control plane to read what it wrote there.
 pub(super) const PATIENCE: Duration = Duration::from_secs(20);
+/// The age of what is not stored yet.
+const YOUNGEST: &str = "9999-12-31T23:59:59.999Z";
 /// What a file is called that came without a name.
 const BODY: &str = "request";
 
@@ -152,7 +155,7 @@ impl Draft {
         for gone in &self.removed {
             edited.remove(gone);
         }
-        edited.extend(self.objects.iter().map(|object| (object.key(), Arc::clone(object))));
+        edited.extend(self.objects.iter().map(|object| (object.key(), aged(object, model))));
         let output = plane.checker.lock().compile(&Input {
             objects: &objects,
             catalog: &model.catalog,
@@ -174,6 +177,17 @@ impl Draft {
     }
 }
 
+/// An object as old as it will be: as the one that it takes the place of, else younger than all there are. What it says
+/// itself does not count.
+fn aged(object: &Object, model: &Model) -> Arc<Object> {
+    let mut object = object.clone();
+    object.meta.creation_timestamp = match model.objects.get(&object.key()) {
+        Some(there) => there.meta.creation_timestamp.clone(),
+        None => Timestamp::parse(YOUNGEST).ok(),
+    };
+    Arc::new(object)
+}
+
 fn defined_elsewhere(object: &Object, there: &Object) -> Diagnostic {
     let span = Span { line: object.source.line, column: object.source.column, len: 0 };
     let message = format!("{} is already written at {}", object.key(), there.source);
@@ -188,7 +202,7 @@ fn edit(object: &Object, mut content: Value) -> Edit {
     if let Some(fields) = content.as_object_mut() {
         fields.remove("status");
         if let Some(meta) = fields.get_mut("metadata").and_then(Value::as_object_mut) {
-            for of_a_store in ["generation", "managedFields", "resourceVersion", "uid"] {
+            for of_a_store in ["creationTimestamp", "generation", "managedFields", "resourceVersion", "uid"] {
                 meta.remove(of_a_store);
             }
             if kind.is_namespaced() {
@@ -317,7 +331,7 @@ async fn rollback(
 
 /// The content of an earlier revision as what is to be.
 fn earlier(plane: &ControlPlane, document: Document) -> Result<Draft, Problem> {
-    let Document { version, mut content } = document;
+    let Document { version, created, mut content } = document;
     let file = file_name(&version);
     if content.is_null() {
         // That revision removed it.
@@ -326,7 +340,7 @@ fn earlier(plane: &ControlPlane, document: Document) -> Result<Draft, Problem> {
         let removed = now.objects.values().find(is_it).map(|object| object.key());
         return Ok(Draft { removed: removed.into_iter().collect(), ..Draft::default() });
     }
-    settle(&mut content, &version).map_err(bad_body)?;
+    settle(&mut content, &version, created.as_deref()).map_err(bad_body)?;
     let text = serde_json::to_string_pretty(&content).expect("JSON can be written");
     Draft::read(&BTreeMap::from([(file.to_string(), text)]))
 }

@@ -41,6 +41,10 @@ pub struct Document {
     /// Whose and which revision.
     #[serde(flatten)]
     pub version: Version,
+    /// When the document came into being (RFC 3339): an edit keeps it, and one that was removed and is written again is a
+    /// new one. Absent for a deletion.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub created: Option<String>,
     /// The content; null for a deletion.
     pub content: Value,
 }

@@ -221,6 +221,18 @@ pub(crate) fn created(object: &Object) -> i64 {
     object.meta.creation_timestamp.as_ref().map_or(0, meshwork_resources::Timestamp::unix_ms)
 }
 
+/// Why an object goes before another, to be read after its name.
+pub(crate) fn why_first(first: &Object, other: &Object) -> &'static str {
+    if created(first) == created(other) {
+        let is_namesake = first.meta.name == other.meta.name && first.meta.namespace == other.meta.namespace;
+        return if is_namesake { "goes first by its kind" } else { "goes first by its name" };
+    }
+    match first.meta.creation_timestamp {
+        Some(_) => "is older",
+        None => "counts as older (nobody knows when it was made)",
+    }
+}
+
 /// `metadata.generation`; 0 where no store counts it.
 pub(crate) fn generation(object: &Object) -> i64 {
     object.meta.generation.unwrap_or_default()

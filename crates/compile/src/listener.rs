@@ -9,7 +9,7 @@ use meshwork_resources::{Gateway, Listener, Protocol, SecretReference, Severity,
 use crate::Cx;
 use crate::codes;
 use crate::gateway::GatewayPlan;
-use crate::index::{Entry, GATEWAY_GROUP, Reference, qualified, source};
+use crate::index::{Entry, GATEWAY_GROUP, Reference, qualified, source, why_first};
 use crate::output::{ResourceKey, ResourceType};
 use crate::status::{ListenerStatus, RouteGroupKind};
 
@@ -208,10 +208,10 @@ fn places(shared: bool, plan: &GatewayPlan<'_>, listener: &ListenerPlan<'_>) -> 
 }
 
 /// Finds listeners that cannot be told apart: within a gateway all of them lose, as the standard demands; between
-/// gateways that share addresses the older one keeps the port (`plans` come in this order).
+/// gateways that share addresses the one that goes first keeps the port (`plans` come in this order).
 pub(crate) fn conflicts(cx: &mut Cx<'_>, plans: &mut [GatewayPlan<'_>]) {
     let shared = cx.input.settings.gateways_share_addresses;
-    let mut protocols: HashMap<Place, (Protocol, Arc<str>)> = HashMap::new();
+    let mut protocols: HashMap<Place, (Protocol, (usize, usize))> = HashMap::new();
     let mut hosts: HashMap<(Place, String), (usize, usize)> = HashMap::new();
     for at in 0..plans.len() {
         within(cx, &mut plans[at]);
@@ -224,24 +224,17 @@ pub(crate) fn conflicts(cx: &mut Cx<'_>, plans: &mut [GatewayPlan<'_>]) {
             let (protocol, hostname) = (*listener.spec.protocol, listener.hostname.to_owned());
             let places = places(shared, plan, listener);
             let holder = places.iter().find_map(|place| {
-                let other = protocols
-                    .get(place)
-                    .filter(|(held, _)| *held != protocol)
-                    .map(|(_, name)| Arc::clone(name));
-                let same = || {
-                    let (g, l) = hosts.get(&(place.clone(), hostname.clone()))?;
-                    Some(Arc::clone(&plans[*g].listeners[*l].name))
-                };
-                other.or_else(same)
+                let other = protocols.get(place).filter(|(held, _)| *held != protocol).map(|(_, at)| *at);
+                other.or_else(|| hosts.get(&(place.clone(), hostname.clone())).copied())
             });
-            if let Some(holder) = holder {
+            if let Some((gateway, held)) = holder {
+                let (first, name) = (plans[gateway].entry.object, &plans[gateway].listeners[held].name);
+                let holder = format!("{name}, which {}", why_first(first, plan.entry.object));
                 unavailable(cx, &mut plans[at], number, &holder);
                 continue;
             }
             for place in places {
-                protocols
-                    .entry(place.clone())
-                    .or_insert_with(|| (protocol, Arc::clone(&plans[at].listeners[number].name)));
+                protocols.entry(place.clone()).or_insert((protocol, (at, number)));
                 hosts.insert((place, hostname.clone()), (at, number));
             }
         }
@@ -251,7 +244,7 @@ pub(crate) fn conflicts(cx: &mut Cx<'_>, plans: &mut [GatewayPlan<'_>]) {
 
 fn unavailable(cx: &mut Cx<'_>, plan: &mut GatewayPlan<'_>, number: usize, holder: &str) {
     let listener = &mut plan.listeners[number];
-    let message = format!("Port {} is held by listener {holder}, which is older.", listener.spec.port);
+    let message = format!("Port {} is held by listener {holder}.", listener.spec.port);
     let (object, span) = (plan.entry.object, listener.spec.span);
     cx.report.tell(object, span, Severity::Error, codes::LISTENER_CONFLICT, message.clone()).help =
         Some("use another port, hostname or address".to_owned());

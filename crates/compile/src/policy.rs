@@ -34,7 +34,7 @@ use meshwork_resources::{
 use crate::Cx;
 use crate::codes;
 use crate::gateway::Gateways;
-use crate::index::{Name, qualified, source};
+use crate::index::{Name, qualified, source, why_first};
 use crate::output::{ByKey, ResourceKey, ResourceType};
 use crate::rule::{millis, said_ms, timeout_ms};
 use crate::service::{in_mesh, port_protocol, ports_of};
@@ -73,7 +73,7 @@ pub(crate) fn policies(cx: &mut Cx<'_>, gateways: &Gateways<'_>, known: &ByKey) 
 }
 
 /// What a policy has claimed: kind, target kind, target name, section, part → who claimed it.
-type Taken = HashMap<(ObjectKind, (String, String, String), &'static str), String>;
+type Taken<'a> = HashMap<(ObjectKind, (String, String, String), &'static str), &'a Object>;
 
 /// A policy as far as it is understood by itself and beside those of the same targets.
 struct Drafted<'a> {
@@ -97,7 +97,7 @@ fn draft<'a>(
     object: &'a Object,
     targets: &'a [Spanned<PolicyTarget>],
     spec: Spec,
-    taken: &mut Taken,
+    taken: &mut Taken<'a>,
 ) -> Drafted<'a> {
     let namespace = object.meta.namespace.as_str();
     let (mut accepted, mut parents, mut ancestors) = (Vec::new(), Vec::new(), Vec::new());
@@ -272,7 +272,12 @@ fn http_route<'a>(cx: &Cx<'a>, (namespace, name): Name<'_>) -> Option<&'a HTTPRo
 }
 
 /// Claims the parts that a policy sets at a target; an older policy may hold one. Authorization adds up.
-fn claim(object: &Object, spec: &Spec, target: &Target, taken: &mut Taken) -> Result<(), Unattached> {
+fn claim<'a>(
+    object: &'a Object,
+    spec: &Spec,
+    target: &Target,
+    taken: &mut Taken<'a>,
+) -> Result<(), Unattached> {
     let parts: Vec<&'static str> = match spec {
         Spec::Authorization(_) => return Ok(()),
         Spec::Inbound(_) => vec!["mtls"],
@@ -301,15 +306,14 @@ fn claim(object: &Object, spec: &Spec, target: &Target, taken: &mut Taken) -> Re
         |part: &'static str| (kind, (target.kind.clone(), target.name.clone(), target.section.clone()), part);
     for part in &parts {
         if let Some(holder) = taken.get(&key(part)) {
-            let message = format!(
-                "{kind} {holder} goes first and sets `{part}` of {} {} too.",
-                target.kind, target.name
-            );
+            let name = qualified((holder.meta.namespace.as_str(), holder.meta.name.as_str()));
+            let why = why_first(holder, object);
+            let message =
+                format!("{kind} {name} {why} and sets `{part}` of {} {} too.", target.kind, target.name);
             return Err(Unattached::Because { code: codes::POLICY_CONFLICT, reason: "Conflicted", message });
         }
     }
-    let holder = qualified((object.meta.namespace.as_str(), object.meta.name.as_str()));
-    taken.extend(parts.into_iter().map(|part| (key(part), holder.clone())));
+    taken.extend(parts.into_iter().map(|part| (key(part), object)));
     Ok(())
 }
 

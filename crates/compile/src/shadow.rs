@@ -19,7 +19,7 @@ use smallvec::SmallVec;
 use crate::Cx;
 use crate::attach::{AttachedTo, Outcome};
 use crate::codes;
-use crate::index::{Entry, precedence};
+use crate::index::{Entry, precedence, why_first};
 
 /// What a route claims: a print of each of its matches at each of its places.
 #[derive(Clone, Debug, Default)]
@@ -128,7 +128,8 @@ impl Shadows {
                 (false, _) => {
                     let meta = &holder.route.meta;
                     let name = format!("{}/{}", meta.namespace, meta.name);
-                    format!("rule {} of HTTPRoute {name}, which goes first", holder.rule)
+                    let why = why_first(&holder.route, route.object);
+                    format!("rule {} of HTTPRoute {name}, which {why},", holder.rule)
                 }
             };
             let told = format!("Match {number} of rule {rule} is never reached: {by} has the same match.");

@@ -13,12 +13,12 @@ use crate::attach::{Attached, AttachedTo, Outcome, judge};
 use crate::backend;
 use crate::codes;
 use crate::gateway::Gateways;
-use crate::index::{StreamRoute, qualified};
+use crate::index::{RouteView, StreamRoute, qualified, why_first};
 use crate::listener::Fault;
 use crate::route::{emit, set_status};
 
 /// A listener and a server name of it (empty: any), and the route that has them.
-type Taken = HashMap<(Arc<str>, String), String>;
+type Taken<'a> = HashMap<(Arc<str>, String), RouteView<'a>>;
 
 /// Compiles every route of layer 4, oldest first, and counts it at the listeners that accept it.
 pub(crate) fn routes(
@@ -29,10 +29,9 @@ pub(crate) fn routes(
     let mut taken = Taken::new();
     for route in &cx.index.streams {
         let view = route.view;
-        let this = format!("{} {}", view.kind, qualified((view.namespace(), view.name())));
         let mut outcomes = Vec::with_capacity(view.parents.len());
         for reference in view.parents {
-            let outcome = claim(judge(cx, gateways, view, reference), &this, &mut taken);
+            let outcome = claim(judge(cx, gateways, view, reference), view, &mut taken);
             outcome.report(cx, view, reference);
             outcomes.push(outcome);
         }
@@ -45,7 +44,7 @@ pub(crate) fn routes(
 }
 
 /// Takes the listeners, and their server names, that are free; refused when none is.
-fn claim(outcome: Outcome, this: &str, taken: &mut Taken) -> Outcome {
+fn claim<'a>(outcome: Outcome, this: RouteView<'a>, taken: &mut Taken<'a>) -> Outcome {
     let Outcome::Accepted(accepted) = outcome else { return outcome };
     let (mut kept, mut holder) = (Vec::new(), None);
     for mut attached in accepted {
@@ -53,13 +52,13 @@ fn claim(outcome: Outcome, this: &str, taken: &mut Taken) -> Outcome {
         let any = attached.hostnames.is_empty();
         let wanted = if any { vec![String::new()] } else { std::mem::take(&mut attached.hostnames) };
         let free = wanted.into_iter().filter(|hostname| {
-            let held =
-                taken.entry((Arc::clone(&listener), hostname.clone())).or_insert_with(|| this.to_owned());
+            let held = *taken.entry((Arc::clone(&listener), hostname.clone())).or_insert(this);
             // The route's own: two of its references may lead to one listener.
-            if held != this {
-                holder.get_or_insert_with(|| (held.clone(), Arc::clone(&listener)));
+            let is_own = std::ptr::eq(held.object, this.object);
+            if !is_own {
+                holder.get_or_insert_with(|| (held, Arc::clone(&listener)));
             }
-            held == this
+            is_own
         });
         let free: Vec<String> = free.collect();
         if !free.is_empty() {
@@ -70,7 +69,12 @@ fn claim(outcome: Outcome, this: &str, taken: &mut Taken) -> Outcome {
         Some((other, listener)) if kept.is_empty() => Outcome::Refused {
             code: codes::LISTENER_TAKEN,
             reason: "Conflicted",
-            message: format!("{other} goes first and has listener {listener}."),
+            message: format!(
+                "{} {} {} and has listener {listener}.",
+                other.kind,
+                qualified((other.namespace(), other.name())),
+                why_first(other.object, this.object)
+            ),
             help: "remove one of them, join their backends by weight, or use another listener".to_owned(),
         },
         _ => Outcome::Accepted(kept),

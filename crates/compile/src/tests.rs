@@ -1,6 +1,7 @@
 //! Folders of YAML in, statuses and resources out.
 
 mod again;
+mod ages;
 mod conflicts;
 mod gateways;
 mod grants;

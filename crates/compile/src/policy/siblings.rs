@@ -12,7 +12,7 @@ use crate::service::registered;
 
 /// Attaches a policy to the ports too that are called like one to which it is attached; not where another policy that names
 /// such a port itself says the same.
-pub(super) fn add(cx: &Cx<'_>, draft: &mut Drafted<'_>, taken: &mut Taken) {
+pub(super) fn add<'a>(cx: &Cx<'_>, draft: &mut Drafted<'a>, taken: &mut Taken<'a>) {
     let namespace = draft.object.meta.namespace.as_str();
     for target in draft.targets.iter().filter(|target| target.object_kind() == Some(ObjectKind::Service)) {
         let name = (namespace, target.name.as_str());

@@ -72,8 +72,10 @@ pub(super) fn bindings(listeners: &[Placed], old: &[Arc<Binding>]) -> (Box<[Arc<
         let first = &group[0].0;
         let protocol = first.protocol;
         for (other, _) in group.iter().filter(|(l, _)| l.protocol != protocol) {
-            let why =
-                format!("port {port} already speaks {protocol:?} for the older listener {}", first.name);
+            let why = format!(
+                "port {port} already speaks {protocol:?} for listener {}, which goes first",
+                first.name
+            );
             unbound.push((Arc::clone(other), why));
         }
         let here = group.iter().map(|(l, _)| Arc::clone(l)).filter(|l| l.protocol == protocol).collect();
