@@ -60,7 +60,7 @@ impl Explainer {
     fn world(&self) -> Result<Arc<Publication>, Problem> {
         self.plane.hub().world().ok_or_else(|| {
             Problem::new(StatusCode::SERVICE_UNAVAILABLE, "nothing is published yet")
-                .detail("not every source has been read once; ask again in a moment")
+                .detail("not every source has been read once, or a folder has something in it that is refused; /healthz/ready says what is waited for")
                 .code(codes::NOT_SYNCED)
         })
     }

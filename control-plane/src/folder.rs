@@ -315,9 +315,9 @@ impl Folder {
         self.writing.retain(|_, since| now.since(*since) < WRITTEN_AFTER);
         let mut changes = Changes::default();
         let mut walk = Walk::default();
-        let listed = walk.root(&self.root, &self.prefix).map_err(|error| {
-            format!("{} cannot be listed: {error}; its last good objects stay", self.root.display())
-        });
+        let listed = walk
+            .root(&self.root, &self.prefix)
+            .map_err(|error| format!("{} cannot be listed: {error}", self.root.display()));
         if listed.as_ref().err() != self.unreadable.as_ref() {
             self.unreadable = listed.as_ref().err().cloned();
             changes.folder = Some(listed.clone());
@@ -362,7 +362,7 @@ impl Folder {
         };
         let (real, stamp) = match found {
             Ok((real, meta)) => (real, Ok(Stamp::of(&meta))),
-            Err(error) => (path.to_owned(), Err(error)),
+            Err(error) => (real_name(path), Err(error)),
         };
         self.linked |= self.name_of(&real).as_deref() != Some(name);
         if self.writing.get(&real).is_some_and(|since| now.since(*since) < WRITTEN_AFTER) {
@@ -390,7 +390,7 @@ impl Folder {
         let (content, change) = match read {
             Ok(bytes) => (Ok(ContentHash::of(&bytes)), FileChange::Content(bytes)),
             Err(error) => {
-                let why = format!("{} cannot be read: {error}; its last good objects stay", path.display());
+                let why = format!("{} cannot be read: {error}", path.display());
                 (Err(why.clone()), FileChange::Unreadable(why))
             }
         };
@@ -400,6 +400,12 @@ impl Folder {
         let stamp = stamp.ok().filter(|_| content.is_ok());
         self.known.insert(name.clone(), Known { real, stamp, content, missing_since: None });
     }
+}
+
+/// The real path of a name that leads nowhere: its directory is there. A directory has one name for those who watch it.
+fn real_name(path: &Path) -> PathBuf {
+    let directory = path.parent().and_then(|directory| fs::canonicalize(directory).ok());
+    directory.zip(path.file_name()).map_or_else(|| path.to_owned(), |(directory, name)| directory.join(name))
 }
 
 /// One byte more than a file may have tells that it has too many.

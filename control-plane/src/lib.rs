@@ -11,7 +11,8 @@
 //!                                              HTTP API below /v1 (get, check, proxies, apply --wait)
 //! ```
 //!
-//! Nothing is published before every source has been read once, and nothing is removed because something could not be
+//! Nothing is published before every source has been read once and the folders have nothing in them that is refused and has no
+//! good version, and nothing is removed because something could not be
 //! read: a bad object keeps its last good version and is reported at its line.
 
 pub mod api;
@@ -22,6 +23,7 @@ mod ejections;
 mod explain;
 mod feed;
 pub mod folder;
+mod kept;
 mod model;
 mod numbers;
 mod objects;
@@ -38,6 +40,7 @@ use std::sync::{Arc, OnceLock};
 use arc_swap::ArcSwap;
 use meshwork_base::Clock;
 use meshwork_compile::Compiler;
+use meshwork_process::Condition;
 use meshwork_telemetry::{MetricsRegistry, inventory};
 use meshwork_xds::server::{Access, Hub, Open};
 use meshwork_xds::transport::Connector;
@@ -53,6 +56,7 @@ pub use serve::{ApiError, ApiServer};
 pub use trust::{RootFiles, Secure, Trust, TrustError};
 
 use folder::{Folder, FolderError};
+use kept::Kept;
 use pipeline::{Pipeline, Shared};
 
 /// Updates of one source that may wait while a compilation runs.
@@ -70,6 +74,10 @@ pub struct Settings {
     pub access: Arc<dyn Access>,
     /// The process's numbers.
     pub metrics: MetricsRegistry,
+    /// Where the last good texts of the folders are kept, so that a restart changes nothing. Without, nothing is kept.
+    pub kept: Option<PathBuf>,
+    /// Publish also while something in a folder is refused of which no good version is known.
+    pub start_anyway: bool,
 }
 
 impl Settings {
@@ -78,8 +86,15 @@ impl Settings {
     pub fn folder(path: impl Into<PathBuf>) -> Self {
         let compile = meshwork_compile::Settings::folder();
         let folders = vec![path.into()];
-        let metrics = MetricsRegistry::default();
-        Self { folders, feeds: Vec::new(), compile, access: Arc::new(Open), metrics }
+        Self {
+            folders,
+            feeds: Vec::new(),
+            compile,
+            access: Arc::new(Open),
+            metrics: MetricsRegistry::default(),
+            kept: None,
+            start_anyway: false,
+        }
     }
 }
 
@@ -163,6 +178,8 @@ impl ControlPlane {
     ) -> Result<Self, FolderError> {
         let folders: Vec<Folder> =
             settings.folders.iter().map(Folder::open).collect::<Result<_, FolderError>>()?;
+        let open_kept = |folder: &Folder| Kept::open(settings.kept.as_deref(), folder.root());
+        let kept = folders.iter().map(open_kept).collect();
         let hub = Hub::new(access, Arc::clone(&clock));
         let shared = Shared::default();
         let (updates, inbox) = mpsc::channel(UPDATES);
@@ -191,6 +208,7 @@ impl ControlPlane {
         let compiled = settings.metrics.durations(&inventory::CONTROL_PLANE_COMPILE_DURATION, &[]);
         let pipeline = Pipeline::new(settings.compile, clock, hub.clone(), shared.clone(), names)
             .with(opened.map(trust::Opened::look))
+            .keeping(kept, settings.start_anyway)
             .after(opened.map_or(0, trust::Opened::last_revision))
             .timed(compiled)
             .counting(
@@ -250,6 +268,18 @@ impl ControlPlane {
     /// Returns when every source has been read once and the result is published.
     pub async fn synced(&self) {
         self.until(|model| model.revision > 0).await;
+    }
+
+    /// Makes a condition of readiness true when the first result is published; until then it says what that waits for.
+    pub async fn tell_synced(&self, condition: Condition) {
+        let is_published = |model: &Model| {
+            match model.lacking.split_first() {
+                Some((first, more)) => condition.lacks(&pipeline::waits(first, more.len())),
+                None => condition.set(model.revision > 0),
+            }
+            model.revision > 0
+        };
+        self.until(is_published).await;
     }
 
     /// Returns the first model, from now on, of which this is true.

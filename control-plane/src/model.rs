@@ -17,7 +17,7 @@ use crate::objects::Rejected;
 /// Objects, statuses, diagnostics and messages of one moment; never changed, only replaced.
 #[derive(Debug, Default)]
 pub struct Model {
-    /// The revision of what proxies are told; 0 before every source has been read.
+    /// The revision of what proxies are told; 0 before anything is published.
     pub revision: u64,
     /// The objects in force.
     pub objects: Arc<Objects>,
@@ -31,6 +31,8 @@ pub struct Model {
     pub rejected: BTreeMap<ObjectKey, Rejected>,
     /// How many texts are refused, with those that do not say whom they are about.
     pub rejections: u64,
+    /// What keeps this from being published: what the folders have that is refused and of which no good version is known.
+    pub lacking: Vec<String>,
     /// How many endpoints are out for everybody, by service.
     pub ejected: BTreeMap<String, usize>,
 }

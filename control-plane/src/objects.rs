@@ -131,6 +131,17 @@ impl Objects {
         objects.filter(move |object| object.key() == *key)
     }
 
+    /// Whether something in a file is refused, or all of it.
+    pub(crate) fn is_wrong(&self, file: &FileKey) -> bool {
+        self.files.get(file).is_some_and(|file| file.unreadable.is_some() || file.loaded.has_errors())
+    }
+
+    /// The objects that a file has in force.
+    pub(crate) fn keys(&self, file: &FileKey) -> Vec<ObjectKey> {
+        let objects = self.files.get(file).into_iter().flat_map(|file| &file.loaded.objects);
+        objects.map(|object| object.key()).collect()
+    }
+
     /// All objects, each once.
     pub(crate) fn all(&mut self) -> &Arc<compile::Objects> {
         if self.current.len() > 2 * self.packed.0 {
@@ -189,7 +200,7 @@ fn keep_last_good(before: &Loaded, mut now: Loaded) -> (Loaded, usize) {
 
 fn unreadable_file(name: &FileName, why: &str) -> Diagnostic {
     let found = Diagnostic::error(name, Span::default(), codes::SOURCE_UNREADABLE, why);
-    found.with_help("make it readable, or remove it")
+    found.with_help("make it readable, or remove it; until then what is known of it stays")
 }
 
 #[cfg(test)]

@@ -25,6 +25,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use crate::codes;
 use crate::ejections::{self, Ejections};
 use crate::folder::Changes;
+use crate::kept::Kept;
 use crate::model::{Model, refusals, reports, update};
 use crate::objects::{Objects, Rejections};
 use telling::Telling;
@@ -89,6 +90,13 @@ pub(crate) struct Pipeline {
     objects: Objects,
     /// The documents that have changed since errors were looked at.
     changed: BTreeSet<FileName>,
+    /// What is kept on disk of the folders, which are the first sources.
+    kept: Vec<Kept>,
+    start_anyway: bool,
+    /// Whether what is known may be published. From then on it is, whatever edits bring.
+    has_begun: bool,
+    /// What stands against it, as told last.
+    lacking: Vec<String>,
     telling: Telling,
     compiler: Compiler,
     output: Arc<Output>,
@@ -128,6 +136,10 @@ impl Pipeline {
             sources: sources.into_iter().map(source).collect(),
             objects: Objects::default(),
             changed: BTreeSet::new(),
+            kept: Vec::new(),
+            start_anyway: false,
+            has_begun: false,
+            lacking: Vec::new(),
             telling: Telling::default(),
             compiler: Compiler::default(),
             output: Arc::default(),
@@ -153,6 +165,12 @@ impl Pipeline {
     /// Counts revisions on from this one.
     pub(crate) fn after(mut self, revision: u64) -> Self {
         self.published = Arc::new(Publication { revision, ..Publication::default() });
+        self
+    }
+
+    /// Keeps the last good texts of the folders, and does not begin without, unless it is told to.
+    pub(crate) fn keeping(mut self, kept: Vec<Kept>, start_anyway: bool) -> Self {
+        (self.kept, self.start_anyway) = (kept, start_anyway);
         self
     }
 
@@ -204,11 +222,15 @@ impl Pipeline {
                 self.messages_changed = true;
             }
             What::Documents(changes) => {
-                if let Some(folder) = changes.folder {
-                    source.problem = folder.err();
+                if let Some(folder) = &changes.folder {
+                    source.problem = folder.as_ref().err().cloned();
+                }
+                self.changed.extend(changes.files.keys().cloned());
+                if let Some(kept) = self.kept.get_mut(usize::from(update.source)) {
+                    kept.take(&mut self.objects, update.source, changes);
+                    return;
                 }
                 for (name, change) in changes.files {
-                    self.changed.insert(Arc::clone(&name));
                     self.objects.take(&(update.source, name), change);
                 }
             }
@@ -276,34 +298,71 @@ impl Pipeline {
         }
         let before = std::mem::replace(&mut self.output, output);
         let mut diagnostics = self.written();
-        self.publish(&before, judged);
+        if self.begins() {
+            self.kept.iter_mut().for_each(Kept::write);
+            self.publish(&before, judged);
+        }
         diagnostics.extend(refusals(&self.hub.proxies(), &self.published));
         diagnostics.sort_by(|a, b| (&a.file, a.line, a.column).cmp(&(&b.file, b.line, b.column)));
         let now = Timestamp(self.clock.wall().as_secs());
         let Rejections { of: rejected, count: rejections } =
             self.objects.rejections(&self.shared.model.load().rejected, now);
         let model = Model {
-            revision: self.published.revision,
+            revision: if self.has_begun { self.published.revision } else { 0 },
             objects,
             output: Arc::clone(&self.output),
             catalog: Arc::clone(&self.catalog),
             diagnostics,
             rejected,
             rejections,
+            lacking: self.lacking.clone(),
             ejected: self.ejections.counts(),
         };
         self.shared.model.store(Arc::new(model));
         self.shared.replaced.send_replace(());
+        if !self.has_begun {
+            return;
+        }
         for waiting in self.waiting.drain(..) {
             // Who asked may have gone.
             _ = waiting.send(self.published.revision);
         }
     }
 
+    /// Whether what is known may be published: from the first time on at which nothing is lacking in the folders.
+    fn begins(&mut self) -> bool {
+        if self.has_begun {
+            return true;
+        }
+        let mut lacking = Vec::new();
+        for ((number, kept), source) in (0..).zip(&self.kept).zip(&self.sources) {
+            lacking.extend(source.problem.clone().filter(|_| kept.is_blind()));
+            lacking.extend(kept.lacking(&self.objects, number));
+        }
+        self.has_begun = lacking.is_empty() || self.start_anyway;
+        match lacking.split_first() {
+            Some((first, more)) if self.has_begun => {
+                tracing::warn!(
+                    more = more.len(),
+                    "started without what is refused, as --start-anyway says: {first}"
+                );
+            }
+            Some((first, more)) if lacking != self.lacking => {
+                tracing::error!("not started: {}", waits(first, more.len()));
+            }
+            None if !self.lacking.is_empty() => tracing::info!("nothing is lacking any more: started"),
+            _ => {}
+        }
+        self.lacking = if self.has_begun { Vec::new() } else { lacking };
+        self.has_begun
+    }
+
     /// Tells proxies what differs from the output before, if anything does.
     fn publish(&mut self, before: &Output, judged: bool) {
         let messages_changed = std::mem::take(&mut self.messages_changed);
         let first = self.hub.revision().is_none();
+        let nothing = Output::default();
+        let before = if first { &nothing } else { before };
         if !(first || judged || messages_changed || before.resources != self.output.resources) {
             return;
         }
@@ -363,6 +422,14 @@ impl Pipeline {
             Some(found.with_help("bring it back; until then nothing is removed"))
         })
     }
+}
+
+/// What is told while a process waits with its beginning.
+pub(crate) fn waits(first: &str, more: usize) -> String {
+    let more = if more == 0 { String::new() } else { format!(" (and {more} more, see /v1/diagnostics)") };
+    format!(
+        "{first}{more}; no good version of it is known, so nothing is served: mend it, which takes effect at once, or start with --start-anyway to serve without it"
+    )
 }
 
 /// Comes true after a time, or never.

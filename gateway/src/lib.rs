@@ -105,6 +105,12 @@ impl Admin {
         let server = AdminServer::start(addresses.addresses(listen.listen_address), state, routes)?;
         Ok(Self { server, configured, serving, readiness })
     }
+
+    /// One more condition of readiness, not true yet.
+    #[must_use]
+    pub fn condition(&self, name: &'static str) -> Condition {
+        self.readiness.condition(name)
+    }
 }
 
 /// A registry, and its address as `HOST:PORT`.

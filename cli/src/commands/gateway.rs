@@ -33,6 +33,9 @@ pub(crate) struct Arguments {
         required_unless_present = "control_plane"
     )]
     resources: Option<PathBuf>,
+    /// Serve also while something in the folder is refused of which no good version is known, without it: an `AuthorizationPolicy` too
+    #[arg(long, env = "MESHWORK_START_ANYWAY", requires = "resources")]
+    start_anyway: bool,
     /// Where the control plane takes proxies, as 127.0.0.1:15012: resources come from there, and services are called by mTLS
     #[arg(long, value_name = "HOST:PORT", env = "MESHWORK_CONTROL_PLANE")]
     control_plane: Option<String>,
@@ -73,6 +76,7 @@ pub(crate) fn run(arguments: Arguments) -> Outcome {
     runtime.block_on(async {
         let Arguments {
             resources,
+            start_anyway,
             control_plane,
             token_file,
             registry,
@@ -96,9 +100,16 @@ pub(crate) fn run(arguments: Arguments) -> Outcome {
                 membership.parts(flags, admin, clock, metrics)
             }
             (None, Some(folder)) => {
-                let settings = Settings { metrics: metrics.clone(), ..Settings::folder(folder) };
+                let settings = Settings {
+                    metrics: metrics.clone(),
+                    kept: Some(flags.common.data_dir.join("gateway/last-good")),
+                    start_anyway,
+                    ..Settings::folder(folder)
+                };
                 let plane = ControlPlane::start(settings, Arc::clone(&clock))?;
                 let (admin, connector) = (open(plane.router())?, plane.connector());
+                let resources = admin.condition("resources");
+                tokio::spawn(async move { plane.tell_synced(resources).await });
                 let (identity, joining, cache, registry) = (None, None, None, None);
                 Parts { flags, admin, connector, identity, joining, cache, registry, clock, metrics }
             }

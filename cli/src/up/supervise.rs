@@ -217,12 +217,16 @@ pub(crate) async fn until_answers(client: &Client, path: &str) {
     }
 }
 
+/// What a process ends with, or what it says while it does not begin.
+fn tells_why(line: &str) -> bool {
+    line.starts_with("error: ") || line.contains("not started: ")
+}
+
 /// The last lines of a process's log, for who asks why.
 pub(crate) fn last_words(data_dir: &Path, name: &str) -> String {
     let text = std::fs::read(data_dir.join(name).join("log")).unwrap_or_default();
     let text = String::from_utf8_lossy(&text);
-    let errors: Vec<&str> =
-        text.lines().rev().take(20).filter(|line| line.starts_with("error: ")).take(1).collect();
+    let errors: Vec<&str> = text.lines().rev().take(20).filter(|line| tells_why(line)).take(1).collect();
     errors.first().map_or_else(|| "it says nothing".to_owned(), |line| (*line).to_owned())
 }
 

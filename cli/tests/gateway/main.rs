@@ -14,6 +14,7 @@ mod drain;
 mod edits;
 mod filters;
 mod grpc_retries;
+mod kept;
 mod layers;
 mod paused;
 mod protocols;

@@ -3,7 +3,7 @@
 use serde_json::json;
 
 use crate::support::process::METRICS;
-use crate::support::{Gateway, Upstream, get, until, yaml};
+use crate::support::{Gateway, Upstream, address, get, until, yaml};
 
 fn policy(retry: &str) -> String {
     format!(
@@ -43,7 +43,8 @@ fn a_bad_edit_is_told_in_the_log_in_metrics_and_by_get_also_at_the_start() {
     let route = yaml::route("web", "  - backendRefs: [{name: web, port: 80}]");
     let files = [yaml::EDGE, &route, &yaml::service("web", &[upstream.address])].concat();
     let bad = policy("atempts: 2");
-    let gateway = Gateway::start(&[("all.yaml", &files), ("policy.yaml", &bad)]);
+    let both = [("all.yaml", &files[..]), ("policy.yaml", &bad)];
+    let gateway = Gateway::start_at(address(), &both, &["--start-anyway"]);
     let refused = || said(&gateway, "configuration refused");
     let [line] = &refused()[..] else { panic!("one line: {}", gateway.stderr()) };
     for words in ["WARN", "policy.yaml:6:11", "MW1008", "atempts", "did you mean `attempts`?"] {

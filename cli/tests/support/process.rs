@@ -47,19 +47,30 @@ impl Gateway {
         for (name, text) in files {
             fs::write(directory.path().join("resources").join(name), text).unwrap();
         }
-        let listen = address.to_string();
-        let defaults = [["--workers", "1"], ["--access-log", "access.log"], ["--listen-address", &listen]];
-        let defaults = defaults.iter().filter(|[flag, _]| !arguments.contains(flag));
-        let child = command(&["gateway", "--resources", "resources"])
-            .args(defaults.flatten())
-            .args(arguments)
-            .current_dir(directory.path())
-            .stdin(Stdio::null())
-            .stdout(fs::File::create(directory.path().join("stdout")).unwrap())
-            .stderr(fs::File::create(directory.path().join("stderr")).unwrap())
-            .spawn()
-            .expect("the gateway starts");
+        let child = run_in(directory.path(), address, arguments);
         Self { child, address, directory }
+    }
+
+    /// Ends it, does something to its folder meanwhile, and starts it again there, without waiting.
+    pub fn restart(&mut self, meanwhile: impl FnOnce(&Self), arguments: &[&str]) {
+        self.signal("TERM");
+        assert!(self.ended().success(), "{}", self.stderr());
+        meanwhile(self);
+        self.child = run_in(self.directory.path(), self.address, arguments);
+    }
+
+    /// Waits until it says that it is ready.
+    pub fn ready(&self) {
+        until("the gateway is ready", || {
+            get(self.at(READY), "/healthz/ready").filter(|(status, _)| *status == 200)
+        });
+    }
+
+    /// Waits until it says that it is not ready since its resources are not as they must be; gives what it says.
+    pub fn held(&self) -> String {
+        let lacking = |(status, body): &(u16, String)| *status == 503 && body.contains("no good version");
+        until("the gateway says what it waits for", || get(self.at(READY), "/healthz/ready").filter(lacking))
+            .1
     }
 
     pub fn at(&self, port: u16) -> SocketAddr {
@@ -176,6 +187,22 @@ impl Gateway {
         let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("Linux says VmRSS");
         line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() * 1024
     }
+}
+
+/// A gateway's process in this directory.
+fn run_in(directory: &Path, address: Ipv4Addr, arguments: &[&str]) -> Child {
+    let listen = address.to_string();
+    let defaults = [["--workers", "1"], ["--access-log", "access.log"], ["--listen-address", &listen]];
+    let defaults = defaults.iter().filter(|[flag, _]| !arguments.contains(flag));
+    command(&["gateway", "--resources", "resources"])
+        .args(defaults.flatten())
+        .args(arguments)
+        .current_dir(directory)
+        .stdin(Stdio::null())
+        .stdout(fs::File::create(directory.join("stdout")).unwrap())
+        .stderr(fs::File::create(directory.join("stderr")).unwrap())
+        .spawn()
+        .expect("the gateway starts")
 }
 
 impl Drop for Gateway {

@@ -24,6 +24,7 @@ use serde_json::{Value, json};
 
 use super::parse_kind;
 use crate::config::{CLUSTER, Followed, PREFIX, bounded, file_name, is_mesh, settle};
+use crate::pipeline::waits;
 use crate::{ControlPlane, Model, codes};
 
 /// Longest body: the config service takes a few megabytes at once.
@@ -225,9 +226,11 @@ pub(super) fn synced(plane: &ControlPlane) -> Result<Arc<Model>, Problem> {
     if model.revision > 0 {
         return Ok(model);
     }
-    Err(Problem::new(StatusCode::SERVICE_UNAVAILABLE, "not yet synced")
-        .detail("the control plane has not read all of its sources yet; try again in a moment")
-        .code(codes::NOT_SYNCED))
+    let why = match model.lacking.split_first() {
+        Some((first, more)) => waits(first, more.len()),
+        None => "the control plane has not read all of its sources yet; try again in a moment".to_owned(),
+    };
+    Err(Problem::new(StatusCode::SERVICE_UNAVAILABLE, "not yet synced").detail(why).code(codes::NOT_SYNCED))
 }
 
 async fn apply(

@@ -144,6 +144,17 @@ fn what_cannot_be_read_is_told_once_and_stays() {
 }
 
 #[test]
+fn a_link_that_leads_nowhere_adds_no_second_name_of_its_directory_to_watch() {
+    let sandbox = Sandbox::new(&[("real/a.yaml", "a")]);
+    symlink("real", sandbox.path("link")).unwrap();
+    symlink("nowhere", sandbox.path("real/b.yaml")).unwrap();
+    let mut folder = Folder::open(sandbox.path("link")).unwrap();
+    assert_eq!(told(&folder.scan(AT(0))), pairs(&[("a.yaml", "a"), ("b.yaml", "unreadable")]));
+    let real = fs::canonicalize(sandbox.path("real")).unwrap();
+    assert_eq!(folder.directories().iter().collect::<Vec<_>>(), [&real]);
+}
+
+#[test]
 fn a_folder_that_goes_away_takes_nothing_with_it() {
     let sandbox = Sandbox::new(&[("folder/a.yaml", "a")]);
     let mut folder = Folder::open(sandbox.path("folder")).unwrap();
@@ -151,7 +162,7 @@ fn a_folder_that_goes_away_takes_nothing_with_it() {
     fs::rename(sandbox.path("folder"), sandbox.path("elsewhere")).unwrap();
     let away = folder.scan(AT(1000));
     assert!(
-        away.files.is_empty() && matches!(&away.folder, Some(Err(why)) if why.contains("stay")),
+        away.files.is_empty() && matches!(&away.folder, Some(Err(why)) if why.contains("cannot be listed")),
         "{away:?}"
     );
     assert!(folder.scan(AT(2000)).is_empty() && !folder.is_readable());

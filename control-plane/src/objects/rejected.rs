@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use meshwork_compile::status::{Condition, ConditionStatus, Timestamp};
-use meshwork_resources::{Diagnostic, Object, ObjectKey, Severity, Source, duplicate};
+use meshwork_resources::{Diagnostic, Object, ObjectKey, Refused, Severity, Source, duplicate};
 use serde_json::{Value, json};
 
 use super::{File, FileKey, Objects, unreadable_file};
@@ -51,7 +51,7 @@ impl Rejected {
         let help = found.help.as_ref().map(|help| format!("; {help}")).unwrap_or_default();
         let generation = serving.and_then(|object| object.meta.generation);
         let (reason, then) = match (serving, self.why) {
-            (None, _) => ("NeverValid", "There was no good version of it: nothing of it is in force.".into()),
+            (None, _) => ("NeverValid", "No good version of it is known: nothing of it is in force.".into()),
             (Some(_), Why::Duplicate) => ("Duplicate", "The other one is in force.".into()),
             (Some(serving), Why::Unclear) => (
                 "LastValidServes",
@@ -97,6 +97,24 @@ impl Rejected {
 }
 
 impl Objects {
+    /// What of a file is refused and has no version in force, in words. What does not say whom it is about may be the new
+    /// text of something that has stayed.
+    pub(crate) fn lacking(&self, key: &FileKey) -> Vec<String> {
+        let Some(file) = self.files.get(key) else { return Vec::new() };
+        if let Some(why) = &file.unreadable {
+            return Vec::from_iter(file.loaded.objects.is_empty().then(|| why.clone()));
+        }
+        let refused = file.loaded.refused.iter().filter(|refused| match &refused.key {
+            Some(key) => !self.current.contains_key(key),
+            None => file.kept == 0,
+        });
+        let tell = |refused: &Refused| match &refused.key {
+            Some(key) => format!("{key} is refused: {}", refused.why),
+            None => refused.why.to_string(),
+        };
+        refused.map(tell).collect()
+    }
+
     /// What is refused of the files as they are now; what was refused `before` has been since then.
     pub(crate) fn rejections(&self, before: &BTreeMap<ObjectKey, Rejected>, now: Timestamp) -> Rejections {
         let mut all = Rejections::default();

@@ -338,3 +338,30 @@ async fn waits_for_every_feed_and_then_compiles_all_together() {
     feed("ca").messages(bundle("2")).await.unwrap();
     assert_eq!(changes(&gateway.commit().await), ["+Bundle mesh.local"]);
 }
+
+#[tokio::test]
+async fn nothing_is_published_before_the_folders_are_good_and_from_then_on_a_restart_goes_on() {
+    let (folder, disk) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let started = || {
+        let kept = Some(disk.path().to_owned());
+        let settings = Settings { kept, ..Settings::folder(folder.path()) };
+        ControlPlane::start(settings, Arc::new(SystemClock::new())).unwrap()
+    };
+    shop(folder.path());
+    let (good, bad) = (route("a", "/a"), route("a", "/a").replace("rules", "rulez"));
+    fs::write(folder.path().join("routes.yaml"), &bad).unwrap();
+    let plane = started();
+    let model = plane.until(|model| !model.lacking.is_empty()).await;
+    assert!(model.lacking[0].starts_with("HTTPRoute shop/a is refused: routes.yaml:"), "{:?}", model.lacking);
+    assert_eq!((model.revision, plane.hub().revision()), (0, None), "proxies keep what they have");
+    assert!(!model.objects.is_empty() && !model.rejected.is_empty(), "who asks is told");
+    fs::write(folder.path().join("routes.yaml"), &good).unwrap();
+    plane.synced().await;
+    assert!(plane.model().lacking.is_empty());
+    drop(plane);
+    fs::write(folder.path().join("routes.yaml"), &bad).unwrap();
+    let plane = started();
+    plane.synced().await;
+    let route = ObjectKind::parse("HTTPRoute").unwrap();
+    assert!(plane.model().objects.keys().any(|key| key.kind == route), "the last good version is in force");
+}

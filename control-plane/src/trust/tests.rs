@@ -204,6 +204,8 @@ async fn start_with(disk: &Path, set: impl FnOnce(Secure) -> Secure, clock: &Arc
             feeds: Vec::new(),
             compile: settings.compile.clone(),
             metrics: settings.metrics.clone(),
+            kept: None,
+            start_anyway: false,
         };
         match ControlPlane::start_secure(settings, secure.clone(), Arc::clone(clock)).await {
             Ok(plane) => {

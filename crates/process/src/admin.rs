@@ -242,7 +242,7 @@ async fn ready(State(state): State<AdminState>) -> Response {
     }
     let unmet = state.readiness.unmet();
     Problem::new(StatusCode::SERVICE_UNAVAILABLE, "not ready")
-        .detail(format!("not yet true: {}", unmet.join(", ")))
+        .detail(format!("not yet true: {}", state.readiness.reasons().join(", ")))
         .with("unmet", unmet)
         .into_response()
 }

@@ -7,14 +7,22 @@ use tokio::sync::watch;
 /// Named conditions; the process is ready when all of them are true. Cheap to clone; clones share.
 #[derive(Clone, Debug)]
 pub struct Readiness {
-    conditions: watch::Sender<BTreeMap<&'static str, bool>>,
+    conditions: watch::Sender<BTreeMap<&'static str, Standing>>,
 }
 
 /// One condition of readiness; whoever holds it says when it is true.
 #[derive(Clone, Debug)]
 pub struct Condition {
     name: &'static str,
-    conditions: watch::Sender<BTreeMap<&'static str, bool>>,
+    conditions: watch::Sender<BTreeMap<&'static str, Standing>>,
+}
+
+/// How a condition stands.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Standing {
+    met: bool,
+    /// What it waits for, where that is known.
+    why: Option<String>,
 }
 
 impl Default for Readiness {
@@ -35,7 +43,7 @@ impl Readiness {
     pub fn condition(&self, name: &'static str) -> Condition {
         self.conditions.send_if_modified(|all| {
             let fresh = !all.contains_key(name);
-            all.entry(name).or_insert(false);
+            all.entry(name).or_default();
             fresh
         });
         Condition { name, conditions: self.conditions.clone() }
@@ -44,41 +52,64 @@ impl Readiness {
     /// Whether all conditions are true.
     #[must_use]
     pub fn is_ready(&self) -> bool {
-        self.conditions.borrow().values().all(|&met| met)
+        self.conditions.borrow().values().all(|standing| standing.met)
     }
 
     /// Names of the conditions that are not true.
     #[must_use]
     pub fn unmet(&self) -> Vec<&'static str> {
-        self.conditions.borrow().iter().filter(|(_, met)| !**met).map(|(name, _)| *name).collect()
+        self.conditions.borrow().iter().filter(|(_, standing)| !standing.met).map(|(name, _)| *name).collect()
+    }
+
+    /// The conditions that are not true, each with what it waits for, where that is known.
+    #[must_use]
+    pub fn reasons(&self) -> Vec<String> {
+        let tell = |(name, standing): (&&str, &Standing)| match &standing.why {
+            Some(why) => format!("{name} ({why})"),
+            None => (*name).to_owned(),
+        };
+        self.conditions.borrow().iter().filter(|(_, standing)| !standing.met).map(tell).collect()
     }
 
     /// Returns when this condition is there and true, whatever the others are.
     pub async fn wait_for(&self, name: &str) {
         let mut watch = self.conditions.subscribe();
         // The channel cannot close: `self` holds the sender.
-        drop(watch.wait_for(|all| all.get(name) == Some(&true)).await);
+        drop(watch.wait_for(|all| all.get(name).is_some_and(|standing| standing.met)).await);
     }
 
     /// Returns when this condition is not true.
     pub async fn wait_for_loss(&self, name: &str) {
         let mut watch = self.conditions.subscribe();
         // The channel cannot close: `self` holds the sender.
-        drop(watch.wait_for(|all| all.get(name) != Some(&true)).await);
+        drop(watch.wait_for(|all| all.get(name).is_none_or(|standing| !standing.met)).await);
     }
 
     /// Returns when all conditions are true.
     pub async fn wait(&self) {
         let mut watch = self.conditions.subscribe();
         // The channel cannot close: `self` holds the sender.
-        drop(watch.wait_for(|all| all.values().all(|&met| met)).await);
+        drop(watch.wait_for(|all| all.values().all(|standing| standing.met)).await);
     }
 }
 
 impl Condition {
     /// Says whether the condition is true now.
     pub fn set(&self, met: bool) {
-        self.conditions.send_if_modified(|all| all.insert(self.name, met) != Some(met));
+        self.stands(Standing { met, why: None });
+    }
+
+    /// Says that the condition is not true now, and why.
+    pub fn lacks(&self, why: &str) {
+        self.stands(Standing { met: false, why: Some(why.to_owned()) });
+    }
+
+    fn stands(&self, now: Standing) {
+        self.conditions.send_if_modified(|all| {
+            let is_new = all.get(self.name) != Some(&now);
+            all.insert(self.name, now);
+            is_new
+        });
     }
 }
 
@@ -98,6 +129,18 @@ mod tests {
         assert!(readiness.is_ready());
         listeners.set(false);
         assert_eq!(readiness.unmet(), ["listeners"]);
+    }
+
+    #[test]
+    fn a_condition_tells_what_it_waits_for_until_it_is_true() {
+        let readiness = Readiness::new();
+        let (config, listeners) = (readiness.condition("config"), readiness.condition("listeners"));
+        config.lacks("a.yaml is torn");
+        assert_eq!(readiness.unmet(), ["config", "listeners"]);
+        assert_eq!(readiness.reasons(), ["config (a.yaml is torn)", "listeners"]);
+        config.set(true);
+        listeners.set(true);
+        assert!(readiness.is_ready() && readiness.reasons().is_empty());
     }
 
     #[test]

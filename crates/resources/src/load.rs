@@ -44,6 +44,13 @@ impl Loaded {
         self.diagnostics.iter().any(|found| found.severity == Severity::Error)
     }
 
+    /// Notes a text that cannot be read, so that nobody knows whom it is about.
+    fn refuse(&mut self, file: &FileName, line: u32, why: Diagnostic) {
+        let source = Source { file: Arc::clone(file), line, column: 1 };
+        self.refused.push(Refused { key: None, source, why: why.clone() });
+        self.diagnostics.push(why);
+    }
+
     /// Puts files together that were loaded one by one, as after an edit of one of them. Of two objects with the same
     /// kind, namespace and name, the first stays and the second is refused.
     #[must_use]
@@ -94,7 +101,7 @@ pub fn load_file(file: &FileName, bytes: &[u8]) -> Loaded {
     let mut loaded = Loaded::default();
     match text_of(file, bytes) {
         Ok(text) => read_documents(file, text, &mut loaded),
-        Err(found) => loaded.diagnostics.push(found),
+        Err(found) => loaded.refuse(file, 1, found),
     }
     loaded.diagnostics.sort_by_key(|found| (found.line, found.column));
     loaded.diagnostics = cap(loaded.diagnostics);
@@ -137,7 +144,7 @@ fn read_documents(file: &FileName, text: &str, loaded: &mut Loaded) {
         if index == limits::DOCUMENTS {
             let message = format!("the file has more than {} documents", limits::DOCUMENTS);
             let found = Diagnostic::error(file, start, codes::LIMIT_EXCEEDED, message);
-            loaded.diagnostics.push(found.with_help("split it into several files"));
+            loaded.refuse(file, part.line, found.with_help("split it into several files"));
             return;
         }
         if part.text.len() > limits::DOCUMENT_BYTES {
@@ -146,7 +153,7 @@ fn read_documents(file: &FileName, text: &str, loaded: &mut Loaded) {
                 part.text.len(),
                 limits::DOCUMENT_BYTES
             );
-            loaded.diagnostics.push(Diagnostic::error(file, start, codes::LIMIT_EXCEEDED, message));
+            loaded.refuse(file, part.line, Diagnostic::error(file, start, codes::LIMIT_EXCEEDED, message));
             continue;
         }
         match yaml::parse(file, part.text, part.line) {

@@ -22,6 +22,10 @@ pub(crate) struct PlaneArgs {
     #[arg(long, value_name = "DIR", env = "MESHWORK_RESOURCES")]
     pub(crate) resources: Vec<PathBuf>,
 
+    /// Publish also while something in a folder is refused of which no good version is known, without it: an `AuthorizationPolicy` too
+    #[arg(long, env = "MESHWORK_START_ANYWAY")]
+    pub(crate) start_anyway: bool,
+
     /// Where proxies join and are told what to do, by mTLS [default: port 15012 of the listen address]
     #[arg(long, value_name = "ADDRESS", env = "MESHWORK_PROXY_ADDRESS")]
     pub(crate) proxy_address: Option<SocketAddr>,
@@ -98,6 +102,7 @@ pub(super) async fn start(
         svid_grace: args.svid_grace,
         ..Secure::new(process.folder("control-plane")?)
     };
+    let kept = Some(process.folder("control-plane")?.join("last-good"));
     let feeds = followed.feeds();
     let settings = Settings {
         folders: args.resources,
@@ -105,16 +110,15 @@ pub(super) async fn start(
         compile: meshwork_compile::Settings::folder(),
         access: Arc::new(Open),
         metrics: process.metrics.clone(),
+        kept,
+        start_anyway: args.start_anyway,
     };
     let plane = ControlPlane::start_secure(settings, secure, Arc::clone(&process.clock)).await?;
     followed.follow(&plane);
     let readiness = Readiness::new();
     let synced = readiness.condition("synced");
     let waited = plane.clone();
-    tokio::spawn(async move {
-        waited.synced().await;
-        synced.set(true);
-    });
+    tokio::spawn(async move { waited.tell_synced(synced).await });
     let api_address = args.api_address.unwrap_or_else(|| SocketAddr::new(process.plain_address(), 15014));
     let state = process.admin(readiness);
     let api = ApiServer::start(&plane, state.clone(), api_address, args.api_token.as_deref()).await?;
