@@ -5,9 +5,7 @@ use std::sync::Arc;
 
 use meshwork_base::Code;
 use meshwork_messages::v1::route::{Attachment, attachment::Parent};
-use meshwork_resources::{
-    FromNamespaces, ObjectKind, ParentReference, Service, ServiceType, Severity, Spanned,
-};
+use meshwork_resources::{FromNamespaces, ObjectKind, ParentReference, Service, Severity, Spanned};
 
 use crate::Cx;
 use crate::codes;
@@ -192,8 +190,7 @@ fn judge_service(
 ) -> Outcome {
     let service = qualified(name);
     if cx.index.services.get(&name).is_some_and(|service| !has_front(service.spec)) {
-        let message =
-            format!("Service {service} is headless or an ExternalName: it has no front to attach to.");
+        let message = format!("Service {service} is headless: it has no front to attach to.");
         let help = "attach the route to a service with a front";
         return refused(codes::SERVICE_NOT_ATTACHABLE, "UnsupportedValue", message, help);
     }
@@ -216,8 +213,7 @@ fn judge_service(
 }
 
 fn has_front(service: &Service) -> bool {
-    service.service_type != ServiceType::ExternalName
-        && service.cluster_ip.as_ref().is_none_or(|ip| **ip != "None")
+    service.cluster_ip.as_ref().is_none_or(|ip| **ip != "None")
 }
 
 impl Outcome {

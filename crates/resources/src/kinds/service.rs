@@ -30,7 +30,7 @@ record! {
         /// Its virtual addresses, one of each family.
         pub cluster_ips: Vec<Spanned<String>> as "clusterIPs" [0..=2],
         /// The DNS name behind a service of type `ExternalName`.
-        pub external_name: Option<String> as "externalName",
+        pub external_name: Option<Spanned<String>> as "externalName",
         /// Kubernetes' stickiness by client address; only `None` is accepted, which is no stickiness.
         pub session_affinity: Option<Spanned<String>> as "sessionAffinity",
         /// Whether kube-proxy stays on the node; only `Cluster` is accepted, which is no restriction.
@@ -87,7 +87,7 @@ choice! {
         NodePort = "NodePort",
         /// At a load balancer too.
         LoadBalancer = "LoadBalancer",
-        /// As an alias of a DNS name.
+        /// As an alias of a DNS name; refused.
         ExternalName = "ExternalName",
     }
 }
@@ -145,11 +145,12 @@ impl Body for Service {
             cx.error(address.span, codes::INVALID_VALUE, message).help =
                 Some("write an address, or `None` for a headless service".to_owned());
         }
-        if self.service_type == ServiceType::ExternalName && self.external_name.is_none() {
-            cx.error(
-                cx.start(),
-                codes::CONFLICTING_FIELDS,
-                "a service of type `ExternalName` needs `externalName`",
+        if self.service_type == ServiceType::ExternalName {
+            let at = self.external_name.as_ref().map_or(cx.start(), |name| name.span);
+            let message = "a service of `type: ExternalName` is not implemented by this version of Meshwork";
+            cx.error(at, codes::NOT_IMPLEMENTED, message).help = Some(
+                "no endpoint is looked up by DNS name: write a service of `type: ClusterIP`, and list its IP addresses in an `EndpointSlice`"
+                    .to_owned(),
             );
         }
         only(cx, "sessionAffinity", self.session_affinity.as_ref(), "None");
