@@ -37,7 +37,7 @@ pub enum RegistryError {
     },
     /// The name of an instance is another living copy's.
     #[error(
-        "instance {id:?} runs at {address} already, and this copy at {given} is another one; give one of them another name (--instance), or stop the other: its place is free once it has left, or has not renewed its lease"
+        "instance {id:?} runs at {address} already, and this copy ({given}) is another one; give one of them another name (--instance), or stop the other: its place is free once it has left, or has not renewed its lease"
     )]
     Taken {
         /// Which instance.

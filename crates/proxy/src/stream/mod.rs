@@ -11,7 +11,7 @@
 //! ```
 //!
 //! In a mesh the application's connections come by `outbound.rs`, those of other proxies by `hbone.rs`; both then go the
-//! same way.
+//! same way. What comes from other proxies breaks where `first_line.rs` finds HTTP in it.
 
 mod attempt;
 mod end;
