@@ -105,6 +105,20 @@ impl Fields {
         self.push_checked_name(name.as_str().as_bytes(), Some(name), value.as_ref())
     }
 
+    /// The same with a value that comes in parts, as they are: no spaces around it are dropped.
+    ///
+    /// # Errors
+    /// [`FieldError`] when a part holds a control character; nothing is added then.
+    pub fn push_known_parts(&mut self, name: KnownName, parts: &[&[u8]]) -> Result<(), FieldError> {
+        if !parts.iter().all(|part| is_field_value(part)) {
+            return Err(FieldError::Value(name.as_str().to_owned()));
+        }
+        let length: usize = parts.iter().map(|part| part.len()).sum();
+        self.push_checked(name.as_str().as_bytes(), Some(name), length, |text| {
+            parts.iter().for_each(|part| text.extend_from_slice(part));
+        })
+    }
+
     /// Adds a field of a header map at the end; spaces around the value are dropped. The types say that name and value
     /// have been checked.
     ///
@@ -112,7 +126,8 @@ impl Fields {
     /// [`FieldError::TooLarge`] when the list grows beyond its offsets.
     pub fn push_header(&mut self, name: &HeaderName, value: &HeaderValue) -> Result<(), FieldError> {
         let name = name.as_str().as_bytes();
-        self.push_checked(name, KnownName::find(name), trim(value.as_bytes()))
+        let value = trim(value.as_bytes());
+        self.push_checked(name, KnownName::find(name), value.len(), |text| text.extend_from_slice(value))
     }
 
     fn push_checked_name(
@@ -125,31 +140,34 @@ impl Fields {
         if !is_field_value(value) {
             return Err(FieldError::Value(String::from_utf8_lossy(name).into_owned()));
         }
-        self.push_checked(name, known, value)
+        self.push_checked(name, known, value.len(), |text| text.extend_from_slice(value))
     }
 
+    /// `write` adds the value, which has this length.
+    #[inline]
     fn push_checked(
         &mut self,
         name: &[u8],
         known: Option<KnownName>,
-        value: &[u8],
+        length: usize,
+        write: impl FnOnce(&mut Vec<u8>),
     ) -> Result<(), FieldError> {
         let at = self.text.len();
-        let (Ok(name_len), Ok(_)) =
-            (u16::try_from(name.len()), u32::try_from(at + name.len() + value.len() + 4))
+        let (Ok(name_len), Ok(_)) = (u16::try_from(name.len()), u32::try_from(at + name.len() + length + 4))
         else {
             return Err(FieldError::TooLarge(String::from_utf8_lossy(name).into_owned()));
         };
-        self.text.reserve(name.len() + value.len() + 4);
+        self.text.reserve(name.len() + length + 4);
         self.text.extend_from_slice(name);
         self.text.extend_from_slice(b": ");
         let value_at = self.text.len();
-        self.text.extend_from_slice(value);
+        write(&mut self.text);
+        debug_assert_eq!(self.text.len(), value_at + length, "as long as was said");
         self.text.extend_from_slice(b"\r\n");
         self.entries.push(Entry {
             name: narrow(at),
             value: narrow(value_at),
-            value_len: narrow(value.len()),
+            value_len: narrow(length),
             name_len,
             known,
         });

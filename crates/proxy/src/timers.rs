@@ -33,9 +33,11 @@ pub(crate) struct Timers(RefCell<Vec<(Instant, Pin<Box<Sleep>>)>>);
 impl Timers {
     /// One that runs out after this time.
     pub(crate) fn start(self: &Rc<Self>, time: Duration) -> Timer {
-        // As tokio does where a time has no end.
-        let far = || Instant::now() + Duration::from_secs(86_400 * 365 * 30);
-        let end = Instant::now().checked_add(time).unwrap_or_else(far);
+        self.start_until(end_of(time))
+    }
+
+    /// One that runs out then.
+    pub(crate) fn start_until(self: &Rc<Self>, end: Instant) -> Timer {
         let sleep = self.take(end).unwrap_or_else(|| Box::pin(sleep_until(end)));
         Timer { sleep: Some(sleep), end, turns: 0, timers: Rc::clone(self) }
     }
@@ -61,6 +63,12 @@ impl Timers {
     }
 }
 
+/// When a time that begins now is over; as in tokio, one without an end is over in thirty years.
+pub(crate) fn end_of(time: Duration) -> Instant {
+    let now = Instant::now();
+    now.checked_add(time).unwrap_or_else(|| now + Duration::from_secs(86_400 * 365 * 30))
+}
+
 /// A timer, as long as somebody waits for it.
 pub(crate) struct Timer {
     /// Absent only while it is dropped; set for the end, or for before.
@@ -72,6 +80,18 @@ pub(crate) struct Timer {
 }
 
 impl Timer {
+    /// It runs out then, whatever was wanted of it before.
+    pub(crate) fn set(&mut self, end: Instant) {
+        if self.end == end {
+            return;
+        }
+        (self.end, self.turns) = (end, 0);
+        let sleep = self.sleep.as_mut().expect("it is there until it is dropped");
+        if sleep.deadline() > end {
+            sleep.as_mut().reset(end);
+        }
+    }
+
     pub(crate) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let sleep = self.sleep.as_mut().expect("it is there until it is dropped");
         loop {

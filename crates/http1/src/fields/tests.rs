@@ -122,3 +122,19 @@ proptest! {
         prop_assert_eq!(got, want);
     }
 }
+
+#[test]
+fn a_value_of_parts_reads_as_the_whole_and_is_checked_like_it() {
+    let parts: [&[u8]; 4] = [b"\"a\"", b";r=", b"7", b""];
+    let (mut whole, mut put_together) = (Fields::new(), Fields::new());
+    whole.push_known(KnownName::RateLimit, parts.concat()).unwrap();
+    put_together.push_known_parts(KnownName::RateLimit, &parts).unwrap();
+    put_together.push("x-next", "1").unwrap();
+    whole.push("x-next", "1").unwrap();
+    assert_eq!(put_together, whole);
+    assert_eq!(put_together.text(), whole.text());
+    for bad in [&b"\r\nset-cookie: a"[..], b"\0", b"\n"] {
+        assert!(put_together.push_known_parts(KnownName::RateLimit, &[b"a", bad]).is_err());
+    }
+    assert_eq!(put_together, whole, "nothing is added");
+}

@@ -8,11 +8,13 @@ mod repeat;
 mod told;
 
 use std::cell::Cell;
+use std::future::poll_fn;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use meshwork_base::Tick;
-use meshwork_decision::{Cause, Cluster, Endpoint, Hedge, Permit, Ticket, Trial, is_idempotent};
+use meshwork_decision::{Cause, Cluster, Endpoint, Permit, Ticket, Trial, is_idempotent};
 use meshwork_http1::{Fields, KnownName, RequestHead, ResponseHead};
 use meshwork_telemetry::Phase;
 use smallvec::SmallVec;
@@ -156,15 +158,7 @@ impl<'a> Attempts<'a> {
                 // its turn on this worker may have been told so already.
                 yield_now().await;
             }
-            let begun = self.begin(&head, deadlines, journey);
-            let outcome = match begun {
-                Err(failure) => Err(failure),
-                Ok(None) => self.exchange(&head, down, body, response, journey, deadlines).await,
-                Ok(Some(hedge)) => {
-                    Box::pin(hedge::raced((self, hedge), &head, down, body, response, journey, deadlines))
-                        .await
-                }
-            };
+            let outcome = self.attempt(&head, down, body, response, journey, deadlines).await;
             journey.record.bytes_received = body.received;
             let now = self.conn.worker.now();
             journey.attempted(outcome.as_ref().map(|_| response.status), body, now);
@@ -257,16 +251,30 @@ impl<'a> Attempts<'a> {
         self.unless_interrupted(Box::pin(sleeping), down, deadlines).await
     }
 
-    /// Picks an endpoint; and whether the attempt may have another one beside it.
-    fn begin(
+    /// Picks an endpoint, and calls it; perhaps another one, too.
+    async fn attempt(
         &mut self,
         head: &Head<'_>,
-        deadlines: &Deadlines,
+        down: &mut Down<'_>,
+        body: &mut RequestBody<'_>,
+        response: &mut ResponseHead,
         journey: &mut Journey<'_>,
-    ) -> Result<Option<Box<Hedge>>, Failure> {
+        deadlines: &mut Deadlines,
+    ) -> Result<Exchange, Failure> {
         journey.enter(Phase::Endpoint);
         self.pick(journey)?;
-        Ok(self.hedge(head, deadlines, journey).map(Box::new))
+        let mut second = self.hedge(head, body, deadlines, journey);
+        let first = {
+            let mut own = pin!(self.exchange(head, down, body, response, journey, deadlines));
+            poll_fn(|cx| hedge::poll_both(own.as_mut(), second.as_deref_mut(), cx)).await
+        };
+        match (first, second) {
+            (Some(first), None) => first,
+            (None, None) => unreachable!("without a second attempt it is the first that ends"),
+            (first, Some(second)) => {
+                hedge::decided((self, second), first, down, body, response, journey, deadlines).await
+            }
+        }
     }
 
     /// What an attempt has until its response's end.

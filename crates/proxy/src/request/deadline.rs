@@ -4,19 +4,21 @@
 //! `x-envoy-expected-rq-timeout-ms`. No hop raises it. Where the mesh begins callers are not believed unless a policy
 //! says so: whoever may set deadlines may make endpoints look as if they failed.
 
+use std::rc::Rc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use meshwork_base::Tick;
 use meshwork_decision::{Cause, Timeouts, read_grpc_timeout, read_millis, write_grpc_timeout};
 use meshwork_http1::{FieldError, Fields, KnownName};
+use tokio::time::Instant;
 
 use super::journey::Journey;
 use super::route::Target;
 use crate::downstream::connection::Conn;
 use crate::error::Failure;
 use crate::mesh::Place;
-use crate::timers::Timer;
+use crate::timers::{Timer, Timers, end_of};
 use crate::worker::Worker;
 
 /// How much longer than it was told a proxy waits for the application beside it. Who told it knows whose limit that is and what
@@ -27,21 +29,23 @@ pub(crate) const GRACE: Duration = Duration::from_millis(10);
 /// See the module's text.
 #[derive(Default)]
 pub(crate) struct Deadlines {
-    request: Option<(Timer, Cause)>,
+    /// Set for the first of what follows when it is looked at. One serves them all: most limits are never reached.
+    timer: Option<Timer>,
+    request: Option<(Instant, Cause)>,
     end: Option<Tick>,
-    attempt: Option<(Timer, Cause)>,
+    attempt: Option<Instant>,
     answer: Answer,
 }
 
 /// How long an attempt is waited for until its response begins.
-#[derive(Default)]
+#[derive(Clone, Copy, Default)]
 enum Answer {
     /// As long as the attempt has.
     #[default]
     Unlimited,
     /// It is counted from when all of the request is there: how long its caller takes is nobody's fault.
     Unasked(Duration),
-    Awaited(Timer),
+    Awaited(Instant),
 }
 
 impl Deadlines {
@@ -55,13 +59,10 @@ impl Deadlines {
             (timeouts.max_stream, Cause::MaxStreamDuration),
         ];
         let limits = limits.into_iter().filter_map(|(limit, cause)| Some((limit?, cause)));
-        let first = limits.min_by_key(|(limit, _)| *limit);
-        let request = first.map(|(limit, cause)| {
-            let grace = grace.filter(|_| cause == Cause::DeadlineExceeded).unwrap_or_default();
-            (worker.timers.start(limit + grace), cause)
-        });
-        let end = first.map(|(limit, _)| worker.now().after(limit));
-        Self { request, end, attempt: None, answer: Answer::Unlimited }
+        let Some((limit, cause)) = limits.min_by_key(|(limit, _)| *limit) else { return Self::default() };
+        let grace = grace.filter(|_| cause == Cause::DeadlineExceeded).unwrap_or_default();
+        let request = Some((end_of(limit.saturating_add(grace)), cause));
+        Self { request, end: Some(worker.now().after(limit)), ..Self::default() }
     }
 
     /// A tunnel has only the time of any stream; it began at `started`.
@@ -77,7 +78,7 @@ impl Deadlines {
 
     /// What it is called when the request's time is over.
     pub(crate) fn cause(&self) -> Cause {
-        self.request.as_ref().map_or(Cause::RequestTimeout, |(_, cause)| *cause)
+        self.request.map_or(Cause::RequestTimeout, |(_, cause)| cause)
     }
 
     /// What the next attempt has, if that is limited.
@@ -87,15 +88,15 @@ impl Deadlines {
     }
 
     /// An attempt's time begins now. `answer`: how long its response may take to begin.
-    pub(crate) fn attempt(&mut self, worker: &Worker, limit: Option<Duration>, answer: Option<Duration>) {
-        self.attempt = limit.map(|limit| (worker.timers.start(limit), Cause::PerTryTimeout));
+    pub(crate) fn attempt(&mut self, limit: Option<Duration>, answer: Option<Duration>) {
+        self.attempt = limit.map(end_of);
         self.answer = answer.map_or(Answer::Unlimited, Answer::Unasked);
     }
 
     /// All of the request is there: from now on its answer is awaited.
-    pub(crate) fn asked(&mut self, worker: &Worker) {
+    pub(crate) fn asked(&mut self) {
         if let Answer::Unasked(limit) = self.answer {
-            self.answer = Answer::Awaited(worker.timers.start(limit));
+            self.answer = Answer::Awaited(end_of(limit));
         }
     }
 
@@ -107,7 +108,7 @@ impl Deadlines {
     /// An attempt that ran beside is the request's from now on. Its time is its own, and began with it.
     pub(crate) fn goes_on(&mut self, worker: &Worker, limit: Option<Duration>, began: Tick) {
         let spent = worker.now().since(began);
-        self.attempt(worker, limit.map(|limit| limit.saturating_sub(spent)), None);
+        self.attempt(limit.map(|limit| limit.saturating_sub(spent)), None);
     }
 
     /// No attempt is under way.
@@ -117,15 +118,29 @@ impl Deadlines {
     }
 
     /// Ready with the cause when a limit is over; the whole request's first.
-    pub(crate) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Cause> {
-        for (limit, cause) in self.request.iter_mut().chain(&mut self.attempt) {
-            if limit.poll(cx).is_ready() {
-                return Poll::Ready(*cause);
-            }
-        }
-        match &mut self.answer {
-            Answer::Awaited(limit) => limit.poll(cx).map(|()| Cause::PerTryTimeout),
-            Answer::Unlimited | Answer::Unasked(_) => Poll::Pending,
+    pub(crate) fn poll(&mut self, cx: &mut Context<'_>, timers: &Rc<Timers>) -> Poll<Cause> {
+        let Some(first) = self.first() else { return Poll::Pending };
+        let timer = self.timer.get_or_insert_with(|| timers.start_until(first));
+        timer.set(first);
+        timer.poll(cx).map(|()| self.over_at(Instant::now().max(first)))
+    }
+
+    /// When the first limit is over.
+    #[inline]
+    fn first(&self) -> Option<Instant> {
+        let answer = match self.answer {
+            Answer::Awaited(end) => Some(end),
+            Answer::Unlimited | Answer::Unasked(_) => None,
+        };
+        let request = self.request.map(|(end, _)| end);
+        [request, self.attempt, answer].into_iter().flatten().min()
+    }
+
+    #[cold]
+    fn over_at(&self, now: Instant) -> Cause {
+        match self.request {
+            Some((end, cause)) if end <= now => cause,
+            _ => Cause::PerTryTimeout,
         }
     }
 }
@@ -253,14 +268,12 @@ pub(crate) fn tell(
 #[cfg(test)]
 mod tests {
     use std::future::poll_fn;
-    use std::rc::Rc;
     use std::task::Waker;
 
     use super::*;
-    use crate::timers::Timers;
 
-    fn polled(deadlines: &mut Deadlines) -> Poll<Cause> {
-        deadlines.poll(&mut Context::from_waker(Waker::noop()))
+    fn polled(deadlines: &mut Deadlines, timers: &Rc<Timers>) -> Poll<Cause> {
+        deadlines.poll(&mut Context::from_waker(Waker::noop()), timers)
     }
 
     /// The clock has gone on: what was set for now is over.
@@ -272,35 +285,66 @@ mod tests {
     #[tokio::test]
     async fn of_limits_that_are_over_together_the_request_s_is_told() {
         let timers = Rc::new(Timers::default());
-        let over = |cause| Some((timers.start(Duration::ZERO), cause));
+        let now = Instant::now();
         let mut deadlines = Deadlines {
-            request: over(Cause::RequestTimeout),
-            attempt: over(Cause::PerTryTimeout),
-            answer: Answer::Awaited(timers.start(Duration::ZERO)),
-            end: None,
+            request: Some((now, Cause::RequestTimeout)),
+            attempt: Some(now - Duration::from_micros(1)),
+            answer: Answer::Awaited(now),
+            ..Deadlines::default()
         };
         goes_on(&timers).await;
-        assert_eq!(polled(&mut deadlines), Poll::Ready(Cause::RequestTimeout));
+        assert_eq!(polled(&mut deadlines, &timers), Poll::Ready(Cause::RequestTimeout));
         deadlines.request = None;
-        assert_eq!(polled(&mut deadlines), Poll::Ready(Cause::PerTryTimeout));
+        assert_eq!(polled(&mut deadlines, &timers), Poll::Ready(Cause::PerTryTimeout));
     }
 
     #[tokio::test]
     async fn between_attempts_neither_s_time_runs_and_behind_a_head_that_of_the_attempt_does() {
         let timers = Rc::new(Timers::default());
-        let running = || Deadlines {
-            attempt: Some((timers.start(Duration::ZERO), Cause::PerTryTimeout)),
-            answer: Answer::Awaited(timers.start(Duration::ZERO)),
-            ..Deadlines::default()
-        };
+        let now = Instant::now();
+        let running =
+            || Deadlines { attempt: Some(now), answer: Answer::Awaited(now), ..Deadlines::default() };
         let (mut deadlines, mut begun) = (running(), running());
         goes_on(&timers).await;
         deadlines.no_attempt();
-        assert_eq!(polled(&mut deadlines), Poll::Pending);
+        assert_eq!(polled(&mut deadlines, &timers), Poll::Pending);
         begun.answered();
-        assert_eq!(polled(&mut begun), Poll::Ready(Cause::PerTryTimeout));
+        assert_eq!(polled(&mut begun, &timers), Poll::Ready(Cause::PerTryTimeout));
         begun.attempt = None;
-        assert_eq!(polled(&mut begun), Poll::Pending, "no answer is awaited any more");
+        assert_eq!(polled(&mut begun, &timers), Poll::Pending, "no answer is awaited any more");
+    }
+
+    #[tokio::test]
+    async fn one_timer_wakes_for_whichever_limit_is_first_as_they_come_and_go() {
+        let (timers, ms) = (Rc::new(Timers::default()), Duration::from_millis);
+        // Not before, as exactly as the runtime counts; and not when another limit would be over.
+        let over = async |deadlines: &mut Deadlines, not_before: Instant| {
+            let cause = poll_fn(|cx| deadlines.poll(cx, &timers)).await;
+            (Instant::now() + ms(1) >= not_before, cause)
+        };
+        let began = Instant::now();
+        let request = Some((began + ms(60), Cause::RequestTimeout));
+        let mut deadlines = Deadlines { request, ..Deadlines::default() };
+        assert_eq!(polled(&mut deadlines, &timers), Poll::Pending, "set for the request's end");
+        deadlines.attempt = Some(began + ms(40));
+        deadlines.answer = Answer::Awaited(began + ms(20));
+        assert_eq!(over(&mut deadlines, began + ms(20)).await, (true, Cause::PerTryTimeout), "the answer's");
+        deadlines.answered();
+        assert_eq!(over(&mut deadlines, began + ms(40)).await, (true, Cause::PerTryTimeout), "the attempt's");
+        deadlines.no_attempt();
+        assert_eq!(
+            over(&mut deadlines, began + ms(60)).await,
+            (true, Cause::RequestTimeout),
+            "the request's"
+        );
+        drop(deadlines);
+        let later = Instant::now() + ms(10);
+        let mut next = Deadlines { attempt: Some(later), ..Deadlines::default() };
+        assert_eq!(
+            over(&mut next, later).await,
+            (true, Cause::PerTryTimeout),
+            "by the timer of the one before"
+        );
     }
 
     #[test]

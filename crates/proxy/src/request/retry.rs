@@ -466,7 +466,9 @@ fn kind(failure: &Failure) -> Option<AttemptFailure> {
 
 /// Whether a response is one that the policy names; by a code of gRPC only what answers a call of it.
 fn called_for(policy: &RetryPolicy, response: &ResponseHead, is_grpc: bool) -> Option<AttemptFailure> {
-    if policy.status_codes.contains(&response.status) {
+    // A policy can name no other statuses, and nearly all answers have one of those.
+    let may_be = response.status >= 400;
+    if may_be && policy.status_codes.contains(&response.status) {
         return Some(AttemptFailure::Status(response.status));
     }
     if !is_grpc || policy.grpc_codes.is_empty() {

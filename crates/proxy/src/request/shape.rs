@@ -11,7 +11,6 @@ use bytes::Bytes;
 use meshwork_decision::{Allowance, Cause, FaultInjection, LimitText, Origin, RateLimit, whole_seconds};
 use meshwork_http1::{FieldError, KnownName, RequestHead, ResponseHead};
 use meshwork_telemetry::Phase;
-use smallvec::SmallVec;
 use tokio::time::{Instant, Sleep, sleep, sleep_until};
 
 use super::deadline::Deadlines;
@@ -235,12 +234,10 @@ pub(crate) fn tell(journey: &mut Journey<'_>, response: &mut ResponseHead) -> Re
             (again, Some(again))
         }
     };
-    let mut stands: SmallVec<[u8; 128]> = SmallVec::from_slice(limit.name.as_bytes());
-    for (key, number) in [(";r=", u64::from(allowance.remaining)), (";t=", reset)] {
-        stands.extend_from_slice(key.as_bytes());
-        stands.extend_from_slice(itoa::Buffer::new().format(number).as_bytes());
-    }
-    fields.push_known(KnownName::RateLimit, &stands)?;
+    let (mut remaining, mut until) = (itoa::Buffer::new(), itoa::Buffer::new());
+    let (remaining, until) = (remaining.format(allowance.remaining), until.format(reset));
+    let stands = [&*limit.name, ";r=", remaining, ";t=", until].map(str::as_bytes);
+    fields.push_known_parts(KnownName::RateLimit, &stands)?;
     if let Some(again) = again {
         fields.set_known(KnownName::RetryAfter, again.to_string())?;
     }

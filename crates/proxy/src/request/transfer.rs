@@ -26,7 +26,7 @@ pub(crate) fn poll_interrupted(
     down: &mut Down<'_>,
     deadlines: &mut Deadlines,
 ) -> Poll<Failure> {
-    if let Poll::Ready(cause) = deadlines.poll(cx) {
+    if let Poll::Ready(cause) = deadlines.poll(cx, &conn.worker.timers) {
         return Poll::Ready(Failure::local(cause));
     }
     if let Poll::Ready(error) = down.poll_gone(cx) {
@@ -95,7 +95,7 @@ pub(crate) async fn until_head(
             conn.entry.progress(conn.worker.now());
         }
         if body.has_ended() {
-            deadlines.asked(&conn.worker);
+            deadlines.asked();
         }
         poll_interrupted(cx, conn, down, deadlines).map(Err)
     })

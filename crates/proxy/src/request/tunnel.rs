@@ -255,7 +255,7 @@ async fn carry(
         if before != up.bytes + back.bytes {
             conn.entry.progress(conn.worker.now());
         }
-        if let Poll::Ready(cause) = deadlines.poll(cx) {
+        if let Poll::Ready(cause) = deadlines.poll(cx, &conn.worker.timers) {
             return Poll::Ready(Err(Failure::local(cause)));
         }
         match conn.entry.order() {

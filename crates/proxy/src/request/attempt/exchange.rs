@@ -36,9 +36,9 @@ impl Attempts<'_> {
         let to = self.destination();
         let protocol = if matches!(to.speaks, Speaks::Http1) { Protocol::Http11 } else { Protocol::Http2 };
         journey.attempt(to.address, self.endpoint.as_ref(), protocol, self.began);
-        deadlines.attempt(&self.conn.worker, self.attempt_timeout(), self.answer_timeout());
+        deadlines.attempt(self.attempt_timeout(), self.answer_timeout());
         if body.has_ended() {
-            deadlines.asked(&self.conn.worker);
+            deadlines.asked();
         }
         let mut exchange = match to.speaks {
             Speaks::Http1 => self.open_h1(&to, head, down, deadlines).await?,

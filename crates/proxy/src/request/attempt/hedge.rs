@@ -9,13 +9,14 @@ mod exchange;
 mod second;
 
 use std::future::poll_fn;
-use std::task::Poll;
+use std::pin::Pin;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use meshwork_decision::{AttemptOutcome, Cause, Hedge, HedgeFacts, Leg, Reply, Verdict, is_idempotent};
 use meshwork_http1::ResponseHead;
 
-use self::second::Second;
+pub(super) use self::second::Second;
 use super::Attempts;
 use crate::downstream::Down;
 use crate::error::{Failure, Fault};
@@ -28,13 +29,14 @@ use crate::request::{answer, retry, transfer};
 use crate::upstream::{Exchange, Head};
 
 impl<'a> Attempts<'a> {
-    /// Whether the attempt that begins is one that may be hedged.
-    pub(super) fn hedge(
+    /// The second attempt of the one that begins, if that may be hedged.
+    pub(super) fn hedge<'h>(
         &self,
-        head: &Head<'_>,
+        head: &'h Head<'h>,
+        body: &mut RequestBody<'_>,
         deadlines: &Deadlines,
         journey: &mut Journey<'_>,
-    ) -> Option<Hedge> {
+    ) -> Option<Box<Second<'a, 'h>>> {
         let Target::Service { cluster, policy, .. } = self.target else { return None };
         let said = policy.hedge(cluster)?;
         // A request is hedged in its first attempt; what comes after is a retry.
@@ -42,7 +44,9 @@ impl<'a> Attempts<'a> {
             return None;
         }
         let (facts, now) = (facts(self, head, deadlines), self.conn.worker.now());
-        decide!(journey, |reasons| Hedge::begin(said, (cluster, policy.breaker()), &facts, now, reasons)).ok()
+        let breakers = (cluster, policy.breaker());
+        let hedge = decide!(journey, |reasons| Hedge::begin(said, breakers, &facts, now, reasons)).ok()?;
+        Some(Box::new(Second::new(self, hedge, facts, head, body, journey)))
     }
 }
 
@@ -58,73 +62,111 @@ fn facts(attempts: &Attempts<'_>, head: &Head<'_>, deadlines: &Deadlines) -> Hed
     }
 }
 
-/// Runs the first attempt, and perhaps a second one beside it.
+/// The first attempt, and with it the second one, if there is one. Ready with the first one's end, or with nothing when the
+/// second one has ended well before.
+#[inline]
+pub(super) fn poll_both(
+    first: Pin<&mut impl Future<Output = Result<Exchange, Failure>>>,
+    second: Option<&mut Second<'_, '_>>,
+    cx: &mut Context<'_>,
+) -> Poll<Option<Result<Exchange, Failure>>> {
+    if let Poll::Ready(done) = first.poll(cx) {
+        return Poll::Ready(Some(done));
+    }
+    match second.map(|second| second.poll(cx)) {
+        Some(Poll::Ready(true)) => Poll::Ready(None),
+        _ => Poll::Pending,
+    }
+}
+
+/// The first attempt has ended; true: the request's end is the second one's.
+fn first_ended(
+    attempts: &Attempts<'_>,
+    second: &mut Second<'_, '_>,
+    first: &Result<Exchange, Failure>,
+    response: &ResponseHead,
+    is_grpc: bool,
+) -> bool {
+    let reply = judged(attempts, first, response, is_grpc);
+    if second.race.ended(Leg::First, reply) == Verdict::Wait {
+        return true;
+    }
+    if reply == Reply::Good && first.is_ok() {
+        let now = attempts.conn.worker.now();
+        second.first_took(attempts.behind.asked(attempts.began, now), now);
+    }
+    false
+}
+
+/// What a request comes to whose first attempt had, or could have had, a second one beside it.
 ///
 /// # Errors
 /// The first one's failure, if neither was answered well.
-pub(super) async fn raced(
-    (attempts, hedge): (&mut Attempts<'_>, Box<Hedge>),
-    head: &Head<'_>,
+pub(super) async fn decided(
+    (attempts, mut second): (&mut Attempts<'_>, Box<Second<'_, '_>>),
+    first: Option<Result<Exchange, Failure>>,
     down: &mut Down<'_>,
     body: &mut RequestBody<'_>,
     response: &mut ResponseHead,
     journey: &mut Journey<'_>,
     deadlines: &mut Deadlines,
 ) -> Result<Exchange, Failure> {
-    let mut second = Second::new(attempts, *hedge, head, body, deadlines, journey);
-    let first = {
-        let mut own = Box::pin(attempts.exchange(head, down, body, response, journey, deadlines));
-        poll_fn(|cx| {
-            if let Poll::Ready(done) = own.as_mut().poll(cx) {
-                return Poll::Ready(Some(done));
-            }
-            if second.poll(cx) == Poll::Ready(true) { Poll::Ready(None) } else { Poll::Pending }
-        })
-        .await
-    };
     second.tell_reasons(journey);
     let Some(first) = first else {
         lose_first(attempts, &second, body, journey);
         return second.wins(attempts, body, response, journey, deadlines);
     };
-    let reply = judged(attempts, &first, response, journey.is_grpc());
-    if second.race.ended(Leg::First, reply) == Verdict::Wait {
-        // The first one's own time has ended with it.
-        deadlines.no_attempt();
-        let waited = poll_fn(|cx| {
-            if let Poll::Ready(good) = second.poll(cx) {
-                return Poll::Ready(Ok(good));
-            }
-            transfer::poll_interrupted(cx, attempts.conn, down, deadlines).map(Err)
-        })
-        .await;
-        match waited {
-            Ok(true) => {
-                end_first(attempts, first, response, body, journey);
-                return second.wins(attempts, body, response, journey, deadlines);
-            }
-            Ok(false) => {}
-            Err(interrupted) => {
-                second.loses(attempts, journey, Some(&interrupted));
-                // A response is there, or there was no endpoint whose fault it could be.
-                let is_told = first.as_ref().map_or_else(Failure::is_before_any, |_| true);
-                if is_told && interrupted.fault == Fault::Local {
-                    return first;
-                }
-                // What the first one's endpoint has answered counts, whoever has left since.
-                let (now, is_grpc) = (attempts.conn.worker.now(), journey.is_grpc());
-                attempts.observe(first.as_ref().map(|_| ()), response, (is_grpc, false), now);
-                attempts.let_go();
-                attempts.endpoint = None;
-                return Err(interrupted);
-            }
-        }
-    } else if reply == Reply::Good && first.is_ok() {
-        let now = attempts.conn.worker.now();
-        second.first_took(attempts.behind.asked(attempts.began, now), now);
+    if !first_ended(attempts, &mut second, &first, response, journey.is_grpc()) {
+        second.loses(attempts, journey, first.as_ref().err());
+        return first;
     }
-    second.loses(attempts, journey, first.as_ref().err());
-    first
+    // Few requests come here: the future of all others has no room for it.
+    Box::pin(awaited((attempts, second), first, down, body, response, journey, deadlines)).await
+}
+
+/// The first attempt has ended badly, and the second one is waited for.
+async fn awaited(
+    (attempts, mut second): (&mut Attempts<'_>, Box<Second<'_, '_>>),
+    first: Result<Exchange, Failure>,
+    down: &mut Down<'_>,
+    body: &mut RequestBody<'_>,
+    response: &mut ResponseHead,
+    journey: &mut Journey<'_>,
+    deadlines: &mut Deadlines,
+) -> Result<Exchange, Failure> {
+    // The first one's own time has ended with it.
+    deadlines.no_attempt();
+    let waited = poll_fn(|cx| {
+        if let Poll::Ready(good) = second.poll(cx) {
+            return Poll::Ready(Ok(good));
+        }
+        transfer::poll_interrupted(cx, attempts.conn, down, deadlines).map(Err)
+    })
+    .await;
+    match waited {
+        Ok(true) => {
+            end_first(attempts, first, response, body, journey);
+            second.wins(attempts, body, response, journey, deadlines)
+        }
+        Ok(false) => {
+            second.loses(attempts, journey, first.as_ref().err());
+            first
+        }
+        Err(interrupted) => {
+            second.loses(attempts, journey, Some(&interrupted));
+            // A response is there, or there was no endpoint whose fault it could be.
+            let is_told = first.as_ref().map_or_else(Failure::is_before_any, |_| true);
+            if is_told && interrupted.fault == Fault::Local {
+                return first;
+            }
+            // What the first one's endpoint has answered counts, whoever has left since.
+            let (now, is_grpc) = (attempts.conn.worker.now(), journey.is_grpc());
+            attempts.observe(first.as_ref().map(|_| ()), response, (is_grpc, false), now);
+            attempts.let_go();
+            attempts.endpoint = None;
+            Err(interrupted)
+        }
+    }
 }
 
 /// What the first attempt's end is worth while another one runs.

@@ -16,7 +16,7 @@ use meshwork_http1::{KnownName, ResponseHead};
 use meshwork_telemetry::{Phase, Protocol, SpanId, TraceContext};
 
 use super::exchange::{Answered, Parts, exchange};
-use super::{Attempts, facts, is_time_out, of_head};
+use super::{Attempts, is_time_out, of_head};
 use crate::error::Failure;
 use crate::request::aside::{OwnHead, Sending};
 use crate::request::body::RequestBody;
@@ -68,7 +68,7 @@ struct Failed {
     ended: Tick,
 }
 
-pub(super) struct Second<'a, 'h> {
+pub(in crate::request::attempt) struct Second<'a, 'h> {
     hedge: Hedge,
     /// The request's.
     head: &'h Head<'h>,
@@ -96,9 +96,9 @@ impl<'a, 'h> Second<'a, 'h> {
     pub(super) fn new(
         attempts: &Attempts<'a>,
         hedge: Hedge,
+        facts: HedgeFacts,
         head: &'h Head<'h>,
         body: &mut RequestBody<'_>,
-        deadlines: &Deadlines,
         journey: &mut Journey<'_>,
     ) -> Self {
         let Target::Service { cluster, policy, .. } = attempts.target else {
@@ -116,7 +116,7 @@ impl<'a, 'h> Second<'a, 'h> {
             cluster: Arc::clone(cluster),
             target: attempts.target,
             parts,
-            facts: facts(attempts, head, deadlines),
+            facts,
             is_grpc: journey.is_grpc(),
             first: attempts.endpoint.as_ref().map(|endpoint| endpoint.id),
             retries: policy.retry(cluster).map_or(RetryBudget::DEFAULT, |retry| retry.budget),
