@@ -83,11 +83,21 @@ pub(crate) fn is_reg_name_byte(byte: u8) -> bool {
 /// values are too short for vector instructions; where there is a tab or worse, each is looked at.
 #[inline]
 pub(crate) fn is_field_value(bytes: &[u8]) -> bool {
-    let Some(last) = bytes.last_chunk::<8>() else { return is_field_value_by_bytes(bytes) };
+    let Some(last) = bytes.last_chunk::<8>() else { return is_short_field_value(bytes) };
     // The last eight may overlap the word before: looking twice is cheaper than a remainder.
     let words = bytes.as_chunks::<8>().0.iter().chain([last]);
     let odd = words.fold(0, |odd, word| odd | controls(u64::from_le_bytes(*word)));
     odd & HIGH_BITS == 0 || is_field_value_by_bytes(bytes)
+}
+
+/// The same of fewer than eight: of four or more as one word. Kept out of the loop over fields, whose values are mostly longer.
+#[inline(never)]
+fn is_short_field_value(bytes: &[u8]) -> bool {
+    let (Some(first), Some(last)) = (bytes.first_chunk::<4>(), bytes.last_chunk::<4>()) else {
+        return is_field_value_by_bytes(bytes);
+    };
+    let both = u64::from(u32::from_le_bytes(*first)) << 32 | u64::from(u32::from_le_bytes(*last));
+    controls(both) & HIGH_BITS == 0 || is_field_value_by_bytes(bytes)
 }
 
 fn is_field_value_by_bytes(bytes: &[u8]) -> bool {

@@ -110,13 +110,19 @@ impl Fields {
     /// # Errors
     /// [`FieldError`] when a part holds a control character; nothing is added then.
     pub fn push_known_parts(&mut self, name: KnownName, parts: &[&[u8]]) -> Result<(), FieldError> {
-        if !parts.iter().all(|part| is_field_value(part)) {
-            return Err(FieldError::Value(name.as_str().to_owned()));
-        }
+        let at = self.text.len();
         let length: usize = parts.iter().map(|part| part.len()).sum();
         self.push_checked(name.as_str().as_bytes(), Some(name), length, |text| {
             parts.iter().for_each(|part| text.extend_from_slice(part));
-        })
+        })?;
+        // Together they are judged faster than one by one, as they are short.
+        let added = self.entries.last().expect("push_checked added an entry");
+        if is_field_value(added.value(&self.text)) {
+            return Ok(());
+        }
+        self.entries.pop();
+        self.text.truncate(at);
+        Err(FieldError::Value(name.as_str().to_owned()))
     }
 
     /// Adds a field of a header map at the end; spaces around the value are dropped. The types say that name and value

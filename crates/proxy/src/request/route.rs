@@ -1,5 +1,6 @@
 //! Where a request goes: the decision's answer for the head at hand, on each side of the mesh.
 
+use std::cell::OnceCell;
 use std::sync::Arc;
 
 use meshwork_base::{Clock, SpiffeId};
@@ -20,22 +21,25 @@ use crate::worker::View;
 /// A head as decisions see it.
 pub(crate) struct Seen<'a> {
     head: &'a RequestHead,
-    host: &'a str,
-    port: Option<u16>,
+    /// Host and port; few policies ask for them.
+    authority: OnceCell<(&'a str, Option<u16>)>,
     https: bool,
     peer: Option<&'a SpiffeId>,
 }
 
 impl<'a> Seen<'a> {
     pub(crate) fn new(conn: &'a Conn, head: &'a RequestHead) -> Self {
-        let (host, port) = split_authority(head.authority().unwrap_or_default());
-        Self { head, host, port, https: conn.https, peer: conn.peer_id() }
+        Self { head, authority: OnceCell::new(), https: conn.https, peer: conn.peer_id() }
     }
 
     /// The same for what is about callers: on the outbound side our own application calls, as whom we prove to be.
     pub(crate) fn with_caller(conn: &'a Conn, head: &'a RequestHead, own: Option<&'a SpiffeId>) -> Self {
         let seen = Self::new(conn, head);
         Self { peer: own.or(seen.peer), ..seen }
+    }
+
+    fn authority(&self) -> (&'a str, Option<u16>) {
+        *self.authority.get_or_init(|| split_authority(self.head.authority().unwrap_or_default()))
     }
 }
 
@@ -47,10 +51,10 @@ impl RequestView for Seen<'_> {
         if self.https { Scheme::Https } else { Scheme::Http }
     }
     fn host(&self) -> &str {
-        self.host
+        self.authority().0
     }
     fn port(&self) -> Option<u16> {
-        self.port
+        self.authority().1
     }
     fn path(&self) -> &str {
         // `*` asks about the server as a whole (RFC 9110 section 9.3.7): it goes where `/` goes.
@@ -148,22 +152,22 @@ fn service_port<'v>(
     seen: &Seen<'_>,
     journey: &mut Journey<'_>,
 ) -> Result<&'v OutboundPort, Failure> {
-    let Some(service) = view.snapshot.outbound(seen.host) else {
+    let Some(service) = view.snapshot.outbound(seen.host()) else {
         if let Some(told) = journey.told() {
-            told.tell("service", seen.host, "refused", "no service is known by this host");
+            told.tell("service", seen.host(), "refused", "no service is known by this host");
         }
-        return Err(Failure::local(Cause::UnknownService).because(seen.host));
+        return Err(Failure::local(Cause::UnknownService).because(seen.host()));
     };
     conn.worker.uses(&service.name);
-    let port = service.port(seen.port).map_err(|cause| {
-        let port = seen.port.unwrap_or(80);
+    let port = service.port(seen.port()).map_err(|cause| {
+        let port = seen.port().unwrap_or(80);
         Failure::local(cause).because(format!("{} has no port {port}", service.name))
     });
     if let Some(told) = journey.told() {
         let subject = service.origin.to_string();
         match &port {
             Ok(port) => {
-                let why = format!("known by host {}; port {}", seen.host, port.cluster.key.port);
+                let why = format!("known by host {}; port {}", seen.host(), port.cluster.key.port);
                 told.tell("service", subject, "chosen", why);
             }
             Err(failure) => {
@@ -188,7 +192,7 @@ fn app_port<'v>(
     let of_mesh = conn.sni.as_deref().filter(|sni| sni.ends_with(".mesh"));
     let port = match of_mesh {
         Some(sni) => inbound.by_sni(sni).ok_or_else(|| not_served(sni)),
-        None => inbound.by_port(seen.port).map_err(|_| not_served(seen.host)),
+        None => inbound.by_port(seen.port()).map_err(|_| not_served(seen.host())),
     }?;
     let admitted = port.admit(seen.peer);
     if let Some(told) = journey.told() {
@@ -236,7 +240,7 @@ pub(crate) fn authorize(
     let seen = Seen::with_caller(conn, head, own.as_ref());
     for policy in authorization.audits(&seen) {
         let peer = seen.peer.map_or("nobody", SpiffeId::as_str);
-        tracing::info!(policy = %policy.origin, peer, host = seen.host, path = seen.path(), "audited");
+        tracing::info!(policy = %policy.origin, peer, host = seen.host(), path = seen.path(), "audited");
         if let Some(told) = journey.told() {
             told.tell("authorize", policy.origin.to_string(), "noted", "an Audit rule matches");
         }
