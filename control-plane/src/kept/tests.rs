@@ -86,6 +86,7 @@ fn what_is_refused_without_a_good_version_is_lacking_at_the_start() {
     for (now, words) in [
         (content(&bad), "Service default/a is refused: f.yaml:5:"),
         (content("apiVersion: ["), "f.yaml:1:"),
+        (content("apiVersion: v1\nkind: List\nitmes: []"), "items"),
         (FileChange::Content(vec![0xff]), "is not UTF-8"),
         (unreadable, "f.yaml cannot be read"),
     ] {

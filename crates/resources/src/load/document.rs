@@ -14,6 +14,8 @@ use crate::span::{FileName, Source};
 pub(super) fn read(file: &FileName, node: &Node, loaded: &mut Loaded) {
     let mut cx = Cx::new(file, node.span);
     if let Some(items) = list_items(node, &mut cx) {
+        // Where there is something wrong with the list itself, nobody knows what it was to hold.
+        refuse(file, node, &cx, loaded);
         loaded.diagnostics.append(&mut cx.found);
         for item in items {
             read(file, item, loaded);
@@ -21,13 +23,19 @@ pub(super) fn read(file: &FileName, node: &Node, loaded: &mut Loaded) {
         return;
     }
     let object = object(node, &mut cx).filter(|_| !cx.has_errors());
-    if let Some(object) = object {
-        loaded.objects.push(Arc::new(object));
-    } else if let Some(why) = cx.found.iter().min_by_key(|found| (found.line, found.column)) {
+    match object {
+        Some(object) => loaded.objects.push(Arc::new(object)),
+        None => refuse(file, node, &cx, loaded),
+    }
+    loaded.diagnostics.append(&mut cx.found);
+}
+
+/// Notes a document in which something is wrong as refused, with the first thing that is.
+fn refuse(file: &FileName, node: &Node, cx: &Cx, loaded: &mut Loaded) {
+    if let Some(why) = cx.found.iter().min_by_key(|found| (found.line, found.column)) {
         let source = Source { file: Arc::clone(file), line: node.span.line, column: node.span.column };
         loaded.refused.push(Refused { key: key(node), source, why: why.clone() });
     }
-    loaded.diagnostics.append(&mut cx.found);
 }
 
 /// Whom a document is about, though it may be wrong otherwise. Another group's kind of the same name is none of ours.

@@ -295,6 +295,25 @@ fn what_is_refused_says_whom_it_is_about_as_far_as_that_can_be_read() {
 }
 
 #[test]
+fn a_list_in_which_something_is_wrong_is_refused_and_what_can_be_read_of_it_is_there() {
+    let item = "{apiVersion: v1, kind: Namespace, metadata: {name: a}}";
+    let policies = "apiVersion: meshwork.dev/v1alpha1\nkind: AuthorizationPolicyList";
+    for (text, objects) in [
+        (format!("apiVersion: v1\nkind: List\nitmes: [{item}]"), 0),
+        (format!("apiVersion: v1\nkind: List\nitems: {item}"), 0),
+        (format!("apiVersion: v1\nkind: List\nitems: [{item}]\nitmes: [{item}]"), 1),
+        ("apiVersion: v1\nkind: List".into(), 0),
+        (policies.into(), 0),
+        (format!("{policies}\nitems: none"), 0),
+    ] {
+        let loaded = load_text(&format!("---\n{text}\n"));
+        let [refused] = &loaded.refused[..] else { panic!("{text}: {}", told(&loaded)) };
+        assert_eq!((&refused.key, &refused.why), (&None, &loaded.diagnostics[0]), "{text}");
+        assert_eq!((loaded.objects.len(), refused.source.line), (objects, 2), "{text}");
+    }
+}
+
+#[test]
 fn of_two_equal_objects_in_two_files_the_first_stays() {
     let one = "{apiVersion: v1, kind: Namespace, metadata: {name: a}}";
     let loaded = load([("one.yaml", one), ("two.yaml", one)]);
@@ -443,8 +462,9 @@ proptest! {
     }
 
     #[test]
-    fn never_panics_on_yaml_like_text(text in "([-a-z0-9:{}\\[\\]&*!|>'\"#%@,.?~ \n\t]|---\n|<<: |apiVersion: v1\n|kind: Service\n){0,120}") {
+    fn never_panics_on_yaml_like_text(text in "([-a-z0-9:{}\\[\\]&*!|>'\"#%@,.?~ \n\t]|---\n|<<: |apiVersion: v1\n|kind: Service\n|kind: List\n|items: \\[\\]\n){0,120}") {
         let loaded = load_text(&text);
+        prop_assert_eq!(loaded.has_errors(), !loaded.refused.is_empty());
         let last = u32::try_from(text.lines().count()).unwrap() + 1;
         for found in &loaded.diagnostics {
             prop_assert!((1..=last).contains(&found.line) && found.column >= 1, "{found}");
