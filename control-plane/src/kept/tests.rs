@@ -118,6 +118,32 @@ fn what_was_borne_while_it_served_does_not_hold_up_a_restart_and_another_text_do
 }
 
 #[test]
+fn one_object_that_has_stayed_stands_for_one_refused_text_that_does_not_say_whom_it_is_about() {
+    let disk = tempfile::tempdir().unwrap();
+    let both = format!("{}{}", service("a", "80"), service("b", "80"));
+    drop(Process::start(disk.path(), &[("f.yaml", content(&both))]).serving());
+    let (a, bad_a, nameless) = (service("a", "80"), service("a", "eighty"), "kind: Servise\n---\n");
+    for (now, lacking) in [
+        // It is the text of `b`, as far as anybody can tell.
+        (format!("{a}{nameless}"), 0),
+        (format!("{bad_a}{nameless}"), 0),
+        (format!("{nameless}{nameless}"), 0),
+        // `b` is all that it may be.
+        (format!("{bad_a}{nameless}{nameless}"), 2),
+        // That `a` and `b` have stayed is told by themselves.
+        (format!("{bad_a}{}{nameless}", service("b", "eighty")), 1),
+        (format!("{bad_a}{}{nameless}", service("b", "81")), 1),
+        (format!("{both}{nameless}"), 1),
+    ] {
+        let mut process = Process::start(disk.path(), &[("f.yaml", content(&now))]);
+        assert_eq!(process.ports().len(), 2, "{now}");
+        let told = process.lacking();
+        assert_eq!(told.len(), lacking, "{now}: {told:?}");
+        assert!(told.iter().all(|told| told.contains("Servise") || told.contains("apiVersion")), "{told:?}");
+    }
+}
+
+#[test]
 fn what_was_removed_meanwhile_is_gone_and_a_folder_that_cannot_be_listed_loses_nothing() {
     let disk = tempfile::tempdir().unwrap();
     let files = [("f.yaml", content(&service("a", "80"))), ("g.yaml", content(&service("b", "80")))];

@@ -1,7 +1,8 @@
 //! Objects whose newest text is refused: what was good before stays in force, and who asks for them is told so.
 
 use std::borrow::Cow;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use meshwork_compile::status::{Condition, ConditionStatus, Timestamp};
 use meshwork_resources::{Diagnostic, Object, ObjectKey, Refused, Severity, Source, duplicate};
@@ -98,15 +99,18 @@ impl Rejected {
 
 impl Objects {
     /// What of a file is refused and has no version in force, in words. What does not say whom it is about may be the new
-    /// text of something that has stayed.
+    /// text of something that has stayed, of one such thing each.
     pub(crate) fn lacking(&self, key: &FileKey) -> Vec<String> {
         let Some(file) = self.files.get(key) else { return Vec::new() };
         if let Some(why) = &file.unreadable {
             return Vec::from_iter(file.loaded.objects.is_empty().then(|| why.clone()));
         }
-        let refused = file.loaded.refused.iter().filter(|refused| match &refused.key {
+        let refused = &file.loaded.refused;
+        let nameless = refused.iter().filter(|refused| refused.key.is_none()).count();
+        let are_old = nameless <= file.unexplained();
+        let refused = refused.iter().filter(|refused| match &refused.key {
             Some(key) => !self.current.contains_key(key),
-            None => file.kept == 0,
+            None => !are_old,
         });
         let tell = |refused: &Refused| match &refused.key {
             Some(key) => format!("{key} is refused: {}", refused.why),
@@ -139,6 +143,20 @@ impl Objects {
 }
 
 impl File {
+    /// The objects that have stayed though the file's text does not define them now.
+    fn stayed(&self) -> &[Arc<Object>] {
+        &self.loaded.objects[self.loaded.objects.len() - self.kept..]
+    }
+
+    /// How many of these no refused text says to be about.
+    fn unexplained(&self) -> usize {
+        let mut stayed: BTreeSet<_> = self.stayed().iter().map(|object| object.key()).collect();
+        for named in self.loaded.refused.iter().filter_map(|refused| refused.key.as_ref()) {
+            stayed.remove(named);
+        }
+        stayed.len()
+    }
+
     /// Tells each object that is in doubt; gives how many texts are refused.
     fn rejected(
         &self,
@@ -160,8 +178,7 @@ impl File {
             }
         }
         let first = loaded.diagnostics.iter().find(|found| found.severity == Severity::Error);
-        let kept = &loaded.objects[loaded.objects.len() - self.kept..];
-        for (object, found) in kept.iter().zip(first.into_iter().cycle()) {
+        for (object, found) in self.stayed().iter().zip(first.into_iter().cycle()) {
             put(&object.key(), &object.source, found, Why::Unclear);
         }
         loaded.refused.len() as u64
