@@ -4,16 +4,17 @@
 //! in the folder then. At the start, where a file is wrong or cannot be read, its record is taken first: what it had
 //! good stays, as it would have without the restart.
 //!
-//! Where there is no good version to go on from, the process does not begin: see [`Kept::lacking`]. Files are mode
-//! 0600: there may be keys in them. They are not forced onto the disk: what a power cut damages is left out, and then
-//! the process does not begin either.
+//! Where there is no good version to go on from, the process does not begin: see [`Kept::lacking`]. An older version than
+//! the last would be taken for it, so a record that cannot be replaced is removed, and that it was replaced is forced
+//! onto the disk ([`Unsynced`]). What a power cut damages is left out, and then the process does not begin either. Files
+//! are mode 0600: there may be keys in them.
 
 mod record;
 #[cfg(test)]
 mod tests;
 
 use std::collections::BTreeMap;
-use std::io;
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -23,6 +24,9 @@ use meshwork_resources::FileName;
 use crate::folder::{Changes, FileChange};
 use crate::objects::{FileKey, Objects};
 use record::Record;
+
+/// So many records are forced onto the disk one by one.
+const SYNCED: usize = 16;
 
 /// See the module.
 #[derive(Debug, Default)]
@@ -37,7 +41,7 @@ pub(crate) struct Kept {
     wrong: BTreeMap<FileName, Arc<Record>>,
     /// What was wrong, without a good version, while the process before served: the text, and how much of it.
     borne: BTreeMap<FileName, (String, usize)>,
-    /// What is to be written; nothing for what is gone.
+    /// What is to be written; nothing for what is gone. It is held until it can be.
     changed: BTreeMap<FileName, Option<Arc<Record>>>,
     /// It was told that nothing can be written.
     is_told: bool,
@@ -172,36 +176,58 @@ impl Kept {
     }
 
     /// Writes what has changed; what cannot be written is tried again with the next change.
-    pub(crate) fn write(&mut self) {
-        let Some(directory) = &self.directory else { return };
-        let written = self.changed.iter().try_for_each(|(name, record)| {
-            let path = directory.join(ContentHash::of(name.as_bytes()).to_string());
-            match record {
-                Some(record) => record::write(&path, record),
-                None => match std::fs::remove_file(path) {
-                    Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-                    _ => Ok(()),
-                },
-            }
-        });
-        match written {
-            Ok(()) => {
-                self.changed.clear();
-                self.is_told = false;
-            }
-            Err(error) if !self.is_told => {
-                self.is_told = true;
-                tracing::warn!(
-                    directory = %directory.display(), %error,
-                    "the last good resources are not kept over a restart; give a --data-dir that can be written"
-                );
-            }
-            Err(_) => {}
+    pub(crate) fn write(&mut self) -> Option<Unsynced> {
+        let directory = self.directory.clone().filter(|_| !self.changed.is_empty())?;
+        let mut written = Vec::new();
+        let mut failed = record::make(&directory).err();
+        if failed.is_none() {
+            // One that cannot be written keeps no other from being so.
+            self.changed.retain(|name, record| {
+                let path = directory.join(ContentHash::of(name.as_bytes()).to_string());
+                let done = match record {
+                    Some(record) => record::write(&path, record),
+                    None => record::remove(&path),
+                };
+                match done {
+                    Ok(()) => {
+                        written.extend(record.is_some().then_some(path));
+                        false
+                    }
+                    Err(error) => {
+                        failed = Some(error);
+                        true
+                    }
+                }
+            });
         }
-        if self.is_told && !directory.is_dir() {
-            // It never could be made: nothing is held for it.
-            self.directory = None;
-            self.changed.clear();
+        if let Some(error) = failed.as_ref().filter(|_| !self.is_told) {
+            tracing::warn!(
+                directory = %directory.display(), %error,
+                "the last good resources are not kept over a restart; give a --data-dir that can be written"
+            );
+        }
+        self.is_told = failed.is_some();
+        Some(Unsynced { directory, written })
+    }
+}
+
+/// Records that were written and may not be on the disk yet.
+#[derive(Debug)]
+pub(crate) struct Unsynced {
+    directory: PathBuf,
+    written: Vec<PathBuf>,
+}
+
+impl Unsynced {
+    /// Waits until they are. That takes milliseconds for each, and it is not to be waited for with what takes effect.
+    pub(crate) fn sync(self) {
+        // So many come from a checkout of everything. That their names lead to them, and not to older ones, is forced all
+        // the same; of the content a checksum tells whether it has got there.
+        let few = self.written.iter().filter(|_| self.written.len() <= SYNCED);
+        for path in few.chain([&self.directory]) {
+            if let Err(error) = File::open(path).and_then(|file| file.sync_all()) {
+                tracing::debug!(path = %path.display(), %error, "not forced onto the disk");
+            }
         }
     }
 }

@@ -25,7 +25,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use crate::codes;
 use crate::ejections::{self, Ejections};
 use crate::folder::Changes;
-use crate::kept::Kept;
+use crate::kept::{Kept, Unsynced};
 use crate::model::{Model, refusals, reports, update};
 use crate::objects::{Objects, Rejections};
 use telling::Telling;
@@ -299,8 +299,11 @@ impl Pipeline {
         let before = std::mem::replace(&mut self.output, output);
         let mut diagnostics = self.written();
         if self.begins() {
-            self.kept.iter_mut().for_each(Kept::write);
+            let unsynced: Vec<_> = self.kept.iter_mut().filter_map(Kept::write).collect();
             self.publish(&before, judged);
+            if !unsynced.is_empty() {
+                tokio::task::spawn_blocking(|| unsynced.into_iter().for_each(Unsynced::sync));
+            }
         }
         diagnostics.extend(refusals(&self.hub.proxies(), &self.published));
         diagnostics.sort_by(|a, b| (&a.file, a.line, a.column).cmp(&(&b.file, b.line, b.column)));

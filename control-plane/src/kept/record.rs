@@ -10,6 +10,9 @@ use meshwork_base::ContentHash;
 use meshwork_resources::{FileName, ObjectKey, load_file};
 use serde::{Deserialize, Serialize};
 
+/// What a file is called that becomes a record, after the number of its process.
+const STAGED: &str = "new";
+
 /// What is kept of a file.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Record {
@@ -63,8 +66,16 @@ pub(super) fn read_all(directory: &Path) -> BTreeMap<FileName, Arc<Record>> {
         }
     };
     let mut all = BTreeMap::new();
-    // What a crash has left beside a record is none.
-    for path in entries.flatten().map(|entry| entry.path()).filter(|path| path.extension().is_none()) {
+    for path in entries.flatten().map(|entry| entry.path()) {
+        if is_left_over(&path)
+            && let Err(error) = remove(&path)
+        {
+            // There may be keys in it.
+            tracing::warn!(path = %path.display(), %error, "what a crash has left is not removed");
+        }
+        if path.extension().is_some() {
+            continue;
+        }
         match read(&path) {
             Ok(Some(record)) => drop(all.insert(record.file.as_str().into(), Arc::new(record))),
             Ok(None) => {}
@@ -91,17 +102,47 @@ pub(super) fn read(path: &Path) -> io::Result<Option<Record>> {
     serde_json::from_str(json).map(Some).map_err(io::Error::other)
 }
 
-/// Writes a record whole, in the place of the one before.
+/// Makes the directory of records.
+pub(super) fn make(directory: &Path) -> io::Result<()> {
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(directory)
+}
+
+/// Writes a record whole, in the place of the one before. Where that fails there is none any more: the one before is not
+/// the last good one, and without any the next start is a first one.
 pub(super) fn write(path: &Path, record: &Record) -> io::Result<()> {
-    if let Some(directory) = path.parent() {
-        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
-    }
-    let json = serde_json::to_string(record)?;
     // Another process may keep the same folder in the same place.
-    let staged = path.with_extension(format!("{}.new", std::process::id()));
+    let staged = path.with_extension(format!("{}.{STAGED}", std::process::id()));
+    let written = stage(&staged, record).and_then(|()| std::fs::rename(&staged, path));
+    if written.is_err() {
+        // What cannot be removed either stays; that nothing can be written is told.
+        drop(remove(&staged));
+        drop(remove(path));
+    }
+    written
+}
+
+fn stage(path: &Path, record: &Record) -> io::Result<()> {
+    let json = serde_json::to_string(record)?;
     let mut options = std::fs::OpenOptions::new();
-    let mut file = options.write(true).create(true).truncate(true).mode(0o600).open(&staged)?;
+    let mut file = options.write(true).create(true).truncate(true).mode(0o600).open(path)?;
     writeln!(file, "{}", ContentHash::of(json.as_bytes()))?;
-    file.write_all(json.as_bytes())?;
-    std::fs::rename(&staged, path)
+    file.write_all(json.as_bytes())
+}
+
+/// Removes a file, if there is one.
+pub(super) fn remove(path: &Path) -> io::Result<()> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+/// Whether this was to become a record, and whoever wrote it has ended before it did.
+fn is_left_over(path: &Path) -> bool {
+    let writer = path.file_stem().map(Path::new).and_then(Path::extension).and_then(|pid| pid.to_str());
+    let lives = |pid: &str| {
+        // A process that has just started has written nothing: what has its number is another one's.
+        pid != std::process::id().to_string() && Path::new("/proc").join(pid).exists()
+    };
+    path.extension().is_some_and(|extension| extension == STAGED) && !writer.is_some_and(lives)
 }

@@ -37,7 +37,9 @@ impl Process {
     /// It serves.
     fn serving(mut self) -> Self {
         self.objects.all();
-        self.kept.write();
+        if let Some(unsynced) = self.kept.write() {
+            unsynced.sync();
+        }
         self
     }
 
@@ -179,7 +181,57 @@ fn a_damaged_record_is_none_and_a_folder_that_cannot_be_written_does_not_matter(
     fs::write(&file, "").unwrap();
     let mut process = Process::start(&file, &[("f.yaml", content(&service("a", "80")))]).serving();
     assert_eq!(process.ports(), ports(&[("a", 80)]));
-    assert!(process.kept.changed.is_empty(), "nothing is held for it");
+    fs::remove_file(&file).unwrap();
+    process.take(&[("g.yaml", content(&service("b", "80")))]);
+    drop(process.serving());
+    let all = [("f.yaml", content("apiVersion: [")), ("g.yaml", content("apiVersion: ["))];
+    let mut later = Process::start(&file, &all);
+    assert_eq!(later.ports(), ports(&[("a", 80), ("b", 80)]), "it could be written later");
+}
+
+/// Where the record of a file is.
+fn record_of(disk: &Path, name: &str) -> PathBuf {
+    let directory = fs::read_dir(disk).unwrap().next().unwrap().unwrap().path();
+    directory.join(ContentHash::of(name.as_bytes()).to_string())
+}
+
+#[test]
+fn a_record_that_cannot_be_replaced_is_none_and_keeps_no_other_from_being_written() {
+    let disk = tempfile::tempdir().unwrap();
+    let files = |port| ["f.yaml", "g.yaml", "h.yaml"].map(|name| (name, content(&service(&name[..1], port))));
+    let first = Process::start(disk.path(), &files("80")).serving();
+    // Nothing can be written for two of them.
+    let blocked = ["f.yaml", "g.yaml"]
+        .map(|name| record_of(disk.path(), name).with_extension(format!("{}.new", std::process::id())));
+    blocked.iter().for_each(|path| fs::create_dir(path).unwrap());
+    let mut first = first;
+    first.take(&files("81"));
+    let mut first = first.serving();
+    let torn = ["f.yaml", "g.yaml", "h.yaml"].map(|name| (name, content("apiVersion: [")));
+    let mut second = Process::start(disk.path(), &torn);
+    assert_eq!((second.ports(), second.lacking().len()), (ports(&[("h", 81)]), 2));
+    // With the next change that is tried again.
+    blocked.iter().for_each(|path| fs::remove_dir(path).unwrap());
+    first.take(&[("i.yaml", content(&service("i", "81")))]);
+    drop(first.serving());
+    let mut third = Process::start(disk.path(), &torn);
+    assert_eq!((third.ports(), third.lacking().len()), (ports(&[("f", 81), ("g", 81), ("h", 81)]), 0));
+}
+
+#[test]
+fn what_a_crash_has_left_beside_a_record_is_removed_and_what_another_process_is_writing_is_not() {
+    let disk = tempfile::tempdir().unwrap();
+    let files = [("f.yaml", content(&service("a", "80")))];
+    drop(Process::start(disk.path(), &files).serving());
+    let record = record_of(disk.path(), "f.yaml");
+    // There is no process with the first number, and always one with the last.
+    let [gone, ours, others] = [u32::MAX, std::process::id(), 1].map(|pid| {
+        let path = record.with_extension(format!("{pid}.new"));
+        fs::write(&path, "a key").unwrap();
+        path
+    });
+    drop(Process::start(disk.path(), &files));
+    assert_eq!([&gone, &ours, &others, &record].map(|path| path.exists()), [false, false, true, true]);
 }
 
 #[test]
