@@ -48,10 +48,13 @@ pub(crate) struct Kept {
 }
 
 impl Kept {
-    /// What is kept of the folder `root` below this directory.
+    /// What is kept of the folder `root` below this directory. A root is known by its name, wherever that leads: a link that
+    /// each release moves is one folder.
     pub(crate) fn open(below: Option<&Path>, root: &Path) -> Self {
         let Some(below) = below else { return Self::default() };
-        let root = std::fs::canonicalize(root).unwrap_or_else(|_| root.to_owned());
+        let root = std::path::absolute(root).unwrap_or_else(|_| root.to_owned());
+        // With a slash at its end or without.
+        let root: PathBuf = root.components().collect();
         let name = ContentHash::of(root.as_os_str().as_encoded_bytes());
         let directory = below.join(name.to_string());
         let stored = record::read_all(&directory);

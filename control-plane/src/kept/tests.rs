@@ -23,8 +23,11 @@ struct Process {
 impl Process {
     /// Starts with a folder of these files.
     fn start(disk: &Path, files: &[(&str, FileChange)]) -> Self {
-        let mut process =
-            Self { kept: Kept::open(Some(disk), Path::new("/folder")), objects: Objects::default() };
+        Self::start_at(disk, Path::new("/folder"), files)
+    }
+
+    fn start_at(disk: &Path, root: &Path, files: &[(&str, FileChange)]) -> Self {
+        let mut process = Self { kept: Kept::open(Some(disk), root), objects: Objects::default() };
         process.take(files);
         process
     }
@@ -187,6 +190,28 @@ fn a_damaged_record_is_none_and_a_folder_that_cannot_be_written_does_not_matter(
     let all = [("f.yaml", content("apiVersion: [")), ("g.yaml", content("apiVersion: ["))];
     let mut later = Process::start(&file, &all);
     assert_eq!(later.ports(), ports(&[("a", 80), ("b", 80)]), "it could be written later");
+}
+
+#[test]
+fn a_folder_that_is_a_link_is_the_same_one_wherever_it_leads() {
+    let [disk, releases] = [(); 2].map(|()| tempfile::tempdir().unwrap());
+    let current = releases.path().join("current");
+    let lead = |to: &str| {
+        fs::create_dir(releases.path().join(to)).unwrap();
+        // As `ln -sfn` does it.
+        drop(fs::remove_file(&current));
+        std::os::unix::fs::symlink(to, &current).unwrap();
+    };
+    lead("1");
+    drop(Process::start_at(disk.path(), &current, &[("f.yaml", content(&service("a", "80")))]).serving());
+    lead("2");
+    for root in [current.clone(), current.join(""), releases.path().join("./current")] {
+        let mut next = Process::start_at(disk.path(), &root, &[("f.yaml", content("apiVersion: ["))]);
+        assert_eq!((next.ports(), next.lacking().len()), (ports(&[("a", 80)]), 0), "{}", root.display());
+    }
+    let other =
+        Process::start_at(disk.path(), &releases.path().join("2"), &[("f.yaml", content("apiVersion: ["))]);
+    assert_eq!(other.lacking().len(), 1, "what leads to the same folder is another one");
 }
 
 /// Where the record of a file is.
