@@ -96,6 +96,8 @@ pub struct Folder {
     /// Before each name: empty for a folder of its own, the path as the user wrote it for `check`.
     prefix: String,
     known: BTreeMap<FileName, Known>,
+    /// Files that were there when the process before ended, until the folder has been listed.
+    expected: BTreeSet<FileName>,
     /// Files (real paths) that were written to and not closed, since when.
     writing: BTreeMap<PathBuf, Tick>,
     /// Files (real paths) that had content and are empty, since when. Who rewrites a file in place empties it first, and
@@ -116,6 +118,8 @@ struct Walk {
     files: BTreeMap<FileName, Listed>,
     /// Real paths of directories, and what the names of their files begin with.
     directories: BTreeMap<PathBuf, String>,
+    /// Links that lead nowhere, by what the names of their files would begin with if they led to a directory, and why.
+    lost: Vec<(String, io::Error)>,
 }
 
 /// A file as it was listed.
@@ -143,6 +147,7 @@ impl Folder {
             root,
             prefix: String::new(),
             known: BTreeMap::new(),
+            expected: BTreeSet::new(),
             writing: BTreeMap::new(),
             emptied: BTreeMap::new(),
             unreadable: None,
@@ -167,6 +172,11 @@ impl Folder {
             }
         };
         Ok(folder)
+    }
+
+    /// Tells which files were there when the process before ended. What cannot be looked for is then not gone.
+    pub(crate) fn expect<'n>(&mut self, names: impl Iterator<Item = &'n FileName>) {
+        self.expected.extend(names.cloned());
     }
 
     /// The folder.
@@ -317,14 +327,20 @@ impl Folder {
         let mut walk = Walk::default();
         let listed = walk
             .root(&self.root, &self.prefix)
+            .map_err(|error| error.to_string())
+            .and_then(|()| self.find_all(&walk.lost))
             .map_err(|error| format!("{} cannot be listed: {error}", self.root.display()));
         if listed.as_ref().err() != self.unreadable.as_ref() {
             self.unreadable = listed.as_ref().err().cloned();
             changes.folder = Some(listed.clone());
         }
         if listed.is_err() {
+            // Nobody can tell what is missing or empty.
+            self.known.values_mut().for_each(|known| known.missing_since = None);
+            self.emptied.clear();
             return changes;
         }
+        self.expected.clear();
         self.walked = walk.directories;
         self.linked = false;
         for (name, listed) in &walk.files {
@@ -336,6 +352,21 @@ impl Folder {
         self.miss(&walk.files, now, &mut changes);
         pack(&mut self.known, &mut self.packed);
         changes
+    }
+
+    /// Whether no link that led to known files leads nowhere now: a mount may be away, and they are not gone.
+    fn find_all(&self, lost: &[(String, io::Error)]) -> Result<(), String> {
+        let is_below =
+            |prefix: &str| self.known.keys().chain(&self.expected).any(|name| name.starts_with(prefix));
+        match lost.iter().find(|(prefix, _)| is_below(prefix)) {
+            Some((prefix, error)) => {
+                let link = prefix.trim_end_matches('/');
+                Err(format!(
+                    "the link {link}, below which there were files, leads nowhere ({error}); bring back what it leads to, or remove it"
+                ))
+            }
+            None => Ok(()),
+        }
     }
 
     fn miss(&mut self, listed: &BTreeMap<FileName, Listed>, now: Tick, changes: &mut Changes) {
@@ -447,8 +478,16 @@ impl Walk {
                 }
                 continue;
             }
-            let kind = fs::metadata(&path);
-            if kind.as_ref().is_ok_and(fs::Metadata::is_dir) {
+            let is_directory = match fs::metadata(&path) {
+                Ok(meta) => meta.is_dir(),
+                Err(error) => {
+                    if entry.file_type().is_ok_and(|kind| kind.is_symlink()) {
+                        self.lost.push((format!("{prefix}{name}/"), error));
+                    }
+                    false
+                }
+            };
+            if is_directory {
                 // A directory that goes while it is walked is missing like its files.
                 match self.directory(&path, &format!("{prefix}{name}/"), depth + 1) {
                     Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),

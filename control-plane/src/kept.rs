@@ -61,6 +61,11 @@ impl Kept {
         Self { directory: Some(directory), stored, ..Self::default() }
     }
 
+    /// The files that had something good when the process before ended.
+    pub(crate) fn names(&self) -> impl Iterator<Item = &FileName> {
+        self.stored.keys()
+    }
+
     /// Takes what became of files, and before it what they had good when the process before ended.
     pub(crate) fn take(&mut self, objects: &mut Objects, source: u8, changes: Changes) {
         let is_listed = !matches!(changes.folder, Some(Err(_)));

@@ -176,10 +176,11 @@ impl ControlPlane {
         opened: Option<&trust::Opened>,
         clock: Arc<dyn Clock>,
     ) -> Result<Self, FolderError> {
-        let folders: Vec<Folder> =
+        let mut folders: Vec<Folder> =
             settings.folders.iter().map(Folder::open).collect::<Result<_, FolderError>>()?;
         let open_kept = |folder: &Folder| Kept::open(settings.kept.as_deref(), folder.root());
-        let kept = folders.iter().map(open_kept).collect();
+        let kept: Vec<Kept> = folders.iter().map(open_kept).collect();
+        folders.iter_mut().zip(&kept).for_each(|(folder, kept)| folder.expect(kept.names()));
         let hub = Hub::new(access, Arc::clone(&clock));
         let shared = Shared::default();
         let (updates, inbox) = mpsc::channel(UPDATES);

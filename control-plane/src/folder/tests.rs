@@ -174,6 +174,43 @@ fn a_folder_that_goes_away_takes_nothing_with_it() {
 }
 
 #[test]
+fn what_lay_below_a_link_that_leads_nowhere_now_is_not_gone() {
+    let sandbox = Sandbox::new(&[("folder/a.yaml", "a"), ("mount/b.yaml", "b"), ("folder/c.yaml", "c")]);
+    symlink("../mount", sandbox.path("folder/policies")).unwrap();
+    symlink("nowhere", sandbox.path("folder/other")).unwrap();
+    // A file that is reached by a link makes it look at everything each time.
+    symlink("a.yaml", sandbox.path("folder/d.yaml")).unwrap();
+    let mut folder = Folder::open(sandbox.path("folder")).unwrap();
+    let all = pairs(&[("a.yaml", "a"), ("c.yaml", "c"), ("d.yaml", "a"), ("policies/b.yaml", "b")]);
+    assert_eq!(told(&folder.scan(AT(0))), all, "a link that never led anywhere does not matter");
+    fs::remove_file(sandbox.path("folder/c.yaml")).unwrap();
+    assert!(folder.scan(AT(950)).is_empty());
+    fs::rename(sandbox.path("mount"), sandbox.path("unmounted")).unwrap();
+    let away = folder.scan(AT(1000));
+    let why = "the link policies, below which there were files, leads nowhere (No such file";
+    assert!(
+        away.files.is_empty() && matches!(&away.folder, Some(Err(told)) if told.contains(why)),
+        "{away:?}"
+    );
+    assert!(folder.scan(AT(2000)).is_empty() && !folder.is_readable());
+    assert_eq!(folder.recheck(), None, "and it is not looked at without a pause");
+
+    // It is not gone either for who begins anew and knows of it.
+    let mut again = Folder::open(sandbox.path("folder")).unwrap();
+    again.expect([FileName::from("policies/b.yaml")].iter());
+    let first = again.scan(AT(0));
+    assert!(first.files.is_empty() && matches!(&first.folder, Some(Err(told)) if told.contains(why)));
+    fs::rename(sandbox.path("unmounted"), sandbox.path("mount")).unwrap();
+    assert_eq!(folder.scan(AT(3000)), Changes { folder: Some(Ok(())), ..Changes::default() });
+    let all = pairs(&[("a.yaml", "a"), ("d.yaml", "a"), ("policies/b.yaml", "b")]);
+    assert_eq!(told(&again.scan(AT(1))), all);
+
+    fs::remove_file(sandbox.path("folder/policies")).unwrap();
+    again.scan(AT(100));
+    assert_eq!(told(&again.scan(AT(200))), pairs(&[("policies/b.yaml", "gone")]), "without the link it is");
+}
+
+#[test]
 fn links_in_a_circle_end() {
     let sandbox = Sandbox::new(&[("sub/a.yaml", "a")]);
     symlink("..", sandbox.path("sub/up")).unwrap();

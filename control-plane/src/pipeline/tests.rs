@@ -340,6 +340,39 @@ async fn waits_for_every_feed_and_then_compiles_all_together() {
 }
 
 #[tokio::test]
+async fn what_lies_behind_a_mount_that_is_not_there_at_the_start_stays() {
+    let (folder, disk) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let started = || {
+        let settings = Settings {
+            kept: Some(disk.path().to_owned()),
+            ..Settings::folder(folder.path().join("resources"))
+        };
+        ControlPlane::start(settings, Arc::new(SystemClock::new())).unwrap()
+    };
+    let mount = folder.path().join("mount");
+    fs::create_dir_all(folder.path().join("resources")).unwrap();
+    fs::create_dir(&mount).unwrap();
+    shop(&folder.path().join("resources"));
+    fs::write(mount.join("more.yaml"), route("c", "/c")).unwrap();
+    std::os::unix::fs::symlink("../mount", folder.path().join("resources/more")).unwrap();
+    drop(started_and_synced(started()).await);
+    fs::rename(&mount, folder.path().join("away")).unwrap();
+    let plane = started_and_synced(started()).await;
+    let model = plane.model();
+    assert!(
+        model.objects.keys().any(|key| key.to_string() == "HTTPRoute shop/c"),
+        "{:?}",
+        model.objects.keys()
+    );
+    assert!(model.diagnostics.iter().any(|found| found.message.contains("the link more")));
+}
+
+async fn started_and_synced(plane: ControlPlane) -> ControlPlane {
+    plane.synced().await;
+    plane
+}
+
+#[tokio::test]
 async fn nothing_is_published_before_the_folders_are_good_and_from_then_on_a_restart_goes_on() {
     let (folder, disk) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let started = || {
