@@ -240,7 +240,16 @@ impl Folder {
         for (name, known) in self.known.iter_mut().filter(|(_, known)| known.real == real) {
             if found.files.remove(name).is_some() {
                 known.stamp = None;
-                known.content = Err("it was being written to".to_owned());
+                known.content = Err(format!("{} is being written to", real.display()));
+            }
+        }
+    }
+
+    /// Tells of the first look also which files are there and were not read: they are not missing.
+    pub(crate) fn tell_unread(&self, found: &mut Changes) {
+        for (name, known) in &self.known {
+            if let Err(why) = &known.content {
+                found.files.entry(name.clone()).or_insert_with(|| FileChange::Unreadable(why.clone()));
             }
         }
     }

@@ -88,9 +88,15 @@ impl Kept {
         }
     }
 
-    fn take_file(&mut self, objects: &mut Objects, key: &FileKey, change: FileChange) {
+    fn take_file(&mut self, objects: &mut Objects, key: &FileKey, mut change: FileChange) {
         let name = &key.1;
         let stored = self.stored.remove(name);
+        if let (Some(record), FileChange::Content(bytes)) = (&stored, &change)
+            && bytes.is_empty()
+            && let Some(why) = record.emptied(name)
+        {
+            change = FileChange::Unreadable(why);
+        }
         match &change {
             FileChange::Gone => {
                 self.wrong.remove(name);

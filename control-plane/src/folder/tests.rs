@@ -278,3 +278,40 @@ async fn a_slow_writer_is_read_when_it_is_done() {
     drop(writer);
     assert_eq!(next(&mut changes).await, pairs(&[("a.yaml", "half and whole")]));
 }
+
+/// Makes a pipe, which whoever reads waits at until somebody has written to it.
+fn pipe(path: &Path) {
+    assert!(std::process::Command::new("mkfifo").arg(path).status().unwrap().success());
+}
+
+#[tokio::test]
+async fn what_is_being_written_at_the_first_look_is_told_as_such_and_read_when_it_is_done() {
+    use std::io::Write as _;
+    let sandbox = Sandbox::new(&[("a.yaml", "old"), (".regular", "z")]);
+    // The first look is over before directories are watched, the second one after; each waits at a pipe.
+    let [pipe_1, pipe_2, z] = [".1", ".2", "z.yaml"].map(|name| sandbox.path(name));
+    pipe(&pipe_1);
+    pipe(&pipe_2);
+    fs::hard_link(&pipe_1, &z).unwrap();
+    let (regular, a) = (sandbox.path(".regular"), sandbox.path("a.yaml"));
+    let writing = std::thread::spawn(move || {
+        let open = |path| fs::OpenOptions::new().write(true).open(path).unwrap();
+        let first = open(&pipe_1);
+        fs::rename(&pipe_2, &z).unwrap();
+        drop(first);
+        let second = open(&z);
+        let mut writer = fs::File::create(a).unwrap();
+        writer.write_all(b"half").unwrap();
+        fs::rename(regular, &z).unwrap();
+        drop(second);
+        writer
+    });
+    let (tx, mut changes) = mpsc::channel(8);
+    tokio::spawn(follow(sandbox.folder(), Arc::new(SystemClock::new()), tx));
+    let first = next(&mut changes).await;
+    assert_eq!(first, pairs(&[("a.yaml", "unreadable"), ("z.yaml", "z")]), "it is not missing");
+    let mut writer = writing.join().unwrap();
+    writer.write_all(b" and whole").unwrap();
+    drop(writer);
+    assert_eq!(next(&mut changes).await, pairs(&[("a.yaml", "half and whole")]));
+}

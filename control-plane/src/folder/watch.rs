@@ -28,7 +28,9 @@ const CONFIRMATIONS: u32 = 20;
 /// Sends every change of the folder, the first look at once, until nobody listens any more.
 pub async fn follow(mut folder: Folder, clock: Arc<dyn Clock>, changes: mpsc::Sender<Changes>) {
     let mut watcher = Watcher::new();
-    let first = watcher.scan(&mut folder, clock.now());
+    let mut first = watcher.scan(&mut folder, clock.now());
+    watcher.confirm(&mut folder, &mut first, &*clock).await;
+    folder.tell_unread(&mut first);
     if changes.send(first).await.is_err() {
         return;
     }

@@ -149,6 +149,26 @@ fn one_object_that_has_stayed_stands_for_one_refused_text_that_does_not_say_whom
 }
 
 #[test]
+fn a_file_that_is_empty_at_the_start_keeps_what_it_had_until_something_is_in_it() {
+    let disk = tempfile::tempdir().unwrap();
+    let both = format!("{}{}", service("a", "80"), service("b", "80"));
+    let files = [("f.yaml", content(&both)), ("g.yaml", content(""))];
+    drop(Process::start(disk.path(), &files).serving());
+    for _ in 0..2 {
+        let empty = [("f.yaml", content("")), ("g.yaml", content(""))];
+        let mut process = Process::start(disk.path(), &empty).serving();
+        assert_eq!((process.ports(), process.lacking().len()), (ports(&[("a", 80), ("b", 80)]), 0));
+        let [told] = &process.objects.diagnostics()[..] else { panic!("g.yaml had nothing") };
+        assert!(told.message.contains("f.yaml is empty, and had 2 objects when"), "{told}");
+    }
+    let meant = [("f.yaml", content("# Nothing any more.\n"))];
+    assert_eq!(Process::start(disk.path(), &meant).ports(), ports(&[]));
+    let mut process = Process::start(disk.path(), &files[..1]);
+    process.take(&[("f.yaml", content(""))]);
+    assert_eq!(process.ports(), ports(&[]), "while it runs, who empties it is seen to do so");
+}
+
+#[test]
 fn what_was_removed_meanwhile_is_gone_and_a_folder_that_cannot_be_listed_loses_nothing() {
     let disk = tempfile::tempdir().unwrap();
     let files = [("f.yaml", content(&service("a", "80"))), ("g.yaml", content(&service("b", "80")))];
