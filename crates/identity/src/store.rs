@@ -1,5 +1,6 @@
 //! SVID, key and bundle in the instance's own data directory.
 
+use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -21,10 +22,10 @@ pub enum StoreError {
         /// Which file.
         path: PathBuf,
         /// What happened.
-        error: std::io::Error,
+        error: io::Error,
     },
     /// The SVID's file.
-    #[error("{}: {error}; remove it and join again with a token", path.display())]
+    #[error("{}: {error}", path.display())]
     Svid {
         /// Which file.
         path: PathBuf,
@@ -32,7 +33,7 @@ pub enum StoreError {
         error: SvidError,
     },
     /// The bundle's file.
-    #[error("{}: {error}; remove it and join again with a token", path.display())]
+    #[error("{}: {error}", path.display())]
     Bundle {
         /// Which file.
         path: PathBuf,
@@ -46,6 +47,17 @@ impl StoreError {
     #[must_use]
     pub const fn code(&self) -> Code {
         Code::new(6050)
+    }
+
+    /// The file whose content is damaged, if that is what it is: nothing but another identity mends it. What cannot be read
+    /// for another reason may be whole.
+    #[must_use]
+    pub fn damaged(&self) -> Option<&Path> {
+        match self {
+            Self::Svid { path, .. } | Self::Bundle { path, .. } => Some(path),
+            // What is no text.
+            Self::Io { path, error } => (error.kind() == io::ErrorKind::InvalidData).then_some(path),
+        }
     }
 }
 

@@ -4,14 +4,14 @@
 //! ```text
 //! data directory ─SVID in force──────────────────────────▶ Identity ──▶ connector (mTLS, gRPC)
 //!        ├─ one that has expired ─ mTLS ─ POST /v1/identity/renew ─┐ (what is refused there goes on with a token)
-//!        │ none                                              ▲   │
+//!        │ none, or damaged                                  ▲   │
 //!        └─ token ─ pinned TLS ─ POST /v1/identity/join ─────┤   └─ a third of its life ─ POST /v1/identity/renew ─┐
 //!             ▲                                              └──────────────────────────────────────────────────┘
 //!             └─ a file, or the API of a control plane that lets us (Tokens); asked each time
 //! ```
 
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -137,6 +137,14 @@ pub enum JoinError {
         /// Where an SVID would be kept.
         data_dir: PathBuf,
     },
+    /// What is kept is damaged, and no token helps.
+    #[error("{kept}; nor could we join again: {join}")]
+    Damaged {
+        /// What is damaged.
+        kept: StoreError,
+        /// Why a token does not help.
+        join: Box<Self>,
+    },
     /// An SVID that has expired is not renewed, and no token helps.
     #[error("our SVID expired at {} and is not renewed: {renewal}; nor could we join again: {join}", rfc3339_millis(*.not_after))]
     Lapsed {
@@ -199,6 +207,7 @@ impl JoinError {
         match self {
             Self::Client(error) if is_of_clocks(error) => true,
             Self::Client(error) | Self::NotMade(error) => error.is_temporary(),
+            Self::Damaged { join, .. } => join.is_temporary(),
             // A token that is refused stays so, whatever becomes of the renewal; one that is not there says nothing of it.
             Self::Lapsed { renewal, join, .. } => {
                 let is_without = matches!(**join, Self::NoToken { .. } | Self::TokenFile { .. });
@@ -274,7 +283,14 @@ impl Joining {
         rng: &mut impl Rng,
     ) -> Result<Arc<Identity>, JoinError> {
         let store = SvidStore::new(&self.data_dir);
-        let lapsed = match store.load(clock.wall())? {
+        let (kept, damaged) = match store.load(clock.wall()) {
+            Err(kept) if kept.damaged().is_some() => {
+                tracing::warn!(error = %kept, "the identity kept from before is damaged; asking for another one");
+                (Loaded::Missing, Some(kept))
+            }
+            kept => (kept?, None),
+        };
+        let lapsed = match kept {
             Loaded::Valid(svid, bundle) => {
                 let advice = "give each workload a data directory of its own";
                 self.check(svid.id(), format!("kept in {}", self.data_dir.display()), advice)?;
@@ -293,7 +309,13 @@ impl Joining {
             match self.ask(lapsed.as_ref(), &mut asking, &clock).await {
                 Ok(issued) => break issued,
                 Err(error) if error.is_temporary() => waiting.after(&error, rng).await,
-                Err(error) => return Err(error),
+                Err(error) => {
+                    return Err(match damaged {
+                        // Who finds that out is told first what it comes from.
+                        Some(kept) => JoinError::Damaged { kept, join: Box::new(error) },
+                        None => error,
+                    });
+                }
             }
         };
         let Asking { pending, token } = asking;
@@ -304,6 +326,9 @@ impl Joining {
             return Ok(identity);
         }
         self.check(svid.id(), "that the token gives".to_owned(), "give it a token of its own")?;
+        if let Some(path) = damaged.as_ref().and_then(StoreError::damaged) {
+            set_aside(path);
+        }
         // The bundle first: an SVID without one counts as none, and the token may have been used up.
         store.save_bundle(&bundle)?;
         store.save_svid(&svid)?;
@@ -444,6 +469,15 @@ impl Joining {
     pub fn connector(&self, identity: &Arc<Identity>, clock: Arc<dyn Clock>) -> Connector {
         let expected = control_plane_of(identity);
         mtls::connector(self.control_plane.clone(), Arc::clone(identity), expected, clock)
+    }
+}
+
+/// Keeps a damaged file for whoever wants to know what has happened to it: its name is needed.
+fn set_aside(path: &Path) {
+    let mut aside = path.as_os_str().to_owned();
+    aside.push(".damaged");
+    if let Err(error) = std::fs::rename(path, &aside) {
+        tracing::warn!(path = %path.display(), %error, "the damaged file is not kept");
     }
 }
 

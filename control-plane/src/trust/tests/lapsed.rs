@@ -132,6 +132,41 @@ async fn one_that_expired_too_long_ago_is_refused_until_a_token_helps() {
     assert!(joined.remaining() > Duration::from_hours(71));
 }
 
+#[tokio::test]
+async fn one_that_is_damaged_on_the_disk_is_replaced_with_a_token_and_without_one_the_file_is_named() {
+    let (mesh, _) = mesh().await;
+    let before = mesh.join("web").await.id();
+    let whole = std::fs::read(mesh.path("web/svid.pem")).unwrap();
+    let half = &whole[..whole.len() / 2];
+    for (file, damaged) in
+        [("svid.pem", half), ("svid.pem", b""), ("svid.pem", b"\xff\xfe"), ("bundle.json", b"{")]
+    {
+        let path = mesh.path(&format!("web/{file}"));
+        std::fs::write(&path, damaged).unwrap();
+        let error = mesh.join_with("web", None).await.unwrap_err();
+        assert!(matches!(&error, JoinError::Damaged { .. }) && !error.is_temporary(), "{error}");
+        let said = error.to_string();
+        assert!(said.starts_with(&path.display().to_string()), "{said}");
+        assert!(
+            said.contains("nor could we join again: ") && said.contains("`meshwork token create`"),
+            "{said}"
+        );
+        assert_eq!(std::fs::read(&path).unwrap(), damaged, "it stays as it is until there is another one");
+
+        let joined =
+            mesh.asking("web").identity(Arc::clone(&mesh.clock), &mut SeededRng::new(1)).await.unwrap();
+        assert_eq!(joined.id(), before);
+        let kept = SvidStore::new(&mesh.path("web")).load(mesh.clock.wall()).unwrap();
+        assert!(matches!(kept, Loaded::Valid(svid, _) if svid.chain() == joined.svid().chain()));
+        assert_eq!(std::fs::read(mesh.path(&format!("web/{file}.damaged"))).unwrap(), damaged);
+    }
+    // A file that may be whole and cannot be read is nothing to replace.
+    std::fs::remove_file(mesh.path("web/svid.pem")).unwrap();
+    std::fs::create_dir(mesh.path("web/svid.pem")).unwrap();
+    let refused = mesh.asking("web").identity(Arc::clone(&mesh.clock), &mut SeededRng::new(1)).await;
+    assert!(matches!(refused, Err(JoinError::Store(_))));
+}
+
 /// An address at which nobody is.
 async fn nobody() -> String {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
