@@ -3,7 +3,11 @@
 //!
 //! A document's "file" is `config:NAMESPACE/KIND/NAME@REVISION`, printed as indented JSON. A revision that is wrong
 //! leaves the last good one in force, also across a restart: the service has the history. What the service said last
-//! stays while it is away; only a deletion removes. A store that is another one than before is taken as it is, and told.
+//! stays while it is away; only a deletion removes. A store that is another one than before is told, and taken as it is,
+//! unless there is nothing in it where something was: that is not taken for a deletion of everything.
+
+#[cfg(test)]
+mod tests;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -34,6 +38,8 @@ pub(crate) const CLUSTER: &str = "default";
 const WAIT: Duration = Duration::from_secs(60);
 /// How long the answer may take beyond that.
 const GRACE: Duration = Duration::from_secs(10);
+/// How often it is asked while its store has been emptied.
+const LOOK: Duration = Duration::from_secs(1);
 /// How many revisions back a good one is looked for.
 const LOOK_BACK: usize = 64;
 
@@ -43,6 +49,8 @@ pub(crate) struct Followed {
     pub(crate) client: ConfigClient,
     /// The config service's revision that was read last, and the control plane's that holds it.
     pub(crate) read: watch::Sender<(u64, u64)>,
+    /// Whether its store has been emptied, so that what was in force before stays until something is written into it.
+    pub(crate) is_emptied: watch::Sender<bool>,
     /// One change at a time: what was checked is what is written.
     pub(crate) writing: tokio::sync::Mutex<()>,
 }
@@ -57,22 +65,35 @@ pub fn follow(
     let followed = Followed {
         client: client.clone(),
         read: watch::Sender::default(),
+        is_emptied: watch::Sender::default(),
         writing: tokio::sync::Mutex::default(),
     };
-    let read = plane.config.get_or_init(|| followed).read.clone();
+    let followed = plane.config.get_or_init(|| followed);
+    let (read, is_emptied) = (followed.read.clone(), followed.is_emptied.clone());
     let feed = plane.feed(FEED);
     let stores = plane.trust().map(crate::Trust::followed);
-    let mut source = Source { client, since: None, before: None, held: BTreeMap::new() };
+    let held = BTreeMap::new();
+    let mut source = Source { client, since: None, before: None, held, take_nothing: plane.start_anyway };
     let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
     async move {
         let Some(feed) = feed else { return };
         if let Some(stores) = &stores {
-            source.before = stores.epoch(FEED).await;
+            source.before = stores.epoch(FEED).await.map(|text| Before::parse(&text));
         }
         loop {
             match source.step().await {
-                Ok(changes) => {
+                Ok(Step::Emptied) => {
                     backoff.reset();
+                    if !is_emptied.send_replace(true) && tell_emptied(&feed, &read).await.is_err() {
+                        return;
+                    }
+                    tokio::time::sleep(LOOK).await;
+                }
+                Ok(Step::Changes(mut changes)) => {
+                    backoff.reset();
+                    if is_emptied.send_replace(false) {
+                        changes.folder = Some(Ok(()));
+                    }
                     if source.tell(changes, &feed, &read).await.is_err() {
                         return;
                     }
@@ -99,20 +120,56 @@ struct Held {
     bad: Option<FileName>,
 }
 
+/// A store that was followed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Before {
+    epoch: String,
+    /// Nothing of the mesh was in it.
+    is_empty: bool,
+}
+
+impl Before {
+    /// What follows the epoch of an empty one.
+    const EMPTY: &str = " empty";
+
+    fn parse(text: &str) -> Self {
+        let epoch = text.strip_suffix(Self::EMPTY);
+        Self { epoch: epoch.unwrap_or(text).to_owned(), is_empty: epoch.is_some() }
+    }
+
+    fn written(&self) -> String {
+        format!("{}{}", self.epoch, if self.is_empty { Self::EMPTY } else { "" })
+    }
+}
+
+/// What the service said.
+enum Step {
+    Changes(folder::Changes),
+    /// That there is nothing, though nobody has deleted what was there.
+    Emptied,
+}
+
 struct Source {
     client: ConfigClient,
     since: Option<Since>,
-    /// The epoch that was followed before this process, or is followed now.
-    before: Option<String>,
+    /// The one that was followed before this process, or is followed now.
+    before: Option<Before>,
     held: BTreeMap<Address, Held>,
+    /// A store that was emptied before this process began is taken as it is.
+    take_nothing: bool,
 }
 
 impl Source {
     /// Asks once, for what is new.
-    async fn step(&mut self) -> Result<folder::Changes, ClientError> {
-        let Changes { epoch, revision, reset, documents } =
+    async fn step(&mut self) -> Result<Step, ClientError> {
+        let Changes { epoch, revision, reset, mut documents } =
             bounded(&self.client, WAIT + GRACE, self.client.changes(self.since.as_ref(), WAIT)).await?;
-        if self.before.as_ref().is_some_and(|before| *before != epoch) {
+        documents.retain(|document| is_mesh(&document.version.kind));
+        if reset && documents.is_empty() && self.is_emptied(&epoch) {
+            self.since = None;
+            return Ok(Step::Emptied);
+        }
+        if self.before.as_ref().is_some_and(|before| before.epoch != epoch) {
             tracing::error!(
                 documents = documents.len(),
                 "the config service's store is another one than before: what was applied is in effect only where it is in this one too; apply it again, or restore the folder"
@@ -123,7 +180,7 @@ impl Source {
         let mut held = self.held.clone();
         let mut files = BTreeMap::new();
         let mut seen = Vec::new();
-        for document in documents.into_iter().filter(|document| is_mesh(&document.version.kind)) {
+        for document in documents {
             let at = address(&document.version);
             seen.push(at.clone());
             let is_new = !held.contains_key(&at);
@@ -155,19 +212,27 @@ impl Source {
         }
         self.held = held;
         self.since = Some(Since { epoch, revision });
-        Ok(folder::Changes { files, folder: None })
+        Ok(Step::Changes(folder::Changes { files, folder: None }))
+    }
+
+    /// Whether a store with this epoch, which has nothing in it, had something before, or the one in its place had. In one
+    /// that goes on, each deletion is told; while this process was away they were not.
+    fn is_emptied(&self, epoch: &str) -> bool {
+        let is_another = |before: &Before| before.epoch != epoch && !before.is_empty && !self.take_nothing;
+        !self.held.is_empty() || self.before.as_ref().is_some_and(is_another)
     }
 
     /// From now on this store is the one before.
     async fn remember(&mut self, stores: Option<&Stores>) {
-        let Some(since) = self.since.as_ref().filter(|since| self.before.as_ref() != Some(&since.epoch))
-        else {
+        let Some(since) = &self.since else { return };
+        let now = Before { epoch: since.epoch.clone(), is_empty: self.held.is_empty() };
+        if self.before.as_ref() == Some(&now) {
             return;
-        };
-        self.before = Some(since.epoch.clone());
-        if let Some(stores) = stores {
-            stores.keep(FEED, &since.epoch).await;
         }
+        if let Some(stores) = stores {
+            stores.keep(FEED, &now.written()).await;
+        }
+        self.before = Some(now);
     }
 
     async fn tell(
@@ -204,6 +269,14 @@ impl Source {
         }
         Ok(None)
     }
+}
+
+/// Tells that nothing is taken from an emptied store. What is written into it is read from its beginning on.
+async fn tell_emptied(feed: &Feed, read: &watch::Sender<(u64, u64)>) -> Result<(), crate::Ended> {
+    let why = "the config service's store is another one than before, and no resource of the mesh is in it: what was applied is lost there, restore its folder or apply all of it again, at once";
+    tracing::error!("{why}; until then what is in force stays");
+    read.send_modify(|(revision, _)| *revision = 0);
+    feed.documents(folder::Changes { folder: Some(Err(why.to_owned())), ..folder::Changes::default() }).await
 }
 
 impl Held {

@@ -76,7 +76,8 @@ pub struct Settings {
     pub metrics: MetricsRegistry,
     /// Where the last good texts of the folders are kept, so that a restart changes nothing. Without, nothing is kept.
     pub kept: Option<PathBuf>,
-    /// Publish also while something in a folder is refused of which no good version is known.
+    /// Publish also while something in a folder is refused of which no good version is known, or the config service's store
+    /// was emptied while nobody followed it.
     pub start_anyway: bool,
 }
 
@@ -123,6 +124,8 @@ pub struct ControlPlane {
     compile: Arc<meshwork_compile::Settings>,
     /// Compiles what would be, before it is stored; it knows what it compiled last.
     checker: Arc<Mutex<Compiler>>,
+    /// See [`Settings::start_anyway`].
+    start_anyway: bool,
     _tasks: Arc<Tasks>,
 }
 
@@ -228,6 +231,7 @@ impl ControlPlane {
             config,
             compile,
             checker: Arc::default(),
+            start_anyway: settings.start_anyway,
             _tasks: Arc::new(Tasks(tasks)),
         })
     }

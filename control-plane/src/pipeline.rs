@@ -213,7 +213,9 @@ impl Pipeline {
 
     fn take(&mut self, update: Update) {
         let source = &mut self.sources[usize::from(update.source)];
-        source.synced = true;
+        // A folder that cannot be listed has its records to go on from; a feed that has lost what it had has nothing.
+        let is_word = !matches!(&update.what, What::Documents(Changes { folder: Some(Err(_)), .. }));
+        source.synced |= is_word || self.kept.len() > usize::from(update.source);
         self.waiting.extend(update.published);
         match update.what {
             What::Catalog(catalog) => self.catalog = Arc::new(catalog),
@@ -278,7 +280,7 @@ impl Pipeline {
     /// Compiles what has changed, publishes what proxies need to know, and puts the new model in the place of the old
     /// one.
     fn rebuild(&mut self, judged: bool) {
-        if !self.sources.iter().all(|source| source.synced) {
+        if !self.sources.iter().all(|source| source.synced || source.problem.is_some()) {
             // What has not been read yet is not gone, and who refers to it is not wrong.
             self.written();
             return;
@@ -332,7 +334,8 @@ impl Pipeline {
         }
     }
 
-    /// Whether what is known may be published: from the first time on at which nothing is lacking in the folders.
+    /// Whether what is known may be published: from the first time on at which all sources have said their first word and
+    /// nothing is lacking in the folders.
     fn begins(&mut self) -> bool {
         if self.has_begun {
             return true;
@@ -342,7 +345,9 @@ impl Pipeline {
             lacking.extend(source.problem.clone().filter(|_| kept.is_blind()));
             lacking.extend(kept.lacking(&self.objects, number));
         }
-        self.has_begun = lacking.is_empty() || self.start_anyway;
+        let silent = self.sources.iter().filter(|source| !source.synced);
+        lacking.extend(silent.clone().filter_map(|source| source.problem.clone()));
+        self.has_begun = silent.count() == 0 && (lacking.is_empty() || self.start_anyway);
         match lacking.split_first() {
             Some((first, more)) if self.has_begun => {
                 tracing::warn!(

@@ -233,6 +233,12 @@ pub(super) fn synced(plane: &ControlPlane) -> Result<Arc<Model>, Problem> {
     Err(Problem::new(StatusCode::SERVICE_UNAVAILABLE, "not yet synced").detail(why).code(codes::NOT_SYNCED))
 }
 
+/// The model that a change is checked against. While all waits for an emptied store, what is written into it ends that.
+fn checkable(plane: &ControlPlane, followed: &Followed) -> Result<Arc<Model>, Problem> {
+    synced(plane)
+        .or_else(|problem| if *followed.is_emptied.borrow() { Ok(plane.model()) } else { Err(problem) })
+}
+
 async fn apply(
     State(plane): State<ControlPlane>,
     Query(why): Query<Why>,
@@ -252,7 +258,7 @@ pub(super) async fn store(
     why: Why,
 ) -> Result<Json<Stored>, Problem> {
     let _alone = followed.writing.lock().await;
-    let warnings = draft.check(plane, &*synced(plane)?)?;
+    let warnings = draft.check(plane, &*checkable(plane, followed)?)?;
     let change = Change { message: why.message, author: why.author, edits: draft.edits };
     let client = &followed.client;
     let applied = bounded(client, PATIENCE, client.apply(&change)).await.map_err(of_config)?;
@@ -280,7 +286,7 @@ async fn diff(
 ) -> Result<Json<Vec<Planned>>, Problem> {
     let followed = followed(&plane)?;
     let draft = Draft::read(&files(&body, why)?.files)?;
-    draft.check(&plane, &*synced(&plane)?)?;
+    draft.check(&plane, &*checkable(&plane, followed)?)?;
     let change = Change { message: String::new(), author: None, edits: draft.edits };
     let client = &followed.client;
     let mut planned = bounded(client, PATIENCE, client.plan(&change)).await.map_err(of_config)?;

@@ -22,7 +22,7 @@ pub(crate) struct PlaneArgs {
     #[arg(long, value_name = "DIR", env = "MESHWORK_RESOURCES")]
     pub(crate) resources: Vec<PathBuf>,
 
-    /// Publish also while something in a folder is refused of which no good version is known, without it: an `AuthorizationPolicy` too
+    /// Publish also while something in a folder is refused of which no good version is known, or the config service has lost what was in it: without it, an `AuthorizationPolicy` too
     #[arg(long, env = "MESHWORK_START_ANYWAY")]
     pub(crate) start_anyway: bool,
 

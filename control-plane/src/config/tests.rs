@@ -1,0 +1,193 @@
+use std::collections::BTreeSet;
+use std::path::Path;
+
+use axum::extract::Request;
+use axum::{Extension, Router};
+use meshwork_api::apply::{Files, Stored};
+use meshwork_api::config::{Change, Edit};
+use meshwork_api::{ApplyClient, Client};
+use meshwork_base::{Clock, SeededRng, SystemClock};
+use meshwork_config::Config;
+use meshwork_process::{Caller, Readiness};
+use meshwork_store::embedded;
+use parking_lot::Mutex;
+use serde_json::json;
+use tower::ServiceExt as _;
+
+use super::*;
+use crate::{Model, Secure, Settings};
+
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// A config service of which the folder may be another one from one moment to the next.
+#[derive(Clone)]
+struct Service(Arc<Mutex<Role>>);
+
+/// It ends when it is dropped.
+#[derive(Clone)]
+struct Role(Router, Arc<Config>);
+
+impl Service {
+    async fn new(store: &Path) -> Self {
+        Self(Arc::new(Mutex::new(role(store).await)))
+    }
+
+    async fn becomes(&self, other: &Self) {
+        let new = other.0.lock().clone();
+        let old = std::mem::replace(&mut *self.0.lock(), new);
+        // Whoever waits for a change of the old one hears of it.
+        let content = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "last"}});
+        let (namespace, kind, name) = (CLUSTER.to_owned(), "Namespace".to_owned(), "last".to_owned());
+        let edits = vec![Edit { namespace, kind, name, content, if_revision: None }];
+        let client = ConfigClient(Client::in_memory("old", old.0.clone()));
+        client.apply(&Change { message: String::new(), author: None, edits }).await.unwrap();
+    }
+
+    fn client(&self) -> ConfigClient {
+        let role = Arc::clone(&self.0);
+        let ask = move |request: Request| {
+            let Role(router, config) = role.lock().clone();
+            async move {
+                let answer = router.oneshot(request).await;
+                drop(config);
+                answer
+            }
+        };
+        ConfigClient(Client::in_memory("config", Router::new().fallback(ask)))
+    }
+}
+
+async fn role(store: &Path) -> Role {
+    let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
+    let rng = SeededRng::new(store.as_os_str().as_encoded_bytes().iter().map(|byte| u64::from(*byte)).sum());
+    let store = embedded::open(store, embedded::Options::new(Arc::clone(&clock), Box::new(rng))).unwrap();
+    let config = Config::start(store, clock).await.unwrap();
+    Role(config.router().layer(Extension(Caller::Local)), Arc::new(config))
+}
+
+fn settings(start_anyway: bool) -> Settings {
+    Settings { folders: Vec::new(), feeds: vec![FEED.to_owned()], start_anyway, ..Settings::folder("") }
+}
+
+/// A control plane that keeps what it follows.
+async fn keeping(disk: &Path, service: &Service, start_anyway: bool) -> ControlPlane {
+    let listen = ([127, 0, 0, 1], 0).into();
+    let secure = Secure { listen, ..Secure::new(disk.join("control-plane")) };
+    let plane = loop {
+        let clock = Arc::new(SystemClock::new());
+        match ControlPlane::start_secure(settings(start_anyway), secure.clone(), clock).await {
+            Ok(plane) => break plane,
+            // The one before lets go of the store when its tasks have seen that it is gone.
+            Err(error) if error.to_string().contains("in use") => tokio::task::yield_now().await,
+            Err(error) => panic!("{error}"),
+        }
+    };
+    tokio::spawn(follow(&plane, service.client(), SeededRng::new(1)));
+    plane
+}
+
+async fn apply(plane: &ControlPlane, namespaces: &[&str]) -> Stored {
+    let text = |name: &&str| format!("apiVersion: v1\nkind: Namespace\nmetadata: {{name: {name}}}\n---\n");
+    let files = [("f.yaml".to_owned(), namespaces.iter().map(text).collect())].into();
+    let api = ApplyClient(Client::in_memory("control plane", plane.router()));
+    api.apply(&Files { files, ..Files::default() }).await.unwrap()
+}
+
+async fn until(plane: &ControlPlane, is_it: impl FnMut(&Model) -> bool) -> Arc<Model> {
+    tokio::time::timeout(PATIENCE, plane.until(is_it)).await.expect("it comes to that")
+}
+
+fn names(model: &Model) -> BTreeSet<&str> {
+    model.objects.keys().map(|key| key.name.as_str()).collect()
+}
+
+fn is_told(model: &Model) -> bool {
+    model.diagnostics.iter().any(|found| found.message.contains("no resource of the mesh is in it"))
+}
+
+#[tokio::test]
+async fn what_is_in_force_stays_when_the_store_is_emptied_until_something_is_applied() {
+    let disk = tempfile::tempdir().unwrap();
+    let service = Service::new(&disk.path().join("1")).await;
+    let plane = ControlPlane::start(settings(true), Arc::new(SystemClock::new())).unwrap();
+    tokio::spawn(follow(&plane, service.client(), SeededRng::new(1)));
+    until(&plane, |model| model.revision > 0).await;
+    apply(&plane, &["a", "b"]).await;
+    let before = apply(&plane, &["c"]).await;
+
+    service.becomes(&Service::new(&disk.path().join("2")).await).await;
+    let model = until(&plane, is_told).await;
+    assert!(names(&model).is_superset(&["a", "b", "c"].into()), "{:?}", names(&model));
+
+    let stored = apply(&plane, &["b"]).await;
+    assert!(stored.config_revision < before.config_revision, "it has been read back from the new one");
+    let model = plane.model();
+    assert_eq!((names(&model), is_told(&model)), (["b"].into(), false));
+
+    // What holds something is taken as it is: somebody has put it there.
+    let restored = Service::new(&disk.path().join("3")).await;
+    let edit = |name: &str| Edit {
+        namespace: CLUSTER.to_owned(),
+        kind: "Namespace".to_owned(),
+        name: name.to_owned(),
+        content: json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}}),
+        if_revision: None,
+    };
+    let change = Change { message: String::new(), author: None, edits: vec![edit("restored")] };
+    restored.client().apply(&change).await.unwrap();
+    service.becomes(&restored).await;
+    let model = until(&plane, |model| !names(model).contains("b")).await;
+    assert_eq!(names(&model), ["restored"].into());
+}
+
+#[tokio::test]
+async fn a_control_plane_that_finds_the_store_emptied_tells_proxies_nothing_until_something_is_applied() {
+    let disk = tempfile::tempdir().unwrap();
+    let store = |name: &str| disk.path().join(name);
+    let service = Service::new(&store("1")).await;
+    let plane = keeping(disk.path(), &service, false).await;
+    until(&plane, |model| model.revision > 0).await;
+    apply(&plane, &["a"]).await;
+    drop(plane);
+
+    let service = Service::new(&store("2")).await;
+    let plane = keeping(disk.path(), &service, false).await;
+    let model = until(&plane, |model| !model.lacking.is_empty()).await;
+    assert!(is_told(&model) && model.lacking[0].contains("restore its folder"), "{:?}", model.lacking);
+    assert_eq!((model.revision, plane.hub().revision()), (0, None), "proxies go on with what they have");
+    let readiness = Readiness::new();
+    let (waiting, synced) = (plane.clone(), readiness.condition("synced"));
+    let telling = tokio::spawn(async move { waiting.tell_synced(synced).await });
+    let said = async {
+        while !readiness.reasons().concat().contains("no resource of the mesh") {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, said).await.expect("readiness says why");
+    apply(&plane, &["b"]).await;
+    telling.await.unwrap();
+    assert_eq!((names(&plane.model()), readiness.is_ready()), (["b"].into(), true));
+    drop(plane);
+
+    // Who wants it so has it so; and where there was nothing, nothing is lost.
+    let service = Service::new(&store("3")).await;
+    let plane = keeping(disk.path(), &service, true).await;
+    let model = until(&plane, |model| model.revision > 0).await;
+    assert_eq!(names(&model), BTreeSet::new());
+    drop(plane);
+    let service = Service::new(&store("4")).await;
+    let plane = keeping(disk.path(), &service, false).await;
+    let model = until(&plane, |model| model.revision > 0).await;
+    assert_eq!(names(&model), BTreeSet::new());
+}
+
+#[test]
+fn a_store_that_was_written_down_without_more_had_something_in_it() {
+    for (text, epoch, is_empty) in [("1f", "1f", false), ("1f empty", "1f", true)] {
+        let before = Before::parse(text);
+        assert_eq!(
+            (before.epoch.as_str(), before.is_empty, before.written().as_str()),
+            (epoch, is_empty, text)
+        );
+    }
+}
