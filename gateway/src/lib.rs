@@ -83,6 +83,7 @@ pub struct Admin {
     server: AdminServer,
     configured: Condition,
     serving: Condition,
+    listeners: Condition,
     readiness: Readiness,
 }
 
@@ -100,10 +101,11 @@ impl Admin {
     ) -> Result<Self, GatewayError> {
         metrics.set_info(&inventory::BUILD_INFO, &[env!("CARGO_PKG_VERSION"), "gateway"]);
         let readiness = Readiness::new();
-        let (configured, serving) = (readiness.condition("configuration"), readiness.condition("serving"));
+        let [configured, serving, listeners] =
+            ["configuration", "serving", "listeners"].map(|name| readiness.condition(name));
         let state = AdminState { readiness: readiness.clone(), metrics: metrics.clone(), log: Some(log) };
         let server = AdminServer::start(addresses.addresses(listen.listen_address), state, routes)?;
-        Ok(Self { server, configured, serving, readiness })
+        Ok(Self { server, configured, serving, listeners, readiness })
     }
 
     /// One more condition of readiness, not true yet.
@@ -188,7 +190,7 @@ fn types() -> [String; 7] {
 /// [`GatewayError`].
 pub async fn run(parts: Parts) -> Result<(), GatewayError> {
     let Parts { flags, admin, connector, identity, joining, cache, registry, clock, metrics } = parts;
-    let Admin { server, configured, serving, readiness } = admin;
+    let Admin { server, configured, serving, listeners, readiness } = admin;
     let common = &flags.common;
     let cache = cache.map(|directory| Cache::of_proxy(&directory)).transpose()?;
     let id = identity.as_deref().map(Identity::id);
@@ -214,7 +216,7 @@ pub async fn run(parts: Parts) -> Result<(), GatewayError> {
     let reopened = access_log.clone();
     let signals = tokio::spawn(async move { signals.on_signals(|| reopened.reopen()).await });
 
-    let follower = Follower::new(engine, handle, metrics, configured);
+    let follower = Follower::new(engine, handle, metrics, configured).at_the_edge(listeners);
     let engine = follower.run(updates, drain.draining()).await;
     serving.set(false);
     let ended = end(engine, &drain, common.drain_timeout, entered).await;

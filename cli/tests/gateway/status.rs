@@ -5,6 +5,7 @@ use std::net::TcpListener;
 use serde_json::{Value, json};
 
 use super::references::condition;
+use crate::support::process::READY;
 use crate::support::{Gateway, Upstream, address, until, yaml};
 
 /// A condition in a list: status and reason.
@@ -163,6 +164,31 @@ fn a_port_that_somebody_else_holds_is_a_status_until_it_is_free() {
     assert_eq!(last_error(), "");
     // It was tried again and again meanwhile; who reads the log has read it once.
     assert_eq!(gateway.stderr().matches("listener not bound").count(), 1, "{}", gateway.stderr());
+}
+
+#[test]
+fn a_gateway_is_ready_when_one_of_the_listeners_it_is_to_have_serves() {
+    let address = address();
+    let holder = TcpListener::bind((address, 8080)).unwrap();
+    let gateway = Gateway::spawn_at(address, &[("all.yaml", yaml::EDGE)], &[]);
+    let ready = || crate::support::get(gateway.at(READY), "/healthz/ready");
+    let lacks = |why: &str| {
+        let says = |(status, body): &(u16, String)| *status == 503 && body.contains(why);
+        until(why, || ready().filter(says));
+    };
+    let taken = "listeners (default/edge/http: cannot listen on ";
+    lacks(taken);
+    let more = |listener: &str| yaml::EDGE.replace("---\n", &format!("  - {listener}\n---\n"));
+    gateway.write("all.yaml", &more("{name: free, port: 8081, protocol: HTTP}"));
+    gateway.ready();
+    gateway.write("all.yaml", yaml::EDGE);
+    lacks(taken);
+    gateway.write("all.yaml", "# No Gateway.\n");
+    gateway.ready();
+    gateway.write("all.yaml", yaml::EDGE);
+    lacks(taken);
+    drop(holder);
+    gateway.ready();
 }
 
 #[test]

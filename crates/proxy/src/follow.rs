@@ -79,6 +79,8 @@ pub struct Follower {
     configured: Condition,
     /// Whether it is known what the instance beside us serves; of a sidecar alone.
     workload: Option<Condition>,
+    /// Whether somebody can get in, where anybody is meant to; of a gateway alone.
+    listeners: Option<Condition>,
     revision: u64,
     forces: Forces,
     /// Ports that could not be had, and why.
@@ -107,6 +109,7 @@ impl Follower {
             updates_applied,
             configured,
             workload: None,
+            listeners: None,
             revision: 0,
             forces: Forces::default(),
             failed: BTreeMap::new(),
@@ -120,6 +123,13 @@ impl Follower {
     #[must_use]
     pub fn beside_an_instance(mut self, told: Condition) -> Self {
         self.workload = Some(told);
+        self
+    }
+
+    /// As that at the edge: `open` is true while one listener at least serves, or none is wanted.
+    #[must_use]
+    pub fn at_the_edge(mut self, open: Condition) -> Self {
+        self.listeners = Some(open);
         self
     }
 
@@ -262,8 +272,30 @@ impl Follower {
             tracing::info!(port = %key, "the port is free now, or not wanted any more");
         }
         self.failed = failed;
+        let (bound, unbound) = (self.bound(), self.unbound());
+        if let Some(listeners) = &self.listeners {
+            match self.closed(&bound, &unbound) {
+                Some(why) => listeners.lacks(&why),
+                None => listeners.set(true),
+            }
+        }
         // A handle whose client is gone has nobody to report to.
-        let _ = self.handle.bound(self.bound(), self.unbound()).await;
+        let _ = self.handle.bound(bound, unbound).await;
+    }
+
+    /// Why nobody gets in though somebody is meant to, where that is so. Of several listeners one that serves is enough: what
+    /// is wrong with the others is told by the `Gateway`'s status.
+    fn closed(&self, bound: &BTreeMap<String, IpAddr>, unbound: &BTreeMap<String, String>) -> Option<String> {
+        let snapshot = self.engine.shared().snapshot.load();
+        let wanted = snapshot.bindings().iter().flat_map(|binding| &binding.listeners);
+        let first = wanted.chain(snapshot.unbound().iter().map(|(listener, _)| listener)).next()?;
+        if !bound.is_empty() {
+            return None;
+        }
+        Some(match unbound.first_key_value() {
+            Some((listener, why)) => format!("{listener}: {why}"),
+            None => format!("{}: it has no certificate that works", first.name),
+        })
     }
 
     /// The listeners whose port cannot be had, and why.
