@@ -137,11 +137,16 @@ impl Apart {
 
     /// How many instances of `web` are registered and well.
     fn passing(&self) -> Option<usize> {
+        self.of_health("passing")
+    }
+
+    /// How many instances of `web` are registered, with this health.
+    fn of_health(&self, health: &str) -> Option<usize> {
         let output = self.ask(&["services", "-o", "json"]);
         let services: Vec<Value> = serde_json::from_slice(&output.stdout).ok()?;
         let web = services.iter().find(|service| service["name"] == "web")?;
         let instances = web["instances"].as_array()?.iter();
-        Some(instances.filter(|instance| instance["health"] == "passing").count())
+        Some(instances.filter(|instance| instance["health"] == health).count())
     }
 
     fn logs(&self) -> String {
@@ -279,8 +284,9 @@ fn who_waits_for_the_effect_is_told_who_is_cut_off_and_still_serves_the_old() {
     let _registry = apart.registry();
     listens(8501);
     let _gateway = apart.gateway();
-    let cable = Cable::to(apart.at(15012));
-    let _web = apart.web_by(1, &python, [cable.address, apart.at(8501)], &apart.server());
+    let cables = [15012, 8501].map(|port| Cable::to(apart.at(port)));
+    let [cable, to_registry] = &cables;
+    let _web = apart.web_by(1, &python, [cable.address, to_registry.address], &apart.server());
     let status = || get(apart.at(8080), "/").map(|(status, _)| status);
     until("a request passes gateway and sidecar", || (status() == Some(200)).then_some(()));
     let file = apart.data.path().join("deny.yaml");
@@ -303,7 +309,15 @@ fn who_waits_for_the_effect_is_told_who_is_cut_off_and_still_serves_the_old() {
         "default/web: forced open in 1 of 2 proxies; not connected: default/web-1\n"
     );
 
-    cable.mend();
+    // The registry hears nothing of it either, which is no proof: it is called as before, and so it counts.
+    to_registry.cut();
+    until("its lease has ended", || (apart.of_health("suspect") == Some(1)).then_some(()));
+    let output = apply(&["--timeout", "1s"]);
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.code() == Some(1) && said.contains(named), "{said}");
+    until("a breaker does not hold any more", || (status() == Some(200)).then_some(()));
+
+    cables.iter().for_each(Cable::mend);
     assert_ok(&apply(&[]));
     until("nobody is let in", || (status() == Some(403)).then_some(()));
 }

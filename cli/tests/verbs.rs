@@ -87,7 +87,7 @@ fn a_route_is_applied_changed_rolled_back_and_deleted() {
     assert!(diff.starts_with("update HTTPRoute default/web\n"), "{diff}");
     assert!(diff.contains("- /spec/") && diff.contains("\"/one\"") && diff.contains("\"/two\""), "{diff}");
     let table = printed(&platform.command(&[&["apply", "-f", path][..], &wait].concat()));
-    assert!(table.starts_with("KIND") && table.contains("is in effect on all workers"), "{table}");
+    assert!(table.starts_with("KIND") && table.contains("is in effect on 1 of 1 proxies"), "{table}");
     let diff = printed(&platform.command(&["diff", "-f", path]));
     assert_eq!(diff, "unchanged HTTPRoute default/web\n");
 

@@ -307,15 +307,17 @@ fn is_platform(service: &Service) -> bool {
     !service.instances.is_empty() && service.instances.iter().all(|one| one.metadata.contains_key(ROLE))
 }
 
-/// The proxies that hold a lease, by the ids under which they join: whether they are connected or not, they carry traffic.
+/// The proxies that hold a lease, or did until the registry heard no more of most of their service, by the ids under which
+/// they join: whether they are connected or not, they carry traffic.
 fn proxies<'a>(services: impl Iterator<Item = &'a Service>) -> BTreeSet<String> {
     let of = |service: &'a Service| service.instances.iter().filter_map(|one| proxy(&service.namespace, one));
     services.flat_map(of).collect()
 }
 
 fn proxy(namespace: &str, instance: &Instance) -> Option<String> {
-    // The lease of a suspect has ended.
-    if instance.lease_expires.is_none() || instance.health == Health::Suspect {
+    // That a suspect is silent is no proof that it is gone: it is called as before. An earlier registry tells it by its health.
+    let is_suspect = instance.suspect || instance.health == Health::Suspect;
+    if instance.lease_expires.is_none() && !is_suspect {
         return None;
     }
     if mesh(instance).is_some() {

@@ -126,6 +126,22 @@ async fn the_last_instance_never_vanishes_by_silence() {
 }
 
 #[tokio::test]
+async fn an_operator_removes_who_is_suspect_and_nobody_else_s() {
+    let world = World::new().await;
+    let path = "/v1/meshwork/instances/shop/reviews/reviews-0";
+    let body = serde_json::to_string(&registration(Some(10))).unwrap();
+    world.as_caller(spiffe("spiffe://mesh/ns/shop/sa/reviews")).put(path, &body).await;
+    assert_eq!(world.consul.refused(Method::DELETE, path, "").await.0, 403, "its lease lives");
+    world.pass(10).await;
+    let shown = world.consul.get(path).await.1;
+    assert_eq!((&shown["suspect"], &shown["leaseExpires"]), (&json!(true), &json!(null)));
+    let other = spiffe("spiffe://mesh/ns/shop/sa/evil");
+    assert_eq!(world.as_caller(other).refused(Method::DELETE, path, "").await.0, 403);
+    world.consul.delete(path).await;
+    assert_eq!(health(&world).await, []);
+}
+
+#[tokio::test]
 async fn time_of_a_lease_stops_while_the_registry_is_down() {
     let world = World::new().await;
     register(&world, "reviews", 3).await;

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use bytes::Bytes;
-use meshwork_api::apply::{Files, Stored};
+use meshwork_api::apply::{Files, Reached, Stored};
 use meshwork_api::{ApplyClient, Client, ClientError};
 use meshwork_base::Tick;
 use meshwork_control_plane::folder::{FileChange, Folder};
@@ -114,13 +114,19 @@ pub(super) async fn finish(
         format => output::value(format, &stored)?,
     }
     if wait.wait {
-        client.effective(stored.revision, &wait.timeout).await?;
+        let reached = client.effective(stored.revision, &wait.timeout).await?;
         refusals(&client.0, &stored).await?;
         if format == Format::Table {
-            output::print(&format!("revision {} is in effect on all workers\n", stored.revision))?;
+            output::print(&in_effect(stored.revision, reached))?;
         }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Where it is: "0 of 0 proxies" is no success of the kind that was waited for, and is to be seen.
+fn in_effect(revision: u64, reached: Reached) -> String {
+    let all = reached.proxies.map_or_else(|| "all".to_owned(), |count| format!("{count} of {count}"));
+    format!("revision {revision} is in effect on {all} proxies\n")
 }
 
 /// A proxy that refuses a document has the change in effect as far as it goes: that is not what was wanted.

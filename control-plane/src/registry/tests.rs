@@ -20,6 +20,7 @@ fn instance(id: &str, identity: Option<&str>) -> Instance {
         metadata: metadata.into_iter().map(|(k, v)| (k.to_owned(), v.to_owned())).collect(),
         health: Health::Passing,
         lease_expires: None,
+        suspect: false,
         identity: identity.map(str::to_owned),
         node: "n".to_owned(),
     }
@@ -131,11 +132,10 @@ fn the_proxies_that_hold_a_lease_are_there_whether_they_are_connected_or_not() {
         let lease_expires = Some("2026-11-27T12:00:00Z".to_owned());
         Instance { lease_expires, ..instance(id, Some(ID)) }
     };
-    let suspect = Instance { health: Health::Suspect, ..holds("web-2") };
     let mut plain = holds("web-4");
     plain.metadata.clear();
     let out = Instance { health: Health::Maintenance, ..holds("web-5") };
-    let web = service(vec![holds("web-1"), suspect, instance("web-3", Some(ID)), plain, out]);
+    let web = service(vec![holds("web-1"), instance("web-3", Some(ID)), plain, out]);
     assert_eq!(proxies([web].iter()), ["shop/web-1", "shop/web-5"].map(str::to_owned).into());
 
     let edge = |identity: &str| {
@@ -147,6 +147,16 @@ fn the_proxies_that_hold_a_lease_are_there_whether_they_are_connected_or_not() {
     let own = edge("spiffe://mesh.local/ns/shop/sa/edge");
     assert_eq!(own, ["gateway/shop/edge/10.0.0.1/42".to_owned()].into());
     assert_eq!(edge(ID), BTreeSet::new(), "nobody makes others wait for what is not its own");
+}
+
+#[test]
+fn who_is_only_suspected_to_be_gone_is_still_waited_for() {
+    let told = |health, suspect| Instance { health, suspect, ..instance("web-1", Some(ID)) };
+    let counted = |one: Instance| proxies([service(vec![one])].iter()).len();
+    assert_eq!(counted(told(Health::Suspect, true)), 1, "it is called, so it counts");
+    assert_eq!(counted(told(Health::Critical, true)), 1, "also where a check fails besides");
+    assert_eq!(counted(told(Health::Suspect, false)), 1, "as an earlier registry tells it");
+    assert_eq!(counted(told(Health::Passing, false)), 0, "without a lease nobody hears whether it lives");
 }
 
 /// An instance that declares this number and protocol.

@@ -85,6 +85,14 @@ pub struct Stored {
     pub warnings: Vec<serde_json::Value>,
 }
 
+/// Where a revision is in effect.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Reached {
+    /// In so many proxies, which are all that there are; an earlier control plane does not tell.
+    pub proxies: Option<usize>,
+}
+
 /// A client of these calls.
 #[derive(Clone, Debug)]
 pub struct ApplyClient(pub Client);
@@ -148,9 +156,9 @@ impl ApplyClient {
     /// # Errors
     /// [`ClientError`]; status 504, with the proxies that are `behind`, of them those that are `notConnected`, when time is
     /// up.
-    pub async fn effective(&self, revision: u64, timeout: &str) -> Result<(), ClientError> {
+    pub async fn effective(&self, revision: u64, timeout: &str) -> Result<Reached, ClientError> {
         let path = format!("/v1/revision?wait=effective&revision={revision}&timeout={}", segment(timeout));
-        self.0.send(Method::GET, &path, &[], Bytes::new()).await.map(drop)
+        self.0.json(Method::GET, &path, &[], Bytes::new()).await
     }
 }
 

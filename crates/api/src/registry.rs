@@ -72,6 +72,10 @@ pub struct Instance {
     pub health: Health,
     /// When its lease ends unless renewed (RFC 3339); absent without a lease.
     pub lease_expires: Option<String>,
+    /// Its lease ran out together with those of more than half of its service, so that it may well be alive; `health` tells
+    /// something worse where a check fails too.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub suspect: bool,
     /// The SPIFFE ID it registered with; absent: external, reached in plaintext.
     pub identity: Option<String>,
     /// The node it was registered on.

@@ -62,6 +62,7 @@ fn instance(inner: &Inner, model: &Model, place: &Place, stored: &Stored<Instanc
         metadata: doc.metadata.clone(),
         health: model.health(place, doc),
         lease_expires: ends,
+        suspect: doc.suspect,
         identity: doc.identity.clone(),
         node: place.node.clone(),
     }
