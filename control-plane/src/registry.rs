@@ -230,11 +230,18 @@ impl Source {
     /// Sees whether the registry's store is another one than before, and who is in it may not be all who are there.
     fn beware(&mut self, changes: &Changes, now: Instant) {
         // Who is alive has told it by then.
-        let left = LEASE.saturating_sub(Duration::from_millis(changes.runs_ms));
-        if left.is_zero() || !changes.reset {
+        let runs = changes.runs_ms.map(Duration::from_millis);
+        let left = LEASE.saturating_sub(runs.unwrap_or_default());
+        if left.is_zero() {
             return;
         }
         let (seconds, end) = (left.as_secs_f32(), now + left);
+        if runs.is_some() {
+            self.extend(end, now);
+        }
+        if !changes.reset {
+            return;
+        }
         match &self.since {
             // An older copy of the same store has forgotten too.
             Some(since) if since.epoch != changes.epoch || since.revision > changes.revision => {
@@ -255,6 +262,20 @@ impl Source {
                 self.hold = Some(end);
             }
             _ => {}
+        }
+    }
+
+    /// While nobody can reach the registry, since it is down again or waits for the control plane, nobody can register: such
+    /// time does not count.
+    fn extend(&mut self, end: Instant, now: Instant) {
+        let ends = self.kept.as_mut().map(|kept| &mut kept.end).into_iter().chain(&mut self.hold);
+        for before in ends.filter(|before| **before < end) {
+            if *before <= now {
+                tracing::warn!(
+                    "instances have not been able to register again: what there was before the registry's store was lost stays for another lease"
+                );
+            }
+            *before = end;
         }
     }
 

@@ -20,23 +20,41 @@ const MOST: usize = 4096;
 pub(crate) struct Departures(Mutex<Since>);
 
 struct Since {
-    began: Tick,
+    /// Since when instances can reach the registry with its store.
+    began: Option<Tick>,
     who: Vec<Departed>,
 }
 
+impl Since {
+    fn is_young(&self, now: Tick) -> bool {
+        self.began.is_none_or(|began| now.since(began) < YOUTH)
+    }
+}
+
 impl Departures {
-    pub(crate) const fn new(began: Tick) -> Self {
+    /// Nothing where nobody can reach the registry yet.
+    pub(crate) const fn new(began: Option<Tick>) -> Self {
         Self(Mutex::new(Since { began, who: Vec::new() }))
     }
 
-    /// Another store is in the place of the one before.
+    /// Instances can reach the registry from now on.
     pub(crate) fn begin(&self, now: Tick) {
-        *self.0.lock() = Since { began: now, who: Vec::new() };
+        self.0.lock().began = Some(now);
     }
 
-    /// For how long the registry has run with its store.
+    /// Another store is in the place of the one before.
+    pub(crate) fn begin_anew(&self, now: Tick) {
+        let mut since = self.0.lock();
+        *since = Since { began: since.began.map(|_| now), who: Vec::new() };
+    }
+
+    pub(crate) fn has_begun(&self) -> bool {
+        self.0.lock().began.is_some()
+    }
+
+    /// For how long instances have been able to reach the registry with its store.
     pub(crate) fn running(&self, now: Tick) -> Duration {
-        now.since(self.0.lock().began)
+        self.0.lock().began.map_or(Duration::ZERO, |began| now.since(began))
     }
 
     /// Somebody wants to be removed who is not there.
@@ -44,8 +62,7 @@ impl Departures {
         let Place { namespace, node, id } = place.clone();
         let departed = Departed { namespace, node, id, identity: identity(caller) };
         let mut since = self.0.lock();
-        let is_young = now.since(since.began) < YOUTH;
-        if is_young && since.who.len() < MOST && !since.who.contains(&departed) {
+        if since.is_young(now) && since.who.len() < MOST && !since.who.contains(&departed) {
             since.who.push(departed);
         }
     }
@@ -53,6 +70,6 @@ impl Departures {
     /// All of them, while the registry is young.
     pub(crate) fn all(&self, now: Tick) -> Vec<Departed> {
         let since = self.0.lock();
-        if now.since(since.began) < YOUTH { since.who.clone() } else { Vec::new() }
+        if since.is_young(now) { since.who.clone() } else { Vec::new() }
     }
 }

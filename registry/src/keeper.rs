@@ -96,6 +96,15 @@ impl Timers {
         true
     }
 
+    /// Lets all leases that have not run out run from the start again.
+    pub(crate) fn renew_leases(&mut self, now: Tick) {
+        for (timed, timer) in &mut self.running {
+            if matches!(timed, Timed::Lease(place) if !self.overdue.contains(place)) {
+                timer.deadline = now.after(timer.length);
+            }
+        }
+    }
+
     /// When a lease ends, unless it already has.
     pub(crate) fn deadline(&self, timed: &Timed) -> Option<Tick> {
         self.running.get(timed).map(|timer| timer.deadline)
@@ -193,6 +202,10 @@ impl Inner {
     pub(crate) async fn tick(&self) {
         let now = self.clock.now();
         self.lock_delays.lock().retain(|_, until| *until > now);
+        if !self.departed.has_begun() {
+            // Nobody can renew.
+            self.timers.lock().renew_leases(now);
+        }
         let due = self.timers.lock().due(now);
         let mut leases = false;
         for timed in due {

@@ -38,13 +38,21 @@ pub struct Options {
     pub datacenter: String,
     /// Whether it looks at deadlines by itself; a simulation calls [`Registry::tick`] instead.
     pub keeps_time: bool,
+    /// Whether those who are to register reach it only once [`Registry::open`] is called: before that no lease ends, and it
+    /// has not begun to run.
+    pub opens_later: bool,
 }
 
 impl Default for Options {
-    /// `meshwork` on 127.0.0.1 in `dc1`.
+    /// `meshwork` on 127.0.0.1 in `dc1`, open from the start.
     fn default() -> Self {
-        let address = IpAddr::from([127, 0, 0, 1]);
-        Self { node: "meshwork".to_owned(), address, datacenter: "dc1".to_owned(), keeps_time: true }
+        Self {
+            node: "meshwork".to_owned(),
+            address: IpAddr::from([127, 0, 0, 1]),
+            datacenter: "dc1".to_owned(),
+            keeps_time: true,
+            opens_later: false,
+        }
     }
 }
 
@@ -89,7 +97,7 @@ impl Registry {
         let cursor = listing.cursor;
         let watch = store.watch("", cursor).await?;
         let inner = Arc::new(Inner {
-            departed: Departures::new(clock.now()),
+            departed: Departures::new((!options.opens_later).then(|| clock.now())),
             store,
             clock,
             rng: Mutex::new(rng),
@@ -127,6 +135,13 @@ impl Registry {
                 numbers::tell(&inner, samples);
             }
         });
+    }
+
+    /// Whoever is to register can reach it from now on: what it knew has a whole lease to say that it lives.
+    pub fn open(&self) {
+        let now = self.inner.clock.now();
+        self.inner.timers.lock().renew_leases(now);
+        self.inner.departed.begin(now);
     }
 
     /// Ends what is due by the clock now, instead of when the keeper gets to it.
@@ -214,7 +229,7 @@ impl Inner {
                         (model.epoch, model.transitions)
                     };
                     if epoch != before {
-                        self.departed.begin(self.clock.now());
+                        self.departed.begin_anew(self.clock.now());
                     }
                     let mut loaded = Model::load(listing);
                     loaded.transitions = transitions;

@@ -154,6 +154,24 @@ async fn time_of_a_lease_stops_while_the_registry_is_down() {
 }
 
 #[tokio::test]
+async fn what_nobody_can_reach_yet_ends_no_lease_and_has_not_begun_to_run() {
+    let world = World::new().await;
+    register(&world, "reviews", 3).await;
+    let world = world.restart_closed().await;
+    world.pass(20).await;
+    world.pass(9).await;
+    let runs = async || world.native().changes(None, Duration::ZERO).await.unwrap().runs_ms;
+    assert_eq!(runs().await, Some(0), "whoever is alive could not tell it yet");
+    assert!(health(&world).await.iter().all(|(_, health)| *health == Health::Passing));
+    world.registry.open();
+    world.pass(9).await;
+    assert_eq!(runs().await, Some(9_000));
+    assert!(health(&world).await.iter().all(|(_, health)| *health == Health::Passing));
+    world.pass(1).await;
+    assert!(health(&world).await.iter().all(|(_, health)| *health == Health::Suspect));
+}
+
+#[tokio::test]
 async fn a_name_belongs_to_the_identity_that_registered_it_first() {
     let world = World::new().await;
     let owner = spiffe("spiffe://mesh/ns/shop/sa/reviews");
@@ -268,7 +286,7 @@ async fn who_follows_is_told_how_long_the_registry_runs_and_who_wanted_to_be_gon
     register(&world, "a", 1).await;
     world.pass(5).await;
     let told = world.native().changes(None, Duration::ZERO).await.unwrap();
-    assert_eq!((told.runs_ms, told.departed), (5_000, Vec::new()));
+    assert_eq!((told.runs_ms, told.departed), (Some(5_000), Vec::new()));
     let id = "spiffe://mesh.local/ns/shop/sa/web";
     let path = "/v1/meshwork/instances/shop/web/web-1";
     let (status, _) = world.as_caller(spiffe(id)).refused(Method::DELETE, path, "").await;
@@ -285,7 +303,11 @@ async fn who_follows_is_told_how_long_the_registry_runs_and_who_wanted_to_be_gon
     let since = Since { epoch: told.epoch.clone(), revision: told.revision };
     world.pass(60).await;
     let told = world.native().changes(Some(&since), Duration::ZERO).await.unwrap();
-    assert_eq!((told.runs_ms, told.departed), (65_000, Vec::new()), "nobody keeps anything for so long");
+    assert_eq!(
+        (told.runs_ms, told.departed),
+        (Some(65_000), Vec::new()),
+        "nobody keeps anything for so long"
+    );
 
     let mut snapshot = Vec::new();
     world.store.snapshot(&mut snapshot).await.unwrap();
@@ -295,10 +317,10 @@ async fn who_follows_is_told_how_long_the_registry_runs_and_who_wanted_to_be_gon
     };
     tokio::task::yield_now().await;
     world.store.restore(&mut &snapshot[..]).await.unwrap();
-    assert_eq!(waiting.await.unwrap().unwrap().runs_ms, 0, "with this store it runs from now on");
+    assert_eq!(waiting.await.unwrap().unwrap().runs_ms, Some(0), "with this store it runs from now on");
     let world = world.restart_after(Duration::from_secs(60)).await;
     world.pass(2).await;
-    assert_eq!(world.native().changes(None, Duration::ZERO).await.unwrap().runs_ms, 2_000);
+    assert_eq!(world.native().changes(None, Duration::ZERO).await.unwrap().runs_ms, Some(2_000));
 }
 
 #[tokio::test]

@@ -355,7 +355,7 @@ fn told(epoch: &str, runs: Duration, services: Vec<Service>) -> Changes {
         reset: true,
         services,
         removed: Vec::new(),
-        runs_ms: u64::try_from(runs.as_millis()).unwrap(),
+        runs_ms: Some(u64::try_from(runs.as_millis()).unwrap()),
         departed: Vec::new(),
     }
 }
@@ -407,6 +407,34 @@ fn a_registry_that_has_lost_its_store_takes_nobody_away_for_a_lease() {
     assert_eq!(published(&mut source, end), both);
     let (used, workloads) = published(&mut source, later + LEASE);
     assert_eq!((used, workloads), (vec!["10.0.0.1".to_owned()], vec!["shop/web-1".to_owned()]));
+}
+
+#[test]
+fn time_in_which_nobody_can_register_does_not_count() {
+    let young = Duration::from_millis(300);
+    // It is started a second time, and its store is the same as the first time.
+    let again = |runs: Option<Duration>| {
+        let runs_ms = runs.map(|runs| u64::try_from(runs.as_millis()).unwrap());
+        Changes { reset: false, runs_ms, ..told("b", young, Vec::new()) }
+    };
+    let (mut follows, now) = following(vec![standing_at("web-1", "10.0.0.1")]);
+    follows.take(told("b", Duration::from_secs(1), Vec::new()), now);
+    let later = now + LEASE * 2;
+    follows.take(again(Some(young)), later);
+    assert_eq!(published(&mut follows, later).0, ["10.0.0.1"]);
+    assert_eq!(follows.next_end(), Some(later + LEASE - young));
+    follows.take(again(Some(LEASE)), later + LEASE);
+    assert_eq!(published(&mut follows, later + LEASE).0, Vec::<String>::new());
+
+    let (mut begun, now) = (source(Some("a")), Instant::now());
+    begun.take(told("b", Duration::ZERO, Vec::new()), now);
+    let later = now + LEASE;
+    begun.take(again(Some(Duration::ZERO)), later);
+    begun.forget(later);
+    assert_eq!(begun.hold, Some(later + LEASE), "it waits for the control plane: nobody reaches it");
+    begun.take(again(None), later + LEASE);
+    begun.forget(later + LEASE);
+    assert_eq!(begun.hold, None, "an earlier registry does not say since when it runs");
 }
 
 #[test]

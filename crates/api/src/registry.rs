@@ -181,10 +181,11 @@ pub struct Changes {
     pub services: Vec<Service>,
     /// Services whose last instance was removed.
     pub removed: Vec<ServiceRef>,
-    /// For how long this registry has run, in milliseconds: who is alive has told it again after a lease. A store of
-    /// another epoch than before, in a registry that began a moment ago, may have lost what was in it.
-    #[serde(default)]
-    pub runs_ms: u64,
+    /// For how long instances have been able to reach this registry, in milliseconds: who is alive has told it again after a
+    /// lease. A store of another epoch than before, in a registry that began a moment ago, may have lost what was in it. An
+    /// earlier registry does not tell.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub runs_ms: Option<u64>,
     /// Who wanted to be removed in its first minute and was not there: the store that was lost may have had it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub departed: Vec<Departed>,

@@ -123,7 +123,7 @@ fn changes(inner: &Inner, epoch: Option<&str>, since: Option<u64>, elapsed: bool
     let model = inner.model.read();
     let now = inner.clock.now();
     let told = Changes {
-        runs_ms: u64::try_from(inner.departed.running(now).as_millis()).unwrap_or(u64::MAX),
+        runs_ms: Some(u64::try_from(inner.departed.running(now).as_millis()).unwrap_or(u64::MAX)),
         departed: inner.departed.all(now),
         epoch: format!("{:016x}", model.epoch),
         revision: model.revision,

@@ -37,13 +37,13 @@ pub(crate) fn open(path: &Path, clock: &Arc<dyn Clock>) -> Store {
 impl World {
     pub(crate) async fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
-        Self::in_folder(folder, ManualClock::new()).await
+        Self::in_folder(folder, ManualClock::new(), false).await
     }
 
-    async fn in_folder(folder: tempfile::TempDir, clock: ManualClock) -> Self {
+    async fn in_folder(folder: tempfile::TempDir, clock: ManualClock, opens_later: bool) -> Self {
         let shared: Arc<dyn Clock> = Arc::new(clock.clone());
         let store = open(&folder.path().join("store"), &shared);
-        let options = Options { keeps_time: false, ..Options::default() };
+        let options = Options { keeps_time: false, opens_later, ..Options::default() };
         let registry =
             Registry::start(store.clone(), shared, Box::new(SeededRng::new(9)), options).await.unwrap();
         let consul = Consul { client: client(registry.router(), Caller::Local) };
@@ -52,11 +52,22 @@ impl World {
 
     /// Stops, waits so long, and starts again over the same store.
     pub(crate) async fn restart_after(self, down: Duration) -> Self {
+        let (folder, clock) = self.stop().await;
+        clock.advance(down);
+        Self::in_folder(folder, clock, false).await
+    }
+
+    /// Stops and starts again, where instances cannot reach it yet.
+    pub(crate) async fn restart_closed(self) -> Self {
+        let (folder, clock) = self.stop().await;
+        Self::in_folder(folder, clock, true).await
+    }
+
+    async fn stop(self) -> (tempfile::TempDir, ManualClock) {
         let Self { registry, store, clock, folder, .. } = self;
         drop(registry);
         store.close().await.unwrap();
-        clock.advance(down);
-        Self::in_folder(folder, clock).await
+        (folder, clock)
     }
 
     /// Lets time pass.

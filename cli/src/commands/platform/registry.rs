@@ -43,7 +43,7 @@ pub(super) async fn start(process: &Process) -> Result<Registry, Box<dyn Error>>
     let options = embedded::Options::new(Arc::clone(&process.clock), Box::new(ThreadRng::new()));
     let store = embedded::open(&path, options)?;
     let rng = Box::new(ThreadRng::new());
-    let options = Options { address: process.listen_address, ..Options::default() };
+    let options = Options { address: process.listen_address, opens_later: true, ..Options::default() };
     Ok(Registry::start(store, Arc::clone(&process.clock), rng, options).await?)
 }
 
@@ -130,6 +130,7 @@ impl RegistryArgs {
         let told = move |standing: &Standing| told.set(standing.in_force);
         served.0.push(tokio::spawn(joining.keep(identity, clock, ThreadRng::new(), told)).abort_handle());
         let stop = process.drain.draining().clone().cancelled_owned();
+        registry.open();
         let serving = async move {
             if let Err(error) = mtls::serve(mesh, endpoints, stop).await {
                 tracing::error!(%error, "the registry does not serve the mesh any more");
