@@ -113,18 +113,24 @@ impl Apart {
 
     /// With its control plane and registry at these addresses.
     fn web_by(&self, number: u32, python: &Path, peers: [SocketAddr; 2], server: &str) -> Spawned {
+        self.instance(("web", &format!("web-{number}")), (number, python), peers, server)
+    }
+
+    /// A process with a folder, and its name.
+    fn instance(
+        &self,
+        (role, name): (&str, &str),
+        (number, python): (u32, &Path),
+        peers: [SocketAddr; 2],
+        server: &str,
+    ) -> Spawned {
         let script = "import http.server, os\nhttp.server.ThreadingHTTPServer((os.environ['HOST'], int(os.environ['PORT'])), http.server.SimpleHTTPRequestHandler).serve_forever()";
         let address = next(self.base, number).to_string();
         let [plane, registry] = peers.map(|peer| peer.to_string());
-        let name = format!("web-{number}");
-        let arguments = ["run", "--service", "web", "--instance", &name, "--address", &address];
+        let arguments = ["run", "--service", "web", "--instance", name, "--address", &address];
         let peers = ["--control-plane", &plane, "--registry", &registry, "--server", server];
         let more = ["--protocol", "http"];
-        self.spawn(
-            "web",
-            &[&arguments[..], &peers, &more].concat(),
-            &[python.to_str().unwrap(), "-c", script],
-        )
+        self.spawn(role, &[&arguments[..], &peers, &more].concat(), &[python.to_str().unwrap(), "-c", script])
     }
 
     fn server(&self) -> String {
@@ -154,7 +160,7 @@ impl Apart {
             let path = self.data.path().join(format!("{role}.log"));
             format!("{role}:\n{}\n", std::fs::read_to_string(path).unwrap_or_default())
         };
-        ["config", "plane", "registry", "server", "gateway", "web"].map(read).concat()
+        ["config", "plane", "registry", "server", "gateway", "web", "copy"].map(read).concat()
     }
 }
 
@@ -498,6 +504,36 @@ fn a_sidecar_that_was_not_told_what_it_serves_is_not_ready() {
     let _web = apart.web(2, &python);
     until("who is told is ready", || (health(2)?.0 == 200).then_some(()));
     until("and in use", || (apart.passing() == Some(1)).then_some(()));
+}
+
+#[test]
+fn a_second_copy_of_a_name_is_not_ready_before_the_name_is_free() {
+    let Some(python) = meshwork_testkit::tool("python3") else { return };
+    let apart = Apart::new();
+    let (_config, _plane) = (apart.config(), apart.control_plane());
+    let listens = |port| until("it listens", || TcpStream::connect(apart.at(port)).ok().map(drop));
+    listens(15014);
+    let _registry = apart.registry();
+    listens(8501);
+    let mut first = apart.web(1, &python);
+    until("the first is in use", || (apart.passing() == Some(1)).then_some(()));
+    let peers = [15012, 8501].map(|port| apart.at(port));
+    let _copy = apart.instance(("copy", "web-1"), (2, &python), peers, &apart.server());
+    let ready = || get((next(apart.base, 2), 15021).into(), "/healthz/ready");
+    let refused = |(status, said): (u16, String)| {
+        (status == 503 && said.contains("registration (instance") && said.contains("MW5026")).then_some(())
+    };
+    until("it says what is in its way", || ready().and_then(refused));
+    until("the operator is told", || {
+        let told = String::from_utf8(apart.ask(&["proxies", "-o", "json"]).stdout).ok()?;
+        told.contains("runs at").then_some(())
+    });
+    assert!(ready().and_then(refused).is_some(), "what it serves is told, and that is not enough");
+
+    signal("TERM", first.id());
+    first.ended();
+    until("it is ready", || ready().filter(|(status, _)| *status == 200));
+    assert_eq!(apart.passing(), Some(1));
 }
 
 /// What there is of a mesh that was switched off ten days ago: the authority, and SVIDs that have expired since.

@@ -130,7 +130,9 @@ impl Entry {
         let metrics = reached_at(metrics, &self.address);
         let mut registrar = Registrar::of_process(self.client, name, "gateway", metrics);
         registrar.registration.metadata.insert(PROXY.to_owned(), node.id.clone());
-        let keeping = tokio::spawn(registrar.clone().keep(|| std::future::ready(()), ThreadRng::new()));
+        let usable = || std::future::ready(());
+        // Whoever is at its address has its place, so nobody else's copy is in the way.
+        let keeping = tokio::spawn(registrar.clone().keep(usable, |_| {}, ThreadRng::new()));
         Entered { registrar, keeping }
     }
 }

@@ -20,6 +20,7 @@ mod args;
 mod discovery;
 mod leaving;
 mod signals;
+mod troubles;
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
@@ -59,11 +60,15 @@ pub use args::{Door, DoorError, Label, LabelError, SidecarArgs};
 use discovery::Discovery;
 use leaving::Leaving;
 use signals::{Received, Signals};
+use troubles::Troubles;
 
 /// The condition that the control plane has said what the instance serves. Without, everything that comes in is refused.
 const WORKLOAD: &str = "workload told by the control plane";
 /// The condition that it can prove who it is. Without, nothing goes out and nothing comes in.
 const IDENTITY: &str = "SVID in force";
+/// The condition that no other copy has its name in the registry: nobody is sent to it then, and whoever counts it as one that
+/// serves would stop the one that does. A registry that is away is no reason.
+const REGISTRATION: &str = "registration";
 /// How long an instance waits for its own workload before it says so.
 const SOON: Duration = Duration::from_secs(5);
 /// How long an application has at least to end, where what called it has taken all the time there was.
@@ -160,6 +165,7 @@ struct Running {
     outbound: SocketAddr,
     app_address: SocketAddr,
     registrar: Registrar,
+    troubles: Troubles,
     follower: Option<JoinHandle<Engine>>,
     tasks: Vec<JoinHandle<()>>,
     _admin: AdminServer,
@@ -181,7 +187,7 @@ impl Running {
         metrics.set_info(&inventory::BUILD_INFO, &[env!("CARGO_PKG_VERSION"), "sidecar"]);
         let readiness = Readiness::new();
         let configured = readiness.condition("configuration");
-        let _ = (readiness.condition("application"), readiness.condition("serving"));
+        let _ = ["application", "serving", REGISTRATION].map(|name| readiness.condition(name));
         let workload = readiness.condition(WORKLOAD);
         let state =
             AdminState { readiness: readiness.clone(), metrics: metrics.clone(), log: parts.log.clone() };
@@ -194,7 +200,8 @@ impl Running {
         let (handle, updates, driver) =
             client::start(settings, cached, connector, Arc::clone(clock), ThreadRng::new());
         let mut tasks = vec![tokio::spawn(driver)];
-        let keeping = keep(joining, identity, clock, &handle, readiness.condition(IDENTITY));
+        let troubles = Troubles::new(handle.clone());
+        let keeping = keep(joining, identity, clock, troubles.clone(), readiness.condition(IDENTITY));
         tasks.push(tokio::spawn(keeping));
         let joins = Joins { app: app_address, doors: args.doors(places.outbound.ip())? };
         let mut engine =
@@ -219,6 +226,7 @@ impl Running {
             outbound,
             app_address,
             registrar,
+            troubles,
             follower,
             tasks,
             _admin: admin,
@@ -254,7 +262,8 @@ impl Running {
         let Places { inbound, hbone, .. } = Places::new(&self.parts.args, self.parts.address);
         self.listening.open(Side::Inbound, inbound).await.transpose()?;
         self.listening.open(Side::Hbone, hbone).await.transpose()?;
-        let keeping = tokio::spawn(self.registrar.clone().keep(self.workload_told(), ThreadRng::new()));
+        let registrar = self.registrar.clone();
+        let keeping = tokio::spawn(registrar.keep(self.workload_told(), self.taken_told(), ThreadRng::new()));
         let telling = tokio::spawn(tell_of_workload(self.readiness.clone()));
         self.readiness.condition("serving").set(true);
         let exit = self.watch(&mut app, signals).await;
@@ -360,6 +369,18 @@ impl Running {
             Box::pin(async move { readiness.wait_for(WORKLOAD).await })
         }
     }
+
+    /// Tells readiness and the control plane whether another copy has the name.
+    fn taken_told(&self) -> impl Fn(Option<&str>) + Send + use<> {
+        let (condition, troubles) = (self.readiness.condition(REGISTRATION), self.troubles.clone());
+        move |taken| {
+            match taken {
+                Some(why) => condition.lacks(why),
+                None => condition.set(true),
+            }
+            troubles.name(taken.map(str::to_owned));
+        }
+    }
 }
 
 /// Says what was not finished, and by whose word.
@@ -398,13 +419,12 @@ fn keep(
     joining: &Joining,
     identity: &Arc<Identity>,
     clock: &Arc<dyn Clock>,
-    handle: &Handle,
+    troubles: Troubles,
     in_force: Condition,
 ) -> impl Future<Output = ()> + Send + use<> {
-    let handle = handle.clone();
     let told = move |standing: &Standing| {
         in_force.set(standing.in_force);
-        handle.troubled(standing.trouble.clone());
+        troubles.identity(standing.trouble.clone());
     };
     joining.clone().keep(Arc::clone(identity), Arc::clone(clock), ThreadRng::new(), told)
 }

@@ -98,6 +98,15 @@ impl ClientError {
         }
     }
 
+    /// The code of a refusal, as `MW5021`.
+    #[must_use]
+    pub fn code(&self) -> Option<&str> {
+        match self {
+            Self::Refused { problem, .. } => problem.code.as_deref(),
+            _ => None,
+        }
+    }
+
     /// Whether the same request may succeed later: nobody answered, or who did is not able to yet.
     #[must_use]
     pub fn is_temporary(&self) -> bool {
@@ -450,7 +459,7 @@ mod tests {
     async fn same_answers(client: Client) {
         assert_eq!(client.json::<u32>(Method::GET, "/ok", &[], Bytes::new()).await.unwrap(), 7);
         let error = client.send(Method::GET, "/no", &[], Bytes::new()).await.unwrap_err();
-        assert_eq!(error.status(), Some(StatusCode::CONFLICT));
+        assert_eq!((error.status(), error.code()), (Some(StatusCode::CONFLICT), Some("MW5021")));
         assert!(error.to_string().ends_with("409 Conflict: it is taken; ask its owner (MW5021)"), "{error}");
         let error = client.send(Method::GET, "/text", &[], Bytes::new()).await.unwrap_err();
         assert!(error.to_string().ends_with("plain words"), "{error}");

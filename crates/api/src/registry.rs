@@ -9,6 +9,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::client::{Client, ClientError, body, segment};
 
+/// The code of a refusal because another copy has the instance's name.
+pub const TAKEN: &str = "MW5026";
+
 /// The port by this name is where an instance's metrics are scraped; it is no port of the service.
 pub const METRICS_PORT: &str = "metrics";
 

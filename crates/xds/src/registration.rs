@@ -6,7 +6,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
 use std::time::Duration;
 
 use http::StatusCode;
-use meshwork_api::registry::{METRICS_PORT, Port, ROLE, Registration};
+use meshwork_api::registry::{METRICS_PORT, Port, ROLE, Registration, TAKEN};
 use meshwork_api::{ClientError, RegistryClient};
 use meshwork_base::Rng;
 
@@ -73,16 +73,25 @@ impl Registrar {
     }
 
     /// Registers, takes the instance into use once it is `usable`, and renews for as long as it is polled; what the registry
-    /// forgot is registered again, and asked again whether it is usable.
-    pub async fn keep<F: Future<Output = ()>>(self, usable: impl Fn() -> F, mut rng: impl Rng) {
+    /// forgot is registered again, and asked again whether it is usable. After each attempt `taken` hears the registry's words
+    /// where another copy has the name, else nothing.
+    pub async fn keep<F: Future<Output = ()>>(
+        self,
+        usable: impl Fn() -> F,
+        taken: impl Fn(Option<&str>),
+        mut rng: impl Rng,
+    ) {
         let mut becoming = Box::pin(usable());
         let mut is_usable = false;
         let mut backoff = Backoff::new(Duration::from_millis(100), RENEW);
         let mut entry = Entry::Missing;
         let mut told = false;
+        let mut refused = None;
         loop {
             match self.advance(entry, is_usable).await {
                 Ok(next) => {
+                    refused = None;
+                    taken(None);
                     if next == Entry::Used && entry != Entry::Used {
                         tracing::info!(service = %self.service, instance = %self.instance, "registered");
                     }
@@ -103,6 +112,10 @@ impl Registrar {
                     } else {
                         tracing::warn!(%error, registered, "the registry was not told; trying again");
                     }
+                    if !registered {
+                        refused = still_taken(refused, &error);
+                    }
+                    taken(refused.as_deref());
                     // Forgotten, or somebody else's now: only a registration tells which.
                     if matches!(
                         error.status(),
@@ -162,6 +175,15 @@ impl Registrar {
 
     fn incarnation(&self) -> Option<&str> {
         self.registration.incarnation.as_deref()
+    }
+}
+
+/// Whether another copy has the name, in the registry's words, after a registration that failed. A registry that is away says
+/// nothing of it: what it said last stands.
+fn still_taken(before: Option<String>, error: &ClientError) -> Option<String> {
+    match error {
+        ClientError::Refused { problem, .. } if error.code() == Some(TAKEN) => Some(problem.to_string()),
+        _ => before.filter(|_| error.is_temporary()),
     }
 }
 

@@ -25,7 +25,9 @@ pub(super) async fn until_told(
     let address = if any { IpAddr::V4(Ipv4Addr::LOCALHOST) } else { metrics.ip() };
     let metrics = SocketAddr::new(address, metrics.port());
     let registrar = Registrar::of_process(registry, (REGISTRY.0, process.role), process.role, metrics);
-    let keeping = tokio::spawn(registrar.clone().keep(|| std::future::ready(()), ThreadRng::new()));
+    let usable = || std::future::ready(());
+    // Whoever is at its address has its place, so nobody else's copy is in the way.
+    let keeping = tokio::spawn(registrar.clone().keep(usable, |_| {}, ThreadRng::new()));
     process.until_told().await;
     keeping.abort();
     registrar.deregister().await;

@@ -12,6 +12,8 @@ use super::*;
 const INSTANCE: &str = r#"{"id": "web-0", "address": "127.0.0.1", "ports": {}, "weight": 1, "tags": [], "metadata": {},
     "health": "maintenance", "node": "here"}"#;
 
+const ANOTHER: &str = r#"{"title": "another copy", "detail": "it runs elsewhere already", "code": "MW5026"}"#;
+
 /// What a registry was told, and whether it still knows the instance.
 #[derive(Default)]
 struct Told {
@@ -19,6 +21,10 @@ struct Told {
     forgets: bool,
     /// Another copy has the name.
     is_taken: bool,
+    /// It cannot answer.
+    is_away: bool,
+    /// What is heard of the name in the end.
+    taken: Option<Option<String>>,
 }
 
 /// Keeps an entry in a registry that takes everything; what is given back says whether it is usable.
@@ -35,12 +41,12 @@ fn kept_as(registration: Registration) -> (Arc<Mutex<Told>>, watch::Sender<bool>
         let mut told = hears.lock();
         told.calls.push(format!("{method} {path}"));
         let forgotten = path == "/renew" && std::mem::take(&mut told.forgets);
-        let status = match (forgotten, told.is_taken && method != Method::GET) {
-            (true, _) => StatusCode::NOT_FOUND,
-            (_, true) => StatusCode::CONFLICT,
-            _ => StatusCode::OK,
-        };
-        std::future::ready((status, INSTANCE))
+        std::future::ready(match *told {
+            Told { is_away: true, .. } => (StatusCode::SERVICE_UNAVAILABLE, ""),
+            _ if forgotten => (StatusCode::NOT_FOUND, ""),
+            Told { is_taken: true, .. } => (StatusCode::CONFLICT, ANOTHER),
+            _ => (StatusCode::OK, INSTANCE),
+        })
     };
     let registry = RegistryClient(Client::in_memory("the registry", Router::new().fallback(answer)));
     let registrar = Registrar {
@@ -55,8 +61,16 @@ fn kept_as(registration: Registration) -> (Arc<Mutex<Told>>, watch::Sender<bool>
         let mut is_usable = is_usable.clone();
         async move { drop(is_usable.wait_for(|usable| *usable).await.unwrap()) }
     };
-    tokio::spawn(registrar.keep(becomes, SeededRng::new(1)));
+    let hears = Arc::clone(&told);
+    let taken = move |taken: Option<&str>| hears.lock().taken = Some(taken.map(str::to_owned));
+    tokio::spawn(registrar.keep(becomes, taken, SeededRng::new(1)));
     (told, usable)
+}
+
+/// What the registry says from now on.
+fn said(told: &Mutex<Told>, is_away: bool, is_taken: bool) {
+    let mut told = told.lock();
+    (told.is_away, told.is_taken) = (is_away, is_taken);
 }
 
 /// What is told in some time.
@@ -107,4 +121,25 @@ async fn whose_name_another_copy_has_says_which_it_is_and_waits_for_its_place() 
     assert!(calls[2..].iter().all(|call| call == "PUT ") && calls.len() > 5, "{calls:?}");
     told.lock().is_taken = false;
     assert_eq!(within(&told, RENEW).await[..2], ["PUT ", "DELETE /maintenance"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn whose_name_another_copy_has_hears_it_until_the_registry_says_otherwise() {
+    let (told, _usable) = kept();
+    let hears = async || {
+        within(&told, 2 * RENEW).await;
+        told.lock().taken.clone()
+    };
+    told.lock().is_away = true;
+    assert_eq!(told.lock().taken, None, "nothing is known before the first attempt has ended");
+    assert_eq!(hears().await, Some(None), "a registry that is away is no reason to stand back");
+    said(&told, false, true);
+    let taken = Some(Some("it runs elsewhere already (MW5026)".to_owned()));
+    assert_eq!(hears().await, taken);
+    told.lock().is_away = true;
+    assert_eq!(hears().await, taken, "silence frees no name");
+    said(&told, false, false);
+    assert_eq!(hears().await, Some(None));
+    told.lock().is_taken = true;
+    assert_eq!(hears().await, taken);
 }
