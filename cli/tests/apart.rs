@@ -517,13 +517,22 @@ fn a_second_copy_of_a_name_is_not_ready_before_the_name_is_free() {
     listens(8501);
     let mut first = apart.web(1, &python);
     until("the first is in use", || (apart.passing() == Some(1)).then_some(()));
-    let peers = [15012, 8501].map(|port| apart.at(port));
+    // The other one cannot reach the registry at first.
+    let cable = Cable::to(apart.at(8501));
+    cable.cut();
+    let peers = [apart.at(15012), cable.address];
     let _copy = apart.instance(("copy", "web-1"), (2, &python), peers, &apart.server());
     let ready = || get((next(apart.base, 2), 15021).into(), "/healthz/ready");
     let refused = |(status, said): (u16, String)| {
         (status == 503 && said.contains("registration (instance") && said.contains("MW5026")).then_some(())
     };
+    let not_told = || log_of(&apart, "copy").contains("the registry was not told").then_some(());
+    until("it says that it is not registered", not_told);
+    until("a registry that is away is no reason", || ready().filter(|(status, _)| *status == 200));
+    cable.mend();
     until("it says what is in its way", || ready().and_then(refused));
+    let log = log_of(&apart, "copy");
+    assert!(log.contains("MW5026"), "though it has said before that the registry cannot be reached: {log}");
     until("the operator is told", || {
         let told = String::from_utf8(apart.ask(&["proxies", "-o", "json"]).stdout).ok()?;
         told.contains("runs at").then_some(())

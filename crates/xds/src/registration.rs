@@ -85,7 +85,7 @@ impl Registrar {
         let mut is_usable = false;
         let mut backoff = Backoff::new(Duration::from_millis(100), RENEW);
         let mut entry = Entry::Missing;
-        let mut told = false;
+        let mut told = News::default();
         let mut refused = None;
         loop {
             match self.advance(entry, is_usable).await {
@@ -95,7 +95,7 @@ impl Registrar {
                     if next == Entry::Used && entry != Entry::Used {
                         tracing::info!(service = %self.service, instance = %self.instance, "registered");
                     }
-                    (entry, told) = (next, false);
+                    (entry, told) = (next, News::default());
                     backoff.reset();
                     if entry == Entry::Used {
                         tokio::time::sleep(RENEW).await;
@@ -107,10 +107,10 @@ impl Registrar {
                 }
                 Err(error) => {
                     let registered = entry != Entry::Missing;
-                    if std::mem::replace(&mut told, true) {
-                        tracing::debug!(%error, registered, "the registry was not told; trying again");
-                    } else {
+                    if told.is_news(&error) {
                         tracing::warn!(%error, registered, "the registry was not told; trying again");
+                    } else {
+                        tracing::debug!(%error, registered, "the registry was not told; trying again");
                     }
                     if !registered {
                         refused = still_taken(refused, &error);
@@ -175,6 +175,18 @@ impl Registrar {
 
     fn incarnation(&self) -> Option<&str> {
         self.registration.incarnation.as_deref()
+    }
+}
+
+/// The kind of failure that was told last: the status and code of a refusal, which are missing where nobody has answered. Of
+/// one kind the first is told; another kind is news, as that a name was lost while the registry could not be reached.
+#[derive(Default)]
+struct News(Option<(Option<StatusCode>, Option<String>)>);
+
+impl News {
+    fn is_news(&mut self, error: &ClientError) -> bool {
+        let kind = Some((error.status(), error.code().map(str::to_owned)));
+        std::mem::replace(&mut self.0, kind.clone()) != kind
     }
 }
 

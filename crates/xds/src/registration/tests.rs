@@ -2,7 +2,7 @@ use std::sync::Arc;
 
 use axum::Router;
 use axum::http::{Method, Uri};
-use meshwork_api::Client;
+use meshwork_api::{Client, ProblemDetails};
 use meshwork_base::SeededRng;
 use parking_lot::Mutex;
 use tokio::sync::watch;
@@ -142,4 +142,17 @@ async fn whose_name_another_copy_has_hears_it_until_the_registry_says_otherwise(
     assert_eq!(hears().await, Some(None));
     told.lock().is_taken = true;
     assert_eq!(hears().await, taken);
+}
+
+#[test]
+fn another_kind_of_failure_is_told_though_one_was_told_before() {
+    let silent = || ClientError::Unreachable { server: "r".to_owned(), cause: "gone".to_owned() };
+    let refused = |code: &str| ClientError::Refused {
+        server: "r".to_owned(),
+        status: StatusCode::CONFLICT,
+        problem: Box::new(ProblemDetails { code: Some(code.to_owned()), ..ProblemDetails::default() }),
+    };
+    let mut told = News::default();
+    let heard = [silent(), silent(), refused("MW5026"), refused("MW5026"), refused("MW5023"), silent()];
+    assert_eq!(heard.map(|error| told.is_news(&error)), [true, false, true, false, true, true]);
 }
