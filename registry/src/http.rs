@@ -17,6 +17,7 @@ use axum::body::Bytes;
 use axum::extract::{DefaultBodyLimit, FromRequest, Request};
 use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
+use meshwork_api::registry::INCARNATION;
 use meshwork_process::Caller;
 use serde::Serialize;
 
@@ -64,6 +65,8 @@ type Answer = Result<Response, RegistryError>;
 pub(crate) struct Call {
     inner: Arc<Inner>,
     caller: Caller,
+    /// Which copy of an instance calls, where it says so.
+    incarnation: Option<String>,
     query: Query,
     body: Bytes,
 }
@@ -74,9 +77,11 @@ impl FromRequest<Arc<Inner>> for Call {
     async fn from_request(request: Request, inner: &Arc<Inner>) -> Result<Self, Response> {
         let caller = request.extensions().get::<Caller>().cloned();
         let caller = caller.ok_or_else(|| RegistryError::Unauthenticated.into_response())?;
+        let incarnation = request.headers().get(INCARNATION).and_then(|value| value.to_str().ok());
+        let incarnation = incarnation.map(str::to_owned);
         let query = Query::parse(request.uri().query()).map_err(IntoResponse::into_response)?;
         let body = Bytes::from_request(request, inner).await.map_err(IntoResponse::into_response)?;
-        Ok(Self { inner: Arc::clone(inner), caller, query, body })
+        Ok(Self { inner: Arc::clone(inner), caller, incarnation, query, body })
     }
 }
 

@@ -12,6 +12,10 @@ use crate::client::{Client, ClientError, body, segment};
 /// The code of a refusal because another copy has the instance's name.
 pub const TAKEN: &str = "MW5026";
 
+/// The header in which an instance says which copy of its name it is. What was added later than the first version is told in
+/// headers: a registry that is a version behind passes over those, and refuses parameters and keys that it does not know.
+pub const INCARNATION: &str = "meshwork-incarnation";
+
 /// The port by this name is where an instance's metrics are scraped; it is no port of the service.
 pub const METRICS_PORT: &str = "metrics";
 
@@ -120,7 +124,7 @@ impl Health {
     }
 }
 
-/// What is sent to register an instance.
+/// What is sent to register an instance. Keys that a registry does not know it refuses: see [`INCARNATION`] for what is new.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Registration {
@@ -155,8 +159,8 @@ pub struct Registration {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub maintenance: Option<String>,
     /// Which copy of that name it is: while the lease of one lives, another one at another place is refused. Absent: whoever
-    /// comes takes the place of who was there.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    /// comes takes the place of who was there. No key of the body, but the header [`INCARNATION`].
+    #[serde(skip)]
     pub incarnation: Option<String>,
 }
 
@@ -245,7 +249,9 @@ impl RegistryClient {
         id: &str,
         registration: &Registration,
     ) -> Result<Instance, ClientError> {
-        self.0.json(Method::PUT, &Self::instance(namespace, service, id), &[], body(registration)).await
+        let path = Self::instance(namespace, service, id);
+        let headers = of(registration.incarnation.as_deref());
+        self.0.json(Method::PUT, &path, headers.as_slice(), body(registration)).await
     }
 
     /// Renews an instance's lease, if it is (still) this incarnation's.
@@ -259,8 +265,8 @@ impl RegistryClient {
         id: &str,
         incarnation: Option<&str>,
     ) -> Result<(), ClientError> {
-        let path = Self::instance(namespace, service, id) + "/renew" + &of(incarnation);
-        self.0.send(Method::PUT, &path, &[], Bytes::new()).await.map(drop)
+        let path = Self::instance(namespace, service, id) + "/renew";
+        self.0.send(Method::PUT, &path, of(incarnation).as_slice(), Bytes::new()).await.map(drop)
     }
 
     /// Removes an instance, if it is (still) this incarnation.
@@ -274,8 +280,8 @@ impl RegistryClient {
         id: &str,
         incarnation: Option<&str>,
     ) -> Result<(), ClientError> {
-        let path = Self::instance(namespace, service, id) + &of(incarnation);
-        self.0.send(Method::DELETE, &path, &[], Bytes::new()).await.map(drop)
+        let path = Self::instance(namespace, service, id);
+        self.0.send(Method::DELETE, &path, of(incarnation).as_slice(), Bytes::new()).await.map(drop)
     }
 
     /// Takes an instance into use.
@@ -303,7 +309,7 @@ impl RegistryClient {
     }
 }
 
-/// The question of a path that means one incarnation.
-fn of(incarnation: Option<&str>) -> String {
-    incarnation.map(|incarnation| format!("?incarnation={}", segment(incarnation))).unwrap_or_default()
+/// The header of a call that means one incarnation.
+fn of(incarnation: Option<&str>) -> Option<(&'static str, &str)> {
+    incarnation.map(|incarnation| (INCARNATION, incarnation))
 }

@@ -161,16 +161,15 @@ fn found(call: &Call, at: &(String, String, String)) -> Result<Place, RegistryEr
     }
 }
 
-/// The same, if it is that incarnation; none means whichever it is.
-fn found_as(
-    call: &Call,
-    at: &(String, String, String),
-    incarnation: Option<String>,
-) -> Result<Place, RegistryError> {
+/// The same, if it is the incarnation that calls; one that does not say which it is means whichever is there.
+fn found_as(call: &Call, at: &(String, String, String)) -> Result<Place, RegistryError> {
     let place = found(call, at)?;
     let model = call.inner.model.read();
     let doc = model.instances.get(&place).map(|stored| &stored.doc);
-    match doc.zip(incarnation).filter(|(doc, asked)| doc.incarnation.as_ref().is_some_and(|is| is != asked)) {
+    match doc
+        .zip(call.incarnation.as_ref())
+        .filter(|(doc, asked)| doc.incarnation.as_ref().is_some_and(|is| is != *asked))
+    {
         None => Ok(place),
         Some((doc, asked)) => {
             let given = format!("incarnation {asked}");
@@ -211,7 +210,7 @@ async fn register(Path((namespace, service, id)): Path<(String, String, String)>
         metadata: given.metadata,
         lease: given.lease_seconds.map(|seconds| seconds * 1000),
         maintenance: given.maintenance,
-        incarnation: given.incarnation,
+        incarnation: call.incarnation.clone(),
         ..Instance::default()
     };
     let place = place(&call, &namespace, &id);
@@ -231,18 +230,16 @@ async fn one(Path(at): Path<(String, String, String)>, mut call: Call) -> Answer
 }
 
 async fn deregister(Path(at): Path<(String, String, String)>, mut call: Call) -> Answer {
-    let incarnation = call.query.text("incarnation");
     call.end()?;
     let is_there = call.inner.model.read().instances.contains_key(&place(&call, &at.0, &at.2));
-    let place = if is_there { found_as(&call, &at, incarnation)? } else { place(&call, &at.0, &at.2) };
+    let place = if is_there { found_as(&call, &at)? } else { place(&call, &at.0, &at.2) };
     call.inner.deregister(&call.caller, &place).await?;
     Ok(StatusCode::NO_CONTENT.into_response())
 }
 
 async fn renew(Path(at): Path<(String, String, String)>, mut call: Call) -> Answer {
-    let incarnation = call.query.text("incarnation");
     call.end()?;
-    let place = found_as(&call, &at, incarnation)?;
+    let place = found_as(&call, &at)?;
     call.inner.renew_lease(&call.caller, &place).await?;
     Ok(StatusCode::NO_CONTENT.into_response())
 }

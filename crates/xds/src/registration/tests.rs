@@ -1,7 +1,8 @@
 use std::sync::Arc;
 
 use axum::Router;
-use axum::http::{Method, Uri};
+use axum::http::{HeaderMap, Method, Uri};
+use meshwork_api::registry::INCARNATION;
 use meshwork_api::{Client, ProblemDetails};
 use meshwork_base::SeededRng;
 use parking_lot::Mutex;
@@ -23,6 +24,8 @@ struct Told {
     is_taken: bool,
     /// It cannot answer.
     is_away: bool,
+    /// It refuses parameters and keys of which it has never heard.
+    is_earlier: bool,
     /// What is heard of the name in the end.
     taken: Option<Option<String>>,
 }
@@ -35,11 +38,15 @@ fn kept() -> (Arc<Mutex<Told>>, watch::Sender<bool>) {
 fn kept_as(registration: Registration) -> (Arc<Mutex<Told>>, watch::Sender<bool>) {
     let told = Arc::new(Mutex::new(Told::default()));
     let hears = Arc::clone(&told);
-    let answer = move |method: Method, uri: Uri| {
+    let answer = move |method: Method, uri: Uri, headers: HeaderMap, body: String| {
         let path = uri.to_string();
         let path = path.strip_prefix("/v1/meshwork/instances/shop/web/web-0").unwrap();
         let mut told = hears.lock();
-        told.calls.push(format!("{method} {path}"));
+        let copy = headers.get(INCARNATION).map(|copy| format!(" as {}", copy.to_str().unwrap()));
+        told.calls.push(format!("{method} {path}{}", copy.unwrap_or_default()));
+        if told.is_earlier && (uri.query().is_some() || body.contains("incarnation")) {
+            return std::future::ready((StatusCode::BAD_REQUEST, "is not known here"));
+        }
         let forgotten = path == "/renew" && std::mem::take(&mut told.forgets);
         std::future::ready(match *told {
             Told { is_away: true, .. } => (StatusCode::SERVICE_UNAVAILABLE, ""),
@@ -110,17 +117,17 @@ async fn whose_name_another_copy_has_says_which_it_is_and_waits_for_its_place() 
     let registration = Registration { incarnation: Some("a1".to_owned()), ..Registration::default() };
     let (told, usable) = kept_as(registration);
     usable.send(true).unwrap();
-    assert_eq!(within(&told, Duration::from_secs(1)).await, ["PUT ", "DELETE /maintenance"]);
+    assert_eq!(within(&told, Duration::from_secs(1)).await, ["PUT  as a1", "DELETE /maintenance"]);
     told.lock().is_taken = true;
     let calls = within(&told, 6 * RENEW).await;
     assert_eq!(
         calls[..2],
-        ["PUT /renew?incarnation=a1", "PUT "],
+        ["PUT /renew as a1", "PUT  as a1"],
         "only a registration tells whether it is free again"
     );
-    assert!(calls[2..].iter().all(|call| call == "PUT ") && calls.len() > 5, "{calls:?}");
+    assert!(calls[2..].iter().all(|call| call == "PUT  as a1") && calls.len() > 5, "{calls:?}");
     told.lock().is_taken = false;
-    assert_eq!(within(&told, RENEW).await[..2], ["PUT ", "DELETE /maintenance"]);
+    assert_eq!(within(&told, RENEW).await[..2], ["PUT  as a1", "DELETE /maintenance"]);
 }
 
 #[tokio::test(start_paused = true)]
@@ -155,4 +162,14 @@ fn another_kind_of_failure_is_told_though_one_was_told_before() {
     let mut told = News::default();
     let heard = [silent(), silent(), refused("MW5026"), refused("MW5026"), refused("MW5023"), silent()];
     assert_eq!(heard.map(|error| told.is_news(&error)), [true, false, true, false, true, true]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_registry_that_is_a_version_behind_understands_what_it_is_told() {
+    let registration = Registration { incarnation: Some("a1".to_owned()), ..Registration::default() };
+    let (told, usable) = kept_as(registration);
+    told.lock().is_earlier = true;
+    usable.send(true).unwrap();
+    assert_eq!(within(&told, Duration::from_secs(1)).await, ["PUT  as a1", "DELETE /maintenance"]);
+    assert_eq!(within(&told, RENEW).await, ["PUT /renew as a1"]);
 }
