@@ -20,6 +20,7 @@ use meshwork_messages::v1::{self, Resource, service_port};
 use meshwork_xds::ResourceKey;
 use meshwork_xds::client::Backoff;
 use meshwork_xds::registration::LEASE_SECONDS;
+use meshwork_xds::server::Speaker;
 use prost::Message as _;
 use tokio::time::Instant;
 
@@ -330,25 +331,27 @@ fn is_platform(service: &Service) -> bool {
 
 /// The proxies that hold a lease, or did until the registry heard no more of most of their service, by the ids under which
 /// they join: whether they are connected or not, they carry traffic.
-fn proxies<'a>(services: impl Iterator<Item = &'a Service>) -> BTreeSet<String> {
+fn proxies<'a>(services: impl Iterator<Item = &'a Service>) -> BTreeMap<String, Speaker> {
     let of = |service: &'a Service| service.instances.iter().filter_map(|one| proxy(&service.namespace, one));
     services.flat_map(of).collect()
 }
 
-fn proxy(namespace: &str, instance: &Instance) -> Option<String> {
+fn proxy(namespace: &str, instance: &Instance) -> Option<(String, Speaker)> {
     // That a suspect is silent is no proof that it is gone: it is called as before. An earlier registry tells it by its health.
     let is_suspect = instance.suspect || instance.health == Health::Suspect;
     if instance.lease_expires.is_none() && !is_suspect {
         return None;
     }
+    let id = SpiffeId::parse(instance.identity.as_deref()?).ok()?;
+    let incarnation = instance.incarnation.clone().unwrap_or_default();
+    let speaker = Speaker { identity: Some(id.clone()), incarnation };
     if mesh(instance).is_some() {
-        return Some(format!("{namespace}/{}", instance.id));
+        return Some((format!("{namespace}/{}", instance.id), speaker));
     }
     let named = instance.metadata.get(PROXY)?;
-    let id = SpiffeId::parse(instance.identity.as_deref()?).ok()?;
     // Nobody makes others wait for proxies that are not its own.
     let own = format!("gateway/{}/{}/", id.namespace(), id.workload());
-    named.starts_with(&own).then(|| named.clone())
+    named.starts_with(&own).then(|| (named.clone(), speaker))
 }
 
 /// What an instance's sidecar has proven: who it is, and where it takes mTLS.

@@ -351,7 +351,8 @@ fn node(common: &CommonArgs, admin: SocketAddr, identity: Option<&SpiffeId>) -> 
         workers: u32::try_from(common.worker_count()).unwrap_or(u32::MAX),
         pid,
         address: admin.to_string(),
-        service: String::new(),
+        // It stands beside no service, and its id is of this process alone.
+        ..v1::Node::default()
     }
 }
 

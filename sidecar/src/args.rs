@@ -266,6 +266,7 @@ impl SidecarArgs {
             pid: std::process::id(),
             address: String::new(),
             service: format!("{}/{}", self.namespace, self.service),
+            ..v1::Node::default()
         }
     }
 }

@@ -194,6 +194,8 @@ impl Running {
         let admin = AdminServer::start(places.admin, state, axum::Router::new())?;
         let mut node = args.node(&parts.instance, common.worker_count());
         node.address = admin.admin_address().to_string();
+        node.incarnation = incarnation(&common.data_dir, &mut ThreadRng::new());
+        let registrar = registrar(&parts, &places, identity, (app_address, &node.incarnation))?;
         let connector = joining.connector(identity, Arc::clone(clock));
         let cached = Some(Cache::of_proxy(&common.data_dir)?);
         let settings = discovery_settings(node, args, &parts.instance);
@@ -216,7 +218,6 @@ impl Running {
         let listening = follower.listening();
         let stop = drain.draining().clone();
         let follower = Some(tokio::spawn(async move { follower.run(updates, &stop).await }));
-        let registrar = registrar(&parts, &places, identity, app_address)?;
         Ok(Self {
             drain,
             readiness,
@@ -510,7 +511,7 @@ fn registrar(
     parts: &Parts,
     places: &Places,
     identity: &Arc<Identity>,
-    app: SocketAddr,
+    (app, incarnation): (SocketAddr, &str),
 ) -> Result<Registrar, SidecarError> {
     let args = &parts.args;
     let mut ports =
@@ -539,7 +540,7 @@ fn registrar(
             metadata: args.labels()?.into_iter().chain(metadata).chain(region).collect(),
             lease_seconds: Some(LEASE_SECONDS),
             maintenance: Some("its sidecar is starting".to_owned()),
-            incarnation: Some(incarnation(&parts.common.data_dir, &mut ThreadRng::new())),
+            incarnation: Some(incarnation.to_owned()),
             ..Registration::default()
         },
     })

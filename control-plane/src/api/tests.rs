@@ -1,6 +1,7 @@
 use axum::body::Body;
 use axum::http::{Request, header};
 use futures_util::FutureExt as _;
+use meshwork_xds::server::Speaker;
 use tower::ServiceExt as _;
 
 use super::*;
@@ -102,7 +103,7 @@ async fn who_is_cut_off_and_holds_a_lease_is_waited_for_and_named() {
     let (_folder, plane) = serve().await;
     let mut gateway = Gateway::join(&plane);
     gateway.commit().await;
-    let ids = |ids: &[&str]| ids.iter().map(|&id| id.to_owned()).collect();
+    let ids = |ids: &[&str]| ids.iter().map(|&id| (id.to_owned(), Speaker::default())).collect();
     // As the registry says; of the second one no stream was ever seen.
     plane.hub().expect(ids(&["gateway/shop/edge/1", "shop/web-1"]));
     ok(&plane, "/v1/revision").await;
@@ -133,7 +134,7 @@ async fn who_is_cut_off_and_holds_a_lease_is_waited_for_and_named() {
 #[tokio::test]
 async fn who_forces_a_breaker_is_told_who_does_not_hear_of_it() {
     let (_folder, plane) = serve().await;
-    plane.hub().expect(["shop/web-1".to_owned()].into());
+    plane.hub().expect([("shop/web-1".to_owned(), Speaker::default())].into());
     let request = Request::post("/v1/breakers/shop/web").body(Body::from(r#"{"state":"open","for":"5m"}"#));
     let response = plane.router().oneshot(request.unwrap()).await.unwrap();
     let body = axum::body::to_bytes(response.into_body(), usize::MAX).await.unwrap();

@@ -21,6 +21,7 @@ fn instance(id: &str, identity: Option<&str>) -> Instance {
         health: Health::Passing,
         lease_expires: None,
         suspect: false,
+        incarnation: Some("a1".to_owned()),
         identity: identity.map(str::to_owned),
         node: "n".to_owned(),
     }
@@ -136,7 +137,10 @@ fn the_proxies_that_hold_a_lease_are_there_whether_they_are_connected_or_not() {
     plain.metadata.clear();
     let out = Instance { health: Health::Maintenance, ..holds("web-5") };
     let web = service(vec![holds("web-1"), instance("web-3", Some(ID)), plain, out]);
-    assert_eq!(proxies([web].iter()), ["shop/web-1", "shop/web-5"].map(str::to_owned).into());
+    let speaker = |id: &str| Speaker { identity: SpiffeId::parse(id).ok(), incarnation: "a1".to_owned() };
+    let there = proxies([web].iter());
+    assert_eq!(there.keys().collect::<Vec<_>>(), ["shop/web-1", "shop/web-5"]);
+    assert!(there.values().all(|who| *who == speaker(ID)), "no other copy of the name speaks for it");
 
     let edge = |identity: &str| {
         let mut edge = Instance { identity: Some(identity.to_owned()), ..holds("10.0.0.1:15020") };
@@ -144,9 +148,9 @@ fn the_proxies_that_hold_a_lease_are_there_whether_they_are_connected_or_not() {
         edge.metadata = metadata.map(|(key, value)| (key.to_owned(), value.to_owned())).into();
         proxies([service(vec![edge])].iter())
     };
-    let own = edge("spiffe://mesh.local/ns/shop/sa/edge");
-    assert_eq!(own, ["gateway/shop/edge/10.0.0.1/42".to_owned()].into());
-    assert_eq!(edge(ID), BTreeSet::new(), "nobody makes others wait for what is not its own");
+    let id = "spiffe://mesh.local/ns/shop/sa/edge";
+    assert_eq!(edge(id), [("gateway/shop/edge/10.0.0.1/42".to_owned(), speaker(id))].into());
+    assert_eq!(edge(ID), BTreeMap::new(), "nobody makes others wait for what is not its own");
 }
 
 #[test]

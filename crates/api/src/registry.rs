@@ -83,6 +83,9 @@ pub struct Instance {
     /// something worse where a check fails too.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub suspect: bool,
+    /// Which copy of its name it is, where it said so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub incarnation: Option<String>,
     /// The SPIFFE ID it registered with; absent: external, reached in plaintext.
     pub identity: Option<String>,
     /// The node it was registered on.

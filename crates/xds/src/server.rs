@@ -14,7 +14,7 @@ mod stream;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -30,8 +30,8 @@ pub use hub::{EffectiveError, Hub};
 use observe::Armed;
 pub use observe::{Observed, Observing, Subscription, TooManyProbes};
 pub use proxy::{Proxy, ProxyRejection};
-use reach::Expected;
-pub use reach::Reach;
+use reach::{Expected, Voice};
+pub use reach::{Reach, Speaker};
 use stream::Stream;
 
 use crate::key::ResourceKey;
@@ -354,16 +354,24 @@ impl Server {
         &self.tally
     }
 
-    /// Every proxy that is connected or was within the last hour, by id.
+    /// Every proxy that is connected or was within the last hour, by id; several of one id where several copies speak under it.
     #[must_use]
     pub fn proxies(&self) -> Vec<Proxy> {
-        let mut proxies: BTreeMap<&str, Proxy> =
-            self.gone.iter().map(|(id, (proxy, _))| (id.as_str(), proxy.clone())).collect();
-        for stream in self.streams.values().filter(|stream| !stream.viewer().node.id.is_empty()) {
-            // A younger stream of the same node replaces the older, which has not noticed its end yet.
-            proxies.insert(&stream.viewer().node.id, stream.proxy());
-        }
+        let gone = self.gone.values().map(|(proxy, _)| (voice(&proxy.node, proxy.identity.as_ref()), proxy));
+        let mut proxies: BTreeMap<Voice<'_>, Proxy> =
+            gone.map(|(voice, proxy)| (voice, proxy.clone())).collect();
+        proxies.extend(self.voices().map(|(voice, stream)| (voice, stream.proxy())));
         proxies.into_values().collect()
+    }
+
+    /// The streams that have said who they are. Where one comes again under the same voice, the younger replaces the older,
+    /// which has not noticed its end yet.
+    fn voices(&self) -> impl Iterator<Item = (Voice<'_>, &Stream)> {
+        let all = self.streams.values().map(|stream| {
+            let Viewer { identity, node } = stream.viewer();
+            (voice(node, identity.as_ref()), stream)
+        });
+        all.filter(|((id, ..), _)| !id.is_empty())
     }
 
     /// A number that changes when what proxies say of resources changes: listeners bound, resources refused.
@@ -372,9 +380,9 @@ impl Server {
         self.verdicts + self.streams.values().map(Stream::verdicts).sum::<u64>()
     }
 
-    /// The proxies that are there by another word than a stream's, as a registry says: they count, connected or not. Who
-    /// was among them and is no more has left, and is not waited for.
-    pub fn expect(&mut self, proxies: BTreeSet<String>, now: Tick) {
+    /// The proxies that are there by another word than a stream's, as a registry says: they count, connected or not, and no
+    /// other copy of theirs counts for them. Who was among them and is no more has left, and is not waited for.
+    pub fn expect(&mut self, proxies: BTreeMap<String, Speaker>, now: Tick) {
         self.expected.replace(proxies, now);
     }
 
@@ -382,23 +390,19 @@ impl Server {
     /// [expected](Server::expect), and those that went away less than `grace` ago and may be about to return.
     #[must_use]
     pub fn reach(&self, revision: u64, grace: Duration, now: Tick) -> Reach {
-        // A younger stream of the same node replaces the older, which has not noticed its end yet.
-        let named = self.streams.values().filter(|stream| !stream.viewer().node.id.is_empty());
-        let connected: BTreeMap<&str, Option<u64>> =
-            named.map(|stream| (stream.viewer().node.id.as_str(), stream.effective())).collect();
+        let voices = self.voices().map(|(voice, stream)| (voice, stream.effective())).collect();
         let mut reach = Reach { revision, published: self.revision() >= Some(revision), ..Reach::default() };
-        for (id, effective) in &connected {
-            let which = if *effective >= Some(revision) { &mut reach.effective } else { &mut reach.behind };
-            which.insert((*id).to_owned());
-        }
         let away = self
             .gone
             .iter()
             .filter(|(id, (_, since))| now.since(*since) < grace && !self.expected.has_left(id));
-        let away = away.map(|(id, _)| id).chain(self.expected.all());
-        reach.absent = away.filter(|id| !connected.contains_key(id.as_str())).cloned().collect();
+        reach.look(&voices, &self.expected, away.map(|(id, _)| id));
         reach
     }
+}
+
+fn voice<'a>(node: &'a Node, identity: Option<&'a SpiffeId>) -> Voice<'a> {
+    (&node.id, identity, &node.incarnation)
 }
 
 /// What a proxy is told of probes and forces, as far as it understands them.

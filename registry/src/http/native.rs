@@ -63,6 +63,7 @@ fn instance(inner: &Inner, model: &Model, place: &Place, stored: &Stored<Instanc
         health: model.health(place, doc),
         lease_expires: ends,
         suspect: doc.suspect,
+        incarnation: doc.incarnation.clone(),
         identity: doc.identity.clone(),
         node: place.node.clone(),
     }

@@ -1,6 +1,6 @@
 //! Drives a [`Server`] over transports.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,7 +11,7 @@ use parking_lot::Mutex;
 use tokio::sync::watch;
 
 use super::{
-    Access, Observing, Proxy, Publication, Published, Reach, Server, StreamId, Subscription, Tally,
+    Access, Observing, Proxy, Publication, Published, Reach, Server, Speaker, StreamId, Subscription, Tally,
     TooManyProbes, Viewer,
 };
 use crate::registration::LEASE_SECONDS;
@@ -111,7 +111,7 @@ impl Hub {
     }
 
     /// See [`Server::expect`].
-    pub fn expect(&self, proxies: BTreeSet<String>) {
+    pub fn expect(&self, proxies: BTreeMap<String, Speaker>) {
         self.server.lock().expect(proxies, self.clock.now());
         self.activity.send_replace(());
     }

@@ -1,3 +1,5 @@
+use std::collections::BTreeSet;
+
 use super::*;
 use crate::client::{Change, Client, Event, Settings};
 use crate::key::endpoint_type;
@@ -217,8 +219,9 @@ fn who_is_cut_off_counts_for_as_long_as_it_is_known_to_be_there() {
     let mut server = server(world(1, &[], &[]));
     let ids = |ids: &[&str]| ids.iter().map(|&id| id.to_owned()).collect::<BTreeSet<_>>();
     let id = open(&mut server, join("Route", &["*"], &[]));
+    let expected = |names: &[&str]| ids(names).into_iter().map(|id| (id, Speaker::default())).collect();
     // Of "never" no stream was seen: the control plane was started again, say.
-    server.expect(ids(&["test/one", "test/never"]), Tick::ZERO);
+    server.expect(expected(&["test/one", "test/never"]), Tick::ZERO);
     server.disconnect(id, seconds(1));
     let reach = |server: &Server, after| server.reach(1, Duration::from_secs(15), seconds(after));
     let cut_off = reach(&server, 7200);
@@ -232,9 +235,9 @@ fn who_is_cut_off_counts_for_as_long_as_it_is_known_to_be_there() {
         cut_off.to_string(),
         "revision 1 is in effect on 0 of 2 proxies; not connected: test/never, test/one"
     );
-    server.expect(ids(&["test/never"]), seconds(2));
+    server.expect(expected(&["test/never"]), seconds(2));
     assert_eq!(reach(&server, 3).absent, ids(&["test/never"]), "who has left is not waited for");
-    server.expect(ids(&[]), seconds(3));
+    server.expect(expected(&[]), seconds(3));
     assert!(reach(&server, 3).is_everywhere());
 }
 
@@ -244,11 +247,53 @@ fn of_two_streams_of_one_proxy_the_younger_counts() {
     // The older one has not noticed its end.
     open(&mut server, join("Route", &["*"], &[]));
     let id = open(&mut server, join("Route", &["*"], &[]));
+    catch_up(&mut server, id);
+    assert!(server.reach(1, Duration::ZERO, Tick::ZERO).is_everywhere());
+}
+
+/// The stream has the first revision in effect.
+fn catch_up(server: &mut Server, id: StreamId) {
     let commit = server.next_response(id).unwrap();
     let (type_url, response_nonce) = (commit.type_url, commit.nonce);
     server.receive(id, DiscoveryRequest { type_url, response_nonce, ..Default::default() }).unwrap();
     server.receive(id, report(1)).unwrap();
-    assert!(server.reach(1, Duration::ZERO, Tick::ZERO).is_everywhere());
+}
+
+#[test]
+fn a_second_copy_of_a_name_does_not_speak_for_the_first() {
+    let joining = |incarnation: &str| {
+        let mut requests = join("Route", &["*"], &[]);
+        requests[0].node.as_mut().unwrap().incarnation = incarnation.to_owned();
+        requests
+    };
+    let one: BTreeSet<String> = ["test/one".to_owned()].into();
+    let reach = |server: &Server| server.reach(1, Duration::ZERO, Tick::ZERO);
+    let mut server = server(world(1, &[], &[]));
+    let first = open(&mut server, joining("a"));
+    let second = open(&mut server, joining("b"));
+    catch_up(&mut server, second);
+    assert_eq!((reach(&server).behind, reach(&server).effective), (one.clone(), BTreeSet::new()));
+    assert_eq!(server.proxies().len(), 2, "who looks sees both");
+
+    // The registry has the first, which is cut off.
+    let expected = Speaker { identity: None, incarnation: "a".to_owned() };
+    server.expect([("test/one".to_owned(), expected.clone())].into(), Tick::ZERO);
+    server.disconnect(first, Tick::ZERO);
+    assert_eq!((reach(&server).absent, reach(&server).effective), (one.clone(), BTreeSet::new()));
+    assert_eq!(reach(&server).proxies(), 1, "it is one name");
+    let first = open(&mut server, joining("a"));
+    catch_up(&mut server, first);
+    assert!(reach(&server).is_everywhere());
+
+    // And nobody else of the namespace speaks for it.
+    let mesh = |workload: &str| SpiffeId::parse(&format!("spiffe://test/ns/test/sa/{workload}")).unwrap();
+    let of_web = Speaker { identity: Some(mesh("web")), ..expected };
+    server.expect([("test/one".to_owned(), of_web)].into(), Tick::ZERO);
+    server.disconnect(first, Tick::ZERO);
+    let other = server.connect(Some(mesh("other")));
+    joining("a").into_iter().for_each(|request| server.receive(other, request).unwrap());
+    catch_up(&mut server, other);
+    assert_eq!(reach(&server).absent, one);
 }
 
 #[test]
