@@ -65,6 +65,26 @@ fn must_own(model: &Model, name: &ServiceName, caller: &Caller) -> Result<(), Re
     }
 }
 
+/// Refuses another copy than the one that is there; one that does not say which it is means whichever is. It is asked in the
+/// transaction that does what was asked for: meanwhile another copy may have come.
+fn must_be(place: &Place, found: &Instance, incarnation: Option<&str>) -> Result<(), RegistryError> {
+    match found.incarnation.as_deref().zip(incarnation).filter(|(found, asked)| found != asked) {
+        None => Ok(()),
+        Some((_, asked)) => {
+            let (address, given) = (found.address.clone(), format!("incarnation {asked}"));
+            Err(RegistryError::Taken { id: place.id.clone(), address, given })
+        }
+    }
+}
+
+/// The end of an instance as it is now, and of its checks.
+fn removal(model: &Model, place: &Place, found: &Stored<Instance>) -> Txn {
+    let key = Subject::Instance(place.clone()).key();
+    let txn = Txn::new().when(&key, unchanged(Some(found))).then(Op::delete(&key));
+    let checks = model.checks_of(place);
+    checks.fold(txn, |txn, (check, _)| txn.then(Op::delete(&Subject::Check(check.clone()).key())))
+}
+
 impl Inner {
     /// Registers an instance, or replaces it. What is already so is not written again, but its lease runs anew.
     pub(crate) async fn register(&self, caller: &Caller, what: &Registering) -> Result<u64, RegistryError> {
@@ -81,42 +101,51 @@ impl Inner {
     }
 
     /// Removes an instance and its checks, for its owner; for the operator on the registry's machine too where its lease has
-    /// ended: of one that is gone for good nobody else would say so.
-    pub(crate) async fn deregister(&self, caller: &Caller, place: &Place) -> Result<(), RegistryError> {
-        {
-            let model = self.model.read();
+    /// ended: of one that is gone for good nobody else would say so. If it is the copy that calls, where that says which it is.
+    pub(crate) async fn deregister(
+        &self,
+        caller: &Caller,
+        place: &Place,
+        incarnation: Option<&str>,
+    ) -> Result<(), RegistryError> {
+        self.write(|model| {
             let found = model.instances.get(place).ok_or_else(|| {
                 self.departed.note(caller, place, self.clock.now());
                 unknown_instance(&place.id)
             })?;
             let is_operator = *caller == Caller::Local && found.doc.suspect;
             if !is_operator {
-                must_own(&model, &ServiceName::new(&place.namespace, &found.doc.service), caller)?;
+                must_own(model, &ServiceName::new(&place.namespace, &found.doc.service), caller)?;
             }
-        }
-        self.remove_instance(place).await
-    }
-
-    /// Removes an instance and its checks.
-    pub(crate) async fn remove_instance(&self, place: &Place) -> Result<(), RegistryError> {
-        self.write(|model| {
-            let Some(found) = model.instances.get(place) else { return Ok(Txn::new()) };
-            let key = Subject::Instance(place.clone()).key();
-            let txn = Txn::new().when(&key, unchanged(Some(found))).then(Op::delete(&key));
-            Ok(model
-                .checks_of(place)
-                .fold(txn, |txn, (check, _)| txn.then(Op::delete(&Subject::Check(check.clone()).key()))))
+            must_be(place, &found.doc, incarnation)?;
+            Ok(removal(model, place, found))
         })
         .await
         .map(drop)
     }
 
-    /// Renews an instance's lease. One that was suspect is so no more.
-    pub(crate) async fn renew_lease(&self, caller: &Caller, place: &Place) -> Result<(), RegistryError> {
+    /// Removes an instance and its checks.
+    pub(crate) async fn remove_instance(&self, place: &Place) -> Result<(), RegistryError> {
+        self.write(|model| {
+            let found = model.instances.get(place);
+            Ok(found.map_or_else(Txn::new, |found| removal(model, place, found)))
+        })
+        .await
+        .map(drop)
+    }
+
+    /// Renews an instance's lease, if it is the copy that calls. One that was suspect is so no more.
+    pub(crate) async fn renew_lease(
+        &self,
+        caller: &Caller,
+        place: &Place,
+        incarnation: Option<&str>,
+    ) -> Result<(), RegistryError> {
         let suspect = {
             let model = self.model.read();
             let found = model.instances.get(place).ok_or_else(|| unknown_instance(&place.id))?;
             must_own(&model, &ServiceName::new(&place.namespace, &found.doc.service), caller)?;
+            must_be(place, &found.doc, incarnation)?;
             if found.doc.lease.is_none() {
                 let why = format!(
                     "instance {:?} was registered without a lease; there is nothing to renew",
@@ -128,16 +157,17 @@ impl Inner {
         };
         self.timers.lock().renew(&Timed::Lease(place.clone()), self.clock.now());
         if suspect {
-            self.edit_instance(place, |instance| instance.suspect = false).await?;
+            self.edit_instance(place, incarnation, |instance| instance.suspect = false).await?;
         }
         Ok(())
     }
 
-    /// Takes an instance out, or back in.
+    /// Takes an instance out, or back in, if it is the copy that calls.
     pub(crate) async fn maintain(
         &self,
         caller: &Caller,
         place: &Place,
+        incarnation: Option<&str>,
         reason: Option<String>,
     ) -> Result<(), RegistryError> {
         {
@@ -145,12 +175,18 @@ impl Inner {
             let found = model.instances.get(place).ok_or_else(|| unknown_instance(&place.id))?;
             must_own(&model, &ServiceName::new(&place.namespace, &found.doc.service), caller)?;
         }
-        self.edit_instance(place, |instance| instance.maintenance.clone_from(&reason)).await
+        self.edit_instance(place, incarnation, |instance| instance.maintenance.clone_from(&reason)).await
     }
 
-    async fn edit_instance(&self, place: &Place, edit: impl Fn(&mut Instance)) -> Result<(), RegistryError> {
+    async fn edit_instance(
+        &self,
+        place: &Place,
+        incarnation: Option<&str>,
+        edit: impl Fn(&mut Instance),
+    ) -> Result<(), RegistryError> {
         self.write(|model| {
             let found = model.instances.get(place).ok_or_else(|| unknown_instance(&place.id))?;
+            must_be(place, &found.doc, incarnation)?;
             let mut instance = found.doc.clone();
             edit(&mut instance);
             if instance == found.doc {
@@ -272,7 +308,7 @@ impl Inner {
             )));
         }
         for place in places {
-            self.deregister(caller, &place).await?;
+            self.deregister(caller, &place, None).await?;
         }
         self.write(|model| {
             let Some(found) = model.nodes.get(name) else { return Ok(Txn::new()) };

@@ -404,6 +404,8 @@ async fn two_copies_of_one_name_do_not_take_each_others_place() {
     );
     refused(native.renew("shop", "web", "web-1", Some("b")).await.unwrap_err());
     refused(native.deregister("shop", "web", "web-1", Some("b")).await.unwrap_err());
+    refused(native.end_maintenance("shop", "web", "web-1", Some("b")).await.unwrap_err());
+    native.end_maintenance("shop", "web", "web-1", Some("a")).await.unwrap();
     native.renew("shop", "web", "web-1", Some("a")).await.unwrap();
 
     // The same copy may move; one that comes back where the old one was has its place; who does not say which it is, too.

@@ -287,13 +287,19 @@ impl RegistryClient {
         self.0.send(Method::DELETE, &path, of(incarnation).as_slice(), Bytes::new()).await.map(drop)
     }
 
-    /// Takes an instance into use.
+    /// Takes an instance into use, if it is (still) this incarnation.
     ///
     /// # Errors
     /// [`ClientError`].
-    pub async fn end_maintenance(&self, namespace: &str, service: &str, id: &str) -> Result<(), ClientError> {
+    pub async fn end_maintenance(
+        &self,
+        namespace: &str,
+        service: &str,
+        id: &str,
+        incarnation: Option<&str>,
+    ) -> Result<(), ClientError> {
         let path = Self::instance(namespace, service, id) + "/maintenance";
-        self.0.send(Method::DELETE, &path, &[], Bytes::new()).await.map(drop)
+        self.0.send(Method::DELETE, &path, of(incarnation).as_slice(), Bytes::new()).await.map(drop)
     }
 
     /// What changed since then; waits up to `wait` for a change. Without a place, everything.

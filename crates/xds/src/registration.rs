@@ -142,7 +142,8 @@ impl Registrar {
                 Ok(Entry::Kept)
             }
             Entry::Kept if usable => {
-                bounded(&self.registry, self.registry.end_maintenance(namespace, service, id)).await?;
+                let using = self.registry.end_maintenance(namespace, service, id, self.incarnation());
+                bounded(&self.registry, using).await?;
                 Ok(Entry::Used)
             }
             Entry::Kept | Entry::Used => self.renew().await.map(|()| entry),

@@ -215,7 +215,7 @@ fn about(check: Check, id: &str) -> Result<Check, RegistryError> {
 
 async fn deregister_service(Path(id): Path<String>, mut call: Call) -> Answer {
     call.end()?;
-    call.inner.deregister(&call.caller, &call.here(&id)).await?;
+    call.inner.deregister(&call.caller, &call.here(&id), None).await?;
     Ok(done())
 }
 
@@ -239,7 +239,7 @@ fn maintenance(call: &mut Call, default: &str) -> Result<Option<String>, Registr
 async fn maintain_service(Path(id): Path<String>, mut call: Call) -> Answer {
     let reason =
         maintenance(&mut call, "Maintenance mode is enabled for this service, but no reason was provided.")?;
-    call.inner.maintain(&call.caller, &call.here(&id), reason).await?;
+    call.inner.maintain(&call.caller, &call.here(&id), None, reason).await?;
     Ok(done())
 }
 

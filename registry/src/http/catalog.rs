@@ -196,7 +196,7 @@ async fn deregister(mut call: Call) -> Answer {
     let (service, check) = (fields.text("ServiceID")?, fields.text("CheckID")?);
     fields.finish()?;
     let done = match (service, check) {
-        (Some(id), _) => call.inner.deregister(&call.caller, &Place::new(DEFAULT, &node, &id)).await,
+        (Some(id), _) => call.inner.deregister(&call.caller, &Place::new(DEFAULT, &node, &id), None).await,
         (None, Some(id)) => call.inner.remove_check(&call.caller, &Place::new(DEFAULT, &node, &id)).await,
         (None, None) => call.inner.remove_node(&call.caller, &node).await,
     };

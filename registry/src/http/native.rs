@@ -162,23 +162,6 @@ fn found(call: &Call, at: &(String, String, String)) -> Result<Place, RegistryEr
     }
 }
 
-/// The same, if it is the incarnation that calls; one that does not say which it is means whichever is there.
-fn found_as(call: &Call, at: &(String, String, String)) -> Result<Place, RegistryError> {
-    let place = found(call, at)?;
-    let model = call.inner.model.read();
-    let doc = model.instances.get(&place).map(|stored| &stored.doc);
-    match doc
-        .zip(call.incarnation.as_ref())
-        .filter(|(doc, asked)| doc.incarnation.as_ref().is_some_and(|is| is != *asked))
-    {
-        None => Ok(place),
-        Some((doc, asked)) => {
-            let given = format!("incarnation {asked}");
-            Err(RegistryError::Taken { id: place.id, address: doc.address.clone(), given })
-        }
-    }
-}
-
 async fn register(Path((namespace, service, id)): Path<(String, String, String)>, mut call: Call) -> Answer {
     let pretty = call.end()?;
     let wrong = |why: String| RegistryError::invalid(why);
@@ -233,15 +216,15 @@ async fn one(Path(at): Path<(String, String, String)>, mut call: Call) -> Answer
 async fn deregister(Path(at): Path<(String, String, String)>, mut call: Call) -> Answer {
     call.end()?;
     let is_there = call.inner.model.read().instances.contains_key(&place(&call, &at.0, &at.2));
-    let place = if is_there { found_as(&call, &at)? } else { place(&call, &at.0, &at.2) };
-    call.inner.deregister(&call.caller, &place).await?;
+    let place = if is_there { found(&call, &at)? } else { place(&call, &at.0, &at.2) };
+    call.inner.deregister(&call.caller, &place, call.incarnation.as_deref()).await?;
     Ok(StatusCode::NO_CONTENT.into_response())
 }
 
 async fn renew(Path(at): Path<(String, String, String)>, mut call: Call) -> Answer {
     call.end()?;
-    let place = found_as(&call, &at)?;
-    call.inner.renew_lease(&call.caller, &place).await?;
+    let place = found(&call, &at)?;
+    call.inner.renew_lease(&call.caller, &place, call.incarnation.as_deref()).await?;
     Ok(StatusCode::NO_CONTENT.into_response())
 }
 
@@ -249,14 +232,14 @@ async fn maintain(Path(at): Path<(String, String, String)>, mut call: Call) -> A
     let reason = call.query.text("reason").unwrap_or_else(|| "no reason was given".to_owned());
     call.end()?;
     let place = found(&call, &at)?;
-    call.inner.maintain(&call.caller, &place, Some(reason)).await?;
+    call.inner.maintain(&call.caller, &place, call.incarnation.as_deref(), Some(reason)).await?;
     Ok(StatusCode::NO_CONTENT.into_response())
 }
 
 async fn end_maintenance(Path(at): Path<(String, String, String)>, mut call: Call) -> Answer {
     call.end()?;
     let place = found(&call, &at)?;
-    call.inner.maintain(&call.caller, &place, None).await?;
+    call.inner.maintain(&call.caller, &place, call.incarnation.as_deref(), None).await?;
     Ok(StatusCode::NO_CONTENT.into_response())
 }
 

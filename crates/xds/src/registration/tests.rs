@@ -117,7 +117,7 @@ async fn whose_name_another_copy_has_says_which_it_is_and_waits_for_its_place() 
     let registration = Registration { incarnation: Some("a1".to_owned()), ..Registration::default() };
     let (told, usable) = kept_as(registration);
     usable.send(true).unwrap();
-    assert_eq!(within(&told, Duration::from_secs(1)).await, ["PUT  as a1", "DELETE /maintenance"]);
+    assert_eq!(within(&told, Duration::from_secs(1)).await, ["PUT  as a1", "DELETE /maintenance as a1"]);
     told.lock().is_taken = true;
     let calls = within(&told, 6 * RENEW).await;
     assert_eq!(
@@ -127,7 +127,7 @@ async fn whose_name_another_copy_has_says_which_it_is_and_waits_for_its_place() 
     );
     assert!(calls[2..].iter().all(|call| call == "PUT  as a1") && calls.len() > 5, "{calls:?}");
     told.lock().is_taken = false;
-    assert_eq!(within(&told, RENEW).await[..2], ["PUT  as a1", "DELETE /maintenance"]);
+    assert_eq!(within(&told, RENEW).await[..2], ["PUT  as a1", "DELETE /maintenance as a1"]);
 }
 
 #[tokio::test(start_paused = true)]
@@ -170,6 +170,6 @@ async fn a_registry_that_is_a_version_behind_understands_what_it_is_told() {
     let (told, usable) = kept_as(registration);
     told.lock().is_earlier = true;
     usable.send(true).unwrap();
-    assert_eq!(within(&told, Duration::from_secs(1)).await, ["PUT  as a1", "DELETE /maintenance"]);
+    assert_eq!(within(&told, Duration::from_secs(1)).await, ["PUT  as a1", "DELETE /maintenance as a1"]);
     assert_eq!(within(&told, RENEW).await, ["PUT /renew as a1"]);
 }
