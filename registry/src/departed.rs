@@ -9,12 +9,14 @@ use meshwork_process::Caller;
 use parking_lot::Mutex;
 
 use crate::doc::Place;
-use crate::ops::identity;
+use crate::ops::{check_name, identity};
 
 /// Longer than any reader keeps what it does not hear of.
 const YOUTH: Duration = Duration::from_mins(1);
 /// So many are told.
 const MOST: usize = 4096;
+/// So many of one identity: nobody fills the places of others.
+const MOST_OF_ONE: usize = 256;
 
 /// See the module's text.
 pub(crate) struct Departures(Mutex<Since>);
@@ -28,6 +30,13 @@ struct Since {
 impl Since {
     fn is_young(&self, now: Tick) -> bool {
         self.began.is_none_or(|began| now.since(began) < YOUTH)
+    }
+
+    /// Nobody is told of them for longer.
+    fn age(&mut self, now: Tick) {
+        if !self.is_young(now) {
+            self.who = Vec::new();
+        }
     }
 }
 
@@ -61,15 +70,21 @@ impl Departures {
     pub(crate) fn note(&self, caller: &Caller, place: &Place, now: Tick) {
         let Place { namespace, node, id } = place.clone();
         let departed = Departed { namespace, node, id, identity: identity(caller) };
+        // What could not be registered was not lost either.
+        let could_be = check_name("the instance id", &departed.id).is_ok();
         let mut since = self.0.lock();
-        if since.is_young(now) && since.who.len() < MOST && !since.who.contains(&departed) {
+        since.age(now);
+        let of_one = since.who.iter().filter(|who| who.identity == departed.identity).count();
+        let has_room = since.who.len() < MOST && of_one < MOST_OF_ONE;
+        if since.is_young(now) && could_be && has_room && !since.who.contains(&departed) {
             since.who.push(departed);
         }
     }
 
     /// All of them, while the registry is young.
     pub(crate) fn all(&self, now: Tick) -> Vec<Departed> {
-        let since = self.0.lock();
-        if since.is_young(now) { since.who.clone() } else { Vec::new() }
+        let mut since = self.0.lock();
+        since.age(now);
+        since.who.clone()
     }
 }

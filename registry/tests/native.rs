@@ -324,6 +324,23 @@ async fn who_follows_is_told_how_long_the_registry_runs_and_who_wanted_to_be_gon
 }
 
 #[tokio::test]
+async fn nobody_fills_the_places_of_others_who_want_to_be_gone() {
+    let world = World::new().await;
+    let leave = async |who: &str, id: &str| {
+        let path = format!("/v1/meshwork/instances/shop/web/{id}");
+        let caller = spiffe(&format!("spiffe://mesh.local/ns/shop/sa/{who}"));
+        assert_eq!(world.as_caller(caller).refused(Method::DELETE, &path, "").await.0, 404);
+    };
+    leave("evil", &"x".repeat(254)).await;
+    for number in 0..300 {
+        leave("evil", &format!("evil-{number}")).await;
+    }
+    leave("web", "web-1").await;
+    let told = world.native().changes(None, Duration::ZERO).await.unwrap().departed;
+    assert_eq!((told.len(), told[0].id.as_str(), told[256].id.as_str()), (257, "evil-0", "web-1"));
+}
+
+#[tokio::test]
 async fn watchers_of_a_restored_store_start_over() {
     let world = World::new().await;
     register(&world, "a", 1).await;
