@@ -116,11 +116,7 @@ impl Registrar {
                         refused = still_taken(refused, &error);
                     }
                     taken(refused.as_deref());
-                    // Forgotten, or somebody else's now: only a registration tells which.
-                    if matches!(
-                        error.status(),
-                        Some(StatusCode::NOT_FOUND | StatusCode::FORBIDDEN | StatusCode::CONFLICT)
-                    ) {
+                    if is_lost(&error) {
                         entry = Entry::Missing;
                         // And what made it usable may have gone with it.
                         is_usable = false;
@@ -163,7 +159,7 @@ impl Registrar {
         match bounded(&self.registry, leaving).await {
             Ok(()) => tracing::info!(service, instance = id, "deregistered"),
             // It has forgotten us, or the name is another copy's by now.
-            Err(error) if matches!(error.status(), Some(StatusCode::NOT_FOUND | StatusCode::CONFLICT)) => {}
+            Err(error) if error.status() == Some(StatusCode::NOT_FOUND) || error.code() == Some(TAKEN) => {}
             Err(error) => {
                 tracing::warn!(%error, "not deregistered; the registry forgets it when its lease ends");
             }
@@ -177,6 +173,13 @@ impl Registrar {
     fn incarnation(&self) -> Option<&str> {
         self.registration.incarnation.as_deref()
     }
+}
+
+/// Whether the registry has forgotten us, or the name is somebody else's now: only a registration tells which. That others
+/// changed something while a change of ours was tried, which is a conflict too, says nothing of our entry.
+fn is_lost(error: &ClientError) -> bool {
+    matches!(error.status(), Some(StatusCode::NOT_FOUND | StatusCode::FORBIDDEN))
+        || error.code() == Some(TAKEN)
 }
 
 /// The kind of failure that was told last: the status and code of a refusal, which are missing where nobody has answered. Of

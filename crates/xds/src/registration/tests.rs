@@ -22,6 +22,8 @@ struct Told {
     forgets: bool,
     /// Another copy has the name.
     is_taken: bool,
+    /// Others change the catalog again and again.
+    is_contended: bool,
     /// It cannot answer.
     is_away: bool,
     /// It refuses parameters and keys of which it has never heard.
@@ -50,6 +52,7 @@ fn kept_as(registration: Registration) -> (Arc<Mutex<Told>>, watch::Sender<bool>
         let forgotten = path == "/renew" && std::mem::take(&mut told.forgets);
         std::future::ready(match *told {
             Told { is_away: true, .. } => (StatusCode::SERVICE_UNAVAILABLE, ""),
+            Told { is_contended: true, .. } => (StatusCode::CONFLICT, r#"{"code": "MW5023"}"#),
             _ if forgotten => (StatusCode::NOT_FOUND, ""),
             Told { is_taken: true, .. } => (StatusCode::CONFLICT, ANOTHER),
             _ => (StatusCode::OK, INSTANCE),
@@ -172,4 +175,16 @@ async fn a_registry_that_is_a_version_behind_understands_what_it_is_told() {
     usable.send(true).unwrap();
     assert_eq!(within(&told, Duration::from_secs(1)).await, ["PUT  as a1", "DELETE /maintenance as a1"]);
     assert_eq!(within(&told, RENEW).await, ["PUT /renew as a1"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_registry_that_is_contended_has_not_forgotten_the_instance() {
+    let (told, usable) = kept();
+    usable.send(true).unwrap();
+    assert_eq!(within(&told, Duration::from_secs(1)).await, ["PUT ", "DELETE /maintenance"]);
+    // Asked anew it would say no, and would be registered out of use.
+    usable.send(false).unwrap();
+    told.lock().is_contended = true;
+    let calls = within(&told, 2 * RENEW).await;
+    assert!(!calls.is_empty() && calls.iter().all(|call| call == "PUT /renew"), "{calls:?}");
 }
