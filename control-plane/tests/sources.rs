@@ -16,7 +16,7 @@ use meshwork_api::apply::{Delete, DocumentName, Files, Rollback, Stored};
 use meshwork_api::config::{Action, Change as Edits, Edit};
 use meshwork_api::registry::{Port, Registration, sidecar};
 use meshwork_api::{ApplyClient, Client, ClientError, ConfigClient, RegistryClient};
-use meshwork_base::{Clock, SeededRng, SpiffeId, SystemClock};
+use meshwork_base::{Clock, ManualClock, SeededRng, SpiffeId, SystemClock};
 use meshwork_config::Config;
 use meshwork_control_plane::{ControlPlane, Model, Settings, config, registry};
 use meshwork_messages::{type_url, v1};
@@ -90,6 +90,8 @@ struct World {
     config: Config,
     config_away: Away,
     plane: ControlPlane,
+    /// The config service's.
+    time: ManualClock,
     _folder: tempfile::TempDir,
 }
 
@@ -101,10 +103,14 @@ impl World {
         let registry =
             Registry::start(store(&folder, "registry", &clock), Arc::clone(&clock), rng, Options::default());
         let registry = registry.await.unwrap();
+        let time = ManualClock::new();
+        // Years after what its documents may say of themselves.
+        time.advance(Duration::from_hours(24 * 365 * 50));
+        let clock: Arc<dyn Clock> = Arc::new(time.clone());
         let config = Config::start(store(&folder, "config", &clock), Arc::clone(&clock)).await.unwrap();
         let (registry_away, config_away) = (Away::default(), Away::default());
         let plane = plane(&registry, &registry_away, &config, &config_away);
-        Self { registry, registry_away, config, config_away, plane, _folder: folder }
+        Self { registry, registry_away, config, config_away, plane, time, _folder: folder }
     }
 
     fn registry(&self) -> RegistryClient {
@@ -377,6 +383,7 @@ async fn a_document_is_as_old_as_the_config_service_says_and_not_as_it_says_itse
     assert_eq!(z, applied.versions[1].time, "{applied:?}");
     // Who is younger has nothing of it, whatever it says, and is told before it is stored.
     let younger = route("/old").replace("shop}", "shop, creationTimestamp: '1970-01-01T00:00:00Z'}");
+    world.time.advance(Duration::from_secs(1));
     let applied = world.apply(&[&younger]).await.unwrap();
     let shadowed = |found: &serde_json::Value| found["code"] == "MW2014";
     let warned = applied.warnings.iter().find(|found| shadowed(found)).unwrap();
