@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::{HeaderMap, Request, Response};
+use meshwork_base::ManualClock;
 use meshwork_decision::Change;
 use meshwork_messages::v1;
 use meshwork_messages::v1::service_port::AppProtocol;
@@ -16,7 +17,8 @@ use meshwork_proxy::Settings;
 use parking_lot::Mutex;
 use support::h2::{answer, collect, collect_body, fetch, get, h2_client, h2_upstream, h2_upstream_with};
 use support::raw::{
-    ACK, DATA, END_STREAM, GOAWAY, HEADERS, PING, Raw, SETTINGS, deaf_upstream, frame, request,
+    ACK, CALM, DATA, END_HEADERS, END_STREAM, GOAWAY, HEADERS, PING, PREFACE, Raw, SETTINGS, deaf_upstream,
+    frame, request,
 };
 use support::{Harness, exchange, is_head, read_until, rule, upstream};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -606,4 +608,29 @@ async fn callers_who_leave_do_not_cost_others_the_connection_they_shared() {
         assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
     }
     assert_eq!(harness.metric("meshwork_upstream_connections_total", &[]), 1);
+}
+
+/// Each waits in our memory as long as the endpoint does not read.
+#[tokio::test]
+async fn resets_that_an_endpoint_provokes_without_end_do_not_become_memory() {
+    // A field that no response has.
+    let block = [vec![0x88, 0, 10], b"connection".to_vec(), vec![5], b"close".to_vec()].concat();
+    let broken = move |stream: u32| frame(HEADERS, END_HEADERS, stream, &block);
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let endpoint = listener.local_addr().unwrap();
+    // Time stands still: that it answers no PING is not what ends it.
+    let mut harness = Harness::at(&ManualClock::new());
+    harness.service("web", AppProtocol::Http2, &[endpoint]).await;
+    let address = harness.route(vec![rule(&[("web", 1)], vec![])]).await;
+    let _asked = tokio::spawn(exchange(address, b"GET / HTTP/1.1\r\nHost: shop\r\n\r\n"));
+    let mut hostile = Raw(listener.accept().await.unwrap().0);
+    hostile.0.read_exact(&mut [0; PREFACE.len()]).await.unwrap();
+    hostile.send(&frame(SETTINGS, 0, 0, &[])).await;
+    // Far more than an endpoint provokes by chance that hears late of what was given up.
+    let some: Vec<u8> = (3..10_000).step_by(2).flat_map(&broken).collect();
+    hostile.send(&some).await;
+    assert!(hostile.settle().await, "what runs on the connection goes on");
+    let rest: Vec<u8> = (10_001..200_000).step_by(2).flat_map(&broken).collect();
+    let told = hostile.flood(rest).await;
+    assert!(told.is_none_or(|told| told == CALM), "GOAWAY {told:?}");
 }

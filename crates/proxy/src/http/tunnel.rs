@@ -57,7 +57,12 @@ impl AsyncRead for Tunnel {
                         stream.spoke();
                     }
                 }
-                Frame::End(_) => self.read_ended = true,
+                Frame::End(_) => {
+                    self.read_ended = true;
+                    if let Some(stream) = &self.stream {
+                        stream.is_whole();
+                    }
+                }
             }
         }
         let count = self.held.len().min(buf.remaining());

@@ -1,7 +1,7 @@
 //! HTTP/2 towards an endpoint: a connection that many requests share, and one request's stream on it.
 
 use std::cell::{Cell, RefCell};
-use std::future::{Future, poll_fn};
+use std::future::Future;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
@@ -20,6 +20,7 @@ use super::alive::{ANSWER, Alive, Next, Seen};
 use super::mesh::Validity;
 use super::pings::Pings;
 use super::pool::{Opened, Room};
+use super::task::Task;
 use crate::error::{Failure, Retry};
 use crate::gather::{Flusher, Gathered};
 use crate::http::convert;
@@ -44,6 +45,12 @@ const HEADER_LIST: u32 = 64 * 1024;
 /// who leaves must cost those beside him nothing, and an endpoint may be slow to hear of it.
 const REMEMBERED_RESETS: usize = 1024;
 const REMEMBERED_FOR: Duration = Duration::from_secs(30);
+/// Resets that an endpoint may provoke in a connection's life, by frames of streams that are forgotten or by broken ones: each waits
+/// in our memory while it does not read (RUSTSEC-2024-0003).
+const PROVOKED_RESETS: usize = 64 * 1024;
+/// After so many responses that we gave up another connection is made in its place, for its life may be days, and what still comes
+/// of each provokes some of those resets.
+const GIVEN_UP: u32 = 4 * 1024;
 /// What small frames that nobody has read yet may cost, as `h2` counts: 256 less their length, each. Beyond it the
 /// connection ends with all requests on it, so callers who do not read must not get there: this is many streams' windows
 /// full of small messages, and at worst some 50 MiB of our memory.
@@ -61,8 +68,7 @@ fn builder() -> h2::client::Builder {
         .max_header_list_size(HEADER_LIST)
         .max_concurrent_reset_streams(REMEMBERED_RESETS)
         .reset_stream_duration(REMEMBERED_FOR)
-        // `h2` counts frames of forgotten streams over a connection's whole life, which may be days.
-        .max_local_error_reset_streams(None)
+        .max_local_error_reset_streams(Some(PROVOKED_RESETS))
         .data_frame_budget(SMALL_FRAMES)
         .enable_push(false);
     builder
@@ -76,8 +82,12 @@ pub(crate) struct H2Connection {
     /// When it was last known to carry a stream.
     used: Cell<Tick>,
     carried: Cell<u64>,
+    /// Responses that were given up before their end.
+    given_up: Cell<u32>,
     /// Its task has ended.
     ended: Rc<Cell<bool>>,
+    /// Nobody will use it any more.
+    left: Rc<Cell<bool>>,
     /// It takes no more requests.
     retired: Cell<bool>,
     pings: Rc<Pings>,
@@ -104,53 +114,33 @@ impl H2Connection {
         svid: Option<Validity>,
     ) -> Result<Rc<Self>, Failure> {
         let (gathered, flusher) = Gathered::new(io);
-        let (send, mut connection) = builder().handshake(gathered).await.map_err(|error| {
+        let (send, connection) = builder().handshake(gathered).await.map_err(|error| {
             Failure::upstream(Cause::ConnectFailure, Retry::NothingSent).because(told(&error))
         })?;
-        let ended = Rc::new(Cell::new(false));
+        let (ended, left) = (Rc::<Cell<bool>>::default(), Rc::<Cell<bool>>::default());
         let (pings, alive) = (Rc::<Pings>::default(), Rc::new(Alive::new(now, svid.is_some())));
-        let moving = flusher.clone();
-        let (end, asking, lives, room) =
-            (Rc::clone(&ended), Rc::clone(&pings), Rc::clone(&alive), open.room());
-        let task = tokio::task::spawn_local(async move {
-            let mut ping_pong = connection.ping_pong().expect("asked for once");
-            let mut most = connection.max_concurrent_send_streams();
-            // Each stream learns of the connection's end by itself.
-            let done = poll_fn(|cx| {
-                if asking.turn(cx, &mut ping_pong) && lives.answered() {
-                    room.call();
-                }
-                let done = Pin::new(&mut connection).poll(cx);
-                let before = std::mem::replace(&mut most, connection.max_concurrent_send_streams());
-                if before < most {
-                    room.call();
-                }
-                if done.is_pending()
-                    && let Poll::Ready(Err(error)) = flusher.poll_flush(cx, false)
-                {
-                    tracing::debug!(%error, "upstream HTTP/2 connection broken");
-                    return Poll::Ready(Ok(()));
-                }
-                done
-            });
-            if let Err(error) = done.await {
-                tracing::debug!(%error, "upstream HTTP/2 connection ended");
-            }
-            end.set(true);
-            asking.over();
-            room.call();
-        });
+        let task = Task {
+            flusher: flusher.clone(),
+            pings: Rc::clone(&pings),
+            alive: Rc::clone(&alive),
+            ended: Rc::clone(&ended),
+            left: Rc::clone(&left),
+            room: open.room(),
+        };
+        let task = tokio::task::spawn_local(task.carry(connection));
         Ok(Rc::new(Self {
             send: RefCell::new(send),
             backlog: Rc::default(),
             streams: Cell::new(0),
             used: Cell::new(now),
             carried: Cell::new(0),
+            given_up: Cell::new(0),
             ended,
+            left,
             retired: Cell::new(false),
             pings,
             alive,
-            moving,
+            moving: flusher,
             svid,
             task: task.abort_handle(),
             room: open.room(),
@@ -212,6 +202,11 @@ impl H2Connection {
         self.alive.is_doubted()
     }
 
+    /// The same, since so much was given up on it. A limit may allow no other beside what runs on it.
+    pub(crate) fn is_worn(&self) -> bool {
+        self.given_up.get() >= GIVEN_UP
+    }
+
     /// Whom it is with, where that was proven.
     pub(crate) fn peer(&self) -> Option<&Peer> {
         self.svid.as_ref().map(|svid| &svid.peer)
@@ -242,7 +237,8 @@ impl H2Connection {
 
     /// It can be let go: what runs on it, if anything, has ended with it.
     pub(crate) fn is_over(&self) -> bool {
-        self.ended.get() || self.task.is_finished() || (self.retired.get() && self.streams.get() == 0)
+        let takes_none = self.retired.get() || self.is_worn();
+        self.ended.get() || self.task.is_finished() || (takes_none && !self.is_busy())
     }
 
     pub(crate) fn has_room(&self) -> bool {
@@ -337,24 +333,39 @@ impl H2Connection {
     }
 }
 
+impl Drop for H2Connection {
+    /// What still leaves is the goodbye, for which its task waits no longer than it must.
+    fn drop(&mut self) {
+        self.left.set(true);
+        self.pings.wake();
+    }
+}
+
 /// Counts a stream as long as it lives.
 pub(crate) struct Stream {
     connection: Rc<H2Connection>,
     opened: Tick,
     /// What its connection had heard then.
     heard: u64,
+    /// All of its response has come.
+    is_whole: Cell<bool>,
 }
 
 impl Stream {
     fn open(connection: &Rc<H2Connection>, clock: &dyn Clock) -> Self {
         connection.streams.set(connection.streams.get() + 1);
         let heard = connection.moving.moved().heard;
-        Self { connection: Rc::clone(connection), opened: clock.now(), heard }
+        Self { connection: Rc::clone(connection), opened: clock.now(), heard, is_whole: Cell::new(false) }
     }
 
     /// Something of its response has come.
     pub(crate) fn spoke(&self) {
         self.connection.alive.spoke();
+    }
+
+    /// Nothing more of it will come.
+    pub(crate) fn is_whole(&self) {
+        self.is_whole.set(true);
     }
 
     /// Its time was over. Where nothing at all has come since it was opened, the connection has to prove that it lives.
@@ -370,6 +381,9 @@ impl Stream {
 impl Drop for Stream {
     fn drop(&mut self) {
         self.connection.streams.set(self.connection.streams.get() - 1);
+        if !self.is_whole.get() {
+            self.connection.given_up.set(self.connection.given_up.get().saturating_add(1));
+        }
         self.connection.room.call();
         self.connection.used.set(self.connection.used.get().max(self.opened));
     }
@@ -421,7 +435,11 @@ impl H2Exchange {
             return Poll::Ready(self.interim.add(head, limits));
         }
         let (parts, recv) = ready!(Pin::new(response).poll(cx))?.into_parts();
-        convert::response_into(&http::Response::from_parts(parts, ()), recv.is_end_stream(), head)?;
+        let is_end = recv.is_end_stream();
+        if is_end {
+            self.stream.is_whole();
+        }
+        convert::response_into(&http::Response::from_parts(parts, ()), is_end, head)?;
         if head.fields.len() > limits.header_count as usize {
             let over = ParseError::OverLimit { limit: Limit::HeaderCount, max: limits.header_count };
             return Poll::Ready(Err(over.into()));
@@ -463,8 +481,11 @@ impl H2Exchange {
 
     pub(crate) fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Result<Frame, StreamError>> {
         let frame = self.source.as_mut().expect("a body follows its head").poll_frame(cx);
-        if frame.is_ready() {
+        if let Poll::Ready(frame) = &frame {
             self.stream.spoke();
+            if matches!(frame, Ok(Frame::End(_))) {
+                self.stream.is_whole();
+            }
         }
         frame
     }
@@ -476,6 +497,13 @@ impl H2Exchange {
     }
 
     pub(crate) fn is_end(&self) -> bool {
-        self.source.as_ref().is_some_and(H2Source::is_end)
+        let is_end = self.source.as_ref().is_some_and(H2Source::is_end);
+        if is_end {
+            self.stream.is_whole();
+        }
+        is_end
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -15,6 +15,7 @@ pub(crate) mod open;
 mod pings;
 pub(crate) mod pool;
 mod shared;
+mod task;
 mod turn;
 
 use std::rc::Rc;

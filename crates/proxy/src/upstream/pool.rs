@@ -317,11 +317,11 @@ impl EndpointPool {
                     return Ok(connection);
                 }
                 Err(failure) => {
-                    // Where there can be no other, one in doubt is better than none.
+                    // Where there can be no other, one in doubt, or worn, is better than none.
                     if failure.cause == Cause::MaxConnections
-                        && let Some(doubted) = self.doubted_with_room()
+                        && let Some(reluctant) = self.reluctant_with_room()
                     {
-                        return Ok(doubted);
+                        return Ok(reluctant);
                     }
                     // What stands in its way stands in theirs, and it may be before them.
                     dialing.calls = failure.cause != Cause::MaxConnections;
@@ -346,7 +346,7 @@ impl EndpointPool {
     }
 
     /// A shared connection that takes another stream. One in doubt takes none, unless the one that was made in its place is no
-    /// better: it is the endpoint, then, that does not answer, and not the way there.
+    /// better: it is the endpoint, then, that does not answer, and not the way there. Nor does one that is worn.
     pub(crate) fn with_room(&self, wall: Duration) -> Option<Rc<H2Connection>> {
         let shared = self.shared.borrow();
         let mut doubted = 0;
@@ -355,17 +355,17 @@ impl EndpointPool {
             .inspect(|connection| connection.judge(wall))
             .filter(|connection| connection.has_room())
             .inspect(|connection| doubted += usize::from(connection.is_doubted()))
-            .find(|connection| !connection.is_doubted());
+            .find(|connection| !connection.is_doubted() && !connection.is_worn());
         match found {
             Some(connection) => Some(Rc::clone(connection)),
-            None if doubted >= MOST_DOUBTED => self.doubted_with_room(),
+            None if doubted >= MOST_DOUBTED => self.reluctant_with_room(),
             None => None,
         }
     }
 
-    /// Of those in doubt that would take another stream, the youngest.
+    /// Of those that take another stream only where no other does, the youngest.
     #[cold]
-    pub(super) fn doubted_with_room(&self) -> Option<Rc<H2Connection>> {
+    pub(super) fn reluctant_with_room(&self) -> Option<Rc<H2Connection>> {
         let shared = self.shared.borrow();
         shared.iter().rev().find(|connection| connection.has_room()).cloned()
     }

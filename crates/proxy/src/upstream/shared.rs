@@ -128,8 +128,8 @@ async fn room<D: Dials>(
                 if let Some(permit) = dials.admit() {
                     return Found::Leave(Some(permit));
                 }
-                if let Some(doubted) = pool.doubted_with_room() {
-                    return Found::Room(doubted);
+                if let Some(reluctant) = pool.reluctant_with_room() {
+                    return Found::Room(reluctant);
                 }
             }
         }

@@ -1,0 +1,76 @@
+//! The task of a shared connection: it carries the frames of all streams until the connection has ended.
+
+use std::cell::Cell;
+use std::future::poll_fn;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use h2::client::Connection;
+use tokio::time::{Sleep, sleep};
+
+use super::alive::Alive;
+use super::pings::Pings;
+use super::pool::Room;
+use crate::gather::{Flusher, Gathered};
+use crate::http::payload::Payload;
+
+/// So long the goodbye of a connection that nobody uses any more may take: a peer that does not read would hold it for as long
+/// as it likes.
+const GOODBYE: Duration = Duration::from_secs(1);
+
+/// What it works with beside the connection.
+pub(super) struct Task {
+    pub(super) flusher: Flusher,
+    pub(super) pings: Rc<Pings>,
+    pub(super) alive: Rc<Alive>,
+    /// Set when it has ended.
+    pub(super) ended: Rc<Cell<bool>>,
+    /// Nobody will use the connection any more.
+    pub(super) left: Rc<Cell<bool>>,
+    /// Who is told when the connection takes more streams than before.
+    pub(super) room: Room,
+}
+
+impl Task {
+    /// Runs until the connection has ended. Each stream learns of that by itself.
+    pub(super) async fn carry(self, mut connection: Connection<Gathered, Payload>) {
+        let mut ping_pong = connection.ping_pong().expect("asked for once");
+        let mut most = connection.max_concurrent_send_streams();
+        let mut goodbye = None;
+        let done = poll_fn(|cx| {
+            if self.pings.turn(cx, &mut ping_pong) && self.alive.answered() {
+                self.room.call();
+            }
+            let done = Pin::new(&mut connection).poll(cx);
+            let before = std::mem::replace(&mut most, connection.max_concurrent_send_streams());
+            if before < most {
+                self.room.call();
+            }
+            if done.is_pending()
+                && let Poll::Ready(Err(error)) = self.flusher.poll_flush(cx, false)
+            {
+                tracing::debug!(%error, "upstream HTTP/2 connection broken");
+                return Poll::Ready(Ok(()));
+            }
+            if done.is_pending() && self.is_late(cx, &mut goodbye) {
+                tracing::debug!("upstream HTTP/2 connection let go: its peer does not read the goodbye");
+                return Poll::Ready(Ok(()));
+            }
+            done
+        });
+        if let Err(error) = done.await {
+            tracing::debug!(%error, "upstream HTTP/2 connection ended");
+        }
+        self.ended.set(true);
+        self.pings.over();
+        self.room.call();
+    }
+
+    /// Whether the goodbye takes too long.
+    fn is_late(&self, cx: &mut Context<'_>, goodbye: &mut Option<Pin<Box<Sleep>>>) -> bool {
+        self.left.get()
+            && goodbye.get_or_insert_with(|| Box::pin(sleep(GOODBYE))).as_mut().poll(cx).is_ready()
+    }
+}
