@@ -139,6 +139,8 @@ pub(crate) struct Entry {
     standing: Cell<Standing>,
     /// Bytes of a head that is not whole.
     held: Cell<u32>,
+    /// Streams run on it.
+    carries: Cell<bool>,
     /// Whom the connection is with; it lives no longer than that SVID.
     svid: OnceCell<Rc<Peer>>,
     /// The way in of a connection that carries requests.
@@ -194,6 +196,11 @@ impl Entry {
         self.held.set(u32::try_from(bytes).unwrap_or(u32::MAX));
     }
 
+    /// Whether streams run on it: nothing of them would be left if it were ended.
+    pub(crate) fn carries(&self, streams: bool) {
+        self.carries.set(streams);
+    }
+
     /// Bytes that would be free without it, about.
     pub(crate) fn weight(&self) -> u64 {
         self.held.get().max(LEAST_HELD).into()
@@ -210,7 +217,8 @@ impl Entry {
 
     /// Whether it has begun something for so long that it may be ended to make room; `full`: there is none.
     fn is_in_the_way(&self, now: Tick, full: bool) -> bool {
-        if self.is_stream || !matches!(self.order.get(), None | Some(Order::Drain)) {
+        let has_order = !matches!(self.order.get(), None | Some(Order::Drain));
+        if self.is_stream || self.carries.get() || has_order {
             return false;
         }
         let is_new = self.standing.get() == Standing::New;
@@ -256,6 +264,16 @@ impl Entry {
         // That happens once per connection.
         let _ = self.link.set(Rc::clone(link));
         !link.is_left_behind()
+    }
+
+    /// It is not ended after all. What it has begun has no more time for that.
+    pub(crate) fn stays(&self) {
+        self.order.set(None);
+    }
+
+    /// How long it has been in its phase without progress.
+    pub(crate) fn waited(&self, now: Tick) -> Duration {
+        now.since(self.since.get())
     }
 
     /// An order that does not apply any more: what it was about began to move again.
@@ -390,6 +408,7 @@ impl Connections {
             waker: RefCell::new(None),
             standing: Cell::new(Standing::New),
             held: Cell::new(0),
+            carries: Cell::new(false),
             svid: OnceCell::new(),
             link: OnceCell::new(),
         });
@@ -728,6 +747,9 @@ mod tests {
             "who is known goes last"
         );
         assert_eq!(found(1_000, true), [head.slot, handshake.slot, idle.slot, known_head.slot]);
+        known_head.carries(true);
+        assert_eq!(found(1_000, false), [head.slot, handshake.slot], "streams of others would end with it");
+        known_head.carries(false);
         head.shed();
         assert_eq!(found(1_000, false), [handshake.slot, known_head.slot], "nobody is told twice");
         head.enter(Phase::Exchange, at(1));

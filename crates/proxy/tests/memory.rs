@@ -14,7 +14,9 @@ use meshwork_base::{Clock, ManualClock};
 use meshwork_messages::v1::service_port::AppProtocol;
 use meshwork_process::MemoryMeter;
 use meshwork_proxy::{Mesh, Settings};
-use support::raw::{CALM, CONTINUATION, GOAWAY, HEADERS, Raw, frame, head};
+use support::raw::{
+    CALM, CONTINUATION, DATA, END_HEADERS, END_STREAM, GOAWAY, HEADERS, Raw, frame, head, literal,
+};
 use support::{Harness, Upstream, is_head, read_until, rule, upstream};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -76,6 +78,12 @@ impl Gateway {
         tcp
     }
 
+    /// Waits until a request has been answered: whatever came before it has been read.
+    async fn caught_up(&self) {
+        let answer = read_until(&mut self.open(GET).await, "ok").await;
+        assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    }
+
     async fn closed(&self, what: &str, count: u64) {
         self.harness.wait_metric(CLOSED, &[&format!("what=\"{what}\"")], count).await;
     }
@@ -123,7 +131,7 @@ async fn what_is_unfinished_when_memory_runs_out_is_ended_and_what_runs_goes_on(
     let mut silent = gateway.open(b"").await;
     gateway.has(3).await;
     let mut running = gateway.open(b"POST /x HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\n\r\n").await;
-    until_sent(&gateway).await;
+    until_sent(&gateway, 1).await;
     gateway.clock.advance(Duration::from_millis(500));
     gateway.uses(96).await;
     let answer = rest(&mut head).await;
@@ -177,7 +185,7 @@ async fn near_the_limit_a_head_and_a_body_have_less_time_and_the_answer_says_so(
     let mut handshake = gateway.open(b"PRI * HTTP/2.0\r\n").await;
     gateway.has(2).await;
     let mut body = gateway.open(b"POST /x HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\n\r\n").await;
-    until_sent(&gateway).await;
+    until_sent(&gateway, 1).await;
     gateway.clock.advance(Duration::from_secs(2));
     assert!(rest(&mut head).await.starts_with("HTTP/1.1 408"));
     assert_eq!(rest(&mut handshake).await, "");
@@ -189,10 +197,10 @@ async fn near_the_limit_a_head_and_a_body_have_less_time_and_the_answer_says_so(
     }
 }
 
-/// Waits until a request has reached the application: whatever came before it has been read.
-async fn until_sent(gateway: &Gateway) {
+/// Waits until so many requests have reached the application: whatever came before them has been read.
+async fn until_sent(gateway: &Gateway, requests: usize) {
     let sent = async {
-        while gateway.app.connections.load(Ordering::SeqCst) == 0 {
+        while gateway.app.connections.load(Ordering::SeqCst) < requests {
             tokio::task::yield_now().await;
         }
     };
@@ -248,4 +256,41 @@ async fn a_block_of_fields_over_http2_that_is_not_whole_is_not_held_where_there_
     let code = timeout(Duration::from_secs(20), code).await.expect("it is ended");
     assert_eq!(code, CALM.to_be_bytes());
     gateway.closed("head", 1).await;
+}
+
+#[tokio::test]
+async fn what_runs_on_a_connection_of_http2_does_not_end_for_a_block_of_fields_that_is_not_whole() {
+    let gateway = Gateway::using(50).await;
+    let mut raw = Raw::open(gateway.address).await;
+    // POST with a body of four bytes.
+    let post = [vec![0x83, 0x86], literal(4, "/x"), literal(1, "shop"), vec![0x0f, 0x0d, 1, b'4']].concat();
+    raw.send(&[1, 3].map(|stream| frame(HEADERS, END_HEADERS, stream, &post)).concat()).await;
+    until_sent(&gateway, 2).await;
+    raw.send(&frame(HEADERS, END_STREAM, 5, &head("/y"))).await;
+    // Who came later makes room, and is late, before it is judged whether the other one must.
+    let mut sheds = gateway.open(&unfinished()).await;
+    gateway.caught_up().await;
+    gateway.clock.advance(Duration::from_millis(1_500));
+    gateway.uses(96).await;
+    assert!(rest(&mut sheds).await.starts_with("HTTP/1.1 503"));
+    drop(sheds);
+    gateway.uses(86).await;
+    let mut late = gateway.open(b"GET /x HTTP/1.1\r\nHost: a\r\nX-A: b").await;
+    gateway.caught_up().await;
+    gateway.clock.advance(Duration::from_secs(2));
+    assert!(rest(&mut late).await.starts_with("HTTP/1.1 408"));
+    gateway.closed("head", 1).await;
+    raw.send(&frame(CONTINUATION, END_HEADERS, 5, &[])).await;
+    raw.send(&[1, 3].map(|stream| frame(DATA, END_STREAM, stream, b"done")).concat()).await;
+    let mut answered = Vec::new();
+    while answered.len() < 3 {
+        let (kind, _, stream, payload) = timeout(Duration::from_secs(20), raw.next()).await.unwrap().unwrap();
+        assert_ne!(kind, GOAWAY);
+        if kind == HEADERS {
+            assert_eq!(payload[0], 0x88, "200");
+            answered.push(stream);
+        }
+    }
+    answered.sort_unstable();
+    assert_eq!(answered, [1, 3, 5]);
 }

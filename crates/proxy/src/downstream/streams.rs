@@ -214,8 +214,10 @@ impl Serving<'_> {
             accepted = self.connection.poll_accept(cx);
         }
         if accepted.is_pending() {
+            let carries = self.connection.has_streams();
+            self.common.entry.carries(carries);
             self.common.entry.watch(cx);
-            if let Poll::Ready(Err(error)) = self.flusher.poll_flush(cx, !self.connection.has_streams()) {
+            if let Poll::Ready(Err(error)) = self.flusher.poll_flush(cx, !carries) {
                 tracing::debug!(peer = %self.link.peer, %error, "HTTP/2 connection broken");
                 return Poll::Ready(None);
             }
@@ -276,25 +278,28 @@ impl Serving<'_> {
     /// Does what the connection was told to do; false: it ends here.
     fn obey(&mut self) -> bool {
         let idle = !self.connection.has_streams();
-        let entry = &self.common.entry;
+        let (entry, worker) = (&self.common.entry, &self.link.worker);
+        let is_late = || entry.waited(worker.now()) >= worker.shared.settings.timeouts.head;
         match entry.order() {
             // Only what idles can have idled too long.
-            Some(Order::TimedOut(Phase::Idle)) if !idle => entry.disregard(self.link.worker.now()),
+            Some(Order::TimedOut(Phase::Idle)) if !idle => entry.disregard(worker.now()),
             // A caller that does not answer the goodbye is not waited for twice.
             Some(Order::TimedOut(Phase::Idle)) if self.going_away => return false,
             Some(Order::TimedOut(Phase::Idle)) => {
-                entry.disregard(self.link.worker.now());
+                entry.disregard(worker.now());
                 self.go_away();
             }
             // Nor one who does not read why its connection ends.
-            Some(Order::TimedOut(Phase::Head)) if self.ending => return false,
+            Some(Order::TimedOut(Phase::Head) | Order::Shed) if self.ending => return false,
+            // Where memory is short, what runs on a connection does not end for what has begun on it.
+            Some(Order::TimedOut(Phase::Head)) if !idle && !is_late() => entry.stays(),
+            Some(Order::Shed) if !idle => entry.stays(),
             Some(Order::TimedOut(Phase::Head)) => {
-                entry.disregard(self.link.worker.now());
+                entry.disregard(worker.now());
                 self.end_for(Fault::new(Reason::ENHANCE_YOUR_CALM, Cause::RequestHeaderTimeout.as_str()));
             }
-            Some(Order::Shed) if self.ending => return false,
             Some(Order::Shed) => {
-                entry.disregard(self.link.worker.now());
+                entry.disregard(worker.now());
                 self.give_up();
             }
             Some(Order::Drain) => self.go_away(),
