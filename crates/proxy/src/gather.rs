@@ -22,6 +22,7 @@ use std::task::{Context, Poll, ready};
 use bytes::{Buf, BytesMut};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
+use crate::outq;
 use crate::replay::Replayed;
 
 /// As much as one TLS record holds is put together; what would go beyond is written through, uncopied.
@@ -46,8 +47,6 @@ pub(crate) struct Moved {
     pub(crate) heard: u64,
     /// Bytes that the socket has taken.
     pub(crate) told: u64,
-    /// It takes no more of what there is.
-    pub(crate) is_full: bool,
 }
 
 impl Shared {
@@ -74,9 +73,7 @@ impl Shared {
             let behind = slices[1..].iter_mut().zip(bufs).map(|(slice, buf)| *slice = IoSlice::new(buf));
             let used = 1 + behind.count();
             let from = usize::from(self.out.is_empty());
-            let written = Pin::new(&mut self.io).poll_write_vectored(cx, &slices[from..used]);
-            self.moved.is_full = written.is_pending();
-            let count = ready!(written)?;
+            let count = ready!(Pin::new(&mut self.io).poll_write_vectored(cx, &slices[from..used]))?;
             if count == 0 {
                 return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
             }
@@ -134,6 +131,11 @@ impl Flusher {
     /// What has moved so far.
     pub(crate) fn moved(&self) -> Moved {
         self.0.borrow().moved
+    }
+
+    /// Bytes that the socket has taken and the peer's has not, where the kernel tells.
+    pub(crate) fn on_the_way(&self) -> u64 {
+        outq::unacknowledged(self.0.borrow().io.tcp()).unwrap_or_default()
     }
 
     /// From now on reading and writing fail, for this reason; the task finds it at its next turn.

@@ -49,6 +49,7 @@ mod io;
 mod listen;
 mod mesh;
 mod observe;
+mod outq;
 #[doc(hidden)]
 pub mod parsers;
 mod peek;

@@ -1,7 +1,8 @@
 //! Whether a shared connection still leads anywhere. What lies between may forget it, a host may vanish: then nothing comes any
 //! more, not even an end, and TCP gives up after a quarter of an hour. A sweep of the worker looks at each connection; where a
 //! request waits and nothing at all has come for a while, a PING asks, and where that is not answered either, the connection is
-//! given up with what runs on it.
+//! given up with what runs on it. As long as what was sent before the PING still arrives at the peer's host, the time for the answer
+//! has not begun.
 //!
 //! ```text
 //!                 nothing comes for 5 s               no answer for 5 s
@@ -41,6 +42,8 @@ pub(super) struct Alive {
     carried: Cell<u64>,
     /// A PING is waited for since then.
     asked: Cell<Option<Tick>>,
+    /// How much of what was sent had reached the peer's host then, about.
+    arrived: Cell<i64>,
     /// When one was last sent, and how many have been since the peer last said something of a response.
     last: Cell<Tick>,
     in_a_row: Cell<u8>,
@@ -83,6 +86,7 @@ impl Alive {
             since: Cell::new(now),
             carried: Cell::new(0),
             asked: Cell::new(None),
+            arrived: Cell::new(0),
             last: Cell::new(now),
             in_a_row: Cell::new(0),
             ignores: Cell::new(false),
@@ -90,8 +94,8 @@ impl Alive {
         }
     }
 
-    /// The sweep looks at it.
-    pub(super) fn look(&self, seen: &Seen) -> Next {
+    /// The sweep looks at it. `on_the_way`: how much of what was sent has not reached the peer's host.
+    pub(super) fn look(&self, seen: &Seen, on_the_way: impl Fn() -> u64) -> Next {
         let &Seen { now, moved, .. } = seen;
         let before = self.moved.replace(moved);
         if before.heard != moved.heard {
@@ -102,9 +106,13 @@ impl Alive {
             return if self.doubted.replace(false) { Next::Trust } else { Next::Nothing };
         }
         if let Some(asked) = self.asked.get() {
-            // What is sent stands behind what it reads slowly, and so does the PING.
-            let reads = moved.is_full && before.told != moved.told;
-            if seen.late || reads {
+            // The PING stands behind what is on its way, on a slow one or to a peer who reads slowly.
+            let arrived = arrived(moved, on_the_way());
+            let arrives = arrived > self.arrived.get();
+            if arrives {
+                self.arrived.set(arrived);
+            }
+            if seen.late || arrives {
                 self.asked.set(Some(now));
                 return Next::Nothing;
             }
@@ -112,14 +120,14 @@ impl Alive {
         }
         let waits = seen.is_busy || seen.carried != self.carried.get();
         if waits && now.since(self.since.get()) >= SILENCE && self.may_ask(now) {
-            self.asks(now);
+            self.asks(now, arrived(moved, on_the_way()));
             return Next::Ask;
         }
         Next::Nothing
     }
 
     /// A request's time was over, and nothing has come since it was sent; true: a PING is to be sent.
-    pub(super) fn doubt(&self, moved: Moved, now: Tick) -> bool {
+    pub(super) fn doubt(&self, moved: Moved, now: Tick, on_the_way: impl Fn() -> u64) -> bool {
         // What came before the request and after the last look is no answer to what is asked now.
         if self.moved.replace(moved).heard != moved.heard {
             self.since.set(now);
@@ -130,7 +138,7 @@ impl Alive {
         }
         let asks = self.may_ask(now);
         if asks {
-            self.asks(now);
+            self.asks(now, arrived(moved, on_the_way()));
             self.doubted.set(true);
         }
         asks
@@ -157,11 +165,18 @@ impl Alive {
         !self.ignores.get() && (self.in_a_row.get() < most || now.since(self.last.get()) >= pause)
     }
 
-    fn asks(&self, now: Tick) {
+    fn asks(&self, now: Tick, arrived: i64) {
         self.asked.set(Some(now));
+        self.arrived.set(arrived);
         self.last.set(now);
         self.in_a_row.set(self.in_a_row.get().saturating_add(1));
     }
+}
+
+/// How much of what was sent has reached the peer's host. With TLS the kernel has some more than we told it, so this may fall a
+/// little, and then says nothing.
+fn arrived(moved: Moved, on_the_way: u64) -> i64 {
+    moved.told.cast_signed() - on_the_way.cast_signed()
 }
 
 #[cfg(test)]

@@ -177,7 +177,7 @@ impl H2Connection {
             is_asked: self.pings.is_under_way(),
             late,
         };
-        match self.alive.look(&seen) {
+        match self.alive.look(&seen, || self.moving.on_the_way()) {
             Next::Nothing => {}
             Next::Trust => self.room.call(),
             Next::Ask => self.pings.ask(),
@@ -372,7 +372,7 @@ impl Stream {
     fn ran_out(&self, now: Tick) {
         let H2Connection { moving, alive, pings, .. } = &*self.connection;
         let moved = moving.moved();
-        if moved.heard == self.heard && alive.doubt(moved, now) {
+        if moved.heard == self.heard && alive.doubt(moved, now, || moving.on_the_way()) {
             pings.ask();
         }
     }

@@ -4,6 +4,7 @@ use super::*;
 struct Looked {
     alive: Alive,
     seen: Seen,
+    on_the_way: u64,
 }
 
 impl Looked {
@@ -16,7 +17,16 @@ impl Looked {
             is_asked: false,
             late: false,
         };
-        Self { alive: Alive::new(Tick::ZERO, in_mesh), seen }
+        Self { alive: Alive::new(Tick::ZERO, in_mesh), seen, on_the_way: 0 }
+    }
+
+    fn look(&self) -> Next {
+        self.alive.look(&self.seen, || self.on_the_way)
+    }
+
+    /// The time of somebody is over that has heard nothing since then.
+    fn doubt(&self) -> bool {
+        self.alive.doubt(self.seen.moved, self.seen.now, || self.on_the_way)
     }
 
     /// What comes first of something to do, and after how many seconds, within these.
@@ -24,7 +34,7 @@ impl Looked {
         let began = self.seen.now;
         (0..2 * seconds).find_map(|_| {
             self.seen.now = self.seen.now.after(Duration::from_millis(500));
-            let next = self.alive.look(&self.seen);
+            let next = self.look();
             self.seen.is_asked |= next == Next::Ask;
             (next != Next::Nothing).then(|| (self.seen.now.since(began).as_secs(), next))
         })
@@ -82,14 +92,14 @@ fn one_that_answers_is_not_given_up_and_not_asked_more_often_than_libraries_of_g
         looked.hears(true);
         looked.hears(false);
         looked.seen.now = looked.seen.now.after(Duration::from_millis(1));
-        assert_eq!(looked.alive.look(&looked.seen), Next::Nothing);
+        assert_eq!(looked.look(), Next::Nothing);
     }
     // Nor does who runs out of time on it ask more often.
-    assert!(looked.alive.doubt(looked.seen.moved, looked.seen.now));
+    assert!(looked.doubt());
     looked.hears(true);
-    assert!(looked.alive.doubt(looked.seen.moved, looked.seen.now));
+    assert!(looked.doubt());
     looked.hears(true);
-    assert!(!looked.alive.doubt(looked.seen.moved, looked.seen.now));
+    assert!(!looked.doubt());
     assert!(!looked.alive.is_doubted(), "as much is known of it as can be");
 }
 
@@ -106,8 +116,8 @@ fn a_proxy_of_the_mesh_is_asked_every_ten_seconds() {
 #[test]
 fn one_in_doubt_is_trusted_again_by_whatever_comes() {
     let mut looked = Looked::new(false);
-    assert!(looked.alive.doubt(looked.seen.moved, looked.seen.now));
-    assert!(!looked.alive.doubt(looked.seen.moved, looked.seen.now), "it is asked already");
+    assert!(looked.doubt());
+    assert!(!looked.doubt(), "it is asked already");
     assert!(looked.alive.is_doubted());
     looked.hears(false);
     assert_eq!(looked.within(1), Some((0, Next::Trust)));
@@ -120,17 +130,44 @@ fn one_that_speaks_and_does_not_answer_pings_is_not_given_up_for_it() {
     assert_eq!(looked.within(60), Some((5, Next::Ask)));
     looked.hears(false);
     assert_eq!(looked.within(3600), None);
-    assert!(!looked.alive.doubt(looked.seen.moved, looked.seen.now) && !looked.alive.is_doubted());
+    assert!(!looked.doubt() && !looked.alive.is_doubted());
 }
 
 #[test]
 fn one_that_reads_slowly_has_its_time_from_when_it_last_did() {
     let mut looked = Looked::new(false);
+    (looked.seen.moved.told, looked.on_the_way) = (1_000_000, 1_000_000);
     assert_eq!(looked.within(60), Some((5, Next::Ask)));
-    looked.seen.moved.is_full = true;
     for _ in 0..100 {
         assert_eq!(looked.within(4), None);
-        looked.seen.moved.told += 1;
+        // More follows, as long as there is room for it.
+        looked.seen.moved.told += 1000;
+    }
+    assert_eq!(looked.within(60), Some((5, Next::GiveUp)));
+}
+
+/// With TLS the kernel has more than we have told it.
+#[test]
+fn what_the_kernel_takes_and_cannot_get_rid_of_is_nothing_that_arrives() {
+    let mut looked = Looked::new(false);
+    assert_eq!(looked.within(60), Some((5, Next::Ask)));
+    for _ in 0..4 {
+        looked.seen.moved.told += 16_384;
+        looked.on_the_way += 16_406;
+        assert_eq!(looked.within(1), None);
+    }
+    assert_eq!(looked.within(60), Some((1, Next::GiveUp)));
+}
+
+#[test]
+fn on_a_slow_way_the_time_for_an_answer_begins_when_what_stands_before_it_has_arrived() {
+    let mut looked = Looked::new(false);
+    looked.seen.moved.told = 2_000_000;
+    looked.on_the_way = 2_000_000;
+    assert_eq!(looked.within(60), Some((5, Next::Ask)));
+    while looked.on_the_way > 0 {
+        assert_eq!(looked.within(4), None);
+        looked.on_the_way -= 500_000;
     }
     assert_eq!(looked.within(60), Some((5, Next::GiveUp)));
 }
@@ -141,7 +178,7 @@ fn where_we_have_stood_still_ourselves_the_time_for_an_answer_begins_anew() {
     assert_eq!(looked.within(60), Some((5, Next::Ask)));
     looked.seen.now = looked.seen.now.after(Duration::from_secs(60));
     looked.seen.late = true;
-    assert_eq!(looked.alive.look(&looked.seen), Next::Nothing);
+    assert_eq!(looked.look(), Next::Nothing);
     looked.seen.late = false;
     assert_eq!(looked.within(4), None);
     assert_eq!(looked.within(60), Some((1, Next::GiveUp)));
