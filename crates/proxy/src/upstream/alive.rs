@@ -47,7 +47,10 @@ pub(super) struct Alive {
     /// When one was last sent, and how many have been since the peer last said something of a response.
     last: Cell<Tick>,
     in_a_row: Cell<u8>,
-    /// It has said something since a PING that it has not answered: it does not answer them, and nothing is learnt by another.
+    /// Since when a PING has been on its way.
+    unanswered: Cell<Option<Tick>>,
+    /// It has said something when such an answer was overdue: it does not answer them, and nothing is learnt by another. One that is
+    /// overtaken by what was on its way says nothing.
     ignores: Cell<bool>,
     doubted: Cell<bool>,
 }
@@ -89,6 +92,7 @@ impl Alive {
             arrived: Cell::new(0),
             last: Cell::new(now),
             in_a_row: Cell::new(0),
+            unanswered: Cell::new(None),
             ignores: Cell::new(false),
             doubted: Cell::new(false),
         }
@@ -97,12 +101,10 @@ impl Alive {
     /// The sweep looks at it. `on_the_way`: how much of what was sent has not reached the peer's host.
     pub(super) fn look(&self, seen: &Seen, on_the_way: impl Fn() -> u64) -> Next {
         let &Seen { now, moved, .. } = seen;
-        let before = self.moved.replace(moved);
-        if before.heard != moved.heard {
-            self.since.set(now);
+        let since = self.unanswered.get().filter(|_| !seen.late).unwrap_or(now);
+        self.unanswered.set(seen.is_asked.then_some(since));
+        if self.hears(moved, now) {
             self.carried.set(seen.carried);
-            self.asked.set(None);
-            self.ignores.set(seen.is_asked);
             return if self.doubted.replace(false) { Next::Trust } else { Next::Nothing };
         }
         if let Some(asked) = self.asked.get() {
@@ -114,6 +116,7 @@ impl Alive {
             }
             if seen.late || arrives {
                 self.asked.set(Some(now));
+                self.unanswered.set(Some(now));
                 return Next::Nothing;
             }
             return if now.since(asked) >= ANSWER { Next::GiveUp } else { Next::Nothing };
@@ -126,22 +129,31 @@ impl Alive {
         Next::Nothing
     }
 
-    /// A request's time was over, and nothing has come since it was sent; true: a PING is to be sent.
-    pub(super) fn doubt(&self, moved: Moved, now: Tick, on_the_way: impl Fn() -> u64) -> bool {
-        // What came before the request and after the last look is no answer to what is asked now.
-        if self.moved.replace(moved).heard != moved.heard {
-            self.since.set(now);
-        }
-        if self.asked.get().is_some() {
+    /// A request's time was over, and nothing has come since it was sent.
+    pub(super) fn doubt(&self, moved: Moved, now: Tick, on_the_way: impl Fn() -> u64) -> Next {
+        // What came before the request and after the last look is no answer to what is asked now, but to what was asked before.
+        let has_heard = self.hears(moved, now);
+        if self.asked.get().is_some() || self.ignores.get() {
             self.doubted.set(true);
-            return false;
+            return Next::Nothing;
         }
-        let asks = self.may_ask(now);
-        if asks {
+        if self.may_ask(now) {
             self.asks(now, arrived(moved, on_the_way()));
             self.doubted.set(true);
+            return Next::Ask;
         }
-        asks
+        if has_heard && self.doubted.replace(false) { Next::Trust } else { Next::Nothing }
+    }
+
+    /// Takes what has moved; whether anything has come.
+    fn hears(&self, moved: Moved, now: Tick) -> bool {
+        if self.moved.replace(moved).heard == moved.heard {
+            return false;
+        }
+        self.since.set(now);
+        self.asked.set(None);
+        self.ignores.set(self.unanswered.get().is_some_and(|since| now.since(since) >= ANSWER));
+        true
     }
 
     pub(super) fn is_doubted(&self) -> bool {
@@ -151,6 +163,7 @@ impl Alive {
     /// A PING has been answered. True: it was in doubt.
     pub(super) fn answered(&self) -> bool {
         self.asked.set(None);
+        self.unanswered.set(None);
         self.ignores.set(false);
         self.doubted.replace(false)
     }
@@ -167,6 +180,7 @@ impl Alive {
 
     fn asks(&self, now: Tick, arrived: i64) {
         self.asked.set(Some(now));
+        self.unanswered.set(self.unanswered.get().or(Some(now)));
         self.arrived.set(arrived);
         self.last.set(now);
         self.in_a_row.set(self.in_a_row.get().saturating_add(1));

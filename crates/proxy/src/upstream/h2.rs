@@ -177,7 +177,11 @@ impl H2Connection {
             is_asked: self.pings.is_under_way(),
             late,
         };
-        match self.alive.look(&seen, || self.moving.on_the_way()) {
+        self.follow(self.alive.look(&seen, || self.moving.on_the_way()));
+    }
+
+    fn follow(&self, next: Next) {
+        match next {
             Next::Nothing => {}
             Next::Trust => self.room.call(),
             Next::Ask => self.pings.ask(),
@@ -370,10 +374,10 @@ impl Stream {
 
     /// Its time was over. Where nothing at all has come since it was opened, the connection has to prove that it lives.
     fn ran_out(&self, now: Tick) {
-        let H2Connection { moving, alive, pings, .. } = &*self.connection;
+        let H2Connection { moving, alive, .. } = &*self.connection;
         let moved = moving.moved();
-        if moved.heard == self.heard && alive.doubt(moved, now, || moving.on_the_way()) {
-            pings.ask();
+        if moved.heard == self.heard {
+            self.connection.follow(alive.doubt(moved, now, || moving.on_the_way()));
         }
     }
 }

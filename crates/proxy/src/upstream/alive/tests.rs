@@ -25,7 +25,7 @@ impl Looked {
     }
 
     /// The time of somebody is over that has heard nothing since then.
-    fn doubt(&self) -> bool {
+    fn doubt(&self) -> Next {
         self.alive.doubt(self.seen.moved, self.seen.now, || self.on_the_way)
     }
 
@@ -95,11 +95,11 @@ fn one_that_answers_is_not_given_up_and_not_asked_more_often_than_libraries_of_g
         assert_eq!(looked.look(), Next::Nothing);
     }
     // Nor does who runs out of time on it ask more often.
-    assert!(looked.doubt());
+    assert_eq!(looked.doubt(), Next::Ask);
     looked.hears(true);
-    assert!(looked.doubt());
+    assert_eq!(looked.doubt(), Next::Ask);
     looked.hears(true);
-    assert!(!looked.doubt());
+    assert_eq!(looked.doubt(), Next::Nothing);
     assert!(!looked.alive.is_doubted(), "as much is known of it as can be");
 }
 
@@ -116,8 +116,8 @@ fn a_proxy_of_the_mesh_is_asked_every_ten_seconds() {
 #[test]
 fn one_in_doubt_is_trusted_again_by_whatever_comes() {
     let mut looked = Looked::new(false);
-    assert!(looked.doubt());
-    assert!(!looked.doubt(), "it is asked already");
+    assert_eq!(looked.doubt(), Next::Ask);
+    assert_eq!(looked.doubt(), Next::Nothing, "it is asked already");
     assert!(looked.alive.is_doubted());
     looked.hears(false);
     assert_eq!(looked.within(1), Some((0, Next::Trust)));
@@ -127,10 +127,37 @@ fn one_in_doubt_is_trusted_again_by_whatever_comes() {
 #[test]
 fn one_that_speaks_and_does_not_answer_pings_is_not_given_up_for_it() {
     let mut looked = Looked::new(false);
+    for _ in 0..2 {
+        assert_eq!(looked.within(60), Some((5, Next::Ask)));
+        assert_eq!(looked.within(4), None);
+        looked.hears(false);
+    }
+    assert_eq!(looked.within(3600), None, "it spoke when the answer was overdue");
+    // Nothing would be learnt by another PING. What is new goes elsewhere as long as nothing comes.
+    assert_eq!(looked.doubt(), Next::Nothing);
+    assert!(looked.alive.is_doubted());
+    looked.hears(false);
+    assert_eq!(looked.within(1), Some((0, Next::Trust)));
+}
+
+#[test]
+fn a_ping_that_is_overtaken_by_what_was_on_its_way_is_still_waited_for_when_nothing_comes_any_more() {
+    let mut looked = Looked::new(false);
     assert_eq!(looked.within(60), Some((5, Next::Ask)));
     looked.hears(false);
-    assert_eq!(looked.within(3600), None);
-    assert!(!looked.doubt() && !looked.alive.is_doubted());
+    assert_eq!(looked.within(60), Some((5, Next::Ask)));
+    assert_eq!(looked.within(60), Some((5, Next::GiveUp)));
+}
+
+#[test]
+fn what_came_after_a_ping_counts_also_where_a_later_request_runs_out_before_anybody_has_looked() {
+    let mut looked = Looked::new(false);
+    assert_eq!(looked.within(60), Some((5, Next::Ask)));
+    assert_eq!(looked.within(2), None);
+    looked.hears(false);
+    assert_eq!(looked.doubt(), Next::Ask);
+    assert_eq!(looked.within(4), None, "it has spoken since the first PING");
+    assert_eq!(looked.within(60), Some((1, Next::GiveUp)));
 }
 
 #[test]
