@@ -136,6 +136,7 @@ async fn what_is_unfinished_when_memory_runs_out_is_ended_and_what_runs_goes_on(
     gateway.uses(96).await;
     let answer = rest(&mut head).await;
     assert!(answer.starts_with("HTTP/1.1 503"), "{answer}");
+    drop(head);
     assert_eq!((rest(&mut handshake).await, rest(&mut silent).await), (String::new(), String::new()));
     for what in ["head", "handshake", "idle"] {
         gateway.closed(what, 1).await;
@@ -293,4 +294,21 @@ async fn what_runs_on_a_connection_of_http2_does_not_end_for_a_block_of_fields_t
     }
     answered.sort_unstable();
     assert_eq!(answered, [1, 3, 5]);
+}
+
+#[tokio::test]
+async fn who_still_sends_the_head_that_makes_room_is_not_cut_off_from_the_answer() {
+    let gateway = Gateway::using(96).await;
+    let mut tcp = gateway.open(b"GET /x HTTP/1.1\r\nHost: a\r\nX-A: b").await;
+    let answer = rest(&mut tcp).await;
+    assert!(answer.starts_with("HTTP/1.1 503"), "{answer}");
+    // It has not looked yet, and goes on.
+    for _ in 0..200 {
+        tcp.write_all(&[b'b'; 200]).await.unwrap();
+        tokio::task::yield_now().await;
+    }
+    gateway.has(1).await;
+    tcp.shutdown().await.unwrap();
+    gateway.has(0).await;
+    assert_eq!(tcp.read(&mut [0]).await.unwrap(), 0, "no reset");
 }

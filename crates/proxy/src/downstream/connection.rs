@@ -416,6 +416,7 @@ async fn linger(conn: &Conn, server: &mut H1Server) {
         return;
     }
     conn.entry.enter(Phase::Head, conn.worker.now());
+    conn.entry.holds(0);
     let mut left = LINGER_BYTES;
     poll_fn(|cx| {
         if server.poll_linger(cx, &mut left).is_ready()

@@ -39,6 +39,8 @@ pub(crate) struct H1Server {
     owed: u64,
     ended: bool,
     aborted: bool,
+    /// A head was refused that may not have come whole.
+    refused: bool,
 }
 
 impl H1Server {
@@ -59,6 +61,7 @@ impl H1Server {
             owed: 0,
             ended: false,
             aborted: false,
+            refused: false,
         }
     }
 
@@ -119,6 +122,7 @@ impl H1Server {
         self.keep_alive = false;
         self.head_sent = false;
         self.ended = false;
+        self.refused = true;
     }
 
     /// What has come is not wanted, and costs nothing any more.
@@ -304,7 +308,12 @@ impl H1Server {
     pub(crate) fn poll_linger(&mut self, cx: &mut Context<'_>, left: &mut u64) -> Poll<()> {
         loop {
             self.forget_input();
-            match ready!(self.wire.poll_fill(cx)) {
+            let read = self.wire.poll_fill(cx);
+            if read.is_pending() {
+                // TLS has taken a block for what may come.
+                self.forget_input();
+            }
+            match ready!(read) {
                 Ok(count @ 1..) if (count as u64) < *left => *left -= count as u64,
                 _ => return Poll::Ready(()),
             }
@@ -313,7 +322,7 @@ impl H1Server {
 
     /// Whether the caller may still be sending.
     pub(crate) fn has_unread_input(&self) -> bool {
-        !self.body.is_done() || !self.wire.read.is_empty()
+        self.refused || !self.body.is_done() || !self.wire.read.is_empty()
     }
 }
 
