@@ -133,6 +133,8 @@ pub(crate) struct Entry {
     /// Since when the caller owes bytes of its request's body.
     owing: Cell<Option<Tick>>,
     order: Cell<Option<Order>>,
+    /// It was told to drain. What it is told about one phase does not take that back.
+    drains: Cell<bool>,
     /// It has had nothing to do for a while.
     rests: Cell<bool>,
     waker: RefCell<Option<Waker>>,
@@ -151,7 +153,7 @@ impl Entry {
     /// Enters a phase. That the one before took too long, or too much, does not matter any more.
     pub(crate) fn enter(&self, phase: Phase, now: Tick) {
         if matches!(self.order.get(), Some(Order::TimedOut(_) | Order::Shed)) {
-            self.order.set(None);
+            self.stays();
         }
         self.phase.set(phase);
         self.since.set(now);
@@ -238,8 +240,9 @@ impl Entry {
 
     /// What runs is finished, and then it ends.
     pub(crate) fn finish(&self) {
+        self.drains.set(true);
         if self.order.get().is_none() {
-            self.order.set(Some(Order::Drain));
+            self.stays();
         }
     }
 
@@ -266,9 +269,9 @@ impl Entry {
         !link.is_left_behind()
     }
 
-    /// It is not ended after all. What it has begun has no more time for that.
+    /// It is not ended now after all. What it has begun has no more time for that.
     pub(crate) fn stays(&self) {
-        self.order.set(None);
+        self.order.set(self.drains.get().then_some(Order::Drain));
     }
 
     /// How long it has been in its phase without progress.
@@ -278,7 +281,7 @@ impl Entry {
 
     /// An order that does not apply any more: what it was about began to move again.
     pub(crate) fn disregard(&self, now: Tick) {
-        self.order.set(None);
+        self.stays();
         self.since.set(now);
     }
 
@@ -298,6 +301,7 @@ impl Entry {
 
     /// What is to end at once stays so, whatever it is told besides; and who is not trusted any more is told no last words.
     fn give(&self, order: Order) {
+        self.drains.set(self.drains.get() || order == Order::Drain);
         let stays = match self.order.get() {
             Some(Order::Close(Cause::Draining)) => !matches!(order, Order::Close(_)),
             Some(Order::Close(_)) => true,
@@ -395,6 +399,8 @@ impl Connections {
             entries.push(None);
             entries.len() - 1
         });
+        // Accepted just before. What a connection has begun goes on while others of it do.
+        let order = self.ending.get().filter(|order| !is_stream || *order != Order::Drain);
         let entry = Rc::new(Entry {
             slot,
             is_stream,
@@ -402,8 +408,8 @@ impl Connections {
             since: Cell::new(now),
             patience: Cell::new(None),
             owing: Cell::new(None),
-            // Accepted just before. What a connection has begun goes on while others of it do.
-            order: Cell::new(self.ending.get().filter(|order| !is_stream || *order != Order::Drain)),
+            order: Cell::new(order),
+            drains: Cell::new(order == Some(Order::Drain)),
             rests: Cell::new(false),
             waker: RefCell::new(None),
             standing: Cell::new(Standing::New),
@@ -774,6 +780,30 @@ mod tests {
         connections.drain();
         entry.enter(Phase::Idle, at(311));
         assert_eq!(entry.order(), Some(Order::Drain), "that is no matter of one phase");
+    }
+
+    /// As one whose listener is removed: it is told so once.
+    #[test]
+    fn who_was_told_to_drain_does_so_also_where_it_was_to_make_room_or_was_late_meanwhile() {
+        let connections = Rc::new(Connections::default());
+        let entry = connections.register(at(0));
+        let heads = |order: Order| {
+            entry.enter(Phase::Head, at(0));
+            entry.give(Order::Drain);
+            entry.give(order);
+            assert_eq!(entry.order(), Some(order));
+        };
+        for order in [Order::Shed, Order::TimedOut(Phase::Head)] {
+            heads(order);
+            entry.enter(Phase::Exchange, at(1));
+            assert_eq!(entry.order(), Some(Order::Drain), "its head was whole after all");
+            heads(order);
+            entry.disregard(at(1));
+            assert_eq!(entry.order(), Some(Order::Drain));
+        }
+        entry.give(Order::Close(Cause::Draining));
+        entry.enter(Phase::Idle, at(2));
+        assert_eq!(entry.order(), Some(Order::Close(Cause::Draining)));
     }
 
     #[test]
