@@ -238,6 +238,15 @@ impl Entry {
         self.give(Order::Shed);
     }
 
+    /// What was begun on a connection that ends to make room; `None`: it does not, or what it has begun was whole after all.
+    pub(crate) fn made_room(&self) -> Option<&'static str> {
+        (self.order.get() == Some(Order::Shed)).then(|| match self.phase.get() {
+            Phase::Handshake => "handshake",
+            Phase::Idle => "idle",
+            Phase::Head | Phase::Exchange | Phase::Body => "head",
+        })
+    }
+
     /// What runs is finished, and then it ends.
     pub(crate) fn finish(&self) {
         self.drains.set(true);
@@ -758,8 +767,9 @@ mod tests {
         known_head.carries(false);
         head.shed();
         assert_eq!(found(1_000, false), [handshake.slot, known_head.slot], "nobody is told twice");
+        assert_eq!((head.made_room(), handshake.made_room()), (Some("head"), None));
         head.enter(Phase::Exchange, at(1));
-        assert_eq!(head.order(), None, "it was whole after all");
+        assert_eq!((head.order(), head.made_room()), (None, None), "it was whole after all");
         drop(idle);
         assert_eq!(connections.newcomers(), 2);
     }

@@ -368,14 +368,20 @@ impl Engine {
         let left = Arc::new(AtomicUsize::new(0));
         self.tell_all(|| Command::Stop(Arc::clone(&left))).await;
         let threads: Vec<_> = self.workers.into_iter().map(|worker| worker.thread).collect();
-        let joined = tokio::task::spawn_blocking(move || threads.into_iter().all(|t| t.join().is_ok())).await;
-        if !joined.unwrap_or(false) {
-            tracing::error!("a worker broke down while it drained; what it carried is lost");
-        }
-        match left.load(Ordering::Relaxed) {
-            0 => Drained::Clean,
-            left => Drained::CutOff { left },
-        }
+        let broken = move || threads.into_iter().filter_map(|thread| thread.join().err()).count();
+        let broken = tokio::task::spawn_blocking(broken).await.unwrap_or(1);
+        drained(left.load(Ordering::Relaxed), broken)
+    }
+}
+
+/// How it ended where so much was cut off, and so many workers broke down: each had something at that moment, and nobody knows how much.
+fn drained(left: usize, broken: usize) -> Drained {
+    if broken > 0 {
+        tracing::error!(workers = broken, "a worker broke down while it drained; what it carried is lost");
+    }
+    match left + broken {
+        0 => Drained::Clean,
+        left => Drained::CutOff { left },
     }
 }
 
@@ -404,4 +410,16 @@ fn start_worker(index: usize, shared: Arc<Shared>, bells: Bells) -> std::io::Res
     })?;
     wait.recv().map_err(|_| std::io::Error::other("the worker's thread ended before it began"))??;
     Ok(WorkerHandle { commands, thread })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_drain_in_which_a_worker_breaks_down_is_not_clean() {
+        assert_eq!(drained(0, 0), Drained::Clean);
+        assert_eq!(drained(0, 1), Drained::CutOff { left: 1 });
+        assert_eq!(drained(3, 1), Drained::CutOff { left: 4 });
+    }
 }

@@ -12,7 +12,7 @@
 use meshwork_decision::Cause;
 use meshwork_telemetry::inventory;
 
-use crate::connections::Phase;
+use crate::connections::{Entry, Phase};
 use crate::error::Failure;
 use crate::pressure::Pressure;
 use crate::worker::Worker;
@@ -74,11 +74,6 @@ impl Worker {
                 break;
             }
             left = left.saturating_sub(entry.weight());
-            self.closed_for_memory(match entry.phase() {
-                Phase::Handshake => "handshake",
-                Phase::Idle => "idle",
-                Phase::Head | Phase::Exchange | Phase::Body => "head",
-            });
             entry.shed();
         }
     }
@@ -96,6 +91,14 @@ impl Worker {
     pub(crate) fn refused_for_memory(&self) -> Failure {
         self.shared.metrics.counter(&inventory::OVERLOAD_MEMORY, &[]).increment();
         self.no_room()
+    }
+
+    /// Counts a connection that ends, where that is to make room. Whoever is told to may have begun to move meanwhile.
+    #[cold]
+    pub(crate) fn ends(&self, entry: &Entry) {
+        if let Some(what) = entry.made_room() {
+            self.closed_for_memory(what);
+        }
     }
 
     /// Counts a connection that was closed to make room.

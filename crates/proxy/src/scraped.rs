@@ -39,7 +39,9 @@ pub(crate) fn tell(shared: &Arc<Shared>) {
 fn of_memory(shared: &Shared, samples: &mut Samples) {
     let Some(limit) = shared.settings.max_memory else { return };
     samples.tell(&inventory::OVERLOAD_MEMORY_LIMIT, &[], limit);
-    samples.tell(&inventory::OVERLOAD_MEMORY_USED, &[], shared.settings.memory.used().unwrap_or_default());
+    if let Some(used) = shared.settings.memory.used() {
+        samples.tell(&inventory::OVERLOAD_MEMORY_USED, &[], used);
+    }
     samples.tell(&inventory::OVERLOAD_MEMORY_PRESSURE, &[shared.memory.get().as_str()], 1);
 }
 

@@ -11,13 +11,16 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use meshwork_base::{Clock, ManualClock};
+use meshwork_decision::Change;
+use meshwork_messages::v1;
 use meshwork_messages::v1::service_port::AppProtocol;
 use meshwork_process::MemoryMeter;
 use meshwork_proxy::{Mesh, Settings};
+use meshwork_telemetry::Format;
 use support::raw::{
     CALM, CONTINUATION, DATA, END_HEADERS, END_STREAM, GOAWAY, HEADERS, Raw, frame, head, literal,
 };
-use support::{Harness, Upstream, is_head, read_until, rule, upstream};
+use support::{Harness, Upstream, free_port, is_head, read_until, rule, upstream};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
@@ -311,4 +314,56 @@ async fn who_still_sends_the_head_that_makes_room_is_not_cut_off_from_the_answer
     tcp.shutdown().await.unwrap();
     gateway.has(0).await;
     assert_eq!(tcp.read(&mut [0]).await.unwrap(), 0, "no reset");
+}
+
+#[tokio::test]
+async fn who_makes_room_and_still_sends_is_counted_once() {
+    let gateway = Gateway::using(96).await;
+    let mut tcp = gateway.open(b"GET /x HTTP/1.1\r\nHost: a\r\nX-A: b").await;
+    assert!(rest(&mut tcp).await.starts_with("HTTP/1.1 503"));
+    gateway.has(1).await;
+    gateway.clock.advance(Duration::from_millis(100));
+    gateway.has(0).await;
+    gateway.closed("head", 1).await;
+}
+
+#[tokio::test]
+async fn that_there_is_no_memory_is_no_fault_of_a_caller_of_layer_4() {
+    let mut gateway = Gateway::using(50).await;
+    let port = free_port();
+    let listener = v1::Listener {
+        source: Some(v1::Source {
+            kind: "Gateway".into(),
+            name: "gw".into(),
+            namespace: "default".into(),
+            ..Default::default()
+        }),
+        port: port.into(),
+        protocol: v1::listener::Protocol::Tls.into(),
+        tls: Some(v1::TlsTermination { passthrough: true, secrets: vec![] }),
+        ..Default::default()
+    };
+    gateway.harness.change([Change::upsert("default/gw/tls", "1", &listener)]).await;
+    let mut tcp = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
+    // A record whose ClientHello does not come.
+    tcp.write_all(&[22, 3, 1, 2, 0]).await.unwrap();
+    gateway.caught_up().await;
+    // The line of that is the first.
+    gateway.harness.lines(1).await;
+    gateway.clock.advance(Duration::from_millis(100));
+    gateway.uses(96).await;
+    assert_eq!(rest(&mut tcp).await, "");
+    gateway.closed("handshake", 1).await;
+    let line = gateway.harness.lines(2).await.remove(1);
+    let said = ["\"OM\"", "\"overload\"", "--max-memory-bytes"];
+    assert!(said.iter().all(|word| line.contains(word)), "{line}");
+}
+
+#[tokio::test]
+async fn what_is_used_is_not_told_where_nobody_knows_it() {
+    let settings =
+        Settings { max_memory: Some(LIMIT), memory: MemoryMeter::told_by(|| None), ..Settings::default() };
+    let told = Harness::start(settings).metrics.render(Format::OpenMetrics);
+    let has = |name: &str| told.lines().any(|line| line.starts_with(name));
+    assert!(has("meshwork_overload_memory_limit_bytes ") && !has("meshwork_overload_memory_used_bytes "));
 }

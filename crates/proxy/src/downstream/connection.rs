@@ -18,7 +18,7 @@ use super::h1::{self, H1Server};
 use super::handshake::{self, Caller, Opened, Refused};
 use super::proxied::{self, Ends};
 use super::streams;
-use crate::connections::{Order, Phase, Registration};
+use crate::connections::{Entry, Order, Phase, Registration};
 use crate::error::Failure;
 use crate::gauges::OpenDownstream;
 use crate::http::stream::StreamError;
@@ -151,6 +151,7 @@ async fn rest(conn: &Conn, io: &Io) -> bool {
             return Poll::Ready(true);
         }
         if conn.entry.order().is_some() {
+            conn.worker.ends(&conn.entry);
             return Poll::Ready(false);
         }
         conn.entry.watch(cx);
@@ -169,7 +170,10 @@ async fn serve_awake(conn: Conn, mut wire: Wire, is_http1: bool) -> Option<Reste
                 Box::pin(streams::serve(conn.link, conn.entry, replayed(wire))).await;
                 return None;
             }
-            Ok(Detected::Nothing) => return None,
+            Ok(Detected::Nothing) => {
+                conn.worker.ends(&conn.entry);
+                return None;
+            }
             Ok(Detected::Idle) => return Some(Rested { conn, io: wire.io, is_http1 }),
             Err(error) => {
                 tracing::debug!(peer = %conn.peer, %error, "a connection broke before its first request");
@@ -198,7 +202,7 @@ async fn begin(worker: Rc<Worker>, place: Place, mut tcp: TcpStream, peer: Socke
         match Box::pin(proxied::read(policy, &entry, &mut tcp, ends)).await {
             Ok(told) => ends = told?,
             Err(refused) => {
-                refuse(&worker, place, peer, &refused);
+                refuse(&worker, &entry, (place, peer), &refused);
                 return None;
             }
         }
@@ -222,7 +226,7 @@ async fn begin(worker: Rc<Worker>, place: Place, mut tcp: TcpStream, peer: Socke
     let Opened { io, sni, http2, https, caller } = match opened {
         Ok(opened) => opened?,
         Err(refused) => {
-            refuse(&worker, place, peer, &refused);
+            refuse(&worker, &entry, (place, peer), &refused);
             return None;
         }
     };
@@ -247,7 +251,13 @@ fn replayed(mut wire: Wire) -> Replayed {
     Replayed::new(std::mem::take(&mut wire.read), wire.io)
 }
 
-fn refuse(worker: &Worker, place: Place, peer: SocketAddr, Refused { cause, why }: &Refused) {
+fn refuse(
+    worker: &Worker,
+    entry: &Entry,
+    (place, peer): (Place, SocketAddr),
+    Refused { cause, why }: &Refused,
+) {
+    worker.ends(entry);
     worker.handshake_failed(place, cause);
     tracing::debug!(%peer, listener = %place, cause, why, "connection refused");
 }
@@ -357,11 +367,15 @@ async fn next_head(conn: &Conn, server: &mut H1Server, space: &mut Option<Lent>)
                 return Poll::Ready(Next::Refuse(failure, started));
             }
             Some(Order::Shed) if server.has_partial_head() => {
+                conn.worker.ends(&conn.entry);
                 return Poll::Ready(Next::Refuse(conn.worker.no_room(), started));
             }
             // A head that is on its way still gets its answer while we drain.
             Some(Order::Drain) if server.has_partial_head() => {}
-            Some(_) => return Poll::Ready(Next::Close),
+            Some(_) => {
+                conn.worker.ends(&conn.entry);
+                return Poll::Ready(Next::Close);
+            }
             None => {}
         }
         if server.has_partial_head() && !has_room(conn, server) {
@@ -386,7 +400,7 @@ fn has_room(conn: &Conn, server: &H1Server) -> bool {
     conn.entry.holds(server.wire.read.capacity());
     conn.worker.grew(0);
     let has_room = !conn.worker.memory.is_full();
-    if !has_room && conn.entry.order() != Some(Order::Shed) {
+    if !has_room {
         conn.worker.closed_for_memory("head");
     }
     has_room
@@ -400,6 +414,7 @@ async fn drained(conn: &Conn, server: &mut H1Server) -> bool {
             return Poll::Ready(done.is_ok());
         }
         if conn.entry.order().is_some() {
+            conn.worker.ends(&conn.entry);
             return Poll::Ready(false);
         }
         conn.entry.watch(cx);

@@ -11,6 +11,7 @@ use sha2::{Digest, Sha256};
 use tokio::net::TcpStream;
 
 use crate::connections::{Entry, Order};
+use crate::error::Failure;
 use crate::io::Io;
 use crate::mesh::Place;
 use crate::worker::Worker;
@@ -39,6 +40,17 @@ pub(crate) struct Refused {
     /// A stable name.
     pub(crate) cause: &'static str,
     pub(crate) why: String,
+}
+
+impl Refused {
+    /// The same of a connection of layer 4.
+    pub(crate) fn of_stream(self) -> Failure {
+        let failure = match self.cause == Cause::Overload.as_str() {
+            true => Failure::local(Cause::Overload),
+            false => Failure::downstream(Cause::DownstreamProtocolError),
+        };
+        failure.because(self.why)
+    }
 }
 
 impl From<Refusal> for Refused {

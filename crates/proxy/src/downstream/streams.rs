@@ -144,7 +144,7 @@ pub(crate) async fn serve(link: Rc<Link>, entry: Registration, io: Replayed) {
     let connection = match shaken {
         Ok(Some(Ok(connection))) => connection,
         Ok(Some(Err(error))) => return ended(&link, &error),
-        _ => return,
+        Ok(None) | Err(_) => return worker.ends(&entry),
     };
     entry.enter(Phase::Idle, worker.now());
     let common = Rc::new(Common { entry: entry.entry(), resets: Resets::default(), backlog: Rc::default() });
@@ -254,9 +254,9 @@ impl Serving<'_> {
     /// Whether a head that is not whole may be held; what the connection carries besides is not ended for it.
     #[cold]
     fn has_room(&self) -> bool {
-        let (worker, entry) = (&self.link.worker, &self.common.entry);
+        let worker = &self.link.worker;
         let has_room = self.ending || !worker.memory.is_full() || self.connection.has_streams();
-        if !has_room && entry.order() != Some(Order::Shed) {
+        if !has_room {
             worker.closed_for_memory("head");
         }
         has_room
@@ -299,6 +299,7 @@ impl Serving<'_> {
                 self.end_for(Fault::new(Reason::ENHANCE_YOUR_CALM, Cause::RequestHeaderTimeout.as_str()));
             }
             Some(Order::Shed) => {
+                worker.ends(entry);
                 entry.disregard(worker.now());
                 self.give_up();
             }

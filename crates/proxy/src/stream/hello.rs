@@ -32,6 +32,6 @@ pub(super) async fn read(entry: &Entry, tcp: &TcpStream) -> Result<Option<Box<st
             Err(Failure::downstream(Cause::DownstreamClosed).because(why))
         }
         Ok(None) => Err(Failure::local(Cause::Draining)),
-        Err(refused) => Err(bad(refused.why)),
+        Err(refused) => Err(refused.of_stream()),
     }
 }

@@ -31,7 +31,7 @@ use std::sync::Arc;
 use std::task::Poll;
 
 use bytes::Bytes;
-use meshwork_decision::{Binding, Protocol};
+use meshwork_decision::{Binding, Cause, Protocol};
 use meshwork_telemetry::Phase as Stage;
 use tokio::net::TcpStream;
 
@@ -99,6 +99,7 @@ pub(crate) async fn serve(caller: Caller, binding: Arc<Binding>, tcp: TcpStream)
         match Box::pin(hello::read(entry, &tcp)).await {
             Ok(hello) => name = hello,
             Err(failure) => {
+                worker.ends(entry);
                 journey.failed(&failure);
                 return reject::reset(&tcp);
             }
@@ -157,14 +158,14 @@ async fn end_tls(
     listener: &Arc<meshwork_decision::Listener>,
     tcp: TcpStream,
 ) -> Result<Io, Failure> {
-    use meshwork_decision::Cause;
     let Caller { worker, entry, place, .. } = caller;
     let config = worker.tls.for_any_protocol(listener);
     entry.enter(Phase::Handshake, worker.now());
     let accepting = tokio_rustls::TlsAcceptor::from(config).accept(tcp);
     let refused = |refused: handshake::Refused| {
+        worker.ends(entry);
         worker.handshake_failed(*place, refused.cause);
-        Failure::downstream(Cause::DownstreamProtocolError).because(refused.why)
+        refused.of_stream()
     };
     let accepted = unless_ordered(entry, accepting).await.map_err(refused)?;
     let Some(accepted) = accepted else { return Err(Failure::local(Cause::Draining)) };

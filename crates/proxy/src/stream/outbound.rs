@@ -196,6 +196,9 @@ async fn detect(conn: &Conn, wire: &mut Wire) -> Option<Inside> {
                 return Poll::Ready(Some(inside));
             }
             if wire.eof || conn.entry.order().is_some() {
+                if wire.read.is_empty() {
+                    conn.worker.ends(&conn.entry);
+                }
                 return Poll::Ready((!wire.read.is_empty()).then_some(Inside::Opaque));
             }
             match wire.poll_fill(cx) {
