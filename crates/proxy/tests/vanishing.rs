@@ -48,19 +48,28 @@ async fn http1() -> SocketAddr {
     upstream(|got| is_head(got).then(|| OK.to_vec())).await.address
 }
 
-/// Waits, while time goes on in steps that answers come within.
-async fn as_time_goes_on<T>(clock: &ManualClock, waited: impl Future<Output = T>) -> T {
+/// Waits, while time goes on until the proxy has left a connection that is forgotten: whatever it does then may take as long as it
+/// takes.
+async fn as_time_goes_on<T>(clock: &ManualClock, relay: &Relay, waited: impl Future<Output = T>) -> T {
+    let before = relay.left.load(Ordering::SeqCst);
     let passes = async {
-        loop {
+        while relay.left.load(Ordering::SeqCst) == before {
             clock.advance(Duration::from_millis(500));
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
+        std::future::pending::<()>().await;
     };
     tokio::select! {
         done = waited => done,
-        () = passes => unreachable!("time goes on for ever"),
+        () = passes => unreachable!("time stands still for ever"),
         () = tokio::time::sleep(PATIENCE) => panic!("nothing ends"),
     }
+}
+
+/// Waits until the proxy's only worker has done what there was to do: it answers who came behind that.
+async fn caught_up(address: SocketAddr) {
+    let told = exchange(address, b"GET / HTTP/1.1\r\n\r\n").await;
+    assert!(told.starts_with("HTTP/1.1 400 "), "{told}");
 }
 
 fn is_ok(told: &str) -> bool {
@@ -75,7 +84,7 @@ async fn a_connection_that_swallows_everything_is_left_for_a_new_one() {
         assert!(is_ok(&exchange(address, GET).await));
         relay.forget_all();
         clock.advance(idles);
-        let told = as_time_goes_on(&clock, exchange(address, POST)).await;
+        let told = as_time_goes_on(&clock, &relay, exchange(address, POST)).await;
         assert!(told.starts_with("HTTP/1.1 503 "), "{told}");
         let line: Value = serde_json::from_str(&harness.lines(2).await[1]).unwrap();
         assert_eq!(line["cause"], "upstream_reset", "{line}");
@@ -92,7 +101,7 @@ async fn what_may_be_repeated_is_not_lost_with_a_connection_that_swallows_everyt
         gateway(Harness::at(&clock), AppProtocol::Http2, &relay, Some(retry(1, &[]))).await;
     assert!(is_ok(&exchange(address, GET).await));
     relay.forget_all();
-    assert!(is_ok(&as_time_goes_on(&clock, exchange(address, GET)).await));
+    assert!(is_ok(&as_time_goes_on(&clock, &relay, exchange(address, GET)).await));
 }
 
 #[tokio::test]
@@ -110,15 +119,25 @@ async fn one_that_is_slow_and_answers_pings_is_not_given_up() {
     let (_harness, address) = gateway(Harness::at(&clock), AppProtocol::Http2, &relay, None).await;
     let asked = tokio::spawn(exchange(address, GET));
     let seen = || relay.pings.each_ref().map(|count| count.load(Ordering::SeqCst));
-    for _ in 0..200 {
-        // Time goes on while no PING is on its way.
-        while seen()[0] > seen()[1] {
-            tokio::time::sleep(Duration::from_millis(1)).await;
+    let asks = async {
+        // Two are asked in a row, and what they wait for takes a minute at least.
+        for passed in 0.. {
+            // Time goes on while no PING is on its way, and the worker has read the answer to the last one.
+            caught_up(address).await;
+            while seen()[0] > seen()[1] {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+            caught_up(address).await;
+            if passed >= 120 && seen()[0] >= 2 {
+                break;
+            }
+            if passed < 500 {
+                clock.advance(Duration::from_millis(500));
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
         }
-        clock.advance(Duration::from_millis(500));
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
-    assert!(seen()[0] > 0, "{:?}", seen());
+    };
+    tokio::time::timeout(PATIENCE, asks).await.expect("it is asked, and answers");
     done.notify_one();
     assert!(is_ok(&asked.await.unwrap()));
     assert_eq!(relay.connections.load(Ordering::SeqCst), 1);
@@ -185,7 +204,7 @@ async fn a_tunnel_through_a_connection_that_swallows_everything_is_broken_off() 
     };
     let mut quiet = opened().await;
     relay.forget_all();
-    let broken = as_time_goes_on(&clock, quiet.read_u8()).await.unwrap_err();
+    let broken = as_time_goes_on(&clock, &relay, quiet.read_u8()).await.unwrap_err();
     assert_eq!(broken.kind(), std::io::ErrorKind::ConnectionReset);
     opened().await;
 }
