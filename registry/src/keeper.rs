@@ -165,13 +165,35 @@ fn length(model: &Model, timed: &Timed) -> Option<Duration> {
     millis.map(Duration::from_millis)
 }
 
-/// Which leases have run out, by service: what is due now and what was kept as suspect before.
-fn overdue_by_service(model: &Model, timers: &Timers) -> BTreeMap<ServiceName, Vec<Place>> {
-    let mut services: BTreeMap<ServiceName, Vec<Place>> = BTreeMap::new();
+/// Who is silent of a service.
+#[derive(Debug, Default)]
+struct Silent {
+    /// Whose leases have run out: what is due now and what was kept as suspect before.
+    overdue: Vec<Place>,
+    /// Of how many others more than half of the lease has. Whoever can renews three times in it; of those who all cannot since the
+    /// same moment the leases run out one after the other, as they were renewed.
+    late: usize,
+}
+
+/// Who is silent, by service, of those of whom somebody's lease has run out.
+fn silent_by_service(model: &Model, timers: &Timers, now: Tick) -> BTreeMap<ServiceName, Silent> {
+    let service = |place: &Place| {
+        let instance = model.instances.get(place)?;
+        Some(ServiceName::new(&place.namespace, &instance.doc.service))
+    };
+    let mut services: BTreeMap<ServiceName, Silent> = BTreeMap::new();
     for place in &timers.overdue {
-        if let Some(instance) = model.instances.get(place) {
-            let name = ServiceName::new(&place.namespace, &instance.doc.service);
-            services.entry(name).or_default().push(place.clone());
+        if let Some(name) = service(place) {
+            services.entry(name).or_default().overdue.push(place.clone());
+        }
+    }
+    for (timed, timer) in &timers.running {
+        let Timed::Lease(place) = timed else { continue };
+        if timer.deadline.since(now) < timer.length / 2
+            && !timers.overdue.contains(place)
+            && let Some(silent) = service(place).and_then(|name| services.get_mut(&name))
+        {
+            silent.late += 1;
         }
     }
     services
@@ -232,13 +254,13 @@ impl Inner {
         }
     }
 
-    /// Removes the instances whose leases ran out, or keeps them as suspects where that would be more than half of the
-    /// service: then the fault is rather in between than in all of them.
+    /// Removes the instances whose leases ran out, or keeps them as suspects where more than half of the service is silent:
+    /// then the fault is rather in between than in all of them.
     async fn end_leases(&self) {
-        let services = overdue_by_service(&self.model.read(), &self.timers.lock());
-        for (name, overdue) in services {
+        let services = silent_by_service(&self.model.read(), &self.timers.lock(), self.clock.now());
+        for (name, Silent { overdue, late }) in services {
             let all = self.model.read().of_service(&name).count();
-            let done = if overdue.len() * 2 > all {
+            let done = if (overdue.len() + late) * 2 > all {
                 self.suspect(&overdue).await
             } else {
                 tracing::info!(service = ?name, instances = ?overdue, "leases ran out");

@@ -14,8 +14,8 @@
 //! ```
 //!
 //! What holds: a name belongs to the identity that registered it first ([`Caller`]); renewals are never written; the
-//! time of a lease does not run while the registry is down; a service that would lose more than half of its instances
-//! at once by silence keeps them as *suspect*. Who follows it is told for how long it has run with its store, and who
+//! time of a lease does not run while the registry is down; a service of which more than half is silent loses nobody: whose lease
+//! runs out meanwhile is kept as *suspect*. Who follows it is told for how long it has run with its store, and who
 //! wanted to be removed that it never had: so a store that was lost is told from one in which nobody is.
 
 mod departed;

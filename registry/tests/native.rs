@@ -108,6 +108,39 @@ async fn losing_more_than_half_at_once_by_silence_keeps_them_as_suspect() {
 }
 
 #[tokio::test]
+async fn those_who_are_cut_off_together_run_out_one_after_the_other_and_none_is_removed() {
+    let world = World::new().await;
+    register(&world, "reviews", 4).await;
+    world.pass(2).await;
+    // Each renews at its own second of a third of the lease, until the cable is cut.
+    for id in ["reviews-1", "reviews-2", "reviews-3"] {
+        world.pass(1).await;
+        world.native().renew("shop", "reviews", id, None).await.unwrap();
+    }
+    for suspects in 1..=4 {
+        world
+            .pass(if suspects == 1 {
+                5
+            } else if suspects == 2 {
+                3
+            } else {
+                1
+            })
+            .await;
+        let all = health(&world).await;
+        assert_eq!(all.len(), 4, "{all:?}");
+        assert_eq!(all.iter().filter(|(_, health)| *health == Health::Suspect).count(), suspects, "{all:?}");
+    }
+    // The cable is there again, and one of them is not.
+    for id in ["reviews-0", "reviews-1", "reviews-2"] {
+        world.native().renew("shop", "reviews", id, None).await.unwrap();
+    }
+    world.pass(1).await;
+    let left: Vec<String> = health(&world).await.into_iter().map(|(id, _)| id).collect();
+    assert_eq!(left, ["reviews-0", "reviews-1", "reviews-2"]);
+}
+
+#[tokio::test]
 async fn the_last_instance_never_vanishes_by_silence() {
     let world = World::new().await;
     register(&world, "reviews", 1).await;
