@@ -247,7 +247,7 @@ async fn an_unknown_service_or_port_and_a_dead_application_are_answered() {
 async fn requests_do_not_reach_an_application_as_bytes_of_a_tunnel_whenever_they_come() {
     let pair = Pair::start(greeting().await, AppProtocol::Unspecified).await;
     let request = "\r\nget / HTTP/1.1\r\nhost: db\r\nx-forwarded-client-cert: By=x;URI=spiffe://mesh.local/ns/shop/sa/admin\r\n\r\n";
-    for (number, cut) in [2, 10, 13, request.len()].into_iter().enumerate() {
+    for (number, cut) in [2, 10, 17, request.len()].into_iter().enumerate() {
         let (status, mut tcp) = pair.connect("db:80").await;
         assert_eq!(status, 200);
         // Who is silent until the application has greeted is opaque to its own proxy.
@@ -255,7 +255,7 @@ async fn requests_do_not_reach_an_application_as_bytes_of_a_tunnel_whenever_they
         tcp.read_exact(&mut greeted).await.unwrap();
         assert_eq!(&greeted, b"220 ready\r\n");
         tcp.write_all(&request.as_bytes()[..cut]).await.unwrap();
-        if cut < 14 {
+        if cut < 19 {
             let mut before = vec![0; cut];
             tcp.read_exact(&mut before).await.unwrap();
             tcp.write_all(&request.as_bytes()[cut..]).await.unwrap();
@@ -263,7 +263,7 @@ async fn requests_do_not_reach_an_application_as_bytes_of_a_tunnel_whenever_they
         let after = all(&mut tcp).await;
         assert!(
             after.as_ref().map_or(true, Vec::is_empty),
-            "{cut}: nothing with the version came through: {after:?}"
+            "{cut}: nothing with the line's end came through: {after:?}"
         );
         let inside = line(&pair.inbound, number).await;
         assert_eq!(inside["cause"], "downstream_protocol_error", "{inside}");
@@ -294,6 +294,15 @@ async fn nor_do_those_that_only_some_servers_take_for_one() {
         let inside = line(&pair.inbound, number).await;
         assert_eq!(inside["cause"], "downstream_protocol_error", "{inside}");
     }
+    // What had come before the end may be there; the end is not.
+    let (_, mut tcp) = pair.connect("db:80").await;
+    tcp.read_exact(&mut [0; 11]).await.unwrap();
+    tcp.write_all(b"m /admin HTTP/1.1").await.unwrap();
+    tcp.read_exact(&mut [0; 17]).await.unwrap();
+    tcp.shutdown().await.unwrap();
+    let end = all(&mut tcp).await;
+    let inside = line(&pair.inbound, lines.len()).await;
+    assert_eq!(inside["cause"], "downstream_protocol_error", "{end:?}, {inside}");
     let (_, mut tcp) = pair.connect("db:80").await;
     let hello = b"\x16\x03\x01\x00\x33\x01\x00\x00\x2f\x03\x03/* GET / and what else there may be\n";
     tcp.write_all(hello).await.unwrap();

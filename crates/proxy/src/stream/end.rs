@@ -61,17 +61,23 @@ macro_rules! each {
 impl AsyncRead for End {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
-        let before = buf.filled().len();
+        let (before, room) = (buf.filled().len(), buf.remaining());
         let read = {
             let this = Pin::new(&mut *this);
             each!(this, end => Pin::new(end).poll_read(cx, buf))
         };
         if let Self::Opaque(watched) = this
-            && watched.1.shows_http(&buf.filled()[before..])
+            && let Poll::Ready(Ok(())) = read
         {
-            // What it was read with goes nowhere.
-            buf.set_filled(before);
-            return Poll::Ready(Err(io::Error::other(IsHttp)));
+            let is_http = match &buf.filled()[before..] {
+                [] => room > 0 && watched.1.ends_as_http(),
+                bytes => watched.1.shows_http(bytes),
+            };
+            if is_http {
+                // What it was read with goes nowhere.
+                buf.set_filled(before);
+                return Poll::Ready(Err(io::Error::other(IsHttp)));
+            }
         }
         read
     }

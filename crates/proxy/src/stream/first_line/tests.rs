@@ -1,0 +1,151 @@
+use super::*;
+
+/// With the servers that serve it, where it is not the standard's.
+const HTTP: &[&[u8]] = &[
+    b"GET / HTTP/1.1\r\n",
+    b"GET / HTTP/1.1\n",
+    b"get / HTTP/1.0\r\n",
+    b"\r\n\r\n \tPOST /a?b HTTP/1.1 \r\n",
+    b"X-ANY\thttp://a/ http/1.1\r\n",
+    b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+    b"CONNECT a:80 HTTP/1.1\r\n",
+    b"m /admin HTTP/1.1                            \r\n", // nginx, Python
+    b"m /admin HTTP/1.01\r\n",                            // nginx, Python
+    b"GET /admin RTSP/1.1\r\n",                           // Node
+    b"OPTIONS rtsp://a/admin RTSP/1.0\r\n",               // Node
+    b"m admin X/1.1\r\n",                                 // Netty
+    b"m a b/c/X/10.12 \t\r\n",                            // Netty
+    b"\0GET /admin HTTP/1.1\r\n",                         // Netty
+    b"\x16\x03\x01\0\xa5GET / HTTP/1.1\r\n",              // Netty, to which \xa5 is of the method
+    b"GET\x0b/admin\x1cHTTP/1.1\r\n",                     // Python
+    b"\x85GET\xa0/admin\x1fHTTP/1.1\r\n",                 // Python
+    b"GET\r/admin\rHTTP/1.1\r\n",                         // Python
+    b"m /a\x01b HTTP/1.1\r\n",                            // Python
+    b"GET /admin\r\nHost: a\r\n\r\n",                     // Node, nginx, Python
+    b"M-SEARCH *\r\n",                                    // Node
+    b"POST http://a\r\n",                                 // Node
+    b"GET admin\r\n",                                     // Python
+    b"m /admin\r\n",                                      // Tomcat
+    b"GET /",
+    b"PROXY TCP4 192.0.2.1 192.0.2.2 1 2\r\nm / HTTP/1.1\r\n",
+    b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c\xc0\0\x02\x01\xc0\0\x02\x02\0\x01\0\x02GET /\r\n",
+    b"\r\n\r\n\0\r\nQUIT\n\x20\0\0\0m / HTTP/1.1\r\n",
+];
+
+/// Python takes what has come when the connection ends for a line.
+const AT_THE_END: &[&[u8]] = &[b"m a HTTP/1.1", b"m a HTTP/1.1\t", b"GET admin", b"m /admin"];
+
+const OTHER: &[&[u8]] = &[
+    b"EHLO host.example\r\nGET / HTTP/1.1\r\n",
+    b"HELLO client/1.0\r\nGET / HTTP/1.1\r\n",
+    b"get /key\r\nget / HTTP/1.1\r\n",
+    b"gets /a /b\r\n",
+    b"set /key 0 0 5\r\nhello\r\n",
+    b"*1\r\n$4\r\nPING\r\n",
+    b"*2\r\n$3\r\nGET\r\n$1\r\na\r\n",
+    b"CONNECT {\"verbose\":false,\"lang\":\"go\",\"name\":\"a/1.2 \"}\r\n",
+    b"CONNECT\nhost:a\n",
+    b"SSH-2.0-OpenSSH_9.2p1 Debian/1.0\r\n",
+    b"NICK one\r\n",
+    b"QUIT\r\n",
+    b"QUIT\n",
+    b"\0QUIT\n",
+    b"A / b\r\n",
+    // Logs of requests are none.
+    b"<134>1 2026-11-27T00:00:00Z a nginx - - - 192.0.2.1 \"GET /x HTTP/1.1\" 200\n",
+    b"{\"log\":\"192.0.2.1 - - \\\"GET /x HTTP/1.1\\\" 200 \", \"stream\":\"stdout\"}\n",
+    b"120 <134>1 2026-11-27T00:00:00Z a b - - - GET /x HTTP/1.1 200",
+    b"{\"host\":\"a\", \"short\": GET /x HTTP/1.1\0",
+    // SOCKS5 to port 8080, whose first byte Python takes for white space.
+    b"\x05\x01\0\x05\x01\0\x03\x09localhost\x1f\x90GET /x HTTP/1.1\r\n",
+    b"\0\0\0\x2a\x03INSERT 'GET / HTTP/1.1\r\n",
+    b"\0\0\0\x05GET /admin\r\n",
+    b"AMQP\0\0\x09\x01GET / HTTP/1.1\r\n",
+    b"<?xml version='1.0'?><a b='c/1.0'/>\n",
+    // Whoever takes PROXY headers speaks something else behind them.
+    b"PROXY TCP4 192.0.2.1 192.0.2.2 1 2\r\nEHLO a\r\n",
+    b"PROXY UNKNOWN\r\n\x16\x03\x01\0\x33\x01\0\0\x2f/ HTTP/1.1\r\n",
+    b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0cGET / HTTP/1*1\r\n$4\r\nPING\r\n",
+    b"\r\n\r\n\0\r\nQUIT\n\x21\x11",
+    b"word",
+    b"word other",
+    b"m a HTTP/",
+    b"m a HTTPS/1.x\r\n",
+    b"m X/1.1\r\n",
+    b"",
+];
+
+#[test]
+fn a_request_shows_itself_however_it_comes_and_nothing_else_does() {
+    let texts = HTTP.iter().map(|text| (text, true)).chain(OTHER.iter().map(|text| (text, false)));
+    for (text, is_http) in texts {
+        for cut in 0..=text.len() {
+            let mut line = FirstLine::default();
+            let shown = [&text[..cut], &text[cut..]].map(|part| line.shows_http(part));
+            assert_eq!(shown.contains(&true), is_http, "{} at {cut}", text.escape_ascii());
+            assert!(!line.ends_as_http(), "{}", text.escape_ascii());
+        }
+        let mut line = FirstLine::default();
+        let shown = text.chunks(1).filter(|byte| line.shows_http(byte)).count();
+        assert_eq!(shown, usize::from(is_http), "{}", text.escape_ascii());
+    }
+}
+
+#[test]
+fn a_connection_s_end_is_a_line_s_end() {
+    for text in AT_THE_END {
+        let mut line = FirstLine::default();
+        assert!(!line.shows_http(text), "{}", text.escape_ascii());
+        assert!(line.ends_as_http(), "{}", text.escape_ascii());
+        assert!(!line.ends_as_http(), "it has ended");
+    }
+}
+
+#[test]
+fn it_shows_itself_with_the_end_of_its_line_at_the_latest() {
+    for text in HTTP.iter().filter(|text| !text.starts_with(b"PROXY") && !text.contains(&b'Q')) {
+        let begin = text.iter().position(u8::is_ascii_graphic).unwrap_or_default();
+        let end =
+            begin + text[begin..].iter().position(|byte| *byte == b'\n').unwrap_or(text.len() - begin - 1);
+        let mut line = FirstLine::default();
+        assert!(line.shows_http(&text[..=end]), "{}", text.escape_ascii());
+    }
+}
+
+#[test]
+fn what_servers_skip_before_a_line_has_no_end() {
+    for skipped in [&b"\r\n"[..], b" \r\n", b"\0\x01\x7f\n"] {
+        let mut line = FirstLine::default();
+        for _ in 0..2 {
+            assert!(!line.shows_http(&skipped.repeat(LONGEST / skipped.len() + 1)));
+        }
+        assert!(line.shows_http(b"GET /admin HTTP/1.1\r\n"), "{}", skipped.escape_ascii());
+    }
+}
+
+#[test]
+fn a_line_without_an_end_is_watched_as_long_as_any_server_would_read() {
+    let long = |mebibytes: usize| {
+        let mut line = FirstLine::default();
+        assert!(!line.shows_http(b"m "));
+        for _ in 0..mebibytes * 16 {
+            assert!(!line.shows_http(&[b'a'; 64 * 1024]));
+        }
+        line.shows_http(b" HTTP/1.1\r\n")
+    };
+    assert!(long(1));
+    assert!(!long(2));
+}
+
+/// Lengths may be any byte, and what follows is chance: no connection in a hundred of somebody's may break.
+#[test]
+fn handshakes_of_tls_are_no_requests_whatever_their_lengths() {
+    for length in 0..=0x4000_u16 {
+        let [high, low] = length.to_be_bytes();
+        let [inner_high, inner_low] = length.saturating_sub(4).to_be_bytes();
+        let mut hello = vec![0x16, 3, 1, high, low, 1, 0, inner_high, inner_low, 3, 3];
+        hello.extend_from_slice(b"/* GET / HTTPS \x20\x20/1.1\x20 and so on\0\0");
+        let mut line = FirstLine::default();
+        assert!(!line.shows_http(&hello) && !line.ends_as_http(), "{length:#x}");
+    }
+}
