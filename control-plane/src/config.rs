@@ -49,8 +49,9 @@ pub(crate) struct Followed {
     pub(crate) client: ConfigClient,
     /// The config service's revision that was read last, and the control plane's that holds it.
     pub(crate) read: watch::Sender<(u64, u64)>,
-    /// Whether its store has been emptied, so that what was in force before stays until something is written into it.
-    pub(crate) is_emptied: watch::Sender<bool>,
+    /// Of a store that has been emptied: what this process has of what was in it. That stays in force until something is written
+    /// into the store.
+    pub(crate) emptied: watch::Sender<Option<Vec<Address>>>,
     /// One change at a time: what was checked is what is written.
     pub(crate) writing: tokio::sync::Mutex<()>,
 }
@@ -65,11 +66,11 @@ pub fn follow(
     let followed = Followed {
         client: client.clone(),
         read: watch::Sender::default(),
-        is_emptied: watch::Sender::default(),
+        emptied: watch::Sender::default(),
         writing: tokio::sync::Mutex::default(),
     };
     let followed = plane.config.get_or_init(|| followed);
-    let (read, is_emptied) = (followed.read.clone(), followed.is_emptied.clone());
+    let (read, emptied) = (followed.read.clone(), followed.emptied.clone());
     let feed = plane.feed(FEED);
     let stores = plane.trust().map(crate::Trust::followed);
     let held = BTreeMap::new();
@@ -84,14 +85,15 @@ pub fn follow(
             match source.step().await {
                 Ok(Step::Emptied) => {
                     backoff.reset();
-                    if !is_emptied.send_replace(true) && tell_emptied(&feed, &read).await.is_err() {
+                    let before = emptied.send_replace(Some(source.held.keys().cloned().collect()));
+                    if before.is_none() && tell_emptied(&feed, &read).await.is_err() {
                         return;
                     }
                     tokio::time::sleep(LOOK).await;
                 }
                 Ok(Step::Changes(mut changes)) => {
                     backoff.reset();
-                    if is_emptied.send_replace(false) {
+                    if emptied.send_replace(None).is_some() {
                         changes.folder = Some(Ok(()));
                     }
                     if source.tell(changes, &feed, &read).await.is_err() {
@@ -109,7 +111,7 @@ pub fn follow(
 }
 
 /// `NAMESPACE/KIND/NAME`.
-type Address = String;
+pub(crate) type Address = String;
 
 /// The files of a document that the pipeline was told of.
 #[derive(Clone, Debug, Default)]
@@ -300,7 +302,12 @@ pub(crate) fn is_mesh(kind: &str) -> bool {
 }
 
 fn address(version: &Version) -> Address {
-    format!("{}/{}/{}", version.namespace, version.kind, version.name)
+    address_of(&version.namespace, &version.kind, &version.name)
+}
+
+/// The address of a document.
+pub(crate) fn address_of(namespace: &str, kind: &str, name: &str) -> Address {
+    format!("{namespace}/{kind}/{name}")
 }
 
 /// The name under which a revision's object appears.

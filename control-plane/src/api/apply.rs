@@ -1,7 +1,7 @@
 //! What changes documents: checked against everything else that is in effect, written into the config service as one
 //! change, and answered when proxies are being told.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -23,7 +23,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::parse_kind;
-use crate::config::{CLUSTER, Followed, PREFIX, bounded, file_name, is_mesh, settle};
+use crate::config::{CLUSTER, Followed, PREFIX, address_of, bounded, file_name, is_mesh, settle};
 use crate::pipeline::waits;
 use crate::{ControlPlane, Model, codes};
 
@@ -33,6 +33,8 @@ pub(super) const MAX_BODY: usize = 8 << 20;
 pub(super) const PATIENCE: Duration = Duration::from_secs(20);
 /// The age of what is not stored yet.
 const YOUNGEST: &str = "9999-12-31T23:59:59.999Z";
+/// Of what a change leaves out so much is named.
+const NAMED: usize = 5;
 /// What a file is called that came without a name.
 const BODY: &str = "request";
 
@@ -236,7 +238,27 @@ pub(super) fn synced(plane: &ControlPlane) -> Result<Arc<Model>, Problem> {
 /// The model that a change is checked against. While all waits for an emptied store, what is written into it ends that.
 fn checkable(plane: &ControlPlane, followed: &Followed) -> Result<Arc<Model>, Problem> {
     synced(plane)
-        .or_else(|problem| if *followed.is_emptied.borrow() { Ok(plane.model()) } else { Err(problem) })
+        .or_else(|problem| if followed.emptied.borrow().is_some() { Ok(plane.model()) } else { Err(problem) })
+}
+
+/// What is written into an emptied store takes the place of all that was in it, so it has to be about all of that.
+fn covers(followed: &Followed, edits: &[Edit]) -> Result<(), Problem> {
+    let emptied = followed.emptied.borrow();
+    let Some(held) = &*emptied else { return Ok(()) };
+    let written: HashSet<_> =
+        edits.iter().map(|edit| address_of(&edit.namespace, &edit.kind, &edit.name)).collect();
+    let lost: Vec<&str> = held.iter().filter(|one| !written.contains(*one)).map(String::as_str).collect();
+    if lost.is_empty() {
+        return Ok(());
+    }
+    let why = format!(
+        "the config service has lost its store, and what is in force stays until all of it is written again at once, or the folder is restored; of {} objects this change leaves out {}: {}{}",
+        held.len(),
+        lost.len(),
+        lost[..lost.len().min(NAMED)].join(", "),
+        if lost.len() > NAMED { ", …" } else { "" },
+    );
+    Err(Problem::new(StatusCode::CONFLICT, "the store was emptied").detail(why).code(codes::NOT_SYNCED))
 }
 
 async fn apply(
@@ -259,6 +281,7 @@ pub(super) async fn store(
 ) -> Result<Json<Stored>, Problem> {
     let _alone = followed.writing.lock().await;
     let warnings = draft.check(plane, &*checkable(plane, followed)?)?;
+    covers(followed, &draft.edits)?;
     let change = Change { message: why.message, author: why.author, edits: draft.edits };
     let client = &followed.client;
     let applied = bounded(client, PATIENCE, client.apply(&change)).await.map_err(of_config)?;

@@ -1,7 +1,9 @@
 use std::collections::BTreeSet;
 use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use axum::extract::Request;
+use axum::http::StatusCode;
 use axum::{Extension, Router};
 use meshwork_api::apply::{Files, Stored};
 use meshwork_api::config::{Change, Edit};
@@ -36,7 +38,11 @@ impl Service {
         let new = other.0.lock().clone();
         let old = std::mem::replace(&mut *self.0.lock(), new);
         // Whoever waits for a change of the old one hears of it.
-        let content = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "last"}});
+        // So it has to be one, however often this is done.
+        static CHANGES: AtomicUsize = AtomicUsize::new(0);
+        let change = CHANGES.fetch_add(1, Ordering::Relaxed).to_string();
+        let metadata = json!({"name": "last", "labels": {"change": change}});
+        let content = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": metadata});
         let (namespace, kind, name) = (CLUSTER.to_owned(), "Namespace".to_owned(), "last".to_owned());
         let edits = vec![Edit { namespace, kind, name, content, if_revision: None }];
         let client = ConfigClient(Client::in_memory("old", old.0.clone()));
@@ -87,10 +93,17 @@ async fn keeping(disk: &Path, service: &Service, start_anyway: bool) -> ControlP
 }
 
 async fn apply(plane: &ControlPlane, namespaces: &[&str]) -> Stored {
+    try_to_apply(plane, namespaces).await.unwrap()
+}
+
+async fn try_to_apply(
+    plane: &ControlPlane,
+    namespaces: &[&str],
+) -> Result<Stored, meshwork_api::ClientError> {
     let text = |name: &&str| format!("apiVersion: v1\nkind: Namespace\nmetadata: {{name: {name}}}\n---\n");
     let files = [("f.yaml".to_owned(), namespaces.iter().map(text).collect())].into();
     let api = ApplyClient(Client::in_memory("control plane", plane.router()));
-    api.apply(&Files { files, ..Files::default() }).await.unwrap()
+    api.apply(&Files { files, ..Files::default() }).await
 }
 
 async fn until(plane: &ControlPlane, is_it: impl FnMut(&Model) -> bool) -> Arc<Model> {
@@ -119,10 +132,15 @@ async fn what_is_in_force_stays_when_the_store_is_emptied_until_something_is_app
     let model = until(&plane, is_told).await;
     assert!(names(&model).is_superset(&["a", "b", "c"].into()), "{:?}", names(&model));
 
-    let stored = apply(&plane, &["b"]).await;
+    // Whoever changes one thing as ever does not take away all others.
+    let refused = try_to_apply(&plane, &["b", "d"]).await.unwrap_err();
+    assert_eq!((refused.status(), refused.code()), (Some(StatusCode::CONFLICT), Some("MW4110")));
+    assert!(refused.to_string().contains("/Namespace/a"), "{refused}");
+    let all: Vec<&str> = names(&model).into_iter().chain(["d"]).collect();
+    let stored = apply(&plane, &all).await;
     assert!(stored.config_revision < before.config_revision, "it has been read back from the new one");
     let model = plane.model();
-    assert_eq!((names(&model), is_told(&model)), (["b"].into(), false));
+    assert_eq!((names(&model), is_told(&model)), (all.into_iter().collect(), false));
 
     // What holds something is taken as it is: somebody has put it there.
     let restored = Service::new(&disk.path().join("3")).await;
