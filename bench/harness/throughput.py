@@ -56,7 +56,8 @@ def measure(peer, scenario, run, args, pins):
         # What the load left in a handshake, or a connection without a byte, is counted by some and logged by others.
         doubt = 2 * scenario.connections if scenario.once else 8 if scenario.protocol == "tcp" else 0
         log = folder(run, hop) / peer.log
-        checks.check_log(peer.name, log, scenario, requests - doubt, requests + doubt, peer.not_requests)
+        least = requests - doubt - peer.log_lines_lost(scenario, requests)
+        checks.check_log(peer.name, log, scenario, least, requests + doubt, peer.not_requests)
     return {**figures, "logged": requests}
 
 

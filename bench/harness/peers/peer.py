@@ -98,6 +98,10 @@ class Peer:
         """What its metrics count besides over the two loads of one round."""
         return 0
 
+    def log_lines_lost(self, scenario, requests):
+        """How many of so many lines its log may lack."""
+        return 0
+
     def requests_counted(self, scenario):
         """Requests (connections of a TCP scenario) by each hop's own metrics; the proof that they are on."""
         metric = self.connections_metric if scenario.protocol == "tcp" else self.requests_metric

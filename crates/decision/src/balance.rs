@@ -3,7 +3,8 @@
 //! *Peak EWMA*, the default, draws two endpoints, each with the chance its weight gives it, and takes the one where the
 //! request is likely to be answered sooner: average latency × requests ahead of it, its own included. Averages that are
 //! close to each other count as equal, and then the one with fewer requests in flight per weight is taken: latency is
-//! known by samples, requests in flight are known exactly. Endpoints that rest after a failure, or because they asked for
+//! known by samples, requests in flight are known exactly. One that was far slower when it was last heard of is not taken by what
+//! has been forgotten since alone, but now and then, to find out. Endpoints that rest after a failure, or because they asked for
 //! it, are passed by; see `load.rs`.
 //!
 //! *Least request* draws in the same way and looks at requests in flight alone.
@@ -42,7 +43,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use meshwork_base::Rng;
 
 use crate::endpoint::{Endpoint, EndpointSet};
-use crate::load::ALIKE;
+use crate::load::{ALIKE, FAR_SLOWER};
 
 #[cfg(test)]
 pub(crate) use consistent::Bound;
@@ -74,9 +75,20 @@ pub(crate) fn peak_ewma<'s>(regard: &Regard<'s>, rng: &mut impl Rng) -> Option<&
 /// `a` is likely to answer sooner than `b`.
 fn answers_sooner(regard: &Regard<'_>, a: &Endpoint, b: &Endpoint) -> bool {
     let now = regard.now;
-    let (Some(of_a), Some(of_b)) = (a.stats.load.ln_latency(now), b.stats.load.ln_latency(now)) else {
+    let (Some(of_a), Some(of_b)) = (a.stats.load.latency(now), b.stats.load.latency(now)) else {
         return load_is_less(regard, a, b);
     };
+    let is_less = is_sooner(regard, (a, of_a.now), (b, of_b.now));
+    let (winner, was, loser, other_was) =
+        if is_less { (a, of_a.then, b, of_b.then) } else { (b, of_b.then, a, of_a.then) };
+    if was - other_was < FAR_SLOWER || is_sooner(regard, (winner, was), (loser, other_was)) {
+        return is_less;
+    }
+    is_less == winner.stats.load.looks(now)
+}
+
+/// The same, where these are the logarithms of their latencies.
+fn is_sooner(regard: &Regard<'_>, (a, of_a): (&Endpoint, f32), (b, of_b): (&Endpoint, f32)) -> bool {
     let difference = of_a - of_b;
     if difference.abs() < ALIKE {
         return load_is_less(regard, a, b);

@@ -5,8 +5,11 @@
 //! over [`RISE`], something faster over [`FALL`]: trouble is noticed sooner than recovery is believed. The average is that
 //! of the logarithms: one request of a kind that takes a minute says less about its endpoint than ten that take twice as
 //! long as elsewhere. Below [`UNNOTICED`] no difference is made. What has not been heard of for a while is forgotten bit by bit, so that an endpoint that was slow
-//! is asked again. Where that shows it to be as slow as it was, it is remembered for twice as long the next time, up to
-//! [`MOST_DOUBLED`] times: where few call, each time that one of them finds out counts.
+//! is asked again.
+//!
+//! *Looks.* Where few call, each request that only finds out that an endpoint is as slow as ever counts. So one that was
+//! [far slower](FAR_SLOWER) than another is asked again by what was forgotten alone only every [`LOSSES_PER_LOOK`] times
+//! that it would be, or when nothing has been heard of it for [`LONGEST_UNHEARD`].
 //!
 //! *Only answers count.* A failure is often faster than the work it refuses to do, and a time-out says how patient we
 //! are. Failures say nothing about latency; they make an endpoint rest.
@@ -25,7 +28,7 @@
 //! These are each proxy's own impressions, kept from the first moment and without a policy; they only say whom to
 //! prefer. To take an endpoint out is outlier detection's business.
 
-use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
 use meshwork_base::Tick;
@@ -44,8 +47,13 @@ const RISE: Duration = Duration::from_secs(2);
 const FALL: Duration = Duration::from_secs(10);
 /// How long it takes until what is not heard of is remembered as 1/e of what it was.
 const FORGET: Duration = Duration::from_secs(10);
-/// How often that time is doubled.
-const MOST_DOUBLED: u8 = 3;
+/// Latencies of which one is four times the other or more: a request that finds this out is one of those who wait longest.
+pub(crate) const FAR_SLOWER: f32 = 2.0 * ALIKE;
+/// Of so many times that only forgetting speaks for an endpoint that was far slower, it is asked once. Of three endpoints of which
+/// one is slow, two thirds of all picks compare it with another: one in 300 requests finds out.
+const LOSSES_PER_LOOK: u32 = 200;
+/// Who was far slower is asked again after this time, however few call.
+const LONGEST_UNHEARD: Duration = Duration::from_secs(300);
 /// The rest after the first failure.
 const FIRST_REST: Duration = Duration::from_millis(50);
 /// The longest rest that failures lead to.
@@ -89,15 +97,40 @@ pub(crate) struct Load {
     /// The same of the trial under way; it counts only while the last word was a failure.
     trial_until: AtomicU64,
     failures_in_a_row: AtomicU32,
-    /// How often it was asked again, and was as slow as it had been.
-    confirmed: AtomicU8,
+    /// How often it was passed over since the last look, though what is left of its latency spoke for it.
+    passed_over: AtomicU32,
+}
+
+/// What is known of an endpoint's latency: the natural logarithm of nanoseconds.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Known {
+    /// When it was last heard of.
+    pub(crate) then: f32,
+    /// What is left of it by now.
+    pub(crate) now: f32,
 }
 
 impl Load {
-    /// The natural logarithm of the average latency in nanoseconds, as far as it is remembered; `None` when nothing is
-    /// known.
+    /// The average latency; `None` when nothing is known.
+    pub(crate) fn latency(&self, now: Tick) -> Option<Known> {
+        let (then, age) = unpack(self.latency.0.load(Ordering::Relaxed), now)?;
+        Some(Known { then, now: then - age.as_secs_f32() / FORGET.as_secs_f32() })
+    }
+
+    /// The same as far as it is remembered.
     pub(crate) fn ln_latency(&self, now: Tick) -> Option<f32> {
-        self.latency.at(now, FORGET * (1 << self.confirmed.load(Ordering::Relaxed)))
+        self.latency(now).map(|known| known.now)
+    }
+
+    /// Whether it is time to find out if an endpoint that was far slower still is. Who is told so asks it.
+    pub(crate) fn looks(&self, now: Tick) -> bool {
+        let passed_over = self.passed_over.fetch_add(1, Ordering::Relaxed) + 1;
+        let known = unpack(self.latency.0.load(Ordering::Relaxed), now);
+        let looks = passed_over >= LOSSES_PER_LOOK || known.is_none_or(|(_, age)| age >= LONGEST_UNHEARD);
+        if looks {
+            self.passed_over.store(0, Ordering::Relaxed);
+        }
+        looks
     }
 
     /// Whether it is passed by for now.
@@ -147,7 +180,7 @@ impl Load {
     /// The instance behind the address is another one.
     pub(crate) fn forget(&self) {
         self.latency.0.store(0, Ordering::Relaxed);
-        self.confirmed.store(0, Ordering::Relaxed);
+        self.passed_over.store(0, Ordering::Relaxed);
         self.resting_until.store(0, Ordering::Relaxed);
         self.failures_in_a_row.store(0, Ordering::Relaxed);
     }
@@ -156,7 +189,6 @@ impl Load {
     pub(crate) fn record(&self, answer: &Answer, now: Tick) {
         match answer.outcome {
             AttemptOutcome::Success => {
-                self.compare(answer.took, now);
                 self.latency.observe(answer.took, now);
                 if self.has_failed() {
                     self.failures_in_a_row.store(0, Ordering::Relaxed);
@@ -175,18 +207,6 @@ impl Load {
     pub(crate) fn outlasted(&self, waited: Duration, now: Tick) {
         if self.ln_latency(now).is_none_or(|known| sample(waited) > known) {
             self.latency.observe(waited, now);
-        }
-    }
-
-    /// Whether what was about to be forgotten is still so. Something else, quicker or slower, begins anew.
-    fn compare(&self, took: Duration, now: Tick) {
-        let Some((average, age)) = unpack(self.latency.0.load(Ordering::Relaxed), now) else { return };
-        let confirmed = self.confirmed.load(Ordering::Relaxed);
-        let is_alike = (sample(took) - average).abs() < ALIKE;
-        if is_alike && age > FORGET && confirmed < MOST_DOUBLED {
-            self.confirmed.store(confirmed + 1, Ordering::Relaxed);
-        } else if !is_alike && confirmed > 0 {
-            self.confirmed.store(0, Ordering::Relaxed);
         }
     }
 
@@ -229,12 +249,6 @@ impl Latency {
         };
         // The closure always gives a value, so the update cannot fail.
         let _ = self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, step);
-    }
-
-    /// As far as it is remembered, where it is forgotten in this time.
-    fn at(&self, now: Tick, forget: Duration) -> Option<f32> {
-        let (average, age) = unpack(self.0.load(Ordering::Relaxed), now)?;
-        Some(average - age.as_secs_f32() / forget.as_secs_f32())
     }
 }
 

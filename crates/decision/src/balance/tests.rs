@@ -241,6 +241,40 @@ fn a_slow_endpoint_is_asked_when_the_others_have_so_much_to_do_that_it_would_be_
     assert_eq!(picked(&set, 50, ewma(&set, Tick::ZERO)), [0, 50], "six times 10 ms are more than 50");
 }
 
+/// What was 3 s is remembered as 1 ms then, and the others are at 10.
+#[test]
+fn one_that_was_far_slower_is_asked_by_one_request_in_hundreds() {
+    let set = set(&[1, 1, 1]);
+    let later = Tick::ZERO.after(Duration::from_secs(80));
+    answers(&set.pickable()[0], 3_000, Tick::ZERO);
+    set.pickable()[1..].iter().for_each(|endpoint| answers(endpoint, 10, later));
+    let counts = picked(&set, 3_000, ewma(&set, later));
+    assert!(
+        counts[0].abs_diff(10) <= 1,
+        "two of three pairs hold it, and every 200th of them asks it: {counts:?}"
+    );
+    assert!(counts[1].abs_diff(counts[2]) < 200, "{counts:?}");
+    // So much before each of the others that what it was would be sooner.
+    let _busy: Vec<_> = (0..800).map(|n| set.pickable()[1 + n % 2].begin()).collect();
+    let counts = picked(&set, 3_000, ewma(&set, later));
+    assert!(counts[0].abs_diff(2_000) < 150, "all pairs that hold it: {counts:?}");
+}
+
+#[test]
+fn one_that_was_a_little_slower_is_asked_as_soon_as_that_is_forgotten() {
+    let set = set(&[1, 1, 1]);
+    let later = Tick::ZERO.after(Duration::from_secs(20));
+    answers(&set.pickable()[0], 39, Tick::ZERO);
+    set.pickable()[1..].iter().for_each(|endpoint| answers(endpoint, 10, later));
+    let counts = picked(&set, 3_000, ewma(&set, later));
+    assert!(counts[0] >= 1_000, "{counts:?}");
+    answers(&set.pickable()[0], 3_000, Tick::ZERO);
+    let at_last = later.after(Duration::from_secs(300));
+    set.pickable()[1..].iter().for_each(|endpoint| answers(endpoint, 10, at_last));
+    let counts = picked(&set, 300, ewma(&set, at_last));
+    assert!(counts[0] > 50, "nothing was heard of it for long: {counts:?}");
+}
+
 #[test]
 fn weight_counts_where_latency_does() {
     let set = set(&[1, 9]);

@@ -53,28 +53,16 @@ fn what_is_not_heard_of_is_forgotten() {
 }
 
 #[test]
-fn what_is_as_slow_as_it_was_is_remembered_for_twice_as_long() {
+fn who_was_far_slower_is_asked_now_and_then() {
     let load = Load::default();
-    let mut now = 0;
-    for seconds in [10, 20, 40, 80, 80] {
-        load.record(&answered(3_000), at(now));
-        now += 1_000 * seconds;
-        assert!((latency(&load, at(now)) - 3_000.0 / std::f32::consts::E).abs() < 1.0, "{seconds}");
-        now += 1;
-    }
-    load.record(&answered(20), at(now));
-    let known = latency(&load, at(now));
-    assert!(
-        (latency(&load, at(now + 10_000)) - known / std::f32::consts::E).abs() < 1.0,
-        "it is quick: that is new"
-    );
-}
-
-#[test]
-fn whoever_is_asked_all_the_time_is_forgotten_as_soon_as_ever() {
-    let load = Load::default();
-    (0..100).for_each(|second| load.record(&answered(3_000), at(1_000 * second)));
-    assert!((latency(&load, at(109_000)) - 3_000.0 / std::f32::consts::E).abs() < 1.0);
+    load.record(&answered(3_000), at(0));
+    let looks = |from: u64, picks: usize| (0..picks).filter(|_| load.looks(at(from))).count();
+    assert_eq!(looks(60_000, 199), 0);
+    assert_eq!(looks(60_000, 201), 2, "every two hundredth time");
+    assert_eq!(looks(299_999, 1), 0);
+    assert_eq!(looks(300_000, 1), 1, "long unheard of");
+    load.record(&answered(3_000), at(300_001));
+    assert_eq!(looks(300_001, 199), 0, "counted from the last look");
 }
 
 #[test]
@@ -150,13 +138,13 @@ fn another_instance_begins_anew() {
 }
 
 #[test]
-fn another_instance_is_not_remembered_for_longer() {
+fn another_instance_was_not_passed_over() {
     let load = Load::default();
     load.record(&answered(3_000), at(0));
-    load.record(&answered(3_000), at(10_001));
+    assert!((0..199).all(|_| !load.looks(at(1))));
     load.forget();
-    load.record(&answered(3_000), at(20_000));
-    assert!((latency(&load, at(30_000)) - 3_000.0 / std::f32::consts::E).abs() < 1.0);
+    load.record(&answered(3_000), at(2));
+    assert!(!load.looks(at(3)));
 }
 
 #[test]
