@@ -156,7 +156,7 @@ pub(crate) fn answered(
     body: &mut RequestBody<'_>,
     is_grpc: bool,
 ) {
-    if matches!(target, Target::App { .. }) && (response.status == 503 || is_grpc) {
+    if matches!(target, Target::App { .. }) && (response.status >= 500 || is_grpc) {
         response.fields.remove(LOCAL_OVERLOADED);
     }
     if let Some(pass) = body.pass.take() {
@@ -203,9 +203,13 @@ pub(crate) const fn was_unheard(failure: &Failure) -> bool {
 
 /// Whether another proxy of the mesh has sent the request away, before its application saw anything of it. Whoever is not in
 /// the mesh may say so too, and is not believed: the field may be that of somebody further on.
-pub(crate) fn was_sent_away(response: &ResponseHead, cluster: &Cluster, endpoint: Option<u64>) -> bool {
+pub(crate) fn was_sent_away(
+    (response, is_grpc): (&ResponseHead, bool),
+    cluster: &Cluster,
+    endpoint: Option<u64>,
+) -> bool {
     // gRPC's failures have status 200.
-    (response.status == 503 || response.fields.known(KnownName::GrpcStatus).is_some())
+    (response.status == 503 || is_grpc && response.fields.known(KnownName::GrpcStatus).is_some())
         && response.fields.get(LOCAL_OVERLOADED).is_some()
         && cluster.endpoints().all().iter().any(|e| Some(e.id) == endpoint && e.spiffe_id().is_some())
 }

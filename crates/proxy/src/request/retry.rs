@@ -303,8 +303,8 @@ impl<'a> Repeats<'a> {
         journey: &mut Journey<'_>,
     ) -> Option<Called> {
         let (cluster, policy) = self.service?;
-        let unseen = overload::was_sent_away(response, cluster, of.endpoint);
         let is_grpc = journey.is_grpc();
+        let unseen = overload::was_sent_away((response, is_grpc), cluster, of.endpoint);
         let called = |policy: &'a Arc<RetryPolicy>| Some((policy, called_for(policy, response, is_grpc)?));
         let Some((policy, kind)) = policy.and_then(called) else {
             // Where only its end says what became of the call, that is told.

@@ -190,7 +190,14 @@ async fn a_copy_goes_where_there_is_room_and_waits_for_none() {
 
 /// A gateway before the service at `app`, which has no sidecar, with these policies.
 pub(crate) async fn gateway_before(app: SocketAddr, policies: Vec<Change>) -> (Harness, SocketAddr) {
-    let mut gateway = Harness::start(Settings::default());
+    gateway_of(Harness::start(Settings::default()), app, policies).await
+}
+
+pub(crate) async fn gateway_of(
+    mut gateway: Harness,
+    app: SocketAddr,
+    policies: Vec<Change>,
+) -> (Harness, SocketAddr) {
     gateway.change(alone_at(app).into_iter().chain(policies)).await;
     let mut to_reviews = rule(&[("reviews", 1)], vec![]);
     to_reviews.backends[0].service = "shop/reviews".into();

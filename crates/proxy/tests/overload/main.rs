@@ -7,6 +7,7 @@ mod support;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use meshwork_base::SystemClock;
@@ -14,8 +15,8 @@ use meshwork_decision::Change;
 use meshwork_messages::v1;
 use meshwork_messages::v1::overload::{AdaptiveConcurrency, Priority, PriorityRule, Queue};
 use meshwork_messages::v1::service_port::AppProtocol;
-use meshwork_proxy::{Mesh, Settings, Side};
-use support::mesh::{Pair, TestMesh, policy, serving};
+use meshwork_proxy::{Ending, Mesh, Settings, Side};
+use support::mesh::{Pair, TestMesh, policy, serving, two};
 use support::{Harness, exchange, rule};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -273,16 +274,93 @@ async fn what_one_instance_has_sent_away_another_takes_though_it_may_not_be_repe
     };
     let turns = policy("turns", "reviews", v1::policy::Spec::Traffic(turns));
     pair.outbound.change([turns, Change::upsert("shop/reviews-1", "2", &slice)]).await;
-    let post = "POST /x HTTP/1.1\r\nHost: reviews\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
-    for _ in 0..2 {
-        let response = exchange(pair.proxy, post.as_bytes()).await;
-        assert!(response.starts_with("HTTP/1.1 200"), "{response}");
-    }
     let shed = "meshwork_overload_shed_requests_total";
-    let shed = pair.inbound.metric(shed, &[SERVICE, "default", "concurrency"]);
-    assert!(shed >= 1, "where turns are taken one of two comes to the first");
+    let shed = |pair: &Pair| pair.inbound.metric(shed, &[SERVICE, "default", "concurrency"]);
+    // What is sent away of gRPC has status 200.
+    for kind in ["", "Content-Type: application/grpc\r\n"] {
+        let before = shed(&pair);
+        for _ in 0..2 {
+            let post = format!(
+                "POST /x HTTP/1.1\r\nHost: reviews\r\n{kind}Content-Length: 0\r\nConnection: close\r\n\r\n"
+            );
+            let response = exchange(pair.proxy, post.as_bytes()).await;
+            assert!(response.starts_with("HTTP/1.1 200") && response.ends_with("\r\n\r\nok"), "{response}");
+        }
+        assert!(shed(&pair) > before, "where turns are taken one of two comes to the first");
+    }
     held.lets.add_permits(1);
     answered(first, "HTTP/1.1 200").await;
+}
+
+#[tokio::test]
+async fn whose_instance_is_stopped_while_it_waits_at_the_gate_was_not_seen() {
+    let app = app(0, Duration::ZERO).await;
+    let mut pair = Pair::start(app.address, AppProtocol::Http1).await;
+    let patient = Queue { max_wait_ms: 60_000, target_ms: 60_000, ..LINE };
+    pair.inbound.change([overload(one(), patient)]).await;
+    let retry = Some(support::bare_retry());
+    let once = v1::TrafficPolicy { retry, ..Default::default() };
+    pair.outbound.change([policy("once", "reviews", v1::policy::Spec::Traffic(once))]).await;
+    let first = call(pair.proxy, "first", "");
+    in_flight(&pair, 1).await;
+    let second = call(pair.proxy, "second", "");
+    queued(&pair, 1).await;
+    app.lets.add_permits(1);
+    answered(first, "HTTP/1.1 200").await;
+    pair.inbound.lines(1).await;
+    queued(&pair, 0).await;
+    // It has the place of the first one among the streams too: it hears of the end before the one that it waits for.
+    let third = call(pair.proxy, "third", "");
+    queued(&pair, 1).await;
+    pair.inbound.engine.drain_inbound(Ending::AtOnce).await.await;
+    let seen = answered(second, "HTTP/1.1 503").await;
+    assert!(seen.ends_with("upstream_reset\n"), "{seen}");
+    let unseen = answered(third, "HTTP/1.1 503").await;
+    assert!(unseen.ends_with("upstream_refused\n"), "{unseen}");
+}
+
+/// Answers everything so, and says that a proxy has sent it away; how often it was asked.
+async fn pretends(status: &'static str) -> (support::Upstream, Arc<AtomicUsize>) {
+    let asked = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&asked);
+    let app = support::upstream(move |request| {
+        support::is_head(request).then(|| {
+            counted.fetch_add(1, Ordering::SeqCst);
+            let said = "x-envoy-local-overloaded: true\r\ncontent-length: 0\r\n\r\n";
+            format!("HTTP/1.1 {status}\r\n{said}").into_bytes()
+        })
+    })
+    .await;
+    (app, asked)
+}
+
+#[tokio::test]
+async fn that_a_proxy_has_sent_its_requests_away_an_application_cannot_say() {
+    for (kind, status) in [
+        ("", "503 Busy"),
+        ("", "500 Broken"),
+        ("Content-Type: application/grpc\r\n", "200 OK\r\ngrpc-status: 14"),
+    ] {
+        let (app, _) = pretends(status).await;
+        let pair = Pair::start(app.address, AppProtocol::Http1).await;
+        let request = format!("GET / HTTP/1.1\r\nHost: reviews\r\n{kind}Connection: close\r\n\r\n");
+        let response = exchange(pair.proxy, request.as_bytes()).await;
+        assert!(response.starts_with(&format!("HTTP/1.1 {}", &status[..3])), "{response}");
+        assert!(!response.contains("x-envoy-local-overloaded"), "{response}");
+    }
+}
+
+/// Only a failure is one that another instance may take, and without gRPC its status is a field as any other.
+#[tokio::test]
+async fn an_answer_that_is_no_failure_was_not_sent_away_whatever_it_says() {
+    for status in ["429 Slowly", "200 OK\r\ngrpc-status: 14"] {
+        let (one, other) = (pretends(status).await, pretends(status).await);
+        let two = two([one.0.address, other.0.address], []).await;
+        let post = b"POST /x HTTP/1.1\r\nHost: reviews\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
+        let response = exchange(two.proxy, post).await;
+        assert!(response.starts_with(&format!("HTTP/1.1 {}", &status[..3])), "{response}");
+        assert_eq!(one.1.load(Ordering::SeqCst) + other.1.load(Ordering::SeqCst), 1, "{status}");
+    }
 }
 
 #[tokio::test]

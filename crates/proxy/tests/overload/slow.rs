@@ -14,7 +14,7 @@ use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep, timeout};
 
-use crate::callers::{alone_at, gateway_before};
+use crate::callers::{alone_at, gateway_before, gateway_of};
 use crate::support::mesh::{Pair, policy};
 use crate::support::{Harness, free_port, is_head, read_until, rule, upstream};
 use crate::{LEARNS, LINE, SERVICE, answered, app, call, one, overload};
@@ -66,6 +66,25 @@ async fn who_has_waited_at_the_gate_has_the_policy_s_patience_behind_it() {
         let response = answered(call, "HTTP/1.1 504").await;
         assert!(response.ends_with("stream_idle_timeout\n"), "{response}");
     }
+    assert_eq!(*app.came.lock(), ["/first", "/second"]);
+}
+
+#[tokio::test]
+async fn who_waits_at_the_gate_does_not_idle() {
+    const HOUR: u32 = 3_600_000;
+    let (app, clock) = (app(0, Duration::ZERO).await, ManualClock::new());
+    let guarded = overload(one(), Queue { max_wait_ms: HOUR, target_ms: HOUR, ..LINE });
+    let (gateway, address) = gateway_of(Harness::at(&clock), app.address, vec![guarded]).await;
+    let first = call(address, "first", "");
+    gateway.wait_metric(IN_FLIGHT, &[SERVICE], 1).await;
+    let second = call(address, "second", "");
+    gateway.wait_metric("meshwork_overload_requests_queued", &[SERVICE], 1).await;
+    // Longer than a request may stand still, where no policy says how long that is.
+    clock.advance(Duration::from_secs(301));
+    let response = answered(first, "HTTP/1.1 504").await;
+    assert!(response.ends_with("stream_idle_timeout\n"), "{response}");
+    app.lets.add_permits(2);
+    answered(second, "HTTP/1.1 200").await;
     assert_eq!(*app.came.lock(), ["/first", "/second"]);
 }
 
