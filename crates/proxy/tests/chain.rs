@@ -7,28 +7,35 @@ mod support;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use meshwork_messages::v1;
 use meshwork_messages::v1::service_port::AppProtocol;
 use meshwork_proxy::{Settings, Side};
-use support::mesh::{TestMesh, plain_at, policy, service_at, serving};
+use support::mesh::{Pair, TestMesh, plain_at, policy, service_at, serving};
+use support::mirrors::until;
 use support::{Harness, Upstream, exchange, is_head, read_until, upstream};
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpListener;
 
 const BUSY: &[u8] = b"HTTP/1.1 503 Busy\r\ncontent-length: 0\r\n\r\n";
 
-/// An application that calls the next service for each request, and fails when that fails. `traced`: it passes on the id
-/// of what it was asked.
+/// An application that calls the next service for each request, and fails when that fails, but for `/well`: that goes well
+/// whatever becomes of it.
 struct Middle {
     address: SocketAddr,
     asked: Arc<AtomicUsize>,
 }
 
+/// The field by which applications say what they were asked.
+type PassesOn = Option<&'static str>;
+
+const REQUEST_ID: PassesOn = Some("x-request-id");
+
 async fn middle(
     next: &'static str,
     outbound: Arc<parking_lot::Mutex<Option<SocketAddr>>>,
-    traced: bool,
+    passes_on: PassesOn,
 ) -> Middle {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
@@ -40,12 +47,19 @@ async fn middle(
             tokio::spawn(async move {
                 let got = read_until(&mut tcp, "\r\n\r\n").await;
                 counted.fetch_add(1, Ordering::SeqCst);
-                let id = got.lines().find(|line| line.to_lowercase().starts_with("x-request-id:"));
-                let id = id.filter(|_| traced).map(|id| format!("{id}\r\n")).unwrap_or_default();
+                let is_passed_on = |line: &&str| {
+                    passes_on.is_some_and(|name| line.to_lowercase().starts_with(&format!("{name}:")))
+                };
+                let id = got.lines().find(is_passed_on);
+                let id = id.map(|id| format!("{id}\r\n")).unwrap_or_default();
                 let call = format!("GET / HTTP/1.1\r\nHost: {next}\r\n{id}Connection: close\r\n\r\n");
                 let proxy = outbound.lock().unwrap();
                 let answer = exchange(proxy, call.as_bytes()).await;
-                let status = answer.lines().next().unwrap_or("HTTP/1.1 502 Broken");
+                let status = match answer.lines().next().unwrap_or("HTTP/1.1 502 Broken") {
+                    _ if got.starts_with("GET /well ") => "HTTP/1.1 200 OK",
+                    _ if got.contains("application/grpc") => "HTTP/1.1 200 OK\r\ngrpc-status: 14",
+                    status => status,
+                };
                 let answer = format!("{status}\r\ncontent-length: 0\r\nconnection: close\r\n\r\n");
                 let _ = tcp.write_all(answer.as_bytes()).await;
             });
@@ -94,8 +108,8 @@ struct Chain {
     _app: Upstream,
 }
 
-async fn chain(traced: bool) -> Chain {
-    chain_to(Last { answer: BUSY, ..Last::default() }, traced).await
+async fn chain(passes_on: PassesOn) -> Chain {
+    chain_to(Last { answer: BUSY, ..Last::default() }, passes_on).await
 }
 
 /// The last service of a chain.
@@ -109,7 +123,7 @@ struct Last {
     is_plain: bool,
 }
 
-async fn chain_to(last: Last, traced: bool) -> Chain {
+async fn chain_to(last: Last, passes_on: PassesOn) -> Chain {
     let mesh = TestMesh::new();
     let three = Arc::new(AtomicUsize::new(0));
     let counted = Arc::clone(&three);
@@ -121,8 +135,8 @@ async fn chain_to(last: Last, traced: bool) -> Chain {
     })
     .await;
     let outs: [Arc<parking_lot::Mutex<Option<SocketAddr>>>; 2] = Default::default();
-    let one = middle("two", Arc::clone(&outs[0]), traced).await;
-    let two = middle("three", Arc::clone(&outs[1]), traced).await;
+    let one = middle("two", Arc::clone(&outs[0]), passes_on).await;
+    let two = middle("three", Arc::clone(&outs[1]), passes_on).await;
     let mut harnesses = Vec::new();
     let mut next: Option<(&str, SocketAddr)> = None;
     let local = || "127.0.0.1:0".parse().unwrap();
@@ -185,7 +199,7 @@ impl Chain {
 
 #[tokio::test]
 async fn three_services_deep_the_last_gets_at_most_a_fifth_more_than_the_first() {
-    let chain = chain(true).await;
+    let chain = chain(REQUEST_ID).await;
     chain.ask(400).await;
     let [one, two, three] = chain.asked();
     assert_eq!((one, two), (400, 400), "what was repeated below is not repeated above");
@@ -194,7 +208,7 @@ async fn three_services_deep_the_last_gets_at_most_a_fifth_more_than_the_first()
 
 #[tokio::test]
 async fn so_it_is_where_applications_pass_on_no_id() {
-    let chain = chain(false).await;
+    let chain = chain(None).await;
     chain.ask(400).await;
     let [one, two, three] = chain.asked();
     assert!(one > 400 && two > one && three > two, "every hop tries: {one}, {two}, {three}");
@@ -203,7 +217,7 @@ async fn so_it_is_where_applications_pass_on_no_id() {
 
 #[tokio::test]
 async fn what_the_caller_repeats_is_not_repeated_beyond_it() {
-    let chain = chain(true).await;
+    let chain = chain(REQUEST_ID).await;
     let told = b"GET / HTTP/1.1\r\nHost: one\r\nX-Envoy-Attempt-Count: 2\r\nConnection: close\r\n\r\n";
     assert!(exchange(chain.proxy, told).await.starts_with("HTTP/1.1 503"));
     assert_eq!(chain.asked(), [1, 1, 1]);
@@ -217,9 +231,101 @@ async fn what_the_caller_repeats_is_not_repeated_beyond_it() {
 #[tokio::test]
 async fn where_a_repeat_is_refused_nothing_is_repeated_further_up_either() {
     for (answer, is_plain) in [(BUSY, false), (&b""[..], true)] {
-        let chain = chain_to(Last { answer, is_plain, is_broken: true }, true).await;
+        let chain = chain_to(Last { answer, is_plain, is_broken: true }, REQUEST_ID).await;
         let answer = exchange(chain.proxy, b"GET / HTTP/1.1\r\nHost: one\r\nConnection: close\r\n\r\n").await;
         assert!(answer.starts_with("HTTP/1.1 503"), "{answer}");
         assert_eq!(chain.asked(), [1, 1, 1], "a plain one: {is_plain}");
     }
+}
+
+#[tokio::test]
+async fn a_trace_says_too_what_belongs_together() {
+    let chain = chain(Some("traceparent")).await;
+    let told = "GET / HTTP/1.1\r\nHost: one\r\nX-Envoy-Attempt-Count: 2\r\n\
+                Traceparent: 00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01\r\nConnection: close\r\n\r\n";
+    assert!(exchange(chain.proxy, told.as_bytes()).await.starts_with("HTTP/1.1 503"));
+    assert_eq!(chain.asked(), [1, 1, 1]);
+}
+
+#[tokio::test]
+async fn when_a_retry_is_answered_what_belongs_to_it_is_repeated_as_ever() {
+    let chain = chain(REQUEST_ID).await;
+    let request = |more: &str| {
+        format!("GET / HTTP/1.1\r\nHost: one\r\nX-Request-Id: same\r\n{more}Connection: close\r\n\r\n")
+    };
+    exchange(chain.proxy, request("X-Envoy-Attempt-Count: 2\r\n").as_bytes()).await;
+    assert_eq!(chain.asked(), [1, 1, 1]);
+    // A proxy may have answered and not yet have forgotten.
+    let repeated = async {
+        let [mut one, _, mut three] = chain.asked();
+        while one == three {
+            exchange(chain.proxy, request("").as_bytes()).await;
+            [one, _, three] = chain.asked();
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(10), repeated).await.expect("no time passes in the mesh");
+}
+
+const NOT_AGAIN: &str = "x-envoy-overloaded: true\r\n";
+
+#[tokio::test]
+async fn an_answer_that_is_good_in_spite_of_a_call_that_failed_says_nothing_of_that() {
+    let chain = chain(REQUEST_ID).await;
+    let well = exchange(chain.proxy, b"GET /well HTTP/1.1\r\nHost: one\r\nConnection: close\r\n\r\n").await;
+    assert!(well.starts_with("HTTP/1.1 200") && !well.contains(NOT_AGAIN), "{well}");
+    assert!(chain.asked()[2] > 1, "it was repeated below");
+    let bad = exchange(chain.proxy, b"GET / HTTP/1.1\r\nHost: one\r\nConnection: close\r\n\r\n").await;
+    assert!(bad.starts_with("HTTP/1.1 503") && bad.contains(NOT_AGAIN), "{bad}");
+}
+
+#[tokio::test]
+async fn callers_of_grpc_hear_in_their_terms_that_it_was_repeated_below() {
+    let chain = chain(REQUEST_ID).await;
+    let call = b"POST / HTTP/1.1\r\nHost: one\r\nContent-Type: application/grpc\r\nContent-Length: 0\r\n\
+                Connection: close\r\n\r\n";
+    let answer = exchange(chain.proxy, call).await;
+    assert!(answer.contains("grpc-status: 14\r\n") && answer.contains(NOT_AGAIN), "{answer}");
+    assert!(answer.contains("grpc-retry-pushback-ms: -1\r\n"), "{answer}");
+}
+
+/// `web` calls an application that answers so.
+async fn called_by_web(app: impl Fn(&[u8]) -> Option<Vec<u8>> + Send + Sync + 'static) -> (Pair, Upstream) {
+    let app = upstream(app).await;
+    let mut pair = Pair::start(app.address, AppProtocol::Http1).await;
+    pair.outbound.change([repeats("reviews")]).await;
+    (pair, app)
+}
+
+#[tokio::test]
+async fn an_application_is_not_told_by_its_own_proxy_what_the_next_hop_has_to_know() {
+    let (pair, _app) = called_by_web(|got| is_head(got).then(|| BUSY.to_vec())).await;
+    let answer = exchange(pair.proxy, b"GET / HTTP/1.1\r\nHost: reviews\r\nConnection: close\r\n\r\n").await;
+    assert!(answer.starts_with("HTTP/1.1 503") && !answer.contains(NOT_AGAIN), "{answer}");
+    let line = pair.outbound.lines(1).await.remove(0);
+    assert!(line.contains("\"attempts\":4"), "it has failed for good: {line}");
+}
+
+#[tokio::test]
+async fn what_comes_beside_a_retry_is_none_itself() {
+    let (heads, seen) = (Arc::new(parking_lot::Mutex::new(Vec::new())), Arc::new(AtomicUsize::new(0)));
+    let (noted, counted) = (Arc::clone(&heads), Arc::clone(&seen));
+    let (pair, _app) = called_by_web(move |got| {
+        if !is_head(got) {
+            return None;
+        }
+        noted.lock().push(String::from_utf8_lossy(got).to_lowercase());
+        // The first one is never answered.
+        (counted.fetch_add(1, Ordering::SeqCst) > 0).then(|| b"HTTP/1.1 204 Well\r\n\r\n".to_vec())
+    })
+    .await;
+    let request = |more: &str| {
+        format!("GET / HTTP/1.1\r\nHost: reviews\r\nX-Request-Id: a\r\n{more}Connection: close\r\n\r\n")
+    };
+    let (proxy, retry) = (pair.proxy, request("X-Envoy-Attempt-Count: 2\r\n"));
+    let _waits = tokio::spawn(async move { exchange(proxy, retry.as_bytes()).await });
+    until(|| seen.load(Ordering::SeqCst) == 1).await;
+    assert!(exchange(proxy, request("").as_bytes()).await.starts_with("HTTP/1.1 204"));
+    let heads = heads.lock().clone();
+    let says: Vec<_> = heads.iter().map(|head| head.contains("x-envoy-attempt-count: 2\r\n")).collect();
+    assert_eq!(says, [true, false], "{heads:?}");
 }

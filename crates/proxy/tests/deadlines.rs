@@ -1,10 +1,12 @@
 //! How long things may take: each limit with its cause, and what the next hop hears of it.
 
+#![expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+
 mod support;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use http::Request;
@@ -14,7 +16,7 @@ use meshwork_messages::v1::service_port::AppProtocol;
 use meshwork_messages::v1::timeouts::CallerDeadline;
 use meshwork_proxy::Settings;
 use parking_lot::Mutex;
-use support::h2::{answer, fetch, h2_client, h2_upstream};
+use support::h2::{H2Upstream, answer, fetch, h2_client, h2_upstream};
 use support::mesh::Pair;
 use support::{Harness, Upstream, exchange, is_head, read_until, rule, upstream};
 use tokio::io::AsyncWriteExt;
@@ -138,6 +140,63 @@ async fn a_limit_of_the_outbound_s_own_is_over_there_first() {
     assert!(line.contains(r#""request_timeout""#) && line.contains(r#""attempts":2"#), "{line}");
 }
 
+/// A call of gRPC in HTTP/1.1, with this deadline.
+fn grpc_call(timeout: &str) -> String {
+    format!(
+        "POST / HTTP/1.1\r\nHost: reviews\r\nContent-Type: application/grpc\r\nContent-Length: 0\r\n\
+         Grpc-Timeout: {timeout}\r\nConnection: close\r\n\r\n"
+    )
+}
+
+/// Callers need not be in the mesh.
+fn permissive() -> Change {
+    let open = v1::InboundPolicy { mtls: v1::inbound_policy::Mtls::Permissive.into() };
+    support::mesh::policy("open", "reviews", v1::policy::Spec::Inbound(open))
+}
+
+#[tokio::test]
+async fn an_application_is_told_what_is_left_however_its_caller_said_it() {
+    let (app, seen) = quick().await;
+    let mut pair = Pair::start(app.address, AppProtocol::Http1).await;
+    pair.inbound.change([permissive()]).await;
+    assert!(exchange(pair.peer, grpc_call("5S").as_bytes()).await.ends_with("hello"));
+    assert_eq!(field(&seen.lock(), EXPECTED).as_deref(), Some("5000"));
+}
+
+#[tokio::test]
+async fn what_only_grpc_s_library_says_counts_only_for_calls_of_grpc() {
+    let (up, _) = quick().await;
+    let accept = v1::Timeouts { caller_deadline: CallerDeadline::Accept.into(), ..Default::default() };
+    let (_harness, address) = gateway(AppProtocol::Http1, up.address, accept).await;
+    let answer = exchange(address, format!("{GET}Grpc-Timeout: 0n\r\n\r\n").as_bytes()).await;
+    assert!(answer.starts_with("HTTP/1.1 200") && answer.ends_with("hello"), "{answer}");
+    let answer = exchange(address, grpc_call("0n").as_bytes()).await;
+    assert!(answer.contains("grpc-status: 4\r\n"), "{answer}");
+}
+
+#[tokio::test]
+async fn what_nobody_believes_is_not_passed_on() {
+    let (up, seen) = quick().await;
+    let (_harness, address) = gateway(AppProtocol::Http1, up.address, v1::Timeouts::default()).await;
+    assert!(exchange(address, format!("{GET}{EXPECTED}: 5000\r\n\r\n").as_bytes()).await.ends_with("hello"));
+    assert_eq!(field(&seen.lock(), EXPECTED), None);
+}
+
+#[tokio::test]
+async fn what_a_request_has_taken_before_it_is_sent_is_gone() {
+    let (up, seen) = quick().await;
+    let (mut harness, address) = gateway(AppProtocol::Http1, up.address, v1::Timeouts::default()).await;
+    let accept = v1::Timeouts { caller_deadline: CallerDeadline::Accept.into(), ..Default::default() };
+    let share = Some(v1::Share { numerator: 1, denominator: 1 });
+    let delay = Some(v1::fault_injection::Delay { share, time_ms: 50 });
+    let fault_injection = Some(v1::FaultInjection { delay, ..Default::default() });
+    let policy = v1::TrafficPolicy { timeouts: Some(accept), fault_injection, ..Default::default() };
+    harness.change([on_web(policy)]).await;
+    assert!(exchange(address, format!("{GET}{EXPECTED}: 60000\r\n\r\n").as_bytes()).await.ends_with("hello"));
+    let told: u64 = field(&seen.lock(), EXPECTED).expect("it has one").parse().unwrap();
+    assert!(told <= 60_000 - 50, "{told}");
+}
+
 #[tokio::test]
 async fn the_caller_s_deadline_ends_the_request_with_a_cause_of_its_own() {
     let (app, _) = silent().await;
@@ -193,10 +252,9 @@ async fn grpc_hears_what_is_left_and_gets_deadline_exceeded() {
     harness.lines(2).await;
 }
 
-#[tokio::test]
-async fn a_deadline_of_a_caller_who_is_not_believed_is_held_against_no_endpoint() {
-    // Every time is over, said by the head or by the trailers.
-    let up = h2_upstream(usize::MAX, |number, _, mut respond| async move {
+/// Every time is over, said by the head or by the trailers.
+async fn always_over() -> H2Upstream {
+    h2_upstream(usize::MAX, |number, _, mut respond| async move {
         let over = http::Response::builder().header("grpc-status", "4").body(()).unwrap();
         if number % 2 == 0 {
             respond.send_response(over, true).unwrap();
@@ -205,11 +263,12 @@ async fn a_deadline_of_a_caller_who_is_not_believed_is_held_against_no_endpoint(
             send.send_trailers(over.headers().clone()).unwrap();
         }
     })
-    .await;
-    let mut harness = Harness::start(Settings::default());
-    harness.service("web", AppProtocol::Grpc, &[up.address]).await;
-    let address = harness.route(vec![rule(&[("web", 1)], vec![])]).await;
-    let breaker = v1::CircuitBreaker {
+    .await
+}
+
+/// Three calls that fail open it.
+fn breaker() -> v1::CircuitBreaker {
+    v1::CircuitBreaker {
         window: Some(v1::circuit_breaker::Window::WindowCalls(10)),
         minimum_calls: 3,
         failure_percent: 30,
@@ -217,20 +276,44 @@ async fn a_deadline_of_a_caller_who_is_not_believed_is_held_against_no_endpoint(
         max_open_ms: 60_000,
         trials: 1,
         ..Default::default()
-    };
-    let policy = v1::TrafficPolicy { circuit_breaker: Some(breaker), ..Default::default() };
+    }
+}
+
+const BREAKER_CHANGES: &str = "meshwork_circuit_breaker_changes_total";
+const OPENED: [&str; 2] = ["default/web", "\"open\""];
+
+#[tokio::test]
+async fn a_deadline_of_a_caller_who_is_not_believed_is_held_against_no_endpoint() {
+    let up = always_over().await;
+    let (mut harness, address) = gateway(AppProtocol::Grpc, up.address, v1::Timeouts::default()).await;
+    let policy = v1::TrafficPolicy { circuit_breaker: Some(breaker()), ..Default::default() };
     harness.change([on_web(policy)]).await;
     let call = || Request::post("http://shop/a.B/C").header("content-type", "application/grpc");
     let mut client = h2_client(address).await;
     for _ in 0..6 {
         fetch(&mut client, call().header("grpc-timeout", "1n").body(()).unwrap()).await;
     }
-    let opened = ["default/web", "\"open\""];
-    assert_eq!(harness.metric("meshwork_circuit_breaker_changes_total", &opened), 0);
+    assert_eq!(harness.metric(BREAKER_CHANGES, &OPENED), 0);
     for _ in 0..3 {
         fetch(&mut client, call().body(()).unwrap()).await;
     }
-    harness.wait_metric("meshwork_circuit_breaker_changes_total", &opened, 1).await;
+    harness.wait_metric(BREAKER_CHANGES, &OPENED, 1).await;
+}
+
+#[tokio::test]
+async fn a_deadline_that_is_believed_is_held_against_who_lets_it_pass() {
+    let up = always_over().await;
+    let (mut harness, address) = gateway(AppProtocol::Grpc, up.address, v1::Timeouts::default()).await;
+    let accept = v1::Timeouts { caller_deadline: CallerDeadline::Accept.into(), ..Default::default() };
+    let circuit_breaker = Some(breaker());
+    let policy = v1::TrafficPolicy { timeouts: Some(accept), circuit_breaker, ..Default::default() };
+    harness.change([on_web(policy)]).await;
+    let mut client = h2_client(address).await;
+    for _ in 0..3 {
+        let call = Request::post("http://shop/a.B/C").header("content-type", "application/grpc");
+        fetch(&mut client, call.header("grpc-timeout", "1H").body(()).unwrap()).await;
+    }
+    harness.wait_metric(BREAKER_CHANGES, &OPENED, 1).await;
 }
 
 #[tokio::test]
@@ -256,6 +339,30 @@ async fn what_cannot_be_done_in_time_is_not_begun() {
     assert!(line.contains("\"DU\"") && line.contains("\"attempts\":0"), "{line}");
     assert_eq!(up.connections.load(Ordering::SeqCst), connections);
     assert!(exchange(address, ask(60_000).as_bytes()).await.ends_with("hello"), "others go on");
+}
+
+#[tokio::test]
+async fn what_the_application_cannot_do_in_time_does_not_reach_it() {
+    let clock = Arc::new(std::sync::OnceLock::<meshwork_base::ManualClock>::new());
+    let (time, asked) = (Arc::clone(&clock), Arc::new(AtomicUsize::new(0)));
+    let counted = Arc::clone(&asked);
+    let app = upstream(move |got| {
+        is_head(got).then(|| {
+            counted.fetch_add(1, Ordering::SeqCst);
+            time.get().unwrap().advance(Duration::from_millis(30));
+            OK.to_vec()
+        })
+    })
+    .await;
+    let mut pair = Pair::start(app.address, AppProtocol::Http1).await;
+    clock.set(pair.mesh.clock.clone()).unwrap();
+    pair.inbound.change([permissive()]).await;
+    for _ in 0..20 {
+        assert!(exchange(pair.peer, format!("{GET}\r\n").as_bytes()).await.ends_with("hello"));
+    }
+    let answer = exchange(pair.peer, format!("{GET}{EXPECTED}: 29\r\n\r\n").as_bytes()).await;
+    assert!(answer.starts_with("HTTP/1.1 504") && answer.ends_with("deadline_unreachable\n"), "{answer}");
+    assert_eq!(asked.load(Ordering::SeqCst), 20);
 }
 
 #[tokio::test]
@@ -347,6 +454,29 @@ async fn a_tunnel_too_ends_after_the_longest_time() {
         line.contains("max_stream_duration"),
         "not the request's time, which is over with its head: {line}"
     );
+}
+
+#[tokio::test]
+async fn a_tunnel_s_time_began_with_its_request() {
+    let clock = meshwork_base::ManualClock::new();
+    let time = clock.clone();
+    let up = upstream(move |got| {
+        is_head(got).then(|| {
+            time.advance(Duration::from_secs(100));
+            b"HTTP/1.1 101 Switching Protocols\r\nupgrade: echo\r\nconnection: upgrade\r\n\r\n".to_vec()
+        })
+    })
+    .await;
+    let mut harness = Harness::at(&clock);
+    harness.service("web", AppProtocol::Http1, &[up.address]).await;
+    let address = harness.route(vec![rule(&[("web", 1)], vec![])]).await;
+    harness.change([traffic(v1::Timeouts { max_stream_ms: 100_000, ..Default::default() })]).await;
+    let mut tcp = TcpStream::connect(address).await.unwrap();
+    let asks = b"GET / HTTP/1.1\r\nHost: a\r\nUpgrade: echo\r\nConnection: upgrade\r\n\r\n";
+    tcp.write_all(asks).await.unwrap();
+    // Its time is over when it begins: whether its caller hears of that it began is left open.
+    let line = harness.lines(1).await.remove(0);
+    assert!(line.contains("max_stream_duration"), "{line}");
 }
 
 #[tokio::test]

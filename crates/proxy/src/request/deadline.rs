@@ -49,10 +49,8 @@ enum Answer {
 }
 
 impl Deadlines {
-    /// The request's time begins now. `caller`: what is left of the time that its caller gave it, and how much longer it is
-    /// waited for.
-    pub(crate) fn new(worker: &Worker, timeouts: &Timeouts, caller: Option<(Duration, Duration)>) -> Self {
-        let (caller, grace) = caller.unzip();
+    /// The request's time begins now. `caller`: what is left of the time that its caller gave it.
+    pub(crate) fn new(now: Tick, target: &Target<'_>, timeouts: &Timeouts, caller: Option<Duration>) -> Self {
         let limits = [
             (timeouts.request, Cause::RequestTimeout),
             (caller, Cause::DeadlineExceeded),
@@ -60,15 +58,16 @@ impl Deadlines {
         ];
         let limits = limits.into_iter().filter_map(|(limit, cause)| Some((limit?, cause)));
         let Some((limit, cause)) = limits.min_by_key(|(limit, _)| *limit) else { return Self::default() };
-        let grace = grace.filter(|_| cause == Cause::DeadlineExceeded).unwrap_or_default();
+        // What the application takes no policy limits here: a limit before it is its caller's.
+        let grace = if matches!(target, Target::App { .. }) { GRACE } else { Duration::ZERO };
         let request = Some((end_of(limit.saturating_add(grace)), cause));
-        Self { request, end: Some(worker.now().after(limit)), ..Self::default() }
+        Self { request, end: Some(now.after(limit)), ..Self::default() }
     }
 
     /// A tunnel has only the time of any stream; it began at `started`.
-    pub(crate) fn of_tunnel(worker: &Worker, timeouts: &Timeouts, started: Tick) -> Self {
-        let left = timeouts.max_stream.map(|limit| limit.saturating_sub(worker.now().since(started)));
-        Self::new(worker, &Timeouts { max_stream: left, ..Timeouts::default() }, None)
+    pub(crate) fn of_tunnel(now: Tick, target: &Target<'_>, started: Tick) -> Self {
+        let left = target.timeouts().max_stream.map(|limit| limit.saturating_sub(now.since(started)));
+        Self::new(now, target, &Timeouts { max_stream: left, ..Timeouts::default() }, None)
     }
 
     /// When the request's time is over.
@@ -159,9 +158,7 @@ pub(crate) fn begin(
     let given = of_caller(conn, fields, journey.is_grpc(), timeouts);
     journey.has_timer = given.is_some_and(|given| given.has_timer);
     let left = check(conn, target, given.map(|given| given.time), journey.started())?;
-    let is_last = matches!(target, Target::App { .. });
-    let grace = if is_last { GRACE } else { Duration::ZERO };
-    Ok(Deadlines::new(&conn.worker, timeouts, left.map(|left| (left, grace))))
+    Ok(Deadlines::new(conn.worker.now(), target, timeouts, left))
 }
 
 /// The time that a caller gives a request.
@@ -268,7 +265,12 @@ pub(crate) fn tell(
 #[cfg(test)]
 mod tests {
     use std::future::poll_fn;
+    use std::sync::Arc;
     use std::task::Waker;
+
+    use meshwork_base::SeededRng;
+    use meshwork_decision::{Change, NoReasons, OwnedRequest, Routed, Snapshot, SnapshotBuilder};
+    use meshwork_messages::v1;
 
     use super::*;
 
@@ -345,6 +347,61 @@ mod tests {
             (true, Cause::PerTryTimeout),
             "by the timer of the one before"
         );
+    }
+
+    /// The application beside us serves `shop/web` and calls `shop/reviews`.
+    fn beside_web() -> Arc<Snapshot> {
+        let served = v1::workload::Served {
+            service: "shop/web".into(),
+            service_port: 80,
+            app_port: 8080,
+            ..Default::default()
+        };
+        let workload = v1::Workload {
+            spiffe_id: "spiffe://mesh.local/ns/shop/sa/web".into(),
+            services: vec![served],
+            ..Default::default()
+        };
+        let reviews = v1::Service {
+            ports: vec![v1::ServicePort { name: "http".into(), port: 80, ..Default::default() }],
+            hostnames: vec!["reviews".into()],
+            ..Default::default()
+        };
+        let mut builder = SnapshotBuilder::new();
+        let changes =
+            [Change::upsert("shop/web-1", "1", &workload), Change::upsert("shop/reviews", "1", &reviews)];
+        assert_eq!(builder.apply(changes), []);
+        builder.build()
+    }
+
+    #[test]
+    fn the_application_is_waited_for_longer_than_its_caller_said_and_nobody_else_is() {
+        let snapshot = beside_web();
+        let port = snapshot.inbounds().flat_map(|inbound| &inbound.ports).next().expect("one port");
+        let request = OwnedRequest::get("reviews", "/");
+        let called = snapshot.outbound("reviews").and_then(|called| called.port(None).ok()).expect("a port");
+        let Routed::Matched(matched) = called.route(&request, &mut NoReasons) else {
+            panic!("all requests go there")
+        };
+        let (backend, cluster) =
+            matched.rule().choose_backend(&mut SeededRng::new(1), &mut NoReasons).expect("the only one");
+        let app = Target::App { port, http2: false };
+        let service = Target::Service { backend, cluster, policy: matched.policy() };
+        let (given, minute) = (Duration::from_secs(5), Duration::from_secs(60));
+        for (target, grace) in [(app, GRACE), (service, Duration::ZERO)] {
+            let before = Instant::now();
+            let limits = Timeouts { request: Some(minute), max_stream: Some(minute), ..Timeouts::default() };
+            let begun = Deadlines::new(Tick::ZERO, &target, &limits, Some(given));
+            let (end, cause) = begun.request.expect("it has a limit");
+            let given = given + grace;
+            assert!((before + given..=Instant::now() + given).contains(&end), "{grace:?}");
+            assert_eq!(cause, Cause::DeadlineExceeded);
+            assert_eq!(
+                begun.end(),
+                Some(Tick::ZERO.after(Duration::from_secs(5))),
+                "what is told is no longer"
+            );
+        }
     }
 
     #[test]

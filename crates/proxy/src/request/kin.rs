@@ -49,10 +49,9 @@ impl Drop for Called {
     }
 }
 
-/// Whether the request is a copy, or made for the sake of one.
+/// Whether the request is a copy, or made for the sake of one. That is asked of calls alone, not of what calls the application.
 pub(crate) fn is_of_copy(conn: &Conn, fields: &Fields) -> bool {
-    fields.known(KnownName::XMeshworkMirror).is_some()
-        || matches!(conn.place, Place::Outbound(_)) && knows(conn, fields, Kin::Mirrored)
+    fields.known(KnownName::XMeshworkMirror).is_some() || knows(conn, fields, Kin::Mirrored)
 }
 
 /// Whether what calls the application for this request's sake is a retry.

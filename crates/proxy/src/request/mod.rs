@@ -198,7 +198,7 @@ async fn run(
         conn.entry.owes(None);
         journey.enter(Phase::Tunnel);
         tunnel::check(down, &sent, &body, response)?;
-        deadlines = Deadlines::of_tunnel(&conn.worker, &target.timeouts(), journey.started());
+        deadlines = Deadlines::of_tunnel(conn.worker.now(), &target, journey.started());
         return Box::pin(tunnel::run(conn, exchange, down, response, journey, &mut deadlines)).await;
     }
     let done = transfer::response(conn, exchange, down, &mut body, response, journey, &mut deadlines).await;
