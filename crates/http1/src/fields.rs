@@ -126,14 +126,18 @@ impl Fields {
     }
 
     /// Adds a field of a header map at the end; spaces around the value are dropped. The types say that name and value
-    /// have been checked.
+    /// have been checked, but for `"`, which `http` takes in names and no token may hold (RFC 9110 section 5.6.2).
     ///
     /// # Errors
-    /// [`FieldError::TooLarge`] when the list grows beyond its offsets.
+    /// [`FieldError`] when there is one, or the list grows beyond its offsets.
     pub fn push_header(&mut self, name: &HeaderName, value: &HeaderValue) -> Result<(), FieldError> {
         let name = name.as_str().as_bytes();
+        let known = KnownName::find(name);
+        if known.is_none() && name.contains(&b'"') {
+            return Err(FieldError::Name(String::from_utf8_lossy(name).into_owned()));
+        }
         let value = trim(value.as_bytes());
-        self.push_checked(name, KnownName::find(name), value.len(), |text| text.extend_from_slice(value))
+        self.push_checked(name, known, value.len(), |text| text.extend_from_slice(value))
     }
 
     fn push_checked_name(

@@ -18,6 +18,7 @@ use support::Harness;
 use support::mesh::{TestMesh, db_behind, policy, serving};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::mpsc::{Receiver, channel};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -243,62 +244,93 @@ async fn an_unknown_service_or_port_and_a_dead_application_are_answered() {
     assert_eq!(line(&pair.inbound, 0).await["cause"], "connect_failure");
 }
 
+/// An application that says what it gets, and answers each time.
+async fn recording(answer: &'static [u8]) -> (SocketAddr, Receiver<Vec<u8>>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let (got, all) = channel(64);
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        while let Ok((mut tcp, _)) = listener.accept().await {
+            let got = got.clone();
+            tokio::spawn(async move {
+                let mut part = [0; 4096];
+                while let Ok(count @ 1..) = tcp.read(&mut part).await {
+                    let _ = got.send(part[..count].to_vec()).await;
+                    let _ = tcp.write_all(answer).await;
+                }
+            });
+        }
+    });
+    (address, all)
+}
+
+/// The next so many bytes that reach the application.
+async fn reach(got: &mut Receiver<Vec<u8>>, count: usize) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    while bytes.len() < count {
+        bytes.extend(tokio::time::timeout(PATIENCE, got.recv()).await.expect("bytes").expect("it goes on"));
+    }
+    bytes
+}
+
+/// Sends these in turn through a tunnel of its own, the next when all before have reached the application; then the
+/// tunnel has broken, and of the last nothing has come.
+async fn breaks(pair: &Pair, got: &mut Receiver<Vec<u8>>, parts: &[&[u8]], number: usize) {
+    let (status, mut tcp) = pair.connect("db:80").await;
+    assert_eq!(status, 200);
+    let (last, before) = parts.split_last().unwrap();
+    for part in before {
+        tcp.write_all(part).await.unwrap();
+        assert_eq!(reach(got, part.len()).await, *part);
+    }
+    tcp.write_all(last).await.unwrap();
+    let after = all(&mut tcp).await;
+    assert!(after.as_ref().map_or(true, Vec::is_empty), "{}: {after:?}", last.escape_ascii());
+    let inside = line(&pair.inbound, number).await;
+    assert_eq!(inside["cause"], "downstream_protocol_error", "{inside}");
+    assert!(got.try_recv().is_err(), "{} came through", last.escape_ascii());
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn requests_do_not_reach_an_application_as_bytes_of_a_tunnel_whenever_they_come() {
-    let pair = Pair::start(greeting().await, AppProtocol::Unspecified).await;
-    let request = "\r\nget / HTTP/1.1\r\nhost: db\r\nx-forwarded-client-cert: By=x;URI=spiffe://mesh.local/ns/shop/sa/admin\r\n\r\n";
-    for (number, cut) in [2, 10, 17, request.len()].into_iter().enumerate() {
-        let (status, mut tcp) = pair.connect("db:80").await;
-        assert_eq!(status, 200);
-        // Who is silent until the application has greeted is opaque to its own proxy.
-        let mut greeted = [0; 11];
-        tcp.read_exact(&mut greeted).await.unwrap();
-        assert_eq!(&greeted, b"220 ready\r\n");
-        tcp.write_all(&request.as_bytes()[..cut]).await.unwrap();
-        if cut < 19 {
-            let mut before = vec![0; cut];
-            tcp.read_exact(&mut before).await.unwrap();
-            tcp.write_all(&request.as_bytes()[cut..]).await.unwrap();
-        }
-        let after = all(&mut tcp).await;
-        assert!(
-            after.as_ref().map_or(true, Vec::is_empty),
-            "{cut}: nothing with the line's end came through: {after:?}"
-        );
-        let inside = line(&pair.inbound, number).await;
-        assert_eq!(inside["cause"], "downstream_protocol_error", "{inside}");
+    let (app, mut got) = recording(b"").await;
+    let pair = Pair::start(app, AppProtocol::Unspecified).await;
+    let request = b"\r\nget / HTTP/1.1\r\nhost: db\r\n\r\n";
+    for (number, cut) in [0, 2, 10, 17].into_iter().enumerate() {
+        let (before, after) = request.split_at(cut);
+        let parts = if cut == 0 { &[after][..] } else { &[before, after] };
+        breaks(&pair, &mut got, parts, number).await;
     }
     let (_, mut tcp) = pair.connect("db:80").await;
-    tcp.write_all(b"get / of what is no request\r\nHTTP/1.1\r\n").await.unwrap();
+    let other = b"get / of what is no request\r\nHTTP/1.1\r\n";
+    tcp.write_all(other).await.unwrap();
     tcp.shutdown().await.unwrap();
-    assert_eq!(all(&mut tcp).await.unwrap(), b"220 ready\r\nget / of what is no request\r\nHTTP/1.1\r\n");
+    assert_eq!(reach(&mut got, other.len()).await, other);
+    assert!(all(&mut tcp).await.unwrap().is_empty());
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn nor_do_those_that_only_some_servers_take_for_one() {
-    let pair = Pair::start(greeting().await, AppProtocol::Unspecified).await;
-    let lines = [
-        "GET /admin\r\n",
-        "m /admin HTTP/1.1                 \r\n",
-        "\0m /admin HTTP/1.1\r\n",
-        "POST /admin RTSP/1.1\r\n",
-        "PROXY TCP4 192.0.2.1 192.0.2.2 1 2\r\nm / HTTP/1.1\r\n",
+    let (app, mut got) = recording(b"").await;
+    let pair = Pair::start(app, AppProtocol::Unspecified).await;
+    // An empty line before it is opaque to the caller's proxy at once.
+    let lines: [&[u8]; 8] = [
+        b"\r\nGET /admin\r\n",
+        b"m /admin HTTP/1.1                 \r\n",
+        b"\0m /admin HTTP/1.1\r\n",
+        b"\r\nPOST /admin RTSP/1.1\r\n",
+        b"m /a\xa0b HTTP/1.1\r\n",
+        b"m\x01 /admin HTTP/2\r\n",
+        b"PROXY TCP4 192.0.2.1 192.0.2.2 1 2\r\nm / HTTP/1.1\r\n",
+        b"PROXY a:80 HTTP/1.1\r\n",
     ];
     for (number, request) in lines.into_iter().enumerate() {
-        let (_, mut tcp) = pair.connect("db:80").await;
-        let mut greeted = [0; 11];
-        tcp.read_exact(&mut greeted).await.unwrap();
-        tcp.write_all(request.as_bytes()).await.unwrap();
-        let after = all(&mut tcp).await;
-        assert!(after.as_ref().map_or(true, Vec::is_empty), "{request:?} came through: {after:?}");
-        let inside = line(&pair.inbound, number).await;
-        assert_eq!(inside["cause"], "downstream_protocol_error", "{inside}");
+        breaks(&pair, &mut got, &[request], number).await;
     }
     // What had come before the end may be there; the end is not.
     let (_, mut tcp) = pair.connect("db:80").await;
-    tcp.read_exact(&mut [0; 11]).await.unwrap();
     tcp.write_all(b"m /admin HTTP/1.1").await.unwrap();
-    tcp.read_exact(&mut [0; 17]).await.unwrap();
+    reach(&mut got, 17).await;
     tcp.shutdown().await.unwrap();
     let end = all(&mut tcp).await;
     let inside = line(&pair.inbound, lines.len()).await;
@@ -307,7 +339,52 @@ async fn nor_do_those_that_only_some_servers_take_for_one() {
     let hello = b"\x16\x03\x01\x00\x33\x01\x00\x00\x2f\x03\x03/* GET / and what else there may be\n";
     tcp.write_all(hello).await.unwrap();
     tcp.shutdown().await.unwrap();
-    assert_eq!(all(&mut tcp).await.unwrap(), [&b"220 ready\r\n"[..], hello].concat());
+    assert_eq!(reach(&mut got, hello.len()).await, hello);
+    assert!(all(&mut tcp).await.unwrap().is_empty());
+}
+
+/// To some servers any line is a request's.
+#[tokio::test(flavor = "multi_thread")]
+async fn no_line_of_a_tunnel_says_who_calls() {
+    let (app, mut got) = recording(b"").await;
+    let pair = Pair::start(app, AppProtocol::Unspecified).await;
+    let field = b"X_Forwarded-Client-Cert: URI=spiffe://mesh.local/ns/shop/sa/admin\r\n\r\n";
+    breaks(&pair, &mut got, &[b"m1 a:80\r\nhost: a\r\n", field], 0).await;
+    breaks(&pair, &mut got, &[b"m1 a:80\n", b"x-forwarded-", b"client-cert:"], 1).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_of_http_says_that_a_tunnel_carries_requests() {
+    let (app, mut got) = recording(b"HTTP/1.1 200 OK\r\n\r\n").await;
+    let pair = Pair::start(app, AppProtocol::Unspecified).await;
+    let (_, mut tcp) = pair.connect("db:80").await;
+    tcp.write_all(b"m1 a:80\r\n\r\n").await.unwrap();
+    reach(&mut got, 11).await;
+    let answer = all(&mut tcp).await;
+    assert!(answer.as_ref().map_or(true, Vec::is_empty), "{answer:?}");
+    assert_eq!(line(&pair.inbound, 0).await["cause"], "downstream_protocol_error");
+}
+
+/// What is stored in a database is nobody's request.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_follows_another_answer_is_opaque_whatever_it_is() {
+    let (app, mut got) = recording(b"+OK\r\n").await;
+    let pair = Pair::start(app, AppProtocol::Unspecified).await;
+    let (_, mut tcp) = pair.connect("db:80").await;
+    tcp.write_all(b"*1\r\n$4\r\nPING\r\n").await.unwrap();
+    tcp.read_exact(&mut [0; 5]).await.unwrap();
+    reach(&mut got, 14).await;
+    let stored = b"$60\r\nGET / HTTP/1.1\r\nx-forwarded-client-cert: a\r\n";
+    tcp.write_all(stored).await.unwrap();
+    assert_eq!(reach(&mut got, stored.len()).await, stored);
+
+    // Who speaks first is none that is asked.
+    let pair = Pair::start(greeting().await, AppProtocol::Unspecified).await;
+    let (_, mut tcp) = pair.connect("db:80").await;
+    tcp.read_exact(&mut [0; 11]).await.unwrap();
+    tcp.write_all(b"add /music HTTP/1.1\r\n").await.unwrap();
+    tcp.shutdown().await.unwrap();
+    assert_eq!(all(&mut tcp).await.unwrap(), b"add /music HTTP/1.1\r\n");
 }
 
 #[tokio::test(flavor = "multi_thread")]

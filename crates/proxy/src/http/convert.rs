@@ -19,19 +19,25 @@ use super::upgrade;
 use crate::error::Failure;
 use crate::upstream::Head;
 
-/// The fields of a map, in its order. HTTP/2's decoder has checked names and values.
-pub(crate) fn fields_of(map: &HeaderMap) -> Fields {
+/// The fields of a map, in its order.
+///
+/// # Errors
+/// A name that is none.
+pub(crate) fn fields_of(map: &HeaderMap) -> Result<Fields, ParseError> {
     let mut fields = Fields::new();
-    fill(map, &mut fields);
-    fields
+    fill(map, &mut fields)?;
+    Ok(fields)
 }
 
-fn fill(map: &HeaderMap, fields: &mut Fields) {
+fn fill(map: &HeaderMap, fields: &mut Fields) -> Result<(), ParseError> {
     reserve(map, fields);
-    for (name, value) in map {
-        // It would have to be larger than any list that the decoder accepts.
-        let _ = fields.push_header(name, value);
-    }
+    map.iter().try_for_each(|(name, value)| add(fields, name, value))
+}
+
+/// HTTP/2's decoder has checked the value.
+fn add(fields: &mut Fields, name: &HeaderName, value: &HeaderValue) -> Result<(), ParseError> {
+    // No list that the decoder accepts is too large.
+    fields.push_header(name, value).map_err(|_| ParseError::BadFieldName)
 }
 
 /// Fields that a proxy usually adds, and their bytes.
@@ -196,7 +202,7 @@ fn fill_request(map: &HeaderMap, has_authority: bool, head: &mut RequestHead) ->
             cookies.extend_from_slice(value.as_bytes());
             continue;
         }
-        let _ = head.fields.push_header(name, value);
+        add(&mut head.fields, name, value)?;
     }
     if !cookies.is_empty() {
         let _ = head.fields.push_known(KnownName::Cookie, &cookies);
@@ -246,7 +252,7 @@ pub(crate) fn request(head: &Head<'_>, extended: bool) -> Result<Request<()>, St
 ///
 /// # Errors
 /// It says its length twice, or what is no length (RFC 9110 section 8.6): whoever reads it next could take the other one. Or
-/// white space stands around a value.
+/// white space stands around a value, or a name is none.
 pub(crate) fn response_into(
     response: &Response<()>,
     end: bool,
@@ -260,7 +266,7 @@ pub(crate) fn response_into(
     if response.headers().values().any(is_padded) {
         return Err(ParseError::BadFieldValue);
     }
-    fill(response.headers(), &mut head.fields);
+    fill(response.headers(), &mut head.fields)?;
     let mut lengths = head.fields.known_all(KnownName::ContentLength);
     let declared = match (lengths.next(), lengths.next()) {
         (None, _) => None,
@@ -319,6 +325,19 @@ mod tests {
         let map = map_of(&fields);
         assert_eq!(map.len(), 2);
         assert_eq!(map.get_all("x-kept").iter().collect::<Vec<_>>(), ["1", "2"]);
+    }
+
+    /// `http` takes it for a name, and no reader of HTTP/1.1 does.
+    #[test]
+    fn a_name_that_is_no_token_crosses_nowhere() {
+        let mut response = Response::new(());
+        let name = HeaderName::from_lowercase(b"x\"a").unwrap();
+        response.headers_mut().insert(name, HeaderValue::from_static("1"));
+        let read = response_into(&response, true, &mut ResponseHead::new());
+        assert_eq!(read, Err(ParseError::BadFieldName));
+        assert_eq!(fields_of(response.headers()), Err(ParseError::BadFieldName));
+        let mut head = RequestHead::new();
+        assert_eq!(fill_request(response.headers(), true, &mut head), Err(ParseError::BadFieldName));
     }
 
     #[test]

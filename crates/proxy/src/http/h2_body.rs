@@ -50,7 +50,7 @@ impl H2Source {
         if let Some(map) = &trailers {
             self.bound(map)?;
         }
-        Poll::Ready(Ok(stream::end(trailers.map(|map| convert::fields_of(&map)))?))
+        Poll::Ready(Ok(stream::end(trailers.as_ref().map(convert::fields_of).transpose()?)?))
     }
 
     /// The same bounds as on trailers of HTTP/1.1, as they would be written there.

@@ -8,8 +8,8 @@ use std::task::{Context, Poll};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
-use super::first_line::FirstLine;
 use super::reject;
+use super::watch::Watch;
 use crate::http::tunnel::Tunnel;
 use crate::io::Io;
 
@@ -17,8 +17,8 @@ use crate::io::Io;
 pub(super) enum End {
     Socket(Io),
     Tunnel(Box<Tunnel>),
-    /// One that breaks where what comes from it is HTTP.
-    Opaque(Box<(Tunnel, FirstLine)>),
+    /// One that breaks where what goes through it is HTTP.
+    Opaque(Box<(Tunnel, Watch)>),
 }
 
 /// What was to be opaque is HTTP.
@@ -85,7 +85,20 @@ impl AsyncRead for End {
 
 impl AsyncWrite for End {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        each!(self, end => Pin::new(end).poll_write(cx, buf))
+        let this = self.get_mut();
+        if let Self::Opaque(watched) = this
+            && watched.1.is_answer(buf)
+        {
+            return Poll::Ready(Err(io::Error::other(IsHttp)));
+        }
+        let written = {
+            let this = Pin::new(&mut *this);
+            each!(this, end => Pin::new(end).poll_write(cx, buf))
+        };
+        if let (Self::Opaque(watched), Poll::Ready(Ok(count))) = (this, &written) {
+            watched.1.answered(&buf[..*count]);
+        }
+        written
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

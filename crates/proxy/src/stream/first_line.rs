@@ -1,37 +1,49 @@
-//! Whether what comes through an opaque tunnel is HTTP after all.
-//!
-//! The sidecar of an application tells it who calls and keeps requests within its policies. What reaches the application as
-//! mere bytes has passed all of that by, so bytes that it would take for a request must not come that way, whatever the
-//! caller's proxy took them for: who calls decides when it sends which byte.
+//! Whether the first line of what comes through an opaque tunnel is a request's.
 //!
 //! Servers differ in what they take for a request, so this goes by all that any common one takes, not by the standard. Each reads a
 //! line of a method, white space and more, and acts on nothing before the line's end (or the connection's); most skip empty lines
-//! before it, Netty every control byte. Then either two words stand behind the method of which the second is a version (Netty takes
-//! any protocol's, nginx and Python spaces behind it and `1.01`, Node RTSP's), or what stands there is a path (HTTP/0.9, which Node,
-//! nginx, Python and Tomcat still serve, most of them with header fields). A header of the PROXY protocol may come first; what
-//! stands behind it is looked at instead.
+//! before it, Netty every control byte. What is white space differs, the space alone or all that Python takes for it, which to others
+//! is part of a word, so a line is read in each way. Some look at the version's first letters alone, some at none. A header of the PROXY protocol may come
+//! first; what stands behind it is looked at too.
 //!
 //! ```text
-//!  Lead ──▶ Method ──white──▶ Gap ──▶ Rest ──LF, end──▶ Over
-//!   ▲ │        │               │        │                └─ two words, of which the last is a version, or one path: HTTP
-//!   │ │        │               │        └─ a method in capitals and `scheme://`: HTTP
-//!   │ │        │               └─ a method in capitals and `/` or `*`: HTTP
-//!   │ │        └─ what cannot be a method: Over
+//!  Lead ──▶ Method ──white──▶ Gap ◀──▶ Word ──LF, end──▶ Over
+//!   ▲ │        │                        │                 └─ a version where one can be, or a common method and one word: HTTP
+//!   │ │        │                        └─ a common method and a path, a URL or `*`: HTTP
+//!   │ │        └─ LF: Over
 //!   └─┴─ behind a PROXY header
 //! ```
 //!
-//! Other text protocols look alike where nobody has declared them: RTSP, SIP, Livestatus. Theirs is a port that declares `tcp`.
+//! Other text protocols look alike where nobody has declared them: RTSP, ICAP, Redis' inline commands. Theirs is a port that
+//! declares `tcp`. Servers that take any line for a request (JDK's, uWSGI) cannot be known by it: see `watch.rs` for what remains.
 
 /// No server reads a longer line (Go's takes 1 MiB of head). What is skipped before it has no end with some of them.
 const LONGEST: usize = 1 << 21;
-/// Of the first word so much is kept; longer ones are none that is looked for.
-const WORD: usize = 8;
+/// Of a word so much is kept; longer ones are none that is looked for.
+const KEPT: usize = 8;
 /// What the second version of the PROXY protocol begins with, before a word that is `QUIT`.
 const SIGNATURE: &[u8; 7] = b"\r\n\r\n\0\r\n";
+/// What is a request with one word behind it, to a server that knows HTTP/0.9 or looks for no version.
+const COMMON: [&[u8]; 9] =
+    [b"GET", b"HEAD", b"POST", b"PUT", b"DELETE", b"OPTIONS", b"TRACE", b"CONNECT", b"PATCH"];
+/// The protocols whose version makes a request of any line; `llhttp` knows these.
+const PROTOCOLS: [&[u8]; 3] = [b"HTTP/", b"RTSP/", b"ICE/"];
+
+/// Which bytes part words.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum White {
+    /// The space alone.
+    Space,
+    /// Those of ASCII. Other control bytes are of a word, also where it is the first.
+    Narrow,
+    /// Those of Python's `str.split` of Latin-1. Control bytes before the first word are skipped.
+    Wide,
+}
 
 /// What is known of the first line so far.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct FirstLine {
+    white: White,
     stage: Stage,
     /// Control bytes came before, which one server alone skips: to it a request says its version.
     lead_is_odd: bool,
@@ -47,31 +59,37 @@ pub(super) struct FirstLine {
 #[derive(Debug, Default)]
 struct Line {
     length: usize,
-    /// The beginning of its first word, its length, and whether all of it is capital letters, `-` or `_`.
-    method: [u8; WORD],
-    method_len: usize,
-    is_capital: bool,
-    /// Words behind the method, whether the first of them begins like a path, and how far the last one is a version, or the first
-    /// one the beginning of a URL.
+    ends_in_cr: bool,
+    method: Word,
+    /// Words behind the method, and the last of them.
     words: usize,
+    last: Word,
+    /// The first word begins like a path, a URL or is `*`.
     is_path: bool,
-    version: Version,
     scheme: Scheme,
+    /// One of the first two words is a version's beginning of [`PROTOCOLS`].
+    has_version: bool,
+    /// How far the last word ends like a version of any protocol.
+    version: Version,
 }
 
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+/// The beginning of a word, and its length.
+#[derive(Clone, Copy, Debug, Default)]
+struct Word {
+    kept: [u8; KEPT],
+    length: usize,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Stage {
     /// Nothing but what servers skip has come.
-    #[default]
     Lead,
     Method,
     /// White space behind the method.
     Gap,
-    /// Behind that.
-    Rest,
-    /// The text of a PROXY header, up to its line's end.
-    Announcement,
-    /// So much is missing of the fixed part of a binary one, of which the last two bytes say how long the rest is.
+    /// In a word behind that.
+    Word,
+    /// So much is missing of the fixed part of a binary PROXY header, of which the last two bytes say how long the rest is.
     Binary {
         fixed: u8,
         length: u16,
@@ -105,6 +123,18 @@ enum Scheme {
 }
 
 impl FirstLine {
+    pub(super) fn new(white: White) -> Self {
+        Self {
+            white,
+            stage: Stage::Lead,
+            lead_is_odd: false,
+            lead: 0,
+            lead_ends: [0; SIGNATURE.len()],
+            announced: false,
+            line: Line::default(),
+        }
+    }
+
     /// Looks at the next bytes; true: with them something is there that servers take for a request's first line.
     pub(super) fn shows_http(&mut self, bytes: &[u8]) -> bool {
         for byte in bytes {
@@ -121,7 +151,7 @@ impl FirstLine {
 
     /// Nothing more comes; true: servers take what is there for a request, as if its line had ended.
     pub(super) fn ends_as_http(&mut self) -> bool {
-        let is_line = matches!(self.stage, Stage::Gap | Stage::Rest);
+        let is_line = matches!(self.stage, Stage::Gap | Stage::Word);
         self.stage = Stage::Over;
         is_line && self.line.is_request(self.lead_is_odd)
     }
@@ -130,12 +160,7 @@ impl FirstLine {
         match self.stage {
             Stage::Lead => self.before(byte),
             Stage::Method => self.of_method(byte),
-            Stage::Gap | Stage::Rest => return self.behind(byte),
-            Stage::Announcement => {
-                if byte == b'\n' {
-                    self.begins_anew();
-                }
-            }
+            Stage::Gap | Stage::Word => return self.behind(byte),
             Stage::Binary { fixed, length } => {
                 let length = length << 8 | u16::from(byte);
                 match fixed {
@@ -153,45 +178,40 @@ impl FirstLine {
 
     /// What is behind a header of the PROXY protocol is a connection's beginning; a second one is none.
     fn begins_anew(&mut self) {
-        *self = Self { announced: true, ..Self::default() };
+        *self = Self { announced: true, ..Self::new(self.white) };
     }
 
     fn before(&mut self, byte: u8) {
-        if byte == b'\n' || is_white(byte) || is_control(byte) {
-            self.lead_is_odd |= byte != b'\n' && !is_white(byte);
+        let is_white = self.white.has(byte);
+        let is_of_signature = byte == SIGNATURE.get(self.lead).copied().unwrap_or(b'\n');
+        let is_skipped = is_of_signature || self.white == White::Wide && is_control(byte);
+        if byte == b'\n' || is_white || is_skipped {
+            self.lead_is_odd |= byte != b'\n' && !is_white;
             self.lead = self.lead.saturating_add(1);
             self.lead_ends.rotate_left(1);
             self.lead_ends[SIGNATURE.len() - 1] = byte;
             return;
         }
         self.stage = Stage::Method;
-        self.line.is_capital = true;
-        self.line.add(byte);
+        self.line.method.add(byte);
     }
 
     fn of_method(&mut self, byte: u8) {
-        let line = &mut self.line;
-        self.stage = match byte {
-            b'\n' => {
-                let is_signature = self.lead == SIGNATURE.len() && self.lead_ends == *SIGNATURE;
-                match is_signature && line.is_method(b"QUIT") && !self.announced {
-                    true => Stage::Binary { fixed: 4, length: 0 },
-                    false => Stage::Over,
-                }
+        if byte == b'\n' {
+            let is_signature = self.lead == SIGNATURE.len() && self.lead_ends == *SIGNATURE;
+            self.stage = match is_signature && self.line.method.is(b"QUIT") && !self.announced {
+                true => Stage::Binary { fixed: 4, length: 0 },
+                false => Stage::Over,
+            };
+        } else if self.white.has(byte) {
+            self.stage = Stage::Gap;
+            self.line.ends_in_cr = byte == b'\r';
+        } else {
+            self.line.method.add(byte);
+            if self.line.method.length > LONGEST {
+                self.stage = Stage::Over;
             }
-            _ if is_white(byte) => match self.lead == 0 && line.is_method(b"PROXY") && !self.announced {
-                true => Stage::Announcement,
-                false => Stage::Gap,
-            },
-            _ if is_control(byte) => Stage::Over,
-            _ => {
-                line.add(byte);
-                match line.method_len > LONGEST {
-                    true => Stage::Over,
-                    false => Stage::Method,
-                }
-            }
-        };
+        }
     }
 
     /// Behind the method and white space.
@@ -199,42 +219,49 @@ impl FirstLine {
         let line = &mut self.line;
         line.length += 1;
         if byte == b'\n' {
-            self.stage = Stage::Over;
-            return line.is_request(self.lead_is_odd);
+            return self.ends_line();
         }
-        if is_white(byte) {
+        line.ends_in_cr = byte == b'\r';
+        if self.white.has(byte) {
             self.stage = Stage::Gap;
-        } else if line.goes_on(byte, self.stage == Stage::Gap) && !self.lead_is_odd {
-            return true;
         } else {
-            self.stage = Stage::Rest;
+            line.goes_on(byte, self.stage == Stage::Gap);
+            self.stage = Stage::Word;
+            if !self.lead_is_odd && line.words == 1 && line.is_path && line.method.is_common() {
+                return true;
+            }
         }
         if line.length > LONGEST {
             self.stage = Stage::Over;
         }
         false
     }
+
+    fn ends_line(&mut self) -> bool {
+        if self.line.is_request(self.lead_is_odd) {
+            return true;
+        }
+        if self.lead == 0 && self.line.method.is(b"PROXY") && !self.announced {
+            // To some its end is CR LF alone, and what we took for the next line is of the header.
+            let is_cut = !self.line.ends_in_cr;
+            self.begins_anew();
+            return is_cut;
+        }
+        self.stage = Stage::Over;
+        false
+    }
 }
 
 impl Line {
-    fn add(&mut self, byte: u8) {
-        if let Some(place) = self.method.get_mut(self.method_len) {
-            *place = byte;
-        }
-        self.method_len += 1;
-        self.is_capital &= byte.is_ascii_uppercase() || matches!(byte, b'-' | b'_');
-    }
-
-    fn is_method(&self, word: &[u8]) -> bool {
-        self.method.get(..self.method_len) == Some(word)
-    }
-
-    /// The next byte of a word behind the method; true: whatever follows, this is a request to some server.
-    fn goes_on(&mut self, byte: u8, begins: bool) -> bool {
+    /// The next byte of a word behind the method.
+    fn goes_on(&mut self, byte: u8, begins: bool) {
         if begins {
             self.words += 1;
+            self.last = Word::default();
             self.version = Version::None;
         }
+        self.last.add(byte);
+        self.has_version |= self.words <= 2 && self.last.begins_a_version();
         self.version = match (self.version, byte) {
             (Version::None, b'/') => Version::None,
             (_, b'/') => Version::Slash,
@@ -244,42 +271,68 @@ impl Line {
             _ => Version::Name,
         };
         if self.words != 1 {
-            return false;
+            return;
         }
         if begins {
             self.is_path = matches!(byte, b'/' | b'*');
             self.scheme = if byte.is_ascii_alphabetic() { Scheme::Name } else { Scheme::None };
-        } else {
-            self.scheme = match (self.scheme, byte) {
-                (Scheme::Name, b':') => Scheme::Colon,
-                (Scheme::Name, _) if byte.is_ascii_alphanumeric() || b"+-.".contains(&byte) => Scheme::Name,
-                (Scheme::Colon, b'/') => Scheme::Slash,
-                (Scheme::Slash, b'/') => {
-                    self.is_path = true;
-                    Scheme::None
-                }
-                _ => Scheme::None,
-            };
+            return;
         }
-        self.is_path && self.is_capital && self.method_len >= 3
+        self.scheme = match (self.scheme, byte) {
+            (Scheme::Name, b':') => Scheme::Colon,
+            (Scheme::Name, _) if byte.is_ascii_alphanumeric() || b"+-.".contains(&byte) => Scheme::Name,
+            (Scheme::Colon, b'/') => Scheme::Slash,
+            (Scheme::Slash, b'/') => {
+                self.is_path = true;
+                Scheme::None
+            }
+            _ => Scheme::None,
+        };
     }
 
     /// Whether the line that ends here is one. `versioned`: only with a version.
     fn is_request(&self, versioned: bool) -> bool {
-        match self.words {
-            2 => self.version == Version::Minor,
-            // Python takes any word for a path, and Tomcat any method; memcached's keys may look like one.
-            1 if !versioned => {
-                self.is_method(b"GET") || self.is_path && !self.is_method(b"get") && !self.is_method(b"gets")
-            }
-            _ => false,
-        }
+        // Old nginx takes spaces for a part of the path, and Netty any protocol.
+        let says_version = self.has_version
+            || self.is_path
+                && (self.last.begins_a_version() || self.words == 2 && self.version == Version::Minor);
+        says_version || !versioned && self.words == 1 && self.method.is_common()
     }
 }
 
-/// What some server takes for white space in a line: Python's `str.split` of Latin-1 the most.
-fn is_white(byte: u8) -> bool {
-    matches!(byte, b'\t' | 0x0b | 0x0c | b'\r' | 0x1c..=0x1f | b' ' | 0x85 | 0xa0)
+impl Word {
+    fn add(&mut self, byte: u8) {
+        if let Some(place) = self.kept.get_mut(self.length) {
+            *place = byte;
+        }
+        self.length += 1;
+    }
+
+    fn is(&self, word: &[u8]) -> bool {
+        self.kept.get(..self.length) == Some(word)
+    }
+
+    fn is_common(&self) -> bool {
+        COMMON.iter().any(|method| self.is(method))
+    }
+
+    fn begins_a_version(&self) -> bool {
+        let kept = &self.kept[..self.length.min(KEPT)];
+        PROTOCOLS
+            .iter()
+            .any(|name| kept.get(..name.len()).is_some_and(|kept| kept.eq_ignore_ascii_case(name)))
+    }
+}
+
+impl White {
+    fn has(self, byte: u8) -> bool {
+        match byte {
+            b' ' => true,
+            b'\t' | 0x0b | 0x0c | b'\r' => self != Self::Space,
+            0x1c..=0x1f | 0x85 | 0xa0 => self == Self::Wide,
+            _ => false,
+        }
+    }
 }
 
 /// The control characters of Latin-1.

@@ -12,9 +12,9 @@ use meshwork_telemetry::Phase;
 use tokio::net::TcpStream;
 
 use super::end::End;
-use super::first_line::FirstLine;
 use super::journey::Journey;
 use super::outbound::{self, Inside};
+use super::watch::Watch;
 use super::{Carried, route, transfer};
 use crate::downstream::connection::Conn;
 use crate::error::Failure;
@@ -50,7 +50,7 @@ pub(crate) async fn serve(
             let tunnel = Tunnel::new(source, sink, None);
             let mut down = match is_declared {
                 true => End::Tunnel(Box::new(tunnel)),
-                false => End::Opaque(Box::new((tunnel, FirstLine::default()))),
+                false => End::Opaque(Box::new((tunnel, Watch::new()))),
             };
             transfer::run(&cx, None, (&mut down, &mut app), Bytes::new(), &mut journey).await
         }

@@ -23,6 +23,7 @@ pub(crate) mod outbound;
 mod reject;
 mod route;
 mod transfer;
+mod watch;
 
 use std::future::poll_fn;
 use std::pin::Pin;

@@ -238,7 +238,7 @@ fn failure(broken: Broken, requests: bool) -> Failure {
     };
     let side = if downstream { "caller" } else { "endpoint" };
     let why = format!("{doing} the {side}: {}", told(&error));
-    if requests && error.get_ref().is_some_and(|inner| inner.is::<IsHttp>()) {
+    if error.get_ref().is_some_and(|inner| inner.is::<IsHttp>()) {
         return Failure::downstream(Cause::DownstreamProtocolError).because(IsHttp.to_string());
     }
     if downstream {
