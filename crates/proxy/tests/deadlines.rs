@@ -10,16 +10,21 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use http::Request;
+use meshwork_base::ManualClock;
 use meshwork_decision::{Change, read_grpc_timeout};
 use meshwork_messages::v1;
 use meshwork_messages::v1::service_port::AppProtocol;
 use meshwork_messages::v1::timeouts::CallerDeadline;
-use meshwork_proxy::Settings;
+use meshwork_proxy::{Mesh, Settings};
 use parking_lot::Mutex;
 use support::h2::{H2Upstream, answer, fetch, h2_client, h2_upstream};
 use support::mesh::Pair;
+use support::policy::retry;
+use support::raw::{
+    ACK, DATA, END_HEADERS, END_STREAM, HEADERS, PREFACE, RESET, Raw, SETTINGS, WINDOW_UPDATE, frame,
+};
 use support::{Harness, Upstream, exchange, is_head, read_until, rule, upstream};
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::Instant;
 
@@ -495,4 +500,178 @@ async fn a_connection_to_an_endpoint_idles_as_long_as_the_policy_says() {
         tokio::time::sleep(Duration::from_millis(1_000)).await;
         exchange(address, ask.as_bytes()).await;
     }
+}
+
+/// A gateway before an application that does what a test says; its time moves when told to.
+struct Slow {
+    harness: Harness,
+    clock: ManualClock,
+    address: SocketAddr,
+    app: TcpListener,
+}
+
+/// How long a test waits for what is to come at once.
+const SOON: Duration = Duration::from_secs(10);
+/// The time that a caller has for the next kibibyte of a body.
+const BODY: Duration = Duration::from_secs(60);
+
+impl Slow {
+    async fn before(protocol: AppProtocol, policy: v1::TrafficPolicy) -> Self {
+        let clock = ManualClock::new();
+        let mut settings = Settings { workers: 1, ..Settings::default() };
+        settings.timeouts.idle = Duration::from_secs(1);
+        assert_eq!(settings.timeouts.body, BODY);
+        let mut harness = Harness::join(settings, Mesh::default(), Arc::new(clock.clone()), "gateway");
+        let app = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        harness.service("web", protocol, &[app.local_addr().unwrap()]).await;
+        let address = harness.route(vec![rule(&[("web", 1)], vec![])]).await;
+        harness.change([on_web(policy)]).await;
+        Self { harness, clock, address, app }
+    }
+
+    /// So much time goes by, and the only worker has looked at all who wait for something: it lets go of one that idles.
+    async fn passes(&self, time: Duration) {
+        let came = || self.harness.metric("meshwork_downstream_connections_total", &[]);
+        let before = came();
+        let mut idle = TcpStream::connect(self.address).await.unwrap();
+        self.harness.wait_metric("meshwork_downstream_connections_total", &[], before + 1).await;
+        self.clock.advance(time);
+        assert_eq!(idle.read(&mut [0; 1]).await.unwrap(), 0);
+    }
+
+    /// A request whose body of this length does not come yet.
+    async fn asks(&self, method: &str, length: usize, more: &str) -> TcpStream {
+        let mut caller = TcpStream::connect(self.address).await.unwrap();
+        let head = format!("{method} / HTTP/1.1\r\nHost: a\r\nContent-Length: {length}\r\n{more}\r\n");
+        caller.write_all(head.as_bytes()).await.unwrap();
+        caller
+    }
+
+    /// The application has a request's head.
+    async fn is_asked(&self) -> TcpStream {
+        let (mut app, _) = self.app.accept().await.unwrap();
+        let head = read_until(&mut app, "\r\n\r\n").await;
+        assert!(head.ends_with("\r\n\r\n"), "no body has come: {head}");
+        app
+    }
+}
+
+/// So much of a body gets from the caller to the application.
+async fn moves(caller: &mut TcpStream, app: &mut TcpStream, bytes: usize) {
+    caller.write_all(&vec![b'x'; bytes]).await.unwrap();
+    app.read_exact(&mut vec![0; bytes]).await.unwrap();
+}
+
+/// The application answers, and that reaches the caller.
+async fn is_answered(caller: &mut TcpStream, app: &mut TcpStream) {
+    app.write_all(OK).await.unwrap();
+    let answer = read_until(caller, "hello").await;
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+}
+
+#[tokio::test]
+async fn a_caller_has_its_time_for_each_kibibyte_of_a_body_and_not_for_each_byte() {
+    let slow = Slow::before(AppProtocol::Http1, v1::TrafficPolicy::default()).await;
+    let mut caller = slow.asks("POST", 3 * 1024, "").await;
+    let mut app = slow.is_asked().await;
+    for _ in 0..3 {
+        slow.passes(BODY * 2 / 3).await;
+        moves(&mut caller, &mut app, 1024).await;
+    }
+    is_answered(&mut caller, &mut app).await;
+    // On the same connection to the application.
+    let mut caller = slow.asks("POST", 3 * 1024, "").await;
+    read_until(&mut app, "\r\n\r\n").await;
+    moves(&mut caller, &mut app, 1).await;
+    slow.passes(BODY * 2 / 3).await;
+    moves(&mut caller, &mut app, 1).await;
+    slow.passes(BODY * 2 / 3).await;
+    let told = read_until(&mut caller, "request_body_timeout");
+    let answer = tokio::time::timeout(SOON, told).await.expect("single bytes are no body that moves");
+    assert!(answer.starts_with("HTTP/1.1 408"), "{answer}");
+}
+
+#[tokio::test]
+async fn a_call_of_grpc_may_pause_between_its_messages() {
+    let slow = Slow::before(AppProtocol::Http1, v1::TrafficPolicy::default()).await;
+    let mut caller = slow.asks("POST", 4, "Content-Type: application/grpc\r\n").await;
+    let mut app = slow.is_asked().await;
+    slow.passes(BODY * 2).await;
+    moves(&mut caller, &mut app, 4).await;
+    is_answered(&mut caller, &mut app).await;
+}
+
+#[tokio::test]
+async fn who_has_sent_all_of_a_body_owes_nothing_however_long_the_answer_takes() {
+    let slow = Slow::before(AppProtocol::Http1, v1::TrafficPolicy::default()).await;
+    let mut caller = slow.asks("POST", 4, "").await;
+    let mut app = slow.is_asked().await;
+    moves(&mut caller, &mut app, 4).await;
+    slow.passes(BODY * 2).await;
+    is_answered(&mut caller, &mut app).await;
+}
+
+#[tokio::test]
+async fn while_the_application_takes_no_more_of_a_body_its_caller_owes_nothing() {
+    let slow = Slow::before(AppProtocol::Http2, v1::TrafficPolicy::default()).await;
+    let mut caller = slow.asks("POST", 32 * 1024, "").await;
+    let (mut app, _) = slow.app.accept().await.unwrap();
+    app.read_exact(&mut [0; PREFACE.len()]).await.unwrap();
+    let mut app = Raw(app);
+    // A window for nothing.
+    app.send(&[frame(SETTINGS, 0, 0, &[0, 4, 0, 0, 0, 0]), frame(SETTINGS, ACK, 0, &[])].concat()).await;
+    while !matches!(app.next().await.unwrap(), (HEADERS, ..)) {}
+    assert!(app.settle().await, "it knows that there is none");
+    caller.write_all(&[b'x'; 32 * 1024]).await.unwrap();
+    for _ in 0..2 {
+        // The only worker has read by then what came before.
+        assert!(exchange(slow.address, b"GET / HTTP/1.1\r\n\r\n").await.starts_with("HTTP/1.1 400"));
+    }
+    slow.passes(BODY * 2).await;
+    app.send(&frame(WINDOW_UPDATE, 0, 1, &[0, 1, 0, 0])).await;
+    let mut taken = 0;
+    while taken < 32 * 1024 {
+        match app.next().await.unwrap() {
+            (DATA, _, _, data) => taken += data.len(),
+            (RESET, ..) => panic!("its caller is not waited for"),
+            _ => {}
+        }
+    }
+    app.send(&frame(HEADERS, END_HEADERS | END_STREAM, 1, &[0x88])).await;
+    let answer = read_until(&mut caller, "\r\n\r\n").await;
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+}
+
+#[tokio::test]
+async fn a_caller_has_its_time_for_a_body_with_each_attempt() {
+    let slow = Slow::before(AppProtocol::Http1, retry(1, &[])).await;
+    let mut caller = slow.asks("PUT", 4, "").await;
+    let first = slow.is_asked().await;
+    slow.passes(BODY * 2 / 3).await;
+    drop(first);
+    let mut app = slow.is_asked().await;
+    slow.passes(BODY * 2 / 3).await;
+    moves(&mut caller, &mut app, 4).await;
+    is_answered(&mut caller, &mut app).await;
+}
+
+#[tokio::test]
+async fn what_was_owed_of_one_request_is_not_held_against_the_next() {
+    let limits = Some(v1::Limits { max_connections: 1, ..Default::default() });
+    let slow = Slow::before(AppProtocol::Http1, v1::TrafficPolicy { limits, ..Default::default() }).await;
+    let mut caller = slow.asks("POST", 4, "").await;
+    let mut app = slow.is_asked().await;
+    // It is answered before it has come.
+    is_answered(&mut caller, &mut app).await;
+    let mut other = slow.asks("POST", 0, "").await;
+    let mut app = slow.is_asked().await;
+    caller.write_all(b"xxxxPOST / HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\n\r\n").await.unwrap();
+    slow.harness.wait_metric("meshwork_limit_rejected_total", &["maxConnections"], 1).await;
+    slow.passes(BODY * 2).await;
+    app.write_all(OK).await.unwrap();
+    assert!(read_until(&mut other, "hello").await.starts_with("HTTP/1.1 200"));
+    let asked = tokio::time::timeout(SOON, read_until(&mut app, "\r\n\r\n"));
+    asked.await.expect("it has waited for its turn");
+    moves(&mut caller, &mut app, 4).await;
+    is_answered(&mut caller, &mut app).await;
 }

@@ -122,6 +122,35 @@ async fn a_repeat_that_is_held_back_leaves_the_answer_that_is_there() {
 }
 
 #[tokio::test]
+async fn of_a_body_64_kibibytes_are_kept_for_a_repeat_and_a_longer_one_is_sent_once() {
+    for (length, attempts) in [(64 * 1024, 2), (64 * 1024 + 1, 1)] {
+        let asked = Arc::new(AtomicUsize::new(0));
+        let counted = Arc::clone(&asked);
+        let up = upstream(move |got| {
+            let whole = got
+                .windows(4)
+                .position(|end| end == b"\r\n\r\n")
+                .is_some_and(|head| got.len() == head + 4 + length);
+            // At first it leaves without a word.
+            whole.then(|| if counted.fetch_add(1, Ordering::SeqCst) == 0 { Vec::new() } else { OK.to_vec() })
+        })
+        .await;
+        let policy = support::policy::retry(1, &[]);
+        let (harness, address) = gateway(AppProtocol::Http1, &[up.address], policy).await;
+        let head = "PUT / HTTP/1.1\r\nHost: a\r\nConnection: close\r\nX-Request-Id: it\r\n";
+        let put = format!("{head}Content-Length: {length}\r\n\r\n{}", "x".repeat(length));
+        let answer = exchange(address, put.as_bytes()).await;
+        assert_eq!(answer.starts_with("HTTP/1.1 200"), attempts == 2, "{length}: {answer}");
+        assert_eq!(asked.load(Ordering::SeqCst), attempts);
+        harness.lines(1).await;
+        let recall = v1::Recall { request_id: "it".to_owned(), ..Default::default() };
+        let kept = harness.engine.recall(0, &recall).await.await;
+        let sent: Vec<_> = kept[0].attempts.iter().map(|attempt| attempt.bytes_sent).collect();
+        assert_eq!(sent[0], length as u64, "{sent:?}");
+    }
+}
+
+#[tokio::test]
 async fn a_repeat_that_its_route_s_breaker_refuses_leaves_the_answer_that_is_there() {
     let (up, asked) = recovering(b"HTTP/1.1 503 Busy\r\ncontent-length: 4\r\n\r\nbusy").await;
     let (mut harness, address) = gateway(AppProtocol::Http1, &[up.address], retry(3)).await;

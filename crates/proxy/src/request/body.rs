@@ -124,7 +124,6 @@ impl<'c> RequestBody<'c> {
     pub(crate) fn goes_on(&mut self, sending: Sending) {
         self.is_sent = sending.is_done();
         self.aside = Some(Box::new(sending));
-        self.not_owed();
     }
 
     /// All of it is with the present attempt's connection, though perhaps not written yet.
@@ -170,7 +169,6 @@ impl<'c> RequestBody<'c> {
                 break;
             }
             if self.ended {
-                self.conn.entry.owes(None);
                 up.end(self.trailers.clone());
                 self.end_sent = true;
                 break;
@@ -183,6 +181,8 @@ impl<'c> RequestBody<'c> {
                     }
                     self.ended = true;
                     self.trailers = trailers;
+                    // Whoever takes it from here on, and however long: all of it has come.
+                    self.conn.entry.owes(None);
                     if let Some(pass) = &mut self.pass {
                         pass.has_paid(self.conn.worker.now());
                     }
