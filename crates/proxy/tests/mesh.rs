@@ -16,8 +16,8 @@ use meshwork_messages::v1::service_port::AppProtocol;
 use meshwork_proxy::{Ending, Found, OnDemand, Settings, Side};
 use parking_lot::Mutex;
 use rustls_pki_types::ServerName;
-use support::mesh::{Pair, TestMesh, policy, service_at, serving, two};
-use support::{Upstream, exchange, is_head, read_until, upstream};
+use support::mesh::{Pair, TestMesh, plain_at, policy, service_at, serving, two};
+use support::{Harness, Upstream, exchange, is_head, read_until, upstream};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsConnector;
@@ -368,7 +368,50 @@ async fn a_service_called_for_the_first_time_is_asked_for_and_the_call_waits() {
         assert!(response.starts_with("HTTP/1.1 200"), "{response}");
     }
     assert!(oracle.asked.lock().iter().all(|host| host == "reviews"));
+    assert!(exchange(address, GET).await.starts_with("HTTP/1.1 200"));
+    assert_eq!(oracle.asked.lock().len(), 5, "who is known is not asked for");
     assert_eq!(oracle.touched.load(Ordering::SeqCst), 1, "once in a while, not per request");
+}
+
+#[tokio::test]
+async fn a_call_that_waits_for_its_service_is_not_idle_and_what_it_waited_is_not_held_against_it() {
+    let mesh = TestMesh::new();
+    let oracle = oracle(Found::Held);
+    let settings =
+        Settings { workers: 1, discovery_timeout: Duration::from_secs(1_000), ..Settings::default() };
+    let mut proxy = mesh.proxy(&mesh.identity("web"), Some(oracle.clone()), settings);
+    let address = proxy.engine.listen(Side::Outbound, "127.0.0.1:0".parse().unwrap()).await.unwrap();
+    let passes = async |proxy: &Harness, time| {
+        let mut idle = TcpStream::connect(address).await.unwrap();
+        proxy.wait_metric("meshwork_downstream_connections_active", &["outbound"], 2).await;
+        mesh.clock.advance(time);
+        // When it is let go of, the only worker has looked at all who wait for something.
+        assert_eq!(idle.read(&mut [0; 1]).await.unwrap(), 0);
+    };
+    let mut call = tokio::spawn(async move { exchange(address, GET).await });
+    while oracle.asked.lock().is_empty() {
+        tokio::task::yield_now().await;
+    }
+    passes(&proxy, Duration::from_secs(400)).await;
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let held = plain_at("reviews", listener.local_addr().unwrap());
+    oracle.delivered.add_permits(1);
+    proxy.change(held).await;
+    let (mut app, _) = tokio::select! {
+        accepted = listener.accept() => accepted.unwrap(),
+        ended = &mut call => panic!("it may wait for longer than a stream may idle: {}", ended.unwrap()),
+    };
+    read_until(&mut app, "\r\n\r\n").await;
+    passes(&proxy, Duration::from_secs(100)).await;
+    app.write_all(OK).await.unwrap();
+    let response = call.await.unwrap();
+    assert!(response.starts_with("HTTP/1.1 200"), "{response}");
+    // Its time goes on from there.
+    let call = tokio::spawn(async move { exchange(address, GET).await });
+    read_until(&mut app, "\r\n\r\n").await;
+    passes(&proxy, Duration::from_secs(400)).await;
+    let response = call.await.unwrap();
+    assert!(response.ends_with("stream_idle_timeout\n"), "{response}");
 }
 
 #[tokio::test]
@@ -440,7 +483,10 @@ async fn only_one_hop_retries() {
     // An application passes on that it answers a retry: the hop before repeats it already.
     let nested = b"GET / HTTP/1.1\r\nHost: reviews\r\nX-Envoy-Attempt-Count: 2\r\nConnection: close\r\n\r\n";
     assert!(exchange(pair.proxy, nested).await.ends_with("busy"));
-    assert_eq!(asked.load(Ordering::SeqCst), 1);
+    assert_eq!(asked.swap(0, Ordering::SeqCst), 1);
+    let first = b"GET / HTTP/1.1\r\nHost: reviews\r\nX-Envoy-Attempt-Count: 1\r\nConnection: close\r\n\r\n";
+    assert!(exchange(pair.proxy, first).await.ends_with("busy"));
+    assert_eq!(asked.load(Ordering::SeqCst), 3, "a first attempt is no retry");
 }
 
 #[tokio::test]

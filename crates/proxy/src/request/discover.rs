@@ -26,7 +26,7 @@ pub(crate) fn missing<'a>(
         return None;
     };
     let (host, _) = split_authority(authority?);
-    (!host.is_empty() && view.snapshot.outbound(host).is_none()).then_some((host, &**on_demand))
+    view.snapshot.outbound(host).is_none().then_some((host, &**on_demand))
 }
 
 /// Waits for a snapshot with the service.
@@ -65,9 +65,8 @@ pub(crate) async fn wait(
 /// The control plane has delivered the service; the snapshot with it may still be in the making.
 async fn delivered(conn: &Conn, host: &str) -> Rc<View> {
     loop {
-        let mut applied = pin!(conn.worker.bells.applied.notified());
-        // A snapshot that comes between our look and our wait wakes us too.
-        applied.as_mut().enable();
+        // Before we look: a snapshot that comes between that and our wait wakes us too.
+        let applied = conn.worker.bells.applied.notified();
         let view = conn.worker.view();
         if view.snapshot.outbound(host).is_some() {
             return view;
