@@ -162,7 +162,13 @@ fn the_next_request_that_matches_is_told_as_it_was_decided() {
     assert_eq!(status(&gateway, "GET", "other.example", "/api/other"), 200);
     assert_eq!(status(&gateway, "POST", "shop.example", "/api/other"), 200);
     assert_eq!(status(&gateway, "GET", "shop.example", "/dead"), 503);
-    assert_eq!(status(&gateway, "GET", "shop.example", "/api/it?a=b"), 200);
+    let it = b"GET /api/it?a=b HTTP/1.1\r\nHost: shop.example\r\nConnection: close\r\n\r\n";
+    let told = exchange(gateway.at(HTTP), it).expect("the gateway answers");
+    assert!(told.starts_with("HTTP/1.1 200") && told.contains("x-request-id"), "{told}");
+    assert!(
+        !told.to_lowercase().contains("probe"),
+        "nobody outside of the mesh hears that somebody asks: {told}"
+    );
     let answer = story(&watch.wait_with_output().unwrap());
     let [hop] = &answer["hops"].as_array().unwrap()[..] else { panic!("one hop: {answer:#}") };
     assert_eq!(

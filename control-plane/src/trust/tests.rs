@@ -16,6 +16,7 @@ use meshwork_api::{Client, ClientError, IdentityClient};
 use meshwork_base::{Clock, Namespace, ObjectName, SeededRng, SystemClock};
 use meshwork_identity::Identity;
 use meshwork_messages::{type_url, v1};
+use meshwork_telemetry::{Format, MetricsRegistry};
 use meshwork_xds::ResourceKey;
 use meshwork_xds::client::{self, Batch, Change, Handle, Updates};
 use meshwork_xds::join::{JoinError, Joining, Tokens};
@@ -326,6 +327,10 @@ async fn a_token_becomes_an_svid_and_the_svid_a_stream() {
     let tokens = mesh.get("/v1/tokens").await;
     assert_eq!((&tokens[0]["state"], &tokens[0]["usesLeft"]), (&json!("usedUp"), &json!(0)));
     assert!(!tokens.to_string().contains(token.token.split('.').nth(1).unwrap()), "no secret is listed");
+    let metrics = MetricsRegistry::default();
+    mesh.plane.trust().unwrap().export(&metrics);
+    let told = metrics.render(Format::OpenMetrics);
+    assert!(told.contains("\nmeshwork_control_plane_svids_issued_total 1\n"), "{told}");
 }
 
 #[tokio::test]

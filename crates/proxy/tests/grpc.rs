@@ -173,14 +173,24 @@ async fn a_call_whose_answer_breaks_off_has_the_code_that_its_caller_makes_of_th
         }
     })
     .await;
-    let (harness, address) = gateway(up.address).await;
-    let (response, _) = h2_client(address).await.send_request(call(), true).unwrap();
-    let mut body = response.await.unwrap().into_body();
-    body.data().await.unwrap().unwrap();
-    breaks.notify_one();
-    let broken = body.data().await.unwrap().unwrap_err();
-    assert_eq!(broken.reason(), Some(h2::Reason::INTERNAL_ERROR), "gRPC's libraries call that INTERNAL");
-    written(&harness, 1, "13", "UR", "default/web").await;
+    // Whoever counts its time leaves by itself when that is over, and not before.
+    for counted in [None, Some("1H")] {
+        let (mut harness, address) = gateway(up.address).await;
+        let caller_deadline = v1::timeouts::CallerDeadline::Accept.into();
+        let timeouts = Some(v1::Timeouts { caller_deadline, ..Default::default() });
+        harness.change([traffic(v1::TrafficPolicy { timeouts, ..Default::default() })]).await;
+        let mut call = call();
+        if let Some(time) = counted {
+            call.headers_mut().insert("grpc-timeout", time.parse().unwrap());
+        }
+        let (response, _) = h2_client(address).await.send_request(call, true).unwrap();
+        let mut body = response.await.unwrap().into_body();
+        body.data().await.unwrap().unwrap();
+        breaks.notify_one();
+        let broken = body.data().await.unwrap().unwrap_err();
+        assert_eq!(broken.reason(), Some(h2::Reason::INTERNAL_ERROR), "gRPC's libraries call that INTERNAL");
+        written(&harness, 1, "13", "UR", "default/web").await;
+    }
 }
 
 /// Answers with this head and these bytes, and never ends that.

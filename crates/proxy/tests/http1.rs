@@ -237,7 +237,10 @@ async fn a_stale_pooled_connection_costs_no_request() {
 
 #[tokio::test]
 async fn failures_name_their_cause_and_nothing_hangs() {
-    let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    // Nobody listens there, and nobody else gets it meanwhile.
+    let nobody = tokio::net::TcpSocket::new_v4().unwrap();
+    nobody.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let closed = nobody.local_addr().unwrap();
     let mut harness = Harness::start(Settings::default());
     harness.service("gone", AppProtocol::Http1, &[closed]).await;
     harness.service("empty", AppProtocol::Http1, &[]).await;
@@ -246,19 +249,47 @@ async fn failures_name_their_cause_and_nothing_hangs() {
         Some(v1::StringMatch { kind: Some(v1::string_match::Kind::Exact("/empty".into())) });
     let address = harness.route(vec![rule(&[("gone", 1)], vec![]), to_empty]).await;
     let mut count = 0;
-    for (request, status, cause) in [
+    for (request, status, told) in [
         ("GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n", "503", "connect_failure"),
         ("GET /empty HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n", "503", "no_healthy_upstream"),
-        ("GET / HTTP/1.1\r\n\r\n", "400", "downstream_protocol_error"),
-        ("BAD\r\n\r\n", "400", "downstream_protocol_error"),
-        ("CONNECT a:1 HTTP/1.1\r\nHost: a:1\r\nConnection: close\r\n\r\n", "501", "not_implemented"),
+        (
+            "GET / HTTP/1.1\r\n\r\n",
+            "400",
+            "downstream_protocol_error: missing_host: an HTTP/1.1 request needs a Host field",
+        ),
+        (
+            "BAD\r\n\r\n",
+            "400",
+            "downstream_protocol_error: bad_request_line: the request line is not: method, space, target, space, version",
+        ),
+        (
+            "CONNECT a:1 HTTP/1.1\r\nHost: a:1\r\nConnection: close\r\n\r\n",
+            "501",
+            "not_implemented: CONNECT is not carried by this listener",
+        ),
     ] {
         let response = exchange(address, request.as_bytes()).await;
         assert!(response.starts_with(&format!("HTTP/1.1 {status}")), "{request}: {response}");
         let (_, text) = response.split_once("\r\n\r\n").unwrap();
-        assert!(text.trim_end() == cause || text.starts_with(&format!("{cause}: ")), "{request}: {response}");
+        assert_eq!(text.strip_suffix('\n'), Some(told), "{request}: how it broke the protocol it is told");
         count += 1;
+        let cause = told.split(": ").next().unwrap();
         assert!(harness.lines(count).await[count - 1].contains(cause));
+    }
+}
+
+#[tokio::test]
+async fn what_we_say_ourselves_counts_as_sent_and_is_not_sent_to_who_asks_for_the_head() {
+    let mut harness = Harness::start(Settings::default());
+    harness.service("web", AppProtocol::Http1, &[]).await;
+    let address = harness.route(vec![rule(&[("web", 1)], vec![])]).await;
+    const TEXT: &str = "no_healthy_upstream\n";
+    for (count, (method, text)) in [("GET", TEXT), ("HEAD", "")].into_iter().enumerate() {
+        let request = format!("{method} / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n");
+        let response = exchange(address, request.as_bytes()).await;
+        assert_eq!(response.split_once("\r\n\r\n").unwrap().1, text, "{response}");
+        let line = &harness.lines(count + 1).await[count];
+        assert!(line.contains(&format!("\"bytes_sent\":{},", text.len())), "{line}");
     }
 }
 

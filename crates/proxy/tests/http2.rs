@@ -218,6 +218,21 @@ async fn a_failure_is_told_in_the_terms_of_grpc() {
 }
 
 #[tokio::test]
+async fn who_does_not_take_what_we_say_ourselves_is_not_waited_for() {
+    let clock = ManualClock::new();
+    let mut harness = Harness::at(&clock);
+    harness.service("web", AppProtocol::Http1, &[]).await;
+    let address = harness.route(vec![rule(&[("web", 1)], vec![])]).await;
+    let mut raw = Raw::open(address).await;
+    // A window for nothing.
+    raw.send(&[frame(SETTINGS, 0, 0, &[0, 4, 0, 0, 0, 0]), request(1, "/")].concat()).await;
+    while !matches!(raw.next().await.unwrap(), (HEADERS, ..)) {}
+    clock.advance(std::time::Duration::from_secs(400));
+    let line = harness.lines(1).await.remove(0);
+    assert!(line.contains("\"response_code\":503,") && line.contains("no_healthy_upstream"), "{line}");
+}
+
+#[tokio::test]
 async fn drain_says_goodbye_and_what_runs_is_finished() {
     let (entered, mut begun) = mpsc::channel(8);
     let release = Arc::new(Notify::new());

@@ -292,6 +292,66 @@ async fn whoever_comes_after_the_goodbye_of_the_only_connection_waits_until_its_
     }
 }
 
+#[tokio::test]
+async fn who_waits_again_since_its_connection_ends_was_made_to_wait_once() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let (harness, address) = gateway_over_http2(listener.local_addr().unwrap()).await;
+    let accept = async || {
+        let (mut tcp, _) = listener.accept().await.unwrap();
+        tcp.read_exact(&mut [0; PREFACE.len()]).await.unwrap();
+        let mut raw = Raw(tcp);
+        // Two streams at once.
+        raw.send(&[frame(SETTINGS, 0, 0, &[0, 3, 0, 0, 0, 2]), frame(SETTINGS, ACK, 0, &[])].concat()).await;
+        raw
+    };
+    let asked = async |raw: &mut Raw| loop {
+        if let (HEADERS, _, stream, _) = raw.next().await.unwrap() {
+            return frame(HEADERS, END_HEADERS | END_STREAM, stream, &[0x88]);
+        }
+    };
+    let first = tokio::spawn(exchange(address, GET));
+    let mut raw = accept().await;
+    let mut answers = vec![asked(&mut raw).await];
+    assert!(raw.settle().await, "it knows how many streams there may be");
+    let second = tokio::spawn(exchange(address, GET));
+    answers.push(asked(&mut raw).await);
+    let waits = tokio::spawn(exchange(address, GET));
+    let made_wait = ["default/web", "maxConnections"];
+    harness.wait_metric("meshwork_limit_rejected_total", &made_wait, 1).await;
+    raw.send(&frame(GOAWAY, 0, 0, &[0, 0, 0, 3, 0, 0, 0, 0])).await;
+    raw.send(&answers[0]).await;
+    assert!(raw.settle().await, "one stream is free, and nobody may have it");
+    assert!(first.await.unwrap().starts_with("HTTP/1.1 200"));
+    // The only worker has done by then what there was to do.
+    assert!(exchange(address, b"GET / HTTP/1.1\r\n\r\n").await.starts_with("HTTP/1.1 400"));
+    raw.send(&answers[1]).await;
+    assert!(second.await.unwrap().starts_with("HTTP/1.1 200"));
+    let mut raw = accept().await;
+    let answer = asked(&mut raw).await;
+    raw.send(&answer).await;
+    assert!(waits.await.unwrap().starts_with("HTTP/1.1 200"));
+    assert_eq!(harness.metric("meshwork_limit_rejected_total", &made_wait), 1);
+}
+
+#[tokio::test]
+async fn an_endpoint_without_a_connection_gets_its_first_one_over_http2_whatever_the_limit() {
+    let ups = [
+        h2_upstream(usize::MAX, |_, _, respond| async move { answer(respond, b"hello") }).await,
+        h2_upstream(usize::MAX, |_, _, respond| async move { answer(respond, b"hello") }).await,
+    ];
+    let (mut harness, address) = gateway_over_http2(ups[0].address).await;
+    let algorithm = v1::traffic_policy::Algorithm::RoundRobin.into();
+    let limits = Some(v1::Limits { max_connections: 1, ..Default::default() });
+    harness.change([traffic(v1::TrafficPolicy { limits, algorithm, ..Default::default() })]).await;
+    harness.service("web", AppProtocol::Http2, &ups.each_ref().map(|up| up.address)).await;
+    for _ in 0..4 {
+        let answer = tokio::time::timeout(Duration::from_secs(10), exchange(address, GET)).await;
+        let answer = answer.expect("nothing else could ever serve it");
+        assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    }
+    assert_eq!(ups.map(|up| up.connections.load(Ordering::SeqCst)), [1, 1]);
+}
+
 /// Two instances of HTTP/1.1 that do what a test says.
 struct Two {
     harness: Harness,

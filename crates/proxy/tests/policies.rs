@@ -12,6 +12,7 @@ use std::time::Duration;
 use meshwork_base::ManualClock;
 use meshwork_messages::v1;
 use meshwork_messages::v1::service_port::AppProtocol;
+use support::mirrors::Recorder;
 use support::policy::{BUSY, GET, OK, POST, gateway, holding, pair, recovering, retry, traffic};
 use support::{Harness, exchange, is_head, read_until, rule, upstream};
 use tokio::io::AsyncWriteExt;
@@ -215,6 +216,23 @@ async fn one_request_tries_an_ejected_endpoint_and_its_success_takes_it_in_again
     let labels = &["cause=\"trial_failed\""];
     assert_eq!(harness.metric("meshwork_endpoint_ejections_total", labels), 1);
     assert_eq!(harness.metric("meshwork_endpoints_ejected", &[]), 0);
+}
+
+#[tokio::test]
+async fn a_connection_that_says_for_whom_it_is_made_is_for_nobody_else() {
+    let web = Recorder::answering(OK).await;
+    let (mut harness, address) = gateway(&[web.upstream.address], None).await;
+    let proxy_protocol = v1::traffic_policy::ProxyProtocol::V1.into();
+    harness.change([traffic(v1::TrafficPolicy { proxy_protocol, ..Default::default() })]).await;
+    assert!(exchange(address, GET).await.ends_with("hello"));
+    let got = web.has(1).await.remove(0);
+    assert!(got.starts_with("PROXY TCP4 127.0.0.1 127.0.0.1 "), "{got}");
+    assert!(got.to_lowercase().contains("\r\nconnection: close\r\n"), "{got}");
+    harness.wait_metric("meshwork_upstream_connections_active", &[], 0).await;
+    harness.change([traffic(v1::TrafficPolicy::default())]).await;
+    assert!(exchange(address, GET).await.ends_with("hello"));
+    assert!(web.has(2).await[1].starts_with("GET "));
+    assert_eq!(web.upstream.connections.load(Ordering::SeqCst), 2);
 }
 
 #[tokio::test]

@@ -2,8 +2,8 @@
 //! bound, and is good for nothing else.
 
 use meshwork_api::identity::{Der, RenewRequest};
-use meshwork_base::{ManualClock, SpiffeId};
-use meshwork_identity::{Loaded, Peer, PendingSvid, Svid, SvidStore, provider};
+use meshwork_base::{ManualClock, SpiffeId, Tick};
+use meshwork_identity::{Bundle, Loaded, Peer, PendingSvid, Svid, SvidStore, provider};
 use meshwork_xds::join::{Standing, role_client};
 use rustls::ClientConfig;
 use rustls::client::ResolvesClientCert;
@@ -335,6 +335,33 @@ async fn an_expired_svid_opens_no_stream_and_no_other_door() {
     );
 }
 
+#[tokio::test]
+async fn a_newer_bundle_that_came_meanwhile_keeps_no_svid_from_being_renewed() {
+    let (mesh, clock) = mesh().await;
+    let identity = mesh.join("web").await;
+    clock.advance(TTL / 2);
+    let now = identity.bundle();
+    let (domain, roots) = (now.trust_domain().clone(), now.roots().to_vec());
+    let newer = Bundle::new(domain, now.sequence() + 100, roots, []).unwrap();
+    identity.trust(newer).unwrap();
+    mesh.until_renewed(mesh.joining("web", None), &identity).await;
+    assert_eq!(identity.bundle().sequence(), now.sequence() + 100);
+}
+
+/// It goes a minute further with each look at it: nobody sleeps before the next attempt.
+struct Hasty(ManualClock);
+
+impl Clock for Hasty {
+    fn now(&self) -> Tick {
+        self.0.now()
+    }
+
+    fn wall(&self) -> Duration {
+        self.0.advance(Duration::from_mins(1));
+        self.0.wall()
+    }
+}
+
 /// What is told until something that is looked for is told.
 async fn told_until(
     mesh: &Mesh,
@@ -373,7 +400,14 @@ async fn a_process_tells_that_its_svid_is_over_why_and_when_that_is_mended() {
     let trouble = told.last().unwrap().trouble.as_deref().unwrap();
     assert!(trouble.contains("is not renewed") && trouble.contains("create a new one"), "{trouble}");
     // Who puts another token into the file mends it.
-    let fresh = mesh.token("web", 1).await.token;
-    let told = told_until(&mesh, mesh.joining("web", Some(&fresh)), &identity, |s| s.in_force).await;
+    let (fresh, file) = (mesh.token("web", 1).await.token, mesh.path("web.token"));
+    let mends = |standing: &Standing| {
+        if standing.trouble.is_some() && !standing.in_force {
+            std::fs::write(&file, &fresh).unwrap();
+        }
+        standing.in_force
+    };
+    let mesh = Mesh { clock: Arc::new(Hasty(clock)), ..mesh };
+    let told = told_until(&mesh, mesh.joining("web", Some(&used)), &identity, mends).await;
     assert_eq!(told.last(), Some(&well));
 }
