@@ -345,3 +345,26 @@ fn the_files_are_for_their_owner_alone() {
     assert!(!folder.path().join("registry/store.new").exists());
     drop(store);
 }
+
+/// What goes into a file without a name is gone when the process is.
+#[test]
+fn nothing_is_called_done_once_its_file_was_removed() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("registry/store");
+    runtime().block_on(async {
+        let store = open(&path, options(&ManualClock::new())).unwrap();
+        put(&store, "a", "1").await;
+        let registry = folder.path().join("registry");
+        std::fs::remove_dir_all(&registry).unwrap();
+        let refused = async || {
+            let change = Txn::new().then(Op::put("a", "2".to_owned()));
+            store.commit(change).await.unwrap_err().to_string()
+        };
+        let why = refused().await;
+        assert!(why.contains("its file was removed"), "{why}");
+        assert!(refused().await.contains("No such file"));
+        // An empty folder in its place is not the store either.
+        std::fs::create_dir(&registry).unwrap();
+        refused().await;
+    });
+}
