@@ -63,3 +63,80 @@ fn plain(found: &Diagnostic) -> String {
     let help = found.help.as_ref().map(|help| format!("  help: {help}\n")).unwrap_or_default();
     format!("{} {found}\n{help}", found.code)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What is printed about a file with these bytes.
+    fn told(text: &str) -> String {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("f.yaml");
+        std::fs::write(&file, text).unwrap();
+        render(&check(&[&file]).unwrap())
+    }
+
+    /// A namespace on one line of this many characters, with `end` behind them.
+    fn on_one_line(letter: char, length: usize, end: &str) -> String {
+        let long = String::from(letter).repeat(length);
+        format!(
+            "{{apiVersion: v1, kind: Namespace, metadata: {{name: a, annotations: {{b: {long}}}}}, {end}}}"
+        )
+    }
+
+    #[test]
+    fn of_a_long_line_what_is_near_the_fault_is_shown() {
+        let text = on_one_line('x', 70_000, "wrong: 1, spec: {}");
+        let column = text.find("wrong").unwrap() + 1;
+        for text in [text.clone(), format!("{text}\r\n"), format!("# x\r\n{text}\r\n# y\r\n")] {
+            let out = told(&text);
+            assert!(out.contains(&format!(":{column}]")), "{out}");
+            assert!(out.contains("xxx}}, wrong: 1, spec: {}}\n"), "{out}");
+            assert!(out.lines().all(|line| line.chars().count() < 320), "{out}");
+            let lines: Vec<&str> = out.lines().collect();
+            let shown = lines.iter().position(|line| line.contains("wrong: 1")).unwrap();
+            let place = lines[shown].chars().collect::<String>().find("wrong").unwrap();
+            let place = lines[shown][..place].chars().count();
+            assert_eq!(
+                lines[shown + 1].chars().position(|char| char == '─' || char == '┬'),
+                Some(place),
+                "{out}"
+            );
+        }
+    }
+
+    #[test]
+    fn long_lines_of_any_letters_are_shown_in_part() {
+        for letter in ['ä', '漢', '\t', '😀'] {
+            let line = on_one_line(letter, 70_000, "wrong: 1");
+            for text in [
+                line.clone(),
+                format!("{line}\n---\n{line}\n---\n{line}"),
+                format!("{line}\r\n---\r\n{line}"),
+            ] {
+                let out = told(&text);
+                assert!(out.contains("wrong: 1}\n"), "{out}");
+                assert!(out.lines().all(|line| line.chars().count() < 1200), "{out}");
+            }
+        }
+        // At the very end, where nothing is left to point at; and nothing but that.
+        let open = on_one_line('x', 70_000, "");
+        let open = open.trim_end_matches('}');
+        for text in [
+            open.to_owned(),
+            format!("{open}\n"),
+            format!("{open}\r\n"),
+            format!("a: '{}", "x".repeat(70_000)),
+        ] {
+            let out = told(&text);
+            assert!(out.contains("1 errors") && out.contains("f.yaml:"), "{out}");
+            assert!(out.lines().all(|line| line.chars().count() < 320), "{out}");
+        }
+    }
+
+    #[test]
+    fn what_moves_a_terminal_is_not_shown_as_it_is() {
+        let out = told("apiVersion: v1\nkind: Namespace\nmetadata: {name: a}\nwrong: \"\u{9b}31m\"\n");
+        assert!(out.contains("wrong: \"\u{fffd}31m\"\n"), "{out}");
+    }
+}

@@ -1,5 +1,7 @@
 //! What is wrong in a user's text, and what would be right.
 
+mod excerpt;
+
 use std::fmt;
 use std::sync::Arc;
 
@@ -7,6 +9,7 @@ use meshwork_base::Code;
 use serde::Serialize;
 
 use crate::span::{FileName, Span, as_text};
+use excerpt::Excerpt;
 
 /// How bad it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
@@ -74,20 +77,19 @@ impl Diagnostic {
         self
     }
 
-    /// With the text of its file, so that `miette` prints the lines around it.
+    /// With the text of its file, so that `miette` prints the lines around it: the one before and the one after, and
+    /// of long ones a part.
     #[must_use]
     pub fn with_source(self, text: &str) -> Snippet {
-        let span = byte_range(text, self.line, self.column, self.len);
-        let source = miette::NamedSource::new(&*self.file, text.to_owned()).with_language("yaml");
-        Snippet { diagnostic: self, source, span }
+        let excerpt = Excerpt::new(text, &self);
+        Snippet { diagnostic: self, excerpt }
     }
 }
 
-/// A [`Diagnostic`] with its file's text: an error that `miette` renders with a snippet.
+/// A [`Diagnostic`] with the lines around it: an error that `miette` renders with a snippet.
 pub struct Snippet {
     diagnostic: Diagnostic,
-    source: miette::NamedSource<String>,
-    span: miette::SourceSpan,
+    excerpt: Excerpt,
 }
 
 impl Snippet {
@@ -130,25 +132,13 @@ impl miette::Diagnostic for Snippet {
     }
 
     fn source_code(&self) -> Option<&dyn miette::SourceCode> {
-        Some(&self.source)
+        Some(&self.excerpt)
     }
 
     fn labels(&self) -> Option<Box<dyn Iterator<Item = miette::LabeledSpan> + '_>> {
         Some(Box::new(std::iter::once(miette::LabeledSpan::new_primary_with_span(
             Some("here".to_owned()),
-            self.span,
+            self.excerpt.span,
         ))))
     }
-}
-
-/// Where line and column (in characters, from 1) lie in bytes; clamped to the text.
-fn byte_range(text: &str, line: u32, column: u32, len: u32) -> miette::SourceSpan {
-    let nth = |n: u32| usize::try_from(n).unwrap_or(usize::MAX);
-    let mut lines = text.split_inclusive('\n');
-    let before: usize = lines.by_ref().take(nth(line.saturating_sub(1))).map(str::len).sum();
-    let content = lines.next().unwrap_or_default().trim_end_matches(['\n', '\r']);
-    let at = |chars: u32| content.char_indices().nth(nth(chars)).map_or(content.len(), |(byte, _)| byte);
-    let start = at(column.saturating_sub(1));
-    let end = at(column.saturating_sub(1).saturating_add(len.max(1)));
-    (before + start, end.saturating_sub(start)).into()
 }

@@ -9,7 +9,7 @@ use serde_json::Value as Json;
 use super::*;
 use crate::kinds::HTTPRouteFilter;
 use crate::object::{Kind, ObjectKind};
-use crate::{codes, to_json};
+use crate::{Snippet, codes, to_json};
 
 const FULL: &str = include_str!("../../testdata/full.yaml");
 
@@ -430,13 +430,22 @@ fn caps_what_it_tells() {
     assert!(loaded.has_errors());
 }
 
+/// The words that a snippet points at.
+fn marked(snippet: &Snippet) -> String {
+    let label = miette::Diagnostic::labels(snippet).unwrap().next().unwrap();
+    let source = miette::Diagnostic::source_code(snippet).unwrap();
+    let at = source.read_span(label.inner(), 0, 0).unwrap();
+    assert_eq!(at.line() + 1, usize::try_from(snippet.diagnostic().line).unwrap());
+    assert_eq!(at.column() + 1, usize::try_from(snippet.diagnostic().column).unwrap());
+    String::from_utf8(at.data().to_vec()).unwrap()
+}
+
 #[test]
 fn miette_shows_the_words_at_fault() {
     let text = "apiVersion: v1\r\nkind: \"Gäteway\"\r\nmetadata: {name: a}\r\n";
     let found = load_text(text).diagnostics.remove(0);
     let snippet = found.with_source(text);
-    let label = miette::Diagnostic::labels(&snippet).unwrap().next().unwrap();
-    assert_eq!(&text[label.offset()..label.offset() + label.len()], "\"Gäteway\"");
+    assert_eq!(marked(&snippet), "\"Gäteway\"");
     assert_eq!(miette::Diagnostic::code(&snippet).unwrap().to_string(), "MW1007");
     assert_eq!(miette::Diagnostic::help(&snippet).unwrap().to_string(), "did you mean `Gateway`?");
 }
@@ -468,7 +477,10 @@ proptest! {
         let last = u32::try_from(text.lines().count()).unwrap() + 1;
         for found in &loaded.diagnostics {
             prop_assert!((1..=last).contains(&found.line) && found.column >= 1, "{found}");
-            drop(found.clone().with_source(&text));
+            let snippet = found.clone().with_source(&text);
+            for label in miette::Diagnostic::labels(&snippet).unwrap() {
+                prop_assert!(miette::Diagnostic::source_code(&snippet).unwrap().read_span(label.inner(), 1, 1).is_ok());
+            }
         }
     }
 
