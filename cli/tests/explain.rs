@@ -58,11 +58,28 @@ fn what_is_explained_is_what_then_happens() {
         ("GET", "shop.example", "/gone", 500),
         ("GET", "shop.example", "/", 404),
         ("GET", "other.example", "/api", 404),
+        // What a proxy makes of a head before it decides.
+        ("GET", "shop.example", "/old/../api/%78?a=/../b", 200),
+        ("GET", "shop.example", "/api/../../OLD/%2e%2e/old", 302),
+        ("GET", "shop.example", "/api/\u{1}", 400),
+        ("GET", "shop.example", "/api/é", 400),
+        ("GET", "shop.example", "/api/%zz", 400),
+        ("GET", "shop.example", "/api/a b", 400),
+        ("GET", "shop.example", "/api/a\nb", 400),
+        ("GET", "shop.example", "*", 400),
+        ("OPTIONS", "shop.example", "*", 404),
+        ("GET", "shop.example", &format!("/api/{}", "x".repeat(16_360)), 200),
+        ("GET", "shop.example", &format!("/api/{}", "x".repeat(16_370)), 414),
+        ("GET", "shop.example:99999", "/api/x", 400),
+        ("GET", "shop.example:", "/api/x", 400),
+        ("GET", "[shop.example]", "/api/x", 400),
+        ("CONNECT", "shop.example:80", "shop.example:80", 501),
     ] {
-        let answer = explained(&gateway, &["--host", host, "--path", path, "--method", method]);
+        let asked = if method == "CONNECT" { "/" } else { path };
+        let answer = explained(&gateway, &["--host", host, "--path", asked, "--method", method]);
         let verdict = &answer["verdict"];
         let foretold = verdict["status"].as_u64().unwrap_or(200);
-        assert_eq!((foretold, status(&gateway, method, host, path)), (wanted, wanted), "{answer:#}");
+        assert_eq!((foretold, status(&gateway, method, host, path)), (wanted, wanted), "{path}: {answer:#}");
         assert_eq!(answer["revision"], gateway.revision());
         if wanted == 200 {
             assert_eq!(answer["route"]["source"]["file"], "shop.yaml");

@@ -4,6 +4,7 @@
 //! ```text
 //! published world ──Builder (kept, fed with differences)──▶ Snapshot ─┐
 //! question ──ask.rs──▶ OwnedRequest ──────────────────────────────────┴─run.rs──▶ Answer (answer.rs)
+//!     └─────head.rs──▶ what a proxy refuses of its head ─────────────────┘
 //! ```
 //!
 //! What only proxies know (ejections, requests in flight, limits that are reached) is not part of the answer; the live
@@ -11,6 +12,7 @@
 
 mod answer;
 mod ask;
+mod head;
 mod live;
 mod policy;
 pub(crate) mod probe;

@@ -35,15 +35,25 @@ pub(super) struct Ask {
 }
 
 impl Ask {
+    /// Its method.
+    pub(super) fn method(&self) -> &str {
+        self.method.as_deref().unwrap_or("GET")
+    }
+
+    /// Its path, with its query.
+    pub(super) fn path(&self) -> &str {
+        self.path.as_deref().unwrap_or("/")
+    }
+
     /// The request as decisions see it.
     pub(super) fn request(&self, snapshot: &Snapshot) -> Result<OwnedRequest, Problem> {
         let (host, port) = split_authority(&self.host);
         if host.is_empty() || host.contains(['/', ' ']) {
             return Err(bad("host", "a name or address, as shop.example or shop.example:8080"));
         }
-        let method = self.method.as_deref().unwrap_or("GET");
+        let method = self.method();
         Method::from_bytes(method.as_bytes()).map_err(|_| bad("method", "a method, as GET"))?;
-        let path = self.path.as_deref().unwrap_or("/");
+        let path = self.path();
         if !(path.starts_with('/') || path == "*") {
             return Err(bad("path", "a path that begins with /"));
         }

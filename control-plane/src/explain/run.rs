@@ -6,13 +6,14 @@ use meshwork_base::{Rng, SeededRng, SpiffeId, Tick};
 use meshwork_decision::{
     Binding, Cause, Cluster, Endpoint, Exclusion, Filter, HeaderEdit, HeaderEdits, Health, Inbound,
     InboundPort, Listener, Matched, Mirror, Mtls, NoReasons, OwnedRequest, Protocol, Routed, Scheme,
-    Snapshot, SnapshotBuilder, Wanted,
+    Snapshot, SnapshotBuilder, Wanted, normal_path,
 };
+use meshwork_http1::ParseError;
 use meshwork_process::Problem;
 
 use super::answer::{self, Answer, Place, Rule, Seen, Story, Verdict};
 use super::ask::{Ask, bad};
-use super::policy;
+use super::{head, policy};
 
 /// Goes the way of a request. `gateway` tells who serves a listener, where that has an identity.
 ///
@@ -44,9 +45,10 @@ pub(super) fn explain(
             omitted: 0,
         },
     };
+    let refusal = head::refusal(ask)?;
     run.answer.verdict = match ask.from {
-        Some(_) => run.mesh(request),
-        None => run.edge(request, ask, gateway)?,
+        Some(_) => run.mesh(request, refusal),
+        None => run.edge(request, refusal, ask, gateway)?,
     };
     let Run { mut answer, story, .. } = run;
     answer.steps = story.steps;
@@ -73,6 +75,7 @@ impl<'a> Run<'a> {
     fn edge(
         &mut self,
         mut request: OwnedRequest,
+        refusal: Option<ParseError>,
         ask: &Ask,
         gateway: impl Fn(&str) -> Option<SpiffeId>,
     ) -> Result<Verdict, Problem> {
@@ -100,7 +103,7 @@ impl<'a> Run<'a> {
         if https && !self.handshake(binding, sni.as_deref()) {
             return Ok(Verdict::of("handshakeRefused"));
         }
-        if let Some(verdict) = self.refused_method(&request) {
+        if let Some(verdict) = self.head(&mut request, refusal) {
             return Ok(verdict);
         }
         Ok(match binding.route(&request, sni.as_deref(), &mut self.story) {
@@ -194,11 +197,11 @@ impl<'a> Run<'a> {
     }
 
     /// From within the mesh, as a sidecar's outbound side does.
-    fn mesh(&mut self, request: OwnedRequest) -> Verdict {
-        if let Some(verdict) = self.refused_method(&request) {
+    fn mesh(&mut self, mut request: OwnedRequest, refusal: Option<ParseError>) -> Verdict {
+        let caller = request.peer.clone().expect("who asks from the mesh has an identity");
+        if let Some(verdict) = self.foreign(&caller).or_else(|| self.head(&mut request, refusal)) {
             return verdict;
         }
-        let caller = request.peer.clone().expect("who asks from the mesh has an identity");
         let Some(service) = self.builder.outbound_from(caller.namespace(), &request.host) else {
             let why = format!("no service is known by this host in namespace {}", caller.namespace());
             self.story.tell("service", request.host, "refused", why);
@@ -224,7 +227,30 @@ impl<'a> Run<'a> {
         }
     }
 
-    fn refused_method(&mut self, request: &OwnedRequest) -> Option<Verdict> {
+    /// Nobody here trusts another domain than the mesh's own, nor has a sidecar in one.
+    fn foreign(&mut self, caller: &SpiffeId) -> Option<Verdict> {
+        let own = &self.snapshot.bundles().next()?.trust_domain;
+        self.snapshot.bundle(caller.trust_domain()).is_none().then(|| {
+            let why =
+                format!("only trust domain {own} is trusted here: the handshake ends in wrong_trust_domain");
+            self.story.tell("tls", caller.to_string(), "refused", why);
+            Verdict::of("handshakeRefused")
+        })
+    }
+
+    /// What a proxy makes of the head before it decides: its refusal, or the path in the spelling that is decided on.
+    fn head(&mut self, request: &mut OwnedRequest, refusal: Option<ParseError>) -> Option<Verdict> {
+        if let Some(error) = refusal {
+            // HTTP/2 has limits of its own.
+            let over = if matches!(error, ParseError::OverLimit { .. }) { "over HTTP/1.1: " } else { "" };
+            self.story.tell("head", "request", "refused", format!("{over}{}", error.told()));
+            return Some(Verdict::failed(error.into()));
+        }
+        if let Some(path) = normal_path(&request.path) {
+            let why = format!("rules and policies see {path}, which is also what is sent on");
+            self.story.tell("head", request.path.clone(), "noted", why);
+            request.path = path;
+        }
         (request.method == "CONNECT").then(|| {
             self.story.tell("route", "CONNECT", "refused", "this method is not carried");
             Verdict::failed(Cause::NotImplemented)

@@ -1,5 +1,6 @@
 //! What is explained is what the engine decides: the same folder, the same revision, the live functions beside.
 
+mod heads;
 mod stops;
 
 use axum::body::Body;

@@ -5,6 +5,8 @@
 
 use std::fmt;
 
+use meshwork_http1::ParseError;
+
 macro_rules! flags {
     ($($(#[$doc:meta])* $variant:ident => $text:literal,)*) => {
         /// Envoy's response flags, as `%RESPONSE_FLAGS%` prints them.
@@ -238,6 +240,19 @@ impl Cause {
     }
 }
 
+/// Of a request whose head is refused; its status follows from the cause.
+impl From<ParseError> for Cause {
+    fn from(error: ParseError) -> Self {
+        match error.status() {
+            414 => Self::UriTooLong,
+            431 => Self::RequestHeadersTooLarge,
+            501 => Self::NotImplemented,
+            505 => Self::UnsupportedVersion,
+            _ => Self::DownstreamProtocolError,
+        }
+    }
+}
+
 impl fmt::Display for Cause {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.as_str())
@@ -248,6 +263,13 @@ impl fmt::Display for Cause {
 mod tests {
     use super::*;
     use std::collections::BTreeSet;
+
+    #[test]
+    fn a_refused_request_is_answered_as_its_parser_says() {
+        for error in ParseError::ALL {
+            assert_eq!(Cause::from(*error).status(), Some(error.status()), "{error}");
+        }
+    }
 
     #[test]
     fn names_and_flags_are_unique_and_well_formed() {

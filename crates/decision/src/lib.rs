@@ -47,6 +47,7 @@ mod outage;
 mod outbound;
 mod outlier;
 mod overload;
+mod path;
 mod policy;
 mod preference;
 mod proxy_protocol;
@@ -102,6 +103,7 @@ pub use overload::{
     AdaptiveConcurrency, Entered, Gate, GateChange, GateView, Guard, Overload, Pass, Priority, Queue, Shed,
     Tally, Waiting,
 };
+pub use path::normal_path;
 pub use policy::{RulePolicy, Timeouts};
 pub use preference::{Distance, Locality, Prefer, Preference};
 pub use proxy_protocol::{ProxyProtocol, ProxyVersion};

@@ -52,6 +52,12 @@ macro_rules! parse_errors {
                 }
             }
 
+            /// The name, and what is to be done, as a record of a refused request has it.
+            #[must_use]
+            pub fn told(self) -> String {
+                format!("{}: {self}", self.cause())
+            }
+
             /// The status that a *request* with this fault is answered with; a *response* with it becomes a 502.
             #[must_use]
             pub const fn status(self) -> u16 {

@@ -100,7 +100,7 @@ impl Failure {
 
     /// A request whose head breaks HTTP.
     pub(crate) fn refused(error: ParseError) -> Self {
-        Self::downstream(downstream_cause(error)).because(format!("{}: {error}", error.cause()))
+        Self::downstream(error.into()).because(error.told())
     }
 
     /// The caller took longer than it may.
@@ -154,27 +154,9 @@ impl Failure {
     }
 }
 
-/// The cause of a refused HTTP/1 request; its status follows from the cause.
-pub(crate) fn downstream_cause(error: ParseError) -> Cause {
-    match error.status() {
-        414 => Cause::UriTooLong,
-        431 => Cause::RequestHeadersTooLarge,
-        501 => Cause::NotImplemented,
-        505 => Cause::UnsupportedVersion,
-        _ => Cause::DownstreamProtocolError,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_refused_request_is_answered_as_its_parser_says() {
-        for error in ParseError::ALL {
-            assert_eq!(downstream_cause(*error).status(), Some(error.status()), "{error}");
-        }
-    }
 
     #[test]
     fn a_stale_pooled_connection_is_tried_again_but_never_after_the_response_began() {

@@ -4,7 +4,6 @@ use meshwork_telemetry::{TraceContext, TraceId};
 
 use crate::downstream::detect::{Detected, judge};
 use crate::downstream::guard;
-use crate::request::path;
 use crate::stream::outbound::{self, Inside};
 
 /// Whether a connection that begins with these bytes speaks HTTP/2; `None` while they do not tell.
@@ -26,7 +25,7 @@ pub fn inside(bytes: &[u8]) -> Option<&'static str> {
 /// The normal form of a path; `None` when the path is in it.
 #[must_use]
 pub fn normal_path(path: &str) -> Option<String> {
-    path::normal(path)
+    meshwork_decision::normal_path(path)
 }
 
 /// The trace id of a `traceparent`.
