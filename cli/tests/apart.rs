@@ -321,6 +321,8 @@ fn who_waits_for_the_effect_is_told_who_is_cut_off_and_still_serves_the_old() {
     let output = apply(&["--timeout", "1s"]);
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(output.status.code() == Some(1) && said.contains(named), "{said}");
+    let awaited = "waiting up to 1s for proxies that are not connected: default/web-1; ";
+    assert!(said.find(awaited) < said.find(named) && said.contains(awaited), "it is told at once: {said}");
     until("a breaker does not hold any more", || (status() == Some(200)).then_some(()));
 
     cables.iter().for_each(Cable::mend);

@@ -114,17 +114,30 @@ pub(super) async fn finish(
         format => output::value(format, &stored)?,
     }
     if wait.wait {
+        let now = client.reached(stored.revision).await?;
+        awaited(&now, &wait.timeout).iter().for_each(|note| output::note(note));
         let reached = client.effective(stored.revision, &wait.timeout).await?;
         refusals(&client.0, &stored).await?;
         if format == Format::Table {
-            output::print(&in_effect(stored.revision, reached))?;
+            output::print(&in_effect(stored.revision, &reached))?;
         }
     }
     Ok(ExitCode::SUCCESS)
 }
 
+/// Who is not connected when waiting begins. Of some of them nobody may ever hear again: whoever runs this knows better than the
+/// registry whether to wait for those.
+fn awaited(now: &Reached, timeout: &str) -> Option<String> {
+    let absent = now.not_connected.join(", ");
+    (!absent.is_empty()).then(|| {
+        format!(
+            "waiting up to {timeout} for proxies that are not connected: {absent}; of one that is gone for good tell the registry (meshwork explain MW4105)"
+        )
+    })
+}
+
 /// Where it is: "0 of 0 proxies" is no success of the kind that was waited for, and is to be seen.
-fn in_effect(revision: u64, reached: Reached) -> String {
+fn in_effect(revision: u64, reached: &Reached) -> String {
     let all = reached.proxies.map_or_else(|| "all".to_owned(), |count| format!("{count} of {count}"));
     format!("revision {revision} is in effect on {all} proxies\n")
 }

@@ -86,11 +86,13 @@ pub struct Stored {
 }
 
 /// Where a revision is in effect.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Reached {
-    /// In so many proxies, which are all that there are; an earlier control plane does not tell.
+    /// So many proxies there are; an earlier control plane does not tell.
     pub proxies: Option<usize>,
+    /// Those of them that are not connected, and not known to be gone.
+    pub not_connected: Vec<String>,
 }
 
 /// A client of these calls.
@@ -148,6 +150,14 @@ impl ApplyClient {
     /// would be wrong without them.
     pub async fn delete(&self, delete: &Delete) -> Result<Stored, ClientError> {
         self.0.json(Method::POST, "/v1/delete", &[], body(delete)).await
+    }
+
+    /// Where a revision is in effect by now, without waiting.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn reached(&self, revision: u64) -> Result<Reached, ClientError> {
+        self.0.json(Method::GET, &format!("/v1/revision?revision={revision}"), &[], Bytes::new()).await
     }
 
     /// Waits until a revision is in effect on all workers of all proxies, also of those that are not connected and not known
