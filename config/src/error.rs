@@ -71,6 +71,16 @@ pub enum ConfigError {
     /// Others kept changing the same documents.
     #[error("others changed the same documents again and again while this change was tried; try again")]
     Contended,
+    /// The change was made for another store than this one.
+    #[error(
+        "the store is another one than the one that the change was made for ({expected}, and this one is {own}): what is in it may be something else, or nothing; read it again and decide"
+    )]
+    AnotherStore {
+        /// The epoch of the store that the writer has read.
+        expected: String,
+        /// The epoch of this one.
+        own: String,
+    },
     /// No identity was proven.
     #[error("the caller is not known; call with a SPIFFE certificate or a token")]
     Unauthenticated,
@@ -104,6 +114,7 @@ impl ConfigError {
             Self::Conflict { .. } => Code::new(5042),
             Self::Schema { .. } => Code::new(5043),
             Self::Contended => Code::new(5044),
+            Self::AnotherStore { .. } => Code::new(5045),
             Self::Unauthenticated => Code::new(5025),
         }
     }
@@ -117,7 +128,7 @@ impl ConfigError {
             Self::Store(_) => StatusCode::SERVICE_UNAVAILABLE,
             Self::Unknown { .. } => StatusCode::NOT_FOUND,
             Self::Conflict { precondition: true, .. } => StatusCode::PRECONDITION_FAILED,
-            Self::Conflict { .. } | Self::Contended => StatusCode::CONFLICT,
+            Self::Conflict { .. } | Self::Contended | Self::AnotherStore { .. } => StatusCode::CONFLICT,
             Self::Schema { .. } => StatusCode::UNPROCESSABLE_ENTITY,
             Self::Unauthenticated => StatusCode::UNAUTHORIZED,
         }
@@ -137,6 +148,7 @@ impl IntoResponse for ConfigError {
             Self::Conflict { .. } => "a document is not as expected",
             Self::Schema { .. } => "a document does not fit its schema",
             Self::Contended => "too much contention",
+            Self::AnotherStore { .. } => "another store",
             Self::Unauthenticated => "the caller is not known",
         };
         let mut problem = Problem::new(self.status(), title).detail(self.to_string()).code(self.code());

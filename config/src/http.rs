@@ -20,7 +20,7 @@ use crate::canonical::differences;
 use crate::error::ConfigError;
 use crate::key::Key;
 use crate::model::{Current, Model};
-use crate::service::{Inner, unknown};
+use crate::service::{Inner, Premise, unknown};
 
 /// Longest body: a change of some thousand documents, in whatever layout it is written.
 const MAX_BODY: usize = 32 << 20;
@@ -204,7 +204,7 @@ async fn write(
     }
     let change = single(&key, content, expected(&inner, &key, &headers)?, why);
     let existed = inner.model.read().existing(&key).is_some();
-    let applied = inner.apply(&caller, &change, true).await?;
+    let applied = inner.apply(&caller, &change, Premise::HEADER).await?;
     let status = if existed { StatusCode::OK } else { StatusCode::CREATED };
     written(status, applied)
 }
@@ -226,7 +226,7 @@ async fn remove(
         return Err(unknown(&key));
     }
     let change = single(&key, Value::Null, expected(&inner, &key, &headers)?, why);
-    written(StatusCode::OK, inner.apply(&caller, &change, true).await?)
+    written(StatusCode::OK, inner.apply(&caller, &change, Premise::HEADER).await?)
 }
 
 async fn history(State(inner): Service, Known(_): Known, Named(key): Named) -> Answer {
@@ -272,17 +272,29 @@ async fn rollback(
         if back.message.is_empty() { format!("rolled back to revision {}", back.to) } else { back.message };
     let why = Why { message, author: back.author };
     let change = single(&key, content, expected(&inner, &key, &headers)?, why);
-    written(StatusCode::OK, inner.apply(&caller, &change, true).await?)
+    written(StatusCode::OK, inner.apply(&caller, &change, Premise::HEADER).await?)
 }
 
-async fn apply(State(inner): Service, Known(caller): Known, bytes: Bytes) -> Answer {
-    let change: Change = body("the change", &bytes)?;
-    Ok(Json(inner.apply(&caller, &change, false).await?).into_response())
+/// For which store a change was made. Whatever else is asked is left out, as it was before there was this.
+#[derive(Deserialize)]
+struct Made {
+    epoch: Option<String>,
 }
 
-async fn plan(State(inner): Service, Known(_): Known, bytes: Bytes) -> Answer {
+async fn apply(
+    State(inner): Service,
+    Known(caller): Known,
+    Asked(made): Asked<Made>,
+    bytes: Bytes,
+) -> Answer {
     let change: Change = body("the change", &bytes)?;
-    Ok(Json(inner.plan(&change)?).into_response())
+    let premise = Premise { is_header: false, epoch: made.epoch.as_deref() };
+    Ok(Json(inner.apply(&caller, &change, premise).await?).into_response())
+}
+
+async fn plan(State(inner): Service, Known(_): Known, Asked(made): Asked<Made>, bytes: Bytes) -> Answer {
+    let change: Change = body("the change", &bytes)?;
+    Ok(Json(inner.plan(&change, made.epoch.as_deref())?).into_response())
 }
 
 #[derive(Deserialize)]
@@ -317,7 +329,7 @@ async fn watch(State(inner): Service, Known(_): Known, Asked(asked): Asked<Waiti
 
 /// What changed since a revision, the removed documents among it; everything that exists when that cannot be told.
 fn changes(model: &Model, epoch: Option<&str>, since: Option<u64>, wanted: &Wanted) -> Changes {
-    let own = format!("{:016x}", model.epoch);
+    let own = model.epoch();
     let since = since.filter(|since| epoch == Some(own.as_str()) && *since <= model.revision);
     let admitted = model.documents.iter().filter(|(key, _)| wanted.admits(key)).map(|(_, current)| current);
     let documents = admitted.filter(|current| match since {

@@ -131,6 +131,11 @@ impl Model {
         Ok(model)
     }
 
+    /// The epoch as callers see it.
+    pub(crate) fn epoch(&self) -> String {
+        format!("{:016x}", self.epoch)
+    }
+
     /// Takes over a change.
     pub(crate) fn take(&mut self, step: Step) {
         for (version, content) in step.versions {

@@ -40,6 +40,20 @@ const LOT_BYTES: usize = limits::MAX_TXN_BYTES - 200_000;
 /// Contents that are written together, with room for the change itself.
 const LOT: usize = limits::MAX_TXN_OPS - 1;
 
+/// What must be so for a change to happen, beside what its edits say.
+#[derive(Clone, Copy)]
+pub(crate) struct Premise<'c> {
+    /// What the edits say came as a header (RFC 9110, section 13).
+    pub(crate) is_header: bool,
+    /// The store has this epoch.
+    pub(crate) epoch: Option<&'c str>,
+}
+
+impl Premise<'_> {
+    /// Nothing but headers.
+    pub(crate) const HEADER: Self = Self { is_header: true, epoch: None };
+}
+
 /// A running config service. Its task ends when it is dropped.
 pub struct Config {
     inner: Arc<Inner>,
@@ -188,7 +202,7 @@ impl Inner {
         &self,
         caller: &Caller,
         change: &Change,
-        precondition: bool,
+        Premise { is_header, epoch }: Premise<'_>,
     ) -> Result<Applied, ConfigError> {
         let author = author(caller, change)?;
         let edits = keyed(change)?;
@@ -197,7 +211,8 @@ impl Inner {
         for _ in 0..TRIES {
             let draft = {
                 let model = self.model.read();
-                check_expected(&model, change, precondition)?;
+                check_store(&model, epoch)?;
+                check_expected(&model, change, is_header)?;
                 check_schemas(&model, &edits)?;
                 let record = Record {
                     author: author.clone(),
@@ -268,9 +283,10 @@ impl Inner {
     }
 
     /// What a change would do; all is checked, nothing is written.
-    pub(crate) fn plan(&self, change: &Change) -> Result<Vec<Planned>, ConfigError> {
+    pub(crate) fn plan(&self, change: &Change, epoch: Option<&str>) -> Result<Vec<Planned>, ConfigError> {
         let edits = keyed(change)?;
         let model = self.model.read();
+        check_store(&model, epoch)?;
         check_expected(&model, change, false)?;
         check_schemas(&model, &edits)?;
         let planned = edits.iter().map(|(key, content)| {
@@ -356,6 +372,15 @@ fn keyed(change: &Change) -> Result<BTreeMap<Key, Value>, ConfigError> {
         }
     }
     Ok(edits)
+}
+
+/// Refuses a change whose writer saw another store.
+fn check_store(model: &Model, epoch: Option<&str>) -> Result<(), ConfigError> {
+    let own = model.epoch();
+    match epoch.filter(|expected| *expected != own) {
+        Some(expected) => Err(ConfigError::AnotherStore { expected: expected.to_owned(), own }),
+        None => Ok(()),
+    }
 }
 
 /// Refuses a change whose writer saw other documents than there are.

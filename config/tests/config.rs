@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use axum::Extension;
 use http::{Method, StatusCode};
-use meshwork_api::config::{Action, Change, Edit, Since};
+use meshwork_api::config::{Action, Change, Edit, Since, is_another_store};
 use meshwork_api::{Answer, Client, ClientError, ConfigClient};
 use meshwork_base::{Clock, ManualClock, SeededRng};
 use meshwork_config::{Caller, Config};
@@ -134,6 +134,27 @@ async fn each_write_is_a_revision_that_never_changes() {
     assert_eq!(world.api().history("shop", "HTTPRoute", "web").await.unwrap(), history);
     let refused = world.refused(Method::GET, &format!("{ROUTE}?revision=9"), &[], &Value::Null).await;
     assert!(refused.0 == 404 && refused.1.contains("has no revision 9"), "{refused:?}");
+}
+
+#[tokio::test]
+async fn a_change_that_was_made_for_another_store_is_refused() {
+    let world = World::new().await;
+    let epoch = world.api().changes(None, Duration::ZERO).await.unwrap().epoch;
+    let one = change(vec![edit("HTTPRoute", "web", json!({"a": 1}), Some(0))]);
+    let refused = [
+        world.api().apply_in("0123456789abcdef", &one).await.map(drop).unwrap_err(),
+        world.api().plan_in("0123456789abcdef", &one).await.map(drop).unwrap_err(),
+    ];
+    for refused in refused {
+        assert_eq!((refused.status(), is_another_store(&refused)), (Some(StatusCode::CONFLICT), true));
+        assert!(refused.to_string().contains(&epoch), "{refused}");
+    }
+    assert_eq!(world.api().list(None).await.unwrap(), []);
+    assert_eq!(world.api().plan_in(&epoch, &one).await.unwrap()[0].action, Action::Create);
+    world.api().apply_in(&epoch, &one).await.unwrap();
+    // That it is there already is another matter.
+    let there = world.api().apply_in(&epoch, &one).await.unwrap_err();
+    assert_eq!((there.status(), is_another_store(&there)), (Some(StatusCode::CONFLICT), false));
 }
 
 #[tokio::test]

@@ -19,7 +19,7 @@ use meshwork_base::{Namespace, ObjectName, Rng};
 use meshwork_resources::{FileName, ObjectKey, ObjectKind, load_file};
 use meshwork_xds::client::Backoff;
 use serde_json::Value;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
 use crate::folder::{self, FileChange};
 use crate::trust::Followed as Stores;
@@ -49,11 +49,50 @@ pub(crate) struct Followed {
     pub(crate) client: ConfigClient,
     /// The config service's revision that was read last, and the control plane's that holds it.
     pub(crate) read: watch::Sender<(u64, u64)>,
-    /// Of a store that has been emptied: what this process has of what was in it. That stays in force until something is written
-    /// into the store.
-    pub(crate) emptied: watch::Sender<Option<Vec<Address>>>,
+    /// The store that was found there last.
+    pub(crate) store: watch::Sender<Store>,
+    /// Asks at once, whatever is waited for.
+    look: Notify,
     /// One change at a time: what was checked is what is written.
     pub(crate) writing: tokio::sync::Mutex<()>,
+}
+
+/// A store that is followed.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Store {
+    /// Empty as long as none has been read.
+    pub(crate) epoch: String,
+    /// Where it has been emptied: what this process has of what was in it. That stays in force until something is written into
+    /// the store.
+    pub(crate) emptied: Option<Vec<Address>>,
+}
+
+impl Followed {
+    /// Which store changes are made for.
+    pub(crate) fn epoch(&self) -> String {
+        self.store.borrow().epoch.clone()
+    }
+
+    /// Whether the store has been emptied.
+    pub(crate) fn is_emptied(&self) -> bool {
+        self.store.borrow().emptied.is_some()
+    }
+
+    /// Waits until another store than this one has been found, or for so long.
+    pub(crate) async fn finds_another(&self, epoch: &str, patience: Duration) {
+        let mut store = self.store.subscribe();
+        self.look.notify_one();
+        // In vain it was another one and is this one again.
+        _ = tokio::time::timeout(patience, store.wait_for(|store| store.epoch != epoch)).await;
+    }
+
+    /// A pause, unless somebody wants to know.
+    async fn rest(&self, pause: Duration) {
+        tokio::select! {
+            () = tokio::time::sleep(pause) => {}
+            () = self.look.notified() => {}
+        }
+    }
 }
 
 /// Follows a config service for as long as the future is polled and the control plane lives. From now on the API
@@ -66,11 +105,11 @@ pub fn follow(
     let followed = Followed {
         client: client.clone(),
         read: watch::Sender::default(),
-        emptied: watch::Sender::default(),
+        store: watch::Sender::default(),
+        look: Notify::new(),
         writing: tokio::sync::Mutex::default(),
     };
-    let followed = plane.config.get_or_init(|| followed);
-    let (read, emptied) = (followed.read.clone(), followed.emptied.clone());
+    let followed = Arc::clone(plane.config.get_or_init(|| Arc::new(followed)));
     let feed = plane.feed(FEED);
     let stores = plane.trust().map(crate::Trust::followed);
     let held = BTreeMap::new();
@@ -82,28 +121,34 @@ pub fn follow(
             source.before = stores.epoch(FEED).await.map(|text| Before::parse(&text));
         }
         loop {
-            match source.step().await {
-                Ok(Step::Emptied) => {
+            let step = tokio::select! {
+                step = source.step() => step,
+                () = followed.look.notified() => continue,
+            };
+            match step {
+                Ok(Step::Emptied { epoch }) => {
                     backoff.reset();
-                    let before = emptied.send_replace(Some(source.held.keys().cloned().collect()));
-                    if before.is_none() && tell_emptied(&feed, &read).await.is_err() {
+                    let emptied = Some(source.held.keys().cloned().collect());
+                    let before = followed.store.send_replace(Store { epoch, emptied });
+                    if before.emptied.is_none() && tell_emptied(&feed, &followed.read).await.is_err() {
                         return;
                     }
-                    tokio::time::sleep(LOOK).await;
+                    followed.rest(LOOK).await;
                 }
                 Ok(Step::Changes(mut changes)) => {
                     backoff.reset();
-                    if emptied.send_replace(None).is_some() {
+                    let epoch = source.since.as_ref().map_or_else(String::new, |since| since.epoch.clone());
+                    if followed.store.send_replace(Store { epoch, emptied: None }).emptied.is_some() {
                         changes.folder = Some(Ok(()));
                     }
-                    if source.tell(changes, &feed, &read).await.is_err() {
+                    if source.tell(changes, &feed, &followed.read).await.is_err() {
                         return;
                     }
                     source.remember(stores.as_ref()).await;
                 }
                 Err(error) => {
                     tracing::warn!(%error, "the config service is not followed; what it said last stays");
-                    tokio::time::sleep(backoff.next(&mut rng)).await;
+                    followed.rest(backoff.next(&mut rng)).await;
                 }
             }
         }
@@ -147,8 +192,10 @@ impl Before {
 /// What the service said.
 enum Step {
     Changes(folder::Changes),
-    /// That there is nothing, though nobody has deleted what was there.
-    Emptied,
+    /// That there is nothing in the store with this epoch, though nobody has deleted what was there.
+    Emptied {
+        epoch: String,
+    },
 }
 
 struct Source {
@@ -169,7 +216,7 @@ impl Source {
         documents.retain(|document| is_mesh(&document.version.kind));
         if reset && documents.is_empty() && self.is_emptied(&epoch) {
             self.since = None;
-            return Ok(Step::Emptied);
+            return Ok(Step::Emptied { epoch });
         }
         if self.before.as_ref().is_some_and(|before| before.epoch != epoch) {
             tracing::error!(

@@ -120,7 +120,7 @@ pub struct ControlPlane {
     /// What the registry said last, for people.
     services: Arc<ArcSwap<Vec<meshwork_api::registry::Service>>>,
     /// The config service that is followed, where one is.
-    config: Arc<OnceLock<config::Followed>>,
+    config: Arc<OnceLock<Arc<config::Followed>>>,
     compile: Arc<meshwork_compile::Settings>,
     /// Compiles what would be, before it is stored; it knows what it compiled last.
     checker: Arc<Mutex<Compiler>>,

@@ -12,7 +12,7 @@ use axum::routing::{get, post};
 use axum::{Json, Router};
 use meshwork_api::ClientError;
 use meshwork_api::apply::{Files, Rollback, Stored};
-use meshwork_api::config::{Change, Document, Edit, Planned, Version};
+use meshwork_api::config::{Change, Document, Edit, Planned, Version, is_another_store};
 use meshwork_compile::{Input, ProxyReports};
 use meshwork_process::Problem;
 use meshwork_resources::{
@@ -73,7 +73,7 @@ pub(super) fn bad_body(why: String) -> Problem {
 }
 
 pub(super) fn followed(plane: &ControlPlane) -> Result<&Followed, Problem> {
-    plane.config.get().ok_or_else(|| {
+    plane.config.get().map(Arc::as_ref).ok_or_else(|| {
         Problem::new(StatusCode::CONFLICT, "no config service")
             .detail("resources come from folders here, and there is no config service to write into; edit the folder: edits take effect at once")
             .code(codes::NO_CONFIG_SERVICE)
@@ -237,14 +237,13 @@ pub(super) fn synced(plane: &ControlPlane) -> Result<Arc<Model>, Problem> {
 
 /// The model that a change is checked against. While all waits for an emptied store, what is written into it ends that.
 fn checkable(plane: &ControlPlane, followed: &Followed) -> Result<Arc<Model>, Problem> {
-    synced(plane)
-        .or_else(|problem| if followed.emptied.borrow().is_some() { Ok(plane.model()) } else { Err(problem) })
+    synced(plane).or_else(|problem| if followed.is_emptied() { Ok(plane.model()) } else { Err(problem) })
 }
 
 /// What is written into an emptied store takes the place of all that was in it, so it has to be about all of that.
 fn covers(followed: &Followed, edits: &[Edit]) -> Result<(), Problem> {
-    let emptied = followed.emptied.borrow();
-    let Some(held) = &*emptied else { return Ok(()) };
+    let store = followed.store.borrow();
+    let Some(held) = &store.emptied else { return Ok(()) };
     let written: HashSet<_> =
         edits.iter().map(|edit| address_of(&edit.namespace, &edit.kind, &edit.name)).collect();
     let lost: Vec<&str> = held.iter().filter(|one| !written.contains(*one)).map(String::as_str).collect();
@@ -259,6 +258,17 @@ fn covers(followed: &Followed, edits: &[Edit]) -> Result<(), Problem> {
         if lost.len() > NAMED { ", …" } else { "" },
     );
     Err(Problem::new(StatusCode::CONFLICT, "the store was emptied").detail(why).code(codes::NOT_SYNCED))
+}
+
+/// Why a change was not made in a store. Where that is another one by now, what was in it decides.
+async fn not_in(followed: &Followed, epoch: &str, edits: &[Edit], error: ClientError) -> Problem {
+    if is_another_store(&error) {
+        followed.finds_another(epoch, PATIENCE).await;
+        if let Err(emptied) = covers(followed, edits) {
+            return emptied;
+        }
+    }
+    of_config(error)
 }
 
 async fn apply(
@@ -280,11 +290,15 @@ pub(super) async fn store(
     why: Why,
 ) -> Result<Json<Stored>, Problem> {
     let _alone = followed.writing.lock().await;
+    let epoch = followed.epoch();
     let warnings = draft.check(plane, &*checkable(plane, followed)?)?;
     covers(followed, &draft.edits)?;
     let change = Change { message: why.message, author: why.author, edits: draft.edits };
     let client = &followed.client;
-    let applied = bounded(client, PATIENCE, client.apply(&change)).await.map_err(of_config)?;
+    let applied = match bounded(client, PATIENCE, client.apply_in(&epoch, &change)).await {
+        Ok(applied) => applied,
+        Err(error) => return Err(not_in(followed, &epoch, &change.edits, error).await),
+    };
     let mut read = followed.read.subscribe();
     let until = read.wait_for(|(revision, _)| *revision >= applied.revision);
     let revision = match tokio::time::timeout(PATIENCE, until).await {
@@ -309,10 +323,14 @@ async fn diff(
 ) -> Result<Json<Vec<Planned>>, Problem> {
     let followed = followed(&plane)?;
     let draft = Draft::read(&files(&body, why)?.files)?;
+    let epoch = followed.epoch();
     draft.check(&plane, &*checkable(&plane, followed)?)?;
     let change = Change { message: String::new(), author: None, edits: draft.edits };
     let client = &followed.client;
-    let mut planned = bounded(client, PATIENCE, client.plan(&change)).await.map_err(of_config)?;
+    let mut planned = match bounded(client, PATIENCE, client.plan_in(&epoch, &change)).await {
+        Ok(planned) => planned,
+        Err(error) => return Err(not_in(followed, &epoch, &change.edits, error).await),
+    };
     for secret in planned.iter_mut().filter(|planned| planned.kind == ObjectKind::Secret.as_str()) {
         secret.differences.iter_mut().filter(|found| !found.path.starts_with("/metadata")).for_each(
             |found| {

@@ -34,9 +34,14 @@ impl Service {
         Self(Arc::new(Mutex::new(role(store).await)))
     }
 
-    async fn becomes(&self, other: &Self) {
+    /// It becomes another one, and whoever waits for a change does not hear of it. Gives the one before.
+    fn becomes_unseen(&self, other: &Self) -> Role {
         let new = other.0.lock().clone();
-        let old = std::mem::replace(&mut *self.0.lock(), new);
+        std::mem::replace(&mut *self.0.lock(), new)
+    }
+
+    async fn becomes(&self, other: &Self) {
+        let old = self.becomes_unseen(other);
         // Whoever waits for a change of the old one hears of it.
         // So it has to be one, however often this is done.
         static CHANGES: AtomicUsize = AtomicUsize::new(0);
@@ -156,6 +161,37 @@ async fn what_is_in_force_stays_when_the_store_is_emptied_until_something_is_app
     service.becomes(&restored).await;
     let model = until(&plane, |model| !names(model).contains("b")).await;
     assert_eq!(names(&model), ["restored"].into());
+}
+
+#[tokio::test]
+async fn a_change_does_not_reach_a_store_that_was_emptied_and_has_not_been_read_yet() {
+    let disk = tempfile::tempdir().unwrap();
+    let service = Service::new(&disk.path().join("1")).await;
+    let plane = ControlPlane::start(settings(true), Arc::new(SystemClock::new())).unwrap();
+    tokio::spawn(follow(&plane, service.client(), SeededRng::new(1)));
+    until(&plane, |model| model.revision > 0).await;
+    apply(&plane, &["a", "b"]).await;
+
+    let emptied = Service::new(&disk.path().join("2")).await;
+    let _old = service.becomes_unseen(&emptied);
+    let refused = try_to_apply(&plane, &["c"]).await.unwrap_err();
+    assert_eq!((refused.status(), refused.code()), (Some(StatusCode::CONFLICT), Some("MW4110")));
+    assert!(refused.to_string().contains("/Namespace/a"), "{refused}");
+    assert_eq!(emptied.client().list(None).await.unwrap(), [], "nothing was written");
+    assert_eq!(names(&plane.model()), ["a", "b"].into());
+
+    // One that holds something else has to be looked at first.
+    let restored = Service::new(&disk.path().join("3")).await;
+    let content = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "r"}});
+    let (namespace, kind, name) = (CLUSTER.to_owned(), "Namespace".to_owned(), "r".to_owned());
+    let edits = vec![Edit { namespace, kind, name, content, if_revision: None }];
+    restored.client().apply(&Change { message: String::new(), author: None, edits }).await.unwrap();
+    apply(&plane, &["a", "b"]).await;
+    let _old = service.becomes_unseen(&restored);
+    let refused = try_to_apply(&plane, &["c"]).await.unwrap_err();
+    assert_eq!((refused.status(), refused.code()), (Some(StatusCode::CONFLICT), Some("MW5045")));
+    apply(&plane, &["c"]).await;
+    assert_eq!(names(&plane.model()), ["c", "r"].into());
 }
 
 #[tokio::test]

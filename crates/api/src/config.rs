@@ -172,6 +172,16 @@ fn document(namespace: &str, kind: &str, name: &str) -> String {
     format!("/v1/documents/{}/{}/{}", segment(namespace), segment(kind), segment(name))
 }
 
+fn in_store(path: &str, epoch: &str) -> String {
+    format!("{path}?epoch={}", segment(epoch))
+}
+
+/// Whether a change was refused since the store is another one than its writer has read.
+#[must_use]
+pub fn is_another_store(error: &ClientError) -> bool {
+    error.code() == Some("MW5045")
+}
+
 impl ConfigClient {
     /// All documents, of a kind if one is given.
     ///
@@ -211,12 +221,28 @@ impl ConfigClient {
         self.0.json(Method::POST, "/v1/changes", &[], body(change)).await
     }
 
+    /// The same, if the store is still the one with this epoch ([`Changes::epoch`]). An earlier service does not ask.
+    ///
+    /// # Errors
+    /// As [`ConfigClient::apply`]; [`is_another_store`] tells that it is another one.
+    pub async fn apply_in(&self, epoch: &str, change: &Change) -> Result<Applied, ClientError> {
+        self.0.json(Method::POST, &in_store("/v1/changes", epoch), &[], body(change)).await
+    }
+
     /// What a change would do; nothing is written, but all is checked.
     ///
     /// # Errors
     /// As [`ConfigClient::apply`].
     pub async fn plan(&self, change: &Change) -> Result<Vec<Planned>, ClientError> {
         self.0.json(Method::POST, "/v1/diff", &[], body(change)).await
+    }
+
+    /// The same, in a store as [`ConfigClient::apply_in`] has it.
+    ///
+    /// # Errors
+    /// As [`ConfigClient::apply_in`].
+    pub async fn plan_in(&self, epoch: &str, change: &Change) -> Result<Vec<Planned>, ClientError> {
+        self.0.json(Method::POST, &in_store("/v1/diff", epoch), &[], body(change)).await
     }
 
     /// All revisions of a document, the last one first.
