@@ -9,7 +9,7 @@
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -62,8 +62,8 @@ pub(crate) struct Followed {
 pub(crate) struct Store {
     /// Empty as long as none has been read.
     pub(crate) epoch: String,
-    /// Where it has been emptied: what this process has of what was in it. That stays in force until something is written into
-    /// the store.
+    /// Where it has been emptied: what was in force from it, as far as that is known. That stays so until all of it is written
+    /// into the store.
     pub(crate) emptied: Option<Vec<Address>>,
 }
 
@@ -112,13 +112,15 @@ pub fn follow(
     let followed = Arc::clone(plane.config.get_or_init(|| Arc::new(followed)));
     let feed = plane.feed(FEED);
     let stores = plane.trust().map(crate::Trust::followed);
-    let held = BTreeMap::new();
-    let mut source = Source { client, since: None, before: None, held, take_nothing: plane.start_anyway };
+    let (held, kept) = (BTreeMap::new(), BTreeSet::new());
+    let mut source =
+        Source { client, since: None, before: None, held, kept, take_nothing: plane.start_anyway };
     let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
     async move {
         let Some(feed) = feed else { return };
         if let Some(stores) = &stores {
             source.before = stores.epoch(FEED).await.map(|text| Before::parse(&text));
+            source.kept = stores.names(FEED).await;
         }
         loop {
             let step = tokio::select! {
@@ -128,7 +130,7 @@ pub fn follow(
             match step {
                 Ok(Step::Emptied { epoch }) => {
                     backoff.reset();
-                    let emptied = Some(source.held.keys().cloned().collect());
+                    let emptied = Some(source.lost());
                     let before = followed.store.send_replace(Store { epoch, emptied });
                     if before.emptied.is_none() && tell_emptied(&feed, &followed.read).await.is_err() {
                         return;
@@ -204,6 +206,8 @@ struct Source {
     /// The one that was followed before this process, or is followed now.
     before: Option<Before>,
     held: BTreeMap<Address, Held>,
+    /// What is kept on disk of what is in force.
+    kept: BTreeSet<Address>,
     /// A store that was emptied before this process began is taken as it is.
     take_nothing: bool,
 }
@@ -271,17 +275,39 @@ impl Source {
         !self.held.is_empty() || self.before.as_ref().is_some_and(is_another)
     }
 
-    /// From now on this store is the one before.
+    /// What is in force from this store. What never was valid is not.
+    fn in_force(&self) -> impl Iterator<Item = &Address> {
+        self.held.iter().filter(|(_, held)| held.good.is_some()).map(|(at, _)| at)
+    }
+
+    /// What has to be written into a store that was emptied: what is in force, or was when the process before ended.
+    fn lost(&self) -> Vec<Address> {
+        if self.held.is_empty() {
+            return self.kept.iter().cloned().collect();
+        }
+        self.held.keys().cloned().collect()
+    }
+
+    /// From now on this store is the one before, and this is in force from it.
     async fn remember(&mut self, stores: Option<&Stores>) {
         let Some(since) = &self.since else { return };
         let now = Before { epoch: since.epoch.clone(), is_empty: self.held.is_empty() };
-        if self.before.as_ref() == Some(&now) {
+        if self.before.as_ref() == Some(&now) && self.in_force().eq(&self.kept) {
             return;
         }
-        if let Some(stores) = stores {
-            stores.keep(FEED, &now.written()).await;
-        }
+        let in_force = self.in_force().cloned().collect();
+        let kept = match stores {
+            Some(stores) => stores.keep_with(FEED, &now.written(), &self.kept, &in_force).await,
+            None => Ok(()),
+        };
         self.before = Some(now);
+        match kept {
+            Ok(()) => self.kept = in_force,
+            // It is tried again with the next change.
+            Err(error) => {
+                tracing::warn!(%error, "it is not written down which store is followed, and what is in force from it");
+            }
+        }
     }
 
     async fn tell(

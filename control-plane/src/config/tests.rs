@@ -218,9 +218,16 @@ async fn a_control_plane_that_finds_the_store_emptied_tells_proxies_nothing_unti
         }
     };
     tokio::time::timeout(PATIENCE, said).await.expect("readiness says why");
-    apply(&plane, &["b"]).await;
+    // It has not what was in force, but knows of it.
+    let refused = try_to_apply(&plane, &["b"]).await.unwrap_err();
+    assert_eq!((refused.status(), refused.code()), (Some(StatusCode::CONFLICT), Some("MW4110")));
+    assert!(
+        refused.to_string().contains("of 1 objects this change leaves out 1: default/Namespace/a"),
+        "{refused}"
+    );
+    apply(&plane, &["a", "b"]).await;
     telling.await.unwrap();
-    assert_eq!((names(&plane.model()), readiness.is_ready()), (["b"].into(), true));
+    assert_eq!((names(&plane.model()), readiness.is_ready()), (["a", "b"].into(), true));
     drop(plane);
 
     // Who wants it so has it so; and where there was nothing, nothing is lost.

@@ -1,15 +1,22 @@
-//! Which stores the control plane has followed last. One that is started together with a registry which has lost its store
-//! has published what was in it, and does not know it any more; that it was another one it knows from here.
+//! Which stores the control plane has followed last, and the names of what was in force from them. One that is started
+//! together with a registry which has lost its store has published what was in it, and does not know it any more; that it
+//! was another one it knows from here. Of a config service it knows what has to be written again.
 
+use std::collections::BTreeSet;
 use std::sync::{Arc, Weak};
 
-use meshwork_store::{Op, Outcome, Store, StoreError, Txn};
+use meshwork_store::{Op, Outcome, Store, StoreError, Txn, limits};
 
 use super::{Inner, Trust};
 
 /// A place in the control plane's store, for one source's name.
 fn key(source: &str) -> String {
     format!("followed/{source}")
+}
+
+/// What the places of the names in it begin with.
+fn names(source: &str) -> String {
+    format!("in-force/{source}/")
 }
 
 /// What is kept of it; it does not keep the trust anchor alive.
@@ -45,6 +52,47 @@ impl Followed {
     }
 }
 
+impl Followed {
+    /// The names that were kept of what is in it.
+    pub(crate) async fn names(&self, source: &str) -> BTreeSet<String> {
+        let Some(store) = self.0.upgrade().map(|inner| inner.store.clone()) else { return BTreeSet::new() };
+        let prefix = names(source);
+        match store.list(&prefix).await {
+            Ok(found) => {
+                found.entries.iter().filter_map(|e| Some(e.key.strip_prefix(&prefix)?.to_owned())).collect()
+            }
+            Err(error) => {
+                tracing::warn!(%error, source, "it is not known what was in the store that was followed before");
+                BTreeSet::new()
+            }
+        }
+    }
+
+    /// Keeps an epoch, and these names instead of those.
+    ///
+    /// # Errors
+    /// [`StoreError`]; some of it may be kept then.
+    pub(crate) async fn keep_with(
+        &self,
+        source: &str,
+        epoch: &str,
+        before: &BTreeSet<String>,
+        now: &BTreeSet<String>,
+    ) -> Result<(), StoreError> {
+        let Some(store) = self.0.upgrade().map(|inner| inner.store.clone()) else { return Ok(()) };
+        let place = |name: &String| format!("{}{name}", names(source));
+        let come = now.difference(before).map(|name| Op::put(&place(name), ""));
+        let gone = before.difference(now).map(|name| Op::delete(&place(name)));
+        let ops: Vec<Op> =
+            std::iter::once(Op::put(&key(source), epoch.to_owned())).chain(come).chain(gone).collect();
+        for ops in ops.chunks(limits::MAX_TXN_OPS) {
+            let written = store.commit(ops.iter().cloned().fold(Txn::new(), Txn::then)).await?;
+            debug_assert!(matches!(written, Outcome::Done(_)), "nothing is a condition of it");
+        }
+        Ok(())
+    }
+}
+
 async fn write(store: &Store, source: &str, epoch: &str) -> Result<(), StoreError> {
     let written = store.commit(Txn::new().then(Op::put(&key(source), epoch.to_owned()))).await?;
     debug_assert!(matches!(written, Outcome::Done(_)), "nothing is a condition of it");
@@ -58,6 +106,31 @@ mod tests {
     use super::*;
     use crate::trust::Secure;
     use crate::{ControlPlane, Settings};
+
+    #[tokio::test]
+    async fn more_names_than_one_transaction_takes_are_known_after_a_restart_and_those_that_went_are_not() {
+        let disk = tempfile::tempdir().unwrap();
+        let all: BTreeSet<String> =
+            (0..3 * limits::MAX_TXN_OPS).map(|number| format!("default/Service/s{number}")).collect();
+        let few: BTreeSet<String> =
+            all.iter().take(2).cloned().chain(["default/Service/t".to_owned()]).collect();
+        let mut before = BTreeSet::new();
+        for now in [all, few.clone(), few] {
+            let secure = Secure { listen: ([127, 0, 0, 1], 0).into(), ..Secure::new(disk.path()) };
+            let settings = Settings { folders: Vec::new(), ..Settings::folder("") };
+            let clock = Arc::new(SystemClock::new());
+            let plane = ControlPlane::start_secure(settings, secure, clock).await.unwrap();
+            let followed = plane.trust().unwrap().followed();
+            assert_eq!(followed.names("config").await, before);
+            followed.keep_with("config", "a", &before, &now).await.unwrap();
+            assert_eq!(followed.epoch("config").await.as_deref(), Some("a"));
+            assert_eq!(followed.names("conf").await, BTreeSet::new());
+            let store = plane.trust().unwrap().inner.store.clone();
+            drop(plane);
+            store.close().await.unwrap();
+            before = now;
+        }
+    }
 
     #[tokio::test]
     async fn which_store_was_followed_is_known_after_a_restart() {
