@@ -285,7 +285,7 @@ impl Source {
         if self.held.is_empty() {
             return self.kept.iter().cloned().collect();
         }
-        self.held.keys().cloned().collect()
+        self.in_force().cloned().collect()
     }
 
     /// From now on this store is the one before, and this is in force from it.

@@ -164,6 +164,27 @@ async fn what_is_in_force_stays_when_the_store_is_emptied_until_something_is_app
 }
 
 #[tokio::test]
+async fn what_never_was_valid_need_not_be_written_again() {
+    let disk = tempfile::tempdir().unwrap();
+    let service = Service::new(&disk.path().join("1")).await;
+    let plane = keeping(disk.path(), &service, false).await;
+    until(&plane, |model| model.revision > 0).await;
+    apply(&plane, &["a"]).await;
+    // Past the control plane, which would not take it.
+    let content = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "bad"}, "spek": 1});
+    let (namespace, kind, name) = (CLUSTER.to_owned(), "Namespace".to_owned(), "bad".to_owned());
+    let edits = vec![Edit { namespace, kind, name, content, if_revision: None }];
+    service.client().apply(&Change { message: String::new(), author: None, edits }).await.unwrap();
+    until(&plane, |model| model.rejections == 1).await;
+
+    service.becomes(&Service::new(&disk.path().join("2")).await).await;
+    let model = until(&plane, is_told).await;
+    let all: Vec<&str> = names(&model).into_iter().collect();
+    apply(&plane, &all).await;
+    assert_eq!(names(&plane.model()), all.into_iter().collect());
+}
+
+#[tokio::test]
 async fn a_change_does_not_reach_a_store_that_was_emptied_and_has_not_been_read_yet() {
     let disk = tempfile::tempdir().unwrap();
     let service = Service::new(&disk.path().join("1")).await;
