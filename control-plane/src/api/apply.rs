@@ -241,11 +241,14 @@ fn checkable(plane: &ControlPlane, followed: &Followed) -> Result<Arc<Model>, Pr
 }
 
 /// What is written into an emptied store takes the place of all that was in it, so it has to be about all of that.
-fn covers(followed: &Followed, edits: &[Edit]) -> Result<(), Problem> {
+pub(super) fn covers(followed: &Followed, edits: &[Edit]) -> Result<(), Problem> {
     let store = followed.store.borrow();
     let Some(held) = &store.emptied else { return Ok(()) };
-    let written: HashSet<_> =
-        edits.iter().map(|edit| address_of(&edit.namespace, &edit.kind, &edit.name)).collect();
+    let written: HashSet<_> = edits
+        .iter()
+        .filter(|edit| !edit.content.is_null())
+        .map(|edit| address_of(&edit.namespace, &edit.kind, &edit.name))
+        .collect();
     let lost: Vec<&str> = held.iter().filter(|one| !written.contains(*one)).map(String::as_str).collect();
     if lost.is_empty() {
         return Ok(());
@@ -257,11 +260,14 @@ fn covers(followed: &Followed, edits: &[Edit]) -> Result<(), Problem> {
         lost[..lost.len().min(NAMED)].join(", "),
         if lost.len() > NAMED { ", …" } else { "" },
     );
-    Err(Problem::new(StatusCode::CONFLICT, "the store was emptied").detail(why).code(codes::NOT_SYNCED))
+    Err(Problem::new(StatusCode::CONFLICT, "the store was emptied")
+        .detail(why)
+        .code(codes::NOT_SYNCED)
+        .with("leftOut", lost))
 }
 
 /// Why a change was not made in a store. Where that is another one by now, what was in it decides.
-async fn not_in(followed: &Followed, epoch: &str, edits: &[Edit], error: ClientError) -> Problem {
+pub(super) async fn not_in(followed: &Followed, epoch: &str, edits: &[Edit], error: ClientError) -> Problem {
     if is_another_store(&error) {
         followed.finds_another(epoch, PATIENCE).await;
         if let Err(emptied) = covers(followed, edits) {
@@ -325,6 +331,7 @@ async fn diff(
     let draft = Draft::read(&files(&body, why)?.files)?;
     let epoch = followed.epoch();
     draft.check(&plane, &*checkable(&plane, followed)?)?;
+    covers(followed, &draft.edits)?;
     let change = Change { message: String::new(), author: None, edits: draft.edits };
     let client = &followed.client;
     let mut planned = match bounded(client, PATIENCE, client.plan_in(&epoch, &change)).await {
@@ -366,6 +373,8 @@ async fn rollback(
     let followed = followed(&plane)?;
     let Rollback { to, message, author } =
         serde_json::from_slice(&body).map_err(|error| bad_body(error.to_string()))?;
+    // There is no history to go back in either.
+    covers(followed, &[])?;
     let kind = stored_kind(kind);
     let client = &followed.client;
     let get = client.get(&namespace, &kind, &name, Some(to));

@@ -16,7 +16,7 @@ use meshwork_resources::Object;
 use serde_json::Value;
 
 use super::apply::{
-    Draft, MAX_BODY, PATIENCE, Why, bad_body, followed, of_config, store, stored_kind, synced,
+    Draft, MAX_BODY, PATIENCE, Why, bad_body, covers, followed, not_in, store, stored_kind, synced,
 };
 use super::parse_kind;
 use crate::config::{CLUSTER, Followed, PREFIX, bounded};
@@ -40,6 +40,8 @@ async fn delete(State(plane): State<ControlPlane>, body: Bytes) -> Result<Json<S
     if names.is_empty() {
         return Err(bad_body("it names no document; send `files` or `documents`".to_owned()));
     }
+    // In a store that was emptied nothing is there to be removed, and what is in force stays.
+    covers(followed, &[])?;
     let mut draft = without(&*synced(&plane)?, names)?;
     let absent = absent(followed, &draft).await?;
     if !ignore_absent {
@@ -95,8 +97,11 @@ fn in_a_folder(object: &Object) -> Problem {
 /// Those that are not there.
 async fn absent(followed: &Followed, draft: &Draft) -> Result<Vec<Planned>, Problem> {
     let change = Change { message: String::new(), author: None, edits: draft.edits.clone() };
-    let client = &followed.client;
-    let mut planned = bounded(client, PATIENCE, client.plan(&change)).await.map_err(of_config)?;
+    let (client, epoch) = (&followed.client, followed.epoch());
+    let mut planned = match bounded(client, PATIENCE, client.plan_in(&epoch, &change)).await {
+        Ok(planned) => planned,
+        Err(error) => return Err(not_in(followed, &epoch, &change.edits, error).await),
+    };
     planned.retain(|planned| planned.action != Action::Delete);
     Ok(planned)
 }

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use axum::extract::Request;
 use axum::http::StatusCode;
 use axum::{Extension, Router};
-use meshwork_api::apply::{Files, Stored};
+use meshwork_api::apply::{Delete, DocumentName, Files, Rollback, Stored};
 use meshwork_api::config::{Change, Edit};
 use meshwork_api::{ApplyClient, Client};
 use meshwork_base::{Clock, SeededRng, SystemClock};
@@ -111,6 +111,24 @@ async fn try_to_apply(
     api.apply(&Files { files, ..Files::default() }).await
 }
 
+async fn diff(plane: &ControlPlane) -> Result<(), meshwork_api::ClientError> {
+    let text = "apiVersion: v1\nkind: Namespace\nmetadata: {name: a}\n".to_owned();
+    let files = Files { files: [("f.yaml".to_owned(), text)].into(), ..Files::default() };
+    ApplyClient(Client::in_memory("control plane", plane.router())).diff(&files).await.map(drop)
+}
+
+async fn delete(plane: &ControlPlane) -> Result<(), meshwork_api::ClientError> {
+    let (namespace, kind, name) = (CLUSTER.to_owned(), "Namespace".to_owned(), "a".to_owned());
+    let delete = Delete { documents: vec![DocumentName { namespace, kind, name }], ..Delete::default() };
+    ApplyClient(Client::in_memory("control plane", plane.router())).delete(&delete).await.map(drop)
+}
+
+async fn rollback(plane: &ControlPlane) -> Result<(), meshwork_api::ClientError> {
+    let back = Rollback { to: 1, message: String::new(), author: None };
+    let api = ApplyClient(Client::in_memory("control plane", plane.router()));
+    api.rollback(CLUSTER, "Namespace", "a", &back).await.map(drop)
+}
+
 async fn until(plane: &ControlPlane, is_it: impl FnMut(&Model) -> bool) -> Arc<Model> {
     tokio::time::timeout(PATIENCE, plane.until(is_it)).await.expect("it comes to that")
 }
@@ -141,6 +159,11 @@ async fn what_is_in_force_stays_when_the_store_is_emptied_until_something_is_app
     let refused = try_to_apply(&plane, &["b", "d"]).await.unwrap_err();
     assert_eq!((refused.status(), refused.code()), (Some(StatusCode::CONFLICT), Some("MW4110")));
     assert!(refused.to_string().contains("/Namespace/a"), "{refused}");
+    let meshwork_api::ClientError::Refused { problem, .. } = &refused else { panic!("{refused}") };
+    let left_out = problem.more["leftOut"].as_array().unwrap();
+    assert!(
+        left_out.contains(&json!("default/Namespace/c")) && !left_out.contains(&json!("default/Namespace/b"))
+    );
     let all: Vec<&str> = names(&model).into_iter().chain(["d"]).collect();
     let stored = apply(&plane, &all).await;
     assert!(stored.config_revision < before.config_revision, "it has been read back from the new one");
@@ -213,6 +236,29 @@ async fn a_change_does_not_reach_a_store_that_was_emptied_and_has_not_been_read_
     assert_eq!((refused.status(), refused.code()), (Some(StatusCode::CONFLICT), Some("MW5045")));
     apply(&plane, &["c"]).await;
     assert_eq!(names(&plane.model()), ["c", "r"].into());
+}
+
+#[tokio::test]
+async fn of_an_emptied_store_diff_delete_and_rollback_say_what_apply_says() {
+    let disk = tempfile::tempdir().unwrap();
+    let service = Service::new(&disk.path().join("1")).await;
+    let plane = ControlPlane::start(settings(true), Arc::new(SystemClock::new())).unwrap();
+    tokio::spawn(follow(&plane, service.client(), SeededRng::new(1)));
+    until(&plane, |model| model.revision > 0).await;
+    // Each of the first two is the first that finds it so.
+    for number in [0, 1] {
+        apply(&plane, &["a", "b"]).await;
+        let _old =
+            service.becomes_unseen(&Service::new(&disk.path().join(format!("emptied {number}"))).await);
+        let first = if number == 0 { diff(&plane).await } else { delete(&plane).await };
+        for refused in [first, diff(&plane).await, delete(&plane).await, rollback(&plane).await] {
+            let refused = refused.unwrap_err();
+            let told = (refused.status(), refused.code());
+            assert_eq!(told, (Some(StatusCode::CONFLICT), Some("MW4110")), "{refused}");
+            assert!(refused.to_string().contains("the config service has lost its store"), "{refused}");
+        }
+        assert_eq!(names(&plane.model()), ["a", "b"].into());
+    }
 }
 
 #[tokio::test]
