@@ -61,6 +61,22 @@ fn status(platform: &Platform) -> u16 {
     get(platform.at(8080), "/").unwrap().0
 }
 
+/// What `get` prints is what `apply` takes.
+fn is_taken_again(platform: &Platform, folder: &Path, get: &[&str]) {
+    let yaml = printed(&platform.command(get));
+    assert!(yaml.contains("kind: HTTPRoute") && !yaml.contains('{'), "{yaml}");
+    let elsewhere = tempfile::tempdir().unwrap();
+    let file = elsewhere.path().join("dump.yaml");
+    std::fs::write(&file, &yaml).unwrap();
+    let path = file.to_str().unwrap();
+    // The gateway is in the folder.
+    assert_ok(&command(&["check", "-f", path, "-f", folder.to_str().unwrap()]).output().unwrap());
+    let diff = printed(&platform.command(&["diff", "-f", path]));
+    assert!(diff.contains(" HTTPRoute default/web\n") && !diff.contains("source"), "{diff}");
+    assert_ok(&platform.command(&["apply", "-f", path, "--wait"]));
+    assert_eq!(status(platform), 302, "{yaml}");
+}
+
 #[test]
 fn a_route_is_applied_changed_rolled_back_and_deleted() {
     let folder = tempfile::tempdir().unwrap();
@@ -120,8 +136,8 @@ fn a_route_is_applied_changed_rolled_back_and_deleted() {
     assert_eq!(object["metadata"]["generation"], 4);
     assert_eq!(object["source"]["file"], "config:default/HTTPRoute/web@4");
     assert_eq!(object["status"]["parents"][0]["conditions"][0]["status"], "True", "{object}");
-    let yaml = printed(&platform.command(&["get", "httproute", "web", "-o", "yaml"]));
-    assert!(yaml.contains("kind: HTTPRoute") && !yaml.contains('{'), "{yaml}");
+    is_taken_again(&platform, folder.path(), &["get", "httproute", "web", "-o", "yaml"]);
+    is_taken_again(&platform, folder.path(), &["get", "httproutes", "-o", "yaml"]);
     assert_ok(&platform.command(&["delete", "-f", path, "--wait"]));
     assert_eq!(status(&platform), 404);
     refused(&platform.command(&["delete", "-f", path]), &["HTTPRoute default/web", "nothing was removed"]);

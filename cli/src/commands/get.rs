@@ -1,4 +1,5 @@
-//! `meshwork get KIND [NAME]`: objects with their status and where they were written.
+//! `meshwork get KIND [NAME]`: objects with their status and where they were written. As YAML they are documents that
+//! `apply`, `diff` and `check` take.
 
 use std::process::ExitCode;
 
@@ -24,7 +25,7 @@ pub(crate) struct Arguments {
     namespace: Option<String>,
     #[command(flatten)]
     server: ServerArgs,
-    /// How to print
+    /// How to print; objects as yaml are documents that apply, diff and check take
     #[arg(short, long, value_enum, default_value_t)]
     output: Format,
 }
@@ -49,6 +50,10 @@ pub(crate) fn run(arguments: &Arguments) -> Outcome {
     objects.iter().filter_map(rejection).for_each(|told| output::note(&format!("warning: {told}")));
     match (arguments.output, arguments.name.is_some()) {
         (Format::Table, _) => print_table(&objects)?,
+        (Format::Yaml, _) => {
+            objects.iter().filter_map(hidden).for_each(|told| output::note(&format!("warning: {told}")));
+            output::print(&documents(&objects)?)?;
+        }
         (format, true) => output::value(format, &objects.first())?,
         (format, false) => output::value(format, &objects)?,
     }
@@ -70,11 +75,6 @@ fn print_table(objects: &[Value]) -> std::io::Result<()> {
     let rows = objects.iter().map(|object| {
         let meta = &object["metadata"];
         let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
-        let source = &object["source"];
-        let place = match source["file"].as_str() {
-            Some(file) => format!("{file}:{}", source["line"]),
-            None => String::new(),
-        };
         vec![
             text(&meta["namespace"]),
             text(&meta["name"]),
@@ -83,16 +83,65 @@ fn print_table(objects: &[Value]) -> std::io::Result<()> {
                 generation => generation.to_string(),
             },
             conditions(&object["status"]),
-            place,
+            place(&object["source"]),
         ]
     });
     output::table(&["NAMESPACE", "NAME", "GENERATION", "STATUS", "SOURCE"], rows)
 }
 
+fn place(source: &Value) -> String {
+    match source["file"].as_str() {
+        Some(file) => format!("{file}:{}", source["line"]),
+        None => String::new(),
+    }
+}
+
+/// Objects one after the other, so that several answers make one file. Where each was written is no part of it; neither is
+/// one of which nothing is in force, as nobody knows what it is to say.
+fn documents(objects: &[Value]) -> Result<String, serde_saphyr::ser::Error> {
+    let mut all = String::new();
+    for object in objects {
+        let mut object = object.clone();
+        let source = object.as_object_mut().and_then(|fields| fields.remove("source")).unwrap_or_default();
+        all.push_str("---\n");
+        comment(&place(&source), &mut all);
+        match rejection(&object).filter(|_| was_never_valid(&object)) {
+            Some(told) => comment(&told, &mut all),
+            None => all.push_str(&serde_saphyr::to_string(&object)?),
+        }
+    }
+    Ok(all)
+}
+
+fn comment(text: &str, all: &mut String) {
+    for line in text.lines() {
+        let line: String = line.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
+        all.push_str(&format!("# {line}\n"));
+    }
+}
+
+/// What `apply` will miss.
+fn hidden(object: &Value) -> Option<String> {
+    let meta = &object["metadata"];
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    (object["kind"] == "Secret").then(|| {
+        let (namespace, name) = (text(&meta["namespace"]), text(&meta["name"]));
+        format!("keys are not shown: put those of Secret {namespace}/{name} in before it is applied")
+    })
+}
+
+fn told_rejected(object: &Value) -> Option<&Value> {
+    let conditions = object["status"]["conditions"].as_array()?;
+    conditions.iter().find(|condition| condition["type"] == "meshwork.dev/Rejected")
+}
+
+fn was_never_valid(object: &Value) -> bool {
+    told_rejected(object).is_some_and(|told| told["reason"] == "NeverValid")
+}
+
 /// What is wrong with an object's newest text, where that is not what is in force.
 fn rejection(object: &Value) -> Option<String> {
-    let conditions = object["status"]["conditions"].as_array()?;
-    let told = conditions.iter().find(|condition| condition["type"] == "meshwork.dev/Rejected")?;
+    let told = told_rejected(object)?;
     let meta = &object["metadata"];
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
     let namespace = meta["namespace"].as_str().map(|namespace| format!("{namespace}/")).unwrap_or_default();
@@ -163,6 +212,128 @@ mod tests {
             {"type": "meshwork.dev/Shadowed", "status": "True", "reason": "SameMatch"},
         ]}]});
         assert_eq!(conditions(&shadowed), "Shadowed=True (SameMatch)");
+    }
+
+    /// Texts that YAML takes for something else where they are not quoted.
+    const ODD: &[&str] = &[
+        "yes",
+        "null",
+        "~",
+        "",
+        " ",
+        "1e3",
+        "0x1f",
+        "012",
+        "0o7",
+        "1_000",
+        "2020-01-01",
+        ".inf",
+        ".nan",
+        "+1",
+        "-",
+        "- a",
+        "a: b",
+        "a:",
+        "#x",
+        "a #x",
+        "---",
+        "...",
+        "---\nkind: Service",
+        "%x",
+        "@",
+        "`",
+        "{",
+        "}",
+        "[a",
+        "*a",
+        "&a",
+        "!t",
+        "?",
+        "? a",
+        "|",
+        ">",
+        "=",
+        "<<",
+        "'",
+        "\"",
+        "\\",
+        "\t",
+        "a\tb",
+        " lead",
+        "trail ",
+        "two\nlines",
+        "end\n",
+        "ends\n\n",
+        "\nfirst",
+        "\n",
+        " a\nb",
+        "a\r\nb",
+        "\u{7}",
+        "\u{85}",
+        "\u{2028}",
+        "\u{feff}",
+        "\u{e9}",
+        "\u{1f600}",
+        "true",
+        "No",
+        "12345678901234567890123",
+    ];
+
+    #[test]
+    fn yaml_is_read_back_as_the_same_documents_without_their_sources() {
+        let notes: serde_json::Map<String, Value> =
+            ODD.iter().enumerate().map(|(number, text)| (format!("a{number}"), (*text).into())).collect();
+        let object = |name: &str, notes: &serde_json::Map<String, Value>| {
+            json!({
+                "apiVersion": "v1", "kind": "Service",
+                "metadata": {"name": name, "namespace": "default", "annotations": notes},
+                "spec": {"ports": [{"port": 80}, {"port": 81, "x": [[], {}, [1, [2.5]], true]}], "selector": {}},
+                "status": {"conditions": []},
+            })
+        };
+        let both = [object("a", &notes), object("b", &serde_json::Map::new())];
+        let with_source = |object: &Value| {
+            let mut object = object.clone();
+            object["source"] = json!({"file": "config:default/Service/a\n@1", "line": 3, "column": 1});
+            object
+        };
+        let text = documents(&both.each_ref().map(with_source)).unwrap();
+        assert!(text.starts_with("---\n# config:default/Service/a\n# @1:3\napiVersion: v1\n"), "{text}");
+        let read = meshwork_resources::written(&"f.yaml".into(), text.as_bytes());
+        assert_eq!(read.len(), 2, "{text}");
+        for (number, said) in ODD.iter().enumerate() {
+            assert_eq!(read[0]["metadata"]["annotations"][format!("a{number}")], *said, "{text}");
+        }
+        assert_eq!(read, both);
+        assert_eq!(documents(&[]).unwrap(), "");
+    }
+
+    #[test]
+    fn a_secret_without_its_keys_is_told_and_would_be_refused() {
+        let object = json!({
+            "apiVersion": "v1", "kind": "Secret", "metadata": {"name": "a", "namespace": "shop"},
+            "data": {"k": "<redacted>"}, "type": "Opaque",
+        });
+        assert!(hidden(&object).unwrap().contains("Secret shop/a"));
+        assert_eq!(hidden(&json!({"kind": "Service", "metadata": {"name": "a"}})), None);
+        let text = documents(&[object]).unwrap();
+        let loaded = meshwork_resources::load_file(&"f.yaml".into(), text.as_bytes());
+        assert!(loaded.objects.is_empty() && loaded.has_errors(), "{:?}", loaded.diagnostics);
+    }
+
+    #[test]
+    fn of_an_object_that_never_was_valid_yaml_has_no_document() {
+        let told = json!({"type": "meshwork.dev/Rejected", "status": "True", "reason": "NeverValid", "message": "a.yaml:7:3: no\nb"});
+        let object = json!({
+            "apiVersion": "v1", "kind": "Service", "metadata": {"name": "a", "namespace": "shop"},
+            "status": {"conditions": [told]}, "source": {"file": "a.yaml", "line": 5},
+        });
+        let text = documents(&[object]).unwrap();
+        assert_eq!(
+            text,
+            "---\n# a.yaml:5\n# the newest text of Service shop/a is refused: a.yaml:7:3: no\n# b\n"
+        );
+        assert!(meshwork_resources::written(&"f.yaml".into(), text.as_bytes()).is_empty());
     }
 
     #[test]
