@@ -9,7 +9,7 @@
 //! 15014  POST /v1/tokens, /v1/identity/deny        operators (api)
 //! 15012  TLS, a client certificate is optional     proxies (issue)
 //!          without one: POST /v1/identity/join       token ─▶ SVID and bundle
-//!          with one:    POST /v1/identity/renew      next SVID of the same identity; alone takes one that has expired
+//!          with one:    POST /v1/identity/renew      next SVID of the same identity; alone takes one not in force
 //!                       /meshwork.v1.Discovery       the stream; the SPIFFE ID decides what it shows (access)
 //!
 //! deny entry ─▶ store ─▶ Bundle ─┬─▶ our own handshakes, and live connections closed

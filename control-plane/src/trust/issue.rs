@@ -1,5 +1,5 @@
 //! What proxies ask the authority for, on the mTLS port: the first SVID with a token, the next with the one they have, also
-//! when that has expired not too long ago.
+//! when that has expired not too long ago, or begins only later since a clock was set back.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -87,17 +87,23 @@ async fn renew(
     caller: Option<Extension<Caller>>,
     body: Result<Json<RenewRequest>, JsonRejection>,
 ) -> Result<Json<Issued>, Problem> {
-    // The handshake has proven the key of either, and that nobody but its holder has sent this request.
-    let Some(Extension(Caller(Shown::InForce(peer) | Shown::Lapsed(peer)))) = caller else {
+    // The handshake has proven the key of each, and that nobody but its holder has sent this request.
+    let Some(Extension(Caller(Shown::InForce(peer) | Shown::Lapsed(peer) | Shown::Early(peer)))) = caller
+    else {
         return Err(refused(StatusCode::UNAUTHORIZED, &Refusal::NoCertificate));
     };
     let Json(request) = body.map_err(|why| bad_body(&why))?;
     issuer.check_time(&peer)?;
     issuer.check_denied(&peer)?;
     let issued = issuer.issue(&request.csr.0, &peer.id)?;
-    match issuer.clock.wall().checked_sub(peer.not_after) {
+    let now = issuer.clock.wall();
+    match now.checked_sub(peer.not_after) {
         Some(ago) if !ago.is_zero() => {
             tracing::info!(id = %peer.id, seconds = ago.as_secs(), "an SVID that had expired is renewed");
+        }
+        _ if now < peer.not_before => {
+            let seconds = peer.not_before.saturating_sub(now).as_secs();
+            tracing::info!(id = %peer.id, seconds, "an SVID whose time had not come is renewed");
         }
         _ => tracing::debug!(id = %peer.id, "an SVID is renewed"),
     }
@@ -121,7 +127,12 @@ impl Issuer {
     }
 
     fn check_denied(&self, peer: &Peer) -> Result<(), Problem> {
-        let denied = self.identity.bundle().check_denied(peer);
+        let bundle = self.identity.bundle();
+        let denied = if self.clock.wall() < peer.not_before {
+            bundle.check_denied(&peer.at_no_known_time())
+        } else {
+            bundle.check_denied(peer)
+        };
         denied.map_err(|refusal| refused(StatusCode::FORBIDDEN, &refusal))
     }
 

@@ -1,5 +1,6 @@
 //! A control plane and its proxies over real TLS on loopback: who gets in, who does not and why, and what stays.
 
+mod ahead;
 mod lapsed;
 mod refusals;
 mod staying;

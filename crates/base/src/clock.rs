@@ -91,6 +91,8 @@ impl Clock for SystemClock {
 #[derive(Clone, Debug, Default)]
 pub struct ManualClock {
     nanos: Arc<AtomicU64>,
+    /// How far civil time was set back.
+    back: Arc<AtomicU64>,
 }
 
 impl ManualClock {
@@ -105,6 +107,12 @@ impl ManualClock {
         let by = u64::try_from(by.as_nanos()).unwrap_or(u64::MAX);
         self.nanos.fetch_add(by, Ordering::SeqCst);
     }
+
+    /// Sets civil time back, as when a clock that ran ahead is corrected; monotonic time stays.
+    pub fn set_back(&self, by: Duration) {
+        let by = u64::try_from(by.as_nanos()).unwrap_or(u64::MAX);
+        self.back.fetch_add(by, Ordering::SeqCst);
+    }
 }
 
 impl Clock for ManualClock {
@@ -112,7 +120,8 @@ impl Clock for ManualClock {
         Tick(self.nanos.load(Ordering::SeqCst))
     }
     fn wall(&self) -> Duration {
-        Duration::from_nanos(self.nanos.load(Ordering::SeqCst))
+        let (nanos, back) = (self.nanos.load(Ordering::SeqCst), self.back.load(Ordering::SeqCst));
+        Duration::from_nanos(nanos.saturating_sub(back))
     }
 }
 
@@ -156,6 +165,9 @@ mod tests {
         clock.advance(Duration::from_millis(5));
         assert_eq!(clock.now().since(start), Duration::from_millis(5));
         assert_eq!(start.since(clock.now()), Duration::ZERO, "time never runs backwards");
+        clock.set_back(Duration::from_millis(2));
+        assert_eq!(clock.now().since(start), Duration::from_millis(5), "nor when civil time does");
+        assert_eq!(clock.wall(), Duration::from_millis(3));
     }
 
     #[test]

@@ -113,6 +113,7 @@ impl From<rcgen::Error> for AuthorityError {
 struct Signer {
     certificate: CertificateDer<'static>,
     issuer: Issuer<'static, KeyPair>,
+    not_before: Duration,
     not_after: Duration,
     pin: Pin,
 }
@@ -219,13 +220,15 @@ impl Authority {
         Ok(this)
     }
 
-    /// Renews the intermediate when less than a third of its life remains; says whether it did. Call it daily.
+    /// Renews the intermediate when less than a third of its life remains, or its time has not come (it was made when the clock
+    /// ran ahead); says whether it did. Call it daily, and when the clock was set.
     ///
     /// # Errors
     /// [`AuthorityError`] when signing or the disk fails.
     pub fn maintain(&self) -> Result<bool, AuthorityError> {
         let now = self.clock.wall();
-        if self.intermediate.load().not_after > now + INTERMEDIATE_LIFETIME / 3 {
+        let held = self.intermediate.load();
+        if held.not_before <= now && held.not_after > now + INTERMEDIATE_LIFETIME / 3 {
             return Ok(false);
         }
         if self.root.not_after <= now {
@@ -383,18 +386,19 @@ fn trust_domain_of(certificate: &CertificateDer<'_>) -> Option<String> {
 impl Signer {
     fn new(certificate: CertificateDer<'static>, key: KeyPair, what: &str) -> Result<Self, AuthorityError> {
         let malformed = |why: String| AuthorityError::Malformed { what: what.to_owned(), why };
-        let not_after = {
+        let (not_before, not_after) = {
             let parsed = parse(&certificate).map_err(|error| malformed(error.to_string()))?;
             if *parsed.public_key().subject_public_key.data != *key.der_bytes() {
                 let why = "its private key belongs to another certificate".to_owned();
                 return Err(AuthorityError::Unusable { what: what.to_owned(), why });
             }
-            unix(parsed.validity().not_after.timestamp())
+            let validity = parsed.validity();
+            (unix(validity.not_before.timestamp()), unix(validity.not_after.timestamp()))
         };
         let pin = Pin::of(&certificate).map_err(|error| malformed(error.to_string()))?;
         let issuer =
             Issuer::from_ca_cert_der(&certificate, key).map_err(|error| malformed(error.to_string()))?;
-        Ok(Self { certificate, issuer, not_after, pin })
+        Ok(Self { certificate, issuer, not_before, not_after, pin })
     }
 
     fn from_pem(text: &str, what: &str) -> Result<Self, AuthorityError> {
@@ -438,7 +442,7 @@ impl Signer {
         {
             return unusable("its extended key usage does not allow TLS servers and clients; leave it out");
         }
-        if unix(parsed.validity().not_before.timestamp()) > now {
+        if self.not_before > now {
             return unusable("it is not valid yet; compare the machine's clock");
         }
         if self.not_after <= now {

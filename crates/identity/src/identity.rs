@@ -17,7 +17,7 @@ use crate::refusal::Refusal;
 use crate::svid::Svid;
 use crate::time::ClockTime;
 use crate::tls::{ClientVerifier, ServerVerifier, provider};
-use crate::verify::Peer;
+use crate::verify::{Peer, Shown};
 
 /// Why an SVID or a bundle is not taken.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -73,8 +73,8 @@ pub struct ServerOptions {
     pub alpn: Vec<Vec<u8>>,
     /// Whether a client must show an SVID.
     pub client_auth: ClientAuth,
-    /// Let a client show an SVID that has expired, as [`crate::Shown::Lapsed`], to ask for the next one with it. Everything but its
-    /// time must be right, and it has its key.
+    /// Let a client show an SVID that has expired, as [`crate::Shown::Lapsed`], or whose time has not come, as
+    /// [`crate::Shown::Early`], to ask for the next one with it. Everything but its time must be right, and it has its key.
     pub lapsed: bool,
     /// Send the roots behind the chain, so that a client that has only a join token can check them against its pin.
     pub send_roots: bool,
@@ -192,9 +192,23 @@ impl Identity {
         Ok(())
     }
 
-    /// Whether a peer's SVID has expired.
-    pub(crate) fn is_over(&self, peer: &Peer) -> bool {
-        self.clock.wall() > peer.not_after
+    /// Whether our SVID is in force by our own clock. Before its time we still show it, for it may be our clock that is wrong:
+    /// the peer's decides. But whose clock is right is refused everywhere, so that who has such a one is not ready.
+    #[must_use]
+    pub fn is_in_force(&self) -> bool {
+        self.svid.load().is_in_force(self.clock.wall())
+    }
+
+    /// What a peer has shown, by our clock.
+    pub(crate) fn shown(&self, peer: Peer) -> Shown {
+        let now = self.clock.wall();
+        if now > peer.not_after {
+            Shown::Lapsed(peer)
+        } else if now < peer.not_before {
+            Shown::Early(peer)
+        } else {
+            Shown::InForce(peer)
+        }
     }
 
     fn certified(&self) -> Option<Arc<CertifiedKey>> {

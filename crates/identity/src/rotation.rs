@@ -4,13 +4,15 @@ use std::time::Duration;
 
 use meshwork_base::Rng;
 
+use crate::authority::BACKDATE;
+
 /// First pause after a failed renewal.
 const FIRST_RETRY: Duration = Duration::from_secs(1);
 /// Longest pause between renewals that fail.
 const LONGEST_RETRY: Duration = Duration::from_mins(5);
 
-/// The same while the SVID has expired: nothing is carried until the next one is there.
-const LONGEST_RETRY_EXPIRED: Duration = Duration::from_secs(30);
+/// The same while the SVID is not in force: nothing is carried until the next one is there.
+const LONGEST_RETRY_OUT_OF_FORCE: Duration = Duration::from_secs(30);
 
 /// What to do now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,8 +32,12 @@ pub enum Action {
 /// began together do not ask together, and two thirds of the lifetime (48 of 72 hours) remain for any outage. After a
 /// failure it asks again with growing, jittered pauses and never gives up: an expired SVID may be renewed too, for
 /// as long as the authority takes it for that, but [`Rotation::is_expired`] says that nothing is to be carried with it.
+///
+/// A clock that ran ahead and is corrected leaves an SVID whose time comes only later. It is renewed at once, since nobody whose
+/// clock is right takes it until then.
 #[derive(Clone, Debug)]
 pub struct Rotation {
+    not_before: Duration,
     not_after: Duration,
     next: Duration,
     failures: u32,
@@ -42,13 +48,25 @@ impl Rotation {
     pub fn new(not_before: Duration, not_after: Duration, rng: &mut impl Rng) -> Self {
         let third = not_after.saturating_sub(not_before) / 3;
         let early = (third / 5).mul_f64(rng.unit());
-        Self { not_after, next: not_before + third - early, failures: 0 }
+        Self { not_before, not_after, next: not_before + third - early, failures: 0 }
     }
 
     /// What to do at this time.
     #[must_use]
     pub fn action(&self, now: Duration) -> Action {
-        if now >= self.next { Action::Renew } else { Action::Wait { until: self.next } }
+        let is_due = now >= self.next
+            || if self.failures == 0 {
+                self.is_early(now)
+            } else {
+                // The clock was set back since the last failure: no pause is that long.
+                self.next > now + LONGEST_RETRY
+            };
+        if is_due { Action::Renew } else { Action::Wait { until: self.next } }
+    }
+
+    /// Whether the SVID's time has not come, by more than certificates are dated back: no clock that is right says so.
+    fn is_early(&self, now: Duration) -> bool {
+        now + BACKDATE < self.not_before
     }
 
     /// Whether the SVID's time is over: fail closed.
@@ -63,10 +81,14 @@ impl Rotation {
         self.failures
     }
 
-    /// The renewal failed: try again after a pause between half and the whole of 1 s, 2 s, 4 s, … 5 min, or 30 s once
-    /// the SVID has expired.
+    /// The renewal failed: try again after a pause between half and the whole of 1 s, 2 s, 4 s, … 5 min, or 30 s while
+    /// the SVID is not in force.
     pub fn failed(&mut self, now: Duration, rng: &mut impl Rng) {
-        let longest = if self.is_expired(now) { LONGEST_RETRY_EXPIRED } else { LONGEST_RETRY };
+        let longest = if self.is_expired(now) || self.is_early(now) {
+            LONGEST_RETRY_OUT_OF_FORCE
+        } else {
+            LONGEST_RETRY
+        };
         let pause = FIRST_RETRY.saturating_mul(2u32.saturating_pow(self.failures)).min(longest);
         self.failures = self.failures.saturating_add(1);
         self.next = now + pause.mul_f64(0.5 + rng.unit() / 2.0);
@@ -139,6 +161,30 @@ mod tests {
         rotation.failed(HOUR * 73, &mut rng);
         let Action::Wait { until } = rotation.action(HOUR * 73) else { panic!("a pause follows a failure") };
         assert!(until <= HOUR * 73 + Duration::from_secs(30), "{until:?}");
+    }
+
+    #[test]
+    fn one_whose_time_comes_only_later_is_renewed_at_once() {
+        let mut rng = SeededRng::new(1);
+        let (made, lived) = (HOUR * 100, HOUR * 72);
+        let mut rotation = Rotation::new(made, made + lived, &mut rng);
+        let back = made - HOUR * 25;
+        assert_eq!(rotation.action(back), Action::Renew, "the clock ran ahead when it was made");
+        assert!(matches!(rotation.action(made - BACKDATE), Action::Wait { .. }), "clocks differ by so much");
+        rotation.failed(back, &mut rng);
+        let Action::Wait { until } = rotation.action(back) else { panic!("a pause follows a failure") };
+        assert!(until <= back + FIRST_RETRY);
+        assert_eq!(rotation.action(until), Action::Renew);
+        rotation.renewed(back, back + lived, &mut rng);
+        assert!(matches!(rotation.action(back), Action::Wait { until } if until > back + HOUR * 19));
+    }
+
+    #[test]
+    fn a_pause_does_not_outlast_a_clock_that_is_set_back() {
+        let mut rng = SeededRng::new(1);
+        let mut rotation = Rotation::new(Duration::ZERO, HOUR * 72, &mut rng);
+        rotation.failed(HOUR * 40, &mut rng);
+        assert_eq!(rotation.action(HOUR * 30), Action::Renew);
     }
 
     #[test]

@@ -66,7 +66,7 @@ impl StoreError {
 pub enum Loaded {
     /// Nothing: join with a token.
     Missing,
-    /// An identity in force: no token is needed.
+    /// An identity in force, or one whose time has not come by our clock, which is renewed at once: no token is needed.
     Valid(Box<Svid>, Box<Bundle>),
     /// An identity whose time is over: it may still be renewed, or join with a token.
     Expired(Box<Svid>, Box<Bundle>),

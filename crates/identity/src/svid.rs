@@ -88,6 +88,12 @@ impl Svid {
         wall > self.peer.not_after
     }
 
+    /// Whether its time has come and is not over.
+    #[must_use]
+    pub fn is_in_force(&self, wall: Duration) -> bool {
+        wall >= self.peer.not_before && !self.is_expired(wall)
+    }
+
     /// The certificates, leaf first.
     #[must_use]
     pub fn chain(&self) -> &[CertificateDer<'static>] {

@@ -17,7 +17,7 @@ use crate::identity::{ClientAuth, Expected, Identity};
 use crate::refusal::Refusal;
 use crate::time::ClockTime;
 use crate::token::Pin;
-use crate::verify::{Peer, Role, Shown, chain_refusal, signed_by, verify, verify_lapsed};
+use crate::verify::{Peer, Role, Shown, chain_refusal, signed_by, verify, verify_early, verify_lapsed};
 
 /// The one provider of cryptography: `aws-lc-rs`, hybrid post-quantum key exchange first.
 #[must_use]
@@ -87,6 +87,9 @@ impl ClientCertVerifier for ClientVerifier {
         let verified = match verify(&bundle, Role::Client, leaf, intermediates, now) {
             Err(Refusal::SvidExpired { .. }) if self.lapsed => {
                 verify_lapsed(&bundle, leaf, intermediates, now)
+            }
+            Err(Refusal::SvidNotYetValid { .. }) if self.lapsed => {
+                verify_early(&bundle, leaf, intermediates, now)
             }
             verified => verified,
         };
@@ -206,12 +209,8 @@ pub async fn accept<IO: AsyncRead + AsyncWrite + Unpin>(
 ) -> Result<(tokio_rustls::server::TlsStream<IO>, Shown), Refusal> {
     identity.check_own()?;
     let stream = acceptor.accept(io).await.map_err(|error| Refusal::of_io(&error))?;
-    let shown = match peer_of(stream.get_ref().1.peer_certificates())? {
-        None => Shown::Nothing,
-        Some(peer) if identity.is_over(&peer) => Shown::Lapsed(peer),
-        Some(peer) => Shown::InForce(peer),
-    };
-    Ok((stream, shown))
+    let peer = peer_of(stream.get_ref().1.peer_certificates())?;
+    Ok((stream, peer.map_or(Shown::Nothing, |peer| identity.shown(peer))))
 }
 
 /// Begins a handshake. In TLS 1.3 the server judges our SVID afterwards: that it refused comes with the first read,

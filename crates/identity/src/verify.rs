@@ -36,18 +36,21 @@ pub enum Shown {
     /// An SVID whose time is over, with its key: it gives no right but to ask the authority for the next one
     /// ([`crate::ServerOptions::lapsed`]).
     Lapsed(Peer),
+    /// An SVID whose time has not come, since the clock of who issued it was ahead of ours: the same.
+    Early(Peer),
 }
 
 impl Shown {
-    /// Who it is, where that counts: an SVID that has expired is refused.
+    /// Who it is, where that counts: an SVID that has expired, or begins only later, is refused.
     ///
     /// # Errors
-    /// [`Refusal::SvidExpired`].
+    /// [`Refusal::SvidExpired`], [`Refusal::SvidNotYetValid`].
     pub fn in_force(self) -> Result<Option<Peer>, Refusal> {
         match self {
             Self::Nothing => Ok(None),
             Self::InForce(peer) => Ok(Some(peer)),
             Self::Lapsed(Peer { id, not_after, .. }) => Err(Refusal::SvidExpired { id, not_after }),
+            Self::Early(Peer { id, not_before, .. }) => Err(Refusal::SvidNotYetValid { id, not_before }),
         }
     }
 }
@@ -112,6 +115,13 @@ impl Peer {
             serial: serial[zeros..].to_vec(),
         })
     }
+
+    /// The same where its date does not say when it was issued: each deny entry of its identity counts, whatever it is issued
+    /// before. A clock that ran ahead must not lift what is revoked above that.
+    #[must_use]
+    pub fn at_no_known_time(&self) -> Self {
+        Self { not_before: Duration::ZERO, ..self.clone() }
+    }
 }
 
 /// Checks a chain against a bundle: trust domain, signatures, time, deny entries; in this order, so that the cause
@@ -151,6 +161,20 @@ pub(crate) fn verify_lapsed(
             return Err(Refusal::UntrustedIssuer { id: peer.id });
         }
     }
+    Ok(peer)
+}
+
+/// Checks a client whose SVID begins only later as it would be checked in its first second, with whom is trusted and denied
+/// today. That second is later than now; so nobody passes who has signed it and has expired.
+pub(crate) fn verify_early(
+    bundle: &Bundle,
+    leaf: &CertificateDer<'_>,
+    intermediates: &[CertificateDer<'_>],
+    now: UnixTime,
+) -> Result<Peer, Refusal> {
+    let first = Peer::read(leaf)?.not_before.max(Duration::from_secs(now.as_secs()));
+    let peer = verify(bundle, Role::Client, leaf, intermediates, UnixTime::since_unix_epoch(first))?;
+    bundle.check_denied(&peer.at_no_known_time())?;
     Ok(peer)
 }
 

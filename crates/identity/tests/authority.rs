@@ -146,6 +146,20 @@ fn the_intermediate_is_renewed_in_time_and_what_it_signed_stays_good() {
 }
 
 #[test]
+fn an_intermediate_whose_time_has_not_come_is_made_anew() {
+    let mesh = Mesh::new("mesh.local");
+    mesh.clock.advance(INTERMEDIATE_LIFETIME);
+    assert!(mesh.authority.maintain().unwrap(), "made while the clock runs ahead");
+    mesh.clock.set_back(INTERMEDIATE_LIFETIME);
+    assert!(mesh.authority.maintain().unwrap());
+    assert!(!mesh.authority.maintain().unwrap());
+    let svid = mesh.svid("web");
+    let (_, intermediate) = X509Certificate::from_der(&svid.chain()[1]).unwrap();
+    let begins = u64::try_from(intermediate.validity().not_before.timestamp()).unwrap();
+    assert!(Duration::from_secs(begins) <= mesh.clock.wall());
+}
+
+#[test]
 fn nothing_outlives_its_issuer() {
     let mesh = Mesh::new("mesh.local");
     mesh.clock.advance(ROOT_LIFETIME - DAY);

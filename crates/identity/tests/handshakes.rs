@@ -381,6 +381,43 @@ mod first_contact {
     }
 
     #[tokio::test]
+    async fn an_svid_whose_time_has_not_come_is_shown_as_such_where_it_is_renewed_and_taken_nowhere_else() {
+        let mesh = Mesh::new("mesh.local");
+        mesh.clock.advance(HOUR * 25);
+        let web = mesh.identity("web");
+        assert!(web.is_in_force());
+        mesh.clock.set_back(HOUR * 25);
+        assert!(!web.is_in_force());
+        let plane = mesh.identity("control-plane");
+        let (_, shown) = asked(&plane, renewing(), &web).await.unwrap();
+        assert_eq!(shown, Shown::Early(web.svid().as_peer().clone()));
+        assert_eq!(cause(shown.in_force()), "svid_not_yet_valid", "who asks for one in force gets none");
+        assert_eq!(cause(asked(&plane, open(), &web).await), "svid_not_yet_valid");
+        assert_eq!(cause(asked(&plane, options(), &web).await), "svid_not_yet_valid");
+        web.renew(mesh.svid("web")).unwrap();
+        assert!(web.is_in_force());
+        let (_, shown) = asked(&plane, renewing(), &web).await.unwrap();
+        assert_eq!(shown, Shown::InForce(web.svid().as_peer().clone()));
+    }
+
+    #[tokio::test]
+    async fn an_svid_whose_time_has_not_come_must_be_right_in_all_but_that() {
+        let mesh = Mesh::new("mesh.local");
+        let forger = Mesh::at("mesh.local", mesh.clock.clone());
+        mesh.clock.advance(HOUR * 25);
+        let web = mesh.identity("web");
+        let forged = Svid::from_pem(&forger.identity("web").svid().to_pem()).unwrap();
+        let forged = Identity::new(forged, mesh.bundle(1, []), Arc::new(mesh.clock.clone())).unwrap();
+        mesh.clock.set_back(HOUR * 25);
+        let plane = mesh.identity("control-plane");
+        assert_eq!(cause(asked(&plane, renewing(), &forged).await), "untrusted_issuer");
+        // Its date is later than what is revoked, but it cannot have been issued later.
+        let denied = Denied::Identity { id: web.id(), issued_before: Some(mesh.clock.wall()) };
+        plane.trust(mesh.bundle(2, [denied])).unwrap();
+        assert_eq!(cause(asked(&plane, renewing(), &web).await), "revoked");
+    }
+
+    #[tokio::test]
     async fn another_root_a_hidden_root_or_another_workload_is_refused() {
         let mesh = Mesh::new("mesh.local");
         let forger = Mesh::at("mesh.local", mesh.clock.clone());

@@ -178,6 +178,15 @@ pub enum JoinError {
     /// What it issued is no SVID for our key.
     #[error("the control plane issued what is no SVID: {0}")]
     Svid(#[from] SvidError),
+    /// What it issued begins later than what there is.
+    #[error(
+        "the control plane issued an SVID that is valid from {} only, by our clock; compare the clocks of both machines",
+        rfc3339_millis(*.not_before)
+    )]
+    Early {
+        /// When, since the Unix epoch.
+        not_before: Duration,
+    },
     /// What it sent as bundle is none.
     #[error("the control plane sent what is no bundle: {0}")]
     Bundle(#[from] BundleError),
@@ -227,7 +236,7 @@ fn is_of_clocks(error: &ClientError) -> bool {
 /// How the identity of a running process stands.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Standing {
-    /// Whether its SVID is in force; without, the process neither calls nor answers.
+    /// Whether its SVID is in force: expired the process neither calls nor answers with it, and before its time peers refuse it.
     pub in_force: bool,
     /// Why it is not renewed though it is time.
     pub trouble: Option<String>,
@@ -418,10 +427,12 @@ impl Joining {
         let mut trouble = None;
         loop {
             let now = clock.wall();
-            told(&Standing { in_force: identity.check_own().is_ok(), trouble: trouble.clone() });
+            told(&Standing { in_force: identity.is_in_force(), trouble: trouble.clone() });
             match rotation.action(now) {
                 Action::Wait { until } => {
-                    tokio::time::sleep(until_next_look(until, identity.svid().not_after(), now)).await;
+                    let svid = identity.svid();
+                    tokio::time::sleep(until_next_look(until, (svid.not_before(), svid.not_after()), now))
+                        .await;
                 }
                 Action::Renew => match self.renew(&identity, &clock).await {
                     Ok(svid) => {
@@ -445,6 +456,7 @@ impl Joining {
         let mut asking = Asking::new()?;
         let issued = self.ask(Some(identity), &mut asking, clock).await?;
         let (svid, bundle) = complete(asking.pending, issued)?;
+        check_begin(&identity.svid(), &svid, clock.wall())?;
         self.take(identity, svid, bundle)?;
         Ok(identity.svid())
     }
@@ -512,10 +524,23 @@ fn workload(text: &'static str) -> ObjectName {
     ObjectName::new(text).expect("the well-known workload is a name")
 }
 
-/// How long it is until an SVID is looked at again. Its end is told when it comes, and not a minute later.
-fn until_next_look(until: Duration, not_after: Duration, now: Duration) -> Duration {
-    let over = not_after + Duration::from_secs(1);
-    let next = if over > now { until.min(over) } else { until };
+/// An SVID that begins only later, because the control plane's clock is ahead of ours, takes no place of one that is good
+/// before that: renewed again and again it would never be.
+fn check_begin(held: &Svid, next: &Svid, now: Duration) -> Result<(), JoinError> {
+    if next.not_before() <= now || next.not_before() <= held.not_before() || held.is_expired(now) {
+        return Ok(());
+    }
+    Err(JoinError::Early { not_before: next.not_before() })
+}
+
+/// How long it is until an SVID is looked at again. Its begin and its end are told when they come, and not a minute later.
+fn until_next_look(
+    until: Duration,
+    (not_before, not_after): (Duration, Duration),
+    now: Duration,
+) -> Duration {
+    let changes = [not_before, not_after + Duration::from_secs(1)];
+    let next = changes.into_iter().filter(|change| *change > now).fold(until, Duration::min);
     next.saturating_sub(now).min(LONGEST_WAIT)
 }
 
@@ -565,13 +590,14 @@ mod tests {
     fn an_svid_is_looked_at_when_it_is_time_when_it_ends_and_once_a_minute() {
         let next = |until, not_after, now| {
             let of = |seconds| Duration::from_secs(seconds);
-            until_next_look(of(until), of(not_after), of(now)).as_secs()
+            until_next_look(of(until), (of(90), of(not_after)), of(now)).as_secs()
         };
         assert_eq!(next(130, 500, 100), 30, "it is to be renewed then");
         assert_eq!(next(5_000, 5_000, 100), 60, "a clock may be set");
         assert_eq!(next(150, 119, 100), 20, "it is over a second after its last one");
         assert_eq!(next(150, 80, 100), 50, "that it is over has been told");
         assert_eq!(next(90, 500, 100), 0);
+        assert_eq!(next(5_000, 5_000, 80), 10, "its time comes then");
     }
 
     #[test]

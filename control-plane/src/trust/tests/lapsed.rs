@@ -17,7 +17,7 @@ use super::*;
 const DAY: Duration = Duration::from_hours(24);
 const TTL: Duration = Duration::from_hours(72);
 
-async fn mesh() -> (Mesh, ManualClock) {
+pub(super) async fn mesh() -> (Mesh, ManualClock) {
     let clock = ManualClock::new();
     clock.advance(Duration::from_secs(1_800_000_000));
     (Mesh::at(Arc::new(clock.clone())).await, clock)
@@ -44,7 +44,7 @@ impl ResolvesClientCert for Shows {
 }
 
 /// A client that shows the chain of one SVID and has the key of another one, which may be the same.
-fn client(mesh: &Mesh, chain: &Svid, key: &Svid) -> IdentityClient {
+pub(super) fn client(mesh: &Mesh, chain: &Svid, key: &Svid) -> IdentityClient {
     let pem = key.to_pem();
     let key = PrivateKeyDer::from_pem_slice(pem.as_bytes()).unwrap();
     let key = provider().key_provider.load_private_key(key).unwrap();
@@ -60,7 +60,7 @@ fn client(mesh: &Mesh, chain: &Svid, key: &Svid) -> IdentityClient {
     IdentityClient(Client::tls(&base, Arc::new(config)).unwrap())
 }
 
-fn request() -> RenewRequest {
+pub(super) fn request() -> RenewRequest {
     RenewRequest { csr: Der(PendingSvid::generate().unwrap().csr().to_vec()) }
 }
 
@@ -363,7 +363,7 @@ impl Clock for Hasty {
 }
 
 /// What is told until something that is looked for is told.
-async fn told_until(
+pub(super) async fn told_until(
     mesh: &Mesh,
     joining: Joining,
     identity: &Arc<Identity>,

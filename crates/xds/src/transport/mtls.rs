@@ -171,7 +171,7 @@ impl<S> Proven<S> {
     fn new(stream: S, shown: Shown, connections: &Connections, clock: &Arc<dyn Clock>) -> Self {
         let end = Some(match &shown {
             Shown::InForce(peer) => connections.open(peer.clone(), clock),
-            Shown::Nothing | Shown::Lapsed(_) => end_of_joining(connections),
+            Shown::Nothing | Shown::Lapsed(_) | Shown::Early(_) => end_of_joining(connections),
         });
         Self { stream, shown, end, refused: None }
     }
@@ -216,7 +216,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Proven<S> {
 }
 
 /// Who is at the other end, in the extensions of every request of a connection; nobody, for all purposes but one, is a
-/// client that came without an SVID to join, or with an expired one to have it renewed.
+/// client that came without an SVID to join, or with one that is not in force to have it renewed.
 #[derive(Clone, Debug)]
 pub struct Caller(pub Shown);
 
@@ -232,7 +232,11 @@ impl<S> Connected for Proven<S> {
 pub fn identify() -> Identify {
     Arc::new(|extensions| match extensions.get::<Caller>() {
         Some(Caller(Shown::InForce(peer))) => Ok(Some(peer.id.clone())),
-        _ => Err(Status::unauthenticated(Refusal::NoCertificate.to_string())),
+        Some(Caller(shown)) => {
+            let refusal = shown.clone().in_force().err().unwrap_or(Refusal::NoCertificate);
+            Err(Status::unauthenticated(refusal.to_string()))
+        }
+        None => Err(Status::unauthenticated(Refusal::NoCertificate.to_string())),
     })
 }
 
@@ -241,7 +245,7 @@ pub fn identify() -> Identify {
 pub struct Endpoints {
     /// Our SVID and whom we trust.
     pub identity: Arc<Identity>,
-    /// Whether a client may come without an SVID to join with a token, or with an expired one to have it renewed.
+    /// Whether a client may come without an SVID to join with a token, or with one that is not in force to have it renewed.
     pub client_auth: ClientAuth,
     /// What is served there: gRPC services, and an `axum` router beside them ([`Routes`] is made from both).
     pub routes: Routes,
