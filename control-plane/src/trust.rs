@@ -3,8 +3,8 @@
 //!
 //! ```text
 //! D/control-plane/ca/      root and intermediate ─▶ Authority ─issues─▶ SVIDs (72 h)
-//! D/control-plane/store    join tokens (hashed), deny entries, the bundle's sequence, what operators have forced, which
-//!                          registry's store was followed
+//! D/control-plane/store    the root's pin, join tokens (hashed), deny entries, the bundle's sequence, what operators have
+//!                          forced, which registry's store was followed
 //!
 //! 15014  POST /v1/tokens, /v1/identity/deny        operators (api)
 //! 15012  TLS, a client certificate is optional     proxies (issue)
@@ -23,6 +23,7 @@ mod followed;
 mod forces;
 mod issue;
 mod revisions;
+mod root;
 #[cfg(test)]
 mod tests;
 mod tokens;
@@ -40,7 +41,7 @@ use meshwork_api::identity::CONTROL_PLANE;
 use meshwork_base::{Clock, Code, Rng, SpiffeId, ThreadRng, TrustDomain};
 use meshwork_identity::{
     Action, Authority, AuthorityError, Bundle, ClientAuth, DEFAULT_SVID_TTL, Identity, IdentityError,
-    PendingSvid, Rotation, Svid,
+    PendingSvid, Pin, Rotation, Svid,
 };
 use meshwork_messages::v1::BreakerForce;
 use meshwork_store::{Store, StoreError, embedded};
@@ -133,6 +134,32 @@ pub enum TrustError {
         /// What the system said.
         error: std::io::Error,
     },
+    /// The folder of the authority is empty or not there, but there is a mesh already.
+    #[error(
+        "{} holds no root, but {} is of a mesh that has one; mount or restore the folder, or remove that file too to begin a new mesh",
+        folder.display(), store.display()
+    )]
+    RootMissing {
+        /// The authority's folder.
+        folder: PathBuf,
+        /// The store that knows of the mesh.
+        store: PathBuf,
+    },
+    /// The root is not the mesh's.
+    #[error(
+        "the root of {} (or the given one) is {pin}, but by {} that of the mesh is {known}; restore both from one backup, or give an empty data directory to begin a new mesh",
+        folder.display(), store.display()
+    )]
+    OtherRoot {
+        /// The authority's folder.
+        folder: PathBuf,
+        /// The pin of the root that is there.
+        pin: Pin,
+        /// The pin that the store has.
+        known: String,
+        /// The store that knows of the mesh.
+        store: PathBuf,
+    },
     /// Where tokens and deny entries are kept.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -170,7 +197,7 @@ impl TrustError {
             Self::Authority(error) => error.code(),
             Self::Store(error) => error.code(),
             Self::Identity(error) => error.code(),
-            Self::RootFile { .. } => Code::new(6030),
+            Self::RootFile { .. } | Self::RootMissing { .. } | Self::OtherRoot { .. } => Code::new(6030),
             Self::Record { .. } | Self::Bind { .. } | Self::Own(_) => codes::TRUST_ANCHOR,
         }
     }
@@ -222,8 +249,8 @@ pub(crate) async fn open(
     let listener = TcpListener::bind(secure.listen).map_err(bind)?;
     listener.set_nonblocking(true).map_err(bind)?;
     let address = listener.local_addr().map_err(bind)?;
-    let authority = Arc::new(authority(&secure, &clock)?);
     let store = open_store(&secure, &clock)?;
+    let authority = Arc::new(root::open(&secure, &store, &clock).await?);
     let connections = Connections::default();
     let (record, bundle) = deny::load(&store, &authority).await?;
     let identity = Identity::new(own_svid(&authority, secure.svid_ttl)?, bundle, Arc::clone(&clock))?;
@@ -242,18 +269,6 @@ pub(crate) async fn open(
     let inner = Inner { issuer, connections: connections.clone(), deny, forces: kept, store, address, _stop };
     let trust = Trust { inner: Arc::new(inner) };
     Ok(Opened { access, trust, listener, connections, forces, revisions, published, stop })
-}
-
-fn authority(secure: &Secure, clock: &Arc<dyn Clock>) -> Result<Authority, TrustError> {
-    let folder = secure.data_dir.join(CA);
-    let Some(files) = &secure.root else {
-        return Ok(Authority::open_or_create(&folder, &secure.trust_domain, Arc::clone(clock))?);
-    };
-    let read = |path: &PathBuf| {
-        std::fs::read_to_string(path).map_err(|error| TrustError::RootFile { path: path.clone(), error })
-    };
-    let pem = format!("{}\n{}", read(&files.certificate)?, read(&files.key)?);
-    Ok(Authority::import(&folder, &secure.trust_domain, &pem, Arc::clone(clock))?)
 }
 
 fn open_store(secure: &Secure, clock: &Arc<dyn Clock>) -> Result<Store, TrustError> {

@@ -15,7 +15,7 @@ use tokio::sync::{Mutex, watch};
 
 use super::TrustError;
 
-const KEY: &str = "trust";
+pub(super) const KEY: &str = "trust";
 
 /// One entry, by number.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

@@ -9,7 +9,7 @@ use tokio::sync::watch;
 
 use super::TrustError;
 
-const KEY: &str = "revisions";
+pub(super) const KEY: &str = "revisions";
 /// How many are taken at once.
 const BLOCK: u64 = 1_000;
 

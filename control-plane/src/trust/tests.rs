@@ -3,6 +3,7 @@
 mod ahead;
 mod lapsed;
 mod refusals;
+mod root;
 mod staying;
 
 use std::net::SocketAddr;

@@ -31,6 +31,7 @@ pub const BACKDATE: Duration = Duration::from_mins(1);
 
 const ROOT_FILE: &str = "root.pem";
 const INTERMEDIATE_FILE: &str = "intermediate.pem";
+const GIVEN: &str = "the given root";
 
 /// Why the authority cannot be opened or does not sign.
 #[derive(Debug, thiserror::Error)]
@@ -42,6 +43,12 @@ pub enum AuthorityError {
         path: PathBuf,
         /// What happened.
         error: std::io::Error,
+    },
+    /// A link to what is away, as a volume that is not mounted.
+    #[error("{} is a link that leads nowhere; mount or restore what it leads to", path.display())]
+    Dangling {
+        /// The link.
+        path: PathBuf,
     },
     /// A file or a given root does not parse.
     #[error("{what} cannot be read: {why}; expected a PEM certificate with its PEM private key")]
@@ -95,7 +102,9 @@ impl AuthorityError {
     pub const fn code(&self) -> Code {
         match self {
             Self::Csr(error) => error.code(),
-            Self::Io { .. } | Self::Malformed { .. } | Self::Occupied { .. } => Code::new(6030),
+            Self::Io { .. } | Self::Dangling { .. } | Self::Malformed { .. } | Self::Occupied { .. } => {
+                Code::new(6030)
+            }
             Self::Unusable { .. } => Code::new(6031),
             Self::ForeignIdentity { .. } | Self::Sign(_) => Code::new(6032),
             Self::Expired { .. } => Code::new(6033),
@@ -139,6 +148,24 @@ pub struct Authority {
 }
 
 impl Authority {
+    /// The pin of the root in a folder, if there is one.
+    ///
+    /// # Errors
+    /// [`AuthorityError`] when it cannot be read; also when it is a link that leads nowhere, which is not the same as none.
+    pub fn kept(folder: &Path) -> Result<Option<Pin>, AuthorityError> {
+        let path = folder.join(ROOT_FILE);
+        let Some(text) = read(&path)? else { return Ok(None) };
+        Ok(Some(Signer::from_pem(&text, &path.display().to_string())?.pin))
+    }
+
+    /// The pin of a platform team's own root.
+    ///
+    /// # Errors
+    /// [`AuthorityError`] when it does not parse.
+    pub fn pin_of(root_pem: &str) -> Result<Pin, AuthorityError> {
+        Ok(Signer::from_pem(root_pem, GIVEN)?.pin)
+    }
+
     /// Opens the authority in a folder, or begins a new one with a root of its own.
     ///
     /// # Errors
@@ -172,8 +199,8 @@ impl Authority {
         root_pem: &str,
         clock: Arc<dyn Clock>,
     ) -> Result<Self, AuthorityError> {
-        let root = Signer::from_pem(root_pem, "the given root")?;
-        root.check_is_root("the given root", clock.wall())?;
+        let root = Signer::from_pem(root_pem, GIVEN)?;
+        root.check_is_root(GIVEN, clock.wall())?;
         let path = folder.join(ROOT_FILE);
         match read(&path)? {
             None => root.save(&path)?,
@@ -204,7 +231,14 @@ impl Authority {
                     let found = format!("trust domain {}", found.as_deref().unwrap_or("(none)"));
                     return Err(AuthorityError::Occupied { path: folder.to_owned(), found });
                 }
-                held
+                match vouches(&root, &held, trust_domain, clock.wall()) {
+                    Ok(()) => held,
+                    // Under it nobody would be believed.
+                    Err(why) => {
+                        tracing::warn!(path = %path.display(), %why, "the root does not vouch for the intermediate certificate; making a new one");
+                        new_intermediate(&root, trust_domain, &path, clock.wall())?
+                    }
+                }
             }
             None => new_intermediate(&root, trust_domain, &path, clock.wall())?,
         };
@@ -289,7 +323,21 @@ impl Authority {
 }
 
 fn read(path: &Path) -> Result<Option<String>, AuthorityError> {
-    read_secret(path).map_err(|error| AuthorityError::Io { path: path.to_owned(), error })
+    let text = read_secret(path).map_err(|error| AuthorityError::Io { path: path.to_owned(), error })?;
+    if text.is_none() {
+        refuse_dangling(path)?;
+    }
+    Ok(text)
+}
+
+/// What a link leads to that leads nowhere is away, and not missing: nothing is begun in its place.
+fn refuse_dangling(path: &Path) -> Result<(), AuthorityError> {
+    let leads_nowhere =
+        |place: &&Path| place.symlink_metadata().is_ok_and(|found| found.is_symlink()) && !place.exists();
+    match [Some(path), path.parent()].into_iter().flatten().find(leads_nowhere) {
+        Some(link) => Err(AuthorityError::Dangling { path: link.to_owned() }),
+        None => Ok(()),
+    }
 }
 
 fn uri(text: &str) -> Result<SanType, AuthorityError> {
@@ -348,29 +396,29 @@ fn new_intermediate(
     let certificate = params.signed_by(&key, &root.issuer)?.der().clone();
     let signer = Signer::new(certificate, key, "the new intermediate")?;
     // A root made elsewhere may have a name or constraints that our chain does not satisfy: better now than later.
-    let unusable = |why: String| AuthorityError::Unusable { what: "the root".to_owned(), why };
-    let mut anchors = rustls::RootCertStore::empty();
-    anchors.add(root.certificate.clone()).map_err(|error| unusable(error.to_string()))?;
-    check_chain(&signer, &anchors, trust_domain, now).map_err(unusable)?;
+    vouches(root, &signer, trust_domain, now)
+        .map_err(|why| AuthorityError::Unusable { what: "the root".to_owned(), why })?;
     signer.save(path)?;
     Ok(signer)
 }
 
-/// Signs a throw-away leaf and verifies it.
-fn check_chain(
-    signer: &Signer,
-    anchors: &rustls::RootCertStore,
-    trust_domain: &TrustDomain,
-    now: Duration,
-) -> Result<(), String> {
+/// Signs a throw-away leaf and verifies it up to the root.
+fn vouches(root: &Signer, signer: &Signer, trust_domain: &TrustDomain, now: Duration) -> Result<(), String> {
+    let mut anchors = rustls::RootCertStore::empty();
+    anchors.add(root.certificate.clone()).map_err(|error| error.to_string())?;
     let text = |error: AuthorityError| error.to_string();
     let key = KeyPair::generate().map_err(|error| error.to_string())?;
     let mut params = base_params("probe", now.saturating_sub(BACKDATE), now + BACKDATE).map_err(text)?;
     params.subject_alt_names =
         vec![uri(&format!("spiffe://{trust_domain}/ns/probe/sa/probe")).map_err(text)?];
     let leaf = params.signed_by(&key, &signer.issuer).map_err(|error| error.to_string())?;
-    signed_by(anchors, leaf.der(), std::slice::from_ref(&signer.certificate), UnixTime::since_unix_epoch(now))
-        .map_err(|error| format!("a certificate issued under it does not verify: {error}"))
+    signed_by(
+        &anchors,
+        leaf.der(),
+        std::slice::from_ref(&signer.certificate),
+        UnixTime::since_unix_epoch(now),
+    )
+    .map_err(|error| format!("a certificate issued under it does not verify: {error}"))
 }
 
 /// The trust domain that an intermediate of ours is for.
@@ -414,7 +462,10 @@ impl Signer {
     fn save(&self, path: &Path) -> Result<(), AuthorityError> {
         let text =
             pem("PRIVATE KEY", self.issuer.key().serialized_der()) + &pem("CERTIFICATE", &self.certificate);
-        write_secret(path, text.as_bytes())
+        refuse_dangling(path)?;
+        // A link stays one: what it leads to is replaced.
+        let target = std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+        write_secret(&target, text.as_bytes())
             .map_err(|error| AuthorityError::Io { path: path.to_owned(), error })
     }
 

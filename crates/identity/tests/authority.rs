@@ -5,6 +5,7 @@
 mod common;
 
 use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -170,6 +171,57 @@ fn nothing_outlives_its_issuer() {
     mesh.clock.advance(DAY);
     let error = mesh.authority.issue(pending.csr(), &mesh.id("web"), HOUR).unwrap_err();
     assert!(matches!(error, AuthorityError::Expired { .. }), "{error}");
+}
+
+#[test]
+fn a_link_that_leads_nowhere_is_an_error_and_stays_one_that_leads_somewhere() {
+    let mesh = Mesh::new("mesh.local");
+    let domain = mesh.authority.trust_domain().clone();
+    let elsewhere = tempfile::tempdir().unwrap();
+    let open = |folder: &Path| {
+        Authority::open_or_create(folder, &domain, Arc::new(mesh.clock.clone())).map(|opened| opened.pin())
+    };
+    for file in ["root.pem", "intermediate.pem"] {
+        let (link, volume) = (mesh.folder.path().join(file), elsewhere.path().join(file));
+        std::fs::rename(&link, elsewhere.path().join("away")).unwrap();
+        std::os::unix::fs::symlink(&volume, &link).unwrap();
+        let error = open(mesh.folder.path()).unwrap_err();
+        assert!(matches!(&error, AuthorityError::Dangling { path } if *path == link), "{error}");
+        assert!(!volume.exists() && link.is_symlink(), "nothing is put in its place");
+        std::fs::rename(elsewhere.path().join("away"), &volume).unwrap();
+        assert_eq!(open(mesh.folder.path()).unwrap(), mesh.authority.pin());
+    }
+    // The folder itself.
+    let folder = elsewhere.path().join("ca");
+    std::os::unix::fs::symlink(elsewhere.path().join("none"), &folder).unwrap();
+    assert!(matches!(open(&folder), Err(AuthorityError::Dangling { path }) if path == folder));
+
+    let before = std::fs::read(elsewhere.path().join("intermediate.pem")).unwrap();
+    mesh.clock.advance(INTERMEDIATE_LIFETIME);
+    assert!(mesh.authority.maintain().unwrap());
+    assert!(mesh.folder.path().join("intermediate.pem").is_symlink());
+    assert_ne!(std::fs::read(elsewhere.path().join("intermediate.pem")).unwrap(), before);
+    std::fs::remove_file(elsewhere.path().join("intermediate.pem")).unwrap();
+    mesh.clock.advance(INTERMEDIATE_LIFETIME);
+    assert!(matches!(mesh.authority.maintain(), Err(AuthorityError::Dangling { .. })));
+}
+
+#[test]
+fn an_intermediate_that_the_root_has_not_signed_is_made_anew() {
+    let (mesh, other) = (Mesh::new("mesh.local"), Mesh::new("mesh.local"));
+    let file = |mesh: &Mesh| mesh.folder.path().join("intermediate.pem");
+    std::fs::copy(file(&other), file(&mesh)).unwrap();
+    let domain = mesh.authority.trust_domain().clone();
+    let opened =
+        Authority::open_or_create(mesh.folder.path(), &domain, Arc::new(mesh.clock.clone())).unwrap();
+    let pending = PendingSvid::generate().unwrap();
+    let issued = opened.issue(pending.csr(), &mesh.id("web"), HOUR).unwrap();
+    let (_, intermediate) = X509Certificate::from_der(&issued.chain[1]).unwrap();
+    let (_, root) = X509Certificate::from_der(mesh.authority.root()).unwrap();
+    intermediate.verify_signature(Some(root.public_key())).unwrap();
+    let kept = std::fs::read(file(&mesh)).unwrap();
+    Authority::open_or_create(mesh.folder.path(), &domain, Arc::new(mesh.clock.clone())).unwrap();
+    assert_eq!(std::fs::read(file(&mesh)).unwrap(), kept, "once");
 }
 
 struct Team {

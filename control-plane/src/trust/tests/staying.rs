@@ -6,8 +6,9 @@ use meshwork_base::ManualClock;
 use meshwork_identity::{Pin, Refusal};
 use meshwork_messages::v1::breaker_force::State;
 
+use super::root::try_start;
 use super::*;
-use crate::{RootFiles, StartError};
+use crate::RootFiles;
 
 const WEB: &str = "spiffe://mesh.local/ns/shop/sa/web";
 
@@ -177,7 +178,6 @@ async fn who_may_ask_the_api_gets_a_fresh_token_after_however_long_an_outage() {
 #[tokio::test]
 async fn a_platform_teams_root_signs_and_another_ones_does_not_replace_it() {
     let disk = tempfile::tempdir().unwrap();
-    let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
     let root = |name: &str| {
         let mut params = rcgen::CertificateParams::default();
         params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
@@ -188,21 +188,15 @@ async fn a_platform_teams_root_signs_and_another_ones_does_not_replace_it() {
         std::fs::write(path("key"), key.serialize_pem()).unwrap();
         (RootFiles { certificate: path("crt"), key: path("key") }, Pin::of(certificate.der()).unwrap())
     };
-    let secure = |root: &RootFiles| Secure {
-        listen: SocketAddr::from(([127, 0, 0, 1], 0)),
-        root: Some(root.clone()),
-        ..Secure::new(disk.path().join("control-plane"))
-    };
-    let settings = || Settings { folders: Vec::new(), ..Settings::folder("") };
     let ((ours, pin), (other, _)) = (root("ours"), root("other"));
-    let plane = ControlPlane::start_secure(settings(), secure(&ours), Arc::clone(&clock)).await.unwrap();
+    let plane = try_start(disk.path(), Some(ours.clone())).await.unwrap();
     assert_eq!(Pin::of(&plane.trust().unwrap().bundle().roots()[0]).unwrap(), pin);
     drop(plane);
-    let error = ControlPlane::start_secure(settings(), secure(&other), Arc::clone(&clock)).await.unwrap_err();
+    let error = try_start(disk.path(), Some(other)).await.unwrap_err();
     assert!(error.to_string().contains("another root"), "{error}");
     let nothing = RootFiles { certificate: disk.path().join("none"), ..ours };
-    let error = ControlPlane::start_secure(settings(), secure(&nothing), clock).await.unwrap_err();
-    assert!(matches!(error, StartError::Trust(crate::TrustError::RootFile { .. })), "{error}");
+    let error = try_start(disk.path(), Some(nothing)).await.unwrap_err();
+    assert!(matches!(error, crate::TrustError::RootFile { .. }), "{error}");
 }
 
 #[tokio::test]
