@@ -3,14 +3,33 @@
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 
 /// Replaces a file by rename, so that a crash leaves the old or the new one. Its folder is made when missing.
 pub(crate) fn write_secret(path: &Path, content: &[u8]) -> io::Result<()> {
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let staged = stage(path, content)?;
+    fs::rename(&staged, path)?;
+    // The rename itself is durable only when the folder is.
+    File::open(folder_of(path))?.sync_all()
+}
+
+/// Does all of that but the last step, with so many bytes.
+pub(crate) fn try_secret(path: &Path, size: usize) -> io::Result<()> {
+    // Not zeros: some file systems keep those without taking room.
+    let staged = stage(path, &vec![b'x'; size])?;
+    fs::remove_file(staged)
+}
+
+fn folder_of(path: &Path) -> &Path {
+    path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
+/// Writes what is to take the place of a file.
+fn stage(path: &Path, content: &[u8]) -> io::Result<PathBuf> {
+    let folder = folder_of(path);
     fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
     let mut name = path.file_name().unwrap_or_default().to_owned();
     name.push(".new");
@@ -21,11 +40,13 @@ pub(crate) fn write_secret(path: &Path, content: &[u8]) -> io::Result<()> {
         _ => {}
     }
     let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&staged)?;
-    file.write_all(content)?;
-    file.sync_all()?;
-    fs::rename(&staged, path)?;
-    // The rename itself is durable only when the folder is.
-    File::open(folder)?.sync_all()
+    let written = file.write_all(content).and_then(|()| file.sync_all());
+    if let Err(error) = written {
+        // It takes what little room there is.
+        drop(fs::remove_file(&staged));
+        return Err(error);
+    }
+    Ok(staged)
 }
 
 /// Reads a file of ours; `None` when there is none. One that others may read is closed to them.

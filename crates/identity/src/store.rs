@@ -7,11 +7,13 @@ use std::time::Duration;
 use meshwork_base::Code;
 
 use crate::bundle::{Bundle, BundleError};
-use crate::files::{read_secret, write_secret};
+use crate::files::{read_secret, try_secret, write_secret};
 use crate::svid::{Svid, SvidError};
 
 const SVID_FILE: &str = "svid.pem";
 const BUNDLE_FILE: &str = "bundle.json";
+/// What SVID, key and a bundle with some hundred deny entries take, in bytes.
+const SIZE: usize = 64 * 1024;
 
 /// Why the stored identity cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -19,6 +21,14 @@ pub enum StoreError {
     /// The disk.
     #[error("{}: {error}", path.display())]
     Io {
+        /// Which file.
+        path: PathBuf,
+        /// What happened.
+        error: io::Error,
+    },
+    /// The disk, when something was to be kept.
+    #[error("{}: {error}; check that the directory is there, writable and not full", path.display())]
+    Write {
         /// Which file.
         path: PathBuf,
         /// What happened.
@@ -57,6 +67,7 @@ impl StoreError {
             Self::Svid { path, .. } | Self::Bundle { path, .. } => Some(path),
             // What is no text.
             Self::Io { path, error } => (error.kind() == io::ErrorKind::InvalidData).then_some(path),
+            Self::Write { .. } => None,
         }
     }
 }
@@ -88,7 +99,17 @@ impl SvidStore {
 
     fn write(&self, file: &str, text: &str) -> Result<(), StoreError> {
         let path = self.folder.join(file);
-        write_secret(&path, text.as_bytes()).map_err(|error| StoreError::Io { path, error })
+        write_secret(&path, text.as_bytes()).map_err(|error| StoreError::Write { path, error })
+    }
+
+    /// Whether an identity can be kept here, before one is asked for that could not be asked for again. Something of its size
+    /// is written, and removed again.
+    ///
+    /// # Errors
+    /// [`StoreError::Write`].
+    pub fn try_write(&self) -> Result<(), StoreError> {
+        let path = self.folder.join(SVID_FILE);
+        try_secret(&path, SIZE).map_err(|error| StoreError::Write { path, error })
     }
 
     fn read(&self, file: &str) -> Result<Option<String>, StoreError> {
@@ -99,7 +120,7 @@ impl SvidStore {
     /// Keeps an SVID and its key, in one file: there is no moment at which they differ.
     ///
     /// # Errors
-    /// [`StoreError::Io`].
+    /// [`StoreError::Write`].
     pub fn save_svid(&self, svid: &Svid) -> Result<(), StoreError> {
         self.write(SVID_FILE, &svid.to_pem())
     }
@@ -107,7 +128,7 @@ impl SvidStore {
     /// Keeps a bundle.
     ///
     /// # Errors
-    /// [`StoreError::Io`].
+    /// [`StoreError::Write`].
     pub fn save_bundle(&self, bundle: &Bundle) -> Result<(), StoreError> {
         self.write(BUNDLE_FILE, &bundle.to_json())
     }

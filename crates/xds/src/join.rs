@@ -313,6 +313,8 @@ impl Joining {
             // That of another workload is no reason to be that one.
             Loaded::Missing | Loaded::Expired(..) => None,
         };
+        // A token that is used up for what cannot be kept is lost.
+        store.try_write()?;
         let (mut asking, mut waiting) = (Asking::new()?, Waiting::new());
         let issued = loop {
             match self.ask(lapsed.as_ref(), &mut asking, &clock).await {

@@ -167,6 +167,21 @@ async fn one_that_is_damaged_on_the_disk_is_replaced_with_a_token_and_without_on
     assert!(matches!(refused, Err(JoinError::Store(_))));
 }
 
+#[tokio::test]
+async fn a_token_is_not_used_up_while_what_it_gives_cannot_be_kept() {
+    let (mesh, _) = mesh().await;
+    let token = mesh.token("web", 1).await.token;
+    // What is in the way where the SVID is to be written.
+    std::fs::create_dir_all(mesh.path("web/svid.pem.new/x")).unwrap();
+    let error = mesh.join_with("web", Some(&token)).await.unwrap_err();
+    assert!(matches!(error, JoinError::Store(_)), "{error}");
+    assert!(error.to_string().contains("writable and not full"), "{error}");
+    assert_eq!(mesh.get("/v1/tokens").await[0]["usesLeft"], 1);
+    std::fs::remove_dir_all(mesh.path("web/svid.pem.new")).unwrap();
+    mesh.join_with("web", Some(&token)).await.unwrap();
+    assert!(!mesh.path("web/svid.pem.new").exists());
+}
+
 /// An address at which nobody is.
 async fn nobody() -> String {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
