@@ -13,6 +13,7 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory, FromArgMatches, Parser};
 use meshwork_process::{SettingsError, gives_memory_back, parse_args};
+use meshwork_telemetry::flush_log;
 
 /// The allocator keeps freed blocks per thread, which is what workers want.
 #[global_allocator]
@@ -53,10 +54,15 @@ fn main() -> ExitCode {
     rustls::crypto::aws_lc_rs::default_provider()
         .install_default()
         .expect("nothing installed a TLS provider before main");
-    match commands::run(arguments.command) {
+    let outcome = commands::run(arguments.command);
+    // What a process has to say comes before what it ends with, and neither where nobody reads: it would not end.
+    let is_read = flush_log();
+    match outcome {
         Ok(code) => code,
         Err(error) => {
-            output::failure(&*error);
+            if is_read {
+                output::failure(&*error);
+            }
             ExitCode::FAILURE
         }
     }

@@ -6,6 +6,7 @@
 mod support;
 
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::Output;
@@ -19,6 +20,7 @@ use meshwork_identity::{Authority, Bundle, DEFAULT_SVID_TTL, PendingSvid, SvidSt
 use parking_lot::Mutex;
 use serde_json::Value;
 use support::platform::{Spawned, assert_ok, base, next, signal};
+use support::unread::{file, unread};
 use support::yaml::{EDGE, route};
 use support::{command, get, until};
 use tempfile::TempDir;
@@ -27,12 +29,14 @@ use tempfile::TempDir;
 struct Apart {
     base: Ipv4Addr,
     data: TempDir,
+    /// Where all of them say what they have to say, in place of files.
+    log: Option<File>,
 }
 
 impl Apart {
     /// Nothing runs yet; the folder of resources leads from the edge to `web`.
     fn new() -> Self {
-        let apart = Self { base: base(), data: tempfile::tempdir().unwrap() };
+        let apart = Self { base: base(), data: tempfile::tempdir().unwrap(), log: None };
         let resources = apart.data.path().join("resources");
         std::fs::create_dir(&resources).unwrap();
         let text = [EDGE, &route("web", "  - backendRefs: [{name: web, port: 80}]")].concat();
@@ -51,7 +55,8 @@ impl Apart {
             command.arg("--").args(app);
         }
         let log = self.data.path().join(format!("{role}.log"));
-        let log = std::fs::File::options().create(true).append(true).open(log).unwrap();
+        let file = || File::options().create(true).append(true).open(log).unwrap();
+        let log = self.log.as_ref().map_or_else(file, |log| log.try_clone().unwrap());
         Spawned::logging(&mut command, log)
     }
 
@@ -124,7 +129,11 @@ impl Apart {
         peers: [SocketAddr; 2],
         server: &str,
     ) -> Spawned {
+        // It has the stderr of its sidecar, and is not what is tested: where nobody reads that it says nothing.
+        let silent =
+            if self.log.is_some() { "import os\nos.dup2(os.open(os.devnull, os.O_WRONLY), 2)\n" } else { "" };
         let script = "import http.server, os\nhttp.server.ThreadingHTTPServer((os.environ['HOST'], int(os.environ['PORT'])), http.server.SimpleHTTPRequestHandler).serve_forever()";
+        let script = &[silent, script].concat();
         let address = next(self.base, number).to_string();
         let [plane, registry] = peers.map(|peer| peer.to_string());
         let arguments = ["run", "--service", "web", "--instance", name, "--address", &address];
@@ -237,6 +246,35 @@ fn three_processes_carry_a_mesh_and_each_may_be_stopped_and_started_again() {
     for mut process in [registry, plane, config] {
         stop(&mut process);
     }
+}
+
+#[test]
+fn each_process_starts_serves_and_ends_though_nobody_reads_what_it_says() {
+    let Some(python) = meshwork_testkit::tool("python3") else { return };
+    let (_reader, writer) = unread();
+    let mut apart = Apart::new();
+    apart.log = Some(file(&writer));
+    let listens = |port| until("it listens", || TcpStream::connect(apart.at(port)).ok().map(drop));
+    let ends = |process: &mut Spawned| {
+        signal("TERM", process.id());
+        assert_eq!(process.ended(), Some(0));
+    };
+    let (config, plane) = (apart.config(), apart.control_plane());
+    listens(15014);
+    let registry = apart.registry();
+    listens(8501);
+    let (gateway, mut web) = (apart.gateway(), apart.web(1, &python));
+    let serves = || get(apart.at(8080), "/").filter(|(status, _)| *status == 200).map(drop);
+    until("a request passes gateway and sidecar", serves);
+    // The application is told to end, and says how by its own code.
+    signal("TERM", web.id());
+    assert!(web.ended().is_some());
+    for mut process in [gateway, registry, plane, config] {
+        ends(&mut process);
+    }
+    let mut all = apart.all_in_one();
+    listens(8501);
+    ends(&mut all);
 }
 
 /// A way to somebody that can be cut.

@@ -69,7 +69,8 @@ pub(crate) struct Arguments {
 }
 
 pub(crate) fn run(arguments: Arguments) -> Outcome {
-    let log = init_logging(arguments.common.log_format, &arguments.common.log)?;
+    let metrics = MetricsRegistry::new(arguments.common.max_metric_series);
+    let log = init_logging(arguments.common.log_format, &arguments.common.log, &metrics)?;
     let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
     // Traffic has threads of its own: this runtime reads files and compiles.
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
@@ -89,7 +90,6 @@ pub(crate) fn run(arguments: Arguments) -> Outcome {
             common,
         } = arguments;
         let flags = Flags { common, listen, traces, traffic };
-        let metrics = MetricsRegistry::new(flags.common.max_metric_series);
         let open = |routes| Admin::open(&flags.listen, &addresses, &metrics, log, routes);
         let parts = match (control_plane, resources) {
             (Some(control_plane), _) => {

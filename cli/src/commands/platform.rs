@@ -112,10 +112,10 @@ struct Process {
 impl Process {
     fn new(flags: RoleArgs, role: &'static str) -> Result<Self, Box<dyn std::error::Error>> {
         let RoleArgs { listen: ListenArgs { listen_address }, common } = flags;
-        let log = init_logging(common.log_format, &common.log)?;
+        let metrics = MetricsRegistry::new(common.max_metric_series);
+        let log = init_logging(common.log_format, &common.log, &metrics)?;
         let drain = Drain::new(common.drain_timeout);
         let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
-        let metrics = MetricsRegistry::new(common.max_metric_series);
         metrics.set_info(&inventory::BUILD_INFO, &[env!("CARGO_PKG_VERSION"), role]);
         Ok(Self { common, listen_address, role, log, clock, metrics, drain })
     }

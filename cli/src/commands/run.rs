@@ -51,7 +51,8 @@ enum RunError {
 
 pub(crate) fn run(arguments: Arguments) -> Outcome {
     let Arguments { instance, api, sidecar: args, mut common } = arguments;
-    let log = init_logging(common.log_format, &common.log)?;
+    let metrics = MetricsRegistry::new(common.max_metric_series);
+    let log = init_logging(common.log_format, &common.log, &metrics)?;
     let (instance, _lock) = claim(&common.data_dir, &args, instance)?;
     let platform = std::mem::take(&mut common.data_dir);
     common.data_dir = folder(&platform, &args, &instance);
@@ -65,7 +66,6 @@ pub(crate) fn run(arguments: Arguments) -> Outcome {
     let code = runtime.block_on(async {
         let who = (args.namespace.as_str(), args.workload().as_str());
         let tokens = tokens(&api, &platform, args.token_file.clone(), who);
-        let metrics = MetricsRegistry::new(common.max_metric_series);
         let parts = Parts { common, args, tokens, instance, address, log: Some(log), clock, metrics };
         Ok::<_, Box<dyn std::error::Error>>(Box::pin(meshwork_sidecar::run(parts)).await?)
     })?;

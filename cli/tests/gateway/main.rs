@@ -25,3 +25,4 @@ mod routing;
 mod status;
 mod streams;
 mod tls;
+mod unread;

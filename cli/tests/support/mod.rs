@@ -9,6 +9,7 @@ pub mod load;
 pub mod platform;
 pub mod process;
 pub mod sslscan;
+pub mod unread;
 pub mod upstream;
 pub mod yaml;
 

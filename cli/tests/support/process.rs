@@ -42,12 +42,15 @@ impl Gateway {
 
     /// The same without waiting.
     pub fn spawn_at(address: Ipv4Addr, files: &[(&str, &str)], arguments: &[&str]) -> Self {
-        let directory = tempfile::tempdir().unwrap();
-        fs::create_dir(directory.path().join("resources")).unwrap();
-        for (name, text) in files {
-            fs::write(directory.path().join("resources").join(name), text).unwrap();
-        }
+        let directory = folder(files);
         let child = run_in(directory.path(), address, arguments);
+        Self { child, address, directory }
+    }
+
+    /// The same, with its process log to this file.
+    pub fn spawn_saying(files: &[(&str, &str)], arguments: &[&str], log: fs::File) -> Self {
+        let (directory, address) = (folder(files), address());
+        let child = run_saying(directory.path(), address, arguments, log);
         Self { child, address, directory }
     }
 
@@ -189,8 +192,22 @@ impl Gateway {
     }
 }
 
+/// A directory with a folder of these files.
+fn folder(files: &[(&str, &str)]) -> TempDir {
+    let directory = tempfile::tempdir().unwrap();
+    fs::create_dir(directory.path().join("resources")).unwrap();
+    for (name, text) in files {
+        fs::write(directory.path().join("resources").join(name), text).unwrap();
+    }
+    directory
+}
+
 /// A gateway's process in this directory.
 fn run_in(directory: &Path, address: Ipv4Addr, arguments: &[&str]) -> Child {
+    run_saying(directory, address, arguments, fs::File::create(directory.join("stderr")).unwrap())
+}
+
+fn run_saying(directory: &Path, address: Ipv4Addr, arguments: &[&str], log: fs::File) -> Child {
     let listen = address.to_string();
     let defaults = [["--workers", "1"], ["--access-log", "access.log"], ["--listen-address", &listen]];
     let defaults = defaults.iter().filter(|[flag, _]| !arguments.contains(flag));
@@ -200,7 +217,7 @@ fn run_in(directory: &Path, address: Ipv4Addr, arguments: &[&str]) -> Child {
         .current_dir(directory)
         .stdin(Stdio::null())
         .stdout(fs::File::create(directory.join("stdout")).unwrap())
-        .stderr(fs::File::create(directory.join("stderr")).unwrap())
+        .stderr(log)
         .spawn()
         .expect("the gateway starts")
 }

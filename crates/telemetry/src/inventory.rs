@@ -205,6 +205,8 @@ metrics! {
         "Resources refused, by type; their last good version stays in effect.";
     ACCESS_LOG_DROPPED = "meshwork_access_log_dropped_total", Counter, "", &[],
         "Access log lines lost because the output was slower than the traffic, failed, or took nothing at the end.";
+    LOG_DROPPED = "meshwork_log_dropped_total", Counter, "", &[],
+        "Lines of the process log lost because nobody read them, or stderr could not be written.";
     RECORDER_KEPT = "meshwork_flight_recorder_requests_total", Counter, "", &["class"],
         "Requests that the flight recorder kept: `failed`, `slow`, `sampled`, `recent` for a while, or `related` to such a trace.";
     RECORDER_EVICTED = "meshwork_flight_recorder_evicted_total", Counter, "", &["class"],

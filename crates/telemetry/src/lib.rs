@@ -10,19 +10,20 @@
 //! ```
 //!
 //! A worker writes only to what it alone owns: metric cells are its own and are summed when somebody scrapes, log
-//! lines go into its own buffer which one thread empties. Every metric and every field of the access log is named
+//! lines go into its own buffer which one thread empties. So do those of the process log, whoever has them. Every metric and every field of the access log is named
 //! once, in [`inventory`].
 
 pub mod access_log;
 mod hex;
 pub mod inventory;
+mod lines;
 pub mod logging;
 pub mod metrics;
 pub mod record;
 pub mod trace;
 
 pub use access_log::{AccessLogError, AccessLogSink, AccessLogTarget, AccessLogWriter};
-pub use logging::{LogFormat, LogHandle, LoggingError, init_logging};
+pub use logging::{LogFormat, LogHandle, LoggingError, flush_log, init_logging};
 pub use metrics::{
     Counter, DEFAULT_MAX_SERIES, Durations, Format, Gauge, MetricsRegistry, RequestLabels, RequestSeries,
     Samples, ServiceTally, StreamSeries, WorkerCounter, WorkerGauge, WorkerMetrics,

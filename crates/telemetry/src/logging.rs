@@ -1,11 +1,33 @@
 //! The process log: what the program itself has to say, to stderr.
+//!
+//! Workers and the main thread say things while somebody waits for them, and whoever reads stderr may have stopped. So lines
+//! go into a buffer which one thread empties, as [`crate::lines`] says.
 
+use std::io;
 use std::str::FromStr;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Registry, fmt, reload};
+
+use crate::inventory;
+use crate::lines::{LAST, Lines, LinesWriter, Log, Output};
+use crate::metrics::MetricsRegistry;
+
+static LOG: Log = Log {
+    name: "process log",
+    thread: "process-log",
+    dropped: &inventory::LOG_DROPPED,
+    // Each line is to be seen at once.
+    hand_over: 1,
+    full: 1024 * 1024,
+    age: None,
+    is_the_process_log: true,
+};
+
+/// The log that was set up, for the end of the process and for panics.
+static PROCESS_LOG: OnceLock<Lines> = OnceLock::new();
 
 /// How log lines are written.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -48,6 +70,9 @@ pub enum LoggingError {
         /// What the parser said.
         why: String,
     },
+    /// The writer thread did not start.
+    #[error("the process log's thread could not be started: {0}; raise the limit of threads")]
+    Thread(io::Error),
     /// Another subscriber is installed.
     #[error("the process log is set up twice; call init_logging once, in main")]
     Twice,
@@ -90,24 +115,66 @@ fn parse(filter: &str) -> Result<EnvFilter, LoggingError> {
         .map_err(|e| LoggingError::Filter { text: filter.to_owned(), why: e.to_string() })
 }
 
-/// Sends the process's log to stderr. Call once, in `main`.
+/// Sends the process's log to stderr. Call once, in `main`, and [`flush_log`] at its end.
 ///
-/// `filter` is a level (`info`) or directives (`info,meshwork_xds=debug`).
+/// `filter` is a level (`info`) or directives (`info,meshwork_xds=debug`). Lines that nobody takes are dropped, and counted in
+/// `metrics`.
 ///
 /// # Errors
-/// The filter does not parse, or a subscriber is already installed.
-pub fn init_logging(format: LogFormat, filter: &str) -> Result<LogHandle, LoggingError> {
+/// The filter does not parse, there is no thread for it, or a subscriber is already installed.
+pub fn init_logging(
+    format: LogFormat,
+    filter: &str,
+    metrics: &MetricsRegistry,
+) -> Result<LogHandle, LoggingError> {
     let (filter, reload) = reload::Layer::new(parse(filter)?);
+    let lines = Lines::start(&LOG, Output::Stderr, metrics).map_err(LoggingError::Thread)?;
     let registry = tracing_subscriber::registry().with(filter);
     let stderr = fmt::layer()
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()));
+        .with_writer(Arc::new(Formatted(lines.writer())))
+        .with_ansi(io::IsTerminal::is_terminal(&io::stderr()));
     match format {
         LogFormat::Text => registry.with(stderr).try_init(),
         LogFormat::Json => registry.with(stderr.json().flatten_event(true)).try_init(),
     }
     .map_err(|_| LoggingError::Twice)?;
+    PROCESS_LOG.set(lines).map_err(|_| LoggingError::Twice)?;
+    tell_panics_in_their_place();
     Ok(LogHandle { reload: Arc::new(reload) })
+}
+
+/// For the end of the process: returns when every line so far has been handed to the system, or after two seconds. Whether it
+/// was; if not, whoever writes to stderr would wait for its reader. Where no log was set up there is nothing to wait for.
+pub fn flush_log() -> bool {
+    PROCESS_LOG.get().is_none_or(|lines| lines.finish(LAST))
+}
+
+/// A panic is told on stderr by the thread that has it, and may be the last that the process says: what was said before is
+/// written first. Where nobody reads it is not told, but counted, since the thread would wait for ever.
+fn tell_panics_in_their_place() {
+    let tell = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        // The thread that writes cannot wait for itself.
+        let is_the_writer = std::thread::current().name() == Some(LOG.thread);
+        match PROCESS_LOG.get().filter(|_| !is_the_writer) {
+            Some(lines) if !lines.written(LAST) => lines.count_dropped(),
+            _ => tell(panic),
+        }
+    }));
+}
+
+/// Takes lines as they are formatted: each by one call.
+struct Formatted(LinesWriter);
+
+impl io::Write for &Formatted {
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        self.0.write(|out| out.extend_from_slice(line));
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 #[cfg(test)]
@@ -116,14 +183,15 @@ mod tests {
 
     #[test]
     fn the_filter_changes_while_running_and_a_bad_one_changes_nothing() {
-        let handle = init_logging(LogFormat::Json, "warn").expect("first set-up");
+        let metrics = MetricsRegistry::default();
+        let handle = init_logging(LogFormat::Json, "warn", &metrics).expect("first set-up");
         assert!(!tracing::enabled!(tracing::Level::DEBUG));
         handle.set("debug").expect("a level is a filter");
         assert!(tracing::enabled!(tracing::Level::DEBUG));
         let error = handle.set("meshwork=loud").expect_err("no such level").to_string();
         assert!(error.contains("meshwork=loud"), "{error}");
         assert_eq!(handle.filter(), "debug");
-        assert!(matches!(init_logging(LogFormat::Text, "info"), Err(LoggingError::Twice)));
+        assert!(matches!(init_logging(LogFormat::Text, "info", &metrics), Err(LoggingError::Twice)));
     }
 
     #[test]

@@ -83,7 +83,8 @@ fn each_port_serves_only_its_own() {
 
 #[test]
 fn the_log_level_changes_by_put_alone() {
-    let log = init_logging(LogFormat::Text, "warn").expect("the only test here that sets up the log");
+    let log = init_logging(LogFormat::Text, "warn", &MetricsRegistry::default())
+        .expect("the only test here that sets up the log");
     let server = start(&AdminState { log: Some(log), ..state() });
     let admin = server.admin_address();
     assert!(get_text(admin, "/loglevel").ends_with("warn\n"));
