@@ -110,6 +110,7 @@ impl Lines {
             in_hand: Arc::clone(&in_hand),
             spare: Vec::new(),
             failing: false,
+            torn: false,
             astray: false,
             missed: 0,
         };
@@ -226,6 +227,8 @@ struct Drainer {
     /// Emptied and swapped in, so that buffers are allocated once.
     spare: Vec<u8>,
     failing: bool,
+    /// The last line that was written is without its end.
+    torn: bool,
     /// The path leads elsewhere, to what cannot be opened.
     astray: bool,
     /// As many dropped lines as were told in the log itself.
@@ -256,7 +259,10 @@ impl Drainer {
     /// Says once that the path cannot be followed.
     fn follow(&mut self) {
         match self.output.follow() {
-            Ok(()) => self.astray = false,
+            Ok(anew) => {
+                self.astray = false;
+                self.torn &= !anew;
+            }
             Err(error) if !self.astray => {
                 self.astray = true;
                 tracing::warn!(%error, "{} goes on into the file that was open before", self.log.name);
@@ -280,8 +286,8 @@ impl Drainer {
             // The buffer is empty now, and what it had no room for is missing here.
             self.tell_missed();
             if lines > 0 {
-                let result = self.output.write(&self.spare);
-                self.report(result);
+                let (written, result) = self.put();
+                self.report(written, result);
                 self.spare.clear();
                 self.spare.shrink_to(2 * self.log.hand_over);
             } else {
@@ -294,8 +300,22 @@ impl Drainer {
         self.buffers.lock().retain(|b| Arc::strong_count(b) > 1 || b.buffer.lock().lines > 0);
     }
 
-    /// Says once that writing fails, and once that it works again.
-    fn report(&mut self, result: io::Result<()>) {
+    /// Writes the lines that were taken, on a line of their own: one that was cut off, as where a disk became full, would swallow
+    /// the first of them. How many bytes of them were written, and why not all.
+    fn put(&mut self) -> (usize, io::Result<()>) {
+        if self.torn {
+            let (_, ended) = self.output.write(b"\n");
+            if ended.is_err() {
+                return (0, ended);
+            }
+        }
+        let (written, result) = self.output.write(&self.spare);
+        self.torn = self.spare[..written].last().is_some_and(|byte| *byte != b'\n');
+        (written, result)
+    }
+
+    /// Says once that writing fails, and once that it works again; what was written to its end is not lost.
+    fn report(&mut self, written: usize, result: io::Result<()>) {
         let lines = self.in_hand.swap(0, Ordering::Relaxed);
         let Log { name, dropped, is_the_process_log, .. } = self.log;
         match result {
@@ -309,7 +329,8 @@ impl Drainer {
             }
             Ok(()) => {}
             Err(error) => {
-                self.dropped.add(lines);
+                let left = self.spare[written..].iter().filter(|byte| **byte == b'\n').count();
+                self.dropped.add(lines.min(left as u64));
                 if !self.failing && !is_the_process_log {
                     tracing::warn!(%error, "{name} cannot be written; lines are dropped and counted in {}", dropped.name);
                 }

@@ -38,26 +38,42 @@ impl Output {
         Ok(Self::File { path: path.to_owned(), file, identity: (meta.dev(), meta.ino()) })
     }
 
-    pub(super) fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
+    /// How many bytes were written, and why not all of them.
+    pub(super) fn write(&mut self, bytes: &[u8]) -> (usize, io::Result<()>) {
         match self {
             Self::Stdout => {
                 let mut out = io::stdout().lock();
-                out.write_all(bytes)?;
-                out.flush()
+                let (written, result) = put(&mut out, bytes);
+                (written, result.and_then(|()| out.flush()))
             }
-            Self::Stderr => io::stderr().lock().write_all(bytes),
-            Self::File { file, .. } => file.write_all(bytes),
+            Self::Stderr => put(&mut io::stderr().lock(), bytes),
+            Self::File { file, .. } => put(file, bytes),
         }
     }
 
-    /// Opens the file again if its path no longer leads to it. The old one is kept when that fails.
-    pub(super) fn follow(&mut self) -> Result<(), AccessLogError> {
+    /// Opens the file again if its path no longer leads to it; whether it did so. The old one is kept when that fails.
+    pub(super) fn follow(&mut self) -> Result<bool, AccessLogError> {
         if let Self::File { path, identity, .. } = self {
             let now = std::fs::metadata(&*path).map(|m| (m.dev(), m.ino()));
             if now.ok() != Some(*identity) {
                 *self = Self::open(&path.clone())?;
+                return Ok(true);
             }
         }
-        Ok(())
+        Ok(false)
     }
+}
+
+/// As `write_all`, which does not tell how far it came.
+fn put(out: &mut impl Write, bytes: &[u8]) -> (usize, io::Result<()>) {
+    let mut written = 0;
+    while written < bytes.len() {
+        match out.write(&bytes[written..]) {
+            Ok(0) => return (written, Err(io::ErrorKind::WriteZero.into())),
+            Ok(more) => written += more,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return (written, Err(error)),
+        }
+    }
+    (written, Ok(()))
 }

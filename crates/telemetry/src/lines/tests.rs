@@ -110,3 +110,37 @@ fn whoever_reads_again_gets_lines_whole_and_in_order_up_to_what_is_missing() {
     let numbers: Vec<u32> = rest.lines().map(|line| line.parse().unwrap()).collect();
     assert!(numbers.into_iter().eq((0..100_000 - lost).chain(100_000..100_003)));
 }
+
+#[test]
+fn a_line_that_was_cut_off_swallows_none_of_those_after_it_and_none_before_it_counts_as_lost() {
+    let dir = tempfile::tempdir().unwrap();
+    let (output, mut reader) = pipe(&dir.path().join("pipe"));
+    // It fails in the middle, as a disk that becomes full.
+    let Output::File { file, .. } = &output else { unreachable!("a pipe has a path") };
+    rustix::fs::fcntl_setfl(file, OFlags::NONBLOCK).unwrap();
+    let metrics = MetricsRegistry::default();
+    let lines = Lines::start(&LOG, output, &metrics).unwrap();
+    let writer = lines.writer();
+    let mut text = String::new();
+    let mut write = |write: &dyn Fn(&mut Vec<u8>)| {
+        writer.write(write);
+        assert!(lines.finish(LAST));
+        // It ends with what there is: `WouldBlock`.
+        drop(reader.read_to_string(&mut text));
+        text.len()
+    };
+    let cut_off = write(&|out| {
+        out.extend_from_slice(b"first\n");
+        out.resize(1 << 20, b'x');
+        out.push(b'\n');
+    });
+    assert!(cut_off < 1 << 20);
+    assert_eq!(dropped(&metrics), 1);
+    write(&|out| out.extend_from_slice(b"second\n"));
+    write(&|out| out.extend_from_slice(b"third\n"));
+    let mut seen = text.lines();
+    assert_eq!(seen.next(), Some("first"));
+    assert!(seen.next().is_some_and(|line| line.bytes().all(|byte| byte == b'x')));
+    assert_eq!(seen.collect::<Vec<_>>(), ["second", "third"]);
+    drop(writer);
+}
