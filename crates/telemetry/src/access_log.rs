@@ -1,7 +1,7 @@
 //! The access log: one JSON line per request.
 //!
 //! A worker writes its lines into a buffer of its own. One thread empties the buffers of all workers when one is
-//! filled or a tenth of a second has passed, as [`crate::lines`] says.
+//! filled or a tenth of a second has passed, as `crate::lines` says.
 
 mod json;
 

@@ -1,7 +1,7 @@
 //! The process log: what the program itself has to say, to stderr.
 //!
 //! Workers and the main thread say things while somebody waits for them, and whoever reads stderr may have stopped. So lines
-//! go into a buffer which one thread empties, as [`crate::lines`] says.
+//! go into a buffer which one thread empties, as `crate::lines` says.
 
 use std::io;
 use std::str::FromStr;
