@@ -43,6 +43,6 @@ pub use rotation::{Action, Rotation};
 pub use store::{Loaded, StoreError, SvidStore};
 pub use svid::{Svid, SvidError};
 pub use time::ClockTime;
-pub use tls::{accept, connect, pinned_client_config, provider};
+pub use tls::{accept, answer, connect, hello, pinned_client_config, provider};
 pub use token::{JoinToken, Pin, TokenError, TokenRecord};
 pub use verify::{Peer, Shown};

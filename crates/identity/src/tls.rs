@@ -6,12 +6,13 @@ use meshwork_base::{Clock, Namespace, ObjectName};
 use rustls::client::Resumption;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, verify_tls13_signature};
+use rustls::server::Acceptor;
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::version::TLS13;
 use rustls::{ClientConfig, DigitallySignedStruct, DistinguishedName, Error, RootCertStore, SignatureScheme};
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio_rustls::{TlsAcceptor, TlsConnector};
+use tokio_rustls::{LazyConfigAcceptor, StartHandshake, TlsAcceptor, TlsConnector};
 
 use crate::identity::{ClientAuth, Expected, Identity};
 use crate::refusal::Refusal;
@@ -198,7 +199,33 @@ fn peer_of(certificates: Option<&[CertificateDer<'_>]>) -> Result<Option<Peer>, 
     certificates.and_then(<[_]>::first).map(Peer::read).transpose()
 }
 
-/// Answers a handshake; says what the client has shown, where the configuration lets it show less than an SVID in force.
+/// Waits for the first word of a handshake, which has to be answered: see [`answer`]. Nothing is computed until then.
+///
+/// # Errors
+/// [`Refusal`] names the reason.
+pub async fn hello<IO: AsyncRead + AsyncWrite + Unpin>(io: IO) -> Result<StartHandshake<IO>, Refusal> {
+    let hello = LazyConfigAcceptor::new(Acceptor::default(), io);
+    hello.await.map_err(|error| Refusal::of_io(&error))
+}
+
+/// Answers a handshake that has begun; says what the client has shown, where the configuration lets it show less than
+/// an SVID in force.
+///
+/// # Errors
+/// [`Refusal`] names the reason.
+pub async fn answer<IO: AsyncRead + AsyncWrite + Unpin>(
+    identity: &Identity,
+    acceptor: &TlsAcceptor,
+    hello: StartHandshake<IO>,
+) -> Result<(tokio_rustls::server::TlsStream<IO>, Shown), Refusal> {
+    identity.check_own()?;
+    let stream = hello.into_stream(Arc::clone(acceptor.config())).await;
+    let stream = stream.map_err(|error| Refusal::of_io(&error))?;
+    let peer = peer_of(stream.get_ref().1.peer_certificates())?;
+    Ok((stream, peer.map_or(Shown::Nothing, |peer| identity.shown(peer))))
+}
+
+/// Both.
 ///
 /// # Errors
 /// [`Refusal`] names the reason.
@@ -208,9 +235,7 @@ pub async fn accept<IO: AsyncRead + AsyncWrite + Unpin>(
     io: IO,
 ) -> Result<(tokio_rustls::server::TlsStream<IO>, Shown), Refusal> {
     identity.check_own()?;
-    let stream = acceptor.accept(io).await.map_err(|error| Refusal::of_io(&error))?;
-    let peer = peer_of(stream.get_ref().1.peer_certificates())?;
-    Ok((stream, peer.map_or(Shown::Nothing, |peer| identity.shown(peer))))
+    answer(identity, acceptor, hello(io).await?).await
 }
 
 /// Begins a handshake. In TLS 1.3 the server judges our SVID afterwards: that it refused comes with the first read,

@@ -146,3 +146,18 @@ async fn a_connection_ends_with_the_svid_of_its_peer() {
     }
     assert_eq!(plane.connections.count(), 0);
 }
+
+#[tokio::test]
+async fn who_says_nothing_makes_place_for_who_does() {
+    let mesh = Mesh::new();
+    let plane = plane(&mesh).await;
+    let mut silent = Vec::new();
+    for _ in 0..256 {
+        silent.push(tokio::net::TcpStream::connect(&plane.address).await.unwrap());
+    }
+    let (batch, _open) = join(&mesh, &plane, mesh.identity("web", DEFAULT_SVID_TTL)).await;
+    assert_eq!(batch.revision, Some(1));
+    // It came in place of one, and did not wait until the time of all was over.
+    let refused: Vec<_> = plane.connections.refused().iter().map(|r| r.refusal.to_string()).collect();
+    assert!(refused.len() == 1 && refused[0].contains("no more place"), "{refused:?}");
+}

@@ -32,7 +32,10 @@ use super::{Connector, StreamError, grpc};
 const ALPN: &[u8] = b"h2";
 /// A peer that does not finish its handshake in this time is not waited for.
 const HANDSHAKE: Duration = Duration::from_secs(10);
-/// Handshakes at a time; more wait in the listener's queue.
+/// The same where half of what is below is taken.
+const HURRIED: Duration = Duration::from_secs(2);
+/// Handshakes at a time. One more takes the place of that which has been silent longest; where all have begun, it waits
+/// in the listener's queue.
 const HANDSHAKES: usize = 256;
 /// Refusals that are remembered.
 const REMEMBERED: usize = 128;
@@ -285,9 +288,8 @@ async fn accept(listener: TcpListener, endpoints: Endpoints, proven: mpsc::Sende
     let options =
         ServerOptions { alpn: vec![ALPN.to_vec()], client_auth, lapsed: is_open, send_roots: is_open };
     let acceptor = TlsAcceptor::from(identity.server_config(options));
-    let room = Arc::new(Semaphore::new(HANDSHAKES));
+    let (room, silent) = (Arc::new(Semaphore::new(HANDSHAKES)), Silent::default());
     loop {
-        let permit = Arc::clone(&room).acquire_owned().await.expect("the semaphore is never closed");
         let (tcp, from) = match listener.accept().await {
             Ok(accepted) => accepted,
             Err(error) => {
@@ -297,14 +299,22 @@ async fn accept(listener: TcpListener, endpoints: Endpoints, proven: mpsc::Sende
                 continue;
             }
         };
+        if room.available_permits() == 0 {
+            silent.close_oldest();
+        }
+        let permit = Arc::clone(&room).acquire_owned().await.expect("the semaphore is never closed");
         let (identity, acceptor, proven) = (Arc::clone(&identity), acceptor.clone(), proven.clone());
         let (connections, clock) = (connections.clone(), Arc::clone(&clock));
+        let (room, heard) = (Arc::clone(&room), silent.begin());
         tokio::spawn(async move {
             drop(tcp.set_nodelay(true));
-            let handshake = meshwork_identity::accept(&identity, &acceptor, tcp);
-            let late = || Refusal::Handshake { why: format!("it took over {} s", HANDSHAKE.as_secs()) };
-            let done = tokio::time::timeout(HANDSHAKE, handshake).await.unwrap_or_else(|_| Err(late()));
-            match done {
+            let done = async {
+                let hello = heard.within(meshwork_identity::hello(tcp)).await?;
+                let crowded = room.available_permits() < HANDSHAKES / 2;
+                let answer = meshwork_identity::answer(&identity, &acceptor, hello);
+                in_time(if crowded { HURRIED } else { HANDSHAKE }, answer).await
+            };
+            match done.await {
                 Ok((stream, shown)) => {
                     let admitted = Proven::new(stream, shown, &connections, &clock);
                     // For a deny entry that came between the handshake's look at the bundle and this line.
@@ -315,6 +325,59 @@ async fn accept(listener: TcpListener, endpoints: Endpoints, proven: mpsc::Sende
             }
             drop(permit);
         });
+    }
+}
+
+async fn in_time<T>(limit: Duration, step: impl Future<Output = Result<T, Refusal>>) -> Result<T, Refusal> {
+    let late = || Refusal::Handshake { why: format!("it took over {} s", limit.as_secs()) };
+    tokio::time::timeout(limit, step).await.unwrap_or_else(|_| Err(late()))
+}
+
+/// The connections whose peers have not said enough to be answered, by age: who has nothing to say, and needs no
+/// certificate for that, does not keep others out.
+#[derive(Clone, Default)]
+struct Silent(Arc<Mutex<SilentOnes>>);
+
+#[derive(Default)]
+struct SilentOnes {
+    next: u64,
+    waiting: BTreeMap<u64, oneshot::Sender<()>>,
+}
+
+impl Silent {
+    fn begin(&self) -> Heard {
+        let (close, closed) = oneshot::channel();
+        let mut silent = self.0.lock();
+        silent.next += 1;
+        let id = silent.next;
+        silent.waiting.insert(id, close);
+        Heard { silent: self.clone(), id, closed }
+    }
+
+    fn close_oldest(&self) {
+        self.0.lock().waiting.pop_first();
+    }
+}
+
+/// One of them.
+struct Heard {
+    silent: Silent,
+    id: u64,
+    closed: oneshot::Receiver<()>,
+}
+
+impl Heard {
+    /// What it says, if it does before it has to make place.
+    async fn within<T>(mut self, hello: impl Future<Output = Result<T, Refusal>>) -> Result<T, Refusal> {
+        let result = tokio::select! {
+            result = in_time(HANDSHAKE, hello) => result,
+            _ = &mut self.closed => {
+                let why = "it had not begun when there was no more place".to_owned();
+                Err(Refusal::Handshake { why })
+            }
+        };
+        self.silent.0.lock().waiting.remove(&self.id);
+        result
     }
 }
 
