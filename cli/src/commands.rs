@@ -25,6 +25,8 @@ mod up;
 use std::error::Error;
 use std::process::ExitCode;
 
+use meshwork_process::descriptors::raise_open_files;
+
 /// What `meshwork` can do.
 #[derive(clap::Subcommand, Debug)]
 pub(crate) enum Command {
@@ -76,10 +78,28 @@ pub(crate) enum Command {
     Explain(Box<explain::Arguments>),
 }
 
+impl Command {
+    /// Whether it has callers, each of whom takes a file descriptor or two.
+    const fn serves(&self) -> bool {
+        matches!(
+            self,
+            Self::Gateway(_)
+                | Self::Run(_)
+                | Self::Server(_)
+                | Self::Registry(_)
+                | Self::Config(_)
+                | Self::ControlPlane(_)
+        )
+    }
+}
+
 type Outcome = Result<ExitCode, Box<dyn Error>>;
 
 /// Runs a command.
 pub(crate) fn run(command: Command) -> Outcome {
+    if command.serves() {
+        raise_open_files();
+    }
     match command {
         Command::Up(arguments) => up::run(&arguments),
         Command::Down(arguments) => down::run(&arguments),

@@ -16,6 +16,7 @@ use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use meshwork_base::Code;
 use meshwork_process::admin::admin_routes;
+use meshwork_process::ports::{self, Bounds};
 use meshwork_process::{AdminState, Observed, Problem, is_called_by_address};
 use sha2::{Digest as _, Sha256};
 use tokio::net::UnixListener;
@@ -101,8 +102,7 @@ impl ApiServer {
         let observed = Observed::new("control-plane", &state.metrics, plane.hub().clock());
         let routes =
             admin_routes(state, observed.routes(plane.router())).layer(from_fn_with_state(guard, admit));
-        // An accept error is retried inside; serving itself does not fail.
-        let task = tokio::spawn(async move { drop(axum::serve(listener, routes).await) }).abort_handle();
+        let task = tokio::spawn(ports::serve(listener, routes, Bounds::api())).abort_handle();
         Ok(Self { address, tasks: vec![task], socket: None })
     }
 
@@ -114,8 +114,8 @@ impl ApiServer {
             Ok(listener) => {
                 let observed = Observed::new("control-plane", &state.metrics, plane.hub().clock());
                 let routes = admin_routes(state, observed.routes(plane.router()));
-                let serving = async move { drop(axum::serve(listener, routes).await) };
-                self.tasks.push(tokio::spawn(serving).abort_handle());
+                let serving = tokio::spawn(ports::serve(listener, routes, Bounds::api()));
+                self.tasks.push(serving.abort_handle());
                 self.socket = Some(path.to_owned());
             }
             Err(error) => tracing::warn!(

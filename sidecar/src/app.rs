@@ -13,7 +13,8 @@ use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
-use rustix::process::{Pid, Signal, kill_process_group};
+use meshwork_process::descriptors::open_files_before;
+use rustix::process::{Pid, Resource, Signal, kill_process_group, setrlimit};
 use tokio::net::TcpStream;
 use tokio::process::{Child, Command};
 
@@ -144,7 +145,7 @@ impl App {
             // A group in the background that reads from a terminal is stopped by the kernel.
             command.stdin(Stdio::null());
         }
-        die_with_parent(&mut command);
+        prepare(&mut command);
         let child = command.spawn().map_err(failed)?;
         let pid = child.id().and_then(|pid| Pid::from_raw(pid.cast_signed()));
         let group = pid.ok_or_else(|| failed(io::Error::other("it has no process id")))?;
@@ -236,13 +237,18 @@ fn with_port(argument: &OsString, port: &str) -> OsString {
     }
 }
 
+/// It dies with us, and may open as many files as we were let: more than it expects may break it.
 #[expect(
     unsafe_code,
     reason = "what a child does between fork and exec can be said in no other way; app/tests.rs kills a parent"
 )]
-fn die_with_parent(command: &mut Command) {
+fn prepare(command: &mut Command) {
     let parent = rustix::process::getpid();
-    let prepare = move || {
+    let open_files = open_files_before();
+    let between = move || {
+        if let Some(limit) = open_files {
+            setrlimit(Resource::Nofile, limit)?;
+        }
         rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
         // The parent may have ended before that line.
         if rustix::process::getppid() == Some(parent) {
@@ -251,9 +257,9 @@ fn die_with_parent(command: &mut Command) {
             Err(io::ErrorKind::NotConnected.into())
         }
     };
-    // SAFETY: the closure makes two system calls and touches neither memory nor locks of the parent.
+    // SAFETY: the closure makes three system calls and touches neither memory nor locks of the parent.
     unsafe {
-        command.pre_exec(prepare);
+        command.pre_exec(between);
     }
 }
 

@@ -71,6 +71,7 @@ pub(crate) struct Arguments {
 pub(crate) fn run(arguments: Arguments) -> Outcome {
     let metrics = MetricsRegistry::new(arguments.common.max_metric_series);
     let log = init_logging(arguments.common.log_format, &arguments.common.log, &metrics)?;
+    arguments.traffic.warn_of_few_descriptors(arguments.common.worker_count());
     let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
     // Traffic has threads of its own: this runtime reads files and compiles.
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;

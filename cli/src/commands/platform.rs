@@ -18,6 +18,7 @@ use axum::middleware::{self, Next};
 use meshwork_api::identity::REGISTRY;
 use meshwork_api::{Client, ConfigClient, RegistryClient};
 use meshwork_base::{Clock, SystemClock};
+use meshwork_process::ports::{self, Bounds};
 use meshwork_process::{AdminState, Caller, CommonArgs, Drain, ListenArgs, Observed, Readiness, by_address};
 use meshwork_telemetry::{LogHandle, MetricsRegistry, init_logging, inventory};
 use tokio::net::TcpListener;
@@ -245,7 +246,7 @@ async fn serve_local(
     }
     let listener = bind(role, flag, address).await?;
     let routes = by_address(as_local(router));
-    Ok(tokio::spawn(async move { drop(axum::serve(listener, routes).await) }).abort_handle())
+    Ok(tokio::spawn(ports::serve(listener, routes, Bounds::api())).abort_handle())
 }
 
 async fn bind(role: &str, flag: &str, address: SocketAddr) -> Result<TcpListener, String> {

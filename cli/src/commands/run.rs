@@ -53,6 +53,7 @@ pub(crate) fn run(arguments: Arguments) -> Outcome {
     let Arguments { instance, api, sidecar: args, mut common } = arguments;
     let metrics = MetricsRegistry::new(common.max_metric_series);
     let log = init_logging(common.log_format, &common.log, &metrics)?;
+    args.traffic.warn_of_few_descriptors(common.worker_count());
     let (instance, _lock) = claim(&common.data_dir, &args, instance)?;
     let platform = std::mem::take(&mut common.data_dir);
     common.data_dir = folder(&platform, &args, &instance);

@@ -221,8 +221,8 @@ pub async fn answer<IO: AsyncRead + AsyncWrite + Unpin>(
     identity.check_own()?;
     let stream = hello.into_stream(Arc::clone(acceptor.config())).await;
     let stream = stream.map_err(|error| Refusal::of_io(&error))?;
-    let peer = peer_of(stream.get_ref().1.peer_certificates())?;
-    Ok((stream, peer.map_or(Shown::Nothing, |peer| identity.shown(peer))))
+    let shown = shown(identity, &stream)?;
+    Ok((stream, shown))
 }
 
 /// Both.
@@ -235,7 +235,14 @@ pub async fn accept<IO: AsyncRead + AsyncWrite + Unpin>(
     io: IO,
 ) -> Result<(tokio_rustls::server::TlsStream<IO>, Shown), Refusal> {
     identity.check_own()?;
-    answer(identity, acceptor, hello(io).await?).await
+    let stream = acceptor.accept(io).await.map_err(|error| Refusal::of_io(&error))?;
+    let shown = shown(identity, &stream)?;
+    Ok((stream, shown))
+}
+
+fn shown<IO>(identity: &Identity, stream: &tokio_rustls::server::TlsStream<IO>) -> Result<Shown, Refusal> {
+    let peer = peer_of(stream.get_ref().1.peer_certificates())?;
+    Ok(peer.map_or(Shown::Nothing, |peer| identity.shown(peer)))
 }
 
 /// Begins a handshake. In TLS 1.3 the server judges our SVID afterwards: that it refused comes with the first read,

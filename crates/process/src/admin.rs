@@ -15,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::giving_back::keep_small;
 use crate::local::by_address;
+use crate::ports::{self, Bounds};
 use crate::{Problem, Readiness};
 
 /// Where the three servers listen; port 0 takes a free one.
@@ -151,9 +152,9 @@ impl AdminServer {
             thread: None,
         };
         let readiness = state.readiness.clone();
-        let mut services = vec![(admin, by_address(admin_routes(state.clone(), extra)))];
-        services.extend(metrics.map(|l| (l, metrics_routes(state.clone()))));
-        services.extend(ready.map(|l| (l, health_routes(state))));
+        let mut services = vec![(admin, by_address(admin_routes(state.clone(), extra)), Bounds::api())];
+        services.extend(metrics.map(|l| (l, metrics_routes(state.clone()), Bounds::probes())));
+        services.extend(ready.map(|l| (l, health_routes(state), Bounds::probes())));
         let runtime =
             tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(AdminError::Thread)?;
         let thread = std::thread::Builder::new()
@@ -188,12 +189,12 @@ fn bind(what: &'static str, address: SocketAddr) -> Result<TcpListener, AdminErr
     bound.map_err(|source| AdminError::Bind { what, address, source })
 }
 
-async fn serve(services: Vec<(TcpListener, Router)>, readiness: Readiness, stop: CancellationToken) {
+async fn serve(services: Vec<(TcpListener, Router, Bounds)>, readiness: Readiness, stop: CancellationToken) {
     tokio::spawn(async move {
         readiness.wait().await;
         keep_small().await;
     });
-    for (listener, routes) in services {
+    for (listener, routes, bounds) in services {
         let listener = match tokio::net::TcpListener::from_std(listener) {
             Ok(listener) => listener,
             Err(error) => {
@@ -201,8 +202,7 @@ async fn serve(services: Vec<(TcpListener, Router)>, readiness: Readiness, stop:
                 continue;
             }
         };
-        // An accept error is retried inside; serving itself does not fail.
-        tokio::spawn(async move { drop(axum::serve(listener, routes).await) });
+        tokio::spawn(ports::serve(listener, routes, bounds));
     }
     // Open connections end with the runtime: nothing here outlives the process.
     stop.cancelled().await;

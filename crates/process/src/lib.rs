@@ -12,6 +12,7 @@
 pub mod admin;
 pub mod caller;
 pub mod cpus;
+pub mod descriptors;
 pub mod drain;
 mod giving_back;
 pub mod local;
@@ -19,6 +20,7 @@ pub mod local;
 mod machine;
 mod memory;
 pub mod observed;
+pub mod ports;
 pub mod problem;
 pub mod readiness;
 pub mod settings;

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use meshwork_decision::Locality;
 use meshwork_http1::Limits;
+use meshwork_process::descriptors::warn_of_few_descriptors;
 use meshwork_process::{MemoryMeter, memory_limit, parse_duration};
 
 use crate::connections::DownstreamTimeouts;
@@ -38,9 +39,9 @@ pub struct TrafficArgs {
     #[arg(long, value_name = "BYTES", env = "MESHWORK_MAX_CHUNK_EXTENSION_BYTES", default_value_t = Limits::default().chunk_ext, value_parser = bytes(0))]
     pub max_chunk_extension_bytes: u32,
 
-    /// Most connections of callers per worker; more are closed at once
-    #[arg(long, value_name = "COUNT", env = "MESHWORK_MAX_CONNECTIONS", default_value_t = 100_000, value_parser = clap::value_parser!(u32).range(1..))]
-    pub max_connections: u32,
+    /// Most connections of callers per worker; more are closed at once [default: 100000]
+    #[arg(long, value_name = "COUNT", env = "MESHWORK_MAX_CONNECTIONS", value_parser = clap::value_parser!(u32).range(1..))]
+    pub max_connections: Option<u32>,
 
     /// How long a TLS handshake or an HTTP/2 preface may take
     #[arg(long, value_name = "TIME", env = "MESHWORK_HANDSHAKE_TIMEOUT", default_value = "10s", value_parser = time)]
@@ -103,6 +104,7 @@ impl TrafficArgs {
     #[must_use]
     pub fn settings(&self) -> Settings {
         let (max_memory, memory) = self.memory();
+        let own = Settings::default();
         Settings {
             limits: Limits {
                 request_line: self.max_request_line_bytes,
@@ -130,9 +132,17 @@ impl TrafficArgs {
             },
             max_memory,
             memory,
-            max_connections: usize::try_from(self.max_connections).unwrap_or(usize::MAX),
-            ..Settings::default()
+            max_connections: self
+                .max_connections
+                .map_or(own.max_connections, |most| usize::try_from(most).unwrap_or(usize::MAX)),
+            ..own
         }
+    }
+
+    /// Says so in the log where fewer files may be open than the callers that were asked for need.
+    pub fn warn_of_few_descriptors(&self, workers: usize) {
+        let workers = u64::try_from(workers).unwrap_or(u64::MAX);
+        warn_of_few_descriptors(self.max_connections.map(|most| u64::from(most).saturating_mul(workers)));
     }
 
     /// How much there is, and what counts of it: whose limit it is says how it is counted.

@@ -1,6 +1,9 @@
 use std::io::{BufRead as _, BufReader};
 use std::os::unix::process::CommandExt as _;
 
+use meshwork_process::descriptors::raise_open_files;
+use rustix::process::{Rlimit, getrlimit};
+
 use super::*;
 
 fn sh(script: &str) -> Spec {
@@ -140,4 +143,18 @@ async fn an_application_does_not_outlive_a_sidecar_that_is_killed() {
     parent.kill().unwrap();
     parent.wait().unwrap();
     gone(pid).await;
+}
+
+#[tokio::test]
+async fn the_application_may_open_as_many_files_as_before_the_sidecar_took_more() {
+    let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
+    let soft = maximum.map_or(4096, |most| most - 1);
+    setrlimit(Resource::Nofile, Rlimit { current: Some(soft), maximum }).unwrap();
+    raise_open_files();
+    assert_eq!(getrlimit(Resource::Nofile).current, maximum);
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("limit");
+    let mut app = App::start(&sh(&format!("ulimit -Sn > {}", path.display()))).unwrap();
+    assert_eq!(written(&path).await, soft.to_string());
+    app.wait().await.unwrap();
 }

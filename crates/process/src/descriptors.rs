@@ -1,0 +1,112 @@
+//! Open files: a process that serves may have as many as the system lets it, and tells its callers when it has none
+//! left.
+
+use std::fs::File;
+use std::io;
+use std::sync::OnceLock;
+
+use rustix::io::Errno;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
+/// Descriptors of a process that are no callers': its log, stores, listeners, the threads' own.
+const OWN: u64 = 128;
+
+/// Connections for which descriptors must be there where nobody has said how many he wants.
+const USUAL: u64 = 2_000;
+
+static BEFORE: OnceLock<Rlimit> = OnceLock::new();
+
+/// Raises the soft limit of open files to the hard one, which is there for programs that wait by `select(2)`. What
+/// cannot be raised stays as it is.
+pub fn raise_open_files() {
+    let before = getrlimit(Resource::Nofile);
+    if before.current != before.maximum {
+        let raised = Rlimit { current: before.maximum, maximum: before.maximum };
+        if setrlimit(Resource::Nofile, raised).is_ok() {
+            BEFORE.get_or_init(|| before);
+        }
+    }
+}
+
+/// The limit that was before [`raise_open_files`], for a program that this process starts: it may wait by `select(2)`,
+/// or close every descriptor up to the limit.
+#[must_use]
+pub fn open_files_before() -> Option<Rlimit> {
+    BEFORE.get().cloned()
+}
+
+/// Says so in the log where the descriptors that there may be are fewer than the callers that were asked for need,
+/// each with one and one of the connection to who answers.
+pub fn warn_of_few_descriptors(connections: Option<u64>) {
+    let limit = getrlimit(Resource::Nofile).current;
+    if let Some(limit) = limit
+        && is_short(limit, connections)
+    {
+        let connections = connections.unwrap_or(USUAL);
+        tracing::warn!(
+            limit,
+            connections,
+            "fewer files may be open than so many callers need with their connections onwards; raise the hard limit (ulimit -Hn, LimitNOFILE=), or lower --max-connections"
+        );
+    }
+}
+
+fn is_short(limit: u64, connections: Option<u64>) -> bool {
+    limit < connections.unwrap_or(USUAL).saturating_mul(2).saturating_add(OWN)
+}
+
+/// Whether a connection was not accepted because there is no descriptor left, here or in the whole system.
+#[must_use]
+pub fn is_out_of_descriptors(error: &io::Error) -> bool {
+    matches!(Errno::from_io_error(error), Some(Errno::MFILE | Errno::NFILE))
+}
+
+/// A descriptor that is kept for when there is no other, so that who calls then can be accepted: to be told, or closed.
+#[derive(Debug)]
+pub struct Spare(Option<File>);
+
+impl Default for Spare {
+    fn default() -> Self {
+        let mut spare = Self(None);
+        spare.keep();
+        spare
+    }
+}
+
+impl Spare {
+    /// Lays one aside again; says whether there is one.
+    pub fn keep(&mut self) -> bool {
+        if self.0.is_none() {
+            self.0 = File::open("/dev/null").ok();
+        }
+        self.0.is_some()
+    }
+
+    /// Gives it back, for the very next thing that needs one; says whether there was one.
+    pub fn release(&mut self) -> bool {
+        self.0.take().is_some()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_asked_for_needs_two_descriptors_each() {
+        assert!(is_short(1024, None));
+        assert!(!is_short(20_000, None));
+        assert!(is_short(20_000, Some(10_000)));
+        assert!(!is_short(20_128, Some(10_000)));
+        assert!(is_short(20_000, Some(u64::MAX)));
+    }
+
+    #[test]
+    fn a_spare_descriptor_is_given_once_until_another_is_laid_aside() {
+        let mut spare = Spare::default();
+        assert!(spare.release());
+        assert!(!spare.release());
+        assert!(spare.keep() && spare.keep());
+        assert!(spare.release());
+    }
+}
