@@ -17,22 +17,51 @@
 //! Other text protocols look alike where nobody has declared them: RTSP, ICAP, Redis' inline commands. Theirs is a port that
 //! declares `tcp`. Servers that take any line for a request (JDK's, uWSGI) cannot be known by it: see `watch.rs` for what remains.
 
-/// No server reads a longer line (Go's takes 1 MiB of head). What is skipped before it has no end with some of them.
+/// Few servers read a longer line (Go's takes 1 MiB of head), and nothing else has one that begins with two words. A first word, and
+/// what is skipped before it, have no end with some of them.
 const LONGEST: usize = 1 << 21;
 /// Of a word so much is kept; longer ones are none that is looked for.
-const KEPT: usize = 8;
+const KEPT: usize = 12;
 /// What the second version of the PROXY protocol begins with, before a word that is `QUIT`.
 const SIGNATURE: &[u8; 7] = b"\r\n\r\n\0\r\n";
 /// What is a request with one word behind it, to a server that knows HTTP/0.9 or looks for no version.
 const COMMON: [&[u8]; 9] =
     [b"GET", b"HEAD", b"POST", b"PUT", b"DELETE", b"OPTIONS", b"TRACE", b"CONNECT", b"PATCH"];
+/// So are these where the word is a path: what else `llhttp` knows.
+const LESS_COMMON: [&[u8]; 25] = [
+    b"ACL",
+    b"BIND",
+    b"CHECKOUT",
+    b"COPY",
+    b"LINK",
+    b"LOCK",
+    b"M-SEARCH",
+    b"MERGE",
+    b"MKACTIVITY",
+    b"MKCALENDAR",
+    b"MKCOL",
+    b"MOVE",
+    b"NOTIFY",
+    b"PROPFIND",
+    b"PROPPATCH",
+    b"PURGE",
+    b"QUERY",
+    b"REBIND",
+    b"REPORT",
+    b"SEARCH",
+    b"SOURCE",
+    b"SUBSCRIBE",
+    b"UNBIND",
+    b"UNLINK",
+    b"UNLOCK",
+];
 /// The protocols whose version makes a request of any line; `llhttp` knows these.
 const PROTOCOLS: [&[u8]; 3] = [b"HTTP/", b"RTSP/", b"ICE/"];
 
 /// Which bytes part words.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum White {
-    /// The space alone.
+    /// The space alone; a CR is nothing (busybox).
     Space,
     /// Those of ASCII. Other control bytes are of a word, also where it is the first.
     Narrow,
@@ -182,7 +211,7 @@ impl FirstLine {
     }
 
     fn before(&mut self, byte: u8) {
-        let is_white = self.white.has(byte);
+        let is_white = self.white.has(byte) || byte == b'\r';
         let is_of_signature = byte == SIGNATURE.get(self.lead).copied().unwrap_or(b'\n');
         let is_skipped = is_of_signature || self.white == White::Wide && is_control(byte);
         if byte == b'\n' || is_white || is_skipped {
@@ -197,6 +226,9 @@ impl FirstLine {
     }
 
     fn of_method(&mut self, byte: u8) {
+        if self.is_nothing(byte) {
+            return;
+        }
         if byte == b'\n' {
             let is_signature = self.lead == SIGNATURE.len() && self.lead_ends == *SIGNATURE;
             self.stage = match is_signature && self.line.method.is(b"QUIT") && !self.announced {
@@ -208,14 +240,21 @@ impl FirstLine {
             self.line.ends_in_cr = byte == b'\r';
         } else {
             self.line.method.add(byte);
-            if self.line.method.length > LONGEST {
-                self.stage = Stage::Over;
-            }
         }
+    }
+
+    /// A CR, where it is.
+    fn is_nothing(&mut self, byte: u8) -> bool {
+        let is_nothing = self.white == White::Space && byte == b'\r';
+        self.line.ends_in_cr |= is_nothing;
+        is_nothing
     }
 
     /// Behind the method and white space.
     fn behind(&mut self, byte: u8) -> bool {
+        if self.is_nothing(byte) {
+            return false;
+        }
         let line = &mut self.line;
         line.length += 1;
         if byte == b'\n' {
@@ -231,10 +270,8 @@ impl FirstLine {
                 return true;
             }
         }
-        if line.length > LONGEST {
-            self.stage = Stage::Over;
-        }
-        false
+        // Some servers read on, and nobody knows what it ends with.
+        line.length > LONGEST
     }
 
     fn ends_line(&mut self) -> bool {
@@ -296,7 +333,9 @@ impl Line {
         let says_version = self.has_version
             || self.is_path
                 && (self.last.begins_a_version() || self.words == 2 && self.version == Version::Minor);
-        says_version || !versioned && self.words == 1 && self.method.is_common()
+        let may_say_none = self.method.is_common()
+            || self.is_path && LESS_COMMON.iter().any(|method| self.method.is(method));
+        says_version || !versioned && self.words == 1 && may_say_none
     }
 }
 
@@ -325,7 +364,8 @@ impl Word {
 }
 
 impl White {
-    fn has(self, byte: u8) -> bool {
+    /// Whether it parts words.
+    pub(super) fn has(self, byte: u8) -> bool {
         match byte {
             b' ' => true,
             b'\t' | 0x0b | 0x0c | b'\r' => self != Self::Space,

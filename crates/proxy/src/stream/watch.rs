@@ -13,8 +13,9 @@
 //! may begin with the field that tells who calls: nobody is anybody else by it.
 //!
 //! *The answer* of an application decides. HTTP's says that it was a request after all, and goes nowhere. Behind any other the
-//! connection never becomes one of HTTP: a response without a status line (HTTP/0.9) lasts until its end. So whoever speaks
-//! first, as mail and MySQL do, or has answered, as a database has, is looked at no more, whatever is stored in it.
+//! connection never becomes one of HTTP, where nothing was asked that could be a request: a line of two words. Some servers begin
+//! their answer with what the caller wrote. So whoever speaks first, as mail and MySQL do, or has answered such a thing, as databases
+//! do, is looked at no more, whatever is stored in it.
 
 use super::first_line::{FirstLine, White};
 
@@ -23,6 +24,8 @@ use super::first_line::{FirstLine, White};
 const NAME: [&[u8]; 4] = [b"x", b"forwarded", b"client", b"cert"];
 /// What a response of HTTP/1 begins with.
 const STATUS_LINE: &[u8] = b"HTTP/";
+/// Of an answer so much is looked at: no protocol has a longer name.
+const LONGEST: usize = 24;
 /// A frame's head of HTTP/2 has so many bytes.
 const FRAME: usize = 9;
 
@@ -32,6 +35,7 @@ pub(super) struct Watch {
     /// As servers part words, each in its way.
     lines: [FirstLine; 3],
     field: Field,
+    asked: Asked,
     answer: Answer,
 }
 
@@ -40,13 +44,18 @@ impl Watch {
         Self {
             lines: [White::Space, White::Narrow, White::Wide].map(FirstLine::new),
             field: Field::default(),
+            asked: Asked::Nothing,
             answer: Answer::default(),
         }
     }
 
     /// Looks at the caller's next bytes; true: with them it is HTTP.
     pub(super) fn shows_http(&mut self, bytes: &[u8]) -> bool {
-        self.is_http(|line| line.shows_http(bytes), |field| field.is_in(bytes))
+        let is_http = self.is_http(|line| line.shows_http(bytes), |field| field.is_in(bytes));
+        if self.answer.told == Told::Unclear {
+            self.asked.goes_on(bytes);
+        }
+        is_http
     }
 
     /// The caller says no more; true: servers take what is there for a request, as if its line had ended.
@@ -59,7 +68,12 @@ impl Watch {
         by_line: impl FnMut(&mut FirstLine) -> bool,
         by_field: impl FnOnce(&mut Field) -> bool,
     ) -> bool {
-        if self.answer.told != Told::Unclear {
+        let is_over = match self.answer.told {
+            Told::Unclear => false,
+            Told::Http => true,
+            Told::Other => self.asked != Asked::Line,
+        };
+        if is_over {
             return false;
         }
         let is_http = self.lines.iter_mut().any(by_line) || by_field(&mut self.field);
@@ -82,10 +96,34 @@ impl Watch {
     }
 }
 
+/// What the caller has said before the application.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Asked {
+    Nothing,
+    /// White space stands in the line that has begun.
+    Words,
+    /// A line that could be a request to somebody.
+    Line,
+}
+
+impl Asked {
+    fn goes_on(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            *self = match (*self, byte) {
+                (Self::Line, _) => return,
+                (Self::Words, b'\n') => Self::Line,
+                (Self::Nothing, b'\n' | b'\r') => Self::Nothing,
+                (Self::Nothing, byte) if White::Wide.has(*byte) => Self::Words,
+                (asked, _) => asked,
+            };
+        }
+    }
+}
+
 /// What the application's first bytes say.
 #[derive(Clone, Copy, Debug, Default)]
 struct Answer {
-    first: [u8; FRAME],
+    first: [u8; LONGEST],
     length: usize,
     told: Told,
 }
@@ -101,7 +139,7 @@ enum Told {
 
 impl Answer {
     fn goes_on(&mut self, bytes: &[u8]) {
-        if self.told != Told::Unclear || self.length == FRAME {
+        if self.told != Told::Unclear || self.length == LONGEST {
             return;
         }
         for byte in bytes {
@@ -122,29 +160,49 @@ impl Answer {
         if first.starts_with(STATUS_LINE) {
             return Told::Http;
         }
-        // SETTINGS or GOAWAY of the whole connection: who says so must go on to be watched.
-        const KINDS: [u8; 2] = [4, 7];
-        let is_frame = |at: usize, byte: u8| match at {
-            0..3 => true,
-            3 => KINDS.contains(&byte),
-            _ => byte == 0,
-        };
-        let may_be =
-            STATUS_LINE.starts_with(first) || first.iter().enumerate().all(|(at, byte)| is_frame(at, *byte));
-        if may_be { Told::Unclear } else { Told::Other }
+        match is_status_line(first) {
+            Some(true) => Told::Http,
+            None if self.length < LONGEST => Told::Unclear,
+            _ if is_frame(first) => Told::Unclear,
+            _ => Told::Other,
+        }
     }
 }
 
-/// Looks for a line that begins with the name of the field that says who calls, and `:`.
+/// Whether this begins like `HTTP/1.1 `, whatever the protocol: some servers answer with the one that they were asked by. `None`:
+/// it may yet.
+fn is_status_line(first: &[u8]) -> Option<bool> {
+    let name = first.iter().take_while(|byte| byte.is_ascii_alphanumeric()).count();
+    let version = &first[name..];
+    let shape: [fn(&u8) -> bool; 5] =
+        [|b| *b == b'/', u8::is_ascii_digit, |b| *b == b'.', u8::is_ascii_digit, |b| *b == b' '];
+    match version.iter().zip(&shape).all(|(byte, fits)| fits(byte)) && (name > 0 || version.is_empty()) {
+        true if version.len() < shape.len() => None,
+        fits => Some(fits),
+    }
+}
+
+/// SETTINGS or GOAWAY of a whole connection of HTTP/2: who says so must go on to be watched.
+fn is_frame(first: &[u8]) -> bool {
+    const KINDS: [u8; 2] = [4, 7];
+    first.iter().take(FRAME).enumerate().all(|(at, byte)| match at {
+        1 | 2 => true,
+        3 => KINDS.contains(byte),
+        _ => *byte == 0,
+    })
+}
+
+/// Looks for a line that begins with the name of the field that says who calls, and `:`. What is no character may stand before
+/// either, as for some servers, and a CR may end a line or be nothing.
 #[derive(Clone, Copy, Debug, Default)]
 enum Field {
     /// A line begins; blanks may.
     #[default]
     Begin,
-    /// So many letters of this word of the name were there.
-    Name { word: usize, letters: usize },
+    /// So many letters of this word of the name were there, and then perhaps a CR.
+    Name { word: usize, letters: usize, is_cut: bool },
     /// The name was there; blanks may follow.
-    End,
+    End { is_cut: bool },
     /// In a line that is another.
     Line,
 }
@@ -154,12 +212,14 @@ impl Field {
         while let Some((&byte, rest)) = bytes.split_first() {
             bytes = rest;
             *self = match (*self, byte) {
-                (_, b'\r' | b'\n') => Self::Begin,
-                (Self::End, b':') => return true,
-                (Self::Begin | Self::End, b' ' | b'\t') => *self,
-                (Self::Begin, _) => Self::Name { word: 0, letters: 0 }.and(byte),
-                (Self::Name { .. }, _) => self.and(byte),
-                (Self::End | Self::Line, _) => Self::Line,
+                (_, b'\n') | (Self::Begin | Self::Line, b'\r') => Self::Begin,
+                (Self::Name { word, letters, .. }, b'\r') => Self::Name { word, letters, is_cut: true },
+                (Self::End { .. }, b'\r') => Self::End { is_cut: true },
+                (Self::End { .. }, b':') => return true,
+                (Self::Begin | Self::End { .. }, _) if is_blank(byte) => *self,
+                (Self::Begin | Self::End { is_cut: true }, _) => Self::begins(byte),
+                (Self::Name { word, letters, is_cut }, _) => Self::goes_on((word, letters), is_cut, byte),
+                (Self::End { .. } | Self::Line, _) => Self::Line,
             };
             if let Self::Line = self {
                 let Some(end) = memchr::memchr2(b'\r', b'\n', bytes) else { return false };
@@ -169,20 +229,30 @@ impl Field {
         false
     }
 
+    fn begins(byte: u8) -> Self {
+        Self::goes_on((0, 0), false, byte)
+    }
+
     /// With the next byte of a name.
-    fn and(self, byte: u8) -> Self {
-        let Self::Name { word, letters } = self else { return self };
+    fn goes_on((word, letters): (usize, usize), is_cut: bool, byte: u8) -> Self {
         match NAME[word].get(letters) {
             Some(letter) if byte.eq_ignore_ascii_case(letter) => {
                 match word + 1 == NAME.len() && letters + 1 == NAME[word].len() {
-                    true => Self::End,
-                    false => Self::Name { word, letters: letters + 1 },
+                    true => Self::End { is_cut: false },
+                    false => Self::Name { word, letters: letters + 1, is_cut: false },
                 }
             }
-            None if !byte.is_ascii_alphanumeric() => Self::Name { word: word + 1, letters: 0 },
+            None if !byte.is_ascii_alphanumeric() => Self::Name { word: word + 1, letters: 0, is_cut: false },
+            _ if is_cut && is_blank(byte) => Self::Begin,
+            _ if is_cut => Self::begins(byte),
             _ => Self::Line,
         }
     }
+}
+
+/// What is no character of ASCII.
+const fn is_blank(byte: u8) -> bool {
+    !byte.is_ascii_graphic()
 }
 
 #[cfg(test)]
