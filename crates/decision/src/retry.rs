@@ -8,7 +8,8 @@
 //! the upstream says it did not process; a gRPC call that ends with a code which the policy names, before anything of its
 //! response was passed on: gRPC knows no methods but `POST`, and whoever names a code says that calls which end with it
 //! may be made again (gRFC A6). Any other `POST` that was sent and answered 503 was perhaps processed, and is not
-//! repeated. A request whose body is gone (`replayable` false) is never repeated once some of it was sent.
+//! repeated. A request whose body is gone (`replayable` false) is never repeated: whoever refuses its stream may have read
+//! what nobody else has any more.
 //!
 //! *How often.* At most `attempts` after the first, within the request's deadline, within the service's budget over ten
 //! seconds and its limit of retries under way; budget and limit are process-wide, and there is no retry without a budget.
@@ -516,7 +517,7 @@ fn repeatable(failure: AttemptFailure, facts: &RequestFacts, now: Tick) -> Resul
     if !(facts.idempotent || !facts.sent || whatever_the_method) {
         return Err(StopReason::NotRepeatable);
     }
-    if facts.sent && !facts.replayable {
+    if !facts.replayable {
         return Err(StopReason::NotReplayable);
     }
     if facts.deadline.is_some_and(|d| d <= now) {

@@ -432,6 +432,39 @@ async fn who_refuses_streams_is_there_and_is_not_waited_for() {
     assert_eq!(asked.load(Ordering::SeqCst), 1 + 3, "it is not waited for");
 }
 
+/// It has read more than is kept of a body, and then says that it has not begun.
+#[tokio::test]
+async fn a_body_that_is_gone_is_not_sent_again_because_its_stream_was_refused() {
+    const LENGTH: usize = 100 * 1024;
+    let asked = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&asked);
+    let up = h2_upstream(usize::MAX, move |_, request, mut respond| {
+        counted.fetch_add(1, Ordering::SeqCst);
+        async move {
+            let read = collect_body(request.into_body()).await;
+            assert!(read.is_ok_and(|(body, _)| body.len() == LENGTH), "it gets the whole body or none");
+            respond.send_reset(h2::Reason::REFUSED_STREAM);
+        }
+    })
+    .await;
+    let refused = v1::Retry {
+        attempts: Some(2),
+        on: Some(v1::retry::On { refused: true, ..Default::default() }),
+        ..support::bare_retry()
+    };
+    for retry in [None, Some(refused)] {
+        let (mut harness, address) = gateway(AppProtocol::Http2, up.address).await;
+        let policy = v1::TrafficPolicy { retry, ..Default::default() };
+        harness.change([support::policy::traffic(policy)]).await;
+        let head =
+            format!("PUT / HTTP/1.1\r\nHost: a\r\nConnection: close\r\nContent-Length: {LENGTH}\r\n\r\n");
+        let answer = exchange(address, (head + &"x".repeat(LENGTH)).as_bytes()).await;
+        assert!(answer.ends_with("upstream_refused\n"), "{answer}");
+        assert!(harness.lines(1).await[0].contains("\"attempts\":1"));
+    }
+    assert_eq!(asked.load(Ordering::SeqCst), 2);
+}
+
 #[tokio::test]
 async fn an_upstream_s_goodbye_costs_no_request() {
     let up = h2_upstream(3, |_, _, respond| async move { answer(respond, b"ok") }).await;

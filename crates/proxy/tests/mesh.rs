@@ -629,6 +629,42 @@ async fn the_caller_of_an_application_that_breaks_off_repeats_what_may_be_done_t
     assert_eq!(app.connections.load(Ordering::SeqCst), 1);
 }
 
+/// An application that answers what is asked with GET, and closes its connection when it has all of anything else.
+#[tokio::test]
+async fn a_stale_connection_to_the_application_lets_nothing_be_done_twice_that_may_not_be() {
+    const LENGTH: usize = 64 * 1024 + 1;
+    let asked = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&asked);
+    let app = upstream(move |got| {
+        if got.starts_with(b"GET") {
+            return is_head(got).then(|| OK.to_vec());
+        }
+        got.ends_with(b"the end").then(|| {
+            counted.fetch_add(1, Ordering::SeqCst);
+            Vec::new()
+        })
+    })
+    .await;
+    let pair = Pair::start(app.address, AppProtocol::Http1).await;
+    let of = |method: &str, body: String| {
+        format!(
+            "{method} / HTTP/1.1\r\nHost: reviews\r\nConnection: close\r\nContent-Length: {}\r\n\r\n{body}",
+            body.len()
+        )
+    };
+    // What is not idempotent; and of what is, more than is kept.
+    let requests = [of("POST", "the end".into()), of("PUT", "x".repeat(LENGTH) + "the end")];
+    for (request, lines) in requests.into_iter().zip([2, 4]) {
+        assert!(exchange(pair.proxy, GET).await.starts_with("HTTP/1.1 200"), "a connection is kept");
+        let before = asked.load(Ordering::SeqCst);
+        let answer = exchange(pair.proxy, request.as_bytes()).await;
+        assert!(answer.starts_with("HTTP/1.1 503"), "{answer}");
+        assert_eq!(asked.load(Ordering::SeqCst), before + 1);
+        let line = pair.inbound.lines(lines).await.remove(lines - 1);
+        assert!(line.contains("\"upstream_closed\"") && line.contains("\"attempts\":1"), "{line}");
+    }
+}
+
 /// Answers one request, and dies of the next one.
 async fn dying() -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -647,6 +683,24 @@ async fn dying() -> SocketAddr {
         drop((listener, tcp));
     });
     address
+}
+
+#[tokio::test]
+async fn what_the_caller_repeats_is_neither_repeated_nor_waited_for_without_a_policy() {
+    let repeat = b"GET / HTTP/1.1\r\nHost: reviews\r\nX-Envoy-Attempt-Count: 2\r\nConnection: close\r\n\r\n";
+    let app = breaking(1).await;
+    let pair = Pair::start(app.address, AppProtocol::Http1).await;
+    assert!(exchange(pair.proxy, repeat).await.starts_with("HTTP/1.1 503"));
+    assert!(pair.outbound.lines(1).await[0].contains("\"attempts\":1"));
+    assert!(exchange(pair.proxy, repeat).await.starts_with("HTTP/1.1 200"));
+    // Of an application that was there and is not, the same.
+    let pair = Pair::start(dying().await, AppProtocol::Http1).await;
+    assert!(exchange(pair.proxy, GET).await.ends_with("hello"));
+    assert!(exchange(pair.proxy, repeat).await.starts_with("HTTP/1.1 503"));
+    let gone = exchange(pair.proxy, repeat).await;
+    assert!(gone.ends_with("upstream_refused\n"), "{gone}");
+    let lines = pair.outbound.lines(3).await;
+    assert!(lines.iter().all(|line| line.contains("\"attempts\":1")), "{lines:?}");
 }
 
 #[tokio::test]

@@ -2,6 +2,8 @@
 
 #![expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
+#[path = "retries/bounds.rs"]
+mod bounds;
 #[path = "retries/stale.rs"]
 mod stale;
 mod support;

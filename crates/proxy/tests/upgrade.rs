@@ -13,7 +13,7 @@ use h2::{RecvStream, SendStream};
 use http::{Method, Request, Response};
 use meshwork_messages::v1::service_port::AppProtocol;
 use meshwork_proxy::Settings;
-use support::h2::{answer, collect, h2_upstream_with};
+use support::h2::{answer, collect, collect_body, h2_upstream_with};
 use support::mesh::Pair;
 use support::{Harness, exchange, is_head, read_until, rule, upstream};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -235,6 +235,76 @@ async fn an_extended_connect_reaches_an_http1_application() {
     assert_eq!(response.status(), 502, "the application has not understood the handshake");
     let (response, _) = connect(address, "connect-udp", "/").await;
     assert_eq!(response.status(), 501);
+}
+
+#[tokio::test]
+async fn a_break_is_told_as_that_of_the_side_that_broke_and_is_no_end_of_a_stream() {
+    let (app, mut told) = app().await;
+    let (harness, address) = gateway(AppProtocol::Http1, app).await;
+    let (response, mut send) = connect(address, "websocket", "/reset").await;
+    send.send_data(Bytes::from_static(b"x"), false).unwrap();
+    let ended = collect_body(response.into_body()).await;
+    assert!(ended.is_err_and(|error| error.is_reset()), "never a clean end");
+    let line = harness.lines(1).await.remove(0);
+    assert!(line.contains("\"upstream_reset\""), "{line}");
+    for _ in 0..2 {
+        told.recv().await.unwrap();
+    }
+    let (tcp, _) = open(address, "/").await;
+    told.recv().await.unwrap();
+    socket2::SockRef::from(&tcp).set_linger(Some(std::time::Duration::ZERO)).unwrap();
+    drop(tcp);
+    let line = harness.lines(2).await.remove(1);
+    assert!(line.contains("\"downstream_reset\"") || line.contains("\"downstream_closed\""), "{line}");
+}
+
+/// The other side goes on, and hears of it.
+#[tokio::test]
+async fn a_stream_can_be_broken_behind_its_last_word() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let app = listener.local_addr().unwrap();
+    let (tell, mut told) = mpsc::channel(1);
+    tokio::spawn(async move {
+        let (mut tcp, _) = listener.accept().await.unwrap();
+        let head = read_until(&mut tcp, "\r\n\r\n").await;
+        let key = head.lines().find_map(|line| line.strip_prefix("sec-websocket-key: ")).unwrap();
+        let agreed = format!(
+            "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
+             Sec-WebSocket-Accept: {}\r\n\r\n",
+            accept_of(key)
+        );
+        tcp.write_all(agreed.as_bytes()).await.unwrap();
+        assert_eq!(tcp.read_to_end(&mut Vec::new()).await.unwrap(), 0);
+        tell.send(tcp).await.unwrap();
+    });
+    let (harness, address) = gateway(AppProtocol::Http1, app).await;
+    let (_response, mut send) = connect(address, "websocket", "/").await;
+    send.send_data(Bytes::new(), true).unwrap();
+    let _open = told.recv().await.unwrap();
+    send.send_reset(h2::Reason::CANCEL);
+    let line = harness.lines(1).await.remove(0);
+    // With its last stream the connection may end, too, which is seen as well.
+    assert!(line.contains("\"downstream_reset\"") || line.contains("\"downstream_closed\""), "{line}");
+
+    let up = h2_upstream_with(
+        h2::server::Builder::enable_connect_protocol,
+        usize::MAX,
+        |_, request, mut respond| async move {
+            let mut send = respond.send_response(Response::new(()), false).unwrap();
+            send.send_data(Bytes::from_static(b"end"), true).unwrap();
+            let mut body: RecvStream = request.into_body();
+            assert_eq!(body.data().await.unwrap().unwrap(), "go on");
+            send.send_reset(h2::Reason::CANCEL);
+        },
+    )
+    .await;
+    let (harness, address) = gateway(AppProtocol::Http2, up.address).await;
+    let (response, mut send) = connect(address, "websocket", "/").await;
+    let mut body = response.into_body();
+    assert_eq!(body.data().await.unwrap().unwrap(), "end");
+    send.send_data(Bytes::from_static(b"go on"), false).unwrap();
+    let line = harness.lines(1).await.remove(0);
+    assert!(line.contains("\"upstream_reset\"") || line.contains("\"upstream_closed\""), "{line}");
 }
 
 #[tokio::test]

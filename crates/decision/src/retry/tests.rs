@@ -127,7 +127,8 @@ fn repeats_only_what_may_be_repeated() {
     assert_eq!(after(policy(), Reset, &gone), Err(StopReason::NotReplayable));
     let gone_call = RequestFacts { replayable: false, ..POST };
     assert_eq!(after(policy(), AttemptFailure::Grpc(14), &gone_call), Err(StopReason::NotReplayable));
-    assert_eq!(after(policy(), Connect, &RequestFacts { sent: false, ..gone }), Ok(()));
+    let refused = RequestFacts { sent: false, ..gone };
+    assert_eq!(after(policy(), Refused, &refused), Err(StopReason::NotReplayable), "it has read a part");
     assert_eq!(after(policy(), Reset, &RequestFacts { nested: true, ..GET }), Err(StopReason::Nested));
     assert!(
         is_idempotent("PUT") && is_idempotent("GET") && !is_idempotent("POST") && !is_idempotent("PATCH")

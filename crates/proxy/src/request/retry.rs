@@ -150,8 +150,10 @@ impl<'a> Repeats<'a> {
         let Some(kind) = kind(&failure) else { return Err(failure) };
         facts.sent = failure.retry != Retry::NothingSent;
         let Some((cluster, policy)) = self.service else { return self.of_app(failure, &facts) };
-        // Whoever is there and will not have us is not waited for.
-        let is_away = kind != AttemptFailure::InLine && is_away(failure.cause, cluster, of.endpoint);
+        // Whoever is there and will not have us is not waited for; nor does what cannot be sent again wait.
+        let is_away = facts.replayable
+            && kind != AttemptFailure::InLine
+            && is_away(failure.cause, cluster, of.endpoint);
         if is_away {
             self.unreached.extend(of.endpoint);
             // With nobody left to try, trying again is no retry but waiting.
@@ -235,7 +237,7 @@ impl<'a> Repeats<'a> {
         policy: Option<&Arc<RetryPolicy>>,
         facts: &RequestFacts,
     ) -> Option<Again> {
-        if !facts.replayable || facts.nested || policy.is_some_and(|policy| policy.attempts == 0) {
+        if facts.nested || policy.is_some_and(|policy| policy.attempts == 0) {
             return None;
         }
         let worker = &self.conn.worker;
@@ -248,7 +250,8 @@ impl<'a> Repeats<'a> {
     }
 
     /// Without a policy that names it, or a budget for it: what no endpoint has seen is tried elsewhere, unless a policy wants
-    /// no retries at all; and where there is no policy, what may be done twice is, once, when its connection broke before an answer.
+    /// no retries at all; and where there is no policy, what may be done twice is, once, when its connection broke before an
+    /// answer. Whether it may, and whether its body is still there, was asked before.
     fn may_go_elsewhere(
         &mut self,
         cluster: &Arc<Cluster>,
@@ -256,7 +259,7 @@ impl<'a> Repeats<'a> {
         kind: AttemptFailure,
         facts: &RequestFacts,
     ) -> bool {
-        if !facts.replayable || facts.nested {
+        if facts.nested {
             return false;
         }
         match kind {
@@ -268,9 +271,7 @@ impl<'a> Repeats<'a> {
                 may
             }
             // What perhaps began is work for somebody; what nobody has seen is none.
-            AttemptFailure::Reset | AttemptFailure::StaleConnection
-                if policy.is_none() && facts.idempotent =>
-            {
+            AttemptFailure::Reset | AttemptFailure::StaleConnection if policy.is_none() => {
                 let now = self.conn.worker.now();
                 let may =
                     u32::from(self.reset) < RESET_RETRIES && self.state(cluster, policy).may_repeat(now);
