@@ -1,6 +1,6 @@
 //! Whoever reads the process log has stopped reading.
 
-use std::io::Read as _;
+use std::io::{BufRead as _, BufReader};
 use std::net::SocketAddr;
 
 use serde_json::Value;
@@ -8,6 +8,8 @@ use serde_json::Value;
 use crate::support::process::{HTTP, METRICS};
 use crate::support::unread::{file, unread};
 use crate::support::{Gateway, Upstream, exchange, get, until, yaml};
+
+const MISSING: &str = "lines are missing here";
 
 /// `/broken` leads to one service, everything else to another.
 fn resources(web: SocketAddr, broken: SocketAddr) -> String {
@@ -73,7 +75,7 @@ fn a_gateway_starts_serves_is_changed_and_ends_though_nobody_reads_what_it_says(
 #[test]
 fn what_nobody_reads_is_dropped_and_counted_and_whoever_reads_again_gets_whole_lines_and_is_told() {
     let web = Upstream::start("web");
-    let (mut reader, writer) = unread();
+    let (reader, writer) = unread();
     let files = [("all.yaml", &*resources(web.address, web.address)), ("audit.yaml", AUDIT)];
     let mut gateway = Gateway::spawn_saying(&files, &["--log-format", "json"], file(&writer));
     drop(writer);
@@ -85,9 +87,23 @@ fn what_nobody_reads_is_dropped_and_counted_and_whoever_reads_again_gets_whole_l
         let of = |line: &str| line.strip_prefix("meshwork_log_dropped_total ")?.parse::<u64>().ok();
         metrics.lines().find_map(of).filter(|lines| *lines > 0)
     });
+    let (told, is_told) = std::sync::mpsc::channel();
     let reading = std::thread::spawn(move || {
         let mut text = String::new();
-        reader.read_to_string(&mut text).map(|_| text)
+        for line in BufReader::new(reader).lines() {
+            let line = line?;
+            if line.contains(MISSING) {
+                let _ = told.send(());
+            }
+            text.push_str(&line);
+            text.push('\n');
+        }
+        std::io::Result::Ok(text)
+    });
+    // What is said while nobody has read yet may be dropped too.
+    until("it is said that lines are missing", || {
+        assert_eq!(call(&gateway, "/", 200), 200);
+        is_told.try_recv().ok()
     });
     gateway.signal("TERM");
     assert!(gateway.ended().success());
@@ -98,7 +114,7 @@ fn what_nobody_reads_is_dropped_and_counted_and_whoever_reads_again_gets_whole_l
         .map(|line| serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}")))
         .collect();
     let missing = |line: &Value| {
-        let told = line["message"].as_str()?.contains("lines are missing here");
+        let told = line["message"].as_str()?.contains(MISSING);
         told.then(|| line["lines"].as_u64()).flatten()
     };
     assert!(lines.iter().filter_map(missing).sum::<u64>() >= dropped, "{dropped}");
