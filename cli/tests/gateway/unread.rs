@@ -87,13 +87,13 @@ fn what_nobody_reads_is_dropped_and_counted_and_whoever_reads_again_gets_whole_l
         let of = |line: &str| line.strip_prefix("meshwork_log_dropped_total ")?.parse::<u64>().ok();
         metrics.lines().find_map(of).filter(|lines| *lines > 0)
     });
-    let (told, is_told) = std::sync::mpsc::channel();
+    let (told, is_told) = std::sync::mpsc::sync_channel(8);
     let reading = std::thread::spawn(move || {
         let mut text = String::new();
         for line in BufReader::new(reader).lines() {
             let line = line?;
             if line.contains(MISSING) {
-                let _ = told.send(());
+                let _ = told.try_send(());
             }
             text.push_str(&line);
             text.push('\n');
