@@ -19,6 +19,7 @@ use std::time::{Duration, SystemTime};
 
 use meshwork_base::{ContentHash, Tick, pack};
 use meshwork_resources::{FileName, limits};
+use rustix::fs::{Mode, OFlags};
 
 pub use watch::follow;
 
@@ -110,6 +111,8 @@ pub struct Folder {
     /// Some file is reached by a link: what happens to one name may then change others.
     linked: bool,
     packed: usize,
+    /// How a file's bytes are read; tests wait in it.
+    read: fn(&Path) -> io::Result<Vec<u8>>,
 }
 
 /// What a walk found.
@@ -137,12 +140,15 @@ impl Folder {
     pub fn open(root: impl Into<PathBuf>) -> Result<Self, FolderError> {
         let root = root.into();
         let readable = fs::metadata(&root).and_then(|meta| match meta.is_dir() {
-            true => fs::read_dir(&root).map(drop),
-            false => fs::File::open(&root).map(drop),
+            true => fs::read_dir(&root).map(|_| true),
+            // Not a pipe, of which whoever opens it twice reads nothing.
+            false if meta.is_file() => fs::File::open(&root).map(|_| false),
+            false => Ok(false),
         });
-        if let Err(source) = readable {
-            return Err(FolderError { path: root, source });
-        }
+        let is_folder = match readable {
+            Ok(is_folder) => is_folder,
+            Err(source) => return Err(FolderError { path: root, source }),
+        };
         Ok(Self {
             root,
             prefix: String::new(),
@@ -155,6 +161,7 @@ impl Folder {
             walked: BTreeMap::new(),
             linked: false,
             packed: 0,
+            read: if is_folder { read_file } else { read },
         })
     }
 
@@ -415,7 +422,7 @@ impl Folder {
             return;
         }
         let read = match &stamp {
-            Ok(_) => read(&real),
+            Ok(_) => (self.read)(&real),
             Err(error) => Err(io::Error::new(error.kind(), error.to_string())),
         };
         if read.as_ref().is_ok_and(Vec::is_empty)
@@ -448,10 +455,25 @@ fn real_name(path: &Path) -> PathBuf {
     directory.zip(path.file_name()).map_or_else(|| path.to_owned(), |(directory, name)| directory.join(name))
 }
 
-/// One byte more than a file may have tells that it has too many.
+/// What a user names may be a pipe, as shells make them of a command.
 fn read(path: &Path) -> io::Result<Vec<u8>> {
+    read_all(fs::File::open(path)?)
+}
+
+/// What lies in a folder is a file or an error: at a pipe, nobody knows how long to wait.
+fn read_file(path: &Path) -> io::Result<Vec<u8>> {
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
+    let file = fs::File::from(rustix::fs::open(path, flags, Mode::empty())?);
+    match file.metadata()?.is_file() {
+        true => read_all(file),
+        false => Err(io::Error::new(io::ErrorKind::InvalidInput, "it is no file, nor a link to one")),
+    }
+}
+
+/// One byte more than a file may have tells that it has too many.
+fn read_all(file: fs::File) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
-    fs::File::open(path)?.take(limits::FILE_BYTES as u64 + 1).read_to_end(&mut bytes)?;
+    file.take(limits::FILE_BYTES as u64 + 1).read_to_end(&mut bytes)?;
     Ok(bytes)
 }
 

@@ -10,6 +10,7 @@ mod clients;
 mod commands;
 mod conformance;
 mod counters;
+mod descriptors;
 mod drain;
 mod edits;
 mod filters;

@@ -285,6 +285,36 @@ fn pipe(path: &Path) {
 }
 
 #[tokio::test]
+async fn what_is_no_file_holds_up_nothing_and_is_told() {
+    let sandbox = Sandbox::new(&[("b.yaml", "b1")]);
+    pipe(&sandbox.path("a.yaml"));
+    let socket = std::os::unix::net::UnixListener::bind(sandbox.path("s.yaml")).unwrap();
+    let (tx, mut changes) = mpsc::channel(8);
+    tokio::spawn(follow(sandbox.folder(), Arc::new(SystemClock::new()), tx));
+    let told = [("a.yaml", "unreadable"), ("b.yaml", "b1"), ("s.yaml", "unreadable")];
+    assert_eq!(next(&mut changes).await, pairs(&told));
+    sandbox.replace("b.yaml", "b2");
+    assert_eq!(next(&mut changes).await, pairs(&[("b.yaml", "b2")]));
+    drop(socket);
+}
+
+#[test]
+fn a_pipe_that_is_named_is_read() {
+    use std::io::Write as _;
+    let sandbox = Sandbox::new(&[]);
+    let path = sandbox.path("a.yaml");
+    pipe(&path);
+    let writer = std::thread::spawn({
+        let path = path.clone();
+        move || fs::OpenOptions::new().write(true).open(path).unwrap().write_all(b"a1").unwrap()
+    });
+    let mut folder = Folder::open(path).unwrap();
+    let found = folder.scan(Tick::ZERO).files.into_values().next();
+    assert!(matches!(found, Some(FileChange::Content(bytes)) if bytes == b"a1"));
+    writer.join().unwrap();
+}
+
+#[tokio::test]
 async fn what_is_being_written_at_the_first_look_is_told_as_such_and_read_when_it_is_done() {
     use std::io::Write as _;
     let sandbox = Sandbox::new(&[("a.yaml", "old"), (".regular", "z")]);
@@ -307,7 +337,8 @@ async fn what_is_being_written_at_the_first_look_is_told_as_such_and_read_when_i
         writer
     });
     let (tx, mut changes) = mpsc::channel(8);
-    tokio::spawn(follow(sandbox.folder(), Arc::new(SystemClock::new()), tx));
+    let folder = Folder { read, ..sandbox.folder() };
+    tokio::spawn(follow(folder, Arc::new(SystemClock::new()), tx));
     let first = next(&mut changes).await;
     assert_eq!(first, pairs(&[("a.yaml", "unreadable"), ("z.yaml", "z")]), "it is not missing");
     let mut writer = writing.join().unwrap();

@@ -3,6 +3,7 @@
 
 use std::fs::File;
 use std::io;
+use std::os::fd::AsRawFd;
 use std::sync::OnceLock;
 
 use rustix::io::Errno;
@@ -55,6 +56,19 @@ fn is_short(limit: u64, connections: Option<u64>) -> bool {
     limit < connections.unwrap_or(USUAL).saturating_mul(2).saturating_add(OWN)
 }
 
+/// Whether a caller that has this descriptor leaves too few for what must go on without callers: the connections onwards
+/// of those who are here, probes, configuration, the log.
+#[must_use]
+pub fn are_scarce(newest: &impl AsRawFd) -> bool {
+    // The lowest number that was free, so about as many are in use.
+    let used = u64::try_from(newest.as_raw_fd()).unwrap_or(0);
+    getrlimit(Resource::Nofile).current.is_some_and(|limit| used >= limit - reserve(limit))
+}
+
+fn reserve(limit: u64) -> u64 {
+    (limit / 8).min(OWN)
+}
+
 /// Whether a connection was not accepted because there is no descriptor left, here or in the whole system.
 #[must_use]
 pub fn is_out_of_descriptors(error: &io::Error) -> bool {
@@ -99,6 +113,11 @@ mod tests {
         assert!(is_short(20_000, Some(10_000)));
         assert!(!is_short(20_128, Some(10_000)));
         assert!(is_short(20_000, Some(u64::MAX)));
+    }
+
+    #[test]
+    fn callers_leave_an_eighth_and_no_more_than_the_process_needs() {
+        assert_eq!([0, 4, 64, 1024, 1 << 20].map(reserve), [0, 0, 8, 128, 128]);
     }
 
     #[test]

@@ -233,6 +233,18 @@ impl Entry {
         begun && now.since(self.since.get()) >= young
     }
 
+    /// Between two requests, or before the first for so long that it is on nobody's way, and told nothing yet.
+    fn is_idle(&self, now: Tick) -> bool {
+        let is_young = self.standing.get() == Standing::New && now.since(self.since.get()) < YOUNG;
+        let is_alone = !self.is_stream && !self.carries.get();
+        self.phase.get() == Phase::Idle && is_alone && self.order.get().is_none() && !is_young
+    }
+
+    /// Whoever needs it more gets its place: it ends as in a drain, as it would have later.
+    pub(crate) fn give_up_place(&self) {
+        self.give(Order::Drain);
+    }
+
     /// There is no room for it.
     pub(crate) fn shed(&self) {
         self.give(Order::Shed);
@@ -445,6 +457,13 @@ impl Connections {
     pub(crate) fn in_the_way(&self, now: Tick, full: bool, found: &mut Vec<Rc<Entry>>) {
         let entries = self.entries.borrow();
         found.extend(entries.iter().flatten().filter(|entry| entry.is_in_the_way(now, full)).map(Rc::clone));
+    }
+
+    /// The one that has been between two requests for longest, and since when.
+    pub(crate) fn longest_idle(&self, now: Tick) -> Option<(Tick, Rc<Entry>)> {
+        let entries = self.entries.borrow();
+        let idle = entries.iter().flatten().filter(|entry| entry.is_idle(now));
+        idle.min_by_key(|entry| entry.since.get()).map(|entry| (entry.since.get(), Rc::clone(entry)))
     }
 
     /// Neither connections nor streams are left.

@@ -1,5 +1,6 @@
 //! Makes room where memory is near its limit: by what callers have begun and not finished, which costs them little and us
-//! much. Who has sent a request before is kept for longer than who never has.
+//! much. Who has sent a request before is kept for longer than who never has. Where descriptors have run out, by what
+//! only waits.
 //!
 //! ```text
 //! tight: less time; when it still grows, as much as it has grown by is ended, the oldest first
@@ -55,6 +56,27 @@ impl Worker {
         }
         self.grew(CONNECTION);
         true
+    }
+
+    /// Descriptors are scarce: whether something that only waits gives its own to a newcomer, who has asked for nothing
+    /// yet: a caller soon, or connections onwards at once.
+    #[cold]
+    pub(crate) fn has_descriptors_to_give(&self) -> bool {
+        let now = self.now();
+        let idle = self.all_connections().into_iter().filter_map(|some| some.longest_idle(now));
+        match idle.min_by_key(|(since, _)| *since) {
+            Some((_, entry)) => {
+                entry.give_up_place();
+                true
+            }
+            None => self.pools.clear(),
+        }
+    }
+
+    /// Counts a caller that is closed at once, by what there is not enough of.
+    #[cold]
+    pub(crate) fn no_place(&self, lacks: &'static str) {
+        self.shared.metrics.counter(&inventory::DOWNSTREAM_OVERFLOW, &[lacks]).increment();
     }
 
     /// Ends what is unfinished until so many bytes are free.

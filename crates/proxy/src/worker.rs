@@ -5,21 +5,24 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, HashSet};
+use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use futures_util::FutureExt as _;
 use meshwork_base::{Clock, ThreadRng, Tick};
 use meshwork_decision::{
     Answer, AttemptOutcome, Binding, BreakerChange, Call, Cause, Cluster, Ejection, Shift, Snapshot, Ticket,
     Whose,
 };
 use meshwork_identity::ServerOptions;
+use meshwork_process::descriptors::{Spare, are_scarce, is_out_of_descriptors};
 use meshwork_telemetry::{
     AccessLogWriter, Record, RequestLabels, RequestSeries, StreamSeries, WorkerMetrics, inventory,
 };
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio_rustls::TlsAcceptor;
 
@@ -514,30 +517,52 @@ fn listen(
 
 async fn accept(worker: Rc<Worker>, place: Place, listener: TcpListener) {
     let (full, failed) = (Seldom::default(), Seldom::default());
+    let refuse = |lacks: &'static str, said: &'static str, peer: SocketAddr| {
+        worker.no_place(lacks);
+        full.happened(worker.shared.clock.now(), move |times| {
+            tracing::warn!(%place, %peer, times, "{said}: closed");
+        });
+    };
+    let few = |peer| refuse("descriptors", "too few files may be open for one more (ulimit -n)", peer);
+    let mut spare = Spare::default();
     loop {
         match listener.accept().await {
             Ok((tcp, peer)) => {
+                spare.keep();
                 if worker.open() >= worker.shared.settings.max_connections {
-                    full.happened(worker.shared.clock.now(), move |times| {
-                        tracing::warn!(%place, %peer, times, "maximum of connections reached: closed");
-                    });
-                    continue;
+                    refuse("connections", "maximum of connections reached", peer);
+                } else if are_scarce(&tcp) && !worker.has_descriptors_to_give() {
+                    few(peer);
+                } else {
+                    take(&worker, place, tcp, peer);
                 }
-                if !worker.takes_newcomer() {
-                    continue;
-                }
-                let serving = downstream::connection::serve(Rc::clone(&worker), place, tcp, peer);
-                tokio::task::spawn_local(timed_by_poll(Rc::clone(&worker), serving));
             }
             // The caller went away before it was accepted.
             Err(error) if error.kind() == std::io::ErrorKind::ConnectionAborted => {}
+            // Whoever is left waiting learns nothing, and tries nowhere else.
+            Err(error) if is_out_of_descriptors(&error) && spare.release() => {
+                if let Some(Ok((tcp, peer))) = listener.accept().now_or_never() {
+                    drop(tcp);
+                    few(peer);
+                }
+                spare.keep();
+                // For the next one.
+                worker.has_descriptors_to_give();
+            }
             Err(error) => {
-                // Out of file descriptors or memory: others must end first.
+                // Out of memory, or others were faster where the last descriptor was: they must end first.
                 failed.happened(worker.shared.clock.now(), move |times| {
                     tracing::warn!(%place, %error, times, "cannot accept");
                 });
                 tokio::time::sleep(Duration::from_millis(20)).await;
             }
         }
+    }
+}
+
+fn take(worker: &Rc<Worker>, place: Place, tcp: TcpStream, peer: SocketAddr) {
+    if worker.takes_newcomer() {
+        let serving = downstream::connection::serve(Rc::clone(worker), place, tcp, peer);
+        tokio::task::spawn_local(timed_by_poll(Rc::clone(worker), serving));
     }
 }

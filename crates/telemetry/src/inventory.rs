@@ -99,6 +99,8 @@ metrics! {
         "Connections accepted.";
     DOWNSTREAM_CONNECTIONS_ACTIVE = "meshwork_downstream_connections_active", Gauge, "", &["listener"],
         "Connections open to clients.";
+    DOWNSTREAM_OVERFLOW = "meshwork_downstream_connections_overflow_total", Counter, "", &["lacks"],
+        "Callers that were closed at once since there were `connections` (`--max-connections`) or open files (`descriptors`) for no more.";
     UPSTREAM_CONNECTIONS = "meshwork_upstream_connections_total", Counter, "", &[],
         "Connections opened to endpoints.";
     UPSTREAM_CONNECTIONS_ACTIVE = "meshwork_upstream_connections_active", Gauge, "", &[],

@@ -166,13 +166,22 @@ impl FirstLine {
 
     /// Looks at the next bytes; true: with them something is there that servers take for a request's first line.
     pub(super) fn shows_http(&mut self, bytes: &[u8]) -> bool {
-        for byte in bytes {
+        let mut rest = bytes;
+        while let Some((byte, behind)) = rest.split_first() {
             if self.stage == Stage::Over {
                 return false;
             }
+            rest = behind;
             if self.takes(*byte) {
                 self.stage = Stage::Over;
                 return true;
+            }
+            // Either may be of any length, so it costs little.
+            match self.stage {
+                // No signature has so many.
+                Stage::Lead if self.lead > SIGNATURE.len() => rest = behind_line_ends(rest, *byte),
+                Stage::Method if self.line.method.length > KEPT => rest = self.behind_word(rest),
+                _ => {}
             }
         }
         false
@@ -241,6 +250,12 @@ impl FirstLine {
         } else {
             self.line.method.add(byte);
         }
+    }
+
+    /// What comes behind the rest of a word.
+    fn behind_word<'a>(&self, bytes: &'a [u8]) -> &'a [u8] {
+        let ends = |byte: &u8| matches!(byte, b'\r' | b'\n') || self.white.has(*byte);
+        &bytes[bytes.iter().position(ends).unwrap_or(bytes.len())..]
     }
 
     /// A CR, where it is.
@@ -373,6 +388,13 @@ impl White {
             _ => false,
         }
     }
+}
+
+/// What comes behind the line ends that bytes begin with, where there was one before them.
+pub(super) fn behind_line_ends(bytes: &[u8], before: u8) -> &[u8] {
+    let is_end = |byte: u8| matches!(byte, b'\r' | b'\n');
+    let count = if is_end(before) { bytes.iter().take_while(|byte| is_end(**byte)).count() } else { 0 };
+    &bytes[count..]
 }
 
 /// The control characters of Latin-1.

@@ -17,7 +17,7 @@
 //! their answer with what the caller wrote. So whoever speaks first, as mail and MySQL do, or has answered such a thing, as databases
 //! do, is looked at no more, whatever is stored in it.
 
-use super::first_line::{FirstLine, White};
+use super::first_line::{FirstLine, White, behind_line_ends};
 
 /// The words of `x-forwarded-client-cert`. Any one byte that is no letter and no digit parts them, as for
 /// [`meshwork_http1::KnownName::is_mistaken_for_proxies_word`].
@@ -221,9 +221,13 @@ impl Field {
                 (Self::Name { word, letters, is_cut }, _) => Self::goes_on((word, letters), is_cut, byte),
                 (Self::End { .. } | Self::Line, _) => Self::Line,
             };
-            if let Self::Line = self {
-                let Some(end) = memchr::memchr2(b'\r', b'\n', bytes) else { return false };
-                bytes = &bytes[end..];
+            match self {
+                Self::Line => {
+                    let Some(end) = memchr::memchr2(b'\r', b'\n', bytes) else { return false };
+                    bytes = &bytes[end..];
+                }
+                Self::Begin => bytes = behind_line_ends(bytes, byte),
+                Self::Name { .. } | Self::End { .. } => {}
             }
         }
         false

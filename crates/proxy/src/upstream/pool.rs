@@ -175,12 +175,17 @@ impl Pools {
         })
     }
 
-    /// Lets go of every idle connection: the worker drains.
-    pub(crate) fn clear(&self) {
+    /// Lets go of every idle connection; whether there was one.
+    pub(crate) fn clear(&self) -> bool {
+        let mut is_any = false;
         for pool in self.endpoints.borrow().values() {
-            drop(pool.take_idle_since(Tick::ZERO, Duration::ZERO));
-            pool.shared.borrow_mut().retain(|connection| connection.is_busy());
+            is_any |= !pool.take_idle_since(Tick::ZERO, Duration::ZERO).is_empty();
+            pool.shared.borrow_mut().retain(|connection| {
+                is_any |= !connection.is_busy();
+                connection.is_busy()
+            });
         }
+        is_any
     }
 }
 

@@ -1,3 +1,5 @@
+use proptest::prelude::*;
+
 use super::*;
 use crate::stream::watch::Watch;
 
@@ -181,5 +183,33 @@ fn handshakes_of_tls_are_no_requests_whatever_their_lengths() {
         hello.extend_from_slice(b"/* GET / HTTPS \x20\x20/1.1\x20 and so on\0\0");
         let mut line = Watch::new();
         assert!(!line.shows_http(&hello) && !line.ends_as_http(), "{length:#x}");
+    }
+}
+
+/// Parts of headers of the PROXY protocol.
+const PROXIED: &[&[u8]] = &[b"PROXY TCP4 1.2.3.4 1.2.3.5 1 2\r\n", SIGNATURE, b"QUIT\n!\x11\0\x02ab"];
+
+proptest! {
+    /// What may be long is passed over where it comes in one part.
+    #[test]
+    fn bytes_that_come_one_by_one_say_the_same(
+        pieces in prop::collection::vec(
+            prop_oneof![
+                "[\r\n]{0,12}".prop_map(String::into_bytes),
+                "[a-zA-Z]{0,30}".prop_map(String::into_bytes),
+                prop::sample::select(HTTP).prop_map(<[u8]>::to_vec),
+                prop::sample::select(PROXIED).prop_map(<[u8]>::to_vec),
+                prop::collection::vec(any::<u8>(), 0..4),
+            ],
+            0..6,
+        ),
+    ) {
+        let bytes = pieces.concat();
+        for white in [White::Space, White::Narrow, White::Wide] {
+            let (mut whole, mut parts) = (FirstLine::new(white), FirstLine::new(white));
+            let by_one = bytes.iter().any(|byte| parts.shows_http(&[*byte]));
+            prop_assert_eq!(whole.shows_http(&bytes), by_one, "{:?} {}", white, bytes.escape_ascii());
+            prop_assert_eq!(whole.ends_as_http(), parts.ends_as_http(), "{:?} {}", white, bytes.escape_ascii());
+        }
     }
 }
