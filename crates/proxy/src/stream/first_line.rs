@@ -28,7 +28,7 @@ const SIGNATURE: &[u8; 7] = b"\r\n\r\n\0\r\n";
 const COMMON: [&[u8]; 9] =
     [b"GET", b"HEAD", b"POST", b"PUT", b"DELETE", b"OPTIONS", b"TRACE", b"CONNECT", b"PATCH"];
 /// So are these where the word is a path: what else `llhttp` knows.
-const LESS_COMMON: [&[u8]; 25] = [
+const LESS_COMMON: [&[u8]; 26] = [
     b"ACL",
     b"BIND",
     b"CHECKOUT",
@@ -54,6 +54,7 @@ const LESS_COMMON: [&[u8]; 25] = [
     b"UNBIND",
     b"UNLINK",
     b"UNLOCK",
+    b"UNSUBSCRIBE",
 ];
 /// The protocols whose version makes a request of any line; `llhttp` knows these.
 const PROTOCOLS: [&[u8]; 3] = [b"HTTP/", b"RTSP/", b"ICE/"];
@@ -131,7 +132,7 @@ enum Stage {
 
 /// Of a word that ends like `HTTP/1.1`, whatever the protocol.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-enum Version {
+pub(super) enum Version {
     #[default]
     None,
     Name,
@@ -179,7 +180,7 @@ impl FirstLine {
             // Either may be of any length, so it costs little.
             match self.stage {
                 // No signature has so many.
-                Stage::Lead if self.lead > SIGNATURE.len() => rest = behind_line_ends(rest, *byte),
+                Stage::Lead if self.lead > SIGNATURE.len() => rest = self.behind_lead(rest),
                 Stage::Method if self.line.method.length > KEPT => rest = self.behind_word(rest),
                 _ => {}
             }
@@ -252,6 +253,16 @@ impl FirstLine {
         }
     }
 
+    /// What comes behind what is skipped before a line.
+    fn behind_lead<'a>(&mut self, bytes: &'a [u8]) -> &'a [u8] {
+        let is_plain = |byte: u8| matches!(byte, b'\r' | b'\n') || self.white.has(byte);
+        let is_odd = |byte: u8| self.white == White::Wide && is_control(byte);
+        let count = bytes.iter().take_while(|byte| is_plain(**byte) || is_odd(**byte)).count();
+        let (skipped, rest) = bytes.split_at(count);
+        self.lead_is_odd |= skipped.iter().any(|byte| !is_plain(*byte));
+        rest
+    }
+
     /// What comes behind the rest of a word.
     fn behind_word<'a>(&self, bytes: &'a [u8]) -> &'a [u8] {
         let ends = |byte: &u8| matches!(byte, b'\r' | b'\n') || self.white.has(*byte);
@@ -314,14 +325,7 @@ impl Line {
         }
         self.last.add(byte);
         self.has_version |= self.words <= 2 && self.last.begins_a_version();
-        self.version = match (self.version, byte) {
-            (Version::None, b'/') => Version::None,
-            (_, b'/') => Version::Slash,
-            (Version::Slash | Version::Major, b'0'..=b'9') => Version::Major,
-            (Version::Major, b'.') => Version::Dot,
-            (Version::Dot | Version::Minor, b'0'..=b'9') => Version::Minor,
-            _ => Version::Name,
-        };
+        self.version = self.version.with(byte);
         if self.words != 1 {
             return;
         }
@@ -351,6 +355,20 @@ impl Line {
         let may_say_none = self.method.is_common()
             || self.is_path && LESS_COMMON.iter().any(|method| self.method.is(method));
         says_version || !versioned && self.words == 1 && may_say_none
+    }
+}
+
+impl Version {
+    /// With the word's next byte.
+    pub(super) fn with(self, byte: u8) -> Self {
+        match (self, byte) {
+            (Self::None, b'/') => Self::None,
+            (_, b'/') => Self::Slash,
+            (Self::Slash | Self::Major, b'0'..=b'9') => Self::Major,
+            (Self::Major, b'.') => Self::Dot,
+            (Self::Dot | Self::Minor, b'0'..=b'9') => Self::Minor,
+            _ => Self::Name,
+        }
     }
 }
 
@@ -388,13 +406,6 @@ impl White {
             _ => false,
         }
     }
-}
-
-/// What comes behind the line ends that bytes begin with, where there was one before them.
-pub(super) fn behind_line_ends(bytes: &[u8], before: u8) -> &[u8] {
-    let is_end = |byte: u8| matches!(byte, b'\r' | b'\n');
-    let count = if is_end(before) { bytes.iter().take_while(|byte| is_end(**byte)).count() } else { 0 };
-    &bytes[count..]
 }
 
 /// The control characters of Latin-1.

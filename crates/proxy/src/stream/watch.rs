@@ -17,15 +17,15 @@
 //! their answer with what the caller wrote. So whoever speaks first, as mail and MySQL do, or has answered such a thing, as databases
 //! do, is looked at no more, whatever is stored in it.
 
-use super::first_line::{FirstLine, White, behind_line_ends};
+use super::first_line::{FirstLine, Version, White};
 
-/// The words of `x-forwarded-client-cert`. Any one byte that is no letter and no digit parts them, as for
+/// Any one byte that is no letter and no digit may part its words, as for
 /// [`meshwork_http1::KnownName::is_mistaken_for_proxies_word`].
-const NAME: [&[u8]; 4] = [b"x", b"forwarded", b"client", b"cert"];
+const NAME: &[u8; 23] = b"x-forwarded-client-cert";
 /// What a response of HTTP/1 begins with.
 const STATUS_LINE: &[u8] = b"HTTP/";
-/// Of an answer so much is looked at: no protocol has a longer name.
-const LONGEST: usize = 24;
+/// Netty reads no longer line, and answers with the last word of it.
+const LONGEST: usize = 4096;
 /// A frame's head of HTTP/2 has so many bytes.
 const FRAME: usize = 9;
 
@@ -123,8 +123,10 @@ impl Asked {
 /// What the application's first bytes say.
 #[derive(Clone, Copy, Debug, Default)]
 struct Answer {
-    first: [u8; LONGEST],
+    first: [u8; FRAME],
     length: usize,
+    /// How far the first word ends like a version.
+    version: Version,
     told: Told,
 }
 
@@ -139,46 +141,34 @@ enum Told {
 
 impl Answer {
     fn goes_on(&mut self, bytes: &[u8]) {
-        if self.told != Told::Unclear || self.length == LONGEST {
-            return;
-        }
         for byte in bytes {
-            // Empty lines before a status line are not HTTP's, and clients skip them.
-            if self.length == 0 && matches!(byte, b'\r' | b'\n') {
-                continue;
+            if self.told != Told::Unclear || self.length >= FRAME && is_frame(&self.first) {
+                return;
             }
-            if let Some(place) = self.first.get_mut(self.length) {
-                *place = *byte;
-                self.length += 1;
+            // Empty lines before a status line are not HTTP's, and clients skip them.
+            if self.length > 0 || !matches!(byte, b'\r' | b'\n') {
+                self.told = self.with(*byte);
             }
         }
-        self.told = self.told();
     }
 
-    fn told(&self) -> Told {
-        let first = &self.first[..self.length];
-        if first.starts_with(STATUS_LINE) {
+    /// It begins like `HTTP/1.1 `, whatever the protocol: some servers answer with the one that they were asked by.
+    fn with(&mut self, byte: u8) -> Told {
+        if let Some(place) = self.first.get_mut(self.length) {
+            *place = byte;
+        }
+        self.length += 1;
+        let first = &self.first[..self.length.min(FRAME)];
+        if first.starts_with(STATUS_LINE) || byte == b' ' && self.version == Version::Minor {
             return Told::Http;
         }
-        match is_status_line(first) {
-            Some(true) => Told::Http,
-            None if self.length < LONGEST => Told::Unclear,
-            _ if is_frame(first) => Told::Unclear,
-            _ => Told::Other,
+        self.version = self.version.with(byte);
+        if is_frame(first) {
+            return Told::Unclear;
         }
-    }
-}
-
-/// Whether this begins like `HTTP/1.1 `, whatever the protocol: some servers answer with the one that they were asked by. `None`:
-/// it may yet.
-fn is_status_line(first: &[u8]) -> Option<bool> {
-    let name = first.iter().take_while(|byte| byte.is_ascii_alphanumeric()).count();
-    let version = &first[name..];
-    let shape: [fn(&u8) -> bool; 5] =
-        [|b| *b == b'/', u8::is_ascii_digit, |b| *b == b'.', u8::is_ascii_digit, |b| *b == b' '];
-    match version.iter().zip(&shape).all(|(byte, fits)| fits(byte)) && (name > 0 || version.is_empty()) {
-        true if version.len() < shape.len() => None,
-        fits => Some(fits),
+        // No server has a word that is longer, or one with such bytes, from its caller.
+        let is_word = !byte.is_ascii_whitespace() && !byte.is_ascii_control() && self.length <= LONGEST;
+        if is_word && first[0] != 0 { Told::Unclear } else { Told::Other }
     }
 }
 
@@ -192,65 +182,76 @@ fn is_frame(first: &[u8]) -> bool {
     })
 }
 
-/// Looks for a line that begins with the name of the field that says who calls, and `:`. What is no character may stand before
-/// either, as for some servers, and a CR may end a line or be nothing.
-#[derive(Clone, Copy, Debug, Default)]
-enum Field {
-    /// A line begins; blanks may.
-    #[default]
-    Begin,
-    /// So many letters of this word of the name were there, and then perhaps a CR.
-    Name { word: usize, letters: usize, is_cut: bool },
-    /// The name was there; blanks may follow.
-    End { is_cut: bool },
-    /// In a line that is another.
-    Line,
+/// Looks for a line that begins with the name of the field that says who calls, and `:`, as the most lenient of servers read
+/// lines. What is no character may stand before either. A CR ends a line, alone or with any one byte (PHP), or is nothing
+/// (busybox), and a line's end within a name may be nothing, too (PHP).
+///
+/// Each bit is a place where the reading may be.
+#[derive(Clone, Copy, Debug)]
+struct Field(u32);
+
+/// A line begins; blanks may.
+const BEGIN: u32 = 1;
+/// The whole name was there; blanks may follow.
+const END: u32 = BEGIN << NAME.len();
+/// The byte before was a CR.
+const CUT: u32 = END << 1;
+/// At which places each byte goes on in the name.
+const GOES_ON: [u32; 256] = {
+    let mut goes_on = [0; 256];
+    let mut byte = 0_u8;
+    loop {
+        let mut at = 0;
+        while at < NAME.len() {
+            let fits = match NAME[at] {
+                b'-' => !byte.is_ascii_alphanumeric(),
+                letter => byte.eq_ignore_ascii_case(&letter),
+            };
+            if fits {
+                goes_on[byte as usize] |= BEGIN << at;
+            }
+            at += 1;
+        }
+        if byte == u8::MAX {
+            break goes_on;
+        }
+        byte += 1;
+    }
+};
+
+impl Default for Field {
+    fn default() -> Self {
+        Self(BEGIN)
+    }
 }
 
 impl Field {
     fn is_in(&mut self, mut bytes: &[u8]) -> bool {
         while let Some((&byte, rest)) = bytes.split_first() {
             bytes = rest;
-            *self = match (*self, byte) {
-                (_, b'\n') | (Self::Begin | Self::Line, b'\r') => Self::Begin,
-                (Self::Name { word, letters, .. }, b'\r') => Self::Name { word, letters, is_cut: true },
-                (Self::End { .. }, b'\r') => Self::End { is_cut: true },
-                (Self::End { .. }, b':') => return true,
-                (Self::Begin | Self::End { .. }, _) if is_blank(byte) => *self,
-                (Self::Begin | Self::End { is_cut: true }, _) => Self::begins(byte),
-                (Self::Name { word, letters, is_cut }, _) => Self::goes_on((word, letters), is_cut, byte),
-                (Self::End { .. } | Self::Line, _) => Self::Line,
-            };
-            match self {
-                Self::Line => {
-                    let Some(end) = memchr::memchr2(b'\r', b'\n', bytes) else { return false };
-                    bytes = &bytes[end..];
-                }
-                Self::Begin => bytes = behind_line_ends(bytes, byte),
-                Self::Name { .. } | Self::End { .. } => {}
+            if byte == b':' && self.0 & END != 0 {
+                return true;
+            }
+            self.goes_on(byte);
+            if self.0 == 0 {
+                let Some(end) = memchr::memchr2(b'\r', b'\n', bytes) else { return false };
+                bytes = &bytes[end..];
             }
         }
         false
     }
 
-    fn begins(byte: u8) -> Self {
-        Self::goes_on((0, 0), false, byte)
-    }
-
-    /// With the next byte of a name.
-    fn goes_on((word, letters): (usize, usize), is_cut: bool, byte: u8) -> Self {
-        match NAME[word].get(letters) {
-            Some(letter) if byte.eq_ignore_ascii_case(letter) => {
-                match word + 1 == NAME.len() && letters + 1 == NAME[word].len() {
-                    true => Self::End { is_cut: false },
-                    false => Self::Name { word, letters: letters + 1, is_cut: false },
-                }
-            }
-            None if !byte.is_ascii_alphanumeric() => Self::Name { word: word + 1, letters: 0, is_cut: false },
-            _ if is_cut && is_blank(byte) => Self::Begin,
-            _ if is_cut => Self::begins(byte),
-            _ => Self::Line,
-        }
+    fn goes_on(&mut self, byte: u8) {
+        let at = if self.0 & CUT == 0 { self.0 } else { self.0 & !CUT | BEGIN };
+        let stays = match byte {
+            b'\r' | b'\n' => at | BEGIN,
+            _ if is_blank(byte) => at & (BEGIN | END),
+            _ => 0,
+        };
+        // Behind a CR any one byte may belong to the line's end.
+        let is_cut = if self.0 & CUT == 0 { 0 } else { BEGIN };
+        let cuts = if byte == b'\r' { CUT } else { 0 };
+        self.0 = (at & GOES_ON[usize::from(byte)]) << 1 | stays | is_cut | cuts;
     }
 }
 
