@@ -350,6 +350,7 @@ impl Line {
     fn is_request(&self, versioned: bool) -> bool {
         // Old nginx takes spaces for a part of the path, and Netty any protocol.
         let says_version = self.has_version
+            || self.method.is_common() && self.last.begins_a_version()
             || self.is_path
                 && (self.last.begins_a_version() || self.words == 2 && self.version == Version::Minor);
         let may_say_none = self.method.is_common()

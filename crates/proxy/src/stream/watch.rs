@@ -10,7 +10,7 @@
 //! ```
 //!
 //! *The first line* is that of a request as servers read it, see `first_line.rs`. Some take any line for one, so beside it *no line*
-//! may begin with the field that tells who calls: nobody is anybody else by it.
+//! may begin with the field that tells who calls, and no HTTP/2 begin behind it: nobody is anybody else by it.
 //!
 //! *The answer* of an application decides. HTTP's says that it was a request after all, and goes nowhere. Behind any other the
 //! connection never becomes one of HTTP, where nothing was asked that could be a request: a line of two words. Some servers begin
@@ -22,6 +22,8 @@ use super::first_line::{FirstLine, Version, White};
 /// Any one byte that is no letter and no digit may part its words, as for
 /// [`meshwork_http1::KnownName::is_mistaken_for_proxies_word`].
 const NAME: &[u8; 23] = b"x-forwarded-client-cert";
+/// What a connection of HTTP/2 begins with (RFC 9113, section 3.4).
+const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// What a response of HTTP/1 begins with.
 const STATUS_LINE: &[u8] = b"HTTP/";
 /// Netty reads no longer line, and answers with the last word of it.
@@ -35,6 +37,7 @@ pub(super) struct Watch {
     /// As servers part words, each in its way.
     lines: [FirstLine; 3],
     field: Field,
+    preface: Preface,
     asked: Asked,
     answer: Answer,
 }
@@ -44,6 +47,7 @@ impl Watch {
         Self {
             lines: [White::Space, White::Narrow, White::Wide].map(FirstLine::new),
             field: Field::default(),
+            preface: Preface::default(),
             asked: Asked::Nothing,
             answer: Answer::default(),
         }
@@ -51,7 +55,10 @@ impl Watch {
 
     /// Looks at the caller's next bytes; true: with them it is HTTP.
     pub(super) fn shows_http(&mut self, bytes: &[u8]) -> bool {
-        let is_http = self.is_http(|line| line.shows_http(bytes), |field| field.is_in(bytes));
+        let is_http = self.is_http(
+            |line| line.shows_http(bytes),
+            |field, preface| field.is_in(bytes) || preface.is_in(bytes),
+        );
         if self.answer.told == Told::Unclear {
             self.asked.goes_on(bytes);
         }
@@ -60,13 +67,13 @@ impl Watch {
 
     /// The caller says no more; true: servers take what is there for a request, as if its line had ended.
     pub(super) fn ends_as_http(&mut self) -> bool {
-        self.is_http(FirstLine::ends_as_http, |_| false)
+        self.is_http(FirstLine::ends_as_http, |_, _| false)
     }
 
     fn is_http(
         &mut self,
         by_line: impl FnMut(&mut FirstLine) -> bool,
-        by_field: impl FnOnce(&mut Field) -> bool,
+        by_rest: impl FnOnce(&mut Field, &mut Preface) -> bool,
     ) -> bool {
         let is_over = match self.answer.told {
             Told::Unclear => false,
@@ -76,7 +83,7 @@ impl Watch {
         if is_over {
             return false;
         }
-        let is_http = self.lines.iter_mut().any(by_line) || by_field(&mut self.field);
+        let is_http = self.lines.iter_mut().any(by_line) || by_rest(&mut self.field, &mut self.preface);
         if is_http {
             self.answer.told = Told::Http;
         }
@@ -196,28 +203,32 @@ const BEGIN: u32 = 1;
 const END: u32 = BEGIN << NAME.len();
 /// The byte before was a CR.
 const CUT: u32 = END << 1;
-/// At which places each byte goes on in the name.
-const GOES_ON: [u32; 256] = {
-    let mut goes_on = [0; 256];
+const OF_NAME: [u32; 256] = places(NAME, true);
+const OF_PREFACE: [u32; 256] = places(PREFACE, false);
+
+/// At which places of a text each byte may stand. `lenient`: letters are of either case, and anything else for a hyphen.
+const fn places(text: &[u8], lenient: bool) -> [u32; 256] {
+    let mut places = [0; 256];
     let mut byte = 0_u8;
     loop {
         let mut at = 0;
-        while at < NAME.len() {
-            let fits = match NAME[at] {
-                b'-' => !byte.is_ascii_alphanumeric(),
-                letter => byte.eq_ignore_ascii_case(&letter),
+        while at < text.len() {
+            let fits = match text[at] {
+                b'-' if lenient => !byte.is_ascii_alphanumeric(),
+                letter if lenient => byte.eq_ignore_ascii_case(&letter),
+                own => byte == own,
             };
             if fits {
-                goes_on[byte as usize] |= BEGIN << at;
+                places[byte as usize] |= BEGIN << at;
             }
             at += 1;
         }
         if byte == u8::MAX {
-            break goes_on;
+            return places;
         }
         byte += 1;
     }
-};
+}
 
 impl Default for Field {
     fn default() -> Self {
@@ -251,7 +262,29 @@ impl Field {
         // Behind a CR any one byte may belong to the line's end.
         let is_cut = if self.0 & CUT == 0 { 0 } else { BEGIN };
         let cuts = if byte == b'\r' { CUT } else { 0 };
-        self.0 = (at & GOES_ON[usize::from(byte)]) << 1 | stays | is_cut | cuts;
+        self.0 = (at & OF_NAME[usize::from(byte)]) << 1 | stays | is_cut | cuts;
+    }
+}
+
+/// Looks for [`PREFACE`] wherever it is: a server that was asked to change to HTTP/2 (`Upgrade: h2c`) takes it before it has
+/// answered, and no line says who calls then. Each bit is a length that has come.
+#[derive(Clone, Copy, Debug, Default)]
+struct Preface(u32);
+
+impl Preface {
+    fn is_in(&mut self, mut bytes: &[u8]) -> bool {
+        loop {
+            if self.0 == 0 {
+                let Some(begin) = memchr::memchr(PREFACE[0], bytes) else { return false };
+                bytes = &bytes[begin..];
+            }
+            let Some((&byte, rest)) = bytes.split_first() else { return false };
+            bytes = rest;
+            self.0 = (self.0 << 1 | BEGIN) & OF_PREFACE[usize::from(byte)];
+            if self.0 & BEGIN << (PREFACE.len() - 1) != 0 {
+                return true;
+            }
+        }
     }
 }
 

@@ -40,6 +40,7 @@ const HTTP: &[&[u8]] = &[
     b"AB /a b HTTP/1.1\r\n",                              // old nginx: a space is
     b"get /x HTTP/\r\n",                                  // busybox
     b"m * HTTP/2\r\n",                                    // HAProxy, where told to
+    b"GET a b c HTTP/1.1\r\n",                            // evhttp, libmicrohttpd
     b"GET a:80 HTTP/1.1 junk\r\n",                        // Perl
     b"GET a:80 HTTP/1.1_0\r\n",                           // gevent
     b"A /x HTTP/ 1.1\r\n",                                // cheroot

@@ -98,6 +98,19 @@ fn an_answer_of_http_is_known_in_any_parts() {
     }
 }
 
+/// Netty's does, when it is asked in HTTP/1 to change.
+#[test]
+fn http_2_begins_nowhere() {
+    let text = b"GET a:80 ICY/1.1\r\nUpgrade: h2c\r\n\r\nPPRI PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+    for cut in 0..text.len() {
+        let mut watch = Watch::new();
+        let (one, other) = text.split_at(cut);
+        assert!(!watch.shows_http(one) && watch.shows_http(other), "at {cut}");
+    }
+    // Logs have that line.
+    assert!(!Watch::new().shows_http(b"192.0.2.1 \"PRI * HTTP/2.0\" 400\r\n\r\nPRI * HTTP/2.0\r\n\r\n"));
+}
+
 /// A server of HTTP/2 says its settings before anybody has asked for something.
 #[test]
 fn settings_of_http_2_are_no_reason_to_look_away() {
@@ -138,10 +151,7 @@ proptest! {
     ) {
         let text = lines.join(&b'\n');
         let plain = (0..text.len()).any(|at| {
-            let begins = match &text[..at] {
-                [] | [.., b'\r' | b'\n'] | [.., b'\r', _] => true,
-                _ => false,
-            };
+            let begins = matches!(&text[..at], [] | [.., b'\r' | b'\n'] | [.., b'\r', _]);
             begins && (at..text.len()).any(|name| {
                 text[at..name].iter().all(|byte| !byte.is_ascii_graphic()) && is_name(&NAME[..], &text[name..])
             })
