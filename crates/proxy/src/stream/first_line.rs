@@ -28,7 +28,7 @@ const SIGNATURE: &[u8; 7] = b"\r\n\r\n\0\r\n";
 const COMMON: [&[u8]; 9] =
     [b"GET", b"HEAD", b"POST", b"PUT", b"DELETE", b"OPTIONS", b"TRACE", b"CONNECT", b"PATCH"];
 /// So are these where the word is a path: what else `llhttp` knows.
-const LESS_COMMON: [&[u8]; 26] = [
+const LESS_COMMON: [&[u8]; 27] = [
     b"ACL",
     b"BIND",
     b"CHECKOUT",
@@ -42,6 +42,7 @@ const LESS_COMMON: [&[u8]; 26] = [
     b"MKCOL",
     b"MOVE",
     b"NOTIFY",
+    b"PRI",
     b"PROPFIND",
     b"PROPPATCH",
     b"PURGE",

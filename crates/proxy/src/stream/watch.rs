@@ -107,8 +107,14 @@ impl Watch {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Asked {
     Nothing,
-    /// White space stands in the line that has begun.
+    /// So far a first line of Redis' protocol, which says how many words follow. To no server that is a request.
+    Count,
+    /// It was. What lines are in the words is nobody's question.
     Words,
+    /// A line is no such.
+    Begun,
+    /// White space stands in the line that has begun.
+    White,
     /// A line that could be a request to somebody.
     Line,
 }
@@ -117,11 +123,15 @@ impl Asked {
     fn goes_on(&mut self, bytes: &[u8]) {
         for byte in bytes {
             *self = match (*self, byte) {
-                (Self::Line, _) => return,
-                (Self::Words, b'\n') => Self::Line,
-                (Self::Nothing, b'\n' | b'\r') => Self::Nothing,
-                (Self::Nothing, byte) if White::Wide.has(*byte) => Self::Words,
-                (asked, _) => asked,
+                (Self::Line | Self::Words, _) => return,
+                (Self::Nothing, b'*') => Self::Count,
+                (Self::Count, b'0'..=b'9' | b'\r') => Self::Count,
+                (Self::Count, b'\n') => Self::Words,
+                (Self::White, b'\n') => Self::Line,
+                (Self::White, _) => Self::White,
+                (_, b'\n' | b'\r') => Self::Begun,
+                (_, byte) if White::Wide.has(*byte) => Self::White,
+                _ => Self::Begun,
             };
         }
     }

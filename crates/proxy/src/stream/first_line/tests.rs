@@ -51,7 +51,8 @@ const HTTP: &[&[u8]] = &[
     b"\n\r\nm\tx HTTP/1.1\r\n",                           // what is skipped
     b"PROPFIND /x\r\n",                                   // Node
     b"M-SEARCH *\r\n",                                    // Node
-    b"UNSUBSCRIBE /x\r\n",                                // PHP
+    b"UNSUBSCRIBE /x\r\n",                                // Node, PHP
+    b"PRI /\r\n",                                         // Node
     b"GET /",
     b"PROXY /admin HTTP/1.1\r\n",
     b"PROXY * HTTP/1.1\r\n",

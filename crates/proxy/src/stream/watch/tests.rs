@@ -76,6 +76,21 @@ fn who_could_have_asked_for_something_chooses_no_answer() {
     assert!(watch.shows_http(b"m a:80 +OK\nx-forwarded-client-cert: a\n"));
 }
 
+/// What Redis keeps may have any lines; what else begins with a star may not.
+#[test]
+fn lines_in_what_redis_is_told_to_keep_ask_for_nothing() {
+    let value = b"$3\r\nSET\r\n$1\r\na\r\n$5\r\na b\nc\r\n";
+    for (count, is_over) in
+        [(&b"*3\r\n"[..], true), (b"*\r\n", true), (b"* 3\r\n", false), (b"*3 \n", false), (b"\n*3\n", false)]
+    {
+        let mut watch = Watch::new();
+        assert!(!watch.shows_http(count) && !watch.shows_http(value));
+        watch.answered(b"+OK\r\n");
+        let found = watch.shows_http(b"*3\r\nX-Forwarded-Client-Cert: a\r\n");
+        assert_eq!(!found, is_over, "{}", count.escape_ascii());
+    }
+}
+
 #[test]
 fn an_answer_of_http_is_known_in_any_parts() {
     for answer in [
