@@ -511,6 +511,40 @@ async fn what_came_before_a_response_broke_reaches_a_caller_of_http2() {
 }
 
 #[tokio::test]
+async fn fields_of_http2_are_as_few_and_as_short_as_those_of_http1() {
+    let up = h2_upstream(usize::MAX, move |_, request: Request<h2::RecvStream>, mut respond| async move {
+        let large = request.uri().path() == "/large";
+        let field = http::HeaderValue::try_from("y".repeat(if large { 70_000 } else { 1 })).unwrap();
+        drop(respond.send_response(Response::builder().header("x", field).body(()).unwrap(), true));
+    })
+    .await;
+    let (harness, address) = gateway(AppProtocol::Http2, up.address).await;
+    let mut client = h2_client(address).await;
+    // Of 100 fields and 60 KiB by default.
+    for (count, bytes, status, names) in [
+        (1, 32_700, 200, ""),
+        (1, 33_000, 431, "header_line_too_long"),
+        (90, 600, 200, ""),
+        (90, 700, 431, "headers_too_large"),
+        (101, 1, 431, "too_many_headers"),
+    ] {
+        let mut request = get("/");
+        for number in 0..count {
+            let name = http::HeaderName::try_from(format!("t{number}")).unwrap();
+            request.headers_mut().insert(name, "y".repeat(bytes).parse().unwrap());
+        }
+        let response = client.send_request(request, true).unwrap().0.await.unwrap();
+        assert_eq!(response.status(), status, "{count} of {bytes} bytes");
+        let (body, _) = collect_body(response.into_body()).await.unwrap();
+        assert!(status == 200 || String::from_utf8_lossy(&body).contains(names), "{body:?}");
+    }
+    let response = client.send_request(get("/large"), true).unwrap().0.await.unwrap();
+    let (body, _) = collect_body(response.into_body()).await.unwrap();
+    assert!(String::from_utf8_lossy(&body).contains("upstream_headers_too_large"), "{body:?}");
+    drop(harness);
+}
+
+#[tokio::test]
 async fn trailers_of_http2_are_as_few_and_as_short_as_those_of_http1() {
     for (count, bytes) in [(120, 1), (7, 3_000)] {
         let trailers = move || {

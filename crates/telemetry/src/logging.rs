@@ -7,9 +7,11 @@ use std::io;
 use std::str::FromStr;
 use std::sync::{Arc, OnceLock};
 
+use tracing::Level;
+use tracing_subscriber::filter::FilterFn;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
-use tracing_subscriber::{EnvFilter, Registry, fmt, reload};
+use tracing_subscriber::{EnvFilter, Layer as _, Registry, fmt, reload};
 
 use crate::inventory;
 use crate::lines::{LAST, Lines, LinesWriter, Log, Output};
@@ -134,13 +136,19 @@ pub fn init_logging(
         .with_writer(Arc::new(Formatted(lines.writer())))
         .with_ansi(io::IsTerminal::is_terminal(&io::stderr()));
     match format {
-        LogFormat::Text => registry.with(stderr).try_init(),
-        LogFormat::Json => registry.with(stderr.json().flatten_event(true)).try_init(),
+        LogFormat::Text => registry.with(stderr.with_filter(ours())).try_init(),
+        LogFormat::Json => registry.with(stderr.json().flatten_event(true).with_filter(ours())).try_init(),
     }
     .map_err(|_| LoggingError::Twice)?;
     PROCESS_LOG.set(lines).map_err(|_| LoggingError::Twice)?;
     tell_panics_in_their_place();
     Ok(LogHandle { reload: Arc::new(reload) })
+}
+
+/// `h2` warns once for each odd frame, so that whoever connects writes this log at will. What such callers do is counted, and
+/// said once, when their connection ends for it.
+fn ours() -> FilterFn {
+    FilterFn::new(|what| *what.level() != Level::WARN || !what.target().starts_with("h2::"))
 }
 
 /// For the end of the process: returns when every line so far has been handed to the system, or after two seconds. Whether it
@@ -192,6 +200,32 @@ mod tests {
         assert!(error.contains("meshwork=loud"), "{error}");
         assert_eq!(handle.filter(), "debug");
         assert!(matches!(init_logging(LogFormat::Text, "info", &metrics), Err(LoggingError::Twice)));
+    }
+
+    #[test]
+    fn what_strangers_make_h2_say_is_not_said() {
+        #[derive(Clone, Default)]
+        struct Said(Arc<parking_lot::Mutex<Vec<u8>>>);
+        impl io::Write for Said {
+            fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+                self.0.lock().extend_from_slice(line);
+                Ok(line.len())
+            }
+            fn flush(&mut self) -> io::Result<()> {
+                Ok(())
+            }
+        }
+        let said = Said::default();
+        let writer = said.clone();
+        let lines = fmt::layer().with_writer(move || writer.clone());
+        let log = tracing_subscriber::registry().with(lines.with_filter(ours()));
+        tracing::subscriber::with_default(log, || {
+            tracing::warn!(target: "h2::proto::ping_pong", "of a stranger");
+            tracing::error!(target: "h2::proto", "broken");
+            tracing::warn!("own");
+        });
+        let said = String::from_utf8(said.0.lock().clone()).expect("text");
+        assert!(!said.contains("stranger") && said.contains("broken") && said.contains("own"), "{said}");
     }
 
     #[test]

@@ -123,7 +123,7 @@ fn builder(limits: &Limits, link: &Link) -> Builder {
         .initial_connection_window_size(window)
         .max_concurrent_streams(MAX_STREAMS)
         .max_send_buffer_size(SEND_BUFFER)
-        .max_header_list_size(limits.header_bytes)
+        .max_header_list_size(convert::longest_list(limits))
         .max_concurrent_reset_streams(remembered)
         .reset_stream_duration(REMEMBERED_FOR)
         .max_pending_accept_reset_streams(unseen)
@@ -356,7 +356,10 @@ async fn serve_stream(
     let mut space = Lent::new(&conn.worker, Protocol::Http2);
     let Workspace { head, scratch } = &mut *space;
     let limits = &conn.worker.shared.settings.limits;
-    let read = convert::request_into(&request, limits, head);
+    let read = match conn.place {
+        Place::Inbound(_) => convert::request_into(&request, &convert::with_fields_of_proxies(*limits), head),
+        _ => convert::request_into(&request, limits, head),
+    };
     let mut down = Down::H2(Box::new(H2Stream::new(request, respond, Rc::clone(&common.backlog), limits)));
     match read.and_then(|()| in_time(conn.entry.order(), conn.caller.is_some())) {
         Ok(()) => request::serve(&conn, head, &mut down, scratch, started).await,

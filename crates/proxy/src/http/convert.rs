@@ -144,9 +144,7 @@ fn read(
         (None, [host]) => check_authority(host.as_bytes())?,
     }
     fill_request(request.headers(), authority.is_some(), head)?;
-    if head.fields.len() > limits.header_count as usize {
-        return Err(ParseError::OverLimit { limit: Limit::HeaderCount, max: limits.header_count });
-    }
+    check_bounds(&head.fields, limits)?;
     if head.fields.known_all(KnownName::ContentLength).nth(1).is_some() {
         return Err(ParseError::RepeatedLength);
     }
@@ -159,6 +157,46 @@ fn read(
     head.expect_continue = !head.body.is_empty()
         && head.fields.known(KnownName::Expect).is_some_and(|e| e.eq_ignore_ascii_case(b"100-continue"));
     Ok(())
+}
+
+/// Bytes that are written around a field's name and value in HTTP/1.1.
+pub(crate) const AROUND: usize = ": \r\n".len();
+
+/// Bounds on fields as in HTTP/1.1, as they would be written there.
+///
+/// # Errors
+/// The first bound that they exceed.
+pub(crate) fn check_bounds(fields: &Fields, limits: &Limits) -> Result<(), ParseError> {
+    check_bound(Limit::HeaderCount, limits.header_count, fields.len())?;
+    let mut bytes = 0;
+    for (name, value) in fields.iter() {
+        let written = name.len() + value.len() + AROUND;
+        check_bound(Limit::HeaderLine, limits.header_line, written - "\r\n".len())?;
+        bytes += written;
+    }
+    check_bound(Limit::HeaderBytes, limits.header_bytes, bytes)
+}
+
+/// # Errors
+/// It is more than `max`.
+pub(crate) fn check_bound(limit: Limit, max: u32, is: usize) -> Result<(), ParseError> {
+    if is > max as usize { Err(ParseError::OverLimit { limit, max }) } else { Ok(()) }
+}
+
+/// What a message may have that comes from another proxy: it was within the limits when that one took it, and has its
+/// fields since.
+pub(crate) const fn with_fields_of_proxies(limits: Limits) -> Limits {
+    Limits {
+        header_count: limits.header_count.saturating_add(16),
+        header_bytes: limits.header_bytes.saturating_add(4 * 1024),
+        ..limits
+    }
+}
+
+/// How much `h2` may decode of a list of fields, where 32 bytes are added to each (RFC 9113 section 6.5.2). What is longer it
+/// answers itself, and says nothing of limits; so that is far beyond ours.
+pub(crate) const fn longest_list(limits: &Limits) -> u32 {
+    limits.header_bytes.saturating_mul(2).saturating_add(limits.header_count.saturating_mul(64))
 }
 
 /// An extended CONNECT as HTTP/1.1 writes it. What follows in the stream is no body.

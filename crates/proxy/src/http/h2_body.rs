@@ -5,7 +5,7 @@ use std::task::{Context, Poll, ready};
 
 use bytes::{Bytes, BytesMut};
 use h2::{RecvStream, SendStream};
-use http::HeaderMap;
+use http::header::{HeaderMap, HeaderName, HeaderValue};
 use meshwork_http1::{Fields, Limit, Limits, ParseError};
 
 use super::convert;
@@ -55,15 +55,11 @@ impl H2Source {
 
     /// The same bounds as on trailers of HTTP/1.1, as they would be written there.
     fn bound(&self, trailers: &HeaderMap) -> Result<(), ParseError> {
-        const AROUND: usize = ": \r\n".len();
-        let over = |limit, max: u32, is: usize| match is > max as usize {
-            true => Err(ParseError::OverLimit { limit, max }),
-            false => Ok(()),
-        };
         let (count, bytes) = self.trailers;
-        over(Limit::HeaderCount, count, trailers.len())?;
-        let written = trailers.iter().map(|(name, value)| name.as_str().len() + value.len() + AROUND).sum();
-        over(Limit::TrailerBytes, bytes, written)
+        convert::check_bound(Limit::HeaderCount, count, trailers.len())?;
+        let written =
+            |(name, value): (&HeaderName, &HeaderValue)| name.as_str().len() + value.len() + convert::AROUND;
+        convert::check_bound(Limit::TrailerBytes, bytes, trailers.iter().map(written).sum())
     }
 }
 

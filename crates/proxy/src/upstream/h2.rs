@@ -11,7 +11,7 @@ use h2::client::{ResponseFuture, SendRequest};
 use http::Method;
 use meshwork_base::{Clock, Tick};
 use meshwork_decision::Cause;
-use meshwork_http1::{Fields, Limit, Limits, ParseError, ResponseHead};
+use meshwork_http1::{Fields, Limits, ResponseHead};
 use meshwork_identity::Peer;
 use tokio::task::AbortHandle;
 
@@ -39,8 +39,6 @@ const MAX_STREAMS: usize = 128;
 const CONNECTION_WINDOW: u32 = STREAM_WINDOW * MAX_STREAMS as u32;
 /// Bytes of one request's body that wait here for the connection.
 const SEND_BUFFER: usize = 64 * 1024;
-/// Bytes of a response's header list, decoded.
-const HEADER_LIST: u32 = 64 * 1024;
 /// Responses that we gave up and whose frames may still be on the way: so many are remembered, and for how long. A caller
 /// who leaves must cost those beside him nothing, and an endpoint may be slow to hear of it.
 const REMEMBERED_RESETS: usize = 1024;
@@ -59,13 +57,13 @@ const SMALL_FRAMES: usize = 128 * 1024 * 1024;
 /// Why a connection that leads nowhere has ended.
 const SILENT: &str = "no answer to a PING within 5 s: the connection leads nowhere";
 
-fn builder() -> h2::client::Builder {
+fn builder(limits: &Limits) -> h2::client::Builder {
     let mut builder = h2::client::Builder::new();
     builder
         .initial_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_send_buffer_size(SEND_BUFFER)
-        .max_header_list_size(HEADER_LIST)
+        .max_header_list_size(convert::longest_list(limits))
         .max_concurrent_reset_streams(REMEMBERED_RESETS)
         .reset_stream_duration(REMEMBERED_FOR)
         .max_local_error_reset_streams(Some(PROVOKED_RESETS))
@@ -109,12 +107,13 @@ impl H2Connection {
     /// The preface could not be exchanged; nothing of a request was sent.
     pub(crate) async fn start(
         io: Replayed,
+        limits: &Limits,
         open: Opened,
         now: Tick,
         svid: Option<Validity>,
     ) -> Result<Rc<Self>, Failure> {
         let (gathered, flusher) = Gathered::new(io);
-        let (send, connection) = builder().handshake(gathered).await.map_err(|error| {
+        let (send, connection) = builder(limits).handshake(gathered).await.map_err(|error| {
             Failure::upstream(Cause::ConnectFailure, Retry::NothingSent).because(told(&error))
         })?;
         let (ended, left) = (Rc::<Cell<bool>>::default(), Rc::<Cell<bool>>::default());
@@ -444,10 +443,7 @@ impl H2Exchange {
             self.stream.is_whole();
         }
         convert::response_into(&http::Response::from_parts(parts, ()), is_end, head)?;
-        if head.fields.len() > limits.header_count as usize {
-            let over = ParseError::OverLimit { limit: Limit::HeaderCount, max: limits.header_count };
-            return Poll::Ready(Err(over.into()));
-        }
+        convert::check_bounds(&head.fields, &convert::with_fields_of_proxies(*limits))?;
         self.stream.spoke();
         self.source = Some(H2Source::new(recv, limits));
         self.response = None;

@@ -303,5 +303,5 @@ async fn dial(
         Speaks::Http1 | Speaks::Http2 => (Replayed::new(bytes::BytesMut::new(), Io::Tcp(tcp)), None),
     };
     let opened = Opened::new(pool, permit, worker.connected(), (asked, stood));
-    H2Connection::start(io, opened, worker.now(), svid).await
+    H2Connection::start(io, &worker.shared.settings.limits, opened, worker.now(), svid).await
 }

@@ -90,7 +90,7 @@ async fn secured(pool: &Rc<EndpointPool>, svid: Option<Validity>) -> Rc<H2Connec
     let gauges = Gauges::new(&MetricsRegistry::default().worker());
     let opened = Opened::new(pool, None, gauges.connected(), (Tick::ZERO, Tick::ZERO));
     let io = Replayed::new(bytes::BytesMut::new(), Io::Tcp(TcpStream::connect(address).await.unwrap()));
-    H2Connection::start(io, opened, Tick::ZERO, svid).await.unwrap()
+    H2Connection::start(io, &meshwork_http1::Limits::default(), opened, Tick::ZERO, svid).await.unwrap()
 }
 
 async fn opens(connection: &Rc<H2Connection>) -> H2Exchange {
