@@ -164,7 +164,7 @@ impl DenyRequest {
             (Some(id), None) => {
                 let id = SpiffeId::parse(&id).map_err(|error| bad("spiffeId", &error.to_string()))?;
                 let issued_before = self.issued_before.as_deref().map(instant).transpose()?;
-                Ok(Denied::Identity { id, issued_before })
+                Ok(Denied::Identity { id, issued_before, made: None })
             }
             (None, Some(_)) if self.issued_before.is_some() => {
                 Err(bad("issuedBefore", "it goes with `spiffeId`; a serial names one certificate"))
@@ -216,7 +216,7 @@ struct EntryView {
 impl From<Entry> for EntryView {
     fn from(Entry { id, denied, created }: Entry) -> Self {
         let (spiffe_id, serial, issued_before) = match denied {
-            Denied::Identity { id, issued_before } => (Some(id), None, issued_before.map(rfc3339_millis)),
+            Denied::Identity { id, issued_before, .. } => (Some(id), None, issued_before.map(rfc3339_millis)),
             Denied::Serial { serial } => (None, Some(hex(&serial)), None),
         };
         Self { id, spiffe_id, serial, issued_before, created: rfc3339_millis(created) }

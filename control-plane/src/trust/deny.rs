@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use meshwork_base::ContentHash;
-use meshwork_identity::{Authority, Bundle, Denied, Identity};
+use meshwork_identity::{Authority, Bundle, Denied, Identity, Made};
 use meshwork_messages::v1;
 use meshwork_store::{Condition, Op, Store, Txn};
 use meshwork_xds::ResourceKey;
@@ -27,6 +27,17 @@ pub(crate) struct Entry {
     pub(crate) created: Duration,
 }
 
+/// Whether an entry says already what is asked for. One of an older version says less of what was issued before a time.
+fn says(kept: &Denied, asked: &Denied) -> bool {
+    match (kept, asked) {
+        (
+            Denied::Identity { id, issued_before, made },
+            Denied::Identity { id: asked, issued_before: before, .. },
+        ) => id == asked && issued_before == before && (before.is_none() || made.is_some()),
+        _ => kept == asked,
+    }
+}
+
 /// All entries, with the sequence of the bundle they are in; one document, so that both change together.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -39,6 +50,13 @@ pub(crate) struct Record {
     entries: Vec<Entry>,
 }
 
+impl Record {
+    /// Of the bundle after the next change.
+    fn next_sequence(&self, now: Duration) -> u64 {
+        u64::try_from(now.as_millis()).unwrap_or(0).max(self.sequence + 1)
+    }
+}
+
 /// What was kept, and the bundle it makes.
 pub(crate) async fn load(store: &Store, authority: &Authority) -> Result<(Record, Bundle), TrustError> {
     let record = match store.get(KEY).await?.entry {
@@ -49,6 +67,7 @@ pub(crate) async fn load(store: &Store, authority: &Authority) -> Result<(Record
         })?,
     };
     let bundle = bundle(&record, authority)?;
+    authority.issues_under(record.sequence);
     Ok((record, bundle))
 }
 
@@ -62,10 +81,11 @@ fn bundle(record: &Record, authority: &Authority) -> Result<Bundle, TrustError> 
 /// The bundle as proxies are told.
 pub(crate) fn resource(bundle: &Bundle) -> (ResourceKey, Arc<v1::Resource>) {
     let denied = |denied| match denied {
-        Denied::Identity { id, issued_before } => v1::bundle::Denied {
+        Denied::Identity { id, issued_before, made } => v1::bundle::Denied {
             spiffe_id: id.to_string(),
-            issued_before_unix_ms: issued_before
-                .map_or(0, |at: Duration| i64::try_from(at.as_millis()).unwrap_or(i64::MAX)),
+            issued_before_unix_ms: issued_before.map_or(0, unix_ms),
+            made_unix_ms: made.map_or(0, |made: Made| unix_ms(made.at)),
+            made_sequence: made.map_or(0, |made| made.sequence),
             ..v1::bundle::Denied::default()
         },
         Denied::Serial { serial } => {
@@ -82,6 +102,10 @@ pub(crate) fn resource(bundle: &Bundle) -> (ResourceKey, Arc<v1::Resource>) {
     let version = ContentHash::of(&body).to_string();
     let resource = v1::Resource { name: name.to_owned(), version, body: body.into(), requires: Vec::new() };
     (ResourceKey::of::<v1::Bundle>(name), Arc::new(resource))
+}
+
+fn unix_ms(at: Duration) -> i64 {
+    i64::try_from(at.as_millis()).unwrap_or(i64::MAX)
 }
 
 pub(crate) fn hex(bytes: &[u8]) -> String {
@@ -121,16 +145,20 @@ impl Deny {
 
     /// Takes trust away. When this returns it is durable, and the connections it concerns are closed. An entry that
     /// is there already is given back as it is.
-    pub(crate) async fn add(&self, denied: Denied, created: Duration) -> Result<Entry, TrustError> {
+    pub(crate) async fn add(&self, mut denied: Denied, created: Duration) -> Result<Entry, TrustError> {
         let mut record = self.record.lock().await;
-        if let Some(entry) = record.entries.iter().find(|entry| entry.denied == denied) {
+        if let Some(entry) = record.entries.iter().find(|entry| says(&entry.denied, &denied)) {
             return Ok(entry.clone());
         }
         let mut next = record.clone();
+        next.sequence = record.next_sequence(created);
+        if let Denied::Identity { issued_before: Some(_), made, .. } = &mut denied {
+            *made = Some(Made { at: created, sequence: next.sequence });
+        }
         next.last_id += 1;
         let entry = Entry { id: next.last_id, denied, created };
         next.entries.push(entry.clone());
-        self.replace(&mut record, next, created).await?;
+        self.replace(&mut record, next).await?;
         Ok(entry)
     }
 
@@ -138,17 +166,16 @@ impl Deny {
     pub(crate) async fn remove(&self, id: u64, now: Duration) -> Result<bool, TrustError> {
         let mut record = self.record.lock().await;
         let mut next = record.clone();
+        next.sequence = record.next_sequence(now);
         next.entries.retain(|entry| entry.id != id);
         if next.entries.len() == record.entries.len() {
             return Ok(false);
         }
-        self.replace(&mut record, next, now).await?;
+        self.replace(&mut record, next).await?;
         Ok(true)
     }
 
-    async fn replace(&self, held: &mut Record, mut next: Record, now: Duration) -> Result<(), TrustError> {
-        let now = u64::try_from(now.as_millis()).unwrap_or(0);
-        next.sequence = now.max(held.sequence + 1);
+    async fn replace(&self, held: &mut Record, next: Record) -> Result<(), TrustError> {
         let bundle = bundle(&next, &self.authority)?;
         let stored = |record| serde_json::to_vec(record).expect("names and numbers are JSON");
         let before = self.store.get(KEY).await?.entry;
@@ -160,6 +187,8 @@ impl Deny {
         }
         *held = next;
         self.identity.trust(bundle)?;
+        // Not before: what is issued until here was not checked against it.
+        self.authority.issues_under(held.sequence);
         let bundle = self.identity.bundle();
         let closed = self.connections.review(&bundle);
         self.bundles.send_replace(bundle);

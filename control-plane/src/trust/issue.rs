@@ -129,7 +129,7 @@ impl Issuer {
     fn check_denied(&self, peer: &Peer) -> Result<(), Problem> {
         let bundle = self.identity.bundle();
         let denied = if self.clock.wall() < peer.not_before {
-            bundle.check_denied(&peer.at_no_known_time())
+            bundle.check_denied_early(peer)
         } else {
             bundle.check_denied(peer)
         };

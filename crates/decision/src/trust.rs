@@ -1,6 +1,5 @@
 //! Whom not to trust any more: the deny entries of the trust domains' bundles.
 
-use std::collections::HashMap;
 use std::collections::HashSet;
 use std::sync::Arc;
 
@@ -17,16 +16,35 @@ pub struct Bundle {
     pub roots_der: Box<[Bytes]>,
     /// Grows with every change.
     pub sequence: u64,
-    /// IDs, and before when an SVID must have been issued to be denied; `i64::MAX`: whenever.
-    ids: HashMap<Box<str>, i64, FixedState>,
+    ids: Vec<DeniedId>,
     /// Serial numbers in lower-case hexadecimal, without leading zeros.
     serials: HashSet<Box<str>, FixedState>,
+}
+
+/// A denied identity.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DeniedId {
+    /// Whose.
+    pub id: SpiffeId,
+    /// Before when (milliseconds since the Unix epoch) an SVID must have been issued to be denied; none: whenever.
+    pub issued_before_unix_ms: Option<i64>,
+    /// When that was said, where it is known.
+    pub made: Option<Made>,
+}
+
+/// When a deny entry was made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Made {
+    /// Milliseconds since the Unix epoch.
+    pub unix_ms: i64,
+    /// The first bundle that has it.
+    pub sequence: u64,
 }
 
 /// A deny entry, before it is indexed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Deny {
-    Id { id: SpiffeId, issued_before_unix_ms: i64 },
+    Id(DeniedId),
     Serial(Box<str>),
 }
 
@@ -38,42 +56,25 @@ impl Bundle {
         denied: Vec<Deny>,
     ) -> Self {
         let mut bundle =
-            Self { trust_domain, roots_der, sequence, ids: HashMap::default(), serials: HashSet::default() };
+            Self { trust_domain, roots_der, sequence, ids: Vec::new(), serials: HashSet::default() };
         for entry in denied {
             match entry {
                 Deny::Serial(hex) => drop(bundle.serials.insert(normal_serial(&hex))),
-                Deny::Id { id, issued_before_unix_ms } => {
-                    let before = if issued_before_unix_ms == 0 { i64::MAX } else { issued_before_unix_ms };
-                    let known = bundle.ids.entry(id.as_str().into()).or_insert(before);
-                    *known = before.max(*known);
-                }
+                Deny::Id(id) => bundle.ids.push(id),
             }
         }
         bundle
     }
 
-    /// Denied identities, and before when (milliseconds since the Unix epoch) an SVID must have been issued to be denied;
-    /// none: whenever.
-    pub fn denied_ids(&self) -> impl Iterator<Item = (&str, Option<i64>)> {
-        self.ids.iter().map(|(id, &before)| (&**id, (before != i64::MAX).then_some(before)))
+    /// Denied identities.
+    #[must_use]
+    pub fn denied_ids(&self) -> &[DeniedId] {
+        &self.ids
     }
 
     /// Denied serial numbers, in hexadecimal.
     pub fn denied_serials(&self) -> impl Iterator<Item = &str> {
         self.serials.iter().map(|serial| &**serial)
-    }
-
-    /// Whether anything is denied: nothing need be looked up when not.
-    #[must_use]
-    pub fn denies_any(&self) -> bool {
-        !self.ids.is_empty() || !self.serials.is_empty()
-    }
-
-    /// Whether an SVID is denied. `serial_hex` in any case; `issued_unix_ms` is its `notBefore`.
-    #[must_use]
-    pub fn denies(&self, id: &SpiffeId, serial_hex: &str, issued_unix_ms: i64) -> bool {
-        self.ids.get(id.as_str()).is_some_and(|&before| issued_unix_ms < before)
-            || (!self.serials.is_empty() && self.serials.contains(&normal_serial(serial_hex)))
     }
 }
 
@@ -85,30 +86,33 @@ fn normal_serial(hex: &str) -> Box<str> {
 
 #[cfg(test)]
 mod tests {
+    use meshwork_messages::v1;
+
     use super::*;
 
-    fn id(text: &str) -> SpiffeId {
-        SpiffeId::parse(text).unwrap()
+    #[test]
+    fn a_denied_identity_has_its_times_where_the_message_has_them() {
+        let entry = |issued_before_unix_ms, made_unix_ms, made_sequence| v1::bundle::Denied {
+            spiffe_id: "spiffe://m/ns/a/sa/web".into(),
+            issued_before_unix_ms,
+            made_unix_ms,
+            made_sequence,
+            ..v1::bundle::Denied::default()
+        };
+        let denied = vec![entry(0, 0, 0), entry(5, 0, 0), entry(5, 6, 7)];
+        let message = v1::Bundle { denied, ..v1::Bundle::default() };
+        let bundle = crate::convert::bundle(&"m".into(), message).unwrap();
+        let told: Vec<_> = bundle.denied_ids().iter().map(|id| (id.issued_before_unix_ms, id.made)).collect();
+        let made = Some(Made { unix_ms: 6, sequence: 7 });
+        assert_eq!(told, [(None, None), (Some(5), None), (Some(5), made)]);
     }
 
     #[test]
-    fn denies_by_id_by_time_and_by_serial() {
-        let (web, api) = (id("spiffe://m/ns/a/sa/web"), id("spiffe://m/ns/a/sa/api"));
-        let denied =
-            vec![Deny::Id { id: web.clone(), issued_before_unix_ms: 1000 }, Deny::Serial("00:AB:cd".into())];
+    fn serials_are_told_apart_as_numbers() {
+        let denied = ["00:AB:cd", "abcd", "0abcd", "abcde"].map(|hex| Deny::Serial(hex.into())).to_vec();
         let bundle = Bundle::new("m".into(), Box::default(), 1, denied);
-        assert!(bundle.denies_any());
-        assert!(bundle.denies(&web, "1", 999) && !bundle.denies(&web, "1", 1000));
-        assert!(bundle.denies(&api, "ABCD", 5000) && bundle.denies(&api, "0abcd", 0));
-        assert!(!bundle.denies(&api, "abcde", 0));
-    }
-
-    #[test]
-    fn the_wider_of_two_entries_for_one_id_counts() {
-        let web = id("spiffe://m/ns/a/sa/web");
-        let entry = |ms| Deny::Id { id: web.clone(), issued_before_unix_ms: ms };
-        for entries in [vec![entry(0), entry(5)], vec![entry(5), entry(0)]] {
-            assert!(Bundle::new("m".into(), Box::default(), 1, entries).denies(&web, "", i64::MAX - 1));
-        }
+        let mut serials: Vec<_> = bundle.denied_serials().collect();
+        serials.sort_unstable();
+        assert_eq!(serials, ["abcd", "abcde"]);
     }
 }

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -28,6 +29,14 @@ pub const INTERMEDIATE_LIFETIME: Duration = Duration::from_hours(180 * 24);
 pub const ROOT_LIFETIME: Duration = Duration::from_hours(3650 * 24);
 /// How far certificates are dated back, for peers whose clocks are behind: one minute.
 pub const BACKDATE: Duration = Duration::from_mins(1);
+
+/// The serial number of an SVID is this many bytes: one that says so, the sequence of the bundle it was issued under
+/// ([`Authority::issues_under`]), and chance. Older versions had shorter ones, whose first byte was another one.
+pub(crate) const SERIAL: usize = 20;
+/// What its first byte says.
+pub(crate) const SERIAL_MARK: u8 = 0x20;
+/// What in its first byte is chance.
+pub(crate) const SERIAL_NOISE: u8 = 0x1f;
 
 const ROOT_FILE: &str = "root.pem";
 const INTERMEDIATE_FILE: &str = "intermediate.pem";
@@ -144,6 +153,8 @@ pub struct Authority {
     folder: PathBuf,
     root: Signer,
     intermediate: ArcSwap<Signer>,
+    /// The sequence of the bundle in force.
+    under: AtomicU64,
     clock: Arc<dyn Clock>,
 }
 
@@ -248,6 +259,7 @@ impl Authority {
             folder,
             root,
             intermediate: ArcSwap::from_pointee(intermediate),
+            under: AtomicU64::new(0),
             clock,
         };
         this.maintain()?;
@@ -292,6 +304,12 @@ impl Authority {
         self.root.pin
     }
 
+    /// What is issued from now on is issued under the bundle of this sequence, and its serial number says so: whether a deny
+    /// entry was there before is known then, wherever clocks have been. To be called when that bundle is in force.
+    pub fn issues_under(&self, sequence: u64) {
+        self.under.fetch_max(sequence, Ordering::AcqRel);
+    }
+
     /// Signs an SVID: the key is the request's, everything else is decided here. It lives for `ttl`, but not longer
     /// than the intermediate.
     ///
@@ -312,6 +330,7 @@ impl Authority {
         }
         let (not_before, not_after) = (now.saturating_sub(BACKDATE), (now + ttl).min(signer.not_after));
         let mut params = base_params("Meshwork workload", not_before, not_after)?;
+        params.serial_number = Some(svid_serial(self.under.load(Ordering::Acquire))?);
         params.subject_alt_names = vec![uri(id.as_str())?];
         params.is_ca = IsCa::ExplicitNoCa;
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
@@ -360,6 +379,14 @@ fn base_params(name: &str, from: Duration, to: Duration) -> Result<CertificatePa
     serial[0] = serial[0] & 0x7f | 0x40;
     params.serial_number = Some(SerialNumber::from_slice(&serial));
     Ok(params)
+}
+
+fn svid_serial(under: u64) -> Result<SerialNumber, AuthorityError> {
+    let mut serial = [0u8; SERIAL];
+    aws_lc_rs::rand::fill(&mut serial).map_err(|_| AuthorityError::Sign("no randomness".to_owned()))?;
+    serial[0] = serial[0] & SERIAL_NOISE | SERIAL_MARK;
+    serial[1..9].copy_from_slice(&under.to_be_bytes());
+    Ok(SerialNumber::from_slice(&serial))
 }
 
 fn ca_params(

@@ -58,6 +58,9 @@ pub enum Denied {
         id: SpiffeId,
         /// Only those issued before this time (since the Unix epoch); `None`: all, also future ones.
         issued_before: Option<Duration>,
+        /// When that was said; entries of older versions do not have it.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        made: Option<Made>,
     },
     /// The one certificate with this serial number.
     Serial {
@@ -66,13 +69,51 @@ pub enum Denied {
     },
 }
 
+/// When a deny entry was made. What claims to begin later, and was issued under an older bundle, was issued before it by a
+/// clock that ran ahead: its date says nothing, also when it has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Made {
+    /// Since the Unix epoch.
+    pub at: Duration,
+    /// The first bundle that has it.
+    pub sequence: u64,
+}
+
+/// Which SVIDs of an identity an entry denies.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Rule {
+    issued_before: Option<Duration>,
+    made: Option<Made>,
+}
+
+impl Rule {
+    fn denies(&self, peer: &Peer) -> bool {
+        let Some(before) = self.issued_before else { return true };
+        let issued = peer.not_before + BACKDATE;
+        issued < before
+            || self.made.is_some_and(|made| issued > made.at && peer.issued_under() < made.sequence)
+    }
+
+    /// The same of one whose time has not come, so that its date does not say when it was issued.
+    fn denies_early(&self, peer: &Peer) -> bool {
+        self.denies(peer) || self.made.is_none_or(|made| peer.issued_under() < made.sequence)
+    }
+
+    fn covers(&self, other: &Self) -> bool {
+        self.issued_before.is_none()
+            || (self.made == other.made
+                && other.issued_before.is_some_and(|other| self.issued_before >= Some(other)))
+    }
+}
+
 /// Whom to trust in one trust domain.
 #[derive(Clone)]
 pub struct Bundle {
     trust_domain: TrustDomain,
     sequence: u64,
     roots: Vec<CertificateDer<'static>>,
-    identities: BTreeMap<SpiffeId, Option<Duration>>,
+    identities: BTreeMap<SpiffeId, Vec<Rule>>,
     serials: BTreeSet<Vec<u8>>,
     anchors: Arc<RootCertStore>,
     client_chains: Arc<dyn ClientCertVerifier>,
@@ -101,17 +142,16 @@ impl Bundle {
         let client_chains = WebPkiClientVerifier::builder_with_provider(anchors.clone(), provider())
             .build()
             .map_err(|_| BundleError::Empty(trust_domain.clone()))?;
-        let (mut identities, mut serials) = (BTreeMap::new(), BTreeSet::new());
+        let (mut identities, mut serials) = (BTreeMap::<SpiffeId, Vec<Rule>>::new(), BTreeSet::new());
         for entry in denied {
             match entry {
-                Denied::Identity { id, issued_before } => {
+                Denied::Identity { id, issued_before, made } => {
+                    let (rules, rule) = (identities.entry(id).or_default(), Rule { issued_before, made });
                     // Two entries for one identity: the wider one holds.
-                    let wider = match (identities.get(&id), issued_before) {
-                        (Some(None), _) | (_, None) => None,
-                        (Some(Some(a)), Some(b)) => Some(b.max(*a)),
-                        (None, one) => one,
-                    };
-                    identities.insert(id, wider);
+                    if !rules.iter().any(|other| other.covers(&rule)) {
+                        rules.retain(|other| !rule.covers(other));
+                        rules.push(rule);
+                    }
                 }
                 Denied::Serial { serial } => {
                     let zeros = serial.iter().take_while(|&&byte| byte == 0).count();
@@ -142,10 +182,13 @@ impl Bundle {
 
     /// The deny entries.
     pub fn denied(&self) -> impl Iterator<Item = Denied> {
-        let identities = self
-            .identities
-            .iter()
-            .map(|(id, issued_before)| Denied::Identity { id: id.clone(), issued_before: *issued_before });
+        let identities = self.identities.iter().flat_map(|(id, rules)| {
+            rules.iter().map(|&Rule { issued_before, made }| Denied::Identity {
+                id: id.clone(),
+                issued_before,
+                made,
+            })
+        });
         identities.chain(self.serials.iter().map(|serial| Denied::Serial { serial: serial.clone() }))
     }
 
@@ -155,12 +198,23 @@ impl Bundle {
     /// # Errors
     /// [`Refusal::Revoked`].
     pub fn check_denied(&self, peer: &Peer) -> Result<(), Refusal> {
-        let by_identity = match self.identities.get(&peer.id) {
-            None => false,
-            Some(None) => true,
-            Some(Some(issued_before)) => peer.not_before + BACKDATE < *issued_before,
-        };
-        if by_identity || self.serials.contains(&peer.serial) {
+        self.check(peer, Rule::denies)
+    }
+
+    /// The same of a peer whose SVID begins only later by our clock: what an entry denies that was issued before a time is
+    /// denied whatever its date says, unless it was issued under a bundle that had the entry.
+    ///
+    /// # Errors
+    /// [`Refusal::Revoked`].
+    pub fn check_denied_early(&self, peer: &Peer) -> Result<(), Refusal> {
+        self.check(peer, Rule::denies_early)
+    }
+
+    fn check(&self, peer: &Peer, denies: fn(&Rule, &Peer) -> bool) -> Result<(), Refusal> {
+        let rules = self.identities.get(&peer.id);
+        if rules.is_some_and(|rules| rules.iter().any(|rule| denies(rule, peer)))
+            || self.serials.contains(&peer.serial)
+        {
             return Err(Refusal::Revoked { id: peer.id.clone() });
         }
         Ok(())

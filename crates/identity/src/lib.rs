@@ -35,7 +35,7 @@ mod verify;
 pub use authority::{
     Authority, AuthorityError, BACKDATE, DEFAULT_SVID_TTL, INTERMEDIATE_LIFETIME, Issued, ROOT_LIFETIME,
 };
-pub use bundle::{Bundle, BundleError, Denied};
+pub use bundle::{Bundle, BundleError, Denied, Made};
 pub use csr::{CsrError, PendingSvid};
 pub use identity::{ClientAuth, Expected, Identity, IdentityError, ServerOptions};
 pub use refusal::Refusal;

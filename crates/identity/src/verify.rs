@@ -9,6 +9,7 @@ use rustls::{CertificateError, Error};
 use rustls_pki_types::{CertificateDer, UnixTime};
 use x509_parser::prelude::{GeneralName, X509Certificate};
 
+use crate::authority::{SERIAL, SERIAL_MARK, SERIAL_NOISE};
 use crate::bundle::Bundle;
 use crate::refusal::Refusal;
 use crate::tls::provider;
@@ -116,11 +117,17 @@ impl Peer {
         })
     }
 
-    /// The same where its date does not say when it was issued: each deny entry of its identity counts, whatever it is issued
-    /// before. A clock that ran ahead must not lift what is revoked above that.
-    #[must_use]
-    pub fn at_no_known_time(&self) -> Self {
-        Self { not_before: Duration::ZERO, ..self.clone() }
+    /// The sequence of the bundle that was in force where its SVID was issued, which no clock has a say in; zero where that is
+    /// not known, since an older version issued it.
+    pub(crate) fn issued_under(&self) -> u64 {
+        match *self.serial {
+            [first, a, b, c, d, e, f, g, h, ..]
+                if self.serial.len() == SERIAL && first & !SERIAL_NOISE == SERIAL_MARK =>
+            {
+                u64::from_be_bytes([a, b, c, d, e, f, g, h])
+            }
+            _ => 0,
+        }
     }
 }
 
@@ -174,7 +181,7 @@ pub(crate) fn verify_early(
 ) -> Result<Peer, Refusal> {
     let first = Peer::read(leaf)?.not_before.max(Duration::from_secs(now.as_secs()));
     let peer = verify(bundle, Role::Client, leaf, intermediates, UnixTime::since_unix_epoch(first))?;
-    bundle.check_denied(&peer.at_no_known_time())?;
+    bundle.check_denied_early(&peer)?;
     Ok(peer)
 }
 

@@ -9,8 +9,8 @@ use std::sync::Arc;
 use common::{HOUR, Mesh};
 use meshwork_base::{Clock, Namespace, ObjectName};
 use meshwork_identity::{
-    ClientAuth, Denied, Expected, Identity, JoinToken, Peer, Refusal, ServerOptions, Shown, Svid, accept,
-    connect, pinned_client_config,
+    Bundle, ClientAuth, Denied, Expected, Identity, JoinToken, Made, Peer, Refusal, ServerOptions, Shown,
+    Svid, accept, connect, pinned_client_config,
 };
 use rustls::{ClientConfig, NamedGroup, ProtocolVersion, ServerConfig};
 use rustls_pki_types::ServerName;
@@ -124,7 +124,7 @@ async fn a_deny_entry_refuses_and_names_live_connections() {
     assert_eq!(reviews.bundle().check_denied(&live), Ok(()));
 
     let serial = Denied::Serial { serial: [&[0], &live.serial[..]].concat() };
-    let id = Denied::Identity { id: web.id(), issued_before: None };
+    let id = Denied::Identity { id: web.id(), issued_before: None, made: None };
     for entry in [serial, id] {
         let reviews = mesh.identity("reviews");
         reviews.trust(mesh.bundle(2, [entry])).unwrap();
@@ -136,7 +136,9 @@ async fn a_deny_entry_refuses_and_names_live_connections() {
         assert_eq!(cause(call(&web, &reviews, Expected::TrustDomain).await.0), "revoked");
         // The caller trusts no revoked server either.
         let shown = mesh.identity("reviews");
-        shown.trust(mesh.bundle(2, [Denied::Identity { id: web.id(), issued_before: None }])).unwrap();
+        shown
+            .trust(mesh.bundle(2, [Denied::Identity { id: web.id(), issued_before: None, made: None }]))
+            .unwrap();
         assert_eq!(cause(call(&shown, &web, Expected::TrustDomain).await.1), "revoked");
     }
 }
@@ -146,11 +148,36 @@ async fn a_dated_deny_entry_lets_a_new_svid_pass() {
     let mesh = Mesh::new("mesh.local");
     let (web, reviews) = (mesh.identity("web"), mesh.identity("reviews"));
     mesh.clock.advance(HOUR);
-    let stolen = Denied::Identity { id: web.id(), issued_before: Some(mesh.clock.wall()) };
+    let stolen = Denied::Identity { id: web.id(), issued_before: Some(mesh.clock.wall()), made: None };
     reviews.trust(mesh.bundle(2, [stolen])).unwrap();
     assert_eq!(cause(call(&web, &reviews, Expected::TrustDomain).await.0), "revoked");
     web.renew(mesh.svid("web")).unwrap();
     assert_eq!(cause(call(&web, &reviews, Expected::TrustDomain).await.0), "accepted");
+}
+
+#[tokio::test]
+async fn a_dated_deny_entry_holds_for_what_was_issued_before_by_a_clock_that_ran_ahead() {
+    let mesh = Mesh::new("mesh.local");
+    mesh.clock.advance(HOUR * 25);
+    let stolen = mesh.identity("web");
+    mesh.clock.set_back(HOUR * 25);
+    let at = mesh.clock.wall();
+    let made = Some(Made { at, sequence: 7 });
+    let denied = Denied::Identity { id: stolen.id(), issued_before: Some(at), made };
+    let bundle = Bundle::from_json(&mesh.bundle(7, [denied]).to_json()).unwrap();
+    let reviews = mesh.identity("reviews");
+    reviews.trust(bundle).unwrap();
+    mesh.authority.issues_under(7);
+    let honest = mesh.identity("web");
+    for _ in 0..3 {
+        mesh.clock.advance(HOUR * 10);
+        assert_eq!(cause(call(&honest, &reviews, Expected::TrustDomain).await.0), "accepted");
+        assert_eq!(cause(call(&mesh.identity("web"), &reviews, Expected::TrustDomain).await.0), "accepted");
+        let refused = cause(call(&stolen, &reviews, Expected::TrustDomain).await.0);
+        let wanted = if stolen.is_in_force() { "revoked" } else { "svid_not_yet_valid" };
+        assert_eq!(refused, wanted);
+    }
+    assert!(stolen.is_in_force());
 }
 
 #[tokio::test]
@@ -255,7 +282,9 @@ async fn nothing_is_resumed_so_a_revocation_holds() {
         assert_eq!(ours.read_u8().await.unwrap(), b'x', "tickets, if there were any, have arrived");
         assert_eq!(ours.get_ref().1.handshake_kind(), Some(rustls::HandshakeKind::Full));
     }
-    reviews.trust(mesh.bundle(2, [Denied::Identity { id: web.id(), issued_before: None }])).unwrap();
+    reviews
+        .trust(mesh.bundle(2, [Denied::Identity { id: web.id(), issued_before: None, made: None }]))
+        .unwrap();
     assert_eq!(cause(shake(&reviews, serves, &web, calls).await.0), "revoked");
 }
 
@@ -316,7 +345,9 @@ mod first_contact {
     async fn an_open_server_still_checks_a_certificate_that_is_shown() {
         let mesh = Mesh::new("mesh.local");
         let (plane, web) = (mesh.identity("control-plane"), mesh.identity("web"));
-        plane.trust(mesh.bundle(2, [Denied::Identity { id: web.id(), issued_before: None }])).unwrap();
+        plane
+            .trust(mesh.bundle(2, [Denied::Identity { id: web.id(), issued_before: None, made: None }]))
+            .unwrap();
         let calls = web.client_config(vec![b"h2".to_vec()], Expected::TrustDomain);
         let (accepted, _) = shake(&plane, plane.server_config(open()), &web, calls).await;
         assert_eq!(cause(accepted), "revoked");
@@ -365,7 +396,7 @@ mod first_contact {
         mesh.clock.advance(HOUR * 100);
         let plane = mesh.identity("control-plane");
         assert_eq!(cause(asked(&plane, renewing(), &forged).await), "untrusted_issuer");
-        let denied = Denied::Identity { id: web.id(), issued_before: Some(mesh.clock.wall()) };
+        let denied = Denied::Identity { id: web.id(), issued_before: Some(mesh.clock.wall()), made: None };
         plane.trust(mesh.bundle(2, [denied])).unwrap();
         assert_eq!(cause(asked(&plane, renewing(), &web).await), "revoked");
     }
@@ -412,7 +443,7 @@ mod first_contact {
         let plane = mesh.identity("control-plane");
         assert_eq!(cause(asked(&plane, renewing(), &forged).await), "untrusted_issuer");
         // Its date is later than what is revoked, but it cannot have been issued later.
-        let denied = Denied::Identity { id: web.id(), issued_before: Some(mesh.clock.wall()) };
+        let denied = Denied::Identity { id: web.id(), issued_before: Some(mesh.clock.wall()), made: None };
         plane.trust(mesh.bundle(2, [denied])).unwrap();
         assert_eq!(cause(asked(&plane, renewing(), &web).await), "revoked");
     }
@@ -437,13 +468,9 @@ mod first_contact {
     async fn a_root_that_is_shown_but_did_not_sign_is_refused() {
         let mesh = Mesh::new("mesh.local");
         let forger = Mesh::at("mesh.local", mesh.clock.clone());
-        let bundle = meshwork_identity::Bundle::new(
-            forger.authority.trust_domain().clone(),
-            1,
-            vec![mesh.authority.root().clone()],
-            [],
-        )
-        .unwrap();
+        let bundle =
+            Bundle::new(forger.authority.trust_domain().clone(), 1, vec![mesh.authority.root().clone()], [])
+                .unwrap();
         let server =
             Identity::new(forger.svid("control-plane"), bundle, Arc::new(mesh.clock.clone())).unwrap();
         let (_, connected) = join(&server, open(), joining(&token(&mesh), &mesh, "control-plane")).await;

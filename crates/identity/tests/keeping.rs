@@ -20,8 +20,8 @@ fn a_restart_uses_the_same_identity_while_it_is_valid() {
     store.save_svid(&svid).unwrap();
     assert!(matches!(store.load(mesh.clock.wall()).unwrap(), Loaded::Missing), "half an identity is none");
     let denied = [
-        Denied::Identity { id: mesh.id("a"), issued_before: None },
-        Denied::Identity { id: mesh.id("b"), issued_before: Some(HOUR) },
+        Denied::Identity { id: mesh.id("a"), issued_before: None, made: None },
+        Denied::Identity { id: mesh.id("b"), issued_before: Some(HOUR), made: None },
         Denied::Serial { serial: vec![1, 2] },
     ];
     store.save_bundle(&mesh.bundle(7, denied.clone())).unwrap();
@@ -86,8 +86,11 @@ fn a_key_that_others_may_read_is_closed_to_them() {
 #[test]
 fn the_wider_of_two_deny_entries_holds() {
     let mesh = Mesh::new("mesh.local");
-    let entry =
-        |hours: Option<u32>| Denied::Identity { id: mesh.id("a"), issued_before: hours.map(|h| HOUR * h) };
+    let entry = |hours: Option<u32>| Denied::Identity {
+        id: mesh.id("a"),
+        issued_before: hours.map(|h| HOUR * h),
+        made: None,
+    };
     for (two, wider) in [
         ([Some(1), Some(2)], Some(2)),
         ([Some(2), Some(1)], Some(2)),

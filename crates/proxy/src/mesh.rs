@@ -8,9 +8,8 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use meshwork_base::SpiffeId;
 use meshwork_decision::Kinship;
-use meshwork_identity::{Bundle, BundleError, Denied, Identity, IdentityError, Peer};
+use meshwork_identity::{Bundle, BundleError, Denied, Identity, IdentityError, Made, Peer};
 use rustls_pki_types::CertificateDer;
 
 use crate::engine::BindKey;
@@ -129,9 +128,11 @@ pub(crate) enum TrustError {
 /// Trusts what the snapshot says, and no longer what it denies.
 pub(crate) fn trust(identity: &Identity, said: &meshwork_decision::Bundle) -> Result<(), TrustError> {
     let roots = said.roots_der.iter().map(|root| CertificateDer::from(root.to_vec())).collect();
-    let ids = said.denied_ids().filter_map(|(id, before)| {
-        let issued_before = before.map(|ms| Duration::from_millis(u64::try_from(ms).unwrap_or(0)));
-        Some(Denied::Identity { id: SpiffeId::parse(id).ok()?, issued_before })
+    let time = |unix_ms| Duration::from_millis(u64::try_from(unix_ms).unwrap_or(0));
+    let ids = said.denied_ids().iter().map(|denied| Denied::Identity {
+        id: denied.id.clone(),
+        issued_before: denied.issued_before_unix_ms.map(time),
+        made: denied.made.map(|made| Made { at: time(made.unix_ms), sequence: made.sequence }),
     });
     let serials = said.denied_serials().map(|hex| Denied::Serial { serial: bytes_of(hex) });
     let domain = identity.bundle().trust_domain().clone();
@@ -147,6 +148,8 @@ fn bytes_of(hex: &str) -> Vec<u8> {
 
 #[cfg(test)]
 mod tests {
+    use meshwork_base::SpiffeId;
+
     use super::*;
 
     #[test]

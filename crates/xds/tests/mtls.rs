@@ -127,7 +127,7 @@ async fn a_revocation_closes_the_live_connection() {
     let plane = plane(&mesh).await;
     let (_batch, _open) = join(&mesh, &plane, mesh.identity("web", DEFAULT_SVID_TTL)).await;
     let mut activity = plane.hub.activity();
-    let denied = |workload| Denied::Identity { id: Mesh::id(workload), issued_before: None };
+    let denied = |workload| Denied::Identity { id: Mesh::id(workload), issued_before: None, made: None };
     assert_eq!(plane.connections.review(&mesh.bundle(2, Some(denied("api")))), 0);
     assert_eq!(plane.connections.review(&mesh.bundle(3, Some(denied("web")))), 1);
     while plane.hub.proxies()[0].connected {

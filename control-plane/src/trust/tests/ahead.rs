@@ -77,6 +77,48 @@ async fn one_that_is_revoked_is_not_renewed_though_its_date_is_later() {
     assert_eq!(mesh.refused(1).await, ["revoked"]);
 }
 
+#[tokio::test]
+async fn what_was_revoked_stays_so_when_its_date_has_come_and_what_is_issued_afterwards_does_not() {
+    let (mesh, clock, stolen) = corrected().await;
+    let now = meshwork_base::clock::rfc3339_millis(mesh.clock.wall());
+    let deny = json!({ "spiffeId": stolen.id().to_string(), "issuedBefore": now });
+    mesh.post("/v1/identity/deny", deny).await.unwrap();
+    clock.advance(Duration::from_mins(1));
+    let token = mesh.token("web", 1).await.token;
+    let honest = mesh.join_with("web-2", Some(&token)).await.unwrap();
+    // Also the entry as it is kept, and as proxies are told.
+    let mesh = mesh.restart().await;
+    let mut proxy = Proxy::open("shop/web-2", mesh.connector(&honest));
+    let told = proxy.bundle().await;
+    let entry = told.denied.first().unwrap();
+    assert!(entry.made_unix_ms > 0 && entry.made_sequence == told.sequence, "{entry:?}");
+
+    clock.advance(AHEAD);
+    assert!(stolen.is_in_force() && honest.is_in_force());
+    let bundle = mesh.plane.trust().unwrap().bundle();
+    assert!(bundle.check_denied(stolen.svid().as_peer()).is_err());
+    assert!(bundle.check_denied(honest.svid().as_peer()).is_ok());
+    assert!(client(&mesh, &stolen.svid(), &stolen.svid()).renew(&request()).await.is_err());
+    client(&mesh, &honest.svid(), &honest.svid()).renew(&request()).await.unwrap();
+    let token = mesh.token("web", 1).await.token;
+    let later = mesh.join_with("web-3", Some(&token)).await.unwrap();
+    assert!(bundle.check_denied(later.svid().as_peer()).is_ok(), "nor that which begins later still");
+}
+
+#[tokio::test]
+async fn one_that_was_issued_after_its_identity_was_revoked_is_renewed_whatever_its_date_is() {
+    let (mesh, clock) = mesh().await;
+    let id = mesh.join("web").await.id();
+    let now = meshwork_base::clock::rfc3339_millis(mesh.clock.wall());
+    mesh.post("/v1/identity/deny", json!({ "spiffeId": id.to_string(), "issuedBefore": now })).await.unwrap();
+    clock.advance(AHEAD);
+    let token = mesh.token("web", 1).await.token;
+    let joined = mesh.join_with("web-2", Some(&token)).await.unwrap();
+    clock.set_back(AHEAD - Duration::from_mins(1));
+    assert!(!joined.is_in_force());
+    client(&mesh, &joined.svid(), &joined.svid()).renew(&request()).await.unwrap();
+}
+
 /// By this clock, which is behind the mesh's, nothing that is issued has begun.
 #[tokio::test]
 async fn an_svid_in_force_is_not_given_up_for_one_that_begins_later() {

@@ -8,7 +8,7 @@ use meshwork_messages::v1;
 use super::service::{app_protocol, identity};
 use super::{Result, port, value};
 use crate::cluster::{AppProtocol, ClusterKey};
-use crate::trust::{Bundle, Deny};
+use crate::trust::{Bundle, DeniedId, Deny, Made};
 
 /// What a workload says by itself.
 #[derive(Debug)]
@@ -50,10 +50,12 @@ pub(crate) fn bundle(name: &Arc<str>, message: v1::Bundle) -> Result<Bundle> {
         .map(|d| match (d.spiffe_id.as_str(), d.serial_hex.as_str()) {
             ("", "") => value("denied", "", "write a spiffe_id or a serial_hex"),
             ("", serial) => Ok(Deny::Serial(serial.into())),
-            (id, "") => Ok(Deny::Id {
+            (id, "") => Ok(Deny::Id(DeniedId {
                 id: identity("denied.spiffe_id", id)?,
-                issued_before_unix_ms: d.issued_before_unix_ms,
-            }),
+                issued_before_unix_ms: (d.issued_before_unix_ms != 0).then_some(d.issued_before_unix_ms),
+                made: (d.made_sequence != 0)
+                    .then_some(Made { unix_ms: d.made_unix_ms, sequence: d.made_sequence }),
+            })),
             (_, serial) => value("denied.serial_hex", serial, "write either spiffe_id or serial_hex"),
         })
         .collect::<Result<_>>()?;
