@@ -18,7 +18,8 @@ use parking_lot::Mutex;
 use rustls_pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+use tokio::time::Instant;
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Status;
@@ -34,9 +35,16 @@ const ALPN: &[u8] = b"h2";
 const HANDSHAKE: Duration = Duration::from_secs(10);
 /// The same where half of what is below is taken.
 const HURRIED: Duration = Duration::from_secs(2);
-/// Handshakes at a time. One more takes the place of that which has been silent longest; where all have begun, it waits
+/// Handshakes at a time. One more takes the place of that which has been silent longest, where that is too long; else it waits
 /// in the listener's queue.
 const HANDSHAKES: usize = 256;
+/// Who has been silent for so long has nothing to say: a hello follows its connection at once, and is read here when its
+/// turn comes, also where many come together.
+const SILENCE: Duration = Duration::from_millis(250);
+/// Who has to make place is gone in this time, or had something to say after all.
+const GOING: Duration = Duration::from_millis(10);
+/// How often the refusals of one cause are logged at most: strangers choose how many there are.
+const PAUSE: Duration = Duration::from_secs(5);
 /// Refusals that are remembered.
 const REMEMBERED: usize = 128;
 /// How long a client without SVID may stay.
@@ -67,6 +75,8 @@ pub struct Refused {
 #[derive(Debug, Default)]
 struct Live {
     refused: VecDeque<Refused>,
+    /// By cause, how many were refused since it was logged, for as long as that is not long ago.
+    logged: BTreeMap<&'static str, u64>,
     next: u64,
     peers: BTreeMap<u64, (Peer, oneshot::Sender<Refusal>)>,
 }
@@ -87,13 +97,45 @@ impl Connections {
     }
 
     fn note(&self, refused: Refused) {
-        let Refused { from, refusal, .. } = &refused;
-        tracing::warn!(%from, cause = refusal.cause(), %refusal, "connection refused");
-        let list = &mut self.live.lock().refused;
-        if list.len() == REMEMBERED {
-            list.pop_front();
+        let (from, refusal) = (refused.from, refused.refusal.clone());
+        let cause = refusal.cause();
+        let mut live = self.live.lock();
+        if live.refused.len() == REMEMBERED {
+            live.refused.pop_front();
         }
-        list.push_back(refused);
+        live.refused.push_back(refused);
+        if let Some(logged) = live.logged.get_mut(cause) {
+            *logged += 1;
+            return;
+        }
+        live.logged.insert(cause, 0);
+        drop(live);
+        tracing::warn!(%from, cause, %refusal, "connection refused");
+        tokio::spawn(self.clone().log_rest(cause));
+    }
+
+    /// Logs how many more were refused of this cause, for as long as that goes on.
+    async fn log_rest(self, cause: &'static str) {
+        loop {
+            tokio::time::sleep(PAUSE).await;
+            let mut live = self.live.lock();
+            let more = match live.logged.get_mut(cause) {
+                Some(since) if *since > 0 => std::mem::take(since),
+                _ => {
+                    live.logged.remove(cause);
+                    return;
+                }
+            };
+            let last = live.refused.iter().rfind(|one| one.refusal.cause() == cause).map(|one| one.from);
+            drop(live);
+            let from = last.map(tracing::field::display);
+            tracing::warn!(
+                from,
+                cause,
+                more,
+                "more connections were refused; GET /v1/identity/refused lists the last ones"
+            );
+        }
     }
 
     /// Closes all, because this process ends: clients then look for another one.
@@ -268,7 +310,7 @@ pub async fn serve(
     stop: impl Future<Output = ()>,
 ) -> Result<(), tonic::transport::Error> {
     let (proven, incoming) = mpsc::channel(HANDSHAKES);
-    let accepting = tokio::spawn(accept(listener, endpoints.clone(), proven));
+    let accepting = tokio::spawn(accept(listener, endpoints.clone(), proven, HANDSHAKES));
     let server = Server::builder()
         .http2_keepalive_interval(Some(KEEP_ALIVE))
         .http2_keepalive_timeout(Some(KEEP_ALIVE_ANSWER))
@@ -282,13 +324,18 @@ pub async fn serve(
 
 type Accepted = Result<Proven<tokio_rustls::server::TlsStream<TcpStream>>, io::Error>;
 
-async fn accept(listener: TcpListener, endpoints: Endpoints, proven: mpsc::Sender<Accepted>) {
+async fn accept(
+    listener: TcpListener,
+    endpoints: Endpoints,
+    proven: mpsc::Sender<Accepted>,
+    handshakes: usize,
+) {
     let Endpoints { identity, client_auth, connections, clock, .. } = endpoints;
     let is_open = client_auth == ClientAuth::Optional;
     let options =
         ServerOptions { alpn: vec![ALPN.to_vec()], client_auth, lapsed: is_open, send_roots: is_open };
     let acceptor = TlsAcceptor::from(identity.server_config(options));
-    let (room, silent) = (Arc::new(Semaphore::new(HANDSHAKES)), Silent::default());
+    let (room, silent) = (Arc::new(Semaphore::new(handshakes)), Silent::default());
     loop {
         let (tcp, from) = match listener.accept().await {
             Ok(accepted) => accepted,
@@ -299,18 +346,15 @@ async fn accept(listener: TcpListener, endpoints: Endpoints, proven: mpsc::Sende
                 continue;
             }
         };
-        if room.available_permits() == 0 {
-            silent.close_oldest();
-        }
-        let permit = Arc::clone(&room).acquire_owned().await.expect("the semaphore is never closed");
+        let permit = silent.place(&room).await;
         let (identity, acceptor, proven) = (Arc::clone(&identity), acceptor.clone(), proven.clone());
         let (connections, clock) = (connections.clone(), Arc::clone(&clock));
-        let (room, heard) = (Arc::clone(&room), silent.begin());
+        let (room, silent) = (Arc::clone(&room), silent.clone());
         tokio::spawn(async move {
             drop(tcp.set_nodelay(true));
             let done = async {
-                let hello = heard.within(meshwork_identity::hello(tcp)).await?;
-                let crowded = room.available_permits() < HANDSHAKES / 2;
+                let hello = silent.hear(meshwork_identity::hello(tcp)).await?;
+                let crowded = room.available_permits() < handshakes / 2;
                 let answer = meshwork_identity::answer(&identity, &acceptor, hello);
                 in_time(if crowded { HURRIED } else { HANDSHAKE }, answer).await
             };
@@ -341,42 +385,55 @@ struct Silent(Arc<Mutex<SilentOnes>>);
 #[derive(Default)]
 struct SilentOnes {
     next: u64,
-    waiting: BTreeMap<u64, oneshot::Sender<()>>,
+    /// Since when, and what tells it to go.
+    waiting: BTreeMap<u64, (Instant, oneshot::Sender<()>)>,
 }
 
 impl Silent {
-    fn begin(&self) -> Heard {
-        let (close, closed) = oneshot::channel();
+    /// A place that is free, or becomes so: somebody has done its handshake, or has been silent for too long.
+    async fn place(&self, room: &Arc<Semaphore>) -> OwnedSemaphorePermit {
+        let mut free = std::pin::pin!(Arc::clone(room).acquire_owned());
+        loop {
+            tokio::select! {
+                biased;
+                permit = &mut free => return permit.expect("the semaphore is never closed"),
+                () = async { tokio::time::sleep(self.close_oldest()).await } => {}
+            }
+        }
+    }
+
+    /// Tells who has been silent longest to go, where that is too long; gives when to look again.
+    fn close_oldest(&self) -> Duration {
         let mut silent = self.0.lock();
-        silent.next += 1;
-        let id = silent.next;
-        silent.waiting.insert(id, close);
-        Heard { silent: self.clone(), id, closed }
+        let Some(oldest) = silent.waiting.first_entry() else { return SILENCE };
+        let left = SILENCE.saturating_sub(oldest.get().0.elapsed());
+        if left.is_zero() {
+            drop(oldest.remove());
+            return GOING;
+        }
+        left
     }
 
-    fn close_oldest(&self) {
-        self.0.lock().waiting.pop_first();
-    }
-}
-
-/// One of them.
-struct Heard {
-    silent: Silent,
-    id: u64,
-    closed: oneshot::Receiver<()>,
-}
-
-impl Heard {
-    /// What it says, if it does before it has to make place.
-    async fn within<T>(mut self, hello: impl Future<Output = Result<T, Refusal>>) -> Result<T, Refusal> {
+    /// What one says, if it does before it has to make place. It is silent only from when it is listened to.
+    async fn hear<T>(&self, hello: impl Future<Output = Result<T, Refusal>>) -> Result<T, Refusal> {
+        let (close, closed) = oneshot::channel();
+        let id = {
+            let mut silent = self.0.lock();
+            silent.next += 1;
+            let id = silent.next;
+            silent.waiting.insert(id, (Instant::now(), close));
+            id
+        };
         let result = tokio::select! {
+            // What has been said by now counts.
+            biased;
             result = in_time(HANDSHAKE, hello) => result,
-            _ = &mut self.closed => {
+            _ = closed => {
                 let why = "it had not begun when there was no more place".to_owned();
                 Err(Refusal::Handshake { why })
             }
         };
-        self.silent.0.lock().waiting.remove(&self.id);
+        self.0.lock().waiting.remove(&id);
         result
     }
 }
@@ -434,10 +491,102 @@ async fn connect(
 
 #[cfg(test)]
 mod tests {
-    use meshwork_base::ManualClock;
-    use tokio::time::Instant;
+    use meshwork_base::{ManualClock, SpiffeId, SystemClock, TrustDomain};
+    use meshwork_identity::{Authority, DEFAULT_SVID_TTL, PendingSvid};
+    use tokio::task::JoinSet;
 
     use super::*;
+
+    #[tokio::test]
+    async fn all_who_come_together_and_speak_are_served_though_there_are_more_than_places() {
+        const MANY: usize = 300;
+        let folder = tempfile::tempdir().expect("a folder");
+        let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
+        let domain = TrustDomain::new("mesh.local").expect("a trust domain");
+        let authority =
+            Authority::open_or_create(folder.path(), &domain, Arc::clone(&clock)).expect("an authority");
+        let pending = PendingSvid::generate().expect("a key");
+        let id = SpiffeId::parse("spiffe://mesh.local/ns/shop/sa/web").expect("an ID");
+        let issued = authority.issue(pending.csr(), &id, DEFAULT_SVID_TTL).expect("an SVID");
+        let bundle = Bundle::new(domain, 1, vec![authority.root().clone()], []).expect("a bundle");
+        let svid = pending.complete(issued.chain).expect("its key");
+        let identity = Identity::new(svid, bundle, Arc::clone(&clock)).expect("an identity");
+        let connections = Connections::default();
+        let endpoints = Endpoints {
+            identity: Arc::clone(&identity),
+            client_auth: ClientAuth::Required,
+            routes: Routes::default(),
+            connections: connections.clone(),
+            clock,
+        };
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let address = listener.local_addr().expect("its number").to_string();
+        let (proven, mut incoming) = mpsc::channel(MANY);
+        tokio::spawn(accept(listener, endpoints, proven, 8));
+
+        let tls = TlsConnector::from(identity.client_config(vec![ALPN.to_vec()], Expected::TrustDomain));
+        let mut callers = JoinSet::new();
+        for _ in 0..MANY {
+            let (address, identity, tls) = (address.clone(), Arc::clone(&identity), tls.clone());
+            callers.spawn(async move { connect(&address, &identity, &tls).await });
+        }
+        let mut served = Vec::new();
+        while served.len() < MANY {
+            let next = tokio::time::timeout(Duration::from_secs(30), incoming.recv()).await;
+            served.push(next.unwrap_or_else(|_| panic!("{} served", served.len())));
+        }
+        assert_eq!(connections.refused().len(), 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_has_something_to_say_when_it_is_to_go_stays_and_the_next_one_goes() {
+        let (silent, room) = (Silent::default(), Arc::new(Semaphore::new(2)));
+        let enter = |says: bool, permit| {
+            let silent = silent.clone();
+            tokio::spawn(async move {
+                let mut looked = false;
+                // It is there by the second look, and nothing has told of it.
+                let hello = std::future::poll_fn(|_| {
+                    let is_there = std::mem::replace(&mut looked, true) && says;
+                    if is_there { Poll::Ready(Ok(())) } else { Poll::Pending }
+                });
+                (silent.hear(hello).await, says.then_some(permit))
+            })
+        };
+        let speaks = enter(true, silent.place(&room).await);
+        let is_silent = enter(false, silent.place(&room).await);
+        let began = Instant::now();
+        let third = silent.place(&room).await;
+        assert!(
+            began.elapsed() >= SILENCE && began.elapsed() < Duration::from_secs(1),
+            "{:?}",
+            began.elapsed()
+        );
+        assert_eq!(
+            is_silent.await.expect("it ends").0.map_err(|refusal| refusal.cause()),
+            Err("tls_handshake_failed")
+        );
+        assert_eq!(speaks.await.expect("it ends").0, Ok(()));
+        drop(third);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn refusals_are_logged_now_and_then_and_the_last_ones_are_kept() {
+        let connections = Connections::default();
+        let began = Instant::now();
+        let from = SocketAddr::from(([127, 0, 0, 1], 1));
+        let logged = || connections.live.lock().logged.get(Refusal::NoCertificate.cause()).copied();
+        for at in 0..1000 {
+            connections.note(Refused { at: Duration::from_secs(at), from, refusal: Refusal::NoCertificate });
+        }
+        assert_eq!(logged(), Some(999), "one line, and what is left is told of later");
+        tokio::time::sleep_until(began + PAUSE + Duration::from_millis(10)).await;
+        assert_eq!(logged(), Some(0), "in one line more");
+        tokio::time::sleep(PAUSE).await;
+        assert_eq!(logged(), None, "the next one is told at once");
+        let kept = connections.refused();
+        assert_eq!((kept.len(), kept[0].at), (REMEMBERED, Duration::from_secs(1000 - 128)));
+    }
 
     #[tokio::test(start_paused = true)]
     async fn an_svid_that_ends_as_the_clock_is_set_on_ends_its_connection_within_a_minute() {
