@@ -361,19 +361,20 @@ async fn upkeep(issuer: Weak<Issuer>, mut rng: impl Rng) {
     loop {
         let Some(held) = issuer.upgrade() else { return };
         let now = held.clock.wall();
-        match held.authority.maintain() {
-            Ok(true) => tracing::info!("the intermediate certificate is renewed"),
-            Ok(false) => {}
-            Err(error) => {
-                tracing::error!(%error, "the intermediate certificate is not renewed; trying again");
-            }
+        let is_under_another = held.authority.maintain().unwrap_or_else(|error| {
+            tracing::error!(%error, "the intermediate certificate is not renewed; trying again");
+            false
+        });
+        if is_under_another {
+            tracing::info!("the intermediate certificate is renewed");
         }
         if let Err(error) = held.tokens.sweep().await {
             tracing::warn!(%error, "join tokens that are over are not removed yet");
         }
         let wait = match rotation.action(now) {
-            Action::Wait { until } => until.saturating_sub(now),
-            Action::Renew => {
+            // Ours may be under one that could not be replaced before.
+            Action::Wait { until } if !is_under_another => until.saturating_sub(now),
+            Action::Wait { .. } | Action::Renew => {
                 held.renew_own(&mut rotation, &mut rng);
                 Duration::from_secs(1)
             }

@@ -100,6 +100,15 @@ pub enum AuthorityError {
         /// When, since the Unix epoch.
         not_after: Duration,
     },
+    /// The intermediate was made when the clock ran ahead, and no other one could be made since.
+    #[error(
+        "the intermediate certificate begins only at {}, by this machine's clock, and nobody would take what it signs; it is made anew once the authority's folder can be written",
+        rfc3339_millis(*.not_before)
+    )]
+    NotYet {
+        /// When, since the Unix epoch.
+        not_before: Duration,
+    },
     /// The cryptography library failed.
     #[error("signing failed: {0}")]
     Sign(String),
@@ -116,7 +125,7 @@ impl AuthorityError {
             }
             Self::Unusable { .. } => Code::new(6031),
             Self::ForeignIdentity { .. } | Self::Sign(_) => Code::new(6032),
-            Self::Expired { .. } => Code::new(6033),
+            Self::Expired { .. } | Self::NotYet { .. } => Code::new(6033),
         }
     }
 }
@@ -314,7 +323,7 @@ impl Authority {
     /// than the intermediate.
     ///
     /// # Errors
-    /// [`AuthorityError`] when the request is bad or the identity is of another trust domain.
+    /// [`AuthorityError`] when the request is bad, the identity is of another trust domain, or the intermediate is not in force.
     pub fn issue(&self, csr: &[u8], id: &SpiffeId, ttl: Duration) -> Result<Issued, AuthorityError> {
         if id.trust_domain() != self.trust_domain.as_str() {
             return Err(AuthorityError::ForeignIdentity {
@@ -327,6 +336,9 @@ impl Authority {
         let now = self.clock.wall();
         if signer.not_after <= now {
             return Err(AuthorityError::Expired { not_after: signer.not_after });
+        }
+        if signer.not_before > now {
+            return Err(AuthorityError::NotYet { not_before: signer.not_before });
         }
         let (not_before, not_after) = (now.saturating_sub(BACKDATE), (now + ttl).min(signer.not_after));
         let mut params = base_params("Meshwork workload", not_before, not_after)?;

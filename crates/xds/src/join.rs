@@ -145,10 +145,15 @@ pub enum JoinError {
         /// Why a token does not help.
         join: Box<Self>,
     },
-    /// An SVID that has expired is not renewed, and no token helps.
-    #[error("our SVID expired at {} and is not renewed: {renewal}; nor could we join again: {join}", rfc3339_millis(*.not_after))]
+    /// An SVID that is not in force is not renewed, and no token helps.
+    #[error(
+        "our SVID, which is in force from {} to {}, is not renewed: {renewal}; nor could we join again: {join}",
+        rfc3339_millis(*.not_before), rfc3339_millis(*.not_after)
+    )]
     Lapsed {
-        /// When, since the Unix epoch.
+        /// When it begins, since the Unix epoch.
+        not_before: Duration,
+        /// When it ends, since the Unix epoch.
         not_after: Duration,
         /// Why it is not renewed.
         renewal: Box<Self>,
@@ -369,12 +374,14 @@ impl Joining {
     ) -> Result<Issued, JoinError> {
         let Some(identity) = held else { return self.join(asking, clock).await };
         let renewal = match self.ask_next(identity, &asking.pending).await {
-            Err(error) if identity.check_own().is_err() => Box::new(error),
+            // One whose time has not come is worth no more: who was revoked would be down until it has.
+            Err(error) if !identity.is_in_force() => Box::new(error),
             answered => return answered,
         };
-        let not_after = identity.svid().not_after();
+        let svid = identity.svid();
+        let (not_before, not_after) = (svid.not_before(), svid.not_after());
         let joined = self.join(asking, clock).await;
-        joined.map_err(|join| JoinError::Lapsed { not_after, renewal, join: Box::new(join) })
+        joined.map_err(|join| JoinError::Lapsed { not_before, not_after, renewal, join: Box::new(join) })
     }
 
     async fn ask_next(&self, identity: &Arc<Identity>, pending: &PendingSvid) -> Result<Issued, JoinError> {
@@ -426,41 +433,64 @@ impl Joining {
     ) {
         let svid = identity.svid();
         let mut rotation = Rotation::new(svid.not_before(), svid.not_after(), &mut rng);
-        let mut trouble = None;
+        let (mut trouble, mut later) = (None, None::<(Svid, Bundle)>);
         loop {
             let now = clock.wall();
             told(&Standing { in_force: identity.is_in_force(), trouble: trouble.clone() });
-            match rotation.action(now) {
-                Action::Wait { until } => {
-                    let svid = identity.svid();
-                    tokio::time::sleep(until_next_look(until, (svid.not_before(), svid.not_after()), now))
-                        .await;
+            let held = identity.svid();
+            let look = |until| until_next_look(until, (held.not_before(), held.not_after()), now);
+            let renewed = match (later.take(), rotation.action(now)) {
+                (Some((next, bundle)), _) if is_later(&held, &next, now) => {
+                    let wait = look(next.not_before());
+                    later = Some((next, bundle));
+                    tokio::time::sleep(wait).await;
+                    continue;
                 }
-                Action::Renew => match self.renew(&identity, &clock).await {
-                    Ok(svid) => {
-                        tracing::info!(id = %svid.id(), "SVID renewed");
-                        trouble = None;
-                        rotation.renewed(svid.not_before(), svid.not_after(), &mut rng);
-                    }
-                    Err(error) => {
-                        let remaining_seconds = identity.remaining().as_secs();
-                        tracing::warn!(%error, remaining_seconds, "SVID not renewed; asking again");
-                        let ends = rfc3339_millis(identity.svid().not_after());
-                        trouble = Some(format!("the SVID, which ends at {ends}, is not renewed: {error}"));
-                        rotation.failed(clock.wall(), &mut rng);
-                    }
-                },
+                (Some((next, bundle)), _) => self.take(&identity, next, bundle).map(|()| None),
+                (None, Action::Wait { until }) => {
+                    tokio::time::sleep(look(until)).await;
+                    continue;
+                }
+                (None, Action::Renew) => self.renew(&identity, &clock).await,
+            };
+            let ends = rfc3339_millis(held.not_after());
+            match renewed {
+                Ok(None) => {
+                    let svid = identity.svid();
+                    tracing::info!(id = %svid.id(), "SVID renewed");
+                    trouble = None;
+                    rotation.renewed(svid.not_before(), svid.not_after(), &mut rng);
+                }
+                Ok(Some(next)) => {
+                    let early = JoinError::Early { not_before: next.0.not_before() };
+                    tracing::warn!(%early, "the next SVID takes the place of ours when it begins");
+                    trouble = Some(format!("the SVID, which ends at {ends}, is not renewed yet: {early}"));
+                    later = Some(next);
+                }
+                Err(error) => {
+                    let remaining_seconds = identity.remaining().as_secs();
+                    tracing::warn!(%error, remaining_seconds, "SVID not renewed; asking again");
+                    trouble = Some(format!("the SVID, which ends at {ends}, is not renewed: {error}"));
+                    rotation.failed(clock.wall(), &mut rng);
+                }
             }
         }
     }
 
-    async fn renew(&self, identity: &Arc<Identity>, clock: &Arc<dyn Clock>) -> Result<Arc<Svid>, JoinError> {
+    /// Has the SVID renewed; gives the next one where it is to be taken only later.
+    async fn renew(
+        &self,
+        identity: &Arc<Identity>,
+        clock: &Arc<dyn Clock>,
+    ) -> Result<Option<(Svid, Bundle)>, JoinError> {
         let mut asking = Asking::new()?;
         let issued = self.ask(Some(identity), &mut asking, clock).await?;
         let (svid, bundle) = complete(asking.pending, issued)?;
-        check_begin(&identity.svid(), &svid, clock.wall())?;
+        if is_later(&identity.svid(), &svid, clock.wall()) {
+            return Ok(Some((svid, bundle)));
+        }
         self.take(identity, svid, bundle)?;
-        Ok(identity.svid())
+        Ok(None)
     }
 
     /// Puts what was issued in the place of what there is, and keeps it.
@@ -526,13 +556,10 @@ fn workload(text: &'static str) -> ObjectName {
     ObjectName::new(text).expect("the well-known workload is a name")
 }
 
-/// An SVID that begins only later, because the control plane's clock is ahead of ours, takes no place of one that is good
-/// before that: renewed again and again it would never be.
-fn check_begin(held: &Svid, next: &Svid, now: Duration) -> Result<(), JoinError> {
-    if next.not_before() <= now || next.not_before() <= held.not_before() || held.is_expired(now) {
-        return Ok(());
-    }
-    Err(JoinError::Early { not_before: next.not_before() })
+/// Whether an SVID begins only later, because the control plane's clock is ahead of ours, and there is one that is good before
+/// that: it is kept beside that one until then. Refused, it would be asked for until the held one is over, and be late then.
+fn is_later(held: &Svid, next: &Svid, now: Duration) -> bool {
+    next.not_before() > now && next.not_before() > held.not_before() && !held.is_expired(now)
 }
 
 /// How long it is until an SVID is looked at again. Its begin and its end are told when they come, and not a minute later.
@@ -580,7 +607,8 @@ mod tests {
         assert!(JoinError::NotMade(unreachable).is_temporary(), "the API may come too");
         let lapsed = |renewal, join| {
             let (renewal, join) = (Box::new(renewal), Box::new(join));
-            JoinError::Lapsed { not_after: Duration::ZERO, renewal, join }.is_temporary()
+            JoinError::Lapsed { not_before: Duration::ZERO, not_after: Duration::ZERO, renewal, join }
+                .is_temporary()
         };
         assert!(lapsed(refused(), away()), "a token may help");
         assert!(lapsed(away(), no_token()), "without a token the renewal may");

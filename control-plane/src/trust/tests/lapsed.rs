@@ -98,7 +98,12 @@ async fn an_instance_that_was_stopped_for_longer_than_its_svid_lived_needs_no_to
 fn a_token_whose_file_is_gone_is_no_reason_to_give_up_while_the_control_plane_is_away() {
     let lapsed = |renewal: ClientError, join: JoinError| {
         let renewal = Box::new(JoinError::Client(renewal));
-        JoinError::Lapsed { not_after: Duration::ZERO, renewal, join: Box::new(join) }
+        JoinError::Lapsed {
+            not_before: Duration::ZERO,
+            not_after: Duration::ZERO,
+            renewal,
+            join: Box::new(join),
+        }
     };
     let away = || ClientError::Unreachable { server: "it".to_owned(), cause: "it is away".to_owned() };
     let answers = || ClientError::Unexpected { server: "it".to_owned(), why: "it is another".to_owned() };
@@ -382,7 +387,7 @@ pub(super) async fn told_until(
     mesh: &Mesh,
     joining: Joining,
     identity: &Arc<Identity>,
-    wanted: impl Fn(&Standing) -> bool,
+    mut wanted: impl FnMut(&Standing) -> bool,
 ) -> Vec<Standing> {
     let (tell, mut told) = tokio::sync::mpsc::channel(64);
     let rng = SeededRng::new(1);
@@ -390,7 +395,7 @@ pub(super) async fn told_until(
     let keep = joining.keep(Arc::clone(identity), Arc::clone(&mesh.clock), rng, say);
     let heard = async {
         let mut all = Vec::new();
-        while !all.last().is_some_and(&wanted) {
+        while !all.last().is_some_and(&mut wanted) {
             all.push(told.recv().await.unwrap());
         }
         all
