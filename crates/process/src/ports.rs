@@ -1,12 +1,14 @@
 //! How HTTP is served at the ports for operators, probes and the roles' local callers.
 //!
-//! Who may reach such a port must not be able to take this process's descriptors from its traffic. So a port has a bound
-//! on connections. When it is full, that which has been idle longest goes; where all have a request under way, the new
-//! one does. One without a request for [`IDLE`], or with a half one, is closed. A request that is under way takes as
-//! long as it takes (a watch, a long poll, a tap); at the ports for probes, where none is long, [`PROBE`].
+//! Who may reach such a port must not be able to take this process's descriptors from its traffic, nor its memory, nor to
+//! keep others out. So a port has a bound on connections and on what is under way in each: one request at the ports for
+//! probes, which speak HTTP/1 alone, and [`STREAMS`] at an API. When it is full, that which has been idle longest goes.
+//! Where none is idle, at a port for probes that with the oldest request goes, so that whoever probes is heard; at an API
+//! the new one goes, since what is under way there is waited for. One without a request for [`IDLE`], or with a half one,
+//! is closed. A request that is under way takes as long as it takes (a watch, a long poll, a tap); at the ports for
+//! probes, where none is long, [`PROBE`].
 
-use std::collections::BTreeMap;
-use std::future::{Future, pending};
+use std::future::Future;
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -20,7 +22,6 @@ use hyper::body::{Frame, Incoming, SizeHint};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto::Builder;
-use parking_lot::Mutex;
 use rustix::process::{Resource, getrlimit};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
@@ -29,12 +30,17 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt as _;
 
+use self::open::{Open, UnderWay, Work, given_up};
 use crate::descriptors::{Spare, is_out_of_descriptors};
+
+mod open;
 
 /// How long a connection may be without a whole request: what traffic ports have as `--idle-timeout`.
 pub const IDLE: Duration = Duration::from_secs(75);
 /// How long a request may take at a port for probes.
 pub const PROBE: Duration = Duration::from_secs(30);
+/// How many requests may be under way in one connection of HTTP/2 to an API. What calls ours there speaks HTTP/1.
+const STREAMS: u32 = 32;
 /// Until descriptors are looked for again.
 const PAUSE: Duration = Duration::from_millis(20);
 /// How often a full port is told of at most.
@@ -103,7 +109,7 @@ pub async fn serve<L: Accept>(mut listener: L, routes: Router, bounds: Bounds) {
                 // Who has the last descriptor gets his answer, and the next one needs it.
                 port.begin(number, io, spare.keep());
             }
-            // All have a request under way.
+            // All have a request under way, and each may wait for something.
             Ok(_closed) => {
                 if told.is_none_or(|at: Instant| at.elapsed() >= TELL) {
                     told = Some(Instant::now());
@@ -123,7 +129,7 @@ pub async fn serve<L: Accept>(mut listener: L, routes: Router, bounds: Bounds) {
             }
             Err(error) => {
                 if is_out_of_descriptors(&error) {
-                    port.open.close_longest_idle();
+                    port.open.close_idle();
                 }
                 tokio::time::sleep(PAUSE).await;
             }
@@ -141,7 +147,9 @@ struct Port {
 impl Port {
     /// Whether one more may be open now.
     fn makes_room(&self) -> bool {
-        self.open.0.lock().len() < self.bounds.connections || self.open.close_longest_idle()
+        self.open.len() < self.bounds.connections
+            || self.open.close_idle()
+            || self.open.close_oldest(self.bounds.request.is_some())
     }
 
     /// `lasts`: whether it may stay for another request.
@@ -149,10 +157,8 @@ impl Port {
     where
         I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        let work = Arc::new(watch::Sender::new(Work { requests: 0, since: Instant::now() }));
-        let closed = CancellationToken::new();
-        let entry = Entry { work: Arc::clone(&work), closed: closed.clone() };
-        self.open.0.lock().insert(number, entry);
+        let (work, closed) = (Work::none(), CancellationToken::new());
+        self.open.insert(number, Arc::clone(&work), closed.clone());
         let port = self.clone();
         tokio::spawn(async move {
             tokio::select! {
@@ -160,7 +166,7 @@ impl Port {
                 () = closed.cancelled() => {}
                 () = given_up(work.subscribe(), port.bounds.request) => {}
             }
-            port.open.0.lock().remove(&number);
+            port.open.remove(number);
         });
     }
 
@@ -174,74 +180,14 @@ impl Port {
             async move { answer.await.map(|answer| answer.map(|body| Answer { body, _under_way: under_way })) }
         });
         let mut builder = Builder::new(TokioExecutor::new());
+        if self.bounds.request.is_some() {
+            // What probes and scrapes needs no more, and each request of HTTP/2 would hold an answer.
+            builder = builder.http1_only();
+        }
+        builder.http2().max_concurrent_streams(STREAMS);
         builder.http1().keep_alive(lasts);
         // That a caller went away, or spoke no HTTP, is nobody's concern here.
         drop(builder.serve_connection(TokioIo::new(io), service).await);
-    }
-}
-
-/// The connections of a port.
-#[derive(Default)]
-struct Open(Mutex<BTreeMap<u64, Entry>>);
-
-struct Entry {
-    work: Arc<watch::Sender<Work>>,
-    closed: CancellationToken,
-}
-
-impl Open {
-    /// Whether there was one.
-    fn close_longest_idle(&self) -> bool {
-        let mut open = self.0.lock();
-        let idle = open.iter().filter_map(|(number, entry)| {
-            let work = *entry.work.borrow();
-            (work.requests == 0).then_some((work.since, *number))
-        });
-        let longest = idle.min().and_then(|(_, number)| open.remove(&number));
-        longest.map(|entry| entry.closed.cancel()).is_some()
-    }
-}
-
-/// What a connection does.
-#[derive(Clone, Copy)]
-struct Work {
-    /// How many are under way.
-    requests: usize,
-    /// Since the last one began or ended.
-    since: Instant,
-}
-
-/// Ends when a connection has had no request for too long, or one for too long.
-async fn given_up(mut work: watch::Receiver<Work>, request: Option<Duration>) {
-    loop {
-        let at_work = work.borrow_and_update().requests > 0;
-        let patience = if at_work { request } else { Some(IDLE) };
-        let over = async {
-            match patience {
-                Some(patience) => tokio::time::sleep(patience).await,
-                None => pending().await,
-            }
-        };
-        tokio::select! {
-            Ok(()) = work.changed() => {}
-            () = over => return,
-        }
-    }
-}
-
-/// A request from its head to the last byte of its answer.
-struct UnderWay(Arc<watch::Sender<Work>>);
-
-impl UnderWay {
-    fn begin(work: &Arc<watch::Sender<Work>>) -> Self {
-        work.send_modify(|work| *work = Work { requests: work.requests + 1, since: Instant::now() });
-        Self(Arc::clone(work))
-    }
-}
-
-impl Drop for UnderWay {
-    fn drop(&mut self) {
-        self.0.send_modify(|work| *work = Work { requests: work.requests - 1, since: Instant::now() });
     }
 }
 

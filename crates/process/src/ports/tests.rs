@@ -1,9 +1,11 @@
 use std::convert::Infallible;
+use std::future::pending;
 
 use axum::routing::get;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream};
 use tokio::sync::mpsc;
 
+use super::open::YOUNG;
 use super::*;
 
 /// Connections within this process: time that is paused goes on only when all of them wait.
@@ -72,6 +74,10 @@ fn bounds(connections: usize) -> Bounds {
     Bounds { connections, request: None }
 }
 
+fn probes(connections: usize) -> Bounds {
+    Bounds { connections, request: Some(PROBE) }
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_connection_without_a_whole_request_is_closed_in_time() {
     let served = Served::start(bounds(8));
@@ -90,7 +96,7 @@ async fn a_connection_without_a_whole_request_is_closed_in_time() {
 async fn a_full_port_closes_what_has_been_idle_longest() {
     let served = Served::start(bounds(2));
     let (mut first, mut second) = (served.open().await, served.open().await);
-    tokio::time::sleep(PAUSE).await;
+    tokio::time::sleep(YOUNG).await;
     assert!(ask(&mut first, "/quick").await.ends_with("done"));
     let mut third = served.open().await;
     assert!(!is_open(&mut second).await);
@@ -114,8 +120,78 @@ async fn streams_live_on_and_are_not_closed_for_a_newcomer() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn who_has_just_called_is_not_the_first_to_go() {
+    let served = Served::start(bounds(2));
+    let (mut idle, mut called) = (served.open().await, served.open().await);
+    tokio::time::sleep(YOUNG / 2).await;
+    assert!(ask(&mut idle, "/quick").await.ends_with("done"));
+    let mut third = served.open().await;
+    assert!(!is_open(&mut idle).await, "it has had its answer");
+    assert!(ask(&mut called, "/quick").await.ends_with("done"));
+    assert!(ask(&mut third, "/quick").await.ends_with("done"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn of_those_that_have_just_called_the_first_goes_and_the_new_one_is_heard() {
+    for probes in [probes(2), bounds(2)] {
+        let served = Served::start(probes);
+        let mut first = served.open().await;
+        tokio::time::sleep(PAUSE).await;
+        let (mut second, mut third) = (served.open().await, served.open().await);
+        assert!(!is_open(&mut first).await && is_open(&mut second).await);
+        assert!(ask(&mut third, "/quick").await.ends_with("done"));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_port_for_probes_that_is_full_of_requests_closes_the_oldest_for_the_new_one() {
+    let served = Served::start(probes(2));
+    let (mut second, mut first) = (served.open().await, served.open().await);
+    for stream in [&mut first, &mut second] {
+        assert!(ask(stream, "/stream").await.starts_with("HTTP/1.1 200"));
+        tokio::time::sleep(YOUNG).await;
+    }
+    let mut third = served.open().await;
+    assert!(ask(&mut third, "/quick").await.ends_with("done"));
+    assert!(!is_open(&mut first).await, "its request is the oldest");
+    assert!(is_open(&mut second).await);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_port_for_probes_speaks_http_1_alone() {
+    let served = Served::start(probes(2));
+    let mut connection = served.open().await;
+    connection.write_all(PREFACE).await.unwrap();
+    let mut answer = Vec::new();
+    connection.read_to_end(&mut answer).await.unwrap();
+    assert!(streams(&answer).is_none(), "{answer:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_under_way_in_a_connection_of_http_2_has_a_bound() {
+    let served = Served::start(bounds(2));
+    let mut connection = served.open().await;
+    connection.write_all(PREFACE).await.unwrap();
+    let mut answer = vec![0; 1024];
+    let read = connection.read(&mut answer).await.unwrap();
+    assert_eq!(streams(&answer[..read]), Some(STREAMS));
+}
+
+/// HTTP/2 begins so, with settings that say nothing.
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
+
+/// How many streams at a time the settings allow that an answer of HTTP/2 begins with.
+fn streams(answer: &[u8]) -> Option<u32> {
+    let (head, rest) = answer.split_at_checked(9)?;
+    let length = usize::from(head[1]) << 8 | usize::from(head[2]);
+    let mut settings = rest.get(..length).filter(|_| head[3] == 4)?.chunks_exact(6);
+    let value = settings.find(|setting| setting.starts_with(&[0, 3]))?;
+    Some(u32::from_be_bytes(value[2..].try_into().ok()?))
+}
+
+#[tokio::test(start_paused = true)]
 async fn at_a_port_for_probes_no_request_is_long() {
-    let served = Served::start(Bounds { connections: 1, request: Some(PROBE) });
+    let served = Served::start(probes(1));
     let mut stream = served.open().await;
     assert!(ask(&mut stream, "/stream").await.starts_with("HTTP/1.1 200"));
     tokio::time::sleep(PROBE + PAUSE).await;

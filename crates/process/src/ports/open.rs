@@ -1,0 +1,192 @@
+//! The connections of a port: what each of them does, for how long it may, and which goes when one has to.
+
+use std::collections::BTreeMap;
+use std::future::pending;
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use tokio::sync::watch;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::IDLE;
+
+/// How long a connection is not taken for idle that has asked for nothing yet: whoever has just called is about to ask.
+pub(super) const YOUNG: Duration = Duration::from_secs(1);
+
+/// Those that are open, by the order in which they came.
+#[derive(Default)]
+pub(super) struct Open(Mutex<BTreeMap<u64, Entry>>);
+
+struct Entry {
+    work: Arc<watch::Sender<Work>>,
+    closed: CancellationToken,
+}
+
+impl Open {
+    pub(super) fn len(&self) -> usize {
+        self.0.lock().len()
+    }
+
+    pub(super) fn insert(&self, number: u64, work: Arc<watch::Sender<Work>>, closed: CancellationToken) {
+        self.0.lock().insert(number, Entry { work, closed });
+    }
+
+    pub(super) fn remove(&self, number: u64) {
+        self.0.lock().remove(&number);
+    }
+
+    /// Ends the one that has been idle longest; says whether there was one.
+    pub(super) fn close_idle(&self) -> bool {
+        self.close(|work| work.idle_since())
+    }
+
+    /// Ends the one that has asked for nothing yet, or, where requests are `short`, has one under way, for longer than
+    /// any other. Whoever comes thus has his time here however many come, until that many have come after him.
+    pub(super) fn close_oldest(&self, short: bool) -> bool {
+        self.close(|work| match work.state() {
+            State::Busy(since) => short.then_some(since),
+            State::New(since) | State::Idle(since) => Some(since),
+        })
+    }
+
+    /// Ends that which has been `since` the longest ago.
+    fn close(&self, since: impl Fn(&Work) -> Option<Instant>) -> bool {
+        let mut open = self.0.lock();
+        let those = open.iter().filter_map(|(number, entry)| Some((since(&entry.work.borrow())?, *number)));
+        let longest = those.min().and_then(|(_, number)| open.remove(&number));
+        longest.map(|entry| entry.closed.cancel()).is_some()
+    }
+}
+
+/// What a connection does.
+#[derive(Debug)]
+pub(super) struct Work {
+    /// When each request began that is under way, in the order of their numbers.
+    under_way: BTreeMap<u64, Instant>,
+    /// The number of the next one.
+    next: u64,
+    /// Since when it has had none, while it has none.
+    since: Instant,
+}
+
+#[derive(Clone, Copy)]
+enum State {
+    /// It has not asked for anything yet.
+    New(Instant),
+    /// Its oldest request that is under way began then.
+    Busy(Instant),
+    /// It has asked, and the last answer ended then.
+    Idle(Instant),
+}
+
+impl Work {
+    /// Of a connection that has just begun.
+    pub(super) fn none() -> Arc<watch::Sender<Self>> {
+        Arc::new(watch::Sender::new(Self { under_way: BTreeMap::new(), next: 0, since: Instant::now() }))
+    }
+
+    fn state(&self) -> State {
+        match self.under_way.first_key_value() {
+            Some((_, began)) => State::Busy(*began),
+            None if self.next == 0 => State::New(self.since),
+            None => State::Idle(self.since),
+        }
+    }
+
+    fn idle_since(&self) -> Option<Instant> {
+        match self.state() {
+            State::New(since) => (since.elapsed() >= YOUNG).then_some(since),
+            State::Busy(_) => None,
+            State::Idle(since) => Some(since),
+        }
+    }
+}
+
+/// Ends when a connection has had no request for too long, or one for too long, whatever else came beside that.
+pub(super) async fn given_up(mut work: watch::Receiver<Work>, request: Option<Duration>) {
+    loop {
+        let until = match work.borrow_and_update().state() {
+            State::Busy(since) => request.map(|request| since + request),
+            State::New(since) | State::Idle(since) => Some(since + IDLE),
+        };
+        let over = async {
+            match until {
+                Some(until) => tokio::time::sleep_until(until).await,
+                None => pending().await,
+            }
+        };
+        tokio::select! {
+            Ok(()) = work.changed() => {}
+            () = over => return,
+        }
+    }
+}
+
+/// A request from its head to the last byte of its answer.
+pub(super) struct UnderWay {
+    work: Arc<watch::Sender<Work>>,
+    number: u64,
+}
+
+impl UnderWay {
+    pub(super) fn begin(work: &Arc<watch::Sender<Work>>) -> Self {
+        let mut number = 0;
+        work.send_modify(|work| {
+            number = work.next;
+            work.next += 1;
+            work.under_way.insert(number, Instant::now());
+        });
+        Self { work: Arc::clone(work), number }
+    }
+}
+
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        self.work.send_modify(|work| {
+            work.under_way.remove(&self.number);
+            work.since = Instant::now();
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn what_comes_beside_a_request_gives_it_no_more_time() {
+        let limit = Duration::from_secs(30);
+        let work = Work::none();
+        let began = Instant::now();
+        let oldest = UnderWay::begin(&work);
+        let others = async {
+            loop {
+                let _other = UnderWay::begin(&work);
+                tokio::time::sleep(limit / 4).await;
+            }
+        };
+        tokio::select! {
+            () = given_up(work.subscribe(), Some(limit)) => {}
+            () = others => {}
+            () = tokio::time::sleep(limit * 2) => {}
+        }
+        assert!(began.elapsed() < limit + limit / 8, "{:?}", began.elapsed());
+        drop(oldest);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn when_the_oldest_request_has_ended_the_next_one_has_its_own_time() {
+        let limit = Duration::from_secs(30);
+        let work = Work::none();
+        let began = Instant::now();
+        let first = UnderWay::begin(&work);
+        tokio::time::sleep(limit / 2).await;
+        let second = UnderWay::begin(&work);
+        drop(first);
+        given_up(work.subscribe(), Some(limit)).await;
+        assert!(began.elapsed() >= limit + limit / 2, "{:?}", began.elapsed());
+        drop(second);
+    }
+}
