@@ -3,10 +3,10 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::OnceLock;
 
-use rustix::io::Errno;
+use rustix::io::{DupFlags, Errno, dup3};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 /// Descriptors of a process that are no callers': its log, stores, listeners, the threads' own.
@@ -77,33 +77,61 @@ pub fn is_out_of_descriptors(error: &io::Error) -> bool {
 
 /// A descriptor that is kept for when there is no other, so that who calls then can be accepted: to be told, or closed.
 #[derive(Debug)]
-pub struct Spare(Option<File>);
+pub struct Spare {
+    aside: Option<OwnedFd>,
+    /// What a descriptor that is laid aside is of. It is open for as long as this, since without a descriptor nothing
+    /// can be opened.
+    nothing: Option<OwnedFd>,
+}
 
 impl Default for Spare {
     fn default() -> Self {
-        let mut spare = Self(None);
+        let mut spare = Self { aside: None, nothing: open_nothing() };
         spare.keep();
         spare
     }
 }
 
+fn open_nothing() -> Option<OwnedFd> {
+    File::open("/dev/null").ok().map(OwnedFd::from)
+}
+
 impl Spare {
     /// Lays one aside again; says whether there is one.
     pub fn keep(&mut self) -> bool {
-        if self.0.is_none() {
-            self.0 = File::open("/dev/null").ok();
+        if self.aside.is_none() {
+            self.aside = open_nothing();
         }
-        self.0.is_some()
+        self.aside.is_some()
+    }
+
+    /// Lays this one aside, unless another is, and ends what it was of. The number is free at no time in between: others
+    /// who wait for a descriptor do not get it.
+    pub fn keep_of(&mut self, mut descriptor: OwnedFd) {
+        if self.is_gone()
+            && let Some(nothing) = &self.nothing
+            && dup3(nothing, &mut descriptor, DupFlags::CLOEXEC).is_ok()
+        {
+            self.aside = Some(descriptor);
+        }
+    }
+
+    /// Whether none is laid aside.
+    #[must_use]
+    pub const fn is_gone(&self) -> bool {
+        self.aside.is_none()
     }
 
     /// Gives it back, for the very next thing that needs one; says whether there was one.
     pub fn release(&mut self) -> bool {
-        self.0.take().is_some()
+        self.aside.take().is_some()
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::io::Read as _;
+
     use super::*;
 
     #[test]
@@ -127,5 +155,21 @@ mod tests {
         assert!(!spare.release());
         assert!(spare.keep() && spare.keep());
         assert!(spare.release());
+    }
+    #[test]
+    fn a_descriptor_that_is_laid_aside_keeps_its_number_and_is_no_longer_what_it_was() {
+        let (here, there) = std::os::unix::net::UnixStream::pair().unwrap();
+        let mut spare = Spare::default();
+        spare.release();
+        let number = here.as_raw_fd();
+        spare.keep_of(here.into());
+        assert_eq!(spare.aside.as_ref().map(AsRawFd::as_raw_fd), Some(number));
+        let flags = rustix::io::fcntl_getfd(spare.aside.as_ref().unwrap()).unwrap();
+        assert!(flags.contains(rustix::io::FdFlags::CLOEXEC), "who is started does not have it");
+        assert_eq!((&there).read(&mut [0]).unwrap(), 0, "what it was of has ended");
+        let (another, its) = std::os::unix::net::UnixStream::pair().unwrap();
+        spare.keep_of(another.into());
+        assert_eq!((&its).read(&mut [0]).unwrap(), 0, "one is enough");
+        assert!(spare.release() && spare.is_gone());
     }
 }

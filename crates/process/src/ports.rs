@@ -10,6 +10,7 @@
 
 use std::future::Future;
 use std::io;
+use std::os::fd::{AsFd, OwnedFd};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -22,6 +23,9 @@ use hyper::body::{Frame, Incoming, SizeHint};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto::Builder;
+use parking_lot::Mutex;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
 use rustix::process::{Resource, getrlimit};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
@@ -30,9 +34,11 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt as _;
 
+use self::held::Held;
 use self::open::{Open, UnderWay, Work, given_up};
 use crate::descriptors::{Spare, is_out_of_descriptors};
 
+mod held;
 mod open;
 
 /// How long a connection may be without a whole request: what traffic ports have as `--idle-timeout`.
@@ -81,12 +87,22 @@ pub trait Accept: Send + 'static {
     type Io: AsyncRead + AsyncWrite + Unpin + Send + 'static;
     /// The next one.
     fn accept(&mut self) -> impl Future<Output = io::Result<Self::Io>> + Send;
+    /// Whether somebody waits to be accepted. Without a descriptor accepting fails also where nobody does.
+    fn is_called(&self) -> bool;
+    /// What is left of one of them that has ended.
+    fn descriptor(io: Self::Io) -> Option<OwnedFd>;
 }
 
 impl Accept for TcpListener {
     type Io = TcpStream;
     async fn accept(&mut self) -> io::Result<TcpStream> {
         Self::accept(self).await.map(|(stream, _)| stream)
+    }
+    fn is_called(&self) -> bool {
+        is_readable(self)
+    }
+    fn descriptor(io: TcpStream) -> Option<OwnedFd> {
+        io.into_std().ok().map(OwnedFd::from)
     }
 }
 
@@ -95,44 +111,49 @@ impl Accept for UnixListener {
     async fn accept(&mut self) -> io::Result<UnixStream> {
         Self::accept(self).await.map(|(stream, _)| stream)
     }
+    fn is_called(&self) -> bool {
+        is_readable(self)
+    }
+    fn descriptor(io: UnixStream) -> Option<OwnedFd> {
+        io.into_std().ok().map(OwnedFd::from)
+    }
+}
+
+fn is_readable(listener: &impl AsFd) -> bool {
+    let mut fds = [PollFd::new(listener, PollFlags::IN)];
+    !matches!(poll(&mut fds, Some(&Timespec::default())), Ok(0))
 }
 
 /// Serves these routes for as long as it is polled; connections that are open then live on with the runtime.
 pub async fn serve<L: Accept>(mut listener: L, routes: Router, bounds: Bounds) {
-    let port = Port { routes, bounds, open: Arc::default() };
-    let mut spare = Spare::default();
+    let port = Port { routes, bounds, open: Arc::default(), spare: Arc::default() };
     let (mut number, mut told) = (0, None);
     loop {
-        match listener.accept().await {
-            Ok(io) if port.makes_room() => {
-                number += 1;
-                // Who has the last descriptor gets his answer, and the next one needs it.
-                port.begin(number, io, spare.keep());
-            }
-            // All have a request under way, and each may wait for something.
-            Ok(_closed) => {
-                if told.is_none_or(|at: Instant| at.elapsed() >= TELL) {
-                    told = Some(Instant::now());
-                    let connections = bounds.connections;
-                    tracing::warn!(
-                        connections,
-                        "a port for operators is full of requests that are under way: closed"
-                    );
-                }
-            }
-            Err(error) if is_out_of_descriptors(&error) && spare.release() => {
-                // Of a crowd that came and is gone nobody is left to be accepted.
-                if let Ok(Ok(io)) = tokio::time::timeout(Duration::ZERO, listener.accept()).await {
-                    number += 1;
-                    port.begin(number, io, false);
-                }
-            }
-            Err(error) => {
-                if is_out_of_descriptors(&error) {
-                    port.open.close_idle();
-                }
+        let accepted = match listener.accept().await {
+            Err(error) if is_out_of_descriptors(&error) => port.accept_by_spare(&mut listener).await,
+            accepted => accepted.map(Some),
+        };
+        let io = match accepted {
+            Ok(Some(io)) => Held::<L>::new(io, &port.spare),
+            Ok(None) => continue,
+            Err(_) => {
                 tokio::time::sleep(PAUSE).await;
+                continue;
             }
+        };
+        if port.makes_room() {
+            number += 1;
+            // Who has the last descriptor gets his answer, and the next one needs it.
+            let lasts = port.spare.lock().keep();
+            port.begin(number, io, lasts);
+        } else if told.is_none_or(|at: Instant| at.elapsed() >= TELL) {
+            // All have a request under way, and each may wait for something.
+            told = Some(Instant::now());
+            let connections = bounds.connections;
+            tracing::warn!(
+                connections,
+                "a port for operators is full of requests that are under way: closed"
+            );
         }
     }
 }
@@ -142,9 +163,30 @@ struct Port {
     routes: Router,
     bounds: Bounds,
     open: Arc<Open>,
+    spare: Arc<Mutex<Spare>>,
 }
 
 impl Port {
+    /// Accepts one with the descriptor that was laid aside; none where nobody is left of a crowd that came. Where there
+    /// is none any more, a connection that nobody needs gives its own for the next time.
+    async fn accept_by_spare<L: Accept>(&self, listener: &mut L) -> io::Result<Option<L::Io>> {
+        let none = Err(Errno::MFILE.into());
+        if !listener.is_called() {
+            return none;
+        }
+        // Others may have been quicker the last time; it does not stay without one for that.
+        if !self.spare.lock().keep() {
+            self.open.close_idle();
+            return none;
+        }
+        self.spare.lock().release();
+        let accepted = tokio::time::timeout(Duration::ZERO, listener.accept()).await;
+        if !matches!(accepted, Ok(Ok(_))) {
+            self.spare.lock().keep();
+        }
+        accepted.map_or(Ok(None), |accepted| accepted.map(Some))
+    }
+
     /// Whether one more may be open now.
     fn makes_room(&self) -> bool {
         self.open.len() < self.bounds.connections

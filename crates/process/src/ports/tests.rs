@@ -9,19 +9,25 @@ use super::open::YOUNG;
 use super::*;
 
 /// Connections within this process: time that is paused goes on only when all of them wait.
-struct Calls(mpsc::Receiver<DuplexStream>);
+struct Calls(mpsc::Receiver<io::Result<DuplexStream>>);
 
 impl Accept for Calls {
     type Io = DuplexStream;
     async fn accept(&mut self) -> io::Result<DuplexStream> {
         match self.0.recv().await {
-            Some(call) => Ok(call),
+            Some(call) => call,
             None => pending().await,
         }
     }
+    fn is_called(&self) -> bool {
+        true
+    }
+    fn descriptor(_: DuplexStream) -> Option<OwnedFd> {
+        None
+    }
 }
 
-struct Served(mpsc::Sender<DuplexStream>);
+struct Served(mpsc::Sender<io::Result<DuplexStream>>);
 
 impl Served {
     /// `/quick` answers at once, `/stream` for ever, a byte each ten minutes.
@@ -33,16 +39,21 @@ impl Served {
             }))
         };
         let routes = Router::new().route("/quick", get(|| async { "done" })).route("/stream", get(stream));
-        let (calls, called) = mpsc::channel(1);
+        let (calls, called) = mpsc::channel(4);
         tokio::spawn(serve(Calls(called), routes, bounds));
         Self(calls)
     }
 
     async fn open(&self) -> DuplexStream {
         let (near, far) = tokio::io::duplex(64 * 1024);
-        self.0.send(far).await.expect("the port is served");
+        self.0.send(Ok(far)).await.expect("the port is served");
         settle().await;
         near
+    }
+
+    /// As the system does where there is no descriptor for who calls.
+    fn refuse(&self) {
+        self.0.try_send(Err(Errno::MFILE.into())).expect("the port is served");
     }
 }
 
@@ -140,6 +151,32 @@ async fn of_those_that_have_just_called_the_first_goes_and_the_new_one_is_heard(
         let (mut second, mut third) = (served.open().await, served.open().await);
         assert!(!is_open(&mut first).await && is_open(&mut second).await);
         assert!(ask(&mut third, "/quick").await.ends_with("done"));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_calls_where_no_descriptor_is_left_has_the_one_laid_aside() {
+    let served = Served::start(probes(2));
+    let mut idle = served.open().await;
+    assert!(ask(&mut idle, "/quick").await.ends_with("done"));
+    served.refuse();
+    let mut called = served.open().await;
+    assert!(ask(&mut called, "/quick").await.ends_with("done"));
+    assert!(is_open(&mut idle).await, "nobody had to go for that");
+}
+
+#[tokio::test(start_paused = true)]
+async fn where_descriptors_are_free_again_one_is_laid_aside_again() {
+    let served = Served::start(probes(8));
+    for _ in 0..3 {
+        // The crowd is gone when the descriptor is there for it.
+        served.refuse();
+        settle().await;
+        served.refuse();
+        let mut called = served.open().await;
+        let asked = Instant::now();
+        assert!(ask(&mut called, "/quick").await.ends_with("done"));
+        assert_eq!(Instant::now(), asked, "it did not have to wait for a descriptor");
     }
 }
 
