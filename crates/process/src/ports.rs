@@ -4,22 +4,21 @@
 //! keep others out. So a port has a bound on connections and on what is under way in each: one request at the ports for
 //! probes, which speak HTTP/1 alone, and [`STREAMS`] at an API. When it is full, that which has been idle longest goes.
 //! Where none is idle, at a port for probes that with the oldest request goes, so that whoever probes is heard; at an API
-//! the new one goes, since what is under way there is waited for. One without a request for [`IDLE`], or with a half one,
-//! is closed. A request that is under way takes as long as it takes (a watch, a long poll, a tap); at the ports for
-//! probes, where none is long, [`PROBE`].
+//! the new one goes, since what is under way there is waited for. One without a request for [`IDLE`], or with a half head,
+//! is closed, and a body of which nothing has come for as long is an error to who reads it, after which it is too. A request
+//! that is whole takes as long as it takes (a watch, a long poll, a tap); at the ports for probes, where none is long,
+//! [`PROBE`].
 
 use std::future::Future;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 use std::time::Duration;
 
 use axum::Router;
-use axum::body::{Body, Bytes, HttpBody};
+use axum::body::Body;
 use axum::http::Request;
-use hyper::body::{Frame, Incoming, SizeHint};
+use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto::Builder;
@@ -34,10 +33,12 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt as _;
 
+use self::body::{Answer, Asked};
 use self::held::Held;
 use self::open::{Open, UnderWay, Work, given_up};
 use crate::descriptors::{Spare, is_out_of_descriptors};
 
+mod body;
 mod held;
 mod open;
 
@@ -218,8 +219,8 @@ impl Port {
     {
         let service = service_fn(|request: Request<Incoming>| {
             let under_way = UnderWay::begin(work);
-            let answer = self.routes.clone().oneshot(request.map(Body::new));
-            async move { answer.await.map(|answer| answer.map(|body| Answer { body, _under_way: under_way })) }
+            let answer = self.routes.clone().oneshot(request.map(|body| Body::new(Asked::new(body))));
+            async move { answer.await.map(|answer| answer.map(|body| Answer::new(body, under_way))) }
         });
         let mut builder = Builder::new(TokioExecutor::new());
         if self.bounds.request.is_some() {
@@ -230,29 +231,6 @@ impl Port {
         builder.http1().keep_alive(lasts);
         // That a caller went away, or spoke no HTTP, is nobody's concern here.
         drop(builder.serve_connection(TokioIo::new(io), service).await);
-    }
-}
-
-/// An answer's body, which is under way for as long as there is more of it.
-struct Answer {
-    body: Body,
-    _under_way: UnderWay,
-}
-
-impl HttpBody for Answer {
-    type Data = Bytes;
-    type Error = axum::Error;
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
-        Pin::new(&mut self.body).poll_frame(cx)
-    }
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
     }
 }
 

@@ -1,7 +1,7 @@
 use std::convert::Infallible;
 use std::future::pending;
 
-use axum::routing::get;
+use axum::routing::{get, put};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream};
 use tokio::sync::mpsc;
 
@@ -30,7 +30,7 @@ impl Accept for Calls {
 struct Served(mpsc::Sender<io::Result<DuplexStream>>);
 
 impl Served {
-    /// `/quick` answers at once, `/stream` for ever, a byte each ten minutes.
+    /// `/quick` answers at once, `/stream` for ever, a byte each ten minutes; `/put` says ten minutes later what it got.
     fn start(bounds: Bounds) -> Self {
         let stream = || async {
             Body::from_stream(futures_util::stream::unfold((), |()| async {
@@ -38,7 +38,14 @@ impl Served {
                 Some((Ok::<_, Infallible>("x"), ()))
             }))
         };
-        let routes = Router::new().route("/quick", get(|| async { "done" })).route("/stream", get(stream));
+        let put = put(|body: String| async {
+            tokio::time::sleep(Duration::from_mins(10)).await;
+            body
+        });
+        let routes = Router::new()
+            .route("/quick", get(|| async { "done" }))
+            .route("/stream", get(stream))
+            .route("/put", put);
         let (calls, called) = mpsc::channel(4);
         tokio::spawn(serve(Calls(called), routes, bounds));
         Self(calls)
@@ -101,6 +108,31 @@ async fn a_connection_without_a_whole_request_is_closed_in_time() {
     assert!(is_open(&mut asked).await, "it has asked since");
     tokio::time::sleep(IDLE / 2).await;
     assert!(!is_open(&mut asked).await);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_body_of_which_no_more_comes_is_not_waited_for() {
+    let served = Served::start(bounds(2));
+    let (mut half, mut slow) = (served.open().await, served.open().await);
+    for put in [&mut half, &mut slow] {
+        put.write_all(b"PUT /put HTTP/1.1\r\nhost: a\r\ncontent-length: 4\r\n\r\nh").await.unwrap();
+    }
+    let mut refused = tokio::spawn(async move {
+        let began = Instant::now();
+        let mut answer = String::new();
+        half.read_to_string(&mut answer).await.expect("it is told and closed");
+        (answer, began.elapsed())
+    });
+    for byte in [b"a", b"l", b"f"] {
+        tokio::time::sleep(IDLE / 2 + PAUSE).await;
+        slow.write_all(byte).await.unwrap();
+    }
+    let refused = tokio::time::timeout(IDLE, &mut refused).await.expect("it ends in time").unwrap();
+    assert!(refused.0.starts_with("HTTP/1.1 400") && refused.1 < IDLE + PAUSE, "{refused:?}");
+    // From where it is whole it takes as long as it takes.
+    let mut answer = [0; 1024];
+    let read = slow.read(&mut answer).await.unwrap();
+    assert!(answer[..read].ends_with(b"half"), "{}", String::from_utf8_lossy(&answer[..read]));
 }
 
 #[tokio::test(start_paused = true)]
