@@ -1,18 +1,18 @@
 //! How HTTP is served at the ports for operators, probes and the roles' local callers.
 //!
 //! Who may reach such a port must not be able to take this process's descriptors from its traffic, nor its memory, nor to
-//! keep others out. So a port has a bound on connections and on what is under way in each: one request at the ports for
-//! probes, which speak HTTP/1 alone, and [`STREAMS`] at an API. When it is full, that which has been idle longest goes.
-//! Where none is idle, at a port for probes that with the oldest request goes, so that whoever probes is heard; at an API
-//! the new one goes, since what is under way there is waited for. One without a request for [`IDLE`], or with a half head,
-//! is closed, and a body of which nothing has come for as long is an error to who reads it, after which it is too. A request
-//! that is whole takes as long as it takes (a watch, a long poll, a tap); at the ports for probes, where none is long,
-//! [`PROBE`].
+//! keep others out. So a port has a bound on connections, all ports together a quarter of the descriptors, and each
+//! connection a bound on what is under way in it: one request at the ports for probes, which speak HTTP/1 alone, and
+//! [`STREAMS`] at an API. Where there is no room, that which has been idle longest goes. Where none is idle, at a port for
+//! probes that with the oldest request goes, so that whoever probes is heard; at an API the new one goes, since what is
+//! under way there is waited for. One without a request for [`IDLE`], or with a half head, is closed, and a body of which
+//! nothing has come for as long is an error to who reads it, after which it is too. A request that is whole takes as long
+//! as it takes (a watch, a long poll, a tap); at the ports for probes, where none is long, [`PROBE`].
 
 use std::future::Future;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use axum::Router;
@@ -54,32 +54,53 @@ const PAUSE: Duration = Duration::from_millis(20);
 const TELL: Duration = Duration::from_mins(1);
 
 /// What a port may hold.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Bounds {
     /// Connections at a time.
-    pub connections: usize,
+    connections: usize,
     /// How long a request may take, where none is meant to be long.
-    pub request: Option<Duration>,
+    request: Option<Duration>,
+    /// Those of the ports that share a bound.
+    among: Arc<Open>,
 }
+
+/// The APIs of this process: some have one, some four.
+static APIS: LazyLock<Arc<Open>> = LazyLock::new(|| Open::new(shares(open_files()).apis));
 
 impl Bounds {
     /// Of a port that answers probes and scrapers, for whoever reaches it.
     #[must_use]
     pub fn probes() -> Self {
-        Self { connections: at_most(64), request: Some(PROBE) }
+        let connections = shares(open_files()).probes.min(64);
+        Self { connections, request: Some(PROBE), among: Open::new(connections) }
     }
 
-    /// Of an API, some of whose requests wait for something to happen.
+    /// Of an API, some of whose requests wait for something to happen. One alone leaves half of what is the APIs' to the
+    /// others.
     #[must_use]
     pub fn api() -> Self {
-        Self { connections: at_most(1024), request: None }
+        let connections = shares(open_files()).apis.div_ceil(2).min(1024);
+        Self { connections, request: None, among: Arc::clone(&APIS) }
     }
 }
 
-/// Never more than a quarter of the descriptors that there may be.
-fn at_most(connections: usize) -> usize {
+/// How many files may be open.
+fn open_files() -> usize {
     let limit = getrlimit(Resource::Nofile).current.and_then(|limit| usize::try_from(limit).ok());
-    limit.map_or(connections, |limit| connections.min((limit / 4).max(1)))
+    limit.unwrap_or(usize::MAX)
+}
+
+/// Connections for which there are descriptors.
+struct Shares {
+    /// At a port for probes, of which a process has two.
+    probes: usize,
+    /// At all APIs together.
+    apis: usize,
+}
+
+/// A quarter of the descriptors that there may be, for all of these ports.
+fn shares(limit: usize) -> Shares {
+    Shares { probes: (limit / 32).max(1), apis: (limit / 16 * 3).max(1) }
 }
 
 /// Where connections come from.
@@ -127,8 +148,8 @@ fn is_readable(listener: &impl AsFd) -> bool {
 
 /// Serves these routes for as long as it is polled; connections that are open then live on with the runtime.
 pub async fn serve<L: Accept>(mut listener: L, routes: Router, bounds: Bounds) {
-    let port = Port { routes, bounds, open: Arc::default(), spare: Arc::default() };
-    let (mut number, mut told) = (0, None);
+    let port = Port { number: bounds.among.number(), routes, bounds, spare: Arc::default() };
+    let mut told = None;
     loop {
         let accepted = match listener.accept().await {
             Err(error) if is_out_of_descriptors(&error) => port.accept_by_spare(&mut listener).await,
@@ -143,14 +164,13 @@ pub async fn serve<L: Accept>(mut listener: L, routes: Router, bounds: Bounds) {
             }
         };
         if port.makes_room() {
-            number += 1;
             // Who has the last descriptor gets his answer, and the next one needs it.
             let lasts = port.spare.lock().keep();
-            port.begin(number, io, lasts);
+            port.begin(io, lasts);
         } else if told.is_none_or(|at: Instant| at.elapsed() >= TELL) {
             // All have a request under way, and each may wait for something.
             told = Some(Instant::now());
-            let connections = bounds.connections;
+            let connections = port.bounds.connections;
             tracing::warn!(
                 connections,
                 "a port for operators is full of requests that are under way: closed"
@@ -161,9 +181,9 @@ pub async fn serve<L: Accept>(mut listener: L, routes: Router, bounds: Bounds) {
 
 #[derive(Clone)]
 struct Port {
+    number: u64,
     routes: Router,
     bounds: Bounds,
-    open: Arc<Open>,
     spare: Arc<Mutex<Spare>>,
 }
 
@@ -177,7 +197,7 @@ impl Port {
         }
         // Others may have been quicker the last time; it does not stay without one for that.
         if !self.spare.lock().keep() {
-            self.open.close_idle();
+            self.bounds.among.close_idle(Some(self.number));
             return none;
         }
         self.spare.lock().release();
@@ -190,18 +210,17 @@ impl Port {
 
     /// Whether one more may be open now.
     fn makes_room(&self) -> bool {
-        self.open.len() < self.bounds.connections
-            || self.open.close_idle()
-            || self.open.close_oldest(self.bounds.request.is_some())
+        let Bounds { connections, request, among } = &self.bounds;
+        among.makes_room(self.number, *connections, request.is_some())
     }
 
     /// `lasts`: whether it may stay for another request.
-    fn begin<I>(&self, number: u64, io: I, lasts: bool)
+    fn begin<I>(&self, io: I, lasts: bool)
     where
         I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let (work, closed) = (Work::none(), CancellationToken::new());
-        self.open.insert(number, Arc::clone(&work), closed.clone());
+        let number = self.bounds.among.insert(self.number, Arc::clone(&work), closed.clone());
         let port = self.clone();
         tokio::spawn(async move {
             tokio::select! {
@@ -209,7 +228,7 @@ impl Port {
                 () = closed.cancelled() => {}
                 () = given_up(work.subscribe(), port.bounds.request) => {}
             }
-            port.open.remove(number);
+            port.bounds.among.remove(number);
         });
     }
 

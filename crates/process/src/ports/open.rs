@@ -1,8 +1,9 @@
-//! The connections of a port: what each of them does, for how long it may, and which goes when one has to.
+//! The connections of ports: what each of them does, for how long it may, and which goes when one has to.
 
 use std::collections::BTreeMap;
 use std::future::pending;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -15,47 +16,80 @@ use super::IDLE;
 /// How long a connection is not taken for idle that has asked for nothing yet: whoever has just called is about to ask.
 pub(super) const YOUNG: Duration = Duration::from_secs(1);
 
-/// Those that are open, by the order in which they came.
-#[derive(Default)]
-pub(super) struct Open(Mutex<BTreeMap<u64, Entry>>);
+/// Those of one port or of several, by the order in which they came.
+#[derive(Debug)]
+pub(super) struct Open {
+    /// How many there may be, at whichever port.
+    most: usize,
+    entries: Mutex<BTreeMap<u64, Entry>>,
+    /// The next number that nothing has yet.
+    next: AtomicU64,
+}
 
+#[derive(Debug)]
 struct Entry {
+    port: u64,
     work: Arc<watch::Sender<Work>>,
     closed: CancellationToken,
 }
 
 impl Open {
-    pub(super) fn len(&self) -> usize {
-        self.0.lock().len()
+    pub(super) fn new(most: usize) -> Arc<Self> {
+        Arc::new(Self { most, entries: Mutex::default(), next: AtomicU64::new(0) })
     }
 
-    pub(super) fn insert(&self, number: u64, work: Arc<watch::Sender<Work>>, closed: CancellationToken) {
-        self.0.lock().insert(number, Entry { work, closed });
+    /// For a port or a connection.
+    pub(super) fn number(&self) -> u64 {
+        self.next.fetch_add(1, Ordering::Relaxed)
+    }
+
+    pub(super) fn insert(&self, port: u64, work: Arc<watch::Sender<Work>>, closed: CancellationToken) -> u64 {
+        let number = self.number();
+        self.entries.lock().insert(number, Entry { port, work, closed });
+        number
     }
 
     pub(super) fn remove(&self, number: u64) {
-        self.0.lock().remove(&number);
+        self.entries.lock().remove(&number);
     }
 
-    /// Ends the one that has been idle longest; says whether there was one.
-    pub(super) fn close_idle(&self) -> bool {
-        self.close(|work| work.idle_since())
+    /// Whether one more may be open at this port, which may have so many, and where requests may be `short`: another one
+    /// has ended for it where there was no room.
+    pub(super) fn makes_room(&self, port: u64, connections: usize, short: bool) -> bool {
+        let (own, all) = {
+            let entries = self.entries.lock();
+            (entries.values().filter(|entry| entry.port == port).count(), entries.len())
+        };
+        let among = if own >= connections {
+            Some(port)
+        } else if all >= self.most {
+            None
+        } else {
+            return true;
+        };
+        self.close_idle(among) || self.close_oldest(among, short)
+    }
+
+    /// Ends the one that has been idle longest, of this port or of all; says whether there was one.
+    pub(super) fn close_idle(&self, port: Option<u64>) -> bool {
+        self.close(port, Work::idle_since)
     }
 
     /// Ends the one that has asked for nothing yet, or, where requests are `short`, has one under way, for longer than
     /// any other. Whoever comes thus has his time here however many come, until that many have come after him.
-    pub(super) fn close_oldest(&self, short: bool) -> bool {
-        self.close(|work| match work.state() {
+    fn close_oldest(&self, port: Option<u64>, short: bool) -> bool {
+        self.close(port, |work| match work.state() {
             State::Busy(since) => short.then_some(since),
             State::New(since) | State::Idle(since) => Some(since),
         })
     }
 
     /// Ends that which has been `since` the longest ago.
-    fn close(&self, since: impl Fn(&Work) -> Option<Instant>) -> bool {
-        let mut open = self.0.lock();
-        let those = open.iter().filter_map(|(number, entry)| Some((since(&entry.work.borrow())?, *number)));
-        let longest = those.min().and_then(|(_, number)| open.remove(&number));
+    fn close(&self, port: Option<u64>, since: impl Fn(&Work) -> Option<Instant>) -> bool {
+        let mut entries = self.entries.lock();
+        let among = entries.iter().filter(|(_, entry)| port.is_none_or(|port| port == entry.port));
+        let those = among.filter_map(|(number, entry)| Some((since(&entry.work.borrow())?, *number)));
+        let longest = those.min().and_then(|(_, number)| entries.remove(&number));
         longest.map(|entry| entry.closed.cancel()).is_some()
     }
 }

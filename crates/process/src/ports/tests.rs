@@ -89,11 +89,11 @@ async fn is_open(connection: &mut DuplexStream) -> bool {
 }
 
 fn bounds(connections: usize) -> Bounds {
-    Bounds { connections, request: None }
+    Bounds { connections, request: None, among: Open::new(connections) }
 }
 
 fn probes(connections: usize) -> Bounds {
-    Bounds { connections, request: Some(PROBE) }
+    Bounds { connections, request: Some(PROBE), among: Open::new(connections) }
 }
 
 #[tokio::test(start_paused = true)]
@@ -145,6 +145,33 @@ async fn a_full_port_closes_what_has_been_idle_longest() {
     assert!(!is_open(&mut second).await);
     assert!(ask(&mut first, "/quick").await.ends_with("done"));
     assert!(ask(&mut third, "/quick").await.ends_with("done"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn ports_that_share_a_bound_close_what_has_been_idle_longest_at_either() {
+    let together = Open::new(3);
+    let port = || Served::start(Bounds { connections: 2, request: None, among: Arc::clone(&together) });
+    let (one, other) = (port(), port());
+    let (mut first, mut second, mut third) = (one.open().await, one.open().await, other.open().await);
+    for connection in [&mut first, &mut second, &mut third] {
+        assert!(ask(connection, "/quick").await.ends_with("done"));
+        tokio::time::sleep(PAUSE).await;
+    }
+    let mut fourth = other.open().await;
+    assert!(ask(&mut fourth, "/quick").await.ends_with("done"));
+    assert!(!is_open(&mut first).await && is_open(&mut second).await && is_open(&mut third).await);
+    let mut fifth = other.open().await;
+    assert!(ask(&mut fifth, "/quick").await.ends_with("done"));
+    assert!(!is_open(&mut third).await && is_open(&mut second).await, "this port is full by itself");
+}
+
+#[test]
+fn all_ports_of_a_process_have_a_quarter_of_its_descriptors() {
+    for limit in [64, 256, 1024, 4096, 1 << 20] {
+        let Shares { probes, apis } = shares(limit);
+        assert!(2 * probes + apis <= limit / 4 && 2 * probes + apis > limit / 8, "{limit}");
+    }
+    assert!(Arc::ptr_eq(&Bounds::api().among, &Bounds::api().among), "APIs share theirs");
 }
 
 #[tokio::test(start_paused = true)]
