@@ -102,6 +102,33 @@ fn under_a_limit_that_is_said_it_does_so_too() {
     }
 }
 
+/// One that works on three at once, 300 ms each, and does not notice who has hung up; who asks waits for little longer.
+fn deaf(patience: Duration) -> (Scenario, Duration) {
+    let (mut scenario, until) = lasting(Duration::from_secs(60));
+    scenario.instances.truncate(1);
+    let instance = &mut scenario.instances[0];
+    (instance.concurrency, instance.is_deaf) = (3, true);
+    (instance.service, instance.spread) = (Duration::from_millis(300), Spread::Constant);
+    scenario.arrivals.per_second = 10.0;
+    scenario.policies.timeout = patience;
+    (scenario, until)
+}
+
+#[test]
+fn who_works_on_what_nobody_waits_for_is_kept_from_it() {
+    for patience in [1_000, 2_000] {
+        for seed in 0..10 {
+            let (scenario, until) = deaf(Duration::from_millis(patience));
+            let report = run(&scenario, seed);
+            let is_served = |a: &&Answered| a.well && a.arrived >= BEGINS && a.arrived < until;
+            let served = report.answers.iter().filter(is_served).count() as f64;
+            let goodput = served / (until - BEGINS).as_secs_f64() / scenario.arrivals.per_second;
+            assert!(goodput > 0.7, "{patience} ms, seed {seed}: {:.1} %", 100.0 * goodput);
+            assert_eq!(report.broken, None);
+        }
+    }
+}
+
 #[test]
 fn without_a_gate_the_same_fleet_works_for_nobody() {
     let (mut scenario, until) = lasting(Duration::from_secs(8));

@@ -397,6 +397,7 @@ fn instance(group: &Group) -> Result<Instance, Wrong> {
         weight: least_one("weight", group.weight, 1)?,
         zone: group.zone,
         concurrency: least_one("concurrency", group.concurrency, 1)?,
+        is_deaf: false,
         queue: group.queue.unwrap_or(1_000),
         service: mean.0,
         spread,

@@ -16,8 +16,9 @@
 //! is, and nothing is known yet, what answers take is a bound of it for an interval. Unlike an average that follows (Netflix's gradient), it
 //! does not drift to what an overload makes of it; unlike Envoy's, nothing is cut to a handful while it is measured. A descent
 //! has at most a twentieth of the time. Where as many as may be under way all end without an answer, since callers or their
-//! time-outs have less patience than the application's queue is long, the limit is halved before anything is known: nothing
-//! would ever be. A failure is an answer here: an application that fails at once, as one whose database is away, keeps its limit. Where a limit that was cut to half has not made answers quicker, the application has
+//! time-outs have less patience than the application's queue is long, the limit is halved, before anything is known, too: nothing
+//! would ever be. Where more than a tenth of a window's ended so, its average is how long callers wait: it lowers the limit and is never
+//! `base`, or callers' patience would become the time without a queue, and all that is let in would be in vain. A failure is an answer here: an application that fails at once, as one whose database is away, keeps its limit. Where a limit that was cut to half has not made answers quicker, the application has
 //! become slower and not its queue longer: that is the new `base`.
 
 use std::time::Duration;
@@ -114,6 +115,21 @@ struct Window {
     held: bool,
     /// Somebody was sent away for it.
     sent_away: bool,
+    /// How many of them were no answers: their callers have waited for so long in vain.
+    in_vain: u32,
+}
+
+impl Window {
+    fn add(&mut self, ln: f64, is_answer: bool) {
+        self.times.add(ln);
+        self.in_vain += u32::from(!is_answer);
+    }
+
+    /// Those who waited in vain would have waited for longer, and nobody knows for how long. So of an average of many such it
+    /// is known only that answers take more.
+    fn is_cut_off(&self) -> bool {
+        self.in_vain * 10 > self.times.count
+    }
 }
 
 /// The limit is being halved.
@@ -170,11 +186,12 @@ impl Gradient {
         self.window.sent_away = true;
     }
 
-    /// An answer has come to a request that began then. `in_flight`: without it.
+    /// An answer has come to a request that began then, or it was waited for in vain (`is_answer`) and longer than without a
+    /// queue. `in_flight`: without it.
     pub(crate) fn answered(
         &mut self,
         config: &AdaptiveConcurrency,
-        began: Tick,
+        (began, is_answer): (Tick, bool),
         in_flight: u32,
         now: Tick,
         rng: &mut impl Rng,
@@ -183,15 +200,19 @@ impl Gradient {
             self.descent = None;
             return;
         }
-        self.unanswered = 0;
+        if is_answer {
+            self.unanswered = 0;
+        } else if self.is_a_row(config, now) {
+            return;
+        }
         let ln = ln(now.since(began));
         if self.descent.is_some() {
-            return self.descends(config, (began, ln), in_flight, now, rng);
+            return self.descends(config, (began, ln, is_answer), in_flight, now, rng);
         }
         if began < self.window.began {
             return;
         }
-        self.window.times.add(ln);
+        self.window.add(ln, is_answer);
         let average = self.window.times.of_all();
         let least = config.update_interval.max(2 * time(self.base.map_or(average, |base| base.max(average))));
         if self.window.times.count >= ENOUGH && now.since(self.window.began) >= least {
@@ -208,15 +229,23 @@ impl Gradient {
 
     /// A request has ended without an answer, and nothing is known yet.
     pub(crate) fn lost(&mut self, config: &AdaptiveConcurrency, now: Tick) {
+        if !config.is_fixed() {
+            self.is_a_row(config, now);
+        }
+    }
+
+    /// One more has ended without an answer. True: as many in a row as may be under way, and the limit was halved for that.
+    fn is_a_row(&mut self, config: &AdaptiveConcurrency, now: Tick) -> bool {
         self.unanswered += 1;
         let limit = self.limit(config);
-        if config.is_fixed() || self.unanswered < limit {
-            return;
+        if self.unanswered < limit {
+            return false;
         }
         self.unanswered = 0;
         self.limit = Some(config.clamp(f64::from(limit) / 2.0));
         self.descent = None;
         self.window = Window { began: now, ..Window::default() };
+        true
     }
 
     /// A window is over.
@@ -225,7 +254,8 @@ impl Gradient {
         let limit = config.clamp(self.limit.unwrap_or(INITIAL));
         let average = window.times.of_all();
         self.limit = Some(limit);
-        if f64::from(window.most) <= limit / 2.0 && !window.held {
+        let is_cut_off = window.is_cut_off();
+        if f64::from(window.most) <= limit / 2.0 && !window.held && !is_cut_off {
             // Nothing has queued where half of it was not wanted.
             self.base = Some(self.measured().map_or(average, |base| base + (average - base) / 4.0));
             (self.cut, self.is_bound) = (None, false);
@@ -236,7 +266,7 @@ impl Gradient {
         if is_first {
             return;
         }
-        if window.held && self.base.is_none() && !window.sent_away {
+        if window.held && self.base.is_none() && !window.sent_away && !is_cut_off {
             // As long as all are served in time nobody is sent away to find out more.
             (self.base, self.is_bound) = (Some(average), true);
             self.plan(config, config.min_rtt_interval, now, rng);
@@ -245,7 +275,10 @@ impl Gradient {
             self.descend(config, limit, average, now);
             return;
         }
-        let base = self.base.unwrap_or(average);
+        let Some(base) = self.base.or((!is_cut_off).then_some(average)) else {
+            self.limit = Some(config.clamp(limit * STEEPEST));
+            return;
+        };
         let over = average - base - (f64::from(config.buffer) / 100.0).ln_1p();
         if over <= 0.0 {
             self.cut = None;
@@ -253,7 +286,7 @@ impl Gradient {
             return;
         }
         let (from, before) = *self.cut.get_or_insert((limit, average));
-        if limit <= from / 2.0 && average > before - FELL {
+        if limit <= from / 2.0 && average > before - FELL && !is_cut_off {
             self.base = Some(average);
             self.cut = None;
             return;
@@ -278,7 +311,7 @@ impl Gradient {
     fn descends(
         &mut self,
         config: &AdaptiveConcurrency,
-        (began, ln): (Tick, f64),
+        (began, ln, is_answer): (Tick, f64, bool),
         in_flight: u32,
         now: Tick,
         rng: &mut impl Rng,
@@ -294,7 +327,7 @@ impl Gradient {
         if began < settled {
             return;
         }
-        descent.window.times.add(ln);
+        descent.window.add(ln, is_answer);
         let (count, took) = (descent.window.times.count, now.since(settled));
         let enough = count >= MEASURED && took >= PATIENCE.min(2 * time(descent.before))
             || count >= FEW && took >= PATIENCE;
@@ -303,6 +336,13 @@ impl Gradient {
         }
         let (average, from, before) = (descent.window.times.of_all(), descent.limit, descent.before);
         let took = now.since(descent.began);
+        if descent.window.is_cut_off() {
+            // What is learnt is that it is too much; the rest is the windows'.
+            self.limit = Some(config.clamp(from));
+            (self.descent, self.cut) = (None, None);
+            self.window = Window { began: now, ..Window::default() };
+            return self.plan(config, config.min_rtt_interval.max(took * SELDOM), now, rng);
+        }
         let known = self.measured().filter(|base| (average - base).abs() <= FELL);
         if known.is_none() && before - average > FELL && from > 1.0 {
             return self.descend(config, from, average, now);

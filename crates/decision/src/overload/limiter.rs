@@ -1,5 +1,7 @@
 //! A limit and a line before it, as one state machine. `W` is whoever waits.
 
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
 use std::time::Duration;
 
 use meshwork_base::{Rng, Tick};
@@ -10,6 +12,10 @@ use super::gradient::Gradient;
 use super::line::{Away, Line, Patience};
 use super::{Overload, Priority, Shed};
 use crate::invariants;
+
+/// Whom nobody waits for any more counts for as long again as it was waited for, at most for so many times of what an answer
+/// takes.
+const AT_WORK: u32 = 4;
 
 /// Those who waited: called to go on, or sent away.
 pub(crate) type Called<W> = SmallVec<[(W, Result<(), Shed>); 2]>;
@@ -55,6 +61,8 @@ pub(crate) struct Limiter<W> {
     gradient: Gradient,
     answers: Answers,
     in_flight: u32,
+    /// Until when those count whom nobody waits for any more.
+    at_work: BinaryHeap<Reverse<Tick>>,
     line: Line<W>,
     tally: Tally,
     /// How many were sent away, and why the last one was.
@@ -67,6 +75,7 @@ impl<W> Default for Limiter<W> {
             gradient: Gradient::default(),
             answers: Answers::default(),
             in_flight: 0,
+            at_work: BinaryHeap::new(),
             line: Line::default(),
             tally: Tally::default(),
             shed: (0, None),
@@ -154,20 +163,38 @@ impl<W> Limiter<W> {
         called: &mut Called<W>,
     ) {
         self.answers.hears(began, self.line.since(), now);
-        self.learns(config, began, now, rng, called);
+        self.learns(config, (began, true), now, rng, called);
     }
 
     fn learns(
         &mut self,
         config: &Overload,
-        began: Tick,
+        said: (Tick, bool),
         now: Tick,
         rng: &mut impl Rng,
         called: &mut Called<W>,
     ) {
-        self.is_over();
-        self.gradient.answered(&config.concurrency, began, self.in_flight, now, rng);
+        let (began, is_answer) = said;
+        if is_answer {
+            self.is_over();
+        } else {
+            self.stays_at_work(began, now);
+        }
+        self.gradient.answered(&config.concurrency, said, self.in_flight, now, rng);
         self.turn(config, now, called);
+    }
+
+    /// Few applications notice that their caller has left, and a place that is free at once lets in more than they can do. So it
+    /// is not before an answer would have come, or as long again as it was waited for.
+    fn stays_at_work(&mut self, began: Tick, now: Tick) {
+        match self.gradient.base() {
+            Some(base) => {
+                let waited = now.since(began);
+                let rest = base.saturating_sub(waited).max(waited.min(base.saturating_mul(AT_WORK)));
+                self.at_work.push(Reverse(now.after(rest)));
+            }
+            None => self.is_over(),
+        }
     }
 
     /// A request that began then has ended without an answer. That it took long says something, that it did not says
@@ -183,7 +210,7 @@ impl<W> Limiter<W> {
         if self.gradient.base().is_none() {
             self.gradient.lost(&config.concurrency, now);
         }
-        self.in_vain(config, began, now, rng, called);
+        self.in_vain(config, (began, false), now, rng, called);
     }
 
     /// A request that began then was answered with a failure. That it took long says as much as if nobody had answered; that
@@ -197,13 +224,13 @@ impl<W> Limiter<W> {
         called: &mut Called<W>,
     ) {
         self.gradient.was_heard();
-        self.in_vain(config, began, now, rng, called);
+        self.in_vain(config, (began, true), now, rng, called);
     }
 
     fn in_vain(
         &mut self,
         config: &Overload,
-        began: Tick,
+        (began, is_answer): (Tick, bool),
         now: Tick,
         rng: &mut impl Rng,
         called: &mut Called<W>,
@@ -213,8 +240,13 @@ impl<W> Limiter<W> {
             self.answers.hears(began, self.line.since(), now);
         }
         match self.gradient.base().is_some_and(is_long) {
-            true => self.learns(config, began, now, rng, called),
-            false => self.ended(config, now, called),
+            true => self.learns(config, (began, is_answer), now, rng, called),
+            false if is_answer => self.ended(config, now, called),
+            false => {
+                self.answers.sees(self.line.since(), now);
+                self.stays_at_work(began, now);
+                self.turn(config, now, called);
+            }
         }
     }
 
@@ -234,6 +266,11 @@ impl<W> Limiter<W> {
     /// The time that an answer takes without a queue, as far as it is measured.
     pub(crate) fn min_rtt(&self) -> Option<Duration> {
         self.gradient.base()
+    }
+
+    /// How many of those under way nobody waits for any more.
+    pub(crate) fn at_work(&self) -> usize {
+        self.at_work.len()
     }
 
     /// How many were sent away so far, and why the last one was.
@@ -258,6 +295,10 @@ impl<W> Limiter<W> {
 
     /// Whoever waits for too long is sent away, and as many go on as may.
     fn turn(&mut self, config: &Overload, now: Tick, called: &mut Called<W>) {
+        while self.at_work.peek().is_some_and(|Reverse(until)| *until <= now) {
+            self.at_work.pop();
+            self.is_over();
+        }
         if self.line.len() == 0 {
             return;
         }

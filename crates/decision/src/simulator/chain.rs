@@ -244,6 +244,7 @@ fn two_instances() -> Scenario {
         weight: 1,
         zone: 0,
         concurrency: 1,
+        is_deaf: false,
         queue: 1,
         service: Duration::ZERO,
         spread: Spread::Constant,

@@ -26,6 +26,7 @@ fn instance() -> Instance {
         queue: 1_000,
         service: SERVICE,
         spread: Spread::Exponential,
+        is_deaf: false,
         joins: Duration::ZERO,
         phases: Vec::new(),
     }

@@ -104,6 +104,8 @@ pub struct Instance {
     pub service: Duration,
     /// How that time varies.
     pub spread: Spread,
+    /// It works also on what nobody waits for any more, as whoever does not notice that its caller has hung up.
+    pub is_deaf: bool,
     /// When the proxies hear of it.
     pub joins: Duration,
     /// What happens to it, in the order of time.

@@ -71,7 +71,7 @@ impl<'s> Server<'s> {
         self.serving.swap_remove(at);
         let State::Serving(slower) = self.state else { return None };
         while let Some((next, work)) = self.queue.pop_front() {
-            if is_awaited(next) {
+            if self.plan.is_deaf || is_awaited(next) {
                 self.serving.push(next);
                 return Some((next, self.time(work, slower)));
             }
@@ -182,6 +182,6 @@ impl<'s> Gate<'s> {
     /// Nobody is left in it.
     pub(super) fn is_empty(&self) -> bool {
         let view = self.limiter.view(self.config);
-        view.in_flight == 0 && view.queued == 0
+        view.in_flight as usize == self.limiter.at_work() && view.queued == 0
     }
 }

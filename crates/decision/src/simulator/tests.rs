@@ -12,6 +12,7 @@ fn small(per_second: f64) -> Scenario {
         weight: 1,
         zone: 0,
         concurrency: 1,
+        is_deaf: false,
         queue: 100,
         service: Duration::from_millis(10),
         spread: Spread::Constant,

@@ -50,7 +50,7 @@ impl App {
             let Reverse((ends, began)) = self.under_way.pop().unwrap();
             now = ends.max(now);
             let left = u32::try_from(self.under_way.len()).unwrap();
-            self.gradient.answered(config, began, left, now, &mut self.rng);
+            self.gradient.answered(config, (began, true), left, now, &mut self.rng);
             self.done += 1;
         }
         now
@@ -108,7 +108,8 @@ fn while_nobody_is_sent_away_and_nothing_is_known_nothing_is_measured_for_an_int
         if sent_away {
             gradient.sends_away();
         }
-        (0..20).for_each(|_| gradient.answered(&ADAPTIVE, begins, 20, begins.after(MS * 300), &mut rng));
+        (0..20)
+            .for_each(|_| gradient.answered(&ADAPTIVE, (begins, true), 20, begins.after(MS * 300), &mut rng));
         (gradient.descends_now(), gradient.base())
     };
     for n in 0..16 {
@@ -122,7 +123,8 @@ fn while_nobody_is_sent_away_and_nothing_is_known_nothing_is_measured_for_an_int
             gradient.sends_away();
         }
         let begins = at(1_000 * n);
-        (0..20).for_each(|_| gradient.answered(&ADAPTIVE, begins, 20, begins.after(MS * 300), &mut rng));
+        (0..20)
+            .for_each(|_| gradient.answered(&ADAPTIVE, (begins, true), 20, begins.after(MS * 300), &mut rng));
         assert_eq!(gradient.descends_now(), n == 2, "{n}: and at once where it costs nobody anything more");
     }
 }
@@ -133,7 +135,9 @@ fn what_shows_by_itself_takes_the_place_of_a_bound_whatever_that_was() {
     let mut window = |n: u64, held: bool, takes: u32| {
         let begins = at(1_000 * n);
         gradient.sees(if held { 40 } else { 1 }, held);
-        (0..20).for_each(|_| gradient.answered(&ADAPTIVE, begins, 20, begins.after(MS * takes), &mut rng));
+        (0..20).for_each(|_| {
+            gradient.answered(&ADAPTIVE, (begins, true), 20, begins.after(MS * takes), &mut rng)
+        });
         gradient.base()
     };
     assert_eq!([window(0, true, 300), window(1, true, 300)], [None; 2], "a bound is not measured");
@@ -147,7 +151,9 @@ fn where_the_limit_kept_nobody_back_what_answers_take_is_no_bound() {
     let mut window = |n: u64, takes: u32| {
         let begins = at(1_000 * n);
         gradient.sees(gradient.limit(&ADAPTIVE), false);
-        (0..20).for_each(|_| gradient.answered(&ADAPTIVE, begins, 20, begins.after(MS * takes), &mut rng));
+        (0..20).for_each(|_| {
+            gradient.answered(&ADAPTIVE, (begins, true), 20, begins.after(MS * takes), &mut rng)
+        });
         gradient.limit(&ADAPTIVE)
     };
     let limits = [window(0, 100), window(1, 100), window(2, 300), window(3, 300)];
@@ -329,10 +335,9 @@ fn answers_that_were_never_given_count_when_they_were_waited_for_for_long() {
     for n in 0..100 {
         turn(5_000 + n * 50, 40, true);
     }
-    assert!(
-        turn(20_000, 40, true).unwrap() > known * 2,
-        "what was given up after long says that it takes long"
-    );
+    assert_eq!(turn(20_000, 40, true), Some(known), "nobody knows how long it would have taken");
+    let limit = limiter.view(&adaptive).limit;
+    assert_eq!(limit, ADAPTIVE.min_concurrency, "and what was given up after long says that it is too much");
 }
 
 #[test]
@@ -460,8 +465,68 @@ fn what_began_before_a_cut_tells_of_the_limit_of_before() {
     gradient.sees(40, true);
     (0..20).for_each(|_| gradient.lost(&ADAPTIVE, at(1_000)));
     assert_eq!(gradient.limit(&ADAPTIVE), 10);
-    (0..20).for_each(|_| gradient.answered(&ADAPTIVE, at(900), 20, at(1_400), &mut rng));
+    (0..20).for_each(|_| gradient.answered(&ADAPTIVE, (at(900), true), 20, at(1_400), &mut rng));
     assert_eq!(gradient.limit(&ADAPTIVE), 10, "they were among those of whom there were too many");
-    (0..20).for_each(|_| gradient.answered(&ADAPTIVE, at(1_500), 0, at(1_900), &mut rng));
+    (0..20).for_each(|_| gradient.answered(&ADAPTIVE, (at(1_500), true), 0, at(1_900), &mut rng));
     assert!(gradient.base().is_some(), "and these were not");
+}
+
+/// Whoever waits in vain waits for as long as he will, which is not how long answers take.
+#[test]
+fn what_was_waited_for_in_vain_makes_the_limit_lower_and_the_time_without_a_queue_no_longer() {
+    let (mut gradient, mut rng) = (Gradient::default(), SeededRng::new(1));
+    gradient.sees(1, false);
+    (0..20).for_each(|_| gradient.answered(&ADAPTIVE, (at(0), true), 0, at(300), &mut rng));
+    let base = gradient.base().expect("it had no queue");
+    let mut limits = Vec::new();
+    for n in 1..60 {
+        gradient.sees(20, true);
+        gradient.sends_away();
+        // One of five is answered just in time, so that no row of them is in vain.
+        for which in 0..40 {
+            let said = (at(3_000 * n), which % 5 == 0);
+            gradient.answered(&ADAPTIVE, said, 0, at(3_000 * n + 1_000), &mut rng);
+        }
+        limits.push(gradient.limit(&ADAPTIVE));
+    }
+    assert_eq!(gradient.base(), Some(base));
+    assert_eq!(limits.last(), Some(&ADAPTIVE.min_concurrency), "{limits:?}");
+    assert!(limits[..8].contains(&ADAPTIVE.min_concurrency), "{limits:?}");
+}
+
+#[test]
+fn a_row_that_waits_in_vain_halves_the_limit_also_where_the_time_without_a_queue_is_known() {
+    let (mut gradient, mut rng) = (Gradient::default(), SeededRng::new(1));
+    gradient.sees(1, false);
+    (0..20).for_each(|_| gradient.answered(&ADAPTIVE, (at(0), true), 0, at(300), &mut rng));
+    let limit = gradient.limit(&ADAPTIVE);
+    (0..limit).for_each(|_| gradient.answered(&ADAPTIVE, (at(1_000), false), 0, at(2_000), &mut rng));
+    assert_eq!(gradient.limit(&ADAPTIVE), limit / 2);
+}
+
+/// Few applications notice that whoever has asked does not wait any more.
+#[test]
+fn whom_nobody_waits_for_any_more_keeps_its_place_for_a_while() {
+    let mut table = Table::new(Overload { concurrency: ADAPTIVE, ..fixed(1, QUEUE) });
+    let mut rng = SeededRng::new(1);
+    let Table { config, limiter, called } = &mut table;
+    for n in 0..20 {
+        assert_eq!(limiter.enter(config, Priority::Default, at(400 * n), || 0, called), Entry::Passed);
+        limiter.answered(config, at(400 * n), at(400 * n + 100), &mut rng, called);
+    }
+    assert!(limiter.min_rtt().is_some_and(|base| base.abs_diff(MS * 100) < MS));
+    // For how long it was waited for, and until when it counts: an answer's time, as long again, and no more than four times.
+    for (n, (waited, until)) in [(20, 100), (150, 300), (1_000, 1_400)].into_iter().enumerate() {
+        let begins = 10_000 + 5_000 * n as u64;
+        assert_eq!(limiter.enter(config, Priority::Default, at(begins), || 0, called), Entry::Passed);
+        limiter.lost(config, at(begins), at(begins + waited), &mut rng, called);
+        assert_eq!(limiter.view(config).in_flight, 1, "{waited} ms");
+        let mut counts = |now: u64| {
+            assert!(limiter.enter_at_once(config, Priority::Default, at(now), called));
+            let count = limiter.view(config).in_flight;
+            limiter.ended(config, at(now), called);
+            count
+        };
+        assert_eq!([counts(begins + until - 1), counts(begins + until + 1)], [2, 1], "{waited} ms");
+    }
 }
