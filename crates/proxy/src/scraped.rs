@@ -30,7 +30,7 @@ pub(crate) fn tell(shared: &Arc<Shared>) {
             let of_services =
                 clusters.filter_map(|cluster| Some((&*cluster.name, cluster.key.port, cluster.guard()?)));
             of_apps.chain(of_services).for_each(|(service, port, guard)| {
-                of_gate([service, &port.to_string()], guard, samples);
+                of_gate([service, &port.to_string()], (guard, now), samples);
             });
         }
     });
@@ -136,8 +136,8 @@ fn checked(cluster: &Cluster, [service, port]: [&str; 2], samples: &mut Samples)
     }
 }
 
-fn of_gate([service, port]: [&str; 2], (gate, _): Guard<'_>, samples: &mut Samples) {
-    let view = gate.view();
+fn of_gate([service, port]: [&str; 2], ((gate, _), now): (Guard<'_>, Tick), samples: &mut Samples) {
+    let view = gate.view(now);
     samples.tell(&inventory::OVERLOAD_LIMIT, &[service, port], view.limit.into());
     samples.tell(&inventory::OVERLOAD_IN_FLIGHT, &[service, port], view.in_flight.into());
     samples.tell(&inventory::OVERLOAD_QUEUED, &[service, port], view.queued.into());

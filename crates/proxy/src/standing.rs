@@ -66,7 +66,7 @@ fn of_app(port: &InboundPort, now: Tick) -> Option<v1::ServiceStanding> {
 
 /// How many are under way and how many wait; nothing before the first request.
 fn overload((gate, policy): Guard<'_>, now: Tick) -> Vec<v1::LimitStanding> {
-    let view = gate.view();
+    let view = gate.view(now);
     let shed = |reasons: &[Shed]| -> u64 {
         let of =
             |shed: &[u64; Shed::ALL.len()]| reasons.iter().map(|&reason| shed[reason as usize]).sum::<u64>();

@@ -48,9 +48,10 @@ pub(crate) fn of(metrics: &MetricsRegistry, snapshot: &Snapshot, now: Tick) -> v
     });
     let called = snapshot
         .clusters()
-        .filter_map(|cluster| Some(overload(&cluster.name, cluster.key.port, cluster.guard()?)));
+        .filter_map(|cluster| Some(overload(&cluster.name, cluster.key.port, cluster.guard()?, now)));
     let served = snapshot.inbounds().flat_map(|inbound| &inbound.ports);
-    let served = served.filter_map(|port| Some(overload(&port.key.service, port.key.port, port.guard()?)));
+    let served =
+        served.filter_map(|port| Some(overload(&port.key.service, port.key.port, port.guard()?, now)));
     v1::Stats {
         bounds_ms: DURATION_BOUNDS_MS.to_vec(),
         services: services.collect(),
@@ -68,8 +69,8 @@ fn breaker(view: &BreakerView) -> v1::BreakerState {
     }
 }
 
-fn overload(service: &str, port: u16, (gate, _): Guard<'_>) -> v1::OverloadState {
-    let view = gate.view();
+fn overload(service: &str, port: u16, (gate, _): Guard<'_>, now: Tick) -> v1::OverloadState {
+    let view = gate.view(now);
     v1::OverloadState {
         service: service.to_owned(),
         port: port.into(),

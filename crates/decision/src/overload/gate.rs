@@ -102,7 +102,7 @@ impl State {
 
 impl fmt::Debug for Gate {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Gate").field(&self.view()).finish()
+        f.debug_tuple("Gate").field(&self.view(Tick::ZERO)).finish()
     }
 }
 
@@ -179,9 +179,11 @@ impl Gate {
 
     /// How it is; nothing is known before the first request.
     #[must_use]
-    pub fn view(&self) -> GateView {
+    pub fn view(&self, now: Tick) -> GateView {
         let state = self.state.lock();
-        state.config.as_deref().map(|config| state.limiter.view(config)).unwrap_or_default()
+        let view = state.config.as_deref().map(|config| state.limiter.view(config)).unwrap_or_default();
+        // What is over by then is noticed when somebody comes.
+        GateView { in_flight: view.in_flight.saturating_sub(state.limiter.over_by(now)), ..view }
     }
 
     /// Why requests are sent away at this moment, or were a moment ago; absent: they are not.

@@ -273,6 +273,12 @@ impl<W> Limiter<W> {
         self.at_work.len()
     }
 
+    /// How many of those count no longer than until now.
+    pub(crate) fn over_by(&self, now: Tick) -> u32 {
+        let over = self.at_work.iter().filter(|Reverse(until)| *until <= now).count();
+        u32::try_from(over).unwrap_or(u32::MAX)
+    }
+
     /// How many were sent away so far, and why the last one was.
     pub(crate) const fn shed(&self) -> (u64, Option<Shed>) {
         self.shed

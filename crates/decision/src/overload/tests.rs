@@ -372,12 +372,12 @@ fn who_waits_at_a_gate_is_called_with_its_pass_and_who_has_left_passes_it_on() {
     let Ok(Entered::Waits(third)) = come(3, true) else { panic!("it is full") };
     let Ok(Entered::Waits(_fourth)) = come(4, true) else { panic!("it is full") };
     drop(third);
-    assert_eq!(gate.view().queued, 2, "who does not wait any more is not in line");
+    assert_eq!(gate.view(Tick::ZERO).queued, 2, "who does not wait any more is not in line");
     first.answered(at(1), &mut SeededRng::new(1));
     assert_eq!(*heard.lock(), [(2, true), (4, true)], "the second did not take its pass");
-    assert_eq!((gate.view().in_flight, gate.view().queued), (1, 0));
+    assert_eq!((gate.view(Tick::ZERO).in_flight, gate.view(Tick::ZERO).queued), (1, 0));
     kept.lock().clear();
-    assert_eq!(gate.view().in_flight, 0, "a pass that is dropped is over");
+    assert_eq!(gate.view(Tick::ZERO).in_flight, 0, "a pass that is dropped is over");
 }
 
 /// A gate that knows that answers take 10 ms.
@@ -388,7 +388,7 @@ fn learnt(config: &Arc<Overload>, rng: &mut SeededRng) -> Arc<Gate> {
         pass.begins(at(10 * answer));
         pass.answered(at(10 * (answer + 1)), rng);
     }
-    assert_eq!(gate.view().min_rtt, Some(MS * 10));
+    assert_eq!(gate.view(Tick::ZERO).min_rtt, Some(MS * 10));
     gate
 }
 
@@ -402,17 +402,17 @@ fn whose_caller_owes_a_part_of_it_gives_its_place_up_and_takes_it_again_with_the
     assert_eq!(comes(1_009).err(), Some(Shed::Concurrency), "what follows at once is worth waiting for");
     let quick = comes(1_010).expect("that something comes now and then is not enough");
     slow.has_paid(at(1_020));
-    assert_eq!(gate.view().in_flight, 2, "the application has both");
+    assert_eq!(gate.view(Tick::ZERO).in_flight, 2, "the application has both");
     quick.answered(at(1_030), &mut SeededRng::new(1));
     assert_eq!(comes(1_031).err(), Some(Shed::Concurrency), "the other one is under way");
     slow.owes(at(1_032));
     drop(slow);
-    assert_eq!(gate.view().in_flight, 0, "nothing is counted twice");
+    assert_eq!(gate.view(Tick::ZERO).in_flight, 0, "nothing is counted twice");
     let mut slow = comes(2_000).expect("there is room");
     slow.owes(at(2_000));
     let _next = comes(3_000).expect("it is given up again");
     slow.answered(at(3_001), &mut SeededRng::new(1));
-    assert_eq!(gate.view().in_flight, 1, "who has given its place up takes nobody else's with it");
+    assert_eq!(gate.view(Tick::ZERO).in_flight, 1, "who has given its place up takes nobody else's with it");
 }
 
 #[test]
@@ -427,7 +427,7 @@ fn those_whose_rest_comes_at_once_exceed_the_limit_by_as_many_as_they_are_and_ot
     let mut slow: Vec<_> = (0..10).map(|nth| begins(2_000 * (nth / 2))).collect();
     let quick: Vec<_> = (0..2).map(|_| comes(12_000).expect("nobody else has a place")).collect();
     slow.iter_mut().for_each(|pass| pass.has_paid(at(12_001)));
-    assert_eq!(gate.view().in_flight, 2 + 10, "all that the application has");
+    assert_eq!(gate.view(Tick::ZERO).in_flight, 2 + 10, "all that the application has");
     while let Some(pass) = slow.pop() {
         assert_eq!(
             comes(12_002).err(),
@@ -463,7 +463,7 @@ fn what_a_request_waits_for_at_the_proxy_is_not_the_application_s_time() {
         pass.begins(comes.after(MS * 90));
         pass.answered(comes.after(MS * 100), &mut SeededRng::new(1));
     }
-    assert_eq!(gate.view().min_rtt, Some(MS * 10));
+    assert_eq!(gate.view(Tick::ZERO).min_rtt, Some(MS * 10));
 }
 
 #[test]
@@ -472,7 +472,7 @@ fn another_policy_is_in_effect_with_the_first_who_comes_by_it() {
     for limit in [1, 5, 2] {
         let config = Arc::new(fixed(limit, QUEUE));
         let _pass = gate.enter_at_once(&config, Priority::Default, at(limit.into())).expect("there is room");
-        assert_eq!(gate.view().limit, limit);
+        assert_eq!(gate.view(Tick::ZERO).limit, limit);
     }
 }
 
@@ -481,7 +481,7 @@ fn a_slow_caller_s_time_is_not_the_application_s() {
     let config = Arc::new(Overload { concurrency: ADAPTIVE, ..fixed(1, QUEUE) });
     let rng = &mut SeededRng::new(1);
     let gate = learnt(&config, rng);
-    let limit = gate.view().limit;
+    let limit = gate.view(Tick::ZERO).limit;
     for upload in 0..400 {
         let begins = 10_000 + 20 * upload;
         let mut pass = gate.enter_at_once(&config, Priority::Default, at(begins)).expect("there is room");
@@ -496,7 +496,7 @@ fn a_slow_caller_s_time_is_not_the_application_s() {
             }
         }
     }
-    let view = gate.view();
+    let view = gate.view(Tick::ZERO);
     assert_eq!((view.min_rtt, view.limit >= limit), (Some(MS * 10), true), "{view:?}");
 }
 
@@ -505,17 +505,17 @@ fn what_is_open_for_many_times_an_answer_is_a_stream_and_holds_no_place() {
     let config = Arc::new(Overload { concurrency: ADAPTIVE, ..fixed(1, QUEUE) });
     let rng = &mut SeededRng::new(1);
     let gate = learnt(&config, rng);
-    let limit = gate.view().limit;
+    let limit = gate.view(Tick::ZERO).limit;
     let comes = |now| gate.enter_at_once(&config, Priority::Default, at(now));
     let streams: Vec<_> = (0..limit).map(|_| comes(10_000).expect("there is room")).collect();
     assert_eq!(comes(14_999).err(), Some(Shed::Concurrency));
     let one = comes(15_000).expect("they are none of those who are answered");
-    assert_eq!(gate.view().in_flight, 1);
+    assert_eq!(gate.view(Tick::ZERO).in_flight, 1);
     streams.into_iter().for_each(|stream| stream.answered(at(60_000), rng));
-    let view = gate.view();
+    let view = gate.view(Tick::ZERO);
     assert_eq!((view.min_rtt, view.limit, view.in_flight), (Some(MS * 10), limit, 0), "{view:?}");
     drop(one);
-    assert_eq!(gate.view().in_flight, 0);
+    assert_eq!(gate.view(Tick::ZERO).in_flight, 0);
 }
 
 /// Where answers take 100 ms a stream is what lasts for ten seconds, and where nothing is known what lasts for a minute.
@@ -528,14 +528,14 @@ fn what_may_be_a_slow_answer_keeps_its_place_for_longer() {
         let pass = slow.enter_at_once(&config, Priority::Default, at(100 * answer)).expect("there is room");
         pass.answered(at(100 * (answer + 1)), rng);
     }
-    assert_eq!(slow.view().min_rtt, Some(MS * 100));
+    assert_eq!(slow.view(Tick::ZERO).min_rtt, Some(MS * 100));
     for (gate, begins, lasts) in [(slow, 30_000, 10_000), (Arc::new(Gate::default()), 0, 60_000)] {
         let comes = |now| gate.enter_at_once(&config, Priority::Default, at(now)).expect("there is room");
         let _stream = comes(begins);
         drop(comes(begins + lasts - 1));
-        assert_eq!(gate.view().in_flight, 1, "it may be an answer");
+        assert_eq!(gate.view(Tick::ZERO).in_flight, 1, "it may be an answer");
         let _other = comes(begins + lasts);
-        assert_eq!(gate.view().in_flight, 1, "it is none");
+        assert_eq!(gate.view(Tick::ZERO).in_flight, 1, "it is none");
     }
 }
 
@@ -547,7 +547,7 @@ fn a_stream_whose_caller_owes_something_late_holds_its_place_no_longer_for_that(
     let mut stream = comes(10_000);
     stream.owes(at(14_500));
     let _other = comes(15_000);
-    assert_eq!(gate.view().in_flight, 1, "its five seconds are over");
+    assert_eq!(gate.view(Tick::ZERO).in_flight, 1, "its five seconds are over");
 }
 
 #[test]
@@ -563,12 +563,12 @@ fn who_does_not_wait_goes_on_at_once_or_not_at_all() {
     let (gate, config) = (Arc::new(Gate::default()), Arc::new(fixed(1, QUEUE)));
     let first = gate.enter_at_once(&config, Priority::Low, at(0)).expect("there is room");
     assert_eq!(gate.enter_at_once(&config, Priority::Low, at(1)).err(), Some(Shed::Concurrency));
-    let tally = gate.view().tally;
+    let tally = gate.view(Tick::ZERO).tally;
     let of_low = Priority::Low as usize;
     assert_eq!((tally.passed[of_low], tally.shed[of_low]), (1, [1, 0, 0, 0]));
     let waits = gate.enter(&config, Priority::Low, at(2), || |_: Result<Pass, Shed>| ());
     assert!(matches!(waits, Ok(Entered::Waits(_))), "{waits:?}");
-    assert_eq!((gate.view().in_flight, gate.view().queued), (1, 1));
+    assert_eq!((gate.view(Tick::ZERO).in_flight, gate.view(Tick::ZERO).queued), (1, 1));
     drop(waits);
     first.answered(at(3), &mut SeededRng::new(1));
     assert!(gate.enter_at_once(&config, Priority::Low, at(4)).is_ok(), "an answer makes room");

@@ -92,7 +92,7 @@ pub(crate) async fn enter(
         (Ok(Entered::Waits(_)), None) => unreachable!("whoever waits can be called"),
         (Err(shed), _) => Err(shed),
     };
-    tell((gate, overload), priority, passed.as_ref().err().copied(), journey);
+    tell(&conn.worker, (gate, overload), priority, passed.as_ref().err().copied(), journey);
     conn.worker.look_at(gate, named);
     let mut pass = passed.map_err(|shed| {
         Failure::local(Cause::Overload).because(format!(
@@ -135,9 +135,15 @@ async fn wait(
     waited.map_err(unsent)
 }
 
-fn tell((gate, overload): Guard<'_>, priority: Priority, shed: Option<Shed>, journey: &mut Journey<'_>) {
+fn tell(
+    worker: &Worker,
+    (gate, overload): Guard<'_>,
+    priority: Priority,
+    shed: Option<Shed>,
+    journey: &mut Journey<'_>,
+) {
     let Some(told) = journey.told() else { return };
-    let view = gate.view();
+    let view = gate.view(worker.now());
     let (limit, in_flight, queued, priority) = (view.limit, view.in_flight, view.queued, priority.as_str());
     let (outcome, what) = match shed {
         None => ("noted", "goes on"),
