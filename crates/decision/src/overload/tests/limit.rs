@@ -136,7 +136,7 @@ fn what_shows_by_itself_takes_the_place_of_a_bound_whatever_that_was() {
         let begins = at(1_000 * n);
         gradient.sees(if held { 40 } else { 1 }, held);
         (0..20).for_each(|_| {
-            gradient.answered(&ADAPTIVE, (begins, true), 20, begins.after(MS * takes), &mut rng)
+            gradient.answered(&ADAPTIVE, (begins, true), 20, begins.after(MS * takes), &mut rng);
         });
         gradient.base()
     };
@@ -152,7 +152,7 @@ fn where_the_limit_kept_nobody_back_what_answers_take_is_no_bound() {
         let begins = at(1_000 * n);
         gradient.sees(gradient.limit(&ADAPTIVE), false);
         (0..20).for_each(|_| {
-            gradient.answered(&ADAPTIVE, (begins, true), 20, begins.after(MS * takes), &mut rng)
+            gradient.answered(&ADAPTIVE, (begins, true), 20, begins.after(MS * takes), &mut rng);
         });
         gradient.limit(&ADAPTIVE)
     };
