@@ -78,6 +78,11 @@ impl Followed {
         self.store.borrow().emptied.is_some()
     }
 
+    /// From now on what was read is none of the store's revisions: they count anew in another one.
+    fn read_nothing(&self) {
+        self.read.send_modify(|(revision, _)| *revision = 0);
+    }
+
     /// Waits until another store than this one has been found, or for so long.
     pub(crate) async fn finds_another(&self, epoch: &str, patience: Duration) {
         let mut store = self.store.subscribe();
@@ -100,6 +105,15 @@ impl Followed {
 pub fn follow(
     plane: &ControlPlane,
     client: ConfigClient,
+    rng: impl Rng + Send + 'static,
+) -> impl Future<Output = ()> + Send + 'static {
+    follow_into(plane, plane.feed(FEED), client, rng)
+}
+
+fn follow_into(
+    plane: &ControlPlane,
+    feed: Option<Feed>,
+    client: ConfigClient,
     mut rng: impl Rng + Send + 'static,
 ) -> impl Future<Output = ()> + Send + 'static {
     let followed = Followed {
@@ -110,7 +124,6 @@ pub fn follow(
         writing: tokio::sync::Mutex::default(),
     };
     let followed = Arc::clone(plane.config.get_or_init(|| Arc::new(followed)));
-    let feed = plane.feed(FEED);
     let stores = plane.trust().map(crate::Trust::followed);
     let (held, kept) = (BTreeMap::new(), BTreeSet::new());
     let mut source =
@@ -131,8 +144,9 @@ pub fn follow(
                 Ok(Step::Emptied { epoch }) => {
                     backoff.reset();
                     let emptied = Some(source.lost());
+                    followed.read_nothing();
                     let before = followed.store.send_replace(Store { epoch, emptied });
-                    if before.emptied.is_none() && tell_emptied(&feed, &followed.read).await.is_err() {
+                    if before.emptied.is_none() && tell_emptied(&feed).await.is_err() {
                         return;
                     }
                     followed.rest(LOOK).await;
@@ -140,12 +154,22 @@ pub fn follow(
                 Ok(Step::Changes(mut changes)) => {
                     backoff.reset();
                     let epoch = source.since.as_ref().map_or_else(String::new, |since| since.epoch.clone());
-                    if followed.store.send_replace(Store { epoch, emptied: None }).emptied.is_some() {
+                    if followed.is_emptied() {
                         changes.folder = Some(Ok(()));
                     }
-                    if source.tell(changes, &feed, &followed.read).await.is_err() {
-                        return;
+                    if followed.epoch() != epoch {
+                        followed.read_nothing();
                     }
+                    let store = Store { epoch, emptied: None };
+                    // Before the first one nothing is in effect that a change could be checked against.
+                    if followed.epoch().is_empty() {
+                        followed.store.send_replace(store.clone());
+                    }
+                    let before = *followed.read.borrow();
+                    let Ok(read) = source.tell(changes, &feed, before).await else { return };
+                    // Whoever finds this store here has its content in the model, and waits until his change is read from it.
+                    followed.store.send_replace(store);
+                    followed.read.send_if_modified(|before| std::mem::replace(before, read) != read);
                     source.remember(stores.as_ref()).await;
                 }
                 Err(error) => {
@@ -310,21 +334,18 @@ impl Source {
         }
     }
 
+    /// Tells changes; gives the service's revision that was read by them, and the control plane's that holds it.
     async fn tell(
         &self,
         changes: folder::Changes,
         feed: &Feed,
-        read: &watch::Sender<(u64, u64)>,
-    ) -> Result<(), crate::Ended> {
+        (_, published): (u64, u64),
+    ) -> Result<(u64, u64), crate::Ended> {
         let revision = self.since.as_ref().map_or(0, |since| since.revision);
-        let (before, published) = *read.borrow();
-        if !changes.is_empty() || published == 0 {
-            let published = feed.documents_published(changes).await?;
-            read.send_replace((revision, published));
-        } else if before != revision {
-            read.send_replace((revision, published));
+        if changes.is_empty() && published != 0 {
+            return Ok((revision, published));
         }
-        Ok(())
+        Ok((revision, feed.documents_published(changes).await?))
     }
 
     /// The last revision before this one that can be used, unless the document was removed since.
@@ -347,10 +368,9 @@ impl Source {
 }
 
 /// Tells that nothing is taken from an emptied store. What is written into it is read from its beginning on.
-async fn tell_emptied(feed: &Feed, read: &watch::Sender<(u64, u64)>) -> Result<(), crate::Ended> {
+async fn tell_emptied(feed: &Feed) -> Result<(), crate::Ended> {
     let why = "the config service's store is another one than before, and no resource of the mesh is in it: what was applied is lost there, restore its folder or apply all of it again, at once";
     tracing::error!("{why}; until then what is in force stays");
-    read.send_modify(|(revision, _)| *revision = 0);
     feed.documents(folder::Changes { folder: Some(Err(why.to_owned())), ..folder::Changes::default() }).await
 }
 

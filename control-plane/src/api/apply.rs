@@ -306,7 +306,9 @@ pub(super) async fn store(
         Err(error) => return Err(not_in(followed, &epoch, &change.edits, error).await),
     };
     let mut read = followed.read.subscribe();
-    let until = read.wait_for(|(revision, _)| *revision >= applied.revision);
+    // A revision of a store that has come in between is none of this change.
+    let is_read = |(revision, _): &(u64, u64)| *revision >= applied.revision && followed.epoch() == epoch;
+    let until = read.wait_for(is_read);
     let revision = match tokio::time::timeout(PATIENCE, until).await {
         // The sender lives as long as the control plane.
         Ok(Ok(read)) => read.1,

@@ -141,6 +141,28 @@ fn is_told(model: &Model) -> bool {
     model.diagnostics.iter().any(|found| found.message.contains("no resource of the mesh is in it"))
 }
 
+/// A feed whose words come through only while it is open.
+struct Gate {
+    feed: Feed,
+    is_open: watch::Sender<bool>,
+}
+
+impl Gate {
+    fn before(real: Feed) -> Self {
+        let (updates, mut told) = tokio::sync::mpsc::channel(1);
+        let (is_open, mut open) = watch::channel(true);
+        let feed = Feed { source: real.source, updates };
+        tokio::spawn(async move {
+            while let Some(update) = told.recv().await {
+                if open.wait_for(|open| *open).await.is_err() || real.updates.send(update).await.is_err() {
+                    return;
+                }
+            }
+        });
+        Self { feed, is_open }
+    }
+}
+
 #[tokio::test]
 async fn what_is_in_force_stays_when_the_store_is_emptied_until_something_is_applied() {
     let disk = tempfile::tempdir().unwrap();
@@ -236,6 +258,43 @@ async fn a_change_does_not_reach_a_store_that_was_emptied_and_has_not_been_read_
     assert_eq!((refused.status(), refused.code()), (Some(StatusCode::CONFLICT), Some("MW5045")));
     apply(&plane, &["c"]).await;
     assert_eq!(names(&plane.model()), ["c", "r"].into());
+}
+
+#[tokio::test]
+async fn a_change_in_another_store_is_acknowledged_when_it_is_read_from_that_one() {
+    let disk = tempfile::tempdir().unwrap();
+    let service = Service::new(&disk.path().join("1")).await;
+    let plane = ControlPlane::start(settings(true), Arc::new(SystemClock::new())).unwrap();
+    let gate = Gate::before(plane.feed(FEED).unwrap());
+    let feed = Some(gate.feed.clone());
+    tokio::spawn(follow_into(&plane, feed, service.client(), SeededRng::new(1)));
+    until(&plane, |model| model.revision > 0).await;
+    for name in ["a", "b", "d", "e"] {
+        apply(&plane, &[name]).await;
+    }
+
+    // An older backup: its revisions are small.
+    let restored = Service::new(&disk.path().join("2")).await;
+    let content = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "r"}});
+    let (namespace, kind, name) = (CLUSTER.to_owned(), "Namespace".to_owned(), "r".to_owned());
+    let edits = vec![Edit { namespace, kind, name, content, if_revision: None }];
+    restored.client().apply(&Change { message: String::new(), author: None, edits }).await.unwrap();
+    gate.is_open.send_replace(false);
+    let _old = service.becomes_unseen(&restored);
+    let writing = async {
+        loop {
+            match try_to_apply(&plane, &["c"]).await {
+                Err(refused) if refused.code() == Some("MW5045") => {}
+                applied => return (applied, plane.model()),
+            }
+        }
+    };
+    let mut writing = std::pin::pin!(writing);
+    let early = tokio::time::timeout(Duration::from_millis(500), &mut writing).await;
+    assert!(early.is_err(), "nothing is read from it yet: {:?}", early.unwrap().0);
+    gate.is_open.send_replace(true);
+    let (applied, model) = writing.await;
+    assert_eq!((applied.unwrap().config_revision, names(&model)), (2, ["c", "r"].into()));
 }
 
 #[tokio::test]
