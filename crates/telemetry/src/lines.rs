@@ -10,7 +10,6 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
-use std::thread::JoinHandle;
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -20,8 +19,8 @@ use crate::metrics::{Counter, MetricsRegistry};
 
 pub(crate) use output::Output;
 
-/// Messages that may wait for the thread. A buffer has one there at most, so that it is full only when the thread is held;
-/// nobody waits for room.
+/// Messages that may wait for the thread. It takes all there are at once, and a buffer has one there at most, so that there is
+/// no place only when the thread is held; nobody waits for room.
 const TOLD: usize = 256;
 /// How long the last lines may take at the end.
 pub(crate) const LAST: Duration = Duration::from_secs(2);
@@ -89,7 +88,6 @@ pub(crate) struct Lines {
     in_hand: Arc<AtomicU64>,
     /// The thread was waited for in vain.
     given_up: AtomicBool,
-    thread: Option<JoinHandle<()>>,
 }
 
 impl Lines {
@@ -98,6 +96,16 @@ impl Lines {
     /// # Errors
     /// The system has no thread left.
     pub(crate) fn start(log: &'static Log, output: Output, metrics: &MetricsRegistry) -> io::Result<Self> {
+        let (lines, drain, hear) = Self::prepare(log, output, metrics);
+        std::thread::Builder::new().name(log.thread.to_owned()).spawn(move || drain.run(&hear))?;
+        Ok(lines)
+    }
+
+    fn prepare(
+        log: &'static Log,
+        output: Output,
+        metrics: &MetricsRegistry,
+    ) -> (Self, Drainer, Receiver<Message>) {
         let dropped = metrics.counter(log.dropped, &[]);
         let buffers = Arc::new(Mutex::new(Vec::new()));
         let (tell, hear) = sync_channel(TOLD);
@@ -105,19 +113,18 @@ impl Lines {
         let drain = Drainer {
             log,
             buffers: Arc::clone(&buffers),
+            torn: output.is_torn(),
             output,
             dropped: dropped.clone(),
             in_hand: Arc::clone(&in_hand),
             spare: Vec::new(),
             failing: false,
-            torn: false,
             astray: false,
             missed: 0,
+            told: false,
         };
-        let thread =
-            std::thread::Builder::new().name(log.thread.to_owned()).spawn(move || drain.run(&hear))?;
         let given_up = AtomicBool::new(false);
-        Ok(Self { log, buffers, tell, dropped, in_hand, given_up, thread: Some(thread) })
+        (Self { log, buffers, tell, dropped, in_hand, given_up }, drain, hear)
     }
 
     /// A writer with a buffer of its own.
@@ -178,11 +185,8 @@ impl Lines {
 impl Drop for Lines {
     fn drop(&mut self) {
         self.finish(LAST);
-        let told = !matches!(self.tell.try_send(Message::Stop), Err(TrySendError::Full(_)));
-        let waited_for = told && !*self.given_up.get_mut();
-        if let Some(thread) = self.thread.take().filter(|_| waited_for) {
-            drop(thread.join());
-        }
+        // The thread is not waited for: a writer may have had lines since, and their reader may have stopped.
+        drop(self.tell.try_send(Message::Stop));
     }
 }
 
@@ -233,27 +237,50 @@ struct Drainer {
     astray: bool,
     /// As many dropped lines as were told in the log itself.
     missed: u64,
+    /// That was done since it was looked at last, by a line that waits in a buffer.
+    told: bool,
 }
 
 impl Drainer {
     fn run(mut self, hear: &Receiver<Message>) {
         let mut rounds = 0_u32;
         loop {
-            let message = match self.log.age {
-                Some(age) => hear.recv_timeout(age),
-                None => hear.recv().map_err(|_| RecvTimeoutError::Disconnected),
-            };
             rounds = rounds.wrapping_add(1);
-            if rounds.is_multiple_of(10) || matches!(message, Ok(Message::Reopen)) {
-                self.follow();
-            }
-            self.drain();
-            match message {
-                Ok(Message::Flush(done)) => drop(done.send(())),
-                Ok(Message::Stop) | Err(RecvTimeoutError::Disconnected) => return,
-                Ok(Message::Filled | Message::Reopen) | Err(RecvTimeoutError::Timeout) => {}
+            if !self.round(hear, rounds.is_multiple_of(10)) {
+                return;
             }
         }
+    }
+
+    /// Waits until there is something to do, and does it; whether more may come.
+    fn round(&mut self, hear: &Receiver<Message>, mut reopen: bool) -> bool {
+        let first = match self.log.age {
+            Some(age) => hear.recv_timeout(age),
+            None => hear.recv().map_err(|_| RecvTimeoutError::Disconnected),
+        };
+        let mut stop = matches!(first, Err(RecvTimeoutError::Disconnected));
+        let mut waiting = Vec::new();
+        // It is for all who have told something by now: what stayed would be told again beside, until the channel is full.
+        for message in first.into_iter().chain(hear.try_iter().take(TOLD)) {
+            match message {
+                Message::Filled => {}
+                Message::Reopen => reopen = true,
+                Message::Flush(done) => waiting.push(done),
+                Message::Stop => stop = true,
+            }
+        }
+        if reopen {
+            self.follow();
+        }
+        self.drain();
+        if std::mem::take(&mut self.told) && !waiting.is_empty() {
+            // It may be the end, and nobody comes by for that line any more.
+            self.drain();
+        }
+        for done in waiting {
+            _ = done.send(());
+        }
+        !stop
     }
 
     /// Says once that the path cannot be followed.
@@ -261,7 +288,9 @@ impl Drainer {
         match self.output.follow() {
             Ok(anew) => {
                 self.astray = false;
-                self.torn &= !anew;
+                if anew {
+                    self.torn = self.output.is_torn();
+                }
             }
             Err(error) if !self.astray => {
                 self.astray = true;
@@ -347,6 +376,7 @@ impl Drainer {
         let dropped = self.dropped.get();
         let lines = dropped - std::mem::replace(&mut self.missed, dropped);
         if lines > 0 {
+            self.told = true;
             tracing::warn!(
                 lines,
                 "process log: lines are missing here, which nobody read or which could not be written; they are counted in {}",

@@ -2,12 +2,16 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
-use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::os::fd::AsFd;
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
+use rustix::fs::{FileType, OFlags, fcntl_getfl, fcntl_setfl, fstat};
 
 use crate::access_log::AccessLogError;
+
+/// `PIPE_BUF`: what is written into a pipe at once, so that nobody else's bytes come between.
+const AT_ONCE: usize = 4096;
 
 #[derive(Debug)]
 pub(crate) enum Output {
@@ -43,12 +47,29 @@ impl Output {
         match self {
             Self::Stdout => {
                 let mut out = io::stdout().lock();
-                let (written, result) = put(&mut out, bytes);
+                let (written, result) = put_lines(&mut out, bytes);
                 (written, result.and_then(|()| out.flush()))
             }
-            Self::Stderr => put(&mut io::stderr().lock(), bytes),
-            Self::File { file, .. } => put(file, bytes),
+            Self::Stderr => put_lines(&mut io::stderr().lock(), bytes),
+            Self::File { file, .. } => put_lines(file, bytes),
         }
+    }
+
+    /// Whether the last line of a file is without its end: the disk was full, or the machine crashed, while it was written.
+    pub(super) fn is_torn(&self) -> bool {
+        let Self::File { path, file, .. } = self else { return false };
+        let last = || {
+            let mut last = [b'\n'];
+            let meta = file.metadata()?;
+            if meta.is_file() && meta.len() > 0 {
+                let mut options = OpenOptions::new();
+                options.read(true).custom_flags(OFlags::NONBLOCK.bits().cast_signed());
+                options.open(path)?.read_exact_at(&mut last, meta.len() - 1)?;
+            }
+            io::Result::Ok(last)
+        };
+        // Who may only write does not know.
+        last().is_ok_and(|last| last != [b'\n'])
     }
 
     /// Opens the file again if its path no longer leads to it; whether it did so. The old one is kept when that fails.
@@ -62,6 +83,30 @@ impl Output {
         }
         Ok(false)
     }
+}
+
+/// Lines for a pipe go by as many at once as stay whole: others write into it too, as the application that `meshwork run` has
+/// started.
+fn put_lines(out: &mut (impl Write + AsFd), bytes: &[u8]) -> (usize, io::Result<()>) {
+    let is_pipe = fstat(&*out).is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::Fifo);
+    let mut written = 0;
+    while written < bytes.len() {
+        let left = &bytes[written..];
+        let piece = if is_pipe { &left[..whole(left)] } else { left };
+        let (more, result) = put(out, piece);
+        written += more;
+        if result.is_err() {
+            return (written, result);
+        }
+    }
+    (written, Ok(()))
+}
+
+/// How long the lines are at the beginning of these that can be written at once. A longer one is taken by itself.
+fn whole(lines: &[u8]) -> usize {
+    let end = |byte: &u8| *byte == b'\n';
+    let short = lines.iter().take(AT_ONCE).rposition(end);
+    short.or_else(|| lines.iter().position(end)).map_or(lines.len(), |last| last + 1)
 }
 
 /// As `write_all`, which does not tell how far it came.

@@ -2,6 +2,7 @@ use std::io::Read;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
+use meshwork_base::{Clock, SystemClock};
 use rustix::fs::OFlags;
 
 use super::*;
@@ -60,11 +61,18 @@ fn an_output_that_nobody_reads_does_not_hold_the_end_and_what_it_has_not_taken_i
     put(&waiting, 0..7);
     assert!(!lines.finish(Duration::from_millis(1)));
     assert_eq!(dropped(&metrics), 8);
-    assert!(!lines.finish(LAST), "and nobody waits again");
-    drop((held, waiting, lines));
+    let (clock, long) = (SystemClock::new(), Duration::from_secs(20));
+    let again = clock.now();
+    assert!(!lines.finish(long) && clock.now().since(again) < long, "and nobody waits again");
+    // The thread may be just about to write.
+    rustix::fs::fcntl_setfl(&reader, OFlags::empty()).unwrap();
     let mut some = [0; 1024];
     assert!(reader.read(&mut some).unwrap() > 0, "what a pipe takes has come");
+    // The line that was held fails now.
+    drop(reader);
+    assert!(lines.written(long));
     assert_eq!(dropped(&metrics), 8, "counted once");
+    drop((held, waiting));
 }
 
 #[test]
@@ -143,4 +151,95 @@ fn a_line_that_was_cut_off_swallows_none_of_those_after_it_and_none_before_it_co
     assert!(seen.next().is_some_and(|line| line.bytes().all(|byte| byte == b'x')));
     assert_eq!(seen.collect::<Vec<_>>(), ["second", "third"]);
     drop(writer);
+}
+
+#[test]
+fn of_lines_that_are_written_into_a_pipe_together_each_stays_whole_whoever_else_writes() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut output, mut reader) = pipe(&dir.path().join("pipe"));
+    let Output::File { file, .. } = &output else { unreachable!("a pipe has a path") };
+    // What is written at once is read at once, and what others write would come between.
+    rustix::fs::fcntl_setfl(file, OFlags::DIRECT).unwrap();
+    let long = format!("{}\n", "x".repeat(5000));
+    let lines: String = (0..200).map(|number| format!("{number:0>80}\n")).collect();
+    for (text, torn) in [(lines.clone(), 0), (format!("{long}{lines}{long}"), 2), (long, 1)] {
+        let (written, result) = output.write(text.as_bytes());
+        assert!(result.is_ok() && written == text.len(), "{result:?} after {written}");
+        let mut pieces = Vec::new();
+        let mut piece = [0; 8192];
+        while let Ok(length) = reader.read(&mut piece) {
+            pieces.push(String::from_utf8(piece[..length].to_vec()).unwrap());
+        }
+        assert_eq!(pieces.concat(), text);
+        assert_eq!(pieces.iter().filter(|piece| !piece.ends_with('\n')).count(), torn, "only a longer line");
+        assert!(pieces.len() <= text.len() / 4000 + 3, "{} pieces: no more than it takes", pieces.len());
+    }
+}
+
+#[test]
+fn a_line_that_was_cut_off_before_the_start_or_a_rotation_swallows_none() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("log");
+    let metrics = MetricsRegistry::default();
+    for (content, seen) in [("whole\ncut o", "whole\ncut o\n0\n"), ("whole\n", "whole\n0\n"), ("", "0\n")] {
+        std::fs::write(&path, content).unwrap();
+        let lines = Lines::start(&LOG, Output::open(&path).unwrap(), &metrics).unwrap();
+        put(&lines.writer(), 0..1);
+        assert!(lines.finish(LAST));
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), seen);
+        std::fs::remove_file(&path).unwrap();
+        std::fs::write(&path, content).unwrap();
+        lines.reopen();
+        assert!(lines.written(LAST));
+        put(&lines.writer(), 0..1);
+        assert!(lines.finish(LAST));
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), seen, "after a rotation");
+    }
+}
+
+#[test]
+fn what_the_thread_was_told_does_not_gather_until_there_is_no_place_for_who_waits() {
+    let dir = tempfile::tempdir().unwrap();
+    let metrics = MetricsRegistry::default();
+    let output = Output::open(&dir.path().join("log")).unwrap();
+    let (lines, mut drain, hear) = Lines::prepare(&LOG, output, &metrics);
+    let writers = [lines.writer(), lines.writer(), lines.writer()];
+    for _ in 0..TOLD {
+        writers.iter().for_each(|writer| put(writer, 0..1));
+        assert!(drain.round(&hear, false));
+    }
+    assert!(hear.try_recv().is_err(), "what was told is done");
+}
+
+/// The log into which the thread says what is missing.
+struct Told(LinesWriter);
+
+impl std::io::Write for &Told {
+    fn write(&mut self, line: &[u8]) -> std::io::Result<usize> {
+        self.0.write(|out| out.extend_from_slice(line));
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+#[test]
+fn that_lines_are_missing_is_written_too_when_they_are_the_last() {
+    static PROCESS_LOG: Log = Log { is_the_process_log: true, ..LOG };
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("log");
+    let metrics = MetricsRegistry::default();
+    let (lines, mut drain, hear) = Lines::prepare(&PROCESS_LOG, Output::open(&path).unwrap(), &metrics);
+    let writer = lines.writer();
+    put(&writer, 0..100_000);
+    assert!(dropped(&metrics) > 0);
+    let (done, wait) = sync_channel(1);
+    lines.tell.try_send(Message::Flush(done)).unwrap();
+    let told = tracing_subscriber::fmt().with_writer(Arc::new(Told(writer))).finish();
+    assert!(tracing::subscriber::with_default(told, || drain.round(&hear, false)));
+    assert_eq!(wait.try_recv(), Ok(()));
+    let text = std::fs::read_to_string(&path).unwrap();
+    assert!(text.lines().last().unwrap().contains("lines are missing here"), "it is there at the end");
 }
