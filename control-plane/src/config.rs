@@ -17,12 +17,13 @@ use meshwork_api::config::{Changes, Document, Since, Version};
 use meshwork_api::{ClientError, ConfigClient};
 use meshwork_base::{Namespace, ObjectName, Rng};
 use meshwork_resources::{FileName, ObjectKey, ObjectKind, load_file};
+use meshwork_store::StoreError;
 use meshwork_xds::client::Backoff;
 use serde_json::Value;
 use tokio::sync::{Notify, watch};
 
 use crate::folder::{self, FileChange};
-use crate::trust::Followed as Stores;
+use crate::trust::{Followed as Stores, surely};
 use crate::{ControlPlane, Feed};
 
 /// The name of the feed, to be declared in [`crate::Settings::feeds`].
@@ -83,6 +84,33 @@ impl Followed {
         self.read.send_modify(|(revision, _)| *revision = 0);
     }
 
+    /// Tells what is new in a store. From then on changes are made for that one.
+    async fn take(
+        &self,
+        mut changes: folder::Changes,
+        source: &Source,
+        feed: &Feed,
+    ) -> Result<(), crate::Ended> {
+        let epoch = source.since.as_ref().map_or_else(String::new, |since| since.epoch.clone());
+        if self.is_emptied() {
+            changes.folder = Some(Ok(()));
+        }
+        if self.epoch() != epoch {
+            self.read_nothing();
+        }
+        let store = Store { epoch, emptied: None };
+        // Before the first one nothing is in effect that a change could be checked against.
+        if self.epoch().is_empty() {
+            self.store.send_replace(store.clone());
+        }
+        let before = *self.read.borrow();
+        let read = source.tell(changes, feed, before).await?;
+        // Whoever finds this store here has its content in the model, and waits until his change is read from it.
+        self.store.send_replace(store);
+        self.read.send_if_modified(|before| std::mem::replace(before, read) != read);
+        Ok(())
+    }
+
     /// Waits until another store than this one has been found, or for so long.
     pub(crate) async fn finds_another(&self, epoch: &str, patience: Duration) {
         let mut store = self.store.subscribe();
@@ -125,15 +153,14 @@ fn follow_into(
     };
     let followed = Arc::clone(plane.config.get_or_init(|| Arc::new(followed)));
     let stores = plane.trust().map(crate::Trust::followed);
-    let (held, kept) = (BTreeMap::new(), BTreeSet::new());
-    let mut source =
-        Source { client, since: None, before: None, held, kept, take_nothing: plane.start_anyway };
+    let mut source = Source::new(client, plane.start_anyway);
     let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
     async move {
         let Some(feed) = feed else { return };
         if let Some(stores) = &stores {
-            source.before = stores.epoch(FEED).await.map(|text| Before::parse(&text));
-            source.kept = stores.names(FEED).await;
+            let epoch = surely(FEED, &mut rng, || stores.epoch(FEED)).await;
+            source.before = epoch.map(|text| Before::parse(&text));
+            source.kept = surely(FEED, &mut rng, || stores.names(FEED)).await;
         }
         loop {
             let step = tokio::select! {
@@ -151,25 +178,11 @@ fn follow_into(
                     }
                     followed.rest(LOOK).await;
                 }
-                Ok(Step::Changes(mut changes)) => {
+                Ok(Step::Changes(changes)) => {
                     backoff.reset();
-                    let epoch = source.since.as_ref().map_or_else(String::new, |since| since.epoch.clone());
-                    if followed.is_emptied() {
-                        changes.folder = Some(Ok(()));
+                    if followed.take(changes, &source, &feed).await.is_err() {
+                        return;
                     }
-                    if followed.epoch() != epoch {
-                        followed.read_nothing();
-                    }
-                    let store = Store { epoch, emptied: None };
-                    // Before the first one nothing is in effect that a change could be checked against.
-                    if followed.epoch().is_empty() {
-                        followed.store.send_replace(store.clone());
-                    }
-                    let before = *followed.read.borrow();
-                    let Ok(read) = source.tell(changes, &feed, before).await else { return };
-                    // Whoever finds this store here has its content in the model, and waits until his change is read from it.
-                    followed.store.send_replace(store);
-                    followed.read.send_if_modified(|before| std::mem::replace(before, read) != read);
                     source.remember(stores.as_ref()).await;
                 }
                 Err(error) => {
@@ -232,11 +245,25 @@ struct Source {
     held: BTreeMap<Address, Held>,
     /// What is kept on disk of what is in force.
     kept: BTreeSet<Address>,
+    /// It is not known how much of it.
+    unwritten: bool,
     /// A store that was emptied before this process began is taken as it is.
     take_nothing: bool,
 }
 
 impl Source {
+    const fn new(client: ConfigClient, take_nothing: bool) -> Self {
+        Self {
+            client,
+            since: None,
+            before: None,
+            held: BTreeMap::new(),
+            kept: BTreeSet::new(),
+            unwritten: false,
+            take_nothing,
+        }
+    }
+
     /// Asks once, for what is new.
     async fn step(&mut self) -> Result<Step, ClientError> {
         let Changes { epoch, revision, reset, mut documents } =
@@ -246,14 +273,9 @@ impl Source {
             self.since = None;
             return Ok(Step::Emptied { epoch });
         }
-        if self.before.as_ref().is_some_and(|before| before.epoch != epoch) {
-            tracing::error!(
-                documents = documents.len(),
-                "the config service's store is another one than before: what was applied is in effect only where it is in this one too; apply it again, or restore the folder"
-            );
-            self.before = None;
-        }
-        // The service may fail in the middle: what is held changes only when all is known.
+        let is_another = self.before.as_ref().is_some_and(|before| before.epoch != epoch);
+        let count = documents.len();
+        // The service may fail in the middle: what is held, or was before, changes only when all is known.
         let mut held = self.held.clone();
         let mut files = BTreeMap::new();
         let mut seen = Vec::new();
@@ -287,6 +309,13 @@ impl Source {
                 is_there
             });
         }
+        if is_another {
+            tracing::error!(
+                documents = count,
+                "the config service's store is another one than before: what was applied is in effect only where it is in this one too; apply it again, or restore the folder"
+            );
+            self.before = None;
+        }
         self.held = held;
         self.since = Some(Since { epoch, revision });
         Ok(Step::Changes(folder::Changes { files, folder: None }))
@@ -316,22 +345,37 @@ impl Source {
     async fn remember(&mut self, stores: Option<&Stores>) {
         let Some(since) = &self.since else { return };
         let now = Before { epoch: since.epoch.clone(), is_empty: self.held.is_empty() };
-        if self.before.as_ref() == Some(&now) && self.in_force().eq(&self.kept) {
+        if !self.unwritten && self.before.as_ref() == Some(&now) && self.in_force().eq(&self.kept) {
             return;
         }
         let in_force = self.in_force().cloned().collect();
         let kept = match stores {
-            Some(stores) => stores.keep_with(FEED, &now.written(), &self.kept, &in_force).await,
+            Some(stores) => self.keep(stores, &now, &in_force).await,
             None => Ok(()),
         };
         self.before = Some(now);
+        self.unwritten = kept.is_err();
         match kept {
             Ok(()) => self.kept = in_force,
-            // It is tried again with the next change.
+            // It is tried again with the next answer.
             Err(error) => {
                 tracing::warn!(%error, "it is not written down which store is followed, and what is in force from it");
             }
         }
+    }
+
+    async fn keep(
+        &self,
+        stores: &Stores,
+        now: &Before,
+        in_force: &BTreeSet<Address>,
+    ) -> Result<(), StoreError> {
+        if !self.unwritten {
+            return stores.keep_with(FEED, &now.written(), &self.kept, in_force).await;
+        }
+        // A part of them may have been written.
+        let kept = stores.names(FEED).await?;
+        stores.keep_with(FEED, &now.written(), &kept, in_force).await
     }
 
     /// Tells changes; gives the service's revision that was read by them, and the control plane's that holds it.
@@ -401,6 +445,16 @@ fn address(version: &Version) -> Address {
 /// The address of a document.
 pub(crate) fn address_of(namespace: &str, kind: &str, name: &str) -> Address {
     format!("{namespace}/{kind}/{name}")
+}
+
+/// Where `apply` stores what is at this address: an object without a namespace may have been written elsewhere past it.
+pub(crate) fn applied_at(address: &str) -> Address {
+    match address.split('/').collect::<Vec<_>>()[..] {
+        [_, kind, name] if ObjectKind::parse(kind).is_some_and(|kind| !kind.is_namespaced()) => {
+            address_of(CLUSTER, kind, name)
+        }
+        _ => address.to_owned(),
+    }
 }
 
 /// The name under which a revision's object appears.

@@ -24,7 +24,7 @@ use meshwork_xds::server::Speaker;
 use prost::Message as _;
 use tokio::time::Instant;
 
-use crate::trust::Followed;
+use crate::trust::{Followed, surely};
 use crate::{ControlPlane, Ended, Feed};
 use kept::Kept;
 use ports::Ports;
@@ -64,7 +64,7 @@ pub async fn follow(plane: ControlPlane, registry: RegistryClient, mut rng: impl
     let followed = plane.trust().map(crate::Trust::followed);
     // The plane ends with its last holder, and must not be kept by who feeds it.
     drop(plane);
-    let mut source = Source::new(registry, epoch_before(followed.as_ref()).await);
+    let mut source = Source::new(registry, epoch_before(followed.as_ref(), &mut rng).await);
     let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
     loop {
         match source.step().await {
@@ -90,8 +90,9 @@ pub async fn follow(plane: ControlPlane, registry: RegistryClient, mut rng: impl
 }
 
 /// Which store was followed by whoever had this control plane's data before.
-async fn epoch_before(followed: Option<&Followed>) -> Option<String> {
-    followed?.epoch(FEEDS[0]).await
+async fn epoch_before(followed: Option<&Followed>, rng: &mut impl Rng) -> Option<String> {
+    let followed = followed?;
+    surely(FEEDS[0], rng, || followed.epoch(FEEDS[0])).await
 }
 
 /// The store is the one that is followed as soon as nothing is kept of another one.

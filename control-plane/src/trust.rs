@@ -56,7 +56,7 @@ use tonic::service::Routes;
 
 pub(crate) use access::MeshAccess;
 use deny::Deny;
-pub(crate) use followed::Followed;
+pub(crate) use followed::{Followed, surely};
 use issue::Issuer;
 use revisions::Revisions;
 use tokens::Tokens;

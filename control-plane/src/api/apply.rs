@@ -23,7 +23,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::parse_kind;
-use crate::config::{CLUSTER, Followed, PREFIX, address_of, bounded, file_name, is_mesh, settle};
+use crate::config::{CLUSTER, Followed, PREFIX, address_of, applied_at, bounded, file_name, is_mesh, settle};
 use crate::pipeline::waits;
 use crate::{ControlPlane, Model, codes};
 
@@ -247,9 +247,9 @@ pub(super) fn covers(followed: &Followed, edits: &[Edit]) -> Result<(), Problem>
     let written: HashSet<_> = edits
         .iter()
         .filter(|edit| !edit.content.is_null())
-        .map(|edit| address_of(&edit.namespace, &edit.kind, &edit.name))
+        .map(|edit| applied_at(&address_of(&edit.namespace, &edit.kind, &edit.name)))
         .collect();
-    let lost: Vec<&str> = held.iter().filter(|one| !written.contains(*one)).map(String::as_str).collect();
+    let lost: Vec<_> = held.iter().map(|one| applied_at(one)).filter(|one| !written.contains(one)).collect();
     if lost.is_empty() {
         return Ok(());
     }

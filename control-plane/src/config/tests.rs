@@ -82,19 +82,31 @@ fn settings(start_anyway: bool) -> Settings {
 
 /// A control plane that keeps what it follows.
 async fn keeping(disk: &Path, service: &Service, start_anyway: bool) -> ControlPlane {
+    let plane = started(disk, start_anyway).await;
+    tokio::spawn(follow(&plane, service.client(), SeededRng::new(1)));
+    plane
+}
+
+async fn started(disk: &Path, start_anyway: bool) -> ControlPlane {
     let listen = ([127, 0, 0, 1], 0).into();
     let secure = Secure { listen, ..Secure::new(disk.join("control-plane")) };
-    let plane = loop {
+    loop {
         let clock = Arc::new(SystemClock::new());
         match ControlPlane::start_secure(settings(start_anyway), secure.clone(), clock).await {
-            Ok(plane) => break plane,
+            Ok(plane) => return plane,
             // The one before lets go of the store when its tasks have seen that it is gone.
             Err(error) if error.to_string().contains("in use") => tokio::task::yield_now().await,
             Err(error) => panic!("{error}"),
         }
-    };
-    tokio::spawn(follow(&plane, service.client(), SeededRng::new(1)));
-    plane
+    }
+}
+
+/// Writes past the control plane.
+async fn write(service: &Service, namespace: &str, content: serde_json::Value) {
+    let of = |text: &serde_json::Value| text.as_str().unwrap().to_owned();
+    let (kind, name) = (of(&content["kind"]), of(&content["metadata"]["name"]));
+    let edits = vec![Edit { namespace: namespace.to_owned(), kind, name, content, if_revision: None }];
+    service.client().apply(&Change { message: String::new(), author: None, edits }).await.unwrap();
 }
 
 async fn apply(plane: &ControlPlane, namespaces: &[&str]) -> Stored {
@@ -366,6 +378,91 @@ async fn a_control_plane_that_finds_the_store_emptied_tells_proxies_nothing_unti
     let plane = keeping(disk.path(), &service, false).await;
     let model = until(&plane, |model| model.revision > 0).await;
     assert_eq!(names(&model), BTreeSet::new());
+}
+
+#[tokio::test]
+async fn a_control_plane_that_cannot_read_what_was_in_force_takes_nothing_for_removed() {
+    let disk = tempfile::tempdir().unwrap();
+    let service = Service::new(&disk.path().join("1")).await;
+    let plane = keeping(disk.path(), &service, false).await;
+    until(&plane, |model| model.revision > 0).await;
+    apply(&plane, &["a"]).await;
+    drop(plane);
+
+    let emptied = Service::new(&disk.path().join("2")).await;
+    let plane = started(disk.path(), false).await;
+    plane.trust().unwrap().followed().close().await;
+    tokio::spawn(follow(&plane, emptied.client(), SeededRng::new(1)));
+    let published = plane.until(|model| model.revision > 0);
+    assert!(tokio::time::timeout(Duration::from_millis(500), published).await.is_err());
+}
+
+#[tokio::test]
+async fn a_store_that_could_not_be_read_to_its_end_is_not_the_one_before_an_emptied_one() {
+    let disk = tempfile::tempdir().unwrap();
+    let service = Service::new(&disk.path().join("1")).await;
+    let bad = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "bad"}, "spek": 1});
+    write(&service, CLUSTER, bad).await;
+    {
+        let mut role = service.0.lock();
+        let Role(router, config) = role.clone();
+        let ask = move |request: Request| {
+            let router = router.clone();
+            async move {
+                if request.uri().path().contains("history") {
+                    return Ok(axum::response::IntoResponse::into_response(StatusCode::SERVICE_UNAVAILABLE));
+                }
+                router.oneshot(request).await
+            }
+        };
+        *role = Role(Router::new().fallback(ask), config);
+    }
+    let mut source = Source::new(service.client(), false);
+    source.before =
+        Some(Before { epoch: "what was followed by the process before".to_owned(), is_empty: false });
+    assert!(source.step().await.is_err(), "there is no history");
+    let _old = service.becomes_unseen(&Service::new(&disk.path().join("2")).await);
+    assert!(matches!(source.step().await, Ok(Step::Emptied { .. })));
+}
+
+#[tokio::test]
+async fn what_could_not_be_written_down_is_written_with_the_next_answer() {
+    let disk = tempfile::tempdir().unwrap();
+    let service = Service::new(&disk.path().join("1")).await;
+    let mut source = Source::new(service.client(), false);
+    assert!(matches!(source.step().await, Ok(Step::Changes(_))));
+    let plane = started(disk.path(), false).await;
+    let stores = plane.trust().unwrap().followed();
+    // As by a failure between two transactions.
+    let half = ["default/Namespace/gone".to_owned()].into();
+    stores.keep_with(FEED, "the one before", &BTreeSet::new(), &half).await.unwrap();
+    stores.close().await;
+    source.remember(Some(&stores)).await;
+    drop((plane, stores));
+
+    let plane = started(disk.path(), false).await;
+    let stores = plane.trust().unwrap().followed();
+    source.remember(Some(&stores)).await;
+    let now = source.before.clone().unwrap().written();
+    assert_eq!(stores.epoch(FEED).await.unwrap(), Some(now));
+    assert_eq!(stores.names(FEED).await.unwrap(), BTreeSet::new());
+}
+
+#[tokio::test]
+async fn what_was_stored_where_apply_does_not_store_it_can_be_applied_again() {
+    let disk = tempfile::tempdir().unwrap();
+    let service = Service::new(&disk.path().join("1")).await;
+    let content = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "a"}});
+    write(&service, "prod", content).await;
+    let plane = ControlPlane::start(settings(true), Arc::new(SystemClock::new())).unwrap();
+    tokio::spawn(follow(&plane, service.client(), SeededRng::new(1)));
+    until(&plane, |model| names(model).contains("a")).await;
+
+    let _old = service.becomes_unseen(&Service::new(&disk.path().join("2")).await);
+    let refused = try_to_apply(&plane, &["b"]).await.unwrap_err();
+    assert!(refused.to_string().contains("default/Namespace/a"), "{refused}");
+    apply(&plane, &["a", "b"]).await;
+    assert_eq!(names(&plane.model()), ["a", "b"].into());
 }
 
 #[test]

@@ -4,8 +4,11 @@
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Weak};
+use std::time::Duration;
 
+use meshwork_base::Rng;
 use meshwork_store::{Op, Outcome, Store, StoreError, Txn, limits};
+use meshwork_xds::client::Backoff;
 
 use super::{Inner, Trust};
 
@@ -32,15 +35,13 @@ impl Trust {
 
 impl Followed {
     /// The epoch that was kept, if any.
-    pub(crate) async fn epoch(&self, source: &str) -> Option<String> {
-        let store = self.0.upgrade()?.store.clone();
-        match store.get(&key(source)).await {
-            Ok(found) => Some(String::from_utf8_lossy(&found.entry?.value).into_owned()),
-            Err(error) => {
-                tracing::warn!(%error, source, "it is not known which store was followed before");
-                None
-            }
-        }
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub(crate) async fn epoch(&self, source: &str) -> Result<Option<String>, StoreError> {
+        let Some(store) = self.0.upgrade().map(|inner| inner.store.clone()) else { return Ok(None) };
+        let found = store.get(&key(source)).await?.entry;
+        Ok(found.map(|entry| String::from_utf8_lossy(&entry.value).into_owned()))
     }
 
     /// Keeps an epoch instead.
@@ -54,18 +55,22 @@ impl Followed {
 
 impl Followed {
     /// The names that were kept of what is in it.
-    pub(crate) async fn names(&self, source: &str) -> BTreeSet<String> {
-        let Some(store) = self.0.upgrade().map(|inner| inner.store.clone()) else { return BTreeSet::new() };
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub(crate) async fn names(&self, source: &str) -> Result<BTreeSet<String>, StoreError> {
+        let Some(store) = self.0.upgrade().map(|inner| inner.store.clone()) else {
+            return Ok(BTreeSet::new());
+        };
         let prefix = names(source);
-        match store.list(&prefix).await {
-            Ok(found) => {
-                found.entries.iter().filter_map(|e| Some(e.key.strip_prefix(&prefix)?.to_owned())).collect()
-            }
-            Err(error) => {
-                tracing::warn!(%error, source, "it is not known what was in the store that was followed before");
-                BTreeSet::new()
-            }
-        }
+        let found = store.list(&prefix).await?.entries;
+        Ok(found.iter().filter_map(|entry| Some(entry.key.strip_prefix(&prefix)?.to_owned())).collect())
+    }
+
+    /// From now on nothing is read or written.
+    #[cfg(test)]
+    pub(crate) async fn close(&self) {
+        self.0.upgrade().expect("it is there").store.close().await.expect("it can be closed");
     }
 
     /// Keeps an epoch, and these names instead of those.
@@ -90,6 +95,24 @@ impl Followed {
             debug_assert!(matches!(written, Outcome::Done(_)), "nothing is a condition of it");
         }
         Ok(())
+    }
+}
+
+/// Reads until that succeeds. Who went on without would take what the source has lost for what was removed from it.
+pub(crate) async fn surely<T, F: Future<Output = Result<T, StoreError>>>(
+    source: &str,
+    rng: &mut impl Rng,
+    read: impl Fn() -> F,
+) -> T {
+    let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(5));
+    loop {
+        match read().await {
+            Ok(read) => return read,
+            Err(error) => {
+                tracing::error!(%error, source, "it cannot be read which store was followed before; until it can be, nothing is taken from this source");
+                tokio::time::sleep(backoff.next(rng)).await;
+            }
+        }
     }
 }
 
@@ -121,10 +144,10 @@ mod tests {
             let clock = Arc::new(SystemClock::new());
             let plane = ControlPlane::start_secure(settings, secure, clock).await.unwrap();
             let followed = plane.trust().unwrap().followed();
-            assert_eq!(followed.names("config").await, before);
+            assert_eq!(followed.names("config").await.unwrap(), before);
             followed.keep_with("config", "a", &before, &now).await.unwrap();
-            assert_eq!(followed.epoch("config").await.as_deref(), Some("a"));
-            assert_eq!(followed.names("conf").await, BTreeSet::new());
+            assert_eq!(followed.epoch("config").await.unwrap().as_deref(), Some("a"));
+            assert_eq!(followed.names("conf").await.unwrap(), BTreeSet::new());
             let store = plane.trust().unwrap().inner.store.clone();
             drop(plane);
             store.close().await.unwrap();
@@ -141,9 +164,9 @@ mod tests {
             let clock = Arc::new(SystemClock::new());
             let plane = ControlPlane::start_secure(settings, secure, clock).await.unwrap();
             let followed = plane.trust().unwrap().followed();
-            assert_eq!(followed.epoch("registry").await, before);
+            assert_eq!(followed.epoch("registry").await.unwrap(), before);
             followed.keep("registry", "a").await;
-            assert_eq!(followed.epoch("other").await, None);
+            assert_eq!(followed.epoch("other").await.unwrap(), None);
             let store = plane.trust().unwrap().inner.store.clone();
             drop(plane);
             store.close().await.unwrap();
