@@ -19,7 +19,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use meshwork_base::{Clock, Revision, Rng};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 
 pub use medium::{FileMedium, Medium};
 pub use redb::StorageBackend;
@@ -140,6 +140,10 @@ impl Engine for Embedded {
 
     fn close(&self) -> Pending<'_, ()> {
         Box::pin(self.ask(|reply| Command::Close { reply }))
+    }
+
+    fn failing(&self) -> watch::Receiver<Option<String>> {
+        self.shared.failing.subscribe()
     }
 }
 

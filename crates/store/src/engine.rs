@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use meshwork_base::Revision;
+use tokio::sync::watch;
 
 use crate::error::StoreError;
 use crate::limits;
@@ -48,6 +49,8 @@ pub trait Engine: Send + Sync {
     fn restore(&self, contents: Contents) -> Pending<'_, Cursor>;
     /// Finishes what was begun and lets go of the medium; later calls answer [`StoreError::Closed`].
     fn close(&self) -> Pending<'_, ()>;
+    /// Why nothing is kept now, if so. An engine that failed tries again by itself.
+    fn failing(&self) -> watch::Receiver<Option<String>>;
 }
 
 /// A store: shared by cloning.
@@ -156,6 +159,12 @@ impl Store {
     /// [`StoreError`] of the engine.
     pub async fn close(&self) -> Result<(), StoreError> {
         self.engine.close().await
+    }
+
+    /// Why nothing is kept now, if so; nothing again once it works. A store that failed tries again by itself.
+    #[must_use]
+    pub fn failing(&self) -> watch::Receiver<Option<String>> {
+        self.engine.failing()
     }
 
     /// Forgets the history before a revision; watchers that need it get [`WatchEvent::Compacted`].

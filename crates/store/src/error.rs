@@ -71,6 +71,14 @@ pub enum StoreError {
         /// The system's answer.
         cause: String,
     },
+    /// Its files were removed or replaced under the process that has them open.
+    #[error(
+        "store {path}: its files were removed or replaced while this process has them open; nothing is kept any more: put {path} and {path}.seal of one copy in their place (or remove both to begin with an empty store), then restart this process"
+    )]
+    Removed {
+        /// The store's file.
+        path: String,
+    },
     /// The store was closed.
     #[error("the store is closed; its process is stopping")]
     Closed,
@@ -103,6 +111,7 @@ impl StoreError {
             Self::Closed => 5008,
             Self::UnknownLease { .. } => 5009,
             Self::Snapshot { .. } => 5010,
+            Self::Removed { .. } => 5011,
         })
     }
 }

@@ -4,6 +4,9 @@
 
 mod support;
 
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -361,10 +364,103 @@ fn nothing_is_called_done_once_its_file_was_removed() {
             store.commit(change).await.unwrap_err().to_string()
         };
         let why = refused().await;
-        assert!(why.contains("its file was removed"), "{why}");
-        assert!(refused().await.contains("No such file"));
+        assert!(why.contains("were removed or replaced") && why.contains("store.seal of one copy"), "{why}");
+        assert!(why.contains("restart this process"), "{why}");
+        assert_eq!(refused().await, why, "it stays so");
         // An empty folder in its place is not the store either.
         std::fs::create_dir(&registry).unwrap();
-        refused().await;
+        assert_eq!(refused().await, why);
+    });
+}
+
+fn copy(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for file in std::fs::read_dir(from).unwrap() {
+        let file = file.unwrap();
+        std::fs::copy(file.path(), to.join(file.file_name())).unwrap();
+    }
+}
+
+/// Two writers of one file destroy it, and the name of a file is no lock.
+#[test]
+fn who_had_a_store_that_was_removed_and_put_back_leaves_it_to_whoever_starts_next() {
+    let folder = tempfile::tempdir().unwrap();
+    let (registry, backup) = (folder.path().join("registry"), folder.path().join("backup"));
+    let path = registry.join("store");
+    let clock = ManualClock::new();
+    runtime().block_on(async {
+        let first = open(&path, options(&clock)).unwrap();
+        put(&first, "a", "1").await;
+        copy(&registry, &backup);
+        std::fs::remove_dir_all(&registry).unwrap();
+        let refused = async || {
+            let change = Txn::new().then(Op::put("a", "2".to_owned()));
+            matches!(first.commit(change).await, Err(StoreError::Removed { .. }))
+        };
+        assert!(refused().await, "its files are gone");
+        copy(&backup, &registry);
+        assert!(refused().await, "what was put back is not what it has locked");
+        let second = open(&path, options(&clock)).unwrap();
+        put(&second, "b", "2").await;
+        assert!(refused().await && first.get("a").await.is_err());
+        put(&second, "c", "3").await;
+        first.close().await.unwrap();
+        second.close().await.unwrap();
+        let store = open(&path, options(&clock)).unwrap();
+        assert_eq!(keys(&store, "").await, ["a", "b", "c"], "nobody else wrote");
+    });
+}
+
+#[test]
+fn a_seal_that_was_removed_lets_no_second_one_in() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("store");
+    let clock = ManualClock::new();
+    runtime().block_on(async {
+        let first = open(&path, options(&clock)).unwrap();
+        put(&first, "a", "1").await;
+        std::fs::remove_file(folder.path().join("store.seal")).unwrap();
+        let second = open(&path, options(&clock)).err();
+        assert!(matches!(second, Some(StoreError::InUse { .. })), "{second:?}");
+        put(&first, "a", "2").await;
+        first.close().await.unwrap();
+        open(&path, options(&clock)).expect("it is free again");
+    });
+}
+
+#[test]
+fn a_store_says_that_it_fails_and_that_it_works_again_without_being_asked_to_write() {
+    runtime().block_on(async {
+        let disk = TestDisk::new();
+        let store = disk.open().unwrap();
+        let mut failing = store.failing();
+        put(&store, "a", "1").await;
+        assert!(failing.borrow().is_none());
+        disk.faults.budget.store(0, Ordering::SeqCst);
+        store.commit(Txn::new().then(Op::put("a", "2"))).await.unwrap_err();
+        let why = failing.wait_for(Option::is_some).await.unwrap().clone().unwrap();
+        assert!(why.contains("injected failure"), "{why}");
+        disk.faults.budget.store(u64::MAX, Ordering::SeqCst);
+        let well = async { failing.wait_for(Option::is_none).await.map(drop) };
+        let well = tokio::time::timeout(Duration::from_secs(20), well).await;
+        assert!(well.is_ok(), "nobody writes to a process that is not ready: it has to try by itself");
+        put(&store, "a", "3").await;
+    });
+}
+
+/// What is due stays due for as long as it cannot be written.
+#[test]
+fn a_lease_that_is_due_does_not_make_a_store_that_fails_try_without_pause() {
+    runtime().block_on(async {
+        let (disk, clock) = (TestDisk::new(), ManualClock::new());
+        let store = disk.open_with(|options| options.clock = Arc::new(clock.clone())).unwrap();
+        store.grant(Duration::from_secs(5)).await.unwrap();
+        disk.faults.budget.store(0, Ordering::SeqCst);
+        clock.advance(Duration::from_secs(6));
+        store.commit(Txn::new().then(Op::put("a", "2"))).await.unwrap_err();
+        let tried = disk.faults.opened.load(Ordering::SeqCst);
+        tokio::time::sleep(Duration::from_millis(1500)).await;
+        let tries = disk.faults.opened.load(Ordering::SeqCst) - tried;
+        assert!((1..=2).contains(&tries), "it was tried {tries} times");
     });
 }

@@ -6,6 +6,7 @@ use std::io;
 use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
+use parking_lot::Mutex;
 use redb::StorageBackend;
 
 /// Two byte arrays that can be synced: the data and its seal.
@@ -22,7 +23,8 @@ pub trait Medium: fmt::Debug + Send + Sync {
     /// Opens the data. Called with the lock held, once per (re)opening. An empty array means that the store is new.
     ///
     /// # Errors
-    /// The system's.
+    /// [`io::ErrorKind::StaleNetworkFileHandle`] when the store's place has another seal than the locked one, or none;
+    /// [`io::ErrorKind::WouldBlock`] when another process has the data locked; else the system's.
     fn data(&self) -> io::Result<Box<dyn StorageBackend>>;
 
     /// Says that the new store in `data` is complete and must be found from now on.
@@ -33,17 +35,26 @@ pub trait Medium: fmt::Debug + Send + Sync {
 }
 
 /// A store in a file `PATH`, with `PATH.seal` beside it. A new store is built in `PATH.new` and renamed when whole, so
-/// that a crash while creating it leaves nothing half made.
+/// that a crash while creating it leaves nothing half made. Both files are locked: who removes one of them does not let
+/// a second process in.
 #[derive(Debug)]
 pub struct FileMedium {
     path: PathBuf,
+    held: Mutex<Held>,
+}
+
+/// The locked files. A lock is of the file and not of its name, so names are compared with these.
+#[derive(Debug, Default)]
+struct Held {
+    seal: Option<File>,
+    data: Option<File>,
 }
 
 impl FileMedium {
     /// The medium for this path; touches nothing yet.
     #[must_use]
     pub fn new(path: &Path) -> Self {
-        Self { path: path.to_owned() }
+        Self { path: path.to_owned(), held: Mutex::default() }
     }
 
     fn beside(&self, extension: &str) -> PathBuf {
@@ -73,23 +84,39 @@ impl Medium for FileMedium {
 
     fn seal(&self) -> io::Result<Box<dyn StorageBackend>> {
         fs::DirBuilder::new().recursive(true).mode(0o700).create(self.folder())?;
-        let file = options().create(true).truncate(false).open(self.beside(".seal"))?;
-        match file.try_lock() {
-            Ok(()) => Ok(Box::new(Disk(file))),
-            Err(TryLockError::WouldBlock) => Err(io::ErrorKind::WouldBlock.into()),
-            Err(TryLockError::Error(error)) => Err(error),
-        }
+        let file = take(options().create(true).truncate(false), &self.beside(".seal"))?;
+        let disk = Disk(file.try_clone()?);
+        self.held.lock().seal = Some(file);
+        Ok(Box::new(disk))
     }
 
     fn data(&self) -> io::Result<Box<dyn StorageBackend>> {
-        match options().open(&self.path) {
-            Ok(file) => Ok(Box::new(Disk(file))),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                let file = options().create(true).truncate(true).open(self.beside(".new"))?;
-                Ok(Box::new(Disk(file)))
-            }
-            Err(error) => Err(error),
+        let mut held = self.held.lock();
+        // A folder that was put back has a seal that nobody has locked: another process may be at work there.
+        if let Some(seal) = &held.seal
+            && !is_at(seal, &self.beside(".seal"))?
+        {
+            return Err(io::ErrorKind::StaleNetworkFileHandle.into());
         }
+        // Readers may have it open still, under the same lock.
+        if let Some(data) = &held.data
+            && is_at(data, &self.path)?
+        {
+            return Ok(Box::new(Disk(data.try_clone()?)));
+        }
+        held.data = None;
+        let file = match take(&options(), &self.path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                // Emptied only once it is locked: it may be what another process is about to rename.
+                let file = take(options().create(true).truncate(false), &self.beside(".new"))?;
+                file.set_len(0)?;
+                file
+            }
+            taken => taken?,
+        };
+        let disk = Disk(file.try_clone()?);
+        held.data = Some(file);
+        Ok(Box::new(disk))
     }
 
     fn created(&self) -> io::Result<()> {
@@ -101,7 +128,38 @@ impl Medium for FileMedium {
     }
 }
 
-/// A file as redb wants it. The lock is on the seal, so none is taken here.
+impl Drop for FileMedium {
+    fn drop(&mut self) {
+        // A reader that is not done yet has the file open, and the lock would last as long as it.
+        if let Some(data) = self.held.get_mut().data.take() {
+            _ = data.unlock();
+        }
+    }
+}
+
+/// Opens and locks a file.
+fn take(options: &OpenOptions, path: &Path) -> io::Result<File> {
+    let file = options.open(path)?;
+    match file.try_lock() {
+        // Replaced between the two: whoever did that has the store.
+        Ok(()) if !is_at(&file, path)? => Err(io::ErrorKind::WouldBlock.into()),
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => Err(io::ErrorKind::WouldBlock.into()),
+        Err(TryLockError::Error(error)) => Err(error),
+    }
+}
+
+/// Whether the path names this very file.
+fn is_at(file: &File, path: &Path) -> io::Result<bool> {
+    let held = file.metadata()?;
+    match fs::metadata(path) {
+        Ok(named) => Ok((named.dev(), named.ino()) == (held.dev(), held.ino())),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// A file as redb wants it. The locks are the medium's, so none is taken here.
 #[derive(Debug)]
 struct Disk(File);
 
@@ -119,9 +177,7 @@ impl StorageBackend for Disk {
         self.0.sync_data()?;
         // What is written to a file without a name is gone with the process.
         match self.0.metadata()?.nlink() {
-            0 => Err(io::Error::other(
-                "its file was removed: restore it, or start again to begin with an empty one",
-            )),
+            0 => Err(io::ErrorKind::StaleNetworkFileHandle.into()),
             _ => Ok(()),
         }
     }

@@ -10,6 +10,7 @@ use std::time::Duration;
 use meshwork_base::{Clock, Revision, Tick};
 use parking_lot::{Mutex, RwLock};
 use redb::{Database, ReadTransaction, ReadableDatabase, ReadableTable, TableDefinition};
+use tokio::sync::watch;
 
 use super::record::{self, BadState, State, Torn};
 use crate::error::StoreError;
@@ -43,6 +44,8 @@ pub(super) struct Shared {
     pub(super) leases: Mutex<HashMap<u64, Timer>>,
     pub(super) hub: Arc<Hub>,
     pub(super) closed: AtomicBool,
+    /// Why the last batch failed, until one is kept.
+    pub(super) failing: watch::Sender<Option<String>>,
 }
 
 pub(super) enum History {
@@ -85,6 +88,10 @@ impl Fault {
             {
                 StoreError::Damaged { path, what: source.to_string() }
             }
+            Self::Redb(redb::Error::Io(source)) if is_removed(&source) => StoreError::Removed { path },
+            Self::Redb(redb::Error::Io(source)) if source.kind() == io::ErrorKind::WouldBlock => {
+                StoreError::InUse { path }
+            }
             Self::Redb(redb::Error::Io(source)) => StoreError::Io { path, doing, source },
             Self::Redb(redb::Error::UpgradeRequired(version)) => {
                 let what =
@@ -98,6 +105,11 @@ impl Fault {
             Self::Redb(other) => StoreError::Io { path, doing, source: io::Error::other(other) },
         }
     }
+}
+
+/// What the medium says of files that were removed or replaced.
+pub(super) fn is_removed(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::StaleNetworkFileHandle
 }
 
 pub(super) fn state(table: &impl ReadableTable<&'static str, &'static [u8]>) -> Result<State, Fault> {
@@ -123,7 +135,9 @@ impl Shared {
             if self.closed.load(Ordering::Acquire) {
                 return Err(StoreError::Closed);
             }
-            let source = io::Error::other("the file is being reopened after a failure of the disk");
+            let failing = self.failing.borrow().clone();
+            let why = failing.unwrap_or_else(|| "the disk failed".to_owned());
+            let source = io::Error::other(format!("the file is not open since this failure: {why}"));
             return Err(StoreError::Io { path: self.name.clone(), doing: "reading", source });
         };
         let run = || {

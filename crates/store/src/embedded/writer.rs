@@ -9,12 +9,12 @@ use std::time::Duration;
 use meshwork_base::{Revision, Rng};
 use parking_lot::{Mutex, RwLock};
 use redb::{Database, Durability, ReadableDatabase, StorageBackend};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 
 use super::Options;
 use super::apply::{self, Batch, Prepared};
 use super::medium::{Boxed, Medium};
-use super::read::{Fault, LEASES, META, Shared, Timer, state, stored_leases};
+use super::read::{Fault, LEASES, META, Shared, Timer, is_removed, state, stored_leases};
 use super::record::State;
 use super::seal::Seal;
 use crate::error::StoreError;
@@ -26,6 +26,8 @@ use crate::watch::Hub;
 const BATCH: usize = 256;
 /// A file below this is never rewritten to save space.
 const WORTH_SHRINKING: u64 = 8 << 20;
+/// Between two tries of a store that failed, where nobody asks for one.
+const RETRY: Duration = Duration::from_secs(1);
 
 type Reply<T> = oneshot::Sender<Result<T, StoreError>>;
 
@@ -91,6 +93,7 @@ impl Writer {
             leases: Mutex::new(HashMap::new()),
             hub: Arc::new(Hub::default()),
             closed: AtomicBool::new(false),
+            failing: watch::Sender::new(None),
         });
         let mut writer = Self {
             medium,
@@ -138,6 +141,16 @@ impl Writer {
             let lost = format!("its last revision is {}, but revision {sealed} was acknowledged", found.head);
             return Err(Fault::Torn(lost));
         }
+        if let Some(doubt) = self.seal.take_doubt()
+            && found.head > 0
+        {
+            let store = &self.shared.name;
+            tracing::warn!(
+                store,
+                doubt,
+                "the store's seal cannot tell an older copy of the store, and is made anew"
+            );
+        }
         if bytes > WORTH_SHRINKING && allocated(&db)? < bytes / 2 {
             db.compact()?;
         }
@@ -167,7 +180,7 @@ impl Writer {
         while closing.is_none() {
             let got = tokio::select! {
                 got = queue.recv_many(&mut waiting, BATCH) => got,
-                () = self.until_next_lease_ends() => 1,
+                () = self.until_due() => 1,
             };
             if got == 0 {
                 break;
@@ -189,12 +202,21 @@ impl Writer {
         }
     }
 
-    async fn until_next_lease_ends(&self) {
+    /// Until something is to be done that nobody asks for.
+    async fn until_due(&self) {
+        // A lease that is due stays so while the store cannot write it.
+        if self.is_failing() {
+            return tokio::time::sleep(RETRY).await;
+        }
         let next = self.shared.leases.lock().values().map(|timer| timer.deadline).min();
         match next {
             Some(deadline) => tokio::time::sleep(deadline.since(self.shared.clock.now())).await,
             None => std::future::pending().await,
         }
+    }
+
+    fn is_failing(&self) -> bool {
+        self.shared.failing.borrow().is_some()
     }
 
     /// Does what is waiting, in order, under one sync.
@@ -203,9 +225,21 @@ impl Writer {
         let done = self.write(waiting, &mut after);
         let path = self.shared.name.clone();
         match done {
-            Ok(()) => after.finish.into_iter().for_each(|finish| finish(Ok(()))),
+            Ok(()) => {
+                // Told only when it changes: each time wakes all who watch it.
+                if self.is_failing() {
+                    self.shared.failing.send_replace(None);
+                    tracing::info!(store = path, revision = self.announced, "the store works again");
+                }
+                after.finish.into_iter().for_each(|finish| finish(Ok(())));
+            }
             Err(failure) => {
-                tracing::error!(store = path, error = %failure, "a batch of the store failed");
+                let why = failure.again(&path).to_string();
+                // Each caller hears of it; the log does once, however often it is tried.
+                if self.shared.failing.borrow().as_ref() != Some(&why) {
+                    tracing::error!(store = path, error = why, "a batch of the store failed");
+                    self.shared.failing.send_replace(Some(why));
+                }
                 for finish in after.finish {
                     finish(Err(failure.again(&path)));
                 }
@@ -221,14 +255,22 @@ impl Writer {
         let txn = begin(&db).map_err(|fault| self.before_commit(fault))?;
         let prepared = self.prepare(&txn, waiting, after);
         let prepared = prepared.map_err(|fault| self.before_commit(fault))?;
-        if !prepared.dirty {
-            // Nothing to write: what was read may be answered, for all before it is durable already.
+        if !prepared.dirty && !self.is_failing() {
+            // Nothing to write: what was read may be answered, for all before it is durable already. After a failure
+            // only a commit shows that the disk is well again.
             return txn.abort().map_err(|error| self.before_commit(error.into()));
         }
         if let Err(error) = txn.commit() {
             // The file must be opened anew before it can be trusted.
             *self.shared.db.write() = None;
-            return Err(Failure::Uncertain(error.to_string()));
+            return Err(match Fault::from(error) {
+                // What is in a file without a name is gone for certain.
+                Fault::Redb(redb::Error::Io(error)) if is_removed(&error) => {
+                    Failure::Clean(StoreError::Removed { path: self.shared.name.clone() })
+                }
+                Fault::Redb(error) => Failure::Uncertain(error.to_string()),
+                fault => Failure::Clean(fault.named(&self.shared.name, "writing")),
+            });
         }
         self.publish(&prepared, after);
         Ok(())
@@ -266,7 +308,6 @@ impl Writer {
         }
         let told = self.announced;
         let state = self.open().map_err(Failure::Clean)?;
-        tracing::info!(store = self.shared.name, revision = state.head, "the store's file was opened again");
         if state.head > told {
             // What was in doubt has happened.
             self.shared.hub.announce_all(told + 1);
@@ -367,15 +408,6 @@ enum Failure {
     Uncertain(String),
 }
 
-impl std::fmt::Display for Failure {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::Clean(error) => error.fmt(f),
-            Self::Uncertain(cause) => write!(f, "the disk failed while committing: {cause}"),
-        }
-    }
-}
-
 impl Failure {
     /// The failure once more, for the next caller: causes are not cloneable.
     fn again(&self, path: &str) -> StoreError {
@@ -383,6 +415,8 @@ impl Failure {
         match self {
             Self::Uncertain(cause) => StoreError::Uncertain { path, cause: cause.clone() },
             Self::Clean(StoreError::Damaged { what, .. }) => StoreError::Damaged { path, what: what.clone() },
+            Self::Clean(StoreError::Removed { .. }) => StoreError::Removed { path },
+            Self::Clean(StoreError::InUse { .. }) => StoreError::InUse { path },
             Self::Clean(StoreError::Closed) => StoreError::Closed,
             Self::Clean(StoreError::Io { doing, source, .. }) => {
                 StoreError::Io { path, doing, source: io::Error::new(source.kind(), source.to_string()) }

@@ -69,6 +69,8 @@ pub(crate) struct Faults {
     pub(crate) lying: bool,
     /// Writes and syncs that still succeed; then all fail until it is raised again.
     pub(crate) budget: AtomicU64,
+    /// How often the data was opened.
+    pub(crate) opened: AtomicU64,
 }
 
 #[derive(Clone, Debug)]
@@ -151,7 +153,7 @@ impl TestDisk {
     }
 
     pub(crate) fn from_image(image: Image, lying: bool) -> Self {
-        let faults = Arc::new(Faults { lying, budget: AtomicU64::new(u64::MAX) });
+        let faults = Arc::new(Faults { lying, budget: AtomicU64::new(u64::MAX), opened: AtomicU64::new(0) });
         Self { data: Half::new(image.data, &faults), seal: Half::new(image.seal, &faults), faults }
     }
 
@@ -197,6 +199,7 @@ impl Medium for TestDisk {
         Ok(Box::new(self.seal.clone()))
     }
     fn data(&self) -> io::Result<Box<dyn StorageBackend>> {
+        self.faults.opened.fetch_add(1, Ordering::SeqCst);
         Ok(Box::new(self.data.clone()))
     }
     fn created(&self) -> io::Result<()> {
