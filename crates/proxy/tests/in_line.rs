@@ -7,7 +7,7 @@ mod support;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use meshwork_base::ManualClock;
@@ -115,6 +115,98 @@ async fn whose_time_is_over_behind_a_limit_hears_of_the_limit_and_no_endpoint_ha
             held.write_all(b"more").await.unwrap();
             assert!(read_until(held, "hello").await.starts_with("HTTP/1.1 200"));
         }
+    }
+}
+
+/// What the slow upstreams below take for each request, of which they do three at once.
+const WORK: Duration = Duration::from_millis(300);
+
+/// Counts the requests that come, and closes after each answer.
+async fn slow_over_http1(came: Arc<AtomicUsize>) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        while let Ok((mut tcp, _)) = listener.accept().await {
+            let came = Arc::clone(&came);
+            tokio::spawn(async move {
+                read_until(&mut tcp, "\r\n\r\n").await;
+                came.fetch_add(1, Ordering::SeqCst);
+                tokio::time::sleep(WORK).await;
+                _ = tcp.write_all(b"HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: 0\r\n\r\n").await;
+            });
+        }
+    });
+    address
+}
+
+async fn slow_over_http2(came: Arc<AtomicUsize>) -> SocketAddr {
+    let up = h2_upstream_with(
+        |builder| builder.max_concurrent_streams(3),
+        usize::MAX,
+        move |_, _, respond| {
+            let came = Arc::clone(&came);
+            async move {
+                came.fetch_add(1, Ordering::SeqCst);
+                tokio::time::sleep(WORK).await;
+                answer(respond, b"hello");
+            }
+        },
+    );
+    up.await.address
+}
+
+/// Thirty at once, each with half a second, before an upstream that does three at once, each for 300 ms.
+#[tokio::test]
+async fn who_is_called_too_late_for_an_answer_is_not_sent_and_the_next_one_is_called() {
+    let ms = |time| Some(v1::Timeouts { request_ms: time, ..Default::default() });
+    let per_try = Some(v1::Retry { per_try_timeout_ms: 500, ..retry(0).unwrap() });
+    let hurried = String::from_utf8_lossy(HURRIED).replace(": 200", ": 500");
+    for protocol in [AppProtocol::Http1, AppProtocol::Http2] {
+        let came = Arc::new(AtomicUsize::new(0));
+        let (address, max_connections) = match protocol {
+            AppProtocol::Http1 => (slow_over_http1(Arc::clone(&came)).await, 3),
+            _ => (slow_over_http2(Arc::clone(&came)).await, 1),
+        };
+        let limited = || strict(v1::Limits { max_connections, ..Default::default() });
+        let mut harness = Harness::start(Settings { workers: 1, ..Settings::default() });
+        harness.service("web", protocol, &[address]).await;
+        let gateway = harness.route(vec![rule(&[("web", 1)], vec![])]).await;
+        harness.change([traffic(limited())]).await;
+        let calls = |count, get: &str| {
+            let get = get.as_bytes().to_vec();
+            let call = move || {
+                let get = get.clone();
+                tokio::spawn(async move { exchange(gateway, &get).await })
+            };
+            std::iter::repeat_with(call).take(count).collect::<Vec<_>>()
+        };
+        let get = String::from_utf8_lossy(GET).into_owned();
+        // So many answers say how long they take.
+        for one in calls(20, &get) {
+            assert!(one.await.unwrap().starts_with("HTTP/1.1 200"));
+        }
+        let mut lines = 20;
+        for (policy, get) in [
+            (v1::TrafficPolicy { timeouts: ms(500), ..limited() }, &get),
+            (v1::TrafficPolicy { retry: per_try.clone(), ..limited() }, &get),
+            (limited(), &hurried),
+        ] {
+            harness.change([traffic(policy)]).await;
+            came.store(0, Ordering::SeqCst);
+            let mut refused = 0;
+            for one in calls(30, get) {
+                refused += usize::from(one.await.unwrap().ends_with("max_connections\n"));
+            }
+            assert_eq!((came.load(Ordering::SeqCst), refused), (3, 27), "{protocol:?}");
+            let all = harness.lines(lines + 30).await;
+            let told = all[lines..].iter().filter(|line| line.contains("the fastest answer of late took"));
+            assert!(told.clone().count() > 0, "{all:?}");
+            for line in told {
+                assert!(line.contains(r#""UO""#) && !line.contains("upstream_host"), "{line}");
+            }
+            lines += 30;
+        }
+        assert_unharmed(&harness);
     }
 }
 

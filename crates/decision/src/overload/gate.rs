@@ -269,6 +269,16 @@ impl Pass {
         self.place = moved.unwrap_or(place);
     }
 
+    /// It has waited, and was called too late: it is sent away, and the next one is called.
+    pub fn came_too_late(mut self, priority: Priority, now: Tick) {
+        if let Some(gate) = self.gate.take() {
+            let how = |limiter: &mut Limiter<Call>, config: &Overload, called: &mut Called<Call>| {
+                limiter.came_too_late(config, priority, now, called);
+            };
+            gate.end(self.place, now, how);
+        }
+    }
+
     /// The rest has come: the application's time begins. Whoever had given its place up takes one all the same, and others wait
     /// until there is one again.
     pub fn has_paid(&mut self, now: Tick) {

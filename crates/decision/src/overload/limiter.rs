@@ -257,6 +257,18 @@ impl<W> Limiter<W> {
         self.turn(config, now, called);
     }
 
+    /// Somebody who has waited does not go on after all: what is left of its time is too little.
+    pub(crate) fn came_too_late(
+        &mut self,
+        config: &Overload,
+        priority: Priority,
+        now: Tick,
+        called: &mut Called<W>,
+    ) {
+        self.sends_away(priority, Shed::QueueTime);
+        self.ended(config, now, called);
+    }
+
     /// Somebody who had ended counts again, whatever the limit.
     pub(crate) fn comes_back(&mut self) {
         self.in_flight += 1;

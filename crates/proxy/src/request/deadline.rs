@@ -19,6 +19,7 @@ use crate::downstream::connection::Conn;
 use crate::error::Failure;
 use crate::mesh::Place;
 use crate::timers::{Timer, Timers, end_of};
+use crate::upstream::behind;
 use crate::worker::Worker;
 
 /// How much longer than it was told a proxy waits for the application beside it. Who told it knows whose limit that is and what
@@ -124,6 +125,12 @@ impl Deadlines {
         timer.poll(cx).map(|()| self.over_at(Instant::now().max(first)))
     }
 
+    /// When the first limit is over, and what it is called then.
+    pub(crate) fn first_over(&self) -> Option<(Instant, Cause)> {
+        let first = self.first()?;
+        Some((first, self.over_at(first)))
+    }
+
     /// When the first limit is over.
     #[inline]
     fn first(&self) -> Option<Instant> {
@@ -135,7 +142,6 @@ impl Deadlines {
         [request, self.attempt, answer].into_iter().flatten().min()
     }
 
-    #[cold]
     fn over_at(&self, now: Instant) -> Cause {
         match self.request {
             Some((end, cause)) if end <= now => cause,
@@ -216,11 +222,7 @@ fn check(
     let Some(given) = caller else { return Ok(None) };
     let now = conn.worker.now();
     let left = given.saturating_sub(now.since(started));
-    let fastest = match target {
-        Target::Service { cluster, .. } => cluster.fastest(now),
-        Target::App { port, .. } => port.state.fastest(now),
-    };
-    match too_little(given, left, fastest) {
+    match too_little(given, left, fastest(target, now)) {
         Some(why) => Err(Failure::local(Cause::DeadlineUnreachable).because(why)),
         None => Ok(Some(left)),
     }
@@ -234,8 +236,36 @@ fn too_little(given: Duration, left: Duration, fastest: Option<Duration>) -> Opt
     if left.is_zero() {
         return Some(format!("nothing is left of the {given:?} that its caller gave it"));
     }
-    let needed = fastest.filter(|needed| left < *needed)?;
-    Some(format!("{left:?} are left, the fastest answer of late took {needed:?}"))
+    behind::too_little(left, fastest)
+}
+
+/// What is left of a request that has waited is not enough: nothing of it, or less than the fastest answer of late took.
+pub(crate) enum TooLate {
+    /// Its time was over while it waited.
+    Over(Cause),
+    Unreachable(String),
+}
+
+/// To be asked for whoever has waited, also where nobody but a policy limits its time.
+///
+/// # Errors
+/// It cannot be done any more.
+pub(crate) fn check_waited(conn: &Conn, target: &Target<'_>, deadlines: &Deadlines) -> Result<(), TooLate> {
+    let Some(end) = deadlines.end() else { return Ok(()) };
+    let now = conn.worker.now();
+    let left = end.since(now);
+    if left.is_zero() {
+        return Err(TooLate::Over(deadlines.cause()));
+    }
+    behind::too_little(left, fastest(target, now)).map_or(Ok(()), |why| Err(TooLate::Unreachable(why)))
+}
+
+/// How long the target's fastest answer of late took.
+fn fastest(target: &Target<'_>, now: Tick) -> Option<Duration> {
+    match target {
+        Target::Service { cluster, .. } => cluster.fastest(now),
+        Target::App { port, .. } => port.state.fastest(now),
+    }
 }
 
 /// Tells the next hop what is left.

@@ -174,8 +174,8 @@ async fn run(
     let mut deadlines = deadline::begin(conn, &target, &timeouts, &mut head.fields, journey)?;
     let mut body = RequestBody::new(head, conn);
     if let Some(gate) = overload::before(&target) {
-        let named = target.named();
-        let pass = Box::pin(overload::enter(conn, gate, named, head, down, journey, &mut deadlines)).await?;
+        let pass =
+            Box::pin(overload::enter(conn, gate, &target, head, down, journey, &mut deadlines)).await?;
         body.pass = Some(pass);
     }
     conn.entry.be_patient(timeouts.stream_idle);

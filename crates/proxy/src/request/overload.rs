@@ -15,7 +15,7 @@ use tokio::time::sleep;
 
 use super::answer;
 use super::body::RequestBody;
-use super::deadline::Deadlines;
+use super::deadline::{self, Deadlines, TooLate};
 use super::journey::Journey;
 use super::route::{self, Seen, Target};
 use super::transfer::poll_interrupted;
@@ -65,7 +65,7 @@ pub(crate) fn before<'v>(target: &Target<'v>) -> Option<Guard<'v>> {
 pub(crate) async fn enter(
     conn: &Conn,
     (gate, overload): Guard<'_>,
-    named: (&str, u16),
+    target: &Target<'_>,
     head: &RequestHead,
     down: &mut Down<'_>,
     journey: &mut Journey<'_>,
@@ -74,7 +74,7 @@ pub(crate) async fn enter(
     journey.enter(Phase::Overload);
     let own = route::own_caller(conn);
     let priority = overload.priority(&Seen::with_caller(conn, head, own.as_ref()));
-    let mut answer = None;
+    let (mut answer, mut too_late) = (None, None);
     let entered = gate.enter(overload, priority, conn.worker.now(), || {
         let (call, called) = oneshot::channel();
         answer = Some(called);
@@ -87,16 +87,23 @@ pub(crate) async fn enter(
             let began = conn.worker.now();
             let waited = wait(conn, overload, (waiting, called), down, deadlines).await;
             journey.held(Phase::Overload, began, || Some(overload.origin.to_string()));
-            waited?
+            match waited? {
+                Ok(pass) => in_time(conn, pass, priority, target, deadlines)?.map_err(|why| {
+                    too_late = Some(why);
+                    Shed::QueueTime
+                }),
+                shed => shed,
+            }
         }
         (Ok(Entered::Waits(_)), None) => unreachable!("whoever waits can be called"),
         (Err(shed), _) => Err(shed),
     };
     tell(&conn.worker, (gate, overload), priority, passed.as_ref().err().copied(), journey);
-    conn.worker.look_at(gate, named);
+    conn.worker.look_at(gate, target.named());
     let mut pass = passed.map_err(|shed| {
+        let why = too_late.map(|why| format!(": {why}")).unwrap_or_default();
         Failure::local(Cause::Overload).because(format!(
-            "{} ({}, priority {})",
+            "{} ({}, priority {}){why}",
             overload.origin,
             shed.as_str(),
             priority.as_str()
@@ -104,6 +111,28 @@ pub(crate) async fn enter(
     })?;
     pass.begins(conn.worker.now());
     Ok(Box::new(pass))
+}
+
+/// The pass of somebody who has waited; or why it is of no use, where it has come too late for an answer. The next one has the
+/// place then.
+///
+/// # Errors
+/// The time of the request was over while it waited.
+fn in_time(
+    conn: &Conn,
+    pass: Pass,
+    priority: Priority,
+    target: &Target<'_>,
+    deadlines: &Deadlines,
+) -> Result<Result<Pass, String>, Failure> {
+    match deadline::check_waited(conn, target, deadlines) {
+        Ok(()) => Ok(Ok(pass)),
+        Err(TooLate::Over(cause)) => Err(unsent(Failure::local(cause))),
+        Err(TooLate::Unreachable(why)) => {
+            pass.came_too_late(priority, conn.worker.now());
+            Ok(Err(why))
+        }
+    }
 }
 
 async fn wait(

@@ -4,8 +4,9 @@
 use std::cell::Cell;
 use std::time::Duration;
 
-use meshwork_base::Tick;
-use meshwork_decision::Cause;
+use meshwork_base::{Clock, Tick};
+use meshwork_decision::{Cause, Cluster};
+use tokio::time::Instant;
 
 use super::line::NotYet;
 use super::pool::EndpointPool;
@@ -119,18 +120,71 @@ impl From<NotYet> for Ahead {
     }
 }
 
+/// When the time of a request that waits is over.
+#[derive(Clone, Copy)]
+pub(crate) struct Until<'a> {
+    pub(crate) end: Instant,
+    /// What it is called then.
+    pub(crate) cause: Cause,
+    /// Whose answers it waits for, and the clock that they are counted by.
+    pub(crate) service: Option<&'a Cluster>,
+    pub(crate) clock: &'a dyn Clock,
+}
+
+impl Until<'_> {
+    /// As if its time had been over while it waited, where what is left at `now` is not enough.
+    fn check(&self, now: Instant) -> Result<(), Failure> {
+        let left = self.end.saturating_duration_since(now);
+        let fastest = || self.service.and_then(|service| service.fastest(self.clock.now()));
+        if left.is_zero() {
+            return Err(Failure::local(self.cause));
+        }
+        match too_little(left, fastest()) {
+            Some(why) => Err(Failure::local(self.cause).because(why)),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Why nothing can be done in what is left of a request's time, where answers take longer; `None`: something can.
+pub(crate) fn too_little(left: Duration, fastest: Option<Duration>) -> Option<String> {
+    let needed = fastest.filter(|needed| left < *needed)?;
+    Some(format!("{left:?} are left, the fastest answer of late took {needed:?}"))
+}
+
 /// Where a request notes what it waits for, for those who may give it up meanwhile.
 #[derive(Clone, Copy, Default)]
-pub(crate) struct Behind<'a>(pub(crate) Option<&'a Noted>);
+pub(crate) struct Behind<'a> {
+    noted: Option<&'a Noted>,
+    until: Option<&'a Until<'a>>,
+}
 
-impl Behind<'_> {
+impl<'a> Behind<'a> {
+    pub(crate) fn new(noted: &'a Noted) -> Self {
+        Self { noted: Some(noted), until: None }
+    }
+
+    /// The same, for a request whose time is over then.
+    pub(crate) fn until(self, until: Option<&'a Until<'a>>) -> Self {
+        Self { until, ..self }
+    }
+
+    /// To be asked by whoever has waited and is about to have what it waited for. Who stood in a line of those whose time is over
+    /// is called when the time of those before is: what is left then helps nobody, and all of them would be sent in a row.
+    ///
+    /// # Errors
+    /// It cannot be done in what is left: what it was called for is the next one's.
+    pub(super) fn in_time(self) -> Result<(), Failure> {
+        self.until.map_or(Ok(()), |until| until.check(Instant::now()))
+    }
+
     pub(super) fn waits(self, ahead: Ahead) {
         self.set(Some(ahead));
     }
 
     /// From now on it waits for its endpoint.
     pub(super) fn goes(self, now: Tick) {
-        let Some(noted) = self.0 else { return };
+        let Some(noted) = self.noted else { return };
         noted.set(match noted.get() {
             Some(Ahead::Limit) => Some(Ahead::Past(Moment::of(now))),
             past @ Some(Ahead::Past(_)) => past,
@@ -140,14 +194,14 @@ impl Behind<'_> {
 
     /// It waits for a connection that another one makes. What is returned is to be called when that is there, or is not: that a
     /// limit had held it up before is still so.
-    pub(super) fn follows(self) -> impl FnOnce() {
-        let before = self.0.and_then(Noted::get).filter(|ahead| matches!(ahead, Ahead::Past(_)));
+    pub(super) fn follows(self) -> impl FnOnce() + use<'a> {
+        let before = self.noted.and_then(Noted::get).filter(|ahead| matches!(ahead, Ahead::Past(_)));
         self.waits(Ahead::Dials);
         move || self.set(before)
     }
 
     fn set(self, ahead: Option<Ahead>) {
-        if let Some(noted) = self.0 {
+        if let Some(noted) = self.noted {
             noted.set(ahead);
         }
     }
@@ -184,7 +238,11 @@ pub(crate) fn in_vain(failure: Failure, noted: Option<Ahead>, pool: &EndpointPoo
         _ => return failure,
     };
     let retry = if failure.cause == Cause::PerTryTimeout { Retry::NothingSent } else { Retry::No };
-    let why = format!("{} while it waited for a connection", failure.cause);
+    let why = match &failure.detail {
+        None => format!("{} while it waited for a connection", failure.cause),
+        // It was its turn, and too late.
+        Some(detail) => format!("{} before it had a connection: {detail}", failure.cause),
+    };
     Failure { cause, fault: Fault::Local, retry, ..failure }.because(why)
 }
 
@@ -259,7 +317,7 @@ mod tests {
     #[test]
     fn only_whom_a_limit_has_let_go_was_held_up_by_it() {
         let noted = Noted::default();
-        let behind = Behind(Some(&noted));
+        let behind = Behind::new(&noted);
         behind.waits(Ahead::Dials);
         behind.goes(at(1));
         assert_eq!(noted.get(), None);
@@ -276,7 +334,7 @@ mod tests {
     #[test]
     fn whoever_follows_another_one_s_dial_was_held_up_by_its_limit_all_the_same() {
         let noted = Noted::default();
-        let behind = Behind(Some(&noted));
+        let behind = Behind::new(&noted);
         behind.waits(Ahead::Limit);
         behind.goes(at(2));
         let made = behind.follows();

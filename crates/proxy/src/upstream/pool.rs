@@ -307,6 +307,7 @@ impl EndpointPool {
                 let awaited = self.dials.get();
                 let made = behind.follows();
                 self.dialed.notified().await;
+                behind.in_time()?;
                 made();
                 match &*self.failed.borrow() {
                     Some((dial, failure)) if *dial == awaited => return Err(failure.clone()),

@@ -82,6 +82,8 @@ pub(super) async fn connection(
         }
         let may_look = !is_behind && (place.is_some() || line.is_empty());
         let found = room(pool, place.get_or_insert_with(|| line.join()), may_look, clock, dials).await;
+        // Leaving calls the next one, for what was found or for another connection.
+        behind.in_time()?;
         behind.goes(dials.now());
         match found {
             Found::Room(connection) => return Ok(connection),

@@ -183,6 +183,8 @@ pub(super) async fn admitted(
             }
         }
         may_look = true;
+        // Leaving calls the next one.
+        noted.in_time()?;
         match turn(worker, to, pool, true) {
             Ok(turn) => {
                 waits.goes(&turn, worker.now());

@@ -5,13 +5,13 @@ use std::time::Duration;
 
 use meshwork_decision::Change;
 use meshwork_messages::v1;
-use meshwork_messages::v1::overload::{Priority, PriorityRule, Queue};
+use meshwork_messages::v1::overload::{AdaptiveConcurrency, Priority, PriorityRule, Queue};
 use meshwork_messages::v1::service_port::AppProtocol;
 use meshwork_proxy::{Settings, Side};
 
 use crate::support::mesh::{Pair, TestMesh, policy};
 use crate::support::{Harness, rule};
-use crate::{LEARNS, LINE, SERVICE, answered, app, call, load, one, overload};
+use crate::{LEARNS, LINE, SERVICE, answered, app, call, load, one, overload, spec};
 
 const SHED: &str = "meshwork_overload_shed_requests_total";
 const IN_FLIGHT: &str = "meshwork_overload_requests_in_flight";
@@ -203,6 +203,44 @@ pub(crate) async fn gateway_of(
     to_reviews.backends[0].service = "shop/reviews".into();
     let address = gateway.route(vec![to_reviews]).await;
     (gateway, address)
+}
+
+/// Thirty at once, each with half a second, before an application that does three at once, each for 300 ms.
+#[tokio::test]
+async fn who_is_called_too_late_for_an_answer_is_sent_away_and_the_next_one_is_called() {
+    let app = app(3, Duration::from_millis(300)).await;
+    let three = AdaptiveConcurrency { min_concurrency: 3, max_concurrency: 3, ..LEARNS };
+    let patient = Queue { max_requests: Some(100), max_wait_ms: 5_000, target_ms: 5_000, ..LINE };
+    let guarded = |request_ms| {
+        let v1::policy::Spec::Traffic(mut traffic) = spec(three, patient) else { unreachable!() };
+        traffic.timeouts = Some(v1::Timeouts { request_ms, ..Default::default() });
+        policy("gate", "reviews", v1::policy::Spec::Traffic(traffic))
+    };
+    let (mut gateway, address) = gateway_before(app.address, vec![guarded(0)]).await;
+    let calls = |count| (0..count).map(|_| call(address, "a", "high")).collect::<Vec<_>>();
+    // So many answers say how long they take.
+    for one in calls(20) {
+        answered(one, "HTTP/1.1 200").await;
+    }
+    gateway.change([guarded(500)]).await;
+    app.came.lock().clear();
+    let (mut sent_away, mut late) = (0, String::new());
+    for one in calls(30) {
+        let response = one.await.expect("it is not aborted");
+        if response.ends_with("overload\n") {
+            (sent_away, late) = (sent_away + 1, response);
+        }
+    }
+    assert_eq!((app.came.lock().len(), sent_away), (3, 27));
+    assert!(late.starts_with("HTTP/1.1 503"), "{late}");
+    assert_eq!(gateway.metric(SHED, &[SERVICE, "reason=\"queue_time\""]), 27);
+    gateway.wait_metric(IN_FLIGHT, &[SERVICE], 0).await;
+    let lines = gateway.lines(50).await;
+    let told = lines.iter().filter(|line| {
+        line.contains("(queue_time, priority high): ") && line.contains("the fastest answer of late took 3")
+    });
+    assert_eq!(told.count(), 27, "{lines:?}");
+    answered(call(address, "b", "high"), "HTTP/1.1 200").await;
 }
 
 /// Four workers of 40 ms can do 100 a second. The bounds leave room for machines that are busy otherwise.

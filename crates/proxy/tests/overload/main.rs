@@ -82,14 +82,17 @@ fn header(value: &str, priority: Priority) -> PriorityRule {
 }
 
 fn overload(adaptive: AdaptiveConcurrency, queue: Queue) -> Change {
+    policy("gate", "reviews", spec(adaptive, queue))
+}
+
+fn spec(adaptive: AdaptiveConcurrency, queue: Queue) -> v1::policy::Spec {
     let priorities = [("critical", Priority::Critical), ("high", Priority::High), ("low", Priority::Low)];
     let overload = v1::Overload {
         adaptive_concurrency: Some(adaptive),
         queue: Some(queue),
         priorities: priorities.map(|(value, priority)| header(value, priority)).into(),
     };
-    let traffic = v1::TrafficPolicy { overload: Some(overload), ..Default::default() };
-    policy("gate", "reviews", v1::policy::Spec::Traffic(traffic))
+    v1::policy::Spec::Traffic(v1::TrafficPolicy { overload: Some(overload), ..Default::default() })
 }
 
 const LEARNS: AdaptiveConcurrency = AdaptiveConcurrency {

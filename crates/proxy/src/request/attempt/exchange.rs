@@ -16,7 +16,7 @@ use crate::request::deadline::Deadlines;
 use crate::request::journey::Journey;
 use crate::request::route::Target;
 use crate::request::transfer;
-use crate::upstream::behind::{Behind, Spent, held_up, in_vain, is_time_out, unsent};
+use crate::upstream::behind::{Behind, Spent, Until, held_up, in_vain, is_time_out, unsent};
 use crate::upstream::open::{self, Destination, Speaks, app_id};
 use crate::upstream::pool::EndpointPool;
 use crate::upstream::{Exchange, Head};
@@ -114,7 +114,9 @@ impl Attempts<'_> {
         let mut client = match kept {
             Some(client) => client,
             None => {
-                let opening = Box::pin(open::h1(worker, to, &pool, Behind(Some(&self.behind))));
+                let until = self.until(deadlines);
+                let behind = Behind::new(&self.behind).until(until.as_ref());
+                let opening = Box::pin(open::h1(worker, to, &pool, behind));
                 let opened = self.unless_interrupted(opening, down, deadlines).await;
                 opened.map_err(|failure| self.without_connection(failure, &pool))?
             }
@@ -134,10 +136,22 @@ impl Attempts<'_> {
         let worker = &self.conn.worker;
         let pool = worker.pools.of(to.pool);
         pool.may_idle(self.idle_ms);
-        let opening = Box::pin(open::h2(worker, to, &pool, head, end, Behind(Some(&self.behind))));
+        let until = self.until(deadlines);
+        let behind = Behind::new(&self.behind).until(until.as_ref());
+        let opening = Box::pin(open::h2(worker, to, &pool, head, end, behind));
         let opened = self.unless_interrupted(opening, down, deadlines).await;
         let exchange = opened.map_err(|failure| self.without_connection(failure, &pool))?;
         Ok(Exchange::H2(Box::new(exchange)))
+    }
+
+    /// When its time is over, should it have to wait for a connection.
+    fn until(&self, deadlines: &Deadlines) -> Option<Until<'_>> {
+        let (end, cause) = deadlines.first_over()?;
+        let service = match self.target {
+            Target::Service { cluster, .. } => Some(&**cluster),
+            Target::App { .. } => None,
+        };
+        Some(Until { end, cause, service, clock: &*self.conn.worker.shared.clock })
     }
 
     fn without_connection(&self, failure: Failure, pool: &EndpointPool) -> Failure {

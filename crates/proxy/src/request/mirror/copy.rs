@@ -242,7 +242,7 @@ impl Copy {
         let idle = self.timeouts.stream_idle.unwrap_or(worker.shared.settings.timeouts.stream_idle);
         let (began, head) = (worker.now(), self.head.head());
         let opening =
-            aside::open(worker, &to, &head, carried.sending.is_done(), Behind(Some(&carried.behind)));
+            aside::open(worker, &to, &head, carried.sending.is_done(), Behind::new(&carried.behind));
         let mut exchange = match timeout(idle, opening).await {
             Ok(opened) => opened.map_err(Lost::Failed)?,
             Err(_) => return Err(self.too_late(endpoint, carried, began)),

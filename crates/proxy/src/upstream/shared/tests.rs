@@ -13,12 +13,14 @@ use parking_lot::Mutex;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::oneshot;
 use tokio::task::{LocalSet, yield_now};
+use tokio::time::Instant;
 
 use super::*;
 use crate::gauges::Gauges;
 use crate::io::Io;
 use crate::replay::Replayed;
 use crate::upstream::Head;
+use crate::upstream::behind::{Noted, Until};
 use crate::upstream::h2::H2Exchange;
 use crate::upstream::mesh::Validity;
 use crate::upstream::pool::{Opened, Pools};
@@ -173,6 +175,46 @@ async fn a_stream_that_ends_while_the_first_makes_a_connection_is_the_next_one_s
         );
         drop(taken);
         assert!(matches!(look(&mut second), Poll::Ready(Ok(_))));
+    };
+    LocalSet::new().run_until(run).await;
+}
+
+#[tokio::test]
+async fn whose_time_is_over_when_it_is_called_leaves_the_room_to_the_next_one() {
+    let run = async {
+        let (pool, taken) = full().await;
+        let (clock, dials, noted) = (ManualClock::new(), Scripted::default(), Noted::default());
+        let until = Until { end: Instant::now(), cause: Cause::RequestTimeout, service: None, clock: &clock };
+        let behind = Behind::new(&noted).until(Some(&until));
+        let mut first = Box::pin(connection(&pool, &clock, behind, &dials));
+        let mut second = pin!(connection(&pool, &clock, Behind::default(), &dials));
+        assert!(look(&mut first.as_mut()).is_pending() && look(&mut second).is_pending());
+        drop(taken);
+        let Poll::Ready(Err(failure)) = look(&mut first.as_mut()) else { panic!("its time is over") };
+        assert_eq!(failure.cause, Cause::RequestTimeout);
+        assert!(Ahead::is_waited_for(noted.get()), "and was while it waited");
+        assert!(matches!(look(&mut second), Poll::Ready(Ok(_))));
+    };
+    LocalSet::new().run_until(run).await;
+}
+
+#[tokio::test]
+async fn whose_time_is_over_when_another_one_s_connection_is_made_has_no_stream_on_it() {
+    let run = async {
+        let (pool, _taken) = full().await;
+        let (clock, dials, noted) = (ManualClock::new(), Scripted::default(), Noted::default());
+        let (made, dial) = oneshot::channel();
+        dials.dials.borrow_mut().push(dial);
+        let mut dialing = pin!(connection(&pool, &clock, Behind::default(), &dials));
+        assert!(look(&mut dialing).is_pending());
+        let until = Until { end: Instant::now(), cause: Cause::RequestTimeout, service: None, clock: &clock };
+        let behind = Behind::new(&noted).until(Some(&until));
+        let mut follows = pin!(connection(&pool, &clock, behind, &dials));
+        assert!(look(&mut follows).is_pending());
+        made.send(Ok(connected(&pool).await)).ok();
+        assert!(look(&mut dialing).is_ready());
+        assert!(matches!(look(&mut follows), Poll::Ready(Err(_))));
+        assert_eq!(noted.get(), Some(Ahead::Dials));
     };
     LocalSet::new().run_until(run).await;
 }

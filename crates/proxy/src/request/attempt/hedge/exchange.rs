@@ -46,7 +46,7 @@ pub(super) async fn exchange(
     let announcement = announcement.as_deref().map(|header| &header[..]);
     let to = Destination::of_endpoint(&cluster, &endpoint, connect_timeout, announcement);
     let mut exchange =
-        aside::open(&worker, &to, &head.head(), sending.is_done(), Behind(Some(&behind))).await?;
+        aside::open(&worker, &to, &head.head(), sending.is_done(), Behind::new(&behind)).await?;
     let opened = worker.now();
     let mut sent = Some(opened);
     let limits: Limits = worker.shared.settings.limits;
