@@ -3,7 +3,7 @@
 //! Who may reach such a port must not be able to take this process's descriptors from its traffic, nor its memory, nor to
 //! keep others out. So a port has a bound on connections, all ports together a quarter of the descriptors, and each
 //! connection a bound on what is under way in it: one request at the ports for probes, which speak HTTP/1 alone, and
-//! [`STREAMS`] at an API. Where there is no room, that which has been idle longest goes. Where none is idle, at a port for
+//! 32 at an API. Where there is no room, that which has been idle longest goes. Where none is idle, at a port for
 //! probes that with the oldest request goes, so that whoever probes is heard; at an API the new one goes, since what is
 //! under way there is waited for. One without a request for [`IDLE`], or with a half head, is closed, and a body of which
 //! nothing has come for as long is an error to who reads it, after which it is too. A request that is whole takes as long
