@@ -26,8 +26,9 @@ const NAME: &[u8; 23] = b"x-forwarded-client-cert";
 const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// What a response of HTTP/1 begins with.
 const STATUS_LINE: &[u8] = b"HTTP/";
-/// Netty reads no longer line, and answers with the last word of it.
-const LONGEST: usize = 4096;
+/// Netty answers with the last word of a line, in capitals, of which there may be twice as many; it reads 4 KiB unless told
+/// otherwise.
+const LONGEST: usize = 64 * 1024;
 /// A frame's head of HTTP/2 has so many bytes.
 const FRAME: usize = 9;
 
@@ -103,18 +104,13 @@ impl Watch {
     }
 }
 
-/// What the caller has said before the application.
+/// What the caller has said before the application. No first line is an exception, not even that of Redis' protocol: uWSGI passes over
+/// what it does not understand, and serves what follows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Asked {
     Nothing,
-    /// So far a first line of Redis' protocol, which says how many words follow. To no server that is a request.
-    Count,
-    /// It was. What lines are in the words is nobody's question.
-    Words,
-    /// A line is no such.
-    Begun,
     /// White space stands in the line that has begun.
-    White,
+    Words,
     /// A line that could be a request to somebody.
     Line,
 }
@@ -123,28 +119,31 @@ impl Asked {
     fn goes_on(&mut self, bytes: &[u8]) {
         for byte in bytes {
             *self = match (*self, byte) {
-                (Self::Line | Self::Words, _) => return,
-                (Self::Nothing, b'*') => Self::Count,
-                (Self::Count, b'0'..=b'9' | b'\r') => Self::Count,
-                (Self::Count, b'\n') => Self::Words,
-                (Self::White, b'\n') => Self::Line,
-                (Self::White, _) => Self::White,
-                (_, b'\n' | b'\r') => Self::Begun,
-                (_, byte) if White::Wide.has(*byte) => Self::White,
-                _ => Self::Begun,
+                (Self::Line, _) => return,
+                (Self::Words, b'\n') => Self::Line,
+                (Self::Nothing, b'\n' | b'\r') => Self::Nothing,
+                (Self::Nothing, byte) if White::Wide.has(*byte) => Self::Words,
+                (asked, _) => asked,
             };
         }
     }
 }
 
 /// What the application's first bytes say.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 struct Answer {
     first: [u8; FRAME],
     length: usize,
     /// How far the first word ends like a version.
     version: Version,
     told: Told,
+}
+
+impl Default for Answer {
+    fn default() -> Self {
+        // A protocol's name may be empty, or begin with a slash.
+        Self { first: [0; FRAME], length: 0, version: Version::Name, told: Told::Unclear }
+    }
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -183,9 +182,9 @@ impl Answer {
         if is_frame(first) {
             return Told::Unclear;
         }
-        // No server has a word that is longer, or one with such bytes, from its caller.
-        let is_word = !byte.is_ascii_whitespace() && !byte.is_ascii_control() && self.length <= LONGEST;
-        if is_word && first[0] != 0 { Told::Unclear } else { Told::Other }
+        // No server has a word that is longer from its caller, or begins with a control byte; others may be of it.
+        let is_word = !byte.is_ascii_whitespace() && self.length <= LONGEST;
+        if is_word && !first[0].is_ascii_control() { Told::Unclear } else { Told::Other }
     }
 }
 
@@ -269,8 +268,8 @@ impl Field {
             _ if is_blank(byte) => at & (BEGIN | END),
             _ => 0,
         };
-        // Behind a CR any one byte may belong to the line's end.
-        let is_cut = if self.0 & CUT == 0 { 0 } else { BEGIN };
+        // Behind a CR any one byte may belong to the line's end, also within the name.
+        let is_cut = if self.0 & CUT == 0 { 0 } else { at };
         let cuts = if byte == b'\r' { CUT } else { 0 };
         self.0 = (at & OF_NAME[usize::from(byte)]) << 1 | stays | is_cut | cuts;
     }
