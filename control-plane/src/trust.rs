@@ -136,7 +136,7 @@ pub enum TrustError {
     },
     /// The folder of the authority is empty or not there, but there is a mesh already.
     #[error(
-        "{} holds no root, but {} is of a mesh that has one; mount or restore the folder, or remove that file too to begin a new mesh",
+        "{} holds no root, but {} is of a mesh that has one; mount or restore the folder, or remove that file too, and its `.seal`, to begin a new mesh",
         folder.display(), store.display()
     )]
     RootMissing {

@@ -168,7 +168,7 @@ metrics! {
     OVERLOAD_LIMIT = "meshwork_overload_concurrency_limit", Gauge, "", &["service", "port"],
         "How many requests the application beside the proxy, or a service that has no sidecars, gets at once, as its policy's `overload` has learnt.";
     OVERLOAD_IN_FLIGHT = "meshwork_overload_requests_in_flight", Gauge, "", &["service", "port"],
-        "Requests that it has not begun to answer.";
+        "Requests that it has not begun to answer, also those that nobody waits for any more and that it may be at work on still.";
     OVERLOAD_QUEUED = "meshwork_overload_requests_queued", Gauge, "", &["service", "port"],
         "Requests that wait until it can take them.";
     OVERLOAD_MIN_RTT = "meshwork_overload_min_rtt_seconds", Time, "seconds", &["service", "port"],

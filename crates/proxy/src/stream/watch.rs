@@ -262,7 +262,7 @@ impl Field {
     }
 
     fn goes_on(&mut self, byte: u8) {
-        let at = if self.0 & CUT == 0 { self.0 } else { self.0 & !CUT | BEGIN };
+        let at = self.0 & !CUT;
         let stays = match byte {
             b'\r' | b'\n' => at | BEGIN,
             _ if is_blank(byte) => at & (BEGIN | END),
