@@ -57,8 +57,13 @@ fn refused(what: &str, answer: &str, cause: &str, expected: u16) {
     assert_eq!(answer.matches("server: meshwork\r\n").count(), 1, "{what}: {answer}");
 }
 
-fn heads(connect: Connect<'_>) {
+/// Sends every head that is refused: with something behind it, and alone by a caller that then says that this was all.
+pub fn heads(connect: Connect<'_>) {
     for (what, bytes, cause, expected) in rows::REQUESTS {
+        let mut wire = connect();
+        send(&mut *wire, bytes);
+        wire.finish();
+        refused(what, &rest(&mut *wire), cause, *expected);
         let mut wire = connect();
         // What comes behind a refused head is not looked at.
         send(&mut *wire, &[bytes, &b"GET /behind HTTP/1.1\r\nHost: a\r\n\r\n"[..]].concat());

@@ -185,7 +185,7 @@ fn addresses() -> (Ipv4Addr, Ipv4Addr) {
 }
 
 #[test]
-fn a_sidecar_s_inbound_side_refuses_each_row_plain_and_by_mtls_and_nothing_there_is_weak() {
+fn a_sidecar_refuses_each_row_plain_and_by_mtls_and_what_its_application_sends_and_nothing_there_is_weak() {
     let (base, address) = addresses();
     let (mesh, recorder) = Mesh::start(base, address);
     let (inbound, tls) = (mesh.inbound(), mesh.tls());
@@ -194,6 +194,7 @@ fn a_sidecar_s_inbound_side_refuses_each_row_plain_and_by_mtls_and_nothing_there
     recorder.forget();
     refusals::send_all(&|| raw::connect(inbound));
     refusals::send_all(&|| encrypted(inbound, &tls));
+    refusals::heads(&|| raw::connect((address, 15001).into()));
     let ports = [(address, 15006), (address, 15008), (base, 15012), (base, 8501)];
     for port in ports.map(SocketAddr::from) {
         sslscan::offers_only(&["1.3"], port, "80.web.default.mesh");

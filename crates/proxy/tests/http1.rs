@@ -13,7 +13,7 @@ use meshwork_proxy::Settings;
 use parking_lot::Mutex;
 use support::h2::{answer, fetch, get, h2_client, h2_upstream};
 use support::{Harness, exchange, is_head, read_until, rule, upstream};
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 
@@ -615,8 +615,41 @@ async fn whoever_begins_like_http2_and_stops_has_the_time_of_a_handshake() {
     let mut harness = Harness::start(settings);
     harness.service("web", AppProtocol::Http1, &[]).await;
     let address = harness.route(vec![rule(&[("web", 1)], vec![])]).await;
-    let ended = tokio::time::timeout(std::time::Duration::from_secs(20), exchange(address, b"PRI * HTT"));
-    assert_eq!(ended.await.expect("it does not idle"), "");
+    for beginning in ["P", "PRI * HTT", "PRI * HTTP/2.0\r"] {
+        let ended = exchange(address, beginning.as_bytes());
+        let ended = tokio::time::timeout(std::time::Duration::from_secs(20), ended);
+        assert_eq!(ended.await.expect("it does not idle"), "", "{beginning:?}");
+    }
+}
+
+/// Whether it is the preface is told by what follows; where nothing does, it is a request line.
+#[tokio::test]
+async fn the_beginning_of_the_preface_alone_is_a_request_of_a_version_that_is_not_spoken() {
+    let mut settings = Settings::default();
+    settings.timeouts.handshake = std::time::Duration::from_millis(1);
+    let (mut harness, mut patient) = (Harness::start(settings), Harness::start(Settings::default()));
+    harness.service("web", AppProtocol::Http1, &[]).await;
+    patient.service("web", AppProtocol::Http1, &[]).await;
+    let address = harness.route(vec![rule(&[("web", 1)], vec![])]).await;
+    let patient_address = patient.route(vec![rule(&[("web", 1)], vec![])]).await;
+    for beginning in ["PRI * HTTP/2.0\r\n", "PRI * HTTP/2.0\r\n\r\n", "PRI * HTTP/2.0\r\n\r\nSM\r\n"] {
+        let late = exchange(address, beginning.as_bytes());
+        let late =
+            tokio::time::timeout(std::time::Duration::from_secs(20), late).await.expect("it does not idle");
+        let mut ends = TcpStream::connect(patient_address).await.unwrap();
+        ends.write_all(beginning.as_bytes()).await.unwrap();
+        ends.shutdown().await.unwrap();
+        let mut ended = String::new();
+        ends.read_to_string(&mut ended).await.unwrap();
+        let other = exchange(patient_address, format!("{beginning}GET").as_bytes()).await;
+        for (when, answer) in [("late", late), ("ended", ended), ("other bytes", other)] {
+            assert!(answer.starts_with("HTTP/1.1 505 "), "{when}, {beginning:?}: {answer}");
+            assert!(answer.contains("unsupported_version"), "{when}, {beginning:?}: {answer}");
+        }
+    }
+    for line in harness.lines(3).await.iter().chain(&patient.lines(6).await) {
+        assert!(line.contains("unsupported_version"), "{line}");
+    }
 }
 
 #[tokio::test]

@@ -11,6 +11,8 @@ use crate::http::stream::StreamError;
 use crate::wire::Wire;
 
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+/// Its beginning, which is also a request line of HTTP/1.
+const REQUEST_LINE: usize = b"PRI * HTTP/2.0\r\n".len();
 
 /// What a plaintext connection turned out to be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,7 +39,13 @@ pub(crate) async fn detect(
             if let Some(found) = judge(&wire.read) {
                 return Poll::Ready(Ok(found));
             }
-            if wire.eof || entry.order().is_some_and(|order| order != Order::Drain || wire.read.is_empty()) {
+            let order = entry.order();
+            // Nothing comes behind it in time: it is a request of a version that HTTP/1 does not have, and is told so.
+            let is_over = wire.eof || matches!(order, Some(Order::TimedOut(_)));
+            if is_over && wire.read.len() >= REQUEST_LINE {
+                return Poll::Ready(Ok(Detected::Http1));
+            }
+            if wire.eof || order.is_some_and(|order| order != Order::Drain || wire.read.is_empty()) {
                 return Poll::Ready(Ok(Detected::Nothing));
             }
             match wire.poll_fill(cx) {
