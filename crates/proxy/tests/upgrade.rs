@@ -11,10 +11,13 @@ use bytes::Bytes;
 use h2::ext::Protocol;
 use h2::{RecvStream, SendStream};
 use http::{Method, Request, Response};
+use meshwork_messages::v1;
 use meshwork_messages::v1::service_port::AppProtocol;
 use meshwork_proxy::Settings;
 use support::h2::{answer, collect, collect_body, h2_upstream_with};
 use support::mesh::Pair;
+use support::policy::traffic;
+use support::raw::{self, Raw};
 use support::{Harness, exchange, is_head, read_until, rule, upstream};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -390,6 +393,61 @@ async fn an_http2_application_gets_an_extended_connect_if_it_takes_one() {
             assert_eq!(requests.recv().await.unwrap(), (Method::GET, None, true));
         }
     }
+}
+
+/// `SETTINGS_ENABLE_CONNECT_PROTOCOL` of 1 (RFC 8441 section 3).
+const TAKES_CONNECT: [u8; 6] = [0, 8, 0, 0, 0, 1];
+
+/// An endpoint that says these settings and answers no PING; where a request comes, it agrees and tells the stream's number.
+async fn without_pongs(settings: &'static [u8]) -> (SocketAddr, mpsc::Receiver<u32>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let (tell, asked) = mpsc::channel(16);
+    let serve = async move |mut tcp: TcpStream, tell: mpsc::Sender<u32>| {
+        tcp.read_exact(&mut [0; raw::PREFACE.len()]).await.unwrap();
+        let mut raw = Raw(tcp);
+        raw.send(&raw::frame(raw::SETTINGS, 0, 0, settings)).await;
+        while let Ok((kind, flags, stream, _)) = raw.next().await {
+            match kind {
+                raw::SETTINGS if flags & raw::ACK == 0 => {
+                    raw.send(&raw::frame(raw::SETTINGS, raw::ACK, 0, &[])).await;
+                }
+                raw::HEADERS => {
+                    raw.send(&raw::frame(raw::HEADERS, raw::END_HEADERS, stream, &[0x88])).await;
+                    tell.send(stream).await.unwrap();
+                }
+                _ => {}
+            }
+        }
+    };
+    tokio::spawn(async move {
+        while let Ok((tcp, _)) = listener.accept().await {
+            tokio::spawn(serve(tcp, tell.clone()));
+        }
+    });
+    (address, asked)
+}
+
+#[tokio::test]
+async fn a_websocket_is_sent_once_its_endpoint_has_said_that_it_takes_one() {
+    let (up, mut asked) = without_pongs(&TAKES_CONNECT).await;
+    let (_harness, address) = gateway(AppProtocol::Http2, up).await;
+    let (_tcp, head) = open(address, "/").await;
+    assert!(head.starts_with("HTTP/1.1 101 "), "{head}");
+    assert_eq!(asked.recv().await, Some(1));
+}
+
+#[tokio::test]
+async fn an_endpoint_that_does_not_say_whether_it_takes_a_websocket_has_the_time_of_a_connection() {
+    let (up, mut asked) = without_pongs(&[]).await;
+    let (mut harness, address) = gateway(AppProtocol::Http2, up).await;
+    let timeouts = Some(v1::Timeouts { connect_ms: 60, ..Default::default() });
+    harness.change([traffic(v1::TrafficPolicy { timeouts, ..Default::default() })]).await;
+    let answer = exchange(address, handshake("/").replace("keep-alive", "close").as_bytes()).await;
+    assert!(answer.starts_with("HTTP/1.1 503 ") && answer.ends_with("connect_timeout\n"), "{answer}");
+    let line = harness.lines(1).await.remove(0);
+    assert!(line.contains("\"phase\":\"connect\""), "{line}");
+    assert!(asked.try_recv().is_err(), "nothing was sent");
 }
 
 /// An extended CONNECT has no Content-Length, and whoever reads one holds every byte of the tunnel against it.

@@ -30,6 +30,7 @@ use crate::http::stream::{Frame, Interim, StreamError, told};
 use crate::http::tunnel::Tunnel;
 use crate::http::upgrade;
 use crate::replay::Replayed;
+use crate::timers::timeout;
 
 /// Bytes of one response that may be on the way to us unread.
 const STREAM_WINDOW: u32 = 128 * 1024;
@@ -227,15 +228,29 @@ impl H2Connection {
     }
 
     /// The key of the handshake that becomes an extended CONNECT here; `None`: the request does not ask for a change
-    /// of protocol that the peer takes, and goes without.
-    async fn extended<'h>(&self, head: &Head<'h>) -> Option<&'h [u8]> {
+    /// of protocol that the peer takes, and goes without. To know that belongs to making the connection, and has its time.
+    ///
+    /// # Errors
+    /// The peer does not say in time what it takes.
+    async fn extended<'h>(&self, head: &Head<'h>, time: Duration) -> Result<Option<&'h [u8]>, Failure> {
         let websocket = head.upgrade.is_some_and(upgrade::is_websocket) && *head.method == Method::GET;
-        let key = upgrade::key(head.fields).filter(|_| websocket)?;
+        let Some(key) = upgrade::key(head.fields).filter(|_| websocket) else { return Ok(None) };
         let taken = || self.send.borrow().is_extended_connect_protocol_enabled();
         if !taken() {
-            self.pings.settled().await;
+            // Whoever asks for a WebSocket pays for the wait alone.
+            let settled = Box::pin(timeout(time, self.pings.settled(taken))).await;
+            settled.map_err(|_| self.says_nothing(time))?;
         }
-        taken().then_some(key)
+        Ok(taken().then_some(key))
+    }
+
+    #[cold]
+    fn says_nothing(&self, time: Duration) -> Failure {
+        let to = self.moving.peer().map(|peer| peer.to_string()).unwrap_or_default();
+        let why = format!(
+            "{to}: neither its settings nor the answer to a PING have said within {time:?} whether it takes a WebSocket"
+        );
+        Failure::upstream(Cause::ConnectTimeout, Retry::NothingSent).because(why)
     }
 
     /// It can be let go: what runs on it, if anything, has ended with it.
@@ -267,18 +282,26 @@ impl H2Connection {
         now.since(self.used.get())
     }
 
-    /// Sends a request's head, where there is [room](Self::has_room) for it. `end`: it has no body.
+    /// Sends a request's head, where there is [room](Self::has_room) for it. `end`: it has no body. `time`: how long a
+    /// connection may take to be made.
     ///
     /// # Errors
-    /// The connection takes no more streams; nothing was sent.
+    /// The connection takes no more streams, or does not say in time whether it takes this one; nothing was sent.
     pub(crate) async fn send(
         self: &Rc<Self>,
         head: &Head<'_>,
         end: bool,
         clock: &dyn Clock,
+        time: Duration,
     ) -> Result<H2Exchange, Failure> {
         let stream = Stream::open(self, clock);
-        let key = self.extended(head).await;
+        let key = match self.extended(head, time).await {
+            Ok(key) => key,
+            Err(failure) => {
+                stream.ran_out(clock.now());
+                return Err(failure);
+            }
+        };
         let request = convert::request(head, key.is_some())
             .map_err(|why| Failure::local(Cause::Internal).because(why))?;
         let end = end && key.is_none();

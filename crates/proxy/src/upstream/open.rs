@@ -177,7 +177,7 @@ pub(crate) async fn h2(
             }
         };
         let reused = connection.is_reused();
-        match connection.send(head, end, clock).await {
+        match connection.send(head, end, clock, to.connect_timeout).await {
             // It is closed and not found again, so this ends.
             Err(failure) if reused && connection.is_closed() && failure.cause == Cause::UpstreamReset => {}
             other => return other,

@@ -1,8 +1,9 @@
 //! The PINGs of one connection: one on its way at a time, however many want to know something by it.
 //!
-//! One wants to know whether the peer's settings have come. HTTP/2 lets a client begin before them, but an extended CONNECT
-//! must wait for the peer's word that it takes one (RFC 8441 section 3). Settings are the first thing a peer sends, so whatever
-//! answers a PING comes after them. Another wants to know whether anybody is there: see [`super::alive`].
+//! One wants to know whether the peer takes an extended CONNECT. HTTP/2 lets a client begin before the peer's settings, but that
+//! must wait for the word in them (RFC 8441 section 3). That they hold it `h2` tells; that they have come without it, it does not.
+//! Settings are the first thing a peer sends, so whatever answers a PING comes after them. Another wants to know whether anybody
+//! is there: see [`super::alive`].
 
 use std::cell::{Cell, RefCell};
 use std::task::{Context, Poll, Waker};
@@ -17,17 +18,26 @@ pub(crate) struct Pings {
     under_way: Cell<bool>,
     /// One has been answered, or nothing more will come.
     settled: Cell<bool>,
+    has_waiters: Cell<bool>,
     task: RefCell<Option<Waker>>,
     told: Notify,
 }
 
 impl Pings {
-    /// Waits until the peer's settings have come, or the connection has ended.
-    pub(crate) async fn settled(&self) {
-        while !self.settled.get() {
+    /// Waits until `known`, or until the peer's settings have come for certain, or the connection has ended.
+    pub(crate) async fn settled(&self, known: impl Fn() -> bool) {
+        while !self.settled.get() && !known() {
             let told = self.told.notified();
             self.ask();
+            self.has_waiters.set(true);
             told.await;
+        }
+    }
+
+    /// Something may have come: whoever waits looks again.
+    pub(super) fn moved(&self) {
+        if self.has_waiters.replace(false) {
+            self.told.notify_waiters();
         }
     }
 

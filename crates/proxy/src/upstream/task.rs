@@ -44,6 +44,7 @@ impl Task {
                 self.room.call();
             }
             let done = Pin::new(&mut connection).poll(cx);
+            self.pings.moved();
             let before = std::mem::replace(&mut most, connection.max_concurrent_send_streams());
             if before < most {
                 self.room.call();

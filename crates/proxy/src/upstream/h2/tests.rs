@@ -49,7 +49,7 @@ async fn begins(connection: &Rc<H2Connection>, end: bool) -> H2Exchange {
         upgrade: None,
         nested: false,
     };
-    connection.send(&head, end, &ManualClock::new()).await.unwrap()
+    connection.send(&head, end, &ManualClock::new(), Duration::MAX).await.unwrap()
 }
 
 /// Answers nobody.

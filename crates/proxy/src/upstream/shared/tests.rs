@@ -107,7 +107,7 @@ async fn opens(connection: &Rc<H2Connection>) -> H2Exchange {
         upgrade: None,
         nested: false,
     };
-    connection.send(&head, true, &ManualClock::new()).await.unwrap()
+    connection.send(&head, true, &ManualClock::new(), Duration::MAX).await.unwrap()
 }
 
 /// A pool with one connection that has no room, and what takes it.
