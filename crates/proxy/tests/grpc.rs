@@ -193,6 +193,32 @@ async fn a_call_whose_answer_breaks_off_has_the_code_that_its_caller_makes_of_th
     }
 }
 
+#[tokio::test]
+async fn a_call_over_a_limit_is_told_which_one_and_its_setting() {
+    let (harness, address) = gateway(closed()).await;
+    let mut client = h2_client(address).await;
+    let mut request = call();
+    for number in 0..100 {
+        let name = http::HeaderName::try_from(format!("t{number}")).unwrap();
+        request.headers_mut().insert(name, http::HeaderValue::from_static("1"));
+    }
+    let (response, _) = client.send_request(request, true).unwrap();
+    let response = response.await.unwrap();
+    let many = "x: y\r\n".repeat(100);
+    let text = String::from_utf8_lossy(CALL).replacen("Content-Length", &format!("{many}Content-Length"), 1);
+    let one = exchange(address, text.as_bytes()).await;
+    let two = response.headers()["grpc-message"].to_str().unwrap();
+    for (status, message) in
+        [(response.status().as_u16() == 200, two), (one.starts_with("HTTP/1.1 200 "), &*one)]
+    {
+        assert!(status, "{message}");
+        for part in ["request_headers_too_large: ", "100", "(setting --max-header-count)"] {
+            assert!(message.contains(part), "{message}");
+        }
+    }
+    assert!(harness.lines(2).await.iter().all(|line| line.contains("\"grpc_status\":2,")));
+}
+
 /// Answers with this head and these bytes, and never ends that.
 async fn endless(head: &'static [(&'static str, &'static str)], body: Bytes) -> H2Upstream {
     h2_upstream(usize::MAX, move |_, _, mut respond| {

@@ -1,5 +1,7 @@
 //! What we answer ourselves: redirects, and the one place where a failure becomes a response.
 
+use std::borrow::Cow;
+use std::fmt::Write as _;
 use std::future::poll_fn;
 
 use meshwork_base::Clock;
@@ -84,7 +86,7 @@ pub(crate) async fn fail(
         _ => format!("{}\n", failure.cause),
     };
     let written = if grpc {
-        grpc_head(response, journey, failure.cause, grpc_code(failure.cause, status))
+        grpc_head(response, journey, text.trim_end(), grpc_code(failure.cause, status))
     } else {
         text_head(response)
     };
@@ -148,7 +150,7 @@ pub(crate) async fn abort(
     };
     begin(conn, response, abort.what.status());
     let grpc = journey.is_grpc();
-    let written = if grpc { grpc_head(response, journey, cause, code) } else { text_head(response) };
+    let written = if grpc { grpc_head(response, journey, cause.as_str(), code) } else { text_head(response) };
     let text = format!("{cause}\n");
     answer(conn, down, response, journey, written, if grpc { b"" } else { text.as_bytes() }).await;
 }
@@ -169,14 +171,33 @@ fn text_head(response: &mut ResponseHead) -> Result<(), FieldError> {
 fn grpc_head(
     response: &mut ResponseHead,
     journey: &mut Journey<'_>,
-    cause: Cause,
+    message: &str,
     code: u8,
 ) -> Result<(), FieldError> {
     journey.record.grpc_status = Some(code);
     response.status = 200;
     response.fields.push_known(KnownName::ContentType, "application/grpc")?;
     response.fields.push_known(KnownName::GrpcStatus, code.to_string())?;
-    response.fields.push("grpc-message", cause.as_str())
+    response.fields.push_known(KnownName::GrpcMessage, &*grpc_message(message))
+}
+
+/// A message as its field writes it: what is not printable, and the per cent sign, as `%XX` (gRPC over HTTP2, "Responses").
+fn grpc_message(text: &str) -> Cow<'_, str> {
+    let is_plain = |byte: u8| matches!(byte, b' '..=b'~') && byte != b'%';
+    if text.bytes().all(is_plain) {
+        return text.into();
+    }
+    text.bytes()
+        .fold(String::with_capacity(text.len() + 16), |mut out, byte| {
+            if is_plain(byte) {
+                out.push(byte.into());
+            } else {
+                // Writing to a string cannot fail.
+                _ = write!(out, "%{byte:02X}");
+            }
+            out
+        })
+        .into()
 }
 
 /// How a call of gRPC ends that has begun to be answered. A code that is no success, so that nobody takes what came for all.
@@ -271,6 +292,19 @@ fn end(journey: &mut Journey<'_>, sent: Result<(), StreamError>) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_message_of_grpc_is_written_so_that_it_is_a_field_value() {
+        for (text, written) in [
+            ("max_requests", "max_requests"),
+            ("over 100 (setting --max-header-count)", "over 100 (setting --max-header-count)"),
+            ("100 %", "100 %25"),
+            ("a\r\nb\0", "a%0D%0Ab%00"),
+            ("käse\u{7f}", "k%C3%A4se%7F"),
+        ] {
+            assert_eq!(grpc_message(text), written);
+        }
+    }
 
     #[test]
     fn a_call_of_grpc_is_told_by_its_content_type() {
