@@ -70,8 +70,8 @@ struct Parsed {
 
 impl TlsConfigs {
     /// The configuration for a listener; one without a usable certificate refuses every handshake.
-    pub(crate) fn of(&self, listener: Option<&Arc<Listener>>) -> Arc<ServerConfig> {
-        self.config(listener.map_or(&[], |listener| &listener.secrets), true)
+    pub(crate) fn of(&self, listener: &Listener) -> Arc<ServerConfig> {
+        self.config(&listener.secrets, true)
     }
 
     /// The same for a listener in whose TLS anything may be spoken: no protocol is agreed on.

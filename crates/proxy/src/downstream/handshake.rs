@@ -5,7 +5,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::task::Poll;
 
-use meshwork_decision::{Cause, Mtls};
+use meshwork_decision::{Cause, Mtls, Protocol};
 use meshwork_identity::{Identity, Peer, Refusal};
 use sha2::{Digest, Sha256};
 use tokio::net::TcpStream;
@@ -14,6 +14,7 @@ use crate::connections::{Entry, Order};
 use crate::error::Failure;
 use crate::io::Io;
 use crate::mesh::Place;
+use crate::stream::reject;
 use crate::worker::Worker;
 
 /// A connection that is ready for its first request.
@@ -87,18 +88,14 @@ pub(crate) async fn edge(
     let sni: Option<Arc<str>> = hello.client_hello().server_name().map(Into::into);
     let view = worker.view();
     let listener = view.binding(place).and_then(|binding| binding.certificates_for(sni.as_deref()));
-    let (config, known) = (worker.tls.of(listener), listener.is_some());
+    let Some(listener) = listener else {
+        reject::unrecognized(&hello.io, Protocol::Https);
+        return Err(Refused { cause: "unrecognized_name", why: unrecognized(sni.as_deref()) });
+    };
+    let config = worker.tls.of(listener);
     drop(view);
     let Some(stream) = unless_ordered(entry, hello.into_stream(config)).await? else { return Ok(None) };
-    let stream = stream.map_err(|error| {
-        let refused = Refused::from(error);
-        // Without a listener there was no certificate to offer, whatever the TLS library says.
-        if known {
-            refused
-        } else {
-            Refused { cause: "unrecognized_name", why: unrecognized(sni.as_deref()) }
-        }
-    })?;
+    let stream = stream?;
     let http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
     Ok(Some(Opened {
         io: Io::TlsServer(Box::new(stream)),

@@ -20,7 +20,7 @@ pub(crate) mod hbone;
 mod hello;
 mod journey;
 pub(crate) mod outbound;
-mod reject;
+pub(crate) mod reject;
 mod route;
 mod transfer;
 mod watch;

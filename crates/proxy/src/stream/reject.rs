@@ -20,13 +20,13 @@ pub(super) fn reset(tcp: &TcpStream) {
 }
 
 /// Nobody takes this connection. A TLS client is told why.
-pub(super) fn unrecognized(tcp: &TcpStream, protocol: Protocol) {
-    if protocol != Protocol::Tls {
+pub(crate) fn unrecognized(tcp: &TcpStream, protocol: Protocol) {
+    if !matches!(protocol, Protocol::Tls | Protocol::Https) {
         return reset(tcp);
     }
-    // Unread bytes would turn the close into a reset, which may overtake the alert.
-    let drained = tcp.try_io(Interest::READABLE, || (&*SockRef::from(tcp)).read(&mut [0; 4096]));
-    if drained.and_then(|_| tcp.try_write(UNRECOGNIZED_NAME)).is_err() {
+    // Unread bytes would turn the close into a reset, which may overtake the alert. There need not be any.
+    _ = tcp.try_io(Interest::READABLE, || (&*SockRef::from(tcp)).read(&mut [0; 4096]));
+    if tcp.try_write(UNRECOGNIZED_NAME).is_err() {
         reset(tcp);
     }
 }
