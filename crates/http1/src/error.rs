@@ -102,7 +102,7 @@ parse_errors! {
     /// The version is not `HTTP/digit.digit`.
     BadVersion = 400, "bad_version", "the version is not HTTP/ digit . digit";
     /// A major version that is not 1.
-    UnsupportedVersion = 505, "unsupported_version", "only HTTP/1.0 and HTTP/1.1 are spoken in this form";
+    UnsupportedVersion = 505, "unsupported_version", "only HTTP/1 is spoken in this form: 1.0, 1.1, and 1.2 to 1.9 as 1.1";
     /// No Host in an HTTP/1.1 request (RFC 9112 section 3.2).
     MissingHost = 400, "missing_host", "an HTTP/1.1 request needs a Host field";
     /// More than one Host field line.

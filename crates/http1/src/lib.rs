@@ -39,7 +39,7 @@ pub use name::KnownName;
 pub use request::{RequestHead, parse_request};
 pub use response::{RequestKind, ResponseHead, parse_response};
 pub use scan::{HeadScan, Parsed};
-pub use target::{Target, TargetForm, check_authority};
+pub use target::{Target, TargetForm, is_same_authority, read_authority};
 pub use write::{
     ChunkHeader, ConnectionOption, write_chunk, write_last_chunk, write_request_head, write_response_head,
 };

@@ -8,7 +8,7 @@ use crate::framing::{BodyLength, Survey, Version};
 use crate::limits::{Limit, Limits};
 use crate::name::KnownName;
 use crate::scan::{HeadScan, Parsed, Phase};
-use crate::target::{Authority, Target};
+use crate::target::{Target, is_same_authority, read_authority};
 
 /// The head of a request, in memory that the next request of the connection uses again.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -143,6 +143,7 @@ fn finish(out: &mut RequestHead) -> Result<(), ParseError> {
     check_host(&survey, out)?;
     let body = survey.framing(out.version)?.unwrap_or(BodyLength::None);
     let expect_continue = survey.expect_continue && out.version == Version::Http11 && !body.is_empty();
+    let without_port = survey.host.and_then(|host| host.strip_suffix(b":")).map(<[u8]>::to_vec);
     let (keep_alive, upgrade) = (survey.persists(out.version), survey.upgrades(out.version));
     if upgrade && survey.offers_websocket() && out.method == Method::GET {
         check_handshake(&out.fields, body)?;
@@ -151,7 +152,11 @@ fn finish(out: &mut RequestHead) -> Result<(), ParseError> {
     out.expect_continue = expect_continue;
     out.keep_alive = keep_alive;
     out.upgrade = upgrade;
-    Ok(())
+    // The colon of an empty port: see `read_authority`.
+    match without_port {
+        Some(host) => out.fields.set_known(KnownName::Host, host).map_err(|_| ParseError::BadHost),
+        None => Ok(()),
+    }
 }
 
 fn check_handshake(fields: &Fields, body: BodyLength) -> Result<(), ParseError> {
@@ -173,14 +178,7 @@ fn check_host(survey: &Survey<'_>, out: &RequestHead) -> Result<(), ParseError> 
     if survey.hosts > 1 {
         return Err(ParseError::RepeatedHost);
     }
-    let host = Authority::parse(host)?;
-    let Some(authority) = out.target.authority() else { return Ok(()) };
-    let authority = Authority::parse(authority.as_bytes())?;
-    let default = match out.target.scheme() {
-        Some(scheme) if scheme.eq_ignore_ascii_case("https") => Some(443),
-        Some(_) => Some(80),
-        // Clients leave the port out of the Host of a CONNECT; the target alone says where it goes.
-        None => authority.port,
-    };
-    if authority.same(&host, default) { Ok(()) } else { Err(ParseError::HostMismatch) }
+    let Some(authority) = out.target.authority() else { return read_authority(host).map(drop) };
+    let same = is_same_authority(out.target.scheme(), authority.as_bytes(), host)?;
+    if same { Ok(()) } else { Err(ParseError::HostMismatch) }
 }

@@ -144,11 +144,11 @@ impl Target {
         let rest = target[scheme.len()..].strip_prefix(b"://").ok_or(ParseError::BadTarget)?;
         let end = rest.iter().position(|b| matches!(b, b'/' | b'?')).unwrap_or(rest.len());
         let (authority, path) = rest.split_at(end);
-        Authority::parse(authority)?;
+        let authority = read_authority(authority)?;
         self.form = TargetForm::Absolute;
         self.scheme_len = offset(scheme.len())?;
         self.authority_len = offset(authority.len())?;
-        self.push(&target[..target.len() - path.len()])?;
+        self.push(&target[..scheme.len() + "://".len() + authority.len()])?;
         self.server_wide = path.is_empty() && *method == Method::OPTIONS;
         if !path.starts_with(b"/") {
             self.text.push('/');
@@ -196,12 +196,29 @@ impl fmt::Debug for Target {
     }
 }
 
-/// Whether this is `host[:port]` as a Host field has it, for whoever takes it from elsewhere.
+/// Reads `host[:port]` as a Host field has it, for whoever takes it from elsewhere. A colon without a port is left out: it says
+/// nothing (RFC 3986 section 6.2.3), and not everybody who compares authorities knows that.
 ///
 /// # Errors
 /// [`ParseError::BadHost`]: it is something else (RFC 9110 section 7.2), or holds user information.
-pub fn check_authority(authority: &[u8]) -> Result<(), ParseError> {
-    Authority::parse(authority).map(drop)
+pub fn read_authority(authority: &[u8]) -> Result<&[u8], ParseError> {
+    Authority::parse(authority)?;
+    Ok(authority.strip_suffix(b":").unwrap_or(authority))
+}
+
+/// Whether a Host field names the authority that its request is for. A missing port is that of the scheme (RFC 9110 section
+/// 4.2.3); of a CONNECT, which has none, clients leave the port out of Host, and the target alone says where it goes.
+///
+/// # Errors
+/// [`ParseError::BadHost`]: one of them is no authority.
+pub fn is_same_authority(scheme: Option<&str>, authority: &[u8], host: &[u8]) -> Result<bool, ParseError> {
+    let (authority, host) = (Authority::parse(authority)?, Authority::parse(host)?);
+    let default = match scheme {
+        Some(scheme) if scheme.eq_ignore_ascii_case("https") => Some(443),
+        Some(_) => Some(80),
+        None => authority.port,
+    };
+    Ok(authority.same(&host, default))
 }
 
 /// `host[:port]`, checked.
@@ -212,8 +229,8 @@ pub(crate) struct Authority<'a> {
 }
 
 impl<'a> Authority<'a> {
-    /// Reads a name, an IPv4 address or an IPv6 address in brackets, with an optional port. User information is
-    /// refused, as RFC 9110 section 4.2.4 advises.
+    /// Reads a name, an IPv4 address or an IPv6 address in brackets, with an optional port, which may be empty. User
+    /// information is refused, as RFC 9110 section 4.2.4 advises.
     pub(crate) fn parse(bytes: &'a [u8]) -> Result<Self, ParseError> {
         let end = if bytes.first() == Some(&b'[') {
             let end = bytes.iter().position(|&b| b == b']').ok_or(ParseError::BadHost)?;
@@ -225,7 +242,7 @@ impl<'a> Authority<'a> {
         };
         let (host, rest) = bytes.split_at(end);
         let port = match rest {
-            [] => None,
+            [] | [b':'] => None,
             [b':', digits @ ..] => Some(port(digits)?),
             _ => return Err(ParseError::BadHost),
         };
@@ -239,7 +256,7 @@ impl<'a> Authority<'a> {
 }
 
 fn port(digits: &[u8]) -> Result<u16, ParseError> {
-    if digits.is_empty() || digits.len() > 5 || !digits.iter().all(u8::is_ascii_digit) {
+    if digits.len() > 5 || !digits.iter().all(u8::is_ascii_digit) {
         return Err(ParseError::BadHost);
     }
     let number = digits.iter().fold(0u32, |sum, digit| sum * 10 + u32::from(digit - b'0'));

@@ -93,6 +93,45 @@ fn chunked_body() -> impl Strategy<Value = (Vec<u8>, Vec<u8>, Vec<(String, Strin
 
 proptest! {
     #[test]
+    fn however_an_authority_is_spelled_it_reads_as_one(
+        host in "[a-zA-Z][a-z0-9._-]{0,10}|\\[::[0-9a-f]{1,4}\\]",
+        port in prop::option::of(any::<u16>()),
+        (https, is_absolute) in (any::<bool>(), any::<bool>()),
+        (first, second) in (0..3usize, 0..3usize),
+    ) {
+        let (scheme, usual) = if https { ("https", 443) } else { ("http", 80) };
+        // What means the same: without a port, or with the scheme's.
+        let spelled = |which: usize| match (port, which) {
+            (Some(port), _) => format!("{host}:{port}"),
+            (None, 0) => host.clone(),
+            (None, 1) => format!("{host}:"),
+            (None, _) if is_absolute => format!("{host}:{usual}"),
+            (None, _) => host.clone(),
+        };
+        let (target, named) = (spelled(first), spelled(second));
+        let text = if is_absolute {
+            format!("GET {scheme}://{target}/ HTTP/1.1\r\nHost: {named}\r\n\r\n")
+        } else {
+            format!("GET / HTTP/1.1\r\nHost: {named}\r\n\r\n")
+        };
+        let head = parse_whole(text.as_bytes()).unwrap();
+        let counts = if is_absolute { target } else { named };
+        prop_assert_eq!(head.authority(), Some(counts.trim_end_matches(':')), "{}", text);
+        prop_assert_eq!(head.host(), Some(&*host), "{}", text);
+        let said: Vec<&[u8]> = head.fields.known_all(KnownName::Host).collect();
+        prop_assert!(said.len() == 1 && !said[0].ends_with(b":"), "{}", text);
+        // Whoever reads what is passed on reads the same.
+        let mut wire = BytesMut::new();
+        let path = head.target.path_and_query();
+        write_request_head(&mut wire, &head.method, path, &head.fields, head.body, ConnectionOption::None).unwrap();
+        let passed_on = parse_whole(&wire).unwrap();
+        prop_assert_eq!(passed_on.host(), Some(&*host), "{}", text);
+        let another = text.replacen("Host: ", "Host: x", 1);
+        let refused = is_absolute && !host.starts_with('[');
+        prop_assert!(!refused || parse_whole(another.as_bytes()).err() == Some(ParseError::HostMismatch), "{}", another);
+    }
+
+    #[test]
     fn a_written_request_reads_back_the_same(
         method in "[A-Z]{1,20}".prop_filter("CONNECT has another target", |m| m != "CONNECT"),
         target in "/[a-zA-Z0-9/._~-]{0,30}(\\?[a-z=&%]{0,10})?",

@@ -254,7 +254,7 @@ async fn what_is_no_host_is_none_in_http2_either() {
     const AUTHORITY: u8 = 1;
     const HOST: u8 = 38;
     let texts = [
-        "a:", "a:b", "a:99999", "a:-1", "a:+80", "a:0x50", "u:p@a", "x@y@a", "@a", "a,b", "*", "[a]",
+        "a::", ":", "a:b", "a:99999", "a:-1", "a:+80", "a:0x50", "u:p@a", "x@y@a", "@a", "a,b", "*", "[a]",
         "[::1]x", "a b", "a/b", "a?b", "a#b",
     ];
     for target in Target::both().await {

@@ -44,6 +44,7 @@ pub const REQUESTS: &[Row] = &[
     ("`*` with GET", b"GET * HTTP/1.1\r\nHost: a\r\n\r\n", "target_form", 400),
     ("path with CONNECT", b"CONNECT / HTTP/1.1\r\nHost: a\r\n\r\n", "target_form", 400),
     ("CONNECT without a port", b"CONNECT a HTTP/1.1\r\nHost: a\r\n\r\n", "bad_host", 400),
+    ("CONNECT with an empty port", b"CONNECT a: HTTP/1.1\r\nHost: a\r\n\r\n", "bad_host", 400),
     // Host
     ("no Host", b"GET / HTTP/1.1\r\n\r\n", "missing_host", 400),
     ("two Hosts", b"GET / HTTP/1.1\r\nHost: a\r\nHost: a\r\n\r\n", "repeated_host", 400),
@@ -54,6 +55,8 @@ pub const REQUESTS: &[Row] = &[
     ("Host with user information", b"GET / HTTP/1.1\r\nHost: b@a\r\n\r\n", "bad_host", 400),
     ("Host with a port that is none", b"GET / HTTP/1.1\r\nHost: a:b\r\n\r\n", "bad_host", 400),
     ("Host with a port out of range", b"GET / HTTP/1.1\r\nHost: a:65536\r\n\r\n", "bad_host", 400),
+    ("Host with two colons", b"GET / HTTP/1.1\r\nHost: a::\r\n\r\n", "bad_host", 400),
+    ("Host with a port alone", b"GET / HTTP/1.1\r\nHost: :\r\n\r\n", "bad_host", 400),
     ("Host with half a bracket", b"GET / HTTP/1.1\r\nHost: [::1\r\n\r\n", "bad_host", 400),
     ("Host and target differ", b"GET http://a/ HTTP/1.1\r\nHost: b\r\n\r\n", "host_mismatch", 400),
     ("Host and target differ in port", b"GET http://a:81/ HTTP/1.1\r\nHost: a\r\n\r\n", "host_mismatch", 400),
@@ -448,5 +451,20 @@ pub const ACCEPTED: &[(&str, &[u8], &[u8])] = &[
         "chunk sizes of 16 and 32 digits",
         b"POST /15 HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n000000000000000A\r\n0123456789\r\n00000000000000000000000000000000\r\n\r\n",
         b"POST /15 HTTP/1.1\r\nHost: a\r\ntransfer-encoding: chunked\r\n\r\na\r\n0123456789\r\n0\r\n\r\n",
+    ),
+    (
+        "a port that is empty",
+        b"GET /16 HTTP/1.1\r\nHost: a:\r\n\r\n",
+        b"GET /16 HTTP/1.1\r\nhost: a\r\n\r\n",
+    ),
+    (
+        "an absolute target whose port is empty, and Host with that of its scheme",
+        b"GET http://a:/17 HTTP/1.1\r\nHost: a:80\r\n\r\n",
+        b"GET /17 HTTP/1.1\r\nhost: a\r\n\r\n",
+    ),
+    (
+        "a minor version above 1",
+        b"GET /18 HTTP/1.9\r\nHost: a\r\n\r\n",
+        b"GET /18 HTTP/1.1\r\nHost: a\r\n\r\n",
     ),
 ];

@@ -12,7 +12,7 @@ use http::{Method, Request, Response, StatusCode, Uri};
 use meshwork_decision::Cause;
 use meshwork_http1::{
     BodyLength, Fields, KnownName, Limit, Limits, ParseError, RequestHead, ResponseHead, Version,
-    check_authority, content_length,
+    content_length, is_same_authority, read_authority,
 };
 
 use super::upgrade;
@@ -128,22 +128,9 @@ fn read(
     }
     let method = head.method.clone();
     head.target.set(&method, target)?;
-    let declared = request.headers().get_all(http::header::HOST).iter().collect::<Vec<_>>();
-    let authority = request.uri().authority().map(Authority::as_str);
-    match (authority, declared.as_slice()) {
-        (None, []) => return Err(ParseError::MissingHost),
-        (_, [_, _, ..]) => return Err(ParseError::RepeatedHost),
-        (Some(authority), [host]) if !host.as_bytes().eq_ignore_ascii_case(authority.as_bytes()) => {
-            return Err(ParseError::HostMismatch);
-        }
-        (Some(authority), _) => {
-            // What `http` takes for an authority is more than what a Host field may be (RFC 9113 section 8.3.1).
-            check_authority(authority.as_bytes())?;
-            head.fields.push_known(KnownName::Host, authority).map_err(|_| ParseError::BadHost)?;
-        }
-        (None, [host]) => check_authority(host.as_bytes())?,
-    }
-    fill_request(request.headers(), authority.is_some(), head)?;
+    let authority = authority(request)?;
+    head.fields.push_known(KnownName::Host, authority).map_err(|_| ParseError::BadHost)?;
+    fill_request(request.headers(), head)?;
     check_bounds(&head.fields, limits)?;
     if head.fields.known_all(KnownName::ContentLength).nth(1).is_some() {
         return Err(ParseError::RepeatedLength);
@@ -157,6 +144,23 @@ fn read(
     head.expect_continue = !head.body.is_empty()
         && head.fields.known(KnownName::Expect).is_some_and(|e| e.eq_ignore_ascii_case(b"100-continue"));
     Ok(())
+}
+
+/// The one authority of a request, as everybody from here on sees it.
+fn authority(request: &Request<h2::RecvStream>) -> Result<&[u8], ParseError> {
+    let mut hosts = request.headers().get_all(http::header::HOST).iter().map(HeaderValue::as_bytes);
+    let (host, other) = (hosts.next(), hosts.next());
+    if other.is_some() {
+        return Err(ParseError::RepeatedHost);
+    }
+    let authority = request.uri().authority().map(|authority| authority.as_str().as_bytes());
+    if let (Some(authority), Some(host)) = (authority, host)
+        && !is_same_authority(request.uri().scheme_str(), authority, host)?
+    {
+        return Err(ParseError::HostMismatch);
+    }
+    // What `http` takes for an authority is more than what a Host field may be (RFC 9113 section 8.3.1).
+    read_authority(authority.or(host).ok_or(ParseError::MissingHost)?)
 }
 
 /// Bytes that are written around a field's name and value in HTTP/1.1.
@@ -221,7 +225,8 @@ fn is_padded(value: &HeaderValue) -> bool {
     matches!(value.as_bytes(), [b' ' | b'\t', ..] | [.., b' ' | b'\t'])
 }
 
-fn fill_request(map: &HeaderMap, has_authority: bool, head: &mut RequestHead) -> Result<(), ParseError> {
+/// All but Host, which is there already.
+fn fill_request(map: &HeaderMap, head: &mut RequestHead) -> Result<(), ParseError> {
     let mut cookies: Vec<u8> = Vec::new();
     reserve(map, &mut head.fields);
     for (name, value) in map {
@@ -229,7 +234,7 @@ fn fill_request(map: &HeaderMap, has_authority: bool, head: &mut RequestHead) ->
         if is_padded(value) {
             return Err(ParseError::BadFieldValue);
         }
-        if *name == http::header::HOST && has_authority {
+        if *name == http::header::HOST {
             continue;
         }
         if *name == http::header::COOKIE {
@@ -375,7 +380,7 @@ mod tests {
         assert_eq!(read, Err(ParseError::BadFieldName));
         assert_eq!(fields_of(response.headers()), Err(ParseError::BadFieldName));
         let mut head = RequestHead::new();
-        assert_eq!(fill_request(response.headers(), true, &mut head), Err(ParseError::BadFieldName));
+        assert_eq!(fill_request(response.headers(), &mut head), Err(ParseError::BadFieldName));
     }
 
     #[test]
