@@ -513,9 +513,18 @@ async fn what_came_before_a_response_broke_reaches_a_caller_of_http2() {
 #[tokio::test]
 async fn fields_of_http2_are_as_few_and_as_short_as_those_of_http1() {
     let up = h2_upstream(usize::MAX, move |_, request: Request<h2::RecvStream>, mut respond| async move {
-        let large = request.uri().path() == "/large";
-        let field = http::HeaderValue::try_from("y".repeat(if large { 70_000 } else { 1 })).unwrap();
-        drop(respond.send_response(Response::builder().header("x", field).body(()).unwrap(), true));
+        let (count, bytes) = match request.uri().path() {
+            "/large" => (1, 70_000),
+            "/many" => (25, 3_000),
+            "/huge" => (60, 3_000),
+            _ => (1, 1),
+        };
+        let mut response = Response::new(());
+        for number in 0..count {
+            let name = http::HeaderName::try_from(format!("x{number}")).unwrap();
+            response.headers_mut().insert(name, "y".repeat(bytes).parse().unwrap());
+        }
+        drop(respond.send_response(response, true));
     })
     .await;
     let (harness, address) = gateway(AppProtocol::Http2, up.address).await;
@@ -538,9 +547,17 @@ async fn fields_of_http2_are_as_few_and_as_short_as_those_of_http1() {
         let (body, _) = collect_body(response.into_body()).await.unwrap();
         assert!(status == 200 || String::from_utf8_lossy(&body).contains(names), "{body:?}");
     }
-    let response = client.send_request(get("/large"), true).unwrap().0.await.unwrap();
-    let (body, _) = collect_body(response.into_body()).await.unwrap();
-    assert!(String::from_utf8_lossy(&body).contains("upstream_headers_too_large"), "{body:?}");
+    for (path, cause) in [
+        ("/large", "upstream_headers_too_large"),
+        ("/many", "upstream_headers_too_large"),
+        // More than twice as much `h2` does not even show.
+        ("/huge", "upstream_protocol_error"),
+    ] {
+        let response = client.send_request(get(path), true).unwrap().0.await.unwrap();
+        assert_eq!(response.status(), 502, "{path}");
+        let (body, _) = collect_body(response.into_body()).await.unwrap();
+        assert!(String::from_utf8_lossy(&body).contains(cause), "{path}: {body:?}");
+    }
     drop(harness);
 }
 

@@ -110,7 +110,7 @@ metrics! {
     TLS_HANDSHAKE_FAILURES = "meshwork_tls_handshake_failures_total", Counter, "", &["listener", "cause"],
         "Connections from clients that were refused before their first request, by reason.";
     HTTP2_FAULTS = "meshwork_http2_faults_total", Counter, "", &["listener", "cause"],
-        "HTTP/2 connections ended for what their client did: floods, frames out of place or shape.";
+        "What clients of HTTP/2 connections did: floods, frames out of place or shape. It ends the connection, but for rapid_reset of a proxy of the mesh or of the application beside a sidecar.";
     ENDPOINT_EJECTIONS = "meshwork_endpoint_ejections_total", Counter, "", &["service", "cause"],
         "Endpoints that outlier detection left alone for a while, by what they did.";
     ENDPOINT_RETURNS = "meshwork_endpoint_returns_total", Counter, "", &["service"],
