@@ -34,7 +34,7 @@ struct Proxy {
 static PROXY: LazyLock<Proxy> = LazyLock::new(start);
 
 /// Of the first byte, the lowest bit says that the rest goes as it is; otherwise it is a list of what the caller does.
-/// The next bit: the handshake names the second port, whatever the CONNECT says.
+/// The next bit: the handshake names the second port, and nothing else can be had by it.
 pub(crate) fn tunnels(data: &[u8]) {
     let Some((first, rest)) = data.split_first() else { return };
     let second = first & 2 != 0;
@@ -162,8 +162,8 @@ impl Caller {
         let answers = read(answer);
         for (id, tunnel) in &self.tunnels {
             let Some(got) = answers.get(id) else { continue };
-            let app = if second { Some(1) } else { named(&tunnel.authority) };
-            let Some(app) = app.filter(|_| tunnel.connect) else {
+            let app = named(&tunnel.authority).filter(|app| tunnel.connect && (!second || *app == 1));
+            let Some(app) = app else {
                 assert!(got.data.is_empty(), "a tunnel to nowhere answers: {:?}", got.data.escape_ascii());
                 continue;
             };
@@ -187,6 +187,12 @@ fn named(authority: &[u8]) -> Option<usize> {
         return None;
     }
     let port: u16 = std::str::from_utf8(digits).ok()?.parse().ok()?;
+    let host = std::str::from_utf8(&authority[..authority.len() - digits.len() - 1]).ok()?.to_lowercase();
+    let is_address = host.starts_with('[') || host.parse::<std::net::Ipv4Addr>().is_ok();
+    let is_service = host == "db" || host == "db.shop" || host.starts_with("db.shop.");
+    if !is_address && !is_service {
+        return None;
+    }
     let by_service = PORTS.iter().position(|(of_service, _)| *of_service == port);
     by_service.or_else(|| PROXY.apps.iter().position(|app| app.port() == port))
 }

@@ -1,5 +1,6 @@
 //! The inbound side of a sidecar: which of its application's ports serves which service, and who may call it.
 
+use std::net::Ipv4Addr;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -11,6 +12,7 @@ use crate::cluster::{AppProtocol, ClusterKey};
 use crate::deadline::Fastest;
 use crate::overload::{Gate, Guard, Overload};
 use crate::rate_limit::RateLimit;
+use crate::request::split_authority;
 
 /// Whether callers must prove who they are.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -132,6 +134,16 @@ impl InboundPort {
         self.overload.as_ref().map(|overload| (self.state.gate(), overload))
     }
 
+    /// Whether the authority of a CONNECT can mean this port: proxies of ours say [`tunnel_authority`], those of others an
+    /// address and the application's port. An address is taken as it is: there may be translation between them and us.
+    #[must_use]
+    pub fn is_meant_by(&self, authority: &str) -> bool {
+        let (host, number) = split_authority(authority);
+        let is_address = host.starts_with('[') || host.parse::<Ipv4Addr>().is_ok();
+        let is_port = [self.key.port, self.app_port].map(Some).contains(&number);
+        is_port && (is_address || is_name_of(&self.key, host))
+    }
+
     /// Whether a connection may go on.
     ///
     /// # Errors
@@ -144,9 +156,96 @@ impl InboundPort {
     }
 }
 
+/// What the authority of a CONNECT says that wants a tunnel to a port of a service.
+#[must_use]
+pub fn tunnel_authority(key: &ClusterKey) -> String {
+    let (namespace, name) = parts(key);
+    format!("{name}.{namespace}:{}", key.port)
+}
+
+/// Whether a host is a service's name, alone, with its namespace, or with what may stand behind that (`svc.cluster.local`).
+fn is_name_of(key: &ClusterKey, host: &str) -> bool {
+    let (namespace, name) = parts(key);
+    match strip_prefix(host, name) {
+        Some("") => true,
+        Some(behind) => behind
+            .strip_prefix('.')
+            .and_then(|behind| strip_prefix(behind, namespace))
+            .is_some_and(|behind| behind.is_empty() || behind.starts_with('.')),
+        None => false,
+    }
+}
+
+/// What follows `prefix`, in any case.
+fn strip_prefix<'t>(text: &'t str, prefix: &str) -> Option<&'t str> {
+    let (before, behind) = text.split_at_checked(prefix.len())?;
+    before.eq_ignore_ascii_case(prefix).then_some(behind)
+}
+
+/// Namespace and name.
+fn parts(key: &ClusterKey) -> (&str, &str) {
+    key.service.split_once('/').unwrap_or(("default", &key.service))
+}
+
 /// The name that callers put into their TLS handshake for a port of a service.
 #[must_use]
 pub fn mesh_sni(key: &ClusterKey) -> String {
-    let (namespace, name) = key.service.split_once('/').unwrap_or(("default", &key.service));
+    let (namespace, name) = parts(key);
     format!("{}.{name}.{namespace}.mesh", key.port)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn port(key: ClusterKey) -> InboundPort {
+        InboundPort {
+            label: "".into(),
+            app_port: 5432,
+            protocol: AppProtocol::Tcp,
+            mtls: Mtls::Strict,
+            authorization: Authorization::default(),
+            rate_limit: None,
+            overload: None,
+            sni: mesh_sni(&key).into(),
+            state: AppState::default(),
+            key,
+        }
+    }
+
+    #[test]
+    fn a_connect_means_a_port_by_the_name_of_its_service_or_by_an_address() {
+        let key = ClusterKey { service: "shop/db.main".into(), port: 80, subset: "".into() };
+        let own = tunnel_authority(&key);
+        let port = port(key);
+        for authority in [
+            &*own,
+            "db.main.shop:80",
+            "DB.main:5432",
+            "db.main.shop.svc.cluster.local:80",
+            "10.1.2.3:5432",
+            "10.1.2.3:80",
+            "[fd00::1]:5432",
+        ] {
+            assert!(port.is_meant_by(authority), "{authority}");
+        }
+        for authority in [
+            "",
+            "db.main",
+            "db.main:",
+            "db.main:0",
+            "db.main:81",
+            "db:80",
+            "db.mainly:80",
+            "db.main.other:80",
+            "db.main.shopping:80",
+            "xdb.main:80",
+            "web:80",
+            "10.1.2.3",
+            "127.0.0.1:15000",
+            "[fd00::1]:15008",
+        ] {
+            assert!(!port.is_meant_by(authority), "{authority}");
+        }
+    }
 }

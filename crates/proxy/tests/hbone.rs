@@ -9,10 +9,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use meshwork_decision::Change;
-use meshwork_identity::Identity;
+use meshwork_identity::{Expected, Identity};
 use meshwork_messages::v1;
 use meshwork_messages::v1::service_port::AppProtocol;
 use meshwork_proxy::{Settings, Side};
+use rustls_pki_types::ServerName;
 use serde_json::Value;
 use support::Harness;
 use support::mesh::{TestMesh, db_behind, policy, serving};
@@ -26,6 +27,8 @@ const PATIENCE: Duration = Duration::from_secs(20);
 struct Pair {
     _mesh: TestMesh,
     web: Arc<Identity>,
+    db: Arc<Identity>,
+    hbone: SocketAddr,
     outbound: Harness,
     inbound: Harness,
     proxy: SocketAddr,
@@ -48,7 +51,7 @@ impl Pair {
         let changes = db_behind(&db.id(), app, taken_for, (1, hbone.port()));
         outbound.change([mesh.bundle(1, &[])].into_iter().chain(changes)).await;
         let proxy = outbound.engine.listen(Side::Outbound, any).await.unwrap();
-        Self { _mesh: mesh, web, outbound, inbound, proxy }
+        Self { _mesh: mesh, web, db, hbone, outbound, inbound, proxy }
     }
 
     /// Asks for a tunnel; gives the status, and the connection behind the answer's head.
@@ -180,6 +183,45 @@ async fn who_may_not_call_is_refused_and_what_cannot_be_seen_grants_nothing() {
         let told = line(&pair.inbound, number).await;
         let cause = if expected == 200 { Value::Null } else { "authorization_denied".into() };
         assert!(expected == 200 || told["cause"] == cause, "{told}");
+    }
+}
+
+/// Asks the proxy beside `db` for tunnels as another one would, over one connection; the statuses. `sni`: the name in the
+/// handshake, as proxies of ours have it; without it as those of others.
+async fn tunnels(pair: &Pair, sni: Option<&str>, authorities: &[&str]) -> Vec<u16> {
+    let mut config = pair.web.client_config(vec![b"h2".to_vec()], Expected::one(pair.db.id()));
+    Arc::make_mut(&mut config).enable_sni = sni.is_some();
+    let name = ServerName::try_from(sni.unwrap_or("db").to_owned()).unwrap();
+    let tcp = TcpStream::connect(pair.hbone).await.unwrap();
+    let tls = tokio_rustls::TlsConnector::from(config).connect(name, tcp).await.unwrap();
+    let (mut client, connection) = h2::client::handshake(tls).await.unwrap();
+    tokio::spawn(connection);
+    let mut statuses = Vec::new();
+    for authority in authorities {
+        let request = http::Request::connect(*authority).body(()).unwrap();
+        let (response, _sends) = client.send_request(request, false).unwrap();
+        statuses.push(response.await.unwrap().status().as_u16());
+    }
+    statuses
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tunnel_to_something_else_than_what_is_here_is_refused() {
+    let app = greeting().await;
+    let pair = Pair::start(app, AppProtocol::Tcp).await;
+    let own = format!("10.9.8.7:{}", app.port());
+    let good = ["db.shop:80", "db:80", &own];
+    let bad = ["web.shop:80", "db.shop:81", "127.0.0.1:15000", "10.9.8.7:15008"];
+    for sni in [Some("80.db.shop.mesh"), None] {
+        assert_eq!(tunnels(&pair, sni, &good).await, [200; 3], "{sni:?}");
+        assert_eq!(tunnels(&pair, sni, &bad).await, [404; 4], "{sni:?}");
+    }
+    let lines = pair.inbound.lines(14).await;
+    for authority in bad {
+        let told = format!("\"cause_detail\":\"{authority}\"");
+        let refused =
+            lines.iter().filter(|line| line.contains("\"unknown_app_port\"") && line.contains(&told));
+        assert_eq!(refused.count(), 2, "{authority}: {lines:#?}");
     }
 }
 

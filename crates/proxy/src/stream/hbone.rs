@@ -116,12 +116,14 @@ async fn open(
 }
 
 /// The application's port: as for requests, by the name of the handshake, which callers in the mesh set; for others by the
-/// port that the CONNECT names.
+/// port that the CONNECT names. Either way that must be the one, or a caller who wants something else would be told that he
+/// has it.
 fn app_port<'v>(conn: &Conn, view: &'v View, authority: &str) -> Result<&'v InboundPort, Failure> {
     let unknown = |why: &str| Failure::local(Cause::UnknownAppPort).because(Arc::<str>::from(why));
     let inbound = view.snapshot.inbound().ok_or_else(|| unknown(UNTOLD))?;
-    match conn.sni.as_deref().filter(|sni| sni.ends_with(".mesh")) {
-        Some(sni) => inbound.by_sni(sni).ok_or_else(|| unknown(sni)),
-        None => inbound.by_port(split_authority(authority).1).map_err(|_| unknown(authority)),
-    }
+    let port = match conn.sni.as_deref().filter(|sni| sni.ends_with(".mesh")) {
+        Some(sni) => inbound.by_sni(sni).ok_or_else(|| unknown(sni))?,
+        None => inbound.by_port(split_authority(authority).1).map_err(|_| unknown(authority))?,
+    };
+    if port.is_meant_by(authority) { Ok(port) } else { Err(unknown(authority)) }
 }

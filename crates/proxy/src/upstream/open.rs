@@ -9,6 +9,7 @@ use std::time::Duration;
 use meshwork_base::{SpiffeId, Tick};
 use meshwork_decision::{
     Cause, Cluster, ClusterKey, ConnectionLimit, ConnectionPermit, Endpoint, PendingPermit, Transport,
+    tunnel_authority,
 };
 use meshwork_http1::ResponseHead;
 
@@ -196,8 +197,7 @@ pub(crate) async fn tunnel(
 ) -> Result<Tunnel, Failure> {
     let clock = &*worker.shared.clock;
     let pool = worker.pools.of(to.pool);
-    let (namespace, name) = key.service.split_once('/').unwrap_or(("default", &key.service));
-    let authority = http::uri::Authority::try_from(format!("{name}.{namespace}:{}", key.port))
+    let authority = http::uri::Authority::try_from(tunnel_authority(key))
         .map_err(|error| Failure::local(Cause::Internal).because(error.to_string()))?;
     let mut exchange = loop {
         let dialer = Dialer { worker, to, pool: &pool, has_waited: Cell::new(false) };
