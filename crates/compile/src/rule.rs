@@ -43,8 +43,13 @@ fn session(spec: &SessionPersistence, place: impl Fn() -> String) -> v1::Session
     }
     // A cookie may live for years.
     let whole = |timeout: GatewayDuration| u64::try_from(timeout.get().as_millis()).unwrap_or(u64::MAX);
-    let absolute_timeout_ms = spec.absolute_timeout.as_ref().map_or(0, |timeout| whole(timeout.inner));
-    v1::SessionPersistence { name, carrier: carrier.into(), absolute_timeout_ms }
+    let millis = |timeout: &Option<Spanned<GatewayDuration>>| timeout.as_ref().map_or(0, |t| whole(t.inner));
+    v1::SessionPersistence {
+        name,
+        carrier: carrier.into(),
+        absolute_timeout_ms: millis(&spec.absolute_timeout),
+        idle_timeout_ms: millis(&spec.idle_timeout),
+    }
 }
 
 /// Milliseconds of a timeout that someone wrote. A written zero switches the timeout off, also where a policy sets one,

@@ -358,15 +358,18 @@ impl Cluster {
         };
         let first =
             tiers.at(balance::roll(hash, rng), regard.now, self.endpoint_breaker.as_ref()).unwrap_or(0);
+        let by_latency = self.algorithm == Algorithm::PeakEwma;
         let mut best: Option<(Standing, &Arc<Endpoint>)> = None;
         for (at, tier) in tiers.beginning_with(first) {
             let within = regard.within(&tier.set);
+            // For the others a failure is no reason to pass anybody by, and only that nobody here answers sends requests elsewhere.
+            let spares = by_latency || within.all_fail();
+            let within = within.sparing(spares);
             let Some(picked) = self.within(&within, &tier.cursor, hash, rng) else { continue };
             // One that rests sends nobody away as long as another here does not.
             let here =
-                if regard.is_clean(picked) { Some(picked) } else { balance::clean(&within, hash, rng) };
+                if within.is_clean(picked) { Some(picked) } else { balance::clean(&within, hash, rng) };
             if let Some(picked) = here {
-                let by_latency = self.algorithm == Algorithm::PeakEwma;
                 let faster = by_latency.then(|| balance::faster_elsewhere(tiers, at, regard, picked, rng));
                 return faster.flatten().or(Some(picked));
             }

@@ -115,7 +115,7 @@ pub use retry::{
     StopReason, is_idempotent,
 };
 pub use route::{Backend, Route, Rule, Target};
-pub use session::{Carrier, NewSession, Resumed, SessionPersistence};
+pub use session::{Carrier, NewSession, Renewal, Resumed, SessionPersistence};
 pub use snapshot::Snapshot;
 pub use stream::Stream;
 pub use trust::Bundle;

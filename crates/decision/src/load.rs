@@ -150,7 +150,12 @@ impl Load {
 
     /// Whether it failed more than once in a row, and is passed by for it.
     pub(crate) fn fails(&self, now: Tick) -> bool {
-        self.failures_in_a_row.load(Ordering::Relaxed) > 1 && self.is_passed_by(now)
+        self.has_failed_again() && self.is_passed_by(now)
+    }
+
+    /// Whether its last words were failures, more than one.
+    pub(crate) fn has_failed_again(&self) -> bool {
+        self.failures_in_a_row.load(Ordering::Relaxed) > 1
     }
 
     /// [`Self::ln_latency`], where it is so long that half of it would make a difference.

@@ -9,7 +9,11 @@
 //! balancer. An endpoint that is gone, unwell, draining or ejected, or that has failed this request already, ends it: the
 //! request is balanced, and the session is with whoever answers.
 //!
-//! *Time*: with an absolute timeout the token says until when it holds. It is not made anew while it does.
+//! *Time*: with an absolute timeout the caller's value says until when it holds, with an idle timeout when it was last used as
+//! well: `TOKEN.UNTIL.USED`, in hexadecimal seconds and milliseconds since 1970, of which UNTIL may be empty. It is made anew
+//! when the caller has used it and a [part](PART_UNTOLD) of the idle timeout have passed, with the same end, and else not while it holds: so no
+//! session is used after its idle timeout, and few responses set a cookie. A value without a last use was made before the rule
+//! had an idle timeout: it holds, and is made anew with the first response.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,6 +27,10 @@ use crate::endpoint::Endpoint;
 use crate::request::RequestView;
 use crate::route::{Backend, Rule, Target};
 
+/// For one in so many parts of the idle timeout, or [`LONGEST_UNTOLD`], nobody is told that a session was used.
+const PART_UNTOLD: u32 = 10;
+const LONGEST_UNTOLD: Duration = Duration::from_secs(60);
+
 /// How the sessions of a rule are kept.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SessionPersistence {
@@ -32,6 +40,8 @@ pub struct SessionPersistence {
     pub carrier: Carrier,
     /// How long a session lasts at most.
     pub absolute_timeout: Option<Duration>,
+    /// How long it lasts while it is not used.
+    pub idle_timeout: Option<Duration>,
     /// The rule's, so that its sessions are its own.
     pub(crate) salt: u64,
 }
@@ -45,6 +55,20 @@ pub enum Carrier {
     PermanentCookie,
     /// In a header, which the caller sends as it was answered.
     Header,
+}
+
+/// A session that goes on, and whose caller is to be told that it was used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Renewal {
+    /// When it ends, as its caller was told: seconds since 1970.
+    until: Option<u64>,
+}
+
+/// What a request brings.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Brought {
+    token: u64,
+    renewal: Option<Renewal>,
 }
 
 /// What a caller is told of its session.
@@ -66,54 +90,90 @@ impl SessionPersistence {
         stir(stir(endpoint.fingerprint ^ self.salt).wrapping_add(self.salt))
     }
 
-    /// The token that a request brings, unless its time is over. `wall` is civil time since 1970.
-    fn brought(&self, request: &impl RequestView, wall: Duration) -> Option<u64> {
+    /// What a request brings, unless its time is over. `wall` is civil time since 1970.
+    fn brought(&self, request: &impl RequestView, wall: Duration) -> Option<Brought> {
         let value = match self.carrier {
             Carrier::SessionCookie | Carrier::PermanentCookie => cookie(request, &self.name)?,
             Carrier::Header => request.header(&self.name).next()?,
         };
-        let value = std::str::from_utf8(value).ok()?;
-        let (token, until) = match value.split_once('.') {
-            Some((token, until)) => (token, Some(u64::from_str_radix(until, 16).ok()?)),
-            None => (value, None),
+        let mut parts = std::str::from_utf8(value).ok()?.split('.');
+        let token = parts.next().filter(|token| token.len() == 16)?;
+        let (until, used) = (number(parts.next())?, number(parts.next())?);
+        if !token.bytes().all(|byte| byte.is_ascii_hexdigit()) || parts.next().is_some() {
+            return None;
+        }
+        let until = match self.absolute_timeout {
+            Some(longest) => Some(until.filter(|until| holds(*until, longest, wall))?),
+            None => None,
         };
-        match (self.absolute_timeout, until) {
-            (None, _) => {}
-            // A time beyond what we would have given was made under a longer one: the rule's counts.
-            (Some(longest), Some(until)) => {
-                let left = Duration::from_secs(until).checked_sub(wall).filter(|left| !left.is_zero())?;
-                if left > longest + Duration::from_secs(1) {
+        let is_told = match (self.idle_timeout, used.map(Duration::from_millis)) {
+            (None, _) => true,
+            (Some(_), None) => false,
+            (Some(idle), Some(used)) => {
+                // A time far ahead is none that a proxy has written.
+                if wall.abs_diff(used) > idle {
                     return None;
                 }
+                wall.saturating_sub(used) < (idle / PART_UNTOLD).min(LONGEST_UNTOLD)
             }
-            (Some(_), None) => return None,
-        }
-        let hex = token.len() == 16 && token.bytes().all(|byte| byte.is_ascii_hexdigit());
-        hex.then(|| u64::from_str_radix(token, 16).ok()).flatten()
+        };
+        let renewal = (!is_told).then_some(Renewal { until });
+        Some(Brought { token: u64::from_str_radix(token, 16).ok()?, renewal })
     }
 
     /// What the caller is told when this endpoint has answered. `path` is that of the match.
     #[must_use]
     pub fn begin(&self, endpoint: &Endpoint, path: &str, wall: Duration) -> NewSession {
+        let until = self
+            .absolute_timeout
+            .map(|timeout| u64::try_from((wall + timeout).as_millis().div_ceil(1_000)).unwrap_or(u64::MAX));
+        self.told(endpoint, path, until, wall)
+    }
+
+    /// The same where the endpoint has answered a session that goes on: it ends when it would have.
+    #[must_use]
+    pub fn renew(&self, renewal: Renewal, endpoint: &Endpoint, path: &str, wall: Duration) -> NewSession {
+        self.told(endpoint, path, renewal.until, wall)
+    }
+
+    fn told(&self, endpoint: &Endpoint, path: &str, until: Option<u64>, wall: Duration) -> NewSession {
         let mut value = format!("{:016x}", self.token(endpoint));
-        if let Some(timeout) = self.absolute_timeout {
-            let until = (wall + timeout).as_millis().div_ceil(1_000);
+        if let Some(until) = until {
             value.push_str(&format!(".{until:x}"));
+        }
+        if self.idle_timeout.is_some() {
+            let before = if until.is_some() { "" } else { "." };
+            value.push_str(&format!("{before}.{:x}", wall.as_millis()));
         }
         if self.carrier == Carrier::Header {
             return NewSession::Header(Arc::clone(&self.name), value);
         }
-        let lives = self.absolute_timeout.filter(|_| self.carrier == Carrier::PermanentCookie);
+        let lives = until.filter(|_| self.carrier == Carrier::PermanentCookie).zip(self.absolute_timeout);
+        // The end is in whole seconds, and no cookie lives longer than is said.
+        let left = |(until, longest)| Duration::from_secs(until).saturating_sub(wall).min(longest);
         NewSession::Cookie(NewCookie {
             name: Arc::clone(&self.name),
             value,
-            max_age: Duration::from_millis(
-                lives.map_or(0, |time| u64::try_from(time.as_millis()).unwrap_or(u64::MAX)),
-            ),
+            max_age: lives.map_or(Duration::ZERO, left),
             path: path.into(),
             strict: true,
         })
     }
+}
+
+/// A number of a value, where there is one.
+fn number(hex: Option<&str>) -> Option<Option<u64>> {
+    match hex {
+        None | Some("") => Some(None),
+        Some(hex) => u64::from_str_radix(hex, 16).ok().map(Some),
+    }
+}
+
+/// Whether something that holds until then holds now. A time beyond what we would have given was made under a longer one: the
+/// rule's counts.
+fn holds(until: u64, longest: Duration, wall: Duration) -> bool {
+    let left = Duration::from_secs(until).saturating_sub(wall);
+    !left.is_zero() && left <= longest + Duration::from_secs(1)
 }
 
 /// Where a session leads.
@@ -125,13 +185,15 @@ pub struct Resumed<'r> {
     pub cluster: &'r Arc<Cluster>,
     /// The endpoint's id.
     pub endpoint: u64,
+    /// Where the caller is to be told that the session was used, once the endpoint has answered.
+    pub renewal: Option<Renewal>,
 }
 
 impl Rule {
     /// The endpoint that the caller's session is with, if there is one and it can be called.
     pub fn resume(&self, request: &impl RequestView, wall: Duration, now: Tick) -> Option<Resumed<'_>> {
         let persistence = self.session_persistence()?;
-        let token = persistence.brought(request, wall)?;
+        let Brought { token, renewal } = persistence.brought(request, wall)?;
         self.backends.iter().find_map(|backend| {
             let Target::Cluster(cluster) = &backend.target else { return None };
             let set = cluster.endpoints();
@@ -139,7 +201,7 @@ impl Rule {
             // Also who is beyond the part that this proxy calls: another proxy may have begun the session.
             let mut callable = set.all().iter().filter(|endpoint| endpoint.excluded.is_none());
             let endpoint = callable.find(fits)?.id;
-            Some(Resumed { backend, cluster, endpoint })
+            Some(Resumed { backend, cluster, endpoint, renewal })
         })
     }
 }

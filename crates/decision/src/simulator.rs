@@ -17,6 +17,7 @@ mod calls;
 mod chain;
 mod client;
 mod engine;
+mod events;
 pub mod fleets;
 mod hedged;
 mod report;

@@ -163,6 +163,54 @@ async fn a_session_goes_before_a_weight_of_none_and_by_header_too() {
     assert!(["3", "4", "5"].contains(&new.as_str()), "a new caller goes by weight: {new}");
 }
 
+/// What a caller brings who has had this cookie or header for some milliseconds more.
+fn older(value: &str, millis: u64) -> String {
+    let (before, used) = value.rsplit_once('.').unwrap();
+    format!("{before}.{:x}", u64::from_str_radix(used, 16).unwrap() - millis)
+}
+
+#[tokio::test]
+async fn a_session_that_is_used_is_told_anew_and_one_that_was_not_begins_anew() {
+    use v1::session_persistence::Carrier;
+    for carrier in [Carrier::SessionCookie, Carrier::Header] {
+        let session =
+            v1::SessionPersistence { carrier: carrier.into(), idle_timeout_ms: 3_600_000, ..cookies() };
+        let (_harness, _upstreams, address) = keeping(session, (1, 1)).await;
+        let told = |response: &str| match carrier {
+            Carrier::Header => field(response, "sid").map(str::to_owned),
+            _ => {
+                let pair = field(response, "set-cookie")?.split_once(';')?.0;
+                Some(pair.strip_prefix("sid=")?.to_owned())
+            }
+        };
+        let brings = |value: &str| match carrier {
+            Carrier::Header => format!("Sid: {value}\r\n"),
+            _ => format!("Cookie: sid={value}\r\n"),
+        };
+        let first = get(address, "/", "").await;
+        let value = told(&first).unwrap();
+        let again = get(address, "/", &brings(&value)).await;
+        assert_eq!(
+            (told(&again), field(&again, "x-name")),
+            (None, field(&first, "x-name")),
+            "a moment later"
+        );
+        let older = older(&value, 1_800_000);
+        let later = get(address, "/", &brings(&older)).await;
+        assert_eq!(field(&later, "x-name"), field(&first, "x-name"), "half an hour later");
+        let anew = told(&later).unwrap();
+        let (is_same, is_later) = (anew[..16] == value[..16], anew > older);
+        assert!(is_same && is_later, "{anew} for {older}");
+        let mut seen = std::collections::BTreeSet::new();
+        for _ in 0..24 {
+            let late = get(address, "/", &brings(&self::older(&value, 3_660_000))).await;
+            assert!(told(&late).is_some(), "it is over");
+            seen.insert(field(&late, "x-name").unwrap().to_owned());
+        }
+        assert!(seen.len() > 1, "they are new callers: {seen:?}");
+    }
+}
+
 #[tokio::test]
 async fn a_caller_whose_endpoint_cannot_be_reached_has_a_new_session_with_who_has_answered() {
     // It answers one connection and is gone.

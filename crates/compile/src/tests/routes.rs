@@ -287,18 +287,20 @@ fn a_session_has_a_name_of_its_rule_s_own_where_nobody_gave_one() {
   {sessionPersistence: {}},
   {sessionPersistence: {}},
   {sessionPersistence: {sessionName: Sid, absoluteTimeout: 1h, cookieConfig: {lifetimeType: Permanent}}},
-  {sessionPersistence: {type: Header, sessionName: X-Session, absoluteTimeout: 90s}}]}";
+  {sessionPersistence: {type: Header, sessionName: X-Session, absoluteTimeout: 90s, idleTimeout: 1500ms}}]}";
     let output = compiled(&[gateway(HTTP), route("shop", "r", rules)].concat());
     let message = resource::<v1::Route>(&output, "HTTPRoute/shop/r").unwrap();
     let sessions: Vec<_> = message.rules.into_iter().map(|rule| rule.session.unwrap()).collect();
     assert!(sessions[0].name.starts_with("session-") && sessions[0].name.len() == 16, "{}", sessions[0].name);
     assert_ne!(sessions[0].name, sessions[1].name);
-    let said: Vec<_> =
-        sessions[1..].iter().map(|s| (s.carrier(), s.absolute_timeout_ms, s.name.as_str())).collect();
+    let said: Vec<_> = sessions[1..]
+        .iter()
+        .map(|s| (s.carrier(), s.absolute_timeout_ms, s.idle_timeout_ms, s.name.as_str()))
+        .collect();
     assert_eq!(said[0].0, Carrier::SessionCookie);
     assert_eq!(
         said[1..],
-        [(Carrier::PermanentCookie, 3_600_000, "Sid"), (Carrier::Header, 90_000, "x-session")]
+        [(Carrier::PermanentCookie, 3_600_000, 0, "Sid"), (Carrier::Header, 90_000, 1_500, "x-session")]
     );
 }
 

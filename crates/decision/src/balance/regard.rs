@@ -54,6 +54,8 @@ pub(crate) struct Regard<'s> {
     has_room: Cell<Option<bool>>,
     /// What each endpoint's breaker goes by.
     breaker: Option<&'s CircuitBreaker>,
+    /// Whether who rests, or is on trial, is passed by.
+    spares: bool,
 }
 
 impl<'s> Regard<'s> {
@@ -72,6 +74,7 @@ impl<'s> Regard<'s> {
             most_connections: None,
             has_room: Cell::new(None),
             breaker: None,
+            spares: true,
         }
     }
 
@@ -127,6 +130,17 @@ impl<'s> Regard<'s> {
         Self { set, has_room: Cell::new(None), ..self.clone() }
     }
 
+    /// The same where who rests is passed by only if `spares`.
+    pub(crate) fn sparing(self, spares: bool) -> Self {
+        Self { spares, ..self }
+    }
+
+    /// Whether everybody here who is in has failed more than once in a row.
+    pub(crate) fn all_fail(&self) -> bool {
+        let fails = |one: &Endpoint| one.stats.load.has_failed_again();
+        self.set.pickable().iter().all(|one| fails(one) || self.is_out(one) || self.is_tripped(one))
+    }
+
     /// Whether it is ejected, and that counts.
     pub(crate) fn is_out(&self, endpoint: &Endpoint) -> bool {
         endpoint.is_ejected(self.now) && !self.panics()
@@ -173,7 +187,7 @@ impl<'s> Regard<'s> {
     /// The same, with what the balancer knows itself.
     pub(crate) fn full_standing(&self, endpoint: &Endpoint) -> Standing {
         let (barred, was_tried, is_crowded) = self.standing(endpoint);
-        (barred, was_tried, is_crowded || endpoint.stats.load.is_passed_by(self.now))
+        (barred, was_tried, is_crowded || self.spares && endpoint.stats.load.is_passed_by(self.now))
     }
 
     pub(crate) fn wants(&self, endpoint: &Endpoint) -> bool {

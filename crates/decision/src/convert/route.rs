@@ -122,13 +122,14 @@ fn session(
     if message.name.is_empty() {
         return value(format!("{at}.session.name"), "", "write the name of a cookie or header");
     }
-    let timeout = message.absolute_timeout_ms;
-    let absolute_timeout = (timeout > 0).then(|| Duration::from_millis(timeout));
+    let said = |timeout: u64| (timeout > 0).then(|| Duration::from_millis(timeout));
+    let (absolute_timeout, idle_timeout) = (said(message.absolute_timeout_ms), said(message.idle_timeout_ms));
     if carrier == Carrier::PermanentCookie && absolute_timeout.is_none() {
         return value(format!("{at}.session.absolute_timeout_ms"), 0, "write how long the cookie lives");
     }
     let salt = SessionPersistence::salt(route, if rule.is_empty() { at } else { rule });
-    Ok(Arc::new(SessionPersistence { name: message.name.as_str().into(), carrier, absolute_timeout, salt }))
+    let name = message.name.as_str().into();
+    Ok(Arc::new(SessionPersistence { name, carrier, absolute_timeout, idle_timeout, salt }))
 }
 
 pub(super) fn millis(ms: u32) -> Option<Duration> {

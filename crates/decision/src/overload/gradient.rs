@@ -14,7 +14,8 @@
 //! is halved for a moment, and traffic goes on: answers of what begins then take less time if a queue was among it, and the
 //! limit is halved once more; or they do not, and that is `base`. That sends some away who would have been served: so where nobody
 //! is, and nothing is known yet, what answers take is a bound of it for an interval. Unlike an average that follows (Netflix's gradient), it
-//! does not drift to what an overload makes of it; unlike Envoy's, nothing is cut to a handful while it is measured. A descent
+//! does not drift to what an overload makes of it; unlike Envoy's, nothing is cut to a handful while it is measured. No descent goes
+//! below the least limit: whoever says that as many may always be under way has said that so many are no queue. A descent
 //! has at most a twentieth of the time. Where as many as may be under way all end without an answer, since callers or their
 //! time-outs have less patience than the application's queue is long, the limit is halved, before anything is known, too: nothing
 //! would ever be. Where more than a tenth of a window's ended so, its average is how long callers wait: it lowers the limit and is never
@@ -148,8 +149,8 @@ impl Gradient {
     /// How many may be under way.
     pub(crate) fn limit(&self, config: &AdaptiveConcurrency) -> u32 {
         let limit = match &self.descent {
-            Some(descent) if !config.is_fixed() => descent.limit.min(config.max_concurrency.into()),
-            _ => config.clamp(self.limit.unwrap_or(INITIAL)),
+            Some(descent) => config.clamp(descent.limit),
+            None => config.clamp(self.limit.unwrap_or(INITIAL)),
         };
         #[expect(
             clippy::cast_possible_truncation,
@@ -302,8 +303,7 @@ impl Gradient {
     /// Begins a descent, or its next step.
     fn descend(&mut self, config: &AdaptiveConcurrency, from: f64, average: f64, now: Tick) {
         let began = self.descent.as_ref().map_or(now, |descent| descent.began);
-        // Below the least limit, too: it is a measurement.
-        let limit = (from / 2.0).floor().max(1.0).min(config.max_concurrency.into());
+        let limit = config.clamp((from / 2.0).floor());
         self.descent =
             Some(Descent { limit, before: average, began, settled: None, window: Window::default() });
     }
@@ -316,9 +316,11 @@ impl Gradient {
         now: Tick,
         rng: &mut impl Rng,
     ) {
+        // Another policy may count since it has begun.
+        let limit = self.limit(config);
         let Some(descent) = &mut self.descent else { return };
         let Some(settled) = descent.settled else {
-            if f64::from(in_flight) <= descent.limit {
+            if in_flight <= limit {
                 descent.settled = Some(now);
             }
             return;
@@ -334,7 +336,7 @@ impl Gradient {
         if !enough {
             return;
         }
-        let (average, from, before) = (descent.window.times.of_all(), descent.limit, descent.before);
+        let (average, from, before) = (descent.window.times.of_all(), f64::from(limit), descent.before);
         let took = now.since(descent.began);
         if descent.window.is_cut_off() {
             // What is learnt is that it is too much; the rest is the windows'.
@@ -344,7 +346,7 @@ impl Gradient {
             return self.plan(config, config.min_rtt_interval.max(took * SELDOM), now, rng);
         }
         let known = self.measured().filter(|base| (average - base).abs() <= FELL);
-        if known.is_none() && before - average > FELL && from > 1.0 {
+        if known.is_none() && before - average > FELL && config.clamp(1.0) < from {
             return self.descend(config, from, average, now);
         }
         self.descent = None;

@@ -11,7 +11,7 @@ use crate::tests::{
 const WALL: Duration = Duration::from_secs(1_800_000_000);
 
 fn kept(carrier: Carrier, absolute_timeout: Option<Duration>) -> SessionPersistence {
-    SessionPersistence { name: "sid".into(), carrier, absolute_timeout, salt: 7 }
+    SessionPersistence { name: "sid".into(), carrier, absolute_timeout, idle_timeout: None, salt: 7 }
 }
 
 fn back(session: &NewSession) -> OwnedRequest {
@@ -29,7 +29,8 @@ fn what_is_answered_leads_back_in_each_carrier() {
     let (one, other) = (crate::tests::endpoint(1, 1), crate::tests::endpoint(2, 1));
     for carrier in [Carrier::SessionCookie, Carrier::PermanentCookie, Carrier::Header] {
         let session = kept(carrier, Some(Duration::from_secs(60)));
-        let brought = session.brought(&back(&session.begin(&one, "/", WALL)), WALL);
+        let brought =
+            session.brought(&back(&session.begin(&one, "/", WALL)), WALL).map(|brought| brought.token);
         assert_eq!(brought, Some(session.token(&one)), "{carrier:?}");
         assert_ne!(brought, Some(session.token(&other)));
     }
@@ -74,10 +75,127 @@ fn a_session_that_begins_within_a_second_has_its_whole_time_and_holds_at_once() 
     }
 }
 
+const IDLE: Duration = Duration::from_secs(600);
+
+fn ending(carrier: Carrier, absolute_timeout: Option<Duration>) -> SessionPersistence {
+    SessionPersistence { idle_timeout: Some(IDLE), ..kept(carrier, absolute_timeout) }
+}
+
+fn value(session: &NewSession) -> &str {
+    match session {
+        NewSession::Cookie(cookie) => &cookie.value,
+        NewSession::Header(_, value) => value,
+    }
+}
+
+fn seconds(seconds: u64) -> Duration {
+    Duration::from_secs(seconds)
+}
+
+#[test]
+fn a_session_that_nobody_uses_for_long_is_over_and_one_that_is_used_goes_on() {
+    let endpoint = crate::tests::endpoint(1, 1);
+    for carrier in [Carrier::SessionCookie, Carrier::PermanentCookie, Carrier::Header] {
+        let absolute = (carrier == Carrier::PermanentCookie).then_some(seconds(86_400));
+        let session = ending(carrier, absolute);
+        let mut told = session.begin(&endpoint, "/", WALL);
+        let after = |told: &NewSession, idle| session.brought(&back(told), WALL + idle).is_some();
+        assert!(after(&told, IDLE) && !after(&told, IDLE + Duration::from_millis(1)), "{carrier:?}");
+        // Used every nine minutes for an hour and a half.
+        for times in 1..=10 {
+            let now = WALL + seconds(540 * times);
+            let brought = session.brought(&back(&told), now).expect("it was used nine minutes ago");
+            assert_eq!(brought.token, session.token(&endpoint));
+            let renewal = brought.renewal.expect("that it was used has to be told");
+            told = session.renew(renewal, &endpoint, "/", now);
+        }
+        let last = seconds(5_400);
+        assert!(after(&told, last + IDLE) && !after(&told, last + IDLE + seconds(1)), "{carrier:?}");
+    }
+}
+
+#[test]
+fn that_a_session_is_used_is_told_once_in_a_tenth_of_its_time_or_a_minute() {
+    let endpoint = crate::tests::endpoint(1, 1);
+    for (idle, untold) in [(10, 1), (600, 60), (86_400, 60)] {
+        let session =
+            SessionPersistence { idle_timeout: Some(seconds(idle)), ..kept(Carrier::SessionCookie, None) };
+        let request = back(&session.begin(&endpoint, "/", WALL));
+        let told = |after| session.brought(&request, WALL + after).expect("it holds").renewal.is_some();
+        let untold = seconds(untold);
+        assert_eq!(
+            (told(Duration::ZERO), told(untold - Duration::from_millis(1)), told(untold)),
+            (false, false, true)
+        );
+    }
+    let without = kept(Carrier::SessionCookie, Some(seconds(60)));
+    let brought = without.brought(&back(&without.begin(&endpoint, "/", WALL)), WALL + seconds(59));
+    assert_eq!(brought.map(|brought| brought.renewal), Some(None), "nobody wants to know");
+}
+
+#[test]
+fn whoever_uses_a_session_makes_its_end_no_later() {
+    let endpoint = crate::tests::endpoint(1, 1);
+    let session = ending(Carrier::PermanentCookie, Some(seconds(1_000)));
+    let now = WALL + seconds(500);
+    let first = session.begin(&endpoint, "/cart", WALL);
+    let renewal =
+        session.brought(&back(&first), now).and_then(|brought| brought.renewal).expect("it is used");
+    let told = session.renew(renewal, &endpoint, "/cart", now);
+    let NewSession::Cookie(cookie) = &told else { panic!("a cookie") };
+    assert_eq!((cookie.max_age, &*cookie.path), (seconds(500), "/cart"), "what is left of it");
+    let after = |time| session.brought(&back(&told), WALL + seconds(time)).is_some();
+    assert!(after(999) && !after(1_000), "though it was used ten minutes ago or less");
+    let longer = ending(Carrier::PermanentCookie, Some(seconds(10)));
+    assert!(
+        longer.brought(&back(&longer.begin(&endpoint, "/", WALL)), WALL + seconds(10)).is_none(),
+        "the sooner end counts"
+    );
+}
+
+#[test]
+fn what_was_made_without_an_idle_timeout_goes_on_and_is_told_anew() {
+    let endpoint = crate::tests::endpoint(1, 1);
+    for absolute in [None, Some(seconds(86_400))] {
+        let (before, session) = (kept(Carrier::Header, absolute), ending(Carrier::Header, absolute));
+        let old = before.begin(&endpoint, "/", WALL);
+        let now = WALL + seconds(3_600);
+        let brought = session.brought(&back(&old), now).expect("nobody knows when it was used");
+        let renewal = brought.renewal.expect("from now on it is known");
+        let told = session.renew(renewal, &endpoint, "/", now);
+        assert!(value(&told).starts_with(value(&old)), "{told:?}: the same end");
+        assert!(session.brought(&back(&told), now + IDLE + seconds(1)).is_none(), "{absolute:?}");
+        let brought = before.brought(&back(&told), now + IDLE + seconds(1));
+        assert_eq!(
+            brought.map(|brought| brought.renewal),
+            Some(None),
+            "and back: no idle time counts any more"
+        );
+    }
+}
+
+#[test]
+fn a_last_use_far_ahead_of_the_clock_is_none() {
+    let endpoint = crate::tests::endpoint(1, 1);
+    let session = ending(Carrier::Header, None);
+    let ahead = |time| session.brought(&back(&session.begin(&endpoint, "/", WALL + time)), WALL).is_some();
+    assert!(ahead(seconds(5)), "another proxy's clock");
+    assert!(!ahead(IDLE + seconds(1)));
+}
+
 #[test]
 fn what_is_no_token_is_none() {
     let session = kept(Carrier::Header, None);
-    for value in ["", "x", "0123", "00112233445566778", "+123456789abcdef", "0011223344556677.zz"] {
+    for value in [
+        "",
+        "x",
+        "0123",
+        "00112233445566778",
+        "+123456789abcdef",
+        "0011223344556677.zz",
+        "0011223344556677..zz",
+        "0011223344556677.1.1.1",
+    ] {
         let request = OwnedRequest::get("h", "/").with_header("sid", value);
         assert_eq!(session.brought(&request, WALL), None, "{value}");
     }

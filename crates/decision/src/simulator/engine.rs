@@ -1,7 +1,5 @@
 //! Events in the order of time.
 
-use std::cmp::Reverse;
-use std::collections::BinaryHeap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,6 +7,7 @@ use meshwork_base::{Rng, SeededRng, Tick};
 
 use super::calls::{self, Caller, Tickets};
 use super::client::{Client, instance_of};
+use super::events::{Events, Row};
 use super::hedged::Hedging;
 use super::report::{Answered, Report};
 use super::scenario::{Scenario, Spread, exponential};
@@ -99,9 +98,7 @@ pub(super) struct Engine<'s> {
     scenario: &'s Scenario,
     policy: Arc<RetryPolicy>,
     now: Tick,
-    /// Time, and a number that keeps events of one moment in the order in which they were planned.
-    events: BinaryHeap<Reverse<(Tick, u64, Event)>>,
-    planned: u64,
+    events: Events<Event>,
     clients: Vec<Client>,
     servers: Vec<Server<'s>>,
     /// The proxies before them, where these have something to do.
@@ -124,8 +121,7 @@ impl<'s> Engine<'s> {
             scenario,
             policy: Arc::new(scenario.policies.retry.clone()),
             now: Tick::ZERO,
-            events: BinaryHeap::new(),
-            planned: 0,
+            events: Events::new(),
             clients: (0..scenario.clients).map(|client| Client::new(scenario, client)).collect(),
             servers: scenario.instances.iter().map(Server::new).collect(),
             gates: overload.map_or_else(Vec::new, |config| {
@@ -158,7 +154,7 @@ impl<'s> Engine<'s> {
     }
 
     pub(super) fn run(mut self) -> Report {
-        while let Some(Reverse((at, _, event))) = self.events.pop() {
+        while let Some((at, event)) = self.events.next() {
             self.now = at;
             self.happens(event);
         }
@@ -168,8 +164,12 @@ impl<'s> Engine<'s> {
     }
 
     fn plan(&mut self, after: Duration, event: Event) {
-        self.planned += 1;
-        self.events.push(Reverse((self.now.after(after), self.planned, event)));
+        self.events.plan(self.now.after(after), None, event);
+    }
+
+    /// A way through the network from now.
+    fn plan_beyond_network(&mut self, event: Event) {
+        self.events.plan(self.now.after(self.scenario.network), Some(Row::Network), event);
     }
 
     fn happens(&mut self, event: Event) {
@@ -182,7 +182,7 @@ impl<'s> Engine<'s> {
             Event::Done(instance, attempt, life) => self.done(instance, attempt, life),
             Event::GivesUp(instance, attempt) => {
                 if self.gates[instance].gave_up(attempt, self.now) {
-                    self.plan(self.scenario.network, Event::Hears(attempt, Heard::Shed));
+                    self.plan_beyond_network(Event::Hears(attempt, Heard::Shed));
                 }
             }
             Event::Hears(attempt, heard) => self.hears(attempt, heard),
@@ -194,7 +194,7 @@ impl<'s> Engine<'s> {
                 let state = self.scenario.instances[instance].phases[at].state;
                 for attempt in self.servers[instance].becomes(state) {
                     self.abandoned(instance, attempt);
-                    self.plan(self.scenario.network, Event::Hears(attempt, Heard::Reset));
+                    self.plan_beyond_network(Event::Hears(attempt, Heard::Reset));
                 }
             }
         }
@@ -363,8 +363,9 @@ impl<'s> Engine<'s> {
         let place = u32::try_from(self.attempts.add(attempt)).expect("fewer attempts than 2^32");
         let attempt = AttemptId { place, number };
         let per_try = self.policy.per_try_timeout.unwrap_or(Duration::MAX);
-        self.plan(per_try.min(deadline.since(self.now)), Event::Hears(attempt, Heard::TimedOut));
-        self.plan(self.scenario.network, Event::Reaches(attempt));
+        let time_out = self.now.after(per_try.min(deadline.since(self.now)));
+        self.events.plan(time_out, Some(Row::TimeOut), Event::Hears(attempt, Heard::TimedOut));
+        self.plan_beyond_network(Event::Reaches(attempt));
         attempt
     }
 
@@ -391,7 +392,7 @@ impl<'s> Engine<'s> {
     /// What an instance's proxy makes of those who were at it.
     fn moves(&mut self, instance: usize, moves: Moves) {
         for away in moves.away {
-            self.plan(self.scenario.network, Event::Hears(away, Heard::Shed));
+            self.plan_beyond_network(Event::Hears(away, Heard::Shed));
         }
         for on in moves.on {
             self.works(instance, on);
@@ -426,7 +427,7 @@ impl<'s> Engine<'s> {
                 self.abandoned(instance, id);
             }
             Taken::Refused => {
-                self.plan(network, Event::Hears(id, Heard::Refused));
+                self.plan_beyond_network(Event::Hears(id, Heard::Refused));
                 self.abandoned(instance, id);
             }
         }
@@ -436,7 +437,7 @@ impl<'s> Engine<'s> {
         if self.servers[instance].life != life {
             return;
         }
-        self.plan(self.scenario.network, Event::Hears(id, Heard::Ok));
+        self.plan_beyond_network(Event::Hears(id, Heard::Ok));
         let attempts = &self.attempts;
         let is_awaited =
             |id: AttemptId| attempts.find(id.place as usize).is_some_and(|a| a.number == id.number);

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use meshwork_base::Clock;
-use meshwork_decision::{Endpoint, HashKey, NewCookie, NewSession, Wanted};
+use meshwork_decision::{Endpoint, HashKey, NewCookie, NewSession, Renewal, Wanted};
 use meshwork_http1::{FieldError, KnownName, RequestHead, ResponseHead};
 
 use super::route::{Seen, Target, Way};
@@ -15,8 +15,16 @@ use crate::downstream::connection::Conn;
 pub(crate) struct Affinity {
     hash: Option<u64>,
     cookie: Option<NewCookie>,
-    /// The endpoint that the caller's session is with.
-    session: Option<u64>,
+    session: Option<Session>,
+}
+
+/// A caller's session that goes on.
+#[derive(Clone, Copy)]
+pub(crate) struct Session {
+    /// The endpoint that it is with, by its id.
+    pub(crate) endpoint: u64,
+    /// Where the caller is to be told that it was used.
+    pub(crate) renewal: Option<Renewal>,
 }
 
 /// Tells the caller of an affinity what to send from now on, once this endpoint has answered.
@@ -38,7 +46,7 @@ pub(crate) fn find(
     conn: &Conn,
     way: &Way<'_>,
     target: &Target<'_>,
-    session: Option<u64>,
+    session: Option<Session>,
     head: &RequestHead,
 ) -> Option<Box<Affinity>> {
     let Target::Service { cluster, .. } = target else { return None };
@@ -57,12 +65,17 @@ pub(crate) fn find(
 impl Affinity {
     /// What a balancer is told.
     pub(crate) fn wanted<'a>(&self, tried: &'a [u64]) -> Wanted<'a> {
-        Wanted { tried, hash: self.hash, session: self.session }
+        Wanted { tried, hash: self.hash, session: self.session.map(|session| session.endpoint) }
     }
 
     /// Whether this is the endpoint that the caller's session is with.
     pub(crate) fn is_with(&self, endpoint: Option<&Arc<Endpoint>>) -> bool {
-        endpoint.is_some_and(|endpoint| self.session == Some(endpoint.id))
+        endpoint.is_some_and(|endpoint| self.with(endpoint).is_some())
+    }
+
+    /// The caller's session, if it is with this endpoint.
+    fn with(&self, endpoint: &Endpoint) -> Option<Session> {
+        self.session.filter(|session| session.endpoint == endpoint.id)
     }
 
     /// Tells the caller what to send from now on, once this endpoint has answered.
@@ -84,11 +97,15 @@ impl Affinity {
         }
         let (Way::Rule(matched), Some(endpoint)) = (way, endpoint) else { return Ok(()) };
         let Some(persistence) = matched.rule().session_persistence() else { return Ok(()) };
-        if self.is_with(Some(endpoint)) {
-            return Ok(());
-        }
-        let wall = conn.worker.shared.clock.wall();
-        match persistence.begin(endpoint, matched.cookie_path(), wall) {
+        let (path, wall) = (matched.cookie_path(), || conn.worker.shared.clock.wall());
+        let told = match self.with(endpoint) {
+            None => persistence.begin(endpoint, path, wall()),
+            Some(Session { renewal: Some(renewal), .. }) => {
+                persistence.renew(renewal, endpoint, path, wall())
+            }
+            Some(Session { renewal: None, .. }) => return Ok(()),
+        };
+        match told {
             NewSession::Cookie(cookie) => set_cookie(response, &cookie),
             NewSession::Header(name, value) => response.fields.set(name.as_bytes(), value),
         }

@@ -12,6 +12,7 @@ use meshwork_http1::{KnownName, RequestHead};
 use meshwork_identity::Identity;
 use meshwork_telemetry::Protocol;
 
+use super::affinity::Session;
 use super::journey::{Journey, decide};
 use crate::downstream::connection::Conn;
 use crate::error::{Failure, Retry};
@@ -293,7 +294,7 @@ impl<'v> Target<'v> {
     }
 }
 
-/// Chooses a backend by weight, or the application; or where the caller's session leads, with the endpoint's id.
+/// Chooses a backend by weight, or the application; or where the caller's session leads.
 ///
 /// # Errors
 /// There is none, or the chosen one leads nowhere.
@@ -302,7 +303,7 @@ pub(crate) fn target<'v>(
     way: &Way<'v>,
     head: &RequestHead,
     journey: &mut Journey<'_>,
-) -> Result<(Target<'v>, Option<u64>), Failure> {
+) -> Result<(Target<'v>, Option<Session>), Failure> {
     let matched = match way {
         Way::Rule(matched) => matched,
         Way::App(port) => {
@@ -313,8 +314,9 @@ pub(crate) fn target<'v>(
         && let Some(resumed) = resumed(conn, matched, head, journey)
     {
         journey.cluster(resumed.cluster)?;
-        let Resumed { backend, cluster, endpoint } = resumed;
-        return Ok((Target::Service { backend, cluster, policy: matched.policy() }, Some(endpoint)));
+        let Resumed { backend, cluster, endpoint, renewal } = resumed;
+        let session = Session { endpoint, renewal };
+        return Ok((Target::Service { backend, cluster, policy: matched.policy() }, Some(session)));
     }
     let rng = &mut *conn.worker.rng.borrow_mut();
     let chosen = decide!(journey, |reasons| matched.rule().choose_backend(rng, reasons));

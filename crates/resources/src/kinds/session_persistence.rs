@@ -27,12 +27,13 @@ record! {
         pub session_name: Option<Spanned<String>> as "sessionName" [1..=128],
         /// How long a session lasts at most; as long as the caller brings it when absent.
         pub absolute_timeout: Option<Spanned<GatewayDuration>> as "absoluteTimeout",
+        /// How long it lasts while the caller does not use it; as long when absent.
+        pub idle_timeout: Option<Spanned<GatewayDuration>> as "idleTimeout",
         /// How callers carry it.
         pub persistence_type: SessionPersistenceType as "type" = SessionPersistenceType::Cookie,
         /// What kind of cookie it is.
         pub cookie_config: Option<Spanned<CookieConfig>> as "cookieConfig",
     }
-    unimplemented { "idleTimeout" }
 }
 
 choice! {
@@ -84,8 +85,11 @@ impl SessionPersistence {
                     Some("add `absoluteTimeout: 24h`, or write `lifetimeType: Session`".to_owned());
             }
         }
-        if let Some(timeout) = self.absolute_timeout.as_ref().filter(|timeout| timeout.is_zero()) {
-            let message = "`sessionPersistence.absoluteTimeout` of none ends every session at once";
+        for (name, timeout) in
+            [("absoluteTimeout", &self.absolute_timeout), ("idleTimeout", &self.idle_timeout)]
+        {
+            let Some(timeout) = timeout.as_ref().filter(|timeout| timeout.is_zero()) else { continue };
+            let message = format!("`sessionPersistence.{name}` of none ends every session at once");
             cx.error(timeout.span, codes::OUT_OF_RANGE, message).help =
                 Some("leave it out for sessions without an end".to_owned());
         }

@@ -253,6 +253,34 @@ fn failures_alone_move_requests_to_the_next_zone_and_back_by_single_trials() {
 }
 
 #[test]
+fn only_peak_ewma_passes_by_who_has_failed_while_another_of_the_zone_has_not() {
+    let failure = Answer::new(AttemptOutcome::Failure, Duration::from_millis(1));
+    for of in ALGORITHMS {
+        let world = world(&three_zones(), algorithm(of));
+        let failing = world.endpoints("z0").remove(0);
+        for failures in 1..=4 {
+            drop(world.cluster.record(&failing, &failure, at(failures)));
+            let soon = at(failures).after(Duration::from_millis(1));
+            assert!(failing.stats.is_resting(soon));
+            let mut rng = SeededRng::new(failures);
+            let picked = (0_u64..1_000).map(|n| {
+                let wanted = Wanted { hash: Some(stir(n)), ..Wanted::default() };
+                world.cluster.pick_explained(soon, &mut rng, &wanted, &mut NoReasons).expect("one")
+            });
+            let near: Vec<_> = picked.filter(|picked| *picked.zone == *"z0").collect();
+            assert!(near.len() > 900, "{of:?}: three of four carry everything");
+            let share = near.iter().filter(|picked| picked.id == failing.id).count() * 100 / near.len();
+            let is_even = (15..=35).contains(&share);
+            assert_eq!(
+                (share == 0, is_even),
+                (of == Algorithm::PeakEwma, of != Algorithm::PeakEwma),
+                "{of:?}: {share} %"
+            );
+        }
+    }
+}
+
+#[test]
 fn one_failure_moves_nothing() {
     let world = world(&three_zones(), algorithm(Algorithm::RoundRobin));
     let failure = Answer::new(AttemptOutcome::Failure, Duration::from_millis(1));
