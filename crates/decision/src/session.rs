@@ -9,7 +9,7 @@
 //! balancer. An endpoint that is gone, unwell, draining or ejected, or that has failed this request already, ends it: the
 //! request is balanced, and the session is with whoever answers.
 //!
-//! *Time*: with an absolute timeout the token says until when it holds. It is not made anew while it does.
+//! *Time*: with an absolute timeout the token says until when it holds, in milliseconds. It is not made anew while it does.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -81,7 +81,7 @@ impl SessionPersistence {
             (None, _) => {}
             // A time beyond what we would have given was made under a longer one: the rule's counts.
             (Some(longest), Some(until)) => {
-                let left = Duration::from_secs(until).checked_sub(wall).filter(|left| !left.is_zero())?;
+                let left = Duration::from_millis(until).checked_sub(wall).filter(|left| !left.is_zero())?;
                 if left > longest + Duration::from_secs(1) {
                     return None;
                 }
@@ -97,7 +97,7 @@ impl SessionPersistence {
     pub fn begin(&self, endpoint: &Endpoint, path: &str, wall: Duration) -> NewSession {
         let mut value = format!("{:016x}", self.token(endpoint));
         if let Some(timeout) = self.absolute_timeout {
-            let until = (wall + timeout).as_millis().div_ceil(1_000);
+            let until = (wall + timeout).as_millis();
             value.push_str(&format!(".{until:x}"));
         }
         if self.carrier == Carrier::Header {
