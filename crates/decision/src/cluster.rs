@@ -625,8 +625,8 @@ impl Cluster {
         PendingPermit::take(&self.shared, &self.limits, endpoint)
     }
 
-    /// Counts a connection to an endpoint, within the limits of both. Whoever is refused, or waits, tells once by
-    /// [`Self::connection_refused`].
+    /// Counts a connection to an endpoint, within the limits of both. Whoever waits then tells once by
+    /// [`Self::connection_awaited`], and whoever has none in the end by [`Self::connection_refused`].
     ///
     /// # Errors
     /// The limit that is reached.
@@ -634,12 +634,23 @@ impl Cluster {
         ConnectionPermit::take(&self.shared, &self.limits, endpoint)
     }
 
-    /// A limit of connections has refused something, or made it wait.
+    /// A limit of connections has made something wait.
+    pub fn connection_awaited(&self) {
+        self.shared.usage.count_waiting();
+    }
+
+    /// How often a limit of connections has made something wait.
+    #[must_use]
+    pub fn awaited(&self) -> u64 {
+        self.shared.usage.waited()
+    }
+
+    /// Something has no connection because of a limit.
     pub fn connection_refused(&self) {
         self.shared.usage.count_refused(Limited::Connection);
     }
 
-    /// How often a limit has refused something, or made it wait.
+    /// How often a limit has refused something.
     #[must_use]
     pub fn refused(&self, what: Limited) -> u64 {
         self.shared.usage.refused(what)

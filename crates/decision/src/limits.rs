@@ -108,9 +108,9 @@ impl Limited {
     }
 }
 
-/// How much is under way, and how often more was refused.
+/// How much is under way, how often more was refused, and how many have waited for a connection since there was a limit.
 #[derive(Debug, Default)]
-pub(crate) struct Usage([AtomicU32; 4], [AtomicU64; 4]);
+pub(crate) struct Usage([AtomicU32; 4], [AtomicU64; 4], AtomicU64);
 
 impl Usage {
     pub(crate) fn get(&self, what: Limited) -> u32 {
@@ -123,6 +123,14 @@ impl Usage {
 
     pub(crate) fn refused(&self, what: Limited) -> u64 {
         self.1[what as usize].load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn count_waiting(&self) {
+        self.2.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn waited(&self) -> u64 {
+        self.2.load(Ordering::Relaxed)
     }
 }
 

@@ -150,7 +150,7 @@ async fn of_those_who_wait_for_an_endpoint_there_are_as_many_as_may_be() {
     let (harness, address) = gateway(&[up.address], Some(limits(limit))).await;
     let mut first = hold(address, &held).await;
     let second = tokio::spawn(async move { exchange(address, GET).await });
-    harness.wait_metric("meshwork_limit_rejected_total", &["default/web", "maxConnections"], 1).await;
+    harness.wait_metric("meshwork_limit_waited_total", &["default/web", "maxConnections"], 1).await;
     let third = exchange(address, GET).await;
     assert!(third.starts_with("HTTP/1.1 503") && third.ends_with("max_pending_requests\n"), "{third}");
     let refused = ["default/web", "maxPendingRequests"];
@@ -199,8 +199,9 @@ async fn a_request_waits_for_a_connection_to_its_endpoint_and_takes_the_one_that
     first.write_all(b"more").await.unwrap();
     assert!(read_until(&mut first, "hello").await.starts_with("HTTP/1.1 200"));
     assert!(second.await.unwrap().starts_with("HTTP/1.1 200"));
-    let refused = ["default/web", "maxConnections"];
-    assert_eq!(harness.metric("meshwork_limit_rejected_total", &refused), 1, "one was made to wait");
+    let of_connections = ["default/web", "maxConnections"];
+    assert_eq!(harness.metric("meshwork_limit_waited_total", &of_connections), 1, "one was made to wait");
+    assert_eq!(harness.metric("meshwork_limit_rejected_total", &of_connections), 0, "and nobody was refused");
 }
 
 /// How long a test waits for what is to come at once; a connection may take much longer.
@@ -224,7 +225,7 @@ async fn who_waits_for_a_connection_of_the_service_has_that_of_another_endpoint_
         let mut second = hold(address, &of_other).await;
         open.store(true, Ordering::SeqCst);
         let third = tokio::spawn(async move { exchange(address, GET).await });
-        harness.wait_metric("meshwork_limit_rejected_total", &["default/web", "maxConnections"], 1).await;
+        harness.wait_metric("meshwork_limit_waited_total", &["default/web", "maxConnections"], 1).await;
         if ends {
             drop(second);
         } else {
@@ -341,7 +342,7 @@ async fn a_kept_connection_that_its_peer_has_closed_makes_room_for_a_new_one() {
     harness.change([traffic(most(1))]).await;
     let answer = tokio::time::timeout(SOON, exchange(address, GET)).await.expect("there is room");
     assert!(answer.ends_with("hello"), "{answer}");
-    let waited = harness.metric("meshwork_limit_rejected_total", &["default/web", "maxConnections"]);
+    let waited = harness.metric("meshwork_limit_waited_total", &["default/web", "maxConnections"]);
     assert_eq!(waited, 0, "it was not made to wait");
     serving.await.unwrap();
 }
@@ -391,8 +392,10 @@ async fn whoever_waits_in_vain_because_of_the_limit_hears_of_the_limit_wherever_
         let answer = one.await.unwrap();
         assert!(answer.starts_with("HTTP/1.1 503") && answer.ends_with("max_connections\n"), "{answer}");
     }
-    let refused = ["default/web", "maxConnections"];
-    assert_eq!(harness.metric("meshwork_limit_rejected_total", &refused), 4, "each was made to wait");
+    for metric in ["meshwork_limit_waited_total", "meshwork_limit_rejected_total"] {
+        let counted = harness.metric(metric, &["default/web", "maxConnections"]);
+        assert_eq!(counted, 4, "{metric}: each was made to wait, and in vain");
+    }
     drop(first);
 }
 
