@@ -18,7 +18,9 @@ use crate::deadline::Fastest;
 use crate::endpoint::{Endpoint, EndpointSet, Exclusion};
 use crate::health_check::{self, Checked, HealthCheck};
 use crate::hedge::Hedges;
-use crate::limits::{ConnectionLimit, ConnectionPermit, Limited, Limits, PendingPermit, Permit, Room, Usage};
+use crate::limits::{
+    ConnectionLimit, ConnectionPermit, InForce, Limited, Limits, PendingPermit, Permit, Room, Usage,
+};
 use crate::load::Answer;
 use crate::outage::{self, Outage};
 use crate::outlier::{self, AttemptOutcome, Fleet, OutlierDetection, Picked, Shift, Trial};
@@ -206,6 +208,8 @@ pub(crate) struct ClusterShared {
     /// Where round robin stands, for all workers together.
     pub(crate) cursor: AtomicUsize,
     pub(crate) usage: Usage,
+    /// What connections are held to that were made under other limits.
+    pub(crate) in_force: InForce,
     /// Who waits for a connection of the service to end.
     pub(crate) room: Room,
     pub(crate) budget: Budget,

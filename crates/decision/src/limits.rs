@@ -134,6 +134,30 @@ impl Usage {
     }
 }
 
+/// The limits of connections in force, for connections that were made under others. 0: none.
+#[derive(Debug, Default)]
+pub(crate) struct InForce {
+    of_service: AtomicU32,
+    of_endpoint: AtomicU32,
+}
+
+impl InForce {
+    pub(crate) fn set(&self, limits: &Limits) {
+        let [of_service, of_endpoint] = [limits.max_connections, limits.max_connections_per_endpoint];
+        self.of_service.store(of_service.unwrap_or(0), Ordering::Relaxed);
+        self.of_endpoint.store(of_endpoint.unwrap_or(0), Ordering::Relaxed);
+    }
+}
+
+/// How much more there is than a limit allows.
+#[inline]
+fn beyond(count: &AtomicU32, limit: &AtomicU32) -> u32 {
+    match limit.load(Ordering::Relaxed) {
+        0 => 0,
+        limit => count.load(Ordering::Relaxed).saturating_sub(limit),
+    }
+}
+
 /// Something under way; dropping it ends the count.
 #[derive(Debug)]
 pub struct Permit {
@@ -246,6 +270,16 @@ impl ConnectionPermit {
         Err(ConnectionLimit::Endpoint)
     }
 
+    /// How many connections there are beyond the limits, which have fallen since they were made.
+    #[inline]
+    #[must_use]
+    pub fn beyond(&self) -> u32 {
+        let Some(Permit { shared, .. }) = &self.of_service else { return 0 };
+        let in_service = &shared.usage.0[Limited::Connection as usize];
+        beyond(in_service, &shared.in_force.of_service)
+            .max(beyond(&self.endpoint.connections, &shared.in_force.of_endpoint))
+    }
+
     /// Whether somebody waits for it to end.
     #[must_use]
     pub fn is_wanted(&self) -> bool {
@@ -309,6 +343,28 @@ mod tests {
         drop(first);
         assert_eq!(shared.usage.get(Limited::Connection), 2, "what was refused is not counted");
         assert!(connect(&one).is_ok());
+    }
+
+    #[test]
+    fn a_connection_knows_how_many_there_are_beyond_limits_that_have_fallen() {
+        let shared: Arc<ClusterShared> = Arc::default();
+        let [one, other] = [1, 2].map(|id| crate::tests::endpoint(id, 1));
+        let connect = |to| ConnectionPermit::take(&shared, &Limits::default(), to).unwrap();
+        let (mut of_one, of_other) = (Vec::from([0; 3].map(|_| connect(&one))), connect(&other));
+        let beyond = |of: &ConnectionPermit, max_connections, max_connections_per_endpoint| {
+            shared.in_force.set(&Limits {
+                max_connections,
+                max_connections_per_endpoint,
+                ..Limits::default()
+            });
+            of.beyond()
+        };
+        assert_eq!(beyond(&of_other, None, None), 0, "nothing is limited");
+        assert_eq!([&of_one[0], &of_other].map(|of| beyond(of, None, Some(1))), [2, 0], "each endpoint's");
+        assert_eq!([&of_one[0], &of_other].map(|of| beyond(of, Some(3), None)), [1, 1], "the service's");
+        assert_eq!(beyond(&of_one[0], Some(3), Some(1)), 2, "both: the more of them");
+        of_one.pop();
+        assert_eq!(beyond(&of_other, Some(3), None), 0, "as many as there may be");
     }
 
     #[test]
