@@ -151,6 +151,8 @@ pub struct Wanted<'a> {
     pub hash: Option<u64>,
     /// The endpoint that its caller's session is with, by its id.
     pub session: Option<u64>,
+    /// It counts among the service's retries.
+    pub is_retry: bool,
 }
 
 /// One port of one service. Configuration is immutable; what counts and changes is shared with the cluster of the
@@ -257,6 +259,7 @@ impl Cluster {
             self.protocol.is_http2(),
             self.endpoint_breaker.as_ref(),
         );
+        let regard = regard.of_retry(wanted.is_retry, &self.limits);
         let persistent = wanted.session.and_then(|id| balance::persistent(&regard, id));
         let picked = persistent.or_else(|| self.balanced(&regard, wanted.hash, rng));
         if let Some(picked) = picked
@@ -328,12 +331,13 @@ impl Cluster {
     ) -> Result<(Picked, Option<Ticket>), Cause> {
         for _ in 0..RACES {
             let picked = self.choose(now, rng, wanted, reasons).ok_or(Cause::NoHealthyUpstream)?;
-            let full = self
-                .limits
-                .max_requests_per_endpoint
-                .filter(|&most| picked.endpoint.stats.in_flight() >= most);
-            if full.is_some() {
+            let (limits, stats) = (&self.limits, &picked.endpoint.stats);
+            if limits.max_requests_per_endpoint.is_some_and(|most| stats.in_flight() >= most) {
                 return Err(Cause::MaxRequests);
+            }
+            if wanted.is_retry && limits.max_retries_per_endpoint.is_some_and(|most| stats.retries() >= most)
+            {
+                return Err(Cause::MaxRetries);
             }
             // Else a session leads there, or another worker was quicker: now it is passed by.
             if let Ok(ticket) = admit(self, &picked.endpoint, now) {
@@ -460,6 +464,8 @@ impl Cluster {
             skipped("its circuit breaker is open")
         } else if regard.is_full(endpoint) {
             skipped("as many requests as one endpoint may have are under way to it")
+        } else if regard.is_full_of_retries(endpoint) {
+            skipped("as many retries as one endpoint may have are under way to it")
         } else if regard.is_waited_for(endpoint) {
             skipped("as many requests as may wait for a connection to it")
         } else if regard.is_crowded(endpoint) {
@@ -619,6 +625,17 @@ impl Cluster {
     /// The same for what nobody misses: a refusal is not counted.
     pub(crate) fn may_admit(&self, what: Limited) -> Result<Permit, Cause> {
         Permit::free(&self.shared, &self.limits, what)
+    }
+
+    /// Counts a retry that begins, within the service's limit, and where some endpoint may have one more: which it goes to is
+    /// picked later.
+    ///
+    /// # Errors
+    /// The cause when a limit is reached.
+    pub fn admit_retry(&self, now: Tick) -> Result<Permit, Cause> {
+        let permit = self.admit(Limited::Retry)?;
+        self.has_room_for_retry(now).inspect_err(|cause| self.count_refused(*cause))?;
+        Ok(permit)
     }
 
     /// Counts a request that waits for a connection to an endpoint, within the limits of both.

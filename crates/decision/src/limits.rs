@@ -37,6 +37,8 @@ pub struct Limits {
     pub max_pending_requests_per_endpoint: Option<u32>,
     /// Requests under way to any one endpoint: others are called first.
     pub max_requests_per_endpoint: Option<u32>,
+    /// Retries under way to any one endpoint: others are called first.
+    pub max_retries_per_endpoint: Option<u32>,
 }
 
 impl Limits {
@@ -163,6 +165,8 @@ fn beyond(count: &AtomicU32, limit: &AtomicU32) -> u32 {
 pub struct Permit {
     shared: Arc<ClusterShared>,
     what: Limited,
+    /// The endpoint that a retry is at.
+    at: Option<Arc<EndpointStats>>,
 }
 
 impl Permit {
@@ -175,7 +179,7 @@ impl Permit {
     /// The same, of which a refusal is not counted: whoever waits asks more than once.
     pub(crate) fn free(shared: &Arc<ClusterShared>, limits: &Limits, what: Limited) -> Result<Self, Cause> {
         let before = shared.usage.0[what as usize].fetch_add(1, Ordering::AcqRel);
-        let permit = Self { shared: Arc::clone(shared), what };
+        let permit = Self { shared: Arc::clone(shared), what, at: None };
         match limits.in_force(what) {
             Some(limit) if before >= limit => Err(what.cause()),
             _ => Ok(permit),
@@ -186,7 +190,22 @@ impl Permit {
     fn connection(shared: &Arc<ClusterShared>, limits: &Limits) -> Option<Self> {
         let what = Limited::Connection;
         let is_within = add_within(&shared.usage.0[what as usize], limits.in_force(what));
-        is_within.then(|| Self { shared: Arc::clone(shared), what })
+        is_within.then(|| Self { shared: Arc::clone(shared), what, at: None })
+    }
+
+    /// The retry goes to this endpoint, and is at none that it went to before.
+    pub fn goes_to(&mut self, endpoint: &Endpoint) {
+        debug_assert_eq!(self.what, Limited::Retry, "nothing else is counted so");
+        self.leaves();
+        endpoint.stats.retries.fetch_add(1, Ordering::Relaxed);
+        self.at = Some(Arc::clone(&endpoint.stats));
+    }
+
+    fn leaves(&mut self) {
+        if let Some(stats) = self.at.take() {
+            let before = stats.retries.fetch_sub(1, Ordering::Relaxed);
+            debug_assert!(before > 0, "a permit ends what it began");
+        }
     }
 }
 
@@ -301,6 +320,7 @@ impl Drop for ConnectionPermit {
 
 impl Drop for Permit {
     fn drop(&mut self) {
+        self.leaves();
         let before = self.shared.usage.0[self.what as usize].fetch_sub(1, Ordering::AcqRel);
         debug_assert!(before > 0, "a permit ends what it began");
     }

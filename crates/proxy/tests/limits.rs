@@ -5,6 +5,7 @@
 mod support;
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
@@ -12,8 +13,8 @@ use meshwork_base::ManualClock;
 use meshwork_messages::v1;
 use meshwork_messages::v1::service_port::AppProtocol;
 use meshwork_proxy::Settings;
-use support::policy::{GET, OK, gateway, gateway_of, holding, limits, traffic};
-use support::{Harness, exchange, fill_the_queue_of, is_head, read_until, rule, with_a_full_queue};
+use support::policy::{BUSY, GET, OK, gateway, gateway_of, holding, limits, retry, traffic};
+use support::{Harness, exchange, fill_the_queue_of, is_head, read_until, rule, upstream, with_a_full_queue};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::oneshot;
@@ -489,6 +490,46 @@ async fn whoever_waits_in_vain_because_of_the_limit_hears_of_the_limit_wherever_
         assert_eq!(counted, 4, "{metric}: each was made to wait, and in vain");
     }
     drop(first);
+}
+
+#[tokio::test]
+async fn as_many_retries_are_under_way_to_an_endpoint_as_may_be() {
+    let held = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&held);
+    // Holds what is repeated, until more of it comes.
+    let up = upstream(move |got| {
+        if got.ends_with(b"more") {
+            return Some(OK.to_vec());
+        }
+        let is_retry = String::from_utf8_lossy(got).to_lowercase().contains("x-envoy-attempt-count: 2");
+        if !is_head(got) {
+            return None;
+        }
+        if is_retry {
+            counted.fetch_add(1, Ordering::SeqCst);
+        }
+        (!is_retry).then(|| BUSY.to_vec())
+    })
+    .await;
+    let limits = Some(v1::Limits { max_retries_per_endpoint: 1, ..Default::default() });
+    let policy = v1::TrafficPolicy { limits, ..retry(1, &[503]) };
+    let (harness, address) = gateway(&[up.address], Some(policy)).await;
+    let headroom = async |left| {
+        harness.wait_metric("meshwork_limit_headroom", &["perEndpoint.maxRetries"], left).await;
+    };
+    headroom(1).await;
+    let first = tokio::spawn(async move { exchange(address, GET).await });
+    while held.load(Ordering::SeqCst) == 0 {
+        tokio::task::yield_now().await;
+    }
+    headroom(0).await;
+    let second = exchange(address, GET).await;
+    assert!(second.ends_with("\r\n\r\nbusy"), "it gets what there was: {second}");
+    let line = harness.lines(1).await.remove(0);
+    assert!(line.contains("\"max_retries\"") && line.contains("\"UO\""), "{line}");
+    assert_eq!(harness.metric("meshwork_limit_rejected_total", &["default/web", "maxRetries"]), 1);
+    first.abort();
+    headroom(1).await;
 }
 
 /// Reads a request from a kept connection, soon.

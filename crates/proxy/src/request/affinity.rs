@@ -57,7 +57,7 @@ pub(crate) fn find(
 impl Affinity {
     /// What a balancer is told.
     pub(crate) fn wanted<'a>(&self, tried: &'a [u64]) -> Wanted<'a> {
-        Wanted { tried, hash: self.hash, session: self.session }
+        Wanted { tried, hash: self.hash, session: self.session, is_retry: false }
     }
 
     /// Whether this is the endpoint that the caller's session is with.
