@@ -198,6 +198,7 @@ pub(super) struct EndpointLimits {
     pub(super) max_connections: Option<u32>,
     pub(super) max_pending_requests: Option<u32>,
     pub(super) max_requests: Option<u32>,
+    pub(super) max_retries: Option<u32>,
 }
 
 /// How many calls of the backend are held back when too few succeed.

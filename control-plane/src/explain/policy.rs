@@ -150,6 +150,7 @@ pub(super) fn limits(cluster: &Cluster, sources: &Sources) -> Option<Limits> {
             max_connections: limits.max_connections_per_endpoint,
             max_pending_requests: limits.max_pending_requests_per_endpoint,
             max_requests: limits.max_requests_per_endpoint,
+            max_retries: limits.max_retries_per_endpoint,
         },
         sources: words::by_field(sources, "limits"),
     })

@@ -7,7 +7,7 @@ use meshwork_decision::{Origin, Sources};
 use super::answer::Source;
 
 /// The parts and fields of which names are not what is left of the message's name without its unit.
-const NAMES: [(&str, &str); 30] = [
+const NAMES: [(&str, &str); 31] = [
     ("algorithm", "loadBalancer.algorithm"),
     ("circuit_breaker.max_open_ms", "circuitBreaker.maxOpenTime"),
     ("circuit_breaker.open_ms", "circuitBreaker.openTime"),
@@ -29,6 +29,7 @@ const NAMES: [(&str, &str); 30] = [
     ("limits.max_connections_per_endpoint", "limits.perEndpoint.maxConnections"),
     ("limits.max_pending_requests_per_endpoint", "limits.perEndpoint.maxPendingRequests"),
     ("limits.max_requests_per_endpoint", "limits.perEndpoint.maxRequests"),
+    ("limits.max_retries_per_endpoint", "limits.perEndpoint.maxRetries"),
     ("load_balancer.failover.panic_threshold", "loadBalancer.failover.healthyPanicThreshold"),
     ("load_balancer.subset_size", "loadBalancer.subsetting.size"),
     ("overload.adaptive_concurrency.buffer_percent", "overload.adaptiveConcurrency.buffer"),

@@ -405,6 +405,7 @@ fn limits(spec: &TrafficLimits) -> v1::Limits {
         max_connections_per_endpoint: each(|each| each.max_connections),
         max_pending_requests_per_endpoint: each(|each| each.max_pending_requests),
         max_requests_per_endpoint: each(|each| each.max_requests),
+        max_retries_per_endpoint: each(|each| each.max_retries),
     }
 }
 

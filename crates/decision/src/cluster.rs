@@ -18,7 +18,9 @@ use crate::deadline::Fastest;
 use crate::endpoint::{Endpoint, EndpointSet, Exclusion};
 use crate::health_check::{self, Checked, HealthCheck};
 use crate::hedge::Hedges;
-use crate::limits::{ConnectionLimit, ConnectionPermit, Limited, Limits, PendingPermit, Permit, Room, Usage};
+use crate::limits::{
+    ConnectionLimit, ConnectionPermit, InForce, Limited, Limits, PendingPermit, Permit, Room, Usage,
+};
 use crate::load::Answer;
 use crate::outage::{self, Outage};
 use crate::outlier::{self, AttemptOutcome, Fleet, OutlierDetection, Picked, Shift, Trial};
@@ -149,6 +151,8 @@ pub struct Wanted<'a> {
     pub hash: Option<u64>,
     /// The endpoint that its caller's session is with, by its id.
     pub session: Option<u64>,
+    /// It counts among the service's retries.
+    pub is_retry: bool,
 }
 
 /// One port of one service. Configuration is immutable; what counts and changes is shared with the cluster of the
@@ -206,6 +210,8 @@ pub(crate) struct ClusterShared {
     /// Where round robin stands, for all workers together.
     pub(crate) cursor: AtomicUsize,
     pub(crate) usage: Usage,
+    /// What connections are held to that were made under other limits.
+    pub(crate) in_force: InForce,
     /// Who waits for a connection of the service to end.
     pub(crate) room: Room,
     pub(crate) budget: Budget,
@@ -253,6 +259,7 @@ impl Cluster {
             self.protocol.is_http2(),
             self.endpoint_breaker.as_ref(),
         );
+        let regard = regard.of_retry(wanted.is_retry, &self.limits);
         let persistent = wanted.session.and_then(|id| balance::persistent(&regard, id));
         let picked = persistent.or_else(|| self.balanced(&regard, wanted.hash, rng));
         if let Some(picked) = picked
@@ -324,12 +331,13 @@ impl Cluster {
     ) -> Result<(Picked, Option<Ticket>), Cause> {
         for _ in 0..RACES {
             let picked = self.choose(now, rng, wanted, reasons).ok_or(Cause::NoHealthyUpstream)?;
-            let full = self
-                .limits
-                .max_requests_per_endpoint
-                .filter(|&most| picked.endpoint.stats.in_flight() >= most);
-            if full.is_some() {
+            let (limits, stats) = (&self.limits, &picked.endpoint.stats);
+            if limits.max_requests_per_endpoint.is_some_and(|most| stats.in_flight() >= most) {
                 return Err(Cause::MaxRequests);
+            }
+            if wanted.is_retry && limits.max_retries_per_endpoint.is_some_and(|most| stats.retries() >= most)
+            {
+                return Err(Cause::MaxRetries);
             }
             // Else a session leads there, or another worker was quicker: now it is passed by.
             if let Ok(ticket) = admit(self, &picked.endpoint, now) {
@@ -459,6 +467,8 @@ impl Cluster {
             skipped("its circuit breaker is open")
         } else if regard.is_full(endpoint) {
             skipped("as many requests as one endpoint may have are under way to it")
+        } else if regard.is_full_of_retries(endpoint) {
+            skipped("as many retries as one endpoint may have are under way to it")
         } else if regard.is_waited_for(endpoint) {
             skipped("as many requests as may wait for a connection to it")
         } else if regard.is_crowded(endpoint) {
@@ -620,6 +630,17 @@ impl Cluster {
         Permit::free(&self.shared, &self.limits, what)
     }
 
+    /// Counts a retry that begins, within the service's limit, and where some endpoint may have one more: which it goes to is
+    /// picked later.
+    ///
+    /// # Errors
+    /// The cause when a limit is reached.
+    pub fn admit_retry(&self, now: Tick) -> Result<Permit, Cause> {
+        let permit = self.admit(Limited::Retry)?;
+        self.has_room_for_retry(now).inspect_err(|cause| self.count_refused(*cause))?;
+        Ok(permit)
+    }
+
     /// Counts a request that waits for a connection to an endpoint, within the limits of both.
     ///
     /// # Errors
@@ -628,8 +649,8 @@ impl Cluster {
         PendingPermit::take(&self.shared, &self.limits, endpoint)
     }
 
-    /// Counts a connection to an endpoint, within the limits of both. Whoever is refused, or waits, tells once by
-    /// [`Self::connection_refused`].
+    /// Counts a connection to an endpoint, within the limits of both. Whoever waits then tells once by
+    /// [`Self::connection_awaited`], and whoever has none in the end by [`Self::connection_refused`].
     ///
     /// # Errors
     /// The limit that is reached.
@@ -637,12 +658,23 @@ impl Cluster {
         ConnectionPermit::take(&self.shared, &self.limits, endpoint)
     }
 
-    /// A limit of connections has refused something, or made it wait.
+    /// A limit of connections has made something wait.
+    pub fn connection_awaited(&self) {
+        self.shared.usage.count_waiting();
+    }
+
+    /// How often a limit of connections has made something wait.
+    #[must_use]
+    pub fn awaited(&self) -> u64 {
+        self.shared.usage.waited()
+    }
+
+    /// Something has no connection because of a limit.
     pub fn connection_refused(&self) {
         self.shared.usage.count_refused(Limited::Connection);
     }
 
-    /// How often a limit has refused something, or made it wait.
+    /// How often a limit has refused something.
     #[must_use]
     pub fn refused(&self, what: Limited) -> u64 {
         self.shared.usage.refused(what)

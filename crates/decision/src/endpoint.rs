@@ -149,6 +149,8 @@ pub struct EndpointStats {
     pub(crate) connections: AtomicU32,
     /// Requests that wait for one.
     pub(crate) pending: AtomicU32,
+    /// Retries on their way to it.
+    pub(crate) retries: AtomicU32,
     /// Who waits for one of these to end, since there may be no more.
     pub(crate) room: Room,
     pub(crate) standing: Standing,
@@ -177,6 +179,12 @@ impl EndpointStats {
     #[must_use]
     pub fn pending(&self) -> u32 {
         self.pending.load(Ordering::Relaxed)
+    }
+
+    /// Retries on their way to it.
+    #[must_use]
+    pub fn retries(&self) -> u32 {
+        self.retries.load(Ordering::Relaxed)
     }
 
     /// What failed before says nothing of it any more: the instance behind the address has come back.

@@ -242,7 +242,7 @@ impl Hedge {
             return Err(NoHedge::HeldBack);
         }
         let tried = first.as_slice();
-        let wanted = Wanted { tried, ..Wanted::default() };
+        let wanted = Wanted { tried, is_retry: true, ..Wanted::default() };
         let (Picked { endpoint, trial }, own) =
             cluster.may_call(now, rng, &wanted).map_err(|_| NoHedge::NoOther)?;
         let is_well = !endpoint.stats.is_out() && !endpoint.stats.is_resting(now);
@@ -252,7 +252,8 @@ impl Hedge {
             return Err(NoHedge::NoOther);
         }
         let limited = |what| cluster.may_admit(what).map_err(|_| NoHedge::Limit);
-        let repeated = limited(Limited::Retry)?;
+        let mut repeated = limited(Limited::Retry)?;
+        repeated.goes_to(&endpoint);
         let request = cluster.limits.max_requests.is_some().then(|| limited(Limited::Request)).transpose()?;
         let hedges = cluster.shared.hedges();
         let taken = cluster.shared.budget.hedge(&hedges.begun, self.policy.budget_percent, retries, now);

@@ -12,6 +12,10 @@
 //!
 //! *Bounds.* A table of fixed size, made when it is first needed, in which the newer takes the place of the older: what
 //! is forgotten costs a retry within the budget, nothing else. Requests that go well never touch it.
+//!
+//! Beside that, how long the requests have that the application has in hand: see [`in_hand`].
+
+mod in_hand;
 
 use std::array;
 use std::hash::{BuildHasher, Hash};
@@ -21,6 +25,9 @@ use std::time::Duration;
 
 use foldhash::fast::FixedState;
 use meshwork_base::Tick;
+
+pub use self::in_hand::Allotted;
+use self::in_hand::InHand;
 
 /// How long something is remembered.
 const LIFE: Duration = Duration::from_secs(10);
@@ -71,6 +78,7 @@ pub struct Kinship {
     table: OnceLock<Box<[Set; SETS]>>,
     /// When something was remembered last: after that nobody needs to look.
     last: AtomicU64,
+    in_hand: InHand,
 }
 
 impl Kinship {
@@ -107,6 +115,23 @@ impl Kinship {
         if let Some((place, word)) = self.word(family) {
             place.store(word & !(what as u64), Ordering::Relaxed);
         }
+    }
+
+    /// The application has a request of this family in hand that has so long.
+    pub fn begin(&self, family: Family, allotted: Allotted) {
+        self.in_hand.begin(family, allotted);
+    }
+
+    /// It has not any more.
+    pub fn end(&self, family: Family, allotted: Allotted) {
+        self.in_hand.end(family, allotted);
+    }
+
+    /// What is left for a call of this family of which the application says that it has so long; absent: it is for no request
+    /// in hand that is known.
+    #[must_use]
+    pub fn left(&self, family: Family, said: Duration, now: Tick) -> Option<Duration> {
+        self.in_hand.left(family, said, now)
     }
 
     fn word(&self, family: Family) -> Option<(&AtomicU64, u64)> {

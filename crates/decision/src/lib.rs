@@ -88,7 +88,7 @@ pub use health_check::{Checked, Checks, HealthCheck, HealthProbe};
 pub use hedge::{Hedge, HedgeDelay, HedgeFacts, HedgePolicy, Hedged, Leg, NoHedge, Race, Reply, Verdict};
 pub use hostname::{HostPattern, HostPatternError};
 pub use inbound::{AppState, Inbound, InboundPort, Mtls, UNTOLD, mesh_sni, tunnel_authority};
-pub use kinship::{Family, Kin, Kinship};
+pub use kinship::{Allotted, Family, Kin, Kinship};
 pub use limits::{AwaitedRoom, ConnectionLimit, ConnectionPermit, Limited, Limits, PendingPermit, Permit};
 pub use load::Answer;
 pub use matching::{FieldMatch, PathMatch, Pattern, PatternError, RouteMatch, ValueMatch};

@@ -37,6 +37,8 @@ pub struct Limits {
     pub max_pending_requests_per_endpoint: Option<u32>,
     /// Requests under way to any one endpoint: others are called first.
     pub max_requests_per_endpoint: Option<u32>,
+    /// Retries under way to any one endpoint: others are called first.
+    pub max_retries_per_endpoint: Option<u32>,
 }
 
 impl Limits {
@@ -108,9 +110,9 @@ impl Limited {
     }
 }
 
-/// How much is under way, and how often more was refused.
+/// How much is under way, how often more was refused, and how many have waited for a connection since there was a limit.
 #[derive(Debug, Default)]
-pub(crate) struct Usage([AtomicU32; 4], [AtomicU64; 4]);
+pub(crate) struct Usage([AtomicU32; 4], [AtomicU64; 4], AtomicU64);
 
 impl Usage {
     pub(crate) fn get(&self, what: Limited) -> u32 {
@@ -124,6 +126,38 @@ impl Usage {
     pub(crate) fn refused(&self, what: Limited) -> u64 {
         self.1[what as usize].load(Ordering::Relaxed)
     }
+
+    pub(crate) fn count_waiting(&self) {
+        self.2.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn waited(&self) -> u64 {
+        self.2.load(Ordering::Relaxed)
+    }
+}
+
+/// The limits of connections in force, for connections that were made under others. 0: none.
+#[derive(Debug, Default)]
+pub(crate) struct InForce {
+    of_service: AtomicU32,
+    of_endpoint: AtomicU32,
+}
+
+impl InForce {
+    pub(crate) fn set(&self, limits: &Limits) {
+        let [of_service, of_endpoint] = [limits.max_connections, limits.max_connections_per_endpoint];
+        self.of_service.store(of_service.unwrap_or(0), Ordering::Relaxed);
+        self.of_endpoint.store(of_endpoint.unwrap_or(0), Ordering::Relaxed);
+    }
+}
+
+/// How much more there is than a limit allows.
+#[inline]
+fn beyond(count: &AtomicU32, limit: &AtomicU32) -> u32 {
+    match limit.load(Ordering::Relaxed) {
+        0 => 0,
+        limit => count.load(Ordering::Relaxed).saturating_sub(limit),
+    }
 }
 
 /// Something under way; dropping it ends the count.
@@ -131,6 +165,8 @@ impl Usage {
 pub struct Permit {
     shared: Arc<ClusterShared>,
     what: Limited,
+    /// The endpoint that a retry is at.
+    at: Option<Arc<EndpointStats>>,
 }
 
 impl Permit {
@@ -143,7 +179,7 @@ impl Permit {
     /// The same, of which a refusal is not counted: whoever waits asks more than once.
     pub(crate) fn free(shared: &Arc<ClusterShared>, limits: &Limits, what: Limited) -> Result<Self, Cause> {
         let before = shared.usage.0[what as usize].fetch_add(1, Ordering::AcqRel);
-        let permit = Self { shared: Arc::clone(shared), what };
+        let permit = Self { shared: Arc::clone(shared), what, at: None };
         match limits.in_force(what) {
             Some(limit) if before >= limit => Err(what.cause()),
             _ => Ok(permit),
@@ -154,7 +190,22 @@ impl Permit {
     fn connection(shared: &Arc<ClusterShared>, limits: &Limits) -> Option<Self> {
         let what = Limited::Connection;
         let is_within = add_within(&shared.usage.0[what as usize], limits.in_force(what));
-        is_within.then(|| Self { shared: Arc::clone(shared), what })
+        is_within.then(|| Self { shared: Arc::clone(shared), what, at: None })
+    }
+
+    /// The retry goes to this endpoint, and is at none that it went to before.
+    pub fn goes_to(&mut self, endpoint: &Endpoint) {
+        debug_assert_eq!(self.what, Limited::Retry, "nothing else is counted so");
+        self.leaves();
+        endpoint.stats.retries.fetch_add(1, Ordering::Relaxed);
+        self.at = Some(Arc::clone(&endpoint.stats));
+    }
+
+    fn leaves(&mut self) {
+        if let Some(stats) = self.at.take() {
+            let before = stats.retries.fetch_sub(1, Ordering::Relaxed);
+            debug_assert!(before > 0, "a permit ends what it began");
+        }
     }
 }
 
@@ -238,6 +289,16 @@ impl ConnectionPermit {
         Err(ConnectionLimit::Endpoint)
     }
 
+    /// How many connections there are beyond the limits, which have fallen since they were made.
+    #[inline]
+    #[must_use]
+    pub fn beyond(&self) -> u32 {
+        let Some(Permit { shared, .. }) = &self.of_service else { return 0 };
+        let in_service = &shared.usage.0[Limited::Connection as usize];
+        beyond(in_service, &shared.in_force.of_service)
+            .max(beyond(&self.endpoint.connections, &shared.in_force.of_endpoint))
+    }
+
     /// Whether somebody waits for it to end.
     #[must_use]
     pub fn is_wanted(&self) -> bool {
@@ -259,6 +320,7 @@ impl Drop for ConnectionPermit {
 
 impl Drop for Permit {
     fn drop(&mut self) {
+        self.leaves();
         let before = self.shared.usage.0[self.what as usize].fetch_sub(1, Ordering::AcqRel);
         debug_assert!(before > 0, "a permit ends what it began");
     }
@@ -301,6 +363,28 @@ mod tests {
         drop(first);
         assert_eq!(shared.usage.get(Limited::Connection), 2, "what was refused is not counted");
         assert!(connect(&one).is_ok());
+    }
+
+    #[test]
+    fn a_connection_knows_how_many_there_are_beyond_limits_that_have_fallen() {
+        let shared: Arc<ClusterShared> = Arc::default();
+        let [one, other] = [1, 2].map(|id| crate::tests::endpoint(id, 1));
+        let connect = |to| ConnectionPermit::take(&shared, &Limits::default(), to).unwrap();
+        let (mut of_one, of_other) = (Vec::from([0; 3].map(|_| connect(&one))), connect(&other));
+        let beyond = |of: &ConnectionPermit, max_connections, max_connections_per_endpoint| {
+            shared.in_force.set(&Limits {
+                max_connections,
+                max_connections_per_endpoint,
+                ..Limits::default()
+            });
+            of.beyond()
+        };
+        assert_eq!(beyond(&of_other, None, None), 0, "nothing is limited");
+        assert_eq!([&of_one[0], &of_other].map(|of| beyond(of, None, Some(1))), [2, 0], "each endpoint's");
+        assert_eq!([&of_one[0], &of_other].map(|of| beyond(of, Some(3), None)), [1, 1], "the service's");
+        assert_eq!(beyond(&of_one[0], Some(3), Some(1)), 2, "both: the more of them");
+        of_one.pop();
+        assert_eq!(beyond(&of_other, Some(3), None), 0, "as many as there may be");
     }
 
     #[test]

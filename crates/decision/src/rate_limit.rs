@@ -9,6 +9,10 @@
 //! leave: it is admitted while half of the burst is there, and one is left then for who is within its share (of a burst of
 //! one nothing can be left: it is admitted when nobody else has taken it). So a caller that asks ten times as much as the
 //! others gets what they do not use, and none of theirs.
+//!
+//! *Newcomers.* Shares of those who ask are all there is, and who comes next finds nothing where somebody takes every request the
+//! moment that it is there. So whoever was refused of late for being beyond its share leaves one of the burst also when it is
+//! within it again. That costs it one request, once.
 
 mod callers;
 
@@ -159,32 +163,49 @@ impl RateLimit {
     pub fn ask<'c>(&self, caller: impl Into<Caller<'c>>, now: Tick) -> Allowance {
         let now = now.as_nanos();
         let rate = Rate::of(&self.spec, 1);
-        let taken = match &self.callers {
-            None => self.all.take(rate, now, |_| true),
+        let (taken, leaves) = match &self.callers {
+            None => (self.all.take(rate, now, |_| true), 0),
             Some(callers) => self.ask_fairly(callers, caller.into(), rate, now),
         };
-        let allowance = told(rate, taken, now);
+        let allowance = told(rate, taken, leaves, now);
         debug_assert!(allowance.admitted || allowance.retry_after > Duration::ZERO);
         allowance
     }
 
-    fn ask_fairly(&self, callers: &Callers, caller: Caller<'_>, rate: Rate, now: u64) -> Result<u64, u64> {
-        let (own, asking) = callers.of(caller, self.spec.per, now);
+    /// What becomes of the request; and what its caller leaves for others, in nanoseconds.
+    fn ask_fairly(
+        &self,
+        callers: &Callers,
+        caller: Caller<'_>,
+        rate: Rate,
+        now: u64,
+    ) -> (Result<u64, u64>, u64) {
+        let (place, asking) = callers.of(caller, self.spec.per, now);
+        let own = &place.bucket;
         let share = Rate::of(&self.spec, asking);
         // Beyond its share it may have what half of the burst leaves, but not the last one.
         let most = (rate.tolerance / 2).min(rate.tolerance.saturating_sub(2 * rate.interval));
         let lent = |next: u64| next - rate.interval - now <= most;
         let within = share.next(own.tat(), now).1;
-        let taken = self.all.take(rate, now, |next| within || lent(next));
-        if taken.is_ok() && within {
+        let one = rate.interval.min(rate.tolerance - rate.interval);
+        let leaves = if place.was_beyond(self.spec.per, now) { one } else { 0 };
+        let taken =
+            self.all.take(rate, now, |next| lent(next) || (within && next - now <= rate.tolerance - leaves));
+        match (&taken, within) {
             // Another worker may have used up the share meanwhile; all together are within the limit even so.
-            let _ = own.take(share, now, |_| true);
+            (Ok(_), true) => _ = own.take(share, now, |_| true),
+            // Who asks on while it has to leave one has not had enough either.
+            (Err(_), within) if !within || leaves > 0 => {
+                place.is_beyond(now);
+                return (taken, one);
+            }
+            _ => {}
         }
-        taken
+        (taken, leaves)
     }
 }
 
-fn told(rate: Rate, taken: Result<u64, u64>, now: u64) -> Allowance {
+fn told(rate: Rate, taken: Result<u64, u64>, leaves: u64, now: u64) -> Allowance {
     let tat = match taken {
         Ok(tat) | Err(tat) => tat,
     };
@@ -192,7 +213,8 @@ fn told(rate: Rate, taken: Result<u64, u64>, now: u64) -> Allowance {
     let room = rate.tolerance.saturating_sub(ahead);
     let remaining = u32::try_from(room / rate.interval).unwrap_or(u32::MAX);
     // Who was refused for its share alone waits as long as one request takes.
-    let wait = if room >= rate.interval { rate.interval } else { rate.interval - room };
+    let needed = rate.interval + leaves;
+    let wait = if room >= needed { rate.interval } else { needed - room };
     let retry_after = if taken.is_ok() { 0 } else { wait };
     Allowance {
         admitted: taken.is_ok(),

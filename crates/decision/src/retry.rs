@@ -40,7 +40,7 @@ use crate::cause::Cause;
 use crate::cluster::Cluster;
 use crate::hedge::Hedged;
 use crate::invariants;
-use crate::limits::{Limited, Permit};
+use crate::limits::Permit;
 use crate::reasons::{Outcome, Phase, Reason, Reasons};
 
 pub use budget::RetryBudget;
@@ -461,7 +461,7 @@ impl Retry {
         if facts.deadline.is_some_and(|d| d <= now.after(after)) {
             return Err(StopReason::Deadline);
         }
-        let permit = self.cluster.admit(Limited::Retry).map_err(|_| StopReason::MaxRetries)?;
+        let permit = self.cluster.admit_retry(now).map_err(|_| StopReason::MaxRetries)?;
         self.taken = match self.refused {
             Some(refused) if failure.is_unseen() => return Err(refused),
             _ => Some(self.cluster.shared.budget.retry(policy.budget, now)?),

@@ -10,7 +10,7 @@
 //! request is balanced, and the session is with whoever answers.
 //!
 //! *Time*: with an absolute timeout the caller's value says until when it holds, with an idle timeout when it was last used as
-//! well: `TOKEN.UNTIL.USED`, in hexadecimal seconds and milliseconds since 1970, of which UNTIL may be empty. It is made anew
+//! well: `TOKEN.UNTIL.USED`, in hexadecimal milliseconds since 1970, of which UNTIL may be empty. It is made anew
 //! when the caller has used it and a [part](PART_UNTOLD) of the idle timeout have passed, with the same end, and else not while it holds: so no
 //! session is used after its idle timeout, and few responses set a cookie. A value without a last use was made before the rule
 //! had an idle timeout: it holds, and is made anew with the first response.
@@ -60,7 +60,7 @@ pub enum Carrier {
 /// A session that goes on, and whose caller is to be told that it was used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Renewal {
-    /// When it ends, as its caller was told: seconds since 1970.
+    /// When it ends, as its caller was told: milliseconds since 1970.
     until: Option<u64>,
 }
 
@@ -126,7 +126,7 @@ impl SessionPersistence {
     pub fn begin(&self, endpoint: &Endpoint, path: &str, wall: Duration) -> NewSession {
         let until = self
             .absolute_timeout
-            .map(|timeout| u64::try_from((wall + timeout).as_millis().div_ceil(1_000)).unwrap_or(u64::MAX));
+            .map(|timeout| u64::try_from((wall + timeout).as_millis()).unwrap_or(u64::MAX));
         self.told(endpoint, path, until, wall)
     }
 
@@ -149,8 +149,7 @@ impl SessionPersistence {
             return NewSession::Header(Arc::clone(&self.name), value);
         }
         let lives = until.filter(|_| self.carrier == Carrier::PermanentCookie).zip(self.absolute_timeout);
-        // The end is in whole seconds, and no cookie lives longer than is said.
-        let left = |(until, longest)| Duration::from_secs(until).saturating_sub(wall).min(longest);
+        let left = |(until, longest)| Duration::from_millis(until).saturating_sub(wall).min(longest);
         NewSession::Cookie(NewCookie {
             name: Arc::clone(&self.name),
             value,
@@ -172,7 +171,7 @@ fn number(hex: Option<&str>) -> Option<Option<u64>> {
 /// Whether something that holds until then holds now. A time beyond what we would have given was made under a longer one: the
 /// rule's counts.
 fn holds(until: u64, longest: Duration, wall: Duration) -> bool {
-    let left = Duration::from_secs(until).saturating_sub(wall);
+    let left = Duration::from_millis(until).saturating_sub(wall);
     !left.is_zero() && left <= longest + Duration::from_secs(1)
 }
 

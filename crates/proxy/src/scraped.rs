@@ -113,6 +113,12 @@ fn of_limits(cluster: &Cluster, [service, port]: [&str; 2], samples: &mut Sample
             samples.tell(&inventory::LIMIT_REJECTED, &[service, port, limit], refused);
         }
     }
+    let limits = &cluster.limits;
+    let is_said = limits.max_connections.or(limits.max_connections_per_endpoint).is_some();
+    if is_said || cluster.awaited() > 0 {
+        let limit = Limited::Connection.as_str();
+        samples.tell(&inventory::LIMIT_WAITED, &[service, port, limit], cluster.awaited());
+    }
     for v1::LimitStanding { limit, allowed, in_use, .. } in limits_per_endpoint(cluster) {
         let headroom = allowed.saturating_sub(in_use);
         samples.tell(&inventory::LIMIT_HEADROOM, &[service, port, &*limit], headroom.into());

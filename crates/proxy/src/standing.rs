@@ -208,10 +208,11 @@ pub(crate) fn limits_per_endpoint(cluster: &Cluster) -> impl Iterator<Item = v1:
     let most = move |count: fn(&EndpointStats) -> u32| {
         set.all().iter().map(|endpoint| count(&endpoint.stats)).max().unwrap_or_default()
     };
-    let each: [PerEndpoint; 3] = [
+    let each: [PerEndpoint; 4] = [
         (Limited::Connection, limits.max_connections_per_endpoint, EndpointStats::connections),
         (Limited::Pending, limits.max_pending_requests_per_endpoint, EndpointStats::pending),
         (Limited::Request, limits.max_requests_per_endpoint, EndpointStats::in_flight),
+        (Limited::Retry, limits.max_retries_per_endpoint, EndpointStats::retries),
     ];
     each.into_iter().filter_map(move |(what, allowed, in_use)| {
         // Without a limit nobody walks through all endpoints.

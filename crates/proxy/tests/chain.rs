@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use meshwork_base::ManualClock;
 use meshwork_messages::v1;
 use meshwork_messages::v1::service_port::AppProtocol;
 use meshwork_proxy::{Settings, Side};
@@ -25,34 +26,44 @@ const BUSY: &[u8] = b"HTTP/1.1 503 Busy\r\ncontent-length: 0\r\n\r\n";
 struct Middle {
     address: SocketAddr,
     asked: Arc<AtomicUsize>,
+    /// The last head.
+    head: Arc<parking_lot::Mutex<String>>,
 }
 
-/// The field by which applications say what they were asked.
-type PassesOn = Option<&'static str>;
+/// The fields by which applications say what they were asked.
+type PassesOn = &'static [&'static str];
 
-const REQUEST_ID: PassesOn = Some("x-request-id");
+const REQUEST_ID: PassesOn = &["x-request-id"];
+
+/// How long an application takes until it calls the next one.
+type Takes = (ManualClock, Duration);
 
 async fn middle(
     next: &'static str,
     outbound: Arc<parking_lot::Mutex<Option<SocketAddr>>>,
     passes_on: PassesOn,
+    takes: Takes,
 ) -> Middle {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
-    let asked = Arc::new(AtomicUsize::new(0));
-    let counted = Arc::clone(&asked);
+    let (asked, head) = (Arc::new(AtomicUsize::new(0)), Arc::new(parking_lot::Mutex::default()));
+    let (counted, noted) = (Arc::clone(&asked), Arc::clone(&head));
     tokio::spawn(async move {
         while let Ok((mut tcp, _)) = listener.accept().await {
-            let (counted, outbound) = (Arc::clone(&counted), Arc::clone(&outbound));
+            let (counted, noted, outbound) =
+                (Arc::clone(&counted), Arc::clone(&noted), Arc::clone(&outbound));
+            let (clock, time) = takes.clone();
             tokio::spawn(async move {
                 let got = read_until(&mut tcp, "\r\n\r\n").await;
                 counted.fetch_add(1, Ordering::SeqCst);
+                clock.advance(time);
+                *noted.lock() = got.to_lowercase();
                 let is_passed_on = |line: &&str| {
-                    passes_on.is_some_and(|name| line.to_lowercase().starts_with(&format!("{name}:")))
+                    passes_on.iter().any(|name| line.to_lowercase().starts_with(&format!("{name}:")))
                 };
-                let id = got.lines().find(is_passed_on);
-                let id = id.map(|id| format!("{id}\r\n")).unwrap_or_default();
-                let call = format!("GET / HTTP/1.1\r\nHost: {next}\r\n{id}Connection: close\r\n\r\n");
+                let same: String =
+                    got.lines().filter(is_passed_on).map(|line| format!("{line}\r\n")).collect();
+                let call = format!("GET / HTTP/1.1\r\nHost: {next}\r\n{same}Connection: close\r\n\r\n");
                 let proxy = outbound.lock().unwrap();
                 let answer = exchange(proxy, call.as_bytes()).await;
                 let status = match answer.lines().next().unwrap_or("HTTP/1.1 502 Broken") {
@@ -65,7 +76,7 @@ async fn middle(
             });
         }
     });
-    Middle { address, asked }
+    Middle { address, asked, head }
 }
 
 /// What every caller says about the service that it calls.
@@ -102,6 +113,8 @@ struct Chain {
     one: Middle,
     two: Middle,
     three: Arc<AtomicUsize>,
+    /// The last head that it got.
+    head: Arc<parking_lot::Mutex<String>>,
     /// Where `web` sends what it calls.
     proxy: SocketAddr,
     _harnesses: Vec<Harness>,
@@ -121,22 +134,26 @@ struct Last {
     is_broken: bool,
     /// It has no proxy.
     is_plain: bool,
+    /// So long each of those before it takes until it calls the next one.
+    after: Duration,
 }
 
 async fn chain_to(last: Last, passes_on: PassesOn) -> Chain {
     let mesh = TestMesh::new();
-    let three = Arc::new(AtomicUsize::new(0));
-    let counted = Arc::clone(&three);
+    let (three, head) = (Arc::new(AtomicUsize::new(0)), Arc::new(parking_lot::Mutex::default()));
+    let (counted, noted) = (Arc::clone(&three), Arc::clone(&head));
     let app = upstream(move |got| {
         is_head(got).then(|| {
             counted.fetch_add(1, Ordering::SeqCst);
+            *noted.lock() = String::from_utf8_lossy(got).to_lowercase();
             last.answer.to_vec()
         })
     })
     .await;
     let outs: [Arc<parking_lot::Mutex<Option<SocketAddr>>>; 2] = Default::default();
-    let one = middle("two", Arc::clone(&outs[0]), passes_on).await;
-    let two = middle("three", Arc::clone(&outs[1]), passes_on).await;
+    let takes = || (mesh.clock.clone(), last.after);
+    let one = middle("two", Arc::clone(&outs[0]), passes_on, takes()).await;
+    let two = middle("three", Arc::clone(&outs[1]), passes_on, takes()).await;
     let mut harnesses = Vec::new();
     let mut next: Option<(&str, SocketAddr)> = None;
     let local = || "127.0.0.1:0".parse().unwrap();
@@ -171,7 +188,7 @@ async fn chain_to(last: Last, passes_on: PassesOn) -> Chain {
     .await;
     let proxy = web.engine.listen(Side::Outbound, local()).await.unwrap();
     harnesses.push(web);
-    Chain { one, two, three, proxy, _harnesses: harnesses, _app: app }
+    Chain { one, two, three, head, proxy, _harnesses: harnesses, _app: app }
 }
 
 impl Chain {
@@ -208,7 +225,7 @@ async fn three_services_deep_the_last_gets_at_most_a_fifth_more_than_the_first()
 
 #[tokio::test]
 async fn so_it_is_where_applications_pass_on_no_id() {
-    let chain = chain(None).await;
+    let chain = chain(&[]).await;
     chain.ask(400).await;
     let [one, two, three] = chain.asked();
     assert!(one > 400 && two > one && three > two, "every hop tries: {one}, {two}, {three}");
@@ -231,7 +248,7 @@ async fn what_the_caller_repeats_is_not_repeated_beyond_it() {
 #[tokio::test]
 async fn where_a_repeat_is_refused_nothing_is_repeated_further_up_either() {
     for (answer, is_plain) in [(BUSY, false), (&b""[..], true)] {
-        let chain = chain_to(Last { answer, is_plain, is_broken: true }, REQUEST_ID).await;
+        let chain = chain_to(Last { answer, is_plain, is_broken: true, ..Last::default() }, REQUEST_ID).await;
         let answer = exchange(chain.proxy, b"GET / HTTP/1.1\r\nHost: one\r\nConnection: close\r\n\r\n").await;
         assert!(answer.starts_with("HTTP/1.1 503"), "{answer}");
         assert_eq!(chain.asked(), [1, 1, 1], "a plain one: {is_plain}");
@@ -240,7 +257,7 @@ async fn where_a_repeat_is_refused_nothing_is_repeated_further_up_either() {
 
 #[tokio::test]
 async fn a_trace_says_too_what_belongs_together() {
-    let chain = chain(Some("traceparent")).await;
+    let chain = chain(&["traceparent"]).await;
     let told = "GET / HTTP/1.1\r\nHost: one\r\nX-Envoy-Attempt-Count: 2\r\n\
                 Traceparent: 00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01\r\nConnection: close\r\n\r\n";
     assert!(exchange(chain.proxy, told.as_bytes()).await.starts_with("HTTP/1.1 503"));
@@ -264,6 +281,50 @@ async fn when_a_retry_is_answered_what_belongs_to_it_is_repeated_as_ever() {
         }
     };
     tokio::time::timeout(Duration::from_secs(10), repeated).await.expect("no time passes in the mesh");
+}
+
+const OK: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n";
+const EXPECTED: &str = "x-envoy-expected-rq-timeout-ms";
+
+/// Asks with so many milliseconds, and with what each application was told then.
+async fn told(chain: &Chain, given: &str) -> (String, [Option<u64>; 3]) {
+    let call = format!(
+        "GET / HTTP/1.1\r\nHost: one\r\nX-Request-Id: a\r\n{EXPECTED}: {given}\r\n\
+         Traceparent: 00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01\r\nConnection: close\r\n\r\n"
+    );
+    let answer = exchange(chain.proxy, call.as_bytes()).await;
+    let heads = [&chain.one.head, &chain.two.head, &chain.head];
+    let told = heads.map(|head| {
+        let prefix = format!("{EXPECTED}: ");
+        head.lock().lines().find_map(|line| line.strip_prefix(&prefix)).map(|told| told.parse().unwrap())
+    });
+    (answer, told)
+}
+
+#[tokio::test]
+async fn what_applications_take_themselves_is_off_the_deadline_though_they_pass_it_on_as_it_came() {
+    let last = Last { answer: OK, after: Duration::from_millis(300), ..Last::default() };
+    for passes_on in [&["x-request-id", EXPECTED][..], &["traceparent", EXPECTED]] {
+        let chain = chain_to(last, passes_on).await;
+        for _ in 0..2 {
+            let (answer, told) = told(&chain, "20000").await;
+            assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+            assert_eq!(told, [20_000, 19_700, 19_400].map(Some), "{passes_on:?}");
+        }
+    }
+    let chain = chain_to(last, &[EXPECTED]).await;
+    let (_, unknown) = told(&chain, "20000").await;
+    assert_eq!(unknown, [Some(20_000); 3], "nothing says for which request they call");
+}
+
+#[tokio::test]
+async fn what_an_application_calls_when_its_own_time_is_over_is_not_begun() {
+    let last = Last { answer: OK, after: Duration::from_secs(15), ..Last::default() };
+    let chain = chain_to(last, &["x-request-id", EXPECTED]).await;
+    let (answer, told) = told(&chain, "20000").await;
+    assert!(answer.starts_with("HTTP/1.1 504"), "{answer}");
+    assert_eq!(told, [Some(20_000), Some(5_000), None]);
+    assert_eq!(chain.asked(), [1, 1, 0]);
 }
 
 const NOT_AGAIN: &str = "x-envoy-overloaded: true\r\n";

@@ -666,7 +666,7 @@ async fn what_was_owed_of_one_request_is_not_held_against_the_next() {
     let mut other = slow.asks("POST", 0, "").await;
     let mut app = slow.is_asked().await;
     caller.write_all(b"xxxxPOST / HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\n\r\n").await.unwrap();
-    slow.harness.wait_metric("meshwork_limit_rejected_total", &["maxConnections"], 1).await;
+    slow.harness.wait_metric("meshwork_limit_waited_total", &["maxConnections"], 1).await;
     slow.passes(BODY * 2).await;
     app.write_all(OK).await.unwrap();
     assert!(read_until(&mut other, "hello").await.starts_with("HTTP/1.1 200"));

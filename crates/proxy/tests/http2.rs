@@ -22,7 +22,7 @@ use support::raw::{
 };
 use support::{Harness, exchange, is_head, read_until, rule, upstream};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::{Notify, Semaphore, mpsc};
 
 async fn gateway(protocol: AppProtocol, upstream: std::net::SocketAddr) -> (Harness, std::net::SocketAddr) {
     let mut harness = Harness::start(Settings::default());
@@ -676,6 +676,55 @@ async fn requests_beyond_a_connection_s_streams_wait_where_the_limit_allows_no_o
         }
     }
     assert_eq!(up.connections.load(Ordering::SeqCst), 1, "the limit held");
+}
+
+#[tokio::test]
+async fn where_a_limit_falls_no_shared_connection_beyond_it_takes_another_stream() {
+    let (entered, mut begun) = mpsc::channel(64);
+    let release: Arc<[Semaphore; 4]> = Arc::new([(); 4].map(|()| Semaphore::new(0)));
+    let wait = Arc::clone(&release);
+    let up = h2_upstream_with(
+        |server| server.max_concurrent_streams(1),
+        usize::MAX,
+        move |number, _, respond| {
+            let (entered, wait) = (entered.clone(), Arc::clone(&wait));
+            async move {
+                entered.send(number).await.unwrap();
+                wait[number].acquire().await.unwrap().forget();
+                answer(respond, b"ok");
+            }
+        },
+    )
+    .await;
+    let (mut harness, address) = gateway(AppProtocol::Http2, up.address).await;
+    let at_most = |max_connections| {
+        let limits = v1::Limits { max_connections, ..Default::default() };
+        support::policy::traffic(support::policy::limits(limits))
+    };
+    let ask = || tokio::spawn(exchange(address, b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"));
+    let mut calls = Vec::new();
+    for number in 0..3 {
+        calls.push(ask());
+        assert_eq!(begun.recv().await, Some(number));
+        // The only worker has read by then how many streams there may be.
+        assert!(exchange(address, b"GET / HTTP/1.1\r\n\r\n").await.starts_with("HTTP/1.1 400"));
+    }
+    assert_eq!(up.connections.load(Ordering::SeqCst), 3, "each has one of its own");
+    harness.change([at_most(1)]).await;
+    let last = ask();
+    harness.wait_metric("meshwork_limit_waited_total", &["maxConnections"], 1).await;
+    for (number, call) in calls.drain(1..).enumerate() {
+        release[number + 1].add_permits(1);
+        assert!(call.await.unwrap().contains("\r\nok\r\n"), "what runs goes on");
+    }
+    harness.wait_metric("meshwork_upstream_connections_active", &[], 1).await;
+    assert!(begun.try_recv().is_err(), "it waits for the one that is left");
+    release[0].add_permits(1);
+    assert!(calls.remove(0).await.unwrap().contains("\r\nok\r\n"));
+    assert_eq!(begun.recv().await, Some(3));
+    release[3].add_permits(1);
+    assert!(last.await.unwrap().contains("\r\nok\r\n"));
+    assert_eq!(up.connections.load(Ordering::SeqCst), 3);
 }
 
 #[tokio::test]

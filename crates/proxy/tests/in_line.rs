@@ -336,7 +336,7 @@ async fn whoever_comes_while_others_wait_for_a_stream_is_served_after_them() {
     assert_eq!(coming.recv().await.unwrap(), "/waits");
     assert_eq!(coming.recv().await.unwrap(), "/comes");
     assert!(waits.await.unwrap().contains("hello"));
-    let made_wait = harness.metric("meshwork_limit_rejected_total", &["default/web", "maxConnections"]);
+    let made_wait = harness.metric("meshwork_limit_waited_total", &["default/web", "maxConnections"]);
     assert_eq!(made_wait, 2, "also who came behind others");
 }
 
@@ -374,7 +374,7 @@ async fn whoever_comes_after_the_goodbye_of_the_only_connection_waits_until_its_
     assert!(raw.settle().await, "it has heard of it");
     let waiting = [0; 2].map(|_| tokio::spawn(exchange(address, GET)));
     harness.wait_metric("meshwork_limit_headroom", &["maxPendingRequests"], 98).await;
-    harness.wait_metric("meshwork_limit_rejected_total", &["default/web", "maxConnections"], 2).await;
+    harness.wait_metric("meshwork_limit_waited_total", &["default/web", "maxConnections"], 2).await;
     raw.send(&last).await;
     assert!(first.await.unwrap().starts_with("HTTP/1.1 200"));
     let mut raw = accept().await;
@@ -413,7 +413,7 @@ async fn who_waits_again_since_its_connection_ends_was_made_to_wait_once() {
     answers.push(asked(&mut raw).await);
     let waits = tokio::spawn(exchange(address, GET));
     let made_wait = ["default/web", "maxConnections"];
-    harness.wait_metric("meshwork_limit_rejected_total", &made_wait, 1).await;
+    harness.wait_metric("meshwork_limit_waited_total", &made_wait, 1).await;
     raw.send(&frame(GOAWAY, 0, 0, &[0, 0, 0, 3, 0, 0, 0, 0])).await;
     raw.send(&answers[0]).await;
     assert!(raw.settle().await, "one stream is free, and nobody may have it");
@@ -426,7 +426,7 @@ async fn who_waits_again_since_its_connection_ends_was_made_to_wait_once() {
     let answer = asked(&mut raw).await;
     raw.send(&answer).await;
     assert!(waits.await.unwrap().starts_with("HTTP/1.1 200"));
-    assert_eq!(harness.metric("meshwork_limit_rejected_total", &made_wait), 1);
+    assert_eq!(harness.metric("meshwork_limit_waited_total", &made_wait), 1);
 }
 
 #[tokio::test]
@@ -503,7 +503,7 @@ impl Two {
 
     async fn made_wait(&self, count: u64) {
         let labels = ["default/web", "maxConnections"];
-        self.harness.wait_metric("meshwork_limit_rejected_total", &labels, count).await;
+        self.harness.wait_metric("meshwork_limit_waited_total", &labels, count).await;
     }
 
     /// How many of twenty requests, one after the other, go to this instance, where the quicker one is preferred.

@@ -5,6 +5,7 @@
 mod support;
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
@@ -12,10 +13,11 @@ use meshwork_base::ManualClock;
 use meshwork_messages::v1;
 use meshwork_messages::v1::service_port::AppProtocol;
 use meshwork_proxy::Settings;
-use support::policy::{GET, OK, gateway, gateway_of, holding, limits, traffic};
-use support::{Harness, exchange, fill_the_queue_of, is_head, read_until, rule, with_a_full_queue};
+use support::policy::{BUSY, GET, OK, gateway, gateway_of, holding, limits, retry, traffic};
+use support::{Harness, exchange, fill_the_queue_of, is_head, read_until, rule, upstream, with_a_full_queue};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 
 /// Sends a request whose body comes later, and waits until the upstream holds it.
@@ -150,7 +152,7 @@ async fn of_those_who_wait_for_an_endpoint_there_are_as_many_as_may_be() {
     let (harness, address) = gateway(&[up.address], Some(limits(limit))).await;
     let mut first = hold(address, &held).await;
     let second = tokio::spawn(async move { exchange(address, GET).await });
-    harness.wait_metric("meshwork_limit_rejected_total", &["default/web", "maxConnections"], 1).await;
+    harness.wait_metric("meshwork_limit_waited_total", &["default/web", "maxConnections"], 1).await;
     let third = exchange(address, GET).await;
     assert!(third.starts_with("HTTP/1.1 503") && third.ends_with("max_pending_requests\n"), "{third}");
     let refused = ["default/web", "maxPendingRequests"];
@@ -199,8 +201,9 @@ async fn a_request_waits_for_a_connection_to_its_endpoint_and_takes_the_one_that
     first.write_all(b"more").await.unwrap();
     assert!(read_until(&mut first, "hello").await.starts_with("HTTP/1.1 200"));
     assert!(second.await.unwrap().starts_with("HTTP/1.1 200"));
-    let refused = ["default/web", "maxConnections"];
-    assert_eq!(harness.metric("meshwork_limit_rejected_total", &refused), 1, "one was made to wait");
+    let of_connections = ["default/web", "maxConnections"];
+    assert_eq!(harness.metric("meshwork_limit_waited_total", &of_connections), 1, "one was made to wait");
+    assert_eq!(harness.metric("meshwork_limit_rejected_total", &of_connections), 0, "and nobody was refused");
 }
 
 /// How long a test waits for what is to come at once; a connection may take much longer.
@@ -224,7 +227,7 @@ async fn who_waits_for_a_connection_of_the_service_has_that_of_another_endpoint_
         let mut second = hold(address, &of_other).await;
         open.store(true, Ordering::SeqCst);
         let third = tokio::spawn(async move { exchange(address, GET).await });
-        harness.wait_metric("meshwork_limit_rejected_total", &["default/web", "maxConnections"], 1).await;
+        harness.wait_metric("meshwork_limit_waited_total", &["default/web", "maxConnections"], 1).await;
         if ends {
             drop(second);
         } else {
@@ -299,9 +302,9 @@ async fn a_connection_that_idles_at_another_worker_makes_room_for_who_waits() {
     read_until(&mut holds, "hello").await;
 }
 
-/// Holds two requests at a time and answers both; is asked again on either connection and closes both, the other one first; and
-/// answers on the connection that comes then.
-async fn closes_both(listener: TcpListener) {
+/// Holds two requests at a time and answers both; is asked again on either connection and, once told to, closes both, the other one
+/// first; and answers on the connection that comes then.
+async fn closes_both(listener: TcpListener, asked: oneshot::Sender<()>, goes_on: oneshot::Receiver<()>) {
     let (mut one, _) = listener.accept().await.unwrap();
     read_until(&mut one, "\r\n\r\n").await;
     let (mut two, _) = listener.accept().await.unwrap();
@@ -309,16 +312,15 @@ async fn closes_both(listener: TcpListener) {
     one.write_all(OK).await.unwrap();
     two.write_all(OK).await.unwrap();
     let (asks_one, asks_two) = (&mut [0; 1024], &mut [0; 1024]);
-    tokio::select! {
-        _ = one.read(asks_one) => {
-            drop(two);
-            drop(one);
-        }
-        _ = two.read(asks_two) => {
-            drop(one);
-            drop(two);
-        }
-    }
+    let is_first = tokio::select! {
+        _ = one.read(asks_one) => true,
+        _ = two.read(asks_two) => false,
+    };
+    asked.send(()).unwrap();
+    goes_on.await.unwrap();
+    let (asked, other) = if is_first { (one, two) } else { (two, one) };
+    drop(other);
+    drop(asked);
     let (mut third, _) = listener.accept().await.unwrap();
     read_until(&mut third, "\r\n\r\n").await;
     third.write_all(OK).await.unwrap();
@@ -328,7 +330,8 @@ async fn closes_both(listener: TcpListener) {
 async fn a_kept_connection_that_its_peer_has_closed_makes_room_for_a_new_one() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let upstream = listener.local_addr().unwrap();
-    let serving = tokio::spawn(closes_both(listener));
+    let ((asked, is_asked), (go_on, goes_on)) = (oneshot::channel(), oneshot::channel());
+    let serving = tokio::spawn(closes_both(listener, asked, goes_on));
     let most = |max_connections_per_endpoint| {
         patient(v1::Limits { max_connections_per_endpoint, ..Default::default() })
     };
@@ -337,13 +340,104 @@ async fn a_kept_connection_that_its_peer_has_closed_makes_room_for_a_new_one() {
     for one in both {
         assert!(one.await.unwrap().ends_with("hello"));
     }
-    // What is kept is one more than there may be now.
+    let asks = tokio::spawn(async move { exchange(address, GET).await });
+    is_asked.await.unwrap();
+    // What is kept beside it is one more than there may be now.
     harness.change([traffic(most(1))]).await;
-    let answer = tokio::time::timeout(SOON, exchange(address, GET)).await.expect("there is room");
+    go_on.send(()).unwrap();
+    let answer = tokio::time::timeout(SOON, asks).await.expect("there is room").unwrap();
     assert!(answer.ends_with("hello"), "{answer}");
-    let waited = harness.metric("meshwork_limit_rejected_total", &["default/web", "maxConnections"]);
+    let waited = harness.metric("meshwork_limit_waited_total", &["default/web", "maxConnections"]);
     assert_eq!(waited, 0, "it was not made to wait");
     serving.await.unwrap();
+}
+
+/// So many requests at a time, each held by the upstream; then all of them are answered.
+async fn crowd(address: SocketAddr, held: &AtomicUsize, count: usize) {
+    let mut callers = Vec::new();
+    for _ in 0..count {
+        callers.push(hold(address, held).await);
+    }
+    for caller in &mut callers {
+        caller.write_all(b"more").await.unwrap();
+        assert!(read_until(caller, "hello").await.starts_with("HTTP/1.1 200"));
+    }
+}
+
+const ACTIVE: &str = "meshwork_upstream_connections_active";
+
+/// Limits of two connections, of the service or of its only endpoint.
+fn two_at_most() -> [v1::Limits; 2] {
+    [
+        v1::Limits { max_connections: 2, ..Default::default() },
+        v1::Limits { max_connections_per_endpoint: 2, ..Default::default() },
+    ]
+}
+
+#[tokio::test]
+async fn connections_that_idle_beyond_a_limit_that_falls_carry_nothing_more() {
+    for limit in two_at_most() {
+        let (up, held, _) = holding().await;
+        let (mut harness, address) = gateway(&[up.address], Some(patient(v1::Limits::default()))).await;
+        crowd(address, &held, 6).await;
+        assert_eq!(harness.metric(ACTIVE, &[]), 6);
+        harness.change([traffic(patient(limit))]).await;
+        let mut callers = Vec::new();
+        for _ in 0..6 {
+            let mut tcp = TcpStream::connect(address).await.unwrap();
+            tcp.write_all(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\n\r\n").await.unwrap();
+            callers.push(tcp);
+        }
+        harness.wait_metric("meshwork_limit_waited_total", &["default/web", "maxConnections"], 4).await;
+        harness.wait_metric(ACTIVE, &[], 2).await;
+        assert!(held.load(Ordering::SeqCst) <= 8, "two of them are at work: {limit:?}");
+        for caller in &mut callers {
+            caller.write_all(b"more").await.unwrap();
+        }
+        for caller in &mut callers {
+            let answer = tokio::time::timeout(SOON, read_until(caller, "hello")).await;
+            assert!(answer.expect("each has its turn").starts_with("HTTP/1.1 200"));
+        }
+        assert_eq!(up.connections.load(Ordering::SeqCst), 6, "on connections that were there: {limit:?}");
+    }
+}
+
+#[tokio::test]
+async fn connections_that_idle_beyond_a_limit_that_falls_end_though_nobody_asks() {
+    for limit in two_at_most() {
+        let (up, held, _) = holding().await;
+        let (mut harness, address) = gateway(&[up.address], Some(patient(v1::Limits::default()))).await;
+        crowd(address, &held, 6).await;
+        harness.change([traffic(patient(limit))]).await;
+        harness.wait_metric(ACTIVE, &[], 2).await;
+    }
+}
+
+#[tokio::test]
+async fn what_runs_beyond_a_limit_that_falls_goes_on_and_its_connection_is_not_kept() {
+    for limit in two_at_most() {
+        let (up, held, open) = holding().await;
+        // The clock stands still, and so do those who look at what idles.
+        let harness = Harness::at(&ManualClock::new());
+        let none = patient(v1::Limits::default());
+        let (mut harness, address) = gateway_of(harness, &[up.address], Some(none)).await;
+        let mut callers = Vec::new();
+        for _ in 0..4 {
+            callers.push(hold(address, &held).await);
+        }
+        harness.change([traffic(patient(limit))]).await;
+        let waits = tokio::spawn(async move { exchange(address, GET).await });
+        harness.wait_metric("meshwork_limit_waited_total", &["default/web", "maxConnections"], 1).await;
+        open.store(true, Ordering::SeqCst);
+        for caller in &mut callers {
+            caller.write_all(b"more").await.unwrap();
+            assert!(read_until(caller, "hello").await.starts_with("HTTP/1.1 200"), "{limit:?}");
+        }
+        let answer = tokio::time::timeout(SOON, waits).await.expect("there is room").unwrap();
+        assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+        harness.wait_metric(ACTIVE, &[], 2).await;
+        assert_eq!(up.connections.load(Ordering::SeqCst), 4);
+    }
 }
 
 /// Asks, and is not answered yet.
@@ -391,9 +485,51 @@ async fn whoever_waits_in_vain_because_of_the_limit_hears_of_the_limit_wherever_
         let answer = one.await.unwrap();
         assert!(answer.starts_with("HTTP/1.1 503") && answer.ends_with("max_connections\n"), "{answer}");
     }
-    let refused = ["default/web", "maxConnections"];
-    assert_eq!(harness.metric("meshwork_limit_rejected_total", &refused), 4, "each was made to wait");
+    for metric in ["meshwork_limit_waited_total", "meshwork_limit_rejected_total"] {
+        let counted = harness.metric(metric, &["default/web", "maxConnections"]);
+        assert_eq!(counted, 4, "{metric}: each was made to wait, and in vain");
+    }
     drop(first);
+}
+
+#[tokio::test]
+async fn as_many_retries_are_under_way_to_an_endpoint_as_may_be() {
+    let held = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&held);
+    // Holds what is repeated, until more of it comes.
+    let up = upstream(move |got| {
+        if got.ends_with(b"more") {
+            return Some(OK.to_vec());
+        }
+        let is_retry = String::from_utf8_lossy(got).to_lowercase().contains("x-envoy-attempt-count: 2");
+        if !is_head(got) {
+            return None;
+        }
+        if is_retry {
+            counted.fetch_add(1, Ordering::SeqCst);
+        }
+        (!is_retry).then(|| BUSY.to_vec())
+    })
+    .await;
+    let limits = Some(v1::Limits { max_retries_per_endpoint: 1, ..Default::default() });
+    let policy = v1::TrafficPolicy { limits, ..retry(1, &[503]) };
+    let (harness, address) = gateway(&[up.address], Some(policy)).await;
+    let headroom = async |left| {
+        harness.wait_metric("meshwork_limit_headroom", &["perEndpoint.maxRetries"], left).await;
+    };
+    headroom(1).await;
+    let first = tokio::spawn(async move { exchange(address, GET).await });
+    while held.load(Ordering::SeqCst) == 0 {
+        tokio::task::yield_now().await;
+    }
+    headroom(0).await;
+    let second = exchange(address, GET).await;
+    assert!(second.ends_with("\r\n\r\nbusy"), "it gets what there was: {second}");
+    let line = harness.lines(1).await.remove(0);
+    assert!(line.contains("\"max_retries\"") && line.contains("\"UO\""), "{line}");
+    assert_eq!(harness.metric("meshwork_limit_rejected_total", &["default/web", "maxRetries"]), 1);
+    first.abort();
+    headroom(1).await;
 }
 
 /// Reads a request from a kept connection, soon.

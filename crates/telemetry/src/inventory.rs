@@ -162,7 +162,9 @@ metrics! {
     LIMIT_HEADROOM = "meshwork_limit_headroom", Gauge, "", &["service", "port", "limit"],
         "How much more may be under way, of what a policy limits; of `perEndpoint` limits to the endpoint that has the least left.";
     LIMIT_REJECTED = "meshwork_limit_rejected_total", Counter, "", &["service", "port", "limit"],
-        "What a limit has refused or made wait.";
+        "What a limit has refused; of connections, who got none in time.";
+    LIMIT_WAITED = "meshwork_limit_waited_total", Counter, "", &["service", "port", "limit"],
+        "Requests that a limit of connections has made wait, whatever became of them.";
     RATE_LIMITED = "meshwork_rate_limited_requests_total", Counter, "", &["policy", "mode"],
         "Requests over a local rate limit, by policy: refused, or in shadow mode passed on all the same.";
     OVERLOAD_LIMIT = "meshwork_overload_concurrency_limit", Gauge, "", &["service", "port"],

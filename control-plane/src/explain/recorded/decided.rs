@@ -92,6 +92,7 @@ impl Decided {
             Field::MaxRequests => {
                 (per_endpoint.max_requests, limits.max_requests, Field::RequestsPerEndpoint)
             }
+            Field::MaxRetries => (per_endpoint.max_retries, limits.max_retries, Field::RetriesPerEndpoint),
             field => return of_attempt(field, backend),
         };
         let together = |each: u32| u64::from(each) * backend.endpoints.len() as u64;
@@ -181,12 +182,14 @@ fn of_backend(field: Field, backend: &Backend) -> Word {
             return limit("perEndpoint.maxConnections", |limits| limits.per_endpoint.max_connections);
         }
         Field::PendingPerEndpoint => {
-            return limit("perEndpoint.maxPendingRequests", |limits| {
-                limits.per_endpoint.max_pending_requests
-            });
+            let most = |limits: &Limits| limits.per_endpoint.max_pending_requests;
+            return limit("perEndpoint.maxPendingRequests", most);
         }
         Field::RequestsPerEndpoint => {
             return limit("perEndpoint.maxRequests", |limits| limits.per_endpoint.max_requests);
+        }
+        Field::RetriesPerEndpoint => {
+            return limit("perEndpoint.maxRetries", |limits| limits.per_endpoint.max_retries);
         }
         Field::Breaker => {
             let breaker = backend.circuit_breaker.as_ref();

@@ -150,6 +150,8 @@ fn admission_and_limits_of_endpoints_say_what_is_written() {
     assert_eq!((long.success_rate_threshold, long.priorities.len()), (0, 1));
     let each = traffic("limits: {perEndpoint: {maxRequests: 7}}").limits.unwrap();
     assert_eq!((each.max_requests_per_endpoint, each.max_connections_per_endpoint), (7, 0));
+    let each = traffic("limits: {perEndpoint: {maxRetries: 7}}").limits.unwrap();
+    assert_eq!((each.max_retries_per_endpoint, each.max_retries), (7, 0));
     let each = traffic("limits: {perEndpoint: {maxPendingRequests: 7}}").limits.unwrap();
     assert_eq!((each.max_requests_per_endpoint, each.max_pending_requests_per_endpoint), (0, 7));
 }

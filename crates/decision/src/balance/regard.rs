@@ -48,6 +48,8 @@ pub(crate) struct Regard<'s> {
     /// How many requests one endpoint may have under way, and how many may wait for a connection to it.
     most: Option<u32>,
     most_pending: Option<u32>,
+    /// How many retries, where it is one that is picked for.
+    most_retries: Option<u32>,
     /// How many connections one endpoint may have, where each carries one request at a time.
     most_connections: Option<u32>,
     /// Whether somebody here has a connection to spare: found out where somebody is met who has none.
@@ -71,6 +73,7 @@ impl<'s> Regard<'s> {
             shares,
             most: None,
             most_pending: None,
+            most_retries: None,
             most_connections: None,
             has_room: Cell::new(None),
             breaker: None,
@@ -93,6 +96,12 @@ impl<'s> Regard<'s> {
         self
     }
 
+    /// The same for a retry.
+    pub(crate) fn of_retry(mut self, is_retry: bool, limits: &Limits) -> Self {
+        self.most_retries = limits.max_retries_per_endpoint.filter(|_| is_retry);
+        self
+    }
+
     /// Whether its own breaker is open.
     pub(crate) fn is_tripped(&self, endpoint: &Endpoint) -> bool {
         self.breaker.is_some_and(|policy| endpoint.stats.breaker.refuses(policy, self.now))
@@ -101,6 +110,11 @@ impl<'s> Regard<'s> {
     /// Whether it has as many requests under way as it may.
     pub(crate) fn is_full(&self, endpoint: &Endpoint) -> bool {
         self.most.is_some_and(|most| endpoint.stats.in_flight() >= most)
+    }
+
+    /// Whether it is a retry, of which it has as many as it may.
+    pub(crate) fn is_full_of_retries(&self, endpoint: &Endpoint) -> bool {
+        self.most_retries.is_some_and(|most| endpoint.stats.retries() >= most)
     }
 
     /// Whether as many wait for a connection to it as may.
@@ -155,13 +169,19 @@ impl<'s> Regard<'s> {
     }
 
     fn barred(&self, endpoint: &Endpoint) -> Barred {
-        self.barred_where(endpoint, || self.is_full(endpoint))
+        self.barred_where(endpoint, || self.is_full(endpoint) || self.is_full_of_retries(endpoint))
     }
 
-    /// The same for a request of which one attempt is still counted at the endpoint of this id.
-    pub(crate) fn barred_without(&self, endpoint: &Endpoint, own: Option<u64>) -> Barred {
-        let own = u32::from(own == Some(endpoint.id));
-        let is_full = || self.most.is_some_and(|most| endpoint.stats.in_flight() >= most.saturating_add(own));
+    /// The same for a request of which one attempt is still counted at the endpoint of this id, as a retry if it is one.
+    pub(crate) fn barred_without(&self, endpoint: &Endpoint, own: Option<(u64, bool)>) -> Barred {
+        let own = own.filter(|(id, _)| *id == endpoint.id);
+        let (request, retry) =
+            (u32::from(own.is_some()), u32::from(own.is_some_and(|(_, is_retry)| is_retry)));
+        let stats = &endpoint.stats;
+        let is_full = || {
+            self.most.is_some_and(|most| stats.in_flight() >= most.saturating_add(request))
+                || self.most_retries.is_some_and(|most| stats.retries() >= most.saturating_add(retry))
+        };
         self.barred_where(endpoint, is_full)
     }
 

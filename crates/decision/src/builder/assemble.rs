@@ -156,7 +156,8 @@ impl Built {
         // Connections are kept by endpoint and begin in one way: with another protocol, everything begins anew.
         let alike =
             |b: &&Arc<Cluster>| b.protocol == port.protocol && b.proxy_protocol == said.proxy_protocol;
-        let shared = before.filter(alike).map(|b| Arc::clone(&b.shared));
+        let shared = before.filter(alike).map(|b| Arc::clone(&b.shared)).unwrap_or_default();
+        shared.in_force.set(&said.limits);
         if said.outlier.is_none()
             && let Some(before) = before.filter(|before| before.outlier_detection.is_some())
         {
@@ -190,7 +191,7 @@ impl Built {
             admission: said.admission.filter(|_| !port.protocol.is_opaque()),
             proxy_protocol: said.proxy_protocol,
             words: self.words.share(words),
-            shared: shared.unwrap_or_default(),
+            shared,
         }
     }
 

@@ -11,13 +11,13 @@ use crate::reasons::{Outcome, Phase, Reason, Reasons};
 
 impl Cluster {
     /// Whether a call that was answered may be repeated, as far as circuit breakers and the limits of endpoints are asked;
-    /// no trial begins. `own`: the endpoint that has answered, to which this call is still counted.
+    /// no trial begins. `own`: the endpoint that has answered, to which this call is still counted, and whether as a retry.
     ///
     /// # Errors
     /// It may not: what was answered is passed on.
     pub fn may_call_again(
         &self,
-        own: Option<u64>,
+        own: Option<(u64, bool)>,
         now: Tick,
         reasons: &mut impl Reasons,
     ) -> Result<(), Cause> {
@@ -38,10 +38,14 @@ impl Cluster {
 
     /// Whether the endpoint that would be picked takes one more call. Where there is no endpoint at all, whoever picks one
     /// finds that out, and waits.
-    fn somebody_takes(&self, own: Option<u64>, now: Tick) -> Result<(), (Cause, &'static str)> {
+    fn somebody_takes(&self, own: Option<(u64, bool)>, now: Tick) -> Result<(), (Cause, &'static str)> {
         let limits = &self.limits;
-        let any = limits.max_requests_per_endpoint.or(limits.max_pending_requests_per_endpoint).is_some()
-            || self.endpoint_breaker.is_some();
+        let each = [
+            limits.max_requests_per_endpoint,
+            limits.max_pending_requests_per_endpoint,
+            limits.max_retries_per_endpoint,
+        ];
+        let any = each.iter().any(Option::is_some) || self.endpoint_breaker.is_some();
         if !any {
             return Ok(());
         }
@@ -51,6 +55,7 @@ impl Cluster {
             self.protocol.is_http2(),
             self.endpoint_breaker.as_ref(),
         );
+        let regard = regard.of_retry(true, limits);
         let barred = set.pickable().iter().map(|endpoint| regard.barred_without(endpoint, own));
         match barred.min() {
             None | Some(Barred::No | Barred::Ejected) => Ok(()),
@@ -62,16 +67,39 @@ impl Cluster {
             Some(Barred::Closed) if set.pickable().iter().any(|endpoint| regard.is_tripped(endpoint)) => {
                 Err((Cause::CircuitBreaker, "no endpoint's circuit breaker lets it through"))
             }
+            Some(Barred::Full | Barred::Closed)
+                if set
+                    .pickable()
+                    .iter()
+                    .any(|one| regard.is_full_of_retries(one) && !regard.is_full(one)) =>
+            {
+                Err((Cause::MaxRetries, "as many retries as one endpoint may have are under way to each"))
+            }
             Some(Barred::Full | Barred::Closed) => {
                 Err((Cause::MaxRequests, "as many requests as one endpoint may have are under way to each"))
             }
         }
     }
 
+    /// Whether some endpoint may have one more retry; where there is no endpoint at all, whoever picks one finds that out.
+    pub(super) fn has_room_for_retry(&self, now: Tick) -> Result<(), Cause> {
+        if self.limits.max_retries_per_endpoint.is_none() {
+            return Ok(());
+        }
+        let set = self.endpoints();
+        let regard =
+            Regard::new(&set, now, &[], self.preference.panic_threshold).of_retry(true, &self.limits);
+        let mut barred =
+            set.pickable().iter().map(|endpoint| regard.barred_without(endpoint, None)).peekable();
+        let may = barred.peek().is_none() || barred.any(|barred| barred < Barred::Full);
+        may.then_some(()).ok_or(Cause::MaxRetries)
+    }
+
     /// A limit, or the breaker of an endpoint, has refused a call.
     pub(super) fn count_refused(&self, cause: Cause) {
         match cause {
             Cause::MaxRequests => self.shared.usage.count_refused(Limited::Request),
+            Cause::MaxRetries => self.shared.usage.count_refused(Limited::Retry),
             Cause::MaxPendingRequests => self.shared.usage.count_refused(Limited::Pending),
             Cause::CircuitBreaker => self.shared.breaker.refuse(),
             _ => {}

@@ -360,15 +360,19 @@ fn a_call_is_repeated_only_where_somebody_would_take_it_and_its_own_place_is_fre
     let now = Tick::from_nanos(1);
     let again = |own| cluster.may_call_again(own, now, &mut NoReasons);
     let _answered = one.begin();
-    assert_eq!(again(Some(one.id)), Ok(()), "the other has room");
+    assert_eq!(again(Some((one.id, false))), Ok(()), "the other has room");
     let under_way = other.begin();
-    assert_eq!(again(Some(one.id)), Ok(()), "its own place");
+    assert_eq!(again(Some((one.id, false))), Ok(()), "its own place");
     assert_eq!(again(None), Err(Cause::MaxRequests));
     one.stats.standing.eject_until(u64::MAX);
-    assert_eq!(again(Some(one.id)), Err(Cause::MaxRequests), "it would not go to one that is ejected");
+    assert_eq!(
+        again(Some((one.id, false))),
+        Err(Cause::MaxRequests),
+        "it would not go to one that is ejected"
+    );
     drop(under_way);
     let _waits = cluster.admit_pending(&other).unwrap();
-    assert_eq!(again(Some(one.id)), Err(Cause::MaxPendingRequests));
+    assert_eq!(again(Some((one.id, false))), Err(Cause::MaxPendingRequests));
     assert_eq!(
         (cluster.refused(Limited::Request), cluster.refused(Limited::Pending)),
         (2, 1),
@@ -459,4 +463,84 @@ fn a_pause_that_ends_with_the_deadline_is_too_long() {
     let end = now.after(whole);
     assert_eq!(pause(Some(end)), None, "nothing could be sent any more");
     assert_eq!(pause(Some(end.after(Duration::from_nanos(1)))), Some(whole));
+}
+
+/// Calls as a retry, and counts it where it goes.
+fn repeats(caller: &mut Caller, now: Tick) -> Result<(Permit, u64), Cause> {
+    let cluster = Arc::clone(&caller.cluster);
+    let mut permit = cluster.admit_retry(now)?;
+    let wanted = Wanted { is_retry: true, ..Wanted::default() };
+    let (picked, _) = cluster.call(now, &mut caller.rng, &wanted, &mut NoReasons)?;
+    permit.goes_to(&picked.endpoint);
+    Ok((permit, picked.endpoint.id))
+}
+
+#[test]
+fn a_retry_goes_where_fewer_are_under_way_than_may_be_and_nowhere_else() {
+    use v1::traffic_policy::Algorithm;
+    let limits = v1::Limits { max_retries_per_endpoint: 1, ..Default::default() };
+    let now = Tick::from_nanos(1);
+    for algorithm in [
+        Algorithm::PeakEwma,
+        Algorithm::LeastRequest,
+        Algorithm::RoundRobin,
+        Algorithm::Random,
+        Algorithm::RingHash,
+        Algorithm::Maglev,
+    ] {
+        let policy =
+            v1::TrafficPolicy { limits: Some(limits), algorithm: algorithm.into(), ..Default::default() };
+        let cluster = cluster(3, policy);
+        let mut caller = Caller::new(&cluster);
+        cluster.endpoints().all()[2].stats.standing.eject_until(u64::MAX);
+        let (first, one) = repeats(&mut caller, now).unwrap();
+        let (_second, other) = repeats(&mut caller, now).unwrap();
+        assert_ne!(one, other, "{algorithm:?}");
+        for refused in 1..=20 {
+            assert_eq!(repeats(&mut caller, now).unwrap_err(), Cause::MaxRetries, "{algorithm:?}");
+            assert_eq!(cluster.refused(Limited::Retry), refused);
+        }
+        assert!((0..20).all(|_| caller.call(now).is_ok()), "{algorithm:?}: it is about nothing else");
+        drop(first);
+        assert_eq!(repeats(&mut caller, now).unwrap().1, one, "{algorithm:?}: it is free again");
+    }
+}
+
+#[test]
+fn an_answer_is_kept_where_no_endpoint_may_have_another_retry() {
+    let limits =
+        v1::Limits { max_retries_per_endpoint: 1, max_requests_per_endpoint: 2, ..Default::default() };
+    let cluster = cluster(2, v1::TrafficPolicy { limits: Some(limits), ..Default::default() });
+    let (mut caller, now) = (Caller::new(&cluster), Tick::from_nanos(1));
+    let again = |own| cluster.may_call_again(own, now, &mut NoReasons);
+    let (first, one) = repeats(&mut caller, now).unwrap();
+    assert_eq!(again(None), Ok(()));
+    let (_second, _) = repeats(&mut caller, now).unwrap();
+    assert_eq!(again(None), Err(Cause::MaxRetries));
+    assert_eq!(again(Some((one, false))), Err(Cause::MaxRetries), "it is a first attempt that has answered");
+    assert_eq!(again(Some((one, true))), Ok(()), "the retry that has answered makes room");
+    // The one has no room for a retry, and the other for no request at all.
+    drop(first);
+    let set = cluster.endpoints();
+    let free = set.all().iter().find(|endpoint| endpoint.id == one).unwrap();
+    let _busy = [free.begin(), free.begin()];
+    assert_eq!(again(None), Err(Cause::MaxRetries));
+    let _all_busy: Vec<_> =
+        set.all().iter().flat_map(|endpoint| [endpoint.begin(), endpoint.begin()]).collect();
+    assert_eq!(again(None), Err(Cause::MaxRequests));
+}
+
+#[test]
+fn a_retry_counts_at_the_endpoint_that_it_is_at() {
+    let cluster = cluster(2, v1::TrafficPolicy::default());
+    let set = cluster.endpoints();
+    let counts = || [0, 1].map(|at: usize| set.all()[at].stats.retries());
+    let mut permit = cluster.admit_retry(Tick::ZERO).unwrap();
+    assert_eq!(counts(), [0, 0], "it may wait before it goes anywhere");
+    permit.goes_to(&set.all()[0]);
+    assert_eq!(counts(), [1, 0]);
+    permit.goes_to(&set.all()[1]);
+    assert_eq!(counts(), [0, 1]);
+    drop(permit);
+    assert_eq!(counts(), [0, 0]);
 }

@@ -161,6 +161,7 @@ fn limits(message: Option<&v1::Limits>) -> Limits {
         max_connections_per_endpoint: limit(|l| l.max_connections_per_endpoint),
         max_pending_requests_per_endpoint: limit(|l| l.max_pending_requests_per_endpoint),
         max_requests_per_endpoint: limit(|l| l.max_requests_per_endpoint),
+        max_retries_per_endpoint: limit(|l| l.max_retries_per_endpoint),
     }
 }
 

@@ -286,6 +286,17 @@ fn a_permit_ends_with_its_hedge() {
 }
 
 #[test]
+fn a_hedge_counts_as_a_retry_where_it_goes() {
+    let of_each = with(cluster(2), |cluster| cluster.limits.max_retries_per_endpoint = Some(1));
+    let hedge = begin(&FIXED, &of_each, &GET).unwrap();
+    let hedged = admit(&hedge, &GET).unwrap();
+    assert_eq!(hedged.endpoint.stats.retries(), 1, "it counts as a retry where it goes");
+    assert_eq!(admit(&hedge, &GET).err(), Some(NoHedge::NoOther));
+    drop(hedged);
+    assert!(admit(&hedge, &GET).is_ok());
+}
+
+#[test]
 fn hedges_have_a_budget_and_share_that_of_retries() {
     let [alone, beside] = [cluster(2), cluster(2)];
     [&alone, &beside].into_iter().for_each(|cluster| cluster.shared.budget.succeeded());

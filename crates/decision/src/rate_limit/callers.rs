@@ -35,11 +35,35 @@ impl From<IpAddr> for Caller<'_> {
     }
 }
 
+/// That of one caller.
 #[derive(Debug)]
-struct Place {
-    bucket: Bucket,
+pub(super) struct Place {
+    pub(super) bucket: Bucket,
     /// When somebody last asked here, in nanoseconds; 0: never.
     asked: AtomicU64,
+    /// When it was last refused for being beyond its share; 0: never.
+    beyond: AtomicU64,
+}
+
+impl Place {
+    /// It is refused for being beyond its share.
+    pub(super) fn is_beyond(&self, now: u64) {
+        self.beyond.store(now.max(1), Ordering::Relaxed);
+    }
+
+    /// Whether it was, within the limit's time.
+    pub(super) fn was_beyond(&self, per: Duration, now: u64) -> bool {
+        is_within(self.beyond.load(Ordering::Relaxed), nanos(per), now)
+    }
+}
+
+fn nanos(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
+}
+
+/// Whether something has happened, not longer ago than this.
+fn is_within(happened: u64, time: u64, now: u64) -> bool {
+    happened > 0 && now.saturating_sub(happened) <= time
 }
 
 /// See the module's text.
@@ -52,31 +76,29 @@ pub(super) struct Callers {
 
 impl Default for Callers {
     fn default() -> Self {
-        let place = || Place { bucket: Bucket::default(), asked: AtomicU64::new(0) };
+        let place =
+            || Place { bucket: Bucket::default(), asked: AtomicU64::new(0), beyond: AtomicU64::new(0) };
         let places = std::iter::repeat_with(place).take(PLACES).collect();
         Self { places, asking: AtomicU32::new(0), counted: AtomicU64::new(0) }
     }
 }
 
 impl Callers {
-    /// The caller's own bucket, and among how many the limit is divided now, itself included.
-    pub(super) fn of(&self, caller: Caller<'_>, per: Duration, now: u64) -> (&Bucket, u32) {
-        let per = u64::try_from(per.as_nanos()).unwrap_or(u64::MAX);
+    /// The caller's own place, and among how many the limit is divided now, itself included.
+    pub(super) fn of(&self, caller: Caller<'_>, per: Duration, now: u64) -> (&Place, u32) {
+        let per = nanos(per);
         let place = &self.places[place(caller)];
         let before = place.asked.swap(now.max(1), Ordering::Relaxed);
-        let is_new = before == 0 || now.saturating_sub(before) > per;
+        let is_new = !is_within(before, per, now);
         let counted = self.counted.load(Ordering::Relaxed);
         let due = is_new || now.saturating_sub(counted) >= per / u64::from(COUNTS);
         // One counts; what others see meanwhile is at most one count old.
         if due && self.counted.compare_exchange(counted, now, Ordering::Relaxed, Ordering::Relaxed).is_ok() {
-            let asks = |place: &&Place| {
-                let asked = place.asked.load(Ordering::Relaxed);
-                asked > 0 && now.saturating_sub(asked) <= per
-            };
+            let asks = |place: &&Place| is_within(place.asked.load(Ordering::Relaxed), per, now);
             let count = self.places.iter().filter(asks).count();
             self.asking.store(u32::try_from(count).unwrap_or(u32::MAX), Ordering::Relaxed);
         }
-        (&place.bucket, self.asking.load(Ordering::Relaxed).max(1))
+        (place, self.asking.load(Ordering::Relaxed).max(1))
     }
 }
 

@@ -65,13 +65,14 @@ fn a_session_ends_with_its_time_and_not_before() {
 }
 
 #[test]
-fn a_session_that_begins_within_a_second_has_its_whole_time_and_holds_at_once() {
+fn a_session_that_begins_within_a_second_has_its_whole_time_and_no_more() {
     let endpoint = crate::tests::endpoint(1, 1);
     let session = kept(Carrier::SessionCookie, Some(Duration::from_secs(60)));
     let began = WALL + Duration::from_millis(500);
     let request = back(&session.begin(&endpoint, "/", began));
-    for millis in [0, 59_900] {
-        assert!(session.brought(&request, began + Duration::from_millis(millis)).is_some(), "{millis}");
+    for (millis, holds) in [(0, true), (59_999, true), (60_000, false), (60_400, false)] {
+        let brought = session.brought(&request, began + Duration::from_millis(millis));
+        assert_eq!(brought.is_some(), holds, "{millis}");
     }
 }
 

@@ -65,7 +65,8 @@ pub(crate) fn find(
 impl Affinity {
     /// What a balancer is told.
     pub(crate) fn wanted<'a>(&self, tried: &'a [u64]) -> Wanted<'a> {
-        Wanted { tried, hash: self.hash, session: self.session.map(|session| session.endpoint) }
+        let session = self.session.map(|session| session.endpoint);
+        Wanted { tried, hash: self.hash, session, is_retry: false }
     }
 
     /// Whether this is the endpoint that the caller's session is with.

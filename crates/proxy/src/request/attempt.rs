@@ -26,6 +26,7 @@ use super::affinity::Affinity;
 use super::body::RequestBody;
 use super::deadline::{self, Deadlines};
 use super::journey::Journey;
+use super::kin;
 use super::retry::{Again, Of, Repeats};
 use super::route::{self, Target};
 use crate::downstream::Down;
@@ -68,6 +69,8 @@ pub(crate) struct Attempts<'a> {
     late: Option<Duration>,
     /// The endpoint hears a deadline of a caller who is not believed.
     overheard: bool,
+    /// What the application calls for the sake of this request has no more time than it.
+    in_hand: Option<Box<kin::InHand>>,
     /// It is sent however few calls succeed.
     matters: bool,
     /// The attempt that begins need not ask whether it is held back.
@@ -110,6 +113,7 @@ impl<'a> Attempts<'a> {
             by_route: None,
             late: None,
             overheard: false,
+            in_hand: None,
             matters: matters(conn, &target, head),
             is_let_through: false,
             before: None,
@@ -129,8 +133,12 @@ impl<'a> Attempts<'a> {
         journey: &Journey<'_>,
     ) -> Result<(), Failure> {
         self.overheard = deadline::is_overheard(self.conn, &self.target, fields);
-        self.rest(deadlines)
-            .map_or(Ok(()), |rest| deadline::tell(fields, &self.target, rest, journey.is_grpc()))
+        let Some(rest) = self.rest(deadlines) else { return Ok(()) };
+        deadline::tell(fields, &self.target, rest, journey.is_grpc())?;
+        if let (Target::App { .. }, Some(end)) = (self.target, deadlines.end()) {
+            self.in_hand = kin::InHand::begin(self.conn, fields, end);
+        }
+        Ok(())
     }
 
     fn rest(&self, deadlines: &Deadlines) -> Option<Duration> {

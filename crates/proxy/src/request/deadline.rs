@@ -1,7 +1,7 @@
 //! A request's time limits: its policy's, and what its caller says. Without limits there is no timer.
 //!
 //! What is left is told to the next hop: to gRPC by `grpc-timeout`, in the mesh and to the application beside us by
-//! `x-envoy-expected-rq-timeout-ms`. No hop raises it. Where the mesh begins callers are not believed unless a policy
+//! `x-envoy-expected-rq-timeout-ms`. No hop raises it, and what the application took itself is off it: see `kin.rs`. Where the mesh begins callers are not believed unless a policy
 //! says so: whoever may set deadlines may make endpoints look as if they failed.
 
 use std::rc::Rc;
@@ -14,6 +14,7 @@ use meshwork_http1::{FieldError, Fields, KnownName};
 use tokio::time::Instant;
 
 use super::journey::Journey;
+use super::kin;
 use super::route::Target;
 use crate::downstream::connection::Conn;
 use crate::error::Failure;
@@ -162,8 +163,9 @@ pub(crate) fn begin(
     journey: &mut Journey<'_>,
 ) -> Result<Deadlines, Failure> {
     let given = of_caller(conn, fields, journey.is_grpc(), timeouts);
-    journey.has_timer = given.is_some_and(|given| given.has_timer);
-    let left = check(conn, target, given.map(|given| given.time), journey.started())?;
+    let in_hand = given.and_then(|_| kin::left(conn, fields)).unwrap_or(Duration::MAX);
+    journey.has_timer = given.is_some_and(|given| given.has_timer && given.time <= in_hand);
+    let left = check(conn, target, given.map(|given| (given.time, in_hand)), journey.started())?;
     Ok(Deadlines::new(conn.worker.now(), target, timeouts, left))
 }
 
@@ -209,19 +211,20 @@ pub(crate) fn is_overheard(conn: &Conn, target: &Target<'_>, fields: &Fields) ->
     fields.known(KnownName::GrpcTimeout).is_some() && !believes(conn, &target.timeouts())
 }
 
-/// Refuses what cannot be done in time: nothing is left, or less than the fastest answer of late took.
+/// Refuses what cannot be done in time: nothing is left, or less than the fastest answer of late took. `caller`: what it gives, and
+/// what is left now of what it was given itself.
 ///
 /// # Errors
 /// It cannot.
 fn check(
     conn: &Conn,
     target: &Target<'_>,
-    caller: Option<Duration>,
+    caller: Option<(Duration, Duration)>,
     started: Tick,
 ) -> Result<Option<Duration>, Failure> {
-    let Some(given) = caller else { return Ok(None) };
+    let Some((given, in_hand)) = caller else { return Ok(None) };
     let now = conn.worker.now();
-    let left = given.saturating_sub(now.since(started));
+    let left = given.saturating_sub(now.since(started)).min(in_hand);
     match too_little(given, left, fastest(target, now)) {
         Some(why) => Err(Failure::local(Cause::DeadlineUnreachable).because(why)),
         None => Ok(Some(left)),

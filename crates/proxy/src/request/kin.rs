@@ -1,9 +1,11 @@
-//! Retries and copies do not multiply through the application beside us, which knows nothing of them: see
-//! [`meshwork_decision::Kinship`].
+//! Retries and copies do not multiply through the application beside us, which knows nothing of them, and what it calls has no
+//! more time than what it is called for: see [`meshwork_decision::Kinship`].
 
 use std::sync::Arc;
+use std::time::Duration;
 
-use meshwork_decision::{AttemptOutcome, Family, Kin, Kinship};
+use meshwork_base::Tick;
+use meshwork_decision::{Allotted, AttemptOutcome, Family, Kin, Kinship, read_millis};
 use meshwork_http1::{FieldError, Fields, KnownName, ResponseHead};
 use smallvec::SmallVec;
 
@@ -47,6 +49,41 @@ impl Drop for Called {
     fn drop(&mut self) {
         self.each(|family, what| self.kinship.forget(family, what));
     }
+}
+
+/// The application has a request in hand whose time is limited, as long as it does.
+pub(crate) struct InHand {
+    kinship: Arc<Kinship>,
+    families: SmallVec<[Family; 2]>,
+    allotted: Allotted,
+}
+
+impl InHand {
+    /// The application is told what is left in these fields. `None`: nothing says what belongs to it.
+    pub(crate) fn begin(conn: &Conn, fields: &Fields, end: Tick) -> Option<Box<Self>> {
+        let told = fields.known(KnownName::XEnvoyExpectedRqTimeoutMs).and_then(read_millis)?;
+        let families = families(fields);
+        if families.is_empty() {
+            return None;
+        }
+        let (kinship, allotted) = (Arc::clone(&conn.worker.shared.mesh.kinship), Allotted { told, end });
+        families.iter().for_each(|&family| kinship.begin(family, allotted));
+        Some(Box::new(Self { kinship, families, allotted }))
+    }
+}
+
+impl Drop for InHand {
+    fn drop(&mut self) {
+        self.families.iter().for_each(|&family| self.kinship.end(family, self.allotted));
+    }
+}
+
+/// What is left of the request for whose sake the application makes this call, where it passes on what it was told.
+pub(crate) fn left(conn: &Conn, fields: &Fields) -> Option<Duration> {
+    let Place::Outbound(_) = conn.place else { return None };
+    let said = fields.known(KnownName::XEnvoyExpectedRqTimeoutMs).and_then(read_millis)?;
+    let (kinship, now) = (&conn.worker.shared.mesh.kinship, conn.worker.now());
+    families(fields).into_iter().filter_map(|family| kinship.left(family, said, now)).min()
 }
 
 /// Whether the request is a copy, or made for the sake of one. That is asked of calls alone, not of what calls the application.

@@ -7,7 +7,7 @@ use std::time::Duration;
 use meshwork_base::Tick;
 use meshwork_decision::{
     Answer, AttemptFailure, AttemptOutcome, Cause, Cluster, ConnectionLimit, ConnectionPermit, Decision,
-    Endpoint, NoReasons, Picked, RequestFacts, Retry, StopReason, Ticket, Transport, Trial, Wanted,
+    Endpoint, NoReasons, Permit, Picked, RequestFacts, Retry, StopReason, Ticket, Transport, Trial, Wanted,
 };
 use meshwork_telemetry::Phase;
 use smallvec::SmallVec;
@@ -71,12 +71,12 @@ async fn reach(cx: &Carried<'_>, way: &Way<'_>, journey: &mut Journey) -> Result
     let mut unseen = 0;
     let mut last = None;
     // Counts the retry that is under way.
-    let mut counted = None;
+    let mut counted: Option<Permit> = None;
     loop {
         let began = worker.now();
         journey.enter(Phase::Endpoint);
-        let wanted = Wanted { tried: &tried, hash, session: None };
-        let (ticket, picked) = pick(cx, way, &wanted, began)
+        let wanted = Wanted { tried: &tried, hash, session: None, is_retry: counted.is_some() };
+        let (ticket, picked) = pick(cx, way, (&wanted, counted.as_mut()), began)
             .map_err(|cause| forces::refusal(cluster, cause, began, &*worker.shared.clock))?;
         let Some(Picked { endpoint, trial }) = picked else {
             let Some((phase, failure)) = last else { return Err(over(Cause::NoHealthyUpstream)) };
@@ -142,11 +142,11 @@ fn announced(cx: &Carried<'_>, cluster: &Cluster) -> Option<Written> {
     cluster.proxy_protocol.map(|version| announcement(version, &client))
 }
 
-/// Asks breaker and balancer; one that has just failed is no other endpoint.
+/// Asks breaker and balancer; one that has just failed is no other endpoint. `counted`: the retry that goes there.
 fn pick(
     cx: &Carried<'_>,
     way: &Way<'_>,
-    wanted: &Wanted<'_>,
+    (wanted, counted): (&Wanted<'_>, Option<&mut Permit>),
     now: Tick,
 ) -> Result<(Option<Ticket>, Option<Picked>), Cause> {
     let (worker, cluster) = (cx.worker, way.cluster);
@@ -163,7 +163,11 @@ fn pick(
     if let Some(own) = &own {
         worker.breaker_begins(own);
     }
-    Ok((own.or(ticket), Some(picked).filter(|picked| !wanted.tried.contains(&picked.endpoint.id))))
+    let picked = Some(picked).filter(|picked| !wanted.tried.contains(&picked.endpoint.id));
+    if let (Some(counted), Some(picked)) = (counted, &picked) {
+        counted.goes_to(&picked.endpoint);
+    }
+    Ok((own.or(ticket), picked))
 }
 
 async fn once(

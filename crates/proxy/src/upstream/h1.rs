@@ -77,6 +77,12 @@ impl H1Client {
         self.open.is_wanted()
     }
 
+    /// Whether there are more than a limit allows, which has fallen.
+    #[inline]
+    pub(crate) fn is_beyond(&self) -> bool {
+        self.open.beyond() > 0
+    }
+
     /// Whether it has carried a request before the present one.
     pub(crate) fn is_reused(&self) -> bool {
         self.carried > 1

@@ -211,6 +211,12 @@ impl H2Connection {
         self.given_up.get() >= GIVEN_UP
     }
 
+    /// How many connections there are beyond a limit that has fallen.
+    #[inline]
+    pub(crate) fn beyond(&self) -> usize {
+        self.open.beyond()
+    }
+
     /// Whom it is with, where that was proven.
     pub(crate) fn peer(&self) -> Option<&Peer> {
         self.svid.as_ref().map(|svid| &svid.peer)

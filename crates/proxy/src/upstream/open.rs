@@ -113,9 +113,9 @@ impl Destination<'_> {
         self.service.map(|(cluster, endpoint)| cluster.admit_connection(endpoint)).transpose()
     }
 
-    pub(super) fn count_refused(&self) {
+    pub(super) fn count_waiting(&self) {
         if let Some((cluster, _)) = self.service {
-            cluster.connection_refused();
+            cluster.connection_awaited();
         }
     }
 
@@ -271,9 +271,9 @@ impl Dials for Dialer<'_> {
         dial(self.worker, self.to, self.pool, permit).await
     }
 
-    fn count_refused(&self) {
+    fn count_waiting(&self) {
         if !self.has_waited.replace(true) {
-            self.to.count_refused();
+            self.to.count_waiting();
         }
     }
 

@@ -89,6 +89,12 @@ impl Opened {
         Room(Weak::clone(&self.pool))
     }
 
+    /// How many there are beyond a limit that has fallen; one that no limit counts is never beyond it.
+    #[inline]
+    pub(crate) fn beyond(&self) -> usize {
+        self.permit.as_ref().map_or(0, |permit| permit.beyond() as usize)
+    }
+
     /// Whether somebody on another worker, or who calls another endpoint of the service, waits for it to end.
     pub(crate) fn is_wanted(&self) -> bool {
         self.permit.as_ref().is_some_and(ConnectionPermit::is_wanted)
@@ -126,15 +132,15 @@ impl Pools {
         self.endpoints.borrow().is_empty()
     }
 
-    /// Lets go of what has idled too long, of what may not be used at `wall` any more, of what leads nowhere, and of all idle
-    /// connections to endpoints that are gone. `late`: the worker has stood still before.
+    /// Lets go of what has idled too long, of what may not be used at `wall` any more, of what leads nowhere, of what is beyond
+    /// a limit, and of all idle connections to endpoints that are gone. `late`: the worker has stood still before.
     pub(crate) fn sweep(&self, (now, late): (Tick, bool), wall: Duration, is_current: impl Fn(u64) -> bool) {
         self.endpoints.borrow_mut().retain(|&id, pool| {
             let keep =
                 if is_current(id) { pool.idle_timeout.get().unwrap_or(IDLE_TIMEOUT) } else { Duration::ZERO };
             drop(pool.take_idle_since(now, keep));
-            while let Some(wanted) = pool.take_wanted() {
-                drop(wanted);
+            while let Some(unwelcome) = pool.take_unwelcome() {
+                drop(unwelcome);
             }
             pool.shared.borrow_mut().retain(|connection| {
                 connection.judge(wall);
@@ -143,7 +149,8 @@ impl Pools {
                     connection.look(now, late);
                 }
                 let idle = connection.idle_for(now);
-                !connection.is_over() && (connection.is_busy() || idle < keep)
+                let may_idle = idle < keep && connection.beyond() == 0;
+                !connection.is_over() && (connection.is_busy() || may_idle)
             });
             // What a limit has room for meanwhile, since a connection elsewhere has ended or it was raised, nobody else says.
             pool.streams.call_again();
@@ -199,11 +206,19 @@ impl EndpointPool {
         self.idle.borrow_mut().extract_if(.., |(since, _)| now.since(*since) >= keep).collect()
     }
 
-    /// The oldest of those that wait and whose place somebody has more use for.
-    fn take_wanted(&self) -> Option<Box<H1Client>> {
+    /// The oldest of those that wait and whose place somebody has more use for, or that are beyond a limit.
+    fn take_unwelcome(&self) -> Option<Box<H1Client>> {
         let mut idle = self.idle.borrow_mut();
-        let wanted = idle.iter().position(|(_, connection)| connection.is_wanted())?;
-        Some(idle.remove(wanted).1)
+        let is_unwelcome = |client: &H1Client| client.is_wanted() || client.is_beyond();
+        let unwelcome = idle.iter().position(|(_, client)| is_unwelcome(client))?;
+        Some(idle.remove(unwelcome).1)
+    }
+
+    /// Whether it ends, since there are more than a limit allows. The last one stays: another might be made in its place,
+    /// whatever the limit.
+    #[inline]
+    fn ends(&self, client: &H1Client) -> bool {
+        client.is_beyond() && self.open() > 1
     }
 
     /// How many milliseconds a connection may idle; 0: [`IDLE_TIMEOUT`].
@@ -252,11 +267,11 @@ impl EndpointPool {
         self.line.call_one();
     }
 
-    /// The warmest idle connection that its peer has not closed.
+    /// The warmest idle connection that its peer has not closed and that is within the limits.
     pub(crate) fn take_idle(&self) -> Option<Box<H1Client>> {
         loop {
             let (_, client) = self.idle.borrow_mut().pop()?;
-            if client.is_usable() {
+            if !self.ends(&client) && client.is_usable() {
                 return Some(client);
             }
         }
@@ -270,10 +285,11 @@ impl EndpointPool {
         drop(doubted);
     }
 
-    /// Keeps a connection whose exchange is completely done on both sides; or lets it go, where nobody waits for it here and
-    /// somebody does elsewhere: on another worker, or to call another endpoint of the service.
+    /// Keeps a connection whose exchange is completely done on both sides; or lets it go, where there are more than a limit
+    /// allows, or nobody waits for it here and somebody does elsewhere: on another worker, or to call another endpoint of the
+    /// service.
     pub(crate) fn give_back(&self, mut client: Box<H1Client>, now: Tick) {
-        if client.is_wanted() && !self.has_line() {
+        if self.ends(&client) || client.is_wanted() && !self.has_line() {
             return;
         }
         client.rest();
@@ -361,8 +377,11 @@ impl EndpointPool {
             .inspect(|connection| connection.judge(wall))
             .filter(|connection| connection.has_room())
             .inspect(|connection| doubted += usize::from(connection.is_doubted()))
-            .find(|connection| !connection.is_doubted() && !connection.is_worn());
+            .find(|connection| is_sound(connection));
         match found {
+            Some(connection) if connection.beyond() > 0 => within_limits(&shared)
+                .find(|connection| connection.has_room() && is_sound(connection))
+                .cloned(),
             Some(connection) => Some(Rc::clone(connection)),
             None if doubted >= MOST_DOUBTED => self.reluctant_with_room(),
             None => None,
@@ -373,8 +392,24 @@ impl EndpointPool {
     #[cold]
     pub(super) fn reluctant_with_room(&self) -> Option<Rc<H2Connection>> {
         let shared = self.shared.borrow();
-        shared.iter().rev().find(|connection| connection.has_room()).cloned()
+        within_limits(&shared).filter(|connection| connection.has_room()).last().cloned()
     }
+}
+
+/// Neither in doubt nor worn.
+fn is_sound(connection: &H2Connection) -> bool {
+    !connection.is_doubted() && !connection.is_worn()
+}
+
+/// Those that may take another stream: all of them, unless a limit has fallen. Then those that are sound go first, and what is beyond it
+/// is taken for this worker's, which other workers do as well, until enough have ended; but one is left, since another might be made
+/// in its place whatever the limit.
+#[cold]
+fn within_limits(shared: &[Rc<H2Connection>]) -> impl Iterator<Item = &Rc<H2Connection>> {
+    let open = |sound: bool| shared.iter().filter(move |one| !one.is_closed() && is_sound(one) == sound);
+    let all = move || open(true).chain(open(false));
+    let beyond = all().map(|one| one.beyond()).max().unwrap_or(0);
+    all().take(all().count().saturating_sub(beyond).max(1))
 }
 
 /// An HTTP/1 connection that is being made; when it is made, or cannot be, the next in line may make one.

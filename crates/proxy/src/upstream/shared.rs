@@ -29,7 +29,7 @@ pub(super) trait Dials {
     async fn dial(&self, permit: Option<Self::Permit>) -> Result<Rc<H2Connection>, Failure>;
 
     /// A limit has made somebody wait.
-    fn count_refused(&self);
+    fn count_waiting(&self);
 
     fn now(&self) -> Tick;
 }
@@ -78,7 +78,7 @@ pub(super) async fn connection(
         behind.waits(Ahead::Limit);
         // One that waits is one that the limit made wait, however often it is beaten to what it was called for.
         if place.is_none() {
-            dials.count_refused();
+            dials.count_waiting();
         }
         let may_look = !is_behind && (place.is_some() || line.is_empty());
         let found = room(pool, place.get_or_insert_with(|| line.join()), may_look, clock, dials).await;

@@ -96,7 +96,7 @@ impl<'a> Waits<'a> {
         let is_limit = matches!(why, NotYet::Limit(_));
         // One that waits is one that the limit made wait, however often it is woken in vain.
         if is_limit && !std::mem::replace(&mut self.limited, true) {
-            self.to.count_refused();
+            self.to.count_waiting();
         }
         // Whoever came later thinks so as well, and is to wait before the limit.
         if is_limit && self.late == NotYet::Dials {

@@ -99,6 +99,8 @@ layered! {
         pub max_pending_requests: Option<u32> as "maxPendingRequests" [1..=u32::MAX.into()],
         /// Requests. One that is at it is passed by while another is not; where all are, requests are refused.
         pub max_requests: Option<u32> as "maxRequests" [1..=u32::MAX.into()],
+        /// Retries. One that is at it is passed by while another is not; where all are, there is none.
+        pub max_retries: Option<u32> as "maxRetries" [1..=u32::MAX.into()],
     }
 }
 
@@ -326,8 +328,9 @@ impl TrafficLimits {
 
 impl EndpointLimits {
     fn is_empty(&self) -> bool {
-        let Self { max_connections, max_pending_requests, max_requests } = self;
-        [max_connections, max_pending_requests, max_requests].into_iter().all(Option::is_none)
+        let Self { max_connections, max_pending_requests, max_requests, max_retries } = self;
+        let all = [max_connections, max_pending_requests, max_requests, max_retries];
+        all.into_iter().all(Option::is_none)
     }
 }
 

@@ -94,7 +94,7 @@ async fn of_the_two_that_bound_an_attempt_the_shorter_is_named() {
 
 #[tokio::test]
 async fn a_limit_of_each_endpoint_is_told_from_that_of_all() {
-    use Cause::{MaxConnections, MaxPendingRequests, MaxRequests};
+    use Cause::{MaxConnections, MaxPendingRequests, MaxRequests, MaxRetries};
     for (limits, cause, field, value) in [
         ("{perEndpoint: {maxConnections: 3}}", MaxConnections, "limits.perEndpoint.maxConnections", "3"),
         (
@@ -104,6 +104,7 @@ async fn a_limit_of_each_endpoint_is_told_from_that_of_all() {
             "4",
         ),
         ("{perEndpoint: {maxRequests: 5}}", MaxRequests, "limits.perEndpoint.maxRequests", "5"),
+        ("{perEndpoint: {maxRetries: 2}}", MaxRetries, "limits.perEndpoint.maxRetries", "2"),
         ("{maxConnections: 6}", MaxConnections, "limits.maxConnections", "6"),
         // Both endpoints together may have more than all may, or fewer.
         (

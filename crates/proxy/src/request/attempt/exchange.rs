@@ -5,6 +5,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::Poll;
 
+use meshwork_decision::Cause;
 use meshwork_http1::ResponseHead;
 use meshwork_telemetry::{Phase, Protocol};
 
@@ -155,7 +156,11 @@ impl Attempts<'_> {
     }
 
     fn without_connection(&self, failure: Failure, pool: &EndpointPool) -> Failure {
-        unsent(in_vain(failure, self.behind.get(), pool, &self.spent()))
+        let failure = unsent(in_vain(failure, self.behind.get(), pool, &self.spent()));
+        if let (Cause::MaxConnections, Target::Service { cluster, .. }) = (failure.cause, self.target) {
+            cluster.connection_refused();
+        }
+        failure
     }
 
     /// Waits, unless the request's time is over or nobody waits for it any more.

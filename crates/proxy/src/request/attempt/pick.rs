@@ -40,6 +40,7 @@ impl Attempts<'_> {
         let rng = &mut *worker.rng.borrow_mut();
         let tried = &self.tried;
         let wanted = self.affinity.map_or(Wanted { tried, ..Wanted::default() }, |found| found.wanted(tried));
+        let wanted = Wanted { is_retry: self.permit.is_some(), ..wanted };
         let called = decide!(journey, |reasons| cluster.call(now, rng, &wanted, reasons));
         let (mut picked, mut ticket) =
             called.map_err(|cause| forces::refusal(cluster, cause, now, &*worker.shared.clock))?;
@@ -54,6 +55,9 @@ impl Attempts<'_> {
         if let Some(ticket) = ticket {
             worker.breaker_begins(&ticket);
             self.ticket = Some(ticket);
+        }
+        if let Some(permit) = &mut self.permit {
+            permit.goes_to(&endpoint);
         }
         self.tried.push(endpoint.id);
         self.endpoint = Some(endpoint);

@@ -39,7 +39,7 @@ impl Attempts<'_> {
     fn may_repeat(&mut self, response: &ResponseHead, journey: &mut Journey<'_>) -> bool {
         let Target::Service { cluster, policy, .. } = self.target else { return true };
         let now = self.conn.worker.now();
-        let own = self.endpoint.as_ref().map(|endpoint| endpoint.id);
+        let own = self.endpoint.as_ref().map(|endpoint| (endpoint.id, self.permit.is_some()));
         let (breaker, clock) = (policy.breaker(), &*self.conn.worker.shared.clock);
         // Whose breaker it was is said where nobody would guess it: that of a route, or one that somebody forces.
         let may = self
@@ -140,6 +140,7 @@ const fn is_refusal(cause: Cause) -> bool {
             | Cause::MaxConnections
             | Cause::MaxPendingRequests
             | Cause::MaxRequests
+            | Cause::MaxRetries
     )
 }
 

@@ -56,7 +56,7 @@ impl Dials for Scripted {
         }
     }
 
-    fn count_refused(&self) {
+    fn count_waiting(&self) {
         self.refused.set(self.refused.get() + 1);
     }
 
