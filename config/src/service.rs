@@ -91,6 +91,12 @@ impl Config {
     pub fn router(&self) -> Router {
         http::router(Arc::clone(&self.inner))
     }
+
+    /// Why nothing is kept now, if so; for readiness.
+    #[must_use]
+    pub fn failing(&self) -> watch::Receiver<Option<String>> {
+        self.inner.store.failing()
+    }
 }
 
 impl Config {
