@@ -134,10 +134,10 @@ pub enum TrustError {
         /// What the system said.
         error: std::io::Error,
     },
-    /// The folder of the authority is empty or not there, but there is a mesh already.
+    /// The folder of the authority holds no root, or is not there, but there is a mesh already.
     #[error(
-        "{} holds no root, but {} is of a mesh that has one; mount or restore the folder, or remove that file too, and its `.seal`, to begin a new mesh",
-        folder.display(), store.display()
+        "{} is not there, which holds the root's certificate and its private key, but by {} there is a mesh already; mount or restore {}, or, to begin a new mesh, remove {1} and {1}.seal too",
+        folder.join("root.pem").display(), store.display(), folder.display()
     )]
     RootMissing {
         /// The authority's folder.
