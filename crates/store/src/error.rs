@@ -71,9 +71,9 @@ pub enum StoreError {
         /// The system's answer.
         cause: String,
     },
-    /// Its files were removed or replaced under the process that has them open.
+    /// Its files were removed, replaced or moved away under the process that has them open.
     #[error(
-        "store {path}: its files were removed or replaced while this process has them open; nothing is kept any more: put {path} and {path}.seal of one copy in their place (or remove both to begin with an empty store), then restart this process"
+        "store {path}: its files were removed or replaced, or moved away, while this process has them open; nothing is kept any more: move them back, or put {path} and {path}.seal of one copy in their place (or remove both to begin with an empty store), then restart this process"
     )]
     Removed {
         /// The store's file.
