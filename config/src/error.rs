@@ -73,7 +73,7 @@ pub enum ConfigError {
     Contended,
     /// The change was made for another store than this one.
     #[error(
-        "the store is another one than the one that the change was made for ({expected}, and this one is {own}): what is in it may be something else, or nothing; read it again and decide"
+        "the store is another one than the one that the change was made for, or an older copy of it ({expected}, and this one is {own}): what is in it may be something else, or nothing; read it again and decide"
     )]
     AnotherStore {
         /// The epoch of the store that the writer has read.
