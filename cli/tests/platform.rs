@@ -206,6 +206,34 @@ fn a_token_lets_its_workload_in_once() {
     assert_eq!(start("web-2", &[]), Some(1), "the token was used");
 }
 
+/// A deny entry, a key and a document: whoever has no place for one of them is told, and so is whoever balances.
+#[test]
+fn who_cannot_keep_what_it_is_told_says_so_and_is_not_ready() {
+    let platform = Platform::new();
+    assert_ok(&platform.up(&["--no-shop"]));
+    let document = r#"{"message": "", "edits": [{"namespace": "default", "kind": "Settings", "name": "a", "content": {}}]}"#;
+    for (role, port, change, body) in [
+        ("registry", 8500, "PUT /v1/kv/a", "1"),
+        ("config", 8888, "POST /v1/changes", document),
+        ("control-plane", 15014, "POST /v1/identity/deny", r#"{"serial": "0102"}"#),
+    ] {
+        let address = platform.at(port);
+        let ready = || get(address, "/healthz/ready").unwrap();
+        assert_eq!(ready().0, 200, "{role}");
+        for file in ["store.redb", "store.redb.seal"] {
+            std::fs::remove_file(platform.data.path().join(role).join(file)).unwrap();
+        }
+        let request = format!(
+            "{change} HTTP/1.1\r\nHost: {address}\r\nContent-Type: application/json\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}",
+            body.len()
+        );
+        let answer = exchange(address, request.as_bytes()).unwrap();
+        assert!(answer.starts_with("HTTP/1.1 503 ") && answer.contains("MW5011"), "{role}: {answer}");
+        let why = until("it is not ready", || Some(ready()).filter(|(status, _)| *status == 503)).1;
+        assert!(why.contains("store (") && why.contains("restart this process"), "{role}: {why}");
+    }
+}
+
 /// What is foretold of callers within the mesh is what happens to them.
 fn foretold(platform: &Platform, explained: &impl Fn(&[&str]) -> Value) {
     let denied = explained(&["--host", "inventory", "--from", "default/catalog"]);

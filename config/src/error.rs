@@ -73,7 +73,7 @@ pub enum ConfigError {
     Contended,
     /// The change was made for another store than this one.
     #[error(
-        "the store is another one than the one that the change was made for ({expected}, and this one is {own}): what is in it may be something else, or nothing; read it again and decide"
+        "the store is another one than the one that the change was made for, or an older copy of it ({expected}, and this one is {own}): what is in it may be something else, or nothing; read it again and decide"
     )]
     AnotherStore {
         /// The epoch of the store that the writer has read.
@@ -121,11 +121,13 @@ impl ConfigError {
 
     /// The HTTP status of its answer.
     #[must_use]
-    pub const fn status(&self) -> StatusCode {
+    pub fn status(&self) -> StatusCode {
         match self {
-            Self::Store(StoreError::Limit { .. }) | Self::TooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
-            Self::Store(StoreError::Invalid { .. }) | Self::Invalid { .. } => StatusCode::BAD_REQUEST,
-            Self::Store(_) => StatusCode::SERVICE_UNAVAILABLE,
+            Self::Store(error) => {
+                StatusCode::from_u16(error.status()).unwrap_or(StatusCode::SERVICE_UNAVAILABLE)
+            }
+            Self::TooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::Invalid { .. } => StatusCode::BAD_REQUEST,
             Self::Unknown { .. } => StatusCode::NOT_FOUND,
             Self::Conflict { precondition: true, .. } => StatusCode::PRECONDITION_FAILED,
             Self::Conflict { .. } | Self::Contended | Self::AnotherStore { .. } => StatusCode::CONFLICT,

@@ -19,7 +19,7 @@ use serde_json::Value;
 use crate::canonical::differences;
 use crate::error::ConfigError;
 use crate::key::Key;
-use crate::model::{Current, Model};
+use crate::model::{Current, Model, Read};
 use crate::service::{Inner, Premise, unknown};
 
 /// Longest body: a change of some thousand documents, in whatever layout it is written.
@@ -275,10 +275,18 @@ async fn rollback(
     written(StatusCode::OK, inner.apply(&caller, &change, Premise::HEADER).await?)
 }
 
-/// For which store a change was made. Whatever else is asked is left out, as it was before there was this.
+/// What was read when a change was made. Whatever else is asked is left out, as it was before there was this.
 #[derive(Deserialize)]
 struct Made {
     epoch: Option<String>,
+    since: Option<u64>,
+    mark: Option<String>,
+}
+
+impl Made {
+    fn read(&self) -> Read<'_> {
+        Read { epoch: self.epoch.as_deref(), since: self.since, mark: self.mark.as_deref() }
+    }
 }
 
 async fn apply(
@@ -288,13 +296,13 @@ async fn apply(
     bytes: Bytes,
 ) -> Answer {
     let change: Change = body("the change", &bytes)?;
-    let premise = Premise { is_header: false, epoch: made.epoch.as_deref() };
+    let premise = Premise { is_header: false, read: made.read() };
     Ok(Json(inner.apply(&caller, &change, premise).await?).into_response())
 }
 
 async fn plan(State(inner): Service, Known(_): Known, Asked(made): Asked<Made>, bytes: Bytes) -> Answer {
     let change: Change = body("the change", &bytes)?;
-    Ok(Json(inner.plan(&change, made.epoch.as_deref())?).into_response())
+    Ok(Json(inner.plan(&change, made.read())?).into_response())
 }
 
 #[derive(Deserialize)]
@@ -302,6 +310,7 @@ async fn plan(State(inner): Service, Known(_): Known, Asked(made): Asked<Made>, 
 struct Waiting {
     epoch: Option<String>,
     since: Option<u64>,
+    mark: Option<String>,
     wait: Option<String>,
     namespace: Option<String>,
     kind: Option<String>,
@@ -315,7 +324,8 @@ async fn watch(State(inner): Service, Known(_): Known, Asked(asked): Asked<Waiti
     let timeout = tokio::time::sleep(wait.min(MAX_WAIT));
     tokio::pin!(timeout);
     loop {
-        let told = changes(&inner.model.read(), asked.epoch.as_deref(), asked.since, &wanted);
+        let read = Read { epoch: asked.epoch.as_deref(), since: asked.since, mark: asked.mark.as_deref() };
+        let told = changes(&inner.model.read(), read, &wanted);
         if told.reset || !told.documents.is_empty() || timeout.is_elapsed() {
             return Ok(Json(told).into_response());
         }
@@ -328,14 +338,14 @@ async fn watch(State(inner): Service, Known(_): Known, Asked(asked): Asked<Waiti
 }
 
 /// What changed since a revision, the removed documents among it; everything that exists when that cannot be told.
-fn changes(model: &Model, epoch: Option<&str>, since: Option<u64>, wanted: &Wanted) -> Changes {
-    let own = model.epoch();
-    let since = since.filter(|since| epoch == Some(own.as_str()) && *since <= model.revision);
+fn changes(model: &Model, read: Read<'_>, wanted: &Wanted) -> Changes {
+    let since = read.since.filter(|_| read.epoch.is_some() && model.was_read(read));
     let admitted = model.documents.iter().filter(|(key, _)| wanted.admits(key)).map(|(_, current)| current);
     let documents = admitted.filter(|current| match since {
         Some(since) => current.modified > since,
         None => !current.last().deleted,
     });
     let documents = documents.map(Current::document).collect();
-    Changes { epoch: own, revision: model.revision, reset: since.is_none(), documents }
+    let (epoch, revision, mark) = (model.epoch(), model.revision, model.mark(model.revision));
+    Changes { epoch, revision, mark, reset: since.is_none(), documents }
 }

@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 
 use meshwork_api::config::{Document, Version};
+use meshwork_base::ContentHash;
 use meshwork_store::{Store, StoreError};
 use serde_json::Value;
 
@@ -66,13 +67,27 @@ pub(crate) struct Model {
     /// The last change.
     pub(crate) last: Last,
     pub(crate) documents: BTreeMap<Key, Current>,
+    /// By the store's revision of each change, what tells it from another one there.
+    pub(crate) marks: BTreeMap<u64, ContentHash>,
     /// Revisions by kind, since the process started.
     pub(crate) published: BTreeMap<String, u64>,
+}
+
+/// What a caller has read, as far as it says so.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Read<'c> {
+    /// Which store it was.
+    pub(crate) epoch: Option<&'c str>,
+    /// Up to which revision.
+    pub(crate) since: Option<u64>,
+    /// Of the last change up to there.
+    pub(crate) mark: Option<&'c str>,
 }
 
 /// A stored change, ready to be taken over: the contents it names were read.
 pub(crate) struct Step {
     pub(crate) last: Last,
+    mark: ContentHash,
     versions: Vec<(Version, Value)>,
 }
 
@@ -97,7 +112,7 @@ impl Step {
             };
             versions.push((version, content));
         }
-        Ok(Self { last: Last { number, modified }, versions })
+        Ok(Self { last: Last { number, modified }, mark: ContentHash::of(bytes), versions })
     }
 }
 
@@ -136,8 +151,23 @@ impl Model {
         format!("{:016x}", self.epoch)
     }
 
+    /// Of the last change up to a revision: that it is the same says that all before it is. None where there was none.
+    pub(crate) fn mark(&self, revision: u64) -> String {
+        self.marks.range(..=revision).next_back().map_or_else(String::new, |(_, mark)| mark.to_string())
+    }
+
+    /// Whether what a caller has read is in this history, as far as it says. A copy of a store, put in its place later, has the
+    /// same epoch and counts on from where it was made.
+    pub(crate) fn was_read(&self, Read { epoch, since, mark }: Read<'_>) -> bool {
+        let is_there = |since| {
+            since <= self.revision && mark.is_none_or(|mark| mark.is_empty() || mark == self.mark(since))
+        };
+        epoch.is_none_or(|epoch| epoch == self.epoch()) && since.is_none_or(is_there)
+    }
+
     /// Takes over a change.
     pub(crate) fn take(&mut self, step: Step) {
+        self.marks.insert(step.last.modified, step.mark);
         for (version, content) in step.versions {
             *self.published.entry(version.kind.clone()).or_default() += 1;
             let current = self.documents.entry(Key::of(&version)).or_insert_with(|| Current {

@@ -22,7 +22,7 @@ use crate::canonical::{differences, hash};
 use crate::error::ConfigError;
 use crate::http;
 use crate::key::{self, Key, Record, Recorded};
-use crate::model::{Current, Last, Model, Step, read_content};
+use crate::model::{Current, Last, Model, Read, Step, read_content};
 use crate::schema;
 
 /// Tries of a change that others keep overtaking.
@@ -45,13 +45,14 @@ const LOT: usize = limits::MAX_TXN_OPS - 1;
 pub(crate) struct Premise<'c> {
     /// What the edits say came as a header (RFC 9110, section 13).
     pub(crate) is_header: bool,
-    /// The store has this epoch.
-    pub(crate) epoch: Option<&'c str>,
+    /// This is a place in the store's history.
+    pub(crate) read: Read<'c>,
 }
 
 impl Premise<'_> {
     /// Nothing but headers.
-    pub(crate) const HEADER: Self = Self { is_header: true, epoch: None };
+    pub(crate) const HEADER: Self =
+        Self { is_header: true, read: Read { epoch: None, since: None, mark: None } };
 }
 
 /// A running config service. Its task ends when it is dropped.
@@ -90,6 +91,12 @@ impl Config {
     /// refused.
     pub fn router(&self) -> Router {
         http::router(Arc::clone(&self.inner))
+    }
+
+    /// Why nothing is kept now, if so; for readiness.
+    #[must_use]
+    pub fn failing(&self) -> watch::Receiver<Option<String>> {
+        self.inner.store.failing()
     }
 }
 
@@ -202,7 +209,7 @@ impl Inner {
         &self,
         caller: &Caller,
         change: &Change,
-        Premise { is_header, epoch }: Premise<'_>,
+        Premise { is_header, read }: Premise<'_>,
     ) -> Result<Applied, ConfigError> {
         let author = author(caller, change)?;
         let edits = keyed(change)?;
@@ -211,7 +218,7 @@ impl Inner {
         for _ in 0..TRIES {
             let draft = {
                 let model = self.model.read();
-                check_store(&model, epoch)?;
+                check_store(&model, read)?;
                 check_expected(&model, change, is_header)?;
                 check_schemas(&model, &edits)?;
                 let record = Record {
@@ -283,10 +290,10 @@ impl Inner {
     }
 
     /// What a change would do; all is checked, nothing is written.
-    pub(crate) fn plan(&self, change: &Change, epoch: Option<&str>) -> Result<Vec<Planned>, ConfigError> {
+    pub(crate) fn plan(&self, change: &Change, read: Read<'_>) -> Result<Vec<Planned>, ConfigError> {
         let edits = keyed(change)?;
         let model = self.model.read();
-        check_store(&model, epoch)?;
+        check_store(&model, read)?;
         check_expected(&model, change, false)?;
         check_schemas(&model, &edits)?;
         let planned = edits.iter().map(|(key, content)| {
@@ -375,12 +382,12 @@ fn keyed(change: &Change) -> Result<BTreeMap<Key, Value>, ConfigError> {
 }
 
 /// Refuses a change whose writer saw another store.
-fn check_store(model: &Model, epoch: Option<&str>) -> Result<(), ConfigError> {
-    let own = model.epoch();
-    match epoch.filter(|expected| *expected != own) {
-        Some(expected) => Err(ConfigError::AnotherStore { expected: expected.to_owned(), own }),
-        None => Ok(()),
+fn check_store(model: &Model, read: Read<'_>) -> Result<(), ConfigError> {
+    if model.was_read(read) {
+        return Ok(());
     }
+    let own = model.epoch();
+    Err(ConfigError::AnotherStore { expected: read.epoch.unwrap_or(&own).to_owned(), own })
 }
 
 /// Refuses a change whose writer saw other documents than there are.

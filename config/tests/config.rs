@@ -141,19 +141,20 @@ async fn a_change_that_was_made_for_another_store_is_refused() {
     let world = World::new().await;
     let epoch = world.api().changes(None, Duration::ZERO).await.unwrap().epoch;
     let one = change(vec![edit("HTTPRoute", "web", json!({"a": 1}), Some(0))]);
+    let of = |epoch: &str| Since { epoch: epoch.to_owned(), ..Since::default() };
     let refused = [
-        world.api().apply_in("0123456789abcdef", &one).await.map(drop).unwrap_err(),
-        world.api().plan_in("0123456789abcdef", &one).await.map(drop).unwrap_err(),
+        world.api().apply_in(&of("0123456789abcdef"), &one).await.map(drop).unwrap_err(),
+        world.api().plan_in(&of("0123456789abcdef"), &one).await.map(drop).unwrap_err(),
     ];
     for refused in refused {
         assert_eq!((refused.status(), is_another_store(&refused)), (Some(StatusCode::CONFLICT), true));
         assert!(refused.to_string().contains(&epoch), "{refused}");
     }
     assert_eq!(world.api().list(None).await.unwrap(), []);
-    assert_eq!(world.api().plan_in(&epoch, &one).await.unwrap()[0].action, Action::Create);
-    world.api().apply_in(&epoch, &one).await.unwrap();
+    assert_eq!(world.api().plan_in(&of(&epoch), &one).await.unwrap()[0].action, Action::Create);
+    world.api().apply_in(&of(&epoch), &one).await.unwrap();
     // That it is there already is another matter.
-    let there = world.api().apply_in(&epoch, &one).await.unwrap_err();
+    let there = world.api().apply_in(&of(&epoch), &one).await.unwrap_err();
     assert_eq!((there.status(), is_another_store(&there)), (Some(StatusCode::CONFLICT), false));
 }
 
@@ -259,10 +260,8 @@ async fn a_change_of_several_documents_happens_whole_or_not_at_all() {
     let big = |n: u64| json!(format!("{n}").repeat(400_000));
     let large = change((1..=8).map(|n| edit("Large", &format!("n-{n}"), big(n), None)).collect());
     world.api().apply(&large).await.unwrap();
-    let seen = Since {
-        epoch: world.api().changes(None, Duration::ZERO).await.unwrap().epoch,
-        revision: applied.revision,
-    };
+    let epoch = world.api().changes(None, Duration::ZERO).await.unwrap().epoch;
+    let seen = Since { epoch, revision: applied.revision, ..Since::default() };
     let changes = world.api().changes(Some(&seen), Duration::ZERO).await.unwrap();
     assert_eq!(changes.documents.len(), 8, "they came at once");
     let world = world.restart().await;
@@ -419,7 +418,7 @@ async fn a_watch_tells_changes_and_removals_of_what_was_asked_for() {
     world.put(ROUTE, json!({"a": 1})).await;
     let all = api.changes(None, Duration::ZERO).await.unwrap();
     assert!(all.reset && all.documents.len() == 1);
-    let since = Since { epoch: all.epoch.clone(), revision: all.revision };
+    let since = Since { epoch: all.epoch.clone(), revision: all.revision, mark: all.mark.clone() };
     let waiting = {
         let (api, since) = (api.clone(), since.clone());
         tokio::spawn(async move { api.changes(Some(&since), Duration::from_secs(60)).await })
@@ -442,7 +441,7 @@ async fn a_watch_tells_changes_and_removals_of_what_was_asked_for() {
     let world = world.restart().await;
     let again = world.api().changes(Some(&since), Duration::from_secs(60)).await.unwrap();
     assert!(!again.reset && again.documents.len() == 1);
-    let before = Since { epoch: again.epoch, revision: again.revision };
+    let before = Since { epoch: again.epoch, revision: again.revision, mark: again.mark };
     let waiting = {
         let api = world.api();
         tokio::spawn(async move { api.changes(Some(&before), Duration::from_secs(60)).await })
@@ -452,6 +451,40 @@ async fn a_watch_tells_changes_and_removals_of_what_was_asked_for() {
     assert!(waiting.await.unwrap().unwrap().reset);
     let (status, words) = world.refused(Method::GET, "/v1/watch?sinse=1", &[], &Value::Null).await;
     assert!(status == 400 && words.contains("sinse"), "{words}");
+}
+
+/// A copy has the epoch of the store that it was made of, and counts on from where that was.
+#[tokio::test]
+async fn a_store_that_went_back_to_an_older_copy_is_read_anew_and_takes_no_change_that_was_made_for_the_later_one()
+ {
+    let world = World::new().await;
+    let place = async |world: &World| {
+        let all = world.api().changes(None, Duration::ZERO).await.unwrap();
+        Since { epoch: all.epoch, revision: all.revision, mark: all.mark }
+    };
+    world.put(ROUTE, json!({"a": 1})).await;
+    let before = place(&world).await;
+    let copy = tempfile::tempdir().unwrap();
+    for file in ["store", "store.seal"] {
+        std::fs::copy(world.folder.path().join(file), copy.path().join(file)).unwrap();
+    }
+    world.put(ROUTE, json!({"a": 2})).await;
+    let after = place(&world).await;
+    assert_eq!((&after.epoch, after.revision), (&before.epoch, before.revision + 1));
+
+    let world = World::in_folder(copy, ManualClock::new()).await;
+    let one = change(vec![edit("HTTPRoute", "other", json!({"a": 3}), None)]);
+    for revision in [before.revision, after.revision, after.revision + 1] {
+        let told = place(&world).await;
+        assert_eq!((&told.epoch, told.revision), (&before.epoch, revision));
+        let known = world.api().changes(Some(&before), Duration::ZERO).await.unwrap();
+        assert!(!known.reset, "what was read before the copy was made is in it");
+        assert!(world.api().changes(Some(&after), Duration::ZERO).await.unwrap().reset, "at {revision}");
+        let refused = world.api().apply_in(&after, &one).await.map(drop).unwrap_err();
+        assert!(is_another_store(&refused), "at {revision}: {refused}");
+        world.put(ROUTE, json!({"b": revision})).await;
+    }
+    world.api().apply_in(&before, &one).await.unwrap();
 }
 
 #[tokio::test]

@@ -61,17 +61,31 @@ pub(crate) struct Followed {
 /// A store that is followed.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Store {
-    /// Empty as long as none has been read.
-    pub(crate) epoch: String,
+    /// How much of it has been read; the epoch is empty as long as nothing has.
+    pub(crate) read: Since,
+    /// How often a store had gone back to an older copy of itself, whose epoch is the same.
+    back: u64,
     /// Where it has been emptied: what was in force from it, as far as that is known. That stays so until all of it is written
     /// into the store.
     pub(crate) emptied: Option<Vec<Address>>,
 }
 
+impl Store {
+    /// Whether it is this one, and revisions of the one are such of the other.
+    fn is(&self, other: &Self) -> bool {
+        (&self.read.epoch, self.back) == (&other.read.epoch, other.back)
+    }
+}
+
 impl Followed {
-    /// Which store changes are made for.
-    pub(crate) fn epoch(&self) -> String {
-        self.store.borrow().epoch.clone()
+    /// The store that changes are made for.
+    pub(crate) fn found(&self) -> Store {
+        self.store.borrow().clone()
+    }
+
+    /// Whether it is still this one.
+    pub(crate) fn has(&self, store: &Store) -> bool {
+        self.store.borrow().is(store)
     }
 
     /// Whether the store has been emptied.
@@ -91,16 +105,16 @@ impl Followed {
         source: &Source,
         feed: &Feed,
     ) -> Result<(), crate::Ended> {
-        let epoch = source.since.as_ref().map_or_else(String::new, |since| since.epoch.clone());
         if self.is_emptied() {
             changes.folder = Some(Ok(()));
         }
-        if self.epoch() != epoch {
+        let store =
+            Store { read: source.since.clone().unwrap_or_default(), back: source.back, emptied: None };
+        if !self.has(&store) {
             self.read_nothing();
         }
-        let store = Store { epoch, emptied: None };
         // Before the first one nothing is in effect that a change could be checked against.
-        if self.epoch().is_empty() {
+        if self.found().read.epoch.is_empty() {
             self.store.send_replace(store.clone());
         }
         let before = *self.read.borrow();
@@ -112,11 +126,11 @@ impl Followed {
     }
 
     /// Waits until another store than this one has been found, or for so long.
-    pub(crate) async fn finds_another(&self, epoch: &str, patience: Duration) {
+    pub(crate) async fn finds_another(&self, than: &Store, patience: Duration) {
         let mut store = self.store.subscribe();
         self.look.notify_one();
         // In vain it was another one and is this one again.
-        _ = tokio::time::timeout(patience, store.wait_for(|store| store.epoch != epoch)).await;
+        _ = tokio::time::timeout(patience, store.wait_for(|store| !store.is(than))).await;
     }
 
     /// A pause, unless somebody wants to know.
@@ -172,7 +186,9 @@ fn follow_into(
                     backoff.reset();
                     let emptied = Some(source.lost());
                     followed.read_nothing();
-                    let before = followed.store.send_replace(Store { epoch, emptied });
+                    let read = Since { epoch, ..Since::default() };
+                    let store = Store { read, back: source.back, emptied };
+                    let before = followed.store.send_replace(store);
                     if before.emptied.is_none() && tell_emptied(&feed).await.is_err() {
                         return;
                     }
@@ -240,6 +256,8 @@ enum Step {
 struct Source {
     client: ConfigClient,
     since: Option<Since>,
+    /// See [`Store::back`].
+    back: u64,
     /// The one that was followed before this process, or is followed now.
     before: Option<Before>,
     held: BTreeMap<Address, Held>,
@@ -256,6 +274,7 @@ impl Source {
         Self {
             client,
             since: None,
+            back: 0,
             before: None,
             held: BTreeMap::new(),
             kept: BTreeSet::new(),
@@ -266,11 +285,13 @@ impl Source {
 
     /// Asks once, for what is new.
     async fn step(&mut self) -> Result<Step, ClientError> {
-        let Changes { epoch, revision, reset, mut documents } =
+        let Changes { epoch, revision, mark, reset, mut documents } =
             bounded(&self.client, WAIT + GRACE, self.client.changes(self.since.as_ref(), WAIT)).await?;
         documents.retain(|document| is_mesh(&document.version.kind));
+        let went_back = reset && self.since.as_ref().is_some_and(|since| since.epoch == epoch);
         if reset && documents.is_empty() && self.is_emptied(&epoch) {
             self.since = None;
+            self.back += u64::from(went_back);
             return Ok(Step::Emptied { epoch });
         }
         let is_another = self.before.as_ref().is_some_and(|before| before.epoch != epoch);
@@ -309,16 +330,28 @@ impl Source {
                 is_there
             });
         }
+        self.tell_other(is_another, went_back, count);
+        self.held = held;
+        self.since = Some(Since { epoch, revision, mark });
+        Ok(Step::Changes(folder::Changes { files, folder: None }))
+    }
+
+    /// Says, and takes down, that what was read before is not of this store.
+    fn tell_other(&mut self, is_another: bool, went_back: bool, documents: usize) {
         if is_another {
             tracing::error!(
-                documents = count,
+                documents,
                 "the config service's store is another one than before: what was applied is in effect only where it is in this one too; apply it again, or restore the folder"
             );
             self.before = None;
         }
-        self.held = held;
-        self.since = Some(Since { epoch, revision });
-        Ok(Step::Changes(folder::Changes { files, folder: None }))
+        if went_back {
+            tracing::error!(
+                documents,
+                "the config service's store is an older copy of the one before: what was applied since is in effect only where it is in this one too; apply it again"
+            );
+            self.back += 1;
+        }
     }
 
     /// Whether a store with this epoch, which has nothing in it, had something before, or the one in its place had. In one

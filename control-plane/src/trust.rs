@@ -134,10 +134,10 @@ pub enum TrustError {
         /// What the system said.
         error: std::io::Error,
     },
-    /// The folder of the authority is empty or not there, but there is a mesh already.
+    /// The folder of the authority holds no root, or is not there, but there is a mesh already.
     #[error(
-        "{} holds no root, but {} is of a mesh that has one; mount or restore the folder, or remove that file too, and its `.seal`, to begin a new mesh",
-        folder.display(), store.display()
+        "{} is not there, which holds the root's certificate and its private key, but by {} there is a mesh already; mount or restore {}, or, to begin a new mesh, remove {1} and {1}.seal too",
+        folder.join("root.pem").display(), store.display(), folder.display()
     )]
     RootMissing {
         /// The authority's folder.
@@ -163,6 +163,11 @@ pub enum TrustError {
     /// Where tokens and deny entries are kept.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// A deny entry that is in force for as long as this process lives, and longer only if the store works again before.
+    #[error(
+        "the deny entry is in force, but it could not be kept and may end with this process: {0}; ask for it again once the store works"
+    )]
+    NotKept(StoreError),
     /// A record there is not of this version.
     #[error("the stored {what} cannot be read: {why}; it was written by another version, or is damaged")]
     Record {
@@ -195,7 +200,7 @@ impl TrustError {
     pub const fn code(&self) -> Code {
         match self {
             Self::Authority(error) => error.code(),
-            Self::Store(error) => error.code(),
+            Self::Store(error) | Self::NotKept(error) => error.code(),
             Self::Identity(error) => error.code(),
             Self::RootFile { .. } | Self::RootMissing { .. } | Self::OtherRoot { .. } => Code::new(6030),
             Self::Record { .. } | Self::Bind { .. } | Self::Own(_) => codes::TRUST_ANCHOR,
@@ -212,7 +217,7 @@ pub struct Trust {
 struct Inner {
     issuer: Arc<Issuer>,
     connections: Connections,
-    deny: Deny,
+    deny: Arc<Deny>,
     forces: forces::Kept,
     store: Store,
     address: SocketAddr,
@@ -256,6 +261,7 @@ pub(crate) async fn open(
     let identity = Identity::new(own_svid(&authority, secure.svid_ttl)?, bundle, Arc::clone(&clock))?;
     let deny =
         Deny::new(store.clone(), record, Arc::clone(&authority), Arc::clone(&identity), connections.clone());
+    let deny = Arc::new(deny);
     let forces = forces::load(&store).await?;
     let tokens = Tokens::new(store.clone(), Arc::clone(&clock));
     let (revisions, published) = revisions::open(store.clone()).await?;
@@ -333,6 +339,7 @@ impl Opened {
             }
         });
         tokio::spawn(tell(trust.inner.deny.bundles(), feed));
+        tokio::spawn(deny::keep_rest(Arc::downgrade(&trust.inner.deny), trust.failing()));
         tokio::spawn(upkeep(Arc::downgrade(&trust.inner.issuer), ThreadRng::new()));
         tracing::info!(%address, id = %trust.inner.issuer.identity.id(), "proxies are served over mTLS");
         Ok(trust)
@@ -404,6 +411,12 @@ impl Trust {
     #[must_use]
     pub fn address(&self) -> SocketAddr {
         self.inner.address
+    }
+
+    /// Why nothing is kept now, if so; for readiness.
+    #[must_use]
+    pub fn failing(&self) -> watch::Receiver<Option<String>> {
+        self.inner.store.failing()
     }
 
     /// Whom the mesh trusts now.

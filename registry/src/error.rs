@@ -90,11 +90,12 @@ impl RegistryError {
 
     /// The HTTP status of its answer.
     #[must_use]
-    pub const fn status(&self) -> StatusCode {
+    pub fn status(&self) -> StatusCode {
         match self {
-            Self::Store(StoreError::Limit { .. }) => StatusCode::PAYLOAD_TOO_LARGE,
-            Self::Store(StoreError::Invalid { .. }) | Self::Invalid { .. } => StatusCode::BAD_REQUEST,
-            Self::Store(_) => StatusCode::SERVICE_UNAVAILABLE,
+            Self::Store(error) => {
+                StatusCode::from_u16(error.status()).unwrap_or(StatusCode::SERVICE_UNAVAILABLE)
+            }
+            Self::Invalid { .. } => StatusCode::BAD_REQUEST,
             Self::Owned { .. } => StatusCode::FORBIDDEN,
             Self::Unknown { .. } => StatusCode::NOT_FOUND,
             Self::Contended { .. } | Self::Taken { .. } => StatusCode::CONFLICT,

@@ -127,6 +127,12 @@ impl Registry {
         http::router(Arc::clone(&self.inner))
     }
 
+    /// Why nothing is kept now, if so; for readiness.
+    #[must_use]
+    pub fn failing(&self) -> watch::Receiver<Option<String>> {
+        self.inner.store.failing()
+    }
+
     /// Tells the catalog's numbers at each scrape, for as long as this registry lives.
     pub fn export(&self, metrics: &MetricsRegistry) {
         let inner = Arc::downgrade(&self.inner);

@@ -23,7 +23,9 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::parse_kind;
-use crate::config::{CLUSTER, Followed, PREFIX, address_of, applied_at, bounded, file_name, is_mesh, settle};
+use crate::config::{
+    CLUSTER, Followed, PREFIX, Store, address_of, applied_at, bounded, file_name, is_mesh, settle,
+};
 use crate::pipeline::waits;
 use crate::{ControlPlane, Model, codes};
 
@@ -267,9 +269,14 @@ pub(super) fn covers(followed: &Followed, edits: &[Edit]) -> Result<(), Problem>
 }
 
 /// Why a change was not made in a store. Where that is another one by now, what was in it decides.
-pub(super) async fn not_in(followed: &Followed, epoch: &str, edits: &[Edit], error: ClientError) -> Problem {
+pub(super) async fn not_in(
+    followed: &Followed,
+    store: &Store,
+    edits: &[Edit],
+    error: ClientError,
+) -> Problem {
     if is_another_store(&error) {
-        followed.finds_another(epoch, PATIENCE).await;
+        followed.finds_another(store, PATIENCE).await;
         if let Err(emptied) = covers(followed, edits) {
             return emptied;
         }
@@ -296,18 +303,18 @@ pub(super) async fn store(
     why: Why,
 ) -> Result<Json<Stored>, Problem> {
     let _alone = followed.writing.lock().await;
-    let epoch = followed.epoch();
+    let store = followed.found();
     let warnings = draft.check(plane, &*checkable(plane, followed)?)?;
     covers(followed, &draft.edits)?;
     let change = Change { message: why.message, author: why.author, edits: draft.edits };
     let client = &followed.client;
-    let applied = match bounded(client, PATIENCE, client.apply_in(&epoch, &change)).await {
+    let applied = match bounded(client, PATIENCE, client.apply_in(&store.read, &change)).await {
         Ok(applied) => applied,
-        Err(error) => return Err(not_in(followed, &epoch, &change.edits, error).await),
+        Err(error) => return Err(not_in(followed, &store, &change.edits, error).await),
     };
     let mut read = followed.read.subscribe();
     // A revision of a store that has come in between is none of this change.
-    let is_read = |(revision, _): &(u64, u64)| *revision >= applied.revision && followed.epoch() == epoch;
+    let is_read = |(revision, _): &(u64, u64)| *revision >= applied.revision && followed.has(&store);
     let until = read.wait_for(is_read);
     let revision = match tokio::time::timeout(PATIENCE, until).await {
         // The sender lives as long as the control plane.
@@ -331,14 +338,14 @@ async fn diff(
 ) -> Result<Json<Vec<Planned>>, Problem> {
     let followed = followed(&plane)?;
     let draft = Draft::read(&files(&body, why)?.files)?;
-    let epoch = followed.epoch();
+    let store = followed.found();
     draft.check(&plane, &*checkable(&plane, followed)?)?;
     covers(followed, &draft.edits)?;
     let change = Change { message: String::new(), author: None, edits: draft.edits };
     let client = &followed.client;
-    let mut planned = match bounded(client, PATIENCE, client.plan_in(&epoch, &change)).await {
+    let mut planned = match bounded(client, PATIENCE, client.plan_in(&store.read, &change)).await {
         Ok(planned) => planned,
-        Err(error) => return Err(not_in(followed, &epoch, &change.edits, error).await),
+        Err(error) => return Err(not_in(followed, &store, &change.edits, error).await),
     };
     for secret in planned.iter_mut().filter(|planned| planned.kind == ObjectKind::Secret.as_str()) {
         secret.differences.iter_mut().filter(|found| !found.path.starts_with("/metadata")).for_each(

@@ -97,10 +97,10 @@ fn in_a_folder(object: &Object) -> Problem {
 /// Those that are not there.
 async fn absent(followed: &Followed, draft: &Draft) -> Result<Vec<Planned>, Problem> {
     let change = Change { message: String::new(), author: None, edits: draft.edits.clone() };
-    let (client, epoch) = (&followed.client, followed.epoch());
-    let mut planned = match bounded(client, PATIENCE, client.plan_in(&epoch, &change)).await {
+    let (client, store) = (&followed.client, followed.found());
+    let mut planned = match bounded(client, PATIENCE, client.plan_in(&store.read, &change)).await {
         Ok(planned) => planned,
-        Err(error) => return Err(not_in(followed, &epoch, &change.edits, error).await),
+        Err(error) => return Err(not_in(followed, &store, &change.edits, error).await),
     };
     planned.retain(|planned| planned.action != Action::Delete);
     Ok(planned)

@@ -309,6 +309,31 @@ async fn a_change_in_another_store_is_acknowledged_when_it_is_read_from_that_one
     assert_eq!((applied.unwrap().config_revision, names(&model)), (2, ["c", "r"].into()));
 }
 
+/// Its epoch is the same, and revisions that are counted there anew have been read from the later one.
+#[tokio::test]
+async fn a_change_in_an_older_copy_of_the_store_is_acknowledged_when_it_is_read_from_that() {
+    let disk = tempfile::tempdir().unwrap();
+    let service = Service::new(&disk.path().join("1")).await;
+    let plane = ControlPlane::start(settings(true), Arc::new(SystemClock::new())).unwrap();
+    tokio::spawn(follow(&plane, service.client(), SeededRng::new(1)));
+    until(&plane, |model| model.revision > 0).await;
+    apply(&plane, &["a"]).await;
+    for end in ["", ".seal"] {
+        let file = |name: &str| disk.path().join(format!("{name}{end}"));
+        std::fs::copy(file("1"), file("copy")).unwrap();
+    }
+    apply(&plane, &["b"]).await;
+    apply(&plane, &["c"]).await;
+
+    let _old = service.becomes_unseen(&Service::new(&disk.path().join("copy")).await);
+    let refused = try_to_apply(&plane, &["d"]).await.unwrap_err();
+    assert_eq!((refused.status(), refused.code()), (Some(StatusCode::CONFLICT), Some("MW5045")), "{refused}");
+    assert_eq!(names(&plane.model()), ["a"].into(), "it has been read by now");
+    assert_eq!(plane.config.get().unwrap().found().back, 1, "and is known for what it is");
+    let applied = apply(&plane, &["d"]).await;
+    assert_eq!((applied.config_revision, names(&plane.model())), (2, ["a", "d"].into()));
+}
+
 #[tokio::test]
 async fn of_an_emptied_store_diff_delete_and_rollback_say_what_apply_says() {
     let disk = tempfile::tempdir().unwrap();

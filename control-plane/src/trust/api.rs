@@ -49,7 +49,16 @@ pub(crate) fn bad_body(why: &JsonRejection) -> Problem {
 
 pub(crate) fn failed(error: &TrustError) -> Problem {
     tracing::error!(%error, "the trust anchor failed");
-    Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "the trust anchor failed")
+    let (status, title) = match error {
+        TrustError::Store(error) => {
+            (StatusCode::from_u16(error.status()), "the control plane's store failed")
+        }
+        TrustError::NotKept(error) => {
+            (StatusCode::from_u16(error.status()), "the deny entry is in force and not kept")
+        }
+        _ => (Ok(StatusCode::INTERNAL_SERVER_ERROR), "the trust anchor failed"),
+    };
+    Problem::new(status.unwrap_or(StatusCode::INTERNAL_SERVER_ERROR), title)
         .detail(error.to_string())
         .code(error.code())
 }

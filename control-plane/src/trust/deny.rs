@@ -1,12 +1,15 @@
 //! Deny entries: they are kept, become the next bundle, close live connections and travel to every proxy.
 
-use std::sync::Arc;
+#[cfg(test)]
+mod tests;
+
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use meshwork_base::ContentHash;
 use meshwork_identity::{Authority, Bundle, Denied, Identity, Made};
 use meshwork_messages::v1;
-use meshwork_store::{Condition, Op, Store, Txn};
+use meshwork_store::{Op, Outcome, Store, StoreError, Txn, limits};
 use meshwork_xds::ResourceKey;
 use meshwork_xds::transport::mtls::Connections;
 use prost::Message as _;
@@ -54,6 +57,25 @@ impl Record {
     /// Of the bundle after the next change.
     fn next_sequence(&self, now: Duration) -> u64 {
         u64::try_from(now.as_millis()).unwrap_or(0).max(self.sequence + 1)
+    }
+
+    /// The same with one more entry, and that; refused where no store could keep so many.
+    fn with(&self, mut denied: Denied, created: Duration) -> Result<(Self, Entry), StoreError> {
+        let mut next = self.clone();
+        next.sequence = self.next_sequence(created);
+        if let Denied::Identity { issued_before: Some(_), made, .. } = &mut denied {
+            *made = Some(Made { at: created, sequence: next.sequence });
+        }
+        next.last_id += 1;
+        let entry = Entry { id: next.last_id, denied, created };
+        next.entries.push(entry.clone());
+        limits::check_txn(&next.written())?;
+        Ok((next, entry))
+    }
+
+    /// How it is kept. Nobody else writes there, so nothing is a condition of it.
+    fn written(&self) -> Txn {
+        Txn::new().then(Op::put(KEY, serde_json::to_vec(self).expect("names and numbers are JSON")))
     }
 }
 
@@ -112,10 +134,17 @@ pub(crate) fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
+/// What is in force.
+struct Held {
+    record: Record,
+    /// Whether the store is known to have it too.
+    is_kept: bool,
+}
+
 /// See the module.
 pub(crate) struct Deny {
     store: Store,
-    record: Mutex<Record>,
+    held: Mutex<Held>,
     authority: Arc<Authority>,
     identity: Arc<Identity>,
     connections: Connections,
@@ -131,7 +160,8 @@ impl Deny {
         connections: Connections,
     ) -> Self {
         let bundles = watch::Sender::new(identity.bundle());
-        Self { store, record: Mutex::new(record), authority, identity, connections, bundles }
+        let held = Mutex::new(Held { record, is_kept: true });
+        Self { store, held, authority, identity, connections, bundles }
     }
 
     /// The bundle, now and after each change.
@@ -140,64 +170,92 @@ impl Deny {
     }
 
     pub(crate) async fn list(&self) -> Vec<Entry> {
-        self.record.lock().await.entries.clone()
+        self.held.lock().await.record.entries.clone()
     }
 
     /// Takes trust away. When this returns it is durable, and the connections it concerns are closed. An entry that
     /// is there already is given back as it is.
-    pub(crate) async fn add(&self, mut denied: Denied, created: Duration) -> Result<Entry, TrustError> {
-        let mut record = self.record.lock().await;
-        if let Some(entry) = record.entries.iter().find(|entry| says(&entry.denied, &denied)) {
-            return Ok(entry.clone());
-        }
-        let mut next = record.clone();
-        next.sequence = record.next_sequence(created);
-        if let Denied::Identity { issued_before: Some(_), made, .. } = &mut denied {
-            *made = Some(Made { at: created, sequence: next.sequence });
-        }
-        next.last_id += 1;
-        let entry = Entry { id: next.last_id, denied, created };
-        next.entries.push(entry.clone());
-        self.replace(&mut record, next).await?;
+    ///
+    /// It is in force before it is kept, and stays so where it cannot be: whoever revokes must not wait for a disk. That it is
+    /// not kept is said then, so that nobody takes it for done.
+    pub(crate) async fn add(&self, denied: Denied, created: Duration) -> Result<Entry, TrustError> {
+        let mut held = self.held.lock().await;
+        let known = held.record.entries.iter().find(|entry| says(&entry.denied, &denied)).cloned();
+        let entry = if let Some(entry) = known {
+            entry
+        } else {
+            let (next, entry) = held.record.with(denied, created)?;
+            self.put_in_force(&mut held, next)?;
+            entry
+        };
+        self.keep(&mut held).await.map_err(TrustError::NotKept)?;
         Ok(entry)
     }
 
-    /// Gives trust back; says whether there was such an entry.
+    /// Gives trust back; says whether there was such an entry. Where that cannot be kept it stays denied: it would be again
+    /// after a restart.
     pub(crate) async fn remove(&self, id: u64, now: Duration) -> Result<bool, TrustError> {
-        let mut record = self.record.lock().await;
-        let mut next = record.clone();
-        next.sequence = record.next_sequence(now);
+        let mut held = self.held.lock().await;
+        let mut next = held.record.clone();
+        next.sequence = held.record.next_sequence(now);
         next.entries.retain(|entry| entry.id != id);
-        if next.entries.len() == record.entries.len() {
+        if next.entries.len() == held.record.entries.len() {
             return Ok(false);
         }
-        self.replace(&mut record, next).await?;
+        // Also where nobody waits for the answer any more, or where it is not known whether it was written.
+        held.is_kept = false;
+        self.write(&next).await?;
+        self.put_in_force(&mut held, next)?;
+        held.is_kept = true;
         Ok(true)
     }
 
-    async fn replace(&self, held: &mut Record, next: Record) -> Result<(), TrustError> {
-        let bundle = bundle(&next, &self.authority)?;
-        let stored = |record| serde_json::to_vec(record).expect("names and numbers are JSON");
-        let before = self.store.get(KEY).await?.entry;
-        let condition = before.map_or(Condition::Absent, |entry| Condition::Modified(entry.modified));
-        let txn = Txn::new().when(KEY, condition).then(Op::put(KEY, stored(&next)));
-        if self.store.commit(txn).await?.done().is_none() {
-            let why = "somebody else has written it at the same time".to_owned();
-            return Err(TrustError::Record { what: "list of deny entries".to_owned(), why });
+    /// Keeps what is in force, where it is not kept.
+    async fn keep(&self, held: &mut Held) -> Result<(), StoreError> {
+        if !held.is_kept {
+            self.write(&held.record).await?;
+            held.is_kept = true;
         }
-        *held = next;
-        self.identity.trust(bundle)?;
+        Ok(())
+    }
+
+    async fn keep_rest(&self) -> Result<(), StoreError> {
+        let mut held = self.held.lock().await;
+        self.keep(&mut held).await
+    }
+
+    async fn write(&self, record: &Record) -> Result<(), StoreError> {
+        let written = self.store.commit(record.written()).await?;
+        debug_assert!(matches!(written, Outcome::Done(_)), "nothing is a condition of it");
+        Ok(())
+    }
+
+    fn put_in_force(&self, held: &mut Held, record: Record) -> Result<(), TrustError> {
+        self.identity.trust(bundle(&record, &self.authority)?)?;
         // Not before: what is issued until here was not checked against it.
-        self.authority.issues_under(held.sequence);
+        self.authority.issues_under(record.sequence);
         let bundle = self.identity.bundle();
         let closed = self.connections.review(&bundle);
         self.bundles.send_replace(bundle);
         tracing::info!(
-            sequence = held.sequence,
-            entries = held.entries.len(),
+            sequence = record.sequence,
+            entries = record.entries.len(),
             closed,
             "deny entries changed"
         );
+        *held = Held { record, is_kept: false };
         Ok(())
+    }
+}
+
+/// Keeps the entries that could not be kept, whenever the store works again, for as long as there are some.
+pub(super) async fn keep_rest(deny: Weak<Deny>, mut failing: watch::Receiver<Option<String>>) {
+    while failing.changed().await.is_ok() {
+        let is_failing = failing.borrow_and_update().is_some();
+        let Some(deny) = deny.upgrade() else { return };
+        // Where it fails once more, that is the next change.
+        if !is_failing && let Err(error) = deny.keep_rest().await {
+            tracing::warn!(%error, "deny entries that are in force are not kept yet");
+        }
     }
 }

@@ -1,7 +1,7 @@
 //! Which root the mesh has. The store beside the authority's folder knows it, so that a folder that is not there (a volume that is
 //! not mounted yet, a secret that came elsewhere) is found missing, and not taken for the begin of another mesh that nobody trusts.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use meshwork_base::Clock;
@@ -21,21 +21,25 @@ pub(super) async fn open(
     let folder = secure.data_dir.join(CA);
     let given = given(secure)?;
     let known = known(store).await?;
-    let pin = match (Authority::kept(&folder)?, &given) {
-        (Some(pin), _) => Some(pin),
-        (None, Some(pem)) => Some(Authority::pin_of(pem)?),
-        (None, None) if known.is_some() || begun(store).await? => {
-            return Err(TrustError::RootMissing { folder, store: secure.data_dir.join(STORE) });
-        }
-        (None, None) => None,
+    let kept = Authority::kept(&folder)?;
+    // The pin that a given root would have to have is not known in a store of an older version.
+    let is_begun = match known {
+        Some(_) => given.is_none(),
+        None => kept.is_none() && begun(store).await?,
     };
-    if let (Some(pin), Some(known)) = (pin, &known)
-        && pin.to_string() != *known
-    {
-        let known = known.clone();
-        return Err(TrustError::OtherRoot { folder, pin, known, store: secure.data_dir.join(STORE) });
+    if kept.is_none() && is_begun {
+        return Err(missing(secure));
     }
-    let authority = authority(secure, &folder, given.as_deref(), clock)?;
+    let pin = match (kept, &given) {
+        (None, Some(pem)) => Some(Authority::pin_of(pem)?),
+        (kept, _) => kept,
+    };
+    if let Some(pin) = pin {
+        check(secure, pin, known.as_deref())?;
+    }
+    let authority = authority(secure, given.as_deref(), kept, clock)?;
+    // The folder may have become another one since it was looked at.
+    check(secure, authority.pin(), known.as_deref())?;
     if known.is_none()
         && let Err(error) = keep(store, authority.pin()).await
     {
@@ -44,16 +48,35 @@ pub(super) async fn open(
     Ok(authority)
 }
 
+fn missing(secure: &Secure) -> TrustError {
+    TrustError::RootMissing { folder: secure.data_dir.join(CA), store: secure.data_dir.join(STORE) }
+}
+
+/// Whether this root is that of the mesh, as far as that is known.
+fn check(secure: &Secure, pin: Pin, known: Option<&str>) -> Result<(), TrustError> {
+    match known {
+        Some(known) if pin.to_string() != known => Err(TrustError::OtherRoot {
+            folder: secure.data_dir.join(CA),
+            pin,
+            known: known.to_owned(),
+            store: secure.data_dir.join(STORE),
+        }),
+        _ => Ok(()),
+    }
+}
+
+/// `kept`: the root that was found in the folder. Where that is gone by now none is made in its place.
 fn authority(
     secure: &Secure,
-    folder: &Path,
     given: Option<&str>,
+    kept: Option<Pin>,
     clock: &Arc<dyn Clock>,
 ) -> Result<Authority, TrustError> {
-    let (domain, clock) = (&secure.trust_domain, Arc::clone(clock));
-    Ok(match given {
-        None => Authority::open_or_create(folder, domain, clock)?,
-        Some(pem) => Authority::import(folder, domain, pem, clock)?,
+    let (folder, domain, clock) = (secure.data_dir.join(CA), &secure.trust_domain, Arc::clone(clock));
+    Ok(match (given, kept) {
+        (Some(pem), _) => Authority::import(&folder, domain, pem, clock)?,
+        (None, Some(_)) => Authority::open(&folder, domain, clock)?.ok_or_else(|| missing(secure))?,
+        (None, None) => Authority::open_or_create(&folder, domain, clock)?,
     })
 }
 
@@ -86,4 +109,27 @@ async fn keep(store: &Store, pin: Pin) -> Result<(), StoreError> {
     let written = store.commit(Txn::new().then(Op::put(KEY, pin.to_string()))).await?;
     debug_assert!(matches!(written, Outcome::Done(_)), "nothing is a condition of it");
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use meshwork_base::SystemClock;
+
+    use super::*;
+
+    #[test]
+    fn a_folder_that_goes_or_becomes_another_while_it_is_opened_begins_no_other_mesh() {
+        let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
+        let (disk, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let of = |disk: &tempfile::TempDir| Secure::new(disk.path());
+        let kept = authority(&of(&disk), None, None, &clock).unwrap().pin();
+        let another = authority(&of(&other), None, None, &clock).unwrap();
+        let error = check(&of(&other), another.pin(), Some(&kept.to_string())).unwrap_err();
+        assert!(matches!(error, TrustError::OtherRoot { .. }), "{error}");
+        let ca = disk.path().join(CA);
+        std::fs::remove_dir_all(&ca).unwrap();
+        let error = authority(&of(&disk), None, Some(kept), &clock).err();
+        assert!(matches!(error, Some(TrustError::RootMissing { .. })), "{error:?}");
+        assert!(!ca.exists(), "and nothing is begun");
+    }
 }

@@ -5,6 +5,7 @@ mod lapsed;
 mod refusals;
 mod root;
 mod staying;
+mod unkept;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};

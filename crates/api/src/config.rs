@@ -149,6 +149,9 @@ pub struct Changes {
     pub epoch: String,
     /// Where it is; ask from here next.
     pub revision: u64,
+    /// Of the last change before it. Where a store went back to an older copy of itself it has another one there, or none.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub mark: String,
     /// `documents` is everything: forget what is not in it.
     pub reset: bool,
     /// Documents as they are now; one with `deleted` is gone.
@@ -156,12 +159,22 @@ pub struct Changes {
 }
 
 /// A place in the service's history.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Since {
     /// From [`Changes::epoch`].
     pub epoch: String,
     /// From [`Changes::revision`].
     pub revision: u64,
+    /// From [`Changes::mark`]; empty where the service has told none.
+    pub mark: String,
+}
+
+impl Since {
+    fn query(&self) -> String {
+        let Self { epoch, revision, mark } = self;
+        let mark = if mark.is_empty() { String::new() } else { format!("&mark={}", segment(mark)) };
+        format!("epoch={}&since={revision}{mark}", segment(epoch))
+    }
 }
 
 /// A client of the config service.
@@ -170,10 +183,6 @@ pub struct ConfigClient(pub Client);
 
 fn document(namespace: &str, kind: &str, name: &str) -> String {
     format!("/v1/documents/{}/{}/{}", segment(namespace), segment(kind), segment(name))
-}
-
-fn in_store(path: &str, epoch: &str) -> String {
-    format!("{path}?epoch={}", segment(epoch))
 }
 
 /// Whether a change was refused since the store is another one than its writer has read.
@@ -221,12 +230,13 @@ impl ConfigClient {
         self.0.json(Method::POST, "/v1/changes", &[], body(change)).await
     }
 
-    /// The same, if the store is still the one with this epoch ([`Changes::epoch`]). An earlier service does not ask.
+    /// The same, if this place is one in the history of the store. An earlier service asks for less, or for nothing.
     ///
     /// # Errors
     /// As [`ConfigClient::apply`]; [`is_another_store`] tells that it is another one.
-    pub async fn apply_in(&self, epoch: &str, change: &Change) -> Result<Applied, ClientError> {
-        self.0.json(Method::POST, &in_store("/v1/changes", epoch), &[], body(change)).await
+    pub async fn apply_in(&self, read: &Since, change: &Change) -> Result<Applied, ClientError> {
+        let path = format!("/v1/changes?{}", read.query());
+        self.0.json(Method::POST, &path, &[], body(change)).await
     }
 
     /// What a change would do; nothing is written, but all is checked.
@@ -241,8 +251,8 @@ impl ConfigClient {
     ///
     /// # Errors
     /// As [`ConfigClient::apply_in`].
-    pub async fn plan_in(&self, epoch: &str, change: &Change) -> Result<Vec<Planned>, ClientError> {
-        self.0.json(Method::POST, &in_store("/v1/diff", epoch), &[], body(change)).await
+    pub async fn plan_in(&self, read: &Since, change: &Change) -> Result<Vec<Planned>, ClientError> {
+        self.0.json(Method::POST, &format!("/v1/diff?{}", read.query()), &[], body(change)).await
     }
 
     /// All revisions of a document, the last one first.
@@ -297,10 +307,7 @@ impl ConfigClient {
     pub async fn changes(&self, since: Option<&Since>, wait: Duration) -> Result<Changes, ClientError> {
         let path = since.map_or_else(
             || "/v1/watch".to_owned(),
-            |at| {
-                let wait = wait.as_millis();
-                format!("/v1/watch?epoch={}&since={}&wait={wait}ms", segment(&at.epoch), at.revision)
-            },
+            |at| format!("/v1/watch?{}&wait={}ms", at.query(), wait.as_millis()),
         );
         self.0.json(Method::GET, &path, &[], Bytes::new()).await
     }

@@ -195,16 +195,27 @@ impl Authority {
         trust_domain: &TrustDomain,
         clock: Arc<dyn Clock>,
     ) -> Result<Self, AuthorityError> {
-        let path = folder.join(ROOT_FILE);
-        let root = match read(&path)? {
-            Some(text) => Signer::from_pem(&text, &path.display().to_string())?,
-            None => {
-                let root = new_root(trust_domain, clock.wall())?;
-                root.save(&path)?;
-                root
-            }
-        };
+        if let Some(this) = Self::open(folder, trust_domain, Arc::clone(&clock))? {
+            return Ok(this);
+        }
+        let root = new_root(trust_domain, clock.wall())?;
+        root.save(&folder.join(ROOT_FILE))?;
         Self::with_root(folder, trust_domain, root, clock)
+    }
+
+    /// Opens the authority in a folder; none is there where that holds no root.
+    ///
+    /// # Errors
+    /// [`AuthorityError`], also when the folder belongs to another trust domain.
+    pub fn open(
+        folder: &Path,
+        trust_domain: &TrustDomain,
+        clock: Arc<dyn Clock>,
+    ) -> Result<Option<Self>, AuthorityError> {
+        let path = folder.join(ROOT_FILE);
+        let Some(text) = read(&path)? else { return Ok(None) };
+        let root = Signer::from_pem(&text, &path.display().to_string())?;
+        Self::with_root(folder, trust_domain, root, clock).map(Some)
     }
 
     /// Begins an authority under a platform team's own root: a PEM certificate and its PEM private key, in any order.
@@ -223,7 +234,10 @@ impl Authority {
         root.check_is_root(GIVEN, clock.wall())?;
         let path = folder.join(ROOT_FILE);
         match read(&path)? {
-            None => root.save(&path)?,
+            None => {
+                root.check_has_begun(GIVEN, clock.wall())?;
+                root.save(&path)?;
+            }
             Some(text) => {
                 let held = Signer::from_pem(&text, &path.display().to_string())?;
                 if held.certificate != root.certificate {
@@ -241,7 +255,12 @@ impl Authority {
         root: Signer,
         clock: Arc<dyn Clock>,
     ) -> Result<Self, AuthorityError> {
-        root.check_is_root(&folder.join(ROOT_FILE).display().to_string(), clock.wall())?;
+        let what = folder.join(ROOT_FILE).display().to_string();
+        root.check_is_root(&what, clock.wall())?;
+        // It was made when the clock ran ahead. Whoever trusts it does not look at its dates, and no other one takes its place.
+        if let Err(error) = root.check_has_begun(&what, clock.wall()) {
+            tracing::warn!(%error, "the mesh goes on under a root that begins later");
+        }
         let path = folder.join(INTERMEDIATE_FILE);
         let intermediate = match read(&path)? {
             Some(text) => {
@@ -491,10 +510,11 @@ impl Signer {
     fn from_pem(text: &str, what: &str) -> Result<Self, AuthorityError> {
         let malformed = |why: String| AuthorityError::Malformed { what: what.to_owned(), why };
         let bytes = text.as_bytes();
-        let certificate =
-            CertificateDer::from_pem_slice(bytes).map_err(|error| malformed(error.to_string()))?;
-        let key = PrivateKeyDer::from_pem_slice(bytes).map_err(|error| malformed(error.to_string()))?;
-        let key = KeyPair::try_from(&key).map_err(|error| malformed(error.to_string()))?;
+        let certificate = CertificateDer::from_pem_slice(bytes)
+            .map_err(|error| malformed(format!("its certificate: {error}")))?;
+        let no_key = |error: &dyn std::fmt::Display| malformed(format!("its private key: {error}"));
+        let key = PrivateKeyDer::from_pem_slice(bytes).map_err(|error| no_key(&error))?;
+        let key = KeyPair::try_from(&key).map_err(|error| no_key(&error))?;
         Self::new(certificate, key, what)
     }
 
@@ -503,8 +523,12 @@ impl Signer {
             pem("PRIVATE KEY", self.issuer.key().serialized_der()) + &pem("CERTIFICATE", &self.certificate);
         refuse_dangling(path)?;
         // A link stays one: what it leads to is replaced.
-        let target = std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
-        write_secret(&target, text.as_bytes())
+        let target = match std::fs::canonicalize(path) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(path.to_owned()),
+            found => found,
+        };
+        target
+            .and_then(|target| write_secret(&target, text.as_bytes()))
             .map_err(|error| AuthorityError::Io { path: path.to_owned(), error })
     }
 
@@ -532,12 +556,18 @@ impl Signer {
         {
             return unusable("its extended key usage does not allow TLS servers and clients; leave it out");
         }
-        if self.not_before > now {
-            return unusable("it is not valid yet; compare the machine's clock");
-        }
         if self.not_after <= now {
             return unusable("it has expired; make a new one");
         }
         Ok(())
+    }
+
+    fn check_has_begun(&self, what: &str, now: Duration) -> Result<(), AuthorityError> {
+        if self.not_before <= now {
+            return Ok(());
+        }
+        let begins = rfc3339_millis(self.not_before);
+        let why = format!("it is not valid yet, but from {begins} on; compare the machine's clock");
+        Err(AuthorityError::Unusable { what: what.to_owned(), why })
     }
 }

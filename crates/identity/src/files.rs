@@ -16,30 +16,39 @@ pub(crate) fn write_secret(path: &Path, content: &[u8]) -> io::Result<()> {
     File::open(folder_of(path))?.sync_all()
 }
 
-/// Does all of that but the last step, with so many bytes.
+/// Whether a file of so many bytes could be written beside this one. It has a name of this process alone, and only for a
+/// moment: another process that is about to write there keeps what it writes.
 pub(crate) fn try_secret(path: &Path, size: usize) -> io::Result<()> {
+    let (staged, mut file) = begin(path, &format!(".try-{}", std::process::id()))?;
+    fs::remove_file(staged)?;
     // Not zeros: some file systems keep those without taking room.
-    let staged = stage(path, &vec![b'x'; size])?;
-    fs::remove_file(staged)
+    file.write_all(&vec![b'x'; size])?;
+    file.sync_all()
 }
 
 fn folder_of(path: &Path) -> &Path {
     path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
-/// Writes what is to take the place of a file.
-fn stage(path: &Path, content: &[u8]) -> io::Result<PathBuf> {
+/// An empty file beside another one.
+fn begin(path: &Path, extension: &str) -> io::Result<(PathBuf, File)> {
     let folder = folder_of(path);
     fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
     let mut name = path.file_name().unwrap_or_default().to_owned();
-    name.push(".new");
-    let staged = folder.join(name);
+    name.push(extension);
+    let begun = folder.join(name);
     // A left-over of a crash keeps its mode when opened again; it must go first.
-    match fs::remove_file(&staged) {
+    match fs::remove_file(&begun) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}
     }
-    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&staged)?;
+    let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&begun)?;
+    Ok((begun, file))
+}
+
+/// Writes what is to take the place of a file.
+fn stage(path: &Path, content: &[u8]) -> io::Result<PathBuf> {
+    let (staged, mut file) = begin(path, ".new")?;
     let written = file.write_all(content).and_then(|()| file.sync_all());
     if let Err(error) = written {
         // It takes what little room there is.

@@ -12,8 +12,8 @@ use crate::svid::{Svid, SvidError};
 
 const SVID_FILE: &str = "svid.pem";
 const BUNDLE_FILE: &str = "bundle.json";
-/// What SVID, key and a bundle with some hundred deny entries take, in bytes.
-const SIZE: usize = 64 * 1024;
+/// What SVID, key and bundle take of a disk, in bytes: each of them is about a block.
+const SIZE: usize = 8 * 1024;
 
 /// Why the stored identity cannot be used.
 #[derive(Debug, thiserror::Error)]

@@ -317,6 +317,17 @@ fn a_root_that_cannot_serve_is_refused_with_what_it_lacks() {
             .to_string()
             .contains("another certificate")
     );
-    assert!(team.import(&certificate).err().unwrap().to_string().contains("private key"));
-    assert!(team.import("").is_err());
+    let said = |pem: &str| team.import(pem).err().unwrap().to_string();
+    assert!(said(&certificate).contains("its private key: "), "{}", said(&certificate));
+    assert!(said(&stranger).contains("its certificate: "), "{}", said(&stranger));
+}
+
+#[test]
+fn a_teams_root_that_the_mesh_has_is_taken_also_while_it_begins_only_later() {
+    let team = Team::new();
+    let (certificate, key) = team.root(|params| params.not_before = rcgen::date_time_ymd(2027, 1, 1));
+    let root = key.serialize_pem() + &certificate;
+    team.import(&root).unwrap();
+    team.clock.set_back(DAY * 30);
+    team.import(&root).unwrap();
 }

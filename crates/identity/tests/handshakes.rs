@@ -229,6 +229,19 @@ async fn an_svid_from_the_future_is_refused() {
 }
 
 #[tokio::test]
+async fn a_mesh_that_was_begun_while_the_clock_ran_ahead_starts_again_once_that_is_corrected() {
+    let mesh = Mesh::new("mesh.local");
+    mesh.clock.set_back(HOUR * 24);
+    let (domain, clock) = (mesh.authority.trust_domain(), Arc::new(mesh.clock.clone()));
+    let again = meshwork_identity::Authority::open_or_create(mesh.folder.path(), domain, clock).unwrap();
+    assert_eq!(again.pin(), mesh.authority.pin(), "another root would cut off every workload");
+    let mesh = Mesh { authority: again, ..mesh };
+    let (web, reviews) = (mesh.identity("web"), mesh.identity("reviews"));
+    let (accepted, connected) = call(&web, &reviews, Expected::TrustDomain).await;
+    assert_eq!((cause(accepted), cause(connected)), ("accepted", "accepted"));
+}
+
+#[tokio::test]
 async fn a_server_of_another_workload_is_refused() {
     let mesh = Mesh::new("mesh.local");
     let (web, reviews) = (mesh.identity("web"), mesh.identity("reviews"));

@@ -104,6 +104,20 @@ impl Condition {
         self.stands(Standing { met: false, why: Some(why.to_owned()) });
     }
 
+    /// Is true for as long as what it follows names no failure, and says which while it names one; returns when there
+    /// is nothing to follow any more.
+    pub async fn follow(self, mut failing: watch::Receiver<Option<String>>) {
+        loop {
+            match &*failing.borrow_and_update() {
+                Some(why) => self.lacks(why),
+                None => self.set(true),
+            }
+            if failing.changed().await.is_err() {
+                return;
+            }
+        }
+    }
+
     fn stands(&self, now: Standing) {
         self.conditions.send_if_modified(|all| {
             let is_new = all.get(self.name) != Some(&now);
@@ -141,6 +155,20 @@ mod tests {
         config.set(true);
         listeners.set(true);
         assert!(readiness.is_ready() && readiness.reasons().is_empty());
+    }
+
+    #[tokio::test]
+    async fn a_condition_that_follows_something_is_true_while_that_works() {
+        let (readiness, failing) = (Readiness::new(), watch::Sender::new(None));
+        let following = tokio::spawn(readiness.condition("store").follow(failing.subscribe()));
+        readiness.wait_for("store").await;
+        failing.send_replace(Some("the disk is full".to_owned()));
+        readiness.wait_for_loss("store").await;
+        assert_eq!(readiness.reasons(), ["store (the disk is full)"]);
+        failing.send_replace(None);
+        readiness.wait().await;
+        drop(failing);
+        following.await.expect("nothing is followed any more");
     }
 
     #[test]

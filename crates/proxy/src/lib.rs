@@ -62,7 +62,6 @@ mod replay;
 mod request;
 mod room;
 mod scraped;
-mod seldom;
 mod series;
 mod splice;
 mod standing;

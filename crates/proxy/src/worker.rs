@@ -20,7 +20,7 @@ use meshwork_decision::{
 use meshwork_identity::ServerOptions;
 use meshwork_process::descriptors::{Spare, are_scarce, is_out_of_descriptors};
 use meshwork_telemetry::{
-    AccessLogWriter, Record, RequestLabels, RequestSeries, StreamSeries, WorkerMetrics, inventory,
+    AccessLogWriter, Record, RequestLabels, RequestSeries, Seldom, StreamSeries, WorkerMetrics, inventory,
 };
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Notify, mpsc, oneshot};
@@ -35,7 +35,6 @@ use crate::mesh::Place;
 use crate::poll_time::{PollTime, timed_by_poll};
 use crate::pressure::Memory;
 use crate::recorder::{Recalled, Recorder, Wanted};
-use crate::seldom::Seldom;
 use crate::splice::Pipes;
 use crate::timers::Timers;
 use crate::tls::TlsConfigs;

@@ -71,9 +71,9 @@ pub enum StoreError {
         /// The system's answer.
         cause: String,
     },
-    /// Its files were removed or replaced under the process that has them open.
+    /// Its files were removed, replaced or moved away under the process that has them open.
     #[error(
-        "store {path}: its files were removed or replaced while this process has them open; nothing is kept any more: put {path} and {path}.seal of one copy in their place (or remove both to begin with an empty store), then restart this process"
+        "store {path}: its files were removed or replaced, or moved away, while this process has them open; nothing is kept any more: move them back, or put {path} and {path}.seal of one copy in their place (or remove both to begin with an empty store), then restart this process"
     )]
     Removed {
         /// The store's file.
@@ -97,6 +97,16 @@ pub enum StoreError {
 }
 
 impl StoreError {
+    /// The HTTP status of an answer that says so: what the caller can mend is its mistake, all else may pass.
+    #[must_use]
+    pub const fn status(&self) -> u16 {
+        match self {
+            Self::Limit { .. } => 413,
+            Self::Invalid { .. } => 400,
+            _ => 503,
+        }
+    }
+
     /// The code of its page.
     #[must_use]
     pub const fn code(&self) -> Code {
@@ -113,5 +123,21 @@ impl StoreError {
             Self::Snapshot { .. } => 5010,
             Self::Removed { .. } => 5011,
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_caller_can_mend_is_its_mistake_and_all_else_may_pass() {
+        let path = || "a".to_owned();
+        assert_eq!(StoreError::Limit { what: "bytes", found: 2, max: 1 }.status(), 413);
+        assert_eq!(StoreError::Invalid { why: path() }.status(), 400);
+        let full = io::ErrorKind::StorageFull.into();
+        assert_eq!(StoreError::Io { path: path(), doing: "writing", source: full }.status(), 503);
+        assert_eq!(StoreError::Uncertain { path: path(), cause: path() }.status(), 503);
+        assert_eq!(StoreError::Removed { path: path() }.status(), 503);
     }
 }

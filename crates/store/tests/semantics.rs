@@ -373,6 +373,31 @@ fn nothing_is_called_done_once_its_file_was_removed() {
     });
 }
 
+/// A file that was moved is not where whoever opens the store next looks for it.
+#[test]
+fn nothing_is_written_to_a_store_that_was_moved_away_and_it_goes_on_when_that_is_back() {
+    let folder = tempfile::tempdir().unwrap();
+    let (registry, away) = (folder.path().join("registry"), folder.path().join("away"));
+    runtime().block_on(async {
+        let store = open(&registry.join("store"), options(&ManualClock::new())).unwrap();
+        let mut failing = store.failing();
+        put(&store, "a", "1").await;
+        std::fs::rename(&registry, &away).unwrap();
+        let refused = store.commit(Txn::new().then(Op::put("a", "2"))).await;
+        assert!(matches!(refused, Err(StoreError::Removed { .. })), "{refused:?}");
+        assert!(failing.borrow_and_update().as_ref().is_some_and(|why| why.contains("move them back")));
+        std::fs::rename(&away, &registry).unwrap();
+        put(&store, "b", "3").await;
+        let kept = store.get("a").await.unwrap().entry.unwrap().value;
+        assert_eq!(kept, Bytes::from_static(b"1"), "what was refused was not written there either");
+        assert!(failing.borrow_and_update().is_none());
+        // Nobody writes, and who balances before it has to know all the same.
+        std::fs::rename(&registry, &away).unwrap();
+        let noticed = async { failing.wait_for(Option::is_some).await.map(drop) };
+        assert!(tokio::time::timeout(Duration::from_secs(30), noticed).await.is_ok());
+    });
+}
+
 fn copy(from: &Path, to: &Path) {
     std::fs::create_dir_all(to).unwrap();
     for file in std::fs::read_dir(from).unwrap() {
@@ -444,6 +469,45 @@ fn a_store_says_that_it_fails_and_that_it_works_again_without_being_asked_to_wri
         let well = async { failing.wait_for(Option::is_none).await.map(drop) };
         let well = tokio::time::timeout(Duration::from_secs(20), well).await;
         assert!(well.is_ok(), "nobody writes to a process that is not ready: it has to try by itself");
+        put(&store, "a", "3").await;
+    });
+}
+
+/// To open a store is to read all of it, and that of a large one takes a while.
+#[test]
+fn a_store_that_fails_is_opened_the_more_seldom_the_longer_that_takes_and_says_so_to_whoever_asks() {
+    runtime().block_on(async {
+        let (disk, clock) = (TestDisk::new(), ManualClock::new());
+        let store = disk.open_with(|options| options.clock = Arc::new(clock.clone())).unwrap();
+        put(&store, "a", "1").await;
+        let refused = async || store.commit(Txn::new().then(Op::put("a", "2"))).await.unwrap_err();
+        let opened = || disk.faults.opened.load(Ordering::SeqCst);
+        *disk.faults.takes.lock() = Some((clock.clone(), Duration::from_secs(2)));
+        disk.faults.budget.store(0, Ordering::SeqCst);
+        refused().await;
+        // Until it fails so late that it is not known whether what was asked for is kept.
+        for budget in 1.. {
+            clock.advance(Duration::from_secs(21));
+            disk.faults.budget.store(budget, Ordering::SeqCst);
+            if matches!(refused().await, StoreError::Uncertain { .. }) {
+                break;
+            }
+        }
+        let before = opened();
+        for _ in 0..5 {
+            let error = refused().await;
+            assert!(
+                matches!(error, StoreError::Io { .. }),
+                "it is certain that nothing was written: {error}"
+            );
+            assert!(error.to_string().contains("injected failure"), "{error}");
+        }
+        assert_eq!(opened(), before, "not even once more");
+        clock.advance(Duration::from_secs(21));
+        refused().await;
+        assert_eq!(opened(), before + 1);
+        disk.faults.budget.store(u64::MAX, Ordering::SeqCst);
+        clock.advance(Duration::from_secs(21));
         put(&store, "a", "3").await;
     });
 }

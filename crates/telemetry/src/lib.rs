@@ -20,6 +20,7 @@ mod lines;
 pub mod logging;
 pub mod metrics;
 pub mod record;
+mod seldom;
 pub mod trace;
 
 pub use access_log::{AccessLogError, AccessLogSink, AccessLogTarget, AccessLogWriter};
@@ -29,4 +30,5 @@ pub use metrics::{
     Samples, ServiceTally, StreamSeries, WorkerCounter, WorkerGauge, WorkerMetrics,
 };
 pub use record::{Phase, Protocol, Record, RequestText, TraceId, grpc_name, is_grpc_failure};
+pub use seldom::Seldom;
 pub use trace::{Copied, Sampler, SpanId, TraceContext, TraceResource, Traced, Tracer};

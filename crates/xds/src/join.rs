@@ -318,8 +318,6 @@ impl Joining {
             // That of another workload is no reason to be that one.
             Loaded::Missing | Loaded::Expired(..) => None,
         };
-        // A token that is used up for what cannot be kept is lost.
-        store.try_write()?;
         let (mut asking, mut waiting) = (Asking::new()?, Waiting::new());
         let issued = loop {
             match self.ask(lapsed.as_ref(), &mut asking, &clock).await {
@@ -396,10 +394,12 @@ impl Joining {
         if let Some(token) = &*held {
             match self.join_with(token, pending, clock).await {
                 // Its time may have passed while nobody answered.
-                Err(error) if !error.is_temporary() => {}
+                Err(error) if !error.is_temporary() && !matches!(error, JoinError::Store(_)) => {}
                 joined => return joined,
             }
         }
+        // Where what one gives cannot be kept none is made in vain.
+        SvidStore::new(&self.data_dir).try_write()?;
         let none = || JoinError::NoToken { data_dir: self.data_dir.clone() };
         let token = held.insert(self.tokens.take().await?.ok_or_else(none)?);
         self.join_with(token, pending, clock).await
@@ -411,6 +411,8 @@ impl Joining {
         pending: &PendingSvid,
         clock: &Arc<dyn Clock>,
     ) -> Result<Issued, JoinError> {
+        // A token that is used up for what cannot be kept is lost, and the disk may have become full since one began to ask.
+        SvidStore::new(&self.data_dir).try_write()?;
         let server = (namespace(CONTROL_PLANE.0), workload(CONTROL_PLANE.1));
         let config = pinned_client_config(token.pin(), server, h2(), Arc::clone(clock));
         let client = IdentityClient(Client::tls(&self.url(), config)?);

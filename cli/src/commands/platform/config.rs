@@ -31,6 +31,7 @@ impl ConfigArgs {
     pub(super) async fn serve(&self, process: &Process, config: &Config) -> Result<Served, Box<dyn Error>> {
         let readiness = Readiness::new();
         readiness.condition("documents").set(true);
+        tokio::spawn(readiness.condition("store").follow(config.failing()));
         let routes =
             process.observed("config", config.router()).merge(process_routes(process.admin(readiness)));
         config.export(&process.metrics);

@@ -98,6 +98,7 @@ impl RegistryArgs {
     ) -> Result<Served, Box<dyn Error>> {
         let readiness = Readiness::new();
         let joined = readiness.condition("mesh");
+        tokio::spawn(readiness.condition("store").follow(registry.failing()));
         registry.export(&process.metrics);
         let routes = process.observed("registry", registry.router());
         let plain = self.address(process);

@@ -176,15 +176,55 @@ async fn one_that_is_damaged_on_the_disk_is_replaced_with_a_token_and_without_on
 async fn a_token_is_not_used_up_while_what_it_gives_cannot_be_kept() {
     let (mesh, _) = mesh().await;
     let token = mesh.token("web", 1).await.token;
-    // What is in the way where the SVID is to be written.
-    std::fs::create_dir_all(mesh.path("web/svid.pem.new/x")).unwrap();
+    block(&mesh.path("web"));
     let error = mesh.join_with("web", Some(&token)).await.unwrap_err();
     assert!(matches!(error, JoinError::Store(_)), "{error}");
     assert!(error.to_string().contains("writable and not full"), "{error}");
     assert_eq!(mesh.get("/v1/tokens").await[0]["usesLeft"], 1);
-    std::fs::remove_dir_all(mesh.path("web/svid.pem.new")).unwrap();
+    std::fs::remove_file(mesh.path("web")).unwrap();
+    // What another process, which begins at the same time, is about to put in its place.
+    std::fs::create_dir(mesh.path("web")).unwrap();
+    std::fs::write(mesh.path("web/svid.pem.new"), "of another one").unwrap();
+    SvidStore::new(&mesh.path("web")).try_write().unwrap();
+    assert_eq!(std::fs::read(mesh.path("web/svid.pem.new")).unwrap(), b"of another one");
     mesh.join_with("web", Some(&token)).await.unwrap();
-    assert!(!mesh.path("web/svid.pem.new").exists());
+    let mut files: Vec<_> =
+        std::fs::read_dir(mesh.path("web")).unwrap().map(|file| file.unwrap().file_name()).collect();
+    files.sort();
+    assert_eq!(files, ["bundle.json", "svid.pem"]);
+}
+
+/// Nothing can be written there any more, nor read.
+fn block(folder: &Path) {
+    drop(std::fs::remove_dir_all(folder));
+    std::os::unix::fs::symlink("/nowhere/at/all", folder).unwrap();
+}
+
+#[tokio::test]
+async fn a_token_is_not_used_up_where_the_disk_becomes_full_while_nobody_answers() {
+    let (mesh, _) = mesh().await;
+    let token = mesh.token("web", 1).await.token;
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let away = listener.local_addr().unwrap().to_string();
+    let joining = Joining { control_plane: away, ..mesh.joining("web", Some(&token)) };
+    let (folder, there) = (mesh.path("web"), mesh.plane.trust().unwrap().address());
+    let answers = async move {
+        drop(listener.accept().await.unwrap());
+        block(&folder);
+        loop {
+            let (mut here, _) = listener.accept().await.unwrap();
+            let mut there = tokio::net::TcpStream::connect(there).await.unwrap();
+            drop(tokio::io::copy_bidirectional(&mut here, &mut there).await);
+        }
+    };
+    let mut rng = SeededRng::new(1);
+    let joined = joining.identity(Arc::clone(&mesh.clock), &mut rng);
+    let error = tokio::select! {
+        joined = tokio::time::timeout(PATIENCE, joined) => joined.unwrap().unwrap_err(),
+        () = answers => unreachable!("it goes on"),
+    };
+    assert!(matches!(error, JoinError::Store(_)), "{error}");
+    assert_eq!(mesh.get("/v1/tokens").await[0]["usesLeft"], 1);
 }
 
 /// An address at which nobody is.

@@ -37,7 +37,9 @@ async fn an_authority_that_is_away_is_waited_for_and_no_other_mesh_is_begun() {
     assert!(matches!(error, TrustError::RootMissing { .. }), "{error}");
     assert_eq!(error.code().to_string(), "MW6030");
     let said = error.to_string();
-    assert!(said.contains("control-plane/ca") && said.contains("store.redb"), "{said}");
+    for file in ["ca/root.pem is not there", "its private key", "store.redb and ", "store.redb.seal too"] {
+        assert!(said.contains(file), "{said}");
+    }
     assert!(!ca.exists(), "and nothing is begun");
     std::fs::create_dir(&ca).unwrap();
     let error = try_start(disk.path(), None).await.unwrap_err();
@@ -81,19 +83,36 @@ async fn a_store_of_an_older_version_knows_that_there_was_a_mesh() {
     assert_eq!(kept.value, before.to_string().as_bytes(), "now it is written down");
 }
 
+/// A team's own root.
+fn own(disk: &Path, name: &str) -> Option<RootFiles> {
+    let mut params = rcgen::CertificateParams::default();
+    params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+    let key = rcgen::KeyPair::generate().unwrap();
+    let path = |end: &str| disk.join(format!("{name}.{end}"));
+    std::fs::write(path("crt"), params.self_signed(&key).unwrap().pem()).unwrap();
+    std::fs::write(path("key"), key.serialize_pem()).unwrap();
+    Some(RootFiles { certificate: path("crt"), key: path("key") })
+}
+
+/// Such a store does not know which root would be the mesh's.
+#[tokio::test]
+async fn a_given_root_begins_no_other_mesh_where_the_store_is_of_an_older_version_and_the_folder_is_away() {
+    let disk = tempfile::tempdir().unwrap();
+    let plane = try_start(disk.path(), None).await.unwrap();
+    let store = plane.trust().unwrap().inner.store.clone();
+    assert!(store.commit(Txn::new().then(Op::delete("root"))).await.unwrap().done().is_some());
+    drop((plane, store));
+    let (ca, away) = (disk.path().join("control-plane/ca"), disk.path().join("away"));
+    std::fs::rename(&ca, &away).unwrap();
+    let error = try_start(disk.path(), own(disk.path(), "other")).await.unwrap_err();
+    assert!(matches!(error, TrustError::RootMissing { .. }), "{error}");
+    assert!(!ca.exists(), "and nothing is begun");
+}
+
 #[tokio::test]
 async fn a_given_root_mends_a_lost_folder_if_it_is_the_one_of_the_mesh() {
     let disk = tempfile::tempdir().unwrap();
-    let root = |name: &str| {
-        let mut params = rcgen::CertificateParams::default();
-        params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
-        let key = rcgen::KeyPair::generate().unwrap();
-        let path = |end: &str| disk.path().join(format!("{name}.{end}"));
-        std::fs::write(path("crt"), params.self_signed(&key).unwrap().pem()).unwrap();
-        std::fs::write(path("key"), key.serialize_pem()).unwrap();
-        Some(RootFiles { certificate: path("crt"), key: path("key") })
-    };
-    let (ours, other) = (root("ours"), root("other"));
+    let (ours, other) = (own(disk.path(), "ours"), own(disk.path(), "other"));
     let before = pin(&try_start(disk.path(), ours.clone()).await.unwrap());
     let ca = disk.path().join("control-plane/ca");
     std::fs::remove_dir_all(&ca).unwrap();

@@ -27,6 +27,15 @@ pub trait Medium: fmt::Debug + Send + Sync {
     /// [`io::ErrorKind::WouldBlock`] when another process has the data locked; else the system's.
     fn data(&self) -> io::Result<Box<dyn StorageBackend>>;
 
+    /// Whether the data that is open is what would be found by the store's name. Asked before each commit: what is written to
+    /// a file that was moved away is not where whoever opens the store next looks for it.
+    ///
+    /// # Errors
+    /// [`io::ErrorKind::StaleNetworkFileHandle`] when it is not; else the system's.
+    fn is_in_place(&self) -> io::Result<()> {
+        Ok(())
+    }
+
     /// Says that the new store in `data` is complete and must be found from now on.
     ///
     /// # Errors
@@ -119,6 +128,13 @@ impl Medium for FileMedium {
         Ok(Box::new(disk))
     }
 
+    fn is_in_place(&self) -> io::Result<()> {
+        match &self.held.lock().data {
+            Some(data) if !is_at(data, &self.path)? => Err(io::ErrorKind::StaleNetworkFileHandle.into()),
+            _ => Ok(()),
+        }
+    }
+
     fn created(&self) -> io::Result<()> {
         if self.path.exists() {
             return Ok(());
@@ -154,7 +170,9 @@ fn is_at(file: &File, path: &Path) -> io::Result<bool> {
     let held = file.metadata()?;
     match fs::metadata(path) {
         Ok(named) => Ok((named.dev(), named.ino()) == (held.dev(), held.ino())),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+            Ok(false)
+        }
         Err(error) => Err(error),
     }
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use meshwork_base::{Revision, Rng};
+use meshwork_base::{Revision, Rng, Tick};
 use parking_lot::{Mutex, RwLock};
 use redb::{Database, Durability, ReadableDatabase, StorageBackend};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -28,6 +28,13 @@ const BATCH: usize = 256;
 const WORTH_SHRINKING: u64 = 8 << 20;
 /// Between two tries of a store that failed, where nobody asks for one.
 const RETRY: Duration = Duration::from_secs(1);
+/// To open a store is to read all of it. While it fails, opening it takes no more than one part in so many of the time, also
+/// where many ask;
+const SHARE: u32 = 10;
+/// but a store that works again is found to do so after this time.
+const REST: Duration = Duration::from_secs(30);
+/// Between two looks whether a store is in its place, where nothing is written.
+const LOOK: Duration = Duration::from_secs(3);
 
 type Reply<T> = oneshot::Sender<Result<T, StoreError>>;
 
@@ -68,6 +75,10 @@ pub(super) struct Writer {
     cache_bytes: usize,
     /// The last revision watchers were told of.
     announced: u64,
+    /// When it may be opened again, if it is not open.
+    reopen: Tick,
+    /// Why the last batch failed, until one is kept.
+    failed: Option<Failure>,
 }
 
 impl Writer {
@@ -103,6 +114,8 @@ impl Writer {
             history: options.history,
             cache_bytes: options.cache_bytes,
             announced: 0,
+            reopen: Tick::ZERO,
+            failed: None,
         };
         writer.open()?;
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build();
@@ -204,30 +217,32 @@ impl Writer {
 
     /// Until something is to be done that nobody asks for.
     async fn until_due(&self) {
+        let now = self.shared.clock.now();
         // A lease that is due stays so while the store cannot write it.
         if self.is_failing() {
-            return tokio::time::sleep(RETRY).await;
+            return tokio::time::sleep(RETRY.max(self.reopen.since(now))).await;
         }
         let next = self.shared.leases.lock().values().map(|timer| timer.deadline).min();
-        match next {
-            Some(deadline) => tokio::time::sleep(deadline.since(self.shared.clock.now())).await,
-            None => std::future::pending().await,
-        }
+        tokio::time::sleep(next.map_or(LOOK, |deadline| deadline.since(now).min(LOOK))).await;
     }
 
-    fn is_failing(&self) -> bool {
-        self.shared.failing.borrow().is_some()
+    const fn is_failing(&self) -> bool {
+        self.failed.is_some()
     }
 
     /// Does what is waiting, in order, under one sync.
     fn batch(&mut self, waiting: &mut Vec<Command>) {
+        let path = self.shared.name.clone();
+        if let Some(failed) = self.failed.as_ref().filter(|_| self.rests()) {
+            waiting.drain(..).for_each(|command| command.fail(failed.untried(&path)));
+            return;
+        }
         let mut after = After::default();
         let done = self.write(waiting, &mut after);
-        let path = self.shared.name.clone();
         match done {
             Ok(()) => {
                 // Told only when it changes: each time wakes all who watch it.
-                if self.is_failing() {
+                if self.failed.take().is_some() {
                     self.shared.failing.send_replace(None);
                     tracing::info!(store = path, revision = self.announced, "the store works again");
                 }
@@ -246,12 +261,19 @@ impl Writer {
                 for command in waiting.drain(..) {
                     command.fail(failure.again(&path));
                 }
+                self.failed = Some(failure);
             }
         }
     }
 
+    /// Whether it is too early to open it once more.
+    fn rests(&self) -> bool {
+        self.shared.db.read().is_none() && self.shared.clock.now() < self.reopen
+    }
+
     fn write(&mut self, waiting: &mut Vec<Command>, after: &mut After) -> Result<(), Failure> {
         let db = self.database()?;
+        self.medium.is_in_place().map_err(|error| self.before_commit(error.into()))?;
         let txn = begin(&db).map_err(|fault| self.before_commit(fault))?;
         let prepared = self.prepare(&txn, waiting, after);
         let prepared = prepared.map_err(|fault| self.before_commit(fault))?;
@@ -306,8 +328,11 @@ impl Writer {
         if let Some(db) = self.shared.db.read().clone() {
             return Ok(db);
         }
-        let told = self.announced;
-        let state = self.open().map_err(Failure::Clean)?;
+        let (told, began) = (self.announced, self.shared.clock.now());
+        let opened = self.open();
+        let ended = self.shared.clock.now();
+        self.reopen = ended.after((ended.since(began) * SHARE).min(REST));
+        let state = opened.map_err(Failure::Clean)?;
         if state.head > told {
             // What was in doubt has happened.
             self.shared.hub.announce_all(told + 1);
@@ -424,6 +449,17 @@ impl Failure {
             Self::Clean(other) => {
                 StoreError::Io { path, doing: "writing", source: io::Error::other(other.to_string()) }
             }
+        }
+    }
+
+    /// The same for whoever comes before it is tried again: of what he asks for nothing was written.
+    fn untried(&self, path: &str) -> StoreError {
+        match self {
+            Self::Uncertain(cause) => {
+                let source = io::Error::other(format!("{cause}; it is tried again in a moment"));
+                StoreError::Io { path: path.to_owned(), doing: "writing", source }
+            }
+            Self::Clean(_) => self.again(path),
         }
     }
 }

@@ -5,6 +5,7 @@
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use meshwork_base::{ManualClock, Rng, SeededRng};
 use meshwork_store::embedded::{Medium, Options, StorageBackend, open_on};
@@ -71,6 +72,8 @@ pub(crate) struct Faults {
     pub(crate) budget: AtomicU64,
     /// How often the data was opened.
     pub(crate) opened: AtomicU64,
+    /// How long that takes, by this clock.
+    pub(crate) takes: Mutex<Option<(ManualClock, Duration)>>,
 }
 
 #[derive(Clone, Debug)]
@@ -153,7 +156,8 @@ impl TestDisk {
     }
 
     pub(crate) fn from_image(image: Image, lying: bool) -> Self {
-        let faults = Arc::new(Faults { lying, budget: AtomicU64::new(u64::MAX), opened: AtomicU64::new(0) });
+        let budget = AtomicU64::new(u64::MAX);
+        let faults = Arc::new(Faults { lying, budget, ..Faults::default() });
         Self { data: Half::new(image.data, &faults), seal: Half::new(image.seal, &faults), faults }
     }
 
@@ -200,6 +204,9 @@ impl Medium for TestDisk {
     }
     fn data(&self) -> io::Result<Box<dyn StorageBackend>> {
         self.faults.opened.fetch_add(1, Ordering::SeqCst);
+        if let Some((clock, takes)) = &*self.faults.takes.lock() {
+            clock.advance(*takes);
+        }
         Ok(Box::new(self.data.clone()))
     }
     fn created(&self) -> io::Result<()> {

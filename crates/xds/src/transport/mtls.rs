@@ -12,13 +12,15 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use hyper_util::rt::TokioIo;
-use meshwork_base::Clock;
+use meshwork_base::{Clock, Tick};
 use meshwork_identity::{Bundle, ClientAuth, Expected, Identity, Peer, Refusal, ServerOptions, Shown};
+use meshwork_telemetry::Seldom;
 use parking_lot::Mutex;
 use rustls_pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 use tokio_stream::wrappers::ReceiverStream;
@@ -43,8 +45,6 @@ const HANDSHAKES: usize = 256;
 const SILENCE: Duration = Duration::from_millis(250);
 /// Who has to make place is gone in this time, or had something to say after all.
 const GOING: Duration = Duration::from_millis(10);
-/// How often the refusals of one cause are logged at most: strangers choose how many there are.
-const PAUSE: Duration = Duration::from_secs(5);
 /// Refusals that are remembered.
 const REMEMBERED: usize = 128;
 /// How long a client without SVID may stay.
@@ -75,8 +75,8 @@ pub struct Refused {
 #[derive(Debug, Default)]
 struct Live {
     refused: VecDeque<Refused>,
-    /// By cause, how many were refused since it was logged, for as long as that is not long ago.
-    logged: BTreeMap<&'static str, u64>,
+    /// By cause: strangers choose how many are refused.
+    logged: BTreeMap<&'static str, Seldom>,
     next: u64,
     peers: BTreeMap<u64, (Peer, oneshot::Sender<Refusal>)>,
 }
@@ -96,7 +96,7 @@ impl Connections {
         self.live.lock().refused.iter().cloned().collect()
     }
 
-    fn note(&self, refused: Refused) {
+    fn note(&self, refused: Refused, now: Tick) {
         let (from, refusal) = (refused.from, refused.refusal.clone());
         let cause = refusal.cause();
         let mut live = self.live.lock();
@@ -104,38 +104,11 @@ impl Connections {
             live.refused.pop_front();
         }
         live.refused.push_back(refused);
-        if let Some(logged) = live.logged.get_mut(cause) {
-            *logged += 1;
-            return;
-        }
-        live.logged.insert(cause, 0);
+        let logged = live.logged.entry(cause).or_default().clone();
         drop(live);
-        tracing::warn!(%from, cause, %refusal, "connection refused");
-        tokio::spawn(self.clone().log_rest(cause));
-    }
-
-    /// Logs how many more were refused of this cause, for as long as that goes on.
-    async fn log_rest(self, cause: &'static str) {
-        loop {
-            tokio::time::sleep(PAUSE).await;
-            let mut live = self.live.lock();
-            let more = match live.logged.get_mut(cause) {
-                Some(since) if *since > 0 => std::mem::take(since),
-                _ => {
-                    live.logged.remove(cause);
-                    return;
-                }
-            };
-            let last = live.refused.iter().rfind(|one| one.refusal.cause() == cause).map(|one| one.from);
-            drop(live);
-            let from = last.map(tracing::field::display);
-            tracing::warn!(
-                from,
-                cause,
-                more,
-                "more connections were refused; GET /v1/identity/refused lists the last ones"
-            );
-        }
+        logged.happened(now, move |times| {
+            tracing::warn!(%from, cause, %refusal, times, "connection refused; the control plane lists the last ones at GET /v1/identity/refused");
+        });
     }
 
     /// Closes all, because this process ends: clients then look for another one.
@@ -225,7 +198,11 @@ impl<S> Proven<S> {
         if let Some(end) = &mut self.end
             && let Poll::Ready(refusal) = end.over.as_mut().poll(cx)
         {
-            tracing::info!(%refusal, "connection closed");
+            // Of those who came for an SVID strangers choose how many there are.
+            match self.shown {
+                Shown::InForce(_) => tracing::info!(%refusal, "connection closed"),
+                _ => tracing::debug!(%refusal, "connection closed"),
+            }
             self.refused = Some(refusal);
             self.end = None;
         }
@@ -310,14 +287,16 @@ pub async fn serve(
     stop: impl Future<Output = ()>,
 ) -> Result<(), tonic::transport::Error> {
     let (proven, incoming) = mpsc::channel(HANDSHAKES);
-    let accepting = tokio::spawn(accept(listener, endpoints.clone(), proven, HANDSHAKES));
+    // Whoever drops this future has ended that too: who is accepted and not served would wait.
+    let mut accepting = JoinSet::new();
+    accepting.spawn(accept(listener, endpoints.clone(), proven, HANDSHAKES));
     let server = Server::builder()
         .http2_keepalive_interval(Some(KEEP_ALIVE))
         .http2_keepalive_timeout(Some(KEEP_ALIVE_ANSWER))
         .add_routes(endpoints.routes)
-        .serve_with_incoming_shutdown(ReceiverStream::new(incoming), async {
+        .serve_with_incoming_shutdown(ReceiverStream::new(incoming), async move {
             stop.await;
-            accepting.abort();
+            drop(accepting);
         });
     server.await
 }
@@ -335,12 +314,14 @@ async fn accept(
     let options =
         ServerOptions { alpn: vec![ALPN.to_vec()], client_auth, lapsed: is_open, send_roots: is_open };
     let acceptor = TlsAcceptor::from(identity.server_config(options));
-    let (room, silent) = (Arc::new(Semaphore::new(handshakes)), Silent::default());
+    let (room, silent, failed) = (Arc::new(Semaphore::new(handshakes)), Silent::default(), Seldom::default());
     loop {
         let (tcp, from) = match listener.accept().await {
             Ok(accepted) => accepted,
             Err(error) => {
-                tracing::warn!(%error, "a connection was not accepted");
+                failed.happened(clock.now(), move |times| {
+                    tracing::warn!(%error, times, "a connection was not accepted");
+                });
                 // Mostly too many open files: without a pause this loop would spin until one is closed.
                 tokio::time::sleep(Duration::from_millis(50)).await;
                 continue;
@@ -365,7 +346,7 @@ async fn accept(
                     connections.review(&identity.bundle());
                     drop(proven.send(Ok(admitted)).await);
                 }
-                Err(refusal) => connections.note(Refused { at: clock.wall(), from, refusal }),
+                Err(refusal) => connections.note(Refused { at: clock.wall(), from, refusal }, clock.now()),
             }
             drop(permit);
         });
@@ -491,43 +472,68 @@ async fn connect(
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
     use meshwork_base::{ManualClock, SpiffeId, SystemClock, TrustDomain};
     use meshwork_identity::{Authority, DEFAULT_SVID_TTL, PendingSvid};
-    use tokio::task::JoinSet;
+    use tokio::io::AsyncWriteExt as _;
 
     use super::*;
+
+    /// A workload, which serves and calls itself.
+    struct OneMesh {
+        identity: Arc<Identity>,
+        connections: Connections,
+        clock: Arc<dyn Clock>,
+        _folder: tempfile::TempDir,
+    }
+
+    impl OneMesh {
+        fn new() -> Self {
+            let folder = tempfile::tempdir().expect("a folder");
+            let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
+            let domain = TrustDomain::new("mesh.local").expect("a trust domain");
+            let authority =
+                Authority::open_or_create(folder.path(), &domain, Arc::clone(&clock)).expect("an authority");
+            let pending = PendingSvid::generate().expect("a key");
+            let id = SpiffeId::parse("spiffe://mesh.local/ns/shop/sa/web").expect("an ID");
+            let issued = authority.issue(pending.csr(), &id, DEFAULT_SVID_TTL).expect("an SVID");
+            let bundle = Bundle::new(domain, 1, vec![authority.root().clone()], []).expect("a bundle");
+            let svid = pending.complete(issued.chain).expect("its key");
+            let identity = Identity::new(svid, bundle, Arc::clone(&clock)).expect("an identity");
+            Self { identity, connections: Connections::default(), clock, _folder: folder }
+        }
+
+        fn endpoints(&self) -> Endpoints {
+            Endpoints {
+                identity: Arc::clone(&self.identity),
+                client_auth: ClientAuth::Required,
+                routes: Routes::default(),
+                connections: self.connections.clone(),
+                clock: Arc::clone(&self.clock),
+            }
+        }
+    }
+
+    async fn listener() -> (TcpListener, String) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let address = listener.local_addr().expect("its number").to_string();
+        (listener, address)
+    }
 
     #[tokio::test]
     async fn all_who_come_together_and_speak_are_served_though_there_are_more_than_places() {
         const MANY: usize = 300;
-        let folder = tempfile::tempdir().expect("a folder");
-        let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
-        let domain = TrustDomain::new("mesh.local").expect("a trust domain");
-        let authority =
-            Authority::open_or_create(folder.path(), &domain, Arc::clone(&clock)).expect("an authority");
-        let pending = PendingSvid::generate().expect("a key");
-        let id = SpiffeId::parse("spiffe://mesh.local/ns/shop/sa/web").expect("an ID");
-        let issued = authority.issue(pending.csr(), &id, DEFAULT_SVID_TTL).expect("an SVID");
-        let bundle = Bundle::new(domain, 1, vec![authority.root().clone()], []).expect("a bundle");
-        let svid = pending.complete(issued.chain).expect("its key");
-        let identity = Identity::new(svid, bundle, Arc::clone(&clock)).expect("an identity");
-        let connections = Connections::default();
-        let endpoints = Endpoints {
-            identity: Arc::clone(&identity),
-            client_auth: ClientAuth::Required,
-            routes: Routes::default(),
-            connections: connections.clone(),
-            clock,
-        };
-        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
-        let address = listener.local_addr().expect("its number").to_string();
+        let mesh = OneMesh::new();
+        let (listener, address) = listener().await;
         let (proven, mut incoming) = mpsc::channel(MANY);
-        tokio::spawn(accept(listener, endpoints, proven, 8));
+        tokio::spawn(accept(listener, mesh.endpoints(), proven, 8));
 
+        let identity = &mesh.identity;
         let tls = TlsConnector::from(identity.client_config(vec![ALPN.to_vec()], Expected::TrustDomain));
         let mut callers = JoinSet::new();
         for _ in 0..MANY {
-            let (address, identity, tls) = (address.clone(), Arc::clone(&identity), tls.clone());
+            let (address, identity, tls) = (address.clone(), Arc::clone(identity), tls.clone());
             callers.spawn(async move { connect(&address, &identity, &tls).await });
         }
         let mut served = Vec::new();
@@ -535,7 +541,7 @@ mod tests {
             let next = tokio::time::timeout(Duration::from_secs(30), incoming.recv()).await;
             served.push(next.unwrap_or_else(|_| panic!("{} served", served.len())));
         }
-        assert_eq!(connections.refused().len(), 0);
+        assert_eq!(mesh.connections.refused().len(), 0);
     }
 
     #[tokio::test(start_paused = true)]
@@ -570,22 +576,89 @@ mod tests {
         drop(third);
     }
 
+    /// Counts what is logged.
+    struct Lines(Arc<AtomicUsize>);
+
+    impl tracing::Subscriber for Lines {
+        fn enabled(&self, _: &tracing::Metadata<'_>) -> bool {
+            true
+        }
+        fn new_span(&self, _: &tracing::span::Attributes<'_>) -> tracing::span::Id {
+            tracing::span::Id::from_u64(1)
+        }
+        fn record(&self, _: &tracing::span::Id, _: &tracing::span::Record<'_>) {}
+        fn record_follows_from(&self, _: &tracing::span::Id, _: &tracing::span::Id) {}
+        fn event(&self, event: &tracing::Event<'_>) {
+            let is_ours = event.metadata().target().ends_with("mtls");
+            self.0.fetch_add(usize::from(is_ours), Ordering::SeqCst);
+        }
+        fn enter(&self, _: &tracing::span::Id) {}
+        fn exit(&self, _: &tracing::span::Id) {}
+    }
+
     #[tokio::test(start_paused = true)]
     async fn refusals_are_logged_now_and_then_and_the_last_ones_are_kept() {
-        let connections = Connections::default();
-        let began = Instant::now();
+        let lines = Arc::new(AtomicUsize::new(0));
+        let _subscriber = tracing::subscriber::set_default(Lines(Arc::clone(&lines)));
+        let (connections, clock) = (Connections::default(), ManualClock::new());
         let from = SocketAddr::from(([127, 0, 0, 1], 1));
-        let logged = || connections.live.lock().logged.get(Refusal::NoCertificate.cause()).copied();
-        for at in 0..1000 {
-            connections.note(Refused { at: Duration::from_secs(at), from, refusal: Refusal::NoCertificate });
-        }
-        assert_eq!(logged(), Some(999), "one line, and what is left is told of later");
-        tokio::time::sleep_until(began + PAUSE + Duration::from_millis(10)).await;
-        assert_eq!(logged(), Some(0), "in one line more");
-        tokio::time::sleep(PAUSE).await;
-        assert_eq!(logged(), None, "the next one is told at once");
+        let note = |at, refusal| {
+            connections.note(Refused { at: Duration::from_secs(at), from, refusal }, clock.now());
+        };
+        (0..1000).for_each(|at| note(at, Refusal::NoCertificate));
+        assert_eq!(lines.load(Ordering::SeqCst), 1, "what is left is told of later");
+        note(1000, Refusal::Handshake { why: "it is none".to_owned() });
+        assert_eq!(lines.load(Ordering::SeqCst), 2, "another cause has its own line");
+        tokio::time::sleep(Duration::from_secs(60)).await;
+        assert_eq!(lines.load(Ordering::SeqCst), 3, "and the others one more");
         let kept = connections.refused();
-        assert_eq!((kept.len(), kept[0].at), (REMEMBERED, Duration::from_secs(1000 - 128)));
+        assert_eq!((kept.len(), kept[0].at), (REMEMBERED, Duration::from_secs(1001 - 128)));
+    }
+
+    #[tokio::test]
+    async fn who_does_not_serve_any_more_accepts_nobody() {
+        let mesh = OneMesh::new();
+        let (listener, address) = listener().await;
+        let served = tokio::spawn(serve(listener, mesh.endpoints(), std::future::pending()));
+        TcpStream::connect(&address).await.expect("it is served");
+        served.abort();
+        let refused = async {
+            while TcpStream::connect(&address).await.is_ok() {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(30), refused).await.expect("its port is free");
+    }
+
+    /// Whoever says hello and then nothing has less time where many do.
+    #[tokio::test]
+    async fn where_half_of_the_places_are_taken_handshakes_have_less_time() {
+        let mesh = OneMesh::new();
+        let (listener, address) = listener().await;
+        let (proven, _incoming) = mpsc::channel(1);
+        tokio::spawn(accept(listener, mesh.endpoints(), proven, 4));
+        let config = mesh.identity.client_config(vec![ALPN.to_vec()], Expected::TrustDomain);
+        let name = ServerName::try_from("control-plane.mesh").expect("it is a DNS name");
+        let mut stalled = Vec::new();
+        for _ in 0..3 {
+            let mut session = tokio_rustls::rustls::ClientConnection::new(Arc::clone(&config), name.clone())
+                .expect("a client");
+            let mut hello = Vec::new();
+            session.write_tls(&mut hello).expect("memory is there");
+            let mut tcp = TcpStream::connect(&address).await.expect("a connection");
+            tcp.write_all(&hello).await.expect("it is taken");
+            stalled.push(tcp);
+        }
+        let first = async {
+            loop {
+                if let Some(first) = mesh.connections.refused().into_iter().next() {
+                    return first.refusal.to_string();
+                }
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        let why = tokio::time::timeout(Duration::from_secs(30), first).await.expect("it is not waited for");
+        assert!(why.contains("it took over 2 s"), "{why}");
     }
 
     #[tokio::test(start_paused = true)]

@@ -1,20 +1,20 @@
 //! What goes on happening is said now and then, with how often it has happened, so that a log stays readable and small when
 //! something runs out.
 
-use std::cell::Cell;
-use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use meshwork_base::Tick;
+use parking_lot::Mutex;
 
 /// How often it is said at most.
 const PAUSE: Duration = Duration::from_secs(5);
 
-/// One thing that may go on happening; on a worker's thread.
+/// One thing that may go on happening. Cheap to clone; clones share.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Seldom(Rc<Cell<State>>);
+pub struct Seldom(Arc<Mutex<State>>);
 
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Debug, Default)]
 struct State {
     said: Option<Tick>,
     /// How often it has happened since then.
@@ -34,15 +34,17 @@ enum Next {
 
 impl Seldom {
     /// It has happened, and is said with how often since it was said last: now, or when it may be said again, whether it
-    /// goes on until then or not.
-    pub(crate) fn happened(&self, now: Tick, say: impl Fn(u64) + 'static) {
+    /// goes on until then or not. To be called within the runtime.
+    pub fn happened(&self, now: Tick, say: impl FnOnce(u64) + Send + 'static) {
         match self.takes(now) {
             Next::Say(times) => say(times),
             Next::Look(after) => {
                 let seldom = self.clone();
-                tokio::task::spawn_local(async move {
+                tokio::spawn(async move {
                     tokio::time::sleep(after).await;
-                    seldom.rest(now.after(after)).into_iter().for_each(say);
+                    if let Some(times) = seldom.rest(now.after(after)) {
+                        say(times);
+                    }
                 });
             }
             Next::Nothing => {}
@@ -50,21 +52,22 @@ impl Seldom {
     }
 
     fn takes(&self, now: Tick) -> Next {
-        let State { said, times } = self.0.get();
-        let left = said.map_or(Duration::ZERO, |said| PAUSE.saturating_sub(now.since(said)));
+        let mut state = self.0.lock();
+        let left = state.said.map_or(Duration::ZERO, |said| PAUSE.saturating_sub(now.since(said)));
+        state.times += 1;
         if left.is_zero() {
-            self.0.set(State { said: Some(now), times: 0 });
-            return Next::Say(times + 1);
+            state.said = Some(now);
+            return Next::Say(std::mem::take(&mut state.times));
         }
-        self.0.set(State { said, times: times + 1 });
-        if times == 0 { Next::Look(left) } else { Next::Nothing }
+        if state.times == 1 { Next::Look(left) } else { Next::Nothing }
     }
 
     /// How often it has happened and was not said, if somebody who came later has not said it.
     fn rest(&self, now: Tick) -> Option<u64> {
-        let times = self.0.get().times;
+        let mut state = self.0.lock();
+        let times = std::mem::take(&mut state.times);
         (times > 0).then(|| {
-            self.0.set(State { said: Some(now), times: 0 });
+            state.said = Some(now);
             times
         })
     }
