@@ -715,6 +715,8 @@ async fn through_sidecars_a_retry_of_the_hop_before_is_not_hedged() {
     let lines = outbound.lines(2).await;
     assert!(lines[0].contains("\"attempts\":2") && lines[1].contains("\"attempts\":1"), "{lines:?}");
     assert_eq!(outbound.metric(OUTCOMES, &[]), 1, "nor was another one refused");
+    let proven = format!("\"upstream_peer_id\":\"{}\"", reviews.id());
+    assert!(lines[0].contains(&proven), "whose answer it was is said: {}", lines[0]);
 }
 
 /// Two instances: who is asked first never answers, or fails it when the other one has been asked; that one begins an answer and

@@ -102,18 +102,21 @@ async fn where_the_time_is_over_before_the_second_one_answers_the_first_answer_i
 
 #[tokio::test]
 async fn where_there_is_none_it_is_a_time_out_and_the_first_one_s_failure_is_its_endpoint_s() {
-    let failing = async |answer| {
-        let (legs, edge, caller) = both_run(within(1_000, ejecting(after(50)))).await;
+    let failing = async |answer, failures: u32| {
+        let mut policy = within(1_000, ejecting(after(50)));
+        policy.outlier_detection.as_mut().unwrap().consecutive_5xx = Some(failures);
+        let (legs, edge, caller) = both_run(policy).await;
         legs.say(FIRST, answer);
         let answer = caller.await.unwrap();
         assert!(answer.starts_with("HTTP/1.1 504"), "{answer}");
         edge.counted("lost", 1).await;
         let line = edge.line().await;
         assert!(line.contains("request_timeout") && line.contains("\"attempts\":2"), "{line}");
-        assert_eq!(edge.harness.metric("meshwork_endpoint_ejections_total", &[]), 1);
+        let ejected = u64::from(failures == 1);
+        assert_eq!(edge.harness.metric("meshwork_endpoint_ejections_total", &[]), ejected);
     };
-    // The second of these nobody would repeat.
-    tokio::join!(failing(BREAKS), failing(NONSENSE));
+    // The second of these nobody would repeat; and one attempt has failed once.
+    tokio::join!(failing(BREAKS, 1), failing(NONSENSE, 1), failing(BREAKS, 2));
 }
 
 #[tokio::test]

@@ -2,8 +2,12 @@
 //! whoever asks what was tried.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use bytes::Bytes;
+use h2::server::SendResponse;
+use http::{HeaderMap, Request, Response};
 use meshwork_base::ManualClock;
 use meshwork_decision::Change;
 use meshwork_messages::v1;
@@ -16,6 +20,7 @@ use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 
 use crate::legs::{FIRST, Legs, OK, SECOND};
+use crate::support::h2::{answer, fetch, get, h2_client, h2_upstream};
 use crate::support::{Harness, exchange, rows_off};
 use crate::{BUSY, Edge, GET, after, edge, edge_of, hedge, traffic};
 
@@ -87,6 +92,8 @@ async fn tried(ends: &[(usize, &'static [u8])]) -> Vec<v1::Attempt> {
 #[tokio::test]
 async fn of_both_it_is_told_how_they_ended() {
     let told = |attempts: Vec<v1::Attempt>| -> Vec<(u32, String)> {
+        // A connection is known of whatever was answered.
+        assert!(attempts.iter().all(|one| one.status == 0 || one.connect_ns.is_some()), "{attempts:?}");
         attempts.into_iter().map(|attempt| (attempt.status, attempt.cause)).collect()
     };
     let (lost, won, failed, replaced) = tokio::join!(
@@ -114,6 +121,46 @@ async fn a_first_one_that_has_failed_is_held_against_its_endpoint_though_the_sec
     legs.say(SECOND, OK);
     assert!(caller.await.unwrap().ends_with("well"));
     edge.harness.wait_metric(EJECTIONS, &[], 1).await;
+}
+
+/// A call of gRPC whose second attempt begins well and ends badly.
+#[tokio::test]
+async fn how_the_answer_of_a_second_one_ends_is_held_against_its_own_endpoint() {
+    let (failed, well): (Arc<AtomicUsize>, Arc<AtomicUsize>) = Default::default();
+    let mut addresses = Vec::new();
+    for place in 0..2 {
+        let (failed, well) = (Arc::clone(&failed), Arc::clone(&well));
+        let serve = move |_, request: Request<h2::RecvStream>, mut respond: SendResponse<Bytes>| {
+            let (failed, well) = (Arc::clone(&failed), Arc::clone(&well));
+            async move {
+                if !request.headers().contains_key("content-type") {
+                    well.fetch_or(1 << place, Ordering::SeqCst);
+                    return answer(respond, b"well");
+                }
+                if !request.headers().contains_key("x-envoy-attempt-count") {
+                    return std::future::pending().await;
+                }
+                failed.store(1 << place, Ordering::SeqCst);
+                let mut send = respond.send_response(Response::new(()), false).unwrap();
+                send.send_data(Bytes::from_static(b"\0\0\0\0\0"), false).unwrap();
+                let mut trailers = HeaderMap::new();
+                trailers.insert("grpc-status", "14".parse().unwrap());
+                send.send_trailers(trailers).unwrap();
+            }
+        };
+        addresses.push(h2_upstream(usize::MAX, serve).await.address);
+    }
+    let edge = edge(AppProtocol::Http2, &addresses, ejecting(after(50))).await;
+    let mut client = h2_client(edge.address).await;
+    let call = Request::get("http://shop/a.B/C").header("content-type", "application/grpc");
+    let (_, _, trailers) = fetch(&mut client, call.body(()).unwrap()).await;
+    assert_eq!(trailers.unwrap()["grpc-status"], "14");
+    edge.harness.wait_metric(EJECTIONS, &[], 1).await;
+    for _ in 0..4 {
+        assert_eq!(fetch(&mut client, get("/")).await.0, 200);
+    }
+    let (failed, well) = (failed.load(Ordering::SeqCst), well.load(Ordering::SeqCst));
+    assert_eq!(failed + well, 3, "each is one of both, and the one that failed is out: {failed}, {well}");
 }
 
 #[tokio::test]
