@@ -163,6 +163,38 @@ async fn how_the_answer_of_a_second_one_ends_is_held_against_its_own_endpoint() 
     assert_eq!(failed + well, 3, "each is one of both, and the one that failed is out: {failed}, {well}");
 }
 
+/// An endpoint that is ejected comes back when a request of its own goes well, and not when another endpoint answers that beside it.
+#[tokio::test]
+async fn a_first_one_that_lost_says_nothing_of_an_endpoint_that_is_on_trial() {
+    let (legs, clock) = (Legs::of(2).await, ManualClock::new());
+    let edge = edge_at(&clock, &legs, ejecting(after(50))).await;
+    legs.say(FIRST, BUSY);
+    assert!(asking(&edge).await.unwrap().ends_with("busy"));
+    edge.harness.wait_metric(EJECTIONS, &[], 1).await;
+    legs.hold(FIRST);
+    let ejected = legs.places(FIRST)[0];
+    clock.advance(Duration::from_secs(31));
+    // One request after the other, until its turn has come.
+    for number in 1..=4 {
+        legs.hold(SECOND);
+        let caller = asking(&edge);
+        legs.asked(FIRST, 1 + number).await;
+        legs.say(SECOND, OK);
+        let is_tried = legs.places(FIRST)[number] == ejected;
+        if !is_tried {
+            legs.say(FIRST, OK);
+        }
+        assert!(caller.await.unwrap().ends_with("well"));
+        if is_tried {
+            edge.counted("won", 1).await;
+            assert_eq!(edge.harness.metric("meshwork_endpoint_returns_total", &[]), 0);
+            return;
+        }
+        legs.hold(FIRST);
+    }
+    panic!("nobody has tried it: {:?}", legs.places(FIRST));
+}
+
 #[tokio::test]
 async fn a_second_one_that_fails_is_held_against_its_endpoint_and_breakers_count_it() {
     let legs = Legs::of(2).await;
