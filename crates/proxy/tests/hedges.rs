@@ -2,7 +2,17 @@
 
 #![expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
+#[path = "hedges/ends.rs"]
+mod ends;
+#[path = "hedges/learnt.rs"]
+mod learnt;
+#[path = "hedges/legs.rs"]
+mod legs;
 mod support;
+#[path = "hedges/times.rs"]
+mod times;
+#[path = "hedges/whether.rs"]
+mod whether;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -589,8 +599,12 @@ async fn who_loses_is_passed_by_and_is_not_ejected() {
 
 #[tokio::test]
 async fn a_body_that_the_second_one_takes_behind_its_response_s_head_reaches_it_whole() {
-    // So much is queued as one piece with its end.
-    const BODY: usize = 3 * 1024;
+    // So much is queued as one piece with its end; and of so much most is still to be taken from what was kept.
+    tokio::join!(taken_late(3 * 1024, 1_000), taken_late(60 * 1024, 16 * 1024));
+}
+
+/// A body of so many bytes, of which a stream takes so many at a time.
+async fn taken_late(length: usize, window: u32) {
     let (asked, begun) = (Arc::new(AtomicUsize::new(0)), Arc::new(tokio::sync::Notify::new()));
     let mut addresses = Vec::new();
     for _ in 0..2 {
@@ -602,7 +616,10 @@ async fn a_body_that_the_second_one_takes_behind_its_response_s_head_reaches_it_
                     match count.fetch_add(1, Ordering::SeqCst) {
                         // Both connections know their peer's window before it matters.
                         0 | 1 => return support::h2::answer(respond, b""),
-                        2 => return std::future::pending().await,
+                        2 => {
+                            collect_body(request.into_body()).await.unwrap();
+                            return std::future::pending().await;
+                        }
                         _ => {}
                     }
                     let mut send = respond.send_response(Response::new(()), false).unwrap();
@@ -611,21 +628,23 @@ async fn a_body_that_the_second_one_takes_behind_its_response_s_head_reaches_it_
                     send.send_data(body, true).unwrap();
                 }
             };
-        let up = h2_upstream_with(|server| server.initial_window_size(1_000), usize::MAX, serve).await;
+        let up = h2_upstream_with(|server| server.initial_window_size(window), usize::MAX, serve).await;
         addresses.push(up.address);
     }
-    let edge = edge(AppProtocol::Http2, &addresses, after(50)).await;
+    // All of it has come by then.
+    let edge = edge(AppProtocol::Http2, &addresses, after(700)).await;
     let mut client = h2_client(edge.address).await;
     for _ in 0..2 {
         assert_eq!(fetch(&mut client, get("/")).await.0, 200);
     }
     let request = Request::put("http://shop/").body(()).unwrap();
     let (response, mut send) = client.send_request(request, false).unwrap();
-    send.send_data(Bytes::from(vec![b'x'; BODY]), true).unwrap();
+    let sent: Bytes = (0..length).map(|at| b'a' + u8::try_from(at % 23).unwrap()).collect();
+    send.send_data(sent.clone(), true).unwrap();
     let response = response.await.unwrap();
     begun.notify_one();
     let (status, body, _) = tokio::time::timeout(Duration::from_secs(10), collect(response)).await.unwrap();
-    assert_eq!((status, body.len()), (200, BODY));
+    assert!(status == 200 && body == sent, "{status}: {} of {length}", body.len());
     edge.counted("won", 1).await;
 }
 
@@ -667,7 +686,7 @@ async fn over_http2_the_loser_s_stream_is_reset() {
 /// `web` calls `reviews`, of which two instances stand beside sidecars of their own.
 #[tokio::test]
 async fn through_sidecars_a_retry_of_the_hop_before_is_not_hedged() {
-    let pool = pool(Does::Hangs, Does::Answers).await;
+    let pool = pool_of(&[Does::Hangs, Does::Answers, Does::Late(400)]).await;
     let mesh = TestMesh::new();
     let reviews = mesh.identity("reviews");
     let (mut beside, mut peers) = (Vec::new(), Vec::new());
@@ -695,6 +714,9 @@ async fn through_sidecars_a_retry_of_the_hop_before_is_not_hedged() {
     assert!(exchange(proxy, retry).await.ends_with("\r\n\r\n2"));
     let lines = outbound.lines(2).await;
     assert!(lines[0].contains("\"attempts\":2") && lines[1].contains("\"attempts\":1"), "{lines:?}");
+    assert_eq!(outbound.metric(OUTCOMES, &[]), 1, "nor was another one refused");
+    let proven = format!("\"upstream_peer_id\":\"{}\"", reviews.id());
+    assert!(lines[0].contains(&proven), "whose answer it was is said: {}", lines[0]);
 }
 
 /// Two instances: who is asked first never answers, or fails it when the other one has been asked; that one begins an answer and

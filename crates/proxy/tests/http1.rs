@@ -733,3 +733,24 @@ async fn drain_finishes_what_runs_and_closes_what_idles() {
     assert!(rest.is_empty());
     assert!(TcpStream::connect(address).await.is_err(), "nobody accepts any more");
 }
+
+#[tokio::test]
+async fn the_log_says_who_called_in_which_version_and_by_which_rule_it_went() {
+    let up = upstream(|got| is_head(got).then(|| OK.to_vec())).await;
+    let mut harness = Harness::start(Settings::default());
+    harness.service("web", AppProtocol::Http1, &[up.address]).await;
+    let named = v1::Rule { name: "pay".into(), ..rule(&[("web", 1)], vec![]) };
+    let address = harness.route(vec![named]).await;
+    for version in ["HTTP/1.0", "HTTP/1.1"] {
+        let mut tcp = TcpStream::connect(address).await.unwrap();
+        tcp.write_all(format!("GET / {version}\r\nHost: a\r\n\r\n").as_bytes()).await.unwrap();
+        read_until(&mut tcp, "hello").await;
+        let said = [
+            format!("\"protocol\":\"{version}\""),
+            format!("\"downstream_remote_address\":\"{}\"", tcp.local_addr().unwrap()),
+            "\"rule\":\"pay\"".to_owned(),
+        ];
+        let line = harness.lines(if version == "HTTP/1.0" { 1 } else { 2 }).await.pop().unwrap();
+        assert!(said.iter().all(|word| line.contains(word)), "{said:?}: {line}");
+    }
+}

@@ -410,6 +410,34 @@ async fn a_refused_stream_is_sent_again_also_a_post() {
     assert_eq!(&counts[..2], [None, Some("2".parse().unwrap())], "a retry says that it is one");
 }
 
+/// Its endpoint takes a part of its body, and then says that it has not begun.
+#[tokio::test]
+async fn a_refused_stream_is_sent_again_also_where_the_rest_of_its_body_was_to_come() {
+    let serve = move |number,
+                      request: Request<h2::RecvStream>,
+                      mut respond: h2::server::SendResponse<Bytes>| async move {
+        match number {
+            // The connection knows by then how much of a body a stream takes.
+            0 => answer(respond, b"warm"),
+            1 => respond.send_reset(h2::Reason::REFUSED_STREAM),
+            _ => {
+                let (body, _) = collect_body(request.into_body()).await.unwrap();
+                let mut send = respond.send_response(Response::new(()), false).unwrap();
+                send.send_data(body, true).unwrap();
+            }
+        }
+    };
+    let up = h2_upstream_with(|server| server.initial_window_size(1_000), usize::MAX, serve).await;
+    let (harness, address) = gateway(AppProtocol::Http2, up.address).await;
+    let get = b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n";
+    assert!(exchange(address, get).await.contains("warm"));
+    let body = "x".repeat(3 * 1024);
+    let head = "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 3072\r\nConnection: close\r\n\r\n";
+    let response = exchange(address, format!("{head}{body}").as_bytes()).await;
+    assert!(response.starts_with("HTTP/1.1 200") && response.contains(&body), "{response}");
+    assert!(harness.lines(2).await[1].contains("\"attempts\":2"));
+}
+
 #[tokio::test]
 async fn who_refuses_streams_is_there_and_is_not_waited_for() {
     let asked = Arc::new(AtomicUsize::new(0));

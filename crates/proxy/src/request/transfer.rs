@@ -84,7 +84,9 @@ pub(crate) async fn until_head(
                 }
                 Poll::Ready(Ok(())) => return Poll::Ready(Ok(())),
                 Poll::Ready(Err(error)) => {
-                    let error = std::mem::replace(&mut sending, Ok(())).err().unwrap_or(error);
+                    // Of a stream that its endpoint has reset the body hears that it is closed, and only the response why.
+                    let of_body = std::mem::replace(&mut sending, Ok(())).err();
+                    let error = of_body.filter(|told| !matches!(told, StreamError::Closed)).unwrap_or(error);
                     let stale = exchange.is_stale(sent, conn.worker.now());
                     return Poll::Ready(Err(Failure::of_upstream(&error, false, stale)));
                 }

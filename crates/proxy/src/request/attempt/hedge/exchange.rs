@@ -52,19 +52,16 @@ pub(super) async fn exchange(
     let limits: Limits = worker.shared.settings.limits;
     let mut response = ResponseHead::new();
     let answered = poll_fn(|cx| {
-        let body = match sending.poll(cx, &mut exchange) {
-            Ok(sent) => sent,
-            Err(Lost::CutOff | Lost::Overrun) => {
-                return Poll::Ready(Err(Failure::local(Cause::Internal).because("its body was not kept")));
-            }
-        };
+        // An endpoint that takes no more of it may answer; where it does not, that says why.
+        if let Err(Lost::CutOff | Lost::Overrun) = sending.poll(cx, &mut exchange) {
+            return Poll::Ready(Err(Failure::local(Cause::Internal).because("its body was not kept")));
+        }
         loop {
             match exchange.poll_head(cx, &limits, &mut response) {
                 // Those of the first attempt are passed on.
                 Poll::Ready(Ok(())) if response.is_informational() => sent = None,
                 Poll::Ready(Ok(())) => return Poll::Ready(Ok(())),
                 Poll::Ready(Err(error)) => {
-                    let error = body.err().unwrap_or(error);
                     let stale = exchange.is_stale(sent, worker.now());
                     return Poll::Ready(Err(Failure::of_upstream(&error, false, stale)));
                 }
@@ -73,11 +70,6 @@ pub(super) async fn exchange(
         }
     })
     .await;
-    match answered {
-        Ok(()) => Ok(Answered { exchange, sending, response, opened }),
-        Err(failure) => {
-            exchange.abort();
-            Err(failure)
-        }
-    }
+    // Where it has failed, dropping the exchange resets its stream.
+    answered.map(|()| Answered { exchange, sending, response, opened })
 }

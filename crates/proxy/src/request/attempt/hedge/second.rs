@@ -153,7 +153,6 @@ impl<'a, 'h> Second<'a, 'h> {
         let Some(parts) = self.parts.take() else { return };
         let now = self.worker.now();
         let Ok(hedged) = self.admit(parts.sending.is_whole(MOST), now) else {
-            self.race.renounce();
             return self.worker.hedged(&self.cluster, "refused");
         };
         for ticket in hedged.ticket.iter().chain(&hedged.by_route) {
@@ -163,7 +162,6 @@ impl<'a, 'h> Second<'a, 'h> {
         let traced = match self.dress(&mut head, now) {
             Ok(traced) => traced,
             Err(failure) => {
-                self.race.renounce();
                 self.hedge.not_made(&hedged);
                 tracing::debug!(?failure, "a second attempt cannot be sent");
                 return;
@@ -322,7 +320,6 @@ impl<'a, 'h> Second<'a, 'h> {
         }
         *response = head;
         body.goes_on(sending);
-        attempts.tried.push(hedged.endpoint.id);
         attempts.began = began;
         deadlines.goes_on(&self.worker, self.attempt_timeout, began);
         attempts.behind.set(behind.get());
