@@ -459,11 +459,11 @@ impl Connections {
         found.extend(entries.iter().flatten().filter(|entry| entry.is_in_the_way(now, full)).map(Rc::clone));
     }
 
-    /// The one that has been between two requests for longest, and since when.
-    pub(crate) fn longest_idle(&self, now: Tick) -> Option<(Tick, Rc<Entry>)> {
+    /// Of those between two requests the one whose turn it is where room must be made.
+    pub(crate) fn first_idle(&self, now: Tick) -> Option<Rc<Entry>> {
         let entries = self.entries.borrow();
         let idle = entries.iter().flatten().filter(|entry| entry.is_idle(now));
-        idle.min_by_key(|entry| entry.since.get()).map(|entry| (entry.since.get(), Rc::clone(entry)))
+        idle.min_by_key(|entry| entry.turn()).map(Rc::clone)
     }
 
     /// Neither connections nor streams are left.

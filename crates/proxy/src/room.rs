@@ -59,17 +59,17 @@ impl Worker {
     }
 
     /// Descriptors are scarce: whether something that only waits gives its own to a newcomer, who has asked for nothing
-    /// yet: a caller soon, or connections onwards at once.
+    /// yet: a caller soon, or a connection onwards at once.
     #[cold]
     pub(crate) fn has_descriptors_to_give(&self) -> bool {
         let now = self.now();
-        let idle = self.all_connections().into_iter().filter_map(|some| some.longest_idle(now));
-        match idle.min_by_key(|(since, _)| *since) {
-            Some((_, entry)) => {
+        let idle = self.all_connections().into_iter().filter_map(|some| some.first_idle(now));
+        match idle.min_by_key(|entry| entry.turn()) {
+            Some(entry) => {
                 entry.give_up_place();
                 true
             }
-            None => self.pools.clear(),
+            None => self.pools.end_longest_idle(now),
         }
     }
 

@@ -541,7 +541,11 @@ async fn accept(worker: Rc<Worker>, place: Place, listener: TcpListener) {
             // Whoever is left waiting learns nothing, and tries nowhere else.
             Err(error) if is_out_of_descriptors(&error) && spare.release() => {
                 if let Some(Ok((tcp, peer))) = listener.accept().now_or_never() {
-                    drop(tcp);
+                    // Others want its number as well, and without a spare one the next caller would hang.
+                    match tcp.into_std() {
+                        Ok(tcp) => spare.keep_of(tcp.into()),
+                        Err(error) => tracing::debug!(%error, "a caller without a place"),
+                    }
                     few(peer);
                 }
                 spare.keep();
@@ -549,6 +553,10 @@ async fn accept(worker: Rc<Worker>, place: Place, listener: TcpListener) {
                 worker.has_descriptors_to_give();
             }
             Err(error) => {
+                if is_out_of_descriptors(&error) && !spare.keep() {
+                    // What ends now gives the spare one back.
+                    worker.has_descriptors_to_give();
+                }
                 // Out of memory, or others were faster where the last descriptor was: they must end first.
                 failed.happened(worker.shared.clock.now(), move |times| {
                     tracing::warn!(%place, %error, times, "cannot accept");

@@ -181,6 +181,26 @@ fn room_is_made_by_what_is_unfinished_and_by_idle_newcomers_only_where_there_is_
     assert_eq!(connections.newcomers(), 2);
 }
 
+#[test]
+fn where_files_are_scarce_strangers_end_before_those_who_have_asked_for_something() {
+    let connections = Rc::new(Connections::default());
+    let idle = |since, asked: bool| {
+        let entry = connections.register(at(since));
+        if asked {
+            entry.arrives();
+        }
+        entry.enter(Phase::Idle, at(since));
+        entry
+    };
+    let (known, newer) = (idle(0, true), idle(1, true));
+    let (older_stranger, stranger) = (idle(2, false), idle(3, false));
+    for next in [older_stranger, stranger, known, newer] {
+        assert_eq!(connections.first_idle(at(10)).map(|entry| entry.slot), Some(next.slot));
+        drop(next);
+    }
+    assert!(connections.first_idle(at(10)).is_none());
+}
+
 /// A head that arrives in the turn in which its time ran out is served, and what it asks for has its own time.
 #[test]
 fn what_has_come_after_all_is_judged_by_its_own_time() {

@@ -169,6 +169,15 @@ impl Pools {
         }
     }
 
+    /// Lets go of the connection that has been idle for longest, whomever it leads to; whether there was one.
+    pub(crate) fn end_longest_idle(&self, now: Tick) -> bool {
+        let longest = {
+            let endpoints = self.endpoints.borrow();
+            endpoints.values().max_by_key(|pool| pool.idle_for(now)).map(Rc::clone)
+        };
+        longest.is_some_and(|pool| pool.end_longest_idle(now))
+    }
+
     /// Lets go of one idle connection, if there is one, to make room for another.
     pub(crate) fn evict_idle(&self, endpoint: u64) -> bool {
         let pool = self.endpoints.borrow().get(&endpoint).map(Rc::clone);
@@ -199,6 +208,34 @@ impl Pools {
 impl EndpointPool {
     fn is_empty(&self) -> bool {
         self.idle.borrow().is_empty() && self.shared.borrow().is_empty()
+    }
+
+    /// How long its connection that has been idle for longest has been so; absent: none is.
+    fn idle_for(&self, now: Tick) -> Option<Duration> {
+        let oldest = self.idle.borrow().first().map(|(since, _)| now.since(*since));
+        oldest.max(self.longest_shared(now).map(|(_, time)| time))
+    }
+
+    fn longest_shared(&self, now: Tick) -> Option<(usize, Duration)> {
+        let shared = self.shared.borrow();
+        let idle = shared.iter().enumerate().filter(|(_, connection)| !connection.is_busy());
+        idle.map(|(at, connection)| (at, connection.idle_for(now))).max_by_key(|(_, time)| *time)
+    }
+
+    /// Dropping a connection tells the pool, so it must not be borrowed then.
+    fn end_longest_idle(&self, now: Tick) -> bool {
+        let oldest = self.idle.borrow().first().map(|(since, _)| now.since(*since));
+        match self.longest_shared(now) {
+            Some((at, time)) if oldest.is_none_or(|oldest| oldest < time) => {
+                let ended = self.shared.borrow_mut().remove(at);
+                drop(ended);
+                true
+            }
+            _ => {
+                let ended = oldest.map(|_| self.idle.borrow_mut().remove(0));
+                ended.is_some()
+            }
+        }
     }
 
     /// Takes those out that have waited for so long. Dropping them tells the pool, so it must not be borrowed then.
