@@ -129,6 +129,21 @@ fn who_works_on_what_nobody_waits_for_is_kept_from_it() {
     }
 }
 
+/// Who says how many it works on at once does not get more of them by its callers giving up.
+#[test]
+fn a_limit_that_is_said_keeps_it_from_that_too() {
+    for seed in 0..5 {
+        let (mut scenario, until) = deaf(Duration::from_secs(1));
+        let (concurrency, _) = scenario.policies.overload.as_mut().expect("it has one");
+        (concurrency.min_concurrency, concurrency.max_concurrency) = (6, 6);
+        let report = run(&scenario, seed);
+        let is_served = |a: &&Answered| a.well && a.arrived >= BEGINS && a.arrived < until;
+        let served = report.answers.iter().filter(is_served).count() as f64;
+        let goodput = served / (until - BEGINS).as_secs_f64() / scenario.arrivals.per_second;
+        assert!(goodput > 0.9, "seed {seed}: {:.1} %", 100.0 * goodput);
+    }
+}
+
 #[test]
 fn without_a_gate_the_same_fleet_works_for_nobody() {
     let (mut scenario, until) = lasting(Duration::from_secs(8));

@@ -119,7 +119,7 @@ async fn whose_time_is_over_behind_a_limit_hears_of_the_limit_and_no_endpoint_ha
 }
 
 /// What the slow upstreams below take for each request, of which they do three at once.
-const WORK: Duration = Duration::from_millis(300);
+const WORK: Duration = Duration::from_millis(600);
 
 /// Counts the requests that come, and closes after each answer.
 async fn slow_over_http1(came: Arc<AtomicUsize>) -> SocketAddr {
@@ -159,8 +159,8 @@ async fn slow_over_http2(came: Arc<AtomicUsize>) -> SocketAddr {
 #[tokio::test]
 async fn who_is_called_too_late_for_an_answer_is_not_sent_and_the_next_one_is_called() {
     let ms = |time| Some(v1::Timeouts { request_ms: time, ..Default::default() });
-    let per_try = Some(v1::Retry { per_try_timeout_ms: 500, ..retry(0).unwrap() });
-    let hurried = String::from_utf8_lossy(HURRIED).replace(": 200", ": 500");
+    let per_try = Some(v1::Retry { per_try_timeout_ms: 750, ..retry(0).unwrap() });
+    let hurried = String::from_utf8_lossy(HURRIED).replace(": 200", ": 750");
     for protocol in [AppProtocol::Http1, AppProtocol::Http2] {
         let came = Arc::new(AtomicUsize::new(0));
         let (address, max_connections) = match protocol {
@@ -191,7 +191,7 @@ async fn who_is_called_too_late_for_an_answer_is_not_sent_and_the_next_one_is_ca
             }
         }
         for (policy, get) in [
-            (v1::TrafficPolicy { timeouts: ms(500), ..limited() }, &get),
+            (v1::TrafficPolicy { timeouts: ms(750), ..limited() }, &get),
             (v1::TrafficPolicy { retry: per_try.clone(), ..limited() }, &get),
             (limited(), &hurried),
         ] {

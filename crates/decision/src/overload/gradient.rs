@@ -40,6 +40,11 @@ pub(super) const FELL: f64 = 0.22;
 const INITIAL: f64 = 20.0;
 /// The most by which one window changes the limit.
 const STEEPEST: f64 = 0.5;
+/// One caller who leaves while little is let through for a measurement is no row.
+const SHORTEST_ROW: u32 = 3;
+/// A step that takes for longer than this and for so many times an answer's time is given up: hardly anybody is answered.
+const GIVEN_UP: Duration = Duration::from_secs(5);
+const TIMES: u32 = 8;
 /// A descent takes no more than one in so many parts of the time.
 const SELDOM: u32 = 20;
 
@@ -101,8 +106,9 @@ pub(crate) struct Gradient {
     next_descent: Tick,
     /// Limit and average before the first of a row of cuts.
     cut: Option<(f64, f64)>,
-    /// How many in a row have ended without an answer, while nothing is known.
+    /// How many in a row have ended without an answer, and when the limit was last cut for that.
     unanswered: u32,
+    cut_for_row: Tick,
 }
 
 /// Answers since a moment.
@@ -140,6 +146,8 @@ struct Descent {
     /// The average before this step.
     before: f64,
     began: Tick,
+    /// When this step began.
+    step: Tick,
     /// Since no more than the limit was under way.
     settled: Option<Tick>,
     window: Window,
@@ -182,6 +190,19 @@ impl Gradient {
         self.window.held |= held;
     }
 
+    /// Time has gone by. Where the load is just what a measurement lets through too little of, all of it may wait for so long that
+    /// nobody is answered, and nothing is ever measured.
+    pub(crate) fn goes_by(&mut self, config: &AdaptiveConcurrency, now: Tick) {
+        let is_over = |descent: &Descent| {
+            now.since(descent.step) >= GIVEN_UP.max(time(descent.before).saturating_mul(TIMES))
+        };
+        if self.descent.as_ref().is_some_and(is_over) {
+            self.descent = None;
+            self.window = Window { began: now, ..Window::default() };
+            self.next_descent = now.after(config.min_rtt_interval);
+        }
+    }
+
     /// Somebody was sent away since the limit kept it from going on.
     pub(crate) fn sends_away(&mut self) {
         self.window.sent_away = true;
@@ -203,7 +224,7 @@ impl Gradient {
         }
         if is_answer {
             self.unanswered = 0;
-        } else if self.is_a_row(config, now) {
+        } else if self.is_a_row(config, began, now) {
             return;
         }
         let ln = ln(now.since(began));
@@ -228,21 +249,25 @@ impl Gradient {
         self.unanswered = 0;
     }
 
-    /// A request has ended without an answer, and nothing is known yet.
-    pub(crate) fn lost(&mut self, config: &AdaptiveConcurrency, now: Tick) {
+    /// A request that began then has ended without an answer, and nothing is known yet.
+    pub(crate) fn lost(&mut self, config: &AdaptiveConcurrency, began: Tick, now: Tick) {
         if !config.is_fixed() {
-            self.is_a_row(config, now);
+            self.is_a_row(config, began, now);
         }
     }
 
     /// One more has ended without an answer. True: as many in a row as may be under way, and the limit was halved for that.
-    fn is_a_row(&mut self, config: &AdaptiveConcurrency, now: Tick) -> bool {
-        self.unanswered += 1;
-        let limit = self.limit(config);
-        if self.unanswered < limit {
+    fn is_a_row(&mut self, config: &AdaptiveConcurrency, began: Tick, now: Tick) -> bool {
+        // All that was under way at a stall would else make a row after the other.
+        if began < self.cut_for_row {
             return false;
         }
-        self.unanswered = 0;
+        let limit = self.limit(config);
+        self.unanswered += 1;
+        if self.unanswered < limit.max(SHORTEST_ROW) {
+            return false;
+        }
+        (self.unanswered, self.cut_for_row) = (0, now);
         self.limit = Some(config.clamp(f64::from(limit) / 2.0));
         self.descent = None;
         self.window = Window { began: now, ..Window::default() };
@@ -282,8 +307,11 @@ impl Gradient {
         };
         let over = average - base - (f64::from(config.buffer) / 100.0).ln_1p();
         if over <= 0.0 {
-            self.cut = None;
-            self.limit = Some(config.clamp(limit + limit.sqrt()));
+            // Those who left had waited for longer than that.
+            if !is_cut_off {
+                self.cut = None;
+                self.limit = Some(config.clamp(limit + limit.sqrt()));
+            }
             return;
         }
         let (from, before) = *self.cut.get_or_insert((limit, average));
@@ -304,8 +332,14 @@ impl Gradient {
     fn descend(&mut self, config: &AdaptiveConcurrency, from: f64, average: f64, now: Tick) {
         let began = self.descent.as_ref().map_or(now, |descent| descent.began);
         let limit = config.clamp((from / 2.0).floor());
-        self.descent =
-            Some(Descent { limit, before: average, began, settled: None, window: Window::default() });
+        self.descent = Some(Descent {
+            limit,
+            before: average,
+            began,
+            step: now,
+            settled: None,
+            window: Window::default(),
+        });
     }
 
     fn descends(

@@ -138,6 +138,16 @@ impl<W> Limiter<W> {
         goes
     }
 
+    /// Nobody has come or gone: what is over by now, and whose turn it is.
+    pub(crate) fn goes_by(&mut self, config: &Overload, now: Tick, called: &mut Called<W>) {
+        self.turn(config, now, called);
+    }
+
+    /// When the next of those under way whom nobody waits for any more does not count any longer.
+    pub(crate) fn next_over(&self) -> Option<Tick> {
+        self.at_work.peek().map(|Reverse(until)| *until)
+    }
+
     /// Somebody stops waiting: its patience is over (`gave_up`), or it is gone. `None`: it was called before.
     pub(crate) fn leave(
         &mut self,
@@ -178,7 +188,7 @@ impl<W> Limiter<W> {
         if is_answer {
             self.is_over();
         } else {
-            self.stays_at_work(began, now);
+            self.stays_at_work(config, began, now);
         }
         self.gradient.answered(&config.concurrency, said, self.in_flight, now, rng);
         self.turn(config, now, called);
@@ -186,11 +196,11 @@ impl<W> Limiter<W> {
 
     /// Few applications notice that their caller has left, and a place that is free at once lets in more than they can do. So it
     /// is not before an answer would have come, or as long again as it was waited for.
-    fn stays_at_work(&mut self, began: Tick, now: Tick) {
-        match self.gradient.base() {
-            Some(base) => {
+    fn stays_at_work(&mut self, config: &Overload, began: Tick, now: Tick) {
+        match self.answer(config) {
+            Some(answer) => {
                 let waited = now.since(began);
-                let rest = base.saturating_sub(waited).max(waited.min(base.saturating_mul(AT_WORK)));
+                let rest = answer.saturating_sub(waited).max(waited.min(answer.saturating_mul(AT_WORK)));
                 self.at_work.push(Reverse(now.after(rest)));
             }
             None => self.is_over(),
@@ -208,7 +218,7 @@ impl<W> Limiter<W> {
         called: &mut Called<W>,
     ) {
         if self.gradient.base().is_none() {
-            self.gradient.lost(&config.concurrency, now);
+            self.gradient.lost(&config.concurrency, began, now);
         }
         self.in_vain(config, (began, false), now, rng, called);
     }
@@ -244,7 +254,7 @@ impl<W> Limiter<W> {
             false if is_answer => self.ended(config, now, called),
             false => {
                 self.answers.sees(self.line.since(), now);
-                self.stays_at_work(began, now);
+                self.stays_at_work(config, began, now);
                 self.turn(config, now, called);
             }
         }
@@ -317,6 +327,7 @@ impl<W> Limiter<W> {
             self.at_work.pop();
             self.is_over();
         }
+        self.gradient.goes_by(&config.concurrency, now);
         if self.line.len() == 0 {
             return;
         }
@@ -340,7 +351,7 @@ impl<W> Limiter<W> {
     }
 
     /// What an answer takes, as far as it is known.
-    fn answer(&self, config: &Overload) -> Option<Duration> {
+    pub(crate) fn answer(&self, config: &Overload) -> Option<Duration> {
         let measured = self.gradient.base().filter(|_| config.concurrency.can_halve());
         measured.or_else(|| self.answers.time())
     }

@@ -184,7 +184,7 @@ async fn run(
     let sent = outgoing.head(head);
     mirror::begin(conn, (&way, &target), (head, &sent), &deadlines, &mut body, journey);
     let ran = attempts.run(&sent, down, &mut body, response, journey, &mut deadlines).await;
-    let exchange = ran.map_err(|failure| overload::failed(failure, &mut body))?;
+    let exchange = ran.map_err(|failure| overload::failed(&conn.worker, failure, &mut body))?;
     journey.enter(Phase::Response);
     overload::answered(conn, &target, response, &mut body, journey.is_grpc());
     filters::response(conn, &way, &target, response)

@@ -5,9 +5,7 @@ use std::future::poll_fn;
 use std::pin::Pin;
 use std::task::Poll;
 
-use meshwork_decision::{
-    AttemptOutcome, Cause, Cluster, Entered, Guard, Overload, Pass, Priority, Shed, Waiting,
-};
+use meshwork_decision::{AttemptOutcome, Cause, Cluster, Entered, Guard, Pass, Priority, Shed, Waiting};
 use meshwork_http1::{FieldError, KnownName, RequestHead, ResponseHead};
 use meshwork_telemetry::Phase;
 use tokio::sync::oneshot;
@@ -85,7 +83,7 @@ pub(crate) async fn enter(
         (Ok(Entered::Passed(pass)), _) => Ok(pass),
         (Ok(Entered::Waits(waiting)), Some(called)) => {
             let began = conn.worker.now();
-            let waited = wait(conn, overload, (waiting, called), down, deadlines).await;
+            let waited = wait(conn, (gate, overload), (waiting, called), down, deadlines).await;
             journey.held(Phase::Overload, began, || Some(overload.origin.to_string()));
             match waited? {
                 Ok(pass) => in_time(conn, pass, priority, target, deadlines)?.map_err(|why| {
@@ -125,7 +123,7 @@ fn in_time(
     target: &Target<'_>,
     deadlines: &Deadlines,
 ) -> Result<Result<Pass, String>, Failure> {
-    match deadline::check_waited(conn, target, deadlines) {
+    match deadline::check_waited(conn, target, deadlines, pass.usual()) {
         Ok(()) => Ok(Ok(pass)),
         Err(TooLate::Over(cause)) => Err(unsent(Failure::local(cause))),
         Err(TooLate::Unreachable(why)) => {
@@ -137,18 +135,30 @@ fn in_time(
 
 async fn wait(
     conn: &Conn,
-    overload: &Overload,
+    (gate, overload): Guard<'_>,
     (waiting, mut called): (Waiting, oneshot::Receiver<Result<Pass, Shed>>),
     down: &mut Down<'_>,
     deadlines: &mut Deadlines,
 ) -> Result<Result<Pass, Shed>, Failure> {
-    let patience = overload.queue.max_wait;
-    let mut sleeping = Box::pin(sleep(patience));
+    let (patience, began) = (overload.queue.max_wait, conn.worker.now());
+    // A place that nobody gives back nobody else may notice: where little comes, and that is over before.
+    let next_over = gate.next_over().map(|over| over.since(began)).filter(|time| *time < patience);
+    let mut sleeping = Box::pin(sleep(next_over.unwrap_or(patience)));
+    let mut looks = next_over.is_some();
     let mut waiting = Some(waiting);
-    conn.entry.pause(patience, conn.worker.now());
+    conn.entry.pause(patience, began);
     let waited = poll_fn(|cx| {
         if let Poll::Ready(what) = Pin::new(&mut called).poll(cx) {
             return Poll::Ready(Ok(what.expect("whoever waits is called, or leaves by itself")));
+        }
+        if looks && sleeping.as_mut().poll(cx).is_ready() {
+            looks = false;
+            let now = conn.worker.now();
+            gate.goes_by(now);
+            sleeping = Box::pin(sleep(patience.saturating_sub(now.since(began))));
+            if let Poll::Ready(what) = Pin::new(&mut called).poll(cx) {
+                return Poll::Ready(Ok(what.expect("whoever waits is called, or leaves by itself")));
+            }
         }
         if waiting.is_some() && sleeping.as_mut().poll(cx).is_ready() {
             let gave_up = waiting.take().is_some_and(|waiting| waiting.gave_up(conn.worker.now()));
@@ -210,22 +220,22 @@ pub(crate) fn ended(worker: &Worker, pass: Pass, response: &ResponseHead, is_grp
 }
 
 /// A request has failed. Where nobody had it, that says nothing of how long answers take, nor that callers have less patience
-/// than that: its place is free, and that is all.
+/// than that: its place is free, and that is all. Who has ended it works on nothing any more either.
 #[cold]
-pub(crate) fn failed(failure: Failure, body: &mut RequestBody<'_>) -> Failure {
+pub(crate) fn failed(worker: &Worker, failure: Failure, body: &mut RequestBody<'_>) -> Failure {
     if was_unheard(&failure) {
         drop(body.pass.take());
+    } else if was_ended(&failure)
+        && let Some(pass) = body.pass.take()
+    {
+        pass.failed(worker.now(), &mut *worker.rng.borrow_mut());
     }
     failure
 }
 
 /// Whether a request failed before anybody had it. Who has not even taken its connection in time may have too much to do.
 pub(crate) const fn was_unheard(failure: &Failure) -> bool {
-    let cause = match failure.last {
-        Some(last) => last,
-        None => failure.cause,
-    };
-    match cause {
+    match last(failure) {
         Cause::ConnectTimeout => matches!(failure.fault, Fault::Local),
         Cause::NoHealthyUpstream
         | Cause::CircuitBreaker
@@ -233,6 +243,26 @@ pub(crate) const fn was_unheard(failure: &Failure) -> bool {
         | Cause::MaxConnections
         | Cause::MaxPendingRequests => true,
         cause => cause.is_connecting(),
+    }
+}
+
+/// Whether whoever was asked has ended it by itself.
+const fn was_ended(failure: &Failure) -> bool {
+    matches!(
+        last(failure),
+        Cause::UpstreamReset
+            | Cause::UpstreamRefused
+            | Cause::UpstreamClosed
+            | Cause::UpstreamProtocolError
+            | Cause::UpstreamHeadersTooLarge
+    )
+}
+
+/// Why the last attempt failed.
+const fn last(failure: &Failure) -> Cause {
+    match failure.last {
+        Some(last) => last,
+        None => failure.cause,
     }
 }
 
@@ -281,5 +311,18 @@ mod tests {
         assert!(!was_unheard(&Failure::downstream(Cause::DownstreamClosed)));
         let last = |last| Failure { last: Some(last), ..Failure::local(Cause::RetriesExhausted) };
         assert!(was_unheard(&last(Cause::ConnectFailure)) && !was_unheard(&last(Cause::PerTryTimeout)));
+    }
+
+    #[test]
+    fn who_ends_a_request_works_on_it_no_more_and_who_is_given_up_may() {
+        let retry = Retry::Policy;
+        let last = |last| Failure { last: Some(last), ..Failure::local(Cause::RetriesExhausted) };
+        for cause in [Cause::UpstreamReset, Cause::UpstreamRefused, Cause::UpstreamClosed] {
+            assert!(was_ended(&Failure::upstream(cause, retry)) && was_ended(&last(cause)));
+        }
+        for cause in [Cause::RequestTimeout, Cause::PerTryTimeout, Cause::DownstreamClosed] {
+            assert!(!was_ended(&Failure::local(cause)) && !was_ended(&last(cause)));
+        }
+        assert!(!was_ended(&Failure::upstream(Cause::ConnectTimeout, retry)), "its queue is full, perhaps");
     }
 }

@@ -486,7 +486,7 @@ fn a_failure_that_took_just_as_long_as_an_answer_says_nothing() {
 fn what_began_before_a_cut_tells_of_the_limit_of_before() {
     let (mut gradient, mut rng) = (Gradient::default(), SeededRng::new(1));
     gradient.sees(40, true);
-    (0..20).for_each(|_| gradient.lost(&ADAPTIVE, at(1_000)));
+    (0..20).for_each(|_| gradient.lost(&ADAPTIVE, at(0), at(1_000)));
     assert_eq!(gradient.limit(&ADAPTIVE), 10);
     (0..20).for_each(|_| gradient.answered(&ADAPTIVE, (at(900), true), 20, at(1_400), &mut rng));
     assert_eq!(gradient.limit(&ADAPTIVE), 10, "they were among those of whom there were too many");
@@ -527,6 +527,44 @@ fn a_row_that_waits_in_vain_halves_the_limit_also_where_the_time_without_a_queue
     assert_eq!(gradient.limit(&ADAPTIVE), limit / 2);
 }
 
+/// One stall is one row, however many were under way.
+#[test]
+fn those_who_were_under_way_when_the_limit_was_cut_for_a_row_make_no_other() {
+    let (mut gradient, mut rng) = (Gradient::default(), SeededRng::new(1));
+    gradient.sees(1, false);
+    (0..20).for_each(|_| gradient.answered(&ADAPTIVE, (at(0), true), 0, at(300), &mut rng));
+    let limit = gradient.limit(&ADAPTIVE);
+    let mut lost = |began, count| {
+        (0..count).for_each(|_| gradient.answered(&ADAPTIVE, (at(began), false), 0, at(2_000), &mut rng));
+        gradient.limit(&ADAPTIVE)
+    };
+    assert_eq!(lost(1_000, 2 * limit), limit / 2);
+    assert_eq!(lost(2_000, limit / 2 - 1), limit / 2);
+    assert_eq!(lost(2_000, 1), limit / 4, "these were sent under the lower limit");
+}
+
+/// Callers whose patience is little longer than an answer takes: what they waited is no sign that there is room.
+#[test]
+fn a_window_of_which_many_were_in_vain_does_not_make_the_limit_higher() {
+    let (mut gradient, mut rng) = (Gradient::default(), SeededRng::new(1));
+    gradient.sees(1, false);
+    (0..20).for_each(|_| gradient.answered(&ADAPTIVE, (at(0), true), 0, at(300), &mut rng));
+    let limit = gradient.limit(&ADAPTIVE);
+    let mut window = |n: u64, of_which_in_vain: u64| {
+        gradient.sees(limit, false);
+        for which in 0..20 {
+            let said = (at(2_000 * n), which >= of_which_in_vain);
+            gradient.answered(&ADAPTIVE, said, 0, at(2_000 * n + 400), &mut rng);
+        }
+        gradient.limit(&ADAPTIVE)
+    };
+    // The first one began with the one before.
+    window(1, 0);
+    let before = window(2, 0);
+    assert_eq!(window(3, 3), before);
+    assert!(window(4, 2) > before);
+}
+
 /// Few applications notice that whoever has asked does not wait any more.
 #[test]
 fn whom_nobody_waits_for_any_more_keeps_its_place_for_a_while() {
@@ -552,4 +590,52 @@ fn whom_nobody_waits_for_any_more_keeps_its_place_for_a_while() {
         };
         assert_eq!([counts(begins + until - 1), counts(begins + until + 1)], [2, 1], "{waited} ms");
     }
+}
+
+/// Where little comes, nobody else notices that a place is over which nobody gives back.
+#[test]
+fn who_waits_for_such_a_place_is_called_when_it_is_over_though_nobody_comes() {
+    let mut table = Table::new(fixed(1, Queue { max_wait: Duration::from_secs(60), ..QUEUE }));
+    let mut rng = SeededRng::new(1);
+    let Table { config, limiter, called } = &mut table;
+    for n in 0..20 {
+        assert_eq!(limiter.enter(config, Priority::Default, at(400 * n), || 0, called), Entry::Passed);
+        limiter.answered(config, at(400 * n), at(400 * n + 100), &mut rng, called);
+    }
+    assert_eq!(limiter.next_over(), None);
+    assert_eq!(limiter.enter(config, Priority::Default, at(10_000), || 1, called), Entry::Passed);
+    limiter.lost(config, at(10_000), at(10_300), &mut rng, called);
+    assert!(matches!(limiter.enter(config, Priority::Default, at(10_310), || 2, called), Entry::Waits(_)));
+    let over = limiter.next_over().expect("it is at work still");
+    assert!(over.since(at(10_600)) < MS && over >= at(10_600), "as long again as it was waited for");
+    limiter.goes_by(config, at(10_599), called);
+    assert!(called.is_empty());
+    limiter.goes_by(config, over, called);
+    assert_eq!(called.as_slice(), [(2, Ok(()))]);
+}
+
+/// Where a measurement lets through just less than what comes, all of it waits until it is too late.
+#[test]
+fn a_measurement_in_which_nobody_is_answered_is_given_up() {
+    let config = AdaptiveConcurrency { min_concurrency: 1, ..ADAPTIVE };
+    let mut app = App::new(8, MS * 20);
+    let mut now = at(0);
+    while !app.gradient.descends_now() {
+        now = app.runs(&config, now, MS * 10, 1_000);
+    }
+    let known = app.gradient.base();
+    app.gradient.goes_by(&config, now.after(Duration::from_secs(4)));
+    assert!(app.gradient.descends_now());
+    let later = now.after(Duration::from_secs(6));
+    app.gradient.goes_by(&config, later);
+    assert!(!app.gradient.descends_now());
+    assert_eq!(app.gradient.base(), known);
+    // And not at once again.
+    let now = app.runs(&config, later, Duration::from_secs(10), 1_000);
+    assert!(!app.gradient.descends_now());
+    let mut now = now.after(Duration::from_secs(4));
+    while !app.gradient.descends_now() && now < at(120_000) {
+        now = app.runs(&config, now, MS * 10, 1_000);
+    }
+    assert!(app.gradient.descends_now(), "but later");
 }
