@@ -16,8 +16,14 @@
 //! connection never becomes one of HTTP, where nothing was asked that could be a request: a line of two words. Some servers begin
 //! their answer with what the caller wrote. So whoever speaks first, as mail and MySQL do, or has answered such a thing, as databases
 //! do, is looked at no more, whatever is stored in it.
+//!
+//! An application that has answered as servers of HTTP do, here or to a request, is watched no more: its port takes no further tunnels,
+//! see `hbone.rs`.
+
+use meshwork_http1::{HeadScan, Limits, Parsed, RequestKind, ResponseHead, parse_response};
 
 use super::first_line::{FirstLine, Version, White};
+use crate::request::answer;
 
 /// Any one byte that is no letter and no digit may part its words, as for
 /// [`meshwork_http1::KnownName::is_mistaken_for_proxies_word`].
@@ -45,6 +51,7 @@ pub(super) struct Watch {
     answer: Answer,
     /// The caller has said something since the application's last bytes.
     says_more: bool,
+    met_a_server: bool,
 }
 
 impl Watch {
@@ -56,6 +63,7 @@ impl Watch {
             asked: Asked::Nothing,
             answer: Answer::default(),
             says_more: false,
+            met_a_server: false,
         }
     }
 
@@ -99,14 +107,23 @@ impl Watch {
     }
 
     /// Whether these bytes are what HTTP answers. They have not been passed on yet.
-    pub(super) fn is_answer(&self, bytes: &[u8]) -> bool {
-        if self.answer.told == Told::Other {
+    pub(super) fn is_answer(&mut self, bytes: &[u8]) -> bool {
+        let is_http = match self.answer.told {
             // A server that took the first line for a request in its own way begins the next answer as it should.
-            return self.asked == Asked::Line && self.says_more && bytes.starts_with(NEXT_STATUS_LINE);
-        }
-        let mut answer = self.answer;
-        answer.goes_on(bytes);
-        answer.told == Told::Http
+            Told::Other => self.asked == Asked::Line && self.says_more && bytes.starts_with(NEXT_STATUS_LINE),
+            Told::Unclear | Told::Http => {
+                let mut answer = self.answer;
+                answer.goes_on(bytes);
+                answer.told == Told::Http
+            }
+        };
+        self.met_a_server |= is_http && is_of_http_server(bytes);
+        is_http
+    }
+
+    /// Whether the application has answered as a server of HTTP does.
+    pub(super) fn has_met_a_server(&self) -> bool {
+        self.met_a_server
     }
 
     /// These were passed on.
@@ -114,6 +131,14 @@ impl Watch {
         self.answer.goes_on(bytes);
         self.says_more &= bytes.is_empty();
     }
+}
+
+/// Whether a server of HTTP alone answers so; whose head does not come whole is not known for one.
+fn is_of_http_server(bytes: &[u8]) -> bool {
+    let mut head = ResponseHead::new();
+    let parsed =
+        parse_response(bytes, &Limits::default(), RequestKind::Other, &mut HeadScan::default(), &mut head);
+    matches!(parsed, Ok(Parsed::Done { .. })) && answer::is_of_http_server(&head)
 }
 
 /// What the caller has said before the application. No first line is an exception, not even that of Redis' protocol: uWSGI passes over
