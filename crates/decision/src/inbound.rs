@@ -1,6 +1,7 @@
 //! The inbound side of a sidecar: which of its application's ports serves which service, and who may call it.
 
 use std::net::Ipv4Addr;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -66,7 +67,11 @@ pub struct InboundPort {
 
 /// What is known of an application's port from its answers. It says nothing about configuration, so all are equal.
 #[derive(Clone, Debug, Default)]
-pub struct AppState(Arc<AppShared>);
+pub struct AppState {
+    shared: Arc<AppShared>,
+    /// It is a server of HTTP.
+    speaks_http: Arc<AtomicBool>,
+}
 
 #[derive(Debug, Default)]
 struct AppShared {
@@ -86,19 +91,37 @@ impl Eq for AppState {}
 impl AppState {
     /// The application has answered well.
     pub fn answered(&self, took: Duration, now: Tick) {
-        self.0.fastest.answered(took, now);
+        self.shared.fastest.answered(took, now);
     }
 
     /// The gate before it.
     #[must_use]
     pub fn gate(&self) -> &Arc<Gate> {
-        self.0.gate.get_or_init(Arc::default)
+        self.shared.gate.get_or_init(Arc::default)
     }
 
     /// Its fastest answer of late, if enough are known.
     #[must_use]
     pub fn fastest(&self, now: Tick) -> Option<Duration> {
-        self.0.fastest.of_late(now)
+        self.shared.fastest.of_late(now)
+    }
+
+    /// The application has answered as a server of HTTP; true: nobody knew that it is one.
+    #[must_use]
+    #[inline]
+    pub fn shows_http(&self) -> bool {
+        // Of the many who see it one writes.
+        !self.speaks_http() && !self.speaks_http.swap(true, Ordering::Relaxed)
+    }
+
+    fn speaks_http(&self) -> bool {
+        self.speaks_http.load(Ordering::Relaxed)
+    }
+
+    /// The same application, of which something else is declared: what it speaks is to be found out anew.
+    #[must_use]
+    pub(crate) fn redeclared(&self) -> Self {
+        Self { shared: Arc::clone(&self.shared), speaks_http: Arc::default() }
     }
 }
 
@@ -123,6 +146,12 @@ impl Inbound {
             fits.next().filter(|_| fits.next().is_none())
         };
         named(|p| p.key.port).or_else(|| named(|p| p.app_port)).ok_or(Cause::UnknownAppPort)
+    }
+
+    /// Whether the application behind this port is known for a server of HTTP by its answers, to callers of whichever service.
+    #[must_use]
+    pub fn speaks_http(&self, port: &InboundPort) -> bool {
+        self.ports.iter().any(|other| other.app_port == port.app_port && other.state.speaks_http())
     }
 }
 

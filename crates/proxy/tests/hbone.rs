@@ -23,7 +23,7 @@ use tokio::sync::mpsc::{Receiver, channel};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// `web` calls `db`, each with its proxy; `db` listens for tunnels only.
+/// `web` calls `db`, each with its proxy.
 struct Pair {
     _mesh: TestMesh,
     web: Arc<Identity>,
@@ -47,8 +47,9 @@ impl Pair {
         let mut inbound = mesh.proxy(&db, None, Settings::default());
         inbound.change([mesh.bundle(1, &[]), serving(&db.id(), "db", app, declared)]).await;
         let hbone = inbound.engine.listen(Side::Hbone, any).await.unwrap();
+        let requests = inbound.engine.listen(Side::Inbound, any).await.unwrap();
         let mut outbound = mesh.proxy(&web, None, Settings::default());
-        let changes = db_behind(&db.id(), app, taken_for, (1, hbone.port()));
+        let changes = db_behind(&db.id(), app, taken_for, (requests.port(), hbone.port()));
         outbound.change([mesh.bundle(1, &[])].into_iter().chain(changes)).await;
         let proxy = outbound.engine.listen(Side::Outbound, any).await.unwrap();
         Self { _mesh: mesh, web, db, hbone, outbound, inbound, proxy }
@@ -402,6 +403,107 @@ async fn an_answer_of_http_says_that_a_tunnel_carries_requests() {
     let (_, mut tcp) = pair.connect("db:80").await;
     tcp.write_all(b"m1 a:80\r\n\r\n").await.unwrap();
     reach(&mut got, 11).await;
+    let answer = all(&mut tcp).await;
+    assert!(answer.as_ref().map_or(true, Vec::is_empty), "{answer:?}");
+    assert_eq!(line(&pair.inbound, 0).await["cause"], "downstream_protocol_error");
+}
+
+/// Answers requests so, and whatever else there is with something that is no HTTP.
+async fn answering(answer: &'static str) -> SocketAddr {
+    let app = support::upstream(move |held| {
+        let is_request = held.starts_with(b"GET / HTTP/1.1\r\n");
+        let ends = held.ends_with(if is_request { b"\r\n\r\n" } else { b"\n" });
+        let answer = if is_request { answer } else { "pong\r\n" };
+        ends.then(|| answer.as_bytes().to_vec())
+    });
+    app.await.address
+}
+
+/// Says a line that nobody knows through a tunnel of its own; false: the tunnel broke.
+async fn is_answered(tcp: &mut TcpStream) -> bool {
+    tcp.write_all(b"m1 a:80\n").await.unwrap();
+    let answer =
+        tokio::time::timeout(PATIENCE, tcp.read_exact(&mut [0; 6])).await.expect("an answer or an end");
+    answer.is_ok()
+}
+
+const REQUEST: &[u8] = b"GET http://db/ HTTP/1.1\r\nHost: db\r\nConnection: close\r\n\r\n";
+const ANSWERED: &str =
+    "its application has answered in HTTP: it takes requests, and no tunnels unless its port declares tcp";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_application_that_has_answered_in_http_takes_no_tunnels_any_more() {
+    let pair = Pair::start(
+        answering("HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\n\r\n").await,
+        AppProtocol::Unspecified,
+    )
+    .await;
+    let (_, mut before) = pair.connect("db:80").await;
+    assert!(is_answered(&mut before).await);
+    let answer = support::exchange(pair.proxy, REQUEST).await;
+    assert!(answer.starts_with("HTTP/1.1 404"), "{answer}");
+    assert_eq!(line(&pair.inbound, 0).await["response_code"], 404);
+
+    let (_, mut tcp) = pair.connect("db:80").await;
+    assert!(!is_answered(&mut tcp).await);
+    let refused = line(&pair.inbound, 1).await;
+    assert_eq!(
+        (&refused["cause"], &refused["cause_detail"]),
+        (&"downstream_protocol_error".into(), &ANSWERED.into()),
+        "{refused}"
+    );
+    // What is open goes on, and so do requests.
+    assert!(is_answered(&mut before).await);
+    assert!(support::exchange(pair.proxy, REQUEST).await.starts_with("HTTP/1.1 404"));
+}
+
+/// Ports of databases and of TLS know a request that has gone astray.
+#[tokio::test(flavor = "multi_thread")]
+async fn tunnels_stay_where_an_answer_says_no_more_than_that_this_is_no_http_or_the_port_declares_tcp() {
+    for (answer, declared) in [
+        ("HTTP/1.0 200 OK\r\nConnection: close\r\n\r\nnot here<close>", AppProtocol::Unspecified),
+        ("HTTP/1.0 200 OK\r\nContent-Length: 8\r\n\r\nnot here", AppProtocol::Unspecified),
+        ("HTTP/1.1 400 Bad\r\nConnection: close\r\nContent-Length: 0\r\n\r\n", AppProtocol::Unspecified),
+        ("HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n", AppProtocol::Tcp),
+    ] {
+        let pair = Pair::start_as(answering(answer).await, declared, AppProtocol::Unspecified).await;
+        let answered = support::exchange(pair.proxy, REQUEST).await;
+        assert_eq!(answered.get(9..12), answer.get(9..12), "{answered}");
+        let (_, mut tcp) = pair.connect("db:80").await;
+        assert!(is_answered(&mut tcp).await, "{answer}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_of_http_in_a_tunnel_is_the_last_one_that_a_tunnel_gets() {
+    let closing = "HTTP/1.1 400 Bad Request\r\nconnection: close\r\ncontent-length: 0\r\n\r\n";
+    let staying = "HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n";
+    for (answer, is_known) in [(staying, true), (closing, false), ("HTTP/1.0 200 OK\r\n\r\n", false)] {
+        let (app, _got) = recording(answer.as_bytes()).await;
+        let pair = Pair::start(app, AppProtocol::Unspecified).await;
+        for number in [0, 1] {
+            let (_, mut tcp) = pair.connect("db:80").await;
+            assert!(!is_answered(&mut tcp).await, "{answer}");
+            let inside = line(&pair.inbound, number).await;
+            assert_eq!(inside["cause"], "downstream_protocol_error", "{inside}");
+            let is_refused = inside["cause_detail"] == ANSWERED;
+            assert_eq!(is_refused, is_known && number == 1, "{inside}");
+        }
+    }
+}
+
+/// The first answer is the caller's own word, as uWSGI and Netty give it.
+#[tokio::test(flavor = "multi_thread")]
+async fn requests_behind_an_answer_that_looks_like_none_break_the_tunnel_with_theirs() {
+    let app = support::upstream(|held| {
+        let answer = if held.starts_with(b"GET a X") { "X 200 OK" } else { "HTTP/1.1 200 OK" };
+        held.ends_with(b"\r\n\r\n").then(|| format!("{answer}\r\ncontent-length: 0\r\n\r\n").into_bytes())
+    });
+    let pair = Pair::start(app.await.address, AppProtocol::Unspecified).await;
+    let (_, mut tcp) = pair.connect("db:80").await;
+    tcp.write_all(b"GET a X\r\nHost: a\r\n\r\n").await.unwrap();
+    support::read_until(&mut tcp, "\r\n\r\n").await;
+    tcp.write_all(b"DELETE /admin HTTP/1.1\r\nHost: a\r\n\r\n").await.unwrap();
     let answer = all(&mut tcp).await;
     assert!(answer.as_ref().map_or(true, Vec::is_empty), "{answer:?}");
     assert_eq!(line(&pair.inbound, 0).await["cause"], "downstream_protocol_error");

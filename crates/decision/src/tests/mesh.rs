@@ -177,6 +177,41 @@ fn the_inbound_side_knows_its_ports_by_server_name() {
 }
 
 #[test]
+fn what_an_application_has_shown_to_speak_holds_for_its_port_until_something_else_is_declared() {
+    use v1::service_port::AppProtocol;
+    let serving = |protocol: AppProtocol, port| {
+        let served = |service: &str, app_port| v1::workload::Served {
+            service: service.into(),
+            service_port: port,
+            app_port,
+            protocol: protocol.into(),
+        };
+        let workload = v1::Workload {
+            spiffe_id: "spiffe://m/ns/shop/sa/web".into(),
+            services: vec![served("shop/web", 8080), served("shop/too", 8080), served("shop/db", 8081)],
+            ..Default::default()
+        };
+        Change::upsert("shop/web-1", "1", &workload)
+    };
+    let mut builder = SnapshotBuilder::new();
+    let known = |snapshot: &Snapshot| {
+        let inbound = snapshot.inbound().unwrap();
+        [0, 1, 2].map(|number| inbound.speaks_http(&inbound.ports[number]))
+    };
+    let first = build(&mut builder, [serving(AppProtocol::Unspecified, 80)]);
+    assert_eq!(known(&first), [false; 3]);
+    let port = &first.inbound().unwrap().ports[0];
+    assert!(port.state.shows_http());
+    assert!(!port.state.shows_http(), "it is known");
+    assert_eq!(known(&first), [true, true, false], "both services have the same application");
+    let again = build(&mut builder, [serving(AppProtocol::Unspecified, 80)]);
+    assert_eq!(known(&again), [true, true, false]);
+    build(&mut builder, [serving(AppProtocol::Tcp, 80)]);
+    let undeclared = build(&mut builder, [serving(AppProtocol::Unspecified, 80)]);
+    assert_eq!(known(&undeclared), [false; 3]);
+}
+
+#[test]
 fn a_bundle_older_than_the_one_held_is_refused_so_that_nothing_revoked_comes_back() {
     let mut builder = SnapshotBuilder::new();
     let bundle = |sequence| v1::Bundle { sequence, ..v1::Bundle::default() };

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use meshwork_decision::{Answer, AttemptOutcome, Cause, PushBack, http_status};
-use meshwork_http1::{KnownName, ResponseHead};
+use meshwork_decision::{Answer, AppProtocol, AttemptOutcome, Cause, InboundPort, PushBack, http_status};
+use meshwork_http1::{KnownName, ResponseHead, Version};
 use meshwork_telemetry::grpc_name;
 
 use super::kin::OVERLOADED;
@@ -54,6 +54,23 @@ pub(crate) fn outcome(response: &ResponseHead, is_grpc: bool) -> AttemptOutcome 
             AttemptOutcome::Overloaded
         }
         outcome => outcome,
+    }
+}
+
+/// Whether a server of HTTP alone answers so: in HTTP/1.1 or HTTP/2, and it would take another request. What speaks something
+/// else may know one that has gone astray, and says so before it closes: in HTTP/1.0 the ports for binary clients of MongoDB,
+/// `ClickHouse` and Elasticsearch, in any version servers of TLS. Their tunnels must not end by that.
+pub(crate) fn is_of_http_server(response: &ResponseHead) -> bool {
+    response.version == Version::Http11 && (response.keep_alive || response.tunnel)
+}
+
+/// The application beside us has answered like this on a connection of its port: see [`is_of_http_server`].
+pub(crate) fn shows_http(port: &InboundPort) {
+    if port.state.shows_http() && port.protocol == AppProtocol::Detect {
+        tracing::info!(
+            port = &*port.label,
+            "the application speaks HTTP: its port takes requests, and opaque connections only if it declares tcp"
+        );
     }
 }
 

@@ -27,7 +27,7 @@
 //! A phase that cannot go on returns a [`Failure`]; what the caller is told then is decided in one place, `reply.rs`.
 
 mod affinity;
-mod answer;
+pub(crate) mod answer;
 mod aside;
 pub(crate) mod attempt;
 mod body;

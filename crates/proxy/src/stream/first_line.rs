@@ -21,18 +21,22 @@
 /// what is skipped before it, have no end with some of them.
 const LONGEST: usize = 1 << 21;
 /// Of a word so much is kept; longer ones are none that is looked for.
-const KEPT: usize = 12;
+const KEPT: usize = 13;
 /// What the second version of the PROXY protocol begins with, before a word that is `QUIT`.
 const SIGNATURE: &[u8; 7] = b"\r\n\r\n\0\r\n";
 /// What is a request with one word behind it, to a server that knows HTTP/0.9 or looks for no version.
 const COMMON: [&[u8]; 9] =
     [b"GET", b"HEAD", b"POST", b"PUT", b"DELETE", b"OPTIONS", b"TRACE", b"CONNECT", b"PATCH"];
-/// So are these where the word is a path: what else `llhttp` knows.
-const LESS_COMMON: [&[u8]; 27] = [
+/// So are these where the word is a path: what else `llhttp` knows, those of RTSP among it.
+const LESS_COMMON: [&[u8]; 38] = [
     b"ACL",
+    b"ANNOUNCE",
     b"BIND",
     b"CHECKOUT",
     b"COPY",
+    b"DESCRIBE",
+    b"FLUSH",
+    b"GET_PARAMETER",
     b"LINK",
     b"LOCK",
     b"M-SEARCH",
@@ -42,16 +46,23 @@ const LESS_COMMON: [&[u8]; 27] = [
     b"MKCOL",
     b"MOVE",
     b"NOTIFY",
+    b"PAUSE",
+    b"PLAY",
     b"PRI",
     b"PROPFIND",
     b"PROPPATCH",
     b"PURGE",
     b"QUERY",
     b"REBIND",
+    b"RECORD",
+    b"REDIRECT",
     b"REPORT",
     b"SEARCH",
+    b"SETUP",
+    b"SET_PARAMETER",
     b"SOURCE",
     b"SUBSCRIBE",
+    b"TEARDOWN",
     b"UNBIND",
     b"UNLINK",
     b"UNLOCK",

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use h2::server::SendResponse;
 use http::{Method, Response, StatusCode};
-use meshwork_decision::{Cause, InboundPort, UNTOLD, split_authority};
+use meshwork_decision::{Cause, Inbound, InboundPort, UNTOLD, split_authority};
 use meshwork_telemetry::Phase;
 use tokio::net::TcpStream;
 
@@ -23,6 +23,7 @@ use crate::http::payload::{Backlog, Payload};
 use crate::http::stream::told;
 use crate::http::tunnel::Tunnel;
 use crate::io::Io;
+use crate::request::answer::shows_http;
 use crate::upstream::connect::{CONNECT_TIMEOUT, connect};
 use crate::worker::View;
 
@@ -45,14 +46,20 @@ pub(crate) async fn serve(
         }
     };
     let outcome = match (opened, answered) {
-        (Ok((mut app, is_declared)), Ok(sink)) => {
+        (Ok((mut app, port)), Ok(sink)) => {
             let source = H2Source::new(request.into_body(), &conn.worker.shared.settings.limits);
             let tunnel = Tunnel::new(source, sink, None);
-            let mut down = match is_declared {
+            let mut down = match port.protocol.is_opaque() {
                 true => End::Tunnel(Box::new(tunnel)),
                 false => End::Opaque(Box::new((tunnel, Watch::new()))),
             };
-            transfer::run(&cx, None, (&mut down, &mut app), Bytes::new(), &mut journey).await
+            let moved = transfer::run(&cx, None, (&mut down, &mut app), Bytes::new(), &mut journey).await;
+            if let End::Opaque(watched) = &down
+                && watched.1.has_met_a_server()
+            {
+                shows_http(port);
+            }
+            moved
         }
         (Err(failure), _) => Err(failure),
         (Ok(_), Err(error)) => {
@@ -76,14 +83,14 @@ fn answer(
     Ok(H2Sink::new(respond.send_response(response, end)?, backlog, end))
 }
 
-/// The application, and whether its port says that it is opaque.
-async fn open(
+/// The application, and its port.
+async fn open<'v>(
     cx: &Carried<'_>,
     conn: &Conn,
-    view: &View,
+    view: &'v View,
     request: &http::Request<h2::RecvStream>,
     journey: &mut Journey,
-) -> Result<(End, bool), Failure> {
+) -> Result<(End, &'v InboundPort), Failure> {
     if *request.method() != Method::CONNECT {
         let why = "this port takes tunnels only: CONNECT over HTTP/2";
         return Err(Failure::downstream(Cause::NotImplemented).because(why));
@@ -93,17 +100,9 @@ async fn open(
     journey.enter(Phase::Overload);
     conn.worker.check_memory()?;
     journey.enter(Phase::Route);
-    let port = app_port(conn, view, authority)?;
+    let (inbound, port) = app_port(conn, view, authority)?;
     journey.own(port);
-    let is_declared = match outbound::declared(port.protocol) {
-        None => false,
-        Some(Inside::Opaque) => true,
-        Some(Inside::Http1 | Inside::Http2) => {
-            // What the application is told of callers, and what keeps them within bounds, comes with requests.
-            let why = "its port declares HTTP: it takes requests, and no tunnels";
-            return Err(Failure::downstream(Cause::DownstreamProtocolError).because(why));
-        }
-    };
+    takes_tunnels(inbound, port)?;
     journey.enter(Phase::Authorize);
     port.admit(conn.peer_id()).map_err(|cause| Failure::downstream(cause).because(&*port.sni))?;
     route::authorize(&port.authorization, conn.peer_id())?;
@@ -112,18 +111,36 @@ async fn open(
     journey.enter(Phase::Connect);
     let dialing = connect(address, CONNECT_TIMEOUT);
     let tcp: TcpStream = cx.unless_ended(Box::pin(dialing)).await?;
-    Ok((End::Socket(Io::Tcp(tcp)), is_declared))
+    Ok((End::Socket(Io::Tcp(tcp)), port))
+}
+
+/// What the application is told of callers, and what keeps them within bounds, comes with requests.
+fn takes_tunnels(inbound: &Inbound, port: &InboundPort) -> Result<(), Failure> {
+    let why = match outbound::declared(port.protocol) {
+        Some(Inside::Opaque) => return Ok(()),
+        Some(Inside::Http1 | Inside::Http2) => "its port declares HTTP: it takes requests, and no tunnels",
+        // Which bytes it would take for a request nobody knows better than the application.
+        None if inbound.speaks_http(port) => {
+            "its application has answered in HTTP: it takes requests, and no tunnels unless its port declares tcp"
+        }
+        None => return Ok(()),
+    };
+    Err(Failure::downstream(Cause::DownstreamProtocolError).because(why))
 }
 
 /// The application's port: as for requests, by the name of the handshake, which callers in the mesh set; for others by the
 /// port that the CONNECT names. Either way that must be the one, or a caller who wants something else would be told that he
 /// has it.
-fn app_port<'v>(conn: &Conn, view: &'v View, authority: &str) -> Result<&'v InboundPort, Failure> {
+fn app_port<'v>(
+    conn: &Conn,
+    view: &'v View,
+    authority: &str,
+) -> Result<(&'v Inbound, &'v InboundPort), Failure> {
     let unknown = |why: &str| Failure::local(Cause::UnknownAppPort).because(Arc::<str>::from(why));
     let inbound = view.snapshot.inbound().ok_or_else(|| unknown(UNTOLD))?;
     let port = match conn.sni.as_deref().filter(|sni| sni.ends_with(".mesh")) {
         Some(sni) => inbound.by_sni(sni).ok_or_else(|| unknown(sni))?,
         None => inbound.by_port(split_authority(authority).1).map_err(|_| unknown(authority))?,
     };
-    if port.is_meant_by(authority) { Ok(port) } else { Err(unknown(authority)) }
+    if port.is_meant_by(authority) { Ok((inbound, port)) } else { Err(unknown(authority)) }
 }

@@ -16,8 +16,14 @@
 //! connection never becomes one of HTTP, where nothing was asked that could be a request: a line of two words. Some servers begin
 //! their answer with what the caller wrote. So whoever speaks first, as mail and MySQL do, or has answered such a thing, as databases
 //! do, is looked at no more, whatever is stored in it.
+//!
+//! An application that has answered as servers of HTTP do, here or to a request, is watched no more: its port takes no further tunnels,
+//! see `hbone.rs`.
+
+use meshwork_http1::{HeadScan, Limits, Parsed, RequestKind, ResponseHead, parse_response};
 
 use super::first_line::{FirstLine, Version, White};
+use crate::request::answer;
 
 /// Any one byte that is no letter and no digit may part its words, as for
 /// [`meshwork_http1::KnownName::is_mistaken_for_proxies_word`].
@@ -26,6 +32,8 @@ const NAME: &[u8; 23] = b"x-forwarded-client-cert";
 const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// What a response of HTTP/1 begins with.
 const STATUS_LINE: &[u8] = b"HTTP/";
+/// The same behind another answer. Nothing else has it just where an answer begins.
+const NEXT_STATUS_LINE: &[u8] = b"HTTP/1.";
 /// Netty answers with the last word of a line, in capitals, of which there may be twice as many; it reads 4 KiB unless told
 /// otherwise.
 const LONGEST: usize = 64 * 1024;
@@ -41,6 +49,9 @@ pub(super) struct Watch {
     preface: Preface,
     asked: Asked,
     answer: Answer,
+    /// The caller has said something since the application's last bytes.
+    says_more: bool,
+    met_a_server: bool,
 }
 
 impl Watch {
@@ -51,6 +62,8 @@ impl Watch {
             preface: Preface::default(),
             asked: Asked::Nothing,
             answer: Answer::default(),
+            says_more: false,
+            met_a_server: false,
         }
     }
 
@@ -60,7 +73,9 @@ impl Watch {
             |line| line.shows_http(bytes),
             |field, preface| field.is_in(bytes) || preface.is_in(bytes),
         );
-        if self.answer.told == Told::Unclear {
+        self.says_more |= !bytes.is_empty();
+        // Who writes the caller's words back has them all before it begins to: what comes behind that is not asked.
+        if self.answer.length == 0 {
             self.asked.goes_on(bytes);
         }
         is_http
@@ -92,16 +107,38 @@ impl Watch {
     }
 
     /// Whether these bytes are what HTTP answers. They have not been passed on yet.
-    pub(super) fn is_answer(&self, bytes: &[u8]) -> bool {
-        let mut answer = self.answer;
-        answer.goes_on(bytes);
-        answer.told == Told::Http
+    pub(super) fn is_answer(&mut self, bytes: &[u8]) -> bool {
+        let is_http = match self.answer.told {
+            // A server that took the first line for a request in its own way begins the next answer as it should.
+            Told::Other => self.asked == Asked::Line && self.says_more && bytes.starts_with(NEXT_STATUS_LINE),
+            Told::Unclear | Told::Http => {
+                let mut answer = self.answer;
+                answer.goes_on(bytes);
+                answer.told == Told::Http
+            }
+        };
+        self.met_a_server |= is_http && is_of_http_server(bytes);
+        is_http
+    }
+
+    /// Whether the application has answered as a server of HTTP does.
+    pub(super) fn has_met_a_server(&self) -> bool {
+        self.met_a_server
     }
 
     /// These were passed on.
     pub(super) fn answered(&mut self, bytes: &[u8]) {
         self.answer.goes_on(bytes);
+        self.says_more &= bytes.is_empty();
     }
+}
+
+/// Whether a server of HTTP alone answers so; whose head does not come whole is not known for one.
+fn is_of_http_server(bytes: &[u8]) -> bool {
+    let mut head = ResponseHead::new();
+    let parsed =
+        parse_response(bytes, &Limits::default(), RequestKind::Other, &mut HeadScan::default(), &mut head);
+    matches!(parsed, Ok(Parsed::Done { .. })) && answer::is_of_http_server(&head)
 }
 
 /// What the caller has said before the application. No first line is an exception, not even that of Redis' protocol: uWSGI passes over
@@ -182,9 +219,9 @@ impl Answer {
         if is_frame(first) {
             return Told::Unclear;
         }
-        // No server has a word that is longer from its caller, or begins with a control byte; others may be of it.
+        // No server has a word that is longer from its caller, or begins with what Java trims; others may be of it.
         let is_word = !byte.is_ascii_whitespace() && self.length <= LONGEST;
-        if is_word && !first[0].is_ascii_control() { Told::Unclear } else { Told::Other }
+        if is_word && first[0] >= b' ' { Told::Unclear } else { Told::Other }
     }
 }
 
@@ -198,9 +235,10 @@ fn is_frame(first: &[u8]) -> bool {
     })
 }
 
-/// Looks for a line that begins with the name of the field that says who calls, and `:`, as the most lenient of servers read
-/// lines. What is no character may stand before either. A CR ends a line, alone or with any one byte (PHP), or is nothing
-/// (busybox), and a line's end within a name may be nothing, too (PHP).
+/// Looks for a line that begins with the name of the field that says who calls, as the most lenient of servers read lines. What
+/// is no character may stand before it. Behind it stands whatever cannot belong to a longer name: to some that is its end, and
+/// the colon comes later (Netty before 4.1.42) or never (webfs); so it is where the value is on the next line. A CR
+/// ends a line, alone or with any one byte (PHP), or is nothing (busybox), and a line's end within a name may be nothing, too (PHP).
 ///
 /// Each bit is a place where the reading may be.
 #[derive(Clone, Copy, Debug)]
@@ -208,10 +246,12 @@ struct Field(u32);
 
 /// A line begins; blanks may.
 const BEGIN: u32 = 1;
-/// The whole name was there; blanks may follow.
+/// The whole name was there.
 const END: u32 = BEGIN << NAME.len();
+/// And then the line has ended.
+const LATE: u32 = END << 1;
 /// The byte before was a CR.
-const CUT: u32 = END << 1;
+const CUT: u32 = LATE << 1;
 const OF_NAME: [u32; 256] = places(NAME, true);
 const OF_PREFACE: [u32; 256] = places(PREFACE, false);
 
@@ -249,7 +289,7 @@ impl Field {
     fn is_in(&mut self, mut bytes: &[u8]) -> bool {
         while let Some((&byte, rest)) = bytes.split_first() {
             bytes = rest;
-            if byte == b':' && self.0 & END != 0 {
+            if self.ends(byte) {
                 return true;
             }
             self.goes_on(byte);
@@ -261,17 +301,29 @@ impl Field {
         false
     }
 
+    /// Whether the name was there, and is no longer one with this byte.
+    fn ends(&self, byte: u8) -> bool {
+        let is_end = matches!(byte, b'\r' | b'\n');
+        let goes_on = is_end || byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_');
+        // Of what begins a line only a blank goes on with the one before. Lists of names have other lines, Redis' keys for one.
+        let is_late = byte == b':' || is_blank(byte) && !is_end;
+        self.0 & END != 0 && !goes_on || self.0 & LATE != 0 && is_late
+    }
+
     fn goes_on(&mut self, byte: u8) {
         let at = self.0 & !CUT;
         let stays = match byte {
             b'\r' | b'\n' => at | BEGIN,
-            _ if is_blank(byte) => at & (BEGIN | END),
+            _ if is_blank(byte) => at & BEGIN,
             _ => 0,
         };
         // Behind a CR any one byte may belong to the line's end, also within the name.
         let is_cut = if self.0 & CUT == 0 { 0 } else { at };
         let cuts = if byte == b'\r' { CUT } else { 0 };
         self.0 = (at & OF_NAME[usize::from(byte)]) << 1 | stays | is_cut | cuts;
+        if byte == b'\n' && self.0 & END != 0 {
+            self.0 = self.0 & !END | LATE;
+        }
     }
 }
 

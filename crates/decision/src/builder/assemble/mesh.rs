@@ -74,9 +74,11 @@ impl Built {
 
     /// What the instance beside us serves.
     pub(super) fn inbound(&self, held: &Held, old: &Snapshot) -> BTreeMap<Arc<str>, Arc<Inbound>> {
-        let known = |key: &ClusterKey, app_port: u16| {
+        let known = |served: &crate::convert::ServedSpec| {
             let mut ports = old.inbound.values().flat_map(|inbound| &inbound.ports);
-            Some(ports.find(|port| port.key == *key && port.app_port == app_port)?.state.clone())
+            let old = ports.find(|port| port.key == served.key && port.app_port == served.app_port)?;
+            let is_as_declared = old.protocol == served.protocol;
+            Some(if is_as_declared { old.state.clone() } else { old.state.redeclared() })
         };
         let port = |served: &crate::convert::ServedSpec| {
             let parent = Parent::Service(Arc::clone(&served.key.service));
@@ -94,7 +96,7 @@ impl Built {
                 rate_limit: self.policies.rate_limit_of(&served.key.service, section),
                 overload: self.policies.overload_of(&served.key.service, section),
                 sni: mesh_sni(&served.key).into(),
-                state: known(&served.key, served.app_port).unwrap_or_default(),
+                state: known(served).unwrap_or_default(),
             }
         };
         held.workloads

@@ -21,10 +21,13 @@ impl Attempts<'_> {
     ) {
         let worker = &self.conn.worker;
         let took = self.behind.took(self.began, now);
-        if let (Target::App { port, .. }, Ok(())) = (self.target, &outcome)
-            && answer::outcome(response, is_grpc) == AttemptOutcome::Success
-        {
-            port.state.answered(took, now);
+        if let (Target::App { port, .. }, Ok(())) = (self.target, &outcome) {
+            if answer::is_of_http_server(response) {
+                answer::shows_http(port);
+            }
+            if answer::outcome(response, is_grpc) == AttemptOutcome::Success {
+                port.state.answered(took, now);
+            }
         }
         let (Target::Service { cluster, .. }, Some(_)) = (self.target, &self.endpoint) else { return };
         let answer = match outcome {

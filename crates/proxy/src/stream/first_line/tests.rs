@@ -53,6 +53,10 @@ const HTTP: &[&[u8]] = &[
     b"M-SEARCH *\r\n",                                    // Node
     b"UNSUBSCRIBE /x\r\n",                                // Node, PHP
     b"PRI /\r\n",                                         // Node
+    b"DESCRIBE /x\r\n",                                   // Node, aiohttp, httptools
+    b"GET_PARAMETER *\r\n",                               // Node
+    b"SET_PARAMETER http://a/x\r\n",                      // Node
+    b"TEARDOWN /x\r\n",                                   // Node
     b"GET /",
     b"PROXY /admin HTTP/1.1\r\n",
     b"PROXY * HTTP/1.1\r\n",
@@ -89,6 +93,8 @@ const OTHER: &[&[u8]] = &[
     b"QUIT\n",
     b"\0QUIT\n",
     b"A / b\r\n",
+    b"RECORD a\r\n",
+    b"GET_PARAMETERS /a\r\n",
     // Git's second version.
     b"0033git-upload-pack /p.git\0host=a\0\0version=2\0\x30014command=ls-refs\n",
     // Logs are none, also those of requests.

@@ -2,7 +2,7 @@ use proptest::prelude::*;
 
 use super::*;
 
-const SAYS_WHO_CALLS: [&[u8]; 14] = [
+const SAYS_WHO_CALLS: [&[u8]; 27] = [
     b"X\rq-Forwarded-Client-Cert:",
     b"a\r!X-Forwarded-Client-Cert:",
     b"X\n-Forwarded-Client\r\n-Cert\n:",
@@ -17,15 +17,33 @@ const SAYS_WHO_CALLS: [&[u8]; 14] = [
     b"X_FORWARDED.CLIENT~CERT \t:",
     b" \tx-forwarded-client-cert:",
     b"\rx-forwarded-client-cert:",
+    // Netty before 4.1.42, webfs.
+    b"x-forwarded-client-cert a: b",
+    b"X-Forwarded-Client-Cert x\r\n",
+    b"x-forwarded-client-cert\tURI=spiffe://a",
+    b"x-forwarded-client-cert\x1cURI=spiffe://a",
+    b"x-forwarded-client-cert\0",
+    b"x-forwarded-client-cert\xa0",
+    b"x-forwarded-client-cert;x",
+    b"x-forwarded-client-cert=x",
+    b"x-forwarded-client-cert\r;",
+    b"X-Forwarded-Client-Cert\r\n URI=spiffe://a",
+    b"X-Forwarded-Client-Cert\n\tURI=spiffe://a",
+    b"X-Forwarded-Client-Cert\r URI=spiffe://a",
+    b"X-Forwarded-Client-Cert\r\n\r\n\x0bURI=spiffe://a",
 ];
 
-const SAYS_NOTHING: [&[u8]; 6] = [
+const SAYS_NOTHING: [&[u8]; 9] = [
     b"x-forwarded-client-cert",
     b"x-forwarded-client-certs: a",
     b"a x-forwarded-client-cert: a",
     b"x-forwarded-client--cert: a",
-    b"x-forwarded-client-cert a: b",
+    b"x-forwarded-client-cert-chain: a",
+    b"x-forwarded-client-cert_of: a",
     b"x1forwarded1client1cert: a",
+    b"x-forwarded-client-cert\r\nhost: a",
+    // A key or a field's name in what Redis is told.
+    b"$23\r\nx-forwarded-client-cert\r\n$1\r\na\r\n",
 ];
 
 /// In any two parts, behind a line that some server takes for a request and nobody knows.
@@ -86,6 +104,40 @@ fn a_first_line_of_redis_s_protocol_is_no_reason_to_look_away() {
     assert!(watch.shows_http(b"GET a X\r\nX-Forwarded-Client-Cert: a\r\n"));
 }
 
+/// It took the first line for a request, and answered it with the caller's own word.
+#[test]
+fn a_later_answer_of_http_says_that_there_are_requests_after_all() {
+    let mut watch = Watch::new();
+    assert!(!watch.shows_http(b"GET a X\r\nHost: a\r\n\r\n"));
+    watch.answered(b"X 200 OK\r\n\r\n");
+    // What it answered with may be anything.
+    assert!(!watch.is_answer(b"HTTP/1.1 is what this page is about"));
+    assert!(!watch.shows_http(b"DELETE /admin HTTP/1.1\r\nHost: a\r\n\r\n"));
+    assert!(!watch.is_answer(b"see HTTP/1.1 "));
+    assert!(watch.is_answer(b"HTTP/1.1 200 OK\r\n\r\n"));
+}
+
+/// What was told to be kept, and is read later, may be an answer of somebody else.
+#[test]
+fn whoever_was_asked_nothing_like_a_request_answers_what_it_likes() {
+    let mut watch = Watch::new();
+    assert!(!watch.shows_http(b"*1\r\n$4\r\nPING\r\n"));
+    watch.answered(b"+PONG\r\n");
+    assert!(!watch.shows_http(b"get a b\n"));
+    assert!(!watch.is_answer(b"HTTP/1.1 200 OK\r\n\r\n"));
+}
+
+/// PostgreSQL asks for a password after it has begun, of which the length is a line's end.
+#[test]
+fn what_the_caller_says_to_an_answer_that_has_begun_is_not_asked() {
+    let mut watch = Watch::new();
+    assert!(!watch.shows_http(b"\0\0\0\x29\0\x03\0\0user\0a\0application_name\0a b\0\0"));
+    watch.answered(b"R\0\0\0\x08\0\0\0\x03");
+    assert!(!watch.shows_http(b"p\0\0\0\x0aabcde\0"));
+    watch.answered(b"R\0\0\0\x08\0\0\0\0S\0\0\0\x16application_name\0a b\0");
+    assert!(!watch.shows_http(b"Q\0\0\0\x40select '\nx-forwarded-client-cert: By=x\n'\0"));
+}
+
 #[test]
 fn an_answer_of_http_is_known_in_any_parts() {
     for answer in [
@@ -94,6 +146,9 @@ fn an_answer_of_http_is_known_in_any_parts() {
         b"\r\nHTTP/1.1 400",
         b"FOO/1.1 200",
         b"/HTTP/1.1 200",
+        b"\x7fX/1.1 200",
+        b"\x7f/1.1 200",
+        b"\x7f/\x7f/1.1 200",
         b"A-LONG-NAME-OF-A-PROTOCOL/10.12 200",
     ] {
         for cut in 0..answer.len() {
@@ -131,18 +186,40 @@ fn settings_of_http_2_are_no_reason_to_look_away() {
     assert!(watch.shows_http(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"));
 }
 
-/// Whether the text begins with what is left of the name, perhaps over a line's end, and a colon.
+/// Whether the text begins with what is left of the name, perhaps over a line's end, and what ends it.
 fn is_name(name: &[u8], text: &[u8]) -> bool {
     let Some((byte, text)) = text.split_first() else { return false };
-    let is_end = matches!(byte, b'\r' | b'\n') && name.len() < NAME.len();
-    // A CR may take a byte with it.
-    let is_cut = is_end && *byte == b'\r' && text.split_first().is_some_and(|(_, text)| is_name(name, text));
-    let goes_on = match name.split_first() {
-        None => *byte == b':' || !byte.is_ascii_graphic() && is_name(name, text),
-        Some((b'-', names)) => !byte.is_ascii_alphanumeric() && is_name(names, text),
-        Some((own, names)) => byte.eq_ignore_ascii_case(own) && is_name(names, text),
+    let Some((own, names)) = name.split_first() else {
+        return match byte {
+            b'\n' => goes_on_late(text),
+            // A CR may take a byte with it.
+            b'\r' => {
+                is_name(b"", text)
+                    || text.split_first().is_some_and(|(cut, text)| match cut {
+                        b'\n' => goes_on_late(text),
+                        _ => is_name(b"", text),
+                    })
+            }
+            _ => !byte.is_ascii_alphanumeric() && !b"-_".contains(byte),
+        };
+    };
+    let is_end = matches!(byte, b'\r' | b'\n');
+    let is_cut = *byte == b'\r' && text.split_first().is_some_and(|(_, text)| is_name(name, text));
+    let goes_on = match own {
+        b'-' => !byte.is_ascii_alphanumeric() && is_name(names, text),
+        own => byte.eq_ignore_ascii_case(own) && is_name(names, text),
     };
     goes_on || is_end && is_name(name, text) || is_cut
+}
+
+/// Whether what begins here goes on with the line that was the name.
+fn goes_on_late(text: &[u8]) -> bool {
+    let Some((byte, text)) = text.split_first() else { return false };
+    match byte {
+        b'\n' => goes_on_late(text),
+        b'\r' => goes_on_late(text) || text.split_first().is_some_and(|(_, text)| goes_on_late(text)),
+        _ => *byte == b':' || !byte.is_ascii_graphic(),
+    }
 }
 
 proptest! {
