@@ -71,7 +71,8 @@ fn what_is_explained_is_what_then_happens() {
         ("GET", "shop.example", &format!("/api/{}", "x".repeat(16_360)), 200),
         ("GET", "shop.example", &format!("/api/{}", "x".repeat(16_370)), 414),
         ("GET", "shop.example:99999", "/api/x", 400),
-        ("GET", "shop.example:", "/api/x", 400),
+        ("GET", "shop.example:", "/api/x", 200),
+        ("GET", "shop.example::", "/api/x", 400),
         ("GET", "[shop.example]", "/api/x", 400),
         ("CONNECT", "shop.example:80", "shop.example:80", 501),
     ] {

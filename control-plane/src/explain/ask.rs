@@ -45,9 +45,14 @@ impl Ask {
         self.path.as_deref().unwrap_or("/")
     }
 
+    /// The host as proxies read it: an empty port is none.
+    pub(super) fn authority(&self) -> &str {
+        self.host.strip_suffix(':').unwrap_or(&self.host)
+    }
+
     /// The request as decisions see it.
     pub(super) fn request(&self, snapshot: &Snapshot) -> Result<OwnedRequest, Problem> {
-        let (host, port) = split_authority(&self.host);
+        let (host, port) = split_authority(self.authority());
         if host.is_empty() || host.contains(['/', ' ']) {
             return Err(bad("host", "a name or address, as shop.example or shop.example:8080"));
         }
@@ -57,7 +62,7 @@ impl Ask {
         if !(path.starts_with('/') || path == "*") {
             return Err(bad("path", "a path that begins with /"));
         }
-        let mut request = OwnedRequest::get(&self.host, path).method(method);
+        let mut request = OwnedRequest::get(self.authority(), path).method(method);
         request.port = port;
         for (name, value) in &self.headers {
             let valid =

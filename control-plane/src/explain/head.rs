@@ -23,7 +23,7 @@ pub(super) fn refusal(ask: &Ask) -> Result<Option<ParseError>, Problem> {
     match parse_request(text.as_bytes(), &Limits::default(), &mut HeadScan::default(), &mut head) {
         Err(error) => Ok(Some(error)),
         Ok(_) if head.target.as_str() != target => Err(bad("path", "one path: this one ends its line")),
-        Ok(_) if head.fields.known(KnownName::Host) != Some(ask.host.as_bytes()) => {
+        Ok(_) if head.fields.known(KnownName::Host) != Some(ask.authority().as_bytes()) => {
             Err(bad("host", "one host: this one ends its line"))
         }
         Ok(_) => Ok(None),

@@ -145,6 +145,8 @@ struct Held {
 pub(crate) struct Deny {
     store: Store,
     held: Mutex<Held>,
+    /// Whoever writes to the store: one after the other, and nobody who only puts something in force waits for it.
+    writing: Mutex<()>,
     authority: Arc<Authority>,
     identity: Arc<Identity>,
     connections: Connections,
@@ -161,7 +163,7 @@ impl Deny {
     ) -> Self {
         let bundles = watch::Sender::new(identity.bundle());
         let held = Mutex::new(Held { record, is_kept: true });
-        Self { store, held, authority, identity, connections, bundles }
+        Self { store, held, writing: Mutex::new(()), authority, identity, connections, bundles }
     }
 
     /// The bundle, now and after each change.
@@ -179,49 +181,67 @@ impl Deny {
     /// It is in force before it is kept, and stays so where it cannot be: whoever revokes must not wait for a disk. That it is
     /// not kept is said then, so that nobody takes it for done.
     pub(crate) async fn add(&self, denied: Denied, created: Duration) -> Result<Entry, TrustError> {
-        let mut held = self.held.lock().await;
-        let known = held.record.entries.iter().find(|entry| says(&entry.denied, &denied)).cloned();
-        let entry = if let Some(entry) = known {
-            entry
-        } else {
-            let (next, entry) = held.record.with(denied, created)?;
-            self.put_in_force(&mut held, next)?;
-            entry
+        let entry = {
+            let mut held = self.held.lock().await;
+            let known = held.record.entries.iter().find(|entry| says(&entry.denied, &denied)).cloned();
+            if let Some(entry) = known {
+                entry
+            } else {
+                let (next, entry) = held.record.with(denied, created)?;
+                self.put_in_force(&mut held, next)?;
+                entry
+            }
         };
-        self.keep(&mut held).await.map_err(TrustError::NotKept)?;
+        self.keep().await.map_err(TrustError::NotKept)?;
         Ok(entry)
     }
 
     /// Gives trust back; says whether there was such an entry. Where that cannot be kept it stays denied: it would be again
     /// after a restart.
     pub(crate) async fn remove(&self, id: u64, now: Duration) -> Result<bool, TrustError> {
-        let mut held = self.held.lock().await;
-        let mut next = held.record.clone();
-        next.sequence = held.record.next_sequence(now);
-        next.entries.retain(|entry| entry.id != id);
-        if next.entries.len() == held.record.entries.len() {
-            return Ok(false);
-        }
-        // Also where nobody waits for the answer any more, or where it is not known whether it was written.
-        held.is_kept = false;
+        let writing = self.writing.lock().await;
+        let without = |held: &Held| {
+            let mut next = held.record.clone();
+            next.sequence = held.record.next_sequence(now);
+            next.entries.retain(|entry| entry.id != id);
+            next
+        };
+        let next = {
+            let mut held = self.held.lock().await;
+            let next = without(&held);
+            if next.entries.len() == held.record.entries.len() {
+                return Ok(false);
+            }
+            // Also where nobody waits for the answer any more, or where it is not known whether it was written.
+            held.is_kept = false;
+            next
+        };
         self.write(&next).await?;
-        self.put_in_force(&mut held, next)?;
-        held.is_kept = true;
+        let mut held = self.held.lock().await;
+        // What was put in force meanwhile stays so, and is kept by whoever did that.
+        let now_in_force = without(&held);
+        let is_kept = now_in_force.entries == next.entries;
+        self.put_in_force(&mut held, if is_kept { next } else { now_in_force })?;
+        held.is_kept = is_kept;
+        drop((held, writing));
         Ok(true)
     }
 
     /// Keeps what is in force, where it is not kept.
-    async fn keep(&self, held: &mut Held) -> Result<(), StoreError> {
-        if !held.is_kept {
-            self.write(&held.record).await?;
-            held.is_kept = true;
-        }
-        Ok(())
-    }
-
-    async fn keep_rest(&self) -> Result<(), StoreError> {
+    async fn keep(&self) -> Result<(), StoreError> {
+        let _writing = self.writing.lock().await;
+        let record = {
+            let held = self.held.lock().await;
+            if held.is_kept {
+                return Ok(());
+            }
+            held.record.clone()
+        };
+        self.write(&record).await?;
         let mut held = self.held.lock().await;
-        self.keep(&mut held).await
+        // What came after it is kept by whoever put it in force.
+        held.is_kept = held.record.sequence == record.sequence;
+        Ok(())
     }
 
     async fn write(&self, record: &Record) -> Result<(), StoreError> {
@@ -254,7 +274,7 @@ pub(super) async fn keep_rest(deny: Weak<Deny>, mut failing: watch::Receiver<Opt
         let is_failing = failing.borrow_and_update().is_some();
         let Some(deny) = deny.upgrade() else { return };
         // Where it fails once more, that is the next change.
-        if !is_failing && let Err(error) = deny.keep_rest().await {
+        if !is_failing && let Err(error) = deny.keep().await {
             tracing::warn!(%error, "deny entries that are in force are not kept yet");
         }
     }

@@ -211,7 +211,7 @@ fn told(rate: Rate, taken: Result<u64, u64>, leaves: u64, now: u64) -> Allowance
     };
     let ahead = tat.saturating_sub(now);
     let room = rate.tolerance.saturating_sub(ahead);
-    let remaining = u32::try_from(room / rate.interval).unwrap_or(u32::MAX);
+    let remaining = u32::try_from(room.saturating_sub(leaves) / rate.interval).unwrap_or(u32::MAX);
     // Who was refused for its share alone waits as long as one request takes.
     let needed = rate.interval + leaves;
     let wait = if room >= needed { rate.interval } else { needed - room };

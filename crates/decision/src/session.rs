@@ -102,6 +102,7 @@ impl SessionPersistence {
         if !token.bytes().all(|byte| byte.is_ascii_hexdigit()) || parts.next().is_some() {
             return None;
         }
+        let until = until.map(|until| if until < SECONDS { until * 1_000 } else { until });
         let until = match self.absolute_timeout {
             Some(longest) => Some(until.filter(|until| holds(*until, longest, wall))?),
             None => None,
@@ -159,6 +160,9 @@ impl SessionPersistence {
         })
     }
 }
+
+/// What an end in seconds, as it was before it was in milliseconds, is always below.
+const SECONDS: u64 = 100_000_000_000;
 
 /// A number of a value, where there is one.
 fn number(hex: Option<&str>) -> Option<Option<u64>> {

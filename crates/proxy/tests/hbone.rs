@@ -452,6 +452,13 @@ async fn an_application_that_has_answered_in_http_takes_no_tunnels_any_more() {
         (&"downstream_protocol_error".into(), &ANSWERED.into()),
         "{refused}"
     );
+    // To who asked it is no failure of the endpoint, which would be passed by for requests too.
+    let told = line(&pair.outbound, 1).await;
+    assert_eq!(
+        (&told["cause"], &told["response_flags"]),
+        (&"downstream_protocol_error".into(), &"DPE".into()),
+        "{told}"
+    );
     // What is open goes on, and so do requests.
     assert!(is_answered(&mut before).await);
     assert!(support::exchange(pair.proxy, REQUEST).await.starts_with("HTTP/1.1 404"));

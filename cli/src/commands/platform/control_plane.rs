@@ -117,9 +117,6 @@ pub(super) async fn start(
     followed.follow(&plane);
     let readiness = Readiness::new();
     let synced = readiness.condition("synced");
-    if let Some(trust) = plane.trust() {
-        tokio::spawn(readiness.condition("store").follow(trust.failing()));
-    }
     let waited = plane.clone();
     tokio::spawn(async move { waited.tell_synced(synced).await });
     let api_address = args.api_address.unwrap_or_else(|| SocketAddr::new(process.plain_address(), 15014));

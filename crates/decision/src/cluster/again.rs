@@ -89,10 +89,12 @@ impl Cluster {
         let set = self.endpoints();
         let regard =
             Regard::new(&set, now, &[], self.preference.panic_threshold).of_retry(true, &self.limits);
-        let mut barred =
-            set.pickable().iter().map(|endpoint| regard.barred_without(endpoint, None)).peekable();
-        let may = barred.peek().is_none() || barred.any(|barred| barred < Barred::Full);
-        may.then_some(()).ok_or(Cause::MaxRetries)
+        let barred = set.pickable().iter().map(|endpoint| regard.barred_without(endpoint, None));
+        // One that is ejected has it where nobody else is.
+        match barred.min() {
+            Some(Barred::Full | Barred::Closed) => Err(Cause::MaxRetries),
+            None | Some(Barred::No | Barred::Awaited | Barred::Ejected) => Ok(()),
+        }
     }
 
     /// A limit, or the breaker of an endpoint, has refused a call.

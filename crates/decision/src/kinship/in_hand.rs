@@ -4,9 +4,9 @@
 //! is more than what is left. The proxy that has told it knows when the request is over.
 //!
 //! *How.* By the families of both. Several requests in hand may be of one, as where a caller asks twice for one request of its own, and
-//! nobody says for which of them a call is made. So it is for one that was told at least what the call says, and of those for the
-//! one that is over last: nobody's time is cut by what somebody else has. An application that says more than it was told has a
-//! reason of its own, and is believed.
+//! nobody says for which of them a call is made. So it is for one that was told just what the call says, as an application does that
+//! passes it on, and of those for the one that is over last: nobody's time is cut by what somebody else has. An application that
+//! says anything else has a reason of its own, and is believed.
 //!
 //! *Bounds.* An entry for each family of each request with a deadline, as long as the application has it in hand. What is over has
 //! none, nor have requests without a deadline: for those nothing is done here.
@@ -73,7 +73,7 @@ impl InHand {
 
     pub(super) fn left(&self, family: Family, said: Duration, now: Tick) -> Option<Duration> {
         let shard = self.shard(family).lock();
-        let perhaps = shard.get(&family)?.iter().filter(|one| one.told >= said);
+        let perhaps = shard.get(&family)?.iter().filter(|one| one.told == said);
         perhaps.map(|one| one.end.since(now)).max()
     }
 
@@ -106,7 +106,11 @@ mod tests {
         let request = coming(0, 2_000);
         in_hand.begin(ours, request);
         assert_eq!(in_hand.left(ours, ms(2_000), at(300)), Some(ms(1_700)));
-        assert_eq!(in_hand.left(ours, ms(500), at(300)), Some(ms(1_700)), "it may say less itself");
+        assert_eq!(
+            in_hand.left(ours, ms(500), at(300)),
+            None,
+            "it says less itself, for a request without a time perhaps"
+        );
         assert_eq!(in_hand.left(ours, ms(2_000), at(3_000)), Some(Duration::ZERO));
         assert_eq!(
             in_hand.left(ours, ms(2_001), at(300)),
@@ -128,7 +132,7 @@ mod tests {
             Some(ms(4_600)),
             "the only one that was told so much"
         );
-        assert_eq!(in_hand.left(ours, ms(1_000), at(400)), Some(ms(4_600)), "perhaps it is for that one");
+        assert_eq!(in_hand.left(ours, ms(1_000), at(400)), Some(ms(900)), "the one that is over last");
         in_hand.end(ours, long);
         assert_eq!(in_hand.left(ours, ms(1_000), at(400)), Some(ms(900)));
         in_hand.end(ours, early);

@@ -177,18 +177,6 @@ impl Gate {
         })
     }
 
-    /// When a place becomes free that nobody gives back: who works there is waited for by nobody any more.
-    #[must_use]
-    pub fn next_over(&self) -> Option<Tick> {
-        self.state.lock().limiter.next_over()
-    }
-
-    /// What an answer takes, as far as it is known here.
-    fn answer(&self) -> Option<Duration> {
-        let state = self.state.lock();
-        state.limiter.answer(state.config.as_deref()?)
-    }
-
     /// Calls whoever may go on by now, though nobody has come or gone.
     pub fn goes_by(self: &Arc<Self>, now: Tick) {
         self.with(now, |state, called| {
@@ -276,12 +264,6 @@ impl Pass {
     /// The request is sent now: until here it was ours.
     pub fn begins(&mut self, now: Tick) {
         self.began = now;
-    }
-
-    /// What an answer takes, as far as the gate knows.
-    #[must_use]
-    pub fn usual(&self) -> Option<Duration> {
-        self.gate.as_ref().and_then(|gate| gate.answer())
     }
 
     /// From now on its caller is waited for, who owes the rest of the request.

@@ -42,9 +42,10 @@ const INITIAL: f64 = 20.0;
 const STEEPEST: f64 = 0.5;
 /// One caller who leaves while little is let through for a measurement is no row.
 const SHORTEST_ROW: u32 = 3;
-/// A step that takes for longer than this and for so many times an answer's time is given up: hardly anybody is answered.
+/// A step that takes for longer than this, and for so many times what [`FEW`] answers take one after the other where no more may be
+/// under way, is given up: hardly anybody is answered.
 const GIVEN_UP: Duration = Duration::from_secs(5);
-const TIMES: u32 = 8;
+const TIMES: f64 = 3.0;
 /// A descent takes no more than one in so many parts of the time.
 const SELDOM: u32 = 20;
 
@@ -104,6 +105,8 @@ pub(crate) struct Gradient {
     descent: Option<Descent>,
     /// When to measure the time without a queue, unless it shows by itself.
     next_descent: Tick,
+    /// The last measurement was given up: the next one waits until then whatever happens.
+    given_up: bool,
     /// Limit and average before the first of a row of cuts.
     cut: Option<(f64, f64)>,
     /// How many in a row have ended without an answer, and when the limit was last cut for that.
@@ -193,14 +196,23 @@ impl Gradient {
     /// Time has gone by. Where the load is just what a measurement lets through too little of, all of it may wait for so long that
     /// nobody is answered, and nothing is ever measured.
     pub(crate) fn goes_by(&mut self, config: &AdaptiveConcurrency, now: Tick) {
-        let is_over = |descent: &Descent| {
-            now.since(descent.step) >= GIVEN_UP.max(time(descent.before).saturating_mul(TIMES))
-        };
-        if self.descent.as_ref().is_some_and(is_over) {
-            self.descent = None;
-            self.window = Window { began: now, ..Window::default() };
-            self.next_descent = now.after(config.min_rtt_interval);
+        let Some(descent) = &self.descent else { return };
+        let answers = f64::from(FEW) / f64::from(self.limit(config)) + 1.0;
+        if now.since(descent.step) < GIVEN_UP.max(time(descent.before).mul_f64(TIMES * answers)) {
+            return;
         }
+        let (took, before) = (now.since(descent.began), descent.before);
+        self.descent = None;
+        self.window = Window { began: now, ..Window::default() };
+        let mut rest = config.min_rtt_interval;
+        if self.measured().is_some() {
+            rest = rest.max(took * SELDOM);
+        } else {
+            // It was too much of it that led here.
+            (self.base, self.is_bound) = (Some(self.base.unwrap_or(before)), true);
+        }
+        self.next_descent = now.after(rest);
+        self.given_up = true;
     }
 
     /// Somebody was sent away since the limit kept it from going on.
@@ -297,7 +309,7 @@ impl Gradient {
             (self.base, self.is_bound) = (Some(average), true);
             self.plan(config, config.min_rtt_interval, now, rng);
         }
-        if window.held && (now >= self.next_descent || self.is_bound && window.sent_away) {
+        if window.held && (now >= self.next_descent || self.is_bound && window.sent_away && !self.given_up) {
             self.descend(config, limit, average, now);
             return;
         }
@@ -331,6 +343,7 @@ impl Gradient {
     /// Begins a descent, or its next step.
     fn descend(&mut self, config: &AdaptiveConcurrency, from: f64, average: f64, now: Tick) {
         let began = self.descent.as_ref().map_or(now, |descent| descent.began);
+        self.given_up = false;
         let limit = config.clamp((from / 2.0).floor());
         self.descent = Some(Descent {
             limit,

@@ -144,6 +144,7 @@ impl<W> Limiter<W> {
     }
 
     /// When the next of those under way whom nobody waits for any more does not count any longer.
+    #[cfg(test)]
     pub(crate) fn next_over(&self) -> Option<Tick> {
         self.at_work.peek().map(|Reverse(until)| *until)
     }
@@ -351,7 +352,7 @@ impl<W> Limiter<W> {
     }
 
     /// What an answer takes, as far as it is known.
-    pub(crate) fn answer(&self, config: &Overload) -> Option<Duration> {
+    fn answer(&self, config: &Overload) -> Option<Duration> {
         let measured = self.gradient.base().filter(|_| config.concurrency.can_halve());
         measured.or_else(|| self.answers.time())
     }

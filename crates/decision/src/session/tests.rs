@@ -64,6 +64,18 @@ fn a_session_ends_with_its_time_and_not_before() {
     );
 }
 
+/// As it was written before it was in milliseconds: during an upgrade both are brought.
+#[test]
+fn an_end_in_seconds_counts_too() {
+    let endpoint = crate::tests::endpoint(1, 1);
+    let session = kept(Carrier::SessionCookie, Some(Duration::from_secs(60)));
+    let token = session.token(&endpoint);
+    let value = format!("sid={token:016x}.{:x}", WALL.as_secs() + 60);
+    let request = OwnedRequest::get("h", "/").with_header("cookie", &value);
+    let after = |seconds| session.brought(&request, WALL + Duration::from_secs(seconds)).is_some();
+    assert!(after(0) && after(59) && !after(60));
+}
+
 #[test]
 fn a_session_that_begins_within_a_second_has_its_whole_time_and_no_more() {
     let endpoint = crate::tests::endpoint(1, 1);

@@ -141,6 +141,12 @@ impl<'a> Attempts<'a> {
         Ok(())
     }
 
+    /// What was asked for is there: it has its own time from now on, and what the application calls later is not for the request.
+    pub(crate) fn become_tunnel(&mut self, started: Tick) -> Deadlines {
+        self.in_hand = None;
+        Deadlines::of_tunnel(self.conn.worker.now(), &self.target, started)
+    }
+
     fn rest(&self, deadlines: &Deadlines) -> Option<Duration> {
         deadlines.rest(self.attempt_timeout(), self.conn.worker.now())
     }

@@ -249,25 +249,18 @@ pub(crate) enum TooLate {
     Unreachable(String),
 }
 
-/// To be asked for whoever has waited, also where nobody but a policy limits its time. `usual`: what an answer takes where
-/// there were too few of late to say what the fastest took.
+/// To be asked for whoever has waited, also where nobody but a policy limits its time.
 ///
 /// # Errors
 /// It cannot be done any more.
-pub(crate) fn check_waited(
-    conn: &Conn,
-    target: &Target<'_>,
-    deadlines: &Deadlines,
-    usual: Option<Duration>,
-) -> Result<(), TooLate> {
+pub(crate) fn check_waited(conn: &Conn, target: &Target<'_>, deadlines: &Deadlines) -> Result<(), TooLate> {
     let Some(end) = deadlines.end() else { return Ok(()) };
     let now = conn.worker.now();
     let left = end.since(now);
     if left.is_zero() {
         return Err(TooLate::Over(deadlines.cause()));
     }
-    behind::too_little(left, fastest(target, now).or(usual))
-        .map_or(Ok(()), |why| Err(TooLate::Unreachable(why)))
+    behind::too_little(left, fastest(target, now)).map_or(Ok(()), |why| Err(TooLate::Unreachable(why)))
 }
 
 /// How long the target's fastest answer of late took.

@@ -61,7 +61,6 @@ use crate::error::Failure;
 use crate::worker::View;
 use attempt::Attempts;
 use body::RequestBody;
-use deadline::Deadlines;
 use journey::Journey;
 pub(crate) use route::Seen;
 
@@ -198,7 +197,7 @@ async fn run(
         conn.entry.owes(None);
         journey.enter(Phase::Tunnel);
         tunnel::check(down, &sent, &body, response)?;
-        deadlines = Deadlines::of_tunnel(conn.worker.now(), &target, journey.started());
+        deadlines = attempts.become_tunnel(journey.started());
         return Box::pin(tunnel::run(conn, exchange, down, response, journey, &mut deadlines)).await;
     }
     let done = transfer::response(conn, exchange, down, &mut body, response, journey, &mut deadlines).await;

@@ -4,12 +4,13 @@
 use std::future::poll_fn;
 use std::pin::Pin;
 use std::task::Poll;
+use std::time::Duration;
 
 use meshwork_decision::{AttemptOutcome, Cause, Cluster, Entered, Guard, Pass, Priority, Shed, Waiting};
 use meshwork_http1::{FieldError, KnownName, RequestHead, ResponseHead};
 use meshwork_telemetry::Phase;
 use tokio::sync::oneshot;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 
 use super::answer;
 use super::body::RequestBody;
@@ -23,6 +24,10 @@ use crate::downstream::connection::Conn;
 use crate::error::{Failure, Fault};
 use crate::upstream::behind::unsent;
 use crate::worker::Worker;
+
+/// A place that nobody gives back, since its request was lost or its caller owes a part of it, may be over while nobody comes or goes
+/// who would notice. Whoever waits looks by itself, so that no request costs a timer for that.
+const LOOKS: Duration = Duration::from_millis(100);
 
 /// What Envoy's overload manager says of a request that it sends away; from a proxy of the mesh it is the proxy's own word,
 /// see [`answered`].
@@ -123,7 +128,7 @@ fn in_time(
     target: &Target<'_>,
     deadlines: &Deadlines,
 ) -> Result<Result<Pass, String>, Failure> {
-    match deadline::check_waited(conn, target, deadlines, pass.usual()) {
+    match deadline::check_waited(conn, target, deadlines) {
         Ok(()) => Ok(Ok(pass)),
         Err(TooLate::Over(cause)) => Err(unsent(Failure::local(cause))),
         Err(TooLate::Unreachable(why)) => {
@@ -140,27 +145,25 @@ async fn wait(
     down: &mut Down<'_>,
     deadlines: &mut Deadlines,
 ) -> Result<Result<Pass, Shed>, Failure> {
-    let (patience, began) = (overload.queue.max_wait, conn.worker.now());
-    // A place that nobody gives back nobody else may notice: where little comes, and that is over before.
-    let next_over = gate.next_over().map(|over| over.since(began)).filter(|time| *time < patience);
-    let mut sleeping = Box::pin(sleep(next_over.unwrap_or(patience)));
-    let mut looks = next_over.is_some();
+    let patience = overload.queue.max_wait;
+    let end = Instant::now() + patience;
+    let mut sleeping = Box::pin(sleep(LOOKS.min(patience)));
     let mut waiting = Some(waiting);
-    conn.entry.pause(patience, began);
+    conn.entry.pause(patience, conn.worker.now());
     let waited = poll_fn(|cx| {
         if let Poll::Ready(what) = Pin::new(&mut called).poll(cx) {
             return Poll::Ready(Ok(what.expect("whoever waits is called, or leaves by itself")));
         }
-        if looks && sleeping.as_mut().poll(cx).is_ready() {
-            looks = false;
-            let now = conn.worker.now();
-            gate.goes_by(now);
-            sleeping = Box::pin(sleep(patience.saturating_sub(now.since(began))));
+        while waiting.is_some() && sleeping.as_mut().poll(cx).is_ready() {
+            gate.goes_by(conn.worker.now());
             if let Poll::Ready(what) = Pin::new(&mut called).poll(cx) {
                 return Poll::Ready(Ok(what.expect("whoever waits is called, or leaves by itself")));
             }
-        }
-        if waiting.is_some() && sleeping.as_mut().poll(cx).is_ready() {
+            let left = end.saturating_duration_since(Instant::now());
+            if !left.is_zero() {
+                sleeping.set(sleep(LOOKS.min(left)));
+                continue;
+            }
             let gave_up = waiting.take().is_some_and(|waiting| waiting.gave_up(conn.worker.now()));
             if gave_up {
                 return Poll::Ready(Ok(Err(Shed::QueueTime)));

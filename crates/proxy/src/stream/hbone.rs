@@ -102,10 +102,11 @@ async fn open<'v>(
     journey.enter(Phase::Route);
     let (inbound, port) = app_port(conn, view, authority)?;
     journey.own(port);
-    takes_tunnels(inbound, port)?;
     journey.enter(Phase::Authorize);
     port.admit(conn.peer_id()).map_err(|cause| Failure::downstream(cause).because(&*port.sni))?;
     route::authorize(&port.authorization, conn.peer_id())?;
+    // What its application speaks is nothing to who may not call it.
+    takes_tunnels(inbound, port)?;
     let address = (conn.worker.shared.settings.app_address, port.app_port).into();
     journey.application(address);
     journey.enter(Phase::Connect);

@@ -231,6 +231,9 @@ pub(crate) async fn tunnel(
         403 => {
             Err(Failure::local(Cause::AuthorizationDenied).because(format!("by the proxy at {}", to.address)))
         }
+        // Nor is that the endpoint's fault: it serves requests.
+        400 => Err(Failure::downstream(Cause::DownstreamProtocolError)
+            .because(format!("the proxy at {} takes no tunnel to this port", to.address))),
         status => {
             Err(failed(Cause::ConnectFailure, format!("the proxy at {} answered {status}", to.address)))
         }

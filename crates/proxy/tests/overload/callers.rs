@@ -141,37 +141,13 @@ async fn who_waits_while_nobody_comes_is_called_when_what_was_given_up_must_be_o
     gateway.wait_metric(IN_FLIGHT, &[SERVICE], 1).await;
     first.abort();
     answered(call(address, "second", ""), "HTTP/1.1 200").await;
-}
-
-/// Too few answers to say how long the fastest took; but the gate knows what they take.
-#[tokio::test]
-async fn who_is_called_with_less_time_than_an_answer_takes_is_not_sent() {
-    let app = app(3, Duration::from_millis(600)).await;
-    let mut gateway = Harness::start(Settings::default());
-    let [service, endpoints] = alone_at(app.address);
-    let three = || AdaptiveConcurrency { min_concurrency: 3, max_concurrency: 3, ..one() };
-    let line = || Queue { max_wait_ms: 60_000, target_ms: 60_000, ..LINE };
-    let within = |request_ms| v1::TrafficPolicy {
-        timeouts: Some(v1::Timeouts { request_ms, ..Default::default() }),
-        ..Default::default()
-    };
-    gateway.change([service, endpoints, overload(three(), line())]).await;
-    let mut to_reviews = rule(&[("reviews", 1)], vec![]);
-    to_reviews.backends[0].service = "shop/reviews".into();
-    let address = gateway.route(vec![to_reviews]).await;
-    let known: Vec<_> = (0..12).map(|_| call(address, "known", "")).collect();
-    for call in known {
-        answered(call, "HTTP/1.1 200").await;
-    }
-    let hurried = policy("time", "reviews", v1::policy::Spec::Traffic(within(750)));
-    gateway.change([hurried]).await;
-    let calls: Vec<_> = (0..15).map(|_| call(address, "hurried", "")).collect();
-    for call in calls {
-        let response = tokio::time::timeout(Duration::from_secs(10), call).await.expect("in time");
-        let response = response.expect("it is not aborted");
-        assert!(response.starts_with("HTTP/1.1 200") || response.ends_with("overload\n"), "{response}");
-    }
-    assert_eq!(app.came.lock().iter().filter(|path| *path == "/hurried").count(), 3);
+    // Who has come before that as well.
+    let third = call(address, "third", "");
+    gateway.wait_metric(IN_FLIGHT, &[SERVICE], 1).await;
+    let fourth = call(address, "fourth", "");
+    gateway.wait_metric(QUEUED, &[SERVICE], 1).await;
+    third.abort();
+    answered(fourth, "HTTP/1.1 200").await;
 }
 
 #[tokio::test]

@@ -634,8 +634,23 @@ fn a_measurement_in_which_nobody_is_answered_is_given_up() {
     let now = app.runs(&config, later, Duration::from_secs(10), 1_000);
     assert!(!app.gradient.descends_now());
     let mut now = now.after(Duration::from_secs(4));
-    while !app.gradient.descends_now() && now < at(120_000) {
+    while !app.gradient.descends_now() && now < at(300_000) {
         now = app.runs(&config, now, MS * 10, 1_000);
     }
     assert!(app.gradient.descends_now(), "but later");
+}
+
+/// One at a time of what takes a second: ten answers take ten.
+#[test]
+fn a_measurement_at_the_least_limit_has_the_time_that_its_answers_take() {
+    let config = AdaptiveConcurrency { min_concurrency: 1, ..ADAPTIVE };
+    let mut app = App::new(2, MS * 1_000);
+    let mut now = at(0);
+    while now < at(120_000) {
+        now = app.runs(&config, now, MS * 100, 1_000);
+        app.gradient.goes_by(&config, now);
+    }
+    let base = app.gradient.base().expect("it was measured");
+    assert!(base < MS * 1_100, "{base:?}");
+    assert!(app.gradient.limit(&config) <= 6, "{}", app.gradient.limit(&config));
 }
