@@ -154,6 +154,29 @@ async fn whoever_goes_while_the_disk_is_slow_leaves_nothing_that_is_called_kept_
     assert_eq!(in_force(&place.open().await.0), 1, "it was called kept");
 }
 
+/// A disk that hangs says nothing.
+#[tokio::test]
+async fn what_is_revoked_while_the_disk_has_another_one_in_hand_is_in_force_at_once() {
+    let place = Place::new();
+    let (deny, store) = place.open().await;
+    let now = place.clock.wall();
+    let other = || Denied::Serial { serial: vec![3] };
+    let entry = deny.add(thief(), now).await.unwrap();
+    let (mut given_back, mut revoked) =
+        (Box::pin(deny.remove(entry.id, now)), Box::pin(deny.add(other(), now)));
+    {
+        let _slow = place.disk.data.bytes.lock();
+        assert!(given_back.as_mut().now_or_never().is_none() && revoked.as_mut().now_or_never().is_none());
+        assert_eq!(in_force(&deny), 2);
+        assert_eq!(deny.list().now_or_never().expect("nobody waits for a list").len(), 2);
+    }
+    let (given_back, revoked) = tokio::join!(given_back, revoked);
+    assert!(given_back.unwrap());
+    assert_eq!(deny.list().await, [revoked.unwrap()]);
+    store.close().await.unwrap();
+    assert_eq!(place.open().await.0.list().await.len(), 1, "all of it is kept");
+}
+
 #[tokio::test]
 async fn more_entries_than_a_store_takes_are_refused_before_they_are_in_force() {
     let place = Place::new();

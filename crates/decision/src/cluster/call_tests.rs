@@ -2,6 +2,7 @@
 
 use meshwork_base::SeededRng;
 use meshwork_messages::v1;
+use meshwork_messages::v1::traffic_policy::Algorithm;
 use proptest::prelude::*;
 
 use super::*;
@@ -11,6 +12,14 @@ use crate::endpoint::InFlight;
 use crate::tests::{build, key, policy_change, service, service_change, slice, wire_endpoint};
 
 const TOOK: Duration = Duration::from_millis(1);
+const ALL: [Algorithm; 6] = [
+    Algorithm::PeakEwma,
+    Algorithm::LeastRequest,
+    Algorithm::RoundRobin,
+    Algorithm::Random,
+    Algorithm::RingHash,
+    Algorithm::Maglev,
+];
 
 /// So many endpoints of a service with this policy.
 fn cluster(count: u32, traffic: v1::TrafficPolicy) -> Arc<Cluster> {
@@ -195,11 +204,11 @@ fn breakers_that_no_policy_asks_for_any_more_are_forgotten() {
 fn what_is_too_much_for_those_that_are_well_does_not_go_to_one_that_is_ejected() {
     let limits = v1::Limits { max_requests_per_endpoint: 1, ..Default::default() };
     for algorithm in [
-        v1::traffic_policy::Algorithm::PeakEwma,
-        v1::traffic_policy::Algorithm::LeastRequest,
-        v1::traffic_policy::Algorithm::RoundRobin,
-        v1::traffic_policy::Algorithm::Random,
-        v1::traffic_policy::Algorithm::Maglev,
+        Algorithm::PeakEwma,
+        Algorithm::LeastRequest,
+        Algorithm::RoundRobin,
+        Algorithm::Random,
+        Algorithm::Maglev,
     ] {
         let policy =
             v1::TrafficPolicy { limits: Some(limits), algorithm: algorithm.into(), ..Default::default() };
@@ -245,20 +254,12 @@ fn who_is_waited_for_by_as_many_as_may_is_passed_by_while_another_is_not() {
 
 #[test]
 fn who_is_waited_for_is_called_before_a_call_is_refused_by_one_that_is_full() {
-    use v1::traffic_policy::Algorithm;
     let limits = v1::Limits {
         max_pending_requests_per_endpoint: 1,
         max_requests_per_endpoint: 1,
         ..Default::default()
     };
-    for algorithm in [
-        Algorithm::PeakEwma,
-        Algorithm::LeastRequest,
-        Algorithm::RoundRobin,
-        Algorithm::Random,
-        Algorithm::RingHash,
-        Algorithm::Maglev,
-    ] {
+    for algorithm in ALL {
         let policy =
             v1::TrafficPolicy { limits: Some(limits), algorithm: algorithm.into(), ..Default::default() };
         let cluster = cluster(2, policy);
@@ -276,12 +277,7 @@ fn who_is_waited_for_is_called_before_a_call_is_refused_by_one_that_is_full() {
 #[test]
 fn who_has_no_connection_to_spare_is_passed_by_while_another_has() {
     let limits = v1::Limits { max_connections_per_endpoint: 2, ..Default::default() };
-    for algorithm in [
-        v1::traffic_policy::Algorithm::PeakEwma,
-        v1::traffic_policy::Algorithm::RoundRobin,
-        v1::traffic_policy::Algorithm::Random,
-        v1::traffic_policy::Algorithm::RingHash,
-    ] {
+    for algorithm in [Algorithm::PeakEwma, Algorithm::RoundRobin, Algorithm::Random, Algorithm::RingHash] {
         let traffic =
             v1::TrafficPolicy { limits: Some(limits), algorithm: algorithm.into(), ..Default::default() };
         let cluster = cluster(3, traffic);
@@ -303,7 +299,7 @@ fn who_has_no_connection_to_spare_is_passed_by_while_another_has() {
 #[test]
 fn that_one_who_is_ejected_has_connections_to_spare_changes_nothing() {
     let limits = v1::Limits { max_connections_per_endpoint: 1, ..Default::default() };
-    let algorithm = v1::traffic_policy::Algorithm::RoundRobin.into();
+    let algorithm = Algorithm::RoundRobin.into();
     let policy = v1::TrafficPolicy { limits: Some(limits), algorithm, ..Default::default() };
     let cluster = cluster(3, policy);
     let mut caller = Caller::new(&cluster);
@@ -337,7 +333,7 @@ fn a_session_waits_for_its_endpoint_s_connection_and_a_retry_goes_to_another_end
 #[test]
 fn where_a_connection_carries_many_requests_nobody_waits_for_one() {
     let limits = v1::Limits { max_connections_per_endpoint: 1, ..Default::default() };
-    let algorithm = v1::traffic_policy::Algorithm::Random.into();
+    let algorithm = Algorithm::Random.into();
     let policy = v1::TrafficPolicy { limits: Some(limits), algorithm, ..Default::default() };
     let mut http2 = Arc::into_inner(cluster(2, policy)).expect("nobody else holds it");
     http2.protocol = AppProtocol::Http2;
@@ -477,17 +473,9 @@ fn repeats(caller: &mut Caller, now: Tick) -> Result<(Permit, u64), Cause> {
 
 #[test]
 fn a_retry_goes_where_fewer_are_under_way_than_may_be_and_nowhere_else() {
-    use v1::traffic_policy::Algorithm;
     let limits = v1::Limits { max_retries_per_endpoint: 1, ..Default::default() };
     let now = Tick::from_nanos(1);
-    for algorithm in [
-        Algorithm::PeakEwma,
-        Algorithm::LeastRequest,
-        Algorithm::RoundRobin,
-        Algorithm::Random,
-        Algorithm::RingHash,
-        Algorithm::Maglev,
-    ] {
+    for algorithm in ALL {
         let policy =
             v1::TrafficPolicy { limits: Some(limits), algorithm: algorithm.into(), ..Default::default() };
         let cluster = cluster(3, policy);
