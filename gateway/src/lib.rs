@@ -24,7 +24,9 @@ use meshwork_process::{
     AdminArgs, AdminError, AdminServer, AdminState, CommonArgs, Condition, Drain, Drained, ListenArgs,
     Readiness, TraceArgs, TraceArgsError,
 };
-use meshwork_proxy::{Engine, Follower, Learnt, MemoryLevel, Mesh, Observer, Settings, Shared, TrafficArgs};
+use meshwork_proxy::{
+    Engine, Follower, Learnt, MemoryLevel, Mesh, Observer, Settings, Shared, TlsConfigs, TrafficArgs,
+};
 use meshwork_telemetry::{
     AccessLogError, AccessLogSink, LogHandle, MetricsRegistry, RequestLabels, TraceResource, Tracer,
     inventory,
@@ -271,6 +273,7 @@ fn shared(
         observer: Observer::default(),
         memory: MemoryLevel::default(),
         learnt: Learnt::default(),
+        tls: TlsConfigs::default(),
     })
 }
 
@@ -379,6 +382,7 @@ mod tests {
             observer: Observer::default(),
             memory: MemoryLevel::default(),
             learnt: Learnt::default(),
+            tls: TlsConfigs::default(),
         });
         let engine = Engine::start(Arc::clone(&shared)).unwrap();
         let hour = Duration::from_secs(3600);

@@ -41,7 +41,7 @@ use meshwork_process::{
 };
 use meshwork_proxy::{
     Ending, Engine, Follower, Learnt, ListenError, Listening, MemoryLevel, Mesh, Observer, Settings, Shared,
-    Side,
+    Side, TlsConfigs,
 };
 use meshwork_telemetry::{
     AccessLogError, AccessLogSink, LogHandle, MetricsRegistry, RequestLabels, TraceResource, Tracer,
@@ -492,6 +492,7 @@ fn shared(
         observer: Observer::default(),
         memory: MemoryLevel::default(),
         learnt: Learnt::default(),
+        tls: TlsConfigs::default(),
     })
 }
 

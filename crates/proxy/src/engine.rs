@@ -25,6 +25,7 @@ use crate::observe::Observer;
 use crate::pressure::MemoryLevel;
 use crate::recorder::{self, RecorderSettings, Wanted};
 use crate::scraped;
+use crate::tls::TlsConfigs;
 use crate::usual::Learnt;
 use crate::worker::{self, Bells, Command, Ending};
 
@@ -105,6 +106,8 @@ pub struct Shared {
     pub memory: MemoryLevel,
     /// What requests ordinarily take.
     pub learnt: Learnt,
+    /// What TLS of callers ends with.
+    pub tls: TlsConfigs,
 }
 
 /// Which port of which address: how a binding is recognised from snapshot to snapshot.

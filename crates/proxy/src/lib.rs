@@ -85,6 +85,6 @@ pub use mesh::{Found, Mesh, OnDemand, Side};
 pub use observe::Observer;
 pub use pressure::MemoryLevel;
 pub use recorder::RecorderSettings;
-pub use tls::{SecretError, certified_key};
+pub use tls::{SecretError, TlsConfigs, certified_key};
 pub use usual::Learnt;
 pub use worker::Ending;

@@ -1,11 +1,13 @@
-//! TLS that ends here: the certificate that SNI chooses, parsed once per worker and secret.
+//! TLS that ends here: the certificate that SNI chooses, parsed once per secret. All workers share what resumes a session:
+//! a client comes back to whichever the system gives it.
 
-use std::cell::RefCell;
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
 
 use meshwork_decision::{Listener, Secret};
+use parking_lot::Mutex;
+use rustls::crypto::aws_lc_rs::Ticketer;
 use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 use rustls::{ServerConfig, SignatureScheme};
@@ -55,11 +57,11 @@ pub fn certified_key(secret: &Secret) -> Result<CertifiedKey, SecretError> {
         .map_err(|source| SecretError::Key { name: Arc::clone(&secret.name), source })
 }
 
-/// One worker's TLS configurations, by the listener's first secret.
+/// A process's TLS configurations, by the listener's secrets.
 #[derive(Default)]
-pub(crate) struct TlsConfigs {
+pub struct TlsConfigs {
     /// HTTP is spoken inside, or anything.
-    by_secrets: RefCell<HashMap<(Vec<usize>, bool), Parsed>>,
+    by_secrets: Mutex<HashMap<(Vec<usize>, bool), Parsed>>,
 }
 
 struct Parsed {
@@ -81,7 +83,7 @@ impl TlsConfigs {
 
     fn config(&self, secrets: &[Arc<Secret>], http: bool) -> Arc<ServerConfig> {
         let key: Vec<usize> = secrets.iter().map(|secret| Arc::as_ptr(secret).addr()).collect();
-        let mut known = self.by_secrets.borrow_mut();
+        let mut known = self.by_secrets.lock();
         let parsed = known.entry((key, http)).or_insert_with(|| {
             let mut config = server_config(secrets);
             if http {
@@ -94,9 +96,7 @@ impl TlsConfigs {
 
     /// Forgets the certificates that no snapshot has any more.
     pub(crate) fn sweep(&self) {
-        self.by_secrets
-            .borrow_mut()
-            .retain(|_, parsed| parsed.secrets.iter().all(|s| Arc::strong_count(s) > 1));
+        self.by_secrets.lock().retain(|_, parsed| parsed.secrets.iter().all(|s| Arc::strong_count(s) > 1));
     }
 }
 
@@ -111,11 +111,17 @@ fn server_config(secrets: &[Arc<Secret>]) -> ServerConfig {
     };
     let keys = Certificates(secrets.iter().filter_map(parse).collect());
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    ServerConfig::builder_with_provider(provider)
+    let mut config = ServerConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])
         .expect("the provider knows TLS 1.2 and 1.3")
         .with_no_client_auth()
-        .with_cert_resolver(Arc::new(keys))
+        .with_cert_resolver(Arc::new(keys));
+    match Ticketer::new() {
+        Ok(ticketer) => config.ticketer = ticketer,
+        // A few sessions are remembered without it.
+        Err(error) => tracing::warn!(%error, "TLS sessions cannot be resumed by tickets"),
+    }
+    config
 }
 
 /// Certificates in the order of preference; the first that the client can verify is offered.
@@ -131,6 +137,8 @@ impl fmt::Debug for Certificates {
 impl ResolvesServerCert for Certificates {
     fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
         let schemes: &[SignatureScheme] = hello.signature_schemes();
-        self.0.iter().find(|key| key.key.choose_scheme(schemes).is_some()).cloned()
+        // One that the client cannot verify is told as what it is: that nothing fits, and not that access is denied.
+        let fits = self.0.iter().find(|key| key.key.choose_scheme(schemes).is_some());
+        fits.or(self.0.first()).cloned()
     }
 }

@@ -37,7 +37,6 @@ use crate::pressure::Memory;
 use crate::recorder::{Recalled, Recorder, Wanted};
 use crate::splice::Pipes;
 use crate::timers::Timers;
-use crate::tls::TlsConfigs;
 use crate::upstream::open::{endpoint_of, is_app};
 use crate::upstream::pool::{BuildId, Pools};
 use crate::usual::Turn;
@@ -134,7 +133,6 @@ pub(crate) struct Worker {
     pub(crate) workspaces: Workspaces,
     pub(crate) timers: Rc<Timers>,
     gauges: Gauges,
-    pub(crate) tls: TlsConfigs,
     pub(crate) bells: Bells,
     /// Ends TLS of peers in the mesh.
     pub(crate) acceptor: Option<TlsAcceptor>,
@@ -174,7 +172,6 @@ impl Worker {
             workspaces: Workspaces::default(),
             timers: Rc::default(),
             gauges: Gauges::new(&metrics),
-            tls: TlsConfigs::default(),
             bells,
             acceptor,
             used: RefCell::default(),
@@ -487,7 +484,7 @@ fn sweep_once(worker: &Rc<Worker>, late: bool) {
         let current: HashSet<u64> = view.snapshot.clusters().flat_map(ids).collect();
         worker.pools.sweep((now, late), wall, |id| current.contains(&endpoint_of(id)) || is_app(id));
     }
-    worker.tls.sweep();
+    worker.shared.tls.sweep();
 }
 
 /// Closes connections, in and out, to peers that the trust bundle denies now.

@@ -11,6 +11,8 @@ use meshwork_decision::Change;
 use meshwork_messages::v1;
 use meshwork_messages::v1::service_port::AppProtocol;
 use meshwork_proxy::Settings;
+use rustls::HandshakeKind;
+use rustls::crypto::aws_lc_rs::cipher_suite::TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256;
 use rustls_pki_types::{CertificateDer, ServerName};
 use support::{Harness, Upstream, free_port, is_head, rule, upstream};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -90,11 +92,15 @@ fn large() -> Vec<u8> {
 
 /// Two listeners of one port, for `a.example` and `b.example`.
 async fn edge() -> Edge {
+    edge_with(Settings::default()).await
+}
+
+async fn edge_with(settings: Settings) -> Edge {
     let up = upstream(|got| {
         is_head(got).then(|| if got.starts_with(b"GET /large ") { large() } else { OK.to_vec() })
     })
     .await;
-    let mut harness = Harness::start(Settings::default());
+    let mut harness = Harness::start(settings);
     harness.service("web", AppProtocol::Http1, &[up.address]).await;
     let port = free_port();
     let ((a, secret_a), (b, secret_b)) = (certificate("a.example", "1"), certificate("b.example", "1"));
@@ -115,18 +121,23 @@ impl Edge {
         alpn: &[&[u8]],
         trusted: &[CertificateDer<'static>],
     ) -> std::io::Result<TlsStream<TcpStream>> {
-        let mut roots = rustls::RootCertStore::empty();
-        trusted.iter().for_each(|certificate| roots.add(certificate.clone()).unwrap());
-        let mut config = rustls::ClientConfig::builder_with_provider(meshwork_identity::provider())
-            .with_safe_default_protocol_versions()
-            .unwrap()
-            .with_root_certificates(roots)
-            .with_no_client_auth();
-        config.alpn_protocols = alpn.iter().map(|p| p.to_vec()).collect();
+        let config = trusting(trusted, alpn);
         let tcp = TcpStream::connect(self.address).await?;
         let name = ServerName::try_from(host.to_owned()).unwrap();
         TlsConnector::from(Arc::new(config)).connect(name, tcp).await
     }
+}
+
+fn trusting(trusted: &[CertificateDer<'static>], alpn: &[&[u8]]) -> rustls::ClientConfig {
+    let mut roots = rustls::RootCertStore::empty();
+    trusted.iter().for_each(|certificate| roots.add(certificate.clone()).unwrap());
+    let mut config = rustls::ClientConfig::builder_with_provider(meshwork_identity::provider())
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    config.alpn_protocols = alpn.iter().map(|p| p.to_vec()).collect();
+    config
 }
 
 fn shown(tls: &TlsStream<TcpStream>) -> CertificateDer<'static> {
@@ -201,6 +212,43 @@ async fn a_handshake_that_fails_is_counted_with_its_reason() {
     let _ = tcp.read_to_end(&mut Vec::new()).await;
     let [name, cause] = of("cause=\"tls_handshake_failed\"");
     edge.harness.wait_metric(name, &[cause], 1).await;
+}
+
+/// The system gives each connection to whichever worker it likes.
+#[tokio::test]
+async fn a_session_is_resumed_by_whichever_worker_gets_the_connection() {
+    let edge = edge_with(Settings { workers: 3, ..Settings::default() }).await;
+    let connector = TlsConnector::from(Arc::new(trusting(&edge.certificates, &[])));
+    let mut kinds = vec![];
+    for _ in 0..13 {
+        let tcp = TcpStream::connect(edge.address).await.unwrap();
+        let name = ServerName::try_from("a.example").unwrap();
+        let mut tls = connector.connect(name, tcp).await.unwrap();
+        // Tickets come with the first answer at the latest.
+        assert!(ask(&mut tls, "a.example").await.starts_with("HTTP/1.1 200"));
+        kinds.push(tls.get_ref().1.handshake_kind().unwrap());
+    }
+    assert!(matches!(kinds[0], HandshakeKind::Full | HandshakeKind::FullWithHelloRetryRequest), "{kinds:?}");
+    assert!(kinds[1..].iter().all(|kind| *kind == HandshakeKind::Resumed), "{kinds:?}");
+}
+
+/// RFC 8446 section 4.1.1: whoever has nothing in common hears `handshake_failure`.
+#[tokio::test]
+async fn whoever_has_no_signature_in_common_is_not_told_that_access_is_denied() {
+    let edge = edge().await;
+    let mut provider = rustls::crypto::aws_lc_rs::default_provider();
+    provider.cipher_suites = vec![TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256];
+    let config = rustls::ClientConfig::builder_with_provider(Arc::new(provider))
+        .with_protocol_versions(&[&rustls::version::TLS12])
+        .unwrap()
+        .with_root_certificates(rustls::RootCertStore::empty())
+        .with_no_client_auth();
+    let tcp = TcpStream::connect(edge.address).await.unwrap();
+    let name = ServerName::try_from("a.example").unwrap();
+    let error = TlsConnector::from(Arc::new(config)).connect(name, tcp).await.unwrap_err();
+    let error = error.get_ref().and_then(|error| error.downcast_ref::<rustls::Error>());
+    let told = rustls::Error::AlertReceived(rustls::AlertDescription::HandshakeFailure);
+    assert_eq!(error, Some(&told), "the edge's keys are of another kind");
 }
 
 #[tokio::test]

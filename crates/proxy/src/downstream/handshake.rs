@@ -92,7 +92,7 @@ pub(crate) async fn edge(
         reject::unrecognized(&hello.io, Protocol::Https);
         return Err(Refused { cause: "unrecognized_name", why: unrecognized(sni.as_deref()) });
     };
-    let config = worker.tls.of(listener);
+    let config = worker.shared.tls.of(listener);
     drop(view);
     let Some(stream) = unless_ordered(entry, hello.into_stream(config)).await? else { return Ok(None) };
     let stream = stream?;

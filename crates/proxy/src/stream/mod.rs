@@ -160,7 +160,7 @@ async fn end_tls(
     tcp: TcpStream,
 ) -> Result<Io, Failure> {
     let Caller { worker, entry, place, .. } = caller;
-    let config = worker.tls.for_any_protocol(listener);
+    let config = worker.shared.tls.for_any_protocol(listener);
     entry.enter(Phase::Handshake, worker.now());
     let accepting = tokio_rustls::TlsAcceptor::from(config).accept(tcp);
     let refused = |refused: handshake::Refused| {

@@ -36,6 +36,8 @@ use crate::timers::timeout;
 const STREAM_WINDOW: u32 = 128 * 1024;
 /// Requests of one connection at the same time, however many the peer would take.
 const MAX_STREAMS: usize = 128;
+/// So long a new connection's peer has to say how many it takes, before others make one of their own.
+const SETTINGS: Duration = Duration::from_secs(1);
 /// The same for all responses of one connection: callers that do not read must not take the window of those beside them.
 const CONNECTION_WINDOW: u32 = STREAM_WINDOW * MAX_STREAMS as u32;
 /// Bytes of one request's body that wait here for the connection.
@@ -63,6 +65,8 @@ fn builder(limits: &Limits) -> h2::client::Builder {
     builder
         .initial_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
+        // Until the peer has said how many it takes: what is more it may refuse, and some take one.
+        .initial_max_send_streams(1)
         .max_send_buffer_size(SEND_BUFFER)
         .max_header_list_size(convert::longest_list(limits))
         .max_concurrent_reset_streams(REMEMBERED_RESETS)
@@ -89,6 +93,8 @@ pub(crate) struct H2Connection {
     left: Rc<Cell<bool>>,
     /// It takes no more requests.
     retired: Cell<bool>,
+    /// Its peer was waited for, and has not said in time how many streams it takes.
+    silent: Cell<bool>,
     pings: Rc<Pings>,
     alive: Rc<Alive>,
     /// What moves on it.
@@ -138,6 +144,7 @@ impl H2Connection {
             ended,
             left,
             retired: Cell::new(false),
+            silent: Cell::new(false),
             pings,
             alive,
             moving: flusher,
@@ -263,6 +270,20 @@ impl H2Connection {
     pub(crate) fn is_over(&self) -> bool {
         let takes_none = self.retired.get() || self.is_worn();
         self.ended.get() || self.task.is_finished() || (takes_none && !self.is_busy())
+    }
+
+    /// Its peer has not said yet how many streams it takes; whoever comes waits for that instead of making another.
+    pub(crate) fn is_new(&self) -> bool {
+        !self.is_closed() && !self.silent.get() && self.moving.moved().heard == 0
+    }
+
+    /// Waits until it is [new](Self::is_new) no more.
+    pub(super) async fn settles(&self) {
+        // What comes first are the peer's settings (RFC 9113 section 3.4).
+        let heard = self.pings.heard(|| !self.is_new());
+        if timeout(SETTINGS, heard).await.is_err() {
+            self.silent.set(true);
+        }
     }
 
     pub(crate) fn has_room(&self) -> bool {

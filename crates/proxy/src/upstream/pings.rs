@@ -34,6 +34,15 @@ impl Pings {
         }
     }
 
+    /// Waits until `known`, of which what comes from the peer tells, or until the connection has ended.
+    pub(super) async fn heard(&self, known: impl Fn() -> bool) {
+        while !self.settled.get() && !known() {
+            let told = self.told.notified();
+            self.has_waiters.set(true);
+            told.await;
+        }
+    }
+
     /// Something may have come: whoever waits looks again.
     pub(super) fn moved(&self) {
         if self.has_waiters.replace(false) {

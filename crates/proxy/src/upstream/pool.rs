@@ -339,7 +339,7 @@ impl EndpointPool {
     }
 
     /// A shared connection with room for one more stream; `dial` is called by one caller at a time, the others wait
-    /// for its result, so that a hundred waiters start one dial and not a hundred. `wall` is since the Unix epoch.
+    /// for its result and for the word how many streams it takes, so that a hundred waiters start one dial and not a hundred. `wall` is since the Unix epoch.
     ///
     /// # Errors
     /// The failure of the dial.
@@ -366,6 +366,13 @@ impl EndpointPool {
                     Some((dial, failure)) if *dial == awaited => return Err(failure.clone()),
                     _ => continue,
                 }
+            }
+            if let Some(new) = self.new_one() {
+                let made = behind.follows();
+                new.settles().await;
+                behind.in_time()?;
+                made();
+                continue;
             }
             let mut dialing = Dialing::begin(self);
             let dialed = dial().await;
@@ -399,9 +406,14 @@ impl EndpointPool {
         !ended.is_empty()
     }
 
-    /// Whether a shared connection is being made.
+    /// Whether a shared connection is being made, or how much it takes is not known yet.
     pub(crate) fn is_dialing(&self) -> bool {
-        self.dialing.get()
+        self.dialing.get() || self.new_one().is_some()
+    }
+
+    /// A shared connection that may take more streams than one as soon as its peer has said so.
+    fn new_one(&self) -> Option<Rc<H2Connection>> {
+        self.shared.borrow().iter().find(|connection| connection.is_new() && is_sound(connection)).cloned()
     }
 
     /// A shared connection that takes another stream. One in doubt takes none, unless the one that was made in its place is no

@@ -17,7 +17,7 @@ use arc_swap::ArcSwap;
 use meshwork_base::{Clock, ManualClock, SystemClock};
 use meshwork_decision::{Change, Snapshot, SnapshotBuilder};
 use meshwork_messages::v1;
-use meshwork_proxy::{Engine, Learnt, MemoryLevel, Mesh, Observer, Settings, Shared};
+use meshwork_proxy::{Engine, Learnt, MemoryLevel, Mesh, Observer, Settings, Shared, TlsConfigs};
 use meshwork_telemetry::{
     AccessLogSink, AccessLogTarget, Format, MetricsRegistry, RequestLabels, Sampler, TraceResource, Tracer,
 };
@@ -127,6 +127,7 @@ impl Harness {
             observer: Observer::default(),
             memory: MemoryLevel::default(),
             learnt: Learnt::default(),
+            tls: TlsConfigs::default(),
         });
         let engine = Engine::start(shared).unwrap();
         Self { engine, builder: SnapshotBuilder::new(), metrics, log, sink, _dir: dir }

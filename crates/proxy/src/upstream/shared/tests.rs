@@ -78,12 +78,23 @@ fn svid(retires: Duration, ends: Duration) -> Option<Validity> {
 }
 
 async fn secured(pool: &Rc<EndpointPool>, svid: Option<Validity>) -> Rc<H2Connection> {
+    takes(pool, 1, std::future::ready(()), svid).await
+}
+
+/// The same to one who takes so many, and says nothing before it `may`.
+async fn takes(
+    pool: &Rc<EndpointPool>,
+    most: u32,
+    may: impl Future<Output = ()> + 'static,
+    svid: Option<Validity>,
+) -> Rc<H2Connection> {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     tokio::task::spawn_local(async move {
         let (tcp, _) = listener.accept().await.unwrap();
+        may.await;
         let mut builder = h2::server::Builder::new();
-        let serving = builder.max_concurrent_streams(1).handshake::<_, bytes::Bytes>(tcp).await;
+        let serving = builder.max_concurrent_streams(most).handshake::<_, bytes::Bytes>(tcp).await;
         let (mut serving, mut held) = (serving.unwrap(), Vec::new());
         while let Some(Ok(request)) = serving.accept().await {
             held.push(request);
@@ -124,9 +135,8 @@ async fn fills(pool: &Rc<EndpointPool>, svid: Option<Validity>) -> H2Exchange {
     let connection = pool.share(Duration::ZERO, Behind::default(), dial).await.unwrap();
     let taken = opens(&connection).await;
     // Its peer's settings say how many it takes.
-    while connection.has_room() {
-        yield_now().await;
-    }
+    connection.settles().await;
+    assert!(!connection.has_room());
     taken
 }
 
@@ -386,6 +396,63 @@ async fn a_connection_idles_from_the_end_of_its_last_stream_on() {
         assert_eq!(sweep(60), 1, "it is busy");
         drop(taken);
         assert_eq!((sweep(60), sweep(120)), (1, 0));
+    };
+    LocalSet::new().run_until(run).await;
+}
+
+#[tokio::test]
+async fn until_its_peer_has_said_how_many_it_takes_a_connection_has_one_stream_and_who_comes_waits_for_that()
+{
+    let run = async {
+        let pool = Rc::new(EndpointPool::default());
+        let (says, said) = oneshot::channel::<()>();
+        let (said, dials) = (Cell::new(Some(said)), Cell::new(0));
+        let dial = async || {
+            dials.set(dials.get() + 1);
+            let said = said.take();
+            let may = async { drop(said.unwrap().await) };
+            Ok(takes(&pool, 2, may, None).await)
+        };
+        let new = pool.share(Duration::ZERO, Behind::default(), dial).await.unwrap();
+        let _first = opens(&new).await;
+        let mut waits = pin!(pool.share(Duration::ZERO, Behind::default(), dial));
+        assert!(look(&mut waits).is_pending());
+        yield_now().await;
+        assert!(look(&mut waits).is_pending() && dials.get() == 1, "nobody knows whether it takes two");
+        says.send(()).unwrap();
+        assert!(Rc::ptr_eq(&waits.await.unwrap(), &new));
+        let _second = opens(&new).await;
+        assert!(!new.has_room());
+    };
+    LocalSet::new().run_until(run).await;
+}
+
+#[tokio::test]
+async fn who_does_not_say_how_many_it_takes_is_not_waited_for_without_end() {
+    let run = async {
+        let pool = Rc::new(EndpointPool::default());
+        let dial = async || Ok(takes(&pool, 2, std::future::pending(), None).await);
+        let silent = pool.share(Duration::ZERO, Behind::default(), dial).await.unwrap();
+        let _first = opens(&silent).await;
+        let began = Instant::now();
+        let other = pool.share(Duration::ZERO, Behind::default(), dial).await.unwrap();
+        assert!(!Rc::ptr_eq(&other, &silent) && began.elapsed() >= Duration::from_secs(1));
+        assert!(other.has_room() && !silent.has_room());
+    };
+    LocalSet::new().run_until(run).await;
+}
+
+#[tokio::test]
+async fn a_new_connection_that_ends_before_its_peer_has_said_anything_makes_room_for_another() {
+    let run = async {
+        let pool = Rc::new(EndpointPool::default());
+        let dial = async || Ok(takes(&pool, 2, std::future::pending(), None).await);
+        let ends = pool.share(Duration::ZERO, Behind::default(), dial).await.unwrap();
+        let _first = opens(&ends).await;
+        let mut waits = pin!(pool.share(Duration::ZERO, Behind::default(), dial));
+        assert!(look(&mut waits).is_pending());
+        ends.cut();
+        assert!(!Rc::ptr_eq(&waits.await.unwrap(), &ends));
     };
     LocalSet::new().run_until(run).await;
 }
