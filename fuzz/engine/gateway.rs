@@ -72,6 +72,7 @@ pub(super) fn shared(mesh: Mesh) -> Arc<Shared> {
         observer: meshwork_proxy::Observer::default(),
         memory: meshwork_proxy::MemoryLevel::default(),
         learnt: meshwork_proxy::Learnt::default(),
+        tls: meshwork_proxy::TlsConfigs::default(),
     })
 }
 

@@ -269,12 +269,68 @@ async fn a_port_that_declares_nothing_is_found_out_and_http_rules_are_not_passed
     pair.outbound.change([Change::upsert("HTTPRoute/shop/r", "1", &route)]).await;
     let (status, mut tcp) = pair.connect("db:80").await;
     assert_eq!(status, 200);
+    tcp.write_all(b"PING\r\n").await.unwrap();
     assert!(all(&mut tcp).await.is_err(), "opaque, it would pass the rules by");
     // HTTP inside goes the way of requests: the rule has no backend.
     let (_, mut tcp) = pair.connect("db:80").await;
     tcp.write_all(b"GET / HTTP/1.1\r\nHost: db:80\r\nConnection: close\r\n\r\n").await.unwrap();
     let answer = String::from_utf8(all(&mut tcp).await.unwrap()).unwrap();
     assert!(answer.starts_with("HTTP/1.1 500") && answer.ends_with("no_backends\n"), "{answer}");
+}
+
+/// An application that answers in HTTP/1.1.
+async fn web() -> support::Upstream {
+    support::upstream(|got| {
+        support::is_head(got).then(|| b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok".to_vec())
+    })
+    .await
+}
+
+/// Clients open tunnels ahead, and have busy moments: 50 ms of silence are not the word that this is no HTTP.
+#[tokio::test(flavor = "multi_thread")]
+async fn who_is_silent_at_first_may_speak_http_yet() {
+    let app = web().await;
+    let pair = Pair::start(app.address, AppProtocol::Unspecified).await;
+    // The second time its proxy knows the application for HTTP, and takes no tunnel to it.
+    for known in [false, true] {
+        let (status, mut tcp) = pair.connect("db:80").await;
+        assert_eq!(status, 200);
+        // So long that it is taken for one whose server speaks first.
+        tokio::time::sleep(Duration::from_millis(400)).await;
+        tcp.write_all(b"GET / HT").await.unwrap();
+        tcp.write_all(b"TP/1.1\r\nHost: db:80\r\nConnection: close\r\n\r\n").await.unwrap();
+        let answer = String::from_utf8(all(&mut tcp).await.unwrap()).unwrap();
+        assert!(answer.starts_with("HTTP/1.1 200") && answer.ends_with("ok"), "known: {known}: {answer}");
+    }
+    for number in 0..2 {
+        let line = line(&pair.outbound, number).await;
+        assert_eq!((&line["method"], &line["protocol"]), (&"GET".into(), &"HTTP/1.1".into()), "{line}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn inside_a_connect_the_version_is_the_callers_whatever_the_port_declares() {
+    let app = web().await;
+    let pair = Pair::start(app.address, AppProtocol::Http1).await;
+    let (status, tcp) = pair.connect("db:80").await;
+    assert_eq!(status, 200);
+    let (client, connection) = h2::client::handshake(tcp).await.unwrap();
+    tokio::spawn(connection);
+    let request = http::Request::get("http://db:80/").body(()).unwrap();
+    let (response, _) = client.ready().await.unwrap().send_request(request, true).unwrap();
+    assert_eq!(tokio::time::timeout(PATIENCE, response).await.expect("an answer").unwrap().status(), 200);
+
+    let app = support::h2::h2_upstream(usize::MAX, |_, _, respond| {
+        support::h2::answer(respond, b"ok");
+        std::future::ready(())
+    })
+    .await;
+    let pair = Pair::start(app.address, AppProtocol::Http2).await;
+    let (status, mut tcp) = pair.connect("db:80").await;
+    assert_eq!(status, 200);
+    tcp.write_all(b"GET / HTTP/1.1\r\nHost: db:80\r\nConnection: close\r\n\r\n").await.unwrap();
+    let answer = String::from_utf8(all(&mut tcp).await.unwrap()).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200") && answer.contains("ok"), "{answer}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -262,17 +262,20 @@ fn refuse(
     tracing::debug!(%peer, listener = %place, cause, why, "connection refused");
 }
 
-/// Serves the requests of a connection whose version turned out later.
-pub(crate) async fn serve_detected(conn: Conn, wire: Wire, http2: bool) {
-    if http2 {
+/// Serves the requests of a connection that turned out later to be HTTP. `http2`: absent, its first bytes tell.
+pub(crate) async fn serve_detected(conn: Conn, wire: Wire, http2: Option<bool>) {
+    if http2 == Some(true) {
         return streams::serve(conn.link, conn.entry, replayed(wire)).await;
     }
-    let Some((mut conn, mut io)) = serve_h1(conn, wire).await else { return };
-    while rest(&conn, &io).await {
-        match Box::pin(serve_h1(conn, Wire::new(io))).await {
-            Some(rested) => (conn, io) = rested,
-            None => return,
+    if http2.is_none() {
+        conn.entry.enter(Phase::Idle, conn.worker.now());
+    }
+    let mut rested = serve_awake(conn, wire, http2.is_some()).await;
+    while let Some(Rested { conn, io, is_http1 }) = rested {
+        if !rest(&conn, &io).await {
+            return;
         }
+        rested = Box::pin(serve_awake(conn, Wire::new(io), is_http1)).await;
     }
 }
 

@@ -53,7 +53,9 @@ pub(crate) async fn serve(
                 true => End::Tunnel(Box::new(tunnel)),
                 false => End::Opaque(Box::new((tunnel, Watch::new()))),
             };
-            let moved = transfer::run(&cx, None, (&mut down, &mut app), Bytes::new(), &mut journey).await;
+            let moved =
+                transfer::run(&cx, None, (&mut down, &mut app), (Bytes::new(), Bytes::new()), &mut journey)
+                    .await;
             if let End::Opaque(watched) = &down
                 && watched.1.has_met_a_server()
             {

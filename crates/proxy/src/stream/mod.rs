@@ -143,7 +143,14 @@ async fn run(
     let cx = Carried { worker, ends: caller.ends, entry: &caller.entry };
     let moved = match Box::pin(attempt::connect(&cx, &way, journey)).await {
         Ok(mut up) => {
-            transfer::run(&cx, way.timeouts.idle, (&mut down, &mut up.end), Bytes::new(), journey).await
+            transfer::run(
+                &cx,
+                way.timeouts.idle,
+                (&mut down, &mut up.end),
+                (Bytes::new(), Bytes::new()),
+                journey,
+            )
+            .await
         }
         Err(failure) => Err(failure),
     };

@@ -1,13 +1,16 @@
 //! Opaque connections of the application beside us. Without interception they come by the door that clients of an HTTP
 //! proxy use anyway: `CONNECT HOST:PORT`; or, for clients that know of no proxy, by a door that leads to one service.
 //! What then comes is what the service's port declares; where it declares nothing, the first bytes tell, or that none
-//! come: a server that speaks first is no HTTP server.
+//! come: a server that speaks first is no HTTP server. In which version of HTTP a caller speaks they tell in any case.
+
+mod silent;
 
 use std::future::poll_fn;
 use std::rc::Rc;
 use std::task::Poll;
 use std::time::Duration;
 
+use bytes::Bytes;
 use meshwork_decision::{AppProtocol, Cause, OutboundPort, split_authority};
 use meshwork_http1::RequestHead;
 use meshwork_telemetry::Phase as Stage;
@@ -37,6 +40,16 @@ pub(crate) enum Inside {
     Http1,
     Http2,
     Opaque,
+}
+
+/// What a connection has shown of itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Shown {
+    /// Whether it is HTTP/2; absent: its first bytes are to tell.
+    Http(Option<bool>),
+    Opaque,
+    /// Nothing that tells, for a while.
+    Silence,
 }
 
 /// By which door a connection came.
@@ -90,28 +103,43 @@ async fn enter(conn: Conn, mut server: H1Server, authority: &str, door: Door) {
     if door == Door::Connect && answer(&mut wire, "200 OK").await.is_err() {
         return;
     }
-    let inside = match declared {
-        Some(inside) => inside,
-        None => match detect(&conn, &mut wire).await {
-            Some(inside) => inside,
-            None => return,
-        },
+    let shown = match declared {
+        // Which version its caller speaks is the caller's own.
+        Some(_) => Some(Shown::Http(None)),
+        None => detect(&conn, &mut wire, Some(DETECTION)).await,
     };
-    if inside == Inside::Opaque || door == Door::Own {
-        // Opaque, it would pass the rules by.
-        let why = match (inside, port.has_routes()) {
-            (Inside::Opaque, false) => return Box::pin(carry(&conn, port, wire, journey, false)).await,
-            (Inside::Opaque, true) => {
-                "HTTP routes are attached to the service, and the connection shows no HTTP"
+    // Where routes hang nothing can be opaque, and a caller that is silent may take its time.
+    let shown = match shown {
+        Some(Shown::Silence) if door == Door::Connect && port.has_routes() => speaks(&conn, &mut wire).await,
+        shown => shown,
+    };
+    match shown {
+        None => {}
+        Some(Shown::Http(http2)) if door == Door::Connect => requests(conn, wire, journey, http2).await,
+        Some(Shown::Silence) if door == Door::Connect => {
+            if let Some(speaks) = Box::pin(silent::carry(&conn, port, wire, journey)).await {
+                requests(conn, speaks.wire, speaks.journey, Some(speaks.http2)).await;
             }
-            _ => "this is HTTP, and the door of one service is for opaque connections: call it by HTTP_PROXY",
-        };
-        journey.failed(&Failure::downstream(Cause::DownstreamProtocolError).because(why));
-        return super::reject::reset(wire.io.tcp());
+        }
+        Some(shown) => {
+            // Opaque, it would pass the rules by.
+            let why = match (shown, port.has_routes()) {
+                (Shown::Http(_), _) => {
+                    "this is HTTP, and the door of one service is for opaque connections: call it by HTTP_PROXY"
+                }
+                (_, true) => "HTTP routes are attached to the service, and the connection shows no HTTP",
+                (_, false) => return Box::pin(carry(&conn, port, wire, journey, false)).await,
+            };
+            journey.failed(&Failure::downstream(Cause::DownstreamProtocolError).because(why));
+            super::reject::reset(wire.io.tcp());
+        }
     }
-    // Requests are written down one by one.
+}
+
+/// Requests are written down one by one. `http2`: absent, the first bytes tell.
+async fn requests(conn: Conn, wire: Wire, journey: Journey, http2: Option<bool>) {
     journey.discard();
-    Box::pin(serve_detected(conn, wire, inside == Inside::Http2)).await;
+    Box::pin(serve_detected(conn, wire, http2)).await;
 }
 
 /// What a port says; none: that is to be found out.
@@ -155,7 +183,9 @@ async fn carry(conn: &Conn, port: &OutboundPort, mut wire: Wire, mut journey: Jo
     let ahead = wire.read.split().freeze();
     let mut down = End::Socket(wire.io);
     let ends = (&mut down, &mut up.end);
-    if let Err(failure) = transfer::run(&cx, way.timeouts.idle, ends, ahead, &mut journey).await {
+    if let Err(failure) =
+        transfer::run(&cx, way.timeouts.idle, ends, (ahead, Bytes::new()), &mut journey).await
+    {
         journey.failed(&failure);
     }
 }
@@ -187,19 +217,25 @@ async fn refuse(mut wire: Wire, mut journey: Journey, failure: &Failure, door: D
     }
 }
 
-/// Reads until the bytes tell, or there are none for too long. `None`: the application has closed.
-async fn detect(conn: &Conn, wire: &mut Wire) -> Option<Inside> {
-    let mut patience = Box::pin(sleep(DETECTION));
+/// Reads until the bytes tell, as long as a connection may idle.
+async fn speaks(conn: &Conn, wire: &mut Wire) -> Option<Shown> {
+    conn.entry.enter(Phase::Idle, conn.worker.now());
+    detect(conn, wire, None).await
+}
+
+/// Reads until the bytes tell, or there are none for so long. `None`: the application has closed.
+async fn detect(conn: &Conn, wire: &mut Wire, patience: Option<Duration>) -> Option<Shown> {
+    let mut patience = patience.map(|patience| Box::pin(sleep(patience)));
     poll_fn(|cx| {
         loop {
-            if let Some(inside) = judge(&wire.read) {
-                return Poll::Ready(Some(inside));
+            if let Some(shown) = shown(&wire.read) {
+                return Poll::Ready(Some(shown));
             }
             if wire.eof || conn.entry.order().is_some() {
                 if wire.read.is_empty() {
                     conn.worker.ends(&conn.entry);
                 }
-                return Poll::Ready((!wire.read.is_empty()).then_some(Inside::Opaque));
+                return Poll::Ready((!wire.read.is_empty()).then_some(Shown::Opaque));
             }
             match wire.poll_fill(cx) {
                 Poll::Ready(Ok(_)) => {}
@@ -207,13 +243,21 @@ async fn detect(conn: &Conn, wire: &mut Wire) -> Option<Inside> {
                 Poll::Pending => break,
             }
         }
-        if patience.as_mut().poll(cx).is_ready() {
-            return Poll::Ready(Some(Inside::Opaque));
+        if patience.as_mut().is_some_and(|patience| patience.as_mut().poll(cx).is_ready()) {
+            return Poll::Ready(Some(Shown::Silence));
         }
         conn.entry.watch(cx);
         Poll::Pending
     })
     .await
+}
+
+fn shown(bytes: &[u8]) -> Option<Shown> {
+    judge(bytes).map(|inside| match inside {
+        Inside::Http1 => Shown::Http(Some(false)),
+        Inside::Http2 => Shown::Http(Some(true)),
+        Inside::Opaque => Shown::Opaque,
+    })
 }
 
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";

@@ -19,7 +19,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use super::Carried;
 use super::end::{End, IsHttp};
 use super::journey::Journey;
-use crate::connections::{Order, Phase};
+use crate::connections::{Entry, Order, Phase};
 use crate::error::{Failure, Retry};
 use crate::io::told;
 use crate::splice::{Pipe, Pipes};
@@ -33,7 +33,7 @@ pub(crate) const BUFFER: usize = 64 * 1024;
 const TURNS: usize = 16;
 
 /// Which side broke.
-enum Broken {
+pub(super) enum Broken {
     From(io::Error),
     To(io::Error),
 }
@@ -175,7 +175,7 @@ impl Direction {
     }
 }
 
-/// Carries the connection to its end. `ahead` was read from the caller already. A connection that does not end regularly
+/// Carries the connection to its end. `ahead` was read from the caller, and from the endpoint, already. A connection that does not end regularly
 /// is reset on both sides.
 ///
 /// # Errors
@@ -184,13 +184,13 @@ pub(super) async fn run(
     carried: &Carried<'_>,
     idle: Option<Duration>,
     (down, up): (&mut End, &mut End),
-    ahead: Bytes,
+    ahead: (Bytes, Bytes),
     journey: &mut Journey,
 ) -> Result<(), Failure> {
     let Carried { worker, entry, .. } = carried;
     entry.enter(Phase::Exchange, worker.now());
     entry.be_patient(Some(idle.unwrap_or(IDLE_TIMEOUT)));
-    let (mut requests, mut responses) = (Direction::new(ahead), Direction::new(Bytes::new()));
+    let (mut requests, mut responses) = (Direction::new(ahead.0), Direction::new(ahead.1));
     journey.established();
     journey.enter(Stage::Tunnel);
     let moved = poll_fn(|cx| {
@@ -207,13 +207,8 @@ pub(super) async fn run(
             (Poll::Ready(Ok(())), Poll::Ready(Ok(()))) => return Poll::Ready(Ok(())),
             _ => {}
         }
-        match entry.order() {
-            Some(Order::TimedOut(Phase::Exchange)) => {
-                return Poll::Ready(Err(Failure::local(Cause::StreamIdleTimeout)));
-            }
-            Some(Order::Close(cause)) => return Poll::Ready(Err(Failure::local(cause))),
-            // What runs when the process drains may go on until the drain's time is over.
-            Some(Order::Drain | Order::TimedOut(_) | Order::Shed) | None => {}
+        if let Some(failure) = over(entry) {
+            return Poll::Ready(Err(failure));
         }
         entry.watch(cx);
         Poll::Pending
@@ -230,8 +225,18 @@ pub(super) async fn run(
     moved
 }
 
+/// Why a connection is to end now.
+pub(super) fn over(entry: &Entry) -> Option<Failure> {
+    match entry.order() {
+        Some(Order::TimedOut(Phase::Exchange)) => Some(Failure::local(Cause::StreamIdleTimeout)),
+        Some(Order::Close(cause)) => Some(Failure::local(cause)),
+        // What runs when the process drains may go on until the drain's time is over.
+        Some(Order::Drain | Order::TimedOut(_) | Order::Shed) | None => None,
+    }
+}
+
 /// `requests`: the direction goes from the caller to the endpoint.
-fn failure(broken: Broken, requests: bool) -> Failure {
+pub(super) fn failure(broken: Broken, requests: bool) -> Failure {
     let (doing, error, downstream) = match broken {
         Broken::From(error) => ("reading from", error, requests),
         Broken::To(error) => ("writing to", error, !requests),

@@ -67,7 +67,7 @@ impl Dials for Scripted {
 
 /// A connection to a peer who takes one stream at a time and answers none.
 async fn connected(pool: &Rc<EndpointPool>) -> Rc<H2Connection> {
-    secured(pool, None).await
+    Box::pin(secured(pool, None)).await
 }
 
 /// SVIDs whose connection takes no more requests from `retires` on, and ends at `ends`.
@@ -131,7 +131,7 @@ async fn full() -> (Rc<EndpointPool>, H2Exchange) {
 /// Another connection of a pool that has no room on any, and what takes it.
 async fn fills(pool: &Rc<EndpointPool>, svid: Option<Validity>) -> H2Exchange {
     let svid = Cell::new(svid);
-    let dial = async || Ok(secured(pool, svid.take()).await);
+    let dial = async || Ok(Box::pin(secured(pool, svid.take())).await);
     let connection = pool.share(Duration::ZERO, Behind::default(), dial).await.unwrap();
     let taken = opens(&connection).await;
     // Its peer's settings say how many it takes.
@@ -411,7 +411,7 @@ async fn until_its_peer_has_said_how_many_it_takes_a_connection_has_one_stream_a
             dials.set(dials.get() + 1);
             let said = said.take();
             let may = async { drop(said.unwrap().await) };
-            Ok(takes(&pool, 2, may, None).await)
+            Ok(Box::pin(takes(&pool, 2, may, None)).await)
         };
         let new = pool.share(Duration::ZERO, Behind::default(), dial).await.unwrap();
         let _first = opens(&new).await;
@@ -431,7 +431,7 @@ async fn until_its_peer_has_said_how_many_it_takes_a_connection_has_one_stream_a
 async fn who_does_not_say_how_many_it_takes_is_not_waited_for_without_end() {
     let run = async {
         let pool = Rc::new(EndpointPool::default());
-        let dial = async || Ok(takes(&pool, 2, std::future::pending(), None).await);
+        let dial = async || Ok(Box::pin(takes(&pool, 2, std::future::pending(), None)).await);
         let silent = pool.share(Duration::ZERO, Behind::default(), dial).await.unwrap();
         let _first = opens(&silent).await;
         let began = Instant::now();
@@ -446,7 +446,7 @@ async fn who_does_not_say_how_many_it_takes_is_not_waited_for_without_end() {
 async fn a_new_connection_that_ends_before_its_peer_has_said_anything_makes_room_for_another() {
     let run = async {
         let pool = Rc::new(EndpointPool::default());
-        let dial = async || Ok(takes(&pool, 2, std::future::pending(), None).await);
+        let dial = async || Ok(Box::pin(takes(&pool, 2, std::future::pending(), None)).await);
         let ends = pool.share(Duration::ZERO, Behind::default(), dial).await.unwrap();
         let _first = opens(&ends).await;
         let mut waits = pin!(pool.share(Duration::ZERO, Behind::default(), dial));

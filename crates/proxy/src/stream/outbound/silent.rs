@@ -1,0 +1,120 @@
+//! A caller that has said nothing for a while. Its server may be one that speaks first, so it gets its tunnel. Or it is slow, has
+//! opened its connection ahead, and speaks HTTP yet: as long as nothing has gone either way it is served as if it had said so at
+//! once.
+
+use std::future::poll_fn;
+use std::pin::Pin;
+use std::task::{Poll, ready};
+
+use bytes::Bytes;
+use meshwork_decision::{Cause, OutboundPort};
+use tokio::io::{AsyncRead as _, ReadBuf};
+
+use super::{Shown, shown, speaks};
+use crate::connections::Phase;
+use crate::downstream::connection::Conn;
+use crate::error::Failure;
+use crate::stream::attempt;
+use crate::stream::end::End;
+use crate::stream::journey::Journey;
+use crate::stream::route::Way;
+use crate::stream::transfer::{self, Broken};
+use crate::stream::{Carried, reject};
+use crate::wire::Wire;
+
+/// How much of what a server says first is taken before the tunnel begins.
+const FIRST: usize = 1024;
+
+/// A caller that speaks HTTP after all.
+pub(super) struct Late {
+    pub(super) wire: Wire,
+    pub(super) journey: Journey,
+    pub(super) http2: bool,
+}
+
+/// Carries it to its end, unless it turns out to be HTTP before anything has gone either way.
+pub(super) async fn carry(
+    conn: &Conn,
+    port: &OutboundPort,
+    mut wire: Wire,
+    mut journey: Journey,
+) -> Option<Late> {
+    let cx = Carried::of(conn);
+    journey.cluster(&port.cluster);
+    let way = Way::new(port.direct().policy(), &port.cluster);
+    let mut up = match Box::pin(attempt::connect(&cx, &way, &mut journey)).await {
+        Ok(up) => up,
+        Err(failure) => {
+            // The proxy there knows its application for HTTP.
+            let is_http = failure.cause == Cause::DownstreamProtocolError;
+            let shown = if is_http { speaks(conn, &mut wire).await? } else { Shown::Silence };
+            if let Shown::Http(Some(http2)) = shown {
+                return Some(Late { wire, journey, http2 });
+            }
+            journey.failed(&failure);
+            reject::reset(wire.io.tcp());
+            return None;
+        }
+    };
+    conn.entry.enter(Phase::Exchange, conn.worker.now());
+    conn.entry.be_patient(Some(way.timeouts.idle.unwrap_or(transfer::IDLE_TIMEOUT)));
+    let said = match first(conn, &mut wire, &mut up.end).await {
+        Ok(First::Http2(http2)) => return Some(Late { wire, journey, http2 }),
+        Ok(First::Opaque(said)) => said,
+        Err(failure) => {
+            journey.failed(&failure);
+            reject::reset(wire.io.tcp());
+            up.end.reset();
+            return None;
+        }
+    };
+    let ahead = (wire.read.split().freeze(), said);
+    let mut down = End::Socket(wire.io);
+    let ends = (&mut down, &mut up.end);
+    if let Err(failure) = transfer::run(&cx, way.timeouts.idle, ends, ahead, &mut journey).await {
+        journey.failed(&failure);
+    }
+    None
+}
+
+/// What came first.
+enum First {
+    /// The caller speaks HTTP; whether of version 2.
+    Http2(bool),
+    /// Neither does it, or the server has spoken, and said this.
+    Opaque(Bytes),
+}
+
+/// # Errors
+/// A side broke, nothing came for too long, or the process stops.
+async fn first(conn: &Conn, wire: &mut Wire, up: &mut End) -> Result<First, Failure> {
+    poll_fn(|cx| {
+        loop {
+            match shown(&wire.read) {
+                Some(Shown::Http(Some(http2))) => return Poll::Ready(Ok(First::Http2(http2))),
+                Some(_) => return Poll::Ready(Ok(First::Opaque(Bytes::new()))),
+                None if wire.eof => return Poll::Ready(Ok(First::Opaque(Bytes::new()))),
+                None => {}
+            }
+            match wire.poll_fill(cx) {
+                Poll::Ready(Ok(_)) => {}
+                Poll::Ready(Err(error)) => {
+                    return Poll::Ready(Err(transfer::failure(Broken::From(error), true)));
+                }
+                Poll::Pending => break,
+            }
+        }
+        if let Some(failure) = transfer::over(&conn.entry) {
+            return Poll::Ready(Err(failure));
+        }
+        conn.entry.watch(cx);
+        let mut space = [0; FIRST];
+        let mut said = ReadBuf::new(&mut space);
+        let read = ready!(Pin::new(&mut *up).poll_read(cx, &mut said));
+        Poll::Ready(match read {
+            Ok(()) => Ok(First::Opaque(Bytes::copy_from_slice(said.filled()))),
+            Err(error) => Err(transfer::failure(Broken::From(error), false)),
+        })
+    })
+    .await
+}
