@@ -383,6 +383,8 @@ impl<W> Limiter<W> {
 
     /// What must hold whenever nobody is at it.
     pub(crate) fn holds(&self, config: &Overload) -> Result<(), String> {
-        invariants::gate(&self.view(config), &config.queue)
+        let view = self.view(config);
+        invariants::concurrency(&config.concurrency, view.limit)?;
+        invariants::gate(&view, &config.queue)
     }
 }

@@ -714,7 +714,7 @@ proptest! {
             prop_assert_eq!(invariants::gate(&view, &config.queue), Ok(()));
             prop_assert_eq!(view.in_flight as usize, under_way.len() + limiter.at_work());
             prop_assert_eq!(view.queued as usize, waiting.len());
-            prop_assert!((1..=min + more).contains(&view.limit));
+            prop_assert_eq!(invariants::concurrency(&config.concurrency, view.limit), Ok(()));
         }
     }
 }

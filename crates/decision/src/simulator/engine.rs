@@ -472,6 +472,9 @@ impl<'s> Engine<'s> {
         let mut shifts = cluster.record(&attempt.endpoint, &answer, self.now);
         shifts.extend(tried);
         std::mem::take(&mut attempt.tickets).ended(&answer, self.now, &mut self.chance);
+        if let Err(why) = attempt.endpoint.stats.standing.holds() {
+            self.report.broken(|| why);
+        }
         for ejection in shifts.iter().filter_map(|shift| shift.ejection) {
             self.report.ejections += 1;
             let config = cluster.outlier_detection.as_ref().expect("something ejected");
