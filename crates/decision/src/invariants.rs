@@ -7,6 +7,7 @@ use crate::balance::SlowStart;
 use crate::breaker::{CircuitBreaker, Tally, Trials};
 use crate::endpoint::EndpointSet;
 use crate::health_check::{Checked, HealthCheck};
+use crate::load::{FIRST_REST, LONGEST_REST};
 use crate::outlier::OutlierDetection;
 use crate::overload::{AdaptiveConcurrency, GateView, Priority, Queue};
 use crate::rate_limit::{Allowance, RateSpec};
@@ -287,6 +288,49 @@ pub(crate) fn shares(tiers: &[(usize, usize)], shares: &[u32]) -> Result<(), Str
     let wasted = tiers.iter().zip(shares).any(|(&(well, _), &share)| well == 0 && share > 0);
     if wasted || total != if somebody { 1_000 } else { 0 } {
         return Err(format!("{shares:?} of a thousand for {tiers:?}"));
+    }
+    Ok(())
+}
+
+/// What is known of an endpoint's latency after an answer is between what was known before and that answer. All are
+/// logarithms.
+///
+/// # Errors
+/// What is broken.
+pub(crate) fn latency(before: f32, answer: f32, after: f32) -> Result<(), String> {
+    // Floats are rounded.
+    let (least, most) = (before.min(answer) - 1e-3, before.max(answer) + 1e-3);
+    if !(least..=most).contains(&after) {
+        return Err(format!("a latency of {before} is {after} after an answer of {answer}"));
+    }
+    Ok(())
+}
+
+/// An endpoint rests for at least the first rest, and not longer than the longest.
+///
+/// # Errors
+/// What is broken.
+pub(crate) fn rest(chosen: Duration) -> Result<(), String> {
+    if !(FIRST_REST..=LONGEST_REST).contains(&chosen) {
+        return Err(format!("a rest of {chosen:?}, from {FIRST_REST:?} to {LONGEST_REST:?}"));
+    }
+    Ok(())
+}
+
+/// Who was far slower is asked by few of those who call.
+///
+/// # Errors
+/// What is broken.
+#[cfg(test)]
+pub(crate) fn looks(looks: u32, losses: u32, luck: u32, unheard: u32) -> Result<(), String> {
+    use crate::load::LOSSES;
+
+    // Each time that it was quick, a look may follow soon; and each time that it was not heard of for long.
+    let allowed = losses / LOSSES + luck + unheard;
+    if looks > allowed {
+        return Err(format!(
+            "{looks} looks in {losses} losses, {luck} times quick and {unheard} times long unheard of"
+        ));
     }
     Ok(())
 }
