@@ -3,8 +3,8 @@
 //! *Peak EWMA*, the default, draws two endpoints, each with the chance its weight gives it, and takes the one where the
 //! request is likely to be answered sooner: average latency × requests ahead of it, its own included. Averages that are
 //! close to each other count as equal, and then the one with fewer requests in flight per weight is taken: latency is
-//! known by samples, requests in flight are known exactly. One that was far slower when it was last heard of is not taken by what
-//! has been forgotten since alone, but now and then, to find out. Endpoints that rest after a failure, or because they asked for
+//! known by samples, requests in flight are known exactly. One that was far slower when it was last heard of is taken now and then,
+//! to find out, whatever has been forgotten since. Endpoints that rest after a failure, or because they asked for
 //! it, are passed by; see `load.rs`.
 //!
 //! *Least request* draws in the same way and looks at requests in flight alone.
@@ -78,13 +78,16 @@ fn answers_sooner(regard: &Regard<'_>, a: &Endpoint, b: &Endpoint) -> bool {
     let (Some(of_a), Some(of_b)) = (a.stats.load.latency(now), b.stats.load.latency(now)) else {
         return load_is_less(regard, a, b);
     };
-    let is_less = is_sooner(regard, (a, of_a.now), (b, of_b.now));
-    let (winner, was, loser, other_was) =
-        if is_less { (a, of_a.then, b, of_b.then) } else { (b, of_b.then, a, of_a.then) };
-    if was - other_was < FAR_SLOWER || is_sooner(regard, (winner, was), (loser, other_was)) {
-        return is_less;
+    if (of_a.then - of_b.then).abs() < FAR_SLOWER {
+        return is_sooner(regard, (a, of_a.now), (b, of_b.now));
     }
-    is_less == winner.stats.load.looks(now)
+    let is_slow = of_a.then > of_b.then;
+    let (slow, was, other, other_was) =
+        if is_slow { (a, of_a.then, b, of_b.then) } else { (b, of_b.then, a, of_a.then) };
+    // What was forgotten says nothing here.
+    let goes_to_slow =
+        is_sooner(regard, (slow, was), (other, other_was)) || slow.stats.load.looks(other_was, now);
+    goes_to_slow == is_slow
 }
 
 /// The same, where these are the logarithms of their latencies.

@@ -153,6 +153,16 @@ pub struct Wanted<'a> {
     pub session: Option<u64>,
     /// It counts among the service's retries.
     pub is_retry: bool,
+    /// The endpoint at which that retry has a place, by its id.
+    pub place: Option<u64>,
+}
+
+impl Wanted<'_> {
+    /// The same for a retry, if it is one.
+    #[must_use]
+    pub fn of_retry(self, retry: Option<&Permit>) -> Self {
+        Self { is_retry: retry.is_some(), place: retry.and_then(Permit::place), ..self }
+    }
 }
 
 /// One port of one service. Configuration is immutable; what counts and changes is shared with the cluster of the
@@ -259,7 +269,7 @@ impl Cluster {
             self.protocol.is_http2(),
             self.endpoint_breaker.as_ref(),
         );
-        let regard = regard.of_retry(wanted.is_retry, &self.limits);
+        let regard = regard.of_retry(wanted.is_retry, wanted.place, &self.limits);
         let persistent = wanted.session.and_then(|id| balance::persistent(&regard, id));
         let picked = persistent.or_else(|| self.balanced(&regard, wanted.hash, rng));
         if let Some(picked) = picked
@@ -331,12 +341,12 @@ impl Cluster {
     ) -> Result<(Picked, Option<Ticket>), Cause> {
         for _ in 0..RACES {
             let picked = self.choose(now, rng, wanted, reasons).ok_or(Cause::NoHealthyUpstream)?;
-            let (limits, stats) = (&self.limits, &picked.endpoint.stats);
-            if limits.max_requests_per_endpoint.is_some_and(|most| stats.in_flight() >= most) {
+            let (limits, endpoint) = (&self.limits, &picked.endpoint);
+            if limits.max_requests_per_endpoint.is_some_and(|most| endpoint.stats.in_flight() >= most) {
                 return Err(Cause::MaxRequests);
             }
-            if wanted.is_retry && limits.max_retries_per_endpoint.is_some_and(|most| stats.retries() >= most)
-            {
+            let is_full = |most| endpoint.retries_beside(wanted.place) >= most;
+            if wanted.is_retry && limits.max_retries_per_endpoint.is_some_and(is_full) {
                 return Err(Cause::MaxRetries);
             }
             // Else a session leads there, or another worker was quicker: now it is passed by.
@@ -630,14 +640,14 @@ impl Cluster {
         Permit::free(&self.shared, &self.limits, what)
     }
 
-    /// Counts a retry that begins, within the service's limit, and where some endpoint may have one more: which it goes to is
-    /// picked later.
+    /// Counts a retry from before its back-off on, within the service's limit, and at an endpoint that may have one more: which
+    /// it goes to is picked later.
     ///
     /// # Errors
     /// The cause when a limit is reached.
     pub fn admit_retry(&self, now: Tick) -> Result<Permit, Cause> {
-        let permit = self.admit(Limited::Retry)?;
-        self.has_room_for_retry(now).inspect_err(|cause| self.count_refused(*cause))?;
+        let mut permit = self.admit(Limited::Retry)?;
+        self.keep_place(&mut permit, now).inspect_err(|cause| self.count_refused(*cause))?;
         Ok(permit)
     }
 

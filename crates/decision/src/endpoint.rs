@@ -139,6 +139,11 @@ impl Endpoint {
     pub fn is_ejected(&self, now: Tick) -> bool {
         self.stats.is_ejected(now)
     }
+
+    /// Retries on their way to it, beside the one that has its place at the endpoint of this id.
+    pub(crate) fn retries_beside(&self, place: Option<u64>) -> u32 {
+        self.stats.retries().saturating_sub(u32::from(place == Some(self.id)))
+    }
 }
 
 /// What is counted about one address, across workers and updates. All relaxed: each number stands alone.
@@ -149,7 +154,7 @@ pub struct EndpointStats {
     pub(crate) connections: AtomicU32,
     /// Requests that wait for one.
     pub(crate) pending: AtomicU32,
-    /// Retries on their way to it.
+    /// Retries on their way to it, or with a place here during their back-off.
     pub(crate) retries: AtomicU32,
     /// Who waits for one of these to end, since there may be no more.
     pub(crate) room: Room,
@@ -181,7 +186,7 @@ impl EndpointStats {
         self.pending.load(Ordering::Relaxed)
     }
 
-    /// Retries on their way to it.
+    /// Retries on their way to it, or with a place here during their back-off.
     #[must_use]
     pub fn retries(&self) -> u32 {
         self.retries.load(Ordering::Relaxed)

@@ -7,8 +7,10 @@ use crate::balance::SlowStart;
 use crate::breaker::{CircuitBreaker, Tally, Trials};
 use crate::endpoint::EndpointSet;
 use crate::health_check::{Checked, HealthCheck};
+use crate::load::{FIRST_REST, LONGEST_REST};
 use crate::outlier::OutlierDetection;
-use crate::overload::{GateView, Priority, Queue};
+use crate::overload::{AdaptiveConcurrency, GateView, Priority, Queue};
+use crate::rate_limit::{Allowance, RateSpec};
 use crate::retry::RetryBudget;
 use crate::retry::worth::{ROW, ROW_PRICE, Standing};
 use crate::verdicts::Rules;
@@ -86,6 +88,19 @@ pub fn gate(view: &GateView, queue: &Queue) -> Result<(), String> {
     }
     if queued > queue.max_requests {
         return Err(format!("{queued} wait, {} may", queue.max_requests));
+    }
+    Ok(())
+}
+
+/// As many may be under way as the policy lets the limit be.
+///
+/// # Errors
+/// What is broken.
+pub fn concurrency(config: &AdaptiveConcurrency, limit: u32) -> Result<(), String> {
+    let least = config.min_concurrency.max(1);
+    let most = config.max_concurrency.max(least);
+    if !(least..=most).contains(&limit) {
+        return Err(format!("{limit} may be under way, from {least} to {most} by the policy"));
     }
     Ok(())
 }
@@ -273,6 +288,84 @@ pub(crate) fn shares(tiers: &[(usize, usize)], shares: &[u32]) -> Result<(), Str
     let wasted = tiers.iter().zip(shares).any(|(&(well, _), &share)| well == 0 && share > 0);
     if wasted || total != if somebody { 1_000 } else { 0 } {
         return Err(format!("{shares:?} of a thousand for {tiers:?}"));
+    }
+    Ok(())
+}
+
+/// What is known of an endpoint's latency after an answer is between what was known before and that answer. All are
+/// logarithms.
+///
+/// # Errors
+/// What is broken.
+pub(crate) fn latency(before: f32, answer: f32, after: f32) -> Result<(), String> {
+    // Floats are rounded.
+    let (least, most) = (before.min(answer) - 1e-3, before.max(answer) + 1e-3);
+    if !(least..=most).contains(&after) {
+        return Err(format!("a latency of {before} is {after} after an answer of {answer}"));
+    }
+    Ok(())
+}
+
+/// An endpoint rests for at least the first rest, and not longer than the longest.
+///
+/// # Errors
+/// What is broken.
+pub(crate) fn rest(chosen: Duration) -> Result<(), String> {
+    if !(FIRST_REST..=LONGEST_REST).contains(&chosen) {
+        return Err(format!("a rest of {chosen:?}, from {FIRST_REST:?} to {LONGEST_REST:?}"));
+    }
+    Ok(())
+}
+
+/// Who was far slower is asked by few of those who call.
+///
+/// # Errors
+/// What is broken.
+#[cfg(test)]
+pub(crate) fn looks(looks: u32, losses: u32, luck: u32, unheard: u32) -> Result<(), String> {
+    use crate::load::LOSSES;
+
+    // Each time that it was quick, a look may follow soon; and each time that it was not heard of for long.
+    let allowed = losses / LOSSES + luck + unheard;
+    if looks > allowed {
+        return Err(format!(
+            "{looks} looks in {losses} losses, {luck} times quick and {unheard} times long unheard of"
+        ));
+    }
+    Ok(())
+}
+
+/// Of a row of failures a row of gateway failures is a part.
+///
+/// # Errors
+/// What is broken.
+pub(crate) fn rows(any: u32, gateway: u32) -> Result<(), String> {
+    if gateway > any {
+        return Err(format!("{gateway} gateway failures in a row of {any}"));
+    }
+    Ok(())
+}
+
+/// Who may pass does so at once, who may not has to wait, and no more follow than the burst has.
+///
+/// # Errors
+/// What is broken.
+pub fn allowance(spec: &RateSpec, told: &Allowance) -> Result<(), String> {
+    if told.admitted != told.retry_after.is_zero() || told.remaining >= spec.burst.max(1) {
+        return Err(format!("{told:?} by {spec:?}"));
+    }
+    Ok(())
+}
+
+/// A pause is between half of a time and the whole, so that those who make it do not come back together.
+///
+/// # Errors
+/// What is broken.
+pub(crate) fn spread(whole: Duration, chosen: Duration) -> Result<(), String> {
+    // Halves of it are rounded.
+    let rounding = Duration::from_micros(1);
+    if chosen + rounding < whole / 2 || chosen > whole + rounding {
+        return Err(format!("a pause of {chosen:?}, where {whole:?} is the whole"));
     }
     Ok(())
 }

@@ -165,8 +165,8 @@ fn beyond(count: &AtomicU32, limit: &AtomicU32) -> u32 {
 pub struct Permit {
     shared: Arc<ClusterShared>,
     what: Limited,
-    /// The endpoint that a retry is at.
-    at: Option<Arc<EndpointStats>>,
+    /// The endpoint that a retry is at, or has a place at until it goes somewhere.
+    at: Option<(u64, Arc<EndpointStats>)>,
 }
 
 impl Permit {
@@ -193,16 +193,35 @@ impl Permit {
         is_within.then(|| Self { shared: Arc::clone(shared), what, at: None })
     }
 
-    /// The retry goes to this endpoint, and is at none that it went to before.
+    /// The retry goes to this endpoint, and is at none that it was at before.
     pub fn goes_to(&mut self, endpoint: &Endpoint) {
         debug_assert_eq!(self.what, Limited::Retry, "nothing else is counted so");
-        self.leaves();
         endpoint.stats.retries.fetch_add(1, Ordering::Relaxed);
-        self.at = Some(Arc::clone(&endpoint.stats));
+        self.is_at(endpoint);
+    }
+
+    /// The retry has a place at this endpoint, if fewer are than may be.
+    pub(crate) fn has_place_at(&mut self, endpoint: &Endpoint, most: u32) -> bool {
+        let has_place = add_within(&endpoint.stats.retries, Some(most));
+        if has_place {
+            self.is_at(endpoint);
+        }
+        has_place
+    }
+
+    /// The endpoint that the retry is at, or has a place at, by its id.
+    #[must_use]
+    pub fn place(&self) -> Option<u64> {
+        self.at.as_ref().map(|(id, _)| *id)
+    }
+
+    fn is_at(&mut self, endpoint: &Endpoint) {
+        self.leaves();
+        self.at = Some((endpoint.id, Arc::clone(&endpoint.stats)));
     }
 
     fn leaves(&mut self) {
-        if let Some(stats) = self.at.take() {
+        if let Some((_, stats)) = self.at.take() {
             let before = stats.retries.fetch_sub(1, Ordering::Relaxed);
             debug_assert!(before > 0, "a permit ends what it began");
         }

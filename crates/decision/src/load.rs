@@ -8,8 +8,8 @@
 //! is asked again.
 //!
 //! *Looks.* Where few call, each request that only finds out that an endpoint is as slow as ever counts. So one that was
-//! [far slower](FAR_SLOWER) than another is asked again by what was forgotten alone only every [`LOSSES_PER_LOOK`] times
-//! that it would be, or when nothing has been heard of it for [`LONGEST_UNHEARD`].
+//! [far slower](FAR_SLOWER) than another is asked again not by what was forgotten, but now and then, and has its share again
+//! when it was found quick a few times in a row, see `load/looks.rs`.
 //!
 //! *Only answers count.* A failure is often faster than the work it refuses to do, and a time-out says how patient we
 //! are. Failures say nothing about latency; they make an endpoint rest.
@@ -28,11 +28,17 @@
 //! These are each proxy's own impressions, kept from the first moment and without a policy; they only say whom to
 //! prefer. To take an endpoint out is outlier detection's business.
 
+mod looks;
+
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
 use meshwork_base::Tick;
 
+#[cfg(test)]
+pub(crate) use self::looks::LOSSES;
+use self::looks::{Found, Looks};
+use crate::invariants;
 use crate::outage::doubled;
 use crate::outlier::AttemptOutcome;
 
@@ -49,15 +55,10 @@ const FALL: Duration = Duration::from_secs(10);
 const FORGET: Duration = Duration::from_secs(10);
 /// Latencies of which one is four times the other or more: a request that finds this out is one of those who wait longest.
 pub(crate) const FAR_SLOWER: f32 = 2.0 * ALIKE;
-/// Of so many times that only forgetting speaks for an endpoint that was far slower, it is asked once. Of three endpoints of which
-/// one is slow, two thirds of all picks compare it with another: one in 300 requests finds out.
-const LOSSES_PER_LOOK: u32 = 200;
-/// Who was far slower is asked again after this time, however few call.
-const LONGEST_UNHEARD: Duration = Duration::from_secs(300);
 /// The rest after the first failure.
-const FIRST_REST: Duration = Duration::from_millis(50);
+pub(crate) const FIRST_REST: Duration = Duration::from_millis(50);
 /// The longest rest that failures lead to.
-const LONGEST_REST: Duration = Duration::from_secs(10);
+pub(crate) const LONGEST_REST: Duration = Duration::from_secs(10);
 /// A failure that took long makes an endpoint rest so many times as long.
 const REST_PER_LOSS: u32 = 4;
 /// How long a trial without an end keeps others away.
@@ -97,8 +98,7 @@ pub(crate) struct Load {
     /// The same of the trial under way; it counts only while the last word was a failure.
     trial_until: AtomicU64,
     failures_in_a_row: AtomicU32,
-    /// How often it was passed over since the last look, though what is left of its latency spoke for it.
-    passed_over: AtomicU32,
+    looks: Looks,
 }
 
 /// What is known of an endpoint's latency: the natural logarithm of nanoseconds.
@@ -122,15 +122,11 @@ impl Load {
         self.latency(now).map(|known| known.now)
     }
 
-    /// Whether it is time to find out if an endpoint that was far slower still is. Who is told so asks it.
-    pub(crate) fn looks(&self, now: Tick) -> bool {
-        let passed_over = self.passed_over.fetch_add(1, Ordering::Relaxed) + 1;
-        let known = unpack(self.latency.0.load(Ordering::Relaxed), now);
-        let looks = passed_over >= LOSSES_PER_LOOK || known.is_none_or(|(_, age)| age >= LONGEST_UNHEARD);
-        if looks {
-            self.passed_over.store(0, Ordering::Relaxed);
-        }
-        looks
+    /// It has lost to an endpoint of this latency, as it was when it was last heard of, than which it was far slower. Whether it is
+    /// time to find out if it still is: who is told so asks it.
+    pub(crate) fn looks(&self, other: f32, now: Tick) -> bool {
+        unpack(self.latency.0.load(Ordering::Relaxed), now)
+            .is_none_or(|(_, age)| self.looks.begins(other, age, now))
     }
 
     /// Whether it is passed by for now.
@@ -185,7 +181,7 @@ impl Load {
     /// The instance behind the address is another one.
     pub(crate) fn forget(&self) {
         self.latency.0.store(0, Ordering::Relaxed);
-        self.passed_over.store(0, Ordering::Relaxed);
+        self.looks.forget();
         self.resting_until.store(0, Ordering::Relaxed);
         self.failures_in_a_row.store(0, Ordering::Relaxed);
     }
@@ -194,7 +190,7 @@ impl Load {
     pub(crate) fn record(&self, answer: &Answer, now: Tick) {
         match answer.outcome {
             AttemptOutcome::Success => {
-                self.latency.observe(answer.took, now);
+                self.answered(answer.took, now);
                 if self.has_failed() {
                     self.failures_in_a_row.store(0, Ordering::Relaxed);
                 }
@@ -210,12 +206,23 @@ impl Load {
     /// An attempt was given up after this time, since another one had answered: it would have taken longer. That says
     /// something of an endpoint that is believed to be quicker, and of no other.
     pub(crate) fn outlasted(&self, waited: Duration, now: Tick) {
+        self.looks.outlasted(sample(waited));
         if self.ln_latency(now).is_none_or(|known| sample(waited) > known) {
             self.latency.observe(waited, now);
         }
     }
 
+    fn answered(&self, took: Duration, now: Tick) {
+        let found = self.looks.is_under_way().then(|| self.looks.answered(sample(took)));
+        match found.unwrap_or(Found::AsSlow) {
+            Found::AsSlow => self.latency.observe(took, now),
+            Found::Luck => self.latency.hears(now),
+            Found::Recovered(latency) => self.latency.0.store(pack(latency, now), Ordering::Relaxed),
+        }
+    }
+
     fn failed(&self, answer: &Answer, now: Tick) {
+        self.looks.failed();
         let resting_until = self.resting_until.load(Ordering::Relaxed);
         if resting_until > now.as_nanos() {
             return;
@@ -234,7 +241,10 @@ impl Load {
 
 /// How long an endpoint rests after so many failures in a row, the last of which took so long.
 pub(crate) fn rest(row: u32, took: Duration) -> Duration {
-    doubled(FIRST_REST.max(took.saturating_mul(REST_PER_LOSS)), row.saturating_sub(1), LONGEST_REST)
+    let chosen =
+        doubled(FIRST_REST.max(took.saturating_mul(REST_PER_LOSS)), row.saturating_sub(1), LONGEST_REST);
+    debug_assert_eq!(invariants::rest(chosen), Ok(()));
+    chosen
 }
 
 /// A moving average in one word, so that value and time change together: the upper half is the natural logarithm of the
@@ -250,9 +260,18 @@ impl Latency {
             let Some((average, age)) = unpack(word, now) else { return Some(pack(sample, now)) };
             let over = if sample > average { RISE } else { FALL };
             let weight = age.as_secs_f32() / (age + over).as_secs_f32();
-            Some(pack(average + (sample - average) * weight, now))
+            let next = average + (sample - average) * weight;
+            debug_assert_eq!(invariants::latency(average, sample, next), Ok(()));
+            Some(pack(next, now))
         };
         // The closure always gives a value, so the update cannot fail.
+        let _ = self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, step);
+    }
+
+    /// It was heard of, and what is known of it is as it was.
+    fn hears(&self, now: Tick) {
+        let step = |word: u64| unpack(word, now).map(|(average, _)| pack(average, now));
+        // What nobody has written stays so.
         let _ = self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, step);
     }
 }

@@ -16,6 +16,8 @@ use std::time::Duration;
 
 use meshwork_base::{Rng, Tick};
 
+use crate::invariants;
+
 /// How long the requests of a service that has become unreachable wait, all together.
 const PATIENCE: Duration = Duration::from_secs(3);
 /// The longest first pause.
@@ -75,7 +77,9 @@ pub(crate) fn doubled(first: Duration, times: u32, longest: Duration) -> Duratio
 
 /// Between half and the whole of a time, so that those who wait do not come back together.
 pub(crate) fn spread(whole: Duration, rng: &mut impl Rng) -> Duration {
-    whole.div_f64(2.0) + whole.div_f64(2.0).mul_f64(rng.unit())
+    let chosen = whole.div_f64(2.0) + whole.div_f64(2.0).mul_f64(rng.unit());
+    debug_assert_eq!(invariants::spread(whole, chosen), Ok(()));
+    chosen
 }
 
 #[cfg(test)]

@@ -22,6 +22,7 @@ use std::time::Duration;
 
 use meshwork_base::Tick;
 
+use crate::invariants;
 use crate::origin::Origin;
 pub use callers::Caller;
 use callers::Callers;
@@ -168,7 +169,7 @@ impl RateLimit {
             Some(callers) => self.ask_fairly(callers, caller.into(), rate, now),
         };
         let allowance = told(rate, taken, leaves, now);
-        debug_assert!(allowance.admitted || allowance.retry_after > Duration::ZERO);
+        debug_assert_eq!(invariants::allowance(&self.spec, &allowance), Ok(()));
         allowance
     }
 

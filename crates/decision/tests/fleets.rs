@@ -6,7 +6,9 @@
 use std::fmt::Write;
 use std::time::Duration;
 
-use meshwork_decision::simulator::{Chain, Policies, Report, Scenario, fleets, median, run, run_chain};
+use meshwork_decision::simulator::{
+    Chain, Phase, Policies, Report, Scenario, State, fleets, median, run, run_chain,
+};
 use meshwork_decision::{
     Algorithm, HedgeDelay, HedgePolicy, OutlierDetection, RetryBudget, RetryPolicy, SlowStart,
 };
@@ -167,14 +169,14 @@ fn an_endpoint_that_is_cold_hurts_less_where_it_begins_slowly() {
     for algorithm in ALGORITHMS {
         let (without, whole) = with_a_cold_one(algorithm, None, 3);
         let (with, less) = with_a_cold_one(algorithm, Some(SLOW_START), 3);
-        // Who goes by latency finds out anyhow, and gives it as little.
-        let bound = match algorithm {
-            Algorithm::PeakEwma => 1.05,
-            Algorithm::LeastRequest => 1.0,
-            _ => 0.8,
+        // Who goes by latency finds out anyhow, gives it as little, and its share once it is warm.
+        let (bound, most) = match algorithm {
+            Algorithm::PeakEwma => (1.05, 1.1),
+            Algorithm::LeastRequest => (1.0, 1.0),
+            _ => (0.8, 1.0),
         };
         assert!(with < bound * without, "{algorithm:?}: p99 {with:.1} ms, without {without:.1}");
-        assert!(less < whole.max(20.0), "{algorithm:?}: {less:.0} % of an even load, without {whole:.0} %");
+        assert!(less < most * whole, "{algorithm:?}: {less:.0} % of an even load, without {whole:.0} %");
     }
 }
 
@@ -188,6 +190,41 @@ fn what_slow_start_is_worth_over_a_hundred_seeds() {
             let (p99, load) = with_a_cold_one(algorithm, slow_start, 100);
             println!("| {algorithm:?} | {name} | {p99:.1} | {load:.0} % |");
         }
+    }
+}
+
+/// Fleet b, whose slow one is as fast as the others after eight seconds: its percent of an even load from so many seconds
+/// after that on, for ten seconds.
+fn of_the_recovered(algorithm: Algorithm, after: u64, seeds: u64) -> f64 {
+    let recovers = Duration::from_secs(8);
+    let mut scenario = fleets::one_slow();
+    scenario.instances[0].phases.push(Phase { at: recovers, state: State::Serving(1.0) });
+    scenario.warm_up = recovers + Duration::from_secs(after);
+    scenario.duration = scenario.warm_up + Duration::from_secs(10);
+    scenario.policies.algorithm = algorithm;
+    let load = |seed| {
+        let report = run(&scenario, seed);
+        assert_eq!(report.broken, None, "{algorithm:?}, seed {seed}");
+        1e2 * report.loads[0] as f64 * report.loads.len() as f64 / report.loads.iter().sum::<u64>() as f64
+    };
+    median((0..seeds).map(load))
+}
+
+#[test]
+fn an_endpoint_that_has_recovered_has_its_share_again_within_five_seconds() {
+    let load = of_the_recovered(Algorithm::PeakEwma, 5, 3);
+    assert!(load > 90.0, "{load:.0} % of an even load");
+}
+
+#[test]
+#[ignore = "a hundred seeds take minutes: see tests/long"]
+fn how_soon_an_endpoint_that_has_recovered_has_its_share_over_a_hundred_seeds() {
+    println!("\n| algorithm | from 0 s | from 2 s | from 5 s | from 10 s |");
+    println!("|---|---:|---:|---:|---:|");
+    for algorithm in ALGORITHMS {
+        let loads = [0, 2, 5, 10].map(|after| of_the_recovered(algorithm, after, 100));
+        let [at_once, soon, later, last] = loads.map(|load| format!("{load:.0} %"));
+        println!("| {algorithm:?} | {at_once} | {soon} | {later} | {last} |");
     }
 }
 

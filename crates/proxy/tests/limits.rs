@@ -532,6 +532,31 @@ async fn as_many_retries_are_under_way_to_an_endpoint_as_may_be() {
     headroom(1).await;
 }
 
+/// The first asks for five seconds before it is repeated.
+#[tokio::test]
+async fn a_retry_in_its_back_off_is_one_of_those_under_way() {
+    let up = upstream(move |got| {
+        let busy = "HTTP/1.1 503 Busy\r\nretry-after: 5\r\ncontent-length: 4\r\n\r\nbusy";
+        is_head(got).then(|| busy.as_bytes().to_vec())
+    })
+    .await;
+    let limits = Some(v1::Limits { max_retries_per_endpoint: 1, ..Default::default() });
+    let policy = v1::TrafficPolicy { limits, ..retry(1, &[503]) };
+    let (harness, address) = gateway(&[up.address], Some(policy)).await;
+    let headroom = async |left| {
+        harness.wait_metric("meshwork_limit_headroom", &["perEndpoint.maxRetries"], left).await;
+    };
+    headroom(1).await;
+    let first = tokio::spawn(async move { exchange(address, GET).await });
+    headroom(0).await;
+    let second = exchange(address, GET).await;
+    assert!(second.ends_with("\r\n\r\nbusy"), "it gets what there was: {second}");
+    let line = harness.lines(1).await.remove(0);
+    assert!(line.contains("\"max_retries\"") && line.contains("\"UO\""), "{line}");
+    first.abort();
+    headroom(1).await;
+}
+
 /// Reads a request from a kept connection, soon.
 async fn is_asked(kept: &mut TcpStream, why: &str) {
     tokio::time::timeout(SOON, read_until(kept, "\r\n\r\n")).await.expect(why);

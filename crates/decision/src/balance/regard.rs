@@ -48,8 +48,9 @@ pub(crate) struct Regard<'s> {
     /// How many requests one endpoint may have under way, and how many may wait for a connection to it.
     most: Option<u32>,
     most_pending: Option<u32>,
-    /// How many retries, where it is one that is picked for.
+    /// How many retries, where it is one that is picked for, and at which endpoint that has its place.
     most_retries: Option<u32>,
+    place: Option<u64>,
     /// How many connections one endpoint may have, where each carries one request at a time.
     most_connections: Option<u32>,
     /// Whether somebody here has a connection to spare: found out where somebody is met who has none.
@@ -74,6 +75,7 @@ impl<'s> Regard<'s> {
             most: None,
             most_pending: None,
             most_retries: None,
+            place: None,
             most_connections: None,
             has_room: Cell::new(None),
             breaker: None,
@@ -96,9 +98,10 @@ impl<'s> Regard<'s> {
         self
     }
 
-    /// The same for a retry.
-    pub(crate) fn of_retry(mut self, is_retry: bool, limits: &Limits) -> Self {
+    /// The same for a retry, which has a place at this endpoint.
+    pub(crate) fn of_retry(mut self, is_retry: bool, place: Option<u64>, limits: &Limits) -> Self {
         self.most_retries = limits.max_retries_per_endpoint.filter(|_| is_retry);
+        self.place = place;
         self
     }
 
@@ -114,7 +117,7 @@ impl<'s> Regard<'s> {
 
     /// Whether it is a retry, of which it has as many as it may.
     pub(crate) fn is_full_of_retries(&self, endpoint: &Endpoint) -> bool {
-        self.most_retries.is_some_and(|most| endpoint.stats.retries() >= most)
+        self.most_retries.is_some_and(|most| endpoint.retries_beside(self.place) >= most)
     }
 
     /// Whether as many wait for a connection to it as may.

@@ -241,23 +241,51 @@ fn a_slow_endpoint_is_asked_when_the_others_have_so_much_to_do_that_it_would_be_
     assert_eq!(picked(&set, 50, ewma(&set, Tick::ZERO)), [0, 50], "six times 10 ms are more than 50");
 }
 
+/// Requests that come one each 10 ms, and which of them an endpoint gets. It takes so many milliseconds, the others ten, and who
+/// is asked has answered before the next one comes.
+fn asked(set: &EndpointSet, from: Tick, requests: u64, who: &Endpoint, takes: u64) -> Vec<u64> {
+    let mut rng = SeededRng::new(7);
+    let gets = |request: &u64| {
+        let comes = from.after(Duration::from_millis(10 * request));
+        let id = ewma(set, comes)(&mut rng);
+        let endpoint = set.pickable().iter().find(|one| one.id == id).expect("it was picked");
+        answers(endpoint, if id == who.id { takes } else { 10 }, comes);
+        id == who.id
+    };
+    (0..requests).filter(gets).collect()
+}
+
 /// What was 3 s is remembered as 1 ms then, and the others are at 10.
 #[test]
 fn one_that_was_far_slower_is_asked_by_one_request_in_hundreds() {
     let set = set(&[1, 1, 1]);
+    let slow = &set.pickable()[0];
     let later = Tick::ZERO.after(Duration::from_secs(80));
-    answers(&set.pickable()[0], 3_000, Tick::ZERO);
+    answers(slow, 3_000, Tick::ZERO);
     set.pickable()[1..].iter().for_each(|endpoint| answers(endpoint, 10, later));
-    let counts = picked(&set, 3_000, ewma(&set, later));
-    assert!(
-        counts[0].abs_diff(10) <= 1,
-        "two of three pairs hold it, and every 200th of them asks it: {counts:?}"
-    );
-    assert!(counts[1].abs_diff(counts[2]) < 200, "{counts:?}");
+    let looks = asked(&set, later, 6_000, slow, 3_000).len();
+    assert!(looks.abs_diff(20) <= 1, "two of three pairs hold it, and every 200th of them asks it: {looks}");
     // So much before each of the others that what it was would be sooner.
     let _busy: Vec<_> = (0..800).map(|n| set.pickable()[1 + n % 2].begin()).collect();
     let counts = picked(&set, 3_000, ewma(&set, later));
     assert!(counts[0].abs_diff(2_000) < 150, "all pairs that hold it: {counts:?}");
+}
+
+#[test]
+fn one_that_was_far_slower_and_has_recovered_has_its_share_again_within_seconds() {
+    let set = set(&[1, 1, 1]);
+    let slow = &set.pickable()[0];
+    set.pickable()[1..].iter().for_each(|endpoint| answers(endpoint, 10, Tick::ZERO));
+    for slower in [50, 200, 60_000] {
+        slow.stats.load.forget();
+        let begun = Tick::ZERO.after(Duration::from_secs(slower));
+        answers(slow, slower, begun);
+        assert!(asked(&set, begun, 1_000, slow, slower).len() <= 4, "{slower} ms");
+        let recovers = begun.after(Duration::from_secs(10));
+        let asked = asked(&set, recovers, 1_000, slow, 10);
+        let after = asked.iter().filter(|request| **request >= 500).count();
+        assert!(after >= 140, "of 500 after five seconds: {after}, where it took {slower} ms");
+    }
 }
 
 #[test]

@@ -3,10 +3,11 @@
 
 use meshwork_base::Tick;
 
-use super::Cluster;
+use super::{Cluster, RACES};
 use crate::balance::{Barred, Regard};
 use crate::cause::Cause;
-use crate::limits::Limited;
+use crate::endpoint::Endpoint;
+use crate::limits::{Limited, Permit};
 use crate::reasons::{Outcome, Phase, Reason, Reasons};
 
 impl Cluster {
@@ -55,7 +56,7 @@ impl Cluster {
             self.protocol.is_http2(),
             self.endpoint_breaker.as_ref(),
         );
-        let regard = regard.of_retry(true, limits);
+        let regard = regard.of_retry(true, None, limits);
         let barred = set.pickable().iter().map(|endpoint| regard.barred_without(endpoint, own));
         match barred.min() {
             None | Some(Barred::No | Barred::Ejected) => Ok(()),
@@ -81,20 +82,27 @@ impl Cluster {
         }
     }
 
-    /// Whether some endpoint may have one more retry; where there is no endpoint at all, whoever picks one finds that out.
-    pub(super) fn has_room_for_retry(&self, now: Tick) -> Result<(), Cause> {
-        if self.limits.max_retries_per_endpoint.is_none() {
-            return Ok(());
-        }
+    /// Keeps a place for a retry where the fewest are, so that it finds one when its back-off is over, whichever endpoint it goes
+    /// to then; and so that what there was is passed on now where there is none. Where there is no endpoint at all, whoever picks
+    /// one finds that out.
+    pub(super) fn keep_place(&self, retry: &mut Permit, now: Tick) -> Result<(), Cause> {
+        let Some(most) = self.limits.max_retries_per_endpoint else { return Ok(()) };
         let set = self.endpoints();
         let regard =
-            Regard::new(&set, now, &[], self.preference.panic_threshold).of_retry(true, &self.limits);
-        let barred = set.pickable().iter().map(|endpoint| regard.barred_without(endpoint, None));
-        // One that is ejected has it where nobody else is.
-        match barred.min() {
-            Some(Barred::Full | Barred::Closed) => Err(Cause::MaxRetries),
-            None | Some(Barred::No | Barred::Awaited | Barred::Ejected) => Ok(()),
+            Regard::new(&set, now, &[], self.preference.panic_threshold).of_retry(true, None, &self.limits);
+        for _ in 0..RACES {
+            let standing = |one: &Endpoint| (regard.barred_without(one, None), one.stats.retries());
+            let Some(best) = set.pickable().iter().min_by_key(|one| standing(one)) else { return Ok(()) };
+            // One that is ejected has it where nobody else is.
+            if matches!(standing(best).0, Barred::Full | Barred::Closed) {
+                break;
+            }
+            if retry.has_place_at(best, most) {
+                return Ok(());
+            }
+            // Another worker was quicker.
         }
+        Err(Cause::MaxRetries)
     }
 
     /// A limit, or the breaker of an endpoint, has refused a call.

@@ -465,7 +465,7 @@ fn a_pause_that_ends_with_the_deadline_is_too_long() {
 fn repeats(caller: &mut Caller, now: Tick) -> Result<(Permit, u64), Cause> {
     let cluster = Arc::clone(&caller.cluster);
     let mut permit = cluster.admit_retry(now)?;
-    let wanted = Wanted { is_retry: true, ..Wanted::default() };
+    let wanted = Wanted::default().of_retry(Some(&permit));
     let (picked, _) = cluster.call(now, &mut caller.rng, &wanted, &mut NoReasons)?;
     permit.goes_to(&picked.endpoint);
     Ok((permit, picked.endpoint.id))
@@ -518,13 +518,83 @@ fn an_answer_is_kept_where_no_endpoint_may_have_another_retry() {
     assert_eq!(again(None), Err(Cause::MaxRequests));
 }
 
+/// Of many that fail at once as many are repeated as there may be retries; the others keep what they were answered.
+#[test]
+fn a_retry_has_its_place_from_before_its_back_off_on() {
+    let limits = v1::Limits { max_retries_per_endpoint: 2, ..Default::default() };
+    let now = Tick::from_nanos(1);
+    for algorithm in ALL {
+        let policy =
+            v1::TrafficPolicy { limits: Some(limits), algorithm: algorithm.into(), ..Default::default() };
+        let cluster = cluster(3, policy);
+        let mut caller = Caller::new(&cluster);
+        cluster.endpoints().all()[2].stats.standing.eject_until(u64::MAX);
+        let mut waiting: Vec<_> = (0..4).map(|_| cluster.admit_retry(now).unwrap()).collect();
+        for refused in 1..=3 {
+            assert_eq!(cluster.admit_retry(now).unwrap_err(), Cause::MaxRetries, "{algorithm:?}");
+            assert_eq!(cluster.refused(Limited::Retry), refused);
+        }
+        let again = || cluster.may_call_again(None, now, &mut NoReasons);
+        assert_eq!(again(), Err(Cause::MaxRetries), "what was answered is passed on");
+        drop(waiting.pop());
+        assert_eq!(again(), Ok(()), "a caller has left");
+        waiting.push(cluster.admit_retry(now).unwrap());
+        assert_eq!(cluster.in_use(Limited::Retry), 4, "what is refused holds nothing");
+        for permit in &mut waiting {
+            let wanted = Wanted::default().of_retry(Some(permit));
+            let (picked, _) = cluster.call(now, &mut caller.rng, &wanted, &mut NoReasons).unwrap();
+            permit.goes_to(&picked.endpoint);
+        }
+        let counts = cluster.endpoints().all().iter().map(|one| one.stats.retries()).collect::<Vec<_>>();
+        assert_eq!(counts, [2, 2, 0], "{algorithm:?}: each finds a place when its back-off is over");
+        drop(waiting);
+        assert!(cluster.endpoints().all().iter().all(|one| one.stats.retries() == 0));
+    }
+}
+
+proptest! {
+    /// Whoever is let through its back-off is called after it; none is where as many are as may be, whatever they wait for; and
+    /// what is counted at endpoints is what is held.
+    #[test]
+    fn retries_keep_within_the_limit_of_each_endpoint(
+        (count, most) in (1u32..4, 1u32..4),
+        steps in prop::collection::vec((0u8..3, any::<usize>()), 1..60),
+    ) {
+        let limits = v1::Limits { max_retries_per_endpoint: most, ..Default::default() };
+        let cluster = cluster(count, v1::TrafficPolicy { limits: Some(limits), ..Default::default() });
+        let (mut caller, now) = (Caller::new(&cluster), Tick::from_nanos(1));
+        let mut held: Vec<Permit> = Vec::new();
+        for (step, which) in steps {
+            match step {
+                0 => {
+                    let admitted = cluster.admit_retry(now);
+                    prop_assert_eq!(admitted.is_ok(), held.len() < (count * most) as usize);
+                    held.extend(admitted);
+                }
+                1 if !held.is_empty() => {
+                    let at = which % held.len();
+                    let wanted = Wanted::default().of_retry(Some(&held[at]));
+                    let called = cluster.call(now, &mut caller.rng, &wanted, &mut NoReasons);
+                    let (picked, _) = called.expect("it has a place");
+                    held[at].goes_to(&picked.endpoint);
+                }
+                2 if !held.is_empty() => drop(held.swap_remove(which % held.len())),
+                _ => {}
+            }
+            let counts = cluster.endpoints().all().iter().map(|one| one.stats.retries()).collect::<Vec<_>>();
+            prop_assert!(counts.iter().all(|counted| *counted <= most), "{:?}", counts);
+            prop_assert_eq!(counts.iter().sum::<u32>() as usize, held.len());
+        }
+    }
+}
+
 #[test]
 fn a_retry_counts_at_the_endpoint_that_it_is_at() {
     let cluster = cluster(2, v1::TrafficPolicy::default());
     let set = cluster.endpoints();
     let counts = || [0, 1].map(|at: usize| set.all()[at].stats.retries());
     let mut permit = cluster.admit_retry(Tick::ZERO).unwrap();
-    assert_eq!(counts(), [0, 0], "it may wait before it goes anywhere");
+    assert_eq!(counts(), [0, 0], "without a limit it needs no place before it goes anywhere");
     permit.goes_to(&set.all()[0]);
     assert_eq!(counts(), [1, 0]);
     permit.goes_to(&set.all()[1]);

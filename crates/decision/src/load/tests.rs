@@ -52,17 +52,93 @@ fn what_is_not_heard_of_is_forgotten() {
     assert!(latency(&load, at(120_000)) < 0.01);
 }
 
+/// One that took three seconds, and loses to one that takes ten milliseconds.
+struct Slow(Load);
+
+impl Slow {
+    fn new() -> Self {
+        let slow = Self(Load::default());
+        slow.0.record(&answered(3_000), at(0));
+        slow
+    }
+
+    /// How many of so many requests, all at one moment, ask it.
+    fn looks(&self, millis: u64, losses: u32) -> usize {
+        (0..losses).filter(|_| self.0.looks(sample(MS(10)), at(millis))).count()
+    }
+}
+
 #[test]
 fn who_was_far_slower_is_asked_now_and_then() {
-    let load = Load::default();
-    load.record(&answered(3_000), at(0));
-    let looks = |from: u64, picks: usize| (0..picks).filter(|_| load.looks(at(from))).count();
-    assert_eq!(looks(60_000, 199), 0);
-    assert_eq!(looks(60_000, 201), 2, "every two hundredth time");
-    assert_eq!(looks(299_999, 1), 0);
-    assert_eq!(looks(300_000, 1), 1, "long unheard of");
-    load.record(&answered(3_000), at(300_001));
-    assert_eq!(looks(300_001, 199), 0, "counted from the last look");
+    let slow = Slow::new();
+    assert_eq!([slow.looks(4_000, 199), slow.looks(4_000, 200)], [0, 1], "every two hundredth time");
+    slow.0.record(&answered(3_000), at(7_000));
+    assert_eq!(slow.looks(9_999, 2_000), 0, "but not so soon after it was heard of");
+    assert_eq!(slow.looks(10_000, 1), 1, "which is over");
+    slow.0.record(&answered(3_000), at(13_000));
+    assert_eq!(slow.looks(312_999, 199), 0, "counted from the last look");
+    let slow = Slow::new();
+    assert_eq!([slow.looks(299_999, 1), slow.looks(300_000, 1)], [0, 1], "long unheard of");
+}
+
+#[test]
+fn while_somebody_looks_nobody_else_does_unless_it_takes_long() {
+    let slow = Slow::new();
+    assert_eq!(slow.looks(4_000, 2_000), 1);
+    assert_eq!(slow.looks(6_999, 2_000), 0, "it has not been answered");
+    assert_eq!(slow.looks(7_000, 1), 1, "who knows if it is");
+    let unheard = Slow::new();
+    assert_eq!(unheard.looks(300_000, 1), 1);
+    assert_eq!(unheard.looks(310_000, 199), 0, "nor because nothing was heard of it before either");
+    assert_eq!(unheard.looks(310_000, 1), 1);
+}
+
+#[test]
+fn who_was_far_slower_and_is_quick_a_few_times_in_a_row_is_as_quick_as_the_other() {
+    let slow = Slow::new();
+    assert_eq!(slow.looks(4_000, 200), 1);
+    for luck in [4_010, 4_110] {
+        slow.0.record(&answered(12), at(luck));
+        assert!(latency(&slow.0, at(luck)) > 2_900.0, "it may be luck");
+        assert_eq!([slow.looks(luck + 1, 9), slow.looks(luck + 1, 1)], [0, 1], "somebody looks soon");
+    }
+    slow.0.record(&answered(19), at(4_210));
+    assert!((latency(&slow.0, at(4_210)) - 10.0).abs() < 0.1);
+}
+
+#[test]
+fn who_was_quick_by_luck_is_looked_at_as_seldom_as_before() {
+    let ends: [fn(&Load, Tick); 3] = [
+        |load, now| load.record(&answered(21), now),
+        |load, now| load.record(&failed(1), now),
+        |load, now| load.outlasted(MS(21), now),
+    ];
+    for (which, end) in ends.into_iter().enumerate() {
+        let slow = Slow::new();
+        assert_eq!(slow.looks(4_000, 200), 1);
+        for luck in [4_010, 4_110] {
+            slow.0.record(&answered(10), at(luck));
+            assert_eq!(slow.looks(luck + 1, 10), 1);
+        }
+        end(&slow.0, at(4_210));
+        assert_eq!([slow.looks(9_000, 199), slow.looks(9_000, 1)], [0, 1], "{which}");
+        slow.0.record(&answered(10), at(9_010));
+        assert!(latency(&slow.0, at(9_010)) > 1_000.0, "and the row begins anew: {which}");
+    }
+}
+
+#[test]
+fn who_was_given_up_on_soon_may_have_been_as_quick_as_the_other() {
+    let slow = Slow::new();
+    assert_eq!(slow.looks(4_000, 200), 1);
+    slow.0.record(&answered(10), at(4_010));
+    assert_eq!(slow.looks(4_011, 10), 1);
+    slow.0.outlasted(MS(19), at(4_031));
+    assert_eq!([slow.looks(7_011, 199), slow.looks(7_011, 1)], [0, 1], "nothing has come of it");
+    slow.0.record(&answered(10), at(7_021));
+    slow.looks(7_022, 10);
+    slow.0.record(&answered(10), at(7_032));
+    assert!(latency(&slow.0, at(7_032)) < 11.0, "what was found before counts");
 }
 
 #[test]
@@ -139,12 +215,16 @@ fn another_instance_begins_anew() {
 
 #[test]
 fn another_instance_was_not_passed_over() {
-    let load = Load::default();
-    load.record(&answered(3_000), at(0));
-    assert!((0..199).all(|_| !load.looks(at(1))));
-    load.forget();
-    load.record(&answered(3_000), at(2));
-    assert!(!load.looks(at(3)));
+    let slow = Slow::new();
+    assert_eq!(slow.looks(4_000, 199), 0);
+    slow.0.forget();
+    slow.0.record(&answered(3_000), at(5_000));
+    assert_eq!(slow.looks(9_000, 1), 0);
+    assert_eq!(slow.looks(9_000, 199), 1);
+    slow.0.forget();
+    slow.0.record(&answered(10), at(9_010));
+    slow.0.record(&answered(3_000), at(39_010));
+    assert_eq!(slow.looks(49_010, 199), 0, "and the answer to its look was none");
 }
 
 #[test]
@@ -189,6 +269,41 @@ proptest! {
                 prop_assert!(load.is_resting(now));
             }
             prop_assert!(!load.is_resting(now.after(LONGEST_REST)));
+        }
+    }
+}
+
+proptest! {
+    /// Whatever comes: few of many look, and one at a time.
+    #[test]
+    fn looks_are_few(steps in prop::collection::vec((prop_oneof![4 => 0u64..2_000, 1 => 0u64..400_000], 0u8..6, 1u32..250), 1..200)) {
+        let slow = Slow::new();
+        let (mut now, mut heard) = (0, 0);
+        let (mut looks, mut losses, mut luck, mut unheard) = (0, 0, 0, 0);
+        // Since when somebody looks.
+        let mut under_way = None;
+        for (pause, what, times) in steps {
+            now += pause;
+            match what {
+                0 => slow.0.record(&answered(3_000), at(now)),
+                1 => slow.0.record(&failed(1), at(now)),
+                2 | 3 => slow.0.record(&answered(11), at(now)),
+                _ => {
+                    for _ in 0..times {
+                        losses += 1;
+                        if slow.0.looks(sample(MS(10)), at(now)) {
+                            looks += 1;
+                            unheard += u32::from(now - heard >= 300_000);
+                            prop_assert!(under_way.is_none_or(|since| now - since >= 3_000), "one at a time");
+                            under_way = Some(now);
+                        }
+                    }
+                    prop_assert_eq!(invariants::looks(looks, losses, luck, unheard), Ok(()));
+                    continue;
+                }
+            }
+            heard = if what == 1 { heard } else { now };
+            luck += u32::from(under_way.take().is_some() && what > 1);
         }
     }
 }

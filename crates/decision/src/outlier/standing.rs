@@ -8,6 +8,7 @@ use meshwork_base::Tick;
 use super::rates::Tally;
 use super::{Ejection, Heard, OutlierDetection};
 use crate::health_check::Checked;
+use crate::invariants;
 
 /// Why an endpoint is out.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -202,6 +203,13 @@ impl Standing {
         self.begin_anew();
         self.ejections.store(0, Ordering::Relaxed);
         self.until.store(0, Ordering::Relaxed);
+    }
+
+    /// What must hold whenever nobody is at it: of workers that are there at one moment one may see what another is about to
+    /// change.
+    pub(crate) fn holds(&self) -> Result<(), String> {
+        let [any, gateway] = [ANY, GATEWAY].map(|row| self.rows[row].load(Ordering::Relaxed));
+        invariants::rows(any, gateway)
     }
 
     fn begin_anew(&self) {

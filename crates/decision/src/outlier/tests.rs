@@ -380,6 +380,7 @@ proptest! {
                 }
             }
             prop_assert_eq!(invariants::ejection(&world.config, &world.set), Ok(()));
+            prop_assert_eq!(world.endpoint(at).stats.standing.holds(), Ok(()));
             if status == 200 && !was_out {
                 prop_assert_eq!(world.endpoint(at).stats.consecutive_5xx(), 0);
             }

@@ -123,6 +123,8 @@ pub struct Pass {
     place: Place,
     /// Its caller owes a part of it.
     owed: bool,
+    /// It waited, and it is not said yet whether it goes on after all.
+    was_called: bool,
 }
 
 /// A request that waits. Dropping it gives its place in the line up.
@@ -149,7 +151,7 @@ impl Gate {
         self.with(now, |state, called| {
             state.follow(config);
             match state.limiter.enter(config, priority, now, who, called) {
-                Entry::Passed => Ok(Entered::Passed(self.pass(state.place(now), now))),
+                Entry::Passed => Ok(Entered::Passed(self.pass(state.place(now), now, false))),
                 Entry::Waits(ticket) => {
                     Ok(Entered::Waits(Waiting { gate: Some(Arc::clone(self)), ticket, priority }))
                 }
@@ -171,7 +173,7 @@ impl Gate {
         self.with(now, |state, called| {
             state.follow(config);
             match state.limiter.enter_at_once(config, priority, now, called) {
-                true => Ok(self.pass(state.place(now), now)),
+                true => Ok(self.pass(state.place(now), now, false)),
                 false => Err(Shed::Concurrency),
             }
         })
@@ -221,8 +223,8 @@ impl Gate {
         }
     }
 
-    fn pass(self: &Arc<Self>, place: Place, began: Tick) -> Pass {
-        Pass { gate: Some(Arc::clone(self)), began, place, owed: false }
+    fn pass(self: &Arc<Self>, place: Place, began: Tick, was_called: bool) -> Pass {
+        Pass { gate: Some(Arc::clone(self)), began, place, owed: false, was_called }
     }
 
     /// Does something under the lock, and calls those whom it concerns after it.
@@ -238,7 +240,7 @@ impl Gate {
         let told: SmallVec<[_; 2]> = told.collect();
         drop(state);
         for (call, what) in told {
-            call(what.map(|place| self.pass(place, now)));
+            call(what.map(|place| self.pass(place, now, true)));
         }
         done
     }
@@ -261,9 +263,12 @@ impl Gate {
 }
 
 impl Pass {
-    /// The request is sent now: until here it was ours.
-    pub fn begins(&mut self, now: Tick) {
+    /// The request, of this priority, is sent now: until here it was ours.
+    pub fn begins(&mut self, priority: Priority, now: Tick) {
         self.began = now;
+        if let Some(gate) = self.gate.as_ref().filter(|_| std::mem::replace(&mut self.was_called, false)) {
+            gate.state.lock().limiter.passes(priority);
+        }
     }
 
     /// From now on its caller is waited for, who owes the rest of the request.

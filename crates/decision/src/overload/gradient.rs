@@ -27,6 +27,7 @@ use std::time::Duration;
 use meshwork_base::{Rng, Tick};
 
 use super::average::{Average, ln, time};
+use crate::invariants;
 
 /// Answers that make a window.
 const ENOUGH: u32 = 20;
@@ -253,7 +254,7 @@ impl Gradient {
             let window = std::mem::replace(&mut self.window, Window { began: now, ..Window::default() });
             self.looked(config, &window, now, rng);
         }
-        debug_assert!(self.limit(config) >= 1, "somebody may always go on");
+        debug_assert_eq!(invariants::concurrency(config, self.limit(config)), Ok(()));
     }
 
     /// There was an answer, though a failure: what was not answered before is no row any more.

@@ -34,7 +34,7 @@ pub(crate) enum Entry {
 /// What was counted so far.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Tally {
-    /// Who went on, by priority.
+    /// Who went on, by priority: of those who waited, who was not called too late.
     pub passed: [u64; Priority::ALL.len()],
     /// Who was sent away, by priority and reason.
     pub shed: [[u64; Shed::ALL.len()]; Priority::ALL.len()],
@@ -132,7 +132,8 @@ impl<W> Limiter<W> {
         let has_room = self.in_flight < self.gradient.limit(&config.concurrency);
         let goes = has_room && self.line.len() == 0;
         if goes {
-            self.goes_on(priority);
+            self.in_flight += 1;
+            self.passes(priority);
             self.gradient.sees(self.in_flight, false);
         }
         goes
@@ -317,8 +318,8 @@ impl<W> Limiter<W> {
         self.in_flight = self.in_flight.saturating_sub(1);
     }
 
-    fn goes_on(&mut self, priority: Priority) {
-        self.in_flight += 1;
+    /// Somebody goes on to the application: at once, or since it was called and is still there in time.
+    pub(crate) fn passes(&mut self, priority: Priority) {
         self.tally.passed[priority as usize] += 1;
     }
 
@@ -340,7 +341,7 @@ impl<W> Limiter<W> {
             && let Some((who, priority)) = self.line.next(&patience, now)
         {
             debug_assert_eq!(invariants::order(priority, self.line.highest()), Ok(()));
-            self.goes_on(priority);
+            self.in_flight += 1;
             called.push((who, Ok(())));
         }
         self.gradient.sees(self.in_flight, self.line.len() > 0);
@@ -382,6 +383,8 @@ impl<W> Limiter<W> {
 
     /// What must hold whenever nobody is at it.
     pub(crate) fn holds(&self, config: &Overload) -> Result<(), String> {
-        invariants::gate(&self.view(config), &config.queue)
+        let view = self.view(config);
+        invariants::concurrency(&config.concurrency, view.limit)?;
+        invariants::gate(&view, &config.queue)
     }
 }

@@ -13,13 +13,13 @@ use super::report::{Answered, Report};
 use super::scenario::{Scenario, Spread, exponential};
 use super::server::{Gate, Moves, Server, Taken};
 use crate::cause::Cause;
-use crate::cluster::Wanted;
+use crate::cluster::{Cluster, Wanted};
 use crate::endpoint::{Endpoint, InFlight};
 use crate::hedge::{Hedged, Leg};
 use crate::invariants;
 use crate::limits::Permit;
 use crate::load::Answer;
-use crate::outlier::{AttemptOutcome, Picked, Trial};
+use crate::outlier::{AttemptOutcome, Picked, Shift, Trial};
 use crate::overload::{Overload, Priority};
 use crate::reasons::NoReasons;
 use crate::retry::{AttemptFailure, Decision, RequestFacts, Retry, RetryPolicy};
@@ -472,16 +472,7 @@ impl<'s> Engine<'s> {
         let mut shifts = cluster.record(&attempt.endpoint, &answer, self.now);
         shifts.extend(tried);
         std::mem::take(&mut attempt.tickets).ended(&answer, self.now, &mut self.chance);
-        for ejection in shifts.iter().filter_map(|shift| shift.ejection) {
-            self.report.ejections += 1;
-            let config = cluster.outlier_detection.as_ref().expect("something ejected");
-            let time = ejection.until.since(self.now);
-            let held = invariants::ejection(config, &cluster.endpoints())
-                .and_then(|()| invariants::ejection_time(config, time));
-            if let Err(why) = held {
-                self.report.broken(|| why);
-            }
-        }
+        self.check_ejections(&cluster, &attempt.endpoint, &shifts);
         let failure = match heard {
             Heard::Ok => None,
             Heard::Status503 | Heard::Shed => Some(AttemptFailure::Status(503)),
@@ -510,6 +501,23 @@ impl<'s> Engine<'s> {
                 self.ended(id, true);
             }
             Some(Some((failure, endpoint))) => self.failed(id, endpoint, failure),
+        }
+    }
+
+    /// Counts the ejections that came of an answer, and checks what must hold of them and of the endpoint.
+    fn check_ejections(&mut self, cluster: &Cluster, heard_of: &Endpoint, shifts: &[Shift]) {
+        if let Err(why) = heard_of.stats.standing.holds() {
+            self.report.broken(|| why);
+        }
+        for ejection in shifts.iter().filter_map(|shift| shift.ejection) {
+            self.report.ejections += 1;
+            let config = cluster.outlier_detection.as_ref().expect("something ejected");
+            let time = ejection.until.since(self.now);
+            let held = invariants::ejection(config, &cluster.endpoints())
+                .and_then(|()| invariants::ejection_time(config, time));
+            if let Err(why) = held {
+                self.report.broken(|| why);
+            }
         }
     }
 

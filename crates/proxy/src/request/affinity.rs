@@ -66,7 +66,7 @@ impl Affinity {
     /// What a balancer is told.
     pub(crate) fn wanted<'a>(&self, tried: &'a [u64]) -> Wanted<'a> {
         let session = self.session.map(|session| session.endpoint);
-        Wanted { tried, hash: self.hash, session, is_retry: false }
+        Wanted { tried, hash: self.hash, session, ..Wanted::default() }
     }
 
     /// Whether this is the endpoint that the caller's session is with.

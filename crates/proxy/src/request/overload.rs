@@ -112,7 +112,7 @@ pub(crate) async fn enter(
             priority.as_str()
         ))
     })?;
-    pass.begins(conn.worker.now());
+    pass.begins(priority, conn.worker.now());
     Ok(Box::new(pass))
 }
 

@@ -75,7 +75,7 @@ async fn reach(cx: &Carried<'_>, way: &Way<'_>, journey: &mut Journey) -> Result
     loop {
         let began = worker.now();
         journey.enter(Phase::Endpoint);
-        let wanted = Wanted { tried: &tried, hash, session: None, is_retry: counted.is_some() };
+        let wanted = Wanted { tried: &tried, hash, ..Wanted::default() }.of_retry(counted.as_ref());
         let (ticket, picked) = pick(cx, way, (&wanted, counted.as_mut()), began)
             .map_err(|cause| forces::refusal(cluster, cause, began, &*worker.shared.clock))?;
         let Some(Picked { endpoint, trial }) = picked else {

@@ -264,6 +264,8 @@ async fn who_is_called_too_late_for_an_answer_is_sent_away_and_the_next_one_is_c
     assert_eq!((app.came.lock().len(), sent_away), (3, 27));
     assert!(late.starts_with("HTTP/1.1 503"), "{late}");
     assert_eq!(gateway.metric(SHED, &[SERVICE, "reason=\"queue_time\""]), 27);
+    let passed = gateway.metric("meshwork_overload_passed_requests_total", &[SERVICE]);
+    assert_eq!(passed, 20 + 3, "what has come to the application");
     gateway.wait_metric(IN_FLIGHT, &[SERVICE], 0).await;
     let lines = gateway.lines(50).await;
     let told = lines.iter().filter(|line| {

@@ -40,7 +40,7 @@ impl Attempts<'_> {
         let rng = &mut *worker.rng.borrow_mut();
         let tried = &self.tried;
         let wanted = self.affinity.map_or(Wanted { tried, ..Wanted::default() }, |found| found.wanted(tried));
-        let wanted = Wanted { is_retry: self.permit.is_some(), ..wanted };
+        let wanted = wanted.of_retry(self.permit.as_ref());
         let called = decide!(journey, |reasons| cluster.call(now, rng, &wanted, reasons));
         let (mut picked, mut ticket) =
             called.map_err(|cause| forces::refusal(cluster, cause, now, &*worker.shared.clock))?;
