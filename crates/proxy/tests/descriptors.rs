@@ -23,7 +23,12 @@ use tokio::net::TcpStream;
 
 const GET: &[u8] = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n";
 
-static ALONE: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
+/// Runs this while no other test runs: a runtime, too, needs descriptors.
+fn alone(test: impl Future<Output = ()>) {
+    static ALONE: Mutex<()> = Mutex::new(());
+    let _alone = ALONE.lock();
+    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(test);
+}
 
 /// So many files may be open, as long as this is there.
 struct Few(Rlimit);
@@ -102,9 +107,12 @@ async fn ends(harness: Harness) {
     harness.engine.drain(Duration::ZERO).await;
 }
 
-#[tokio::test]
-async fn for_one_newcomer_one_idle_connection_onwards_ends() {
-    let _alone = ALONE.lock().await;
+#[test]
+fn for_one_newcomer_one_idle_connection_onwards_ends() {
+    alone(one_ends());
+}
+
+async fn one_ends() {
     let (up, held, opened) = holding().await;
     let (harness, address) = gateway(&[up.address], None).await;
     let mut callers = vec![];
@@ -167,9 +175,12 @@ impl tracing::Subscriber for TakingLog {
     fn exit(&self, _: &tracing::span::Id) {}
 }
 
-#[tokio::test]
-async fn who_finds_no_descriptor_is_closed_and_so_is_the_next_though_others_want_what_comes_free() {
-    let _alone = ALONE.lock().await;
+#[test]
+fn who_finds_no_descriptor_is_closed_and_so_is_the_next_though_others_want_what_comes_free() {
+    alone(are_closed());
+}
+
+async fn are_closed() {
     tracing::subscriber::set_global_default(TakingLog).unwrap();
     let (harness, address) = redirecting().await;
     // By then a descriptor is laid aside.
@@ -189,9 +200,12 @@ async fn who_finds_no_descriptor_is_closed_and_so_is_the_next_though_others_want
     ends(harness).await;
 }
 
-#[tokio::test]
-async fn one_after_the_other_makes_room_until_who_comes_has_a_descriptor() {
-    let _alone = ALONE.lock().await;
+#[test]
+fn one_after_the_other_makes_room_until_who_comes_has_a_descriptor() {
+    alone(make_room());
+}
+
+async fn make_room() {
     // What is opened from here on has a number above these.
     let mut files = fill(200);
     let (harness, address) = redirecting().await;
