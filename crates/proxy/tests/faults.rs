@@ -154,3 +154,26 @@ fn every_row_is_injected() {
         assert!(source.contains(&format!("\"{}\"", row.name)), "{} is not injected", row.name);
     }
 }
+
+/// Whoever asks it breaks down.
+struct Broken;
+
+impl OnDemand for Broken {
+    fn find(&self, _: &str, _: Duration) -> Pin<Box<dyn Future<Output = Found> + Send>> {
+        Box::pin(async { panic!("asking breaks down, as the test wants it") })
+    }
+
+    fn touch(&self, _: &str) {}
+}
+
+#[tokio::test]
+async fn a_request_that_is_dropped_before_it_is_answered_is_written_once_and_as_no_success() {
+    let mesh = TestMesh::new();
+    let mut proxy = mesh.proxy(&mesh.identity("web"), Some(Arc::new(Broken)), Settings::default());
+    let address = proxy.engine.listen(Side::Outbound, "127.0.0.1:0".parse().unwrap()).await.unwrap();
+    let answer = exchange(address, b"GET / HTTP/1.1\r\nHost: reviews\r\nConnection: close\r\n\r\n").await;
+    assert_eq!(answer, "");
+    let lines = proxy.lines(1).await;
+    let [line] = &lines[..] else { panic!("one line: {lines:?}") };
+    assert!(line.contains("\"response_code\":0,") && line.contains("\"cause\":\"draining\""), "{line}");
+}

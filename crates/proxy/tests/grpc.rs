@@ -85,6 +85,23 @@ fn forced_open() -> v1::TrafficPolicy {
     v1::TrafficPolicy { circuit_breaker: Some(breaker), ..Default::default() }
 }
 
+/// Its trailers say something else, and nothing of its code.
+#[tokio::test]
+async fn the_code_that_a_response_says_in_its_head_is_written_down_whatever_its_trailers_are_about() {
+    let app = h2_upstream(usize::MAX, |_, _, mut respond| async move {
+        let head = Response::builder().header("content-type", "application/grpc").header("grpc-status", "5");
+        let mut body = respond.send_response(head.body(()).unwrap(), false).unwrap();
+        let mut trailers = HeaderMap::new();
+        trailers.insert("x-checksum", "1".parse().unwrap());
+        body.send_trailers(trailers).unwrap();
+    })
+    .await;
+    let (harness, address) = gateway(app.address).await;
+    assert_eq!(code(&mut h2_client(address).await).await, "5");
+    let line = harness.lines(1).await.remove(0);
+    assert!(line.contains("\"grpc_status\":5,"), "{line}");
+}
+
 #[tokio::test]
 async fn a_call_that_an_open_breaker_refuses_is_a_failure_of_its_service() {
     let (mut harness, address) = gateway(closed()).await;

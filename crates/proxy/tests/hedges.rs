@@ -21,6 +21,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::{HeaderMap, Request, Response};
+use legs::{FIRST, Legs, OK, SECOND};
 use meshwork_base::{Clock, ManualClock, SystemClock};
 use meshwork_decision::Change;
 use meshwork_messages::v1;
@@ -29,7 +30,7 @@ use meshwork_messages::v1::service_port::AppProtocol;
 use meshwork_messages::v1::traffic_policy::Algorithm;
 use meshwork_proxy::{Mesh, Settings, Side};
 use support::h2::{collect, collect_body, fetch, get, h2_client, h2_upstream, h2_upstream_with};
-use support::mesh::{TestMesh, policy, service_at, serving};
+use support::mesh::{Pair, TestMesh, plain_at, policy, service_at, serving};
 use support::{Harness, exchange, read_until};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -717,6 +718,48 @@ async fn through_sidecars_a_retry_of_the_hop_before_is_not_hedged() {
     assert_eq!(outbound.metric(OUTCOMES, &[]), 1, "nor was another one refused");
     let proven = format!("\"upstream_peer_id\":\"{}\"", reviews.id());
     assert!(lines[0].contains(&proven), "whose answer it was is said: {}", lines[0]);
+}
+
+/// One instance is in the mesh, the other is not: whoever answers is told by its own address, protocol and identity.
+#[tokio::test]
+async fn who_has_won_is_told_as_what_it_is_and_not_as_who_was_asked_first() {
+    let legs = Legs::of(2).await;
+    legs.say(SECOND, OK);
+    let mut pair = Pair::start(legs.addresses[0], AppProtocol::Http1).await;
+    let [_, outside] = plain_at("reviews", legs.addresses[1]);
+    let Change::Upsert { type_url, version, body, .. } = outside else { panic!("it comes") };
+    let outside = Change::Upsert { type_url, name: "shop/reviews-2".into(), version, body };
+    pair.outbound.change([outside, policy("p", "reviews", v1::policy::Spec::Traffic(after(50)))]).await;
+    let proven = format!("destination_principal=\"{}\"", pair.reviews.id());
+    // By turns: with one that is sent once, since it may not be repeated, between two that are sent twice, each of them wins once.
+    for (asked, method) in (1..).zip(["GET", "POST", "GET"]) {
+        if method == "GET" {
+            legs.hold(FIRST);
+        } else {
+            legs.say(FIRST, OK);
+        }
+        let call =
+            format!("{method} / HTTP/1.1\r\nHost: reviews\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
+        assert!(exchange(pair.proxy, call.as_bytes()).await.ends_with("well"));
+        let lines = pair.outbound.lines(asked).await;
+        let of_mesh = lines.iter().filter(|line| line.contains("\"upstream_peer_id\"")).count() as u64;
+        pair.outbound.wait_metric("istio_requests_total", &["reporter=\"source\""], asked as u64).await;
+        assert_eq!(pair.outbound.metric("istio_requests_total", &[&proven]), of_mesh, "{lines:?}");
+    }
+    let field = |name: &str, value: &dyn std::fmt::Display| format!("\"{name}\":\"{value}\"");
+    let mesh = [
+        field("upstream_host", &pair.peer),
+        field("upstream_protocol", &"HTTP/2"),
+        field("upstream_peer_id", &pair.reviews.id()),
+    ];
+    let plain = [field("upstream_host", &legs.addresses[1]), field("upstream_protocol", &"HTTP/1.1")];
+    let mut lines = pair.outbound.lines(3).await;
+    lines.retain(|line| line.contains("\"attempts\":2"));
+    let is_all = |line: &str, said: &[String]| said.iter().all(|said| line.contains(said));
+    let of_mesh: Vec<_> = lines.iter().filter(|line| is_all(line, &mesh)).collect();
+    let of_plain: Vec<_> = lines.iter().filter(|line| is_all(line, &plain)).collect();
+    assert_eq!((of_mesh.len(), of_plain.len()), (1, 1), "{lines:?}");
+    assert!(!of_plain[0].contains("upstream_peer_id"), "it has proven nothing: {lines:?}");
 }
 
 /// Two instances: who is asked first never answers, or fails it when the other one has been asked; that one begins an answer and

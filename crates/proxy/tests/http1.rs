@@ -4,8 +4,10 @@ mod support;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use http::Request;
+use meshwork_base::ManualClock;
 use meshwork_messages::v1;
 use meshwork_messages::v1::service_port::AppProtocol;
 use meshwork_process::Drained;
@@ -14,7 +16,7 @@ use parking_lot::Mutex;
 use support::h2::{answer, fetch, get, h2_client, h2_upstream};
 use support::{Harness, exchange, is_head, read_until, rule, upstream};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
 
 const OK: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nhello";
@@ -611,13 +613,13 @@ async fn what_http1_refuses_as_a_trailer_comes_through_from_no_http2_either() {
 #[tokio::test]
 async fn whoever_begins_like_http2_and_stops_has_the_time_of_a_handshake() {
     let mut settings = Settings::default();
-    settings.timeouts.handshake = std::time::Duration::from_millis(1);
+    settings.timeouts.handshake = Duration::from_millis(1);
     let mut harness = Harness::start(settings);
     harness.service("web", AppProtocol::Http1, &[]).await;
     let address = harness.route(vec![rule(&[("web", 1)], vec![])]).await;
     for beginning in ["P", "PRI * HTT", "PRI * HTTP/2.0\r"] {
         let ended = exchange(address, beginning.as_bytes());
-        let ended = tokio::time::timeout(std::time::Duration::from_secs(20), ended);
+        let ended = tokio::time::timeout(Duration::from_secs(20), ended);
         assert_eq!(ended.await.expect("it does not idle"), "", "{beginning:?}");
     }
 }
@@ -626,7 +628,7 @@ async fn whoever_begins_like_http2_and_stops_has_the_time_of_a_handshake() {
 #[tokio::test]
 async fn the_beginning_of_the_preface_alone_is_a_request_of_a_version_that_is_not_spoken() {
     let mut settings = Settings::default();
-    settings.timeouts.handshake = std::time::Duration::from_millis(1);
+    settings.timeouts.handshake = Duration::from_millis(1);
     let (mut harness, mut patient) = (Harness::start(settings), Harness::start(Settings::default()));
     harness.service("web", AppProtocol::Http1, &[]).await;
     patient.service("web", AppProtocol::Http1, &[]).await;
@@ -634,8 +636,7 @@ async fn the_beginning_of_the_preface_alone_is_a_request_of_a_version_that_is_no
     let patient_address = patient.route(vec![rule(&[("web", 1)], vec![])]).await;
     for beginning in ["PRI * HTTP/2.0\r\n", "PRI * HTTP/2.0\r\n\r\n", "PRI * HTTP/2.0\r\n\r\nSM\r\n"] {
         let late = exchange(address, beginning.as_bytes());
-        let late =
-            tokio::time::timeout(std::time::Duration::from_secs(20), late).await.expect("it does not idle");
+        let late = tokio::time::timeout(Duration::from_secs(20), late).await.expect("it does not idle");
         let mut ends = TcpStream::connect(patient_address).await.unwrap();
         ends.write_all(beginning.as_bytes()).await.unwrap();
         ends.shutdown().await.unwrap();
@@ -679,7 +680,7 @@ async fn a_request_without_host_has_no_authority_in_http2() {
 
 #[tokio::test]
 async fn a_response_says_that_it_is_the_last_of_its_connection() {
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let mut harness = Harness::start(Settings::default());
     harness.service("web", AppProtocol::Http1, &[listener.local_addr().unwrap()]).await;
     let address = harness.route(vec![rule(&[("web", 1)], vec![])]).await;
@@ -692,7 +693,7 @@ async fn a_response_says_that_it_is_the_last_of_its_connection() {
     assert!(!read_until(&mut tcp, "hello").await.contains("connection: close"), "nobody drains yet");
     tcp.write_all(get).await.unwrap();
     read_until(&mut up, "\r\n\r\n").await;
-    let draining = tokio::spawn(harness.engine.drain(std::time::Duration::from_secs(30)));
+    let draining = tokio::spawn(harness.engine.drain(Duration::from_secs(30)));
     while TcpStream::connect(address).await.is_ok() {
         tokio::task::yield_now().await;
     }
@@ -712,7 +713,7 @@ async fn what_a_drain_leaves_unfinished_is_no_regular_end() {
     let mut tcp = TcpStream::connect(address).await.unwrap();
     tcp.write_all(b"GET / HTTP/1.0\r\nHost: a\r\n\r\n").await.unwrap();
     read_until(&mut tcp, "half").await;
-    let drained = harness.engine.drain(std::time::Duration::from_millis(1)).await;
+    let drained = harness.engine.drain(Duration::from_millis(1)).await;
     assert_eq!(drained, Drained::CutOff { left: 1 }, "its upstream goes on");
     let rest = tokio::io::AsyncReadExt::read_to_end(&mut tcp, &mut Vec::new()).await;
     assert_eq!(rest.unwrap_err().kind(), std::io::ErrorKind::ConnectionReset);
@@ -727,7 +728,7 @@ async fn drain_finishes_what_runs_and_closes_what_idles() {
     let mut idle = TcpStream::connect(address).await.unwrap();
     idle.write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").await.unwrap();
     read_until(&mut idle, "hello").await;
-    assert_eq!(harness.engine.drain(std::time::Duration::from_secs(5)).await, Drained::Clean);
+    assert_eq!(harness.engine.drain(Duration::from_secs(5)).await, Drained::Clean);
     let mut rest = Vec::new();
     tokio::io::AsyncReadExt::read_to_end(&mut idle, &mut rest).await.unwrap();
     assert!(rest.is_empty());
@@ -752,5 +753,44 @@ async fn the_log_says_who_called_in_which_version_and_by_which_rule_it_went() {
         ];
         let line = harness.lines(if version == "HTTP/1.0" { 1 } else { 2 }).await.pop().unwrap();
         assert!(said.iter().all(|word| line.contains(word)), "{said:?}: {line}");
+    }
+}
+
+#[tokio::test]
+async fn the_log_says_when_the_head_of_a_response_was_there_and_when_its_end() {
+    let app = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let clock = ManualClock::new();
+    let mut harness = Harness::at(&clock);
+    harness.service("web", AppProtocol::Http1, &[app.local_addr().unwrap()]).await;
+    let address = harness.route(vec![rule(&[("web", 1)], vec![])]).await;
+    let mut caller = TcpStream::connect(address).await.unwrap();
+    caller.write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").await.unwrap();
+    let (mut asked, _) = app.accept().await.unwrap();
+    read_until(&mut asked, "\r\n\r\n").await;
+    clock.advance(Duration::from_millis(300));
+    asked.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 8\r\n\r\nhalf").await.unwrap();
+    read_until(&mut caller, "half").await;
+    clock.advance(Duration::from_millis(200));
+    asked.write_all(b"more").await.unwrap();
+    read_until(&mut caller, "more").await;
+    let line = harness.lines(1).await.remove(0);
+    for said in ["\"upstream_service_time\":300.000,", "\"duration\":500.000,"] {
+        assert!(line.contains(said), "{said}: {line}");
+    }
+}
+
+#[tokio::test]
+async fn the_log_says_how_far_a_request_had_come_that_failed() {
+    let broken = b"HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\n<close>";
+    for (answer, phase) in [(&b""[..], "request"), (broken, "response")] {
+        let up = upstream(move |got| is_head(got).then(|| answer.to_vec())).await;
+        let mut harness = Harness::start(Settings::default());
+        harness.service("web", AppProtocol::Http1, &[up.address]).await;
+        let address = harness.route(vec![rule(&[("web", 1)], vec![])]).await;
+        exchange(address, b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+            .await;
+        let line = harness.lines(1).await.remove(0);
+        let said = ["\"upstream_closed\"".to_owned(), format!("\"phase\":\"{phase}\"")];
+        assert!(said.iter().all(|said| line.contains(said)), "{said:?}: {line}");
     }
 }

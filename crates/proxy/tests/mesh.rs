@@ -70,17 +70,57 @@ async fn an_application_calls_another_and_each_proves_who_it_is() {
     let into = pair.inbound.lines(2).await;
     assert!(into[1].contains(&format!("\"downstream_peer_id\":\"{web}\"")), "{}", into[1]);
     assert!(into[1].contains("\"upstream_cluster\":\"shop/reviews:"), "{}", into[1]);
-    let mtls = "connection_security_policy=\"mutual_tls\"";
-    let source = ["reporter=\"source\"", "source_workload=\"web\"", "destination_workload=\"reviews\"", mtls];
-    assert_eq!(pair.outbound.metric("istio_requests_total", &source), 2);
-    let destination =
-        ["reporter=\"destination\"", "source_workload=\"web\"", "destination_workload=\"reviews\"", mtls];
-    assert_eq!(pair.inbound.metric("istio_requests_total", &destination), 2);
+    let both = [
+        "source_workload=\"web\"",
+        "destination_workload=\"reviews\"",
+        "destination_service_name=\"reviews\"",
+        "connection_security_policy=\"mutual_tls\"",
+    ];
+    for (harness, reporter) in
+        [(&pair.outbound, "reporter=\"source\""), (&pair.inbound, "reporter=\"destination\"")]
+    {
+        let labels: Vec<&str> = both.into_iter().chain([reporter]).collect();
+        assert_eq!(harness.metric("istio_requests_total", &labels), 2, "{reporter}");
+    }
     assert_eq!(
         pair.inbound.metric("meshwork_downstream_connections_total", &["inbound"]),
         1,
         "one is shared"
     );
+}
+
+/// A service of which one instance is in the mesh and fails, and the other is not and has proven nothing.
+#[tokio::test]
+async fn an_instance_outside_the_mesh_is_not_told_by_what_the_one_has_proven_that_failed_before() {
+    let busy =
+        upstream(|got| is_head(got).then(|| b"HTTP/1.1 503 Busy\r\ncontent-length: 0\r\n\r\n".to_vec()))
+            .await;
+    let (plain, _) = app().await;
+    let mut pair = Pair::start(busy.address, AppProtocol::Http1).await;
+    let [_, Change::Upsert { type_url, version, body, .. }] = plain_at("reviews", plain.address) else {
+        panic!("it comes")
+    };
+    let outside = Change::Upsert { type_url, name: "shop/reviews-2".into(), version, body };
+    let retry = v1::Retry {
+        attempts: Some(1),
+        on: Some(v1::retry::On { status_codes: vec![503], ..Default::default() }),
+        ..support::bare_retry()
+    };
+    let algorithm = v1::traffic_policy::Algorithm::RoundRobin.into();
+    let traffic = v1::TrafficPolicy { retry: Some(retry), algorithm, ..Default::default() };
+    pair.outbound.change([outside, policy("again", "reviews", v1::policy::Spec::Traffic(traffic))]).await;
+    // By turns, so one of them at least is sent to the other instance first.
+    for _ in 0..2 {
+        let response = exchange(pair.proxy, GET).await;
+        assert!(response.starts_with("HTTP/1.1 200"), "{response}");
+    }
+    let lines = pair.outbound.lines(2).await;
+    assert!(lines.iter().any(|line| line.contains("\"attempts\":2")), "{lines:?}");
+    for line in lines {
+        assert!(line.contains(&format!("\"upstream_host\":\"{}\"", plain.address)), "{line}");
+        assert!(line.contains("\"upstream_protocol\":\"HTTP/1.1\""), "{line}");
+        assert!(!line.contains("upstream_peer_id"), "{line}");
+    }
 }
 
 /// Calls `reviews` directly, as a client with this TLS configuration, and gives what it reads.

@@ -241,6 +241,25 @@ async fn a_delayed_request_waits_and_is_then_sent_on() {
 }
 
 #[tokio::test]
+async fn who_asks_later_why_a_request_was_slow_hears_of_its_delay_and_by_which_policy_it_was() {
+    let delay = Some(Delay { share: ALWAYS, time_ms: 20 });
+    let abort = Some(Abort { share: ALWAYS, with: Some(With::Status(503)) });
+    let mut harness = Harness::start(Settings::default());
+    harness.service("web", AppProtocol::Http1, &[hello(5).await.address]).await;
+    let address = harness.route(vec![rule(&[("web", 1)], vec![])]).await;
+    let policy = fault(v1::FaultInjection { delay, abort, ..Default::default() });
+    harness.change([on("HTTPRoute", "default/r", policy)]).await;
+    let call = b"GET / HTTP/1.1\r\nHost: a\r\nX-Request-Id: slow\r\nConnection: close\r\n\r\n";
+    assert!(exchange(address, call).await.starts_with("HTTP/1.1 503"));
+    harness.lines(1).await;
+    let recall = v1::Recall { request_id: "slow".into(), ..Default::default() };
+    let kept = harness.engine.recall(0, &recall).await.await;
+    let [held] = &kept[0].record.as_ref().unwrap().held[..] else { panic!("it has waited once: {kept:?}") };
+    assert_eq!((&*held.phase, &*held.by), ("fault", "TrafficPolicy default/p"));
+    assert!(held.ns >= 20_000_000, "{held:?}");
+}
+
+#[tokio::test]
 async fn a_caller_who_leaves_a_delayed_request_is_noticed() {
     let delay = Some(Delay { share: ALWAYS, time_ms: 3_600_000 });
     let Edge { harness, address, .. } =

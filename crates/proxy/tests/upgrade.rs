@@ -13,9 +13,9 @@ use h2::{RecvStream, SendStream};
 use http::{Method, Request, Response};
 use meshwork_messages::v1;
 use meshwork_messages::v1::service_port::AppProtocol;
-use meshwork_proxy::Settings;
+use meshwork_proxy::{Settings, Side};
 use support::h2::{answer, collect, collect_body, h2_upstream_with};
-use support::mesh::Pair;
+use support::mesh::{Pair, plain_at};
 use support::policy::traffic;
 use support::raw::{self, Raw};
 use support::{Harness, exchange, is_head, read_until, rule, upstream};
@@ -547,4 +547,27 @@ async fn what_would_lead_past_the_rules_is_not_offered_and_what_was_not_offered_
     assert!(ask("/", "h2c, custom/1").await.ends_with("upgrade: custom/1"));
     assert!(ask("/unasked", "").await.starts_with("HTTP/1.1 502 "));
     assert!(ask("/unasked", "custom/1").await.starts_with("HTTP/1.1 502 "));
+}
+
+/// It passes on what it was told with the handshake, which says how long that may take.
+#[tokio::test]
+async fn what_an_application_calls_for_a_websocket_has_its_own_time_and_not_what_the_handshake_had() {
+    let (address, mut told) = app().await;
+    let mut pair = Pair::start(address, AppProtocol::Http1).await;
+    let next = upstream(|got| is_head(got).then(|| b"HTTP/1.1 204 Well\r\n\r\n".to_vec())).await;
+    pair.inbound.change(plain_at("next", next.address)).await;
+    let outbound = pair.inbound.engine.listen(Side::Outbound, "127.0.0.1:0".parse().unwrap()).await.unwrap();
+    let hurried = with(&with(&handshake("/"), "X-Request-Id: a"), "X-Envoy-Expected-Rq-Timeout-Ms: 2000");
+    let mut caller = TcpStream::connect(pair.proxy).await.unwrap();
+    caller.write_all(hurried.as_bytes()).await.unwrap();
+    assert!(read_until(&mut caller, "\r\n\r\n").await.starts_with("HTTP/1.1 101"));
+    let head = told.recv().await.unwrap().to_lowercase();
+    let passed_on = ["x-request-id: a\r\n", "x-envoy-expected-rq-timeout-ms: 2000\r\n"];
+    assert!(passed_on.iter().all(|line| head.contains(line)), "{head}");
+    let call = format!("GET / HTTP/1.1\r\nHost: next\r\n{}Connection: close\r\n\r\n", passed_on.concat());
+    // The handshake would be over by now.
+    pair.mesh.clock.advance(std::time::Duration::from_secs(3));
+    let answer = exchange(outbound, call.as_bytes()).await;
+    assert!(answer.starts_with("HTTP/1.1 204"), "{answer}");
+    drop(caller);
 }

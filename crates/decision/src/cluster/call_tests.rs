@@ -495,6 +495,26 @@ fn a_retry_goes_where_fewer_are_under_way_than_may_be_and_nowhere_else() {
 }
 
 #[test]
+fn where_all_are_ejected_a_retry_goes_to_one_of_them() {
+    let limits = v1::Limits { max_retries_per_endpoint: 1, ..Default::default() };
+    let failover =
+        v1::Failover { overprovisioning_factor: 140, panic_threshold: Some(0), ..Default::default() };
+    let balancer = v1::LoadBalancer { failover: Some(failover), ..Default::default() };
+    let policy =
+        v1::TrafficPolicy { limits: Some(limits), load_balancer: Some(balancer), ..Default::default() };
+    let cluster = cluster(2, policy);
+    let (mut caller, now) = (Caller::new(&cluster), Tick::from_nanos(1));
+    let set = cluster.endpoints();
+    set.all().iter().for_each(|endpoint| endpoint.stats.standing.eject_until(u64::MAX));
+    assert!(!cluster.panics(now), "nobody is to be called as if he were well");
+    let (_first, one) = repeats(&mut caller, now).expect("as a first attempt would");
+    let (_second, other) = repeats(&mut caller, now).expect("the other has none yet");
+    assert_ne!(one, other);
+    assert_eq!(repeats(&mut caller, now).unwrap_err(), Cause::MaxRetries);
+    assert_eq!(cluster.refused(Limited::Retry), 1);
+}
+
+#[test]
 fn an_answer_is_kept_where_no_endpoint_may_have_another_retry() {
     let limits =
         v1::Limits { max_retries_per_endpoint: 1, max_requests_per_endpoint: 2, ..Default::default() };

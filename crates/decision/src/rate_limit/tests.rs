@@ -189,6 +189,17 @@ fn who_asked_for_too_much_once_has_the_whole_burst_again_after_a_pause() {
 }
 
 #[test]
+fn what_a_caller_leaves_for_others_is_not_told_as_left_for_itself() {
+    let limit = limit(10, 3, true);
+    assert_eq!(limit.ask("alone", at(0)).remaining, 2, "so far it leaves nothing");
+    at_once(&limit, "alone", 3, 0);
+    let told = limit.ask("alone", at(200));
+    assert_eq!((told.admitted, told.remaining), (true, 0), "one is there, for whoever else comes");
+    assert!(!limit.ask("alone", at(200)).admitted, "it has been told so");
+    assert!(limit.ask("another", at(200)).admitted);
+}
+
+#[test]
 fn with_more_callers_than_the_burst_has_requests_each_has_one_within_its_share() {
     let limit = limit(10, 2, true);
     let at_first = ["one", "two", "three"].map(|caller| limit.ask(caller, at(0)).admitted);

@@ -105,3 +105,68 @@ fn a_filter_takes_what_it_says() {
     let wanted = RequestFilter { from: caller.as_str().into(), ..RequestFilter::default() };
     assert!(!Filter::new(wanted).matches(&request, None), "nobody is not somebody");
 }
+
+/// What becomes of a request is told through the whole of an engine: nobody else than the request's journey does it.
+mod through_an_engine {
+    use meshwork_base::{Clock, ManualClock};
+    use meshwork_telemetry::{AccessLogSink, AccessLogTarget, MetricsRegistry, RequestLabels};
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::net::TcpStream;
+
+    use super::*;
+    use crate::{Engine, Learnt, MemoryLevel, Mesh, Settings, Shared, Side};
+
+    /// A call to nobody, through an engine with this recorder; and what is told of it.
+    async fn told_of_a_call(
+        recorder: crate::RecorderSettings,
+        armed: Vec<v1::Probe>,
+    ) -> Vec<v1::Observation> {
+        let metrics = MetricsRegistry::default();
+        let clock: Arc<dyn Clock> = Arc::new(ManualClock::new());
+        let shared = Arc::new(Shared {
+            snapshot: ArcSwap::default(),
+            clock: Arc::clone(&clock),
+            settings: Settings { recorder, ..Settings::default() },
+            access_log: AccessLogSink::open(&AccessLogTarget::Off, &metrics).unwrap(),
+            metrics,
+            tracer: None,
+            labels: RequestLabels::default(),
+            mesh: Mesh::default(),
+            observer: Observer::default(),
+            memory: MemoryLevel::default(),
+            learnt: Learnt::default(),
+        });
+        let mut found = shared.observer.found().unwrap();
+        shared.observer.arm(probes(armed), clock.now());
+        let mut engine = Engine::start(Arc::clone(&shared)).unwrap();
+        let address = engine.listen(Side::Outbound, "127.0.0.1:0".parse().unwrap()).await.unwrap();
+        let mut caller = TcpStream::connect(address).await.unwrap();
+        caller
+            .write_all(b"GET / HTTP/1.1\r\nHost: nobody\r\nX-Request-Id: a\r\nConnection: close\r\n\r\n")
+            .await
+            .unwrap();
+        let mut answer = String::new();
+        caller.read_to_string(&mut answer).await.unwrap();
+        assert!(answer.starts_with("HTTP/1.1 "), "{answer}");
+        engine.drain(Duration::from_secs(5)).await;
+        std::iter::from_fn(|| found.try_recv().ok()).collect()
+    }
+
+    #[tokio::test]
+    async fn the_others_of_its_trace_are_looked_up_for_one_that_has_failed() {
+        let told = told_of_a_call(crate::RecorderSettings::default(), vec![]).await;
+        let [one] = &told[..] else { panic!("one: {told:?}") };
+        let recall = one.follow.as_ref().and_then(|follow| follow.recall.as_ref()).expect("what to look for");
+        assert_eq!(recall.request_id, "a");
+    }
+
+    #[tokio::test]
+    async fn a_request_that_a_probe_has_found_is_told_also_where_nothing_is_kept() {
+        let nothing = crate::RecorderSettings { bytes: 0, ..Default::default() };
+        assert_eq!(told_of_a_call(nothing, vec![]).await, []);
+        let told = told_of_a_call(nothing, vec![probe(7, 60_000)]).await;
+        let [one] = &told[..] else { panic!("one: {told:?}") };
+        let record = one.record.as_ref().expect("what became of it");
+        assert_eq!((one.probe, &*record.request_id, &*record.host), (7, "a", "nobody"));
+    }
+}

@@ -415,6 +415,7 @@ impl<'c> Journey<'c> {
         if !std::mem::replace(&mut self.finished, true) {
             let worker = &self.conn.worker;
             self.record.duration = worker.now().since(self.started);
+            // Whoever reads the record finds it over.
             self.in_flight = None;
             self.permit = None;
             self.kin = None;

@@ -56,3 +56,21 @@ async fn one_that_has_won_is_under_way_until_its_answer_has_ended() {
     assert_eq!(legs.count(SECOND), 1, "no more than one repeat may be under way");
     drop(caller);
 }
+
+#[tokio::test]
+async fn one_that_has_won_counts_at_its_own_endpoint_and_no_longer_at_the_first_one_s() {
+    let legs = Legs::of(2).await;
+    legs.say(SECOND, BEGINS);
+    let limits = Some(v1::Limits { max_requests_per_endpoint: 1, ..Default::default() });
+    let edge = edge(AppProtocol::Http1, &legs.addresses, v1::TrafficPolicy { limits, ..after(50) }).await;
+    let mut caller = TcpStream::connect(edge.address).await.unwrap();
+    caller.write_all(GET).await.unwrap();
+    read_until(&mut caller, "half").await;
+    legs.say(FIRST, OK);
+    for _ in 0..2 {
+        assert!(exchange(edge.address, GET).await.ends_with("well"));
+    }
+    let (first, second) = (legs.places(FIRST), legs.places(SECOND));
+    assert_eq!(first, [1 - second[0]; 3], "where the first one was there is room again");
+    drop(caller);
+}
