@@ -13,6 +13,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::http::StatusCode;
 use meshwork_api::config::{Changes, Document, Since, Version};
 use meshwork_api::{ClientError, ConfigClient};
 use meshwork_base::{Namespace, ObjectName, Rng};
@@ -285,8 +286,7 @@ impl Source {
 
     /// Asks once, for what is new.
     async fn step(&mut self) -> Result<Step, ClientError> {
-        let Changes { epoch, revision, mark, reset, mut documents } =
-            bounded(&self.client, WAIT + GRACE, self.client.changes(self.since.as_ref(), WAIT)).await?;
+        let Changes { epoch, revision, mark, reset, mut documents } = self.changes().await?;
         documents.retain(|document| is_mesh(&document.version.kind));
         let went_back = reset && self.since.as_ref().is_some_and(|since| since.epoch == epoch);
         if reset && documents.is_empty() && self.is_emptied(&epoch) {
@@ -334,6 +334,19 @@ impl Source {
         self.held = held;
         self.since = Some(Since { epoch, revision, mark });
         Ok(Step::Changes(folder::Changes { files, folder: None }))
+    }
+
+    /// What the service tells of what is new. One that was put back to a version before marks refuses to be told of one, each
+    /// time: it is asked without the next time, and those that know them tell the next one themselves.
+    async fn changes(&mut self) -> Result<Changes, ClientError> {
+        let asked = self.client.changes(self.since.as_ref(), WAIT);
+        let told = bounded(&self.client, WAIT + GRACE, asked).await;
+        if let (Err(error), Some(since)) = (&told, &mut self.since)
+            && error.status() == Some(StatusCode::BAD_REQUEST)
+        {
+            since.mark.clear();
+        }
+        told
     }
 
     /// Says, and takes down, that what was read before is not of this store.

@@ -334,6 +334,55 @@ async fn a_change_in_an_older_copy_of_the_store_is_acknowledged_when_it_is_read_
     assert_eq!((applied.config_revision, names(&plane.model())), (2, ["a", "d"].into()));
 }
 
+/// It tells no marks, and refuses a question that has something which it does not know.
+fn before_marks(role: Role) -> Role {
+    let Role(router, config) = role;
+    let ask = move |request: Request| {
+        let router = router.clone();
+        async move {
+            let asks_what_is_new = request.uri().path() == "/v1/watch";
+            if asks_what_is_new && request.uri().query().is_some_and(|query| query.contains("mark=")) {
+                return Ok(axum::response::IntoResponse::into_response(StatusCode::BAD_REQUEST));
+            }
+            let answer = router.oneshot(request).await?;
+            if !asks_what_is_new {
+                return Ok(answer);
+            }
+            let told = axum::body::to_bytes(answer.into_body(), usize::MAX).await.unwrap();
+            let mut told: serde_json::Value = serde_json::from_slice(&told).unwrap();
+            told.as_object_mut().unwrap().remove("mark");
+            Ok::<_, std::convert::Infallible>(axum::response::IntoResponse::into_response(axum::Json(told)))
+        }
+    };
+    Role(Router::new().fallback(ask), config)
+}
+
+#[tokio::test]
+async fn a_service_that_is_put_back_to_a_version_before_marks_is_followed_on() {
+    let disk = tempfile::tempdir().unwrap();
+    let service = Service::new(&disk.path().join("1")).await;
+    let plane = ControlPlane::start(settings(true), Arc::new(SystemClock::new())).unwrap();
+    tokio::spawn(follow(&plane, service.client(), SeededRng::new(1)));
+    until(&plane, |model| model.revision > 0).await;
+    apply(&plane, &["a"]).await;
+    assert_ne!(plane.config.get().unwrap().found().read.mark, "", "the newer one has told one");
+
+    let newer = service.0.lock().clone();
+    *service.0.lock() = before_marks(newer.clone());
+    for name in ["b", "c"] {
+        let content = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}});
+        write(&service, CLUSTER, content).await;
+    }
+    until(&plane, |model| names(model).contains("c")).await;
+    apply(&plane, &["d"]).await;
+    assert_eq!(names(&plane.model()), ["a", "b", "c", "d"].into());
+    // And the newer one tells marks again, once it is asked.
+    *service.0.lock() = newer;
+    apply(&plane, &["e"]).await;
+    apply(&plane, &["f"]).await;
+    assert_ne!(plane.config.get().unwrap().found().read.mark, "");
+}
+
 #[tokio::test]
 async fn of_an_emptied_store_diff_delete_and_rollback_say_what_apply_says() {
     let disk = tempfile::tempdir().unwrap();

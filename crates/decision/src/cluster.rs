@@ -80,7 +80,7 @@ impl fmt::Display for ClusterKey {
 }
 
 /// What the application speaks on a port.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum AppProtocol {
     /// Not declared.
     #[default]

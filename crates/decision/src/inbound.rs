@@ -1,5 +1,6 @@
 //! The inbound side of a sidecar: which of its application's ports serves which service, and who may call it.
 
+use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -10,6 +11,7 @@ use meshwork_base::{SpiffeId, Tick};
 use crate::authorization::Authorization;
 use crate::cause::Cause;
 use crate::cluster::{AppProtocol, ClusterKey};
+use crate::convert::WorkloadSpec;
 use crate::deadline::Fastest;
 use crate::overload::{Gate, Guard, Overload};
 use crate::rate_limit::RateLimit;
@@ -118,10 +120,37 @@ impl AppState {
         self.speaks_http.load(Ordering::Relaxed)
     }
 
-    /// The same application, of which something else is declared: what it speaks is to be found out anew.
+    /// The same application, of which this is known of what it speaks.
     #[must_use]
-    pub(crate) fn redeclared(&self) -> Self {
-        Self { shared: Arc::clone(&self.shared), speaks_http: Arc::default() }
+    pub(crate) fn that_has_shown(self, speaks_http: Arc<AtomicBool>) -> Self {
+        Self { speaks_http, ..self }
+    }
+}
+
+/// Where applications have shown to speak HTTP: by instance, port and what is declared there, whichever services lead there, and
+/// while the control plane says nothing of the instance.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Shown(BTreeMap<(Arc<str>, u16, AppProtocol), Arc<AtomicBool>>);
+
+impl Shown {
+    /// The same for what these instances serve now. Of a port for which something else is declared that is found out anew.
+    pub(crate) fn of<'s>(&self, instances: impl Iterator<Item = &'s WorkloadSpec>) -> Self {
+        let mut shown = self.0.clone();
+        for WorkloadSpec { name, served, .. } in instances {
+            shown.retain(|(instance, port, protocol), _| {
+                let mut here =
+                    served.iter().filter(|served| instance == name && served.app_port == *port).peekable();
+                here.peek().is_none() || here.any(|served| served.protocol == *protocol)
+            });
+            for served in served {
+                shown.entry((Arc::clone(name), served.app_port, served.protocol)).or_default();
+            }
+        }
+        Self(shown)
+    }
+
+    pub(crate) fn at(&self, instance: &Arc<str>, port: u16, protocol: AppProtocol) -> Arc<AtomicBool> {
+        self.0.get(&(Arc::clone(instance), port, protocol)).cloned().unwrap_or_default()
     }
 }
 
@@ -148,10 +177,10 @@ impl Inbound {
         named(|p| p.key.port).or_else(|| named(|p| p.app_port)).ok_or(Cause::UnknownAppPort)
     }
 
-    /// Whether the application behind this port is known for a server of HTTP by its answers, to callers of whichever service.
+    /// Whether the application at this port of its own is known for a server of HTTP by its answers, to callers of whichever service.
     #[must_use]
-    pub fn speaks_http(&self, port: &InboundPort) -> bool {
-        self.ports.iter().any(|other| other.app_port == port.app_port && other.state.speaks_http())
+    pub fn speaks_http(&self, app_port: u16) -> bool {
+        self.ports.iter().any(|port| port.app_port == app_port && port.state.speaks_http())
     }
 }
 

@@ -7,7 +7,7 @@ use crate::binding::{Binding, Listener};
 use crate::breaker::RouteBreaker;
 use crate::cluster::{Cluster, ClusterKey};
 use crate::hostname::{Host, HostMap};
-use crate::inbound::Inbound;
+use crate::inbound::{Inbound, Shown};
 use crate::outbound::OutboundService;
 use crate::route::Route;
 use crate::trust::Bundle;
@@ -23,6 +23,7 @@ pub struct Snapshot {
     pub(crate) outbound: HostMap<Arc<OutboundService>>,
     pub(crate) services: BTreeMap<Arc<str>, Arc<OutboundService>>,
     pub(crate) inbound: BTreeMap<Arc<str>, Arc<Inbound>>,
+    pub(crate) shown: Shown,
     pub(crate) bundles: BTreeMap<Arc<str>, Arc<Bundle>>,
     pub(crate) breakers: Box<[Arc<RouteBreaker>]>,
 }

@@ -5,9 +5,10 @@
 //! connection a bound on what is under way in it: one request at the ports for probes, which speak HTTP/1 alone, and
 //! 32 at an API. Where there is no room, that which has been idle longest goes. Where none is idle, at a port for
 //! probes that with the oldest request goes, so that whoever probes is heard; at an API the new one goes, since what is
-//! under way there is waited for. One without a request for [`IDLE`], or with a half head, is closed, and a body of which
-//! nothing has come for as long is an error to who reads it, after which it is too. A request that is whole takes as long
-//! as it takes (a watch, a long poll, a tap); at the ports for probes, where none is long, [`PROBE`].
+//! under way there is waited for. One without a request for [`IDLE`], or with a half head, is closed, and a body that is
+//! waited for as long, a second more for each [`PACE`] of it, is an error to who reads it, after which it is too. A request
+//! that is whole takes as long as it takes (a watch, a long poll, a tap); at the ports for probes, where none is long, [`PROBE`].
+//! Its answer is under way until its last byte has gone, and is given up where its reader takes none of it for [`IDLE`].
 
 use std::future::Future;
 use std::io;
@@ -46,6 +47,8 @@ mod open;
 pub const IDLE: Duration = Duration::from_secs(75);
 /// How long a request may take at a port for probes.
 pub const PROBE: Duration = Duration::from_secs(30);
+/// Bytes of a request's body for which a second more is waited.
+const PACE: u32 = 16 << 10;
 /// How many requests may be under way in one connection of HTTP/2 to an API. What calls ours there speaks HTTP/1.
 const STREAMS: u32 = 32;
 /// Until descriptors are looked for again.
@@ -215,11 +218,8 @@ impl Port {
     }
 
     /// `lasts`: whether it may stay for another request.
-    fn begin<I>(&self, io: I, lasts: bool)
-    where
-        I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    {
-        let (work, closed) = (Work::none(), CancellationToken::new());
+    fn begin<L: Accept>(&self, io: Held<L>, lasts: bool) {
+        let (work, closed) = (Arc::clone(io.work()), CancellationToken::new());
         let number = self.bounds.among.insert(self.number, Arc::clone(&work), closed.clone());
         let port = self.clone();
         tokio::spawn(async move {
@@ -232,10 +232,7 @@ impl Port {
         });
     }
 
-    async fn converse<I>(&self, io: I, work: &Arc<watch::Sender<Work>>, lasts: bool)
-    where
-        I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    {
+    async fn converse<L: Accept>(&self, io: Held<L>, work: &Arc<watch::Sender<Work>>, lasts: bool) {
         let service = service_fn(|request: Request<Incoming>| {
             let under_way = UnderWay::begin(work);
             let answer = self.routes.clone().oneshot(request.map(|body| Body::new(Asked::new(body))));

@@ -20,7 +20,8 @@ use crate::worker::Worker;
 
 /// Bytes that a connection costs before it has sent anything: a task, a socket, in most cases a handshake.
 const CONNECTION: usize = 16 * 1024;
-/// Bytes that a head over HTTP/2 may hold in the library, where nobody counts them.
+/// Bytes that a head over HTTP/2 holds in the library, about, where nobody counts them: so many are free without one. It may hold
+/// [`crate::http::convert::longest_list`], and that is looked out for.
 pub(crate) const HTTP2_HEAD: usize = 32 * 1024;
 /// So many newcomers a worker has at once when memory is full: they learn why they are sent away.
 const NEWCOMERS: usize = 16;

@@ -37,16 +37,22 @@ struct Gateway {
     address: SocketAddr,
     clock: ManualClock,
     used: Arc<AtomicU64>,
+    /// How often a worker has looked how much.
+    looks: Arc<AtomicU64>,
     app: Upstream,
 }
 
 impl Gateway {
     async fn using(percent: u64) -> Self {
         let (clock, used) = (ManualClock::new(), Arc::new(AtomicU64::new(0)));
-        let told = Arc::clone(&used);
+        let looks = Arc::<AtomicU64>::default();
+        let (told, looked) = (Arc::clone(&used), Arc::clone(&looks));
         let settings = Settings {
             max_memory: Some(LIMIT),
-            memory: MemoryMeter::told_by(move || Some(told.load(Ordering::SeqCst))),
+            memory: MemoryMeter::told_by(move || {
+                looked.fetch_add(1, Ordering::SeqCst);
+                Some(told.load(Ordering::SeqCst))
+            }),
             ..Settings::default()
         };
         let given: Arc<dyn Clock> = Arc::new(clock.clone());
@@ -59,7 +65,7 @@ impl Gateway {
         let app = app.await;
         harness.service("web", AppProtocol::Http1, &[app.address]).await;
         let address = harness.route(vec![rule(&[("web", 1)], vec![])]).await;
-        let gateway = Self { harness, address, clock, used, app };
+        let gateway = Self { harness, address, clock, used, looks, app };
         gateway.uses(percent).await;
         gateway
     }
@@ -261,6 +267,23 @@ async fn a_block_of_fields_over_http2_that_is_not_whole_is_not_held_where_there_
     let code = timeout(Duration::from_secs(20), code).await.expect("it is ended");
     assert_eq!(code, CALM.to_be_bytes());
     gateway.closed("head", 1).await;
+}
+
+/// Each may hold 126 KB, and nobody knows how much it does: after a 32nd of the limit it is looked.
+#[tokio::test]
+async fn blocks_of_fields_over_http2_that_are_not_whole_are_looked_at_for_as_much_as_they_may_hold() {
+    const HEADS: u64 = 200;
+    let gateway = Gateway::using(50).await;
+    let before = gateway.looks.load(Ordering::SeqCst);
+    let mut raws = Vec::new();
+    for _ in 0..HEADS {
+        let mut raw = Raw::open(gateway.address).await;
+        raw.send(&frame(HEADERS, END_STREAM, 1, &head("/"))).await;
+        raws.push(raw);
+    }
+    gateway.caught_up().await;
+    let looks = gateway.looks.load(Ordering::SeqCst) - before;
+    assert!(looks >= HEADS * (126 << 10) / (LIMIT / 32) - 1, "{looks}");
 }
 
 #[tokio::test]

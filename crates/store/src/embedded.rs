@@ -21,7 +21,7 @@ use std::time::Duration;
 use meshwork_base::{Clock, Revision, Rng};
 use tokio::sync::{mpsc, oneshot, watch};
 
-pub use medium::{FileMedium, Medium};
+pub use medium::{FileMedium, Medium, Removed};
 pub use redb::StorageBackend;
 
 use crate::engine::{Engine, Pending, Store, WatchSource};

@@ -436,6 +436,60 @@ fn who_had_a_store_that_was_removed_and_put_back_leaves_it_to_whoever_starts_nex
     });
 }
 
+/// The seal stays, and is the one that is locked.
+#[test]
+fn data_that_was_removed_alone_or_put_back_is_for_whoever_starts_next() {
+    let folder = tempfile::tempdir().unwrap();
+    let (registry, backup) = (folder.path().join("registry"), folder.path().join("backup"));
+    let path = registry.join("store");
+    let clock = ManualClock::new();
+    runtime().block_on(async {
+        let store = open(&path, options(&clock)).unwrap();
+        put(&store, "a", "1").await;
+        copy(&registry, &backup);
+        std::fs::remove_file(&path).unwrap();
+        let refused = async || store.commit(Txn::new().then(Op::put("a", "2"))).await.unwrap_err();
+        for _ in 0..2 {
+            let why = refused().await;
+            assert!(matches!(why, StoreError::Removed { .. }), "{why}");
+        }
+        assert!(!registry.join("store.new").exists(), "nothing is begun in its place");
+        std::fs::copy(backup.join("store"), &path).unwrap();
+        assert!(matches!(refused().await, StoreError::Removed { .. }), "it is another file");
+        store.close().await.unwrap();
+        let store = open(&path, options(&clock)).unwrap();
+        assert_eq!(keys(&store, "").await, ["a"]);
+        store.close().await.unwrap();
+
+        std::fs::remove_file(&path).unwrap();
+        let why = open(&path, options(&clock)).err();
+        assert!(matches!(why, Some(StoreError::Damaged { .. })), "{why:?}");
+        assert!(!registry.join("store.new").exists());
+    });
+}
+
+/// A server of files says so of an export that came back, and may have kept what was written.
+#[test]
+fn what_the_system_calls_stale_was_not_removed_and_may_be_kept() {
+    runtime().block_on(async {
+        let disk = TestDisk::new();
+        let store = disk.open().unwrap();
+        put(&store, "a", "1").await;
+        *disk.faults.says.lock() = Some(std::io::ErrorKind::StaleNetworkFileHandle);
+        let mut uncertain = 0;
+        for budget in 0.. {
+            disk.faults.budget.store(budget, Ordering::SeqCst);
+            match store.commit(Txn::new().then(Op::put("a", "2"))).await {
+                Err(StoreError::Uncertain { .. }) => uncertain += 1,
+                Err(StoreError::Io { .. }) => {}
+                Err(other) => panic!("{budget}: {other}"),
+                Ok(_) => break,
+            }
+        }
+        assert!(uncertain > 0);
+    });
+}
+
 #[test]
 fn a_seal_that_was_removed_lets_no_second_one_in() {
     let folder = tempfile::tempdir().unwrap();

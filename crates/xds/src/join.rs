@@ -31,6 +31,9 @@ use crate::transport::{Connector, mtls};
 /// A wall clock may be set: a wait for it is never longer than this.
 const LONGEST_WAIT: Duration = Duration::from_mins(1);
 
+/// An SVID that begins this soon is waited for, as clocks differ.
+const SOON: Duration = Duration::from_mins(5);
+
 /// How long a token that is used at once may be used.
 const TOKEN_TTL: Duration = Duration::from_mins(5);
 
@@ -441,33 +444,36 @@ impl Joining {
             told(&Standing { in_force: identity.is_in_force(), trouble: trouble.clone() });
             let held = identity.svid();
             let look = |until| until_next_look(until, (held.not_before(), held.not_after()), now);
-            let renewed = match (later.take(), rotation.action(now)) {
-                (Some((next, bundle)), _) if is_later(&held, &next, now) => {
-                    let wait = look(next.not_before());
-                    later = Some((next, bundle));
-                    tokio::time::sleep(wait).await;
-                    continue;
+            let renewed = match later.take_if(|(next, _)| !is_later(&held, next, now)) {
+                Some((next, bundle)) => self.take(&identity, next, bundle).map(|()| None),
+                None => {
+                    let begins = later.as_ref().map(|(next, _)| next.not_before());
+                    if let Action::Wait { until } = meanwhile(begins, rotation.action(now), now) {
+                        tokio::time::sleep(look(until)).await;
+                        continue;
+                    }
+                    self.renew(&identity, &clock).await
                 }
-                (Some((next, bundle)), _) => self.take(&identity, next, bundle).map(|()| None),
-                (None, Action::Wait { until }) => {
-                    tokio::time::sleep(look(until)).await;
-                    continue;
-                }
-                (None, Action::Renew) => self.renew(&identity, &clock).await,
             };
             let ends = rfc3339_millis(held.not_after());
             match renewed {
                 Ok(None) => {
                     let svid = identity.svid();
                     tracing::info!(id = %svid.id(), "SVID renewed");
-                    trouble = None;
+                    (trouble, later) = (None, None);
                     rotation.renewed(svid.not_before(), svid.not_after(), &mut rng);
                 }
                 Ok(Some(next)) => {
+                    // Of two the one that is in force first.
+                    let next = later
+                        .take()
+                        .filter(|first| first.0.not_before() <= next.0.not_before())
+                        .unwrap_or(next);
                     let early = JoinError::Early { not_before: next.0.not_before() };
                     tracing::warn!(%early, "the next SVID takes the place of ours when it begins");
                     trouble = Some(format!("the SVID, which ends at {ends}, is not renewed yet: {early}"));
                     later = Some(next);
+                    rotation.failed(clock.wall(), &mut rng);
                 }
                 Err(error) => {
                     let remaining_seconds = identity.remaining().as_secs();
@@ -564,6 +570,16 @@ fn is_later(held: &Svid, next: &Svid, now: Duration) -> bool {
     next.not_before() > now && next.not_before() > held.not_before() && !held.is_expired(now)
 }
 
+/// What to do while the next SVID is there, if it is, and begins only then. One that begins soon is waited for. Beside one that
+/// is further away others are asked for: the control plane's clock may be right again, and what it issues in force at once.
+fn meanwhile(begins: Option<Duration>, action: Action, now: Duration) -> Action {
+    match (begins, action) {
+        (Some(begins), _) if begins <= now + SOON => Action::Wait { until: begins },
+        (Some(begins), Action::Wait { until }) => Action::Wait { until: until.min(begins) },
+        (_, action) => action,
+    }
+}
+
 /// How long it is until an SVID is looked at again. Its begin and its end are told when they come, and not a minute later.
 fn until_next_look(
     until: Duration,
@@ -630,6 +646,19 @@ mod tests {
         assert_eq!(next(150, 80, 100), 50, "that it is over has been told");
         assert_eq!(next(90, 500, 100), 0);
         assert_eq!(next(5_000, 5_000, 80), 10, "its time comes then");
+    }
+
+    #[test]
+    fn one_that_begins_soon_is_waited_for_and_beside_one_that_is_far_away_others_are_asked_for() {
+        let of = |seconds| Duration::from_secs(seconds);
+        let wait = |until| Action::Wait { until: of(until) };
+        let next = |begins: Option<u64>, action| meanwhile(begins.map(of), action, of(1_000));
+        assert_eq!(next(None, Action::Renew), Action::Renew);
+        assert_eq!(next(None, wait(1_500)), wait(1_500));
+        assert_eq!(next(Some(1_300), Action::Renew), wait(1_300));
+        assert_eq!(next(Some(1_301), Action::Renew), Action::Renew);
+        assert_eq!(next(Some(1_301), wait(1_100)), wait(1_100), "a pause lies between two questions");
+        assert_eq!(next(Some(1_301), wait(2_000)), wait(1_301), "its time comes before that");
     }
 
     #[test]

@@ -201,6 +201,62 @@ async fn an_svid_in_force_is_given_up_for_one_that_begins_later_only_when_that_b
     assert_eq!(issued(&mesh), 2, "it was asked for once");
 }
 
+/// A workload whose SVID is due by its clock, while the mesh's runs ahead of that.
+async fn due_while_the_other_clock_runs_ahead() -> (Mesh, ManualClock, ManualClock, Arc<Identity>) {
+    let (mesh, clock) = mesh().await;
+    let identity = mesh.join("web").await;
+    clock.advance(Duration::from_hours(30));
+    let right = ManualClock::new();
+    right.advance(clock.wall());
+    clock.advance(AHEAD);
+    let ours = Identity::new(copy(&identity), (*identity.bundle()).clone(), Arc::new(right.clone())).unwrap();
+    (Mesh { clock: Arc::new(right.clone()), ..mesh }, clock, right, ours)
+}
+
+#[tokio::test]
+async fn one_that_begins_in_a_day_is_not_waited_for_where_the_other_clock_is_corrected_after_minutes() {
+    let (mesh, clock, right, ours) = due_while_the_other_clock_runs_ahead().await;
+    let mut is_corrected = false;
+    let told = told_until(&mesh, mesh.joining("web", None), &ours, |standing| {
+        assert!(standing.in_force);
+        if standing.trouble.is_none() {
+            return is_corrected;
+        }
+        if !std::mem::replace(&mut is_corrected, true) {
+            clock.set_back(AHEAD);
+        }
+        for time in [&clock, &right] {
+            time.advance(Duration::from_secs(1));
+        }
+        false
+    });
+    let told = told.await;
+    let trouble = told.iter().find_map(|standing| standing.trouble.as_ref()).unwrap();
+    assert!(trouble.contains("compare the clocks"), "{trouble}");
+    assert!(ours.svid().not_before() <= right.wall() && ours.remaining() > Duration::from_hours(71));
+    assert_eq!(issued(&mesh), 3);
+}
+
+#[tokio::test]
+async fn of_several_that_begin_later_the_first_one_is_taken_when_that_begins() {
+    let (mesh, clock, right, ours) = due_while_the_other_clock_runs_ahead().await;
+    let first = clock.wall() - Duration::from_mins(1);
+    let told = told_until(&mesh, mesh.joining("web", None), &ours, |standing| {
+        assert!(standing.in_force);
+        if standing.trouble.is_none() {
+            return ours.svid().not_before() >= first;
+        }
+        // Until there are two a second goes by with each look; then as much as the first one is away.
+        let by = if issued(&mesh) < 3 { Duration::from_secs(1) } else { first.saturating_sub(right.wall()) };
+        for time in [&clock, &right] {
+            time.advance(by);
+        }
+        false
+    });
+    told.await;
+    assert_eq!(ours.svid().not_before(), first);
+}
+
 fn issued(mesh: &Mesh) -> u64 {
     mesh.plane.trust().unwrap().inner.issuer.issued.load(Ordering::Relaxed)
 }

@@ -83,7 +83,8 @@ impl Built {
         }
         let (bindings, unbound) = listeners::bindings(&listeners, &old.bindings);
         let services = self.services(held, &old, &clusters, changed, &replaced);
-        let inbound = self.inbound(held, &old);
+        let shown = old.shown.of(held.workloads.values().map(|spec| &**spec));
+        let inbound = self.inbound(held, &old, &shown);
         let home = held.workloads.values().next().map(|w| w.spiffe_id.namespace());
         let outbound = mesh::by_host(held, &services, home);
         self.snapshot = Arc::new(Snapshot {
@@ -95,6 +96,7 @@ impl Built {
             outbound,
             services,
             inbound,
+            shown,
             bundles: held.bundles.clone(),
             breakers: self.policies.breakers(),
         });

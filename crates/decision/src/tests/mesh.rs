@@ -196,7 +196,7 @@ fn what_an_application_has_shown_to_speak_holds_for_its_port_until_something_els
     let mut builder = SnapshotBuilder::new();
     let known = |snapshot: &Snapshot| {
         let inbound = snapshot.inbound().unwrap();
-        [0, 1, 2].map(|number| inbound.speaks_http(&inbound.ports[number]))
+        [0, 1, 2].map(|number| inbound.speaks_http(inbound.ports[number].app_port))
     };
     let first = build(&mut builder, [serving(AppProtocol::Unspecified, 80)]);
     assert_eq!(known(&first), [false; 3]);
@@ -209,6 +209,38 @@ fn what_an_application_has_shown_to_speak_holds_for_its_port_until_something_els
     build(&mut builder, [serving(AppProtocol::Tcp, 80)]);
     let undeclared = build(&mut builder, [serving(AppProtocol::Unspecified, 80)]);
     assert_eq!(known(&undeclared), [false; 3]);
+}
+
+#[test]
+fn what_an_application_has_shown_to_speak_is_known_whichever_services_come_and_go() {
+    let serving = |services: &[(&str, u32)]| {
+        let served = services.iter().map(|(service, app_port)| v1::workload::Served {
+            service: (*service).into(),
+            service_port: 80,
+            app_port: *app_port,
+            ..Default::default()
+        });
+        let workload = v1::Workload {
+            spiffe_id: "spiffe://m/ns/shop/sa/web".into(),
+            services: served.collect(),
+            ..Default::default()
+        };
+        Change::upsert("shop/web-1", "1", &workload)
+    };
+    let mut builder = SnapshotBuilder::new();
+    let known = |snapshot: &Snapshot, port| snapshot.inbound().unwrap().speaks_http(port);
+    let both = build(&mut builder, [serving(&[("shop/web", 8080), ("shop/canary", 8080)])]);
+    let asked = &both.inbound().unwrap().ports[0];
+    assert!(asked.state.shows_http());
+    let one = build(&mut builder, [serving(&[("shop/canary", 8080)])]);
+    assert!(known(&one, 8080), "the service is gone by which it was asked");
+    let renamed = build(&mut builder, [serving(&[("shop/new", 8080), ("shop/db", 8081)])]);
+    assert!(known(&renamed, 8080) && !known(&renamed, 8081));
+    let without = build(&mut builder, [Change::remove::<v1::Workload>("shop/web-1")]);
+    assert!(without.inbound().is_none());
+    let again = build(&mut builder, [serving(&[("shop/web", 8080), ("shop/db", 8081)])]);
+    assert!(known(&again, 8080) && !known(&again, 8081));
+    assert!(!again.inbound().unwrap().ports[0].state.shows_http(), "nobody has to be told once more");
 }
 
 #[test]

@@ -3,24 +3,34 @@
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use axum::body::{Body, Bytes, HttpBody};
 use hyper::body::{Frame, Incoming, SizeHint};
-use tokio::time::{Sleep, sleep};
+use tokio::time::{Instant, Sleep, sleep};
 
-use super::IDLE;
 use super::open::UnderWay;
+use super::{IDLE, PACE};
 
-/// A request's body, which fails where who reads it has waited for [`IDLE`] in vain: a request of which a half has come
-/// is none that is waited for.
+/// A request's body, which fails where who reads it has waited for too long in vain: a request of which a half has come is
+/// none that is waited for, and one that trickles has no more time for each byte.
 pub(super) struct Asked {
     body: Incoming,
-    waiting: Option<Pin<Box<Sleep>>>,
+    /// How much longer it is waited for.
+    patience: Duration,
+    waiting: Option<(Instant, Pin<Box<Sleep>>)>,
 }
 
 impl Asked {
     pub(super) const fn new(body: Incoming) -> Self {
-        Self { body, waiting: None }
+        Self { body, patience: IDLE, waiting: None }
+    }
+
+    /// Takes down that so much has come.
+    fn came(&mut self, bytes: usize) {
+        let waited = self.waiting.take().map_or(Duration::ZERO, |(since, _)| since.elapsed());
+        let earned = Duration::from_secs(bytes as u64) / PACE;
+        self.patience = (self.patience.saturating_sub(waited) + earned).min(IDLE);
     }
 }
 
@@ -32,11 +42,18 @@ impl HttpBody for Asked {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
         if let Poll::Ready(frame) = Pin::new(&mut self.body).poll_frame(cx) {
-            self.waiting = None;
+            let data = frame.as_ref().and_then(|frame| frame.as_ref().ok()?.data_ref());
+            self.came(data.map_or(0, Bytes::len));
             return Poll::Ready(frame.map(|frame| frame.map_err(axum::Error::new)));
         }
-        ready!(self.waiting.get_or_insert_with(|| Box::pin(sleep(IDLE))).as_mut().poll(cx));
-        let why = format!("nothing of the body came for {} s; send it whole", IDLE.as_secs());
+        let patience = self.patience;
+        let (_, over) = self.waiting.get_or_insert_with(|| (Instant::now(), Box::pin(sleep(patience))));
+        ready!(over.as_mut().poll(cx));
+        let why = format!(
+            "the body was waited for {} s, and a second more for each {} KiB of it; send it whole, and at once",
+            IDLE.as_secs(),
+            PACE >> 10
+        );
         Poll::Ready(Some(Err(axum::Error::new(io::Error::new(io::ErrorKind::TimedOut, why)))))
     }
     fn is_end_stream(&self) -> bool {

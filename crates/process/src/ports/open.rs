@@ -79,7 +79,7 @@ impl Open {
     /// any other. Whoever comes thus has his time here however many come, until that many have come after him.
     fn close_oldest(&self, port: Option<u64>, short: bool) -> bool {
         self.close(port, |work| match work.state() {
-            State::Busy(since) => short.then_some(since),
+            State::Busy(since) | State::Answered(since) => short.then_some(since),
             State::New(since) | State::Idle(since) => Some(since),
         })
     }
@@ -97,11 +97,13 @@ impl Open {
 /// What a connection does.
 #[derive(Debug)]
 pub(super) struct Work {
-    /// When each request began that is under way, in the order of their numbers.
+    /// When each request began that has no whole answer yet, in the order of their numbers.
     under_way: BTreeMap<u64, Instant>,
+    /// The same of those whose answer is whole, and waits for a caller who reads slowly.
+    answered: BTreeMap<u64, Instant>,
     /// The number of the next one.
     next: u64,
-    /// Since when it has had none, while it has none.
+    /// Since when it has had none, while it has none; of those that are answered, when something of that went last.
     since: Instant,
 }
 
@@ -111,39 +113,63 @@ enum State {
     New(Instant),
     /// Its oldest request that is under way began then.
     Busy(Instant),
-    /// It has asked, and the last answer ended then.
+    /// All are answered, but not all of that has gone. The oldest began then.
+    Answered(Instant),
+    /// It has asked, and the last of the last answer went then.
     Idle(Instant),
 }
 
 impl Work {
     /// Of a connection that has just begun.
     pub(super) fn none() -> Arc<watch::Sender<Self>> {
-        Arc::new(watch::Sender::new(Self { under_way: BTreeMap::new(), next: 0, since: Instant::now() }))
+        let (under_way, answered) = (BTreeMap::new(), BTreeMap::new());
+        Arc::new(watch::Sender::new(Self { under_way, answered, next: 0, since: Instant::now() }))
     }
 
     fn state(&self) -> State {
-        match self.under_way.first_key_value() {
-            Some((_, began)) => State::Busy(*began),
-            None if self.next == 0 => State::New(self.since),
-            None => State::Idle(self.since),
+        match (self.under_way.first_key_value(), self.answered.first_key_value()) {
+            (Some((_, began)), _) => State::Busy(*began),
+            (None, Some((_, began))) => State::Answered(*began),
+            (None, None) if self.next == 0 => State::New(self.since),
+            (None, None) => State::Idle(self.since),
         }
+    }
+
+    /// Something that was written has gone; says whether that matters.
+    pub(super) fn has_sent_some(&mut self) -> bool {
+        let matters = !self.answered.is_empty();
+        if matters {
+            self.since = Instant::now();
+        }
+        matters
+    }
+
+    /// All that was written has gone; says whether that matters.
+    pub(super) fn has_sent_all(&mut self) -> bool {
+        let matters = self.has_sent_some();
+        self.answered.clear();
+        matters
     }
 
     fn idle_since(&self) -> Option<Instant> {
         match self.state() {
             State::New(since) => (since.elapsed() >= YOUNG).then_some(since),
-            State::Busy(_) => None,
+            State::Busy(_) | State::Answered(_) => None,
             State::Idle(since) => Some(since),
         }
     }
 }
 
-/// Ends when a connection has had no request for too long, or one for too long, whatever else came beside that.
+/// Ends when a connection has had no request for too long, or one for too long, whatever else came beside that, or where
+/// nothing of what is answered has been read for too long.
 pub(super) async fn given_up(mut work: watch::Receiver<Work>, request: Option<Duration>) {
     loop {
-        let until = match work.borrow_and_update().state() {
-            State::Busy(since) => request.map(|request| since + request),
-            State::New(since) | State::Idle(since) => Some(since + IDLE),
+        let until = {
+            let work = work.borrow_and_update();
+            match work.state() {
+                State::Busy(since) => request.map(|request| since + request),
+                State::New(_) | State::Answered(_) | State::Idle(_) => Some(work.since + IDLE),
+            }
         };
         let over = async {
             match until {
@@ -158,7 +184,8 @@ pub(super) async fn given_up(mut work: watch::Receiver<Work>, request: Option<Du
     }
 }
 
-/// A request from its head to the last byte of its answer.
+/// A request from its head to the last byte of its answer. That is not the last one that goes: what is written lies here for as
+/// long as its reader takes nothing.
 pub(super) struct UnderWay {
     work: Arc<watch::Sender<Work>>,
     number: u64,
@@ -179,7 +206,8 @@ impl UnderWay {
 impl Drop for UnderWay {
     fn drop(&mut self) {
         self.work.send_modify(|work| {
-            work.under_way.remove(&self.number);
+            let began = work.under_way.remove(&self.number);
+            work.answered.extend(began.map(|began| (self.number, began)));
             work.since = Instant::now();
         });
     }

@@ -1,6 +1,8 @@
 use std::convert::Infallible;
 use std::future::pending;
 
+use axum::body::Bytes;
+use axum::extract::DefaultBodyLimit;
 use axum::routing::{get, put};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream};
 use tokio::sync::mpsc;
@@ -27,10 +29,14 @@ impl Accept for Calls {
     }
 }
 
+/// More than a connection takes that nobody reads.
+const LARGE: usize = 1 << 20;
+
 struct Served(mpsc::Sender<io::Result<DuplexStream>>);
 
 impl Served {
-    /// `/quick` answers at once, `/stream` for ever, a byte each ten minutes; `/put` says ten minutes later what it got.
+    /// `/quick` answers at once, `/large` with [`LARGE`] bytes, `/stream` for ever, a byte each ten minutes; `/put` says ten
+    /// minutes later what it got, and `/length` at once how much that was.
     fn start(bounds: Bounds) -> Self {
         let stream = || async {
             Body::from_stream(futures_util::stream::unfold((), |()| async {
@@ -38,14 +44,17 @@ impl Served {
                 Some((Ok::<_, Infallible>("x"), ()))
             }))
         };
-        let put = put(|body: String| async {
+        let put_late = put(|body: String| async {
             tokio::time::sleep(Duration::from_mins(10)).await;
             body
         });
+        let length = put(|body: Bytes| async move { body.len().to_string() });
         let routes = Router::new()
             .route("/quick", get(|| async { "done" }))
+            .route("/large", get(|| async { "x".repeat(LARGE) }))
             .route("/stream", get(stream))
-            .route("/put", put);
+            .route("/put", put_late)
+            .route("/length", length.layer(DefaultBodyLimit::disable()));
         let (calls, called) = mpsc::channel(4);
         tokio::spawn(serve(Calls(called), routes, bounds));
         Self(calls)
@@ -124,7 +133,7 @@ async fn a_body_of_which_no_more_comes_is_not_waited_for() {
         (answer, began.elapsed())
     });
     for byte in [b"a", b"l", b"f"] {
-        tokio::time::sleep(IDLE / 2 + PAUSE).await;
+        tokio::time::sleep(IDLE / 4).await;
         slow.write_all(byte).await.unwrap();
     }
     let refused = tokio::time::timeout(IDLE, &mut refused).await.expect("it ends in time").unwrap();
@@ -133,6 +142,86 @@ async fn a_body_of_which_no_more_comes_is_not_waited_for() {
     let mut answer = [0; 1024];
     let read = slow.read(&mut answer).await.unwrap();
     assert!(answer[..read].ends_with(b"half"), "{}", String::from_utf8_lossy(&answer[..read]));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_body_has_more_time_for_more_of_it_and_not_for_each_byte() {
+    // A byte in half of the time that there is, and as much as is worth that time.
+    let enough = usize::try_from(IDLE.as_secs() * u64::from(PACE) / 2).unwrap();
+    for (bytes, arrives) in [(1, false), (enough, true)] {
+        let served = Served::start(bounds(2));
+        let mut put = served.open().await;
+        let length = 4 * bytes;
+        let head = format!("PUT /length HTTP/1.1\r\nhost: a\r\ncontent-length: {length}\r\n\r\n");
+        put.write_all(head.as_bytes()).await.unwrap();
+        for _ in 0..4 {
+            tokio::time::sleep(IDLE / 2).await;
+            // One that is refused is closed.
+            _ = put.write_all(&b"x".repeat(bytes)).await;
+        }
+        let mut answer = [0; 1024];
+        let read = put.read(&mut answer).await.unwrap();
+        let answer = String::from_utf8_lossy(&answer[..read]);
+        if arrives {
+            assert!(answer.ends_with(&length.to_string()), "{answer}");
+        } else {
+            assert!(
+                answer.starts_with("HTTP/1.1 400") && answer.contains("a second more for each"),
+                "{answer}"
+            );
+        }
+    }
+}
+
+/// Reads an answer of which the head and a part came already.
+async fn read_slowly(connection: &mut DuplexStream, pause: Duration) -> usize {
+    let (mut read, mut buffer) = (0, vec![0; LARGE / 4]);
+    loop {
+        tokio::time::sleep(pause).await;
+        match tokio::time::timeout(pause, connection.read(&mut buffer)).await {
+            Ok(Ok(more)) if more > 0 => read += more,
+            _ => return read,
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_answer_that_is_read_slowly_is_under_way_until_it_has_gone() {
+    for (bounds, is_probes) in [(probes(2), true), (bounds(2), false)] {
+        let served = Served::start(bounds);
+        let (mut slow, mut quick) = (served.open().await, served.open().await);
+        assert!(ask(&mut slow, "/large").await.starts_with("HTTP/1.1 200"));
+        tokio::time::sleep(PAUSE).await;
+        assert!(ask(&mut quick, "/quick").await.ends_with("done"));
+        let mut third = served.open().await;
+        assert!(!is_open(&mut quick).await, "it is idle, though for less long");
+        assert!(ask(&mut third, "/quick").await.ends_with("done"));
+        // A few reads take all of it, and longer than a connection may be idle.
+        let read = read_slowly(&mut slow, IDLE / 4).await;
+        assert!(read > LARGE - 1024, "{read} came, at a port for probes: {is_probes}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_answer_of_which_nothing_is_read_is_given_up() {
+    let served = Served::start(probes(1));
+    let mut deaf = served.open().await;
+    assert!(ask(&mut deaf, "/large").await.starts_with("HTTP/1.1 200"));
+    tokio::time::sleep(IDLE + PAUSE).await;
+    let read = read_slowly(&mut deaf, PAUSE).await;
+    assert!(read < LARGE / 2, "{read}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_answer_that_has_gone_is_no_longer_under_way() {
+    let served = Served::start(bounds(1));
+    let mut first = served.open().await;
+    assert!(ask(&mut first, "/large").await.starts_with("HTTP/1.1 200"));
+    let mut second = served.open().await;
+    assert!(!is_open(&mut second).await, "there is no room beside what is under way");
+    assert!(read_slowly(&mut first, PAUSE).await > LARGE - 1024);
+    let mut third = served.open().await;
+    assert!(ask(&mut third, "/quick").await.ends_with("done"));
 }
 
 #[tokio::test(start_paused = true)]

@@ -237,7 +237,8 @@ impl Serving<'_> {
             self.common.entry.enter(phase, self.link.worker.now());
             if phase == Phase::Head {
                 self.common.entry.holds(HTTP2_HEAD);
-                self.link.worker.grew(HTTP2_HEAD);
+                let limits = &self.link.worker.shared.settings.limits;
+                self.link.worker.grew(convert::longest_list(limits) as usize);
             }
         }
         if phase == Phase::Head && !self.has_room() {

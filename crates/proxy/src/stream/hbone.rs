@@ -14,7 +14,7 @@ use tokio::net::TcpStream;
 use super::end::End;
 use super::journey::Journey;
 use super::outbound::{self, Inside};
-use super::watch::Watch;
+use super::watch::{App, Watch};
 use super::{Carried, route, transfer};
 use crate::downstream::connection::Conn;
 use crate::error::Failure;
@@ -46,12 +46,15 @@ pub(crate) async fn serve(
         }
     };
     let outcome = match (opened, answered) {
-        (Ok((mut app, port)), Ok(sink)) => {
+        (Ok((mut app, inbound, port)), Ok(sink)) => {
             let source = H2Source::new(request.into_body(), &conn.worker.shared.settings.limits);
             let tunnel = Tunnel::new(source, sink, None);
             let mut down = match port.protocol.is_opaque() {
                 true => End::Tunnel(Box::new(tunnel)),
-                false => End::Opaque(Box::new((tunnel, Watch::new()))),
+                false => {
+                    let app = App { inbound: Arc::clone(inbound), port: port.app_port };
+                    End::Opaque(Box::new((tunnel, Watch::new(app))))
+                }
             };
             let moved =
                 transfer::run(&cx, None, (&mut down, &mut app), (Bytes::new(), Bytes::new()), &mut journey)
@@ -85,14 +88,14 @@ fn answer(
     Ok(H2Sink::new(respond.send_response(response, end)?, backlog, end))
 }
 
-/// The application, and its port.
+/// The application, and its port among those of its instance.
 async fn open<'v>(
     cx: &Carried<'_>,
     conn: &Conn,
     view: &'v View,
     request: &http::Request<h2::RecvStream>,
     journey: &mut Journey,
-) -> Result<(End, &'v InboundPort), Failure> {
+) -> Result<(End, &'v Arc<Inbound>, &'v InboundPort), Failure> {
     if *request.method() != Method::CONNECT {
         let why = "this port takes tunnels only: CONNECT over HTTP/2";
         return Err(Failure::downstream(Cause::NotImplemented).because(why));
@@ -114,7 +117,7 @@ async fn open<'v>(
     journey.enter(Phase::Connect);
     let dialing = connect(address, CONNECT_TIMEOUT);
     let tcp: TcpStream = cx.unless_ended(Box::pin(dialing)).await?;
-    Ok((End::Socket(Io::Tcp(tcp)), port))
+    Ok((End::Socket(Io::Tcp(tcp)), inbound, port))
 }
 
 /// What the application is told of callers, and what keeps them within bounds, comes with requests.
@@ -123,7 +126,7 @@ fn takes_tunnels(inbound: &Inbound, port: &InboundPort) -> Result<(), Failure> {
         Some(Inside::Opaque) => return Ok(()),
         Some(Inside::Http1 | Inside::Http2) => "its port declares HTTP: it takes requests, and no tunnels",
         // Which bytes it would take for a request nobody knows better than the application.
-        None if inbound.speaks_http(port) => {
+        None if inbound.speaks_http(port.app_port) => {
             "its application has answered in HTTP: it takes requests, and no tunnels unless its port declares tcp"
         }
         None => return Ok(()),
@@ -138,7 +141,7 @@ fn app_port<'v>(
     conn: &Conn,
     view: &'v View,
     authority: &str,
-) -> Result<(&'v Inbound, &'v InboundPort), Failure> {
+) -> Result<(&'v Arc<Inbound>, &'v InboundPort), Failure> {
     let unknown = |why: &str| Failure::local(Cause::UnknownAppPort).because(Arc::<str>::from(why));
     let inbound = view.snapshot.inbound().ok_or_else(|| unknown(UNTOLD))?;
     let port = match conn.sni.as_deref().filter(|sni| sni.ends_with(".mesh")) {

@@ -18,8 +18,11 @@
 //! do, is looked at no more, whatever is stored in it.
 //!
 //! An application that has answered as servers of HTTP do, here or to a request, is watched no more: its port takes no further tunnels,
-//! see `hbone.rs`.
+//! see `hbone.rs`, and one that is open takes nothing more where a request could still be one there.
 
+use std::sync::Arc;
+
+use meshwork_decision::Inbound;
 use meshwork_http1::{HeadScan, Limits, Parsed, RequestKind, ResponseHead, parse_response};
 
 use super::first_line::{FirstLine, Version, White};
@@ -40,9 +43,17 @@ const LONGEST: usize = 64 * 1024;
 /// A frame's head of HTTP/2 has so many bytes.
 const FRAME: usize = 9;
 
+/// The application behind a tunnel.
+#[derive(Debug)]
+pub(super) struct App {
+    pub(super) inbound: Arc<Inbound>,
+    pub(super) port: u16,
+}
+
 /// See the module's text.
 #[derive(Debug)]
 pub(super) struct Watch {
+    app: App,
     /// As servers part words, each in its way.
     lines: [FirstLine; 3],
     field: Field,
@@ -55,8 +66,9 @@ pub(super) struct Watch {
 }
 
 impl Watch {
-    pub(super) fn new() -> Self {
+    pub(super) fn new(app: App) -> Self {
         Self {
+            app,
             lines: [White::Space, White::Narrow, White::Wide].map(FirstLine::new),
             field: Field::default(),
             preface: Preface::default(),
@@ -99,7 +111,10 @@ impl Watch {
         if is_over {
             return false;
         }
-        let is_http = self.lines.iter_mut().any(by_line) || by_rest(&mut self.field, &mut self.preface);
+        // Nobody knew that when this tunnel was opened, or it was opened for that.
+        let is_http = self.app.inbound.speaks_http(self.app.port)
+            || self.lines.iter_mut().any(by_line)
+            || by_rest(&mut self.field, &mut self.preface);
         if is_http {
             self.answer.told = Told::Http;
         }

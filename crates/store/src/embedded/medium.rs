@@ -9,6 +9,25 @@ use std::path::{Path, PathBuf};
 use parking_lot::Mutex;
 use redb::StorageBackend;
 
+/// What a medium says of files that it has found to be removed, replaced or moved away. `ESTALE`, which a system says of files over a
+/// network, is another thing: the server may have kept what it says that of.
+#[derive(Debug, thiserror::Error)]
+#[error("the store's files were removed or replaced, or moved away")]
+pub struct Removed;
+
+impl Removed {
+    /// Whether it is this.
+    pub(super) fn is_in(error: &io::Error) -> bool {
+        error.get_ref().is_some_and(|error| error.is::<Self>())
+    }
+}
+
+impl From<Removed> for io::Error {
+    fn from(removed: Removed) -> Self {
+        Self::other(removed)
+    }
+}
+
 /// Two byte arrays that can be synced: the data and its seal.
 pub trait Medium: fmt::Debug + Send + Sync {
     /// How messages call it.
@@ -23,7 +42,7 @@ pub trait Medium: fmt::Debug + Send + Sync {
     /// Opens the data. Called with the lock held, once per (re)opening. An empty array means that the store is new.
     ///
     /// # Errors
-    /// [`io::ErrorKind::StaleNetworkFileHandle`] when the store's place has another seal than the locked one, or none;
+    /// [`Removed`] when the store's place has another seal than the locked one, or none, or other data than was opened before;
     /// [`io::ErrorKind::WouldBlock`] when another process has the data locked; else the system's.
     fn data(&self) -> io::Result<Box<dyn StorageBackend>>;
 
@@ -31,7 +50,7 @@ pub trait Medium: fmt::Debug + Send + Sync {
     /// a file that was moved away is not where whoever opens the store next looks for it.
     ///
     /// # Errors
-    /// [`io::ErrorKind::StaleNetworkFileHandle`] when it is not; else the system's.
+    /// [`Removed`] when it is not; else the system's.
     fn is_in_place(&self) -> io::Result<()> {
         Ok(())
     }
@@ -105,15 +124,16 @@ impl Medium for FileMedium {
         if let Some(seal) = &held.seal
             && !is_at(seal, &self.beside(".seal"))?
         {
-            return Err(io::ErrorKind::StaleNetworkFileHandle.into());
+            return Err(Removed.into());
         }
-        // Readers may have it open still, under the same lock.
-        if let Some(data) = &held.data
-            && is_at(data, &self.path)?
-        {
+        // Readers may have it open still, under the same lock. Another one in its place is for whoever starts anew, and in an
+        // empty place nothing is begun: what was acknowledged is not in either.
+        if let Some(data) = &held.data {
+            if !is_at(data, &self.path)? {
+                return Err(Removed.into());
+            }
             return Ok(Box::new(Disk(data.try_clone()?)));
         }
-        held.data = None;
         let file = match take(&options(), &self.path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 // Emptied only once it is locked: it may be what another process is about to rename.
@@ -130,7 +150,7 @@ impl Medium for FileMedium {
 
     fn is_in_place(&self) -> io::Result<()> {
         match &self.held.lock().data {
-            Some(data) if !is_at(data, &self.path)? => Err(io::ErrorKind::StaleNetworkFileHandle.into()),
+            Some(data) if !is_at(data, &self.path)? => Err(Removed.into()),
             _ => Ok(()),
         }
     }
@@ -146,8 +166,13 @@ impl Medium for FileMedium {
 
 impl Drop for FileMedium {
     fn drop(&mut self) {
-        // A reader that is not done yet has the file open, and the lock would last as long as it.
         if let Some(data) = self.held.get_mut().data.take() {
+            // A new store that was not completed is none; while it is locked it is nobody else's either.
+            let new = self.beside(".new");
+            if is_at(&data, &new).unwrap_or(false) {
+                _ = fs::remove_file(new);
+            }
+            // A reader that is not done yet has the file open, and the lock would last as long as it.
             _ = data.unlock();
         }
     }
@@ -195,7 +220,7 @@ impl StorageBackend for Disk {
         self.0.sync_data()?;
         // What is written to a file without a name is gone with the process.
         match self.0.metadata()?.nlink() {
-            0 => Err(io::ErrorKind::StaleNetworkFileHandle.into()),
+            0 => Err(Removed.into()),
             _ => Ok(()),
         }
     }

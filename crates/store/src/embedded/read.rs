@@ -12,6 +12,7 @@ use parking_lot::{Mutex, RwLock};
 use redb::{Database, ReadTransaction, ReadableDatabase, ReadableTable, TableDefinition};
 use tokio::sync::watch;
 
+use super::medium::Removed;
 use super::record::{self, BadState, State, Torn};
 use crate::error::StoreError;
 use crate::snapshot::Contents;
@@ -88,7 +89,7 @@ impl Fault {
             {
                 StoreError::Damaged { path, what: source.to_string() }
             }
-            Self::Redb(redb::Error::Io(source)) if is_removed(&source) => StoreError::Removed { path },
+            Self::Redb(redb::Error::Io(source)) if Removed::is_in(&source) => StoreError::Removed { path },
             Self::Redb(redb::Error::Io(source)) if source.kind() == io::ErrorKind::WouldBlock => {
                 StoreError::InUse { path }
             }
@@ -105,11 +106,6 @@ impl Fault {
             Self::Redb(other) => StoreError::Io { path, doing, source: io::Error::other(other) },
         }
     }
-}
-
-/// What the medium says of files that were removed or replaced.
-pub(super) fn is_removed(error: &io::Error) -> bool {
-    error.kind() == io::ErrorKind::StaleNetworkFileHandle
 }
 
 pub(super) fn state(table: &impl ReadableTable<&'static str, &'static [u8]>) -> Result<State, Fault> {

@@ -13,8 +13,8 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use super::Options;
 use super::apply::{self, Batch, Prepared};
-use super::medium::{Boxed, Medium};
-use super::read::{Fault, LEASES, META, Shared, Timer, is_removed, state, stored_leases};
+use super::medium::{Boxed, Medium, Removed};
+use super::read::{Fault, LEASES, META, Shared, Timer, state, stored_leases};
 use super::record::State;
 use super::seal::Seal;
 use crate::error::StoreError;
@@ -287,7 +287,7 @@ impl Writer {
             *self.shared.db.write() = None;
             return Err(match Fault::from(error) {
                 // What is in a file without a name is gone for certain.
-                Fault::Redb(redb::Error::Io(error)) if is_removed(&error) => {
+                Fault::Redb(redb::Error::Io(error)) if Removed::is_in(&error) => {
                     Failure::Clean(StoreError::Removed { path: self.shared.name.clone() })
                 }
                 Fault::Redb(error) => Failure::Uncertain(error.to_string()),

@@ -70,6 +70,8 @@ pub(crate) struct Faults {
     pub(crate) lying: bool,
     /// Writes and syncs that still succeed; then all fail until it is raised again.
     pub(crate) budget: AtomicU64,
+    /// What the system says of them then, if it is a kind of its own.
+    pub(crate) says: Mutex<Option<io::ErrorKind>>,
     /// How often the data was opened.
     pub(crate) opened: AtomicU64,
     /// How long that takes, by this clock.
@@ -91,7 +93,11 @@ impl Half {
     fn spend(&self) -> io::Result<()> {
         let spent =
             self.faults.budget.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1));
-        spent.map(drop).map_err(|_| io::Error::other("injected failure of the disk"))
+        let failure = || match *self.faults.says.lock() {
+            Some(kind) => kind.into(),
+            None => io::Error::other("injected failure of the disk"),
+        };
+        spent.map(drop).map_err(|_| failure())
     }
 }
 

@@ -49,6 +49,9 @@ const GOING: Duration = Duration::from_millis(10);
 const REMEMBERED: usize = 128;
 /// How long a client without SVID may stay.
 const JOINING: Duration = Duration::from_secs(30);
+/// How many of those are here at a time, whom nobody has to know: enough for all that a mesh starts together, each of which is
+/// gone in a moment. One more takes the place of the first, beside whoever has an SVID.
+const JOINERS: usize = 512;
 /// A wall clock may be set on, and a machine may have slept: the end of an SVID is looked for as often.
 const LOOK: Duration = Duration::from_mins(1);
 /// How often an idle connection is asked whether it lives, and how long the answer may take.
@@ -79,6 +82,8 @@ struct Live {
     logged: BTreeMap<&'static str, Seldom>,
     next: u64,
     peers: BTreeMap<u64, (Peer, oneshot::Sender<Refusal>)>,
+    /// Who came without an SVID in force, in the order in which they came.
+    joiners: BTreeMap<u64, oneshot::Sender<Refusal>>,
 }
 
 impl Connections {
@@ -142,6 +147,29 @@ impl Connections {
         });
         End { connections: self.clone(), id, over }
     }
+
+    /// For a client without SVID in force. It must end soon: it came for one, which takes no time; or at once, where so many
+    /// came since that there is no place.
+    fn join(&self) -> End {
+        let (end, ended) = oneshot::channel();
+        let mut live = self.live.lock();
+        live.next += 1;
+        let id = live.next;
+        live.joiners.insert(id, end);
+        let first = if live.joiners.len() > JOINERS { live.joiners.pop_first() } else { None };
+        drop(live);
+        if let Some((_, end)) = first {
+            let why = format!("{JOINERS} more came without an SVID");
+            drop(end.send(Refusal::Handshake { why }));
+        }
+        let over = Box::pin(async {
+            tokio::select! {
+                Ok(refusal) = ended => refusal,
+                () = tokio::time::sleep(JOINING) => Refusal::NoCertificate,
+            }
+        });
+        End { connections: self.clone(), id, over }
+    }
 }
 
 /// Returns when the wall clock says that an SVID is over.
@@ -155,15 +183,6 @@ async fn until_over(not_after: Duration, clock: Arc<dyn Clock>) {
     }
 }
 
-/// When a connection of a client without SVID in force must end: it came for one, which takes no time.
-fn end_of_joining(connections: &Connections) -> End {
-    let over = Box::pin(async {
-        tokio::time::sleep(JOINING).await;
-        Refusal::NoCertificate
-    });
-    End { connections: connections.clone(), id: 0, over }
-}
-
 /// When a connection must end.
 struct End {
     connections: Connections,
@@ -173,7 +192,9 @@ struct End {
 
 impl Drop for End {
     fn drop(&mut self) {
-        self.connections.live.lock().peers.remove(&self.id);
+        let mut live = self.connections.live.lock();
+        live.peers.remove(&self.id);
+        live.joiners.remove(&self.id);
     }
 }
 
@@ -189,7 +210,7 @@ impl<S> Proven<S> {
     fn new(stream: S, shown: Shown, connections: &Connections, clock: &Arc<dyn Clock>) -> Self {
         let end = Some(match &shown {
             Shown::InForce(peer) => connections.open(peer.clone(), clock),
-            Shown::Nothing | Shown::Lapsed(_) | Shown::Early(_) => end_of_joining(connections),
+            Shown::Nothing | Shown::Lapsed(_) | Shown::Early(_) => connections.join(),
         });
         Self { stream, shown, end, refused: None }
     }
@@ -476,7 +497,7 @@ mod tests {
 
     use meshwork_base::{ManualClock, SpiffeId, SystemClock, TrustDomain};
     use meshwork_identity::{Authority, DEFAULT_SVID_TTL, PendingSvid};
-    use tokio::io::AsyncWriteExt as _;
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
     use super::*;
 
@@ -574,6 +595,34 @@ mod tests {
         );
         assert_eq!(speaks.await.expect("it ends").0, Ok(()));
         drop(third);
+    }
+
+    async fn is_open<S: AsyncRead + Unpin>(connection: &mut Proven<S>) -> bool {
+        tokio::time::timeout(Duration::ZERO, connection.read_u8()).await.is_err()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn of_those_who_come_without_an_svid_only_so_many_stay_and_they_take_the_place_of_no_other() {
+        let mesh = OneMesh::new();
+        let shown = |shown| {
+            let (near, far) = tokio::io::duplex(1);
+            (Proven::new(near, shown, &mesh.connections, &mesh.clock), far)
+        };
+        let mut peer = shown(Shown::InForce(mesh.identity.svid().as_peer().clone()));
+        let mut joiners: VecDeque<_> = (0..JOINERS).map(|_| shown(Shown::Nothing)).collect();
+        assert!(is_open(&mut joiners[0].0).await, "there is a place for each");
+        joiners.push_back(shown(Shown::Nothing));
+        let mut first = joiners.pop_front().expect("it was the first");
+        assert!(!is_open(&mut first.0).await);
+        // Who has what he came for makes room, also where it is not yet the turn of him.
+        drop((first, joiners.pop_back()));
+        joiners.push_back(shown(Shown::Nothing));
+        for (joiner, _) in &mut joiners {
+            assert!(is_open(joiner).await);
+        }
+        tokio::time::sleep(JOINING).await;
+        assert!(!is_open(&mut joiners[0].0).await, "whoever comes for that needs no longer");
+        assert!(is_open(&mut peer.0).await && mesh.connections.count() == 1);
     }
 
     /// Counts what is logged.

@@ -5,9 +5,9 @@ use std::sync::Arc;
 
 use super::{Built, Changed, Held, Replaced, ports};
 use crate::cluster::{Cluster, ClusterKey};
-use crate::convert::ServiceSpec;
+use crate::convert::{ServedSpec, ServiceSpec};
 use crate::hostname::{HostMap, HostPattern};
-use crate::inbound::{Inbound, InboundPort, mesh_sni};
+use crate::inbound::{Inbound, InboundPort, Shown, mesh_sni};
 use crate::outbound::{OutboundPort, OutboundService};
 use crate::policy::{RulePolicy, namespace_of};
 use crate::route::{Parent, Route};
@@ -73,14 +73,18 @@ impl Built {
     }
 
     /// What the instance beside us serves.
-    pub(super) fn inbound(&self, held: &Held, old: &Snapshot) -> BTreeMap<Arc<str>, Arc<Inbound>> {
-        let known = |served: &crate::convert::ServedSpec| {
+    pub(super) fn inbound(
+        &self,
+        held: &Held,
+        old: &Snapshot,
+        shown: &Shown,
+    ) -> BTreeMap<Arc<str>, Arc<Inbound>> {
+        let known = |served: &ServedSpec| {
             let mut ports = old.inbound.values().flat_map(|inbound| &inbound.ports);
-            let old = ports.find(|port| port.key == served.key && port.app_port == served.app_port)?;
-            let is_as_declared = old.protocol == served.protocol;
-            Some(if is_as_declared { old.state.clone() } else { old.state.redeclared() })
+            let old = ports.find(|port| port.key == served.key && port.app_port == served.app_port);
+            old.map(|old| old.state.clone()).unwrap_or_default()
         };
-        let port = |served: &crate::convert::ServedSpec| {
+        let port = |instance: &Arc<str>, served: &ServedSpec| {
             let parent = Parent::Service(Arc::clone(&served.key.service));
             let sections = ports(held, &parent);
             let section = sections.iter().find(|(port, _)| *port == served.key.port);
@@ -96,13 +100,13 @@ impl Built {
                 rate_limit: self.policies.rate_limit_of(&served.key.service, section),
                 overload: self.policies.overload_of(&served.key.service, section),
                 sni: mesh_sni(&served.key).into(),
-                state: known(served).unwrap_or_default(),
+                state: known(served).that_has_shown(shown.at(instance, served.app_port, served.protocol)),
             }
         };
         held.workloads
             .values()
             .map(|spec| {
-                let ports = spec.served.iter().map(port).collect();
+                let ports = spec.served.iter().map(|served| port(&spec.name, served)).collect();
                 let new = Inbound { name: Arc::clone(&spec.name), spiffe_id: spec.spiffe_id.clone(), ports };
                 let kept = old.inbound.get(&spec.name).filter(|kept| ***kept == new).cloned();
                 (Arc::clone(&spec.name), kept.unwrap_or_else(|| Arc::new(new)))

@@ -128,12 +128,12 @@ fn a_request_shows_itself_however_it_comes_and_nothing_else_does() {
     let texts = HTTP.iter().map(|text| (text, true)).chain(OTHER.iter().map(|text| (text, false)));
     for (text, is_http) in texts {
         for cut in 0..=text.len() {
-            let mut line = Watch::new();
+            let mut line = Watch::of_unknown();
             let shown = [&text[..cut], &text[cut..]].map(|part| line.shows_http(part));
             assert_eq!(shown.contains(&true), is_http, "{} at {cut}", text.escape_ascii());
             assert!(!line.ends_as_http(), "{}", text.escape_ascii());
         }
-        let mut line = Watch::new();
+        let mut line = Watch::of_unknown();
         let shown = text.chunks(1).any(|byte| line.shows_http(byte));
         assert_eq!(shown, is_http, "{}", text.escape_ascii());
     }
@@ -142,7 +142,7 @@ fn a_request_shows_itself_however_it_comes_and_nothing_else_does() {
 #[test]
 fn a_connection_s_end_is_a_line_s_end() {
     for text in AT_THE_END {
-        let mut line = Watch::new();
+        let mut line = Watch::of_unknown();
         assert!(!line.shows_http(text), "{}", text.escape_ascii());
         assert!(line.ends_as_http(), "{}", text.escape_ascii());
         assert!(!line.ends_as_http(), "it has ended");
@@ -155,7 +155,7 @@ fn it_shows_itself_with_the_end_of_its_line_at_the_latest() {
         let begin = text.iter().position(u8::is_ascii_graphic).unwrap_or_default();
         let end =
             begin + text[begin..].iter().position(|byte| *byte == b'\n').unwrap_or(text.len() - begin - 1);
-        let mut line = Watch::new();
+        let mut line = Watch::of_unknown();
         assert!(line.shows_http(&text[..=end]), "{}", text.escape_ascii());
     }
 }
@@ -163,7 +163,7 @@ fn it_shows_itself_with_the_end_of_its_line_at_the_latest() {
 #[test]
 fn what_servers_skip_before_a_line_has_no_end() {
     for skipped in [&b"\r\n"[..], b" \r\n", b"\0\x01\x7f\n"] {
-        let mut line = Watch::new();
+        let mut line = Watch::of_unknown();
         for _ in 0..2 {
             assert!(!line.shows_http(&skipped.repeat(LONGEST / skipped.len() + 1)));
         }
@@ -174,7 +174,7 @@ fn what_servers_skip_before_a_line_has_no_end() {
 #[test]
 fn a_line_without_an_end_is_watched_as_long_as_any_server_would_read() {
     let long = |mebibytes: usize, end: &[u8]| {
-        let mut line = Watch::new();
+        let mut line = Watch::of_unknown();
         assert!(!line.shows_http(b"m "));
         (0..mebibytes * 16).any(|_| line.shows_http(&[b'a'; 64 * 1024])) || line.shows_http(end)
     };
@@ -190,7 +190,7 @@ fn handshakes_of_tls_are_no_requests_whatever_their_lengths() {
         let [inner_high, inner_low] = length.saturating_sub(4).to_be_bytes();
         let mut hello = vec![0x16, 3, 1, high, low, 1, 0, inner_high, inner_low, 3, 3];
         hello.extend_from_slice(b"/* GET / HTTPS \x20\x20/1.1\x20 and so on\0\0");
-        let mut line = Watch::new();
+        let mut line = Watch::of_unknown();
         assert!(!line.shows_http(&hello) && !line.ends_as_http(), "{length:#x}");
     }
 }

@@ -1,6 +1,49 @@
+use meshwork_decision::{Change, SnapshotBuilder};
+use meshwork_messages::v1;
 use proptest::prelude::*;
 
 use super::*;
+
+impl Watch {
+    /// Before an application of which nothing is known.
+    pub(in crate::stream) fn of_unknown() -> Self {
+        Self::new(App { inbound: inbound(), port: 8080 })
+    }
+}
+
+/// An application that listens at 8080.
+fn inbound() -> Arc<Inbound> {
+    let served = v1::workload::Served {
+        service: "shop/db".to_owned(),
+        service_port: 80,
+        app_port: 8080,
+        ..Default::default()
+    };
+    let spiffe_id = "spiffe://m/ns/shop/sa/db".to_owned();
+    let workload = v1::Workload { spiffe_id, services: vec![served], ..Default::default() };
+    let mut builder = SnapshotBuilder::new();
+    assert!(builder.apply([Change::upsert("shop/db-1", "1", &workload)]).is_empty());
+    Arc::clone(builder.build().inbound().expect("it is told"))
+}
+
+#[test]
+fn where_the_application_has_answered_others_in_http_nothing_more_goes_that_could_be_a_request() {
+    // What was said, what was answered, and whether it is known then that this tunnel carries something else.
+    for (said, answered, is_other) in [
+        ("", "", false),
+        ("\n", "", false),
+        ("m1 a:80\n", "pong\n", false),
+        ("ping\n", "pong\n", true),
+        ("", "220 ready\n", true),
+    ] {
+        let inbound = inbound();
+        let mut watch = Watch::new(App { inbound: Arc::clone(&inbound), port: 8080 });
+        assert!(!watch.shows_http(said.as_bytes()) && !watch.is_answer(answered.as_bytes()));
+        watch.answered(answered.as_bytes());
+        assert!(inbound.ports[0].state.shows_http());
+        assert_eq!(watch.shows_http(b"\n"), !is_other, "{said:?}, {answered:?}");
+    }
+}
 
 const SAYS_WHO_CALLS: [&[u8]; 27] = [
     b"X\rq-Forwarded-Client-Cert:",
@@ -48,7 +91,7 @@ const SAYS_NOTHING: [&[u8]; 9] = [
 
 /// In any two parts, behind a line that some server takes for a request and nobody knows.
 fn breaks(text: &[u8], cut: usize) -> bool {
-    let mut watch = Watch::new();
+    let mut watch = Watch::of_unknown();
     assert!(!watch.shows_http(b"M1 a:80\r\nhost: a\n"));
     let (one, other) = text.split_at(cut);
     watch.shows_http(one) || watch.shows_http(other)
@@ -70,7 +113,7 @@ fn whoever_has_answered_as_http_does_not_is_looked_at_no_more() {
     let answers =
         [&b"220 ready\r\n"[..], b"+OK\r\n", b"J\0\0\0\x0a8.0", b"HTTQ ", b"\0\0\0\x04\0\0\x01", b"\x05\0"];
     for answer in answers {
-        let mut watch = Watch::new();
+        let mut watch = Watch::of_unknown();
         assert!(!watch.shows_http(b"*1\r\n$4\r\nPING\r\n"));
         for byte in answer {
             assert!(!watch.is_answer(&[*byte]));
@@ -88,7 +131,7 @@ fn whoever_has_answered_as_http_does_not_is_looked_at_no_more() {
 /// Some servers write what the caller wants into their answers.
 #[test]
 fn who_could_have_asked_for_something_chooses_no_answer() {
-    let mut watch = Watch::new();
+    let mut watch = Watch::of_unknown();
     assert!(!watch.shows_http(b"m a:80 +OK\n\n"));
     assert!(!watch.is_answer(b"+OK 200 OK\r\n\r\n"));
     watch.answered(b"+OK 200 OK\r\n\r\n");
@@ -98,7 +141,7 @@ fn who_could_have_asked_for_something_chooses_no_answer() {
 /// uWSGI passes over what it does not understand.
 #[test]
 fn a_first_line_of_redis_s_protocol_is_no_reason_to_look_away() {
-    let mut watch = Watch::new();
+    let mut watch = Watch::of_unknown();
     assert!(!watch.shows_http(b"*1\r\nGET a X\r\nHost: a\r\n\r\n"));
     watch.answered(b"X 200 OK\r\n\r\n");
     assert!(watch.shows_http(b"GET a X\r\nX-Forwarded-Client-Cert: a\r\n"));
@@ -107,7 +150,7 @@ fn a_first_line_of_redis_s_protocol_is_no_reason_to_look_away() {
 /// It took the first line for a request, and answered it with the caller's own word.
 #[test]
 fn a_later_answer_of_http_says_that_there_are_requests_after_all() {
-    let mut watch = Watch::new();
+    let mut watch = Watch::of_unknown();
     assert!(!watch.shows_http(b"GET a X\r\nHost: a\r\n\r\n"));
     watch.answered(b"X 200 OK\r\n\r\n");
     // What it answered with may be anything.
@@ -120,7 +163,7 @@ fn a_later_answer_of_http_says_that_there_are_requests_after_all() {
 /// What was told to be kept, and is read later, may be an answer of somebody else.
 #[test]
 fn whoever_was_asked_nothing_like_a_request_answers_what_it_likes() {
-    let mut watch = Watch::new();
+    let mut watch = Watch::of_unknown();
     assert!(!watch.shows_http(b"*1\r\n$4\r\nPING\r\n"));
     watch.answered(b"+PONG\r\n");
     assert!(!watch.shows_http(b"get a b\n"));
@@ -130,7 +173,7 @@ fn whoever_was_asked_nothing_like_a_request_answers_what_it_likes() {
 /// PostgreSQL asks for a password after it has begun, of which the length is a line's end.
 #[test]
 fn what_the_caller_says_to_an_answer_that_has_begun_is_not_asked() {
-    let mut watch = Watch::new();
+    let mut watch = Watch::of_unknown();
     assert!(!watch.shows_http(b"\0\0\0\x29\0\x03\0\0user\0a\0application_name\0a b\0\0"));
     watch.answered(b"R\0\0\0\x08\0\0\0\x03");
     assert!(!watch.shows_http(b"p\0\0\0\x0aabcde\0"));
@@ -152,7 +195,7 @@ fn an_answer_of_http_is_known_in_any_parts() {
         b"A-LONG-NAME-OF-A-PROTOCOL/10.12 200",
     ] {
         for cut in 0..answer.len() {
-            let mut watch = Watch::new();
+            let mut watch = Watch::of_unknown();
             let (one, other) = answer.split_at(cut);
             let first = watch.is_answer(one);
             if !first {
@@ -168,18 +211,20 @@ fn an_answer_of_http_is_known_in_any_parts() {
 fn http_2_begins_nowhere() {
     let text = b"GET a:80 ICY/1.1\r\nUpgrade: h2c\r\n\r\nPPRI PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
     for cut in 0..text.len() {
-        let mut watch = Watch::new();
+        let mut watch = Watch::of_unknown();
         let (one, other) = text.split_at(cut);
         assert!(!watch.shows_http(one) && watch.shows_http(other), "at {cut}");
     }
     // Logs have that line.
-    assert!(!Watch::new().shows_http(b"192.0.2.1 \"PRI * HTTP/2.0\" 400\r\n\r\nPRI * HTTP/2.0\r\n\r\n"));
+    assert!(
+        !Watch::of_unknown().shows_http(b"192.0.2.1 \"PRI * HTTP/2.0\" 400\r\n\r\nPRI * HTTP/2.0\r\n\r\n")
+    );
 }
 
 /// A server of HTTP/2 says its settings before anybody has asked for something.
 #[test]
 fn settings_of_http_2_are_no_reason_to_look_away() {
-    let mut watch = Watch::new();
+    let mut watch = Watch::of_unknown();
     let settings = b"\0\0\x06\x04\0\0\0\0\0\0\x03\0\0\0\x64";
     assert!(!watch.is_answer(settings));
     watch.answered(settings);
