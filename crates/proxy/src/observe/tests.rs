@@ -135,6 +135,7 @@ mod through_an_engine {
             observer: Observer::default(),
             memory: MemoryLevel::default(),
             learnt: Learnt::default(),
+            tls: crate::TlsConfigs::default(),
         });
         let mut found = shared.observer.found().unwrap();
         shared.observer.arm(probes(armed), clock.now());
