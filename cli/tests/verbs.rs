@@ -252,6 +252,7 @@ fn proxies_and_services_are_told_to_scripts_as_promised() {
     let app = "import http.server, os\nhttp.server.HTTPServer((os.environ['HOST'], int(os.environ['PORT'])), http.server.SimpleHTTPRequestHandler).serve_forever()";
     let app = [python.to_str().unwrap(), "-c", app];
     let more = ["--app-version", "7", "--protocol", "http", "--label", "tier=main", "--label", "team=web"];
+    let more = [&more[..], &["--weight", "3"]].concat();
     let _web = platform.run("web", next(platform.base, 1), &more, &app);
     let services = until("the instance is registered", || {
         let services = json(&platform.command(&["services", "-o", "json"]));
@@ -262,7 +263,7 @@ fn proxies_and_services_are_told_to_scripts_as_promised() {
     let promised = "id address ports workload version zone weight tags metadata health leaseExpires";
     let instance = &web["instances"][0];
     assert!(keys(instance).is_superset(&promised.split(' ').collect()), "{instance}");
-    assert_eq!(instance["version"], "7");
+    assert_eq!((&instance["version"], &instance["weight"]), (&"7".into(), &3.into()));
     assert_eq!(
         (&instance["metadata"]["tier"], &instance["metadata"]["team"]),
         (&"main".into(), &"web".into())
@@ -369,76 +370,4 @@ fn what_others_can_reach_asks_who_calls_or_does_not_listen() {
     refused(&ask(None), &["401", "Authorization: Bearer"]);
     refused(&ask(Some("husk")), &["401"]);
     assert_eq!(printed(&ask(Some("hush"))).trim().split('.').count(), 3);
-}
-
-/// One of the five serves, one refuses connections, one is a host that is gone, one answers 503, one hangs.
-const FLEET: &str = "\
-name: one of five is left
-duration: 6s
-warmUp: 3s
-clients: 2
-arrivals: {perSecond: 4, loads: [{at: 0s, times: 10}]}
-instances:
-- {concurrency: 8, service: {mean: 5ms}}
-- {service: {mean: 5ms}, phases: [{at: 0s, state: Away}]}
-- {service: {mean: 5ms}, phases: [{at: 0s, state: Lost}]}
-- {service: {mean: 5ms}, phases: [{at: 0s, state: Failing, after: 1ms}]}
-- {service: {mean: 5ms}, phases: [{at: 0s, state: Hanging}]}
-policies:
-  outlierDetection: {consecutive5xx: 1, maxEjectionPercent: 100, baseEjectionTime: 60s}
-  retry:
-    {attempts: 10, perTryTimeout: 1s, backoff: {base: 1ms, max: 20ms}, budget: {percent: 100, minPerSecond: 1000}}
-  hedge: {delay: 10s}
-  timeouts: {request: 20s}
-";
-
-#[test]
-fn a_scenario_runs_against_real_proxies() {
-    let folder = tempfile::tempdir().unwrap();
-    let file = folder.path().join("fleet.yaml");
-    std::fs::write(&file, FLEET).unwrap();
-    let live = json(&command(&["simulate", "--live", "-o", "json"]).arg(&file).output().unwrap());
-    let of = |key: &str| live[key]["median"].as_f64().unwrap();
-    assert!(live["requests"].as_u64().unwrap() > 120, "{live}");
-    assert_eq!(of("failedPercent"), 0.0, "{live}");
-    assert!(of("retries") >= 4.0 && of("attemptsPerRequest") > 1.0, "{live}");
-    // Each of two proxies finds each of the four.
-    assert!(of("ejections") >= 8.0, "{live}");
-    let load = |instance: usize| live["loads"][instance]["percent"]["median"].as_f64().unwrap();
-    assert!(load(0) > 70.0 && load(1) == 0.0 && load(2) == 0.0, "{live}");
-    assert!(load(3) > 0.0 && load(4) > 0.0, "{live}");
-
-    std::fs::write(&file, FLEET.replace("- {concurrency", "- {weight: 2, concurrency")).unwrap();
-    let refusal = command(&["simulate", "--live"]).arg(&file).output().unwrap();
-    refused(&refusal, &["instances[1].weight", "have no weight"]);
-}
-
-/// Twice of what one instance can do, a quarter of it of high priority.
-const OVERLOAD: &str = "\
-name: too much
-duration: 5s
-warmUp: 2s
-arrivals: {perSecond: 80, highPercent: 25}
-instances:
-- {concurrency: 2, service: {mean: 50ms, spread: Constant}}
-policies:
-  retry: {attempts: 0}
-  overload: {adaptiveConcurrency: {}, queue: {maxRequests: 8}}
-  timeouts: {request: 1s}
-";
-
-#[test]
-fn a_live_instance_has_a_proxy_that_keeps_it_from_overload() {
-    let folder = tempfile::tempdir().unwrap();
-    let file = folder.path().join("fleet.yaml");
-    std::fs::write(&file, OVERLOAD).unwrap();
-    let live = json(&command(&["simulate", "--live", "-o", "json"]).arg(&file).output().unwrap());
-    let of = |key: &str| live[key]["median"].as_f64().unwrap();
-    // Half can be answered. Without it whatever is answered has waited in the instance's queue for longer than anybody asks.
-    assert!((20.0..80.0).contains(&of("failedPercent")), "{live}");
-    // A machine that does other work can do less than the instance, and some of high priority fail too.
-    assert!(
-        of("failedHighPercent") < of("failedLowPercent") / 2.0 && of("failedLowPercent") > 30.0,
-        "{live}"
-    );
 }

@@ -50,6 +50,10 @@ pub struct SidecarArgs {
     #[arg(long = "label", value_name = "KEY=VALUE", env = "MESHWORK_LABEL", value_delimiter = ',')]
     pub labels: Vec<Label>,
 
+    /// This instance's share of what its service is asked, in relation to the others'; the registry has it
+    #[arg(long, value_name = "N", env = "MESHWORK_WEIGHT", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
+    pub weight: u32,
+
     /// This instance's own address, at which its sidecar listens and the registry finds it [default: a loopback address that is free]
     #[arg(long, value_name = "IP", env = "MESHWORK_ADDRESS")]
     pub address: Option<IpAddr>,

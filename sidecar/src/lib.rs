@@ -538,6 +538,7 @@ fn registrar(
             workload: Some(identity.id().workload().to_owned()),
             version: args.app_version.clone(),
             zone: args.traffic.zone.clone(),
+            weight: Some(args.weight),
             metadata: args.labels()?.into_iter().chain(metadata).chain(region).collect(),
             lease_seconds: Some(LEASE_SECONDS),
             maintenance: Some("its sidecar is starting".to_owned()),

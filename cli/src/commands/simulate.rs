@@ -24,9 +24,12 @@ pub(crate) struct Arguments {
     /// The scenario, as YAML; examples are in `examples/fleets`
     #[arg(value_name = "FILE")]
     file: PathBuf,
-    /// Run it once, in real time: proxies are processes and instances sockets of this machine
+    /// Run it once, in real time, in a mesh on this machine: a platform, and programs beside sidecars that call each other
     #[arg(long, conflicts_with = "seeds")]
     live: bool,
+    /// Be the application of this instance; what --live starts beside its sidecar
+    #[arg(long, value_name = "INSTANCE", hide = true, conflicts_with_all = ["live", "seeds"])]
+    application: Option<usize>,
     /// How many seeds
     #[arg(long, value_name = "COUNT", default_value_t = 100, value_parser = clap::value_parser!(u64).range(1..=10_000_000))]
     seeds: u64,
@@ -160,10 +163,14 @@ pub(crate) fn run(arguments: &Arguments) -> Outcome {
     let text = std::fs::read_to_string(&arguments.file)
         .map_err(|error| format!("{}: {error}; name a file with a scenario", arguments.file.display()))?;
     let (name, scenario) = file::read(&text).map_err(|why| format!("{}: {why}", arguments.file.display()))?;
+    if let Some(instance) = arguments.application {
+        live::serve(&scenario, instance, arguments.seed)?;
+        return Ok(ExitCode::SUCCESS);
+    }
     let clock = SystemClock::new();
     let begun = clock.now();
     let reports = if arguments.live {
-        vec![live::run(&scenario, arguments.seed)?]
+        vec![live::run(&scenario, &text, arguments.seed)?]
     } else {
         all(&scenario, arguments.seed, arguments.seeds)
     };

@@ -160,16 +160,9 @@ async fn keep_up(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
     };
     tokio::select! {
         () = platform.stop() => {}
-        () = again => kill_all(&arguments.data_dir),
+        () = again => pids::kill_all(&arguments.data_dir),
     }
     Ok(result?)
-}
-
-/// What is left after a second signal.
-fn kill_all(data_dir: &Path) {
-    for found in pids::all(data_dir) {
-        found.pid.signal(rustix::process::Signal::KILL);
-    }
 }
 
 impl Platform {

@@ -93,6 +93,13 @@ pub(crate) fn all(data_dir: &Path) -> Vec<Found> {
     folders.iter().flat_map(|folder| ["pid", "app.pid"].map(|file| found(folder, file))).flatten().collect()
 }
 
+/// Ends all of them, without asking.
+pub(crate) fn kill_all(data_dir: &Path) {
+    for found in all(data_dir) {
+        found.pid.signal(Signal::KILL);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

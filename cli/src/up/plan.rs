@@ -73,7 +73,7 @@ impl Plan {
             };
             for number in 1..=count {
                 let address = instance_address(wanted.base, instances.len());
-                instances.push(instance(wanted, service, number, protocol, address, &command));
+                instances.push(instance(wanted, service, number, protocol, address, command.clone()));
             }
         }
         Ok(Self {
@@ -97,7 +97,7 @@ impl Plan {
 pub(crate) const NO_PYTHON: &str = "python3 is not installed: the shop runs without reviews";
 
 /// Beside 127.0.0.1 the instances are at 127.64.0.1, 127.64.0.2, …; beside another base at the addresses that follow.
-fn instance_address(base: IpAddr, index: usize) -> IpAddr {
+pub(crate) fn instance_address(base: IpAddr, index: usize) -> IpAddr {
     let step = u32::try_from(index).unwrap_or(0) + 1;
     match base {
         IpAddr::V4(Ipv4Addr::LOCALHOST) | IpAddr::V6(_) => {
@@ -107,7 +107,7 @@ fn instance_address(base: IpAddr, index: usize) -> IpAddr {
     }
 }
 
-fn words(arguments: &[&str]) -> Vec<OsString> {
+pub(crate) fn words(arguments: &[&str]) -> Vec<OsString> {
     arguments.iter().map(OsString::from).collect()
 }
 
@@ -148,27 +148,47 @@ fn gateway(wanted: &Wanted<'_>) -> Task {
     Task { name: "gateway".to_owned(), arguments, environment: Vec::new(), ready }
 }
 
+/// A program beside a sidecar.
+pub(crate) struct Beside<'a> {
+    pub(crate) service: &'a str,
+    /// The instance's name.
+    pub(crate) name: &'a str,
+    pub(crate) protocol: &'a str,
+    pub(crate) address: IpAddr,
+    /// What else `run` is told.
+    pub(crate) flags: Vec<OsString>,
+    pub(crate) command: Vec<OsString>,
+}
+
+/// `meshwork run` in the platform that is asked for, whose folder is absolute.
+pub(crate) fn beside(wanted: &Wanted<'_>, one: Beside<'_>) -> Task {
+    let Beside { service, name, protocol, address, flags, command } = one;
+    let at = |port| SocketAddr::new(wanted.base, port).to_string();
+    let mut arguments = words(&["run", "--service", service, "--instance", name, "--protocol", protocol]);
+    arguments.extend(words(&["--address", &address.to_string(), "--control-plane", &at(15012)]));
+    arguments.extend(words(&["--registry", &at(8501), "--server", &format!("http://{}", at(15014))]));
+    arguments.push("--access-log".into());
+    arguments.push(wanted.data_dir.join(name).join("access.log").into());
+    arguments.extend(common(wanted));
+    arguments.extend(flags);
+    arguments.push("--".into());
+    arguments.extend(command);
+    let ready = SocketAddr::new(address, 15021);
+    Task { name: name.to_owned(), arguments, environment: Vec::new(), ready }
+}
+
 fn instance(
     wanted: &Wanted<'_>,
     service: &'static str,
     number: u8,
     protocol: &str,
     address: IpAddr,
-    command: &[OsString],
+    command: Vec<OsString>,
 ) -> InstanceTask {
     let name = format!("{service}-{number}");
-    let at = |port| SocketAddr::new(wanted.base, port).to_string();
-    let mut arguments = words(&["run", "--service", service, "--instance", &name, "--protocol", protocol]);
-    arguments.extend(words(&["--address", &address.to_string(), "--control-plane", &at(15012)]));
-    arguments.extend(words(&["--registry", &at(8501), "--server", &format!("http://{}", at(15014))]));
-    arguments.push("--access-log".into());
-    arguments.push(wanted.data_dir.join(&name).join("access.log").into());
-    arguments.extend(common(wanted));
-    arguments.push("--".into());
-    arguments.extend(command.iter().cloned());
-    let data: OsString = wanted.data_dir.join(&name).join("data").into();
-    let ready = SocketAddr::new(address, 15021);
-    let task = Task { name: name.clone(), arguments, environment: vec![("DATA_DIR", data)], ready };
+    let one = Beside { service, name: &name, protocol, address, flags: Vec::new(), command };
+    let mut task = beside(wanted, one);
+    task.environment.push(("DATA_DIR", wanted.data_dir.join(&name).join("data").into()));
     InstanceTask { task, service, name, address }
 }
 

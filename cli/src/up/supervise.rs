@@ -164,27 +164,8 @@ impl Keeper {
     }
 
     fn spawn(&self) -> std::io::Result<Child> {
-        private::folder(&self.folder).map_err(std::io::Error::other)?;
-        let log = OpenOptions::new().append(true).create(true).open(self.folder.join("log"))?;
-        let mut command = Command::new(std::env::current_exe()?);
-        // What the user has set for commands is not meant for these processes, but for where all of them send spans.
-        for (name, _) in std::env::vars_os() {
-            if name.to_string_lossy().starts_with("MESHWORK_") && name != "MESHWORK_OTLP_ENDPOINT" {
-                command.env_remove(name);
-            }
-        }
-        command
-            .args(&self.task.arguments)
-            .envs(self.task.environment.iter().map(|(name, value)| (name, value)))
-            .stdin(Stdio::null())
-            .stdout(log.try_clone()?)
-            .stderr(log)
-            // Ctrl-C reaches us alone: we end the others in order.
-            .process_group(0);
-        let child = command.spawn()?;
-        if let Some(process) = child.id().and_then(Process::of) {
-            pids::write(&self.folder.join("pid"), process).map_err(std::io::Error::other)?;
-        }
+        let child = command(&self.task, &self.folder)?.stdin(Stdio::null()).spawn()?;
+        note(&child, &self.folder)?;
         Ok(child)
     }
 
@@ -207,6 +188,35 @@ impl Keeper {
         if tokio::time::timeout(self.patience, child.wait()).await.is_err() {
             drop(child.kill().await);
         }
+    }
+}
+
+/// What starts a process of the platform, with its folder and its log.
+pub(crate) fn command(task: &Task, folder: &Path) -> std::io::Result<Command> {
+    private::folder(folder).map_err(std::io::Error::other)?;
+    let log = OpenOptions::new().append(true).create(true).open(folder.join("log"))?;
+    let mut command = Command::new(std::env::current_exe()?);
+    // What the user has set for commands is not meant for these processes, but for where all of them send spans.
+    for (name, _) in std::env::vars_os() {
+        if name.to_string_lossy().starts_with("MESHWORK_") && name != "MESHWORK_OTLP_ENDPOINT" {
+            command.env_remove(name);
+        }
+    }
+    command
+        .args(&task.arguments)
+        .envs(task.environment.iter().map(|(name, value)| (name, value)))
+        .stdout(log.try_clone()?)
+        .stderr(log)
+        // Ctrl-C reaches us alone: we end the others in order.
+        .process_group(0);
+    Ok(command)
+}
+
+/// Writes down in its folder that it runs.
+pub(crate) fn note(child: &Child, folder: &Path) -> std::io::Result<()> {
+    match child.id().and_then(Process::of) {
+        Some(process) => pids::write(&folder.join("pid"), process).map_err(std::io::Error::other),
+        None => Ok(()),
     }
 }
 

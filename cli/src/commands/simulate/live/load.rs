@@ -3,10 +3,12 @@
 use std::cell::{Cell, RefCell};
 use std::net::SocketAddr;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use http::Request;
+use http::header::HOST;
 use http_body_util::{BodyExt as _, Empty};
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
@@ -17,6 +19,7 @@ use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
 use super::ratio;
+use super::told::FLEET;
 
 /// The field by which proxies know a request's priority, and what it says.
 pub(super) const PRIORITY: &str = "x-priority";
@@ -101,13 +104,13 @@ pub(super) async fn run(
     scenario: &Scenario,
     proxies: &[SocketAddr],
     world: &Rc<RefCell<SeededRng>>,
-    clock: &Rc<dyn Clock>,
+    clock: &Arc<dyn Clock>,
     began: Tick,
 ) -> Counted {
     let counted = Rc::new(RefCell::new(Counted::default()));
     let mut all = JoinSet::new();
     for &proxy in proxies {
-        let (scenario, world, clock) = (scenario.clone(), Rc::clone(world), Rc::clone(clock));
+        let (scenario, world, clock) = (scenario.clone(), Rc::clone(world), Arc::clone(clock));
         let counted = Rc::clone(&counted);
         all.spawn_local(async move {
             let callers = Callers { scenario: &scenario, world: &world, bursting: Cell::new(false) };
@@ -128,7 +131,7 @@ pub(super) async fn run(
 async fn call(
     callers: &Callers<'_>,
     proxy: SocketAddr,
-    clock: &Rc<dyn Clock>,
+    clock: &Arc<dyn Clock>,
     began: Tick,
     counted: &Rc<RefCell<Counted>>,
 ) {
@@ -143,7 +146,7 @@ async fn call(
         sleep(due.since(clock.now())).await;
         counted.borrow_mut().arrived += 1;
         let is_high = callers.is_high();
-        let (client, clock, counted) = (client.clone(), Rc::clone(clock), Rc::clone(counted));
+        let (client, clock, counted) = (client.clone(), Arc::clone(clock), Rc::clone(counted));
         let (limit, measured) = (policies.timeout, due >= warm);
         requests.spawn_local(async move {
             let ended = timeout(limit + SLACK, one(&client, proxy, is_high)).await;
@@ -166,7 +169,8 @@ async fn call(
 
 /// Whether a request was answered well.
 async fn one(client: &Http, proxy: SocketAddr, is_high: bool) -> bool {
-    let request = Request::get(format!("http://{proxy}/")).header(PRIORITY, if is_high { HIGH } else { LOW });
+    let request = Request::get(format!("http://{proxy}/")).header(HOST, FLEET);
+    let request = request.header(PRIORITY, if is_high { HIGH } else { LOW });
     let request = request.body(Empty::new()).expect("an address is an authority");
     let Ok(response) = client.request(request).await else {
         return false;

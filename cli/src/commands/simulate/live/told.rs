@@ -1,43 +1,31 @@
-//! What the proxies are told: the scenario's fleet and policies as resources.
+//! What the sidecars are told by the control plane: the scenario's policies as a resource.
 
-use std::net::SocketAddr;
+use std::ffi::OsString;
 use std::time::Duration;
 
-use meshwork_decision::simulator::{Breaking, Policies, Scenario};
+use meshwork_decision::simulator::{Breaking, Scenario};
 use meshwork_decision::{AdaptiveConcurrency, AdmissionControl, HedgeDelay, Queue, WindowSize};
 use serde_json::{Value, json};
 
 use super::LiveError;
 use super::load::{HIGH, LOW, PRIORITY};
+use crate::up::plan::words;
 
-pub(super) fn zone_name(zone: usize) -> String {
-    format!("zone-{zone}")
+/// The service that is called.
+pub(super) const FLEET: &str = "fleet";
+/// The service that a client is of.
+pub(super) const CLIENT: &str = "client";
+
+/// What a sidecar is told of its zone.
+pub(super) fn in_zone(zone: Option<usize>) -> Vec<OsString> {
+    zone.map_or_else(Vec::new, |zone| words(&["--zone", &format!("zone-{zone}")]))
 }
 
-/// What a client's proxy is told.
-pub(super) fn calling(scenario: &Scenario, address: SocketAddr, instances: &[u16]) -> Vec<Value> {
-    let mut resources = serving(address);
-    resources.push(policy(scenario));
-    let endpoints = scenario.instances.iter().zip(instances).enumerate();
-    resources.extend(endpoints.map(|(number, (plan, port))| endpoint(number, plan.zone, *port)));
-    resources
-}
-
-/// What the proxy before an instance is told, which keeps it from overload.
-pub(super) fn guarding(policies: &Policies, address: SocketAddr, instance: u16) -> Vec<Value> {
-    let mut resources = serving(address);
-    resources.push(json!({
-        "apiVersion": "meshwork.dev/v1alpha1", "kind": "TrafficPolicy",
-        "metadata": {"name": "fleet", "namespace": "default"},
-        "spec": {
-            "targetRefs": [{"group": "", "kind": "Service", "name": "fleet"}],
-            "retry": {"attempts": 0},
-            "timeouts": {"request": time(policies.timeout)},
-            "overload": policies.overload.as_ref().map(overload),
-        },
-    }));
-    resources.push(endpoint(0, 0, instance));
-    resources
+/// The folder's only file.
+pub(super) fn resources(scenario: &Scenario) -> Result<String, LiveError> {
+    let text = format!("{}\n", policy(scenario));
+    loads(&text)?;
+    Ok(text)
 }
 
 fn overload((concurrency, queue): &(AdaptiveConcurrency, Queue)) -> Value {
@@ -68,53 +56,7 @@ fn priorities() -> Value {
     json!([said("High", HIGH), said("Low", LOW)])
 }
 
-/// A gateway at this address that sends everything to the service `fleet`.
-fn serving(address: SocketAddr) -> Vec<Value> {
-    vec![
-        json!({
-            "apiVersion": "gateway.networking.k8s.io/v1", "kind": "GatewayClass",
-            "metadata": {"name": "meshwork"},
-            "spec": {"controllerName": "meshwork.dev/gateway-controller"},
-        }),
-        json!({
-            "apiVersion": "gateway.networking.k8s.io/v1", "kind": "Gateway",
-            "metadata": {"name": "edge", "namespace": "default"},
-            "spec": {
-                "gatewayClassName": "meshwork",
-                "addresses": [{"type": "IPAddress", "value": address.ip()}],
-                "listeners": [{"name": "http", "protocol": "HTTP", "port": address.port()}],
-            },
-        }),
-        json!({
-            "apiVersion": "gateway.networking.k8s.io/v1", "kind": "HTTPRoute",
-            "metadata": {"name": "fleet", "namespace": "default"},
-            "spec": {
-                "parentRefs": [{"name": "edge"}],
-                "rules": [{"backendRefs": [{"name": "fleet", "port": 80}]}],
-            },
-        }),
-        json!({
-            "apiVersion": "v1", "kind": "Service",
-            "metadata": {"name": "fleet", "namespace": "default"},
-            "spec": {"ports": [{"name": "http", "protocol": "TCP", "appProtocol": "http", "port": 80}]},
-        }),
-    ]
-}
-
-fn endpoint(number: usize, zone: usize, port: u16) -> Value {
-    json!({
-        "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice",
-        "metadata": {
-            "name": format!("fleet-{number}"), "namespace": "default",
-            "labels": {"kubernetes.io/service-name": "fleet"},
-        },
-        "addressType": "IPv4",
-        "ports": [{"name": "http", "protocol": "TCP", "port": port}],
-        "endpoints": [{"addresses": ["127.0.0.1"], "zone": zone_name(zone)}],
-    })
-}
-
-/// The scenario's policies as resources say them, but for what the instances' proxies keep.
+/// The scenario's policies: what callers' sidecars do, and what those of the instances keep from them.
 fn policy(scenario: &Scenario) -> Value {
     let policies = &scenario.policies;
     let retry = &policies.retry;
@@ -130,7 +72,7 @@ fn policy(scenario: &Scenario) -> Value {
         balancer["subsetting"] = json!({"size": size});
     }
     let mut spec = json!({
-        "targetRefs": [{"group": "", "kind": "Service", "name": "fleet"}],
+        "targetRefs": [{"group": "", "kind": "Service", "name": FLEET}],
         "loadBalancer": balancer,
         "retry": {
             "attempts": retry.attempts,
@@ -165,9 +107,12 @@ fn policy(scenario: &Scenario) -> Value {
             "maxEjectionPercent": outlier.max_ejection_percent,
         });
     }
+    if let Some(gate) = &policies.overload {
+        spec["overload"] = overload(gate);
+    }
     json!({
         "apiVersion": "meshwork.dev/v1alpha1", "kind": "TrafficPolicy",
-        "metadata": {"name": "fleet", "namespace": "default"},
+        "metadata": {"name": FLEET, "namespace": "default"},
         "spec": spec,
     })
 }
@@ -208,7 +153,7 @@ fn breaking(breaker: &Breaking) -> Value {
 }
 
 /// Proxies would take what is good of it, and go without what is not.
-pub(super) fn loads(text: &str) -> Result<(), LiveError> {
+fn loads(text: &str) -> Result<(), LiveError> {
     let found = meshwork_resources::load([("fleet.yaml", text)]).diagnostics;
     let said: Vec<&str> = found.iter().map(|found| &*found.message).collect();
     if said.is_empty() { Ok(()) } else { Err(LiveError::Refused(said.join("; "))) }
@@ -223,10 +168,9 @@ fn time(time: Duration) -> String {
 
 #[cfg(test)]
 mod tests {
-    use std::net::Ipv4Addr;
     use std::sync::Arc;
 
-    use meshwork_decision::simulator::fleets;
+    use meshwork_decision::simulator::{Policies, fleets};
     use meshwork_decision::{BreakerMode, CircuitBreaker, HedgePolicy, OutlierDetection};
 
     use super::*;
@@ -236,22 +180,23 @@ mod tests {
     }
 
     #[test]
-    fn whoever_stands_before_an_instance_is_told_what_it_keeps_and_whoever_calls_is_not() {
+    fn what_instances_keep_from_themselves_is_told_with_what_callers_do() {
         let queue = Queue { target: Some(Duration::from_millis(7)), ..Queue::DEFAULT };
         let concurrency = AdaptiveConcurrency { max_concurrency: 9, ..AdaptiveConcurrency::DEFAULT };
         let scenario = with(Policies { overload: Some((concurrency, queue)), ..Policies::default() });
-        let resources = guarding(&scenario.policies, (Ipv4Addr::LOCALHOST, 1).into(), 2);
-        let text: String = resources.iter().map(|resource| format!("---\n{resource}\n")).collect();
-        loads(&text).expect("proxies take it");
-        let of_guard = resources.iter().find(|resource| resource["kind"] == "TrafficPolicy").unwrap();
-        let kept = &of_guard["spec"]["overload"];
+        resources(&scenario).expect("proxies take it");
+        let spec = &policy(&scenario)["spec"];
+        let kept = &spec["overload"];
         assert_eq!(kept["adaptiveConcurrency"]["maxConcurrency"], 9);
         assert_eq!(
             kept["queue"],
             json!({"maxRequests": 256, "maxWait": "0h0m0s500ms", "target": "0h0m0s7ms"})
         );
-        assert_eq!(of_guard["spec"]["retry"], json!({"attempts": 0}), "callers repeat, it does not");
-        assert_eq!(policy(&scenario)["spec"]["overload"], Value::Null);
+        assert_eq!(
+            (&spec["retry"]["attempts"], &spec["overload"]["priorities"][1]["priority"]),
+            (&json!(2), &json!("Low"))
+        );
+        assert_eq!(policy(&with(Policies::default()))["spec"]["overload"], Value::Null);
     }
 
     #[test]
@@ -276,7 +221,7 @@ mod tests {
             ..Policies::default()
         };
         let scenario = with(policies);
-        loads(&format!("---\n{}\n", policy(&scenario))).expect("proxies take it");
+        resources(&scenario).expect("proxies take it");
         let spec = &policy(&scenario)["spec"];
         assert_eq!(
             (&spec["circuitBreaker"]["per"], &spec["circuitBreaker"]["window"]),
@@ -297,11 +242,10 @@ mod tests {
 
     #[test]
     fn what_proxies_would_refuse_is_an_error_and_long_times_are_none() {
-        let text = |policies: &Policies| format!("---\n{}\n", policy(&with(policies.clone())));
         let mut policies = Policies { timeout: Duration::from_secs(123_456), ..Policies::default() };
-        loads(&text(&policies)).expect("it is a time");
+        resources(&with(policies.clone())).expect("it is a time");
         policies.retry.attempts = 1_000;
-        let refused = loads(&text(&policies)).expect_err("too many").to_string();
+        let refused = resources(&with(policies)).expect_err("too many").to_string();
         assert!(refused.contains("attempts") && refused.contains("--live"), "{refused}");
     }
 }
