@@ -81,6 +81,20 @@ impl Cluster {
         }
     }
 
+    /// Whether a retry finds somebody who takes it, is none of these who have failed its request, and has not asked to be left
+    /// alone: how long one of those wants to be is nothing to it then.
+    #[must_use]
+    pub fn has_another(&self, tried: &[u64], now: Tick) -> bool {
+        let set = self.endpoints();
+        let regard = Regard::new(&set, now, tried, self.preference.panic_threshold).within_bounds(
+            &self.limits,
+            self.protocol.is_http2(),
+            self.endpoint_breaker.as_ref(),
+        );
+        let regard = regard.of_retry(true, &self.limits);
+        set.pickable().iter().any(|one| regard.keeps(one) && !one.stats.load.wants_rest(now))
+    }
+
     /// Whether some endpoint may have one more retry; where there is no endpoint at all, whoever picks one finds that out.
     pub(super) fn has_room_for_retry(&self, now: Tick) -> Result<(), Cause> {
         if self.limits.max_retries_per_endpoint.is_none() {
