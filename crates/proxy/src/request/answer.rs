@@ -94,9 +94,17 @@ pub(crate) fn comes_late(response: &ResponseHead, is_grpc: bool) -> bool {
     is_grpc && response.status == 200 && response.fields.known(KnownName::GrpcStatus).is_none()
 }
 
+/// What callers make of a call that ends without a status.
+pub(crate) const UNKNOWN: u8 = 2;
+
+/// A call of gRPC was answered to its end, and neither head nor trailers say what became of it.
+pub(crate) fn without_status() -> Failure {
+    Failure::upstream(Cause::UpstreamProtocolError, Retry::No).because("the answer ended without grpc-status")
+}
+
 /// What became of a call whose status came late. A caller who left has heard enough.
 pub(crate) fn of_end(ended: Result<(), &Failure>, grpc_status: Option<u8>, took: Duration) -> Answer {
-    let code = u16::from(grpc_status.unwrap_or_default());
+    let code = u16::from(grpc_status.unwrap_or(UNKNOWN));
     match ended.map_err(|failure| of_failure(failure, took)) {
         Err(Some(answer)) => answer,
         Err(None) => Answer { status: 200, ..Answer::new(AttemptOutcome::Success, took) },
@@ -252,7 +260,7 @@ mod tests {
         assert_eq!(of(Ok(()), Some(8)), AttemptOutcome::Overloaded);
         assert_eq!(
             (of(Ok(()), Some(0)), of(Ok(()), None)),
-            (AttemptOutcome::Success, AttemptOutcome::Success)
+            (AttemptOutcome::Success, AttemptOutcome::Failure)
         );
         let broken = Failure::upstream(Cause::UpstreamReset, Retry::No);
         assert_eq!(of(Err(&broken), None), AttemptOutcome::Failure);
