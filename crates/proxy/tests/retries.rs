@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::{HeaderMap, Request, Response};
-use meshwork_decision::Change;
+use meshwork_decision::{Change, read_grpc_timeout};
 use meshwork_messages::v1;
 use meshwork_messages::v1::service_port::AppProtocol;
 use meshwork_proxy::Settings;
@@ -347,6 +347,34 @@ async fn an_endpoint_that_says_when_to_come_again_is_asked_then() {
         assert!(exchange(address, GET).await.ends_with("hello"));
         assert!(began.elapsed() >= Duration::from_millis(at_least), "{:?}", began.elapsed());
         assert_eq!(asked.load(Ordering::SeqCst), 2);
+    }
+}
+
+#[tokio::test]
+async fn the_time_until_an_answer_begins_is_nobody_s_deadline() {
+    let (told, mut tells) = tokio::sync::mpsc::channel(2);
+    let up = h2_upstream(usize::MAX, move |_, request, mut respond| {
+        let timeout = request.headers().get("grpc-timeout").map(|time| time.to_str().unwrap().to_owned());
+        told.try_send(timeout).unwrap();
+        async move {
+            let head = Response::builder().header("grpc-status", "0").body(()).unwrap();
+            respond.send_response(head, true).unwrap();
+        }
+    })
+    .await;
+    for (request_ms, bound) in [(0, None), (60_000, Some(30))] {
+        let mut policy = retry(1);
+        policy.retry.as_mut().unwrap().per_try_timeout_ms = 20_000;
+        policy.timeouts = Some(v1::Timeouts { request_ms, ..Default::default() });
+        let (_harness, address) = gateway(AppProtocol::Grpc, &[up.address], policy).await;
+        let call = Request::post("http://shop/a.B/C").header("content-type", "application/grpc");
+        fetch(&mut h2_client(address).await, call.body(()).unwrap()).await;
+        let told = tells.recv().await.unwrap();
+        let left = told.as_deref().map(|told| read_grpc_timeout(told.as_bytes()).unwrap().as_secs());
+        assert!(
+            left >= bound && left.is_some() == bound.is_some(),
+            "a stream that has begun goes on: {told:?}"
+        );
     }
 }
 
